@@ -1,0 +1,1 @@
+"""What an action is. Imports numpy and scipy only."""

@@ -1,0 +1,25 @@
+"""A chunk of actions and its clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+CHANNELS = ('x', 'y', 'z', 'roll', 'pitch', 'yaw', 'gripper')
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Actions for consecutive control steps.
+
+    ``stamp`` is the time of the observation they answer [s]; row k is for
+    ``stamp + k * period``. ``values`` [T, D] are LIBERO's normalised OSC_POSE actions in
+    [-1, 1] (0.05 m and 0.5 rad of goal offset per unit; gripper -1 opens, +1 closes).
+    """
+
+    stamp: float
+    period: float
+    values: NDArray[np.float32]
+    channels: tuple[str, ...] = CHANNELS

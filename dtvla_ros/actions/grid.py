@@ -1,0 +1,48 @@
+"""Location words: centimetres in the robot's base frame, written as single words.
+
+The expert's thought and the policy's prompt name places with the same words, so that "the can
+is at x45 y-12" and "the gripper is at x43 y-10" can be compared by the model.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+CM_RANGE = {'x': (20, 80), 'y': (-45, 45), 'z': (-15, 45)}  # inclusive, base frame (REP 103)
+TILT_STEP_DEG = 3
+TILT_LIMIT_DEG = 30
+OPENING_CM = (0, 8)
+
+
+def location_word(axis: str, metres: float) -> str:
+    """Return the word of a coordinate in metres, e.g. ``('y', -0.118)`` -> ``'y-12'``."""
+    low, high = CM_RANGE[axis]
+    cm = int(np.clip(round(metres * 100.0), low, high))
+    return f'{axis}{cm}' if axis == 'x' else f'{axis}{cm:+d}'
+
+
+def tilt_word(axis: str, radians: float) -> str:
+    """Return the word of a rotation about a base axis away from the home orientation."""
+    steps = TILT_LIMIT_DEG // TILT_STEP_DEG
+    k = int(np.clip(round(np.degrees(radians) / TILT_STEP_DEG), -steps, steps))
+    return f'r{axis}{k * TILT_STEP_DEG:+d}'
+
+
+def opening_word(metres: float) -> str:
+    """Return the word of a gripper opening (distance between the finger pads) in metres."""
+    return f'g{int(np.clip(round(metres * 100.0), *OPENING_CM))}'
+
+
+def word_groups() -> dict[str, list[str]]:
+    """Return every location word, grouped by quantity, neighbours in order."""
+    steps = TILT_LIMIT_DEG // TILT_STEP_DEG
+    groups = {
+        axis: [location_word(axis, cm / 100.0) for cm in range(low, high + 1)]
+        for axis, (low, high) in CM_RANGE.items()
+    }
+    for axis in 'xyz':
+        groups[f'r{axis}'] = [
+            tilt_word(axis, np.radians(k * TILT_STEP_DEG)) for k in range(-steps, steps + 1)
+        ]
+    groups['g'] = [opening_word(cm / 100.0) for cm in range(OPENING_CM[0], OPENING_CM[1] + 1)]
+    return groups

@@ -1,0 +1,1 @@
+"""MuJoCo scenes that look like a robot with cameras: the tabletop suite."""
