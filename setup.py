@@ -1,5 +1,38 @@
+"""Metadata is in setup.cfg; what needs a glob is here. colcon runs this with the system Python."""
+
+import os
+from glob import glob
+
 from setuptools import find_packages, setup
 
-sim = ['dtvla_sim'] + [f'dtvla_sim.{p}' for p in find_packages('sim')]
-setup(packages=find_packages(include=['dtvla_ros', 'dtvla_ros.*']) + sim,
-      package_dir={'dtvla_ros': 'dtvla_ros', 'dtvla_sim': 'sim'})
+SHARE = 'share/dtvla_ros'
+
+
+def shared_files(folder):
+    """Return data_files rows that keep the tree of ``folder`` under the package's share."""
+    files = [f for f in sorted(glob(f'{folder}/**', recursive=True)) if os.path.isfile(f)]
+    return [(f'{SHARE}/{os.path.dirname(f)}', [f]) for f in files if '__pycache__' not in f]
+
+
+setup(
+    packages=find_packages(include=['dtvla_ros', 'dtvla_ros.*'])
+    + ['dtvla_sim']
+    + [f'dtvla_sim.{p}' for p in find_packages('sim')],
+    package_dir={'dtvla_ros': 'dtvla_ros', 'dtvla_sim': 'sim'},
+    include_package_data=True,
+    data_files=[
+        ('share/ament_index/resource_index/packages', ['resource/dtvla_ros']),
+        (SHARE, ['package.xml']),
+        *shared_files('launch'),
+        *shared_files('config'),
+        *shared_files('models'),
+    ],
+    entry_points={
+        'console_scripts': [
+            'dtvla = dtvla_ros.cli:main',
+            'vla_node = dtvla_ros.nodes.vla_node:main',
+            'command_gate = dtvla_ros.nodes.command_gate:main',
+            'sim_bridge = dtvla_ros.nodes.sim_bridge:main',
+        ],
+    },
+)

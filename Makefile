@@ -1,0 +1,55 @@
+# make demo | test | lint | eval | experts | train | clean   (make help)
+# Needs Python 3.10 - 3.13 and, as root on Debian or Ubuntu, installs the rest by itself.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+POLICY ?= models/nano
+EPISODES ?= 50
+WORKERS ?= 2
+OUT ?= out
+
+.PHONY: help demo test lint typecheck eval experts collect train clean
+
+help:  ## what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# Without a display MuJoCo draws through EGL or OSMesa; a Debian python3 comes without venv.
+$(VENV)/bin/python:
+	@bash tools/system_packages $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q --upgrade pip
+
+$(VENV)/.installed: setup.cfg setup.py | $(VENV)/bin/python
+	$(PIP) install -q -e '.[sim]'
+	$(PIP) install -q --no-deps robosuite==1.4.0
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install -q -e '.[sim,train,test]'
+	@touch $@
+
+demo: $(VENV)/.installed  ## a simulated arm, driven over ROS 2 topics, thinks and acts: out/demo.mp4
+	$(BIN)/dtvla demo --policy $(POLICY) --out $(OUT)
+
+lint: $(VENV)/.installed-dev  ## style and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+typecheck: $(VENV)/.installed-dev  ## mypy
+	$(BIN)/mypy
+
+test: lint  ## lint, then all tests (no GPU, no ROS, no display)
+	$(BIN)/python -m pytest
+
+eval: $(VENV)/.installed  ## success per task: EPISODES=50 WORKERS=2 POLICY=models/nano
+	$(BIN)/dtvla eval --suite tabletop --policy $(POLICY) --episodes $(EPISODES) \
+		--workers $(WORKERS) --json $(OUT)/eval.json
+
+experts: $(VENV)/.installed  ## success of the scripted experts
+	$(BIN)/dtvla experts --suite tabletop --episodes $(EPISODES) --workers $(WORKERS) \
+		--json $(OUT)/experts.json
+
+clean:  ## remove what was built, keep data and runs
+	rm -rf $(VENV) $(OUT) build install log *.egg-info

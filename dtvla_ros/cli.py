@@ -1,0 +1,145 @@
+"""The ``dtvla`` command. Every command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from dtvla_ros.errors import UserError
+
+app = typer.Typer(
+    name='dtvla',
+    help='A policy that writes down its thought, then acts: simulate, collect, train, evaluate.',
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode='markdown',
+    pretty_exceptions_enable=False,
+    context_settings={'help_option_names': ['-h', '--help']},
+)
+
+Suite = Annotated[str, typer.Option(help='Scenes and tasks.')]
+Tasks = Annotated[
+    Optional[str],  # noqa: UP045 - typer reads this annotation at run time on Python 3.10
+    typer.Option(help='Comma-separated task names. [default: all of the suite]'),
+]
+Json = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option('--json', help='Write the result here.', dir_okay=False),
+]
+Workers = Annotated[int, typer.Option(min=1, help='Processes, one simulator each.')]
+
+
+@app.command('eval')
+def evaluate(
+    policy: Annotated[Path, typer.Option(help='Folder of a policy (its manifest).')] = Path(
+        'models/nano'
+    ),
+    suite: Suite = 'tabletop',
+    tasks: Tasks = None,
+    episodes: Annotated[int, typer.Option(min=1, help='Episodes per task.')] = 50,
+    mode: Annotated[
+        str, typer.Option(help='Thought: full, masked or random; replay: no policy, eyes closed.')
+    ] = 'full',
+    engine: Annotated[str, typer.Option(help='onnx or torch.')] = 'onnx',
+    workers: Workers = 2,
+    seed: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help='First seed. [default: the first evaluation seed]'),
+    ] = None,
+    video: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help='Write a film of every failure here.', file_okay=False),
+    ] = None,
+    resume: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help='Journal of finished episodes, kept and continued.', dir_okay=False),
+    ] = None,
+    json_file: Json = None,
+) -> None:
+    """Measure a policy's success per task, in process and in lock-step.
+
+    Start states are drawn from seeds no demonstration was ever recorded on. The table gives
+    n, the success rate and its 95 % Wilson interval.
+
+    **Examples**
+
+    `dtvla eval --policy models/nano --episodes 50 --json out/eval.json`
+
+    `dtvla eval --mode masked --episodes 20` acts without a thought
+
+    `dtvla eval --mode replay` repeats one demonstration blindly: what needs no eyes scores here
+
+    `dtvla eval --episodes 10 --video out/failures --resume out/eval.jsonl`
+    """
+    from dtvla_ros.evaluation.command import evaluate_policy
+
+    evaluate_policy(
+        policy=policy, suite=suite, tasks=_names(tasks), episodes=episodes, mode=mode,
+        engine=engine, workers=workers, seed=seed, video=video, journal=resume,
+        json_file=json_file,
+    )
+
+
+@app.command()
+def experts(
+    suite: Suite = 'tabletop',
+    tasks: Tasks = None,
+    episodes: Annotated[int, typer.Option(min=1, help='Episodes per task.')] = 50,
+    noise: Annotated[
+        bool, typer.Option('--noise', help='Disturb the executed action as collection does.')
+    ] = False,
+    workers: Workers = 2,
+    seed: Annotated[int, typer.Option(min=0, help='First seed.')] = 0,
+    json_file: Json = None,
+) -> None:
+    """Measure the scripted experts that make the demonstrations.
+
+    **Examples**
+
+    `dtvla experts --suite tabletop --episodes 50`
+
+    `dtvla experts --episodes 20 --noise --json out/experts.json`
+    """
+    from dtvla_ros.evaluation.command import evaluate_experts
+
+    evaluate_experts(
+        suite=suite, tasks=_names(tasks), episodes=episodes, noise=noise, workers=workers,
+        seed=seed, json_file=json_file,
+    )
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (text or '').split(',') if name.strip())
+
+
+def main() -> None:
+    """Run a command; bad input is one line on standard error and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except UserError as error:
+        _refuse(str(error))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except Exception as error:
+        # typer's own usage errors; which module defines their class depends on its version.
+        if type(error).__name__ == 'NoArgsIsHelpError':
+            raise SystemExit(2) from None
+        if type(error).__name__ == 'Abort':
+            raise SystemExit(130) from None
+        if not hasattr(error, 'format_message'):
+            raise
+        _refuse(f'{error.format_message()} (see dtvla --help)')
+    else:
+        raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _refuse(message: str) -> None:
+    print('error: ' + ' '.join(message.split()), file=sys.stderr)
+    raise SystemExit(2)
+
+
+if __name__ == '__main__':
+    main()

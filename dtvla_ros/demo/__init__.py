@@ -1,0 +1,1 @@
+"""The demonstration: three node processes, watched over their topics."""
