@@ -1,0 +1,235 @@
+"""Sizes and special ids of a hybrid decoder, from 2 million to 2.9 billion parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from dtvla_ros.errors import UserError
+
+VISION_KINDS = ('siglip', 'conv')
+
+
+def _require(good: bool, message: str) -> None:
+    if not good:
+        raise UserError(f'policy config: {message}')
+
+
+def _positive(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        _require(value > 0, f'{name} must be positive, got {value}')
+
+
+@dataclass(frozen=True, slots=True)
+class TextConfig:
+    """Geometry of the Gemma decoder."""
+
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    vocabulary: int
+    rope_theta: float = 1e4
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _positive(self, *(f.name for f in fields(self)))
+        _require(self.heads % self.kv_heads == 0,
+                 f'heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})')
+        _require(self.head_dim % 2 == 0, f'head_dim must be even for RoPE, got {self.head_dim}')
+
+
+@dataclass(frozen=True, slots=True)
+class VisionConfig:
+    """Cameras in their order, and the tower that turns an image into tokens.
+
+    ``kind`` 'siglip' uses ``width, layers, heads, mlp, patch`` (one tower for every camera);
+    'conv' uses ``channels`` (one stem per camera, ``tokens`` a square number, each).
+    """
+
+    kind: str
+    cameras: tuple[str, ...]
+    tokens: tuple[int, ...]
+    image_size: int
+    width: int = 0
+    layers: int = 0
+    heads: int = 0
+    mlp: int = 0
+    patch: int = 0
+    channels: tuple[int, ...] = ()
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _require(self.kind in VISION_KINDS,
+                 f'vision kind must be one of {VISION_KINDS}, got {self.kind!r}')
+        _require(0 < len(self.cameras) == len(self.tokens),
+                 f'{len(self.cameras)} cameras but tokens for {len(self.tokens)}')
+        _require(len(set(self.cameras)) == len(self.cameras),
+                 f'a camera is named twice in {self.cameras}')
+        _positive(self, 'image_size')
+        if self.kind == 'siglip':
+            _positive(self, 'width', 'layers', 'heads', 'mlp', 'patch')
+            side = self.image_size // self.patch
+            _require(set(self.tokens) == {side * side},
+                     f'siglip gives {side * side} tokens per camera, tokens says {self.tokens}')
+        else:
+            _require(len(self.channels) > 1, f'channels needs two stages, got {self.channels}')
+            for count in self.tokens:
+                stride = self.image_size / max(count, 1) ** 0.5
+                _require(stride >= 8 and float(stride).is_integer()
+                         and int(stride).bit_count() == 1,
+                         f'conv tokens must be (image_size / 2^k)^2 with 2^k >= 8, got {count}')
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialIds:
+    """Token ids with a meaning; ``semicolon, newline`` is the pair that ends the prompt.
+
+    Action ids ``bins_first .. bins_last`` are contiguous, in reversed order of value.
+    """
+
+    pad: int
+    eos: int
+    bos: int
+    semicolon: int
+    newline: int
+    image: int
+    think: int
+    think_end: int
+    action: int
+    action_end: int
+    bins_first: int
+    bins_last: int
+
+    @property
+    def bins(self) -> int:
+        """Number of action bins."""
+        return self.bins_last - self.bins_first + 1
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """Everything the network's shape depends on.
+
+    ``slot_codes``: add a learned position code to each action slot, whose content embedding
+    stays zero. The released model has none: its first layer then computes the same row for
+    every slot, which 18 layers can afford and 4 can not.
+    """
+
+    text: TextConfig
+    vision: VisionConfig
+    ids: SpecialIds
+    chunk_steps: int = 10
+    action_dim: int = 7
+    slot_codes: bool = False
+    image_tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        _positive(self, 'chunk_steps', 'action_dim')
+        for name, value in asdict(self.ids).items():
+            _require(0 <= value < self.text.vocabulary,
+                     f'id {name}={value} is outside the vocabulary of {self.text.vocabulary}')
+        _require(self.ids.bins >= 2,
+                 f'action ids {self.ids.bins_first}..{self.ids.bins_last} hold no bins')
+        for name, value in asdict(self.ids).items():
+            _require(name.startswith('bins_')
+                     or not self.ids.bins_first <= value <= self.ids.bins_last,
+                     f'id {name}={value} lies among the action ids')
+        object.__setattr__(self, 'image_tokens', sum(self.vision.tokens))
+
+    @property
+    def slots(self) -> int:
+        """Action tokens per decision, T * D."""
+        return self.chunk_steps * self.action_dim
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dict that ``from_dict`` reads back."""
+        out = asdict(self)
+        del out['image_tokens']
+        return out
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> DecoderConfig:
+        """Read what ``to_dict`` wrote; a missing or unknown key is named in the error."""
+        rest = dict(data)
+        try:
+            vision = {k: tuple(v) if isinstance(v, list) else v
+                      for k, v in rest.pop('vision').items()}
+            return cls(text=TextConfig(**rest.pop('text')), vision=VisionConfig(**vision),
+                       ids=SpecialIds(**rest.pop('ids')), **rest)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f'policy config: {error}; export the policy again') from None
+
+    @classmethod
+    def from_huggingface(cls, data: Mapping[str, Any], *, chunk_steps: int = 10,
+                         action_dim: int = 7, cameras: tuple[str, ...] = ('primary', 'wrist'),
+                         ) -> DecoderConfig:
+        """Read a released checkpoint's ``config.json``.
+
+        Such files omit what equals PaliGemma's own defaults, so the defaults here are
+        PaliGemma-3B's (Gemma-2B, SigLIP So400m/14). The prompt-end pair is not in the file:
+        unless ``ids`` stand beside ``config``, it is Gemma's (';', newline).
+        """
+        if data.get('auto_map') or data.get('config', {}).get('auto_map'):
+            raise UserError('config.json asks for remote code (auto_map), which is never run; '
+                            'remove the key if the weights are a plain DeepThinkVLA')
+        extra = data.get('ids', {})
+        chunk_steps = data.get('num_actions_chunk', chunk_steps)
+        action_dim = data.get('action_dim', action_dim)
+        root = data.get('config', data)
+        text, vision = root.get('text_config', {}), root.get('vision_config', {})
+        rope = text.get('rope_parameters') or {}
+        try:
+            ids = SpecialIds(
+                pad=root.get('pad_token_id', 0), eos=root.get('eos_token_id', 1),
+                bos=root.get('bos_token_id', 2), semicolon=extra.get('semicolon', 235289),
+                newline=extra.get('newline', 108),
+                image=root.get('image_token_index', root.get('image_token_id', 257152)),
+                think=root['think_start_token_index'], think_end=root['think_end_token_index'],
+                action=root['action_start_token_index'],
+                action_end=root['action_end_token_index'],
+                bins_first=root['action_token_begin_idx'],
+                bins_last=root['action_token_end_idx'],
+            )
+        except KeyError as error:
+            raise UserError(f'config.json has no {error}: not a DeepThinkVLA checkpoint') from None
+        image_size, patch = vision.get('image_size', 224), vision.get('patch_size', 14)
+        return cls(
+            text=TextConfig(
+                width=text.get('hidden_size', 2048), layers=text.get('num_hidden_layers', 18),
+                heads=text.get('num_attention_heads', 8),
+                kv_heads=text.get('num_key_value_heads', 1),
+                head_dim=text.get('head_dim', 256), mlp=text.get('intermediate_size', 16384),
+                vocabulary=text.get('vocab_size', root.get('vocab_size', 257216)),
+                rope_theta=text.get('rope_theta', rope.get('rope_theta', 1e4)),
+                norm_eps=text.get('rms_norm_eps', 1e-6),
+            ),
+            vision=VisionConfig(
+                kind='siglip', cameras=cameras,
+                tokens=((image_size // patch) ** 2,) * len(cameras), image_size=image_size,
+                width=vision.get('hidden_size', 1152), layers=vision.get('num_hidden_layers', 27),
+                heads=vision.get('num_attention_heads', 16),
+                mlp=vision.get('intermediate_size', 4304), patch=patch,
+                norm_eps=vision.get('layer_norm_eps', 1e-6),
+            ),
+            ids=ids, chunk_steps=chunk_steps, action_dim=action_dim,
+        )
+
+    @classmethod
+    def nano(cls, vocabulary: int, ids: SpecialIds, *, width: int = 192, layers: int = 4,
+             image_size: int = 128, tokens: tuple[int, ...] = (64, 16),
+             cameras: tuple[str, ...] = ('primary', 'wrist'),
+             channels: tuple[int, ...] = (32, 64, 128), chunk_steps: int = 8,
+             slot_codes: bool = True) -> DecoderConfig:
+        """Return the small preset: 2.5 million parameters, a tick of a laptop CPU."""
+        return cls(
+            text=TextConfig(width=width, layers=layers, heads=4, kv_heads=1,
+                            head_dim=width // 4, mlp=3 * width, vocabulary=vocabulary),
+            vision=VisionConfig(kind='conv', cameras=cameras, tokens=tokens,
+                                image_size=image_size, channels=channels),
+            ids=ids, chunk_steps=chunk_steps, slot_codes=slot_codes,
+        )

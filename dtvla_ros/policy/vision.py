@@ -1,0 +1,92 @@
+"""Towers that turn camera images into rows of the decoder."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from dtvla_ros.policy.config import DecoderConfig, VisionConfig
+
+
+class VisionTower(Protocol):
+    """What the decoder asks of a tower."""
+
+    def __call__(self, pixel_values: Tensor) -> Tensor:
+        """[B, C, 3, H, W] in -1..1 -> rows [B, sum(tokens), width], cameras in order."""
+
+
+class SiglipTower(nn.Module):
+    """SigLIP and PaliGemma's linear projector, one tower for every camera.
+
+    The rows enter the decoder as they are: PaliGemma divides them by sqrt(width) only because
+    Gemma multiplies every embedding by it.
+    """
+
+    def __init__(self, config: VisionConfig, width: int, attention: str = 'sdpa'):
+        super().__init__()
+        siglip = SiglipVisionConfig(
+            hidden_size=config.width, intermediate_size=config.mlp,
+            num_hidden_layers=config.layers, num_attention_heads=config.heads,
+            image_size=config.image_size, patch_size=config.patch,
+            layer_norm_eps=config.norm_eps, hidden_act='gelu_pytorch_tanh',
+            vision_use_head=False, attn_implementation=attention)
+        self.tower = SiglipVisionModel(siglip)
+        self.projector = nn.Linear(config.width, width)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[B, C, 3, H, W] -> [B, C * tokens, width]."""
+        b, cameras = pixel_values.shape[:2]
+        x = self.tower(pixel_values.flatten(0, 1)).last_hidden_state  # [B*C, tokens, vision]
+        return self.projector(x).reshape(b, cameras * x.shape[1], -1)
+
+
+class ConvStem(nn.Module):
+    """A small convolutional eye trained from scratch: stride 4, then halved to the grid."""
+
+    def __init__(self, image_size: int, tokens: int, channels: tuple[int, ...], width: int):
+        super().__init__()
+        halvings = (image_size // round(tokens ** 0.5)).bit_length() - 3
+        last = len(channels) - 1
+        layers: list[nn.Module] = [nn.Conv2d(3, channels[0], 6, 4, 1), *_norm(channels[0])]
+        before = channels[0]
+        for k in range(1, halvings + 1):
+            c = channels[min(k, last)]
+            layers += [nn.Conv2d(before, c, 3, 2, 1), *_norm(c),
+                       nn.Conv2d(c, c, 3, 1, 1), *_norm(c)]
+            before = c
+        self.net = nn.Sequential(*layers, nn.Conv2d(before, width, 1))
+        # The stem is blind to where a patch lies; SigLIP learns the place too.
+        self.place = nn.Parameter(torch.randn(tokens, width) * 0.02)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, tokens, width]."""
+        x = self.net(image.contiguous(memory_format=torch.channels_last))
+        return x.flatten(2).transpose(1, 2) + self.place
+
+
+def _norm(channels: int) -> tuple[nn.Module, nn.Module]:
+    return nn.GroupNorm(8, channels), nn.GELU()
+
+
+class ConvTower(nn.Module):
+    """One stem per camera: views this different share nothing worth sharing."""
+
+    def __init__(self, config: VisionConfig, width: int):
+        super().__init__()
+        self.stems = nn.ModuleList(
+            ConvStem(config.image_size, tokens, config.channels, width)
+            for tokens in config.tokens)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[B, C, 3, H, W] -> [B, sum(tokens), width]."""
+        return torch.cat([stem(pixel_values[:, c]) for c, stem in enumerate(self.stems)], 1)
+
+
+def build_tower(config: DecoderConfig) -> SiglipTower | ConvTower:
+    """Return the tower that ``config.vision.kind`` names."""
+    if config.vision.kind == 'siglip':
+        return SiglipTower(config.vision, config.text.width)
+    return ConvTower(config.vision, config.text.width)

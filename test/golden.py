@@ -1,0 +1,31 @@
+"""Where the golden vectors lie, and how a missing folder is reported."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def golden(name: str) -> Path:
+    """Return a golden file's path, or skip the test with the reason."""
+    for folder in (os.environ.get('DTVLA_GOLDEN'), ROOT.parent / 'shared' / 'golden',
+                   ROOT / 'test' / 'data' / 'golden'):
+        if folder and (Path(folder) / name).exists():
+            return Path(folder) / name
+    pytest.skip(f'golden file {name} not found; set DTVLA_GOLDEN to the folder of the vectors')
+
+
+def tensors(name: str) -> dict:
+    """Return the tensors of ``name``.safetensors."""
+    return load_file(golden(f'{name}.safetensors'))
+
+
+def document(name: str) -> dict:
+    """Return the content of ``name``.json."""
+    return json.loads(golden(f'{name}.json').read_text())
