@@ -1,0 +1,90 @@
+"""Disturb what is executed, not what is recorded (DART), so that data shows recoveries.
+
+Laskey et al., "DART: Noise Injection for Robust Imitation Learning", 2017.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+FINE_PHASES = frozenset({'lower', 'grasp', 'release', 'place', 'push'})
+CARRY_PHASES = frozenset({'lift', 'carry'})
+KINDS = ('noisy', 'clean', 'drop', 'shove')
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseScale:
+    """Standard deviations in action units (0.05 m, 0.5 rad) and the chance of a held push."""
+
+    position: float
+    rotation: float
+    push_position: float
+    push_rotation: float
+    push_chance: float
+
+
+COARSE = NoiseScale(0.15, 0.04, 0.5, 0.10, 0.05)
+FINE = NoiseScale(0.06, 0.02, 0.2, 0.03, 0.02)
+
+
+class Disturber:
+    """Turns the expert's clean action into the executed one.
+
+    ``kind``: ``'clean'`` changes nothing; ``'noisy'`` adds Gaussian noise and, now and then, a
+    push held for 3 to 7 steps; ``'drop'`` also forces the gripper open once while something is
+    carried; ``'shove'`` also pushes the arm hard aside once in a fine phase. ``scale`` multiplies
+    the noise. ``active`` tells whether the last action was part of a drop or a shove.
+    """
+
+    def __init__(self, kind: str, rng: Generator, scale: float = 1.0):
+        if kind not in KINDS:
+            raise ValueError(f'disturbance {kind!r} is none of {KINDS}')
+        self.kind = kind
+        self.active = False
+        self._rng = rng
+        self._scale = scale
+        self._held = 0
+        self._push = np.zeros(7)
+        self._wait = int(rng.integers(2, 16))
+        self._length = int(rng.integers(5, 9))
+        self._shove = np.zeros(7)
+        angle = rng.uniform(0.0, 2.0 * np.pi)
+        self._shove[:3] = [0.9 * np.cos(angle), 0.9 * np.sin(angle), rng.uniform(-0.1, 0.6)]
+
+    def __call__(self, action: NDArray[np.float32], phase: str) -> NDArray[np.float32]:
+        """Return the action [7] to execute instead of ``action`` [7]."""
+        executed = np.array(action, np.float64)
+        if self.kind != 'clean':
+            executed += self._noise(phase)
+        if self.kind == 'drop' and self._due(phase in CARRY_PHASES):
+            executed[6] = -1.0
+        elif self.kind == 'shove' and self._due(phase in FINE_PHASES):
+            executed += self._shove
+        return np.clip(executed, -1.0, 1.0).astype(np.float32)
+
+    def _noise(self, phase: str) -> NDArray[np.float64]:
+        rng, size = self._rng, FINE if phase in FINE_PHASES else COARSE
+        noise = np.zeros(7)
+        noise[:3] = rng.normal(0.0, size.position, 3)
+        noise[3:6] = rng.normal(0.0, size.rotation, 3)
+        if self._held == 0 and rng.random() < size.push_chance:
+            self._held = int(rng.integers(3, 8))
+            self._push[:3] = rng.normal(0.0, size.push_position, 3)
+            self._push[3:6] = rng.normal(0.0, size.push_rotation, 3)
+        if self._held:
+            self._held -= 1
+            noise += self._push
+        return noise * self._scale
+
+    def _due(self, ripe: bool) -> bool:
+        """Count down to the one disturbance of the episode, then through it."""
+        if self._wait > 0:
+            self._wait -= ripe
+            return False
+        self.active = self._length > 0
+        self._length -= self.active
+        return self.active

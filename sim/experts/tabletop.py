@@ -1,0 +1,200 @@
+"""A scripted expert that solves the tabletop tasks through the action space, thinking aloud.
+
+It reacts to the present state instead of following a plan, so it can take over anywhere: after a
+missed grasp, after the object was knocked out of the gripper, or from a learner's own states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from ..env import TabletopEnv
+from ..tabletop.scene import BIN_HEIGHT, CUBE_HALF, TABLE_TOP
+from ..tabletop.tasks import Goal
+from .grammar import Thought
+
+OPEN, CLOSE = -1.0, 1.0
+GAIN = 1.8  # commanded offset per offset [-]
+HOVER = 0.10  # height over the grasp at which the hand moves sideways [m]
+CARRY_Z = TABLE_TOP + 0.17  # hand height while carrying [m]
+FREE_Z = TABLE_TOP + 0.13  # below this height the hand does not travel sideways [m]
+WIDE, EMPTY = 0.068, 0.006  # opening that counts as open, and as closed on nothing [m]
+# Orientation of the grip site when the gripper points straight down, fingers along y.
+GRIPPER_DOWN = Rotation.from_matrix([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
+# Where to grip, relative to the object's origin [m].
+GRIP_Z = {'red_cube': 0.0, 'green_cube': 0.0, 'can': 0.012, 'bread': 0.002, 'lemon': 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertStep:
+    """A clean action [7] in [-1, 1], the thought that led to it, and the phase's name."""
+
+    action: NDArray[np.float32]
+    thought: str
+    phase: str
+
+    @property
+    def fine(self) -> bool:
+        """Whether the phase needs a steady hand (less noise is injected there)."""
+        return self.phase in ('lower', 'grasp', 'place', 'release', 'retry')
+
+
+class TabletopExpert:
+    """Picks, places, stacks and pushes by looking at the simulator's true state."""
+
+    def __init__(self, env: TabletopEnv):
+        self.env = env
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the previous episode."""
+        self._trouble: str | None = None
+        self._descending = False
+        self._over = False
+        self._releasing = 0
+        self._bias = np.zeros(3)
+        self._was_held = False
+
+    def act(self) -> ExpertStep:
+        """Return the next action for the present state of the environment."""
+        scene, task = self.env.scene, self.env.task
+        remaining = task.open_goals(scene)
+        if not remaining:
+            goal, phase, target, gripper = task.goals[-1], 'wait', self._hand(), OPEN
+            place, following = target, 'wait'
+        else:
+            goal = remaining[0]
+            decide = self._push if goal.verb == 'push' else self._pick_and_place
+            phase, target, gripper, place, following = decide(goal)
+        finished = [g.object for g in task.goals if g not in remaining]
+        hand = self._hand()
+        thought = Thought(
+            held=goal.object if scene.held(goal.object) else None,
+            done=finished[-1] if finished else None,
+            trouble=self._trouble, phase=phase,
+            object=goal.destination if phase in ('carry', 'place', 'push') else goal.object,
+            place=place - self.env.base_position, following=following, move=target - hand)
+        return ExpertStep(self._servo(target, gripper, phase), thought.text(), phase)
+
+    def _hand(self) -> NDArray[np.float64]:
+        scene = self.env.scene
+        return np.array(scene.sim.data.site_xpos[scene.robots[0].eef_site_id])
+
+    def _opening(self) -> float:
+        scene = self.env.scene
+        fingers = [scene.sim.data.qpos[i]
+                   for i in scene.robots[0]._ref_gripper_joint_pos_indexes]
+        return float(fingers[0] - fingers[1])
+
+    def _pick_and_place(self, goal: Goal) -> tuple:
+        scene, hand, opening = self.env.scene, self._hand(), self._opening()
+        at = scene.position(goal.object)
+        grip = at + [0.0, 0.0, GRIP_Z[goal.object]]
+        held = scene.held(goal.object)
+        near = np.linalg.norm(hand - grip) < 0.03
+
+        if held and near and not self._releasing:
+            self._trouble, self._was_held = None, True
+            return self._deliver(goal, hand, at)
+        if self._releasing:
+            self._releasing -= 1
+            self._was_held = False
+            if opening < WIDE:
+                return 'release', hand, OPEN, at, 'retreat'
+            self._releasing = 0
+        if self._was_held and not held:
+            self._trouble, self._was_held = 'dropped', False
+        if opening < EMPTY and self._trouble is None:
+            self._trouble = 'missed'
+        if self._trouble and opening < WIDE:
+            self._descending = False
+            up = np.array([hand[0], hand[1], min(hand[2] + 0.05, CARRY_Z)])
+            return 'retry', up, OPEN, at, 'reach'
+        self._trouble = None
+        return self._approach(goal, hand, opening, at, grip, near)
+
+    def _approach(self, goal, hand, opening, at, grip, near) -> tuple:
+        off = np.linalg.norm(hand[:2] - grip[:2])
+        if self._descending and (off > 0.035 or hand[2] > grip[2] + HOVER + 0.06):
+            self._descending = False
+        if not self._descending:
+            hover = grip + [0.0, 0.0, HOVER]
+            if off < 0.012 and hand[2] < hover[2] + 0.02:
+                self._descending = True
+            else:
+                if hand[2] < FREE_Z - 0.03 and off > 0.03:  # rise before travelling
+                    hover = np.array([hand[0], hand[1], FREE_Z + 0.03])
+                phase = 'retreat' if opening < WIDE else 'reach'
+                return phase, hover, OPEN, at, 'lower' if phase == 'reach' else 'reach'
+        if hand[2] > grip[2] + 0.010 or off > 0.012:
+            if opening > WIDE - 0.01:
+                return 'lower', grip, OPEN, at, 'grasp'
+        return 'grasp', grip, CLOSE, at, 'lift'
+
+    def _deliver(self, goal: Goal, hand, at) -> tuple:
+        scene = self.env.scene
+        self._descending = False
+        to = scene.position(goal.destination) + self._share(goal)
+        offset = at - hand
+        above = np.array([to[0] - offset[0], to[1] - offset[1], CARRY_Z])
+        off = np.linalg.norm(hand[:2] - above[:2])
+        if self._over and off > 0.04:
+            self._over = False
+        if not self._over:
+            if off < 0.012 and hand[2] > CARRY_Z - 0.04:
+                self._over = True
+            elif hand[2] < FREE_Z and off > 0.04:
+                return 'lift', np.array([hand[0], hand[1], CARRY_Z + 0.01]), CLOSE, at, 'carry'
+            else:
+                following = 'place'
+                return 'carry', above, CLOSE, to, following
+        if goal.verb == 'stack':
+            low = to[2] + 2 * CUBE_HALF + 0.002 - offset[2]
+        else:
+            low = TABLE_TOP + BIN_HEIGHT + 0.025 - offset[2]
+        if hand[2] > low + 0.006:
+            return 'place', np.array([above[0], above[1], low]), CLOSE, to, 'release'
+        self._releasing, self._over = 20, False
+        return 'release', hand, OPEN, at, 'retreat'
+
+    def _share(self, goal: Goal) -> NDArray[np.float64]:
+        """Return where in its destination the object goes, so that two objects find room."""
+        sharing = [g for g in self.env.task.goals if g.destination == goal.destination]
+        if len(sharing) == 1:
+            return np.zeros(3)
+        return np.array([-0.035 if goal == sharing[0] else 0.035, 0.0, 0.0])
+
+    def _push(self, goal: Goal) -> tuple:
+        scene, hand, opening = self.env.scene, self._hand(), self._opening()
+        at, to = scene.position(goal.object), scene.position(goal.destination)
+        side = np.sign(to[1] - at[1])
+        low = np.array([at[0], at[1], TABLE_TOP + 0.018])
+        astride = abs(hand[0] - at[0]) < 0.018 and abs(hand[1] - at[1]) < 0.03
+        if astride and hand[2] < low[2] + 0.02:
+            end = np.array([0.5 * (at[0] + to[0]), to[1] + side * 0.020, low[2]])
+            return 'push', end, OPEN, to, 'wait'
+        phase, target, gripper, place, following = self._approach(
+            goal, hand, opening, at, low, False)
+        if phase == 'grasp':
+            return 'lower', low, OPEN, at, 'push'
+        return phase, target, OPEN, place, 'push' if phase == 'lower' else following
+
+    def _servo(self, target, gripper: float, phase: str) -> NDArray[np.float32]:
+        scene = self.env.scene
+        error = (target - self._hand()) / 0.05  # units of action
+        near = np.abs(error).max() < 1.0
+        # The arm's joint friction leaves a droop of one to two centimetres without this.
+        self._bias = np.clip(0.96 * self._bias + 0.06 * error, -0.4, 0.4) if near else (
+            0.8 * self._bias)
+        linear = GAIN * error + self._bias
+        limit = 0.6 if phase in ('lower', 'place', 'push') else 1.0
+        linear *= min(1.0, limit / max(np.abs(linear).max(), 1e-9))
+        now = Rotation.from_matrix(
+            scene.sim.data.site_xmat[scene.robots[0].eef_site_id].reshape(3, 3))
+        turn = (GRIPPER_DOWN * now.inv()).as_rotvec() / 0.5
+        turn *= min(1.0, 0.4 / max(np.abs(turn).max(), 1e-9))
+        return np.concatenate([linear, turn, [gripper]]).clip(-1, 1).astype(np.float32)
