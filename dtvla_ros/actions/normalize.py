@@ -1,0 +1,74 @@
+"""From the robot's action units to [-1, 1] and back, by quantiles of the training data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dtvla_ros.errors import UserError
+
+_EPSILON = 1e-8  # as published, so that released statistics give released numbers
+
+
+@dataclass(frozen=True, slots=True)
+class ActionStatistics:
+    """Quantiles 0.01 and 0.99 of each action channel; the last channel is the gripper.
+
+    The gripper is -1 (open) or +1 (closed) already and passes through untouched.
+    """
+
+    q01: tuple[float, ...]
+    q99: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.q01) != len(self.q99) or len(self.q01) < 2:
+            raise UserError(f'action statistics: q01 has {len(self.q01)} channels and q99 '
+                            f'{len(self.q99)}; both need the same, at least 2')
+        for k, (low, high) in enumerate(zip(self.q01, self.q99, strict=True)):
+            if not (np.isfinite(low) and np.isfinite(high)):
+                raise UserError(f'action statistics: channel {k} is not finite ({low}, {high})')
+            if k < len(self.q01) - 1 and high <= low:
+                raise UserError(f'action statistics: channel {k} has q01 {low} >= q99 {high}; '
+                                'recompute them from the dataset')
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], dim: int | None = None) -> ActionStatistics:
+        """Read ``{'q01': [...], 'q99': [...]}`` (or the same under 'action'), ``dim`` long."""
+        data = data.get('action', data)
+        for key in ('q01', 'q99'):
+            if not isinstance(data.get(key), Sequence):
+                raise UserError(f'action statistics: {key} is missing')
+            if dim is not None and len(data[key]) != dim:
+                raise UserError(f'action statistics: {key} has {len(data[key])} channels, '
+                                f'the policy {dim}')
+        try:
+            return cls(tuple(map(float, data['q01'])), tuple(map(float, data['q99'])))
+        except (TypeError, ValueError) as error:
+            raise UserError(f'action statistics: {error}') from None
+
+    def to_dict(self) -> dict[str, list[float]]:
+        """Return what ``from_dict`` reads."""
+        return {'q01': list(self.q01), 'q99': list(self.q99)}
+
+    def normalize(self, actions: ArrayLike) -> NDArray[np.float64]:
+        """[..., D] in the robot's units -> [-1, 1] (clipped), gripper untouched."""
+        x, low, span = self._parts(actions)
+        x[..., :-1] = np.clip(2.0 * (x[..., :-1] - low) / span - 1.0, -1.0, 1.0)
+        return x
+
+    def unnormalize(self, values: ArrayLike) -> NDArray[np.float64]:
+        """[..., D] in [-1, 1] -> the robot's units, gripper untouched."""
+        x, low, span = self._parts(values)
+        x[..., :-1] = 0.5 * (x[..., :-1] + 1.0) * span + low
+        return x
+
+    def _parts(self, values: ArrayLike) -> tuple[NDArray[np.float64], ...]:
+        x = np.array(values, np.float64)
+        if x.shape[-1:] != (len(self.q01),):
+            raise UserError(f'actions {x.shape} do not end in {len(self.q01)} channels')
+        low = np.asarray(self.q01[:-1])
+        return x, low, np.asarray(self.q99[:-1]) - low + _EPSILON

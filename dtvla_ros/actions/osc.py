@@ -1,0 +1,66 @@
+"""LIBERO's OSC_POSE law: what one normalised action means for an arm.
+
+Source: robosuite 1.4 ``OperationalSpaceController`` with LIBERO's gains (kp 150, critically
+damped, goals re-based on the *measured* pose every 50 ms).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.transform import Rotation
+
+METRES_PER_UNIT = 0.05
+RADIANS_PER_UNIT = 0.5
+# The goal is never reached before it is re-based, so the arm settles at these speeds, not at
+# 0.05 m / 50 ms; a twist sink needs them to move like the simulator.
+METRES_PER_SECOND_PER_UNIT = 0.267
+RADIANS_PER_SECOND_PER_UNIT = 2.67
+GRIPPER_OPEN = -1.0
+GRIPPER_CLOSED = 1.0
+GRIPPER_DEAD_BAND = 0.1
+
+
+def target_pose(
+    action: ArrayLike,
+    position: ArrayLike,
+    quaternion: ArrayLike,
+    goal_quaternion: ArrayLike | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the goal position [3] m and quaternion [4] xyzw of a normalised action [>=6].
+
+    ``position`` and ``quaternion`` are measured, in the base frame. The rotation part is a
+    rotation vector in base axes (pre-multiplied). Without a rotation the last goal orientation
+    stays, as in robosuite, so that the measured sag is not adopted as the new goal.
+    """
+    clipped = np.clip(np.asarray(action, np.float64)[:6], -1.0, 1.0)
+    goal = np.asarray(position, np.float64) + METRES_PER_UNIT * clipped[:3]
+    turn = RADIANS_PER_UNIT * clipped[3:6]
+    if goal_quaternion is not None and all(math.isclose(t, 0.0) for t in turn):
+        return goal, np.asarray(goal_quaternion, np.float64)
+    return goal, (Rotation.from_rotvec(turn) * Rotation.from_quat(quaternion)).as_quat()
+
+
+def velocity(action: ArrayLike) -> NDArray[np.float64]:
+    """Return the speed [6] (m/s, rad/s, base axes) at which a held action [>=6] settles."""
+    values = np.array(action, np.float64)[:6]
+    values[:3] *= METRES_PER_SECOND_PER_UNIT
+    values[3:] *= RADIANS_PER_SECOND_PER_UNIT
+    return values
+
+
+def from_velocity(speed: ArrayLike) -> NDArray[np.float64]:
+    """Return the normalised action [6] that settles at a speed [6]; inverse of `velocity`."""
+    values = np.array(speed, np.float64)[:6]
+    values[:3] /= METRES_PER_SECOND_PER_UNIT
+    values[3:] /= RADIANS_PER_SECOND_PER_UNIT
+    return values
+
+
+def gripper_command(channel: float, last: float) -> float:
+    """Return -1 (open), +1 (close), or ``last`` where the channel says neither."""
+    if abs(channel) <= GRIPPER_DEAD_BAND:
+        return last
+    return GRIPPER_CLOSED if channel > 0 else GRIPPER_OPEN

@@ -1,0 +1,76 @@
+"""Action tokens and statistics against the golden vectors and their own invariants."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dtvla_ros.actions.codec import ActionCodec
+from dtvla_ros.actions.normalize import ActionStatistics
+from dtvla_ros.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import golden  # noqa: E402
+
+
+def test_golden_codec():
+    data = golden.document('action_codec')
+    codec = ActionCodec(data['action_token_begin_idx'], data['action_token_end_idx'])
+    assert codec.bins == 2048
+    assert codec.encode(data['values']).tolist() == data['token_ids']
+    np.testing.assert_allclose(codec.decode(data['token_ids']), data['decoded'], atol=1e-6)
+
+
+def test_golden_statistics():
+    data = golden.document('action_codec')
+    stats = ActionStatistics.from_dict(data, dim=7)
+    normalized = stats.normalize(data['raw_actions'])
+    np.testing.assert_allclose(normalized, data['normalized'], atol=2e-6)
+    np.testing.assert_allclose(stats.unnormalize(data['normalized']), data['unnormalized'],
+                               atol=2e-6)
+    assert ActionStatistics.from_dict(stats.to_dict()) == stats
+
+
+@pytest.mark.parametrize('bins', [2, 256, 2048])
+def test_round_trip_is_one_bin_up(bins):
+    codec = ActionCodec(10, 9 + bins)
+    x = np.random.default_rng(0).uniform(-1, 1, 1000)
+    step = 2 / (bins - 1)
+    tokens = codec.encode(x)
+    assert tokens.min() >= 10 and tokens.max() <= 9 + bins
+    error = codec.decode(tokens) - x
+    assert np.abs(error).max() <= 1.5 * step + 1e-9
+    inner = tokens > 10  # above the topmost bucket there is no bin to be off into
+    assert (np.abs(error - step)[inner] <= 0.5 * step + 1e-9).all()
+
+
+def test_order_is_reversed():
+    codec = ActionCodec(0, 255)
+    assert codec.encode(-1.0) == 255 and codec.encode(1.0) == 0 and codec.encode(9.0) == 0
+
+
+@pytest.mark.parametrize(('q01', 'q99', 'word'), [
+    ([-1.0] * 7, None, 'q99 is missing'),
+    ([-1.0] * 6, [1.0] * 7, 'q01 has 6 channels'),
+    ([-1.0] * 6 + [-1.0], [1.0, 1.0, -1.0, 1.0, 1.0, 1.0, 1.0], 'channel 2'),
+    ([float('nan')] + [-1.0] * 6, [1.0] * 7, 'channel 0 is not finite'),
+    (['a'] * 7, [1.0] * 7, 'could not convert'),
+])
+def test_bad_statistics(q01, q99, word):
+    with pytest.raises(UserError, match=word):
+        ActionStatistics.from_dict({'q01': q01, 'q99': q99}, dim=7)
+
+
+def test_bad_values():
+    codec = ActionCodec(5, 9)
+    with pytest.raises(UserError, match='NaN'):
+        codec.encode([0.0, float('nan')])
+    with pytest.raises(UserError, match='outside the action ids'):
+        codec.decode([4])
+    with pytest.raises(UserError, match='hold no bins'):
+        ActionCodec(5, 5)
+    with pytest.raises(UserError, match='channels'):
+        ActionStatistics((0.0,) * 7, (1.0,) * 7).normalize(np.zeros((2, 6)))
