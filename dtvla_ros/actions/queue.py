@@ -31,7 +31,8 @@ class ChunkQueue:
 
     def __init__(self, *, max_latency: float = 0.0, blend_steps: int = 0) -> None:
         if max_latency < 0 or blend_steps < 0:
-            raise ValueError(f'max_latency {max_latency} and blend_steps {blend_steps} must be >= 0')
+            raise ValueError(
+                f'max_latency {max_latency} and blend_steps {blend_steps} must be >= 0')
         self._lock = threading.Lock()
         self._max_latency = max_latency
         self._blend_steps = blend_steps
@@ -85,9 +86,9 @@ class ChunkQueue:
             return 0 if chunk is None else len(chunk.values) - self._cursor
 
     def flush(self, now: float) -> None:
-        """Forget what was observed before ``now``, and refuse it from here on."""
+        """Forget all but a chunk observed at ``now``; refuse what was observed before."""
         with self._lock:
-            if self._chunk is not None and self._chunk.stamp < now:
+            if self._chunk is not None and abs(self._chunk.stamp - now) > 1e-6:
                 self._chunk = None
                 self._cursor = 0
             self._not_before = now

@@ -1,0 +1,1 @@
+"""What may reach an arm, and what stops it. No ROS, no torch."""

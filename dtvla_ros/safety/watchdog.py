@@ -1,0 +1,41 @@
+"""Who is late, on a clock that never jumps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+
+class Watchdog:
+    """Ages of named inputs on the steady clock (``time.monotonic``), which callers pass in.
+
+    ``timeouts`` [s] by name; a name with timeout 0 is not watched. ``own_period`` [s]: how often
+    `late` is called. A watcher that was itself suspended for longer than three periods cannot
+    tell who is late, so its first look afterwards only restarts the clocks.
+    """
+
+    def __init__(self, timeouts: Mapping[str, float], own_period: float) -> None:
+        bad = {name: t for name, t in timeouts.items() if not t >= 0}
+        if bad:
+            raise ValueError(f'timeouts must be >= 0: {bad}')
+        self.timeouts = {name: t for name, t in timeouts.items() if t > 0}
+        self._fed: dict[str, float] = {}
+        self._looked: float | None = None
+        self._own_period = own_period
+
+    def feed(self, name: str, steady: float) -> None:
+        """Note that ``name`` gave a sign of life at ``steady`` [s]."""
+        self._fed[name] = steady
+
+    def age(self, name: str, steady: float) -> float:
+        """Return the seconds since ``name`` was fed; infinite when it never was."""
+        return steady - self._fed.get(name, -math.inf)
+
+    def late(self, steady: float) -> list[str]:
+        """Return the watched names whose age exceeds their timeout, latest first."""
+        if self._looked is not None and steady - self._looked > 3 * self._own_period:
+            lost = steady - self._looked - self._own_period
+            self._fed = {name: fed + lost for name, fed in self._fed.items()}
+        self._looked = steady
+        late = [n for n, t in self.timeouts.items() if self.age(n, steady) > t]
+        return sorted(late, key=lambda n: -self.age(n, steady))

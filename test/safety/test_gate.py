@@ -1,0 +1,261 @@
+"""The gate's state machine, without ROS: every rule of the fault table that lives here."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dtvla_ros.actions.chunk import Chunk
+from dtvla_ros.actions.queue import ChunkQueue
+from dtvla_ros.safety.gate import HEARTBEAT, JOINTS, POSE, Gate, GateConfig, GateState
+from dtvla_ros.safety.limits import PROFILES, Limiter, Limits
+from dtvla_ros.safety.watchdog import Watchdog
+
+DT = 0.05
+RUN, HOLD, STOP, FAULT = GateState
+TIMEOUTS = {HEARTBEAT: 0.12, JOINTS: 0.15, POSE: 0.15}
+
+
+class Rig:
+    """A gate fed like a live system at 20 Hz, unless told to leave something out."""
+
+    def __init__(self, limits=PROFILES['fidelity'], timeouts=TIMEOUTS, **config):
+        settings = {'auto_start': True, **config}
+        self.gate = Gate(GateConfig(**settings), ChunkQueue(max_latency=0.5),
+                         Limiter(limits, DT), Watchdog(timeouts, own_period=DT))
+        self.now, self.steady = 100.0, 7.0
+        self.position = [0.5, 0.0, 0.3]
+        self.task, self.policy_state = '0', 'THINKING'
+
+    def chunk(self, value=0.5, rows=8, gripper=1.0, stamp=None, **change):
+        values = np.full((rows, 7), value, np.float32)
+        values[:, 6] = gripper
+        made = Chunk(self.now if stamp is None else stamp, DT, values)
+        return self.gate.on_chunk(dataclasses.replace(made, **change), self.now)
+
+    def tick(self, *, without=(), joints=0.0, **frozen):
+        self.now += DT
+        self.steady += DT
+        gate, now, steady = self.gate, self.now, self.steady
+        if 'heartbeat' not in without:
+            gate.on_heartbeat(steady, self.policy_state, 'because', self.task)
+        if 'joints' not in without:
+            gate.on_joints(np.full(7, joints), frozen.get('joint_stamp', now), steady)
+        if 'pose' not in without:
+            gate.on_pose(self.position, now, steady)
+        return gate.tick(now, steady)
+
+    def moving(self):
+        self.tick()
+        assert self.chunk() is None
+        command = self.tick()
+        assert command.state is RUN
+        assert command.action[0] == pytest.approx(0.5)
+        return self
+
+
+def still(command, gripper=1.0):
+    np.testing.assert_array_equal(command.action, [0, 0, 0, 0, 0, 0, gripper])
+    return True
+
+
+def test_without_a_chunk_it_waits_and_says_so():
+    rig = Rig()
+    command = rig.tick()
+    assert (command.state, command.reason, command.waiting) == (HOLD, 'thinking', True)
+    assert still(command, gripper=0.0)
+
+
+def test_it_plays_rows_then_waits_with_the_gripper_as_last_commanded():
+    rig = Rig().moving()
+    states = [rig.tick().state for _ in range(8)]
+    assert states == [RUN] * 7 + [HOLD]
+    assert still(rig.tick())
+
+
+def test_it_does_not_start_by_itself_unless_told():
+    rig = Rig(auto_start=False)
+    rig.tick()
+    assert 'not started' in rig.chunk()
+    assert rig.tick().state is STOP
+    assert rig.gate.start() is None
+    rig.tick()
+    assert rig.chunk() is None
+    assert rig.tick().state is RUN
+
+
+@pytest.mark.parametrize('what', ['joints', 'pose'])
+def test_stale_measurements_hold_within_150_ms_and_resume_with_a_new_chunk(what):
+    rig = Rig().moving()
+    commands = [rig.tick(without=(what,)) for _ in range(4)]
+    assert [c.state for c in commands[:2]] == [RUN, RUN]
+    assert commands[3].state is HOLD and still(commands[3])
+    rig.tick()
+    assert rig.tick().reason == 'thinking', 'the old chunk is gone'
+    rig.chunk()
+    assert rig.tick().state is RUN
+
+
+def test_frozen_stamps_and_nan_joints_count_as_stale():
+    for fault in ({'joint_stamp': 1.0}, {'joints': np.nan}):
+        rig = Rig().moving()
+        rig.tick(**fault)
+        commands = [rig.tick(**fault) for _ in range(4)]
+        assert commands[-1].state is HOLD and 'joint states' in commands[-1].reason
+
+
+def test_a_dead_policy_stops_the_arm_within_150_ms():
+    rig = Rig().moving()
+    commands = [rig.tick(without=('heartbeat',)) for _ in range(8)]
+    assert all(c.state is STOP for c in commands[2:]), 'third silent tick = 150 ms'
+    assert all(still(c) for c in commands[2:])
+    assert 'heartbeat' in commands[-1].reason
+    rig.tick()
+    assert 'STOP' in rig.chunk(), 'a policy that wakes up does not move the arm with that task'
+    assert rig.tick().state is STOP
+    rig.task = '1'
+    rig.tick()
+    rig.chunk()
+    assert rig.tick().state is RUN
+
+
+def test_a_short_silence_can_be_a_hold():
+    rig = Rig(heartbeat_stop=1.0).moving()
+    for _ in range(3):
+        command = rig.tick(without=('heartbeat',))
+    assert command.state is HOLD and still(command)
+    rig.tick()
+    rig.chunk()
+    assert rig.tick().state is RUN
+    for _ in range(22):
+        command = rig.tick(without=('heartbeat',))
+    assert command.state is STOP
+
+
+def test_the_chunk_of_a_policy_that_was_suspended_is_discarded():
+    rig = Rig().moving()
+    seen = rig.now
+    for _ in range(40):
+        rig.tick(without=('heartbeat',))
+    rig.task = '1'
+    rig.tick()
+    assert 'flushed' in rig.chunk(stamp=seen)
+
+
+def test_a_non_finite_chunk_is_dropped_whole_and_two_stop():
+    rig = Rig().moving()
+    assert 'non-finite' in rig.chunk(value=np.nan)
+    assert rig.tick().state is RUN, 'the good chunk plays on'
+    rig.chunk(value=np.inf)
+    command = rig.tick()
+    assert command.state is STOP and still(command)
+
+
+@pytest.mark.parametrize(('change', 'word'), [
+    ({'channels': ('a',) * 7}, 'channels'), ({'values': np.zeros((8, 6), np.float32)}, 'shape'),
+    ({'values': np.zeros((0, 7), np.float32)}, 'shape'), ({'period': 0.1}, 'period')])
+def test_a_chunk_that_breaks_the_contract_stops_at_once(change, word):
+    rig = Rig().moving()
+    assert word in rig.chunk(**change)
+    command = rig.tick()
+    assert command.state is STOP and word in command.reason and still(command)
+
+
+def test_ten_times_too_large_is_clamped_then_a_fault():
+    rig = Rig()
+    rig.tick()
+    rig.chunk(value=10.0)
+    commands = [rig.tick() for _ in range(5)]
+    assert all(c.state is RUN and c.action[0] == pytest.approx(1.0) for c in commands[:4])
+    assert commands[4].state is FAULT and still(commands[4])
+    rig.task = '1'
+    assert rig.tick().state is FAULT, 'latched'
+    assert rig.gate.start() is not None
+    assert rig.gate.clear_fault() is None
+    assert rig.gate.start() is None
+    assert rig.tick().state is HOLD
+
+
+def test_the_safe_profile_clamps_ordinary_actions_without_a_fault():
+    rig = Rig(limits=Limits())
+    rig.tick()
+    rig.chunk(value=1.0, rows=20)
+    speeds = [np.linalg.norm(0.267 * rig.tick().action[:3]) for _ in range(20)]
+    assert max(speeds) <= 0.25 + 1e-9
+    assert rig.gate.state is RUN
+
+
+def test_a_target_outside_the_box_is_rejected():
+    rig = Rig().moving()
+    rig.position = [0.899, 0.0, 0.3]
+    command = rig.tick()
+    assert command.state is HOLD and 'outside' in command.reason and still(command)
+    assert command.played and not command.waiting
+    rig.position = [0.5, 0.0, 0.3]
+    assert rig.tick().state is RUN
+
+
+def test_thinking_has_a_deadline():
+    rig = Rig(thinking_deadline=0.5)
+    commands = [rig.tick() for _ in range(14)]
+    assert commands[8].reason == 'thinking'
+    assert commands[-1].state is STOP and 'no chunk within' in commands[-1].reason
+
+
+def test_idling_has_none():
+    rig = Rig(thinking_deadline=0.5)
+    rig.policy_state = 'IDLE'
+    assert [rig.tick().state for _ in range(30)][-1] is HOLD
+
+
+def test_the_policys_own_hold_and_stop_are_obeyed():
+    rig = Rig().moving()
+    rig.policy_state = 'HOLDING'
+    assert rig.tick().reason == 'policy holds: because'
+    rig.policy_state = 'STOPPED'
+    assert rig.tick().state is STOP
+
+
+@pytest.mark.parametrize('jump', [10.0, -10.0])
+def test_a_clock_jump_voids_every_chunk(jump):
+    rig = Rig().moving()
+    before = rig.now
+    rig.now += jump
+    assert rig.tick().state is HOLD
+    if jump > 0:
+        assert 'flushed' in rig.chunk(stamp=before)
+    else:
+        assert 'future' in rig.chunk(stamp=before)
+    rig.chunk()
+    assert rig.tick().state is RUN
+
+
+def test_estop_is_a_latched_fault_that_discards_the_chunk_in_flight():
+    rig = Rig().moving()
+    seen = rig.now
+    rig.gate.on_estop(True)
+    command = rig.tick()
+    assert command.state is FAULT and command.reason == 'e-stop' and still(command)
+    assert 'FAULT' in rig.chunk()
+    assert 'pressed' in rig.gate.clear_fault()
+    rig.gate.on_estop(False)
+    assert rig.tick().state is FAULT
+    rig.gate.clear_fault()
+    rig.gate.start()
+    assert 'flushed' in rig.chunk(stamp=seen)
+    rig.chunk()
+    assert rig.tick().state is RUN
+
+
+def test_a_hold_brakes_within_the_acceleration_limit():
+    rig = Rig(limits=Limits())
+    rig.tick()
+    rig.chunk(value=0.6, rows=20)
+    for _ in range(12):
+        fast = rig.tick()
+    rig.policy_state = 'HOLDING'
+    braking = rig.tick()
+    assert 0 < braking.action[0] < fast.action[0]
+    for _ in range(6):
+        braking = rig.tick()
+    assert still(braking)
