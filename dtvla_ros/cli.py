@@ -49,6 +49,10 @@ def evaluate(
         Optional[int],  # noqa: UP045
         typer.Option(help='First seed. [default: the first evaluation seed]'),
     ] = None,
+    replan: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help='Actions per decision. [default: as the policy promises]'),
+    ] = None,
     video: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help='Write a film of every failure here.', file_okay=False),
@@ -78,8 +82,8 @@ def evaluate(
 
     evaluate_policy(
         policy=policy, suite=suite, tasks=_names(tasks), episodes=episodes, mode=mode,
-        engine=engine, workers=workers, seed=seed, video=video, journal=resume,
-        json_file=json_file,
+        engine=engine, workers_count=workers, seed=seed, replan_steps=replan, video=video,
+        journal=resume, json_file=json_file,
     )
 
 
@@ -106,8 +110,8 @@ def experts(
     from dtvla_ros.evaluation.command import evaluate_experts
 
     evaluate_experts(
-        suite=suite, tasks=_names(tasks), episodes=episodes, noise=noise, workers=workers,
-        seed=seed, json_file=json_file,
+        suite=suite, tasks=_names(tasks), episodes=episodes, noise=noise,
+        workers_count=workers, seed=seed, json_file=json_file,
     )
 
 

@@ -1,0 +1,1 @@
+"""Success, measured: episodes in process, intervals, tables, films."""

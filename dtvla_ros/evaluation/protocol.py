@@ -1,0 +1,147 @@
+"""One episode, in process and in lock-step: observe, decide, step, until success or time is up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtvla_ros.engine.engine import Decision
+from dtvla_ros.policy.observation import Observation
+
+ARM_JOINTS = tuple(f'panda_joint{i}' for i in range(1, 8))
+FINGER_JOINTS = ('panda_finger_joint1', 'panda_finger_joint2')
+
+Decide = Callable[[Observation], Decision]
+OnDecision = Callable[[Observation, Decision, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeResult:
+    """What one episode came to.
+
+    ``steps``: control steps taken. ``latency``: seconds of every decision by phase, ``total``
+    included. ``thoughts``: one per decision.
+    """
+
+    task: str
+    seed: int
+    success: bool
+    steps: int
+    decisions: int = 0
+    cut: int = 0
+    latency: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    thoughts: Sequence[str] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def observation_from_sim(
+    obs: Mapping[str, Any], info: Mapping[str, Any], env: Any, step: int = 0
+) -> Observation:
+    """Return the policy's view of a simulator observation; touching the images renders them.
+
+    LIBERO's positions are in the world frame; the policy's are in the robot's base frame. The
+    finger joints of a real Panda are both positive, the simulator's second one is negative.
+    """
+    fingers = np.asarray(obs['robot0_gripper_qpos'], np.float64)
+    joints = dict(zip(ARM_JOINTS, np.asarray(obs['robot0_joint_pos'], np.float64).tolist()))
+    joints.update(zip(FINGER_JOINTS, (float(fingers[0]), float(-fingers[1]))))
+    return Observation(
+        images={
+            'primary': obs['agentview_image'], 'wrist': obs['robot0_eye_in_hand_image'],
+        },
+        joint_positions=joints,
+        ee_position=np.asarray(obs['robot0_eef_pos'], np.float64) - env.base_position,
+        ee_quaternion=np.asarray(obs['robot0_eef_quat'], np.float64),
+        gripper_opening=float(fingers[0] - fingers[1]),
+        instruction=info['instruction'],
+        stamp=step / env.control_rate,
+    )
+
+
+def run_episode(
+    env: Any,
+    decide: Decide,
+    task: str,
+    seed: int,
+    replan_steps: int,
+    max_steps: int,
+    on_decision: OnDecision | None = None,
+) -> EpisodeResult:
+    """Run a policy on one start state; it looks again after every ``replan_steps`` actions."""
+    obs, info = env.reset(seed=seed, options={'task': task})
+    step, done, success = 0, False, False
+    latency: dict[str, list[float]] = {}
+    thoughts: list[str] = []
+    cut = 0
+    while not done and step < max_steps:
+        observation = observation_from_sim(obs, info, env, step)
+        decision = decide(observation)
+        for phase, seconds in decision.timings.items():
+            latency.setdefault(phase, []).append(round(seconds, 6))
+        thoughts.append(decision.reasoning)
+        cut += decision.outcome == 'cut'
+        if on_decision is not None:
+            on_decision(observation, decision, step)
+        for action in decision.chunk[: min(replan_steps, max_steps - step)]:
+            obs, _, terminated, truncated, stepped = env.step(np.clip(action, -1.0, 1.0))
+            step += 1
+            success = success or bool(stepped['success'])
+            done = terminated or truncated or success
+            if done:
+                break
+    return EpisodeResult(
+        task, seed, success, step, len(thoughts), cut, latency, tuple(thoughts)
+    )
+
+
+def run_replay_episode(
+    env: Any, actions: NDArray[np.float32], task: str, seed: int, max_steps: int
+) -> EpisodeResult:
+    """Repeat recorded actions [N, 7] with eyes closed; the last one is held for half a second."""
+    env.reset(seed=seed, options={'task': task})
+    settle = np.repeat(actions[-1:], int(env.control_rate / 2), axis=0)
+    success, step = False, 0
+    for action in np.concatenate([actions, settle])[:max_steps]:
+        _, _, terminated, truncated, info = env.step(action)
+        step += 1
+        success = bool(info['success'])
+        if success or terminated or truncated:
+            break
+    return EpisodeResult(task, seed, success, step)
+
+
+def run_expert_episode(
+    env: Any,
+    expert: Any,
+    task: str,
+    seed: int,
+    max_steps: int,
+    disturb: Callable[[Any], NDArray[np.float32]] | None = None,
+) -> tuple[EpisodeResult, NDArray[np.float32]]:
+    """Run a scripted expert; return the result and the executed actions [N, 7].
+
+    ``disturb`` maps what the expert does to the action that is executed instead.
+    """
+    env.reset(seed=seed, options={'task': task})
+    expert.reset()
+    executed: list[NDArray[np.float32]] = []
+    thoughts: list[str] = []
+    success = False
+    while not success and len(executed) < max_steps:
+        said = expert.act()
+        action = said.action if disturb is None else disturb(said)
+        if not thoughts or thoughts[-1] != said.thought:
+            thoughts.append(said.thought)
+        _, _, terminated, truncated, info = env.step(action)
+        executed.append(np.asarray(action, np.float32))
+        success = bool(info['success'])
+        if terminated or truncated:
+            break
+    result = EpisodeResult(task, seed, success, len(executed), thoughts=tuple(thoughts))
+    return result, np.stack(executed)
