@@ -1,0 +1,1 @@
+"""Data and learning: collect, fine-tune."""

@@ -6,12 +6,15 @@ Laskey et al., "DART: Noise Injection for Robust Imitation Learning", 2017.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-FINE_PHASES = frozenset({'lower', 'grasp', 'release', 'place', 'push'})
+if TYPE_CHECKING:
+    from .tabletop import ExpertStep
+
 CARRY_PHASES = frozenset({'lift', 'carry'})
 KINDS = ('noisy', 'clean', 'drop', 'shove')
 
@@ -55,19 +58,19 @@ class Disturber:
         angle = rng.uniform(0.0, 2.0 * np.pi)
         self._shove[:3] = [0.9 * np.cos(angle), 0.9 * np.sin(angle), rng.uniform(-0.1, 0.6)]
 
-    def __call__(self, action: NDArray[np.float32], phase: str) -> NDArray[np.float32]:
-        """Return the action [7] to execute instead of ``action`` [7]."""
-        executed = np.array(action, np.float64)
+    def __call__(self, step: ExpertStep) -> NDArray[np.float32]:
+        """Return the action [7] to execute instead of the expert's."""
+        executed = np.array(step.action, np.float64)
         if self.kind != 'clean':
-            executed += self._noise(phase)
-        if self.kind == 'drop' and self._due(phase in CARRY_PHASES):
+            executed += self._noise(step.fine)
+        if self.kind == 'drop' and self._due(step.phase in CARRY_PHASES):
             executed[6] = -1.0
-        elif self.kind == 'shove' and self._due(phase in FINE_PHASES):
+        elif self.kind == 'shove' and self._due(step.fine):
             executed += self._shove
         return np.clip(executed, -1.0, 1.0).astype(np.float32)
 
-    def _noise(self, phase: str) -> NDArray[np.float64]:
-        rng, size = self._rng, FINE if phase in FINE_PHASES else COARSE
+    def _noise(self, fine: bool) -> NDArray[np.float64]:
+        rng, size = self._rng, FINE if fine else COARSE
         noise = np.zeros(7)
         noise[:3] = rng.normal(0.0, size.position, 3)
         noise[3:6] = rng.normal(0.0, size.rotation, 3)

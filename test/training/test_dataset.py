@@ -140,7 +140,7 @@ def test_merging_again_changes_nothing(dataset):
 def test_missing_dataset_is_a_user_error(tmp_path):
     """The message names the folder and the remedy."""
     with pytest.raises(UserError, match='dtvla collect'):
-        DatasetReader(tmp_path).info
+        _ = DatasetReader(tmp_path).info
     with pytest.raises(UserError, match='dtvla collect'):
         writer.merge_shards(tmp_path)
 

@@ -1,0 +1,97 @@
+"""Collection records what the expert meant, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dtvla_ros.errors import UserError
+from dtvla_ros.training.collect import CollectOptions, chunks_of, collect, plan_episode
+from dtvla_ros.training.dataset import layout
+from dtvla_ros.training.dataset.reader import DatasetReader
+from dtvla_ros.training.dataset.writer import finished_shards, shard_path
+
+TASKS = ('a', 'b', 'c')
+QUICK = CollectOptions(
+    episodes=16, clean_share=0.0, drop_share=0.0, shove_share=0.0, short_share=1.0,
+    short_steps=4, image_size=64)
+PROGRAM = """
+from pathlib import Path
+from dtvla_ros.training.collect import CollectOptions, collect
+if __name__ == '__main__':
+    collect(Path({root!r}), {options!r}, 1)
+"""
+
+
+def test_chunks_hold_the_following_clean_actions():
+    actions = np.arange(35, dtype=np.float32).reshape(5, 7)
+    chunk, padding = chunks_of(actions, np.array([0, 2, 4]), 3, [])
+    np.testing.assert_array_equal(chunk[0].reshape(3, 7), actions[:3])
+    np.testing.assert_array_equal(padding, [[0, 0, 0], [0, 0, 0], [0, 1, 1]])
+    tail = chunk[2].reshape(3, 7)[1:]
+    np.testing.assert_array_equal(tail[:, :6], 0.0)
+    np.testing.assert_array_equal(tail[:, 6], actions[4, 6])
+
+
+def test_a_chunk_ends_where_something_unforeseen_begins():
+    _, padding = chunks_of(np.zeros((9, 7), np.float32), np.array([0, 2, 4]), 4, [4])
+    np.testing.assert_array_equal(padding, [[0, 0, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]])
+
+
+def test_a_longer_plan_begins_with_the_shorter_one():
+    plans = [plan_episode(CollectOptions(episodes=n), TASKS, 5) for n in (8, 800)]
+    assert plans[0] == plans[1]
+    kinds = {plan_episode(CollectOptions(), TASKS, k).kind for k in range(200)}
+    assert kinds == {'noisy', 'clean', 'drop', 'shove'}
+
+
+@pytest.mark.parametrize('options, names', [
+    ({'seed': 10}, '--seed 10'), ({'camera_every': 3}, '--camera-every 3'),
+    ({'drop_share': 0.9, 'clean_share': 0.9}, 'shares')])
+def test_bad_options_are_named(options, names):
+    with pytest.raises(UserError, match=names):
+        plan_episode(CollectOptions(**options), TASKS, 0)
+
+
+def test_resume_after_a_kill(tmp_path):
+    """A killed collection loses only what was in progress; the dataset is then complete."""
+    program = tmp_path / 'program.py'
+    program.write_text(PROGRAM.format(root=str(tmp_path), options=QUICK))
+    process = subprocess.Popen([sys.executable, str(program)], stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            if finished_shards(tmp_path):
+                break
+            time.sleep(0.1)
+        assert finished_shards(tmp_path) == [0]
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    first = (shard_path(tmp_path, 0) / 'data.parquet').stat().st_mtime_ns
+    assert not (tmp_path / layout.INFO).exists()
+
+    info = collect(tmp_path, QUICK, 1)
+    assert (shard_path(tmp_path, 0) / 'data.parquet').stat().st_mtime_ns == first
+    assert finished_shards(tmp_path) == [0, 1]
+    reader = DatasetReader(tmp_path)
+    assert info['total_episodes'] == 16 == len(reader.episodes)
+    assert info['fps'] == 10
+    episode = reader.episode(15)
+    assert episode.facts['index'] == 15
+    assert episode.columns[layout.ACTION_CHUNK].shape[1] == 8 * 7
+    np.testing.assert_array_equal(
+        episode.columns[layout.ACTION_CHUNK][:, :7], episode.columns[layout.ACTION])
+    assert all(' at x' in thought for thought in episode.columns[layout.REASONING])
+    height = reader.column(layout.STATE)[:, 2]
+    assert height.min() > -0.12, 'below the table'
+    assert height.max() < 0.6
+    shades = [image.std() for image in episode.images.values()]
+    assert min(shades) > 5, 'a camera saw nothing'
+    with pytest.raises(UserError, match='seed'):
+        collect(tmp_path, replace(QUICK, seed=1), 1)
