@@ -32,6 +32,43 @@ Json = Annotated[
 Workers = Annotated[int, typer.Option(min=1, help='Processes, one simulator each.')]
 
 
+DEMO_TASKS = (
+    'put_the_can_in_the_wooden_bin,stack_the_red_cube_on_the_green_cube,'
+    'push_the_green_cube_onto_the_yellow_mark'
+)
+
+
+@app.command()
+def demo(
+    policy: Annotated[Path, typer.Option(help='Folder of a policy (its manifest).')] = Path(
+        'models/nano'
+    ),
+    tasks: Annotated[str, typer.Option(help='Comma-separated task names.')] = DEMO_TASKS,
+    episodes: Annotated[int, typer.Option(min=1, help='Episodes per task.')] = 5,
+    seed: Annotated[int, typer.Option(min=0, help='First seed of the start states.')] = 1_000_000,
+    mode: Annotated[str, typer.Option(help='Thought: full, masked or random.')] = 'full',
+    engine: Annotated[str, typer.Option(help='onnx or torch.')] = 'onnx',
+    out: Annotated[Path, typer.Option(help='Folder for film, sheet and result.')] = Path('out'),
+) -> None:
+    """Watch a simulated arm think and act; every command travels over ROS 2 topics.
+
+    Starts the simulator, the policy and the command gate as three processes, with or without
+    ROS installed, on start states nothing was trained on. Leaves `demo.mp4`, a contact sheet
+    `demo.png` and `demo.json`.
+
+    **Examples**
+
+    `dtvla demo`
+
+    `dtvla demo --tasks put_the_lemon_in_the_blue_bin --episodes 10 --out out/lemon`
+
+    `dtvla demo --mode masked --out out/masked` the same arm without a thought
+    """
+    from dtvla_ros.demo.run import run_demo
+
+    run_demo(policy, _names(tasks), episodes, seed, out, mode=mode, engine=engine)
+
+
 @app.command('eval')
 def evaluate(
     policy: Annotated[Path, typer.Option(help='Folder of a policy (its manifest).')] = Path(
@@ -113,6 +150,48 @@ def experts(
         suite=suite, tasks=_names(tasks), episodes=episodes, noise=noise,
         workers_count=workers, seed=seed, json_file=json_file,
     )
+
+
+@app.command()
+def collect(
+    out: Annotated[Path, typer.Option(help='Folder of the dataset.', file_okay=False)] = Path(
+        'data/tabletop'
+    ),
+    suite: Suite = 'tabletop',
+    tasks: Tasks = None,
+    episodes: Annotated[int, typer.Option(min=1, help='Episodes tried, over all tasks.')] = 1200,
+    workers: Workers = 2,
+    seed: Annotated[int, typer.Option(min=0, help='Which block of start states.')] = 0,
+    camera_every: Annotated[
+        int, typer.Option(help='Keep every k-th control step as a frame.')] = 2,
+    chunk: Annotated[int, typer.Option(min=1, help='Actions stored with each frame.')] = 8,
+    noise: Annotated[float, typer.Option(min=0.0, help='Strength of the injected noise.')] = 1.0,
+    clean_share: Annotated[float, typer.Option(help='Episodes without noise.')] = 0.15,
+    drop_share: Annotated[float, typer.Option(help='Episodes that lose the object once.')] = 0.12,
+    shove_share: Annotated[float, typer.Option(help='Episodes shoved aside once.')] = 0.12,
+    short_share: Annotated[float, typer.Option(help='Localisation scenes: wander, look.')] = 0.0,
+) -> None:
+    """Record the scripted experts into a LeRobot v3.0 dataset.
+
+    Noise disturbs the executed action; the expert's clean one is the label. Failed episodes
+    are dropped. Finished shards are kept: repeat the command to go on, or with more episodes
+    to add to them.
+
+    **Examples**
+
+    `dtvla collect --episodes 1200 --workers 2 --out data/tabletop`
+
+    `dtvla collect --seed 1 --short-share 1 --episodes 2000 --out data/places`
+    """
+    from dtvla_ros.training.collect import CollectOptions
+    from dtvla_ros.training.collect import collect as run
+
+    info = run(out, CollectOptions(
+        suite=suite, tasks=_names(tasks), episodes=episodes, seed=seed,
+        camera_every=camera_every, chunk=chunk, noise=noise, clean_share=clean_share,
+        drop_share=drop_share, shove_share=shove_share, short_share=short_share), workers)
+    print(f'{out}: {info["total_episodes"]} episodes, {info["total_frames"]} frames, '
+          f'{info["total_tasks"]} tasks')
 
 
 def _names(text: str | None) -> tuple[str, ...]:
