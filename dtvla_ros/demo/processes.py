@@ -1,0 +1,103 @@
+"""The nodes as processes of their own: started together, watched, stopped together."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from dtvla_ros.errors import UserError
+
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    """Ask Linux for SIGTERM when the parent dies, so that a killed demo leaves no arm running."""
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class NodeProcesses:
+    """Runs ``python -m module *arguments`` for every name; output goes to ``logs/<name>.log``."""
+
+    def __init__(self, logs: Path):
+        self._logs = logs
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(
+        self, name: str, module: str, arguments: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start one process. It is not interrupted by the terminal's Ctrl-C, but by `stop`."""
+        self._logs.mkdir(parents=True, exist_ok=True)
+        with self.log(name).open('wb') as log:
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, '-m', module, *arguments], stdin=subprocess.DEVNULL, stdout=log,
+                stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_end_with_parent,
+                env={**os.environ, **(environment or {})})
+
+    def log(self, name: str) -> Path:
+        return self._logs / f'{name}.log'
+
+    def pid(self, name: str) -> int:
+        return self._processes[name].pid
+
+    def exit_code(self, name: str) -> int | None:
+        """Return the exit code of a process, None while it runs."""
+        return self._processes[name].poll()
+
+    def require_running(self, may_end: Sequence[str] = ()) -> None:
+        """Check that nobody has died; those in ``may_end`` may have ended well.
+
+        Raises
+        ------
+        UserError
+            If a node refused its input (exit code 2), with the node's own line.
+        RuntimeError
+            If it died otherwise.
+
+        """
+        for name in self._processes:
+            code = self.exit_code(name)
+            if code is None or (code == 0 and name in may_end):
+                continue
+            line = self._last_line(name)
+            if code == 2:
+                raise UserError(line.removeprefix('error: '))
+            raise RuntimeError(f'{name} ended with {_meaning(code)}: {line} ({self.log(name)})')
+
+    def _last_line(self, name: str) -> str:
+        lines = self.log(name).read_text(errors='replace').strip().splitlines()
+        return lines[-1] if lines else 'it said nothing'
+
+    def stop(self, patience: float = 4.0) -> None:
+        """Interrupt every process, in the order of their start; kill what stays."""
+        for order in (signal.SIGINT, signal.SIGKILL):
+            running = [p for p in self._processes.values() if p.poll() is None]
+            for process in running:
+                process.send_signal(order)
+            deadline = time.monotonic() + patience
+            for process in running:
+                try:
+                    process.wait(max(0.0, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    continue
+
+    def __enter__(self) -> NodeProcesses:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def _meaning(code: int) -> str:
+    return f'exit code {code}' if code >= 0 else signal.Signals(-code).name
