@@ -61,6 +61,7 @@ class HybridDecoder(nn.Module):
             attn_implementation=attention)
         self.vision = build_tower(config)
         self.embed_tokens = nn.Embedding(text.vocabulary, text.width)
+        self.register_buffer('embed_scale', torch.tensor(text.width ** 0.5), persistent=False)
         self.layers = nn.ModuleList(GemmaDecoderLayer(gemma, i) for i in range(text.layers))
         self.norm = GemmaRMSNorm(text.width, text.norm_eps)
         self.rotary = GemmaRotaryEmbedding(gemma)
@@ -84,9 +85,8 @@ class HybridDecoder(nn.Module):
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """[B, n] -> [B, n, width], scaled by sqrt(width) rounded to the weights' type."""
-        weight = self.embed_tokens.weight
-        scale = float(torch.tensor(self.config.text.width ** 0.5, dtype=weight.dtype))
-        return self.embed_tokens(input_ids) * scale
+        x = self.embed_tokens(input_ids)
+        return x * self.embed_scale.to(x.dtype)
 
     def embed_prompt(self, input_ids: Tensor, features: Tensor) -> Tensor:
         """Embed ids [B, n], the k-th image id of a row as the row's k-th feature."""

@@ -1,0 +1,150 @@
+"""Images and words in, ids and pixels out: one object for training, evaluation and the node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from scipy.spatial.transform import Rotation
+from tokenizers import Tokenizer
+
+from dtvla_ros.actions.codec import ActionCodec
+from dtvla_ros.actions.grid import location_word, opening_word, tilt_word
+from dtvla_ros.actions.normalize import ActionStatistics
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.config import DecoderConfig
+from dtvla_ros.policy.observation import Observation
+from dtvla_ros.policy.vocabulary import UNKNOWN
+
+HOME = Rotation.from_quat([1.0, 0.0, 0.0, 0.0])  # gripper pointing straight down, base frame
+MAX_INSTRUCTION = 512  # characters; longer is a mistake or an attack, never a task
+
+
+def state_words(observation: Observation) -> str:
+    """Return where the gripper is, in the words the thought uses for places."""
+    pose = np.concatenate([observation.ee_position, observation.ee_quaternion,
+                           [observation.gripper_opening]])
+    if pose.shape != (8,) or not np.isfinite(pose).all() or not pose[3:7].any():
+        raise UserError(f'gripper state {pose.round(3).tolist()} is no position, quaternion and '
+                        'opening')
+    tilt = (Rotation.from_quat(observation.ee_quaternion) * HOME.inv()).as_rotvec()
+    words = [location_word(a, v) for a, v in zip('xyz', observation.ee_position, strict=True)]
+    words += [tilt_word(a, v) for a, v in zip('xyz', tilt, strict=True)]
+    return ' '.join([*words, opening_word(observation.gripper_opening)])
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyTransform:
+    """Everything between the world and the network's tensors.
+
+    ``state_in_prompt`` adds the gripper's state words (the released model sees none);
+    ``preamble`` is the released prompt's sentence before ``Task:``.
+    """
+
+    config: DecoderConfig
+    tokenizer: Tokenizer
+    statistics: ActionStatistics
+    state_in_prompt: bool = True
+    preamble: str = ''
+
+    def __post_init__(self) -> None:
+        if len(self.statistics.q01) != self.config.action_dim:
+            raise UserError(f'statistics of {len(self.statistics.q01)} channels for a policy of '
+                            f'{self.config.action_dim}')
+
+    @property
+    def codec(self) -> ActionCodec:
+        """The codec of this policy's action ids."""
+        return ActionCodec(self.config.ids.bins_first, self.config.ids.bins_last)
+
+    def check_instruction(self, instruction: str) -> str:
+        """Return the instruction as the prompt writes it, or say why it can not be one."""
+        text = ' '.join(instruction.replace('_', ' ').lower().split(' ')).strip()
+        if not text:
+            raise UserError('instruction is empty')
+        if len(text) > MAX_INSTRUCTION:
+            raise UserError(f'instruction of {len(text)} characters; at most {MAX_INSTRUCTION}')
+        if not text.isprintable():
+            raise UserError(f'instruction {text[:40]!r} holds control characters')
+        ids = self.config.ids
+        banned = {ids.pad, ids.eos, ids.bos, ids.image, ids.think, ids.think_end, ids.action,
+                  ids.action_end, ids.newline, self.tokenizer.token_to_id(UNKNOWN),
+                  *range(ids.bins_first, ids.bins_last + 1)}
+        encoded = self.tokenizer.encode(text, add_special_tokens=False)
+        for token, (begin, end) in zip(encoded.ids, encoded.offsets, strict=True):
+            if token in banned:
+                raise UserError(f'instruction {text[:40]!r}: {text[begin:end]!r} is no word of '
+                                'this policy')
+        return text
+
+    def prompt_ids(self, instruction: str, observation: Observation | None = None) -> list[int]:
+        """Return ``[<image>*n] <bos> [preamble] Task: ...; [state] ; newline`` as ids.
+
+        ``observation`` is needed when the state is part of the prompt.
+        """
+        ids = self.config.ids
+        text = f'{self.preamble}Task: {self.check_instruction(instruction)};'
+        if self.state_in_prompt:
+            if observation is None:
+                raise UserError('this policy reads the gripper state: no observation given')
+            text = f'{text} state {state_words(observation)};'
+        body = self.tokenizer.encode(text, add_special_tokens=False).ids
+        if body[-1] != ids.semicolon:
+            raise UserError(f'tokenizer gives {body[-1]} for the closing ";", the config says '
+                            f'{ids.semicolon}; tokenizer and config belong to different policies')
+        return [ids.image] * self.config.image_tokens + [ids.bos, *body, ids.newline]
+
+    def pixels(self, images: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Return [C, 3, H, W] in -1..1 from named uint8 RGB [H, W, 3] images."""
+        vision = self.config.vision
+        return np.stack([self._camera(name, images, vision.image_size)
+                         for name in vision.cameras])
+
+    @staticmethod
+    def _camera(name: str, images: Mapping[str, NDArray[np.uint8]],
+                size: int) -> NDArray[np.float32]:
+        if name not in images:
+            raise UserError(f'camera {name!r} is missing; got {sorted(images)}')
+        image = np.asarray(images[name])
+        if image.dtype != np.uint8:
+            what = 'NaN in ' if image.dtype.kind == 'f' and not np.isfinite(image).all() else ''
+            raise UserError(f'camera {name!r}: {what}{image.dtype} image, expected uint8 RGB')
+        if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise UserError(f'camera {name!r}: shape {image.shape}, expected [H, W, 3]')
+        if image.shape[:2] != (size, size):
+            image = np.asarray(Image.fromarray(image).resize((size, size),
+                                                             Image.Resampling.BILINEAR))
+        return (image.transpose(2, 0, 1).astype(np.float32) / 255.0 - 0.5) / 0.5
+
+    def encode_thought(self, text: str) -> list[int]:
+        """Return the ids of a thought, tags included; a word outside the vocabulary raises."""
+        ids = self.config.ids
+        body = self.tokenizer.encode(text, add_special_tokens=False)
+        unknown = self.tokenizer.token_to_id(UNKNOWN)
+        for token, (begin, end) in zip(body.ids, body.offsets, strict=True):
+            if token == unknown:
+                raise UserError(f'thought word {text[begin:end]!r} is not in the vocabulary')
+        return [ids.think, *body.ids, ids.think_end]
+
+    def decode_thought(self, tokens: Sequence[int]) -> str:
+        """Return a thought's text without its tags."""
+        ids = self.config.ids
+        tags = {ids.think, ids.think_end, ids.action, ids.action_end}
+        return self.tokenizer.decode([int(t) for t in tokens if t not in tags],
+                                     skip_special_tokens=False).strip()
+
+    def encode_actions(self, actions: ArrayLike) -> NDArray[np.int64]:
+        """Return ids [T*D], time first, of a chunk [T, D] in the robot's units."""
+        x = np.asarray(actions, np.float64)
+        if x.shape != (self.config.chunk_steps, self.config.action_dim):
+            raise UserError(f'chunk of shape {x.shape}, the policy makes '
+                            f'{(self.config.chunk_steps, self.config.action_dim)}')
+        return self.codec.encode(self.statistics.normalize(x)).reshape(-1)
+
+    def decode_actions(self, tokens: ArrayLike) -> NDArray[np.float32]:
+        """Return the chunk [T, D] in the robot's units of ids [T*D]."""
+        x = self.codec.decode(tokens).reshape(self.config.chunk_steps, self.config.action_dim)
+        return self.statistics.unnormalize(x).astype(np.float32)

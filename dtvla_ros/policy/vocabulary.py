@@ -1,0 +1,84 @@
+"""The small preset's own words: tags, actions, places, and a closed tabletop vocabulary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+
+from dtvla_ros.actions.grid import word_groups
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.config import SpecialIds
+
+UNKNOWN = '<unk>'
+SPECIAL_WORDS = ('<pad>', '<eos>', '<bos>', UNKNOWN, '<image>', '<think>', '</think>', '<action>',
+                 '</action>', '\n', ';', ':')
+TABLETOP_WORDS = tuple(
+    'Task state put the a in on onto to and then stack push pick place up red green blue yellow '
+    'wooden cube can milk bread lemon bin mark target holding nothing done next now missed '
+    'dropped retry reach lower grasp lift carry release retreat open close closed push wait move '
+    'still stay forward back left right down at with gripper is from of into it block box'.split())
+ORDINAL_AXES = ('x', 'y', 'z')
+
+
+def build_tokenizer(words: tuple[str, ...] = TABLETOP_WORDS, bins: int = 256) -> Tokenizer:
+    """Return a word-level tokenizer; each group of location words keeps neighbours adjacent."""
+    places = [word for group in word_groups().values() for word in group]
+    actions = [f'<a{k}>' for k in range(bins)]
+    table = dict.fromkeys([*SPECIAL_WORDS, *actions, *places, *words])
+    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(table)}, unk_token=UNKNOWN))
+    # A newline is a token of its own (it closes the prompt), the other blanks only separate.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.WhitespaceSplit(),
+        pre_tokenizers.Split(';', 'isolated'), pre_tokenizers.Split(':', 'isolated')])
+    tokenizer.add_tokens([AddedToken(w, normalized=False) for w in SPECIAL_WORDS[4:10]])
+    return tokenizer
+
+
+def word_id(tokenizer: Tokenizer, word: str) -> int:
+    """Return a word's id; a tokenizer without it is refused."""
+    found = tokenizer.token_to_id(word)
+    if found is None:
+        raise UserError(f'tokenizer has no token {word!r}; it does not belong to this policy')
+    return found
+
+
+def special_ids(tokenizer: Tokenizer) -> SpecialIds:
+    """Return the special ids of a tokenizer made by ``build_tokenizer``."""
+    bins = 0
+    while tokenizer.token_to_id(f'<a{bins}>') is not None:
+        bins += 1
+    first = word_id(tokenizer, '<a0>')
+    return SpecialIds(
+        pad=word_id(tokenizer, '<pad>'), eos=word_id(tokenizer, '<eos>'),
+        bos=word_id(tokenizer, '<bos>'), semicolon=word_id(tokenizer, ';'),
+        newline=word_id(tokenizer, '\n'), image=word_id(tokenizer, '<image>'),
+        think=word_id(tokenizer, '<think>'), think_end=word_id(tokenizer, '</think>'),
+        action=word_id(tokenizer, '<action>'), action_end=word_id(tokenizer, '</action>'),
+        bins_first=first, bins_last=first + bins - 1)
+
+
+def ordinal_groups(tokenizer: Tokenizer) -> list[tuple[int, int]]:
+    """Return (first_id, last_id) of the x, y and z words: contiguous ids, ordered in space.
+
+    A neighbour of the right word is nearly right; a loss can say so with smoothed targets.
+    """
+    groups = word_groups()
+    spans = []
+    for axis in ORDINAL_AXES:
+        ids = [word_id(tokenizer, word) for word in groups[axis]]
+        if ids != list(range(ids[0], ids[0] + len(ids))):
+            raise UserError(f'tokenizer: the {axis} words are not contiguous; build it again')
+        spans.append((ids[0], ids[-1]))
+    return spans
+
+
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """Read a ``tokenizer.json``."""
+    if not Path(path).exists():
+        raise UserError(f'{path}: no such tokenizer file')
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust side raises bare Exception
+        raise UserError(f'{path}: not a tokenizer file ({error}); copy it again') from None
