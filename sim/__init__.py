@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from .env import TabletopEnv
 
 SUITES = ('tabletop',)
+# Demonstrations and rollouts for training use seeds below this, evaluations the rest.
+EVAL_SEED_START = 1_000_000
 
 
 def make(suite: str, **options: Any) -> TabletopEnv:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from dtvla_ros.errors import UserError
 from .gl import choose_gl
 
 choose_gl()  # must come before MuJoCo is imported
+# robosuite asks for a private macro file at every import.
+logging.getLogger('robosuite_logs').addFilter(lambda record: record.levelno > logging.WARNING)
 
 import mujoco  # noqa: E402
 

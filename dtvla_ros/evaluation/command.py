@@ -89,14 +89,13 @@ def _one_of(what: str, value: str, allowed: Sequence[str]) -> None:
 def _suite(suite: str, tasks: Sequence[str]) -> tuple[tuple[str, ...], int]:
     """Return the task names to run and the first evaluation seed."""
     import dtvla_sim
-    from dtvla_sim.tabletop.start import EVAL_SEED_START
 
     env = dtvla_sim.make(suite)
     known = tuple(env.tasks)
     env.close()
     for name in tasks:
         _one_of('task', name, known)
-    return tuple(tasks) or known, EVAL_SEED_START
+    return tuple(tasks) or known, dtvla_sim.EVAL_SEED_START
 
 
 def _run(

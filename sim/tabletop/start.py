@@ -6,6 +6,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from .. import EVAL_SEED_START as EVAL_SEED_START
 from .scene import BINS, MARK, OBJECTS
 from .tasks import Task
 
@@ -15,9 +16,6 @@ JITTER = 0.015  # [m]
 YAW_JITTER = np.radians(12.0)
 BIN_XY = (-0.07, 0.35)
 BIN_JITTER = (0.04, 0.015)
-
-# Demonstrations and rollouts for training use seeds below this, evaluations the rest.
-EVAL_SEED_START = 1_000_000
 
 Placement = dict[str, NDArray[np.float64]]
 
@@ -49,5 +47,6 @@ def sample_start(task: Task, rng: Generator) -> tuple[Placement, Placement]:
             objects[name] = np.append(xy, rng.uniform(-YAW_JITTER, YAW_JITTER))
     side = rng.choice([-1.0, 1.0])
     for name, sign in zip(BINS, (side, -side)):
-        fixtures[name] = np.array([BIN_XY[0], sign * BIN_XY[1]]) + rng.uniform(-1, 1, 2) * BIN_JITTER
+        centre = np.array([BIN_XY[0], sign * BIN_XY[1]])
+        fixtures[name] = centre + rng.uniform(-1, 1, 2) * BIN_JITTER
     return objects, fixtures
