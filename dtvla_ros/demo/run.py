@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import dtvla_sim
 from dtvla_ros import share
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation import report
@@ -41,6 +42,10 @@ def run_demo(
         If a node dies, or the simulation makes no step for `SILENCE` seconds.
 
     """
+    if seed < dtvla_sim.EVAL_SEED_START:
+        raise UserError(
+            f'seed {seed}: start states below {dtvla_sim.EVAL_SEED_START} belong to the '
+            f'demonstrations; use {dtvla_sim.EVAL_SEED_START} or more')
     folder = share.find(policy)
     manifest = folder / 'manifest.json'
     if not manifest.is_file():

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from dtvla_ros.evaluation.statistics import Rate
 
-from .watcher import Seen
+from .seen import Seen
 
 GATE_STYLE = {'RUN': 'green', 'HOLD': 'yellow', 'STOP': 'red', 'FAULT': 'bold red'}
 

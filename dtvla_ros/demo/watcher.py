@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,8 @@ from numpy.typing import NDArray
 
 from dtvla_ros.middleware import images, ros
 from dtvla_ros.middleware.messages import DiagnosticStatus, Image, JointTrajectory, String
+
+from .seen import Seen
 
 LATENCY = 'latency_'
 WRITING = '…'  # ends a thought that is still being written
@@ -21,24 +22,7 @@ _LATCHED = ros.QoSProfile(
     durability=ros.DurabilityPolicy.TRANSIENT_LOCAL)
 
 
-@dataclass(slots=True)
-class Seen:
-    """What has been seen so far. ``episodes``: one row per finished episode."""
-
-    thought: str = ''
-    writing: bool = False
-    thoughts: int = 0
-    commands: int = 0
-    vla_state: str = 'starting'
-    gate_state: str = 'starting'
-    gate_reason: str = ''
-    episode: dict[str, Any] = field(default_factory=dict)
-    episodes: list[dict[str, Any]] = field(default_factory=list)
-    finished: bool = False
-    latency: dict[str, list[float]] = field(default_factory=dict)
-
-
-OnFrame = Callable[[dict[str, NDArray[np.uint8]], 'Seen'], None]
+OnFrame = Callable[[dict[str, NDArray[np.uint8]], Seen], None]
 OnEpisode = Callable[[dict[str, Any]], None]
 
 

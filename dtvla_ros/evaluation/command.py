@@ -35,6 +35,8 @@ def evaluate_policy(
         does not load.
 
     """
+    if json_file is not None:
+        report.require_writable(json_file)
     _one_of('mode', mode, MODES)
     _one_of('engine', engine, ENGINES)
     names, first = _suite(suite, tasks)
@@ -72,6 +74,8 @@ def evaluate_experts(
     json_file: Path | None,
 ) -> dict[str, Any]:
     """Print the success table of the scripted experts; return what is written."""
+    if json_file is not None:
+        report.require_writable(json_file)
     names, _ = _suite(suite, tasks)
     summary = _run(
         f'{suite} experts', {'suite': suite, 'experts': True, 'noise': noise}, names,

@@ -78,6 +78,20 @@ def table(title: str, summary: Mapping[str, Any]) -> Table:
     return view
 
 
+def require_writable(path: Path) -> None:
+    """Find out before the work, not after it, that a result cannot be written.
+
+    Raises
+    ------
+    UserError
+        If ``path`` is a folder or the nearest folder above it is not writable.
+
+    """
+    above = next(p for p in path.absolute().parents if p.exists())
+    if path.is_dir() or not (above.is_dir() and os.access(above, os.W_OK)):
+        raise UserError(f'cannot write {path}; choose another file')
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all.
 
