@@ -139,6 +139,8 @@ class Gate:
         self, steady: float, state: str = 'ACTING', reason: str = '', task: str = '',
     ) -> None:
         """Take the policy's sign of life, its own opinion of its state and its task counter."""
+        if state == 'LOADING':
+            return  # reading weights may stall that process, and nothing can move yet
         self._watchdog.feed(HEARTBEAT, steady)
         self._policy_state, self._policy_reason = state, reason
         new_task = task != self._task and self._task is not None
@@ -210,6 +212,11 @@ class Gate:
         self._starved_since = None
         return self._play(row, now)
 
+    @property
+    def played(self) -> int:
+        """How many rows were played so far."""
+        return self._queue.consumed
+
     def remaining(self) -> int:
         """Return how many rows are left to play."""
         return 0 if self._tick is None else self._queue.remaining(self._tick)
@@ -234,7 +241,7 @@ class Gate:
         return None
 
     def _starved(self, now: float, steady: float) -> Command:
-        if self._policy_state in ('IDLE', 'LOADING'):
+        if self._policy_state == 'IDLE':
             self._starved_since = None
             self._enter(GateState.HOLD, IDLE)
             return self._braking(now)

@@ -1,0 +1,243 @@
+"""A MuJoCo scene that looks like a robot with cameras, and counts its successes."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import dtvla_sim
+from dtvla_ros.errors import UserError
+from dtvla_ros.middleware import images, ros
+from dtvla_ros.middleware.messages import (
+    Clock,
+    DiagnosticStatus,
+    Image,
+    JointState,
+    JointTrajectory,
+    Point,
+    Pose,
+    PoseStamped,
+    Quaternion,
+    String,
+)
+from dtvla_ros.nodes import wire
+from dtvla_ros.nodes.parameters import declare
+
+ARM_JOINTS = [f'panda_joint{i}' for i in range(1, 8)]
+FINGER_JOINTS = ['panda_finger_joint1', 'panda_finger_joint2']
+CAMERAS = {'primary': 'agentview_image', 'wrist': 'robot0_eye_in_hand_image'}
+ASK_AGAIN = 0.5  # wall time without an answer before the same moment is shown again [s]
+HOLD_ACTION = 0.15  # real time: age at which the last action is no longer repeated [s]
+BETWEEN_EPISODES = 1.0  # jump of the clock, longer than any chunk, so that old ones expire [s]
+FAREWELL = 0.5  # wall time for the last message to leave before the process ends [s]
+
+
+@dataclass(slots=True)
+class Tally:
+    """Which episode runs, and what the finished ones came to."""
+
+    plan: list[tuple[str, int]]
+    index: int = -1
+    step: int = 0
+    results: dict[str, list[int]] = field(default_factory=dict)  # task -> [successes, episodes]
+
+    def count(self, success: bool) -> None:
+        """Book the running episode."""
+        result = self.results.setdefault(self.plan[self.index][0], [0, 0])
+        result[0] += int(success)
+        result[1] += 1
+
+
+class SimBridge(ros.Node):
+    """Runs episodes one after another and ends by itself after the last.
+
+    Lock-step: simulated time waits for the action stamped with the present tick. Otherwise the
+    scene runs at its control rate on the wall clock, whatever arrives. Every episode begins once
+    the policy has acknowledged its instruction on ``vla/state``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__('sim_bridge')
+        suite = declare(self, 'suite', 'tabletop', 'scenes and tasks')
+        tasks = [t for t in declare(self, 'tasks', [''], 'task names; empty: all') if t]
+        episodes = declare(self, 'episodes', 1, 'episodes per task', low=1)
+        seed = declare(self, 'seed', 1_000_000, 'of the first episode of each task', low=0)
+        self._lockstep = declare(self, 'lockstep', True, 'time waits for the policy')
+        self._every = declare(self, 'camera_every', 1, 'control steps per frame', low=1)
+        self._max_steps = declare(self, 'max_steps', 0, 'per episode; 0: as the task says', low=0)
+        size = declare(self, 'image_size', 128, 'side of the images [px]', low=16)
+        self._patience = declare(
+            self, 'policy_timeout_s', 120.0, 'longest wait for the policy to take a task', low=1)
+        self._env = dtvla_sim.make(suite, image_size=size)
+        unknown = [t for t in tasks if t not in self._env.tasks]
+        if unknown:
+            raise UserError(f'parameter tasks: unknown task "{unknown[0]}"; {suite} has: '
+                            f'{", ".join(self._env.tasks)}')
+        self._tally = Tally([(task, seed + k) for task in tasks or self._env.tasks
+                             for k in range(episodes)])
+        self._period_ns = round(1e9 / self._env.control_rate)
+        self._clock_ns = 0
+        self._running = False
+        self._finished_at: float | None = None
+        self._asked = self._began = time.monotonic()
+        self._policy: dict[str, str] = {}
+        self._task_before = ''
+        self._obs: Any = None
+        self._info: dict[str, Any] = {}
+        self._action = np.zeros(7)
+        self._action_at = 0.0
+
+        sensor = ros.qos_profile_sensor_data
+        self._clock = self.create_publisher(Clock, '/clock', wire.LATEST)
+        self._cameras = {name: self.create_publisher(Image, f'image_{name}', sensor)
+                         for name in CAMERAS}
+        self._joints = self.create_publisher(JointState, 'joint_states', sensor)
+        self._pose = self.create_publisher(PoseStamped, 'ee_pose', sensor)
+        self._instruction = self.create_publisher(String, 'instruction', wire.LATCHED)
+        self._episode = self.create_publisher(String, 'sim/episode', wire.LATCHED_10)
+        self.create_subscription(JointTrajectory, 'action', self._on_action, wire.LATEST)
+        self.create_subscription(DiagnosticStatus, 'vla/state', self._on_policy, wire.LATCHED)
+        steady = ros.Clock(clock_type=ros.ClockType.STEADY_TIME)
+        self.create_timer(0.1, self._on_patience, clock=steady)
+        if not self._lockstep:
+            self.create_timer(self._period_ns * 1e-9, self._on_real_time, clock=steady)
+        self._begin()
+
+    def destroy_node(self) -> None:
+        """Free the renderer with the node."""
+        self._env.close()
+        super().destroy_node()
+
+    @property
+    def _now(self) -> float:
+        return self._clock_ns * 1e-9
+
+    def _begin(self) -> None:
+        tally = self._tally
+        tally.index += 1
+        tally.step = 0
+        task, seed = tally.plan[tally.index]
+        self._obs, self._info = self._env.reset(seed=seed, options={'task': task})
+        self._clock_ns += round(BETWEEN_EPISODES * 1e9)
+        self._action = np.zeros(7)
+        self._running = False
+        self._task_before = self._policy.get('task', '')
+        self._began = time.monotonic()
+        self._announce()
+        self._tell(done=False, success=False)
+
+    def _announce(self) -> None:
+        self._asked = time.monotonic()
+        self._instruction.publish(String(data=self._info['instruction']))
+
+    def _on_policy(self, message: DiagnosticStatus) -> None:
+        self._policy = {**wire.status_values(message), 'state': message.message}
+        taken = (self._policy.get('instruction') == self._info['instruction']
+                 and self._policy.get('task') != self._task_before
+                 and self._policy['state'] != 'LOADING')
+        if taken and not self._running and self._finished_at is None:
+            self._running = True
+            self._show(look=True)
+
+    def _on_action(self, message: JointTrajectory) -> None:
+        points = message.points
+        action = np.asarray(points[0].positions if len(points) else [], np.float64)
+        if action.shape != (7,) or not np.isfinite(action).all():
+            self.get_logger().error('action is not one point of 7 finite numbers: ignored')
+            return
+        if not self._lockstep:
+            self._action, self._action_at = action, time.monotonic()
+        elif self._running and abs(wire.seconds(message.header.stamp) - self._now) < 1e-3:
+            self._step(action)
+
+    def _on_real_time(self) -> None:
+        if not self._running:
+            return
+        if time.monotonic() - self._action_at > HOLD_ACTION:
+            self._action[:6] = 0.0  # the gripper keeps its grip
+        self._step(self._action)
+
+    def _on_patience(self) -> None:
+        steady = time.monotonic()
+        if self._finished_at is not None:
+            if steady - self._finished_at > FAREWELL:
+                raise SystemExit(0)
+            return
+        if not self._running:
+            if steady - self._began > self._patience:
+                raise UserError(f'no policy took the task within {self._patience:g} s '
+                                '(policy_timeout_s): is vla_node running in this domain?')
+            if steady - self._asked > ASK_AGAIN:
+                self._announce()
+        elif self._lockstep and steady - self._asked > ASK_AGAIN:
+            self._show(look=True)
+
+    def _step(self, action: NDArray[np.float64]) -> None:
+        self._obs, _, terminated, truncated, info = self._env.step(action)
+        tally = self._tally
+        tally.step += 1
+        self._clock_ns += self._period_ns
+        done = terminated or truncated or tally.step == self._max_steps
+        if not done:
+            self._tell(done=False, success=False)
+            self._show(look=tally.step % self._every == 0)
+            return
+        tally.count(bool(info['success']))
+        self._show(look=True)
+        if tally.index + 1 < len(tally.plan):
+            self._tell(done=True, success=bool(info['success']))
+            self._begin()
+            return
+        self._running = False
+        self._finished_at = time.monotonic()
+        self._tell(done=True, success=bool(info['success']))
+        for task, (successes, n) in tally.results.items():
+            self.get_logger().info(f'{task}: {successes} of {n}')
+
+    def _show(self, look: bool) -> None:
+        """Publish the present moment; with ``look`` also what the cameras see, if watched."""
+        self._asked = time.monotonic()
+        stamp, obs = wire.time_message(self._now), self._obs
+        self._clock.publish(Clock(clock=stamp))
+        head = wire.header(self._now, 'base')
+        fingers = np.abs(obs['robot0_gripper_qpos'])
+        self._joints.publish(JointState(
+            header=head, name=ARM_JOINTS + FINGER_JOINTS,
+            position=wire.floats([*obs['robot0_joint_pos'], *fingers]),
+            velocity=wire.floats([*obs['robot0_joint_vel'], 0.0, 0.0])))
+        p = wire.floats(obs['robot0_eef_pos'] - self._env.base_position)
+        q = wire.floats(obs['robot0_eef_quat'])
+        if look:
+            for name, key in CAMERAS.items():
+                if self._cameras[name].get_subscription_count() > 0:
+                    self._cameras[name].publish(
+                        images.numpy_to_image(obs[key], stamp, frame_id=f'camera_{name}'))
+        # Last: it is the gate's tick in lock-step, and the answer moves the scene on.
+        self._pose.publish(PoseStamped(header=head, pose=Pose(
+            position=Point(x=p[0], y=p[1], z=p[2]),
+            orientation=Quaternion(x=q[0], y=q[1], z=q[2], w=q[3]))))
+
+    def _tell(self, done: bool, success: bool) -> None:
+        tally = self._tally
+        task, seed = tally.plan[tally.index]
+        report = {
+            'episode': tally.index, 'episodes': len(tally.plan), 'task': task, 'seed': seed,
+            'instruction': self._info['instruction'], 'step': tally.step, 'success': success,
+            'done': done, 'finished': done and tally.index + 1 == len(tally.plan)}
+        if report['finished']:
+            report['summary'] = tally.results
+        self._episode.publish(String(data=json.dumps(report)))
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node."""
+    return ros.run(SimBridge, args)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())
