@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dtvla_ros.policy.config import DecoderConfig
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -36,15 +38,24 @@ class Engine(Protocol):
     """
 
     name: str
+    config: DecoderConfig
 
     def see(self, pixel_values: NDArray[np.float32]) -> Any:
-        """[C, 3, H, W] in -1..1 -> image features [C * tokens, width]."""
+        """[C, 3, H, W] in -1..1 -> image features, kept where the engine runs."""
 
-    def prefill(self, prompt_ids: Sequence[int], features: Any) -> Any:
-        """Run the bidirectional prompt (image ids included); return the cache."""
+    def prefill(self, prompt_ids: Sequence[int], features: Any,
+                thought: Sequence[int] = ()) -> tuple[NDArray[np.float32], Any]:
+        """Run the bidirectional prompt and, causally, the thought begun so far.
 
-    def think(self, cache: Any, token: int) -> tuple[NDArray[np.float32], Any]:
-        """Append one thought token causally; return its next-token logits [V] and the cache."""
+        Returns next-token logits [1 + len(thought), V], the first row after the prompt alone,
+        and the cache.
+        """
 
-    def act(self, cache: Any, token: int) -> NDArray[np.float32]:
-        """Run ``<action>``, the zero slots and the tail once; return logits [T*D, bins]."""
+    def think(self, cache: Any, tokens: Sequence[int]) -> tuple[NDArray[np.float32], Any]:
+        """Append thought tokens causally; return logits [len(tokens), V] and the cache."""
+
+    def act(self, cache: Any, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Run the thought's last tokens, ``<action>`` the very last, the slots and the tail.
+
+        Returns logits [T*D, bins] over the action ids.
+        """

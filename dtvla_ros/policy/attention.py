@@ -1,8 +1,7 @@
-"""Who sees whom in the hybrid decoder (specification §4).
+"""The decoder's attention over whole, padded sequences.
 
-With P the first row after the prompt and A the row of the last ``<action>``: rows before A see
-the whole prompt and, causally, the thought; rows from A on see everything. Pads are seen by
-nobody. Rows are counted without pads, so padding on either side changes no number.
+Pads are seen by nobody and not counted as positions, so padding on either side changes no
+number.
 """
 
 from __future__ import annotations
@@ -16,16 +15,7 @@ from transformers import AttentionInterface
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import SpecialIds
-
-MASKED = -1e9  # finite, so that a row of pads yields numbers and not NaN
-
-
-def visible(rows: Any, columns: Any, prompt_end: Any, action_start: Any) -> Any:
-    """Return where ``columns`` may be attended from ``rows`` (bool, broadcast).
-
-    Works on NumPy arrays and torch tensors alike: one formula for training, engines, exports.
-    """
-    return (columns < prompt_end) | (columns <= rows) | (rows >= action_start)
+from dtvla_ros.policy.visibility import MASKED, visible
 
 
 def prompt_end(input_ids: Tensor, ids: SpecialIds) -> Tensor:

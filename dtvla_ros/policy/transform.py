@@ -120,8 +120,12 @@ class PolicyTransform:
         return (image.transpose(2, 0, 1).astype(np.float32) / 255.0 - 0.5) / 0.5
 
     def encode_thought(self, text: str) -> list[int]:
-        """Return the ids of a thought, tags included; a word outside the vocabulary raises."""
+        """Return the ids of a thought, tags included; a word outside the vocabulary raises.
+
+        Names lose their underscores, so that the thought names things as the instruction does.
+        """
         ids = self.config.ids
+        text = text.replace('_', ' ')
         body = self.tokenizer.encode(text, add_special_tokens=False)
         unknown = self.tokenizer.token_to_id(UNKNOWN)
         for token, (begin, end) in zip(body.ids, body.offsets, strict=True):

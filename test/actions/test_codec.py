@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import golden
 import numpy as np
 import pytest
 
 from dtvla_ros.actions.codec import ActionCodec
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.errors import UserError
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import golden  # noqa: E402
 
 
 def test_golden_codec():
