@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+
+from launch import LaunchDescription
 
 SHARED = ('image_primary', 'image_wrist', 'joint_states', 'ee_pose', 'instruction', 'estop')
 
@@ -24,7 +25,7 @@ def generate_launch_description():
         DeclareLaunchArgument(
             'namespace', default_value='vla', description='Namespace of the policy node.'),
         *(DeclareLaunchArgument(
-            name, default_value=f'/{name}', description=f'Topic that is the policy\'s {name}.')
+            name, default_value=f'/{name}', description=f"Topic of the policy's {name}.")
           for name in SHARED),
     ]
     policy = Node(

@@ -3,15 +3,20 @@
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, EmitEvent, IncludeLaunchDescription
-from launch.actions import RegisterEventHandler
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    IncludeLaunchDescription,
+    RegisterEventHandler,
+)
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
+
+from launch import LaunchDescription
 
 
 def generate_launch_description():
@@ -23,10 +28,12 @@ def generate_launch_description():
             description='Parameters of all nodes; sim_realtime.yaml for the wall clock.'),
         DeclareLaunchArgument('suite', default_value='tabletop', description='Scenes and tasks.'),
         DeclareLaunchArgument(
-            'tasks', default_value="['']", description="Task names, e.g. ['a', 'b']; [''] is all."),
+            'tasks', default_value="['']",
+            description="Task names, e.g. ['a', 'b']; [''] means all."),
         DeclareLaunchArgument('episodes', default_value='1', description='Episodes per task.'),
         DeclareLaunchArgument(
-            'seed', default_value='1000000', description='Seed of the first episode of each task.'),
+            'seed', default_value='1000000',
+            description='Seed of the first episode of each task.'),
         DeclareLaunchArgument(
             'policy', default_value=str(share / 'models' / 'nano'),
             description='Folder of the policy, its manifest inside.'),
