@@ -1,0 +1,1 @@
+"""rclpy's names over the PyPI wheels of Cyclone DDS and rosbags."""

@@ -1,0 +1,27 @@
+"""Interfaces that rosbags does not carry, in ROS's own definition language."""
+
+from __future__ import annotations
+
+SERVICES: dict[str, tuple[str, str]] = {
+    'std_srvs/srv/Trigger': ('', 'bool success\nstring message'),
+    'std_srvs/srv/SetBool': ('bool data', 'bool success\nstring message'),
+    'std_srvs/srv/Empty': ('', ''),
+    'rcl_interfaces/srv/GetParameters': (
+        'string[] names', 'rcl_interfaces/ParameterValue[] values'),
+    'rcl_interfaces/srv/GetParameterTypes': ('string[] names', 'uint8[] types'),
+    'rcl_interfaces/srv/SetParameters': (
+        'rcl_interfaces/Parameter[] parameters',
+        'rcl_interfaces/SetParametersResult[] results'),
+    'rcl_interfaces/srv/SetParametersAtomically': (
+        'rcl_interfaces/Parameter[] parameters',
+        'rcl_interfaces/SetParametersResult result'),
+    'rcl_interfaces/srv/ListParameters': (
+        'uint64 DEPTH_RECURSIVE=0\nstring[] prefixes\nuint64 depth',
+        'rcl_interfaces/ListParametersResult result'),
+    'rcl_interfaces/srv/DescribeParameters': (
+        'string[] names', 'rcl_interfaces/ParameterDescriptor[] descriptors'),
+}
+"""Service type -> (request fields, response fields)."""
+
+DEFAULTS: dict[str, dict[str, float]] = {'geometry_msgs/msg/Quaternion': {'w': 1.0}}
+"""Default values other than zero; the field definitions do not keep them."""

@@ -1,0 +1,325 @@
+"""A ROS 2 node over Cyclone DDS, with the names of ``rclpy.node.Node``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TYPE_CHECKING
+
+from .clock import Clock, ROSClock
+from .context import Context, get_default_context, NotInitializedException
+from .endpoints import Client, Publisher, Service, Subscription
+from .executor import GuardCondition
+from .graph import EndpointInfo
+from .logging import Logger
+from .message import Message
+from .names import check_node_name, normalize_namespace, Remapper
+from .parameter_file import Override
+from .parameter_services import ParameterServices
+from .parameters import OnSet, Parameter, ParameterStore
+from .qos import as_profile, QoSProfile, ReliabilityPolicy
+from .timer import Timer
+from .transport import close_entity
+from .types import message_class
+
+if TYPE_CHECKING:
+    from .executor import SingleThreadedExecutor
+
+
+class Node:
+    """Publishers, subscriptions, timers, services and parameters under one name."""
+
+    def __init__(self, node_name: str, *, namespace: str = '',
+                 parameter_overrides: Sequence[Parameter] | None = None,
+                 use_global_arguments: bool = True,
+                 automatically_declare_parameters_from_overrides: bool = False) -> None:
+        """Join the graph. Raise UserError for a bad name or a bad ``use_sim_time``."""
+        self.context: Context = get_default_context()
+        if not self.context.ok():
+            raise NotInitializedException('call init() before creating nodes')
+        self.executor: SingleThreadedExecutor | None = None
+        self.version = 0
+        arguments = self.context.arguments
+        self._remapper = Remapper(arguments.remaps if use_global_arguments else [], node_name)
+        self._name = check_node_name(self._remapper.special('__node', '__name') or node_name)
+        self._namespace = normalize_namespace(self._remapper.special('__ns') or namespace)
+        self._logger = Logger(f'{self._namespace[1:].replace("/", ".")}.{self._name}'.lstrip('.'))
+        self._publishers: list[Publisher] = []
+        self._subscriptions: list[Subscription] = []
+        self._services: list[Service] = []
+        self._clients: list[Client] = []
+        self._timers: list[Timer] = []
+        self._guards: list[GuardCondition] = []
+        self._clock = ROSClock()
+        self._time_source: Subscription | None = None
+        self._destroyed = False
+        self.context.participant  # noqa: B018  joins the domain on first use
+        self.context.announcer.add(self)
+        overrides = [override for override in arguments.overrides if use_global_arguments
+                     and override.applies_to(self._name, self._namespace)]
+        overrides += [Override('', parameter.name, parameter.value, 'parameter_overrides')
+                      for parameter in parameter_overrides or ()]
+        self.parameters = ParameterStore(self._name, overrides)
+        ParameterServices(self)
+        self._follow_clock(self.declare_parameter('use_sim_time', False).value)
+        self.add_on_set_parameters_callback(self._on_set_use_sim_time)
+        if automatically_declare_parameters_from_overrides:
+            for override in list(self.parameters.overrides.values()):
+                if override.name not in self.parameters:
+                    self.declare_parameter(override.name, override.value)
+
+    def get_name(self) -> str:
+        """Return the node's name after remapping."""
+        return self._name
+
+    def get_namespace(self) -> str:
+        """Return the node's namespace after remapping."""
+        return self._namespace
+
+    def get_fully_qualified_name(self) -> str:
+        """Return namespace and name."""
+        return f'{self._namespace.rstrip("/")}/{self._name}'
+
+    def get_logger(self) -> Logger:
+        """Return the node's logger."""
+        return self._logger
+
+    def get_clock(self) -> Clock:
+        """Return the node's clock; it follows /clock while ``use_sim_time`` is set."""
+        return self._clock
+
+    def resolve_topic_name(self, topic: str) -> str:
+        """Return the absolute topic name after remapping."""
+        return self._remapper.resolve(topic, self._name, self._namespace, 'rostopic')
+
+    def resolve_service_name(self, service: str) -> str:
+        """Return the absolute service name after remapping."""
+        return self._remapper.resolve(service, self._name, self._namespace, 'rosservice')
+
+    def _changed(self) -> None:
+        self.version += 1
+        if not self._destroyed:
+            self.context.announcer.publish()
+        if self.executor is not None:
+            self.executor.wake()
+
+    def create_publisher(self, msg_type: type[Message], topic: str,
+                         qos_profile: QoSProfile | int) -> Publisher:
+        """Offer a topic."""
+        publisher = Publisher(self, msg_type, self.resolve_topic_name(topic),
+                              as_profile(qos_profile))
+        self._publishers.append(publisher)
+        self._changed()
+        return publisher
+
+    def create_subscription(self, msg_type: type[Message], topic: str,
+                            callback: Callable[[Any], Any], qos_profile: QoSProfile | int, *,
+                            raw: bool = False) -> Subscription:
+        """Receive a topic; with ``raw`` the callback gets the serialised bytes."""
+        subscription = Subscription(self, msg_type, self.resolve_topic_name(topic), callback,
+                                    as_profile(qos_profile), raw)
+        self._subscriptions.append(subscription)
+        self._changed()
+        return subscription
+
+    def create_service(self, srv_type: Any, srv_name: str,
+                       callback: Callable[[Any, Any], Any]) -> Service:
+        """Answer a service."""
+        service = Service(self, srv_type, self.resolve_service_name(srv_name), callback)
+        self._services.append(service)
+        self._changed()
+        return service
+
+    def create_client(self, srv_type: Any, srv_name: str) -> Client:
+        """Call a service."""
+        client = Client(self, srv_type, self.resolve_service_name(srv_name))
+        self._clients.append(client)
+        self._changed()
+        return client
+
+    def create_timer(self, timer_period_sec: float, callback: Callable[[], Any],
+                     callback_group: None = None, clock: Clock | None = None,
+                     autostart: bool = True) -> Timer:
+        """Call back regularly, on the node's clock unless another is given."""
+        timer = Timer(int(timer_period_sec * 1e9), callback, clock or self._clock, self._wake,
+                      autostart)
+        self._timers.append(timer)
+        self._wake()
+        return timer
+
+    def create_guard_condition(self, callback: Callable[[], Any]) -> GuardCondition:
+        """Let another thread run ``callback`` in the spinning one."""
+        guard = GuardCondition(self.context.participant, callback)
+        self._guards.append(guard)
+        self.version += 1
+        self._wake()
+        return guard
+
+    def _wake(self) -> None:
+        if self.executor is not None:
+            self.executor.wake()
+
+    def timers(self) -> Iterable[Timer]:
+        """Return the timers (for executors)."""
+        return tuple(self._timers)
+
+    def sources(self) -> Iterable[Any]:
+        """Return everything with a ``condition`` and an ``execute`` (for executors)."""
+        return (*self._guards, *self._subscriptions, *self._services, *self._clients)
+
+    def readers(self) -> Iterable[Any]:
+        """Return the DDS readers that belong to the node."""
+        for endpoint in (*self._subscriptions, *self._services, *self._clients):
+            yield endpoint.source.reader
+
+    def writers(self) -> Iterable[Any]:
+        """Return the DDS writers that belong to the node."""
+        yield from (publisher.writer for publisher in self._publishers)
+        yield from (endpoint.end.writer for endpoint in (*self._services, *self._clients))
+
+    def declare_parameter(self, name: str, value: Any = None, descriptor: Any = None,
+                          ignore_override: bool = False) -> Parameter:
+        """Declare a parameter; raise UserError when an override does not fit it."""
+        return self.parameters.declare(name, value, descriptor, ignore_override)
+
+    def declare_parameters(self, namespace: str, parameters: Iterable[tuple[Any, ...]],
+                           ignore_override: bool = False) -> list[Parameter]:
+        """Declare (name, default[, descriptor]) tuples under a prefix."""
+        prefix = f'{namespace}.' if namespace else ''
+        return [self.declare_parameter(f'{prefix}{name}', *rest, ignore_override=ignore_override)
+                for name, *rest in parameters]
+
+    def has_parameter(self, name: str) -> bool:
+        """Return whether a parameter is declared."""
+        return name in self.parameters
+
+    def get_parameter(self, name: str) -> Parameter:
+        """Return a declared parameter."""
+        return self.parameters.get(name)
+
+    def get_parameter_or(self, name: str, alternative: Parameter | None = None) -> Any:
+        """Return a parameter, or the alternative if it is not declared."""
+        return self.parameters.get(name) if name in self.parameters else alternative
+
+    def describe_parameter(self, name: str) -> Any:
+        """Return a parameter's descriptor."""
+        return self.parameters.describe(name)
+
+    def set_parameters(self, parameters: list[Parameter]) -> list[Any]:
+        """Set each parameter; return one SetParametersResult per parameter."""
+        return [self.parameters.set_atomically([parameter]) for parameter in parameters]
+
+    def set_parameters_atomically(self, parameters: list[Parameter]) -> Any:
+        """Set all parameters or none."""
+        return self.parameters.set_atomically(parameters)
+
+    def add_on_set_parameters_callback(self, callback: OnSet) -> None:
+        """Let ``callback`` refuse changes; the latest is asked first."""
+        self.parameters.on_set.insert(0, callback)
+
+    def remove_on_set_parameters_callback(self, callback: OnSet) -> None:
+        """Stop asking ``callback``."""
+        self.parameters.on_set.remove(callback)
+
+    def _on_set_use_sim_time(self, parameters: list[Parameter]) -> Any:
+        for parameter in parameters:
+            if parameter.name == 'use_sim_time':
+                self._follow_clock(parameter.value)
+        return message_class('rcl_interfaces/msg/SetParametersResult')(successful=True)
+
+    def _follow_clock(self, simulated: bool) -> None:
+        if simulated and self._time_source is None:
+            self._clock.set_override(0)
+            self._time_source = self.create_subscription(
+                message_class('rosgraph_msgs/msg/Clock'), '/clock', self._on_clock,
+                QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+        elif not simulated and self._time_source is not None:
+            self.destroy_subscription(self._time_source)
+            self._time_source = None
+            self._clock.set_override(None)
+
+    def _on_clock(self, message: Any) -> None:
+        self._clock.set_override(message.clock.sec * 10**9 + message.clock.nanosec)
+
+    def count_publishers(self, topic_name: str) -> int:
+        """Return how many publishers a topic has, this node's included."""
+        return len(self.get_publishers_info_by_topic(topic_name))
+
+    def count_subscribers(self, topic_name: str) -> int:
+        """Return how many subscriptions a topic has, this node's included."""
+        return len(self.get_subscriptions_info_by_topic(topic_name))
+
+    def get_publishers_info_by_topic(self, topic_name: str) -> list[EndpointInfo]:
+        """Return a topic's publishers."""
+        topic = self.resolve_topic_name(topic_name)
+        return [end for end in self.context.graph.endpoints('publishers') if end.topic == topic]
+
+    def get_subscriptions_info_by_topic(self, topic_name: str) -> list[EndpointInfo]:
+        """Return a topic's subscriptions."""
+        topic = self.resolve_topic_name(topic_name)
+        return [end for end in self.context.graph.endpoints('subscribers') if end.topic == topic]
+
+    def get_topic_names_and_types(self) -> list[tuple[str, list[str]]]:
+        """Return every topic on the graph with its types."""
+        return self.context.graph.topics()
+
+    def get_node_names_and_namespaces(self) -> list[tuple[str, str]]:
+        """Return every node heard of; the first call only starts listening."""
+        return self.context.graph.node_names()
+
+    def destroy_publisher(self, publisher: Publisher) -> bool:
+        """Stop offering a topic."""
+        return self._destroy(self._publishers, publisher, publisher.writer)
+
+    def destroy_subscription(self, subscription: Subscription) -> bool:
+        """Stop receiving a topic."""
+        return self._destroy(self._subscriptions, subscription, subscription.condition,
+                             subscription.source.reader)
+
+    def destroy_service(self, service: Service) -> bool:
+        """Stop answering a service."""
+        return self._destroy(self._services, service, service.condition,
+                             service.end.reader, service.end.writer)
+
+    def destroy_client(self, client: Client) -> bool:
+        """Stop calling a service."""
+        return self._destroy(self._clients, client, client.condition, client.end.reader,
+                             client.end.writer)
+
+    def destroy_timer(self, timer: Timer) -> bool:
+        """Stop a timer for good."""
+        timer.cancel()
+        if timer in self._timers:
+            self._timers.remove(timer)
+            return True
+        return False
+
+    def destroy_guard_condition(self, guard: GuardCondition) -> bool:
+        """Remove a guard condition."""
+        return self._destroy(self._guards, guard, guard.condition)
+
+    def _destroy(self, owned: list[Any], item: Any, *entities: Any) -> bool:
+        if item not in owned:
+            return False
+        owned.remove(item)
+        self._changed()
+        for entity in entities:
+            close_entity(entity)
+        return True
+
+    def destroy_node(self) -> None:
+        """Leave the graph; nothing happens the second time."""
+        if self._destroyed:
+            return
+        self._destroyed = True
+        if self.executor is not None:
+            self.executor.remove_node(self)
+        self.context.announcer.remove(self)
+        for timer in list(self._timers):
+            self.destroy_timer(timer)
+        for destroy, owned in ((self.destroy_publisher, self._publishers),
+                               (self.destroy_subscription, self._subscriptions),
+                               (self.destroy_service, self._services),
+                               (self.destroy_client, self._clients),
+                               (self.destroy_guard_condition, self._guards)):
+            for item in list(owned):
+                destroy(item)  # type: ignore[operator]

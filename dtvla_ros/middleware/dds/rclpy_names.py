@@ -1,0 +1,25 @@
+"""Everything ``middleware.ros`` hands out when it runs on Cyclone DDS."""
+
+from .clock import Clock, ClockType, Duration, Time
+from .context import (ExternalShutdownException, init, ok, shutdown, SignalHandlerOptions,
+                      try_shutdown)
+from .endpoints import Client, Future, Publisher, Service, Subscription
+from .executor import (GuardCondition, SingleThreadedExecutor, spin, spin_once,
+                       spin_until_future_complete)
+from .logging import get_logger, LoggingSeverity
+from .node import Node
+from .parameters import (InvalidParameterTypeException, InvalidParameterValueException, Parameter,
+                         ParameterAlreadyDeclaredException, ParameterNotDeclaredException)
+from .qos import (DurabilityPolicy, HistoryPolicy, qos_profile_sensor_data, QoSProfile,
+                  ReliabilityPolicy)
+from .timer import Timer
+
+__all__ = [
+    'Client', 'Clock', 'ClockType', 'Duration', 'DurabilityPolicy', 'ExternalShutdownException',
+    'Future', 'GuardCondition', 'HistoryPolicy', 'InvalidParameterTypeException',
+    'InvalidParameterValueException', 'LoggingSeverity', 'Node', 'Parameter',
+    'ParameterAlreadyDeclaredException', 'ParameterNotDeclaredException', 'Publisher',
+    'QoSProfile', 'ReliabilityPolicy', 'Service', 'SignalHandlerOptions',
+    'SingleThreadedExecutor', 'Subscription', 'Time', 'Timer', 'get_logger', 'init', 'ok',
+    'qos_profile_sensor_data', 'shutdown', 'spin', 'spin_once', 'spin_until_future_complete',
+    'try_shutdown']
