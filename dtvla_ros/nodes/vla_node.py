@@ -86,6 +86,7 @@ class VlaNode(ros.Node):
         self._input_lost_since: float | None = None
         self._latency: dict[str, float] = {}
         self._decisions = 0
+        self._answered = 0.0
         self._refused: dict[str, int] = {}
 
         self._reasoning = self.create_publisher(String, 'reasoning', wire.LATCHED_10)
@@ -248,6 +249,7 @@ class VlaNode(ros.Node):
         assert decision is not None
         self._latency = {**decision.timings, 'total': outcome.seconds}
         self._decisions += 1
+        self._answered = outcome.observation.stamp
         self._reasoning.publish(String(data=decision.reasoning))
         self._note = ''
         if decision.outcome != 'complete':
@@ -310,8 +312,9 @@ class VlaNode(ros.Node):
             'instruction': self._instruction}
         if self._decided is not None:
             now = self.get_clock().now().nanoseconds * 1e-9
-            values['observation_stamp'] = f'{self._decided:.9f}'
             values['observation_age'] = now - self._decided
+        if self._decisions:
+            values['stamp'] = f'{self._answered:.9f}'
         values.update({f'latency_{k}': v for k, v in self._latency.items()})
         return wire.status_message(self.get_fully_qualified_name(), state, values,
                                    LEVELS.get(state, DiagnosticStatus.OK))
