@@ -51,6 +51,10 @@ class LazyObservation(Mapping[str, NDArray]):
             self._values[key] = self._draw(CAMERAS[key])
         return self._values[key]
 
+    def __contains__(self, key: object) -> bool:
+        """Return whether a key exists, without drawing."""
+        return key in CAMERAS or key in self._values
+
     def __iter__(self) -> Iterator[str]:
         """Iterate over every key, drawn or not."""
         return iter({**dict.fromkeys(CAMERAS), **self._values})
@@ -114,6 +118,7 @@ class TabletopEnv(gymnasium.Env):
         robot = scene.robots[0]
         joints = robot.init_qpos + self.np_random.normal(0.0, HOME_NOISE, 7)
         robot.set_robot_joint_positions(joints)
+        robot.gripper.current_action = np.zeros(robot.gripper.dof)  # robosuite keeps the last one
         scene.place(objects, fixtures)
         robot.controller.update(force=True)
         robot.controller.reset_goal()

@@ -23,10 +23,14 @@ HOVER = 0.10  # height over the grasp at which the hand moves sideways [m]
 CARRY_Z = TABLE_TOP + 0.17  # hand height while carrying [m]
 FREE_Z = TABLE_TOP + 0.13  # below this height the hand does not travel sideways [m]
 WIDE, EMPTY = 0.068, 0.006  # opening that counts as open, and as closed on nothing [m]
+GRASP_PATIENCE = 20  # control steps after which a closing grasp counts as missed
 # Orientation of the grip site when the gripper points straight down, fingers along y.
 GRIPPER_DOWN = Rotation.from_matrix([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
 # Where to grip, relative to the object's origin [m].
 GRIP_Z = {'red_cube': 0.0, 'green_cube': 0.0, 'can': 0.012, 'bread': 0.002, 'lemon': 0.0}
+
+# Phase, hand target [3] world m, gripper command, place the thought names, following phase.
+Choice = tuple[str, NDArray[np.float64], float, NDArray[np.float64], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,8 @@ class TabletopExpert:
         self._releasing = 0
         self._bias = np.zeros(3)
         self._was_held = False
+        self._closing = 0
+        self._yaw = 0.0
 
     def act(self) -> ExpertStep:
         """Return the next action for the present state of the environment."""
@@ -68,6 +74,8 @@ class TabletopExpert:
             place, following = target, 'wait'
         else:
             goal = remaining[0]
+            if not scene.held(goal.object):
+                self._yaw = self._grip_yaw(goal.object)
             decide = self._push if goal.verb == 'push' else self._pick_and_place
             phase, target, gripper, place, following = decide(goal)
         finished = [g.object for g in task.goals if g not in remaining]
@@ -80,6 +88,18 @@ class TabletopExpert:
             place=place - self.env.base_position, following=following, move=target - hand)
         return ExpertStep(self._servo(target, gripper, phase), thought.text(), phase)
 
+    def _axis(self, name: str) -> NDArray[np.float64]:
+        scene = self.env.scene
+        return scene.sim.data.body_xmat[scene.body_ids[name]].reshape(3, 3)[:, 2]
+
+    def _grip_yaw(self, name: str) -> float:
+        """Return the hand's yaw [rad]: zero, but across a can that has toppled."""
+        axis = self._axis(name)
+        if name != 'can' or abs(axis[2]) > 0.7:
+            return 0.0
+        yaw = np.arctan2(axis[1], axis[0])  # fingers close along y of the hand
+        return float((yaw + np.pi / 2) % np.pi - np.pi / 2)
+
     def _hand(self) -> NDArray[np.float64]:
         scene = self.env.scene
         return np.array(scene.sim.data.site_xpos[scene.robots[0].eef_site_id])
@@ -90,10 +110,11 @@ class TabletopExpert:
                    for i in scene.robots[0]._ref_gripper_joint_pos_indexes]
         return float(fingers[0] - fingers[1])
 
-    def _pick_and_place(self, goal: Goal) -> tuple:
+    def _pick_and_place(self, goal: Goal) -> Choice:
         scene, hand, opening = self.env.scene, self._hand(), self._opening()
         at = scene.position(goal.object)
-        grip = at + [0.0, 0.0, GRIP_Z[goal.object]]
+        upright = abs(self._axis(goal.object)[2]) > 0.7
+        grip = at + [0.0, 0.0, GRIP_Z[goal.object] if upright else 0.0]
         held = scene.held(goal.object)
         near = np.linalg.norm(hand - grip) < 0.03
 
@@ -108,16 +129,18 @@ class TabletopExpert:
             self._releasing = 0
         if self._was_held and not held:
             self._trouble, self._was_held = 'dropped', False
-        if opening < EMPTY and self._trouble is None:
+        if (opening < EMPTY or self._closing > GRASP_PATIENCE) and self._trouble is None:
             self._trouble = 'missed'
         if self._trouble and opening < WIDE:
             self._descending = False
             up = np.array([hand[0], hand[1], min(hand[2] + 0.05, CARRY_Z)])
             return 'retry', up, OPEN, at, 'reach'
         self._trouble = None
-        return self._approach(goal, hand, opening, at, grip, near)
+        choice = self._approach(hand, opening, at, grip)
+        self._closing = self._closing + 1 if choice[0] == 'grasp' else 0
+        return choice
 
-    def _approach(self, goal, hand, opening, at, grip, near) -> tuple:
+    def _approach(self, hand, opening: float, at, grip) -> Choice:
         off = np.linalg.norm(hand[:2] - grip[:2])
         if self._descending and (off > 0.035 or hand[2] > grip[2] + HOVER + 0.06):
             self._descending = False
@@ -135,7 +158,7 @@ class TabletopExpert:
                 return 'lower', grip, OPEN, at, 'grasp'
         return 'grasp', grip, CLOSE, at, 'lift'
 
-    def _deliver(self, goal: Goal, hand, at) -> tuple:
+    def _deliver(self, goal: Goal, hand, at) -> Choice:
         scene = self.env.scene
         self._descending = False
         to = scene.position(goal.destination) + self._share(goal)
@@ -150,8 +173,7 @@ class TabletopExpert:
             elif hand[2] < FREE_Z and off > 0.04:
                 return 'lift', np.array([hand[0], hand[1], CARRY_Z + 0.01]), CLOSE, at, 'carry'
             else:
-                following = 'place'
-                return 'carry', above, CLOSE, to, following
+                return 'carry', above, CLOSE, to, 'place'
         if goal.verb == 'stack':
             low = to[2] + 2 * CUBE_HALF + 0.002 - offset[2]
         else:
@@ -168,7 +190,7 @@ class TabletopExpert:
             return np.zeros(3)
         return np.array([-0.035 if goal == sharing[0] else 0.035, 0.0, 0.0])
 
-    def _push(self, goal: Goal) -> tuple:
+    def _push(self, goal: Goal) -> Choice:
         scene, hand, opening = self.env.scene, self._hand(), self._opening()
         at, to = scene.position(goal.object), scene.position(goal.destination)
         side = np.sign(to[1] - at[1])
@@ -178,7 +200,7 @@ class TabletopExpert:
             end = np.array([0.5 * (at[0] + to[0]), to[1] + side * 0.020, low[2]])
             return 'push', end, OPEN, to, 'wait'
         phase, target, gripper, place, following = self._approach(
-            goal, hand, opening, at, low, False)
+            hand, opening, at, low)
         if phase == 'grasp':
             return 'lower', low, OPEN, at, 'push'
         return phase, target, OPEN, place, 'push' if phase == 'lower' else following
@@ -195,6 +217,6 @@ class TabletopExpert:
         linear *= min(1.0, limit / max(np.abs(linear).max(), 1e-9))
         now = Rotation.from_matrix(
             scene.sim.data.site_xmat[scene.robots[0].eef_site_id].reshape(3, 3))
-        turn = (GRIPPER_DOWN * now.inv()).as_rotvec() / 0.5
+        turn = (Rotation.from_euler('z', self._yaw) * GRIPPER_DOWN * now.inv()).as_rotvec() / 0.5
         turn *= min(1.0, 0.4 / max(np.abs(turn).max(), 1e-9))
         return np.concatenate([linear, turn, [gripper]]).clip(-1, 1).astype(np.float32)

@@ -23,7 +23,7 @@ class Goal:
         to = scene.position(self.destination)
         off = np.abs(at[:2] - to[:2])
         if self.verb == 'put':
-            inside = off.max() < BIN_HALF and at[2] < TABLE_TOP + BIN_HEIGHT + 0.02
+            inside = off.max() < BIN_HALF and at[2] < TABLE_TOP + BIN_HEIGHT + 0.035
             return bool(inside) and not scene.held(self.object)
         if self.verb == 'stack':
             level = abs(at[2] - to[2] - 2 * CUBE_HALF) < 0.006
