@@ -93,7 +93,7 @@ class SimBridge(ros.Node):
         self._action_at = 0.0
 
         sensor = ros.qos_profile_sensor_data
-        self._clock = self.create_publisher(Clock, '/clock', wire.LATEST)
+        self._clock_topic = self.create_publisher(Clock, '/clock', wire.LATEST)
         self._cameras = {name: self.create_publisher(Image, f'image_{name}', sensor)
                          for name in CAMERAS}
         self._joints = self.create_publisher(JointState, 'joint_states', sensor)
@@ -146,7 +146,7 @@ class SimBridge(ros.Node):
 
     def _on_action(self, message: JointTrajectory) -> None:
         points = message.points
-        action = np.asarray(points[0].positions if len(points) else [], np.float64)
+        action = np.array(points[0].positions if len(points) else [], np.float64)
         if action.shape != (7,) or not np.isfinite(action).all():
             self.get_logger().error('action is not one point of 7 finite numbers: ignored')
             return
@@ -203,7 +203,7 @@ class SimBridge(ros.Node):
         """Publish the present moment; with ``look`` also what the cameras see, if watched."""
         self._asked = time.monotonic()
         stamp, obs = wire.time_message(self._now), self._obs
-        self._clock.publish(Clock(clock=stamp))
+        self._clock_topic.publish(Clock(clock=stamp))
         head = wire.header(self._now, 'base')
         fingers = np.abs(obs['robot0_gripper_qpos'])
         self._joints.publish(JointState(
