@@ -9,6 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from dtvla_ros.errors import UserError
+from dtvla_ros.middleware.topic_cli import app as topic_app
 
 app = typer.Typer(
     name='dtvla',
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={'help_option_names': ['-h', '--help']},
 )
+app.add_typer(topic_app)
 
 Suite = Annotated[str, typer.Option(help='Scenes and tasks.')]
 Tasks = Annotated[

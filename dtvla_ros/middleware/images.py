@@ -97,7 +97,7 @@ def compressed_to_numpy(message: Any) -> NDArray[np.uint8]:
         raise ImageError(f'{message.format!r} data of {data.size} bytes: {error}') from error
     if bgr is None:
         raise ImageError(f'{message.format!r} data of {data.size} bytes cannot be decoded')
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def _bulk(data: NDArray[np.uint8]) -> Any:
@@ -112,8 +112,10 @@ def _bulk(data: NDArray[np.uint8]) -> Any:
 
 def numpy_to_image(array: NDArray[Any], stamp: Any, frame_id: str = '',
                    encoding: str = 'rgb8') -> Any:
-    """Return sensor_msgs/Image of uint8 [H, W, 3] ('rgb8', 'bgr8'), [H, W] ('mono8') or
-    float32 [H, W] ('32FC1'); ``stamp`` is a Time message. Raise ImageError if they disagree.
+    """Return sensor_msgs/Image of an array; ``stamp`` is a Time message.
+
+    uint8 [H, W, 3] ('rgb8', 'bgr8'), uint8 [H, W] ('mono8') or float32 [H, W] ('32FC1'). Raise
+    ImageError if array and encoding disagree.
     """
     expected = {'rgb8': (3, np.uint8), 'bgr8': (3, np.uint8), 'mono8': (1, np.uint8),
                 '32FC1': (1, np.float32)}

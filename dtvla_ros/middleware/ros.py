@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 import sys
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from dtvla_ros.errors import UserError
@@ -16,14 +16,30 @@ from .signals import SignalWatch
 
 if TYPE_CHECKING or BACKEND == 'dds':
     from .dds.rclpy_names import *  # noqa: F403
-    from .dds.rclpy_names import (ExternalShutdownException, init, InvalidParameterTypeException,
-                                  InvalidParameterValueException, Node, ok, SignalHandlerOptions,
-                                  SingleThreadedExecutor, try_shutdown)
+    from .dds.rclpy_names import (
+        ExternalShutdownException,
+        InvalidParameterTypeException,
+        InvalidParameterValueException,
+        Node,
+        SignalHandlerOptions,
+        SingleThreadedExecutor,
+        init,
+        ok,
+        try_shutdown,
+    )
 else:
     from .rclpy_names import *  # noqa: F403
-    from .rclpy_names import (ExternalShutdownException, init, InvalidParameterTypeException,
-                              InvalidParameterValueException, Node, ok, SignalHandlerOptions,
-                              SingleThreadedExecutor, try_shutdown)
+    from .rclpy_names import (
+        ExternalShutdownException,
+        InvalidParameterTypeException,
+        InvalidParameterValueException,
+        Node,
+        SignalHandlerOptions,
+        SingleThreadedExecutor,
+        init,
+        ok,
+        try_shutdown,
+    )
 
 
 def run(factory: Callable[[], Node], args: Sequence[str] | None = None) -> int:

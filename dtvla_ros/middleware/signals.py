@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any
 
 _HANDLED = (signal.SIGINT, signal.SIGTERM)

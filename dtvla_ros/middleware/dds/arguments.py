@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dtvla_ros.errors import UserError
 
-from .names import parse_remap, Remap
+from .names import Remap, parse_remap
 from .parameter_file import Override, parse_override, read_parameter_file
 
 _LEVELS = ('debug', 'info', 'warn', 'error', 'fatal')

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from enum import IntEnum
 from functools import total_ordering
-import threading
-import time
 from typing import Any
 
 from .types import message_class

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable, Sequence
-from enum import IntEnum
 import os
 import struct
 import sys
 import threading
+from collections.abc import Callable, Sequence
+from enum import IntEnum
 from typing import Any
 
 from cyclonedds.core import Policy, Qos

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import sys
+from collections.abc import Mapping
 from xml.sax.saxutils import quoteattr
 
 from dtvla_ros.errors import UserError
@@ -29,7 +29,8 @@ def cyclone_config(environment: Mapping[str, str]) -> str:
     """
     wanted = environment.get('ROS_AUTOMATIC_DISCOVERY_RANGE', '').upper() or 'LOCALHOST'
     if wanted not in RANGES:
-        raise UserError(f'ROS_AUTOMATIC_DISCOVERY_RANGE={wanted!r}: use one of {", ".join(RANGES)}')
+        raise UserError(f'ROS_AUTOMATIC_DISCOVERY_RANGE={wanted!r}: '
+                        f'use one of {", ".join(RANGES)}')
     peers = [peer for peer in environment.get('ROS_STATIC_PEERS', '').split(';') if peer]
     loopback = wanted == 'LOCALHOST' and not peers
     general = '<AllowMulticast>false</AllowMulticast>'

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import struct
 import threading
 import time
-from typing import Any, TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from cyclonedds.core import Qos
 from cyclonedds.pub import DataWriter
 from cyclonedds.sub import DataReader
 from cyclonedds.topic import Topic
-import numpy as np
 
 from . import types
 from .message import Message
-from .qos import cyclone_qos, QoSProfile
-from .transport import guid, matched_count, RawReader, RawWriter
+from .qos import QoSProfile, cyclone_qos
+from .transport import RawReader, RawWriter, guid, matched_count
 
 if TYPE_CHECKING:
     from .node import Node

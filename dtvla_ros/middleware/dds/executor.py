@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
-import time
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cyclonedds.core import GuardCondition as DdsGuardCondition
 
 from .context import ExternalShutdownException, get_default_context
-from .transport import close_entity, FOREVER, trigger, WaitSet
+from .transport import FOREVER, WaitSet, close_entity, trigger
 
 if TYPE_CHECKING:
     from .endpoints import Future

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 import threading
-from typing import Any, TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from cyclonedds.builtin import BuiltinDataReader
-from cyclonedds.builtin import BuiltinTopicDcpsPublication, BuiltinTopicDcpsSubscription
+import numpy as np
+from cyclonedds.builtin import (
+    BuiltinDataReader,
+    BuiltinTopicDcpsPublication,
+    BuiltinTopicDcpsSubscription,
+)
 from cyclonedds.core import InstanceState, Policy
 from cyclonedds.domain import DomainParticipant
 from cyclonedds.pub import DataWriter
 from cyclonedds.sub import DataReader
 from cyclonedds.topic import Topic
-import numpy as np
 
-from .qos import cyclone_qos, DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
-from .transport import close_entity, guid, RawReader, RawWriter
+from .qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy, cyclone_qos
+from .transport import RawReader, RawWriter, close_entity, guid
 from .types import deserialize, idl_struct, message_class, ros_type_name, serialize
 
 if TYPE_CHECKING:
@@ -39,8 +42,9 @@ class NodeAnnouncer:
         """Start with no node."""
         self._participant = participant
         # No type hash in USER_DATA: rosbags computes another one for this type than ROS does.
-        self._writer: DataWriter | None = DataWriter(participant, _info_topic(participant), qos=cyclone_qos(
-            QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)))
+        qos = cyclone_qos(QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
+        self._writer: DataWriter | None = DataWriter(
+            participant, _info_topic(participant), qos=qos)
         self._raw = RawWriter(self._writer)
         self._nodes: list[Node] = []
         self._lock = threading.Lock()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
 import sys
 import threading
 import time
+from enum import IntEnum
 from types import CodeType
 
 

@@ -41,6 +41,7 @@ class Message:
     __slots__ = ('__weakref__',)
     __msgtype__: str = ''
     _fields: dict[str, tuple[Check, Callable[[], Any]]] = {}
+    _types: dict[str, str] = {}
 
     def __init__(self, **values: Any) -> None:
         """Set the named fields, the others to their defaults."""
@@ -66,8 +67,8 @@ class Message:
 
     @classmethod
     def get_fields_and_field_types(cls) -> dict[str, str]:
-        """Return the field names in order (values are only informative)."""
-        return {name: 'field' for name in cls._fields}
+        """Return each field's type as rclpy spells it, such as 'sequence<double>'."""
+        return dict(cls._types)
 
     def __eq__(self, other: object) -> bool:
         """Compare field by field."""
@@ -214,7 +215,20 @@ def build_class(name: str, definition: Any, resolve: Callable[[str], type[Messag
               for key, base, value in constants}
     return type(name.split('/')[-1], (Message,), {
         '__slots__': tuple(entries), '__module__': name.replace('/', '.').rsplit('.', 1)[0],
-        '__doc__': f'{name}.', '__msgtype__': name, '_fields': entries, **values})
+        '__doc__': f'{name}.', '__msgtype__': name, '_fields': entries,
+        '_types': {normalize_fieldname(field): _spell(desc) for field, desc in fields},
+        **values})
+
+
+def _spell(desc: Any) -> str:
+    kind, inner = desc
+    if kind == Nodetype.BASE:
+        return {'bool': 'boolean', 'float32': 'float', 'float64': 'double', 'byte': 'octet',
+                'char': 'uint8'}.get(inner[0], inner[0])
+    if kind == Nodetype.NAME:
+        return inner.replace('/msg/', '/')
+    item = _spell(inner[0])
+    return f'{item}[{inner[1]}]' if kind == Nodetype.ARRAY else f'sequence<{item}>'
 
 
 def builder(cls: type[Message]) -> Callable[..., Message]:

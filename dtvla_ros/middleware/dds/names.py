@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 import re
+from dataclasses import dataclass
 
 from dtvla_ros.errors import UserError
 
@@ -14,7 +14,8 @@ _NAME = re.compile(r'(~(?=/|$))?/?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*
 def check_node_name(name: str) -> str:
     """Return ``name`` or raise UserError."""
     if not _TOKEN.fullmatch(name):
-        raise UserError(f'node name {name!r}: use letters, digits and _, not starting with a digit')
+        raise UserError(f'node name {name!r}: use letters, digits and _, '
+                        'not starting with a digit')
     return name
 
 

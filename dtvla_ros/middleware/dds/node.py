@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .clock import Clock, ROSClock
-from .context import Context, get_default_context, NotInitializedException
+from .context import Context, NotInitializedException, get_default_context
 from .endpoints import Client, Publisher, Service, Subscription
 from .executor import GuardCondition
 from .graph import EndpointInfo
 from .logging import Logger
 from .message import Message
-from .names import check_node_name, normalize_namespace, Remapper
+from .names import Remapper, check_node_name, normalize_namespace
 from .parameter_file import Override
 from .parameter_services import ParameterServices
 from .parameters import OnSet, Parameter, ParameterStore
-from .qos import as_profile, QoSProfile, ReliabilityPolicy
+from .qos import QoSProfile, ReliabilityPolicy, as_profile
 from .timer import Timer
 from .transport import close_entity
 from .types import message_class
@@ -60,7 +60,7 @@ class Node:
                       for parameter in parameter_overrides or ()]
         self.parameters = ParameterStore(self._name, overrides)
         ParameterServices(self)
-        self._follow_clock(self.declare_parameter('use_sim_time', False).value)
+        self._follow_clock(bool(self.declare_parameter('use_sim_time', False).value))
         self.add_on_set_parameters_callback(self._on_set_use_sim_time)
         if automatically_declare_parameters_from_overrides:
             for override in list(self.parameters.overrides.values()):
@@ -168,13 +168,14 @@ class Node:
 
     def readers(self) -> Iterable[Any]:
         """Return the DDS readers that belong to the node."""
-        for endpoint in (*self._subscriptions, *self._services, *self._clients):
-            yield endpoint.source.reader
+        ends: tuple[Any, ...] = (*self._subscriptions, *self._services, *self._clients)
+        yield from (end.source.reader for end in ends)
 
     def writers(self) -> Iterable[Any]:
         """Return the DDS writers that belong to the node."""
+        ends: tuple[Any, ...] = (*self._services, *self._clients)
         yield from (publisher.writer for publisher in self._publishers)
-        yield from (endpoint.end.writer for endpoint in (*self._services, *self._clients))
+        yield from (end.end.writer for end in ends)
 
     def declare_parameter(self, name: str, value: Any = None, descriptor: Any = None,
                           ignore_override: bool = False) -> Parameter:
@@ -185,7 +186,8 @@ class Node:
                            ignore_override: bool = False) -> list[Parameter]:
         """Declare (name, default[, descriptor]) tuples under a prefix."""
         prefix = f'{namespace}.' if namespace else ''
-        return [self.declare_parameter(f'{prefix}{name}', *rest, ignore_override=ignore_override)
+        return [self.declare_parameter(f'{prefix}{name}', rest[0] if rest else None,
+                                       rest[1] if len(rest) > 1 else None, ignore_override)
                 for name, *rest in parameters]
 
     def has_parameter(self, name: str) -> bool:
@@ -223,7 +225,7 @@ class Node:
     def _on_set_use_sim_time(self, parameters: list[Parameter]) -> Any:
         for parameter in parameters:
             if parameter.name == 'use_sim_time':
-                self._follow_clock(parameter.value)
+                self._follow_clock(bool(parameter.value))
         return message_class('rcl_interfaces/msg/SetParametersResult')(successful=True)
 
     def _follow_clock(self, simulated: bool) -> None:
@@ -316,10 +318,11 @@ class Node:
         self.context.announcer.remove(self)
         for timer in list(self._timers):
             self.destroy_timer(timer)
-        for destroy, owned in ((self.destroy_publisher, self._publishers),
-                               (self.destroy_subscription, self._subscriptions),
-                               (self.destroy_service, self._services),
-                               (self.destroy_client, self._clients),
-                               (self.destroy_guard_condition, self._guards)):
+        owners: tuple[tuple[Callable[[Any], bool], list[Any]], ...] = (
+            (self.destroy_publisher, self._publishers),
+            (self.destroy_subscription, self._subscriptions),
+            (self.destroy_service, self._services), (self.destroy_client, self._clients),
+            (self.destroy_guard_condition, self._guards))
+        for destroy, owned in owners:
             for item in list(owned):
-                destroy(item)  # type: ignore[operator]
+                destroy(item)

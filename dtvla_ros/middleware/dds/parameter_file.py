@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-import re
 from typing import Any
 
-from dtvla_ros.errors import UserError
 import yaml
+
+from dtvla_ros.errors import UserError
 
 _BOOLS = {'true': True, 'yes': True, 'on': True, 'y': True,
           'false': False, 'no': False, 'off': False, 'n': False}

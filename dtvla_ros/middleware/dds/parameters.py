@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import array
+import threading
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-import threading
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ from .message import Message
 from .parameter_file import Override
 from .types import message_class
 
-ParameterDescriptor = message_class('rcl_interfaces/msg/ParameterDescriptor')
-SetParametersResult = message_class('rcl_interfaces/msg/SetParametersResult')
+ParameterDescriptor: Any = message_class('rcl_interfaces/msg/ParameterDescriptor')
+SetParametersResult: Any = message_class('rcl_interfaces/msg/SetParametersResult')
 _ParameterValue = message_class('rcl_interfaces/msg/ParameterValue')
 _ParameterMessage = message_class('rcl_interfaces/msg/Parameter')
 

@@ -1,17 +1,38 @@
 """Everything ``middleware.ros`` hands out when it runs on Cyclone DDS."""
 
 from .clock import Clock, ClockType, Duration, Time
-from .context import (ExternalShutdownException, init, ok, shutdown, SignalHandlerOptions,
-                      try_shutdown)
+from .context import (
+                      ExternalShutdownException,
+                      SignalHandlerOptions,
+                      init,
+                      ok,
+                      shutdown,
+                      try_shutdown,
+)
 from .endpoints import Client, Future, Publisher, Service, Subscription
-from .executor import (GuardCondition, SingleThreadedExecutor, spin, spin_once,
-                       spin_until_future_complete)
-from .logging import get_logger, LoggingSeverity
+from .executor import (
+                      GuardCondition,
+                      SingleThreadedExecutor,
+                      spin,
+                      spin_once,
+                      spin_until_future_complete,
+)
+from .logging import LoggingSeverity, get_logger
 from .node import Node
-from .parameters import (InvalidParameterTypeException, InvalidParameterValueException, Parameter,
-                         ParameterAlreadyDeclaredException, ParameterNotDeclaredException)
-from .qos import (DurabilityPolicy, HistoryPolicy, qos_profile_sensor_data, QoSProfile,
-                  ReliabilityPolicy)
+from .parameters import (
+                      InvalidParameterTypeException,
+                      InvalidParameterValueException,
+                      Parameter,
+                      ParameterAlreadyDeclaredException,
+                      ParameterNotDeclaredException,
+)
+from .qos import (
+                      DurabilityPolicy,
+                      HistoryPolicy,
+                      QoSProfile,
+                      ReliabilityPolicy,
+                      qos_profile_sensor_data,
+)
 from .timer import Timer
 
 __all__ = [

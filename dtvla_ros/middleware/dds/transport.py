@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import ctypes as ct
 import weakref
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 from cyclonedds import internal
-from cyclonedds.core import Entity, GuardCondition, ReadCondition
-from cyclonedds.core import InstanceState, SampleState, ViewState
+from cyclonedds.core import (
+    Entity,
+    GuardCondition,
+    InstanceState,
+    Qos,
+    ReadCondition,
+    SampleState,
+    ViewState,
+)
 from cyclonedds.domain import DomainParticipant
 from cyclonedds.internal import dds_c_t
-import numpy as np
+from cyclonedds.sub import DataReader
 
 from dtvla_ros.errors import UserError
 
@@ -36,7 +46,7 @@ class TransportError(RuntimeError):
 def _load() -> ct.CDLL:
     library = internal.DDS._dll_handle
     entity, pointer = ct.c_int32, ct.c_void_p
-    signatures = {
+    signatures: dict[str, tuple[list[Any], Any]] = {
         'dds_get_entity_sertype': ([entity, ct.POINTER(pointer)], ct.c_int32),
         'ddsi_serdata_from_ser_iov':
             ([pointer, ct.c_int, ct.c_size_t, ct.POINTER(_Iovec), ct.c_size_t], pointer),
@@ -61,13 +71,12 @@ def _load() -> ct.CDLL:
     }
     for name, (arguments, result) in signatures.items():
         # A private handle per function: Cyclone's own wrappers set other argument types.
-        function = getattr(library, name)
-        function = ct.CFUNCTYPE(result, *arguments)(ct.cast(function, ct.c_void_p).value)
-        _CALLS[name] = function
+        address = ct.cast(getattr(library, name), ct.c_void_p).value
+        _CALLS[name] = ct.CFUNCTYPE(result, *arguments)(address)  # type: ignore[misc,arg-type]
     return library
 
 
-_CALLS: dict[str, ct._CFuncPtr] = {}
+_CALLS: dict[str, Callable[..., Any]] = {}
 _LIBRARY = _load()
 
 
@@ -100,7 +109,7 @@ class RawWriter:
         _call('dds_get_entity_sertype', writer._ref, ct.byref(sertype))
         self._sertype = sertype
 
-    def write(self, *parts: memoryview | bytes | np.ndarray) -> None:
+    def write(self, *parts: memoryview | bytes | bytearray | np.ndarray) -> None:
         """Send the concatenation of ``parts`` (the first starts with the CDR header).
 
         Raise TransportError when the writer is gone.
@@ -125,7 +134,7 @@ class RawWriter:
 class RawReader:
     """Takes serialised samples from one reader."""
 
-    def __init__(self, reader: Entity) -> None:
+    def __init__(self, reader: DataReader[Any]) -> None:
         """Wrap a cyclonedds DataReader."""
         self.reader = reader
         self.condition = ReadCondition(reader, ANY)
@@ -198,7 +207,7 @@ def trigger(guard: GuardCondition, value: bool) -> None:
     _CALLS['dds_set_guardcondition'](guard._ref, value)
 
 
-def create_participant(domain_id: int, qos: object) -> DomainParticipant:
+def create_participant(domain_id: int, qos: Qos) -> DomainParticipant:
     """Join a domain; raise UserError with the remedy when that is refused."""
     try:
         return DomainParticipant(domain_id, qos=qos)

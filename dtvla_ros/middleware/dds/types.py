@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any, Protocol
 
 from cyclonedds.idl import IdlStruct, make_idl_struct
 from cyclonedds.idl import types as idl
 from rosbags.interfaces import Nodetype
 from rosbags.serde import SerdeError
-from rosbags.typesys import get_types_from_msg, get_typestore, Stores
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from .definitions import DEFAULTS, SERVICES
-from .message import build_class, builder, Message
+from .message import Message, build_class, builder
 
 _STORE = get_typestore(Stores.ROS2_JAZZY)
 for _service, _texts in SERVICES.items():
@@ -40,7 +40,7 @@ class ServiceType(Protocol):
     Response: type[Message]
 
 
-@lru_cache(maxsize=None)
+@cache
 def message_class(name: str) -> type[Message]:
     """Return the class of 'pkg/msg/Type'; raise KeyError if the type is not known."""
     cls = build_class(name, _STORE.fielddefs[name], message_class, DEFAULTS.get(name, {}))
@@ -50,7 +50,7 @@ def message_class(name: str) -> type[Message]:
     return cls
 
 
-@lru_cache(maxsize=None)
+@cache
 def service_class(name: str) -> type[ServiceType]:
     """Return the class of 'pkg/srv/Type' with ``Request`` and ``Response``."""
     return type(name.split('/')[-1], (), {
@@ -80,7 +80,7 @@ def deserialize(data: bytes | memoryview, cls: type[Message]) -> Message:
         raise MalformedMessage(f'{cls.__msgtype__}: {error}') from error
 
 
-@lru_cache(maxsize=None)
+@cache
 def ends_with_bytes(name: str) -> str | None:
     """Return the name of the last field if it is ``uint8[]`` (pictures), else None."""
     fields = _STORE.fielddefs[name][1]
@@ -102,7 +102,7 @@ def ros_type_name(name: str) -> str:
     return f'{parts[0]}/{parts[1]}/{parts[3].removesuffix("_")}'
 
 
-@lru_cache(maxsize=None)
+@cache
 def idl_struct(name: str, with_request_header: bool = False) -> type[IdlStruct]:
     """Return the Cyclone DDS type; service types carry the caller's identity in front."""
     fields: dict[str, Any] = {}
@@ -118,17 +118,19 @@ def _idl_field(desc: Any) -> Any:
     if kind == Nodetype.BASE:
         base, bound = inner
         if base == 'string':
-            return idl.bounded_str[bound] if bound else str
+            return idl.bounded_str[bound] if bound else str  # type: ignore[misc]
         return _PRIMITIVES[base]
     if kind == Nodetype.NAME:
         return idl_struct(inner)
     item = _idl_field(inner[0])
     if kind == Nodetype.ARRAY:
-        return idl.array[item, inner[1]]
-    return idl.sequence[item, inner[1]] if inner[1] else idl.sequence[item]
+        return idl.array[item, inner[1]]  # type: ignore[misc]
+    if inner[1]:
+        return idl.sequence[item, inner[1]]  # type: ignore[misc]
+    return idl.sequence[item]  # type: ignore[misc]
 
 
-@lru_cache(maxsize=None)
+@cache
 def type_hash(name: str) -> bytes:
     """Return the endpoint USER_DATA that carries the type's RIHS01 hash."""
     return f'typehash={_STORE.hash_rihs01(name)};'.encode()

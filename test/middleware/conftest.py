@@ -1,0 +1,66 @@
+"""A ROS domain of our own for every test process, and nodes that clean up after themselves."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ['ROS_DOMAIN_ID'] = str(random.SystemRandom().randint(1, 100))
+PEER = Path(__file__).with_name('peer.py')
+
+
+@pytest.fixture
+def start_peer() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start ``peer.py`` as a second process; it is killed at the end of the test."""
+    running: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen([sys.executable, str(PEER), *arguments], text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        running.append(process)
+        return process
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def make_node() -> Iterator[Callable[..., Any]]:
+    """Initialise with arguments and make nodes; everything is shut down afterwards."""
+    from dtvla_ros.middleware import ros
+
+    nodes: list[Any] = []
+
+    def make(name: str = 'tested', args: tuple[str, ...] = (), **options: Any) -> Any:
+        if not ros.ok():
+            ros.init(args=['test', *args])
+        nodes.append(ros.Node(name, **options))
+        return nodes[-1]
+    yield make
+    for node in nodes:
+        node.destroy_node()
+    ros.try_shutdown()
+
+
+@pytest.fixture
+def spin_until() -> Callable[..., bool]:
+    """Spin nodes until a condition holds; return whether it did in time."""
+    import time
+
+    from dtvla_ros.middleware import ros
+
+    def spin(condition: Callable[[], Any], *nodes: Any, timeout: float = 5.0) -> bool:
+        deadline = time.monotonic() + timeout
+        while not condition() and time.monotonic() < deadline:
+            for node in nodes:
+                ros.spin_once(node, timeout_sec=0.01)
+        return bool(condition())
+    return spin
