@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import time
@@ -16,14 +15,13 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation import report
 from dtvla_ros.evaluation.statistics import Rate, latency_summary
 from dtvla_ros.evaluation.video import Caption
+from dtvla_ros.policy.manifest import PolicyManifest
 
 from .processes import NodeProcesses
 from .recorder import Recorder
 from .screen import Screen
 
 CONFIG = 'config/sim.yaml'
-CONTROL_RATE = 20.0
-CAMERA_EVERY = 4  # control steps between pictures, as the policy looks
 SILENCE = 90.0  # longest wait for the next step of the simulation [s]
 VLA_REMAPS = ('image_primary', 'image_wrist', 'joint_states', 'ee_pose', 'instruction', 'estop')
 
@@ -47,9 +45,8 @@ def run_demo(
             f'seed {seed}: start states below {dtvla_sim.EVAL_SEED_START} belong to the '
             f'demonstrations; use {dtvla_sim.EVAL_SEED_START} or more')
     folder = share.find(policy)
-    manifest = folder / 'manifest.json'
-    if not manifest.is_file():
-        raise UserError(f'{manifest} does not exist; name the folder of an exported policy')
+    manifest = PolicyManifest.read(folder)
+    camera_every = frame_interval(manifest.action.replan_steps)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -61,7 +58,7 @@ def run_demo(
     from .watcher import Watcher
 
     screen = Screen()
-    recorder = Recorder(out / 'demo.mp4', out / 'demo.png', CONTROL_RATE / CAMERA_EVERY)
+    recorder = Recorder(out / 'demo.mp4', out / 'demo.png', manifest.action.rate_hz / camera_every)
 
     def on_frame(pictures: dict[str, Any], seen: Any) -> None:
         row = seen.episode
@@ -82,7 +79,7 @@ def run_demo(
         '/vla/reasoning', style='dim', highlight=False)
     try:
         with screen, NodeProcesses(out / 'logs') as nodes:
-            _start(nodes, folder, suite, tasks, episodes, seed, mode, engine)
+            _start(nodes, folder, suite, tasks, episodes, seed, mode, engine, camera_every)
             _watch(ros, watcher, nodes, screen)
     finally:
         watcher.destroy_node()
@@ -95,9 +92,14 @@ def run_demo(
     return result
 
 
+def frame_interval(replan_steps: int) -> int:
+    """Return control steps per frame: few enough for a film, and the policy's look among them."""
+    return next(k for k in (3, 2, 4, 5, replan_steps) if replan_steps % k == 0)
+
+
 def _start(
     nodes: NodeProcesses, folder: Path, suite: str, tasks: Sequence[str], episodes: int, seed: int,
-    mode: str, engine: str,
+    mode: str, engine: str, camera_every: int,
 ) -> None:
     config = ['--params-file', str(share.find(CONFIG))]
     quiet = {'OMP_NUM_THREADS': '1'}
@@ -109,7 +111,7 @@ def _start(
     nodes.start('sim_bridge', 'dtvla_ros.nodes.sim_bridge', [
         '--ros-args', *config, '-p', f'suite:={suite}', '-p', f'tasks:=[{", ".join(tasks)}]',
         '-p', f'episodes:={episodes}', '-p', f'seed:={seed}', '-p', 'lockstep:=true',
-        '-p', f'camera_every:={CAMERA_EVERY}'], quiet)
+        '-p', f'camera_every:={camera_every}'], quiet)
 
 
 def _watch(ros: Any, watcher: Any, nodes: NodeProcesses, screen: Screen) -> None:
@@ -138,7 +140,7 @@ def _watch(ros: Any, watcher: Any, nodes: NodeProcesses, screen: Screen) -> None
                 f'{seen.gate_reason}); see {nodes.log("sim_bridge").parent}')
 
 
-def _result(seen: Any, manifest: Path, policy: Path, seconds: float) -> dict[str, Any]:
+def _result(seen: Any, manifest: PolicyManifest, policy: Path, seconds: float) -> dict[str, Any]:
     tasks = list(dict.fromkeys(row['task'] for row in seen.episodes))
     rate = Rate.of(bool(row['success']) for row in seen.episodes).to_dict()
     return {
@@ -153,7 +155,7 @@ def _result(seen: Any, manifest: Path, policy: Path, seconds: float) -> dict[str
         'latency': latency_summary(seen.latency),
         'thoughts': seen.thoughts, 'commands': seen.commands,
         'seconds': round(seconds, 1),
-        'policy': {'path': str(policy), 'files': json.loads(manifest.read_text()).get('files')},
+        'policy': {'path': str(policy), 'files': dict(manifest.files)},
         'versions': report.versions(),
     }
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dtvla_ros import share
 from dtvla_ros.errors import UserError
+from dtvla_ros.policy.manifest import PolicyManifest
 
 from . import report, workers
 from .journal import Journal
@@ -50,13 +51,13 @@ def evaluate_policy(
         make_worker: Callable[..., Any] = workers.make_replay_worker
         setup: tuple[Any, ...] = (suite,)
     else:
-        from dtvla_ros.policy.manifest import load_policy
-
         folder = share.find(policy)
-        _, _, manifest = load_policy(folder, engine=engine, threads=1)
+        manifest = PolicyManifest.read(folder)
+        for name in manifest.files:
+            manifest.verified(folder, name)
         settings |= {
             'policy': str(policy), 'engine': engine, 'files': dict(manifest.files),
-            'replan_steps': replan_steps or manifest.replan_steps,
+            'replan_steps': replan_steps or manifest.action.replan_steps,
         }
         make_worker = workers.make_policy_worker
         setup = (workers.PolicySetup(

@@ -82,7 +82,8 @@ def run_episode(
     while not done and step < max_steps:
         observation = observation_from_sim(obs, info, env, step)
         decision = decide(observation)
-        for phase, seconds in decision.timings.items():
+        timings = {**decision.timings, 'total': sum(decision.timings.values())}
+        for phase, seconds in timings.items():
             latency.setdefault(phase, []).append(round(seconds, 6))
         thoughts.append(decision.reasoning)
         cut += decision.outcome == 'cut'

@@ -32,16 +32,16 @@ class PolicySetup:
 def make_policy_worker(setup: PolicySetup) -> Callable[[Job], EpisodeResult]:
     """Build simulator and policy once; serve episodes."""
     import dtvla_sim
+    from dtvla_ros.engine.load import load_policy
     from dtvla_ros.engine.think_act import ThinkAct
-    from dtvla_ros.policy.manifest import load_policy
 
     engine, transform, manifest = load_policy(setup.policy, engine=setup.engine, threads=1)
     env = dtvla_sim.make(setup.suite)
-    replan = setup.replan_steps or manifest.replan_steps
+    replan = setup.replan_steps or manifest.action.replan_steps
 
     def serve(job: Job) -> EpisodeResult:
         task, seed = job
-        thinker = ThinkAct(engine, transform, mode=setup.mode, seed=seed)
+        thinker = ThinkAct(engine, transform, setup.mode, manifest.max_thought_tokens, seed=seed)
         film = FailureFilm(setup.video, task, seed, env.control_rate / replan)
         result = run_episode(
             env, thinker.decide, task, seed, replan, env.max_steps, film.on_decision)
