@@ -66,9 +66,14 @@ def demo(
 
     `dtvla demo --mode masked --out out/masked` the same arm without a thought
     """
+    from dtvla_ros.demo.processes import NodeDied
     from dtvla_ros.demo.run import run_demo
 
-    run_demo(policy, _names(tasks), episodes, seed, out, mode=mode, engine=engine)
+    try:
+        run_demo(policy, _names(tasks), episodes, seed, out, mode=mode, engine=engine)
+    except NodeDied as error:
+        print(f'error: {error}', file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
 @app.command('eval')
@@ -194,6 +199,60 @@ def collect(
         drop_share=drop_share, shove_share=shove_share, short_share=short_share), workers)
     print(f'{out}: {info["total_episodes"]} episodes, {info["total_frames"]} frames, '
           f'{info["total_tasks"]} tasks')
+
+
+train = typer.Typer(
+    help='Train policies: supervised fine-tuning.', no_args_is_help=True,
+    rich_markup_mode='markdown', context_settings={'help_option_names': ['-h', '--help']})
+app.add_typer(train, name='train')
+
+
+@train.command('sft')
+def train_sft(
+    data: Annotated[list[Path], typer.Option(help='Dataset folder; repeat for several.')],
+    out: Annotated[Path, typer.Option(help='Folder of the run.', file_okay=False)],
+    config: Annotated[Path, typer.Option(help='Recipe.', dir_okay=False)] = Path(
+        'config/train/nano.yaml'
+    ),
+    init: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help='Begin with the weights of this run or safetensors file.'),
+    ] = None,
+    minutes: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0.01, help='Training time (or give --steps).'),
+    ] = None,
+    steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help='Optimizer steps (or give --minutes).'),
+    ] = None,
+    eval_episodes: Annotated[
+        int, typer.Option(min=0, help='Held-out episodes per task at each evaluation.')] = 1,
+    eval_every: Annotated[float, typer.Option(help='Minutes between evaluations.')] = 10.0,
+    threads: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help='CPU threads. [default: all cores]'),
+    ] = None,
+) -> None:
+    """Teach a policy the demonstrations' thoughts and actions.
+
+    Repeat the command to go on where it stopped; Ctrl-C saves first. Watch it with
+    `tensorboard --logdir RUN/tensorboard`. Under `accelerate launch` it trains on many GPUs.
+
+    **Examples**
+
+    `dtvla train sft --data data/tabletop --out runs/nano --minutes 30`
+
+    `dtvla train sft --data data/a --data data/b --out runs/more --init runs/nano --minutes 10`
+    """
+    from dtvla_ros.training.config import SftConfig
+    from dtvla_ros.training.sft import SftRun
+    from dtvla_ros.training.sft import train_sft as run
+
+    run(SftConfig.read(config), SftRun(
+        data=tuple(data), out=out, init=init, minutes=minutes, steps=steps,
+        evaluate_every=eval_every, episodes=eval_episodes, threads=threads))
+    print(f'{out}: trained; next: dtvla export {out} --out models/nano')
 
 
 def _names(text: str | None) -> tuple[str, ...]:

@@ -17,6 +17,10 @@ from dtvla_ros.errors import UserError
 _PR_SET_PDEATHSIG = 1
 
 
+class NodeDied(Exception):
+    """A node ended that should not have; says how, and its last words."""
+
+
 def _end_with_parent() -> None:
     """Ask Linux for SIGTERM when the parent dies, so that a killed demo leaves no arm running."""
     if sys.platform == 'linux':
@@ -59,7 +63,7 @@ class NodeProcesses:
         ------
         UserError
             If a node refused its input (exit code 2), with the node's own line.
-        RuntimeError
+        NodeDied
             If it died otherwise.
 
         """
@@ -70,7 +74,7 @@ class NodeProcesses:
             line = self._last_line(name)
             if code == 2:
                 raise UserError(line.removeprefix('error: '))
-            raise RuntimeError(f'{name} ended with {_meaning(code)}: {line} ({self.log(name)})')
+            raise NodeDied(f'{name} ended with {_meaning(code)}: {line} ({self.log(name)})')
 
     def _last_line(self, name: str) -> str:
         lines = self.log(name).read_text(errors='replace').strip().splitlines()

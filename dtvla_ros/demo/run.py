@@ -17,7 +17,7 @@ from dtvla_ros.evaluation.statistics import Rate, latency_summary
 from dtvla_ros.evaluation.video import Caption
 from dtvla_ros.policy.manifest import PolicyManifest
 
-from .processes import NodeProcesses
+from .processes import NodeDied, NodeProcesses
 from .recorder import Recorder
 from .screen import Screen
 
@@ -36,7 +36,7 @@ def run_demo(
     ------
     UserError
         If a node refuses its input.
-    RuntimeError
+    NodeDied
         If a node dies, or the simulation makes no step for `SILENCE` seconds.
 
     """
@@ -129,13 +129,13 @@ def _watch(ros: Any, watcher: Any, nodes: NodeProcesses, screen: Screen) -> None
         checked = now
         nodes.require_running(may_end=('sim_bridge',))
         if nodes.exit_code('sim_bridge') == 0 and not seen.finished and now - moved > 3.0:
-            raise RuntimeError(
+            raise NodeDied(
                 f'sim_bridge ended after {len(seen.episodes)} episodes without its summary')
         latest = (len(seen.episodes), seen.episode.get('step'), seen.thoughts)
         if latest != progress:
             progress, moved = latest, now
         elif now - moved > SILENCE:
-            raise RuntimeError(
+            raise NodeDied(
                 f'no step for {SILENCE:.0f} s (policy {seen.vla_state}, gate {seen.gate_state} '
                 f'{seen.gate_reason}); see {nodes.log("sim_bridge").parent}')
 
