@@ -106,4 +106,5 @@ def save_weights(model: HybridDecoder, path: Path | str) -> None:
     refuse_pickle(path)
     part = path.with_name(path.name + '.part')
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, part)
+    part.chmod(0o644)  # the library makes it private
     part.replace(path)

@@ -1,0 +1,139 @@
+"""What a policy promises, hashed: the only file of a policy that is read on trust."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dtvla_ros.actions.normalize import ActionStatistics
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.config import DecoderConfig
+
+FORMAT = 1
+MANIFEST = 'manifest.json'
+WEIGHTS = 'model.safetensors'
+TOKENIZER = 'tokenizer.json'
+GRAPHS = ('vision.onnx', 'decoder.onnx', 'act.onnx')
+ALLOWED = ('.safetensors', '.onnx', '.json')
+
+
+@dataclass(frozen=True, slots=True)
+class ActionContract:
+    """What a number in a chunk means to an arm.
+
+    OSC_POSE: a unit moves the goal by ``metres_per_unit`` or ``radians_per_unit`` away from the
+    measured pose, in axes of ``frame``, at ``rate_hz``. Of a chunk ``replan_steps`` rows are
+    meant to be executed before the next decision.
+    """
+
+    controller: str = 'OSC_POSE'
+    metres_per_unit: float = 0.05
+    radians_per_unit: float = 0.5
+    frame: str = 'base'
+    rate_hz: float = 20.0
+    gripper_open: float = -1.0
+    gripper_close: float = 1.0
+    replan_steps: int = 6
+
+    def __post_init__(self) -> None:
+        for name in ('metres_per_unit', 'radians_per_unit', 'rate_hz', 'replan_steps'):
+            if not getattr(self, name) > 0:
+                raise UserError(f'action contract: {name} must be positive, '
+                                f'got {getattr(self, name)}')
+
+
+@dataclass(frozen=True, slots=True)
+class ImageContract:
+    """How the cameras' images must arrive; names, order and size are in the config."""
+
+    encoding: str = 'rgb8'
+    upright: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyManifest:
+    """Identity, contracts and hashes of one policy folder.
+
+    ``files`` maps names in the folder to SHA-256; nothing else in the folder is ever opened.
+    ``success`` holds the evaluation table, ``simulator`` the versions it was measured with.
+    """
+
+    name: str
+    license: str
+    config: DecoderConfig
+    statistics: ActionStatistics
+    files: Mapping[str, str]
+    state_in_prompt: bool = True
+    preamble: str = ''
+    max_thought_tokens: int = 32
+    action: ActionContract = field(default_factory=ActionContract)
+    images: ImageContract = field(default_factory=ImageContract)
+    simulator: Mapping[str, str] = field(default_factory=dict)
+    success: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.files:
+            if Path(name).name != name:
+                raise UserError(f'manifest: file {name!r} lies outside the policy folder')
+            if Path(name).suffix.lower() not in ALLOWED:
+                raise UserError(f'manifest: {name!r} is refused unread; a policy holds only '
+                                f'{", ".join(ALLOWED)} (pickle can run code)')
+        if self.action.replan_steps > self.config.chunk_steps:
+            raise UserError(f'manifest: replan_steps {self.action.replan_steps} exceeds the chunk '
+                            f'of {self.config.chunk_steps}')
+
+    def to_json(self) -> str:
+        """Return the manifest as it is written."""
+        data = {'format': FORMAT, **{name: getattr(self, name) for name in self.__slots__}}
+        data |= {'config': self.config.to_dict(), 'statistics': self.statistics.to_dict(),
+                 'action': asdict(self.action), 'images': asdict(self.images)}
+        return json.dumps(data, indent=1) + '\n'
+
+    @classmethod
+    def read(cls, folder: Path | str) -> PolicyManifest:
+        """Read a policy folder's manifest; every defect is named."""
+        path = Path(folder) / MANIFEST
+        if not path.exists():
+            raise UserError(f'{path}: no such file; a policy is a folder with a {MANIFEST}')
+        try:
+            data = json.loads(path.read_text())
+        except (ValueError, OSError) as error:
+            raise UserError(f'{path}: not readable JSON ({error}); copy it again') from None
+        if not isinstance(data, dict):
+            raise UserError(f'{path}: not a manifest')
+        if 'auto_map' in data:
+            raise UserError(f'{path}: asks for remote code (auto_map), which is never run')
+        if data.pop('format', None) != FORMAT:
+            raise UserError(f'{path}: manifest format is not {FORMAT}; export the policy again')
+        try:
+            config = DecoderConfig.from_dict(data.pop('config'))
+            return cls(
+                config=config, action=ActionContract(**data.pop('action')),
+                statistics=ActionStatistics.from_dict(data.pop('statistics'), config.action_dim),
+                images=ImageContract(**data.pop('images')), **data)
+        except (KeyError, TypeError) as error:
+            raise UserError(f'{path}: {error}; export the policy again') from None
+        except UserError as error:
+            raise UserError(f'{path}: {error}') from None
+
+    def verified(self, folder: Path | str, name: str) -> Path:
+        """Return the path of ``name`` after checking its hash; nothing is parsed before."""
+        path = Path(folder) / name
+        if name not in self.files:
+            raise UserError(f'{Path(folder) / MANIFEST}: lists no {name}; export the policy again')
+        if not path.is_file():
+            raise UserError(f'{path}: missing, though the manifest lists it; '
+                            'copy the policy again')
+        if sha256(path) != self.files[name]:
+            raise UserError(f'{path}: SHA-256 differs from the manifest; copy the policy again')
+        return path
+
+
+def sha256(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal."""
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
