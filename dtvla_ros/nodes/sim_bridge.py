@@ -107,6 +107,8 @@ class SimBridge(ros.Node):
         if not self._lockstep:
             self.create_timer(self._period_ns * 1e-9, self._on_real_time, clock=steady)
         self._begin()
+        for key in CAMERAS.values():
+            self._obs[key]  # the first drawing builds the renderer, which takes seconds
 
     def destroy_node(self) -> None:
         """Free the renderer with the node."""
@@ -188,7 +190,7 @@ class SimBridge(ros.Node):
             self._show(look=tally.step % self._every == 0)
             return
         tally.count(bool(info['success']))
-        self._show(look=True)
+        self._show_cameras()  # without a pose: nobody is asked for another command
         if tally.index + 1 < len(tally.plan):
             self._tell(done=True, success=bool(info['success']))
             self._begin()
@@ -213,14 +215,18 @@ class SimBridge(ros.Node):
         p = wire.floats(obs['robot0_eef_pos'] - self._env.base_position)
         q = wire.floats(obs['robot0_eef_quat'])
         if look:
-            for name, key in CAMERAS.items():
-                if self._cameras[name].get_subscription_count() > 0:
-                    self._cameras[name].publish(
-                        images.numpy_to_image(obs[key], stamp, frame_id=f'camera_{name}'))
+            self._show_cameras()
         # Last: it is the gate's tick in lock-step, and the answer moves the scene on.
         self._pose.publish(PoseStamped(header=head, pose=Pose(
             position=Point(x=p[0], y=p[1], z=p[2]),
             orientation=Quaternion(x=q[0], y=q[1], z=q[2], w=q[3]))))
+
+    def _show_cameras(self) -> None:
+        stamp = wire.time_message(self._now)
+        for name, key in CAMERAS.items():
+            if self._cameras[name].get_subscription_count() > 0:
+                self._cameras[name].publish(
+                    images.numpy_to_image(self._obs[key], stamp, frame_id=f'camera_{name}'))
 
     def _tell(self, done: bool, success: bool) -> None:
         tally = self._tally

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import Chunk
 from dtvla_ros.errors import UserError
 from dtvla_ros.middleware import images, ros
@@ -33,6 +34,7 @@ STOP_WITHOUT_INPUT = 5.0
 CAMERAS = ('primary', 'wrist')
 MODES = ('full', 'masked', 'random')
 UNFINISHED = '…'
+OSC_CONTRACT = ('OSC_POSE', osc.METRES_PER_UNIT, osc.RADIANS_PER_UNIT, osc.GRIPPER_CLOSED)
 LEVELS = {
     'STOPPED': DiagnosticStatus.WARN, 'FAULT': DiagnosticStatus.ERROR,
     'HOLDING': DiagnosticStatus.WARN, 'LOADING': DiagnosticStatus.STALE,
@@ -121,24 +123,32 @@ class VlaNode(ros.Node):
         mode = declare(self, 'mode', 'full', 'the thought', choices=MODES)
         threads = declare(self, 'threads', 1, 'threads of the engine', low=1)
         tokens = declare(
-            self, 'max_thought_tokens', 64, 'length at which a thought is cut', low=1)
+            self, 'max_thought_tokens', 0,
+            'length at which a thought is cut; 0: as the policy says', low=0)
         seed = declare(self, 'seed', 0, 'of random thoughts')
 
         def load() -> Callable[..., Any]:
             # Here, not above: the imports take seconds and belong to the worker.
+            from dtvla_ros.engine.load import load_policy
             from dtvla_ros.engine.think_act import ThinkAct
-            from dtvla_ros.policy.manifest import load_policy
             from dtvla_ros.share import find
 
             loaded, transform, manifest = load_policy(find(path), engine=engine, threads=threads)
-            cameras = tuple(transform.config.cameras)
+            cameras = tuple(transform.config.vision.cameras)
             if cameras != CAMERAS:
                 raise UserError(f'{path} wants cameras {cameras}; this node has {CAMERAS}')
+            contract = manifest.action
+            if (contract.controller, contract.metres_per_unit, contract.radians_per_unit,
+                    contract.gripper_close) != OSC_CONTRACT:
+                raise UserError(f'{path}: its actions are {contract.controller} with '
+                                f'{contract.metres_per_unit} m and {contract.radians_per_unit} '
+                                "rad per unit; the gate speaks LIBERO's OSC_POSE only")
             self._check_words = transform.check_instruction
-            self._period = 1.0 / manifest.control_rate
-            self._replan = self._replan or manifest.replan_steps
+            self._period = 1.0 / contract.rate_hz
+            self._replan = self._replan or contract.replan_steps
             decide = ThinkAct(
-                loaded, transform, mode=mode, max_thought_tokens=tokens,
+                loaded, transform, mode=mode,
+                max_thought_tokens=tokens or manifest.max_thought_tokens,
                 max_think_seconds=self._deadline, seed=seed).decide
             self.get_logger().info(f'policy {path} loaded, {engine}, {mode} thought')
             return decide
