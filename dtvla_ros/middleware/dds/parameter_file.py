@@ -101,7 +101,8 @@ def _read(node: yaml.Node | None, source: str) -> Any:
         kinds = {type(value) for value in values}
         if len(kinds) > 1 or kinds & {list, type(None)}:
             raise UserError(f'{source}: a list needs values of one type, all bool, int, float or '
-                            'str (write 1.0, not 1, among floats)')
+                            'str (among floats write 1.0, not 1; y, n, on, off are bool unless '
+                            'quoted)')
         return values
     raise UserError(f'{source}: a value or a list of values expected')
 
