@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cyclonedds.builtin import (
     BuiltinDataReader,
+    BuiltinTopicDcpsParticipant,
     BuiltinTopicDcpsPublication,
     BuiltinTopicDcpsSubscription,
 )
@@ -106,7 +107,8 @@ class Graph:
         self._endpoints: dict[str, dict[bytes, EndpointInfo]] = {kind: {} for kind in
                                                                  self._readers}
         self._names: DataReader | None = None
-        self._participants: dict[bytes, list[tuple[str, str]]] = {}
+        self._alive: BuiltinDataReader | None = None
+        self._nodes: dict[bytes, list[tuple[str, str]]] = {}
 
     def endpoints(self, kind: str) -> list[EndpointInfo]:
         """Return all ROS 'publishers' or 'subscribers', with absolute topic names."""
@@ -134,7 +136,8 @@ class Graph:
     def node_names(self) -> list[tuple[str, str]]:
         """Return (name, namespace) of every node heard of so far."""
         with self._lock:
-            if self._names is None:
+            if self._names is None or self._alive is None:
+                self._alive = BuiltinDataReader(self._participant, BuiltinTopicDcpsParticipant)
                 self._names = DataReader(
                     self._participant, _info_topic(self._participant), qos=cyclone_qos(QoSProfile(
                         history=HistoryPolicy.KEEP_ALL,
@@ -142,13 +145,18 @@ class Graph:
                 self._raw_names = RawReader(self._names)
             while sample := self._raw_names.take():
                 info: Any = deserialize(sample[0], _Info)
-                self._participants[info.gid.data.tobytes()] = [
+                self._nodes[info.gid.data.tobytes()] = [
                     (node.node_name, node.node_namespace) for node in info.node_entities_info_seq]
-            return sorted(node for nodes in self._participants.values() for node in nodes)
+            # A killed process never takes its names back; DDS notices that it is gone.
+            while samples := self._alive.take(N=64):
+                for sample in samples:
+                    if sample.sample_info.instance_state != InstanceState.Alive:
+                        self._nodes.pop(sample.key.bytes, None)
+            return sorted(node for nodes in self._nodes.values() for node in nodes)
 
     def close(self) -> None:
         """Free the readers."""
-        for reader in [*self._readers.values(), self._names]:
+        for reader in [*self._readers.values(), self._names, self._alive]:
             if reader is not None:
                 close_entity(reader)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 from enum import IntEnum
 from types import CodeType
 
@@ -39,6 +40,7 @@ class Logger:
         """Log under ``name`` (dots between namespace and node)."""
         self.name = name
         self._level = LoggingSeverity.UNSET
+        self.sink: Callable[[LoggingSeverity, int, str, CodeType, int], None] | None = None
         self._last: dict[tuple[CodeType, int], float] = {}
 
     def set_level(self, level: LoggingSeverity) -> None:
@@ -54,8 +56,8 @@ class Logger:
         if level < self.get_effective_level():
             return False
         message = str(text)
+        caller = sys._getframe(2)
         if once or throttle_duration_sec > 0.0:
-            caller = sys._getframe(2)
             key = (caller.f_code, caller.f_lineno)
             now = time.monotonic()
             last = self._last.get(key)
@@ -69,6 +71,8 @@ class Logger:
             line = f'\033[{_COLORS[level]}m{line}\033[0m'
         with _lock:
             print(line, file=sys.stderr, flush=True)
+        if self.sink is not None:
+            self.sink(level, stamp, message, caller.f_code, caller.f_lineno)
         return True
 
     def debug(self, text: object, *, once: bool = False,

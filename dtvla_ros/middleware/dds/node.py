@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
-from .clock import Clock, ROSClock
+from .clock import Clock, Duration, ROSClock, Time
 from .context import Context, NotInitializedException, get_default_context
 from .endpoints import Client, Publisher, Service, Subscription
 from .executor import GuardCondition
 from .graph import EndpointInfo
-from .logging import Logger
+from .logging import Logger, LoggingSeverity
 from .message import Message
 from .names import Remapper, check_node_name, normalize_namespace
 from .parameter_file import Override
 from .parameter_services import ParameterServices
 from .parameters import OnSet, Parameter, ParameterStore
-from .qos import QoSProfile, ReliabilityPolicy, as_profile
+from .qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, as_profile
 from .timer import Timer
 from .transport import close_entity
 from .types import message_class
 
 if TYPE_CHECKING:
     from .executor import SingleThreadedExecutor
+
+
+_ROSOUT = QoSProfile(depth=1000, durability=DurabilityPolicy.TRANSIENT_LOCAL,
+                     lifespan=Duration(seconds=10))
 
 
 class Node:
@@ -58,6 +63,9 @@ class Node:
                      and override.applies_to(self._name, self._namespace)]
         overrides += [Override('', parameter.name, parameter.value, 'parameter_overrides')
                       for parameter in parameter_overrides or ()]
+        self._rosout = self.create_publisher(message_class('rcl_interfaces/msg/Log'), '/rosout',
+                                             _ROSOUT)
+        self._logger.sink = self._publish_log
         self.parameters = ParameterStore(self._name, overrides)
         ParameterServices(self)
         self._follow_clock(bool(self.declare_parameter('use_sim_time', False).value))
@@ -66,6 +74,13 @@ class Node:
             for override in list(self.parameters.overrides.values()):
                 if override.name not in self.parameters:
                     self.declare_parameter(override.name, override.value)
+
+    def _publish_log(self, level: LoggingSeverity, stamp_ns: int, text: str, code: CodeType,
+                     line: int) -> None:
+        if self.context.ok() and not self._destroyed:
+            self._rosout.publish(self._rosout.msg_type(
+                stamp=Time(nanoseconds=stamp_ns).to_msg(), level=int(level), msg=text, line=line,
+                name=self._logger.name, file=code.co_filename, function=code.co_name))
 
     def get_name(self) -> str:
         """Return the node's name after remapping."""
