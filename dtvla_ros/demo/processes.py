@@ -44,7 +44,7 @@ class NodeProcesses:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, '-m', module, *arguments], stdin=subprocess.DEVNULL, stdout=log,
                 stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_end_with_parent,
-                env={**os.environ, **(environment or {})})
+                env={**os.environ, 'PYTHONUNBUFFERED': '1', **(environment or {})})
 
     def log(self, name: str) -> Path:
         return self._logs / f'{name}.log'

@@ -81,6 +81,8 @@ def run_demo(
         with screen, NodeProcesses(out / 'logs') as nodes:
             _start(nodes, folder, suite, tasks, episodes, seed, mode, engine, camera_every)
             _watch(ros, watcher, nodes, screen)
+    except ros.ExternalShutdownException:  # SIGTERM ends like Ctrl-C
+        raise KeyboardInterrupt from None
     finally:
         watcher.destroy_node()
         ros.try_shutdown()

@@ -1,0 +1,106 @@
+"""The whole loop as a user runs it: three node processes, everything over topics."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TASK = 'stack_the_red_cube_on_the_green_cube'
+
+
+def start(out: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, 'ROS_DOMAIN_ID': str(random.SystemRandom().randint(1, 100))}
+    return subprocess.Popen(
+        [sys.executable, '-m', 'dtvla_ros.cli', 'demo', '--out', str(out), *arguments], cwd=ROOT,
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def nodes_of(pid: int) -> dict[str, int]:
+    """Return node name -> process id of a demo's children."""
+    children = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
+    found = {}
+    for child in children:
+        words = Path(f'/proc/{child}/cmdline').read_bytes().split(b'\0')
+        for word in words:
+            if word.startswith(b'dtvla_ros.nodes.'):
+                found[word.decode().rpartition('.')[2]] = int(child)
+    return found
+
+
+def read_until(stream, text: str) -> None:
+    for line in stream:
+        if text in line:
+            return
+    raise AssertionError(f'{text!r} was never printed')
+
+
+def gone(pids, seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while any(Path(f'/proc/{pid}').exists() for pid in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.mark.slow
+def test_one_episode_over_topics(tmp_path):
+    demo = start(tmp_path, '--tasks', TASK, '--episodes', '1')
+    output, errors = demo.communicate(timeout=240)
+    assert demo.returncode == 0, errors + output
+    result = json.loads((tmp_path / 'demo.json').read_text())
+    assert result['n'] == 1 and result['seeds'] == [1_000_000]
+    steps = result['episodes'][0]['step']
+    assert result['commands'] >= steps > 0
+    assert result['thoughts'] >= 1 and result['latency']['think']['n'] >= 1
+    assert set(result['policy']['files']) and result['versions']['mujoco']
+    with av.open(str(tmp_path / 'demo.mp4')) as film:
+        assert sum(1 for _ in film.decode(video=0)) > steps / 10
+    assert (tmp_path / 'demo.png').stat().st_size > 10_000
+    assert 'thinks: ' in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('harm', ['kill vla_node', 'ctrl-c'])
+def test_nothing_survives_a_dead_node_or_ctrl_c(tmp_path, harm):
+    demo = start(tmp_path, '--tasks', TASK, '--episodes', '3')
+    try:
+        read_until(demo.stdout, 'thinks: ')
+        nodes = nodes_of(demo.pid)
+        assert set(nodes) == {'vla_node', 'command_gate', 'sim_bridge'}
+        if harm == 'ctrl-c':
+            demo.send_signal(signal.SIGINT)
+        else:
+            os.kill(nodes['vla_node'], signal.SIGKILL)
+        _, errors = demo.communicate(timeout=30)
+    finally:
+        demo.kill()
+    assert gone(nodes.values())
+    if harm == 'ctrl-c':
+        assert demo.returncode == 130
+    else:
+        assert demo.returncode == 1
+        assert errors.startswith('error: vla_node ended with SIGKILL') and errors.count('\n') == 1
+
+
+def test_a_policy_with_a_wrong_hash_is_refused_in_one_line(tmp_path):
+    policy = tmp_path / 'policy'
+    policy.mkdir()
+    for file in (ROOT / 'models' / 'nano').iterdir():
+        (policy / file.name).write_bytes(file.read_bytes())
+    weights = policy / 'model.safetensors'
+    weights.write_bytes(weights.read_bytes()[:-1] + b'\x07')
+    demo = start(tmp_path / 'out', '--policy', str(policy), '--tasks', TASK)
+    _, errors = demo.communicate(timeout=60)
+    assert demo.returncode == 2
+    assert errors.startswith('error: ') and 'SHA-256' in errors and errors.count('\n') == 1

@@ -1,0 +1,87 @@
+"""Real processes: they start, are watched, and never outlive whoever started them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dtvla_ros.demo.processes import NodeDied, NodeProcesses
+from dtvla_ros.errors import UserError
+
+SERVER = ('http.server', ['--bind', '127.0.0.1', '0'])
+
+
+def wait_for(condition, seconds: float = 10.0):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, 'waited too long'
+        time.sleep(0.02)
+    return value
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f'/proc/{pid}/stat') as file:
+            return file.read().rsplit(')', 1)[1].split()[0] != 'Z'
+    except FileNotFoundError:
+        return False
+
+
+def test_runs_until_left_and_then_stops(tmp_path):
+    with NodeProcesses(tmp_path) as nodes:
+        nodes.start('server', *SERVER)
+        pid = nodes.pid('server')
+        wait_for(lambda: nodes.log('server').read_text())
+        nodes.require_running()
+    assert not alive(pid)
+    assert nodes.exit_code('server') == 0
+
+
+def test_a_process_deaf_to_ctrl_c_is_killed(tmp_path):
+    (tmp_path / 'deaf.py').write_text(
+        'import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n'
+        'print("deaf", flush=True)\ntime.sleep(60)\n')
+    with NodeProcesses(tmp_path) as nodes:
+        nodes.start('deaf', 'deaf', [], {'PYTHONPATH': str(tmp_path)})
+        wait_for(lambda: nodes.log('deaf').read_text())
+        nodes.stop(patience=0.3)
+        assert nodes.exit_code('deaf') == -signal.SIGKILL
+
+
+def test_refusal_of_a_node_is_the_users_error(tmp_path):
+    with NodeProcesses(tmp_path) as nodes:
+        nodes.start('cli', 'dtvla_ros.cli', ['nonsense'])
+        wait_for(lambda: nodes.exit_code('cli') is not None)
+        with pytest.raises(UserError, match="^No such command 'nonsense'"):
+            nodes.require_running(may_end=('cli',))
+
+
+def test_a_death_says_how_and_last_words(tmp_path):
+    with NodeProcesses(tmp_path) as nodes:
+        nodes.start('server', *SERVER)
+        wait_for(lambda: nodes.log('server').read_text())
+        os.kill(nodes.pid('server'), signal.SIGKILL)
+        wait_for(lambda: nodes.exit_code('server') is not None)
+        with pytest.raises(NodeDied, match='server ended with SIGKILL: Serving'):
+            nodes.require_running()
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='prctl is Linux')
+def test_processes_end_with_a_killed_parent(tmp_path):
+    program = (
+        'import pathlib, time\nfrom dtvla_ros.demo.processes import NodeProcesses\n'
+        f'nodes = NodeProcesses(pathlib.Path({str(tmp_path)!r}))\n'
+        f'nodes.start("server", *{SERVER!r})\nprint(nodes.pid("server"), flush=True)\n'
+        'time.sleep(60)\n')
+    parent = subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    wait_for(lambda: (tmp_path / 'server.log').read_text())
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not alive(child))

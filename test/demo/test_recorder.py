@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from dtvla_ros.demo.recorder import CLOSING_FRAMES, SHEET_MOMENTS, Recorder
+from dtvla_ros.evaluation.video import HEIGHT, WIDTH, Caption
+
+
+def pair(value: int):
+    return {'primary': np.full((128, 128, 3), value, np.uint8),
+            'wrist': np.full((64, 64, 3), 255 - value, np.uint8)}
+
+
+def test_film_and_sheet_show_what_was_recorded(tmp_path):
+    recorder = Recorder(tmp_path / 'demo.mp4', tmp_path / 'demo.png', 20 / 3)
+    for task, success in (('stack', False), ('stack', True), ('push', True)):
+        for step in range(5):
+            value = 200 if success else 20
+            recorder.add(pair(value), Caption(task, 'reach the cube', f'step {step}'))
+        recorder.end_episode(task, success)
+    recorder.close()
+    with av.open(str(tmp_path / 'demo.mp4')) as film:
+        frames = [f.to_ndarray(format='rgb24') for f in film.decode(video=0)]
+        assert float(film.streams.video[0].average_rate) == pytest.approx(20 / 3, rel=1e-3)
+    assert len(frames) == 3 * (5 + CLOSING_FRAMES)
+    assert frames[0].shape == (HEIGHT, WIDTH, 3)
+    assert frames[0][200, 100].mean() == pytest.approx(20, abs=8)
+    assert frames[12][200, 100].mean() == pytest.approx(200, abs=8)
+    sheet = np.asarray(Image.open(tmp_path / 'demo.png'))
+    columns = len(SHEET_MOMENTS)
+    row, column = sheet.shape[0] // 2, sheet.shape[1] // columns
+    for k in range(columns):  # the success of the first task was kept, not its failure
+        assert sheet[row // 2, k * column + 60].mean() == pytest.approx(200, abs=3)
+
+
+def test_a_film_that_cannot_be_written_is_reported(tmp_path):
+    (tmp_path / 'file').write_text('in the way')
+    recorder = Recorder(tmp_path / 'file' / 'demo.mp4', tmp_path / 'demo.png', 5.0)
+    recorder.add(pair(3), Caption('a', 'b', 'c'))
+    with pytest.raises(RuntimeError, match='cannot write'):
+        recorder.close()
+
+
+def test_nothing_is_left_where_nothing_was_seen(tmp_path):
+    Recorder(tmp_path / 'demo.mp4', tmp_path / 'demo.png', 5.0).close()
+    assert list(tmp_path.iterdir()) == []
