@@ -126,7 +126,7 @@ def _write_tasks(path: Path, tasks: Sequence[str]) -> None:
 
 
 def merge_shards(root: Path, robot_type: str = 'panda') -> dict[str, Any]:
-    """Number the finished shards of ``root`` through and write the metadata; return info.
+    """Write data, videos and metadata of all finished shards of ``root``; return info.
 
     Raises ``UserError`` when there is no episode, or when shards disagree on their features.
     """

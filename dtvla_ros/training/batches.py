@@ -1,0 +1,175 @@
+"""Batches of whole sequences, drawn so that a step's batch depends on the step alone.
+
+That makes resuming exact without storing any random state: step k of a resumed run draws the
+frames, noise and colours it would have drawn in the first run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dtvla_ros.policy.transform import PolicyTransform
+from dtvla_ros.policy.vocabulary import ordinal_groups
+from dtvla_ros.training.augment import colour_map, recoloured, shifted, to_pixels
+from dtvla_ros.training.config import SftConfig
+from dtvla_ros.training.frame_cache import FrameCache
+from dtvla_ros.training.samples import Samples, StateWords
+
+LENGTH_STEP = 8  # sequences are padded to a multiple of this
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tensors of one step; B sequences of L ids, R supervised tokens, S action slots.
+
+    ``frames`` uint8 [C, B, H, W, 3]; ``input_ids`` and ``attention_mask`` [B, L];
+    ``token_rows`` [2, R]: (sequence, row) that predicts ``token_targets`` [R];
+    ``action_start`` [B]; ``action_targets`` [B, S] counted from the first bin;
+    ``action_mask`` [B, S].
+    """
+
+    frames: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    token_rows: Tensor
+    token_targets: Tensor
+    action_start: Tensor
+    action_targets: Tensor
+    action_mask: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+        return Batch(**{name: getattr(self, name).to(device, non_blocking=True)
+                        for name in self.__slots__})
+
+    def pixels(self) -> Tensor:
+        """Return images [B, C, 3, H, W] in -1..1."""
+        return to_pixels(self.frames)
+
+
+class BatchMaker:
+    """Draws and assembles batches from samples and frames in memory-mapped files."""
+
+    def __init__(self, samples: Samples, caches: Sequence[FrameCache],
+                 transform: PolicyTransform, config: SftConfig):
+        self._samples = samples
+        self._caches = [cache.frames for cache in caches]
+        self._starts = np.cumsum([0, *map(len, self._caches)])
+        self._config = config
+        self._ids = transform.config.ids
+        self._slots = transform.config.slots
+        self._words = StateWords.of(transform) if transform.state_in_prompt else None
+        self._spans = ordinal_groups(transform.tokenizer)
+        episodes = int(samples.episode.max()) + 1
+        held_out = np.random.default_rng(config.seed).permutation(episodes)
+        self._held_out = held_out[:round(config.validation_share * episodes)]
+        held = np.isin(samples.episode, self._held_out)
+        self.validation = np.flatnonzero(held)
+        weight = np.where(samples.near_toggle, config.toggle_boost, 1.0) * np.where(
+            samples.near_start, config.start_boost, 1.0)
+        weight = np.minimum(weight, max(config.toggle_boost, config.start_boost)) * ~held
+        self._cumulative = np.cumsum(weight / weight.sum())
+
+    def train(self, step: int, rank: int = 0) -> Batch:
+        """Return the training batch of a step: drawn at random, with noise."""
+        rng = np.random.default_rng([self._config.seed, step, rank])
+        draw = np.searchsorted(self._cumulative, rng.random(self._config.batch_size))
+        return self._assemble(np.minimum(draw, len(self._cumulative) - 1), rng)
+
+    def plain(self, indices: NDArray[np.int64]) -> Batch:
+        """Return given frames without noise, dropout or colour changes."""
+        return self._assemble(indices, None)
+
+    def _assemble(self, index: NDArray[np.int64], rng: Generator | None) -> Batch:
+        s, ids, count = self._samples, self._ids, len(index)
+        prompt = s.prompt[index]
+        thought = s.thought[index]
+        kept = np.ones(count, bool)
+        seen = thought
+        if rng is not None:
+            kept = rng.random(count) >= self._config.reasoning_dropout
+            if self._words is not None:
+                prompt = self._noisy_state(prompt, index, rng)
+            seen = self._noisy_places(thought, rng)
+        p = s.prompt_length[index]
+        w = np.where(kept, s.thought_length[index], 2)
+        start = p + w  # A, the row of <action>
+        length = start + self._slots + 3
+        width = -(-int(length.max()) // LENGTH_STEP) * LENGTH_STEP
+        columns = np.arange(width)
+        real = columns < length[:, None]  # [B, L]
+
+        input_ids = np.full((count, width), ids.pad, np.int64)
+        within = columns < p[:, None]
+        input_ids[within] = prompt[np.arange(prompt.shape[1]) < p[:, None]]
+        inside = (columns >= p[:, None]) & (columns < start[:, None])
+        empty = np.zeros_like(seen)
+        empty[:, :2] = ids.think, ids.think_end
+        chosen = np.where(kept[:, None], seen, empty)
+        input_ids[inside] = chosen[np.arange(chosen.shape[1]) < w[:, None]]
+        row = np.arange(count)
+        input_ids[row, start] = ids.action
+        slots = (columns > start[:, None]) & (columns <= start[:, None] + self._slots)
+        input_ids[slots] = s.actions[index].ravel()
+        input_ids[row, start + self._slots + 1] = ids.action_end
+        input_ids[row, start + self._slots + 2] = ids.eos
+
+        labels = input_ids.copy()
+        labels[inside] = np.where(kept[:, None], thought, empty)[
+            np.arange(thought.shape[1]) < w[:, None]]
+        # A dropped thought is not a thing to write: only what follows it is learnt.
+        learnt = real & (columns >= p[:, None]) & ~slots & ~(inside & ~kept[:, None])
+        b, column = np.nonzero(learnt)
+        return Batch(
+            frames=torch.from_numpy(self._images(index, rng)),
+            input_ids=torch.from_numpy(input_ids),
+            attention_mask=torch.from_numpy(real.astype(np.int64)),
+            token_rows=torch.from_numpy(np.stack([b, column - 1])),
+            token_targets=torch.from_numpy(labels[b, column]),
+            action_start=torch.from_numpy(start),
+            action_targets=torch.from_numpy(s.actions[index] - ids.bins_first),
+            action_mask=torch.from_numpy(s.action_mask[index]))
+
+    def _noisy_state(self, prompt: NDArray[np.int64], index: NDArray[np.int64],
+                     rng: Generator) -> NDArray[np.int64]:
+        position, tilt, opening = self._config.state_noise
+        spread = np.array([position] * 3 + [tilt] * 3 + [opening])
+        steps = self._samples.state[index] + spread * rng.standard_normal((len(index), 7))
+        columns = self._samples.state_at[index][:, None] + np.arange(7)
+        out = prompt.copy()
+        np.put_along_axis(out, columns, self._words.ids(steps), axis=1)
+        return out
+
+    def _noisy_places(self, thought: NDArray[np.int64], rng: Generator) -> NDArray[np.int64]:
+        """Move location words a little, so that the actions also look for themselves."""
+        if self._config.place_noise <= 0.0:
+            return thought
+        out = thought.copy()
+        for first, last in self._spans:
+            inside = (thought >= first) & (thought <= last)
+            move = np.rint(rng.normal(0.0, self._config.place_noise, thought.shape))
+            out[inside] = np.clip(thought + move.astype(np.int64), first, last)[inside]
+        return out
+
+    def _images(self, index: NDArray[np.int64], rng: Generator | None) -> NDArray[np.uint8]:
+        which = np.searchsorted(self._starts, index, side='right') - 1
+        local = index - self._starts[which]
+        cameras, *shape = self._caches[0].shape[1:]
+        frames = np.empty((cameras, len(index), *shape), np.uint8)
+        for k, (cache, frame) in enumerate(zip(which, local, strict=True)):
+            stored = self._caches[cache][frame]
+            for camera, limit in enumerate(self._config.shift):
+                image = frames[camera, k]
+                if rng is None:
+                    image[:] = stored[camera]
+                    continue
+                shifted(stored[camera], image, *rng.integers(-limit, limit + 1, 2))
+                recoloured(image, colour_map(rng, self._config.colour))
+        return frames

@@ -1,0 +1,126 @@
+"""What a training run is made of, read from YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dtvla_ros.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """Sizes of a small policy trained from scratch (see ``DecoderConfig.nano``)."""
+
+    width: int = 192
+    layers: int = 4
+    image_size: int = 128
+    tokens: tuple[int, ...] = (64, 16)
+    channels: tuple[int, ...] = (32, 64, 128)
+    cameras: tuple[str, ...] = ('primary', 'wrist')
+    chunk_steps: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class SftConfig:
+    """Recipe of supervised fine-tuning. ``config/train/nano.yaml`` says why each value.
+
+    ``shift``: largest image shift by camera [px]; ``state_noise``: standard deviations of the
+    state words (position [cm], tilt [steps], opening [cm]); ``place_noise``: of the location
+    words in the thought the actions read [words]; sigmas are in words and bins.
+    """
+
+    model: ModelChoice = field(default_factory=ModelChoice)
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    final_rate: float = 0.01
+    warmup_steps: int = 200
+    weight_decay: float = 0.02
+    betas: tuple[float, ...] = (0.9, 0.98)
+    gradient_clip: float = 1.0
+    ema: float = 0.998
+    reasoning_dropout: float = 0.3
+    shift: tuple[int, ...] = (2, 4)
+    colour: float = 1.0
+    state_noise: tuple[float, ...] = (0.5, 0.5, 0.2)
+    place_noise: float = 0.5
+    place_sigma: float = 1.0
+    action_sigma: float = 2.0
+    thought_weight: float = 2.0
+    place_weight: float = 2.0
+    toggle_boost: float = 2.5
+    start_boost: float = 2.5
+    validation_share: float = 0.04
+    precision: str = 'bf16'
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ('reasoning_dropout', 'validation_share', 'ema'):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UserError(f'train config: {name} must lie in [0, 1), '
+                                f'got {getattr(self, name)}')
+        for name in ('batch_size', 'learning_rate', 'gradient_clip'):
+            if getattr(self, name) <= 0:
+                raise UserError(f'train config: {name} must be positive, '
+                                f'got {getattr(self, name)}')
+        if self.precision not in ('no', 'bf16'):
+            raise UserError(f'train config: precision must be bf16 or no, got {self.precision!r}')
+        if len(self.shift) != len(self.model.cameras):
+            raise UserError(f'train config: shift has {len(self.shift)} values for '
+                            f'{len(self.model.cameras)} cameras')
+        if len(self.state_noise) != 3:
+            raise UserError('train config: state_noise needs three values')
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dict."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SftConfig:
+        """Build from a mapping; an unknown key or a wrong type is named in the error."""
+        values = dict(data)
+        model = values.pop('model', {})
+        if not isinstance(model, Mapping):
+            raise UserError(f'train config: model must be a mapping, got {model!r}')
+        return cls(model=ModelChoice(**_checked(ModelChoice, model)), **_checked(cls, values))
+
+    @classmethod
+    def read(cls, path: Path) -> SftConfig:
+        """Read a YAML file."""
+        try:
+            data = yaml.safe_load(path.read_text())
+        except FileNotFoundError as error:
+            raise UserError(f'{path}: no such config; try config/train/nano.yaml') from error
+        except yaml.YAMLError as error:
+            raise UserError(f'{path}: malformed YAML ({" ".join(str(error).split())}); '
+                            'mend the line it names') from error
+        if not isinstance(data, Mapping):
+            raise UserError(f'{path}: expected "key: value" lines')
+        try:
+            return cls.from_dict(data)
+        except UserError as error:
+            raise UserError(f'{path}: {error}') from error
+
+
+def _checked(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``data`` with each value of the type that the field's default has."""
+    defaults = kind()
+    known = {f.name for f in fields(kind)}
+    out = {}
+    for name, value in data.items():
+        if name not in known:
+            raise UserError(f'train config: unknown key {name!r}; known: '
+                            f'{", ".join(sorted(known))}')
+        wanted = getattr(defaults, name)
+        if isinstance(wanted, tuple) and isinstance(value, (list, tuple)):
+            value = tuple(value)
+        elif isinstance(wanted, float) and isinstance(value, int):
+            value = float(value)
+        if type(value) is not type(wanted):
+            raise UserError(f'train config: {name} must be like {wanted!r}, got {value!r}')
+        out[name] = value
+    return out

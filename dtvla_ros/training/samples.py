@@ -1,0 +1,185 @@
+"""Everything of a dataset but the images, tokenised once and kept in arrays.
+
+N frames, P prompt ids, W thought ids, S action slots (T * D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from dtvla_ros.actions.grid import word_groups
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.observation import Observation
+from dtvla_ros.policy.transform import HOME, PolicyTransform
+from dtvla_ros.policy.vocabulary import word_id
+from dtvla_ros.training.dataset import layout
+from dtvla_ros.training.dataset.reader import DatasetReader
+
+STATE_GROUPS = ('x', 'y', 'z', 'rx', 'ry', 'rz', 'g')
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """One row per frame; ids are padded on the right.
+
+    ``prompt`` [N, P] and ``prompt_length`` [N]; ``state_at`` [N]: column of the first of the
+    seven state words (0 when the prompt has none); ``state`` [N, 7]: what they quantise, in
+    word steps (cm, tilt steps); ``thought`` [N, W] with tags and ``thought_length`` [N];
+    ``actions`` [N, S] ids and ``action_mask`` [N, S]; ``episode`` [N]; ``near_toggle`` and
+    ``near_start`` [N] bool.
+    """
+
+    prompt: NDArray[np.int64]
+    prompt_length: NDArray[np.int64]
+    state_at: NDArray[np.int64]
+    state: NDArray[np.float32]
+    thought: NDArray[np.int64]
+    thought_length: NDArray[np.int64]
+    actions: NDArray[np.int64]
+    action_mask: NDArray[np.bool_]
+    episode: NDArray[np.int64]
+    near_toggle: NDArray[np.bool_]
+    near_start: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+
+def state_steps(state: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return [N, 7] in word steps of ``observation.state`` [N, 8] (m, rad, m)."""
+    from dtvla_ros.actions.grid import TILT_STEP_DEG
+
+    tilt = (Rotation.from_rotvec(state[:, 3:6]) * HOME.inv()).as_rotvec()
+    return np.concatenate([
+        state[:, :3] * 100.0, np.degrees(tilt) / TILT_STEP_DEG,
+        (state[:, 6:7] - state[:, 7:8]) * 100.0], axis=1).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class StateWords:
+    """Ids of the seven state words for whole batches, by arithmetic instead of text."""
+
+    first: NDArray[np.int64]
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, transform: PolicyTransform) -> StateWords:
+        """Look the words up in the policy's tokenizer."""
+        from dtvla_ros.actions import grid
+
+        groups = word_groups()
+        steps = grid.TILT_LIMIT_DEG // grid.TILT_STEP_DEG
+        ranges = {**grid.CM_RANGE, **dict.fromkeys(('rx', 'ry', 'rz'), (-steps, steps)),
+                  'g': grid.OPENING_CM}
+        ids = [[word_id(transform.tokenizer, word) for word in groups[name]]
+               for name in STATE_GROUPS]
+        for name, group in zip(STATE_GROUPS, ids, strict=True):
+            if group != list(range(group[0], group[0] + len(group))):
+                raise UserError(f'tokenizer: the {name} words are not contiguous; build it again')
+        low, high = zip(*(ranges[name] for name in STATE_GROUPS), strict=True)
+        return cls(np.array([group[0] for group in ids]), np.array(low), np.array(high))
+
+    def ids(self, steps: NDArray[np.float32]) -> NDArray[np.int64]:
+        """[B, 7] in word steps -> ids [B, 7]."""
+        return self.first - self.low + np.clip(
+            np.rint(steps).astype(np.int64), self.low, self.high)
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    lengths = np.array([len(row) for row in rows])
+    out = np.full((len(rows), lengths.max()), value, np.int64)
+    out[np.arange(out.shape[1]) < lengths[:, None]] = np.concatenate(rows)
+    return out, lengths
+
+
+def build_samples(reader: DatasetReader, transform: PolicyTransform) -> Samples:
+    """Tokenise a dataset. Raises ``UserError`` when it does not fit the policy."""
+    config = transform.config
+    steps, dim = config.chunk_steps, config.action_dim
+    chunk = np.asarray(reader.column(layout.ACTION_CHUNK))
+    stored = chunk.shape[1] // dim
+    if stored < steps:
+        raise UserError(f'{reader.root}: chunks of {stored} actions, the policy makes {steps}; '
+                        f'collect again with --chunk {steps}')
+    chunk = chunk.reshape(len(chunk), stored, dim)[:, :steps]  # [N, T, D]
+    padding = np.asarray(reader.column(layout.ACTION_IS_PAD))[:, :steps]  # [N, T]
+    state = np.asarray(reader.column(layout.STATE))
+    episode = np.asarray(reader.column('episode_index'))
+    frame = np.asarray(reader.column('frame_index'))
+
+    heads = _Heads(transform)
+    prompts = [heads.prompt(reader.tasks[task]) for task in reader.column('task_index')]
+    prompt, prompt_length = _pad(prompts, config.ids.pad)
+    state_at = np.zeros(len(prompt), np.int64)
+    values = state_steps(state)
+    if transform.state_in_prompt:
+        words = StateWords.of(transform)
+        state_at = prompt_length - heads.after_state - len(STATE_GROUPS)
+        columns = state_at[:, None] + np.arange(len(STATE_GROUPS))
+        np.put_along_axis(prompt, columns, words.ids(values), axis=1)
+    thought, thought_length = _pad(
+        [heads.thought(text) for text in reader.column(layout.REASONING)], config.ids.pad)
+
+    closing = chunk[..., -1] > 0  # [N, T]
+    changes = (closing != closing[:, :1]).any(1)
+    before = np.zeros(len(chunk), bool)
+    same = episode[1:] == episode[:-1]
+    before[1:] = same & (closing[1:, 0] != closing[:-1, 0])
+    near = changes | before
+    near[1:] |= same & before[:-1]
+    actions = transform.codec.encode(transform.statistics.normalize(chunk))
+    return Samples(
+        prompt=prompt, prompt_length=prompt_length, state_at=state_at, state=values,
+        thought=thought, thought_length=thought_length,
+        actions=actions.reshape(len(actions), -1),
+        action_mask=np.repeat(~padding, dim, axis=1), episode=episode,
+        near_toggle=near, near_start=frame / reader.fps < 0.6)
+
+
+class _Heads:
+    """Token ids by text, each text tokenised once."""
+
+    def __init__(self, transform: PolicyTransform):
+        self._transform = transform
+        self._prompts: dict[str, list[int]] = {}
+        self._thoughts: dict[str, list[int]] = {}
+        self.after_state = 2  # ';' and newline
+
+    def prompt(self, task: str) -> list[int]:
+        if task not in self._prompts:
+            somewhere = Observation(
+                images={}, joint_positions={}, ee_position=np.zeros(3),
+                ee_quaternion=HOME.as_quat(), gripper_opening=0.0, instruction=task, stamp=0.0)
+            self._prompts[task] = self._transform.prompt_ids(task, somewhere)
+        return self._prompts[task]
+
+    def thought(self, text: str) -> list[int]:
+        if text not in self._thoughts:
+            self._thoughts[text] = self._transform.encode_thought(text)
+        return self._thoughts[text]
+
+
+def join(parts: Sequence[Samples], pad: int) -> Samples:
+    """Concatenate datasets; episodes are numbered through."""
+    offset, shifted = 0, []
+    for part in parts:
+        shifted.append(part.episode + offset)
+        offset += int(part.episode.max()) + 1
+
+    def column(name: str) -> NDArray:
+        if name == 'episode':
+            return np.concatenate(shifted)
+        arrays = [getattr(part, name) for part in parts]
+        if arrays[0].ndim == 1:
+            return np.concatenate(arrays)
+        width = max(a.shape[1] for a in arrays)
+        return np.concatenate([
+            np.pad(a, ((0, 0), (0, width - a.shape[1])), constant_values=pad) for a in arrays])
+
+    return Samples(**{f.name: column(f.name) for f in fields(Samples)})
