@@ -1,0 +1,1 @@
+"""How the decoder runs: engines, one decision, export. Nothing heavy is imported here."""

@@ -28,7 +28,12 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import save_weights
 from dtvla_ros.policy.decoder import Cache, HybridDecoder
 from dtvla_ros.policy.manifest import (
-    GRAPHS, MANIFEST, TOKENIZER, WEIGHTS, PolicyManifest, sha256,
+    GRAPHS,
+    MANIFEST,
+    TOKENIZER,
+    WEIGHTS,
+    PolicyManifest,
+    sha256,
 )
 from dtvla_ros.policy.transform import PolicyTransform
 
@@ -53,9 +58,10 @@ class _Decoder(nn.Module):
                 rows: Tensor, past_keys: Tensor, past_values: Tensor) -> tuple[Tensor, ...]:
         x = self.model.embed_prompt(input_ids, features)
         cache = Cache(list(past_keys.unbind(0)), list(past_values.unbind(0)))
-        hidden, cache = self.model.run(x, mask, position_ids, cache)
+        hidden, grown = self.model.run(x, mask, position_ids, cache)
+        assert grown is not None
         return (self.model.token_logits(hidden[:, rows]),
-                torch.stack(cache.keys), torch.stack(cache.values))
+                torch.stack(grown.keys), torch.stack(grown.values))
 
 
 class _Act(nn.Module):
@@ -83,7 +89,7 @@ def write_graphs(model: HybridDecoder, folder: Path) -> None:
     # Two tensors: given one twice, the exporter takes values for keys.
     keys, values = torch.zeros(2, text.layers, 1, text.kv_heads, past, text.head_dim)
     size = vision.image_size
-    table = {
+    table: dict[str, tuple[type[nn.Module], dict[str, tuple[Tensor, dict]], list[str]]] = {
         'vision.onnx': (_Vision, {
             'pixel_values': (torch.zeros(1, len(vision.cameras), 3, size, size), {}),
         }, ['features']),
@@ -111,6 +117,7 @@ def write_graphs(model: HybridDecoder, folder: Path) -> None:
                 module(model).eval(), tuple(value for value, _ in inputs.values()), dynamo=True,
                 dynamic_shapes={key: shape for key, (_, shape) in inputs.items()},
                 input_names=list(inputs), output_names=outputs, verbose=False)
+        assert program is not None
         graph = program.model_proto
         _share_weights(graph, where)
         _forget_origin(graph)

@@ -1,4 +1,4 @@
-"""Do two engines compute the same policy?"""
+"""Whether two engines compute the same policy."""
 
 from __future__ import annotations
 

@@ -157,8 +157,8 @@ class DecoderConfig:
         """Read what ``to_dict`` wrote; a missing or unknown key is named in the error."""
         rest = dict(data)
         try:
-            vision = {k: tuple(v) if isinstance(v, list) else v
-                      for k, v in rest.pop('vision').items()}
+            vision: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v
+                                      for k, v in rest.pop('vision').items()}
             return cls(text=TextConfig(**rest.pop('text')), vision=VisionConfig(**vision),
                        ids=SpecialIds(**rest.pop('ids')), **rest)
         except (KeyError, TypeError, AttributeError) as error:

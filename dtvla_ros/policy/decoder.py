@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import GemmaConfig
 from transformers.models.gemma.modeling_gemma import (
-    GemmaDecoderLayer, GemmaRMSNorm, GemmaRotaryEmbedding,
+    GemmaDecoderLayer,
+    GemmaRMSNorm,
+    GemmaRotaryEmbedding,
 )
 
 from dtvla_ros.policy.attention import MATMUL, action_start, additive, sequence_mask
@@ -57,8 +59,8 @@ class HybridDecoder(nn.Module):
             hidden_size=text.width, intermediate_size=text.mlp, num_hidden_layers=text.layers,
             num_attention_heads=text.heads, num_key_value_heads=text.kv_heads,
             head_dim=text.head_dim, vocab_size=text.vocabulary, rms_norm_eps=text.norm_eps,
-            rope_parameters={'rope_type': 'default', 'rope_theta': text.rope_theta},
-            attn_implementation=attention)
+            rope_parameters={'rope_type': 'default', 'rope_theta': text.rope_theta})
+        gemma._attn_implementation = attention
         self.vision = build_tower(config)
         self.embed_tokens = nn.Embedding(text.vocabulary, text.width)
         self.register_buffer('embed_scale', torch.tensor(text.width ** 0.5), persistent=False)

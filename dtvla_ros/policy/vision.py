@@ -32,7 +32,8 @@ class SiglipTower(nn.Module):
             num_hidden_layers=config.layers, num_attention_heads=config.heads,
             image_size=config.image_size, patch_size=config.patch,
             layer_norm_eps=config.norm_eps, hidden_act='gelu_pytorch_tanh',
-            vision_use_head=False, attn_implementation=attention)
+            vision_use_head=False)
+        siglip._attn_implementation = attention
         self.tower = SiglipVisionModel(siglip)
         self.projector = nn.Linear(config.width, width)
 
