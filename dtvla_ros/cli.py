@@ -132,6 +132,31 @@ def evaluate(
 
 
 @app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(help='Files of dtvla eval --json, by mode.')],
+    into: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help='Document whose success table is replaced.', dir_okay=False),
+    ] = None,
+    policy: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help='Policy whose manifest gets the success table.', file_okay=False),
+    ] = None,
+) -> None:
+    """Put the success of several modes side by side.
+
+    **Examples**
+
+    `dtvla report out/full.json out/masked.json out/random.json out/replay.json`
+
+    `dtvla report out/full.json out/replay.json --into README.md --policy models/nano`
+    """
+    from dtvla_ros.evaluation.comparison import compare
+
+    compare(results, into, policy)
+
+
+@app.command()
 def experts(
     suite: Suite = 'tabletop',
     tasks: Tasks = None,

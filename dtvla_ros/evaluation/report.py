@@ -93,7 +93,12 @@ def require_writable(path: Path) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all.
+    """Write a JSON file whole or not at all; errors as `write_text`."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + '\n')
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
 
     Raises
     ------
@@ -101,7 +106,6 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         If the folder cannot be written.
 
     """
-    text = json.dumps(value, indent=1, ensure_ascii=False) + '\n'
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
