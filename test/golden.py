@@ -1,4 +1,7 @@
-"""Where the golden vectors lie, and how a missing folder is reported."""
+"""Where the golden vectors lie, and how a missing file is reported.
+
+``DTVLA_GOLDEN`` names the folder of all vectors; a subset lies in ``test/data/golden``.
+"""
 
 from __future__ import annotations
 

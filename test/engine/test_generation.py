@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -15,15 +17,12 @@ from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.decoder import HybridDecoder
 
 
-@pytest.fixture(scope='module')
-def engines() -> dict[str, TorchEngine]:
+@functools.cache
+def _engine(name: str) -> TorchEngine:
     torch.set_num_threads(1)
-    made = {}
-    for name in ('random', 'trained'):
-        model = HybridDecoder(DecoderConfig.from_huggingface(document('config')))
-        load_weights(model, golden(f'weights_{name}.safetensors'))
-        made[name] = TorchEngine(model)
-    return made
+    model = HybridDecoder(DecoderConfig.from_huggingface(document('config')))
+    load_weights(model, golden(f'weights_{name}.safetensors'))
+    return TorchEngine(model)
 
 
 def _chunk(engine: TorchEngine, logits: np.ndarray) -> np.ndarray:
@@ -35,9 +34,9 @@ def _chunk(engine: TorchEngine, logits: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize('case', ['trained_a', 'trained_b', 'trained_unseen',
                                   'random_truncated'])
-def test_generation(engines, case):
+def test_generation(case):
     data = tensors('case_generate')
-    engine = engines[case.split('_')[0]]
+    engine = _engine(case.split('_')[0])
     ids = engine.config.ids
     prompt = data[f'{case}.in.input_ids'][0].tolist()
     want = data[f'{case}.generated_ids'][0].tolist()
@@ -65,9 +64,9 @@ def test_generation(engines, case):
 
 
 @pytest.mark.parametrize('weights', ['random', 'trained'])
-def test_action_pass(engines, weights):
+def test_action_pass(weights):
     data = tensors('case_action_pass')
-    engine = engines[weights]
+    engine = _engine(weights)
     sequence = data['in.input_ids'][0].tolist()
     end = sequence.index(engine.config.ids.newline) + 1
     features = engine.see(data['in.pixel_values'].numpy())
@@ -81,9 +80,9 @@ def test_action_pass(engines, weights):
 
 
 @pytest.mark.parametrize('case', ['mask', 'rand'])
-def test_given_thoughts(engines, case):
+def test_given_thoughts(case):
     data = tensors('case_ablation')
-    engine = engines['trained']
+    engine = _engine('trained')
     sequence = data[f'{case}.in.input_ids'][0].tolist()
     end = sequence.index(engine.config.ids.newline) + 1
     _, cache = engine.prefill(sequence[:end], engine.see(data['in.pixel_values'].numpy()))

@@ -1,0 +1,189 @@
+"""A policy folder: exported, hashed, loaded by both engines, and refused when damaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from policies import observation, write_untrained
+
+from dtvla_ros.engine.load import load_policy, load_think_act
+from dtvla_ros.engine.parity import compare
+from dtvla_ros.engine.think_act import ThinkAct, banned_in_thought
+from dtvla_ros.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp('policies') / 'untrained'
+    write_untrained(path)
+    return path
+
+
+@pytest.fixture
+def copy(folder, tmp_path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / 'policy'))
+
+
+def test_engines_agree(folder):
+    torch_engine, transform, _ = load_policy(folder, 'torch')
+    onnx_engine, *_ = load_policy(folder, 'onnx')
+    parity = compare(torch_engine, onnx_engine, seed=7)
+    assert parity.cosine >= 0.999
+    assert parity.thoughts == parity.chunks == parity.samples
+    for mode in ('full', 'masked', 'random'):
+        mine, theirs = (ThinkAct(engine, transform, mode, 10, seed=3).decide(observation())
+                        for engine in (torch_engine, onnx_engine))
+        assert mine.thought_tokens == theirs.thought_tokens
+        np.testing.assert_array_equal(mine.chunk, theirs.chunk)
+        assert mine.chunk.shape == (8, 7) and mine.outcome == theirs.outcome
+
+
+def test_an_engine_that_differs_is_noticed(folder):
+    engine, *_ = load_policy(folder, 'onnx')
+
+    class Shifted(type(engine)):
+        def act(self, cache, tokens):
+            return np.roll(super().act(cache, tokens), 1, -1)
+
+    other = Shifted(folder, engine.config)
+    with pytest.raises(UserError, match='does not compute the trained policy'):
+        compare(engine, other).check()
+
+
+def test_decision(folder):
+    policy, manifest = load_think_act(folder)
+    heard: list[str] = []
+    decision = policy.decide(observation(), heard.append)
+    ids = manifest.config.ids
+    assert decision.thought_tokens[0] == ids.think and decision.thought_tokens[-1] == ids.think_end
+    banned = banned_in_thought(ids, manifest.config.text.vocabulary)
+    assert not banned[list(decision.thought_tokens[1:])].any()
+    assert heard[-1] == decision.reasoning and len(heard[0]) <= len(heard[-1])
+    assert set(decision.timings) == {'prepare', 'see', 'prefill', 'think', 'act'}
+    again = policy.decide(observation())
+    assert again.thought_tokens == decision.thought_tokens
+    np.testing.assert_array_equal(again.chunk, decision.chunk)
+
+
+def test_a_cut_thought_says_so(folder):
+    engine, transform, _ = load_policy(folder)
+    for cap in ({'max_thought_tokens': 3}, {'max_think_seconds': 1e-6}):
+        policy = ThinkAct(engine, transform, **cap)
+        policy._banned[transform.config.ids.think_end] = True
+        decision = policy.decide(observation())
+        assert decision.outcome == 'cut'
+        assert decision.thought_tokens[-1] == transform.config.ids.think_end
+        assert np.isfinite(decision.chunk).all()
+
+
+def test_random_thoughts_differ_and_follow_the_seed(folder):
+    engine, transform, _ = load_policy(folder)
+    first, second = (ThinkAct(engine, transform, 'random', seed=5) for _ in range(2))
+    a, b, c = (p.decide(observation()).thought_tokens for p in (first, second, first))
+    assert a == b != c
+
+
+@pytest.mark.parametrize(('options', 'word'), [
+    ({'mode': 'loud'}, 'loud'), ({'max_thought_tokens': 0}, 'at least 1'),
+    ({'max_think_seconds': 0.0}, 'positive')])
+def test_bad_options(folder, options, word):
+    engine, transform, _ = load_policy(folder)
+    with pytest.raises(UserError, match=word):
+        ThinkAct(engine, transform, **options)
+
+
+def test_damaged_logits_are_an_error(folder):
+    engine, transform, _ = load_policy(folder)
+
+    class Broken(type(engine)):
+        def act(self, cache, tokens):
+            return super().act(cache, tokens) * np.float32('nan')
+
+    with pytest.raises(FloatingPointError, match='not finite'):
+        ThinkAct(Broken(folder, engine.config), transform, 'masked').decide(observation())
+
+
+@pytest.mark.parametrize('engine', ['onnx', 'torch'])
+@pytest.mark.parametrize('name', ['model.safetensors', 'tokenizer.json', 'act.onnx'])
+def test_wrong_hash(copy, engine, name):
+    if engine == 'torch' and name == 'act.onnx':
+        pytest.skip('the torch engine opens no graph')
+    with (copy / name).open('r+b') as file:
+        file.seek(100)
+        byte = file.read(1)
+        file.seek(100)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(UserError, match=f'{name}: SHA-256 differs'):
+        load_policy(copy, engine)
+
+
+def test_missing_file(copy):
+    (copy / 'decoder.onnx').unlink()
+    with pytest.raises(UserError, match='decoder.onnx: missing'):
+        load_policy(copy)
+    with pytest.raises(UserError, match='nowhere.manifest.json: no such file'):
+        load_policy('nowhere')
+    with pytest.raises(UserError, match="engine 'jax'"):
+        load_policy(copy, 'jax')
+
+
+def _edit(folder: Path, change) -> None:
+    path = folder / 'manifest.json'
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(('change', 'word'), [
+    (lambda d: d['files'].update({'weights.pt': 'x'}), 'weights.pt.* refused unread'),
+    (lambda d: d['files'].update({'../a.onnx': 'x'}), 'outside the policy folder'),
+    (lambda d: d.update(auto_map={}), 'remote code'),
+    (lambda d: d.update(format=9), 'format'),
+    (lambda d: d.pop('statistics'), 'statistics'),
+    (lambda d: d['statistics']['q01'].pop(), 'q01 has 6 channels'),
+    (lambda d: d['statistics']['q01'].__setitem__(2, 0.9), 'channel 2'),
+    (lambda d: d['config']['text'].update(heads=0), 'heads'),
+    (lambda d: d['config']['text'].update(colour='red'), 'colour'),
+    (lambda d: d['config']['ids'].update(eos=99999), 'eos=99999'),
+    (lambda d: d['action'].update(replan_steps=9), 'replan_steps 9'),
+    (lambda d: d['action'].update(rate_hz=0), 'rate_hz'),
+    (lambda d: d['files'].pop('tokenizer.json'), 'lists no tokenizer.json'),
+    (lambda d: d.update(novel=1), 'novel'),
+])
+def test_bad_manifest(copy, change, word):
+    _edit(copy, change)
+    with pytest.raises(UserError, match=word):
+        load_policy(copy)
+
+
+def test_manifest_that_is_no_json(copy):
+    (copy / 'manifest.json').write_text('{')
+    with pytest.raises(UserError, match='not readable JSON'):
+        load_policy(copy)
+
+
+def test_the_onnx_engine_imports_no_torch(folder):
+    code = ('import sys; from dtvla_ros.engine.load import load_think_act; '
+            f'load_think_act({str(folder)!r}); '
+            'print([m for m in ("torch", "transformers", "onnx") if m in sys.modules])')
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == '[]'
+
+
+def test_the_export_forgets_where_it_was_made(folder):
+    for path in folder.glob('*.onnx'):
+        assert b'site-packages' not in path.read_bytes()
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 25e6
+
+
+def test_export_spares_a_folder_that_is_no_policy(tmp_path):
+    (tmp_path / 'letter.txt').write_text('dear')
+    with pytest.raises(UserError, match='holds files but no policy'):
+        write_untrained(tmp_path)
+    assert (tmp_path / 'letter.txt').exists()
