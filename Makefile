@@ -9,8 +9,11 @@ POLICY ?= models/nano
 EPISODES ?= 50
 WORKERS ?= 2
 OUT ?= out
+DATA ?= data/tabletop
+RUN ?= runs/nano
+MINUTES ?= 60
 
-.PHONY: help demo test lint typecheck eval experts collect train clean
+.PHONY: help demo test lint typecheck eval experts train clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +53,11 @@ eval: $(VENV)/.installed  ## success per task: EPISODES=50 WORKERS=2 POLICY=mode
 experts: $(VENV)/.installed  ## success of the scripted experts
 	$(BIN)/dtvla experts --suite tabletop --episodes $(EPISODES) --workers $(WORKERS) \
 		--json $(OUT)/experts.json
+
+train: $(VENV)/.installed-dev  ## record, train and export a policy: DATA=data/tabletop RUN=runs/nano MINUTES=60
+	$(BIN)/dtvla collect --episodes 3000 --workers $(WORKERS) --out $(DATA)
+	$(BIN)/dtvla train sft --data $(DATA) --out $(RUN) --minutes $(MINUTES)
+	$(BIN)/dtvla export $(RUN) --out $(POLICY)
 
 clean:  ## remove what was built, keep data and runs
 	rm -rf $(VENV) $(OUT) build install log *.egg-info

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
+from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
-
-from launch import LaunchDescription
 
 SHARED = ('image_primary', 'image_wrist', 'joint_states', 'ee_pose', 'instruction', 'estop')
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dtvla_ros.actions import osc
 from dtvla_ros.engine.engine import Decision
 from dtvla_ros.policy.observation import Observation
 
@@ -76,6 +77,7 @@ def run_episode(
     """Run a policy on one start state; it looks again after every ``replan_steps`` actions."""
     obs, info = env.reset(seed=seed, options={'task': task})
     step, done, success = 0, False, False
+    gripper = osc.GRIPPER_OPEN  # the command gate's law, so that both paths move the same arm
     latency: dict[str, list[float]] = {}
     thoughts: list[str] = []
     cut = 0
@@ -90,7 +92,9 @@ def run_episode(
         if on_decision is not None:
             on_decision(observation, decision, step)
         for action in decision.chunk[: min(replan_steps, max_steps - step)]:
-            obs, _, terminated, truncated, stepped = env.step(np.clip(action, -1.0, 1.0))
+            command = np.clip(action, -1.0, 1.0)
+            command[6] = gripper = osc.gripper_command(float(action[6]), gripper)
+            obs, _, terminated, truncated, stepped = env.step(command)
             step += 1
             success = success or bool(stepped['success'])
             done = terminated or truncated or success
