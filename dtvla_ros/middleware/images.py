@@ -14,7 +14,7 @@ from .backend import BACKEND
 from .messages import get_message
 
 _COLOR = {'rgb8': (3, (0, 1, 2)), 'bgr8': (3, (2, 1, 0)), 'rgba8': (4, (0, 1, 2)),
-          'bgra8': (4, (2, 1, 0)), 'mono8': (1, (0, 0, 0)), '8UC3': (3, (2, 1, 0))}
+          'bgra8': (4, (2, 1, 0)), 'mono8': (1, (0, 0, 0))}
 _DEPTH = {'32FC1': ('f4', 1.0), '16UC1': ('u2', 1e-3), 'mono16': ('u2', 1e-3)}
 MAX_SIDE = 16384
 """Largest height or width believed [pixels]; a wrong header must not make us reserve memory."""
@@ -44,9 +44,10 @@ def _rows(message: Any, itemsize: int, channels: int) -> NDArray[np.uint8]:
 
 
 def image_to_numpy(message: Any) -> NDArray[np.uint8]:
-    """Return sensor_msgs/Image as RGB uint8 [H, W, 3]; rgb8 stays a view of the message.
+    """Return sensor_msgs/Image as RGB uint8 [H, W, 3].
 
-    Takes rgb8, bgr8, rgba8, bgra8, mono8. Raise ImageError for anything else.
+    An rgb8 image stays a view of the message, which may be read-only. Takes rgb8, bgr8, rgba8,
+    bgra8, mono8. Raise ImageError for anything else.
     """
     try:
         channels, order = _COLOR[message.encoding]
@@ -126,9 +127,7 @@ def numpy_to_image(array: NDArray[Any], stamp: Any, frame_id: str = '',
     if array.dtype != dtype or array.ndim not in (2, 3) or shape != (channels,) or not array.size:
         raise ImageError(f'{encoding} takes {np.dtype(dtype)} [H, W{", 3" * (channels == 3)}], '
                          f'got {array.dtype} {array.shape}')
-    array = np.ascontiguousarray(array)
-    if array.dtype.byteorder == '>' or (array.itemsize > 1 and np.little_endian is False):
-        array = array.astype(array.dtype.newbyteorder('<'))
+    array = np.ascontiguousarray(array, array.dtype.newbyteorder('<'))
     header = get_message('std_msgs/msg/Header')(stamp=stamp, frame_id=frame_id)
     return get_message('sensor_msgs/msg/Image')(
         header=header, height=array.shape[0], width=array.shape[1], encoding=encoding,

@@ -11,7 +11,7 @@ import pytest
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.middleware import ros
-from dtvla_ros.middleware.messages import Clock, Float64, String, Time, Trigger
+from dtvla_ros.middleware.messages import Clock, Float64, Log, String, Time, Trigger
 
 Spin = Callable[..., bool]
 STEADY = ros.ClockType.STEADY_TIME
@@ -244,6 +244,44 @@ def test_endpoints_made_while_spinning_are_served(make_node: Any, spin_until: Sp
     assert spin_until(lambda: got == ['x'], node)
     node.destroy_subscription(made[0])
     assert spin_until(lambda: publisher.get_subscription_count() == 0, node)
+
+
+def test_a_source_destroyed_while_due_is_left_alone(make_node: Any, spin_until: Spin) -> None:
+    node = make_node()
+    got: list[str] = []
+    guards: list[Any] = []
+    subscriptions: list[Any] = []
+
+    def only_once(name: str) -> Callable[[Any], None]:
+        def callback(*_: Any) -> None:
+            got.append(name)
+            for subscription in subscriptions:
+                node.destroy_subscription(subscription)
+            for guard in guards:
+                node.destroy_guard_condition(guard)
+        return callback
+    publishers = [node.create_publisher(String, name, 5) for name in 'ab']
+    subscriptions += [node.create_subscription(String, name, only_once(name), 5) for name in 'ab']
+    guards += [node.create_guard_condition(only_once(name)) for name in 'cd']
+    assert spin_until(lambda: all(p.get_subscription_count() for p in publishers), node)
+    for publisher in publishers:
+        publisher.publish(String(data='x'))
+    time.sleep(0.2)
+    for guard in guards:
+        guard.trigger()
+    assert not spin_until(lambda: len(got) > 1, node, timeout=0.2)
+    assert len(got) == 1
+
+
+def test_log_lines_reach_rosout(make_node: Any, spin_until: Spin) -> None:
+    node, listener = make_node('gate'), make_node('listener')
+    got: list[Any] = []
+    listener.create_subscription(Log, '/rosout', got.append, ros.QoSProfile(
+        depth=10, durability=ros.DurabilityPolicy.TRANSIENT_LOCAL))
+    node.get_logger().warning('too late')
+    assert spin_until(lambda: got, listener)
+    assert (got[0].level, got[0].name, got[0].msg) == (30, 'gate', 'too late')
+    assert got[0].function == 'test_log_lines_reach_rosout'
 
 
 def test_an_error_in_a_callback_ends_the_spin(make_node: Any) -> None:

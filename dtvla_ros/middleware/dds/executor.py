@@ -30,7 +30,9 @@ class GuardCondition:
         trigger(self.condition, True)
 
     def execute(self) -> bool:
-        """Call back."""
+        """Call back, unless it was destroyed after it was triggered."""
+        if not hasattr(self.condition, '_ref'):
+            return False
         trigger(self.condition, False)
         self.callback()
         return True

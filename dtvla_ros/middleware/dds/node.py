@@ -33,7 +33,7 @@ _ROSOUT = QoSProfile(depth=1000, durability=DurabilityPolicy.TRANSIENT_LOCAL,
 class Node:
     """Publishers, subscriptions, timers, services and parameters under one name."""
 
-    def __init__(self, node_name: str, *, namespace: str = '',
+    def __init__(self, node_name: str, *, namespace: str | None = None,
                  parameter_overrides: Sequence[Parameter] | None = None,
                  use_global_arguments: bool = True,
                  automatically_declare_parameters_from_overrides: bool = False) -> None:
@@ -46,7 +46,7 @@ class Node:
         arguments = self.context.arguments
         self._remapper = Remapper(arguments.remaps if use_global_arguments else [], node_name)
         self._name = check_node_name(self._remapper.special('__node', '__name') or node_name)
-        self._namespace = normalize_namespace(self._remapper.special('__ns') or namespace)
+        self._namespace = normalize_namespace(self._remapper.special('__ns') or namespace or '')
         self._logger = Logger(f'{self._namespace[1:].replace("/", ".")}.{self._name}'.lstrip('.'))
         self._publishers: list[Publisher] = []
         self._subscriptions: list[Subscription] = []

@@ -142,8 +142,11 @@ class RawReader:
     def take(self) -> tuple[memoryview, int] | None:
         """Return the next sample's CDR and its writer's handle, or None when there is none.
 
-        A large sample is not copied: the view keeps DDS's own buffer alive.
+        A large sample is not copied: the view keeps DDS's own buffer alive. A reader that was
+        closed has no more samples.
         """
+        if not hasattr(self.reader, '_ref'):
+            return None
         serdata = ct.c_void_p()
         info = dds_c_t.sample_info()
         while _call('dds_takecdr', self.reader._ref, ct.byref(serdata), 1, ct.byref(info), ANY):
