@@ -135,5 +135,4 @@ class PolicyManifest:
 
 def sha256(path: Path) -> str:
     """Return a file's SHA-256 in hexadecimal."""
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
