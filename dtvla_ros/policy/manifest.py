@@ -135,4 +135,8 @@ class PolicyManifest:
 
 def sha256(path: Path) -> str:
     """Return a file's SHA-256 in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
