@@ -57,7 +57,7 @@ def spin_until() -> Callable[..., bool]:
 
     from dtvla_ros.middleware import ros
 
-    def spin(condition: Callable[[], Any], *nodes: Any, timeout: float = 5.0) -> bool:
+    def spin(condition: Callable[[], Any], *nodes: Any, timeout: float = 20.0) -> bool:
         deadline = time.monotonic() + timeout
         while not condition() and time.monotonic() < deadline:
             for node in nodes:

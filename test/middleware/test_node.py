@@ -117,7 +117,8 @@ def test_wall_timer_keeps_its_rate(make_node: Any, spin_until: Spin) -> None:
                               clock=ros.Clock(clock_type=STEADY))
     start = time.monotonic()
     assert spin_until(lambda: len(calls) == 20, node)
-    assert calls[-1] - start == pytest.approx(0.4, abs=0.1)
+    # Never early; late only as far as a busy machine makes it.
+    assert 0.39 < calls[-1] - start < 2.0
     timer.cancel()
     assert timer.is_canceled()
     assert not spin_until(lambda: len(calls) > 20, node, timeout=0.1)
@@ -229,7 +230,7 @@ def test_guard_condition_wakes_a_waiting_spin(make_node: Any) -> None:
     thread.start()
     ros.spin_once(node, timeout_sec=5.0)
     thread.join()
-    assert woken[0] - pulled[0] < 0.05
+    assert woken[0] - pulled[0] < 0.5
 
 
 def test_endpoints_made_while_spinning_are_served(make_node: Any, spin_until: Spin) -> None:

@@ -64,7 +64,8 @@ def test_hz_measures(make_node: Any, spin_until: Any) -> None:
     command.terminate()
     out, _ = command.communicate(timeout=60)
     rates = [float(line.split()[-1]) for line in out.splitlines() if 'average rate' in line]
-    assert rates[-1] == pytest.approx(20.0, rel=0.2)
+    # A busy machine skips ticks; it never adds any.
+    assert 12.0 < rates[-1] < 22.0
 
 
 @pytest.mark.parametrize(('words', 'reason'), [

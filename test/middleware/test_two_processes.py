@@ -133,8 +133,8 @@ def test_signal_ends_a_waiting_node_at_once(make_node: Any, spin_until: Spin, st
     start = time.monotonic()
     os.kill(peer.pid, number)
     assert spin_until(lambda: last, node)
-    assert peer.wait(timeout=5) == 0
-    assert time.monotonic() - start < 2.0
+    assert peer.wait(timeout=20) == 0
+    assert time.monotonic() - start < 5.0
     assert last == ['stop commands go out last']
     assert peer.stderr.read() == ''
 
