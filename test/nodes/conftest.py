@@ -1,0 +1,125 @@
+"""The three nodes as processes in a ROS domain of their own, and a node that listens to them."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NANO = ROOT / 'models' / 'nano'
+SHARED = ('image_primary', 'image_wrist', 'joint_states', 'ee_pose', 'instruction', 'estop')
+IN_NAMESPACE = ['-r', '__ns:=/vla', *(w for n in SHARED for w in ('-r', f'{n}:=/{n}'))]
+
+
+@pytest.fixture(scope='session')
+def policy(tmp_path_factory) -> tuple[Path, str]:
+    """Return the default policy and its engine, or random weights where there is none yet."""
+    if (NANO / 'manifest.json').exists():
+        return NANO, 'onnx'
+    import torch
+
+    from dtvla_ros.actions.normalize import ActionStatistics
+    from dtvla_ros.policy.checkpoint import save_weights
+    from dtvla_ros.policy.config import DecoderConfig
+    from dtvla_ros.policy.decoder import HybridDecoder
+    from dtvla_ros.policy.manifest import TOKENIZER, WEIGHTS, PolicyManifest, sha256
+    from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
+
+    folder = tmp_path_factory.mktemp('policy')
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    config = DecoderConfig.nano(tokenizer.get_vocab_size(), special_ids(tokenizer))
+    save_weights(HybridDecoder(config), folder / WEIGHTS)
+    tokenizer.save(str(folder / TOKENIZER))
+    manifest = PolicyManifest(
+        name='random', license='Apache-2.0', config=config, max_thought_tokens=8,
+        statistics=ActionStatistics((-0.5,) * 7, (0.5,) * 7),
+        files={n: sha256(folder / n) for n in (WEIGHTS, TOKENIZER)})
+    (folder / 'manifest.json').write_text(manifest.to_json())
+    return folder, 'torch'
+
+
+class Graph:
+    """Node processes in one domain, and what a node of ours heard from them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.processes: dict[str, subprocess.Popen[str]] = {}
+        self.heard: list[tuple[float, str, Any]] = []
+        self.node: Any = None
+
+    def start(self, name: str, *arguments: str) -> subprocess.Popen[str]:
+        """Start a node of ours with ``--ros-args`` and these arguments."""
+        with (self._folder / f'{name}.log').open('w') as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, '-m', f'dtvla_ros.nodes.{name}', '--ros-args', *arguments],
+                stdout=log, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+                env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        return self.processes[name]
+
+    def log(self, name: str) -> str:
+        """Return what a process has printed."""
+        return (self._folder / f'{name}.log').read_text()
+
+    def listen(self, **topics: tuple[Any, str]) -> Any:
+        """Make a node that notes (time, key, message) of every topic; return it."""
+        from dtvla_ros.middleware import ros
+        from dtvla_ros.middleware.messages import DiagnosticStatus, String
+
+        ros.init(args=['test'])
+        self.node = ros.Node('listener')
+        latched = ros.QoSProfile(depth=50, durability=ros.DurabilityPolicy.TRANSIENT_LOCAL,
+                                 reliability=ros.ReliabilityPolicy.RELIABLE)
+        for key, (kind, topic) in topics.items():
+            qos = (latched if kind in (String, DiagnosticStatus) else
+                   ros.qos_profile_sensor_data if topic in ('/joint_states', '/ee_pose') else 200)
+            self.node.create_subscription(
+                kind, topic,
+                lambda m, key=key: self.heard.append((time.monotonic(), key, m)), qos)
+        return self.node
+
+    def of(self, key: str, since: float = 0.0) -> list[tuple[float, Any]]:
+        """Return (time, message) of what was heard under ``key``."""
+        return [(t, m) for t, k, m in self.heard if k == key and t >= since]
+
+    def spin(self, until: Callable[[], Any], timeout: float) -> None:
+        """Listen until a condition holds; fail with every log after ``timeout`` seconds."""
+        from dtvla_ros.middleware import ros
+
+        end = time.monotonic() + timeout
+        while not until():
+            ros.spin_once(self.node, timeout_sec=0.02)
+            if time.monotonic() > end:
+                logs = '\n'.join(f'--- {n}\n{self.log(n)}' for n in self.processes)
+                raise AssertionError(f'not within {timeout} s; the nodes said:\n{logs}')
+
+    def interrupt(self, name: str) -> int:
+        """Interrupt a process and return its exit code."""
+        self.processes[name].send_signal(signal.SIGINT)
+        return self.processes[name].wait(10)
+
+
+@pytest.fixture
+def graph(tmp_path, monkeypatch) -> Iterator[Graph]:
+    """A graph nobody else is on; its processes are gone after the test."""
+    # Above what other tests draw from; a killed participant haunts its domain for 10 s.
+    monkeypatch.setenv('ROS_DOMAIN_ID', str(random.SystemRandom().randint(101, 220)))
+    made = Graph(tmp_path)
+    yield made
+    for process in made.processes.values():
+        process.kill()
+        process.wait()
+    if made.node is not None:
+        from dtvla_ros.middleware import ros
+
+        made.node.destroy_node()
+        ros.try_shutdown()
