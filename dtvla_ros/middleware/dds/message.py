@@ -28,7 +28,8 @@ class Octet(bytes):
 
     def __new__(cls, value: bytes | int) -> Octet:
         """Build from one byte or its number."""
-        return super().__new__(cls, bytes([value]) if isinstance(value, int) else value)
+        # As numbers: Python 3.10 would take an Octet for a length, because of __index__.
+        return super().__new__(cls, [value] if isinstance(value, int) else list(value))
 
     def __index__(self) -> int:
         """Return the number, so that ``struct`` packs it."""
