@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import dtvla_sim
+from dtvla_ros.engine.load import load_think_act
+from dtvla_ros.evaluation.protocol import run_episode
 from dtvla_ros.middleware.messages import (
     DiagnosticStatus,
     JointState,
@@ -22,6 +25,7 @@ from test.nodes.conftest import IN_NAMESPACE
 
 TASK = 'put_the_lemon_in_the_blue_bin'
 TICK = 0.05
+EVAL_SEED = 1_000_000
 
 
 def start_all(graph, policy, config, *bridge):
@@ -41,6 +45,21 @@ def start_all(graph, policy, config, *bridge):
 
 def motion(message):
     return np.asarray(message.points[0].positions)[:6]
+
+
+def decide_in_process(policy, steps):
+    """Return the chunks [n, 4, 7] and thoughts of the same episode without any topic."""
+    env = dtvla_sim.make('tabletop')
+    think_act, _ = load_think_act(*policy)
+    rows, thoughts = [], []
+
+    def note(_, decision, __):
+        rows.append(decision.chunk[:4])
+        thoughts.append(decision.reasoning)
+
+    run_episode(env, think_act.decide, TASK, EVAL_SEED, 4, steps, on_decision=note)
+    env.close()
+    return np.array(rows), thoughts
 
 
 def test_one_episode_in_lock_step_every_command_over_topics(graph, policy):
@@ -69,9 +88,12 @@ def test_one_episode_in_lock_step_every_command_over_topics(graph, policy):
         np.testing.assert_array_equal(
             motion(message), np.clip(rows[round(stamp * 1e3)][:6], -1, 1).astype(np.float64))
 
+    in_process, thoughts = decide_in_process(policy, steps)
+    np.testing.assert_allclose([c.values for c in chunks], in_process, atol=1e-5)
+
     texts = [m.data for _, m in graph.of('reasoning')]
     whole = [t for t in texts if not t.endswith('…')]
-    assert len(whole) == len(chunks), 'one complete thought per decision'
+    assert whole == thoughts, 'one complete thought per decision'
     assert len(texts) > len(whole), 'and it was seen while it was written'
 
     joints = np.array([m.position for _, m in graph.of('joints')])
