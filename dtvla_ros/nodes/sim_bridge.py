@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,7 +88,7 @@ class SimBridge(ros.Node):
         self._asked = self._began = time.monotonic()
         self._policy: dict[str, str] = {}
         self._task_before = ''
-        self._obs: Any = None
+        self._obs: Mapping[str, Any] = {}
         self._info: dict[str, Any] = {}
         self._action = np.zeros(7)
         self._action_at = 0.0

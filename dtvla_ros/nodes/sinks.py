@@ -28,7 +28,7 @@ PRESETS = ('sim_osc', 'servo', 'crisp', 'fzi')
 
 
 class Sink(Protocol):
-    """One kind of arm. ``topic`` is the name of the command topic."""
+    """One kind of arm. ``topic`` is the command topic's name after remapping."""
 
     topic: str
 
@@ -39,10 +39,9 @@ class Sink(Protocol):
 class OscSink:
     """The normalised action itself, for a simulator that runs OSC_POSE."""
 
-    topic = 'action'
-
     def __init__(self, node: ros.Node, period: float) -> None:
-        self._publisher = node.create_publisher(JointTrajectory, self.topic, wire.LATEST)
+        self._publisher = node.create_publisher(JointTrajectory, 'action', wire.LATEST)
+        self.topic = self._publisher.topic_name
         self._period = period
 
     def send(self, action: NDArray[np.float64], stamp: float) -> None:
@@ -64,10 +63,9 @@ class _GripperTopic:
 class TwistSink:
     """Twist in the base frame for MoveIt Servo, which halts by itself after 0.1 s of silence."""
 
-    topic = 'twist_cmd'
-
     def __init__(self, node: ros.Node, base_frame: str) -> None:
-        self._publisher = node.create_publisher(TwistStamped, self.topic, wire.LATEST)
+        self._publisher = node.create_publisher(TwistStamped, 'twist_cmd', wire.LATEST)
+        self.topic = self._publisher.topic_name
         self._gripper = _GripperTopic(node)
         self._base_frame = base_frame
 
@@ -83,10 +81,9 @@ class TwistSink:
 class PoseSink:
     """Measured pose plus offset for CRISP and FZI, which keep the last target when silent."""
 
-    topic = 'target_pose'
-
     def __init__(self, node: ros.Node, base_frame: str) -> None:
-        self._publisher = node.create_publisher(PoseStamped, self.topic, wire.LATEST)
+        self._publisher = node.create_publisher(PoseStamped, 'target_pose', wire.LATEST)
+        self.topic = self._publisher.topic_name
         self._gripper = _GripperTopic(node)
         self._base_frame = base_frame
         self._measured: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None

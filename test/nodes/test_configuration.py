@@ -1,0 +1,67 @@
+"""Parameter files and launch files name only what the nodes really have."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dtvla_ros.nodes.sinks import PRESETS
+from dtvla_ros.safety.limits import Limits
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted([*ROOT.glob('config/sim*.yaml'), *ROOT.glob('config/robot_*.yaml')])
+NODES = ('vla_node', 'command_gate', 'sim_bridge')
+
+
+def declared(node):
+    source = (ROOT / 'dtvla_ros' / 'nodes' / f'{node}.py').read_text()
+    names = set(re.findall(r"declare\(\s*self, '(\w+)'", source))
+    if node == 'command_gate':
+        names |= {f.name for f in dataclasses.fields(Limits)}
+    return names
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
+def test_every_parameter_in_a_file_exists(path):
+    for key, section in yaml.safe_load(path.read_text()).items():
+        node = key.split('/')[-1]
+        given = set(section['ros__parameters'])
+        if key == '/**':
+            assert given == {'use_sim_time', 'lockstep'}
+        else:
+            assert node in NODES
+            assert given <= declared(node), f'{path.name}: {key}'
+
+
+@pytest.mark.parametrize('preset', PRESETS[1:])
+def test_a_robots_gate_starts_from_its_file_and_does_not_move_by_itself(graph, preset):
+    from dtvla_ros.middleware import ros
+    from dtvla_ros.nodes.command_gate import CommandGate
+    from dtvla_ros.safety.gate import GateState
+
+    ros.init(args=['test', '--ros-args', '--params-file',
+                   str(ROOT / 'config' / f'robot_{preset}.yaml')])
+    graph.node = gate = CommandGate()
+    assert gate.get_parameter('preset').value == preset
+    assert gate._gate.state is GateState.STOP and not gate._lockstep
+    assert gate._gate._config.heartbeat_stop == 0.0, 'a silent policy stops at once'
+
+
+def test_launch_files_are_python_and_start_our_executables():
+    launches = {p.name: p.read_text() for p in (ROOT / 'launch').glob('*.launch.py')}
+    assert {'sim.launch.py', 'policy.launch.py', *(f'robot_{p}.launch.py' for p in PRESETS[1:])
+            } <= set(launches)
+    executables = set()
+    for name, text in launches.items():
+        tree = ast.parse(text, name)
+        assert any(isinstance(n, ast.FunctionDef) and n.name == 'generate_launch_description'
+                   for n in tree.body)
+        executables |= set(re.findall(r"executable='(\w+)'", text))
+        for config in re.findall(r"'config' / '([\w.]+)'", text):
+            assert (ROOT / 'config' / config).exists(), f'{name} names {config}'
+    assert executables == set(NODES)
