@@ -48,6 +48,7 @@ class SftRun:
 
     ``evaluate_every`` and ``checkpoint_every`` are in minutes of training time;
     ``episodes``: held-out episodes per task at each evaluation (0: losses only).
+    ``compile``: fuse the network with TorchInductor (needs a C++ compiler).
     """
 
     data: tuple[Path, ...]
@@ -60,6 +61,7 @@ class SftRun:
     episodes: int = 0
     suite: str = 'tabletop'
     threads: int | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if (self.minutes is None) == (self.steps is None):
@@ -134,6 +136,9 @@ class Trainer:
         self.batches = BatchMaker(
             join(samples, self.transform.config.ids.pad),
             [open_frames(reader, self.transform) for reader in readers], self.transform, config)
+        if run.compile:
+            self.model.run = torch.compile(self.model.run, dynamic=False)
+            self.model.encode_images = torch.compile(self.model.encode_images, dynamic=False)
         spans = ordinal_groups(self.transform.tokenizer)
         objective = Objective(self.model, config, spans)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)

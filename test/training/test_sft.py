@@ -1,0 +1,104 @@
+"""Training learns, and a resumed run is the run that was never stopped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.checkpoint import load_weights
+from dtvla_ros.policy.decoder import HybridDecoder
+from dtvla_ros.training import run_state
+from dtvla_ros.training.config import SftConfig
+from dtvla_ros.training.sft import SftRun, Trainer, learning_rate, train_sft
+
+from .tiny import CONFIG
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_resumed_run_has_the_same_next_losses(dataset, tmp_path):
+    run = SftRun((dataset,), tmp_path / 'whole', steps=20)
+    whole = Trainer(CONFIG, run)
+    losses = [whole.train_step(whole.batches.train(k)).loss.item() for k in range(6)]
+
+    run = replace(run, out=tmp_path / 'halves')
+    half = Trainer(CONFIG, run)
+    first = [half.train_step(half.batches.train(k)).loss.item() for k in range(3)]
+    half.save()
+    again = Trainer(CONFIG, run)
+    assert again.step == 3
+    rest = [again.train_step(again.batches.train(k)).loss.item() for k in range(3, 6)]
+    assert first + rest == losses
+    for a, b in zip(whole.average.parameters(), again.average.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_training_lowers_the_loss_and_leaves_a_policy(dataset, tmp_path):
+    out = tmp_path / 'run'
+    run = SftRun((dataset,), out, steps=60, evaluate_every=60.0)
+    begin = Trainer(CONFIG, run).validate()
+    end = train_sft(CONFIG, run)
+    assert end['loss'] < 0.8 * begin['loss']
+    assert end['thought'] < 0.6 * begin['thought']
+    transform = run_state.read_transform(out)
+    model = HybridDecoder(transform.config)
+    load_weights(model, out / run_state.WEIGHTS)
+    assert not list(out.rglob('*.pt'))
+    assert any((out / 'tensorboard').iterdir())
+    state = json.loads((out / run_state.CHECKPOINT / 'state.json').read_text())
+    assert state['step'] == 60
+
+
+def test_a_run_goes_on_only_with_its_own_config(dataset, tmp_path):
+    run = SftRun((dataset,), tmp_path, steps=2)
+    trainer = Trainer(CONFIG, run)
+    trainer.train_step(trainer.batches.train(0))
+    trainer.save()
+    with pytest.raises(UserError, match='another config'):
+        Trainer(replace(CONFIG, learning_rate=1.0), run)
+
+
+def test_the_rate_warms_up_and_falls():
+    rates = [learning_rate(CONFIG, step, step / 100) for step in range(100)]
+    assert rates[0] < rates[3] < rates[5]
+    assert rates[5] > rates[50] > rates[99]
+    assert rates[99] == pytest.approx(CONFIG.final_rate * CONFIG.learning_rate, rel=0.1)
+
+
+@pytest.mark.parametrize('text, named', [
+    ('batch_size: many', 'batch_size'), ('bach_size: 3', 'bach_size'), ('a: [1', 'malformed'),
+    ('reasoning_dropout: 2.0', 'reasoning_dropout'), ('shift: [1]', 'shift'),
+    ('model: 3', 'model'), ('just words', 'key: value')])
+def test_a_bad_recipe_is_named(tmp_path, text, named):
+    path = tmp_path / 'recipe.yaml'
+    path.write_text(text)
+    with pytest.raises(UserError, match=named) as caught:
+        SftConfig.read(path)
+    assert str(path) in str(caught.value)
+
+
+def test_the_shipped_recipe_is_valid():
+    from pathlib import Path
+
+    SftConfig.read(Path(__file__).parents[2] / 'config' / 'train' / 'nano.yaml')
+
+
+def test_time_or_steps_not_both(dataset, tmp_path):
+    with pytest.raises(UserError, match='--minutes'):
+        SftRun((dataset,), tmp_path, minutes=1.0, steps=5)
+
+
+def test_a_missing_dataset_leaves_nothing_behind(tmp_path):
+    with pytest.raises(UserError, match='dtvla collect'):
+        train_sft(CONFIG, SftRun((tmp_path / 'none',), tmp_path / 'run', steps=1))
+    assert not (tmp_path / 'run').exists()
