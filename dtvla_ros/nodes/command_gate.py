@@ -155,6 +155,8 @@ class CommandGate(ros.Node):
             self._sink.measure(position, quaternion)
         if self._lockstep:
             self._pending = stamp
+            if self._last is not None and self._answered():
+                self._send(self._last)  # asked again: the answer was lost
             self._play_pending()
 
     def _on_estop(self, message: Bool) -> None:
@@ -190,26 +192,25 @@ class CommandGate(ros.Node):
         return refused
 
     def _play_pending(self) -> None:
-        """Answer the simulator's tick, again if it asks again; stay silent without a row."""
-        if self._pending is None:
-            return
-        command = self._last
-        if command is None or command.stamp != self._pending or not command.played:
+        """Answer the simulator's tick if there is a row for it; stay silent otherwise."""
+        if self._pending is not None and not self._answered():
             command = self._gate.tick(self._pending, time.monotonic())
-        if command.played:
-            self._send(command)
+            if command.played:
+                self._send(command)
         self._tell_changes()
+
+    def _answered(self) -> bool:
+        return (self._last is not None and self._last.played
+                and self._last.stamp == self._pending)
 
     def _on_timer(self) -> None:
         if not self._lockstep:
             self._send(self._gate.tick(self._now(), time.monotonic()))
-        elif self._pending is not None:
-            last = self._last
-            if last is None or last.stamp != self._pending or not last.played:
-                command = self._gate.tick(self._pending, time.monotonic())
-                # Stillness is paced by this timer: simulated time must not race while stopped.
-                if not command.waiting:
-                    self._send(command)
+        elif self._pending is not None and not self._answered():
+            command = self._gate.tick(self._pending, time.monotonic())
+            # Stillness is paced by this timer: simulated time must not race while stopped.
+            if not command.waiting:
+                self._send(command)
         self._tell_changes()
 
     def _send(self, command: Command) -> None:

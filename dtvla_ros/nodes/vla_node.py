@@ -33,6 +33,7 @@ HEARTBEAT_PERIOD = 0.025  # the gate gives up after 0.1 s of silence
 STOP_WITHOUT_INPUT = 5.0
 CAMERAS = ('primary', 'wrist')
 MODES = ('full', 'masked', 'random')
+STARVING = 3  # repetitions of one moment after which a new decision is made in mid-chunk
 UNFINISHED = '…'
 OSC_CONTRACT = ('OSC_POSE', osc.METRES_PER_UNIT, osc.RADIANS_PER_UNIT, osc.GRIPPER_CLOSED)
 LEVELS = {
@@ -75,6 +76,7 @@ class VlaNode(ros.Node):
                 [f'image_{c}' for c in CAMERAS] + ['joint_states', 'ee_pose'], late),
             own_period=HEARTBEAT_PERIOD)
         self._stamps: dict[str, float] = {}
+        self._repeats: dict[str, int] = {}
         self._check_words: Callable[[str], object] | None = None
         self._instruction = ''
         self._task = 0
@@ -183,11 +185,13 @@ class VlaNode(ros.Node):
             self._refused[name] = self._refused.get(name, 0) + 1
             self.get_logger().warning(f'{name} refused: {refused}', throttle_duration_sec=1.0)
             return
-        repeated = self._stamps.get(name) == stamp
-        self._stamps[name] = stamp
-        if not repeated:
+        if self._stamps.get(name) != stamp:
+            self._stamps[name] = stamp
+            self._repeats[name] = 0
             self._alive.feed(name, time.monotonic())
-        self._consider(starving=self._lockstep and repeated and name.startswith('image'))
+        else:
+            self._repeats[name] += 1
+        self._consider(asked_again=self._repeats[name] if self._lockstep else 0)
 
     def _on_instruction(self, message: String) -> None:
         refused = refuse_instruction(message.data)
@@ -220,8 +224,8 @@ class VlaNode(ros.Node):
         self._decided = None
         self._sent = None
 
-    def _consider(self, starving: bool = False) -> None:
-        """Start a decision if one is due."""
+    def _consider(self, asked_again: int = 0) -> None:
+        """Start a decision if one is due; a moment shown again asks for what got lost."""
         if (not self._instruction or self._estop or self._stopped
                 or not self._thinker.loaded.is_set() or self._thinker.busy_since is not None):
             return
@@ -230,12 +234,13 @@ class VlaNode(ros.Node):
             return
         if self._decided is not None:
             since = observation.stamp - self._decided
-            if starving and since == 0 and self._sent is not None:
-                self._chunks.publish(self._sent)  # it was lost on the way
+            if asked_again and since == 0 and self._sent is not None:
+                self._chunks.publish(self._sent)
                 return
-            due = self._replan * self._period - 1e-6
-            # A clock that went back belongs to another run: look again.
-            if 0 <= since < due and not (starving and since > 0):
+            # The gate, too, repeats what it has; after a few requests it has nothing. A clock
+            # that went back belongs to another run: look again.
+            starving = asked_again >= STARVING and since > 0
+            if 0 <= since < self._replan * self._period - 1e-6 and not starving:
                 return
         self._decided = observation.stamp
         self._sent = None
