@@ -115,9 +115,8 @@ class SpecialIds:
 class DecoderConfig:
     """Everything the network's shape depends on.
 
-    ``slot_codes``: add a learned position code to each action slot, whose content embedding
-    stays zero. The released model has none: its first layer then computes the same row for
-    every slot, which 18 layers can afford and 4 can not.
+    ``slot_codes``: add a learned position code to each action slot. The released model has
+    none: its slots are zero and told apart by their rotary positions alone.
     """
 
     text: TextConfig
@@ -224,7 +223,7 @@ class DecoderConfig:
              image_size: int = 128, tokens: tuple[int, ...] = (64, 16),
              cameras: tuple[str, ...] = ('primary', 'wrist'),
              channels: tuple[int, ...] = (32, 64, 128), chunk_steps: int = 8,
-             slot_codes: bool = True) -> DecoderConfig:
+             slot_codes: bool = False) -> DecoderConfig:
         """Return the small preset: 2.5 million parameters, a tick of a laptop CPU."""
         return cls(
             text=TextConfig(width=width, layers=layers, heads=4, kv_heads=1,

