@@ -85,6 +85,7 @@ def speed(message):
     return np.linalg.norm([v.x, v.y, v.z])
 
 
+@pytest.mark.slow
 def test_a_servo_arm_and_everything_that_can_be_wrong_with_its_topics(scene):
     graph, robot = scene.graph, scene.robot
 
