@@ -47,7 +47,10 @@ def demo(
     ),
     tasks: Annotated[str, typer.Option(help='Comma-separated task names.')] = DEMO_TASKS,
     episodes: Annotated[int, typer.Option(min=1, help='Episodes per task.')] = 5,
-    seed: Annotated[int, typer.Option(min=0, help='First seed of the start states.')] = 1_000_000,
+    seed: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help='First seed. [default: the first evaluation seed]'),
+    ] = None,
     mode: Annotated[str, typer.Option(help='Thought: full, masked or random.')] = 'full',
     engine: Annotated[str, typer.Option(help='onnx or torch.')] = 'onnx',
     out: Annotated[Path, typer.Option(help='Folder for film, sheet and result.')] = Path('out'),

@@ -52,7 +52,7 @@ REFUSED = {
     'unknown option': (['eval', '--speed', '3'], '--speed'),
     'not a number': (['eval', '--episodes', 'many'], '--episodes'),
     'no episodes': (['eval', '--episodes', '0'], '--episodes'),
-    'unknown suite': (['eval', '--suite', 'kitchen'], 'kitchen'),
+    'unknown suite': (['experts', '--suite', 'kitchen'], 'kitchen'),
     'unknown task': (['experts', '--tasks', 'fly'], 'fly'),
     'unknown mode': (['eval', '--mode', 'asleep'], 'asleep'),
     'unknown engine': (['eval', '--engine', 'steam'], 'steam'),

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import dtvla_sim
 from dtvla_ros import share
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation import report
+from dtvla_ros.evaluation.seeds import evaluation_seed
 from dtvla_ros.evaluation.statistics import Rate, latency_summary
 from dtvla_ros.evaluation.video import Caption
 from dtvla_ros.policy.manifest import PolicyManifest
@@ -27,7 +27,7 @@ VLA_REMAPS = ('image_primary', 'image_wrist', 'joint_states', 'ee_pose', 'instru
 
 
 def run_demo(
-    policy: Path, tasks: Sequence[str], episodes: int, seed: int, out: Path,
+    policy: Path, tasks: Sequence[str], episodes: int, seed: int | None, out: Path,
     mode: str = 'full', engine: str = 'onnx', suite: str = 'tabletop',
 ) -> dict[str, Any]:
     """Run the episodes, write ``demo.mp4``, ``demo.png`` and ``demo.json``; return the latter.
@@ -40,10 +40,7 @@ def run_demo(
         If a node dies, or the simulation makes no step for `SILENCE` seconds.
 
     """
-    if seed < dtvla_sim.EVAL_SEED_START:
-        raise UserError(
-            f'seed {seed}: start states below {dtvla_sim.EVAL_SEED_START} belong to the '
-            f'demonstrations; use {dtvla_sim.EVAL_SEED_START} or more')
+    seed = evaluation_seed(seed)
     folder = share.find(policy)
     manifest = PolicyManifest.read(folder)
     camera_every = frame_interval(manifest.action.replan_steps)

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+import dtvla_sim
 from dtvla_ros import share
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.manifest import PolicyManifest
@@ -16,6 +17,7 @@ from dtvla_ros.policy.manifest import PolicyManifest
 from . import report, workers
 from .journal import Journal
 from .pool import run_jobs
+from .seeds import evaluation_seed
 from .statistics import Rate
 
 MODES = ('full', 'masked', 'random', 'replay')
@@ -40,12 +42,7 @@ def evaluate_policy(
         report.require_writable(json_file)
     _one_of('mode', mode, MODES)
     _one_of('engine', engine, ENGINES)
-    names, first = _suite(suite, tasks)
-    seed = first if seed is None else seed
-    if seed < first:
-        raise UserError(
-            f'seed {seed}: start states below {first} belong to the demonstrations; '
-            f'use {first} or more')
+    seed = evaluation_seed(seed)
     settings: dict[str, Any] = {'suite': suite, 'mode': mode}
     if mode == 'replay':
         make_worker: Callable[..., Any] = workers.make_replay_worker
@@ -62,6 +59,7 @@ def evaluate_policy(
         make_worker = workers.make_policy_worker
         setup = (workers.PolicySetup(
             suite, str(folder), engine, mode, replan_steps, str(video) if video else None),)
+    names = _known_tasks(suite, tasks)
     summary = _run(
         f'{suite}, {mode}', settings, names, range(seed, seed + episodes), make_worker, setup,
         workers_count, journal)
@@ -77,7 +75,7 @@ def evaluate_experts(
     """Print the success table of the scripted experts; return what is written."""
     if json_file is not None:
         report.require_writable(json_file)
-    names, _ = _suite(suite, tasks)
+    names = _known_tasks(suite, tasks)
     summary = _run(
         f'{suite} experts', {'suite': suite, 'experts': True, 'noise': noise}, names,
         range(seed, seed + episodes), workers.make_expert_worker, (suite, noise), workers_count,
@@ -91,16 +89,13 @@ def _one_of(what: str, value: str, allowed: Sequence[str]) -> None:
         raise UserError(f'unknown {what} "{value}"; there is: {", ".join(allowed)}')
 
 
-def _suite(suite: str, tasks: Sequence[str]) -> tuple[tuple[str, ...], int]:
-    """Return the task names to run and the first evaluation seed."""
-    import dtvla_sim
-
+def _known_tasks(suite: str, tasks: Sequence[str]) -> tuple[str, ...]:
     env = dtvla_sim.make(suite)
     known = tuple(env.tasks)
     env.close()
     for name in tasks:
         _one_of('task', name, known)
-    return tuple(tasks) or known, dtvla_sim.EVAL_SEED_START
+    return tuple(tasks) or known
 
 
 def _run(
