@@ -13,7 +13,7 @@ DATA ?= data/tabletop
 RUN ?= runs/nano
 MINUTES ?= 60
 
-.PHONY: help demo test lint typecheck eval experts train clean
+.PHONY: help demo test lint eval experts train clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,11 +36,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: $(VENV)/.installed  ## a simulated arm, driven over ROS 2 topics, thinks and acts: out/demo.mp4
 	$(BIN)/dtvla demo --policy $(POLICY) --out $(OUT)
 
-lint: $(VENV)/.installed-dev  ## style and who may import whom
+lint: $(VENV)/.installed-dev  ## style, who may import whom, types
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
-
-typecheck: $(VENV)/.installed-dev  ## mypy
 	$(BIN)/mypy
 
 test: lint  ## lint, then all tests (no GPU, no ROS, no display)

@@ -30,7 +30,7 @@ def declare(
         description += ': ' + ', '.join(choices)
     node.declare_parameter(
         name, default, ParameterDescriptor(description=description, read_only=True))
-    value = node.get_parameter(name).value
+    value: Any = node.get_parameter(name).value
     if choices and value not in choices:
         raise UserError(f'parameter {name} = "{value}"; choose from {", ".join(choices)}')
     if low is not None and not value >= low:

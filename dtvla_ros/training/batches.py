@@ -139,6 +139,7 @@ class BatchMaker:
 
     def _noisy_state(self, prompt: NDArray[np.int64], index: NDArray[np.int64],
                      rng: Generator) -> NDArray[np.int64]:
+        assert self._words is not None
         position, tilt, opening = self._config.state_noise
         spread = np.array([position] * 3 + [tilt] * 3 + [opening])
         steps = self._samples.state[index] + spread * rng.standard_normal((len(index), 7))

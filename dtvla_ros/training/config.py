@@ -40,7 +40,7 @@ class SftConfig:
     final_rate: float = 0.01
     warmup_steps: int = 200
     weight_decay: float = 0.02
-    betas: tuple[float, ...] = (0.9, 0.98)
+    betas: tuple[float, float] = (0.9, 0.98)
     gradient_clip: float = 1.0
     ema: float = 0.998
     reasoning_dropout: float = 0.3

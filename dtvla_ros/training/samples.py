@@ -85,7 +85,7 @@ class StateWords:
         low, high = zip(*(ranges[name] for name in STATE_GROUPS), strict=True)
         return cls(np.array([group[0] for group in ids]), np.array(low), np.array(high))
 
-    def ids(self, steps: NDArray[np.float32]) -> NDArray[np.int64]:
+    def ids(self, steps: NDArray[np.floating]) -> NDArray[np.int64]:
         """[B, 7] in word steps -> ids [B, 7]."""
         return self.first - self.low + np.clip(
             np.rint(steps).astype(np.int64), self.low, self.high)
@@ -114,7 +114,7 @@ def build_samples(reader: DatasetReader, transform: PolicyTransform) -> Samples:
     frame = np.asarray(reader.column('frame_index'))
 
     heads = _Heads(transform)
-    prompts = [heads.prompt(reader.tasks[task]) for task in reader.column('task_index')]
+    prompts = [heads.prompt(reader.tasks[int(task)]) for task in reader.column('task_index')]
     prompt, prompt_length = _pad(prompts, config.ids.pad)
     state_at = np.zeros(len(prompt), np.int64)
     values = state_steps(state)

@@ -73,6 +73,7 @@ class SftRun:
         """Return how much of the run is done, 0..1."""
         if self.steps is not None:
             return step / self.steps
+        assert self.minutes is not None
         return seconds / (60.0 * self.minutes)
 
 
@@ -137,8 +138,8 @@ class Trainer:
             join(samples, self.transform.config.ids.pad),
             [open_frames(reader, self.transform) for reader in readers], self.transform, config)
         if run.compile:
-            self.model.run = torch.compile(self.model.run, dynamic=False)
-            self.model.encode_images = torch.compile(self.model.encode_images, dynamic=False)
+            for name in ('run', 'encode_images'):
+                setattr(self.model, name, torch.compile(getattr(self.model, name), dynamic=False))
         spans = ordinal_groups(self.transform.tokenizer)
         objective = Objective(self.model, config, spans)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
@@ -233,7 +234,8 @@ def train_sft(config: SftConfig, run: SftRun) -> dict[str, Any]:
         if rollouts is not None:
             values['success'] = rollouts.success(trainer.average)
         for name, value in values.items():
-            writer.add_scalar(f'validation/{name}', value, trainer.step)
+            if writer is not None:
+                writer.add_scalar(f'validation/{name}', value, trainer.step)
         tqdm.write(f'step {trainer.step}, {trainer.seconds / 60:.1f} min: ' + ', '.join(
             f'{name} {value:.3f}' for name, value in values.items()))
         return values
@@ -266,7 +268,7 @@ def train_sft(config: SftConfig, run: SftRun) -> dict[str, Any]:
                 action=f'{shown["action"]:.3f}', places=f'{shown["places"]:.2f}',
                 rate=f'{speed / max(bar.format_dict["elapsed"], 1e-9):.0f}/s',
                 **({'success': f'{last["success"]:.0%}'} if 'success' in last else {}))
-            if trainer.step % 20 == 0:
+            if writer is not None and trainer.step % 20 == 0:
                 for name, value in shown.items():
                     writer.add_scalar(f'train/{name}', value, trainer.step)
             if shares(run.evaluate_every) > evaluated:

@@ -23,6 +23,7 @@ def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: int) -> in
     count = 0
     with av.open(str(path), 'w') as container:
         stream = container.add_stream(CODEC, rate=fps, options=OPTIONS)
+        assert isinstance(stream, av.VideoStream)
         stream.pix_fmt = PIXEL_FORMAT
         stream.thread_count = 1
         for image in frames:
@@ -48,9 +49,10 @@ def read_video(path: Path, start: float = 0.0) -> Iterator[NDArray[np.uint8]]:
     with container:
         stream = container.streams.video[0]
         stream.thread_count = 1
+        assert stream.average_rate and stream.time_base
         half = 0.5 / float(stream.average_rate)
         if start > half:
             container.seek(int((start + half) / stream.time_base), stream=stream)
         for frame in container.decode(stream):
             if frame.time >= start - half:
-                yield frame.to_ndarray(format='rgb24')
+                yield frame.to_ndarray(format='rgb24').astype(np.uint8, copy=False)
