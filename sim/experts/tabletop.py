@@ -153,9 +153,8 @@ class TabletopExpert:
                     hover = np.array([hand[0], hand[1], FREE_Z + 0.03])
                 phase = 'retreat' if opening < WIDE else 'reach'
                 return phase, hover, OPEN, at, 'lower' if phase == 'reach' else 'reach'
-        if hand[2] > grip[2] + 0.010 or off > 0.012:
-            if opening > WIDE - 0.01:
-                return 'lower', grip, OPEN, at, 'grasp'
+        if (hand[2] > grip[2] + 0.010 or off > 0.012) and opening > WIDE - 0.01:
+            return 'lower', grip, OPEN, at, 'grasp'
         return 'grasp', grip, CLOSE, at, 'lift'
 
     def _deliver(self, goal: Goal, hand, at) -> Choice:

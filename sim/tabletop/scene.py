@@ -10,7 +10,11 @@ from robosuite.controllers import load_controller_config
 from robosuite.environments.manipulation.single_arm_env import SingleArmEnv
 from robosuite.models.arenas import TableArena
 from robosuite.models.objects import (
-    BoxObject, BreadObject, CanObject, CompositeObject, LemonObject,
+    BoxObject,
+    BreadObject,
+    CanObject,
+    CompositeObject,
+    LemonObject,
 )
 from robosuite.models.tasks import ManipulationTask
 from robosuite.utils.mjcf_utils import CustomMaterial

@@ -5,14 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
+import pytest
+
 import dtvla_sim
 from dtvla_ros.errors import UserError
 from dtvla_sim.experts import make_expert
 from dtvla_sim.tabletop.scene import BINS, MARK, OBJECTS
 from dtvla_sim.tabletop.start import sample_start
 from dtvla_sim.tabletop.tasks import TASKS
-import numpy as np
-import pytest
 
 
 @pytest.fixture(scope='module')
@@ -163,6 +164,7 @@ def test_no_renderer_names_the_remedy():
             'import dtvla_sim; dtvla_sim.make("tabletop")')
     import os
     environ = {k: v for k, v in os.environ.items() if k not in ('MUJOCO_GL', 'DISPLAY')}
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=environ)
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, env=environ)
     assert done.returncode != 0
     assert 'apt-get install libosmesa6' in done.stderr
