@@ -32,7 +32,7 @@ class Batch:
     ``frames`` uint8 [C, B, H, W, 3]; ``input_ids`` and ``attention_mask`` [B, L];
     ``token_rows`` [2, R]: (sequence, row) that predicts ``token_targets`` [R];
     ``action_start`` [B]; ``action_targets`` [B, S] counted from the first bin;
-    ``action_mask`` [B, S].
+    ``action_mask`` [B, S]; ``places`` [B, E, 2] as in ``Samples``.
     """
 
     frames: Tensor
@@ -43,6 +43,7 @@ class Batch:
     action_start: Tensor
     action_targets: Tensor
     action_mask: Tensor
+    places: Tensor
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
@@ -72,6 +73,7 @@ class BatchMaker:
         self._held_out = held_out[:round(config.validation_share * episodes)]
         held = np.isin(samples.episode, self._held_out)
         self.validation = np.flatnonzero(held)
+        self._training = np.flatnonzero(~held)
         weight = np.where(samples.near_toggle, config.toggle_boost, 1.0) * np.where(
             samples.near_start, config.start_boost, 1.0)
         weight = np.minimum(weight, max(config.toggle_boost, config.start_boost)) * ~held
@@ -82,6 +84,18 @@ class BatchMaker:
         rng = np.random.default_rng([self._config.seed, step, rank])
         draw = np.searchsorted(self._cumulative, rng.random(self._config.batch_size))
         return self._assemble(np.minimum(draw, len(self._cumulative) - 1), rng)
+
+    def looks(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return first-camera images [B, 3, H, W] and places [B, E, 2] of any training frames."""
+        rng = np.random.default_rng([self._config.seed, step, 0, 1])
+        index = rng.choice(self._training, self._config.batch_size)
+        frames = torch.from_numpy(self._images(index, rng, cameras=1))
+        return to_pixels(frames)[:, 0], torch.from_numpy(self._samples.places[index])
+
+    @property
+    def things(self) -> int:
+        """Number of things whose places are known, E."""
+        return self._samples.places.shape[1]
 
     def plain(self, indices: NDArray[np.int64]) -> Batch:
         """Return given frames without noise, dropout or colour changes."""
@@ -135,7 +149,8 @@ class BatchMaker:
             token_targets=torch.from_numpy(labels[b, column]),
             action_start=torch.from_numpy(start),
             action_targets=torch.from_numpy(s.actions[index] - ids.bins_first),
-            action_mask=torch.from_numpy(s.action_mask[index]))
+            action_mask=torch.from_numpy(s.action_mask[index]),
+            places=torch.from_numpy(s.places[index]))
 
     def _noisy_state(self, prompt: NDArray[np.int64], index: NDArray[np.int64],
                      rng: Generator) -> NDArray[np.int64]:
@@ -159,14 +174,15 @@ class BatchMaker:
             out[inside] = np.clip(thought + move.astype(np.int64), first, last)[inside]
         return out
 
-    def _images(self, index: NDArray[np.int64], rng: Generator | None) -> NDArray[np.uint8]:
+    def _images(self, index: NDArray[np.int64], rng: Generator | None,
+                cameras: int | None = None) -> NDArray[np.uint8]:
         which = np.searchsorted(self._starts, index, side='right') - 1
         local = index - self._starts[which]
-        cameras, *shape = self._caches[0].shape[1:]
-        frames = np.empty((cameras, len(index), *shape), np.uint8)
+        stored_cameras, *shape = self._caches[0].shape[1:]
+        frames = np.empty((cameras or stored_cameras, len(index), *shape), np.uint8)
         for k, (cache, frame) in enumerate(zip(which, local, strict=True)):
             stored = self._caches[cache][frame]
-            for camera, limit in enumerate(self._config.shift):
+            for camera, limit in enumerate(self._config.shift[:len(frames)]):
                 image = frames[camera, k]
                 if rng is None:
                     image[:] = stored[camera]

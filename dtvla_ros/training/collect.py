@@ -25,6 +25,7 @@ IMAGES = {
     'observation.images.image': 'agentview_image',
     'observation.images.wrist_image': 'robot0_eye_in_hand_image',
 }
+STATE_NAMES = ('x', 'y', 'z', 'rx', 'ry', 'rz', 'finger_left', 'finger_right')
 SEEDS_PER_BASE = 100_000
 SHORT = 'short'
 EPISODES_PER_SHARD = 8
@@ -113,11 +114,22 @@ def state_vector(obs: Any, base_position: NDArray[np.float64]) -> NDArray[np.flo
     ]).astype(np.float32)
 
 
+def things(env: Any) -> list[str]:
+    """Return the names of all objects and fixtures of a scene."""
+    return [*env.scene.objects, *env.scene.fixtures]
+
+
+def places(env: Any) -> NDArray[np.float32]:
+    """Return where all things are in the base frame, [E * 3] m."""
+    return np.concatenate([
+        env.scene.position(name) - env.base_position for name in things(env)]).astype(np.float32)
+
+
 def environment_state(env: Any) -> NDArray[np.float32]:
     """Return joint coordinates and fixture places: enough to draw the scene again."""
     scene = env.scene
-    places = [scene.position(name) for name in scene.fixtures]
-    return np.concatenate([scene.sim.data.qpos, *places]).astype(np.float32)
+    fixtures = [scene.position(name) for name in scene.fixtures]
+    return np.concatenate([scene.sim.data.qpos, *fixtures]).astype(np.float32)
 
 
 def chunks_of(
@@ -154,7 +166,7 @@ def record(env: Any, plan: EpisodePlan, options: CollectOptions) -> Episode | No
     actions, cuts = [], []
     rows: dict[str, list[Any]] = {name: [] for name in (
         layout.STATE, 'observation.joint_positions', 'observation.environment_state',
-        layout.REASONING, layout.PHASE, *IMAGES)}
+        layout.PLACES, layout.REASONING, layout.PHASE, *IMAGES)}
     success = disturbed = False
     for step in range(limit):
         act = expert.act()
@@ -165,6 +177,7 @@ def record(env: Any, plan: EpisodePlan, options: CollectOptions) -> Episode | No
             rows['observation.joint_positions'].append(
                 np.asarray(obs['robot0_joint_pos'], np.float32))
             rows['observation.environment_state'].append(environment_state(env))
+            rows[layout.PLACES].append(places(env))
             rows[layout.REASONING].append(act.thought)
             rows[layout.PHASE].append(act.phase)
         clean = np.asarray(act.action, np.float32)
@@ -193,7 +206,9 @@ def record(env: Any, plan: EpisodePlan, options: CollectOptions) -> Episode | No
                 layout.ACTION_IS_PAD: padding}
     return Episode(
         task=env.task.instruction, images={key: np.stack(rows[key][:keep]) for key in IMAGES},
-        columns=columns, facts=asdict(plan) | {'steps': len(actions), 'success': success})
+        columns=columns, facts=asdict(plan) | {'steps': len(actions), 'success': success},
+        names={layout.STATE: STATE_NAMES,
+               layout.PLACES: [f'{name}.{axis}' for name in things(env) for axis in 'xyz']})
 
 
 def wander(env: Any, obs: Any, rng: np.random.Generator) -> Any:

@@ -32,6 +32,8 @@ class SftConfig:
     ``shift``: largest image shift by camera [px]; ``state_noise``: standard deviations of the
     state words (position [cm], tilt [steps], opening [cm]); ``place_noise``: of the location
     words in the thought the actions read [words]; sigmas are in words and bins.
+    ``grounding_steps``: steps of teaching the first camera's eye alone where things are, before
+    a run from scratch; ``grounding_weight``: that loss's share in the fine-tuning after it.
     """
 
     model: ModelChoice = field(default_factory=ModelChoice)
@@ -54,6 +56,9 @@ class SftConfig:
     place_weight: float = 2.0
     toggle_boost: float = 2.5
     start_boost: float = 2.5
+    grounding_steps: int = 1500
+    grounding_rate: float = 2e-3
+    grounding_weight: float = 0.2
     validation_share: float = 0.04
     precision: str = 'bf16'
     seed: int = 0

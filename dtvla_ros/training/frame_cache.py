@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,12 +46,17 @@ def open_frames(reader: DatasetReader, transform: PolicyTransform, threads: int 
     folder = reader.root / FOLDER
     path, facts = folder / 'frames.u8', folder / 'frames.json'
     if not (facts.exists() and json.loads(facts.read_text()) == stamp):
-        facts.unlink(missing_ok=True)
         folder.mkdir(exist_ok=True)
-        frames = np.memmap(path, np.uint8, 'w+', shape=shape)
-        _decode(reader, transform, frames, threads)
-        frames.flush()
-        facts.write_text(json.dumps(stamp))
+        part = folder / f'frames.{os.getpid()}.part'  # another run may be reading the old file
+        frames = np.memmap(part, np.uint8, 'w+', shape=shape)
+        try:
+            _decode(reader, transform, frames, threads)
+            frames.flush()
+            facts.unlink(missing_ok=True)
+            part.replace(path)
+            facts.write_text(json.dumps(stamp))
+        finally:
+            part.unlink(missing_ok=True)
     return FrameCache(np.memmap(path, np.uint8, 'r', shape=shape))
 
 

@@ -59,7 +59,7 @@ def read_transform(folder: Path) -> PolicyTransform:
 
 
 def save_checkpoint(
-    run: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer,
+    run: Path, objective: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
 ) -> None:
     """Write everything a run needs to go on exactly, in one step.
@@ -67,7 +67,7 @@ def save_checkpoint(
     Optimizer tensors are named ``optimizer.<slot>.<k>`` for the k-th parameter over all groups.
     """
     tensors: dict[str, Tensor] = {}
-    for prefix, module in (('model', model), ('average', average)):
+    for prefix, module in (('objective', objective), ('average', average)):
         tensors |= {f'{prefix}.{k}': v.contiguous() for k, v in module.state_dict().items()}
     numbers: dict[str, Any] = {}
     for k, slots in optimizer.state_dict()['state'].items():
@@ -91,7 +91,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    run: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer,
+    run: Path, objective: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer,
 ) -> dict[str, Any] | None:
     """Restore what ``save_checkpoint`` wrote and return its state; None if there is none."""
     folder = run / CHECKPOINT
@@ -110,7 +110,7 @@ def load_checkpoint(
         slot, k = name.rsplit('.', 1)
         slots.setdefault(int(k), {})[slot] = value
     try:
-        for prefix, module in (('model', model), ('average', average)):
+        for prefix, module in (('objective', objective), ('average', average)):
             module.load_state_dict({k.removeprefix(f'{prefix}.'): v for k, v in tensors.items()
                                     if k.startswith(f'{prefix}.')})
         groups = optimizer.state_dict()['param_groups']

@@ -19,6 +19,7 @@ from dtvla_ros.policy.transform import HOME, PolicyTransform
 from dtvla_ros.policy.vocabulary import word_id
 from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.reader import DatasetReader
+from dtvla_ros.training.grounding import place_targets
 
 STATE_GROUPS = ('x', 'y', 'z', 'rx', 'ry', 'rz', 'g')
 
@@ -31,7 +32,8 @@ class Samples:
     seven state words (0 when the prompt has none); ``state`` [N, 7]: what they quantise, in
     word steps (cm, tilt steps); ``thought`` [N, W] with tags and ``thought_length`` [N];
     ``actions`` [N, S] ids and ``action_mask`` [N, S]; ``episode`` [N]; ``near_toggle`` and
-    ``near_start`` [N] bool.
+    ``near_start`` [N] bool; ``places`` [N, E, 2]: index of each thing's x and y word in its group
+    (E = 0 when the dataset does not say).
     """
 
     prompt: NDArray[np.int64]
@@ -45,6 +47,7 @@ class Samples:
     episode: NDArray[np.int64]
     near_toggle: NDArray[np.bool_]
     near_start: NDArray[np.bool_]
+    places: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -139,7 +142,7 @@ def build_samples(reader: DatasetReader, transform: PolicyTransform) -> Samples:
         thought=thought, thought_length=thought_length,
         actions=actions.reshape(len(actions), -1),
         action_mask=np.repeat(~padding, dim, axis=1), episode=episode,
-        near_toggle=near, near_start=frame / reader.fps < 0.6)
+        near_toggle=near, near_start=frame / reader.fps < 0.6, places=place_targets(reader))
 
 
 class _Heads:
@@ -166,7 +169,9 @@ class _Heads:
 
 
 def join(parts: Sequence[Samples], pad: int) -> Samples:
-    """Concatenate datasets; episodes are numbered through."""
+    """Concatenate datasets; episodes are numbered through. All must know the same things."""
+    if len({part.places.shape[1] for part in parts}) > 1:
+        raise UserError('the datasets know the places of different things; collect them alike')
     offset, shifted = 0, []
     for part in parts:
         shifted.append(part.episode + offset)
@@ -176,7 +181,7 @@ def join(parts: Sequence[Samples], pad: int) -> Samples:
         if name == 'episode':
             return np.concatenate(shifted)
         arrays = [getattr(part, name) for part in parts]
-        if arrays[0].ndim == 1:
+        if arrays[0].ndim != 2:
             return np.concatenate(arrays)
         width = max(a.shape[1] for a in arrays)
         return np.concatenate([

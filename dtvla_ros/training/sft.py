@@ -79,9 +79,13 @@ class SftRun:
 
 def learning_rate(config: SftConfig, step: int, progress: float) -> float:
     """Linear warm-up by steps, then a cosine over the run down to ``final_rate`` of the peak."""
-    warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+    return config.learning_rate * _warm_cosine(
+        step, config.warmup_steps, progress, config.final_rate)
+
+
+def _warm_cosine(step: int, warmup: int, progress: float, floor: float) -> float:
     cosine = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
-    return config.learning_rate * warm * (config.final_rate + (1.0 - config.final_rate) * cosine)
+    return min(1.0, (step + 1) / max(warmup, 1)) * (floor + (1.0 - floor) * cosine)
 
 
 def new_transform(config: SftConfig, readers: Sequence[DatasetReader]) -> PolicyTransform:
@@ -120,30 +124,69 @@ class Trainer:
             self.transform = run_state.read_transform(known)
         else:
             self.transform = new_transform(config, readers)
-        torch.manual_seed(config.seed)
-        self.model = HybridDecoder(self.transform.config)
-        if run.init is not None and not (run.out / run_state.CHECKPOINT).exists():
-            load_weights(self.model, run.init)
-        self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
-        self.average.to(self.accelerator.device)
-        optimizer = _optimizer(self.model, config)
-        self.step, self.seconds = 0, 0.0
-        state = run_state.load_checkpoint(run.out, self.model, self.average, optimizer)
-        if state is not None:
-            self.step, self.seconds = state['step'], state['seconds']
-            if SftConfig.from_dict(state['config']) != config:
-                raise UserError(f'{run.out}: begun with another config; use a new --out')
         samples = [build_samples(reader, self.transform) for reader in readers]
         self.batches = BatchMaker(
             join(samples, self.transform.config.ids.pad),
             [open_frames(reader, self.transform) for reader in readers], self.transform, config)
-        if run.compile:
-            for name in ('run', 'encode_images'):
-                setattr(self.model, name, torch.compile(getattr(self.model, name), dynamic=False))
+        torch.manual_seed(config.seed)
+        self.model = HybridDecoder(self.transform.config)
         spans = ordinal_groups(self.transform.tokenizer)
-        objective = Objective(self.model, config, spans)
+        objective = Objective(self.model, config, spans, self.batches.things)
+        optimizer = _optimizer(objective, config)
+        self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.average.to(self.accelerator.device)
+        self.step, self.seconds = 0, 0.0
+        state = run_state.load_checkpoint(run.out, objective, self.average, optimizer)
+        if state is not None:
+            self.step, self.seconds = state['step'], state['seconds']
+            if SftConfig.from_dict(state['config']) != config:
+                raise UserError(f'{run.out}: begun with another config; use a new --out')
+        elif run.init is not None:
+            load_weights(self.model, run.init)
+            self.average.load_state_dict(self.model.state_dict())
+        self.fresh = state is None and run.init is None
+        if run.compile:
+            self.model.run = torch.compile(self.model.run, dynamic=False)
+            self.model.encode_images = torch.compile(self.model.encode_images, dynamic=False)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self._averaged = Objective(self.average, config, spans)
+        self._averaged.head = objective.head
+
+    def ground(self) -> float:
+        """Teach the first camera's eye where things are; return the last share seen rightly.
+
+        Only a run from scratch needs it, and only a dataset that knows the places allows it.
+        """
+        steps = self.config.grounding_steps
+        objective = self.accelerator.unwrap_model(self.objective)
+        if not (self.fresh and steps and objective.head is not None):
+            return math.nan
+        eye = self.model.vision.stems[0]
+        parameters = [*eye.parameters(), *objective.head.parameters()]
+        optimizer = torch.optim.AdamW(
+            parameters, self.config.grounding_rate, betas=self.config.betas,
+            weight_decay=self.config.weight_decay, fused=True)
+        seen = 0.0
+        with ThreadPoolExecutor(1) as pool, tqdm(range(steps), desc='where things are') as bar:
+            coming = pool.submit(self.batches.looks, 0)
+            for step in bar:
+                (pixels, places), coming = coming.result(), pool.submit(
+                    self.batches.looks, step + 1)
+                rate = _warm_cosine(step, 100, step / steps, self.config.final_rate)
+                for group in optimizer.param_groups:
+                    group['lr'] = self.config.grounding_rate * rate
+                device = self.accelerator.device
+                with self.accelerator.autocast():
+                    report = objective.seen(eye(pixels.to(device)), places.to(device))
+                optimizer.zero_grad()
+                report.loss.backward()
+                torch.nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip)
+                optimizer.step()
+                seen += (1.0 - SMOOTHING) * (float(report.within_one) - seen)
+                if step % 10 == 0:
+                    bar.set_postfix(loss=f'{report.loss.item():.3f}', within_one=f'{seen:.2f}')
+        self.average.load_state_dict(self.model.state_dict())
+        return seen
 
     def train_step(self, batch: Batch) -> LossReport:
         """Take one optimizer step and return its losses."""
@@ -153,7 +196,7 @@ class Trainer:
         report = self.objective(batch.to(self.accelerator.device))
         self.optimizer.zero_grad()
         self.accelerator.backward(report.loss)
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.gradient_clip)
         self.optimizer.step()
         self.step += 1
         # A young average follows closely; without this the first one is the initialisation.
@@ -176,7 +219,7 @@ class Trainer:
                 report = self._averaged(batch)
             for name in METRICS:
                 sums[name] += float(getattr(report, name)) * len(batch.action_start) / len(frames)
-        return sums
+        return {name: value for name, value in sums.items() if not math.isnan(value)}
 
     def save(self) -> None:
         """Write the checkpoint and, for export, the averaged weights."""
@@ -185,7 +228,8 @@ class Trainer:
         run_state.write_transform(self.run.out, self.transform)
         save_weights(self.average, self.run.out / run_state.WEIGHTS)
         run_state.save_checkpoint(
-            self.run.out, self.model, self.average, self.optimizer.optimizer,
+            self.run.out, self.accelerator.unwrap_model(self.objective), self.average,
+            self.optimizer.optimizer,
             {'step': self.step, 'seconds': self.seconds, 'config': self.config.to_dict()})
 
 
@@ -222,6 +266,7 @@ def train_sft(config: SftConfig, run: SftRun) -> dict[str, Any]:
     command goes on. Ctrl-C saves first.
     """
     trainer = Trainer(config, run)
+    trainer.ground()
     main = trainer.accelerator.is_main_process
     rollouts = Rollouts(trainer.transform, run.suite, run.episodes) if run.episodes else None
     writer = SummaryWriter(run.out / 'tensorboard', purge_step=trainer.step) if main else None
@@ -270,7 +315,8 @@ def train_sft(config: SftConfig, run: SftRun) -> dict[str, Any]:
                 **({'success': f'{last["success"]:.0%}'} if 'success' in last else {}))
             if writer is not None and trainer.step % 20 == 0:
                 for name, value in shown.items():
-                    writer.add_scalar(f'train/{name}', value, trainer.step)
+                    if not math.isnan(value):
+                        writer.add_scalar(f'train/{name}', value, trainer.step)
             if shares(run.evaluate_every) > evaluated:
                 last = evaluate()
             if shares(run.checkpoint_every) > saved:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ from dtvla_ros.training import run_state
 from dtvla_ros.training.config import SftConfig
 from dtvla_ros.training.sft import SftRun, Trainer, learning_rate, train_sft
 
-from .tiny import CONFIG
+from .tiny import CONFIG, tiny_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +58,30 @@ def test_training_lowers_the_loss_and_leaves_a_policy(dataset, tmp_path):
     assert any((out / 'tensorboard').iterdir())
     state = json.loads((out / run_state.CHECKPOINT / 'state.json').read_text())
     assert state['step'] == 60
+
+
+def test_grounding_teaches_the_eye_alone(dataset, tmp_path):
+    config = replace(CONFIG, grounding_steps=150, grounding_rate=8e-3, batch_size=16)
+    trainer = Trainer(config, SftRun((dataset,), tmp_path, steps=2))
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    pixels, places = trainer.batches.looks(0)
+    objective = trainer.objective
+    eye = trainer.model.vision.stems[0]
+    first = objective.seen(eye(pixels), places).loss.item()
+    trainer.ground()
+    assert objective.seen(eye(pixels), places).loss.item() < 0.7 * first
+    for name, value in trainer.model.state_dict().items():
+        taught = name.startswith('vision.stems.0.')
+        assert taught != torch.equal(value, before[name]), name
+        assert torch.equal(value, trainer.average.state_dict()[name])
+
+
+def test_without_places_there_is_no_grounding(tmp_path):
+    data = tiny_dataset(tmp_path / 'data', places=False)
+    trainer = Trainer(replace(CONFIG, grounding_steps=5), SftRun((data,), tmp_path / 'r', steps=2))
+    assert math.isnan(trainer.ground())
+    report = trainer.train_step(trainer.batches.train(0))
+    assert math.isfinite(report.loss.item())
 
 
 def test_a_run_goes_on_only_with_its_own_config(dataset, tmp_path):

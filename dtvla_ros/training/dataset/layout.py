@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,10 +24,11 @@ CAMERAS = {
     'observation.images.wrist_image': 'wrist',
 }
 STATE = 'observation.state'
-STATE_NAMES = ('x', 'y', 'z', 'rx', 'ry', 'rz', 'finger_left', 'finger_right')
 ACTION = 'action'
 ACTION_CHUNK = 'action_chunk'
 ACTION_IS_PAD = 'action_is_pad'
+# Where everything is, base frame [m]: x, y, z of each thing, named in the feature's ``names``.
+PLACES = 'observation.places'
 REASONING = 'reasoning'
 PHASE = 'phase'
 
@@ -40,14 +41,15 @@ class Episode:
     """One recorded episode.
 
     ``task``: the instruction. ``images``: uint8 RGB [N, H, W, 3] by video key. ``columns``:
-    arrays [N, ...] or lists of N strings by feature name. ``facts``: JSON scalars kept with
-    the episode (task name, seed, kind).
+    arrays [N, D] or [N], or lists of N strings, by feature name. ``facts``: JSON scalars kept
+    with the episode (task name, seed, kind). ``names``: the D channels' names, by feature.
     """
 
     task: str
     images: Mapping[str, NDArray[np.uint8]]
     columns: Mapping[str, NDArray[Any] | list[str]]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of frames."""

@@ -70,9 +70,8 @@ def write_shard(root: Path, number: int, episodes: Sequence[Episode], fps: int) 
             {'task': episode.task, 'length': len(episode), 'facts': dict(episode.facts)})
     if episodes:
         pq.write_table(pa.concat_tables(tables), work / 'data.parquet', compression='snappy')
-        names = {layout.STATE: layout.STATE_NAMES}
         for name, values in episodes[0].columns.items():
-            meta['features'][name] = _feature(values, names.get(name))
+            meta['features'][name] = _feature(values, episodes[0].names.get(name))
         for key, images in episodes[0].images.items():
             frames = (image for episode in episodes for image in episode.images[key])
             write_video(work / f'{key}.mp4', frames, fps)
