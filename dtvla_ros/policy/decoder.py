@@ -142,7 +142,11 @@ class HybridDecoder(nn.Module):
         The T*D ids after the last ``<action>`` may be the labels: their rows are blanked.
         Row A + k predicts action k; row i before A predicts token i + 1.
         """
-        x = self.embed_prompt(input_ids, self.encode_images(pixel_values))
+        return self.read(input_ids, attention_mask, self.encode_images(pixel_values))
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor, features: Tensor) -> Tensor:
+        """Do what ``forward`` does with images already encoded, [B, image_tokens, width]."""
+        x = self.embed_prompt(input_ids, features)
         x = self.blank_slots(x, action_start(input_ids, self.config.ids))
         mask = additive(sequence_mask(input_ids, attention_mask, self.config.ids), x.dtype)
         hidden, _ = self.run(x, mask, attention_mask.long().cumsum(1))
