@@ -16,8 +16,8 @@ TASKS = ('put the can in the wooden bin', 'push the green cube onto the yellow m
 CONFIG = SftConfig(
     model=ModelChoice(width=32, layers=1, image_size=32, tokens=(16, 4), channels=(8, 8, 8),
                       chunk_steps=4),
-    batch_size=8, grounding_steps=0, warmup_steps=5, learning_rate=3e-3, shift=(1, 1), validation_share=0.3,
-    precision='no')
+    batch_size=8, grounding_steps=0, warmup_steps=5, learning_rate=3e-3, shift=(1, 1),
+    validation_share=0.3, precision='no')
 
 
 def tiny_episode(seed: int, frames: int = 12) -> Episode:
