@@ -68,10 +68,9 @@ class BatchMaker:
         self._slots = transform.config.slots
         self._words = StateWords.of(transform) if transform.state_in_prompt else None
         self._spans = ordinal_groups(transform.tokenizer)
-        episodes = int(samples.episode.max()) + 1
-        held_out = np.random.default_rng(config.seed).permutation(episodes)
-        self._held_out = held_out[:round(config.validation_share * episodes)]
-        held = np.isin(samples.episode, self._held_out)
+        scenes = int(samples.scene.max()) + 1
+        held_out = np.random.default_rng(config.seed).permutation(scenes)
+        held = np.isin(samples.scene, held_out[:round(config.validation_share * scenes)])
         self.validation = np.flatnonzero(held)
         self._training = np.flatnonzero(~held)
         weight = np.where(samples.near_toggle, config.toggle_boost, 1.0) * np.where(

@@ -5,6 +5,7 @@ N frames, P prompt ids, W thought ids, S action slots (T * D).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -31,7 +32,8 @@ class Samples:
     ``prompt`` [N, P] and ``prompt_length`` [N]; ``state_at`` [N]: column of the first of the
     seven state words (0 when the prompt has none); ``state`` [N, 7]: what they quantise, in
     word steps (cm, tilt steps); ``thought`` [N, W] with tags and ``thought_length`` [N];
-    ``actions`` [N, S] ids and ``action_mask`` [N, S]; ``episode`` [N]; ``near_toggle`` and
+    ``actions`` [N, S] ids and ``action_mask`` [N, S]; ``scene`` [N]: frames of
+    one scene stay together when some are held out; ``near_toggle`` and
     ``near_start`` [N] bool; ``places`` [N, E, 2]: index of each thing's x and y word in its group
     (E = 0 when the dataset does not say).
     """
@@ -44,7 +46,7 @@ class Samples:
     thought_length: NDArray[np.int64]
     actions: NDArray[np.int64]
     action_mask: NDArray[np.bool_]
-    episode: NDArray[np.int64]
+    scene: NDArray[np.int64]
     near_toggle: NDArray[np.bool_]
     near_start: NDArray[np.bool_]
     places: NDArray[np.int64]
@@ -141,8 +143,16 @@ def build_samples(reader: DatasetReader, transform: PolicyTransform) -> Samples:
         prompt=prompt, prompt_length=prompt_length, state_at=state_at, state=values,
         thought=thought, thought_length=thought_length,
         actions=actions.reshape(len(actions), -1),
-        action_mask=np.repeat(~padding, dim, axis=1), episode=episode,
+        action_mask=np.repeat(~padding, dim, axis=1), scene=_scenes(reader)[episode],
         near_toggle=near, near_start=frame / reader.fps < 0.6, places=place_targets(reader))
+
+
+def _scenes(reader: DatasetReader) -> NDArray[np.int64]:
+    """Return the scene [episodes] that each episode shows: several may show one."""
+    facts = [json.loads(row.get('facts') or '{}') for row in reader.episodes]
+    keys = [fact.get('index', f'episode {k}') for k, fact in enumerate(facts)]
+    number = {key: k for k, key in enumerate(dict.fromkeys(keys))}
+    return np.array([number[key] for key in keys])
 
 
 class _Heads:
@@ -169,16 +179,16 @@ class _Heads:
 
 
 def join(parts: Sequence[Samples], pad: int) -> Samples:
-    """Concatenate datasets; episodes are numbered through. All must know the same things."""
+    """Concatenate datasets; scenes are numbered through. All must know the same things."""
     if len({part.places.shape[1] for part in parts}) > 1:
         raise UserError('the datasets know the places of different things; collect them alike')
     offset, shifted = 0, []
     for part in parts:
-        shifted.append(part.episode + offset)
-        offset += int(part.episode.max()) + 1
+        shifted.append(part.scene + offset)
+        offset += int(part.scene.max()) + 1
 
     def column(name: str) -> NDArray:
-        if name == 'episode':
+        if name == 'scene':
             return np.concatenate(shifted)
         arrays = [getattr(part, name) for part in parts]
         if arrays[0].ndim != 2:

@@ -110,13 +110,13 @@ def test_dropped_thoughts_are_not_learnt(made):
 
 def test_held_out_episodes_are_never_drawn(made):
     *_, samples, frames, maker = made
-    held = set(samples.episode[maker.validation])
+    held = set(samples.scene[maker.validation])
     assert 0 < len(held) < 10
     seen = set()
     for step in range(30):
         rng = np.random.default_rng([CONFIG.seed, step, 0])
         draw = np.searchsorted(maker._cumulative, rng.random(CONFIG.batch_size))
-        seen |= set(samples.episode[draw])
+        seen |= set(samples.scene[draw])
     assert not held & seen
 
 

@@ -11,15 +11,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from dtvla_ros.actions.grid import location_word
 from dtvla_ros.errors import UserError
-from dtvla_ros.training.collect import CollectOptions, chunks_of, collect, plan_episode
+from dtvla_ros.training.collect import CollectOptions, collect, plan_episode
 from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.reader import DatasetReader
 from dtvla_ros.training.dataset.writer import finished_shards, shard_path
+from dtvla_ros.training.record import chunks_of
 
 TASKS = ('a', 'b', 'c')
 QUICK = CollectOptions(
-    episodes=16, clean_share=0.0, drop_share=0.0, shove_share=0.0, short_share=1.0,
+    episodes=16, clean_share=0.0, drop_share=0.0, shove_share=0.0, short_share=0.5,
+    look_share=0.5,
     short_steps=4, image_size=64)
 PROGRAM = """
 from pathlib import Path
@@ -80,18 +83,32 @@ def test_resume_after_a_kill(tmp_path):
     assert (shard_path(tmp_path, 0) / 'data.parquet').stat().st_mtime_ns == first
     assert finished_shards(tmp_path) == [0, 1]
     reader = DatasetReader(tmp_path)
-    assert info['total_episodes'] == 16 == len(reader.episodes)
     assert info['fps'] == 10
-    episode = reader.episode(15)
-    assert episode.facts['index'] == 15
-    assert episode.columns[layout.ACTION_CHUNK].shape[1] == 8 * 7
-    np.testing.assert_array_equal(
-        episode.columns[layout.ACTION_CHUNK][:, :7], episode.columns[layout.ACTION])
-    assert all(' at x' in thought for thought in episode.columns[layout.REASONING])
+    kinds = [plan_episode(QUICK, TASKS, k).kind for k in range(16)]
+    assert info['total_episodes'] == kinds.count('short') + 6 * kinds.count('look')
+    assert {row['facts'] for row in reader.episodes}
+    for number in (0, len(reader.episodes) - 1):
+        episode = reader.episode(number)
+        assert kinds[episode.facts['index']] == episode.facts['kind']
+        chunk = episode.columns[layout.ACTION_CHUNK]
+        assert chunk.shape[1] == 8 * 7
+        np.testing.assert_array_equal(chunk[:, :7], episode.columns[layout.ACTION])
+        shades = [image.std() for image in episode.images.values()]
+        assert min(shades) > 5, 'a camera saw nothing'
+    thoughts = reader.column(layout.REASONING)
+    assert all(' at x' in thought for thought in thoughts)
+    look = kinds.index('look')
+    asked = [reader.episode(k) for k, row in enumerate(reader.episodes)
+             if f'"index": {look},' in row['facts']]
+    assert len({episode.task for episode in asked}) == 6
+    for episode in asked:
+        thing = ' '.join(episode.columns[layout.REASONING]).split(' at ')[0].split()[-1]
+        index = episode.names[layout.PLACES].index(f'{thing}.x')
+        said = episode.columns[layout.REASONING][0].split(' at ')[1].split()[:2]
+        there = episode.columns[layout.PLACES][0, index:index + 2]
+        assert said == [location_word(a, v) for a, v in zip('xy', there, strict=True)]
     height = reader.column(layout.STATE)[:, 2]
     assert height.min() > -0.12, 'below the table'
     assert height.max() < 0.6
-    shades = [image.std() for image in episode.images.values()]
-    assert min(shades) > 5, 'a camera saw nothing'
     with pytest.raises(UserError, match='seed'):
         collect(tmp_path, replace(QUICK, seed=1), 1)

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from dtvla_ros.actions.grid import location_word
-from dtvla_ros.training.collect import chunks_of
 from dtvla_ros.training.config import ModelChoice, SftConfig
 from dtvla_ros.training.dataset import layout, writer
 from dtvla_ros.training.dataset.layout import Episode
+from dtvla_ros.training.record import chunks_of
 
 TASKS = ('put the can in the wooden bin', 'push the green cube onto the yellow mark')
 CONFIG = SftConfig(

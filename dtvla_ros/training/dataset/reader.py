@@ -121,4 +121,6 @@ class DatasetReader:
             task=row['tasks'][0],
             images={key: np.stack(list(self.frames(number, key))) for key in self.video_keys},
             columns={name: self.column(name)[part] for name in names},
-            facts=json.loads(row.get('facts') or '{}'))
+            facts=json.loads(row.get('facts') or '{}'),
+            names={name: self.info['features'][name]['names'] for name in names
+                   if self.info['features'][name]['names']})
