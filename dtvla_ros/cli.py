@@ -204,7 +204,8 @@ def collect(
     clean_share: Annotated[float, typer.Option(help='Episodes without noise.')] = 0.15,
     drop_share: Annotated[float, typer.Option(help='Episodes that lose the object once.')] = 0.12,
     shove_share: Annotated[float, typer.Option(help='Episodes shoved aside once.')] = 0.12,
-    short_share: Annotated[float, typer.Option(help='Localisation scenes: wander, look.')] = 0.0,
+    short_share: Annotated[float, typer.Option(help='Only the first second, anywhere.')] = 0.0,
+    look_share: Annotated[float, typer.Option(help='One frame for each task, anywhere.')] = 0.0,
 ) -> None:
     """Record the scripted experts into a LeRobot v3.0 dataset.
 
@@ -216,7 +217,8 @@ def collect(
 
     `dtvla collect --episodes 1200 --workers 2 --out data/tabletop`
 
-    `dtvla collect --seed 1 --short-share 1 --episodes 2000 --out data/places`
+    `dtvla collect --seed 1 --clean-share 0 --drop-share 0 --shove-share 0 --look-share 1
+    --episodes 3000 --out data/looks` teaches to look, a dozen times cheaper
     """
     from dtvla_ros.training.collect import CollectOptions
     from dtvla_ros.training.collect import collect as run
@@ -224,7 +226,8 @@ def collect(
     info = run(out, CollectOptions(
         suite=suite, tasks=_names(tasks), episodes=episodes, seed=seed,
         camera_every=camera_every, chunk=chunk, noise=noise, clean_share=clean_share,
-        drop_share=drop_share, shove_share=shove_share, short_share=short_share), workers)
+        drop_share=drop_share, shove_share=shove_share, short_share=short_share,
+        look_share=look_share), workers)
     print(f'{out}: {info["total_episodes"]} episodes, {info["total_frames"]} frames, '
           f'{info["total_tasks"]} tasks')
 
