@@ -76,7 +76,7 @@ class TabletopEnv(gymnasium.Env):
 
     control_rate = 20.0
 
-    def __init__(self, image_size: int = 128, steps_per_goal: int = 220):
+    def __init__(self, image_size: int = 128, steps_per_goal: int = 180):
         self.image_size = image_size
         self.steps_per_goal = steps_per_goal
         self.scene = TabletopScene()

@@ -44,6 +44,22 @@ class SiglipTower(nn.Module):
         return self.projector(x).reshape(b, cameras * x.shape[1], -1)
 
 
+def place_waves(side: int, width: int) -> Tensor:
+    """Return [side * side, width]: sines and cosines of row and column, unit amplitude.
+
+    Wavelengths run geometrically from two patches to four times the image (Vaswani et al. 2017,
+    in two dimensions).
+    """
+    count = width // 4
+    wavelength = 2.0 * (2.0 * side) ** (torch.arange(count) / max(count - 1, 1))  # [count]
+    phase = 2.0 * torch.pi * torch.arange(side)[:, None] / wavelength  # [side, count]
+    wave = torch.cat([phase.sin(), phase.cos()], 1)  # [side, 2 * count]
+    rows = wave[:, None].expand(side, side, -1)
+    columns = wave[None].expand(side, side, -1)
+    out = torch.cat([rows, columns], 2).reshape(side * side, -1)
+    return nn.functional.pad(out, (0, width - out.shape[1]))
+
+
 class ConvStem(nn.Module):
     """A small convolutional eye trained from scratch: stride 4, then halved to the grid."""
 
@@ -59,8 +75,10 @@ class ConvStem(nn.Module):
                        nn.Conv2d(c, c, 3, 1, 1), *_norm(c)]
             before = c
         self.net = nn.Sequential(*layers, nn.Conv2d(before, width, 1))
-        # The stem is blind to where a patch lies; SigLIP learns the place too.
-        self.place = nn.Parameter(torch.randn(tokens, width) * 0.02)
+        # The stem is blind to where a patch lies, and a thought must name places. Waves as strong
+        # as the features: starting from nearly nothing, as SigLIP does, vision is not used at
+        # all for the first epochs.
+        self.place = nn.Parameter(place_waves(round(tokens ** 0.5), width))
 
     def forward(self, image: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, tokens, width]."""

@@ -20,6 +20,8 @@ from robosuite.models.tasks import ManipulationTask
 from robosuite.utils.mjcf_utils import CustomMaterial
 from scipy.spatial.transform import Rotation
 
+from . import camera
+
 OBJECTS = ('red_cube', 'green_cube', 'can', 'bread', 'lemon')
 BINS = ('wooden_bin', 'blue_bin')
 MARK = 'mark'
@@ -78,16 +80,10 @@ class TabletopScene(SingleArmEnv):
             table_full_size=size, table_friction=(1.0, 5e-3, 1e-4),
             table_offset=(0.0, 0.0, TABLE_TOP))
         arena.set_origin([0, 0, 0])
-        # A tight, steep view from the front: the camera looks along -x of the base (REP 103).
-        eye = np.array([0.34, 0.0, 1.62])
-        back = eye - np.array([-0.14, 0.0, TABLE_TOP])
-        z = back / np.linalg.norm(back)
-        x = np.cross([0.0, 0.0, 1.0], z)
-        x /= np.linalg.norm(x)
-        quat = Rotation.from_matrix(np.stack([x, np.cross(z, x), z], axis=1)).as_quat()
+        quat = Rotation.from_matrix(camera.rotation()).as_quat()
         arena.set_camera(
-            camera_name='agentview', pos=eye, quat=quat[[3, 0, 1, 2]],
-            camera_attribs={'fovy': '49'})
+            camera_name='agentview', pos=camera.EYE, quat=quat[[3, 0, 1, 2]],
+            camera_attribs={'fovy': str(camera.FOVY)})
         half = [CUBE_HALF] * 3
         cubes = [
             BoxObject(name=f'{c}_cube', size_min=half, size_max=half, rgba=rgba, density=300.0,

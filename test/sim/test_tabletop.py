@@ -11,6 +11,7 @@ import pytest
 import dtvla_sim
 from dtvla_ros.errors import UserError
 from dtvla_sim.experts import make_expert
+from dtvla_sim.tabletop import camera
 from dtvla_sim.tabletop.scene import BINS, MARK, OBJECTS
 from dtvla_sim.tabletop.start import sample_start
 from dtvla_sim.tabletop.tasks import TASKS
@@ -168,3 +169,12 @@ def test_no_renderer_names_the_remedy():
         [sys.executable, '-c', code], capture_output=True, text=True, env=environ)
     assert done.returncode != 0
     assert 'apt-get install libosmesa6' in done.stderr
+
+
+def test_the_camera_shows_a_place_where_the_projection_says(env):
+    observation, _ = env.reset(seed=31)
+    image = observation['agentview_image']
+    column, row = camera.project(env.scene.position(MARK), 64).round().astype(int)
+    red, green, blue = image[row, column].astype(int)
+    assert red > 180 and green > 140 and blue < 110, (red, green, blue)
+    assert np.allclose(env.base_position, camera.BASE_POSITION)
