@@ -70,6 +70,14 @@ def places(env: Any) -> NDArray[np.float32]:
         env.scene.position(name) - env.base_position for name in things(env)]).astype(np.float32)
 
 
+def image_points(env: Any) -> NDArray[np.float32]:
+    """Return where all things appear in the first camera's image, [E * 2] fractions of it."""
+    from dtvla_sim.tabletop import camera
+
+    where = np.stack([env.scene.position(name) for name in things(env)])
+    return camera.project(where, 1).ravel().astype(np.float32)
+
+
 def environment_state(env: Any) -> NDArray[np.float32]:
     """Return joint coordinates and fixture places: enough to draw the scene again."""
     scene = env.scene
@@ -102,7 +110,8 @@ class _Frames:
         default_factory=lambda: {key: [] for key in IMAGES})
     numbers: dict[str, list[NDArray[np.float32]]] = field(
         default_factory=lambda: {
-            name: [] for name in (layout.STATE, JOINTS, ENVIRONMENT, layout.PLACES)})
+            name: [] for name in (
+                layout.STATE, JOINTS, ENVIRONMENT, layout.PLACES, layout.POINTS)})
     texts: dict[str, list[str]] = field(
         default_factory=lambda: {layout.REASONING: [], layout.PHASE: []})
 
@@ -112,7 +121,8 @@ class _Frames:
             self.images[key].append(np.array(obs[source]))
         row = {layout.STATE: state_vector(obs, env.base_position),
                JOINTS: np.asarray(obs['robot0_joint_pos'], np.float32),
-               ENVIRONMENT: environment_state(env), layout.PLACES: places(env)}
+               ENVIRONMENT: environment_state(env), layout.PLACES: places(env),
+               layout.POINTS: image_points(env)}
         for name, values in row.items():
             self.numbers[name].append(values)
         self.texts[layout.REASONING].append(act.thought)
@@ -134,7 +144,9 @@ class _Frames:
             images={key: np.stack(images[:keep]) for key, images in self.images.items()},
             columns=columns, facts=asdict(plan) | {'steps': len(actions), 'success': success},
             names={layout.STATE: STATE_NAMES,
-                   layout.PLACES: [f'{name}.{axis}' for name in things(env) for axis in 'xyz']})
+                   layout.PLACES: [f'{name}.{axis}' for name in things(env) for axis in 'xyz'],
+                   layout.POINTS: [f'{name}.{way}' for name in things(env)
+                                   for way in ('across', 'down')]})
 
 
 def record(env: Any, plan: EpisodePlan, options: RecordOptions) -> list[Episode]:

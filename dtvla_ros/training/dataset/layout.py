@@ -29,6 +29,9 @@ ACTION_CHUNK = 'action_chunk'
 ACTION_IS_PAD = 'action_is_pad'
 # Where everything is, base frame [m]: x, y, z of each thing, named in the feature's ``names``.
 PLACES = 'observation.places'
+# Where the origin of each of these appears in the first camera's image, as fractions of its width
+# and height from the upper left corner: across, down of each thing.
+POINTS = 'observation.image_points'
 REASONING = 'reasoning'
 PHASE = 'phase'
 
