@@ -20,8 +20,15 @@ from dtvla_ros.policy.vocabulary import ordinal_groups
 from dtvla_ros.training.augment import colour_map, recoloured, shifted, to_pixels
 from dtvla_ros.training.config import SftConfig
 from dtvla_ros.training.frame_cache import FrameCache
-from dtvla_ros.training.samples import Samples, StateWords
+from dtvla_ros.training.samples import (
+    AFTER_STATE,
+    STATE_GROUPS,
+    Samples,
+    StateWords,
+    prompt_of,
+)
 
+TELL = 'state the place'  # the instruction whose thought lists where everything is
 LENGTH_STEP = 8  # sequences are padded to a multiple of this
 
 
@@ -32,7 +39,7 @@ class Batch:
     ``frames`` uint8 [C, B, H, W, 3]; ``input_ids`` and ``attention_mask`` [B, L];
     ``token_rows`` [2, R]: (sequence, row) that predicts ``token_targets`` [R];
     ``action_start`` [B]; ``action_targets`` [B, S] counted from the first bin;
-    ``action_mask`` [B, S]; ``places`` [B, E, 2] as in ``Samples``.
+    ``action_mask`` [B, S]; ``places`` [B, E, 2] and ``patches`` [B, E] as in ``Samples``.
     """
 
     frames: Tensor
@@ -44,6 +51,7 @@ class Batch:
     action_targets: Tensor
     action_mask: Tensor
     places: Tensor
+    patches: Tensor
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
@@ -55,12 +63,32 @@ class Batch:
         return to_pixels(self.frames)
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A lesson in seeing.
+
+    ``pixels`` [B, 3, H, W] of the first camera, ``places`` [B, E, 2] as in ``Samples``, and
+    ``input_ids`` [B, L] that tell them, up to ``<action>``.
+    """
+
+    pixels: Tensor
+    places: Tensor
+    input_ids: Tensor
+
+    def to(self, device: torch.device) -> Look:
+        """Return the lesson on a device."""
+        return Look(self.pixels.to(device), self.places.to(device), self.input_ids.to(device))
+
+
 class BatchMaker:
     """Draws and assembles batches from samples and frames in memory-mapped files."""
 
     def __init__(self, samples: Samples, caches: Sequence[FrameCache],
-                 transform: PolicyTransform, config: SftConfig):
+                 transform: PolicyTransform, config: SftConfig,
+                 things: Sequence[str] = ()):
         self._samples = samples
+        self.things = tuple(things)
+        self._transform = transform
         self._caches = [cache.frames for cache in caches]
         self._starts = np.cumsum([0, *map(len, self._caches)])
         self._config = config
@@ -84,17 +112,31 @@ class BatchMaker:
         draw = np.searchsorted(self._cumulative, rng.random(self._config.batch_size))
         return self._assemble(np.minimum(draw, len(self._cumulative) - 1), rng)
 
-    def looks(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return first-camera images [B, 3, H, W] and places [B, E, 2] of any training frames."""
+    def look(self, step: int) -> Look:
+        """Return what the first camera sees in any training frames, and where everything is."""
         rng = np.random.default_rng([self._config.seed, step, 0, 1])
         index = rng.choice(self._training, self._config.batch_size)
         frames = torch.from_numpy(self._images(index, rng, cameras=1))
-        return to_pixels(frames)[:, 0], torch.from_numpy(self._samples.places[index])
+        places = self._samples.places[index]
+        return Look(to_pixels(frames)[:, 0], torch.from_numpy(places),
+                    torch.from_numpy(self._told(index, places, rng)))
 
-    @property
-    def things(self) -> int:
-        """Number of things whose places are known, E."""
-        return self._samples.places.shape[1]
+    def _told(self, index: NDArray[np.int64], places: NDArray[np.int64],
+              rng: Generator) -> NDArray[np.int64]:
+        """Return ids [B, L]: a prompt, then a thought that lists every thing in any order."""
+        ids, encode = self._ids, self._transform.tokenizer.encode
+        head = np.array(prompt_of(self._transform, TELL))
+        prompt = np.repeat(head[None], len(index), axis=0)
+        if self._words is not None:
+            at = np.full(len(index), len(head) - AFTER_STATE - len(STATE_GROUPS))
+            prompt = self._noisy_state(prompt, index, rng, at)
+        names = [encode(f'{name} at', add_special_tokens=False).ids for name in self.things]
+        first = np.array([span[0] for span in self._spans[:2]])  # x and y words
+        thoughts = [
+            [i for thing in rng.permutation(len(names))
+             for i in (*names[thing], *(first + row[thing]))] for row in places]
+        ends = np.tile([ids.think, ids.think_end, ids.action], (len(index), 1))
+        return np.concatenate([prompt, ends[:, :1], np.array(thoughts), ends[:, 1:]], axis=1)
 
     def plain(self, indices: NDArray[np.int64]) -> Batch:
         """Return given frames without noise, dropout or colour changes."""
@@ -109,7 +151,7 @@ class BatchMaker:
         if rng is not None:
             kept = rng.random(count) >= self._config.reasoning_dropout
             if self._words is not None:
-                prompt = self._noisy_state(prompt, index, rng)
+                prompt = self._noisy_state(prompt, index, rng, s.state_at[index])
             seen = self._noisy_places(thought, rng)
         p = s.prompt_length[index]
         w = np.where(kept, s.thought_length[index], 2)
@@ -149,15 +191,17 @@ class BatchMaker:
             action_start=torch.from_numpy(start),
             action_targets=torch.from_numpy(s.actions[index] - ids.bins_first),
             action_mask=torch.from_numpy(s.action_mask[index]),
-            places=torch.from_numpy(s.places[index]))
+            places=torch.from_numpy(s.places[index]),
+            patches=torch.from_numpy(s.patches[index]))
 
-    def _noisy_state(self, prompt: NDArray[np.int64], index: NDArray[np.int64],
-                     rng: Generator) -> NDArray[np.int64]:
+    def _noisy_state(self, prompt: NDArray[np.int64], index: NDArray[np.int64], rng: Generator,
+                     at: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Write the frames' state words, a little off, into ``prompt`` from the columns ``at``."""
         assert self._words is not None
         position, tilt, opening = self._config.state_noise
         spread = np.array([position] * 3 + [tilt] * 3 + [opening])
         steps = self._samples.state[index] + spread * rng.standard_normal((len(index), 7))
-        columns = self._samples.state_at[index][:, None] + np.arange(7)
+        columns = at[:, None] + np.arange(7)
         out = prompt.copy()
         np.put_along_axis(out, columns, self._words.ids(steps), axis=1)
         return out

@@ -32,8 +32,11 @@ class SftConfig:
     ``shift``: largest image shift by camera [px]; ``state_noise``: standard deviations of the
     state words (position [cm], tilt [steps], opening [cm]); ``place_noise``: of the location
     words in the thought the actions read [words]; sigmas are in words and bins.
-    ``grounding_steps``: steps of teaching the first camera's eye alone where things are, before
-    a run from scratch; ``grounding_weight``: that loss's share in the fine-tuning after it.
+    Before a run from scratch come ``grounding_steps`` of teaching the first camera's eye where
+    things are and ``telling_steps`` of teaching the decoder to say it; ``grounding_weight`` is
+    the eye's share in the fine-tuning that follows. ``pointing_weight``: share of the loss that
+    teaches the first head of decoder layer ``pointing_layer`` (from 0) to look at the thing whose
+    place is said (0: none).
     """
 
     model: ModelChoice = field(default_factory=ModelChoice)
@@ -58,7 +61,10 @@ class SftConfig:
     start_boost: float = 2.5
     grounding_steps: int = 1500
     grounding_rate: float = 2e-3
+    telling_steps: int = 1000
     grounding_weight: float = 0.2
+    pointing_weight: float = 0.0
+    pointing_layer: int = 2
     validation_share: float = 0.04
     precision: str = 'bf16'
     seed: int = 0

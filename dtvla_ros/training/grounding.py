@@ -37,6 +37,12 @@ def place_targets(reader: DatasetReader) -> NDArray[np.int64]:
     return np.clip(np.rint(places[..., :2] * 100.0).astype(np.int64), low, high) - low
 
 
+def place_names(reader: DatasetReader) -> tuple[str, ...]:
+    """Return the names of the things whose places a dataset holds, as words."""
+    names = reader.info['features'].get(layout.PLACES, {}).get('names') or ()
+    return tuple(name[:-2].replace('_', ' ') for name in names if name.endswith('.x'))
+
+
 class PlaceHead(nn.Module):
     """One question per thing over the rows of one camera: which x word, which y word."""
 

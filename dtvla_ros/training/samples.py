@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,9 @@ from dtvla_ros.policy.vocabulary import word_id
 from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.reader import DatasetReader
 from dtvla_ros.training.grounding import place_targets
+from dtvla_ros.training.pointing import thing_patches
 
+AFTER_STATE = 2  # tokens between the state words and the prompt's end: ';' and newline
 STATE_GROUPS = ('x', 'y', 'z', 'rx', 'ry', 'rz', 'g')
 
 
@@ -35,7 +38,8 @@ class Samples:
     ``actions`` [N, S] ids and ``action_mask`` [N, S]; ``scene`` [N]: frames of
     one scene stay together when some are held out; ``near_toggle`` and
     ``near_start`` [N] bool; ``places`` [N, E, 2]: index of each thing's x and y word in its group
-    (E = 0 when the dataset does not say).
+    (E = 0 when the dataset does not say); ``patches`` [N, E]: the first camera's patch each thing
+    appears in (see ``thing_patches``).
     """
 
     prompt: NDArray[np.int64]
@@ -50,6 +54,7 @@ class Samples:
     near_toggle: NDArray[np.bool_]
     near_start: NDArray[np.bool_]
     places: NDArray[np.int64]
+    patches: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -118,18 +123,19 @@ def build_samples(reader: DatasetReader, transform: PolicyTransform) -> Samples:
     episode = np.asarray(reader.column('episode_index'))
     frame = np.asarray(reader.column('frame_index'))
 
-    heads = _Heads(transform)
-    prompts = [heads.prompt(reader.tasks[int(task)]) for task in reader.column('task_index')]
-    prompt, prompt_length = _pad(prompts, config.ids.pad)
+    heads = [prompt_of(transform, task) for task in reader.tasks]
+    prompt, prompt_length = _pad(
+        [heads[task] for task in reader.column('task_index')], config.ids.pad)
     state_at = np.zeros(len(prompt), np.int64)
     values = state_steps(state)
     if transform.state_in_prompt:
         words = StateWords.of(transform)
-        state_at = prompt_length - heads.after_state - len(STATE_GROUPS)
+        state_at = prompt_length - AFTER_STATE - len(STATE_GROUPS)
         columns = state_at[:, None] + np.arange(len(STATE_GROUPS))
         np.put_along_axis(prompt, columns, words.ids(values), axis=1)
     thought, thought_length = _pad(
-        [heads.thought(text) for text in reader.column(layout.REASONING)], config.ids.pad)
+        list(map(cache(transform.encode_thought), reader.column(layout.REASONING))),
+        config.ids.pad)
 
     closing = chunk[..., -1] > 0  # [N, T]
     changes = (closing != closing[:, :1]).any(1)
@@ -139,12 +145,14 @@ def build_samples(reader: DatasetReader, transform: PolicyTransform) -> Samples:
     near = changes | before
     near[1:] |= same & before[:-1]
     actions = transform.codec.encode(transform.statistics.normalize(chunk))
+    places = place_targets(reader)
     return Samples(
         prompt=prompt, prompt_length=prompt_length, state_at=state_at, state=values,
         thought=thought, thought_length=thought_length,
         actions=actions.reshape(len(actions), -1),
         action_mask=np.repeat(~padding, dim, axis=1), scene=_scenes(reader)[episode],
-        near_toggle=near, near_start=frame / reader.fps < 0.6, places=place_targets(reader))
+        near_toggle=near, near_start=frame / reader.fps < 0.6, places=places,
+        patches=thing_patches(reader, places.shape[1], config.vision.tokens[0]))
 
 
 def _scenes(reader: DatasetReader) -> NDArray[np.int64]:
@@ -155,27 +163,12 @@ def _scenes(reader: DatasetReader) -> NDArray[np.int64]:
     return np.array([number[key] for key in keys])
 
 
-class _Heads:
-    """Token ids by text, each text tokenised once."""
-
-    def __init__(self, transform: PolicyTransform):
-        self._transform = transform
-        self._prompts: dict[str, list[int]] = {}
-        self._thoughts: dict[str, list[int]] = {}
-        self.after_state = 2  # ';' and newline
-
-    def prompt(self, task: str) -> list[int]:
-        if task not in self._prompts:
-            somewhere = Observation(
-                images={}, joint_positions={}, ee_position=np.zeros(3),
-                ee_quaternion=HOME.as_quat(), gripper_opening=0.0, instruction=task, stamp=0.0)
-            self._prompts[task] = self._transform.prompt_ids(task, somewhere)
-        return self._prompts[task]
-
-    def thought(self, text: str) -> list[int]:
-        if text not in self._thoughts:
-            self._thoughts[text] = self._transform.encode_thought(text)
-        return self._thoughts[text]
+def prompt_of(transform: PolicyTransform, task: str) -> list[int]:
+    """Return a task's prompt ids, the state words standing for some pose."""
+    somewhere = Observation(
+        images={}, joint_positions={}, ee_position=np.zeros(3), ee_quaternion=HOME.as_quat(),
+        gripper_opening=0.0, instruction=task, stamp=0.0)
+    return transform.prompt_ids(task, somewhere)
 
 
 def join(parts: Sequence[Samples], pad: int) -> Samples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import signal
 import time
@@ -33,13 +34,16 @@ from dtvla_ros.training.config import SftConfig
 from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.reader import DatasetReader
 from dtvla_ros.training.frame_cache import open_frames
+from dtvla_ros.training.grounding import place_names
+from dtvla_ros.training.lessons import SMOOTHING, teach_eye, teach_telling, warm_cosine
 from dtvla_ros.training.losses import LossReport
 from dtvla_ros.training.objective import Objective
+from dtvla_ros.training.pointing import can_point
 from dtvla_ros.training.rollout import Rollouts
 from dtvla_ros.training.samples import build_samples, join
 
-SMOOTHING = 0.98  # of the losses shown
 METRICS = tuple(f.name for f in fields(LossReport))
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +83,8 @@ class SftRun:
 
 def learning_rate(config: SftConfig, step: int, progress: float) -> float:
     """Linear warm-up by steps, then a cosine over the run down to ``final_rate`` of the peak."""
-    return config.learning_rate * _warm_cosine(
+    return config.learning_rate * warm_cosine(
         step, config.warmup_steps, progress, config.final_rate)
-
-
-def _warm_cosine(step: int, warmup: int, progress: float, floor: float) -> float:
-    cosine = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
-    return min(1.0, (step + 1) / max(warmup, 1)) * (floor + (1.0 - floor) * cosine)
 
 
 def new_transform(config: SftConfig, readers: Sequence[DatasetReader]) -> PolicyTransform:
@@ -108,6 +107,14 @@ def _optimizer(model: nn.Module, config: SftConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, config.learning_rate, betas=config.betas, fused=True)
 
 
+def _some_can_point(readers: Sequence[DatasetReader]) -> bool:
+    lacking = [str(reader.root) for reader in readers if not can_point(reader)]
+    if lacking:
+        LOG.warning('%s: without %s nothing teaches where to look; collect again to have it',
+                    ', '.join(lacking), layout.POINTS)
+    return len(lacking) < len(readers)
+
+
 class Trainer:
     """One run: model, average, optimizer and the step it is at."""
 
@@ -127,11 +134,13 @@ class Trainer:
         samples = [build_samples(reader, self.transform) for reader in readers]
         self.batches = BatchMaker(
             join(samples, self.transform.config.ids.pad),
-            [open_frames(reader, self.transform) for reader in readers], self.transform, config)
+            [open_frames(reader, self.transform) for reader in readers], self.transform, config,
+            place_names(readers[0]))
         torch.manual_seed(config.seed)
         self.model = HybridDecoder(self.transform.config)
         spans = ordinal_groups(self.transform.tokenizer)
-        objective = Objective(self.model, config, spans, self.batches.things)
+        pointing = config.pointing_weight > 0.0 and _some_can_point(readers)
+        objective = Objective(self.model, config, spans, len(self.batches.things), pointing)
         optimizer = _optimizer(objective, config)
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.average.to(self.accelerator.device)
@@ -147,46 +156,20 @@ class Trainer:
         self.fresh = state is None and run.init is None
         if run.compile:
             self.model.run = torch.compile(self.model.run, dynamic=False)
+            self.model.run_watched = torch.compile(self.model.run_watched, dynamic=False)
             self.model.encode_images = torch.compile(self.model.encode_images, dynamic=False)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
-        self._averaged = Objective(self.average, config, spans)
+        self._averaged = Objective(self.average, config, spans, pointing=pointing)
         self._averaged.head = objective.head
 
-    def ground(self) -> float:
-        """Teach the first camera's eye where things are; return the last share seen rightly.
-
-        Only a run from scratch needs it, and only a dataset that knows the places allows it.
-        """
-        steps = self.config.grounding_steps
-        objective = self.accelerator.unwrap_model(self.objective)
-        if not (self.fresh and steps and objective.head is not None):
-            return math.nan
-        eye = self.model.vision.stems[0]
-        parameters = [*eye.parameters(), *objective.head.parameters()]
-        optimizer = torch.optim.AdamW(
-            parameters, self.config.grounding_rate, betas=self.config.betas,
-            weight_decay=self.config.weight_decay, fused=True)
-        seen = 0.0
-        with ThreadPoolExecutor(1) as pool, tqdm(range(steps), desc='where things are') as bar:
-            coming = pool.submit(self.batches.looks, 0)
-            for step in bar:
-                (pixels, places), coming = coming.result(), pool.submit(
-                    self.batches.looks, step + 1)
-                rate = _warm_cosine(step, 100, step / steps, self.config.final_rate)
-                for group in optimizer.param_groups:
-                    group['lr'] = self.config.grounding_rate * rate
-                device = self.accelerator.device
-                with self.accelerator.autocast():
-                    report = objective.seen(eye(pixels.to(device)), places.to(device))
-                optimizer.zero_grad()
-                report.loss.backward()
-                torch.nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip)
-                optimizer.step()
-                seen += (1.0 - SMOOTHING) * (float(report.within_one) - seen)
-                if step % 10 == 0:
-                    bar.set_postfix(loss=f'{report.loss.item():.3f}', within_one=f'{seen:.2f}')
-        self.average.load_state_dict(self.model.state_dict())
-        return seen
+    def prepare(self) -> None:
+        """Give a run from scratch its first lessons, and keep their result."""
+        if self.fresh and self.batches.things:
+            objective = self.accelerator.unwrap_model(self.objective)
+            teach_eye(objective, self.batches, self.config, self.accelerator)
+            teach_telling(objective, self.batches, self.config, self.accelerator)
+            self.average.load_state_dict(self.model.state_dict())
+            self.save()
 
     def train_step(self, batch: Batch) -> LossReport:
         """Take one optimizer step and return its losses."""
@@ -266,7 +249,7 @@ def train_sft(config: SftConfig, run: SftRun) -> dict[str, Any]:
     command goes on. Ctrl-C saves first.
     """
     trainer = Trainer(config, run)
-    trainer.ground()
+    trainer.prepare()
     main = trainer.accelerator.is_main_process
     rollouts = Rollouts(trainer.transform, run.suite, run.episodes) if run.episodes else None
     writer = SummaryWriter(run.out / 'tensorboard', purge_step=trainer.step) if main else None

@@ -14,6 +14,7 @@ from dtvla_ros.policy.checkpoint import load_weights
 from dtvla_ros.policy.decoder import HybridDecoder
 from dtvla_ros.training import run_state
 from dtvla_ros.training.config import SftConfig
+from dtvla_ros.training.lessons import teach_eye, teach_telling
 from dtvla_ros.training.sft import SftRun, Trainer, learning_rate, train_sft
 
 from .tiny import CONFIG, tiny_dataset
@@ -60,26 +61,48 @@ def test_training_lowers_the_loss_and_leaves_a_policy(dataset, tmp_path):
     assert state['step'] == 60
 
 
-def test_grounding_teaches_the_eye_alone(dataset, tmp_path):
-    config = replace(CONFIG, grounding_steps=150, grounding_rate=8e-3, batch_size=16)
+def test_the_first_lessons_teach_seeing_and_saying(dataset, tmp_path):
+    config = replace(CONFIG, grounding_steps=150, grounding_rate=8e-3, telling_steps=100,
+                     batch_size=16)
     trainer = Trainer(config, SftRun((dataset,), tmp_path, steps=2))
+    objective, eye = trainer.objective, trainer.model.vision.stems[0]
+    look = trainer.batches.look(0)
+    assert look.input_ids[0, -1] == trainer.transform.config.ids.action
+    told = trainer.transform.decode_thought(look.input_ids[0].tolist()).split(';')[-1].split()
+    x, y = (look.places[0, 0] + torch.tensor([20, -45])).tolist()
+    assert told == ['can', 'at', f'x{x}', f'y{y:+d}']
+
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-    pixels, places = trainer.batches.looks(0)
-    objective = trainer.objective
-    eye = trainer.model.vision.stems[0]
-    first = objective.seen(eye(pixels), places).loss.item()
-    trainer.ground()
-    assert objective.seen(eye(pixels), places).loss.item() < 0.7 * first
+    first = objective.seen(eye(look.pixels), look.places).loss.item()
+    teach_eye(objective, trainer.batches, config, trainer.accelerator)
+    assert objective.seen(eye(look.pixels), look.places).loss.item() < 0.7 * first
     for name, value in trainer.model.state_dict().items():
-        taught = name.startswith('vision.stems.0.')
-        assert taught != torch.equal(value, before[name]), name
-        assert torch.equal(value, trainer.average.state_dict()[name])
+        assert name.startswith('vision.stems.0.') != torch.equal(value, before[name]), name
+
+    untaught = teach_telling(objective, trainer.batches, replace(config, telling_steps=1),
+                             trainer.accelerator)
+    assert teach_telling(objective, trainer.batches, config, trainer.accelerator) > untaught + 0.1
 
 
-def test_without_places_there_is_no_grounding(tmp_path):
+def test_lessons_are_given_once(dataset, tmp_path):
+    run = SftRun((dataset,), tmp_path, steps=2)
+    config = replace(CONFIG, grounding_steps=2, telling_steps=2)
+    trainer = Trainer(config, run)
+    trainer.prepare()
+    taught = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    again = Trainer(config, run)
+    again.prepare()
+    for name, value in again.model.state_dict().items():
+        assert torch.equal(value, taught[name])
+        assert torch.equal(value, again.average.state_dict()[name])
+
+
+def test_without_places_there_are_no_lessons(tmp_path):
     data = tiny_dataset(tmp_path / 'data', places=False)
     trainer = Trainer(replace(CONFIG, grounding_steps=5), SftRun((data,), tmp_path / 'r', steps=2))
-    assert math.isnan(trainer.ground())
+    before = [p.clone() for p in trainer.model.parameters()]
+    trainer.prepare()
+    assert all(map(torch.equal, before, trainer.model.parameters()))
     report = trainer.train_step(trainer.batches.train(0))
     assert math.isfinite(report.loss.item())
 

@@ -16,7 +16,8 @@ TASKS = ('put the can in the wooden bin', 'push the green cube onto the yellow m
 CONFIG = SftConfig(
     model=ModelChoice(width=32, layers=1, image_size=32, tokens=(16, 4), channels=(8, 8, 8),
                       chunk_steps=4),
-    batch_size=8, grounding_steps=0, warmup_steps=5, learning_rate=3e-3, shift=(1, 1),
+    batch_size=8, grounding_steps=0, telling_steps=0,
+    warmup_steps=5, learning_rate=3e-3, shift=(1, 1),
     validation_share=0.3, precision='no')
 
 
@@ -46,6 +47,8 @@ def tiny_episode(seed: int, frames: int = 12) -> Episode:
             layout.STATE: np.asarray(states, np.float32)[starts], layout.ACTION: steps[starts],
             layout.ACTION_CHUNK: chunk, layout.ACTION_IS_PAD: padding,
             layout.PLACES: np.repeat(np.array([[x, y, 0.0]], np.float32), frames, 0),
+            layout.POINTS: np.repeat(
+                np.array([[column + 2.5, row + 2.5]], np.float32) / 32, frames, 0),
             layout.REASONING: [f'holding nothing now reach can at {where}' for _ in starts]},
         names={layout.PLACES: ['can.x', 'can.y', 'can.z']})
 
@@ -55,7 +58,7 @@ def tiny_dataset(root: Path, episodes: int = 10, places: bool = True) -> Path:
     made = [tiny_episode(k) for k in range(episodes)]
     if not places:
         for episode in made:
-            del episode.columns[layout.PLACES]
+            del episode.columns[layout.PLACES], episode.columns[layout.POINTS]
     writer.write_shard(root, 0, made, 10)
     writer.merge_shards(root)
     return root
