@@ -63,7 +63,8 @@ class LossReport:
     ``thought`` and ``action``: plain means of their cross-entropies [nats].
     ``words``, ``places``: share of right thought words and of right location words;
     ``bins``: mean distance of the chosen action bin from the right one. ``seen``: share of all
-    things in the picture placed within a word by the grounding head (nan without one).
+    things in the picture placed within a word by the grounding head (nan without one);
+    ``pointed``: share of attention on the named thing's patch (nan without pointing).
     """
 
     loss: Tensor
@@ -73,6 +74,7 @@ class LossReport:
     places: Tensor
     bins: Tensor
     seen: Tensor
+    pointed: Tensor
 
 
 def hybrid_loss(
@@ -108,4 +110,4 @@ def hybrid_loss(
             words=right.sum() / max(len(right), 1),
             places=(right * place).sum() / place.sum().clamp_min(1.0),
             bins=(off * real).sum() / real.sum().clamp_min(1.0),
-            seen=torch.full((), float('nan')))
+            seen=torch.full((), float('nan')), pointed=torch.full((), float('nan')))

@@ -8,27 +8,37 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from dtvla_ros.errors import UserError
 from dtvla_ros.policy.decoder import HybridDecoder
 from dtvla_ros.training.batches import Batch
 from dtvla_ros.training.config import SftConfig
 from dtvla_ros.training.grounding import PlaceHead, PlaceReport, place_loss
 from dtvla_ros.training.losses import LossReport, OrdinalGroup, hybrid_loss
+from dtvla_ros.training.pointing import pointing_loss, pointing_targets
 
 
 class Objective(nn.Module):
     """Maps a batch to its loss; logits are taken only at supervised rows.
 
     ``spans``: (first, last) ids of each ordered group of location words. ``things``: how many
-    places the first camera's rows are asked for besides (0: none).
+    places the first camera's rows are asked for besides (0: none). ``pointing``: whether the data
+    say where the things appear, so that ``config.pointing_weight`` can have its effect.
     """
 
     def __init__(self, model: HybridDecoder, config: SftConfig,
-                 spans: Sequence[tuple[int, int]], things: int = 0):
+                 spans: Sequence[tuple[int, int]], things: int = 0, pointing: bool = False):
         super().__init__()
         self.model = model
         self.head = PlaceHead(model.config.text.width, things) if things else None
         self.place_sigma = config.place_sigma
         self.grounding_weight = config.grounding_weight
+        self.pointing_weight = config.pointing_weight if pointing else 0.0
+        self.pointing_layer = config.pointing_layer
+        layers = model.config.text.layers
+        if self.pointing_weight and not 0 <= self.pointing_layer < layers:
+            raise UserError(f'train config: pointing_layer {self.pointing_layer} is not one of '
+                            f'the policy\'s layers 0..{layers - 1}')
+        self.spans = spans
         self.places = [OrdinalGroup(first, last, config.place_sigma, config.place_weight)
                        for first, last in spans]
         self.action_sigma = config.action_sigma
@@ -36,10 +46,11 @@ class Objective(nn.Module):
 
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return token logits [R, V] and action logits [B, S, bins]."""
-        return self._read(batch, self.model.encode_images(batch.pixels()))
+        features = self.model.encode_images(batch.pixels())
+        return self._heads(
+            batch, self.model.read(batch.input_ids, batch.attention_mask, features))
 
-    def _read(self, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = self.model.read(batch.input_ids, batch.attention_mask, features)  # [B, L, w]
+    def _heads(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, Tensor]:
         rows = torch.arange(self.model.config.slots, device=hidden.device)
         rows = batch.action_start[:, None] + rows  # [B, S]
         acting = hidden[torch.arange(len(rows), device=hidden.device)[:, None], rows]
@@ -53,14 +64,25 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> LossReport:
         """Return the loss and what it is made of."""
         features = self.model.encode_images(batch.pixels())  # [B, image_tokens, w]
-        token_logits, action_logits = self._read(batch, features)
+        sequences = batch.input_ids, batch.attention_mask, features
+        scores = None
+        if self.pointing_weight:
+            hidden, scores = self.model.read_watched(*sequences, self.pointing_layer)
+        else:
+            hidden = self.model.read(*sequences)  # [B, L, w]
+        token_logits, action_logits = self._heads(batch, hidden)
         report = hybrid_loss(
             token_logits, batch.token_targets, action_logits, batch.action_targets,
             batch.action_mask, places=self.places, action_sigma=self.action_sigma,
             thought_weight=self.thought_weight)
-        if self.head is None:
-            return report
-        first = features[:, :self.model.config.vision.tokens[0]]
-        seen = self.seen(first, batch.places)
-        return replace(report, loss=report.loss + self.grounding_weight * seen.loss,
-                       seen=seen.within_one)
+        if self.head is not None:
+            first = features[:, :self.model.config.vision.tokens[0]]
+            seen = self.seen(first, batch.places)
+            report = replace(report, loss=report.loss + self.grounding_weight * seen.loss,
+                             seen=seen.within_one)
+        if scores is not None:
+            point = pointing_loss(scores, pointing_targets(
+                batch.token_rows, batch.token_targets, self.spans, batch.places, batch.patches))
+            report = replace(report, loss=report.loss + self.pointing_weight * point.loss,
+                             pointed=point.share)
+        return report
