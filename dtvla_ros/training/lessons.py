@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +17,8 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dtvla_ros.policy.decoder import HybridDecoder
+from dtvla_ros.policy.vision import ConvTower
 from dtvla_ros.training.batches import BatchMaker, Look
 from dtvla_ros.training.config import SftConfig
 from dtvla_ros.training.losses import ordinal_cross_entropy
@@ -35,7 +38,8 @@ def warm_cosine(step: int, warmup: int, progress: float, floor: float) -> float:
 def teach_eye(objective: Objective, batches: BatchMaker, config: SftConfig,
               accelerator: Accelerator) -> float:
     """Train the first camera's stem with the place head; return the share placed rightly."""
-    eye = objective.model.vision.stems[0]
+    eye = _eye(objective.model)
+    assert objective.head is not None, 'a dataset that knows places has a place head'
 
     def lesson(look: Look) -> tuple[Tensor, Tensor]:
         report = objective.seen(eye(look.pixels), look.places)
@@ -52,7 +56,7 @@ def teach_telling(objective: Objective, batches: BatchMaker, config: SftConfig,
     later = sum(model.config.vision.tokens[1:])
 
     def lesson(look: Look) -> tuple[Tensor, Tensor]:
-        rows = model.vision.stems[0](look.pixels)
+        rows = _eye(model)(look.pixels)
         features = torch.cat([rows, rows.new_zeros(len(rows), later, rows.shape[2])], 1)
         hidden = model.read(look.input_ids, torch.ones_like(look.input_ids), features)
         spans = objective.places[:2]
@@ -69,6 +73,11 @@ def teach_telling(objective: Objective, batches: BatchMaker, config: SftConfig,
 
     return _teach('saying where', lesson, config.telling_steps, config.learning_rate,
                   list(model.parameters()), batches, config, accelerator)
+
+
+def _eye(model: HybridDecoder) -> nn.Module:
+    """Return the first camera's stem: policies made from scratch have one per camera."""
+    return cast(ConvTower, model.vision).stems[0]
 
 
 def _thought_length(look: Look, objective: Objective) -> int:

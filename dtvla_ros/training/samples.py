@@ -125,7 +125,7 @@ def build_samples(reader: DatasetReader, transform: PolicyTransform) -> Samples:
 
     heads = [prompt_of(transform, task) for task in reader.tasks]
     prompt, prompt_length = _pad(
-        [heads[task] for task in reader.column('task_index')], config.ids.pad)
+        [heads[int(task)] for task in reader.column('task_index')], config.ids.pad)
     state_at = np.zeros(len(prompt), np.int64)
     values = state_steps(state)
     if transform.state_in_prompt:

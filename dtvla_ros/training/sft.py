@@ -155,9 +155,8 @@ class Trainer:
             self.average.load_state_dict(self.model.state_dict())
         self.fresh = state is None and run.init is None
         if run.compile:
-            self.model.run = torch.compile(self.model.run, dynamic=False)
-            self.model.run_watched = torch.compile(self.model.run_watched, dynamic=False)
-            self.model.encode_images = torch.compile(self.model.encode_images, dynamic=False)
+            for name in ('run', 'run_watched', 'encode_images'):
+                setattr(self.model, name, torch.compile(getattr(self.model, name), dynamic=False))
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self._averaged = Objective(self.average, config, spans, pointing=pointing)
         self._averaged.head = objective.head
