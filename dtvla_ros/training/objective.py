@@ -37,7 +37,7 @@ class Objective(nn.Module):
         layers = model.config.text.layers
         if self.pointing_weight and not 0 <= self.pointing_layer < layers:
             raise UserError(f'train config: pointing_layer {self.pointing_layer} is not one of '
-                            f'the policy\'s layers 0..{layers - 1}')
+                            f"the policy's layers 0..{layers - 1}")
         self.spans = spans
         self.places = [OrdinalGroup(first, last, config.place_sigma, config.place_weight)
                        for first, last in spans]
@@ -59,6 +59,8 @@ class Objective(nn.Module):
 
     def seen(self, rows: Tensor, places: Tensor) -> PlaceReport:
         """Return how well ``places`` [B, E, 2] are read off the first camera's rows."""
+        assert self.head is not None, 'only data that know places are asked for them'
+        assert self.head is not None, 'made for no things'
         return place_loss(self.head(rows), places, self.place_sigma)
 
     def forward(self, batch: Batch) -> LossReport:
