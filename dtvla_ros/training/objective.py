@@ -60,7 +60,6 @@ class Objective(nn.Module):
     def seen(self, rows: Tensor, places: Tensor) -> PlaceReport:
         """Return how well ``places`` [B, E, 2] are read off the first camera's rows."""
         assert self.head is not None, 'only data that know places are asked for them'
-        assert self.head is not None, 'made for no things'
         return place_loss(self.head(rows), places, self.place_sigma)
 
     def forward(self, batch: Batch) -> LossReport:
