@@ -71,11 +71,12 @@ def run_episode(
     task: str,
     seed: int,
     replan_steps: int,
-    max_steps: int,
+    max_steps: int | None = None,
     on_decision: OnDecision | None = None,
 ) -> EpisodeResult:
     """Run a policy on one start state; it looks again after every ``replan_steps`` actions."""
     obs, info = env.reset(seed=seed, options={'task': task})
+    max_steps = max_steps or env.max_steps  # the task's own limit, known once it is set
     step, done, success = 0, False, False
     gripper = osc.GRIPPER_OPEN  # the command gate's law, so that both paths move the same arm
     latency: dict[str, list[float]] = {}
@@ -106,10 +107,12 @@ def run_episode(
 
 
 def run_replay_episode(
-    env: Any, actions: NDArray[np.float32], task: str, seed: int, max_steps: int
+    env: Any, actions: NDArray[np.float32], task: str, seed: int,
+    max_steps: int | None = None,
 ) -> EpisodeResult:
     """Repeat recorded actions [N, 7] with eyes closed; the last one is held for half a second."""
     env.reset(seed=seed, options={'task': task})
+    max_steps = max_steps or env.max_steps
     settle = np.repeat(actions[-1:], int(env.control_rate / 2), axis=0)
     success, step = False, 0
     for action in np.concatenate([actions, settle])[:max_steps]:
@@ -126,7 +129,7 @@ def run_expert_episode(
     expert: Any,
     task: str,
     seed: int,
-    max_steps: int,
+    max_steps: int | None = None,
     disturb: Callable[[Any], NDArray[np.float32]] | None = None,
 ) -> tuple[EpisodeResult, NDArray[np.float32]]:
     """Run a scripted expert; return the result and the executed actions [N, 7].
@@ -134,6 +137,7 @@ def run_expert_episode(
     ``disturb`` maps what the expert does to the action that is executed instead.
     """
     env.reset(seed=seed, options={'task': task})
+    max_steps = max_steps or env.max_steps
     expert.reset()
     executed: list[NDArray[np.float32]] = []
     thoughts: list[str] = []

@@ -44,7 +44,7 @@ def make_policy_worker(setup: PolicySetup) -> Callable[[Job], EpisodeResult]:
         thinker = ThinkAct(engine, transform, setup.mode, manifest.max_thought_tokens, seed=seed)
         film = FailureFilm(setup.video, task, seed, env.control_rate / replan)
         result = run_episode(
-            env, thinker.decide, task, seed, replan, env.max_steps, film.on_decision)
+            env, thinker.decide, task, seed, replan, on_decision=film.on_decision)
         film.close(result.success)
         return result
 
@@ -62,7 +62,7 @@ def make_replay_worker(suite: str) -> Callable[[Job], EpisodeResult]:
         task, seed = job
         if task not in recorded:
             recorded[task] = _record(env, task)
-        return run_replay_episode(env, recorded[task], task, seed, env.max_steps)
+        return run_replay_episode(env, recorded[task], task, seed)
 
     return serve
 
@@ -72,7 +72,7 @@ def _record(env: Any, task: str, tries: int = 20) -> Any:
 
     for seed in range(tries):
         expert = make_expert(env)
-        result, actions = run_expert_episode(env, expert, task, seed, env.max_steps)
+        result, actions = run_expert_episode(env, expert, task, seed)
         if result.success:
             return actions
     raise RuntimeError(f'the expert failed {task} on {tries} training seeds')
@@ -90,7 +90,7 @@ def make_expert_worker(suite: str, noise: bool) -> Callable[[Job], EpisodeResult
     def serve(job: Job) -> EpisodeResult:
         task, seed = job
         disturb = Disturber('noisy', np.random.default_rng(seed)) if noise else None
-        result, _ = run_expert_episode(env, expert, task, seed, env.max_steps, disturb)
+        result, _ = run_expert_episode(env, expert, task, seed, disturb=disturb)
         return result
 
     return serve
