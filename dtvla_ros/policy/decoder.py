@@ -6,6 +6,8 @@ transformers' Gemma and SigLIP modules. Shapes: B batch, L sequence, n new rows,
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -147,7 +149,8 @@ class HybridDecoder(nn.Module):
         rope = self.rotary(x, position_ids)
         for number, layer in enumerate(self.layers):
             if number == watched:
-                scores = self._first_head(layer, x, rope) + mask[:, 0].float()
+                scores = self._first_head(cast(GemmaDecoderLayer, layer), x, rope)
+                scores = scores + mask[:, 0].float()
             x = layer(x, attention_mask=mask, position_ids=position_ids,
                       position_embeddings=rope)
         return self.norm(x), scores

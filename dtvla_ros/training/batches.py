@@ -67,17 +67,18 @@ class Batch:
 class Look:
     """A lesson in seeing.
 
-    ``pixels`` [B, 3, H, W] of the first camera, ``places`` [B, E, 2] as in ``Samples``, and
-    ``input_ids`` [B, L] that tell them, up to ``<action>``.
+    ``pixels`` [B, 3, H, W] of the first camera, ``places`` [B, E, 2] and ``patches`` [B, E] as in
+    ``Samples``, and ``input_ids`` [B, L] that tell the places, up to ``<action>``.
     """
 
     pixels: Tensor
     places: Tensor
+    patches: Tensor
     input_ids: Tensor
 
     def to(self, device: torch.device) -> Look:
         """Return the lesson on a device."""
-        return Look(self.pixels.to(device), self.places.to(device), self.input_ids.to(device))
+        return Look(**{name: getattr(self, name).to(device) for name in self.__slots__})
 
 
 class BatchMaker:
@@ -118,8 +119,9 @@ class BatchMaker:
         index = rng.choice(self._training, self._config.batch_size)
         frames = torch.from_numpy(self._images(index, rng, cameras=1))
         places = self._samples.places[index]
-        return Look(to_pixels(frames)[:, 0], torch.from_numpy(places),
-                    torch.from_numpy(self._told(index, places, rng)))
+        return Look(pixels=to_pixels(frames)[:, 0], places=torch.from_numpy(places),
+                    patches=torch.from_numpy(self._samples.patches[index]),
+                    input_ids=torch.from_numpy(self._told(index, places, rng)))
 
     def _told(self, index: NDArray[np.int64], places: NDArray[np.int64],
               rng: Generator) -> NDArray[np.int64]:

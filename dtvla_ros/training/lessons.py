@@ -23,6 +23,7 @@ from dtvla_ros.training.batches import BatchMaker, Look
 from dtvla_ros.training.config import SftConfig
 from dtvla_ros.training.losses import ordinal_cross_entropy
 from dtvla_ros.training.objective import Objective
+from dtvla_ros.training.pointing import pointing_loss, pointing_targets
 
 SMOOTHING = 0.98  # of the losses shown
 WARMUP = 100
@@ -58,7 +59,12 @@ def teach_telling(objective: Objective, batches: BatchMaker, config: SftConfig,
     def lesson(look: Look) -> tuple[Tensor, Tensor]:
         rows = _eye(model)(look.pixels)
         features = torch.cat([rows, rows.new_zeros(len(rows), later, rows.shape[2])], 1)
-        hidden = model.read(look.input_ids, torch.ones_like(look.input_ids), features)
+        sequences = look.input_ids, torch.ones_like(look.input_ids), features
+        scores = None
+        if objective.pointing_weight:
+            hidden, scores = model.read_watched(*sequences, objective.pointing_layer)
+        else:
+            hidden = model.read(*sequences)
         spans = objective.places[:2]
         targets = look.input_ids[:, 1:]
         asked = torch.zeros_like(targets, dtype=torch.bool)
@@ -69,6 +75,9 @@ def teach_telling(objective: Objective, batches: BatchMaker, config: SftConfig,
         wanted = targets[asked]
         near = (logits.argmax(-1) - wanted).abs() <= 1
         loss = ordinal_cross_entropy(logits, wanted, objective.places).mean()
+        if scores is not None:
+            loss = loss + objective.pointing_weight * pointing_loss(scores, pointing_targets(
+                asked.nonzero().T, wanted, objective.spans, look.places, look.patches)).loss
         return loss, near.view(-1, 2).all(1).float().mean()
 
     return _teach('saying where', lesson, config.telling_steps, config.learning_rate,

@@ -13,6 +13,7 @@ from scipy.special import log_softmax, softmax
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import sequence_mask
+from dtvla_ros.training.lessons import teach_telling
 from dtvla_ros.training.objective import Objective
 from dtvla_ros.training.pointing import (
     NOWHERE,
@@ -147,6 +148,15 @@ def test_the_head_learns_to_point(dataset, tmp_path):
     after = trainer.validate()
     assert float(report.pointed) > 0.5 > 4 * before['pointed']
     assert after['pointed'] > 4 * before['pointed']
+
+
+def test_telling_teaches_to_point_too(dataset, tmp_path):
+    config = replace(POINTING, batch_size=16, telling_steps=60)
+    trainer = Trainer(config, SftRun((dataset,), tmp_path, steps=2))
+    before = trainer.validate()['pointed']
+    teach_telling(trainer.objective, trainer.batches, config, trainer.accelerator)
+    trainer.average.load_state_dict(trainer.model.state_dict())
+    assert trainer.validate()['pointed'] > 3 * before
 
 
 def test_a_dataset_without_points_trains_without_pointing(tmp_path, caplog):
