@@ -22,6 +22,7 @@ from dtvla_ros.training.pointing import (
     pointing_loss,
     pointing_targets,
 )
+from dtvla_ros.training.record import image_points, things
 from dtvla_ros.training.sft import SftRun, Trainer
 
 from .tiny import CONFIG, tiny_dataset
@@ -47,6 +48,20 @@ def trainer(dataset, tmp_path):
 def test_patches_are_counted_row_by_row():
     points = [[0.0, 0.0], [0.99, 0.0], [0.3, 0.6], [0.5, 0.999], [1.0, 0.5], [0.5, -0.01]]
     assert patch_of(points, 16).tolist() == [0, 3, 9, 14, NOWHERE, NOWHERE]
+
+
+def test_a_recorded_thing_is_where_its_point_says():
+    import dtvla_sim
+
+    env = dtvla_sim.make('tabletop', image_size=64)
+    obs, _ = env.reset(seed=3)
+    image = np.array(obs['agentview_image']).astype(int)
+    points = dict(zip(things(env), image_points(env).reshape(-1, 2), strict=True))
+    env.close()
+    for name, channel in (('red_cube', 0), ('green_cube', 1)):
+        column, row = (points[name] * 64).astype(int)
+        colour = image[row, column]
+        assert colour[channel] > 1.2 * np.delete(colour, channel).max(), name
 
 
 def test_only_a_place_that_is_said_and_seen_is_asked_for():
