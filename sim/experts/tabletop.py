@@ -64,6 +64,7 @@ class TabletopExpert:
         self._was_held = False
         self._closing = 0
         self._yaw = 0.0
+        self._pushing = self._rising = False
 
     def act(self) -> ExpertStep:
         """Return the next action for the present state of the environment."""
@@ -193,11 +194,18 @@ class TabletopExpert:
         scene, hand, opening = self.env.scene, self._hand(), self._opening()
         at, to = scene.position(goal.object), scene.position(goal.destination)
         side = np.sign(to[1] - at[1])
-        low = np.array([at[0], at[1], TABLE_TOP + 0.018])
-        astride = abs(hand[0] - at[0]) < 0.018 and abs(hand[1] - at[1]) < 0.03
-        if astride and hand[2] < low[2] + 0.02:
+        low = np.array([at[0], at[1], TABLE_TOP + 0.028])  # any lower, the palm presses
+        aside, along = abs(hand[0] - at[0]), abs(hand[1] - at[1])
+        if self._pushing and (aside > 0.02 or along > 0.035):  # it slipped out: take it anew
+            self._pushing, self._descending, self._rising = False, False, True
+        elif aside < 0.008 and along < 0.025 and hand[2] < low[2] + 0.012:
+            self._pushing = True
+        if self._pushing:
             end = np.array([0.5 * (at[0] + to[0]), to[1] + side * 0.020, low[2]])
             return 'push', end, OPEN, to, 'wait'
+        self._rising = self._rising and hand[2] < FREE_Z
+        if self._rising:
+            return 'retry', np.array([hand[0], hand[1], FREE_Z + 0.03]), OPEN, at, 'reach'
         phase, target, gripper, place, following = self._approach(
             hand, opening, at, low)
         if phase == 'grasp':
