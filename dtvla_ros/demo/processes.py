@@ -21,8 +21,13 @@ class NodeDied(Exception):
     """A node ended that should not have; says how, and its last words."""
 
 
-def _end_with_parent() -> None:
-    """Ask Linux for SIGTERM when the parent dies, so that a killed demo leaves no arm running."""
+def _prepare_child() -> None:
+    """Make the child hear SIGINT, and end it when its parent dies.
+
+    A shell's background job ignores SIGINT and hands that on; a killed demo would leave an arm
+    running.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == 'linux':
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -43,7 +48,7 @@ class NodeProcesses:
         with self.log(name).open('wb') as log:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, '-m', module, *arguments], stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_end_with_parent,
+                stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_prepare_child,
                 env={**os.environ, 'PYTHONUNBUFFERED': '1', **(environment or {})})
 
     def log(self, name: str) -> Path:
