@@ -37,8 +37,6 @@ class Rollouts:
         results = []
         for task in env.tasks:
             for k in range(self._episodes):
-                env.reset(seed=first + k, options={'task': task})
                 results.append(run_episode(
-                    env, policy.decide, task, first + k, ActionContract().replan_steps,
-                    env.max_steps).success)
+                    env, policy.decide, task, first + k, ActionContract().replan_steps).success)
         return sum(results) / len(results)
