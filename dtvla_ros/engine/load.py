@@ -7,28 +7,35 @@ from pathlib import Path
 from dtvla_ros.engine.engine import Engine
 from dtvla_ros.engine.think_act import ThinkAct
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.manifest import GRAPHS, TOKENIZER, WEIGHTS, PolicyManifest
+from dtvla_ros.policy.manifest import GRAPHS, MANIFEST, TOKENIZER, PolicyManifest
 from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.policy.vocabulary import load_tokenizer
 
 ENGINES = ('onnx', 'torch')
+DTYPES = ('float32', 'bfloat16', 'float16')
 
 
-def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1,
-                device: str = 'cpu') -> tuple[Engine, PolicyTransform, PolicyManifest]:
+def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1, device: str = 'cpu',
+                dtype: str | None = None) -> tuple[Engine, PolicyTransform, PolicyManifest]:
     """Load a policy folder; every file is hashed before it is parsed.
 
     ``engine`` 'onnx' imports no torch and runs on the CPU with ``threads`` threads; 'torch'
-    runs on ``device``. Raises ``UserError`` naming the file and what is wrong with it.
+    runs on ``device`` in ``dtype`` (None: float32 on the CPU, elsewhere as stored). Raises
+    ``UserError`` naming the file and what is wrong with it.
     """
     folder = Path(path)
     if engine not in ENGINES:
         raise UserError(f'engine {engine!r} is none of {", ".join(ENGINES)}')
+    if dtype not in (None, *DTYPES):
+        raise UserError(f'type {dtype!r} is none of {", ".join(DTYPES)}')
     manifest = PolicyManifest.read(folder)
+    if engine == 'onnx' and not any(name in manifest.files for name in GRAPHS):
+        raise UserError(f'{folder / MANIFEST}: lists no ONNX graphs; use the engine torch')
     transform = PolicyTransform(
         manifest.config, load_tokenizer(manifest.verified(folder, TOKENIZER)),
-        manifest.statistics, manifest.state_in_prompt, manifest.preamble)
-    weights = manifest.verified(folder, WEIGHTS)
+        manifest.statistics, manifest.state_in_prompt, manifest.preamble,
+        manifest.images.mirrored)
+    weights = manifest.verified_weights(folder)
     if engine == 'onnx':
         for name in GRAPHS:
             manifest.verified(folder, name)
@@ -38,14 +45,12 @@ def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1,
     import torch
 
     from dtvla_ros.engine.torch_engine import TorchEngine
-    from dtvla_ros.policy.checkpoint import load_weights
-    from dtvla_ros.policy.decoder import HybridDecoder
+    from dtvla_ros.policy.checkpoint import load_model
 
     if device == 'cpu':
         torch.set_num_threads(threads)
-    model = HybridDecoder(manifest.config)
-    load_weights(model, weights)
-    return TorchEngine(model.to(device)), transform, manifest
+    model = load_model(manifest.config, weights, device, getattr(torch, dtype or '', None))
+    return TorchEngine(model), transform, manifest
 
 
 def load_think_act(path: Path | str, engine: str = 'onnx', threads: int = 1, device: str = 'cpu',

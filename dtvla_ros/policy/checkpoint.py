@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from dtvla_ros.errors import UserError
+from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.decoder import HybridDecoder
+from dtvla_ros.policy.manifest import INDEX, WEIGHTS, read_index
+from dtvla_ros.policy.released import PICKLES
 
-PICKLES = ('.pt', '.pth', '.bin', '.pkl', '.pickle', '.ckpt', '.joblib', '.npy', '.npz')
-_HEADS = ('lm_head.weight', 'language_model.lm_head.weight', 'model.lm_head.weight')
+HEADS = ('lm_head.weight', 'language_model.lm_head.weight', 'model.lm_head.weight')
+EMBEDDING = 'embed_tokens.weight'
 # Old layout: vision_tower.vision_model.*, language_model.model.*; transformers 4.52 and later
 # put "model." in front and drop the inner names one by one.
 _RENAMES = (
@@ -52,59 +59,176 @@ def refuse_pickle(path: Path) -> None:
         raise UserError(f'{path}: weights must be a .safetensors file')
 
 
+def weight_files(path: Path) -> list[Path]:
+    """Return the safetensors files of one file or of a checkpoint folder; all exist."""
+    if path.is_dir():
+        index = path / INDEX
+        if not index.exists():
+            return weight_files(path / WEIGHTS)
+        shards = [path / shard for shard in read_index(index)]
+        for shard in shards:
+            refuse_pickle(shard)
+            if not shard.is_file():
+                raise UserError(f'{shard}: missing, though {INDEX} lists it; download it again')
+        return shards
+    refuse_pickle(path)
+    if not path.is_file():
+        raise UserError(f'{path}: no such weights file')
+    return [path]
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read one safetensors file, or all shards of a checkpoint folder."""
-    if path.is_dir():
-        index = path / 'model.safetensors.index.json'
-        if not index.exists():
-            return read_tensors(path / 'model.safetensors')
-        shards = sorted(set(json.loads(index.read_text())['weight_map'].values()))
-        if any(Path(shard).name != shard for shard in shards):
-            raise UserError(f'{index}: a shard lies outside the checkpoint folder')
-        return {k: v for shard in shards for k, v in read_tensors(path / shard).items()}
-    refuse_pickle(path)
-    if not path.exists():
-        raise UserError(f'{path}: no such weights file')
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f'{path}: not a whole safetensors file ({error}); copy it again') from None
+    tensors: dict[str, Tensor] = {}
+    for file in weight_files(path):
+        try:
+            tensors |= load_file(file)
+        except SafetensorError as error:
+            raise _not_whole(file, error) from None
+    return tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor as a safetensors header describes it: its file, name there, shape and type."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def read(self) -> Tensor:
+        """Return the tensor; its memory is the file's own pages until it is copied."""
+        with safe_open(self.file, 'pt') as file:
+            return file.get_tensor(self.name)
+
+
+def read_headers(path: Path) -> dict[str, Stored]:
+    """Return every tensor's description by its stored name; no tensor is read."""
+    stored = {}
+    for file in weight_files(path):
+        try:
+            with safe_open(file, 'pt') as opened:
+                for name in opened.keys():  # noqa: SIM118 - no mapping, it only has this method
+                    part = opened.get_slice(name)
+                    stored[name] = Stored(file, name, tuple(part.get_shape()), part.get_dtype())
+        except SafetensorError as error:
+            raise _not_whole(file, error) from None
+    return stored
+
+
+def _not_whole(file: Path, error: Exception) -> UserError:
+    return UserError(f'{file}: not a whole safetensors file ({error}); copy it again')
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How stored weights fit a model.
+
+    ``found`` maps our names to what is stored; ``head`` is the tied head where it is stored.
+    ``wrong_shape`` gives (our name, stored shape, the config's shape).
+    """
+
+    found: Mapping[str, Stored]
+    head: Stored | None
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    wrong_shape: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+    def check(self, path: Path) -> None:
+        """Raise unless every name and shape fits."""
+        remedy = 'does config.json belong to these weights?'
+        if self.missing:
+            raise UserError(f'{path}: {len(self.missing)} weights missing, first '
+                            f'{self.missing[0]}; {remedy}')
+        if self.unexpected:
+            raise UserError(f'{path}: {len(self.unexpected)} unknown weights, first '
+                            f'{self.unexpected[0]}; {remedy}')
+        for name, stored, wanted in self.wrong_shape:
+            raise UserError(f'{path}: {name} is {stored}, the config says {wanted}; {remedy}')
+
+
+def fit(stored: Mapping[str, Stored], model: HybridDecoder) -> Fit:
+    """Compare stored weights of any layout with what ``model`` holds."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found: dict[str, Stored] = {}
+    head, unexpected = None, []
+    for name, tensor in stored.items():
+        ours = our_name(name)
+        if name in HEADS:
+            head = tensor
+        elif ours in wanted and ours not in found:
+            found[ours] = tensor
+        else:
+            unexpected.append(ours)
+    return Fit(
+        found, head, tuple(sorted(wanted.keys() - found.keys())), tuple(sorted(unexpected)),
+        tuple((name, tensor.shape, wanted[name]) for name, tensor in sorted(found.items())
+              if tensor.shape != wanted[name]))
 
 
 def load_weights(model: HybridDecoder, path: Path | str) -> None:
-    """Load weights of any layout into ``model``; every name and shape must fit.
+    """Copy weights of any layout into ``model``; every name and shape must fit.
 
     A stored language-model head is accepted only if it equals the embedding it is tied to.
     """
-    path = Path(path)
-    tensors: dict[str, Tensor] = {}
-    head: Tensor | None = None
-    for name, tensor in read_tensors(path).items():
-        if name in _HEADS:
-            head = tensor
-        else:
-            tensors[our_name(name)] = tensor
-    wanted = model.state_dict()
-    if missing := sorted(wanted.keys() - tensors.keys()):
-        raise UserError(f'{path}: {len(missing)} weights missing, first {missing[0]}; '
-                        'does config.json belong to these weights?')
-    if extra := sorted(tensors.keys() - wanted.keys()):
-        raise UserError(f'{path}: {len(extra)} unknown weights, first {extra[0]}; '
-                        'does config.json belong to these weights?')
-    for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape:
-            raise UserError(f'{path}: {name} is {tuple(tensor.shape)}, the config says '
-                            f'{tuple(wanted[name].shape)}')
-    if head is not None and not torch.equal(head, tensors['embed_tokens.weight']):
+    state = model.state_dict()
+    for name, stored in _fitting(model, Path(path)).items():
+        state[name].copy_(stored.read())
+
+
+def load_model(config: DecoderConfig, path: Path | str, device: str = 'cpu',
+               dtype: torch.dtype | None = None) -> HybridDecoder:
+    """Return a model with weights of any layout, never two copies of them in memory.
+
+    ``dtype`` None: float32 on the CPU, elsewhere the type the embedding is stored in.
+    """
+    model = empty_model(config)
+    found = _fitting(model, Path(path))
+    if dtype is None:
+        dtype = torch.float32 if device == 'cpu' else found[EMBEDDING].read().dtype
+    # A copy always: pages of a file would change when somebody writes to it.
+    state = {name: stored.read().to(device, dtype, copy=True) for name, stored in found.items()}
+    model.load_state_dict(state, assign=True)
+    return model.to(device)  # the buffers, in their own types
+
+
+def empty_model(config: DecoderConfig) -> HybridDecoder:
+    """Return a model whose parameters lie on the meta device and whose buffers are real."""
+    with _parameters_on_meta():
+        return HybridDecoder(config)
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    def hollow(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
+        return nn.Parameter(parameter.to('meta'), parameter.requires_grad)
+
+    # Its annotation says the hook returns None; its documentation, that it may replace.
+    handle = register_module_parameter_registration_hook(cast(Callable[..., None], hollow))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _fitting(model: HybridDecoder, path: Path) -> Mapping[str, Stored]:
+    weights = fit(read_headers(path), model)
+    weights.check(path)
+    if weights.head and not torch.equal(weights.head.read(), weights.found[EMBEDDING].read()):
         raise UserError(f'{path}: the head differs from the embedding it should be tied to')
-    model.load_state_dict(tensors)
+    return weights.found
 
 
 def save_weights(model: HybridDecoder, path: Path | str) -> None:
     """Write ``model`` as safetensors under this package's names, in one step."""
-    path = Path(path)
+    save_tensors({k: v.contiguous() for k, v in model.state_dict().items()}, Path(path))
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write one safetensors file in one step."""
     refuse_pickle(path)
     part = path.with_name(path.name + '.part')
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, part)
+    save_file(tensors, part, {'format': 'pt'})
     part.chmod(0o644)  # the library makes it private
     part.replace(path)

@@ -16,6 +16,7 @@ from dtvla_ros.policy.config import DecoderConfig
 FORMAT = 1
 MANIFEST = 'manifest.json'
 WEIGHTS = 'model.safetensors'
+INDEX = 'model.safetensors.index.json'
 TOKENIZER = 'tokenizer.json'
 GRAPHS = ('vision.onnx', 'decoder.onnx', 'act.onnx')
 ALLOWED = ('.safetensors', '.onnx', '.json')
@@ -48,10 +49,16 @@ class ActionContract:
 
 @dataclass(frozen=True, slots=True)
 class ImageContract:
-    """How the cameras' images must arrive; names, order and size are in the config."""
+    """How the cameras' images must arrive; names, order and size are in the config.
+
+    ``mirrored``: the policy was trained on upright pictures with left and right exchanged, as
+    LIBERO's renders (rows bottom up) are once turned by 180 degrees. Cameras still deliver them
+    as they see; the transform does the exchange.
+    """
 
     encoding: str = 'rgb8'
     upright: bool = True
+    mirrored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +127,15 @@ class PolicyManifest:
         except UserError as error:
             raise UserError(f'{path}: {error}') from None
 
+    def verified_weights(self, folder: Path | str) -> Path:
+        """Return the weights file, or the folder of shards, after checking every hash."""
+        folder = Path(folder)
+        if INDEX not in self.files:
+            return self.verified(folder, WEIGHTS)
+        for shard in read_index(self.verified(folder, INDEX)):
+            self.verified(folder, shard)
+        return folder
+
     def verified(self, folder: Path | str, name: str) -> Path:
         """Return the path of ``name`` after checking its hash; nothing is parsed before."""
         path = Path(folder) / name
@@ -131,6 +147,20 @@ class PolicyManifest:
         if sha256(path) != self.files[name]:
             raise UserError(f'{path}: SHA-256 differs from the manifest; copy the policy again')
         return path
+
+
+def read_index(path: Path) -> list[str]:
+    """Return the shards' names that a ``model.safetensors.index.json`` lists, sorted."""
+    try:
+        shards = sorted(set(json.loads(path.read_text())['weight_map'].values()))
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f'{path}: not an index of shards ({error!r}); copy it again') from None
+    if not shards:
+        raise UserError(f'{path}: lists no shard; copy it again')
+    for shard in shards:
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise UserError(f'{path}: shard {shard!r} lies outside the checkpoint folder')
+    return shards
 
 
 def sha256(path: Path) -> str:

@@ -41,7 +41,8 @@ class PolicyTransform:
     """Everything between the world and the network's tensors.
 
     ``state_in_prompt`` adds the gripper's state words (the released model sees none);
-    ``preamble`` is the released prompt's sentence before ``Task:``.
+    ``preamble`` is the released prompt's sentence before ``Task:``. ``mirrored`` exchanges left
+    and right of every picture, for policies trained on such.
     """
 
     config: DecoderConfig
@@ -49,6 +50,7 @@ class PolicyTransform:
     statistics: ActionStatistics
     state_in_prompt: bool = True
     preamble: str = ''
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         if len(self.statistics.q01) != self.config.action_dim:
@@ -103,8 +105,7 @@ class PolicyTransform:
         return np.stack([self._camera(name, images, vision.image_size)
                          for name in vision.cameras])
 
-    @staticmethod
-    def _camera(name: str, images: Mapping[str, NDArray[np.uint8]],
+    def _camera(self, name: str, images: Mapping[str, NDArray[np.uint8]],
                 size: int) -> NDArray[np.float32]:
         if name not in images:
             raise UserError(f'camera {name!r} is missing; got {sorted(images)}')
@@ -114,6 +115,8 @@ class PolicyTransform:
             raise UserError(f'camera {name!r}: {what}{image.dtype} image, expected uint8 RGB')
         if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise UserError(f'camera {name!r}: shape {image.shape}, expected [H, W, 3]')
+        if self.mirrored:
+            image = image[:, ::-1]
         if image.shape[:2] != (size, size):
             image = np.asarray(Image.fromarray(image).resize((size, size),
                                                              Image.Resampling.BILINEAR))
