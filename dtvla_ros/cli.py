@@ -320,6 +320,90 @@ def export(
     print(f'{out}: {export_run(run, out, name, replan_steps, success)}')
 
 
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(
+        help='Policy, checkpoint or adapter folder, or a .safetensors file.')],
+    hashes: Annotated[
+        bool, typer.Option('--hash', help='Check the large files of a policy too.')] = False,
+    json_file: Json = None,
+) -> None:
+    """Show what a policy or checkpoint is made of, and what is missing to run it.
+
+    Of the weights only headers are read, so the size does not matter.
+
+    **Examples**
+
+    `dtvla inspect models/nano --hash`
+
+    `dtvla inspect deepthinkvla_libero_cot_rl --json out/inspect.json`
+
+    `dtvla inspect deepthinkvla_libero_cot_rl/model-00001-of-00002.safetensors`
+    """
+    from dtvla_ros import share
+    from dtvla_ros.policy.inspection import inspect as look
+    from dtvla_ros.policy.inspection import write_json
+    from dtvla_ros.policy.inspection_tables import show
+
+    found = look(share.find(path), hashes)
+    show(found)
+    if json_file is not None:
+        write_json(json_file, found)
+
+
+@app.command()
+def convert(
+    path: Annotated[Path, typer.Argument(help='Downloaded checkpoint folder.', file_okay=False)],
+    cameras: Annotated[
+        str, typer.Option(help='Comma-separated names, in the order of training.')
+    ] = 'primary,wrist',
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The policy's name. [default: the folder's]"),
+    ] = None,
+    license: Annotated[  # noqa: A002
+        str, typer.Option(help='Licence of the weights, as their publisher states it.')
+    ] = 'not stated',
+    statistics: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help='Action statistics. [default: norm_stats.json]', dir_okay=False),
+    ] = None,
+    suite_key: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help='Which suite, where the statistics hold several.'),
+    ] = None,
+    adapter: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help='LoRA adapter merged into the weights.', file_okay=False),
+    ] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help='Folder of the merged policy, with --adapter.', file_okay=False),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option('--force', help='Replace a manifest that is there already.')] = False,
+) -> None:
+    """Make a downloaded DeepThinkVLA checkpoint a policy: a manifest with hashes beside it.
+
+    Names and shapes of all weights, the tokenizer and the statistics are checked first.
+
+    **Examples**
+
+    `dtvla convert deepthinkvla_libero_cot_rl`
+
+    `dtvla convert deepthinkvla_libero_cot_rl --statistics norm_stats.json --suite-key libero_10`
+
+    `dtvla convert deepthinkvla_base --adapter runs/lora --out models/merged`
+    """
+    from dtvla_ros.engine.convert import ConvertOptions
+    from dtvla_ros.engine.convert import convert as run
+
+    manifest = run(path, ConvertOptions(
+        _names(cameras), name, license, statistics, suite_key, adapter, out, force))
+    print(f'{out or path}: {manifest.name}, {len(manifest.files)} files hashed; next: '
+          f'dtvla inspect {out or path}')
+
+
 def _names(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (text or '').split(',') if name.strip())
 

@@ -1,0 +1,209 @@
+"""LoRA adapters (peft's files), merged into the weights they were trained on.
+
+W becomes W + scale * B A, with scale = alpha / r, or alpha / sqrt(r) for rank-stabilised ones
+(Hu et al. 2021; Kalajdzievski 2023).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.checkpoint import EMBEDDING, HEADS, Stored, our_name, read_tensors
+from dtvla_ros.policy.released import read_json, refuse_pickles
+
+CONFIG = 'adapter_config.json'
+WEIGHTS = 'adapter_model.safetensors'
+OTHERS = 'non_lora_state_dict.safetensors'  # weights trained whole beside the adapter
+_PREFIX = 'base_model.model.'
+_FACTOR = re.compile(r'^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])'
+                     r'(?:\.(?!bias$)\w+)??(?:\.weight)?$')
+# Kinds that are no plain W + BA, or whose training changed W itself.
+_UNSUPPORTED = ('use_dora', 'lora_bias', 'use_qalora', 'layer_replication', 'target_parameters',
+                'trainable_token_indices', 'alora_invocation_tokens', 'arrow_config')
+_CHANGES_BASE = ('pissa', 'olora', 'corda', 'loftq')
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """One weight's update; ``a`` [r, in...] and ``b`` [out, r...] as peft stores them.
+
+    An embedding's factors are the transposed ones: ``a`` [r, rows], ``b`` [width, r].
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    embedding: bool
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Return whether the update has the shape of the weight."""
+        ends = (self.a.shape[1], self.b.shape[0]) if self.embedding else (
+            self.b.shape[0], *self.a.shape[1:])
+        return ends == shape and self.b.flatten(1).shape[1] == self.a.shape[0]
+
+    def delta(self) -> Tensor:
+        """Return the update in float32, in the shape of the weight."""
+        a, b = self.a.float(), self.b.float()
+        product = b.flatten(1) @ a.flatten(1)  # [out, in...]
+        if self.embedding:
+            return self.scale * product.T
+        return self.scale * product.view(b.shape[0], *a.shape[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """Updates and wholly trained weights, by this package's names."""
+
+    folder: Path
+    base: str
+    updates: Mapping[str, LowRank]
+    replaced: Mapping[str, Tensor]
+
+    def check(self, base: Mapping[str, Stored]) -> None:
+        """Raise unless everything in the adapter has its place in a base checkpoint."""
+        shapes = {our_name(name): stored.shape for name, stored in base.items()
+                  if name not in HEADS}
+        for name in (*self.updates, *self.replaced):
+            if name not in shapes:
+                raise UserError(f'{self.folder}: adapts {name}, which the base does not have; '
+                                'give the base checkpoint the adapter was trained on')
+        for name, update in self.updates.items():
+            if not update.fits(shapes[name]):
+                raise UserError(
+                    f'{self.folder}: factors {tuple(update.b.shape)} and {tuple(update.a.shape)} '
+                    f'do not fit {name} {shapes[name]}; give the base checkpoint the adapter was '
+                    'trained on')
+        for name, tensor in self.replaced.items():
+            if tuple(tensor.shape) != shapes[name]:
+                raise UserError(f'{self.folder}: {name} is {tuple(tensor.shape)}, the base has '
+                                f'{shapes[name]}; give the base checkpoint the adapter was '
+                                'trained on')
+
+    def merged(self, name: str, weight: Tensor) -> Tensor:
+        """Return a base weight (any layout's name) with its update, in its own type.
+
+        The tied head, where it is stored, follows the embedding.
+        """
+        ours = EMBEDDING if name in HEADS else our_name(name)
+        new = self.replaced.get(ours, weight)
+        if ours in self.updates:
+            new = new.float() + self.updates[ours].delta()
+        return new.to(weight.dtype)
+
+
+def read_adapter(folder: Path | str) -> Adapter:
+    """Read a peft adapter folder.
+
+    Raises ``UserError`` for pickle files (unread), kinds other than plain LoRA, unknown or
+    half-present factors, and changes to the head apart from the embedding it is tied to.
+    ``fan_in_fan_out`` changes nothing here: peft heeds it for GPT-2's Conv1D alone.
+    """
+    folder = Path(folder)
+    config = read_config(folder / CONFIG)
+    refuse_pickles(folder)
+    factors: dict[str, dict[str, Tensor]] = {}
+    embeddings: set[str] = set()
+    whole: dict[str, Tensor] = {}
+    path = folder / WEIGHTS
+    for name, tensor in _tensors(folder):
+        module = name.removeprefix(_PREFIX)
+        if found := _FACTOR.match(module):
+            factors.setdefault(found['module'], {})[found['side']] = tensor
+            if found['embedding']:
+                embeddings.add(found['module'])
+            continue
+        if '.lora_' in module:
+            raise UserError(f'{path}: {name} is no factor of a plain LoRA; merge this adapter '
+                            'with peft and convert the result')
+        if '.original_module.' not in module:  # the base's own copy
+            plain = re.sub(r'\.(?:base_layer|modules_to_save(?:\.\w+)??)(?=\.(?:weight|bias)$)',
+                           '', module)
+            whole[plain if plain in HEADS else our_name(plain)] = tensor
+    updates = {}
+    for module, pair in factors.items():
+        if set(pair) != {'A', 'B'}:
+            raise UserError(f'{path}: {module} has only the factor {next(iter(pair))}; '
+                            'copy the adapter again')
+        name = f'{module}.weight'
+        updates[name if name in HEADS else our_name(name)] = LowRank(
+            pair['A'], pair['B'], _scale(config, module, pair['A'].shape[0], path),
+            module in embeddings)
+    _settle_head(updates, whole, path)
+    if not updates and not whole:
+        raise UserError(f'{path}: holds no LoRA factors; copy the adapter again')
+    return Adapter(folder, str(config.get('base_model_name_or_path') or ''), updates, whole)
+
+
+def local_base(adapter: Path) -> Path:
+    """Return the base checkpoint an adapter names, if it is a folder here."""
+    named = str(read_config(adapter / CONFIG).get('base_model_name_or_path') or '')
+    if not named or not Path(named).is_dir():
+        raise UserError(f'{adapter}: its base checkpoint {named!r} is no folder here; name it: '
+                        f'dtvla convert BASE --adapter {adapter} --out FOLDER')
+    return Path(named)
+
+
+def _tensors(folder: Path) -> Iterable[tuple[str, Tensor]]:
+    yield from read_tensors(folder / WEIGHTS).items()
+    if (folder / OTHERS).exists():
+        yield from read_tensors(folder / OTHERS).items()
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read an ``adapter_config.json``; anything but a plain LoRA is refused."""
+    config = read_json(path)
+    if config.get('peft_type') != 'LORA':
+        raise UserError(f'{path}: peft_type is {config.get("peft_type")!r}, only LORA is merged; '
+                        'merge this adapter with peft and convert the result')
+    if config.get('auto_mapping') and config['auto_mapping'].get('auto_map'):
+        raise UserError(f'{path}: asks for remote code (auto_map), which is never run')
+    start = str(config.get('init_lora_weights', True)).lower()
+    odd = [key for key in _UNSUPPORTED if config.get(key)]
+    if start.startswith(_CHANGES_BASE):
+        odd.append('init_lora_weights')
+    if odd:
+        raise UserError(f'{path}: {odd[0]} is {json.dumps(config[odd[0]])}, only a plain LoRA is '
+                        'merged; merge this adapter with peft and convert the result')
+    for key in ('r', 'lora_alpha'):
+        value = config.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise UserError(f'{path}: {key} is {value!r}, expected a positive number; '
+                            'copy the adapter again')
+    return config
+
+
+def _scale(config: Mapping[str, Any], module: str, rank: int, path: Path) -> float:
+    expected = _by_pattern(config.get('rank_pattern'), module, config['r'])
+    if rank != expected:
+        raise UserError(f'{path}: {module} has rank {rank}, {CONFIG} says {expected}; they belong '
+                        'to different adapters')
+    alpha = _by_pattern(config.get('alpha_pattern'), module, config['lora_alpha'])
+    return alpha / (rank ** 0.5 if config.get('use_rslora') else rank)
+
+
+def _by_pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf'(?:.*\.)?(?:{pattern})$', module):
+            return value
+    return default
+
+
+def _settle_head(updates: dict[str, LowRank], whole: dict[str, Tensor], path: Path) -> None:
+    """Drop what leaves the head equal to the embedding; refuse what would part them."""
+    for name in HEADS:
+        update, head = updates.pop(name, None), whole.pop(name, None)
+        if update is not None and update.b.count_nonzero() and update.a.count_nonzero():
+            raise UserError(f'{path}: adapts {name} apart from the embedding, to which it is tied '
+                            'here; train without lm_head among the target modules')
+        if head is not None and not (EMBEDDING in whole and torch.equal(head, whole[EMBEDDING])):
+            raise UserError(f'{path}: {name} was trained apart from the embedding, to which it is '
+                            'tied here; save embed_tokens with the same values')

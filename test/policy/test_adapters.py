@@ -1,0 +1,236 @@
+"""LoRA adapters: the merged weights do what base and adapter did, and bad adapters are named."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from released import WIDTH, write_checkpoint
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F  # noqa: N812
+
+from dtvla_ros.engine.convert import ConvertOptions, convert
+from dtvla_ros.engine.load import load_policy
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.adapters import local_base, read_adapter
+from dtvla_ros.policy.checkpoint import our_name, read_headers, read_tensors
+
+RANK = 4
+close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-3)  # sums of order 10, float32
+QUERY = 'language_model.model.layers.1.self_attn.q_proj'
+DOWN = 'language_model.model.layers.0.mlp.down_proj'
+PROJECTOR = 'multi_modal_projector.linear'
+EMBED = 'language_model.model.embed_tokens'
+PATCHES = 'vision_tower.vision_model.embeddings.patch_embedding'
+HEAD = 'language_model.lm_head'
+
+
+@pytest.fixture(scope='module')
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('lora') / 'deepthinkvla_base'
+    write_checkpoint(folder)
+    return folder
+
+
+def factors(base: Path, modules: list[str], rank: int = RANK) -> dict[str, torch.Tensor]:
+    """Return random factors for modules, named as peft names them."""
+    torch.manual_seed(3)
+    weights = read_tensors(base)
+    out = {}
+    for module in modules:
+        weight = weights[f'{EMBED if module == HEAD else module}.weight']
+        rows, into = weight.shape[0], weight.shape[1:]
+        name = f'base_model.model.{module}'
+        if module == EMBED:
+            out[f'{name}.lora_embedding_A'] = torch.randn(rank, rows)
+            out[f'{name}.lora_embedding_B'] = torch.randn(into[0], rank)
+        else:
+            kernel = (1,) * (len(into) - 1)
+            out[f'{name}.lora_A.weight'] = torch.randn(rank, *into)
+            out[f'{name}.lora_B.weight'] = torch.randn(rows, rank, *kernel)
+    return out
+
+
+def write(folder: Path, tensors: dict[str, torch.Tensor], **config) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'adapter_config.json').write_text(json.dumps({
+        'peft_type': 'LORA', 'r': RANK, 'lora_alpha': 16, 'use_rslora': False,
+        'fan_in_fan_out': False, 'bias': 'none', 'base_model_name_or_path': 'nobody/base',
+        'target_modules': ['q_proj'], 'modules_to_save': None, **config}))
+    save_file(tensors, folder / 'adapter_model.safetensors')
+    return folder
+
+
+@pytest.mark.parametrize(('rslora', 'scale'), [(False, 4.0), (True, 8.0)])
+@pytest.mark.parametrize('layout', ['old', 'new'])
+def test_merged_weights_do_what_base_and_adapter_did(base, tmp_path, rslora, scale, layout):
+    stored = factors(base, [QUERY, DOWN, PROJECTOR, EMBED, PATCHES])
+    a, b = {}, {}
+    for name, tensor in stored.items():
+        module, _, side = name.removeprefix('base_model.model.').partition('.lora_')
+        (a if 'A' in side else b)[module] = tensor
+    if layout == 'new':
+        stored = {name.replace('base_model.model.', 'base_model.model.model.').replace(
+            'language_model.model.', 'language_model.'): t for name, t in stored.items()}
+    adapter = read_adapter(write(tmp_path, stored, use_rslora=rslora))
+    adapter.check(read_headers(base))
+    weights = {name: tensor.float() for name, tensor in read_tensors(base).items()}
+    for module in (QUERY, DOWN, PROJECTOR):
+        weight = weights[f'{module}.weight']
+        x = torch.randn(5, weight.shape[1])
+        expected = F.linear(x, weight) + scale * F.linear(F.linear(x, a[module]), b[module])
+        close(
+            F.linear(x, adapter.merged(f'{module}.weight', weight)), expected)
+    weight = weights[f'{EMBED}.weight']
+    ids = torch.tensor([0, 7, weight.shape[0] - 1])
+    expected = weight[ids] + scale * F.embedding(ids, a[EMBED].T) @ b[EMBED].T
+    close(adapter.merged(f'{EMBED}.weight', weight)[ids], expected)
+    assert torch.equal(adapter.merged('lm_head.weight', weight),
+                       adapter.merged(f'{EMBED}.weight', weight))
+    weight = weights[f'{PATCHES}.weight']
+    x = torch.randn(1, 3, 28, 28)
+    expected = F.conv2d(x, weight, stride=14) + scale * F.conv2d(
+        F.conv2d(x, a[PATCHES], stride=14), b[PATCHES])
+    close(
+        F.conv2d(x, adapter.merged(f'{PATCHES}.weight', weight), stride=14), expected)
+    untouched = 'language_model.model.norm.weight'
+    assert adapter.merged(untouched, weights[untouched]) is weights[untouched]
+
+
+def test_the_sum_is_taken_in_float32(base, tmp_path):
+    adapter = read_adapter(write(tmp_path, factors(base, [QUERY])))
+    weight = read_tensors(base)[f'{QUERY}.weight']
+    merged = adapter.merged(f'{QUERY}.weight', weight)
+    exact = weight.double() + adapter.updates[our_name(f'{QUERY}.weight')].delta().double()
+    assert merged.dtype == torch.bfloat16 and torch.equal(merged, exact.to(torch.bfloat16))
+
+
+def test_patterns_and_weights_trained_whole(base, tmp_path):
+    whole = torch.randn(WIDTH)
+    bias = torch.randn(WIDTH)
+    adapter = read_adapter(write(
+        tmp_path, {
+            **factors(base, [QUERY], rank=2), **factors(base, [DOWN]),
+            'base_model.model.language_model.model.norm.weight': whole,
+            f'base_model.model.{PROJECTOR}.modules_to_save.default.bias': bias,
+            f'base_model.model.{PROJECTOR}.original_module.weight': torch.zeros(1)},
+        rank_pattern={'layers.1.self_attn.q_proj': 2}, alpha_pattern={'q_proj': 6}))
+    assert adapter.updates[our_name(f'{QUERY}.weight')].scale == 3.0
+    assert adapter.updates[our_name(f'{DOWN}.weight')].scale == 4.0
+    assert torch.equal(adapter.merged('language_model.model.norm.weight', torch.zeros(WIDTH)),
+                       whole)
+    assert set(adapter.replaced) == {'norm.weight', 'vision.projector.bias'}
+    adapter.check(read_headers(base))
+
+
+def test_non_lora_weights_as_safetensors(base, tmp_path):
+    write(tmp_path, factors(base, [QUERY]))
+    (tmp_path / 'non_lora_state_dict.bin').write_bytes(b'cos\nsystem\n')
+    with pytest.raises(UserError, match=r'non_lora_state_dict.bin: .*refused unread; save its '
+                       r'tensors as non_lora_state_dict.safetensors'):
+        read_adapter(tmp_path)
+    (tmp_path / 'non_lora_state_dict.bin').unlink()
+    (tmp_path / 'training_args.bin').write_bytes(b'cos\nsystem\n')  # no weights in there
+    new = torch.randn(WIDTH, WIDTH)
+    save_file({f'base_model.model.{QUERY}.base_layer.weight': new},
+              tmp_path / 'non_lora_state_dict.safetensors')
+    adapter = read_adapter(tmp_path)
+    name = our_name(f'{QUERY}.weight')
+    close(adapter.merged(f'{QUERY}.weight', torch.zeros_like(new)),
+                               new + adapter.updates[name].delta())
+
+
+def test_convert_writes_a_policy_with_merged_weights(base, tmp_path):
+    adapter = write(tmp_path / 'lora', factors(base, [QUERY, EMBED]))
+    out = tmp_path / 'models' / 'merged'
+    with pytest.raises(UserError, match='give --out'):
+        convert(base, ConvertOptions(adapter=adapter))
+    convert(base, ConvertOptions(adapter=adapter, out=out))
+    assert not (base / 'manifest.json').exists()
+    engine, _, manifest = load_policy(out, 'torch')
+    assert manifest.name == 'merged' and 'config.json' not in manifest.files
+    before, after = read_tensors(base), read_tensors(out)
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {f'{QUERY}.weight', f'{EMBED}.weight'}
+    assert {t.dtype for t in after.values()} == {torch.bfloat16}
+    merged = read_adapter(adapter).merged(f'{QUERY}.weight', before[f'{QUERY}.weight'])
+    assert torch.equal(after[f'{QUERY}.weight'], merged)
+    assert list(tmp_path.rglob('*.part')) == []
+    with pytest.raises(UserError, match='manifest.json: exists already'):
+        convert(base, ConvertOptions(adapter=adapter, out=out))
+    convert(base, ConvertOptions(adapter=adapter, out=out, force=True, name='again'))
+    assert load_policy(out, 'torch')[2].name == 'again'
+    full = tmp_path / 'letters'
+    full.mkdir()
+    (full / 'letter.txt').write_text('dear')
+    with pytest.raises(UserError, match='holds files but no policy'):
+        convert(base, ConvertOptions(adapter=adapter, out=full, force=True))
+
+
+def test_the_base_may_be_named_by_the_adapter(base, tmp_path):
+    adapter = write(tmp_path / 'lora', factors(base, [QUERY]))
+    with pytest.raises(UserError, match="'nobody/base' is no folder here; name it: dtvla convert"):
+        convert(adapter, ConvertOptions(out=tmp_path / 'merged'))
+    write(adapter, factors(base, [QUERY]), base_model_name_or_path=str(base))
+    assert local_base(adapter) == base
+    convert(adapter, ConvertOptions(out=tmp_path / 'merged'))
+    assert f'{QUERY}.weight' in load_file(
+        tmp_path / 'merged' / 'model-00001-of-00002.safetensors')
+
+
+@pytest.mark.parametrize(('config', 'word'), [
+    ({'peft_type': 'LOHA'}, "peft_type is 'LOHA'.*merge this adapter with peft"),
+    ({'use_dora': True}, 'use_dora is true'), ({'lora_bias': True}, 'lora_bias'),
+    ({'init_lora_weights': 'pissa_niter_4'}, 'init_lora_weights is "pissa_niter_4"'),
+    ({'r': 8}, 'rank 4, adapter_config.json says 8'), ({'lora_alpha': None}, 'lora_alpha is None'),
+    ({'r': 0}, 'r is 0'), ({'auto_mapping': {'auto_map': 'x'}}, 'remote code')])
+def test_bad_configs(base, tmp_path, config, word):
+    with pytest.raises(UserError, match=word):
+        read_adapter(write(tmp_path, factors(base, [QUERY]), **config))
+
+
+@pytest.mark.parametrize(('change', 'word'), [
+    (lambda t: t.pop(f'base_model.model.{QUERY}.lora_B.weight'), 'q_proj has only the factor A'),
+    (lambda t: t.update({f'base_model.model.{QUERY}.lora_magnitude_vector': torch.zeros(1)}),
+     'lora_magnitude_vector is no factor'),
+    (lambda t: t.update({f'base_model.model.{QUERY}.lora_B.bias': torch.zeros(1)}),
+     'lora_B.bias is no factor'),
+    (lambda t: t.clear(), 'holds no LoRA factors'),
+    (lambda t: t.update({f'base_model.model.{HEAD}.lora_A.weight': torch.ones(RANK, WIDTH),
+                         f'base_model.model.{HEAD}.lora_B.weight': torch.ones(8, RANK)}),
+     'lm_head.weight apart from the embedding'),
+    (lambda t: t.update({f'base_model.model.{HEAD}.weight': torch.ones(8, WIDTH)}),
+     'lm_head.weight was trained apart')])
+def test_bad_factors(base, tmp_path, change, word):
+    tensors = factors(base, [QUERY])
+    change(tensors)
+    with pytest.raises(UserError, match=word):
+        read_adapter(write(tmp_path, tensors))
+
+
+def test_an_untrained_head_does_no_harm(base, tmp_path):
+    tensors = factors(base, [QUERY, HEAD])
+    tensors[f'base_model.model.{HEAD}.lora_B.weight'].zero_()
+    assert set(read_adapter(write(tmp_path, tensors)).updates) == {our_name(f'{QUERY}.weight')}
+
+
+@pytest.mark.parametrize(('name', 'shape', 'word'), [
+    ('language_model.model.layers.7.mlp.up_proj', (64, WIDTH), 'layers.7.*base does not have'),
+    (QUERY, (48, WIDTH), r'do not fit layers.1.self_attn.q_proj.weight \(32, 32\)')])
+def test_an_adapter_of_another_base(base, tmp_path, name, shape, word):
+    adapter = read_adapter(write(tmp_path, {
+        f'base_model.model.{name}.lora_A.weight': torch.ones(RANK, shape[1]),
+        f'base_model.model.{name}.lora_B.weight': torch.ones(shape[0], RANK)}))
+    with pytest.raises(UserError, match=word + '.*the base checkpoint'):
+        adapter.check(read_headers(base))
+
+
+def test_pickled_adapter_is_refused_unread(tmp_path):
+    write(tmp_path, {'x': torch.zeros(1)})
+    (tmp_path / 'adapter_model.safetensors').rename(tmp_path / 'adapter_model.bin')
+    with pytest.raises(UserError, match='adapter_model.bin: .*refused unread'):
+        read_adapter(tmp_path)

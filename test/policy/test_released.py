@@ -1,0 +1,206 @@
+"""The released 2.9 B geometry, name by name and shape by shape, and what lies beside it."""
+
+from __future__ import annotations
+
+import json
+import struct
+from math import prod
+
+import pytest
+import torch
+from released import STATISTICS, gemma_like_tokenizer, write_checkpoint
+from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
+
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.checkpoint import (
+    empty_model,
+    fit,
+    load_model,
+    our_name,
+    read_headers,
+    released_name,
+)
+from dtvla_ros.policy.config import DecoderConfig
+from dtvla_ros.policy.decoder import HybridDecoder
+from dtvla_ros.policy.inspection import inspect
+from dtvla_ros.policy.released import read_config, read_statistics
+
+CONFIG_JSON = {
+    'think_start_token_index': 257153, 'think_end_token_index': 257154,
+    'action_start_token_index': 257155, 'action_end_token_index': 257156,
+    'action_token_begin_idx': 254976, 'action_token_end_idx': 257023}
+PARAMETERS = 2_923_466_480
+
+
+def specified() -> dict[str, tuple[int, ...]]:
+    """Return every stored name of the released checkpoint and its shape."""
+    table: dict[str, tuple[int, ...]] = {}
+
+    def affine(name: str, out: int, *into: int) -> None:
+        table[f'{name}.weight'], table[f'{name}.bias'] = (out, *into), (out,)
+
+    tower = 'vision_tower.vision_model'
+    affine(f'{tower}.embeddings.patch_embedding', 1152, 3, 14, 14)
+    table[f'{tower}.embeddings.position_embedding.weight'] = (256, 1152)
+    for k in range(27):
+        layer = f'{tower}.encoder.layers.{k}'
+        for norm in ('layer_norm1', 'layer_norm2'):
+            affine(f'{layer}.{norm}', 1152)
+        for name in ('q_proj', 'k_proj', 'v_proj', 'out_proj'):
+            affine(f'{layer}.self_attn.{name}', 1152, 1152)
+        affine(f'{layer}.mlp.fc1', 4304, 1152)
+        affine(f'{layer}.mlp.fc2', 1152, 4304)
+    affine(f'{tower}.post_layernorm', 1152)
+    affine('multi_modal_projector.linear', 2048, 1152)
+    table['language_model.model.embed_tokens.weight'] = (257216, 2048)
+    for k in range(18):
+        layer = f'language_model.model.layers.{k}'
+        for name, shape in (('q', (2048, 2048)), ('k', (256, 2048)), ('v', (256, 2048)),
+                            ('o', (2048, 2048))):
+            table[f'{layer}.self_attn.{name}_proj.weight'] = shape
+        for name, shape in (('gate', (16384, 2048)), ('up', (16384, 2048)),
+                            ('down', (2048, 16384))):
+            table[f'{layer}.mlp.{name}_proj.weight'] = shape
+        for name in ('input_layernorm', 'post_attention_layernorm'):
+            table[f'{layer}.{name}.weight'] = (2048,)
+    table['language_model.model.norm.weight'] = (2048,)
+    return table
+
+
+@pytest.fixture(scope='module')
+def shapes() -> dict[str, tuple[int, ...]]:
+    with torch.device('meta'):
+        model = HybridDecoder(DecoderConfig.from_huggingface(CONFIG_JSON))
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def new_layout(name: str) -> str:
+    return 'model.' + name.replace('language_model.model.', 'language_model.')
+
+
+def test_every_name_and_shape(shapes):
+    table = specified()
+    assert sum(map(prod, table.values())) == PARAMETERS
+    assert {our_name(name): shape for name, shape in table.items()} == shapes
+    assert {released_name(name): shape for name, shape in shapes.items()} == table
+    newer = {new_layout(name): shape for name, shape in table.items()}
+    newest = {name.replace('.vision_model.', '.'): shape for name, shape in newer.items()}
+    assert newest.keys().isdisjoint(table)
+    for layout in (newer, newest):
+        assert {our_name(name): shape for name, shape in layout.items()} == shapes
+
+
+def test_the_installed_transformers_names_them_so(shapes):
+    config = PaliGemmaConfig(
+        text_config={'model_type': 'gemma', 'hidden_size': 2048, 'num_hidden_layers': 18,
+                     'intermediate_size': 16384, 'num_attention_heads': 8,
+                     'num_key_value_heads': 1, 'vocab_size': 257216},
+        vision_config={'model_type': 'siglip_vision_model', 'hidden_size': 1152,
+                       'num_hidden_layers': 27, 'num_attention_heads': 16,
+                       'intermediate_size': 4304, 'patch_size': 14, 'image_size': 224,
+                       'vision_use_head': False})
+    with torch.device('meta'):
+        theirs = PaliGemmaForConditionalGeneration(config).state_dict()
+    assert {our_name(name): tuple(tensor.shape) for name, tensor in theirs.items()
+            if 'lm_head' not in name} == shapes
+
+
+def test_a_checkpoint_of_six_gigabytes_is_inspected_by_its_header(tmp_path):
+    header, end = {}, 0
+    for name, shape in specified().items():
+        header[name] = {'dtype': 'BF16', 'shape': shape,
+                        'data_offsets': [end, end + 2 * prod(shape)]}
+        end += 2 * prod(shape)
+    text = json.dumps(header).encode()
+    path = tmp_path / 'model.safetensors'
+    with path.open('wb') as file:  # sparse: the file system stores the header alone
+        file.write(struct.pack('<Q', len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    (tmp_path / 'config.json').write_text(json.dumps(CONFIG_JSON))
+    found = inspect(tmp_path)
+    assert found.parameters['total'] == found.weights.parameters['total'] == PARAMETERS
+    assert found.weights.types == {'BF16': len(header)}
+    assert not (found.weights.missing or found.weights.unexpected or found.weights.wrong_shape)
+    assert path.stat().st_blocks * 512 < 1 << 20
+    del header['language_model.model.norm.weight']
+    text = json.dumps(header).encode()
+    with path.open('wb') as file:
+        file.write(struct.pack('<Q', len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    with pytest.raises(UserError, match='not a whole safetensors'):
+        read_headers(path)  # a hole in the data: the last tensor's bytes belong to nobody
+
+
+def test_loading_leaves_nothing_on_the_meta_device(tmp_path):
+    tensors = write_checkpoint(tmp_path)
+    config = read_config(tmp_path / 'config.json', gemma_like_tokenizer())
+    model, plain = load_model(config, tmp_path), HybridDecoder(config)
+    for name, buffer in plain.named_buffers():
+        assert torch.equal(dict(model.named_buffers())[name], buffer), name
+    for name, weight in model.named_parameters():
+        assert weight.dtype == torch.float32 and weight.requires_grad
+        assert torch.equal(weight, tensors[released_name(name)].float())
+    half = load_model(config, tmp_path, dtype=torch.bfloat16)
+    assert {w.dtype for w in half.parameters()} == {torch.bfloat16}
+    assert half.embed_scale.dtype == half.rotary.inv_freq.dtype == torch.float32
+    batch = torch.tensor([[config.ids.bos, config.ids.semicolon, config.ids.newline,
+                           config.ids.action]])
+    features = torch.zeros(1, config.image_tokens, config.text.width)
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(model.read(batch, batch > -1, features),
+                       plain.read(batch, batch > -1, features))
+
+
+def test_the_weights_do_not_follow_their_file(tmp_path):
+    write_checkpoint(tmp_path)
+    config = read_config(tmp_path / 'config.json', gemma_like_tokenizer())
+    model = load_model(config, tmp_path, dtype=torch.bfloat16)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    for shard in tmp_path.glob('*.safetensors'):
+        with shard.open('r+b') as file:
+            file.seek(-2000, 2)
+            file.write(b'\x77' * 2000)
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, before[name]), name
+
+
+def test_a_weight_stored_under_two_names_is_unexpected(tmp_path):
+    write_checkpoint(tmp_path)
+    config = read_config(tmp_path / 'config.json', gemma_like_tokenizer())
+    headers = read_headers(tmp_path)
+    name = 'language_model.model.norm.weight'
+    found = fit({**headers, new_layout(name): headers[name]}, empty_model(config))
+    assert found.unexpected == ('norm.weight',) and not found.missing
+
+
+def _stats(tmp_path, data):
+    path = tmp_path / 'norm_stats.json'
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_statistics_by_suite(tmp_path):
+    path = _stats(tmp_path, STATISTICS)
+    plain = read_statistics(path, dim=7)
+    assert plain.q01[0] == -0.70446 and plain.q99[0] == 0.9375
+    with pytest.raises(UserError, match='leave the key out'):
+        read_statistics(path, 'libero_10')
+    one = _stats(tmp_path, {'libero': STATISTICS})
+    assert read_statistics(one) == read_statistics(one, 'libero') == plain
+    other = {'action': {**STATISTICS['action'], 'q99': [2.0] * 7}}
+    two = _stats(tmp_path, {'libero_10': STATISTICS, 'libero_goal': other})
+    assert read_statistics(two, 'libero_goal').q99[0] == 2.0
+    with pytest.raises(UserError, match='libero_10, libero_goal; choose one with --suite-key'):
+        read_statistics(two)
+    with pytest.raises(UserError, match="'kitchen'; there is: libero_10, libero_goal"):
+        read_statistics(two, 'kitchen')
+
+
+@pytest.mark.parametrize(('data', 'word'), [
+    ({'state': STATISTICS['state']}, 'no statistics of actions, only state'),
+    ({'action': {'q01': [0.0] * 7}}, 'q99 is missing; give the right file'),
+    ({'action': {'q01': [0.0] * 6, 'q99': [1.0] * 6}}, 'q01 has 6 channels'),
+    ([1], 'no JSON object')])
+def test_bad_statistics(tmp_path, data, word):
+    with pytest.raises(UserError, match=f'norm_stats.json: .*{word}'):
+        read_statistics(_stats(tmp_path, data), dim=7)

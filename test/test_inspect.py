@@ -1,0 +1,286 @@
+"""From a downloaded checkpoint to a decision; a damaged one is refused with a remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden import tensors as golden_tensors
+from released import STATISTICS, observation, write_checkpoint
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from dtvla_ros import cli
+from dtvla_ros.engine.convert import ConvertOptions, convert
+from dtvla_ros.engine.load import load_policy, load_think_act
+from dtvla_ros.engine.think_act import ThinkAct
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.inspection import inspect
+from dtvla_ros.policy.manifest import PolicyManifest
+from dtvla_ros.policy.released import read_config, read_statistics
+from dtvla_ros.policy.transform import PolicyTransform
+from dtvla_ros.policy.vocabulary import load_tokenizer
+
+TASK = 'Push the red_cube onto the plate'
+INDEX = 'model.safetensors.index.json'
+SHARD = 'model-00002-of-00002.safetensors'
+SENTENCE = ('First output the thinking process in <think></think> tags and then output the final '
+            'action in <action></action>.Task: push the red cube onto the plate;\n')
+
+
+@pytest.fixture(scope='module')
+def download(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('hub') / 'deepthinkvla_libero_cot_rl'
+    write_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(download, tmp_path) -> Path:
+    return Path(shutil.copytree(download, tmp_path / download.name))
+
+
+def dtvla(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
+    monkeypatch.setenv('COLUMNS', '200')
+    monkeypatch.setattr(sys, 'argv', ['dtvla', *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    return (left.value.code, *capsys.readouterr())
+
+
+def lacks(path: Path) -> str:
+    return '\n'.join(f'{lack.what} -> {lack.remedy}' for lack in inspect(path).lacks)
+
+
+def test_from_download_to_decision(copy, monkeypatch, capsys):
+    assert dtvla(monkeypatch, capsys, 'inspect', copy)[0] == 0
+    assert lacks(copy) == f'{copy}/manifest.json: no such file -> dtvla convert {copy}'
+    code, said, _ = dtvla(monkeypatch, capsys, 'convert', copy, '--license', 'MIT')
+    assert code == 0 and '4 files hashed' in said
+    assert lacks(copy) == ''
+    engine, transform, manifest = load_policy(copy, 'torch')
+    assert manifest.name == copy.name and manifest.license == 'MIT'
+    assert set(manifest.files) == {INDEX, SHARD, SHARD.replace('-00002-', '-00001-'),
+                                   'tokenizer.json'}
+    assert manifest.action.replan_steps == 10 and manifest.max_thought_tokens == 300
+    assert not manifest.state_in_prompt and manifest.images.mirrored and manifest.images.upright
+    decision = ThinkAct(engine, transform, max_thought_tokens=5).decide(
+        observation(TASK))
+    low, high = (STATISTICS['action'][key][:6] for key in ('q01', 'q99'))
+    assert decision.chunk.shape == (10, 7)
+    assert (decision.chunk[:, :6] >= low).all() and (decision.chunk[:, :6] <= high).all()
+    assert load_think_act(copy, 'torch')[0].max_thought_tokens == 300
+    half = ThinkAct(load_policy(copy, 'torch', dtype='bfloat16')[0], transform, 'masked')
+    assert np.isfinite(half.decide(observation(TASK)).chunk).all()
+    with pytest.raises(UserError, match="type 'int8' is none of"):
+        load_policy(copy, 'torch', dtype='int8')
+    with pytest.raises(UserError, match='manifest.json: lists no ONNX graphs; use the engine'):
+        load_policy(copy)
+
+
+def test_published_prompt(copy):
+    convert(copy, ConvertOptions())
+    _, transform, manifest = load_policy(copy, 'torch')
+    ids, prompt = manifest.config.ids, transform.prompt_ids(TASK)
+    whole = Tokenizer.from_file(str(copy / 'tokenizer.json')).encode(
+        '<image>' * manifest.config.image_tokens + '<bos>' + SENTENCE, add_special_tokens=False)
+    assert prompt == whole.ids
+    assert prompt[:9] == [ids.image] * 8 + [ids.bos] and prompt[-2:] == [ids.semicolon,
+                                                                         ids.newline]
+    tags = [ids.think, ids.think_end, ids.action, ids.action_end]
+    assert [i for i in prompt if i in tags] == tags
+    assert transform.tokenizer.decode(prompt[9:], skip_special_tokens=False) == SENTENCE
+    with pytest.raises(UserError, match='<action>'):
+        transform.prompt_ids('push the <action> cube')
+    thought = 'The gripper holds the butter; é.'
+    assert transform.decode_thought(transform.encode_thought(thought)) == thought
+
+
+def test_mirrored_pictures_are_the_published_ones(copy):
+    case = {name: tensor.numpy() for name, tensor in golden_tensors('case_image').items()}
+    published = case['policy_uint8']
+    edited('config.json', lambda d: d['vision_config'].update(
+        image_size=len(published), patch_size=len(published)))(copy)
+    tokenizer = load_tokenizer(copy / 'tokenizer.json')
+    config = read_config(copy / 'config.json', tokenizer, ('primary',))
+    transform = PolicyTransform(
+        config, tokenizer, read_statistics(copy / 'norm_stats.json'), mirrored=True)
+    upright = {'primary': case['camera_uint8'][::-1]}  # the renderer's rows run bottom up
+    seen = transform.pixels(upright)[0]
+    np.testing.assert_allclose(seen, published.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
+    plain = dataclasses.replace(transform, mirrored=False)
+    assert not np.array_equal(plain.pixels(upright)[0], seen)
+
+
+def test_inspection_of_a_checkpoint(copy, monkeypatch, capsys, tmp_path):
+    file = tmp_path / 'found.json'
+    code, said, _ = dtvla(monkeypatch, capsys, 'inspect', copy, '--json', file)
+    assert code == 0
+    found = json.loads(file.read_text())
+    total = sum(t.numel() for shard in copy.glob('*.safetensors')
+                for t in load_file(shard).values())
+    assert found['kind'] == 'checkpoint' and found['parameters']['total'] == total
+    assert found['weights']['parameters']['total'] == total
+    assert found['weights']['types'] == {'BF16': found['weights']['tensors']}
+    assert found['weights']['missing'] == found['weights']['unexpected'] == []
+    assert found['config']['ids']['think'] > 0 and found['statistics']['q01'][0] == -0.70446
+    assert found['action']['replan_steps'] == 10
+    for word in (f'{total:,}', 'as released', '-0.70446', 'OSC_POSE', 'bins first',
+                 'dtvla convert', SHARD):
+        assert word in said, word
+    code, _, error = dtvla(monkeypatch, capsys, 'inspect', copy, '--json', tmp_path / 'no' / 'x')
+    assert code == 2 and 'can not be written' in error
+
+
+def test_inspection_of_one_file_and_of_an_adapter(copy, monkeypatch, capsys):
+    found = inspect(copy / SHARD)
+    assert found.kind == 'weights' and found.weights.missing is None
+    assert 'image tower' in found.weights.parameters
+    lora = copy / 'lora'
+    lora.mkdir()
+    (lora / 'adapter_config.json').write_text(json.dumps({
+        'peft_type': 'LORA', 'r': 2, 'lora_alpha': 4, 'base_model_name_or_path': 'nobody/base'}))
+    name = 'base_model.model.language_model.model.layers.0.self_attn.q_proj.lora_'
+    save_file({f'{name}A.weight': torch.ones(2, 32), f'{name}B.weight': torch.ones(32, 2)},
+              lora / 'adapter_model.safetensors')
+    found = inspect(lora)
+    assert found.kind == 'adapter' and found.adapter['adapted'] == {'q_proj': 1}
+    assert "'nobody/base' is no folder here -> download it, then dtvla convert BASE --adapter" in (
+        lacks(lora))
+    assert 'nobody/base' in dtvla(monkeypatch, capsys, 'inspect', lora)[1]
+
+
+@pytest.mark.parametrize('path', ['nowhere', 'empty', 'weights.bin', 'letter.txt'])
+def test_no_such_thing(tmp_path, monkeypatch, capsys, path):
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'weights.bin').write_bytes(b'cos\nsystem\n')
+    (tmp_path / 'letter.txt').write_text('dear')
+    code, said, error = dtvla(monkeypatch, capsys, 'inspect', tmp_path / path)
+    assert code == 2 and said == ''
+    assert error.count('\n') == 1 and path in error
+
+
+def without(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def edited(name, change):
+    def edit(folder):
+        data = json.loads((folder / name).read_text())
+        change(data)
+        (folder / name).write_text(json.dumps(data))
+    return edit
+
+
+def reshaped(folder):
+    tensors = load_file(folder / SHARD)
+    name = next(n for n in tensors if n.endswith('encoder.layers.0.mlp.fc1.bias'))
+    save_file({**tensors, name: torch.zeros(3)}, folder / SHARD)
+
+
+def robbed(folder):
+    tensors = load_file(folder / SHARD)
+    del tensors['vision_tower.vision_model.post_layernorm.bias']
+    save_file(tensors, folder / SHARD)
+
+
+def cut(folder):
+    data = (folder / SHARD).read_bytes()
+    (folder / SHARD).write_bytes(data[:len(data) // 2])
+
+
+DAMAGE = {
+    'shard missing': (without(SHARD), f'{SHARD}: missing, though {INDEX} lists it'),
+    'shard cut short': (cut, f'{SHARD}: not a whole safetensors file'),
+    'weight missing': (robbed, '1 weights missing, first vision.tower.post_layernorm.bias'),
+    'wrong shape': (reshaped, r'vision.tower.encoder.layers.0.mlp.fc1.bias.* \(3,\), the config '
+                              r'says \(40,\)'),
+    'config of another': (edited('config.json', lambda d: d['text_config'].update(
+        num_hidden_layers=3)), '9 weights missing, first layers.2'),
+    'statistics missing': (without('norm_stats.json'), 'norm_stats.json: no such file.*'
+                                                       '--statistics'),
+    'suite ambiguous': (edited('norm_stats.json', lambda d: (
+        d.update(a={'action': d['action']}, b={'action': d['action']}), d.pop('action'))),
+        'norm_stats.json: holds statistics of a, b.*--suite-key'),
+    'tokenizer missing': (without('tokenizer.json'), 'tokenizer.json: no such'),
+    'tokenizer of another': (edited('tokenizer.json', lambda d: d['added_tokens'].pop()),
+                             "'</action>' is token None"),
+    'pickle present': (lambda folder: (folder / 'pytorch_model.bin').write_bytes(b'cos\nsystem'),
+                       'pytorch_model.bin: pickle-like weights are refused unread'),
+    'index leaves the folder': (edited(INDEX, lambda d: d['weight_map'].update(
+        x='../x.safetensors')), "shard '../x.safetensors' lies outside"),
+    'index without shards': (edited(INDEX, lambda d: d.update(weight_map={})), 'lists no shard'),
+}
+
+
+@pytest.mark.parametrize('case', DAMAGE)
+def test_damaged_checkpoint(copy, case):
+    damage, words = DAMAGE[case]
+    damage(copy)
+    before = sorted(copy.iterdir())
+    with pytest.raises(UserError, match=words):
+        convert(copy, ConvertOptions())
+    assert sorted(copy.iterdir()) == before, 'something was half-written'
+    if case == 'tokenizer missing':  # then the newline is Gemma's, which needs Gemma's vocabulary
+        edited('config.json', lambda d: d['text_config'].update(vocab_size=257216))(copy)
+    found = inspect(copy)
+    assert len(found.lacks) > 1 and all(lack.remedy for lack in found.lacks)
+
+
+def test_config_without_the_tags_is_no_deepthinkvla(copy):
+    edited('config.json', lambda d: d.pop('think_end_token_index'))(copy)
+    for act in (inspect, lambda path: convert(path, ConvertOptions())):
+        with pytest.raises(UserError, match=r"config.json: .*'think_end_token_index'"):
+            act(copy)
+
+
+def test_damaged_after_conversion(copy):
+    convert(copy, ConvertOptions())
+    for name in (SHARD, INDEX, 'tokenizer.json'):
+        whole = (copy / name).read_bytes()
+        (copy / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(UserError, match=f'{name}: SHA-256 differs'):
+            load_policy(copy, 'torch')
+        (copy / name).unlink()
+        with pytest.raises(UserError, match=f'{name}: missing, though the manifest lists it'):
+            load_policy(copy, 'torch')
+        assert f'{name}: missing -> copy the policy again' in lacks(copy)
+        (copy / name).write_bytes(whole)
+    load_policy(copy, 'torch')
+
+
+def test_a_shard_the_manifest_does_not_list_is_not_opened(copy):
+    convert(copy, ConvertOptions())
+    edited('manifest.json', lambda d: d['files'].pop(SHARD))(copy)
+    with pytest.raises(UserError, match=f'lists no {SHARD}'):
+        load_policy(copy, 'torch')
+    assert 'does not list all weights' in lacks(copy)
+
+
+def test_a_manifest_is_not_overwritten_unasked(copy, monkeypatch, capsys):
+    convert(copy, ConvertOptions(name='mine'))
+    code, _, error = dtvla(monkeypatch, capsys, 'convert', copy)
+    assert code == 2 and 'manifest.json: exists already; replace it with --force' in error
+    assert PolicyManifest.read(copy).name == 'mine'
+    convert(copy, ConvertOptions(name='other', force=True))
+    assert PolicyManifest.read(copy).name == 'other'
+    with pytest.raises(UserError, match='--out takes merged weights'):
+        convert(copy, ConvertOptions(out=copy / 'x'))
+
+
+def test_options_reach_the_manifest(copy, tmp_path, monkeypatch, capsys):
+    other = {'action': {**STATISTICS['action'], 'q99': [2.0] * 7}}
+    file = tmp_path / 'all.json'
+    file.write_text(json.dumps({'libero_10': STATISTICS, 'libero_goal': other}))
+    code, *_ = dtvla(monkeypatch, capsys, 'convert', copy, '--cameras', 'third', '--name', 'one',
+                     '--statistics', file, '--suite-key', 'libero_goal')
+    assert code == 0
+    manifest = PolicyManifest.read(copy)
+    assert manifest.name == 'one' and manifest.config.vision.cameras == ('third',)
+    assert manifest.config.image_tokens == 4 and manifest.statistics.q99[0] == 2.0
