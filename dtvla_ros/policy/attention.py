@@ -6,6 +6,7 @@ number.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -48,6 +49,30 @@ def sequence_mask(input_ids: Tensor, attention_mask: Tensor, ids: SpecialIds) ->
                    prompt_end(input_ids, ids)[:, None, None],
                    action_start(input_ids, ids)[:, None, None])
     return seen & attention_mask.bool()[:, None, :]
+
+
+def new_rows_visible(real: Tensor, count: int, prompt_end: int,
+                     action_start: int | None = None) -> Tensor:
+    """Return the bool mask [B, count, S] of the last ``count`` of S columns, run over a cache.
+
+    ``real`` [B, S] is False at pads. ``prompt_end`` and ``action_start`` are columns that all
+    sequences of the batch share, which left-padded prompts give; ``action_start`` is None while
+    no ``<action>`` row is among the new ones.
+    """
+    width = real.shape[1]
+    columns = torch.arange(width, device=real.device)
+    start = width if action_start is None else action_start
+    seen = visible(columns[-count:, None], columns[None], prompt_end, start)  # [count, S]
+    return seen & real[:, None, :]
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad: int,
+                device: torch.device | str = 'cpu') -> tuple[Tensor, Tensor]:
+    """Return ids [B, n] of ragged rows that end in the same column, and where they are real."""
+    width = max(len(row) for row in rows)
+    ids = [[pad] * (width - len(row)) + list(row) for row in rows]
+    real = [[False] * (width - len(row)) + [True] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(real, device=device)
 
 
 def grouped_matmul_attention(
