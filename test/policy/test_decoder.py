@@ -1,30 +1,30 @@
-"""The decoder against the golden vectors of the published class."""
+"""The decoder against the golden vectors of the published class, and against itself padded."""
 
 from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
-from golden import document, golden, tensors
+from decoders import by_sample, golden_decoder, images, padded, sequence, small_decoder
+from golden import tensors
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dtvla_ros.policy.attention import sequence_mask
-from dtvla_ros.policy.checkpoint import load_weights
+from dtvla_ros.policy.checkpoint import our_name
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.decoder import HybridDecoder
 
 
 @pytest.fixture(scope='module')
 def model() -> HybridDecoder:
-    torch.set_num_threads(1)
-    decoder = HybridDecoder(DecoderConfig.from_huggingface(document('config')))
-    load_weights(decoder, golden('weights_random.safetensors'))
-    return decoder
+    return golden_decoder('random')
 
 
-def _pixels(case: dict, model: HybridDecoder) -> torch.Tensor:
-    size = model.config.vision.image_size
-    return case['in.pixel_values'].view(-1, len(model.config.vision.cameras), 3, size, size)
+def _close(mine: torch.Tensor, wanted: torch.Tensor, atol: float = 1e-4) -> None:
+    torch.testing.assert_close(mine, wanted, atol=atol, rtol=0)
 
 
 def _losses(model: HybridDecoder, case: dict, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -38,73 +38,139 @@ def _losses(model: HybridDecoder, case: dict, hidden: torch.Tensor) -> tuple[tor
     return rows, rows.sum() / (labels != -100).sum(), rows[text].mean(), rows[action].mean()
 
 
+def _watched(model: HybridDecoder, ids: torch.Tensor, mask: torch.Tensor,
+             pixels: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Return what enters each layer and leaves the last norm, and the positions."""
+    seen: list[torch.Tensor] = []
+    positions: list[torch.Tensor] = []
+
+    def entering(_, inputs, arguments):
+        seen.append(inputs[0])
+        positions.append(arguments['position_ids'])
+
+    hooks = [layer.register_forward_pre_hook(entering, with_kwargs=True)
+             for layer in model.layers]
+    try:
+        with torch.no_grad():
+            seen.append(model(ids, mask, pixels))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen, positions[0]
+
+
 def test_training_forward_loss_and_gradients(model):
     case = tensors('case_train_nopad')
     ids, mask = case['in.input_ids'], case['in.attention_mask']
+    pixels = by_sample(case['in.pixel_values'], model)
     assert torch.equal(sequence_mask(ids, mask, model.config.ids),
                        case['mask.visible'].bool())
-    features = model.encode_images(_pixels(case, model))
+    features = model.encode_images(pixels)
     scale = model.config.text.width ** 0.5
-    torch.testing.assert_close(features.view(case['image_features'].shape) / scale,
-                               case['image_features'], atol=1e-4, rtol=0)
+    _close(features.view(case['image_features'].shape) / scale, case['image_features'])
+    seen, positions = _watched(model, ids, mask, pixels)
+    _close(seen[0] / scale, case['in.inputs_embeds'])
+    assert torch.equal(positions, case['position_ids'].expand_as(positions))
     model.zero_grad()
-    hidden = model(ids, mask, _pixels(case, model))
+    hidden = model(ids, mask, pixels)
     row = case['out.rows']
-    torch.testing.assert_close(model.token_logits(hidden)[row[:, 0], row[:, 1]],
-                               case['out.logits_rows'], atol=1e-4, rtol=0)
+    _close(model.token_logits(hidden)[row[:, 0], row[:, 1]], case['out.logits_rows'])
     bins = model.action_logits(hidden)
     span = slice(model.config.ids.bins_first, model.config.ids.bins_last + 1)
     torch.testing.assert_close(bins, model.token_logits(hidden)[..., span])
     rows, loss, text, action = _losses(model, case, hidden)
-    torch.testing.assert_close(-rows, case['out.label_logprob'], atol=1e-4, rtol=0)
+    _close(-rows, case['out.label_logprob'])
     for mine, name in ((loss, 'loss'), (text, 'loss_text'), (action, 'loss_action')):
-        torch.testing.assert_close(mine, case[f'out.{name}'][0], atol=1e-4, rtol=0)
+        _close(mine, case[f'out.{name}'][0])
     loss.backward()
     total = torch.stack([p.grad.double().norm() for p in model.parameters()]).norm()
     torch.testing.assert_close(total, case['out.grad_norm'][0], atol=0, rtol=1e-3)
-    names = dict(model.named_parameters())
-    for theirs, ours in (
-            ('language_model.model.layers.0.self_attn.k_proj.weight',
-             'layers.0.self_attn.k_proj.weight'),
-            ('multi_modal_projector.linear.bias', 'vision.projector.bias')):
-        want = case[f'grad.{theirs}']
-        torch.testing.assert_close(names[ours].grad, want, atol=1e-3 * want.abs().max().item(),
-                                   rtol=1e-3)
+    named = dict(model.named_parameters())
+    wanted = {name.removeprefix('grad.'): t for name, t in case.items()
+              if name.startswith('grad.')}
+    assert wanted
+    for name, want in wanted.items():
+        torch.testing.assert_close(named[our_name(name)].grad, want, rtol=1e-3,
+                                   atol=1e-3 * want.abs().max().item())
+    model.zero_grad()
 
 
 def test_padded_batch_gives_the_unpadded_numbers(model):
     case = tensors('case_train_pad')
+    pixels = by_sample(case['in.pixel_values'], model)
     with torch.no_grad():
-        hidden = model(case['in.input_ids'], case['in.attention_mask'], _pixels(case, model))
+        hidden = model(case['in.input_ids'], case['in.attention_mask'], pixels)
+        features = model.encode_images(pixels)
+    _close(features.view(case['image_features'].shape) / model.config.text.width ** 0.5,
+           case['image_features'])
     rows, loss, *_ = _losses(model, case, hidden)
-    torch.testing.assert_close(-rows, case['clean.label_logprob'], atol=1e-4, rtol=0)
-    torch.testing.assert_close(loss, case['clean.loss'][0], atol=1e-4, rtol=0)
+    _close(-rows, case['clean.label_logprob'])
+    _close(loss, case['clean.loss'][0])
+    row = case['out.text_rows']
+    _close(model.token_logits(hidden[row[:, 0], row[:, 1]]), case['clean.logits_text_rows'])
+
+
+def test_action_pass_layer_by_layer(model):
+    case = tensors('case_action_pass')
+    prefix, spec = case['in.input_ids'], model.config.ids
+    assert int(case['action_start_idx'][0]) == prefix.shape[1] - 1
+    slots = prefix.new_full((1, model.config.slots), spec.bins_first)
+    ids = torch.cat([prefix, slots, prefix.new_tensor([[spec.action_end, spec.eos]])], 1)
+    mask = torch.ones_like(ids)
+    assert torch.equal(sequence_mask(ids, mask, spec), case['mask.visible'].bool())
+    seen, positions = _watched(model, ids, mask, by_sample(case['in.pixel_values'], model))
+    assert torch.equal(positions, case['position_ids'])
+    _close(seen[0] / model.config.text.width ** 0.5, case['in.inputs_embeds'])
+    _close(torch.cat(seen), case['hidden_states'])
 
 
 @pytest.mark.parametrize(('left', 'right'), [(7, 0), (0, 9), (4, 5)])
 def test_padding_on_either_side_changes_nothing(model, left, right):
     case = tensors('case_train_nopad')
     ids, mask = case['in.input_ids'], case['in.attention_mask']
-    pixels = _pixels(case, model)
+    pixels = by_sample(case['in.pixel_values'], model)
     width = ids.shape[1]
     with torch.no_grad():
         plain = model(ids, mask, pixels)
         pad = torch.nn.functional.pad
-        padded = model(pad(ids, (left, right), value=model.config.ids.pad),
-                       pad(mask, (left, right)), pixels)[:, left:left + width]
-    torch.testing.assert_close(padded, plain, atol=1e-4, rtol=0)
+        moved = model(pad(ids, (left, right), value=model.config.ids.pad),
+                      pad(mask, (left, right)), pixels)[:, left:left + width]
+    _close(moved, plain)
+
+
+@pytest.mark.parametrize('kv_heads', [1, 2])
+@settings(max_examples=25, deadline=None)
+@given(shapes=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 12), st.integers(0, 8)),
+                       min_size=1, max_size=4),
+       right=st.integers(0, 8), image_size=st.sampled_from([28, 42]),
+       seed=st.integers(0, 2 ** 16))
+def test_ragged_batches_give_the_numbers_of_one_at_a_time(kv_heads, shapes, right, image_size,
+                                                          seed):
+    model = small_decoder(kv_heads, image_size)
+    rng = np.random.default_rng(seed)
+    rows = [sequence(model.config, rng, words, thought) for words, thought, _ in shapes]
+    left = [shape[2] for shape in shapes]
+    width = max(len(row) + first for row, first in zip(rows, left, strict=True)) + right
+    ids, mask = padded(rows, left, width, model.config.ids.pad)
+    pixels = images(model.config, rng, len(rows))
+    with torch.no_grad():
+        batch = model(ids, mask, pixels)
+        for k, (row, first) in enumerate(zip(rows, left, strict=True)):
+            alone = model(*padded([row], [0], len(row), model.config.ids.pad), pixels[k:k + 1])
+            _close(batch[k, first:first + len(row)], alone[0])
 
 
 def test_labels_in_the_slots_do_not_leak(model):
     case = tensors('case_train_nopad')
     ids, mask = case['in.input_ids'].clone(), case['in.attention_mask']
+    pixels = by_sample(case['in.pixel_values'], model)
     with torch.no_grad():
-        before = model(ids, mask, _pixels(case, model))
+        before = model(ids, mask, pixels)
         spec = model.config.ids
         slots = (ids >= spec.bins_first) & (ids <= spec.bins_last)
-        assert slots.sum() == 2 * model.config.slots
+        assert slots.sum() == len(ids) * model.config.slots
         ids[slots] = spec.bins_first
-        after = model(ids, mask, _pixels(case, model))
+        after = model(ids, mask, pixels)
     assert torch.equal(before, after)
 
 
