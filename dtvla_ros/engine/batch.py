@@ -1,0 +1,245 @@
+"""Many decisions at once: think and act for a batch of observations, greedily or sampled.
+
+Prompts are left-padded, so that every sequence is at the same column while it thinks; a row that
+has ended its thought leaves the batch, and one action pass closes all of them. Pads are masked
+and no position is counted for them: a row's numbers do not depend on its neighbours.
+Shapes: B observations, b of them still thinking, S rows so far, n new rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from dtvla_ros.engine.think_act import banned_in_thought
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.attention import additive, left_padded, new_rows_visible
+from dtvla_ros.policy.config import SpecialIds
+from dtvla_ros.policy.decoder import Cache, HybridDecoder
+from dtvla_ros.policy.likelihood import Written, lay_out, log_distribution
+from dtvla_ros.policy.observation import Observation
+from dtvla_ros.policy.transform import PolicyTransform
+from dtvla_ros.policy.vocabulary import UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class SampledDecision:
+    """One row of a batch.
+
+    ``prompt_tokens`` and ``thought_tokens`` (tags included) are ids. ``outcome``: 'complete', or
+    'cut' where the token cap closed the thought. ``action_tokens`` [T*D] ids, ``chunk`` [T, D]
+    in the robot's units. ``thought_log_probs`` [n]: of the n tokens the policy chose, which
+    follow ``<think>``; ``action_log_probs`` [T*D]. Both in nats at the temperature sampled at,
+    at 1 where the choice was greedy.
+    """
+
+    prompt_tokens: tuple[int, ...]
+    thought_tokens: tuple[int, ...]
+    outcome: str
+    action_tokens: NDArray[np.int64]
+    chunk: NDArray[np.float32]
+    thought_log_probs: NDArray[np.float32]
+    action_log_probs: NDArray[np.float32]
+
+
+def collate(decisions: Sequence[SampledDecision], ids: SpecialIds,
+            device: torch.device | str = 'cpu') -> Written:
+    """Return decisions as padded whole sequences, for ``likelihood``."""
+    return lay_out([d.prompt_tokens for d in decisions], [d.thought_tokens for d in decisions],
+                   [len(d.thought_log_probs) for d in decisions],
+                   [d.action_tokens.tolist() for d in decisions], ids, device)
+
+
+def choose(log_probs: Tensor, noise: Tensor | None) -> Tensor:
+    """Return one index of each row, [..., K] -> [...].
+
+    ``noise`` [...] in [0, 1) picks by the inverse of the cumulative distribution, so that a row
+    of numbers drawn beforehand fixes the sample on any device; None takes the likeliest.
+    """
+    if noise is None:
+        return log_probs.argmax(-1)
+    mass = log_probs.double().exp().cumsum(-1)  # [..., K]
+    total = mass[..., -1:]
+    index = torch.searchsorted(mass, noise[..., None] * total, right=True)[..., 0]
+    return index.minimum((mass < total).sum(-1))  # the product may round up to the total
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Sequences begun: their numbers [b] in the batch, cache, and where it is real [b, S]."""
+
+    number: Tensor
+    cache: Cache
+    real: Tensor
+
+    def where(self, keep: Tensor) -> _Rows:
+        """Return the sequences where ``keep`` [b] is True."""
+        if bool(keep.all()):
+            return self
+        return _Rows(self.number[keep], Cache([k[keep] for k in self.cache.keys],
+                                              [v[keep] for v in self.cache.values]),
+                     self.real[keep])
+
+
+def _gathered(parts: Sequence[_Rows]) -> _Rows:
+    """Return sequences of several lengths as one batch, in the order of their numbers."""
+    number = torch.cat([part.number for part in parts])
+    order = number.argsort()
+    width = max(part.real.shape[1] for part in parts)
+
+    def joined(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([F.pad(t, (0, 0, 0, width - t.shape[2])) for t in tensors])[order]
+
+    layers = range(len(parts[0].cache.keys))
+    cache = Cache([joined([part.cache.keys[i] for part in parts]) for i in layers],
+                  [joined([part.cache.values[i] for part in parts]) for i in layers])
+    real = torch.cat([F.pad(part.real, (0, width - part.real.shape[1])) for part in parts])
+    return _Rows(number[order], cache, real[order])
+
+
+class BatchSampler:
+    """Decides for many observations at once with a model that may go on being trained.
+
+    Temperature 0 is greedy. The words a thought may not hold are those of ``ThinkAct``.
+    """
+
+    def __init__(self, model: HybridDecoder, transform: PolicyTransform, *,
+                 max_thought_tokens: int = 48, thought_temperature: float = 0.0,
+                 action_temperature: float = 0.0):
+        if max_thought_tokens < 1:
+            raise UserError(f'max_thought_tokens must be at least 1, got {max_thought_tokens}')
+        for name, value in (('thought', thought_temperature), ('action', action_temperature)):
+            if not 0.0 <= value < float('inf'):
+                raise UserError(f'{name} temperature must be 0 (greedy) or positive, got {value}')
+        self.model = model
+        self.transform = transform
+        self.max_thought_tokens = max_thought_tokens
+        self.thought_temperature = thought_temperature
+        self.action_temperature = action_temperature
+        banned = banned_in_thought(model.config.ids, model.config.text.vocabulary)
+        if (unknown := transform.tokenizer.token_to_id(UNKNOWN)) is not None:
+            banned[unknown] = True
+        self.banned = torch.from_numpy(banned)  # [V]
+
+    def decide(self, observations: Sequence[Observation],
+               seeds: Sequence[int] | None = None) -> list[SampledDecision]:
+        """Return one decision per observation, in their order.
+
+        ``seeds``: one per observation, needed where a temperature is positive; the same seed
+        gives the same sample in any batch. Raises ``FloatingPointError`` if the network's
+        output is not finite.
+        """
+        if not observations:
+            return []
+        prompts = [self.transform.prompt_ids(o.instruction, o) for o in observations]
+        pixels = np.stack([self.transform.pixels(o.images) for o in observations])
+        return self.sample(prompts, torch.from_numpy(pixels), seeds)
+
+    @torch.inference_mode()
+    def sample(self, prompts: Sequence[Sequence[int]], pixel_values: Tensor,
+               seeds: Sequence[int] | None = None) -> list[SampledDecision]:
+        """Do what ``decide`` does with prompts as ids and images [B, C, 3, H, W] in -1..1."""
+        ids, weight = self.model.config.ids, self.model.embed_tokens.weight
+        word_noise, slot_noise = self._noise(len(prompts), seeds)
+        features = self.model.encode_images(pixel_values.to(weight.device, weight.dtype))
+        rows, words, values = self._think(prompts, features, word_noise)
+        pending = [[said[-1], ids.action] if said[-1] == ids.think_end
+                   else [said[-1], ids.think_end, ids.action] for said in words]
+        tokens, log_probs = self._act(rows, pending, max(map(len, prompts)), slot_noise)
+        return [SampledDecision(
+            prompt_tokens=tuple(prompt),
+            thought_tokens=(ids.think, *said, *last[1:-1]),
+            outcome='complete' if said[-1] == ids.think_end else 'cut',
+            action_tokens=action, chunk=self.transform.decode_actions(action),
+            thought_log_probs=np.array(value, np.float32), action_log_probs=log_prob)
+            for prompt, said, last, value, action, log_prob in zip(
+                prompts, words, pending, values, tokens, log_probs, strict=True)]
+
+    def _noise(self, count: int,
+               seeds: Sequence[int] | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return uniform numbers [B, max_thought_tokens] and [B, T*D], None where greedy."""
+        if self.thought_temperature == 0.0 and self.action_temperature == 0.0:
+            return None, None
+        if seeds is None or len(seeds) != count:
+            raise UserError(f'sampling for {count} observations needs {count} seeds, got '
+                            f'{"none" if seeds is None else len(seeds)}')
+        device = self.model.embed_tokens.weight.device
+        streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+        slots, words = (torch.stack([torch.rand(size, generator=g, dtype=torch.float64)
+                                     for g in streams]).to(device)
+                        for size in (self.model.config.slots, self.max_thought_tokens))
+        return (words if self.thought_temperature else None,
+                slots if self.action_temperature else None)
+
+    def _run(self, x: Tensor, real: Tensor, prompt_end: int, cache: Cache,
+             action_start: int | None = None) -> tuple[Tensor, Cache]:
+        """Run new rows [b, n, w] over a cache; ``real`` [b, S + n] includes them."""
+        count = x.shape[1]
+        mask = additive(new_rows_visible(real, count, prompt_end, action_start), x.dtype)
+        hidden, grown = self.model.run(x, mask, real.cumsum(1)[:, -count:], cache)
+        assert grown is not None
+        return hidden, grown
+
+    def _think(self, prompts: Sequence[Sequence[int]], features: Tensor, noise: Tensor | None,
+               ) -> tuple[_Rows, list[list[int]], list[list[float]]]:
+        """Return every row's cache, the words it wrote and their log-probs.
+
+        The last word is not in the cache: the action pass takes it along.
+        """
+        model, ids, device = self.model, self.model.config.ids, features.device
+        begun = [[*prompt, ids.think] for prompt in prompts]
+        input_ids, real = left_padded(begun, ids.pad, device)  # [B, n]
+        prompt_end = input_ids.shape[1] - 1
+        hidden, cache = self._run(
+            model.embed_prompt(input_ids, features), real, prompt_end, Cache())
+        rows = _Rows(torch.arange(len(prompts), device=device), cache, real)
+        banned = self.banned.to(device)
+        words: list[list[int]] = [[] for _ in prompts]
+        values: list[list[float]] = [[] for _ in prompts]
+        ended = []
+        for step in range(self.max_thought_tokens):
+            log_probs = log_distribution(
+                model.token_logits(hidden[:, -1]), self.thought_temperature or 1.0,
+                banned)  # [b, V]
+            token = choose(log_probs, None if noise is None else noise[rows.number, step])
+            value = log_probs.gather(1, token[:, None])[:, 0]
+            for number, t, v in zip(rows.number.tolist(), token.tolist(), value.tolist(),
+                                    strict=True):
+                words[number].append(t)
+                values[number].append(v)
+            over = token == ids.think_end
+            if step + 1 == self.max_thought_tokens:
+                over = torch.ones_like(over)
+            if bool(over.any()):
+                ended.append(rows.where(over))
+                if bool(over.all()):
+                    break
+                rows, token = rows.where(~over), token[~over]
+            real = F.pad(rows.real, (0, 1), value=True)
+            hidden, cache = self._run(model.embed(token[:, None]), real, prompt_end, rows.cache)
+            rows = _Rows(rows.number, cache, real)
+        return _gathered(ended), words, values
+
+    def _act(self, rows: _Rows, pending: Sequence[Sequence[int]], prompt_end: int,
+             noise: Tensor | None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Run each row's last tokens, the slots and the tail; ids and log-probs [B, T*D]."""
+        model, slots = self.model, self.model.config.slots
+        tokens, fresh = left_padded(pending, model.config.ids.pad, rows.real.device)  # [B, p]
+        first = tokens.shape[1] - 1
+        x = model.embed_action(tokens)  # [B, p + T*D + 2, w]
+        real = torch.cat([rows.real, F.pad(fresh, (0, x.shape[1] - first - 1), value=True)], 1)
+        hidden, _ = self._run(x, real, prompt_end, rows.cache, rows.real.shape[1] + first)
+        logits = model.action_logits(hidden[:, first:first + slots])  # [B, T*D, bins]
+        if not bool(torch.isfinite(logits).all()):
+            raise FloatingPointError('action logits are not finite; the weights or the images '
+                                     'are damaged')
+        log_probs = log_distribution(logits, self.action_temperature or 1.0)
+        index = choose(log_probs, noise)
+        value = log_probs.gather(2, index[..., None])[..., 0]
+        return (index + model.config.ids.bins_first).cpu().numpy(), value.cpu().numpy()

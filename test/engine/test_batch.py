@@ -1,0 +1,204 @@
+"""Batched decisions: as one at a time, and with the log-probs that learning recomputes."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from decoders import by_sample, golden_decoder
+from golden import tensors
+from policies import observation, untrained
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
+from dtvla_ros.actions.normalize import ActionStatistics
+from dtvla_ros.engine.batch import BatchSampler, choose, collate
+from dtvla_ros.engine.think_act import ThinkAct
+from dtvla_ros.engine.torch_engine import TorchEngine
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.likelihood import likelihood
+from dtvla_ros.policy.transform import PolicyTransform
+
+LIMIT = 12
+SENTENCES = ('put the can in the wooden bin', 'push the red cube onto the yellow mark',
+             'stack the green cube on the red cube', 'put the lemon in the blue bin',
+             'push the can forward', 'put the bread and the can in the wooden bin')
+
+
+@pytest.fixture(scope='module')
+def policy():
+    """Return an untrained policy that ends some of its thoughts by itself."""
+    model, transform = untrained(layers=2, seed=3)
+    with torch.no_grad():
+        model.embed_tokens.weight[transform.config.ids.think_end] *= 2.0
+        model.norm.weight.normal_(-1.0, 1.0)  # or the tied head says every word again and again
+    return model, transform
+
+
+@pytest.fixture(scope='module')
+def scenes():
+    return [observation(seed, instruction=text) for seed, text in enumerate(SENTENCES)]
+
+
+def _same(mine, wanted) -> None:
+    assert mine.thought_tokens == wanted.thought_tokens
+    assert mine.outcome == wanted.outcome
+    assert np.array_equal(mine.action_tokens, wanted.action_tokens)
+    assert np.array_equal(mine.chunk, wanted.chunk)
+
+
+def _plain(model, sampler, prompt: list[int], pixels: torch.Tensor) -> tuple[list[int], list[int]]:
+    """Return thought and actions of one row: whole sequences, no cache, no padding."""
+    ids, slots = model.config.ids, model.config.slots
+    tail = [ids.action] + [ids.bins_first] * slots + [ids.action_end, ids.eos]
+
+    def hidden(row: list[int]) -> torch.Tensor:
+        with torch.no_grad():
+            return model(torch.tensor([row]), torch.ones(1, len(row)), pixels[None])[0]
+
+    thought = [ids.think]
+    while thought[-1] != ids.think_end and len(thought) <= LIMIT:
+        row = [*prompt, *thought]
+        logits = model.token_logits(hidden(row + tail)[len(row) - 1])
+        thought.append(int(logits.masked_fill(sampler.banned, -torch.inf).argmax()))
+    if thought[-1] != ids.think_end:
+        thought.append(ids.think_end)
+    row = [*prompt, *thought]
+    logits = model.action_logits(hidden(row + tail)[len(row):len(row) + slots])
+    return thought, (logits.argmax(-1) + ids.bins_first).tolist()
+
+
+@pytest.mark.parametrize('size', [1, 2, len(SENTENCES)])
+def test_greedy_batches_decide_as_one_at_a_time(policy, scenes, size):
+    model, transform = policy
+    sampler = BatchSampler(model, transform, max_thought_tokens=LIMIT)
+    found = [d for k in range(0, len(scenes), size) for d in sampler.decide(scenes[k:k + size])]
+    assert {d.outcome for d in found} == {'complete', 'cut'}  # or the test shows nothing
+    assert len({len(d.thought_tokens) for d in found}) > 2
+    assert len({len(d.prompt_tokens) for d in found}) > 1
+    for decision, scene in zip(found, scenes, strict=True):
+        prompt = transform.prompt_ids(scene.instruction, scene)
+        pixels = torch.from_numpy(transform.pixels(scene.images))
+        thought, actions = _plain(model, sampler, prompt, pixels)
+        assert decision.prompt_tokens == tuple(prompt)
+        assert decision.thought_tokens == tuple(thought)
+        assert decision.action_tokens.tolist() == actions
+        assert np.array_equal(decision.chunk, transform.decode_actions(actions))
+
+
+def test_greedy_batches_decide_as_think_act_does(policy, scenes):
+    model, transform = policy
+    one = ThinkAct(TorchEngine(copy.deepcopy(model)), transform, max_thought_tokens=LIMIT)
+    found = BatchSampler(model, transform, max_thought_tokens=LIMIT).decide(scenes)
+    for decision, scene in zip(found, scenes, strict=True):
+        _same(decision, one.decide(scene))
+
+
+def test_golden_batch():
+    case, model = tensors('case_generate'), golden_decoder('trained')
+    ids, size = model.config.ids, model.config.action_dim
+    transform = PolicyTransform(model.config, Tokenizer(WordLevel({}, unk_token='')),
+                                ActionStatistics((-1.0,) * size, (1.0,) * size))
+    rows = zip(case['batch.in.input_ids'], case['batch.in.attention_mask'].bool(), strict=True)
+    prompts = [row[real].tolist() for row, real in rows]
+    longest = case['batch.out.input_cot_ids'].shape[1]
+    found = BatchSampler(model, transform, max_thought_tokens=longest).sample(
+        prompts, by_sample(case['batch.in.pixel_values'], model))
+    whole = zip(case['batch.out.input_cot_ids'], case['batch.out.attention_mask'].bool(),
+                strict=True)
+    for decision, prompt, (row, real), actions in zip(
+            found, prompts, whole, case['batch.clean.action_token_ids'], strict=True):
+        assert [*prompt, *decision.thought_tokens, ids.action] == row[real].tolist()
+        assert decision.action_tokens.tolist() == actions.tolist()
+
+
+@pytest.mark.parametrize(('thought', 'action'), [(1.0, 1.6), (0.8, 0.0), (0.0, 1.2), (0.0, 0.0)])
+def test_sampled_log_probs_are_those_that_learning_recomputes(policy, scenes, thought, action):
+    model, transform = policy
+    sampler = BatchSampler(model, transform, max_thought_tokens=LIMIT,
+                           thought_temperature=thought, action_temperature=action)
+    decisions = sampler.decide(scenes, range(len(scenes)))
+    assert len({d.outcome for d in decisions}) == 2
+    pixels = np.stack([transform.pixels(scene.images) for scene in scenes])
+    written = collate(decisions, model.config.ids)
+    with torch.no_grad():
+        again = likelihood(model, written, model.encode_images(torch.from_numpy(pixels)),
+                           banned=sampler.banned, thought_temperature=thought or 1.0,
+                           action_temperature=action or 1.0)
+    for k, decision in enumerate(decisions):
+        count = len(decision.thought_tokens) - 1 - (decision.outcome == 'cut')
+        assert len(decision.thought_log_probs) == count
+        np.testing.assert_allclose(again.thought[k][written.thought_mask[k]],
+                                   decision.thought_log_probs, atol=1e-4)
+        np.testing.assert_allclose(again.action[k], decision.action_log_probs, atol=1e-4)
+
+
+def test_a_seed_fixes_a_row_whoever_is_beside_it(policy, scenes):
+    model, transform = policy
+    sampler = BatchSampler(model, transform, max_thought_tokens=LIMIT, thought_temperature=1.0,
+                           action_temperature=1.0)
+    seeds = list(range(len(scenes)))
+    wanted = sampler.decide(scenes, seeds)
+    assert len(wanted[0].thought_tokens) < max(len(d.thought_tokens) for d in wanted[1:])
+    for mine, want in zip(sampler.decide(scenes[::-1], seeds[::-1])[::-1], wanted, strict=True):
+        _same(mine, want)
+    _same(sampler.decide(scenes[2:3], seeds[2:3])[0], wanted[2])
+    first, second = sampler.decide([scenes[2]] * 2, [1, 2])
+    assert first.thought_tokens != second.thought_tokens
+    assert not np.array_equal(first.action_tokens, second.action_tokens)
+
+
+def test_ended_rows_are_not_computed(policy, scenes):
+    model, transform = policy
+    rows = []
+    hook = model.layers[0].register_forward_pre_hook(
+        lambda _, inputs: rows.append(inputs[0].shape[:2]))
+    found = BatchSampler(model, transform, max_thought_tokens=LIMIT).decide(scenes)
+    hook.remove()
+    steps = [b for b, n in rows if n == 1]
+    assert sum(steps) == sum(len(d.thought_log_probs) - 1 for d in found)
+    assert len(rows) == len(steps) + 2  # one prefill, one action pass
+
+
+def test_choose_follows_the_distribution():
+    log_probs = torch.tensor([0.5, 0.0, 0.3, 0.2, 0.0]).log()
+    noise = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    picked = choose(log_probs.expand(1000, 5), noise)
+    np.testing.assert_allclose(picked.bincount(minlength=5) / 1000, [0.5, 0.0, 0.3, 0.2, 0.0],
+                               atol=2e-3)
+    edge = choose(log_probs.expand(2, 5), torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert edge.tolist() == [0, 3]
+    first = torch.tensor([0.0, 1.0]).log()
+    assert choose(first[None], torch.zeros(1, dtype=torch.float64)).tolist() == [1]
+
+
+def test_no_banned_word_is_written(policy, scenes):
+    model, transform = policy
+    sampler = BatchSampler(model, transform, max_thought_tokens=LIMIT, thought_temperature=5.0)
+    for decision in sampler.decide(scenes, range(len(scenes))):
+        chosen = decision.thought_tokens[1:1 + len(decision.thought_log_probs)]
+        assert not sampler.banned[list(chosen)].any()
+
+
+def test_bad_requests(policy, scenes):
+    model, transform = policy
+    sampler = BatchSampler(model, transform, thought_temperature=1.0)
+    assert sampler.decide([]) == []
+    with pytest.raises(UserError, match='needs 6 seeds, got none'):
+        sampler.decide(scenes)
+    with pytest.raises(UserError, match='needs 6 seeds, got 1'):
+        sampler.decide(scenes, [0])
+    with pytest.raises(UserError, match='action temperature'):
+        BatchSampler(model, transform, action_temperature=-1.0)
+    with pytest.raises(UserError, match='max_thought_tokens'):
+        BatchSampler(model, transform, max_thought_tokens=0)
+
+
+def test_damaged_weights_are_told(policy, scenes):
+    broken = copy.deepcopy(policy[0])
+    with torch.no_grad():
+        broken.norm.weight[0] = float('nan')
+    with pytest.raises(FloatingPointError, match='not finite'):
+        BatchSampler(broken, policy[1], max_thought_tokens=2).decide(scenes[:2])
