@@ -67,6 +67,7 @@ class PolicyManifest:
 
     ``files`` maps names in the folder to SHA-256; nothing else in the folder is ever opened.
     ``success`` holds the evaluation table, ``simulator`` the versions it was measured with.
+    ``weights`` other than 'fp32' are quantised: only the ONNX graphs can read them.
     """
 
     name: str
@@ -81,6 +82,7 @@ class PolicyManifest:
     images: ImageContract = field(default_factory=ImageContract)
     simulator: Mapping[str, str] = field(default_factory=dict)
     success: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = 'fp32'
 
     def __post_init__(self) -> None:
         for name in self.files:
