@@ -16,12 +16,14 @@ DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1, device: str = 'cpu',
-                dtype: str | None = None) -> tuple[Engine, PolicyTransform, PolicyManifest]:
+                dtype: str | None = None, provider: str = 'cpu',
+                ) -> tuple[Engine, PolicyTransform, PolicyManifest]:
     """Load a policy folder; every file is hashed before it is parsed.
 
-    ``engine`` 'onnx' imports no torch and runs on the CPU with ``threads`` threads; 'torch'
-    runs on ``device`` in ``dtype`` (None: float32 on the CPU, elsewhere as stored). Raises
-    ``UserError`` naming the file and what is wrong with it.
+    ``engine`` 'onnx' imports no torch and runs with ``threads`` threads on ``provider`` ('cpu',
+    'cuda', 'tensorrt' or 'auto'; the CPU where it is not there); 'torch' runs on ``device`` in
+    ``dtype`` (None: float32 on the CPU, elsewhere as stored). Raises ``UserError``
+    naming the file and what is wrong with it.
     """
     folder = Path(path)
     if engine not in ENGINES:
@@ -31,6 +33,8 @@ def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1, device
     manifest = PolicyManifest.read(folder)
     if engine == 'onnx' and not any(name in manifest.files for name in GRAPHS):
         raise UserError(f'{folder / MANIFEST}: lists no ONNX graphs; use the engine torch')
+    if engine == 'torch' and manifest.weights != 'fp32':
+        raise UserError(f'{folder / MANIFEST}: {manifest.weights} weights; use the engine onnx')
     transform = PolicyTransform(
         manifest.config, load_tokenizer(manifest.verified(folder, TOKENIZER)),
         manifest.statistics, manifest.state_in_prompt, manifest.preamble,
@@ -41,7 +45,7 @@ def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1, device
             manifest.verified(folder, name)
         from dtvla_ros.engine.onnx_engine import OnnxEngine
 
-        return OnnxEngine(folder, manifest.config, threads), transform, manifest
+        return OnnxEngine(folder, manifest.config, threads, provider), transform, manifest
     import torch
 
     from dtvla_ros.engine.torch_engine import TorchEngine

@@ -1,8 +1,13 @@
-"""The decoder run by ONNX Runtime, from the three exported graphs; imports no torch."""
+"""The decoder run by ONNX Runtime, from the three exported graphs; imports no torch.
+
+Keys and values lie in buffers of the engine, on the device where the graphs run. A graph is
+given the rows so far as views of them and writes its new rows right behind: nothing is copied
+between passes, and a cache is only a number of rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,92 +15,220 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from dtvla_ros.engine.providers import Placement, fallen_back, place
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.manifest import GRAPHS
 from dtvla_ros.policy.visibility import new_rows_mask
 
+ROOM = 320  # rows beside the images and the action pass, at first; the buffers grow when needed
+_FLOAT = 4  # bytes
+_NONE = np.zeros(0, np.int64)
+_FIRST = np.zeros(1, np.int64)
+
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Keys and values [layers, 1, kv_heads, S, head_dim] kept by the runtime."""
+    """How many rows are computed, and where the prompt ended."""
 
-    features: ort.OrtValue
-    keys: ort.OrtValue
-    values: ort.OrtValue
+    count: int
     prompt_end: int
-
-    @property
-    def count(self) -> int:
-        return self.keys.shape()[3]
 
 
 class OnnxEngine:
-    """Runs vision, decoder and act graphs of one folder; keys and values stay in the runtime."""
+    """Runs the vision, decoder and act graphs of one folder.
+
+    ``provider`` 'cpu', 'cuda', 'tensorrt' or 'auto'; one that is not there is replaced by the
+    CPU, with the reason logged. ``spin``: threads wait busily, which is faster and burns the
+    cores that a simulator or the command gate may need.
+    """
 
     name = 'onnx'
 
-    def __init__(self, folder: Path | str, config: DecoderConfig, threads: int = 1):
+    def __init__(self, folder: Path | str, config: DecoderConfig, threads: int = 1,
+                 provider: str = 'cpu', spin: bool = False):
         self.config = config
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Spinning threads would burn the cores that the simulator and the gate need.
-        options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-        try:
-            self._see, self._decode, self._act = (
-                ort.InferenceSession(str(Path(folder) / name), options,
-                                     providers=['CPUExecutionProvider']) for name in GRAPHS)
-        except Exception as error:  # the runtime's exceptions share no narrower base
-            raise UserError(f'{folder}: ONNX Runtime can not load the graphs '
-                            f'({str(error).splitlines()[0]}); export the policy again') from None
         text = config.text
-        self._empty = np.zeros((text.layers, 1, text.kv_heads, 0, text.head_dim), np.float32)
+        rows = config.image_tokens + ROOM + config.slots
+        placement = place(provider, config, rows)
+        sessions = _open(Path(folder), placement, threads, spin)
+        if fallen_back(placement, sessions[1]):
+            placement = place('cpu', config, rows)
+            sessions = _open(Path(folder), placement, threads, spin)
+        self._device = placement.device
+        see, decode, act = sessions
+        self._see = _Pass(see)
+        # Two bindings of one session: what a token pass never changes stays bound.
+        self._prefill, self._token = _Pass(decode), _Pass(decode)
+        self._act = _Pass(act)
+        self._shape = text.kv_heads * text.head_dim
+        self._buffers = [(name, self._empty(rows)) for name in past_names(config)]
+        self._capacity = rows
+        self._unseen = np.zeros((0, text.width), np.float32)
+        self._penalty = np.zeros(text.vocabulary - config.ids.bins, np.float32)
+        self._open_row = np.zeros((1, rows + 1), np.float32)  # the mask of a row that sees all
+
+    def forbid(self, banned: NDArray[np.bool_]) -> None:
+        ids = self.config.ids
+        words = np.delete(banned, slice(ids.bins_first, ids.bins_last + 1))  # [V - bins]
+        self._penalty = np.where(words, np.float32('-inf'), np.float32(0))
 
     def see(self, pixel_values: NDArray[np.float32]) -> ort.OrtValue:
-        """[C, 3, H, W] in -1..1 -> features [1, image_tokens, width]."""
-        feed = {'pixel_values': _value(pixel_values[None])}
-        return self._see.run_with_ort_values(['features'], feed)[0]
+        """[C, 3, H, W] in -1..1 -> features [image_tokens, width]."""
+        features = ort.OrtValue.ortvalue_from_shape_and_type(
+            [self.config.image_tokens, self.config.text.width], np.float32, self._device, 0)
+        self._see.put('pixel_values', np.ascontiguousarray(pixel_values, np.float32))
+        self._see.binding.bind_ortvalue_output('features', features)
+        self._see.run()
+        return features
 
     def prefill(self, prompt_ids: Sequence[int], features: ort.OrtValue,
-                thought: Sequence[int] = ()) -> tuple[NDArray[np.float32], _Rows]:
-        """Run prompt and thought; return logits [1 + len(thought), V] and the cache."""
-        past = _value(self._empty)
-        return self._rows(_Rows(features, past, past, len(prompt_ids)), [*prompt_ids, *thought],
-                          len(prompt_ids) - 1)
+                thought: Sequence[int] = ()) -> tuple[NDArray[np.int64], _Rows]:
+        run = self._prefill
+        self._read_prompt(run, prompt_ids, features, thought, _NONE)
+        chosen = run.get('choices', (1 + len(thought),), np.int64)
+        run.run()
+        return chosen, _Rows(len(prompt_ids) + len(thought), len(prompt_ids))
 
-    def think(self, cache: _Rows, tokens: Sequence[int]) -> tuple[NDArray[np.float32], _Rows]:
-        """Append thought tokens; return logits [len(tokens), V] and the cache."""
-        return self._rows(cache, tokens, 0)
+    def think(self, cache: _Rows, tokens: Sequence[int]) -> tuple[NDArray[np.int64], _Rows]:
+        count = len(tokens)
+        run = self._token if count == 1 else self._prefill
+        self._bind(run, cache, tokens, count, None)
+        run.put('features', self._unseen)
+        run.put('image_rows', _NONE)
+        run.put('rows', _FIRST if count == 1 else np.arange(count))
+        run.put('bin_rows', _NONE)
+        chosen = run.get('choices', (count,), np.int64)
+        run.run()
+        return chosen, _Rows(cache.count + count, cache.prompt_end)
+
+    def write(self, cache: _Rows, tokens: list[int], done: Callable[[list[int]], bool]) -> _Rows:
+        while True:
+            chosen, cache = self.think(cache, tokens[-1:])
+            tokens.append(int(chosen[0]))
+            if done(tokens):
+                return cache
+
+    def rewind(self, cache: _Rows, count: int) -> _Rows:
+        return _Rows(cache.count - count, cache.prompt_end)
 
     def act(self, cache: _Rows, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Run ``tokens`` (the last is ``<action>``), slots and tail; logits [T*D, bins]."""
-        start = cache.count
-        feed = self._feed(cache, tokens, len(tokens) + self.config.slots + 2,
-                          start + len(tokens) - 1)
-        return self._act.run_with_ort_values(['logits'], feed)[0].numpy()[0]
+        slots, ids = self.config.slots, self.config.ids
+        self._bind(self._act, cache, tokens, len(tokens) + slots + 2,
+                   cache.count + len(tokens) - 1)
+        logits = self._act.get('logits', (slots, ids.bins), np.float32)
+        self._act.run()
+        return logits
 
-    def _rows(self, cache: _Rows, tokens: Sequence[int],
-              first_read: int) -> tuple[NDArray[np.float32], _Rows]:
-        feed = self._feed(cache, tokens, len(tokens), None)
-        feed['features'] = cache.features
-        feed['rows'] = _value(np.arange(first_read, len(tokens)))
-        logits, keys, values = self._decode.run_with_ort_values(
-            ['logits', 'keys', 'values'], feed)
-        return logits.numpy()[0], _Rows(cache.features, keys, values, cache.prompt_end)
+    def logits(self, prompt_ids: Sequence[int], features: ort.OrtValue,
+               thought: Sequence[int]) -> NDArray[np.float32]:
+        ids, vocabulary, rows = self.config.ids, self.config.text.vocabulary, 1 + len(thought)
+        run = _Pass(self._prefill.session)
+        self._read_prompt(run, prompt_ids, features, thought, np.arange(rows))
+        widths = {'below': ids.bins_first, 'bins': ids.bins,
+                  'above': vocabulary - ids.bins_last - 1}
+        parts = [run.get(name, (rows, width), np.float32) for name, width in widths.items()]
+        run.run()
+        return np.concatenate(parts, 1)
 
-    @staticmethod
-    def _feed(cache: _Rows, tokens: Sequence[int], count: int,
-              action_start: int | None) -> dict[str, ort.OrtValue]:
-        start = cache.count
-        return {
-            'input_ids': _value(np.asarray([tokens], np.int64)),
-            'mask': _value(new_rows_mask(start, count, cache.prompt_end, action_start)),
-            'position_ids': _value(np.arange(start + 1, start + count + 1)[None]),
-            'past_keys': cache.keys, 'past_values': cache.values,
-        }
+    def _read_prompt(self, run: _Pass, prompt_ids: Sequence[int], features: ort.OrtValue,
+                     thought: Sequence[int], bin_rows: NDArray[np.int64]) -> None:
+        """Bind all inputs of a pass over prompt and thought, ready to run."""
+        prompt = np.asarray(prompt_ids, np.int64)
+        image_rows = np.flatnonzero(prompt == self.config.ids.image)
+        if len(image_rows) != features.shape()[0]:
+            raise ValueError(f'{len(image_rows)} image ids in the prompt for '
+                             f'{features.shape()[0]} image features')
+        count = len(prompt_ids) + len(thought)
+        self._bind(run, _Rows(0, len(prompt_ids)), [*prompt_ids, *thought], count, None)
+        run.binding.bind_ortvalue_input('features', features)
+        run.kept['features'] = features
+        run.put('image_rows', image_rows)
+        run.put('rows', np.arange(len(prompt_ids) - 1, count))
+        run.put('bin_rows', bin_rows)
+
+    def _bind(self, run: _Pass, cache: _Rows, tokens: Sequence[int], count: int,
+              action_start: int | None) -> None:
+        """Bind ids, mask, positions, rows so far, and where new ones go (not in the act pass)."""
+        start, end = cache.count, cache.count + count
+        acting = run is self._act
+        if end > self._capacity:
+            self._grow(end + ROOM, start)
+        if count == 1:
+            mask = self._open_row[:, :end]
+        else:
+            mask = new_rows_mask(start, count, cache.prompt_end, action_start)[0, 0]
+        run.put('input_ids', np.asarray(tokens, np.int64))
+        run.put('mask', mask)
+        run.put('position_ids', np.arange(start + 1, end + 1))
+        if not acting:
+            run.put('penalty', self._penalty)
+        width, bind, device = self._shape, run.binding, self._device
+        for name, buffer in self._buffers:
+            place = buffer.data_ptr()
+            bind.bind_input(name, device, 0, np.float32, (start, width), place)
+            if not acting:
+                bind.bind_output(f'new_{name}', device, 0, np.float32, (count, width),
+                                 place + start * width * _FLOAT)
+
+    def _empty(self, rows: int) -> ort.OrtValue:
+        return ort.OrtValue.ortvalue_from_shape_and_type(
+            [rows, self._shape], np.float32, self._device, 0)
+
+    def _grow(self, capacity: int, keep: int) -> None:
+        """Move ``keep`` rows into larger buffers."""
+        grown = []
+        for name, buffer in self._buffers:
+            rows = np.zeros((capacity, self._shape), np.float32)
+            rows[:keep] = buffer.numpy()[:keep]
+            larger = self._empty(capacity)
+            larger.update_inplace(rows)
+            grown.append((name, larger))
+        self._buffers, self._capacity = grown, capacity
+        self._open_row = np.zeros((1, capacity + 1), np.float32)
 
 
-def _value(array: NDArray) -> ort.OrtValue:
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+class _Pass:
+    """A session and one binding of its inputs and outputs."""
+
+    def __init__(self, session: ort.InferenceSession):
+        self.session = session
+        self.binding = session.io_binding()
+        self.kept: dict[str, object] = {}
+
+    def put(self, name: str, array: NDArray) -> None:
+        """Bind an input; an array bound before must not have changed since."""
+        if self.kept.get(name) is not array:
+            self.binding.bind_cpu_input(name, array)
+            self.kept[name] = array
+
+    def get(self, name: str, shape: tuple[int, ...], kind: type) -> NDArray:
+        """Return the array that the output ``name`` is written to."""
+        out: NDArray = np.empty(shape, kind)
+        self.binding.bind_output(name, 'cpu', 0, kind, shape,
+                                 out.__array_interface__['data'][0])
+        self.kept[name] = out
+        return out
+
+    def run(self) -> None:
+        self.session.run_with_iobinding(self.binding)
+
+
+def past_names(config: DecoderConfig) -> list[str]:
+    """Return the graphs' names of the rows so far: keys and values [S, K], layer by layer."""
+    return [f'{kind}.{i}' for i in range(config.text.layers) for kind in ('keys', 'values')]
+
+
+def _open(folder: Path, placement: Placement, threads: int,
+          spin: bool) -> list[ort.InferenceSession]:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry('session.intra_op.allow_spinning', str(int(spin)))
+    try:
+        return [ort.InferenceSession(str(folder / name), options,
+                                     providers=placement.options(name)) for name in GRAPHS]
+    except Exception as error:  # the runtime's exceptions share no narrower base
+        raise UserError(f'{folder}: ONNX Runtime can not load the graphs '
+                        f'({str(error).splitlines()[0]}); export the policy again') from None
