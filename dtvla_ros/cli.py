@@ -51,7 +51,8 @@ def demo(
         Optional[int],  # noqa: UP045
         typer.Option(help='First seed. [default: the first evaluation seed]'),
     ] = None,
-    mode: Annotated[str, typer.Option(help='Thought: full, masked or random.')] = 'full',
+    mode: Annotated[str, typer.Option(
+        help='Thought: full, masked, random, swapped or frozen.')] = 'full',
     engine: Annotated[str, typer.Option(help='onnx or torch.')] = 'onnx',
     out: Annotated[Path, typer.Option(help='Folder for film, sheet and result.')] = Path('out'),
 ) -> None:
@@ -88,7 +89,8 @@ def evaluate(
     tasks: Tasks = None,
     episodes: Annotated[int, typer.Option(min=1, help='Episodes per task.')] = 50,
     mode: Annotated[
-        str, typer.Option(help='Thought: full, masked or random; replay: no policy, eyes closed.')
+        str, typer.Option(help='Thought: full, masked, random, swapped or frozen; replay: no policy, '
+                          'eyes closed.')
     ] = 'full',
     engine: Annotated[str, typer.Option(help='onnx or torch.')] = 'onnx',
     workers: Workers = 2,
@@ -291,33 +293,45 @@ def train_sft(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help='Folder of a training run.', file_okay=False)],
-    out: Annotated[Path, typer.Option(help='Folder of the policy.', file_okay=False)] = Path(
-        'models/nano'
-    ),
-    name: Annotated[str, typer.Option(help="The policy's name.")] = 'nano',
+    source: Annotated[Path, typer.Argument(
+        help='Folder of a training run or of a policy.', file_okay=False)],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help='Folder of the new policy. [default: models/nano for a run, else the '
+                     "policy's with the weights' kind behind]", file_okay=False),
+    ] = None,
+    weights: Annotated[str, typer.Option(help='fp32, int8 or int4.')] = 'fp32',
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The policy's name. [default: nano, or as it is]"),
+    ] = None,
     replan_steps: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help='Actions executed per decision. [default: 6]'),
+        typer.Option(min=1, help='Actions executed per decision. [default: 6, or as it is]'),
     ] = None,
     success: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help='JSON of an evaluation, put into the manifest.', dir_okay=False),
     ] = None,
 ) -> None:
-    """Turn a training run into a policy folder: weights, ONNX graphs, manifest, hashes.
+    """Turn a training run or a policy into a policy folder: weights, ONNX graphs, hashes.
 
-    The graphs are compared with the model before anything is written.
+    The graphs are compared with the float32 model before anything is written; quantised
+    weights that stray too far are refused.
 
     **Examples**
 
     `dtvla export runs/nano --out models/nano`
 
+    `dtvla export models/nano --weights int8 --out models/nano-int8`
+
     `dtvla export runs/nano --success out/eval.json`
     """
-    from dtvla_ros.training.finish import export_run
+    from dtvla_ros.training.finish import ExportOptions
+    from dtvla_ros.training.finish import export as run
 
-    print(f'{out}: {export_run(run, out, name, replan_steps, success)}')
+    folder, parity = run(source, ExportOptions(out, name, replan_steps, success, weights))
+    print(f'{folder}: {parity}')
 
 
 @app.command()
@@ -402,6 +416,51 @@ def convert(
         _names(cameras), name, license, statistics, suite_key, adapter, out, force))
     print(f'{out or path}: {manifest.name}, {len(manifest.files)} files hashed; next: '
           f'dtvla inspect {out or path}')
+
+
+@app.command()
+def bench(
+    geometry: Annotated[str, typer.Option(
+        help='nano, bench-60m or deepthinkvla-3b; random weights.')] = 'bench-60m',
+    engine: Annotated[str, typer.Option(help='torch, onnx or both, with a comma.')] = 'torch',
+    weights: Annotated[str, typer.Option(
+        help='fp32, int8, int4 (onnx); with commas. On cuda: bf16.')] = 'fp32,int8',
+    device: Annotated[str, typer.Option(help='cpu or cuda.')] = 'cpu',
+    threads: Annotated[int, typer.Option(min=1, help='CPU threads.')] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help='Decisions of each kind.')] = 7,
+    thought: Annotated[int, typer.Option(min=2, help='Length of the thought.')] = 73,
+    published: Annotated[bool, typer.Option(help='Measure the published scheme beside.')] = True,
+    compile: Annotated[  # noqa: A002
+        bool, typer.Option('--compile', help='Compile the token loop of the torch engine (needs a '
+                           'C++ compiler; always on cuda).')] = False,
+    json_file: Json = None,
+    plot: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help='Draw the decisions here (PNG; needs matplotlib).', dir_okay=False),
+    ] = None,
+) -> None:
+    """Measure how fast engines decide, beside the published scheme, and how far from the limit.
+
+    All contenders share the weights and take turns in one process. The published scheme writes
+    its thought with a generic generate loop and then runs everything a second time. Times are
+    only good on an idle machine; ratios are taken within the run.
+
+    **Examples**
+
+    `dtvla bench --geometry bench-60m --json out/bench.json --plot out/bench.png`
+
+    `dtvla bench --engine torch,onnx --weights int8`
+
+    `dtvla bench --geometry deepthinkvla-3b --device cuda`
+    """
+    from dtvla_ros.engine.bench import BenchOptions
+    from dtvla_ros.engine.bench_report import bench as run
+    from dtvla_ros.engine.bench_report import contenders
+
+    run(BenchOptions(
+        geometry=geometry, engines=contenders(engine, weights, device), device=device,
+        threads=threads, rounds=rounds, thought_tokens=thought, published=published),
+        True if compile else None, json_file, plot)
 
 
 def _names(text: str | None) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
-"""From a training run to a policy folder."""
+"""From a training run, or from a policy, to a policy folder."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +11,84 @@ from dtvla_ros.engine.export import export_policy
 from dtvla_ros.engine.parity import Parity
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.report import versions
-from dtvla_ros.policy.checkpoint import load_weights
+from dtvla_ros.policy.checkpoint import load_model
 from dtvla_ros.policy.decoder import HybridDecoder
-from dtvla_ros.policy.manifest import ActionContract, PolicyManifest
+from dtvla_ros.policy.manifest import (
+    GRAPHS,
+    MANIFEST,
+    TOKENIZER,
+    ActionContract,
+    PolicyManifest,
+)
+from dtvla_ros.policy.transform import PolicyTransform
+from dtvla_ros.policy.vocabulary import load_tokenizer
 from dtvla_ros.training import run_state
 
 SIMULATOR = ('mujoco', 'robosuite')
+DEFAULT_NAME = 'nano'
 
 
-def export_run(
-    run: Path, out: Path, name: str, replan_steps: int | None = None, success: Path | None = None,
-) -> Parity:
-    """Export the averaged weights of a run; return what the parity gate measured.
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What is exported how.
 
-    ``replan_steps``: actions executed before the next decision (None: as usual). ``success``:
-    the JSON of an evaluation, whose table goes into the manifest. Raises ``UserError`` when the
-    run is not one, or when the exported graphs do not agree with it.
+    ``out`` None: ``models/nano`` for a run, beside the policy for a policy. ``name``,
+    ``replan_steps`` (actions executed before the next decision) and ``success`` (the JSON of an
+    evaluation, whose table goes into the manifest) None: as usual, or as the policy has them.
+    ``weights`` 'fp32', 'int8' or 'int4'.
     """
+
+    out: Path | None = None
+    name: str | None = None
+    replan_steps: int | None = None
+    success: Path | None = None
+    weights: str = 'fp32'
+
+
+def export(source: Path, options: ExportOptions) -> tuple[Path, Parity]:
+    """Export a training run or a policy folder; return where to, and what the gate measured.
+
+    Raises ``UserError`` when ``source`` is neither, or when the graphs do not agree with it.
+    """
+    read = _read_policy if (source / MANIFEST).exists() else _read_run
+    model, transform, manifest = read(source)
+    out = options.out or (Path('models/nano') if read is _read_run
+                          else source.with_name(f'{source.name}-{options.weights}'))
+    if out.resolve() == source.resolve() and GRAPHS[0] not in manifest.files:
+        raise UserError(f'{out}: exporting would replace the checkpoint itself; choose another '
+                        'folder with --out')
+    manifest = replace(
+        manifest, name=options.name or manifest.name,
+        success=_table(options.success) if options.success else manifest.success,
+        action=replace(manifest.action,
+                       replan_steps=options.replan_steps or manifest.action.replan_steps))
+    return out, export_policy(model, transform, out, manifest, options.weights)
+
+
+def _read_run(run: Path) -> tuple[HybridDecoder, PolicyTransform, PolicyManifest]:
+    """Return the averaged weights of a training run and the manifest it gets."""
     transform = run_state.read_transform(run)
-    table = _table(success) if success else {}
-    model = HybridDecoder(transform.config)
-    load_weights(model, run / run_state.WEIGHTS)
-    contract = ActionContract()
-    steps = replan_steps or min(contract.replan_steps, transform.config.chunk_steps)
+    model = load_model(transform.config, run / run_state.WEIGHTS)
+    usual = ActionContract()
     installed = versions()
-    manifest = PolicyManifest(
-        name=name, license='Apache-2.0', config=transform.config,
-        statistics=transform.statistics, files={}, action=replace(contract, replan_steps=steps),
-        simulator={package: installed[package] for package in SIMULATOR if package in installed},
-        success=table)
-    return export_policy(model, transform, out, manifest)
+    return model, transform, PolicyManifest(
+        name=DEFAULT_NAME, license='Apache-2.0', config=transform.config,
+        statistics=transform.statistics, files={},
+        action=replace(usual, replan_steps=min(usual.replan_steps, transform.config.chunk_steps)),
+        simulator={package: installed[package] for package in SIMULATOR if package in installed})
+
+
+def _read_policy(folder: Path) -> tuple[HybridDecoder, PolicyTransform, PolicyManifest]:
+    """Return the model of a policy folder, hashes checked, and its manifest."""
+    manifest = PolicyManifest.read(folder)
+    if manifest.weights != 'fp32':
+        raise UserError(f'{folder}: its weights are {manifest.weights} already; export the policy '
+                        'it was made from')
+    transform = PolicyTransform(
+        manifest.config, load_tokenizer(manifest.verified(folder, TOKENIZER)),
+        manifest.statistics, manifest.state_in_prompt, manifest.preamble,
+        manifest.images.mirrored)
+    return load_model(manifest.config, manifest.verified_weights(folder)), transform, manifest
 
 
 def _table(path: Path) -> dict[str, Any]:

@@ -1,0 +1,160 @@
+"""Quantised variants of the exported graphs.
+
+int8 and int4 are weight-only: every matrix that rows are multiplied by becomes a MatMulNBits,
+in which blocks of weights along the input share one scale. w8a8 turns the layers' rows to int8
+as well, each with its own scale, and multiplies integers: on a CPU the fastest where many rows
+are read at once. In all of them norms, softmax, convolutions and the residual rows stay float32,
+and the embedding is the head's own int8 rows, gathered.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.config import DecoderConfig
+from dtvla_ros.policy.manifest import GRAPHS
+
+KINDS = ('fp32', 'int8', 'w8a8', 'int4')
+BLOCK = 128  # weights that share a scale, at most
+BLOCK_INT4 = 32
+INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy level: rows become int8 too, block by block
+_HEADS = ('head_below', 'head_bins', 'head_above')
+_COARSE = ('gate_up', 'down')  # what int4 stores in four bits: nine tenths of the weights
+
+
+def quantize(graphs: Mapping[str, onnx.ModelProto], config: DecoderConfig,
+             kind: str) -> dict[str, onnx.ModelProto]:
+    """Return the graphs with weights of ``kind``; int4 keeps attention and head at int8."""
+    if kind not in KINDS:
+        raise UserError(f'weights {kind!r} are none of {", ".join(KINDS)}')
+    if kind == 'fp32':
+        return dict(graphs)
+    small = {}
+    for name, graph in graphs.items():
+        products = _products(graph)
+        coarse = [n.name for n in products if kind == 'int4' and n.input[1].endswith(_COARSE)]
+        whole = [n.name for n in products if kind == 'w8a8' and n.input[1] not in _HEADS]
+        fine = [n.name for n in products if n.name not in [*coarse, *whole]]
+        if whole:
+            _integers(graph, whole)
+        graph = _weights_only(graph, fine, 8, _block(config.text.width))
+        if coarse:
+            graph = _weights_only(graph, coarse, 4, BLOCK_INT4)
+        small[name] = graph
+    table = _table(small[GRAPHS[1]], config)
+    for name in GRAPHS[1:]:
+        _gather(small[name], *table, _block(config.text.width))
+    return small
+
+
+def _block(width: int) -> int:
+    """Return the largest power of two up to ``BLOCK`` that divides ``width``."""
+    return min(BLOCK, width & -width)
+
+
+def _products(graph: onnx.ModelProto) -> list[onnx.NodeProto]:
+    constants = {tensor.name for tensor in graph.graph.initializer}
+    return [node for node in graph.graph.node
+            if node.op_type == 'MatMul' and node.input[1] in constants]
+
+
+def _weights_only(graph: onnx.ModelProto, nodes: list[str], bits: int,
+                  block: int) -> onnx.ModelProto:
+    from onnxruntime.quantization.matmul_nbits_quantizer import (
+        DefaultWeightOnlyQuantConfig,
+        MatMulNBitsQuantizer,
+    )
+
+    logging.getLogger('onnxruntime.quantization.matmul_nbits_quantizer').setLevel(logging.ERROR)
+    others = [node.name for node in graph.graph.node if node.name not in nodes]
+    quantizer = MatMulNBitsQuantizer(
+        graph, nodes_to_exclude=others, algo_config=DefaultWeightOnlyQuantConfig(
+            block_size=block, is_symmetric=True, accuracy_level=INT8_ACTIVATIONS, bits=bits))
+    quantizer.process()
+    return quantizer.model.model
+
+
+def _integers(graph: onnx.ModelProto, names: list[str]) -> None:
+    """Make products of int8 rows and int8 columns of the nodes ``names``.
+
+    ``x @ w = (round(127 x / p) @ round(127 w / q)) * p / 127 * q / 127`` with p the largest
+    magnitude of a row, q of a column. Rows are stored around 128, as x86 multiplies unsigned
+    bytes by signed ones.
+    """
+    tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
+    made = [numpy_helper.from_array(np.array(value, kind), f'w8a8.{name}')
+            for name, value, kind in (
+                ('last', [-1], np.int64), ('top', 127, np.float32), ('one', 1, np.float32),
+                ('middle', 128, np.uint8), ('least', 1e-20, np.float32))]
+    nodes: list[onnx.NodeProto] = []
+    done: set[str] = set()
+    for node in graph.graph.node:
+        if node.name not in names:
+            nodes.append(node)
+            continue
+        rows, matrix = node.input
+        weight = numpy_helper.to_array(tensors[matrix])  # [in, out]
+        largest = np.maximum(np.abs(weight).max(0), np.float32(1e-20))  # [out]
+        made += [numpy_helper.from_array(np.rint(weight / largest * 127).astype(np.int8),
+                                         f'{matrix}_I8'),
+                 numpy_helper.from_array(largest / np.float32(127 * 127), f'{matrix}_scale')]
+        if rows not in done:
+            nodes += _round_rows(rows)
+            done.add(rows)
+        out = node.output[0]
+        nodes += [
+            helper.make_node('MatMulInteger', [f'{rows}.i8', f'{matrix}_I8', 'w8a8.middle'],
+                             [f'{out}.sum']),
+            helper.make_node('Cast', [f'{out}.sum'], [f'{out}.float'], to=onnx.TensorProto.FLOAT),
+            helper.make_node('Mul', [f'{out}.float', f'{rows}.peak'], [f'{out}.rows']),
+            helper.make_node('Mul', [f'{out}.rows', f'{matrix}_scale'], [out])]
+        del tensors[matrix]
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+    constants = [*tensors.values(), *made]
+    del graph.graph.initializer[:]
+    graph.graph.initializer.extend(constants)
+
+
+def _round_rows(rows: str) -> list[onnx.NodeProto]:
+    """Return nodes that make ``.i8`` rows around 128 and their ``.peak`` [..., 1]."""
+    node = helper.make_node
+    return [node('Abs', [rows], [f'{rows}.abs']),
+            node('ReduceMax', [f'{rows}.abs', 'w8a8.last'], [f'{rows}.max'], keepdims=1),
+            node('Max', [f'{rows}.max', 'w8a8.least'], [f'{rows}.peak']),
+            node('Div', ['w8a8.top', f'{rows}.peak'], [f'{rows}.up']),
+            node('Mul', [rows, f'{rows}.up'], [f'{rows}.scaled']),
+            node('QuantizeLinear', [f'{rows}.scaled', 'w8a8.one', 'w8a8.middle'],
+                 [f'{rows}.i8'])]
+
+
+def _table(graph: onnx.ModelProto,
+           config: DecoderConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return the embedding [V, width] as the head stores it, and its scales [V, blocks]."""
+    tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
+    rows = [numpy_helper.to_array(tensors[f'{head}_Q8']) for head in _HEADS]
+    scales = [numpy_helper.to_array(tensors[f'{head}_scales']) for head in _HEADS]
+    return (np.concatenate(rows).reshape(-1, config.text.width),
+            np.concatenate([s.reshape(len(r), -1) for r, s in zip(rows, scales)]))
+
+
+def _gather(graph: onnx.ModelProto, rows: np.ndarray, scales: np.ndarray, block: int) -> None:
+    """Let the embedding be looked up in int8 ``rows``."""
+    constants = graph.graph.initializer
+    for i, node in enumerate(graph.graph.node):
+        if node.op_type == 'Gather' and node.input[0] == 'embedding':
+            graph.graph.node.remove(node)
+            graph.graph.node.insert(i, helper.make_node(
+                'GatherBlockQuantized', ['embedding_Q8', node.input[1], 'embedding_scales'],
+                node.output, node.name, domain='com.microsoft', bits=8, block_size=block,
+                gather_axis=0, quantize_axis=1))
+            break
+    constants.remove(next(tensor for tensor in constants if tensor.name == 'embedding'))
+    constants.extend([numpy_helper.from_array(rows, 'embedding_Q8'),
+                      numpy_helper.from_array(scales, 'embedding_scales')])
