@@ -53,10 +53,10 @@ experts: $(VENV)/.installed  ## success of the scripted experts
 		--json $(OUT)/experts.json
 
 train: $(VENV)/.installed-dev  ## record, train and export a policy: DATA=data/tabletop RUN=runs/nano MINUTES=60
-	$(BIN)/dtvla collect --episodes 1200 --workers $(WORKERS) --camera-every 4 --out $(DATA)
+	$(BIN)/dtvla collect --episodes 1000 --workers $(WORKERS) --camera-every 4 --out $(DATA)
 	$(BIN)/dtvla collect --episodes 2000 --workers $(WORKERS) --camera-every 4 --look-share 1 \
 		--seed 1 --out $(DATA)-places
-	$(BIN)/dtvla train sft --data $(DATA) --data $(DATA)-places --out $(RUN) --minutes $(MINUTES)
+	$(BIN)/dtvla train sft --data $(DATA) --data $(DATA)-places --out $(RUN) --minutes $(MINUTES) --compile
 	$(BIN)/dtvla export $(RUN) --out $(POLICY)
 
 clean:  ## remove what was built, keep data and runs

@@ -21,6 +21,8 @@ from dtvla_ros.training.record import LOOK, SHORT, EpisodePlan, RecordOptions, r
 
 SEEDS_PER_BASE = 100_000
 EPISODES_PER_SHARD = 8
+SCENES = (SHORT, LOOK)
+DISTURBANCES = ('clean', 'drop', 'shove')
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +30,11 @@ class CollectOptions:
     """What to record.
 
     ``camera_every``: frames are stored every k-th control step (the dataset runs at 20/k fps);
-    each holds the chunk of the next ``chunk`` clean actions at 20 Hz. Shares are fractions of
-    the episodes: ``clean`` without noise, ``drop`` and ``shove`` with a disturbance to recover
-    from, ``short`` localisation scenes (random wander, then the first ``short_steps`` steps),
-    ``look`` scenes of one frame for each task: a dozen times cheaper, and they teach to look.
+    each holds the chunk of the next ``chunk`` clean actions at 20 Hz. Of all episodes
+    ``short_share`` are localisation scenes (random wander, then the first ``short_steps`` steps)
+    and ``look_share`` scenes of one frame for each task: a dozen times cheaper, and they teach
+    to look. The others are whole demonstrations, and of these ``clean_share`` run without noise,
+    ``drop_share`` and ``shove_share`` with a disturbance to recover from.
     """
 
     suite: str = 'tabletop'
@@ -54,10 +57,11 @@ class CollectOptions:
         if self.camera_every < 1 or 20 % self.camera_every:
             raise UserError(f'--camera-every {self.camera_every}: use 1, 2, 4, 5 or 10, so that '
                             'the frame rate is a whole number')
-        total = self.clean_share + self.drop_share + self.shove_share + self.short_share
-        total += self.look_share
-        if not 0.0 <= total <= 1.0:
-            raise UserError(f'the shares add up to {total:.2f}; they are fractions of one')
+        for names in (SCENES, DISTURBANCES):
+            shares = [getattr(self, f'{name}_share') for name in names]
+            if min(shares) < 0.0 or sum(shares) > 1.0:
+                raise UserError(f'the shares {", ".join(names)} are {shares}; they are fractions '
+                                'of one')
         if self.episodes > SEEDS_PER_BASE:
             raise UserError(f'--episodes {self.episodes}: at most {SEEDS_PER_BASE} per seed')
 
@@ -84,14 +88,20 @@ def plan_episode(options: CollectOptions, tasks: tuple[str, ...], index: int) ->
         raise UserError(f'--seed {options.seed}: seeds from {EVAL_SEED_START} on are kept for '
                         f'evaluation; use at most {EVAL_SEED_START // SEEDS_PER_BASE - 1}')
     draw = np.random.default_rng([options.seed, index]).random()
-    kind = 'noisy'
-    for name in ('clean', 'drop', 'shove', SHORT, LOOK):
-        share = getattr(options, f'{name}_share')
-        if draw < share:
-            kind = name
-            break
-        draw -= share
-    return EpisodePlan(index, tasks[index % len(tasks)], seed, kind)
+    return EpisodePlan(index, tasks[index % len(tasks)], seed, _kind(options, draw))
+
+
+def _kind(options: CollectOptions, draw: float) -> str:
+    """Return the kind of an episode for a number drawn from 0..1."""
+    for names in (SCENES, DISTURBANCES):
+        rest = 1.0
+        for name in names:
+            share = getattr(options, f'{name}_share')
+            if draw < share:
+                return name
+            draw, rest = draw - share, rest - share
+        draw /= rest or 1.0
+    return 'noisy'
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,7 @@ from dtvla_ros.training.record import chunks_of
 
 TASKS = ('a', 'b', 'c')
 QUICK = CollectOptions(
-    episodes=16, clean_share=0.0, drop_share=0.0, shove_share=0.0, short_share=0.5,
-    look_share=0.5,
-    short_steps=4, image_size=64)
+    episodes=16, short_share=0.5, look_share=0.5, short_steps=4, image_size=64)
 PROGRAM = """
 from pathlib import Path
 from dtvla_ros.training.collect import CollectOptions, collect
@@ -54,9 +52,22 @@ def test_a_longer_plan_begins_with_the_shorter_one():
     assert kinds == {'noisy', 'clean', 'drop', 'shove'}
 
 
+def test_scenes_are_shares_of_all_and_disturbances_of_the_demonstrations():
+    def kinds(**shares):
+        plans = [plan_episode(CollectOptions(**shares), TASKS, k).kind for k in range(2000)]
+        return {kind: plans.count(kind) / len(plans) for kind in set(plans)}
+
+    assert kinds(look_share=1.0) == {'look': 1.0}
+    mixed = kinds(look_share=0.5, short_share=0.25, clean_share=0.5, drop_share=0.0,
+                  shove_share=0.0)
+    for kind, share in (('look', 0.5), ('short', 0.25), ('clean', 0.125), ('noisy', 0.125)):
+        assert abs(mixed[kind] - share) < 0.04
+
+
 @pytest.mark.parametrize('options, names', [
     ({'seed': 10}, '--seed 10'), ({'camera_every': 3}, '--camera-every 3'),
-    ({'drop_share': 0.9, 'clean_share': 0.9}, 'shares')])
+    ({'drop_share': 0.9, 'clean_share': 0.9}, 'shares'),
+    ({'look_share': 0.9, 'short_share': 0.2}, 'short, look')])
 def test_bad_options_are_named(options, names):
     with pytest.raises(UserError, match=names):
         plan_episode(CollectOptions(**options), TASKS, 0)
