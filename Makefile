@@ -56,7 +56,8 @@ train: $(VENV)/.installed-dev  ## record, train and export a policy: DATA=data/t
 	$(BIN)/dtvla collect --episodes 1000 --workers $(WORKERS) --camera-every 4 --out $(DATA)
 	$(BIN)/dtvla collect --episodes 2000 --workers $(WORKERS) --camera-every 4 --look-share 1 \
 		--seed 1 --out $(DATA)-places
-	$(BIN)/dtvla train sft --data $(DATA) --data $(DATA)-places --out $(RUN) --minutes $(MINUTES) --compile
+	$(BIN)/dtvla train sft --data $(DATA) --data $(DATA)-places --out $(RUN) --minutes $(MINUTES) \
+		$(if $(shell command -v g++),--compile)
 	$(BIN)/dtvla export $(RUN) --out $(POLICY)
 
 clean:  ## remove what was built, keep data and runs

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dtvla_ros.engine.engine import Decision, Engine
+from dtvla_ros.engine.draft import write_thought
+from dtvla_ros.engine.engine import MODES, Decision, Drafting, Engine
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import SpecialIds
 from dtvla_ros.policy.observation import Observation
 from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.policy.vocabulary import UNKNOWN
 
-MODES = ('full', 'masked', 'random')
+_MEMORY = 256  # thoughts remembered for swapping
 
 
 def banned_in_thought(ids: SpecialIds, vocabulary: int) -> NDArray[np.bool_]:
@@ -28,42 +29,25 @@ def banned_in_thought(ids: SpecialIds, vocabulary: int) -> NDArray[np.bool_]:
     return banned
 
 
-def write_greedily(engine: Engine, logits: NDArray[np.float32], cache: Any, *,
-                   banned: NDArray[np.bool_], stop: Sequence[int], limit: int,
-                   deadline: float = math.inf,
-                   on_token: Callable[[list[int]], None] | None = None,
-                   ) -> tuple[list[int], Any]:
-    """Write tokens until they end in ``stop``, ``limit`` is reached or the clock passes.
-
-    ``logits`` [V] predict the first token; ``deadline`` is a ``time.perf_counter`` reading.
-    The last token written is not in the returned cache: the action pass takes it along.
-    """
-    tail = list(stop)
-    tokens: list[int] = []
-    while True:
-        tokens.append(int(np.where(banned, -np.inf, logits).argmax()))
-        if on_token:
-            on_token(tokens)
-        if tokens[-len(tail):] == tail or len(tokens) >= limit or time.perf_counter() > deadline:
-            return tokens, cache
-        rows, cache = engine.think(cache, tokens[-1:])
-        logits = rows[-1]
-
-
 class ThinkAct:
     """A policy: an observation in, a thought and a chunk of actions out.
 
-    ``mode`` 'full' writes its own thought, 'masked' gets an empty one, 'random' gets
-    ``random_words`` words drawn at random: both tell how much the actions need the thought.
+    ``mode`` says where the thought comes from: 'full' writes its own; 'masked' gets an empty
+    one; 'random' gets ``random_words`` words drawn at random; 'swapped' writes its own and acts
+    on one it wrote for another frame (on an empty one until there is another); 'frozen' writes
+    one and keeps it for ``keep`` decisions. All but 'full' tell how much the actions need it.
+
+    The last thought is the next one's draft: the result is the same, in fewer passes.
     """
 
     def __init__(self, engine: Engine, transform: PolicyTransform, mode: str = 'full',
                  max_thought_tokens: int = 48, max_think_seconds: float = math.inf,
-                 seed: int = 0, random_words: int = 16):
+                 seed: int = 0, random_words: int = 16, keep: int = 4, draft: bool = True):
         if mode not in MODES:
             raise UserError(f'thought mode {mode!r} is none of {", ".join(MODES)}')
-        if max_thought_tokens < 1:
-            raise UserError(f'max_thought_tokens must be at least 1, got {max_thought_tokens}')
+        for name, value in (('max_thought_tokens', max_thought_tokens), ('keep', keep)):
+            if value < 1:
+                raise UserError(f'{name} must be at least 1, got {value}')
         if not max_think_seconds > 0:
             raise UserError(f'max_think_seconds must be positive, got {max_think_seconds}')
         self.engine = engine
@@ -72,16 +56,22 @@ class ThinkAct:
         self.max_thought_tokens = max_thought_tokens
         self.max_think_seconds = max_think_seconds
         self._random_words = random_words
+        self._keep = keep
+        self._drafts = draft
         self._rng = np.random.default_rng(seed)
+        self._last: list[int] = []  # the thought written last, without <think>
+        self._age = 0  # decisions since then
+        self._memory: list[list[int]] = []
         ids, vocabulary = transform.config.ids, transform.config.text.vocabulary
-        self._banned = banned_in_thought(ids, vocabulary)
-        ordinary = ~self._banned
+        banned = banned_in_thought(ids, vocabulary)
+        ordinary = ~banned
         ordinary[[ids.think_end, ids.newline]] = False
         if (unknown := transform.tokenizer.token_to_id(UNKNOWN)) is not None:
-            self._banned[unknown] = True
+            banned[unknown] = True
             ordinary[unknown] = False
         ordinary[transform.tokenizer.get_vocab_size():] = False
         self._ordinary = np.flatnonzero(ordinary)
+        engine.forbid(banned)
 
     def decide(self, observation: Observation,
                on_token: Callable[[str], None] | None = None) -> Decision:
@@ -99,44 +89,81 @@ class ThinkAct:
         clock.lap('prepare')
         features = self.engine.see(pixels)
         clock.lap('see')
-        outcome = 'complete'
-        if self.mode == 'full':
-            logits, cache = self.engine.prefill(prompt, features, [ids.think])
-            clock.lap('prefill')
-
-            def tell(tokens: list[int]) -> None:
-                if on_token:
-                    on_token(self.transform.decode_thought(tokens))
-
-            words, cache = write_greedily(
-                self.engine, logits[-1], cache, banned=self._banned, stop=[ids.think_end],
-                limit=self.max_thought_tokens, on_token=tell,
-                deadline=time.perf_counter() + self.max_think_seconds)
-            clock.lap('think')
+        outcome, drafting = 'complete', Drafting()
+        if self._writes():
+            words, cache, drafting = self._write(prompt, features, on_token, clock)
             pending = words[-1:]
             if words[-1] != ids.think_end:
                 outcome = 'cut'
                 words.append(ids.think_end)
                 pending = words[-2:]
-            thought = [ids.think, *words]
+            if self.mode == 'swapped':
+                cache = self.engine.rewind(cache, len(words) - len(pending) + 1)
+                words = self._another(words)
+                pending = [ids.think, *words]
         else:
             _, cache = self.engine.prefill(prompt, features)
             clock.lap('prefill')
-            words = [] if self.mode == 'masked' else self._rng.choice(
-                self._ordinary, self._random_words).tolist()
-            thought = pending = [ids.think, *words, ids.think_end]
+            words = self._given()
+            pending = [ids.think, *words]
             if on_token:
-                on_token(self.transform.decode_thought(thought))
+                on_token(self.transform.decode_thought(words))
         scores = self.engine.act(cache, [*pending, ids.action])  # [T*D, bins]
         if not np.isfinite(scores).all():
             raise FloatingPointError('action logits are not finite; the weights or the images '
                                      'are damaged')
         tokens = scores.argmax(-1).astype(np.int64) + ids.bins_first
         clock.lap('act')
+        self._age += 1
         return Decision(
-            reasoning=self.transform.decode_thought(thought), outcome=outcome,
-            chunk=self.transform.decode_actions(tokens), thought_tokens=tuple(thought),
-            action_tokens=tokens, timings=clock.laps)
+            reasoning=self.transform.decode_thought(words), outcome=outcome,
+            chunk=self.transform.decode_actions(tokens), thought_tokens=(ids.think, *words),
+            action_tokens=tokens, timings=clock.laps, drafting=drafting)
+
+    def _writes(self) -> bool:
+        if self.mode == 'frozen':
+            return not self._last or self._age >= self._keep
+        return self.mode in ('full', 'swapped')
+
+    def _write(self, prompt: Sequence[int], features: Any,
+               on_token: Callable[[str], None] | None,
+               clock: _Clock) -> tuple[list[int], Any, Drafting]:
+        """Write a thought: its tokens, the cache without the last of them, and the drafting."""
+        ids = self.transform.config.ids
+        deadline = math.inf
+
+        def done(tokens: list[int]) -> bool:
+            nonlocal deadline
+            if len(tokens) == 1:
+                clock.lap('prefill')
+                deadline = time.perf_counter() + self.max_think_seconds
+            if on_token:
+                on_token(self.transform.decode_thought(tokens))
+            return (tokens[-1] == ids.think_end or len(tokens) >= self.max_thought_tokens
+                    or time.perf_counter() > deadline)
+
+        draft = self._last if self._drafts else []
+        words, cache, drafting = write_thought(
+            self.engine, prompt, features, [ids.think], draft, done)
+        clock.lap('think')
+        self._last, self._age = list(words), 0
+        return words, cache, drafting
+
+    def _given(self) -> list[int]:
+        ids = self.transform.config.ids
+        if self.mode == 'frozen':
+            return [*(w for w in self._last if w != ids.think_end), ids.think_end]
+        words = [] if self.mode == 'masked' else self._rng.choice(
+            self._ordinary, self._random_words).tolist()
+        return [*words, ids.think_end]
+
+    def _another(self, words: list[int]) -> list[int]:
+        """Return a thought written for another frame, and remember this frame's."""
+        others = [thought for thought in self._memory if thought != words]
+        self._memory = [*self._memory[1 - _MEMORY:], words]
+        if not others:
+            return [self.transform.config.ids.think_end]
+        return others[int(self._rng.integers(len(others)))]
 
 
 class _Clock:

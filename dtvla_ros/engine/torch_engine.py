@@ -1,79 +1,243 @@
-"""The decoder run by torch, as it was trained."""
+"""The decoder run by torch: fused, over a static cache."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from dtvla_ros.policy.decoder import Cache, HybridDecoder
-from dtvla_ros.policy.visibility import new_rows_mask
+from dtvla_ros.engine.fused import FusedDecoder
+from dtvla_ros.engine.linear import Int8
+from dtvla_ros.policy.attention import additive
+from dtvla_ros.policy.decoder import HybridDecoder
+from dtvla_ros.policy.visibility import visible
+
+ROOM = 512  # rows for words beside images and actions, at first; the cache grows when needed
 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Rows computed so far, and where the prompt ended."""
+    """How many rows are computed, and where the prompt ended."""
 
-    cache: Cache
+    count: int
     prompt_end: int
 
 
 class TorchEngine:
-    """Runs a ``HybridDecoder`` on its own device and in its own type."""
+    """Runs a ``HybridDecoder`` on its own device and in its own type.
+
+    ``int8`` quantises every matrix but the embedding (CPU only). ``release`` lets the engine
+    take the model's weights over instead of copying them; the model is of no use then.
+    ``compile`` compiles the token loop's step at its first use, which takes a minute and needs a
+    C++ compiler; None: on CUDA only.
+    """
 
     name = 'torch'
 
-    def __init__(self, model: HybridDecoder):
-        self.model = model.eval().requires_grad_(False)
+    def __init__(self, model: HybridDecoder, int8: bool = False, release: bool = False,
+                 compile: bool | None = None):  # noqa: A002
         self.config = model.config
-        weight = model.embed_tokens.weight
-        self._device, self._dtype = weight.device, weight.dtype
+        table = model.embed_tokens.weight
+        self._device, self._dtype = table.device, table.dtype
+        self._tower: nn.Module = model.vision.eval()
+        if int8:
+            self._tower = _quantize(copy.deepcopy(self._tower))
+        rows = self.config.image_tokens + ROOM + self.config.slots
+        self._decoder = FusedDecoder(model, rows, int8, release)
+        self._compiled = self._device.type == 'cuda' if compile is None else compile
+        self._writer = _Writer(self._decoder) if self._compiled else None
+
+    @torch.inference_mode()
+    def forbid(self, banned: NDArray[np.bool_]) -> None:
+        self._decoder.head.forbid(torch.from_numpy(banned).to(self._device))
 
     @torch.inference_mode()
     def see(self, pixel_values: NDArray[np.float32]) -> Tensor:
-        """[C, 3, H, W] in -1..1 -> features [1, image_tokens, width]."""
+        """[C, 3, H, W] in -1..1 -> features [image_tokens, width]."""
         pixels = torch.from_numpy(pixel_values)[None].to(self._device, self._dtype)
-        return self.model.encode_images(pixels)
+        return self._tower(pixels)[0]
 
     @torch.inference_mode()
     def prefill(self, prompt_ids: Sequence[int], features: Tensor,
-                thought: Sequence[int] = ()) -> tuple[NDArray[np.float32], _Rows]:
-        """Run prompt and thought; return logits [1 + len(thought), V] and the cache."""
-        x = self.model.embed_prompt(self._ids([*prompt_ids, *thought]), features)
-        hidden, rows = self._run(x, _Rows(Cache(), len(prompt_ids)))
-        return self._logits(hidden[:, len(prompt_ids) - 1:]), rows
+                thought: Sequence[int] = ()) -> tuple[NDArray[np.int64], _Rows]:
+        hidden, rows = self._prefill(prompt_ids, features, thought)
+        return self._chosen(hidden), rows
 
     @torch.inference_mode()
-    def think(self, cache: _Rows, tokens: Sequence[int]) -> tuple[NDArray[np.float32], _Rows]:
-        """Append thought tokens; return logits [len(tokens), V] and the cache."""
-        hidden, rows = self._run(self.model.embed(self._ids(tokens)), cache)
-        return self._logits(hidden), rows
+    def think(self, cache: _Rows, tokens: Sequence[int]) -> tuple[NDArray[np.int64], _Rows]:
+        hidden, rows = self._run(self._decoder.embed(self._ids(tokens)), cache)
+        return self._chosen(hidden), rows
+
+    def write(self, cache: _Rows, tokens: list[int], done: Callable[[list[int]], bool]) -> _Rows:
+        if self._writer is not None:
+            return self._write_compiled(cache, tokens, done)
+        while True:
+            chosen, cache = self.think(cache, tokens[-1:])
+            tokens.append(int(chosen[0]))
+            if done(tokens):
+                return cache
+
+    def rewind(self, cache: _Rows, count: int) -> _Rows:
+        return _Rows(cache.count - count, cache.prompt_end)
 
     @torch.inference_mode()
     def act(self, cache: _Rows, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Run ``tokens`` (the last is ``<action>``), slots and tail; logits [T*D, bins]."""
         first = len(tokens) - 1
-        x = self.model.embed_action(self._ids(tokens))
-        hidden, _ = self._run(x, cache, cache.cache.rows + first)
-        logits = self.model.action_logits(hidden[0, first:first + self.config.slots])
-        return logits.float().cpu().numpy()
+        x = self._decoder.embed_action(self._ids(tokens))
+        hidden, _ = self._run(x, cache, cache.count + first)
+        logits = self._decoder.head.bins(hidden[first:first + self.config.slots])
+        return logits.cpu().numpy()
+
+    @torch.inference_mode()
+    def logits(self, prompt_ids: Sequence[int], features: Tensor,
+               thought: Sequence[int]) -> NDArray[np.float32]:
+        hidden, _ = self._prefill(prompt_ids, features, thought)
+        return self._decoder.head.words(hidden).cpu().numpy()
+
+    def _prefill(self, prompt_ids: Sequence[int], features: Tensor,
+                 thought: Sequence[int]) -> tuple[Tensor, _Rows]:
+        x = self._decoder.embed_prompt(self._ids(prompt_ids), features)
+        if thought:
+            x = torch.cat([x, self._decoder.embed(self._ids(thought))])
+        hidden, rows = self._run(x, _Rows(0, len(prompt_ids)))
+        return hidden[len(prompt_ids) - 1:], rows
+
+    def _write_compiled(self, cache: _Rows, tokens: list[int],
+                        done: Callable[[list[int]], bool]) -> _Rows:
+        count, ended = cache.count, False
+
+        def watched(written: list[int]) -> bool:
+            nonlocal ended
+            ended = done(written)
+            return ended
+
+        while not ended:
+            self._make_room(count + 1)
+            assert self._writer is not None
+            count = self._writer.write(count, tokens, watched)
+        return _Rows(count, cache.prompt_end)
+
+    def _make_room(self, rows: int) -> None:
+        if rows > self._decoder.capacity:
+            self._decoder.grow(rows + ROOM)
+            self._writer = _Writer(self._decoder) if self._compiled else None
 
     def _ids(self, tokens: Sequence[int]) -> Tensor:
-        return torch.tensor([list(tokens)], device=self._device)
+        return torch.tensor(list(tokens), device=self._device)
 
-    def _logits(self, hidden: Tensor) -> NDArray[np.float32]:
-        return self.model.token_logits(hidden[0]).float().cpu().numpy()
+    def _chosen(self, hidden: Tensor) -> NDArray[np.int64]:
+        return self._decoder.head.choose(hidden).cpu().numpy()
 
-    def _run(self, x: Tensor, rows: _Rows,
+    def _run(self, x: Tensor, cache: _Rows,
              action_start: int | None = None) -> tuple[Tensor, _Rows]:
-        start, count = rows.cache.rows, x.shape[1]
-        mask = torch.from_numpy(new_rows_mask(start, count, rows.prompt_end, action_start))
-        positions = torch.arange(start + 1, start + count + 1, device=self._device)[None]
-        hidden, cache = self.model.run(x, mask.to(self._device, self._dtype), positions,
-                                       rows.cache)
-        assert cache is not None
-        return hidden, _Rows(cache, rows.prompt_end)
+        start, end = cache.count, cache.count + x.shape[0]
+        self._make_room(end)
+        rows = torch.arange(start, end, device=self._device)
+        acting = end if action_start is None else action_start
+        mask = None
+        # One row sees all there is; so do rows that are all prompt or all action.
+        if not (end - start == 1 or end <= cache.prompt_end or acting <= start):
+            columns = torch.arange(end, device=self._device)
+            seen = visible(rows[:, None], columns[None], cache.prompt_end, acting)
+            mask = additive(seen[None], self._dtype)[0, 0]  # [n, end]
+        return self._decoder.run(x, rows, end, mask), _Rows(end, cache.prompt_end)
+
+
+class _Writer:
+    """The token loop as one compiled step of fixed shapes, on CUDA replayed as a graph.
+
+    The step sees the whole static cache through a mask. On a device it reads the last token and
+    its row from memory and writes the next ones back; the host listens one step behind.
+    """
+
+    def __init__(self, decoder: FusedDecoder):
+        device = decoder.keys.device
+        self._decoder = decoder
+        self._cuda = device.type == 'cuda'
+        self._token = torch.zeros(1, dtype=torch.long, device=device)
+        self._row = torch.zeros(1, dtype=torch.long, device=device)
+        self._columns = torch.arange(decoder.capacity, device=device)
+        self._heard = torch.zeros(2, dtype=torch.long, pin_memory=self._cuda)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._step = torch.compile(self._one, fullgraph=True, dynamic=False)
+
+    def _one(self, token: Tensor, row: Tensor) -> Tensor:
+        decoder = self._decoder
+        seen = (self._columns <= row)[None, None]
+        mask = additive(seen, decoder.keys.dtype)[0, 0]  # [1, capacity]
+        hidden = decoder.run(decoder.embed(token), row, decoder.capacity, mask)
+        return decoder.head.choose(hidden)
+
+    def _advance(self) -> None:
+        self._token.copy_(self._step(self._token, self._row))
+        self._row.add_(1)
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._step(self._token, self._row)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._advance()
+        return graph
+
+    @torch.inference_mode()
+    def write(self, count: int, tokens: list[int], done: Callable[[list[int]], bool]) -> int:
+        """Extend ``tokens`` until ``done``; return how many rows are then held."""
+        self._row.fill_(count)
+        if self._cuda and self._graph is None:
+            self._graph = self._capture()
+            self._row.fill_(count)
+        self._token.fill_(tokens[-1])
+        last = self._decoder.capacity - count  # steps there is room for
+        ready = self._ask(0)
+        for step in range(1, last + 1):
+            # Asked for before the last answer is read, so that a device never waits. What it
+            # computes beyond the end lies in rows that are written again.
+            ahead = self._ask(step) if self._cuda and step < last else None
+            if ready is not None:
+                ready.synchronize()
+            tokens.append(int(self._heard[(step - 1) % 2]))
+            if done(tokens):
+                break
+            ready = ahead if self._cuda else self._ask(step)
+        return count + step
+
+    def _ask(self, step: int) -> torch.cuda.Event | None:
+        if self._graph is None:
+            self._advance()
+            self._heard[step % 2] = self._token[0]
+            return None
+        self._graph.replay()
+        self._heard[step % 2].copy_(self._token[0], non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        return event
+
+
+def _quantize(tower: nn.Module) -> nn.Module:
+    """Give the linear layers of an image tower int8 weights; convolutions stay as they are."""
+    for name, child in tower.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(tower, name, _Int8Module(child))
+        else:
+            _quantize(child)
+    return tower
+
+
+class _Int8Module(nn.Module):
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self._linear = Int8(linear.weight, linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self._linear(x.reshape(-1, x.shape[-1]))
+        return rows.view(*x.shape[:-1], rows.shape[-1]).to(x.dtype)

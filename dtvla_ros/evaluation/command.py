@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import dtvla_sim
 from dtvla_ros import share
+from dtvla_ros.engine.engine import MODES
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.manifest import PolicyManifest
 
@@ -20,7 +21,6 @@ from .pool import run_jobs
 from .seeds import evaluation_seed
 from .statistics import Rate
 
-MODES = ('full', 'masked', 'random', 'replay')
 ENGINES = ('onnx', 'torch')
 
 
@@ -40,7 +40,7 @@ def evaluate_policy(
     """
     if json_file is not None:
         report.require_writable(json_file)
-    _one_of('mode', mode, MODES)
+    _one_of('mode', mode, (*MODES, 'replay'))
     _one_of('engine', engine, ENGINES)
     seed = evaluation_seed(seed)
     settings: dict[str, Any] = {'suite': suite, 'mode': mode}

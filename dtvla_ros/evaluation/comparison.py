@@ -17,7 +17,7 @@ from .statistics import wilson
 BEGIN, END = '<!-- success table, written by dtvla report -->', '<!-- end of success table -->'
 COLUMNS = {
     'full': 'thinks', 'masked': 'empty thought', 'random': 'random thought',
-    'replay': 'open-loop replay',
+    'swapped': "another frame's thought", 'frozen': 'thought kept', 'replay': 'open-loop replay',
 }
 
 

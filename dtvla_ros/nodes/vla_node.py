@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import Chunk
+from dtvla_ros.engine.engine import MODES, Drafting
 from dtvla_ros.errors import UserError
 from dtvla_ros.middleware import images, ros
 from dtvla_ros.middleware.messages import (
@@ -32,7 +34,6 @@ from dtvla_ros.safety.watchdog import Watchdog
 HEARTBEAT_PERIOD = 0.025  # the gate gives up after 0.1 s of silence
 STOP_WITHOUT_INPUT = 5.0
 CAMERAS = ('primary', 'wrist')
-MODES = ('full', 'masked', 'random')
 STARVING = 3  # repetitions of one moment after which a new decision is made in mid-chunk
 UNFINISHED = '…'
 OSC_CONTRACT = ('OSC_POSE', osc.METRES_PER_UNIT, osc.RADIANS_PER_UNIT, osc.GRIPPER_CLOSED)
@@ -89,6 +90,7 @@ class VlaNode(ros.Node):
         self._note = ''
         self._input_lost_since: float | None = None
         self._latency: dict[str, float] = {}
+        self._drafting = Drafting()
         self._decisions = 0
         self._answered = 0.0
         self._refused: dict[str, int] = {}
@@ -127,7 +129,8 @@ class VlaNode(ros.Node):
         tokens = declare(
             self, 'max_thought_tokens', 0,
             'length at which a thought is cut; 0: as the policy says', low=0)
-        seed = declare(self, 'seed', 0, 'of random thoughts')
+        keep = declare(self, 'keep_thought', 4, 'decisions a frozen thought is kept for', low=1)
+        seed = declare(self, 'seed', 0, 'of random and swapped thoughts')
 
         def load() -> Callable[..., Any]:
             # Here, not above: the imports take seconds and belong to the worker.
@@ -151,7 +154,7 @@ class VlaNode(ros.Node):
             decide = ThinkAct(
                 loaded, transform, mode=mode,
                 max_thought_tokens=tokens or manifest.max_thought_tokens,
-                max_think_seconds=self._deadline, seed=seed).decide
+                max_think_seconds=self._deadline, seed=seed, keep=keep).decide
             self.get_logger().info(f'policy {path} loaded, {engine}, {mode} thought')
             return decide
 
@@ -263,6 +266,7 @@ class VlaNode(ros.Node):
         decision = outcome.decision
         assert decision is not None
         self._latency = {**decision.timings, 'total': outcome.seconds}
+        self._drafting = decision.drafting
         self._decisions += 1
         self._answered = outcome.observation.stamp
         self._reasoning.publish(String(data=decision.reasoning))
@@ -331,6 +335,7 @@ class VlaNode(ros.Node):
         if self._decisions:
             values['stamp'] = f'{self._answered:.9f}'
         values.update({f'latency_{k}': v for k, v in self._latency.items()})
+        values.update({f'draft_{k}': v for k, v in asdict(self._drafting).items()})
         return wire.status_message(self.get_fully_qualified_name(), state, values,
                                    LEVELS.get(state, DiagnosticStatus.OK))
 

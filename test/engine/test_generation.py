@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import pytest
-import torch
-from golden import document, golden, tensors
+from decoders import golden_decoder
+from golden import tensors
 
 from dtvla_ros.actions.codec import ActionCodec
-from dtvla_ros.engine.think_act import write_greedily
+from dtvla_ros.engine.draft import write_thought
+from dtvla_ros.engine.published import PublishedScheme
 from dtvla_ros.engine.torch_engine import TorchEngine
-from dtvla_ros.policy.checkpoint import load_weights
-from dtvla_ros.policy.config import DecoderConfig
-from dtvla_ros.policy.decoder import HybridDecoder
+from dtvla_ros.policy.config import SpecialIds
+
+CASES = ['trained_a', 'trained_b', 'trained_unseen', 'random_truncated']
 
 
-@functools.cache
-def _engine(name: str) -> TorchEngine:
-    torch.set_num_threads(1)
-    model = HybridDecoder(DecoderConfig.from_huggingface(document('config')))
-    load_weights(model, golden(f'weights_{name}.safetensors'))
-    return TorchEngine(model)
+def _engine(name: str, **options) -> TorchEngine:
+    engine = TorchEngine(golden_decoder(name), **options)
+    engine.forbid(_banned(engine))
+    return engine
+
+
+def _banned(engine) -> np.ndarray:
+    ids = engine.config.ids
+    banned = np.zeros(engine.config.text.vocabulary, bool)
+    banned[ids.bins_first:ids.bins_last + 1] = True
+    banned[ids.eos] = True
+    return banned
+
+
+def _end_of_prompt(sequence: list[int], ids: SpecialIds) -> int:
+    pairs = zip(sequence, sequence[1:], strict=False)
+    return list(pairs).index((ids.semicolon, ids.newline)) + 2
 
 
 def _chunk(engine: TorchEngine, logits: np.ndarray) -> np.ndarray:
@@ -32,35 +42,78 @@ def _chunk(engine: TorchEngine, logits: np.ndarray) -> np.ndarray:
     return values.reshape(config.chunk_steps, config.action_dim)
 
 
-@pytest.mark.parametrize('case', ['trained_a', 'trained_b', 'trained_unseen',
-                                  'random_truncated'])
-def test_generation(case):
+def _case(case: str):
+    """Return prompt, pixels, the thought that must come out, and the test for its end."""
     data = tensors('case_generate')
-    engine = _engine(case.split('_')[0])
-    ids = engine.config.ids
     prompt = data[f'{case}.in.input_ids'][0].tolist()
     want = data[f'{case}.generated_ids'][0].tolist()
-    banned = np.zeros(engine.config.text.vocabulary, bool)
-    banned[ids.bins_first:ids.bins_last + 1] = True
-    banned[ids.eos] = True
-    logits, cache = engine.prefill(prompt, engine.see(data[f'{case}.in.pixel_values'].numpy()))
-    np.testing.assert_allclose(logits[-1], data[f'{case}.step_logits'][0], atol=1e-4)
-    truncated = case.endswith('truncated')
-    tokens, grown = write_greedily(engine, logits[-1], cache, banned=banned,
-                                   stop=[ids.think_end, ids.action],
-                                   limit=len(want) if truncated else 48)
-    assert tokens == want
-    chunk = _chunk(engine, engine.act(grown, tokens[-1:]))
-    np.testing.assert_allclose(chunk, data[f'{case}.chunk'], atol=1e-9)
-    # The prompt's cache is untouched: the whole thought again, in one pass, from the same cache.
-    steps, again = engine.think(cache, tokens[:-1])
-    np.testing.assert_allclose(steps, data[f'{case}.step_logits'][1:], atol=1e-4)
-    np.testing.assert_allclose(_chunk(engine, engine.act(again, tokens[-1:])), chunk, atol=1e-9)
-    # And once more with the thought appended to the prefill, its end left to the action pass.
-    rows, short = engine.prefill(prompt, engine.see(data[f'{case}.in.pixel_values'].numpy()),
-                                 tokens[:-2])
-    np.testing.assert_allclose(rows, data[f'{case}.step_logits'][:-1], atol=1e-4)
+    ids = golden_decoder(case.split('_')[0]).config.ids
+    limit = len(want) if case.endswith('truncated') else 4 * len(want)
+
+    def done(tokens: list[int]) -> bool:
+        return tokens[-2:] == [ids.think_end, ids.action] or len(tokens) >= limit
+
+    return prompt, data[f'{case}.in.pixel_values'].numpy(), want, done, data
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_generation(case):
+    engine = _engine(case.split('_')[0])
+    prompt, pixels, want, done, data = _case(case)
+    features = engine.see(pixels)
+    steps = engine.logits(prompt, features, want[:-1])
+    np.testing.assert_allclose(steps, data[f'{case}.step_logits'], atol=1e-4)
+    tokens, cache, drafting = write_thought(engine, prompt, features, [], [], done)
+    assert tokens == want and drafting.passes == len(want)
+    chunk = data[f'{case}.chunk'].numpy()
+    np.testing.assert_allclose(_chunk(engine, engine.act(cache, tokens[-1:])), chunk, atol=1e-9)
+    # Once more with the thought appended to the prefill, its end left to the action pass.
+    _, short = engine.prefill(prompt, features, tokens[:-2])
     np.testing.assert_allclose(_chunk(engine, engine.act(short, tokens[-2:])), chunk, atol=1e-9)
+    # And from the prompt's cache, which going on from it does not end.
+    _, bare = engine.prefill(prompt, features)
+    for _ in range(2):
+        chosen, grown = engine.think(bare, tokens[:-1])
+        assert chosen[:len(want) - 1].tolist() == want[1:]
+        logits = engine.act(grown, tokens[-1:])
+        np.testing.assert_allclose(_chunk(engine, logits), chunk, atol=1e-9)
+
+
+@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('change', ['none', 'substituted', 'shortened', 'lengthened', 'other'])
+def test_drafts_change_nothing_but_the_passes(case, change):
+    engine = _engine(case.split('_')[0])
+    prompt, pixels, want, done, data = _case(case)
+    middle = len(want) // 2
+    draft = {
+        'none': want,
+        'substituted': [*want[:middle], want[middle] + 1, *want[middle + 1:]],
+        'shortened': [*want[:middle], *want[middle + 1:]],
+        'lengthened': [*want[:middle], 5, *want[middle:]],
+        'other': list(range(3, 15)),
+    }[change]
+    features = engine.see(pixels)
+    tokens, cache, drafting = write_thought(engine, prompt, features, [], draft, done)
+    assert tokens == want
+    np.testing.assert_allclose(_chunk(engine, engine.act(cache, tokens[-1:])),
+                               data[f'{case}.chunk'], atol=1e-9)
+    assert drafting.passes == 1 if change == 'none' else drafting.passes <= len(want)
+    if change == 'none':
+        assert drafting.accepted == drafting.proposed == len(want)
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_the_published_scheme_is_the_published_one(case):
+    model = golden_decoder(case.split('_')[0])
+    scheme = PublishedScheme(model)
+    prompt, pixels, want, _, data = _case(case)
+    limit = len(want) if case.endswith('truncated') else 4 * len(want)
+    assert scheme.generate(prompt, pixels, _banned(scheme), limit) == want
+    mine = _engine(case.split('_')[0])
+    _, cache = mine.prefill(prompt, mine.see(pixels), want[:-1])
+    logits = scheme.act(prompt, want, pixels)
+    np.testing.assert_allclose(logits, mine.act(cache, want[-1:]), atol=1e-4)
+    np.testing.assert_allclose(_chunk(mine, logits), data[f'{case}.chunk'], atol=1e-9)
 
 
 @pytest.mark.parametrize('weights', ['random', 'trained'])
@@ -68,11 +121,12 @@ def test_action_pass(weights):
     data = tensors('case_action_pass')
     engine = _engine(weights)
     sequence = data['in.input_ids'][0].tolist()
-    end = sequence.index(engine.config.ids.newline) + 1
+    end = _end_of_prompt(sequence, engine.config.ids)
     features = engine.see(data['in.pixel_values'].numpy())
-    rows, cache = engine.prefill(sequence[:end], features, sequence[end:-1])
+    rows = engine.logits(sequence[:end], features, sequence[end:])
     want = data[f'{weights}.cot_row_logits']
-    np.testing.assert_allclose(rows[:len(want)], want[:len(rows)], atol=1e-4)
+    np.testing.assert_allclose(rows[:len(want)], want, atol=1e-4)
+    _, cache = engine.prefill(sequence[:end], features, sequence[end:-1])
     logits = engine.act(cache, sequence[-1:])
     np.testing.assert_allclose(logits, data[f'{weights}.action_logits'], atol=1e-4)
     np.testing.assert_allclose(_chunk(engine, logits), data[f'{weights}.decoded_chunk'],
@@ -84,7 +138,7 @@ def test_given_thoughts(case):
     data = tensors('case_ablation')
     engine = _engine('trained')
     sequence = data[f'{case}.in.input_ids'][0].tolist()
-    end = sequence.index(engine.config.ids.newline) + 1
+    end = _end_of_prompt(sequence, engine.config.ids)
     _, cache = engine.prefill(sequence[:end], engine.see(data['in.pixel_values'].numpy()))
     logits = engine.act(cache, sequence[end:])
     np.testing.assert_allclose(logits, data[f'{case}.action_logits'], atol=1e-4)

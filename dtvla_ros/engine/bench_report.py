@@ -1,0 +1,157 @@
+"""What ``dtvla bench`` shows: a table by contender, and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dtvla_ros.engine.bench import PUBLISHED, BenchOptions, run_bench
+from dtvla_ros.engine.engine import Engine
+from dtvla_ros.engine.geometry import GEOMETRIES
+from dtvla_ros.errors import UserError
+
+WEIGHTS = {'torch': ('fp32', 'int8'), 'onnx': ('fp32', 'int8', 'int4')}
+TITLES = {'fresh': 'think + act, fresh thought', 'draft': 'think + act, draft accepted',
+          'masked': 'masked thought'}
+
+
+def contenders(engines: str, weights: str, device: str) -> tuple[str, ...]:
+    """Return names such as 'torch int8' for comma-separated choices; refuse what there is not."""
+    names = []
+    for engine in (e.strip() for e in engines.split(',') if e.strip()):
+        if engine not in WEIGHTS:
+            raise UserError(f'--engine {engine}: there is {", ".join(WEIGHTS)}')
+        if device != 'cpu':
+            names.append(f'{engine} bf16')
+            continue
+        for kind in (w.strip() for w in weights.split(',') if w.strip()):
+            if kind not in WEIGHTS[engine]:
+                raise UserError(f'--weights {kind}: the {engine} engine has '
+                                f'{", ".join(WEIGHTS[engine])}')
+            names.append(f'{engine} {kind}')
+    return tuple(names)
+
+
+def check_device(device: str) -> None:
+    """Raise unless torch can run there."""
+    import torch
+
+    if device != 'cpu' and not (device.startswith('cuda') and torch.cuda.is_available()):
+        raise UserError(f'--device {device}: not here; use cpu, or cuda on a machine with an '
+                        'NVIDIA GPU and a CUDA build of torch')
+
+
+def engine_maker(options: BenchOptions, folder: Path, compiled: bool | None,
+                 ) -> Callable[[str, Any], Engine]:
+    """Return what builds a contender; ONNX graphs are exported into ``folder``."""
+    def make(name: str, model: Any) -> Engine:
+        kind, weights = name.split()
+        if kind == 'torch':
+            from dtvla_ros.engine.torch_engine import TorchEngine
+
+            return TorchEngine(model, int8=weights == 'int8', compile=compiled)
+        from dtvla_ros.engine.export import write_graphs
+        from dtvla_ros.engine.onnx_engine import OnnxEngine
+
+        (folder / weights).mkdir()
+        write_graphs(model, folder / weights, weights)
+        return OnnxEngine(folder / weights, model.config, options.threads)
+
+    return make
+
+
+def bench(options: BenchOptions, compiled: bool | None = None, json_file: Path | None = None,
+          plot_file: Path | None = None) -> dict[str, Any]:
+    """Run the benchmark, print it, write what was asked for; return it."""
+    import json
+    import tempfile
+
+    if options.geometry not in GEOMETRIES:
+        raise UserError(f'--geometry {options.geometry}: there is {", ".join(GEOMETRIES)}')
+    check_device(options.device)
+    for file in (json_file, plot_file):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        result = run_bench(options, engine_maker(options, Path(folder), compiled))
+    show(result, Console())
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=1) + '\n')
+    if plot_file is not None:
+        plot(result, plot_file)
+    return result
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """Print decisions with their ratios, then phases beside the machine's limits."""
+    machine = result['machine']
+    console.print(
+        f'{result["options"]["geometry"]}: {result["parameters"] / 1e6:.1f} M parameters on '
+        f'{machine["device"]}; it reads {machine["GB_per_s"]:.1f} GB/s and multiplies '
+        f'{machine["GFLOP_per_s"]:.0f} GFLOP/s; load {machine["load"]:.1f}')
+    decisions = Table('decision', 'engine', 'median ms', 'p99 ms', 'times faster',
+                      'same thought', 'same actions', 'passes', title='Decisions')
+    for kind, title in TITLES.items():
+        for name, run in result['contenders'].items():
+            row = run['decisions'].get(kind)
+            if row is None:
+                continue
+            theirs = 'times_faster' in row and name != PUBLISHED
+            decisions.add_row(
+                title, name, f'{row["p50_ms"]:.1f}', f'{row["p99_ms"]:.1f}',
+                f'{row["times_faster"]:.2f}' if theirs else '',
+                ('yes' if row['same_thought'] else 'no') if theirs else '',
+                f'{row["same_bins"]:.0%}' if theirs else '',
+                str(row.get('drafting', {}).get('passes', '')))
+    console.print(decisions)
+    phases = Table('engine', 'phase', 'median ms', 'p99 ms', 'limit ms', 'GFLOP/s', 'GB/s',
+                   title='Phases (limit: the larger of arithmetic and bytes, as measured above)')
+    for name, run in result['contenders'].items():
+        for phase, row in run['phases'].items():
+            phases.add_row(name, phase, f'{row["p50_ms"]:.2f}', f'{row["p99_ms"]:.2f}', *(
+                f'{row[key]:.{digits}f}' if key in row else ''
+                for key, digits in (('limit_ms', 2), ('GFLOP_per_s', 0), ('GB_per_s', 1))))
+    console.print(phases)
+    for name, run in result['contenders'].items():
+        notes = []
+        if 'tokens_per_s' in run:
+            notes.append(f'{run["tokens_per_s"]:.0f} thought tokens/s')
+        if 'draft_to_masked' in run:
+            notes.append(f'accepted draft / masked thought {run["draft_to_masked"]:.2f}')
+        if 'peak_memory_mb' in run:
+            notes.append(f'peak device memory {run["peak_memory_mb"] / 1024:.2f} GB')
+        if notes:
+            console.print(f'{name}: {"; ".join(notes)}')
+    console.print(f'peak memory of the process, all engines loaded: '
+                  f'{result["peak_rss_mb"] / 1024:.2f} GB')
+
+
+def plot(result: dict[str, Any], file: Path) -> None:
+    """Draw the decisions as bars, each split into its phases' medians."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(TITLES), figsize=(12, 4), sharey=True)
+    for axis, (kind, title) in zip(axes, TITLES.items(), strict=True):
+        runs = {n: r['decisions'][kind] for n, r in result['contenders'].items()
+                if kind in r['decisions']}
+        if kind == 'draft' and PUBLISHED in result['contenders']:
+            runs = {PUBLISHED: result['contenders'][PUBLISHED]['decisions']['fresh'], **runs}
+        bars = axis.barh(list(runs), [row['p50_ms'] for row in runs.values()])
+        axis.bar_label(bars, [f'{row["p50_ms"]:.0f} ms' + (
+            f'  ({row["times_faster"]:.1f}×)' if 'times_faster' in row and n != PUBLISHED else '')
+            for n, row in runs.items()], padding=3)
+        axis.set_title(title, fontsize=10)
+        axis.margins(x=0.35)
+        axis.invert_yaxis()
+    figure.suptitle(f'{result["options"]["geometry"]}, {result["machine"]["device"]}')
+    figure.supxlabel('median milliseconds per decision')
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,83 @@
+"""The benchmark: what it compares is the same work, what it prints adds up."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+
+import pytest
+from decoders import small_decoder
+from rich.console import Console
+
+from dtvla_ros.engine import bench, bench_report
+from dtvla_ros.engine.bench import PUBLISHED, BenchOptions, Limits, phase_costs, run_bench
+from dtvla_ros.engine.geometry import geometry, pass_cost, random_model, scene
+from dtvla_ros.engine.torch_engine import TorchEngine
+from dtvla_ros.errors import UserError
+
+OPTIONS = BenchOptions(engines=('torch fp32', 'torch int8'), threads=1, rounds=2,
+                       text_tokens=8, thought_tokens=9)
+
+
+@pytest.fixture
+def result(monkeypatch):
+    config = small_decoder(1).config
+    monkeypatch.setattr(bench, 'geometry', lambda name: config)
+    monkeypatch.setattr(bench, 'scene', lambda config, tokens: scene(config, tokens))
+    monkeypatch.setattr(bench, 'measure_limits', lambda *_: Limits(1e10, 1e11))
+    return run_bench(OPTIONS, lambda name, model: TorchEngine(model, int8='int8' in name))
+
+
+def test_all_do_the_same_work(result):
+    runs = result['contenders']
+    assert set(runs) == {PUBLISHED, 'torch fp32', 'torch int8'}
+    assert set(runs[PUBLISHED]['decisions']) == {'fresh', 'masked'}
+    exact = runs['torch fp32']
+    for kind in ('fresh', 'draft', 'masked'):
+        row = exact['decisions'][kind]
+        assert row['same_thought'] and row['same_bins'] == 1.0
+        assert 0 < row['min_ms'] <= row['p50_ms'] <= row['p99_ms']
+        published = runs[PUBLISHED]['decisions']['masked' if kind == 'masked' else 'fresh']
+        assert row['times_faster'] == pytest.approx(published['p50_ms'] / row['p50_ms'])
+    assert exact['decisions']['fresh']['drafting']['passes'] == OPTIONS.thought_tokens
+    assert exact['decisions']['draft']['drafting'] == {
+        'proposed': 9, 'accepted': 9, 'passes': 1}
+    assert set(exact['phases']) == {'see', 'prefill', 'think per token', 'verify', 'act'}
+
+
+def test_what_is_shown(result, tmp_path):
+    text = StringIO()
+    bench_report.show(result, Console(file=text, width=140))
+    json.dumps(result)
+    assert 'torch int8' in text.getvalue() and 'times faster' in text.getvalue()
+    pytest.importorskip('matplotlib')
+    bench_report.plot(result, tmp_path / 'bench.png')
+    assert (tmp_path / 'bench.png').stat().st_size > 5000
+
+
+def test_costs_are_those_of_the_geometry():
+    config = geometry('bench-60m')
+    assert config.text.vocabulary == 34832 and config.image_tokens == 512
+    one = pass_cost(config, 1, 0, 1, 32784)
+    assert one.parameters == 8 * (512 * 640 + 512 * 512 + 3 * 512 * 2048) + 512 * 32784
+    costs = phase_costs(config, BenchOptions())
+    assert costs['verify'].flops > costs['prefill'].flops > costs['see'].flops
+    model = random_model(config, 'meta')
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(59e6, rel=0.01)
+
+
+@pytest.mark.parametrize(('arguments', 'word'), [
+    (('jax', 'fp32', 'cpu'), 'jax'), (('torch', 'int4', 'cpu'), 'int4')])
+def test_bad_choices(arguments, word):
+    with pytest.raises(UserError, match=word):
+        bench_report.contenders(*arguments)
+
+
+def test_bad_geometry_and_device():
+    with pytest.raises(UserError, match='bench-7b'):
+        bench_report.bench(BenchOptions(geometry='bench-7b'))
+    with pytest.raises(UserError, match='tpu'):
+        bench_report.bench(BenchOptions(device='tpu'))
+    assert bench_report.contenders('torch,onnx', 'fp32,int8', 'cpu') == (
+        'torch fp32', 'torch int8', 'onnx fp32', 'onnx int8')
+    assert bench_report.contenders('torch', 'fp32', 'cuda') == ('torch bf16',)
