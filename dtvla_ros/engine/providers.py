@@ -71,13 +71,17 @@ def place(provider: str, config: DecoderConfig, capacity: int) -> Placement:
 
 
 def fallen_back(placement: Placement, session: ort.InferenceSession) -> bool:
-    """Return whether a session runs on the CPU though more was wanted, and log it."""
-    if placement.device == 'cpu' or CUDA in session.get_providers():
+    """Return whether a session runs on the CPU though more was wanted; log what it lacks.
+
+    A provider that is installed can still fail to start.
+    """
+    running, wanted = session.get_providers(), placement.providers[0]
+    if wanted in running:
         return False
-    wanted = placement.providers[0]
-    _LOG.warning('%s is installed but does not start (driver or CUDA libraries missing?); '
-                 'running on the CPU instead. Remedy: %s', wanted, _REMEDY[wanted])
-    return True
+    _LOG.warning('%s is installed but does not start (driver or libraries missing?); running on '
+                 'the %s instead. Remedy: %s', wanted, 'GPU with CUDA' if CUDA in running else
+                 'CPU', _REMEDY[wanted])
+    return CUDA not in running
 
 
 def tensorrt_shapes(config: DecoderConfig, capacity: int) -> dict[str, dict[str, str]]:

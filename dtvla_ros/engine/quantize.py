@@ -1,16 +1,18 @@
 """Quantised variants of the exported graphs.
 
 int8 and int4 are weight-only: every matrix that rows are multiplied by becomes a MatMulNBits,
-in which blocks of weights along the input share one scale. w8a8 turns the layers' rows to int8
-as well, each with its own scale, and multiplies integers: on a CPU the fastest where many rows
-are read at once. In all of them norms, softmax, convolutions and the residual rows stay float32,
-and the embedding is the head's own int8 rows, gathered.
+in which blocks of weights along the input share one scale. w8a8 is int8, but rows that come out
+of a norm, and so are evenly spread, become int8 too, each with one scale, and integers are
+multiplied: on a CPU the fastest where many rows are read at once. In all of them norms, softmax,
+convolutions and the residual rows stay float32, and the embedding is the head's own int8 rows,
+gathered.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import onnx
@@ -23,23 +25,33 @@ from dtvla_ros.policy.manifest import GRAPHS
 KINDS = ('fp32', 'int8', 'w8a8', 'int4')
 BLOCK = 128  # weights that share a scale, at most
 BLOCK_INT4 = 32
+SMALLEST_BLOCK = 16  # that MatMulNBits knows
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy level: rows become int8 too, block by block
 _HEADS = ('head_below', 'head_bins', 'head_above')
+_NORMS = ('RMSNormalization', 'LayerNormalization')
 _COARSE = ('gate_up', 'down')  # what int4 stores in four bits: nine tenths of the weights
 
 
 def quantize(graphs: Mapping[str, onnx.ModelProto], config: DecoderConfig,
              kind: str) -> dict[str, onnx.ModelProto]:
-    """Return the graphs with weights of ``kind``; int4 keeps attention and head at int8."""
+    """Return the graphs with weights of ``kind``; the given ones are used up.
+
+    int4 keeps all but the gated layers' matrices at int8.
+    """
     if kind not in KINDS:
         raise UserError(f'weights {kind!r} are none of {", ".join(KINDS)}')
     if kind == 'fp32':
         return dict(graphs)
+    if config.text.width % SMALLEST_BLOCK:
+        raise UserError(f'{kind} weights need a width that is a multiple of {SMALLEST_BLOCK}, '
+                        f'got {config.text.width}; export fp32')
     small = {}
     for name, graph in graphs.items():
         products = _products(graph)
         coarse = [n.name for n in products if kind == 'int4' and n.input[1].endswith(_COARSE)]
-        whole = [n.name for n in products if kind == 'w8a8' and n.input[1] not in _HEADS]
+        normed = {n.output[0] for n in graph.graph.node if n.op_type in _NORMS}
+        whole = [n.name for n in products if kind == 'w8a8' and n.input[0] in normed
+                 and n.input[1] not in _HEADS]
         fine = [n.name for n in products if n.name not in [*coarse, *whole]]
         if whole:
             _integers(graph, whole)
@@ -66,18 +78,29 @@ def _products(graph: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 def _weights_only(graph: onnx.ModelProto, nodes: list[str], bits: int,
                   block: int) -> onnx.ModelProto:
-    from onnxruntime.quantization.matmul_nbits_quantizer import (
-        DefaultWeightOnlyQuantConfig,
-        MatMulNBitsQuantizer,
-    )
+    with _quiet():
+        from onnxruntime.quantization.matmul_nbits_quantizer import (
+            DefaultWeightOnlyQuantConfig,
+            MatMulNBitsQuantizer,
+        )
 
-    logging.getLogger('onnxruntime.quantization.matmul_nbits_quantizer').setLevel(logging.ERROR)
     others = [node.name for node in graph.graph.node if node.name not in nodes]
     quantizer = MatMulNBitsQuantizer(
         graph, nodes_to_exclude=others, algo_config=DefaultWeightOnlyQuantConfig(
             block_size=block, is_symmetric=True, accuracy_level=INT8_ACTIVATIONS, bits=bits))
     quantizer.process()
     return quantizer.model.model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Undo what importing the quantizer does to everybody's logging."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+    logging.getLogger('onnxruntime.quantization.matmul_nbits_quantizer').setLevel(logging.ERROR)
 
 
 def _integers(graph: onnx.ModelProto, names: list[str]) -> None:

@@ -35,7 +35,7 @@ class ExportOptions:
     ``out`` None: ``models/nano`` for a run, beside the policy for a policy. ``name``,
     ``replan_steps`` (actions executed before the next decision) and ``success`` (the JSON of an
     evaluation, whose table goes into the manifest) None: as usual, or as the policy has them.
-    ``weights`` 'fp32', 'int8' or 'int4'.
+    ``weights`` one of ``quantize.KINDS``.
     """
 
     out: Path | None = None
