@@ -1,0 +1,235 @@
+"""The ONNX engine against the decoder it was exported from, phase by phase."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from decoders import small_decoder
+from policies import untrained
+
+from dtvla_ros.engine.export import write_graphs
+from dtvla_ros.engine.onnx_engine import OnnxEngine
+from dtvla_ros.engine.providers import tensorrt_shapes
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.decoder import Cache, HybridDecoder
+from dtvla_ros.policy.visibility import new_rows_mask
+
+
+@dataclass
+class Case:
+    model: HybridDecoder
+    engine: OnnxEngine
+    pixels: np.ndarray
+    prompt: list[int]
+    thought: list[int]
+
+    @torch.inference_mode()
+    def run(self, tokens: list[int]) -> tuple[torch.Tensor, Cache]:
+        ids = torch.tensor([tokens])
+        features = self.model.encode_images(torch.from_numpy(self.pixels)[None])
+        count = len(tokens)
+        mask = torch.from_numpy(new_rows_mask(0, count, len(self.prompt)))
+        hidden, cache = self.model.run(self.model.embed_prompt(ids, features), mask,
+                                       torch.arange(1, count + 1)[None], Cache())
+        return hidden[0], cache
+
+    @torch.inference_mode()
+    def logits(self, thought: list[int]) -> np.ndarray:
+        hidden, _ = self.run([*self.prompt, *thought])
+        return self.model.token_logits(hidden[len(self.prompt) - 1:]).numpy()
+
+    @torch.inference_mode()
+    def act(self, thought: list[int], pending: list[int]) -> np.ndarray:
+        _, cache = self.run([*self.prompt, *thought])
+        x = self.model.embed_action(torch.tensor([pending]))
+        start, count, first = cache.rows, x.shape[1], len(pending) - 1
+        mask = torch.from_numpy(new_rows_mask(start, count, len(self.prompt), start + first))
+        hidden, _ = self.model.run(
+            x, mask, torch.arange(start + 1, start + count + 1)[None], cache)
+        slots = hidden[0, first:first + self.model.config.slots]
+        return self.model.action_logits(slots).numpy()
+
+    def banned(self) -> np.ndarray:
+        ids = self.model.config.ids
+        out = np.zeros(self.model.config.text.vocabulary, bool)
+        out[ids.bins_first:ids.bins_last + 1] = True
+        out[ids.eos] = True
+        return out
+
+    def choices(self, thought: list[int]) -> np.ndarray:
+        return np.where(self.banned(), -np.inf, self.logits(thought)).argmax(-1)
+
+
+def make_case(model: HybridDecoder, folder) -> Case:
+    write_graphs(model, folder)
+    config, ids, rng = model.config, model.config.ids, np.random.default_rng(5)
+    size = config.vision.image_size
+    pixels = rng.uniform(-1, 1, (len(config.vision.cameras), 3, size, size)).astype(np.float32)
+    words = [i for i in range(config.text.vocabulary)
+             if i != ids.image and not ids.bins_first <= i <= ids.bins_last]
+    said = rng.choice(words, 16).tolist()
+    prompt = [*[ids.image] * config.image_tokens, ids.bos, *said[:5], ids.semicolon, ids.newline]
+    engine = OnnxEngine(folder, config)
+    case = Case(model, engine, pixels, prompt, [ids.think, *said[5:]])
+    engine.forbid(case.banned())
+    return case
+
+
+@pytest.fixture(scope='module', params=['nano', 'shared', 'grouped', 'last'])
+def case(request, tmp_path_factory) -> Case:
+    if request.param == 'nano':
+        model, _ = untrained()
+    elif request.param == 'last':  # the action ids end the vocabulary
+        old = small_decoder(1)
+        text = replace(old.config.text, vocabulary=old.config.ids.bins_last + 1)
+        model = HybridDecoder(replace(old.config, text=text))
+    else:
+        model = small_decoder(1 if request.param == 'shared' else 2)
+    return make_case(model, tmp_path_factory.mktemp(request.param))
+
+
+def test_features(case):
+    with torch.inference_mode():
+        want = case.model.encode_images(torch.from_numpy(case.pixels)[None])[0]
+    np.testing.assert_allclose(case.engine.see(case.pixels).numpy(), want, atol=1e-4)
+
+
+def test_logits(case):
+    features = case.engine.see(case.pixels)
+    got = case.engine.logits(case.prompt, features, case.thought)
+    np.testing.assert_allclose(got, case.logits(case.thought), atol=2e-4)
+
+
+def test_a_thought_in_one_pass_and_word_by_word(case):
+    want = case.choices(case.thought)
+    features = case.engine.see(case.pixels)
+    chosen, cache = case.engine.prefill(case.prompt, features, case.thought)
+    assert chosen.tolist() == want.tolist() and cache.count == len(case.prompt + case.thought)
+    chosen, cache = case.engine.prefill(case.prompt, features)
+    steps = [int(chosen[0])]
+    for token in case.thought:
+        chosen, cache = case.engine.think(cache, [token])
+        steps.append(int(chosen[0]))
+    assert steps == want.tolist()
+
+
+def test_one_cache_is_continued_twice(case):
+    features = case.engine.see(case.pixels)
+    _, start = case.engine.prefill(case.prompt, features)
+    other = [*case.thought[:2], *reversed(case.thought)]
+    for thought in (case.thought, other, case.thought):
+        chosen, _ = case.engine.think(start, thought)
+        assert chosen.tolist() == case.choices(thought)[1:].tolist()
+
+
+def test_rewind(case):
+    features = case.engine.see(case.pixels)
+    wrong = [*case.thought[:4], *reversed(case.thought)]
+    _, cache = case.engine.prefill(case.prompt, features, wrong)
+    cache = case.engine.rewind(cache, len(wrong) - 4)
+    chosen, cache = case.engine.think(cache, case.thought[4:])
+    assert chosen.tolist() == case.choices(case.thought)[5:].tolist()
+    pending = [case.thought[-1], case.model.config.ids.action]
+    np.testing.assert_allclose(case.engine.act(case.engine.rewind(cache, 1), pending),
+                               case.act(case.thought[:-1], pending), atol=2e-4)
+
+
+def test_act_leaves_the_cache_as_it_was(case):
+    action = case.model.config.ids.action
+    _, cache = case.engine.prefill(case.prompt, case.engine.see(case.pixels), case.thought)
+    first = case.engine.act(cache, [action])
+    np.testing.assert_allclose(first, case.act(case.thought, [action]), atol=2e-4)
+    np.testing.assert_array_equal(case.engine.act(cache, [action]), first)
+
+
+def test_write(case):
+    features = case.engine.see(case.pixels)
+    chosen, cache = case.engine.prefill(case.prompt, features)
+    tokens, asked = [int(chosen[0])], []
+    cache = case.engine.write(cache, tokens, lambda t: asked.append(len(t)) or len(t) == 7)
+    assert asked == [2, 3, 4, 5, 6, 7]
+    assert cache.count == len(case.prompt) + 6
+    assert tokens == case.choices(tokens[:-1]).tolist()
+
+
+def test_forbid(case):
+    features = case.engine.see(case.pixels)
+    chosen, _ = case.engine.prefill(case.prompt, features)
+    banned = case.banned()
+    banned[chosen[0]] = True
+    case.engine.forbid(banned)
+    second, _ = case.engine.prefill(case.prompt, features)
+    want = np.where(banned, -np.inf, case.logits([])).argmax(-1)
+    assert second.tolist() == want.tolist() != chosen.tolist()
+    case.engine.forbid(case.banned())
+
+
+def test_buffers_grow(case):
+    rows = case.engine._capacity
+    word = case.thought[-1]
+    _, cache = case.engine.prefill(case.prompt, case.engine.see(case.pixels), case.thought)
+    grown, cache = case.engine.think(cache, [word] * rows)
+    assert case.engine._capacity > rows
+    assert grown[-5:].tolist() == case.choices([*case.thought, *[word] * rows])[-5:].tolist()
+
+
+def test_a_prompt_with_too_few_image_ids(case):
+    with pytest.raises(ValueError, match='image ids'):
+        case.engine.prefill(case.prompt[1:], case.engine.see(case.pixels))
+
+
+@pytest.fixture(scope='module')
+def small_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('small')
+    write_graphs(small_decoder(1), folder)
+    return folder
+
+
+@pytest.mark.parametrize(('provider', 'missing'), [
+    ('cuda', 'CUDAExecutionProvider'), ('tensorrt', 'TensorrtExecutionProvider')])
+def test_a_missing_provider_is_named_once(small_folder, caplog, provider, missing):
+    if missing in onnxruntime.get_available_providers():
+        pytest.skip(f'{missing} is here')
+    model = small_decoder(1)
+    with caplog.at_level(logging.INFO):
+        engine = OnnxEngine(small_folder, model.config, provider=provider)
+    records = [r.getMessage() for r in caplog.records if r.name.endswith('providers')]
+    assert len(records) == 1
+    assert missing in records[0] and 'pip install onnxruntime-gpu' in records[0]
+    assert np.isfinite(_blind_logits(model, engine)).all()
+
+
+def _blind_logits(model: HybridDecoder, engine: OnnxEngine) -> np.ndarray:
+    config = model.config
+    size = config.vision.image_size
+    prompt = [*[config.ids.image] * config.image_tokens, config.ids.semicolon, config.ids.newline]
+    pixels = np.zeros((len(config.vision.cameras), 3, size, size), np.float32)
+    return engine.logits(prompt, engine.see(pixels), [config.ids.think])
+
+
+def test_auto_is_quiet_on_a_machine_without_a_gpu(small_folder, caplog):
+    if 'CUDAExecutionProvider' in onnxruntime.get_available_providers():
+        pytest.skip('CUDA is here')
+    OnnxEngine(small_folder, small_decoder(1).config, provider='auto')
+    assert not caplog.records
+
+
+def test_profiles_name_every_input_whose_length_varies(small_folder):
+    config = small_decoder(1).config
+    profiles = tensorrt_shapes(config, 400)
+    for graph, profile in profiles.items():
+        session = onnxruntime.InferenceSession(small_folder / graph)
+        varying = {value.name for value in session.get_inputs()
+                   if any(isinstance(size, str) for size in value.shape)}
+        for shapes in profile.values():
+            assert {entry.split(':')[0] for entry in shapes.split(',')} == varying
+
+
+def test_an_unknown_provider(tmp_path):
+    with pytest.raises(UserError, match="provider 'tpu'"):
+        OnnxEngine(tmp_path, small_decoder(1).config, provider='tpu')
