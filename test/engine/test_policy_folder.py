@@ -66,16 +66,59 @@ def test_decision(folder):
     assert not banned[list(decision.thought_tokens[1:])].any()
     assert heard[-1] == decision.reasoning and len(heard[0]) <= len(heard[-1])
     assert set(decision.timings) == {'prepare', 'see', 'prefill', 'think', 'act'}
+    written = len(decision.thought_tokens) - (1 if decision.outcome == 'complete' else 2)
+    assert decision.drafting.passes == written and decision.drafting.proposed == 0
     again = policy.decide(observation())
     assert again.thought_tokens == decision.thought_tokens
     np.testing.assert_array_equal(again.chunk, decision.chunk)
+    assert again.drafting.passes == 1 and again.drafting.accepted == again.drafting.proposed
+
+
+def test_drafts_change_no_decision(folder):
+    engine, transform, _ = load_policy(folder)
+    with_drafts, without = (ThinkAct(engine, transform, draft=d) for d in (True, False))
+    for seed in (0, 0, 1, 0, 2):
+        mine, theirs = (p.decide(observation(seed)) for p in (with_drafts, without))
+        assert mine.thought_tokens == theirs.thought_tokens
+        np.testing.assert_array_equal(mine.chunk, theirs.chunk)
+
+
+def test_a_frozen_thought_is_kept(folder):
+    engine, transform, _ = load_policy(folder)
+    policy, own = ThinkAct(engine, transform, 'frozen', keep=3), ThinkAct(engine, transform)
+    thoughts = [policy.decide(observation(seed)).thought_tokens for seed in range(7)]
+    fresh = [own.decide(observation(seed)).thought_tokens for seed in range(7)]
+    assert len(set(fresh)) > 1
+    assert thoughts == [fresh[0]] * 3 + [fresh[3]] * 3 + [fresh[6]]
+
+
+def test_a_swapped_thought_is_of_another_frame(folder):
+    engine, transform, _ = load_policy(folder)
+    policy, own = ThinkAct(engine, transform, 'swapped', seed=4), ThinkAct(engine, transform)
+    ids = transform.config.ids
+    fresh = [own.decide(observation(seed)).thought_tokens for seed in range(5)]
+    for seed in range(5):
+        decision = policy.decide(observation(seed))
+        if seed == 0:
+            assert decision.thought_tokens == (ids.think, ids.think_end)
+            continue
+        others = set(fresh[:seed]) - {fresh[seed]}
+        assert decision.thought_tokens in (others or {(ids.think, ids.think_end)})
+        # The actions follow the thought that is reported, over this frame's images.
+        prompt = transform.prompt_ids(observation(seed).instruction, observation(seed))
+        features = engine.see(transform.pixels(observation(seed).images))
+        _, cache = engine.prefill(prompt, features, decision.thought_tokens)
+        bins = engine.act(cache, [ids.action]).argmax(-1) + ids.bins_first
+        np.testing.assert_array_equal(bins, decision.action_tokens)
 
 
 def test_a_cut_thought_says_so(folder):
     engine, transform, _ = load_policy(folder)
     for cap in ({'max_thought_tokens': 3}, {'max_think_seconds': 1e-6}):
         policy = ThinkAct(engine, transform, **cap)
-        policy._banned[transform.config.ids.think_end] = True
+        banned = banned_in_thought(transform.config.ids, transform.config.text.vocabulary)
+        banned[transform.config.ids.think_end] = True
+        engine.forbid(banned)
         decision = policy.decide(observation())
         assert decision.outcome == 'cut'
         assert decision.thought_tokens[-1] == transform.config.ids.think_end
@@ -91,6 +134,7 @@ def test_random_thoughts_differ_and_follow_the_seed(folder):
 
 @pytest.mark.parametrize(('options', 'word'), [
     ({'mode': 'loud'}, 'loud'), ({'max_thought_tokens': 0}, 'at least 1'),
+    ({'keep': 0}, 'keep'),
     ({'max_think_seconds': 0.0}, 'positive')])
 def test_bad_options(folder, options, word):
     engine, transform, _ = load_policy(folder)
