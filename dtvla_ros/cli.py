@@ -89,8 +89,8 @@ def evaluate(
     tasks: Tasks = None,
     episodes: Annotated[int, typer.Option(min=1, help='Episodes per task.')] = 50,
     mode: Annotated[
-        str, typer.Option(help='Thought: full, masked, random, swapped or frozen; replay: no policy, '
-                          'eyes closed.')
+        str, typer.Option(help='Thought: full, masked, random, swapped or frozen; replay: no '
+                          'policy, eyes closed.')
     ] = 'full',
     engine: Annotated[str, typer.Option(help='onnx or torch.')] = 'onnx',
     workers: Workers = 2,
@@ -203,11 +203,15 @@ def collect(
         int, typer.Option(help='Keep every k-th control step as a frame.')] = 2,
     chunk: Annotated[int, typer.Option(min=1, help='Actions stored with each frame.')] = 8,
     noise: Annotated[float, typer.Option(min=0.0, help='Strength of the injected noise.')] = 1.0,
-    clean_share: Annotated[float, typer.Option(help='Episodes without noise.')] = 0.15,
-    drop_share: Annotated[float, typer.Option(help='Episodes that lose the object once.')] = 0.12,
-    shove_share: Annotated[float, typer.Option(help='Episodes shoved aside once.')] = 0.12,
-    short_share: Annotated[float, typer.Option(help='Only the first second, anywhere.')] = 0.0,
-    look_share: Annotated[float, typer.Option(help='One frame for each task, anywhere.')] = 0.0,
+    clean_share: Annotated[float, typer.Option(help='Demonstrations without noise.')] = 0.15,
+    drop_share: Annotated[
+        float, typer.Option(help='Demonstrations that lose the object once.')] = 0.12,
+    shove_share: Annotated[
+        float, typer.Option(help='Demonstrations shoved aside once.')] = 0.12,
+    short_share: Annotated[
+        float, typer.Option(help='Episodes of the first second only, anywhere.')] = 0.0,
+    look_share: Annotated[
+        float, typer.Option(help='Episodes of one frame for each task, anywhere.')] = 0.0,
 ) -> None:
     """Record the scripted experts into a LeRobot v3.0 dataset.
 
@@ -219,8 +223,8 @@ def collect(
 
     `dtvla collect --episodes 1200 --workers 2 --out data/tabletop`
 
-    `dtvla collect --seed 1 --clean-share 0 --drop-share 0 --shove-share 0 --look-share 1
-    --episodes 3000 --out data/looks` teaches to look, a dozen times cheaper
+    `dtvla collect --seed 1 --look-share 1 --episodes 1200 --out data/looks` teaches to look, a
+    dozen times cheaper
     """
     from dtvla_ros.training.collect import CollectOptions
     from dtvla_ros.training.collect import collect as run
@@ -300,7 +304,7 @@ def export(
         typer.Option(help='Folder of the new policy. [default: models/nano for a run, else the '
                      "policy's with the weights' kind behind]", file_okay=False),
     ] = None,
-    weights: Annotated[str, typer.Option(help='fp32, int8 or int4.')] = 'fp32',
+    weights: Annotated[str, typer.Option(help='fp32, int8, w8a8 or int4.')] = 'fp32',
     name: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="The policy's name. [default: nano, or as it is]"),
@@ -424,7 +428,7 @@ def bench(
         help='nano, bench-60m or deepthinkvla-3b; random weights.')] = 'bench-60m',
     engine: Annotated[str, typer.Option(help='torch, onnx or both, with a comma.')] = 'torch',
     weights: Annotated[str, typer.Option(
-        help='fp32, int8, int4 (onnx); with commas. On cuda: bf16.')] = 'fp32,int8',
+        help='fp32, int8; onnx also w8a8, int4; with commas. On cuda: bf16.')] = 'fp32,int8',
     device: Annotated[str, typer.Option(help='cpu or cuda.')] = 'cpu',
     threads: Annotated[int, typer.Option(min=1, help='CPU threads.')] = 2,
     rounds: Annotated[int, typer.Option(min=1, help='Decisions of each kind.')] = 7,

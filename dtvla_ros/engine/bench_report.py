@@ -14,7 +14,7 @@ from dtvla_ros.engine.engine import Engine
 from dtvla_ros.engine.geometry import GEOMETRIES
 from dtvla_ros.errors import UserError
 
-WEIGHTS = {'torch': ('fp32', 'int8'), 'onnx': ('fp32', 'int8', 'int4')}
+WEIGHTS = {'torch': ('fp32', 'int8'), 'onnx': ('fp32', 'int8', 'w8a8', 'int4')}
 TITLES = {'fresh': 'think + act, fresh thought', 'draft': 'think + act, draft accepted',
           'masked': 'masked thought'}
 

@@ -54,7 +54,7 @@ def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1, device
     if device == 'cpu':
         torch.set_num_threads(threads)
     model = load_model(manifest.config, weights, device, getattr(torch, dtype or '', None))
-    return TorchEngine(model), transform, manifest
+    return TorchEngine(model, release=True), transform, manifest
 
 
 def load_think_act(path: Path | str, engine: str = 'onnx', threads: int = 1, device: str = 'cpu',
