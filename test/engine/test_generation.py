@@ -123,9 +123,9 @@ def test_action_pass(weights):
     sequence = data['in.input_ids'][0].tolist()
     end = _end_of_prompt(sequence, engine.config.ids)
     features = engine.see(data['in.pixel_values'].numpy())
-    rows = engine.logits(sequence[:end], features, sequence[end:])
+    rows = engine.logits(sequence[:end], features, sequence[end:-1])  # rows P-1 .. A-1
     want = data[f'{weights}.cot_row_logits']
-    np.testing.assert_allclose(rows[:len(want)], want, atol=1e-4)
+    np.testing.assert_allclose(rows, want[:len(rows)], atol=1e-4)
     _, cache = engine.prefill(sequence[:end], features, sequence[end:-1])
     logits = engine.act(cache, sequence[-1:])
     np.testing.assert_allclose(logits, data[f'{weights}.action_logits'], atol=1e-4)
