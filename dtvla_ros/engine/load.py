@@ -12,22 +12,23 @@ from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.policy.vocabulary import load_tokenizer
 
 ENGINES = ('onnx', 'torch')
+DEVICES = ('cpu', 'cuda', 'tensorrt', 'auto')
 DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1, device: str = 'cpu',
-                dtype: str | None = None, provider: str = 'cpu',
-                ) -> tuple[Engine, PolicyTransform, PolicyManifest]:
+                dtype: str | None = None) -> tuple[Engine, PolicyTransform, PolicyManifest]:
     """Load a policy folder; every file is hashed before it is parsed.
 
-    ``engine`` 'onnx' imports no torch and runs with ``threads`` threads on ``provider`` ('cpu',
-    'cuda', 'tensorrt' or 'auto'; the CPU where it is not there); 'torch' runs on ``device`` in
-    ``dtype`` (None: float32 on the CPU, elsewhere as stored). Raises ``UserError``
-    naming the file and what is wrong with it.
+    ``device`` is one of ``DEVICES``; on the CPU ``threads`` threads are used. ``engine`` 'onnx'
+    imports no torch; without the GPU that is asked for it logs why and runs on the CPU. 'torch'
+    runs in ``dtype`` (None: float32 on the CPU, elsewhere as stored) and knows no TensorRT.
+    Raises ``UserError`` naming the file or value and what is wrong with it.
     """
     folder = Path(path)
-    if engine not in ENGINES:
-        raise UserError(f'engine {engine!r} is none of {", ".join(ENGINES)}')
+    for what, value, known in (('engine', engine, ENGINES), ('device', device, DEVICES)):
+        if value not in known:
+            raise UserError(f'{what} {value!r} is none of {", ".join(known)}')
     if dtype not in (None, *DTYPES):
         raise UserError(f'type {dtype!r} is none of {", ".join(DTYPES)}')
     manifest = PolicyManifest.read(folder)
@@ -45,12 +46,17 @@ def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1, device
             manifest.verified(folder, name)
         from dtvla_ros.engine.onnx_engine import OnnxEngine
 
-        return OnnxEngine(folder, manifest.config, threads, provider), transform, manifest
+        return OnnxEngine(folder, manifest.config, threads, device), transform, manifest
     import torch
 
     from dtvla_ros.engine.torch_engine import TorchEngine
     from dtvla_ros.policy.checkpoint import load_model
 
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if device == 'tensorrt' or (device == 'cuda' and not torch.cuda.is_available()):
+        raise UserError(f'device {device!r}: the torch engine does not have it here; use cpu, or '
+                        'cuda with a CUDA build of torch, or the engine onnx')
     if device == 'cpu':
         torch.set_num_threads(threads)
     model = load_model(manifest.config, weights, device, getattr(torch, dtype or '', None))

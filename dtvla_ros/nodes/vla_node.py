@@ -34,6 +34,7 @@ from dtvla_ros.safety.watchdog import Watchdog
 HEARTBEAT_PERIOD = 0.025  # the gate gives up after 0.1 s of silence
 STOP_WITHOUT_INPUT = 5.0
 CAMERAS = ('primary', 'wrist')
+DEVICES = ('cpu', 'cuda', 'tensorrt', 'auto')
 STARVING = 3  # repetitions of one moment after which a new decision is made in mid-chunk
 UNFINISHED = '…'
 OSC_CONTRACT = ('OSC_POSE', osc.METRES_PER_UNIT, osc.RADIANS_PER_UNIT, osc.GRIPPER_CLOSED)
@@ -125,7 +126,8 @@ class VlaNode(ros.Node):
         path = declare(self, 'policy', 'models/nano', 'folder of the policy, its manifest inside')
         engine = declare(self, 'engine', 'onnx', 'what runs it', choices=('onnx', 'torch'))
         mode = declare(self, 'mode', 'full', 'the thought', choices=MODES)
-        threads = declare(self, 'threads', 1, 'threads of the engine', low=1)
+        device = declare(self, 'device', 'cpu', 'where it runs', choices=DEVICES)
+        threads = declare(self, 'threads', 1, 'threads of the engine on a CPU', low=1)
         tokens = declare(
             self, 'max_thought_tokens', 0,
             'length at which a thought is cut; 0: as the policy says', low=0)
@@ -138,7 +140,8 @@ class VlaNode(ros.Node):
             from dtvla_ros.engine.think_act import ThinkAct
             from dtvla_ros.share import find
 
-            loaded, transform, manifest = load_policy(find(path), engine=engine, threads=threads)
+            loaded, transform, manifest = load_policy(
+                find(path), engine=engine, threads=threads, device=device)
             cameras = tuple(transform.config.vision.cameras)
             if cameras != CAMERAS:
                 raise UserError(f'{path} wants cameras {cameras}; this node has {CAMERAS}')
@@ -155,7 +158,7 @@ class VlaNode(ros.Node):
                 loaded, transform, mode=mode,
                 max_thought_tokens=tokens or manifest.max_thought_tokens,
                 max_think_seconds=self._deadline, seed=seed, keep=keep).decide
-            self.get_logger().info(f'policy {path} loaded, {engine}, {mode} thought')
+            self.get_logger().info(f'policy {path} loaded, {engine} on {device}, {mode} thought')
             return decide
 
         return load
