@@ -8,6 +8,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from dtvla_ros.cli.arguments import Json, names
+from dtvla_ros.cli.models import app as models_app
 from dtvla_ros.errors import UserError
 from dtvla_ros.middleware.topic_cli import app as topic_app
 
@@ -21,15 +23,12 @@ app = typer.Typer(
     context_settings={'help_option_names': ['-h', '--help']},
 )
 app.add_typer(topic_app)
+app.add_typer(models_app)
 
 Suite = Annotated[str, typer.Option(help='Scenes and tasks.')]
 Tasks = Annotated[
     Optional[str],  # noqa: UP045 - typer reads this annotation at run time on Python 3.10
     typer.Option(help='Comma-separated task names. [default: all of the suite]'),
-]
-Json = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option('--json', help='Write the result here.', dir_okay=False),
 ]
 Workers = Annotated[int, typer.Option(min=1, help='Processes, one simulator each.')]
 
@@ -74,7 +73,7 @@ def demo(
     from dtvla_ros.demo.run import run_demo
 
     try:
-        run_demo(policy, _names(tasks), episodes, seed, out, mode=mode, engine=engine)
+        run_demo(policy, names(tasks), episodes, seed, out, mode=mode, engine=engine)
     except NodeDied as error:
         print(f'error: {error}', file=sys.stderr)
         raise typer.Exit(1) from None
@@ -130,7 +129,7 @@ def evaluate(
     from dtvla_ros.evaluation.command import evaluate_policy
 
     evaluate_policy(
-        policy=policy, suite=suite, tasks=_names(tasks), episodes=episodes, mode=mode,
+        policy=policy, suite=suite, tasks=names(tasks), episodes=episodes, mode=mode,
         engine=engine, workers_count=workers, seed=seed, replan_steps=replan, video=video,
         journal=resume, json_file=json_file,
     )
@@ -184,7 +183,7 @@ def experts(
     from dtvla_ros.evaluation.command import evaluate_experts
 
     evaluate_experts(
-        suite=suite, tasks=_names(tasks), episodes=episodes, noise=noise,
+        suite=suite, tasks=names(tasks), episodes=episodes, noise=noise,
         workers_count=workers, seed=seed, json_file=json_file,
     )
 
@@ -230,7 +229,7 @@ def collect(
     from dtvla_ros.training.collect import collect as run
 
     info = run(out, CollectOptions(
-        suite=suite, tasks=_names(tasks), episodes=episodes, seed=seed,
+        suite=suite, tasks=names(tasks), episodes=episodes, seed=seed,
         camera_every=camera_every, chunk=chunk, noise=noise, clean_share=clean_share,
         drop_share=drop_share, shove_share=shove_share, short_share=short_share,
         look_share=look_share), workers)
@@ -295,182 +294,6 @@ def train_sft(
     print(f'{out}: trained; next: dtvla export {out} --out models/nano')
 
 
-@app.command()
-def export(
-    source: Annotated[Path, typer.Argument(
-        help='Folder of a training run or of a policy.', file_okay=False)],
-    out: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='Folder of the new policy. [default: models/nano for a run, else the '
-                     "policy's with the weights' kind behind]", file_okay=False),
-    ] = None,
-    weights: Annotated[str, typer.Option(help='fp32, int8, w8a8 or int4.')] = 'fp32',
-    name: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="The policy's name. [default: nano, or as it is]"),
-    ] = None,
-    replan_steps: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=1, help='Actions executed per decision. [default: 6, or as it is]'),
-    ] = None,
-    success: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='JSON of an evaluation, put into the manifest.', dir_okay=False),
-    ] = None,
-) -> None:
-    """Turn a training run or a policy into a policy folder: weights, ONNX graphs, hashes.
-
-    The graphs are compared with the float32 model before anything is written; quantised
-    weights that stray too far are refused.
-
-    **Examples**
-
-    `dtvla export runs/nano --out models/nano`
-
-    `dtvla export models/nano --weights int8 --out models/nano-int8`
-
-    `dtvla export runs/nano --success out/eval.json`
-    """
-    from dtvla_ros.training.finish import ExportOptions
-    from dtvla_ros.training.finish import export as run
-
-    folder, parity = run(source, ExportOptions(out, name, replan_steps, success, weights))
-    print(f'{folder}: {parity}')
-
-
-@app.command()
-def inspect(
-    path: Annotated[Path, typer.Argument(
-        help='Policy, checkpoint or adapter folder, or a .safetensors file.')],
-    hashes: Annotated[
-        bool, typer.Option('--hash', help='Check the large files of a policy too.')] = False,
-    json_file: Json = None,
-) -> None:
-    """Show what a policy or checkpoint is made of, and what is missing to run it.
-
-    Of the weights only headers are read, so the size does not matter.
-
-    **Examples**
-
-    `dtvla inspect models/nano --hash`
-
-    `dtvla inspect deepthinkvla_libero_cot_rl --json out/inspect.json`
-
-    `dtvla inspect deepthinkvla_libero_cot_rl/model-00001-of-00002.safetensors`
-    """
-    from dtvla_ros import share
-    from dtvla_ros.policy.inspection import inspect as look
-    from dtvla_ros.policy.inspection import write_json
-    from dtvla_ros.policy.inspection_tables import show
-
-    found = look(share.find(path), hashes)
-    show(found)
-    if json_file is not None:
-        write_json(json_file, found)
-
-
-@app.command()
-def convert(
-    path: Annotated[Path, typer.Argument(help='Downloaded checkpoint folder.', file_okay=False)],
-    cameras: Annotated[
-        str, typer.Option(help='Comma-separated names, in the order of training.')
-    ] = 'primary,wrist',
-    name: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="The policy's name. [default: the folder's]"),
-    ] = None,
-    license: Annotated[  # noqa: A002
-        str, typer.Option(help='Licence of the weights, as their publisher states it.')
-    ] = 'not stated',
-    statistics: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='Action statistics. [default: norm_stats.json]', dir_okay=False),
-    ] = None,
-    suite_key: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help='Which suite, where the statistics hold several.'),
-    ] = None,
-    adapter: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='LoRA adapter merged into the weights.', file_okay=False),
-    ] = None,
-    out: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='Folder of the merged policy, with --adapter.', file_okay=False),
-    ] = None,
-    force: Annotated[
-        bool, typer.Option('--force', help='Replace a manifest that is there already.')] = False,
-) -> None:
-    """Make a downloaded DeepThinkVLA checkpoint a policy: a manifest with hashes beside it.
-
-    Names and shapes of all weights, the tokenizer and the statistics are checked first.
-
-    **Examples**
-
-    `dtvla convert deepthinkvla_libero_cot_rl`
-
-    `dtvla convert deepthinkvla_libero_cot_rl --statistics norm_stats.json --suite-key libero_10`
-
-    `dtvla convert deepthinkvla_base --adapter runs/lora --out models/merged`
-    """
-    from dtvla_ros.engine.convert import ConvertOptions
-    from dtvla_ros.engine.convert import convert as run
-
-    manifest = run(path, ConvertOptions(
-        _names(cameras), name, license, statistics, suite_key, adapter, out, force))
-    print(f'{out or path}: {manifest.name}, {len(manifest.files)} files hashed; next: '
-          f'dtvla inspect {out or path}')
-
-
-@app.command()
-def bench(
-    geometry: Annotated[str, typer.Option(
-        help='nano, bench-60m or deepthinkvla-3b; random weights.')] = 'bench-60m',
-    engine: Annotated[str, typer.Option(help='torch, onnx or both, with a comma.')] = 'torch',
-    weights: Annotated[str, typer.Option(
-        help='fp32, int8; onnx also w8a8, int4; with commas. On cuda: bf16.')] = 'fp32,int8',
-    device: Annotated[str, typer.Option(help='cpu or cuda.')] = 'cpu',
-    threads: Annotated[int, typer.Option(min=1, help='CPU threads.')] = 2,
-    rounds: Annotated[int, typer.Option(min=1, help='Decisions of each kind.')] = 7,
-    thought: Annotated[int, typer.Option(min=2, help='Length of the thought.')] = 73,
-    published: Annotated[bool, typer.Option(help='Measure the published scheme beside.')] = True,
-    compile: Annotated[  # noqa: A002
-        bool, typer.Option('--compile', help='Compile the token loop of the torch engine (needs a '
-                           'C++ compiler; always on cuda).')] = False,
-    json_file: Json = None,
-    plot: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='Draw the decisions here (PNG; needs matplotlib).', dir_okay=False),
-    ] = None,
-) -> None:
-    """Measure how fast engines decide, beside the published scheme, and how far from the limit.
-
-    All contenders share the weights and take turns in one process. The published scheme writes
-    its thought with a generic generate loop and then runs everything a second time. Times are
-    only good on an idle machine; ratios are taken within the run.
-
-    **Examples**
-
-    `dtvla bench --geometry bench-60m --json out/bench.json --plot out/bench.png`
-
-    `dtvla bench --engine torch,onnx --weights int8`
-
-    `dtvla bench --geometry deepthinkvla-3b --device cuda`
-    """
-    from dtvla_ros.engine.bench import BenchOptions
-    from dtvla_ros.engine.bench_report import bench as run
-    from dtvla_ros.engine.bench_report import contenders
-
-    run(BenchOptions(
-        geometry=geometry, engines=contenders(engine, weights, device), device=device,
-        threads=threads, rounds=rounds, thought_tokens=thought, published=published),
-        True if compile else None, json_file, plot)
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in (text or '').split(',') if name.strip())
-
-
 def main() -> None:
     """Run a command; bad input is one line on standard error and exit code 2."""
     try:
@@ -495,7 +318,3 @@ def main() -> None:
 def _refuse(message: str) -> None:
     print('error: ' + ' '.join(message.split()), file=sys.stderr)
     raise SystemExit(2)
-
-
-if __name__ == '__main__':
-    main()

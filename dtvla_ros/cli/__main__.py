@@ -1,0 +1,5 @@
+"""Lets ``python -m dtvla_ros.cli`` run the command."""
+
+from dtvla_ros.cli import main
+
+main()
