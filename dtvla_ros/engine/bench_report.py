@@ -20,19 +20,25 @@ TITLES = {'fresh': 'think + act, fresh thought', 'draft': 'think + act, draft ac
 
 
 def contenders(engines: str, weights: str, device: str) -> tuple[str, ...]:
-    """Return names such as 'torch int8' for comma-separated choices; refuse what there is not."""
+    """Return names such as 'torch int8' for comma-separated choices; refuse what there is not.
+
+    A GPU is measured with torch in bfloat16: the ONNX graphs are float32 ones.
+    """
     names = []
     for engine in (e.strip() for e in engines.split(',') if e.strip()):
         if engine not in WEIGHTS:
             raise UserError(f'--engine {engine}: there is {", ".join(WEIGHTS)}')
         if device != 'cpu':
-            names.append(f'{engine} bf16')
+            names += ['torch bf16'] if engine == 'torch' else []
             continue
         for kind in (w.strip() for w in weights.split(',') if w.strip()):
             if kind not in WEIGHTS[engine]:
                 raise UserError(f'--weights {kind}: the {engine} engine has '
                                 f'{", ".join(WEIGHTS[engine])}')
             names.append(f'{engine} {kind}')
+    if not names:
+        raise UserError(f'--engine {engines} --device {device}: nothing to measure; a GPU is '
+                        'measured with --engine torch')
     return tuple(names)
 
 
@@ -53,7 +59,9 @@ def engine_maker(options: BenchOptions, folder: Path, compiled: bool | None,
         if kind == 'torch':
             from dtvla_ros.engine.torch_engine import TorchEngine
 
-            return TorchEngine(model, int8=weights == 'int8', compile=compiled)
+            # Alone it may take the weights over; beside others they are needed as they are.
+            alone = not options.published and len(options.engines) == 1
+            return TorchEngine(model, int8=weights == 'int8', release=alone, compile=compiled)
         from dtvla_ros.engine.export import write_graphs
         from dtvla_ros.engine.onnx_engine import OnnxEngine
 

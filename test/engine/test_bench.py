@@ -80,4 +80,6 @@ def test_bad_geometry_and_device():
         bench_report.bench(BenchOptions(device='tpu'))
     assert bench_report.contenders('torch,onnx', 'fp32,int8', 'cpu') == (
         'torch fp32', 'torch int8', 'onnx fp32', 'onnx int8')
-    assert bench_report.contenders('torch', 'fp32', 'cuda') == ('torch bf16',)
+    assert bench_report.contenders('torch,onnx', 'fp32', 'cuda') == ('torch bf16',)
+    with pytest.raises(UserError, match='nothing to measure'):
+        bench_report.contenders('onnx', 'fp32', 'cuda')
