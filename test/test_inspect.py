@@ -134,8 +134,9 @@ def test_inspection_of_a_checkpoint(copy, monkeypatch, capsys, tmp_path):
     for word in (f'{total:,}', 'as released', '-0.70446', 'OSC_POSE', 'bins first',
                  'dtvla convert', SHARD):
         assert word in said, word
-    code, _, error = dtvla(monkeypatch, capsys, 'inspect', copy, '--json', tmp_path / 'no' / 'x')
-    assert code == 2 and 'can not be written' in error
+    code, _, error = dtvla(monkeypatch, capsys, 'inspect', copy, '--json',
+                           copy / 'config.json' / 'x')
+    assert code == 2 and 'cannot write' in error
 
 
 def test_inspection_of_one_file_and_of_an_adapter(copy, monkeypatch, capsys):

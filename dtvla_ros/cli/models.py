@@ -75,14 +75,14 @@ def inspect(
     `dtvla inspect deepthinkvla_libero_cot_rl/model-00001-of-00002.safetensors`
     """
     from dtvla_ros import share
+    from dtvla_ros.files import write_json
     from dtvla_ros.policy.inspection import inspect as look
-    from dtvla_ros.policy.inspection import write_json
     from dtvla_ros.policy.inspection_tables import show
 
     found = look(share.find(path), hashes)
     show(found)
     if json_file is not None:
-        write_json(json_file, found)
+        write_json(json_file, found.to_dict())
 
 
 @app.command()
@@ -159,6 +159,10 @@ def bench(
         Optional[Path],  # noqa: UP045
         typer.Option(help='Draw the decisions here (PNG; needs matplotlib).', dir_okay=False),
     ] = None,
+    into: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help='Document whose table of measurements is replaced.', dir_okay=False),
+    ] = None,
 ) -> None:
     """Measure how fast engines decide, beside the published scheme, and how far from the limit.
 
@@ -181,4 +185,4 @@ def bench(
     run(BenchOptions(
         geometry=geometry, engines=contenders(engine, weights, device), device=device,
         threads=threads, rounds=rounds, thought_tokens=thought, published=published),
-        True if compile else None, json_file, plot)
+        True if compile else None, json_file, plot, into)

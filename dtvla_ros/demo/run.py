@@ -15,6 +15,7 @@ from dtvla_ros.evaluation import report
 from dtvla_ros.evaluation.seeds import evaluation_seed
 from dtvla_ros.evaluation.statistics import Rate, latency_summary
 from dtvla_ros.evaluation.video import Caption
+from dtvla_ros.files import write_json
 from dtvla_ros.policy.manifest import PolicyManifest
 
 from .processes import NodeDied, NodeProcesses
@@ -86,7 +87,7 @@ def run_demo(
         recorder.close()
     result = _result(watcher.seen, manifest, policy, time.monotonic() - started)
     result |= {'suite': suite, 'mode': mode, 'engine': engine}
-    report.write_json(out / 'demo.json', result)
+    write_json(out / 'demo.json', result)
     _print_end(screen, result, out)
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from dtvla_ros.engine.bench import PUBLISHED, BenchOptions, run_bench
 from dtvla_ros.engine.engine import Engine
 from dtvla_ros.engine.geometry import GEOMETRIES
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import require_writable, write_between, write_json
 
+BEGIN, END = '<!-- measured by dtvla bench -->', '<!-- end of what was measured -->'
 WEIGHTS = {'torch': ('fp32', 'int8'), 'onnx': ('fp32', 'int8', 'w8a8', 'int4')}
 TITLES = {'fresh': 'think + act, fresh thought', 'draft': 'think + act, draft accepted',
           'masked': 'masked thought'}
@@ -73,22 +76,24 @@ def engine_maker(options: BenchOptions, folder: Path, compiled: bool | None,
 
 
 def bench(options: BenchOptions, compiled: bool | None = None, json_file: Path | None = None,
-          plot_file: Path | None = None) -> dict[str, Any]:
-    """Run the benchmark, print it, write what was asked for; return it."""
-    import json
-    import tempfile
+          plot_file: Path | None = None, into: Path | None = None) -> dict[str, Any]:
+    """Run the benchmark, print it, write what was asked for; return it.
 
+    ``into``: a document whose table is replaced.
+    """
     if options.geometry not in GEOMETRIES:
         raise UserError(f'--geometry {options.geometry}: there is {", ".join(GEOMETRIES)}')
     check_device(options.device)
-    for file in (json_file, plot_file):
+    for file in (json_file, plot_file, into):
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            require_writable(file)
     with tempfile.TemporaryDirectory() as folder:
         result = run_bench(options, engine_maker(options, Path(folder), compiled))
     show(result, Console())
     if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=1) + '\n')
+        write_json(json_file, result)
+    if into is not None:
+        write_between(into, BEGIN, END, markdown(result))
     if plot_file is not None:
         plot(result, plot_file)
     return result
@@ -136,6 +141,38 @@ def show(result: dict[str, Any], console: Console) -> None:
             console.print(f'{name}: {"; ".join(notes)}')
     console.print(f'peak memory of the process, all engines loaded: '
                   f'{result["peak_rss_mb"] / 1024:.2f} GB')
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return decisions and phases as two tables."""
+    machine, runs = result['machine'], result['contenders']
+    lines = [
+        f'{result["options"]["geometry"]}, {result["parameters"] / 1e6:.0f} M parameters, '
+        f'{machine["device"]} ({machine["GB_per_s"]:.0f} GB/s, {machine["GFLOP_per_s"]:.0f} '
+        'GFLOP/s measured). Times faster than the published scheme, median milliseconds:', '',
+        f'| engine | {" | ".join(TITLES.values())} | accepted draft ÷ masked |',
+        '|---|' + '---:|' * (len(TITLES) + 1)]
+    for name, run in runs.items():
+        cells = []
+        for kind in TITLES:
+            row = run['decisions'].get(kind)
+            text = '' if row is None else f'{row["p50_ms"]:.0f} ms'
+            if row is not None and name != PUBLISHED and 'times_faster' in row:
+                text = f'**{row["times_faster"]:.2f}×** {text}'
+            cells.append(text)
+        ratio = f'{run["draft_to_masked"]:.2f}' if 'draft_to_masked' in run else ''
+        lines.append(f'| {name} | {" | ".join(cells)} | {ratio} |')
+    phases = ('see', 'prefill', 'think per token', 'verify', 'act')
+    lines += ['', 'By phase, median milliseconds (in brackets the fp32 limit: the larger of '
+              'arithmetic and bytes):', '',
+              f'| engine | {" | ".join(phases)} |', '|---|' + '---:|' * len(phases)]
+    for name, run in runs.items():
+        if name != PUBLISHED:
+            rows = [run['phases'].get(phase) for phase in phases]
+            lines.append(f'| {name} | ' + ' | '.join(
+                '' if row is None else f'{row["p50_ms"]:.1f} ({row["limit_ms"]:.1f})'
+                for row in rows) + ' |')
+    return '\n'.join(lines)
 
 
 def plot(result: dict[str, Any], file: Path) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import dtvla_sim
-from dtvla_ros import share
+from dtvla_ros import files, share
 from dtvla_ros.engine.engine import MODES
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.manifest import PolicyManifest
@@ -39,7 +39,7 @@ def evaluate_policy(
 
     """
     if json_file is not None:
-        report.require_writable(json_file)
+        files.require_writable(json_file)
     _one_of('mode', mode, (*MODES, 'replay'))
     _one_of('engine', engine, ENGINES)
     seed = evaluation_seed(seed)
@@ -74,7 +74,7 @@ def evaluate_experts(
 ) -> dict[str, Any]:
     """Print the success table of the scripted experts; return what is written."""
     if json_file is not None:
-        report.require_writable(json_file)
+        files.require_writable(json_file)
     names = _known_tasks(suite, tasks)
     summary = _run(
         f'{suite} experts', {'suite': suite, 'experts': True, 'noise': noise}, names,
@@ -130,4 +130,4 @@ def _finish(title: str, summary: dict[str, Any], json_file: Path | None) -> None
     for phase, row in summary['latency'].items():
         console.print(f'{phase:>10}  {row["p50_ms"]:7.1f} ms median {row["p99_ms"]:7.1f} ms p99')
     if json_file is not None:
-        report.write_json(json_file, summary)
+        files.write_json(json_file, summary)

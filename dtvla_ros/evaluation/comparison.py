@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import write_between, write_text
 from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
 
-from .report import write_text
 from .statistics import wilson
 
 BEGIN, END = '<!-- success table, written by dtvla report -->', '<!-- end of success table -->'
@@ -86,26 +86,6 @@ def _cell(row: Mapping[str, Any] | None, interval: bool) -> str:
     return text
 
 
-def write_into(document: Path, table: str) -> None:
-    """Put the table between the document's markers.
-
-    Raises
-    ------
-    UserError
-        If the document or its markers are missing.
-
-    """
-    try:
-        text = document.read_text()
-    except OSError as error:
-        raise UserError(f'cannot read {document}: {error.strerror}') from error
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise UserError(f'{document} lacks the lines "{BEGIN}" and "{END}"')
-    write_text(document, f'{before}{BEGIN}\n{table}\n{END}{after}')
-
-
 def write_manifest(policy: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Put success and simulator versions into the policy's manifest.
 
@@ -138,5 +118,5 @@ def compare(files: Sequence[Path], into: Path | None, policy: Path | None) -> No
     if policy is not None:
         write_manifest(policy, results)
     if into is not None:
-        write_into(into, table)
+        write_between(into, BEGIN, END, table)
     print(table)

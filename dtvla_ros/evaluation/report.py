@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-
-from dtvla_ros.errors import UserError
 
 from .protocol import EpisodeResult
 from .statistics import Rate, latency_summary
@@ -76,42 +70,3 @@ def table(title: str, summary: Mapping[str, Any]) -> Table:
             name, f'{row["rate"]:.0%}', str(row['n']), f'{low:.0%} - {high:.0%}',
             f'{steps:.0f}' if steps else '')
     return view
-
-
-def require_writable(path: Path) -> None:
-    """Find out before the work, not after it, that a result cannot be written.
-
-    Raises
-    ------
-    UserError
-        If ``path`` is a folder or the nearest folder above it is not writable.
-
-    """
-    above = next(p for p in path.absolute().parents if p.exists())
-    if path.is_dir() or not (above.is_dir() and os.access(above, os.W_OK)):
-        raise UserError(f'cannot write {path}; choose another file')
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all; errors as `write_text`."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + '\n')
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all.
-
-    Raises
-    ------
-    UserError
-        If the folder cannot be written.
-
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        with os.fdopen(handle, 'w', encoding='utf-8') as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f'cannot write {path}: {error.strerror}; choose another file') from error

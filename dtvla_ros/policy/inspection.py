@@ -5,7 +5,6 @@ Of weights only headers are read, so that this takes no longer for 6 GB than for
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -122,17 +121,6 @@ def inspect(path: Path | str, hashes: bool = False) -> Inspection:
         return _checkpoint(path)
     raise UserError(f'{path}: holds no {MANIFEST}, {released.CONFIG} or {adapters.CONFIG}; give a '
                     'policy, a checkpoint, an adapter or a .safetensors file')
-
-
-def write_json(path: Path, found: Inspection) -> None:
-    """Write what was found out, in one step."""
-    part = path.with_name(path.name + '.part')
-    try:
-        part.write_text(json.dumps(found.to_dict(), indent=1) + '\n')
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f'{path}: can not be written ({error.strerror}); choose another '
-                        'file') from None
 
 
 def _policy(folder: Path, hashes: bool) -> Inspection:

@@ -50,6 +50,8 @@ def test_what_is_shown(result, tmp_path):
     bench_report.show(result, Console(file=text, width=140))
     json.dumps(result)
     assert 'torch int8' in text.getvalue() and 'times faster' in text.getvalue()
+    table = bench_report.markdown(result)
+    assert '| torch int8 | **' in table and table.count('\n') == 13
     pytest.importorskip('matplotlib')
     bench_report.plot(result, tmp_path / 'bench.png')
     assert (tmp_path / 'bench.png').stat().st_size > 5000

@@ -11,10 +11,10 @@ from dtvla_ros.evaluation.comparison import (
     compare,
     markdown,
     read_results,
-    write_into,
 )
 from dtvla_ros.evaluation.protocol import EpisodeResult
 from dtvla_ros.evaluation.report import summarise, versions
+from dtvla_ros.files import write_between
 
 TASKS = ('stack_the_cube', 'push_the_cube')
 
@@ -50,7 +50,7 @@ def test_document_keeps_what_is_around_the_table(tmp_path):
     assert 'old' not in text
     document.write_text('no markers')
     with pytest.raises(UserError, match=r'README\.md lacks'):
-        write_into(document, 'table')
+        write_between(document, BEGIN, END, 'table')
     assert document.read_text() == 'no markers'
 
 
