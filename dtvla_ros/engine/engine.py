@@ -97,3 +97,13 @@ class Engine(Protocol):
 
         For comparing engines: nothing is forbidden here.
         """
+
+
+def write_by_thinking(engine: Engine, cache: Any, tokens: list[int],
+                      done: Callable[[list[int]], bool]) -> Any:
+    """``Engine.write`` by one ``think`` for each token."""
+    while True:
+        chosen, cache = engine.think(cache, tokens[-1:])
+        tokens.append(int(chosen[0]))
+        if done(tokens):
+            return cache

@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from dtvla_ros.engine.engine import write_by_thinking
 from dtvla_ros.engine.providers import Placement, fallen_back, place
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import DecoderConfig
@@ -103,11 +104,7 @@ class OnnxEngine:
         return chosen, _Rows(cache.count + count, cache.prompt_end)
 
     def write(self, cache: _Rows, tokens: list[int], done: Callable[[list[int]], bool]) -> _Rows:
-        while True:
-            chosen, cache = self.think(cache, tokens[-1:])
-            tokens.append(int(chosen[0]))
-            if done(tokens):
-                return cache
+        return write_by_thinking(self, cache, tokens, done)
 
     def rewind(self, cache: _Rows, count: int) -> _Rows:
         return _Rows(cache.count - count, cache.prompt_end)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dtvla_ros.engine.engine import write_by_thinking
 from dtvla_ros.engine.fused import FusedDecoder
 from dtvla_ros.engine.linear import Int8
 from dtvla_ros.policy.attention import additive
@@ -76,11 +77,7 @@ class TorchEngine:
     def write(self, cache: _Rows, tokens: list[int], done: Callable[[list[int]], bool]) -> _Rows:
         if self._writer is not None:
             return self._write_compiled(cache, tokens, done)
-        while True:
-            chosen, cache = self.think(cache, tokens[-1:])
-            tokens.append(int(chosen[0]))
-            if done(tokens):
-                return cache
+        return write_by_thinking(self, cache, tokens, done)
 
     def rewind(self, cache: _Rows, count: int) -> _Rows:
         return _Rows(cache.count - count, cache.prompt_end)

@@ -97,6 +97,10 @@ def test_one_episode_in_lock_step_every_command_over_topics(graph, policy):
     assert whole == thoughts, 'one complete thought per decision'
     assert len(texts) > len(whole), 'and it was seen while it was written'
 
+    told = wire.status_values(graph.of('vla')[-1][1])
+    assert int(told['draft_passes']) >= 1 and int(told['draft_proposed']) > 0
+    assert 0 <= int(told['draft_accepted']) <= int(told['draft_proposed'])
+
     joints = np.array([m.position for _, m in graph.of('joints')])
     assert np.ptp(joints[:, :7], axis=0).max() > 0.02, 'the arm moved'
     for library in ('torch', 'onnxruntime', 'mujoco'):
