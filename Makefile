@@ -1,4 +1,4 @@
-# make demo | test | lint | eval | experts | train | clean   (make help)
+# make demo | test | lint | eval | experts | bench | train | clean   (make help)
 # Needs Python 3.10 - 3.13 and, as root on Debian or Ubuntu, installs the rest by itself.
 
 PYTHON ?= python3
@@ -13,7 +13,7 @@ DATA ?= data/tabletop
 RUN ?= runs/nano
 MINUTES ?= 60
 
-.PHONY: help demo test lint eval experts train clean
+.PHONY: help demo test lint eval experts bench train clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,13 +52,16 @@ experts: $(VENV)/.installed  ## success of the scripted experts
 	$(BIN)/dtvla experts --suite tabletop --episodes $(EPISODES) --workers $(WORKERS) \
 		--json $(OUT)/experts.json
 
+bench: $(VENV)/.installed-dev  ## how fast engines decide, beside the published scheme
+	$(BIN)/dtvla bench --json $(OUT)/bench.json --plot $(OUT)/bench.png
+
 train: $(VENV)/.installed-dev  ## record, train and export a policy: DATA=data/tabletop RUN=runs/nano MINUTES=60
 	$(BIN)/dtvla collect --episodes 1000 --workers $(WORKERS) --camera-every 4 --out $(DATA)
 	$(BIN)/dtvla collect --episodes 2000 --workers $(WORKERS) --camera-every 4 --look-share 1 \
 		--seed 1 --out $(DATA)-places
 	$(BIN)/dtvla train sft --data $(DATA) --data $(DATA)-places --out $(RUN) --minutes $(MINUTES) \
 		$(if $(shell command -v g++),--compile)
-	$(BIN)/dtvla export $(RUN) --out $(POLICY)
+	$(BIN)/dtvla export $(RUN) --replan-steps 3 --out $(POLICY)
 
 clean:  ## remove what was built, keep data and runs
 	rm -rf $(VENV) $(OUT) build install log *.egg-info

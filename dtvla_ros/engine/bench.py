@@ -30,6 +30,8 @@ from dtvla_ros.policy.decoder import HybridDecoder
 
 KINDS = ('fresh', 'draft', 'masked')
 PUBLISHED = 'published'
+BYTES = {'fp32': 4.0, 'bf16': 2.0, 'int8': 1.0, 'w8a8': 1.0, 'int4': 0.6}  # of a weight
+EXACT = ('fp32', 'bf16')
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +217,7 @@ def run_bench(options: BenchOptions, make_engine: Callable[[str, HybridDecoder],
         'options': asdict(options), 'machine': _machine(options, limits),
         'parameters': sum(p.numel() for p in model.parameters()),
         'contenders': {name: _summary(run, runs.get(PUBLISHED), limits,
-                                      phase_costs(config, options), dtype)
+                                      phase_costs(config, options), name.split()[-1])
                        for name, run in runs.items()},
         'peak_rss_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
@@ -242,7 +244,7 @@ def _milliseconds(times: list[float]) -> dict[str, float]:
 
 
 def _summary(run: _Run, published: _Run | None, limits: Limits, costs: dict[str, Cost],
-             dtype: torch.dtype) -> dict[str, Any]:
+             weights: str) -> dict[str, Any]:
     out: dict[str, Any] = {'decisions': {}, 'phases': {}}
     for kind, times in run.decisions.items():
         row: dict[str, Any] = _milliseconds(times)
@@ -260,12 +262,12 @@ def _summary(run: _Run, published: _Run | None, limits: Limits, costs: dict[str,
         row = _milliseconds(times)
         if phase in costs:
             seconds, cost = row['p50_ms'] / 1e3, costs[phase]
-            size = torch.finfo(dtype).bits // 8
-            bound = max(cost.flops / limits.flops_per_s,
-                        cost.parameters * size / limits.bytes_per_s)
-            row |= {'GFLOP_per_s': cost.flops / seconds / 1e9,
-                    'GB_per_s': cost.parameters * size / seconds / 1e9,
-                    'limit_ms': bound * 1e3}
+            read = cost.parameters * BYTES[weights]
+            row |= {'GFLOP_per_s': cost.flops / seconds / 1e9, 'GB_per_s': read / seconds / 1e9}
+            # How fast integers could be multiplied was not measured.
+            if weights in EXACT:
+                row['limit_ms'] = 1e3 * max(cost.flops / limits.flops_per_s,
+                                            read / limits.bytes_per_s)
         out['phases'][phase] = row
     if 'think per token' in out['phases']:
         out['tokens_per_s'] = 1e3 / out['phases']['think per token']['p50_ms']

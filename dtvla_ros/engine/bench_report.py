@@ -18,8 +18,7 @@ from dtvla_ros.files import require_writable, write_between, write_json
 
 BEGIN, END = '<!-- measured by dtvla bench -->', '<!-- end of what was measured -->'
 WEIGHTS = {'torch': ('fp32', 'int8'), 'onnx': ('fp32', 'int8', 'w8a8', 'int4')}
-TITLES = {'fresh': 'think + act, fresh thought', 'draft': 'think + act, draft accepted',
-          'masked': 'masked thought'}
+TITLES = {'fresh': 'fresh thought', 'draft': 'draft accepted', 'masked': 'masked thought'}
 
 
 def contenders(engines: str, weights: str, device: str) -> tuple[str, ...]:
@@ -122,7 +121,7 @@ def show(result: dict[str, Any], console: Console) -> None:
                 str(row.get('drafting', {}).get('passes', '')))
     console.print(decisions)
     phases = Table('engine', 'phase', 'median ms', 'p99 ms', 'limit ms', 'GFLOP/s', 'GB/s',
-                   title='Phases (limit: the larger of arithmetic and bytes, as measured above)')
+                   title='Phases (limit: the larger of arithmetic and bytes at the rates above)')
     for name, run in result['contenders'].items():
         for phase, row in run['phases'].items():
             phases.add_row(name, phase, f'{row["p50_ms"]:.2f}', f'{row["p99_ms"]:.2f}', *(
@@ -163,14 +162,15 @@ def markdown(result: dict[str, Any]) -> str:
         ratio = f'{run["draft_to_masked"]:.2f}' if 'draft_to_masked' in run else ''
         lines.append(f'| {name} | {" | ".join(cells)} | {ratio} |')
     phases = ('see', 'prefill', 'think per token', 'verify', 'act')
-    lines += ['', 'By phase, median milliseconds (in brackets the fp32 limit: the larger of '
-              'arithmetic and bytes):', '',
+    lines += ['', 'By phase, median milliseconds (in brackets the limit: the larger of arithmetic '
+              'and bytes, at the measured rates):', '',
               f'| engine | {" | ".join(phases)} |', '|---|' + '---:|' * len(phases)]
     for name, run in runs.items():
         if name != PUBLISHED:
             rows = [run['phases'].get(phase) for phase in phases]
             lines.append(f'| {name} | ' + ' | '.join(
-                '' if row is None else f'{row["p50_ms"]:.1f} ({row["limit_ms"]:.1f})'
+                '' if row is None else f'{row["p50_ms"]:.1f}' + (
+                    f' ({row["limit_ms"]:.1f})' if 'limit_ms' in row else '')
                 for row in rows) + ' |')
     return '\n'.join(lines)
 
