@@ -1,6 +1,7 @@
 """The decoder laid out for inference: fused projections over one static cache.
 
-Built from a ``HybridDecoder`` and equal to it; n new rows, end rows in sight, batch 1.
+Built from a ``HybridDecoder`` and equal to it; n new rows, r of them read, end rows in sight,
+batch 1.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from dtvla_ros.engine.linear import (
     rows_at_once,
 )
 from dtvla_ros.policy.decoder import HybridDecoder
+
+ALL = slice(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,22 +111,27 @@ class FusedDecoder:
             slots = x.new_zeros(self.config.slots, x.shape[1])
         return torch.cat([x[:-2], slots.to(x.dtype), x[-2:]])
 
-    def run(self, x: Tensor, rows: Tensor, end: int, mask: Tensor | None) -> Tensor:
-        """Run new rows ``x`` [n, width]; return them [n, width] after the final norm.
+    def run(self, x: Tensor, rows: Tensor, end: int, mask: Tensor | None,
+            read: slice = ALL) -> Tensor:
+        """Run new rows ``x`` [n, width]; return those in ``read`` after the final norm.
 
         ``rows`` [n] int64: where their keys and values go. They see the rows before ``end``
-        where ``mask`` [n, end], added to the scores, lets them.
+        where ``mask`` [n, end], added to the scores, lets them. The last layer computes keys and
+        values of all rows, and the rest of the rows read.
         """
         # Positions count from 1. [n, 1, head_dim]
         cos, sin = self.cos[rows + 1][:, None], self.sin[rows + 1][:, None]
+        last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
-            x = x + self._attend(layer, number, x, rows, end, mask, cos, sin)
+            go_on = read if number == last else ALL
+            x = x[go_on] + self._attend(layer, number, x, rows, end, mask, cos, sin, go_on)
             h = rms_norm(x, layer.after, self.config.text.norm_eps)
             x = x + by_rows(layer.feed_forward, h, self._rows)
         return rms_norm(x, self.final, self.config.text.norm_eps)
 
     def _attend(self, layer: _Layer, number: int, x: Tensor, rows: Tensor, end: int,
-                mask: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
+                mask: Tensor | None, cos: Tensor, sin: Tensor, read: slice) -> Tensor:
+        """Store the rows' keys and values; return what the rows in ``read`` attend to."""
         text, n = self.config.text, x.shape[0]
         heads, shared, size = text.heads, text.kv_heads, text.head_dim
         h = rms_norm(x, layer.before, text.norm_eps)
@@ -133,14 +141,16 @@ class FusedDecoder:
         keys.index_copy_(1, rows, turned[:, heads:].transpose(0, 1))
         values.index_copy_(1, rows, qkv[:, heads + shared:].transpose(0, 1))
         each = heads // shared
-        # The queries of one key head become rows of one product: [K, n * each, d].
-        query = turned[:, :heads].view(n, shared, each, size).permute(1, 2, 0, 3)
-        query = query.reshape(1, shared, each * n, size)
-        wide = None if mask is None else mask.repeat(each, 1)
+        # The queries of one key head become rows of one product: [K, r * each, d].
+        asking = turned[read, :heads]  # [r, H, d]
+        r = asking.shape[0]
+        query = asking.view(r, shared, each, size).permute(1, 2, 0, 3)
+        query = query.reshape(1, shared, each * r, size)
+        wide = None if mask is None else mask[read].repeat(each, 1)
         seen = F.scaled_dot_product_attention(
             query, keys[None, :, :end], values[None, :, :end], wide)
-        seen = seen.view(shared, each, n, size).permute(2, 0, 1, 3)  # [n, K, each, d]
-        return layer.out(seen.reshape(n, heads * size))
+        seen = seen.view(shared, each, r, size).permute(2, 0, 1, 3)  # [r, K, each, d]
+        return layer.out(seen.reshape(r, heads * size))
 
 
 def _rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

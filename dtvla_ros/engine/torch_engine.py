@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dtvla_ros.engine.engine import write_by_thinking
-from dtvla_ros.engine.fused import FusedDecoder
+from dtvla_ros.engine.fused import ALL, FusedDecoder
 from dtvla_ros.engine.linear import Int8
 from dtvla_ros.policy.attention import additive
 from dtvla_ros.policy.decoder import HybridDecoder
@@ -86,8 +86,9 @@ class TorchEngine:
     def act(self, cache: _Rows, tokens: Sequence[int]) -> NDArray[np.float32]:
         first = len(tokens) - 1
         x = self._decoder.embed_action(self._ids(tokens))
-        hidden, _ = self._run(x, cache, cache.count + first)
-        logits = self._decoder.head.bins(hidden[first:first + self.config.slots])
+        hidden, _ = self._run(x, cache, slice(first, first + self.config.slots),
+                              cache.count + first)
+        logits = self._decoder.head.bins(hidden)
         return logits.cpu().numpy()
 
     @torch.inference_mode()
@@ -101,8 +102,7 @@ class TorchEngine:
         x = self._decoder.embed_prompt(self._ids(prompt_ids), features)
         if thought:
             x = torch.cat([x, self._decoder.embed(self._ids(thought))])
-        hidden, rows = self._run(x, _Rows(0, len(prompt_ids)))
-        return hidden[len(prompt_ids) - 1:], rows
+        return self._run(x, _Rows(0, len(prompt_ids)), slice(len(prompt_ids) - 1, None))
 
     def _write_compiled(self, cache: _Rows, tokens: list[int],
                         done: Callable[[list[int]], bool]) -> _Rows:
@@ -130,7 +130,7 @@ class TorchEngine:
     def _chosen(self, hidden: Tensor) -> NDArray[np.int64]:
         return self._decoder.head.choose(hidden).cpu().numpy()
 
-    def _run(self, x: Tensor, cache: _Rows,
+    def _run(self, x: Tensor, cache: _Rows, read: slice = ALL,
              action_start: int | None = None) -> tuple[Tensor, _Rows]:
         start, end = cache.count, cache.count + x.shape[0]
         self._make_room(end)
@@ -142,7 +142,7 @@ class TorchEngine:
             columns = torch.arange(end, device=self._device)
             seen = visible(rows[:, None], columns[None], cache.prompt_end, acting)
             mask = additive(seen[None], self._dtype)[0, 0]  # [n, end]
-        return self._decoder.run(x, rows, end, mask), _Rows(end, cache.prompt_end)
+        return self._decoder.run(x, rows, end, mask, read), _Rows(end, cache.prompt_end)
 
 
 class _Writer:
