@@ -6,7 +6,6 @@ asks for every thing, and nothing else is paid for.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
@@ -24,16 +23,11 @@ from dtvla_ros.training.config import SftConfig
 from dtvla_ros.training.losses import ordinal_cross_entropy
 from dtvla_ros.training.objective import Objective
 from dtvla_ros.training.pointing import pointing_loss, pointing_targets
+from dtvla_ros.training.schedule import warm_cosine
 
 SMOOTHING = 0.98  # of the losses shown
 WARMUP = 100
 FLOOR = 0.05  # of the peak learning rate, at the end of a lesson
-
-
-def warm_cosine(step: int, warmup: int, progress: float, floor: float) -> float:
-    """Return the factor on a peak learning rate: linear warm-up, then a cosine to ``floor``."""
-    cosine = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
-    return min(1.0, (step + 1) / max(warmup, 1)) * (floor + (1.0 - floor) * cosine)
 
 
 def teach_eye(objective: Objective, batches: BatchMaker, config: SftConfig,

@@ -35,12 +35,13 @@ from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.reader import DatasetReader
 from dtvla_ros.training.frame_cache import open_frames
 from dtvla_ros.training.grounding import place_names
-from dtvla_ros.training.lessons import SMOOTHING, teach_eye, teach_telling, warm_cosine
+from dtvla_ros.training.lessons import SMOOTHING, teach_eye, teach_telling
 from dtvla_ros.training.losses import LossReport
 from dtvla_ros.training.objective import Objective
 from dtvla_ros.training.pointing import can_point
 from dtvla_ros.training.rollout import Rollouts
 from dtvla_ros.training.samples import build_samples, join
+from dtvla_ros.training.schedule import warm_cosine
 
 METRICS = tuple(f.name for f in fields(LossReport))
 LOG = logging.getLogger(__name__)

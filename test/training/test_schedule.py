@@ -1,4 +1,4 @@
-"""Learning-rate factors against the published schedule, and against today's small runs."""
+"""Learning-rate factors of small runs and of the published one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 from golden import document
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.training import lessons
 from dtvla_ros.training.schedule import warm_cosine, warm_then_cosine
 
 
@@ -20,11 +19,10 @@ def test_golden_schedule():
         data['init_rate'], abs=1e-12)
 
 
-def test_small_runs_keep_their_numbers():
-    for step in (0, 1, 50, 199, 200, 5000):
-        for progress in (0.0, 0.01, 0.3, 0.99, 1.0, 1.2):
-            assert warm_cosine(step, 200, progress, 0.02) == lessons.warm_cosine(
-                step, 200, progress, 0.02)
+def test_small_runs_warm_up_below_the_cosine():
+    assert warm_cosine(0, 200, 0.0, 0.02) == pytest.approx(1 / 200)
+    assert warm_cosine(99, 200, 0.5, 0.02) == pytest.approx(0.5 * (0.02 + 0.98 * 0.5))
+    assert warm_cosine(9999, 200, 1.3, 0.02) == pytest.approx(0.02)
 
 
 def test_without_warm_up_it_starts_at_the_peak():
