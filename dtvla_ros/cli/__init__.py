@@ -295,13 +295,18 @@ def train_sft(
 
 
 def main() -> None:
-    """Run a command; bad input is one line on standard error and exit code 2."""
+    """Run a command; bad input is one line and exit code 2, Ctrl-C at any moment exit code 130."""
+    try:
+        _run()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _run() -> None:
     try:
         code = app(standalone_mode=False)
     except UserError as error:
         _refuse(str(error))
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
     except Exception as error:
         # typer's own usage errors; which module defines their class depends on its version.
         if type(error).__name__ == 'NoArgsIsHelpError':
