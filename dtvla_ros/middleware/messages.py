@@ -13,13 +13,15 @@ _TYPES = {
     'geometry_msgs/msg': 'Point Pose PoseArray PoseStamped Quaternion Transform '
                          'TransformStamped Twist TwistStamped Vector3 Vector3Stamped '
                          'WrenchStamped',
+    'lifecycle_msgs/msg': 'State Transition TransitionDescription TransitionEvent',
+    'lifecycle_msgs/srv': 'ChangeState GetAvailableStates GetAvailableTransitions GetState',
     'nav_msgs/msg': 'Path',
     'rcl_interfaces/msg': 'FloatingPointRange IntegerRange Log ParameterDescriptor '
                           'ParameterEvent ParameterType SetParametersResult',
     'rosgraph_msgs/msg': 'Clock',
     'sensor_msgs/msg': 'CameraInfo CompressedImage Image JointState',
-    'std_msgs/msg': 'Bool ColorRGBA Empty Float32 Float64 Float64MultiArray Header Int32 Int64 '
-                    'MultiArrayDimension MultiArrayLayout String UInt8',
+    'std_msgs/msg': 'Bool ColorRGBA Empty Float32 Float64 Float64MultiArray Header Int8 Int32 '
+                    'Int64 MultiArrayDimension MultiArrayLayout String UInt8',
     'std_srvs/srv': 'SetBool Trigger',
     'tf2_msgs/msg': 'TFMessage',
     'trajectory_msgs/msg': 'JointTrajectory JointTrajectoryPoint',

@@ -20,6 +20,14 @@ from rclpy.exceptions import (
 )
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.guard_condition import GuardCondition
+from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.lifecycle import LifecycleNode as GenuineLifecycleNode
+from rclpy.lifecycle import (
+    LifecyclePublisher,
+    LifecycleState,
+    ManagedEntity,
+    TransitionCallbackReturn,
+)
 from rclpy.logging import LoggingSeverity, get_logger
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -39,6 +47,21 @@ from rclpy.time import Time
 from rclpy.timer import Timer
 
 
+class LifecycleNode(GenuineLifecycleNode):
+    """rclpy's managed node, which a bad request cannot end.
+
+    Up to Jazzy an impossible transition asked for over the network raises out of the service
+    callback, and so out of ``spin``. Later versions log it and answer no, as this does.
+    """
+
+    def _LifecycleNodeMixin__change_state(self, transition_id: int) -> TransitionCallbackReturn:
+        try:
+            return super()._LifecycleNodeMixin__change_state(transition_id)
+        except rclpy_implementation.RCLError as error:
+            self.get_logger().error(f'Unable to start transition {transition_id}: {error}')
+            return TransitionCallbackReturn.ERROR
+
+
 def try_shutdown() -> None:
     """Shut down if that was not done before; Humble's rclpy has no function for it."""
     if get_default_context().ok():
@@ -48,9 +71,9 @@ def try_shutdown() -> None:
 __all__ = [
     'Client', 'Clock', 'ClockType', 'Duration', 'DurabilityPolicy', 'ExternalShutdownException',
     'Future', 'GuardCondition', 'HistoryPolicy', 'InvalidParameterTypeException',
-    'InvalidParameterValueException', 'LoggingSeverity', 'Node', 'Parameter',
-    'ParameterAlreadyDeclaredException', 'ParameterNotDeclaredException', 'Publisher',
-    'QoSProfile', 'ReliabilityPolicy', 'Service', 'SignalHandlerOptions',
-    'SingleThreadedExecutor', 'Subscription', 'Time', 'Timer', 'get_logger', 'init', 'ok',
-    'qos_profile_sensor_data', 'shutdown', 'spin', 'spin_once', 'spin_until_future_complete',
-    'try_shutdown']
+    'InvalidParameterValueException', 'LifecycleNode', 'LifecyclePublisher', 'LifecycleState',
+    'LoggingSeverity', 'ManagedEntity', 'Node', 'Parameter', 'ParameterAlreadyDeclaredException',
+    'ParameterNotDeclaredException', 'Publisher', 'QoSProfile', 'ReliabilityPolicy', 'Service',
+    'SignalHandlerOptions', 'SingleThreadedExecutor', 'Subscription', 'Time', 'Timer',
+    'TransitionCallbackReturn', 'get_logger', 'init', 'ok', 'qos_profile_sensor_data',
+    'shutdown', 'spin', 'spin_once', 'spin_until_future_complete', 'try_shutdown']

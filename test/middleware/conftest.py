@@ -39,10 +39,11 @@ def make_node() -> Iterator[Callable[..., Any]]:
 
     nodes: list[Any] = []
 
-    def make(name: str = 'tested', args: tuple[str, ...] = (), **options: Any) -> Any:
+    def make(name: str = 'tested', args: tuple[str, ...] = (), kind: Any = None,
+             **options: Any) -> Any:
         if not ros.ok():
             ros.init(args=['test', *args])
-        nodes.append(ros.Node(name, **options))
+        nodes.append((kind or ros.Node)(name, **options))
         return nodes[-1]
     yield make
     for node in nodes:

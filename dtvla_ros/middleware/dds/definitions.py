@@ -6,6 +6,11 @@ SERVICES: dict[str, tuple[str, str]] = {
     'std_srvs/srv/Trigger': ('', 'bool success\nstring message'),
     'std_srvs/srv/SetBool': ('bool data', 'bool success\nstring message'),
     'std_srvs/srv/Empty': ('', ''),
+    'lifecycle_msgs/srv/ChangeState': ('lifecycle_msgs/Transition transition', 'bool success'),
+    'lifecycle_msgs/srv/GetState': ('', 'lifecycle_msgs/State current_state'),
+    'lifecycle_msgs/srv/GetAvailableStates': ('', 'lifecycle_msgs/State[] available_states'),
+    'lifecycle_msgs/srv/GetAvailableTransitions': (
+        '', 'lifecycle_msgs/TransitionDescription[] available_transitions'),
     'rcl_interfaces/srv/GetParameters': (
         'string[] names', 'rcl_interfaces/ParameterValue[] values'),
     'rcl_interfaces/srv/GetParameterTypes': ('string[] names', 'uint8[] types'),

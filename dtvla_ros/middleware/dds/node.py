@@ -118,10 +118,11 @@ class Node:
             self.executor.wake()
 
     def create_publisher(self, msg_type: type[Message], topic: str,
-                         qos_profile: QoSProfile | int) -> Publisher:
+                         qos_profile: QoSProfile | int, *,
+                         publisher_class: type[Publisher] = Publisher) -> Publisher:
         """Offer a topic."""
-        publisher = Publisher(self, msg_type, self.resolve_topic_name(topic),
-                              as_profile(qos_profile))
+        publisher = publisher_class(self, msg_type, self.resolve_topic_name(topic),
+                                    as_profile(qos_profile))
         self._publishers.append(publisher)
         self._changed()
         return publisher

@@ -17,6 +17,13 @@ from .executor import (
                       spin_once,
                       spin_until_future_complete,
 )
+from .lifecycle import (
+                      LifecycleNode,
+                      LifecyclePublisher,
+                      LifecycleState,
+                      ManagedEntity,
+                      TransitionCallbackReturn,
+)
 from .logging import LoggingSeverity, get_logger
 from .node import Node
 from .parameters import (
@@ -38,9 +45,9 @@ from .timer import Timer
 __all__ = [
     'Client', 'Clock', 'ClockType', 'Duration', 'DurabilityPolicy', 'ExternalShutdownException',
     'Future', 'GuardCondition', 'HistoryPolicy', 'InvalidParameterTypeException',
-    'InvalidParameterValueException', 'LoggingSeverity', 'Node', 'Parameter',
-    'ParameterAlreadyDeclaredException', 'ParameterNotDeclaredException', 'Publisher',
-    'QoSProfile', 'ReliabilityPolicy', 'Service', 'SignalHandlerOptions',
-    'SingleThreadedExecutor', 'Subscription', 'Time', 'Timer', 'get_logger', 'init', 'ok',
-    'qos_profile_sensor_data', 'shutdown', 'spin', 'spin_once', 'spin_until_future_complete',
-    'try_shutdown']
+    'InvalidParameterValueException', 'LifecycleNode', 'LifecyclePublisher', 'LifecycleState',
+    'LoggingSeverity', 'ManagedEntity', 'Node', 'Parameter', 'ParameterAlreadyDeclaredException',
+    'ParameterNotDeclaredException', 'Publisher', 'QoSProfile', 'ReliabilityPolicy', 'Service',
+    'SignalHandlerOptions', 'SingleThreadedExecutor', 'Subscription', 'Time', 'Timer',
+    'TransitionCallbackReturn', 'get_logger', 'init', 'ok', 'qos_profile_sensor_data',
+    'shutdown', 'spin', 'spin_once', 'spin_until_future_complete', 'try_shutdown']
