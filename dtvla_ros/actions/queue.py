@@ -27,20 +27,25 @@ class ChunkQueue:
 
     ``max_latency``: a chunk whose age exceeds its own length by more than this is dropped [s].
     ``blend_steps``: rows over which a new chunk is faded in where the old one still had rows.
+    ``ticks_per_row``: control ticks that one row lasts, where the control rate is a multiple of
+    the chunks'.
     """
 
-    def __init__(self, *, max_latency: float = 0.0, blend_steps: int = 0) -> None:
-        if max_latency < 0 or blend_steps < 0:
-            raise ValueError(
-                f'max_latency {max_latency} and blend_steps {blend_steps} must be >= 0')
+    def __init__(self, *, max_latency: float = 0.0, blend_steps: int = 0,
+                 ticks_per_row: int = 1) -> None:
+        if max_latency < 0 or blend_steps < 0 or ticks_per_row < 1:
+            raise ValueError(f'max_latency {max_latency} and blend_steps {blend_steps} must be '
+                             f'>= 0, ticks_per_row {ticks_per_row} >= 1')
+        self._ticks_per_row = ticks_per_row
         self._lock = threading.Lock()
         self._max_latency = max_latency
         self._blend_steps = blend_steps
         self._chunk: Chunk | None = None
         self._cursor = 0
         self._not_before = -math.inf
-        self._played: deque[float] = deque(maxlen=HISTORY)  # tick times, ascending
+        self._played: deque[float] = deque(maxlen=HISTORY)  # first ticks of rows, ascending
         self._last: tuple[float, NDArray[np.float32]] | None = None
+        self._ticks_left = 0
         self.consumed = 0
 
     def put(self, chunk: Chunk) -> str | None:
@@ -60,8 +65,9 @@ class ChunkQueue:
     def take(self, now: float) -> NDArray[np.float32] | None:
         """Return the row [D] due at tick ``now`` and count it; None when there is none.
 
-        Asking again for the same tick gives the same row and counts nothing. Going back in
-        time without a flush raises `QueueInvariantError`.
+        Asking again for the same tick gives the same row and counts nothing, as do the further
+        ticks of a row that lasts several. Going back in time without a flush raises
+        `QueueInvariantError`.
         """
         with self._lock:
             if self._last is not None and now == self._last[0]:
@@ -69,11 +75,16 @@ class ChunkQueue:
             if self._played and now < self._played[-1]:
                 raise QueueInvariantError(
                     f'tick {now:.3f} comes before the last played one, {self._played[-1]:.3f}')
+            if self._last is not None and self._ticks_left:
+                self._ticks_left -= 1
+                self._last = (now, self._last[1])
+                return self._last[1]
             chunk = self._current(now)
             if chunk is None:
                 return None
             row = chunk.values[self._cursor]
             self._cursor += 1
+            self._ticks_left = self._ticks_per_row - 1
             self.consumed += 1
             self._played.append(now)
             self._last = (now, row)
@@ -94,6 +105,7 @@ class ChunkQueue:
             self._not_before = now
             self._played.clear()
             self._last = None
+            self._ticks_left = 0
 
     def _current(self, now: float) -> Chunk | None:
         chunk = self._chunk

@@ -17,12 +17,15 @@ from numpy.typing import ArrayLike, NDArray
 from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import CHANNELS, Chunk
 from dtvla_ros.actions.queue import ChunkQueue
+from dtvla_ros.safety.gripper import GripperMonitor
 from dtvla_ros.safety.limits import Limiter
 from dtvla_ros.safety.watchdog import Watchdog
 
 HEARTBEAT, JOINTS, POSE = 'policy heartbeat', 'joint states', 'end-effector pose'
 THINKING = 'thinking'
 IDLE = 'policy is idle'
+NOT_READY = ('UNCONFIGURED', 'LOADING', 'INACTIVE')  # of the policy, before its first task
+ENDED = ('STOPPED', 'FAULT', *NOT_READY)
 MAX_ROWS = 256
 # Beyond float noise of de-normalised codes, a value past +-1 breaks the action contract.
 CONTRACT_MARGIN = 1.05
@@ -41,20 +44,25 @@ class GateState(str, enum.Enum):
 class GateConfig:
     """When the gate loses patience.
 
-    ``period``: control period [s]. ``thinking_deadline``: longest wait for a chunk before STOP
-    [s]. ``heartbeat_stop``: age of the policy's heartbeat at which HOLD becomes STOP [s]; at
+    ``period``: control period [s]. ``ticks_per_row``: control ticks that one row of a chunk
+    lasts. ``thinking_deadline``: longest wait for a chunk before STOP [s]. ``heartbeat_stop``: age of the policy's heartbeat at which HOLD becomes STOP [s]; at
     most the watchdog's own time-out means STOP at once. ``bad_chunks``: non-finite chunks in a
     row before STOP. ``contract_breaks``: rows in a row beyond +-1 before FAULT. ``clock_jump``:
-    step of the tick clock that voids every chunk [s]. ``auto_start``: begin, and begin again
-    with each new task, without `Gate.start`.
+    step of the tick clock that voids every chunk [s]. ``clock_stall``: longest standstill of
+    that clock, in time that really passed, before HOLD [s]; 0: it may stand. ``clock_domain``:
+    distance of a measurement's stamp from that clock beyond which it is another clock's [s]; 0:
+    any. ``auto_start``: begin, and begin again with each new task, without `Gate.start`.
     """
 
     period: float = 0.05
+    ticks_per_row: int = 1
     thinking_deadline: float = 10.0
     heartbeat_stop: float = 0.0
     bad_chunks: int = 2
     contract_breaks: int = 5
     clock_jump: float = 0.5
+    clock_stall: float = 0.0
+    clock_domain: float = 0.0
     auto_start: bool = False
 
 
@@ -64,6 +72,7 @@ class Command:
 
     ``action`` [7]: normalised, within limits; zero motion and the last gripper command unless
     ``state`` is RUN or a HOLD is still braking. ``played``: a row was used up in this tick.
+    ``begins``: the tick is the first of its row.
     """
 
     stamp: float
@@ -71,6 +80,7 @@ class Command:
     state: GateState
     reason: str
     played: bool
+    begins: bool = True
 
     @property
     def waiting(self) -> bool:
@@ -83,33 +93,58 @@ class Gate:
 
     def __init__(
         self, config: GateConfig, queue: ChunkQueue, limiter: Limiter, watchdog: Watchdog,
+        gripper: GripperMonitor | None = None,
     ) -> None:
         self._config = config
         self._queue = queue
-        self._limiter = limiter
+        self.limiter = limiter
         self._watchdog = watchdog
+        self._monitor = gripper or GripperMonitor(timeout=0.0)
         self._position: NDArray[np.float64] | None = None
         self._stamps: dict[str, float] = {}
+        self._foreign: dict[str, float] = {}
         self._gripper = 0.0
         self._estop = False
         self._task: str | None = None
         self._policy_state = 'IDLE'
         self._policy_reason = ''
         self._tick: float | None = None
+        self._ticked_at = -math.inf
+        self._paused = False
+        self._arm_unable = ''
         self._starved_since: float | None = None
         self._bad_chunks = 0
         self._contract_breaks = 0
         self.state = GateState.HOLD if config.auto_start else GateState.STOP
         self.reason = IDLE if config.auto_start else 'not started'
 
-    def start(self) -> str | None:
+    def start(self, steady: float) -> str | None:
         """Leave STOP; return why not, or None."""
         if self.state is GateState.FAULT:
             return f'fault: {self.reason}; clear it first'
-        if self.state is GateState.STOP:
-            self._enter(GateState.HOLD, IDLE)
-        self._starved_since = None
+        if self.state is not GateState.STOP:
+            return 'already started'
+        late = self._watchdog.late(steady)
+        if late:
+            return self._why_late(late[0])
+        self._begin()
         return None
+
+    def pause(self, paused: bool) -> None:
+        """Hold, the task unfinished, until this is taken back; void every chunk."""
+        self._paused = paused
+
+    def on_arm(self, unable: str) -> None:
+        """Take why the arm's controller does not follow commands; empty when it does."""
+        self._arm_unable = unable
+
+    def on_gripper(self, opening: float) -> None:
+        """Take the measured opening between the fingers [m]."""
+        self._monitor.measure(opening)
+
+    def on_gripper_listeners(self, count: int, steady: float) -> None:
+        """Take how many subscribers the gripper's commands have."""
+        self._monitor.listeners(count, steady)
 
     def stop(self, reason: str) -> None:
         """End the task: still until `start`, or until a new task where ``auto_start`` is set."""
@@ -139,14 +174,15 @@ class Gate:
         self, steady: float, state: str = 'ACTING', reason: str = '', task: str = '',
     ) -> None:
         """Take the policy's sign of life, its own opinion of its state and its task counter."""
-        if state == 'LOADING':
+        if state in NOT_READY and self._task is None:
             return  # reading weights may stall that process, and nothing can move yet
         self._watchdog.feed(HEARTBEAT, steady)
         self._policy_state, self._policy_reason = state, reason
         new_task = task != self._task and self._task is not None
         self._task = task
-        if new_task and self._config.auto_start and self.state is GateState.STOP:
-            self.start()
+        if (new_task and state not in ENDED and self._config.auto_start
+                and self.state is GateState.STOP):
+            self._begin()
 
     def on_joints(self, positions: ArrayLike, stamp: float, steady: float) -> None:
         """Take joint positions [rad]; non-finite or repeated samples do not count as life."""
@@ -168,8 +204,9 @@ class Gate:
             wrong = f'chunk channels are {tuple(chunk.channels)}, not {CHANNELS}'
         elif len(shape) != 2 or not 0 < shape[0] <= MAX_ROWS or shape[1] != len(CHANNELS):
             wrong = f'chunk shape is {shape}, not [1..{MAX_ROWS}, {len(CHANNELS)}]'
-        elif not math.isclose(chunk.period, config.period, rel_tol=1e-3):
-            wrong = f'chunk period is {chunk.period} s, not {config.period} s'
+        elif not math.isclose(chunk.period, config.period * config.ticks_per_row, rel_tol=1e-3):
+            wrong = (f'chunk period is {chunk.period} s, '
+                     f'not {config.period * config.ticks_per_row:g} s')
         if wrong:
             self.stop(wrong)
             return wrong
@@ -192,10 +229,15 @@ class Gate:
         if self._tick is not None and not -1e-6 <= now - self._tick <= config.clock_jump:
             self._queue.flush(now)
             self._stamps.clear()
-            self._limiter.reset()
+            self.limiter.reset()
             self._starved_since = None
+        if now != self._tick:
+            self._ticked_at = steady
         self._tick = now
 
+        stuck = self._monitor.fault(steady)
+        if stuck:
+            self.stop(stuck)
         hold = self._reason_to_hold(steady)
         if self.state in (GateState.STOP, GateState.FAULT):
             self._queue.flush(now)
@@ -206,11 +248,14 @@ class Gate:
             self._enter(GateState.HOLD, hold)
             return self._braking(now)
 
+        before = self._queue.consumed
         row = self._queue.take(now)
         if row is None:
             return self._starved(now, steady)
         self._starved_since = None
-        return self._play(row, now)
+        command = self._play(row, now, begins=self._queue.consumed > before)
+        self._monitor.command(self._gripper, steady)
+        return command
 
     @property
     def played(self) -> int:
@@ -232,13 +277,26 @@ class Gate:
         if self._task is None:
             return IDLE
         if late:
-            return f'{late[0]} missing or older than {self._watchdog.timeouts[late[0]]:g} s'
-        if self._policy_state in ('STOPPED', 'FAULT'):
+            return self._why_late(late[0])
+        if self._policy_state in ENDED:
             if self.state is not GateState.FAULT:
                 self.stop(f'policy says {self._policy_state}: {self._policy_reason}')
         elif self._policy_state == 'HOLDING':
             return f'policy holds: {self._policy_reason}'
+        if self._arm_unable:
+            return self._arm_unable
+        if self._paused:
+            return 'paused'
+        stall = self._config.clock_stall
+        if stall and steady - self._ticked_at > stall:
+            return f'the clock has stood still for {steady - self._ticked_at:.2f} s'
         return None
+
+    def _why_late(self, name: str) -> str:
+        if name in self._foreign:
+            return (f'{name} stamped {self._foreign[name]:.1f} s away from this clock: is '
+                    'use_sim_time the same everywhere?')
+        return f'{name} missing or older than {self._watchdog.timeouts[name]:g} s'
 
     def _starved(self, now: float, steady: float) -> Command:
         if self._policy_state == 'IDLE':
@@ -253,44 +311,53 @@ class Gate:
         self._enter(GateState.HOLD, THINKING)
         return self._braking(now)
 
-    def _play(self, row: NDArray[np.float32], now: float) -> Command:
+    def _play(self, row: NDArray[np.float32], now: float, begins: bool) -> Command:
         config = self._config
-        if float(np.abs(row).max()) > CONTRACT_MARGIN:
-            self._contract_breaks += 1
-            if self._contract_breaks >= config.contract_breaks:
-                self.fault(f'{self._contract_breaks} actions in a row beyond +-1')
-                return self._still(now)
-        else:
-            self._contract_breaks = 0
+        if begins:
+            breaks = float(np.abs(row).max()) > CONTRACT_MARGIN
+            self._contract_breaks = self._contract_breaks + 1 if breaks else 0
+        if self._contract_breaks >= config.contract_breaks:
+            self.fault(f'{self._contract_breaks} actions in a row beyond +-1')
+            return self._still(now)
         clipped = np.clip(row.astype(np.float64), -1.0, 1.0)
         self._gripper = osc.gripper_command(float(clipped[6]), self._gripper)
         if self._position is not None:
-            outside = self._limiter.outside(clipped, self._position)
+            outside = self.limiter.outside(clipped, self._position)
             if outside:
                 self._enter(GateState.HOLD, outside)
                 return self._braking(now, played=True)
         self._enter(GateState.RUN, '')
-        return Command(now, self._with_gripper(self._limiter.clamp(clipped)),
-                       self.state, self.reason, played=True)
+        return Command(now, self._with_gripper(self.limiter.clamp(clipped)),
+                       self.state, self.reason, played=True, begins=begins)
 
     def _braking(self, now: float, played: bool = False) -> Command:
-        motion = self._limiter.clamp(np.zeros(6))
+        motion = self.limiter.clamp(np.zeros(6))
         return Command(now, self._with_gripper(motion), self.state, self.reason, played)
 
     def _still(self, now: float) -> Command:
-        self._limiter.reset()
+        self.limiter.reset()
         return Command(now, self._with_gripper(np.zeros(6)), self.state, self.reason, False)
 
     def _with_gripper(self, motion: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
         return np.append(np.asarray(motion, np.float64), self._gripper)  # [7]
 
     def _advances(self, name: str, stamp: float) -> bool:
-        """Whether a sample is newer than the last; a frozen driver repeats its stamps."""
+        """Whether a sample is new and of this clock; a frozen driver repeats its stamps."""
+        domain = self._config.clock_domain
+        if domain and self._tick is not None and abs(stamp - self._tick) > domain:
+            self._foreign[name] = stamp - self._tick
+            return False
+        self._foreign.pop(name, None)
         last = self._stamps.get(name)
         self._stamps[name] = stamp
         return last is None or stamp != last
 
+    def _begin(self) -> None:
+        self._starved_since = None
+        self._monitor.reset()
+        self._enter(GateState.HOLD, IDLE)
+
     def _enter(self, state: GateState, reason: str) -> None:
         if state in (GateState.STOP, GateState.FAULT) and self.state is not state:
-            self._limiter.reset()
+            self.limiter.reset()
         self.state, self.reason = state, reason

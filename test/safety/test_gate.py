@@ -8,6 +8,7 @@ import pytest
 from dtvla_ros.actions.chunk import Chunk
 from dtvla_ros.actions.queue import ChunkQueue
 from dtvla_ros.safety.gate import HEARTBEAT, JOINTS, POSE, Gate, GateConfig, GateState
+from dtvla_ros.safety.gripper import GripperMonitor
 from dtvla_ros.safety.limits import PROFILES, Limiter, Limits
 from dtvla_ros.safety.watchdog import Watchdog
 
@@ -19,10 +20,13 @@ TIMEOUTS = {HEARTBEAT: 0.12, JOINTS: 0.15, POSE: 0.15}
 class Rig:
     """A gate fed like a live system at 20 Hz, unless told to leave something out."""
 
-    def __init__(self, limits=PROFILES['fidelity'], timeouts=TIMEOUTS, **config):
+    def __init__(self, limits=PROFILES['fidelity'], timeouts=TIMEOUTS, gripper=None, **config):
         settings = {'auto_start': True, **config}
-        self.gate = Gate(GateConfig(**settings), ChunkQueue(max_latency=0.5),
-                         Limiter(limits, DT), Watchdog(timeouts, own_period=DT))
+        self.period = settings.get('period', DT)
+        self.gate = Gate(
+            GateConfig(**settings),
+            ChunkQueue(max_latency=0.5, ticks_per_row=settings.get('ticks_per_row', 1)),
+            Limiter(limits, self.period), Watchdog(timeouts, own_period=self.period), gripper)
         self.now, self.steady = 100.0, 7.0
         self.position = [0.5, 0.0, 0.3]
         self.task, self.policy_state = '0', 'THINKING'
@@ -34,15 +38,15 @@ class Rig:
         return self.gate.on_chunk(dataclasses.replace(made, **change), self.now)
 
     def tick(self, *, without=(), joints=0.0, **frozen):
-        self.now += DT
-        self.steady += DT
+        self.now += self.period * (not frozen.get('clock_stands'))
+        self.steady += self.period
         gate, now, steady = self.gate, self.now, self.steady
         if 'heartbeat' not in without:
             gate.on_heartbeat(steady, self.policy_state, 'because', self.task)
         if 'joints' not in without:
             gate.on_joints(np.full(7, joints), frozen.get('joint_stamp', now), steady)
         if 'pose' not in without:
-            gate.on_pose(self.position, now, steady)
+            gate.on_pose(self.position, now + frozen.get('pose_ahead', 0.0), steady)
         return gate.tick(now, steady)
 
     def moving(self):
@@ -78,7 +82,7 @@ def test_it_does_not_start_by_itself_unless_told():
     rig.tick()
     assert 'not started' in rig.chunk()
     assert rig.tick().state is STOP
-    assert rig.gate.start() is None
+    assert rig.gate.start(rig.steady) is None
     rig.tick()
     assert rig.chunk() is None
     assert rig.tick().state is RUN
@@ -170,9 +174,9 @@ def test_ten_times_too_large_is_clamped_then_a_fault():
     assert commands[4].state is FAULT and still(commands[4])
     rig.task = '1'
     assert rig.tick().state is FAULT, 'latched'
-    assert rig.gate.start() is not None
+    assert rig.gate.start(rig.steady) is not None
     assert rig.gate.clear_fault() is None
-    assert rig.gate.start() is None
+    assert rig.gate.start(rig.steady) is None
     assert rig.tick().state is HOLD
 
 
@@ -241,7 +245,7 @@ def test_estop_is_a_latched_fault_that_discards_the_chunk_in_flight():
     rig.gate.on_estop(False)
     assert rig.tick().state is FAULT
     rig.gate.clear_fault()
-    rig.gate.start()
+    rig.gate.start(rig.steady)
     assert 'flushed' in rig.chunk(stamp=seen)
     rig.chunk()
     assert rig.tick().state is RUN
@@ -259,3 +263,90 @@ def test_a_hold_brakes_within_the_acceleration_limit():
     for _ in range(6):
         braking = rig.tick()
     assert still(braking)
+
+
+def test_start_is_refused_without_measurements_and_when_it_was_given_before():
+    rig = Rig(auto_start=False)
+    for _ in range(4):
+        rig.tick(without=('pose',))
+    assert 'end-effector pose' in rig.gate.start(rig.steady)
+    assert rig.gate.state is STOP
+    rig.tick()
+    assert rig.gate.start(rig.steady) is None
+    assert rig.gate.start(rig.steady) == 'already started'
+    rig.gate.stop('changed my mind')
+    assert 'changed my mind' in rig.chunk()
+    assert rig.tick().state is STOP, 'a stop before the first motion is honoured'
+
+
+@pytest.mark.parametrize('turn', ['pause', 'arm'])
+def test_pause_and_an_unable_arm_hold_and_go_on_with_a_new_chunk_only(turn):
+    rig = Rig().moving()
+    switch = {'pause': rig.gate.pause,
+              'arm': lambda on: rig.gate.on_arm('servo halted' if on else '')}[turn]
+    switch(True)
+    command = rig.tick()
+    assert command.state is HOLD and command.reason in ('paused', 'servo halted')
+    assert still(rig.tick())
+    switch(False)
+    assert rig.tick().reason == 'thinking', 'no wind-up'
+    rig.chunk()
+    assert rig.tick().state is RUN
+
+
+def test_a_standing_clock_holds_and_repeats_no_row():
+    rig = Rig(clock_stall=0.12).moving()
+    commands = [rig.tick(clock_stands=True) for _ in range(5)]
+    assert commands[2].state is HOLD and 'stood still' in commands[2].reason
+    assert rig.gate.played == 1
+    rig.tick()
+    rig.chunk()
+    assert rig.tick().state is RUN
+
+
+def test_stamps_of_another_clock_hold_and_say_so():
+    rig = Rig(clock_domain=1.0).moving()
+    commands = [rig.tick(pose_ahead=1.7e9) for _ in range(4)]
+    assert commands[-1].state is HOLD and 'use_sim_time' in commands[-1].reason
+    stopped = Rig(clock_domain=1.0, auto_start=False)
+    for _ in range(6):
+        stopped.tick(pose_ahead=-12.0)
+    assert 'use_sim_time' in stopped.gate.start(stopped.steady)
+
+
+def test_a_faster_gate_plays_each_row_for_several_ticks():
+    rig = Rig(period=0.01, ticks_per_row=5)
+    rig.tick()
+    assert rig.chunk(rows=2) is None
+    commands = [rig.tick() for _ in range(11)]
+    assert [c.begins for c in commands[:10]] == [True, *[False] * 4] * 2
+    assert [c.state for c in commands] == [RUN] * 10 + [HOLD]
+    assert rig.gate.played == 2
+    assert 'period' in rig.chunk(period=0.01)
+
+
+def test_a_stuck_gripper_stops_and_a_new_start_gives_it_a_chance():
+    rig = Rig(gripper=GripperMonitor(0.3), auto_start=False)
+    rig.gate.on_gripper(0.08)
+    rig.tick()
+    rig.gate.start(rig.steady)
+    rig.chunk(rows=20)
+    states = [rig.tick().state for _ in range(10)]
+    assert states[0] is RUN and states[-1] is STOP
+    assert 'does not close' in rig.gate.reason
+    assert rig.gate.start(rig.steady) is None
+    assert rig.tick().state is HOLD
+
+
+def test_an_inactive_policy_ends_the_task_but_not_before_there_was_one():
+    rig = Rig()
+    rig.policy_state = 'LOADING'
+    assert rig.tick().state is HOLD
+    rig.policy_state = 'ACTING'
+    rig.moving()
+    rig.policy_state = 'INACTIVE'
+    assert rig.tick().state is STOP and 'INACTIVE' in rig.gate.reason
+    rig.policy_state, rig.task = 'ACTING', '1'
+    rig.tick()
+    rig.chunk()
+    assert rig.tick().state is RUN
