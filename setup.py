@@ -33,6 +33,7 @@ setup(
             'vla_node = dtvla_ros.nodes.vla_node:main',
             'command_gate = dtvla_ros.nodes.command_gate:main',
             'sim_bridge = dtvla_ros.nodes.sim_bridge:main',
+            'overlay = dtvla_ros.nodes.overlay:main',
         ],
     },
 )

@@ -1,0 +1,158 @@
+"""The overlay as a process: real frames in, a readable picture and a path in space out."""
+
+from __future__ import annotations
+
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from dtvla_ros.actions import osc
+from dtvla_ros.actions.chunk import Chunk
+from dtvla_ros.middleware import images, ros
+from dtvla_ros.middleware.messages import (
+    CompressedImage,
+    DiagnosticStatus,
+    Image,
+    JointTrajectory,
+    Marker,
+    MarkerArray,
+    Point,
+    Pose,
+    PoseStamped,
+    Quaternion,
+    String,
+)
+from dtvla_ros.nodes import wire
+from dtvla_ros.nodes.overlay import LINES, PANEL, SIDE, Said, Words, draw_words
+
+STAMP = 12.5
+START = np.array([0.4, -0.1, 0.2])
+
+
+def chunk():
+    rows = np.zeros((8, 7), np.float32)
+    rows[:, 0] = 1.0
+    rows[:, 2] = -0.5
+    rows[:, 6] = [-1, -1, -1, -1, 1, 1, 0, 0]
+    return Chunk(STAMP, 0.05, rows)
+
+
+class Robot:
+    """Publishes what a robot and a policy publish, over and over."""
+
+    def __init__(self, graph, kind):
+        node = graph.node
+        self.node, self.kind = node, kind
+        self.thought = 'holding nothing now reach can'
+        sensor = ros.qos_profile_sensor_data
+        self.cameras = {n: node.create_publisher(kind, f'/image_{n}', sensor)
+                        for n in ('primary', 'wrist')}
+        self.pose = node.create_publisher(PoseStamped, '/ee_pose', sensor)
+        self.thoughts = node.create_publisher(String, '/vla/reasoning', wire.LATCHED_10)
+        self.chunks = node.create_publisher(JointTrajectory, '/vla/action_chunk', wire.LATEST)
+        self.states = {t: node.create_publisher(DiagnosticStatus, t, wire.LATCHED)
+                       for t in ('/vla/state', '/gate_state')}
+        node.create_timer(0.05, self.publish,
+                          clock=ros.Clock(clock_type=ros.ClockType.STEADY_TIME))
+
+    def publish(self):
+        for k, (name, publisher) in enumerate(self.cameras.items()):
+            pixels = np.full((96, 128, 3), (220, 20, 20) if k == 0 else (20, 20, 220), np.uint8)
+            make = (images.numpy_to_image if self.kind is Image else images.numpy_to_compressed)
+            publisher.publish(make(pixels, wire.time_message(STAMP), name))
+        for stamp, offset in ((STAMP, 0.0), (STAMP + 0.05, 0.5)):
+            x, y, z = (START + offset).tolist()
+            self.pose.publish(PoseStamped(
+                header=wire.header(stamp, 'base'),
+                pose=Pose(position=Point(x=x, y=y, z=z), orientation=Quaternion(w=1.0))))
+        self.thoughts.publish(String(data=self.thought))
+        self.states['/vla/state'].publish(wire.status_message(
+            'vla', 'ACTING', {'instruction': 'put the can away', 'latency_think': 0.034}))
+        self.states['/gate_state'].publish(wire.status_message('gate', 'RUN', {'reason': ''}))
+        self.chunks.publish(wire.chunk_message(chunk()))
+
+
+def decoded(message):
+    return cv2.cvtColor(cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR),
+                        cv2.COLOR_BGR2RGB)
+
+
+@pytest.mark.parametrize('transport', ['raw', 'compressed'])
+def test_cameras_and_thought_side_by_side_once_somebody_watches(graph, transport):
+    graph.listen()
+    robot = Robot(graph, Image if transport == 'raw' else CompressedImage)
+    process = graph.start('overlay', '-p', f'transport:={transport}', '-p', 'rate:=20.0')
+    graph.spin(lambda: graph.node.count_publishers('/overlay/compressed'), 30)
+    calm = time.monotonic() + 0.5
+    graph.spin(lambda: time.monotonic() > calm, 5)
+    assert graph.node.count_subscribers('/image_primary') == 0, 'nobody watches: nothing is read'
+
+    pictures = []
+    watching = graph.node.create_subscription(
+        CompressedImage, '/overlay/compressed', pictures.append, 5)
+    left, right = (SIDE // 2, SIDE // 2), (SIDE // 2, SIDE + SIDE // 2)
+
+    def complete():
+        if not pictures:
+            return False
+        picture = decoded(pictures[-1])
+        return (picture[left][0] > 150 and picture[right][2] > 150
+                and picture[:, 2 * SIDE:].max() > 200)
+    graph.spin(complete, 30)
+    before = decoded(pictures[-1])
+    assert before.shape == (SIDE, 2 * SIDE + PANEL, 3)
+    np.testing.assert_allclose(before[left], (220, 20, 20), atol=12)
+    np.testing.assert_allclose(before[right], (20, 20, 220), atol=12)
+    assert wire.seconds(pictures[-1].header.stamp) == STAMP
+
+    robot.thought = 'holding can now carry it to the wooden bin'
+
+    def rewritten():
+        now = decoded(pictures[-1]).astype(int)
+        return np.abs(now - before)[80:200, 2 * SIDE:].max() > 120
+    graph.spin(rewritten, 10)
+    after = decoded(pictures[-1]).astype(int)
+    assert np.abs(after - before)[:, :2 * SIDE].max() < 30, 'the cameras stay as they are'
+
+    graph.node.destroy_subscription(watching)
+    graph.spin(lambda: graph.node.count_subscribers('/image_primary') == 0, 10)
+    assert process.poll() is None and graph.interrupt('overlay') == 0
+
+
+def test_the_path_starts_where_it_was_decided_and_ends_where_the_law_leads(graph):
+    graph.listen()
+    Robot(graph, Image)
+    graph.start('overlay', '-p', 'base_frame:=fr3_link0')
+    paths = []
+    graph.node.create_subscription(MarkerArray, '/planned_path', paths.append, 5)
+    graph.spin(lambda: paths, 30)
+    [marker] = paths[-1].markers
+    assert marker.type == Marker.LINE_STRIP and marker.header.frame_id == 'fr3_link0'
+    assert wire.seconds(marker.header.stamp) == STAMP
+    points = np.array([(p.x, p.y, p.z) for p in marker.points])
+    assert points.shape == (9, 3) and len(marker.colors) == 9
+    np.testing.assert_allclose(points[0], START)
+    metres = osc.METRES_PER_SECOND_PER_UNIT * 0.05
+    np.testing.assert_allclose(points[-1], START + 8 * metres * np.array([1, 0, -0.5]), atol=1e-9)
+    shades = [(c.r, c.g, c.b) for c in marker.colors]
+    assert len(set(shades[:5])) == 1 and len(set(shades[5:])) == 1, 'the gripper keeps its grip'
+    assert shades[0] != shades[-1]
+
+
+def test_of_a_long_thought_the_end_is_shown():
+    def ink(thought):
+        said = Said('policy: ACTING')
+        return np.asarray(draw_words(Words('do', thought, said, said, 'act 1 ms'))).astype(int)
+
+    many = ' '.join(['first'] * 60)
+    assert np.abs(ink(many) - ink(many + ' last'))[86:86 + 24 * LINES].max() > 100
+    assert not np.abs(ink(many) - ink(many + ' last'))[SIDE - 66:].any(), 'states keep their place'
+
+
+def test_a_refused_parameter_is_one_line(graph):
+    process = graph.start('overlay', '-p', 'transport:=pigeon')
+    assert process.wait(30) == 2
+    assert graph.log('overlay').strip() == (
+        'error: parameter transport = "pigeon"; choose from raw, compressed')
