@@ -10,6 +10,7 @@ import typer
 
 from dtvla_ros.cli.arguments import Json, names
 from dtvla_ros.cli.models import app as models_app
+from dtvla_ros.cli.recording import app as recording_app
 from dtvla_ros.errors import UserError
 from dtvla_ros.middleware.topic_cli import app as topic_app
 
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(topic_app)
 app.add_typer(models_app)
+app.add_typer(recording_app)
 
 Suite = Annotated[str, typer.Option(help='Scenes and tasks.')]
 Tasks = Annotated[

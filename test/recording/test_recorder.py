@@ -1,0 +1,203 @@
+"""``dtvla record`` as a user runs it, against a node that really publishes."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import yaml
+from rosbags.interfaces import QosDurability, QosReliability
+
+from dtvla_ros.errors import UserError
+from dtvla_ros.middleware import images, ros
+from dtvla_ros.middleware.messages import Image, JointState, String, Time
+from dtvla_ros.recording.bag import BagWriter, decode, offered, open_bag
+from dtvla_ros.recording.recorder import DISK_FULL, BagThread
+
+LATCHED = ros.QoSProfile(depth=3, durability=ros.DurabilityPolicy.TRANSIENT_LOCAL)
+JOINTS = {'name': ['a', 'b'], 'position': [0.5, -1.0]}
+
+
+def start(out, *arguments, limit=None):
+    """Start a recording; ``limit``: largest file it may write [bytes]."""
+    def prepare():
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    return subprocess.Popen(
+        [sys.executable, '-m', 'dtvla_ros.cli', 'record', '--out', str(out), *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=prepare)
+
+
+def read(path):
+    """Return the messages of a bag by topic, decoded, in order."""
+    found = {}
+    with open_bag(path) as reader:
+        for connection, _, data in reader.messages():
+            found.setdefault(connection.topic, []).append(decode(connection, data))
+    return found
+
+
+class Source:
+    """Publishes joints, numbered pictures and a latched instruction until it is told to stop."""
+
+    def __init__(self, graph, size=64, rate=50.0):
+        node = self.node = graph.node
+        node.create_publisher(String, '/instruction', LATCHED).publish(
+            String(data='put the lemon in the blue bin'))
+        self.joints = node.create_publisher(JointState, '/joint_states',
+                                            ros.qos_profile_sensor_data)
+        self.camera = node.create_publisher(Image, '/image_primary', ros.qos_profile_sensor_data)
+        self.sent, self.size = 0, size
+        node.create_timer(1.0 / rate, self.publish,
+                          clock=ros.Clock(clock_type=ros.ClockType.STEADY_TIME))
+
+    def heard(self):
+        return self.camera.get_subscription_count() and self.joints.get_subscription_count()
+
+    def publish(self):
+        if not self.heard():
+            return
+        self.sent += 1
+        self.joints.publish(JointState(**JOINTS))
+        pixels = np.full((self.size, self.size, 3), self.sent % 251, np.uint8)
+        self.camera.publish(images.numpy_to_image(pixels, Time(sec=self.sent), 'camera'))
+
+
+def test_a_bag_holds_what_was_published_and_how_it_was_offered(graph, tmp_path):
+    graph.listen()
+    source = Source(graph)
+    out = tmp_path / 'bag'
+    recording = start(out)
+    graph.spin(lambda: source.sent >= 60, 60)
+    recording.send_signal(signal.SIGINT)
+    graph.spin(lambda: recording.poll() is not None, 20)
+    printed, errors = recording.communicate()
+    assert recording.returncode == 0, errors
+
+    found = read(out)
+    assert found['/instruction'][0].data == 'put the lemon in the blue bin', 'latched before'
+    stamps = [m.header.stamp.sec for m in found['/image_primary']]
+    assert len(stamps) > 30 and stamps == list(range(stamps[0], stamps[0] + len(stamps)))
+    for message, stamp in zip(found['/image_primary'], stamps, strict=True):
+        assert images.image_to_numpy(message).tolist() == np.full(
+            (64, 64, 3), stamp % 251).tolist()
+    assert list(found['/joint_states'][0].position) == JOINTS['position']
+    assert f'{len(found["/joint_states"]):8}' in printed and ' MB' in printed
+
+    told = yaml.safe_load((out / 'metadata.yaml').read_text())['rosbag2_bagfile_information']
+    assert told['storage_identifier'] == 'mcap' and told['message_count'] == sum(
+        map(len, found.values()))
+    with open_bag(out) as reader:
+        qos = {c.topic: c.ext.offered_qos_profiles[0] for c in reader.connections}
+        definitions = {c.topic: c.msgdef.data for c in reader.connections}
+    assert qos['/instruction'].durability == QosDurability.TRANSIENT_LOCAL
+    assert qos['/instruction'].reliability == QosReliability.RELIABLE
+    assert qos['/image_primary'].durability == QosDurability.VOLATILE
+    assert qos['/image_primary'].reliability == QosReliability.BEST_EFFORT
+    assert 'MSG: std_msgs/Header' in definitions['/image_primary'].replace('/msg/', '/')
+    assert read(out / 'bag.mcap').keys() == found.keys(), 'the file alone opens too'
+
+
+def test_only_the_topics_asked_for_and_only_so_long(graph, tmp_path):
+    graph.listen()
+    source = Source(graph)
+    source.heard = lambda: True
+    recording = start(tmp_path / 'bag', '--topics', '/joint_states', '--seconds', '1.5')
+    graph.spin(lambda: recording.poll() is not None, 30)
+    assert recording.returncode == 0
+    assert set(read(tmp_path / 'bag')) == {'/joint_states'}
+
+
+@pytest.mark.parametrize(('arguments', 'word'), [
+    ((), 'exists already'), (('--topics', 'joint_states'), '/joint_states')])
+def test_bad_input_is_one_line_and_touches_nothing(tmp_path, arguments, word):
+    (tmp_path / 'kept').write_text('mine')
+    recording = start(tmp_path, *arguments)
+    _, errors = recording.communicate(timeout=30)
+    assert recording.returncode == 2 and errors.startswith('error: ') and errors.count('\n') == 1
+    assert word in errors
+    assert [p.name for p in tmp_path.iterdir()] == ['kept']
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Return a folder on a disk of 6 MB."""
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+    done = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=6m', 'tmpfs', str(folder)],
+                          capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f'cannot mount a small disk: {done.stderr.strip()}')
+    yield folder
+    subprocess.run(['umount', '-l', str(folder)], check=True)
+
+
+@pytest.mark.parametrize('kind', ['disk', 'file'])
+def test_a_full_disk_ends_the_recording_and_nothing_else(graph, tmp_path, kind, request):
+    folder = request.getfixturevalue('small_disk') if kind == 'disk' else tmp_path
+    graph.listen()
+    source = Source(graph, size=256)
+    recording = start(folder / 'bag', limit=5_000_000 if kind == 'file' else None)
+    graph.spin(lambda: recording.poll() is not None, 60)
+    _, errors = recording.communicate()
+    assert recording.returncode == DISK_FULL, errors
+    line = errors.strip().splitlines()[-1]
+    assert line.startswith('error: ') and 'recording stopped' in line
+    assert ('No space left' if kind == 'disk' else 'File too large') in line
+
+    sent = source.sent
+    source.heard = lambda: True
+    graph.spin(lambda: source.sent > sent + 20, 10)
+
+    found = read(folder / 'bag')
+    kept = sum(map(len, found.values()))
+    assert f'first {kept} messages' in line
+    stamps = [m.header.stamp.sec for m in found['/image_primary']]
+    assert len(stamps) >= 15 and stamps == list(range(stamps[0], stamps[0] + len(stamps)))
+    told = yaml.safe_load((folder / 'bag' / 'metadata.yaml').read_text())
+    assert told['rosbag2_bagfile_information']['message_count'] == kept
+    with open_bag(folder / 'bag') as reader:
+        times = [t for _, t, _ in reader.messages()]
+        assert (reader.start_time, reader.end_time) == (min(times), max(times) + 1)
+
+
+def test_what_a_slow_disk_cannot_take_is_counted(tmp_path):
+    bag = BagWriter(tmp_path / 'bag')
+    gate = threading.Event()
+    write = bag.write
+
+    def slowly(*arguments):
+        assert gate.wait(30)
+        write(*arguments)
+    bag.write = slowly
+    thread = BagThread(bag, lambda: None, queue_bytes=1000)
+    thread.add_topic('/word', 'std_msgs/msg/String', [offered(True, False)])
+    began = time.monotonic()
+    for k in range(50):
+        thread.add('/word', k, bytes(100))
+    assert time.monotonic() - began < 1.0, 'nobody waits for the disk'
+    gate.set()
+    thread.close()
+    assert thread.written['/word'] + thread.dropped['/word'] == 50
+    assert thread.written['/word'] == 10
+    with open_bag(tmp_path / 'bag') as reader:
+        assert reader.message_count == 10
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match='file/bag'):
+        BagWriter(tmp_path / 'file' / 'bag')
+
+
+def test_no_bag_is_named(tmp_path):
+    (tmp_path / 'bag.mcap').write_bytes(b'no bag')
+    for path in (tmp_path, tmp_path / 'bag.mcap', tmp_path / 'absent'):
+        with pytest.raises(UserError, match=str(path)), open_bag(path):
+            pass
