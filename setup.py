@@ -15,6 +15,8 @@ def shared_files(folder):
 
 
 setup(
+    # In setup.cfg it would become an object that colcon cannot read back.
+    python_requires='>=3.10',
     packages=find_packages(include=['dtvla_ros', 'dtvla_ros.*'])
     + ['dtvla_sim']
     + [f'dtvla_sim.{p}' for p in find_packages('sim')],
