@@ -7,28 +7,24 @@ from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch.actions import DeclareLaunchArgument, GroupAction, IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import SetRemap
 
 
 def generate_launch_description():
     share = Path(get_package_share_directory('dtvla_ros'))
-    settings = {
-        'params_file': (
-            str(share / 'config' / 'robot_crisp.yaml'),
-            'Parameters of both nodes; set the workspace box first.'),
-        'policy': (
-            str(share / 'models' / 'nano'), 'Folder of the policy, its manifest inside.'),
-        'command_topic': (
-            '/target_pose', 'What the controller listens to.'),
-    }
     return LaunchDescription([
-        *(DeclareLaunchArgument(name, default_value=default, description=text)
-          for name, (default, text) in settings.items()),
-        IncludeLaunchDescription(
-            PythonLaunchDescriptionSource(str(share / 'launch' / 'robot.launch.py')),
-            launch_arguments={
-                'command': 'target_pose',
-                **{name: LaunchConfiguration(name) for name in settings}}.items()),
+        DeclareLaunchArgument(
+            'params_file', default_value=str(share / 'config' / 'robot_crisp.yaml'),
+            description='Parameters of all nodes; set the workspace box to your cell first.'),
+        DeclareLaunchArgument(
+            'command_topic', default_value='/target_pose',
+            description="The controller's target, geometry_msgs/PoseStamped."),
+        GroupAction([
+            SetRemap(src='target_pose', dst=LaunchConfiguration('command_topic')),
+            IncludeLaunchDescription(
+                PythonLaunchDescriptionSource(str(share / 'launch' / 'policy.launch.py'))),
+        ]),
     ])

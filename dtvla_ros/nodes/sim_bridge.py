@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from numpy.typing import NDArray
 
 import dtvla_sim
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import require_writable, write_json
 from dtvla_ros.middleware import images, ros
 from dtvla_ros.middleware.messages import (
     Clock,
@@ -35,6 +39,8 @@ CAMERAS = {'primary': 'agentview_image', 'wrist': 'robot0_eye_in_hand_image'}
 ASK_AGAIN = 0.5  # wall time without an answer before the same moment is shown again [s]
 HOLD_ACTION = 0.15  # real time: age at which the last action is no longer repeated [s]
 BETWEEN_EPISODES = 1.0  # jump of the clock, longer than any chunk, so that old ones expire [s]
+NOT_READY = ('UNCONFIGURED', 'LOADING', 'INACTIVE')  # a policy that cannot take a task yet
+SIMULATORS = ('mujoco', 'robosuite')
 FAREWELL = 0.5  # wall time for the last message to leave before the process ends [s]
 
 
@@ -46,12 +52,26 @@ class Tally:
     index: int = -1
     step: int = 0
     results: dict[str, list[int]] = field(default_factory=dict)  # task -> [successes, episodes]
+    episodes: list[dict[str, Any]] = field(default_factory=list)
 
     def count(self, success: bool) -> None:
         """Book the running episode."""
-        result = self.results.setdefault(self.plan[self.index][0], [0, 0])
+        task, seed = self.plan[self.index]
+        result = self.results.setdefault(task, [0, 0])
         result[0] += int(success)
         result[1] += 1
+        self.episodes.append(
+            {'task': task, 'seed': seed, 'success': success, 'steps': self.step})
+
+    def report(self) -> dict[str, Any]:
+        """Return the finished episodes with their sums and what ran them."""
+        return {
+            'n': len(self.episodes), 'successes': sum(e['success'] for e in self.episodes),
+            'tasks': {task: {'n': n, 'successes': successes}
+                      for task, (successes, n) in self.results.items()},
+            'episodes': self.episodes,
+            'versions': {'python': platform.python_version(),
+                         **{name: metadata.version(name) for name in SIMULATORS}}}
 
 
 class SimBridge(ros.Node):
@@ -74,7 +94,12 @@ class SimBridge(ros.Node):
         size = declare(self, 'image_size', 128, 'side of the images [px]', low=16)
         self._patience = declare(
             self, 'policy_timeout_s', 120.0, 'longest wait for the policy to take a task', low=1)
+        result_file = declare(self, 'result_file', '', 'JSON of all episodes; empty: none')
+        self._result = Path(result_file).expanduser() if result_file else None
+        if self._result is not None:
+            require_writable(self._result)
         self._env = dtvla_sim.make(suite, image_size=size)
+        self._suite = suite
         unknown = [t for t in tasks if t not in self._env.tasks]
         if unknown:
             raise UserError(f'parameter tasks: unknown task "{unknown[0]}"; {suite} has: '
@@ -142,7 +167,7 @@ class SimBridge(ros.Node):
         self._policy = {**wire.status_values(message), 'state': message.message}
         taken = (self._policy.get('instruction') == self._info['instruction']
                  and self._policy.get('task') != self._task_before
-                 and self._policy['state'] != 'LOADING')
+                 and self._policy['state'] not in NOT_READY)
         if taken and not self._running and self._finished_at is None:
             self._running = True
             self._show(look=True)
@@ -198,6 +223,9 @@ class SimBridge(ros.Node):
             return
         self._running = False
         self._finished_at = time.monotonic()
+        if self._result is not None:
+            write_json(self._result, {
+                'suite': self._suite, 'lockstep': self._lockstep, **tally.report()})
         self._tell(done=True, success=bool(info['success']))
         for task, (successes, n) in tally.results.items():
             self.get_logger().info(f'{task}: {successes} of {n}')

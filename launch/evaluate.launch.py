@@ -1,0 +1,30 @@
+"""Count successes over topics, in lock-step; write a JSON result and end."""
+
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
+from launch import LaunchDescription
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    IncludeLaunchDescription,
+    RegisterEventHandler,
+)
+from launch.event_handlers import OnProcessExit
+from launch.events import Shutdown
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+
+
+def generate_launch_description():
+    share = Path(get_package_share_directory('dtvla_ros'))
+    return LaunchDescription([
+        DeclareLaunchArgument('episodes', default_value='50', description='Episodes per task.'),
+        DeclareLaunchArgument(
+            'result_file', default_value='evaluation.json',
+            description='JSON file for successes, seeds and versions.'),
+        IncludeLaunchDescription(
+            PythonLaunchDescriptionSource(str(share / 'launch' / 'sim.launch.py'))),
+        # In lock-step the others would wait for a dead process for ever.
+        RegisterEventHandler(OnProcessExit(
+            on_exit=[EmitEvent(event=Shutdown(reason='a process ended'))])),
+    ])
