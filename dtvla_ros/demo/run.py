@@ -24,7 +24,8 @@ from .screen import Screen
 
 CONFIG = 'config/sim.yaml'
 SILENCE = 90.0  # longest wait for the next step of the simulation [s]
-VLA_REMAPS = ('image_primary', 'image_wrist', 'joint_states', 'ee_pose', 'instruction', 'estop')
+VLA_REMAPS = ('image_primary', 'image_wrist', 'joint_states', 'ee_pose', 'instruction', 'estop',
+              'gate_state')
 
 
 def run_demo(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from dtvla_ros.engine.engine import Engine
@@ -17,12 +18,15 @@ DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1, device: str = 'cpu',
-                dtype: str | None = None) -> tuple[Engine, PolicyTransform, PolicyManifest]:
+                dtype: str | None = None,
+                on_verified: Callable[[PolicyManifest], None] | None = None,
+                ) -> tuple[Engine, PolicyTransform, PolicyManifest]:
     """Load a policy folder; every file is hashed before it is parsed.
 
     ``device`` is one of ``DEVICES``; on the CPU ``threads`` threads are used. ``engine`` 'onnx'
     imports no torch; without the GPU that is asked for it logs why and runs on the CPU. 'torch'
     runs in ``dtype`` (None: float32 on the CPU, elsewhere as stored) and knows no TensorRT.
+    ``on_verified`` is called when every file is known to be intact, before the weights are read.
     Raises ``UserError`` naming the file or value and what is wrong with it.
     """
     folder = Path(path)
@@ -44,6 +48,9 @@ def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1, device
     if engine == 'onnx':
         for name in GRAPHS:
             manifest.verified(folder, name)
+    if on_verified is not None:
+        on_verified(manifest)
+    if engine == 'onnx':
         from dtvla_ros.engine.onnx_engine import OnnxEngine
 
         return OnnxEngine(folder, manifest.config, threads, device), transform, manifest

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
+import os
 import time
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dtvla_ros.actions.queue import ChunkQueue
+from dtvla_ros.errors import UserError
 from dtvla_ros.middleware import ros
 from dtvla_ros.middleware.messages import (
     Bool,
     DiagnosticStatus,
     JointState,
     JointTrajectory,
-    PoseStamped,
+    SetBool,
     String,
     Trigger,
 )
 from dtvla_ros.nodes import wire
-from dtvla_ros.nodes.parameters import declare
+from dtvla_ros.nodes.arm_status import ArmStatus
+from dtvla_ros.nodes.gate_settings import LIMITS, build_gate, read_limits
+from dtvla_ros.nodes.parameters import declare, refuse_changes
+from dtvla_ros.nodes.pose_source import PoseSource
 from dtvla_ros.nodes.sinks import PRESETS, PoseSink, make_sink
-from dtvla_ros.safety.gate import (
-    HEARTBEAT,
-    JOINTS,
-    POSE,
-    Command,
-    Gate,
-    GateConfig,
-    GateState,
-)
-from dtvla_ros.safety.limits import PROFILES, Limiter, Limits
-from dtvla_ros.safety.watchdog import Watchdog
+from dtvla_ros.safety.gate import Command, GateState
+from dtvla_ros.safety.limits import Limiter
 
-STATE_PERIOD = 0.5
+STATE_PERIOD = 0.05  # the policy's own watchdog lives on gate_state
+RIVALS_PERIOD = 0.25
+STILL_TICKS = 4  # commands of stillness that make a stop
 LEVELS = {
     GateState.RUN: DiagnosticStatus.OK,
     GateState.HOLD: DiagnosticStatus.OK,
@@ -46,80 +43,68 @@ LEVELS = {
 class CommandGate(ros.Node):
     """Plays chunks at the control rate.
 
-    In lock-step the tick is the simulator's: each new ``ee_pose`` asks for one command, and
-    nothing is sent while the policy is alive and thinking, so that simulated time waits for it.
-    A steady timer goes on beside it, to keep commanding stillness when the policy is dead.
+    In lock-step the tick is the simulator's: each new pose asks for one command, and nothing is
+    sent while the policy is alive and thinking, so that simulated time waits for it. A steady
+    timer goes on beside it, to keep commanding stillness when the policy is dead.
     """
 
     def __init__(self) -> None:
         super().__init__('command_gate')
-        self._period = 1.0 / declare(self, 'rate', 20.0, 'control rate [Hz]', low=1.0)
-        self._lockstep = declare(self, 'lockstep', False, 'tick with ee_pose, not with the clock')
+        self._period = 1.0 / declare(self, 'rate', 20.0, 'control rate [Hz]', low=1.0, high=200.0)
+        self._lockstep = declare(self, 'lockstep', False, 'tick with the pose, not the clock')
         preset = declare(self, 'preset', 'sim_osc', 'kind of arm', choices=PRESETS)
-        base_frame = declare(self, 'base_frame', 'base', 'frame of poses and twists')
-        self._gate = Gate(self._config(), self._queue(), Limiter(self._limits(), self._period),
-                          self._watchdog())
-        self._sink = make_sink(self, preset, base_frame, self._period)
+        self._fingers = declare(
+            self, 'finger_joints', ['panda_finger_joint1', 'panda_finger_joint2'],
+            'joints whose absolute positions add up to the gripper opening')
+        self._gate = build_gate(self, self._period, self._lockstep)
+        self._pose_source = PoseSource(self, self._on_pose)
+        self._sink = make_sink(
+            self, preset, self.get_parameter('base_frame').value, self._period)
+        self._commands: dict[str, Callable[[], str | None]] = {
+            'start': self._start,
+            'stop': lambda: self._gate.stop('asked to stop'),
+            'clear_fault': self._clear_fault,
+            'pause': lambda: self._gate.pause(True),
+            'resume': lambda: self._gate.pause(False),
+        }
         self._pending: float | None = None
         self._last: Command | None = None
         self._drops = 0
         self._told = ('', '')
+        self._silent = False
+        self._new_limits = False
+        refuse_changes(self, LIMITS, self._judge_limit)
+        _take_priority(self, declare(
+            self, 'priority', 0, "real-time priority (SCHED_FIFO) of the gate's thread; 0: none",
+            low=0, high=90))
 
         self._state = self.create_publisher(DiagnosticStatus, 'gate_state', wire.LATCHED)
         sensor = ros.qos_profile_sensor_data
         self.create_subscription(JointTrajectory, 'vla/action_chunk', self._on_chunk, wire.LATEST)
         self.create_subscription(DiagnosticStatus, 'vla/state', self._on_heartbeat, wire.LATCHED)
         self.create_subscription(JointState, 'joint_states', self._on_joints, sensor)
-        self.create_subscription(PoseStamped, 'ee_pose', self._on_pose, sensor)
+        self._pose_source.open()
+        self._arm = ArmStatus(self, self._on_arm)
         self.create_subscription(Bool, 'estop', self._on_estop, wire.LATCHED)
         self.create_subscription(String, 'gate_command', self._on_command, wire.LATEST)
         for name in ('start', 'stop', 'clear_fault'):
             self.create_service(Trigger, name, self._service(name))
+        self.create_service(SetBool, 'pause', self._on_pause)
         steady = ros.Clock(clock_type=ros.ClockType.STEADY_TIME)
         self.create_timer(self._period, self._on_timer, clock=steady)
         self.create_timer(STATE_PERIOD, self._tell, clock=steady)
-        self.create_timer(1.0, self._look_for_rivals, clock=steady)
+        self.create_timer(RIVALS_PERIOD, self._look_around, clock=steady)
         self._tell()
 
-    def _config(self) -> GateConfig:
-        return GateConfig(
-            period=self._period,
-            thinking_deadline=declare(
-                self, 'thinking_deadline_s', 10.0, 'longest wait for a chunk before STOP', low=0),
-            heartbeat_stop=declare(
-                self, 'heartbeat_stop_s', 0.0,
-                'age of the policy heartbeat at which HOLD becomes STOP', low=0),
-            contract_breaks=declare(
-                self, 'contract_breaks', 5, 'rows in a row beyond +-1 before FAULT', low=1),
-            auto_start=declare(
-                self, 'auto_start', False, 'move without the start service, after each new task'))
-
-    def _queue(self) -> ChunkQueue:
-        return ChunkQueue(
-            max_latency=declare(
-                self, 'max_latency_s', 0.5, 'a chunk older than its length and this is dropped',
-                low=0),
-            blend_steps=declare(
-                self, 'blend_steps', 0, 'rows over which a new chunk is faded in', low=0))
-
-    def _limits(self) -> Limits:
-        profile = PROFILES[declare(
-            self, 'profile', 'default', 'limits', choices=tuple(PROFILES))]
-        chosen: dict[str, Any] = {}
-        for field in dataclasses.fields(Limits):
-            default = getattr(profile, field.name)
-            value = declare(self, field.name, list(default) if isinstance(default, tuple)
-                            else default, 'limit; see dtvla_ros.safety.limits.Limits')
-            chosen[field.name] = tuple(value) if isinstance(default, tuple) else value
-        return Limits(**chosen)
-
-    def _watchdog(self) -> Watchdog:
-        heartbeat = declare(self, 'heartbeat_timeout_s', 0.1, 'silence of vla/state', low=0.05)
-        joints = declare(self, 'joints_timeout_s', 0.1, 'silence of joint_states; 0: never', low=0)
-        pose = declare(self, 'pose_timeout_s', 0.1, 'silence of ee_pose; 0: never', low=0)
-        # A simulator in lock-step is silent while the policy thinks.
-        measured = {} if self._lockstep else {JOINTS: joints, POSE: pose}
-        return Watchdog({HEARTBEAT: heartbeat, **measured}, own_period=self._period)
+    def destroy_node(self) -> None:
+        """Command stillness before leaving: a pose sink keeps its last target otherwise."""
+        if not self._lockstep and self._last is not None:
+            self._gate.stop('the gate is shut down')
+            for _ in range(STILL_TICKS):
+                self._send(self._gate.tick(self._now(), time.monotonic()))
+                time.sleep(self._period)
+            self._tell()
+        super().destroy_node()
 
     def _now(self) -> float:
         return self.get_clock().now().nanoseconds * 1e-9
@@ -140,14 +125,18 @@ class CommandGate(ros.Node):
         values = wire.status_values(message)
         self._gate.on_heartbeat(time.monotonic(), message.message, values.get('reason', ''),
                                 values.get('task', ''))
+        self._tell_changes()
 
     def _on_joints(self, message: JointState) -> None:
         self._gate.on_joints(message.position, wire.seconds(message.header.stamp),
                              time.monotonic())
+        positions = dict(zip(message.name, message.position))
+        fingers = [abs(positions.get(name, np.nan)) for name in self._fingers]
+        if fingers and np.isfinite(fingers).all():
+            self._gate.on_gripper(sum(fingers))
 
-    def _on_pose(self, message: PoseStamped) -> None:
-        stamp = wire.seconds(message.header.stamp)
-        position, quaternion = wire.pose_arrays(message.pose)
+    def _on_pose(self, position: NDArray[np.float64], quaternion: NDArray[np.float64],
+                 stamp: float) -> None:
         if not (np.isfinite(position).all() and np.isfinite(quaternion).all()):
             return
         self._gate.on_pose(position, stamp, time.monotonic())
@@ -159,6 +148,11 @@ class CommandGate(ros.Node):
                 self._send(self._last)  # asked again: the answer was lost
             self._play_pending()
 
+    def _on_arm(self, unable: str) -> None:
+        self._gate.on_arm(unable)
+        if unable and not self._lockstep:
+            self._on_timer()
+
     def _on_estop(self, message: Bool) -> None:
         self._gate.on_estop(message.data)
         if message.data and not self._lockstep:
@@ -166,11 +160,13 @@ class CommandGate(ros.Node):
         self._tell_changes()
 
     def _on_command(self, message: String) -> None:
-        if message.data not in ('start', 'stop', 'clear_fault'):
-            self.get_logger().warning(f'gate_command "{message.data[:40]}" is not one of start, '
-                                      'stop, clear_fault')
+        if message.data not in self._commands:
+            self.get_logger().warning(f'gate_command "{message.data[:40]}" is not one of '
+                                      f'{", ".join(self._commands)}')
             return
-        self._obey(message.data)
+        refused = self._obey(message.data)
+        if refused:
+            self.get_logger().warning(f'{message.data} refused: {refused}')
 
     def _service(self, name: str):  # noqa: ANN202
         def answer(_: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -180,15 +176,25 @@ class CommandGate(ros.Node):
             return response
         return answer
 
+    def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._obey('pause' if request.data else 'resume')
+        response.success = True
+        response.message = f'{self._gate.state.value}: {self._gate.reason}'
+        return response
+
     def _obey(self, name: str) -> str | None:
-        refused = None
-        if name == 'start':
-            refused = self._gate.start()
-        elif name == 'stop':
-            self._gate.stop('asked to stop')
-        else:
-            refused = self._gate.clear_fault()
+        refused = self._commands[name]()
         self._tell_changes()
+        return refused
+
+    def _start(self) -> str | None:
+        return self._gate.start(time.monotonic())
+
+    def _clear_fault(self) -> str | None:
+        if self._rivals():
+            return f'another node still publishes {self._sink.topic}'
+        refused = self._gate.clear_fault()
+        self._silent = self._silent and refused is not None
         return refused
 
     def _play_pending(self) -> None:
@@ -204,6 +210,9 @@ class CommandGate(ros.Node):
                 and self._last.stamp == self._pending)
 
     def _on_timer(self) -> None:
+        if self._new_limits:
+            self._new_limits = False
+            self._gate.limiter = Limiter(read_limits(self), self._period)
         if not self._lockstep:
             self._send(self._gate.tick(self._now(), time.monotonic()))
         elif self._pending is not None and not self._answered():
@@ -215,12 +224,30 @@ class CommandGate(ros.Node):
 
     def _send(self, command: Command) -> None:
         self._last = command
-        self._sink.send(command.action, command.stamp)
+        if not self._silent:
+            self._sink.send(command.action, command.stamp, command.begins)
 
-    def _look_for_rivals(self) -> None:
-        if self.count_publishers(self._sink.topic) > 1:
+    def _rivals(self) -> bool:
+        return self.count_publishers(self._sink.topic) > 1
+
+    def _look_around(self) -> None:
+        listeners = self._sink.gripper_listeners()
+        if listeners is not None:
+            self._gate.on_gripper_listeners(listeners, time.monotonic())
+        if self._rivals():
+            self._silent = True  # two masters: the arm must not get a mixture
             self._gate.fault(f'another node publishes {self._sink.topic}')
             self._tell_changes()
+
+    def _judge_limit(self, parameter: ros.Parameter) -> str | None:
+        if self._gate.state in (GateState.RUN, GateState.HOLD):
+            return f'{parameter.name} limits a running arm: stop the gate first'
+        try:
+            read_limits(self, **{parameter.name: parameter.value})
+        except (UserError, TypeError, ValueError) as error:
+            return str(error)
+        self._new_limits = True
+        return None
 
     def _tell_changes(self) -> None:
         # Thinking alternates with running at every chunk; it shows in the periodic report.
@@ -240,6 +267,16 @@ class CommandGate(ros.Node):
             {'reason': self._gate.reason, 'remaining': self._gate.remaining(),
              'played': self._gate.played, 'dropped': self._drops},
             LEVELS[state]))
+
+
+def _take_priority(node: ros.Node, priority: int) -> None:
+    if not priority:
+        return
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+    except (OSError, AttributeError) as error:
+        node.get_logger().warning(f'parameter priority = {priority}: {error}; the gate runs '
+                                  'without; allow it with an rtprio limit for this user')
 
 
 def main(args: list[str] | None = None) -> int:

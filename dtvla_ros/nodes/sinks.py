@@ -23,8 +23,10 @@ from dtvla_ros.middleware.messages import (
     Vector3,
 )
 from dtvla_ros.nodes import wire
+from dtvla_ros.nodes.parameters import declare
 
 PRESETS = ('sim_osc', 'servo', 'crisp', 'fzi')
+GRIPPERS = ('topic', 'gripper_command', 'parallel_gripper_command')
 
 
 class Sink(Protocol):
@@ -32,8 +34,14 @@ class Sink(Protocol):
 
     topic: str
 
-    def send(self, action: NDArray[np.float64], stamp: float) -> None:
-        """Command a normalised action [7] for a tick [s]; zero motion means stay."""
+    def send(self, action: NDArray[np.float64], stamp: float, begins: bool = True) -> None:
+        """Command a normalised action [7] for a tick [s]; zero motion means stay.
+
+        ``begins``: the tick is the first one of this action.
+        """
+
+    def gripper_listeners(self) -> int | None:
+        """Return how many receive the gripper's commands; None where there is no telling."""
 
 
 class OscSink:
@@ -44,12 +52,25 @@ class OscSink:
         self.topic = self._publisher.topic_name
         self._period = period
 
-    def send(self, action: NDArray[np.float64], stamp: float) -> None:
+    def gripper_listeners(self) -> int | None:
+        return None
+
+    def send(self, action: NDArray[np.float64], stamp: float, begins: bool = True) -> None:
         row = action[None].astype(np.float32)  # [1, 7]
         self._publisher.publish(wire.chunk_message(Chunk(stamp, self._period, row)))
 
 
-class _GripperTopic:
+class Gripper(Protocol):
+    """What opens and closes on the channel of an action: -1 open, +1 closed, 0 no command."""
+
+    def send(self, channel: float) -> None:
+        """Pass the command on."""
+
+    def listeners(self) -> int:
+        """Return how many receive it."""
+
+
+class GripperTopic:
     """Gripper opening as Float64, 0 closed to 1 open, once there is a command."""
 
     def __init__(self, node: ros.Node) -> None:
@@ -59,17 +80,23 @@ class _GripperTopic:
         if channel:
             self._publisher.publish(Float64(data=float((1.0 - channel) / 2.0)))
 
+    def listeners(self) -> int:
+        return self._publisher.get_subscription_count()
+
 
 class TwistSink:
     """Twist in the base frame for MoveIt Servo, which halts by itself after 0.1 s of silence."""
 
-    def __init__(self, node: ros.Node, base_frame: str) -> None:
+    def __init__(self, node: ros.Node, base_frame: str, gripper: Gripper) -> None:
         self._publisher = node.create_publisher(TwistStamped, 'twist_cmd', wire.LATEST)
         self.topic = self._publisher.topic_name
-        self._gripper = _GripperTopic(node)
+        self._gripper = gripper
         self._base_frame = base_frame
 
-    def send(self, action: NDArray[np.float64], stamp: float) -> None:
+    def gripper_listeners(self) -> int | None:
+        return self._gripper.listeners()
+
+    def send(self, action: NDArray[np.float64], stamp: float, begins: bool = True) -> None:
         v = wire.floats(osc.velocity(action))
         self._publisher.publish(TwistStamped(
             header=wire.header(stamp, self._base_frame),
@@ -81,26 +108,33 @@ class TwistSink:
 class PoseSink:
     """Measured pose plus offset for CRISP and FZI, which keep the last target when silent."""
 
-    def __init__(self, node: ros.Node, base_frame: str) -> None:
+    def __init__(self, node: ros.Node, base_frame: str, gripper: Gripper) -> None:
         self._publisher = node.create_publisher(PoseStamped, 'target_pose', wire.LATEST)
         self.topic = self._publisher.topic_name
-        self._gripper = _GripperTopic(node)
+        self._gripper = gripper
         self._base_frame = base_frame
         self._measured: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+        self._from: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
         self._goal: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
         self._resting = False
+
+    def gripper_listeners(self) -> int | None:
+        return self._gripper.listeners()
 
     def measure(self, position: NDArray[np.float64], quaternion: NDArray[np.float64]) -> None:
         """Take the measured pose that the next offset is added to."""
         self._measured = position, quaternion
 
-    def send(self, action: NDArray[np.float64], stamp: float) -> None:
+    def send(self, action: NDArray[np.float64], stamp: float, begins: bool = True) -> None:
         if self._measured is None:
             return
         resting = not action[:6].any()
         if not resting:
+            if begins or self._resting or self._from is None:
+                # The law re-bases once per row, however often the goal is sent.
+                self._from = self._measured
             goal_quaternion = None if self._goal is None else self._goal[1]
-            self._goal = osc.target_pose(action, *self._measured, goal_quaternion)
+            self._goal = osc.target_pose(action, *self._from, goal_quaternion)
         elif not self._resting or self._goal is None:
             # Once: following the measured pose from tick to tick would sag under gravity.
             self._goal = self._measured
@@ -114,12 +148,25 @@ class PoseSink:
         self._gripper.send(float(action[6]))
 
 
+def make_gripper(node: ros.Node, kind: str) -> Gripper:
+    """Build what speaks to the gripper; raise UserError where its action type is not there."""
+    if kind == 'topic':
+        return GripperTopic(node)
+    if ros.BACKEND != 'rclpy':
+        raise UserError(f'parameter gripper = "{kind}" needs ROS 2 with control_msgs; without ROS '
+                        'use "topic"')
+    from dtvla_ros.nodes.gripper_action import GripperAction
+
+    return GripperAction(node, kind)
+
+
 def make_sink(node: ros.Node, preset: str, base_frame: str, period: float) -> Sink:
-    """Build the sink of a preset."""
+    """Build the sink of a preset; declares ``gripper`` where the arm's has a topic of its own."""
+    if preset not in PRESETS:
+        raise UserError(f'unknown preset "{preset}"; there is: {", ".join(PRESETS)}')
     if preset == 'sim_osc':
         return OscSink(node, period)
-    if preset == 'servo':
-        return TwistSink(node, base_frame)
-    if preset in ('crisp', 'fzi'):
-        return PoseSink(node, base_frame)
-    raise UserError(f'unknown preset "{preset}"; there is: {", ".join(PRESETS)}')
+    gripper = make_gripper(node, declare(
+        node, 'gripper', 'topic', 'how the gripper is told', choices=GRIPPERS))
+    kind = TwistSink if preset == 'servo' else PoseSink
+    return kind(node, base_frame, gripper)

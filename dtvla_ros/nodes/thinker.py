@@ -30,14 +30,15 @@ class Outcome:
 class Thinker:
     """Loads a policy, then decides one observation at a time.
 
-    ``load`` returns ``decide(observation, on_text)``. ``wake`` is called from the worker after
-    anything happened; results are then read with `take` in the caller's own thread. ``on_text``
-    gets the thought so far, from the worker.
+    ``load(on_verified)`` returns the policy, whose ``decide(observation, on_text)`` is used, and
+    calls ``on_verified`` once its files are known to be intact. ``wake`` is called from the
+    worker after anything happened; results are then read with `take` in the caller's own
+    thread. ``on_text`` gets the thought so far, from the worker.
     """
 
     def __init__(
         self,
-        load: Callable[[], Callable[..., Decision]],
+        load: Callable[[Callable[[], None]], Any],
         on_text: Callable[[str], None],
         wake: Callable[[], None],
     ) -> None:
@@ -46,6 +47,8 @@ class Thinker:
         self._wake = wake
         self._work: queue.SimpleQueue[tuple[Observation, int] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._verified = threading.Event()
+        self.policy: Any = None
         self.loaded = threading.Event()
         self.load_error: Exception | None = None
         self.busy_since: float | None = None
@@ -54,6 +57,10 @@ class Thinker:
     def start(self) -> None:
         """Begin loading."""
         self._thread.start()
+
+    def wait_verified(self, timeout: float) -> bool:
+        """Wait until the policy's files were checked, well or ill; return whether they were."""
+        return self._verified.wait(timeout)
 
     def think(self, observation: Observation, ticket: int) -> None:
         """Decide an observation; only while `busy_since` is None."""
@@ -76,25 +83,34 @@ class Thinker:
 
     def _run(self) -> None:
         try:
-            decide = self._load()
-        except Exception as error:  # noqa: BLE001 - handed to the executor, which raises it
+            self.policy = self._load(self._verified.set)
+        except Exception as error:  # noqa: BLE001 - handed to the executor, which reports it
             self.load_error = error
+            self._verified.set()
             self._wake()
             return
+        self._verified.set()
         self.loaded.set()
         self._wake()
         while (work := self._work.get()) is not None:
-            self._done.put(self._decide(decide, *work))
+            self._done.put(self._decide(*work))
             self._wake()
+        self.policy = None  # its memory goes with the thread
 
-    def _decide(
-        self, decide: Callable[..., Decision], observation: Observation, ticket: int,
-    ) -> Outcome:
+    def _decide(self, observation: Observation, ticket: int) -> Outcome:
         started = time.perf_counter()
         decision: Any = None
         error = None
         try:
-            decision = decide(observation, self._on_text)
+            decision = self.policy.decide(observation, self._on_text)
         except Exception as raised:  # noqa: BLE001 - out of memory included; the node stops
             error = raised
         return Outcome(observation, ticket, decision, error, time.perf_counter() - started)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an engine's error means that the device's memory, or the host's, is used up."""
+    said = f'{type(error).__name__}: {error}'.lower()
+    return any(word in said for word in (
+        'memoryerror', 'out of memory', 'outofmemory', 'bad_alloc', 'failed to allocate',
+        'not enough memory'))

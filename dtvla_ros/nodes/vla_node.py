@@ -2,90 +2,80 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
-from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import Chunk
-from dtvla_ros.engine.engine import MODES, Drafting
+from dtvla_ros.engine.engine import Drafting
 from dtvla_ros.errors import UserError
-from dtvla_ros.middleware import images, ros
+from dtvla_ros.middleware import ros
 from dtvla_ros.middleware.messages import (
     Bool,
-    CompressedImage,
     DiagnosticArray,
     DiagnosticStatus,
-    Image,
-    JointState,
     JointTrajectory,
-    PoseStamped,
     String,
+    Trigger,
 )
 from dtvla_ros.nodes import wire
-from dtvla_ros.nodes.observer import Observer, refuse_instruction
-from dtvla_ros.nodes.parameters import declare
-from dtvla_ros.nodes.thinker import Outcome, Thinker
+from dtvla_ros.nodes.inputs import Inputs
+from dtvla_ros.nodes.observer import refuse_instruction
+from dtvla_ros.nodes.parameters import declare, refuse_changes
+from dtvla_ros.nodes.pose_source import PoseSource
+from dtvla_ros.nodes.thinker import Outcome, Thinker, out_of_memory
+from dtvla_ros.nodes.vla_settings import SETTINGS, declare_settings, load, read_settings
 from dtvla_ros.safety.watchdog import Watchdog
 
 HEARTBEAT_PERIOD = 0.025  # the gate gives up after 0.1 s of silence
 STOP_WITHOUT_INPUT = 5.0
-CAMERAS = ('primary', 'wrist')
-DEVICES = ('cpu', 'cuda', 'tensorrt', 'auto')
 STARVING = 3  # repetitions of one moment after which a new decision is made in mid-chunk
+VERIFY_PATIENCE = 4.0  # a lifecycle manager waits for at most 5 s [s]
+ASK_AGAIN = 1.0  # between attempts to activate [s]
+GATE = 'gate_state'
 UNFINISHED = '…'
-OSC_CONTRACT = ('OSC_POSE', osc.METRES_PER_UNIT, osc.RADIANS_PER_UNIT, osc.GRIPPER_CLOSED)
+DONE, REFUSED = ros.TransitionCallbackReturn.SUCCESS, ros.TransitionCallbackReturn.FAILURE
 LEVELS = {
     'STOPPED': DiagnosticStatus.WARN, 'FAULT': DiagnosticStatus.ERROR,
     'HOLDING': DiagnosticStatus.WARN, 'LOADING': DiagnosticStatus.STALE,
+    'UNCONFIGURED': DiagnosticStatus.STALE, 'INACTIVE': DiagnosticStatus.STALE,
 }
 
 
-class VlaNode(ros.Node):
+class VlaNode(ros.LifecycleNode):
     """Decides on the newest complete observation and publishes what it thought and chose.
 
     In lock-step it looks exactly every ``replan_steps`` control steps and publishes that many
     rows, so that a run is the same however long a thought takes. Otherwise it looks as soon as
-    ``replan_steps`` have passed and publishes the whole chunk, whose tail covers the thinking.
+    ``replan_steps`` have passed, thinks while the arm plays, and publishes the whole chunk,
+    whose tail covers the thinking.
+
+    Configure checks the policy's files and loads it in the background; activate is refused until
+    it is loaded. With ``autostart`` the node does both by itself, again and again while refused.
     """
 
     def __init__(self) -> None:
         super().__init__('vla_node')
-        self._lockstep = declare(self, 'lockstep', False, 'wait for no clock; repeatable runs')
-        self._replan = declare(
-            self, 'replan_steps', 0, 'control steps between looks; 0: as the policy says', low=0)
-        self._deadline = declare(
-            self, 'deadline_s', 5.0, 'longest decision before the task is stopped', low=0.01)
-        self._on_cut = declare(
-            self, 'on_cut', 'stop', 'what to do when a thought hits its cap',
-            choices=('stop', 'act'))
-        transport = declare(
-            self, 'transport', 'raw', 'image topics', choices=('raw', 'compressed'))
-        fingers = declare(
-            self, 'finger_joints', ['panda_finger_joint1', 'panda_finger_joint2'],
-            'joints whose absolute positions add up to the gripper opening')
-        arm = declare(
-            self, 'arm_joints', [f'panda_joint{i}' for i in range(1, 8)], 'joints of the arm')
-        skew = declare(self, 'max_skew_s', 0.03, 'largest stamp difference in one look', low=0)
-        late = declare(
-            self, 'input_timeout_s', 0.2, 'silence of an input before HOLDING', low=0.05)
-        self._observer = Observer(CAMERAS, arm, fingers, skew)
-        self._alive = Watchdog(
-            {} if self._lockstep else dict.fromkeys(
-                [f'image_{c}' for c in CAMERAS] + ['joint_states', 'ee_pose'], late),
-            own_period=HEARTBEAT_PERIOD)
-        self._stamps: dict[str, float] = {}
-        self._repeats: dict[str, int] = {}
-        self._check_words: Callable[[str], object] | None = None
+        declare_settings(self)
+        autostart = declare(self, 'autostart', False, 'configure and activate without a manager')
+        refuse_changes(self, SETTINGS, lambda p: None if self._thinker is None else (
+            f'{p.name} is fixed while the node is configured: clean it up first'))
+        self._pose_source = PoseSource(
+            self, lambda *pose: self._inputs.on_pose(*pose))  # type: ignore[has-type]
+        self._settings = read_settings(self)
+        self._inputs = self._build_inputs()
+        self._thinker: Thinker | None = None
+        self._gate = Watchdog({}, own_period=HEARTBEAT_PERIOD)
+        self._gate_heard = False
+        self._is_active = False
+        self._refusal = ''
         self._instruction = ''
         self._task = 0
         self._ticket = 0
         self._decided: float | None = None
         self._sent: JointTrajectory | None = None
-        self._period = 0.05
         self._estop = False
         self._stopped = ''
         self._note = ''
@@ -94,129 +84,157 @@ class VlaNode(ros.Node):
         self._drafting = Drafting()
         self._decisions = 0
         self._answered = 0.0
-        self._refused: dict[str, int] = {}
 
         self._reasoning = self.create_publisher(String, 'reasoning', wire.LATCHED_10)
         self._chunks = self.create_publisher(JointTrajectory, 'action_chunk', wire.LATEST)
-        self._state = self.create_publisher(DiagnosticStatus, 'state', wire.LATCHED)
+        self._heart = self.create_publisher(DiagnosticStatus, 'state', wire.LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
-        for camera in CAMERAS:
-            self.create_subscription(
-                Image if transport == 'raw' else CompressedImage, f'image_{camera}',
-                self._image_callback(camera, transport), wire.NEWEST_FRAME)
-        sensor = ros.qos_profile_sensor_data
-        self.create_subscription(JointState, 'joint_states', self._on_joints, sensor)
-        self.create_subscription(PoseStamped, 'ee_pose', self._on_pose, sensor)
         self.create_subscription(String, 'instruction', self._on_instruction, wire.LATCHED)
         self.create_subscription(Bool, 'estop', self._on_estop, wire.LATCHED)
+        self.create_subscription(DiagnosticStatus, GATE, self._on_gate, wire.LATCHED)
+        self.create_service(Trigger, 'reset_episode', self._on_reset)
+        self._worker_news = self.create_guard_condition(self._on_worker)
         steady = ros.Clock(clock_type=ros.ClockType.STEADY_TIME)
         self.create_timer(HEARTBEAT_PERIOD, self._beat, clock=steady)
         self.create_timer(1.0, self._diagnose, clock=steady)
-        wake = self.create_guard_condition(self._on_worker)
-        self._thinker = Thinker(self._loader(), self._stream, wake.trigger)
-        self._thinker.start()
+        if autostart:
+            self._started = self.create_timer(0.0, self._start_by_itself, clock=steady)
 
     def destroy_node(self) -> None:
         """End the worker first, so that nothing is published by a dying node."""
-        self._ticket += 1
-        self._thinker.stop(timeout=1.0)
+        self._release(patience=1.0)
+        self._beat()
         super().destroy_node()
 
-    def _loader(self) -> Callable[[], Callable[..., Any]]:
-        path = declare(self, 'policy', 'models/nano', 'folder of the policy, its manifest inside')
-        engine = declare(self, 'engine', 'onnx', 'what runs it', choices=('onnx', 'torch'))
-        mode = declare(self, 'mode', 'full', 'the thought', choices=MODES)
-        device = declare(self, 'device', 'cpu', 'where it runs', choices=DEVICES)
-        threads = declare(self, 'threads', 1, 'threads of the engine on a CPU', low=1)
-        tokens = declare(
-            self, 'max_thought_tokens', 0,
-            'length at which a thought is cut; 0: as the policy says', low=0)
-        keep = declare(self, 'keep_thought', 4, 'decisions a frozen thought is kept for', low=1)
-        seed = declare(self, 'seed', 0, 'of random and swapped thoughts')
+    def _build_inputs(self) -> Inputs:
+        return Inputs(self, self._settings, self._pose_source, HEARTBEAT_PERIOD, self._consider)
 
-        def load() -> Callable[..., Any]:
-            # Here, not above: the imports take seconds and belong to the worker.
-            from dtvla_ros.engine.load import load_policy
-            from dtvla_ros.engine.think_act import ThinkAct
-            from dtvla_ros.share import find
+    def on_configure(self, state: ros.LifecycleState) -> ros.TransitionCallbackReturn:
+        """Check the policy's files, begin to load them, subscribe."""
+        settings = self._settings = read_settings(self)
+        thinker = Thinker(lambda on_verified: load(settings, on_verified), self._stream,
+                          self._worker_news.trigger)
+        thinker.start()
+        thinker.wait_verified(VERIFY_PATIENCE)
+        if thinker.load_error is not None:
+            return self._refuse('configure', str(thinker.load_error))
+        self._thinker = thinker
+        self._gate = Watchdog({GATE: settings.gate_timeout_s}, own_period=HEARTBEAT_PERIOD)
+        self._inputs = self._build_inputs()
+        self._inputs.open()
+        return DONE
 
-            loaded, transform, manifest = load_policy(
-                find(path), engine=engine, threads=threads, device=device)
-            cameras = tuple(transform.config.vision.cameras)
-            if cameras != CAMERAS:
-                raise UserError(f'{path} wants cameras {cameras}; this node has {CAMERAS}')
-            contract = manifest.action
-            if (contract.controller, contract.metres_per_unit, contract.radians_per_unit,
-                    contract.gripper_close) != OSC_CONTRACT:
-                raise UserError(f'{path}: its actions are {contract.controller} with '
-                                f'{contract.metres_per_unit} m and {contract.radians_per_unit} '
-                                "rad per unit; the gate speaks LIBERO's OSC_POSE only")
-            self._check_words = transform.check_instruction
-            self._period = 1.0 / contract.rate_hz
-            self._replan = self._replan or contract.replan_steps
-            decide = ThinkAct(
-                loaded, transform, mode=mode,
-                max_thought_tokens=tokens or manifest.max_thought_tokens,
-                max_think_seconds=self._deadline, seed=seed, keep=keep).decide
-            self.get_logger().info(f'policy {path} loaded, {engine} on {device}, {mode} thought')
-            return decide
+    def on_activate(self, state: ros.LifecycleState) -> ros.TransitionCallbackReturn:
+        """Begin to decide, unless the policy or an input is not what it should be."""
+        thinker = self._thinker
+        assert thinker is not None
+        if thinker.load_error is not None:
+            return self._refuse('activate', f'the policy was not loaded: {thinker.load_error}')
+        if not thinker.loaded.is_set():
+            return self._refuse('activate', 'the policy is still being loaded')
+        wrong = self._inputs.wrong()
+        if wrong:
+            return self._refuse('activate', wrong)
+        self._refusal = ''
+        self._is_active = True
+        if self._instruction:
+            self._take_instruction(self._instruction)
+        self._beat()
+        return super().on_activate(state)
 
-        return load
+    def on_deactivate(self, state: ros.LifecycleState) -> ros.TransitionCallbackReturn:
+        """Void the decision in flight, then tell the gate that there is nothing to wait for."""
+        self._is_active = False
+        self._forget()
+        self._beat()
+        return super().on_deactivate(state)
 
-    def _image_callback(self, camera: str, transport: str) -> Callable[[Any], None]:
-        decode = images.image_to_numpy if transport == 'raw' else images.compressed_to_numpy
+    def on_cleanup(self, state: ros.LifecycleState) -> ros.TransitionCallbackReturn:
+        """Release the policy and unsubscribe."""
+        self._release(patience=1.0)
+        return super().on_cleanup(state)
 
-        def receive(message: Any) -> None:
-            stamp = wire.seconds(message.header.stamp)
-            try:
-                refused = self._observer.image(camera, decode(message), stamp)
-            except images.ImageError as error:
-                refused = str(error)
-            self._received(f'image_{camera}', stamp, refused)
-        return receive
+    def on_shutdown(self, state: ros.LifecycleState) -> ros.TransitionCallbackReturn:
+        """Release everything."""
+        self._release(patience=1.0)
+        return super().on_shutdown(state)
 
-    def _on_joints(self, message: JointState) -> None:
-        stamp = wire.seconds(message.header.stamp)
-        self._received('joint_states', stamp,
-                       self._observer.joints(message.name, message.position, stamp))
+    def on_error(self, state: ros.LifecycleState) -> ros.TransitionCallbackReturn:
+        """Release everything; the node can be configured again."""
+        self._release(patience=1.0)
+        return DONE
 
-    def _on_pose(self, message: PoseStamped) -> None:
-        stamp = wire.seconds(message.header.stamp)
-        self._received('ee_pose', stamp,
-                       self._observer.pose(*wire.pose_arrays(message.pose), stamp))
+    def _refuse(self, what: str, reason: str) -> ros.TransitionCallbackReturn:
+        if reason != self._refusal:
+            self.get_logger().error(f'{what} refused: {reason}')
+        self._refusal = reason
+        self._beat()
+        return REFUSED
 
-    def _received(self, name: str, stamp: float, refused: str | None) -> None:
-        """Note a sample; a repeated stamp is no sign of life, but in lock-step a request."""
-        if refused:
-            self._refused[name] = self._refused.get(name, 0) + 1
-            self.get_logger().warning(f'{name} refused: {refused}', throttle_duration_sec=1.0)
+    def _release(self, patience: float) -> None:
+        self._is_active = False
+        self._forget()
+        if self._thinker is not None:
+            thinker, self._thinker = self._thinker, None
+            self._inputs.close()
+            thinker.stop(timeout=patience)
+            gc.collect()
+
+    def _start_by_itself(self) -> None:
+        if self._thinker is None:
+            self._started.cancel()
+            if self.trigger_configure() != DONE:
+                raise UserError(self._refusal)
+            steady = ros.Clock(clock_type=ros.ClockType.STEADY_TIME)
+            self._started = self.create_timer(ASK_AGAIN, self._start_by_itself, clock=steady)
+        elif self._thinker.load_error is not None:
+            raise self._thinker.load_error
+        elif not self._thinker.loaded.is_set():
             return
-        if self._stamps.get(name) != stamp:
-            self._stamps[name] = stamp
-            self._repeats[name] = 0
-            self._alive.feed(name, time.monotonic())
-        else:
-            self._repeats[name] += 1
-        self._consider(asked_again=self._repeats[name] if self._lockstep else 0)
+        elif self.trigger_activate() == DONE:
+            self._started.cancel()
 
     def _on_instruction(self, message: String) -> None:
         refused = refuse_instruction(message.data)
-        if not refused and self._check_words is not None:
-            try:
-                self._check_words(message.data)
-            except UserError as error:
-                refused = str(error)
         if refused:
-            self._note = f'instruction rejected: {refused}'
-            self.get_logger().error(self._note)
+            self._reject(refused)
         else:
-            self._note = ''
-            self._instruction = message.data.strip()
-            self._task += 1
-            self._forget()
-            self._observer.clear()
-            self._stopped = ''
+            self._take_instruction(message.data.strip())
         self._beat()
+
+    def _take_instruction(self, text: str) -> None:
+        """Begin a task, unless the policy does not know the words or they are not allowed."""
+        allowed = [t for t in self._settings.allowed_instructions if t]
+        if allowed and text not in allowed:
+            if self._settings.on_unlisted == 'reject':
+                self._reject(f'"{text}" is not among allowed_instructions')
+                return
+            self.get_logger().warning(f'instruction "{text}" is not among allowed_instructions')
+        if self._thinker is not None and self._thinker.loaded.is_set():
+            try:
+                self._thinker.policy.check_instruction(text)
+            except UserError as error:
+                self._reject(str(error))
+                return
+        self._note = ''
+        self._instruction = text
+        self._task += 1
+        self._forget()
+        self._inputs.clear()
+        self._stopped = ''
+
+    def _reject(self, reason: str) -> None:
+        self._note = f'instruction rejected: {reason}'
+        self.get_logger().error(self._note)
+
+    def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        """Begin the same task anew, as the same instruction once more does."""
+        response.success = bool(self._instruction)
+        if response.success:
+            self._take_instruction(self._instruction)
+        response.message = self._instruction or 'there was no instruction yet'
+        self._beat()
+        return response
 
     def _on_estop(self, message: Bool) -> None:
         self._estop = message.data
@@ -224,39 +242,46 @@ class VlaNode(ros.Node):
             self._forget()
         self._beat()
 
+    def _on_gate(self, _: DiagnosticStatus) -> None:
+        self._gate.feed(GATE, time.monotonic())
+        self._gate_heard = True
+
     def _forget(self) -> None:
         """Void the decision in flight and the memory of the last one."""
         self._ticket += 1
         self._decided = None
         self._sent = None
 
-    def _consider(self, asked_again: int = 0) -> None:
+    def _consider(self, repeats: int = 0) -> None:
         """Start a decision if one is due; a moment shown again asks for what got lost."""
-        if (not self._instruction or self._estop or self._stopped
-                or not self._thinker.loaded.is_set() or self._thinker.busy_since is not None):
+        thinker, settings = self._thinker, self._settings
+        if (thinker is None or not self._is_active or not self._instruction or self._estop
+                or self._stopped or thinker.busy_since is not None
+                or self._inputs.trouble(time.monotonic())):
             return
-        observation = self._observer.look(self._instruction)
+        observation = self._inputs.look(self._instruction)
         if observation is None:
             return
         if self._decided is not None:
             since = observation.stamp - self._decided
+            asked_again = repeats if settings.lockstep else 0
             if asked_again and since == 0 and self._sent is not None:
                 self._chunks.publish(self._sent)
                 return
             # The gate, too, repeats what it has; after a few requests it has nothing. A clock
             # that went back belongs to another run: look again.
             starving = asked_again >= STARVING and since > 0
-            if 0 <= since < self._replan * self._period - 1e-6 and not starving:
+            policy = thinker.policy
+            if 0 <= since < policy.replan_steps * policy.period - 1e-6 and not starving:
                 return
         self._decided = observation.stamp
         self._sent = None
-        self._thinker.think(observation, self._ticket)
+        thinker.think(observation, self._ticket)
         self._beat()
 
     def _on_worker(self) -> None:
-        if self._thinker.load_error is not None:
-            raise self._thinker.load_error
-        while (outcome := self._thinker.take()) is not None:
+        thinker = self._thinker
+        while thinker is not None and (outcome := thinker.take()) is not None:
             if outcome.ticket == self._ticket:
                 self._publish(outcome)
             self._consider()
@@ -264,10 +289,10 @@ class VlaNode(ros.Node):
 
     def _publish(self, outcome: Outcome) -> None:
         if outcome.error is not None:
-            self._stop(f'the policy failed: {type(outcome.error).__name__}: {outcome.error}')
+            self._fail(outcome.error)
             return
-        decision = outcome.decision
-        assert decision is not None
+        decision, thinker = outcome.decision, self._thinker
+        assert decision is not None and thinker is not None
         self._latency = {**decision.timings, 'total': outcome.seconds}
         self._drafting = decision.drafting
         self._decisions += 1
@@ -277,15 +302,29 @@ class VlaNode(ros.Node):
         if decision.outcome != 'complete':
             self._note = 'the thought was cut at its cap'
             self.get_logger().warning(self._note, throttle_duration_sec=1.0)
-            if self._on_cut == 'stop':
+            if self._settings.on_cut == 'stop':
                 self._stop(self._note)
                 return
         if not np.isfinite(decision.chunk).all():
             self._stop('the policy chose a non-finite action')
             return
-        rows = decision.chunk[:self._replan] if self._lockstep else decision.chunk
-        self._sent = wire.chunk_message(Chunk(outcome.observation.stamp, self._period, rows))
+        rows = decision.chunk
+        if self._settings.lockstep:
+            rows = rows[:thinker.policy.replan_steps]
+        self._sent = wire.chunk_message(
+            Chunk(outcome.observation.stamp, thinker.policy.period, rows))
         self._chunks.publish(self._sent)
+
+    def _fail(self, error: Exception) -> None:
+        if not out_of_memory(error):
+            self._stop(f'the policy failed: {type(error).__name__}: {error}')
+            return
+        self._stop('DEGRADED: out of memory, the policy was released; clean up and configure '
+                   'again')
+        self._beat()
+        assert self._thinker is not None
+        self._thinker.stop(timeout=1.0)
+        gc.collect()
 
     def _stop(self, reason: str) -> None:
         self._stopped = reason
@@ -298,35 +337,40 @@ class VlaNode(ros.Node):
     def _judge(self) -> tuple[str, str]:
         """Return the state and its reason."""
         steady = time.monotonic()
+        thinker = self._thinker
         if self._estop:
             return 'FAULT', 'e-stop'
-        if not self._thinker.loaded.is_set():
-            return 'LOADING', self._note
+        if thinker is None:
+            return 'UNCONFIGURED', self._refusal
+        if not self._is_active:
+            loading = not thinker.loaded.is_set() and thinker.load_error is None
+            return 'LOADING' if loading else 'INACTIVE', self._refusal or self._note
         if self._stopped:
             return 'STOPPED', self._stopped
         if not self._instruction:
             return 'IDLE', self._note or 'no instruction'
-        busy = self._thinker.busy_since
-        if busy is not None and steady - busy > self._deadline:
-            self._stop(f'no decision within {self._deadline:g} s')
+        if self._gate_heard and self._gate.late(steady):
+            self._stop('command_gate is silent')
             return 'STOPPED', self._stopped
-        late = self._alive.late(steady)
-        if late:
+        busy, deadline = thinker.busy_since, self._settings.deadline_s
+        if busy is not None and steady - busy > deadline:
+            self._stop(f'no decision within {deadline:g} s')
+            return 'STOPPED', self._stopped
+        trouble = self._inputs.trouble(steady)
+        if trouble:
             self._input_lost_since = self._input_lost_since or steady
-            reason = f'{late[0]} missing or late'
             if steady - self._input_lost_since > STOP_WITHOUT_INPUT:
-                self._stop(f'{reason} for {STOP_WITHOUT_INPUT:g} s')
+                self._stop(f'{trouble} for {STOP_WITHOUT_INPUT:g} s')
                 return 'STOPPED', self._stopped
-            return 'HOLDING', reason
+            return 'HOLDING', trouble
         self._input_lost_since = None
         if busy is not None or self._sent is None:
             return 'THINKING', self._note or (
-                '' if busy is not None else self._observer.missing)
+                f'waiting for {self._inputs.missing}' if busy is None else '')
         return 'ACTING', self._note
 
     def _beat(self) -> None:
-        state, reason = self._judge()
-        self._state.publish(self._status(state, reason))
+        self._heart.publish(self._status(*self._judge()))
 
     def _status(self, state: str, reason: str) -> DiagnosticStatus:
         values: dict[str, object] = {
@@ -344,7 +388,7 @@ class VlaNode(ros.Node):
 
     def _diagnose(self) -> None:
         status = self._status(*self._judge())
-        counts = {f'refused_{name}': n for name, n in self._refused.items()}
+        counts = {f'refused_{name}': n for name, n in self._inputs.refused.items()}
         status.values = [*status.values, *wire.status_message('', '', counts).values]
         now = self.get_clock().now().nanoseconds * 1e-9
         self._diagnostics.publish(DiagnosticArray(header=wire.header(now), status=[status]))

@@ -45,13 +45,14 @@ class GateConfig:
     """When the gate loses patience.
 
     ``period``: control period [s]. ``ticks_per_row``: control ticks that one row of a chunk
-    lasts. ``thinking_deadline``: longest wait for a chunk before STOP [s]. ``heartbeat_stop``: age of the policy's heartbeat at which HOLD becomes STOP [s]; at
-    most the watchdog's own time-out means STOP at once. ``bad_chunks``: non-finite chunks in a
-    row before STOP. ``contract_breaks``: rows in a row beyond +-1 before FAULT. ``clock_jump``:
-    step of the tick clock that voids every chunk [s]. ``clock_stall``: longest standstill of
-    that clock, in time that really passed, before HOLD [s]; 0: it may stand. ``clock_domain``:
-    distance of a measurement's stamp from that clock beyond which it is another clock's [s]; 0:
-    any. ``auto_start``: begin, and begin again with each new task, without `Gate.start`.
+    lasts. ``thinking_deadline``: longest wait for a chunk before STOP [s]. ``heartbeat_stop``:
+    age of the policy's heartbeat at which HOLD becomes STOP [s]; at most the watchdog's own
+    time-out means STOP at once. ``bad_chunks``: non-finite chunks in a row before STOP.
+    ``contract_breaks``: rows in a row beyond +-1 before FAULT. ``clock_jump``: step of the tick
+    clock that voids every chunk [s]. ``clock_stall``: longest standstill of that clock, in time
+    that really passed, before HOLD [s]; 0: it may stand. ``clock_domain``: distance of a
+    measurement's stamp from that clock beyond which it is another clock's [s]; 0: any.
+    ``auto_start``: begin, and begin again with each new task, without `Gate.start`.
     """
 
     period: float = 0.05

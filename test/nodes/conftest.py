@@ -16,8 +16,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NANO = ROOT / 'models' / 'nano'
-SHARED = ('image_primary', 'image_wrist', 'joint_states', 'ee_pose', 'instruction', 'estop')
-IN_NAMESPACE = ['-r', '__ns:=/vla', *(w for n in SHARED for w in ('-r', f'{n}:=/{n}'))]
+SHARED = ('image_primary', 'image_wrist', 'joint_states', 'ee_pose', 'instruction', 'estop',
+          'gate_state')
+IN_NAMESPACE = ['-p', 'autostart:=true', '-r', '__ns:=/vla',
+                *(w for n in SHARED for w in ('-r', f'{n}:=/{n}'))]
 
 
 @pytest.fixture(scope='session')

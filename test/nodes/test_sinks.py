@@ -24,9 +24,9 @@ def tell(graph):
             KINDS[preset], sink.topic, lambda m: graph.heard.append((0.0, 'command', m)), 10)
         graph.spin(lambda: node.count_subscribers(sink.topic) > 0, 5)
 
-        def command(action, stamp=1.0):
+        def command(action, stamp=1.0, begins=True):
             before = len(graph.of('command'))
-            sink.send(np.asarray(action, np.float64), stamp)
+            sink.send(np.asarray(action, np.float64), stamp, begins)
             graph.spin(lambda: len(graph.of('command')) > before, 5)
             return graph.of('command')[-1][1]
         return sink, command
@@ -79,3 +79,13 @@ def test_a_pose_arm_gets_measured_plus_offset_and_one_resting_place(tell):
 def test_unknown_presets_are_named(graph):
     with pytest.raises(UserError, match='teleport'):
         make_sink(None, 'teleport', 'base', 0.05)
+
+
+def test_a_row_sent_several_times_is_based_on_one_measured_pose(tell):
+    sink, command = tell('crisp')
+    sink.measure(np.array([0.5, 0, 0.2]), DOWN)
+    action = np.array([1.0, 0, 0, 0, 0, 0, 0])
+    first = pose(command(action))[0]
+    sink.measure(np.array([0.52, 0, 0.2]), DOWN)
+    np.testing.assert_allclose(pose(command(action, begins=False))[0], first)
+    np.testing.assert_allclose(pose(command(action))[0], first + [0.02, 0, 0])

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,14 +13,16 @@ from dtvla_ros.nodes.thinker import Thinker
 def test_results_and_errors_come_back_and_the_caller_is_never_blocked():
     woken, release, texts = threading.Semaphore(0), threading.Event(), []
 
-    def load():
+    def load(verified):
+        verified()
+
         def decide(observation, on_text):
             on_text('half')
             release.wait(5)
             if observation == 'bad':
                 raise MemoryError('device')
             return observation.upper()
-        return decide
+        return SimpleNamespace(decide=decide)
 
     thinker = Thinker(load, texts.append, woken.release)
     thinker.start()
@@ -44,7 +47,7 @@ def test_results_and_errors_come_back_and_the_caller_is_never_blocked():
 def test_a_policy_that_cannot_be_loaded_is_reported():
     woken = threading.Event()
 
-    def load():
+    def load(verified):
         raise UserError('no such policy')
 
     thinker = Thinker(load, print, woken.set)

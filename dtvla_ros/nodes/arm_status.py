@@ -1,0 +1,51 @@
+"""What an arm's controller says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dtvla_ros.errors import UserError
+from dtvla_ros.middleware import ros
+from dtvla_ros.middleware.messages import Bool, get_message
+from dtvla_ros.nodes.parameters import declare
+
+KINDS = {'none': '', 'bool': 'std_msgs/msg/Bool', 'int8': 'std_msgs/msg/Int8',
+         'servo': 'moveit_msgs/msg/ServoStatus'}
+
+
+class ArmStatus:
+    """Follows ``arm_status`` and calls ``on_change(why the arm does not follow, or '')``.
+
+    A Bool is true while the controller follows commands. Int8 (MoveIt Servo on Humble) and
+    ServoStatus (since Jazzy) carry a code; ``arm_unable_codes`` are those of a halt.
+    """
+
+    def __init__(self, node: ros.Node, on_change: Callable[[str], None]) -> None:
+        kind = declare(node, 'arm_status', 'none', 'type of the topic arm_status',
+                       choices=tuple(KINDS))
+        self._unable = set(declare(
+            node, 'arm_unable_codes', [-1, 2, 4, 5],
+            "codes of MoveIt Servo's status in which the arm is halted"))
+        self._on_change = on_change
+        self._last = ''
+        if kind == 'none':
+            return
+        try:
+            message = get_message(KINDS[kind])
+        except KeyError:
+            raise UserError(f'parameter arm_status = "{kind}": {KINDS[kind]} is not installed '
+                            'here; use "bool" or "int8"') from None
+        node.create_subscription(message, 'arm_status', self._receive, 1)
+
+    def _receive(self, message: Any) -> None:
+        if isinstance(message, Bool):
+            unable = '' if message.data else 'the controller does not follow commands'
+        else:
+            code = message.code if hasattr(message, 'code') else message.data
+            said = getattr(message, 'message', '')
+            unable = f'the controller is halted: status {code} {said}'.rstrip() if (
+                code in self._unable) else ''
+        if unable != self._last:
+            self._last = unable
+            self._on_change(unable)

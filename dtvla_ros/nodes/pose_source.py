@@ -1,0 +1,119 @@
+"""Where the end effector is: a topic, or the transforms every robot publishes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from dtvla_ros.middleware import ros
+from dtvla_ros.middleware.messages import PoseStamped, TFMessage
+from dtvla_ros.nodes import wire
+from dtvla_ros.nodes.parameters import declare
+
+SOURCES = ('topic', 'tf')
+OnPose = Callable[[NDArray[np.float64], NDArray[np.float64], float], None]
+_Placed = tuple[NDArray[np.float64], Rotation, float]  # position, rotation, stamp
+
+
+class FrameTree:
+    """The newest transform of every frame to its parent (REP 105)."""
+
+    def __init__(self) -> None:
+        self._frames: dict[str, tuple[str, _Placed]] = {}
+
+    def take(self, message: TFMessage, static: bool) -> None:
+        """Take transforms; those that are not finite or not rotations are left out."""
+        for entry in message.transforms:
+            t, q = entry.transform.translation, entry.transform.rotation
+            position = np.array([t.x, t.y, t.z])
+            quaternion = np.array([q.x, q.y, q.z, q.w])
+            if (np.isfinite(position).all() and abs(np.linalg.norm(quaternion) - 1) < 0.01
+                    and entry.child_frame_id != entry.header.frame_id):
+                stamp = np.inf if static else wire.seconds(entry.header.stamp)
+                self._frames[entry.child_frame_id.lstrip('/')] = (
+                    entry.header.frame_id.lstrip('/'),
+                    (position, Rotation.from_quat(quaternion), stamp))
+
+    def look_up(self, base: str, frame: str) -> _Placed | None:
+        """Return ``frame`` in ``base`` and the oldest stamp on the way, or None."""
+        to_frame, to_base = self._path(frame), self._path(base)
+        common = next((name for name in to_frame if name in to_base), None)
+        if common is None:
+            return None
+        position, rotation, stamp = self._place(to_frame[:to_frame.index(common)])
+        origin, turn, when = self._place(to_base[:to_base.index(common)])
+        back = turn.inv()
+        return back.apply(position - origin), back * rotation, min(stamp, when)
+
+    def _path(self, frame: str) -> list[str]:
+        """Return the frame, its parent and so on; a loop ends where it closes."""
+        path = [frame]
+        while path[-1] in self._frames and self._frames[path[-1]][0] not in path:
+            path.append(self._frames[path[-1]][0])
+        return path
+
+    def _place(self, path: list[str]) -> _Placed:
+        position, rotation, stamp = np.zeros(3), Rotation.identity(), np.inf
+        for frame in path:
+            offset, turn, when = self._frames[frame][1]
+            position, rotation = offset + turn.apply(position), turn * rotation
+            stamp = min(stamp, when)
+        return position, rotation, stamp
+
+
+class PoseSource:
+    """Calls ``on_pose(position [3] m, quaternion [4] xyzw, stamp s)`` for every new pose.
+
+    Declares ``pose_source``, ``base_frame`` and ``ee_frame`` on the node it is built for; `open`
+    subscribes, `close` takes that back.
+    """
+
+    def __init__(self, node: ros.Node, on_pose: OnPose) -> None:
+        self._node = node
+        self._on_pose = on_pose
+        self._source = declare(
+            node, 'pose_source', 'topic', 'of the end effector', choices=SOURCES)
+        self._base = declare(node, 'base_frame', 'base', 'frame of poses and commands')
+        self._frame = declare(
+            node, 'ee_frame', 'gripper', 'frame of the gripper site, with pose_source tf')
+        self._tree = FrameTree()
+        self._last = -np.inf
+        self._open: list[Any] = []
+
+    def open(self) -> None:
+        """Subscribe to ``ee_pose``, or to ``/tf`` and ``/tf_static``."""
+        node = self._node
+        if self._source == 'topic':
+            self._open = [node.create_subscription(
+                PoseStamped, 'ee_pose', self._on_topic, ros.qos_profile_sensor_data)]
+            return
+        durability = ros.DurabilityPolicy.TRANSIENT_LOCAL
+        self._open = [
+            node.create_subscription(TFMessage, '/tf', self._on_transforms,
+                                     ros.QoSProfile(depth=100)),
+            node.create_subscription(TFMessage, '/tf_static', self._on_static,
+                                     ros.QoSProfile(depth=100, durability=durability))]
+
+    def close(self) -> None:
+        """Stop listening."""
+        for subscription in self._open:
+            self._node.destroy_subscription(subscription)
+        self._open = []
+
+    def _on_topic(self, message: PoseStamped) -> None:
+        self._on_pose(*wire.pose_arrays(message.pose), wire.seconds(message.header.stamp))
+
+    def _on_static(self, message: TFMessage) -> None:
+        self._tree.take(message, static=True)
+
+    def _on_transforms(self, message: TFMessage) -> None:
+        self._tree.take(message, static=False)
+        placed = self._tree.look_up(self._base, self._frame)
+        if placed is None or not np.isfinite(placed[2]) or placed[2] == self._last:
+            return
+        self._last = placed[2]
+        self._on_pose(placed[0], placed[1].as_quat(), placed[2])
