@@ -13,10 +13,14 @@ from rclpy.client import Client
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.exceptions import (
+    InvalidParameterException,
     InvalidParameterTypeException,
     InvalidParameterValueException,
+    NameValidationException,
     ParameterAlreadyDeclaredException,
+    ParameterImmutableException,
     ParameterNotDeclaredException,
+    ParameterUninitializedException,
 )
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.guard_condition import GuardCondition
@@ -46,6 +50,11 @@ from rclpy.task import Future
 from rclpy.time import Time
 from rclpy.timer import Timer
 
+BAD_INPUT: tuple[type[Exception], ...] = (
+    InvalidParameterException, InvalidParameterTypeException, InvalidParameterValueException,
+    NameValidationException)
+"""What rclpy raises where the user is wrong, not the code."""
+
 
 class LifecycleNode(GenuineLifecycleNode):
     """rclpy's managed node, which a bad request cannot end.
@@ -69,11 +78,13 @@ def try_shutdown() -> None:
 
 
 __all__ = [
-    'Client', 'Clock', 'ClockType', 'Duration', 'DurabilityPolicy', 'ExternalShutdownException',
-    'Future', 'GuardCondition', 'HistoryPolicy', 'InvalidParameterTypeException',
-    'InvalidParameterValueException', 'LifecycleNode', 'LifecyclePublisher', 'LifecycleState',
-    'LoggingSeverity', 'ManagedEntity', 'Node', 'Parameter', 'ParameterAlreadyDeclaredException',
-    'ParameterNotDeclaredException', 'Publisher', 'QoSProfile', 'ReliabilityPolicy', 'Service',
-    'SignalHandlerOptions', 'SingleThreadedExecutor', 'Subscription', 'Time', 'Timer',
-    'TransitionCallbackReturn', 'get_logger', 'init', 'ok', 'qos_profile_sensor_data',
-    'shutdown', 'spin', 'spin_once', 'spin_until_future_complete', 'try_shutdown']
+    'BAD_INPUT', 'Client', 'Clock', 'ClockType', 'DurabilityPolicy', 'Duration',
+    'ExternalShutdownException', 'Future', 'GuardCondition', 'HistoryPolicy',
+    'InvalidParameterTypeException', 'InvalidParameterValueException', 'LifecycleNode',
+    'LifecyclePublisher', 'LifecycleState', 'LoggingSeverity', 'ManagedEntity', 'Node',
+    'Parameter', 'ParameterAlreadyDeclaredException', 'ParameterImmutableException',
+    'ParameterNotDeclaredException', 'ParameterUninitializedException', 'Publisher', 'QoSProfile',
+    'ReliabilityPolicy', 'Service', 'SignalHandlerOptions', 'SingleThreadedExecutor',
+    'Subscription', 'Time', 'Timer', 'TransitionCallbackReturn', 'get_logger', 'init', 'ok',
+    'qos_profile_sensor_data', 'shutdown', 'spin', 'spin_once', 'spin_until_future_complete',
+    'try_shutdown']

@@ -17,9 +17,8 @@ from .signals import SignalWatch
 if TYPE_CHECKING or BACKEND == 'dds':
     from .dds.rclpy_names import *  # noqa: F403
     from .dds.rclpy_names import (
+        BAD_INPUT,
         ExternalShutdownException,
-        InvalidParameterTypeException,
-        InvalidParameterValueException,
         Node,
         SignalHandlerOptions,
         SingleThreadedExecutor,
@@ -30,9 +29,8 @@ if TYPE_CHECKING or BACKEND == 'dds':
 else:
     from .rclpy_names import *  # noqa: F403
     from .rclpy_names import (
+        BAD_INPUT,
         ExternalShutdownException,
-        InvalidParameterTypeException,
-        InvalidParameterValueException,
         Node,
         SignalHandlerOptions,
         SingleThreadedExecutor,
@@ -49,10 +47,11 @@ def run(factory: Callable[[], Node], args: Sequence[str] | None = None) -> int:
     context. ``args`` are the words after the program's name, ``sys.argv``'s if None. A UserError
     becomes one line on stderr and exit code 2.
     """
+    bad_input: tuple[type[Exception], ...] = (UserError, *BAD_INPUT)
     try:
         return _run(factory, sys.argv[1:] if args is None else args)
-    except (UserError, InvalidParameterTypeException, InvalidParameterValueException) as error:
-        print(f'error: {error}', file=sys.stderr)
+    except bad_input as error:
+        print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
         return 2
 
 
@@ -62,7 +61,10 @@ def _run(factory: Callable[[], Node], args: Sequence[str]) -> int:
         raise UserError(f'unknown argument {words[0]!r}: nodes take --ros-args -p name:=value, '
                         '-r from:=to, --params-file FILE')
     # rclpy takes a whole command line, program name included.
-    init(args=['node', *args], signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        init(args=['node', *args], signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:  # rcl's for arguments it cannot read
+        raise UserError(f'{" ".join(args)}: {error}') from error
     stop: list[int] = []
     node = wake = None
 

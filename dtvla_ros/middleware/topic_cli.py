@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import statistics
 import time
 from collections import deque
@@ -40,7 +41,10 @@ def _run(build: Callable[[Any], None]) -> None:
 
 
 def _absolute(topic: str) -> str:
-    return topic if topic.startswith('/') else f'/{topic}'
+    full = topic if topic.startswith('/') else f'/{topic}'
+    if not re.fullmatch(r'(/[A-Za-z_][A-Za-z0-9_]*)+', full):
+        raise UserError(f'topic name {topic!r}: use letters, digits, _ and /')
+    return full
 
 
 def _message_type(name: str) -> Any:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from cyclonedds.builtin import (
@@ -21,7 +21,14 @@ from cyclonedds.topic import Topic
 
 from .qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy, cyclone_qos
 from .transport import RawReader, RawWriter, close_entity, guid
-from .types import deserialize, idl_struct, message_class, ros_type_name, serialize
+from .types import (
+    MalformedMessage,
+    deserialize,
+    idl_struct,
+    message_class,
+    ros_type_name,
+    serialize,
+)
 
 if TYPE_CHECKING:
     from .node import Node
@@ -84,6 +91,18 @@ def _gid(entity: Any) -> Any:
     return _Gid(data=np.frombuffer(guid(entity), np.uint8))
 
 
+Kind = Literal['publishers', 'subscribers', 'services', 'clients']
+NamesAndTypes = list[tuple[str, list[str]]]
+_SIDES: dict[str, tuple[str, str, str]] = {
+    'publishers': ('writers', 'rt/', ''), 'subscribers': ('readers', 'rt/', ''),
+    'services': ('readers', 'rq/', 'Request'), 'clients': ('writers', 'rq/', 'Request')}
+"""Kind -> DDS endpoints, and what the DDS topic's name has around the ROS name."""
+
+
+class NodeNameNonExistentError(RuntimeError):
+    """No such node is known."""
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointInfo:
     """One publisher or subscription on the graph."""
@@ -94,6 +113,15 @@ class EndpointInfo:
     qos_profile: QoSProfile
 
 
+@dataclass(frozen=True, slots=True)
+class _NodeInfo:
+    """A node as its participant tells of it; ``gids`` are those of its endpoints."""
+
+    name: str
+    namespace: str
+    gids: frozenset[bytes]
+
+
 class Graph:
     """Endpoints of every participant, kept up to date by discovery."""
 
@@ -102,39 +130,61 @@ class Graph:
         self._participant = participant
         self._lock = threading.Lock()
         self._readers = {
-            'publishers': BuiltinDataReader(participant, BuiltinTopicDcpsPublication),
-            'subscribers': BuiltinDataReader(participant, BuiltinTopicDcpsSubscription)}
-        self._endpoints: dict[str, dict[bytes, EndpointInfo]] = {kind: {} for kind in
+            'writers': BuiltinDataReader(participant, BuiltinTopicDcpsPublication),
+            'readers': BuiltinDataReader(participant, BuiltinTopicDcpsSubscription)}
+        self._endpoints: dict[str, dict[bytes, EndpointInfo]] = {side: {} for side in
                                                                  self._readers}
         self._names: DataReader | None = None
         self._alive: BuiltinDataReader | None = None
-        self._nodes: dict[bytes, list[tuple[str, str]]] = {}
+        self._nodes: dict[bytes, list[_NodeInfo]] = {}
 
-    def endpoints(self, kind: str) -> list[EndpointInfo]:
-        """Return all ROS 'publishers' or 'subscribers', with absolute topic names."""
+    def endpoints(self, kind: Kind) -> list[EndpointInfo]:
+        """Return all ROS endpoints of a kind, with absolute ROS names."""
+        side, prefix, suffix = _SIDES[kind]
         with self._lock:
-            known = self._endpoints[kind]
-            while samples := self._readers[kind].take(N=64):
+            known = self._endpoints[side]
+            while samples := self._readers[side].take(N=64):
                 for sample in samples:
                     key = sample.key.bytes
                     if sample.sample_info.instance_state != InstanceState.Alive:
                         known.pop(key, None)
-                    elif sample.topic_name.startswith('rt/'):
-                        known[key] = EndpointInfo(sample.topic_name[2:],
-                                                  ros_type_name(sample.type_name), key,
+                    elif sample.topic_name.startswith(('rt/', 'rq/')):
+                        known[key] = EndpointInfo(sample.topic_name, sample.type_name, key,
                                                   _profile(sample.qos))
-            return list(known.values())
+            return [replace(end, topic=end.topic[2:len(end.topic) - len(suffix)],
+                            topic_type=ros_type_name(end.topic_type).removesuffix(f'_{suffix}'))
+                    for end in known.values()
+                    if end.topic.startswith(prefix) and end.topic.endswith(suffix)]
 
-    def topics(self) -> list[tuple[str, list[str]]]:
-        """Return every topic with its types, sorted."""
+    def named(self, kind: Kind, name: str) -> list[EndpointInfo]:
+        """Return the endpoints of one topic or service."""
+        return [end for end in self.endpoints(kind) if end.topic == name]
+
+    def names_and_types(self, *kinds: Kind, node: tuple[str, str] | None = None) -> NamesAndTypes:
+        """Return names with their types, sorted, of one node (name, namespace) or of all.
+
+        Raise NodeNameNonExistentError when the node was not heard of.
+        """
+        gids = None if node is None else self._gids(*node)
         found: dict[str, set[str]] = {}
-        for kind in self._endpoints:
-            for endpoint in self.endpoints(kind):
-                found.setdefault(endpoint.topic, set()).add(endpoint.topic_type)
-        return [(topic, sorted(kinds)) for topic, kinds in sorted(found.items())]
+        for kind in kinds:
+            for end in self.endpoints(kind):
+                if gids is None or end.endpoint_gid in gids:
+                    found.setdefault(end.topic, set()).add(end.topic_type)
+        return [(topic, sorted(types)) for topic, types in sorted(found.items())]
+
+    def _gids(self, name: str, namespace: str) -> frozenset[bytes]:
+        matching = [node.gids for node in self._node_infos()
+                    if (node.name, node.namespace) == (name, namespace)]
+        if not matching:
+            raise NodeNameNonExistentError(f'no node {namespace.rstrip("/")}/{name} is known')
+        return frozenset().union(*matching)
 
     def node_names(self) -> list[tuple[str, str]]:
         """Return (name, namespace) of every node heard of so far."""
+        return sorted((node.name, node.namespace) for node in self._node_infos())
+
+    def _node_infos(self) -> list[_NodeInfo]:
         with self._lock:
             if self._names is None or self._alive is None:
                 self._alive = BuiltinDataReader(self._participant, BuiltinTopicDcpsParticipant)
@@ -144,21 +194,33 @@ class Graph:
                         durability=DurabilityPolicy.TRANSIENT_LOCAL)))
                 self._raw_names = RawReader(self._names)
             while sample := self._raw_names.take():
-                info: Any = deserialize(sample[0], _Info)
-                self._nodes[info.gid.data.tobytes()] = [
-                    (node.node_name, node.node_namespace) for node in info.node_entities_info_seq]
+                heard = read_node_infos(sample[0])
+                if heard is not None:
+                    self._nodes[heard[0]] = heard[1]
             # A killed process never takes its names back; DDS notices that it is gone.
             while samples := self._alive.take(N=64):
                 for sample in samples:
                     if sample.sample_info.instance_state != InstanceState.Alive:
                         self._nodes.pop(sample.key.bytes, None)
-            return sorted(node for nodes in self._nodes.values() for node in nodes)
+            return [node for nodes in self._nodes.values() for node in nodes]
 
     def close(self) -> None:
         """Free the readers."""
         for reader in [*self._readers.values(), self._names, self._alive]:
             if reader is not None:
                 close_entity(reader)
+
+
+def read_node_infos(data: bytes | memoryview) -> tuple[bytes, list[_NodeInfo]] | None:
+    """Read a participant's GID and nodes; None when a peer sends something else."""
+    try:
+        info: Any = deserialize(data, _Info)
+    except MalformedMessage:
+        return None
+    return info.gid.data.tobytes(), [
+        _NodeInfo(node.node_name, node.node_namespace, frozenset(
+            gid.data.tobytes() for gid in [*node.reader_gid_seq, *node.writer_gid_seq]))
+        for node in info.node_entities_info_seq]
 
 
 def _profile(qos: Any) -> QoSProfile:

@@ -71,13 +71,15 @@ class Remapper:
     """The rules that hold for one node."""
 
     def __init__(self, rules: list[Remap], node_name: str) -> None:
-        """Keep the rules meant for the node's own (unremapped) name."""
-        self._rules = [rule for rule in rules if rule.node in ('', node_name)]
+        """Find the node's name; as in rcl, the other rules go by the new one."""
+        self.node_name = self._special(rules, node_name, '__node', '__name') or node_name
+        self._rules = [rule for rule in rules if rule.node in ('', self.node_name)]
+        self.namespace = self._special(rules, self.node_name, '__ns')
 
-    def special(self, *names: str) -> str | None:
-        """Return the replacement of ``__node`` or ``__ns``, if there is one."""
-        for rule in self._rules:
-            if rule.match in names:
+    @staticmethod
+    def _special(rules: list[Remap], node_name: str, *names: str) -> str | None:
+        for rule in rules:
+            if rule.match in names and rule.node in ('', node_name):
                 return rule.replacement
         return None
 

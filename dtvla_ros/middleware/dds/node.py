@@ -10,13 +10,15 @@ from .clock import Clock, Duration, ROSClock, Time
 from .context import Context, NotInitializedException, get_default_context
 from .endpoints import Client, Publisher, Service, Subscription
 from .executor import GuardCondition
-from .graph import EndpointInfo
 from .logging import Logger, LoggingSeverity
 from .message import Message
 from .names import Remapper, check_node_name, normalize_namespace
+from .node_graph import NodeGraph
+from .node_parameters import NodeParameters
 from .parameter_file import Override
 from .parameter_services import ParameterServices
-from .parameters import OnSet, Parameter, ParameterStore
+from .parameter_store import ParameterStore
+from .parameters import Parameter
 from .qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, as_profile
 from .timer import Timer
 from .transport import close_entity
@@ -30,7 +32,7 @@ _ROSOUT = QoSProfile(depth=1000, durability=DurabilityPolicy.TRANSIENT_LOCAL,
                      lifespan=Duration(seconds=10))
 
 
-class Node:
+class Node(NodeParameters, NodeGraph):
     """Publishers, subscriptions, timers, services and parameters under one name."""
 
     def __init__(self, node_name: str, *, namespace: str | None = None,
@@ -45,8 +47,8 @@ class Node:
         self.version = 0
         arguments = self.context.arguments
         self._remapper = Remapper(arguments.remaps if use_global_arguments else [], node_name)
-        self._name = check_node_name(self._remapper.special('__node', '__name') or node_name)
-        self._namespace = normalize_namespace(self._remapper.special('__ns') or namespace or '')
+        self._name = check_node_name(self._remapper.node_name)
+        self._namespace = normalize_namespace(self._remapper.namespace or namespace or '')
         self._logger = Logger(f'{self._namespace[1:].replace("/", ".")}.{self._name}'.lstrip('.'))
         self._publishers: list[Publisher] = []
         self._subscriptions: list[Subscription] = []
@@ -66,13 +68,13 @@ class Node:
         self._rosout = self.create_publisher(message_class('rcl_interfaces/msg/Log'), '/rosout',
                                              _ROSOUT)
         self._logger.sink = self._publish_log
-        self.parameters = ParameterStore(self._name, overrides)
+        self._store = ParameterStore(self._name, overrides)
         ParameterServices(self)
         self._follow_clock(bool(self.declare_parameter('use_sim_time', False).value))
         self.add_on_set_parameters_callback(self._on_set_use_sim_time)
         if automatically_declare_parameters_from_overrides:
-            for override in list(self.parameters.overrides.values()):
-                if override.name not in self.parameters:
+            for override in list(self._store.overrides.values()):
+                if override.name not in self._store:
                     self.declare_parameter(override.name, override.value)
 
     def _publish_log(self, level: LoggingSeverity, stamp_ns: int, text: str, code: CodeType,
@@ -193,51 +195,6 @@ class Node:
         yield from (publisher.writer for publisher in self._publishers)
         yield from (end.end.writer for end in ends)
 
-    def declare_parameter(self, name: str, value: Any = None, descriptor: Any = None,
-                          ignore_override: bool = False) -> Parameter:
-        """Declare a parameter; raise UserError when an override does not fit it."""
-        return self.parameters.declare(name, value, descriptor, ignore_override)
-
-    def declare_parameters(self, namespace: str, parameters: Iterable[tuple[Any, ...]],
-                           ignore_override: bool = False) -> list[Parameter]:
-        """Declare (name, default[, descriptor]) tuples under a prefix."""
-        prefix = f'{namespace}.' if namespace else ''
-        return [self.declare_parameter(f'{prefix}{name}', rest[0] if rest else None,
-                                       rest[1] if len(rest) > 1 else None, ignore_override)
-                for name, *rest in parameters]
-
-    def has_parameter(self, name: str) -> bool:
-        """Return whether a parameter is declared."""
-        return name in self.parameters
-
-    def get_parameter(self, name: str) -> Parameter:
-        """Return a declared parameter."""
-        return self.parameters.get(name)
-
-    def get_parameter_or(self, name: str, alternative: Parameter | None = None) -> Any:
-        """Return a parameter, or the alternative if it is not declared."""
-        return self.parameters.get(name) if name in self.parameters else alternative
-
-    def describe_parameter(self, name: str) -> Any:
-        """Return a parameter's descriptor."""
-        return self.parameters.describe(name)
-
-    def set_parameters(self, parameters: list[Parameter]) -> list[Any]:
-        """Set each parameter; return one SetParametersResult per parameter."""
-        return [self.parameters.set_atomically([parameter]) for parameter in parameters]
-
-    def set_parameters_atomically(self, parameters: list[Parameter]) -> Any:
-        """Set all parameters or none."""
-        return self.parameters.set_atomically(parameters)
-
-    def add_on_set_parameters_callback(self, callback: OnSet) -> None:
-        """Let ``callback`` refuse changes; the latest is asked first."""
-        self.parameters.on_set.insert(0, callback)
-
-    def remove_on_set_parameters_callback(self, callback: OnSet) -> None:
-        """Stop asking ``callback``."""
-        self.parameters.on_set.remove(callback)
-
     def _on_set_use_sim_time(self, parameters: list[Parameter]) -> Any:
         for parameter in parameters:
             if parameter.name == 'use_sim_time':
@@ -257,32 +214,6 @@ class Node:
 
     def _on_clock(self, message: Any) -> None:
         self._clock.set_override(message.clock.sec * 10**9 + message.clock.nanosec)
-
-    def count_publishers(self, topic_name: str) -> int:
-        """Return how many publishers a topic has, this node's included."""
-        return len(self.get_publishers_info_by_topic(topic_name))
-
-    def count_subscribers(self, topic_name: str) -> int:
-        """Return how many subscriptions a topic has, this node's included."""
-        return len(self.get_subscriptions_info_by_topic(topic_name))
-
-    def get_publishers_info_by_topic(self, topic_name: str) -> list[EndpointInfo]:
-        """Return a topic's publishers."""
-        topic = self.resolve_topic_name(topic_name)
-        return [end for end in self.context.graph.endpoints('publishers') if end.topic == topic]
-
-    def get_subscriptions_info_by_topic(self, topic_name: str) -> list[EndpointInfo]:
-        """Return a topic's subscriptions."""
-        topic = self.resolve_topic_name(topic_name)
-        return [end for end in self.context.graph.endpoints('subscribers') if end.topic == topic]
-
-    def get_topic_names_and_types(self) -> list[tuple[str, list[str]]]:
-        """Return every topic on the graph with its types."""
-        return self.context.graph.topics()
-
-    def get_node_names_and_namespaces(self) -> list[tuple[str, str]]:
-        """Return every node heard of; the first call only starts listening."""
-        return self.context.graph.node_names()
 
     def destroy_publisher(self, publisher: Publisher) -> bool:
         """Stop offering a topic."""

@@ -1,5 +1,7 @@
 """Everything ``middleware.ros`` hands out when it runs on Cyclone DDS."""
 
+from dtvla_ros.errors import UserError
+
 from .clock import Clock, ClockType, Duration, Time
 from .context import (
                       ExternalShutdownException,
@@ -31,7 +33,9 @@ from .parameters import (
                       InvalidParameterValueException,
                       Parameter,
                       ParameterAlreadyDeclaredException,
+                      ParameterImmutableException,
                       ParameterNotDeclaredException,
+                      ParameterUninitializedException,
 )
 from .qos import (
                       DurabilityPolicy,
@@ -42,12 +46,17 @@ from .qos import (
 )
 from .timer import Timer
 
+BAD_INPUT: tuple[type[Exception], ...] = (UserError,)
+"""What is raised where the user is wrong, not the code."""
+
 __all__ = [
-    'Client', 'Clock', 'ClockType', 'Duration', 'DurabilityPolicy', 'ExternalShutdownException',
-    'Future', 'GuardCondition', 'HistoryPolicy', 'InvalidParameterTypeException',
-    'InvalidParameterValueException', 'LifecycleNode', 'LifecyclePublisher', 'LifecycleState',
-    'LoggingSeverity', 'ManagedEntity', 'Node', 'Parameter', 'ParameterAlreadyDeclaredException',
-    'ParameterNotDeclaredException', 'Publisher', 'QoSProfile', 'ReliabilityPolicy', 'Service',
-    'SignalHandlerOptions', 'SingleThreadedExecutor', 'Subscription', 'Time', 'Timer',
-    'TransitionCallbackReturn', 'get_logger', 'init', 'ok', 'qos_profile_sensor_data',
-    'shutdown', 'spin', 'spin_once', 'spin_until_future_complete', 'try_shutdown']
+    'BAD_INPUT', 'Client', 'Clock', 'ClockType', 'DurabilityPolicy', 'Duration',
+    'ExternalShutdownException', 'Future', 'GuardCondition', 'HistoryPolicy',
+    'InvalidParameterTypeException', 'InvalidParameterValueException', 'LifecycleNode',
+    'LifecyclePublisher', 'LifecycleState', 'LoggingSeverity', 'ManagedEntity', 'Node',
+    'Parameter', 'ParameterAlreadyDeclaredException', 'ParameterImmutableException',
+    'ParameterNotDeclaredException', 'ParameterUninitializedException', 'Publisher', 'QoSProfile',
+    'ReliabilityPolicy', 'Service', 'SignalHandlerOptions', 'SingleThreadedExecutor',
+    'Subscription', 'Time', 'Timer', 'TransitionCallbackReturn', 'get_logger', 'init', 'ok',
+    'qos_profile_sensor_data', 'shutdown', 'spin', 'spin_once', 'spin_until_future_complete',
+    'try_shutdown']
