@@ -21,9 +21,10 @@ def start_peer() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start ``peer.py`` as a second process; it is killed at the end of the test."""
     running: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str) -> subprocess.Popen[str]:
+    def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
         process = subprocess.Popen([sys.executable, str(PEER), *arguments], text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   env={**os.environ, **environment})
         running.append(process)
         return process
     yield start

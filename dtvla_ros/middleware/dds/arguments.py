@@ -1,7 +1,8 @@
-"""``--ros-args``: remapping, parameters, parameter files and the log level."""
+"""``--ros-args``: remapping, parameters, parameter files, the log level and the enclave."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ class Arguments:
     remaps: list[Remap] = field(default_factory=list)
     overrides: list[Override] = field(default_factory=list)
     log_level: str = 'info'
+    enclave: str = '/'
     others: list[str] = field(default_factory=list)
 
 
@@ -43,6 +45,8 @@ def parse_arguments(args: Sequence[str]) -> Arguments:
             result.overrides.extend(read_parameter_file(_value(word, words)))
         elif word == '--log-level':
             result.log_level = _level(_value(word, words))
+        elif word in ('-e', '--enclave'):
+            result.enclave = _enclave(_value(word, words))
         elif word in ('--enable-rosout-logs', '--disable-rosout-logs',
                       '--enable-stdout-logs', '--disable-stdout-logs'):
             continue
@@ -67,3 +71,9 @@ def _level(text: str) -> str:
     if level not in _LEVELS:
         raise UserError(f'--log-level {text!r}: use one of {", ".join(_LEVELS)}')
     return level
+
+
+def _enclave(text: str) -> str:
+    if not re.fullmatch(r'/|(/[A-Za-z0-9_]+)+', text):
+        raise UserError(f'--enclave {text!r}: write /letters_and_digits/...')
+    return text

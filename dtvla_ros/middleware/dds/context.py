@@ -19,7 +19,8 @@ from .arguments import Arguments, parse_arguments
 from .discovery import cyclone_config, domain_id
 from .graph import Graph, NodeAnnouncer
 from .logging import set_default_level
-from .transport import close_entity, create_participant, guid
+from .security import security_config
+from .transport import close_entity, guid, join_domain
 
 
 class SignalHandlerOptions(IntEnum):
@@ -62,7 +63,8 @@ class Context:
         self.arguments = parse_arguments(sys.argv[1:] if args is None else args)
         set_default_level(self.arguments.log_level)
         self.domain_id = domain_id(os.environ)
-        self._config = cyclone_config(os.environ)
+        self._config = cyclone_config(
+            os.environ, security_config(os.environ, self.arguments.enclave))
         self.by_signal = False
         self._ok = True
         if signal_handler_options == SignalHandlerOptions.ALL:
@@ -79,10 +81,9 @@ class Context:
             if self._participant is None:
                 if not self._ok:
                     raise NotInitializedException('call init() before creating nodes')
-                # The domain must exist before the participant, or its settings do not count.
-                self._domain = Domain(self.domain_id, self._config)
-                self._participant = create_participant(
-                    self.domain_id, Qos(Policy.Userdata(b'enclave=/;')))
+                self._domain, self._participant = join_domain(
+                    self.domain_id, self._config,
+                    Qos(Policy.Userdata(f'enclave={self.arguments.enclave};'.encode())))
                 self.announcer = NodeAnnouncer(self._participant)
                 self.graph = Graph(self._participant)
             return self._participant

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from xml.sax.saxutils import quoteattr
@@ -21,35 +22,37 @@ def domain_id(environment: Mapping[str, str]) -> int:
     return int(text)
 
 
-def cyclone_config(environment: Mapping[str, str]) -> str:
+def cyclone_config(environment: Mapping[str, str], security: str = '') -> str:
     """Return the Cyclone DDS configuration for these environment variables.
 
     Discovery stays on the loopback interface unless ROS_AUTOMATIC_DISCOVERY_RANGE says
-    otherwise. Anything in CYCLONEDDS_URI comes last and so overrides it.
+    otherwise; ROS_STATIC_PEERS count for LOCALHOST and SUBNET, as in ROS. Anything in
+    CYCLONEDDS_URI comes last and so overrides it. ``security`` is security_config's.
     """
     wanted = environment.get('ROS_AUTOMATIC_DISCOVERY_RANGE', '').upper() or 'LOCALHOST'
     if wanted not in RANGES:
         raise UserError(f'ROS_AUTOMATIC_DISCOVERY_RANGE={wanted!r}: '
                         f'use one of {", ".join(RANGES)}')
     peers = [peer for peer in environment.get('ROS_STATIC_PEERS', '').split(';') if peer]
-    loopback = wanted == 'LOCALHOST' and not peers
-    general = '<AllowMulticast>false</AllowMulticast>'
-    if wanted == 'SUBNET' or wanted == 'SYSTEM_DEFAULT':
-        general = ''
-    if loopback:
+    general = discovery = ''
+    if wanted in ('LOCALHOST', 'OFF'):
+        general = '<AllowMulticast>false</AllowMulticast>'
+    if wanted == 'LOCALHOST' and not peers:
         name = 'lo0' if sys.platform == 'darwin' else 'lo'
         general += (f'<Interfaces><NetworkInterface name="{name}" multicast="false"/>'
                     '</Interfaces>')
     # One datagram per 64 kB instead of per 1.3 kB: a camera frame then costs a few system calls.
     general += '<MaxMessageSize>65500B</MaxMessageSize><FragmentSize>65000B</FragmentSize>'
-    if wanted in ('LOCALHOST', 'OFF') or peers:
+    if wanted == 'OFF':
+        # As rmw_cyclonedds: a tag nobody else has keeps even this machine's processes apart.
+        discovery = (f'<ParticipantIndex>none</ParticipantIndex>'
+                     f'<Tag>ros_discovery_off_{os.getpid()}</Tag>')
+    elif wanted == 'LOCALHOST' or (wanted == 'SUBNET' and peers):
         addresses = (['127.0.0.1'] if wanted == 'LOCALHOST' else []) + peers
         listed = ''.join(f'<Peer address={quoteattr(peer)}/>' for peer in addresses)
         discovery = (f'<ParticipantIndex>auto</ParticipantIndex><MaxAutoParticipantIndex>'
                      f'{MAX_PARTICIPANTS}</MaxAutoParticipantIndex><Peers>{listed}</Peers>')
-    else:
-        discovery = ''
     ours = (f'<CycloneDDS><Domain><General>{general}</General>'
-            f'<Discovery>{discovery}</Discovery></Domain></CycloneDDS>')
+            f'<Discovery>{discovery}</Discovery>{security}</Domain></CycloneDDS>')
     theirs = environment.get('CYCLONEDDS_URI', '')
     return f'{ours},{theirs}' if theirs else ours

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from cyclonedds import internal
 from cyclonedds.core import (
+    DDSException,
     Entity,
     GuardCondition,
     InstanceState,
@@ -22,7 +23,7 @@ from cyclonedds.core import (
     SampleState,
     ViewState,
 )
-from cyclonedds.domain import DomainParticipant
+from cyclonedds.domain import Domain, DomainParticipant
 from cyclonedds.internal import dds_c_t
 from cyclonedds.sub import DataReader
 
@@ -210,14 +211,23 @@ def trigger(guard: GuardCondition, value: bool) -> None:
     _CALLS['dds_set_guardcondition'](guard._ref, value)
 
 
-def create_participant(domain_id: int, qos: Qos) -> DomainParticipant:
+def join_domain(domain_id: int, config: str, qos: Qos) -> tuple[Domain, DomainParticipant]:
     """Join a domain; raise UserError with the remedy when that is refused."""
     try:
-        return DomainParticipant(domain_id, qos=qos)
-    except Exception as error:
+        # The domain must exist before the participant, or its settings do not count.
+        domain = Domain(domain_id, config)
+    except (DDSException, UnicodeEncodeError) as error:
         raise UserError(
-            f'cannot join ROS_DOMAIN_ID={domain_id}: {error}; is CYCLONEDDS_URI right, and is the '
-            'network interface it names up?') from error
+            f'Cyclone DDS refuses its settings for ROS_DOMAIN_ID={domain_id} (its reason, if it '
+            'gave one, is above): check CYCLONEDDS_URI, ROS_STATIC_PEERS and the network '
+            'interface they name') from error
+    try:
+        return domain, DomainParticipant(domain_id, qos=qos)
+    except DDSException as error:
+        close_entity(domain)
+        raise UserError(
+            f'cannot join ROS_DOMAIN_ID={domain_id}: {error}; is CYCLONEDDS_URI right, and, if '
+            'ROS_SECURITY_ENABLE is true, are the files of the enclave?') from error
 
 
 def close_entity(entity: Entity | None) -> None:
