@@ -51,3 +51,59 @@ def record(
     if relative:
         raise UserError(f'--topics {relative[0]}: write the whole name, /{relative[0]}')
     raise typer.Exit(run(out, wanted, seconds))
+
+
+@data_app.command('from-bag')
+def from_bag(
+    bags: Annotated[list[Path], typer.Argument(help='Folders of bags, or .mcap files.')],
+    out: Annotated[Path, typer.Option(help='Folder of the new dataset.', file_okay=False)],
+    successful: Annotated[
+        bool, typer.Option('--successful', help='Keep only episodes that /sim/episode calls '
+                           'successful.')] = False,
+    rate: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help='Commands a second. [default: as their stamps show]'),
+    ] = None,
+    camera_every: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help='Control steps per frame. [default: as the pictures come]'),
+    ] = None,
+    tolerance: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0.0, help='Largest difference between the stamps of a frame [s]. '
+                     '[default: half a control period]'),
+    ] = None,
+    chunk: Annotated[int, typer.Option(min=1, help='Actions stored with each frame.')] = 8,
+    command: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help='/action, /twist_cmd or /target_pose. [default: the one recorded]'),
+    ] = None,
+    fingers: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help='Comma-separated gripper joints. [default: those of a Panda]'),
+    ] = None,
+    robot: Annotated[str, typer.Option(help='Name of the robot in the dataset.')] = 'panda',
+) -> None:
+    """Make a LeRobot v3.0 dataset of recorded runs, to train on what was really commanded.
+
+    Commands are turned back into OSC_POSE units, pictures and measurements are matched with
+    them by their stamps, and the thought is the one that led to the command. A frame that lacks
+    something is a gap: the episode is cut there, and the gaps are told.
+
+    **Examples**
+
+    `dtvla data from-bag bags/monday bags/tuesday --out data/real`
+
+    `dtvla data from-bag bags/sim --out data/good --successful --camera-every 2`
+    """
+    from dtvla_ros.recording.convert import FINGERS, ConvertOptions, convert
+
+    report = convert(bags, out, ConvertOptions(
+        rate=rate, camera_every=camera_every, tolerance=tolerance, chunk=chunk,
+        successful=successful, command=command, fingers=names(fingers) or FINGERS, robot=robot))
+    print(f'{out}: {report.episodes} episodes in {report.pieces} pieces, {report.frames} frames'
+          + (f', {report.unthought} of them before any thought' if report.unthought else '')
+          + (f'; {report.failed} episodes without success left out' if report.failed else ''))
+    for name, count in report.gaps.items():
+        if count:
+            print(f'  gaps: {count} frames without {name}')

@@ -31,7 +31,7 @@ from dtvla_ros.errors import UserError
 
 # Every ROS 2 from Humble on reads it; in version 9 the profiles are spelt so that Humble does not.
 VERSION: Literal[8] = 8
-_FOREVER = QosTime(2147483647, 4294967295)
+_FOREVER = QosTime(9223372036, 854775807)
 
 
 @cache
@@ -91,7 +91,7 @@ class _Mcap(McapWriter):
         # Closed below its buffer: what could not be written must not be written later.
         self.bio.raw.close()  # type: ignore[attr-defined]
         os.truncate(self.path, self.held[-1].end)
-        self.bio = open(os.open(self.path, os.O_WRONLY), 'wb')
+        self.bio = os.fdopen(os.open(self.path, os.O_WRONLY), 'wb')
         self.bio.seek(self.held[-1].end)
 
 
