@@ -1,0 +1,1 @@
+"""The tabletop scene as a Gazebo world, made from the MuJoCo model at hand and never stored."""

@@ -1,0 +1,197 @@
+"""The world as SDF for Gazebo Harmonic and later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import mujoco
+import numpy as np
+
+from . import surfaces
+from .model import Array, Geom, Joint, Link, Model, matrix, topic_name
+from .xml import add, grey, moments, numbers, rpy, xyz
+
+SYSTEMS = {
+    'gz-sim-physics-system': 'gz::sim::systems::Physics',
+    'gz-sim-user-commands-system': 'gz::sim::systems::UserCommands',
+    'gz-sim-scene-broadcaster-system': 'gz::sim::systems::SceneBroadcaster',
+}
+CAMERAS = {'agentview': 'camera_primary', 'robot0_eye_in_hand': 'camera_wrist'}
+CAMERA_RATE = 20.0  # [Hz]
+# MuJoCo looks along -z with y up, Gazebo along x with z up.
+LOOK = np.eye(4)
+LOOK[:3, :3] = [[0, -1, 0], [0, 0, 1], [-1, 0, 0]]
+
+
+def world(
+    m: mujoco.MjModel, parts: Iterable[Model], folder: Path, controllers: Path, image_size: int,
+) -> ET.Element:
+    """Return the document; meshes and textures it names are written into ``folder``."""
+    root = ET.Element('sdf', version='1.9')
+    scene = add(root, 'world', name='tabletop')
+    physics = add(scene, 'physics', name='default', type='ignored')
+    add(physics, 'max_step_size', m.opt.timestep)
+    add(physics, 'real_time_factor', 1.0)
+    for filename, name in SYSTEMS.items():
+        add(scene, 'plugin', filename=filename, name=name)
+    sensors = add(scene, 'plugin', filename='gz-sim-sensors-system',
+                  name='gz::sim::systems::Sensors')
+    add(sensors, 'render_engine', 'ogre2')
+    add(scene, 'gravity', m.opt.gravity)
+    look = add(scene, 'scene')
+    add(look, 'ambient', grey(0.6))
+    add(look, 'background', grey(0.7))
+    add(look, 'shadows', False)
+    for k in range(m.nlight):
+        light = add(scene, 'light', name=f'light{k}', type='directional')
+        add(light, 'pose', [*m.light_pos[k], 0, 0, 0])
+        add(light, 'direction', m.light_dir[k])
+        add(light, 'diffuse', [*m.light_diffuse[k], 1])
+        add(light, 'specular', grey(0.1))
+        add(light, 'cast_shadows', False)
+    for part in parts:
+        _model(scene, m, part, folder, controllers, image_size)
+    _standing_cameras(scene, m, image_size)
+    return root
+
+
+def _model(
+    scene: ET.Element, m: mujoco.MjModel, part: Model, folder: Path, controllers: Path, size: int,
+) -> None:
+    model = add(scene, 'model', name=part.name)
+    if part.kind == 'fixed':
+        add(model, 'static', True)
+    add(model, 'pose', f'{xyz(part.pose)} {rpy(part.pose)}')
+    for link in part.links:
+        element = _link(model, m, link, folder)
+        for k in range(m.ncam):
+            if topic_name(m.body(m.cam_bodyid[k]).name) == link.name:
+                _camera(element, m, k, size)
+        if part.kind == 'arm':
+            _joint(model, link)
+    if part.kind == 'arm':
+        plugin = add(model, 'plugin', filename='gz_ros2_control-system',
+                     name='gz_ros2_control::GazeboSimROS2ControlPlugin')
+        add(plugin, 'parameters', str(controllers))
+
+
+def _link(model: ET.Element, m: mujoco.MjModel, link: Link, folder: Path) -> ET.Element:
+    element = add(model, 'link', name=link.name)
+    where = {'relative_to': link.parent} if link.parent else {}
+    add(element, 'pose', f'{xyz(link.pose)} {rpy(link.pose)}', **where)
+    if link.mass:
+        inertial = add(element, 'inertial')
+        add(inertial, 'mass', link.mass)
+        add(inertial, 'pose', f'{xyz(link.inertial_pose)} {rpy(link.inertial_pose)}')
+        inertia = add(inertial, 'inertia')
+        for name, value in moments(link).items():
+            add(inertia, name, value)
+    for geom in link.geoms:
+        name = geom.name or f'geom{geom.index}'
+        if geom.visual:
+            visual = add(element, 'visual', name=f'{name}_visual')
+            add(visual, 'pose', f'{xyz(geom.pose)} {rpy(geom.pose)}')
+            _shape(visual, m, geom, folder, seen=True)
+            _material(visual, m, geom, folder)
+        if geom.collides:
+            collision = add(element, 'collision', name=f'{name}_collision')
+            add(collision, 'pose', f'{xyz(geom.pose)} {rpy(geom.pose)}')
+            _shape(collision, m, geom, folder, seen=False)
+            ode = add(add(add(collision, 'surface'), 'friction'), 'ode')
+            add(ode, 'mu', geom.friction)
+            add(ode, 'mu2', geom.friction)
+    return element
+
+
+def _shape(
+    parent: ET.Element, m: mujoco.MjModel, geom: Geom, folder: Path, seen: bool,
+) -> None:
+    shape = add(add(parent, 'geometry'), geom.shape)
+    size = geom.size
+    if geom.shape == 'mesh':
+        add(shape, 'uri', surfaces.mesh_files(m, geom.index, folder)[0 if seen else 1])
+    elif geom.shape == 'box':
+        add(shape, 'size', 2 * size)
+    elif geom.shape == 'plane':
+        add(shape, 'normal', [0, 0, 1])
+        add(shape, 'size', 2 * size[:2])
+    elif geom.shape == 'ellipsoid':
+        add(shape, 'radii', size)
+    else:
+        add(shape, 'radius', float(size[0]))
+        if geom.shape != 'sphere':
+            add(shape, 'length', float(2 * size[1]))
+
+
+def _material(visual: ET.Element, m: mujoco.MjModel, geom: Geom, folder: Path) -> None:
+    material = add(visual, 'material')
+    texture = surfaces.texture_file(m, geom.index, folder)
+    rgba = numbers(surfaces.colour(m, geom.index)) if texture is None else grey(1.0)
+    add(material, 'ambient', rgba)
+    add(material, 'diffuse', rgba)
+    add(material, 'specular', grey(0.1))
+    if texture is not None:
+        metal = add(add(material, 'pbr'), 'metal')
+        add(metal, 'albedo_map', texture)
+        add(metal, 'metalness', 0.0)
+        add(metal, 'roughness', 0.9)
+
+
+def _joint(model: ET.Element, link: Link) -> None:
+    joint = link.joint
+    element = add(model, 'joint', name=joint.name if joint else f'{link.name}_fixed',
+                  type=joint.kind if joint else 'fixed')
+    add(element, 'parent', link.parent or 'world')
+    add(element, 'child', link.name)
+    if joint:
+        _axis(element, joint)
+
+
+def _axis(element: ET.Element, joint: Joint) -> None:
+    axis = add(element, 'axis')
+    add(axis, 'xyz', joint.axis)
+    limit = add(axis, 'limit')
+    add(limit, 'lower', joint.low)
+    add(limit, 'upper', joint.high)
+    add(limit, 'effort', joint.effort)
+    dynamics = add(axis, 'dynamics')
+    add(dynamics, 'damping', joint.damping)
+    add(dynamics, 'friction', joint.friction)
+
+
+def _standing_cameras(scene: ET.Element, m: mujoco.MjModel, size: int) -> None:
+    for k in range(m.ncam):
+        name = CAMERAS.get(m.cam(k).name)
+        if name and m.cam_bodyid[k] == 0:
+            model = add(scene, 'model', name=name)
+            add(model, 'static', True)
+            _camera(add(model, 'link', name='link'), m, k, size)
+
+
+def _camera(link: ET.Element, m: mujoco.MjModel, k: int, size: int) -> None:
+    name = CAMERAS.get(m.cam(k).name)
+    if name is None:
+        return
+    pose = camera_pose(m, k)
+    sensor = add(link, 'sensor', name=name, type='camera')
+    add(sensor, 'pose', f'{xyz(pose)} {rpy(pose)}')
+    add(sensor, 'topic', f'{name}/image')  # camera_info appears beside it
+    add(sensor, 'update_rate', CAMERA_RATE)
+    add(sensor, 'always_on', True)
+    camera = add(sensor, 'camera')
+    # Square pictures: the vertical field of view is the horizontal one.
+    add(camera, 'horizontal_fov', float(np.radians(m.cam_fovy[k])))
+    image = add(camera, 'image')
+    add(image, 'width', str(size))
+    add(image, 'height', str(size))
+    add(image, 'format', 'R8G8B8')
+    clip = add(camera, 'clip')
+    add(clip, 'near', 0.01)
+    add(clip, 'far', 10.0)
+
+
+def camera_pose(m: mujoco.MjModel, k: int) -> Array:
+    """Return a camera's pose [4, 4] in its body, in Gazebo's axes."""
+    return matrix(m.cam_pos[k], m.cam_quat[k]) @ LOOK
