@@ -5,6 +5,7 @@ Whatever is wrong with a message raises ImageError with the reason; nothing else
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,16 @@ from numpy.typing import NDArray
 from .backend import BACKEND
 from .messages import get_message
 
-_COLOR = {'rgb8': (3, (0, 1, 2)), 'bgr8': (3, (2, 1, 0)), 'rgba8': (4, (0, 1, 2)),
-          'bgra8': (4, (2, 1, 0)), 'mono8': (1, (0, 0, 0))}
+_ORDERS = {'rgb': (3, (0, 1, 2)), 'bgr': (3, (2, 1, 0)), 'rgba': (4, (0, 1, 2)),
+           'bgra': (4, (2, 1, 0)), 'mono': (1, (0, 0, 0))}
+_COLOR = {f'{name}{bits}': (f'u{bits // 8}', *order) for bits in (8, 16)
+          for name, order in _ORDERS.items()}
 _DEPTH = {'32FC1': ('f4', 1.0), '16UC1': ('u2', 1e-3), 'mono16': ('u2', 1e-3)}
 MAX_SIDE = 16384
 """Largest height or width believed [pixels]; a wrong header must not make us reserve memory."""
+MAX_PIXELS = 2 ** 26
+"""Largest compressed image decoded."""
+_HEADER = 2 ** 18  # bytes searched for a JPEG's size; EXIF and ICC data come before it
 
 
 class ImageError(ValueError):
@@ -46,19 +52,40 @@ def _rows(message: Any, itemsize: int, channels: int) -> NDArray[np.uint8]:
 def image_to_numpy(message: Any) -> NDArray[np.uint8]:
     """Return sensor_msgs/Image as RGB uint8 [H, W, 3].
 
-    An rgb8 image stays a view of the message, which may be read-only. Takes rgb8, bgr8, rgba8,
-    bgra8, mono8. Raise ImageError for anything else.
+    An rgb8 image stays a view of the message, which may be read-only. Takes rgb, bgr, rgba, bgra
+    and mono with 8 or 16 bits; of 16 the upper 8 are kept. Where cv_bridge is installed it
+    decodes what else it knows (bayer, yuv422). Raise ImageError for anything else.
     """
     try:
-        channels, order = _COLOR[message.encoding]
+        kind, channels, order = _COLOR[message.encoding]
     except KeyError:
-        raise ImageError(f'encoding {message.encoding!r}: one of {", ".join(_COLOR)} '
-                         'expected') from None
-    rows = _rows(message, 1, channels)
+        return _from_cv_bridge(message)
+    dtype = np.dtype(('>' if message.is_bigendian else '<') + kind)
+    rows = _rows(message, dtype.itemsize, channels)
+    if dtype.itemsize == 2:
+        rows = rows[:, (0 if message.is_bigendian else 1)::2]
     pixels = rows.reshape(message.height, message.width, channels)
     if order == (0, 1, 2):
         return pixels[..., :3]
     return np.ascontiguousarray(pixels[..., list(order)])
+
+
+def _from_cv_bridge(message: Any) -> NDArray[np.uint8]:
+    """Let ROS's own package decode an encoding; it trusts the header, so check that first."""
+    _rows(message, 1, 1)
+    try:
+        from cv_bridge import CvBridge
+    except Exception as error:  # a cv_bridge built for another numpy raises about anything
+        raise ImageError(f'encoding {message.encoding!r}: one of {", ".join(_COLOR)} expected; '
+                         f'others need cv_bridge ({type(error).__name__}: {error})') from error
+    try:
+        image = CvBridge().imgmsg_to_cv2(message, desired_encoding='rgb8')
+    except Exception as error:
+        raise ImageError(f'encoding {message.encoding!r}: cv_bridge: {error}') from error
+    if image.dtype != np.uint8 or image.shape != (message.height, message.width, 3):
+        raise ImageError(f'encoding {message.encoding!r}: cv_bridge made {image.dtype} '
+                         f'{image.shape} of {message.width}x{message.height}')
+    return image
 
 
 def depth_to_numpy(message: Any) -> NDArray[np.float32]:
@@ -82,13 +109,14 @@ def depth_to_numpy(message: Any) -> NDArray[np.float32]:
 def compressed_to_numpy(message: Any) -> NDArray[np.uint8]:
     """Return sensor_msgs/CompressedImage (jpeg, png) as RGB uint8 [H, W, 3].
 
-    Raise ImageError when the data cannot be decoded.
+    Raise ImageError when the data is neither or cannot be decoded.
     """
     import cv2
 
     data = np.frombuffer(message.data, np.uint8) if len(message.data) else np.zeros(0, np.uint8)
-    if not data.size:
-        raise ImageError('no data')
+    height, width = _promised_size(data[:_HEADER].tobytes())
+    if not 0 < height * width <= MAX_PIXELS:
+        raise ImageError(f'size {width}x{height} is not between 1 and {MAX_PIXELS} pixels')
     if data[:2].tobytes() == b'\xff\xd8' and b'\xff\xd9' not in data[-16:].tobytes():
         # OpenCV fills the missing rows with grey and only warns.
         raise ImageError(f'JPEG of {data.size} bytes is cut off: no end marker')
@@ -99,6 +127,29 @@ def compressed_to_numpy(message: Any) -> NDArray[np.uint8]:
     if bgr is None:
         raise ImageError(f'{message.format!r} data of {data.size} bytes cannot be decoded')
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _promised_size(head: bytes) -> tuple[int, int]:
+    """Return height and width a PNG's or JPEG's header promises.
+
+    OpenCV reserves memory for them before it looks at the rest.
+    """
+    if head.startswith(b'\x89PNG\r\n\x1a\n') and len(head) >= 24:
+        width, height = struct.unpack_from('>II', head, 16)
+        return height, width
+    if not head.startswith(b'\xff\xd8'):
+        raise ImageError(f'{len(head)} bytes that are neither JPEG nor PNG')
+    place = 2
+    while place + 9 <= len(head) and head[place] == 0xff:
+        marker, length = head[place + 1], struct.unpack_from('>H', head, place + 2)[0]
+        if marker == 0xff:  # fill byte
+            place += 1
+        elif 0xc0 <= marker <= 0xcf and marker not in (0xc4, 0xc8, 0xcc):
+            height, width = struct.unpack_from('>HH', head, place + 5)
+            return height, width
+        else:
+            place += 2 + length
+    raise ImageError('JPEG without a frame header')
 
 
 def _bulk(data: NDArray[np.uint8]) -> Any:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from dtvla_ros.middleware import images
 from dtvla_ros.middleware.images import (
@@ -18,7 +17,7 @@ from dtvla_ros.middleware.images import (
     numpy_to_compressed,
     numpy_to_image,
 )
-from dtvla_ros.middleware.messages import CompressedImage, Image, Time
+from dtvla_ros.middleware.messages import Image, Time
 
 RANDOM = np.random.default_rng(1)
 FRAME = RANDOM.integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -54,6 +53,34 @@ def test_encodings_and_row_padding(step: int) -> None:
         np.testing.assert_array_equal(result, expected)
 
 
+@pytest.mark.parametrize('order', ['<', '>'])
+@pytest.mark.parametrize('step', [0, 64])
+def test_sixteen_bits_honour_byte_order(order: str, step: int) -> None:
+    deep = RANDOM.integers(0, 65536, (5, 7, 3)).astype(f'{order}u2')
+    high = (deep >> 8).astype(np.uint8)
+    grey = deep[..., 0]
+    for array, encoding, expected in (
+            (deep, 'rgb16', high), (deep[..., ::-1], 'bgr16', high),
+            (deep[..., [0, 1, 2, 0]], 'rgba16', high),
+            (grey, 'mono16', np.stack([high[..., 0]] * 3, -1))):
+        message = _message(array, encoding, step, is_bigendian=int(order == '>'))
+        result = image_to_numpy(message)
+        assert result.dtype == np.uint8
+        np.testing.assert_array_equal(result, expected)
+    message = _message(grey, 'mono16', step, is_bigendian=int(order == '>'))
+    np.testing.assert_allclose(depth_to_numpy(message), grey / 1e3, rtol=1e-6)
+
+
+def test_other_encodings_are_cv_bridges_business() -> None:
+    grey = np.full((4, 6), 200, np.uint8)
+    message = _message(grey, 'bayer_rggb8')
+    if find_spec('cv_bridge') is None:
+        with pytest.raises(ImageError, match='need cv_bridge'):
+            image_to_numpy(message)
+    else:
+        np.testing.assert_array_equal(image_to_numpy(message), np.full((4, 6, 3), 200, np.uint8))
+
+
 def test_last_row_may_lack_its_padding() -> None:
     message = _message(FRAME, 'rgb8', 32)
     message.data = bytes(message.data)[:-(32 - 21)]
@@ -80,7 +107,7 @@ def test_depth_of_nothing_finite_is_refused() -> None:
 
 
 @pytest.mark.parametrize(('change', 'reason'), [
-    ({'encoding': 'yuv422'}, 'encoding'), ({'encoding': ''}, 'encoding'),
+    ({'encoding': 'yuv555'}, 'encoding'), ({'encoding': ''}, 'encoding'),
     ({'step': 20}, 'step 20'), ({'height': 6}, 'bytes of data'), ({'height': 0}, 'size'),
     ({'width': 0}, 'size'), ({'width': 2**32 - 1}, 'size'), ({'data': b''}, '0 bytes of data'),
     ({'step': 2**32 - 1}, 'bytes of data')])
@@ -92,22 +119,6 @@ def test_malformed_images_say_why(change: dict[str, Any], reason: str) -> None:
         image_to_numpy(message)
 
 
-@settings(max_examples=300, deadline=None)
-@given(height=st.integers(0, 2**32 - 1) | st.integers(0, 9), width=st.integers(0, 9),
-       step=st.integers(0, 2**32 - 1) | st.integers(0, 40), data=st.binary(max_size=300),
-       encoding=st.sampled_from(['rgb8', 'bgra8', 'mono8', '32FC1', '16UC1', 'bayer_rggb8']),
-       big=st.integers(0, 255))
-def test_any_header_gives_an_image_or_an_image_error(
-        height: int, width: int, step: int, data: bytes, encoding: str, big: int) -> None:
-    message = Image(height=height, width=width, step=step, encoding=encoding, data=data,
-                    is_bigendian=big)
-    convert = depth_to_numpy if encoding in ('32FC1', '16UC1') else image_to_numpy
-    try:
-        assert convert(message).shape[:2] == (height, width)
-    except ImageError as error:
-        assert str(error)
-
-
 def test_compressed_there_and_back() -> None:
     smooth = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8)[:, None, None],
                              (64, 48, 3)).copy()
@@ -116,15 +127,6 @@ def test_compressed_there_and_back() -> None:
     result = compressed_to_numpy(message)
     assert result.shape == smooth.shape
     assert np.abs(result.astype(int) - smooth).max() < 12
-
-
-@settings(max_examples=100, deadline=None)
-@given(cut=st.integers(0, 600), noise=st.binary(max_size=50))
-def test_broken_jpeg_is_refused(cut: int, noise: bytes) -> None:
-    whole = bytes(numpy_to_compressed(np.zeros((32, 32, 3), np.uint8), Time()).data)
-    for data in (whole[:min(cut, len(whole) - 2)], noise):
-        with pytest.raises(ImageError):
-            compressed_to_numpy(CompressedImage(format='jpeg', data=data))
 
 
 @pytest.mark.parametrize(('array', 'encoding'), [

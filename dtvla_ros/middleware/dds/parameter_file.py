@@ -11,12 +11,29 @@ import yaml
 
 from dtvla_ros.errors import UserError
 
-_BOOLS = {'true': True, 'yes': True, 'on': True, 'y': True,
-          'false': False, 'no': False, 'off': False, 'n': False}
-_INT = re.compile(r'[-+]?(0x[0-9a-fA-F]+|0o?[0-7]+|[0-9]+)')
-_FLOAT = re.compile(r'[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)([eE][-+]?[0-9]+)?')
-_SPECIAL = {'.inf': float('inf'), '+.inf': float('inf'), '-.inf': float('-inf'),
-            '.nan': float('nan')}
+_TRUE = {'y', 'Y', 'yes', 'Yes', 'YES', 'true', 'True', 'TRUE', 'on', 'On', 'ON'}
+_FALSE = {'n', 'N', 'no', 'No', 'NO', 'false', 'False', 'FALSE', 'off', 'Off', 'OFF'}
+# What C's strtoll and strtod read to the end, as rcl uses them.
+_INT = re.compile(r'[-+]?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)')
+_FLOAT = re.compile(r'[-+]?(([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|inf(inity)?|nan)', re.I)
+_HEX_FLOAT = re.compile(
+    r'[-+]?0x([0-9a-f]+\.?[0-9a-f]*|\.[0-9a-f]+)(p[-+]?[0-9]+)?', re.I)
+_SPECIAL = re.compile(r'[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)')
+
+
+class _Loader(yaml.SafeLoader):
+    """Leaves scalars as they are written and refuses aliases, as rcl does."""
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> str:
+        """Keep only tags that are written out."""
+        return ''
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose anything but an alias, whose expansion has no bound."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(
+                None, None, 'aliases are not supported', self.get_event().start_mark)
+        return super().compose_node(parent, index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +59,8 @@ def parse_override(text: str) -> Override:
     if not separator or not name:
         raise UserError(f'-p {text!r}: write [node:]name:=value')
     try:
-        value = _read(yaml.compose(right, Loader=yaml.SafeLoader), f'-p {text}') if right else ''
-    except yaml.YAMLError as error:
+        value = _read(yaml.compose(right, Loader=_Loader), f'-p {text}') if right else ''
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f'-p {text!r}: {_reason(error)}') from error
     return Override(node if colon else '/**', name, value, f'-p {text}')
 
@@ -52,15 +69,15 @@ def read_parameter_file(path: str) -> list[Override]:
     """Read a ROS parameter file; raise UserError naming the file and line that is wrong."""
     try:
         with open(path, encoding='utf-8') as file:
-            root = yaml.compose(file, Loader=yaml.SafeLoader)
+            root = yaml.compose(file, Loader=_Loader)
+        return [] if root is None else list(_nodes(root, '', path))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, 'strerror', None) or str(error)
         raise UserError(f'cannot read parameter file {path}: {reason}') from error
     except yaml.YAMLError as error:
         raise UserError(f'{path}:{_line(error)}: not YAML: {_reason(error)}') from error
-    if root is None:
-        return []
-    return list(_nodes(root, '', path))
+    except RecursionError as error:
+        raise UserError(f'{path}: nested too deeply') from error
 
 
 def _nodes(node: yaml.Node, prefix: str, path: str) -> Iterator[Override]:
@@ -95,6 +112,8 @@ def _entries(node: yaml.Node, path: str,
 
 def _read(node: yaml.Node | None, source: str) -> Any:
     if isinstance(node, yaml.ScalarNode):
+        if not node.value and node.style not in ("'", '"'):
+            raise UserError(f'{source}: a value is missing')
         return _scalar(node)
     if isinstance(node, yaml.SequenceNode):
         values = [_read(item, source) for item in node.value]
@@ -108,21 +127,40 @@ def _read(node: yaml.Node | None, source: str) -> Any:
 
 
 def _scalar(node: yaml.ScalarNode) -> Any:
+    """Return what rcl makes of a scalar."""
     text = node.value
-    if node.style is not None:  # quoted or block text
+    if node.style in ("'", '"') or node.tag == 'tag:yaml.org,2002:str':
         return text
-    lowered = text.lower()
-    if lowered in _BOOLS:
-        return _BOOLS[lowered]
-    if lowered in ('', '~', 'null'):
-        return None
-    if _INT.fullmatch(text):
-        sign, digits = (-1, text[1:]) if text[0] == '-' else (1, text.lstrip('+'))
-        base = 16 if digits[:2].lower() == '0x' else 8 if digits[:2].lower() == '0o' else 10
-        return sign * int(digits, base)
-    if lowered in _SPECIAL:
-        return _SPECIAL[lowered]
-    return float(text) if _FLOAT.fullmatch(text) else text
+    if text in _TRUE or text in _FALSE:
+        return text in _TRUE
+    if _INT.fullmatch(text) and len(text) < _LONGEST_INT:
+        digits = text.lstrip('+-')
+        base = 16 if digits[:2] in ('0x', '0X') else 8 if digits[0] == '0' else 10
+        value = int(text, base)
+        if -2**63 <= value < 2**63:
+            return value
+    if _SPECIAL.fullmatch(text):
+        return float(text.replace('.', ''))
+    if _FLOAT.fullmatch(text) or _HEX_FLOAT.fullmatch(text):
+        return _float(text)
+    return text
+
+
+_LONGEST_INT = 80  # characters; longer ones do not fit 64 bits, not even in octal
+
+
+def _float(text: str) -> float | str:
+    """Return the number, or the text when it is too large or too small for one."""
+    spelled = text.lower().lstrip('+-')
+    try:
+        number = float.fromhex(text) if spelled.startswith('0x') else float(text)
+    except OverflowError:
+        return text
+    if spelled in ('inf', 'infinity', 'nan'):
+        return number
+    mantissa = spelled.partition('p' if spelled.startswith('0x') else 'e')[0]
+    vanished = number == 0.0 and any(digit not in '0.x' for digit in mantissa)
+    return text if number in (float('inf'), float('-inf')) or vanished else number
 
 
 def _line(error: yaml.YAMLError) -> int:
@@ -130,5 +168,7 @@ def _line(error: yaml.YAMLError) -> int:
     return mark.line + 1 if mark else 1
 
 
-def _reason(error: yaml.YAMLError) -> str:
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return 'nested too deeply'
     return str(getattr(error, 'problem', None) or error).splitlines()[0]

@@ -306,7 +306,11 @@ def test_later_arguments_win(make_node: Any, tmp_path: Path) -> None:
     ('true', True), ('7', 7), ('-0x10', -16), ('7.0', 7.0), ('1e3', 1000.0), ('.5', 0.5),
     ('word', 'word'), ('"7"', '7'), ("'true'", 'true'), ('[1, 2]', [1, 2]),
     ('[1.0, .inf]', [1.0, float('inf')]), ('["1", a]', ['1', 'a']), ('[true, no]', [True, False]),
-    ('a:b', 'a:b'), ('~/x', '~/x')])
+    ('a:b', 'a:b'), ('~/x', '~/x'), ('~', '~'), ('null', 'null'), ('010', 8), ('08', 8.0),
+    ('0o10', '0o10'), ('0X1f', 31), ('1_000', '1_000'), ('yEs', 'yEs'), ('ON', True),
+    ('inf', float('inf')), ('-.Inf', float('-inf')), ('0x1p3', 8.0), ('1e999', '1e999'),
+    ('1e-400', '1e-400'), ('99999999999999999999', 1e20), ('9223372036854775808', 2.0**63),
+    ('-9223372036854775808', -2**63), ('0b11', '0b11'), ('1e+', '1e+'), ('5.', 5.0)])
 def test_values_on_the_command_line(make_node: Any, text: str, value: Any) -> None:
     node = make_node(args=('--ros-args', '-p', f'p:={text}'))
     declared = node.declare_parameter('p', value)
