@@ -30,6 +30,7 @@ from dtvla_ros.safety.gate import Command, GateState
 from dtvla_ros.safety.limits import Limiter
 
 STATE_PERIOD = 0.05  # the policy's own watchdog lives on gate_state
+WATCH_PERIOD = 0.01  # a stop does not wait for the next tick
 RIVALS_PERIOD = 0.25
 STILL_TICKS = 4  # commands of stillness that make a stop
 LEVELS = {
@@ -92,6 +93,7 @@ class CommandGate(ros.Node):
         self.create_service(SetBool, 'pause', self._on_pause)
         steady = ros.Clock(clock_type=ros.ClockType.STEADY_TIME)
         self.create_timer(self._period, self._on_timer, clock=steady)
+        self.create_timer(WATCH_PERIOD, self._on_watch, clock=steady)
         self.create_timer(STATE_PERIOD, self._tell, clock=steady)
         self.create_timer(RIVALS_PERIOD, self._look_around, clock=steady)
         self._tell()
@@ -119,13 +121,13 @@ class CommandGate(ros.Node):
             self.get_logger().info(f'chunk dropped: {dropped}', throttle_duration_sec=1.0)
         if self._lockstep:
             self._play_pending()
-        self._tell_changes()
+        self._stop_now()
 
     def _on_heartbeat(self, message: DiagnosticStatus) -> None:
         values = wire.status_values(message)
         self._gate.on_heartbeat(time.monotonic(), message.message, values.get('reason', ''),
                                 values.get('task', ''))
-        self._tell_changes()
+        self._on_watch()
 
     def _on_joints(self, message: JointState) -> None:
         self._gate.on_joints(message.position, wire.seconds(message.header.stamp),
@@ -150,14 +152,11 @@ class CommandGate(ros.Node):
 
     def _on_arm(self, unable: str) -> None:
         self._gate.on_arm(unable)
-        if unable and not self._lockstep:
-            self._on_timer()
+        self._on_watch()
 
     def _on_estop(self, message: Bool) -> None:
         self._gate.on_estop(message.data)
-        if message.data and not self._lockstep:
-            self._on_timer()
-        self._tell_changes()
+        self._stop_now()
 
     def _on_command(self, message: String) -> None:
         if message.data not in self._commands:
@@ -184,7 +183,7 @@ class CommandGate(ros.Node):
 
     def _obey(self, name: str) -> str | None:
         refused = self._commands[name]()
-        self._tell_changes()
+        self._stop_now()
         return refused
 
     def _start(self) -> str | None:
@@ -221,6 +220,17 @@ class CommandGate(ros.Node):
             if not command.waiting:
                 self._send(command)
         self._tell_changes()
+
+    def _stop_now(self) -> None:
+        """Command stillness at once if the last event ended the task."""
+        ended = self._gate.state in (GateState.STOP, GateState.FAULT)
+        if ended and not self._lockstep and self._last is not None and self._last.played:
+            self._on_timer()
+        self._tell_changes()
+
+    def _on_watch(self) -> None:
+        if not self._lockstep and self._gate.doubts(time.monotonic()):
+            self._on_timer()
 
     def _send(self, command: Command) -> None:
         self._last = command

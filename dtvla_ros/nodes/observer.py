@@ -85,14 +85,15 @@ class Observer:
     def look(self, instruction: str) -> Observation | None:
         """Return the newest complete observation; None and `missing` where there is none."""
         first = self._samples[self.cameras[0]]
-        self.missing = f'{self.cameras[0]} image'
+        lacking = []
         for stamp in reversed(first):
             parts = {name: self._nearest(name, stamp) for name in self._samples}
             absent = [name for name, part in parts.items() if part is None]
             if not absent:
                 self.missing = ''
                 return self._assemble(parts, instruction, stamp)
-            self.missing = f'{absent[0]} within {self._max_skew:g} s of {self.cameras[0]}'
+            lacking.append(f'{absent[0]} within {self._max_skew:g} s of {self.cameras[0]}')
+        self.missing = lacking[0] if lacking else f'{self.cameras[0]} image'
         return None
 
     def _assemble(

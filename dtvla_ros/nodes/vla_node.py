@@ -364,10 +364,10 @@ class VlaNode(ros.LifecycleNode):
                 return 'STOPPED', self._stopped
             return 'HOLDING', trouble
         self._input_lost_since = None
-        if busy is not None or self._sent is None:
-            return 'THINKING', self._note or (
-                f'waiting for {self._inputs.missing}' if busy is None else '')
-        return 'ACTING', self._note
+        if busy is None and self._inputs.missing:
+            return 'THINKING', f'waiting for {self._inputs.missing}'
+        thinking = busy is not None or self._sent is None
+        return 'THINKING' if thinking else 'ACTING', self._note
 
     def _beat(self) -> None:
         self._heart.publish(self._status(*self._judge()))

@@ -87,7 +87,7 @@ def declare_settings(node: ros.Node) -> None:
             changeable=True)
     declare(node, 'max_age_s', 0.5, 'age of a look beyond which no decision is based on it',
             low=0.01, changeable=True)
-    declare(node, 'input_timeout_s', 0.2, 'silence of an input before HOLDING', low=0.05,
+    declare(node, 'input_timeout_s', 0.18, 'silence of an input before HOLDING', low=0.05,
             changeable=True)
     declare(node, 'gate_timeout_s', 0.15,
             'silence of gate_state, once it was heard, before STOPPED; 0: not watched', low=0.0,

@@ -258,6 +258,13 @@ class Gate:
         self._monitor.command(self._gripper, steady)
         return command
 
+    def doubts(self, steady: float) -> bool:
+        """Whether an arm in motion should not wait for its next tick to be stopped."""
+        if self.state is not GateState.RUN:
+            return False
+        hold = self._reason_to_hold(steady)  # which may have ended the task
+        return hold is not None or self.state is not GateState.RUN
+
     @property
     def played(self) -> int:
         """How many rows were played so far."""

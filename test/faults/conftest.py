@@ -1,0 +1,84 @@
+"""A rig per module, and the table that ``make faults`` writes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import test.nodes.conftest as nodes
+from dtvla_ros.files import write_between
+from test.faults.rig import Rig
+from test.faults.table import ROWS
+
+BEGIN = '<!-- fault table, written by make faults -->'
+END = '<!-- end of fault table -->'
+_measured: dict[int, list[float | str]] = {}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption('--fault-table', metavar='FILE',
+                     help='write the fault table with measured times into this file')
+
+
+policy = nodes.policy
+
+
+@pytest.fixture(scope='module')
+def domain() -> Iterator[None]:
+    """Use a ROS domain nobody else is on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('ROS_DOMAIN_ID', str(random.SystemRandom().randint(101, 220)))
+        yield
+
+
+@pytest.fixture(scope='module')
+def rig(tmp_path_factory: Any, policy: Any, domain: None) -> Iterator[Rig]:
+    """Policy and gate, running; a test breaks something and `Rig.ready` heals it."""
+    made = Rig(tmp_path_factory.mktemp('rig'), policy)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def check() -> Callable[..., None]:
+    """Return a function that holds a measured time against its row's bound and keeps it."""
+    def hold(number: int, measured: float | None = None, said: str = '') -> None:
+        row = ROWS[number]
+        if measured is not None:
+            assert row.bound is not None and measured <= row.bound, (
+                f'row {number}: {1e3 * measured:.0f} ms, at most {row.limit}')
+        _measured.setdefault(number, []).append(said if measured is None else measured)
+    return hold
+
+
+def _cell(results: list[float | str]) -> str:
+    times = [r for r in results if isinstance(r, float)]
+    words = list(dict.fromkeys(r for r in results if isinstance(r, str) and r))
+    return '; '.join(([f'{1e3 * max(times):.0f} ms'] if times else []) + words)
+
+
+def table() -> str:
+    """Return the rows that were tested in this run."""
+    lines = ['| # | injected on the running graph | reaction | bound | measured |',
+             '|--:|---|---|---|---|']
+    lines += [f'| {n} | {ROWS[n].fault} | {ROWS[n].reaction} | {ROWS[n].limit} | '
+              f'{_cell(_measured[n])} |' for n in sorted(_measured)]
+    return '\n'.join(lines)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if not _measured:
+        return
+    path = config.getoption('--fault-table', default=None)
+    if path is None:
+        return
+    terminalreporter.write_line(table())
+    missing = sorted(ROWS.keys() - _measured.keys())
+    if missing:
+        terminalreporter.write_line(f'rows not tested or failed, {path} unchanged: {missing}')
+        return
+    write_between(Path(path), BEGIN, END, table())

@@ -1,0 +1,191 @@
+"""The real policy and gate processes between a robot and a proxy of the test's own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dtvla_ros.middleware import ros
+from dtvla_ros.middleware.messages import (
+    Bool,
+    DiagnosticStatus,
+    JointTrajectory,
+    PoseStamped,
+    String,
+    TwistStamped,
+)
+from dtvla_ros.nodes import wire
+from test.faults.robot import FaultProxy, Robot
+from test.nodes.conftest import IN_NAMESPACE
+
+ROOT = Path(__file__).resolve().parents[2]
+TASK = 'put the lemon in the blue bin'
+STILL_TICKS = 4
+GATE_REMAPS = ['-r', 'vla/action_chunk:=/proxied/action_chunk', '-r', 'vla/state:=/proxied/state']
+# What a robot's gate has, but without ramps: how fast a stop begins is measured, not its length.
+GATE = ['-p', 'profile:=fidelity', '-p', 'max_latency_s:=0.5', '-p', 'blend_steps:=4']
+
+
+class Rig:
+    """Robot, proxy, ``vla_node`` and ``command_gate`` on one graph."""
+
+    def __init__(self, folder: Path, policy: tuple[Path, str]) -> None:
+        self.folder = folder
+        self.policy, self.engine = policy
+        self.processes: dict[str, subprocess.Popen[str]] = {}
+        self.commands: list[tuple[float, np.ndarray]] = []  # steady time, velocity [m/s] or goal
+        self.gate_states: list[tuple[float, str, str]] = []
+        self.vla_states: list[tuple[float, str, dict[str, str]]] = []
+        self.chunks: list[tuple[float, Any]] = []
+        self.reasoning: list[tuple[float, str]] = []
+        ros.init(args=['faults'])
+        self.nodes = {name: ros.Node(name) for name in ('robot', 'proxy', 'watch')}
+        self.robot = Robot(self.nodes['robot'])
+        self.proxy = FaultProxy(self.nodes['proxy'])
+        node = self.node = self.nodes['watch']
+        latched = ros.QoSProfile(depth=50, durability=ros.DurabilityPolicy.TRANSIENT_LOCAL)
+        node.create_subscription(TwistStamped, '/twist_cmd', self._on_twist, 50)
+        node.create_subscription(PoseStamped, '/target_pose', self._on_target, 50)
+        node.create_subscription(DiagnosticStatus, '/gate_state', self._on_gate, latched)
+        node.create_subscription(DiagnosticStatus, '/vla/state', self._on_vla, latched)
+        node.create_subscription(String, '/vla/reasoning', lambda m: self.reasoning.append(
+            (time.monotonic(), m.data)), latched)
+        node.create_subscription(JointTrajectory, '/vla/action_chunk', lambda m:
+                                 self.chunks.append((time.monotonic(), m)), 50)
+        self.instruction = node.create_publisher(String, '/instruction', wire.LATCHED)
+        self.estop = node.create_publisher(Bool, '/estop', wire.LATCHED)
+        self.order = node.create_publisher(String, '/gate_command', wire.LATEST)
+        self._executor = ros.SingleThreadedExecutor()
+        for each in self.nodes.values():
+            self._executor.add_node(each)
+
+    def _on_twist(self, message: Any) -> None:
+        v, w = message.twist.linear, message.twist.angular
+        self.commands.append((time.monotonic(), np.array([v.x, v.y, v.z, w.x, w.y, w.z])))
+
+    def _on_target(self, message: Any) -> None:
+        self.commands.append((time.monotonic(), wire.pose_arrays(message.pose)[0]))
+
+    def _on_gate(self, message: Any) -> None:
+        self.gate_states.append(
+            (time.monotonic(), message.message, wire.status_values(message)['reason']))
+
+    def _on_vla(self, message: Any) -> None:
+        self.vla_states.append((time.monotonic(), message.message, wire.status_values(message)))
+
+    def start(self, name: str, *arguments: str, code: str = '') -> None:
+        """Start ``vla_node`` or ``command_gate``; ``code`` is run in its process before."""
+        common = (['-p', f'policy:={self.policy}', '-p', f'engine:={self.engine}',
+                   *IN_NAMESPACE] if name == 'vla_node'
+                  else ['-p', 'preset:=servo', *GATE, *GATE_REMAPS])
+        module = f'dtvla_ros.nodes.{name}'
+        program = (['-c', f'{code}\nimport runpy\nrunpy.run_module({module!r}, '
+                          "run_name='__main__', alter_sys=True)"] if code else ['-m', module])
+        with (self.folder / f'{name}.log').open('a') as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, *program, '--ros-args', *common, *arguments], stdout=log,
+                stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+                env={**os.environ, 'OMP_NUM_THREADS': '1'},
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+
+    def stop(self, name: str, number: int = signal.SIGKILL) -> int:
+        """Signal a process and return its exit code."""
+        process = self.processes.pop(name)
+        process.send_signal(number)
+        return process.wait(10)
+
+    def log(self, name: str) -> str:
+        """Return what a process has printed."""
+        return (self.folder / f'{name}.log').read_text()
+
+    def spin(self, until: Callable[[], Any], timeout: float, what: str = '') -> None:
+        """Run the test's nodes until a condition holds; fail with every log after ``timeout``."""
+        end = time.monotonic() + timeout
+        while not until():
+            self._executor.spin_once(timeout_sec=0.005)
+            if time.monotonic() > end:
+                logs = '\n'.join(f'--- {n}\n{self.log(n)[-2000:]}' for n in self.processes)
+                raise AssertionError(
+                    f'{what} not within {timeout:g} s; gate {self.gate_states[-1:]}, policy '
+                    f'{self.vla_states[-1:]}; the nodes said:\n{logs}')
+
+    def wait(self, seconds: float) -> None:
+        """Run the test's nodes for some time."""
+        end = time.monotonic() + seconds
+        self.spin(lambda: time.monotonic() >= end, seconds + 5)
+
+    @property
+    def gate(self) -> tuple[str, str]:
+        """Return the gate's last state and reason."""
+        return self.gate_states[-1][1:] if self.gate_states else ('', '')
+
+    @property
+    def vla(self) -> tuple[str, str]:
+        """Return the policy's last state and reason."""
+        if not self.vla_states:
+            return '', ''
+        return self.vla_states[-1][1], self.vla_states[-1][2]['reason']
+
+    def moving(self) -> bool:
+        """Whether the last commands all move the arm."""
+        recent = [v for t, v in self.commands[-6:] if t > time.monotonic() - 0.5]
+        return len(recent) == 6 and all(v.any() for v in recent) and self.gate[0] == 'RUN'
+
+    def ready(self, timeout: float = 60.0) -> Rig:
+        """Heal everything and bring the arm to move under the policy, undisturbed."""
+        self.proxy.faults.clear()
+        self.estop.publish(Bool(data=False))
+        end = time.monotonic() + timeout
+        self.spin(lambda: self.vla[0] not in ('', 'UNCONFIGURED', 'LOADING', 'INACTIVE')
+                  and self.gate[0], timeout, 'both nodes up')
+        while not self.moving():
+            if self.gate[0] == 'FAULT':
+                self.order.publish(String(data='clear_fault'))
+            if self.vla[0] in ('IDLE', 'STOPPED'):
+                self.instruction.publish(String(data=TASK))
+            if self.gate[0] == 'STOP' and self.vla[0] in ('ACTING', 'THINKING'):
+                self.order.publish(String(data='start'))
+            self.wait(0.2)
+            assert time.monotonic() < end, self.spin(lambda: False, 0.0, 'the arm in motion')
+        self.commands = self.commands[-8:]
+        return self
+
+    def still_after(self, since: float) -> float | None:
+        """Return when the last moving command came, if ``STILL_TICKS`` still ones followed."""
+        after = [(t, v.any()) for t, v in self.commands if t >= since]
+        moved = [t for t, motion in after if motion]
+        last = moved[-1] if moved else since
+        return last if sum(t > last for t, _ in after) >= STILL_TICKS else None
+
+    def stops(self, since: float, state: str, *words: str, timeout: float = 3.0) -> float:
+        """Wait until the arm stands still in ``state``; return how long it moved on [s]."""
+        def done() -> bool:
+            return (self.still_after(since) is not None and self.gate[0] == state
+                    and all(w in self.gate[1] for w in words))
+        self.spin(done, timeout, f'{state} for {" ".join(words)}')
+        last = self.still_after(since)
+        assert last is not None
+        return last - since
+
+    def silent_after(self, since: float) -> float:
+        """Return how long commands went on after ``since`` [s]."""
+        return max((t - since for t, _ in self.commands), default=0.0)
+
+    def close(self) -> None:
+        """End all processes and leave the graph."""
+        for process in self.processes.values():
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+            process.wait()
+        self._executor.shutdown()
+        for node in self.nodes.values():
+            node.destroy_node()
+        ros.try_shutdown()
