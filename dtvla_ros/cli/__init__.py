@@ -12,6 +12,7 @@ from dtvla_ros.cli.arguments import Json, names
 from dtvla_ros.cli.models import app as models_app
 from dtvla_ros.cli.recording import app as recording_app
 from dtvla_ros.errors import UserError
+from dtvla_ros.measure.command import latency
 from dtvla_ros.middleware.topic_cli import app as topic_app
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.add_typer(topic_app)
 app.add_typer(models_app)
 app.add_typer(recording_app)
+app.command()(latency)
 
 Suite = Annotated[str, typer.Option(help='Scenes and tasks.')]
 Tasks = Annotated[
@@ -56,6 +58,7 @@ def demo(
         help='Thought: full, masked, random, swapped or frozen.')] = 'full',
     engine: Annotated[str, typer.Option(help='onnx or torch.')] = 'onnx',
     out: Annotated[Path, typer.Option(help='Folder for film, sheet and result.')] = Path('out'),
+    viz: Annotated[str, typer.Option(help='rerun: also write demo.rrd for Rerun.')] = '',
 ) -> None:
     """Watch a simulated arm think and act; every command travels over ROS 2 topics.
 
@@ -75,7 +78,7 @@ def demo(
     from dtvla_ros.demo.run import run_demo
 
     try:
-        run_demo(policy, names(tasks), episodes, seed, out, mode=mode, engine=engine)
+        run_demo(policy, names(tasks), episodes, seed, out, mode=mode, engine=engine, viz=viz)
     except NodeDied as error:
         print(f'error: {error}', file=sys.stderr)
         raise typer.Exit(1) from None

@@ -107,3 +107,26 @@ def from_bag(
     for name, count in report.gaps.items():
         if count:
             print(f'  gaps: {count} frames without {name}')
+
+
+@app.command()
+def view(
+    save: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help='Write a Rerun file.', dir_okay=False),
+    ] = None,
+    spawn: Annotated[bool, typer.Option('--spawn', help='Open the Rerun viewer.')] = False,
+) -> None:
+    """Show the running graph in Rerun: cameras, thoughts, commands, latency, the hand's path.
+
+    Needs the extra `viz`: `pip install 'dtvla_ros[viz]'`. Ctrl-C ends it.
+
+    **Examples**
+
+    `dtvla view --spawn`
+
+    `dtvla view --save out/run.rrd`, then `rerun out/run.rrd`
+    """
+    from dtvla_ros.recording.view import view as run
+
+    raise typer.Exit(run(save, spawn))

@@ -23,6 +23,7 @@ from .recorder import Recorder
 from .screen import Screen
 
 CONFIG = 'config/sim.yaml'
+VIEWS = ('', 'rerun')
 SILENCE = 90.0  # longest wait for the next step of the simulation [s]
 VLA_REMAPS = ('image_primary', 'image_wrist', 'joint_states', 'ee_pose', 'instruction', 'estop',
               'gate_state')
@@ -30,18 +31,22 @@ VLA_REMAPS = ('image_primary', 'image_wrist', 'joint_states', 'ee_pose', 'instru
 
 def run_demo(
     policy: Path, tasks: Sequence[str], episodes: int, seed: int | None, out: Path,
-    mode: str = 'full', engine: str = 'onnx', suite: str = 'tabletop',
+    mode: str = 'full', engine: str = 'onnx', suite: str = 'tabletop', viz: str = '',
 ) -> dict[str, Any]:
     """Run the episodes, write ``demo.mp4``, ``demo.png`` and ``demo.json``; return the latter.
+
+    ``viz``: ``'rerun'`` also writes ``demo.rrd``, from a process of its own.
 
     Raises
     ------
     UserError
-        If a node refuses its input.
+        If a node refuses its input, or ``viz`` is not known.
     NodeDied
         If a node dies, or the simulation makes no step for `SILENCE` seconds.
 
     """
+    if viz not in VIEWS:
+        raise UserError(f'--viz {viz}: choose from {", ".join(filter(None, VIEWS))}')
     seed = evaluation_seed(seed)
     folder = share.find(policy)
     manifest = PolicyManifest.read(folder)
@@ -78,6 +83,8 @@ def run_demo(
         '/vla/reasoning', style='dim', highlight=False)
     try:
         with screen, NodeProcesses(out / 'logs') as nodes:
+            if viz:
+                nodes.start('view', 'dtvla_ros.cli', ['view', '--save', str(out / 'demo.rrd')])
             _start(nodes, folder, suite, tasks, episodes, seed, mode, engine, camera_every)
             _watch(ros, watcher, nodes, screen)
     except ros.ExternalShutdownException:  # SIGTERM ends like Ctrl-C
@@ -89,7 +96,7 @@ def run_demo(
     result = _result(watcher.seen, manifest, policy, time.monotonic() - started)
     result |= {'suite': suite, 'mode': mode, 'engine': engine}
     write_json(out / 'demo.json', result)
-    _print_end(screen, result, out)
+    _print_end(screen, result, out, ['demo.rrd'] if viz else [])
     return result
 
 
@@ -161,10 +168,10 @@ def _result(seen: Any, manifest: PolicyManifest, policy: Path, seconds: float) -
     }
 
 
-def _print_end(screen: Screen, result: dict[str, Any], out: Path) -> None:
+def _print_end(screen: Screen, result: dict[str, Any], out: Path, more: Sequence[str]) -> None:
     rate = Rate(result['successes'], result['n'])
     screen.console.print(
         f'[bold]{rate}[/bold] in {result["seconds"]:.0f} s; {result["commands"]} commands and '
         f'{result["thoughts"]} thoughts over topics', highlight=False)
-    for name in ('demo.mp4', 'demo.png', 'demo.json'):
+    for name in ('demo.mp4', 'demo.png', 'demo.json', *more):
         screen.console.print(f'  {out / name}', highlight=False)

@@ -69,7 +69,8 @@ class Robot:
                 pose=Pose(position=Point(x=x, y=y, z=z), orientation=Quaternion(w=1.0))))
         self.thoughts.publish(String(data=self.thought))
         self.states['/vla/state'].publish(wire.status_message(
-            'vla', 'ACTING', {'instruction': 'put the can away', 'latency_think': 0.034}))
+            'vla', 'ACTING', {'instruction': 'put the can away', 'stamp': f'{STAMP:.9f}',
+                              'latency_think': 0.034}))
         self.states['/gate_state'].publish(wire.status_message('gate', 'RUN', {'reason': ''}))
         self.chunks.publish(wire.chunk_message(chunk()))
 

@@ -1,0 +1,172 @@
+"""``dtvla view`` as a user runs it, and the layouts for other viewers."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from dtvla_ros.middleware import ros
+from dtvla_ros.middleware.messages import CompressedImage, Image, JointTrajectory
+from dtvla_ros.nodes import wire
+from dtvla_ros.recording import topics
+
+ROOT = Path(__file__).resolve().parents[2]
+FOXGLOVE = ROOT / 'config' / 'foxglove' / 'dtvla.json'
+RVIZ = ROOT / 'config' / 'rviz' / 'dtvla.rviz'
+OVERLAY = '/overlay/compressed'
+INTERNAL = ('/rosout', '/parameter_events')
+
+
+def rows(path):
+    """Return the number of rows logged by entity of a Rerun file."""
+    rerun = pytest.importorskip('rerun', reason="pip install 'dtvla_ros[viz]'")
+    if not hasattr(rerun, 'chunk'):
+        pytest.skip('this rerun-sdk cannot read its files back')
+    found = {}
+    for chunk in rerun.chunk.RrdReader(str(path)).stream():
+        found[chunk.entity_path] = found.get(chunk.entity_path, 0) + chunk.num_rows
+    return found
+
+
+@pytest.mark.parametrize('kind', [Image, CompressedImage], ids=['raw', 'compressed'])
+def test_a_file_holds_what_was_heard(graph, tmp_path, kind):
+    pytest.importorskip('rerun', reason="pip install 'dtvla_ros[viz]'")
+    from test.nodes.test_overlay import Robot
+
+    graph.listen()
+    robot = Robot(graph, kind)
+    actions = graph.node.create_publisher(JointTrajectory, '/action', wire.LATEST)
+    path = tmp_path / 'more' / 'run.rrd'
+    viewing = subprocess.Popen(
+        [sys.executable, '-m', 'dtvla_ros.cli', 'view', '--save', str(path)],
+        stderr=subprocess.PIPE, text=True)
+    try:
+        graph.spin(lambda: graph.node.count_subscribers('/image_primary')
+                   and actions.get_subscription_count(), 60)
+        began = time.monotonic()
+        while time.monotonic() < began + 1.5:
+            k = int(20 * (time.monotonic() - began))
+            robot.thought = f'thought {k // 10}' + ('' if k % 2 else '…')
+            actions.publish(wire.chunk_message(wire.Chunk(
+                12.5 + 0.05 * k, 0.05, np.zeros((1, 7), np.float32))))
+            ros.spin_once(graph.node, timeout_sec=0.05)
+        viewing.send_signal(signal.SIGINT)
+        _, errors = viewing.communicate(timeout=20)
+    finally:
+        viewing.kill()
+    assert viewing.returncode == 0, errors
+    assert 'Warning' not in errors, errors
+    assert path.stat().st_size > 10_000
+    found = rows(path)
+    for entity in ('/camera/primary', '/camera/wrist', '/command', '/arm/hand', '/arm/path'):
+        assert found[entity] > 5, entity
+    assert found['/said/thought'] > 3
+    assert found['/latency/think'] == 1, 'once per decision'
+    assert found['/said/policy'] == found['/said/gate'] == 1, 'states are told when they change'
+
+
+@pytest.mark.parametrize('arguments', [(), ('--spawn', '--save', 'x.rrd')])
+def test_where_to_show_must_be_said_once(tmp_path, arguments):
+    done = subprocess.run([sys.executable, '-m', 'dtvla_ros.cli', 'view', *arguments],
+                          cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == 'error: give either --save FILE.rrd or --spawn\n'
+
+
+def test_without_rerun_the_remedy_is_named(tmp_path):
+    program = ("import sys; sys.modules['rerun'] = None; sys.argv[1:] = ['view', '--save', "
+               f"{str(tmp_path / 'x.rrd')!r}]; from dtvla_ros.cli import main; main()")
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True,
+                          timeout=60)
+    assert done.returncode == 2 and done.stderr.count('\n') == 1
+    assert "pip install 'rerun-sdk" in done.stderr and not list(tmp_path.iterdir())
+    wanted = re.search(r"'(rerun-sdk[^']+)'", done.stderr)[1]
+    assert wanted in (ROOT / 'setup.cfg').read_text().split()
+
+
+def named(value):
+    """Return the topics named anywhere in a layout."""
+    if isinstance(value, dict):
+        return {t for item in value.items() for part in item for t in named(part)}
+    if isinstance(value, list):
+        return {t for item in value for t in named(item)}
+    match = re.match(r'/[\w/]+', value) if isinstance(value, str) else None
+    return {match[0]} if match else set()
+
+
+def layouts():
+    return {FOXGLOVE: json.loads(FOXGLOVE.read_text()), RVIZ: yaml.safe_load(RVIZ.read_text())}
+
+
+def test_layouts_name_only_topics_we_know():
+    for path, layout in layouts().items():
+        found = named(layout)
+        assert {*topics.CAMERAS.values(), topics.PLANNED_PATH} <= found, path
+        assert found <= {*topics.RECORDED, OVERLAY}, path
+    assert {topics.REASONING, topics.STATE, topics.GATE_STATE} <= named(layouts()[FOXGLOVE])
+
+
+def test_every_panel_of_the_foxglove_layout_is_shown_once():
+    layout = layouts()[FOXGLOVE]
+
+    def shown(node):
+        if isinstance(node, str):
+            return [node]
+        assert node['direction'] in ('row', 'column')
+        return shown(node['first']) + shown(node['second'])
+    assert sorted(shown(layout['layout'])) == sorted(layout['configById'])
+
+
+def test_rviz_listens_as_reliably_as_the_topics_are_offered():
+    displays = layouts()[RVIZ]['Visualization Manager']['Displays']
+    policies = {d['Topic']['Value']: d['Topic']['Reliability Policy']
+                for d in displays if 'Topic' in d}
+    assert policies == {'/image_primary': 'Best Effort', '/image_wrist': 'Best Effort',
+                        '/ee_pose': 'Best Effort', '/planned_path': 'Reliable'}
+
+
+@pytest.mark.slow
+def test_the_running_graph_has_them_all(graph, policy):
+    from test.nodes.test_closed_loop import start_all
+
+    node = start_all(graph, policy, 'sim', '-p', 'max_steps:=60')
+    graph.start('overlay', '--params-file', 'config/sim.yaml')
+    graph.spin(lambda: graph.of('action')
+               and node.count_publishers(topics.PLANNED_PATH), 90)
+    there = {name for name, _ in node.get_topic_names_and_types()}
+    for path, layout in layouts().items():
+        assert named(layout) <= there, path
+    published = {name for name in there - set(INTERNAL) if node.count_publishers(name)
+                 and not name.endswith('/transition_event')}
+    assert published <= {*topics.RECORDED, OVERLAY}, 'dtvla record misses a topic'
+
+
+@pytest.mark.slow
+def test_the_demo_leaves_a_rerun_file(tmp_path):
+    pytest.importorskip('rerun', reason="pip install 'dtvla_ros[viz]'")
+    done = subprocess.run(
+        [sys.executable, '-m', 'dtvla_ros.cli', 'demo', '--viz', 'rerun', '--episodes', '1',
+         '--tasks', 'stack_the_red_cube_on_the_green_cube', '--out', str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / 'demo.json').read_text())
+    found = rows(tmp_path / 'demo.rrd')
+    assert found['/command'] >= told['commands'] > 0
+    assert found['/said/thought'] == told['thoughts']
+    assert found['/camera/primary'] > 5 and 'demo.rrd' in done.stdout
+
+
+def test_the_demo_knows_one_viewer():
+    done = subprocess.run([sys.executable, '-m', 'dtvla_ros.cli', 'demo', '--viz', 'crystal'],
+                          cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == 'error: --viz crystal: choose from rerun\n'
