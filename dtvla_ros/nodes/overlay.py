@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ from dtvla_ros.nodes.parameters import declare
 
 CAMERAS = ('primary', 'wrist')
 UNFINISHED = '…'  # ends a thought that is still being written
+LATENCY = 'latency_'
 SILENT = 2.0  # age at which a state is no longer believed [s]
 POSES = 64  # kept to find the one a chunk was decided at; at 100 Hz half a second
 CONTROL_PERIOD = 0.05  # of a chunk with one row, which does not say it [s]
@@ -97,6 +99,14 @@ def path_marker(
     marker.pose.orientation.w = 1.0
     marker.scale.x = LINE_WIDTH
     return marker
+
+
+def latency_line(values: Mapping[str, str]) -> str:
+    """Return what a decision took, the sum first, from the values of ``vla/state``."""
+    taken = {key.removeprefix(LATENCY): 1e3 * float(value)
+             for key, value in values.items() if key.startswith(LATENCY)}
+    first = [f'{taken.pop("total"):.0f} ms'] if 'total' in taken else []
+    return ', '.join([*first, *(f'{phase} {ms:.0f}' for phase, ms in taken.items())])
 
 
 def draw_words(words: Words) -> Picture.Image:
@@ -237,11 +247,9 @@ class Overlay(ros.Node):
     def _words(self) -> Words:
         _, policy = self._states.get('vla/state', (0.0, None))
         values = {} if policy is None else wire.status_values(policy)
-        latency = ', '.join(
-            f'{key.removeprefix("latency_")} {1e3 * float(value):.0f} ms'
-            for key, value in values.items() if key.startswith('latency_'))
-        return Words(values.get('instruction', ''), self._thought,
-                     self._said('policy', 'vla/state'), self._said('gate', 'gate_state'), latency)
+        return Words(
+            values.get('instruction', ''), self._thought, self._said('policy', 'vla/state'),
+            self._said('gate', 'gate_state'), latency_line(values))
 
     def _said(self, who: str, name: str) -> Said:
         heard, status = self._states.get(name, (0.0, None))

@@ -103,6 +103,7 @@ class BagWriter(Writer):
     """A bag of raw CDR messages, to be ended with `finish`.
 
     ``bytes`` counts the message data. ``cut_short``: why the disk took no more, or ''.
+    ``finished``: index and metadata are there.
     """
 
     STORAGE_PLUGINS = {StoragePlugin.MCAP: _Mcap}
@@ -121,6 +122,7 @@ class BagWriter(Writer):
         super().__init__(path, version=VERSION, storage_plugin=StoragePlugin.MCAP)
         self.bytes = 0
         self.cut_short = ''
+        self.finished = False
         try:
             self.open()
         except OSError as error:
@@ -155,6 +157,7 @@ class BagWriter(Writer):
                     self.max_timestamp = storage.message_end_time
                 self.storage = storage
                 self.close()
+                self.finished = True
                 return
             except OSError as error:
                 self.cut_short = self.cut_short or error.strerror or str(error)

@@ -37,16 +37,18 @@ class _Topic:
 class BagThread:
     """Writes in a thread of its own, so that a slow disk never keeps anybody waiting.
 
-    ``on_full`` is called from that thread when the disk takes no more; what comes after that is
-    ignored. ``dropped`` counts by topic what found the queue full.
+    ``on_end`` is called from that thread when it ends by ``error``, mostly because the disk takes
+    no more; what comes after that is ignored. ``dropped`` counts by topic what found the queue
+    full.
     """
 
-    def __init__(self, bag: BagWriter, on_full: Callable[[], None],
+    def __init__(self, bag: BagWriter, on_end: Callable[[], None],
                  queue_bytes: int = QUEUE_BYTES) -> None:
         self.bag = bag
         self.dropped: Counter[str] = Counter()
         self.written: Counter[str] = Counter()
-        self._on_full, self._limit = on_full, queue_bytes
+        self.error: Exception | None = None
+        self._on_end, self._limit = on_end, queue_bytes
         self._waiting: deque[_Topic | tuple[str, int, bytes]] = deque()
         self._bytes = 0
         self._open = True
@@ -82,11 +84,12 @@ class BagThread:
     def _run(self) -> None:
         try:
             self._write_all()
-        except OSError:
+        except Exception as error:  # noqa: BLE001 - the recorder raises it
+            self.error = error
             with self._changed:
                 self._open = False
                 self._waiting.clear()
-            self._on_full()
+            self._on_end()
         finally:
             self.bag.finish()
 
@@ -215,14 +218,16 @@ def record(out: Path, topics: Sequence[str], seconds: float = 0.0) -> int:
     if not made:
         return code
     writer, bag = made[0].writer, made[0].writer.bag
-    kept = sum(bag.counts.values())
     print('\r\033[K' if sys.stderr.isatty() else '', end='', file=sys.stderr)
+    if writer.error is not None and not isinstance(writer.error, OSError):
+        raise writer.error
     for topic in sorted(writer.written):
         lost = writer.dropped[topic]
         print(f'{topic:24} {writer.written[topic]:8}' + (f'  {lost} dropped' if lost else ''))
     if bag.cut_short:
-        print(f'error: {out}: {bag.cut_short}; recording stopped, its first {kept} messages are '
-              'kept and can be read', file=sys.stderr)
+        what = (f'its first {sum(bag.counts.values())} messages are kept and can be read'
+                if bag.finished else 'not even an index could be written')
+        print(f'error: {out}: {bag.cut_short}; recording stopped, {what}', file=sys.stderr)
         return DISK_FULL
     print(made[0].progress())
     return code

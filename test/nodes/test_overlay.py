@@ -25,7 +25,7 @@ from dtvla_ros.middleware.messages import (
     String,
 )
 from dtvla_ros.nodes import wire
-from dtvla_ros.nodes.overlay import LINES, PANEL, SIDE, Said, Words, draw_words
+from dtvla_ros.nodes.overlay import LINES, PANEL, SIDE, Said, Words, draw_words, latency_line
 
 STAMP = 12.5
 START = np.array([0.4, -0.1, 0.2])
@@ -150,6 +150,19 @@ def test_of_a_long_thought_the_end_is_shown():
     many = ' '.join(['first'] * 60)
     assert np.abs(ink(many) - ink(many + ' last'))[86:86 + 24 * LINES].max() > 100
     assert not np.abs(ink(many) - ink(many + ' last'))[SIDE - 66:].any(), 'states keep their place'
+
+
+def test_the_latency_line_begins_with_the_sum():
+    values = {'reason': '', 'latency_see': '0.0052', 'latency_think': '0.0314',
+              'latency_total': '0.0601', 'draft_passes': '2'}
+    assert latency_line(values) == '60 ms, see 5, think 31'
+    assert latency_line({}) == ''
+
+
+def test_its_process_loads_no_learning():
+    from test.test_imports import LEARNING, loaded_after
+
+    assert loaded_after('import dtvla_ros.nodes.overlay', (*LEARNING, 'mujoco')) == set()
 
 
 def test_a_refused_parameter_is_one_line(graph):

@@ -167,6 +167,16 @@ def test_a_full_disk_ends_the_recording_and_nothing_else(graph, tmp_path, kind, 
         assert (reader.start_time, reader.end_time) == (min(times), max(times) + 1)
 
 
+def test_a_disk_without_room_for_an_index_is_told(graph, tmp_path):
+    graph.listen()
+    Source(graph)
+    recording = start(tmp_path / 'bag', '--seconds', '3', limit=300)
+    graph.spin(lambda: recording.poll() is not None, 60)
+    _, errors = recording.communicate()
+    assert recording.returncode == DISK_FULL
+    assert 'not even an index' in errors and 'Traceback' not in errors
+
+
 def test_what_a_slow_disk_cannot_take_is_counted(tmp_path):
     bag = BagWriter(tmp_path / 'bag')
     gate = threading.Event()
