@@ -63,5 +63,9 @@ train: $(VENV)/.installed-dev  ## record, train and export a policy: DATA=data/t
 		$(if $(shell command -v g++),--compile)
 	$(BIN)/dtvla export $(RUN) --replan-steps 3 --out $(POLICY)
 
+constraints: $(VENV)/bin/python  ## which requirements resolve under each ROS distribution's pins
+	$(PIP) install -q uv
+	$(BIN)/python tools/constraints
+
 clean:  ## remove what was built, keep data and runs
 	rm -rf $(VENV) $(OUT) build install log *.egg-info
