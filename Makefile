@@ -1,4 +1,4 @@
-# make demo | test | lint | eval | experts | bench | train | clean   (make help)
+# make demo | test | lint | eval | experts | bench | latency | train | constraints | clean   (make help)
 # Needs Python 3.10 - 3.13 and, as root on Debian or Ubuntu, installs the rest by itself.
 
 PYTHON ?= python3
@@ -13,7 +13,7 @@ DATA ?= data/tabletop
 RUN ?= runs/nano
 MINUTES ?= 60
 
-.PHONY: help demo test lint eval experts bench train clean
+.PHONY: help demo test lint eval experts bench latency train constraints clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,9 @@ experts: $(VENV)/.installed  ## success of the scripted experts
 
 bench: $(VENV)/.installed-dev  ## how fast engines decide, beside the published scheme
 	$(BIN)/dtvla bench --json $(OUT)/bench.json --plot $(OUT)/bench.png
+
+latency: $(VENV)/.installed  ## what the path from camera to arm costs on this machine
+	$(BIN)/dtvla latency --json $(OUT)/latency.json
 
 train: $(VENV)/.installed-dev  ## record, train and export a policy: DATA=data/tabletop RUN=runs/nano MINUTES=60
 	$(BIN)/dtvla collect --episodes 1000 --workers $(WORKERS) --camera-every 4 --out $(DATA)

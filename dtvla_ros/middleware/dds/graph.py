@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -93,10 +93,10 @@ def _gid(entity: Any) -> Any:
 
 Kind = Literal['publishers', 'subscribers', 'services', 'clients']
 NamesAndTypes = list[tuple[str, list[str]]]
-_SIDES: dict[str, tuple[str, str, str]] = {
-    'publishers': ('writers', 'rt/', ''), 'subscribers': ('readers', 'rt/', ''),
-    'services': ('readers', 'rq/', 'Request'), 'clients': ('writers', 'rq/', 'Request')}
-"""Kind -> DDS endpoints, and what the DDS topic's name has around the ROS name."""
+_SIDES: dict[str, dict[str, tuple[Kind, str]]] = {
+    'writers': {'rt/': ('publishers', ''), 'rq/': ('clients', 'Request')},
+    'readers': {'rt/': ('subscribers', ''), 'rq/': ('services', 'Request')}}
+"""DDS endpoint, start of its topic -> what it is in ROS, what its topic and type end in."""
 
 
 class NodeNameNonExistentError(RuntimeError):
@@ -132,29 +132,34 @@ class Graph:
         self._readers = {
             'writers': BuiltinDataReader(participant, BuiltinTopicDcpsPublication),
             'readers': BuiltinDataReader(participant, BuiltinTopicDcpsSubscription)}
-        self._endpoints: dict[str, dict[bytes, EndpointInfo]] = {side: {} for side in
-                                                                 self._readers}
+        self._endpoints: dict[Kind, dict[bytes, EndpointInfo]] = {
+            'publishers': {}, 'subscribers': {}, 'services': {}, 'clients': {}}
         self._names: DataReader | None = None
         self._alive: BuiltinDataReader | None = None
         self._nodes: dict[bytes, list[_NodeInfo]] = {}
 
     def endpoints(self, kind: Kind) -> list[EndpointInfo]:
         """Return all ROS endpoints of a kind, with absolute ROS names."""
-        side, prefix, suffix = _SIDES[kind]
         with self._lock:
-            known = self._endpoints[side]
-            while samples := self._readers[side].take(N=64):
-                for sample in samples:
-                    key = sample.key.bytes
-                    if sample.sample_info.instance_state != InstanceState.Alive:
-                        known.pop(key, None)
-                    elif sample.topic_name.startswith(('rt/', 'rq/')):
-                        known[key] = EndpointInfo(sample.topic_name, sample.type_name, key,
-                                                  _profile(sample.qos))
-            return [replace(end, topic=end.topic[2:len(end.topic) - len(suffix)],
-                            topic_type=ros_type_name(end.topic_type).removesuffix(f'_{suffix}'))
-                    for end in known.values()
-                    if end.topic.startswith(prefix) and end.topic.endswith(suffix)]
+            for side, reader in self._readers.items():
+                while samples := reader.take(N=64):
+                    for sample in samples:
+                        self._note(side, sample)
+            return list(self._endpoints[kind].values())
+
+    def _note(self, side: str, sample: Any) -> None:
+        key = sample.key.bytes
+        if sample.sample_info.instance_state != InstanceState.Alive:
+            for kind, _ in _SIDES[side].values():
+                self._endpoints[kind].pop(key, None)
+            return
+        topic = sample.topic_name
+        kind, suffix = _SIDES[side].get(topic[:3], ('publishers', None))
+        if suffix is not None and topic.endswith(suffix):
+            self._endpoints[kind][key] = EndpointInfo(
+                topic[2:].removesuffix(suffix),
+                ros_type_name(sample.type_name).removesuffix(f'_{suffix}'), key,
+                _profile(sample.qos))
 
     def named(self, kind: Kind, name: str) -> list[EndpointInfo]:
         """Return the endpoints of one topic or service."""

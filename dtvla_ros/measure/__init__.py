@@ -1,0 +1,1 @@
+"""How fast the package is on this machine, measured through real processes."""

@@ -1,0 +1,51 @@
+"""``dtvla latency`` as typed; what it needs is imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+
+def latency(
+    rate: Annotated[
+        Optional[list[float]],  # noqa: UP045 - typer reads this annotation on Python 3.10
+        typer.Option(min=1.0, help='Control rate of the gate [Hz]; repeat for several. '
+                                   '[default: 20 and 100]'),
+    ] = None,
+    count: Annotated[int, typer.Option(min=10, help='Pictures and commands measured.')] = 300,
+    seconds: Annotated[
+        float, typer.Option(min=1.0, help='How long each control rate is watched.')] = 10.0,
+    priority: Annotated[
+        int, typer.Option(min=0, max=90, help='Real-time priority (SCHED_FIFO) of everything '
+                                              'measured; 0: none.')] = 0,
+    json_file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option('--json', help='Write the result here.', dir_okay=False),
+    ] = None,
+) -> None:
+    """Measure what the path from camera to arm costs on this machine, without a policy.
+
+    A camera process to numpy in this one; a chunk through a real command gate; and how far the
+    gate's commands come off their period. Runs on loopback in a ROS domain of its own, so no
+    arm hears it. Leave the machine alone meanwhile: the load average is printed beside the
+    numbers because a busy machine shows in p99 first.
+
+    **Examples**
+
+    `dtvla latency`
+
+    `dtvla latency --rate 50 --seconds 30 --json out/latency.json`
+
+    `sudo -E dtvla latency --priority 20` what is left when nothing ordinary may interrupt
+    """
+    from dtvla_ros.demo.processes import NodeDied
+    from dtvla_ros.measure.latency import run_latency
+
+    try:
+        run_latency(rate or (20.0, 100.0), count, seconds, priority, json_file)
+    except NodeDied as error:
+        print(f'error: {error}', file=sys.stderr)
+        raise typer.Exit(1) from None
