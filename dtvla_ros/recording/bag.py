@@ -178,7 +178,8 @@ def open_bag(path: Path) -> Iterator[Reader]:
         reader = Reader(path)
         reader.open()
     except (ReaderError, OSError, KeyError) as error:
-        remedy = 'give a folder of dtvla record or ros2 bag record, or its .mcap file'
+        remedy = ('give a folder of dtvla record or ros2 bag record, or its .mcap file; after a '
+                  'recorder was killed, mcap recover writes one with an index')
         raise UserError(f'{path}: cannot read this bag ({error}); {remedy}') from error
     try:
         yield reader

@@ -19,7 +19,7 @@ from dtvla_ros.middleware.messages import get_message
 from dtvla_ros.recording.bag import BagWriter, offered, types
 
 QUEUE_BYTES = 64 * 2**20  # waiting for the disk; what comes on top of it is dropped and counted
-LOOK_PERIOD = 0.05  # between two looks for new publishers [s]
+LOOK_PERIOD = 0.1  # between two looks for new publishers [s]
 TELL_PERIOD = 1.0
 TELL_EVERY = 10  # of these, where no terminal shows them
 PICTURES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')

@@ -114,6 +114,24 @@ def test_only_the_topics_asked_for_and_only_so_long(graph, tmp_path):
     assert set(read(tmp_path / 'bag')) == {'/joint_states'}
 
 
+def test_a_later_publisher_that_offers_less_is_heard_too(graph, tmp_path):
+    node = graph.listen()
+    first = node.create_publisher(String, '/instruction', LATCHED)
+    first.publish(String(data='first'))
+    recording = start(tmp_path / 'bag', '--topics', '/instruction')
+    graph.spin(first.get_subscription_count, 60)
+    second = node.create_publisher(String, '/instruction', ros.qos_profile_sensor_data)
+    graph.spin(second.get_subscription_count, 10)
+    second.publish(String(data='second'))
+    first.publish(String(data='third'))
+    ended = time.monotonic() + 0.5
+    graph.spin(lambda: time.monotonic() > ended, 5)
+    recording.send_signal(signal.SIGINT)
+    assert recording.wait(20) == 0
+    assert {m.data for m in read(tmp_path / 'bag')['/instruction']} >= {
+        'first', 'second', 'third'}
+
+
 @pytest.mark.parametrize(('arguments', 'word'), [
     ((), 'exists already'), (('--topics', 'joint_states'), '/joint_states')])
 def test_bad_input_is_one_line_and_touches_nothing(tmp_path, arguments, word):
