@@ -20,7 +20,7 @@ setup(
     packages=find_packages(include=['dtvla_ros', 'dtvla_ros.*'])
     + ['dtvla_sim']
     + [f'dtvla_sim.{p}' for p in find_packages('sim')],
-    package_dir={'dtvla_ros': 'dtvla_ros', 'dtvla_sim': 'sim'},
+    package_dir={'dtvla_sim': 'sim'},
     include_package_data=True,
     data_files=[
         ('share/ament_index/resource_index/packages', ['resource/dtvla_ros']),
