@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from cyclonedds import internal
+
 from dtvla_ros.errors import UserError
 
 from .logging import get_logger
@@ -25,10 +27,11 @@ REVOKED = 'crl.pem'
 """List of revoked certificates, if there is one."""
 PLUGINS = {'Authentication': 'dds_security_auth', 'AccessControl': 'dds_security_ac',
            'Cryptographic': 'dds_security_crypto'}
-"""Cyclone's element -> the library that is loaded for it; the PyPI wheel has none of them."""
+"""Cyclone's element -> the library that is loaded for it."""
+_ONLY_WITH_SECURITY = 'DDS_Security_Exception_set'  # a function of libddsc
 
 
-class _Unavailable(Exception):
+class Unavailable(Exception):
     """Security was asked for and cannot be had; the text is the reason."""
 
 
@@ -44,9 +47,8 @@ def security_config(environment: Mapping[str, str], enclave: str) -> str:
     try:
         folder = _enclave_folder(environment, enclave)
         files = _files(folder)
-        for library in PLUGINS.values():
-            _load(library)
-    except _Unavailable as reason:
+        require_build()
+    except Unavailable as reason:
         if strategy == 'Enforce':
             raise UserError(f'ROS_SECURITY_STRATEGY=Enforce, but {reason}') from None
         get_logger('security').warning(
@@ -65,12 +67,12 @@ def _choice(environment: Mapping[str, str], name: str, choices: tuple[str, str])
 def _enclave_folder(environment: Mapping[str, str], enclave: str) -> Path:
     keystore = environment.get('ROS_SECURITY_KEYSTORE', '')
     if not keystore:
-        raise _Unavailable('ROS_SECURITY_KEYSTORE is not set: make a keystore with '
+        raise Unavailable('ROS_SECURITY_KEYSTORE is not set: make a keystore with '
                            'ros2 security create_keystore')
     enclave = environment.get('ROS_SECURITY_ENCLAVE_OVERRIDE', '') or enclave
     folder = Path(keystore, 'enclaves', enclave.lstrip('/'))
     if not folder.is_dir():
-        raise _Unavailable(f'enclave {enclave} has no folder {folder}: make it with '
+        raise Unavailable(f'enclave {enclave} has no folder {folder}: make it with '
                            f'ros2 security create_enclave {keystore} {enclave}')
     return folder
 
@@ -79,23 +81,27 @@ def _files(folder: Path) -> dict[str, Path]:
     files = {element: folder / name for element, name in FILES.items()}
     for path in files.values():
         if not path.is_file():
-            raise _Unavailable(f'{path} is missing')
+            raise Unavailable(f'{path} is missing')
     if (folder / REVOKED).is_file():
         files['CRL'] = folder / REVOKED
     return files
 
 
-def _load(library: str) -> None:
-    """Load a library where Cyclone will look for it."""
+def require_build() -> None:
+    """Raise Unavailable unless this Cyclone DDS can encrypt, with libraries where it looks."""
+    remedy = ('run these nodes on a ROS installation, or build Cyclone DDS 11.0.1 with '
+              '-DENABLE_SECURITY=ON and its Python package against it (docs/security.md)')
+    if not hasattr(internal.DDS._dll_handle, _ONLY_WITH_SECURITY):
+        raise Unavailable('this Cyclone DDS was built without security, as the cyclonedds wheel '
+                          f'is: {remedy}')
     prefix, suffix = {'darwin': ('lib', '.dylib'), 'win32': ('', '.dll')}.get(
         sys.platform, ('lib', '.so'))
-    try:
-        ctypes.CDLL(f'{prefix}{library}{suffix}')
-    except OSError as error:
-        raise _Unavailable(
-            f"Cyclone DDS's security library {library} cannot be loaded ({error}); the "
-            'cyclonedds wheel comes without it: run these nodes on a ROS installation, or put '
-            'the libraries of a Cyclone DDS 11.0.1 build on the library path') from None
+    for library in PLUGINS.values():
+        try:
+            ctypes.CDLL(f'{prefix}{library}{suffix}')
+        except OSError as error:
+            raise Unavailable(f"Cyclone DDS's {library} cannot be loaded ({error}): put it on the "
+                              f'library path, or {remedy}') from None
 
 
 def _element(files: Mapping[str, Path]) -> str:
