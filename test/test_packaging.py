@@ -1,0 +1,113 @@
+"""What colcon, pip and rosdep read about the package is true."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from dtvla_ros.middleware.messages import _TYPES
+
+ROOT = Path(__file__).resolve().parents[1]
+# As colcon asks a setup.py: what it prints must be readable by ast.literal_eval.
+ASK = """
+from setuptools import setup  # the distutils below are setuptools' own
+from distutils.core import run_setup
+dist = run_setup('setup.py', script_args=('--dry-run',), stop_after='config')
+keys = ('packages', 'package_dir', 'data_files', 'entry_points', 'python_requires')
+print({k: getattr(dist, k) for k in keys})
+"""
+
+
+@pytest.fixture(scope='module')
+def told():
+    done = subprocess.run([sys.executable, '-c', ASK], cwd=ROOT, capture_output=True, text=True,
+                          timeout=60)
+    assert done.returncode == 0, done.stderr
+    return ast.literal_eval(done.stdout.splitlines()[-1])
+
+
+def setup_cfg():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / 'setup.cfg')
+    return settings
+
+
+def requirements():
+    settings = setup_cfg()
+    lines = [settings['options']['install_requires'],
+             *dict(settings['options.extras_require']).values()]
+    return [Requirement(line) for block in lines for line in block.splitlines()
+            if line and not line.startswith('#')]
+
+
+def test_a_symlinked_colcon_build_can_follow_the_package_folders(told):
+    for package, folder in told['package_dir'].items():
+        assert (ROOT / folder).is_dir()
+        assert folder not in told['package_dir'] and folder not in told['packages'], package
+
+
+def test_every_module_is_in_a_package(told):
+    found = {p.relative_to(ROOT).parent for p in ROOT.glob('dtvla_ros/**/*.py')}
+    found |= {p.relative_to(ROOT).parent for p in ROOT.glob('sim/**/*.py')}
+    named = {str(folder).replace('/', '.') for folder in found}
+    assert {re.sub('^sim', 'dtvla_sim', n) for n in named} == set(told['packages'])
+
+
+def test_every_command_starts_something(told):
+    for line in told['entry_points']['console_scripts']:
+        module, _, function = line.partition('=')[2].strip().partition(':')
+        assert callable(getattr(import_module(module), function)), line
+
+
+def test_launch_files_settings_and_models_are_installed_with_their_folders(told):
+    installed = {f: where for where, files in told['data_files'] for f in files}
+    for folder in ('launch', 'config', 'models'):
+        for path in (ROOT / folder).rglob('*'):
+            name = str(path.relative_to(ROOT))
+            if path.is_file() and '__pycache__' not in name:
+                assert installed[name] == f'share/dtvla_ros/{Path(name).parent}'
+
+
+def test_package_xml_agrees_with_setup_cfg(told):
+    package = ET.parse(ROOT / 'package.xml').getroot()
+    settings = setup_cfg()['metadata']
+    for key in ('name', 'version', 'license'):
+        assert package.findtext(key) == settings[key]
+    assert package.findtext('export/build_type') == 'ament_python'
+
+
+def test_package_xml_names_every_message_package():
+    package = ET.parse(ROOT / 'package.xml').getroot()
+    needed = {name.split('/')[0] for name in _TYPES} | {'rclpy', 'launch', 'launch_ros'}
+    assert needed <= {e.text for e in package.findall('exec_depend')}
+
+
+@pytest.mark.parametrize('path', sorted(ROOT.glob('constraints/*.txt')), ids=lambda p: p.stem)
+def test_constraints_leave_a_version_of_what_they_pin(path):
+    text = path.read_text()
+    python = re.search(r'Python (3\.\d+)', text)
+    assert python, 'the first comment says for which Python'
+    pins = {r.name: r for r in map(Requirement, filter(
+        None, (line.partition('#')[0].strip() for line in text.splitlines())))}
+    assert 'setuptools' in pins and 'numpy' in pins
+    bounds = {Version(s.version) for r in [*pins.values(), *requirements()] for s in r.specifier
+              if '*' not in s.version}
+    # A bound itself, or a later bugfix of it: one of these satisfies whatever can be satisfied.
+    candidates = {str(v) for v in bounds} | {f'{v}.1' for v in bounds} | {'4.10', '79.0', '2.1'}
+    for requirement in requirements():
+        pin = pins.get(requirement.name)
+        if pin is None or (requirement.marker and not requirement.marker.evaluate(
+                {'python_version': python[1]})):
+            continue
+        assert any(v in pin.specifier and v in requirement.specifier for v in candidates), (
+            requirement, pin)
