@@ -129,6 +129,8 @@ class Robot:
     clock: float = 7.0
     camera_every: int = 1
     without: tuple[tuple[str, int], ...] = ()  # topic, step at which it is silent
+    shade: int = 0
+    late: bool = False  # the last step is received after the next run has begun
     actions: np.ndarray = field(init=False)
 
     def __post_init__(self):
@@ -149,22 +151,32 @@ class Robot:
             message = get_message(kind)(**values)
             received += 10**6
             bag.write(known[topic], received, types().serialize_cdr(message, kind))
+        before = None
         for run in (self, *more):
-            run._say(put, episode)
+            received += 2 * 10**9
+            run._begin(put, episode)
+            if before is not None and before.late:
+                before._step(put, before.steps - 1)
+            run._go_on(put, episode)
+            before = run
         bag.finish()
         return path
 
-    def _say(self, put, episode):
+    def _report(self, put, done):
+        put('/sim/episode', 'std_msgs/msg/String', True, data=json.dumps({
+            'episode': 0, 'task': self.task, 'seed': int(self.clock), 'instruction': self.task,
+            'success': done and self.task.startswith('put'), 'done': done}))
+
+    def _begin(self, put, episode):
         put('/instruction', 'std_msgs/msg/String', True, data=self.task)
-        row = {'episode': 0, 'task': self.task, 'seed': int(self.clock), 'instruction': self.task,
-               'success': False, 'done': False}
         if episode:
-            put('/sim/episode', 'std_msgs/msg/String', True, data=json.dumps(row))
-        for k in range(self.steps):
+            self._report(put, False)
+
+    def _go_on(self, put, episode):
+        for k in range(self.steps - self.late):
             self._step(put, k)
         if episode:
-            put('/sim/episode', 'std_msgs/msg/String', True,
-                data=json.dumps(row | {'success': self.task.startswith('put'), 'done': True}))
+            self._report(put, True)
 
     def _step(self, put, k):
         ns = round((self.clock + 0.05 * k) * 1e9)
@@ -175,8 +187,8 @@ class Robot:
         if k % self.camera_every == 0:
             for name in ('primary', 'wrist'):
                 if f'/image_{name}' not in silent:
-                    made = images.numpy_to_compressed(np.full((32, 32, 3), 10 * k, np.uint8),
-                                                      stamp)
+                    pixels = np.full((32, 32, 3), 10 * k + self.shade, np.uint8)
+                    made = images.numpy_to_compressed(pixels, stamp)
                     put(f'/image_{name}', 'sensor_msgs/msg/CompressedImage', header=made.header,
                         format=made.format, data=made.data)
         if '/joint_states' not in silent:
@@ -188,7 +200,8 @@ class Robot:
             put('/vla/reasoning', 'std_msgs/msg/String', data=f'thought {k}…')
             put('/vla/reasoning', 'std_msgs/msg/String', data=f'thought {k} of {self.task}')
             put('/vla/action_chunk', 'trajectory_msgs/msg/JointTrajectory', header=head)
-        self._command(put, k, head)
+        if 'command' not in silent:
+            self._command(put, k, head)
 
     def _command(self, put, k, head):
         action = self.actions[k].astype(float)
@@ -257,6 +270,32 @@ def test_episodes_end_with_their_instruction_and_fit_one_dataset(tmp_path):
     assert [row['tasks'][0] for row in reader.episodes] == [Robot.task, other, Robot.task]
     assert [row['length'] for row in reader.episodes] == [12, 12, 5]
     assert {t.split(' of ')[1] for t in reader.column(layout.REASONING)[12:24]} == {other}
+
+
+def test_a_command_received_late_stays_with_its_episode(tmp_path):
+    first = Robot(late=True)
+    bag = first.write(tmp_path / 'bag', Robot(task='stack the red cube', clock=30.0))
+    convert([bag], tmp_path / 'data', ConvertOptions())
+    reader = DatasetReader(tmp_path / 'data')
+    assert [row['length'] for row in reader.episodes] == [12, 12]
+    np.testing.assert_array_equal(reader.column(layout.ACTION)[11], first.actions[11])
+
+
+def test_a_clock_that_starts_anew_mixes_nothing_up(tmp_path):
+    bag = Robot().write(tmp_path / 'bag', Robot(task='stack the red cube', shade=100))
+    convert([bag], tmp_path / 'data', ConvertOptions())
+    reader = DatasetReader(tmp_path / 'data')
+    first, second = (reader.episode(k).images['observation.images.image'].astype(int)
+                     for k in (0, 1))
+    np.testing.assert_allclose((second - first).mean(axis=(1, 2, 3)), 100, atol=4)
+
+
+def test_a_missing_command_cuts_the_episode(tmp_path):
+    robot = Robot(without=(('command', 6),))
+    report = convert([robot.write(tmp_path / 'bag')], tmp_path / 'data', ConvertOptions())
+    assert (report.pieces, report.frames, report.gaps['command']) == (2, 11, 1)
+    padding = np.asarray(DatasetReader(tmp_path / 'data').column(layout.ACTION_IS_PAD))
+    assert padding[0].tolist() == [False] * 6 + [True] * 2, 'nothing is known beyond the gap'
 
 
 def test_only_what_the_simulator_calls_successful(tmp_path):

@@ -185,6 +185,22 @@ def test_a_full_disk_ends_the_recording_and_nothing_else(graph, tmp_path, kind, 
         assert (reader.start_time, reader.end_time) == (min(times), max(times) + 1)
 
 
+def test_the_last_messages_make_room_for_the_index(tmp_path):
+    bag = BagWriter(tmp_path / 'bag')
+    topic = bag.add_topic('/word', 'std_msgs/msg/String', [offered(True, False)])
+    for k in range(8):  # two of them make a chunk
+        bag.write(topic, k, bytes(600_000))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bag.storage.bio.tell() + 100, before[1]))
+    try:
+        bag.finish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert bag.finished and bag.cut_short == 'File too large'
+    with open_bag(tmp_path / 'bag') as reader:
+        assert [t for _, t, _ in reader.messages()] == [0, 1, 2, 3, 4, 5]
+
+
 def test_a_disk_without_room_for_an_index_is_told(graph, tmp_path):
     graph.listen()
     Source(graph)

@@ -37,6 +37,15 @@ def rows(path):
     return found
 
 
+def thoughts(path):
+    """Return the thoughts in a Rerun file."""
+    import rerun
+
+    return [text for chunk in rerun.chunk.RrdReader(str(path)).stream()
+            if chunk.entity_path == '/said/thought'
+            for [text] in chunk.to_record_batch().column('TextLog:text').to_pylist()]
+
+
 @pytest.mark.parametrize('kind', [Image, CompressedImage], ids=['raw', 'compressed'])
 def test_a_file_holds_what_was_heard(graph, tmp_path, kind):
     pytest.importorskip('rerun', reason="pip install 'dtvla_ros[viz]'")
@@ -70,6 +79,7 @@ def test_a_file_holds_what_was_heard(graph, tmp_path, kind):
     for entity in ('/camera/primary', '/camera/wrist', '/command', '/arm/hand', '/arm/path'):
         assert found[entity] > 5, entity
     assert found['/said/thought'] > 3
+    assert not [text for text in thoughts(path) if text.endswith('…')], 'whole thoughts only'
     assert found['/latency/think'] == 1, 'once per decision'
     assert found['/said/policy'] == found['/said/gate'] == 1, 'states are told when they change'
 
