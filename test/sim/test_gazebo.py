@@ -191,10 +191,11 @@ def test_the_end_effector_is_the_one_the_policy_knows(world, urdf, env):
     assert turn.magnitude() < 1e-6
     base = sdf_places(world, q)['panda_link0']
     assert np.allclose(base[:3, 3], env.base_position) and np.allclose(base[:3, :3], np.eye(3))
-    names = SETTINGS['/**']['ros__parameters']
-    parameters = CONTROLLERS['cartesian_motion_controller']['ros__parameters']
-    assert names['base_frame'] == parameters['robot_base_link'] == 'panda_link0'
-    assert names['ee_frame'] == parameters['end_effector_link']
+    controller = CONTROLLERS['cartesian_motion_controller']['ros__parameters']
+    for node in ('/vla/vla_node', '/command_gate'):
+        settings = SETTINGS[node]['ros__parameters']
+        assert settings['base_frame'] == controller['robot_base_link'] == 'panda_link0'
+        assert settings['ee_frame'] == controller['end_effector_link']
 
 
 def test_cameras_see_what_mujocos_see(world, env):

@@ -1,0 +1,238 @@
+"""Launch files: what they name exists; under genuine ROS 2 also what they would start."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dtvla_ros.engine.engine import MODES
+from dtvla_ros.nodes.gate_settings import LIMITS
+from dtvla_ros.nodes.vla_settings import SETTINGS
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted((ROOT / 'launch').glob('*.launch.py'))
+COMMANDS = re.findall(r"'(\w+) = dtvla_ros", (ROOT / 'setup.py').read_text())
+PARAMETERS = {'use_sim_time', *SETTINGS, *LIMITS, *(
+    name for file in (ROOT / 'dtvla_ros' / 'nodes').glob('*.py')
+    for name in re.findall(r"declare\(\s*\w+, '(\w+)'", file.read_text()))}
+
+
+def calls(path, name):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == name:
+            yield node, {k.arg: k.value for k in node.keywords}
+
+
+def text(node):
+    """Return a string however it is put together, '' if it is not known before it runs."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return ''.join(text(v) or 'x' for v in node.values)
+    if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'str':
+        return text(node.args[0])
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        return f'{text(node.left)}/{text(node.right)}'
+    return ''
+
+
+def test_there_is_a_launch_file_for_every_way_to_run():
+    assert {p.name.split('.')[0] for p in FILES} == {
+        'sim', 'policy', 'robot_servo', 'robot_crisp', 'robot_fzi', 'evaluate', 'gazebo'}
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
+def test_what_a_launch_file_names_exists(path):
+    for _, given in calls(path, 'Node'):
+        if text(given['package']) == 'dtvla_ros':
+            assert text(given['executable']) in COMMANDS
+    for _, given in calls(path, 'ExecutableInPackage'):
+        assert text(given['executable']) in COMMANDS
+    below_share = [t for node in ast.walk(ast.parse(path.read_text()))
+                   if isinstance(node, ast.BinOp) and (t := text(node)).startswith('/')]
+    assert below_share
+    for place in below_share:
+        assert (ROOT / place.lstrip('/')).exists(), place
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
+def test_every_argument_explains_itself(path):
+    arguments = list(calls(path, 'DeclareLaunchArgument'))
+    assert arguments
+    for node, given in arguments:
+        description = text(given['description'])
+        assert len(description) > 10 and description.endswith('.'), ast.unparse(node)
+        default = text(given.get('default_value'))
+        if default in ('true', 'false'):
+            assert 'choices' in given, ast.unparse(node)
+        if 'choices' in given:
+            assert default in ast.literal_eval(given['choices'])
+
+
+def test_the_modes_are_the_engines():
+    modes = next(given['choices'] for node, given in calls(ROOT / 'launch/policy.launch.py',
+                                                           'DeclareLaunchArgument')
+                 if text(node.args[0]) == 'mode')
+    assert ast.literal_eval(modes) == list(MODES)
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
+def test_every_parameter_that_is_set_is_declared(path):
+    for node, given in calls(path, 'Node'):
+        if text(given['package']) != 'dtvla_ros':
+            continue
+        for entry in ast.walk(given['parameters']):
+            if isinstance(entry, ast.Dict):
+                assert {text(k) for k in entry.keys} <= PARAMETERS, ast.unparse(node)
+
+
+def test_the_settings_for_gazebo_are_declared():
+    settings = yaml.safe_load((ROOT / 'config/gazebo.yaml').read_text())
+    for section in settings.values():
+        assert set(section['ros__parameters']) <= PARAMETERS
+    assert settings['/vla/vla_node']['ros__parameters']['autostart'] is True
+
+
+# From here on with genuine ROS 2 only.
+
+
+@pytest.fixture
+def prefix(tmp_path, monkeypatch):
+    """Install the source tree the way colcon does, with scripts that stand for the nodes."""
+    pytest.importorskip('launch_ros', reason='genuine ROS 2 is not sourced')
+    index = tmp_path / 'share/ament_index/resource_index/packages'
+    index.mkdir(parents=True)
+    (index / 'dtvla_ros').write_text('')
+    share = tmp_path / 'share/dtvla_ros'
+    share.mkdir()
+    shutil.copytree(ROOT / 'launch', share / 'launch')  # ros2 launch follows no linked folder
+    for folder in ('config', 'models'):
+        (share / folder).symlink_to(ROOT / folder)
+    programs = tmp_path / 'lib/dtvla_ros'
+    programs.mkdir(parents=True)
+    for name in COMMANDS:
+        (programs / name).write_text('#!/bin/sh\n')
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv(
+        'AMENT_PREFIX_PATH', f'{tmp_path}:{os.environ.get("AMENT_PREFIX_PATH", "")}')
+    return tmp_path
+
+
+def started(name, **arguments):
+    """Return the words of every process that a launch file would start, by program."""
+    from launch import LaunchContext
+    from launch.actions import ExecuteProcess
+    from launch.launch_description_sources import get_launch_description_from_python_launch_file
+    from launch.utilities import perform_substitutions
+    from launch_ros.actions import Node
+
+    context = LaunchContext()
+    context.launch_configurations.update(arguments)
+    found = {}
+
+    def visit(entity):
+        if isinstance(entity, ExecuteProcess):
+            if entity.condition is not None and not entity.condition.evaluate(context):
+                return
+            if isinstance(entity, Node):
+                entity._perform_substitutions(context)
+                context.extend_locals({'ros_specific_arguments': {
+                    'name': f'__node:={entity.node_name.rpartition("/")[2]}',
+                    'ns': f'__ns:={entity.node_name.rpartition("/")[0] or "/"}'}})
+            words = [perform_substitutions(context, w) for w in entity.cmd]
+            found[Path(words[0]).name] = words
+            return
+        for below in entity.visit(context) or []:
+            visit(below)
+
+    visit(get_launch_description_from_python_launch_file(
+        str(ROOT / 'launch' / f'{name}.launch.py')))
+    return found
+
+
+def given_to(words):
+    """Return (parameters as the node ends up with, remappings) of a command line."""
+    from dtvla_ros.middleware.dds.parameter_file import read_parameter_file
+
+    remaps = dict(w.split(':=') for flag, w in zip(words, words[1:]) if flag == '-r')
+    namespace, name = remaps.pop('__ns', ''), remaps.pop('__node')
+    # As rcl does: what is written for one pattern is collected, the pattern seen last wins.
+    patterns = {}
+    for flag, word in zip(words, words[1:]):
+        if flag == '--params-file':
+            for override in read_parameter_file(word):
+                if override.applies_to(name, namespace):
+                    patterns.setdefault(override.node, {})[override.name] = override.value
+    return {k: v for values in patterns.values() for k, v in values.items()}, remaps
+
+
+@pytest.mark.parametrize('path', [p for p in FILES if 'gazebo' not in p.stem],
+                         ids=lambda p: p.stem)
+def test_ros_itself_shows_every_argument(prefix, path):
+    program = 'import sys; from ros2cli.cli import main; sys.exit(main())'
+    done = subprocess.run(
+        [sys.executable, '-c', program, 'launch', 'dtvla_ros', path.name, '--show-args'],
+        capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for name in ('params_file', 'policy', 'use_sim_time', 'transport', 'overlay', 'viz',
+                 'record', 'namespace'):
+        assert f"'{name}':" in done.stdout
+    assert 'No description given' not in done.stdout
+
+
+def test_arguments_win_over_the_parameter_file(prefix):
+    nodes = started('sim', episodes='7', seed='1000050', mode='masked', tasks="['a', 'b']")
+    assert set(nodes) == {'sim_bridge', 'vla_node', 'command_gate'}
+    bridge, _ = given_to(nodes['sim_bridge'])
+    assert bridge['episodes'] == 7 and bridge['seed'] == 1_000_050
+    assert bridge['tasks'] == ['a', 'b'] and bridge['lockstep'] is True
+    policy, _ = given_to(nodes['vla_node'])
+    assert policy['mode'] == 'masked' and policy['autostart'] is True
+    assert all(given_to(words)[0]['use_sim_time'] is True for words in nodes.values())
+
+
+def test_an_evaluation_leaves_its_result(prefix):
+    bridge, _ = given_to(started('evaluate')['sim_bridge'])
+    assert bridge['episodes'] == 50 and bridge['result_file'] == 'evaluation.json'
+    assert bridge['lockstep'] is True
+
+
+@pytest.mark.parametrize('name, command, topic', [
+    ('robot_servo', 'twist_cmd', '/servo_node/delta_twist_cmds'),
+    ('robot_crisp', 'target_pose', '/target_pose'),
+    ('robot_fzi', 'target_pose', '/cartesian_compliance_controller/target_frame')])
+def test_a_robots_gate_speaks_to_its_controller_and_waits_to_be_started(
+        prefix, name, command, topic):
+    values, remaps = given_to(started(name)['command_gate'])
+    assert remaps[command] == topic
+    assert values['preset'] == name.removeprefix('robot_')
+    assert values['auto_start'] is False and values['use_sim_time'] is False
+    assert given_to(started(name, command_topic='/mine')['command_gate'])[1][command] == '/mine'
+
+
+def test_gate_and_policy_meet_in_any_namespace(prefix):
+    nodes = started('policy', namespace='mind', transport='compressed', overlay='true')
+    assert nodes['vla_node'][nodes['vla_node'].index('-r') + 1].startswith('__n')
+    _, policy = given_to(nodes['vla_node'])
+    assert policy['image_primary'] == '/image_primary/compressed'
+    for name in ('command_gate', 'overlay'):
+        values, remaps = given_to(nodes[name])
+        assert remaps['vla/action_chunk'] == '/mind/action_chunk'
+    assert values['transport'] == 'compressed'
+    assert remaps['image_wrist'] == '/image_wrist/compressed'
+
+
+def test_viewers_and_recorder_start_when_asked_for(prefix):
+    words = started('policy', viz='rerun', record='out/bag of today')['dtvla']
+    assert shlex.join(words[1:]) == "record --out 'out/bag of today'"
+    assert started('policy', viz='rerun')['dtvla'][1:] == ['view']
+    assert set(started('policy')) == {'vla_node', 'command_gate'}
