@@ -139,7 +139,7 @@ class Rig:
         recent = [v for t, v in self.commands[-6:] if t > time.monotonic() - 0.5]
         return len(recent) == 6 and all(v.any() for v in recent) and self.gate[0] == 'RUN'
 
-    def ready(self, timeout: float = 60.0) -> Rig:
+    def ready(self, timeout: float = 30.0) -> Rig:
         """Heal everything and bring the arm to move under the policy, undisturbed."""
         self.proxy.faults.clear()
         self.estop.publish(Bool(data=False))

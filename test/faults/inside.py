@@ -1,0 +1,48 @@
+"""Code that runs in a node's process before its main: faults that no topic can carry.
+
+The test creates and removes a file; the code looks for it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def clock_offset(file: Path) -> str:
+    """Return code that adds the nanoseconds written in ``file`` to the wall clock."""
+    return f"""
+import time
+_real = time.time_ns
+def _shifted():
+    try:
+        with open({str(file)!r}) as offset:
+            return _real() + int(offset.read() or 0)
+    except FileNotFoundError:
+        return _real()
+time.time_ns = _shifted
+"""
+
+
+def policy_faults(folder: Path) -> str:
+    """Return code that makes decisions slow, endless or hungry.
+
+    While ``folder`` has a file 'slow' a decision waits; with 'endless' no thought may end; with
+    'hungry' it asks for a pebibyte.
+    """
+    return f"""
+import pathlib, time
+import numpy as np
+from dtvla_ros.engine import think_act
+_folder, _decide = pathlib.Path({str(folder)!r}), think_act.ThinkAct.decide
+def decide(self, *arguments):
+    while (_folder / 'slow').exists():
+        time.sleep(0.005)
+    if (_folder / 'hungry').exists():
+        np.empty(2**50, np.uint8)
+    ids = self.transform.config.ids
+    banned = think_act.banned_in_thought(ids, self.transform.config.text.vocabulary)
+    banned[ids.think_end] = (_folder / 'endless').exists()
+    self.engine.forbid(banned)
+    return _decide(self, *arguments)
+think_act.ThinkAct.decide = decide
+"""

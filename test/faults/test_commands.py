@@ -1,0 +1,293 @@
+"""Rows 12 to 16, 28 to 35: chunks, orders and everything else that reaches a running gate."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from dtvla_ros.middleware import ros
+from dtvla_ros.middleware.messages import Bool, Float64, String, Trigger, TwistStamped, get_service
+from dtvla_ros.nodes import wire
+from dtvla_ros.safety.limits import WORKSPACE_HIGH
+from test.faults.inside import policy_faults
+from test.faults.rig import TASK
+from test.faults.table import T
+
+LISTED = 'put the can in the wooden bin'
+
+
+@pytest.fixture(scope='module')
+def running(rig):
+    rig.start('vla_node', '-p', f'allowed_instructions:=["{TASK}", "{LISTED}"]',
+              '-p', 'deadline_s:=1.0', code=policy_faults(rig.folder))
+    rig.start('command_gate', '-p', 'arm_status:=bool')
+    rig.arm = rig.node.create_publisher(Bool, '/arm_status', 1)
+    return rig
+
+
+@pytest.fixture
+def moving(running):
+    running.robot.grip_moves = True
+    for name in ('slow', 'endless', 'hungry'):
+        (running.folder / name).unlink(missing_ok=True)
+    return running.ready()
+
+
+def spoil(rig, change):
+    """Change the rows [n, 7] of every chunk from now on; return the list of times it was done."""
+    times = []
+
+    def fault(message):
+        chunk = wire.chunk_from(message, T)
+        values = np.array(change(chunk.values.copy()), np.float32)
+        for point, row in zip(message.points, values):
+            point.positions = row.astype(float).tolist()
+        times.append(time.monotonic())
+        return message
+    rig.proxy.faults['action_chunk'] = fault
+    return times
+
+
+def call(rig, kind, service, request):
+    """Call a service and return the response and how long it took [s]."""
+    client = rig.node.create_client(kind, service)
+    rig.spin(client.service_is_ready, 10, service)
+    begun = time.monotonic()
+    future = client.call_async(request)
+    rig.spin(future.done, 5, service)
+    took = time.monotonic() - begun
+    rig.node.destroy_client(client)
+    return future.result(), took
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_12_a_non_finite_action_drops_its_chunk_and_a_second_one_stops(moving, check, bad):
+    def spoiled(values):
+        values[4, 2] = bad
+        return values
+    times = spoil(moving, spoiled)
+    moving.spin(lambda: len(times) >= 2, 3, 'two chunks')
+    check(12, moving.stops(times[1], 'STOP', 'non-finite', '2 in a row'))
+    assert np.isfinite([v for _, v in moving.commands]).all()
+
+
+@pytest.mark.parametrize('what', ['channels', 'shape'])
+def test_13_a_chunk_of_another_kind_stops(moving, check, what):
+    times = []
+
+    def fault(message):
+        times.append(time.monotonic())
+        if what == 'channels':
+            message.joint_names = [*message.joint_names[:6], 'grip']
+        else:
+            for point in message.points:
+                point.positions = list(point.positions)[:5]
+        return message
+    moving.proxy.faults['action_chunk'] = fault
+    moving.spin(lambda: times, 3, 'a chunk')
+    check(13, moving.stops(times[0], 'STOP', what))
+
+
+def test_14_ten_times_too_much_is_clamped_and_five_in_a_row_are_a_fault(moving, check):
+    times = spoil(moving, lambda values: 10 * values)
+    moving.spin(lambda: times, 3, 'a chunk')
+    moving.stops(times[0], 'FAULT', '5 actions')
+    after = [v for t, v in moving.commands if t > times[0] + 0.004]
+    motion = [v for v in after if v.any()]
+    assert 3 <= len(motion) <= 5, 'still from the fifth row on'
+    assert np.abs(np.array(motion)[:, :3]).max() <= 0.27 + 1e-6
+    assert np.abs(np.array(motion)[:, 3:]).max() <= 2.7 + 1e-6
+    since = [t for t, v in moving.commands if v.any()][-1]
+    still = next(t for t, v in moving.commands if t > since)
+    check(14, max(0.0, still - since - T), 'clamped, still from the fifth row')
+    assert moving.gate[0] == 'FAULT'
+
+
+def test_15_a_target_outside_the_box_is_rejected(moving, check):
+    times = []
+
+    def at_the_edge(message):
+        message.pose.position.x = WORKSPACE_HIGH[0] - 0.01
+        times.append(time.monotonic())
+        return message
+
+    def outwards(values):
+        values[:, 0] = 1.0
+        return values
+    spoil(moving, outwards)
+    moving.wait(0.4)
+    assert moving.moving()
+    moving.proxy.faults['ee_pose'] = at_the_edge
+    moving.spin(lambda: times, 1, 'a pose')
+    check(15, moving.stops(times[0], 'HOLD', 'target x', 'outside'))
+    moving.proxy.faults.clear()
+    moving.spin(moving.moving, 5, 'motion by itself')
+
+
+def test_16_an_overrun_shows_thinking_holds_and_stops_at_the_deadline(moving, check):
+    (moving.folder / 'slow').touch()
+    begun = time.monotonic()
+    moving.spin(lambda: moving.gate == ('HOLD', 'thinking'), 3, 'HOLD when the queue is empty')
+    assert moving.vla[0] == 'THINKING'
+    last = moving.still_after(begun)
+    moving.spin(lambda: moving.vla[0] == 'STOPPED', 3, 'STOPPED at the deadline')
+    thinking = moving.vla_states[-1][0] - next(
+        t for t, state, _ in reversed(moving.vla_states) if state == 'ACTING')
+    assert 'no decision within 1 s' in moving.vla[1]
+    check(16, max(0.0, thinking - 1.0 - 0.05), 'at the deadline')
+    moving.spin(lambda: moving.gate[0] == 'STOP', 1, 'STOP')
+    assert last is None or not any(v.any() for t, v in moving.commands if t > last)
+    (moving.folder / 'slow').unlink()
+    moving.wait(0.5)
+    assert moving.gate[0] == 'STOP', 'the late decision moves nothing'
+
+
+def test_17_a_thought_that_never_ends_is_cut_and_ends_the_task(moving, check):
+    (moving.folder / 'endless').touch()
+    begun = time.monotonic()
+    moving.stops(begun, 'STOP', 'cut at its cap')
+    check(17, max(0.0, moving.still_after(begun) - begun - 1.0), 'before the deadline')
+    written = max((text for t, text in moving.reasoning if t > begun), key=len)
+    assert len(written.split()) >= 20, 'it was written down to the cap'
+
+
+@pytest.mark.parametrize(('text', 'word'), [
+    ('', 'empty'), ('x' * 10_000, '10000'), ('put it\x07', 'control')])
+def test_28_bad_instructions_are_rejected_in_motion(moving, check, text, word):
+    sent = time.monotonic()
+    moving.instruction.publish(String(data=text))
+    moving.spin(lambda: 'rejected' in moving.vla[1] and word in moving.vla[1], 2, 'the reason')
+    check(28, moving.vla_states[-1][0] - sent)
+    assert moving.vla_states[-1][2]['instruction'] == TASK
+    assert moving.moving(), 'the running task goes on'
+
+
+def test_29_an_unlisted_instruction_is_rejected_and_a_listed_one_is_taken(moving, check):
+    sent = time.monotonic()
+    moving.instruction.publish(String(data='put the bread in the wooden bin'))
+    moving.spin(lambda: 'allowed_instructions' in moving.vla[1], 2, 'the reason')
+    check(29, moving.vla_states[-1][0] - sent)
+    moving.instruction.publish(String(data=LISTED))
+    moving.spin(lambda: moving.vla_states[-1][2]['instruction'] == LISTED, 2, 'the new task')
+
+
+def test_30_a_second_start_is_refused_and_a_stop_before_motion_is_honoured(moving, check):
+    response, took = call(moving, Trigger, '/start', Trigger.Request())
+    assert not response.success and 'already started' in response.message
+    check(30, took)
+    response, _ = call(moving, Trigger, '/stop', Trigger.Request())
+    assert response.success
+    moving.wait(0.3)
+    moving.order.publish(String(data='start'))
+    moving.spin(lambda: moving.gate[0] == 'HOLD', 2, 'the start taken')
+    since = time.monotonic()
+    moving.order.publish(String(data='stop'))
+    moved = moving.stops(since, 'STOP', 'asked to stop')
+    check(30, moved)
+
+
+def test_31_a_second_publisher_silences_the_gate(moving, check):
+    other = ros.Node('rival')
+    since = time.monotonic()
+    publisher = other.create_publisher(TwistStamped, '/twist_cmd', 1)
+    moving.spin(lambda: moving.gate[0] == 'FAULT', 3, 'FAULT')
+    moving.wait(0.3)
+    check(31, moving.silent_after(since))
+    response, _ = call(moving, Trigger, '/clear_fault', Trigger.Request())
+    assert not response.success, 'not while the other one is there'
+    other.destroy_publisher(publisher)
+    other.destroy_node()
+    moving.ready()
+
+
+def test_32_a_halted_controller_holds_and_goes_on_from_where_it_is(moving, check):
+    since = time.monotonic()
+    moving.arm.publish(Bool(data=False))
+    check(32, moving.stops(since, 'HOLD', 'controller'))
+    moving.wait(0.3)
+    resumed, chunks = time.monotonic(), len(moving.chunks)
+    moving.arm.publish(Bool(data=True))
+    moving.spin(moving.moving, 5, 'motion by itself')
+    first = next(t for t, v in moving.commands if t > resumed and v.any())
+    assert any(resumed < t <= first for t, _ in moving.chunks[chunks:]), 'by a new chunk'
+
+
+def test_33_an_e_stop_while_the_policy_thinks(moving, check):
+    (moving.folder / 'slow').touch()
+    moving.spin(lambda: moving.vla[0] == 'THINKING', 3, 'a decision begun')
+    assert moving.moving()
+    chunks, since = len(moving.chunks), time.monotonic()
+    moving.estop.publish(Bool(data=True))
+    check(33, moving.stops(since, 'FAULT', 'e-stop'))
+    (moving.folder / 'slow').unlink()
+    moving.wait(0.5)
+    assert len(moving.chunks) == chunks, 'the chunk in flight is discarded'
+    moving.estop.publish(Bool(data=False))
+    moving.wait(0.3)
+    assert moving.gate[0] == 'FAULT', 'latched'
+
+
+def test_34_grippers(moving, check):
+    def grip(channel):
+        def change(values):
+            values[:, 6] = channel
+            return values
+        return change
+    spoil(moving, grip(-1.0))
+    moving.spin(lambda: moving.robot.opening > 0.079, 3, 'an open gripper')
+    spoil(moving, grip(1.0))
+    moving.spin(lambda: moving.robot.opening < 0.05, 3, 'closing')
+    moving.robot.grip_moves = False
+    moving.wait(2.2)
+    assert moving.gate[0] != 'STOP', f'a closing gripper that stalls holds something: {moving.gate}'
+
+    moving.robot.grip_moves = True
+    spoil(moving, grip(-1.0))
+    moving.spin(lambda: moving.robot.opening > 0.079, 3, 'an open gripper')
+    moving.robot.grip_moves = False
+    spoil(moving, grip(1.0))
+    moving.spin(lambda: moving.robot.grip == 0.0, 3, 'the command to close')
+    check(34, moving.stops(time.monotonic(), 'STOP', 'does not close'))
+
+    moving.ready()
+    moving.nodes['robot'].destroy_subscription(moving.robot.gripper)
+    since = time.monotonic()
+    try:
+        check(34, moving.stops(since, 'STOP', 'nobody receives', timeout=5))
+    finally:
+        moving.robot.gripper = moving.nodes['robot'].create_subscription(
+            Float64, '/gripper_cmd', moving.robot._on_gripper, 1)
+
+
+def test_35_parameters_that_must_not_change(moving, check):
+    kind = get_service('rcl_interfaces/srv/SetParameters')
+    reading = get_service('rcl_interfaces/srv/GetParameters')
+
+    def refused(node, name, value, word):
+        request = kind.Request(parameters=[
+            ros.Parameter(name, value=value).to_parameter_msg()])
+        response, _ = call(moving, kind, f'{node}/set_parameters', request)
+        assert not response.results[0].successful
+        assert word in response.results[0].reason, response.results[0].reason
+    before, _ = call(moving, reading, '/command_gate/get_parameters',
+                     reading.Request(names=['linear_speed', 'joints_timeout_s']))
+    refused('/command_gate', 'linear_speed', 0.5, 'stop the gate first')
+    refused('/command_gate', 'joints_timeout_s', 9.0, '')
+    refused('/vla/vla_node', 'deadline_s', 60.0, 'clean')
+    refused('/vla/vla_node', 'threads', 0, '')
+    moving.order.publish(String(data='stop'))
+    moving.spin(lambda: moving.gate[0] == 'STOP', 2, 'STOP')
+    refused('/command_gate', 'linear_speed', -1.0, 'positive')
+    refused('/command_gate', 'workspace_low', [9.0, 0.0, 0.0], 'empty')
+    after, _ = call(moving, reading, '/command_gate/get_parameters',
+                    reading.Request(names=['linear_speed', 'joints_timeout_s']))
+    assert after == before
+    slower = kind.Request(parameters=[
+        ros.Parameter('linear_speed', value=0.1).to_parameter_msg()])
+    response, _ = call(moving, kind, '/command_gate/set_parameters', slower)
+    assert response.results[0].successful, 'a stopped gate takes a new limit'
+    moving.ready()
+    assert max(np.abs(v[:3]).max() for _, v in moving.commands[-4:]) <= 0.1 + 1e-6
+    check(35, said='refused')
