@@ -102,6 +102,20 @@ def test_the_settings_for_gazebo_are_declared():
     assert settings['/vla/vla_node']['ros__parameters']['autostart'] is True
 
 
+def test_a_result_counts_every_episode_and_says_what_ran_it():
+    from dtvla_ros.nodes.sim_bridge import Tally
+
+    tally = Tally([('a', 5), ('a', 6), ('b', 5)])
+    for steps, success in ((40, True), (180, False), (33, True)):
+        tally.index, tally.step = tally.index + 1, steps
+        tally.count(success)
+    report = tally.report()
+    assert (report['n'], report['successes']) == (3, 2)
+    assert report['tasks'] == {'a': {'n': 2, 'successes': 1}, 'b': {'n': 1, 'successes': 1}}
+    assert report['episodes'][1] == {'task': 'a', 'seed': 6, 'success': False, 'steps': 180}
+    assert report['versions'].keys() == {'python', 'mujoco', 'robosuite'}
+
+
 # From here on with genuine ROS 2 only.
 
 

