@@ -245,6 +245,44 @@ def test_gate_and_policy_meet_in_any_namespace(prefix):
     assert remaps['image_wrist'] == '/image_wrist/compressed'
 
 
+FOREIGN = {'robot_state_publisher': 'robot_state_publisher', 'ros_gz_bridge': 'parameter_bridge',
+           'controller_manager': 'spawner', 'ros_gz_sim': 'create'}
+GZ_SIM = """
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument, ExecuteProcess
+from launch.substitutions import LaunchConfiguration
+
+def generate_launch_description():
+    return LaunchDescription([
+        DeclareLaunchArgument('gz_args'), DeclareLaunchArgument('on_exit_shutdown'),
+        ExecuteProcess(cmd=['gz_sim', LaunchConfiguration('gz_args')])])
+"""
+
+
+def test_gazebo_gets_the_world_and_the_gate_its_controllers(prefix, tmp_path):
+    for package, program in FOREIGN.items():  # not installed where this test has ever run
+        (prefix / f'share/ament_index/resource_index/packages/{package}').write_text('')
+        (prefix / f'share/{package}/launch').mkdir(parents=True)
+        (prefix / f'lib/{package}').mkdir()
+        (prefix / f'lib/{package}/{program}').symlink_to(prefix / 'lib/dtvla_ros/dtvla')
+    (prefix / 'share/ros_gz_sim/launch/gz_sim.launch.py').write_text(GZ_SIM)
+    world = tmp_path / 'world'
+    world.mkdir()
+    (world / 'panda.urdf').write_text('<robot name="panda"/>')
+    processes = started('gazebo', world=str(world), gui='false')
+    assert processes['gz_sim'][1] == f'-r -s --headless-rendering {world}/world.sdf'
+    settings = yaml.safe_load((ROOT / 'config/gazebo_controllers.yaml').read_text())
+    kinds = settings['controller_manager']['ros__parameters'].keys() - {'update_rate'}
+    assert kinds <= set(processes['spawner'])
+    values, remaps = given_to(processes['command_gate'])
+    assert values['preset'] == 'fzi' and values['use_sim_time'] is True
+    assert remaps['target_pose'] == '/cartesian_motion_controller/target_frame'
+    assert (remaps['gripper_action/_action/send_goal']
+            == '/gripper_controller/gripper_cmd/_action/send_goal')
+    described, _ = given_to([*processes['robot_state_publisher'], '-r', '__node:=rsp'])
+    assert described['robot_description'] == '<robot name="panda"/>'
+
+
 def test_viewers_and_recorder_start_when_asked_for(prefix):
     words = started('policy', viz='rerun', record='out/bag of today')['dtvla']
     assert shlex.join(words[1:]) == "record --out 'out/bag of today'"
