@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,24 @@ os.environ['ROS_DOMAIN_ID'] = str(random.SystemRandom().randint(1, 100))
 PEER = Path(__file__).with_name('peer.py')
 
 
-@pytest.fixture
-def start_peer() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+# On a machine with both, every peer is once on this process's middleware and once on the other.
+INSTALLED = [name for name, module in (('dds', 'cyclonedds'), ('rclpy', 'rclpy'))
+             if find_spec(module)]
+
+
+@pytest.fixture(params=INSTALLED)
+def start_peer(request: pytest.FixtureRequest) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start ``peer.py`` as a second process; it is killed at the end of the test."""
     running: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
         process = subprocess.Popen([sys.executable, str(PEER), *arguments], text=True,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   env={**os.environ, **environment})
+                                   env={**os.environ, 'DTVLA_MIDDLEWARE': request.param,
+                                        **environment})
         running.append(process)
         return process
+    start.backend = request.param  # type: ignore[attr-defined]
     yield start
     for process in running:
         process.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ import pytest
 from dtvla_ros.errors import UserError
 from dtvla_ros.middleware import ros
 
-pytestmark = pytest.mark.skipif(ros.BACKEND != 'dds', reason="the DDS client's own settings")
+if ros.BACKEND != 'dds':
+    pytest.skip("the DDS client's own settings", allow_module_level=True)
+
+from dtvla_ros.middleware.dds.discovery import cyclone_config, domain_id
 
 
 @pytest.mark.parametrize(('environment', 'present', 'absent'), [
@@ -26,7 +30,6 @@ pytestmark = pytest.mark.skipif(ros.BACKEND != 'dds', reason="the DDS client's o
     ({'CYCLONEDDS_URI': 'file:///mine.xml'}, [',file:///mine.xml'], [])])
 def test_discovery_follows_ros_variables(environment: dict[str, str], present: list[str],
                                          absent: list[str]) -> None:
-    from dtvla_ros.middleware.dds.discovery import cyclone_config
     config = cyclone_config(environment)
     assert all(text in config for text in present), config
     assert not any(text in config for text in absent), config
@@ -35,9 +38,17 @@ def test_discovery_follows_ros_variables(environment: dict[str, str], present: l
 @pytest.mark.parametrize('environment', [
     {'ROS_DOMAIN_ID': 'x'}, {'ROS_DOMAIN_ID': '233'}, {'ROS_DOMAIN_ID': '-1'}])
 def test_bad_domains_are_named(environment: dict[str, str]) -> None:
-    from dtvla_ros.middleware.dds.discovery import domain_id
     with pytest.raises(UserError, match='ROS_DOMAIN_ID'):
         domain_id(environment)
+
+
+def test_interfaces_of_a_file_are_not_named_twice(tmp_path: Path) -> None:
+    path = tmp_path / 'cyclone.xml'
+    path.write_text('<CycloneDDS><Domain><General><Interfaces><NetworkInterface name="lo"/>'
+                    '</Interfaces></General></Domain></CycloneDDS>')
+    assert '"lo' not in cyclone_config({'CYCLONEDDS_URI': f'file://{path}'})
+    path.write_text('<CycloneDDS/>')
+    assert '"lo' in cyclone_config({'CYCLONEDDS_URI': f'file://{path}'})
 
 
 def _domain(offset: int) -> str:
@@ -50,7 +61,9 @@ def _domain(offset: int) -> str:
     ({'ROS_AUTOMATIC_DISCOVERY_RANGE': 'OFF', 'ROS_STATIC_PEERS': '127.0.0.1'}, False),
     ({'ROS_DOMAIN_ID': 'another'}, False),
     ({'CYCLONEDDS_URI': '<CycloneDDS><Domain><Discovery><Tag>apart</Tag></Discovery></Domain>'
-                        '</CycloneDDS>'}, False)])
+                        '</CycloneDDS>'}, False),
+    ({'CYCLONEDDS_URI': '<CycloneDDS><Domain><General><Interfaces><NetworkInterface name="lo"/>'
+                        '</Interfaces></General></Domain></CycloneDDS>'}, True)])
 def test_who_sees_whom(make_node: Any, spin_until: Any, start_peer: Any,
                        environment: dict[str, str], seen: bool) -> None:
     if 'ROS_DOMAIN_ID' in environment:

@@ -30,3 +30,8 @@ SERVICES: dict[str, tuple[str, str]] = {
 
 DEFAULTS: dict[str, dict[str, float]] = {'geometry_msgs/msg/Quaternion': {'w': 1.0}}
 """Default values other than zero; the field definitions do not keep them."""
+
+HASHES: dict[str, str] = {
+    'rmw_dds_common/msg/ParticipantEntitiesInfo':
+        'RIHS01_91a0593bacdcc50ea9bdcf849a938b128412cc1ea821245c663bcd26f83c295e'}
+"""Hashes that rosbags computes differently from ROS; peers warn of a wrong or missing one."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
 from dtvla_ros.errors import UserError
@@ -37,7 +39,9 @@ def cyclone_config(environment: Mapping[str, str], security: str = '') -> str:
     general = discovery = ''
     if wanted in ('LOCALHOST', 'OFF'):
         general = '<AllowMulticast>false</AllowMulticast>'
-    if wanted == 'LOCALHOST' and not peers:
+    theirs = environment.get('CYCLONEDDS_URI', '')
+    # Interfaces add up, and Cyclone refuses one that is named twice.
+    if wanted == 'LOCALHOST' and not peers and not _names_interfaces(theirs):
         name = 'lo0' if sys.platform == 'darwin' else 'lo'
         general += (f'<Interfaces><NetworkInterface name="{name}" multicast="false"/>'
                     '</Interfaces>')
@@ -54,5 +58,16 @@ def cyclone_config(environment: Mapping[str, str], security: str = '') -> str:
                      f'{MAX_PARTICIPANTS}</MaxAutoParticipantIndex><Peers>{listed}</Peers>')
     ours = (f'<CycloneDDS><Domain><General>{general}</General>'
             f'<Discovery>{discovery}</Discovery>{security}</Domain></CycloneDDS>')
-    theirs = environment.get('CYCLONEDDS_URI', '')
     return f'{ours},{theirs}' if theirs else ours
+
+
+def _names_interfaces(uri: str) -> bool:
+    """Return whether Cyclone settings, inline or in files, choose network interfaces."""
+    for part in uri.split(','):
+        path = part.strip().removeprefix('file://')
+        if path != part.strip():
+            with suppress(OSError):  # Cyclone will say that it is not there
+                part = Path(path).read_text(errors='replace')
+        if '<NetworkInterface' in part:
+            return True
+    return False

@@ -28,6 +28,7 @@ from .types import (
     message_class,
     ros_type_name,
     serialize,
+    type_hash,
 )
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ class NodeAnnouncer:
     def __init__(self, participant: DomainParticipant) -> None:
         """Start with no node."""
         self._participant = participant
-        # No type hash in USER_DATA: rosbags computes another one for this type than ROS does.
-        qos = cyclone_qos(QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
+        qos = cyclone_qos(QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL),
+                          type_hash(_INFO))
         self._writer: DataWriter | None = DataWriter(
             participant, _info_topic(participant), qos=qos)
         self._raw = RawWriter(self._writer)
@@ -196,7 +197,7 @@ class Graph:
                 self._names = DataReader(
                     self._participant, _info_topic(self._participant), qos=cyclone_qos(QoSProfile(
                         history=HistoryPolicy.KEEP_ALL,
-                        durability=DurabilityPolicy.TRANSIENT_LOCAL)))
+                        durability=DurabilityPolicy.TRANSIENT_LOCAL), type_hash(_INFO)))
                 self._raw_names = RawReader(self._names)
             while sample := self._raw_names.take():
                 heard = read_node_infos(sample[0])

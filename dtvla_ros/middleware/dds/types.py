@@ -11,7 +11,7 @@ from rosbags.interfaces import Nodetype
 from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
-from .definitions import DEFAULTS, SERVICES
+from .definitions import DEFAULTS, HASHES, SERVICES
 from .message import Message, build_class, builder
 
 _STORE = get_typestore(Stores.ROS2_JAZZY)
@@ -133,4 +133,4 @@ def _idl_field(desc: Any) -> Any:
 @cache
 def type_hash(name: str) -> bytes:
     """Return the endpoint USER_DATA that carries the type's RIHS01 hash."""
-    return f'typehash={_STORE.hash_rihs01(name)};'.encode()
+    return f'typehash={HASHES.get(name) or _STORE.hash_rihs01(name)};'.encode()
