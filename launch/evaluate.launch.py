@@ -14,6 +14,14 @@ from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 
+NEEDED = ('vla_node', 'command_gate')
+
+
+def end_without(event, context):
+    """End when one of the loop is gone: in lock-step the others would wait for it for ever."""
+    name = event.process_name.rpartition('-')[0]
+    return [EmitEvent(event=Shutdown(reason=f'{name} ended'))] if name in NEEDED else []
+
 
 def generate_launch_description():
     share = Path(get_package_share_directory('dtvla_ros'))
@@ -24,7 +32,5 @@ def generate_launch_description():
             description='JSON file for successes, seeds and versions.'),
         IncludeLaunchDescription(
             PythonLaunchDescriptionSource(str(share / 'launch' / 'sim.launch.py'))),
-        # In lock-step the others would wait for a dead process for ever.
-        RegisterEventHandler(OnProcessExit(
-            on_exit=[EmitEvent(event=Shutdown(reason='a process ended'))])),
+        RegisterEventHandler(OnProcessExit(on_exit=end_without)),
     ])

@@ -98,6 +98,7 @@ class SimBridge(ros.Node):
         self._result = Path(result_file).expanduser() if result_file else None
         if self._result is not None:
             require_writable(self._result)
+            self._result.unlink(missing_ok=True)  # an old one must not pass for this run's
         self._env = dtvla_sim.make(suite, image_size=size)
         self._suite = suite
         unknown = [t for t in tasks if t not in self._env.tasks]
