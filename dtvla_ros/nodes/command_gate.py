@@ -102,10 +102,10 @@ class CommandGate(ros.Node):
         """Command stillness before leaving: a pose sink keeps its last target otherwise."""
         if not self._lockstep and self._last is not None:
             self._gate.stop('the gate is shut down')
+            self._tell()
             for _ in range(STILL_TICKS):
                 self._send(self._gate.tick(self._now(), time.monotonic()))
                 time.sleep(self._period)
-            self._tell()
         super().destroy_node()
 
     def _now(self) -> float:

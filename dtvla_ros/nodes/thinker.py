@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import queue
 import threading
 import time
@@ -114,3 +116,11 @@ def out_of_memory(error: Exception) -> bool:
     return any(word in said for word in (
         'memoryerror', 'out of memory', 'outofmemory', 'bad_alloc', 'failed to allocate',
         'not enough memory'))
+
+
+def give_back_memory() -> None:
+    """Return what was freed to the system; the C library keeps it otherwise."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # glibc's
+    if trim is not None:
+        trim(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from dataclasses import asdict
 
@@ -25,7 +24,7 @@ from dtvla_ros.nodes.inputs import Inputs
 from dtvla_ros.nodes.observer import refuse_instruction
 from dtvla_ros.nodes.parameters import declare, refuse_changes
 from dtvla_ros.nodes.pose_source import PoseSource
-from dtvla_ros.nodes.thinker import Outcome, Thinker, out_of_memory
+from dtvla_ros.nodes.thinker import Outcome, Thinker, give_back_memory, out_of_memory
 from dtvla_ros.nodes.vla_settings import SETTINGS, declare_settings, load, read_settings
 from dtvla_ros.safety.watchdog import Watchdog
 
@@ -178,7 +177,7 @@ class VlaNode(ros.LifecycleNode):
             thinker, self._thinker = self._thinker, None
             self._inputs.close()
             thinker.stop(timeout=patience)
-            gc.collect()
+            give_back_memory()
 
     def _start_by_itself(self) -> None:
         if self._thinker is None:
@@ -323,8 +322,9 @@ class VlaNode(ros.LifecycleNode):
                    'again')
         self._beat()
         assert self._thinker is not None
+        error.__traceback__ = None  # its frames hold the policy
         self._thinker.stop(timeout=1.0)
-        gc.collect()
+        give_back_memory()
 
     def _stop(self, reason: str) -> None:
         self._stopped = reason

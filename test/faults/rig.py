@@ -41,6 +41,7 @@ class Rig:
         self.folder = folder
         self.policy, self.engine = policy
         self.processes: dict[str, subprocess.Popen[str]] = {}
+        self._ended: list[subprocess.Popen[str]] = []
         self.commands: list[tuple[float, np.ndarray]] = []  # steady time, velocity [m/s] or goal
         self.gate_states: list[tuple[float, str, str]] = []
         self.vla_states: list[tuple[float, str, dict[str, str]]] = []
@@ -83,6 +84,9 @@ class Rig:
 
     def start(self, name: str, *arguments: str, code: str = '') -> None:
         """Start ``vla_node`` or ``command_gate``; ``code`` is run in its process before."""
+        self.wait(0.1)  # what a former process of this name said last
+        (self.vla_states if name == 'vla_node' else self.gate_states).clear()
+        self.commands.clear()
         common = (['-p', f'policy:={self.policy}', '-p', f'engine:={self.engine}',
                    *IN_NAMESPACE] if name == 'vla_node'
                   else ['-p', 'preset:=servo', *GATE, *GATE_REMAPS])
@@ -96,11 +100,12 @@ class Rig:
                 env={**os.environ, 'OMP_NUM_THREADS': '1'},
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
 
-    def stop(self, name: str, number: int = signal.SIGKILL) -> int:
-        """Signal a process and return its exit code."""
+    def kill(self, name: str, number: int = signal.SIGKILL) -> subprocess.Popen[str]:
+        """Signal a process that is to end; nobody waits for it here."""
         process = self.processes.pop(name)
         process.send_signal(number)
-        return process.wait(10)
+        self._ended.append(process)
+        return process
 
     def log(self, name: str) -> str:
         """Return what a process has printed."""
@@ -181,7 +186,7 @@ class Rig:
 
     def close(self) -> None:
         """End all processes and leave the graph."""
-        for process in self.processes.values():
+        for process in [*self._ended, *self.processes.values()]:
             process.send_signal(signal.SIGCONT)
             process.kill()
             process.wait()

@@ -1,0 +1,188 @@
+"""Rows 18 to 22, 24, 37 to 39: processes that die or sleep, clocks, and a full disk."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from dtvla_ros.middleware import ros
+from dtvla_ros.middleware.messages import Clock, get_message, get_service
+from dtvla_ros.nodes import wire
+from test.faults.inside import clock_offset, policy_faults
+from test.faults.rig import ROOT
+from test.faults.robot import drop
+
+
+@pytest.fixture
+def moving(rig):
+    """The arm in motion; whatever was killed before is started again."""
+    for name in ('slow', 'endless', 'hungry', 'offset'):
+        (rig.folder / name).unlink(missing_ok=True)
+    if 'vla_node' not in rig.processes:
+        rig.start('vla_node', code=policy_faults(rig.folder))
+    if 'command_gate' not in rig.processes:
+        rig.start('command_gate', code=clock_offset(rig.folder / 'offset'))
+    return rig.ready()
+
+
+def memory(process):
+    """Return the resident memory of a process [MB]."""
+    with open(f'/proc/{process.pid}/statm') as statm:
+        return int(statm.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
+
+
+def test_18_a_policy_out_of_memory_is_released_and_the_gate_lives(moving, check):
+    before = memory(moving.processes['vla_node'])
+    (moving.folder / 'hungry').touch()
+    begun = time.monotonic()
+    moving.spin(lambda: moving.vla[0] == 'STOPPED', 3, 'STOPPED')
+    failed = moving.vla_states[-1][0]
+    assert 'DEGRADED' in moving.vla[1] and 'out of memory' in moving.vla[1]
+    moving.stops(begun, 'STOP', 'DEGRADED')
+    check(18, max(0.0, moving.still_after(begun) - failed))
+    moving.wait(0.5)
+    assert memory(moving.processes['vla_node']) < before - 10, 'the weights are gone'
+    assert moving.processes['vla_node'].poll() is None
+    assert moving.processes['command_gate'].poll() is None
+    moving.kill('vla_node')
+
+
+def test_19_a_killed_policy(moving, check):
+    since = time.monotonic()
+    moving.kill('vla_node')
+    check(19, moving.stops(since, 'STOP', 'heartbeat'))
+
+
+@pytest.mark.parametrize('sink', ['servo', 'crisp'])
+def test_20_a_killed_gate(moving, check, sink):
+    if sink == 'crisp':
+        moving.kill('command_gate')
+        moving.start('command_gate', '-p', 'preset:=crisp', '-p', 'profile:=default')
+        moving.ready()
+    since, place = time.monotonic(), moving.robot.position.copy()
+    moving.kill('command_gate')
+    moving.spin(lambda: moving.vla[0] == 'STOPPED', 2, 'STOPPED')
+    check(20, next(t for t, s, _ in moving.vla_states if t > since and s == 'STOPPED') - since)
+    assert 'command_gate is silent' in moving.vla[1]
+    moving.wait(1.0)
+    gone = float(np.linalg.norm(moving.robot.position - place))
+    assert gone <= 0.05 + 0.267 * 0.02, f'{gone:.3f} m'  # and what it moved before the signal
+    moving.robot.target = None
+    check(20, said=f'{sink}: {1e3 * gone:.0f} mm')
+
+
+def test_21_a_policy_that_sleeps_for_ten_seconds(moving, check):
+    process = moving.processes['vla_node']
+    since = time.monotonic()
+    process.send_signal(signal.SIGSTOP)
+    check(21, moving.stops(since, 'STOP', 'heartbeat'))
+    moving.wait(10.0 - (time.monotonic() - since))
+    woken = time.monotonic()
+    process.send_signal(signal.SIGCONT)
+    moving.wait(1.0)
+    assert not any(v.any() for t, v in moving.commands if t > woken), 'stale chunks move nothing'
+    assert moving.gate[0] == 'STOP'
+
+
+@pytest.mark.skipif(ros.BACKEND != 'dds', reason="rclpy's clock is not Python's to shift")
+@pytest.mark.parametrize('seconds', [10, -10])
+def test_22_a_wall_clock_that_jumps(moving, check, seconds):
+    (moving.folder / 'new').write_text(str(seconds * 10**9))
+    (moving.folder / 'new').rename(moving.folder / 'offset')
+    check(22, moving.stops(time.monotonic(), 'HOLD'))
+    moving.wait(0.3)
+    assert 'stamped' in moving.gate[1], "the arm's stamps are another clock's now"
+    (moving.folder / 'offset').unlink()
+    moving.spin(moving.moving, 10, 'motion by itself')
+
+
+def test_24_simulated_time_that_pauses(moving, check):
+    moving.kill('command_gate')
+    node = ros.Node('clock')
+    publisher = node.create_publisher(Clock, '/clock', wire.LATEST)
+    steady = ros.Clock(clock_type=ros.ClockType.STEADY_TIME)
+    timer = node.create_timer(0.01, lambda: publisher.publish(
+        Clock(clock=wire.time_message(time.time()))), clock=steady)
+    moving._executor.add_node(node)
+    moving.start('command_gate', '-p', 'use_sim_time:=true')
+    moving.ready()
+    since, place = time.monotonic(), None
+    timer.cancel()
+    check(24, moving.stops(since, 'HOLD', 'stood still'))
+    place = moving.robot.position.copy()
+    moving.wait(0.3)
+    assert np.abs(moving.robot.position - place).max() < 1e-9, 'no drift'
+    timer.reset()
+    moving.spin(moving.moving, 10, 'motion by itself')
+    moving.kill('command_gate')
+    moving._executor.remove_node(node)
+    node.destroy_node()
+
+
+def test_37_deactivated_in_motion(moving, check):
+    change = get_service('lifecycle_msgs/srv/ChangeState')
+    transition = get_message('lifecycle_msgs/msg/Transition')
+    client = moving.node.create_client(change, '/vla/vla_node/change_state')
+    moving.spin(client.service_is_ready, 10, 'change_state')
+    since = time.monotonic()
+    future = client.call_async(change.Request(
+        transition=transition(id=transition.TRANSITION_DEACTIVATE)))
+    check(37, moving.stops(since, 'STOP', 'INACTIVE'))
+    assert future.done() and future.result().success
+    stopped = moving.still_after(since)
+    assert not [t for t, _ in moving.chunks if t > stopped + 0.05], 'no chunk after the stop'
+    future = client.call_async(change.Request(
+        transition=transition(id=transition.TRANSITION_ACTIVATE)))
+    moving.spin(future.done, 5, 'activate')
+    assert future.result().success
+
+
+@pytest.mark.parametrize('name', ['vla_node', 'command_gate'])
+def test_37_interrupted_in_motion(moving, check, name):
+    since = time.monotonic()
+    process = moving.kill(name, signal.SIGINT)
+    moving.spin(lambda: moving.still_after(since) is not None, 3, 'stop commands')
+    check(37, moving.still_after(since) - since)
+    assert process.wait(10) == 0
+    if name == 'command_gate':
+        moving.spin(lambda: 'shut down' in moving.gate[1], 1, 'the reason')
+        assert not moving.commands[-1][1].any(), 'the last word is to stand still'
+
+
+def test_38_a_robot_lost_and_found(moving, check):
+    topics = ('image_primary', 'image_wrist', 'joint_states', 'ee_pose')
+    since = time.monotonic()
+    moving.proxy.faults.update(dict.fromkeys(topics, drop))
+    check(38, moving.stops(since, 'HOLD'))
+    moving.wait(1.0)
+    back = time.monotonic()
+    moving.proxy.faults.clear()
+    moving.spin(moving.moving, 10, 'motion by itself')
+    first = next(t for t, v in moving.commands if t > back and v.any())
+    assert any(back < t <= first for t, _ in moving.chunks), 'by a new chunk'
+
+
+def test_39_a_disk_that_is_full_while_recording(moving, check, tmp_path):
+    bag, limit = tmp_path / 'bag', 3_000_000
+    # A limit on the size of any file the recorder writes: the same error path as a full disk.
+    code = (f'import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
+            f'resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); '
+            'from dtvla_ros.cli import main; main()')
+    before = len(moving.commands)
+    done = subprocess.Popen([sys.executable, '-c', code, 'record', '--out', str(bag)], cwd=ROOT,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    moving.spin(lambda: done.poll() is not None, 40, 'the end of the recording')
+    output = done.communicate()[0]
+    assert done.returncode == 3, output
+    assert 'No space left' in output or 'too large' in output, output
+    moved = moving.commands[before:]
+    assert len(moved) > 20 and moving.gate[0] == 'RUN'
+    gaps = np.diff([t for t, _ in moved])
+    assert gaps.max() < 0.15, 'control goes on'
+    check(39, said=f'longest gap of commands {1e3 * gaps.max():.0f} ms')
