@@ -23,7 +23,7 @@ LOOK_PERIOD = 0.1  # between two looks for new publishers [s]
 TELL_PERIOD = 1.0
 TELL_EVERY = 10  # of these, where no terminal shows them
 PICTURES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
-PICTURES_DEPTH, DEPTH, LATCHED_DEPTH = 10, 1000, 10
+PICTURES_DEPTH, DEPTH = 10, 1000
 DISK_FULL = 3  # exit code
 
 
@@ -167,13 +167,13 @@ class Recorder(ros.Node):
             self._refused.add(topic)
             self.get_logger().error(f'{topic} is not recorded: its type {kind} is not known here')
             return
-        depth = LATCHED_DEPTH if latched else PICTURES_DEPTH if kind in PICTURES else DEPTH
         if before is None:
             self.writer.add_topic(topic, kind, [offered(*offer) for offer in sorted(set(offers))])
         add = self.writer.add
         self._subscribed[topic] = self.create_subscription(
             message_type, topic, lambda data: add(topic, time.time_ns(), data), ros.QoSProfile(
-                depth=depth, reliability=ros.ReliabilityPolicy.RELIABLE if reliable
+                depth=PICTURES_DEPTH if kind in PICTURES else DEPTH,
+                reliability=ros.ReliabilityPolicy.RELIABLE if reliable
                 else ros.ReliabilityPolicy.BEST_EFFORT,
                 durability=ros.DurabilityPolicy.TRANSIENT_LOCAL if latched
                 else ros.DurabilityPolicy.VOLATILE), raw=True), reliable, latched

@@ -48,6 +48,7 @@ def test_a_real_run_there_and_back_and_a_step_of_training(graph, policy, tmp_pat
                   f'max_steps:={steps}')
         graph.spin(lambda: any(json.loads(m.data)['finished']
                                for _, m in graph.of('episode')), 120)
+        assert graph.processes['sim_bridge'].wait(15) == 0  # its last words have left by then
         recording.send_signal(signal.SIGINT)
         assert recording.wait(20) == 0
     finally:
