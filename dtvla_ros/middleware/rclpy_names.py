@@ -52,7 +52,7 @@ from rclpy.timer import Timer
 
 BAD_INPUT: tuple[type[Exception], ...] = (
     InvalidParameterException, InvalidParameterTypeException, InvalidParameterValueException,
-    NameValidationException)
+    NameValidationException, ParameterUninitializedException)
 """What rclpy raises where the user is wrong, not the code."""
 
 

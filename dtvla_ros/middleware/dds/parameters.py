@@ -33,7 +33,7 @@ class ParameterAlreadyDeclaredException(ParameterException):
     """The parameter was declared before."""
 
 
-class ParameterUninitializedException(ParameterException):
+class ParameterUninitializedException(ParameterException, UserError):
     """The parameter was declared with a type only, and nobody has set it."""
 
 

@@ -74,9 +74,11 @@ def test_the_graph_knows_who_does_what(make_node: Any, spin_until: Spin) -> None
     assert go in node.get_service_names_and_types()
     assert ('/tested/get_parameters', ['rcl_interfaces/srv/GetParameters']) in (
         node.get_service_names_and_types())
-    assert spin_until(lambda: [node.count_publishers('word'), node.count_subscribers('word'),
-                               node.count_services('/robot/other/go'),
-                               node.count_clients('/robot/other/go')] == [1, 1, 1, 1], node)
+    assert spin_until(lambda: [node.count_publishers('word'),
+                               node.count_subscribers('word')] == [1, 1], node)
+    if hasattr(node, 'count_services'):  # not in Humble
+        assert spin_until(lambda: [node.count_services('/robot/other/go'),
+                                   node.count_clients('/robot/other/go')] == [1, 1], node)
     with pytest.raises(RuntimeError):
         node.get_publisher_names_and_types_by_node('nobody', '/')
 
