@@ -1,7 +1,8 @@
-"""The other process: echoes images, latches a word, or answers a service until it is stopped."""
+"""The other process: echoes images, latches a word, answers a service; or is a managed node."""
 
 from __future__ import annotations
 
+import os
 import sys
 
 from dtvla_ros.middleware import ros
@@ -32,5 +33,16 @@ class Peer(ros.Node):
         super().destroy_node()
 
 
+class ManagedPeer(ros.LifecycleNode):
+    """Says a word over and over, which is heard while it is active only."""
+
+    def __init__(self) -> None:
+        super().__init__('managed_peer')
+        word = self.create_lifecycle_publisher(String, 'managed_word', 5)
+        self.create_timer(0.05, lambda: word.publish(String(data='active')))
+        print('ready', flush=True)
+
+
 if __name__ == '__main__':
-    raise SystemExit(ros.run(Peer, sys.argv[1:]))
+    kind = ManagedPeer if os.environ.get('PEER') == 'managed' else Peer
+    raise SystemExit(ros.run(kind, sys.argv[1:]))

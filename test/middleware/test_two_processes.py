@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 
 from dtvla_ros.middleware import images, ros
-from dtvla_ros.middleware.messages import Image, SetBool, String, get_service
+from dtvla_ros.middleware.messages import (
+    ChangeState,
+    GetState,
+    Image,
+    SetBool,
+    String,
+    Transition,
+    get_service,
+)
 
 LATCHED = ros.QoSProfile(depth=1, durability=ros.DurabilityPolicy.TRANSIENT_LOCAL)
 Spin = Callable[..., bool]
@@ -124,6 +132,39 @@ def test_remote_parameters(make_node: Any, start_peer: Any) -> None:
     assert reader.wait_for_service(timeout_sec=10.0)
     value, = _ask(node, reader, get_parameters.Request(names=['rate'])).values
     assert (value.type, value.double_value) == (3, 7.5)
+
+
+def test_managed_node_in_another_process(make_node: Any, spin_until: Spin,
+                                         start_peer: Any) -> None:
+    peer = start_peer(PEER='managed')
+    assert peer.stdout.readline() == 'ready\n'
+    node = make_node()
+    heard: list[str] = []
+    node.create_subscription(String, 'managed_word', lambda m: heard.append(m.data), 5)
+    change = node.create_client(ChangeState, '/managed_peer/change_state')
+    state = node.create_client(GetState, '/managed_peer/get_state')
+    assert change.wait_for_service(timeout_sec=10.0)
+    assert state.wait_for_service(timeout_sec=10.0)
+
+    def now() -> str:
+        return _ask(node, state, GetState.Request()).current_state.label
+
+    def go(label: str) -> bool:
+        return _ask(node, change, ChangeState.Request(
+            transition=Transition(label=label))).success
+    assert now() == 'unconfigured'
+    assert not spin_until(lambda: heard, node, timeout=0.3)
+    for label, reached in (('activate', 'unconfigured'), ('configure', 'inactive'),
+                           ('activate', 'active')):
+        go(label)
+        assert now() == reached
+    assert spin_until(lambda: heard, node)
+    assert go('deactivate')
+    spin_until(lambda: False, node, timeout=0.3)
+    heard.clear()
+    assert not spin_until(lambda: heard, node, timeout=0.3)
+    os.kill(peer.pid, signal.SIGTERM)
+    assert peer.wait(timeout=20) == 0
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
