@@ -220,6 +220,7 @@ class VlaNode(ros.LifecycleNode):
         self._task += 1
         self._forget()
         self._inputs.clear()
+        self._input_lost_since = None
         self._stopped = ''
 
     def _reject(self, reason: str) -> None:

@@ -46,3 +46,17 @@ def decide(self, *arguments):
     return _decide(self, *arguments)
 think_act.ThinkAct.decide = decide
 """
+
+
+def slow_loading(file: Path) -> str:
+    """Return code that keeps a policy from being loaded while ``file`` exists."""
+    return f"""
+import pathlib, time
+from dtvla_ros.engine import onnx_engine
+_build = onnx_engine.OnnxEngine.__init__
+def build(self, *arguments):
+    while pathlib.Path({str(file)!r}).exists():
+        time.sleep(0.01)
+    _build(self, *arguments)
+onnx_engine.OnnxEngine.__init__ = build
+"""

@@ -1,0 +1,268 @@
+"""Rows 8, 10, 11, 23, 25 to 27: what the managed node refuses, with the reason."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from dtvla_ros.middleware import images, ros
+from dtvla_ros.middleware.messages import (
+    CompressedImage,
+    String,
+    TFMessage,
+    Transform,
+    TransformStamped,
+    get_message,
+    get_service,
+)
+from dtvla_ros.nodes import wire
+from dtvla_ros.policy.manifest import MANIFEST, sha256
+from test.faults.inside import slow_loading
+from test.faults.rig import TASK
+from test.faults.robot import CAMERAS, drop
+
+CONFIGURE, ACTIVATE = 1, 3
+MANAGED = ['-p', 'autostart:=false']
+
+
+def change(rig, transition):
+    """Ask the policy node for a transition; return whether it succeeded and the reason told."""
+    kind = get_service('lifecycle_msgs/srv/ChangeState')
+    wish = get_message('lifecycle_msgs/msg/Transition')(id=transition)
+    client = rig.node.create_client(kind, '/vla/vla_node/change_state')
+    rig.spin(client.service_is_ready, 20, 'change_state')
+    begun = time.monotonic()
+    future = client.call_async(kind.Request(transition=wish))
+    rig.spin(future.done, 10, 'an answer')
+    took = time.monotonic() - begun
+    rig.node.destroy_client(client)
+    rig.spin(lambda: rig.vla_states and rig.vla_states[-1][0] > begun + took, 2, 'a state')
+    return future.result().success, rig.vla[1], took
+
+
+@pytest.fixture
+def managed(rig):
+    """Return a function that starts the policy node unconfigured, instead of a former one."""
+    def start(*arguments, code=''):
+        if 'vla_node' in rig.processes:
+            rig.kill('vla_node', signal.SIGINT).wait(10)
+        rig.proxy.faults.clear()
+        rig.start('vla_node', *MANAGED, *arguments, code=code)
+        rig.spin(lambda: rig.vla[0] == 'UNCONFIGURED', 20, 'UNCONFIGURED')
+        return rig
+    return start
+
+
+def configured(rig):
+    done, reason, took = change(rig, CONFIGURE)
+    assert done, reason
+    assert took < 5.0
+    rig.spin(lambda: rig.vla[0] == 'INACTIVE', 30, 'the policy loaded')
+    return rig
+
+
+def test_10_missing_joints_are_refused_by_name(managed, check):
+    rig = managed()
+
+    def lacking(message):
+        message.name, message.position = list(message.name)[1:], list(message.position)[1:]
+        return message
+    rig.proxy.faults['joint_states'] = lacking
+    configured(rig)
+    rig.wait(0.2)
+    done, reason, _ = change(rig, ACTIVATE)
+    assert not done and 'panda_joint1' in reason
+    rig.proxy.faults.clear()
+    rig.wait(0.2)
+    assert change(rig, ACTIVATE)[0], 'a later attempt succeeds'
+    check(10, said='refused')
+
+
+def test_23_another_clock_is_refused(managed, check):
+    rig = configured(managed('-p', 'use_sim_time:=true'))
+    rig.wait(0.3)
+    done, reason, _ = change(rig, ACTIVATE)
+    assert not done and 'use_sim_time' in reason
+    check(23, said='refused')
+
+
+def test_activation_waits_for_the_policy(managed, rig):
+    (rig.folder / 'loading').touch()
+    rig = managed(code=slow_loading(rig.folder / 'loading'))
+    done, reason, took = change(rig, ACTIVATE)
+    assert not done, 'not before it is configured'
+    done, _, took = change(rig, CONFIGURE)
+    assert done and took < 5.0
+    done, reason, _ = change(rig, ACTIVATE)
+    assert not done and 'still being loaded' in reason and rig.vla[0] == 'LOADING'
+    (rig.folder / 'loading').unlink()
+    rig.spin(lambda: rig.vla[0] == 'INACTIVE', 30, 'the policy loaded')
+    assert change(rig, ACTIVATE)[0]
+    assert rig.vla[0] == 'IDLE'
+
+
+def copied(policy, tmp_path):
+    folder = tmp_path / 'policy'
+    shutil.copytree(policy[0], folder)
+    return folder
+
+
+def rewrite(folder, edit):
+    """Edit the manifest's JSON in place."""
+    path = folder / MANIFEST
+    manifest = json.loads(path.read_text())
+    edit(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def weights(folder):
+    return max(folder.iterdir(), key=lambda p: p.stat().st_size)
+
+
+@pytest.mark.parametrize('damage', ['truncated', 'flipped'])
+def test_25_damaged_weights_are_refused_before_they_are_parsed(
+        managed, policy, tmp_path, check, damage):
+    folder = copied(policy, tmp_path)
+    path = weights(folder)
+    data = bytearray(path.read_bytes())
+    if damage == 'truncated':
+        del data[len(data) // 2:]
+    else:
+        data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    rig = managed('-p', f'policy:={folder}')
+    done, reason, _ = change(rig, CONFIGURE)
+    assert not done and path.name in reason and 'SHA-256' in reason
+    assert rig.vla[0] == 'UNCONFIGURED'
+    check(25, said='refused')
+
+
+class Evil:
+    """Unpickled, it leaves a canary."""
+
+    def __init__(self, canary):
+        self.canary = str(canary)
+
+    def __reduce__(self):
+        return (open, (self.canary, 'w'))
+
+
+@pytest.mark.parametrize('listed', [False, True])
+def test_26_pickles_and_remote_code_are_refused_and_never_run(
+        managed, policy, tmp_path, check, listed):
+    folder, canary = copied(policy, tmp_path), tmp_path / 'canary'
+    path = weights(folder)
+    path.unlink()
+    (folder / 'pytorch_model.bin').write_bytes(pickle.dumps(Evil(canary)))
+    (folder / 'modeling_evil.py').write_text(f'open({str(canary)!r}, "w")')
+    (folder / 'config.json').write_text(json.dumps(
+        {'auto_map': {'AutoModel': 'modeling_evil.Evil'}, 'model_type': 'evil'}))
+    if listed:
+        (folder / path.name).write_bytes(pickle.dumps(Evil(canary)))
+
+        def rehash(manifest):
+            manifest['files'][path.name] = sha256(folder / path.name)
+        rewrite(folder, rehash)
+    rig = managed('-p', f'policy:={folder}')
+    done, reason, _ = change(rig, CONFIGURE)
+    if listed and done:  # a right hash of a wrong file: found when the file is read
+        rig.spin(lambda: rig.vla[0] == 'INACTIVE', 20, 'the end of loading')
+        done, reason, _ = change(rig, ACTIVATE)
+    assert not done and reason
+    assert not canary.exists(), 'the pickle or the code was run'
+    check(26, said='refused, canary never made')
+
+
+@pytest.mark.parametrize('damage', ['missing', 'flat', 'size'])
+def test_27_statistics_that_cannot_be_right_are_refused(managed, policy, tmp_path, check, damage):
+    folder = copied(policy, tmp_path)
+
+    def spoil(manifest):
+        statistics = manifest['statistics']
+        if damage == 'missing':
+            del manifest['statistics']
+        elif damage == 'flat':
+            statistics['q99'][2] = statistics['q01'][2]
+        else:
+            statistics['q99'] = statistics['q99'][:-1]
+    rewrite(folder, spoil)
+    rig = managed('-p', f'policy:={folder}')
+    done, reason, _ = change(rig, CONFIGURE)
+    assert not done and ('statistics' in reason or 'q99' in reason), reason
+    check(27, said='refused')
+
+
+def test_08_a_truncated_jpeg_holds(managed, check):
+    rig = managed('-p', 'transport:=compressed')
+    publishers = [rig.node.create_publisher(
+        CompressedImage, f'/image_{camera}', ros.qos_profile_sensor_data) for camera in CAMERAS]
+    random, cut = np.random.default_rng(0), []
+
+    def film():
+        stamp = rig.node.get_clock().now().to_msg()
+        for publisher in publishers:
+            message = images.numpy_to_compressed(
+                random.integers(0, 255, (128, 128, 3), np.uint8), stamp)
+            if cut:
+                message.data = message.data[:len(message.data) // 2]
+            publisher.publish(message)
+    steady = ros.Clock(clock_type=ros.ClockType.STEADY_TIME)
+    timer = rig.node.create_timer(0.04, film, clock=steady)
+    if 'command_gate' not in rig.processes:
+        rig.start('command_gate')
+    configured(rig)
+    assert change(rig, ACTIVATE)[0]
+    rig.ready()
+    since = time.monotonic()
+    cut.append(True)
+    check(8, rig.stops(since, 'HOLD', 'JPEG'))
+    cut.clear()
+    rig.spin(rig.moving, 10, 'motion by itself')
+    rig.node.destroy_timer(timer)
+
+
+def test_11_no_pose_no_start_and_transforms_instead_of_the_topic(managed, check):
+    rig = managed('-p', 'pose_source:=tf', '-p', 'ee_frame:=hand')
+    if 'command_gate' in rig.processes:
+        rig.kill('command_gate', signal.SIGINT).wait(10)
+    rig.start('command_gate', '-p', 'pose_source:=tf', '-p', 'ee_frame:=hand')
+    rig.spin(lambda: rig.gate[0], 20, 'the gate')
+    configured(rig)
+    assert change(rig, ACTIVATE)[0]
+    rig.instruction.publish(String(data=TASK))
+    rig.spin(lambda: rig.vla[0] == 'HOLDING' and 'ee_pose' in rig.vla[1], 5, 'no pose')
+    rig.order.publish(String(data='start'))
+    rig.spin(lambda: 'start refused' in rig.log('command_gate').splitlines()[-1], 2, 'refusal')
+    assert 'pose missing' in rig.log('command_gate').splitlines()[-1]
+
+    transforms, silent = rig.node.create_publisher(TFMessage, '/tf', 100), []
+
+    def place():
+        if silent:
+            return
+        def link(parent, child, height):
+            made = TransformStamped(
+                header=wire.header(rig.node.get_clock().now().nanoseconds * 1e-9, parent),
+                child_frame_id=child, transform=Transform())
+            made.transform.translation.z = height
+            made.transform.rotation.w = 1.0
+            return made
+        transforms.publish(TFMessage(transforms=[
+            link('base', 'arm', 0.3), link('arm', 'hand', 0.1)]))
+    rig.proxy.faults['ee_pose'] = drop
+    steady = ros.Clock(clock_type=ros.ClockType.STEADY_TIME)
+    timer = rig.node.create_timer(0.02, place, clock=steady)
+    rig.wait(0.5)
+    rig.instruction.publish(String(data=TASK))
+    rig.order.publish(String(data='start'))
+    rig.spin(rig.moving, 10, 'motion by transforms')
+    since = time.monotonic()
+    silent.append(True)
+    check(11, rig.stops(since, 'HOLD', 'pose'))
+    rig.node.destroy_timer(timer)
