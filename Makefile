@@ -1,4 +1,4 @@
-# make demo | test | lint | eval | experts | bench | latency | train | constraints | clean   (make help)
+# make demo | test | lint | eval | experts | bench | latency | faults | soak | train | constraints | clean   (make help)
 # Needs Python 3.10 - 3.13 and, as root on Debian or Ubuntu, installs the rest by itself.
 
 PYTHON ?= python3
@@ -13,7 +13,7 @@ DATA ?= data/tabletop
 RUN ?= runs/nano
 MINUTES ?= 60
 
-.PHONY: help demo test lint eval experts bench latency train constraints clean
+.PHONY: help demo test lint eval experts bench latency faults soak train constraints clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,12 @@ bench: $(VENV)/.installed-dev  ## how fast engines decide, beside the published 
 
 latency: $(VENV)/.installed  ## what the path from camera to arm costs on this machine
 	$(BIN)/dtvla latency --json $(OUT)/latency.json
+
+faults: $(VENV)/.installed-dev  ## injects every fault of the table on running nodes, writes it to README.md
+	$(BIN)/python -m pytest test/faults --fault-table README.md --flood-seconds 60
+
+soak: $(VENV)/.installed  ## ten minutes at 20 Hz with two cameras: late commands, memory
+	$(BIN)/dtvla soak --policy $(POLICY) --json $(OUT)/soak.json
 
 train: $(VENV)/.installed-dev  ## record, train and export a policy: DATA=data/tabletop RUN=runs/nano MINUTES=60
 	$(BIN)/dtvla collect --episodes 1000 --workers $(WORKERS) --camera-every 4 --out $(DATA)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dtvla_ros.measure.robot import Robot
 from dtvla_ros.middleware import ros
 from dtvla_ros.middleware.messages import (
     Bool,
@@ -23,7 +24,7 @@ from dtvla_ros.middleware.messages import (
     TwistStamped,
 )
 from dtvla_ros.nodes import wire
-from test.faults.robot import FaultProxy, Robot
+from test.faults.proxy import FaultProxy
 from test.nodes.conftest import IN_NAMESPACE
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dtvla_ros.middleware import ros
-from dtvla_ros.middleware.messages import Bool, Float64, String, Trigger, TwistStamped, get_service
+from dtvla_ros.middleware.messages import Bool, String, Trigger, TwistStamped, get_service
 from dtvla_ros.nodes import wire
 from dtvla_ros.safety.limits import WORKSPACE_HIGH
 from test.faults.inside import policy_faults
@@ -252,13 +252,12 @@ def test_34_grippers(moving, check):
     check(34, moving.stops(time.monotonic(), 'STOP', 'does not close'))
 
     moving.ready()
-    moving.nodes['robot'].destroy_subscription(moving.robot.gripper)
+    moving.robot.disconnect_gripper()
     since = time.monotonic()
     try:
         check(34, moving.stops(since, 'STOP', 'nobody receives', timeout=5))
     finally:
-        moving.robot.gripper = moving.nodes['robot'].create_subscription(
-            Float64, '/gripper_cmd', moving.robot._on_gripper, 1)
+        moving.robot.connect_gripper()
 
 
 def test_35_parameters_that_must_not_change(moving, check):

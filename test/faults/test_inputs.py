@@ -9,7 +9,7 @@ import pytest
 
 from dtvla_ros.middleware import images, ros
 from dtvla_ros.nodes import wire
-from test.faults.robot import drop
+from test.faults.proxy import drop
 
 PRIMARY = 'image_primary'
 

@@ -15,8 +15,8 @@ from dtvla_ros.middleware import ros
 from dtvla_ros.middleware.messages import Clock, get_message, get_service
 from dtvla_ros.nodes import wire
 from test.faults.inside import clock_offset, policy_faults
+from test.faults.proxy import drop
 from test.faults.rig import ROOT
-from test.faults.robot import drop
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from dtvla_ros.measure.robot import CAMERAS
 from dtvla_ros.middleware import images, ros
 from dtvla_ros.middleware.messages import (
     CompressedImage,
@@ -24,8 +25,8 @@ from dtvla_ros.middleware.messages import (
 from dtvla_ros.nodes import wire
 from dtvla_ros.policy.manifest import MANIFEST, sha256
 from test.faults.inside import slow_loading
+from test.faults.proxy import drop
 from test.faults.rig import TASK
-from test.faults.robot import CAMERAS, drop
 
 CONFIGURE, ACTIVATE = 1, 3
 MANAGED = ['-p', 'autostart:=false']

@@ -1,0 +1,33 @@
+"""Publishes 1 MB pictures on a camera's topic, a thousand times a second, as fast as it can."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import numpy as np
+
+from dtvla_ros.middleware import images, ros
+from dtvla_ros.middleware.messages import Image
+
+RATE, SIDE = 1000, 577  # 577 x 577 x 3 bytes are 1 MB
+
+
+def main(topic: str, seconds: float) -> None:
+    ros.init(args=['flood'])
+    node = ros.Node('flood')
+    publisher = node.create_publisher(Image, topic, ros.qos_profile_sensor_data)
+    picture = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), np.uint8)
+    begun, sent = time.monotonic(), 0
+    while (now := time.monotonic()) - begun < seconds:
+        picture[0, 0] = sent % 256
+        publisher.publish(images.numpy_to_image(picture, node.get_clock().now().to_msg()))
+        sent += 1
+        time.sleep(max(0.0, begun + sent / RATE - now))
+    print(sent / (time.monotonic() - begun))
+    node.destroy_node()
+    ros.try_shutdown()
+
+
+if __name__ == '__main__':
+    main(sys.argv[1], float(sys.argv[2]))

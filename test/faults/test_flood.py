@@ -1,0 +1,48 @@
+"""Row 36: a camera that sends far more than anybody can look at."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dtvla_ros.middleware.messages import TwistStamped
+from dtvla_ros.nodes import wire
+from test.faults.rig import ROOT
+
+GROWTH = 30.0  # of the policy's memory while frames wait in its reader [MB]
+
+
+def memory(pid):
+    with open(f'/proc/{pid}/statm') as statm:
+        return int(statm.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
+
+
+@pytest.mark.slow
+def test_36_a_flood_of_pictures(rig, check, request):
+    seconds = request.config.getoption('--flood-seconds', default=8)
+    rig.start('vla_node')
+    rig.start('command_gate', '-p', 'priority:=20')
+    stamps = []
+    rig.node.create_subscription(TwistStamped, '/twist_cmd', lambda m: stamps.append(
+        wire.seconds(m.header.stamp)), 50)
+    rig.ready()
+    pid = rig.processes['vla_node'].pid
+    flood = subprocess.Popen([sys.executable, 'test/faults/flood.py', '/image_primary',
+                              str(seconds)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+                             env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    rig.wait(3.0)
+    before, stamps[:] = memory(pid), []
+    decided = int(rig.vla_states[-1][2]['step'])
+    rig.spin(lambda: flood.poll() is not None, seconds + 30, 'the end of the flood')
+    rate = float(flood.communicate()[0])
+    jitter = np.abs(np.diff(stamps) - 0.05)
+    p99 = float(np.percentile(jitter, 99))
+    assert rig.processes['vla_node'].poll() is None
+    assert memory(pid) - before < GROWTH
+    assert int(rig.vla_states[-1][2]['step']) > decided + 2, 'it goes on deciding'
+    check(36, p99)
+    check(36, said=f'p99; {rate:.0f} pictures/s, memory {memory(pid) - before:+.0f} MB')
