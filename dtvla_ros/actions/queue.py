@@ -28,7 +28,8 @@ class ChunkQueue:
     ``max_latency``: a chunk whose age exceeds its own length by more than this is dropped [s].
     ``blend_steps``: rows over which a new chunk is faded in where the old one still had rows.
     ``ticks_per_row``: control ticks that one row lasts, where the control rate is a multiple of
-    the chunks'.
+    the chunks'. `at_seam`: the row taken last is the first of a chunk that took over from one
+    which still had rows. `consumed`: rows played so far.
     """
 
     def __init__(self, *, max_latency: float = 0.0, blend_steps: int = 0,
@@ -46,7 +47,9 @@ class ChunkQueue:
         self._played: deque[float] = deque(maxlen=HISTORY)  # first ticks of rows, ascending
         self._last: tuple[float, NDArray[np.float32]] | None = None
         self._ticks_left = 0
+        self._taken_over = False
         self.consumed = 0
+        self.at_seam = False
 
     def put(self, chunk: Chunk) -> str | None:
         """Make a chunk current; return why it was dropped, or None when it was taken."""
@@ -58,6 +61,7 @@ class ChunkQueue:
             start = sum(1 for t in self._played if t >= chunk.stamp - 1e-6)
             if start >= len(chunk.values):
                 return 'all its rows are in the past'
+            self._taken_over = self._chunk is not None and self._cursor < len(self._chunk.values)
             self._chunk = self._faded(chunk, start)
             self._cursor = start
             return None
@@ -85,6 +89,7 @@ class ChunkQueue:
             row = chunk.values[self._cursor]
             self._cursor += 1
             self._ticks_left = self._ticks_per_row - 1
+            self.at_seam, self._taken_over = self._taken_over, False
             self.consumed += 1
             self._played.append(now)
             self._last = (now, row)

@@ -12,7 +12,7 @@ from dtvla_ros.cli.arguments import Json, names
 from dtvla_ros.cli.models import app as models_app
 from dtvla_ros.cli.recording import app as recording_app
 from dtvla_ros.errors import UserError
-from dtvla_ros.measure.command import latency, soak
+from dtvla_ros.measure.command import latency, seam, soak
 from dtvla_ros.middleware.topic_cli import app as topic_app
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.add_typer(models_app)
 app.add_typer(recording_app)
 app.command()(latency)
 app.command()(soak)
+app.command()(seam)
 
 Suite = Annotated[str, typer.Option(help='Scenes and tasks.')]
 Tasks = Annotated[

@@ -83,3 +83,37 @@ def soak(
         raise typer.Exit(1) from None
     if not result['passed']:
         raise typer.Exit(1)
+
+
+def seam(
+    policy: Annotated[
+        Path, typer.Option(help='Folder of the policy.')] = Path('models/nano'),
+    blend: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option(min=0, help="The gate's blend_steps; repeat for several. "
+                                 '[default: 0 and 6]'),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=5.0, help='How long each is watched.')] = 60.0,
+    json_file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option('--json', help='Write the result here.', dir_okay=False),
+    ] = None,
+) -> None:
+    """Measure the jump of the commanded velocity where one chunk gives way to the next.
+
+    The simulated arm runs on the wall clock and the policy thinks meanwhile, as on a robot. The
+    jump at a seam should be at most 1.2 times the median jump inside chunks.
+
+    **Example**
+
+    `dtvla seam --blend 0 --blend 4 --blend 6 --seconds 120`
+    """
+    from dtvla_ros.demo.processes import NodeDied
+    from dtvla_ros.measure.seam import run_seam
+
+    try:
+        run_seam(policy, blend or (0, 6), seconds, json_file)
+    except NodeDied as error:
+        print(f'error: {error}', file=sys.stderr)
+        raise typer.Exit(1) from None

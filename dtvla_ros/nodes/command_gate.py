@@ -275,7 +275,7 @@ class CommandGate(ros.Node):
         self._state.publish(wire.status_message(
             self.get_fully_qualified_name(), state.value,
             {'reason': self._gate.reason, 'remaining': self._gate.remaining(),
-             'played': self._gate.played, 'dropped': self._drops},
+             'played': self._gate.played, 'dropped': self._drops, **self._gate.seams.summary()},
             LEVELS[state]))
 
 

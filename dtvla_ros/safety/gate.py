@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import CHANNELS, Chunk
 from dtvla_ros.actions.queue import ChunkQueue
+from dtvla_ros.actions.seam import SeamMeter
 from dtvla_ros.safety.gripper import GripperMonitor
 from dtvla_ros.safety.limits import Limiter
 from dtvla_ros.safety.watchdog import Watchdog
@@ -101,6 +102,7 @@ class Gate:
         self.limiter = limiter
         self._watchdog = watchdog
         self._monitor = gripper or GripperMonitor(timeout=0.0)
+        self.seams = SeamMeter()
         self._position: NDArray[np.float64] | None = None
         self._stamps: dict[str, float] = {}
         self._foreign: dict[str, float] = {}
@@ -255,6 +257,8 @@ class Gate:
             return self._starved(now, steady)
         self._starved_since = None
         command = self._play(row, now, begins=self._queue.consumed > before)
+        if command.begins:
+            self.seams.add(command.action, self._queue.at_seam)
         self._monitor.command(self._gripper, steady)
         return command
 
@@ -339,10 +343,12 @@ class Gate:
                        self.state, self.reason, played=True, begins=begins)
 
     def _braking(self, now: float, played: bool = False) -> Command:
+        self.seams.pause()
         motion = self.limiter.clamp(np.zeros(6))
         return Command(now, self._with_gripper(motion), self.state, self.reason, played)
 
     def _still(self, now: float) -> Command:
+        self.seams.pause()
         self.limiter.reset()
         return Command(now, self._with_gripper(np.zeros(6)), self.state, self.reason, False)
 
