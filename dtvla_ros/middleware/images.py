@@ -159,7 +159,9 @@ def _bulk(data: NDArray[np.uint8]) -> Any:
     from array import array
 
     # rclpy copies anything but an array of its own type element by element.
-    return array('B', data.tobytes())
+    bulk = array('B')
+    bulk.frombytes(data)  # type: ignore[arg-type]  # any buffer will do
+    return bulk
 
 
 def numpy_to_image(array: NDArray[Any], stamp: Any, frame_id: str = '',
@@ -180,9 +182,12 @@ def numpy_to_image(array: NDArray[Any], stamp: Any, frame_id: str = '',
                          f'got {array.dtype} {array.shape}')
     array = np.ascontiguousarray(array, array.dtype.newbyteorder('<'))
     header = get_message('std_msgs/msg/Header')(stamp=stamp, frame_id=frame_id)
-    return get_message('sensor_msgs/msg/Image')(
+    message = get_message('sensor_msgs/msg/Image')(
         header=header, height=array.shape[0], width=array.shape[1], encoding=encoding,
-        is_bigendian=0, step=array.strides[0], data=_bulk(array.reshape(-1).view(np.uint8)))
+        is_bigendian=0, step=array.strides[0])
+    # rclpy's constructor would copy it value by value; its setter does not.
+    message.data = _bulk(array.reshape(-1).view(np.uint8))
+    return message
 
 
 def numpy_to_compressed(array: NDArray[np.uint8], stamp: Any, frame_id: str = '',
@@ -197,5 +202,7 @@ def numpy_to_compressed(array: NDArray[np.uint8], stamp: Any, frame_id: str = ''
     if not done:
         raise ImageError(f'cannot encode {array.shape} as JPEG')
     header = get_message('std_msgs/msg/Header')(stamp=stamp, frame_id=frame_id)
-    return get_message('sensor_msgs/msg/CompressedImage')(
-        header=header, format='rgb8; jpeg compressed bgr8', data=_bulk(data.reshape(-1)))
+    message = get_message('sensor_msgs/msg/CompressedImage')(
+        header=header, format='rgb8; jpeg compressed bgr8')
+    message.data = _bulk(data.reshape(-1))
+    return message
