@@ -76,7 +76,7 @@ class CommandGate(ros.Node):
         self._new_limits = False
         refuse_changes(self, LIMITS, self._judge_limit)
         _take_priority(self, declare(
-            self, 'priority', 0, "real-time priority (SCHED_FIFO) of the gate's thread; 0: none",
+            self, 'priority', 0, "real-time priority (SCHED_FIFO) of the gate; 0: none",
             low=0, high=90))
 
         self._state = self.create_publisher(DiagnosticStatus, 'gate_state', wire.LATCHED)
@@ -283,7 +283,9 @@ def _take_priority(node: ros.Node, priority: int) -> None:
     if not priority:
         return
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+        # DDS's receiving threads too: a gate that is not told anything stops the arm.
+        for thread in os.listdir('/proc/self/task'):
+            os.sched_setscheduler(int(thread), os.SCHED_FIFO, os.sched_param(priority))
     except (OSError, AttributeError) as error:
         node.get_logger().warning(f'parameter priority = {priority}: {error}; the gate runs '
                                   'without; allow it with an rtprio limit for this user')

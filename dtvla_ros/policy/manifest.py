@@ -110,7 +110,7 @@ class PolicyManifest:
             raise UserError(f'{path}: no such file; a policy is a folder with a {MANIFEST}')
         try:
             data = json.loads(path.read_text())
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise UserError(f'{path}: not readable JSON ({error}); copy it again') from None
         if not isinstance(data, dict):
             raise UserError(f'{path}: not a manifest')

@@ -1,0 +1,127 @@
+"""Manifests, instructions and chunks: used, or refused with a reason; never another error."""
+
+from __future__ import annotations
+
+import copy
+import json
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dtvla_ros.errors import UserError
+from dtvla_ros.nodes import wire
+from dtvla_ros.nodes.observer import refuse_instruction
+from dtvla_ros.policy.manifest import MANIFEST, TOKENIZER, PolicyManifest
+from dtvla_ros.policy.transform import PolicyTransform
+from dtvla_ros.policy.vocabulary import load_tokenizer
+
+NANO = Path(__file__).resolve().parents[2] / 'models' / 'nano'
+SOON = timedelta(seconds=2)
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
+    st.sampled_from([[], {}, [[]], {'a': {}}, -1, 0, 10**30, 'NaN', '../x', [1] * 7, 1e400]))
+
+if not (NANO / MANIFEST).exists():
+    pytest.skip('models/nano is not there', allow_module_level=True)
+
+WHOLE = json.loads((NANO / MANIFEST).read_text())
+
+
+def paths(tree: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the path to every value of a JSON tree."""
+    items = (tree.items() if isinstance(tree, dict) else
+             enumerate(tree) if isinstance(tree, list) else ())
+    return [path for key, value in items
+            for path in [(*above, key), *paths(value, (*above, key))]]
+
+
+PATHS = paths(WHOLE)
+
+
+def read(folder: Path, text: str | bytes) -> None:
+    path = folder / MANIFEST
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    try:
+        manifest = PolicyManifest.read(folder)
+        manifest.verified_weights(folder)
+    except UserError as error:
+        assert str(path) in str(error) or str(folder) in str(error)
+
+
+@settings(max_examples=600, deadline=SOON)
+@given(path=st.sampled_from(PATHS), value=VALUES)
+def test_a_manifest_with_any_value_in_any_place(
+        tmp_path_factory: Any, path: tuple[Any, ...], value: Any) -> None:
+    tree = copy.deepcopy(WHOLE)
+    place = tree
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    read(tmp_path_factory.getbasetemp(), json.dumps(tree))
+
+
+@settings(max_examples=200, deadline=SOON)
+@given(path=st.sampled_from(PATHS))
+def test_a_manifest_without_any_one_of_its_values(
+        tmp_path_factory: Any, path: tuple[Any, ...]) -> None:
+    tree = copy.deepcopy(WHOLE)
+    place = tree
+    for key in path[:-1]:
+        place = place[key]
+    del place[path[-1]]
+    read(tmp_path_factory.getbasetemp(), json.dumps(tree))
+
+
+@settings(max_examples=200, deadline=SOON)
+@given(content=st.binary(max_size=80) | st.sampled_from(
+    [b'[' * 5_000, b'{"a":' * 5_000, b'9' * 5_000, b'"\\ud800"', b'\xff\xfe', b'1e999']))
+def test_any_bytes_as_a_manifest(tmp_path_factory: Any, content: bytes) -> None:
+    read(tmp_path_factory.getbasetemp(), content)
+
+
+@settings(max_examples=400, deadline=SOON)
+@given(text=st.text(max_size=200) | st.text('put the lemon in blue bin<>|_\n', max_size=400))
+def test_any_text_as_an_instruction(text: str) -> None:
+    manifest = PolicyManifest.read(NANO)
+    transform = PolicyTransform(
+        manifest.config, load_tokenizer(manifest.verified(NANO, TOKENIZER)), manifest.statistics,
+        manifest.state_in_prompt, manifest.preamble, manifest.images.mirrored)
+    if refuse_instruction(text):
+        return
+    try:
+        assert transform.check_instruction(text)
+    except UserError as error:
+        assert str(error)
+
+
+POINT = st.builds(
+    lambda positions, sec, nanosec: SimpleNamespace(
+        positions=positions, time_from_start=SimpleNamespace(sec=sec, nanosec=nanosec)),
+    st.lists(st.floats(), max_size=9), st.integers(-2**31, 2**31 - 1), st.integers(0, 2**32 - 1))
+
+
+@settings(max_examples=300, deadline=SOON)
+@given(points=st.lists(POINT, max_size=12), names=st.lists(st.text(max_size=5), max_size=9),
+       sec=st.integers(-2**31, 2**31 - 1), now=st.floats(0, 2e9))
+def test_any_trajectory_as_a_chunk(points: list[Any], names: list[str], sec: int,
+                                   now: float) -> None:
+    from dtvla_ros.actions.queue import ChunkQueue
+    from dtvla_ros.safety.gate import Gate, GateConfig
+    from dtvla_ros.safety.limits import Limiter, Limits
+    from dtvla_ros.safety.watchdog import Watchdog
+
+    gate = Gate(GateConfig(auto_start=True), ChunkQueue(), Limiter(Limits(), 0.05),
+                Watchdog({}, own_period=0.05))
+    message = SimpleNamespace(
+        points=points, joint_names=names,
+        header=SimpleNamespace(stamp=SimpleNamespace(sec=sec, nanosec=0)))
+    gate.on_heartbeat(1.0, 'ACTING', '', '1')
+    dropped = gate.on_chunk(wire.chunk_from(message, 0.05), now)
+    action = gate.tick(now, 1.0).action
+    assert abs(action).max() <= 1.0
+    assert dropped or len(names) == 7
