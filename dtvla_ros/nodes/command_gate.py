@@ -76,7 +76,7 @@ class CommandGate(ros.Node):
         self._new_limits = False
         refuse_changes(self, LIMITS, self._judge_limit)
         _take_priority(self, declare(
-            self, 'priority', 0, "real-time priority (SCHED_FIFO) of the gate; 0: none",
+            self, 'priority', 0, 'real-time priority (SCHED_FIFO) of the gate; 0: none',
             low=0, high=90))
 
         self._state = self.create_publisher(DiagnosticStatus, 'gate_state', wire.LATCHED)

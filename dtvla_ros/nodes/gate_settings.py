@@ -69,7 +69,7 @@ def build_gate(node: ros.Node, period: float, lockstep: bool) -> Gate:
             node, 'blend_steps', 0, 'rows over which a new chunk is faded in', low=0),
         ticks_per_row=ticks)
     gripper = GripperMonitor(declare(
-        node, 'gripper_timeout_s', 1.8,
+        node, 'gripper_timeout_s', 1.6,
         'time without effect after which a gripper is stuck or absent; 0: not watched', low=0.0))
     return Gate(config, queue, Limiter(declare_limits(node), period), watchdog, gripper)
 

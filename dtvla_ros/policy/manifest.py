@@ -124,8 +124,8 @@ class PolicyManifest:
                 config=config, action=ActionContract(**data.pop('action')),
                 statistics=ActionStatistics.from_dict(data.pop('statistics'), config.action_dim),
                 images=ImageContract(**data.pop('images')), **data)
-        except (KeyError, TypeError) as error:
-            raise UserError(f'{path}: {error}; export the policy again') from None
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            raise UserError(f'{path}: {error!r}; export the policy again') from None
         except UserError as error:
             raise UserError(f'{path}: {error}') from None
 
