@@ -87,6 +87,9 @@ def _run(factory: Callable[[], Node], args: Sequence[str]) -> int:
         finally:
             executor.shutdown()
     finally:
+        # A second signal must not cut off the stop commands, or wake what is destroyed.
+        wake = None
+        watch.ignore()
         if node is not None:
             node.destroy_node()
         try_shutdown()

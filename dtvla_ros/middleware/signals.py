@@ -16,12 +16,14 @@ class SignalWatch:
 
     Python runs signal handlers only between byte codes of the main thread; the wake-up socket
     does not have to wait for that. ``quiet`` also keeps the first Ctrl-C from raising
-    KeyboardInterrupt; a second one always does. Outside the main thread it does nothing.
+    KeyboardInterrupt; a second one does, unless they are ignored by then. Outside the main
+    thread it does nothing.
     """
 
     def __init__(self, on_signal: Callable[[int], Any], quiet: bool) -> None:
         """Install the handlers."""
         self._previous: dict[int, Any] = {}
+        self._ignoring = False
         if threading.current_thread() is not threading.main_thread():
             return
         self._on_signal = on_signal
@@ -33,8 +35,12 @@ class SignalWatch:
             self._previous[number] = signal.signal(number, self._handle)
         threading.Thread(target=self._listen, name='signals', daemon=True).start()
 
+    def ignore(self) -> None:
+        """Do nothing about further signals."""
+        self._ignoring = True
+
     def _handle(self, number: int, frame: Any) -> None:
-        if number == signal.SIGINT:
+        if number == signal.SIGINT and not self._ignoring:
             if not self._quiet:
                 signal.default_int_handler(number, frame)
             self._quiet = False
@@ -42,7 +48,7 @@ class SignalWatch:
     def _listen(self) -> None:
         while data := self._receiver.recv(16):
             for number in data:
-                if number in _HANDLED:
+                if number in _HANDLED and not self._ignoring:
                     self._on_signal(number)
         self._receiver.close()
 

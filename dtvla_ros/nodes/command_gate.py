@@ -86,7 +86,7 @@ class CommandGate(ros.Node):
         self.create_subscription(JointState, 'joint_states', self._on_joints, sensor)
         self._pose_source.open()
         self._arm = ArmStatus(self, self._on_arm)
-        self.create_subscription(Bool, 'estop', self._on_estop, wire.LATCHED)
+        wire.listen_to_anyone(self, Bool, 'estop', self._on_estop)
         self.create_subscription(String, 'gate_command', self._on_command, wire.LATEST)
         for name in ('start', 'stop', 'clear_fault'):
             self.create_service(Trigger, name, self._service(name))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,28 @@ LATCHED_10 = ros.QoSProfile(
     durability=ros.DurabilityPolicy.TRANSIENT_LOCAL,
 )
 NEWEST_FRAME = ros.QoSProfile(depth=1, reliability=ros.ReliabilityPolicy.BEST_EFFORT)
+
+
+ECHO = 0.1  # the same message within this time came over two subscriptions [s]
+
+
+def listen_to_anyone(
+    node: ros.Node, kind: Any, name: str, on_message: Callable[[Any], None],
+) -> None:
+    """Subscribe so that no publisher's quality of service is incompatible.
+
+    An e-stop or an instruction may be latched, as ours are, or not, as ``ros2 topic pub`` sends
+    them; the last latched one is received on start.
+    """
+    last: list[tuple[float, Any]] = []
+
+    def receive(message: Any) -> None:
+        now = time.monotonic()
+        if not (last and now - last[0][0] < ECHO and last[0][1] == message):
+            on_message(message)
+        last[:] = [(now, message)]
+    for qos in (LATCHED, LATEST, NEWEST_FRAME):
+        node.create_subscription(kind, name, receive, qos)
 
 
 def seconds(stamp: Any) -> float:

@@ -214,19 +214,27 @@ def test_32_a_halted_controller_holds_and_goes_on_from_where_it_is(moving, check
     assert any(resumed < t <= first for t, _ in moving.chunks[chunks:]), 'by a new chunk'
 
 
-def test_33_an_e_stop_while_the_policy_thinks(moving, check):
+QUALITIES = {
+    'latched': wire.LATCHED, 'as ros2 topic pub': wire.LATEST, 'best effort': wire.NEWEST_FRAME}
+
+
+@pytest.mark.parametrize('quality', QUALITIES)
+def test_33_an_e_stop_while_the_policy_thinks(moving, check, quality):
+    estop = moving.node.create_publisher(Bool, '/estop', QUALITIES[quality])
+    moving.spin(lambda: estop.get_subscription_count() >= 2, 5, 'both nodes listening')
     (moving.folder / 'slow').touch()
     moving.spin(lambda: moving.vla[0] == 'THINKING', 3, 'a decision begun')
     assert moving.moving()
     chunks, since = len(moving.chunks), time.monotonic()
-    moving.estop.publish(Bool(data=True))
+    estop.publish(Bool(data=True))
     check(33, moving.stops(since, 'FAULT', 'e-stop'))
     (moving.folder / 'slow').unlink()
     moving.wait(0.5)
     assert len(moving.chunks) == chunks, 'the chunk in flight is discarded'
-    moving.estop.publish(Bool(data=False))
+    estop.publish(Bool(data=False))
     moving.wait(0.3)
     assert moving.gate[0] == 'FAULT', 'latched'
+    moving.node.destroy_publisher(estop)
 
 
 def test_34_grippers(moving, check):

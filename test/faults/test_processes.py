@@ -147,6 +147,8 @@ def test_37_deactivated_in_motion(moving, check):
 def test_37_interrupted_in_motion(moving, check, name):
     since = time.monotonic()
     process = moving.kill(name, signal.SIGINT)
+    moving.wait(0.06)
+    process.send_signal(signal.SIGINT)  # an impatient one must not cut the stop commands off
     moving.spin(lambda: moving.still_after(since) is not None, 3, 'stop commands')
     check(37, moving.still_after(since) - since)
     assert process.wait(10) == 0

@@ -15,7 +15,7 @@ from .message import Message
 from .names import Remapper, check_node_name, normalize_namespace
 from .node_graph import NodeGraph
 from .node_parameters import NodeParameters
-from .parameter_file import Override
+from .parameter_file import Override, in_order
 from .parameter_services import ParameterServices
 from .parameter_store import ParameterStore
 from .parameters import Parameter
@@ -63,6 +63,7 @@ class Node(NodeParameters, NodeGraph):
         self.context.announcer.add(self)
         overrides = [override for override in arguments.overrides if use_global_arguments
                      and override.applies_to(self._name, self._namespace)]
+        overrides = in_order(overrides)
         overrides += [Override('', parameter.name, parameter.value, 'parameter_overrides')
                       for parameter in parameter_overrides or ()]
         self._rosout = self.create_publisher(message_class('rcl_interfaces/msg/Log'), '/rosout',

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,18 @@ class Override:
         pattern = re.escape(f'/{self.node.lstrip("/")}').replace(r'/\*\*', '(/[^/]+)*')
         full_name = f'{namespace.rstrip("/")}/{node_name}'
         return re.fullmatch(pattern.replace(r'\*', '[^/]+'), full_name) is not None
+
+
+def in_order(overrides: Sequence[Override]) -> list[Override]:
+    """Return overrides so that the last of a name is the one that counts, as in rcl.
+
+    rcl collects them by node pattern, ``-p`` among those of ``/**``; the pattern that appears
+    first, in any file or argument, counts least.
+    """
+    first: dict[str, int] = {}
+    for override in overrides:
+        first.setdefault(override.node.lstrip('/'), len(first))
+    return sorted(overrides, key=lambda override: first[override.node.lstrip('/')])
 
 
 def parse_override(text: str) -> Override:

@@ -302,6 +302,23 @@ def test_later_arguments_win(make_node: Any, tmp_path: Path) -> None:
         ('everywhere', 0), ('rate', 0.0), ('any_gate', 0), ('root_gate', 0))] == [1, 30.0, 5, 1]
 
 
+@pytest.mark.parametrize(('files', 'more', 'value'), [
+    (['/**: {a: 1}\n/gate: {a: 2}', '/**: {a: 3}'], [], 2),
+    (['/**: {a: 1}\n/gate: {a: 2}'], ['-p', 'a:=8'], 2),
+    (['/gate: {a: 2}'], ['-p', 'a:=8'], 8),
+    (['/gate: {a: 2}\n/**: {b: 1}'], ['-p', 'a:=8'], 8),
+    (['/gate: {a: 2}', '/**: {a: 3}\n/gate: {a: 4}'], [], 3)])
+def test_patterns_that_appear_later_win(make_node: Any, tmp_path: Path, files: list[str],
+                                        more: list[str], value: int) -> None:
+    arguments = ['--ros-args']
+    for index, text in enumerate(files):
+        path = tmp_path / f'{index}.yaml'
+        path.write_text(text.replace(': {', ': {ros__parameters: {').replace('}', '}}'))
+        arguments += ['--params-file', str(path)]
+    node = make_node('gate', (*arguments, *more))
+    assert node.declare_parameter('a', 0).value == value
+
+
 @pytest.mark.parametrize(('text', 'value'), [
     ('true', True), ('7', 7), ('-0x10', -16), ('7.0', 7.0), ('1e3', 1000.0), ('.5', 0.5),
     ('word', 'word'), ('"7"', '7'), ("'true'", 'true'), ('[1, 2]', [1, 2]),
