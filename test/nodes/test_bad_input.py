@@ -76,7 +76,8 @@ def scene(graph, policy):
                 '-p', 'on_cut:=act', '-p', 'input_timeout_s:=0.5', '-p', 'deadline_s:=20.0')
     graph.start('command_gate', '-p', 'preset:=servo', '-p', 'joints_timeout_s:=0.4',
                 '-p', 'pose_timeout_s:=0.4', '-p', 'heartbeat_timeout_s:=0.5',
-                '-p', 'heartbeat_stop_s:=5.0', '-p', 'max_latency_s:=2.0')
+                '-p', 'heartbeat_stop_s:=5.0', '-p', 'max_latency_s:=2.0',
+                '-p', 'gripper_timeout_s:=0.0')
     return SimpleNamespace(graph=graph, robot=robot)
 
 
