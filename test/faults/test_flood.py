@@ -33,7 +33,8 @@ def test_36_a_flood_of_pictures(rig, check, request):
     pid = rig.processes['vla_node'].pid
     flood = subprocess.Popen([sys.executable, 'test/faults/flood.py', '/image_primary',
                               str(seconds)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-                             env={**os.environ, 'PYTHONPATH': str(ROOT)})
+                             env={**os.environ, 'PYTHONPATH': os.pathsep.join(
+                                 [str(ROOT), os.environ.get('PYTHONPATH', '')])})
     rig.wait(3.0)
     before, stamps[:] = memory(pid), []
     rig.spin(lambda: flood.poll() is not None, seconds + 30, 'the end of the flood')
