@@ -21,7 +21,7 @@ logging.getLogger('robosuite_logs').addFilter(lambda record: record.levelno > lo
 import mujoco  # noqa: E402
 
 from .tabletop.scene import TabletopScene  # noqa: E402
-from .tabletop.start import sample_start  # noqa: E402
+from .tabletop.start import STARTS, sample_start  # noqa: E402
 from .tabletop.tasks import TASKS, Task  # noqa: E402
 
 CAMERAS = {'agentview_image': 'agentview', 'robot0_eye_in_hand_image': 'robot0_eye_in_hand'}
@@ -75,8 +75,14 @@ class TabletopEnv(gymnasium.Env):
     """
 
     control_rate = 20.0
+    start_distributions = STARTS  # the first is the default
 
-    def __init__(self, image_size: int = 128, steps_per_goal: int = 180):
+    def __init__(
+        self, image_size: int = 128, steps_per_goal: int = 180, starts: str = STARTS[0],
+    ):
+        if starts not in STARTS:
+            raise UserError(f'unknown starts "{starts}"; tabletop has: {", ".join(STARTS)}')
+        self.starts = starts
         self.image_size = image_size
         self.steps_per_goal = steps_per_goal
         self.scene = TabletopScene()
@@ -99,6 +105,26 @@ class TabletopEnv(gymnasium.Env):
         self._options.geomgroup[0] = 0  # collision meshes
 
     @property
+    def sim(self) -> Any:
+        """The present robosuite ``MjSim``: model and data."""
+        return self.scene.sim
+
+    @property
+    def robot(self) -> Any:
+        """The robosuite robot."""
+        return self.scene.robots[0]
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """What else a success rate depends on."""
+        return {
+            'images': 'upright, as the camera sees', 'image_size': self.image_size,
+            'msaa_samples': int(self.sim.model._model.vis.quality.offsamples),
+            'gripper': '-1 opens, +1 closes', 'control_rate_hz': self.control_rate,
+            'settle_steps': SETTLE_STEPS, 'steps_per_goal': self.steps_per_goal,
+        }
+
+    @property
     def max_steps(self) -> int:
         """Control steps after which the present task counts as failed."""
         return self.steps_per_goal * len(self.task.goals)
@@ -113,7 +139,7 @@ class TabletopEnv(gymnasium.Env):
             raise UserError(f'unknown task "{name}"; the suite has: {", ".join(TASKS)}')
         self.task = TASKS[name]
         scene = self.scene
-        objects, fixtures = sample_start(self.task, self.np_random)
+        objects, fixtures = sample_start(self.task, self.np_random, self.starts)
         scene.reset()
         robot = scene.robots[0]
         joints = robot.init_qpos + self.np_random.normal(0.0, HOME_NOISE, 7)
@@ -125,7 +151,7 @@ class TabletopEnv(gymnasium.Env):
         self._steps = 0
         for _ in range(SETTLE_STEPS):
             scene.step(np.array([0.0, 0, 0, 0, 0, 0, -1.0]))
-        return self._observe(), {'task': name, 'instruction': self.task.instruction,
+        return self.observe(), {'task': name, 'instruction': self.task.instruction,
                                  'success': False}
 
     def step(
@@ -146,9 +172,10 @@ class TabletopEnv(gymnasium.Env):
         self._steps += 1
         success = not self.task.open_goals(self.scene)
         truncated = self._steps >= self.max_steps and not success
-        return self._observe(), float(success), success, truncated, {'success': success}
+        return self.observe(), float(success), success, truncated, {'success': success}
 
-    def _observe(self) -> LazyObservation:
+    def observe(self) -> LazyObservation:
+        """Return the scene as it is now, for instance after something moved it from outside."""
         self._tick += 1
         tick = self._tick
         robot, data = self.scene.robots[0], self.scene.sim.data

@@ -1,0 +1,325 @@
+"""The same tasks made harder on purpose: seven families, three strengths, seeded.
+
+The families are those of LIBERO-Plus (https://arxiv.org/abs/2510.13626).
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.transform import Rotation
+
+from dtvla_ros.errors import UserError
+
+from .gl import choose_gl
+from .rewording import reword
+
+choose_gl()  # must come before MuJoCo is imported
+
+import mujoco  # noqa: E402
+
+STRENGTHS = (1, 2, 3)
+TRIES = 30  # places tried before something stays where it is
+# By strength 1, 2, 3.
+SHIFT, TURN = (0.015, 0.03, 0.045), (10.0, 20.0, 40.0)  # of an object [m, deg]
+AZIMUTH, ELEVATION, ZOOM = (3.0, 7.0, 15.0), (2.0, 4.0, 8.0), (0.03, 0.06, 0.12)  # [deg, deg, -]
+JOINTS = (0.05, 0.1, 0.2)  # of every joint of the arm [rad]
+BRIGHTNESS, COLOUR, SWING = (0.25, 0.5, 1.0), (0.05, 0.12, 0.25), (10.0, 25.0, 50.0)  # [ln,-,deg]
+TINT = (0.2, 0.4, 0.6)  # largest loss of a colour channel [-]
+GRAIN, BLUR = (8.0, 16.0, 32.0), (0.4, 0.7, 1.2)  # [of 255, px of a picture of 128]
+
+_BACKGROUND = re.compile('table|floor|wall')
+_RGB = int(mujoco.mjtTextureRole.mjTEXROLE_RGB)
+_RESTORED = ('cam_pos', 'cam_quat', 'light_pos', 'light_dir', 'light_diffuse', 'light_ambient',
+             'light_specular', 'geom_rgba', 'geom_matid')
+_HEADLIGHT = ('ambient', 'diffuse', 'specular')
+
+
+@dataclass(frozen=True, slots=True)
+class Perturbation:
+    """A family and its strength, 0 to 3; 0 changes nothing."""
+
+    family: str
+    strength: int
+
+    @classmethod
+    def parse(cls, text: str) -> Perturbation:
+        """Return what ``family:strength`` says.
+
+        Raises
+        ------
+        UserError
+            If there is no such family or strength.
+
+        """
+        family, _, strength = text.partition(':')
+        if family not in FAMILIES:
+            raise UserError(f'unknown perturbation "{text}"; there is: {", ".join(FAMILIES)}, '
+                            'each as family:strength')
+        if strength not in ('0', '1', '2', '3'):
+            raise UserError(f'perturbation "{text}": the strength must be 1, 2 or 3 (camera:2)')
+        return cls(family, int(strength))
+
+
+class PerturbedEnv:
+    """An environment whose every episode is disturbed as its seed says; else the same one.
+
+    Needs of the environment, besides Gymnasium's: ``sim`` (robosuite's MjSim), ``robot``
+    (robosuite's) and ``observe()``. A seed disturbs in the same direction at every strength.
+    """
+
+    def __init__(self, env: Any, perturbations: Sequence[str] = ()):
+        self.env = env
+        self._model: Any = None
+        self._saved: dict[str, NDArray] = {}
+        self._seed, self._step = 0, 0
+        self.use(perturbations)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.env, name)
+
+    def use(self, perturbations: Sequence[str]) -> None:
+        """Disturb by these from the next reset on.
+
+        Raises
+        ------
+        UserError
+            If one is unknown or a family comes twice.
+
+        """
+        parsed = [Perturbation.parse(text) for text in perturbations]
+        families = [p.family for p in parsed]
+        if len(set(families)) < len(families):
+            raise UserError(f'perturbation families must differ: {", ".join(perturbations)}')
+        self._active = {p.family: p.strength for p in parsed if p.strength}
+
+    @property
+    def model(self) -> mujoco.MjModel:
+        """MuJoCo's model."""
+        return self.env.sim.model._model
+
+    @property
+    def data(self) -> mujoco.MjData:
+        """MuJoCo's data."""
+        return self.env.sim.data._data
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None,
+    ) -> tuple[Mapping[str, Any], dict[str, Any]]:
+        """Start as the environment does, then disturb."""
+        self._restore()
+        obs, info = self.env.reset(seed=seed, options=options)
+        if not self._active:
+            return obs, info
+        self._save()
+        self._seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
+        self._step = 0
+        for family, strength in self._active.items():
+            rng = np.random.default_rng([zlib.crc32(family.encode()), self._seed])
+            FAMILIES[family](self, strength - 1, rng)
+        if 'language' in self._active:
+            rng = np.random.default_rng([zlib.crc32(b'language'), self._seed])
+            info = info | {
+                'instruction': reword(info['instruction'], self._active['language'], rng)}
+        mujoco.mj_camlight(self.model, self.data)  # not mj_forward: physics must not notice
+        return self._seen(self.env.observe()), info
+
+    def step(self, action: NDArray) -> tuple[Mapping[str, Any], float, bool, bool, dict[str, Any]]:
+        """Run one control step."""
+        obs, *rest = self.env.step(action)
+        self._step += 1
+        return (self._seen(obs), *rest)  # type: ignore[return-value]
+
+    def _seen(self, obs: Mapping[str, Any]) -> Mapping[str, Any]:
+        strength = self._active.get('noise')
+        if strength is None:
+            return obs
+        return NoisyObservation(obs, strength - 1, (self._seed, self._step))
+
+    def _save(self) -> None:
+        if self._model is self.model:
+            return
+        self._model = self.model
+        self._saved = {name: np.array(getattr(self._model, name)) for name in _RESTORED}
+        light = self._model.vis.headlight
+        self._saved |= {name: np.array(getattr(light, name)) for name in _HEADLIGHT}
+
+    def _restore(self) -> None:
+        if self._model is not None:
+            for name in _RESTORED:
+                getattr(self._model, name)[:] = self._saved[name]
+            for name in _HEADLIGHT:
+                getattr(self._model.vis.headlight, name)[:] = self._saved[name]
+
+    def _free_joints(self) -> list[int]:
+        return [int(j) for j in np.flatnonzero(
+            self.model.jnt_type == int(mujoco.mjtJoint.mjJNT_FREE))]
+
+    def _touching(self, root: int) -> set[int]:
+        """Return which bodies (their roots) touch the one that begins at ``root``."""
+        model, found = self.model, set()
+        for contact in self.data.contact[:self.data.ncon]:
+            pair = {int(model.body_rootid[model.geom_bodyid[g]])
+                    for g in (contact.geom1, contact.geom2)}
+            if root in pair:
+                found |= pair - {root}
+        return found
+
+    def _background(self) -> list[int]:
+        model = self.model
+        return [
+            g for g in range(model.ngeom)
+            if model.geom_group[g] != 0 and model.geom_rgba[g, 3] > 0 and (
+                model.geom_bodyid[g] == 0
+                or _BACKGROUND.search(model.body(model.geom_bodyid[g]).name))]
+
+
+def _far(rng: Generator, n: int) -> NDArray[np.float64]:
+    """Return [n] numbers of either sign, all of at least half the full size 1."""
+    return rng.choice([-1.0, 1.0], n) * rng.uniform(0.5, 1.0, n)
+
+
+def _layout(env: PerturbedEnv, k: int, rng: Generator) -> None:
+    """Shift and turn every free object on what it stands on; it touches nothing new."""
+    model, data = env.model, env.data
+    for joint in env._free_joints():
+        where = slice(model.jnt_qposadr[joint], model.jnt_qposadr[joint] + 7)
+        body = int(model.body_rootid[model.jnt_bodyid[joint]])
+        data.qvel[model.jnt_dofadr[joint]:model.jnt_dofadr[joint] + 6] = 0.0
+        before, touched = np.array(data.qpos[where]), env._touching(body)
+        for _ in range(TRIES):
+            data.qpos[where] = before
+            data.qpos[where.start:where.start + 2] += SHIFT[k] * _far(rng, 2)
+            turn = Rotation.from_euler('z', TURN[k] * _far(rng, 1)[0], degrees=True)
+            old = Rotation.from_quat(before[[4, 5, 6, 3]])
+            data.qpos[where.start + 3:where.stop] = (turn * old).as_quat()[[3, 0, 1, 2]]
+            mujoco.mj_forward(model, data)
+            if env._touching(body) == touched:
+                break
+        else:
+            data.qpos[where] = before
+            mujoco.mj_forward(model, data)
+
+
+def _robot(env: PerturbedEnv, k: int, rng: Generator) -> None:
+    """Bend every joint of the arm; the arm touches nothing new."""
+    robot = env.robot
+    before = np.array(robot._joint_positions)
+    body = int(env.model.body(robot.robot_model.root_body).rootid[0])
+    touched = env._touching(body)
+    for _ in range(TRIES):
+        robot.set_robot_joint_positions(before + JOINTS[k] * _far(rng, len(before)))
+        if env._touching(body) == touched:
+            break
+    else:
+        robot.set_robot_joint_positions(before)
+    env.data.qvel[robot._ref_joint_vel_indexes] = 0.0
+    mujoco.mj_forward(env.model, env.data)
+    robot.controller.update(force=True)
+    robot.controller.reset_goal()
+
+
+def _camera(env: PerturbedEnv, k: int, rng: Generator) -> None:
+    """Swing every camera that stands in the world around what it looks at, and move it closer."""
+    model = env.model
+    azimuth, elevation, zoom = _far(rng, 3) * [AZIMUTH[k], ELEVATION[k], ZOOM[k]]
+    heights = [env.data.qpos[model.jnt_qposadr[j] + 2] for j in env._free_joints()]
+    height = float(np.mean(heights)) if heights else 0.0
+    for camera in np.flatnonzero(model.cam_bodyid == 0):
+        eye, pose = np.array(model.cam_pos[camera]), Rotation.from_quat(
+            model.cam_quat[camera][[1, 2, 3, 0]])
+        right, _, back = pose.as_matrix().T
+        if back[2] < 0.1:
+            continue  # does not look down on the scene
+        pivot = eye - back * (eye[2] - height) / back[2]
+        swing = (Rotation.from_euler('z', azimuth, degrees=True)
+                 * Rotation.from_rotvec(np.radians(elevation) * right))
+        model.cam_pos[camera] = pivot + swing.apply(eye - pivot) * (1.0 + zoom)
+        model.cam_quat[camera] = (swing * pose).as_quat()[[3, 0, 1, 2]]
+
+
+def _light(env: PerturbedEnv, k: int, rng: Generator) -> None:
+    """Change brightness, colour and direction of the lights."""
+    model = env.model
+    gain = np.exp(BRIGHTNESS[k] * _far(rng, 1)) * (1.0 + COLOUR[k] * _far(rng, 3))  # [3]
+    turn = Rotation.from_rotvec(np.radians(SWING[k]) * np.append(_unit(rng), 0.0))
+    for light in (model.light_diffuse, model.light_ambient, model.light_specular):
+        light[:] *= gain
+    for name in _HEADLIGHT:
+        getattr(model.vis.headlight, name)[:] *= gain
+    model.light_dir[:] = turn.apply(model.light_dir)
+    model.light_pos[:] = turn.apply(model.light_pos)
+
+
+def _unit(rng: Generator) -> NDArray[np.float64]:
+    angle = rng.uniform(0.0, 2.0 * np.pi)
+    return np.array([np.cos(angle), np.sin(angle)])
+
+
+def _texture(env: PerturbedEnv, k: int, rng: Generator) -> None:
+    """Tint walls, floor and table; from strength 2 on exchange their materials.
+
+    At strength 2 they get each other's, at 3 any of the scene's, the objects' included. A
+    material is taken only where its picture is wrapped the same way.
+    """
+    model, geoms = env.model, env._background()
+    wrapping = {  # of every material with a picture
+        m: int(model.tex_type[t]) for m, t in enumerate(model.mat_texid[:, _RGB]) if t >= 0}
+    own = sorted({int(model.geom_matid[g]) for g in geoms})
+    pool = [m for m in (own if k < 2 else wrapping) if m in wrapping]
+    changed = {}
+    for old in own:
+        tint = rng.uniform(1.0 - TINT[k], 1.0, 3)
+        others = [m for m in pool if m != old and wrapping[m] == wrapping.get(old)]
+        pick = int(rng.choice(others)) if others else old
+        changed[old] = (pick if k > 0 else old, tint)
+    for g in geoms:
+        old = int(model.geom_matid[g])
+        material, tint = changed[old]
+        colour = model.mat_rgba[material] if material >= 0 else model.geom_rgba[g]
+        model.geom_rgba[g] = np.append(colour[:3] * tint, colour[3])
+        model.geom_matid[g] = material
+
+
+def _nothing_in_the_model(env: PerturbedEnv, k: int, rng: Generator) -> None:
+    """Families that act on what is read: the instruction, the pictures."""
+
+
+FAMILIES: dict[str, Callable[[PerturbedEnv, int, Generator], None]] = {
+    'layout': _layout, 'camera': _camera, 'robot': _robot, 'language': _nothing_in_the_model,
+    'light': _light, 'texture': _texture, 'noise': _nothing_in_the_model,
+}
+
+
+class NoisyObservation(Mapping[str, Any]):
+    """An observation whose images are out of focus and grainy, spoiled when first read."""
+
+    def __init__(self, obs: Mapping[str, Any], k: int, seed: tuple[int, int]):
+        self._obs, self._k, self._seed = obs, k, seed
+        self._spoiled: dict[str, NDArray[np.uint8]] = {}
+
+    def __getitem__(self, key: str) -> Any:
+        value = self._obs[key]
+        if not key.endswith('_image'):
+            return value
+        if key not in self._spoiled:
+            rng = np.random.default_rng([zlib.crc32(key.encode()), *self._seed])
+            blur = BLUR[self._k] * value.shape[0] / 128.0
+            soft = gaussian_filter(value.astype(np.float32), (blur, blur, 0.0))
+            grain = GRAIN[self._k] * rng.standard_normal(value.shape, np.float32)
+            self._spoiled[key] = np.clip(np.rint(soft + grain), 0, 255).astype(np.uint8)
+        return self._spoiled[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._obs)
+
+    def __len__(self) -> int:
+        return len(self._obs)

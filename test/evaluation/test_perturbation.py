@@ -1,0 +1,153 @@
+"""Every family changes what it is named after and nothing else, in the real scene."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import dtvla_sim
+from dtvla_ros.errors import UserError
+from dtvla_sim.perturbation import FAMILIES, STRENGTHS, PerturbedEnv
+from dtvla_sim.rewording import reword
+
+TASK = 'stack_the_red_cube_on_the_green_cube'
+SEED = 1_000_011
+IMAGES = ('agentview_image', 'robot0_eye_in_hand_image')
+STATE = ('robot0_eef_pos', 'robot0_eef_quat', 'robot0_gripper_qpos', 'robot0_joint_pos',
+         'robot0_joint_vel')
+LOOKS = ('camera', 'light', 'texture', 'noise')
+MOVES = ('layout', 'robot')
+
+
+@pytest.fixture(scope='module')
+def env():
+    env = PerturbedEnv(dtvla_sim.make('tabletop'))
+    yield env
+    env.close()
+
+
+def run(env, *perturbations, seed=SEED, steps=6):
+    """Return pictures before and after some steps, the states [n, nq + nv], and the sentence."""
+    env.use(perturbations)
+    obs, info = env.reset(seed=seed, options={'task': TASK})
+    rng = np.random.default_rng(0)
+    pictures = [obs[key].copy() for key in IMAGES]
+    states = [np.concatenate([env.data.qpos, env.data.qvel])]
+    for _ in range(steps):
+        obs, *_ = env.step(rng.uniform(-1, 1, 7))
+        states.append(np.concatenate([env.data.qpos, env.data.qvel]))
+    pictures += [obs[key].copy() for key in IMAGES]
+    return pictures, np.array(states), info['instruction']
+
+
+@pytest.fixture(scope='module')
+def plain(env):
+    return run(env)
+
+
+def difference(a, b):
+    return float(np.abs(a.astype(float) - b.astype(float)).mean())
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_strength_0_changes_nothing_not_even_after_strength_3(env, plain, family):
+    run(env, f'{family}:3', steps=2)
+    pictures, states, sentence = run(env, f'{family}:0')
+    assert all(np.array_equal(a, b) for a, b in zip(pictures, plain[0]))
+    assert np.array_equal(states, plain[1]) and sentence == plain[2]
+
+
+@pytest.mark.parametrize('strength', STRENGTHS)
+@pytest.mark.parametrize('family', LOOKS)
+def test_what_changes_the_looks_leaves_physics_alone(env, plain, family, strength):
+    pictures, states, sentence = run(env, f'{family}:{strength}')
+    assert np.array_equal(states, plain[1]) and sentence == plain[2]
+    assert difference(pictures[0], plain[0][0]) > 1.0
+    assert difference(pictures[2], plain[0][2]) > 1.0
+    if family == 'camera':  # the wrist's camera is on the arm
+        assert np.array_equal(pictures[1], plain[0][1])
+
+
+@pytest.mark.parametrize('family', LOOKS)
+def test_a_higher_strength_changes_more(env, plain, family):
+    changes = [np.mean([
+        difference(run(env, f'{family}:{k}', seed=s, steps=0)[0][0],
+                   run(env, seed=s, steps=0)[0][0]) for s in range(SEED, SEED + 4)])
+        for k in STRENGTHS]
+    assert changes == sorted(changes) and changes[2] > 1.3 * changes[0]
+
+
+@pytest.mark.parametrize('strength', STRENGTHS)
+def test_objects_are_moved_and_stay_apart(env, plain, strength):
+    _, states, _ = run(env, f'layout:{strength}', steps=20)
+    moved, quiet = states[0], plain[1][0]
+    for joint in env._free_joints():
+        at = env.model.jnt_qposadr[joint]
+        off = np.linalg.norm(moved[at:at + 2] - quiet[at:at + 2])
+        assert (0.0075, 0.015, 0.0225)[strength - 1] <= off <= (0.022, 0.043, 0.064)[strength - 1]
+        assert abs(moved[at + 2] - quiet[at + 2]) < 1e-3
+        rolled = np.linalg.norm(states[5, at:at + 2] - moved[at:at + 2])
+        rolls = np.linalg.norm(plain[1][5, at:at + 2] - quiet[at:at + 2])  # the lemon does
+        assert rolled < rolls + 2e-3, 'flew apart'
+    arm = env.robot._ref_joint_pos_indexes
+    assert np.array_equal(moved[arm], quiet[arm])
+
+
+@pytest.mark.parametrize('strength', STRENGTHS)
+def test_the_arm_starts_elsewhere_and_stays_there(env, plain, strength):
+    env.use([f'robot:{strength}'])
+    obs, _ = env.reset(seed=SEED, options={'task': TASK})
+    bent = np.abs(obs['robot0_joint_pos'] - plain[1][0][env.robot._ref_joint_pos_indexes])
+    size = (0.05, 0.1, 0.2)[strength - 1]
+    assert (bent >= size / 2 - 1e-9).all() and (bent <= size + 1e-9).all()
+    hand = np.array(obs['robot0_eef_pos'])
+    for _ in range(10):
+        obs, *_ = env.step(np.array([0.0, 0, 0, 0, 0, 0, -1]))
+    assert np.linalg.norm(obs['robot0_eef_pos'] - hand) < 0.02
+    for joint in env._free_joints():
+        at = slice(env.model.jnt_qposadr[joint], env.model.jnt_qposadr[joint] + 3)
+        assert np.allclose(env.data.qpos[at], plain[1][0][at], atol=2e-3)
+
+
+@pytest.mark.parametrize('strength', STRENGTHS)
+def test_other_words_leave_the_world_alone(env, plain, strength):
+    pictures, states, sentence = run(env, f'language:{strength}')
+    assert np.array_equal(states, plain[1])
+    assert all(np.array_equal(a, b) for a, b in zip(pictures, plain[0]))
+    assert sentence != plain[2] and 'red cube' in sentence and 'green cube' in sentence
+
+
+def test_the_seed_decides_and_families_combine(env):
+    first = run(env, 'camera:2', 'layout:1', 'noise:1', seed=SEED + 1)
+    again = run(env, 'camera:2', 'layout:1', 'noise:1', seed=SEED + 1)
+    assert all(np.array_equal(a, b) for a, b in zip(first[0], again[0]))
+    assert np.array_equal(first[1], again[1])
+    env.use(['camera:2'])
+    env.reset(seed=SEED + 1)
+    eye = env.model.cam_pos.copy()
+    env.reset(seed=SEED + 2)
+    assert not np.allclose(env.model.cam_pos, eye)
+
+
+@pytest.mark.parametrize('text, named', [
+    ('fog:2', 'fog'), ('camera', 'camera'), ('camera:4', 'camera:4'), ('camera:x', 'camera:x')])
+def test_unknown_perturbations_are_refused_by_name(env, text, named):
+    with pytest.raises(UserError, match=named):
+        env.use([text])
+    with pytest.raises(UserError, match='must differ'):
+        env.use(['light:1', 'light:2'])
+
+
+@pytest.mark.parametrize('sentence, kept', [
+    ('put the can in the wooden bin', ('the can', 'the wooden bin')),
+    ('put the red cube and the can in the blue bin', ('the red cube and the can', 'the blue bin')),
+    ('turn on the stove and put the moka pot on it', ('the stove', 'the moka pot')),
+    ('pick up the black bowl next to the plate and place it on the plate',
+     ('the black bowl next to the plate', 'the plate')),
+    ('open the middle drawer of the cabinet', ('the middle drawer of the cabinet',)),
+])
+def test_rewording_keeps_the_things(sentence, kept):
+    for strength in STRENGTHS:
+        said = {reword(sentence, strength, np.random.default_rng(k)) for k in range(20)}
+        assert sentence not in said
+        assert all(thing in text for text in said for thing in kept), said
