@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 import dtvla_sim
 from dtvla_ros.errors import UserError
@@ -32,15 +33,17 @@ from dtvla_ros.middleware.messages import (
 )
 from dtvla_ros.nodes import wire
 from dtvla_ros.nodes.parameters import declare
+from dtvla_ros.nodes.sim_frames import BASE, CAMERAS, Placed, SimFrames, optical_frame
+from dtvla_ros.nodes.sim_services import SimServices
 
 ARM_JOINTS = [f'panda_joint{i}' for i in range(1, 8)]
 FINGER_JOINTS = ['panda_finger_joint1', 'panda_finger_joint2']
-CAMERAS = {'primary': 'agentview_image', 'wrist': 'robot0_eye_in_hand_image'}
 ASK_AGAIN = 0.5  # wall time without an answer before the same moment is shown again [s]
 HOLD_ACTION = 0.15  # real time: age at which the last action is no longer repeated [s]
 BETWEEN_EPISODES = 1.0  # jump of the clock, longer than any chunk, so that old ones expire [s]
 NOT_READY = ('UNCONFIGURED', 'LOADING', 'INACTIVE')  # a policy that cannot take a task yet
 SIMULATORS = ('mujoco', 'robosuite')
+TELL_PERIOD = 1.0  # of sim/state where nothing happens, wall time [s]
 FAREWELL = 0.5  # wall time for the last message to leave before the process ends [s]
 
 
@@ -51,6 +54,7 @@ class Tally:
     plan: list[tuple[str, int]]
     index: int = -1
     step: int = 0
+    touched: bool = False  # somebody stepped, reset or loaded the running episode
     results: dict[str, list[int]] = field(default_factory=dict)  # task -> [successes, episodes]
     episodes: list[dict[str, Any]] = field(default_factory=list)
 
@@ -60,8 +64,8 @@ class Tally:
         result = self.results.setdefault(task, [0, 0])
         result[0] += int(success)
         result[1] += 1
-        self.episodes.append(
-            {'task': task, 'seed': seed, 'success': success, 'steps': self.step})
+        episode = {'task': task, 'seed': seed, 'success': success, 'steps': self.step}
+        self.episodes.append({**episode, 'touched': True} if self.touched else episode)
 
     def report(self) -> dict[str, Any]:
         """Return the finished episodes with their sums and what ran them."""
@@ -79,7 +83,8 @@ class SimBridge(ros.Node):
 
     Lock-step: simulated time waits for the action stamped with the present tick. Otherwise the
     scene runs at its control rate on the wall clock, whatever arrives. Every episode begins once
-    the policy has acknowledged its instruction on ``vla/state``.
+    the policy has acknowledged its instruction on ``vla/state``. While paused, time stands still
+    and actions are not executed; what can be asked for is in `SimServices`.
     """
 
     def __init__(self) -> None:
@@ -94,6 +99,7 @@ class SimBridge(ros.Node):
         size = declare(self, 'image_size', 128, 'side of the images [px]', low=16)
         self._patience = declare(
             self, 'policy_timeout_s', 120.0, 'longest wait for the policy to take a task', low=1)
+        self._paused = declare(self, 'start_paused', False, 'begin paused')
         result_file = declare(self, 'result_file', '', 'JSON of all episodes; empty: none')
         self._result = Path(result_file).expanduser() if result_file else None
         if self._result is not None:
@@ -111,7 +117,7 @@ class SimBridge(ros.Node):
         self._clock_ns = 0
         self._running = False
         self._finished_at: float | None = None
-        self._asked = self._began = time.monotonic()
+        self._asked = self._began = self._told = time.monotonic()
         self._policy: dict[str, str] = {}
         self._task_before = ''
         self._obs: Mapping[str, Any] = {}
@@ -127,6 +133,11 @@ class SimBridge(ros.Node):
         self._pose = self.create_publisher(PoseStamped, 'ee_pose', sensor)
         self._instruction = self.create_publisher(String, 'instruction', wire.LATCHED)
         self._episode = self.create_publisher(String, 'sim/episode', wire.LATCHED_10)
+        self._frames = SimFrames(
+            self, self._env.scene.sim, self._env.base_position, self._env.image_size)
+        self._desk = SimServices(
+            self, {'pause': self._pause, 'step': self._advance, 'begin': self._begin_again},
+            self._state, suite, self._env.tasks)
         self.create_subscription(JointTrajectory, 'action', self._on_action, wire.LATEST)
         self.create_subscription(DiagnosticStatus, 'vla/state', self._on_policy, wire.LATCHED)
         steady = ros.Clock(clock_type=ros.ClockType.STEADY_TIME)
@@ -134,8 +145,8 @@ class SimBridge(ros.Node):
         if not self._lockstep:
             self.create_timer(self._period_ns * 1e-9, self._on_real_time, clock=steady)
         self._begin()
-        for key in CAMERAS.values():
-            self._obs[key]  # the first drawing builds the renderer, which takes seconds
+        for camera in CAMERAS:
+            self._picture(camera)  # the first drawing builds the renderer, which takes seconds
 
     def destroy_node(self) -> None:
         """Free the renderer with the node."""
@@ -149,7 +160,7 @@ class SimBridge(ros.Node):
     def _begin(self) -> None:
         tally = self._tally
         tally.index += 1
-        tally.step = 0
+        tally.step, tally.touched = 0, False
         task, seed = tally.plan[tally.index]
         self._obs, self._info = self._env.reset(seed=seed, options={'task': task})
         self._clock_ns += round(BETWEEN_EPISODES * 1e9)
@@ -157,8 +168,12 @@ class SimBridge(ros.Node):
         self._running = False
         self._task_before = self._policy.get('task', '')
         self._began = time.monotonic()
+        self._frames.begin(self._now, self._gripper())
         self._announce()
         self._tell(done=False, success=False)
+        if self._paused:
+            self._show(look=True)
+        self._tell_state()
 
     def _announce(self) -> None:
         self._asked = time.monotonic()
@@ -169,9 +184,11 @@ class SimBridge(ros.Node):
         taken = (self._policy.get('instruction') == self._info['instruction']
                  and self._policy.get('task') != self._task_before
                  and self._policy['state'] not in NOT_READY)
-        if taken and not self._running and self._finished_at is None:
+        idle = not (self._running or self._paused or self._finished_at is not None)
+        if taken and idle:
             self._running = True
             self._show(look=True)
+            self._tell_state()
 
     def _on_action(self, message: JointTrajectory) -> None:
         points = message.points
@@ -179,13 +196,15 @@ class SimBridge(ros.Node):
         if action.shape != (7,) or not np.isfinite(action).all():
             self.get_logger().error('action is not one point of 7 finite numbers: ignored')
             return
+        if self._paused:
+            return
         if not self._lockstep:
             self._action, self._action_at = action, time.monotonic()
         elif self._running and abs(wire.seconds(message.header.stamp) - self._now) < 1e-3:
             self._step(action)
 
     def _on_real_time(self) -> None:
-        if not self._running:
+        if not self._running or self._paused:
             return
         if time.monotonic() - self._action_at > HOLD_ACTION:
             self._action[:6] = 0.0  # the gripper keeps its grip
@@ -197,6 +216,10 @@ class SimBridge(ros.Node):
             if steady - self._finished_at > FAREWELL:
                 raise SystemExit(0)
             return
+        if steady - self._told > TELL_PERIOD:
+            self._tell_state()
+        if self._paused:
+            return
         if not self._running:
             if steady - self._began > self._patience:
                 raise UserError(f'no policy took the task within {self._patience:g} s '
@@ -206,7 +229,57 @@ class SimBridge(ros.Node):
         elif self._lockstep and steady - self._asked > ASK_AGAIN:
             self._show(look=True)
 
+    def _pause(self, on: bool) -> None:
+        self._refuse_when_over()
+        if on and self._paused:
+            self._show(look=True)  # for whoever came to look meanwhile
+        elif self._paused and not on:
+            self._began = time.monotonic()
+            if self._policy.get('state') == 'STOPPED':  # it gave the task up in the silence
+                self._announce()
+            if self._running:
+                self._show(look=True)
+        self._paused = on
+
+    def _advance(self, steps: int) -> None:
+        """Run control steps without motion, the grip as it is; no further than the episode."""
+        self._refuse_when_over()
+        if not self._paused:
+            raise UserError('step moves a paused simulation; pause it first')
+        tally = self._tally
+        index = tally.index
+        tally.touched = True
+        for _ in range(steps):
+            self._step(np.r_[np.zeros(6), self._action[6]])
+            if tally.index != index or self._finished_at is not None:
+                break
+
+    def _begin_again(self, task: str | None, seed: int | None) -> None:
+        """Put an episode in the running one's place; None keeps its task or seed."""
+        self._refuse_when_over()
+        tally = self._tally
+        present, number = tally.plan[tally.index]
+        tally.plan[tally.index] = (task or present, number if seed is None else seed)
+        tally.index -= 1
+        self._begin()
+        tally.touched = True
+
+    def _refuse_when_over(self) -> None:
+        if self._finished_at is not None:
+            raise UserError('all episodes ran; start sim_bridge again')
+
+    def _state(self) -> dict[str, Any]:
+        task, seed = self._tally.plan[self._tally.index]
+        return {'state': 'paused' if self._paused else 'playing' if self._running else 'stopped',
+                'suite': self._suite, 'task': task, 'seed': seed, 'step': self._tally.step,
+                'time': self._now}
+
+    def _tell_state(self) -> None:
+        self._told = time.monotonic()
+        self._desk.tell()
+
     def _step(self, action: NDArray[np.float64]) -> None:
+        self._action = action
         self._obs, _, terminated, truncated, info = self._env.step(action)
         tally = self._tally
         tally.step += 1
@@ -214,7 +287,7 @@ class SimBridge(ros.Node):
         done = terminated or truncated or tally.step == self._max_steps
         if not done:
             self._tell(done=False, success=False)
-            self._show(look=tally.step % self._every == 0)
+            self._show(look=self._paused or tally.step % self._every == 0)
             return
         tally.count(bool(info['success']))
         self._show_cameras()  # without a pose: nobody is asked for another command
@@ -222,12 +295,13 @@ class SimBridge(ros.Node):
             self._tell(done=True, success=bool(info['success']))
             self._begin()
             return
-        self._running = False
+        self._running = self._paused = False
         self._finished_at = time.monotonic()
         if self._result is not None:
             write_json(self._result, {
                 'suite': self._suite, 'lockstep': self._lockstep, **tally.report()})
         self._tell(done=True, success=bool(info['success']))
+        self._tell_state()
         for task, (successes, n) in tally.results.items():
             self.get_logger().info(f'{task}: {successes} of {n}')
 
@@ -236,14 +310,15 @@ class SimBridge(ros.Node):
         self._asked = time.monotonic()
         stamp, obs = wire.time_message(self._now), self._obs
         self._clock_topic.publish(Clock(clock=stamp))
-        head = wire.header(self._now, 'base')
+        head = wire.header(self._now, BASE)
         fingers = np.abs(obs['robot0_gripper_qpos'])
         self._joints.publish(JointState(
             header=head, name=ARM_JOINTS + FINGER_JOINTS,
             position=wire.floats([*obs['robot0_joint_pos'], *fingers]),
             velocity=wire.floats([*obs['robot0_joint_vel'], 0.0, 0.0])))
-        p = wire.floats(obs['robot0_eef_pos'] - self._env.base_position)
-        q = wire.floats(obs['robot0_eef_quat'])
+        gripper = self._gripper()
+        p, q = wire.floats(gripper[0]), wire.floats(obs['robot0_eef_quat'])
+        self._frames.show(self._now, gripper)
         if look:
             self._show_cameras()
         # Last: it is the gate's tick in lock-step, and the answer moves the scene on.
@@ -253,10 +328,21 @@ class SimBridge(ros.Node):
 
     def _show_cameras(self) -> None:
         stamp = wire.time_message(self._now)
-        for name, key in CAMERAS.items():
-            if self._cameras[name].get_subscription_count() > 0:
-                self._cameras[name].publish(
-                    images.numpy_to_image(self._obs[key], stamp, frame_id=f'camera_{name}'))
+        for camera, topic in self._cameras.items():
+            self._frames.show_camera(camera, self._now)
+            if topic.get_subscription_count() > 0:
+                topic.publish(images.numpy_to_image(
+                    self._picture(camera), stamp, frame_id=optical_frame(camera)))
+
+    def _picture(self, camera: str) -> NDArray[np.uint8]:
+        """Return what a camera sees now; the first reading of a moment draws it."""
+        picture: NDArray[np.uint8] = self._obs[f'{CAMERAS[camera]}_image']
+        return picture
+
+    def _gripper(self) -> Placed:
+        """Return where the gripper site is in the base frame."""
+        return (np.asarray(self._obs['robot0_eef_pos'] - self._env.base_position),
+                Rotation.from_quat(self._obs['robot0_eef_quat']))
 
     def _tell(self, done: bool, success: bool) -> None:
         tally = self._tally

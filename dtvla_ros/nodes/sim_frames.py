@@ -1,0 +1,102 @@
+"""Where a simulated scene's frames are, and how its cameras project."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from dtvla_ros.middleware import ros
+from dtvla_ros.middleware.messages import (
+    CameraInfo,
+    Quaternion,
+    TFMessage,
+    Transform,
+    TransformStamped,
+    Vector3,
+)
+from dtvla_ros.nodes import wire
+
+BASE, GRIPPER = 'base', 'gripper'
+CAMERAS = {'primary': 'agentview', 'wrist': 'robot0_eye_in_hand'}
+STATIC = ros.QoSProfile(  # what tf2_ros offers for /tf_static
+    depth=1, reliability=ros.ReliabilityPolicy.RELIABLE,
+    durability=ros.DurabilityPolicy.TRANSIENT_LOCAL)
+# REP 103: an optical frame looks along z with y down; MuJoCo's cameras along -z with y up.
+_OPTICAL = Rotation.from_euler('x', 180, degrees=True)
+
+Placed = tuple[NDArray[np.float64], Rotation]  # position [3] m, orientation
+
+
+def optical_frame(camera: str) -> str:
+    """Return the frame in which a camera's pictures are taken."""
+    return f'camera_{camera}_optical_frame'
+
+
+def camera_matrix(fovy: float, width: int, height: int) -> NDArray[np.float64]:
+    """Return K [3, 3] for a vertical field of view [deg]; pixel centres are whole numbers."""
+    focal = height / 2.0 / np.tan(np.radians(fovy) / 2.0)
+    return np.array([[focal, 0.0, (width - 1) / 2.0], [0.0, focal, (height - 1) / 2.0],
+                     [0.0, 0.0, 1.0]])
+
+
+class SimFrames:
+    """Publishes ``/tf``, ``/tf_static`` and a CameraInfo beside each picture.
+
+    ``base`` to ``gripper`` moves; ``base`` to the third-person camera and ``gripper`` to the
+    wrist's are static and sent anew by `begin`, as another task may have another camera.
+    ``sim`` is robosuite's, its cameras named as in `CAMERAS`.
+    """
+
+    def __init__(self, node: ros.Node, sim: Any, base: NDArray[np.float64], size: int) -> None:
+        self._sim, self._origin, self._size = sim, base, size
+        self._moving = node.create_publisher(TFMessage, '/tf', ros.QoSProfile(depth=100))
+        self._static = node.create_publisher(TFMessage, '/tf_static', STATIC)
+        self._infos = {
+            name: node.create_publisher(
+                CameraInfo, f'camera_{name}/camera_info', ros.qos_profile_sensor_data)
+            for name in CAMERAS}
+
+    def begin(self, stamp: float, gripper: Placed) -> None:
+        """Send where the cameras are mounted, the gripper being at ``gripper`` in the base."""
+        position, rotation = gripper
+        at, turn = self._camera('wrist')
+        back = rotation.inv()
+        self._static.publish(TFMessage(transforms=[
+            _transform(stamp, BASE, optical_frame('primary'), self._camera('primary')),
+            _transform(stamp, GRIPPER, optical_frame('wrist'),
+                       (back.apply(at - position), back * turn))]))
+
+    def show(self, stamp: float, gripper: Placed) -> None:
+        """Send where the gripper is."""
+        self._moving.publish(TFMessage(
+            transforms=[_transform(stamp, BASE, GRIPPER, gripper)]))
+
+    def show_camera(self, camera: str, stamp: float) -> None:
+        """Send how a camera projects, if somebody listens."""
+        if self._infos[camera].get_subscription_count() == 0:
+            return
+        model = self._sim.model
+        fovy = float(model.cam_fovy[model.camera_name2id(CAMERAS[camera])])
+        k = camera_matrix(fovy, self._size, self._size)
+        self._infos[camera].publish(CameraInfo(
+            header=wire.header(stamp, optical_frame(camera)),
+            width=self._size, height=self._size, distortion_model='plumb_bob', d=[0.0] * 5,
+            k=wire.floats(k.ravel()), r=wire.floats(np.eye(3).ravel()),
+            p=wire.floats(np.hstack([k, np.zeros((3, 1))]).ravel())))
+
+    def _camera(self, camera: str) -> Placed:
+        number = self._sim.model.camera_name2id(CAMERAS[camera])
+        turn = np.reshape(self._sim.data.cam_xmat[number], (3, 3))
+        return (np.array(self._sim.data.cam_xpos[number]) - self._origin,
+                Rotation.from_matrix(turn) * _OPTICAL)
+
+
+def _transform(stamp: float, parent: str, child: str, placed: Placed) -> TransformStamped:
+    p, q = wire.floats(placed[0]), wire.floats(placed[1].as_quat())
+    return TransformStamped(
+        header=wire.header(stamp, parent), child_frame_id=child, transform=Transform(
+            translation=Vector3(x=p[0], y=p[1], z=p[2]),
+            rotation=Quaternion(x=q[0], y=q[1], z=q[2], w=q[3])))
