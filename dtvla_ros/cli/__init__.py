@@ -8,7 +8,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from dtvla_ros.cli.arguments import Json, names
+from dtvla_ros.cli.arguments import Suite, Tasks, Workers, names
+from dtvla_ros.cli.evaluation import app as evaluation_app
 from dtvla_ros.cli.models import app as models_app
 from dtvla_ros.cli.recording import app as recording_app
 from dtvla_ros.errors import UserError
@@ -27,16 +28,10 @@ app = typer.Typer(
 app.add_typer(topic_app)
 app.add_typer(models_app)
 app.add_typer(recording_app)
+app.add_typer(evaluation_app)
 app.command()(latency)
 app.command()(soak)
 app.command()(seam)
-
-Suite = Annotated[str, typer.Option(help='Scenes and tasks.')]
-Tasks = Annotated[
-    Optional[str],  # noqa: UP045 - typer reads this annotation at run time on Python 3.10
-    typer.Option(help='Comma-separated task names. [default: all of the suite]'),
-]
-Workers = Annotated[int, typer.Option(min=1, help='Processes, one simulator each.')]
 
 
 DEMO_TASKS = (
@@ -84,115 +79,6 @@ def demo(
     except NodeDied as error:
         print(f'error: {error}', file=sys.stderr)
         raise typer.Exit(1) from None
-
-
-@app.command('eval')
-def evaluate(
-    policy: Annotated[Path, typer.Option(help='Folder of a policy (its manifest).')] = Path(
-        'models/nano'
-    ),
-    suite: Suite = 'tabletop',
-    tasks: Tasks = None,
-    episodes: Annotated[int, typer.Option(min=1, help='Episodes per task.')] = 50,
-    mode: Annotated[
-        str, typer.Option(help='Thought: full, masked, random, swapped or frozen; replay: no '
-                          'policy, eyes closed.')
-    ] = 'full',
-    engine: Annotated[str, typer.Option(help='onnx or torch.')] = 'onnx',
-    workers: Workers = 2,
-    seed: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help='First seed. [default: the first evaluation seed]'),
-    ] = None,
-    replan: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=1, help='Actions per decision. [default: as the policy promises]'),
-    ] = None,
-    video: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='Write a film of every failure here.', file_okay=False),
-    ] = None,
-    resume: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='Journal of finished episodes, kept and continued.', dir_okay=False),
-    ] = None,
-    json_file: Json = None,
-) -> None:
-    """Measure a policy's success per task, in process and in lock-step.
-
-    Start states are drawn from seeds no demonstration was ever recorded on. The table gives
-    n, the success rate and its 95 % Wilson interval.
-
-    **Examples**
-
-    `dtvla eval --policy models/nano --episodes 50 --json out/eval.json`
-
-    `dtvla eval --mode masked --episodes 20` acts without a thought
-
-    `dtvla eval --mode replay` repeats one demonstration blindly: what needs no eyes scores here
-
-    `dtvla eval --episodes 10 --video out/failures --resume out/eval.jsonl`
-    """
-    from dtvla_ros.evaluation.command import evaluate_policy
-
-    evaluate_policy(
-        policy=policy, suite=suite, tasks=names(tasks), episodes=episodes, mode=mode,
-        engine=engine, workers_count=workers, seed=seed, replan_steps=replan, video=video,
-        journal=resume, json_file=json_file,
-    )
-
-
-@app.command()
-def report(
-    results: Annotated[list[Path], typer.Argument(help='Files of dtvla eval --json, by mode.')],
-    into: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='Document whose success table is replaced.', dir_okay=False),
-    ] = None,
-    policy: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='Policy whose manifest gets the success table.', file_okay=False),
-    ] = None,
-) -> None:
-    """Put the success of several modes side by side.
-
-    **Examples**
-
-    `dtvla report out/full.json out/masked.json out/random.json out/replay.json`
-
-    `dtvla report out/full.json out/replay.json --into README.md --policy models/nano`
-    """
-    from dtvla_ros.evaluation.comparison import compare
-
-    compare(results, into, policy)
-
-
-@app.command()
-def experts(
-    suite: Suite = 'tabletop',
-    tasks: Tasks = None,
-    episodes: Annotated[int, typer.Option(min=1, help='Episodes per task.')] = 50,
-    noise: Annotated[
-        bool, typer.Option('--noise', help='Disturb the executed action as collection does.')
-    ] = False,
-    workers: Workers = 2,
-    seed: Annotated[int, typer.Option(min=0, help='First seed.')] = 0,
-    json_file: Json = None,
-) -> None:
-    """Measure the scripted experts that make the demonstrations.
-
-    **Examples**
-
-    `dtvla experts --suite tabletop --episodes 50`
-
-    `dtvla experts --episodes 20 --noise --json out/experts.json`
-    """
-    from dtvla_ros.evaluation.command import evaluate_experts
-
-    evaluate_experts(
-        suite=suite, tasks=names(tasks), episodes=episodes, noise=noise,
-        workers_count=workers, seed=seed, json_file=json_file,
-    )
 
 
 @app.command()

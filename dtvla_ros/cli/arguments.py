@@ -12,6 +12,13 @@ Json = Annotated[
     typer.Option('--json', help='Write the result here.', dir_okay=False),
 ]
 
+Suite = Annotated[str, typer.Option(help='Scenes and tasks.')]
+Tasks = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help='Comma-separated task names. [default: all of the suite]'),
+]
+Workers = Annotated[int, typer.Option(min=1, help='Processes, one simulator each.')]
+
 
 def names(text: str | None) -> tuple[str, ...]:
     """Return the comma-separated names in an argument."""

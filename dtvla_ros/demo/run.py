@@ -18,15 +18,13 @@ from dtvla_ros.evaluation.video import Caption
 from dtvla_ros.files import write_json
 from dtvla_ros.policy.manifest import PolicyManifest
 
-from .processes import NodeDied, NodeProcesses
+from .graph import Run, frame_interval, start_nodes, watch
+from .processes import NodeProcesses
 from .recorder import Recorder
 from .screen import Screen
 
 CONFIG = 'config/sim.yaml'
 VIEWS = ('', 'rerun')
-SILENCE = 90.0  # longest wait for the next step of the simulation [s]
-VLA_REMAPS = ('image_primary', 'image_wrist', 'joint_states', 'ee_pose', 'instruction', 'estop',
-              'gate_state')
 
 
 def run_demo(
@@ -42,7 +40,7 @@ def run_demo(
     UserError
         If a node refuses its input, or ``viz`` is not known.
     NodeDied
-        If a node dies, or the simulation makes no step for `SILENCE` seconds.
+        If a node dies, or the simulation makes no step for `graph.SILENCE` seconds.
 
     """
     if viz not in VIEWS:
@@ -85,8 +83,13 @@ def run_demo(
         with screen, NodeProcesses(out / 'logs') as nodes:
             if viz:
                 nodes.start('view', 'dtvla_ros.cli', ['view', '--save', str(out / 'demo.rrd')])
-            _start(nodes, folder, suite, tasks, episodes, seed, mode, engine, camera_every)
-            _watch(ros, watcher, nodes, screen)
+            start_nodes(nodes, CONFIG, Run(
+                folder, suite, tasks, episodes, seed, mode, engine, camera_every))
+            shown = time.monotonic()
+            for _ in watch(ros, watcher, nodes):
+                if time.monotonic() - shown > 0.05:
+                    screen.update(watcher.seen)
+                    shown = time.monotonic()
     except ros.ExternalShutdownException:  # SIGTERM ends like Ctrl-C
         raise KeyboardInterrupt from None
     finally:
@@ -98,54 +101,6 @@ def run_demo(
     write_json(out / 'demo.json', result)
     _print_end(screen, result, out, ['demo.rrd'] if viz else [])
     return result
-
-
-def frame_interval(replan_steps: int) -> int:
-    """Return control steps per frame: few enough for a film, and the policy's look among them."""
-    return next(k for k in (3, 2, 4, 5, replan_steps) if replan_steps % k == 0)
-
-
-def _start(
-    nodes: NodeProcesses, folder: Path, suite: str, tasks: Sequence[str], episodes: int, seed: int,
-    mode: str, engine: str, camera_every: int,
-) -> None:
-    config = ['--params-file', str(share.find(CONFIG))]
-    quiet = {'OMP_NUM_THREADS': '1'}
-    remaps = [word for name in VLA_REMAPS for word in ('-r', f'{name}:=/{name}')]
-    nodes.start('vla_node', 'dtvla_ros.nodes.vla_node', [
-        '--ros-args', '-r', '__ns:=/vla', *remaps, *config, '-p', f'policy:={folder}',
-        '-p', f'engine:={engine}', '-p', f'mode:={mode}', '-p', 'lockstep:=true'], quiet)
-    nodes.start('command_gate', 'dtvla_ros.nodes.command_gate', ['--ros-args', *config], quiet)
-    nodes.start('sim_bridge', 'dtvla_ros.nodes.sim_bridge', [
-        '--ros-args', *config, '-p', f'suite:={suite}', '-p', f'tasks:=[{", ".join(tasks)}]',
-        '-p', f'episodes:={episodes}', '-p', f'seed:={seed}', '-p', 'lockstep:=true',
-        '-p', f'camera_every:={camera_every}'], quiet)
-
-
-def _watch(ros: Any, watcher: Any, nodes: NodeProcesses, screen: Screen) -> None:
-    seen = watcher.seen
-    progress: tuple[Any, ...] = ()
-    moved = checked = shown = time.monotonic()
-    while not seen.finished:
-        ros.spin_once(watcher, timeout_sec=0.1)
-        now = time.monotonic()
-        if now - shown > 0.05:
-            screen.update(seen)
-            shown = now
-        if now - checked < 0.2:
-            continue
-        checked = now
-        nodes.require_running(may_end=('sim_bridge',))
-        if nodes.exit_code('sim_bridge') == 0 and not seen.finished and now - moved > 3.0:
-            raise NodeDied(
-                f'sim_bridge ended after {len(seen.episodes)} episodes without its summary')
-        latest = (len(seen.episodes), seen.episode.get('step'), seen.thoughts)
-        if latest != progress:
-            progress, moved = latest, now
-        elif now - moved > SILENCE:
-            raise NodeDied(
-                f'no step for {SILENCE:.0f} s (policy {seen.vla_state}, gate {seen.gate_state} '
-                f'{seen.gate_reason}); see {nodes.log("sim_bridge").parent}')
 
 
 def _result(seen: Any, manifest: PolicyManifest, policy: Path, seconds: float) -> dict[str, Any]:

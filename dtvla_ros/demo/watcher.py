@@ -17,8 +17,8 @@ from .seen import Seen
 LATENCY = 'latency_'
 WRITING = '…'  # ends a thought that is still being written
 
-_LATCHED = ros.QoSProfile(
-    depth=10, reliability=ros.ReliabilityPolicy.RELIABLE,
+_LATCHED = ros.QoSProfile(  # deep, so that nothing is overwritten while a picture is drawn
+    depth=100, reliability=ros.ReliabilityPolicy.RELIABLE,
     durability=ros.DurabilityPolicy.TRANSIENT_LOCAL)
 
 
@@ -47,7 +47,7 @@ class Watcher(ros.Node):
         self.create_subscription(String, '/sim/episode', self._episode, _LATCHED)
         self.create_subscription(DiagnosticStatus, '/vla/state', self._vla_state, _LATCHED)
         self.create_subscription(DiagnosticStatus, '/gate_state', self._gate_state, _LATCHED)
-        self.create_subscription(JointTrajectory, '/action', self._action, 10)
+        self.create_subscription(JointTrajectory, '/action', self._action, 100)
 
     def _image(self, name: str, message: Image) -> None:
         try:

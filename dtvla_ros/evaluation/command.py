@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import dtvla_sim
 from dtvla_ros import files, share
@@ -16,55 +18,90 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.policy.manifest import PolicyManifest
 
 from . import report, workers
+from .html import write_html
 from .journal import Journal
 from .pool import run_jobs
+from .progress import Source, finish
+from .protocol import EpisodeResult
 from .seeds import evaluation_seed
-from .statistics import Rate
+from .setup import Job, PolicySetup, SceneSetup
 
 ENGINES = ('onnx', 'torch')
+VIAS = ('inprocess', 'ros')
+
+# (setup, real time, jobs): episodes run elsewhere than in this package's own worker processes.
+Graph = Callable[[PolicySetup, bool, Sequence[Job]], Iterable[tuple[Job, EpisodeResult]]]
 
 
-def evaluate_policy(
-    policy: Path, suite: str, tasks: Sequence[str], episodes: int, mode: str, engine: str,
-    workers_count: int, seed: int | None = None, replan_steps: int | None = None,
-    video: Path | None = None, journal: Path | None = None, json_file: Path | None = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class EvalOptions:
+    """What ``dtvla eval`` is asked for; None: as the policy or the suite says, or no such file."""
+
+    policy: Path
+    suite: str = 'tabletop'
+    tasks: Sequence[str] = ()
+    episodes: int = 50
+    mode: str = 'full'
+    engine: str = 'onnx'
+    workers: int = 2
+    seed: int | None = None
+    replan_steps: int | None = None
+    starts: str | None = None
+    perturb: tuple[str, ...] = ()
+    via: str = 'inprocess'
+    realtime: bool = False
+    videos: Path | None = None
+    journal: Path | None = None
+    html: Path | None = None
+    json_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a suite says of itself: tasks in order, start distribution, flags."""
+
+    tasks: tuple[str, ...]
+    starts: str
+    flags: Mapping[str, Any]
+
+
+def evaluate_policy(options: EvalOptions, graph: Graph | None = None) -> dict[str, Any]:
     """Print the success table of a policy, or of the blind replay; return what is written.
+
+    ``graph`` runs the episodes of ``via='ros'``.
 
     Raises
     ------
     UserError
-        For an unknown suite, task, mode or engine, a seed that was trained on, or a policy that
+        For anything unknown or impossible together, a seed that was trained on, or a policy that
         does not load.
 
     """
-    if json_file is not None:
-        files.require_writable(json_file)
-    _one_of('mode', mode, (*MODES, 'replay'))
-    _one_of('engine', engine, ENGINES)
-    seed = evaluation_seed(seed)
-    settings: dict[str, Any] = {'suite': suite, 'mode': mode}
-    if mode == 'replay':
-        make_worker: Callable[..., Any] = workers.make_replay_worker
-        setup: tuple[Any, ...] = (suite,)
-    else:
-        folder = share.find(policy)
-        manifest = PolicyManifest.read(folder)
-        for name in manifest.files:
-            manifest.verified(folder, name)
-        settings |= {
-            'policy': str(policy), 'engine': engine, 'files': dict(manifest.files),
-            'replan_steps': replan_steps or manifest.action.replan_steps,
-        }
-        make_worker = workers.make_policy_worker
-        setup = (workers.PolicySetup(
-            suite, str(folder), engine, mode, replan_steps, str(video) if video else None),)
-    names = _known_tasks(suite, tasks)
-    summary = _run(
-        f'{suite}, {mode}', settings, names, range(seed, seed + episodes), make_worker, setup,
-        workers_count, journal)
-    _finish(f'{suite}: {"open-loop replay" if mode == "replay" else mode + " thought"}',
-            summary, json_file)
+    _check(options)
+    seed = evaluation_seed(options.seed)
+    scene = look_at(options.suite, options.tasks, options.starts, options.perturb)
+    settings: dict[str, Any] = {
+        'suite': options.suite, 'mode': options.mode, 'starts': scene.starts,
+        'perturb': list(options.perturb), 'via': options.via, 'realtime': options.realtime,
+        'flags': dict(scene.flags)}
+    setup = SceneSetup(options.suite, options.starts, options.perturb)
+    with _stills(options) as stills:
+        if options.mode == 'replay':
+            source = processes(workers.make_replay_worker, setup, options.workers)
+        else:
+            manifest, policy = identify(options, setup, stills)
+            settings |= policy_settings(options, manifest)
+            source = processes(workers.make_policy_worker, policy, options.workers)
+            if options.via == 'ros':
+                assert graph is not None
+                source = _over(graph, policy, options.realtime)
+        summary = _run(
+            f'{options.suite}, {options.mode}', settings, scene.tasks,
+            range(seed, seed + options.episodes), source, options.journal)
+        title = _title(summary)
+        if options.html is not None:
+            write_html(options.html, title, summary, stills)
+    _finish(title, summary, options.json_file)
     return summary
 
 
@@ -75,48 +112,127 @@ def evaluate_experts(
     """Print the success table of the scripted experts; return what is written."""
     if json_file is not None:
         files.require_writable(json_file)
-    names = _known_tasks(suite, tasks)
+    scene = look_at(suite, tasks)
     summary = _run(
-        f'{suite} experts', {'suite': suite, 'experts': True, 'noise': noise}, names,
-        range(seed, seed + episodes), workers.make_expert_worker, (suite, noise), workers_count,
+        f'{suite} experts', {'suite': suite, 'experts': True, 'noise': noise}, scene.tasks,
+        range(seed, seed + episodes),
+        lambda jobs: run_jobs(jobs, workers.make_expert_worker, (suite, noise), workers_count),
         None)
     _finish(f'{suite}: scripted experts{", disturbed" if noise else ""}', summary, json_file)
     return summary
 
 
-def _one_of(what: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise UserError(f'unknown {what} "{value}"; there is: {", ".join(allowed)}')
+def look_at(
+    suite: str, tasks: Sequence[str], starts: str | None = None, perturb: Sequence[str] = (),
+) -> Scene:
+    """Return what the suite is like under these choices.
 
+    Raises
+    ------
+    UserError
+        If the suite, a task, the start distribution or a perturbation is unknown.
 
-def _known_tasks(suite: str, tasks: Sequence[str]) -> tuple[str, ...]:
+    """
     env = dtvla_sim.make(suite)
-    known = tuple(env.tasks)
-    env.close()
-    for name in tasks:
-        _one_of('task', name, known)
-    return tuple(tasks) or known
+    try:
+        offered = tuple(getattr(env, 'start_distributions', ()))
+        if starts is not None:
+            one_of('starts', starts, offered, f' in {suite}')
+        if perturb:
+            from dtvla_sim.perturbation import PerturbedEnv
+
+            PerturbedEnv(env, perturb)
+        for name in tasks:
+            one_of('task', name, tuple(env.tasks))
+        return Scene(
+            tuple(tasks) or tuple(env.tasks), starts or next(iter(offered), ''),
+            dict(getattr(env, 'flags', {})))
+    finally:
+        env.close()
+
+
+def identify(
+    options: EvalOptions, scene: SceneSetup, stills: Path | None = None,
+) -> tuple[PolicyManifest, PolicySetup]:
+    """Return the policy's manifest, its files verified, and how it is run."""
+    folder = share.find(options.policy)
+    manifest = PolicyManifest.read(folder)
+    for name in manifest.files:
+        manifest.verified(folder, name)
+    return manifest, PolicySetup(
+        scene, str(folder), options.engine, options.mode, options.replan_steps,
+        str(options.videos) if options.videos else None, str(stills) if stills else None)
+
+
+def policy_settings(options: EvalOptions, manifest: PolicyManifest) -> dict[str, Any]:
+    """Return which policy ran and how."""
+    return {
+        'policy': str(options.policy), 'engine': options.engine, 'files': dict(manifest.files),
+        'replan_steps': options.replan_steps or manifest.action.replan_steps,
+        'images': {'upright': manifest.images.upright, 'mirrored': manifest.images.mirrored},
+    }
+
+
+def processes(make_worker: Callable[..., Any], setup: Any, count: int) -> Source:
+    """Return a source that works in ``count`` processes."""
+    return lambda jobs: run_jobs(jobs, make_worker, (setup,), count)
+
+
+def _over(graph: Graph, setup: PolicySetup, realtime: bool) -> Source:
+    return lambda jobs: graph(setup, realtime, jobs)
+
+
+def _check(options: EvalOptions) -> None:
+    for path in (options.json_file, options.html):
+        if path is not None:
+            files.require_writable(path)
+    one_of('mode', options.mode, (*MODES, 'replay'))
+    one_of('engine', options.engine, ENGINES)
+    one_of('via', options.via, VIAS)
+    if options.realtime and options.via != 'ros':
+        raise UserError('--realtime needs --via ros: in process time waits for the policy')
+    if options.via == 'ros' and options.mode == 'replay':
+        raise UserError('--mode replay runs no policy; leave out --via ros')
+    if options.via == 'ros' and (options.perturb or options.starts):
+        raise UserError('--perturb and --starts work in process only; leave out --via ros')
+
+
+def one_of(what: str, value: str, allowed: Sequence[str], where: str = '') -> None:
+    """Refuse a value that is not allowed, by name."""
+    if value not in allowed:
+        raise UserError(f'unknown {what} "{value}"; there is{where}: {", ".join(allowed)}')
+
+
+@contextmanager
+def _stills(options: EvalOptions) -> Iterator[Path | None]:
+    """Give a folder for stills of failures: kept beside the journal, so that it goes on too."""
+    if options.html is None:
+        yield None
+    elif options.journal is not None:
+        yield options.journal.with_suffix('.stills')
+    else:
+        with tempfile.TemporaryDirectory(prefix='dtvla-stills-') as folder:
+            yield Path(folder)
+
+
+def _title(summary: Mapping[str, Any]) -> str:
+    mode = 'open-loop replay' if summary['mode'] == 'replay' else f'{summary["mode"]} thought'
+    parts = [f'{summary["suite"]}: {mode}']
+    if summary['starts']:
+        parts.append(f'{summary["starts"]} starts')
+    parts += summary['perturb']
+    if summary['via'] == 'ros':
+        parts.append('over ROS in ' + ('real time' if summary['realtime'] else 'lock-step'))
+    return ', '.join(parts)
 
 
 def _run(
-    title: str, settings: dict[str, Any], tasks: Sequence[str], seeds: range,
-    make_worker: Callable[..., Any], setup: tuple[Any, ...], workers_count: int,
+    title: str, settings: dict[str, Any], tasks: Sequence[str], seeds: range, source: Source,
     journal: Path | None,
 ) -> dict[str, Any]:
     wanted = [(task, seed) for seed in seeds for task in tasks]
-    columns = (
-        TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
-        TextColumn('{task.fields[rate]}'), TimeRemainingColumn())
-    progress = Progress(*columns, console=Console(stderr=True))
-    with Journal(journal, settings) as book, progress as bar:
-        def rate() -> str:
-            return str(Rate.of(book.done[j].success for j in wanted if j in book.done))
-
-        jobs = [job for job in wanted if job not in book.done]
-        line = bar.add_task(title, total=len(wanted), completed=len(wanted) - len(jobs), rate='')
-        for _, result in run_jobs(jobs, make_worker, setup, workers_count):
-            book.add(result)
-            bar.update(line, advance=1, rate=rate())
+    with Journal(journal, settings) as book:
+        finish(title, wanted, book.done, lambda _, result: book.add(result), source)
         results = [book.done[job] for job in wanted]
     return {
         **settings, 'seeds': [seeds.start, seeds.stop - 1], 'versions': report.versions(),

@@ -27,7 +27,8 @@ def read_results(files: Sequence[Path]) -> dict[str, dict[str, Any]]:
     Raises
     ------
     UserError
-        If a file is no such result, two are of one mode, or two are of different policies.
+        If a file is no such result, two are of one mode, of different policies or of different
+        start states.
 
     """
     results: dict[str, dict[str, Any]] = {}
@@ -44,6 +45,9 @@ def read_results(files: Sequence[Path]) -> dict[str, dict[str, Any]]:
     hashes = [r['files'] for r in results.values() if 'files' in r]
     if any(h != hashes[0] for h in hashes):
         raise UserError('the results are of different policies; evaluate all modes again')
+    for key in ('suite', 'starts', 'perturb'):
+        if len({str(r.get(key)) for r in results.values()}) > 1:
+            raise UserError(f'the results differ in {key}; they are not comparable')
     return results
 
 

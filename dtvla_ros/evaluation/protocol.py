@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -25,7 +26,8 @@ class EpisodeResult:
     """What one episode came to.
 
     ``steps``: control steps taken. ``latency``: seconds of every decision by phase, ``total``
-    included. ``thoughts``: one per decision.
+    included. ``thoughts``: one per decision. ``commands``: `commands_hash` of what moved the arm,
+    '' where unknown.
     """
 
     task: str
@@ -36,9 +38,16 @@ class EpisodeResult:
     cut: int = 0
     latency: Mapping[str, Sequence[float]] = field(default_factory=dict)
     thoughts: Sequence[str] = ()
+    commands: str = ''
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def commands_hash(commands: Sequence[NDArray[np.floating]]) -> str:
+    """Return a short name of commands [N, 7]: equal only if every one of them is."""
+    rows = np.asarray(commands, np.float32) + 0.0  # -0 and 0 move the same
+    return hashlib.sha256(rows.tobytes()).hexdigest()[:16]
 
 
 def observation_from_sim(
@@ -81,6 +90,7 @@ def run_episode(
     gripper = osc.GRIPPER_OPEN  # the command gate's law, so that both paths move the same arm
     latency: dict[str, list[float]] = {}
     thoughts: list[str] = []
+    commands: list[NDArray[np.floating]] = []
     cut = 0
     while not done and step < max_steps:
         observation = observation_from_sim(obs, info, env, step)
@@ -95,6 +105,7 @@ def run_episode(
         for action in decision.chunk[: min(replan_steps, max_steps - step)]:
             command = np.clip(action, -1.0, 1.0)
             command[6] = gripper = osc.gripper_command(float(action[6]), gripper)
+            commands.append(command)
             obs, _, terminated, truncated, stepped = env.step(command)
             step += 1
             success = success or bool(stepped['success'])
@@ -102,8 +113,8 @@ def run_episode(
             if done:
                 break
     return EpisodeResult(
-        task, seed, success, step, len(thoughts), cut, latency, tuple(thoughts)
-    )
+        task, seed, success, step, len(thoughts), cut, latency, tuple(thoughts),
+        commands_hash(commands))
 
 
 def run_replay_episode(

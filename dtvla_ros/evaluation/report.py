@@ -49,7 +49,8 @@ def summarise(results: Sequence[EpisodeResult], tasks: Sequence[str]) -> dict[st
         'decisions': sum(r.decisions for r in results),
         'cut_thoughts': sum(r.cut for r in results),
         'episodes': [
-            {'task': r.task, 'seed': r.seed, 'success': r.success, 'steps': r.steps}
+            {'task': r.task, 'seed': r.seed, 'success': r.success, 'steps': r.steps,
+             'commands': r.commands}
             for r in sorted(results, key=lambda r: (tasks.index(r.task), r.seed))
         ],
     }

@@ -16,8 +16,8 @@ from rich.table import Table
 from tqdm import tqdm
 
 from dtvla_ros import share
+from dtvla_ros.demo.graph import VLA_REMAPS
 from dtvla_ros.demo.processes import NodeProcesses
-from dtvla_ros.demo.run import VLA_REMAPS
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
 from dtvla_ros.middleware import ros

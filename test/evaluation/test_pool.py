@@ -8,6 +8,7 @@ import pytest
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.pool import run_jobs
+from dtvla_ros.evaluation.setup import SceneSetup
 from dtvla_ros.evaluation.workers import make_replay_worker
 
 
@@ -19,7 +20,7 @@ def test_every_job_is_done_once_by_two_processes():
 
 def test_bad_input_found_in_a_worker_reaches_the_user():
     with pytest.raises(UserError, match='unknown suite "kitchen"'):
-        list(run_jobs([('task', 1)], make_replay_worker, ('kitchen',), 1))
+        list(run_jobs([('task', 1)], make_replay_worker, (SceneSetup('kitchen'),), 1))
 
 
 def test_a_worker_error_names_the_job():

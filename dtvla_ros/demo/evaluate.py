@@ -1,0 +1,90 @@
+"""``dtvla eval --via ros``: episodes through the three real nodes, heard over topics."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dtvla_ros.evaluation.protocol import EpisodeResult
+from dtvla_ros.evaluation.setup import Job, PolicySetup
+from dtvla_ros.policy.manifest import PolicyManifest
+
+from .graph import Run, frame_interval, start_nodes, watch
+from .processes import NodeProcesses
+
+LOCKSTEP, REALTIME = 'config/sim.yaml', 'config/sim_realtime.yaml'
+
+
+def run_over_ros(
+    setup: PolicySetup, realtime: bool, jobs: Sequence[Job],
+) -> Iterator[tuple[Job, EpisodeResult]]:
+    """Yield ``(job, result)`` as episodes end.
+
+    In lock-step a result holds the hash of the commands that moved the arm, as in process.
+
+    Raises
+    ------
+    UserError
+        If a node refuses its input.
+    NodeDied
+        If a node dies or nothing moves any more; the logs are kept.
+
+    """
+    if not jobs:
+        return
+    os.environ.setdefault('ROS_DOMAIN_ID', str(random.SystemRandom().randint(1, 100)))
+    from dtvla_ros.middleware import ros
+
+    ros.init(args=[])
+    logs = Path(tempfile.mkdtemp(prefix='dtvla-eval-'))
+    try:
+        for number, (tasks, seeds) in enumerate(blocks(jobs)):
+            yield from _block(ros, setup, realtime, tasks, seeds, logs / str(number))
+    except ros.ExternalShutdownException:  # SIGTERM ends like Ctrl-C
+        raise KeyboardInterrupt from None
+    finally:
+        ros.try_shutdown()
+    shutil.rmtree(logs, ignore_errors=True)
+
+
+def blocks(jobs: Iterable[Job]) -> list[tuple[list[str], range]]:
+    """Return jobs as few (tasks, seeds), every task with every seed: what `sim_bridge` runs."""
+    by_task: dict[str, list[int]] = {}
+    for task, seed in jobs:
+        by_task.setdefault(task, []).append(seed)
+    together: dict[tuple[int, int], list[str]] = {}
+    for task, seeds in by_task.items():
+        # Consecutive seeds minus their positions are one number.
+        for _, group in itertools.groupby(enumerate(sorted(seeds)), lambda at: at[1] - at[0]):
+            run = [seed for _, seed in group]
+            together.setdefault((run[0], run[-1] + 1), []).append(task)
+    return [(tasks, range(*ends)) for ends, tasks in together.items()]
+
+
+def _block(
+    ros: Any, setup: PolicySetup, realtime: bool, tasks: Sequence[str], seeds: range, logs: Path,
+) -> Iterator[tuple[Job, EpisodeResult]]:
+    from .listener import Listener
+
+    manifest = PolicyManifest.read(Path(setup.policy))
+    every = 1 if realtime else frame_interval(
+        setup.replan_steps or manifest.action.replan_steps)
+    listener = Listener(setup, manifest.action.rate_hz / every, exact=not realtime)
+    try:
+        with NodeProcesses(logs) as nodes:
+            start_nodes(nodes, REALTIME if realtime else LOCKSTEP, Run(
+                Path(setup.policy), setup.scene.suite, tasks, len(seeds), seeds.start, setup.mode,
+                setup.engine, every, setup.replan_steps or 0))
+            for _ in watch(ros, listener, nodes):
+                yield from listener.ended()
+            while listener.waits():
+                ros.spin_once(listener, timeout_sec=0.05)
+                yield from listener.ended()
+    finally:
+        listener.destroy_node()

@@ -1,0 +1,87 @@
+"""Simulator, policy and command gate started together, and watched until the last episode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dtvla_ros import share
+
+from .processes import NodeDied, NodeProcesses
+
+SILENCE = 90.0  # longest wait for the next step of the simulation [s]
+VLA_REMAPS = ('image_primary', 'image_wrist', 'joint_states', 'ee_pose', 'instruction', 'estop',
+              'gate_state')
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What the nodes are to do. ``replan_steps`` 0: as the policy says."""
+
+    policy: Path
+    suite: str
+    tasks: Sequence[str]
+    episodes: int
+    seed: int
+    mode: str
+    engine: str
+    camera_every: int
+    replan_steps: int = 0
+
+
+def frame_interval(replan_steps: int) -> int:
+    """Return control steps per frame: few enough for a film, and the policy's look among them."""
+    return next(k for k in (3, 2, 4, 5, replan_steps) if replan_steps % k == 0)
+
+
+def start_nodes(nodes: NodeProcesses, config: str, run: Run) -> None:
+    """Start the three nodes with a parameter file of the package."""
+    params = ['--params-file', str(share.find(config))]
+    quiet = {'OMP_NUM_THREADS': '1'}
+    remaps = [word for name in VLA_REMAPS for word in ('-r', f'{name}:=/{name}')]
+    nodes.start('vla_node', 'dtvla_ros.nodes.vla_node', [
+        '--ros-args', '-r', '__ns:=/vla', *remaps, *params, '-p', f'policy:={run.policy}',
+        '-p', f'engine:={run.engine}', '-p', f'mode:={run.mode}',
+        '-p', f'replan_steps:={run.replan_steps}'], quiet)
+    nodes.start('command_gate', 'dtvla_ros.nodes.command_gate', ['--ros-args', *params], quiet)
+    nodes.start('sim_bridge', 'dtvla_ros.nodes.sim_bridge', [
+        '--ros-args', *params, '-p', f'suite:={run.suite}',
+        '-p', f'tasks:=[{", ".join(run.tasks)}]', '-p', f'episodes:={run.episodes}',
+        '-p', f'seed:={run.seed}', '-p', f'camera_every:={run.camera_every}'], quiet)
+
+
+def watch(ros: Any, watcher: Any, nodes: NodeProcesses) -> Iterator[None]:
+    """Let the watcher hear until the last episode is over; yields many times a second.
+
+    Raises
+    ------
+    UserError
+        If a node refuses its input.
+    NodeDied
+        If a node dies, or the simulation makes no step for `SILENCE` seconds.
+
+    """
+    seen = watcher.seen
+    progress: tuple[Any, ...] = ()
+    moved = checked = time.monotonic()
+    while not seen.finished:
+        ros.spin_once(watcher, timeout_sec=0.1)
+        yield
+        now = time.monotonic()
+        if now - checked < 0.2:
+            continue
+        checked = now
+        nodes.require_running(may_end=('sim_bridge',))
+        if nodes.exit_code('sim_bridge') == 0 and not seen.finished and now - moved > 3.0:
+            raise NodeDied(
+                f'sim_bridge ended after {len(seen.episodes)} episodes without its summary')
+        latest = (len(seen.episodes), seen.episode.get('step'), seen.thoughts)
+        if latest != progress:
+            progress, moved = latest, now
+        elif now - moved > SILENCE:
+            raise NodeDied(
+                f'no step for {SILENCE:.0f} s (policy {seen.vla_state}, gate {seen.gate_state} '
+                f'{seen.gate_reason}); see {nodes.log("sim_bridge").parent}')

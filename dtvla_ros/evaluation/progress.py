@@ -1,0 +1,34 @@
+"""Jobs worked off under a progress bar that says how the success stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .protocol import EpisodeResult
+from .statistics import Rate
+
+Source = Callable[[Sequence[Any]], Iterable[tuple[Any, EpisodeResult]]]
+
+
+def finish(
+    title: str, wanted: Sequence[Any], done: Mapping[Any, EpisodeResult],
+    keep: Callable[[Any, EpisodeResult], None], source: Source,
+) -> None:
+    """Get every wanted job that is not ``done`` yet from ``source``; ``keep`` makes it done."""
+    columns = (
+        TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
+        TextColumn('{task.fields[rate]}'), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        def rate() -> str:
+            return str(Rate.of(done[j].success for j in wanted if j in done))
+
+        jobs = [job for job in wanted if job not in done]
+        line = bar.add_task(
+            title, total=len(wanted), completed=len(wanted) - len(jobs), rate=rate())
+        for job, result in source(jobs):
+            keep(job, result)
+            bar.update(line, advance=1, rate=rate())

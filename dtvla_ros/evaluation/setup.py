@@ -1,0 +1,44 @@
+"""What a process is told before its first episode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+Job = tuple[str, int]  # task and seed
+
+
+@dataclass(frozen=True, slots=True)
+class SceneSetup:
+    """Suite, start distribution (None: the suite's first) and what disturbs it."""
+
+    suite: str
+    starts: str | None = None
+    perturb: tuple[str, ...] = ()
+
+    def make(self) -> Any:
+        """Build the environment."""
+        import dtvla_sim
+
+        env = dtvla_sim.make(self.suite, **({'starts': self.starts} if self.starts else {}))
+        if not self.perturb:
+            return env
+        from dtvla_sim.perturbation import PerturbedEnv
+
+        return PerturbedEnv(env, self.perturb)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySetup:
+    """How a policy is run; ``replan_steps`` None: as its manifest says.
+
+    ``videos`` and ``stills`` are folders for what is kept of failures.
+    """
+
+    scene: SceneSetup
+    policy: str
+    engine: str
+    mode: str
+    replan_steps: int | None = None
+    videos: str | None = None
+    stills: str | None = None

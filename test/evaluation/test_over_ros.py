@@ -1,0 +1,70 @@
+"""The same seeds in process and through the three real nodes: the same commands, to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dtvla_ros.demo.evaluate import blocks
+
+ROOT = Path(__file__).resolve().parents[2]
+TASKS = 'push_the_green_cube_onto_the_yellow_mark,stack_the_red_cube_on_the_green_cube'
+
+
+def evaluate(out: Path, *arguments: str) -> dict:
+    """Return result and journal rows of a run of ``dtvla eval``."""
+    environment = {**os.environ, 'ROS_DOMAIN_ID': str(random.SystemRandom().randint(1, 100))}
+    done = subprocess.run(
+        [sys.executable, '-m', 'dtvla_ros.cli', 'eval', '--episodes', '1', '--workers', '1',
+         '--seed', '1000004', '--json', str(out / 'r.json'), '--resume', str(out / 'r.jsonl'),
+         *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (out / 'r.jsonl').read_text().splitlines()[1:]]
+    return {**json.loads((out / 'r.json').read_text()), 'output': done.stdout,
+            'rows': {(r['task'], r['seed']): r for r in rows}}
+
+
+@pytest.mark.slow
+def test_lock_step_over_ros_moves_the_arm_as_in_process(tmp_path):
+    here, there = (tmp_path / name for name in ('here', 'there'))
+    alone = evaluate(here, '--tasks', TASKS)
+    nodes = evaluate(there, '--tasks', TASKS, '--via', 'ros')
+    assert nodes['rows'].keys() == alone['rows'].keys() and len(alone['rows']) == 2
+    for job, row in alone['rows'].items():
+        other = nodes['rows'][job]
+        for key in ('success', 'steps', 'thoughts', 'decisions', 'commands'):
+            assert row[key] == other[key], (job, key)
+        assert len(row['commands']) == 16
+    assert 'over ROS in lock-step' in nodes['output']
+    assert (nodes['via'], nodes['realtime']) == ('ros', False)
+
+
+@pytest.mark.slow
+def test_real_time_says_so_and_tells_how_long_it_thought(tmp_path):
+    result = evaluate(
+        tmp_path, '--tasks', TASKS.split(',')[0], '--via', 'ros', '--realtime',
+        '--html', str(tmp_path / 'r.html'), '--videos', str(tmp_path / 'films'))
+    assert result['realtime'] and 'over ROS in real time' in result['output']
+    assert result['total']['n'] == 1 and result['latency']['think']['n'] >= 3
+    assert 'real time' in (tmp_path / 'r.html').read_text()
+    episode, = result['episodes']
+    assert episode['commands'] == ''  # when they come depends on the machine
+    films = list((tmp_path / 'films').glob('*.mp4')) if (tmp_path / 'films').exists() else []
+    assert len(films) == (not episode['success'])
+
+
+def test_jobs_become_few_runs_of_the_simulator():
+    fresh = [(t, s) for s in (7, 8, 9) for t in 'ab']
+    assert blocks(fresh) == [(['a', 'b'], range(7, 10))]
+    assert blocks(fresh[3:]) == [(['b'], range(8, 10)), (['a'], range(9, 10))]
+    assert blocks([('a', 1), ('a', 4), ('b', 4)]) == [
+        (['a'], range(1, 2)), (['a', 'b'], range(4, 5))]
+    for jobs in (fresh, fresh[3:]):
+        assert sorted((t, s) for tasks, seeds in blocks(jobs) for t in tasks for s in seeds) \
+            == sorted(jobs)
