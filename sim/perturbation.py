@@ -102,6 +102,11 @@ class PerturbedEnv:
         self._active = {p.family: p.strength for p in parsed if p.strength}
 
     @property
+    def active(self) -> tuple[str, ...]:
+        """Families that disturb at present."""
+        return tuple(self._active)
+
+    @property
     def model(self) -> mujoco.MjModel:
         """MuJoCo's model."""
         return self.env.sim.model._model

@@ -80,7 +80,7 @@ def _block(
         with NodeProcesses(logs) as nodes:
             start_nodes(nodes, REALTIME if realtime else LOCKSTEP, Run(
                 Path(setup.policy), setup.scene.suite, tasks, len(seeds), seeds.start, setup.mode,
-                setup.engine, every, setup.replan_steps or 0))
+                setup.engine, every, setup.replan_steps or 0, setup.scene.image_size or 0))
             for _ in watch(ros, listener, nodes):
                 yield from listener.ended()
             while listener.waits():

@@ -19,7 +19,7 @@ VLA_REMAPS = ('image_primary', 'image_wrist', 'joint_states', 'ee_pose', 'instru
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What the nodes are to do. ``replan_steps`` 0: as the policy says."""
+    """What the nodes are to do. 0: as the policy, or the bridge, does by itself."""
 
     policy: Path
     suite: str
@@ -30,6 +30,7 @@ class Run:
     engine: str
     camera_every: int
     replan_steps: int = 0
+    image_size: int = 0
 
 
 def frame_interval(replan_steps: int) -> int:
@@ -47,10 +48,12 @@ def start_nodes(nodes: NodeProcesses, config: str, run: Run) -> None:
         '-p', f'engine:={run.engine}', '-p', f'mode:={run.mode}',
         '-p', f'replan_steps:={run.replan_steps}'], quiet)
     nodes.start('command_gate', 'dtvla_ros.nodes.command_gate', ['--ros-args', *params], quiet)
+    size = ['-p', f'image_size:={run.image_size}'] if run.image_size else []
     nodes.start('sim_bridge', 'dtvla_ros.nodes.sim_bridge', [
         '--ros-args', *params, '-p', f'suite:={run.suite}',
         '-p', f'tasks:=[{", ".join(run.tasks)}]', '-p', f'episodes:={run.episodes}',
-        '-p', f'seed:={run.seed}', '-p', f'camera_every:={run.camera_every}'], quiet)
+        '-p', f'seed:={run.seed}', '-p', f'camera_every:={run.camera_every}',
+        *size], quiet)
 
 
 def watch(ros: Any, watcher: Any, nodes: NodeProcesses) -> Iterator[None]:

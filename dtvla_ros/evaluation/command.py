@@ -84,7 +84,8 @@ def evaluate_policy(options: EvalOptions, graph: Graph | None = None) -> dict[st
         'suite': options.suite, 'mode': options.mode, 'starts': scene.starts,
         'perturb': list(options.perturb), 'via': options.via, 'realtime': options.realtime,
         'flags': dict(scene.flags)}
-    setup = SceneSetup(options.suite, options.starts, options.perturb)
+    setup = SceneSetup(
+        options.suite, options.starts, options.perturb, scene.flags.get('image_size'))
     with _stills(options) as stills:
         if options.mode == 'replay':
             source = processes(workers.make_replay_worker, setup, options.workers)
@@ -243,6 +244,8 @@ def _run(
 def _finish(title: str, summary: dict[str, Any], json_file: Path | None) -> None:
     console = Console()
     console.print(report.table(title, summary))
+    if summary['refused']:
+        console.print(f'{summary["refused"]} failed because the policy refused the sentence')
     for phase, row in summary['latency'].items():
         console.print(f'{phase:>10}  {row["p50_ms"]:7.1f} ms median {row["p99_ms"]:7.1f} ms p99')
     if json_file is not None:

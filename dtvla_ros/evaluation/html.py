@@ -39,7 +39,8 @@ $settings
 $versions
 </body></html>
 """)
-_RESULTS = ('tasks', 'total', 'latency', 'episodes', 'versions', 'decisions', 'cut_thoughts')
+_RESULTS = ('tasks', 'total', 'latency', 'episodes', 'versions', 'decisions', 'cut_thoughts',
+            'refused')
 
 
 def write_html(
@@ -88,15 +89,15 @@ def _failures(episodes: Sequence[Mapping[str, Any]], stills: Path | None) -> str
     figures = []
     for episode in failed:
         name = f'{episode["task"]}-{episode["seed"]}'
-        caption = escape(
-            f'{episode["task"].replace("_", " ")}, seed {episode["seed"]}, {episode["steps"]} '
-            'steps; the last look and the thought it led to')
+        caption = (f'{episode["task"].replace("_", " ")}, seed {episode["seed"]}, '
+                   f'{episode["steps"]} steps')
         still = stills / f'{name}.jpg' if stills else None
         picture = ''
         if still is not None and still.exists():
             data = base64.b64encode(still.read_bytes()).decode()
             picture = f'<img alt="{escape(name)}" src="data:image/jpeg;base64,{data}">'
-        figures.append(f'<figure>{picture}<figcaption>{caption}</figcaption></figure>')
+            caption += '; the last look and the thought it led to'
+        figures.append(f'<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>')
     return '\n'.join(figures)
 
 

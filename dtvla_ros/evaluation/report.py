@@ -47,6 +47,7 @@ def summarise(results: Sequence[EpisodeResult], tasks: Sequence[str]) -> dict[st
         'total': Rate.of(r.success for r in results).to_dict(),
         'latency': latency_summary(latency),
         'decisions': sum(r.decisions for r in results),
+        'refused': refused(results),
         'cut_thoughts': sum(r.cut for r in results),
         'episodes': [
             {'task': r.task, 'seed': r.seed, 'success': r.success, 'steps': r.steps,
@@ -54,6 +55,11 @@ def summarise(results: Sequence[EpisodeResult], tasks: Sequence[str]) -> dict[st
             for r in sorted(results, key=lambda r: (tasks.index(r.task), r.seed))
         ],
     }
+
+
+def refused(results: Sequence[EpisodeResult]) -> int:
+    """Return how many episodes the policy began with nothing: it did not take the sentence."""
+    return sum(not r.steps for r in results)
 
 
 def table(title: str, summary: Mapping[str, Any]) -> Table:

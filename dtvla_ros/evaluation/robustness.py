@@ -112,7 +112,7 @@ def evaluate_robustness(
 
 def _row(results: Sequence[EpisodeResult], tasks: Sequence[str]) -> dict[str, Any]:
     return {
-        **Rate.of(r.success for r in results).to_dict(),
+        **Rate.of(r.success for r in results).to_dict(), 'refused': report.refused(results),
         'tasks': {task: [sum(r.success for r in results if r.task == task),
                          sum(r.task == task for r in results)] for task in tasks},
     }
@@ -135,4 +135,7 @@ def table(title: str, summary: Mapping[str, Any]) -> Table:
     quiet = Rate(summary['undisturbed']['successes'], summary['undisturbed']['n'])
     view.caption = (f'undisturbed {quiet}; n and Wilson 95 % in brackets; '
                     f'{sum(r["n"] for r in cells) + quiet.n} episodes')
+    refused = sum(r['refused'] for r in cells)
+    if refused:
+        view.caption += f'\n{refused} failed because the policy refused the sentence'
     return view

@@ -10,17 +10,22 @@ Job = tuple[str, int]  # task and seed
 
 @dataclass(frozen=True, slots=True)
 class SceneSetup:
-    """Suite, start distribution (None: the suite's first) and what disturbs it."""
+    """Suite, start distribution, what disturbs it, side of the pictures [px].
+
+    None: the suite's own.
+    """
 
     suite: str
     starts: str | None = None
     perturb: tuple[str, ...] = ()
+    image_size: int | None = None
 
     def make(self) -> Any:
         """Build the environment."""
         import dtvla_sim
 
-        env = dtvla_sim.make(self.suite, **({'starts': self.starts} if self.starts else {}))
+        chosen = {'starts': self.starts, 'image_size': self.image_size}
+        env = dtvla_sim.make(self.suite, **{k: v for k, v in chosen.items() if v})
         if not self.perturb:
             return env
         from dtvla_sim.perturbation import PerturbedEnv

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from dtvla_ros.errors import UserError
+
 from .failures import FailureRecord
 from .protocol import EpisodeResult, run_episode, run_expert_episode, run_replay_episode
 from .setup import Job, PolicySetup, SceneSetup
@@ -46,8 +48,14 @@ def _policy_episodes(setup: PolicySetup, env: Any) -> Callable[[Job], EpisodeRes
         thinker = ThinkAct(engine, transform, setup.mode, manifest.max_thought_tokens, seed=seed)
         record = FailureRecord(
             setup.videos, setup.stills, f'{task}-{seed}', env.control_rate / replan)
-        result = run_episode(
-            env, thinker.decide, task, seed, replan, on_decision=record.on_decision)
+        try:
+            result = run_episode(
+                env, thinker.decide, task, seed, replan, on_decision=record.on_decision)
+        except UserError:
+            if 'language' not in getattr(env, 'active', ()):
+                raise
+            # A policy with a closed vocabulary refuses other words: the arm stays where it is.
+            result = EpisodeResult(task, seed, False, 0)
         record.close(result.success)
         return result
 

@@ -63,3 +63,11 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
     (tmp_path / 'x.json').write_text('{"mode": "full"}')
     with pytest.raises(UserError, match=r'x\.json is not a result'):
         read_results([tmp_path / 'x.json'])
+
+
+def test_other_starts_are_not_compared(tmp_path):
+    full, replay = result(tmp_path, 'full', 9), result(tmp_path, 'replay', 9)
+    row = json.loads(replay.read_text())
+    replay.write_text(json.dumps({**row, 'starts': 'jitter'}))
+    with pytest.raises(UserError, match='differ in starts'):
+        read_results([full, replay])
