@@ -271,8 +271,35 @@ def test_a_manifest_is_not_overwritten_unasked(copy, monkeypatch, capsys):
     assert PolicyManifest.read(copy).name == 'mine'
     convert(copy, ConvertOptions(name='other', force=True))
     assert PolicyManifest.read(copy).name == 'other'
-    with pytest.raises(UserError, match='--out takes merged weights'):
-        convert(copy, ConvertOptions(out=copy / 'x'))
+    with pytest.raises(UserError, match='is the folder of the checkpoint'):
+        convert(copy, ConvertOptions(out=copy / '.', force=True))
+
+
+def test_a_policy_apart_from_the_download(download, tmp_path, monkeypatch, capsys):
+    before = {path.name: path.read_bytes() for path in download.iterdir()}
+    out = tmp_path / 'models' / 'released'
+    code, said, _ = dtvla(monkeypatch, capsys, 'convert', download, '--out', out)
+    assert code == 0 and f'next: dtvla eval --policy {out} --engine torch' in said
+    assert {path.name: path.read_bytes() for path in download.iterdir()} == before
+    assert (out / SHARD).samefile(download / SHARD), 'no second 6 GB on the disk'
+    assert lacks(out) == '' and PolicyManifest.read(out).name == 'released'
+    assert load_think_act(out, 'torch')[1].max_thought_tokens == 300
+    with pytest.raises(UserError, match='exists already; replace it with --force'):
+        convert(download, ConvertOptions(out=out))
+    convert(download, ConvertOptions(out=out, name='again', force=True))
+    assert PolicyManifest.read(out).name == 'again'
+    assert {path.name: path.read_bytes() for path in download.iterdir()} == before
+
+    def no_links(*_):
+        raise OSError('another file system')
+    monkeypatch.setattr(Path, 'hardlink_to', no_links)
+    convert(download, ConvertOptions(out=tmp_path / 'copied'))
+    assert lacks(tmp_path / 'copied') == ''
+    assert not (tmp_path / 'copied' / SHARD).samefile(download / SHARD)
+    (tmp_path / 'full').mkdir()
+    (tmp_path / 'full' / 'letters').write_text('dear')
+    with pytest.raises(UserError, match='holds files but no policy'):
+        convert(download, ConvertOptions(out=tmp_path / 'full'))
 
 
 def test_options_reach_the_manifest(copy, tmp_path, monkeypatch, capsys):

@@ -112,7 +112,9 @@ def convert(
     ] = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help='Folder of the merged policy, with --adapter.', file_okay=False),
+        typer.Option(help="Folder of the policy; a checkpoint's weights get a second name there "
+                     'where the file system can. [default: the checkpoint itself]',
+                     file_okay=False),
     ] = None,
     force: Annotated[
         bool, typer.Option('--force', help='Replace a manifest that is there already.')] = False,
@@ -123,7 +125,7 @@ def convert(
 
     **Examples**
 
-    `dtvla convert deepthinkvla_libero_cot_rl`
+    `dtvla convert deepthinkvla_libero_cot_rl --out models/released`
 
     `dtvla convert deepthinkvla_libero_cot_rl --statistics norm_stats.json --suite-key libero_10`
 
@@ -135,7 +137,7 @@ def convert(
     manifest = run(path, ConvertOptions(
         names(cameras), name, license, statistics, suite_key, adapter, out, force))
     print(f'{out or path}: {manifest.name}, {len(manifest.files)} files hashed; next: '
-          f'dtvla inspect {out or path}')
+          f'dtvla eval --policy {out or path} --engine torch')
 
 
 @app.command()

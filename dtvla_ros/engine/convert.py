@@ -31,8 +31,10 @@ class ConvertOptions:
     """What a checkpoint does not say itself.
 
     ``cameras`` in the order of training. ``statistics``: file instead of ``norm_stats.json``,
-    ``suite_key`` names one of several sets in it. With ``adapter`` the merged weights go to
-    ``out``. ``force`` replaces a manifest, or a policy in ``out``.
+    ``suite_key`` names one of several sets in it. The policy goes to ``out``: with ``adapter``
+    its merged weights, else the checkpoint's own files, hard links where the file system has
+    them. ``out`` None: the manifest goes into the checkpoint's folder. ``force`` replaces a
+    manifest, or a policy in ``out``.
     """
 
     cameras: tuple[str, ...] = ('primary', 'wrist')
@@ -46,7 +48,7 @@ class ConvertOptions:
 
 
 def convert(path: Path | str, options: ConvertOptions) -> PolicyManifest:
-    """Write the manifest that makes a checkpoint a policy; return it.
+    """Make a checkpoint a policy, by a manifest beside its weights; return it.
 
     ``path`` is a Hugging Face checkpoint folder, or an adapter folder whose base is here.
     Everything is checked before anything is written. Raises ``UserError`` naming the file,
@@ -73,12 +75,20 @@ def convert(path: Path | str, options: ConvertOptions) -> PolicyManifest:
         adapter = read_adapter(adapter_folder)
         adapter.check(headers)
     action, images = released.contracts(config)
-    weights = folder
-    if adapter is not None:
-        weights = target.with_name(target.name + '.part')
-        _write_merged(folder, headers, adapter, weights)
-        shutil.copyfile(statistics_file, weights / released.STATISTICS)
+    apart = target != folder
+    weights = target.with_name(target.name + '.part') if apart else folder
     try:
+        if apart:
+            shutil.rmtree(weights, ignore_errors=True)
+            weights.mkdir(parents=True)
+            if adapter is None:
+                _link_weights(folder, weights)
+            else:
+                _write_merged(folder, headers, adapter, weights)
+            for name in (INDEX, TOKENIZER, released.CONFIG):
+                if (folder / name).exists():
+                    shutil.copyfile(folder / name, weights / name)
+            shutil.copyfile(statistics_file, weights / released.STATISTICS)
         manifest = PolicyManifest(
             name=options.name or target.resolve().name, license=options.license, config=config,
             statistics=statistics, files=_hashes(_policy_files(weights)), state_in_prompt=False,
@@ -87,29 +97,25 @@ def convert(path: Path | str, options: ConvertOptions) -> PolicyManifest:
         part = weights / (MANIFEST + '.part')
         part.write_text(manifest.to_json())
         part.replace(weights / MANIFEST)
-        if adapter is not None:
+        if apart:
             if target.exists():
                 shutil.rmtree(target)
             weights.rename(target)
     finally:
-        if adapter is not None:
+        if apart:
             shutil.rmtree(weights, ignore_errors=True)
     return manifest
 
 
 def _target(folder: Path, adapter: Path | None, options: ConvertOptions) -> Path:
     """Return the folder that becomes the policy; nothing in it is lost unasked."""
-    if adapter is None:
-        if options.out is not None:
-            raise UserError('--out takes merged weights and needs --adapter; without one the '
-                            f'manifest is written into {folder}')
-        target = folder
-    else:
-        if options.out is None:
-            raise UserError(f'{adapter}: merged weights need a folder of their own; give --out')
-        target = options.out
-        if target.resolve() in (folder.resolve(), adapter.resolve()):
-            raise UserError(f'{target}: --out is the folder of the base or of the adapter; '
+    target = options.out or folder
+    if adapter is not None and options.out is None:
+        raise UserError(f'{adapter}: merged weights need a folder of their own; give --out')
+    if options.out is not None:
+        sources = [folder.resolve(), *([] if adapter is None else [adapter.resolve()])]
+        if target.resolve() in sources:
+            raise UserError(f'{target}: --out is the folder of the checkpoint or of the adapter; '
                             'choose another')
         if target.exists() and any(target.iterdir()) and not (target / MANIFEST).exists():
             raise UserError(f'{target}: holds files but no policy; choose another folder')
@@ -128,25 +134,26 @@ def _statistics_file(folder: Path, adapter: Path | None, given: Path | None) -> 
                     'without their statistics; give them with --statistics')
 
 
+def _link_weights(base: Path, part: Path) -> None:
+    """Give the weights a second name; another file system gets a copy."""
+    for file in weight_files(base):
+        source = file.resolve()  # a download's cache holds links to its blobs
+        try:
+            (part / file.name).hardlink_to(source)
+        except OSError:
+            shutil.copyfile(source, part / file.name)
+
+
 def _write_merged(base: Path, headers: dict[str, Stored], adapter: Adapter, part: Path) -> None:
     """Write the merged weights in the base's files and names, one file in memory at a time."""
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        with tqdm(total=len(headers), desc='merging', unit='tensor', disable=None) as bar:
-            for file in weight_files(base):
-                tensors = {}
-                for name, stored in headers.items():
-                    if stored.file == file:
-                        tensors[name] = adapter.merged(name, stored.read()).contiguous()
-                        bar.update()
-                save_tensors(tensors, part / file.name)
-        for name in (INDEX, TOKENIZER, released.CONFIG):
-            if (base / name).exists():
-                shutil.copyfile(base / name, part / name)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+    with tqdm(total=len(headers), desc='merging', unit='tensor', disable=None) as bar:
+        for file in weight_files(base):
+            tensors = {}
+            for name, stored in headers.items():
+                if stored.file == file:
+                    tensors[name] = adapter.merged(name, stored.read()).contiguous()
+                    bar.update()
+            save_tensors(tensors, part / file.name)
 
 
 def _policy_files(folder: Path) -> list[Path]:

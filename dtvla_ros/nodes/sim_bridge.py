@@ -133,8 +133,7 @@ class SimBridge(ros.Node):
         self._pose = self.create_publisher(PoseStamped, 'ee_pose', sensor)
         self._instruction = self.create_publisher(String, 'instruction', wire.LATCHED)
         self._episode = self.create_publisher(String, 'sim/episode', wire.LATCHED_10)
-        self._frames = SimFrames(
-            self, self._env.scene.sim, self._env.base_position, self._env.image_size)
+        self._frames = SimFrames(self, self._env)
         self._desk = SimServices(
             self, {'pause': self._pause, 'step': self._advance, 'begin': self._begin_again},
             self._state, suite, self._env.tasks)

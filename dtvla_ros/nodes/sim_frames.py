@@ -47,11 +47,10 @@ class SimFrames:
 
     ``base`` to ``gripper`` moves; ``base`` to the third-person camera and ``gripper`` to the
     wrist's are static and sent anew by `begin`, as another task may have another camera.
-    ``sim`` is robosuite's, its cameras named as in `CAMERAS`.
     """
 
-    def __init__(self, node: ros.Node, sim: Any, base: NDArray[np.float64], size: int) -> None:
-        self._sim, self._origin, self._size = sim, base, size
+    def __init__(self, node: ros.Node, env: Any) -> None:
+        self._env, self._size = env, int(env.image_size)
         self._moving = node.create_publisher(TFMessage, '/tf', ros.QoSProfile(depth=100))
         self._static = node.create_publisher(TFMessage, '/tf_static', STATIC)
         self._infos = {
@@ -78,8 +77,8 @@ class SimFrames:
         """Send how a camera projects, if somebody listens."""
         if self._infos[camera].get_subscription_count() == 0:
             return
-        model = self._sim.model
-        fovy = float(model.cam_fovy[model.camera_name2id(CAMERAS[camera])])
+        model, _ = _mujoco(self._env)
+        fovy = float(model.cam_fovy[model.camera(CAMERAS[camera]).id])
         k = camera_matrix(fovy, self._size, self._size)
         self._infos[camera].publish(CameraInfo(
             header=wire.header(stamp, optical_frame(camera)),
@@ -88,10 +87,18 @@ class SimFrames:
             p=wire.floats(np.hstack([k, np.zeros((3, 1))]).ravel())))
 
     def _camera(self, camera: str) -> Placed:
-        number = self._sim.model.camera_name2id(CAMERAS[camera])
-        turn = np.reshape(self._sim.data.cam_xmat[number], (3, 3))
-        return (np.array(self._sim.data.cam_xpos[number]) - self._origin,
+        model, data = _mujoco(self._env)
+        number = model.camera(CAMERAS[camera]).id
+        turn = np.reshape(data.cam_xmat[number], (3, 3))
+        return (np.array(data.cam_xpos[number]) - self._env.base_position,
                 Rotation.from_matrix(turn) * _OPTICAL)
+
+
+def _mujoco(env: Any) -> tuple[Any, Any]:
+    """Return MuJoCo's model and data of the present scene; another task may have others."""
+    scene = env.scene
+    sim = getattr(scene, 'sim', None)
+    return (scene.model, scene.data) if sim is None else (sim.model._model, sim.data._data)
 
 
 def _transform(stamp: float, parent: str, child: str, placed: Placed) -> TransformStamped:

@@ -5,6 +5,7 @@ Of weights only headers are read, so that this takes no longer for 6 GB than for
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy import adapters, released
 from dtvla_ros.policy.checkpoint import (
+    EMBEDDING,
     HEADS,
     Fit,
     Stored,
@@ -29,6 +31,8 @@ from dtvla_ros.policy.manifest import GRAPHS, INDEX, MANIFEST, TOKENIZER, Policy
 from dtvla_ros.policy.vocabulary import load_tokenizer
 
 SMALL = 32 << 20  # bytes; files up to this size are hashed unasked
+SCALED_TOGETHER = 128  # int8 weights that share a scale
+PROMPT_TOKENS = 64  # beside the images': the published sentence and an instruction
 _PARTS = (
     ('image projector', r'vision\.projector\.'), ('image tower', r'vision\.'),
     ('embedding and tied head', r'embed_tokens\.'), ('decoder layers', r'layers\.'),
@@ -72,7 +76,10 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """All that could be found out; what could not is None and has its line in ``lacks``."""
+    """All that could be found out; what could not is None and has its line in ``lacks``.
+
+    ``memory``: computed bytes of the weights by type, and what a decision reads and keeps.
+    """
 
     path: str
     kind: str
@@ -80,6 +87,7 @@ class Inspection:
     license: str = ''
     config: Mapping[str, Any] | None = None
     parameters: Mapping[str, int] = field(default_factory=dict)
+    memory: Mapping[str, int] = field(default_factory=dict)
     statistics: Mapping[str, Any] | None = None
     action: Mapping[str, Any] | None = None
     images: Mapping[str, Any] | None = None
@@ -139,6 +147,7 @@ def _policy(folder: Path, hashes: bool) -> Inspection:
     return Inspection(
         str(folder), 'policy', manifest.name, manifest.license,
         config=manifest.config.to_dict(), parameters=_parameters(manifest.config),
+        memory=_memory(manifest.config, manifest.max_thought_tokens),
         statistics=manifest.statistics.to_dict(), action=asdict(manifest.action),
         images=asdict(manifest.images), prompt={
             'preamble': manifest.preamble, 'state_in_prompt': manifest.state_in_prompt,
@@ -166,7 +175,7 @@ def _checkpoint(folder: Path) -> Inspection:
     action, images = released.contracts(config)
     return Inspection(
         str(folder), 'checkpoint', folder.resolve().name, config=config.to_dict(),
-        parameters=_parameters(config),
+        parameters=_parameters(config), memory=_memory(config, released.MAX_THOUGHT),
         statistics=statistics.to_dict() if statistics else None, action=asdict(action),
         images=asdict(images), prompt={
             'preamble': released.PREAMBLE, 'state_in_prompt': False,
@@ -258,14 +267,34 @@ def _parameters(config: DecoderConfig) -> dict[str, int]:
     return _by_part({name: tuple(p.shape) for name, p in empty_model(config).state_dict().items()})
 
 
+def _memory(config: DecoderConfig, thought: int) -> dict[str, int]:
+    """Return bytes by what takes them, as computed from the sizes.
+
+    int8 ONNX graphs hold one byte per weight of a matrix and a scale per block, and the head's
+    rows twice: to be multiplied, and to be looked up.
+    """
+    shapes = {name: tuple(p.shape) for name, p in empty_model(config).state_dict().items()}
+    every = sum(math.prod(shape) for shape in shapes.values())
+    matrices = sum(math.prod(shape) for name, shape in shapes.items()
+                   if len(shape) == 2 and 'position' not in name)
+    small = matrices + math.prod(shapes[EMBEDDING])
+    text = config.text
+    kept = 2 * text.layers * text.kv_heads * text.head_dim  # keys and values of one row
+    rows = config.image_tokens + PROMPT_TOKENS + thought + config.chunk_steps * config.action_dim
+    return {
+        'float32': 4 * every, 'bfloat16': 2 * every,
+        'int8 (onnx)': round(small * (1 + 4 / SCALED_TOGETHER)) + 4 * (every - matrices),
+        'cache of a decision, bfloat16': 2 * kept * rows,
+        'read per token of a thought, bfloat16': 2 * sum(
+            math.prod(shape) for name, shape in shapes.items()
+            if name.startswith(('layers.', 'embed_tokens.')))}
+
+
 def _by_part(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Return how many numbers each part of the network holds, and all of them."""
     counts: Counter[str] = Counter()
     for name, shape in shapes.items():
-        size = 1
-        for length in shape:
-            size *= length
-        counts[next(part for part, start in _PARTS if re.match(start, name))] += size
+        counts[next(part for part, start in _PARTS if re.match(start, name))] += math.prod(shape)
     return {part: counts[part] for part, _ in _PARTS if counts[part]} | {
         'total': counts.total()}
 

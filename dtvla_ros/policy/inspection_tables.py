@@ -24,7 +24,9 @@ def show(found: Inspection, console: Console | None = None) -> None:
     if found.config:
         config = found.config
         tables += [
-            _geometry(found), _facts('Special ids', config['ids']),
+            _geometry(found), _facts('Memory, computed', {
+                what: decimal(size) for what, size in found.memory.items()}),
+            _facts('Special ids', config['ids']),
             _facts('Action contract', {
                 **(found.action or {}), 'chunk': f'{config["chunk_steps"]} steps of '
                                                  f'{config["action_dim"]} numbers'}),

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-import dtvla_sim
 from dtvla_ros.middleware import images, ros
 from dtvla_ros.middleware.messages import (
     CameraInfo,
@@ -28,6 +27,7 @@ from dtvla_ros.middleware.messages import (
 from dtvla_ros.nodes import wire
 from dtvla_ros.nodes.pose_source import FrameTree
 from dtvla_ros.nodes.sim_frames import optical_frame
+from dtvla_sim.env import TabletopEnv  # chooses the renderer before MuJoCo is imported
 from test.nodes.test_closed_loop import decide_in_process, motion, start_all
 
 TASK, OTHER = 'put_the_lemon_in_the_blue_bin', 'stack_the_red_cube_on_the_green_cube'
@@ -127,7 +127,7 @@ def paused(graph):
 
 @pytest.fixture
 def env():
-    made = dtvla_sim.make('tabletop')
+    made = TabletopEnv()
     yield made
     made.close()
 

@@ -11,6 +11,8 @@ import torch
 from released import STATISTICS, gemma_like_tokenizer, write_checkpoint
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
+from dtvla_ros.engine.export import write_graphs
+from dtvla_ros.engine.geometry import geometry, random_model
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import (
     empty_model,
@@ -22,7 +24,7 @@ from dtvla_ros.policy.checkpoint import (
 )
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.decoder import HybridDecoder
-from dtvla_ros.policy.inspection import inspect
+from dtvla_ros.policy.inspection import _memory, inspect
 from dtvla_ros.policy.released import read_config, read_statistics
 
 CONFIG_JSON = {
@@ -122,6 +124,9 @@ def test_a_checkpoint_of_six_gigabytes_is_inspected_by_its_header(tmp_path):
     assert found.weights.types == {'BF16': len(header)}
     assert not (found.weights.missing or found.weights.unexpected or found.weights.wrong_shape)
     assert path.stat().st_blocks * 512 < 1 << 20
+    memory = found.memory
+    assert memory['float32'] == 2 * memory['bfloat16'] == 4 * PARAMETERS
+    assert memory['cache of a decision, bfloat16'] < 20e6
     del header['language_model.model.norm.weight']
     text = json.dumps(header).encode()
     with path.open('wb') as file:
@@ -129,6 +134,14 @@ def test_a_checkpoint_of_six_gigabytes_is_inspected_by_its_header(tmp_path):
         file.truncate(8 + len(text) + end)
     with pytest.raises(UserError, match='not a whole safetensors'):
         read_headers(path)  # a hole in the data: the last tensor's bytes belong to nobody
+
+
+def test_the_memory_of_int8_is_what_its_graphs_take(tmp_path):
+    model = random_model(geometry('nano'))
+    write_graphs(model, tmp_path, 'int8')
+    written = sum(path.stat().st_size for path in tmp_path.iterdir())
+    told = _memory(model.config, 100)
+    assert written == pytest.approx(told['int8 (onnx)'], rel=0.05)
 
 
 def test_loading_leaves_nothing_on_the_meta_device(tmp_path):

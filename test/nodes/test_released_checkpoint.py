@@ -1,0 +1,91 @@
+"""From a download to decisions over topics and to an evaluation: one command each.
+
+The checkpoint is a tiny one of the released layout; the real one is 6 GB.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from dtvla_ros.measure.robot import Robot
+from dtvla_ros.middleware.messages import (
+    DiagnosticStatus,
+    JointTrajectory,
+    String,
+    get_message,
+    get_service,
+)
+from dtvla_ros.nodes import wire
+from test.nodes.conftest import IN_NAMESPACE, ROOT
+from test.released import STATISTICS, write_checkpoint
+
+CONFIGURE, ACTIVATE = 1, 3
+TASK = 'pick up the butter and place it in the basket'
+
+
+def dtvla(*words):
+    """Run a command to its end; return what it printed."""
+    done = subprocess.run([sys.executable, '-m', 'dtvla_ros.cli', *map(str, words)], cwd=ROOT,
+                          capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope='module')
+def converted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('hub') / 'deepthinkvla_libero_cot_rl'
+    write_checkpoint(folder)
+    out = folder.parent / 'released'
+    dtvla('convert', folder, '--out', out)
+    return out
+
+
+def test_a_decision_over_topics(graph, converted):
+    node = graph.listen(chunk=(JointTrajectory, '/vla/action_chunk'),
+                        reasoning=(String, '/vla/reasoning'),
+                        vla=(DiagnosticStatus, '/vla/state'))
+    Robot(node, '', (256, 256), frame_rate=20.0)
+    instruction = node.create_publisher(String, '/instruction', wire.LATCHED)
+    managed = [word.replace('autostart:=true', 'autostart:=false') for word in IN_NAMESPACE]
+    graph.start('vla_node', *managed, '-p', f'policy:={converted}', '-p', 'engine:=torch',
+                '-p', 'max_thought_tokens:=12', '-p', 'on_cut:=act', '-p', 'deadline_s:=20.0',
+                '-p', 'max_age_s:=5.0', '-p', 'input_timeout_s:=1.0')
+
+    def state():
+        return graph.of('vla')[-1][1] if graph.of('vla') else DiagnosticStatus()
+    graph.spin(lambda: state().message == 'UNCONFIGURED', 60)
+    kind = get_service('lifecycle_msgs/srv/ChangeState')
+    client = node.create_client(kind, '/vla/vla_node/change_state')
+    graph.spin(client.service_is_ready, 20)
+    for transition, reached in ((CONFIGURE, 'INACTIVE'), (ACTIVATE, 'IDLE')):
+        future = client.call_async(kind.Request(
+            transition=get_message('lifecycle_msgs/msg/Transition')(id=transition)))
+        graph.spin(future.done, 10)
+        assert future.result().success, wire.status_values(state())['reason']
+        graph.spin(lambda reached=reached: state().message == reached, 30)
+    instruction.publish(String(data=TASK))
+    graph.spin(lambda: graph.of('chunk'), 60)
+    message = graph.of('chunk')[0][1]
+    chunk = wire.chunk_from(message, 0.05)
+    low, high = (np.array(STATISTICS['action'][key][:6]) for key in ('q01', 'q99'))
+    assert chunk.values.shape == (10, 7) and chunk.period == pytest.approx(0.05)
+    assert (chunk.values[:, :6] >= low - 1e-6).all() and (chunk.values[:, :6] <= high + 1e-6).all()
+    assert graph.of('reasoning'), 'and it was seen while it thought'
+    assert abs(chunk.stamp - time.time()) < 60
+
+
+@pytest.mark.slow
+def test_an_evaluation(converted, tmp_path):
+    report = tmp_path / 'eval.json'
+    dtvla('eval', '--policy', converted, '--engine', 'torch', '--suite', 'tabletop', '--mode',
+          'masked', '--tasks', 'put_the_lemon_in_the_blue_bin', '--episodes', '1', '--workers',
+          '1', '--json', report)
+    told = json.loads(report.read_text())
+    assert told['total']['n'] == 1
+    assert told['policy'] == str(converted) and told['replan_steps'] == 10
