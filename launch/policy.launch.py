@@ -42,11 +42,19 @@ def generate_launch_description():
     arguments = [
         DeclareLaunchArgument(
             'params_file', default_value=str(share / 'config' / 'sim.yaml'),
-            description='Parameters of all nodes, ROS YAML; policy, mode, transport and '
-                        'use_sim_time are set by the launch arguments of these names.'),
+            description='Parameters of all nodes, ROS YAML; policy, engine, device, mode, '
+                        'transport and use_sim_time are set by the launch arguments of these '
+                        'names.'),
         DeclareLaunchArgument(
             'policy', default_value=str(share / 'models' / 'nano'),
             description='Folder of the policy, its manifest inside.'),
+        DeclareLaunchArgument(
+            'engine', default_value='onnx', choices=['onnx', 'torch'],
+            description='onnx needs exported graphs; torch runs a converted checkpoint as it '
+                        'is.'),
+        DeclareLaunchArgument(
+            'device', default_value='cpu', choices=['cpu', 'cuda', 'tensorrt', 'auto'],
+            description='Where the policy runs.'),
         DeclareLaunchArgument(
             'mode', default_value='full',
             choices=['full', 'masked', 'random', 'swapped', 'frozen'],
@@ -80,7 +88,7 @@ def generate_launch_description():
         package='dtvla_ros', executable='vla_node', name='vla_node',
         namespace=namespace, output='screen',
         parameters=[params, transport, clock, {
-            'policy': LaunchConfiguration('policy'), 'mode': LaunchConfiguration('mode')}],
+            name: LaunchConfiguration(name) for name in ('policy', 'engine', 'device', 'mode')}],
         remappings=[*images, *((name, LaunchConfiguration(name)) for name in TOPICS)])
     gate = Node(
         package='dtvla_ros', executable='command_gate', name='command_gate', namespace='',

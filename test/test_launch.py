@@ -204,13 +204,16 @@ def test_ros_itself_shows_every_argument(prefix, path):
 
 
 def test_arguments_win_over_the_parameter_file(prefix):
-    nodes = started('sim', episodes='7', seed='1000050', mode='masked', tasks="['a', 'b']")
+    nodes = started('sim', episodes='7', seed='1000050', mode='masked', tasks="['a', 'b']",
+                    policy='/a/released', engine='torch', device='cuda')
     assert set(nodes) == {'sim_bridge', 'vla_node', 'command_gate'}
     bridge, _ = given_to(nodes['sim_bridge'])
     assert bridge['episodes'] == 7 and bridge['seed'] == 1_000_050
     assert bridge['tasks'] == ['a', 'b'] and bridge['lockstep'] is True
     policy, _ = given_to(nodes['vla_node'])
     assert policy['mode'] == 'masked' and policy['autostart'] is True
+    assert (policy['policy'], policy['engine'], policy['device']) == (
+        '/a/released', 'torch', 'cuda')
     assert all(given_to(words)[0]['use_sim_time'] is True for words in nodes.values())
 
 
