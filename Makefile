@@ -1,4 +1,4 @@
-# make demo | test | lint | eval | experts | bench | latency | faults | soak | train | constraints | clean   (make help)
+# make demo | test | lint | eval | experts | libero | bench | latency | faults | soak | train | constraints | clean   (make help)
 # Needs Python 3.10 - 3.13 and, as root on Debian or Ubuntu, installs the rest by itself.
 
 PYTHON ?= python3
@@ -13,7 +13,7 @@ DATA ?= data/tabletop
 RUN ?= runs/nano
 MINUTES ?= 60
 
-.PHONY: help demo test lint eval experts bench latency faults soak train constraints clean
+.PHONY: help demo test lint eval experts libero bench latency faults soak train constraints clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,10 @@ eval: $(VENV)/.installed  ## success per task: EPISODES=50 WORKERS=2 POLICY=mode
 experts: $(VENV)/.installed  ## success of the scripted experts
 	$(BIN)/dtvla experts --suite tabletop --episodes $(EPISODES) --workers $(WORKERS) \
 		--json $(OUT)/experts.json
+
+libero: $(VENV)/.installed  ## installs the LIBERO benchmark's environments (assets: docs/libero.md)
+	$(PIP) install -q -e '.[libero]'
+	$(PIP) install -q --no-deps hf-libero==0.1.4 bddl==1.0.1
 
 bench: $(VENV)/.installed-dev  ## how fast engines decide, beside the published scheme
 	$(BIN)/dtvla bench --json $(OUT)/bench.json --plot $(OUT)/bench.png

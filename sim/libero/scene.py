@@ -1,0 +1,180 @@
+"""A task's robosuite scene without what an evaluation does not read, reset without a memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from .package import prepare
+from .tasks import LiberoTask
+
+RESETS = 20
+
+Settings = dict[str, Any]
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed NumPy's global generator, which robosuite draws from, and give it back afterwards."""
+    before = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
+
+
+def scene_settings() -> Settings:
+    """Return the arguments LIBERO's own evaluation gives to its environments, without cameras."""
+    from robosuite.controllers import load_controller_config
+
+    return {
+        'robots': ['Panda'], 'gripper_types': 'default', 'initialization_noise': None,
+        'controller_configs': load_controller_config(default_controller='OSC_POSE'),
+        'control_freq': 20, 'ignore_done': True, 'hard_reset': False, 'has_renderer': False,
+        'has_offscreen_renderer': False, 'use_camera_obs': False,
+    }
+
+
+class _Lean:
+    """What is left out of LIBERO's environments, and made independent of their past."""
+
+    _compiled: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+
+    def _setup_observables(self) -> dict[str, Any]:
+        """No robosuite observables: it fills dozens of them 25 times a control step."""
+        return {}
+
+    def reward(self, action: Any = None) -> float:
+        """Return 0: success is judged once, by ``step``."""
+        return 0.0
+
+    def _reset_internal(self) -> None:
+        # Fixtures have no joint: sampling moves them in the model, and what starts in or on them
+        # is placed as if they had not been moved yet.
+        model = self.sim.model._model  # type: ignore[attr-defined]
+        if self._compiled is None:
+            self._compiled = model.body_pos.copy(), model.body_quat.copy()
+        model.body_pos[:], model.body_quat[:] = self._compiled
+        super()._reset_internal()  # type: ignore[misc]
+
+
+class LiberoScene:
+    """Physics and success predicate of one task."""
+
+    def __init__(self, task: LiberoTask, assets: Any = None, download: bool = False):
+        self.assets = prepare(assets, download)
+        from libero.libero.envs import TASK_MAPPING
+        from libero.libero.envs.bddl_utils import get_problem_info
+
+        stock = TASK_MAPPING[get_problem_info(str(task.bddl))['problem_name']]
+        # LIBERO compares the name of the class with the task's.
+        lean = type(stock.__name__, (_Lean, stock), {})
+        with seeded(0):
+            self.env = lean(str(task.bddl), **scene_settings())
+        self.model: mujoco.MjModel = self.env.sim.model._model
+        self.data: mujoco.MjData = self.env.sim.data._data
+        robot = self.env.robots[0]
+        self.site = robot.eef_site_id
+        self.eef_body = self.model.body(robot.robot_model.eef_name).id
+        self.base = self.model.body(robot.robot_model.root_body).id
+        self.finger_ids = tuple(
+            frozenset(self.model.geom(g).id for g in robot.gripper.important_geoms[side])
+            for side in ('left_finger', 'right_finger'))
+        self.objects: tuple[str, ...] = tuple(self.env.objects_dict)
+        self.fixtures: tuple[str, ...] = tuple(self.env.fixtures_dict)
+        self.goals: list[list[str]] = self.env.parsed_problem['goal_state']
+        self.initial: list[list[str]] = self.env.parsed_problem['initial_state']
+        self.regions: dict[str, Any] = self.env.parsed_problem['regions']
+        self._geoms: dict[str, tuple[int, ...]] = {}
+
+    def reset(self, seed: int) -> None:
+        """Sample the task's own random start; fixtures included, it depends on ``seed`` only.
+
+        Raises
+        ------
+        RuntimeError
+            If the objects find no room in their regions.
+
+        """
+        from robosuite.utils.errors import RandomizationError
+
+        gripper = self.env.robots[0].gripper
+        gripper.current_action = np.zeros(gripper.dof)  # robosuite keeps the last one
+        with seeded(seed):
+            for _ in range(RESETS):
+                try:
+                    self.env.reset()
+                    break
+                except RandomizationError:
+                    continue
+            else:
+                raise RuntimeError(f'no room for the objects in {RESETS} tries, seed {seed}')
+        self.env._post_process()
+
+    def set_state(self, state: NDArray[np.float64]) -> None:
+        """Put the scene into a recorded state (time, positions, velocities)."""
+        self.env.sim.set_state_from_flattened(state)
+        self.forward()
+
+    def forward(self) -> None:
+        """Recompute what follows from positions that were set from outside."""
+        self.env.sim.forward()
+        self.env._post_process()
+
+    def step(self, action: NDArray[np.float64]) -> bool:
+        """Run one control step (50 ms); return whether the task is done."""
+        return bool(self.env.step(action)[2])
+
+    def success(self) -> bool:
+        """Evaluate the benchmark's own predicate."""
+        return bool(self.env._check_success())
+
+    def body(self, name: str) -> int:
+        """Return the root body of an object or fixture."""
+        return int(self.env.obj_body_id[name])
+
+    def position(self, name: str) -> NDArray[np.float64]:
+        """World position [3] of an object's or fixture's origin [m]."""
+        return np.array(self.data.xpos[self.body(name)])
+
+    def joint_address(self, name: str) -> int:
+        """Return where an object's free joint begins in ``qpos`` (x, y, z, then wxyz)."""
+        return int(self.model.joint(self.env.objects_dict[name].joints[-1]).qposadr[0])
+
+    def geoms(self, name: str) -> Sequence[int]:
+        """Return the colliding geoms of an object or fixture, its moving parts included."""
+        if name not in self._geoms:
+            model, root = self.model, self.body(name)
+            self._geoms[name] = tuple(
+                g for g in range(model.ngeom)
+                if (model.geom_contype[g] or model.geom_conaffinity[g])
+                and root in self._ancestors(int(model.geom_bodyid[g])))
+        return self._geoms[name]
+
+    def _ancestors(self, body: int) -> set[int]:
+        chain = {body}
+        while body:
+            body = int(self.model.body_parentid[body])
+            chain.add(body)
+        return chain
+
+    def touching(self) -> set[tuple[int, int]]:
+        """Return the pairs of geoms in contact now, smaller index first."""
+        return {(min(c.geom1, c.geom2), max(c.geom1, c.geom2))
+                for c in self.data.contact[: self.data.ncon]}
+
+    def held(self, name: str) -> bool:
+        """Return whether both fingers touch the object."""
+        mine = set(self.geoms(name))
+        sides = [False, False]
+        for pair in self.touching():
+            if mine & set(pair):
+                for side in (0, 1):
+                    sides[side] |= bool(self.finger_ids[side] & set(pair))
+        return all(sides)

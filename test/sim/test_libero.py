@@ -1,0 +1,289 @@
+"""LIBERO's suites: contract, independence of episodes, starts, experts, the same physics."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dtvla_sim
+from dtvla_ros.errors import UserError
+from dtvla_ros.evaluation.protocol import observation_from_sim, run_expert_episode
+from dtvla_sim.libero import package, tasks
+
+# Checkouts may have the assets beside them; they are never inside (docs/libero.md).
+BESIDE = Path(__file__).parents[3] / 'shared' / 'libero' / 'assets'
+if BESIDE.is_dir():
+    os.environ.setdefault('DTVLA_LIBERO_ASSETS', str(BESIDE))
+try:
+    package.check_mujoco()
+    package.find_assets()
+    MISSING = ''
+except UserError as error:
+    MISSING = str(error)
+needs_libero = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+try:
+    package.root()
+    PACKAGE_MISSING = ''
+except UserError as error:
+    PACKAGE_MISSING = str(error)
+needs_package = pytest.mark.skipif(bool(PACKAGE_MISSING), reason=PACKAGE_MISSING)
+
+MILK = 'pick_up_the_milk_and_place_it_in_the_basket'
+DRAWER = ('pick_up_the_black_bowl_in_the_top_drawer_of_the_wooden_cabinet_and_place_it_on_the_'
+          'plate')
+TEST_SEED = dtvla_sim.EVAL_SEED_START
+
+
+@pytest.fixture(scope='module')
+def env():
+    environment = dtvla_sim.make('libero_object', image_size=64)
+    yield environment
+    environment.close()
+
+
+@pytest.fixture(scope='module')
+def spatial():
+    environment = dtvla_sim.make('libero_spatial', image_size=64)
+    yield environment
+    environment.close()
+
+
+@needs_package
+@pytest.mark.parametrize(('suite', 'count'), [
+    ('libero_spatial', 10), ('libero_object', 10), ('libero_goal', 10), ('libero_10', 10),
+    ('libero_90', 90)])
+def test_every_task_has_a_sentence_and_fifty_initial_states(suite, count):
+    found = tasks.suite_tasks(suite)
+    assert len(found) == count
+    for task in found.values():
+        assert task.bddl.is_file()
+        assert task.instruction.islower() and 'scene' not in task.instruction
+        states = tasks.read_init_states(task.init_states)
+        assert len(states) == 50 and np.isfinite(states).all()
+
+
+def test_initial_states_that_would_run_code_are_refused(tmp_path):
+    path = tmp_path / 'evil.pruned_init'
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('archive/data.pkl', pickle.dumps(os.getcwd))
+    with pytest.raises(UserError, match='evil.pruned_init.*not a file of initial states'):
+        tasks.read_init_states(path)
+
+
+@pytest.mark.parametrize('version', ['2.3.7', '3.4.0', '4.0.0'])
+def test_a_mujoco_that_breaks_the_tasks_is_refused(version):
+    with pytest.raises(UserError, match=rf'mujoco {version}.*mujoco==3\.3\.7'):
+        package.check_mujoco(version)
+    package.check_mujoco('3.3.7')
+
+
+@needs_package
+def test_missing_assets_name_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setenv('DTVLA_LIBERO_ASSETS', str(tmp_path))
+    with pytest.raises(UserError, match='DTVLA_LIBERO_ASSETS.*scenes|articulated_objects/ is'):
+        package.find_assets()
+    for name in (*package.ENVIRONMENT, 'DTVLA_LIBERO_DOWNLOAD'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    if (package.root() / 'assets').is_dir():
+        pytest.skip('this hf-libero was installed with its assets')
+    with pytest.raises(UserError, match='set DTVLA_LIBERO_ASSETS'):
+        package.find_assets()
+
+
+@needs_package
+def test_the_first_import_asks_nothing(tmp_path):
+    code = ('from dtvla_sim.libero import package; package.libero_modules(); '
+            'import libero.libero as l; print(l.get_libero_path("bddl_files"))')
+    environ = os.environ | {'LIBERO_CONFIG_PATH': str(tmp_path / 'config')}
+    done = subprocess.run([sys.executable, '-c', code], stdin=subprocess.DEVNULL, timeout=60,
+                          capture_output=True, text=True, env=environ)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).is_dir()
+
+
+@needs_libero
+def test_the_contract_is_the_tabletops(env):
+    observation, info = env.reset(seed=TEST_SEED + 53, options={'task': MILK})
+    assert info['instruction'] == 'pick up the milk and place it in the basket'
+    assert info['init'] == 3 and info['msaa_samples'] == 4 and info['shadows'] is True
+    assert env.max_steps == 280
+    for key, space in env.observation_space.spaces.items():
+        assert observation[key].shape == space.shape, key
+    seen = observation_from_sim(observation, info, env)
+    assert 0.3 < seen.ee_position[0] < 0.6 and 0.07 < seen.gripper_opening < 0.081
+    observation, reward, success, truncated, info = env.step(np.zeros(7))
+    assert (reward, success, truncated, info['success']) == (0.0, False, False, False)
+    with pytest.raises(UserError, match='7 finite numbers'):
+        env.step(np.full(7, np.nan))
+
+
+@needs_libero
+def test_images_are_drawn_only_when_read(env, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(env, 'draw', lambda camera: drawn.append(camera) or np.zeros((2, 2, 3)))
+    observation, _ = env.reset(seed=0, options={'task': MILK})
+    observation = env.step(np.zeros(7))[0]
+    assert drawn == []
+    assert observation['agentview_image'] is observation['agentview_image']
+    assert drawn == ['agentview']
+
+
+@needs_libero
+def test_the_picture_is_upright_and_not_mirrored(env):
+    observation, _ = env.reset(seed=TEST_SEED, options={'task': MILK})
+    image = observation['agentview_image'].astype(int)
+    camera = env.scene.model.camera('agentview').id
+    axes = env.scene.data.cam_xmat[camera].reshape(3, 3)
+    local = (env.scene.position('basket_1') - env.scene.data.cam_xpos[camera]) @ axes
+    focal = 32 / np.tan(np.radians(env.scene.model.cam_fovy[camera]) / 2)
+    column, row = 32 + focal * local[0] / -local[2], 32 - focal * local[1] / -local[2]
+    assert column > 40  # y points to the right of who faces the robot
+    red, _, blue = image[int(row), int(column)]
+    assert red > blue + 25, (red, blue)  # wicker, on grey planks
+    red, _, blue = image[int(row), 63 - int(column)]
+    assert red < blue + 25
+
+
+def trace(env, task, seed, steps=12):
+    """Return positions and a picture after some actions."""
+    env.reset(seed=seed, options={'task': task})
+    for k in range(steps):
+        observation = env.step(np.sin(np.arange(7) + k))[0]
+    return env.scene.data.qpos.copy(), observation['agentview_image']
+
+
+@needs_libero
+@pytest.mark.parametrize('seed', [TEST_SEED + 7, 7])
+def test_an_episode_does_not_depend_on_those_before_it(spatial, seed):
+    alone = trace(spatial, DRAWER, seed)
+    trace(spatial, DRAWER, seed + 1)
+    later = trace(spatial, DRAWER, seed)
+    other = dtvla_sim.make('libero_spatial', image_size=64)
+    trace(other, spatial.tasks[0], 3)
+    elsewhere = trace(other, DRAWER, seed)
+    other.close()
+    for positions, picture in (later, elsewhere):
+        assert np.array_equal(positions, alone[0])
+        assert np.array_equal(picture, alone[1])
+    np.random.seed(1)
+    before = np.random.get_state()[1].copy()
+    spatial.reset(seed=seed)
+    assert np.array_equal(np.random.get_state()[1], before)
+
+
+@needs_libero
+def test_a_bowl_starts_inside_the_drawer_wherever_the_cabinet_stands(spatial):
+    for seed in range(3):
+        spatial.reset(seed=seed, options={'task': DRAWER})
+        scene = spatial.scene
+        assert 0.03 < scene.position('akita_black_bowl_1')[2] - 1.0 < 0.1
+        assert not scene.success()
+
+
+@needs_libero
+def test_jitter_moves_and_shuffle_permutes():
+    places = {}
+    for starts in ('random', 'jitter', 'shuffle'):
+        env = dtvla_sim.make('libero_object', starts=starts, image_size=64)
+        rows = []
+        for seed in range(12):
+            env.reset(seed=seed, options={'task': MILK})
+            assert not env.scene.success()
+            rows.append([env.scene.position(n)[:2] for n in ('milk_1', 'basket_1')])
+        places[starts] = np.array(rows)
+        env.close()
+    spread = {k: v.std(axis=0).max(axis=1) for k, v in places.items()}  # [milk, basket]
+    assert spread['random'][0] < 0.02 < spread['jitter'][0] < 0.05 < spread['shuffle'][0]
+    assert spread['jitter'][1] > 0.02 > spread['shuffle'][1]
+
+
+@needs_libero
+def test_two_starts_and_tasks_that_do_not_exist_are_named(env):
+    with pytest.raises(UserError, match='unknown starts "shuffle"; libero_spatial has: bench'):
+        dtvla_sim.make('libero_spatial', starts='shuffle')
+    with pytest.raises(UserError, match='unknown task "fly"'):
+        env.reset(seed=0, options={'task': 'fly'})
+    with pytest.raises(UserError, match='initial state 50'):
+        env.reset(seed=0, options={'task': MILK, 'init': 50})
+
+
+@needs_libero
+def test_the_expert_solves_a_task_and_thinks_aloud(env):
+    from dtvla_sim.experts import make_expert
+
+    result, actions = run_expert_episode(env, make_expert(env), MILK, TEST_SEED + 1)
+    assert result.success and np.abs(actions).max() <= 1.0
+    said = ' | '.join(result.thoughts)
+    assert result.thoughts[0].startswith('holding nothing done nothing now reach milk at x')
+    assert 'holding milk done nothing now carry basket at x' in said
+
+
+@needs_libero
+def test_the_expert_takes_a_bowl_by_the_rim(spatial):
+    from dtvla_sim.experts import make_expert
+
+    result, _ = run_expert_episode(spatial, make_expert(spatial), DRAWER, TEST_SEED)
+    assert result.success
+
+
+@needs_libero
+def test_the_expert_says_that_it_dropped_the_object_and_tries_again(env):
+    from dtvla_sim.experts import make_expert
+
+    forced = []
+
+    def knock_out(step):
+        action = step.action.copy()
+        if step.phase == 'carry' and len(forced) < 8 or 0 < len(forced) < 8:
+            forced.append(step.phase)
+            action[6] = -1.0
+        return action
+
+    result, _ = run_expert_episode(env, make_expert(env), MILK, TEST_SEED + 2, disturb=knock_out)
+    assert len(forced) == 8 and result.success
+    assert any(' dropped now retry milk ' in t for t in result.thoughts)
+
+
+@needs_libero
+def test_there_is_no_expert_for_the_other_suites():
+    from dtvla_sim.experts import make_expert
+
+    with pytest.raises(UserError, match='no expert for libero_goal'):
+        make_expert(dtvla_sim.make('libero_goal'))
+
+
+@pytest.mark.slow
+@needs_libero
+def test_it_is_libero_three_times_as_fast():
+    from dtvla_sim.libero.speed import compare
+
+    result = compare('libero_object', steps=60)
+    stock, ours = result['stock'], result['ours']
+    assert np.array_equal(stock['trajectory'], ours['trajectory'])
+    difference = np.abs(stock['picture'].astype(int) - ours['picture'])
+    assert difference.mean() < 0.1
+    assert ours['episodes_per_minute'] > 3 * stock['episodes_per_minute']
+
+
+@pytest.mark.slow
+@needs_libero
+@pytest.mark.parametrize('suite', ['libero_spatial', 'libero_object', 'libero_goal', 'libero_10'])
+def test_every_task_starts_settled_and_unsolved(suite):
+    env = dtvla_sim.make(suite, image_size=64)
+    for k, task in enumerate(env.tasks):
+        env.reset(seed=TEST_SEED + k, options={'task': task})
+        before = {n: env.scene.position(n) for n in env.scene.objects}
+        for _ in range(10):
+            env.step(np.array([0.0, 0, 0, 0, 0, 0, -1.0]))
+        moved = max(np.linalg.norm(env.scene.position(n) - p) for n, p in before.items())
+        assert moved < 0.01, (task, moved)
+        assert not env.scene.success(), task
+    env.close()
