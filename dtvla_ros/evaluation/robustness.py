@@ -29,7 +29,7 @@ from .progress import finish
 from .protocol import EpisodeResult
 from .seeds import evaluation_seed
 from .setup import SceneSetup
-from .statistics import Rate
+from .statistics import Rate, wilson
 
 Cell = tuple[str, str, int]  # perturbation ('' for none), task, seed
 
@@ -125,17 +125,20 @@ def table(title: str, summary: Mapping[str, Any]) -> Table:
     for strength in summary['strengths']:
         view.add_column(f'strength {strength}', justify='right')
     for family, row in summary['families'].items():
-        view.add_row(family, *(str(Rate(r['successes'], r['n'])) for r in row.values()))
+        view.add_row(family, *(_cell([r]) for r in row.values()))
     view.add_section()
-    view.add_row('all', *(
-        str(Rate(sum(row[k]['successes'] for row in summary['families'].values()),
-                 sum(row[k]['n'] for row in summary['families'].values())))
-        for k in summary['strengths']))
     cells = [r for row in summary['families'].values() for r in row.values()]
-    quiet = Rate(summary['undisturbed']['successes'], summary['undisturbed']['n'])
-    view.caption = (f'undisturbed {quiet}; n and Wilson 95 % in brackets; '
-                    f'{sum(r["n"] for r in cells) + quiet.n} episodes')
+    view.add_row('all', *(
+        _cell([row[k] for row in summary['families'].values()]) for k in summary['strengths']))
+    quiet = summary['undisturbed']
+    view.caption = f'undisturbed {_cell([quiet])}; in brackets Wilson 95 %'
     refused = sum(r['refused'] for r in cells)
     if refused:
         view.caption += f'\n{refused} failed because the policy refused the sentence'
     return view
+
+
+def _cell(rows: Sequence[Mapping[str, Any]]) -> str:
+    successes, n = (sum(row[key] for row in rows) for key in ('successes', 'n'))
+    low, high = wilson(successes, n)
+    return f'{successes}/{n} ({low:.0%} - {high:.0%})'
