@@ -150,7 +150,7 @@ def grasp_rim(
             continue
         u = np.array([np.cos(angle), np.sin(angle)])
         centre = middle + radius * u
-        far = sum(max(0.0, np.linalg.norm(p - base) - FARTHEST)
+        far = sum(max(0.0, float(np.linalg.norm(p - base)) - FARTHEST)
                   for p in (centre, destination + radius * u))
         turned, way = _closest(float(angle), now)
         for higher in (0.0, 0.006):

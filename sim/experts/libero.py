@@ -123,9 +123,9 @@ class LiberoExpert:
             self._safe_z = top + below + 0.06
             self._release_z = top + below - 0.02
         # Nothing on the way may be met by the fingers.
-        others = surroundings(scene, name)[:, :]
+        others = surroundings(scene, name)
         way = grasp.point[:2] - hand[:2]
-        share = np.clip((others[:, :2] - hand[:2]) @ way / max(way @ way, 1e-9), 0.0, 1.0)
+        share = np.clip((others[:, :2] - hand[:2]) @ way / (way @ way + 1e-9), 0.0, 1.0)
         near = np.linalg.norm(others[:, :2] - hand[:2] - share[:, None] * way, axis=1) < 0.07
         self._travel_z = max(self._hover_z(), float(others[near, 2].max(initial=0.0)) + 0.03)
 

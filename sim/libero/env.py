@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Any
 
@@ -187,4 +188,6 @@ class LiberoEnv(gymnasium.Env):
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
-        self._scene = None
+        if self._scene is not None:
+            self._scene = None
+            gc.collect()  # robosuite's objects refer to each other, MuJoCo's memory is unseen

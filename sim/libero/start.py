@@ -90,13 +90,14 @@ def _acceptable(
     goal_containers: set[str], base: NDArray[np.float64],
 ) -> bool:
     now = {n: scene.position(n)[:2] for n in standing}
+    farthest = max([REACH, *(float(np.linalg.norm(before[n][:2] - base)) for n in standing)])
     for k, name in enumerate(standing):
-        farthest = max(REACH, max(np.linalg.norm(before[n][:2] - base) for n in standing))
         if np.linalg.norm(now[name] - base) > farthest:
             return False
         for other in standing[:k]:
             least = CONTAINER_APART if {name, other} & goal_containers else APART
-            least = min(least, np.linalg.norm(before[name][:2] - before[other][:2]) - 0.01)
+            apart = float(np.linalg.norm(before[name][:2] - before[other][:2]))
+            least = min(least, apart - 0.01)
             if np.linalg.norm(now[name] - now[other]) < least:
                 return False
     return True
