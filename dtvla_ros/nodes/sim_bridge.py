@@ -96,7 +96,8 @@ class SimBridge(ros.Node):
         self._lockstep = declare(self, 'lockstep', True, 'time waits for the policy')
         self._every = declare(self, 'camera_every', 1, 'control steps per frame', low=1)
         self._max_steps = declare(self, 'max_steps', 0, 'per episode; 0: as the task says', low=0)
-        size = declare(self, 'image_size', 128, 'side of the images [px]', low=16)
+        size = declare(self, 'image_size', 0, 'side of the images [px]; 0: as the suite has it',
+                       low=0)
         self._patience = declare(
             self, 'policy_timeout_s', 120.0, 'longest wait for the policy to take a task', low=1)
         self._paused = declare(self, 'start_paused', False, 'begin paused')
@@ -105,7 +106,7 @@ class SimBridge(ros.Node):
         if self._result is not None:
             require_writable(self._result)
             self._result.unlink(missing_ok=True)  # an old one must not pass for this run's
-        self._env = dtvla_sim.make(suite, image_size=size)
+        self._env = dtvla_sim.make(suite, **({'image_size': size} if size else {}))
         self._suite = suite
         unknown = [t for t in tasks if t not in self._env.tasks]
         if unknown:

@@ -24,8 +24,10 @@ from dtvla_ros.middleware.messages import (
 from dtvla_ros.nodes import wire
 from test.nodes.conftest import IN_NAMESPACE, ROOT
 from test.released import STATISTICS, write_checkpoint
+from test.sim.test_libero import needs_libero
 
 CONFIGURE, ACTIVATE = 1, 3
+BUTTER = 'pick_up_the_butter_and_place_it_in_the_basket'
 TASK = 'pick up the butter and place it in the basket'
 
 
@@ -81,11 +83,15 @@ def test_a_decision_over_topics(graph, converted):
 
 
 @pytest.mark.slow
-def test_an_evaluation(converted, tmp_path):
+@pytest.mark.parametrize(('suite', 'task', 'options'), [
+    ('tabletop', 'put_the_lemon_in_the_blue_bin', ['--mode', 'masked']),
+    pytest.param('libero_object', BUTTER, ['--mode', 'masked'], marks=needs_libero),
+    pytest.param('libero_object', BUTTER, ['--via', 'ros'], marks=needs_libero)],
+    ids=['tabletop', 'libero', 'libero over ros'])
+def test_an_evaluation(converted, tmp_path, suite, task, options):
     report = tmp_path / 'eval.json'
-    dtvla('eval', '--policy', converted, '--engine', 'torch', '--suite', 'tabletop', '--mode',
-          'masked', '--tasks', 'put_the_lemon_in_the_blue_bin', '--episodes', '1', '--workers',
-          '1', '--json', report)
+    dtvla('eval', '--policy', converted, '--engine', 'torch', '--suite', suite, '--tasks', task,
+          '--episodes', '1', '--workers', '1', '--json', report, *options)
     told = json.loads(report.read_text())
-    assert told['total']['n'] == 1
+    assert told['total']['n'] == 1 and told['suite'] == suite
     assert told['policy'] == str(converted) and told['replan_steps'] == 10
