@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ from dtvla_ros.evaluation.setup import Job, PolicySetup
 from dtvla_ros.policy.manifest import PolicyManifest
 
 from .graph import Run, frame_interval, start_nodes, watch
-from .processes import NodeProcesses
+from .processes import NodeDied, NodeProcesses
 
 LOCKSTEP, REALTIME = 'config/sim.yaml', 'config/sim_realtime.yaml'
 
 
 def run_over_ros(
     setup: PolicySetup, realtime: bool, jobs: Sequence[Job],
-) -> Iterator[tuple[Job, EpisodeResult]]:
+) -> Generator[tuple[Job, EpisodeResult], None, None]:
     """Yield ``(job, result)`` as episodes end.
 
     In lock-step a result holds the hash of the commands that moved the arm, as in process.
@@ -43,14 +43,19 @@ def run_over_ros(
 
     ros.init(args=[])
     logs = Path(tempfile.mkdtemp(prefix='dtvla-eval-'))
+    telling = False
     try:
         for number, (tasks, seeds) in enumerate(blocks(jobs)):
             yield from _block(ros, setup, realtime, tasks, seeds, logs / str(number))
     except ros.ExternalShutdownException:  # SIGTERM ends like Ctrl-C
         raise KeyboardInterrupt from None
+    except NodeDied:
+        telling = True
+        raise
     finally:
         ros.try_shutdown()
-    shutil.rmtree(logs, ignore_errors=True)
+        if not telling:
+            shutil.rmtree(logs, ignore_errors=True)
 
 
 def blocks(jobs: Iterable[Job]) -> list[tuple[list[str], range]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,8 @@ ENGINES = ('onnx', 'torch')
 VIAS = ('inprocess', 'ros')
 
 # (setup, real time, jobs): episodes run elsewhere than in this package's own worker processes.
-Graph = Callable[[PolicySetup, bool, Sequence[Job]], Iterable[tuple[Job, EpisodeResult]]]
+Graph = Callable[
+    [PolicySetup, bool, Sequence[Job]], Generator[tuple[Job, EpisodeResult], None, None]]
 
 
 @dataclass(frozen=True, slots=True)

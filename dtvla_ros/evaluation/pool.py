@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -17,7 +17,7 @@ Serve = Callable[[Any], Any]
 
 def run_jobs(
     jobs: Iterable[Any], make_worker: Callable[..., Serve], setup: tuple[Any, ...], workers: int
-) -> Iterator[tuple[Any, Any]]:
+) -> Generator[tuple[Any, Any], None, None]:
     """Yield ``(job, result)`` as they finish; every process serves ``make_worker(*setup)``.
 
     ``make_worker`` must be importable by name (processes are spawned, so that no GL context

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .protocol import EpisodeResult
 from .statistics import Rate
 
-Source = Callable[[Sequence[Any]], Iterable[tuple[Any, EpisodeResult]]]
+Source = Callable[[Sequence[Any]], Generator[tuple[Any, EpisodeResult], None, None]]
 
 
 def finish(
@@ -29,6 +30,7 @@ def finish(
         jobs = [job for job in wanted if job not in done]
         line = bar.add_task(
             title, total=len(wanted), completed=len(wanted) - len(jobs), rate=rate())
-        for job, result in source(jobs):
-            keep(job, result)
-            bar.update(line, advance=1, rate=rate())
+        with closing(source(jobs)) as results:  # its processes end here, however this ends
+            for job, result in results:
+                keep(job, result)
+                bar.update(line, advance=1, rate=rate())
