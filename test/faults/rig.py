@@ -44,6 +44,7 @@ class Rig:
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self._ended: list[subprocess.Popen[str]] = []
         self.commands: list[tuple[float, np.ndarray]] = []  # steady time, velocity [m/s] or goal
+        self.stamps: list[float] = []  # of twists, as the gate wrote them [s]
         self.gate_states: list[tuple[float, str, str]] = []
         self.vla_states: list[tuple[float, str, dict[str, str]]] = []
         self.chunks: list[tuple[float, Any]] = []
@@ -70,6 +71,7 @@ class Rig:
             self._executor.add_node(each)
 
     def _on_twist(self, message: Any) -> None:
+        self.stamps.append(wire.seconds(message.header.stamp))
         v, w = message.twist.linear, message.twist.angular
         self.commands.append((time.monotonic(), np.array([v.x, v.y, v.z, w.x, w.y, w.z])))
 

@@ -176,15 +176,14 @@ def test_39_a_disk_that_is_full_while_recording(moving, check, tmp_path):
     code = (f'import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
             f'resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); '
             'from dtvla_ros.cli import main; main()')
-    before = len(moving.commands)
+    before = len(moving.stamps)
     done = subprocess.Popen([sys.executable, '-c', code, 'record', '--out', str(bag)], cwd=ROOT,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     moving.spin(lambda: done.poll() is not None, 40, 'the end of the recording')
     output = done.communicate()[0]
     assert done.returncode == 3, output
     assert 'No space left' in output or 'too large' in output, output
-    moved = moving.commands[before:]
-    assert len(moved) > 20 and moving.gate[0] == 'RUN'
-    gaps = np.diff([t for t, _ in moved])
+    gaps = np.diff(moving.stamps[before:])
+    assert len(gaps) > 20 and moving.gate[0] in ('RUN', 'HOLD')
     assert gaps.max() < 0.15, 'control goes on'
     check(39, said=f'longest gap of commands {1e3 * gaps.max():.0f} ms')
