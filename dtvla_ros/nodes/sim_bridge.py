@@ -43,6 +43,7 @@ HOLD_ACTION = 0.15  # real time: age at which the last action is no longer repea
 BETWEEN_EPISODES = 1.0  # jump of the clock, longer than any chunk, so that old ones expire [s]
 NOT_READY = ('UNCONFIGURED', 'LOADING', 'INACTIVE')  # a policy that cannot take a task yet
 SIMULATORS = ('mujoco', 'robosuite')
+TELL_AGAIN = 1.0  # wall time after a pause in which a policy may be found to have given up [s]
 TELL_PERIOD = 1.0  # of sim/state where nothing happens, wall time [s]
 FAREWELL = 0.5  # wall time for the last message to leave before the process ends [s]
 
@@ -119,6 +120,7 @@ class SimBridge(ros.Node):
         self._running = False
         self._finished_at: float | None = None
         self._asked = self._began = self._told = time.monotonic()
+        self._resumed = -np.inf
         self._policy: dict[str, str] = {}
         self._task_before = ''
         self._obs: Mapping[str, Any] = {}
@@ -184,6 +186,10 @@ class SimBridge(ros.Node):
         taken = (self._policy.get('instruction') == self._info['instruction']
                  and self._policy.get('task') != self._task_before
                  and self._policy['state'] not in NOT_READY)
+        if (self._policy['state'] == 'STOPPED' and not self._paused
+                and time.monotonic() - self._resumed < TELL_AGAIN):
+            self._resumed = -np.inf  # once: it gave the task up in the silence
+            self._announce()
         idle = not (self._running or self._paused or self._finished_at is not None)
         if taken and idle:
             self._running = True
@@ -234,9 +240,7 @@ class SimBridge(ros.Node):
         if on and self._paused:
             self._show(look=True)  # for whoever came to look meanwhile
         elif self._paused and not on:
-            self._began = time.monotonic()
-            if self._policy.get('state') == 'STOPPED':  # it gave the task up in the silence
-                self._announce()
+            self._began = self._resumed = time.monotonic()
             if self._running:
                 self._show(look=True)
         self._paused = on

@@ -196,6 +196,19 @@ def test_services_and_what_is_refused(paused):
     assert paused.graph.processes['sim_bridge'].poll() is None
 
 
+def test_steps_end_with_their_episode_and_the_result_says_that_somebody_stepped(graph, tmp_path):
+    result = tmp_path / 'result.json'
+    operator = Operator(graph, '-p', 'start_paused:=true', '-p', 'max_steps:=3', '-p',
+                        'episodes:=2', '-p', f'result_file:={result}')
+    state = operator.order('{"step": 1000}')
+    assert (state['seed'], state['step'], state['state']) == (SEED + 1, 0, 'paused')
+    operator.order('{"step": 2}')
+    assert operator.order('step')['state'] == 'stopped'
+    assert graph.processes['sim_bridge'].wait(15) == 0
+    episodes = json.loads(result.read_text())['episodes']
+    assert [(e['steps'], e['touched']) for e in episodes] == [(3, True), (3, True)]
+
+
 @pytest.mark.parametrize('lockstep', [True, False])
 def test_pause_in_a_running_episode(graph, lockstep):
     operator = Operator(graph, '-p', f'lockstep:={str(lockstep).lower()}', '-p', 'max_steps:=40',
