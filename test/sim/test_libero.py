@@ -260,6 +260,21 @@ def test_there_is_no_expert_for_the_other_suites():
         make_expert(dtvla_sim.make('libero_goal'))
 
 
+@needs_libero
+def test_perturbations_reach_libero_and_are_undone(env):
+    from dtvla_sim.perturbation import FAMILIES, PerturbedEnv
+
+    perturbed = PerturbedEnv(env)
+    start = {'seed': TEST_SEED + 5, 'options': {'task': MILK}}
+    before = perturbed.reset(**start)[0]['agentview_image'].copy()
+    perturbed.use([f'{family}:2' for family in FAMILIES])
+    seen, info = perturbed.reset(**start)
+    assert not np.array_equal(seen['agentview_image'], before)
+    assert info['instruction'] != env.task.instruction
+    perturbed.use([])
+    assert np.array_equal(perturbed.reset(**start)[0]['agentview_image'], before)
+
+
 @pytest.mark.slow
 @needs_libero
 def test_it_is_libero_three_times_as_fast():
