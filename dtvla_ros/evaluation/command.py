@@ -100,6 +100,7 @@ def evaluate_policy(options: EvalOptions, graph: Graph | None = None) -> dict[st
         summary = _run(
             f'{options.suite}, {options.mode}', settings, scene.tasks,
             range(seed, seed + options.episodes), source, options.journal)
+        summary['workers'] = options.workers if options.via == 'inprocess' else 1
         title = _title(summary)
         if options.html is not None:
             write_html(options.html, title, summary, stills)

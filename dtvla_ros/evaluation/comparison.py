@@ -76,8 +76,12 @@ def markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
     if total:
         lines[-1] += (
             f' One decision, thought included: {total["p50_ms"]:.0f} ms median, '
-            f'{total["p95_ms"]:.0f} ms p95, one thread, while two episodes ran side by side.')
+            f'{total["p95_ms"]:.0f} ms p95, one thread{_beside(first.get("workers", 1))}.')
     return '\n'.join(lines)
+
+
+def _beside(workers: int) -> str:
+    return f', while {workers} episodes ran side by side' if workers > 1 else ''
 
 
 def _cell(row: Mapping[str, Any] | None, interval: bool) -> str:
