@@ -182,7 +182,7 @@ def test_every_link_of_the_arm_goes_where_mujoco_puts_it(world, urdf, env):
 
 def test_the_end_effector_is_the_one_the_policy_knows(world, urdf, env):
     q = bent(env)
-    seen = env._observe()
+    seen = env.observe()
     reached = urdf_places(urdf, sdf_places(world, q)['panda_link0'], q)
     frame = reached[CONTROLLERS['cartesian_motion_controller']['ros__parameters'][
         'end_effector_link']]
