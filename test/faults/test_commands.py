@@ -214,14 +214,17 @@ def test_32_a_halted_controller_holds_and_goes_on_from_where_it_is(moving, check
     assert any(resumed < t <= first for t, _ in moving.chunks[chunks:]), 'by a new chunk'
 
 
-QUALITIES = {
-    'latched': wire.LATCHED, 'as ros2 topic pub': wire.LATEST, 'best effort': wire.NEWEST_FRAME}
+QUALITIES = {  # and how many subscriptions of each node hear such a publisher
+    'latched': (wire.LATCHED, 3), 'as ros2 topic pub': (wire.LATEST, 2),
+    'best effort': (wire.NEWEST_FRAME, 1)}
 
 
 @pytest.mark.parametrize('quality', QUALITIES)
 def test_33_an_e_stop_while_the_policy_thinks(moving, check, quality):
-    estop = moving.node.create_publisher(Bool, '/estop', QUALITIES[quality])
-    moving.spin(lambda: estop.get_subscription_count() >= 2, 5, 'both nodes listening')
+    qos, heard = QUALITIES[quality]
+    estop = moving.node.create_publisher(Bool, '/estop', qos)
+    moving.spin(lambda: estop.get_subscription_count() == 2 * heard, 5, 'both nodes listening')
+    moving.wait(0.3)  # until they know of the publisher, too
     (moving.folder / 'slow').touch()
     moving.spin(lambda: moving.vla[0] == 'THINKING', 3, 'a decision begun')
     assert moving.moving()

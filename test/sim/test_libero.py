@@ -22,6 +22,7 @@ BESIDE = Path(__file__).parents[3] / 'shared' / 'libero' / 'assets'
 if BESIDE.is_dir():
     os.environ.setdefault('DTVLA_LIBERO_ASSETS', str(BESIDE))
 try:
+    package.root()
     package.check_mujoco()
     package.find_assets()
     MISSING = ''
