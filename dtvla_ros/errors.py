@@ -1,5 +1,9 @@
-"""The one error a user is meant to read: it names the file or value and the remedy."""
+"""The errors a user is meant to read."""
 
 
 class UserError(Exception):
-    """Bad input. The command line prints it as one line and exits with code 2."""
+    """Bad input: names the file or value and the remedy. One line and exit code 2."""
+
+
+class NodeDied(Exception):
+    """A node ended that should not have; says how, and its last words. Exit code 1."""

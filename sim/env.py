@@ -8,7 +8,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from dtvla_ros.errors import UserError
 
@@ -27,6 +27,30 @@ from .tabletop.tasks import TASKS, Task  # noqa: E402
 CAMERAS = {'agentview_image': 'agentview', 'robot0_eye_in_hand_image': 'robot0_eye_in_hand'}
 SETTLE_STEPS = 10
 HOME_NOISE = 0.02  # standard deviation of the initial joint positions [rad]
+
+
+def observation_space(image_size: int) -> gymnasium.spaces.Dict:
+    """Return the space of an arm's observations: both cameras and its proprioception."""
+    image = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+    shapes = {'robot0_eef_pos': 3, 'robot0_eef_quat': 4, 'robot0_gripper_qpos': 2,
+              'robot0_joint_pos': 7, 'robot0_joint_vel': 7}
+    return gymnasium.spaces.Dict(dict.fromkeys(CAMERAS, image) | {
+        k: gymnasium.spaces.Box(-np.inf, np.inf, (n,)) for k, n in shapes.items()})
+
+
+def valid_action(action: ArrayLike) -> NDArray[np.float64]:
+    """Return an action [7] clipped to [-1, 1].
+
+    Raises
+    ------
+    UserError
+        If it has the wrong shape or is not finite.
+
+    """
+    values = np.asarray(action, np.float64)
+    if values.shape != (7,) or not np.isfinite(values).all():
+        raise UserError(f'action must be 7 finite numbers, got {values!r}')
+    return np.clip(values, -1.0, 1.0)
 
 
 class LazyObservation(Mapping[str, NDArray]):
@@ -89,12 +113,7 @@ class TabletopEnv(gymnasium.Env):
         self.tasks = tuple(TASKS)
         self.task: Task = TASKS[self.tasks[0]]
         self.base_position = np.array(self.scene.sim.data.body_xpos[self.scene.base_id])
-        image = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-        shapes = {'robot0_eef_pos': 3, 'robot0_eef_quat': 4, 'robot0_gripper_qpos': 2,
-                  'robot0_joint_pos': 7, 'robot0_joint_vel': 7}
-        self.observation_space = gymnasium.spaces.Dict(
-            dict.fromkeys(CAMERAS, image) | {
-                k: gymnasium.spaces.Box(-np.inf, np.inf, (n,)) for k, n in shapes.items()})
+        self.observation_space = observation_space(image_size)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (7,), np.float32)
         self._steps = 0
         self._tick = 0
@@ -157,18 +176,8 @@ class TabletopEnv(gymnasium.Env):
     def step(
         self, action: NDArray[np.float32],
     ) -> tuple[LazyObservation, float, bool, bool, dict[str, Any]]:
-        """Run one control step (50 ms).
-
-        Raises
-        ------
-        UserError
-            If the action has the wrong shape or is not finite.
-
-        """
-        action = np.asarray(action, np.float64)
-        if action.shape != (7,) or not np.isfinite(action).all():
-            raise UserError(f'action must be 7 finite numbers, got {action!r}')
-        self.scene.step(np.clip(action, -1.0, 1.0))
+        """Run one control step (50 ms); errors as `valid_action`."""
+        self.scene.step(valid_action(action))
         self._steps += 1
         success = not self.task.open_goals(self.scene)
         truncated = self._steps >= self.max_steps and not success

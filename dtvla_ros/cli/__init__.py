@@ -10,10 +10,10 @@ import typer
 
 from dtvla_ros.cli.arguments import Suite, Tasks, Workers, names
 from dtvla_ros.cli.evaluation import app as evaluation_app
+from dtvla_ros.cli.measure import app as measure_app
 from dtvla_ros.cli.models import app as models_app
 from dtvla_ros.cli.recording import app as recording_app
-from dtvla_ros.errors import UserError
-from dtvla_ros.measure.command import latency, seam, soak
+from dtvla_ros.errors import NodeDied, UserError
 from dtvla_ros.middleware.topic_cli import app as topic_app
 
 app = typer.Typer(
@@ -29,9 +29,7 @@ app.add_typer(topic_app)
 app.add_typer(models_app)
 app.add_typer(recording_app)
 app.add_typer(evaluation_app)
-app.command()(latency)
-app.command()(soak)
-app.command()(seam)
+app.add_typer(measure_app)
 
 
 DEMO_TASKS = (
@@ -71,14 +69,9 @@ def demo(
 
     `dtvla demo --mode masked --out out/masked` the same arm without a thought
     """
-    from dtvla_ros.demo.processes import NodeDied
     from dtvla_ros.demo.run import run_demo
 
-    try:
-        run_demo(policy, names(tasks), episodes, seed, out, mode=mode, engine=engine, viz=viz)
-    except NodeDied as error:
-        print(f'error: {error}', file=sys.stderr)
-        raise typer.Exit(1) from None
+    run_demo(policy, names(tasks), episodes, seed, out, mode=mode, engine=engine, viz=viz)
 
 
 @app.command()
@@ -188,7 +181,7 @@ def train_sft(
 
 
 def main() -> None:
-    """Run a command; bad input is one line and exit code 2, Ctrl-C at any moment exit code 130."""
+    """Run a command; bad input is one line and exit code 2, a node that died 1, Ctrl-C 130."""
     try:
         _run()
     except KeyboardInterrupt:
@@ -200,6 +193,9 @@ def _run() -> None:
         code = app(standalone_mode=False)
     except UserError as error:
         _refuse(str(error))
+    except NodeDied as error:
+        print(f'error: {error}', file=sys.stderr)
+        raise SystemExit(1) from None
     except Exception as error:
         # typer's own usage errors; which module defines their class depends on its version.
         if type(error).__name__ == 'NoArgsIsHelpError':

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -90,18 +89,13 @@ def evaluate(
     `dtvla eval --perturb camera:2 --perturb light:1 --episodes 10`
     """
     from dtvla_ros.demo.evaluate import run_over_ros
-    from dtvla_ros.demo.processes import NodeDied
     from dtvla_ros.evaluation.command import EvalOptions, evaluate_policy
 
-    try:
-        evaluate_policy(EvalOptions(
-            policy=policy, suite=suite, tasks=names(tasks), episodes=episodes, mode=mode,
-            engine=engine, workers=workers, seed=seed, replan_steps=replan, starts=starts,
-            perturb=tuple(perturb or ()), via=via, realtime=realtime, videos=videos,
-            journal=resume, html=html, json_file=json_file), run_over_ros)
-    except NodeDied as error:
-        print(f'error: {error}', file=sys.stderr)
-        raise typer.Exit(1) from None
+    evaluate_policy(EvalOptions(
+        policy=policy, suite=suite, tasks=names(tasks), episodes=episodes, mode=mode,
+        engine=engine, workers=workers, seed=seed, replan_steps=replan, starts=starts,
+        perturb=tuple(perturb or ()), via=via, realtime=realtime, videos=videos,
+        journal=resume, html=html, json_file=json_file), run_over_ros)
 
 
 @app.command()

@@ -11,12 +11,13 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dtvla_ros.errors import NodeDied
 from dtvla_ros.evaluation.protocol import EpisodeResult
 from dtvla_ros.evaluation.setup import Job, PolicySetup
 from dtvla_ros.policy.manifest import PolicyManifest
 
 from .graph import Run, frame_interval, start_nodes, watch
-from .processes import NodeDied, NodeProcesses
+from .processes import NodeProcesses
 
 LOCKSTEP, REALTIME = 'config/sim.yaml', 'config/sim_realtime.yaml'
 

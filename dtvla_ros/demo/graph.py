@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from dtvla_ros import share
+from dtvla_ros.errors import NodeDied
 
-from .processes import NodeDied, NodeProcesses
+from .processes import NodeProcesses
 
 SILENCE = 90.0  # longest wait for the next step of the simulation [s]
-VLA_REMAPS = ('image_primary', 'image_wrist', 'joint_states', 'ee_pose', 'instruction', 'estop',
-              'gate_state')
+# Arguments that put vla_node into its namespace, with the topics it shares with others outside.
+VLA_NAMES = ('-r', '__ns:=/vla', *(word for name in (
+    'image_primary', 'image_wrist', 'joint_states', 'ee_pose', 'instruction', 'estop',
+    'gate_state') for word in ('-r', f'{name}:=/{name}')))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +45,8 @@ def start_nodes(nodes: NodeProcesses, config: str, run: Run) -> None:
     """Start the three nodes with a parameter file of the package."""
     params = ['--params-file', str(share.find(config))]
     quiet = {'OMP_NUM_THREADS': '1'}
-    remaps = [word for name in VLA_REMAPS for word in ('-r', f'{name}:=/{name}')]
     nodes.start('vla_node', 'dtvla_ros.nodes.vla_node', [
-        '--ros-args', '-r', '__ns:=/vla', *remaps, *params, '-p', f'policy:={run.policy}',
+        '--ros-args', *VLA_NAMES, *params, '-p', f'policy:={run.policy}',
         '-p', f'engine:={run.engine}', '-p', f'mode:={run.mode}',
         '-p', f'replan_steps:={run.replan_steps}'], quiet)
     nodes.start('command_gate', 'dtvla_ros.nodes.command_gate', ['--ros-args', *params], quiet)

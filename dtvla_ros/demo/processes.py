@@ -12,13 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from dtvla_ros.errors import UserError
+from dtvla_ros.errors import NodeDied, UserError
 
 _PR_SET_PDEATHSIG = 1
-
-
-class NodeDied(Exception):
-    """A node ended that should not have; says how, and its last words."""
 
 
 def _prepare_child() -> None:
@@ -106,6 +102,12 @@ class NodeProcesses:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+def resident_memory(pid: int) -> float:
+    """Return the resident memory of a process [MB]; Linux only."""
+    with open(f'/proc/{pid}/statm') as statm:
+        return int(statm.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
 
 
 def _meaning(code: int) -> str:

@@ -7,7 +7,6 @@ the commands that are measured.
 from __future__ import annotations
 
 import os
-import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from dtvla_ros.actions.chunk import CHANNELS
 from dtvla_ros.demo.processes import NodeProcesses
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
+from dtvla_ros.measure.domain import use_own_domain
 from dtvla_ros.middleware import images, ros
 from dtvla_ros.middleware.messages import (
     DiagnosticStatus,
@@ -250,10 +250,7 @@ def _row(name: str, taken: Sequence[float], **more: Any) -> dict[str, Any]:
 @contextmanager
 def _alone(logs: Path) -> Iterator[Bench]:
     """Make a bench nobody else can hear, and end it with its processes."""
-    os.environ.update({
-        'ROS_DOMAIN_ID': str(random.SystemRandom().randint(101, 220)),
-        'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST', 'ROS_STATIC_PEERS': '',
-        'CYCLONEDDS_URI': ''})
+    use_own_domain()
     with NodeProcesses(logs) as processes:
         bench = Bench(processes)
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import tempfile
 import time
 from collections.abc import Sequence
@@ -16,10 +15,11 @@ from rich.table import Table
 from tqdm import tqdm
 
 from dtvla_ros import share
-from dtvla_ros.demo.graph import VLA_REMAPS
+from dtvla_ros.demo.graph import VLA_NAMES
 from dtvla_ros.demo.processes import NodeProcesses
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
+from dtvla_ros.measure.domain import use_own_domain
 from dtvla_ros.middleware import ros
 from dtvla_ros.middleware.messages import DiagnosticStatus, String
 
@@ -51,10 +51,8 @@ class Watch(ros.Node):
 
 
 def _measure(policy: Path, blend: int, seconds: float) -> Watch:
-    os.environ.update({'ROS_DOMAIN_ID': str(random.SystemRandom().randint(101, 220)),
-                       'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'})
+    use_own_domain()
     params = ['--ros-args', '--params-file', str(share.find(Path(CONFIG)))]
-    remaps = [word for name in VLA_REMAPS for word in ('-r', f'{name}:=/{name}')]
     ros.init(args=['seam'])
     watch = Watch()
     executor = ros.SingleThreadedExecutor()
@@ -62,7 +60,7 @@ def _measure(policy: Path, blend: int, seconds: float) -> Watch:
     try:
         with tempfile.TemporaryDirectory() as logs, NodeProcesses(Path(logs)) as nodes:
             nodes.start('vla_node', 'dtvla_ros.nodes.vla_node', [
-                *params, '-r', '__ns:=/vla', *remaps, '-p', f'policy:={policy}'])
+                *params, *VLA_NAMES, '-p', f'policy:={policy}'])
             nodes.start('command_gate', 'dtvla_ros.nodes.command_gate', [
                 *params, '-p', f'blend_steps:={blend}'])
             nodes.start('sim_bridge', 'dtvla_ros.nodes.sim_bridge', [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import statistics
 import tempfile
 import time
@@ -16,10 +15,11 @@ from rich.table import Table
 from tqdm import tqdm
 
 from dtvla_ros import share
-from dtvla_ros.demo.graph import VLA_REMAPS
-from dtvla_ros.demo.processes import NodeProcesses
+from dtvla_ros.demo.graph import VLA_NAMES
+from dtvla_ros.demo.processes import NodeProcesses, resident_memory
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
+from dtvla_ros.measure.domain import use_own_domain
 from dtvla_ros.middleware import ros
 from dtvla_ros.middleware.messages import DiagnosticStatus, String, TwistStamped
 
@@ -67,17 +67,10 @@ class Watch(ros.Node):
             self._order.publish(String(data='start'))
 
 
-def _memory(pid: int) -> float:
-    """Return the resident memory of a process [MB]."""
-    with open(f'/proc/{pid}/statm') as statm:
-        return int(statm.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
-
-
 def _start(processes: NodeProcesses, policy: Path) -> None:
     processes.start('robot', 'dtvla_ros.measure.robot', ['--ros-args'])
-    remaps = [word for name in VLA_REMAPS for word in ('-r', f'{name}:=/{name}')]
     processes.start('vla_node', 'dtvla_ros.nodes.vla_node', [
-        '--ros-args', '-r', '__ns:=/vla', *remaps, '-p', f'policy:={policy}',
+        '--ros-args', *VLA_NAMES, '-p', f'policy:={policy}',
         '-p', 'autostart:=true'])
     processes.start('command_gate', 'dtvla_ros.nodes.command_gate', [
         '--ros-args', '-p', 'preset:=servo', '-p', 'blend_steps:=4', '-p', 'priority:=20'])
@@ -96,8 +89,7 @@ def run_soak(policy: Path, minutes: float, warm_up: float, json_file: Path | Non
 
     """
     folder = share.find(policy)
-    os.environ.update({'ROS_DOMAIN_ID': str(random.SystemRandom().randint(101, 220)),
-                       'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'})
+    use_own_domain()
     ros.init(args=['soak'])
     watch = Watch()
     executor = ros.SingleThreadedExecutor()
@@ -124,7 +116,7 @@ def run_soak(policy: Path, minutes: float, warm_up: float, json_file: Path | Non
                           disable=None):
                 spin(1.0)
                 for name in NODES:
-                    memory[name].append(_memory(processes.pid(name)))
+                    memory[name].append(resident_memory(processes.pid(name)))
     finally:
         executor.shutdown()
         watch.destroy_node()

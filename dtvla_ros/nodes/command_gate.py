@@ -93,7 +93,8 @@ class CommandGate(ros.Node):
         self.create_service(SetBool, 'pause', self._on_pause)
         steady = ros.Clock(clock_type=ros.ClockType.STEADY_TIME)
         self.create_timer(self._period, self._on_timer, clock=steady)
-        self.create_timer(WATCH_PERIOD, self._on_watch, clock=steady)
+        if not self._lockstep:
+            self.create_timer(WATCH_PERIOD, self._on_watch, clock=steady)
         self.create_timer(STATE_PERIOD, self._tell, clock=steady)
         self.create_timer(RIVALS_PERIOD, self._look_around, clock=steady)
         self._tell()

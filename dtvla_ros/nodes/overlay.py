@@ -33,7 +33,6 @@ from dtvla_ros.nodes import wire
 from dtvla_ros.nodes.parameters import declare
 
 CAMERAS = ('primary', 'wrist')
-UNFINISHED = '…'  # ends a thought that is still being written
 LATENCY = 'latency_'
 SILENT = 2.0  # age at which a state is no longer believed [s]
 POSES = 64  # kept to find the one a chunk was decided at; at 100 Hz half a second
@@ -174,7 +173,7 @@ class Overlay(ros.Node):
             1.0 / rate, self._draw, clock=ros.Clock(clock_type=ros.ClockType.STEADY_TIME))
 
     def _on_thought(self, message: String) -> None:
-        self._thought = message.data.replace(UNFINISHED, ' ...')
+        self._thought = message.data.replace(wire.UNFINISHED, ' ...')
 
     def _state_callback(self, name: str):
         def receive(message: DiagnosticStatus) -> None:

@@ -35,13 +35,13 @@ from dtvla_ros.nodes import wire
 from dtvla_ros.nodes.parameters import declare
 from dtvla_ros.nodes.sim_frames import BASE, CAMERAS, Placed, SimFrames, optical_frame
 from dtvla_ros.nodes.sim_services import SimServices
+from dtvla_ros.safety.gate import NOT_READY
 
 ARM_JOINTS = [f'panda_joint{i}' for i in range(1, 8)]
 FINGER_JOINTS = ['panda_finger_joint1', 'panda_finger_joint2']
 ASK_AGAIN = 0.5  # wall time without an answer before the same moment is shown again [s]
 HOLD_ACTION = 0.15  # real time: age at which the last action is no longer repeated [s]
 BETWEEN_EPISODES = 1.0  # jump of the clock, longer than any chunk, so that old ones expire [s]
-NOT_READY = ('UNCONFIGURED', 'LOADING', 'INACTIVE')  # a policy that cannot take a task yet
 SIMULATORS = ('mujoco', 'robosuite')
 TELL_AGAIN = 1.0  # wall time after a pause in which a policy may be found to have given up [s]
 TELL_PERIOD = 1.0  # of sim/state where nothing happens, wall time [s]

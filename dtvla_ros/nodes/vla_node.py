@@ -34,7 +34,6 @@ STARVING = 3  # repetitions of one moment after which a new decision is made in 
 VERIFY_PATIENCE = 4.0  # a lifecycle manager waits for at most 5 s [s]
 ASK_AGAIN = 1.0  # between attempts to activate [s]
 GATE = 'gate_state'
-UNFINISHED = '…'
 DONE, REFUSED = ros.TransitionCallbackReturn.SUCCESS, ros.TransitionCallbackReturn.FAILURE
 LEVELS = {
     'STOPPED': DiagnosticStatus.WARN, 'FAULT': DiagnosticStatus.ERROR,
@@ -333,7 +332,7 @@ class VlaNode(ros.LifecycleNode):
         self.get_logger().error(f'stopped: {reason}')
 
     def _stream(self, text: str) -> None:
-        self._reasoning.publish(String(data=text + UNFINISHED))
+        self._reasoning.publish(String(data=text + wire.UNFINISHED))
 
     def _judge(self) -> tuple[str, str]:
         """Return the state and its reason."""

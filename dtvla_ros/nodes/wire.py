@@ -35,6 +35,7 @@ LATCHED_10 = ros.QoSProfile(
 NEWEST_FRAME = ros.QoSProfile(depth=1, reliability=ros.ReliabilityPolicy.BEST_EFFORT)
 
 
+UNFINISHED = '…'  # ends a thought that is still being written
 ECHO = 0.1  # the same message within this time came over two subscriptions [s]
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dtvla_ros.errors import UserError
 
 from .. import EVAL_SEED_START
-from ..env import CAMERAS, SETTLE_STEPS, LazyObservation
+from ..env import SETTLE_STEPS, LazyObservation, observation_space, valid_action
 from .package import check_mujoco
 from .scene import LiberoScene
 from .start import STARTS, rearrange
@@ -60,12 +60,7 @@ class LiberoEnv(gymnasium.Env):
         self._renderer: mujoco.Renderer | None = None
         self._options = mujoco.MjvOption()
         self._options.geomgroup[0] = 0  # collision meshes
-        image = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-        shapes = {'robot0_eef_pos': 3, 'robot0_eef_quat': 4, 'robot0_gripper_qpos': 2,
-                  'robot0_joint_pos': 7, 'robot0_joint_vel': 7}
-        self.observation_space = gymnasium.spaces.Dict(
-            dict.fromkeys(CAMERAS, image) | {
-                k: gymnasium.spaces.Box(-np.inf, np.inf, (n,)) for k, n in shapes.items()})
+        self.observation_space = observation_space(image_size)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (7,), np.float32)
         self._steps = self._tick = 0
 
@@ -138,18 +133,8 @@ class LiberoEnv(gymnasium.Env):
     def step(
         self, action: NDArray[np.float32],
     ) -> tuple[LazyObservation, float, bool, bool, dict[str, Any]]:
-        """Run one control step (50 ms).
-
-        Raises
-        ------
-        UserError
-            If the action has the wrong shape or is not finite.
-
-        """
-        action = np.asarray(action, np.float64)
-        if action.shape != (7,) or not np.isfinite(action).all():
-            raise UserError(f'action must be 7 finite numbers, got {action!r}')
-        success = self.scene.step(np.clip(action, -1.0, 1.0))
+        """Run one control step (50 ms); errors as `valid_action`."""
+        success = self.scene.step(valid_action(action))
         self._steps += 1
         truncated = self._steps >= self.max_steps and not success
         return self.observe(), float(success), success, truncated, {'success': success}

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from dtvla_ros.demo.processes import NodeDied, NodeProcesses
-from dtvla_ros.errors import UserError
+from dtvla_ros.demo.processes import NodeProcesses
+from dtvla_ros.errors import NodeDied, UserError
 
 SERVER = ('http.server', ['--bind', '127.0.0.1', '0'])
 

@@ -9,14 +9,10 @@ import sys
 import numpy as np
 import pytest
 
+from dtvla_ros.demo.processes import resident_memory
 from test.faults.rig import ROOT
 
 GROWTH = 30.0  # of the policy's memory while frames wait in its reader [MB]
-
-
-def memory(pid):
-    with open(f'/proc/{pid}/statm') as statm:
-        return int(statm.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
 
 
 @pytest.mark.slow
@@ -31,15 +27,15 @@ def test_36_a_flood_of_pictures(rig, check, request):
                              env={**os.environ, 'PYTHONPATH': os.pathsep.join(
                                  [str(ROOT), os.environ.get('PYTHONPATH', '')])})
     rig.wait(3.0)
-    before = memory(pid)
+    before = resident_memory(pid)
     rig.stamps.clear()
     rig.spin(lambda: flood.poll() is not None, seconds + 30, 'the end of the flood')
     rate = float(flood.communicate()[0])
     jitter = np.abs(np.diff(rig.stamps) - 0.05)
     p99 = float(np.percentile(jitter, 99))
     assert rig.processes['vla_node'].poll() is None
-    assert memory(pid) - before < GROWTH
+    assert resident_memory(pid) - before < GROWTH
     assert rig.vla[0] in ('ACTING', 'THINKING', 'HOLDING', 'STOPPED')
     rig.ready()
     check(36, p99)
-    check(36, said=f'p99; {rate:.0f} pictures/s, memory {memory(pid) - before:+.0f} MB')
+    check(36, said=f'p99; {rate:.0f} pictures/s, memory {resident_memory(pid) - before:+.0f} MB')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from dtvla_ros.demo.processes import resident_memory
 from dtvla_ros.middleware import ros
 from dtvla_ros.middleware.messages import Clock, get_message, get_service
 from dtvla_ros.nodes import wire
@@ -31,14 +31,8 @@ def moving(rig):
     return rig.ready()
 
 
-def memory(process):
-    """Return the resident memory of a process [MB]."""
-    with open(f'/proc/{process.pid}/statm') as statm:
-        return int(statm.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
-
-
 def test_18_a_policy_out_of_memory_is_released_and_the_gate_lives(moving, check):
-    before = memory(moving.processes['vla_node'])
+    before = resident_memory(moving.processes['vla_node'].pid)
     (moving.folder / 'hungry').touch()
     begun = time.monotonic()
     moving.spin(lambda: moving.vla[0] == 'STOPPED', 3, 'STOPPED')
@@ -47,7 +41,7 @@ def test_18_a_policy_out_of_memory_is_released_and_the_gate_lives(moving, check)
     moving.stops(begun, 'STOP', 'DEGRADED')
     check(18, max(0.0, moving.still_after(begun) - failed))
     moving.wait(0.5)
-    assert memory(moving.processes['vla_node']) < before - 10, 'the weights are gone'
+    assert resident_memory(moving.processes['vla_node'].pid) < before - 10, 'the weights are gone'
     assert moving.processes['vla_node'].poll() is None
     assert moving.processes['command_gate'].poll() is None
     moving.kill('vla_node')

@@ -1,14 +1,18 @@
-"""``dtvla latency`` as typed; what it needs is imported when it runs."""
+"""``dtvla latency|soak|seam`` as typed; what they need is imported when they run."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
+from dtvla_ros.cli.arguments import Json
 
+app = typer.Typer()
+
+
+@app.command()
 def latency(
     rate: Annotated[
         Optional[list[float]],  # noqa: UP045 - typer reads this annotation on Python 3.10
@@ -21,10 +25,7 @@ def latency(
     priority: Annotated[
         int, typer.Option(min=0, max=90, help='Real-time priority (SCHED_FIFO) of everything '
                                               'measured; 0: none.')] = 0,
-    json_file: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option('--json', help='Write the result here.', dir_okay=False),
-    ] = None,
+    json_file: Json = None,
 ) -> None:
     """Measure what the path from camera to arm costs on this machine, without a policy.
 
@@ -41,26 +42,19 @@ def latency(
 
     `sudo -E dtvla latency --priority 20` what is left when nothing ordinary may interrupt
     """
-    from dtvla_ros.demo.processes import NodeDied
     from dtvla_ros.measure.latency import run_latency
 
-    try:
-        run_latency(rate or (20.0, 100.0), count, seconds, priority, json_file)
-    except NodeDied as error:
-        print(f'error: {error}', file=sys.stderr)
-        raise typer.Exit(1) from None
+    run_latency(rate or (20.0, 100.0), count, seconds, priority, json_file)
 
 
+@app.command()
 def soak(
     policy: Annotated[
         Path, typer.Option(help='Folder of the policy.')] = Path('models/nano'),
     minutes: Annotated[float, typer.Option(min=0.1, help='How long.')] = 10.0,
     warm_up: Annotated[
         float, typer.Option(min=0.0, help='Seconds before anything counts.')] = 60.0,
-    json_file: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option('--json', help='Write the result here.', dir_okay=False),
-    ] = None,
+    json_file: Json = None,
 ) -> None:
     """Keep a kinematic arm moving under two 640x480 cameras at 30 Hz, and watch the nodes.
 
@@ -73,18 +67,14 @@ def soak(
 
     `dtvla soak --minutes 1 --warm-up 20 --json out/soak.json`
     """
-    from dtvla_ros.demo.processes import NodeDied
     from dtvla_ros.measure.soak import run_soak
 
-    try:
-        result = run_soak(policy, minutes, warm_up, json_file)
-    except NodeDied as error:
-        print(f'error: {error}', file=sys.stderr)
-        raise typer.Exit(1) from None
+    result = run_soak(policy, minutes, warm_up, json_file)
     if not result['passed']:
         raise typer.Exit(1)
 
 
+@app.command()
 def seam(
     policy: Annotated[
         Path, typer.Option(help='Folder of the policy.')] = Path('models/nano'),
@@ -95,10 +85,7 @@ def seam(
     ] = None,
     seconds: Annotated[
         float, typer.Option(min=5.0, help='How long each is watched.')] = 60.0,
-    json_file: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option('--json', help='Write the result here.', dir_okay=False),
-    ] = None,
+    json_file: Json = None,
 ) -> None:
     """Measure the jump of the commanded velocity where one chunk gives way to the next.
 
@@ -109,11 +96,6 @@ def seam(
 
     `dtvla seam --blend 0 --blend 4 --blend 6 --seconds 120`
     """
-    from dtvla_ros.demo.processes import NodeDied
     from dtvla_ros.measure.seam import run_seam
 
-    try:
-        run_seam(policy, blend or (0, 6), seconds, json_file)
-    except NodeDied as error:
-        print(f'error: {error}', file=sys.stderr)
-        raise typer.Exit(1) from None
+    run_seam(policy, blend or (0, 6), seconds, json_file)
