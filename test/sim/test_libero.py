@@ -254,11 +254,11 @@ def test_the_expert_says_that_it_dropped_the_object_and_tries_again(env):
 
 
 @needs_libero
-def test_there_is_no_expert_for_the_other_suites():
+def test_there_is_no_expert_for_libero_90():
     from dtvla_sim.experts import make_expert
 
-    with pytest.raises(UserError, match='no expert for libero_goal'):
-        make_expert(dtvla_sim.make('libero_goal'))
+    with pytest.raises(UserError, match='no expert for libero_90'):
+        make_expert(dtvla_sim.make('libero_90'))
 
 
 @needs_libero

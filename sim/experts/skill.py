@@ -1,0 +1,140 @@
+"""What a LIBERO expert is made of: skills that reach one goal each, the hand, and its servo."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from ..libero.env import LiberoEnv
+from ..libero.scene import LiberoScene
+from ..libero.start import owner
+
+GAIN = 1.6  # commanded offset per offset [-]
+TURN_LIMIT = 0.5  # largest action component of a rotation
+STEP_LINEAR, STEP_TURN = 0.05, 0.5  # what an action of 1 asks for [m, rad]
+DRAWER_REGION = re.compile(r'_(top|middle|bottom)_region$')
+
+
+@dataclass(frozen=True, slots=True)
+class Hand:
+    """The grip site: position [3] world m, rotation, and the opening between the pads [m].
+
+    The site's z axis points from the palm through the fingertips, its x axis along the opening
+    of the fingers.
+    """
+
+    position: NDArray[np.float64]
+    rotation: Rotation
+    opening: float
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What a skill wants now, in the words of the thought and in numbers for the servo.
+
+    ``phase`` and ``following`` are words of the grammar; ``object`` and ``held`` name objects,
+    fixtures or regions of the scene (the thought says `word_of` them); ``place`` [3] is where the
+    thought says that is, world m. The grip site should go to ``target`` [3] world m, turned to
+    ``rotation``, the fingers be commanded ``gripper`` (-1 opens, 1 closes), and no component of
+    the linear action exceed ``speed``.
+    """
+
+    phase: str
+    object: str
+    place: NDArray[np.float64]
+    following: str
+    target: NDArray[np.float64]
+    rotation: Rotation
+    gripper: float
+    held: str | None = None
+    trouble: str | None = None
+    speed: float = 1.0
+
+
+class Skill(ABC):
+    """Reaches one goal of a task, such as ``('open', 'wooden_cabinet_1_middle_region')``.
+
+    It is made when the goal's turn comes, wherever the hand is then, with fingers open or closed,
+    and asked with ``act`` once a control step for as long as ``free`` is false or the goal does
+    not hold. It looks at the true state on every call, since anything may be moved from outside,
+    and changes nothing but its own memory. ``holds`` is also asked of a skill that never acts:
+    for a goal another one depends on it may demand more than the benchmark does.
+    """
+
+    def __init__(self, env: LiberoEnv, goal: Sequence[str]):
+        self.env = env
+        self.goal = tuple(goal)
+
+    @property
+    def scene(self) -> LiberoScene:
+        """The present task's scene."""
+        return self.env.scene
+
+    def holds(self) -> bool:
+        """Return whether the goal is reached now, by default as the benchmark judges it."""
+        return bool(self.scene.env._eval_predicate(list(self.goal)))
+
+    @abstractmethod
+    def free(self) -> bool:
+        """Return whether the hand is clear, so that another skill may take over."""
+
+    @abstractmethod
+    def act(self) -> Move:
+        """Return what to do in this control step; with the goal reached, how to get clear."""
+
+    def hand(self) -> Hand:
+        """Return where the hand is."""
+        return read_hand(self.env)
+
+
+class Servo:
+    """Turns a wanted pose of the grip site into actions."""
+
+    def __init__(self) -> None:
+        self._bias = np.zeros(6)
+
+    def __call__(self, hand: Hand, move: Move) -> NDArray[np.float32]:
+        """Return the action [7] in [-1, 1]."""
+        linear = GAIN * (move.target - hand.position) / STEP_LINEAR
+        turning = GAIN * (move.rotation * hand.rotation.inv()).as_rotvec() / STEP_TURN
+        # The joints' friction leaves a droop of one to two centimetres without this.
+        if np.abs(linear).max() < 1.2:
+            error = np.concatenate([linear, turning])
+            self._bias = np.clip(0.97 * self._bias + 0.08 * error, -0.6, 0.6)
+        else:
+            self._bias = 0.8 * self._bias
+        linear, turning = linear + self._bias[:3], turning + self._bias[3:]
+        linear *= min(1.0, move.speed / max(np.abs(linear).max(), 1e-9))
+        turning *= min(1.0, TURN_LIMIT / max(np.abs(turning).max(), 1e-9))
+        return np.concatenate([linear, turning, [move.gripper]]).clip(-1, 1).astype(np.float32)
+
+
+def read_hand(env: LiberoEnv) -> Hand:
+    """Return where the hand is."""
+    scene = env.scene
+    fingers = scene.data.qpos[env.robot._ref_gripper_joint_pos_indexes]
+    return Hand(
+        np.array(scene.data.site_xpos[scene.site]),
+        Rotation.from_matrix(scene.data.site_xmat[scene.site].reshape(3, 3)),
+        float(fingers[0] - fingers[1]))
+
+
+def word_of(scene: LiberoScene, name: str) -> str:
+    """Return the thought's word for an object, fixture or region.
+
+    That is its name without the number, ``top_drawer`` and so on for a drawer, ``table`` for a
+    part of the table, and for another region what it belongs to.
+    """
+    thing = owner(scene, name)
+    drawer = DRAWER_REGION.search(name)
+    if drawer and 'cabinet' in thing:
+        return f'{drawer[1]}_drawer'
+    if thing not in scene.objects and thing.endswith(('table', 'floor')):
+        return 'table'
+    return re.sub(r'_\d+$', '', thing)
