@@ -21,8 +21,8 @@ Seed = Annotated[
 ]
 Starts = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help='Start states: benchmark, jitter or shuffle, where the suite has them. '
-                 "[default: the suite's]"),
+    typer.Option(help='Start states: benchmark, random, jitter or shuffle, as the suite has '
+                 "them. [default: the suite's]"),
 ]
 Replan = Annotated[
     Optional[int],  # noqa: UP045
@@ -180,7 +180,12 @@ def experts(
         bool, typer.Option('--noise', help='Disturb the executed action as collection does.')
     ] = False,
     workers: Workers = 2,
-    seed: Annotated[int, typer.Option(min=0, help='First seed.')] = 0,
+    seed: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=0, help='First seed. [default: 0; with --starts benchmark the first '
+                     'evaluation seed]'),
+    ] = None,
+    starts: Starts = None,
     json_file: Json = None,
 ) -> None:
     """Measure the scripted experts that make the demonstrations.
@@ -190,10 +195,12 @@ def experts(
     `dtvla experts --suite tabletop --episodes 50`
 
     `dtvla experts --episodes 20 --noise --json out/experts.json`
+
+    `dtvla experts --suite libero_object --starts random --episodes 50`
     """
     from dtvla_ros.evaluation.command import evaluate_experts
 
     evaluate_experts(
         suite=suite, tasks=names(tasks), episodes=episodes, noise=noise,
-        workers_count=workers, seed=seed, json_file=json_file,
+        workers_count=workers, seed=seed, starts=starts, json_file=json_file,
     )

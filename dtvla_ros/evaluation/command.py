@@ -109,19 +109,43 @@ def evaluate_policy(options: EvalOptions, graph: Graph | None = None) -> dict[st
 
 
 def evaluate_experts(
-    suite: str, tasks: Sequence[str], episodes: int, noise: bool, workers_count: int, seed: int,
-    json_file: Path | None,
+    suite: str, tasks: Sequence[str], episodes: int, noise: bool, workers_count: int,
+    seed: int | None, starts: str | None, json_file: Path | None,
 ) -> dict[str, Any]:
-    """Print the success table of the scripted experts; return what is written."""
+    """Print the success table of the scripted experts; return what is written.
+
+    ``starts`` None: as the suite does. ``seed`` None: 0, or the first evaluation seed where the
+    benchmark's own initial states are asked for.
+
+    Raises
+    ------
+    UserError
+        For anything unknown, a suite without experts, or the benchmark's states at seeds that
+        have none.
+
+    """
     if json_file is not None:
         files.require_writable(json_file)
-    scene = look_at(suite, tasks)
+    scene = look_at(suite, tasks, starts)
+    first = dtvla_sim.EVAL_SEED_START
+    if seed is None:
+        seed = first if starts == 'benchmark' else 0
+    kind = scene.starts
+    if kind == 'benchmark' and seed < first:
+        if starts:
+            raise UserError(f'--starts benchmark: seed {seed} has no recorded state, only those '
+                            f'from {first} on have; leave out --seed, or use --starts random')
+        kind = 'random'  # what such seeds have always begun from
+    setup = SceneSetup(suite, kind or None)
     summary = _run(
-        f'{suite} experts', {'suite': suite, 'experts': True, 'noise': noise}, scene.tasks,
-        range(seed, seed + episodes),
-        lambda jobs: run_jobs(jobs, workers.make_expert_worker, (suite, noise), workers_count),
+        f'{suite} experts',
+        {'suite': suite, 'experts': True, 'noise': noise, 'starts': kind,
+         'flags': dict(scene.flags)},
+        scene.tasks, range(seed, seed + episodes),
+        lambda jobs: run_jobs(jobs, workers.make_expert_worker, (setup, noise), workers_count),
         None)
-    _finish(f'{suite}: scripted experts{", disturbed" if noise else ""}', summary, json_file)
+    _finish(f'{suite}: scripted experts{f", {kind} starts" if kind else ""}'
+            f'{", disturbed" if noise else ""}', summary, json_file)
     return summary
 
 

@@ -88,13 +88,12 @@ def _record(env: Any, task: str, tries: int = 20) -> Any:
     raise RuntimeError(f'the expert failed {task} on {tries} training seeds')
 
 
-def make_expert_worker(suite: str, noise: bool) -> Callable[[Job], EpisodeResult]:
+def make_expert_worker(scene: SceneSetup, noise: bool) -> Callable[[Job], EpisodeResult]:
     """Serve the scripted expert, its executed actions disturbed as in collection if ``noise``."""
-    import dtvla_sim
     from dtvla_sim.experts import make_expert
     from dtvla_sim.experts.noise import Disturber
 
-    env = dtvla_sim.make(suite)
+    env = scene.make()
     expert = make_expert(env)
 
     def serve(job: Job) -> EpisodeResult:

@@ -5,7 +5,7 @@ import pytest
 
 import dtvla_sim
 from dtvla_ros.errors import UserError
-from dtvla_ros.evaluation.command import look_at
+from dtvla_ros.evaluation.command import evaluate_experts, look_at
 from dtvla_sim.tabletop.start import JITTER, sample_start
 from dtvla_sim.tabletop.tasks import TASKS
 
@@ -34,3 +34,31 @@ def test_a_suite_names_its_starts():
         look_at('tabletop', (), 'benchmark')
     with pytest.raises(UserError, match='"kitchen"'):
         dtvla_sim.make('tabletop', starts='kitchen')
+
+
+def experts(suite, task, starts, seed=None, episodes=1):
+    summary = evaluate_experts(suite, [task], episodes, False, 1, seed, starts, None)
+    return summary['starts'], summary['seeds'], [e['steps'] for e in summary['episodes']]
+
+
+def test_experts_begin_where_they_are_told():
+    task = 'put_the_lemon_in_the_blue_bin'
+    shuffle, jitter = (experts('tabletop', task, kind, 7, 3) for kind in (None, 'jitter'))
+    assert shuffle[:2] == ('shuffle', [7, 9]) and jitter[:2] == ('jitter', [7, 9])
+    assert shuffle[2] != jitter[2]
+    with pytest.raises(UserError, match='"random"; there is in tabletop'):
+        experts('tabletop', task, 'random')
+
+
+@pytest.mark.slow
+def test_random_resets_of_libero_are_not_its_recorded_states(libero):
+    suite, task = 'libero_object', 'pick_up_the_milk_and_place_it_in_the_basket'
+    first = dtvla_sim.EVAL_SEED_START
+    recorded = experts(suite, task, 'benchmark')
+    assert recorded[:2] == ('benchmark', [first, first])
+    at_will = experts(suite, task, 'random', first)
+    assert at_will[0] == 'random' and at_will[2] != recorded[2]
+    # Seeds below have no recorded state, and the result says what they began from.
+    assert experts(suite, task, None, 5) == experts(suite, task, 'random', 5)
+    with pytest.raises(UserError, match='seed 5 has no recorded state'):
+        experts(suite, task, 'benchmark', 5)
