@@ -24,7 +24,7 @@ from .pool import run_jobs
 from .progress import Source, finish
 from .protocol import EpisodeResult
 from .seeds import evaluation_seed
-from .setup import Job, PolicySetup, SceneSetup
+from .setup import Job, PolicySetup, SceneSetup, task_of
 
 ENGINES = ('onnx', 'torch')
 VIAS = ('inprocess', 'ros')
@@ -89,11 +89,11 @@ def evaluate_policy(options: EvalOptions, graph: Graph | None = None) -> dict[st
         options.suite, options.starts, options.perturb, scene.flags.get('image_size'))
     with _stills(options) as stills:
         if options.mode == 'replay':
-            source = processes(workers.make_replay_worker, setup, options.workers)
+            source = processes(workers.make_replay_worker, options.workers, setup)
         else:
             manifest, policy = identify(options, setup, stills)
             settings |= policy_settings(options, manifest)
-            source = processes(workers.make_policy_worker, policy, options.workers)
+            source = processes(workers.make_policy_worker, options.workers, policy)
             if options.via == 'ros':
                 assert graph is not None
                 source = _over(graph, policy, options.realtime)
@@ -142,7 +142,7 @@ def evaluate_experts(
         {'suite': suite, 'experts': True, 'noise': noise, 'starts': kind,
          'flags': dict(scene.flags)},
         scene.tasks, range(seed, seed + episodes),
-        lambda jobs: run_jobs(jobs, workers.make_expert_worker, (setup, noise), workers_count),
+        processes(workers.make_expert_worker, workers_count, setup, noise),
         None)
     _finish(f'{suite}: scripted experts{f", {kind} starts" if kind else ""}'
             f'{", disturbed" if noise else ""}', summary, json_file)
@@ -200,9 +200,9 @@ def policy_settings(options: EvalOptions, manifest: PolicyManifest) -> dict[str,
     }
 
 
-def processes(make_worker: Callable[..., Any], setup: Any, count: int) -> Source:
-    """Return a source that works in ``count`` processes."""
-    return lambda jobs: run_jobs(jobs, make_worker, (setup,), count)
+def processes(make_worker: Callable[..., Any], count: int, *setup: Any) -> Source:
+    """Return a source that works in ``count`` processes, each at one task at a time."""
+    return lambda jobs: run_jobs(jobs, make_worker, setup, count, task_of)
 
 
 def _over(graph: Graph, setup: PolicySetup, realtime: bool) -> Source:
@@ -257,7 +257,7 @@ def _run(
     title: str, settings: dict[str, Any], tasks: Sequence[str], seeds: range, source: Source,
     journal: Path | None,
 ) -> dict[str, Any]:
-    wanted = [(task, seed) for seed in seeds for task in tasks]
+    wanted = [(task, seed) for task in tasks for seed in seeds]
     with Journal(journal, settings) as book:
         finish(title, wanted, book.done, lambda _, result: book.add(result), source)
         results = [book.done[job] for job in wanted]

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Hashable, Iterable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -15,10 +15,44 @@ from dtvla_ros.errors import UserError
 Serve = Callable[[Any], Any]
 
 
+class Backlog:
+    """Jobs in groups that are better done by one process than by several.
+
+    ``take`` gives more of the same group to who asks; then a group that nobody has begun, in
+    order; then one of the largest rest, so that nobody idles at the end.
+    """
+
+    def __init__(self, jobs: Iterable[Any], group: Callable[[Any], Hashable]):
+        self._groups: dict[Hashable, list[Any]] = {}
+        for job in jobs:
+            self._groups.setdefault(group(job), []).append(job)
+        for rest in self._groups.values():
+            rest.reverse()
+        self._begun: set[Hashable] = set()
+        self._at: dict[Hashable, Hashable] = {}  # who -> group
+
+    def __len__(self) -> int:
+        return sum(map(len, self._groups.values()))
+
+    def take(self, who: Hashable) -> Any:
+        """Return the next job of one that asks; there must be one."""
+        group = self._at.get(who)
+        if not self._groups.get(group):
+            left = {name: len(rest) for name, rest in self._groups.items() if rest}
+            new = [name for name in left if name not in self._begun]
+            group = new[0] if new else max(left, key=left.__getitem__)
+            self._at[who] = group
+            self._begun.add(group)
+        return self._groups[group].pop()
+
+
 def run_jobs(
-    jobs: Iterable[Any], make_worker: Callable[..., Serve], setup: tuple[Any, ...], workers: int
+    jobs: Iterable[Any], make_worker: Callable[..., Serve], setup: tuple[Any, ...], workers: int,
+    group: Callable[[Any], Hashable] = lambda job: None,
 ) -> Generator[tuple[Any, Any], None, None]:
     """Yield ``(job, result)`` as they finish; every process serves ``make_worker(*setup)``.
+
+    A process stays with jobs of one ``group`` as long as there are any.
 
     ``make_worker`` must be importable by name (processes are spawned, so that no GL context
     and no thread pool is inherited). Processes end with the generator, however it ends.
@@ -31,7 +65,7 @@ def run_jobs(
         If a worker raises anything else, or dies.
 
     """
-    pending = list(jobs)[::-1]
+    pending = Backlog(jobs, group)
     context = multiprocessing.get_context('spawn')
     crew: dict[Connection, Any] = {}
     current: dict[Connection, Any] = {}
@@ -43,7 +77,7 @@ def run_jobs(
             process.start()
             theirs.close()
             crew[ours] = process
-            current[ours] = pending.pop()
+            current[ours] = pending.take(ours)
             ours.send(current[ours])
         while current:
             for ready in wait(list(current)):
@@ -51,7 +85,7 @@ def run_jobs(
                 job = current.pop(ready)
                 yield job, _receive(ready, job)
                 if pending:
-                    current[ready] = pending.pop()
+                    current[ready] = pending.take(ready)
                     ready.send(current[ready])
     finally:
         for connection, process in crew.items():

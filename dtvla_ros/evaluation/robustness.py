@@ -91,11 +91,11 @@ def evaluate_robustness(
     settings: dict[str, Any] = {
         'suite': options.suite, 'mode': options.mode, 'starts': scene.starts,
         'flags': dict(scene.flags), **policy_settings(options, manifest)}
-    wanted = [(cell, task, s) for s in seeds for cell in cells for task in scene.tasks]
+    wanted = [(cell, task, s) for task in scene.tasks for s in seeds for cell in cells]
     with ExitStack() as stack:
         book = Book(options.journal, cells, settings, stack)
         finish(f'{options.suite}, {len(cells)} cells', wanted, book.done, book.add,
-               processes(workers.make_robustness_worker, setup, options.workers))
+               processes(workers.make_robustness_worker, options.workers, setup))
         results = {cell: [book.done[job] for job in wanted if job[0] == cell] for cell in cells}
     summary = {
         **settings, 'seeds': [seeds.start, seeds.stop - 1], 'versions': report.versions(),

@@ -8,6 +8,16 @@ from typing import Any
 Job = tuple[str, int]  # task and seed
 
 
+def task_of(job: tuple[Any, ...]) -> str:
+    """Return the task of a job, whatever stands before task and seed.
+
+    A LIBERO environment builds another scene for another task, which takes longer than some
+    episodes: who orders or hands out jobs keeps those of a task together.
+    """
+    task: str = job[-2]
+    return task
+
+
 @dataclass(frozen=True, slots=True)
 class SceneSetup:
     """Suite, start distribution, what disturbs it, side of the pictures [px].
