@@ -1,4 +1,4 @@
-"""``dtvla record``, ``dtvla view`` and ``dtvla data``."""
+"""``dtvla record``, ``dtvla view`` and ``dtvla data from-bag``."""
 
 from __future__ import annotations
 
@@ -8,19 +8,11 @@ from typing import Annotated, Optional
 import typer
 
 from dtvla_ros.cli.arguments import names
+from dtvla_ros.cli.data import app as data_app
 from dtvla_ros.errors import UserError
 
 app = typer.Typer()
-data_app = typer.Typer(
-    name='data', help='Make and look at datasets.', no_args_is_help=True,
-    rich_markup_mode='markdown', context_settings={'help_option_names': ['-h', '--help']})
 app.add_typer(data_app)
-
-
-# Alone, the sub-app's one command would become the sub-app itself.
-@data_app.callback()
-def _data() -> None:
-    pass
 
 
 @app.command()

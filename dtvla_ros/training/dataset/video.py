@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -56,3 +59,93 @@ def read_video(path: Path, start: float = 0.0) -> Iterator[NDArray[np.uint8]]:
         for frame in container.decode(stream):
             if frame.time >= start - half:
                 yield frame.to_ndarray(format='rgb24').astype(np.uint8, copy=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """Some frames of a video file: ``length`` of them from ``start`` [s] on."""
+
+    path: Path
+    start: float
+    length: int
+
+    def frames(self) -> Iterator[NDArray[np.uint8]]:
+        """Yield the frames. Raises ``UserError`` when there are fewer than ``length``."""
+        count = 0
+        for frame in islice(read_video(self.path, self.start), self.length):
+            yield frame
+            count += 1
+        if count != self.length:
+            raise _too_few(self.path, count, self.length)
+
+
+def _too_few(path: Path, count: int, rows: int) -> UserError:
+    return UserError(f'{path}: {count} frames for {rows} rows of data; run dtvla data validate, '
+                     'then copy or record this episode again')
+
+
+def probe(path: Path) -> dict[str, Any]:
+    """Return a video's height, width, codec, pixel format and frame rate, without decoding.
+
+    Raises ``UserError`` when the file is missing or is no video.
+    """
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            return {'height': stream.height, 'width': stream.width,
+                    'codec': stream.codec_context.name, 'pix_fmt': stream.pix_fmt,
+                    'fps': float(stream.average_rate or 0),
+                    'extradata': stream.codec_context.extradata}
+    except (OSError, IndexError, av.FFmpegError) as error:
+        raise UserError(f'{path}: cannot read this video ({error}); copy or record it '
+                        'again') from error
+
+
+def count_frames(path: Path) -> int:
+    """Return how many frames a video file holds, without decoding. Raises ``UserError``."""
+    try:
+        with av.open(str(path)) as container:
+            return sum(packet.size > 0 for packet in container.demux(video=0))
+    except (OSError, IndexError, av.FFmpegError) as error:
+        raise UserError(f'{path}: cannot read this video ({error}); copy or record it '
+                        'again') from error
+
+
+def can_join(paths: Iterable[Path], fps: int) -> bool:
+    """Return whether whole files of ``fps`` can be put into one without encoding them anew."""
+    kinds = [probe(path) for path in paths]
+    return all(kind == kinds[0] and kind['fps'] == fps for kind in kinds)
+
+
+def join_videos(path: Path, clips: Sequence[Clip], fps: int, copy: bool) -> int:
+    """Write clips one after the other into one file; return the number of frames.
+
+    ``copy``: the clips are whole files that ``can_join``, and no picture is touched; else they
+    are encoded anew. Raises ``UserError`` when a clip holds another number of frames.
+    """
+    if not copy:
+        return write_video(path, chain.from_iterable(clip.frames() for clip in clips), fps)
+    done = 0
+    with av.open(str(path), 'w') as out:
+        target = None
+        for clip in clips:
+            with av.open(str(clip.path)) as container:
+                source = container.streams.video[0]
+                if target is None:
+                    target = out.add_stream_from_template(source)
+                assert source.time_base
+                offset = round(done / fps / source.time_base) - (source.start_time or 0)
+                count = 0
+                for packet in container.demux(source):
+                    if not packet.size:
+                        continue  # marks the end
+                    assert packet.pts is not None and packet.dts is not None
+                    packet.pts += offset
+                    packet.dts += offset
+                    packet.stream = target
+                    out.mux(packet)
+                    count += 1
+            if count != clip.length:
+                raise _too_few(clip.path, count, clip.length)
+            done += count
+    return done

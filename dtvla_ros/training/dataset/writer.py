@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.layout import Episode
 from dtvla_ros.training.dataset.statistics import image_statistics, vector_statistics
-from dtvla_ros.training.dataset.video import CODEC, PIXEL_FORMAT, read_video, write_video
+from dtvla_ros.training.dataset.video import probe, read_video, write_video
 
 SHARDS = '.shards'
 STATISTICS_FRAMES = 200
@@ -51,10 +52,28 @@ def _feature(values: Any, names: Sequence[str] | None = None) -> dict[str, Any]:
     return {'dtype': str(array.dtype), 'shape': shape, 'names': list(names) if names else None}
 
 
-def write_shard(root: Path, number: int, episodes: Sequence[Episode], fps: int) -> Path:
+def _video_feature(path: Path, fps: int) -> dict[str, Any]:
+    found = probe(path)
+    return {
+        'dtype': 'video', 'shape': [found['height'], found['width'], 3],
+        'names': ['height', 'width', 'channels'],
+        'info': {
+            'video.height': found['height'], 'video.width': found['width'], 'video.channels': 3,
+            'video.codec': found['codec'], 'video.pix_fmt': found['pix_fmt'], 'video.fps': fps,
+            'video.is_depth_map': False, 'has_audio': False,
+        },
+    }
+
+
+def write_shard(
+    root: Path, number: int, episodes: Sequence[Episode], fps: int,
+    videos: Mapping[str, Callable[[Path], int]] | None = None,
+) -> Path:
     """Write episodes as shard ``number`` of ``root``; the folder appears when it is complete.
 
     A shard without episodes is legal: it records that nothing of it was worth keeping.
+    ``videos``: instead of the episodes' ``images``, what writes all their frames into one mp4
+    file, by video key; each returns how many it wrote.
     """
     final = shard_path(root, number)
     work = final.with_name(f'.{final.name}.{os.getpid()}')
@@ -72,23 +91,21 @@ def write_shard(root: Path, number: int, episodes: Sequence[Episode], fps: int) 
         pq.write_table(pa.concat_tables(tables), work / 'data.parquet', compression='snappy')
         for name, values in episodes[0].columns.items():
             meta['features'][name] = _feature(values, episodes[0].names.get(name))
-        for key, images in episodes[0].images.items():
-            frames = (image for episode in episodes for image in episode.images[key])
-            write_video(work / f'{key}.mp4', frames, fps)
-            height, width, channels = images.shape[1:]
-            meta['features'][key] = {
-                'dtype': 'video', 'shape': [height, width, channels],
-                'names': ['height', 'width', 'channels'],
-                'info': {
-                    'video.height': height, 'video.width': width, 'video.channels': channels,
-                    'video.codec': 'h264' if CODEC == 'libx264' else CODEC,
-                    'video.pix_fmt': PIXEL_FORMAT, 'video.fps': fps,
-                    'video.is_depth_map': False, 'has_audio': False,
-                },
-            }
+        if videos is None:
+            videos = {key: partial(_write_images, episodes, key, fps)
+                      for key in episodes[0].images}
+        for key, write in videos.items():
+            count, rows = write(work / f'{key}.mp4'), sum(map(len, episodes))
+            if count != rows:
+                raise ValueError(f'{final}: {count} images of {key} for {rows} frames')
+            meta['features'][key] = _video_feature(work / f'{key}.mp4', fps)
     (work / 'shard.json').write_text(json.dumps(meta))
     os.replace(work, final)
     return final
+
+
+def _write_images(episodes: Sequence[Episode], key: str, fps: int, path: Path) -> int:
+    return write_video(path, (image for e in episodes for image in e.images[key]), fps)
 
 
 def finished_shards(root: Path) -> list[int]:
@@ -221,7 +238,8 @@ def column_array(column: pa.ChunkedArray) -> np.ndarray:
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks)
-    if pa.types.is_fixed_size_list(array.type) or pa.types.is_list(array.type):
-        flat = array.flatten().to_numpy(zero_copy_only=False)
-        return flat.reshape(len(array), -1)
-    return array.to_numpy(zero_copy_only=False)
+    rows, nested = len(array), pa.types.is_nested(array.type)
+    while pa.types.is_fixed_size_list(array.type) or pa.types.is_list(array.type):
+        array = array.flatten()
+    values = array.to_numpy(zero_copy_only=False)
+    return values.reshape(rows, -1) if nested else values
