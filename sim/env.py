@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium
@@ -20,6 +21,7 @@ logging.getLogger('robosuite_logs').addFilter(lambda record: record.levelno > lo
 
 import mujoco  # noqa: E402
 
+from .projection import project  # noqa: E402
 from .tabletop.scene import TabletopScene  # noqa: E402
 from .tabletop.start import STARTS, sample_start  # noqa: E402
 from .tabletop.tasks import TASKS, Task  # noqa: E402
@@ -100,6 +102,7 @@ class TabletopEnv(gymnasium.Env):
 
     control_rate = 20.0
     start_distributions = STARTS  # the first is the default
+    one_scene = True  # for all tasks
 
     def __init__(
         self, image_size: int = 128, steps_per_goal: int = 180, starts: str = STARTS[0],
@@ -132,6 +135,32 @@ class TabletopEnv(gymnasium.Env):
     def robot(self) -> Any:
         """The robosuite robot."""
         return self.scene.robots[0]
+
+    @property
+    def things(self) -> tuple[str, ...]:
+        """All objects and fixtures of the suite."""
+        return (*self.scene.objects, *self.scene.fixtures)
+
+    def place(self, name: str) -> NDArray[np.float64]:
+        """Return where a thing is now, world [3] m."""
+        return self.scene.position(name)
+
+    def image_point(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return where world points [..., 3] appear in the third-person view (``project``)."""
+        return project(self.sim.model._model, self.sim.data._data, 'agentview', points)
+
+    def alternatives(self) -> tuple[str, ...]:
+        """Return the tasks that could be asked for in the present scene."""
+        return self.tasks
+
+    @contextmanager
+    def asked(self, name: str) -> Iterator[None]:
+        """Ask for another task without touching the scene."""
+        before, self.task = self.task, TASKS[name]
+        try:
+            yield
+        finally:
+            self.task = before
 
     @property
     def flags(self) -> dict[str, Any]:

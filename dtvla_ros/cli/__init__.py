@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from dtvla_ros.cli.annotate import app as annotate_app
 from dtvla_ros.cli.arguments import Suite, Tasks, Workers, names
 from dtvla_ros.cli.evaluation import app as evaluation_app
 from dtvla_ros.cli.measure import app as measure_app
@@ -30,6 +31,7 @@ app.add_typer(models_app)
 app.add_typer(recording_app)
 app.add_typer(evaluation_app)
 app.add_typer(measure_app)
+app.add_typer(annotate_app)
 
 
 DEMO_TASKS = (
@@ -80,6 +82,11 @@ def collect(
         'data/tabletop'
     ),
     suite: Suite = 'tabletop',
+    starts: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Start distribution. [default: the suite's first; never its recorded "
+                          'test states]'),
+    ] = None,
     tasks: Tasks = None,
     episodes: Annotated[int, typer.Option(min=1, help='Episodes tried, over all tasks.')] = 1200,
     workers: Workers = 2,
@@ -96,7 +103,8 @@ def collect(
     short_share: Annotated[
         float, typer.Option(help='Episodes of the first second only, anywhere.')] = 0.0,
     look_share: Annotated[
-        float, typer.Option(help='Episodes of one frame for each task, anywhere.')] = 0.0,
+        float, typer.Option(
+            help='Episodes of one frame for each task that the scene allows, anywhere.')] = 0.0,
 ) -> None:
     """Record the scripted experts into a LeRobot v3.0 dataset.
 
@@ -110,12 +118,14 @@ def collect(
 
     `dtvla collect --seed 1 --look-share 1 --episodes 1200 --out data/looks` teaches to look, a
     dozen times cheaper
+
+    `dtvla collect --suite libero_object --starts shuffle --out data/object` (docs/libero.md)
     """
     from dtvla_ros.training.collect import CollectOptions
     from dtvla_ros.training.collect import collect as run
 
     info = run(out, CollectOptions(
-        suite=suite, tasks=names(tasks), episodes=episodes, seed=seed,
+        suite=suite, starts=starts, tasks=names(tasks), episodes=episodes, seed=seed,
         camera_every=camera_every, chunk=chunk, noise=noise, clean_share=clean_share,
         drop_share=drop_share, shove_share=shove_share, short_share=short_share,
         look_share=look_share), workers)
@@ -138,7 +148,8 @@ def train_sft(
     ),
     init: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help='Begin with the weights of this run or safetensors file.'),
+        typer.Option(help='Begin with the weights of this run, policy or safetensors file; words '
+                          'of the data that it lacks are added.'),
     ] = None,
     minutes: Annotated[
         Optional[float],  # noqa: UP045
@@ -148,6 +159,11 @@ def train_sft(
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help='Optimizer steps (or give --minutes).'),
     ] = None,
+    weight: Annotated[
+        Optional[list[float]],  # noqa: UP045
+        typer.Option(help='Share of the draws, for each --data in turn. [default: by frames]'),
+    ] = None,
+    eval_suite: Annotated[str, typer.Option(help='Suite of the evaluations.')] = 'tabletop',
     eval_episodes: Annotated[
         int, typer.Option(min=0, help='Held-out episodes per task at each evaluation.')] = 1,
     eval_every: Annotated[float, typer.Option(help='Minutes between evaluations.')] = 10.0,
@@ -176,7 +192,8 @@ def train_sft(
 
     run(SftConfig.read(config), SftRun(
         data=tuple(data), out=out, init=init, minutes=minutes, steps=steps,
-        evaluate_every=eval_every, episodes=eval_episodes, threads=threads, compile=compile))
+        evaluate_every=eval_every, episodes=eval_episodes, suite=eval_suite, threads=threads,
+        compile=compile, weights=tuple(weight or ())))
     print(f'{out}: trained; next: dtvla export {out} --out models/nano')
 
 

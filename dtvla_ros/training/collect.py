@@ -27,7 +27,7 @@ DISTURBANCES = ('clean', 'drop', 'shove')
 
 @dataclass(frozen=True, slots=True)
 class CollectOptions:
-    """What to record.
+    """What to record. ``starts``: start distribution, None for the suite's own.
 
     ``camera_every``: frames are stored every k-th control step (the dataset runs at 20/k fps);
     each holds the chunk of the next ``chunk`` clean actions at 20 Hz. Of all episodes
@@ -38,6 +38,7 @@ class CollectOptions:
     """
 
     suite: str = 'tabletop'
+    starts: str | None = None
     tasks: tuple[str, ...] = ()
     episodes: int = 1200
     seed: int = 0
@@ -76,10 +77,13 @@ class CollectOptions:
         return 20 // self.camera_every
 
 
-def plan_episode(options: CollectOptions, tasks: tuple[str, ...], index: int) -> EpisodePlan:
+def plan_episode(
+    options: CollectOptions, tasks: tuple[str, ...], index: int, one_scene: bool = True,
+) -> EpisodePlan:
     """Return what episode ``index`` is. Asking for more episodes later only adds to the plan.
 
-    Raises ``UserError`` when its seed would be one that evaluations use.
+    Where every task has a scene of its own, a shard stays with a task. Raises ``UserError`` when
+    its seed would be one that evaluations use.
     """
     from dtvla_sim.tabletop.start import EVAL_SEED_START
 
@@ -88,7 +92,8 @@ def plan_episode(options: CollectOptions, tasks: tuple[str, ...], index: int) ->
         raise UserError(f'--seed {options.seed}: seeds from {EVAL_SEED_START} on are kept for '
                         f'evaluation; use at most {EVAL_SEED_START // SEEDS_PER_BASE - 1}')
     draw = np.random.default_rng([options.seed, index]).random()
-    return EpisodePlan(index, tasks[index % len(tasks)], seed, _kind(options, draw))
+    turn = index if one_scene else index // EPISODES_PER_SHARD
+    return EpisodePlan(index, tasks[turn % len(tasks)], seed, _kind(options, draw))
 
 
 def _kind(options: CollectOptions, draw: float) -> str:
@@ -123,7 +128,9 @@ def _start_worker(options: CollectOptions) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     import dtvla_sim
 
-    _ENV = dtvla_sim.make(options.suite, image_size=options.image_size)
+    _ENV = dtvla_sim.make(
+        options.suite, image_size=options.image_size,
+        **({'starts': options.starts} if options.starts else {}))
 
 
 def _die_with_parent() -> None:
@@ -158,12 +165,7 @@ def collect(root: Path, options: CollectOptions, workers: int = 2) -> dict[str, 
     """
     from tqdm import tqdm
 
-    from dtvla_sim.tabletop.tasks import TASKS
-
-    tasks = options.tasks or tuple(TASKS)
-    for task in tasks:
-        if task not in TASKS:
-            raise UserError(f'unknown task "{task}"; the suite has: {", ".join(TASKS)}')
+    tasks, one_scene = _tasks(options)
     _same_recipe(root, options, tasks)
     done = set(finished_shards(root))
     size = EPISODES_PER_SHARD
@@ -176,7 +178,8 @@ def collect(root: Path, options: CollectOptions, workers: int = 2) -> dict[str, 
             while todo or pending:
                 while todo and len(pending) < 2 * workers:
                     number = todo.pop(0)
-                    plans = [plan_episode(options, tasks, number * size + k) for k in range(size)]
+                    plans = [plan_episode(options, tasks, number * size + k, one_scene)
+                             for k in range(size)]
                     pending.add(pool.submit(_record_shard, root, number, plans, options))
                 ready, pending = wait(pending, return_when=FIRST_COMPLETED)
                 for future in ready:
@@ -192,6 +195,24 @@ def collect(root: Path, options: CollectOptions, workers: int = 2) -> dict[str, 
         finally:
             pool.shutdown(cancel_futures=True)
     return merge_shards(root)
+
+
+def _tasks(options: CollectOptions) -> tuple[tuple[str, ...], bool]:
+    """Return the tasks to record and whether all share one scene; refuse unknown names."""
+    import dtvla_sim
+
+    env = dtvla_sim.make(options.suite)
+    try:
+        for what, name, known in (
+                *(('task', task, env.tasks) for task in options.tasks),
+                ('starts', options.starts or env.start_distributions[0],
+                 env.start_distributions)):
+            if name not in known:
+                raise UserError(f'unknown {what} "{name}"; {options.suite} has: '
+                                f'{", ".join(known)}')
+        return options.tasks or tuple(env.tasks), env.one_scene
+    finally:
+        env.close()
 
 
 def _same_recipe(root: Path, options: CollectOptions, tasks: tuple[str, ...]) -> None:

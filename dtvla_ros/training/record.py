@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -28,7 +29,7 @@ class EpisodePlan:
 
     ``kind``: ``'noisy'``, ``'clean'``, ``'drop'`` or ``'shove'`` (see ``Disturber``);
     ``'short'``: wander, then only the first steps; ``'look'``: wander, then one frame for each
-    task, with the thought and action that task would begin with.
+    task that could be asked for in the scene, with the thought and action it would begin with.
     """
 
     index: int
@@ -59,27 +60,20 @@ def state_vector(obs: Any, base_position: NDArray[np.float64]) -> NDArray[np.flo
     ]).astype(np.float32)
 
 
-def things(env: Any) -> list[str]:
-    """Return the names of all objects and fixtures of a scene."""
-    return [*env.scene.objects, *env.scene.fixtures]
-
-
 def places(env: Any) -> NDArray[np.float32]:
-    """Return where all things are in the base frame, [E * 3] m."""
+    """Return where all things are in the base frame, [E * 3] m; NaN for what is not here."""
     return np.concatenate([
-        env.scene.position(name) - env.base_position for name in things(env)]).astype(np.float32)
+        env.place(name) - env.base_position for name in env.things]).astype(np.float32)
 
 
 def image_points(env: Any) -> NDArray[np.float32]:
     """Return where all things appear in the first camera's image, [E * 2] fractions of it."""
-    from dtvla_sim.tabletop import camera
-
-    where = np.stack([env.scene.position(name) for name in things(env)])
-    return camera.project(where, 1).ravel().astype(np.float32)
+    where = np.stack([env.place(name) for name in env.things])
+    return env.image_point(where).ravel().astype(np.float32)
 
 
 def environment_state(env: Any) -> NDArray[np.float32]:
-    """Return joint coordinates and fixture places: enough to draw the scene again."""
+    """Return joint coordinates and fixture places: enough to draw the one scene again."""
     scene = env.scene
     fixtures = [scene.position(name) for name in scene.fixtures]
     return np.concatenate([scene.sim.data.qpos, *fixtures]).astype(np.float32)
@@ -109,9 +103,7 @@ class _Frames:
     images: dict[str, list[NDArray[np.uint8]]] = field(
         default_factory=lambda: {key: [] for key in IMAGES})
     numbers: dict[str, list[NDArray[np.float32]]] = field(
-        default_factory=lambda: {
-            name: [] for name in (
-                layout.STATE, JOINTS, ENVIRONMENT, layout.PLACES, layout.POINTS)})
+        default_factory=lambda: defaultdict(list))
     texts: dict[str, list[str]] = field(
         default_factory=lambda: {layout.REASONING: [], layout.PHASE: []})
 
@@ -121,8 +113,9 @@ class _Frames:
             self.images[key].append(np.array(obs[source]))
         row = {layout.STATE: state_vector(obs, env.base_position),
                JOINTS: np.asarray(obs['robot0_joint_pos'], np.float32),
-               ENVIRONMENT: environment_state(env), layout.PLACES: places(env),
-               layout.POINTS: image_points(env)}
+               layout.PLACES: places(env), layout.POINTS: image_points(env)}
+        if env.one_scene:
+            row[ENVIRONMENT] = environment_state(env)
         for name, values in row.items():
             self.numbers[name].append(values)
         self.texts[layout.REASONING].append(act.thought)
@@ -144,8 +137,8 @@ class _Frames:
             images={key: np.stack(images[:keep]) for key, images in self.images.items()},
             columns=columns, facts=asdict(plan) | {'steps': len(actions), 'success': success},
             names={layout.STATE: STATE_NAMES,
-                   layout.PLACES: [f'{name}.{axis}' for name in things(env) for axis in 'xyz'],
-                   layout.POINTS: [f'{name}.{way}' for name in things(env)
+                   layout.PLACES: [f'{name}.{axis}' for name in env.things for axis in 'xyz'],
+                   layout.POINTS: [f'{name}.{way}' for name in env.things
                                    for way in ('across', 'down')]})
 
 
@@ -195,19 +188,18 @@ def _play(env: Any, obs: Any, plan: EpisodePlan, options: RecordOptions,
 
 
 def _look(env: Any, obs: Any, plan: EpisodePlan, options: RecordOptions) -> list[Episode]:
-    """Ask the expert how it would begin each task from here; nothing moves."""
+    """Ask the expert how it would begin each possible task from here; nothing moves."""
     from dtvla_sim.experts import make_expert
-    from dtvla_sim.tabletop.tasks import TASKS
 
     episodes = []
-    for task in TASKS.values():
-        env.task = task
-        act = make_expert(env).act()
-        frames = _Frames()
-        frames.add(env, obs, act)
-        episodes.append(frames.episode(
-            env, plan, [np.asarray(act.action, np.float32)], np.zeros(1, np.int64),
-            options.chunk, [], False))
+    for name in env.alternatives():
+        with env.asked(name):
+            act = make_expert(env).act()
+            frames = _Frames()
+            frames.add(env, obs, act)
+            episodes.append(frames.episode(
+                env, plan, [np.asarray(act.action, np.float32)], np.zeros(1, np.int64),
+                options.chunk, [], False))
     return episodes
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium
@@ -15,10 +17,11 @@ from dtvla_ros.errors import UserError
 
 from .. import EVAL_SEED_START
 from ..env import SETTLE_STEPS, LazyObservation, observation_space, valid_action
+from ..projection import project
 from .package import check_mujoco
 from .scene import LiberoScene
 from .start import STARTS, rearrange
-from .tasks import STEP_LIMITS, read_init_states, suite_tasks
+from .tasks import STEP_LIMITS, Problem, read_init_states, read_problem, suite_tasks
 
 INIT_STATES = 50  # recorded for every task
 MSAA = 4  # samples, MuJoCo's default
@@ -35,6 +38,7 @@ class LiberoEnv(gymnasium.Env):
     """
 
     control_rate = 20.0
+    one_scene = False  # every task has its own
 
     def __init__(
         self, suite: str, starts: str = STARTS[0], image_size: int = 256,
@@ -57,6 +61,7 @@ class LiberoEnv(gymnasium.Env):
         self._msaa, self._shadows = MSAA if antialiasing else 0, shadows
         self._scene: LiberoScene | None = None
         self._scene_task = ''
+        self._problems: dict[str, Problem] = {}
         self._renderer: mujoco.Renderer | None = None
         self._options = mujoco.MjvOption()
         self._options.geomgroup[0] = 0  # collision meshes
@@ -92,6 +97,52 @@ class LiberoEnv(gymnasium.Env):
             'gripper': '-1 opens, +1 closes', 'control_rate_hz': self.control_rate,
             'settle_steps': SETTLE_STEPS, 'max_steps': self.max_steps,
         }
+
+    @property
+    def problems(self) -> dict[str, Problem]:
+        """What each task's file says of things and goals."""
+        if not self._problems:
+            self._problems = {n: read_problem(t.bddl) for n, t in self._tasks.items()}
+        return self._problems
+
+    @property
+    def things(self) -> tuple[str, ...]:
+        """All objects and fixtures of the suite; a task's scene holds some of them."""
+        return tuple(dict.fromkeys(n for p in self.problems.values() for n in p.things))
+
+    def place(self, name: str) -> NDArray[np.float64]:
+        """Return where a thing is now, world [3] m; NaN if this scene has none."""
+        scene = self.scene
+        if name not in scene.objects and name not in scene.fixtures:
+            return np.full(3, np.nan)
+        return scene.position(name)
+
+    def image_point(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return where world points [..., 3] appear in the third-person view (``project``)."""
+        return project(self.scene.model, self.scene.data, 'agentview', points)
+
+    def alternatives(self) -> tuple[str, ...]:
+        """Return the tasks that could be asked for in the present scene.
+
+        Those that want something else of things that are here, and the present one. (Tasks that
+        want the same of another place's bowl would be untrue here.)
+        """
+        here = self.problems[self.task.name]
+        return (self.task.name, *(
+            name for name, other in self.problems.items()
+            if other.goals != here.goals and set(other.named) <= {*here.things, *here.regions}))
+
+    @contextmanager
+    def asked(self, name: str) -> Iterator[None]:
+        """Ask for another task without touching the scene."""
+        scene, task = self.scene, self.task
+        goals = scene.goals
+        self.task, self._scene_task = self._tasks[name], name
+        scene.goals = [list(goal) for goal in self.problems[name].goals]
+        try:
+            yield
+        finally:
+            self.task, self._scene_task, scene.goals = task, task.name, goals
 
     @property
     def base_position(self) -> NDArray[np.float64]:

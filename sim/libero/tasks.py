@@ -23,6 +23,10 @@ STEP_LIMITS = {'libero_spatial': 220, 'libero_object': 280, 'libero_goal': 300, 
                'libero_90': 400}
 
 
+WORKSPACES = frozenset({'table', 'kitchen_table', 'living_room_table', 'study_table', 'floor',
+                        'coffee_table'})
+
+
 @dataclass(frozen=True, slots=True)
 class LiberoTask:
     """One task: its name, the sentence the policy is given, and its files."""
@@ -60,6 +64,31 @@ def suite_tasks(suite: str) -> dict[str, LiberoTask]:
         tasks[name] = LiberoTask(
             name, sentence, bddl, base / 'init_files' / suite / f'{name}.pruned_init')
     return tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What a task's file says: things (without the workspace), regions, goals."""
+
+    things: tuple[str, ...]
+    regions: tuple[str, ...]
+    goals: tuple[tuple[str, ...], ...]
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The things and regions that the goals are about."""
+        return tuple(name for goal in self.goals for name in goal[1:])
+
+
+def read_problem(path: Path) -> Problem:
+    """Read a BDDL file."""
+    from libero.libero.envs.bddl_utils import robosuite_parse_problem
+
+    parsed = robosuite_parse_problem(str(path))
+    kinds = {**parsed['objects'], **parsed['fixtures']}
+    things = tuple(n for kind, names in kinds.items() if kind not in WORKSPACES for n in names)
+    return Problem(things, tuple(parsed['regions']),
+                   tuple(tuple(map(str, goal)) for goal in parsed['goal_state']))
 
 
 class _ArraysOnly(pickle.Unpickler):

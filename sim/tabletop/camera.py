@@ -1,9 +1,9 @@
-"""Where the third-person camera stands, and where in its image a place appears."""
+"""Where the third-person camera stands."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 # A tight, steep view from the front: the camera looks along -x of the base (REP 103). World [m].
 EYE = np.array([0.34, 0.0, 1.62])
@@ -18,11 +18,3 @@ def rotation() -> NDArray[np.float64]:
     right = np.cross([0.0, 0.0, 1.0], back)
     right /= np.linalg.norm(right)
     return np.stack([right, np.cross(back, right), back], axis=1)
-
-
-def project(points: ArrayLike, size: int) -> NDArray[np.float64]:
-    """Return (column, row) [..., 2] in a ``size`` x ``size`` image of world points [..., 3]."""
-    seen = (np.asarray(points) - EYE) @ rotation()  # [..., 3] right, up, backwards
-    focal = size / 2.0 / np.tan(np.radians(FOVY) / 2.0)
-    ahead = -seen[..., 2:]
-    return size / 2.0 + focal * seen[..., :2] * [1.0, -1.0] / ahead

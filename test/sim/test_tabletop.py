@@ -174,7 +174,7 @@ def test_no_renderer_names_the_remedy():
 def test_the_camera_shows_a_place_where_the_projection_says(env):
     observation, _ = env.reset(seed=31)
     image = observation['agentview_image']
-    column, row = camera.project(env.scene.position(MARK), 64).round().astype(int)
+    column, row = (64 * env.image_point(env.scene.position(MARK))).round().astype(int)
     red, green, blue = image[row, column].astype(int)
     assert red > 180 and green > 140 and blue < 110, (red, green, blue)
     assert np.allclose(env.base_position, camera.BASE_POSITION)

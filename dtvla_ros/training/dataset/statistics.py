@@ -12,10 +12,11 @@ QUANTILES = {'q01': 0.01, 'q10': 0.10, 'q50': 0.50, 'q90': 0.90, 'q99': 0.99}
 
 def _moments(rows: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
     values = np.asarray(rows, np.float64)
-    quantiles = np.quantile(values, list(QUANTILES.values()), axis=0)
+    values = np.where(np.isnan(values).all(0), 0.0, values)  # NaN: things that are not there
+    quantiles = np.nanquantile(values, list(QUANTILES.values()), axis=0)
     return {
-        'min': values.min(0), 'max': values.max(0),
-        'mean': values.mean(0), 'std': values.std(0),
+        'min': np.nanmin(values, 0), 'max': np.nanmax(values, 0),
+        'mean': np.nanmean(values, 0), 'std': np.nanstd(values, 0),
         **dict(zip(QUANTILES, quantiles, strict=True)),
     }
 
