@@ -10,7 +10,7 @@ import numpy as np
 
 CM_RANGE = {'x': (20, 80), 'y': (-45, 45), 'z': (-15, 45)}  # inclusive, base frame (REP 103)
 TILT_STEP_DEG = 3
-TILT_LIMIT_DEG = 30
+TILT_LIMIT_DEG = {'x': 30, 'y': 30, 'z': 96}
 OPENING_CM = (0, 8)
 
 
@@ -21,9 +21,12 @@ def location_word(axis: str, metres: float) -> str:
     return f'{axis}{cm}' if axis == 'x' else f'{axis}{cm:+d}'
 
 
-def tilt_word(axis: str, radians: float) -> str:
-    """Return the word of a rotation about a base axis away from the home orientation."""
-    steps = TILT_LIMIT_DEG // TILT_STEP_DEG
+def tilt_word(axis: str, radians: float, limit: int | None = None) -> str:
+    """Return the word of a rotation about a base axis away from the home orientation.
+
+    ``limit`` [deg]: the largest there is a word for, if not ``TILT_LIMIT_DEG``.
+    """
+    steps = (limit or TILT_LIMIT_DEG[axis]) // TILT_STEP_DEG
     k = int(np.clip(round(np.degrees(radians) / TILT_STEP_DEG), -steps, steps))
     return f'r{axis}{k * TILT_STEP_DEG:+d}'
 
@@ -35,12 +38,12 @@ def opening_word(metres: float) -> str:
 
 def word_groups() -> dict[str, list[str]]:
     """Return every location word, grouped by quantity, neighbours in order."""
-    steps = TILT_LIMIT_DEG // TILT_STEP_DEG
     groups = {
         axis: [location_word(axis, cm / 100.0) for cm in range(low, high + 1)]
         for axis, (low, high) in CM_RANGE.items()
     }
-    for axis in 'xyz':
+    for axis, limit in TILT_LIMIT_DEG.items():
+        steps = limit // TILT_STEP_DEG
         groups[f'r{axis}'] = [
             tilt_word(axis, np.radians(k * TILT_STEP_DEG)) for k in range(-steps, steps + 1)
         ]

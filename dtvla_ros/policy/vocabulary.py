@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 
-from dtvla_ros.actions.grid import word_groups
+from dtvla_ros.actions.grid import TILT_LIMIT_DEG, TILT_STEP_DEG, word_groups
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import SpecialIds
 
@@ -23,11 +24,14 @@ TABLETOP_WORDS = tuple((  # noqa: SIM905
 ORDINAL_AXES = ('x', 'y', 'z')
 
 
-def build_tokenizer(words: tuple[str, ...] = TABLETOP_WORDS, bins: int = 256) -> Tokenizer:
-    """Return a word-level tokenizer; each group of location words keeps neighbours adjacent."""
+def build_tokenizer(more: Iterable[str] = (), bins: int = 256) -> Tokenizer:
+    """Return a word-level tokenizer; each group of location words keeps neighbours adjacent.
+
+    ``more``: words of other suites than the tabletop's.
+    """
     places = [word for group in word_groups().values() for word in group]
     actions = [f'<a{k}>' for k in range(bins)]
-    table = dict.fromkeys([*SPECIAL_WORDS, *actions, *places, *words])
+    table = dict.fromkeys([*SPECIAL_WORDS, *actions, *places, *TABLETOP_WORDS, *more])
     tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(table)}, unk_token=UNKNOWN))
     # A newline is a token of its own (it closes the prompt), the other blanks only separate.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
@@ -43,6 +47,13 @@ def word_id(tokenizer: Tokenizer, word: str) -> int:
     if found is None:
         raise UserError(f'tokenizer has no token {word!r}; it does not belong to this policy')
     return found
+
+
+def tilt_limits(tokenizer: Tokenizer) -> dict[str, int]:
+    """Return how far a tokenizer's words turn about each axis [deg]: older ones turn less."""
+    return {axis: next((degrees for degrees in range(limit, 0, -TILT_STEP_DEG)
+                        if tokenizer.token_to_id(f'r{axis}{degrees:+d}') is not None), limit)
+            for axis, limit in TILT_LIMIT_DEG.items()}
 
 
 def special_ids(tokenizer: Tokenizer) -> SpecialIds:

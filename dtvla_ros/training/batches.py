@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from dtvla_ros.policy.vocabulary import ordinal_groups
 from dtvla_ros.training.augment import colour_map, recoloured, shifted, to_pixels
 from dtvla_ros.training.config import SftConfig
 from dtvla_ros.training.frame_cache import FrameCache
+from dtvla_ros.training.grounding import kind
 from dtvla_ros.training.samples import (
     AFTER_STATE,
     STATE_GROUPS,
@@ -29,6 +31,7 @@ from dtvla_ros.training.samples import (
 )
 
 TELL = 'state the place'  # the instruction whose thought lists where everything is
+TOLD = 8  # things in such a thought, at most
 LENGTH_STEP = 8  # sequences are padded to a multiple of this
 
 
@@ -39,7 +42,8 @@ class Batch:
     ``frames`` uint8 [C, B, H, W, 3]; ``input_ids`` and ``attention_mask`` [B, L];
     ``token_rows`` [2, R]: (sequence, row) that predicts ``token_targets`` [R];
     ``action_start`` [B]; ``action_targets`` [B, S] counted from the first bin;
-    ``action_mask`` [B, S]; ``places`` [B, E, 2] and ``patches`` [B, E] as in ``Samples``.
+    ``action_mask`` [B, S]; ``places`` [B, E, 2], ``told_apart`` [B, E] and ``patches`` [B, E] as
+    in ``Samples``.
     """
 
     frames: Tensor
@@ -51,6 +55,7 @@ class Batch:
     action_targets: Tensor
     action_mask: Tensor
     places: Tensor
+    told_apart: Tensor
     patches: Tensor
 
     def to(self, device: torch.device) -> Batch:
@@ -67,12 +72,14 @@ class Batch:
 class Look:
     """A lesson in seeing.
 
-    ``pixels`` [B, 3, H, W] of the first camera, ``places`` [B, E, 2] and ``patches`` [B, E] as in
-    ``Samples``, and ``input_ids`` [B, L] that tell the places, up to ``<action>``.
+    ``pixels`` [B, 3, H, W] of the first camera, ``places`` [B, E, 2], ``told_apart`` [B, E] and
+    ``patches`` [B, E] as in ``Samples``, and ``input_ids`` [B, L] that tell the places, up to
+    ``<action>``.
     """
 
     pixels: Tensor
     places: Tensor
+    told_apart: Tensor
     patches: Tensor
     input_ids: Tensor
 
@@ -82,14 +89,19 @@ class Look:
 
 
 class BatchMaker:
-    """Draws and assembles batches from samples and frames in memory-mapped files."""
+    """Draws and assembles batches from samples and frames in memory-mapped files.
+
+    ``weights``: each dataset's share of what is drawn; by default its share of all frames.
+    """
 
     def __init__(self, samples: Samples, caches: Sequence[FrameCache],
                  transform: PolicyTransform, config: SftConfig,
-                 things: Sequence[str] = ()):
+                 things: Sequence[str] = (), weights: Sequence[float] = ()):
         self._samples = samples
         self.things = tuple(things)
         self._transform = transform
+        self._names = [transform.tokenizer.encode(f'{kind(name)} at', add_special_tokens=False).ids
+                       for name in things]
         self._caches = [cache.frames for cache in caches]
         self._starts = np.cumsum([0, *map(len, self._caches)])
         self._config = config
@@ -101,44 +113,57 @@ class BatchMaker:
         held_out = np.random.default_rng(config.seed).permutation(scenes)
         held = np.isin(samples.scene, held_out[:round(config.validation_share * scenes)])
         self.validation = np.flatnonzero(held)
-        self._training = np.flatnonzero(~held)
-        weight = np.where(samples.near_toggle, config.toggle_boost, 1.0) * np.where(
+        boost = np.where(samples.near_toggle, config.toggle_boost, 1.0) * np.where(
             samples.near_start, config.start_boost, 1.0)
-        weight = np.minimum(weight, max(config.toggle_boost, config.start_boost)) * ~held
-        self._cumulative = np.cumsum(weight / weight.sum())
+        boost = np.minimum(boost, max(config.toggle_boost, config.start_boost))
+        self._shares = self._cumulative(~held, weights)
+        self._boosted = self._cumulative(boost * ~held, weights)
 
     def train(self, step: int, rank: int = 0) -> Batch:
         """Return the training batch of a step: drawn at random, with noise."""
         rng = np.random.default_rng([self._config.seed, step, rank])
-        draw = np.searchsorted(self._cumulative, rng.random(self._config.batch_size))
-        return self._assemble(np.minimum(draw, len(self._cumulative) - 1), rng)
+        return self._assemble(self._draw(self._boosted, rng), rng)
+
+    def _cumulative(self, weight: NDArray[Any], weights: Sequence[float]) -> NDArray[np.float64]:
+        """Return cumulative chances of all frames, each dataset's as its share of ``weights``."""
+        chance = np.asarray(weight, np.float64)
+        for k, share in enumerate(weights):
+            part = chance[self._starts[k]:self._starts[k + 1]]
+            part *= share / max(part.sum(), 1e-12)
+        return np.cumsum(chance / chance.sum())
+
+    def _draw(self, cumulative: NDArray[np.float64], rng: Generator) -> NDArray[np.int64]:
+        index = np.searchsorted(cumulative, rng.random(self._config.batch_size))
+        return np.minimum(index, len(cumulative) - 1)
 
     def look(self, step: int) -> Look:
         """Return what the first camera sees in any training frames, and where everything is."""
         rng = np.random.default_rng([self._config.seed, step, 0, 1])
-        index = rng.choice(self._training, self._config.batch_size)
+        index = self._draw(self._shares, rng)
+        s = self._samples
         frames = torch.from_numpy(self._images(index, rng, cameras=1))
-        places = self._samples.places[index]
-        return Look(pixels=to_pixels(frames)[:, 0], places=torch.from_numpy(places),
-                    patches=torch.from_numpy(self._samples.patches[index]),
-                    input_ids=torch.from_numpy(self._told(index, places, rng)))
+        return Look(pixels=to_pixels(frames)[:, 0], places=torch.from_numpy(s.places[index]),
+                    told_apart=torch.from_numpy(s.told_apart[index]),
+                    patches=torch.from_numpy(s.patches[index]),
+                    input_ids=torch.from_numpy(self._told(index, rng)))
 
-    def _told(self, index: NDArray[np.int64], places: NDArray[np.int64],
-              rng: Generator) -> NDArray[np.int64]:
-        """Return ids [B, L]: a prompt, then a thought that lists every thing in any order."""
-        ids, encode = self._ids, self._transform.tokenizer.encode
+    def _told(self, index: NDArray[np.int64], rng: Generator) -> NDArray[np.int64]:
+        """Return ids [B, L]: a prompt, then a thought that lists up to ``TOLD`` things."""
+        ids = self._ids
         head = np.array(prompt_of(self._transform, TELL))
         prompt = np.repeat(head[None], len(index), axis=0)
         if self._words is not None:
             at = np.full(len(index), len(head) - AFTER_STATE - len(STATE_GROUPS))
             prompt = self._noisy_state(prompt, index, rng, at)
-        names = [encode(f'{name} at', add_special_tokens=False).ids for name in self.things]
         first = np.array([span[0] for span in self._spans[:2]])  # x and y words
-        thoughts = [
-            [i for thing in rng.permutation(len(names))
-             for i in (*names[thing], *(first + row[thing]))] for row in places]
-        ends = np.tile([ids.think, ids.think_end, ids.action], (len(index), 1))
-        return np.concatenate([prompt, ends[:, :1], np.array(thoughts), ends[:, 1:]], axis=1)
+        longest = sum(sorted(len(name) + 2 for name in self._names)[-TOLD:])
+        out = np.full((len(index), longest + 3), ids.pad, np.int64)
+        for row, frame in enumerate(index):
+            told = rng.permutation(np.flatnonzero(self._samples.told_apart[frame]))[:TOLD]
+            said = [i for thing in told
+                    for i in (*self._names[thing], *(first + self._samples.places[frame, thing]))]
+            out[row, :len(said) + 3] = [ids.think, *said, ids.think_end, ids.action]
+        return np.concatenate([prompt, out], axis=1)
 
     def plain(self, indices: NDArray[np.int64]) -> Batch:
         """Return given frames without noise, dropout or colour changes."""
@@ -194,6 +219,7 @@ class BatchMaker:
             action_targets=torch.from_numpy(s.actions[index] - ids.bins_first),
             action_mask=torch.from_numpy(s.action_mask[index]),
             places=torch.from_numpy(s.places[index]),
+            told_apart=torch.from_numpy(s.told_apart[index]),
             patches=torch.from_numpy(s.patches[index]))
 
     def _noisy_state(self, prompt: NDArray[np.int64], index: NDArray[np.int64], rng: Generator,

@@ -50,9 +50,8 @@ def export(source: Path, options: ExportOptions) -> tuple[Path, Parity]:
 
     Raises ``UserError`` when ``source`` is neither, or when the graphs do not agree with it.
     """
-    read = _read_policy if (source / MANIFEST).exists() else _read_run
-    model, transform, manifest = read(source)
-    out = options.out or (Path('models/nano') if read is _read_run
+    model, transform, manifest = read_source(source)
+    out = options.out or (Path('models/nano') if not _is_policy(source)
                           else source.with_name(f'{source.name}-{options.weights}'))
     if out.resolve() == source.resolve() and GRAPHS[0] not in manifest.files:
         raise UserError(f'{out}: exporting would replace the checkpoint itself; choose another '
@@ -63,6 +62,18 @@ def export(source: Path, options: ExportOptions) -> tuple[Path, Parity]:
         action=replace(manifest.action,
                        replan_steps=options.replan_steps or manifest.action.replan_steps))
     return out, export_policy(model, transform, out, manifest, options.weights)
+
+
+def _is_policy(folder: Path) -> bool:
+    return (folder / MANIFEST).exists()
+
+
+def read_source(folder: Path) -> tuple[HybridDecoder, PolicyTransform, PolicyManifest]:
+    """Return model, transform and manifest of a training run or a policy folder.
+
+    Raises ``UserError`` when it is neither.
+    """
+    return _read_policy(folder) if _is_policy(folder) else _read_run(folder)
 
 
 def _read_run(run: Path) -> tuple[HybridDecoder, PolicyTransform, PolicyManifest]:

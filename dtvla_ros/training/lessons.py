@@ -37,7 +37,7 @@ def teach_eye(objective: Objective, batches: BatchMaker, config: SftConfig,
     assert objective.head is not None, 'a dataset that knows places has a place head'
 
     def lesson(look: Look) -> tuple[Tensor, Tensor]:
-        report = objective.seen(eye(look.pixels), look.places)
+        report = objective.seen(eye(look.pixels), look.places, look.told_apart)
         return report.loss, report.within_one
 
     return _teach('where things are', lesson, config.grounding_steps, config.grounding_rate,
@@ -53,7 +53,8 @@ def teach_telling(objective: Objective, batches: BatchMaker, config: SftConfig,
     def lesson(look: Look) -> tuple[Tensor, Tensor]:
         rows = _eye(model)(look.pixels)
         features = torch.cat([rows, rows.new_zeros(len(rows), later, rows.shape[2])], 1)
-        sequences = look.input_ids, torch.ones_like(look.input_ids), features
+        real = look.input_ids != model.config.ids.pad
+        sequences = look.input_ids, real.long(), features
         scores = None
         if objective.pointing_weight:
             hidden, scores = model.read_watched(*sequences, objective.pointing_layer)

@@ -57,10 +57,13 @@ class Objective(nn.Module):
         telling = hidden[batch.token_rows[0], batch.token_rows[1]]  # [R, w]
         return self.model.token_logits(telling), self.model.action_logits(acting)
 
-    def seen(self, rows: Tensor, places: Tensor) -> PlaceReport:
-        """Return how well ``places`` [B, E, 2] are read off the first camera's rows."""
+    def seen(self, rows: Tensor, places: Tensor, asked: Tensor) -> PlaceReport:
+        """Return how well the asked of ``places`` [B, E, 2] are read off the first camera's rows.
+
+        ``asked`` [B, E] bool.
+        """
         assert self.head is not None, 'only data that know places are asked for them'
-        return place_loss(self.head(rows), places, self.place_sigma)
+        return place_loss(self.head(rows), places, asked, self.place_sigma)
 
     def forward(self, batch: Batch) -> LossReport:
         """Return the loss and what it is made of."""
@@ -78,7 +81,7 @@ class Objective(nn.Module):
             thought_weight=self.thought_weight)
         if self.head is not None:
             first = features[:, :self.model.config.vision.tokens[0]]
-            seen = self.seen(first, batch.places)
+            seen = self.seen(first, batch.places, batch.told_apart)
             report = replace(report, loss=report.loss + self.grounding_weight * seen.loss,
                              seen=seen.within_one)
         if scores is not None:

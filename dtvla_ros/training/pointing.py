@@ -20,6 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.reader import DatasetReader
+from dtvla_ros.training.grounding import spread
 
 NOWHERE = -1
 NEAR = 3  # words, x and y together, between the place said and the thing it is taken to mean
@@ -42,12 +43,14 @@ def can_point(reader: DatasetReader) -> bool:
     return {layout.PLACES, layout.POINTS} <= set(reader.info['features'])
 
 
-def thing_patches(reader: DatasetReader, things: int, tokens: int) -> NDArray[np.int64]:
-    """Return [N, things]: each thing's patch; all ``NOWHERE`` for a dataset without points."""
+def thing_patches(
+    reader: DatasetReader, things: Sequence[str], tokens: int,
+) -> NDArray[np.int64]:
+    """Return [N, E]: each thing's patch; all ``NOWHERE`` for a dataset without points."""
     if not can_point(reader):
-        return np.full((len(reader.table), things), NOWHERE)
-    points = np.asarray(reader.column(layout.POINTS)).reshape(len(reader.table), things, 2)
-    return patch_of(points, tokens)
+        return np.full((len(reader.table), len(things)), NOWHERE)
+    points = spread(reader, layout.POINTS, things, 2)  # [N, E, 2]
+    return patch_of(np.where(np.isnan(points), -1.0, points), tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,14 @@ from dtvla_ros.actions.grid import word_groups
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.observation import Observation
 from dtvla_ros.policy.transform import HOME, PolicyTransform
-from dtvla_ros.policy.vocabulary import word_id
+from dtvla_ros.policy.vocabulary import tilt_limits, word_id
 from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.reader import DatasetReader
-from dtvla_ros.training.grounding import place_targets
+from dtvla_ros.training.grounding import place_targets, told_apart
 from dtvla_ros.training.pointing import thing_patches
 
 AFTER_STATE = 2  # tokens between the state words and the prompt's end: ';' and newline
+IDS = ('prompt', 'thought')  # padded to their longest row
 STATE_GROUPS = ('x', 'y', 'z', 'rx', 'ry', 'rz', 'g')
 
 
@@ -38,8 +39,9 @@ class Samples:
     ``actions`` [N, S] ids and ``action_mask`` [N, S]; ``scene`` [N]: frames of
     one scene stay together when some are held out; ``near_toggle`` and
     ``near_start`` [N] bool; ``places`` [N, E, 2]: index of each thing's x and y word in its group
-    (E = 0 when the dataset does not say); ``patches`` [N, E]: the first camera's patch each thing
-    appears in (see ``thing_patches``).
+    (``ABSENT`` for one that is not there, E = 0 when no dataset says); ``told_apart`` [N, E] bool:
+    whether its name means it alone; ``patches`` [N, E]: the first camera's patch it appears in
+    (see ``thing_patches``).
     """
 
     prompt: NDArray[np.int64]
@@ -54,6 +56,7 @@ class Samples:
     near_toggle: NDArray[np.bool_]
     near_start: NDArray[np.bool_]
     places: NDArray[np.int64]
+    told_apart: NDArray[np.bool_]
     patches: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -83,10 +86,14 @@ class StateWords:
         """Look the words up in the policy's tokenizer."""
         from dtvla_ros.actions import grid
 
-        groups = word_groups()
-        steps = grid.TILT_LIMIT_DEG // grid.TILT_STEP_DEG
-        ranges = {**grid.CM_RANGE, **dict.fromkeys(('rx', 'ry', 'rz'), (-steps, steps)),
+        steps = {f'r{axis}': limit // grid.TILT_STEP_DEG
+                 for axis, limit in tilt_limits(transform.tokenizer).items()}
+        ranges = {**grid.CM_RANGE, **{name: (-k, k) for name, k in steps.items()},
                   'g': grid.OPENING_CM}
+        groups = word_groups()
+        for name, k in steps.items():
+            middle = len(groups[name]) // 2
+            groups[name] = groups[name][middle - k:middle + k + 1]
         ids = [[word_id(transform.tokenizer, word) for word in groups[name]]
                for name in STATE_GROUPS]
         for name, group in zip(STATE_GROUPS, ids, strict=True):
@@ -108,8 +115,13 @@ def _pad(rows: Sequence[Sequence[int]], value: int) -> tuple[NDArray[np.int64], 
     return out, lengths
 
 
-def build_samples(reader: DatasetReader, transform: PolicyTransform) -> Samples:
-    """Tokenise a dataset. Raises ``UserError`` when it does not fit the policy."""
+def build_samples(
+    reader: DatasetReader, transform: PolicyTransform, things: Sequence[str],
+) -> Samples:
+    """Tokenise a dataset; ``things``: E names (see ``thing_names``).
+
+    Raises ``UserError`` when it does not fit the policy.
+    """
     config = transform.config
     steps, dim = config.chunk_steps, config.action_dim
     chunk = np.asarray(reader.column(layout.ACTION_CHUNK))
@@ -145,14 +157,15 @@ def build_samples(reader: DatasetReader, transform: PolicyTransform) -> Samples:
     near = changes | before
     near[1:] |= same & before[:-1]
     actions = transform.codec.encode(transform.statistics.normalize(chunk))
-    places = place_targets(reader)
+    places = place_targets(reader, things)
     return Samples(
         prompt=prompt, prompt_length=prompt_length, state_at=state_at, state=values,
         thought=thought, thought_length=thought_length,
         actions=actions.reshape(len(actions), -1),
         action_mask=np.repeat(~padding, dim, axis=1), scene=_scenes(reader)[episode],
         near_toggle=near, near_start=frame / reader.fps < 0.6, places=places,
-        patches=thing_patches(reader, places.shape[1], config.vision.tokens[0]))
+        told_apart=told_apart(places, things),
+        patches=thing_patches(reader, things, config.vision.tokens[0]))
 
 
 def _scenes(reader: DatasetReader) -> NDArray[np.int64]:
@@ -172,9 +185,7 @@ def prompt_of(transform: PolicyTransform, task: str) -> list[int]:
 
 
 def join(parts: Sequence[Samples], pad: int) -> Samples:
-    """Concatenate datasets; scenes are numbered through. All must know the same things."""
-    if len({part.places.shape[1] for part in parts}) > 1:
-        raise UserError('the datasets know the places of different things; collect them alike')
+    """Concatenate datasets made for the same things; scenes are numbered through."""
     offset, shifted = 0, []
     for part in parts:
         shifted.append(part.scene + offset)
@@ -184,7 +195,7 @@ def join(parts: Sequence[Samples], pad: int) -> Samples:
         if name == 'scene':
             return np.concatenate(shifted)
         arrays = [getattr(part, name) for part in parts]
-        if arrays[0].ndim != 2:
+        if name not in IDS:
             return np.concatenate(arrays)
         width = max(a.shape[1] for a in arrays)
         return np.concatenate([

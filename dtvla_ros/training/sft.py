@@ -27,14 +27,15 @@ from dtvla_ros.policy.checkpoint import load_weights, save_weights
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.decoder import HybridDecoder
 from dtvla_ros.policy.transform import PolicyTransform
-from dtvla_ros.policy.vocabulary import build_tokenizer, ordinal_groups, special_ids
+from dtvla_ros.policy.vocabulary import ordinal_groups, special_ids
 from dtvla_ros.training import run_state
 from dtvla_ros.training.batches import Batch, BatchMaker
 from dtvla_ros.training.config import SftConfig
 from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.reader import DatasetReader
+from dtvla_ros.training.finish import read_source
 from dtvla_ros.training.frame_cache import open_frames
-from dtvla_ros.training.grounding import place_names
+from dtvla_ros.training.grounding import thing_names
 from dtvla_ros.training.lessons import SMOOTHING, teach_eye, teach_telling
 from dtvla_ros.training.losses import LossReport
 from dtvla_ros.training.objective import Objective
@@ -42,6 +43,7 @@ from dtvla_ros.training.pointing import can_point
 from dtvla_ros.training.rollout import Rollouts
 from dtvla_ros.training.samples import build_samples, join
 from dtvla_ros.training.schedule import warm_cosine
+from dtvla_ros.training.warm_start import begin_with, dataset_words, grown, vocabulary_for
 
 METRICS = tuple(f.name for f in fields(LossReport))
 LOG = logging.getLogger(__name__)
@@ -53,7 +55,8 @@ class SftRun:
 
     ``evaluate_every`` and ``checkpoint_every`` are in minutes of training time;
     ``episodes``: held-out episodes per task at each evaluation (0: losses only).
-    ``compile``: fuse the network with TorchInductor (needs a C++ compiler).
+    ``compile``: fuse the network with TorchInductor (needs a C++ compiler). ``weights``: each
+    dataset's share of the draws; none: by its number of frames.
     """
 
     data: tuple[Path, ...]
@@ -67,12 +70,16 @@ class SftRun:
     suite: str = 'tabletop'
     threads: int | None = None
     compile: bool = False
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.minutes is None) == (self.steps is None):
             raise UserError('give either --minutes or --steps')
         if not self.data:
             raise UserError('--data: no dataset given; run dtvla collect first')
+        if self.weights and (len(self.weights) != len(self.data) or min(self.weights) <= 0):
+            raise UserError(f'--weight: {len(self.weights)} for {len(self.data)} datasets; give '
+                            'each one a positive share, or none')
 
     def progress(self, step: int, seconds: float) -> float:
         """Return how much of the run is done, 0..1."""
@@ -90,7 +97,7 @@ def learning_rate(config: SftConfig, step: int, progress: float) -> float:
 
 def new_transform(config: SftConfig, readers: Sequence[DatasetReader]) -> PolicyTransform:
     """Return the transform of a small policy made from scratch for these datasets."""
-    tokenizer = build_tokenizer()
+    tokenizer = vocabulary_for(dataset_words(readers))
     m = config.model
     decoder = DecoderConfig.nano(
         tokenizer.get_vocab_size(), special_ids(tokenizer), width=m.width, layers=m.layers,
@@ -127,16 +134,20 @@ class Trainer:
         readers = [DatasetReader(path) for path in run.data]
         for reader in readers:
             _ = reader.info  # a missing dataset is told before anything is written
-        known = run.out if (run.out / 'config.json').exists() else run.init
-        if known is not None and known.is_dir():
-            self.transform = run_state.read_transform(known)
+        before = None
+        if (run.out / 'config.json').exists():
+            self.transform = run_state.read_transform(run.out)
+        elif run.init is not None and run.init.is_dir():
+            before = read_source(run.init)[1]
+            self.transform = grown(before, dataset_words(readers))
         else:
             self.transform = new_transform(config, readers)
-        samples = [build_samples(reader, self.transform) for reader in readers]
+        things = thing_names(readers)
+        samples = [build_samples(reader, self.transform, things) for reader in readers]
         self.batches = BatchMaker(
             join(samples, self.transform.config.ids.pad),
             [open_frames(reader, self.transform) for reader in readers], self.transform, config,
-            place_names(readers[0]))
+            things, run.weights)
         torch.manual_seed(config.seed)
         self.model = HybridDecoder(self.transform.config)
         spans = ordinal_groups(self.transform.tokenizer)
@@ -152,9 +163,14 @@ class Trainer:
             if SftConfig.from_dict(state['config']) != config:
                 raise UserError(f'{run.out}: begun with another config; use a new --out')
         elif run.init is not None:
-            load_weights(self.model, run.init)
+            if run.init.is_dir():
+                begin_with(self.model, self.transform.tokenizer, run.init)
+            else:
+                load_weights(self.model, run.init)
             self.average.load_state_dict(self.model.state_dict())
-        self.fresh = state is None and run.init is None
+        # A policy that goes on in scenes with words it did not know must look at them first.
+        self.fresh = state is None and (
+            run.init is None or (before is not None and before is not self.transform))
         if run.compile:
             for name in ('run', 'run_watched', 'encode_images'):
                 setattr(self.model, name, torch.compile(getattr(self.model, name), dynamic=False))

@@ -14,6 +14,7 @@ from dtvla_ros.training.config import ModelChoice, SftConfig
 from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.reader import DatasetReader
 from dtvla_ros.training.frame_cache import open_frames
+from dtvla_ros.training.grounding import thing_names
 from dtvla_ros.training.samples import build_samples
 from dtvla_ros.training.sft import new_transform
 
@@ -24,7 +25,7 @@ from .tiny import CONFIG
 def made(dataset):
     reader = DatasetReader(dataset)
     transform = new_transform(CONFIG, [reader])
-    samples = build_samples(reader, transform)
+    samples = build_samples(reader, transform, thing_names([reader]))
     frames = open_frames(reader, transform)
     return reader, transform, samples, frames, BatchMaker(samples, [frames], transform, CONFIG)
 
@@ -115,7 +116,7 @@ def test_held_out_episodes_are_never_drawn(made):
     seen = set()
     for step in range(30):
         rng = np.random.default_rng([CONFIG.seed, step, 0])
-        draw = np.searchsorted(maker._cumulative, rng.random(CONFIG.batch_size))
+        draw = np.searchsorted(maker._boosted, rng.random(CONFIG.batch_size))
         seen |= set(samples.scene[draw])
     assert not held & seen
 
@@ -155,4 +156,4 @@ def test_chunks_that_are_too_short_are_told(made):
     config = SftConfig.from_dict(
         CONFIG.to_dict() | {'model': CONFIG.to_dict()['model'] | {'chunk_steps': 12}})
     with pytest.raises(UserError, match='--chunk 12'):
-        build_samples(reader, new_transform(config, [reader]))
+        build_samples(reader, new_transform(config, [reader]), ())

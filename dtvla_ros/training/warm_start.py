@@ -1,0 +1,71 @@
+"""A run that goes on from an earlier policy, with words that one did not know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from dtvla_ros.actions.grid import word_groups
+from dtvla_ros.policy.checkpoint import EMBEDDING
+from dtvla_ros.policy.decoder import HybridDecoder
+from dtvla_ros.policy.transform import PolicyTransform
+from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
+from dtvla_ros.training.dataset import layout
+from dtvla_ros.training.dataset.reader import DatasetReader
+from dtvla_ros.training.finish import read_source
+from dtvla_ros.training.grounding import kind, thing_names
+
+
+def dataset_words(readers: Sequence[DatasetReader]) -> set[str]:
+    """Return every word of the datasets' instructions, thoughts and things."""
+    texts = {text for reader in readers
+             for text in (*reader.tasks, *set(reader.column(layout.REASONING)))}
+    texts |= {kind(name) for name in thing_names(readers)}
+    return {word for text in texts for word in text.replace('_', ' ').split()}
+
+
+def vocabulary_for(words: set[str], before: Tokenizer | None = None) -> Tokenizer:
+    """Return a tokenizer of small policies that knows ``words`` and all that ``before`` knew."""
+    known = set(build_tokenizer().get_vocab())
+    old = before.get_vocab() if before is not None else {}
+    more = [word for word in sorted(old, key=lambda word: old[word]) if word not in known]
+    return build_tokenizer([*more, *sorted(words - known - set(old))])
+
+
+def grown(transform: PolicyTransform, words: set[str]) -> PolicyTransform:
+    """Return the transform with a vocabulary that holds ``words``; itself if it does already."""
+    if not words - set(transform.tokenizer.get_vocab()):
+        return transform
+    tokenizer = vocabulary_for(words, transform.tokenizer)
+    text = replace(transform.config.text, vocabulary=tokenizer.get_vocab_size())
+    return replace(transform, tokenizer=tokenizer, config=replace(
+        transform.config, text=text, ids=special_ids(tokenizer)))
+
+
+@torch.no_grad()
+def begin_with(model: HybridDecoder, tokenizer: Tokenizer, source: Path) -> None:
+    """Copy the weights of a run or policy folder into ``model``, word by word.
+
+    A place word that the source lacks begins as its nearest neighbour, another one at random.
+    Raises ``UserError`` when the two differ in more than their words.
+    """
+    earlier, transform, _ = read_source(source)
+    state = earlier.state_dict()
+    rows = model.embed_tokens.weight.clone()  # [V, w]
+    old = transform.tokenizer.get_vocab()
+    new = tokenizer.get_vocab()
+    nearest: dict[str, str] = {}
+    for group in word_groups().values():
+        there = np.array([k for k, word in enumerate(group) if word in old])
+        for k, word in enumerate(group):
+            if len(there) and word not in old:
+                nearest[word] = group[there[np.abs(there - k).argmin()]]
+    for word, row in new.items():
+        if (source_word := nearest.get(word, word)) in old:
+            rows[row] = state[EMBEDDING][old[source_word]]
+    model.load_state_dict(state | {EMBEDDING: rows})
