@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from dtvla_ros.cli.arguments import Json
 from dtvla_ros.errors import UserError
 
 app = typer.Typer(
@@ -60,3 +61,68 @@ def convert(
         print(f'  {report.unthought} frames without a thought')
     if report.several_tasks:
         print(f'  {report.several_tasks} episodes with several tasks: the first one is kept')
+
+
+@app.command('inspect')
+def inspect_(
+    dataset: Dataset,
+    tokenizer: Tokenizer = None,
+    json_file: Json = None,
+) -> None:
+    """Show what a dataset is: robot, rate, tasks, features, cameras, thoughts.
+
+    **Examples**
+
+    `dtvla data inspect data/tabletop`
+
+    `dtvla data inspect libero_cot --tokenizer deepthinkvla_libero_cot_sft --json out/cot.json`
+    """
+    from dtvla_ros.files import write_json
+    from dtvla_ros.training.dataset.inspect import inspect_dataset
+    from dtvla_ros.training.dataset.tables import show_inspection
+
+    found = inspect_dataset(dataset, tokenizer)
+    show_inspection(found)
+    if json_file is not None:
+        write_json(json_file, found)
+
+
+@app.command()
+def validate(
+    dataset: Dataset,
+    policy: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help='Also check that this policy, or training run, could learn it.',
+                     file_okay=False),
+    ] = None,
+    tokenizer: Tokenizer = None,
+    decode: Annotated[
+        bool, typer.Option('--decode', help='Decode every picture, not only count them.')] = False,
+    json_file: Json = None,
+) -> None:
+    """Check that files, numbers and videos of a dataset agree; exit code 1 if they do not.
+
+    Every finding names the file, what was found in it, and what to do.
+
+    **Examples**
+
+    `dtvla data validate data/tabletop --policy models/nano`
+
+    `dtvla data validate libero_cot --decode --json out/findings.json`
+    """
+    from dataclasses import asdict
+
+    from dtvla_ros.files import write_json
+    from dtvla_ros.training.dataset.tables import show_findings
+    from dtvla_ros.training.dataset.validate import validate as run
+
+    findings = run(dataset, decode)
+    if policy is not None and not findings:
+        from dtvla_ros.training.dataset.validate_policy import fits_policy
+
+        findings += fits_policy(dataset, policy, tokenizer)
+    if json_file is not None:
+        write_json(json_file, {'dataset': str(dataset), 'findings': list(map(asdict, findings))})
+    show_findings(dataset, findings)
+    if findings:
+        raise typer.Exit(1)
