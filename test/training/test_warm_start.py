@@ -1,0 +1,138 @@
+"""Datasets of several suites train one policy, and a policy goes on with words it lacked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.observation import Observation
+from dtvla_ros.policy.transform import HOME, state_words
+from dtvla_ros.policy.vocabulary import tilt_limits
+from dtvla_ros.training.batches import TOLD
+from dtvla_ros.training.dataset import layout, writer
+from dtvla_ros.training.dataset.reader import DatasetReader
+from dtvla_ros.training.finish import read_source
+from dtvla_ros.training.grounding import ABSENT, place_targets, thing_names, told_apart
+from dtvla_ros.training.pointing import NOWHERE, thing_patches
+from dtvla_ros.training.sft import SftRun, Trainer, train_sft
+from dtvla_ros.training.warm_start import dataset_words, grown, vocabulary_for
+
+from .tiny import CONFIG, tiny_episode
+
+NANO = Path(__file__).parents[2] / 'models' / 'nano'
+BOWLS = ('black_bowl_1', 'black_bowl_2', 'plate_1')
+
+
+def bowl_episode(seed):
+    """Return an episode of another suite: two bowls and a plate that half of the scenes lack."""
+    episode = tiny_episode(seed)
+    n = len(episode)
+    places = np.tile(np.array([0.4, 0.1, 0, 0.6, -0.2, 0, 0.5, 0.0, 0], np.float32), (n, 1))
+    points = np.tile(np.array([0.3, 0.3, 0.6, 0.6, 0.5, 0.1], np.float32), (n, 1))
+    if seed % 2:
+        places[:, 6:], points[:, 4:] = np.nan, np.nan
+    columns = dict(episode.columns) | {
+        layout.PLACES: places, layout.POINTS: points,
+        layout.REASONING: ['now reach black_bowl at x40 y+10'] * n}
+    return replace(episode, task='put the black bowl on the plate', columns=columns, names={
+        layout.PLACES: [f'{name}.{axis}' for name in BOWLS for axis in 'xyz']})
+
+
+@pytest.fixture(scope='module')
+def bowls(tmp_path_factory):
+    root = tmp_path_factory.mktemp('bowls')
+    writer.write_shard(root, 0, [bowl_episode(k) for k in range(6)], 10)
+    writer.merge_shards(root)
+    return root
+
+
+def test_a_missing_thing_is_absent_and_twins_are_not_told_apart(dataset, bowls):
+    readers = [DatasetReader(dataset), DatasetReader(bowls)]
+    things = thing_names(readers)
+    assert things == ('can', *BOWLS)
+    tiny, other = (place_targets(reader, things) for reader in readers)
+    assert (tiny[:, 0] != ABSENT).all() and (tiny[:, 1:] == ABSENT).all()
+    assert (other[:, 0] == ABSENT).all()
+    np.testing.assert_array_equal(other[0, 1], [40 - 20, 10 + 45])
+    alone = told_apart(other, things)
+    assert not alone[:, :3].any(), 'two black bowls: the name means neither alone'
+    frames = len(other) // 6
+    np.testing.assert_array_equal(alone[::frames, 3], [True, False] * 3)
+    patches = thing_patches(readers[1], things, 16)
+    assert patches[0].tolist() == [NOWHERE, 5, 10, 2]
+    assert patches[frames].tolist() == [NOWHERE, 5, 10, NOWHERE]
+
+
+def test_statistics_of_absent_things_are_numbers(bowls):
+    stats = json.loads((bowls / layout.STATS).read_text())[layout.PLACES]
+    assert stats['mean'][6] == pytest.approx(0.5)
+    assert np.isfinite(stats['min'] + stats['max'] + stats['q50']).all()
+
+
+def test_two_suites_train_one_policy_and_only_what_is_there_is_told(dataset, bowls, tmp_path):
+    config = replace(CONFIG, grounding_steps=2, telling_steps=2)
+    trainer = Trainer(config, SftRun((dataset, bowls), tmp_path, steps=2, weights=(1.0, 3.0)))
+    assert trainer.batches.things == ('can', *BOWLS)
+    look = trainer.batches.look(0)
+    transform = trainer.transform
+    for row, asked in zip(look.input_ids, look.told_apart, strict=True):
+        told = transform.decode_thought(row[row != transform.config.ids.pad].tolist())
+        assert told.count(' at x') == min(int(asked.sum()), TOLD)
+        assert 'black bowl at' not in told
+    trainer.prepare()
+    assert torch.isfinite(trainer.train_step(trainer.batches.train(0)).loss)
+    share = np.mean([trainer.batches.train(k).told_apart[:, 0].float().mean() for k in range(40)])
+    assert 0.15 < share < 0.35, 'a quarter of the draws come from the first dataset'
+
+
+def test_weights_are_one_for_each_dataset(dataset, tmp_path):
+    with pytest.raises(UserError, match='--weight: 2 for 1'):
+        SftRun((dataset,), tmp_path, steps=1, weights=(1.0, 2.0))
+
+
+def test_a_policy_goes_on_with_new_words(dataset, bowls, tmp_path):
+    first = tmp_path / 'first'
+    train_sft(CONFIG, SftRun((dataset,), first, steps=3))
+    before = Trainer(CONFIG, SftRun((dataset,), first, steps=3))
+    trainer = Trainer(CONFIG, SftRun((bowls,), tmp_path / 'second', steps=3, init=first))
+    old, new = (t.transform.tokenizer.get_vocab() for t in (before, trainer))
+    assert set(new) - set(old) == {'black', 'bowl', 'plate'}
+    assert trainer.fresh, 'it must look at the new things first'
+    a, b = before.average.state_dict(), trainer.average.state_dict()
+    for word in ('can', 'x45', '<a17>', 'rz+96'):
+        assert torch.equal(a['embed_tokens.weight'][old[word]],
+                           b['embed_tokens.weight'][new[word]])
+    assert all(torch.equal(a[k], b[k]) for k in a if k != 'embed_tokens.weight')
+    same = Trainer(CONFIG, SftRun((dataset,), tmp_path / 'third', steps=3, init=first))
+    assert not same.fresh
+    assert same.transform.tokenizer.get_vocab() == old
+
+
+def test_a_policy_with_fewer_yaw_words_keeps_its_own(dataset):
+    """Policies made before yaw had words beyond 30 degrees say 30 for more."""
+    tokenizer = vocabulary_for(set())
+    assert tilt_limits(tokenizer) == {'x': 30, 'y': 30, 'z': 96}
+    turned = Observation(
+        images={}, joint_positions={}, ee_position=np.array([0.5, 0.0, 0.2]),
+        ee_quaternion=(Rotation.from_rotvec([0, 0, np.radians(75)]) * HOME).as_quat(),
+        gripper_opening=0.08, instruction='', stamp=0.0)
+    assert 'rz+75' in state_words(turned, tilt_limits(tokenizer)).split()
+    assert 'rz+30' in state_words(turned, {'x': 30, 'y': 30, 'z': 30}).split()
+
+
+@pytest.mark.skipif(not NANO.is_dir(), reason='models/nano is not there')
+def test_growing_adds_the_yaw_words_an_older_policy_lacks():
+    transform = read_source(NANO)[1]
+    assert tilt_limits(transform.tokenizer)['z'] == 30
+    assert grown(transform, {'can'}) is transform
+    more = grown(transform, {'can', 'milk'})
+    assert tilt_limits(more.tokenizer)['z'] == 96
+    assert set(transform.tokenizer.get_vocab()) < set(more.tokenizer.get_vocab())
+    assert dataset_words([]) == set()
