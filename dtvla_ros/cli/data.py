@@ -126,3 +126,39 @@ def validate(
     show_findings(dataset, findings)
     if findings:
         raise typer.Exit(1)
+
+
+@app.command()
+def stats(
+    dataset: Dataset,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help='Write stats.json (for LeRobot) and norm_stats.json (for a policy) into '
+                     'this folder.', file_okay=False),
+    ] = None,
+    episodes: Annotated[
+        int, typer.Option(min=0, help='Episodes whose pictures are looked at; 0: none.')] = 24,
+    json_file: Json = None,
+) -> None:
+    """Show statistics of state and action, and check that they make sense.
+
+    Constant channels, the gripper's sign, outliers, jumps, whether the state follows the
+    actions; and from the motion in the pictures: dead or frozen cameras, exchanged cameras,
+    rotated or mirrored pictures. What cannot be known for certain says so.
+
+    **Examples**
+
+    `dtvla data stats data/tabletop`
+
+    `dtvla data stats data/libero --out data/libero/meta --json out/stats.json`
+    """
+    from dtvla_ros.files import write_json
+    from dtvla_ros.training.dataset.report import report
+    from dtvla_ros.training.dataset.tables import show_report
+
+    found = report(dataset, episodes, whole=out is not None)
+    show_report(found)
+    if out is not None:
+        found.write(out)
+    if json_file is not None:
+        write_json(json_file, found.to_dict())

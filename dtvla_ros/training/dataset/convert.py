@@ -205,7 +205,7 @@ def _episode(reader: DatasetReader, number: int, options: ConvertOptions,
         else:
             columns[new] = column_array(column)
             if feature.get('names'):
-                names[new] = _flat(feature['names'])
+                names[new] = layout.flat_names(feature['names'])
     if layout.ACTION_CHUNK not in columns:
         actions = columns[layout.ACTION].astype(np.float32)
         columns[layout.ACTION_CHUNK], columns[layout.ACTION_IS_PAD] = chunks_of(
@@ -214,11 +214,3 @@ def _episode(reader: DatasetReader, number: int, options: ConvertOptions,
         int(column_array(table.column('task_index'))[0])]
     return Episode(task=task, images={}, columns=columns,
                    facts=json.loads(row.get('facts') or '{}'), names=names)
-
-
-def _flat(names: Any) -> list[str]:
-    """Return channel names, which LeRobot datasets also write as {'motors': [...]}."""
-    if isinstance(names, Mapping):
-        return [str(name) for part in names.values()
-                for name in (part if isinstance(part, list) else [part])]
-    return [str(name) for name in names]

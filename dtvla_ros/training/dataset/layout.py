@@ -57,3 +57,11 @@ class Episode:
     def __len__(self) -> int:
         """Return the number of frames."""
         return len(next(iter(self.columns.values())))
+
+
+def flat_names(names: Any) -> list[str]:
+    """Return a feature's channel names, which datasets also write as {'motors': [...]}."""
+    if isinstance(names, Mapping):
+        return [str(name) for part in names.values()
+                for name in (part if isinstance(part, list) else [part])]
+    return [str(name) for name in names or []]

@@ -11,8 +11,12 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from dtvla_ros.training.dataset import layout
+from dtvla_ros.training.dataset.report import Report
+from dtvla_ros.training.dataset.sanity import Note
 from dtvla_ros.training.dataset.validate import Finding
 
+_COLOURS = {'ok': 'green', 'hint': 'yellow', 'warning': 'red'}
 SHOWN = 8  # names in a list before the rest is counted
 
 
@@ -66,19 +70,13 @@ def show_inspection(found: Mapping[str, Any], console: Console | None = None) ->
     features = table('Features', 'feature', 'type', '>shape', 'channels')
     for name, feature in found['features'].items():
         features.add_row(name, feature['dtype'], 'x'.join(map(str, feature['shape'])),
-                         escape(_channels(feature['names'])))
+                         escape(some(layout.flat_names(feature['names']))))
     parts.append(features)
     parts.append(facts('Facts kept with episodes', (
         (name, ', '.join(f'{key} {count}' for key, count in values.items()))
         for name, values in found['facts'].items())))
     parts.append(_thoughts(found))
     (console or Console()).print(Group(*parts))
-
-
-def _channels(names: Any) -> str:
-    if isinstance(names, Mapping):
-        names = [name for part in names.values() for name in part]
-    return some(names or [])
 
 
 def _thoughts(found: Mapping[str, Any]) -> Table:
@@ -108,3 +106,26 @@ def show_findings(dataset: Path, findings: Sequence[Finding], console: Console |
                       soft_wrap=True)
     console.print(f'{escape(str(dataset))}: {len(findings) or "no"} '
                   f'finding{"" if len(findings) == 1 else "s"}', highlight=False)
+
+
+def show_report(report: Report, console: Console | None = None) -> None:
+    """Print statistics of state and action, then what every check says."""
+    parts: list[Any] = []
+    for name in (layout.STATE, layout.ACTION):
+        stats = report.stats[name]
+        kinds = ('min', 'q01', 'mean', 'std', 'q99', 'max')
+        made = table(name, 'channel', *(f'>{kind}' for kind in kinds))
+        for k, channel in enumerate(report.channels[name]):
+            made.add_row(escape(channel), *(f'{stats[kind][k]:.4f}' for kind in kinds))
+        parts.append(made)
+    checks = table('Checks', 'check', '', 'what was found')
+    for note in report.notes:
+        checks.add_row(note.check, f'[{_COLOURS[note.level]}]{note.level}[/]', _told(note))
+    parts.append(checks)
+    (console or Console()).print(Group(*parts))
+
+
+def _told(note: Note) -> str:
+    sure = f' ({note.certainty})' if note.level != 'ok' or note.certainty != 'certain' else ''
+    where = ''.join(f'\n  {escape(place)}' for place in note.where)
+    return escape(note.text) + sure + where
