@@ -1,0 +1,353 @@
+"""``dtvla annotate``: thoughts for demonstrations that have none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from dtvla_ros.cli.arguments import Json, names
+from dtvla_ros.errors import UserError
+
+if TYPE_CHECKING:
+    from dtvla_ros.training.annotation.source import Source
+
+app = typer.Typer()
+annotate = typer.Typer(
+    help='Write thoughts into demonstrations: key frames, labels, review, filling in.',
+    no_args_is_help=True, rich_markup_mode='markdown',
+    context_settings={'help_option_names': ['-h', '--help']})
+app.add_typer(annotate, name='annotate')
+
+Data = Annotated[Path, typer.Option(help='Dataset folder; never changed.', file_okay=False)]
+Out = Annotated[Path, typer.Option(help='Folder of the annotation.', file_okay=False)]
+Episodes = Annotated[
+    Optional[int],  # noqa: UP045 - typer reads this annotation at run time on Python 3.10
+    typer.Option(min=1, help='Only the first so many. [default: all]'),
+]
+Things = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option('--objects', help='Comma-separated names labels may use. [default: the things '
+                 'whose places are recorded, else those of the instruction]'),
+]
+Invert = Annotated[bool, typer.Option(
+    '--invert-gripper', help="Larger values of the action's last channel open the gripper.")]
+Labels = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help='File of labels. [default: labels.jsonl in the folder]', dir_okay=False),
+]
+FOLDER = Path('out/annotation')
+TABLETOP = Path('data/tabletop')
+
+
+def _source(data: Path, things: str | None = None, invert: bool = False) -> Source:
+    try:
+        import pyarrow  # noqa: F401
+        import pydantic  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(f'dtvla annotate needs {error.name}; install it with '
+                        'pip install "dtvla_ros[train,annotate]"') from error
+    from dtvla_ros.training.annotation.source import Source
+
+    return Source(data, names(things), invert)
+
+
+@annotate.command()
+def keyframes(
+    data: Data = TABLETOP,
+    out: Out = FOLDER,
+    min_gap: Annotated[float, typer.Option(help='Between a velocity minimum and its '
+                                                'neighbours [s].')] = 0.4,
+    max_gap: Annotated[float, typer.Option(help='Longest time without a key frame [s].')] = 2.0,
+    prominence: Annotated[float, typer.Option(help='Depth of a velocity minimum [m/s].')] = 0.04,
+    episodes: Episodes = None,
+    invert_gripper: Invert = False,
+    plot: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help='Draw one episode here (PNG); nothing else is written.',
+                     dir_okay=False),
+    ] = None,
+    episode: Annotated[int, typer.Option(min=0, help='Which one to draw.')] = 0,
+) -> None:
+    """Find the frames at which something changes: gripper toggles, velocity minima, no long gap.
+
+    One JSON line per episode; repeat the command to go on.
+
+    **Examples**
+
+    `dtvla annotate keyframes --data data/tabletop --out out/annotation`
+
+    `dtvla annotate keyframes --data data/tabletop --plot out/keyframes.png --episode 7`
+    """
+    from dtvla_ros.training.annotation import keyframes as module
+
+    source = _source(data, invert=invert_gripper)
+    options = module.KeyframeOptions(min_gap, max_gap, prominence)
+    if plot is not None:
+        module.plot_keyframes(source, episode, options, plot)
+        print(plot)
+        return
+    told = module.write_keyframes(source, out, options, episodes)
+    why = ', '.join(f'{count} {name}' for name, count in told['why'].items())
+    print(f'{out / module.FILE}: {told["keyframes"]} key frames of {told["episodes"]} episodes '
+          f'({why})')
+
+
+@annotate.command()
+def label(
+    data: Data = TABLETOP,
+    out: Out = FOLDER,
+    provider: Annotated[str, typer.Option(
+        help='rules, http (any OpenAI-compatible endpoint), local (a transformers model) or '
+             'replay (the answers of an earlier run).')] = 'rules',
+    labels: Labels = None,
+    url: Annotated[str, typer.Option(help='http: the endpoint up to /v1.')] =
+    'http://127.0.0.1:8000/v1',
+    model: Annotated[str, typer.Option(help="http: the model's name; local: its folder.")] = '',
+    key_env: Annotated[str, typer.Option(
+        help='http: environment variable that holds the key; never written anywhere.'
+    )] = 'OPENAI_API_KEY',
+    answers: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help='replay: the answers.jsonl to take from.', dir_okay=False),
+    ] = None,
+    response_format: Annotated[str, typer.Option(
+        help='http: json_schema, json_object or none, as the endpoint can.')] = 'json_schema',
+    concurrency: Annotated[int, typer.Option(min=1, help='http: requests at once.')] = 4,
+    timeout: Annotated[float, typer.Option(help='http: of one request [s].')] = 120.0,
+    tries: Annotated[int, typer.Option(
+        min=1, help='http: of one request, when the server is busy or broken.')] = 6,
+    max_tokens: Annotated[int, typer.Option(min=16, help='Longest answer.')] = 4096,
+    window: Annotated[int, typer.Option(min=1, help='Key frames in one request.')] = 16,
+    corrections: Annotated[int, typer.Option(
+        min=0, help='How often an answer that cannot be right is sent back.')] = 1,
+    estimate: Annotated[bool, typer.Option(
+        '--estimate', help='Tell requests, tokens and cost; ask nothing.')] = False,
+    price_in: Annotated[float, typer.Option(help='Per million tokens read.')] = 0.0,
+    price_out: Annotated[float, typer.Option(help='Per million tokens written.')] = 0.0,
+    picture_tokens: Annotated[int, typer.Option(
+        help='Tokens a picture counts in estimates.')] = 260,
+    max_requests: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=0, help='Never send more, over all runs in this folder.'),
+    ] = None,
+    max_cost: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0, help='Never spend more, over all runs in this folder.'),
+    ] = None,
+    episodes: Episodes = None,
+    objects: Things = None,
+    invert_gripper: Invert = False,
+) -> None:
+    """Label the key frames: what is held, done, handled, comes next, and why.
+
+    Motion is measured and told to the model; it fills in only what needs eyes. Answers are kept
+    by the hash of their question: a run that was stopped, killed or ran out of budget goes on
+    when the command is repeated, and pays for nothing twice.
+
+    **Examples**
+
+    `dtvla annotate label --data data/tabletop --out out/annotation` by rules, offline
+
+    `dtvla annotate label --provider http --model MODEL --estimate --price-in 0.4 --price-out 1.6`
+
+    `dtvla annotate label --provider http --url https://HOST/v1 --model MODEL --price-in 0.4
+    --price-out 1.6 --max-cost 5 --labels out/annotation/cloud.jsonl`
+
+    `dtvla annotate label --provider replay --answers out/annotation/answers.jsonl
+    --labels out/annotation/again.jsonl`
+    """
+    source = _source(data, objects, invert_gripper)
+    from dtvla_ros.training.annotation.command import LabelCommand, run_label
+
+    run_label(source, LabelCommand(
+        folder=out, labels=labels, provider=provider, url=url, model=model, key_env=key_env,
+        answers=answers, response_format=response_format, concurrency=concurrency,
+        timeout=timeout, tries=tries, max_tokens=max_tokens, window=window,
+        corrections=corrections, estimate=estimate, price_in=price_in, price_out=price_out,
+        picture_tokens=picture_tokens, max_requests=max_requests, max_cost=max_cost,
+        episodes=episodes))
+
+
+@annotate.command()
+def agree(
+    data: Data = TABLETOP,
+    out: Out = FOLDER,
+    other: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option('--with', help='Compare with the thoughts of this dataset instead of rules.',
+                     file_okay=False),
+    ] = None,
+    all_frames: Annotated[bool, typer.Option(
+        '--all-frames', help='Every frame, not only the key frames in the folder.')] = False,
+    episodes: Annotated[str, typer.Option(
+        help='Number of episodes, or FIRST:END. [default: all]')] = '',
+    objects: Things = None,
+    invert_gripper: Invert = False,
+    json_file: Json = None,
+) -> None:
+    """Compare labels by rules, or another dataset's thoughts, with a dataset's own (the experts').
+
+    **Examples**
+
+    `dtvla annotate agree --data data/tabletop --out out/annotation`
+
+    `dtvla annotate agree --data data/tabletop --all-frames --episodes 200:997`
+
+    `dtvla annotate agree --data data/tabletop --with data/tabletop-thoughts` after `fill`
+    """
+    source = _source(data, objects, invert_gripper)
+    from dtvla_ros.files import write_json
+    from dtvla_ros.training.annotation import agreement
+    from dtvla_ros.training.annotation.keyframes import read_keyframes
+    from dtvla_ros.training.annotation.source import Source
+
+    first, _, end = episodes.rpartition(':')
+    try:
+        span = range(int(first or 0), min(int(end or len(source)), len(source)))
+    except ValueError as error:
+        raise UserError(f'--episodes {episodes!r}: give a number, or FIRST:END') from error
+    if other is not None:
+        rates = agreement.compare_datasets(source, Source(other), span)
+        title = f'{other} and {data} on all frames'
+    else:
+        frames = None if all_frames else read_keyframes(out, source)
+        rates = agreement.compare_rules(source, frames, span)
+        title = f'rules and {data} on {"all" if all_frames else "key"} frames'
+    agreement.print_agreement(f'{title} of episodes {span.start} to {span.stop - 1}', rates)
+    if json_file is not None:
+        write_json(json_file, agreement.as_json(rates))
+
+
+@annotate.command()
+def review(
+    data: Data = TABLETOP,
+    out: Out = FOLDER,
+    labels: Labels = None,
+    page: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help='The page. [default: review.html in the folder]', dir_okay=False),
+    ] = None,
+    sample: Annotated[int, typer.Option(
+        min=1, help='How many episodes: those with findings first, then at random.')] = 30,
+    seed: Annotated[int, typer.Option(help='Of the random choice.')] = 0,
+    objects: Things = None,
+    invert_gripper: Invert = False,
+) -> None:
+    """Make a page to accept, edit or reject labels on; it opens offline in any browser.
+
+    Keys on a selected key frame: a accepts, e edits, r rejects. The page remembers what was
+    decided; its button downloads it for `dtvla annotate apply`.
+
+    **Examples**
+
+    `dtvla annotate review --data data/tabletop --out out/annotation --sample 20`
+    """
+    source = _source(data, objects, invert_gripper)
+    from dtvla_ros.training.annotation import review as module
+    from dtvla_ros.training.annotation.label import LABELS
+
+    path = labels or out / LABELS
+    digest, rows = module.read_labels(path, source)
+    chosen = module.choose(rows, sample, seed)
+    target = page or out / 'review.html'
+    module.write_page(target, f'Review of {path.name}',
+                      module.page_data(source, digest, rows, chosen))
+    print(f'{target}: {sum(len(rows[k]["labels"]) for k in chosen)} key frames of {len(chosen)} '
+          'episodes; open it in a browser, then: dtvla annotate apply --decisions FILE')
+
+
+@annotate.command()
+def apply(
+    data: Data = TABLETOP,
+    out: Out = FOLDER,
+    labels: Labels = None,
+    decisions: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(help='Downloaded from the review page; repeat for several, the last wins.',
+                     dir_okay=False),
+    ] = None,
+    accept_rest: Annotated[bool, typer.Option(
+        '--accept-rest', help='Accept undecided labels about which nothing was found.')] = False,
+    objects: Things = None,
+    invert_gripper: Invert = False,
+) -> None:
+    """Merge decisions of the review page into accepted.jsonl, from which `fill` learns.
+
+    **Examples**
+
+    `dtvla annotate apply --out out/annotation --decisions ~/Downloads/decisions.jsonl`
+
+    `dtvla annotate apply --out out/annotation --accept-rest`
+    """
+    source = _source(data, objects, invert_gripper)
+    from dtvla_ros.training.annotation import review as module
+    from dtvla_ros.training.annotation.label import LABELS
+
+    digest, rows = module.read_labels(labels or out / LABELS, source)
+    counts = module.apply_decisions(
+        source, digest, rows, module.read_decisions(decisions or [], source, digest),
+        out / module.ACCEPTED, accept_rest)
+    told = ', '.join(f'{count} {name}' for name, count in counts.items())
+    print(f'{out / module.ACCEPTED}: {told}')
+
+
+@annotate.command()
+def fill(
+    to: Annotated[Path, typer.Option(help='Folder of the new dataset.', file_okay=False)],
+    data: Data = TABLETOP,
+    out: Out = FOLDER,
+    labeller: Annotated[str, typer.Option(
+        help='motion: a small network on proprioception, seconds on a CPU; vlm: a transformers '
+             'model with LoRA, for a GPU.')] = 'motion',
+    model: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help='vlm: folder of the model.', file_okay=False),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help='motion: training steps.')] = 600,
+    epochs: Annotated[int, typer.Option(min=1, help='vlm: passes over the labels.')] = 2,
+    held_out: Annotated[float, typer.Option(
+        help='Share of the accepted episodes the agreement is measured on.')] = 0.2,
+    reason: Annotated[bool, typer.Option(
+        '--reason', help='Write reasons, too; for policies with an open vocabulary.')] = False,
+    seed: Annotated[int, typer.Option(help='Of the split and the training.')] = 0,
+    objects: Things = None,
+    invert_gripper: Invert = False,
+    json_file: Json = None,
+) -> None:
+    """Teach a local labeller the accepted labels and let it fill all frames between.
+
+    Prints its agreement with key frames of episodes it never saw, and writes a new LeRobot v3.0
+    dataset with the thoughts in `reasoning`.
+
+    **Examples**
+
+    `dtvla annotate fill --data data/tabletop --out out/annotation --to data/tabletop-thoughts`
+
+    `dtvla annotate fill --labeller vlm --model models/vlm --to data/thoughts` on a GPU
+    """
+    source = _source(data, objects, invert_gripper)
+    from dtvla_ros.files import write_json
+    from dtvla_ros.training.annotation import fill as module
+    from dtvla_ros.training.annotation.agreement import print_agreement
+    from dtvla_ros.training.annotation.labeller import Labeller, MotionLabeller
+    from dtvla_ros.training.annotation.review import ACCEPTED, read_accepted
+
+    accepted = read_accepted(out / ACCEPTED, source)
+    chosen: Labeller
+    if labeller == 'motion':
+        chosen = MotionLabeller(steps=steps, seed=seed)
+    elif labeller == 'vlm' and model is not None:
+        from dtvla_ros.training.annotation.vlm_labeller import VlmLabeller
+
+        chosen = VlmLabeller(model, out / 'adapters', epochs=epochs, seed=seed)
+    else:
+        raise UserError(f'--labeller {labeller}: give motion, or vlm with --model')
+    facts = module.fill(source, accepted, chosen, to,
+                        module.FillOptions(held_out, seed, reason))
+    print_agreement(f'{chosen.name} and accepted labels on key frames of held-out episodes',
+                    facts.pop('rates'))
+    print(f'{to}: {facts["accepted_frames"]} frames as accepted, {facts["filled_frames"]} filled')
+    if json_file is not None:
+        write_json(json_file, facts)

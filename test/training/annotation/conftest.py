@@ -1,0 +1,29 @@
+"""A dataset of picks whose phases are known, and the folder of the helpers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+for name in ('pyarrow', 'pydantic', 'httpx', 'tenacity'):
+    pytest.importorskip(name)
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope='session')
+def root(tmp_path_factory) -> Path:
+    """Return the folder of a dataset of twelve episodes; nobody may write there."""
+    from picks import picks_dataset
+
+    return picks_dataset(tmp_path_factory.mktemp('picks') / 'data', 12)
+
+
+@pytest.fixture
+def source(root):
+    """Return the dataset as the annotation reads it."""
+    from dtvla_ros.training.annotation.source import Source
+
+    return Source(root)
