@@ -1,4 +1,4 @@
-"""Grasps from above, chosen by where the colliding surfaces of a scene are."""
+"""Grasps, chosen by where the colliding surfaces of a scene are."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ Points = NDArray[np.float64]
 class Grasp:
     """Pads at ``point`` [3] world m, fingers along ``yaw``; the object's extent in height.
 
-    ``angle``: where on a rim, None for a grasp across the object.
+    ``angle``: where on a rim, None for a grasp across the object. ``tilt``: how far the fingers
+    point forward instead of down, towards ``yaw`` + 90 degrees [rad].
     """
 
     point: Points
@@ -33,16 +34,26 @@ class Grasp:
     top: float
     bottom: float
     angle: float | None = None
+    tilt: float = 0.0
 
     @property
     def rotation(self) -> Rotation:
-        """Orientation of the grip site, pointing straight down."""
-        return straight_down(self.yaw)
+        """Orientation of the grip site."""
+        return pointing(self.yaw, self.tilt)
+
+    @property
+    def approach(self) -> Points:
+        """Unit vector [3] from the palm to the fingertips."""
+        return self.rotation.as_matrix()[:, 2]
 
 
-def straight_down(yaw: float) -> Rotation:
-    """Return the grip site's orientation whose fingers open along ``yaw`` [rad]."""
-    x, z = np.array([np.cos(yaw), np.sin(yaw), 0.0]), np.array([0.0, 0.0, -1.0])
+def pointing(yaw: float, tilt: float = 0.0) -> Rotation:
+    """Return the grip site's orientation whose fingers open along ``yaw`` [rad].
+
+    They point down; ``tilt`` [rad] raises them towards ``yaw`` + 90 degrees.
+    """
+    x = np.array([np.cos(yaw), np.sin(yaw), 0.0])
+    z = np.array([-np.sin(tilt) * x[1], np.sin(tilt) * x[0], -np.cos(tilt)])
     return Rotation.from_matrix(np.stack([x, np.cross(z, x), z], axis=1))
 
 
@@ -98,22 +109,37 @@ def _obstruction(centre: Points, yaw: float, lowest: float, others: Points) -> f
     return float(finger.any()) + 2.0 * float(palm.any()) + min(1.0, touched / 200.0)
 
 
-def _closest(yaw: float, now: Rotation) -> tuple[float, float]:
+def crowding(grasp: Grasp, shift: Points, others: Points) -> float:
+    """Return what the open hand would meet where it lets go, moved by ``shift`` [3]."""
+    to = grasp.point + shift
+    return _obstruction(to[:2], grasp.yaw, to[2] - 0.012, others)
+
+
+def beyond_reach(scene: LiberoScene, point: Points) -> float:
+    """Return by how much a point [2 or 3] is too far for a hand that points down [m]."""
+    base = scene.data.xpos[scene.base, :2]
+    return max(0.0, float(np.linalg.norm(point[:2] - base)) - FARTHEST)
+
+
+def closest_yaw(yaw: float, now: Rotation) -> tuple[float, float]:
     """Return the equivalent yaw with the shorter way from ``now``, and that way [rad]."""
-    ways = [((straight_down(y) * now.inv()).magnitude(), y) for y in (yaw, yaw + np.pi)]
+    ways = [((pointing(y) * now.inv()).magnitude(), y) for y in (yaw, yaw + np.pi)]
     way, best = min(ways)
     return best, way
 
 
-def grasp_across(
+def grasps_across(
     scene: LiberoScene, name: str, now: Rotation, depth: float = 0.03
-) -> Grasp | None:
-    """Return a grasp across the narrowest free side near the object's top, None if too wide."""
+) -> list[tuple[float, Grasp]]:
+    """Return grasps across the object near its top and their costs, none if it is too wide.
+
+    The narrow, free and near sides are cheap.
+    """
     points, others = surface(scene, name), surroundings(scene, name)
     top, bottom = points[:, 2].max(), points[:, 2].min()
     z = max(top - min(depth, 0.6 * (top - bottom)), bottom + 0.012)
     layer = points[points[:, 2] > z - 0.02] if top - bottom > 0.03 else points
-    best: tuple[float, Grasp] | None = None
+    found = []
     for yaw in np.linspace(0.0, np.pi, 36, endpoint=False):
         u = np.array([np.cos(yaw), np.sin(yaw)])
         v = np.array([-u[1], u[0]])
@@ -122,43 +148,56 @@ def grasp_across(
         if width > WIDEST:
             continue
         centre = (u * (a.max() + a.min()) + v * (b.max() + b.min())) / 2
-        turned, way = _closest(float(yaw), now)
+        turned, way = closest_yaw(float(yaw), now)
         cost = 0.3 * _obstruction(centre, yaw, z - 0.012, others) + 4.0 * width + 0.05 * way
-        if best is None or cost < best[0]:
-            best = cost, Grasp(np.append(centre, z), turned, top, bottom)
-    return best[1] if best else None
+        found.append((cost, Grasp(np.append(centre, z), turned, top, bottom)))
+    return found
 
 
-def grasp_rim(
+def grasps_rim(
     scene: LiberoScene, name: str, now: Rotation, destination: Points,
     avoid: Sequence[float] = (), depth: float = 0.018,
-) -> Grasp:
-    """Return a grasp over the rim of a bowl, fingers radial, free here and in reach there.
+) -> list[tuple[float, Grasp]]:
+    """Return grasps over a rim, fingers radial, and their costs: free here, in reach there.
 
-    ``destination`` [2] is where the bowl's centre will go; ``avoid`` lists angles on the rim that
-    did not work.
+    ``destination`` [2] is where the middle will go; ``avoid`` lists angles on the rim that did
+    not work.
     """
     points, others = surface(scene, name), surroundings(scene, name)
     top, bottom = points[:, 2].max(), points[:, 2].min()
-    ring = points[points[:, 2] > top - 0.012, :2]
-    middle = (ring.max(axis=0) + ring.min(axis=0)) / 2
-    radius = np.linalg.norm(ring - middle, axis=1).max() - 0.006
-    base = scene.data.xpos[scene.base, :2]
-    best: tuple[float, Grasp] | None = None
+    middle, radius = rim(points)
+    found = []
     for angle in np.linspace(0.0, 2 * np.pi, 48, endpoint=False):
         if any(abs((angle - a + np.pi) % (2 * np.pi) - np.pi) < 0.5 for a in avoid):
             continue
         u = np.array([np.cos(angle), np.sin(angle)])
         centre = middle + radius * u
-        far = sum(max(0.0, float(np.linalg.norm(p - base)) - FARTHEST)
-                  for p in (centre, destination + radius * u))
-        turned, way = _closest(float(angle), now)
+        far = beyond_reach(scene, centre) + beyond_reach(scene, destination + radius * u)
+        turned, way = closest_yaw(float(angle), now)
         for higher in (0.0, 0.006):
             z = top - depth + higher
             cost = (0.5 * _obstruction(centre, angle, z - 0.012, others) + 0.10 * way
                     + 4.0 * higher + 10.0 * far)
-            if best is None or cost < best[0]:
-                best = cost, Grasp(np.append(centre, z), turned, top, bottom, float(angle))
-    if best is None:  # every side was tried: begin anew
-        return grasp_rim(scene, name, now, destination, (), depth)
-    return best[1]
+            found.append((cost, Grasp(np.append(centre, z), turned, top, bottom, float(angle))))
+    # Every side was tried: begin anew.
+    return found or grasps_rim(scene, name, now, destination, (), depth)
+
+
+def rim(points: Points) -> tuple[Points, float]:
+    """Return the middle [2] of an object's upper edge and the radius of its wall."""
+    ring = points[points[:, 2] > points[:, 2].max() - 0.012, :2]
+    middle = (ring.max(axis=0) + ring.min(axis=0)) / 2
+    return middle, float(np.linalg.norm(ring - middle, axis=1).max()) - 0.006
+
+
+def grasp_handle(scene: LiberoScene, name: str, tilt: float) -> Grasp:
+    """Return a grasp over a mug's handle, the fingers pointing down and to the mug."""
+    points = surface(scene, name)
+    middle, _ = rim(points)
+    away = points[:, :2] - middle
+    distance = np.linalg.norm(away, axis=1)
+    outermost = points[distance > distance.max() - 0.012]
+    point = outermost.mean(axis=0)
+    way = middle - point[:2]
+    return Grasp(point, float(np.arctan2(way[1], way[0])) - np.pi / 2, points[:, 2].max(),
+                 points[:, 2].min(), tilt=tilt)

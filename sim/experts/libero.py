@@ -14,7 +14,7 @@ from ..libero.scene import LiberoScene
 from ..libero.start import owner
 from .grammar import Thought
 from .placing import Place
-from .skill import DRAWER_REGION, Move, Servo, Skill, read_hand, word_of
+from .skill import DRAWER_REGION, Move, Servo, Skill, holds, read_hand, word_of
 from .tabletop import OPEN, ExpertStep
 
 SUITES = ('libero_spatial', 'libero_object', 'libero_goal', 'libero_10')
@@ -76,7 +76,6 @@ class LiberoExpert:
     def reset(self) -> None:
         """Forget the previous episode."""
         self._skill: Skill | None = None
-        self._skills: dict[Goal, Skill] = {}
         self._servo = Servo()
 
     def act(self) -> ExpertStep:
@@ -97,7 +96,7 @@ class LiberoExpert:
                         OPEN)
         else:
             move = self._skill.act()
-        reached = [g for g in goals if self._of(g).holds()]
+        reached = [g for g in goals if holds(scene, g)]
         thought = Thought(
             held=word_of(scene, move.held) if move.held else None,
             done=word_of(scene, reached[-1][1]) if reached else None,
@@ -110,19 +109,13 @@ class LiberoExpert:
         """Go on with the present skill until the hand is free, then take the next open goal."""
         if self._skill is not None and not self._skill.free():
             return
-        wanted = next((g for g in goals if not self._of(g).holds()), None)
+        scene = self.env.scene
+        wanted = next((g for g in goals if not holds(scene, g)), None)
         if wanted is None:
             self._skill = None
             return
-        first = needed_first(self.env.scene, wanted)
-        if first is not None and not self._of(first).holds():
+        first = needed_first(scene, wanted)
+        if first is not None and not holds(scene, first):
             wanted = first
         if self._skill is None or self._skill.goal != wanted:
-            del self._skills[wanted]  # it begins anew
-            self._skill = self._of(wanted)
-
-    def _of(self, goal: Goal) -> Skill:
-        """Return the skill for a goal, made when first asked for."""
-        if goal not in self._skills:
-            self._skills[goal] = skill_class(self.env.scene, goal)(self.env, goal)
-        return self._skills[goal]
+            self._skill = skill_class(scene, wanted)(self.env, wanted)

@@ -1,4 +1,4 @@
-"""Picks one object and sets it down in or on another."""
+"""Picks one object and sets it down in or on another, or in a region."""
 
 from __future__ import annotations
 
@@ -10,14 +10,27 @@ from scipy.spatial.transform import Rotation
 
 from ..libero.env import LiberoEnv
 from ..libero.start import owner
-from .grasps import Grasp, grasp_across, grasp_rim, surface, surroundings
+from .destinations import Spot, anchor, spots
+from .grasps import (
+    Grasp,
+    closest_yaw,
+    crowding,
+    grasp_handle,
+    grasps_across,
+    grasps_rim,
+    pointing,
+    surface,
+    surroundings,
+)
 from .skill import Hand, Move, Skill
 from .tabletop import CLOSE, OPEN, WIDE
 
 HOVER = 0.08  # height over the grasp from which the hand comes down [m]
+TILT = 0.7  # of the hand that reaches into a microwave [rad]
 CLOSING = 10  # control steps until the fingers press
 LOST = 4  # control steps without touch after which the object counts as lost
 OPENING = 14  # control steps after which a released object should have fallen
+OPENED = 6  # control steps after which one that stands where it should has been let go
 SLIDE = 10  # control steps of a slide to either side for one that hangs on a finger
 FALL = 0.02  # [m]
 # Phases in their order: what follows, and after how many control steps the next one begins anyway.
@@ -28,27 +41,34 @@ PATIENCE = {'reach': 110, 'lower': 50, 'grasp': CLOSING, 'lift': 40, 'carry': 90
             'release': OPENING + 2 * SLIDE, 'retreat': 30, 'retry': 25}
 SPEED = {'lower': 0.6, 'place': 0.5}  # largest action component
 HOLDING = ('grasp', 'lift', 'carry', 'place')
+# How far below its top an object is held [m]; the bottle's and the pot's palm needs the room.
+DEPTH = {'bottle': 0.04, 'moka_pot': 0.042}
+GRASP_DEPTH = 0.03
+CHOICES = 12  # grasps and spots that are tried together
 
 
 class Place(Skill):
-    """Takes the object across its narrow side, a bowl by the rim, and sets it down."""
+    """Takes the object across its narrow side, or by rim or handle, and sets it down."""
 
     def __init__(self, env: LiberoEnv, goal: Sequence[str]):
         super().__init__(env, goal)
-        self._name, self._destination = self.goal[1], owner(env.scene, self.goal[2])
+        self._name, self._to = self.goal[1], self.goal[2]
+        self._destination = owner(env.scene, self._to)
+        self._rimmed = any(kind in self._name for kind in ('bowl', 'mug'))
         self._phase, self._count = 'retreat', PATIENCE['retreat']
         self._grasp: Grasp | None = None
-        self._planned_at = self._target = np.zeros(3)
+        self._spot: Spot | None = None
+        self._anchor = self._planned_at = self._target = np.zeros(3)
+        self._turned: Rotation | None = None
         self._trouble: str | None = None
         self._tries = 0
         self._failed_angles: list[float] = []
         self._untouched = 0
-        self._start_z = self._safe_z = self._release_z = self._travel_z = 0.0
+        self._start_z = self._safe_z = self._travel_z = 0.0
 
     def free(self) -> bool:
         """Return whether the hand is clear of the object."""
-        return self._phase in ('reach', 'wait') or (
-            self._phase == 'retreat' and self._count >= PATIENCE['retreat'])
+        return self._phase in ('reach', 'wait') or (self._phase == 'retreat' and self._away())
 
     def act(self) -> Move:
         """Return what to do in this control step."""
@@ -57,55 +77,81 @@ class Place(Skill):
         target, rotation = self._aim(hand)
         phase = self._phase
         closed = phase in HOLDING
-        seen = self._destination if phase in ('carry', 'place', 'release') else name
+        seen = (anchor(scene, self._to) if phase in ('carry', 'place', 'release')
+                else scene.position(name))
         return Move(
-            phase, self._destination if phase in ('carry', 'place') else name,
-            scene.position(seen), FOLLOWING[phase], target, rotation,
+            phase, self._to if phase in ('carry', 'place') else name,
+            seen, FOLLOWING[phase], target, rotation,
             CLOSE if closed else OPEN, held=name if closed and scene.held(name) else None,
             trouble=self._trouble, speed=SPEED.get(phase, 1.0))
+
+    def _away(self) -> bool:
+        return (self._count >= PATIENCE['retreat']
+                or self.hand().position[2] >= self._safe_z - 0.03)
 
     def _go(self, phase: str) -> None:
         self._phase, self._count, self._untouched = phase, 0, 0
 
     def _plan(self, hand: Hand) -> None:
-        """Choose a grasp, and the heights at which the hand carries and lets go."""
+        """Choose a grasp and where to let go, and the heights on the way."""
         scene, name = self.scene, self._name
-        to = scene.position(self._destination)[:2]
-        top = float(surface(scene, self._destination)[:, 2].max())
-        bowl = 'bowl' in name
-        turn = hand.rotation
-        if bowl:
-            grasp: Grasp | None = grasp_rim(scene, name, turn, to, self._failed_angles)
-        else:
-            grasp = grasp_across(scene, name, turn, 0.03 + 0.008 * min(self._tries, 2))
-        if grasp is None:  # it lies on its broad side: take it where it stands least in the way
-            grasp = grasp_rim(scene, name, turn, to, self._failed_angles)
-        self._grasp = grasp
-        self._planned_at = scene.position(name)
+        self._anchor, self._planned_at = anchor(scene, self._to), scene.position(name)
         self._start_z = self._planned_at[2]
+        self._grasp, self._spot = self._choose(hand)
+        grasp = self._grasp
+        self._turned = grasp.rotation
+        if self._spot.yaw is not None:
+            self._turned = pointing(closest_yaw(self._spot.yaw, grasp.rotation)[0])
         below = grasp.point[2] - grasp.bottom  # of the object, under the pads
-        if bowl:
-            self._safe_z = max(grasp.point[2] + 0.10, top + below + 0.08)
-            self._release_z = top + below - 0.012
-        else:
-            self._safe_z = top + below + 0.06
-            self._release_z = top + below - 0.02
+        self._safe_z = self._spot.over + below
+        if self._rimmed and self._spot.entry is None:
+            self._safe_z = max(grasp.point[2] + 0.10, self._safe_z)
         # Nothing on the way may be met by the fingers.
         others = surroundings(scene, name)
         way = grasp.point[:2] - hand.position[:2]
         offset = others[:, :2] - hand.position[:2]
         share = np.clip(offset @ way / (way @ way + 1e-9), 0.0, 1.0)
         near = np.linalg.norm(offset - share[:, None] * way, axis=1) < 0.07
-        self._travel_z = max(self._hover_z(), float(others[near, 2].max(initial=0.0)) + 0.03)
+        self._travel_z = max(self._hover()[2], float(others[near, 2].max(initial=0.0)) + 0.03)
 
-    def _hover_z(self) -> float:
+    def _choose(self, hand: Hand) -> tuple[Grasp, Spot]:
+        """Return the grasp and the spot that cost least together."""
+        scene, name = self.scene, self._name
+        where = spots(scene, self.goal)
+        if where[0].entry is not None:
+            return grasp_handle(scene, name, TILT), where[0]
+        found: list[tuple[float, Grasp]] = []
+        if not self._rimmed:
+            depth = next((d for k, d in DEPTH.items() if k in name), GRASP_DEPTH)
+            found = grasps_across(
+                scene, name, hand.rotation, depth + 0.008 * min(self._tries, 2))
+        if not found:  # or it lies on its broad side: take it where it stands least in the way
+            found = grasps_rim(scene, name, hand.rotation, where[0].point, self._failed_angles)
+        if self._destination in scene.objects:
+            return min(found, key=lambda f: f[0])[1], where[0]
+        others = surroundings(scene, name)
+        found = sorted(found, key=lambda f: f[0])[:CHOICES]
+        pairs = []
+        for rank, spot in enumerate(where[:CHOICES]):
+            near = others[np.linalg.norm(others[:, :2] - spot.point, axis=1) < 0.25]
+            for cost, grasp in found:
+                shift = np.append(spot.point - self._planned_at[:2], spot.lowest - grasp.bottom)
+                pairs.append((cost + 0.5 * crowding(grasp, shift, near) + 0.02 * rank,
+                              grasp, spot))
+        _, grasp, spot = min(pairs, key=lambda p: p[0])
+        return grasp, spot
+
+    def _hover(self) -> NDArray[np.float64]:
+        """Return from where the hand goes down to the grasp."""
         assert self._grasp is not None
-        return float(max(self._grasp.top + 0.07, self._grasp.point[2] + HOVER))
+        point = self._grasp.point
+        if self._grasp.tilt:
+            return point - HOVER * self._grasp.approach
+        return np.append(point[:2], max(self._grasp.top + 0.07, point[2] + HOVER))
 
     def _advance(self, hand: Hand) -> None:
         """Leave the phase if its work is done, failed, or took too long."""
-        scene, name = self.scene, self._name
-        at = hand.position
+        scene, name, at = self.scene, self._name, hand.position
         self._count += 1
         phase, late = self._phase, self._count > PATIENCE.get(self._phase, 0)
         position = scene.position(name)
@@ -118,7 +164,10 @@ class Place(Skill):
             if phase == 'retry' and not late and (
                     hand.opening < WIDE or at[2] < self._target[2] - 0.02):
                 return
-            if phase == 'retreat' and not late and at[2] < self._safe_z - 0.03:
+            if phase == 'retreat' and not self._away():
+                return
+            if self.holds():
+                self._go('wait')
                 return
             self._plan(hand)
             self._go('reach')
@@ -129,8 +178,7 @@ class Place(Skill):
             self._plan(hand)
             self._go('reach')
         elif phase == 'reach':
-            hover = np.append(grasp.point[:2], self._hover_z())
-            if late or (np.linalg.norm(at - hover) < 0.02 and turned < 0.12):
+            if late or (np.linalg.norm(at - self._hover()) < 0.02 and turned < 0.12):
                 self._trouble = None
                 self._go('lower')
         elif phase == 'lower':
@@ -142,15 +190,7 @@ class Place(Skill):
             if late or at[2] > self._safe_z - 0.03:
                 self._go('carry')
         elif phase == 'carry':
-            self._target = np.append(
-                scene.position(self._destination)[:2] - (position - at)[:2], self._safe_z)
-            if late or np.linalg.norm(at - self._target) < 0.02:
-                if 'bowl' in name:  # it may have slid between the pads
-                    lowest = surface(scene, name)[:, 2].min()
-                    top = surface(scene, self._destination)[:, 2].max()
-                    self._release_z = top + at[2] - lowest - 0.012
-                self._target = np.append(self._target[:2], self._release_z)
-                self._go('place')
+            self._carry(hand, late)
         elif phase == 'place':
             if late or np.linalg.norm(at - self._target) < 0.012:
                 self._start_z = position[2]
@@ -158,9 +198,29 @@ class Place(Skill):
         elif phase == 'release':
             self._slide(position, hand)
             fallen = position[2] < self._start_z - FALL
-            if late or (self._count > OPENING and fallen):
+            put = self._count > OPENED and hand.opening > WIDE and self.holds()
+            if late or put or (self._count > OPENING and fallen):
                 self._tries += 1
                 self._go('retreat')
+
+    def _carry(self, hand: Hand, late: bool) -> None:
+        """Follow the destination; when over it, or before it, go on to place."""
+        spot, scene = self._spot, self.scene
+        assert spot is not None and self._turned is not None
+        moved = anchor(scene, self._to) - self._anchor
+        points = surface(scene, self._name)
+        reference = ((points.max(axis=0) + points.min(axis=0)) / 2 if spot.middle
+                     else scene.position(self._name))
+        offset = (reference - hand.position)[:2]
+        first = spot.point if spot.entry is None else spot.entry
+        self._target = np.append(first + moved[:2] - offset, self._safe_z)
+        turned = (self._turned * hand.rotation.inv()).magnitude()
+        if late or (np.linalg.norm(hand.position - self._target) < 0.02 and turned < 0.12):
+            # It may have slid between the pads.
+            below = hand.position[2] - points[:, 2].min()
+            self._target = np.append(
+                spot.point + moved[:2] - offset, spot.lowest + moved[2] + below)
+            self._go('place')
 
     def _slide(self, position: NDArray[np.float64], hand: Hand) -> None:
         """Slide along the fingers, away from an object that hangs on one, then the other way."""
@@ -183,20 +243,25 @@ class Place(Skill):
         grasp, phase, at = self._grasp, self._phase, hand.position
         if grasp is None or phase == 'wait':
             return at, hand.rotation
-        off = np.linalg.norm(at[:2] - grasp.point[:2])
         if phase == 'reach':
+            hover = self._hover()
+            off = np.linalg.norm(at[:2] - hover[:2])
             if off > 0.05 and at[2] < self._travel_z - 0.03:
                 return np.append(at[:2], self._travel_z), grasp.rotation
-            height = self._travel_z if off > 0.05 else self._hover_z()
-            return np.append(grasp.point[:2], height), grasp.rotation
+            height = self._travel_z if off > 0.05 else hover[2]
+            return np.append(hover[:2], height), grasp.rotation
         if phase == 'lower':
+            off = np.linalg.norm(np.cross(at - grasp.point, grasp.approach))
             turned = (grasp.rotation * hand.rotation.inv()).magnitude()
             astray = off > 0.012 or turned > 0.08
-            return grasp.point + [0.0, 0.0, 0.05 if astray else 0.0], grasp.rotation
+            return grasp.point - (0.05 if astray else 0.0) * grasp.approach, grasp.rotation
         if phase == 'grasp':
             return grasp.point, grasp.rotation
         if phase == 'lift':
             return np.append(grasp.point[:2], self._safe_z), grasp.rotation
+        assert self._turned is not None
         if phase == 'retreat':
-            return np.append(at[:2], self._safe_z), grasp.rotation
-        return self._target, grasp.rotation
+            if grasp.tilt:
+                return self._target - 0.2 * grasp.approach, grasp.rotation
+            return np.append(at[:2], self._safe_z), self._turned
+        return self._target, self._turned
