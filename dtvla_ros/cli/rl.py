@@ -1,0 +1,129 @@
+"""``dtvla train grpo`` and ``dtvla train dagger``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from dtvla_ros.cli.arguments import Suite, Tasks, Workers, names
+
+app = typer.Typer()
+
+
+@app.command('grpo')
+def train_grpo(
+    init: Annotated[Path, typer.Option(
+        help='What to begin with: a training run or a policy.', file_okay=False)],
+    out: Annotated[Path, typer.Option(help='Folder of the run.', file_okay=False)],
+    config: Annotated[Path, typer.Option(help='Recipe.', dir_okay=False)] = Path(
+        'config/train/grpo.yaml'
+    ),
+    iterations: Annotated[
+        Optional[int],  # noqa: UP045 - typer reads this annotation at run time on Python 3.10
+        typer.Option(min=1, help='Iterations in all (or give --minutes).'),
+    ] = None,
+    minutes: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0.01, help='Time from now (or give --iterations).'),
+    ] = None,
+    suite: Suite = 'tabletop',
+    tasks: Tasks = None,
+    starts: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Start distribution. [default: the suite's own]"),
+    ] = None,
+    replan_steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option('--replan', min=1, help='Actions executed between two looks. '
+                     "[default: the policy's own]"),
+    ] = None,
+    workers: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help='Simulators. [default: as the recipe says]'),
+    ] = None,
+    threads: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help='CPU threads of the network. [default: all cores]'),
+    ] = None,
+    ray: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help='Address of a Ray cluster to put the simulators on; auto: the one '
+                     'this machine belongs to. [default: this machine alone]'),
+    ] = None,
+    estimate: Annotated[
+        bool, typer.Option('--estimate', help='Only say what an iteration takes.')] = False,
+) -> None:
+    """Let a policy practise: reward what succeeds more often than its like.
+
+    Plays groups of episodes from training starts, learns from how much better than its group
+    each was, and evaluates on held-out starts. Leaves `report.html` with curves and thoughts.
+    Stop or kill it at any time and repeat the command to go on. Under `accelerate launch` every
+    process plays and learns its share.
+
+    **Examples**
+
+    `dtvla train grpo --init runs/nano --out runs/grpo --iterations 20`
+
+    `dtvla train grpo --init models/nano --out runs/grpo --iterations 1 --estimate`
+    """
+    from dtvla_ros.training.rl.config import GrpoConfig
+    from dtvla_ros.training.rl.grpo import GrpoRun
+    from dtvla_ros.training.rl.grpo import train_grpo as run
+
+    recipe = GrpoConfig.read(config)
+    if workers is not None:
+        recipe = replace(recipe, environments=workers)
+    run(recipe, GrpoRun(
+        init=init, out=out, iterations=iterations, minutes=minutes, suite=suite,
+        tasks=names(tasks), starts=starts, replan_steps=replan_steps, threads=threads, ray=ray),
+        estimate)
+    if not estimate:
+        print(f'{out / "report.html"}: what became of it; next: dtvla export {out} --out POLICY')
+
+
+@app.command('dagger')
+def train_dagger(
+    init: Annotated[Path, typer.Option(
+        help='The policy that drives: a training run or a policy.', file_okay=False)],
+    out: Annotated[Path, typer.Option(help='Folder of the dataset.', file_okay=False)],
+    episodes: Annotated[int, typer.Option(min=1, help='Episodes, over all tasks.')] = 240,
+    suite: Suite = 'tabletop',
+    tasks: Tasks = None,
+    starts: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Start distribution. [default: the suite's own]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(
+        min=0, max=9, help='Which block of start states; another one for every round.')] = 7,
+    camera_every: Annotated[
+        int, typer.Option(help='Keep every k-th control step as a frame.')] = 4,
+    replan_steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option('--replan', min=1, help='Actions executed between two looks. '
+                     "[default: the policy's own]"),
+    ] = None,
+    workers: Workers = 2,
+) -> None:
+    """Let a policy drive and the scripted expert say what it should have done and thought.
+
+    Writes a LeRobot v3.0 dataset of the states that the policy gets itself into; the expert
+    takes over after a while and finishes. `dtvla train sft --init` goes on with it, beside the
+    demonstrations. Repeat the command to go on where it stopped.
+
+    **Example**, a round
+
+    `dtvla train dagger --init runs/nano --out data/round1 --seed 7`
+
+    `dtvla train sft --init runs/nano --data data/tabletop --data data/round1 --out runs/round1
+    --minutes 10`
+    """
+    from dtvla_ros.training.rl.dagger import DaggerOptions, relabel
+
+    info = relabel(init, out, DaggerOptions(
+        suite=suite, tasks=names(tasks), starts=starts, episodes=episodes, seed=seed,
+        camera_every=camera_every), workers, replan_steps)
+    print(f'{out}: {info["total_episodes"]} episodes, {info["total_frames"]} frames, '
+          f'{info["total_tasks"]} tasks')

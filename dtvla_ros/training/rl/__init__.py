@@ -1,0 +1,1 @@
+"""Learning from what the policy does: rollouts, GRPO, DAgger."""

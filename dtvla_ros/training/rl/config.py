@@ -1,0 +1,115 @@
+"""The recipe of reinforcement learning, read from YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dtvla_ros.errors import UserError
+from dtvla_ros.training.advantage import BASELINES
+from dtvla_ros.training.config import _checked
+
+MODES = ('token-mean', 'seq-mean-token-sum')
+FORMS = ('closed', 'grammar')
+
+
+@dataclass(frozen=True, slots=True)
+class GrpoConfig:
+    """Recipe of GRPO. ``config/train/grpo.yaml`` says why each value.
+
+    Of every start ``group`` episodes are played; ``groups`` starts make an iteration, over all
+    processes. A group whose rewards spread by less than ``least_spread`` is replaced by a new
+    start, at most until ``tries`` times ``groups`` were played. ``first_seed``: where the starts
+    begin to count. ``form``: when a thought counts as well formed (see ``well_formed``).
+    ``minibatches``: optimizer steps per epoch; ``micro_batch``: decisions in memory at once.
+    ``kl_weight``: of the distance to the policy the run began with.
+    ``environments``: simulators per process, in ``lanes`` that take turns; ``step_timeout`` [s].
+    ``evaluate_every``: iterations between evaluations of ``evaluate_episodes`` a task.
+    """
+
+    algorithm: str = 'grpo'
+    groups: int = 8
+    group: int = 8
+    least_spread: float = 0.1
+    tries: float = 3.0
+    first_seed: int = 500_000
+    success_weight: float = 1.0
+    form_weight: float = 0.4
+    form: str = 'grammar'
+    thought_temperature: float = 1.0
+    action_temperature: float = 1.0
+    learning_rate: float = 5e-5
+    warmup_steps: int = 4
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.98)
+    gradient_clip: float = 1.0
+    epochs: int = 1
+    minibatches: int = 4
+    micro_batch: int = 32
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    dual_clip: float = 3.0
+    aggregation: str = 'token-mean'
+    kl_weight: float = 0.01
+    environments: int = 8
+    lanes: int = 1
+    step_timeout: float = 60.0
+    evaluate_every: int = 5
+    evaluate_episodes: int = 4
+    precision: str = 'no'
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (('algorithm', BASELINES), ('aggregation', MODES), ('form', FORMS),
+                            ('precision', ('no', 'bf16'))):
+            if getattr(self, name) not in known:
+                raise UserError(f'train config: {name} {getattr(self, name)!r} is none of '
+                                f'{", ".join(known)}')
+        for name in ('groups', 'learning_rate', 'gradient_clip', 'epochs', 'minibatches',
+                     'micro_batch', 'environments', 'lanes', 'step_timeout', 'evaluate_every',
+                     'thought_temperature', 'action_temperature'):
+            if not getattr(self, name) > 0:
+                raise UserError(f'train config: {name} must be positive, '
+                                f'got {getattr(self, name)}')
+        for name in ('kl_weight', 'weight_decay', 'least_spread', 'success_weight', 'form_weight',
+                     'clip_low', 'clip_high', 'evaluate_episodes', 'first_seed', 'seed'):
+            if getattr(self, name) < 0:
+                raise UserError(f'train config: {name} must not be negative, '
+                                f'got {getattr(self, name)}')
+        if self.group < 2:
+            raise UserError(f'train config: group must be at least 2, got {self.group}; an '
+                            'advantage needs another episode to compare with')
+        for name in ('tries', 'dual_clip'):
+            if not getattr(self, name) >= 1.0:
+                raise UserError(f'train config: {name} must be at least 1, '
+                                f'got {getattr(self, name)}')
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dict."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> GrpoConfig:
+        """Build from a mapping; an unknown key or a wrong type is named in the error."""
+        return cls(**_checked(cls, data))
+
+    @classmethod
+    def read(cls, path: Path) -> GrpoConfig:
+        """Read a YAML file."""
+        try:
+            data = yaml.safe_load(path.read_text())
+        except FileNotFoundError as error:
+            raise UserError(f'{path}: no such config; try config/train/grpo.yaml') from error
+        except yaml.YAMLError as error:
+            raise UserError(f'{path}: malformed YAML ({" ".join(str(error).split())}); '
+                            'mend the line it names') from error
+        if not isinstance(data, Mapping):
+            raise UserError(f'{path}: expected "key: value" lines')
+        try:
+            return cls.from_dict(data)
+        except UserError as error:
+            raise UserError(f'{path}: {error}') from error

@@ -1,0 +1,294 @@
+"""From episodes with advantages to better weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dtvla_ros.engine.batch import SampledDecision, collate
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.decoder import HybridDecoder
+from dtvla_ros.policy.likelihood import Written, likelihood
+from dtvla_ros.policy.transform import PolicyTransform
+from dtvla_ros.training.policy_loss import (
+    PolicyLoss,
+    aggregate,
+    kl_estimate,
+    policy_loss,
+)
+from dtvla_ros.training.rl.config import GrpoConfig
+from dtvla_ros.training.rl.serve import Images
+from dtvla_ros.training.rl.trajectory import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One decision to learn from; ``executed``: actions of its chunk that moved the arm."""
+
+    decision: SampledDecision
+    frames: Images
+    advantage: float
+    executed: int
+
+
+def rows_of(trajectories: Sequence[Trajectory], advantages: Tensor) -> list[Row]:
+    """Return every decision of every episode with the episode's advantage."""
+    return [Row(decision, frames, float(advantage), trajectory.executed(k))
+            for trajectory, advantage in zip(trajectories, advantages, strict=True)
+            for k, (decision, frames) in enumerate(
+                zip(trajectory.decisions, trajectory.frames, strict=True))]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Values of the tokens a policy chose, [B, L + S]: the thought's columns, then the slots.
+
+    ``chosen``: which of the columns hold a token at all; ``acted``: without the slots whose
+    action was never executed, because the policy looked again or the episode was over.
+    """
+
+    written: Written
+    chosen: Tensor
+    acted: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], transform: PolicyTransform,
+           device: torch.device | str) -> Tokens:
+        config = transform.config
+        written = collate([row.decision for row in rows], config.ids, device)
+        slot = torch.arange(config.slots, device=device) // config.action_dim
+        executed = torch.tensor([row.executed for row in rows], device=device)
+        moved = slot < executed[:, None]  # [B, S]
+        return cls(written, torch.cat([written.thought_mask, torch.ones_like(moved)], 1),
+                   torch.cat([written.thought_mask, moved], 1))
+
+    def placed(self, thoughts: Sequence[NDArray[np.float32]],
+               actions: Sequence[NDArray[np.float32]]) -> Tensor:
+        """Return ragged values of chosen words and [B][S] of actions in their columns."""
+        mask = self.written.thought_mask
+        columns = torch.zeros(mask.shape, device=mask.device)
+        columns[mask] = torch.from_numpy(np.concatenate(thoughts)).to(mask.device)
+        return torch.cat([columns, torch.from_numpy(np.stack(actions)).to(mask.device)], 1)
+
+
+class PolicyPass(nn.Module):
+    """Log-probs and entropies of what was written, at the temperatures it was drawn at."""
+
+    banned: Tensor
+
+    def __init__(self, model: HybridDecoder, banned: Tensor, config: GrpoConfig):
+        super().__init__()
+        self.model = model
+        self.register_buffer('banned', banned, persistent=False)
+        self._thought, self._action = config.thought_temperature, config.action_temperature
+
+    def forward(self, written: Written, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log-probs and entropies [B, L + S] of images [B, C, 3, H, W] in -1..1."""
+        found = likelihood(
+            self.model, written, self.model.encode_images(pixels), banned=self.banned,
+            thought_temperature=self._thought, action_temperature=self._action, entropy=True)
+        assert found.thought_entropy is not None and found.action_entropy is not None
+        return (torch.cat([found.thought, found.action], 1),
+                torch.cat([found.thought_entropy, found.action_entropy], 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Tokens and episodes that the losses are divided by, over all processes."""
+
+    words: float
+    executed: float
+    actions: float
+    episodes: float
+
+    @property
+    def acted(self) -> float:
+        """Tokens that had a part in what happened."""
+        return self.words + self.executed
+
+    @property
+    def chosen(self) -> float:
+        """Tokens that were drawn."""
+        return self.words + self.actions
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReport:
+    """Means over the tokens of one iteration; ``gradient``: mean norm before clipping.
+
+    ``clip_fraction``, ``lower_clip_fraction`` and ``approximate_kl`` as in ``PolicyLoss``, the
+    last two entropies [nats]; ``kl``: to the reference [nats].
+    ``drift``: largest difference [nats] between a log-prob as sampled and as recomputed before
+    the first update. It is rounding, or sampler and learner do not run the same policy.
+    """
+
+    loss: float
+    kl: float
+    clip_fraction: float
+    lower_clip_fraction: float
+    approximate_kl: float
+    thought_entropy: float
+    action_entropy: float
+    gradient: float
+    drift: float
+
+
+class Learner:
+    """Policy, frozen reference and optimizer.
+
+    Under ``accelerate launch`` every process learns from its own episodes and the gradients are
+    added up: the normalisers are those of all processes together, so that a token weighs the
+    same wherever and in whichever slice it is learnt.
+    """
+
+    def __init__(self, model: HybridDecoder, transform: PolicyTransform, banned: Tensor,
+                 config: GrpoConfig, accelerator: Accelerator):
+        self.config, self.transform, self.accelerator = config, transform, accelerator
+        self.model = model.to(accelerator.device)
+        self.reference = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.policy = PolicyPass(self.model, banned, config).to(accelerator.device)
+        self.frozen = PolicyPass(self.reference, banned, config).to(accelerator.device)
+        self.optimizer = torch.optim.AdamW(
+            [p for p in self.model.parameters() if p.requires_grad], config.learning_rate,
+            betas=config.betas, weight_decay=config.weight_decay)
+        self.step = 0  # optimizer steps taken
+
+    def update(self, rows: Sequence[Row], episodes: int, iteration: int) -> UpdateReport | None:
+        """Take ``epochs * minibatches`` optimizer steps; None if no process has anything.
+
+        ``episodes``: how many the rows belong to.
+        """
+        config, width = self.config, self.transform.config.action_dim
+        counts = Counts(*self._summed([
+            sum(len(r.decision.thought_log_probs) for r in rows),
+            width * sum(r.executed for r in rows),
+            sum(len(r.decision.action_log_probs) for r in rows), episodes]))
+        if not counts.episodes:
+            return None
+        sums = _Sums()
+        for epoch in range(config.epochs):
+            rng = np.random.default_rng([config.seed, iteration, epoch])
+            for number, part in enumerate(
+                    np.array_split(rng.permutation(len(rows)), config.minibatches)):
+                self.optimizer.zero_grad()
+                for piece in self._pieces([rows[k] for k in part]):
+                    self._backward(piece, counts, sums, fresh=epoch == number == 0)
+                sums.gradient += self._step()
+        return self._report(sums, counts)
+
+    def try_out(self, rows: list[Row]) -> None:
+        """Do what an update does with one micro-batch, and forget it."""
+        self._backward(rows, Counts(1.0, 1.0, 1.0, 1.0), _Sums(), fresh=False)
+        self.optimizer.zero_grad()
+
+    def _pieces(self, rows: list[Row]) -> Iterator[list[Row]]:
+        """Yield micro-batches of decisions about equally long."""
+        size = self.config.micro_batch
+        rows.sort(key=lambda row: len(row.decision.thought_tokens))
+        for k in range(0, len(rows), size):
+            yield rows[k:k + size]
+
+    def _backward(self, rows: list[Row], counts: Counts, sums: _Sums, fresh: bool) -> None:
+        """Add one micro-batch's gradient; ``fresh``: no step was taken since the sampling."""
+        config, device = self.config, self.accelerator.device
+        pixels = torch.from_numpy(
+            np.stack([self.transform.pixels(row.frames) for row in rows])).to(device)
+        tokens = Tokens.of(rows, self.transform, device)
+        old = tokens.placed([r.decision.thought_log_probs for r in rows],
+                            [r.decision.action_log_probs for r in rows])
+        advantages = torch.tensor([[r.advantage] for r in rows], device=device).expand_as(old)
+        with self.accelerator.autocast():
+            with torch.no_grad():
+                wanted, _ = self.frozen(tokens.written, pixels)
+            log_probs, entropy = self.policy(tokens.written, pixels)
+        share = 1.0 / config.minibatches  # of the iteration's tokens, in one optimizer step
+        report = policy_loss(
+            log_probs, old, advantages, tokens.acted, clip_low=config.clip_low,
+            clip_high=config.clip_high, dual_clip=config.dual_clip, mode=config.aggregation,
+            total=share * (counts.acted if config.aggregation == 'token-mean'
+                           else counts.episodes))
+        kl = kl_estimate(log_probs, wanted)
+        distance = aggregate(kl, tokens.chosen, 'token-mean', share * counts.chosen)
+        loss = report.loss + config.kl_weight * distance
+        self.accelerator.backward(loss)
+        with torch.no_grad():
+            sums.add(tokens, report, loss, kl, entropy)
+            if fresh:
+                sums.drift = max(sums.drift, float(
+                    (log_probs - old).masked_fill(~tokens.chosen, 0.0).abs().max()))
+
+    def _step(self) -> float:
+        """Add up the gradients of all processes and take a step; return their norm."""
+        parameters = [p for group in self.optimizer.param_groups for p in group['params']]
+        for p in parameters:
+            if p.grad is None:  # a process without episodes
+                p.grad = torch.zeros_like(p)
+        if self.accelerator.num_processes > 1:
+            flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+            flat = self.accelerator.reduce(flat, reduction='sum')
+            for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
+                p.grad = part.view_as(p)
+        norm = float(nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip))
+        if not math.isfinite(norm):
+            raise UserError(f'the gradient is {norm} at optimizer step {self.step}; lower '
+                            'learning_rate and start anew')
+        for group in self.optimizer.param_groups:
+            group['lr'] = self.config.learning_rate * min(
+                1.0, (self.step + 1) / max(self.config.warmup_steps, 1))
+        self.optimizer.step()
+        self.step += 1
+        return norm
+
+    def _report(self, sums: _Sums, counts: Counts) -> UpdateReport:
+        config = self.config
+        loss, kl, clipped, bounded, change, words, actions = self._summed(
+            [sums.loss, sums.kl, sums.clipped, sums.bounded, sums.change, sums.words,
+             sums.actions])
+        drift = self.accelerator.gather(
+            torch.tensor([sums.drift], device=self.accelerator.device))
+        acted = counts.acted * config.epochs
+        steps = config.epochs * config.minibatches
+        return UpdateReport(
+            loss / steps, kl / (counts.chosen * config.epochs), clipped / acted, bounded / acted,
+            change / acted, words / (counts.words * config.epochs),
+            actions / (counts.actions * config.epochs), sums.gradient / steps,
+            float(drift.max()))
+
+    def _summed(self, values: Sequence[float]) -> list[float]:
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
+        return self.accelerator.reduce(tensor, reduction='sum').tolist()
+
+
+@dataclass
+class _Sums:
+    """What ``UpdateReport`` is made of, added up over tokens (the loss, over steps)."""
+
+    loss: float = 0.0
+    kl: float = 0.0
+    clipped: float = 0.0
+    bounded: float = 0.0
+    change: float = 0.0
+    words: float = 0.0
+    actions: float = 0.0
+    gradient: float = 0.0
+    drift: float = 0.0
+
+    def add(self, tokens: Tokens, report: PolicyLoss, loss: Tensor, kl: Tensor,
+            entropy: Tensor) -> None:
+        acted = float(tokens.acted.sum())
+        width = tokens.written.input_ids.shape[1]
+        self.loss += float(loss)
+        self.kl += float(kl.masked_fill(~tokens.chosen, 0.0).sum())
+        self.clipped += acted * float(report.clip_fraction)
+        self.bounded += acted * float(report.lower_clip_fraction)
+        self.change += acted * float(report.approximate_kl)
+        self.words += float(entropy[:, :width].sum())
+        self.actions += float(entropy[:, width:].sum())

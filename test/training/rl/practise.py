@@ -1,0 +1,20 @@
+"""A run on the toy suite, as a process that can be killed: practise.py INIT OUT ITERATIONS."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from small import CONFIG
+from toy import ToyScene
+
+from dtvla_ros.training.rl.grpo import GrpoRun, train_grpo
+from dtvla_ros.training.rl.pool import LocalPool
+
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    init, out, iterations = sys.argv[1:]
+    run = GrpoRun(Path(init), Path(out), int(iterations), replan_steps=2)
+    train_grpo(replace(CONFIG, evaluate_every=2), run, pool=LocalPool(ToyScene(), 2))
