@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from dtvla_ros.cli.arguments import Json
+from dtvla_ros.cli.arguments import Json, names
 from dtvla_ros.errors import UserError
 
 app = typer.Typer(
@@ -162,3 +162,35 @@ def stats(
         found.write(out)
     if json_file is not None:
         write_json(json_file, found.to_dict())
+
+
+@app.command()
+def view(
+    dataset: Dataset,
+    out: Annotated[Path, typer.Option(help='Page (.html) or contact sheet (.png).',
+                                      dir_okay=False)] = Path('out/episodes.html'),
+    episodes: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help='Comma-separated numbers. [default: one of each task, six in all]'),
+    ] = None,
+    tokenizer: Tokenizer = None,
+) -> None:
+    """Draw episodes along their time: pictures, phases, thoughts, commands.
+
+    The page is one file and opens without a network; moving along a timeline shows every frame
+    with the thought that goes with it.
+
+    **Examples**
+
+    `dtvla data view data/tabletop`
+
+    `dtvla data view data/tabletop --episodes 208,388 --out out/odd.png`
+    """
+    from dtvla_ros.training.dataset.view import view as run
+
+    numbers = names(episodes)
+    wrong = next((text for text in numbers if not text.isdecimal()), None)
+    if wrong is not None:
+        raise UserError(f'--episodes {wrong}: write numbers, as in 0,7,12')
+    count = run(dataset, out, list(map(int, numbers)), tokenizer)
+    print(f'{out}: {count} episode{"" if count == 1 else "s"}')

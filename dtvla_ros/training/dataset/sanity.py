@@ -15,6 +15,7 @@ from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.reader import DatasetReader
 
 OK, HINT, WARNING = 'ok', 'hint', 'warning'
+FINGER = 0.15  # farthest coordinate of a finger [m]
 GRIPPER_SECONDS = 0.5  # after a toggle, in which the fingers have moved
 LAGS = range(-2, 3)  # frames by which action and motion may be shifted
 FAR = 2.0  # times the span from 1 % to 99 %, away from the median: an outlier
@@ -89,19 +90,15 @@ def _not_finite(numbers: Numbers) -> Iterator[Note]:
 def opening(state: NDArray[np.float64]) -> NDArray[np.float64] | None:
     """Return how open the gripper is [N], larger is wider; None when nothing tells.
 
-    Two finger coordinates of opposite signs, as LIBERO has them, are subtracted, of equal signs
-    added; else the last channel counts.
+    The coordinates of two fingers, which LIBERO gives opposite signs, are added; of anything else
+    the last channel counts.
     """
-    last = state[:, -1]
-    if np.ptp(last) < 1e-6:
-        return None
-    if state.shape[1] >= 8 and np.ptp(state[:, -2]) > 1e-6:
-        together = np.corrcoef(state[:, -2], last)[0, 1]
-        if together < -0.8:
-            return np.sign(state[:, -2].mean()) * (state[:, -2] - last)
-        if together > 0.8:
-            return state[:, -2] + last
-    return last
+    fingers = np.abs(state[:, -2:])
+    if state.shape[1] >= 8 and fingers.max() < FINGER:
+        wide = fingers.sum(1)
+    else:
+        wide = state[:, -1]
+    return wide if np.ptp(wide) > 1e-6 else None
 
 
 def _gripper(numbers: Numbers) -> Note:

@@ -185,7 +185,7 @@ def _upright(seen: list[Watched], key: str) -> Note:
                 certainty)
 
 
-def _slopes(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+def _slopes(rows: NDArray[np.float64]) -> NDArray[np.floating]:
     """Return [3, 2]: across and down of the motion per metre of the hand's x, y and z."""
     return np.linalg.lstsq(rows[:, :3], rows[:, 3:5], rcond=None)[0]
 
@@ -242,7 +242,7 @@ def _bootstrap(parts: list[NDArray[np.float64]], decide: Callable[[NDArray[np.fl
     return fit, sum(draw == fit for draw in draws) / DRAWS
 
 
-def _way(slope: NDArray[np.float64]) -> str:
+def _way(slope: NDArray[np.floating]) -> str:
     across, down = slope
     ways = [('right' if across > 0 else 'left', abs(across)), ('down' if down > 0 else 'up',
                                                                abs(down))]

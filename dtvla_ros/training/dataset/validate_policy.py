@@ -88,7 +88,7 @@ def _thoughts(reader: DatasetReader, transform: PolicyTransform, longest: int | 
         return
     episode = np.repeat(np.arange(len(reader.episodes)),
                         [row['length'] for row in reader.episodes])
-    first = {}
+    first: dict[str, int] = {}
     wrong: dict[str, int] = {}
 
     @cache
