@@ -190,14 +190,15 @@ def rim(points: Points) -> tuple[Points, float]:
     return middle, float(np.linalg.norm(ring - middle, axis=1).max()) - 0.006
 
 
-def grasp_handle(scene: LiberoScene, name: str, tilt: float) -> Grasp:
-    """Return a grasp over a mug's handle, the fingers pointing down and to the mug."""
+def grasp_handle(scene: LiberoScene, name: str, now: Rotation, tilt: float = 0.0) -> Grasp:
+    """Return a grasp over a handle; ``tilt`` [rad] lets the fingers point to the object too."""
     points = surface(scene, name)
-    middle, _ = rim(points)
-    away = points[:, :2] - middle
+    away = points[:, :2] - rim(points)[0]
     distance = np.linalg.norm(away, axis=1)
-    outermost = points[distance > distance.max() - 0.012]
-    point = outermost.mean(axis=0)
-    way = middle - point[:2]
-    return Grasp(point, float(np.arctan2(way[1], way[0])) - np.pi / 2, points[:, 2].max(),
-                 points[:, 2].min(), tilt=tilt)
+    outermost = distance > distance.max() - 0.012
+    way = -away[outermost].mean(axis=0)
+    yaw = float(np.arctan2(way[1], way[0])) - np.pi / 2
+    if not tilt:
+        yaw, _ = closest_yaw(yaw, now)
+    return Grasp(points[outermost].mean(axis=0), yaw, points[:, 2].max(), points[:, 2].min(),
+                 tilt=tilt)

@@ -41,9 +41,10 @@ PATIENCE = {'reach': 110, 'lower': 50, 'grasp': CLOSING, 'lift': 40, 'carry': 90
             'release': OPENING + 2 * SLIDE, 'retreat': 30, 'retry': 25}
 SPEED = {'lower': 0.6, 'place': 0.5}  # largest action component
 HOLDING = ('grasp', 'lift', 'carry', 'place')
-# How far below its top an object is held [m]; the bottle's and the pot's palm needs the room.
-DEPTH = {'bottle': 0.04, 'moka_pot': 0.042}
-GRASP_DEPTH = 0.03
+GRASP_DEPTH = 0.03  # below an object's top [m]
+BOTTLE_DEPTH = 0.04
+NEAR, TURNED = 0.02, 0.12  # of the place over the destination: the hand may go down [m, rad]
+FITTING_NEAR, FITTING_TURNED = 0.008, 0.04  # the same where little room is left
 CHOICES = 12  # grasps and spots that are tried together
 
 
@@ -119,10 +120,12 @@ class Place(Skill):
         scene, name = self.scene, self._name
         where = spots(scene, self.goal)
         if where[0].entry is not None:
-            return grasp_handle(scene, name, TILT), where[0]
+            return grasp_handle(scene, name, hand.rotation, TILT), where[0]
         found: list[tuple[float, Grasp]] = []
-        if not self._rimmed:
-            depth = next((d for k, d in DEPTH.items() if k in name), GRASP_DEPTH)
+        if 'moka_pot' in name:
+            found = [(0.0, grasp_handle(scene, name, hand.rotation))]
+        elif not self._rimmed:
+            depth = BOTTLE_DEPTH if 'bottle' in name else GRASP_DEPTH
             found = grasps_across(
                 scene, name, hand.rotation, depth + 0.008 * min(self._tries, 2))
         if not found:  # or it lies on its broad side: take it where it stands least in the way
@@ -215,7 +218,8 @@ class Place(Skill):
         first = spot.point if spot.entry is None else spot.entry
         self._target = np.append(first + moved[:2] - offset, self._safe_z)
         turned = (self._turned * hand.rotation.inv()).magnitude()
-        if late or (np.linalg.norm(hand.position - self._target) < 0.02 and turned < 0.12):
+        near, straight = ((NEAR, TURNED) if spot.yaw is None else (FITTING_NEAR, FITTING_TURNED))
+        if late or (np.linalg.norm(hand.position - self._target) < near and turned < straight):
             # It may have slid between the pads.
             below = hand.position[2] - points[:, 2].min()
             self._target = np.append(
