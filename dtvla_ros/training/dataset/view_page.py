@@ -48,7 +48,8 @@ figcaption { font-size: .75rem; color: #5a616c }
 .clock { font-variant-numeric: tabular-nums; font-weight: 600; margin: .5rem 0 .1rem }
 .said { margin: 0; min-height: 5.8em; overflow-wrap: anywhere }
 .key { font-size: .75rem; color: #5a616c; margin: .15rem 0 0 } .key b { font-weight: 600 }
-details { margin-top: .6rem } details div { max-height: 21rem; overflow: auto } summary { cursor: pointer; color: #2f5fa8 }
+details { margin-top: .6rem } details div { max-height: 21rem; overflow: auto }
+summary { cursor: pointer; color: #2f5fa8 }
 table { border-collapse: collapse; margin-top: .4rem; font-size: .9rem }
 td { padding: .12rem .8rem .12rem 0; vertical-align: top; border-bottom: 1px solid #eceff2 }
 td:nth-child(1) { font-variant-numeric: tabular-nums; white-space: nowrap; color: #5a616c }
