@@ -27,6 +27,7 @@ from .tabletop import CLOSE, OPEN, WIDE
 
 HOVER = 0.08  # height over the grasp from which the hand comes down [m]
 TILT = 0.7  # of the hand that reaches into a microwave [rad]
+OUT = 0.10  # how far it draws back from there [m]
 CLOSING = 10  # control steps until the fingers press
 LOST = 4  # control steps without touch after which the object counts as lost
 OPENING = 14  # control steps after which a released object should have fallen
@@ -87,8 +88,12 @@ class Place(Skill):
             trouble=self._trouble, speed=SPEED.get(phase, 1.0))
 
     def _away(self) -> bool:
-        return (self._count >= PATIENCE['retreat']
-                or self.hand().position[2] >= self._safe_z - 0.03)
+        at = self.hand().position
+        if self._count >= PATIENCE['retreat']:
+            return True
+        if self._spot is not None and self._spot.entry is not None:
+            return float(np.linalg.norm(at - self._target)) > OUT - 0.02
+        return bool(at[2] >= self._safe_z - 0.03)
 
     def _go(self, phase: str) -> None:
         self._phase, self._count, self._untouched = phase, 0, 0
@@ -265,7 +270,8 @@ class Place(Skill):
             return np.append(grasp.point[:2], self._safe_z), grasp.rotation
         assert self._turned is not None
         if phase == 'retreat':
-            if grasp.tilt:
-                return self._target - 0.2 * grasp.approach, grasp.rotation
+            if self._spot is not None and self._spot.entry is not None:
+                way = self._spot.entry - self._spot.point
+                return self._target + OUT * np.append(way / np.linalg.norm(way), 0), self._turned
             return np.append(at[:2], self._safe_z), self._turned
         return self._target, self._turned
