@@ -1,4 +1,4 @@
-# make demo | test | lint | eval | experts | libero | bench | latency | faults | soak | train | constraints | clean   (make help)
+# make demo | test | lint | eval | experts | libero | libero-table | bench | latency | faults | soak | train | constraints | clean   (make help)
 # Needs Python 3.10 - 3.13 and, as root on Debian or Ubuntu, installs the rest by itself.
 
 PYTHON ?= python3
@@ -13,10 +13,10 @@ DATA ?= data/tabletop
 RUN ?= runs/nano
 MINUTES ?= 60
 
-.PHONY: help demo test lint eval experts libero bench latency faults soak train constraints clean
+.PHONY: help demo test lint eval experts libero libero-table bench latency faults soak train constraints clean
 
 help:  ## what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 # Without a display MuJoCo draws through EGL or OSMesa; a Debian python3 comes without venv.
 $(VENV)/bin/python:
@@ -55,6 +55,22 @@ experts: $(VENV)/.installed  ## success of the scripted experts
 libero: $(VENV)/.installed  ## installs the LIBERO benchmark's environments (assets: docs/libero.md)
 	$(PIP) install -q -e '.[libero]'
 	$(PIP) install -q --no-deps hf-libero==0.1.4 bddl==1.0.1
+
+TABLE ?= $(OUT)/libero/$(notdir $(POLICY))
+SUITES ?= libero_object libero_spatial
+STARTS ?= benchmark jitter shuffle
+MODES ?= full masked random swapped replay
+CELLS = $(filter-out libero_spatial-shuffle-%,$(foreach suite,$(SUITES),$(foreach starts,$(STARTS),\
+	$(MODES:%=$(suite)-$(starts)-%))))
+part = $(word $(1),$(subst -, ,$*))
+
+$(TABLE)/%.json: $(POLICY)/manifest.json | $(VENV)/.installed
+	$(BIN)/dtvla eval --policy $(POLICY) --suite $(call part,1) --starts $(call part,2) \
+		--mode $(call part,3) --episodes $(EPISODES) --workers $(WORKERS) \
+		--resume $(@:.json=.jsonl) --json $@
+
+libero-table: $(CELLS:%=$(TABLE)/%.json)  ## success by suite, starts and thought; goes on where it was stopped: POLICY=... EPISODES=20
+	$(BIN)/dtvla report $^ > $(TABLE)/table.md && cat $(TABLE)/table.md
 
 bench: $(VENV)/.installed-dev  ## how fast engines decide, beside the published scheme
 	$(BIN)/dtvla bench --json $(OUT)/bench.json --plot $(OUT)/bench.png

@@ -1,4 +1,7 @@
-"""Several results side by side, as the README and the policy's manifest carry them."""
+"""Several results side by side, as the README and the policy's manifest carry them.
+
+Of one start distribution: tasks by modes. Of several, or of several suites: those by modes.
+"""
 
 from __future__ import annotations
 
@@ -11,77 +14,132 @@ from typing import Any
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_between, write_text
 from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
+from dtvla_sim import SUITES
 
 from .statistics import wilson
 
 BEGIN, END = '<!-- success table, written by dtvla report -->', '<!-- end of success table -->'
+STARTS = ('benchmark', 'random', 'jitter', 'shuffle')
 COLUMNS = {
     'full': 'thinks', 'masked': 'empty thought', 'random': 'random thought',
-    'swapped': "another frame's thought", 'frozen': 'thought kept', 'replay': 'open-loop replay',
+    'swapped': "another task's thought", 'frozen': 'thought kept', 'replay': 'open-loop replay',
 }
 
 
-def read_results(files: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Return results of ``dtvla eval`` by mode.
+Results = dict[str, dict[str, Any]]  # by mode
+Row = tuple[str, str]  # suite and start distribution
+
+
+def read_results(files: Sequence[Path]) -> dict[Row, Results]:
+    """Return results of ``dtvla eval`` by suite and starts, then by mode.
 
     Raises
     ------
     UserError
-        If a file is no such result, two are of one mode, of different policies or of different
-        start states.
+        If a file is no such result, two are of one kind, or they are of different policies or
+        were measured in different ways.
 
     """
-    results: dict[str, dict[str, Any]] = {}
+    rows: dict[Row, Results] = {}
     for file in files:
         try:
             result = json.loads(file.read_text())
             mode = result['mode']
-            assert mode in COLUMNS and result['tasks'] and result['total']
+            assert mode in COLUMNS and result['suite'] and result['tasks'] and result['total']
         except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
             raise UserError(f'{file} is not a result of dtvla eval --json') from error
-        if mode in results:
+        row = rows.setdefault((result['suite'], str(result.get('starts', ''))), {})
+        if mode in row:
             raise UserError(f'{file}: a result of mode {mode} is already there; give one of each')
-        results[mode] = result
-    hashes = [r['files'] for r in results.values() if 'files' in r]
+        row[mode] = result
+    everything = [result for row in rows.values() for result in row.values()]
+    hashes = [r['files'] for r in everything if 'files' in r]
     if any(h != hashes[0] for h in hashes):
         raise UserError('the results are of different policies; evaluate all modes again')
-    for key in ('suite', 'starts', 'perturb'):
-        if len({str(r.get(key)) for r in results.values()}) > 1:
+    _require_same(everything, ('perturb',))
+    for row in rows.values():
+        _require_same(list(row.values()), ('seeds',))
+    for suite in {suite for suite, _ in rows}:
+        mine = [r for r in everything if r['suite'] == suite]
+        _require_same(mine, ('flags',))
+        if len({tuple(r['tasks']) for r in mine}) > 1:
+            raise UserError(f'the results of {suite} differ in tasks; they are not comparable')
+    return rows
+
+
+def _require_same(results: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+    for key in keys:
+        if len({str(r.get(key)) for r in results}) > 1:
             raise UserError(f'the results differ in {key}; they are not comparable')
-    return results
 
 
-def markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return a table, tasks by modes, with the 95 % interval of the policy's own thought."""
-    modes = [mode for mode in COLUMNS if mode in results]
-    first = results[modes[0]]
-    lines = [
-        f'| task | {" | ".join(COLUMNS[m] for m in modes)} |',
-        '|---|' + '---:|' * len(modes),
-    ]
-    rows = [(f'{t.replace("_", " ")}', t) for t in first['tasks']] + [('**all**', '')]
-    for label, task in rows:
-        cells = []
-        for mode in modes:
-            row = results[mode]['tasks'].get(task) if task else results[mode]['total']
-            cells.append(_cell(row, interval=mode == modes[0]))
-        lines.append(f'| {label} | {" | ".join(cells)} |')
-    low, high = first['seeds']
+def markdown(rows: Mapping[Row, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Return a table: tasks by modes of one suite and start distribution, or those by modes."""
+    modes = [mode for mode in COLUMNS if any(mode in row for row in rows.values())]
+    if len(rows) == 1:
+        lines = _by_task(next(iter(rows.values())), modes)
+    else:
+        lines = _by_starts(rows, modes)
+    return '\n'.join([*lines, '', _footnote(rows, modes[0])])
+
+
+def _by_task(results: Mapping[str, Mapping[str, Any]], modes: Sequence[str]) -> list[str]:
+    lines = _head('task', modes)
+    tasks = results[modes[0]]['tasks']
+    for label, task in [*((t.replace('_', ' '), t) for t in tasks), ('**all**', '')]:
+        found = [results[m]['tasks'].get(task) if task else results[m]['total'] for m in modes]
+        lines.append(_line(label, [
+            _cell(row, interval=k == 0) for k, row in enumerate(found)]))
+    return lines
+
+
+def _by_starts(
+    rows: Mapping[Row, Mapping[str, Mapping[str, Any]]], modes: Sequence[str],
+) -> list[str]:
+    lines = _head('suite, starts', modes)
+    for suite, starts in sorted(rows, key=_place):
+        results = rows[suite, starts]
+        lines.append(_line(f'{suite}, {starts}', [
+            _cell(results[m]['total'] if m in results else None, interval=True) for m in modes]))
+    return lines
+
+
+def _place(row: Row) -> tuple[int, int, Row]:
+    """Return where a row stands: easy starts first."""
+    suite, starts = row
+    return (SUITES.index(suite) if suite in SUITES else len(SUITES),
+            STARTS.index(starts) if starts in STARTS else len(STARTS), row)
+
+
+def _head(what: str, modes: Sequence[str]) -> list[str]:
+    return [_line(what, [COLUMNS[m] for m in modes]), '|---|' + '---:|' * len(modes)]
+
+
+def _line(label: str, cells: Sequence[str]) -> str:
+    return f'| {label} | {" | ".join(cells)} |'
+
+
+def _footnote(rows: Mapping[Row, Mapping[str, Mapping[str, Any]]], mode: str) -> str:
+    first = next(row[mode] for row in rows.values() if mode in row)
+    spans = {tuple(r['seeds']) for row in rows.values() for r in row.values()}
+    seeds = ', '.join(f'{low} to {high}' for low, high in sorted(spans))
     versions = first['versions']
-    lines += ['', (
-        f"Seeds {low} to {high} of every task; in brackets Wilson's 95 % interval; mujoco "
-        f'{versions["mujoco"]}, robosuite {versions["robosuite"]}, onnxruntime '
-        f'{versions.get("onnxruntime", "-")}.')]
+    text = (f"Seeds {seeds} of every task; in brackets Wilson's 95 % interval; mujoco "
+            f'{versions["mujoco"]}, robosuite {versions["robosuite"]}, onnxruntime '
+            f'{versions.get("onnxruntime", "-")}.')
     total = first.get('latency', {}).get('total')
     if total:
-        lines[-1] += (
-            f' One decision, thought included: {total["p50_ms"]:.0f} ms median, '
-            f'{total["p95_ms"]:.0f} ms p95, one thread{_beside(first.get("workers", 1))}.')
-    return '\n'.join(lines)
+        text += (f' One decision, thought included: {total["p50_ms"]:.0f} ms median, '
+                 f'{total["p95_ms"]:.0f} ms p95, {_where(first)}.')
+    return text
 
 
-def _beside(workers: int) -> str:
-    return f', while {workers} episodes ran side by side' if workers > 1 else ''
+def _where(result: Mapping[str, Any]) -> str:
+    threads, workers = result.get('threads', 1), result.get('workers', 1)
+    device = result.get('device', 'cpu')
+    text = f'on {device}' if device != 'cpu' else (
+        'one thread' if threads == 1 else f'{threads} threads')
+    return text + (f', while {workers} episodes ran side by side' if workers > 1 else '')
 
 
 def _cell(row: Mapping[str, Any] | None, interval: bool) -> str:
@@ -121,10 +179,13 @@ def write_manifest(policy: Path, results: Mapping[str, Mapping[str, Any]]) -> No
 
 def compare(files: Sequence[Path], into: Path | None, policy: Path | None) -> None:
     """Print the table of ``files``; write it into a document and a manifest if asked to."""
-    results = read_results(files)
-    table = markdown(results)
+    rows = read_results(files)
+    table = markdown(rows)
     if policy is not None:
-        write_manifest(policy, results)
+        if len(rows) > 1:
+            raise UserError('--policy: a manifest holds the success of one suite and start '
+                            'distribution; give the results of one')
+        write_manifest(policy, next(iter(rows.values())))
     if into is not None:
         write_between(into, BEGIN, END, table)
     print(table)
