@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ import mujoco  # noqa: E402
 
 STRENGTHS = (1, 2, 3)
 TRIES = 30  # places tried before something stays where it is
+CLEAR = 0.003  # what is nearer than about this touches [m]
 # By strength 1, 2, 3.
 SHIFT, TURN = (0.015, 0.03, 0.045), (10.0, 20.0, 40.0)  # of an object [m, deg]
 AZIMUTH, ELEVATION, ZOOM = (3.0, 7.0, 15.0), (2.0, 4.0, 8.0), (0.03, 0.06, 0.12)  # [deg, deg, -]
@@ -168,15 +169,24 @@ class PerturbedEnv:
         return [int(j) for j in np.flatnonzero(
             self.model.jnt_type == int(mujoco.mjtJoint.mjJNT_FREE))]
 
-    def _touching(self, root: int) -> set[int]:
-        """Return which bodies (their roots) touch the one that begins at ``root``."""
+    def _touching(self, roots: Collection[int]) -> set[int]:
+        """Return which other bodies (their roots) touch those that begin at ``roots``."""
         model, found = self.model, set()
+        margin = np.array(model.geom_margin)
+        model.geom_margin[:] += CLEAR
+        mujoco.mj_fwdPosition(model, self.data)
+        model.geom_margin[:] = margin
         for contact in self.data.contact[:self.data.ncon]:
             pair = {int(model.body_rootid[model.geom_bodyid[g]])
                     for g in (contact.geom1, contact.geom2)}
-            if root in pair:
-                found |= pair - {root}
-        return found
+            if not pair.isdisjoint(roots):
+                found |= pair
+        return found.difference(roots)
+
+    def _solved(self) -> bool:
+        scene = self.env.scene
+        return bool(scene.success() if hasattr(scene, 'success')
+                    else not self.env.task.open_goals(scene))
 
     def _background(self) -> list[int]:
         model = self.model
@@ -193,25 +203,64 @@ def _far(rng: Generator, n: int) -> NDArray[np.float64]:
 
 
 def _layout(env: PerturbedEnv, k: int, rng: Generator) -> None:
-    """Shift and turn every free object on what it stands on; it touches nothing new."""
+    """Shift and turn what stands freely; it touches nothing new, and the task is not solved.
+
+    Objects that touch each other move as one. What lies in or on a fixture stays.
+    """
+    data = env.data
+    before = np.array(data.qpos)
+    for _ in range(TRIES):
+        for pile in _piles(env):
+            _move(env, pile, k, rng)
+        mujoco.mj_forward(env.model, data)
+        if not env._solved():
+            return
+        data.qpos[:] = before
+        mujoco.mj_forward(env.model, data)
+
+
+def _piles(env: PerturbedEnv) -> list[dict[int, int]]:
+    """Return groups of free bodies that touch each other and else only the background.
+
+    Each maps a body to its joint; the one that stands on the background comes first.
+    """
+    model = env.model
+    joints = {int(model.body_rootid[model.jnt_bodyid[j]]): j for j in env._free_joints()}
+    background = {0, *(b for b in model.body_rootid if _BACKGROUND.search(model.body(b).name))}
+    touching = {body: env._touching([body]) for body in joints}
+    piles, left = [], dict(joints)
+    while left:
+        found, fringe, fixed = [], [next(iter(left))], False
+        while fringe:
+            body = fringe.pop()
+            if body in left:
+                del left[body]
+                found.append(body)
+                fringe += touching[body] & joints.keys()
+                fixed |= not touching[body] <= joints.keys() | background
+        if not fixed:
+            found.sort(key=lambda body: not touching[body] & background)
+            piles.append({body: joints[body] for body in found})
+    return piles
+
+
+def _move(env: PerturbedEnv, pile: Mapping[int, int], k: int, rng: Generator) -> None:
     model, data = env.model, env.data
-    for joint in env._free_joints():
-        where = slice(model.jnt_qposadr[joint], model.jnt_qposadr[joint] + 7)
-        body = int(model.body_rootid[model.jnt_bodyid[joint]])
+    before, touched = np.array(data.qpos), env._touching(pile)
+    starts = [int(model.jnt_qposadr[joint]) for joint in pile.values()]
+    for joint in pile.values():
         data.qvel[model.jnt_dofadr[joint]:model.jnt_dofadr[joint] + 6] = 0.0
-        before, touched = np.array(data.qpos[where]), env._touching(body)
-        for _ in range(TRIES):
-            data.qpos[where] = before
-            data.qpos[where.start:where.start + 2] += SHIFT[k] * _far(rng, 2)
-            turn = Rotation.from_euler('z', TURN[k] * _far(rng, 1)[0], degrees=True)
-            old = Rotation.from_quat(before[[4, 5, 6, 3]])
-            data.qpos[where.start + 3:where.stop] = (turn * old).as_quat()[[3, 0, 1, 2]]
-            mujoco.mj_forward(model, data)
-            if env._touching(body) == touched:
-                break
-        else:
-            data.qpos[where] = before
-            mujoco.mj_forward(model, data)
+    foot = before[starts[0]:starts[0] + 3]
+    for _ in range(TRIES):
+        shift = np.append(SHIFT[k] * _far(rng, 2), 0.0)
+        turn = Rotation.from_euler('z', TURN[k] * _far(rng, 1)[0], degrees=True)
+        for at in starts:
+            data.qpos[at:at + 3] = foot + shift + turn.apply(before[at:at + 3] - foot)
+            old = Rotation.from_quat(before[[at + 4, at + 5, at + 6, at + 3]])
+            data.qpos[at + 3:at + 7] = (turn * old).as_quat()[[3, 0, 1, 2]]
+        if env._touching(pile) == touched:
+            return
+    data.qpos[:] = before
 
 
 def _robot(env: PerturbedEnv, k: int, rng: Generator) -> None:
@@ -219,10 +268,10 @@ def _robot(env: PerturbedEnv, k: int, rng: Generator) -> None:
     robot = env.robot
     before = np.array(robot._joint_positions)
     body = int(env.model.body(robot.robot_model.root_body).rootid[0])
-    touched = env._touching(body)
+    touched = env._touching([body])
     for _ in range(TRIES):
         robot.set_robot_joint_positions(before + JOINTS[k] * _far(rng, len(before)))
-        if env._touching(body) == touched:
+        if env._touching([body]) == touched:
             break
     else:
         robot.set_robot_joint_positions(before)

@@ -151,3 +151,45 @@ def test_rewording_keeps_the_things(sentence, kept):
         said = {reword(sentence, strength, np.random.default_rng(k)) for k in range(20)}
         assert sentence not in said
         assert all(thing in text for text in said for thing in kept), said
+
+
+def pairs_in_contact(env):
+    """Return the deepest penetration [m] of each pair of bodies (their roots) in contact."""
+    deepest = {}
+    for contact in env.data.contact[:env.data.ncon]:
+        pair = frozenset(int(env.model.body_rootid[env.model.geom_bodyid[g]])
+                         for g in (contact.geom1, contact.geom2))
+        deepest[pair] = max(deepest.get(pair, 0.0), -contact.dist)
+    return deepest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('suite, tasks', [
+    ('libero_spatial', (0, 2, 4, 8)),  # beside the plate, on a cookie box, in a drawer
+    ('libero_goal', (0, 7))], ids=['spatial', 'goal'])
+def test_moved_things_of_libero_neither_collide_nor_fall_nor_solve_the_task(libero, suite, tasks):
+    env = PerturbedEnv(dtvla_sim.make(suite, image_size=64))
+    still = np.array([0.0, 0, 0, 0, 0, 0, -1.0])
+    shifts = []
+    for name in (env.tasks[k] for k in tasks):
+        for seed in range(SEED, SEED + 4):
+            start = {'seed': seed, 'options': {'task': name}}
+            env.use([])
+            env.reset(**start)
+            places = {n: env.scene.position(n) for n in env.scene.objects}
+            quiet = pairs_in_contact(env)
+            env.use(['layout:3'])
+            env.reset(**start)
+            now = pairs_in_contact(env)
+            assert now.keys() <= quiet.keys(), (name, seed)
+            assert all(depth < quiet[pair] + 1e-3 for pair, depth in now.items()), (name, seed)
+            assert not env.scene.success(), (name, seed)
+            moved = {n: env.scene.position(n) for n in places}
+            shifts.append(np.mean([np.linalg.norm(moved[n] - places[n]) for n in places]))
+            for _ in range(10):
+                _, _, success, *_ = env.step(still)
+            assert not success, (name, seed)
+            fallen = {n: np.linalg.norm(env.scene.position(n) - at) for n, at in moved.items()}
+            assert max(fallen.values()) < 0.01, (name, seed, fallen)
+    env.close()
+    assert np.mean(shifts) > 0.02
