@@ -18,6 +18,7 @@ OK, HINT, WARNING = 'ok', 'hint', 'warning'
 FINGER = 0.15  # farthest coordinate of a finger [m]
 GRIPPER_SECONDS = 0.5  # after a toggle, in which the fingers have moved
 LAGS = range(-2, 3)  # frames by which action and motion may be shifted
+FOLLOWS = 0.3  # correlation from which on a motion follows an action
 FAR = 2.0  # times the span from 1 % to 99 %, away from the median: an outlier
 JUMP = 8.0  # times the 99 % step between two frames: the state jumped
 LONG = 3.0  # times the median length of an episode
@@ -131,11 +132,10 @@ def _gripper(numbers: Numbers) -> Note:
         return Note(check, HINT, text, certainty, where)
     if closes > 0.5 and not zero_one:
         return Note(check, OK, text, certainty, where)
-    wrong = ' and '.join(
-        part for part in ('is coded 0 and 1' * zero_one,
-                          'has the opposite sign' * bool(closes <= 0.5)) if part)
+    faults = [fault for fault, there in (('is coded 0 and 1', zero_one),
+                                         ('has the opposite sign', closes <= 0.5)) if there]
     return Note(check, WARNING, f'{text}; here +1 closes and -1 opens: the last channel of '
-                f'action {wrong}', certainty, where)
+                f'action {" and ".join(faults)}', certainty, where)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +204,7 @@ def _agreement(numbers: Numbers, what: str, channels: slice, change: NDArray[np.
     factor, explained = motion.scale()
     first = channels.start
     best = np.abs(moved).argmax(0)
-    strong = np.abs(moved).max(0) > 0.3
+    strong = np.abs(moved).max(0) > FOLLOWS
     crossed = [k for k in range(3) if strong[k] and best[k] != k]
     turned = [k for k in range(3) if strong[k] and best[k] == k and moved[k, k] < 0]
     per_second = factor * numbers.fps
@@ -225,13 +225,12 @@ def _agreement(numbers: Numbers, what: str, channels: slice, change: NDArray[np.
     else:
         yield Note(check, OK, text, 'certain' if strong.all() else 'likely')
     lag = max(by_lag, key=lambda k: by_lag[k])
-    if lag != 0 and by_lag[lag] > by_lag[0] + 0.1:
-        level = WARNING if lag < 0 else HINT
-        yield Note(f'delay of the {what}', level, f'the motion fits the action {abs(lag)} frames '
-                   f'{"later" if lag < 0 else "before"} better (correlation {by_lag[lag]:.2f} '
-                   f'against {by_lag[0]:.2f}): '
-                   + ('actions and states may be shifted' if lag < 0 else
-                      'the arm lags, or actions and states are shifted'), 'likely')
+    if lag != 0 and by_lag[lag] > max(by_lag[0] + 0.1, FOLLOWS):
+        yield Note(f'delay of the {what}', WARNING if lag < 0 else HINT, f'the hand moves '
+                   f'{abs(lag)} frames {"before" if lag < 0 else "after"} the action that asks '
+                   f'for it (correlation {by_lag[lag]:.2f} against {by_lag[0]:.2f}): '
+                   + ('actions are stored too late' if lag < 0 else
+                      'the arm is slow, or actions are stored too early'), 'likely')
 
 
 def _unwound(state: NDArray[np.float64]) -> NDArray[np.float64]:
