@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -78,6 +77,9 @@ class GrpoTrainer:
         self.config, self.run = config, run
         self.accelerator = Accelerator(mixed_precision=config.precision)
         start = load_start(run.init, run.replan_steps)
+        if start.transform.mirrored:
+            raise UserError(f'{run.init}: sees mirrored pictures, which a training run does not '
+                            'record; begin with a policy that sees them upright')
         self.transform, self.replan_steps = start.transform, start.replan_steps
         self.sampler = BatchSampler(
             start.model, self.transform, max_thought_tokens=start.max_thought_tokens,
@@ -151,7 +153,7 @@ class GrpoTrainer:
         found: list[bool] = []
         self.engine.run(self.greedy, partial(next, mine, None),
                         lambda trajectory: found.append(trajectory.success))
-        return Rate(int(self._summed([float(sum(found))])[0]), len(jobs))
+        return Rate(int(self.learner.summed([float(sum(found))])[0]), len(jobs))
 
     def evaluate_if_due(self, last: bool = False) -> None:
         """Evaluate what the recipe asks for and has not been evaluated yet."""
@@ -206,7 +208,7 @@ class GrpoTrainer:
         played = groups.played
         decisions = [d for t in played for d in t.decisions]
         n, successes, form, reward, steps, looks, words, cut, tried, kept, fresh, lost = (
-            self._summed([
+            self.learner.summed([
                 len(played), sum(t.success for t in played), sum(map(self.rewards.form, played)),
                 float(self.rewards.of(played).sum()), sum(t.steps for t in played),
                 len(decisions), sum(len(d.thought_log_probs) for d in decisions),
@@ -247,10 +249,6 @@ class GrpoTrainer:
         learner.step, self.tried = state['step'], state['tried']
         self.history = state['history']
         self._forget()
-
-    def _summed(self, values: Sequence[float]) -> list[float]:
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
-        return self.accelerator.reduce(tensor, reduction='sum').tolist()
 
 
 def train_grpo(config: GrpoConfig, run: GrpoRun, estimate: bool = False,

@@ -167,7 +167,7 @@ class Learner:
         ``episodes``: how many the rows belong to.
         """
         config, width = self.config, self.transform.config.action_dim
-        counts = Counts(*self._summed([
+        counts = Counts(*self.summed([
             sum(len(r.decision.thought_log_probs) for r in rows),
             width * sum(r.executed for r in rows),
             sum(len(r.decision.action_log_probs) for r in rows), episodes]))
@@ -249,7 +249,7 @@ class Learner:
 
     def _report(self, sums: _Sums, counts: Counts) -> UpdateReport:
         config = self.config
-        loss, kl, clipped, bounded, change, words, actions = self._summed(
+        loss, kl, clipped, bounded, change, words, actions = self.summed(
             [sums.loss, sums.kl, sums.clipped, sums.bounded, sums.change, sums.words,
              sums.actions])
         drift = self.accelerator.gather(
@@ -262,7 +262,8 @@ class Learner:
             actions / (counts.actions * config.epochs), sums.gradient / steps,
             float(drift.max()))
 
-    def _summed(self, values: Sequence[float]) -> list[float]:
+    def summed(self, values: Sequence[float]) -> list[float]:
+        """Return the sums over all processes."""
         tensor = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
         return self.accelerator.reduce(tensor, reduction='sum').tolist()
 

@@ -6,14 +6,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from small import CONFIG
-from toy import ToyScene
-
-from dtvla_ros.training.rl.grpo import GrpoRun, train_grpo
-from dtvla_ros.training.rl.pool import LocalPool
-
 if __name__ == '__main__':
+    # Simulators import this file again; they shall not import torch.
+    import torch
+    from small import CONFIG
+    from toy import ToyScene
+
+    from dtvla_ros.training.rl.grpo import GrpoRun, train_grpo
+    from dtvla_ros.training.rl.pool import LocalPool
+
     torch.set_num_threads(1)
     init, out, iterations = sys.argv[1:]
     run = GrpoRun(Path(init), Path(out), int(iterations), replan_steps=2)

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import copy
+import os
+import socket
+import subprocess
+import sys
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from learn import learn
 from small import CONFIG, small_policy
 from torch.distributions import Categorical
 from toy import ToyScene
 
 from dtvla_ros.engine.batch import BatchSampler
+from dtvla_ros.policy.checkpoint import read_tensors
 from dtvla_ros.training.rl.learner import Learner, Tokens, rows_of
 from dtvla_ros.training.rl.pool import LocalPool
 from dtvla_ros.training.rl.rollouts import Rollout, RolloutEngine
 from dtvla_ros.training.rl.serve import EpisodeJob
 from dtvla_ros.training.rl.trajectory import Trajectory
 
+HERE = Path(__file__).parent
 HOT = replace(CONFIG, thought_temperature=0.8, action_temperature=1.6)
 
 
@@ -212,3 +220,29 @@ def test_nothing_to_learn_is_nothing_done(played):
     before = [p.clone() for p in learner.model.parameters()]
     assert learner.update([], 0, 0) is None
     assert all(map(torch.equal, before, learner.model.parameters()))
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(played, tmp_path):
+    """Unequal shares, their gradients added up over gloo: the weights of one process with all."""
+    episodes, out = tmp_path / 'episodes', tmp_path / 'out'
+    out.mkdir()
+    for k, trajectory in enumerate(played[2]):
+        trajectory.save(episodes / f'{k}.safetensors')
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    common = os.environ | {
+        'PYTHONPATH': str(HERE), 'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1',
+        'MASTER_PORT': str(port), 'ACCELERATE_USE_CPU': 'true', 'GLOO_SOCKET_IFNAME': 'lo'}
+    crew = [subprocess.Popen(
+        [sys.executable, str(HERE / 'learn.py'), str(episodes), str(out)],
+        env=common | {'RANK': str(rank), 'LOCAL_RANK': str(rank)}) for rank in range(2)]
+    assert [process.wait(300.0) for process in crew] == [0, 0]
+    wanted = learn(episodes, 0, 1).model.state_dict()
+    for rank in range(2):
+        found = read_tensors(out / f'{rank}.safetensors')
+        for name, value in found.items():
+            torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=1e-5)
+    start = small_policy()[0].state_dict()
+    assert any(not torch.allclose(wanted[k], start[k], atol=1e-4) for k in start)
