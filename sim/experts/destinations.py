@@ -18,6 +18,8 @@ Points = NDArray[np.float64]
 # mug is in front of the opening [m].
 MICROWAVE = np.array([-0.04, -0.012, 0.024])
 MICROWAVE_FRONT = 0.19
+FRONT = 0.018  # of the middle of a drawer [m]
+BESIDE = 0.065  # between the middles of two objects in one basket [m]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class Spot:
     ``lowest`` and ``over``: heights of its lowest point when it is let go and while it is
     carried. ``yaw``: how the fingers must then be turned [rad], None if any way will do.
     ``entry`` [2] is where it waits to move on level to ``point``, None if it comes from above.
+    ``tips``: below this height there is no room for the fingers to open.
     """
 
     point: Points
@@ -35,6 +38,7 @@ class Spot:
     yaw: float | None = None
     entry: Points | None = None
     middle: bool = False
+    tips: float = -np.inf
 
 
 def anchor(scene: LiberoScene, place: str) -> Points:
@@ -53,7 +57,7 @@ def spots(scene: LiberoScene, goal: Sequence[str]) -> list[Spot]:
     if thing in scene.objects and 'caddy' not in thing:
         return [_in_or_on(scene, thing, _sharing(scene, goal))]
     if DRAWER_REGION.search(place) and 'cabinet' in thing:
-        return [_in_drawer(scene, thing, at)]
+        return _in_drawer(scene, thing, at)
     if 'caddy' in thing:
         return [_in_compartment(scene, place, thing, at)]
     if 'microwave' in thing:
@@ -73,19 +77,24 @@ def _in_or_on(scene: LiberoScene, thing: str, share: tuple[int, int]) -> Spot:
     point, points = scene.position(thing)[:2], surface(scene, thing)
     top = float(points[:, 2].max())
     if 'basket' in thing:
-        if share[1] > 1:
-            point = point + [0.0, (share[0] - 0.5 * (share[1] - 1)) * 0.065]
-        return Spot(point, top - 0.02, top + 0.06)
+        if share[1] == 1:
+            return Spot(point, top - 0.02, top + 0.06)
+        point = point + [0.0, (share[0] - 0.5 * (share[1] - 1)) * BESIDE]
+        return Spot(point, top - 0.02, top + 0.06, tips=top + 0.005)
     if 'bowl' in thing:
         return Spot(point, top - 0.005, top + 0.04)
     return Spot(point, top - 0.012, top + 0.08)
 
 
-def _in_drawer(scene: LiberoScene, thing: str, at: Points) -> Spot:
+def _in_drawer(scene: LiberoScene, thing: str, at: Points) -> list[Spot]:
     points = surface(scene, thing)
     near = points[np.linalg.norm(points[:, :2] - at[:2], axis=1) < 0.06]
-    floor = near[near[:, 2] < at[2], 2].max(initial=at[2] - 0.04)
-    return Spot(at[:2], float(floor) + 0.006, at[2] + 0.08)
+    floor = float(near[near[:, 2] < at[2], 2].max(initial=at[2] - 0.04))
+    out = at[:2] - scene.position(thing)[:2]
+    out /= max(float(np.linalg.norm(out)), 1e-9)
+    # Towards the front the hand is clear of the cabinet and the handles above.
+    return [Spot(at[:2] + shift * out, floor + 0.006, float(at[2]) + 0.08)
+            for shift in (FRONT, 0.0)]
 
 
 def _in_compartment(scene: LiberoScene, place: str, thing: str, at: Points) -> Spot:

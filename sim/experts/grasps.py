@@ -15,6 +15,7 @@ from ..libero.scene import LiberoScene
 WIDEST = 0.074  # opening between the pads that still lets an object in [m]
 FINGER_HALF_OPEN, FINGER_THICK, FINGER_HALF_BREADTH = 0.040, 0.024, 0.014  # [m]
 PALM = (0.115, 0.042, 0.047)  # half length, half breadth, height over the pads [m]
+FINGERTIP = 0.012  # below the middle of the pads [m]
 SAMPLING = 0.012  # distance of points on a box [m]
 FARTHEST = 0.70  # from the base: beyond, the elbow is straight and the arm stalls [m]
 
@@ -112,7 +113,7 @@ def _obstruction(centre: Points, yaw: float, lowest: float, others: Points) -> f
 def crowding(grasp: Grasp, shift: Points, others: Points) -> float:
     """Return what the open hand would meet where it lets go, moved by ``shift`` [3]."""
     to = grasp.point + shift
-    return _obstruction(to[:2], grasp.yaw, to[2] - 0.012, others)
+    return _obstruction(to[:2], grasp.yaw, to[2] - FINGERTIP, others)
 
 
 def beyond_reach(scene: LiberoScene, point: Points) -> float:
@@ -149,7 +150,7 @@ def grasps_across(
             continue
         centre = (u * (a.max() + a.min()) + v * (b.max() + b.min())) / 2
         turned, way = closest_yaw(float(yaw), now)
-        cost = 0.3 * _obstruction(centre, yaw, z - 0.012, others) + 4.0 * width + 0.05 * way
+        cost = 0.3 * _obstruction(centre, yaw, z - FINGERTIP, others) + 4.0 * width + 0.05 * way
         found.append((cost, Grasp(np.append(centre, z), turned, top, bottom)))
     return found
 
@@ -176,7 +177,7 @@ def grasps_rim(
         turned, way = closest_yaw(float(angle), now)
         for higher in (0.0, 0.006):
             z = top - depth + higher
-            cost = (0.5 * _obstruction(centre, angle, z - 0.012, others) + 0.10 * way
+            cost = (0.5 * _obstruction(centre, angle, z - FINGERTIP, others) + 0.10 * way
                     + 4.0 * higher + 10.0 * far)
             found.append((cost, Grasp(np.append(centre, z), turned, top, bottom, float(angle))))
     # Every side was tried: begin anew.

@@ -12,6 +12,7 @@ from ..libero.env import LiberoEnv
 from ..libero.start import owner
 from .destinations import Spot, anchor, spots
 from .grasps import (
+    FINGERTIP,
     Grasp,
     closest_yaw,
     crowding,
@@ -216,9 +217,10 @@ class Place(Skill):
         spot, scene = self._spot, self.scene
         assert spot is not None and self._turned is not None
         moved = anchor(scene, self._to) - self._anchor
-        points = surface(scene, self._name)
-        reference = ((points.max(axis=0) + points.min(axis=0)) / 2 if spot.middle
-                     else scene.position(self._name))
+        reference = scene.position(self._name)
+        if spot.middle:
+            points = surface(scene, self._name)
+            reference = (points.max(axis=0) + points.min(axis=0)) / 2
         offset = (reference - hand.position)[:2]
         first = spot.point if spot.entry is None else spot.entry
         self._target = np.append(first + moved[:2] - offset, self._safe_z)
@@ -226,9 +228,9 @@ class Place(Skill):
         near, straight = ((NEAR, TURNED) if spot.yaw is None else (FITTING_NEAR, FITTING_TURNED))
         if late or (np.linalg.norm(hand.position - self._target) < near and turned < straight):
             # It may have slid between the pads.
-            below = hand.position[2] - points[:, 2].min()
-            self._target = np.append(
-                spot.point + moved[:2] - offset, spot.lowest + moved[2] + below)
+            below = hand.position[2] - surface(scene, self._name)[:, 2].min()
+            height = max(spot.lowest + moved[2] + below, spot.tips + FINGERTIP)
+            self._target = np.append(spot.point + moved[:2] - offset, height)
             self._go('place')
 
     def _slide(self, position: NDArray[np.float64], hand: Hand) -> None:

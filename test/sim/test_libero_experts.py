@@ -1,0 +1,180 @@
+"""The experts of LIBERO's suites: goals in order, each kind of destination, recovery, words."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dtvla_sim
+from dtvla_ros.errors import UserError
+from dtvla_ros.evaluation.protocol import run_expert_episode
+from dtvla_sim.experts import make_expert
+from dtvla_sim.libero import package
+
+# Checkouts may have the assets beside them; they are never inside (docs/libero.md).
+BESIDE = Path(__file__).parents[3] / 'shared' / 'libero' / 'assets'
+if BESIDE.is_dir():
+    os.environ.setdefault('DTVLA_LIBERO_ASSETS', str(BESIDE))
+try:
+    package.root()
+    package.check_mujoco()
+    package.find_assets()
+    MISSING = ''
+except UserError as error:
+    MISSING = str(error)
+needs_libero = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+CHEESE = 'put_the_cream_cheese_in_the_bowl'
+RACK = 'put_the_wine_bottle_on_the_rack'
+DRAWER = 'open_the_top_drawer_and_put_the_bowl_inside'
+BOOK = ('STUDY_SCENE1_pick_up_the_book_and_place_it_in_the_back_compartment_of_the_caddy')
+MICROWAVE = 'KITCHEN_SCENE6_put_the_yellow_and_white_mug_in_the_microwave_and_close_it'
+CANS = ('LIVING_ROOM_SCENE2_put_both_the_alphabet_soup_and_the_tomato_sauce_in_the_basket')
+STOVE = 'KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it'
+SLOW_SUITES = ('libero_goal', 'libero_10')
+
+
+@pytest.fixture(scope='module')
+def goal_env():
+    environment = dtvla_sim.make('libero_goal', starts='random', image_size=64)
+    yield environment
+    environment.close()
+
+
+@pytest.fixture(scope='module')
+def long_env():
+    environment = dtvla_sim.make('libero_10', starts='random', image_size=64)
+    yield environment
+    environment.close()
+
+
+def phases(thoughts):
+    """Return the phases in the order in which they were first thought of, with their objects."""
+    said = [' '.join(t.split(' now ')[1].split()[:2]) for t in thoughts]
+    return list(dict.fromkeys(said))
+
+
+class _Scene:
+    """What a choice of goals needs to know of a scene."""
+
+    objects = ('akita_black_bowl_1', 'plate_1')
+
+    def __init__(self, goals, regions):
+        self.goals = goals
+        self.regions = {r: {'target': t} for r, t in regions.items()}
+
+
+def test_goals_come_in_an_order_in_which_they_can_be_reached():
+    from dtvla_sim.experts.libero import needed_first, plan
+
+    drawer = 'white_cabinet_1_bottom_region'
+    scene = _Scene([['close', drawer], ['in', 'akita_black_bowl_1', drawer]],
+                   {drawer: 'white_cabinet_1'})
+    assert plan(scene) == [('in', 'akita_black_bowl_1', drawer), ('close', drawer)]
+    assert needed_first(scene, ('in', 'akita_black_bowl_1', drawer)) == ('open', drawer)
+    assert needed_first(scene, ('close', drawer)) is None
+    stove = _Scene([['on', 'moka_pot_1', 'flat_stove_1_cook_region'],
+                    ['turnon', 'flat_stove_1']], {})
+    assert [g[0] for g in plan(stove)] == ['turnon', 'on']
+
+
+def test_a_goal_without_a_skill_is_named():
+    from dtvla_sim.experts.libero import skill_class
+
+    with pytest.raises(UserError, match='goal "turnoff flat_stove_1"'):
+        skill_class(_Scene([], {}), ('turnoff', 'flat_stove_1'))
+
+
+def test_regions_have_short_words():
+    from dtvla_sim.experts.skill import word_of
+
+    scene = _Scene([], {
+        'wooden_cabinet_1_top_region': 'wooden_cabinet_1',
+        'wooden_cabinet_1_top_side': 'wooden_cabinet_1',
+        'wine_rack_1_top_region': 'wine_rack_1',
+        'desk_caddy_1_back_contain_region': 'desk_caddy_1',
+        'living_room_table_plate_right_region': 'living_room_table'})
+    assert [word_of(scene, name) for name in (*scene.regions, 'plate_1')] == [
+        'top_drawer', 'wooden_cabinet', 'wine_rack', 'desk_caddy', 'table', 'plate']
+
+
+@needs_libero
+@pytest.mark.parametrize('task', [CHEESE, RACK])
+def test_one_goal_of_libero_goal(goal_env, task):
+    result, actions = run_expert_episode(goal_env, make_expert(goal_env), task, 11)
+    assert result.success and np.abs(actions).max() <= 1.0
+
+
+@needs_libero
+def test_a_closed_drawer_is_opened_before_something_goes_in(goal_env):
+    result, _ = run_expert_episode(goal_env, make_expert(goal_env), DRAWER, 12)
+    said = phases(result.thoughts)
+    assert result.success
+    assert said.index('open top_drawer') < said.index('reach akita_black_bowl')
+    assert said[-1] in ('place top_drawer', 'release akita_black_bowl')
+
+
+@needs_libero
+def test_a_book_goes_between_two_walls(long_env):
+    result, _ = run_expert_episode(long_env, make_expert(long_env), BOOK, 13)
+    assert result.success
+
+
+@needs_libero
+def test_the_microwave_is_closed_last(long_env):
+    result, _ = run_expert_episode(long_env, make_expert(long_env), MICROWAVE, 14)
+    said = phases(result.thoughts)
+    assert result.success
+    assert said.index('release white_yellow_mug') < said.index('close microwave')
+    assert 'done white_yellow_mug now close microwave' in ' '.join(result.thoughts)
+
+
+@needs_libero
+def test_what_is_undone_is_done_again(long_env):
+    expert, moved = make_expert(long_env), []
+
+    def undo(step):
+        """Put the first can back on the table while the second is reached for."""
+        scene = long_env.scene
+        if not moved and step.phase == 'reach' and 'done alphabet_soup' in step.thought:
+            address = scene.joint_address('alphabet_soup_1')
+            scene.data.qpos[address:address + 7] = home
+            scene.forward()
+            moved.append(step)
+        return step.action
+
+    long_env.reset(seed=15, options={'task': CANS})
+    address = long_env.scene.joint_address('alphabet_soup_1')
+    home = long_env.scene.data.qpos[address:address + 7].copy()
+    result, _ = run_expert_episode(long_env, expert, CANS, 15, disturb=undo)
+    assert moved and result.success
+    after = result.thoughts[result.thoughts.index(moved[0].thought) + 1:]
+    assert any('done nothing now reach alphabet_soup' in t for t in after)
+
+
+@pytest.mark.slow
+@needs_libero
+@pytest.mark.parametrize('suite', SLOW_SUITES)
+def test_every_task_of_the_suite(suite):
+    env = dtvla_sim.make(suite, starts='random', image_size=64)
+    expert = make_expert(env)
+    results = [run_expert_episode(env, expert, task, 20 + k)[0]
+               for k, task in enumerate(env.tasks)]
+    env.close()
+    assert sum(r.success for r in results) >= 9, [r.task for r in results if not r.success]
+
+
+@pytest.mark.slow
+@needs_libero
+def test_disturbed_execution_is_recovered_from(long_env):
+    from dtvla_sim.experts.noise import Disturber
+
+    results = []
+    for seed, kind in enumerate(('noisy', 'drop', 'shove')):
+        disturb = Disturber(kind, np.random.default_rng(seed))
+        results.append(run_expert_episode(
+            long_env, make_expert(long_env), CANS, 30 + seed, disturb=disturb)[0])
+    assert sum(r.success for r in results) >= 2
