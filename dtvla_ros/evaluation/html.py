@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
+from urllib.parse import quote
 
 from dtvla_ros.files import write_text
 
@@ -45,8 +47,13 @@ _RESULTS = ('tasks', 'total', 'latency', 'episodes', 'versions', 'decisions', 'c
 
 def write_html(
     path: Path, title: str, summary: Mapping[str, Any], stills: Path | None,
+    films: Path | None = None,
 ) -> None:
-    """Write the report of ``dtvla eval``; ``stills`` holds ``<task>-<seed>.jpg`` of failures."""
+    """Write the report of ``dtvla eval``.
+
+    ``stills`` holds ``<task>-<seed>.jpg`` of failures, which become part of the page, ``films``
+    the same as ``.mp4``, which it links to.
+    """
     total = summary['total']
     low, high = total['wilson95']
     write_text(path, _PAGE.substitute(
@@ -54,13 +61,13 @@ def write_html(
         summary=escape(
             f'{total["successes"]} of {total["n"]} episodes succeeded: {total["rate"]:.1%}, '
             f'95 % Wilson interval {low:.1%} to {high:.1%}. Seeds {summary["seeds"][0]} to '
-            f'{summary["seeds"][1]} of every task.'),
+            f'{summary["seeds"][1]} of every task.' + _mishaps(summary)),
         success=_success(summary),
         latency=_table(
             ('phase', 'median [ms]', 'p95 [ms]', 'p99 [ms]', 'n'),
             ([phase, *(f'{row[k]:.1f}' for k in ('p50_ms', 'p95_ms', 'p99_ms')), str(row['n'])]
              for phase, row in summary['latency'].items())),
-        failures=_failures(summary['episodes'], stills),
+        failures=_failures(summary['episodes'], stills, films, path.parent),
         settings=_table(('', ''), _flat(
             {k: v for k, v in summary.items() if k not in _RESULTS})),
         versions=_table(('', ''), summary['versions'].items())))
@@ -82,22 +89,38 @@ def _success(summary: Mapping[str, Any]) -> str:
     return _wrap(head, rows)
 
 
-def _failures(episodes: Sequence[Mapping[str, Any]], stills: Path | None) -> str:
+def _mishaps(summary: Mapping[str, Any]) -> str:
+    text = ''
+    if summary['refused']:
+        text += f' {summary["refused"]} failed because the policy refused the sentence.'
+    if summary['cut_thoughts']:
+        text += (f' {summary["cut_thoughts"]} of {summary["decisions"]} thoughts were cut at the '
+                 'longest length.')
+    return text
+
+
+def _failures(
+    episodes: Sequence[Mapping[str, Any]], stills: Path | None, films: Path | None, beside: Path,
+) -> str:
     failed = [e for e in episodes if not e['success']]
     if not failed:
         return '<p>None.</p>'
     figures = []
     for episode in failed:
         name = f'{episode["task"]}-{episode["seed"]}'
-        caption = (f'{episode["task"].replace("_", " ")}, seed {episode["seed"]}, '
-                   f'{episode["steps"]} steps')
+        caption = escape(f'{episode["task"].replace("_", " ")}, seed {episode["seed"]}, '
+                         f'{episode["steps"]} steps')
         still = stills / f'{name}.jpg' if stills else None
         picture = ''
         if still is not None and still.exists():
             data = base64.b64encode(still.read_bytes()).decode()
             picture = f'<img alt="{escape(name)}" src="data:image/jpeg;base64,{data}">'
             caption += '; the last look and the thought it led to'
-        figures.append(f'<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>')
+        film = films / f'{name}.mp4' if films else None
+        if film is not None and film.exists():
+            link = quote(os.path.relpath(film, beside))
+            caption += f'; <a href="{escape(link)}">film</a>'
+        figures.append(f'<figure>{picture}<figcaption>{caption}</figcaption></figure>')
     return '\n'.join(figures)
 
 

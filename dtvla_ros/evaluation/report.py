@@ -13,8 +13,8 @@ from .protocol import EpisodeResult
 from .statistics import Rate, latency_summary
 
 PACKAGES = (
-    'dtvla_ros', 'numpy', 'mujoco', 'robosuite', 'gymnasium', 'onnxruntime', 'tokenizers', 'torch',
-    'transformers', 'cyclonedds', 'rosbags',
+    'dtvla_ros', 'numpy', 'mujoco', 'robosuite', 'hf-libero', 'bddl', 'gymnasium', 'onnxruntime',
+    'tokenizers', 'torch', 'transformers', 'cyclonedds', 'rosbags',
 )
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import re
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 from PIL import Image
 
@@ -53,12 +54,17 @@ def test_the_report_stands_alone_and_shows_every_failure(tmp_path):
         'suite': 'tabletop', 'mode': 'full', 'perturb': ['camera:2'], 'via': 'inprocess',
         'flags': {'msaa_samples': 0, 'gripper': '-1 opens, +1 closes'},
         'files': {'model.safetensors': 'acc5'}, 'replan_steps': 3, 'seeds': [7, 8],
-        'versions': versions(), **summarise(episodes, TASKS)}
-    path = tmp_path / 'report.html'
-    write_html(path, 'tabletop: <full> thought', summary, stills)
+        'versions': versions(), **summarise(episodes, TASKS), 'cut_thoughts': 3, 'refused': 1}
+    films = tmp_path / 'some films'
+    films.mkdir()
+    (films / f'{TASKS[0]}-7.mp4').write_bytes(b'film')
+    path = tmp_path / 'pages' / 'report.html'
+    write_html(path, 'tabletop: <full> thought', summary, stills, films)
     page = Reader()
     page.feed(path.read_text())
-    assert page.open == [] and page.loaded == []
+    link = '../some%20films/stack_the_cube-7.mp4'  # beside the page, which needs it not
+    assert page.open == [] and page.loaded == [link]
+    assert (path.parent / unquote(link)).read_bytes() == b'film'
     cells = {row[0]: row[1:] for row in page.rows if row}
     assert cells['stack the cube'][:3] == ['1/2', '50%', '9 - 91 %']
     assert cells['push the <b>cube'][0] == '1/2' and cells['all'][0] == '2/4'
@@ -71,3 +77,4 @@ def test_the_report_stands_alone_and_shows_every_failure(tmp_path):
     text = ''.join(page.text)
     assert len(re.findall(r'the last look and the thought', text)) == 1
     assert 'push the <b>cube, seed 8, 50 steps' in text
+    assert '1 failed because the policy refused' in text and '3 of 4 thoughts were cut' in text
