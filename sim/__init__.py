@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dtvla_ros.errors import UserError
@@ -9,6 +10,7 @@ from dtvla_ros.errors import UserError
 if TYPE_CHECKING:
     from .env import TabletopEnv
     from .libero.env import LiberoEnv
+    from .perturbation import PerturbedEnv
 
 LIBERO_SUITES = ('libero_spatial', 'libero_object', 'libero_goal', 'libero_10', 'libero_90')
 SUITES = ('tabletop', *LIBERO_SUITES)
@@ -16,17 +18,24 @@ SUITES = ('tabletop', *LIBERO_SUITES)
 EVAL_SEED_START = 1_000_000
 
 
-def make(suite: str, **options: Any) -> TabletopEnv | LiberoEnv:
-    """Build a suite's environment. One environment per process.
+def make(
+    suite: str, perturb: Sequence[str] = (), **options: Any,
+) -> TabletopEnv | LiberoEnv | PerturbedEnv:
+    """Build a suite's environment, disturbed by ``perturb`` if any. One environment per process.
 
     Raises
     ------
     UserError
-        If the suite is unknown or not installed, or no software renderer is installed.
+        If the suite or a perturbation is unknown, the suite is not installed, or no software
+        renderer is.
 
     """
     if suite not in SUITES:
         raise UserError(f'unknown suite "{suite}"; there is: {", ".join(SUITES)}')
+    if perturb:
+        from .perturbation import PerturbedEnv
+
+        return PerturbedEnv(make(suite, **options), perturb)
     if suite in LIBERO_SUITES:
         from .libero.env import LiberoEnv
 

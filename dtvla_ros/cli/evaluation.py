@@ -13,7 +13,8 @@ app = typer.Typer()
 
 Policy = Annotated[Path, typer.Option(help='Folder of a policy (its manifest).')]
 Mode = Annotated[str, typer.Option(
-    help='Thought: full, masked, random, swapped or frozen; replay: no policy, eyes closed.')]
+    help="Thought: full, masked, random, swapped (another task's) or frozen; replay: no policy, "
+    'eyes closed.')]
 EngineName = Annotated[str, typer.Option('--engine', help='onnx or torch.')]
 Seed = Annotated[
     Optional[int],  # noqa: UP045 - typer reads this annotation at run time on Python 3.10
@@ -28,6 +29,18 @@ Replan = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(min=1, help='Actions per decision. [default: as the policy promises]'),
 ]
+Device = Annotated[str, typer.Option(help='Where the policy runs: cpu, cuda, tensorrt or auto.')]
+Threads = Annotated[int, typer.Option(
+    min=1, help="Of the policy's engine on the CPU, in each process.")]
+Antialiasing = Annotated[bool, typer.Option(
+    '--antialiasing/--no-antialiasing', help='As LIBERO draws, or quicker; see --shadows.')]
+Shadows = Annotated[bool, typer.Option(
+    '--shadows/--no-shadows', help='As LIBERO draws. Without, its pictures are others, and so '
+    'may be the success of a policy trained on them.')]
+MaxSteps = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(min=1, help="Control steps per episode. [default: the suite's limit]"),
+]
 Nano = Path('models/nano')
 
 
@@ -39,6 +52,8 @@ def evaluate(
     episodes: Annotated[int, typer.Option(min=1, help='Episodes per task.')] = 50,
     mode: Mode = 'full',
     engine: EngineName = 'onnx',
+    device: Device = 'cpu',
+    threads: Threads = 1,
     workers: Workers = 2,
     seed: Seed = None,
     replan: Replan = None,
@@ -48,6 +63,9 @@ def evaluate(
         typer.Option(help='Disturb the scene: family:strength, for instance camera:2; repeat for '
                      'several (see dtvla robustness).'),
     ] = None,
+    antialiasing: Antialiasing = True,
+    shadows: Shadows = True,
+    max_steps: MaxSteps = None,
     via: Annotated[str, typer.Option(
         help='inprocess, or ros: simulator, policy and command gate as three processes.')
     ] = 'inprocess',
@@ -87,15 +105,19 @@ def evaluate(
     `dtvla eval --via ros --realtime --episodes 5`
 
     `dtvla eval --perturb camera:2 --perturb light:1 --episodes 10`
+
+    `dtvla eval --suite libero_10 --policy my_policy --max-steps 620 --device cuda`
     """
     from dtvla_ros.demo.evaluate import run_over_ros
     from dtvla_ros.evaluation.command import EvalOptions, evaluate_policy
 
     evaluate_policy(EvalOptions(
         policy=policy, suite=suite, tasks=names(tasks), episodes=episodes, mode=mode,
-        engine=engine, workers=workers, seed=seed, replan_steps=replan, starts=starts,
-        perturb=tuple(perturb or ()), via=via, realtime=realtime, videos=videos,
-        journal=resume, html=html, json_file=json_file), run_over_ros)
+        engine=engine, device=device, threads=threads, workers=workers, seed=seed,
+        replan_steps=replan, starts=starts, perturb=tuple(perturb or ()),
+        antialiasing=antialiasing, shadows=shadows, max_steps=max_steps, via=via,
+        realtime=realtime, videos=videos, journal=resume, html=html, json_file=json_file),
+        run_over_ros)
 
 
 @app.command()
@@ -112,12 +134,17 @@ def robustness(
     ] = None,
     strengths: Annotated[str, typer.Option(help='Comma-separated.')] = '1,2,3',
     mode: Annotated[str, typer.Option(
-        help='Thought: full, masked, random, swapped or frozen.')] = 'full',
+        help="Thought: full, masked, random, swapped (another task's) or frozen.")] = 'full',
     engine: EngineName = 'onnx',
+    device: Device = 'cpu',
+    threads: Threads = 1,
     workers: Workers = 2,
     seed: Seed = None,
     replan: Replan = None,
     starts: Starts = None,
+    antialiasing: Antialiasing = True,
+    shadows: Shadows = True,
+    max_steps: MaxSteps = None,
     resume: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help='Folder of finished episodes, kept and continued.', file_okay=False),
@@ -141,14 +168,15 @@ def robustness(
     evaluate_robustness(
         EvalOptions(
             policy=policy, suite=suite, tasks=names(tasks), episodes=episodes, mode=mode,
-            engine=engine, workers=workers, seed=seed, replan_steps=replan, starts=starts,
-            journal=resume, json_file=json_file),
+            engine=engine, device=device, threads=threads, workers=workers, seed=seed,
+            replan_steps=replan, starts=starts, antialiasing=antialiasing, shadows=shadows,
+            max_steps=max_steps, journal=resume, json_file=json_file),
         names(families), names(strengths))
 
 
 @app.command()
 def report(
-    results: Annotated[list[Path], typer.Argument(help='Files of dtvla eval --json, by mode.')],
+    results: Annotated[list[Path], typer.Argument(help='Files of dtvla eval --json.')],
     into: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help='Document whose success table is replaced.', dir_okay=False),
@@ -160,11 +188,15 @@ def report(
 ) -> None:
     """Put the success of several modes side by side.
 
+    One suite and start distribution: tasks by modes. Several: those by modes, totals in the cells.
+
     **Examples**
 
     `dtvla report out/full.json out/masked.json out/random.json out/replay.json`
 
     `dtvla report out/full.json out/replay.json --into README.md --policy models/nano`
+
+    `dtvla report out/libero/my_policy/*.json` what `make libero-table` does at its end
     """
     from dtvla_ros.evaluation.comparison import compare
 

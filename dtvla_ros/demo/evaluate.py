@@ -13,7 +13,7 @@ from typing import Any
 
 from dtvla_ros.errors import NodeDied
 from dtvla_ros.evaluation.protocol import EpisodeResult
-from dtvla_ros.evaluation.setup import Job, PolicySetup
+from dtvla_ros.evaluation.setup import Job, PolicySetup, SceneSetup
 from dtvla_ros.policy.manifest import PolicyManifest
 
 from .graph import Run, frame_interval, start_nodes, watch
@@ -73,6 +73,15 @@ def blocks(jobs: Iterable[Job]) -> list[tuple[list[str], range]]:
     return [(tasks, range(*ends)) for ends, tasks in together.items()]
 
 
+def parameters(scene: SceneSetup) -> dict[str, str]:
+    """Return what `sim_bridge` is told of a scene, as parameters are written."""
+    chosen: dict[str, Any] = {
+        'starts': scene.starts, 'image_size': scene.image_size, 'max_steps': scene.max_steps,
+        'perturb': f'[{", ".join(scene.perturb)}]' if scene.perturb else None}
+    return {**{name: str(value) for name, value in chosen.items() if value},
+            **{name: str(value).lower() for name, value in scene.lean.items()}}
+
+
 def _block(
     ros: Any, setup: PolicySetup, realtime: bool, tasks: Sequence[str], seeds: range, logs: Path,
 ) -> Iterator[tuple[Job, EpisodeResult]]:
@@ -86,7 +95,8 @@ def _block(
         with NodeProcesses(logs) as nodes:
             start_nodes(nodes, REALTIME if realtime else LOCKSTEP, Run(
                 Path(setup.policy), setup.scene.suite, tasks, len(seeds), seeds.start, setup.mode,
-                setup.engine, every, setup.replan_steps or 0, setup.scene.image_size or 0))
+                setup.engine, every, setup.replan_steps or 0, setup.device, setup.threads,
+                parameters(setup.scene)))
             for _ in watch(ros, listener, nodes):
                 yield from listener.ended()
             while listener.waits():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,9 @@ class Run:
     engine: str
     camera_every: int
     replan_steps: int = 0
-    image_size: int = 0
+    device: str = 'cpu'
+    threads: int = 1
+    scene: Mapping[str, str] = field(default_factory=dict)  # further parameters of sim_bridge
 
 
 def frame_interval(replan_steps: int) -> int:
@@ -48,14 +50,15 @@ def start_nodes(nodes: NodeProcesses, config: str, run: Run) -> None:
     nodes.start('vla_node', 'dtvla_ros.nodes.vla_node', [
         '--ros-args', *VLA_NAMES, *params, '-p', f'policy:={run.policy}',
         '-p', f'engine:={run.engine}', '-p', f'mode:={run.mode}',
-        '-p', f'replan_steps:={run.replan_steps}'], quiet)
+        '-p', f'device:={run.device}', '-p', f'threads:={run.threads}',
+        '-p', f'replan_steps:={run.replan_steps}'], {'OMP_NUM_THREADS': str(run.threads)})
     nodes.start('command_gate', 'dtvla_ros.nodes.command_gate', ['--ros-args', *params], quiet)
-    size = ['-p', f'image_size:={run.image_size}'] if run.image_size else []
+    scene = [word for name, value in run.scene.items() for word in ('-p', f'{name}:={value}')]
     nodes.start('sim_bridge', 'dtvla_ros.nodes.sim_bridge', [
         '--ros-args', *params, '-p', f'suite:={run.suite}',
         '-p', f'tasks:=[{", ".join(run.tasks)}]', '-p', f'episodes:={run.episodes}',
         '-p', f'seed:={run.seed}', '-p', f'camera_every:={run.camera_every}',
-        *size], quiet)
+        *scene], quiet)
 
 
 def watch(ros: Any, watcher: Any, nodes: NodeProcesses) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.console import Console
 import dtvla_sim
 from dtvla_ros import files, share
 from dtvla_ros.engine.engine import MODES
+from dtvla_ros.engine.load import DEVICES, ENGINES
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.manifest import PolicyManifest
 
@@ -26,7 +27,7 @@ from .protocol import EpisodeResult
 from .seeds import evaluation_seed
 from .setup import Job, PolicySetup, SceneSetup, task_of
 
-ENGINES = ('onnx', 'torch')
+GPU_PROVIDERS = {'cuda': 'CUDAExecutionProvider', 'tensorrt': 'TensorrtExecutionProvider'}
 VIAS = ('inprocess', 'ros')
 
 # (setup, real time, jobs): episodes run elsewhere than in this package's own worker processes.
@@ -36,7 +37,10 @@ Graph = Callable[
 
 @dataclass(frozen=True, slots=True)
 class EvalOptions:
-    """What ``dtvla eval`` is asked for; None: as the policy or the suite says, or no such file."""
+    """What ``dtvla eval`` is asked for; None: as the policy or the suite says, or no such file.
+
+    What `SceneSetup` and `PolicySetup` have, too, is explained there.
+    """
 
     policy: Path
     suite: str = 'tabletop'
@@ -46,15 +50,26 @@ class EvalOptions:
     engine: str = 'onnx'
     workers: int = 2
     seed: int | None = None
+    device: str = 'cpu'
+    threads: int = 1
     replan_steps: int | None = None
     starts: str | None = None
     perturb: tuple[str, ...] = ()
+    antialiasing: bool = True
+    shadows: bool = True
+    max_steps: int | None = None
     via: str = 'inprocess'
     realtime: bool = False
     videos: Path | None = None
     journal: Path | None = None
     html: Path | None = None
     json_file: Path | None = None
+
+    def scene(self) -> SceneSetup:
+        """Return the scene that is asked for."""
+        return SceneSetup(
+            self.suite, self.starts, self.perturb, antialiasing=self.antialiasing,
+            shadows=self.shadows, max_steps=self.max_steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +95,18 @@ def evaluate_policy(options: EvalOptions, graph: Graph | None = None) -> dict[st
     """
     _check(options)
     seed = evaluation_seed(options.seed)
-    scene = look_at(options.suite, options.tasks, options.starts, options.perturb)
+    scene = look_at(options.scene(), options.tasks)
     settings: dict[str, Any] = {
         'suite': options.suite, 'mode': options.mode, 'starts': scene.starts,
         'perturb': list(options.perturb), 'via': options.via, 'realtime': options.realtime,
         'flags': dict(scene.flags)}
-    setup = SceneSetup(
-        options.suite, options.starts, options.perturb, scene.flags.get('image_size'))
+    setup = replace(options.scene(), image_size=scene.flags.get('image_size'))
     with _stills(options) as stills:
         if options.mode == 'replay':
             source = processes(workers.make_replay_worker, options.workers, setup)
         else:
             manifest, policy = identify(options, setup, stills)
-            settings |= policy_settings(options, manifest)
+            settings |= policy_settings(options, manifest, policy)
             source = processes(workers.make_policy_worker, options.workers, policy)
             if options.via == 'ros':
                 assert graph is not None
@@ -103,7 +117,7 @@ def evaluate_policy(options: EvalOptions, graph: Graph | None = None) -> dict[st
         summary['workers'] = options.workers if options.via == 'inprocess' else 1
         title = _title(summary)
         if options.html is not None:
-            write_html(options.html, title, summary, stills)
+            write_html(options.html, title, summary, stills, options.videos)
     _finish(title, summary, options.json_file)
     return summary
 
@@ -126,7 +140,7 @@ def evaluate_experts(
     """
     if json_file is not None:
         files.require_writable(json_file)
-    scene = look_at(suite, tasks, starts)
+    scene = look_at(SceneSetup(suite, starts), tasks)
     first = dtvla_sim.EVAL_SEED_START
     if seed is None:
         seed = first if starts == 'benchmark' else 0
@@ -149,9 +163,7 @@ def evaluate_experts(
     return summary
 
 
-def look_at(
-    suite: str, tasks: Sequence[str], starts: str | None = None, perturb: Sequence[str] = (),
-) -> Scene:
+def look_at(setup: SceneSetup, tasks: Sequence[str]) -> Scene:
     """Return what the suite is like under these choices.
 
     Raises
@@ -160,22 +172,43 @@ def look_at(
         If the suite, a task, the start distribution or a perturbation is unknown.
 
     """
-    env = dtvla_sim.make(suite)
+    env = setup.make()
     try:
-        offered = tuple(getattr(env, 'start_distributions', ()))
-        if starts is not None:
-            one_of('starts', starts, offered, f' in {suite}')
-        if perturb:
-            from dtvla_sim.perturbation import PerturbedEnv
-
-            PerturbedEnv(env, perturb)
         for name in tasks:
             one_of('task', name, tuple(env.tasks))
-        return Scene(
-            tuple(tasks) or tuple(env.tasks), starts or next(iter(offered), ''),
-            dict(getattr(env, 'flags', {})))
+        limit = {'max_steps': setup.max_steps} if setup.max_steps else {}
+        return Scene(tuple(tasks) or tuple(env.tasks), env.starts, {**env.flags, **limit})
     finally:
         env.close()
+
+
+def device_there(engine: str, device: str) -> str:
+    """Return where an engine will run, 'auto' decided.
+
+    Raises
+    ------
+    UserError
+        If the device is not there: a node may go on with the CPU, a result may not.
+
+    """
+    one_of('device', device, DEVICES)
+    if device == 'cpu':
+        return device
+    if engine == 'torch':
+        import torch
+
+        there = ['cuda'] if torch.cuda.is_available() else []
+    else:
+        import onnxruntime
+
+        found = onnxruntime.get_available_providers()
+        there = [name for name, provider in GPU_PROVIDERS.items() if provider in found]
+    if device == 'auto':
+        return 'cuda' if 'cuda' in there else 'cpu'
+    if device not in there:
+        raise UserError(f'--device {device}: the engine {engine} has no such device here; it has: '
+                        f'{", ".join(["cpu", *there])}')
+    return device
 
 
 def identify(
@@ -188,13 +221,17 @@ def identify(
         manifest.verified(folder, name)
     return manifest, PolicySetup(
         scene, str(folder), options.engine, options.mode, options.replan_steps,
+        device_there(options.engine, options.device), options.threads,
         str(options.videos) if options.videos else None, str(stills) if stills else None)
 
 
-def policy_settings(options: EvalOptions, manifest: PolicyManifest) -> dict[str, Any]:
+def policy_settings(
+    options: EvalOptions, manifest: PolicyManifest, setup: PolicySetup,
+) -> dict[str, Any]:
     """Return which policy ran and how."""
     return {
-        'policy': str(options.policy), 'engine': options.engine, 'files': dict(manifest.files),
+        'policy': str(options.policy), 'engine': setup.engine, 'device': setup.device,
+        'threads': setup.threads, 'files': dict(manifest.files),
         'replan_steps': options.replan_steps or manifest.action.replan_steps,
         'images': {'upright': manifest.images.upright, 'mirrored': manifest.images.mirrored},
     }
@@ -220,14 +257,18 @@ def _check(options: EvalOptions) -> None:
         raise UserError('--realtime needs --via ros: in process time waits for the policy')
     if options.via == 'ros' and options.mode == 'replay':
         raise UserError('--mode replay runs no policy; leave out --via ros')
-    if options.via == 'ros' and (options.perturb or options.starts):
-        raise UserError('--perturb and --starts work in process only; leave out --via ros')
+    if options.via == 'ros' and options.mode == 'swapped':
+        raise UserError('--mode swapped needs to know the other tasks, of which a node is not '
+                        'told; leave out --via ros')
+    if options.via == 'ros' and any(p.partition(':')[0] == 'language' for p in options.perturb):
+        raise UserError('--perturb language works in process only, where a sentence that the '
+                        'policy refuses is counted; leave out --via ros')
 
 
-def one_of(what: str, value: str, allowed: Sequence[str], where: str = '') -> None:
+def one_of(what: str, value: str, allowed: Sequence[str]) -> None:
     """Refuse a value that is not allowed, by name."""
     if value not in allowed:
-        raise UserError(f'unknown {what} "{value}"; there is{where}: {", ".join(allowed)}')
+        raise UserError(f'unknown {what} "{value}"; there is: {", ".join(allowed)}')
 
 
 @contextmanager

@@ -83,16 +83,19 @@ def run_episode(
     max_steps: int | None = None,
     on_decision: OnDecision | None = None,
 ) -> EpisodeResult:
-    """Run a policy on one start state; it looks again after every ``replan_steps`` actions."""
+    """Run a policy on one start state; it looks again after every ``replan_steps`` actions.
+
+    ``max_steps`` None: the task's own limit.
+    """
     obs, info = env.reset(seed=seed, options={'task': task})
-    max_steps = max_steps or env.max_steps  # the task's own limit, known once it is set
+    limit = max_steps or env.max_steps  # the task's own is known once it is set
     step, done, success = 0, False, False
     gripper = osc.GRIPPER_OPEN  # the command gate's law, so that both paths move the same arm
     latency: dict[str, list[float]] = {}
     thoughts: list[str] = []
     commands: list[NDArray[np.floating]] = []
     cut = 0
-    while not done and step < max_steps:
+    while not done and step < limit:
         observation = observation_from_sim(obs, info, env, step)
         decision = decide(observation)
         timings = {**decision.timings, 'total': sum(decision.timings.values())}
@@ -102,14 +105,14 @@ def run_episode(
         cut += decision.outcome == 'cut'
         if on_decision is not None:
             on_decision(observation, decision, step)
-        for action in decision.chunk[: min(replan_steps, max_steps - step)]:
+        for action in decision.chunk[: min(replan_steps, limit - step)]:
             command = np.clip(action, -1.0, 1.0)
             command[6] = gripper = osc.gripper_command(float(action[6]), gripper)
             commands.append(command)
             obs, _, terminated, truncated, stepped = env.step(command)
             step += 1
             success = success or bool(stepped['success'])
-            done = terminated or truncated or success
+            done = terminated or success or (truncated and max_steps is None)
             if done:
                 break
     return EpisodeResult(
@@ -123,14 +126,14 @@ def run_replay_episode(
 ) -> EpisodeResult:
     """Repeat recorded actions [N, 7] with eyes closed; the last one is held for half a second."""
     env.reset(seed=seed, options={'task': task})
-    max_steps = max_steps or env.max_steps
+    limit = max_steps or env.max_steps
     settle = np.repeat(actions[-1:], int(env.control_rate / 2), axis=0)
     success, step = False, 0
-    for action in np.concatenate([actions, settle])[:max_steps]:
+    for action in np.concatenate([actions, settle])[:limit]:
         _, _, terminated, truncated, info = env.step(action)
         step += 1
         success = bool(info['success'])
-        if success or terminated or truncated:
+        if success or terminated or (truncated and max_steps is None):
             break
     return EpisodeResult(task, seed, success, step)
 

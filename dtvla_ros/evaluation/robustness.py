@@ -12,23 +12,15 @@ from rich.table import Table
 
 from dtvla_ros import files
 from dtvla_ros.engine.engine import MODES
+from dtvla_ros.engine.load import ENGINES
 from dtvla_ros.errors import UserError
 
 from . import report, workers
-from .command import (
-    ENGINES,
-    EvalOptions,
-    identify,
-    look_at,
-    one_of,
-    policy_settings,
-    processes,
-)
+from .command import EvalOptions, identify, look_at, one_of, policy_settings, processes
 from .journal import Journal
 from .progress import finish
 from .protocol import EpisodeResult
 from .seeds import evaluation_seed
-from .setup import SceneSetup
 from .statistics import Rate, wilson
 
 Cell = tuple[str, str, int]  # perturbation ('' for none), task, seed
@@ -86,11 +78,11 @@ def evaluate_robustness(
         files.require_writable(options.json_file)
     seed = evaluation_seed(options.seed)
     seeds = range(seed, seed + options.episodes)
-    scene = look_at(options.suite, options.tasks, options.starts)
-    manifest, setup = identify(options, SceneSetup(options.suite, options.starts))
+    scene = look_at(options.scene(), options.tasks)
+    manifest, setup = identify(options, options.scene())
     settings: dict[str, Any] = {
         'suite': options.suite, 'mode': options.mode, 'starts': scene.starts,
-        'flags': dict(scene.flags), **policy_settings(options, manifest)}
+        'flags': dict(scene.flags), **policy_settings(options, manifest, setup)}
     wanted = [(cell, task, s) for task in scene.tasks for s in seeds for cell in cells]
     with ExitStack() as stack:
         book = Book(options.journal, cells, settings, stack)

@@ -40,17 +40,27 @@ def _policy_episodes(setup: PolicySetup, env: Any) -> Callable[[Job], EpisodeRes
     from dtvla_ros.engine.load import load_policy
     from dtvla_ros.engine.think_act import ThinkAct
 
-    engine, transform, manifest = load_policy(setup.policy, engine=setup.engine, threads=1)
+    from .swapped import OtherTask, other_sentence
+
+    engine, transform, manifest = load_policy(
+        setup.policy, setup.engine, setup.threads, setup.device)
     replan = setup.replan_steps or manifest.action.replan_steps
 
     def serve(job: Job) -> EpisodeResult:
         task, seed = job
-        thinker = ThinkAct(engine, transform, setup.mode, manifest.max_thought_tokens, seed=seed)
+        thinker: ThinkAct | OtherTask
+        if setup.mode == 'swapped':
+            thinker = OtherTask(engine, transform, manifest.max_thought_tokens,
+                                lambda: other_sentence(env, seed))
+        else:
+            thinker = ThinkAct(
+                engine, transform, setup.mode, manifest.max_thought_tokens, seed=seed)
         record = FailureRecord(
             setup.videos, setup.stills, f'{task}-{seed}', env.control_rate / replan)
         try:
             result = run_episode(
-                env, thinker.decide, task, seed, replan, on_decision=record.on_decision)
+                env, thinker.decide, task, seed, replan, setup.scene.max_steps,
+                record.on_decision)
         except UserError:
             if 'language' not in getattr(env, 'active', ()):
                 raise
@@ -72,7 +82,7 @@ def make_replay_worker(scene: SceneSetup) -> Callable[[Job], EpisodeResult]:
         task, seed = job
         if task not in recorded:
             recorded[task] = _record(quiet, task)
-        return run_replay_episode(env, recorded[task], task, seed)
+        return run_replay_episode(env, recorded[task], task, seed, scene.max_steps)
 
     return serve
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -91,7 +91,7 @@ class SimBridge(ros.Node):
     def __init__(self) -> None:
         super().__init__('sim_bridge')
         suite = declare(self, 'suite', 'tabletop', 'scenes and tasks')
-        tasks = [t for t in declare(self, 'tasks', [''], 'task names; empty: all') if t]
+        tasks = _named(declare(self, 'tasks', [''], 'task names; empty: all'))
         episodes = declare(self, 'episodes', 1, 'episodes per task', low=1)
         seed = declare(self, 'seed', 1_000_000, 'of the first episode of each task', low=0)
         self._lockstep = declare(self, 'lockstep', True, 'time waits for the policy')
@@ -99,6 +99,10 @@ class SimBridge(ros.Node):
         self._max_steps = declare(self, 'max_steps', 0, 'per episode; 0: as the task says', low=0)
         size = declare(self, 'image_size', 0, 'side of the images [px]; 0: as the suite has it',
                        low=0)
+        starts = declare(self, 'starts', '', 'where objects stand; empty: as the suite has it')
+        perturb = _named(declare(self, 'perturb', [''], 'family:strength of what disturbs'))
+        lean = {name: False for name in ('antialiasing', 'shadows')
+                if not declare(self, name, True, "in LIBERO's pictures")}
         self._patience = declare(
             self, 'policy_timeout_s', 120.0, 'longest wait for the policy to take a task', low=1)
         self._paused = declare(self, 'start_paused', False, 'begin paused')
@@ -107,7 +111,12 @@ class SimBridge(ros.Node):
         if self._result is not None:
             require_writable(self._result)
             self._result.unlink(missing_ok=True)  # an old one must not pass for this run's
-        self._env = dtvla_sim.make(suite, **({'image_size': size} if size else {}))
+        if lean and suite not in dtvla_sim.LIBERO_SUITES:
+            raise UserError(f'parameter {next(iter(lean))}: {suite} is drawn without already')
+        chosen = {'image_size': size, 'starts': starts}
+        self._env = dtvla_sim.make(
+            suite, perturb, **{k: v for k, v in chosen.items() if v}, **lean)
+        self._perturb = perturb
         self._suite = suite
         unknown = [t for t in tasks if t not in self._env.tasks]
         if unknown:
@@ -288,7 +297,8 @@ class SimBridge(ros.Node):
         tally = self._tally
         tally.step += 1
         self._clock_ns += self._period_ns
-        done = terminated or truncated or tally.step == self._max_steps
+        done = terminated or (
+            tally.step >= self._max_steps if self._max_steps else truncated)
         if not done:
             self._tell(done=False, success=False)
             self._show(look=self._paused or tally.step % self._every == 0)
@@ -303,7 +313,8 @@ class SimBridge(ros.Node):
         self._finished_at = time.monotonic()
         if self._result is not None:
             write_json(self._result, {
-                'suite': self._suite, 'lockstep': self._lockstep, **tally.report()})
+                'suite': self._suite, 'starts': self._env.starts, 'perturb': self._perturb,
+                'lockstep': self._lockstep, **tally.report()})
         self._tell(done=True, success=bool(info['success']))
         self._tell_state()
         for task, (successes, n) in tally.results.items():
@@ -358,6 +369,10 @@ class SimBridge(ros.Node):
         if report['finished']:
             report['summary'] = tally.results
         self._episode.publish(String(data=json.dumps(report)))
+
+
+def _named(values: Sequence[str]) -> list[str]:
+    return [value for value in values if value]  # ROS has no empty list of strings
 
 
 def main(args: list[str] | None = None) -> int:

@@ -8,14 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from dtvla_ros.errors import UserError
+from dtvla_ros.evaluation.command import device_there, look_at
+from dtvla_ros.evaluation.setup import SceneSetup
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize('arguments, named', [
     (('--realtime',), '--via ros'), (('--via', 'pigeon'), 'pigeon'),
-    (('--via', 'ros', '--perturb', 'camera:1'), '--perturb'),
-    (('--via', 'ros', '--starts', 'jitter'), '--starts'),
-    (('--via', 'ros', '--mode', 'replay'), 'replay'), (('--perturb', 'fog:1'), 'fog'),
+    (('--via', 'ros', '--perturb', 'camera:1', '--perturb', 'language:1'), '--perturb language'),
+    (('--no-shadows',), '--no-shadows is for LIBERO'), (('--device', 'abacus'), 'abacus'),
+    (('--via', 'ros', '--mode', 'replay'), 'replay'),
+    (('--via', 'ros', '--mode', 'swapped'), 'swapped'), (('--perturb', 'fog:1'), 'fog'),
     (('--starts', 'benchmark'), 'shuffle, jitter'), (('--html', '.'), '--html'),
 ], ids=str)
 def test_refused(arguments, named, tmp_path):
@@ -26,3 +31,30 @@ def test_refused(arguments, named, tmp_path):
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith('error: ') and named in done.stderr
     assert done.stderr.count('\n') == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_result_never_comes_from_another_device_than_it_says(monkeypatch):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, 'get_available_providers', lambda: ['CPUExecutionProvider'])
+    assert device_there('onnx', 'auto') == device_there('onnx', 'cpu') == 'cpu'
+    with pytest.raises(UserError, match='--device cuda: the engine onnx .* it has: cpu$'):
+        device_there('onnx', 'cuda')
+    monkeypatch.setattr(onnxruntime, 'get_available_providers', lambda: [
+        'CUDAExecutionProvider', 'CPUExecutionProvider'])
+    assert device_there('onnx', 'auto') == device_there('onnx', 'cuda') == 'cuda'
+    with pytest.raises(UserError, match='tensorrt.* it has: cpu, cuda$'):
+        device_there('onnx', 'tensorrt')
+    with pytest.raises(UserError, match='engine torch'):
+        device_there('torch', 'tensorrt')
+
+
+def test_what_differs_from_the_suites_own_is_in_the_flags(libero):
+    usual = look_at(SceneSetup('libero_10'), ()).flags
+    assert (usual['msaa_samples'], usual['shadows'], usual['max_steps']) == (4, True, 520)
+    other = look_at(
+        SceneSetup('libero_10', antialiasing=False, shadows=False, max_steps=620), ()).flags
+    assert (other['msaa_samples'], other['shadows'], other['max_steps']) == (0, False, 620)
+    assert look_at(SceneSetup('libero_10', shadows=False), ()).flags['msaa_samples'] == 4
+    assert 'max_steps' not in look_at(SceneSetup('tabletop'), ()).flags
+    assert look_at(SceneSetup('tabletop', max_steps=90), ()).flags['max_steps'] == 90

@@ -46,6 +46,22 @@ def test_lock_step_over_ros_moves_the_arm_as_in_process(tmp_path):
 
 
 @pytest.mark.slow
+def test_other_starts_disturbances_and_limits_are_the_same_over_ros(tmp_path):
+    scene = ('--tasks', TASKS, '--starts', 'jitter', '--perturb', 'layout:2', '--perturb',
+             'noise:1', '--max-steps', '70', '--threads', '2')
+    here, there = (tmp_path / name for name in ('here', 'there'))
+    alone, nodes = evaluate(here, *scene), evaluate(there, *scene, '--via', 'ros')
+    assert nodes['rows'].keys() == alone['rows'].keys() and len(alone['rows']) == 2
+    for job, row in alone['rows'].items():
+        for key in ('success', 'steps', 'commands'):
+            assert row[key] == nodes['rows'][job][key], (job, key)
+    for key in ('starts', 'perturb', 'flags', 'device', 'threads'):
+        assert nodes[key] == alone[key], key
+    assert (nodes['starts'], nodes['flags']['max_steps']) == ('jitter', 70)
+    assert max(e['steps'] for e in nodes['episodes']) <= 70
+
+
+@pytest.mark.slow
 def test_real_time_says_so_and_tells_how_long_it_thought(tmp_path):
     result = evaluate(
         tmp_path, '--tasks', TASKS.split(',')[0], '--via', 'ros', '--realtime',

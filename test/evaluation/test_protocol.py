@@ -68,6 +68,17 @@ def test_an_idle_policy_fails_when_time_is_up(env):
     assert (result.steps, result.decisions, result.cut) == (10, 3, 3)
 
 
+def test_a_limit_of_steps_that_is_asked_for_replaces_the_tasks_own(env, monkeypatch):
+    monkeypatch.setattr(env, 'steps_per_goal', 5)
+
+    def decide(observation):
+        return Decision('', 'complete', np.zeros((8, 7), np.float32), (), np.zeros(0, np.int64))
+
+    assert run_episode(env, decide, TASK, 7, 4).steps == 5
+    assert run_episode(env, decide, TASK, 7, 4, 13).steps == 13
+    assert run_replay_episode(env, np.zeros((20, 7), np.float32), TASK, 7, 13).steps == 13
+
+
 def test_replay_repeats_its_own_start_but_not_others(env):
     result, actions = run_expert_episode(env, make_expert(env), TASK, 0, env.max_steps)
     assert result.success and actions.shape == (result.steps, 7)

@@ -6,6 +6,7 @@ import pytest
 import dtvla_sim
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.command import evaluate_experts, look_at
+from dtvla_ros.evaluation.setup import SceneSetup
 from dtvla_sim.tabletop.start import JITTER, sample_start
 from dtvla_sim.tabletop.tasks import TASKS
 
@@ -27,13 +28,13 @@ def test_jittered_starts_are_one_arrangement_and_shuffled_ones_are_not(task):
 
 
 def test_a_suite_names_its_starts():
-    scene = look_at('tabletop', (), 'jitter')
-    assert scene.starts == 'jitter' and look_at('tabletop', ()).starts == 'shuffle'
+    scene = look_at(SceneSetup('tabletop', 'jitter'), ())
+    assert scene.starts == 'jitter' and look_at(SceneSetup('tabletop'), ()).starts == 'shuffle'
     assert scene.flags['msaa_samples'] == 0 and scene.flags['image_size'] == 128
-    with pytest.raises(UserError, match='"benchmark"; there is in tabletop: shuffle, jitter'):
-        look_at('tabletop', (), 'benchmark')
-    with pytest.raises(UserError, match='"kitchen"'):
-        dtvla_sim.make('tabletop', starts='kitchen')
+    with pytest.raises(UserError, match='"benchmark"; tabletop has: shuffle, jitter'):
+        look_at(SceneSetup('tabletop', 'benchmark'), ())
+    with pytest.raises(UserError, match='unknown task "fly"'):
+        look_at(SceneSetup('tabletop'), ('fly',))
 
 
 def experts(suite, task, starts, seed=None, episodes=1):
@@ -46,7 +47,7 @@ def test_experts_begin_where_they_are_told():
     shuffle, jitter = (experts('tabletop', task, kind, 7, 3) for kind in (None, 'jitter'))
     assert shuffle[:2] == ('shuffle', [7, 9]) and jitter[:2] == ('jitter', [7, 9])
     assert shuffle[2] != jitter[2]
-    with pytest.raises(UserError, match='"random"; there is in tabletop'):
+    with pytest.raises(UserError, match='"random"; tabletop has'):
         experts('tabletop', task, 'random')
 
 

@@ -1,0 +1,56 @@
+"""With swapped thoughts a policy is told one task and thinks of another, in the same scene."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dtvla_sim
+from dtvla_ros.engine.load import load_policy
+from dtvla_ros.engine.think_act import ThinkAct
+from dtvla_ros.evaluation.protocol import observation_from_sim
+from dtvla_ros.evaluation.swapped import OtherTask, other_sentence
+
+NANO = Path(__file__).resolve().parents[2] / 'models/nano'
+TASK = 'stack_the_red_cube_on_the_green_cube'
+OTHER = 'put the lemon in the blue bin'
+
+
+@pytest.fixture(scope='module')
+def observation():
+    env = dtvla_sim.make('tabletop')
+    obs, info = env.reset(seed=1_000_004, options={'task': TASK})
+    seen = observation_from_sim(obs, info, env)
+    said = {other_sentence(env, seed) for seed in range(30)}
+    assert env.task.name == TASK and info['instruction'] == seen.instruction
+    assert seen.instruction not in said and OTHER in said and len(said) == len(env.tasks) - 1
+    assert other_sentence(env, 3) == other_sentence(env, 3)
+    env.close()
+    return seen
+
+
+def test_the_thought_is_another_tasks_and_the_action_follows_from_it(observation):
+    engine, transform, _ = load_policy(NANO)
+    own = ThinkAct(engine, transform).decide(observation)
+    assert 'cube' in own.reasoning and 'lemon' not in own.reasoning
+    swapped = OtherTask(engine, transform, 48, lambda: OTHER).decide(observation)
+    assert 'lemon' in swapped.reasoning
+    assert not np.array_equal(swapped.action_tokens, own.action_tokens)
+    # With its own sentence as the other one it decides as ever, to the bit.
+    same = OtherTask(engine, transform, 48, lambda: observation.instruction).decide(observation)
+    assert same.thought_tokens == own.thought_tokens
+    assert np.array_equal(same.action_tokens, own.action_tokens)
+    assert np.array_equal(same.chunk, own.chunk)
+
+
+@pytest.mark.slow
+def test_another_task_of_a_libero_scene(libero):
+    env = dtvla_sim.make('libero_goal', image_size=64)
+    env.reset(seed=0)
+    first, sentence = env.task.instruction, other_sentence(env, 1)
+    assert sentence != first and env.task.instruction == first
+    spatial = dtvla_sim.make('libero_spatial', image_size=64)
+    spatial.reset(seed=0)  # its scenes have one task each
+    assert other_sentence(spatial, 1) not in ('', spatial.task.instruction)
