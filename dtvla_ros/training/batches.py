@@ -171,16 +171,20 @@ class BatchMaker:
 
     def _assemble(self, index: NDArray[np.int64], rng: Generator | None) -> Batch:
         s, ids, count = self._samples, self._ids, len(index)
-        prompt = s.prompt[index]
         thought = s.thought[index]
-        kept = np.ones(count, bool)
-        seen = thought
+        kept = taught = np.ones(count, bool)
+        asked, seen = index, thought
         if rng is not None:
-            kept = rng.random(count) >= self._config.reasoning_dropout
-            if self._words is not None:
-                prompt = self._noisy_state(prompt, index, rng, s.state_at[index])
+            kept = taught = rng.random(count) >= self._config.reasoning_dropout
+            if self._config.counterfactual:
+                misled = kept & (rng.random(count) < self._config.counterfactual)
+                taught = kept & ~misled
+                asked = np.where(misled, self._others(index, rng), index)
             seen = self._noisy_places(thought, rng)
-        p = s.prompt_length[index]
+        prompt = s.prompt[asked]
+        if rng is not None and self._words is not None:
+            prompt = self._noisy_state(prompt, index, rng, s.state_at[asked])
+        p = s.prompt_length[asked]
         w = np.where(kept, s.thought_length[index], 2)
         start = p + w  # A, the row of <action>
         length = start + self._slots + 3
@@ -206,8 +210,9 @@ class BatchMaker:
         labels = input_ids.copy()
         labels[inside] = np.where(kept[:, None], thought, empty)[
             np.arange(thought.shape[1]) < w[:, None]]
-        # A dropped thought is not a thing to write: only what follows it is learnt.
-        learnt = real & (columns >= p[:, None]) & ~slots & ~(inside & ~kept[:, None])
+        # A dropped thought, or one that another instruction asks for, is not a thing to write:
+        # only what follows it is learnt.
+        learnt = real & (columns >= p[:, None]) & ~slots & ~(inside & ~taught[:, None])
         b, column = np.nonzero(learnt)
         return Batch(
             frames=torch.from_numpy(self._images(index, rng)),
@@ -221,6 +226,12 @@ class BatchMaker:
             places=torch.from_numpy(s.places[index]),
             told_apart=torch.from_numpy(s.told_apart[index]),
             patches=torch.from_numpy(s.patches[index]))
+
+    def _others(self, index: NDArray[np.int64], rng: Generator) -> NDArray[np.int64]:
+        """Return any frames [B] of the same datasets."""
+        which = np.searchsorted(self._starts, index, side='right') - 1
+        first, last = self._starts[which], self._starts[which + 1]
+        return first + (rng.random(len(index)) * (last - first)).astype(np.int64)
 
     def _noisy_state(self, prompt: NDArray[np.int64], index: NDArray[np.int64], rng: Generator,
                      at: NDArray[np.int64]) -> NDArray[np.int64]:

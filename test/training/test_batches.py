@@ -109,6 +109,28 @@ def test_dropped_thoughts_are_not_learnt(made):
         assert targets == [ids.action, ids.action_end, ids.eos]
 
 
+def test_a_thought_under_another_instruction_is_read_and_not_learnt(made):
+    _, transform, samples, frames, _ = made
+    config = SftConfig.from_dict(CONFIG.to_dict() | {
+        'reasoning_dropout': 0.0, 'counterfactual': 0.8, 'batch_size': 64, 'place_noise': 0.0})
+    batch = BatchMaker(samples, [frames], transform, config).train(0)
+    ids = transform.config.ids
+    own = {tuple(t[:n]) for t, n in zip(samples.thought, samples.thought_length, strict=True)}
+    misled = 0
+    tasks = set()
+    for b in range(64):
+        row, start = batch.input_ids[b].tolist(), int(batch.action_start[b])
+        think = row.index(ids.think)
+        assert tuple(row[think:start]) in own
+        targets = batch.token_targets[batch.token_rows[0] == b].tolist()
+        assert targets in ([*row[think:start + 1], ids.action_end, ids.eos],
+                           [ids.action, ids.action_end, ids.eos])
+        tasks.add(transform.decode_thought(row[:think]).split(';')[0])
+        misled += len(targets) == 3
+    assert 40 < misled < 60
+    assert len(tasks) == 2
+
+
 def test_held_out_episodes_are_never_drawn(made):
     *_, samples, frames, maker = made
     held = set(samples.scene[maker.validation])
