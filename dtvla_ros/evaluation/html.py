@@ -19,13 +19,14 @@ body { font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem aut
        color: #1b1e23; background: #fff }
 table { border-collapse: collapse; margin: 0 0 1.5rem }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #dde1e6 }
-th:first-child, td:first-child { text-align: left }
+th { white-space: nowrap }
+th:first-child, td:first-child, .facts td { text-align: left }
+.facts td + td { font-family: ui-monospace, monospace; font-size: .85em; overflow-wrap: anywhere }
 tr.total td { font-weight: 600; border-top: 2px solid #1b1e23 }
 .bar { position: relative; width: 12rem; height: .8rem; background: #eef0f3 }
 .bar i { position: absolute; top: .25rem; height: .3rem; background: #7c93b5 }
 .bar b { position: absolute; top: 0; width: 3px; height: .8rem; background: #16407a }
 figure { margin: 0 0 1.2rem } figure img { width: 100% } figcaption { color: #545b66 }
-code { font-size: .85em; overflow-wrap: anywhere }
 </style></head><body>
 <h1>$title</h1>
 <p>$summary</p>
@@ -68,9 +69,8 @@ def write_html(
             ([phase, *(f'{row[k]:.1f}' for k in ('p50_ms', 'p95_ms', 'p99_ms')), str(row['n'])]
              for phase, row in summary['latency'].items())),
         failures=_failures(summary['episodes'], stills, films, path.parent),
-        settings=_table(('', ''), _flat(
-            {k: v for k, v in summary.items() if k not in _RESULTS})),
-        versions=_table(('', ''), summary['versions'].items())))
+        settings=_facts(_flat({k: v for k, v in summary.items() if k not in _RESULTS})),
+        versions=_facts(summary['versions'].items())))
 
 
 def _success(summary: Mapping[str, Any]) -> str:
@@ -129,13 +129,22 @@ def _flat(values: Mapping[str, Any], before: str = '') -> Iterable[tuple[str, st
         if isinstance(value, Mapping):
             yield from _flat(value, f'{before}{key}: ')
         else:
-            text = ', '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            values = value if isinstance(value, (list, tuple)) else [value]
+            text = ', '.join({True: 'yes', False: 'no'}[v] if isinstance(v, bool) else str(v)
+                             for v in values)
             yield f'{before}{key}', text or '-'
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return _wrap(head, [
-        '<tr>' + ''.join(f'<td>{escape(cell)}</td>' for cell in row) + '</tr>' for row in rows])
+    return _wrap(head, [_row(row) for row in rows])
+
+
+def _facts(rows: Iterable[Sequence[str]]) -> str:
+    return '<table class="facts">' + '\n'.join(map(_row, rows)) + '</table>'
+
+
+def _row(cells: Sequence[str]) -> str:
+    return '<tr>' + ''.join(f'<td>{escape(cell)}</td>' for cell in cells) + '</tr>'
 
 
 def _wrap(head: Sequence[str], rows: Sequence[str]) -> str:

@@ -52,7 +52,7 @@ def test_the_report_stands_alone_and_shows_every_failure(tmp_path):
     Image.new('RGB', (8, 4), (200, 10, 10)).save(stills / f'{TASKS[0]}-7.jpg')
     summary = {
         'suite': 'tabletop', 'mode': 'full', 'perturb': ['camera:2'], 'via': 'inprocess',
-        'flags': {'msaa_samples': 0, 'gripper': '-1 opens, +1 closes'},
+        'flags': {'msaa_samples': 0, 'shadows': False, 'gripper': '-1 opens, +1 closes'},
         'files': {'model.safetensors': 'acc5'}, 'replan_steps': 3, 'seeds': [7, 8],
         'versions': versions(), **summarise(episodes, TASKS), 'cut_thoughts': 3, 'refused': 1}
     films = tmp_path / 'some films'
@@ -70,6 +70,7 @@ def test_the_report_stands_alone_and_shows_every_failure(tmp_path):
     assert cells['push the <b>cube'][0] == '1/2' and cells['all'][0] == '2/4'
     assert cells['flags: msaa_samples'] == ['0'] and cells['perturb'] == ['camera:2']
     assert cells['files: model.safetensors'] == ['acc5'] and cells['replan_steps'] == ['3']
+    assert cells['flags: shadows'] == ['no']
     assert cells['mujoco'] and cells['total'][0] == '20.0'
     assert len(page.pictures) == 1
     data = base64.b64decode(page.pictures[0].partition(',')[2])
