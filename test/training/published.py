@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import av
@@ -23,11 +23,13 @@ WIDTH = 48  # ids in a row of thoughts
 MISSING_THOUGHT = 3  # the frame of episode 1 that nobody described
 
 
-def encode(path: Path, frames: Sequence[np.ndarray], fps: int = FPS) -> None:
+def encode(path: Path, frames: Sequence[np.ndarray], fps: int = FPS, encoder: str = 'libx264',
+           options: Mapping[str, str] | None = None) -> None:
     """Write an mp4 with the pixel format and key frames LeRobot records with."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), 'w') as container:
-        stream = container.add_stream('libx264', rate=fps, options={'g': '2', 'crf': '18'})
+        stream = container.add_stream(
+            encoder, rate=fps, options=dict(options or {'g': '2', 'crf': '18'}))
         stream.pix_fmt = 'yuv420p'
         stream.height, stream.width = frames[0].shape[:2]
         for k, image in enumerate(frames):

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import av
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.convert import ConvertOptions, convert
 from dtvla_ros.training.dataset.reader import DatasetReader
 from dtvla_ros.training.dataset.v21 import open_dataset
+from dtvla_ros.training.dataset.video import Clip, can_join, join_videos, probe, read_video
 from dtvla_ros.training.dataset.writer import finished_shards
 
 from .published import MISSING_THOUGHT, encode, published_dataset
@@ -187,6 +189,29 @@ def test_another_tokenizer_is_noticed(published, tmp_path):
         str(tmp_path / 'tokenizer.json'))
     with pytest.raises(UserError, match='outside the 2 ids'):
         convert(published, tmp_path / 'out', ConvertOptions(tokenizer=tmp_path))
+
+
+@pytest.mark.parametrize('encoder, codec, every', [
+    ('libsvtav1', 'av1', 2), ('libx264', 'h264', 30), ('libx265', 'hevc', 12)])
+def test_videos_of_every_published_codec_are_joined(tmp_path, encoder, codec, every):
+    """Bit by bit, and each frame is found again by its time."""
+    if encoder not in av.codecs_available:
+        pytest.skip(f'no {encoder} here')
+    clips = []
+    for length in (13, 9, 20):
+        images = [np.roll(np.tile(np.arange(96, dtype=np.uint8), (96, 1)), 3 * k + length, 1)
+                  for k in range(length)]
+        encode(tmp_path / f'{length}.mp4', [np.repeat(i[..., None], 3, 2) for i in images],
+               encoder=encoder, options={'g': str(every)})
+        clips.append(Clip(tmp_path / f'{length}.mp4', 0.0, length))
+    assert can_join([clip.path for clip in clips], 10)
+    out = tmp_path / 'joined.mp4'
+    assert join_videos(out, clips, 10, copy=True) == 42
+    assert probe(out)['codec'] == codec
+    due = [frame for clip in clips for frame in clip.frames()]
+    np.testing.assert_array_equal(list(read_video(out)), due)
+    for k in range(42):
+        np.testing.assert_array_equal(next(read_video(out, k / 10)), due[k])
 
 
 def test_a_video_with_too_few_frames_is_named(tmp_path):

@@ -54,11 +54,21 @@ def read_video(path: Path, start: float = 0.0) -> Iterator[NDArray[np.uint8]]:
         stream.thread_count = 1
         assert stream.average_rate and stream.time_base
         half = 0.5 / float(stream.average_rate)
-        if start > half:
-            container.seek(int((start + half) / stream.time_base), stream=stream)
-        for frame in container.decode(stream):
-            if frame.time >= start - half:
-                yield frame.to_ndarray(format='rgb24').astype(np.uint8, copy=False)
+        first, frames = _decode(container, stream, start + half, start - half)
+        if first is None or first.time > start + half:
+            # Some codecs cannot show every frame after a jump into the middle.
+            first, frames = _decode(container, stream, 0.0, start - half)
+        for frame in chain([] if first is None else [first], frames):
+            yield frame.to_ndarray(format='rgb24').astype(np.uint8, copy=False)
+
+
+def _decode(container: Any, stream: av.VideoStream, begin: float, earliest: float,
+            ) -> tuple[av.VideoFrame | None, Iterator[av.VideoFrame]]:
+    """Jump to ``begin`` [s]; return the first frame shown from ``earliest`` on, and the rest."""
+    assert stream.time_base
+    container.seek(int(begin / stream.time_base), stream=stream)
+    frames = container.decode(stream)
+    return next((frame for frame in frames if frame.time >= earliest), None), frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +103,7 @@ def probe(path: Path) -> dict[str, Any]:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             return {'height': stream.height, 'width': stream.width,
-                    'codec': stream.codec_context.name, 'pix_fmt': stream.pix_fmt,
+                    'codec': stream.codec.canonical_name, 'pix_fmt': stream.pix_fmt,
                     'fps': float(stream.average_rate or 0),
                     'extradata': stream.codec_context.extradata}
     except (OSError, IndexError, av.FFmpegError) as error:
@@ -132,7 +142,7 @@ def join_videos(path: Path, clips: Sequence[Clip], fps: int, copy: bool) -> int:
             with av.open(str(clip.path)) as container:
                 source = container.streams.video[0]
                 if target is None:
-                    target = out.add_stream_from_template(source)
+                    target = out.add_stream_from_template(source, opaque=True)
                 assert source.time_base
                 offset = round(done / fps / source.time_base) - (source.start_time or 0)
                 count = 0
