@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dtvla_ros.demo.evaluate import blocks
+from dtvla_ros.demo.evaluate import blocks, parameters
+from dtvla_ros.evaluation.setup import SceneSetup
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = 'push_the_green_cube_onto_the_yellow_mark,stack_the_red_cube_on_the_green_cube'
@@ -73,6 +74,14 @@ def test_real_time_says_so_and_tells_how_long_it_thought(tmp_path):
     assert episode['commands'] == ''  # when they come depends on the machine
     films = list((tmp_path / 'films').glob('*.mp4')) if (tmp_path / 'films').exists() else []
     assert len(films) == (not episode['success'])
+
+
+def test_the_simulator_is_told_only_what_is_asked_for():
+    assert parameters(SceneSetup('tabletop')) == {}
+    assert parameters(SceneSetup(
+        'libero_10', 'jitter', ('camera:2', 'noise:1'), 128, shadows=False, max_steps=620)) == {
+            'starts': 'jitter', 'perturb': '[camera:2, noise:1]', 'image_size': '128',
+            'shadows': 'false', 'max_steps': '620'}
 
 
 def test_jobs_become_few_runs_of_the_simulator():
