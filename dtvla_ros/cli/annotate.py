@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -39,15 +40,14 @@ Labels = Annotated[
 ]
 FOLDER = Path('out/annotation')
 TABLETOP = Path('data/tabletop')
+NEEDED = ('pyarrow', 'pydantic', 'httpx', 'tenacity')
 
 
 def _source(data: Path, things: str | None = None, invert: bool = False) -> Source:
-    try:
-        import pyarrow  # noqa: F401
-        import pydantic  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise UserError(f'dtvla annotate needs {error.name}; install it with '
-                        'pip install "dtvla_ros[train,annotate]"') from error
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise UserError(f'dtvla annotate needs {", ".join(missing)}; install it with '
+                        'pip install "dtvla_ros[train,annotate]"')
     from dtvla_ros.training.annotation.source import Source
 
     return Source(data, names(things), invert)
@@ -59,7 +59,7 @@ def keyframes(
     out: Out = FOLDER,
     min_gap: Annotated[float, typer.Option(help='Between a velocity minimum and its '
                                                 'neighbours [s].')] = 0.4,
-    max_gap: Annotated[float, typer.Option(help='Longest time without a key frame [s].')] = 2.0,
+    max_gap: Annotated[float, typer.Option(help='Longest time without a key frame [s].')] = 1.0,
     prominence: Annotated[float, typer.Option(help='Depth of a velocity minimum [m/s].')] = 0.04,
     episodes: Episodes = None,
     invert_gripper: Invert = False,

@@ -66,15 +66,17 @@ def run_label(source: Source, command: LabelCommand) -> None:
     reached; what is labelled by then is kept.
     """
     keyframes = read_keyframes(command.folder, source)
-    options = LabelOptions(command.window, command.corrections)
+    # Rules do not change their mind.
+    corrections = 0 if command.provider == 'rules' else command.corrections
+    options = LabelOptions(command.window, corrections)
     if command.estimate:
         guess = estimate(source, keyframes, command.path, options, command.prices,
                          command.episodes)
         print(f'{guess.episodes} episodes to label: {guess.requests} requests with '
               f'{guess.pictures} pictures, about {guess.tokens_read} tokens read and '
               f'{guess.tokens_written} written, cost about {guess.cost:.2f}; nothing was asked')
-        print(f'with every answer sent back {command.corrections} times: about '
-              f'{(1 + command.corrections) * guess.requests} requests')
+        print(f'with every answer sent back {corrections} times: about '
+              f'{(1 + corrections) * guess.requests} requests')
         return
     with ExitStack() as stack:
         stop = threading.Event()

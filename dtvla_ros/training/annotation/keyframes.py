@@ -28,7 +28,7 @@ class KeyframeOptions:
     """``min_gap``, ``max_gap`` [s] between key frames; ``prominence`` of a minimum [m/s]."""
 
     min_gap: float = 0.4
-    max_gap: float = 2.0
+    max_gap: float = 1.0
     prominence: float = 0.04
 
     def __post_init__(self) -> None:

@@ -162,6 +162,10 @@ def label(
     source.prepare()
     with Journal(path, header) as journal:
         waiting = [k for k in wanted if k not in journal.done]
+        for k in set(wanted) - set(waiting):
+            if [frame for frame, _ in labels_of(journal.done[k])] != list(keyframes[k]):
+                raise UserError(f'{path}: episode {k} is labelled at other key frames; choose '
+                                'another file or delete it')
         failures = Appender(path.parent / FAILED)
 
         def work(episode: int) -> dict[str, Any]:
@@ -232,7 +236,7 @@ def estimate(source: Source, keyframes: Mapping[int, Sequence[int]], path: Path,
     waiting = [k for k in sorted(keyframes)[:episodes] if k not in done]
 
     def questions() -> Iterator[tuple[int, int, int]]:
-        cameras = len(source.reader.video_keys)
+        cameras = len(source.reader.camera_keys)
         for episode in tqdm(waiting, desc='estimate', unit='episode', disable=None):
             motion = source.motion(episode)
             for frames in windows(keyframes[episode], options.window):

@@ -149,8 +149,11 @@ class Source:
         """Return uint8 RGB [H, W, 3] by the policy's camera names, for each of ``frames``."""
         wanted = set(frames)
         found: dict[int, dict[str, NDArray[np.uint8]]] = {frame: {} for frame in frames}
-        for key in self.reader.video_keys:
+        for key in self.reader.camera_keys:
             name = layout.CAMERAS.get(key, key.rpartition('.')[2])
+            if len(wanted) == 1:
+                found[frames[0]][name] = self.reader.image(episode, frames[0], key)
+                continue
             for k, image in enumerate(self.reader.frames(episode, key)):
                 if k in wanted:
                     found[k][name] = image

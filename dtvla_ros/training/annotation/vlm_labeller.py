@@ -7,6 +7,7 @@ the prompt are the scores, so nothing has to be generated or parsed.
 from __future__ import annotations
 
 import string
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from dtvla_ros.training.annotation.source import Source
 from dtvla_ros.training.annotation.vlm import Turns, encode, load_vlm
 
 LETTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
-PROJECTIONS = r'.*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)'
+PROJECTIONS = r'.*(language_model|text_model).*\.(q|k|v|o|gate|up|down)_proj'
 
 
 class VlmLabeller:
@@ -59,7 +60,8 @@ class VlmLabeller:
                 found.append(ids[0])
         return found
 
-    def _prompt(self, source: Source, classes: Classes, episode: int, frame: int) -> Turns:
+    def _prompt(self, source: Source, classes: Classes, episode: int, frame: int,
+                images: Mapping[str, NDArray[np.uint8]]) -> Turns:
         motion, goal = source.motion(episode), source.goal(episode)
         fits = classes.fits(goal)
         lines = [f'Instruction: {source.instruction(episode)}',
@@ -73,7 +75,6 @@ class VlmLabeller:
                 f'{self._processor.tokenizer.decode([int(self._letters[number])]).strip()}: '
                 f'{label.phase} {label.object}, holding {label.holding}, done {label.done}'
                 f'{trouble}, next {label.next}')
-        images = source.pictures(episode, [frame])[0]
         return [('user', (*(jpeg(image) for image in images.values()), '\n'.join(lines)))]
 
     def _logits(self, turns: Turns, classes: int) -> Tensor:
@@ -98,7 +99,8 @@ class VlmLabeller:
             for count, k in enumerate(bar, 1):
                 episode, frame, number = rows[k]
                 logits = self._logits(
-                    self._prompt(source, classes, episode, frame), len(classes))
+                    self._prompt(source, classes, episode, frame,
+                                 source.pictures(episode, [frame])[0]), len(classes))
                 loss = cross_entropy(logits[None], torch.tensor([number], device=logits.device))
                 (loss / self._batch).backward()
                 if count % self._batch == 0 or count == len(order):
@@ -110,8 +112,9 @@ class VlmLabeller:
         self._model.save_pretrained(self._adapters)
 
     def scores(self, source: Source, episode: int) -> NDArray[np.float64]:
-        count = len(source.motion(episode))
+        seen = source.pictures(episode, range(len(source.motion(episode))))
         with torch.inference_mode():
-            rows = [self._logits(self._prompt(source, self._classes, episode, frame),
-                                 len(self._classes)).log_softmax(-1) for frame in range(count)]
+            rows = [self._logits(self._prompt(source, self._classes, episode, frame, images),
+                                 len(self._classes)).log_softmax(-1)
+                    for frame, images in enumerate(seen)]
         return torch.stack(rows).double().cpu().numpy()

@@ -316,3 +316,11 @@ def test_killed_in_the_middle_it_goes_on_and_pays_for_nothing_twice(run, root):
     assert 'sent in all: 7 requests' in done.stdout
     assert [row['episode'] for row in run.rows()] == list(range(6))
     assert KEY not in done.stdout + done.stderr
+
+
+def test_labels_of_other_key_frames_are_refused(run):
+    with Endpoint() as endpoint:
+        run(endpoint)
+        run.keyframes[1] = run.keyframes[1][:-2]
+        with pytest.raises(UserError, match='episode 1 is labelled at other key frames'):
+            run(endpoint)
