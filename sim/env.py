@@ -153,6 +153,10 @@ class TabletopEnv(gymnasium.Env):
         """Return the tasks that could be asked for in the present scene."""
         return self.tasks
 
+    def done(self, name: str) -> bool:
+        """Return whether all goals of a task hold now."""
+        return not TASKS[name].open_goals(self.scene)
+
     @contextmanager
     def asked(self, name: str) -> Iterator[None]:
         """Ask for another task without touching the scene."""

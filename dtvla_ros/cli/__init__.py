@@ -14,6 +14,8 @@ from dtvla_ros.cli.evaluation import app as evaluation_app
 from dtvla_ros.cli.measure import app as measure_app
 from dtvla_ros.cli.models import app as models_app
 from dtvla_ros.cli.recording import app as recording_app
+from dtvla_ros.cli.rl import app as rl_app
+from dtvla_ros.cli.steer import app as steer_app
 from dtvla_ros.errors import NodeDied, UserError
 from dtvla_ros.middleware.topic_cli import app as topic_app
 
@@ -32,6 +34,7 @@ app.add_typer(recording_app)
 app.add_typer(evaluation_app)
 app.add_typer(measure_app)
 app.add_typer(annotate_app)
+app.add_typer(steer_app)
 
 
 DEMO_TASKS = (
@@ -134,9 +137,10 @@ def collect(
 
 
 train = typer.Typer(
-    help='Train policies: supervised fine-tuning.', no_args_is_help=True,
+    help='Train policies: from demonstrations, and by practice.', no_args_is_help=True,
     rich_markup_mode='markdown', context_settings={'help_option_names': ['-h', '--help']})
 app.add_typer(train, name='train')
+train.add_typer(rl_app)
 
 
 @train.command('sft')

@@ -132,6 +132,11 @@ class LiberoEnv(gymnasium.Env):
             name for name, other in self.problems.items()
             if other.goals != here.goals and set(other.named) <= {*here.things, *here.regions}))
 
+    def done(self, name: str) -> bool:
+        """Return whether all goals of a task hold now; the scene must have its things."""
+        predicate = self.scene.env._eval_predicate
+        return all(predicate(list(goal)) for goal in self.problems[name].goals)
+
     @contextmanager
     def asked(self, name: str) -> Iterator[None]:
         """Ask for another task without touching the scene."""

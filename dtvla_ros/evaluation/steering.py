@@ -1,0 +1,168 @@
+"""Does the arm do as the thought says? Change the thought, keep everything else, and look.
+
+Two questions. *Thing*: the thought is that of another task in the same scene; which of the two
+tasks is done, the thought's or the instruction's? *Direction*: the words for where the hand
+should go are turned round; do the actions go the new way? A policy whose thought is decoration
+does its instruction's task, and goes the old way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from dtvla_ros.engine.engine import Decision, Engine
+from dtvla_ros.engine.think_act import ThinkAct
+from dtvla_ros.policy.observation import Observation
+from dtvla_ros.policy.transform import PolicyTransform
+
+from .protocol import run_episode
+from .setup import Job, PolicySetup
+from .statistics import Rate
+
+# Word, axis of the base frame (REP 103), sign.
+DIRECTIONS = {'forward': (0, 1), 'back': (0, -1), 'left': (1, 1), 'right': (1, -1),
+              'up': (2, 1), 'down': (2, -1)}
+OPPOSITE = {a: b for a, (axis, sign) in DIRECTIONS.items()
+            for b, other in DIRECTIONS.items() if other == (axis, -sign)}
+MARK = 'move'  # the word before the directions
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """What came of one start state.
+
+    ``said`` and ``asked``: whether the task of the thought, or of the instruction, was done.
+    ``along`` and ``turned``: of ``words`` direction words in the policy's own thoughts, how many
+    the actions went along with; and how many of the opposite words, when the thought had those.
+    """
+
+    task: str
+    other: str
+    seed: int
+    said: bool
+    asked: bool
+    words: int
+    along: int
+    turned: int
+
+
+def directions(thought: str) -> list[tuple[int, int]]:
+    """Return (axis, sign) of the direction words of a thought."""
+    words = thought.split()
+    after = words[len(words) - words[::-1].index(MARK):] if MARK in words else []
+    return [DIRECTIONS[word] for word in after if word in DIRECTIONS]
+
+
+def turned_round(thought: str) -> str:
+    """Return the thought with its direction words exchanged for their opposites."""
+    head, mark, tail = thought.rpartition(f' {MARK} ')
+    if not mark:
+        return thought
+    return head + mark + ' '.join(OPPOSITE.get(word, word) for word in tail.split())
+
+
+def agreeing(thought: str, chunk: NDArray[np.floating]) -> int:
+    """Return how many direction words of a thought the actions [T, D] go along with."""
+    way = np.asarray(chunk)[:, :3].sum(0)
+    return sum(bool(way[axis] * sign > 0) for axis, sign in directions(thought))
+
+
+def act_on(
+    engine: Engine, transform: PolicyTransform, observation: Observation, thought: Sequence[int],
+) -> NDArray[np.float32]:
+    """Return the chunk [T, D] for a thought given as ids with tags."""
+    prompt = transform.prompt_ids(observation.instruction, observation)
+    _, cache = engine.prefill(prompt, engine.see(transform.pixels(observation.images)))
+    scores = engine.act(cache, [*thought, transform.config.ids.action])  # [T*D, bins]
+    return transform.decode_actions(scores.argmax(-1) + transform.config.ids.bins_first)
+
+
+def make_steering_worker(setup: PolicySetup) -> Callable[[Job], Steering]:
+    """Build simulator and policy once; serve start states."""
+    from dtvla_ros.engine.load import load_policy
+
+    env = setup.scene.make()
+    engine, transform, manifest = load_policy(
+        setup.policy, engine=setup.engine, threads=setup.threads, device=setup.device)
+    replan = setup.replan_steps or manifest.action.replan_steps
+
+    def serve(job: Job) -> Steering:
+        task, seed = job
+        thinker = ThinkAct(engine, transform, 'full', manifest.max_thought_tokens)
+        other, said, asked = _thing(env, thinker, task, seed, replan)
+        words = along = turned = 0
+
+        def probe(observation: Observation) -> Decision:
+            nonlocal words, along, turned
+            decision = thinker.decide(observation)
+            opposite = turned_round(decision.reasoning)
+            if decision.outcome == 'complete' and opposite != decision.reasoning:
+                words += len(directions(opposite))
+                along += agreeing(decision.reasoning, decision.chunk[:replan])
+                turned += agreeing(opposite, act_on(
+                    engine, transform, observation, transform.encode_thought(opposite))[:replan])
+            return decision
+
+        run_episode(env, probe, task, seed, replan)
+        return Steering(task, other, seed, said, asked, words, along, turned)
+
+    return serve
+
+
+def _thing(env: Any, thinker: ThinkAct, task: str, seed: int, replan: int,
+           ) -> tuple[str, bool, bool]:
+    """Run a task on the thoughts of another one; return that one, and which of the two is done."""
+    env.reset(seed=seed, options={'task': task})
+    others = [name for name in env.alternatives() if name != task and not env.done(name)]
+    if not others:
+        return '', False, False
+    other = others[int(np.random.default_rng(seed).integers(len(others)))]
+    with env.asked(other):
+        sentence = env.task.instruction
+    said = False
+
+    def decide(observation: Observation) -> Decision:
+        nonlocal said
+        said = said or env.done(other)
+        decision = thinker.decide(replace(observation, instruction=sentence))
+        chunk = act_on(thinker.engine, thinker.transform, observation, decision.thought_tokens)
+        return replace(decision, chunk=chunk)
+
+    result = run_episode(env, decide, task, seed, replan)
+    return other, said or env.done(other), result.success
+
+
+def summarise(results: Iterable[Steering]) -> dict[str, Any]:
+    """Return how often thought and instruction were followed, with Wilson intervals."""
+    results = list(results)
+    steered = [r for r in results if r.other]
+    words = sum(r.words for r in results)
+    return {
+        'thing': {'said': Rate.of(r.said for r in steered).to_dict(),
+                  'asked': Rate.of(r.asked for r in steered).to_dict()},
+        'direction': {'own': Rate(sum(r.along for r in results), words).to_dict(),
+                      'opposite': Rate(sum(r.turned for r in results), words).to_dict()},
+    }
+
+
+def table(title: str, summary: Mapping[str, Any]) -> Table:
+    """Return what rich prints."""
+    view = Table(title=title, title_justify='left')
+    for column in ('changed in the thought', 'followed', 'share', 'n', 'Wilson 95 %'):
+        view.add_column(column, justify='right' if column in ('share', 'n') else 'left')
+    for what, name, followed in (
+            ('thing', 'said', 'the thought (its task done)'),
+            ('thing', 'asked', 'the instruction (its task done)'),
+            ('direction', 'own', 'nothing changed: words agreed with'),
+            ('direction', 'opposite', 'opposite words agreed with')):
+        row = summary[what][name]
+        low, high = row['wilson95']
+        view.add_row(what, followed, f'{row["rate"]:.0%}', str(row['n']),
+                     f'{low:.0%} - {high:.0%}')
+    return view
