@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,12 +15,13 @@ from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 
 import dtvla_sim
-from dtvla_ros.engine.batch import BatchSampler
+from dtvla_ros.engine.batch import BatchSampler, SampledDecision
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.seeds import evaluation_seed
 from dtvla_ros.evaluation.setup import SceneSetup
 from dtvla_ros.evaluation.statistics import Rate
 from dtvla_ros.policy.checkpoint import save_weights
+from dtvla_ros.policy.observation import Observation
 from dtvla_ros.training import run_state
 from dtvla_ros.training.rl import report
 from dtvla_ros.training.rl.config import GrpoConfig
@@ -31,7 +33,7 @@ from dtvla_ros.training.rl.groups import (
 )
 from dtvla_ros.training.rl.learner import Learner, rows_of
 from dtvla_ros.training.rl.pool import EnvPool, open_pool
-from dtvla_ros.training.rl.rollouts import Rollout, RolloutEngine, RolloutTimes
+from dtvla_ros.training.rl.rollouts import Rollout, RolloutEngine, RolloutTimes, Sampler
 from dtvla_ros.training.rl.serve import EpisodeJob
 from dtvla_ros.training.rl.start import load_start
 from dtvla_ros.training.rl.trajectory import Trajectory
@@ -40,6 +42,7 @@ from dtvla_ros.training.rollout import SELECTION_SEEDS
 # What a run may change when it goes on: how it is computed, not what is learnt.
 MACHINE = ('environments', 'lanes', 'step_timeout', 'micro_batch', 'evaluate_every',
            'evaluate_episodes')
+PROBE = 5  # looks of the episodes from which the cost of an iteration is told
 DRIFT_LIMIT = 0.05  # nats, without mixed precision; rounding stays below 1e-3
 
 
@@ -179,23 +182,22 @@ class GrpoTrainer:
     def estimate(self) -> str:
         """Play and learn a little; return what an iteration may take at most."""
         config, size = self.config, self.pool.size
-        seed = training_seed(config.first_seed)
-        spent: list[float] = []
+        job = EpisodeJob(self.tasks[0], training_seed(config.first_seed), self.replan_steps,
+                         PROBE * self.replan_steps)
+        jobs = iter([Rollout(job, (k,)) for k in range(size)])
         played: list[Trajectory] = []
-        for looks in (1, 4):
-            job = EpisodeJob(self.tasks[0], seed, self.replan_steps, looks * self.replan_steps)
-            jobs = iter([Rollout(job, (k,)) for k in range(size)])
-            begun = time.perf_counter()
-            self.engine.run(self.sampler, partial(next, jobs, None), played.append)
-            spent.append(time.perf_counter() - begun)
+        clock = _Clocked(self.sampler)
+        begun = time.perf_counter()
+        self.engine.run(clock, partial(next, jobs, None), played.append)
+        reset = clock.stamps[0] - begun
+        wave = (clock.stamps[-1] - clock.stamps[0]) / (PROBE - 1)
         rows = rows_of(played, torch.zeros(len(played)))[:config.micro_batch]
         begun = time.perf_counter()
         self.learner.try_out(rows)
         learning = (time.perf_counter() - begun) / len(rows)
-        wave = (spent[1] - spent[0]) / 3.0
         episodes = config.groups * config.group // self.accelerator.num_processes
         looks = -(-self.pool.ready.max_steps // self.replan_steps)
-        play = -(-episodes // size) * (max(spent[0] - wave, 0.0) + looks * wave) / 60.0
+        play = -(-episodes // size) * (reset + looks * wave) / 60.0
         learn = episodes * looks * config.epochs * learning / 60.0
         frame = sum(image.nbytes for image in rows[0].frames.values())
         return (f'an iteration: {episodes} episodes ({config.groups} starts, {config.group} '
@@ -285,6 +287,19 @@ def train_grpo(config: GrpoConfig, run: GrpoRun, estimate: bool = False,
                 trainer.evaluate_if_due(last)
                 shown.row()
     return trainer.history
+
+
+class _Clocked:
+    """A sampler that notes when it was asked."""
+
+    def __init__(self, sampler: Sampler):
+        self._sampler = sampler
+        self.stamps: list[float] = []
+
+    def decide(self, observations: Sequence[Observation],
+               seeds: Sequence[int] | None = None) -> list[SampledDecision]:
+        self.stamps.append(time.perf_counter())
+        return self._sampler.decide(observations, seeds)
 
 
 class _Shown:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
-from dtvla_ros.engine.batch import BatchSampler, SampledDecision
+from dtvla_ros.engine.batch import SampledDecision
+from dtvla_ros.policy.observation import Observation
 from dtvla_ros.training.rl.pool import EnvPool, Lost
 from dtvla_ros.training.rl.serve import End, EpisodeJob, Images, Job, Look, Result
 from dtvla_ros.training.rl.trajectory import Trajectory
@@ -22,6 +24,14 @@ class Rollout:
 
     job: Job
     key: tuple[int, ...] = (0,)
+
+
+class Sampler(Protocol):
+    """What decides for a batch; see ``BatchSampler``."""
+
+    def decide(self, observations: Sequence[Observation],
+               seeds: Sequence[int] | None = None) -> list[SampledDecision]:
+        ...
 
 
 @dataclass
@@ -72,7 +82,7 @@ class RolloutEngine:
         self._lanes = [list(range(k, pool.size, lanes)) for k in range(min(lanes, pool.size))]
         self.times = RolloutTimes()
 
-    def run(self, sampler: BatchSampler, source: Callable[[], Rollout | None],
+    def run(self, sampler: Sampler, source: Callable[[], Rollout | None],
             done: Callable[[Trajectory], None]) -> None:
         """Play ``EpisodeJob``s; ``done`` gets every finished one. Otherwise as ``play``."""
         def ended(episode: Episode, result: Result) -> None:
@@ -83,7 +93,7 @@ class RolloutEngine:
 
         self.play(sampler, source, ended)
 
-    def play(self, sampler: BatchSampler, source: Callable[[], Rollout | None],
+    def play(self, sampler: Sampler, source: Callable[[], Rollout | None],
              ended: Callable[[Episode, Result], None]) -> None:
         """Play what ``source`` gives until it gives None and nothing goes on.
 
@@ -115,7 +125,7 @@ class RolloutEngine:
                 active[slot] = Episode(rollout)
                 self.pool.begin(slot, rollout.job)
 
-    def _advance(self, lane: list[int], active: dict[int, Episode], sampler: BatchSampler,
+    def _advance(self, lane: list[int], active: dict[int, Episode], sampler: Sampler,
                  source: Callable[[], Rollout | None],
                  ended: Callable[[Episode, Result], None]) -> None:
         begun = time.perf_counter()
@@ -149,7 +159,7 @@ class RolloutEngine:
         self.pool.begin(slot, episode.rollout.job)
 
     def _decide(self, looks: dict[int, Look], active: dict[int, Episode],
-                sampler: BatchSampler) -> None:
+                sampler: Sampler) -> None:
         begun = time.perf_counter()
         seeds = [sampling_seed(active[slot].rollout.key, len(active[slot].decisions))
                  for slot in looks]

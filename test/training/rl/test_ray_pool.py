@@ -22,23 +22,24 @@ HERE = str(Path(__file__).parent)
 ADDRESS = '127.0.0.1'
 
 
-@pytest.fixture
-def cluster(monkeypatch):
-    pytest.importorskip('ray', reason="needs pip install 'dtvla_ros[ray]'")
-    monkeypatch.setenv('RAY_USAGE_STATS_ENABLED', '0')
-    monkeypatch.setenv('PYTHONPATH', os.pathsep.join([HERE, os.environ.get('PYTHONPATH', '')]))
-    import ray
+@pytest.fixture(scope='module')
+def cluster():
+    """Start a head and a second node process on the loopback, one CPU each."""
+    ray = pytest.importorskip('ray', reason="needs pip install 'dtvla_ros[ray]'")
     from ray.cluster_utils import Cluster
 
-    node = {'num_cpus': 1, 'node_ip_address': ADDRESS, 'include_dashboard': False,
-            'object_store_memory': 100_000_000}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
-    cluster.add_node(**node)
-    cluster.wait_for_nodes()
-    ray.init(cluster.address, _node_ip_address=ADDRESS, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('RAY_USAGE_STATS_ENABLED', '0')
+        patch.setenv('PYTHONPATH', os.pathsep.join([HERE, os.environ.get('PYTHONPATH', '')]))
+        node = {'num_cpus': 1, 'node_ip_address': ADDRESS, 'include_dashboard': False,
+                'object_store_memory': 100_000_000}
+        cluster = Cluster(initialize_head=True, head_node_args=node)
+        cluster.add_node(**node)
+        cluster.wait_for_nodes()
+        ray.init(cluster.address, _node_ip_address=ADDRESS, log_to_driver=False)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
 
 
 def play(pool, sampler):
