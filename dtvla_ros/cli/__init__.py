@@ -15,7 +15,7 @@ from dtvla_ros.cli.measure import app as measure_app
 from dtvla_ros.cli.models import app as models_app
 from dtvla_ros.cli.recording import app as recording_app
 from dtvla_ros.cli.rl import app as rl_app
-from dtvla_ros.cli.steer import app as steer_app
+from dtvla_ros.cli.thought import app as thought_app
 from dtvla_ros.errors import NodeDied, UserError
 from dtvla_ros.middleware.topic_cli import app as topic_app
 
@@ -34,7 +34,7 @@ app.add_typer(recording_app)
 app.add_typer(evaluation_app)
 app.add_typer(measure_app)
 app.add_typer(annotate_app)
-app.add_typer(steer_app)
+app.add_typer(thought_app)
 
 
 DEMO_TASKS = (

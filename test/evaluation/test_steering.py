@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,8 @@ from dtvla_ros.evaluation.setup import PolicySetup, SceneSetup
 
 NANO = Path(__file__).parents[2] / 'models' / 'nano'
 needs_nano = pytest.mark.skipif(not NANO.is_dir(), reason='models/nano is not there')
-THOUGHT = 'holding nothing done nothing now reach can at x45 y-12 next lower move forward still down'
+THOUGHT = (
+    'holding nothing done nothing now reach can at x45 y-12 next lower move forward still down')
 
 
 def test_only_the_words_after_move_are_turned_round():
@@ -59,9 +59,9 @@ def test_acting_on_a_given_thought_is_acting_on_ones_own():
         own = ThinkAct(engine, transform, 'full', manifest.max_thought_tokens).decide(seen)
         given = steering.act_on(engine, transform, seen, own.thought_tokens)
         np.testing.assert_array_equal(given, own.chunk)
-        elsewhere = transform.encode_thought(re.sub(r'y[+-]\d+', 'y+40', own.reasoning))
-        other = steering.act_on(engine, transform, seen, elsewhere)
-        assert other[:, 1].sum() > own.chunk[:, 1].sum() + 2.0, 'away to the left'
+        nonsense = transform.encode_thought(' '.join(['wooden'] * 16))
+        assert not np.array_equal(
+            steering.act_on(engine, transform, seen, nonsense), own.chunk)
     finally:
         env.close()
 

@@ -1,0 +1,56 @@
+"""Knock what the hand carries out of it, once an episode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LIFTED = 0.02  # above where it stood: carried, not only gripped [m]
+SOONEST, LATEST = 4, 16  # control steps carried until it is knocked out
+FORCED = 6  # control steps for which the fingers are forced open
+
+
+class KnockedEnv:
+    """An environment in which something forces the fingers open while they carry something.
+
+    When, is drawn from the episode's seed. ``knocked`` says whether an object has been lost so.
+    """
+
+    def __init__(self, env: Any):
+        self.env = env
+        self.knocked = False
+        self._wait = self._forced = 0
+        self._stood: dict[str, float] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.env, name)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """Start an episode, in which the knock is still to come."""
+        out = self.env.reset(seed=seed, options=options)
+        self._wait = int(np.random.default_rng([seed or 0, 1]).integers(SOONEST, LATEST + 1))
+        self._forced, self.knocked = FORCED, False
+        scene = self.env.scene
+        self._stood = {name: float(scene.position(name)[2]) for name in scene.objects}
+        return out
+
+    def step(self, action: NDArray[np.floating]) -> Any:
+        """Run one control step, with the fingers forced open when it is time."""
+        if self._forced and self._wait <= 0:
+            action = np.array(action)
+            action[6] = -1.0
+            self._forced -= 1
+            out = self.env.step(action)
+            self.knocked = self._forced == 0 and not self._carried()
+            return out
+        out = self.env.step(action)
+        if self._forced and action[6] > 0.0 and self._carried():
+            self._wait -= 1
+        return out
+
+    def _carried(self) -> bool:
+        scene = self.env.scene
+        return any(scene.position(name)[2] > height + LIFTED and scene.held(name)
+                   for name, height in self._stood.items())
