@@ -51,11 +51,16 @@ class Grasp:
 def pointing(yaw: float, tilt: float = 0.0) -> Rotation:
     """Return the grip site's orientation whose fingers open along ``yaw`` [rad].
 
-    They point down; ``tilt`` [rad] raises them towards ``yaw`` + 90 degrees.
+    They point down; ``tilt`` [rad] raises them towards ``yaw`` + 90 degrees, or if negative
+    towards the other side.
     """
     x = np.array([np.cos(yaw), np.sin(yaw), 0.0])
     z = np.array([-np.sin(tilt) * x[1], np.sin(tilt) * x[0], -np.cos(tilt)])
     return Rotation.from_matrix(np.stack([x, np.cross(z, x), z], axis=1))
+
+
+# From here the wrist can turn about as far to either side; an episode begins at 90 degrees.
+REST = pointing(np.radians(105.0))
 
 
 def surface(scene: LiberoScene, name: str) -> Points:
@@ -122,11 +127,15 @@ def beyond_reach(scene: LiberoScene, point: Points) -> float:
     return max(0.0, float(np.linalg.norm(point[:2] - base)) - FARTHEST)
 
 
-def closest_yaw(yaw: float, now: Rotation) -> tuple[float, float]:
-    """Return the equivalent yaw with the shorter way from ``now``, and that way [rad]."""
-    ways = [((pointing(y) * now.inv()).magnitude(), y) for y in (yaw, yaw + np.pi)]
-    way, best = min(ways)
-    return best, way
+def closest_yaw(yaw: float, to: Rotation) -> float:
+    """Return ``yaw`` or its opposite, which grips alike, whichever is closer ``to`` a rotation."""
+    return min((yaw, yaw + np.pi), key=lambda y: float((pointing(y) * to.inv()).magnitude()))
+
+
+def _comfortable(yaw: float, now: Rotation) -> tuple[float, float]:
+    """Return the equivalent yaw within the wrist's range, and the way to it [rad]."""
+    best = closest_yaw(yaw, REST)
+    return best, float((pointing(best) * now.inv()).magnitude())
 
 
 def grasps_across(
@@ -149,7 +158,7 @@ def grasps_across(
         if width > WIDEST:
             continue
         centre = (u * (a.max() + a.min()) + v * (b.max() + b.min())) / 2
-        turned, way = closest_yaw(float(yaw), now)
+        turned, way = _comfortable(float(yaw), now)
         cost = 0.3 * _obstruction(centre, yaw, z - FINGERTIP, others) + 4.0 * width + 0.05 * way
         found.append((cost, Grasp(np.append(centre, z), turned, top, bottom)))
     return found
@@ -174,7 +183,7 @@ def grasps_rim(
         u = np.array([np.cos(angle), np.sin(angle)])
         centre = middle + radius * u
         far = beyond_reach(scene, centre) + beyond_reach(scene, destination + radius * u)
-        turned, way = closest_yaw(float(angle), now)
+        turned, way = _comfortable(float(angle), now)
         for higher in (0.0, 0.006):
             z = top - depth + higher
             cost = (0.5 * _obstruction(centre, angle, z - FINGERTIP, others) + 0.10 * way
@@ -191,7 +200,7 @@ def rim(points: Points) -> tuple[Points, float]:
     return middle, float(np.linalg.norm(ring - middle, axis=1).max()) - 0.006
 
 
-def grasp_handle(scene: LiberoScene, name: str, now: Rotation, tilt: float = 0.0) -> Grasp:
+def grasp_handle(scene: LiberoScene, name: str, tilt: float = 0.0) -> Grasp:
     """Return a grasp over a handle; ``tilt`` [rad] lets the fingers point to the object too."""
     points = surface(scene, name)
     away = points[:, :2] - rim(points)[0]
@@ -199,7 +208,6 @@ def grasp_handle(scene: LiberoScene, name: str, now: Rotation, tilt: float = 0.0
     outermost = distance > distance.max() - 0.012
     way = -away[outermost].mean(axis=0)
     yaw = float(np.arctan2(way[1], way[0])) - np.pi / 2
-    if not tilt:
-        yaw, _ = closest_yaw(yaw, now)
-    return Grasp(points[outermost].mean(axis=0), yaw, points[:, 2].max(), points[:, 2].min(),
-                 tilt=tilt)
+    both = [Grasp(points[outermost].mean(axis=0), y, points[:, 2].max(), points[:, 2].min(),
+                  tilt=t) for y, t in ((yaw, tilt), (yaw + np.pi, -tilt))]
+    return min(both, key=lambda g: float((g.rotation * REST.inv()).magnitude()))

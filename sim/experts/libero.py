@@ -5,13 +5,12 @@ It knows the true poses and surfaces, but only to choose targets: every motion i
 
 from __future__ import annotations
 
-import importlib
-
 from dtvla_ros.errors import UserError
 
 from ..libero.env import LiberoEnv
 from ..libero.scene import LiberoScene
 from ..libero.start import owner
+from .articulated import Door, Drawer, Knob, Push
 from .grammar import Thought
 from .placing import Place
 from .skill import DRAWER_REGION, Move, Servo, Skill, holds, read_hand, word_of
@@ -48,19 +47,13 @@ def skill_class(scene: LiberoScene, goal: Goal) -> type[Skill]:
 
     """
     verb, subject = goal[0], goal[1]
-    name = ''
     if verb in ('open', 'close'):
-        name = 'Drawer' if DRAWER_REGION.search(subject) else 'Door'
-    elif verb == 'turnon':
-        name = 'Knob'
-    elif verb in ('in', 'on') and subject.startswith('plate'):
-        name = 'Push'
-    elif verb in ('in', 'on') and subject in scene.objects:
-        return Place
-    try:
-        return getattr(importlib.import_module('.articulated', __package__), name)
-    except (ImportError, AttributeError):
-        raise UserError(f'no expert can reach the goal "{" ".join(goal)}" of this task') from None
+        return Drawer if DRAWER_REGION.search(subject) else Door
+    if verb == 'turnon':
+        return Knob
+    if verb in ('in', 'on') and subject in scene.objects:
+        return Push if subject.startswith('plate') else Place
+    raise UserError(f'no expert can reach the goal "{" ".join(goal)}" of this task')
 
 
 class LiberoExpert:

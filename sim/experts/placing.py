@@ -13,6 +13,7 @@ from ..libero.start import owner
 from .destinations import Spot, anchor, spots
 from .grasps import (
     FINGERTIP,
+    REST,
     Grasp,
     closest_yaw,
     crowding,
@@ -28,7 +29,7 @@ from .tabletop import CLOSE, OPEN, WIDE
 
 HOVER = 0.08  # height over the grasp from which the hand comes down [m]
 TILT = 0.7  # of the hand that reaches into a microwave [rad]
-OUT = 0.10  # how far it draws back from there [m]
+OUT, RISE = 0.10, 0.17  # how far it draws back from there, and up [m]
 CLOSING = 10  # control steps until the fingers press
 LOST = 4  # control steps without touch after which the object counts as lost
 OPENING = 14  # control steps after which a released object should have fallen
@@ -40,7 +41,7 @@ FOLLOWING = {'reach': 'lower', 'lower': 'grasp', 'grasp': 'lift', 'lift': 'carry
              'carry': 'place', 'place': 'release', 'release': 'retreat', 'retreat': 'reach',
              'retry': 'reach', 'wait': 'wait'}
 PATIENCE = {'reach': 110, 'lower': 50, 'grasp': CLOSING, 'lift': 40, 'carry': 90, 'place': 60,
-            'release': OPENING + 2 * SLIDE, 'retreat': 30, 'retry': 25}
+            'release': OPENING + 2 * SLIDE, 'retreat': 40, 'retry': 25}
 SPEED = {'lower': 0.6, 'place': 0.5}  # largest action component
 HOLDING = ('grasp', 'lift', 'carry', 'place')
 GRASP_DEPTH = 0.03  # below an object's top [m]
@@ -93,7 +94,8 @@ class Place(Skill):
         if self._count >= PATIENCE['retreat']:
             return True
         if self._spot is not None and self._spot.entry is not None:
-            return float(np.linalg.norm(at - self._target)) > OUT - 0.02
+            turned = (REST * self.hand().rotation.inv()).magnitude()
+            return bool(at[2] > self._target[2] + RISE - 0.03) and turned < 0.5
         return bool(at[2] >= self._safe_z - 0.03)
 
     def _go(self, phase: str) -> None:
@@ -108,7 +110,7 @@ class Place(Skill):
         grasp = self._grasp
         self._turned = grasp.rotation
         if self._spot.yaw is not None:
-            self._turned = pointing(closest_yaw(self._spot.yaw, grasp.rotation)[0])
+            self._turned = pointing(closest_yaw(self._spot.yaw, grasp.rotation))
         below = grasp.point[2] - grasp.bottom  # of the object, under the pads
         self._safe_z = self._spot.over + below
         if self._rimmed and self._spot.entry is None:
@@ -126,10 +128,10 @@ class Place(Skill):
         scene, name = self.scene, self._name
         where = spots(scene, self.goal)
         if where[0].entry is not None:
-            return grasp_handle(scene, name, hand.rotation, TILT), where[0]
+            return grasp_handle(scene, name, TILT), where[0]
         found: list[tuple[float, Grasp]] = []
         if 'moka_pot' in name:
-            found = [(0.0, grasp_handle(scene, name, hand.rotation))]
+            found = [(0.0, grasp_handle(scene, name))]
         elif not self._rimmed:
             depth = BOTTLE_DEPTH if 'bottle' in name else GRASP_DEPTH
             found = grasps_across(
@@ -274,6 +276,9 @@ class Place(Skill):
         if phase == 'retreat':
             if self._spot is not None and self._spot.entry is not None:
                 way = self._spot.entry - self._spot.point
-                return self._target + OUT * np.append(way / np.linalg.norm(way), 0), self._turned
+                out = self._target + OUT * np.append(way / np.linalg.norm(way), 0.0)
+                if np.linalg.norm(at[:2] - self._target[:2]) < OUT - 0.02:
+                    return out, self._turned
+                return out + [0.0, 0.0, RISE], REST
             return np.append(at[:2], self._safe_z), self._turned
         return self._target, self._turned
