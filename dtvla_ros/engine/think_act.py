@@ -166,6 +166,18 @@ class ThinkAct:
         return others[int(self._rng.integers(len(others)))]
 
 
+def act_on(
+    engine: Engine, transform: PolicyTransform, observation: Observation, thought: Sequence[int],
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the action ids [T*D] and the chunk [T, D] for a thought given as ids with tags."""
+    ids = transform.config.ids
+    prompt = transform.prompt_ids(observation.instruction, observation)
+    _, cache = engine.prefill(prompt, engine.see(transform.pixels(observation.images)))
+    scores = engine.act(cache, [*thought, ids.action])  # [T*D, bins]
+    tokens = scores.argmax(-1).astype(np.int64) + ids.bins_first
+    return tokens, transform.decode_actions(tokens)
+
+
 class _Clock:
     """Seconds by phase."""
 

@@ -8,22 +8,22 @@ does its instruction's task, and goes the old way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from dtvla_ros.engine.engine import Decision, Engine
-from dtvla_ros.engine.think_act import ThinkAct
+from dtvla_ros.engine.engine import Decision
+from dtvla_ros.engine.think_act import ThinkAct, act_on
 from dtvla_ros.policy.observation import Observation
-from dtvla_ros.policy.transform import PolicyTransform
 
 from .protocol import run_episode
 from .setup import Job, PolicySetup
 from .statistics import Rate
+from .swapped import OtherTask, drawn, sentence_of
 
 # Word, axis of the base frame (REP 103), sign.
 DIRECTIONS = {'forward': (0, 1), 'back': (0, -1), 'left': (1, 1), 'right': (1, -1),
@@ -73,16 +73,6 @@ def agreeing(thought: str, chunk: NDArray[np.floating]) -> int:
     return sum(bool(way[axis] * sign > 0) for axis, sign in directions(thought))
 
 
-def act_on(
-    engine: Engine, transform: PolicyTransform, observation: Observation, thought: Sequence[int],
-) -> NDArray[np.float32]:
-    """Return the chunk [T, D] for a thought given as ids with tags."""
-    prompt = transform.prompt_ids(observation.instruction, observation)
-    _, cache = engine.prefill(prompt, engine.see(transform.pixels(observation.images)))
-    scores = engine.act(cache, [*thought, transform.config.ids.action])  # [T*D, bins]
-    return transform.decode_actions(scores.argmax(-1) + transform.config.ids.bins_first)
-
-
 def make_steering_worker(setup: PolicySetup) -> Callable[[Job], Steering]:
     """Build simulator and policy once; serve start states."""
     from dtvla_ros.engine.load import load_policy
@@ -95,7 +85,10 @@ def make_steering_worker(setup: PolicySetup) -> Callable[[Job], Steering]:
     def serve(job: Job) -> Steering:
         task, seed = job
         thinker = ThinkAct(engine, transform, 'full', manifest.max_thought_tokens)
-        other, said, asked = _thing(env, thinker, task, seed, replan)
+        other, said, asked = _thing(
+            env, lambda sentence: OtherTask(
+                engine, transform, manifest.max_thought_tokens, lambda: sentence),
+            task, seed, replan)
         words = along = turned = 0
 
         def probe(observation: Observation) -> Decision:
@@ -105,8 +98,9 @@ def make_steering_worker(setup: PolicySetup) -> Callable[[Job], Steering]:
             if decision.outcome == 'complete' and opposite != decision.reasoning:
                 words += len(directions(opposite))
                 along += agreeing(decision.reasoning, decision.chunk[:replan])
-                turned += agreeing(opposite, act_on(
-                    engine, transform, observation, transform.encode_thought(opposite))[:replan])
+                _, chunk = act_on(
+                    engine, transform, observation, transform.encode_thought(opposite))
+                turned += agreeing(opposite, chunk[:replan])
             return decision
 
         run_episode(env, probe, task, seed, replan)
@@ -115,24 +109,21 @@ def make_steering_worker(setup: PolicySetup) -> Callable[[Job], Steering]:
     return serve
 
 
-def _thing(env: Any, thinker: ThinkAct, task: str, seed: int, replan: int,
+def _thing(env: Any, thinker: Callable[[str], OtherTask], task: str, seed: int, replan: int,
            ) -> tuple[str, bool, bool]:
     """Run a task on the thoughts of another one; return that one, and which of the two is done."""
     env.reset(seed=seed, options={'task': task})
     others = [name for name in env.alternatives() if name != task and not env.done(name)]
     if not others:
         return '', False, False
-    other = others[int(np.random.default_rng(seed).integers(len(others)))]
-    with env.asked(other):
-        sentence = env.task.instruction
+    other = drawn(others, seed)
+    misled = thinker(sentence_of(env, other))
     said = False
 
     def decide(observation: Observation) -> Decision:
         nonlocal said
         said = said or env.done(other)
-        decision = thinker.decide(replace(observation, instruction=sentence))
-        chunk = act_on(thinker.engine, thinker.transform, observation, decision.thought_tokens)
-        return replace(decision, chunk=chunk)
+        return misled.decide(observation)
 
     result = run_episode(env, decide, task, seed, replan)
     return other, said or env.done(other), result.success

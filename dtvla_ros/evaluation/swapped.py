@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from dtvla_ros.engine.engine import Decision, Engine
-from dtvla_ros.engine.think_act import ThinkAct
+from dtvla_ros.engine.think_act import ThinkAct, act_on
 from dtvla_ros.policy.observation import Observation
 from dtvla_ros.policy.transform import PolicyTransform
 
@@ -30,13 +30,8 @@ class OtherTask:
     def decide(self, observation: Observation) -> Decision:
         """Return the decision; its timings are those of the other one."""
         other = self._thinker.decide(replace(observation, instruction=self._sentence()))
-        transform, ids = self._transform, self._transform.config.ids
-        features = self._engine.see(transform.pixels(observation.images))
-        _, cache = self._engine.prefill(
-            transform.prompt_ids(observation.instruction, observation), features)
-        scores = self._engine.act(cache, [*other.thought_tokens, ids.action])
-        tokens = scores.argmax(-1).astype(np.int64) + ids.bins_first
-        return replace(other, chunk=transform.decode_actions(tokens), action_tokens=tokens)
+        tokens, chunk = act_on(self._engine, self._transform, observation, other.thought_tokens)
+        return replace(other, chunk=chunk, action_tokens=tokens)
 
 
 def other_sentence(env: Any, seed: int) -> str:
@@ -47,6 +42,15 @@ def other_sentence(env: Any, seed: int) -> str:
     here = env.task.name
     names = [name for name in env.alternatives() if name != here] or [
         name for name in env.tasks if name != here]
-    with env.asked(names[int(np.random.default_rng(seed).integers(len(names)))]):
-        sentence: str = env.task.instruction
-    return sentence
+    return sentence_of(env, drawn(names, seed))
+
+
+def drawn(names: Sequence[str], seed: int) -> str:
+    """Return one of the names, the same for the same seed."""
+    return names[int(np.random.default_rng(seed).integers(len(names)))]
+
+
+def sentence_of(env: Any, task: str) -> str:
+    """Return a task's instruction; the scene stays as it is."""
+    with env.asked(task):
+        return str(env.task.instruction)

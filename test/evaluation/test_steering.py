@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dtvla_ros.engine.load import load_policy
-from dtvla_ros.engine.think_act import ThinkAct
+from dtvla_ros.engine.think_act import ThinkAct, act_on
 from dtvla_ros.evaluation import steering
 from dtvla_ros.evaluation.protocol import observation_from_sim
 from dtvla_ros.evaluation.setup import PolicySetup, SceneSetup
@@ -57,11 +57,11 @@ def test_acting_on_a_given_thought_is_acting_on_ones_own():
         obs, info = env.reset(seed=dtvla_sim.EVAL_SEED_START, options={'task': task})
         seen = observation_from_sim(obs, info, env)
         own = ThinkAct(engine, transform, 'full', manifest.max_thought_tokens).decide(seen)
-        given = steering.act_on(engine, transform, seen, own.thought_tokens)
+        _, given = act_on(engine, transform, seen, own.thought_tokens)
         np.testing.assert_array_equal(given, own.chunk)
         nonsense = transform.encode_thought(' '.join(['wooden'] * 16))
         assert not np.array_equal(
-            steering.act_on(engine, transform, seen, nonsense), own.chunk)
+            act_on(engine, transform, seen, nonsense)[1], own.chunk)
     finally:
         env.close()
 
