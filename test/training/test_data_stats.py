@@ -204,3 +204,12 @@ def test_nothing_is_claimed_from_too_little(good, numbers):
     levels = {n.check: n for n in check_pictures(few)}
     assert levels['swapped cameras'].certainty == 'unclear'
     assert levels['orientation of primary'].certainty == 'unclear'
+
+
+def test_two_cameras_that_stand_still_are_frozen_not_exchanged(dataset):
+    """As in a dataset whose pictures never change, through a codec that flickers."""
+    found = report(dataset, episodes=10).notes
+    assert [n.level for key in (PRIMARY, WRIST) for n in notes(found, f'picture of {key}')] == [
+        'warning', 'warning']
+    assert [n.certainty for n in notes(found, 'swapped cameras')] == ['unclear']
+    assert 'never changes' in notes(found, 'action and next rotation')[0].text

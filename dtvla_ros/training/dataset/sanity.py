@@ -192,8 +192,9 @@ def _motion(numbers: Numbers) -> Iterator[Note]:
 def _agreement(numbers: Numbers, what: str, channels: slice, change: NDArray[np.float64],
                unit: str) -> Iterator[Note]:
     check = f'action and next {what}'
-    if numbers.action[:, channels].std(0).max() < 1e-3:
-        yield Note(check, HINT, f'the {what} is hardly commanded: not checked', 'unclear')
+    if min(numbers.action[:, channels].std(0).max(), change.std(0).max()) < 1e-4:
+        yield Note(check, HINT, f'the {what} is hardly commanded, or never changes: not checked',
+                   'unclear')
         return
     # The change after the last frame of all does not exist.
     padded = np.vstack([change, np.zeros((1, 3))])

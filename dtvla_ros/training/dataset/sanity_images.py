@@ -26,7 +26,8 @@ CHANGED = 10.0  # of 255, from which on a pixel has changed
 MOVING = 0.008  # of the hand between two pictures [m]
 TRAVELLED = 0.05  # of the hand in an episode that says something [m]
 BLANK = 3.0  # of 255: standard deviation of a picture without content
-STILL = 0.5  # of 255: largest change between pictures of a camera that stands still
+STILL = 4.0  # of 255: largest change that a codec makes of the same picture twice
+CLEAR = 0.03  # of the pixels, by which one camera must stand stiller than the other
 RESPONSE = 0.12  # of a phase correlation that found the shift
 DRAWS = 200  # bootstrap samples
 SURE, LIKELY = 0.97, 0.85  # share of them that agree
@@ -131,9 +132,10 @@ def _swapped(seen: list[Watched], primary: str, wrist: str) -> Note:
     check = 'swapped cameras'
     table = np.array([
         [(np.ptp(episode.grey[key], axis=0) < CHANGED).mean() for key in (primary, wrist)]
-        for episode in seen if np.ptp(episode.position, axis=0).max() > TRAVELLED])
+        for episode in seen if np.ptp(episode.position, axis=0).max() > TRAVELLED]).reshape(-1, 2)
+    table = table[np.abs(table[:, 0] - table[:, 1]) > CLEAR]
     if len(table) < 3:
-        return Note(check, HINT, 'too few moving episodes to tell', 'unclear')
+        return Note(check, HINT, 'too few episodes in which the two differ', 'unclear')
     first, second = np.median(table, 0)
     right = float((table[:, 0] > table[:, 1]).mean())
     share = max(right, 1 - right)
