@@ -24,7 +24,7 @@ BESIDE = 0.065  # between the middles of two objects in one basket [m]
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """Where an object goes: its origin, or the middle of its extent, at ``point`` [2] world m.
+    """Where an object goes: its origin, or its ``middle``, at ``point`` [2] world m.
 
     ``lowest`` and ``over``: heights of its lowest point when it is let go and while it is
     carried. ``yaw``: how the fingers must then be turned [rad], None if any way will do.
@@ -42,11 +42,11 @@ class Spot:
 
 
 def anchor(scene: LiberoScene, place: str) -> Points:
-    """Return the position [3] of a region or an object, which a destination moves with."""
-    if place in scene.env.object_sites_dict and place in scene.regions:
-        site = scene.data.site(place)
-        return np.array(site.xpos)
-    return scene.position(owner(scene, place))
+    """Return the position [3] of an object or of a region, which a destination moves with."""
+    thing = owner(scene, place)
+    if place in scene.env.object_sites_dict and (thing not in scene.objects or 'caddy' in thing):
+        return np.array(scene.data.site(place).xpos)
+    return scene.position(thing)
 
 
 def spots(scene: LiberoScene, goal: Sequence[str]) -> list[Spot]:
