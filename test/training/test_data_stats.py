@@ -213,3 +213,14 @@ def test_two_cameras_that_stand_still_are_frozen_not_exchanged(dataset):
         'warning', 'warning']
     assert [n.certainty for n in notes(found, 'swapped cameras')] == ['unclear']
     assert 'never changes' in notes(found, 'action and next rotation')[0].text
+
+
+def test_episodes_of_a_single_frame_are_no_oddity(tmp_path):
+    """As look scenes are; the pictures are then taken from the others."""
+    looks = [arm_episode(20 + k, frames=1) for k in range(12)]
+    root = arm_dataset(tmp_path, [*looks, *(arm_episode(k) for k in range(6))])
+    found = report(root, episodes=6).notes
+    length, = notes(found, 'episode lengths')
+    assert length.level == 'ok' and '12 of 18' in length.text
+    assert '6 episodes' in notes(found, f'picture of {PRIMARY}')[0].text
+    assert notes(found, 'orientation of primary')[0].text.startswith('upright')

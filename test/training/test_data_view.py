@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import unescape
 
 import numpy as np
@@ -111,6 +112,16 @@ def test_ids_are_shown_as_text_only_with_their_tokenizer(tmp_path):
     assert 'This dataset tells no thought' in out.read_text()
     view(root, out, tokenizer=root)
     assert stories(out.read_text())[0]['runs'][0][2].startswith('holding nothing now reach')
+
+
+def test_without_a_choice_every_task_is_shown(tmp_path):
+    """An episode each, and none of a single frame."""
+    tasks = ['look', 'look', 'lift', 'push', 'lift']
+    made = [replace(arm_episode(k, frames=1 if task == 'look' else 8), task=task)
+            for k, task in enumerate(tasks)]
+    out = tmp_path / 'page.html'
+    assert view(arm_dataset(tmp_path / 'data', made), out) == 3
+    assert re.findall(r'<h2>Episode (\d)', out.read_text()) == ['2', '3', '4']
 
 
 @pytest.mark.parametrize('out, episodes, said', [

@@ -282,8 +282,12 @@ def _worst(numbers: Numbers, values: NDArray[np.float64], away: NDArray[np.float
 
 def _lengths(numbers: Numbers) -> Iterator[Note]:
     lengths = np.bincount(numbers.episode)
-    middle = np.median(lengths)
-    odd = np.flatnonzero((lengths > LONG * middle) | (lengths < middle / LONG))
+    single = lengths == 1
+    if single.any():
+        yield Note('episode lengths', OK, f'{single.sum()} of {len(lengths)} episodes are a '
+                   'single frame: nothing moves in them', 'certain')
+    middle = np.median(lengths[~single]) if not single.all() else 1.0
+    odd = np.flatnonzero(~single & ((lengths > LONG * middle) | (lengths < middle / LONG)))
     if len(odd):
         yield Note('episode lengths', HINT, f'{len(odd)} of {len(lengths)} episodes are much '
                    f'longer or shorter than {middle:g} frames', 'certain',

@@ -31,6 +31,7 @@ CLEAR = 0.03  # of the pixels, by which one camera must stand stiller than the o
 RESPONSE = 0.12  # of a phase correlation that found the shift
 DRAWS = 200  # bootstrap samples
 SURE, LIKELY = 0.97, 0.85  # share of them that agree
+SHORT = 4  # pictures up to which an episode shows no motion
 FEW = 40  # pairs of pictures below which nothing is concluded
 
 
@@ -51,10 +52,17 @@ class Watched:
 
 
 def watch(reader: DatasetReader, numbers: Numbers, episodes: int) -> list[Watched]:
-    """Decode some episodes, evenly spread. Raises ``UserError`` for a video that cannot be."""
-    chosen = np.unique(np.linspace(
-        0, len(reader.episodes) - 1, min(episodes, len(reader.episodes))).astype(int))
+    """Decode some episodes, evenly spread among those in which something can move.
+
+    Raises ``UserError`` for a video that cannot be decoded.
+    """
     stride = max(1, round(reader.fps / RATE))
+    lengths = np.bincount(numbers.episode)
+    moving = np.flatnonzero(lengths > SHORT * stride)
+    if not len(moving):
+        moving = np.arange(len(lengths))
+    chosen = moving[np.unique(np.linspace(
+        0, len(moving) - 1, min(episodes, len(moving))).astype(int))]
     seen = []
     for number in tqdm(chosen.tolist(), desc='look', unit='ep'):
         begin, length = (reader.episodes[number][key] for key in ('dataset_from_index', 'length'))
@@ -95,6 +103,7 @@ def check_pictures(seen: list[Watched]) -> list[Note]:
 def _dead(seen: list[Watched], key: str) -> Iterator[Note]:
     check = f'picture of {key}'
     blank, frozen = [], []
+    moving = sum(int((episode.steps > MOVING).sum()) for episode in seen)
     for episode in seen:
         grey = episode.grey[key]
         empty = grey.std((1, 2)) < BLANK
@@ -113,8 +122,9 @@ def _dead(seen: list[Watched], key: str) -> Iterator[Note]:
             yield Note(check, WARNING, f'the camera {what} in {len(where)} of {len(seen)} '
                        'episodes', 'certain', where[:8])
     if not (blank or frozen):
-        yield Note(check, OK, f'shows something, and moves with the arm, in {len(seen)} episodes',
-                   'certain')
+        yield Note(check, OK if moving else HINT, f'shows something in {len(seen)} episodes'
+                   + (', and changes while the hand moves' if moving else
+                      '; the hand never moves in them'), 'certain' if moving else 'unclear')
 
 
 def _longest_run(flags: NDArray[np.bool_]) -> tuple[int, int]:

@@ -99,11 +99,16 @@ def view(root: Path, out: Path, episodes: Sequence[int] = (), tokenizer: Path | 
 
 
 def _some(reader: DatasetReader) -> list[int]:
-    """Return an episode of each task, then others from all over the dataset."""
+    """Return an episode of each task, then others from all over the dataset.
+
+    Episodes of a single frame are shown only where there are no others.
+    """
+    rows = reader.episodes
+    long = [k for k, row in enumerate(rows) if row['length'] > 1] or list(range(len(rows)))
     first: dict[str, int] = {}
-    for number, row in enumerate(reader.episodes):
-        first.setdefault((row['tasks'] or [''])[0], number)
-    spread = np.linspace(0, len(reader.episodes) - 1, SHOWN).astype(int).tolist()
+    for number in long:
+        first.setdefault((rows[number]['tasks'] or [''])[0], number)
+    spread = [long[k] for k in np.linspace(0, len(long) - 1, SHOWN).astype(int)]
     return sorted(list(dict.fromkeys([*first.values(), *spread]))[:SHOWN])
 
 
