@@ -19,7 +19,8 @@ from dtvla_ros.training.rl.rollouts import Rollout, RolloutEngine
 from dtvla_ros.training.rl.serve import EpisodeJob
 
 HERE = str(Path(__file__).parent)
-ADDRESS = '127.0.0.1'
+# Loopback addresses, too, but not the one that Ray replaces by the machine's own.
+MACHINES = '127.0.0.2', '127.0.0.3'
 
 
 @pytest.fixture(scope='module')
@@ -31,12 +32,12 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('RAY_USAGE_STATS_ENABLED', '0')
         patch.setenv('PYTHONPATH', os.pathsep.join([HERE, os.environ.get('PYTHONPATH', '')]))
-        node = {'num_cpus': 1, 'node_ip_address': ADDRESS, 'include_dashboard': False,
-                'object_store_memory': 100_000_000}
-        cluster = Cluster(initialize_head=True, head_node_args=node)
-        cluster.add_node(**node)
+        head, other = ({'num_cpus': 1, 'node_ip_address': address, 'include_dashboard': False,
+                        'object_store_memory': 100_000_000} for address in MACHINES)
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        cluster.add_node(**other)
         cluster.wait_for_nodes()
-        ray.init(cluster.address, _node_ip_address=ADDRESS, log_to_driver=False)
+        ray.init(cluster.address, _node_ip_address=MACHINES[0], log_to_driver=False)
         yield cluster
         ray.shutdown()
         cluster.shutdown()
