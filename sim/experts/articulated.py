@@ -11,15 +11,20 @@ from scipy.spatial.transform import Rotation
 from ..libero.env import LiberoEnv
 from ..libero.start import owner
 from .contact import UP, Contact, ContactSkill, Vector, facing
-from .grasps import surface
-from .skill import Hand
-from .tabletop import OPEN
+from .grasps import surface, surroundings
+from .skill import Hand, Move
 
 DIP = np.radians(15.0)  # by which a level hand points down: so its palm clears the table
 LEAN = np.radians(35.0)  # of a fist from straight down towards what it pushes
 AHEAD = 0.06  # how far ahead of the contact the hand is sent [m]
 BEFORE = 0.065  # from the handle or face to the fist that is about to push it [m]
 PULLED = 0.152  # a drawer is pulled farther than the least that counts as open [m]
+SMALL = 0.05  # half of the longest side of a bar or a post, at most [m]
+ROOM = 0.012  # between an open drawer and what was pushed from under it [m]
+SIDEWAYS = 0.035  # towards the base, so that the hand has room beside the drawer [m]
+NEAR = 0.012  # to a point where it counts as reached [m]
+FLOOR = 0.025  # around the middle of a plate or bowl, where its floor is [m]
+OUTSIDE = 0.055  # from the middle of its floor to a hand that slipped out [m]
 KNOB_LEAN = np.radians(25.0)  # along the lever: near the base a vertical hand is out of reach
 KNOB_RADIUS = 0.01  # from the axis to the grip on the lever [m]
 KNOB_ABOVE = 0.004  # from the lever's middle up to the grip [m]
@@ -29,10 +34,12 @@ DOOR_RADIUS = 0.19  # from the hinge to where the fist pushes [m]
 DOOR_BELOW = 0.023  # from the door's upper edge to the fist, whose palm passes over it [m]
 SWING = 0.25  # by which the hand is ahead of the door [rad]
 AJAR = 0.5  # where pulling at the handle ends and pushing from inside begins [rad]
-PUSH_LEAN = np.radians(20.0)  # of the hand over what it pushes
-PUSH_BEHIND = 0.007  # from the rim to the fingers about to push it [m]
-PUSH_ABOVE = 0.013  # from the table up to the grip site [m]
-PUSH_AHEAD = 0.02  # from the middle of what is pushed, where the hand is sent [m]
+TIP = 0.009  # from the grip site to the fingertips [m]
+PRESS = 0.015  # how far below what it pushes from inside the fist is sent [m]
+INSET = 0.5  # of half a region's size, from its middle to where something may end [-]
+# Of the hand, in the grip site's axes: half widths, and from where to where forward [m].
+SHAPE = ((0.03, 0.013, -0.045, TIP), (0.106, 0.025, -0.08, -0.028),
+         (0.106, 0.035, -0.125, -0.08))
 
 
 def turn(angle: float) -> Rotation:
@@ -78,19 +85,105 @@ class Jointed(ContactSkill):
         """Return the middle [3] of a part, world m."""
         return np.array(self.scene.data.geom_xpos[geom])
 
-    def top(self, geom: int) -> float:
-        """Return the height of a box's upper side, world m."""
-        scene = self.scene
-        turned = np.abs(scene.data.geom_xmat[geom].reshape(3, 3)[2])
-        return float(self.at(geom)[2] + turned @ scene.model.geom_size[geom])
+    def reach(self, geom: int, direction: Vector) -> float:
+        """Return how far a box reaches along a unit vector [3], world m."""
+        turned = np.abs(direction @ self.scene.data.geom_xmat[geom].reshape(3, 3))
+        return float(self.at(geom) @ direction + turned @ self.scene.model.geom_size[geom])
 
     def progress(self) -> float:
         """Return the joint's position, counted towards the goal."""
         return self._way * self.value
 
 
+class Push(ContactSkill):
+    """Pushes a plate or a bowl over the table into a region, with the fist from inside."""
+
+    speed = 0.8
+
+    def __init__(self, env: LiberoEnv, goal: Sequence[str]):
+        super().__init__(env, goal)
+        self._yaw = 0.0
+
+    def end(self) -> Vector:
+        """Return where it should come to [3], world m: a little inside the region."""
+        site = self.scene.data.site(self.goal[2])
+        turned, size = site.xmat.reshape(3, 3), self.scene.env.object_sites_dict[self.goal[2]].size
+        from_it = turned @ (self._at() - site.xpos)
+        inside = np.append(INSET * np.array(size[:2]) * np.sign(from_it[:2]), 0.0)
+        return site.xpos + turned.T @ inside
+
+    def begin(self) -> None:
+        """Choose how to turn the hand so that it has room."""
+        others, hand = surroundings(self.scene, self.goal[1]), self.hand()
+        yaws = np.radians([0.0, 90.0, 45.0, -45.0])
+        met = []
+        for self._yaw in yaws:
+            contact = self.contact(hand)
+            met.append(sum(_inside(others - contact.point - lift * UP, contact.rotation)
+                           for lift in np.linspace(0.0, 0.15, 6)))
+        self._yaw = float(yaws[np.argmin(met)])
+
+    def _at(self) -> Vector:
+        return self.scene.position(self.goal[1])
+
+    def _way(self) -> Vector:
+        """Return the unit vector [3] in which to push it now."""
+        way = (self.end() - self._at()) * [1.0, 1.0, 0.0]
+        return way / max(float(np.linalg.norm(way)), 1e-6)
+
+    def contact(self, hand: Hand) -> Contact:
+        """Return a fist on its floor."""
+        at, points = self._at(), surface(self.scene, self.goal[1])
+        floor = points[np.linalg.norm(points[:, :2] - at[:2], axis=1) < FLOOR, 2].max(
+            initial=points[:, 2].min())
+        # The hand as at a reset, where the last joint is farthest from its ends.
+        x = turn(self._yaw).apply([0.0, 1.0, 0.0])
+        return Contact(np.append(at[:2], floor + TIP), facing(-UP, x, hand.rotation), -UP)
+
+    def follow(self, hand: Hand) -> tuple[Vector, Rotation]:
+        """Return a place ahead, and below so that it does not slip out."""
+        contact = self.contact(hand)
+        return contact.point + AHEAD * self._way() - PRESS * UP, contact.rotation
+
+    def progress(self) -> float:
+        """Return how near the object is to where it should be, negative [m]."""
+        return -float(np.linalg.norm((self.end() - self._at())[:2]))
+
+    def astray(self, hand: Hand, contact: Contact) -> bool:
+        """Return whether the hand is no longer inside the object."""
+        offset = hand.position - contact.point
+        return bool(np.linalg.norm(offset[:2]) > OUTSIDE or offset[2] > OUTSIDE)
+
+
+class Aside(Push):
+    """Pushes a bowl to where it is not in the way."""
+
+    def __init__(self, env: LiberoEnv, name: str, to: Vector):
+        super().__init__(env, ('aside', name))
+        self._end = to
+
+    def end(self) -> Vector:
+        """Return where it should come to [3], world m."""
+        return self._end
+
+    def holds(self) -> bool:
+        """Return whether it was pushed far enough."""
+        return self.progress() > -NEAR
+
+
+def _inside(points: Vector, rotation: Rotation) -> int:
+    """Return how many of the points [n, 3], from the grip site, are inside the hand."""
+    x, y, z = (points @ rotation.as_matrix()).T
+    return sum(int(((abs(x) < a) & (abs(y) < b) & (z > low) & (z < high)).sum())
+               for a, b, low, high in SHAPE)
+
+
 class Drawer(Jointed):
-    """Pulls a drawer open by its bar, or pushes the bar with the fist until it is shut."""
+    """Pulls a drawer open by its bar, or pushes the bar with the fist until it is shut.
+
+    A bowl that is to go in and stands where the open drawer would be over it, so that no hand
+    would reach it, is first pushed from there.
+    """
 
     def __init__(self, env: LiberoEnv, goal: Sequence[str]):
         super().__init__(env, goal)
@@ -99,6 +192,40 @@ class Drawer(Jointed):
         self.speed = 0.6 if self.grips else 1.0
         # The bar stands out farthest.
         self._bar = max(self._parts, key=lambda g: float(self.at(g) @ self.outward))
+        self._aside: Aside | None = None
+        if self.verb == 'open' and not self.holds():
+            self._aside = self._in_the_way()
+
+    def _in_the_way(self) -> Aside | None:
+        scene, out = self.scene, self.outward
+        bowls = [g[1] for g in scene.goals
+                 if g[0] == 'in' and g[2] == self.goal[1] and 'bowl' in g[1]]
+        if not bowls:
+            return None
+        box = [g for g in self._parts if scene.model.geom_size[g].max() > SMALL]
+        bowl, at = surface(scene, bowls[0]), scene.position(bowls[0])
+        aside = np.cross(UP, out)
+        aside = aside * np.sign(aside @ (self.env.base_position - at))
+        front = max(self.reach(g, out) for g in box) + PULLED - self._far * self.value
+        under = bowl[:, 2].max() < -max(self.reach(g, -UP) for g in box)
+        beside = any((bowl @ (s * aside)).min() > max(self.reach(g, s * aside) for g in box)
+                     for s in (1.0, -1.0))
+        if not under or beside or (bowl @ out).min() > front:
+            return None
+        farther = front + ROOM - (bowl @ out).min()
+        return Aside(self.env, bowls[0], at + farther * out + SIDEWAYS * aside)
+
+    def act(self) -> Move:
+        """Return what to do in this control step."""
+        if self._aside is not None:
+            if not (self._aside.holds() and self._aside.free()):
+                return self._aside.act()
+            self._aside = None
+        return super().act()
+
+    def free(self) -> bool:
+        """Return whether the hand is clear of the drawer and of what it pushed from there."""
+        return self._aside is None and super().free()
 
     @property
     def outward(self) -> Vector:
@@ -143,7 +270,7 @@ class Knob(Jointed):
 
     def __init__(self, env: LiberoEnv, goal: Sequence[str]):
         super().__init__(env, goal)
-        self._lever = max(self._parts, key=self.top)  # it stands on the disc
+        self._lever = max(self._parts, key=lambda g: self.reach(g, UP))  # it stands on the disc
 
     def _pose(self, hand: Hand, ahead: float) -> tuple[Vector, Rotation]:
         middle, axis = self.at(self._lever), self.anchor
@@ -206,7 +333,7 @@ class Door(Jointed):
 
     def _beside(self, along: Vector, way: Vector) -> Vector:
         point = self.anchor + DOOR_RADIUS * along
-        return np.append(point[:2], self.top(self._panel) - DOOR_BELOW)
+        return np.append(point[:2], self.reach(self._panel, UP) - DOOR_BELOW)
 
     def _fist(self, hand: Hand) -> Rotation:
         return facing(-UP, np.array([0.0, 1.0, 0.0]), hand.rotation)
@@ -219,52 +346,3 @@ class Door(Jointed):
             ahead = self.anchor + swing.apply(self.at(self._handle) - self.anchor)
             return ahead, swing * self.contact(hand).rotation
         return self._beside(swing.apply(along), way) - 0.5 * AHEAD * way, self._fist(hand)
-
-
-class Push(ContactSkill):
-    """Pushes an object over the table, the rim between the open fingers, into a region."""
-
-    verb = 'push'
-    speed = 0.6
-
-    def gripper(self) -> float:
-        """Return the command that keeps the fingers wide, since they cradle the rim."""
-        return OPEN
-
-    def _way(self) -> tuple[Vector, Vector]:
-        """Return where the object is and the unit vector to where it should be, both [3]."""
-        scene = self.scene
-        at = scene.position(self.goal[1])
-        way = (np.array(scene.data.site(self.goal[2]).xpos) - at) * [1.0, 1.0, 0.0]
-        return at, way / max(float(np.linalg.norm(way)), 1e-6)
-
-    def _turned(self, hand: Hand, way: Vector) -> Rotation:
-        return facing(-np.sin(PUSH_LEAN) * way - np.cos(PUSH_LEAN) * UP,
-                      np.cross(UP, way), hand.rotation)
-
-    def contact(self, hand: Hand) -> Contact:
-        """Return where the hand goes behind the object."""
-        at, way = self._way()
-        points = surface(self.scene, self.goal[1])
-        radius = float(np.linalg.norm(points[:, :2] - at[:2], axis=1).max())
-        point = at - (radius + PUSH_BEHIND) * way
-        return Contact(np.append(point[:2], points[:, 2].min() + PUSH_ABOVE),
-                       self._turned(hand, way), -UP)
-
-    def follow(self, hand: Hand) -> tuple[Vector, Rotation]:
-        """Return a place towards the middle of the object, which recedes."""
-        at, way = self._way()
-        low = self.contact(hand).point[2]
-        return np.append((at - PUSH_AHEAD * way)[:2], low), self._turned(hand, way)
-
-    def progress(self) -> float:
-        """Return how near the object is to where it should be, negative [m]."""
-        at, _ = self._way()
-        return -float(np.linalg.norm((self.scene.data.site(self.goal[2]).xpos - at)[:2]))
-
-    def astray(self, hand: Hand, contact: Contact) -> bool:
-        """Return whether the hand is beside the object or above it."""
-        at, way = self._way()
-        offset = hand.position - at
-        aside = abs(float(np.cross(way, offset)[2]))
-        return aside > 0.035 or offset[2] > 0.05

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from ..libero.env import LiberoEnv
+from ..libero.start import owner
 from .grasps import surroundings
 from .skill import Hand, Move, Skill
 from .tabletop import CLOSE, EMPTY, OPEN, WIDE
@@ -22,6 +23,8 @@ HOVER = 0.07  # from the contact, whence the hand approaches it [m]
 CLOSING = 9  # control steps until the fingers press
 SLIPPED = 0.03  # from what is held to the hand that has lost it [m]
 STALL = 25  # control steps without progress after which the motion counts as failed
+LOOSE = 0.05  # opening at which a handle is let go [m]
+SLOWLY = 0.10  # from the contact, whence the hand goes slowly [m]
 CORRIDOR = 0.08  # to either side of the way there, what is in it is passed over [m]
 OVER = 0.03  # at this height [m], and HAND lower where the hand lies level
 HAND = 0.09
@@ -120,7 +123,12 @@ class ContactSkill(Skill):
         return Move(
             phase, self.goal[1], contact.point, self._following(), target, rotation,
             self.gripper() if shut else OPEN, held=self.goal[1] if holding else None,
-            trouble=self._trouble, speed={'lower': 0.6, self.verb: self.speed}.get(phase, 1.0))
+            trouble=self._trouble, speed=self._speed(hand, contact))
+
+    def _speed(self, hand: Hand, contact: Contact) -> float:
+        if self._phase == 'lower':
+            return 0.6 if np.linalg.norm(hand.position - contact.point) < SLOWLY else 1.0
+        return self.speed if self._phase == self.verb else 1.0
 
     def gripper(self) -> float:
         """Return the command for the fingers while they are not open to take hold."""
@@ -140,7 +148,9 @@ class ContactSkill(Skill):
         """Come near, over what is on the way."""
         self.begin()
         contact = self.contact(hand)
-        others, hover = surroundings(self.scene, ''), contact.hover
+        # What is to be gripped is not passed over: the approach ends there.
+        passed = owner(self.scene, self.goal[1]) if self.grips else ''
+        others, hover = surroundings(self.scene, passed), contact.hover
         way, offset = hover[:2] - hand.position[:2], others[:, :2] - hand.position[:2]
         share = np.clip(offset @ way / (way @ way + 1e-9), 0.0, 1.0)
         near = np.linalg.norm(offset - share[:, None] * way, axis=1) < CORRIDOR
@@ -173,7 +183,7 @@ class ContactSkill(Skill):
         elif phase == self.verb:
             self._watch(hand, contact)
         elif phase == 'release':
-            if late or hand.opening > WIDE:
+            if late or hand.opening > LOOSE:
                 self._get_clear(contact)
         elif phase == 'retreat':
             assert self._back is not None
