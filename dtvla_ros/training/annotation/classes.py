@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dtvla_ros.training.annotation.checks import TOLD_OPEN, TOLD_SHUT
 from dtvla_ros.training.annotation.schema import FIELDS, Semantics
 from dtvla_ros.training.annotation.task import Goal
 
@@ -69,15 +70,18 @@ class Classes:
         return np.array([all(int(key[k][1:]) < count for k in NAMED if key[k].startswith('#'))
                          for key in self.keys])
 
-    def best_path(self, scores: NDArray[np.floating], goal: Goal,
+    def best_path(self, scores: NDArray[np.floating], goal: Goal, closing: NDArray[np.bool_],
                   known: Mapping[int, int]) -> NDArray[np.int64]:
         """Return the likeliest class of each frame [N], by Viterbi's algorithm.
 
-        ``scores`` [N, C]: log-probabilities frame by frame; ``known``: classes of frames that
-        are certain. A change of class costs, more so one never seen between key frames.
+        ``scores`` [N, C]: log-probabilities frame by frame; ``closing`` [N]: what the gripper is
+        told, which no phase may contradict; ``known``: classes of frames that are certain. A
+        change of class costs, more so one never seen between key frames.
         """
-        fits = self.fits(goal)
-        emission = np.where(fits, scores, IMPOSSIBLE)
+        phases = [key[FIELDS.index('phase')] for key in self.keys]
+        shut, opened = (np.array([p in told for p in phases]) for told in (TOLD_SHUT, TOLD_OPEN))
+        contradicts = np.where(closing[:, None], opened, shut)
+        emission = np.where(self.fits(goal) & ~contradicts, scores, IMPOSSIBLE)
         for frame, number in known.items():
             emission[frame] = IMPOSSIBLE
             emission[frame, number] = 0.0

@@ -70,7 +70,8 @@ def learn(source: Source, accepted: Accepted, labeller: Labeller,
     labeller.fit(source, classes, targets)
     pairs = []
     for episode in tqdm(held, desc='held out', unit='episode', disable=None):
-        path = classes.best_path(labeller.scores(source, episode), goals[episode], {})
+        path = classes.best_path(labeller.scores(source, episode), goals[episode],
+                                 source.motion(episode).closing, {})
         pairs += [(classes.label(int(path[frame]), goals[episode]), label)
                   for frame, label in accepted[episode]]
     return classes, agreement(pairs)
@@ -81,7 +82,7 @@ def thoughts(source: Source, episode: int, classes: Classes, labeller: Labeller,
     """Return thought and phase of every frame; accepted labels stand as they are."""
     motion, goal = source.motion(episode), source.goal(episode)
     certain = {frame: classes.number(label, goal) for frame, label in known}
-    path = classes.best_path(labeller.scores(source, episode), goal, certain)
+    path = classes.best_path(labeller.scores(source, episode), goal, motion.closing, certain)
     reasons = dict(known)
     labels: list[Semantics] = []
     told = ''

@@ -70,21 +70,24 @@ def features(motion: Motion, goal: Goal) -> NDArray[np.float32]:
 
 
 class _Network(nn.Module):
-    """Convolutions over time; every layer sees twice as far as the one before."""
+    """Dilated convolutions over time, as matrix products: much faster on a CPU."""
 
-    def __init__(self, inputs: int, classes: int, width: int = 96):
+    gaps = (1, 2, 4)  # frames to the neighbours a layer sees
+
+    def __init__(self, inputs: int, classes: int, width: int = 64):
         super().__init__()
-        self.first = nn.Conv1d(inputs, width, 1)
-        self.layers = nn.ModuleList(
-            nn.Conv1d(width, width, 3, padding=gap, dilation=gap) for gap in (1, 2, 4))
+        self.first = nn.Linear(inputs, width)
+        self.layers = nn.ModuleList(nn.Linear(3 * width, width) for _ in self.gaps)
         self.drop = nn.Dropout(0.1)
-        self.last = nn.Conv1d(width, classes, 1)
+        self.last = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x.transpose(1, 2))  # [B, N, F] -> [B, width, N]
-        for layer in self.layers:
-            x = x + self.drop(nn.functional.gelu(layer(x)))
-        return self.last(x).transpose(1, 2)  # [B, N, C]
+        x = self.first(x)  # [B, N, F] -> [B, N, width]
+        for gap, layer in zip(self.gaps, self.layers):
+            padded = nn.functional.pad(x, (0, 0, gap, gap))
+            around = torch.cat([padded[:, :-2 * gap], x, padded[:, 2 * gap:]], dim=-1)
+            x = x + self.drop(nn.functional.gelu(layer(around)))
+        return self.last(x)  # [B, N, C]
 
 
 class MotionLabeller:
@@ -92,7 +95,7 @@ class MotionLabeller:
 
     name = 'motion'
 
-    def __init__(self, steps: int = 600, batch: int = 32, seed: int = 0):
+    def __init__(self, steps: int = 600, batch: int = 16, seed: int = 0):
         self._steps, self._batch, self._seed = steps, batch, seed
 
     def _features(self, source: Source, episode: int) -> NDArray[np.float32]:

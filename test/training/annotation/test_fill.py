@@ -109,10 +109,13 @@ def test_the_path_passes_through_what_is_known_and_changes_seldom():
     reach, lower, grasp = (classes.number(row[1], goal) for row in rows)
     scores = np.full((9, 3), -1.0)
     scores[4, reach] = -0.5  # a flicker
-    path = classes.best_path(scores, goal, {0: reach, 2: lower, 8: grasp})
+    closing = np.arange(9) >= 7
+    path = classes.best_path(scores, goal, closing, {0: reach, 2: lower, 8: grasp})
     assert path[0] == reach and path[2] == lower and path[8] == grasp
-    assert path[4] != reach and (np.diff(path) != 0).sum() == 2
-    backwards = classes.best_path(np.full((4, 3), -1.0), goal, {0: grasp, 3: reach})
+    assert path[4] == lower and (np.diff(path) != 0).sum() == 2
+    assert path[6] == lower and path[7] == grasp  # as the gripper is told
+    backwards = classes.best_path(
+        np.full((4, 3), -1.0), goal, np.arange(4) < 1, {0: grasp, 3: reach})
     assert backwards[0] == grasp and backwards[3] == reach  # unlikely, not impossible
 
 

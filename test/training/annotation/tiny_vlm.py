@@ -48,6 +48,7 @@ def make_vlm(folder: Path, texts: list[str], width: int = 48) -> Path:
         text_config=LlamaConfig(
             vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width,
             num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+            initializer_range=0.2,  # frozen features that adapters can read something from
             max_position_embeddings=4096, pad_token_id=0, eos_token_id=1, bos_token_id=None),
         image_token_index=tokenizer.convert_tokens_to_ids('<image>')))
     model.generation_config.eos_token_id = 1
