@@ -30,10 +30,9 @@ needs_libero = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 CHEESE = 'put_the_cream_cheese_in_the_bowl'
 RACK = 'put_the_wine_bottle_on_the_rack'
 DRAWER = 'open_the_top_drawer_and_put_the_bowl_inside'
-BOOK = ('STUDY_SCENE1_pick_up_the_book_and_place_it_in_the_back_compartment_of_the_caddy')
+BOOK = 'STUDY_SCENE1_pick_up_the_book_and_place_it_in_the_back_compartment_of_the_caddy'
 MICROWAVE = 'KITCHEN_SCENE6_put_the_yellow_and_white_mug_in_the_microwave_and_close_it'
-CANS = ('LIVING_ROOM_SCENE2_put_both_the_alphabet_soup_and_the_tomato_sauce_in_the_basket')
-STOVE = 'KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it'
+CANS = 'LIVING_ROOM_SCENE2_put_both_the_alphabet_soup_and_the_tomato_sauce_in_the_basket'
 SLOW_SUITES = ('libero_goal', 'libero_10')
 
 
@@ -113,7 +112,7 @@ def test_a_closed_drawer_is_opened_before_something_goes_in(goal_env):
     result, _ = run_expert_episode(goal_env, make_expert(goal_env), DRAWER, 12)
     said = phases(result.thoughts)
     assert result.success
-    assert said.index('open top_drawer') < said.index('reach akita_black_bowl')
+    assert said.index('open top_drawer') < said.index('grasp akita_black_bowl')
     assert said[-1] in ('place top_drawer', 'release akita_black_bowl')
 
 
