@@ -167,7 +167,7 @@ class _Worker:
         ready = self.hear() if self.connection.poll(START_SECONDS) else None
         if isinstance(ready, Failed):
             self.end()
-            raise UserError(ready.text)
+            raise ready.error()
         if not isinstance(ready, Ready):
             self.end()
             raise RuntimeError(f'a simulator process did not start (exit code '

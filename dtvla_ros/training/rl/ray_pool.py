@@ -148,6 +148,6 @@ class RayPool:
     def _met(self, slot: int) -> Ready:
         ready = self._heard(slot)
         if isinstance(ready, Failed):
-            raise UserError(ready.text)
+            raise ready.error()
         assert isinstance(ready, Ready)
         return ready

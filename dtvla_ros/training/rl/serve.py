@@ -96,32 +96,31 @@ class Failed:
     text: str
     refused: bool = False
 
+    def error(self) -> Exception:
+        """Return it as what it would have been in this process."""
+        return UserError(self.text) if self.refused else RuntimeError(self.text)
 
-class _Watched:
-    """An environment that counts the seconds spent in it."""
+
+class _Stopwatch:
+    """Counts the seconds spent in an environment's ``reset`` and ``step``."""
 
     def __init__(self, env: Any):
-        self._env = env
-        self.seconds = 0.0
+        self._seconds = 0.0
+        for name in ('reset', 'step'):
+            setattr(env, name, self._timed(getattr(env, name)))
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._env, name)
+    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **options: Any) -> Any:
+            begun = time.perf_counter()
+            result = call(*arguments, **options)
+            self._seconds += time.perf_counter() - begun
+            return result
 
-    def reset(self, **options: Any) -> Any:
-        return self._timed(self._env.reset, **options)
-
-    def step(self, action: Any) -> Any:
-        return self._timed(self._env.step, action)
-
-    def _timed(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        begun = time.perf_counter()
-        result = call(*arguments, **options)
-        self.seconds += time.perf_counter() - begun
-        return result
+        return timed
 
     def lap(self) -> float:
         """Return the seconds since the last lap."""
-        seconds, self.seconds = self.seconds, 0.0
+        seconds, self._seconds = self._seconds, 0.0
         return seconds
 
 
@@ -134,14 +133,18 @@ def serve(receive: Callable[[], Any], send: Callable[[Any], None], scene: SceneS
     finds them and returns what has to travel with the message.
     """
     try:
-        env = _Watched(scene.make())
+        env = scene.make()
+        watch = _Stopwatch(env)
         send(Ready(tuple(env.tasks), env.image_size, env.control_rate, env.max_steps))
     except UserError as error:
         send(Failed(str(error), refused=True))
         return
+    except Exception:
+        send(Failed(traceback.format_exc()))
+        return
     while (job := receive()) is not None:
         try:
-            answer: End | Failed = _play(env, job, receive, send, show)
+            answer: End | Failed = _play(env, watch, job, receive, send, show)
         except UserError as error:
             answer = Failed(str(error), refused=True)
         except Exception:
@@ -149,20 +152,20 @@ def serve(receive: Callable[[], Any], send: Callable[[Any], None], scene: SceneS
         send(answer)
 
 
-def _play(env: _Watched, job: Job, receive: Callable[[], Any],
+def _play(env: Any, watch: _Stopwatch, job: Job, receive: Callable[[], Any],
           send: Callable[[Any], None], show: Callable[[Images], Images | None]) -> End:
     nothing = np.zeros(0, np.int64)
     begun = time.perf_counter()
-    env.lap()
+    watch.lap()
 
     def decide(observation: Observation) -> Decision:
         nonlocal begun
         frames = show(dict(observation.images))
-        stepping = env.lap()
+        stepping = watch.lap()
         send(Look(replace(observation, images={}), stepping,
                   time.perf_counter() - begun - stepping, frames))
         chunk = receive()
         begun = time.perf_counter()
         return Decision('', 'complete', chunk, (), nothing)
 
-    return End(job.play(env, decide), env.lap())
+    return End(job.play(env, decide), watch.lap())

@@ -104,6 +104,8 @@ def test_what_a_suite_refuses_is_told():
         LocalPool(SceneSetup('nowhere'), 1)
     with pytest.raises(UserError, match='positive'):
         LocalPool(ToyScene(), 0)
+    with pytest.raises(RuntimeError, match='ValueError'):
+        LocalPool(ToyScene(limit='many'), 1)
 
 
 def test_keys_draw_differently():

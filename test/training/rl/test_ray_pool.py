@@ -31,6 +31,7 @@ def cluster():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('RAY_USAGE_STATS_ENABLED', '0')
+        patch.setenv('RAY_worker_register_timeout_seconds', '600')  # on a busy machine
         patch.setenv('PYTHONPATH', os.pathsep.join([HERE, os.environ.get('PYTHONPATH', '')]))
         head, other = ({'num_cpus': 1, 'node_ip_address': address, 'include_dashboard': False,
                         'object_store_memory': 100_000_000} for address in MACHINES)
@@ -62,7 +63,7 @@ def test_two_machines_play_what_one_does(cluster, tmp_path, fault):
     path = tmp_path / 'fault'
     if fault:
         path.write_text(f'right {fault}')
-    with closing(RayPool(ToyScene(fault=path), 2, timeout=5.0)) as pool:
+    with closing(RayPool(ToyScene(fault=path), 2, timeout=15.0)) as pool:
         where = {ray.get(actor.__ray_call__.remote(
             lambda _: ray.get_runtime_context().get_node_id())) for actor in pool._actors.values()}
         assert len(where) == 2  # each node process has one

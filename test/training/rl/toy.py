@@ -26,7 +26,7 @@ class ToyEnv:
     base_position = np.zeros(3)
 
     def __init__(self, limit: int = 12):
-        self.max_steps = limit
+        self.max_steps = int(limit)
         self._task, self._y, self._steps = 'left', 0.0, 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
