@@ -66,7 +66,7 @@ def test_the_file_goes_on_where_it_was_cut(source, tmp_path):
     module.write_keyframes(source, tmp_path, KeyframeOptions())
     assert path.read_bytes() == whole
     with pytest.raises(UserError, match='max_gap'):
-        module.write_keyframes(source, tmp_path, KeyframeOptions(max_gap=1.0))
+        module.write_keyframes(source, tmp_path, KeyframeOptions(max_gap=0.9))
     other = Source(picks_dataset(tmp_path / 'other', 2))
     with pytest.raises(UserError, match='another dataset'):
         module.read_keyframes(tmp_path, other)
