@@ -219,9 +219,9 @@ def test_the_budget_stops_before_it_is_exceeded(run):
 def test_the_cost_stops_before_it_is_exceeded(run):
     with Endpoint() as endpoint:
         with pytest.raises(BudgetReached, match='max-cost'):
-            run(endpoint, max_cost=2 * ONE)
+            run(endpoint, max_cost=3 * ONE)
         # The second might cost up to 500 tokens written: it is not sent.
-        assert 0 < run.spent[1] <= 2 * ONE and len(endpoint.requests) == 1
+        assert 0 < run.spent[1] <= 3 * ONE and len(endpoint.requests) == 1
         assert run(endpoint, max_cost=1.0).episodes == 3
     with pytest.raises(UserError, match='price-in'):
         Ledger(run.folder / 'other.jsonl', Prices(), max_cost=1.0)
