@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from dtvla_ros.cli.annotate import app as annotate_app
-from dtvla_ros.cli.arguments import Suite, Tasks, Workers, names
+from dtvla_ros.cli.arguments import Json, Suite, Tasks, Workers, names
 from dtvla_ros.cli.evaluation import app as evaluation_app
 from dtvla_ros.cli.measure import app as measure_app
 from dtvla_ros.cli.models import app as models_app
@@ -153,7 +153,7 @@ def train_sft(
     init: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help='Begin with the weights of this run, policy or safetensors file; words '
-                          'of the data that it lacks are added.'),
+                          'of the data that a small policy lacks are added.'),
     ] = None,
     minutes: Annotated[
         Optional[float],  # noqa: UP045
@@ -189,6 +189,9 @@ def train_sft(
     `dtvla train sft --data data/tabletop --out runs/nano --minutes 30`
 
     `dtvla train sft --data data/a --data data/b --out runs/more --init runs/nano --minutes 10`
+
+    `dtvla train sft --data data/cot --init models/released --out runs/lora --steps 5000
+    --config config/train/deepthinkvla-3b-lora.yaml --eval-episodes 0`
     """
     from dtvla_ros.training.config import SftConfig
     from dtvla_ros.training.sft import SftRun
@@ -198,7 +201,38 @@ def train_sft(
         data=tuple(data), out=out, init=init, minutes=minutes, steps=steps,
         evaluate_every=eval_every, episodes=eval_episodes, suite=eval_suite, threads=threads,
         compile=compile, weights=tuple(weight or ())))
-    print(f'{out}: trained; next: dtvla export {out} --out models/nano')
+    print(f'{out}: trained; next: dtvla export {out} --out models/{out.name}')
+
+
+@train.command('bench')
+def bench_training(
+    batch: Annotated[int, typer.Option(min=1, help='Sequences in a step.')] = 1,
+    width: Annotated[int, typer.Option(min=8, help="The decoder's, a multiple of 8.")] = 64,
+    layers: Annotated[int, typer.Option(min=1, help='Decoder layers.')] = 2,
+    thought: Annotated[int, typer.Option(min=1, help='Words of the thought.')] = 73,
+    steps: Annotated[int, typer.Option(min=1, help='Timed steps of each.')] = 5,
+    threads: Annotated[int, typer.Option(min=1, help='CPU threads.')] = 1,
+    json_file: Json = None,
+) -> None:
+    """Measure a training step beside a plain one with full-vocabulary logits at every row.
+
+    Both train the released layout with its 257,157 words at a small width, on the CPU, on the
+    same random batch, each in a process of its own. Times are only good on an idle machine.
+    """
+    from dataclasses import asdict
+
+    from dtvla_ros.files import write_json
+    from dtvla_ros.training.bench import KINDS, TrainBench, bench
+
+    measured = bench(TrainBench(batch, width, layers, thought, steps, threads))
+    for kind in KINDS:
+        one = measured[kind]
+        print(f'{kind:10}  {batch / one.seconds:7.3f} samples/s  peak {one.memory / 1e9:5.2f} GB')
+    plain, ours = (measured[kind] for kind in KINDS)
+    print(f'ratio       {plain.seconds / ours.seconds:.2f} x the speed, '
+          f'{plain.memory / ours.memory:.2f} x less peak memory')
+    if json_file is not None:
+        write_json(json_file, {kind: asdict(one) for kind, one in measured.items()})
 
 
 def main() -> None:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dtvla_ros.policy.transform import PolicyTransform
-from dtvla_ros.policy.vocabulary import ordinal_groups
 from dtvla_ros.training.augment import colour_map, recoloured, shifted, to_pixels
 from dtvla_ros.training.config import SftConfig
 from dtvla_ros.training.frame_cache import FrameCache
@@ -27,6 +26,7 @@ from dtvla_ros.training.samples import (
     STATE_GROUPS,
     Samples,
     StateWords,
+    place_spans,
     prompt_of,
 )
 
@@ -88,15 +88,23 @@ class Look:
         return Look(**{name: getattr(self, name).to(device) for name in self.__slots__})
 
 
+def _padded(length: NDArray[np.int64]) -> int:
+    """Return the width of a batch of sequences of these lengths."""
+    return -(-int(length.max()) // LENGTH_STEP) * LENGTH_STEP
+
+
 class BatchMaker:
     """Draws and assembles batches from samples and frames in memory-mapped files.
 
     ``weights``: each dataset's share of what is drawn; by default its share of all frames.
+    ``parallel``: batches that make one step, over all processes; with ``config.bucket`` above 1
+    they have about the same length.
     """
 
     def __init__(self, samples: Samples, caches: Sequence[FrameCache],
                  transform: PolicyTransform, config: SftConfig,
-                 things: Sequence[str] = (), weights: Sequence[float] = ()):
+                 things: Sequence[str] = (), weights: Sequence[float] = (), parallel: int = 1):
+        self._parallel = parallel
         self._samples = samples
         self.things = tuple(things)
         self._transform = transform
@@ -108,7 +116,7 @@ class BatchMaker:
         self._ids = transform.config.ids
         self._slots = transform.config.slots
         self._words = StateWords.of(transform) if transform.state_in_prompt else None
-        self._spans = ordinal_groups(transform.tokenizer)
+        self._spans = place_spans(transform.tokenizer)
         scenes = int(samples.scene.max()) + 1
         held_out = np.random.default_rng(config.seed).permutation(scenes)
         held = np.isin(samples.scene, held_out[:round(config.validation_share * scenes)])
@@ -120,9 +128,43 @@ class BatchMaker:
         self._boosted = self._cumulative(boost * ~held, weights)
 
     def train(self, step: int, rank: int = 0) -> Batch:
-        """Return the training batch of a step: drawn at random, with noise."""
+        """Return the ``rank``-th training batch of a step: drawn at random, with noise."""
         rng = np.random.default_rng([self._config.seed, step, rank])
-        return self._assemble(self._draw(self._boosted, rng), rng)
+        if self._config.bucket > 1:
+            return self._assemble(*self._alike(step, rank), rng)
+        return self._assemble(self._draw(self._boosted, rng), None, rng)
+
+    def _alike(self, step: int, rank: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return a batch's frames [B], and which keep their thought, near each other in length."""
+        bucket, parallel = self._config.bucket, self._parallel
+        rng = np.random.default_rng([self._config.seed, step // bucket, 0, 2])
+        index = np.concatenate(
+            [self._draw(self._boosted, rng) for _ in range(bucket * parallel)])
+        kept = rng.random(len(index)) >= self._config.reasoning_dropout
+        order = np.argsort(self._lengths(index, kept), kind='stable')
+        chosen = order.reshape(bucket, parallel, -1)[rng.permutation(bucket)[step % bucket], rank]
+        return index[chosen], kept[chosen]
+
+    def padding(self, steps: int = 64) -> float:
+        """Return the share of pads among all rows of the first training batches."""
+        pads = rows = 0
+        for step in range(steps):
+            rng = np.random.default_rng([self._config.seed, step, 0])
+            if self._config.bucket > 1:
+                index, kept = self._alike(step, 0)
+            else:
+                index = self._draw(self._boosted, rng)
+                kept = rng.random(len(index)) >= self._config.reasoning_dropout
+            length = self._lengths(index, kept)
+            rows += len(index) * _padded(length)
+            pads += len(index) * _padded(length) - int(length.sum())
+        return pads / rows
+
+    def _lengths(self, index: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return the rows [B] of sequences without their pads."""
+        s = self._samples
+        thought = np.where(kept, s.thought_length[index], 2)
+        return s.prompt_length[index] + thought + self._slots + 3
 
     def _cumulative(self, weight: NDArray[Any], weights: Sequence[float]) -> NDArray[np.float64]:
         """Return cumulative chances of all frames, each dataset's as its share of ``weights``."""
@@ -167,15 +209,19 @@ class BatchMaker:
 
     def plain(self, indices: NDArray[np.int64]) -> Batch:
         """Return given frames without noise, dropout or colour changes."""
-        return self._assemble(indices, None)
+        return self._assemble(indices, np.ones(len(indices), bool), None)
 
-    def _assemble(self, index: NDArray[np.int64], rng: Generator | None) -> Batch:
+    def _assemble(self, index: NDArray[np.int64], kept: NDArray[np.bool_] | None,
+                  rng: Generator | None) -> Batch:
+        """Put frames together, with noise if ``rng`` is given; ``kept`` None is drawn from it."""
         s, ids, count = self._samples, self._ids, len(index)
         thought = s.thought[index]
-        kept = taught = np.ones(count, bool)
+        if kept is None:
+            assert rng is not None, 'which thoughts are kept is given or drawn'
+            kept = rng.random(count) >= self._config.reasoning_dropout
+        taught = kept
         asked, seen = index, thought
         if rng is not None:
-            kept = taught = rng.random(count) >= self._config.reasoning_dropout
             if self._config.counterfactual:
                 misled = kept & (rng.random(count) < self._config.counterfactual)
                 taught = kept & ~misled
@@ -188,7 +234,7 @@ class BatchMaker:
         w = np.where(kept, s.thought_length[index], 2)
         start = p + w  # A, the row of <action>
         length = start + self._slots + 3
-        width = -(-int(length.max()) // LENGTH_STEP) * LENGTH_STEP
+        width = _padded(length)
         columns = np.arange(width)
         real = columns < length[:, None]  # [B, L]
 

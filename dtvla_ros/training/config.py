@@ -26,6 +26,46 @@ class ModelChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class LoraChoice:
+    """Low-rank updates of the decoder's layers instead of the layers themselves.
+
+    ``rank`` 0: none. ``targets``: names of linear layers, as peft calls them; the update is
+    ``alpha / rank`` times the product of its factors.
+    """
+
+    rank: int = 0
+    alpha: int = 64
+    dropout: float = 0.0
+    targets: tuple[str, ...] = (
+        'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or self.alpha <= 0 or not 0.0 <= self.dropout < 1.0:
+            raise UserError('train config: lora needs rank >= 0, alpha > 0 and dropout in [0, 1), '
+                            f'got {self.rank}, {self.alpha} and {self.dropout}')
+        if self.rank and not self.targets:
+            raise UserError('train config: lora names no targets')
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Each part's learning rate as a factor of ``learning_rate``; 0 freezes the part.
+
+    ``vision``: image towers without ``projector``, SigLIP's linear layer into the decoder.
+    """
+
+    vision: float = 1.0
+    projector: float = 1.0
+    decoder: float = 1.0
+
+    def __post_init__(self) -> None:
+        values = asdict(self).values()
+        if min(values) < 0.0 or not any(values):
+            raise UserError(f'train config: rates must not be negative, and not all 0, got '
+                            f'{", ".join(map(str, values))}')
+
+
+@dataclass(frozen=True, slots=True)
 class SftConfig:
     """Recipe of supervised fine-tuning. ``config/train/nano.yaml`` says why each value.
 
@@ -39,6 +79,11 @@ class SftConfig:
     the eye's share in the fine-tuning that follows. ``pointing_weight``: share of the loss that
     teaches the first head of decoder layer ``pointing_layer`` (from 0) to look at the thing whose
     place is said (0: none).
+    For large policies: ``lora`` and ``rates`` say what is learnt; ``accumulate`` batches make one
+    step; ``checkpointing`` computes the layers' activations anew in the backward pass; batches of
+    similar length are cut from ``bucket`` batches drawn together (1: no sorting); ``ema`` 0
+    keeps no average of the weights. ``model`` means nothing to a run that begins with a policy
+    whose vocabulary holds no location words.
     """
 
     model: ModelChoice = field(default_factory=ModelChoice)
@@ -71,13 +116,18 @@ class SftConfig:
     validation_share: float = 0.04
     precision: str = 'bf16'
     seed: int = 0
+    lora: LoraChoice = field(default_factory=LoraChoice)
+    rates: Rates = field(default_factory=Rates)
+    accumulate: int = 1
+    checkpointing: bool = False
+    bucket: int = 1
 
     def __post_init__(self) -> None:
         for name in ('reasoning_dropout', 'counterfactual', 'validation_share', 'ema'):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(f'train config: {name} must lie in [0, 1), '
                                 f'got {getattr(self, name)}')
-        for name in ('batch_size', 'learning_rate', 'gradient_clip'):
+        for name in ('batch_size', 'learning_rate', 'gradient_clip', 'accumulate', 'bucket'):
             if getattr(self, name) <= 0:
                 raise UserError(f'train config: {name} must be positive, '
                                 f'got {getattr(self, name)}')
@@ -88,6 +138,14 @@ class SftConfig:
                             f'{len(self.model.cameras)} cameras')
         if len(self.state_noise) != 3:
             raise UserError('train config: state_noise needs three values')
+        if self.lora.rank and self.pointing_weight:
+            raise UserError('train config: lora cannot teach a head to point; set '
+                            'pointing_weight to 0')
+
+    @property
+    def freezes(self) -> bool:
+        """Whether a part of the policy stays as it was."""
+        return self.lora.rank > 0 or 0.0 in asdict(self.rates).values()
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dict."""
@@ -97,10 +155,13 @@ class SftConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> SftConfig:
         """Build from a mapping; an unknown key or a wrong type is named in the error."""
         values = dict(data)
-        model = values.pop('model', {})
-        if not isinstance(model, Mapping):
-            raise UserError(f'train config: model must be a mapping, got {model!r}')
-        return cls(model=ModelChoice(**_checked(ModelChoice, model)), **_checked(cls, values))
+        parts: dict[str, Any] = {}
+        for name, kind in _PARTS.items():
+            part = values.pop(name, {})
+            if not isinstance(part, Mapping):
+                raise UserError(f'train config: {name} must be a mapping, got {part!r}')
+            parts[name] = kind(**_checked(kind, part))
+        return cls(**parts, **_checked(cls, values))
 
     @classmethod
     def read(cls, path: Path) -> SftConfig:
@@ -118,6 +179,9 @@ class SftConfig:
             return cls.from_dict(data)
         except UserError as error:
             raise UserError(f'{path}: {error}') from error
+
+
+_PARTS: Mapping[str, type] = {'model': ModelChoice, 'lora': LoraChoice, 'rates': Rates}
 
 
 def _checked(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from dtvla_ros.engine.export import export_policy
 from dtvla_ros.engine.parity import Parity
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.report import versions
+from dtvla_ros.policy.adapters import CONFIG as ADAPTER
+from dtvla_ros.policy.adapters import local_base, read_adapter
 from dtvla_ros.policy.checkpoint import load_model
 from dtvla_ros.policy.decoder import HybridDecoder
 from dtvla_ros.policy.manifest import (
@@ -23,6 +25,7 @@ from dtvla_ros.policy.manifest import (
 from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.policy.vocabulary import load_tokenizer
 from dtvla_ros.training import run_state
+from dtvla_ros.training.lora import merge
 
 SIMULATOR = ('mujoco', 'robosuite')
 DEFAULT_NAME = 'nano'
@@ -32,7 +35,8 @@ DEFAULT_NAME = 'nano'
 class ExportOptions:
     """What is exported how.
 
-    ``out`` None: ``models/nano`` for a run, beside the policy for a policy. ``name``,
+    ``out`` None: ``models/nano`` for a small policy's run, ``models/RUN`` for one begun with a
+    released policy, beside the policy for a policy. ``name``,
     ``replan_steps`` (actions executed before the next decision) and ``success`` (the JSON of an
     evaluation, whose table goes into the manifest) None: as usual, or as the policy has them.
     ``weights`` one of ``quantize.KINDS``.
@@ -51,7 +55,7 @@ def export(source: Path, options: ExportOptions) -> tuple[Path, Parity]:
     Raises ``UserError`` when ``source`` is neither, or when the graphs do not agree with it.
     """
     model, transform, manifest = read_source(source)
-    out = options.out or (Path('models/nano') if not _is_policy(source)
+    out = options.out or (Path('models') / manifest.name if not _is_policy(source)
                           else source.with_name(f'{source.name}-{options.weights}'))
     if out.resolve() == source.resolve() and GRAPHS[0] not in manifest.files:
         raise UserError(f'{out}: exporting would replace the checkpoint itself; choose another '
@@ -77,9 +81,19 @@ def read_source(folder: Path) -> tuple[HybridDecoder, PolicyTransform, PolicyMan
 
 
 def _read_run(run: Path) -> tuple[HybridDecoder, PolicyTransform, PolicyManifest]:
-    """Return the averaged weights of a training run and the manifest it gets."""
+    """Return the averaged weights of a training run, adapters merged, and its manifest."""
     transform = run_state.read_transform(run)
-    model = load_model(transform.config, run / run_state.WEIGHTS)
+    if (run / ADAPTER).exists():
+        adapter = read_adapter(run)
+        model = read_source(local_base(run))[0]
+        merge(model, adapter)
+    else:
+        model = load_model(transform.config, run / run_state.WEIGHTS)
+    origin = run_state.read_origin(run)
+    if origin is not None:
+        return model, transform, replace(
+            origin, name=run.resolve().name, config=transform.config,
+            statistics=transform.statistics)
     usual = ActionContract()
     installed = versions()
     return model, transform, PolicyManifest(

@@ -43,6 +43,8 @@ def open_frames(reader: DatasetReader, transform: PolicyTransform, threads: int 
     shape = (count, len(vision.cameras), vision.image_size, vision.image_size, 3)
     stamp = {'shape': list(shape), 'cameras': list(vision.cameras),
              'dataset': (reader.root / layout.INFO).stat().st_mtime_ns}
+    if transform.mirrored:
+        stamp['mirrored'] = True
     folder = reader.root / FOLDER
     path, facts = folder / 'frames.u8', folder / 'frames.json'
     if not (facts.exists() and json.loads(facts.read_text()) == stamp):

@@ -80,14 +80,15 @@ class LossReport:
 def hybrid_loss(
     token_logits: Tensor, token_targets: Tensor, action_logits: Tensor, action_targets: Tensor,
     action_mask: Tensor, *, places: Sequence[OrdinalGroup], action_sigma: float = 0.0,
-    thought_weight: float = 1.0,
+    thought_weight: float = 1.0, divisor: Tensor | None = None,
 ) -> LossReport:
     """Weighted mean over every supervised token of one cross-entropy.
 
     ``token_logits`` [R, V] and ``token_targets`` [R]: thought words and tags.
     ``action_logits`` [B, S, bins], ``action_targets`` [B, S] counted from the first bin,
     ``action_mask`` [B, S] False where the chunk is padding. With all weights 1 and all sigmas
-    0 this is the published mean over CoT, tags and actions.
+    0 this is the published mean over CoT, tags and actions. ``divisor``: the sum of all weights
+    that the mean is taken over, where this batch is only a part of it.
     """
     bins = action_logits.shape[-1]
     tokens = ordinal_cross_entropy(token_logits, token_targets, places)  # [R]
@@ -97,7 +98,9 @@ def hybrid_loss(
         action_logits.reshape(-1, bins), action_targets.reshape(-1), group)  # [B * S]
     real = action_mask.reshape(-1).float()
     total = (tokens * weights).sum() + (actions * real).sum()
-    loss = total / (weights.sum() + real.sum()).clamp_min(1.0)
+    if divisor is None:
+        divisor = (weights.sum() + real.sum()).clamp_min(1.0)
+    loss = total / divisor
     with torch.no_grad():
         right = (token_logits.argmax(-1) == token_targets).float()
         place = torch.zeros_like(right)

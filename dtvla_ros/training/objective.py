@@ -13,7 +13,7 @@ from dtvla_ros.policy.decoder import HybridDecoder
 from dtvla_ros.training.batches import Batch
 from dtvla_ros.training.config import SftConfig
 from dtvla_ros.training.grounding import PlaceHead, PlaceReport, place_loss
-from dtvla_ros.training.losses import LossReport, OrdinalGroup, hybrid_loss
+from dtvla_ros.training.losses import LossReport, OrdinalGroup, hybrid_loss, token_weights
 from dtvla_ros.training.pointing import pointing_loss, pointing_targets
 
 
@@ -24,6 +24,9 @@ class Objective(nn.Module):
     places the first camera's rows are asked for besides (0: none). ``pointing``: whether the data
     say where the things appear, so that ``config.pointing_weight`` can have its effect.
     """
+
+    # What FSDP shards one by one.
+    _no_split_modules = ('GemmaDecoderLayer', 'SiglipEncoderLayer')
 
     def __init__(self, model: HybridDecoder, config: SftConfig,
                  spans: Sequence[tuple[int, int]], things: int = 0, pointing: bool = False):
@@ -65,8 +68,18 @@ class Objective(nn.Module):
         assert self.head is not None, 'only data that know places are asked for them'
         return place_loss(self.head(rows), places, asked, self.place_sigma)
 
-    def forward(self, batch: Batch) -> LossReport:
-        """Return the loss and what it is made of."""
+    def weight(self, batch: Batch) -> Tensor:
+        """Return the sum of the weights of everything the batch supervises."""
+        words = token_weights(batch.token_targets, self.thought_weight, self.places)
+        return words.sum() + batch.action_mask.sum()
+
+    def forward(self, batch: Batch, divisor: Tensor | None = None,
+                share: float = 1.0) -> LossReport:
+        """Return the loss and what it is made of.
+
+        For a part of a step's batch: ``divisor`` is the whole batch's ``weight``, ``share`` the
+        part's share of the lessons besides.
+        """
         features = self.model.encode_images(batch.pixels())  # [B, image_tokens, w]
         sequences = batch.input_ids, batch.attention_mask, features
         scores = None
@@ -78,15 +91,17 @@ class Objective(nn.Module):
         report = hybrid_loss(
             token_logits, batch.token_targets, action_logits, batch.action_targets,
             batch.action_mask, places=self.places, action_sigma=self.action_sigma,
-            thought_weight=self.thought_weight)
+            thought_weight=self.thought_weight, divisor=divisor)
         if self.head is not None:
             first = features[:, :self.model.config.vision.tokens[0]]
             seen = self.seen(first, batch.places, batch.told_apart)
-            report = replace(report, loss=report.loss + self.grounding_weight * seen.loss,
+            weight = share * self.grounding_weight
+            report = replace(report, loss=report.loss + weight * seen.loss,
                              seen=seen.within_one)
         if scores is not None:
             point = pointing_loss(scores, pointing_targets(
                 batch.token_rows, batch.token_targets, self.spans, batch.places, batch.patches))
-            report = replace(report, loss=report.loss + self.pointing_weight * point.loss,
+            weight = share * self.pointing_weight
+            report = replace(report, loss=report.loss + weight * point.loss,
                              pointed=point.share)
         return report

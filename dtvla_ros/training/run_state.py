@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,19 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import read_tensors
 from dtvla_ros.policy.config import DecoderConfig
+from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
 from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.policy.vocabulary import load_tokenizer
 
 WEIGHTS = 'model.safetensors'
 CHECKPOINT = 'checkpoint'
+ORIGIN = 'origin'  # folder with the manifest of the policy that the run began with
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -46,7 +51,8 @@ def write_transform(folder: Path, transform: PolicyTransform) -> None:
     transform.tokenizer.save(str(folder / 'tokenizer.json'))
     _write_json(folder / 'statistics.json', transform.statistics.to_dict())
     _write_json(folder / 'prompt.json', {
-        'state_in_prompt': transform.state_in_prompt, 'preamble': transform.preamble})
+        'state_in_prompt': transform.state_in_prompt, 'preamble': transform.preamble,
+        'mirrored': transform.mirrored})
 
 
 def read_transform(folder: Path) -> PolicyTransform:
@@ -58,24 +64,57 @@ def read_transform(folder: Path) -> PolicyTransform:
     return PolicyTransform(config, tokenizer, statistics, **_read_json(folder / 'prompt.json'))
 
 
+def write_origin(folder: Path, manifest: PolicyManifest) -> None:
+    """Keep what a policy that the run began with promises, besides its files and successes."""
+    (folder / ORIGIN).mkdir(parents=True, exist_ok=True)
+    part = folder / ORIGIN / f'{MANIFEST}.part'
+    part.write_text(replace(manifest, files={}, success={}).to_json())
+    part.replace(folder / ORIGIN / MANIFEST)
+
+
+def read_origin(folder: Path) -> PolicyManifest | None:
+    """Read what ``write_origin`` wrote; None if the run was begun from scratch."""
+    origin = folder / ORIGIN
+    return PolicyManifest.read(origin) if (origin / MANIFEST).exists() else None
+
+
+def gathered(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """Return whole tensors, those that FSDP shards on the CPU; nothing unless ``keep``.
+
+    Every process must call this: a tensor is put together by all that hold a part of it.
+    """
+    out = {}
+    for name, value in tensors.items():
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        if keep:
+            out[name] = (whole.cpu() if isinstance(value, DTensor) else whole).contiguous()
+    return out
+
+
 def save_checkpoint(
-    run: Path, objective: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer,
-    state: dict[str, Any],
+    run: Path, objective: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer,
+    state: dict[str, Any], frozen: Collection[str] = (), keep: bool = True,
 ) -> None:
     """Write everything a run needs to go on exactly, in one step.
 
     Optimizer tensors are named ``optimizer.<slot>.<k>`` for the k-th parameter over all groups.
+    ``frozen``: names in ``objective`` that are not stored. Where FSDP shards the model every
+    process must call this; only the one with ``keep`` writes.
     """
     tensors: dict[str, Tensor] = {}
-    for prefix, module in (('objective', objective), ('average', average)):
-        tensors |= {f'{prefix}.{k}': v.contiguous() for k, v in module.state_dict().items()}
+    for prefix, module in _modules(objective, average):
+        tensors |= {f'{prefix}.{k}': v for k, v in module.state_dict().items()
+                    if not _left_out(prefix, k, frozen)}
     numbers: dict[str, Any] = {}
     for k, slots in optimizer.state_dict()['state'].items():
         for slot, value in slots.items():
             if isinstance(value, Tensor):
-                tensors[f'optimizer.{slot}.{k}'] = value.contiguous()
+                tensors[f'optimizer.{slot}.{k}'] = value
             else:
                 numbers[f'{slot}.{k}'] = value
+    tensors = gathered(tensors, keep)
+    if not keep:
+        return
     work = run / f'.{CHECKPOINT}.part'
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -91,7 +130,8 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    run: Path, objective: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer,
+    run: Path, objective: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer,
+    frozen: Collection[str] = (),
 ) -> dict[str, Any] | None:
     """Restore what ``save_checkpoint`` wrote and return its state; None if there is none."""
     folder = run / CHECKPOINT
@@ -110,12 +150,36 @@ def load_checkpoint(
         slot, k = name.rsplit('.', 1)
         slots.setdefault(int(k), {})[slot] = value
     try:
-        for prefix, module in (('objective', objective), ('average', average)):
-            module.load_state_dict({k.removeprefix(f'{prefix}.'): v for k, v in tensors.items()
-                                    if k.startswith(f'{prefix}.')})
+        for prefix, module in _modules(objective, average):
+            kept = {k: v for k, v in module.state_dict().items()
+                    if _left_out(prefix, k, frozen)}
+            module.load_state_dict(kept | {
+                k.removeprefix(f'{prefix}.'): v for k, v in tensors.items()
+                if k.startswith(f'{prefix}.')})
         groups = optimizer.state_dict()['param_groups']
         optimizer.load_state_dict({'state': slots, 'param_groups': groups})
     except (RuntimeError, ValueError) as error:
         raise UserError(f'{folder}: made for another model ({str(error).splitlines()[0]}); '
                         'use a new --out') from error
     return state
+
+
+def _modules(objective: nn.Module, average: nn.Module | None) -> list[tuple[str, nn.Module]]:
+    return [('objective', objective), *([('average', average)] if average is not None else [])]
+
+
+def _left_out(prefix: str, name: str, frozen: Collection[str]) -> bool:
+    """Return whether a tensor is frozen; the average's names are those of ``objective.model``."""
+    return (name if prefix == 'objective' else f'model.{name}') in frozen
+
+
+def reshard(optimizer: torch.optim.Optimizer, states: list[dict[str, Any]]) -> None:
+    """Give the k-th parameter over all groups its state [k], in the shards FSDP made of it."""
+    parameters = [p for group in optimizer.param_groups for p in group['params']]
+    for parameter, slots in zip(parameters, states, strict=True):
+        for slot, value in slots.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                slots[slot] = distribute_tensor(
+                    value.to(parameter.device), parameter.device_mesh, parameter.placements)
+        if slots:
+            optimizer.state[parameter] = slots

@@ -13,12 +13,13 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
+from tokenizers import Tokenizer
 
 from dtvla_ros.actions.grid import word_groups
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.observation import Observation
 from dtvla_ros.policy.transform import HOME, PolicyTransform
-from dtvla_ros.policy.vocabulary import tilt_limits, word_id
+from dtvla_ros.policy.vocabulary import ordinal_groups, tilt_limits, word_id
 from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.reader import DatasetReader
 from dtvla_ros.training.grounding import place_targets, told_apart
@@ -61,6 +62,13 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.prompt)
+
+
+def place_spans(tokenizer: Tokenizer) -> list[tuple[int, int]]:
+    """Return ``ordinal_groups``, none for a vocabulary without location words (a released one)."""
+    words = word_groups()['x']
+    known = any(tokenizer.token_to_id(word) is not None for word in words)
+    return ordinal_groups(tokenizer) if known else []
 
 
 def state_steps(state: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -118,7 +126,7 @@ def _pad(rows: Sequence[Sequence[int]], value: int) -> tuple[NDArray[np.int64], 
 def build_samples(
     reader: DatasetReader, transform: PolicyTransform, things: Sequence[str],
 ) -> Samples:
-    """Tokenise a dataset; ``things``: E names (see ``thing_names``).
+    """Tokenise a dataset; ``things``: E names (see ``thing_names``), none: no place is read.
 
     Raises ``UserError`` when it does not fit the policy.
     """
@@ -131,7 +139,6 @@ def build_samples(
                         f'collect again with --chunk {steps}')
     chunk = chunk.reshape(len(chunk), stored, dim)[:, :steps]  # [N, T, D]
     padding = np.asarray(reader.column(layout.ACTION_IS_PAD))[:, :steps]  # [N, T]
-    state = np.asarray(reader.column(layout.STATE))
     episode = np.asarray(reader.column('episode_index'))
     frame = np.asarray(reader.column('frame_index'))
 
@@ -139,8 +146,9 @@ def build_samples(
     prompt, prompt_length = _pad(
         [heads[int(task)] for task in reader.column('task_index')], config.ids.pad)
     state_at = np.zeros(len(prompt), np.int64)
-    values = state_steps(state)
+    values = np.zeros((len(prompt), len(STATE_GROUPS)), np.float32)
     if transform.state_in_prompt:
+        values = state_steps(np.asarray(reader.column(layout.STATE)))
         words = StateWords.of(transform)
         state_at = prompt_length - AFTER_STATE - len(STATE_GROUPS)
         columns = state_at[:, None] + np.arange(len(STATE_GROUPS))
@@ -157,15 +165,18 @@ def build_samples(
     near = changes | before
     near[1:] |= same & before[:-1]
     actions = transform.codec.encode(transform.statistics.normalize(chunk))
-    places = place_targets(reader, things)
+    places = np.zeros((len(prompt), 0, 2), np.int64)
+    patches = np.zeros((len(prompt), 0), np.int64)
+    if things:
+        places = place_targets(reader, things)
+        patches = thing_patches(reader, things, config.vision.tokens[0])
     return Samples(
         prompt=prompt, prompt_length=prompt_length, state_at=state_at, state=values,
         thought=thought, thought_length=thought_length,
         actions=actions.reshape(len(actions), -1),
         action_mask=np.repeat(~padding, dim, axis=1), scene=_scenes(reader)[episode],
         near_toggle=near, near_start=frame / reader.fps < 0.6, places=places,
-        told_apart=told_apart(places, things),
-        patches=thing_patches(reader, things, config.vision.tokens[0]))
+        told_apart=told_apart(places, things), patches=patches)
 
 
 def _scenes(reader: DatasetReader) -> NDArray[np.int64]:

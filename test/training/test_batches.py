@@ -16,7 +16,7 @@ from dtvla_ros.training.dataset.reader import DatasetReader
 from dtvla_ros.training.frame_cache import open_frames
 from dtvla_ros.training.grounding import thing_names
 from dtvla_ros.training.samples import build_samples
-from dtvla_ros.training.sft import new_transform
+from dtvla_ros.training.start import new_transform
 
 from .tiny import CONFIG
 

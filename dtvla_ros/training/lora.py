@@ -1,0 +1,70 @@
+"""Low-rank adapters (peft): put into a policy for training, and kept as peft's files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.adapters import CONFIG, OTHERS, WEIGHTS, Adapter
+from dtvla_ros.policy.checkpoint import Stored, save_tensors
+from dtvla_ros.policy.decoder import HybridDecoder
+from dtvla_ros.training.config import LoraChoice
+
+NAME = 'default'  # what peft calls an adapter that was given no name
+PREFIX = 'base_model.model.'
+
+
+def _pattern(choice: LoraChoice) -> str:
+    """Return what the names of the decoder's adapted layers match, SigLIP's do not."""
+    return rf'layers\.\d+\.\w+\.(?:{"|".join(choice.targets)})'
+
+
+def add_adapters(model: HybridDecoder, choice: LoraChoice) -> None:
+    """Put adapters beside the decoder's linear layers, in place; all else but towers is frozen."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise UserError("lora needs peft: pip install 'dtvla_ros[train]'") from error
+    towers = {name for name, _ in model.vision.named_parameters(prefix='vision')}
+    config = LoraConfig(r=choice.rank, lora_alpha=choice.alpha, lora_dropout=choice.dropout,
+                        target_modules=_pattern(choice))
+    try:
+        inject_adapter_in_model(config, model, NAME)
+    except ValueError as error:
+        raise UserError(f'train config: lora targets {", ".join(choice.targets)}: '
+                        f'{str(error).splitlines()[0]}') from error
+    for name, parameter in model.named_parameters():
+        if name in towers:
+            parameter.requires_grad_(True)
+
+
+def save_adapters(tensors: dict[str, Tensor], whole: set[str], folder: Path, choice: LoraChoice,
+                  base: Path) -> None:
+    """Write the adapters of a model's ``tensors`` as peft does.
+
+    ``whole``: names of the weights trained beside them. ``base``: the policy they adapt.
+    """
+    from peft import LoraConfig
+
+    factors = {PREFIX + name.replace(f'.{NAME}.', '.'): tensor for name, tensor in tensors.items()
+               if '.lora_' in name}
+    save_tensors(factors, folder / WEIGHTS)
+    others = {name: tensors[name] for name in sorted(whole) if '.lora_' not in name}
+    if others:
+        save_tensors(others, folder / OTHERS)
+    config = LoraConfig(r=choice.rank, lora_alpha=choice.alpha, lora_dropout=choice.dropout,
+                        target_modules=_pattern(choice), inference_mode=True,
+                        base_model_name_or_path=str(base.resolve()))
+    config.save_pretrained(str(folder))
+    assert (folder / CONFIG).exists(), 'peft names its config as we read it'
+
+
+def merge(model: HybridDecoder, adapter: Adapter) -> None:
+    """Add an adapter's updates to the weights of the policy it was trained on."""
+    state = model.state_dict()
+    adapter.check({name: Stored(adapter.folder, name, tuple(value.shape), str(value.dtype))
+                   for name, value in state.items()})
+    for name in (*adapter.updates, *adapter.replaced):
+        state[name].copy_(adapter.merged(name, state[name]))

@@ -1,0 +1,203 @@
+"""The same trainer for a released policy: adapters, frozen parts, many processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.checkpoint import read_tensors
+from dtvla_ros.training import run_state
+from dtvla_ros.training.config import LoraChoice, Rates, SftConfig
+from dtvla_ros.training.finish import read_source
+from dtvla_ros.training.sft import SftRun, Trainer, train_sft
+
+from .released_run import CONFIG, LORA, losses, released_dataset, released_policy
+from .tiny import CONFIG as SMALL
+from .tiny import tiny_dataset
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_any_precision():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope='module')
+def policy(tmp_path_factory):
+    return released_policy(tmp_path_factory.mktemp('released'))
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return released_dataset(tmp_path_factory.mktemp('english'))
+
+
+def logits(model, batch):
+    with torch.no_grad():
+        hidden = model.eval()(batch.input_ids, batch.attention_mask, batch.pixels())
+        return model.token_logits(hidden)
+
+
+@pytest.mark.parametrize('recipe', ['full', 'lora'])
+def test_a_shipped_recipe_trains_and_keeps_the_promises(recipe, policy, data, tmp_path):
+    config = SftConfig.read(ROOT / 'config' / 'train' / f'deepthinkvla-3b-{recipe}.yaml')
+    out = tmp_path / recipe
+    run = SftRun((data,), out, init=policy, steps=2)
+    train_sft(replace(config, batch_size=2, accumulate=2, bucket=2), run)
+    state = json.loads((out / run_state.CHECKPOINT / 'state.json').read_text())
+    assert state['step'] == 2
+    model, transform, manifest = read_source(out)
+    _, before, promised = read_source(policy)
+    assert manifest.name == recipe and not manifest.files
+    for name in ('license', 'preamble', 'state_in_prompt', 'max_thought_tokens', 'action',
+                 'images', 'statistics'):
+        assert getattr(manifest, name) == getattr(promised, name), name
+    assert transform.mirrored is before.mirrored is True
+    assert transform.tokenizer.to_str() == before.tokenizer.to_str()
+    assert not list(out.rglob('*.bin'))
+
+
+def test_adapters_are_merged_into_what_was_trained(policy, data, tmp_path):
+    run = SftRun((data,), tmp_path / 'run', init=policy, steps=9)
+    trainer = Trainer(LORA, run)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    for _ in range(4):
+        trainer.train_step(*trainer.draw(trainer.step))
+    for name, value in trainer.model.state_dict().items():
+        moved = '.lora_' in name or name.startswith('vision.projector.')
+        assert moved != torch.equal(value, before[name]), name
+    trainer.save()
+    assert not (run.out / run_state.WEIGHTS).exists()
+    stored = read_tensors(run.out / run_state.CHECKPOINT / 'tensors.safetensors')
+    assert not [name for name in stored if 'embed_tokens' in name or 'base_layer' in name]
+    batch = trainer.batches.plain(np.array([0, 9]))
+    merged, base = read_source(run.out)[0], read_source(policy)[0]
+    wanted = logits(trainer.model, batch)
+    assert torch.allclose(logits(merged, batch), wanted, atol=1e-4)
+    assert not torch.allclose(logits(base, batch), wanted, atol=1e-2)
+
+
+@pytest.mark.parametrize('config', [
+    replace(CONFIG, rates=Rates(vision=0.0), bucket=3),
+    replace(LORA, accumulate=2, checkpointing=True)], ids=['full', 'lora'])
+def test_a_resumed_run_has_the_same_next_losses(config, policy, data, tmp_path):
+    run = SftRun((data,), tmp_path / 'whole', init=policy, steps=20)
+    whole = losses(config, run, 5)
+    run = replace(run, out=tmp_path / 'halves')
+    assert losses(config, run, 2, save=True) + losses(config, run, 3) == whole
+    assert len(set(whole)) == 5
+
+
+def test_each_part_learns_at_its_own_rate(policy, data, tmp_path):
+    config = replace(CONFIG, rates=Rates(vision=0.25, projector=0.0, decoder=1.0), warmup_steps=1)
+    trainer = Trainer(config, SftRun((data,), tmp_path, init=policy, steps=1000))
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.train_step(*trainer.draw(0))
+    after = trainer.model.state_dict()
+
+    def moved(name):
+        return (after[name] - before[name]).abs().max().item()
+    # Adam's first step is as long as the rate.
+    assert moved('layers.0.mlp.up_proj.weight') == pytest.approx(config.learning_rate, rel=0.05)
+    assert moved('vision.tower.encoder.layers.0.mlp.fc1.weight') == pytest.approx(
+        0.25 * config.learning_rate, rel=0.05)
+    assert moved('vision.projector.weight') == 0.0
+
+
+def test_recomputed_layers_learn_the_same(policy, data, tmp_path):
+    run = SftRun((data,), tmp_path / 'run', init=policy, steps=20)
+    kept = losses(CONFIG, run, 3)
+    assert losses(replace(CONFIG, checkpointing=True), run, 3) == pytest.approx(kept, rel=1e-5)
+    trainer = Trainer(replace(CONFIG, checkpointing=True), run)
+    calls = []
+    layer = trainer.model.layers[0].mlp
+    layer.register_forward_pre_hook(lambda *_: calls.append(1))
+    trainer.train_step(*trainer.draw(0))
+    assert len(calls) == 2, 'once forward, once again for the backward pass'
+
+
+def test_batches_of_one_length_hold_the_same_frames(policy, data, tmp_path):
+    run = SftRun((data,), tmp_path, init=policy, steps=20)
+    plain = Trainer(CONFIG, run).batches
+    maker = Trainer(replace(CONFIG, bucket=8, accumulate=2), run).batches
+    assert maker.padding() < 0.5 * plain.padding()
+    lengths = [[maker.train(step, rank).attention_mask.sum(1) for rank in range(2)]
+               for step in range(8)]
+    drawn = torch.cat([part for step in lengths for part in step])
+    assert len(drawn) == 8 * 2 * CONFIG.batch_size and len(drawn.unique()) > 3
+    for step in lengths:
+        assert max(map(max, step)) - min(map(min, step)) < drawn.max() - drawn.min()
+
+
+def test_two_processes_learn_what_one_does(policy, data, tmp_path):
+    config = replace(CONFIG, rates=Rates(projector=0.5))
+    run = SftRun((data,), tmp_path / 'one', init=policy, steps=10)
+    wanted = losses(replace(config, accumulate=2), run, 3, save=True)
+    said, out = tmp_path / 'losses.json', tmp_path / 'two'
+    launch = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu',
+              '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
+              '--dynamo_backend', 'no', '--main_process_port', '0',
+              Path(__file__).with_name('released_run.py')]
+    done = subprocess.run(
+        [*launch, json.dumps(config.to_dict()), data, policy, out, said], cwd=ROOT,
+        env=os.environ | {'ACCELERATE_USE_CPU': 'true', 'OMP_NUM_THREADS': '1'},
+        capture_output=True, text=True, timeout=570)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(said.read_text()) == pytest.approx(wanted, rel=1e-4)
+    ours = read_tensors(tmp_path / 'one' / run_state.WEIGHTS)
+    theirs = read_tensors(out / run_state.WEIGHTS)
+    for name, value in ours.items():
+        assert torch.allclose(value, theirs[name], atol=1e-4), name
+
+
+@pytest.mark.parametrize('config, init, named', [
+    (LORA, False, '--init'), (replace(CONFIG, rates=Rates(vision=0.0)), False, '--init')])
+def test_frozen_parts_need_a_policy(config, init, named, data, tmp_path):
+    with pytest.raises(UserError, match=named):
+        Trainer(config, SftRun((data,), tmp_path / 'run', steps=1))
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_small_policy_gets_adapters_too(tmp_path):
+    data = tiny_dataset(tmp_path / 'data', episodes=4)
+    train_sft(SMALL, SftRun((data,), tmp_path / 'first', steps=2))
+    config = replace(SMALL, lora=LoraChoice(rank=2, alpha=4), rates=Rates(vision=0.0))
+    run = SftRun((data,), tmp_path / 'second', init=tmp_path / 'first', steps=2)
+    train_sft(config, run)
+    first, second = (read_source(tmp_path / name)[0].state_dict() for name in ('first', 'second'))
+    changed = {name for name in first if not torch.equal(first[name], second[name])}
+    assert changed == {name for name in first if name.startswith('layers.') and '_proj' in name}
+
+
+@pytest.mark.parametrize('text, named', [
+    ('lora: 3', 'lora'), ('lora: {rank: -1}', 'rank'), ('lora: {ranks: 2}', 'ranks'),
+    ('lora: {rank: 2}\npointing_weight: 1.0', 'pointing_weight'), ('accumulate: 0', 'accumulate'),
+    ('rates: {vision: -1.0}', 'rates'), ('rates: {vision: 0, projector: 0, decoder: 0}', 'all 0')])
+def test_a_bad_recipe_is_named(tmp_path, text, named):
+    path = tmp_path / 'recipe.yaml'
+    path.write_text(text)
+    with pytest.raises(UserError, match=named) as caught:
+        SftConfig.read(path)
+    assert str(path) in str(caught.value)
+
+
+def test_lora_targets_must_exist(policy, data, tmp_path):
+    config = replace(LORA, lora=LoraChoice(rank=2, targets=('k_project',)))
+    with pytest.raises(UserError, match='k_project'):
+        Trainer(config, SftRun((data,), tmp_path, init=policy, steps=1))
