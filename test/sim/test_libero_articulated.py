@@ -1,0 +1,164 @@
+"""Drawers, the stove's knob, the microwave's door and the pushed plate, each skill alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dtvla_sim
+from dtvla_ros.errors import UserError
+from dtvla_ros.evaluation.protocol import run_expert_episode
+from dtvla_sim.libero import package
+
+# Checkouts may have the assets beside them; they are never inside (docs/libero.md).
+BESIDE = Path(__file__).parents[3] / 'shared' / 'libero' / 'assets'
+if BESIDE.is_dir():
+    os.environ.setdefault('DTVLA_LIBERO_ASSETS', str(BESIDE))
+try:
+    package.root()
+    package.check_mujoco()
+    package.find_assets()
+    MISSING = ''
+except UserError as error:
+    MISSING = str(error)
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+MIDDLE = 'open_the_middle_drawer_of_the_cabinet'
+PLATE = 'push_the_plate_to_the_front_of_the_stove'
+STOVE = 'turn_on_the_stove'
+INSIDE = 'open_the_top_drawer_and_put_the_bowl_inside'
+POT = 'KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it'
+SHUT = 'KITCHEN_SCENE4_put_the_black_bowl_in_the_bottom_drawer_of_the_cabinet_and_close_it'
+MUG = 'KITCHEN_SCENE6_put_the_yellow_and_white_mug_in_the_microwave_and_close_it'
+SEED = 7
+
+
+@pytest.fixture(scope='module')
+def goal():
+    environment = dtvla_sim.make('libero_goal', starts='random', image_size=64)
+    yield environment
+    environment.close()
+
+
+@pytest.fixture(scope='module')
+def ten():
+    environment = dtvla_sim.make('libero_10', starts='random', image_size=64)
+    yield environment
+    environment.close()
+
+
+def drive(env, skill, limit):
+    """Let a skill act until its goal holds and the hand is free; return the phases it named."""
+    from dtvla_sim.experts.skill import Servo
+
+    servo, phases = Servo(), []
+    for _ in range(limit):
+        move = skill.act()
+        if skill.holds() and skill.free():
+            return phases
+        if move.phase not in phases:
+            phases.append(move.phase)
+        env.step(servo(skill.hand(), move))
+    raise AssertionError(f'{skill.goal} not reached in {limit} steps: {phases}')
+
+
+def distance(env, name):
+    """Return how far the hand is from the colliding surface of an object or fixture [m]."""
+    from dtvla_sim.experts.grasps import surface
+
+    hand = env.scene.data.site_xpos[env.scene.site]
+    return np.linalg.norm(surface(env.scene, name) - hand, axis=1).min()
+
+
+def test_the_middle_drawer_is_pulled_open_and_said_to_be_held(goal):
+    from dtvla_sim.experts import make_expert
+
+    result, actions = run_expert_episode(goal, make_expert(goal), MIDDLE, SEED)
+    assert result.success and result.steps < 130 and np.abs(actions).max() <= 1.0
+    said = ' | '.join(result.thoughts)
+    assert 'now reach middle_drawer at x' in result.thoughts[0]
+    assert 'holding middle_drawer done nothing now open middle_drawer at x' in said
+
+
+def test_a_grip_that_is_lost_is_noticed_and_taken_anew(goal):
+    from dtvla_sim.experts import make_expert
+
+    forced = []
+
+    def loosen(step):
+        action = step.action.copy()
+        if step.phase == 'open' and len(forced) < 8 or 0 < len(forced) < 8:
+            forced.append(step.phase)
+            action[6] = -1.0
+        return action
+
+    result, _ = run_expert_episode(goal, make_expert(goal), MIDDLE, SEED + 1, disturb=loosen)
+    assert len(forced) == 8 and result.success
+    assert any(' dropped now retry middle_drawer ' in t for t in result.thoughts)
+
+
+def test_the_plate_is_pushed_without_being_held(goal):
+    from dtvla_sim.experts import make_expert
+
+    expert = make_expert(goal)
+    lifted = []
+
+    def watch(step):
+        lifted.append(goal.scene.position('plate_1')[2])
+        return step.action
+
+    result, _ = run_expert_episode(goal, expert, PLATE, SEED, disturb=watch)
+    assert result.success and max(lifted) - lifted[0] < 0.02
+    assert all(t.startswith('holding nothing') for t in result.thoughts)
+
+
+def test_a_drawer_is_shut_with_the_fist_whether_or_not_something_is_in_it(ten):
+    from dtvla_sim.experts.articulated import Drawer
+
+    ten.reset(seed=SEED, options={'task': SHUT})
+    skill = Drawer(ten, ['close', 'white_cabinet_1_bottom_region'])
+    assert skill.value < -0.13 and not skill.holds()
+    assert drive(ten, skill, 160) == ['reach', 'lower', 'close', 'retreat']
+    assert skill.value > 0.0 and distance(ten, 'white_cabinet_1') > 0.03
+
+
+def test_the_knob_is_turned_on_and_off_again(ten):
+    from dtvla_sim.experts.articulated import Knob
+
+    ten.reset(seed=SEED, options={'task': POT})
+    skill = Knob(ten, ['turnon', 'flat_stove_1'])
+    assert drive(ten, skill, 120) == ['reach', 'lower', 'grasp', 'turn', 'release', 'retreat']
+    assert skill.value > 0.5
+    drive(ten, Knob(ten, ['turnoff', 'flat_stove_1']), 200)
+    assert skill.value < 0.0
+
+
+def test_the_microwave_is_shut(ten):
+    from dtvla_sim.experts.articulated import Door
+
+    ten.reset(seed=SEED, options={'task': MUG})
+    skill = Door(ten, ['close', 'microwave_1'])
+    assert skill.value < -1.3
+    drive(ten, skill, 160)
+    assert skill.value > -0.005 and distance(ten, 'microwave_1') > 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['clean', 'noisy', 'shove'])
+@pytest.mark.parametrize(('suite', 'task'), [
+    ('libero_goal', MIDDLE), ('libero_goal', STOVE), ('libero_goal', PLATE),
+    ('libero_goal', INSIDE), ('libero_10', POT), ('libero_10', SHUT), ('libero_10', MUG)])
+def test_tasks_are_solved_from_random_starts_and_in_spite_of_disturbances(
+        request, suite, task, kind):
+    from dtvla_sim.experts import make_expert
+    from dtvla_sim.experts.noise import Disturber
+
+    env = request.getfixturevalue('goal' if suite == 'libero_goal' else 'ten')
+    solved = 0
+    for seed in range(4):
+        disturb = Disturber(kind, np.random.default_rng(seed))
+        solved += run_expert_episode(env, make_expert(env), task, seed, disturb=disturb)[0].success
+    assert solved >= (4 if kind == 'clean' else 3), (task, kind, solved)
