@@ -192,15 +192,3 @@ def test_an_unknown_task_is_named(init, tmp_path):
     run = GrpoRun(init, tmp_path / 'run', 1, tasks=('fly',), replan_steps=2)
     with pytest.raises(UserError, match='unknown task "fly".*left, right'):
         GrpoTrainer(CONFIG, run, LocalPool(ToyScene(), 1))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('algorithm', ['grpo', 'rloo', 'dr_grpo'])
-def test_practice_makes_better(init, tmp_path, algorithm):
-    """An untrained policy learns to move to the side that the instruction names."""
-    config = replace(CONFIG, algorithm=algorithm, groups=6, group=6, learning_rate=1e-2,
-                     minibatches=2, kl_weight=1e-3, micro_batch=64)
-    history = train_grpo(config, GrpoRun(init, tmp_path / 'run', 15, replan_steps=4),
-                         pool=LocalPool(ToyScene(limit=16), 2))
-    rates = [row['success']['rate'] for row in history[1:]]
-    assert sum(rates[-3:]) / 3 > max(0.8, sum(rates[:2]) / 2 + 0.2), rates

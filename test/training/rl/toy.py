@@ -18,15 +18,16 @@ INSTRUCTIONS = {'left': 'push the can left', 'right': 'push the can right'}
 
 
 class ToyEnv:
-    """The hand moves along y by a tenth of the action; success is 0.5 m on the named side."""
+    """The hand moves along y by a tenth of the action; success is ``goal`` m on the named side."""
 
     tasks = tuple(INSTRUCTIONS)
     image_size = SIZE
     control_rate = 20.0
     base_position = np.zeros(3)
 
-    def __init__(self, limit: int = 12):
+    def __init__(self, limit: int = 12, goal: float = 0.5):
         self.max_steps = int(limit)
+        self._goal = goal
         self._task, self._y, self._steps = 'left', 0.0, 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
@@ -39,7 +40,7 @@ class ToyEnv:
         self._steps += 1
         self._y += 0.1 * float(action[1])
         side = 1.0 if self._task == 'left' else -1.0
-        success = side * self._y > 0.5
+        success = side * self._y > self._goal
         over = self._steps >= self.max_steps and not success
         return self._observe(), float(success), success, over, {'success': success}
 
@@ -80,7 +81,8 @@ class ToyScene:
     """Stands where ``SceneSetup`` does."""
 
     limit: int = 12
+    goal: float = 0.5
     fault: Path | None = None
 
     def make(self) -> ToyEnv:
-        return FaultyEnv(self.fault) if self.fault else ToyEnv(self.limit)
+        return FaultyEnv(self.fault) if self.fault else ToyEnv(self.limit, self.goal)
