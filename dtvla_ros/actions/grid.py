@@ -11,7 +11,9 @@ import numpy as np
 CM_RANGE = {'x': (20, 80), 'y': (-45, 45), 'z': (-15, 45)}  # inclusive, base frame (REP 103)
 TILT_STEP_DEG = 3
 TILT_LIMIT_DEG = {'x': 30, 'y': 30, 'z': 96}
-OPENING_CM = (0, 8)
+# Two millimetres tell fingers around a bowl's rim from fingers around nothing.
+OPENING_STEP_MM, OPENING_MM = 2, (0, 80)
+OPENING_CM = (0, 8)  # words of older policies
 
 
 def location_word(axis: str, metres: float) -> str:
@@ -31,9 +33,12 @@ def tilt_word(axis: str, radians: float, limit: int | None = None) -> str:
     return f'r{axis}{k * TILT_STEP_DEG:+d}'
 
 
-def opening_word(metres: float) -> str:
+def opening_word(metres: float, fine: bool = True) -> str:
     """Return the word of a gripper opening (distance between the finger pads) in metres."""
-    return f'g{int(np.clip(round(metres * 100.0), *OPENING_CM))}'
+    if not fine:
+        return f'g{int(np.clip(round(metres * 100.0), *OPENING_CM))}'
+    step = round(metres * 1000.0 / OPENING_STEP_MM)
+    return f'g{int(np.clip(step * OPENING_STEP_MM, *OPENING_MM))}mm'
 
 
 def word_groups() -> dict[str, list[str]]:
@@ -47,5 +52,6 @@ def word_groups() -> dict[str, list[str]]:
         groups[f'r{axis}'] = [
             tilt_word(axis, np.radians(k * TILT_STEP_DEG)) for k in range(-steps, steps + 1)
         ]
-    groups['g'] = [opening_word(cm / 100.0) for cm in range(OPENING_CM[0], OPENING_CM[1] + 1)]
+    groups['g'] = [opening_word(mm / 1000.0)
+                   for mm in range(OPENING_MM[0], OPENING_MM[1] + 1, OPENING_STEP_MM)]
     return groups

@@ -17,17 +17,15 @@ from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.observation import Observation
-from dtvla_ros.policy.vocabulary import UNKNOWN, tilt_limits
+from dtvla_ros.policy.vocabulary import UNKNOWN, fine_opening, tilt_limits
 
 HOME = Rotation.from_quat([1.0, 0.0, 0.0, 0.0])  # gripper pointing straight down, base frame
 MAX_INSTRUCTION = 512  # characters; longer is a mistake or an attack, never a task
 
 
-def state_words(observation: Observation, limits: Mapping[str, int]) -> str:
-    """Return where the gripper is, in the words the thought uses for places.
-
-    ``limits``: how far its words turn about each axis [deg].
-    """
+def state_words(observation: Observation, tokenizer: Tokenizer) -> str:
+    """Return where the gripper is, in the words of a policy's tokenizer for places."""
+    limits = tilt_limits(tokenizer)
     pose = np.concatenate([observation.ee_position, observation.ee_quaternion,
                            [observation.gripper_opening]])
     if pose.shape != (8,) or not np.isfinite(pose).all() or not pose[3:7].any():
@@ -36,7 +34,8 @@ def state_words(observation: Observation, limits: Mapping[str, int]) -> str:
     tilt = (Rotation.from_quat(observation.ee_quaternion) * HOME.inv()).as_rotvec()
     words = [location_word(a, v) for a, v in zip('xyz', observation.ee_position, strict=True)]
     words += [tilt_word(a, v, limits[a]) for a, v in zip('xyz', tilt, strict=True)]
-    return ' '.join([*words, opening_word(observation.gripper_opening)])
+    opening = opening_word(observation.gripper_opening, fine_opening(tokenizer))
+    return ' '.join([*words, opening])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ class PolicyTransform:
         if self.state_in_prompt:
             if observation is None:
                 raise UserError('this policy reads the gripper state: no observation given')
-            text = f'{text} state {state_words(observation, tilt_limits(self.tokenizer))};'
+            text = f'{text} state {state_words(observation, self.tokenizer)};'
         body = self.tokenizer.encode(text, add_special_tokens=False).ids
         if body[-1] != ids.semicolon:
             raise UserError(f'tokenizer gives {body[-1]} for the closing ";", the config says '

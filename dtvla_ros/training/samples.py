@@ -19,7 +19,7 @@ from dtvla_ros.actions.grid import word_groups
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.observation import Observation
 from dtvla_ros.policy.transform import HOME, PolicyTransform
-from dtvla_ros.policy.vocabulary import ordinal_groups, tilt_limits, word_id
+from dtvla_ros.policy.vocabulary import fine_opening, ordinal_groups, tilt_limits, word_id
 from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.reader import DatasetReader
 from dtvla_ros.training.grounding import place_targets, told_apart
@@ -35,8 +35,8 @@ class Samples:
     """One row per frame; ids are padded on the right.
 
     ``prompt`` [N, P] and ``prompt_length`` [N]; ``state_at`` [N]: column of the first of the
-    seven state words (0 when the prompt has none); ``state`` [N, 7]: what they quantise, in
-    word steps (cm, tilt steps); ``thought`` [N, W] with tags and ``thought_length`` [N];
+    seven state words (0 when the prompt has none); ``state`` [N, 7]: what they quantise (cm,
+    tilt steps, opening in cm); ``thought`` [N, W] with tags and ``thought_length`` [N];
     ``actions`` [N, S] ids and ``action_mask`` [N, S]; ``scene`` [N]: frames of
     one scene stay together when some are held out; ``near_toggle`` and
     ``near_start`` [N] bool; ``places`` [N, E, 2]: index of each thing's x and y word in its group
@@ -88,6 +88,7 @@ class StateWords:
     first: NDArray[np.int64]
     low: NDArray[np.int64]
     high: NDArray[np.int64]
+    scale: NDArray[np.float64]  # words per step of ``Samples.state``
 
     @classmethod
     def of(cls, transform: PolicyTransform) -> StateWords:
@@ -96,9 +97,16 @@ class StateWords:
 
         steps = {f'r{axis}': limit // grid.TILT_STEP_DEG
                  for axis, limit in tilt_limits(transform.tokenizer).items()}
-        ranges = {**grid.CM_RANGE, **{name: (-k, k) for name, k in steps.items()},
-                  'g': grid.OPENING_CM}
+        ranges = {**grid.CM_RANGE, **{name: (-k, k) for name, k in steps.items()}}
         groups = word_groups()
+        scale = np.ones(len(STATE_GROUPS))
+        if fine_opening(transform.tokenizer):
+            scale[-1] = 10.0 / grid.OPENING_STEP_MM
+            ranges['g'] = (0, len(groups['g']) - 1)
+        else:
+            first, last = ranges['g'] = grid.OPENING_CM
+            groups['g'] = [grid.opening_word(cm / 100.0, fine=False)
+                           for cm in range(first, last + 1)]
         for name, k in steps.items():
             middle = len(groups[name]) // 2
             groups[name] = groups[name][middle - k:middle + k + 1]
@@ -108,12 +116,12 @@ class StateWords:
             if group != list(range(group[0], group[0] + len(group))):
                 raise UserError(f'tokenizer: the {name} words are not contiguous; build it again')
         low, high = zip(*(ranges[name] for name in STATE_GROUPS), strict=True)
-        return cls(np.array([group[0] for group in ids]), np.array(low), np.array(high))
+        return cls(np.array([group[0] for group in ids]), np.array(low), np.array(high), scale)
 
     def ids(self, steps: NDArray[np.floating]) -> NDArray[np.int64]:
-        """[B, 7] in word steps -> ids [B, 7]."""
-        return self.first - self.low + np.clip(
-            np.rint(steps).astype(np.int64), self.low, self.high)
+        """[B, 7] as in ``Samples.state`` -> ids [B, 7]."""
+        words = np.rint(steps * self.scale).astype(np.int64)
+        return self.first - self.low + np.clip(words, self.low, self.high)
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -42,13 +42,13 @@ class Start:
     """The transform of a run, and what an earlier policy gives it.
 
     ``model``: that policy's, where it is taken as it is. ``origin``: what it promises, where the
-    policy made of it promises the same. ``grown``: whether its vocabulary had to be.
+    policy made of it promises the same. ``news``: whether the data hold words it did not know.
     """
 
     transform: PolicyTransform
     model: HybridDecoder | None = None
     origin: PolicyManifest | None = None
-    grown: bool = False
+    news: bool = False
 
 
 def begin(config: SftConfig, run: SftRun, readers: Sequence[DatasetReader]) -> Start:
@@ -69,13 +69,14 @@ def begin(config: SftConfig, run: SftRun, readers: Sequence[DatasetReader]) -> S
         return Start(run_state.read_transform(run.out))
     model, before, manifest = read_source(run.init)
     own = not place_spans(before.tokenizer)
+    words = dataset_words(readers)
     if resumed:
         transform = run_state.read_transform(run.out)
     else:
-        transform = before if own else grown(before, dataset_words(readers))
+        transform = before if own else grown(before, words)
     if config.freezes and transform.config != before.config:
         raise UserError(f'{run.init}: {run.out} has another vocabulary or size, and frozen parts '
                         'can not follow; train it whole, or begin anew')
     taken = own or config.freezes
     return Start(transform, model if taken else None, manifest if own else None,
-                 transform is not before)
+                 not own and not words <= set(before.tokenizer.get_vocab()))

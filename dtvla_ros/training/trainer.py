@@ -96,7 +96,7 @@ class Trainer:
                 load_weights(self.model, run.init)
             self.average.load_state_dict(self.model.state_dict())
         # A policy that goes on in scenes with words it did not know must look at them first.
-        self.fresh = state is None and (run.init is None or start.grown)
+        self.fresh = state is None and (run.init is None or start.news)
         if run.compile:
             for name in ('run', 'run_watched', 'encode_images'):
                 setattr(self.model, name, torch.compile(getattr(self.model, name), dynamic=False))

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from dtvla_ros.actions.grid import word_groups
+from dtvla_ros.actions.grid import OPENING_MM, OPENING_STEP_MM, opening_word, word_groups
 from dtvla_ros.policy.checkpoint import EMBEDDING
 from dtvla_ros.policy.decoder import HybridDecoder
 from dtvla_ros.policy.transform import PolicyTransform
-from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
+from dtvla_ros.policy.vocabulary import build_tokenizer, fine_opening, special_ids
 from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.reader import DatasetReader
 from dtvla_ros.training.finish import read_source
@@ -38,8 +38,11 @@ def vocabulary_for(words: set[str], before: Tokenizer | None = None) -> Tokenize
 
 
 def grown(transform: PolicyTransform, words: set[str]) -> PolicyTransform:
-    """Return the transform with a vocabulary that holds ``words``; itself if it does already."""
-    if not words - set(transform.tokenizer.get_vocab()):
+    """Return the transform with a vocabulary that holds ``words`` and today's words for places.
+
+    Itself if its own does already.
+    """
+    if words | set(build_tokenizer().get_vocab()) <= set(transform.tokenizer.get_vocab()):
         return transform
     tokenizer = vocabulary_for(words, transform.tokenizer)
     text = replace(transform.config.text, vocabulary=tokenizer.get_vocab_size())
@@ -65,6 +68,9 @@ def begin_with(model: HybridDecoder, tokenizer: Tokenizer, source: Path) -> None
         for k, word in enumerate(group):
             if len(there) and word not in old:
                 nearest[word] = group[there[np.abs(there - k).argmin()]]
+    if not fine_opening(transform.tokenizer):
+        nearest |= {opening_word(mm / 1000.0): opening_word(mm / 1000.0, fine=False)
+                    for mm in range(OPENING_MM[0], OPENING_MM[1] + 1, OPENING_STEP_MM)}
     for word, row in new.items():
         if (source_word := nearest.get(word, word)) in old:
             rows[row] = state[EMBEDDING][old[source_word]]

@@ -32,7 +32,7 @@ def test_prompt_layout(transform):
     assert prompt[:count] == [ids.image] * count and prompt.count(ids.image) == count
     assert prompt[-2:] == [ids.semicolon, ids.newline]
     assert ' '.join(_words(transform, prompt[count:-1])) == (
-        f'<bos> Task : {INSTRUCTION} ; state x45 y-12 z+3 rx+0 ry+0 rz+0 g4 ;')
+        f'<bos> Task : {INSTRUCTION} ; state x45 y-12 z+3 rx+0 ry+0 rz+0 g40mm ;')
 
 
 def test_tilt_is_about_base_axes(transform):
