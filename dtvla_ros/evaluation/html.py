@@ -129,9 +129,9 @@ def _flat(values: Mapping[str, Any], before: str = '') -> Iterable[tuple[str, st
         if isinstance(value, Mapping):
             yield from _flat(value, f'{before}{key}: ')
         else:
-            values = value if isinstance(value, (list, tuple)) else [value]
+            several = value if isinstance(value, (list, tuple)) else [value]
             text = ', '.join({True: 'yes', False: 'no'}[v] if isinstance(v, bool) else str(v)
-                             for v in values)
+                             for v in several)
             yield f'{before}{key}', text or '-'
 
 
