@@ -44,7 +44,7 @@ class ExpertStep:
     @property
     def fine(self) -> bool:
         """Whether the phase needs a steady hand (less noise is injected there)."""
-        return self.phase in ('lower', 'grasp', 'place', 'release', 'retry')
+        return self.phase in ('lower', 'grasp', 'place', 'release', 'retry', 'open', 'turn')
 
 
 class TabletopExpert:
