@@ -126,6 +126,7 @@ def train_sft(config: SftConfig, run: SftRun) -> dict[str, Any]:
         if not stop and (main or sharded):
             last = evaluate()
         trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()  # gloo may spin for ever in a process that just ends
     if writer is not None:
         writer.close()
     if stop:

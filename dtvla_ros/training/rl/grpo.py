@@ -286,6 +286,7 @@ def train_grpo(config: GrpoConfig, run: GrpoRun, estimate: bool = False,
                 last = over()
                 trainer.evaluate_if_due(last)
                 shown.row()
+    trainer.accelerator.end_training()  # gloo may spin for ever in a process that just ends
     return trainer.history
 
 

@@ -38,3 +38,4 @@ if __name__ == '__main__':
     rank, world = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
     learned = learn(Path(sys.argv[1]), rank, world)
     save_weights(learned.model, Path(sys.argv[2]) / f'{rank}.safetensors')
+    torch.distributed.destroy_process_group()  # else gloo may spin for ever at exit
