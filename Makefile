@@ -1,4 +1,4 @@
-# make demo | test | lint | eval | experts | libero | libero-table | bench | latency | faults | soak | train | constraints | clean   (make help)
+# make demo | test | test-slow | lint | eval | experts | libero | libero-table | bench | latency | faults | soak | train | constraints | clean   (make help)
 # Needs Python 3.10 - 3.13 and, as root on Debian or Ubuntu, installs the rest by itself.
 
 PYTHON ?= python3
@@ -13,7 +13,7 @@ DATA ?= data/tabletop
 RUN ?= runs/nano
 MINUTES ?= 60
 
-.PHONY: help demo test lint eval experts libero libero-table bench latency faults soak train constraints clean
+.PHONY: help demo test test-slow lint eval experts libero libero-table bench latency faults soak train constraints clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,8 +41,11 @@ lint: $(VENV)/.installed-dev  ## style, who may import whom, types
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-test: lint  ## lint, then all tests (no GPU, no ROS, no display)
-	$(BIN)/python -m pytest
+test: lint  ## lint, then all tests but the long ones (no GPU, no ROS, no display)
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: $(VENV)/.installed-dev  ## the long tests
+	$(BIN)/python -m pytest -m slow
 
 eval: $(VENV)/.installed  ## success per task: EPISODES=50 WORKERS=2 POLICY=models/nano
 	$(BIN)/dtvla eval --suite tabletop --policy $(POLICY) --episodes $(EPISODES) \
