@@ -218,6 +218,10 @@ def bench_training(
 
     Both train the released layout with its 257,157 words at a small width, on the CPU, on the
     same random batch, each in a process of its own. Times are only good on an idle machine.
+
+    **Example**
+
+    `dtvla train bench --steps 5`
     """
     from dataclasses import asdict
 

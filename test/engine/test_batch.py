@@ -30,7 +30,7 @@ SENTENCES = ('put the can in the wooden bin', 'push the red cube onto the yellow
 @pytest.fixture(scope='module')
 def policy():
     """Return an untrained policy that ends some of its thoughts by itself."""
-    model, transform = untrained(layers=2, seed=3)
+    model, transform = untrained(layers=2, seed=51)
     with torch.no_grad():
         model.embed_tokens.weight[transform.config.ids.think_end] *= 2.0
         model.norm.weight.normal_(-1.0, 1.0)  # or the tied head says every word again and again
