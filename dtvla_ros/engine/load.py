@@ -8,9 +8,9 @@ from pathlib import Path
 from dtvla_ros.engine.engine import Engine
 from dtvla_ros.engine.think_act import ThinkAct
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.manifest import GRAPHS, MANIFEST, TOKENIZER, PolicyManifest
+from dtvla_ros.policy.folder import transform_of
+from dtvla_ros.policy.manifest import GRAPHS, MANIFEST, PolicyManifest
 from dtvla_ros.policy.transform import PolicyTransform
-from dtvla_ros.policy.vocabulary import load_tokenizer
 
 ENGINES = ('onnx', 'torch')
 DEVICES = ('cpu', 'cuda', 'tensorrt', 'auto')
@@ -40,10 +40,7 @@ def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1, device
         raise UserError(f'{folder / MANIFEST}: lists no ONNX graphs; use the engine torch')
     if engine == 'torch' and manifest.weights != 'fp32':
         raise UserError(f'{folder / MANIFEST}: {manifest.weights} weights; use the engine onnx')
-    transform = PolicyTransform(
-        manifest.config, load_tokenizer(manifest.verified(folder, TOKENIZER)),
-        manifest.statistics, manifest.state_in_prompt, manifest.preamble,
-        manifest.images.mirrored)
+    transform = transform_of(folder, manifest)
     weights = manifest.verified_weights(folder)
     if engine == 'onnx':
         for name in GRAPHS:

@@ -11,6 +11,7 @@ from rich.table import Table
 from .protocol import run_episode
 from .setup import PolicySetup
 from .statistics import Rate
+from .workers import load
 
 MODES = ('full', 'masked')
 BEFORE, AFTER = 2, 8  # thoughts kept around the knock
@@ -35,14 +36,11 @@ class Recovery:
 
 def make_recovery_worker(setup: PolicySetup) -> Callable[[tuple[str, str, int]], Recovery]:
     """Build simulator and policy once; serve (mode, task, seed)."""
-    from dtvla_ros.engine.load import load_policy
     from dtvla_ros.engine.think_act import ThinkAct
     from dtvla_sim.knock import KnockedEnv
 
     env = KnockedEnv(setup.scene.make())
-    engine, transform, manifest = load_policy(
-        setup.policy, engine=setup.engine, threads=setup.threads, device=setup.device)
-    replan = setup.replan_steps or manifest.action.replan_steps
+    engine, transform, manifest, replan = load(setup)
 
     def serve(job: tuple[str, str, int]) -> Recovery:
         mode, task, seed = job

@@ -24,6 +24,7 @@ from .protocol import run_episode
 from .setup import Job, PolicySetup
 from .statistics import Rate
 from .swapped import OtherTask, drawn, sentence_of
+from .workers import load
 
 # Word, axis of the base frame (REP 103), sign.
 DIRECTIONS = {'forward': (0, 1), 'back': (0, -1), 'left': (1, 1), 'right': (1, -1),
@@ -75,12 +76,8 @@ def agreeing(thought: str, chunk: NDArray[np.floating]) -> int:
 
 def make_steering_worker(setup: PolicySetup) -> Callable[[Job], Steering]:
     """Build simulator and policy once; serve start states."""
-    from dtvla_ros.engine.load import load_policy
-
     env = setup.scene.make()
-    engine, transform, manifest = load_policy(
-        setup.policy, engine=setup.engine, threads=setup.threads, device=setup.device)
-    replan = setup.replan_steps or manifest.action.replan_steps
+    engine, transform, manifest, replan = load(setup)
 
     def serve(job: Job) -> Steering:
         task, seed = job

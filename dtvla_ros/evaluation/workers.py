@@ -14,6 +14,15 @@ from .protocol import EpisodeResult, run_episode, run_expert_episode, run_replay
 from .setup import Job, PolicySetup, SceneSetup
 
 
+def load(setup: PolicySetup) -> tuple[Any, Any, Any, int]:
+    """Return engine, transform, manifest, and how many actions are executed per look."""
+    from dtvla_ros.engine.load import load_policy
+
+    engine, transform, manifest = load_policy(
+        setup.policy, setup.engine, setup.threads, setup.device)
+    return engine, transform, manifest, setup.replan_steps or manifest.action.replan_steps
+
+
 def make_policy_worker(setup: PolicySetup) -> Callable[[Job], EpisodeResult]:
     """Build simulator and policy once; serve episodes."""
     return _policy_episodes(setup, setup.scene.make())
@@ -37,14 +46,11 @@ def make_robustness_worker(
 
 
 def _policy_episodes(setup: PolicySetup, env: Any) -> Callable[[Job], EpisodeResult]:
-    from dtvla_ros.engine.load import load_policy
     from dtvla_ros.engine.think_act import ThinkAct
 
     from .swapped import OtherTask, other_sentence
 
-    engine, transform, manifest = load_policy(
-        setup.policy, setup.engine, setup.threads, setup.device)
-    replan = setup.replan_steps or manifest.action.replan_steps
+    engine, transform, manifest, replan = load(setup)
 
     def serve(job: Job) -> EpisodeResult:
         task, seed = job

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from dtvla_ros.errors import UserError
+
+Recipe = TypeVar('Recipe')
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,31 +162,19 @@ class SftConfig:
             part = values.pop(name, {})
             if not isinstance(part, Mapping):
                 raise UserError(f'train config: {name} must be a mapping, got {part!r}')
-            parts[name] = kind(**_checked(kind, part))
-        return cls(**parts, **_checked(cls, values))
+            parts[name] = kind(**checked(kind, part))
+        return cls(**parts, **checked(cls, values))
 
     @classmethod
     def read(cls, path: Path) -> SftConfig:
         """Read a YAML file."""
-        try:
-            data = yaml.safe_load(path.read_text())
-        except FileNotFoundError as error:
-            raise UserError(f'{path}: no such config; try config/train/nano.yaml') from error
-        except yaml.YAMLError as error:
-            raise UserError(f'{path}: malformed YAML ({" ".join(str(error).split())}); '
-                            'mend the line it names') from error
-        if not isinstance(data, Mapping):
-            raise UserError(f'{path}: expected "key: value" lines')
-        try:
-            return cls.from_dict(data)
-        except UserError as error:
-            raise UserError(f'{path}: {error}') from error
+        return read_recipe(path, cls.from_dict, 'config/train/nano.yaml')
 
 
 _PARTS: Mapping[str, type] = {'model': ModelChoice, 'lora': LoraChoice, 'rates': Rates}
 
 
-def _checked(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
+def checked(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``data`` with each value of the type that the field's default has."""
     defaults = kind()
     known = {f.name for f in fields(kind)}
@@ -202,3 +192,22 @@ def _checked(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f'train config: {name} must be like {wanted!r}, got {value!r}')
         out[name] = value
     return out
+
+
+def read_recipe(
+    path: Path, build: Callable[[Mapping[str, Any]], Recipe], example: str,
+) -> Recipe:
+    """Build a recipe from a YAML file; errors name the file, and ``example`` if there is none."""
+    try:
+        data = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f'{path}: no such config; try {example}') from error
+    except yaml.YAMLError as error:
+        raise UserError(f'{path}: malformed YAML ({" ".join(str(error).split())}); '
+                        'mend the line it names') from error
+    if not isinstance(data, Mapping):
+        raise UserError(f'{path}: expected "key: value" lines')
+    try:
+        return build(data)
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from error

@@ -15,15 +15,14 @@ from dtvla_ros.policy.adapters import CONFIG as ADAPTER
 from dtvla_ros.policy.adapters import local_base, read_adapter
 from dtvla_ros.policy.checkpoint import load_model
 from dtvla_ros.policy.decoder import HybridDecoder
+from dtvla_ros.policy.folder import transform_of
 from dtvla_ros.policy.manifest import (
     GRAPHS,
     MANIFEST,
-    TOKENIZER,
     ActionContract,
     PolicyManifest,
 )
 from dtvla_ros.policy.transform import PolicyTransform
-from dtvla_ros.policy.vocabulary import load_tokenizer
 from dtvla_ros.training import run_state
 from dtvla_ros.training.lora import merge
 
@@ -109,10 +108,7 @@ def _read_policy(folder: Path) -> tuple[HybridDecoder, PolicyTransform, PolicyMa
     if manifest.weights != 'fp32':
         raise UserError(f'{folder}: its weights are {manifest.weights} already; export the policy '
                         'it was made from')
-    transform = PolicyTransform(
-        manifest.config, load_tokenizer(manifest.verified(folder, TOKENIZER)),
-        manifest.statistics, manifest.state_in_prompt, manifest.preamble,
-        manifest.images.mirrored)
+    transform = transform_of(folder, manifest)
     return load_model(manifest.config, manifest.verified_weights(folder)), transform, manifest
 
 

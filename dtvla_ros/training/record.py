@@ -97,7 +97,7 @@ def chunks_of(
 
 
 @dataclass
-class _Frames:
+class Frames:
     """Rows of the frames kept so far."""
 
     images: dict[str, list[NDArray[np.uint8]]] = field(
@@ -162,7 +162,7 @@ def _play(env: Any, obs: Any, plan: EpisodePlan, options: RecordOptions,
     expert = make_expert(env)
     disturb = Disturber('noisy' if short else plan.kind, rng, options.noise)
     limit = options.short_steps + options.chunk if short else options.max_steps
-    frames = _Frames()
+    frames = Frames()
     actions: list[NDArray[np.float32]] = []
     cuts: list[int] = []
     success = disturbed = False
@@ -195,7 +195,7 @@ def _look(env: Any, obs: Any, plan: EpisodePlan, options: RecordOptions) -> list
     for name in env.alternatives():
         with env.asked(name):
             act = make_expert(env).act()
-            frames = _Frames()
+            frames = Frames()
             frames.add(env, obs, act)
             episodes.append(frames.episode(
                 env, plan, [np.asarray(act.action, np.float32)], np.zeros(1, np.int64),

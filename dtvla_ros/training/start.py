@@ -69,7 +69,7 @@ def begin(config: SftConfig, run: SftRun, readers: Sequence[DatasetReader]) -> S
         return Start(run_state.read_transform(run.out))
     model, before, manifest = read_source(run.init)
     own = not place_spans(before.tokenizer)
-    words = dataset_words(readers)
+    words = set() if own else dataset_words(readers)
     if resumed:
         transform = run_state.read_transform(run.out)
     else:
@@ -79,4 +79,4 @@ def begin(config: SftConfig, run: SftRun, readers: Sequence[DatasetReader]) -> S
                         'can not follow; train it whole, or begin anew')
     taken = own or config.freezes
     return Start(transform, model if taken else None, manifest if own else None,
-                 not own and not words <= set(before.tokenizer.get_vocab()))
+                 not words <= set(before.tokenizer.get_vocab()))

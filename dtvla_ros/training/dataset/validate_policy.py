@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.manifest import MANIFEST, TOKENIZER, PolicyManifest
+from dtvla_ros.policy.folder import transform_of
+from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
 from dtvla_ros.policy.transform import PolicyTransform
-from dtvla_ros.policy.vocabulary import load_tokenizer
 from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.reader import DatasetReader
 from dtvla_ros.training.dataset.thoughts import thoughts_of
@@ -29,10 +29,7 @@ def open_policy(folder: Path) -> tuple[PolicyTransform, int | None]:
 
         return read_transform(folder), None
     manifest = PolicyManifest.read(folder)
-    tokenizer = load_tokenizer(manifest.verified(folder, TOKENIZER))
-    return PolicyTransform(
-        manifest.config, tokenizer, manifest.statistics, manifest.state_in_prompt,
-        manifest.preamble, manifest.images.mirrored), manifest.max_thought_tokens
+    return transform_of(folder, manifest), manifest.max_thought_tokens
 
 
 def fits_policy(root: Path, policy: Path, tokenizer: Path | None = None) -> list[Finding]:

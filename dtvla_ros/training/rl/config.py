@@ -7,11 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dtvla_ros.errors import UserError
 from dtvla_ros.training.advantage import BASELINES
-from dtvla_ros.training.config import _checked
+from dtvla_ros.training.config import checked, read_recipe
 
 MODES = ('token-mean', 'seq-mean-token-sum')
 FORMS = ('closed', 'grammar')
@@ -95,21 +93,9 @@ class GrpoConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GrpoConfig:
         """Build from a mapping; an unknown key or a wrong type is named in the error."""
-        return cls(**_checked(cls, data))
+        return cls(**checked(cls, data))
 
     @classmethod
     def read(cls, path: Path) -> GrpoConfig:
         """Read a YAML file."""
-        try:
-            data = yaml.safe_load(path.read_text())
-        except FileNotFoundError as error:
-            raise UserError(f'{path}: no such config; try config/train/grpo.yaml') from error
-        except yaml.YAMLError as error:
-            raise UserError(f'{path}: malformed YAML ({" ".join(str(error).split())}); '
-                            'mend the line it names') from error
-        if not isinstance(data, Mapping):
-            raise UserError(f'{path}: expected "key: value" lines')
-        try:
-            return cls.from_dict(data)
-        except UserError as error:
-            raise UserError(f'{path}: {error}') from error
+        return read_recipe(path, cls.from_dict, 'config/train/grpo.yaml')

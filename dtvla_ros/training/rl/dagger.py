@@ -26,7 +26,7 @@ from dtvla_ros.training.collect import SEEDS_PER_BASE
 from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.layout import Episode
 from dtvla_ros.training.dataset.writer import finished_shards, merge_shards, write_shard
-from dtvla_ros.training.record import EpisodePlan, _Frames
+from dtvla_ros.training.record import EpisodePlan, Frames
 from dtvla_ros.training.rl.groups import training_seed
 
 KIND = 'dagger'
@@ -92,7 +92,7 @@ class RelabelJob:
         obs, info = env.reset(seed=plan.seed, options={'task': plan.task})
         share = np.random.default_rng([options.seed, plan.index]).uniform(*options.driven)
         driven = round(share * env.max_steps)
-        expert, frames = make_expert(env), _Frames()
+        expert, frames = make_expert(env), Frames()
         labels: list[NDArray[np.float32]] = []
         pending: list[NDArray[np.float32]] = []
         gripper, success = osc.GRIPPER_OPEN, False
@@ -117,7 +117,7 @@ class RelabelJob:
         return Relabelled(success, steps, alone,
                           self._episode(env, frames, labels, driven) if success else None)
 
-    def _episode(self, env: Any, frames: _Frames, labels: list[NDArray[np.float32]],
+    def _episode(self, env: Any, frames: Frames, labels: list[NDArray[np.float32]],
                  driven: int) -> Episode:
         starts = np.arange(0, len(labels), self.options.camera_every)
         cuts = [driven] if driven < len(labels) else []

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from dtvla_ros.policy.checkpoint import load_model
 from dtvla_ros.policy.decoder import HybridDecoder
-from dtvla_ros.policy.manifest import MANIFEST, TOKENIZER, ActionContract, PolicyManifest
 from dtvla_ros.policy.transform import PolicyTransform
-from dtvla_ros.policy.vocabulary import load_tokenizer
-from dtvla_ros.training import run_state
-
-_USUAL: dict[str, Any] = {field.name: field.default for field in fields(PolicyManifest)}
+from dtvla_ros.training.finish import read_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +25,6 @@ def load_start(path: Path, replan_steps: int | None = None) -> Start:
 
     ``replan_steps`` None: as the policy's manifest says; a run has the usual number.
     """
-    if not (path / MANIFEST).exists():
-        transform = run_state.read_transform(path)
-        usual = min(ActionContract().replan_steps, transform.config.chunk_steps)
-        return Start(load_model(transform.config, path / run_state.WEIGHTS), transform,
-                     replan_steps or usual, _USUAL['max_thought_tokens'])
-    manifest = PolicyManifest.read(path)
-    transform = PolicyTransform(
-        manifest.config, load_tokenizer(manifest.verified(path, TOKENIZER)), manifest.statistics,
-        manifest.state_in_prompt, manifest.preamble, manifest.images.mirrored)
-    return Start(load_model(manifest.config, manifest.verified_weights(path)), transform,
-                 replan_steps or manifest.action.replan_steps, manifest.max_thought_tokens)
+    model, transform, manifest = read_source(path)
+    return Start(model, transform, replan_steps or manifest.action.replan_steps,
+                 manifest.max_thought_tokens)
