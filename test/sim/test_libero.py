@@ -11,24 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from libero_here import needs_libero
 
 import dtvla_sim
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.protocol import observation_from_sim, run_expert_episode
 from dtvla_sim.libero import package, tasks
 
-# Checkouts may have the assets beside them; they are never inside (docs/libero.md).
-BESIDE = Path(__file__).parents[3] / 'shared' / 'libero' / 'assets'
-if BESIDE.is_dir():
-    os.environ.setdefault('DTVLA_LIBERO_ASSETS', str(BESIDE))
-try:
-    package.root()
-    package.check_mujoco()
-    package.find_assets()
-    MISSING = ''
-except UserError as error:
-    MISSING = str(error)
-needs_libero = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 try:
     package.root()
     PACKAGE_MISSING = ''

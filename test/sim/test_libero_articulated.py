@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
+from libero_here import needs_libero
 
 import dtvla_sim
-from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.protocol import run_expert_episode
-from dtvla_sim.libero import package
 
-# Checkouts may have the assets beside them; they are never inside (docs/libero.md).
-BESIDE = Path(__file__).parents[3] / 'shared' / 'libero' / 'assets'
-if BESIDE.is_dir():
-    os.environ.setdefault('DTVLA_LIBERO_ASSETS', str(BESIDE))
-try:
-    package.root()
-    package.check_mujoco()
-    package.find_assets()
-    MISSING = ''
-except UserError as error:
-    MISSING = str(error)
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+pytestmark = needs_libero
 
 MIDDLE = 'open_the_middle_drawer_of_the_cabinet'
 PLATE = 'push_the_plate_to_the_front_of_the_stove'

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
+from libero_here import needs_libero
 
 import dtvla_sim
 from dtvla_ros.errors import UserError
@@ -15,24 +13,7 @@ from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.reader import DatasetReader
 from dtvla_ros.training.record import LOOK, EpisodePlan, image_points, record
 
-BESIDE = Path(__file__).parents[3] / 'shared' / 'libero' / 'assets'
-if BESIDE.is_dir():
-    os.environ.setdefault('DTVLA_LIBERO_ASSETS', str(BESIDE))
-
-
-def _missing() -> str:
-    from dtvla_sim.libero import package
-
-    try:
-        package.root()
-        package.check_mujoco()
-        package.find_assets()
-    except UserError as error:
-        return str(error)
-    return ''
-
-
-pytestmark = pytest.mark.skipif(bool(_missing()), reason=_missing())
+pytestmark = needs_libero
 MILK = 'pick_up_the_milk_and_place_it_in_the_basket'
 OPTIONS = CollectOptions(suite='libero_object', image_size=64, starts='shuffle')
 
