@@ -56,7 +56,7 @@ class OnnxEngine:
         if fallen_back(placement, sessions[1]):
             placement = place('cpu', config, rows)
             sessions = _open(Path(folder), placement, threads, spin)
-        self._device = placement.device
+        self.device = placement.device  # where it runs, which may not be what was asked for
         see, decode, act = sessions
         self._see = _Pass(see)
         # Two bindings of one session: what a token pass never changes stays bound.
@@ -77,7 +77,7 @@ class OnnxEngine:
     def see(self, pixel_values: NDArray[np.float32]) -> ort.OrtValue:
         """[C, 3, H, W] in -1..1 -> features [image_tokens, width]."""
         features = ort.OrtValue.ortvalue_from_shape_and_type(
-            [self.config.image_tokens, self.config.text.width], np.float32, self._device, 0)
+            [self.config.image_tokens, self.config.text.width], np.float32, self.device, 0)
         self._see.put('pixel_values', np.ascontiguousarray(pixel_values, np.float32))
         self._see.binding.bind_ortvalue_output('features', features)
         self._see.run()
@@ -160,7 +160,7 @@ class OnnxEngine:
         run.put('position_ids', np.arange(start + 1, end + 1))
         if not acting:
             run.put('penalty', self._penalty)
-        width, bind, device = self._shape, run.binding, self._device
+        width, bind, device = self._shape, run.binding, self.device
         for name, buffer in self._buffers:
             place = buffer.data_ptr()
             bind.bind_input(name, device, 0, np.float32, (start, width), place)
@@ -170,7 +170,7 @@ class OnnxEngine:
 
     def _empty(self, rows: int) -> ort.OrtValue:
         return ort.OrtValue.ortvalue_from_shape_and_type(
-            [rows, self._shape], np.float32, self._device, 0)
+            [rows, self._shape], np.float32, self.device, 0)
 
     def _grow(self, capacity: int, keep: int) -> None:
         """Move ``keep`` rows into larger buffers."""

@@ -15,11 +15,21 @@ from .setup import Job, PolicySetup, SceneSetup
 
 
 def load(setup: PolicySetup) -> tuple[Any, Any, Any, int]:
-    """Return engine, transform, manifest, and how many actions are executed per look."""
+    """Return engine, transform, manifest, and how many actions are executed per look.
+
+    Raises
+    ------
+    UserError
+        If the policy does not load, or runs on the CPU though another device was asked for.
+
+    """
     from dtvla_ros.engine.load import load_policy
 
     engine, transform, manifest = load_policy(
         setup.policy, setup.engine, setup.threads, setup.device)
+    if setup.device != 'cpu' and getattr(engine, 'device', None) == 'cpu':
+        raise UserError(f'--device {setup.device}: the engine {setup.engine} fell back to the '
+                        'CPU (the log says why); mend that, or use --device cpu')
     return engine, transform, manifest, setup.replan_steps or manifest.action.replan_steps
 
 

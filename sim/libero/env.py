@@ -17,7 +17,7 @@ from dtvla_ros.errors import UserError
 
 from .. import EVAL_SEED_START
 from ..env import SETTLE_STEPS, LazyObservation, observation_space, valid_action
-from ..projection import project
+from ..projection import project, unseen
 from .package import check_mujoco
 from .scene import LiberoScene
 from .start import STARTS, rearrange
@@ -25,6 +25,7 @@ from .tasks import STEP_LIMITS, Problem, read_init_states, read_problem, suite_t
 
 INIT_STATES = 50  # recorded for every task
 MSAA = 4  # samples, MuJoCo's default
+COLLISION_GROUP, HIDDEN_GROUP = 0, 5  # of geoms; robosuite uses 0 and 1
 
 
 class LiberoEnv(gymnasium.Env):
@@ -64,7 +65,7 @@ class LiberoEnv(gymnasium.Env):
         self._problems: dict[str, Problem] = {}
         self._renderer: mujoco.Renderer | None = None
         self._options = mujoco.MjvOption()
-        self._options.geomgroup[0] = 0  # collision meshes
+        self._options.geomgroup[[COLLISION_GROUP, HIDDEN_GROUP]] = 0
         self.observation_space = observation_space(image_size)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (7,), np.float32)
         self._steps = self._tick = 0
@@ -220,9 +221,24 @@ class LiberoEnv(gymnasium.Env):
             whole.offwidth, whole.offheight = (
                 max(whole.offwidth, size), max(whole.offheight, size))
             self._renderer = mujoco.Renderer(scene.model, size, size)
-        self._renderer.update_scene(scene.data, camera, self._options)
+        with self._culled(camera):
+            self._renderer.update_scene(scene.data, camera, self._options)
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = self._shadows
         return self._renderer.render()
+
+    @contextmanager
+    def _culled(self, camera: str) -> Iterator[None]:
+        """Leave out what cannot be seen, which MuJoCo sends through OpenGL all the same."""
+        model, data = self.scene.model, self.scene.data
+        if self._shadows and np.any(model.light_castshadow):
+            yield  # the unseen may throw one into the picture
+            return
+        group = model.geom_group.copy()
+        model.geom_group[unseen(model, data, camera)] = HIDDEN_GROUP
+        try:
+            yield
+        finally:
+            model.geom_group[:] = group
 
     def close(self) -> None:
         """Free the renderer and the scene."""

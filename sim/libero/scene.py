@@ -10,6 +10,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from .control import ArmControl
 from .package import prepare
 from .tasks import LiberoTask
 
@@ -79,6 +80,7 @@ class LiberoScene:
             self.env = lean(str(task.bddl), **scene_settings())
         self.model: mujoco.MjModel = self.env.sim.model._model
         self.data: mujoco.MjData = self.env.sim.data._data
+        self._control = ArmControl(self.env)
         robot = self.env.robots[0]
         self.site = robot.eef_site_id
         self.eef_body = self.model.body(robot.robot_model.eef_name).id
@@ -129,7 +131,9 @@ class LiberoScene:
 
     def step(self, action: NDArray[np.float64]) -> bool:
         """Run one control step (50 ms); return whether the task is done."""
-        return bool(self.env.step(action)[2])
+        self._control.step(action)
+        self.env._post_process()
+        return self.success()
 
     def success(self) -> bool:
         """Evaluate the benchmark's own predicate."""

@@ -10,7 +10,8 @@ import pytest
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.command import device_there, look_at
-from dtvla_ros.evaluation.setup import SceneSetup
+from dtvla_ros.evaluation.setup import PolicySetup, SceneSetup
+from dtvla_ros.evaluation.workers import load
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,6 +48,14 @@ def test_a_result_never_comes_from_another_device_than_it_says(monkeypatch):
         device_there('onnx', 'tensorrt')
     with pytest.raises(UserError, match='engine torch'):
         device_there('torch', 'tensorrt')
+
+
+def test_an_engine_that_falls_back_to_the_cpu_gives_no_result(caplog):
+    setup = PolicySetup(
+        SceneSetup('tabletop'), str(ROOT / 'models/nano'), 'onnx', 'full', device='cuda')
+    with pytest.raises(UserError, match='--device cuda: the engine onnx fell back to the CPU'):
+        load(setup)
+    assert 'running on the CPU instead' in caplog.text
 
 
 def test_what_differs_from_the_suites_own_is_in_the_flags(libero):

@@ -265,12 +265,33 @@ def test_perturbations_reach_libero_and_are_undone(env):
     assert np.array_equal(perturbed.reset(**start)[0]['agentview_image'], before)
 
 
+@needs_libero
+def test_leaving_out_the_unseen_changes_no_pixel(monkeypatch):
+    from dtvla_sim.libero import env as libero_env
+
+    env = libero_env.LiberoEnv('libero_spatial', image_size=96)
+    env.reset(seed=3)
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        for _ in range(8):
+            env.step(rng.uniform(-1, 1, 7).astype(np.float32))
+        for camera in ('agentview', 'robot0_eye_in_hand'):
+            hidden = libero_env.unseen(env.scene.model, env.scene.data, camera)
+            assert 0 < hidden.sum() < len(hidden)
+            culled = env.draw(camera).copy()
+            with monkeypatch.context() as patch:
+                patch.setattr(libero_env, 'unseen', lambda *_: slice(0))
+                assert np.array_equal(env.draw(camera), culled)
+    env.close()
+
+
 @pytest.mark.slow
 @needs_libero
-def test_it_is_libero_three_times_as_fast():
+@pytest.mark.parametrize('suite', ['libero_spatial', 'libero_object', 'libero_goal', 'libero_10'])
+def test_it_is_libero_three_times_as_fast(suite):
     from dtvla_sim.libero.speed import compare
 
-    result = compare('libero_object', steps=60)
+    result = compare(suite, steps=60)
     stock, ours = result['stock'], result['ours']
     assert np.array_equal(stock['trajectory'], ours['trajectory'])
     difference = np.abs(stock['picture'].astype(int) - ours['picture'])

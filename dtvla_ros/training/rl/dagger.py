@@ -129,12 +129,14 @@ class RelabelJob:
         return episode
 
 
-def _plans(options: DaggerOptions, tasks: tuple[str, ...], number: int) -> Iterator[EpisodePlan]:
-    """Yield the episodes of a shard."""
+def _plans(options: DaggerOptions, tasks: tuple[str, ...], number: int,
+           one_scene: bool) -> Iterator[EpisodePlan]:
+    """Yield the episodes of a shard; it stays with a task where each has a scene of its own."""
     first = number * EPISODES_PER_SHARD
     for index in range(first, min(first + EPISODES_PER_SHARD, options.episodes)):
         seed = training_seed(options.seed * SEEDS_PER_BASE + index)
-        yield EpisodePlan(index, tasks[index % len(tasks)], seed, KIND)
+        turn = index if one_scene else number
+        yield EpisodePlan(index, tasks[turn % len(tasks)], seed, KIND)
 
 
 def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
@@ -167,8 +169,9 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
         if unknown:
             raise UserError(f'unknown task "{unknown[0]}"; {options.suite} has: '
                             f'{", ".join(pool.ready.tasks)}')
+        one_scene = pool.ready.one_scene
         jobs = iter([Rollout(RelabelJob(plan, options, chunk, start.replan_steps), (number,))
-                     for number in todo for plan in _plans(options, tasks, number)])
+                     for number in todo for plan in _plans(options, tasks, number, one_scene)])
 
         def ended(episode: Driven, result: Result) -> None:
             job = episode.rollout.job
@@ -182,7 +185,8 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
             bar.update(1)
             bar.set_postfix(alone=f'{counts["alone"] / counts["driven"]:.0%}',
                             kept=f'{counts["kept"] / counts["driven"]:.0%}')
-            if len(shard) == len(list(_plans(options, tasks, number))):
+            if len(shard) == min(EPISODES_PER_SHARD,
+                                 options.episodes - number * EPISODES_PER_SHARD):
                 episodes = [shard[k].episode for k in sorted(shard)]
                 write_shard(out, number, [e for e in episodes if e is not None],
                             20 // options.camera_every)

@@ -60,12 +60,16 @@ class EpisodeJob:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A simulator's first word: its tasks, the side of its pictures [px], control rate [Hz]."""
+    """A simulator's first word: its tasks, the side of its pictures [px], control rate [Hz].
+
+    ``one_scene``: all tasks share a scene; otherwise changing the task builds another.
+    """
 
     tasks: tuple[str, ...]
     image_size: int
     control_rate: float
     max_steps: int
+    one_scene: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,8 @@ def serve(receive: Callable[[], Any], send: Callable[[Any], None], scene: SceneS
     try:
         env = scene.make()
         watch = _Stopwatch(env)
-        send(Ready(tuple(env.tasks), env.image_size, env.control_rate, env.max_steps))
+        send(Ready(tuple(env.tasks), env.image_size, env.control_rate, env.max_steps,
+                   env.one_scene))
     except UserError as error:
         send(Failed(str(error), refused=True))
         return

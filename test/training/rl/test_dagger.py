@@ -22,7 +22,14 @@ from dtvla_ros.training.config import SftConfig
 from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.reader import DatasetReader
 from dtvla_ros.training.record import EpisodePlan
-from dtvla_ros.training.rl.dagger import KIND, DaggerOptions, RelabelJob, Relabelled, relabel
+from dtvla_ros.training.rl.dagger import (
+    KIND,
+    DaggerOptions,
+    RelabelJob,
+    Relabelled,
+    _plans,
+    relabel,
+)
 from dtvla_ros.training.sft import SftRun, Trainer
 
 OPTIONS = DaggerOptions(episodes=2, driven=(0.05, 0.1), tasks=(
@@ -101,6 +108,14 @@ def test_a_round_is_a_dataset_that_training_goes_on_with(tmp_path):
                        shift=(1, 1), validation_share=0.0)
     trainer = Trainer(recipe, SftRun((out,), tmp_path / 'more', init=init, steps=1))
     assert torch.isfinite(trainer.train_step(trainer.batches.train(0)).loss)
+
+
+def test_a_shard_keeps_to_a_task_where_each_has_its_own_scene():
+    tasks, options = ('a', 'b', 'c'), replace(OPTIONS, episodes=20)
+    together = [[p.task for p in _plans(options, tasks, n, True)] for n in range(3)]
+    apart = [[p.task for p in _plans(options, tasks, n, False)] for n in range(3)]
+    assert [t for shard in together for t in shard] == [tasks[k % 3] for k in range(20)]
+    assert apart == [['a'] * 8, ['b'] * 8, ['c'] * 4]
 
 
 def test_rounds_stay_below_the_evaluations_starts():

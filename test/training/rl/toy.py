@@ -23,6 +23,7 @@ class ToyEnv:
     tasks = tuple(INSTRUCTIONS)
     image_size = SIZE
     control_rate = 20.0
+    one_scene = True
     base_position = np.zeros(3)
 
     def __init__(self, limit: int = 12, goal: float = 0.5):

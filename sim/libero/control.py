@@ -1,0 +1,108 @@
+"""A control step of robosuite's arm that computes each thing once.
+
+robosuite 1.4.0 runs ``mj_forward`` twice before every ``mj_step``, which computes the same once
+more. Here the controller reads between the two halves of one ``mj_step``. Torques are robosuite's
+own, bit for bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+
+class ArmControl:
+    """Operational-space control of a robosuite Panda at the rate of the physics.
+
+    Parameters
+    ----------
+    env
+        A robosuite environment with one arm under ``OSC_POSE``: fixed impedance, deltas, no
+        interpolation.
+
+    Raises
+    ------
+    ValueError
+        If the controller is set up otherwise.
+
+    """
+
+    def __init__(self, env: Any):
+        self.robot = robot = env.robots[0]
+        controller = robot.controller
+        if (controller.impedance_mode, controller.use_delta, controller.uncoupling,
+                controller.interpolator_pos, controller.interpolator_ori) != (
+                'fixed', True, True, None, None):
+            raise ValueError('the arm must run OSC_POSE with fixed impedance and deltas')
+        self.model: mujoco.MjModel = env.sim.model._model
+        self.data: mujoco.MjData = env.sim.data._data
+        self.substeps = int(env.control_timestep / env.model_timestep)
+        self.site = self.model.site(controller.eef_name).id
+        self.qpos, self.qvel = controller.qpos_index, controller.qvel_index
+        self.arm_motors = robot._ref_joint_actuator_indexes
+        self.torque_limits = self.model.actuator_ctrlrange[self.arm_motors].T.copy()  # [2, 7]
+        self.finger_motors = [self.model.actuator(n).id for n in robot.gripper.actuators]
+        span = self.model.actuator_ctrlrange[self.finger_motors]  # [2, low/high]
+        self.finger_bias = 0.5 * (span[:, 1] + span[:, 0])
+        self.finger_weight = 0.5 * (span[:, 1] - span[:, 0])
+        self._jacobian = np.zeros((2, 3, self.model.nv))  # position, orientation
+        self._mass = np.zeros((self.model.nv, self.model.nv))
+
+    def step(self, action: NDArray[np.float64]) -> None:
+        """Run one control step (50 ms) under a command [7], as ``MujocoEnv.step`` would."""
+        model, data, controller = self.model, self.data, self.robot.controller
+        motion, grip = action[: controller.control_dim], action[controller.control_dim:]
+        for substep in range(self.substeps):
+            mujoco.mj_step1(model, data)
+            if controller.new_update:  # robosuite begins an episode with what it read in reset
+                self._read()
+            if substep == 0:
+                controller.set_goal(motion)
+            fingers = self.robot.gripper.format_action(grip)
+            data.ctrl[self.arm_motors] = np.clip(self._torques(), *self.torque_limits)
+            data.ctrl[self.finger_motors] = self.finger_bias + self.finger_weight * fingers
+            mujoco.mj_step2(model, data)
+            controller.new_update = True
+
+    def _read(self) -> None:
+        """Bring to the controller what its own ``update`` would, without its ``mj_forward``."""
+        data, controller = self.data, self.robot.controller
+        mujoco.mj_jacSite(self.model, data, *self._jacobian, self.site)
+        controller.ee_pos = np.array(data.site_xpos[self.site])
+        controller.ee_ori_mat = np.array(data.site_xmat[self.site].reshape(3, 3))
+        controller.ee_pos_vel, controller.ee_ori_vel = (
+            np.dot(j, data.qvel) for j in self._jacobian)
+        controller.joint_pos = np.array(data.qpos[self.qpos])
+        controller.joint_vel = np.array(data.qvel[self.qvel])
+        controller.J_pos, controller.J_ori = (j[:, self.qvel] for j in self._jacobian)
+        controller.J_full = np.vstack([controller.J_pos, controller.J_ori])
+        mujoco.mj_fullM(self.model, self._mass, data.qM)
+        controller.mass_matrix = self._mass[self.qvel, :][:, self.qvel]
+        controller.new_update = False
+
+    def _torques(self) -> NDArray[np.float64]:
+        """Return joint torques [7] N m towards the controller's goal, gravity compensated.
+
+        O. Khatib, "A unified approach for motion and force control of robot manipulators: The
+        operational space formulation", IEEE J. Robotics and Automation 3(1), 1987.
+        """
+        from robosuite.utils.control_utils import (
+            nullspace_torques,
+            opspace_matrices,
+            orientation_error,
+        )
+
+        c = self.robot.controller
+        force = (c.goal_pos - c.ee_pos) * c.kp[:3] + -c.ee_pos_vel * c.kd[:3]
+        torque = (orientation_error(c.goal_ori, c.ee_ori_mat) * c.kp[3:]
+                  + -c.ee_ori_vel * c.kd[3:])
+        _, inertia_pos, inertia_ori, nullspace = opspace_matrices(
+            c.mass_matrix, c.J_full, c.J_pos, c.J_ori)
+        wrench = np.concatenate([np.dot(inertia_pos, force), np.dot(inertia_ori, torque)])
+        torques = np.dot(c.J_full.T, wrench) + self.data.qfrc_bias[self.qvel]
+        torques += nullspace_torques(
+            c.mass_matrix, nullspace, c.initial_joint, c.joint_pos, c.joint_vel)
+        return np.array(torques)
