@@ -69,10 +69,10 @@ part = $(word $(1),$(subst -, ,$*))
 
 $(TABLE)/%.json: $(POLICY)/manifest.json | $(VENV)/.installed
 	$(BIN)/dtvla eval --policy $(POLICY) --suite $(call part,1) --starts $(call part,2) \
-		--mode $(call part,3) --episodes $(EPISODES) --workers $(WORKERS) \
+		--mode $(call part,3) --episodes $(EPISODES) --workers $(WORKERS) $(FLAGS) \
 		--resume $(@:.json=.jsonl) --json $@
 
-libero-table: $(CELLS:%=$(TABLE)/%.json)  ## success by suite, starts and thought; goes on where it was stopped: POLICY=... EPISODES=20
+libero-table: $(CELLS:%=$(TABLE)/%.json)  ## success by suite, starts and thought; goes on where it was stopped: POLICY=... EPISODES=20 FLAGS=--no-antialiasing
 	$(BIN)/dtvla report $^ > $(TABLE)/table.md && cat $(TABLE)/table.md
 
 bench: $(VENV)/.installed-dev  ## how fast engines decide, beside the published scheme

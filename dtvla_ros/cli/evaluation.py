@@ -33,10 +33,10 @@ Device = Annotated[str, typer.Option(help='Where the policy runs: cpu, cuda, ten
 Threads = Annotated[int, typer.Option(
     min=1, help="Of the policy's engine on the CPU, in each process.")]
 Antialiasing = Annotated[bool, typer.Option(
-    '--antialiasing/--no-antialiasing', help='As LIBERO draws, or quicker; see --shadows.')]
+    '--antialiasing/--no-antialiasing', help='As LIBERO draws, or in half the time. Without, its '
+    'pictures are others, and so may be the success of a policy trained on them.')]
 Shadows = Annotated[bool, typer.Option(
-    '--shadows/--no-shadows', help='As LIBERO draws. Without, its pictures are others, and so '
-    'may be the success of a policy trained on them.')]
+    '--shadows/--no-shadows', help='As LIBERO draws; its own lights throw none.')]
 MaxSteps = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(min=1, help="Control steps per episode. [default: the suite's limit]"),

@@ -162,7 +162,9 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
     todo = [n for n in range(shards) if n not in finished_shards(out)]
     found: dict[int, dict[int, Relabelled]] = {}
     counts = {'driven': 0, 'alone': 0, 'kept': 0}
-    with closing(LocalPool(SceneSetup(options.suite, options.starts), workers)) as pool, tqdm(
+    scene = SceneSetup(options.suite, options.starts,
+                       image_size=start.transform.config.vision.image_size)
+    with closing(LocalPool(scene, workers)) as pool, tqdm(
             total=len(todo) * EPISODES_PER_SHARD, unit='ep', disable=not todo) as bar:
         tasks = options.tasks or pool.ready.tasks
         unknown = [task for task in tasks if task not in pool.ready.tasks]
