@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from dtvla_ros.cli.annotate import app as annotate_app
-from dtvla_ros.cli.arguments import Json, Suite, Tasks, Workers, names
+from dtvla_ros.cli.arguments import Changes, Json, Suite, Tasks, Workers, names
 from dtvla_ros.cli.evaluation import app as evaluation_app
 from dtvla_ros.cli.measure import app as measure_app
 from dtvla_ros.cli.models import app as models_app
@@ -150,6 +150,7 @@ def train_sft(
     config: Annotated[Path, typer.Option(help='Recipe.', dir_okay=False)] = Path(
         'config/train/nano.yaml'
     ),
+    changes: Changes = None,
     init: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help='Begin with the weights of this run, policy or safetensors file; words '
@@ -188,7 +189,8 @@ def train_sft(
 
     `dtvla train sft --data data/tabletop --out runs/nano --minutes 30`
 
-    `dtvla train sft --data data/a --data data/b --out runs/more --init runs/nano --minutes 10`
+    `dtvla train sft --data data/a --data data/b --out runs/more --init runs/nano --minutes 10
+    --set learning_rate=5e-4`
 
     `dtvla train sft --data data/cot --init models/released --out runs/lora --steps 5000
     --config config/train/deepthinkvla-3b-lora.yaml --eval-episodes 0`
@@ -197,7 +199,7 @@ def train_sft(
     from dtvla_ros.training.sft import SftRun
     from dtvla_ros.training.sft import train_sft as run
 
-    run(SftConfig.read(config), SftRun(
+    run(SftConfig.read(config, changes or ()), SftRun(
         data=tuple(data), out=out, init=init, minutes=minutes, steps=steps,
         evaluate_every=eval_every, episodes=eval_episodes, suite=eval_suite, threads=threads,
         compile=compile, weights=tuple(weight or ())))

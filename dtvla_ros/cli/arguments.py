@@ -19,6 +19,11 @@ Tasks = Annotated[
 ]
 Workers = Annotated[int, typer.Option(min=1, help='Processes, one simulator each.')]
 
+Changes = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option('--set', metavar='KEY=VALUE', help="Instead of the recipe's value; repeatable."),
+]
+
 
 def names(text: str | None) -> tuple[str, ...]:
     """Return the comma-separated names in an argument."""

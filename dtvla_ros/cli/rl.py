@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from dtvla_ros.cli.arguments import Suite, Tasks, Workers, names
+from dtvla_ros.cli.arguments import Changes, Suite, Tasks, Workers, names
 
 app = typer.Typer()
 
@@ -21,6 +21,7 @@ def train_grpo(
     config: Annotated[Path, typer.Option(help='Recipe.', dir_okay=False)] = Path(
         'config/train/grpo.yaml'
     ),
+    changes: Changes = None,
     iterations: Annotated[
         Optional[int],  # noqa: UP045 - typer reads this annotation at run time on Python 3.10
         typer.Option(min=1, help='Iterations in all (or give --minutes).'),
@@ -73,7 +74,7 @@ def train_grpo(
     from dtvla_ros.training.rl.grpo import GrpoRun
     from dtvla_ros.training.rl.grpo import train_grpo as run
 
-    recipe = GrpoConfig.read(config)
+    recipe = GrpoConfig.read(config, changes or ())
     if workers is not None:
         recipe = replace(recipe, environments=workers)
     run(recipe, GrpoRun(

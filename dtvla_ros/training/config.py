@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -166,9 +166,9 @@ class SftConfig:
         return cls(**parts, **checked(cls, values))
 
     @classmethod
-    def read(cls, path: Path) -> SftConfig:
-        """Read a YAML file."""
-        return read_recipe(path, cls.from_dict, 'config/train/nano.yaml')
+    def read(cls, path: Path, changes: Sequence[str] = ()) -> SftConfig:
+        """Read a YAML file; ``changes`` as of ``read_recipe``."""
+        return read_recipe(path, cls.from_dict, 'config/train/nano.yaml', changes)
 
 
 _PARTS: Mapping[str, type] = {'model': ModelChoice, 'lora': LoraChoice, 'rates': Rates}
@@ -196,8 +196,12 @@ def checked(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_recipe(
     path: Path, build: Callable[[Mapping[str, Any]], Recipe], example: str,
+    changes: Sequence[str] = (),
 ) -> Recipe:
-    """Build a recipe from a YAML file; errors name the file, and ``example`` if there is none."""
+    """Build a recipe from a YAML file; errors name the file, and ``example`` if there is none.
+
+    ``changes``: ``key=value`` each, instead of what the file says.
+    """
     try:
         data = yaml.safe_load(path.read_text())
     except FileNotFoundError as error:
@@ -207,7 +211,21 @@ def read_recipe(
                         'mend the line it names') from error
     if not isinstance(data, Mapping):
         raise UserError(f'{path}: expected "key: value" lines')
+    data = {**data, **dict(map(_change, changes))}
     try:
         return build(data)
     except UserError as error:
         raise UserError(f'{path}: {error}') from error
+
+
+def _change(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition('=')
+    if not equals or not key:
+        raise UserError(f'--set {text}: expected key=value, as learning_rate=0.0005')
+    try:
+        parsed = yaml.safe_load(value)
+        return key, float(parsed) if isinstance(parsed, str) else parsed  # YAML 1.1: 5e-4 is text
+    except yaml.YAMLError as error:
+        raise UserError(f'--set {text}: {value!r} is no YAML value') from error
+    except ValueError:
+        return key, value

@@ -126,13 +126,28 @@ def test_the_rate_warms_up_and_falls():
 @pytest.mark.parametrize('text, named', [
     ('batch_size: many', 'batch_size'), ('bach_size: 3', 'bach_size'), ('a: [1', 'malformed'),
     ('reasoning_dropout: 2.0', 'reasoning_dropout'), ('shift: [1]', 'shift'),
-    ('model: 3', 'model'), ('just words', 'key: value')])
+    ('model: 3', 'model'), ('just words', 'key: value'),
+    ('lora: 3', 'lora'), ('lora: {rank: -1}', 'rank'), ('lora: {ranks: 2}', 'ranks'),
+    ('lora: {rank: 2}\npointing_weight: 1.0', 'pointing_weight'), ('accumulate: 0', 'accumulate'),
+    ('rates: {vision: -1.0}', 'rates'), ('rates: {vision: 0, projector: 0, decoder: 0}', 'all 0')])
 def test_a_bad_recipe_is_named(tmp_path, text, named):
     path = tmp_path / 'recipe.yaml'
     path.write_text(text)
     with pytest.raises(UserError, match=named) as caught:
         SftConfig.read(path)
     assert str(path) in str(caught.value)
+
+
+def test_what_is_set_counts_instead_of_what_the_recipe_says(tmp_path):
+    path = tmp_path / 'recipe.yaml'
+    path.write_text('learning_rate: 0.001\nseed: 1')
+    read = SftConfig.read(path, ['learning_rate=5e-4', 'shift=[2, 3]', 'precision=bf16'])
+    assert read == replace(SftConfig(), learning_rate=5e-4, seed=1, shift=(2, 3),
+                           precision='bf16')
+    for text, named in (('seed', 'key=value'), ('=3', 'key=value'), ('seed=[1', 'no YAML'),
+                        ('sead=1', 'sead'), ('seed=two', 'seed')):
+        with pytest.raises(UserError, match=named):
+            SftConfig.read(path, [text])
 
 
 def test_the_shipped_recipe_is_valid():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,6 @@ class GrpoConfig:
         return cls(**checked(cls, data))
 
     @classmethod
-    def read(cls, path: Path) -> GrpoConfig:
-        """Read a YAML file."""
-        return read_recipe(path, cls.from_dict, 'config/train/grpo.yaml')
+    def read(cls, path: Path, changes: Sequence[str] = ()) -> GrpoConfig:
+        """Read a YAML file; ``changes`` as of ``read_recipe``."""
+        return read_recipe(path, cls.from_dict, 'config/train/grpo.yaml', changes)
