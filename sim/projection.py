@@ -18,11 +18,19 @@ def project(
     camera looks along its -z, x to the right, y up.
     """
     number = model.camera(camera).id
-    axes = data.cam_xmat[number].reshape(3, 3)  # columns: right, up, backwards
-    seen = (np.asarray(points, np.float64) - data.cam_xpos[number]) @ axes  # [..., 3]
+    seen = _from_camera(data, number, np.asarray(points, np.float64))  # [..., 3]
     focal = 0.5 / np.tan(np.radians(model.cam_fovy[number]) / 2.0)
     ahead = np.where(seen[..., 2:] < 0.0, -seen[..., 2:], np.nan)
     return 0.5 + focal * seen[..., :2] * [1.0, -1.0] / ahead
+
+
+def _from_camera(
+    data: mujoco.MjData, number: int, points: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return world points [..., 3] in the camera's own axes: right, up, backwards."""
+    seen: NDArray[np.float64] = (
+        (points - data.cam_xpos[number]) @ data.cam_xmat[number].reshape(3, 3))
+    return seen
 
 
 def unseen(
@@ -34,12 +42,11 @@ def unseen(
     throw a shadow into the picture.
     """
     number = model.camera(camera).id
-    axes = data.cam_xmat[number].reshape(3, 3)  # columns: right, up, backwards
     radius = np.where(model.geom_rbound > 0.0, model.geom_rbound, np.inf)
     half = np.radians(model.cam_fovy[number]) / 2.0
 
     def outside(centres: NDArray[np.float64]) -> NDArray[np.bool_]:
-        x, y, z = ((centres - data.cam_xpos[number]) @ axes).T  # [ngeom] each
+        x, y, z = _from_camera(data, number, centres).T  # [ngeom] each
         across = np.maximum(np.abs(x), np.abs(y))  # the four planes through the camera
         return np.maximum(across * np.cos(half) + z * np.sin(half), z) > radius
 

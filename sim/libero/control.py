@@ -31,6 +31,9 @@ class ArmControl:
     """
 
     def __init__(self, env: Any):
+        from robosuite.utils import control_utils
+
+        self._law = control_utils
         self.robot = robot = env.robots[0]
         controller = robot.controller
         if (controller.impedance_mode, controller.use_delta, controller.uncoupling,
@@ -89,20 +92,14 @@ class ArmControl:
         O. Khatib, "A unified approach for motion and force control of robot manipulators: The
         operational space formulation", IEEE J. Robotics and Automation 3(1), 1987.
         """
-        from robosuite.utils.control_utils import (
-            nullspace_torques,
-            opspace_matrices,
-            orientation_error,
-        )
-
-        c = self.robot.controller
+        c, law = self.robot.controller, self._law
         force = (c.goal_pos - c.ee_pos) * c.kp[:3] + -c.ee_pos_vel * c.kd[:3]
-        torque = (orientation_error(c.goal_ori, c.ee_ori_mat) * c.kp[3:]
+        torque = (law.orientation_error(c.goal_ori, c.ee_ori_mat) * c.kp[3:]
                   + -c.ee_ori_vel * c.kd[3:])
-        _, inertia_pos, inertia_ori, nullspace = opspace_matrices(
+        _, inertia_pos, inertia_ori, nullspace = law.opspace_matrices(
             c.mass_matrix, c.J_full, c.J_pos, c.J_ori)
         wrench = np.concatenate([np.dot(inertia_pos, force), np.dot(inertia_ori, torque)])
         torques = np.dot(c.J_full.T, wrench) + self.data.qfrc_bias[self.qvel]
-        torques += nullspace_torques(
+        torques += law.nullspace_torques(
             c.mass_matrix, nullspace, c.initial_joint, c.joint_pos, c.joint_vel)
         return np.array(torques)

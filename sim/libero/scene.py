@@ -48,12 +48,8 @@ class _Lean:
     _compiled: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
     def _setup_observables(self) -> dict[str, Any]:
-        """No robosuite observables: it fills dozens of them 25 times a control step."""
+        """No robosuite observables: what is observed is read by ``LiberoEnv``."""
         return {}
-
-    def reward(self, action: Any = None) -> float:
-        """Return 0: success is judged once, by ``step``."""
-        return 0.0
 
     def _reset_internal(self) -> None:
         # Fixtures have no joint: sampling moves them in the model, and what starts in or on them

@@ -171,9 +171,10 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
         if unknown:
             raise UserError(f'unknown task "{unknown[0]}"; {options.suite} has: '
                             f'{", ".join(pool.ready.tasks)}')
-        one_scene = pool.ready.one_scene
+        plans = {number: list(_plans(options, tasks, number, pool.ready.one_scene))
+                 for number in todo}
         jobs = iter([Rollout(RelabelJob(plan, options, chunk, start.replan_steps), (number,))
-                     for number in todo for plan in _plans(options, tasks, number, one_scene)])
+                     for number, shard in plans.items() for plan in shard])
 
         def ended(episode: Driven, result: Result) -> None:
             job = episode.rollout.job
@@ -187,8 +188,7 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
             bar.update(1)
             bar.set_postfix(alone=f'{counts["alone"] / counts["driven"]:.0%}',
                             kept=f'{counts["kept"] / counts["driven"]:.0%}')
-            if len(shard) == min(EPISODES_PER_SHARD,
-                                 options.episodes - number * EPISODES_PER_SHARD):
+            if len(shard) == len(plans[number]):
                 episodes = [shard[k].episode for k in sorted(shard)]
                 write_shard(out, number, [e for e in episodes if e is not None],
                             20 // options.camera_every)
