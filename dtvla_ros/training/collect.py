@@ -17,10 +17,17 @@ import numpy as np
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.training.dataset.writer import finished_shards, merge_shards, write_shard
-from dtvla_ros.training.record import LOOK, SHORT, EpisodePlan, RecordOptions, record
+from dtvla_ros.training.record import (
+    EPISODES_PER_SHARD,
+    LOOK,
+    SHORT,
+    EpisodePlan,
+    RecordOptions,
+    record,
+    task_in_turn,
+)
 
 SEEDS_PER_BASE = 100_000
-EPISODES_PER_SHARD = 8
 SCENES = (SHORT, LOOK)
 DISTURBANCES = ('clean', 'drop', 'shove')
 
@@ -82,8 +89,7 @@ def plan_episode(
 ) -> EpisodePlan:
     """Return what episode ``index`` is. Asking for more episodes later only adds to the plan.
 
-    Where every task has a scene of its own, a shard stays with a task. Raises ``UserError`` when
-    its seed would be one that evaluations use.
+    Raises ``UserError`` when its seed would be one that evaluations use.
     """
     from dtvla_sim.tabletop.start import EVAL_SEED_START
 
@@ -92,8 +98,7 @@ def plan_episode(
         raise UserError(f'--seed {options.seed}: seeds from {EVAL_SEED_START} on are kept for '
                         f'evaluation; use at most {EVAL_SEED_START // SEEDS_PER_BASE - 1}')
     draw = np.random.default_rng([options.seed, index]).random()
-    turn = index if one_scene else index // EPISODES_PER_SHARD
-    return EpisodePlan(index, tasks[turn % len(tasks)], seed, _kind(options, draw))
+    return EpisodePlan(index, task_in_turn(tasks, index, one_scene), seed, _kind(options, draw))
 
 
 def _kind(options: CollectOptions, draw: float) -> str:

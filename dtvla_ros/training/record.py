@@ -21,6 +21,7 @@ STATE_NAMES = ('x', 'y', 'z', 'rx', 'ry', 'rz', 'finger_left', 'finger_right')
 JOINTS = 'observation.joint_positions'
 ENVIRONMENT = 'observation.environment_state'
 SHORT, LOOK = 'short', 'look'
+EPISODES_PER_SHARD = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,15 @@ class EpisodePlan:
     task: str
     seed: int
     kind: str
+
+
+def task_in_turn(tasks: Sequence[str], index: int, one_scene: bool) -> str:
+    """Return the task of episode ``index``.
+
+    Where every task has a scene of its own, a shard stays with a task.
+    """
+    turn = index if one_scene else index // EPISODES_PER_SHARD
+    return tasks[turn % len(tasks)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,11 +26,10 @@ from dtvla_ros.training.collect import SEEDS_PER_BASE
 from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.layout import Episode
 from dtvla_ros.training.dataset.writer import finished_shards, merge_shards, write_shard
-from dtvla_ros.training.record import EpisodePlan, Frames
+from dtvla_ros.training.record import EPISODES_PER_SHARD, EpisodePlan, Frames, task_in_turn
 from dtvla_ros.training.rl.groups import training_seed
 
 KIND = 'dagger'
-EPISODES_PER_SHARD = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +130,11 @@ class RelabelJob:
 
 def _plans(options: DaggerOptions, tasks: tuple[str, ...], number: int,
            one_scene: bool) -> Iterator[EpisodePlan]:
-    """Yield the episodes of a shard; it stays with a task where each has a scene of its own."""
+    """Yield the episodes of a shard."""
     first = number * EPISODES_PER_SHARD
     for index in range(first, min(first + EPISODES_PER_SHARD, options.episodes)):
         seed = training_seed(options.seed * SEEDS_PER_BASE + index)
-        turn = index if one_scene else number
-        yield EpisodePlan(index, tasks[turn % len(tasks)], seed, KIND)
+        yield EpisodePlan(index, task_in_turn(tasks, index, one_scene), seed, KIND)
 
 
 def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
@@ -165,7 +163,8 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
     scene = SceneSetup(options.suite, options.starts,
                        image_size=start.transform.config.vision.image_size)
     with closing(LocalPool(scene, workers)) as pool, tqdm(
-            total=len(todo) * EPISODES_PER_SHARD, unit='ep', disable=not todo) as bar:
+            total=sum(min(EPISODES_PER_SHARD, options.episodes - n * EPISODES_PER_SHARD)
+                      for n in todo), unit='ep', disable=not todo) as bar:
         tasks = options.tasks or pool.ready.tasks
         unknown = [task for task in tasks if task not in pool.ready.tasks]
         if unknown:
