@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+import dtvla_sim
 from dtvla_ros.errors import UserError
 from dtvla_ros.training.dataset.writer import finished_shards, merge_shards, write_shard
 from dtvla_ros.training.record import (
@@ -72,6 +73,10 @@ class CollectOptions:
                                 'of one')
         if self.episodes > SEEDS_PER_BASE:
             raise UserError(f'--episodes {self.episodes}: at most {SEEDS_PER_BASE} per seed')
+        last = dtvla_sim.EVAL_SEED_START // SEEDS_PER_BASE - 1
+        if not 0 <= self.seed <= last:
+            raise UserError(f'--seed {self.seed}: 0 to {last}; start states from '
+                            f'{dtvla_sim.EVAL_SEED_START} on are kept for evaluation')
 
     @property
     def recording(self) -> RecordOptions:
@@ -87,16 +92,8 @@ class CollectOptions:
 def plan_episode(
     options: CollectOptions, tasks: tuple[str, ...], index: int, one_scene: bool = True,
 ) -> EpisodePlan:
-    """Return what episode ``index`` is. Asking for more episodes later only adds to the plan.
-
-    Raises ``UserError`` when its seed would be one that evaluations use.
-    """
-    from dtvla_sim.tabletop.start import EVAL_SEED_START
-
+    """Return what episode ``index`` is. Asking for more episodes later only adds to the plan."""
     seed = options.seed * SEEDS_PER_BASE + index
-    if seed >= EVAL_SEED_START:
-        raise UserError(f'--seed {options.seed}: seeds from {EVAL_SEED_START} on are kept for '
-                        f'evaluation; use at most {EVAL_SEED_START // SEEDS_PER_BASE - 1}')
     draw = np.random.default_rng([options.seed, index]).random()
     return EpisodePlan(index, task_in_turn(tasks, index, one_scene), seed, _kind(options, draw))
 
@@ -131,8 +128,6 @@ def _start_worker(options: CollectOptions) -> None:
     global _ENV
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    import dtvla_sim
-
     _ENV = dtvla_sim.make(
         options.suite, image_size=options.image_size,
         **({'starts': options.starts} if options.starts else {}))
@@ -204,8 +199,6 @@ def collect(root: Path, options: CollectOptions, workers: int = 2) -> dict[str, 
 
 def _tasks(options: CollectOptions) -> tuple[tuple[str, ...], bool]:
     """Return the tasks to record and whether all share one scene; refuse unknown names."""
-    import dtvla_sim
-
     env = dtvla_sim.make(options.suite)
     try:
         for what, name, known in (

@@ -70,7 +70,7 @@ def test_scenes_are_shares_of_all_and_disturbances_of_the_demonstrations():
     ({'look_share': 0.9, 'short_share': 0.2}, 'short, look')])
 def test_bad_options_are_named(options, names):
     with pytest.raises(UserError, match=names):
-        plan_episode(CollectOptions(**options), TASKS, 0)
+        CollectOptions(**options)
 
 
 def test_resume_after_a_kill(tmp_path):
