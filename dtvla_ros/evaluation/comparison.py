@@ -1,6 +1,7 @@
 """Several results side by side, as the README and the policy's manifest carry them.
 
 Of one start distribution: tasks by modes. Of several, or of several suites: those by modes.
+Cells may have different numbers of episodes, from one first seed on.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def read_results(files: Sequence[Path]) -> dict[Row, Results]:
             result = json.loads(file.read_text())
             mode = result['mode']
             assert mode in COLUMNS and result['suite'] and result['tasks'] and result['total']
+            assert len(result['seeds']) == 2
         except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
             raise UserError(f'{file} is not a result of dtvla eval --json') from error
         row = rows.setdefault((result['suite'], str(result.get('starts', ''))), {})
@@ -57,8 +59,9 @@ def read_results(files: Sequence[Path]) -> dict[Row, Results]:
     if any(h != hashes[0] for h in hashes):
         raise UserError('the results are of different policies; evaluate all modes again')
     _require_same(everything, ('perturb',))
-    for row in rows.values():
-        _require_same(list(row.values()), ('seeds',))
+    for row in rows.values():  # fewer episodes are the first ones of more
+        if len({r['seeds'][0] for r in row.values()}) > 1:
+            raise UserError('the results differ in their first seeds; they are not comparable')
     for suite in {suite for suite, _ in rows}:
         mine = [r for r in everything if r['suite'] == suite]
         _require_same(mine, ('flags',))
@@ -121,12 +124,17 @@ def _line(label: str, cells: Sequence[str]) -> str:
 
 def _footnote(rows: Mapping[Row, Mapping[str, Mapping[str, Any]]], mode: str) -> str:
     first = next(row[mode] for row in rows.values() if mode in row)
-    spans = {tuple(r['seeds']) for row in rows.values() for r in row.values()}
-    seeds = ', '.join(f'{low} to {high}' for low, high in sorted(spans))
+    results = [r for row in rows.values() for r in row.values()]
+    spans = {tuple(r['seeds']) for r in results}
+    seeds = ' and '.join(f'from {low} on' for low in sorted({low for low, _ in spans}))
+    if len(spans) == 1:
+        seeds = f'{results[0]["seeds"][0]} to {results[0]["seeds"][1]}'
     versions = first['versions']
     text = (f"Seeds {seeds} of every task; in brackets Wilson's 95 % interval; mujoco "
             f'{versions["mujoco"]}, robosuite {versions["robosuite"]}, onnxruntime '
             f'{versions.get("onnxruntime", "-")}.')
+    if any(r.get('flags', {}).get('msaa_samples') == 0 for r in results):
+        text += ' LIBERO drawn without antialiasing.'
     total = first.get('latency', {}).get('total')
     if total:
         text += (f' One decision, thought included: {total["p50_ms"]:.0f} ms median, '
