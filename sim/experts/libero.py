@@ -71,8 +71,12 @@ class LiberoExpert:
         self._skill: Skill | None = None
         self._servo = Servo()
 
-    def act(self) -> ExpertStep:
+    def act(self, driving: bool = True) -> ExpertStep:
         """Return the next action for the present state of the environment.
+
+        ``driving`` False: another action is going to be executed. Then a skill that picks and
+        places goes by what is there (an object in the fingers is held, whoever took it), not by
+        what it asked for before.
 
         Raises
         ------
@@ -88,6 +92,7 @@ class LiberoExpert:
             move = Move('wait', goals[-1][1], hand.position, 'wait', hand.position, hand.rotation,
                         OPEN)
         else:
+            self._skill.driving = driving
             move = self._skill.act()
         reached = [g for g in goals if holds(scene, g)]
         thought = Thought(
@@ -96,7 +101,7 @@ class LiberoExpert:
             trouble=move.trouble, phase=move.phase, object=word_of(scene, move.object),
             place=move.place - self.env.base_position, following=move.following,
             move=move.target - hand.position)
-        return ExpertStep(self._servo(hand, move), thought.text(), move.phase)
+        return ExpertStep(self._servo(hand, move, driving), thought.text(), move.phase)
 
     def _choose(self, goals: list[Goal]) -> None:
         """Go on with the present skill until the hand is free, then take the next open goal."""

@@ -25,12 +25,13 @@ from .grasps import (
     surroundings,
 )
 from .skill import Hand, Move, Skill
-from .tabletop import CLOSE, OPEN, WIDE
+from .tabletop import CLOSE, EMPTY, OPEN, WIDE
 
 HOVER = 0.08  # height over the grasp from which the hand comes down [m]
 TILT = 0.7  # of the hand that reaches into a microwave [rad]
 OUT, RISE = 0.10, 0.17  # how far it draws back from there, and up [m]
 CLOSING = 10  # control steps until the fingers press
+PRESSED = 5  # control steps with touch after which another's hand holds it
 LOST = 4  # control steps without touch after which the object counts as lost
 OPENING = 14  # control steps after which a released object should have fallen
 OPENED = 6  # control steps after which one that stands where it should has been let go
@@ -48,6 +49,8 @@ GRASP_DEPTH = 0.03  # below an object's top [m]
 BOTTLE_DEPTH = 0.04
 NEAR, TURNED = 0.02, 0.12  # of the place over the destination: the hand may go down [m, rad]
 FITTING_NEAR, FITTING_TURNED = 0.008, 0.04  # the same where little room is left
+# Somebody else's hand is over the grasp, at it, has left it: to the side or upwards [m].
+OVER_IT, AT_IT, LEFT = 0.02, 0.012, 0.05
 CHOICES = 12  # grasps and spots that are tried together
 
 
@@ -67,7 +70,7 @@ class Place(Skill):
         self._trouble: str | None = None
         self._tries = 0
         self._failed_angles: list[float] = []
-        self._untouched = 0
+        self._untouched = self._touched = 0
         self._start_z = self._safe_z = self._travel_z = 0.0
 
     def free(self) -> bool:
@@ -77,6 +80,8 @@ class Place(Skill):
     def act(self) -> Move:
         """Return what to do in this control step."""
         scene, name, hand = self.scene, self._name, self.hand()
+        if not self.driving:
+            self._watch(hand)
         self._advance(hand)
         target, rotation = self._aim(hand)
         phase = self._phase
@@ -100,6 +105,39 @@ class Place(Skill):
 
     def _go(self, phase: str) -> None:
         self._phase, self._count, self._untouched = phase, 0, 0
+
+    def _watch(self, hand: Hand) -> None:
+        """Take the phase from what another's hand has done so far; only commands take time."""
+        grasp, phase = self._grasp, self._phase
+        if grasp is None:
+            return
+        self._count = 0
+        touched = hand.opening < WIDE and self.scene.held(self._name)
+        self._touched = self._touched + 1 if touched else 0
+        away = hand.position - grasp.point
+        height = -float(away @ grasp.approach)
+        off = float(np.linalg.norm(np.cross(away, grasp.approach)))
+        turned = (grasp.rotation * hand.rotation.inv()).magnitude()
+        if phase in ('reach', 'lower', 'grasp', 'retry', 'retreat'):
+            if self._touched >= PRESSED:
+                self._trouble, self._turned = None, hand.rotation
+                if self._spot is not None and self._spot.yaw is not None:
+                    self._turned = pointing(closest_yaw(self._spot.yaw, hand.rotation))
+                self._go('lift')
+            elif phase == 'grasp' and hand.opening < EMPTY:
+                self._fail('missed', hand.position)
+            elif phase in ('lower', 'grasp') and (off > LEFT or height > HOVER + LEFT):
+                self._go('reach')
+            elif phase == 'grasp' and max(off, height) > OVER_IT:
+                self._go('lower')
+            elif phase == 'reach' and off < OVER_IT and turned < TURNED and height < HOVER:
+                self._trouble = None
+                self._go('lower')
+            elif phase == 'lower' and off < AT_IT and height < AT_IT and turned < TURNED:
+                self._go('grasp')
+        elif phase in ('place', 'release') and touched and (
+                np.linalg.norm((hand.position - self._target)[:2]) > LEFT):
+            self._go('carry')
 
     def _plan(self, hand: Hand) -> None:
         """Choose a grasp and where to let go, and the heights on the way."""
@@ -246,7 +284,8 @@ class Place(Skill):
     def _fail(self, trouble: str, at: NDArray[np.float64]) -> None:
         self._trouble = trouble
         self._tries += 1
-        if self._grasp is not None and self._grasp.angle is not None and trouble == 'missed':
+        if (self.driving and trouble == 'missed' and self._grasp is not None
+                and self._grasp.angle is not None):
             self._failed_angles.append(self._grasp.angle)
         self._target = at + [0.0, 0.0, 0.06]
         self._go('retry')
@@ -266,11 +305,14 @@ class Place(Skill):
         if phase == 'lower':
             off = np.linalg.norm(np.cross(at - grasp.point, grasp.approach))
             turned = (grasp.rotation * hand.rotation.inv()).magnitude()
-            astray = off > 0.012 or turned > 0.08
+            near, straight = (0.012, 0.08) if self.driving else (OVER_IT, TURNED)
+            astray = off > near or turned > straight
             return grasp.point - (0.05 if astray else 0.0) * grasp.approach, grasp.rotation
         if phase == 'grasp':
             return grasp.point, grasp.rotation
         if phase == 'lift':
+            if not self.driving:  # it may be on its way already
+                return np.append(at[:2], self._safe_z), self._turned or grasp.rotation
             return np.append(grasp.point[:2], self._safe_z), grasp.rotation
         assert self._turned is not None
         if phase == 'retreat':

@@ -17,6 +17,7 @@ from ..libero.start import owner
 
 GAIN = 1.6  # commanded offset per offset [-]
 TURN_LIMIT = 0.5  # largest action component of a rotation
+PUSH, CLOSE_BY = 0.25, 0.006  # against friction, where nothing is summed [-]; less from there [m]
 STEP_LINEAR, STEP_TURN = 0.05, 0.5  # what an action of 1 asks for [m, rad]
 DRAWER_REGION = re.compile(r'_(top|middle|bottom)_region$')
 
@@ -63,12 +64,14 @@ class Skill(ABC):
     It is made when the goal's turn comes, wherever the hand is then, with fingers open or closed,
     and asked with ``act`` once a control step for as long as ``free`` is false or the goal does
     not hold. It looks at the true state on every call, since anything may be moved from outside,
-    and changes nothing but its own memory.
+    and changes nothing but its own memory. ``driving``: whether what it asked for is executed;
+    otherwise it watches somebody else, and its memory follows what that hand has done.
     """
 
     def __init__(self, env: LiberoEnv, goal: Sequence[str]):
         self.env = env
         self.goal = tuple(goal)
+        self.driving = True
 
     @property
     def scene(self) -> LiberoScene:
@@ -98,12 +101,16 @@ class Servo:
     def __init__(self) -> None:
         self._bias = np.zeros(6)
 
-    def __call__(self, hand: Hand, move: Move) -> NDArray[np.float32]:
-        """Return the action [7] in [-1, 1]."""
-        linear = GAIN * (move.target - hand.position) / STEP_LINEAR
+    def __call__(self, hand: Hand, move: Move, driving: bool = True) -> NDArray[np.float32]:
+        """Return the action [7] in [-1, 1]; errors of somebody else's driving are not summed."""
+        offset = move.target - hand.position
+        linear = GAIN * offset / STEP_LINEAR
         turning = GAIN * (move.rotation * hand.rotation.inv()).as_rotvec() / STEP_TURN
         # The joints' friction leaves a droop of one to two centimetres without this.
-        if np.abs(linear).max() < 1.2:
+        if not driving:
+            self._bias = np.zeros(6)
+            linear = linear + PUSH * offset / max(float(np.linalg.norm(offset)), CLOSE_BY)
+        elif np.abs(linear).max() < 1.2:
             error = np.concatenate([linear, turning])
             self._bias = np.clip(0.97 * self._bias + 0.08 * error, -0.6, 0.6)
         else:

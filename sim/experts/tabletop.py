@@ -66,8 +66,8 @@ class TabletopExpert:
         self._yaw = 0.0
         self._pushing = self._rising = False
 
-    def act(self) -> ExpertStep:
-        """Return the next action for the present state of the environment."""
+    def act(self, driving: bool = True) -> ExpertStep:
+        """Return the next action for the present state of the environment, whoever drives."""
         scene, task = self.env.scene, self.env.task
         remaining = task.open_goals(scene)
         if not remaining:

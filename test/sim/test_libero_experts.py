@@ -161,3 +161,40 @@ def test_disturbed_execution_is_recovered_from(long_env):
         results.append(run_expert_episode(
             long_env, make_expert(long_env), CANS, 30 + seed, disturb=disturb)[0])
     assert sum(r.success for r in results) >= 2
+
+
+@needs_libero
+def test_an_onlooker_says_what_the_hand_it_watches_can_do_next(goal_env):
+    """Not what it would have asked for itself before: DAgger's labels belong to what is seen."""
+    goal_env.reset(seed=3, options={'task': CHEESE})
+    driver, said, onlookers = make_expert(goal_env), {}, {}
+    for _ in range(goal_env.max_steps):
+        step = driver.act()
+        if step.phase in ('lower', 'carry'):
+            onlooker = onlookers.setdefault(step.phase, make_expert(goal_env))
+            said.setdefault(step.phase, []).append(onlooker.act(driving=False))
+        _, _, success, _, _ = goal_env.step(step.action)
+        if success:
+            break
+    assert success
+    lowering = said['lower'][-6:]
+    assert {s.phase for s in lowering} <= {'lower', 'grasp'} and len(lowering) > 3
+    carrying = said['carry'][6:]  # five of touch
+    assert {s.phase for s in carrying} <= {'lift', 'carry', 'place'} and len(carrying) > 3
+    assert all(s.action[6] == 1.0 for s in carrying)
+
+
+def test_an_onlooker_sums_up_no_error_of_another_hand():
+    from scipy.spatial.transform import Rotation
+
+    from dtvla_sim.experts.skill import Hand, Move, Servo
+
+    hand = Hand(np.zeros(3), Rotation.identity(), 0.08)
+    move = Move('lower', 'bowl', np.zeros(3), 'grasp', np.array([0.0, 0.01, -0.02]),
+                Rotation.identity(), -1.0)
+    watching, driving = Servo(), Servo()
+    watched = [watching(hand, move, driving=False) for _ in range(30)]
+    driven = [driving(hand, move) for _ in range(30)]
+    np.testing.assert_array_equal(watched[-1], watched[0])
+    assert watched[0][2] < -0.64 and watched[0][1] > 0.32  # more than the offset: against friction
+    assert driven[-1][2] < driven[0][2] - 0.2

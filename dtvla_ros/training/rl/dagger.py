@@ -96,7 +96,7 @@ class RelabelJob:
         pending: list[NDArray[np.float32]] = []
         gripper, success = osc.GRIPPER_OPEN, False
         for step in range(driven + options.patience):
-            act = expert.act()
+            act = expert.act(driving=step >= driven)
             if step % options.camera_every == 0:
                 frames.add(env, obs, act)
             labels.append(np.asarray(act.action, np.float32))
