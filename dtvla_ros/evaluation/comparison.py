@@ -60,8 +60,7 @@ def read_results(files: Sequence[Path]) -> dict[Row, Results]:
         raise UserError('the results are of different policies; evaluate all modes again')
     _require_same(everything, ('perturb',))
     for row in rows.values():  # fewer episodes are the first ones of more
-        if len({r['seeds'][0] for r in row.values()}) > 1:
-            raise UserError('the results differ in their first seeds; they are not comparable')
+        _require_same([{'seeds': r['seeds'][0]} for r in row.values()], ('seeds',))
     for suite in {suite for suite, _ in rows}:
         mine = [r for r in everything if r['suite'] == suite]
         _require_same(mine, ('flags',))
@@ -126,9 +125,10 @@ def _footnote(rows: Mapping[Row, Mapping[str, Mapping[str, Any]]], mode: str) ->
     first = next(row[mode] for row in rows.values() if mode in row)
     results = [r for row in rows.values() for r in row.values()]
     spans = {tuple(r['seeds']) for r in results}
-    seeds = ' and '.join(f'from {low} on' for low in sorted({low for low, _ in spans}))
     if len(spans) == 1:
-        seeds = f'{results[0]["seeds"][0]} to {results[0]["seeds"][1]}'
+        seeds = ' to '.join(map(str, results[0]['seeds']))
+    else:
+        seeds = ' and '.join(f'from {low} on' for low in sorted({low for low, _ in spans}))
     versions = first['versions']
     text = (f"Seeds {seeds} of every task; in brackets Wilson's 95 % interval; mujoco "
             f'{versions["mujoco"]}, robosuite {versions["robosuite"]}, onnxruntime '

@@ -33,6 +33,14 @@ SCENES = (SHORT, LOOK)
 DISTURBANCES = ('clean', 'drop', 'shove')
 
 
+def require_training_block(seed: int) -> None:
+    """Refuse a ``--seed`` whose block of start states is one that evaluations use."""
+    last = dtvla_sim.EVAL_SEED_START // SEEDS_PER_BASE - 1
+    if not 0 <= seed <= last:
+        raise UserError(f'--seed {seed}: 0 to {last}; start states from '
+                        f'{dtvla_sim.EVAL_SEED_START} on are kept for evaluation')
+
+
 @dataclass(frozen=True, slots=True)
 class CollectOptions:
     """What to record. ``starts``: start distribution, None for the suite's own.
@@ -73,10 +81,7 @@ class CollectOptions:
                                 'of one')
         if self.episodes > SEEDS_PER_BASE:
             raise UserError(f'--episodes {self.episodes}: at most {SEEDS_PER_BASE} per seed')
-        last = dtvla_sim.EVAL_SEED_START // SEEDS_PER_BASE - 1
-        if not 0 <= self.seed <= last:
-            raise UserError(f'--seed {self.seed}: 0 to {last}; start states from '
-                            f'{dtvla_sim.EVAL_SEED_START} on are kept for evaluation')
+        require_training_block(self.seed)
 
     @property
     def recording(self) -> RecordOptions:

@@ -47,6 +47,14 @@ class Grasp:
         """Unit vector [3] from the palm to the fingertips."""
         return self.rotation.as_matrix()[:, 2]
 
+    def aside(self, position: Points) -> float:
+        """Return how far a position [3] is from the line of the approach [m]."""
+        return float(np.linalg.norm(np.cross(position - self.point, self.approach)))
+
+    def turned(self, rotation: Rotation) -> float:
+        """Return by how much a rotation of the grip site differs [rad]."""
+        return float((self.rotation * rotation.inv()).magnitude())
+
 
 def pointing(yaw: float, tilt: float = 0.0) -> Rotation:
     """Return the grip site's orientation whose fingers open along ``yaw`` [rad].

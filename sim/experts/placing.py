@@ -114,15 +114,11 @@ class Place(Skill):
         self._count = 0
         touched = hand.opening < WIDE and self.scene.held(self._name)
         self._touched = self._touched + 1 if touched else 0
-        away = hand.position - grasp.point
-        height = -float(away @ grasp.approach)
-        off = float(np.linalg.norm(np.cross(away, grasp.approach)))
-        turned = (grasp.rotation * hand.rotation.inv()).magnitude()
+        height = -float((hand.position - grasp.point) @ grasp.approach)
+        off, turned = grasp.aside(hand.position), grasp.turned(hand.rotation)
         if phase in ('reach', 'lower', 'grasp', 'retry', 'retreat'):
             if self._touched >= PRESSED:
-                self._trouble, self._turned = None, hand.rotation
-                if self._spot is not None and self._spot.yaw is not None:
-                    self._turned = pointing(closest_yaw(self._spot.yaw, hand.rotation))
+                self._trouble, self._turned = None, self._let_go_turned(hand.rotation)
                 self._go('lift')
             elif phase == 'grasp' and hand.opening < EMPTY:
                 self._fail('missed', hand.position)
@@ -139,6 +135,12 @@ class Place(Skill):
                 np.linalg.norm((hand.position - self._target)[:2]) > LEFT):
             self._go('carry')
 
+    def _let_go_turned(self, rotation: Rotation) -> Rotation:
+        """Return how the hand should be turned over the spot, having taken hold at a rotation."""
+        assert self._spot is not None
+        yaw = self._spot.yaw
+        return rotation if yaw is None else pointing(closest_yaw(yaw, rotation))
+
     def _plan(self, hand: Hand) -> None:
         """Choose a grasp and where to let go, and the heights on the way."""
         scene, name = self.scene, self._name
@@ -146,9 +148,7 @@ class Place(Skill):
         self._start_z = self._planned_at[2]
         self._grasp, self._spot = self._choose(hand)
         grasp = self._grasp
-        self._turned = grasp.rotation
-        if self._spot.yaw is not None:
-            self._turned = pointing(closest_yaw(self._spot.yaw, grasp.rotation))
+        self._turned = self._let_go_turned(grasp.rotation)
         below = grasp.point[2] - grasp.bottom  # of the object, under the pads
         self._safe_z = self._spot.over + below
         if self._rimmed and self._spot.entry is None:
@@ -222,7 +222,7 @@ class Place(Skill):
             self._go('reach')
             return
         grasp = self._grasp
-        turned = (grasp.rotation * hand.rotation.inv()).magnitude()
+        turned = grasp.turned(hand.rotation)
         if phase in ('reach', 'lower') and np.linalg.norm(position - self._planned_at) > 0.015:
             self._plan(hand)
             self._go('reach')
@@ -303,18 +303,16 @@ class Place(Skill):
             height = self._travel_z if off > 0.05 else hover[2]
             return np.append(hover[:2], height), grasp.rotation
         if phase == 'lower':
-            off = np.linalg.norm(np.cross(at - grasp.point, grasp.approach))
-            turned = (grasp.rotation * hand.rotation.inv()).magnitude()
             near, straight = (0.012, 0.08) if self.driving else (OVER_IT, TURNED)
-            astray = off > near or turned > straight
+            astray = grasp.aside(at) > near or grasp.turned(hand.rotation) > straight
             return grasp.point - (0.05 if astray else 0.0) * grasp.approach, grasp.rotation
         if phase == 'grasp':
             return grasp.point, grasp.rotation
+        assert self._turned is not None
         if phase == 'lift':
             if not self.driving:  # it may be on its way already
-                return np.append(at[:2], self._safe_z), self._turned or grasp.rotation
+                return np.append(at[:2], self._safe_z), self._turned
             return np.append(grasp.point[:2], self._safe_z), grasp.rotation
-        assert self._turned is not None
         if phase == 'retreat':
             if self._spot is not None and self._spot.entry is not None:
                 way = self._spot.entry - self._spot.point

@@ -22,12 +22,11 @@ from dtvla_ros.actions import osc
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.protocol import Decide, observation_from_sim
 from dtvla_ros.evaluation.setup import SceneSetup
-from dtvla_ros.training.collect import SEEDS_PER_BASE
+from dtvla_ros.training.collect import SEEDS_PER_BASE, require_training_block
 from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.layout import Episode
 from dtvla_ros.training.dataset.writer import finished_shards, merge_shards, write_shard
 from dtvla_ros.training.record import EPISODES_PER_SHARD, EpisodePlan, Frames, task_in_turn
-from dtvla_ros.training.rl.groups import training_seed
 
 KIND = 'dagger'
 
@@ -51,7 +50,7 @@ class DaggerOptions:
     patience: int = 300
 
     def __post_init__(self) -> None:
-        training_seed((self.seed + 1) * SEEDS_PER_BASE - 1)
+        require_training_block(self.seed)
         low, high = self.driven
         if not 0.0 <= low <= high:
             raise UserError(f'the policy drives for {low} to {high} of the steps; give a range')
@@ -128,12 +127,16 @@ class RelabelJob:
         return episode
 
 
+def _shard(options: DaggerOptions, number: int) -> range:
+    first = number * EPISODES_PER_SHARD
+    return range(first, min(first + EPISODES_PER_SHARD, options.episodes))
+
+
 def _plans(options: DaggerOptions, tasks: tuple[str, ...], number: int,
            one_scene: bool) -> Iterator[EpisodePlan]:
     """Yield the episodes of a shard."""
-    first = number * EPISODES_PER_SHARD
-    for index in range(first, min(first + EPISODES_PER_SHARD, options.episodes)):
-        seed = training_seed(options.seed * SEEDS_PER_BASE + index)
+    for index in _shard(options, number):
+        seed = options.seed * SEEDS_PER_BASE + index
         yield EpisodePlan(index, task_in_turn(tasks, index, one_scene), seed, KIND)
 
 
@@ -163,8 +166,8 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
     scene = SceneSetup(options.suite, options.starts,
                        image_size=start.transform.config.vision.image_size)
     with closing(LocalPool(scene, workers)) as pool, tqdm(
-            total=sum(min(EPISODES_PER_SHARD, options.episodes - n * EPISODES_PER_SHARD)
-                      for n in todo), unit='ep', disable=not todo) as bar:
+            total=sum(len(_shard(options, n)) for n in todo), unit='ep',
+            disable=not todo) as bar:
         tasks = options.tasks or pool.ready.tasks
         unknown = [task for task in tasks if task not in pool.ready.tasks]
         if unknown:
