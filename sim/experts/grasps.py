@@ -17,6 +17,7 @@ FINGER_HALF_OPEN, FINGER_THICK, FINGER_HALF_BREADTH = 0.040, 0.024, 0.014  # [m]
 PALM = (0.115, 0.042, 0.047)  # half length, half breadth, height over the pads [m]
 FINGERTIP = 0.012  # below the middle of the pads [m]
 SAMPLING = 0.012  # distance of points on a box [m]
+EIGHTH, BETWEEN = 0.15, 0.15  # cost of an eighth of a turn from the usual side, of sides between
 FARTHEST = 0.70  # from the base: beyond, the elbow is straight and the arm stalls [m]
 
 Points = NDArray[np.float64]
@@ -172,6 +173,15 @@ def grasps_across(
     return found
 
 
+def _unusual(angle: float) -> float:
+    """Return what a side of a rim costs for not being the one towards the base.
+
+    Where several would do, a policy that learns from it must be able to guess which was taken.
+    """
+    eighths = (angle - np.pi) / (np.pi / 4)
+    return EIGHTH * abs(eighths) + BETWEEN * (abs(eighths - round(eighths)) > 0.01)
+
+
 def grasps_rim(
     scene: LiberoScene, name: str, now: Rotation, destination: Points,
     avoid: Sequence[float] = (), depth: float = 0.018,
@@ -194,8 +204,8 @@ def grasps_rim(
         turned, way = _comfortable(float(angle), now)
         for higher in (0.0, 0.006):
             z = top - depth + higher
-            cost = (0.5 * _obstruction(centre, angle, z - FINGERTIP, others) + 0.10 * way
-                    + 4.0 * higher + 10.0 * far)
+            cost = (_obstruction(centre, angle, z - FINGERTIP, others) + 0.10 * way
+                    + _unusual(float(angle)) + 4.0 * higher + 10.0 * far)
             found.append((cost, Grasp(np.append(centre, z), turned, top, bottom, float(angle))))
     # Every side was tried: begin anew.
     return found or grasps_rim(scene, name, now, destination, (), depth)

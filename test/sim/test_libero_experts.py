@@ -198,3 +198,18 @@ def test_an_onlooker_sums_up_no_error_of_another_hand():
     np.testing.assert_array_equal(watched[-1], watched[0])
     assert watched[0][2] < -0.64 and watched[0][1] > 0.32  # more than the offset: against friction
     assert driven[-1][2] < driven[0][2] - 0.2
+
+
+@needs_libero
+def test_bowls_are_taken_by_the_same_side_wherever_there_is_room():
+    environment = dtvla_sim.make('libero_spatial', starts='random', image_size=64)
+    angles = []
+    for place in ('next_to_the_ramekin', 'on_the_cookie_box', 'on_the_stove'):
+        for seed in range(4):
+            environment.reset(seed=seed, options={
+                'task': f'pick_up_the_black_bowl_{place}_and_place_it_on_the_plate'})
+            expert = make_expert(environment)
+            expert.act()
+            angles.append(expert._skill._grasp.angle)
+    environment.close()
+    assert angles == pytest.approx([np.pi] * len(angles))
