@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from dtvla_ros.cli.annotate import app as annotate_app
-from dtvla_ros.cli.arguments import Changes, Json, Suite, Tasks, Workers, names
+from dtvla_ros.cli.arguments import Antialiasing, Changes, Json, Suite, Tasks, Workers, names
 from dtvla_ros.cli.evaluation import app as evaluation_app
 from dtvla_ros.cli.measure import app as measure_app
 from dtvla_ros.cli.models import app as models_app
@@ -108,6 +108,7 @@ def collect(
     look_share: Annotated[
         float, typer.Option(
             help='Episodes of one frame for each task that the scene allows, anywhere.')] = 0.0,
+    antialiasing: Antialiasing = True,
 ) -> None:
     """Record the scripted experts into a LeRobot v3.0 dataset.
 
@@ -131,7 +132,7 @@ def collect(
         suite=suite, starts=starts, tasks=names(tasks), episodes=episodes, seed=seed,
         camera_every=camera_every, chunk=chunk, noise=noise, clean_share=clean_share,
         drop_share=drop_share, shove_share=shove_share, short_share=short_share,
-        look_share=look_share), workers)
+        look_share=look_share, antialiasing=antialiasing), workers)
     print(f'{out}: {info["total_episodes"]} episodes, {info["total_frames"]} frames, '
           f'{info["total_tasks"]} tasks')
 

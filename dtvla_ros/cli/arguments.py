@@ -18,6 +18,9 @@ Tasks = Annotated[
     typer.Option(help='Comma-separated task names. [default: all of the suite]'),
 ]
 Workers = Annotated[int, typer.Option(min=1, help='Processes, one simulator each.')]
+Antialiasing = Annotated[bool, typer.Option(
+    '--antialiasing/--no-antialiasing', help='As LIBERO draws, or in half the time; a policy '
+    'should be tested on pictures like those it was trained on.')]
 
 Changes = Annotated[
     Optional[list[str]],  # noqa: UP045

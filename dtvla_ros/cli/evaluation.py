@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from dtvla_ros.cli.arguments import Json, Suite, Tasks, Workers, names
+from dtvla_ros.cli.arguments import Antialiasing, Json, Suite, Tasks, Workers, names
 
 app = typer.Typer()
 
@@ -32,9 +32,6 @@ Replan = Annotated[
 Device = Annotated[str, typer.Option(help='Where the policy runs: cpu, cuda, tensorrt or auto.')]
 Threads = Annotated[int, typer.Option(
     min=1, help="Of the policy's engine on the CPU, in each process.")]
-Antialiasing = Annotated[bool, typer.Option(
-    '--antialiasing/--no-antialiasing', help='As LIBERO draws, or in half the time. Without, its '
-    'pictures are others, and so may be the success of a policy trained on them.')]
 Shadows = Annotated[bool, typer.Option(
     '--shadows/--no-shadows', help='As LIBERO draws; its own lights throw none.')]
 MaxSteps = Annotated[

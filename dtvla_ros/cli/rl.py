@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from dtvla_ros.cli.arguments import Changes, Suite, Tasks, Workers, names
+from dtvla_ros.cli.arguments import Antialiasing, Changes, Suite, Tasks, Workers, names
 
 app = typer.Typer()
 
@@ -107,6 +107,7 @@ def train_dagger(
                      "[default: the policy's own]"),
     ] = None,
     workers: Workers = 2,
+    antialiasing: Antialiasing = True,
 ) -> None:
     """Let a policy drive and the scripted expert say what it should have done and thought.
 
@@ -125,6 +126,6 @@ def train_dagger(
 
     info = relabel(init, out, DaggerOptions(
         suite=suite, tasks=names(tasks), starts=starts, episodes=episodes, seed=seed,
-        camera_every=camera_every), workers, replan_steps)
+        camera_every=camera_every, antialiasing=antialiasing), workers, replan_steps)
     print(f'{out}: {info["total_episodes"]} episodes, {info["total_frames"]} frames, '
           f'{info["total_tasks"]} tasks')

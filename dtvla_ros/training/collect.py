@@ -17,6 +17,7 @@ import numpy as np
 
 import dtvla_sim
 from dtvla_ros.errors import UserError
+from dtvla_ros.evaluation.setup import SceneSetup
 from dtvla_ros.training.dataset.writer import finished_shards, merge_shards, write_shard
 from dtvla_ros.training.record import (
     EPISODES_PER_SHARD,
@@ -41,6 +42,13 @@ def require_training_block(seed: int) -> None:
                         f'{dtvla_sim.EVAL_SEED_START} on are kept for evaluation')
 
 
+def require_frame_rate(camera_every: int) -> None:
+    """Refuse a ``--camera-every`` that leaves no whole number of frames per second."""
+    if camera_every < 1 or 20 % camera_every:
+        raise UserError(f'--camera-every {camera_every}: use 1, 2, 4, 5 or 10, so that the frame '
+                        'rate is a whole number')
+
+
 @dataclass(frozen=True, slots=True)
 class CollectOptions:
     """What to record. ``starts``: start distribution, None for the suite's own.
@@ -50,7 +58,8 @@ class CollectOptions:
     ``short_share`` are localisation scenes (random wander, then the first ``short_steps`` steps)
     and ``look_share`` scenes of one frame for each task: a dozen times cheaper, and they teach
     to look. The others are whole demonstrations, and of these ``clean_share`` run without noise,
-    ``drop_share`` and ``shove_share`` with a disturbance to recover from.
+    ``drop_share`` and ``shove_share`` with a disturbance to recover from. ``antialiasing`` as of
+    ``SceneSetup``.
     """
 
     suite: str = 'tabletop'
@@ -69,11 +78,10 @@ class CollectOptions:
     short_share: float = 0.0
     look_share: float = 0.0
     short_steps: int = 20
+    antialiasing: bool = True
 
     def __post_init__(self) -> None:
-        if self.camera_every < 1 or 20 % self.camera_every:
-            raise UserError(f'--camera-every {self.camera_every}: use 1, 2, 4, 5 or 10, so that '
-                            'the frame rate is a whole number')
+        require_frame_rate(self.camera_every)
         for names in (SCENES, DISTURBANCES):
             shares = [getattr(self, f'{name}_share') for name in names]
             if min(shares) < 0.0 or sum(shares) > 1.0:
@@ -133,9 +141,12 @@ def _start_worker(options: CollectOptions) -> None:
     global _ENV
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    _ENV = dtvla_sim.make(
-        options.suite, image_size=options.image_size,
-        **({'starts': options.starts} if options.starts else {}))
+    _ENV = _scene(options).make()
+
+
+def _scene(options: CollectOptions) -> SceneSetup:
+    return SceneSetup(options.suite, options.starts, image_size=options.image_size,
+                      antialiasing=options.antialiasing)
 
 
 def _die_with_parent() -> None:
@@ -204,15 +215,12 @@ def collect(root: Path, options: CollectOptions, workers: int = 2) -> dict[str, 
 
 def _tasks(options: CollectOptions) -> tuple[tuple[str, ...], bool]:
     """Return the tasks to record and whether all share one scene; refuse unknown names."""
-    env = dtvla_sim.make(options.suite)
+    env = _scene(options).make()
     try:
-        for what, name, known in (
-                *(('task', task, env.tasks) for task in options.tasks),
-                ('starts', options.starts or env.start_distributions[0],
-                 env.start_distributions)):
-            if name not in known:
-                raise UserError(f'unknown {what} "{name}"; {options.suite} has: '
-                                f'{", ".join(known)}')
+        for task in options.tasks:
+            if task not in env.tasks:
+                raise UserError(f'unknown task "{task}"; {options.suite} has: '
+                                f'{", ".join(env.tasks)}')
         return options.tasks or tuple(env.tasks), env.one_scene
     finally:
         env.close()

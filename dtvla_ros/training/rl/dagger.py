@@ -22,7 +22,11 @@ from dtvla_ros.actions import osc
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.protocol import Decide, observation_from_sim
 from dtvla_ros.evaluation.setup import SceneSetup
-from dtvla_ros.training.collect import SEEDS_PER_BASE, require_training_block
+from dtvla_ros.training.collect import (
+    SEEDS_PER_BASE,
+    require_frame_rate,
+    require_training_block,
+)
 from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.layout import Episode
 from dtvla_ros.training.dataset.writer import finished_shards, merge_shards, write_shard
@@ -37,7 +41,7 @@ class DaggerOptions:
 
     The policy drives for a share of the task's step limit drawn from ``driven`` (least, most).
     ``camera_every``, ``chunk`` as of ``CollectOptions``; ``patience``: control steps the expert
-    gets after it has taken over.
+    gets after it has taken over. ``antialiasing`` as of ``SceneSetup``.
     """
 
     suite: str = 'tabletop'
@@ -48,15 +52,14 @@ class DaggerOptions:
     camera_every: int = 4
     driven: tuple[float, float] = (0.2, 1.0)
     patience: int = 300
+    antialiasing: bool = True
 
     def __post_init__(self) -> None:
         require_training_block(self.seed)
         low, high = self.driven
         if not 0.0 <= low <= high:
             raise UserError(f'the policy drives for {low} to {high} of the steps; give a range')
-        if self.camera_every < 1 or 20 % self.camera_every:
-            raise UserError(f'--camera-every {self.camera_every}: use 1, 2, 4, 5 or 10, so that '
-                            'the frame rate is a whole number')
+        require_frame_rate(self.camera_every)
         if not 0 < self.episodes <= SEEDS_PER_BASE:
             raise UserError(f'--episodes {self.episodes}: 1 to {SEEDS_PER_BASE} per seed')
 
@@ -164,7 +167,8 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
     found: dict[int, dict[int, Relabelled]] = {}
     counts = {'driven': 0, 'alone': 0, 'kept': 0}
     scene = SceneSetup(options.suite, options.starts,
-                       image_size=start.transform.config.vision.image_size)
+                       image_size=start.transform.config.vision.image_size,
+                       antialiasing=options.antialiasing)
     with closing(LocalPool(scene, workers)) as pool, tqdm(
             total=sum(len(_shard(options, n)) for n in todo), unit='ep',
             disable=not todo) as bar:
@@ -207,7 +211,7 @@ def _same_recipe(root: Path, options: DaggerOptions, init: Path) -> None:
     recipe.pop('episodes')
     path = root / 'dagger.json'
     if path.exists():
-        before = json.loads(path.read_text())
+        before = {'antialiasing': True} | json.loads(path.read_text())
         changed = sorted(k for k in recipe if before.get(k) != recipe[k])
         if changed:
             raise UserError(f'{path}: recorded with another {", ".join(changed)}; use the same '
