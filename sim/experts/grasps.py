@@ -117,7 +117,8 @@ def _obstruction(centre: Points, yaw: float, lowest: float, others: Points) -> f
     offset = others[:, :2] - centre
     along, aside = np.abs(offset @ u), np.abs(offset @ [-u[1], u[0]])
     height = others[:, 2] - lowest
-    finger = ((along > FINGER_HALF_OPEN - 0.004) & (along < FINGER_HALF_OPEN + FINGER_THICK)
+    # What stands between the fingers would be gripped, too.
+    finger = ((along < FINGER_HALF_OPEN + FINGER_THICK)
               & (aside < FINGER_HALF_BREADTH) & (height > 0.0))
     palm = (along < PALM[0]) & (aside < PALM[1]) & (height > PALM[2])
     touched = int(finger.sum() + palm.sum())

@@ -13,7 +13,7 @@ from ..libero.start import owner
 from .articulated import Door, Drawer, Knob, Push
 from .grammar import Thought
 from .placing import Place
-from .skill import DRAWER_REGION, Move, Servo, Skill, holds, read_hand, word_of
+from .skill import DRAWER_REGION, Move, Skill, holds, read_hand, servo, word_of
 from .tabletop import OPEN, ExpertStep
 
 SUITES = ('libero_spatial', 'libero_object', 'libero_goal', 'libero_10')
@@ -69,7 +69,6 @@ class LiberoExpert:
     def reset(self) -> None:
         """Forget the previous episode."""
         self._skill: Skill | None = None
-        self._servo = Servo()
 
     def act(self, driving: bool = True) -> ExpertStep:
         """Return the next action for the present state of the environment.
@@ -101,7 +100,7 @@ class LiberoExpert:
             trouble=move.trouble, phase=move.phase, object=word_of(scene, move.object),
             place=move.place - self.env.base_position, following=move.following,
             move=move.target - hand.position)
-        return ExpertStep(self._servo(hand, move, driving), thought.text(), move.phase)
+        return ExpertStep(servo(hand, move), thought.text(), move.phase)
 
     def _choose(self, goals: list[Goal]) -> None:
         """Go on with the present skill until the hand is free, then take the next open goal."""

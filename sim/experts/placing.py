@@ -44,6 +44,7 @@ FOLLOWING = {'reach': 'lower', 'lower': 'grasp', 'grasp': 'lift', 'lift': 'carry
 PATIENCE = {'reach': 110, 'lower': 50, 'grasp': CLOSING, 'lift': 40, 'carry': 90, 'place': 60,
             'release': OPENING + 2 * SLIDE, 'retreat': 40, 'retry': 25}
 SPEED = {'lower': 0.6, 'place': 0.5}  # largest action component
+SLOW = 0.06  # before that much is left down to the destination, nothing is in the way [m]
 HOLDING = ('grasp', 'lift', 'carry', 'place')
 GRASP_DEPTH = 0.03  # below an object's top [m]
 BOTTLE_DEPTH = 0.04
@@ -88,11 +89,12 @@ class Place(Skill):
         closed = phase in HOLDING
         seen = (anchor(scene, self._to) if phase in ('carry', 'place', 'release')
                 else scene.position(name))
+        far = phase == 'place' and hand.position[2] > target[2] + SLOW
         return Move(
             phase, self._to if phase in ('carry', 'place') else name,
             seen, FOLLOWING[phase], target, rotation,
             CLOSE if closed else OPEN, held=name if closed and scene.held(name) else None,
-            trouble=self._trouble, speed=SPEED.get(phase, 1.0))
+            trouble=self._trouble, speed=1.0 if far else SPEED.get(phase, 1.0))
 
     def _away(self) -> bool:
         at = self.hand().position

@@ -17,7 +17,7 @@ from ..libero.start import owner
 
 GAIN = 1.6  # commanded offset per offset [-]
 TURN_LIMIT = 0.5  # largest action component of a rotation
-PUSH, CLOSE_BY = 0.25, 0.006  # against friction, where nothing is summed [-]; less from there [m]
+PUSH, CLOSE_BY = 0.25, 0.006  # against friction [-]; less from there [m]
 STEP_LINEAR, STEP_TURN = 0.05, 0.5  # what an action of 1 asks for [m, rad]
 DRAWER_REGION = re.compile(r'_(top|middle|bottom)_region$')
 
@@ -95,30 +95,20 @@ class Skill(ABC):
         return read_hand(self.env)
 
 
-class Servo:
-    """Turns a wanted pose of the grip site into actions."""
+def servo(hand: Hand, move: Move) -> NDArray[np.float32]:
+    """Return the action [7] in [-1, 1] that brings the grip site closer to a wanted pose.
 
-    def __init__(self) -> None:
-        self._bias = np.zeros(6)
-
-    def __call__(self, hand: Hand, move: Move, driving: bool = True) -> NDArray[np.float32]:
-        """Return the action [7] in [-1, 1]; errors of somebody else's driving are not summed."""
-        offset = move.target - hand.position
-        linear = GAIN * offset / STEP_LINEAR
-        turning = GAIN * (move.rotation * hand.rotation.inv()).as_rotvec() / STEP_TURN
-        # The joints' friction leaves a droop of one to two centimetres without this.
-        if not driving:
-            self._bias = np.zeros(6)
-            linear = linear + PUSH * offset / max(float(np.linalg.norm(offset)), CLOSE_BY)
-        elif np.abs(linear).max() < 1.2:
-            error = np.concatenate([linear, turning])
-            self._bias = np.clip(0.97 * self._bias + 0.08 * error, -0.6, 0.6)
-        else:
-            self._bias = 0.8 * self._bias
-        linear, turning = linear + self._bias[:3], turning + self._bias[3:]
-        linear *= min(1.0, move.speed / max(np.abs(linear).max(), 1e-9))
-        turning *= min(1.0, TURN_LIMIT / max(np.abs(turning).max(), 1e-9))
-        return np.concatenate([linear, turning, [move.gripper]]).clip(-1, 1).astype(np.float32)
+    It remembers nothing: a policy that learns from it sees the same hand and could not know what
+    was summed up before.
+    """
+    offset = move.target - hand.position
+    linear = GAIN * offset / STEP_LINEAR
+    turning = GAIN * (move.rotation * hand.rotation.inv()).as_rotvec() / STEP_TURN
+    # The joints' friction leaves a droop of one to two centimetres without this.
+    linear += PUSH * offset / max(float(np.linalg.norm(offset)), CLOSE_BY)
+    linear *= min(1.0, move.speed / max(np.abs(linear).max(), 1e-9))
+    turning *= min(1.0, TURN_LIMIT / max(np.abs(turning).max(), 1e-9))
+    return np.concatenate([linear, turning, [move.gripper]]).clip(-1, 1).astype(np.float32)
 
 
 def holds(scene: LiberoScene, goal: Sequence[str]) -> bool:

@@ -37,9 +37,9 @@ def ten():
 
 def drive(env, skill, limit):
     """Let a skill act until its goal holds and the hand is free; return the phases it named."""
-    from dtvla_sim.experts.skill import Servo
+    from dtvla_sim.experts.skill import servo
 
-    servo, phases = Servo(), []
+    phases = []
     for _ in range(limit):
         move = skill.act()
         if skill.holds() and skill.free():

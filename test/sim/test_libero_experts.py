@@ -184,20 +184,19 @@ def test_an_onlooker_says_what_the_hand_it_watches_can_do_next(goal_env):
     assert all(s.action[6] == 1.0 for s in carrying)
 
 
-def test_an_onlooker_sums_up_no_error_of_another_hand():
+def test_small_offsets_are_pushed_against_friction():
     from scipy.spatial.transform import Rotation
 
-    from dtvla_sim.experts.skill import Hand, Move, Servo
+    from dtvla_sim.experts.skill import GAIN, STEP_LINEAR, Hand, Move, servo
 
     hand = Hand(np.zeros(3), Rotation.identity(), 0.08)
-    move = Move('lower', 'bowl', np.zeros(3), 'grasp', np.array([0.0, 0.01, -0.02]),
-                Rotation.identity(), -1.0)
-    watching, driving = Servo(), Servo()
-    watched = [watching(hand, move, driving=False) for _ in range(30)]
-    driven = [driving(hand, move) for _ in range(30)]
-    np.testing.assert_array_equal(watched[-1], watched[0])
-    assert watched[0][2] < -0.64 and watched[0][1] > 0.32  # more than the offset: against friction
-    assert driven[-1][2] < driven[0][2] - 0.2
+    target = np.array([0.0, 0.005, -0.008])
+    move = Move('lower', 'bowl', np.zeros(3), 'grasp', target, Rotation.identity(), -1.0)
+    action, offset_alone = servo(hand, move), GAIN * target / STEP_LINEAR
+    assert np.linalg.norm(action[:3]) == pytest.approx(np.linalg.norm(offset_alone) + 0.25)
+    assert action[1] > 1.5 * offset_alone[1] and action[2] < 1.5 * offset_alone[2]
+    there = servo(Hand(target, Rotation.identity(), 0.08), move)
+    np.testing.assert_array_equal(there[:3], 0.0)
 
 
 @needs_libero
@@ -213,3 +212,12 @@ def test_bowls_are_taken_by_the_same_side_wherever_there_is_room():
             angles.append(expert._skill._grasp.angle)
     environment.close()
     assert angles == pytest.approx([np.pi] * len(angles))
+
+
+@pytest.mark.parametrize('along, met', [(0.0, True), (0.03, True), (0.05, True), (0.08, False)])
+def test_what_stands_between_the_fingers_is_in_the_way_too(along, met):
+    from dtvla_sim.experts.grasps import Grasp, crowding
+
+    grasp = Grasp(np.array([0.5, 0.0, 0.9]), 0.0, 0.92, 0.88)
+    neighbour = np.array([[0.5 + along, 0.0, 0.91]])
+    assert (crowding(grasp, np.zeros(3), neighbour) > 0.0) == met
