@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields
@@ -47,6 +48,30 @@ def require_frame_rate(camera_every: int) -> None:
     if camera_every < 1 or 20 % camera_every:
         raise UserError(f'--camera-every {camera_every}: use 1, 2, 4, 5 or 10, so that the frame '
                         'rate is a whole number')
+
+
+def require_tasks(tasks: Sequence[str], known: Sequence[str], suite: str) -> None:
+    """Refuse a task that the suite does not have."""
+    for task in tasks:
+        if task not in known:
+            raise UserError(f'unknown task "{task}"; {suite} has: {", ".join(known)}')
+
+
+def keep_recipe(path: Path, recipe: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Refuse to mix recipes in one folder: shards are numbered by the plan they follow.
+
+    More ``episodes`` are no other recipe. ``defaults``: what an older file does not say.
+    """
+    recipe = {key: value for key, value in recipe.items() if key != 'episodes'}
+    if path.exists():
+        before = defaults | json.loads(path.read_text())
+        changed = sorted(k for k in recipe if before.get(k) != recipe[k])
+        if changed:
+            raise UserError(f'{path}: recorded with another {", ".join(changed)}; '
+                            'use the same options or a new --out')
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(recipe, indent=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +207,8 @@ def collect(root: Path, options: CollectOptions, workers: int = 2) -> dict[str, 
     from tqdm import tqdm
 
     tasks, one_scene = _tasks(options)
-    _same_recipe(root, options, tasks)
+    keep_recipe(root / 'collect.json', asdict(options) | {'tasks': list(tasks)},
+                asdict(CollectOptions()))
     done = set(finished_shards(root))
     size = EPISODES_PER_SHARD
     todo = [n for n in range(-(-options.episodes // size)) if n not in done]
@@ -217,26 +243,7 @@ def _tasks(options: CollectOptions) -> tuple[tuple[str, ...], bool]:
     """Return the tasks to record and whether all share one scene; refuse unknown names."""
     env = _scene(options).make()
     try:
-        for task in options.tasks:
-            if task not in env.tasks:
-                raise UserError(f'unknown task "{task}"; {options.suite} has: '
-                                f'{", ".join(env.tasks)}')
+        require_tasks(options.tasks, env.tasks, options.suite)
         return options.tasks or tuple(env.tasks), env.one_scene
     finally:
         env.close()
-
-
-def _same_recipe(root: Path, options: CollectOptions, tasks: tuple[str, ...]) -> None:
-    """Refuse to mix recipes in one folder: shards are numbered by the plan they follow."""
-    recipe = asdict(options) | {'tasks': list(tasks)}
-    recipe.pop('episodes')
-    path = root / 'collect.json'
-    if path.exists():
-        before = asdict(CollectOptions()) | json.loads(path.read_text())
-        changed = sorted(k for k in recipe if before.get(k) != recipe[k])
-        if changed:
-            raise UserError(f'{path}: recorded with another {", ".join(changed)}; '
-                            'use the same options or a new --out')
-        return
-    root.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(recipe, indent=1))

@@ -203,10 +203,10 @@ def grasps_rim(
         centre = middle + radius * u
         far = beyond_reach(scene, centre) + beyond_reach(scene, destination + radius * u)
         turned, way = _comfortable(float(angle), now)
+        side = _unusual(float(angle)) + 0.10 * way + 10.0 * far
         for higher in (0.0, 0.006):
             z = top - depth + higher
-            cost = (_obstruction(centre, angle, z - FINGERTIP, others) + 0.10 * way
-                    + _unusual(float(angle)) + 4.0 * higher + 10.0 * far)
+            cost = _obstruction(centre, angle, z - FINGERTIP, others) + side + 4.0 * higher
             found.append((cost, Grasp(np.append(centre, z), turned, top, bottom, float(angle))))
     # Every side was tried: begin anew.
     return found or grasps_rim(scene, name, now, destination, (), depth)

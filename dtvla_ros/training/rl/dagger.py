@@ -7,7 +7,6 @@ seen, too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -24,7 +23,9 @@ from dtvla_ros.evaluation.protocol import Decide, observation_from_sim
 from dtvla_ros.evaluation.setup import SceneSetup
 from dtvla_ros.training.collect import (
     SEEDS_PER_BASE,
+    keep_recipe,
     require_frame_rate,
+    require_tasks,
     require_training_block,
 )
 from dtvla_ros.training.dataset import layout
@@ -173,10 +174,7 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
             total=sum(len(_shard(options, n)) for n in todo), unit='ep',
             disable=not todo) as bar:
         tasks = options.tasks or pool.ready.tasks
-        unknown = [task for task in tasks if task not in pool.ready.tasks]
-        if unknown:
-            raise UserError(f'unknown task "{unknown[0]}"; {options.suite} has: '
-                            f'{", ".join(pool.ready.tasks)}')
+        require_tasks(tasks, pool.ready.tasks, options.suite)
         plans = {number: list(_plans(options, tasks, number, pool.ready.one_scene))
                  for number in todo}
         jobs = iter([Rollout(RelabelJob(plan, options, chunk, start.replan_steps), (number,))
@@ -208,14 +206,4 @@ def _same_recipe(root: Path, options: DaggerOptions, init: Path) -> None:
     """Refuse to mix policies or recipes in one folder."""
     recipe = asdict(options) | {'init': str(init), 'tasks': list(options.tasks),
                                 'driven': list(options.driven)}
-    recipe.pop('episodes')
-    path = root / 'dagger.json'
-    if path.exists():
-        before = {'antialiasing': True} | json.loads(path.read_text())
-        changed = sorted(k for k in recipe if before.get(k) != recipe[k])
-        if changed:
-            raise UserError(f'{path}: recorded with another {", ".join(changed)}; use the same '
-                            'or a new --out')
-        return
-    root.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(recipe, indent=1))
+    keep_recipe(root / 'dagger.json', recipe, asdict(DaggerOptions()))
