@@ -18,6 +18,8 @@ PALM = (0.115, 0.042, 0.047)  # half length, half breadth, height over the pads 
 FINGERTIP = 0.012  # below the middle of the pads [m]
 SAMPLING = 0.012  # distance of points on a box [m]
 EIGHTH, BETWEEN = 0.15, 0.15  # cost of an eighth of a turn from the usual side, of sides between
+# A hand this much larger should fit as well, one this much smaller must [m].
+ROOM, SQUEEZE, CRAMPED = 0.006, 0.004, 0.5
 FARTHEST = 0.70  # from the base: beyond, the elbow is straight and the arm stalls [m]
 
 Points = NDArray[np.float64]
@@ -68,8 +70,9 @@ def pointing(yaw: float, tilt: float = 0.0) -> Rotation:
     return Rotation.from_matrix(np.stack([x, np.cross(z, x), z], axis=1))
 
 
-# From here the wrist can turn about as far to either side; an episode begins at 90 degrees.
+# From here the wrist can turn about as far to either side.
 REST = pointing(np.radians(105.0))
+BEGIN = pointing(np.radians(90.0))  # how an episode begins
 
 
 def surface(scene: LiberoScene, name: str) -> Points:
@@ -109,8 +112,9 @@ def _geom_points(scene: LiberoScene, geom: int) -> Points:
     return local @ scene.data.geom_xmat[geom].reshape(3, 3).T + scene.data.geom_xpos[geom]
 
 
-def _obstruction(centre: Points, yaw: float, lowest: float, others: Points) -> float:
-    """Return how much of the surroundings the open fingers and the palm would meet."""
+def _obstruction(centre: Points, yaw: float, lowest: float, others: Points,
+                 room: float = 0.0) -> float:
+    """Return how much of the surroundings a hand larger by ``room`` [m] would meet, open."""
     if not len(others):
         return 0.0
     u = np.array([np.cos(yaw), np.sin(yaw)])
@@ -118,9 +122,9 @@ def _obstruction(centre: Points, yaw: float, lowest: float, others: Points) -> f
     along, aside = np.abs(offset @ u), np.abs(offset @ [-u[1], u[0]])
     height = others[:, 2] - lowest
     # What stands between the fingers would be gripped, too.
-    finger = ((along < FINGER_HALF_OPEN + FINGER_THICK)
-              & (aside < FINGER_HALF_BREADTH) & (height > 0.0))
-    palm = (along < PALM[0]) & (aside < PALM[1]) & (height > PALM[2])
+    finger = ((along < FINGER_HALF_OPEN + FINGER_THICK + room)
+              & (aside < FINGER_HALF_BREADTH + room) & (height > 0.0))
+    palm = (along < PALM[0] + room) & (aside < PALM[1] + room) & (height > PALM[2] - room / 2)
     touched = int(finger.sum() + palm.sum())
     return float(finger.any()) + 2.0 * float(palm.any()) + min(1.0, touched / 200.0)
 
@@ -142,14 +146,17 @@ def closest_yaw(yaw: float, to: Rotation) -> float:
     return min((yaw, yaw + np.pi), key=lambda y: float((pointing(y) * to.inv()).magnitude()))
 
 
-def _comfortable(yaw: float, now: Rotation) -> tuple[float, float]:
-    """Return the equivalent yaw within the wrist's range, and the way to it [rad]."""
+def _comfortable(yaw: float) -> tuple[float, float]:
+    """Return the equivalent yaw within the wrist's range, and the way to it [rad].
+
+    From how an episode begins: which grasp is taken must not depend on how the hand is just now.
+    """
     best = closest_yaw(yaw, REST)
-    return best, float((pointing(best) * now.inv()).magnitude())
+    return best, float((pointing(best) * BEGIN.inv()).magnitude())
 
 
 def grasps_across(
-    scene: LiberoScene, name: str, now: Rotation, depth: float = 0.03
+    scene: LiberoScene, name: str, depth: float = 0.03
 ) -> list[tuple[float, Grasp]]:
     """Return grasps across the object near its top and their costs, none if it is too wide.
 
@@ -168,23 +175,25 @@ def grasps_across(
         if width > WIDEST:
             continue
         centre = (u * (a.max() + a.min()) + v * (b.max() + b.min())) / 2
-        turned, way = _comfortable(float(yaw), now)
+        turned, way = _comfortable(float(yaw))
         cost = 0.3 * _obstruction(centre, yaw, z - FINGERTIP, others) + 4.0 * width + 0.05 * way
         found.append((cost, Grasp(np.append(centre, z), turned, top, bottom)))
     return found
 
 
-def _unusual(angle: float) -> float:
+def _unusual(angle: float, roomy: bool) -> float:
     """Return what a side of a rim costs for not being the one towards the base.
 
     Where several would do, a policy that learns from it must be able to guess which was taken.
+    In a narrow place (a drawer) a side between may fit better.
     """
     eighths = (angle - np.pi) / (np.pi / 4)
-    return EIGHTH * abs(eighths) + BETWEEN * (abs(eighths - round(eighths)) > 0.01)
+    between = BETWEEN * (abs(eighths - round(eighths)) > 0.01)
+    return EIGHTH * abs(eighths) + (between if roomy else CRAMPED)
 
 
 def grasps_rim(
-    scene: LiberoScene, name: str, now: Rotation, destination: Points,
+    scene: LiberoScene, name: str, destination: Points,
     avoid: Sequence[float] = (), depth: float = 0.018,
 ) -> list[tuple[float, Grasp]]:
     """Return grasps over a rim, fingers radial, and their costs: free here, in reach there.
@@ -202,14 +211,17 @@ def grasps_rim(
         u = np.array([np.cos(angle), np.sin(angle)])
         centre = middle + radius * u
         far = beyond_reach(scene, centre) + beyond_reach(scene, destination + radius * u)
-        turned, way = _comfortable(float(angle), now)
-        side = _unusual(float(angle)) + 0.10 * way + 10.0 * far
+        turned, way = _comfortable(float(angle))
+        lowest = top - depth - FINGERTIP
+        roomy = not _obstruction(centre, angle, lowest, others, ROOM)
+        side = _unusual(float(angle), roomy) + 0.10 * way + 10.0 * far
         for higher in (0.0, 0.006):
             z = top - depth + higher
-            cost = _obstruction(centre, angle, z - FINGERTIP, others) + side + 4.0 * higher
+            cost = _obstruction(centre, angle, lowest + higher, others, -SQUEEZE)
+            cost += side + 4.0 * higher
             found.append((cost, Grasp(np.append(centre, z), turned, top, bottom, float(angle))))
     # Every side was tried: begin anew.
-    return found or grasps_rim(scene, name, now, destination, (), depth)
+    return found or grasps_rim(scene, name, destination, (), depth)
 
 
 def rim(points: Points) -> tuple[Points, float]:

@@ -52,6 +52,9 @@ NEAR, TURNED = 0.02, 0.12  # of the place over the destination: the hand may go 
 FITTING_NEAR, FITTING_TURNED = 0.008, 0.04  # the same where little room is left
 # Somebody else's hand is over the grasp, at it, has left it: to the side or upwards [m].
 OVER_IT, AT_IT, LEFT = 0.02, 0.012, 0.05
+ASTRAY, ASKEW = 0.012, 0.08  # from there on the hand comes down less deep [m, rad]
+BACK, STEEP = 0.05, 4.0  # at most so much less, and by how much for every metre [m, -]
+WRIST = 0.125  # what a radian counts as [m]
 CHOICES = 12  # grasps and spots that are tried together
 
 
@@ -128,7 +131,9 @@ class Place(Skill):
                 self._go('reach')
             elif phase == 'grasp' and max(off, height) > OVER_IT:
                 self._go('lower')
-            elif phase == 'reach' and off < OVER_IT and turned < TURNED and height < HOVER:
+            elif phase == 'reach' and height < HOVER and (
+                    off < OVER_IT and turned < TURNED
+                    or off < LEFT and height < HOVER - OVER_IT):
                 self._trouble = None
                 self._go('lower')
             elif phase == 'lower' and off < AT_IT and height < AT_IT and turned < TURNED:
@@ -174,10 +179,9 @@ class Place(Skill):
             found = [(0.0, grasp_handle(scene, name))]
         elif not self._rimmed:
             depth = BOTTLE_DEPTH if 'bottle' in name else GRASP_DEPTH
-            found = grasps_across(
-                scene, name, hand.rotation, depth + 0.008 * min(self._tries, 2))
+            found = grasps_across(scene, name, depth + 0.008 * min(self._tries, 2))
         if not found:  # or it lies on its broad side: take it where it stands least in the way
-            found = grasps_rim(scene, name, hand.rotation, where[0].point, self._failed_angles)
+            found = grasps_rim(scene, name, where[0].point, self._failed_angles)
         if self._destination in scene.objects:
             return min(found, key=lambda f: f[0])[1], where[0]
         others = surroundings(scene, name)
@@ -268,7 +272,10 @@ class Place(Skill):
         self._target = np.append(first + moved[:2] - offset, self._safe_z)
         turned = (self._turned * hand.rotation.inv()).magnitude()
         near, straight = ((NEAR, TURNED) if spot.yaw is None else (FITTING_NEAR, FITTING_TURNED))
-        if late or (np.linalg.norm(hand.position - self._target) < near and turned < straight):
+        way = hand.position - self._target
+        if spot.entry is None:
+            way[2] = max(way[2], 0.0)  # on its way down already
+        if late or (np.linalg.norm(way) < near and turned < straight):
             # It may have slid between the pads.
             below = hand.position[2] - surface(scene, self._name)[:, 2].min()
             height = max(spot.lowest + moved[2] + below, spot.tips + FINGERTIP)
@@ -305,9 +312,9 @@ class Place(Skill):
             height = self._travel_z if off > 0.05 else hover[2]
             return np.append(hover[:2], height), grasp.rotation
         if phase == 'lower':
-            near, straight = (0.012, 0.08) if self.driving else (OVER_IT, TURNED)
-            astray = grasp.aside(at) > near or grasp.turned(hand.rotation) > straight
-            return grasp.point - (0.05 if astray else 0.0) * grasp.approach, grasp.rotation
+            astray = max(grasp.aside(at) - ASTRAY,
+                         WRIST * (grasp.turned(hand.rotation) - ASKEW), 0.0)
+            return grasp.point - min(STEEP * astray, BACK) * grasp.approach, grasp.rotation
         if phase == 'grasp':
             return grasp.point, grasp.rotation
         assert self._turned is not None

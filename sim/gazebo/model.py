@@ -113,7 +113,8 @@ def models(m: mujoco.MjModel, d: mujoco.MjData) -> Iterator[Model]:
 
 def _links(m: mujoco.MjModel, d: mujoco.MjData, root: int, bodies: list[int]) -> Iterator[Link]:
     """Yield the bodies with mass; Gazebo refuses others, so their children move one up."""
-    frames = {root: (None, np.eye(4))}  # body -> its link or None, its pose in that link
+    # body -> its link or None, its pose in that link
+    frames: dict[int, tuple[str | None, Array]] = {root: (None, np.eye(4))}
     for body in bodies:
         if body != root:
             parent, pose = frames[m.body_parentid[body]]

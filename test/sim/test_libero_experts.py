@@ -12,6 +12,7 @@ from dtvla_ros.evaluation.protocol import run_expert_episode
 from dtvla_sim.experts import make_expert
 
 CHEESE = 'put_the_cream_cheese_in_the_bowl'
+ON_PLATE = 'put_the_bowl_on_the_plate'
 RACK = 'put_the_wine_bottle_on_the_rack'
 DRAWER = 'open_the_top_drawer_and_put_the_bowl_inside'
 BOOK = 'STUDY_SCENE1_pick_up_the_book_and_place_it_in_the_back_compartment_of_the_caddy'
@@ -182,6 +183,42 @@ def test_an_onlooker_says_what_the_hand_it_watches_can_do_next(goal_env):
     carrying = said['carry'][6:]  # five of touch
     assert {s.phase for s in carrying} <= {'lift', 'carry', 'place'} and len(carrying) > 3
     assert all(s.action[6] == 1.0 for s in carrying)
+
+
+@needs_libero
+def test_a_hand_that_comes_in_low_over_the_destination_is_not_sent_up_again(goal_env):
+    goal_env.reset(seed=4, options={'task': ON_PLATE})
+    driver, onlooker, over = make_expert(goal_env), make_expert(goal_env), []
+    for _ in range(goal_env.max_steps):
+        step, label = driver.act(), onlooker.act(driving=False)
+        skill = onlooker._skill
+        if label.phase in ('carry', 'place') and label.action[6] > 0:
+            off = skill.hand().position - skill._target
+            if np.linalg.norm(off[:2]) < 0.015:
+                over.append(label.action[2])
+        action = step.action.copy()
+        if step.phase in ('lift', 'carry'):
+            action[2] = min(action[2], 0.3 if step.phase == 'lift' else 0.0)
+        _, _, success, _, _ = goal_env.step(action)
+        if success:
+            break
+    assert success and len(over) > 2
+    assert max(over) < 0.0
+
+
+@needs_libero
+@pytest.mark.parametrize('task', [CHEESE, ON_PLATE])
+def test_which_grasp_is_taken_does_not_depend_on_how_the_hand_is_turned(goal_env, task):
+    goal_env.reset(seed=5, options={'task': task})
+    grasps = []
+    for turn in (0.0, 0.5, -0.5):
+        for _ in range(10):
+            goal_env.step(np.array([0.0, 0.0, 0.0, 0.0, 0.0, turn, -1.0]))
+        expert = make_expert(goal_env)
+        expert.act()
+        grasps.append(expert._skill._grasp)
+    assert [g.yaw for g in grasps] == pytest.approx([grasps[0].yaw] * 3)
+    assert [g.angle for g in grasps] == [grasps[0].angle] * 3
 
 
 def test_small_offsets_are_pushed_against_friction():

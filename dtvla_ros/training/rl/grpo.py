@@ -23,6 +23,7 @@ from dtvla_ros.evaluation.statistics import Rate
 from dtvla_ros.policy.checkpoint import save_weights
 from dtvla_ros.policy.observation import Observation
 from dtvla_ros.training import run_state
+from dtvla_ros.training.collect import require_tasks
 from dtvla_ros.training.rl import report
 from dtvla_ros.training.rl.config import GrpoConfig
 from dtvla_ros.training.rl.groups import (
@@ -102,11 +103,11 @@ class GrpoTrainer:
         self.pool = pool
         self.engine = RolloutEngine(pool, config.lanes)
         self.tasks = run.tasks or pool.ready.tasks
-        unknown = [task for task in self.tasks if task not in pool.ready.tasks]
-        if unknown:
+        try:
+            require_tasks(self.tasks, pool.ready.tasks, run.suite)
+        except UserError:
             pool.close()
-            raise UserError(f'unknown task "{unknown[0]}"; {run.suite} has: '
-                            f'{", ".join(pool.ready.tasks)}')
+            raise
 
     @property
     def iteration(self) -> int:

@@ -21,6 +21,7 @@ from dtvla_ros.training.rl.config import GrpoConfig
 from dtvla_ros.training.rl.trajectory import Trajectory
 
 REPORT = 'report.html'
+CURVES = 'curves.png'
 EXAMPLES = 'examples'
 Row = Mapping[str, Any]
 
@@ -115,7 +116,7 @@ def keep_examples(run: Path, played: Sequence[Trajectory], transform: PolicyTran
 
 
 def write_report(run: Path, history: Sequence[Row], config: GrpoConfig) -> None:
-    """Write ``report.html`` of a run; it needs no other file."""
+    """Write ``report.html`` of a run, which needs no other file, and its curves alone."""
     rows = [row for row in history if 'success' in row]
     held = [row for row in history if 'evaluation' in row]
     summary = f'{len(rows)} iterations. '
@@ -125,9 +126,11 @@ def write_report(run: Path, history: Sequence[Row], config: GrpoConfig) -> None:
     examples = [f'<figure><img alt="{escape(path.stem)}" src="data:image/jpeg;base64,'
                 f'{base64.b64encode(path.read_bytes()).decode()}"></figure>'
                 for path in sorted((run / EXAMPLES).glob('*.jpg'))]
+    picture = curves(rows, held)
+    (run / CURVES).write_bytes(picture)
     write_text(run / REPORT, _PAGE.substitute(
         title=f'GRPO: {escape(run.name)}', summary=escape(summary),
-        curves=base64.b64encode(curves(rows, held)).decode(),
+        curves=base64.b64encode(picture).decode(),
         times=escape(where_time_goes(history)), table=_table(rows),
         examples='\n'.join(examples) or '<p>Nothing yet.</p>',
         recipe=escape('\n'.join(f'{k}: {v}' for k, v in config.to_dict().items()))))

@@ -23,7 +23,7 @@ from dtvla_ros.training import run_state
 from dtvla_ros.training.rl.config import GrpoConfig
 from dtvla_ros.training.rl.grpo import GrpoRun, GrpoTrainer, train_grpo
 from dtvla_ros.training.rl.pool import LocalPool
-from dtvla_ros.training.rl.report import REPORT, where_time_goes
+from dtvla_ros.training.rl.report import CURVES, REPORT, where_time_goes
 
 HERE = Path(__file__).parent
 SECONDS = ('seconds', 'episodes')  # what a run may differ in when it is repeated
@@ -72,6 +72,7 @@ def test_a_run_leaves_a_policy_and_a_report(whole):
     assert state['history'] == history
     assert state['tried'] == sum(row['groups']['tried'] for row in history[1:])
     page = (out / REPORT).read_text()
+    assert (out / CURVES).read_bytes().startswith(b'\x89PNG')
     assert 'src="data:image/png;base64,' in page and 'src="data:image/jpeg;base64,' in page
     assert 'http' not in page.split('</style>')[1]
     assert any((out / 'tensorboard').iterdir())
