@@ -19,6 +19,7 @@ import numpy as np
 import dtvla_sim
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.setup import SceneSetup
+from dtvla_ros.files import write_json
 from dtvla_ros.training.dataset.writer import finished_shards, merge_shards, write_shard
 from dtvla_ros.training.record import (
     EPISODES_PER_SHARD,
@@ -62,16 +63,20 @@ def keep_recipe(path: Path, recipe: dict[str, Any], defaults: dict[str, Any]) ->
 
     More ``episodes`` are no other recipe. ``defaults``: what an older file does not say.
     """
-    recipe = {key: value for key, value in recipe.items() if key != 'episodes'}
+    recipe = _as_read({key: value for key, value in recipe.items() if key != 'episodes'})
     if path.exists():
-        before = defaults | json.loads(path.read_text())
+        before = _as_read(defaults) | json.loads(path.read_text())
         changed = sorted(k for k in recipe if before.get(k) != recipe[k])
         if changed:
             raise UserError(f'{path}: recorded with another {", ".join(changed)}; '
                             'use the same options or a new --out')
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(recipe, indent=1))
+    write_json(path, recipe)
+
+
+def _as_read(value: dict[str, Any]) -> dict[str, Any]:
+    """Return what a JSON file would give back: tuples become lists."""
+    return json.loads(json.dumps(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +212,7 @@ def collect(root: Path, options: CollectOptions, workers: int = 2) -> dict[str, 
     from tqdm import tqdm
 
     tasks, one_scene = _tasks(options)
-    keep_recipe(root / 'collect.json', asdict(options) | {'tasks': list(tasks)},
+    keep_recipe(root / 'collect.json', asdict(options) | {'tasks': tasks},
                 asdict(CollectOptions()))
     done = set(finished_shards(root))
     size = EPISODES_PER_SHARD

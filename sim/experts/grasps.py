@@ -217,8 +217,9 @@ def grasps_rim(
         side = _unusual(float(angle), roomy) + 0.10 * way + 10.0 * far
         for higher in (0.0, 0.006):
             z = top - depth + higher
-            cost = _obstruction(centre, angle, lowest + higher, others, -SQUEEZE)
-            cost += side + 4.0 * higher
+            met = 0.0 if roomy else _obstruction(
+                centre, angle, lowest + higher, others, -SQUEEZE)
+            cost = side + 4.0 * higher + met
             found.append((cost, Grasp(np.append(centre, z), turned, top, bottom, float(angle))))
     # Every side was tried: begin anew.
     return found or grasps_rim(scene, name, destination, (), depth)

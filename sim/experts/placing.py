@@ -153,7 +153,7 @@ class Place(Skill):
         scene, name = self.scene, self._name
         self._anchor, self._planned_at = anchor(scene, self._to), scene.position(name)
         self._start_z = self._planned_at[2]
-        self._grasp, self._spot = self._choose(hand)
+        self._grasp, self._spot = self._choose()
         grasp = self._grasp
         self._turned = self._let_go_turned(grasp.rotation)
         below = grasp.point[2] - grasp.bottom  # of the object, under the pads
@@ -168,7 +168,7 @@ class Place(Skill):
         near = np.linalg.norm(offset - share[:, None] * way, axis=1) < 0.07
         self._travel_z = max(self._hover()[2], float(others[near, 2].max(initial=0.0)) + 0.03)
 
-    def _choose(self, hand: Hand) -> tuple[Grasp, Spot]:
+    def _choose(self) -> tuple[Grasp, Spot]:
         """Return the grasp and the spot that cost least together."""
         scene, name = self.scene, self._name
         where = spots(scene, self.goal)

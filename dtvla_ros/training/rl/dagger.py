@@ -204,6 +204,5 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
 
 def _same_recipe(root: Path, options: DaggerOptions, init: Path) -> None:
     """Refuse to mix policies or recipes in one folder."""
-    recipe = asdict(options) | {'init': str(init), 'tasks': list(options.tasks),
-                                'driven': list(options.driven)}
-    keep_recipe(root / 'dagger.json', recipe, asdict(DaggerOptions()))
+    keep_recipe(root / 'dagger.json', asdict(options) | {'init': str(init)},
+                asdict(DaggerOptions()))
