@@ -177,6 +177,8 @@ def train_sft(
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help='CPU threads. [default: all cores]'),
     ] = None,
+    loaders: Annotated[
+        int, typer.Option(min=1, help='Processes that make batches; 4 keep a GPU busy.')] = 1,
     compile: Annotated[  # noqa: A002
         bool, typer.Option('--compile', help='Fuse the network first (needs a C++ compiler): '
                            'half as many seconds a step on a CPU.')] = False,
@@ -203,7 +205,7 @@ def train_sft(
     run(SftConfig.read(config, changes or ()), SftRun(
         data=tuple(data), out=out, init=init, minutes=minutes, steps=steps,
         evaluate_every=eval_every, episodes=eval_episodes, suite=eval_suite, threads=threads,
-        compile=compile, weights=tuple(weight or ())))
+        loaders=loaders, compile=compile, weights=tuple(weight or ())))
     print(f'{out}: trained; next: dtvla export {out} --out models/{out.name}')
 
 
@@ -240,6 +242,38 @@ def bench_training(
           f'{plain.memory / ours.memory:.2f} x less peak memory')
     if json_file is not None:
         write_json(json_file, {kind: asdict(one) for kind, one in measured.items()})
+
+
+@train.command('time')
+def time_training(
+    config: Annotated[Path, typer.Option(help='Recipe (YAML).')] = Path(
+        'config/train/deepthinkvla-3b-lora.yaml'),
+    changes: Changes = None,
+    geometry: Annotated[str, typer.Option(
+        help='deepthinkvla-3b or bench-60m; random weights.')] = 'deepthinkvla-3b',
+    thought: Annotated[int, typer.Option(min=1, help='Words of the thought.')] = 73,
+    steps: Annotated[int, typer.Option(min=1, help='Timed steps, after one that is not.')] = 5,
+    json_file: Json = None,
+) -> None:
+    """Time a step of a recipe at full size, by phase, beside what it must compute.
+
+    Random weights are made on the spot, on the GPU where there is one: the 2.9 B policy needs
+    24 GB there with adapters, 80 GB as a whole.
+
+    **Examples**
+
+    `dtvla train time --config config/train/deepthinkvla-3b-lora.yaml`
+
+    `dtvla train time --geometry bench-60m --steps 2 --set accumulate=1`
+    """
+    from dtvla_ros.files import write_json
+    from dtvla_ros.training.config import SftConfig
+    from dtvla_ros.training.step_times import time_steps
+
+    measured = time_steps(SftConfig.read(config, changes or ()), geometry, steps, thought)
+    print('\n'.join(measured.lines()))
+    if json_file is not None:
+        write_json(json_file, measured.to_dict())
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from dtvla_ros.engine.engine import Decision
 from dtvla_ros.engine.think_act import ThinkAct, act_on
+from dtvla_ros.policy.directions import directions, turned_round
 from dtvla_ros.policy.observation import Observation
 
 from .protocol import run_episode
@@ -25,13 +26,6 @@ from .setup import Job, PolicySetup
 from .statistics import Rate
 from .swapped import OtherTask, drawn, sentence_of
 from .workers import load
-
-# Word, axis of the base frame (REP 103), sign.
-DIRECTIONS = {'forward': (0, 1), 'back': (0, -1), 'left': (1, 1), 'right': (1, -1),
-              'up': (2, 1), 'down': (2, -1)}
-OPPOSITE = {a: b for a, (axis, sign) in DIRECTIONS.items()
-            for b, other in DIRECTIONS.items() if other == (axis, -sign)}
-MARK = 'move'  # the word before the directions
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +45,6 @@ class Steering:
     words: int
     along: int
     turned: int
-
-
-def directions(thought: str) -> list[tuple[int, int]]:
-    """Return (axis, sign) of the direction words of a thought."""
-    words = thought.split()
-    after = words[len(words) - words[::-1].index(MARK):] if MARK in words else []
-    return [DIRECTIONS[word] for word in after if word in DIRECTIONS]
-
-
-def turned_round(thought: str) -> str:
-    """Return the thought with its direction words exchanged for their opposites."""
-    head, mark, tail = thought.rpartition(f' {MARK} ')
-    if not mark:
-        return thought
-    return head + mark + ' '.join(OPPOSITE.get(word, word) for word in tail.split())
 
 
 def agreeing(thought: str, chunk: NDArray[np.floating]) -> int:

@@ -29,6 +29,7 @@ from dtvla_ros.training.samples import (
     place_spans,
     prompt_of,
 )
+from dtvla_ros.training.turning import Turning
 
 TELL = 'state the place'  # the instruction whose thought lists where everything is
 TOLD = 8  # things in such a thought, at most
@@ -63,6 +64,10 @@ class Batch:
         return Batch(**{name: getattr(self, name).to(device, non_blocking=True)
                         for name in self.__slots__})
 
+    def pin_memory(self) -> Batch:
+        """Return the batch in memory that a GPU can copy from while it computes."""
+        return Batch(**{name: getattr(self, name).pin_memory() for name in self.__slots__})
+
     def pixels(self) -> Tensor:
         """Return images [B, C, 3, H, W] in -1..1."""
         return to_pixels(self.frames)
@@ -85,7 +90,12 @@ class Look:
 
     def to(self, device: torch.device) -> Look:
         """Return the lesson on a device."""
-        return Look(**{name: getattr(self, name).to(device) for name in self.__slots__})
+        return Look(**{name: getattr(self, name).to(device, non_blocking=True)
+                       for name in self.__slots__})
+
+    def pin_memory(self) -> Look:
+        """Return the lesson in memory that a GPU can copy from while it computes."""
+        return Look(**{name: getattr(self, name).pin_memory() for name in self.__slots__})
 
 
 def _padded(length: NDArray[np.int64]) -> int:
@@ -117,6 +127,7 @@ class BatchMaker:
         self._slots = transform.config.slots
         self._words = StateWords.of(transform) if transform.state_in_prompt else None
         self._spans = place_spans(transform.tokenizer)
+        self._turning = Turning.of(transform) if config.turned else None
         scenes = int(samples.scene.max()) + 1
         held_out = np.random.default_rng(config.seed).permutation(scenes)
         held = np.isin(samples.scene, held_out[:round(config.validation_share * scenes)])
@@ -215,7 +226,7 @@ class BatchMaker:
                   rng: Generator | None) -> Batch:
         """Put frames together, with noise if ``rng`` is given; ``kept`` None is drawn from it."""
         s, ids, count = self._samples, self._ids, len(index)
-        thought = s.thought[index]
+        thought, actions = s.thought[index], s.actions[index]
         if kept is None:
             assert rng is not None, 'which thoughts are kept is given or drawn'
             kept = rng.random(count) >= self._config.reasoning_dropout
@@ -227,6 +238,11 @@ class BatchMaker:
                 taught = kept & ~misled
                 asked = np.where(misled, self._others(index, rng), index)
             seen = self._noisy_places(thought, rng)
+            if self._turning is not None:
+                turned = taught & (rng.random(count) < self._config.turned)
+                taught = taught & ~turned
+                seen[turned], actions[turned] = self._turning.turned(
+                    seen[turned], actions[turned])
         prompt = s.prompt[asked]
         if rng is not None and self._words is not None:
             prompt = self._noisy_state(prompt, index, rng, s.state_at[asked])
@@ -249,14 +265,14 @@ class BatchMaker:
         row = np.arange(count)
         input_ids[row, start] = ids.action
         slots = (columns > start[:, None]) & (columns <= start[:, None] + self._slots)
-        input_ids[slots] = s.actions[index].ravel()
+        input_ids[slots] = actions.ravel()
         input_ids[row, start + self._slots + 1] = ids.action_end
         input_ids[row, start + self._slots + 2] = ids.eos
 
         labels = input_ids.copy()
         labels[inside] = np.where(kept[:, None], thought, empty)[
             np.arange(thought.shape[1]) < w[:, None]]
-        # A dropped thought, or one that another instruction asks for, is not a thing to write:
+        # A dropped or turned thought, or one that another instruction asks for, is not to write:
         # only what follows it is learnt.
         learnt = real & (columns >= p[:, None]) & ~slots & ~(inside & ~taught[:, None])
         b, column = np.nonzero(learnt)
@@ -267,7 +283,7 @@ class BatchMaker:
             token_rows=torch.from_numpy(np.stack([b, column - 1])),
             token_targets=torch.from_numpy(labels[b, column]),
             action_start=torch.from_numpy(start),
-            action_targets=torch.from_numpy(s.actions[index] - ids.bins_first),
+            action_targets=torch.from_numpy(actions - ids.bins_first),
             action_mask=torch.from_numpy(s.action_mask[index]),
             places=torch.from_numpy(s.places[index]),
             told_apart=torch.from_numpy(s.told_apart[index]),

@@ -113,7 +113,8 @@ def batch_of(options: TrainBench, config: DecoderConfig) -> Batch:
     """Return random sequences: two images, a prompt, a thought, a chunk."""
     rng = torch.Generator().manual_seed(1)
     count, ids, slots = options.batch, config.ids, config.slots
-    words = torch.randint(5, 200000, (count, INSTRUCTION + options.thought), generator=rng)
+    plain = min(200000, ids.bins_first)
+    words = torch.randint(5, plain, (count, INSTRUCTION + options.thought), generator=rng)
     actions = torch.randint(ids.bins, (count, slots), generator=rng)
 
     def column(*tokens: int) -> Tensor:

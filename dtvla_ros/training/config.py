@@ -75,7 +75,8 @@ class SftConfig:
     state words (position [cm], tilt [steps], opening [cm]); ``place_noise``: of the location
     words in the thought the actions read [words]; sigmas are in words and bins.
     ``counterfactual``: share of rows with another task's instruction, whose thought is read and
-    not learnt, so that the actions follow what is thought, not what was asked.
+    not learnt, so that the actions follow what is thought, not what was asked. ``turned``: share
+    of rows whose direction words are turned round, and their actions with them.
     Before a run from scratch come ``grounding_steps`` of teaching the first camera's eye where
     things are and ``telling_steps`` of teaching the decoder to say it; ``grounding_weight`` is
     the eye's share in the fine-tuning that follows. ``pointing_weight``: share of the loss that
@@ -102,6 +103,7 @@ class SftConfig:
     colour: float = 1.0
     state_noise: tuple[float, ...] = (0.5, 0.5, 0.2)
     counterfactual: float = 0.0
+    turned: float = 0.0
     place_noise: float = 0.5
     place_sigma: float = 1.0
     action_sigma: float = 2.0
@@ -125,7 +127,7 @@ class SftConfig:
     bucket: int = 1
 
     def __post_init__(self) -> None:
-        for name in ('reasoning_dropout', 'counterfactual', 'validation_share', 'ema'):
+        for name in ('reasoning_dropout', 'counterfactual', 'turned', 'validation_share', 'ema'):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(f'train config: {name} must lie in [0, 1), '
                                 f'got {getattr(self, name)}')

@@ -7,7 +7,7 @@ asks for every thing, and nothing else is paid for.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import cast
 
 import torch
@@ -20,6 +20,7 @@ from dtvla_ros.policy.decoder import HybridDecoder
 from dtvla_ros.policy.vision import ConvTower
 from dtvla_ros.training.batches import BatchMaker, Look
 from dtvla_ros.training.config import SftConfig
+from dtvla_ros.training.loading import ahead
 from dtvla_ros.training.losses import ordinal_cross_entropy
 from dtvla_ros.training.objective import Objective
 from dtvla_ros.training.pointing import pointing_loss, pointing_targets
@@ -31,7 +32,7 @@ FLOOR = 0.05  # of the peak learning rate, at the end of a lesson
 
 
 def teach_eye(objective: Objective, batches: BatchMaker, config: SftConfig,
-              accelerator: Accelerator) -> float:
+              accelerator: Accelerator, loaders: int = 1) -> float:
     """Train the first camera's stem with the place head; return the share placed rightly."""
     eye = _eye(objective.model)
     assert objective.head is not None, 'a dataset that knows places has a place head'
@@ -41,11 +42,12 @@ def teach_eye(objective: Objective, batches: BatchMaker, config: SftConfig,
         return report.loss, report.within_one
 
     return _teach('where things are', lesson, config.grounding_steps, config.grounding_rate,
-                  [*eye.parameters(), *objective.head.parameters()], batches, config, accelerator)
+                  [*eye.parameters(), *objective.head.parameters()], batches, config, accelerator,
+                  loaders)
 
 
 def teach_telling(objective: Objective, batches: BatchMaker, config: SftConfig,
-                  accelerator: Accelerator) -> float:
+                  accelerator: Accelerator, loaders: int = 1) -> float:
     """Train the decoder to write a thing's place after its name; return the share right."""
     model = objective.model
     later = sum(model.config.vision.tokens[1:])
@@ -76,7 +78,8 @@ def teach_telling(objective: Objective, batches: BatchMaker, config: SftConfig,
         return loss, near.view(-1, 2).all(1).float().mean()
 
     return _teach('saying where', lesson, config.telling_steps, config.learning_rate,
-                  list(model.parameters()), batches, config, accelerator)
+                  list(model.parameters()), batches, config, accelerator,
+                  loaders)
 
 
 def _eye(model: HybridDecoder) -> nn.Module:
@@ -92,17 +95,16 @@ def _thought_length(look: Look, objective: Objective) -> int:
 
 def _teach(title: str, lesson: Callable[[Look], tuple[Tensor, Tensor]], steps: int, rate: float,
            parameters: Sequence[nn.Parameter], batches: BatchMaker, config: SftConfig,
-           accelerator: Accelerator) -> float:
+           accelerator: Accelerator, loaders: int) -> float:
     groups = [{'params': [p for p in parameters if p.ndim > 1],
                'weight_decay': config.weight_decay},
               {'params': [p for p in parameters if p.ndim <= 1], 'weight_decay': 0.0}]
     optimizer = torch.optim.AdamW(groups, rate, betas=config.betas, fused=True)
     right = 0.0
-    with ThreadPoolExecutor(1) as pool, tqdm(
+    looks = ahead(batches.look, 0, loaders, accelerator.device)
+    with closing(looks), tqdm(
             range(steps), desc=title, disable=not accelerator.is_main_process) as bar:
-        coming = pool.submit(batches.look, 0)
-        for step in bar:
-            look, coming = coming.result(), pool.submit(batches.look, step + 1)
+        for step, look in zip(bar, looks):
             for group in optimizer.param_groups:
                 group['lr'] = rate * warm_cosine(step, WARMUP, step / steps, FLOOR)
             with accelerator.autocast():

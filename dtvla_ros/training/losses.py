@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -75,6 +75,10 @@ class LossReport:
     bins: Tensor
     seen: Tensor
     pointed: Tensor
+
+    def numbers(self) -> list[float]:
+        """Return all of it in this order, waiting for the device once."""
+        return torch.stack([getattr(self, f.name).detach().float() for f in fields(self)]).tolist()
 
 
 def hybrid_loss(

@@ -16,8 +16,9 @@ class SftRun:
 
     ``evaluate_every`` and ``checkpoint_every`` are in minutes of training time;
     ``episodes``: held-out episodes per task at each evaluation (0: losses only).
-    ``compile``: fuse the network with TorchInductor (needs a C++ compiler). ``weights``: each
-    dataset's share of the draws; none: by its number of frames.
+    ``loaders``: processes that make batches ahead. ``compile``: fuse the network with
+    TorchInductor (needs a C++ compiler). ``weights``: each dataset's share of the draws; none: by
+    its number of frames.
     """
 
     data: tuple[Path, ...]
@@ -30,6 +31,7 @@ class SftRun:
     episodes: int = 0
     suite: str = 'tabletop'
     threads: int | None = None
+    loaders: int = 1
     compile: bool = False
     weights: tuple[float, ...] = ()
 

@@ -6,7 +6,6 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,25 +14,14 @@ from tqdm import tqdm
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.training import ranks
-from dtvla_ros.training.batches import Batch
 from dtvla_ros.training.config import SftConfig
 from dtvla_ros.training.lessons import SMOOTHING
+from dtvla_ros.training.loading import ahead
 from dtvla_ros.training.plan import SftRun, learning_rate
 from dtvla_ros.training.rollout import Rollouts
 from dtvla_ros.training.trainer import METRICS, Trainer
 
 __all__ = ['SftRun', 'Trainer', 'learning_rate', 'train_sft']
-
-
-def _drawn(trainer: Trainer) -> Iterator[list[Batch]]:
-    """Yield the batches from the present step on, each made while the one before is learnt."""
-    with ThreadPoolExecutor(1) as pool:
-        step = trainer.step
-        coming = pool.submit(trainer.draw, step)
-        while True:
-            step += 1
-            batches, coming = coming.result(), pool.submit(trainer.draw, step)
-            yield batches
 
 
 @contextmanager
@@ -88,14 +76,14 @@ def train_sft(config: SftConfig, run: SftRun) -> dict[str, Any]:
     with _asked_to_stop() as asked, tqdm(
             total=1.0, disable=not main, bar_format='{l_bar}{bar}| {elapsed}{postfix}') as bar:
         stop = False
-        for batches in _drawn(trainer):
+        for batches in ahead(trainer.draw, trainer.step, run.loaders,
+                             trainer.accelerator.device):
             if stop or run.progress(trainer.step, trainer.seconds) >= 1.0:
                 break
             begun = time.perf_counter()
             evaluated, saved = shares(run.evaluate_every), shares(run.checkpoint_every)
             report = trainer.train_step(*batches)
-            for name in METRICS:
-                value = float(getattr(report, name).detach())
+            for name, value in zip(METRICS, report.numbers(), strict=True):
                 blend = SMOOTHING if trainer.step - first > 1 else 0.0
                 shown[name] = value if not blend else blend * shown[name] + (1 - blend) * value
             if not math.isfinite(shown['loss']):

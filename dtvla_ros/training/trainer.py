@@ -113,8 +113,8 @@ class Trainer:
         """Give a run from scratch its first lessons, and keep their result."""
         if self.fresh and self.batches.things:
             objective = self.accelerator.unwrap_model(self.objective)
-            teach_eye(objective, self.batches, self.config, self.accelerator)
-            teach_telling(objective, self.batches, self.config, self.accelerator)
+            for teach in (teach_eye, teach_telling):
+                teach(objective, self.batches, self.config, self.accelerator, self.run.loaders)
             self.average.load_state_dict(self.model.state_dict())
             self.save()
 
