@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import write_json
 from dtvla_ros.policy.checkpoint import read_tensors
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
@@ -27,12 +28,6 @@ from dtvla_ros.policy.vocabulary import load_tokenizer
 WEIGHTS = 'model.safetensors'
 CHECKPOINT = 'checkpoint'
 ORIGIN = 'origin'  # folder with the manifest of the policy that the run began with
-
-
-def _write_json(path: Path, value: Any) -> None:
-    part = path.with_name(path.name + '.part')
-    part.write_text(json.dumps(value, indent=1))
-    part.replace(path)
 
 
 def _read_json(path: Path) -> Any:
@@ -47,10 +42,10 @@ def _read_json(path: Path) -> Any:
 def write_transform(folder: Path, transform: PolicyTransform) -> None:
     """Write ``config.json``, ``tokenizer.json``, ``statistics.json`` and ``prompt.json``."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / 'config.json', transform.config.to_dict())
+    write_json(folder / 'config.json', transform.config.to_dict())
     transform.tokenizer.save(str(folder / 'tokenizer.json'))
-    _write_json(folder / 'statistics.json', transform.statistics.to_dict())
-    _write_json(folder / 'prompt.json', {
+    write_json(folder / 'statistics.json', transform.statistics.to_dict())
+    write_json(folder / 'prompt.json', {
         'state_in_prompt': transform.state_in_prompt, 'preamble': transform.preamble,
         'mirrored': transform.mirrored})
 
@@ -119,7 +114,7 @@ def save_checkpoint(
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     save_file(tensors, work / 'tensors.safetensors')
-    _write_json(work / 'state.json', state | {'optimizer': numbers})
+    write_json(work / 'state.json', state | {'optimizer': numbers})
     old = run / f'.{CHECKPOINT}.old'
     shutil.rmtree(old, ignore_errors=True)
     final = run / CHECKPOINT
