@@ -63,7 +63,8 @@ class Turning:
         last = width - 1 - marked[:, ::-1].argmax(1)
         after = (np.arange(width) > last[:, None]) & marked.any(1)[:, None]
         way = np.where(after, self.axis[thought], NOWHERE)
-        out = actions.reshape(len(actions), -1, self.action_dim).copy()  # [B, T, D]
+        steps = actions.shape[1] // self.action_dim
+        out = actions.reshape(len(actions), steps, self.action_dim).copy()  # [B, T, D]
         for axis in range(AXES):
             rows = (way == axis).any(1)
             out[rows, :, axis] = self.bins_first + self.mirror[axis][

@@ -72,3 +72,10 @@ def test_a_vocabulary_without_directions_is_refused(transform, monkeypatch):
     monkeypatch.setattr('dtvla_ros.training.turning.MARK', 'go')
     with pytest.raises(UserError, match='words for directions'):
         Turning.of(transform)
+
+
+def test_a_batch_without_turned_rows_stays_as_it_is(transform):
+    said, acts = Turning.of(transform).turned(
+        np.zeros((0, 12), np.int64), np.zeros((0, transform.config.slots), np.int64))
+    assert said.shape == (0, 12)
+    assert acts.shape == (0, transform.config.slots)
