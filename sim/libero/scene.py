@@ -10,7 +10,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from .control import ArmControl
+from ..control import ArmControl
 from .package import prepare
 from .tasks import LiberoTask
 

@@ -20,6 +20,7 @@ from robosuite.models.tasks import ManipulationTask
 from robosuite.utils.mjcf_utils import CustomMaterial
 from scipy.spatial.transform import Rotation
 
+from ..control import ArmControl
 from . import camera
 
 OBJECTS = ('red_cube', 'green_cube', 'can', 'bread', 'lemon')
@@ -70,6 +71,11 @@ class TabletopScene(SingleArmEnv):
             has_renderer=False, has_offscreen_renderer=False, control_freq=20,
             ignore_done=True, hard_reset=False, **kwargs,
         )
+        self._control = ArmControl(self)
+
+    def step(self, action: NDArray[np.float64]) -> None:
+        """Run one control step (50 ms) under a command [7]: ``MujocoEnv.step``'s physics."""
+        self._control.step(action)
 
     def _load_model(self) -> None:
         super()._load_model()

@@ -12,7 +12,7 @@ import dtvla_sim
 from dtvla_ros.errors import UserError
 from dtvla_sim.experts import make_expert
 from dtvla_sim.tabletop import camera
-from dtvla_sim.tabletop.scene import BINS, MARK, OBJECTS
+from dtvla_sim.tabletop.scene import BINS, MARK, OBJECTS, TabletopScene
 from dtvla_sim.tabletop.start import sample_start
 from dtvla_sim.tabletop.tasks import TASKS
 
@@ -178,3 +178,22 @@ def test_the_camera_shows_a_place_where_the_projection_says(env):
     red, green, blue = image[row, column].astype(int)
     assert red > 180 and green > 140 and blue < 110, (red, green, blue)
     assert np.allclose(env.base_position, camera.BASE_POSITION)
+
+
+def test_a_control_step_is_robosuites_own_to_the_bit(env, monkeypatch):
+    from robosuite.environments.base import MujocoEnv
+
+    actions = np.repeat(np.random.default_rng(3).uniform(-1, 1, (8, 7)), 5, axis=0)
+
+    def run():
+        env.reset(seed=4, options={'task': next(iter(TASKS))})
+        path = []
+        for action in actions:
+            env.step(action)
+            data = env.sim.data
+            path.append(np.concatenate([data.qpos, data.qvel, data.ctrl, data.body_xpos.ravel()]))
+        return np.stack(path)
+
+    ours = run()
+    monkeypatch.setattr(TabletopScene, 'step', MujocoEnv.step)
+    assert np.array_equal(ours, run())

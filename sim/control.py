@@ -1,4 +1,4 @@
-"""A control step of robosuite's arm that computes each thing once.
+"""A control step of robosuite's arm that computes each thing once, for every suite here.
 
 robosuite 1.4.0 runs ``mj_forward`` twice before every ``mj_step``, which computes the same once
 more. Here the controller reads between the two halves of one ``mj_step``. Torques are robosuite's
