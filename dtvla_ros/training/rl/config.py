@@ -23,6 +23,8 @@ class GrpoConfig:
     processes. A group whose rewards spread by less than ``least_spread`` is replaced by a new
     start, at most until ``tries`` times ``groups`` were played. ``first_seed``: where the starts
     begin to count. ``form``: when a thought counts as well formed (see ``well_formed``).
+    ``learn_share``: of the decisions that were played, drawn at random, that are learnt from (an
+    episode's decisions share its advantage: fewer of them cost less and mean the same).
     ``minibatches``: optimizer steps per epoch; ``micro_batch``: decisions in memory at once.
     ``kl_weight``: of the distance to the policy the run began with.
     ``environments``: simulators per process, in ``lanes`` that take turns; ``step_timeout`` [s].
@@ -45,6 +47,7 @@ class GrpoConfig:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.98)
     gradient_clip: float = 1.0
+    learn_share: float = 1.0
     epochs: int = 1
     minibatches: int = 4
     micro_batch: int = 32
@@ -81,6 +84,9 @@ class GrpoConfig:
         if self.group < 2:
             raise UserError(f'train config: group must be at least 2, got {self.group}; an '
                             'advantage needs another episode to compare with')
+        if not 0.0 < self.learn_share <= 1.0:
+            raise UserError(f'train config: learn_share must lie in (0, 1], got '
+                            f'{self.learn_share}')
         for name in ('tries', 'dual_clip'):
             if not getattr(self, name) >= 1.0:
                 raise UserError(f'train config: {name} must be at least 1, '

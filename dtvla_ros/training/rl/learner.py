@@ -164,9 +164,13 @@ class Learner:
     def update(self, rows: Sequence[Row], episodes: int, iteration: int) -> UpdateReport | None:
         """Take ``epochs * minibatches`` optimizer steps; None if no process has anything.
 
-        ``episodes``: how many the rows belong to.
+        ``episodes``: how many the rows belong to. Of the rows ``learn_share`` are learnt from.
         """
         config, width = self.config, self.transform.config.action_dim
+        if config.learn_share < 1.0:
+            drawn = np.random.default_rng([config.seed, iteration]).random(len(rows))
+            rows = [row for row, draw in zip(rows, drawn, strict=True)
+                    if draw < config.learn_share]
         counts = Counts(*self.summed([
             sum(len(r.decision.thought_log_probs) for r in rows),
             width * sum(r.executed for r in rows),

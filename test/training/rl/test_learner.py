@@ -222,6 +222,27 @@ def test_nothing_to_learn_is_nothing_done(played):
     assert all(map(torch.equal, before, learner.model.parameters()))
 
 
+def test_a_share_of_the_decisions_is_learnt_from_and_no_other(played, monkeypatch):
+    *_, episodes = played
+    rows = rows_of(episodes * 20, torch.ones(len(episodes) * 20))
+    seen: list[int] = []
+
+    def learnt(iteration):
+        learner = learner_of(played, replace(HOT, learn_share=0.25))
+        monkeypatch.setattr(learner, '_backward', lambda piece, *_, **__: seen.extend(
+            next(k for k, row in enumerate(rows) if row is one) for one in piece))
+        monkeypatch.setattr(learner, '_step', lambda: 0.0)
+        seen.clear()
+        learner.update(rows, len(episodes) * 20, iteration)
+        return sorted(seen)
+
+    first = learnt(0)
+    assert len(first) == pytest.approx(0.25 * len(rows), rel=0.25)
+    assert len(set(first)) == len(first)
+    assert first == learnt(0)
+    assert first != learnt(1)
+
+
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does(played, tmp_path):
     """Unequal shares, their gradients added up over gloo: the weights of one process with all."""
