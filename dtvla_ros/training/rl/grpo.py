@@ -199,7 +199,7 @@ class GrpoTrainer:
         episodes = config.groups * config.group // self.accelerator.num_processes
         looks = -(-self.pool.ready.max_steps // self.replan_steps)
         play = -(-episodes // size) * (reset + looks * wave) / 60.0
-        learn = episodes * looks * config.epochs * learning / 60.0
+        learn = episodes * looks * config.learn_share * config.epochs * learning / 60.0
         frame = sum(image.nbytes for image in rows[0].frames.values())
         return (f'an iteration: {episodes} episodes ({config.groups} starts, {config.group} '
                 f'each) of about {looks} decisions at most, {play + learn:.1f} min: '
