@@ -11,6 +11,7 @@ WORKERS ?= 2
 OUT ?= out
 DATA ?= data/tabletop
 RUN ?= runs/nano
+COMPILE = $(if $(shell command -v g++),--compile)
 MINUTES ?= 60
 
 .PHONY: help demo test test-slow lint eval experts libero libero-table bench latency faults soak train constraints clean
@@ -87,13 +88,18 @@ faults: $(VENV)/.installed-dev  ## injects every fault of the table on running n
 soak: $(VENV)/.installed  ## ten minutes at 20 Hz with two cameras: late commands, memory
 	$(BIN)/dtvla soak --policy $(POLICY) --json $(OUT)/soak.json
 
-train: $(VENV)/.installed-dev  ## record, train and export a policy: DATA=data/tabletop RUN=runs/nano MINUTES=60
+train: $(VENV)/.installed-dev  ## record, train in two stages, export: DATA=data/tabletop RUN=runs/nano MINUTES=60
 	$(BIN)/dtvla collect --episodes 1000 --workers $(WORKERS) --camera-every 4 --out $(DATA)
 	$(BIN)/dtvla collect --episodes 2000 --workers $(WORKERS) --camera-every 4 --look-share 1 \
 		--seed 1 --out $(DATA)-places
+	$(BIN)/dtvla collect --episodes 192 --workers $(WORKERS) --camera-every 4 --drop-share 0.55 \
+		--shove-share 0.25 --seed 7 --out $(DATA)-lost
 	$(BIN)/dtvla train sft --data $(DATA) --data $(DATA)-places --out $(RUN) --minutes $(MINUTES) \
-		$(if $(shell command -v g++),--compile)
-	$(BIN)/dtvla export $(RUN) --replan-steps 3 --out $(POLICY)
+		$(COMPILE)
+	$(BIN)/dtvla train sft --config config/train/nano-obeys.yaml --init $(RUN) \
+		--data $(DATA) --weight 0.42 --data $(DATA)-places --weight 0.3 \
+		--data $(DATA)-lost --weight 0.28 --out $(RUN)-obeys --minutes $(MINUTES) $(COMPILE)
+	$(BIN)/dtvla export $(RUN)-obeys --replan-steps 3 --out $(POLICY)
 
 constraints: $(VENV)/bin/python  ## which requirements resolve under each ROS distribution's pins
 	$(PIP) install -q uv

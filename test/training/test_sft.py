@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from dtvla_ros.training.lessons import teach_eye, teach_telling
 from dtvla_ros.training.sft import SftRun, Trainer, learning_rate, train_sft
 
 from .tiny import CONFIG, tiny_dataset
+
+RECIPES = Path(__file__).parents[2] / 'config' / 'train'
 
 
 @pytest.fixture(autouse=True)
@@ -150,10 +153,10 @@ def test_what_is_set_counts_instead_of_what_the_recipe_says(tmp_path):
             SftConfig.read(path, [text])
 
 
-def test_the_shipped_recipe_is_valid():
-    from pathlib import Path
-
-    SftConfig.read(Path(__file__).parents[2] / 'config' / 'train' / 'nano.yaml')
+@pytest.mark.parametrize('recipe', sorted(
+    path for path in RECIPES.glob('*.yaml') if path.stem != 'grpo'), ids=lambda path: path.stem)
+def test_the_shipped_recipes_are_valid(recipe):
+    SftConfig.read(recipe)
 
 
 def test_time_or_steps_not_both(dataset, tmp_path):
