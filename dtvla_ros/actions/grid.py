@@ -13,7 +13,6 @@ TILT_STEP_DEG = 3
 TILT_LIMIT_DEG = {'x': 30, 'y': 30, 'z': 96}
 # Two millimetres tell fingers around a bowl's rim from fingers around nothing.
 OPENING_STEP_MM, OPENING_MM = 2, (0, 80)
-OPENING_CM = (0, 8)  # words of older policies
 
 
 def location_word(axis: str, metres: float) -> str:
@@ -23,20 +22,15 @@ def location_word(axis: str, metres: float) -> str:
     return f'{axis}{cm}' if axis == 'x' else f'{axis}{cm:+d}'
 
 
-def tilt_word(axis: str, radians: float, limit: int | None = None) -> str:
-    """Return the word of a rotation about a base axis away from the home orientation.
-
-    ``limit`` [deg]: the largest there is a word for, if not ``TILT_LIMIT_DEG``.
-    """
-    steps = (limit or TILT_LIMIT_DEG[axis]) // TILT_STEP_DEG
+def tilt_word(axis: str, radians: float) -> str:
+    """Return the word of a rotation about a base axis away from the home orientation."""
+    steps = TILT_LIMIT_DEG[axis] // TILT_STEP_DEG
     k = int(np.clip(round(np.degrees(radians) / TILT_STEP_DEG), -steps, steps))
     return f'r{axis}{k * TILT_STEP_DEG:+d}'
 
 
-def opening_word(metres: float, fine: bool = True) -> str:
+def opening_word(metres: float) -> str:
     """Return the word of a gripper opening (distance between the finger pads) in metres."""
-    if not fine:
-        return f'g{int(np.clip(round(metres * 100.0), *OPENING_CM))}'
     step = round(metres * 1000.0 / OPENING_STEP_MM)
     return f'g{int(np.clip(step * OPENING_STEP_MM, *OPENING_MM))}mm'
 

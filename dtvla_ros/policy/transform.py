@@ -17,15 +17,14 @@ from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.observation import Observation
-from dtvla_ros.policy.vocabulary import UNKNOWN, fine_opening, tilt_limits
+from dtvla_ros.policy.vocabulary import UNKNOWN
 
 HOME = Rotation.from_quat([1.0, 0.0, 0.0, 0.0])  # gripper pointing straight down, base frame
 MAX_INSTRUCTION = 512  # characters; longer is a mistake or an attack, never a task
 
 
-def state_words(observation: Observation, tokenizer: Tokenizer) -> str:
-    """Return where the gripper is, in the words of a policy's tokenizer for places."""
-    limits = tilt_limits(tokenizer)
+def state_words(observation: Observation) -> str:
+    """Return where the gripper is, in words for places."""
     pose = np.concatenate([observation.ee_position, observation.ee_quaternion,
                            [observation.gripper_opening]])
     if pose.shape != (8,) or not np.isfinite(pose).all() or not pose[3:7].any():
@@ -33,9 +32,8 @@ def state_words(observation: Observation, tokenizer: Tokenizer) -> str:
                         'opening')
     tilt = (Rotation.from_quat(observation.ee_quaternion) * HOME.inv()).as_rotvec()
     words = [location_word(a, v) for a, v in zip('xyz', observation.ee_position, strict=True)]
-    words += [tilt_word(a, v, limits[a]) for a, v in zip('xyz', tilt, strict=True)]
-    opening = opening_word(observation.gripper_opening, fine_opening(tokenizer))
-    return ' '.join([*words, opening])
+    words += [tilt_word(a, v) for a, v in zip('xyz', tilt, strict=True)]
+    return ' '.join([*words, opening_word(observation.gripper_opening)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +92,11 @@ class PolicyTransform:
         if self.state_in_prompt:
             if observation is None:
                 raise UserError('this policy reads the gripper state: no observation given')
-            text = f'{text} state {state_words(observation, self.tokenizer)};'
+            text = f'{text} state {state_words(observation)};'
         body = self.tokenizer.encode(text, add_special_tokens=False).ids
+        if self.tokenizer.token_to_id(UNKNOWN) in body:
+            raise UserError(f'this policy has not all words of {text!r}, so it can not be told '
+                            'where its hand is; train it again from its data')
         if body[-1] != ids.semicolon:
             raise UserError(f'tokenizer gives {body[-1]} for the closing ";", the config says '
                             f'{ids.semicolon}; tokenizer and config belong to different policies')

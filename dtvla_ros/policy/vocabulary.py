@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 
-from dtvla_ros.actions.grid import TILT_LIMIT_DEG, TILT_STEP_DEG, opening_word, word_groups
+from dtvla_ros.actions.grid import word_groups
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import SpecialIds
 
@@ -47,18 +47,6 @@ def word_id(tokenizer: Tokenizer, word: str) -> int:
     if found is None:
         raise UserError(f'tokenizer has no token {word!r}; it does not belong to this policy')
     return found
-
-
-def tilt_limits(tokenizer: Tokenizer) -> dict[str, int]:
-    """Return how far a tokenizer's words turn about each axis [deg]: older ones turn less."""
-    return {axis: next((degrees for degrees in range(limit, 0, -TILT_STEP_DEG)
-                        if tokenizer.token_to_id(f'r{axis}{degrees:+d}') is not None), limit)
-            for axis, limit in TILT_LIMIT_DEG.items()}
-
-
-def fine_opening(tokenizer: Tokenizer) -> bool:
-    """Return whether a tokenizer's words tell openings in steps of 2 mm: older ones say cm."""
-    return tokenizer.token_to_id(opening_word(0.0)) is not None
 
 
 def special_ids(tokenizer: Tokenizer) -> SpecialIds:

@@ -19,7 +19,7 @@ from dtvla_ros.actions.grid import word_groups
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.observation import Observation
 from dtvla_ros.policy.transform import HOME, PolicyTransform
-from dtvla_ros.policy.vocabulary import fine_opening, ordinal_groups, tilt_limits, word_id
+from dtvla_ros.policy.vocabulary import ordinal_groups, word_id
 from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.reader import DatasetReader
 from dtvla_ros.training.grounding import place_targets, told_apart
@@ -95,21 +95,13 @@ class StateWords:
         """Look the words up in the policy's tokenizer."""
         from dtvla_ros.actions import grid
 
-        steps = {f'r{axis}': limit // grid.TILT_STEP_DEG
-                 for axis, limit in tilt_limits(transform.tokenizer).items()}
-        ranges = {**grid.CM_RANGE, **{name: (-k, k) for name, k in steps.items()}}
         groups = word_groups()
+        steps = {f'r{axis}': limit // grid.TILT_STEP_DEG
+                 for axis, limit in grid.TILT_LIMIT_DEG.items()}
+        ranges = {**grid.CM_RANGE, **{name: (-k, k) for name, k in steps.items()},
+                  'g': (0, len(groups['g']) - 1)}
         scale = np.ones(len(STATE_GROUPS))
-        if fine_opening(transform.tokenizer):
-            scale[-1] = 10.0 / grid.OPENING_STEP_MM
-            ranges['g'] = (0, len(groups['g']) - 1)
-        else:
-            first, last = ranges['g'] = grid.OPENING_CM
-            groups['g'] = [grid.opening_word(cm / 100.0, fine=False)
-                           for cm in range(first, last + 1)]
-        for name, k in steps.items():
-            middle = len(groups[name]) // 2
-            groups[name] = groups[name][middle - k:middle + k + 1]
+        scale[-1] = 10.0 / grid.OPENING_STEP_MM
         ids = [[word_id(transform.tokenizer, word) for word in groups[name]]
                for name in STATE_GROUPS]
         for name, group in zip(STATE_GROUPS, ids, strict=True):

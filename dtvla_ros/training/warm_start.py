@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from dtvla_ros.actions.grid import OPENING_MM, OPENING_STEP_MM, opening_word, word_groups
 from dtvla_ros.policy.checkpoint import EMBEDDING
 from dtvla_ros.policy.decoder import HybridDecoder
 from dtvla_ros.policy.transform import PolicyTransform
-from dtvla_ros.policy.vocabulary import build_tokenizer, fine_opening, special_ids
+from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
 from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.reader import DatasetReader
 from dtvla_ros.training.finish import read_source
@@ -54,7 +52,7 @@ def grown(transform: PolicyTransform, words: set[str]) -> PolicyTransform:
 def begin_with(model: HybridDecoder, tokenizer: Tokenizer, source: Path) -> None:
     """Copy the weights of a run or policy folder into ``model``, word by word.
 
-    A place word that the source lacks begins as its nearest neighbour, another one at random.
+    A word that the source lacks begins at random.
     Raises ``UserError`` when the two differ in more than their words.
     """
     earlier, transform, _ = read_source(source)
@@ -62,16 +60,7 @@ def begin_with(model: HybridDecoder, tokenizer: Tokenizer, source: Path) -> None
     rows = model.embed_tokens.weight.clone()  # [V, w]
     old = transform.tokenizer.get_vocab()
     new = tokenizer.get_vocab()
-    nearest: dict[str, str] = {}
-    for group in word_groups().values():
-        there = np.array([k for k, word in enumerate(group) if word in old])
-        for k, word in enumerate(group):
-            if len(there) and word not in old:
-                nearest[word] = group[there[np.abs(there - k).argmin()]]
-    if not fine_opening(transform.tokenizer):
-        nearest |= {opening_word(mm / 1000.0): opening_word(mm / 1000.0, fine=False)
-                    for mm in range(OPENING_MM[0], OPENING_MM[1] + 1, OPENING_STEP_MM)}
     for word, row in new.items():
-        if (source_word := nearest.get(word, word)) in old:
-            rows[row] = state[EMBEDDING][old[source_word]]
+        if word in old:
+            rows[row] = state[EMBEDDING][old[word]]
     model.load_state_dict(state | {EMBEDDING: rows})

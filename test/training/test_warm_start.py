@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from scipy.spatial.transform import Rotation
+from tokenizers import Tokenizer
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.decoder import HybridDecoder
 from dtvla_ros.policy.observation import Observation
-from dtvla_ros.policy.transform import HOME, state_words
-from dtvla_ros.policy.vocabulary import fine_opening, load_tokenizer, tilt_limits
 from dtvla_ros.training.batches import TOLD
 from dtvla_ros.training.dataset import layout, writer
 from dtvla_ros.training.dataset.reader import DatasetReader
-from dtvla_ros.training.finish import read_source
 from dtvla_ros.training.grounding import ABSENT, place_targets, thing_names, told_apart
 from dtvla_ros.training.pointing import NOWHERE, thing_patches
 from dtvla_ros.training.sft import SftRun, Trainer, train_sft
-from dtvla_ros.training.warm_start import begin_with, dataset_words, grown, vocabulary_for
 
 from .tiny import CONFIG, tiny_episode
 
-NANO = Path(__file__).parents[2] / 'models' / 'nano'
 BOWLS = ('black_bowl_1', 'black_bowl_2', 'plate_1')
 
 
@@ -116,31 +109,15 @@ def test_a_policy_goes_on_with_new_words(dataset, bowls, tmp_path):
     assert same.transform.tokenizer.get_vocab() == old
 
 
-@pytest.mark.skipif(not NANO.is_dir(), reason='models/nano is not there')
-def test_an_older_policy_keeps_its_own_words_for_the_hand():
-    """Once yaw had no words beyond 30 degrees, and openings were told in centimetres."""
-    tokenizer, old = vocabulary_for(set()), load_tokenizer(NANO / 'tokenizer.json')
-    assert tilt_limits(tokenizer) == {'x': 30, 'y': 30, 'z': 96}
-    turned = Observation(
+def test_a_policy_without_words_for_its_hand_is_refused(dataset, tmp_path):
+    transform = Trainer(CONFIG, SftRun((dataset,), tmp_path / 'run', steps=1)).transform
+    seen = Observation(
         images={}, joint_positions={}, ee_position=np.array([0.5, 0.0, 0.2]),
-        ee_quaternion=(Rotation.from_rotvec([0, 0, np.radians(75)]) * HOME).as_quat(),
-        gripper_opening=0.0049, instruction='', stamp=0.0)
-    assert state_words(turned, tokenizer).split()[-2:] == ['rz+75', 'g4mm']
-    assert state_words(turned, old).split()[-2:] == ['rz+30', 'g0']
-
-
-@pytest.mark.skipif(not NANO.is_dir(), reason='models/nano is not there')
-def test_growing_adds_the_yaw_words_an_older_policy_lacks():
-    transform = read_source(NANO)[1]
-    assert tilt_limits(transform.tokenizer)['z'] == 30
-    more = grown(transform, {'can', 'milk'})
-    assert tilt_limits(more.tokenizer)['z'] == 96
-    assert fine_opening(more.tokenizer)
-    assert set(transform.tokenizer.get_vocab()) < set(more.tokenizer.get_vocab())
-    assert grown(more, {'can'}) is more
-    model = HybridDecoder(more.config)
-    begin_with(model, more.tokenizer, NANO)
-    rows, new = model.embed_tokens.weight, more.tokenizer.get_vocab()
-    assert torch.equal(rows[new['g14mm']], rows[new['g1']])
-    assert torch.equal(rows[new['rz-66']], rows[new['rz-30']])
-    assert dataset_words([]) == set()
+        ee_quaternion=np.array([1.0, 0.0, 0.0, 0.0]), gripper_opening=0.0, instruction='',
+        stamp=0.0)
+    assert transform.prompt_ids('put the can in the wooden bin', seen)
+    table = json.loads(transform.tokenizer.to_str())
+    table['model']['vocab']['g0'] = table['model']['vocab'].pop('g0mm')
+    older = replace(transform, tokenizer=Tokenizer.from_str(json.dumps(table)))
+    with pytest.raises(UserError, match='g0mm'):
+        older.prompt_ids('put the can in the wooden bin', seen)
