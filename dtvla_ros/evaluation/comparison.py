@@ -15,7 +15,7 @@ from typing import Any
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_between, write_text
 from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
-from dtvla_sim import SUITES
+from dtvla_sim import LIBERO_SUITES, SUITES
 
 from .statistics import wilson
 
@@ -133,7 +133,8 @@ def _footnote(rows: Mapping[Row, Mapping[str, Mapping[str, Any]]], mode: str) ->
     text = (f"Seeds {seeds} of every task; in brackets Wilson's 95 % interval; mujoco "
             f'{versions["mujoco"]}, robosuite {versions["robosuite"]}, onnxruntime '
             f'{versions.get("onnxruntime", "-")}.')
-    if any(r.get('flags', {}).get('msaa_samples') == 0 for r in results):
+    if any(r['suite'] in LIBERO_SUITES
+           and r.get('flags', {}).get('msaa_samples') == 0 for r in results):
         text += ' LIBERO drawn without antialiasing.'
     total = first.get('latency', {}).get('total')
     if total:

@@ -101,6 +101,12 @@ def test_what_was_measured_otherwise_is_not_compared(tmp_path, key, value):
         read_results([full, other])
 
 
+@pytest.mark.parametrize('suite, said', [('tabletop', False), ('libero_object', True)])
+def test_of_libero_alone_it_is_said_how_it_is_drawn(tmp_path, suite, said):
+    file = result(tmp_path, 'full', 9, suite=suite, flags={'msaa_samples': 0})
+    assert ('antialiasing' in markdown(read_results([file]))) == said
+
+
 def test_a_cell_may_have_fewer_episodes_and_says_so(tmp_path):
     full, few = result(tmp_path, 'full', 10), result(tmp_path, 'replay', 10, episodes=4)
     line = markdown(read_results([full, few])).splitlines()[4]
