@@ -132,6 +132,10 @@ class GrpoTrainer:
         times = self.engine.times = RolloutTimes()
         groups = self.play()
         begun = time.perf_counter()
+        self.accelerator.wait_for_everyone()
+        times.others = time.perf_counter() - begun
+        times.playing += times.others
+        begun = time.perf_counter()
         kept = groups.kept
         rows = rows_of(kept, groups.advantages())
         update = self.learner.update(rows, len(kept), self.iteration)

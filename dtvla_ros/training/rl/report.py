@@ -85,12 +85,14 @@ def where_time_goes(history: Sequence[Row]) -> str:
     whole = max(total['playing'] + total['learning'], 1e-9)
     played = max(total['playing'], 1e-9)
     simulating = max(total['stepping'] + total['drawing'], 1e-9)
-    other = max(played - total['waiting'] - total['deciding'], 0.0)
+    others = total.get('others', 0.0)  # an older run did not tell
+    rest = max(played - total['waiting'] - total['deciding'] - others, 0.0)
     return (f'{_speed(rows):.3f} rollouts/s ({sum(r["episodes"] for r in rows)} in '
             f'{played:.0f} s), {3600 * len(rows) / whole:.1f} iterations/h\n'
             f'playing {played / whole:.0%}, learning {total["learning"] / whole:.0%} of the time\n'
             f'of playing: deciding {total["deciding"] / played:.0%}, waiting for simulators '
-            f'{total["waiting"] / played:.0%}, keeping what was played {other / played:.0%}\n'
+            f'{total["waiting"] / played:.0%}, for other processes {others / played:.0%}, keeping '
+            f'what was played {rest / played:.0%}\n'
             f'of simulating ({simulating:.0f} s, side by side): stepping '
             f'{total["stepping"] / simulating:.0%}, drawing and sending '
             f'{total["drawing"] / simulating:.0%}')

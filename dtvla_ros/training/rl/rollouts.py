@@ -39,7 +39,8 @@ class RolloutTimes:
     """Where the seconds went. ``stepping`` and ``drawing`` add up over simulators side by side.
 
     ``playing``: all of it; ``waiting``: this process for simulators; ``deciding``: it looked,
-    thought and acted. ``lost``: simulators replaced.
+    thought and acted; ``others``: it had done and other processes had not. ``lost``: simulators
+    replaced.
     """
 
     playing: float = 0.0
@@ -47,6 +48,7 @@ class RolloutTimes:
     drawing: float = 0.0
     waiting: float = 0.0
     deciding: float = 0.0
+    others: float = 0.0
     episodes: int = 0
     decisions: int = 0
     lost: int = 0
