@@ -120,6 +120,8 @@ def compressed_to_numpy(message: Any) -> NDArray[np.uint8]:
     if data[:2].tobytes() == b'\xff\xd8' and b'\xff\xd9' not in data[-16:].tobytes():
         # OpenCV fills the missing rows with grey and only warns.
         raise ImageError(f'JPEG of {data.size} bytes is cut off: no end marker')
+    if data[:1].tobytes() == b'\x89':
+        _require_whole_chunks(data)
     try:
         bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
     except cv2.error as error:
@@ -127,6 +129,21 @@ def compressed_to_numpy(message: Any) -> NDArray[np.uint8]:
     if bgr is None:
         raise ImageError(f'{message.format!r} data of {data.size} bytes cannot be decoded')
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _require_whole_chunks(png: NDArray[np.uint8]) -> None:
+    """Raise ImageError unless all chunks of a PNG lie within its bytes, up to the last.
+
+    OpenCV reserves what a chunk says it holds, gigabytes of it, before it reads.
+    """
+    place, kind = 8, b''
+    while kind != b'IEND':
+        if place + 12 > png.size:
+            raise ImageError(f'PNG of {png.size} bytes is cut off: no end')
+        length, kind = struct.unpack_from('>I4s', png.data, place)
+        place += 12 + length
+        if place > png.size:
+            raise ImageError(f'PNG of {png.size} bytes is damaged: a chunk of {length} bytes')
 
 
 def _promised_size(head: bytes) -> tuple[int, int]:

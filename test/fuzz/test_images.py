@@ -101,6 +101,19 @@ def _damaged(draw: Any) -> tuple[str, bytes]:
         bytes(data))
 
 
+def test_a_chunk_that_promises_gigabytes_is_refused_before_they_are_reserved() -> None:
+    import resource
+
+    data = bytearray(WHOLE['png'])
+    place = data.index(b'IDAT') - 4
+    data[place] = 0xc2  # 3 GB
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for bad in (bytes(data), WHOLE['png'][:-12], WHOLE['png'][:40]):
+        with pytest.raises(ImageError, match='PNG of'):
+            compressed_to_numpy(CompressedImage(format='png', data=bad))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
 @settings(max_examples=300, deadline=SOON)
 @given(damaged=_damaged() | st.tuples(st.text(max_size=5), st.binary(max_size=80)))
 def test_damaged_files(damaged: tuple[str, bytes]) -> None:
