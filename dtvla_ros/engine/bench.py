@@ -64,7 +64,7 @@ class _Run:
     memory_mb: float | None = None
 
 
-class _Watch:
+class Watch:
     """Laps with the device waited for."""
 
     def __init__(self, device: str, phases: dict[str, list[float]]):
@@ -94,7 +94,7 @@ class _Contender:
         engine, view, run = self._engine, self._scene, self.run
         length = self._options.thought_tokens
         ids = engine.config.ids
-        watch = _Watch(self._options.device, run.phases if kind != 'warm' else {})
+        watch = Watch(self._options.device, run.phases if kind != 'warm' else {})
         features = engine.see(view.pixels)
         watch.lap('see')
         if kind == 'masked':
@@ -131,7 +131,7 @@ class _Published:
 
     def decide(self, kind: str) -> None:
         view, run, ids = self._scene, self.run, self._scheme.config.ids
-        watch = _Watch(self._options.device, run.phases)
+        watch = Watch(self._options.device, run.phases)
         if kind == 'masked':
             tokens = [ids.think, ids.think_end, ids.action]
         else:
@@ -157,7 +157,7 @@ def measure_limits(device: str, dtype: torch.dtype) -> Limits:
     def best(work: Callable[[], Any]) -> float:
         times = []
         for _ in range(5):
-            watch = _Watch(device, {})
+            watch = Watch(device, {})
             work()
             watch.lap('work')
             times.append(watch.total())

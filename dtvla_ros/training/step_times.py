@@ -5,7 +5,6 @@ Random weights and sequences, made where they are needed: no download, no datase
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -15,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from tqdm import tqdm
 
-from dtvla_ros.engine.bench import Limits, measure_limits
+from dtvla_ros.engine.bench import Limits, Watch, measure_limits
 from dtvla_ros.engine.geometry import geometry, pass_cost, random_model, see_cost
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import DecoderConfig
@@ -86,6 +85,20 @@ def step_flops(config: SftConfig, policy: DecoderConfig, rows: int, said: int) -
     return eyes + layers * (2.0 + whole + again) + heads * (2.0 + whole)
 
 
+def random_objective(config: SftConfig, policy: DecoderConfig,
+                     device: torch.device | str = 'cpu') -> Objective:
+    """Return what a recipe trains, with random weights made on ``device``."""
+    model = random_model(policy, str(device)).requires_grad_(True).train()
+    if config.lora.rank:
+        add_adapters(model, config.lora)
+        model.to(device)
+    objective = Objective(model, config, ())
+    freeze(objective, config)
+    if config.checkpointing:
+        recompute_layers(model)
+    return objective
+
+
 def time_steps(config: SftConfig, name: str = 'deepthinkvla-3b', steps: int = 5,
                thought: int = 73) -> StepTimes:
     """Time a recipe's steps on the released layout of geometry ``name``.
@@ -99,15 +112,8 @@ def time_steps(config: SftConfig, name: str = 'deepthinkvla-3b', steps: int = 5,
     set_seed(config.seed)
     accelerator = Accelerator(mixed_precision=config.precision)
     device = accelerator.device
-    model = random_model(policy, str(device)).requires_grad_(True).train()
-    if config.lora.rank:
-        add_adapters(model, config.lora)
-        model.to(device)
-    objective = Objective(model, config, ())
-    freeze(objective, config)
+    objective = random_objective(config, policy, device)
     optimizer = new_optimizer(objective, config)
-    if config.checkpointing:
-        recompute_layers(model)
     batch = batch_of(TrainBench(batch=config.batch_size, thought=thought), policy).to(device)
     limits = measure_limits(
         str(device), torch.bfloat16 if config.precision == 'bf16' else torch.float32)
@@ -115,18 +121,19 @@ def time_steps(config: SftConfig, name: str = 'deepthinkvla-3b', steps: int = 5,
     for step in tqdm(range(steps + 1), desc='steps', leave=False):
         if device.type == 'cuda' and step == 1:
             torch.cuda.reset_peak_memory_stats()
-        clock = _Clock(device)
+        laps: dict[str, list[float]] = {}
+        watch = Watch(str(device), laps)
         for _ in range(config.accumulate):
             with accelerator.autocast():
                 loss = objective(batch, share=1.0 / config.accumulate).loss
-            clock.lap('forward')
+            watch.lap('forward')
             loss.backward()
-            clock.lap('backward')
+            watch.lap('backward')
         torch.nn.utils.clip_grad_norm_(objective.parameters(), config.gradient_clip)
         optimizer.step()
         optimizer.zero_grad()
-        clock.lap('optimizer')
-        taken.append(clock.seconds)
+        watch.lap('optimizer')
+        taken.append({phase: sum(laps[phase]) for phase in PHASES})
     rows = batch.input_ids.shape[1]
     samples = config.batch_size * config.accumulate
     return StepTimes(
@@ -135,23 +142,4 @@ def time_steps(config: SftConfig, name: str = 'deepthinkvla-3b', steps: int = 5,
                              // config.batch_size),
         limits, torch.cuda.max_memory_allocated() if device.type == 'cuda' else 0,
         sum(p.numel() for p in objective.parameters() if p.requires_grad),
-        sum(p.numel() for p in model.parameters()))
-
-
-class _Clock:
-    """Adds up seconds by phase, with the device waited for."""
-
-    def __init__(self, device: torch.device):
-        self._cuda = device.type == 'cuda'
-        self.seconds = dict.fromkeys(PHASES, 0.0)
-        self._last = self._now()
-
-    def _now(self) -> float:
-        if self._cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        now = self._now()
-        self.seconds[phase] += now - self._last
-        self._last = now
+        sum(p.numel() for p in objective.model.parameters()))

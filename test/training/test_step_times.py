@@ -7,14 +7,11 @@ from dataclasses import replace
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-from dtvla_ros.engine.geometry import geometry, random_model
+from dtvla_ros.engine.geometry import geometry
 from dtvla_ros.errors import UserError
 from dtvla_ros.training.bench import TrainBench, batch_of
 from dtvla_ros.training.config import LoraChoice, Rates, SftConfig
-from dtvla_ros.training.lora import add_adapters
-from dtvla_ros.training.objective import Objective
-from dtvla_ros.training.parts import freeze, recompute_layers
-from dtvla_ros.training.step_times import step_flops, time_steps
+from dtvla_ros.training.step_times import random_objective, step_flops, time_steps
 
 WHOLE = SftConfig(batch_size=1, ema=0.0, precision='no', action_sigma=0.0, thought_weight=1.0,
                   grounding_weight=0.0, pointing_weight=0.0)
@@ -24,13 +21,7 @@ LORA = replace(WHOLE, lora=LoraChoice(rank=2, alpha=4), rates=Rates(vision=0.0))
 @pytest.mark.parametrize('config', [WHOLE, replace(LORA, checkpointing=True)])
 def test_the_operations_of_a_step_are_those_that_torch_counts(config):
     policy = geometry('bench-60m')
-    model = random_model(policy).requires_grad_(True)
-    if config.lora.rank:
-        add_adapters(model, config.lora)
-    objective = Objective(model, config, ())
-    freeze(objective, config)
-    if config.checkpointing:
-        recompute_layers(model.train())
+    objective = random_objective(config, policy)
     batch = batch_of(TrainBench(batch=1, thought=9), policy)
     with FlopCounterMode(display=False) as counter:
         objective(batch).loss.backward()
