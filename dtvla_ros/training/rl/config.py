@@ -11,7 +11,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.training.advantage import BASELINES
 from dtvla_ros.training.config import checked, read_recipe
 
-MODES = ('token-mean', 'seq-mean-token-sum')
+MODES = ('token-mean', 'seq-mean-token-sum', 'seq-mean-token-mean')
 FORMS = ('closed', 'grammar')
 
 

@@ -31,20 +31,31 @@ from dtvla_ros.training.rl.trajectory import Trajectory
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One decision to learn from; ``executed``: actions of its chunk that moved the arm."""
+    """One decision to learn from; ``executed``: actions of its chunk that moved the arm.
+
+    ``episode_tokens``: words and executed action values of the whole episode.
+    """
 
     decision: SampledDecision
     frames: Images
     advantage: float
     executed: int
+    episode_tokens: int
 
 
 def rows_of(trajectories: Sequence[Trajectory], advantages: Tensor) -> list[Row]:
     """Return every decision of every episode with the episode's advantage."""
-    return [Row(decision, frames, float(advantage), trajectory.executed(k))
-            for trajectory, advantage in zip(trajectories, advantages, strict=True)
+    return [Row(decision, frames, float(advantage), trajectory.executed(k), tokens)
+            for trajectory, advantage, tokens in zip(
+                trajectories, advantages, map(_tokens_of, trajectories), strict=True)
             for k, (decision, frames) in enumerate(
                 zip(trajectory.decisions, trajectory.frames, strict=True))]
+
+
+def _tokens_of(trajectory: Trajectory) -> int:
+    """Return how many words and executed action values an episode has."""
+    return sum(len(decision.thought_log_probs) + decision.chunk.shape[1] * trajectory.executed(k)
+               for k, decision in enumerate(trajectory.decisions))
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +219,8 @@ class Learner:
         tokens = Tokens.of(rows, self.transform, device)
         old = tokens.placed([r.decision.thought_log_probs for r in rows],
                             [r.decision.action_log_probs for r in rows])
-        advantages = torch.tensor([[r.advantage] for r in rows], device=device).expand_as(old)
+        advantages = torch.tensor(
+            [[r.advantage / self._tokens(r)] for r in rows], device=device).expand_as(old)
         with self.accelerator.autocast():
             with torch.no_grad():
                 wanted, _ = self.frozen(tokens.written, pixels)
@@ -216,7 +228,7 @@ class Learner:
         share = 1.0 / config.minibatches  # of the iteration's tokens, in one optimizer step
         report = policy_loss(
             log_probs, old, advantages, tokens.acted, clip_low=config.clip_low,
-            clip_high=config.clip_high, dual_clip=config.dual_clip, mode=config.aggregation,
+            clip_high=config.clip_high, dual_clip=config.dual_clip,
             total=share * (counts.acted if config.aggregation == 'token-mean'
                            else counts.episodes))
         kl = kl_estimate(log_probs, wanted)
@@ -228,6 +240,12 @@ class Learner:
             if fresh:
                 sums.drift = max(sums.drift, float(
                     (log_probs - old).masked_fill(~tokens.chosen, 0.0).abs().max()))
+
+    def _tokens(self, row: Row) -> float:
+        """Return by how many tokens the recipe divides an episode's loss before it is added."""
+        if self.config.aggregation != 'seq-mean-token-mean':
+            return 1.0
+        return self.config.learn_share * row.episode_tokens
 
     def _step(self) -> float:
         """Add up the gradients of all processes and take a step; return their norm."""

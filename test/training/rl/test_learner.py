@@ -22,6 +22,7 @@ from toy import ToyScene
 
 from dtvla_ros.engine.batch import BatchSampler
 from dtvla_ros.policy.checkpoint import read_tensors
+from dtvla_ros.training.rl.config import MODES
 from dtvla_ros.training.rl.learner import Learner, Tokens, rows_of
 from dtvla_ros.training.rl.pool import LocalPool
 from dtvla_ros.training.rl.rollouts import Rollout, RolloutEngine
@@ -102,8 +103,9 @@ def plain(learner: Learner, model, trajectories, advantages, config):
         logits = m.token_logits(hidden)[allowed] / config.thought_temperature
         return Categorical(logits=logits).log_prob(torch.tensor(allowed.index(token)))
 
-    terms, count, distance, drawn = 0.0, 0, 0.0, 0
+    terms, means, count, distance, drawn = 0.0, 0.0, 0, 0.0, 0
     for trajectory, advantage in zip(trajectories, advantages, strict=True):
+        before = terms, count
         for k, (d, frames) in enumerate(zip(trajectory.decisions, trajectory.frames,
                                             strict=True)):
             row = [*d.prompt_tokens, *d.thought_tokens, ids.action, *d.action_tokens.tolist(),
@@ -133,12 +135,15 @@ def plain(learner: Learner, model, trajectories, advantages, config):
                     if advantage < 0:
                         loss = loss.clamp(max=-advantage * config.dual_clip)
                     terms, count = terms + loss, count + 1
+        means = means + (terms - before[0]) / (count - before[1])
+    if config.aggregation == 'seq-mean-token-mean':
+        return means / len(trajectories), distance / drawn
     if config.aggregation == 'token-mean':
         return terms / count, distance / drawn
     return terms / len(trajectories), distance / drawn
 
 
-@pytest.mark.parametrize('mode', ['token-mean', 'seq-mean-token-sum'])
+@pytest.mark.parametrize('mode', MODES)
 def test_the_gradient_is_that_of_the_definition(played, mode):
     """Micro-batches and slices add up; unexecuted actions give no policy gradient, only KL."""
     config = replace(HOT, aggregation=mode, kl_weight=0.3, minibatches=1, micro_batch=3,
