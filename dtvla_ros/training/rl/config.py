@@ -10,8 +10,8 @@ from typing import Any
 from dtvla_ros.errors import UserError
 from dtvla_ros.training.advantage import BASELINES
 from dtvla_ros.training.config import checked, read_recipe
+from dtvla_ros.training.policy_loss import AGGREGATIONS
 
-MODES = ('token-mean', 'seq-mean-token-sum', 'seq-mean-token-mean')
 FORMS = ('closed', 'grammar')
 
 
@@ -65,8 +65,8 @@ class GrpoConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (('algorithm', BASELINES), ('aggregation', MODES), ('form', FORMS),
-                            ('precision', ('no', 'bf16'))):
+        for name, known in (('algorithm', BASELINES), ('aggregation', AGGREGATIONS),
+                            ('form', FORMS), ('precision', ('no', 'bf16'))):
             if getattr(self, name) not in known:
                 raise UserError(f'train config: {name} {getattr(self, name)!r} is none of '
                                 f'{", ".join(known)}')

@@ -220,7 +220,7 @@ class Learner:
         old = tokens.placed([r.decision.thought_log_probs for r in rows],
                             [r.decision.action_log_probs for r in rows])
         advantages = torch.tensor(
-            [[r.advantage / self._tokens(r)] for r in rows], device=device).expand_as(old)
+            [[r.advantage / self._divisor(r, counts)] for r in rows], device=device).expand_as(old)
         with self.accelerator.autocast():
             with torch.no_grad():
                 wanted, _ = self.frozen(tokens.written, pixels)
@@ -228,9 +228,7 @@ class Learner:
         share = 1.0 / config.minibatches  # of the iteration's tokens, in one optimizer step
         report = policy_loss(
             log_probs, old, advantages, tokens.acted, clip_low=config.clip_low,
-            clip_high=config.clip_high, dual_clip=config.dual_clip,
-            total=share * (counts.acted if config.aggregation == 'token-mean'
-                           else counts.episodes))
+            clip_high=config.clip_high, dual_clip=config.dual_clip, total=share)
         kl = kl_estimate(log_probs, wanted)
         distance = aggregate(kl, tokens.chosen, 'token-mean', share * counts.chosen)
         loss = report.loss + config.kl_weight * distance
@@ -241,11 +239,13 @@ class Learner:
                 sums.drift = max(sums.drift, float(
                     (log_probs - old).masked_fill(~tokens.chosen, 0.0).abs().max()))
 
-    def _tokens(self, row: Row) -> float:
-        """Return by how many tokens the recipe divides an episode's loss before it is added."""
-        if self.config.aggregation != 'seq-mean-token-mean':
-            return 1.0
-        return self.config.learn_share * row.episode_tokens
+    def _divisor(self, row: Row, counts: Counts) -> float:
+        """Return what the loss of a row's tokens is divided by; a sequence is an episode."""
+        if self.config.aggregation == 'token-mean':
+            return counts.acted
+        if self.config.aggregation == 'seq-mean-token-sum':
+            return counts.episodes
+        return counts.episodes * self.config.learn_share * row.episode_tokens
 
     def _step(self) -> float:
         """Add up the gradients of all processes and take a step; return their norm."""

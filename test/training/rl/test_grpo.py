@@ -60,18 +60,18 @@ def log_probs(run):
     rounding, which Adam makes a whole step of.
     """
     model, transform = small_policy(seed=1)
+    sampler = BatchSampler(model, transform, thought_temperature=1.0, action_temperature=1.0)
     jobs = [Rollout(EpisodeJob(task, 0, 2), (0,)) for task in INSTRUCTIONS]
     drawn = []
     with closing(LocalPool(ToyScene(), 2)) as pool:
         RolloutEngine(pool).run(
-            BatchSampler(model, transform, thought_temperature=1.0, action_temperature=1.0),
-            lambda: jobs.pop(0) if jobs else None, drawn.append)
+            sampler, lambda: jobs.pop(0) if jobs else None, drawn.append)
     rows = rows_of(sorted(drawn, key=lambda t: t.job.task), torch.zeros(2))
     tokens = Tokens.of(rows, transform, 'cpu')
     pixels = torch.from_numpy(np.stack([transform.pixels(row.frames) for row in rows]))
-    banned = BatchSampler(model, transform).banned
+    judge = PolicyPass(load_start(run).model, sampler.banned, CONFIG)
     with torch.no_grad():
-        found, _ = PolicyPass(load_start(run).model, banned, CONFIG)(tokens.written, pixels)
+        found, _ = judge(tokens.written, pixels)
     return found[tokens.chosen]
 
 

@@ -22,7 +22,7 @@ from toy import ToyScene
 
 from dtvla_ros.engine.batch import BatchSampler
 from dtvla_ros.policy.checkpoint import read_tensors
-from dtvla_ros.training.rl.config import MODES
+from dtvla_ros.training.policy_loss import AGGREGATIONS
 from dtvla_ros.training.rl.learner import Learner, Tokens, rows_of
 from dtvla_ros.training.rl.pool import LocalPool
 from dtvla_ros.training.rl.rollouts import Rollout, RolloutEngine
@@ -143,7 +143,7 @@ def plain(learner: Learner, model, trajectories, advantages, config):
     return terms / len(trajectories), distance / drawn
 
 
-@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('mode', AGGREGATIONS)
 def test_the_gradient_is_that_of_the_definition(played, mode):
     """Micro-batches and slices add up; unexecuted actions give no policy gradient, only KL."""
     config = replace(HOT, aggregation=mode, kl_weight=0.3, minibatches=1, micro_batch=3,
