@@ -22,6 +22,8 @@ logging.getLogger('robosuite_logs').addFilter(lambda record: record.levelno > lo
 import mujoco  # noqa: E402
 
 from .projection import project  # noqa: E402
+from .snapshot import snapshot  # noqa: E402
+from .tabletop.progress import remaining  # noqa: E402
 from .tabletop.scene import TabletopScene  # noqa: E402
 from .tabletop.start import STARTS, sample_start  # noqa: E402
 from .tabletop.tasks import TASKS, Task  # noqa: E402
@@ -156,6 +158,21 @@ class TabletopEnv(gymnasium.Env):
     def done(self, name: str) -> bool:
         """Return whether all goals of a task hold now."""
         return not TASKS[name].open_goals(self.scene)
+
+    def remaining(self) -> float:
+        """Return how far the present task is from done [m]; see ``progress``."""
+        return remaining(self.scene, self.task)
+
+    def snapshot(self) -> Callable[[], None]:
+        """Return what brings the episode back to this moment; see ``snapshot``."""
+        back, steps = snapshot(self.scene), self._steps
+
+        def restore() -> None:
+            back()
+            self._steps = steps
+            self._tick += 1
+
+        return restore
 
     @contextmanager
     def asked(self, name: str) -> Iterator[None]:

@@ -17,6 +17,7 @@ from dtvla_ros.policy.observation import Observation
 ARM_JOINTS = tuple(f'panda_joint{i}' for i in range(1, 8))
 FINGER_JOINTS = ('panda_finger_joint1', 'panda_finger_joint2')
 
+Box = Sequence[Sequence[float]]
 Decide = Callable[[Observation], Decision]
 OnDecision = Callable[[Observation, Decision, int], None]
 
@@ -74,6 +75,48 @@ def observation_from_sim(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What came of some actions: the last observation, what moved the arm, the gripper's state.
+
+    ``over``: the episode has ended, with ``success`` or without.
+    """
+
+    obs: Mapping[str, Any]
+    commands: list[NDArray[np.floating]]
+    gripper: float
+    success: bool
+    over: bool
+
+
+def execute(env: Any, actions: NDArray[np.floating], gripper: float,
+            workspace: Box | None = None, timed: bool = True) -> Moved:
+    """Carry out actions [n, 7], n >= 1, until they are done or the episode is over.
+
+    ``gripper``: its command so far; the command gate's law decides the next, so that both paths
+    move the same arm. ``workspace``: lower and upper corner, base frame [m]; an episode whose
+    end effector leaves it is over. ``timed``: so it is when the environment says time is up.
+    """
+    commands: list[NDArray[np.floating]] = []
+    success = over = False
+    for action in actions:
+        command = np.clip(action, -1.0, 1.0)
+        command[6] = gripper = osc.gripper_command(float(action[6]), gripper)
+        commands.append(command)
+        obs, _, terminated, truncated, info = env.step(command)
+        success = bool(info['success'])
+        over = terminated or success or (truncated and timed) or (
+            workspace is not None and not _inside(obs, env, workspace))
+        if over:
+            break
+    return Moved(obs, commands, gripper, success, over)
+
+
+def _inside(obs: Mapping[str, Any], env: Any, box: Box) -> bool:
+    position = np.asarray(obs['robot0_eef_pos'], np.float64) - env.base_position  # [3]
+    return bool((position >= box[0]).all() and (position <= box[1]).all())
+
+
 def run_episode(
     env: Any,
     decide: Decide,
@@ -82,15 +125,16 @@ def run_episode(
     replan_steps: int,
     max_steps: int | None = None,
     on_decision: OnDecision | None = None,
+    workspace: Box | None = None,
 ) -> EpisodeResult:
     """Run a policy on one start state; it looks again after every ``replan_steps`` actions.
 
-    ``max_steps`` None: the task's own limit.
+    ``max_steps`` None: the task's own limit. ``workspace`` as of ``execute``.
     """
     obs, info = env.reset(seed=seed, options={'task': task})
     limit = max_steps or env.max_steps  # the task's own is known once it is set
     step, done, success = 0, False, False
-    gripper = osc.GRIPPER_OPEN  # the command gate's law, so that both paths move the same arm
+    gripper = osc.GRIPPER_OPEN
     latency: dict[str, list[float]] = {}
     thoughts: list[str] = []
     commands: list[NDArray[np.floating]] = []
@@ -105,16 +149,12 @@ def run_episode(
         cut += decision.outcome == 'cut'
         if on_decision is not None:
             on_decision(observation, decision, step)
-        for action in decision.chunk[: min(replan_steps, limit - step)]:
-            command = np.clip(action, -1.0, 1.0)
-            command[6] = gripper = osc.gripper_command(float(action[6]), gripper)
-            commands.append(command)
-            obs, _, terminated, truncated, stepped = env.step(command)
-            step += 1
-            success = success or bool(stepped['success'])
-            done = terminated or success or (truncated and max_steps is None)
-            if done:
-                break
+        moved = execute(env, decision.chunk[: min(replan_steps, limit - step)], gripper,
+                        workspace, max_steps is None)
+        obs, gripper, done = moved.obs, moved.gripper, moved.over
+        commands += moved.commands
+        step += len(moved.commands)
+        success = success or moved.success
     return EpisodeResult(
         task, seed, success, step, len(thoughts), cut, latency, tuple(thoughts),
         commands_hash(commands))
