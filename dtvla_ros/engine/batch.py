@@ -82,9 +82,7 @@ class _Rows:
         """Return the sequences where ``keep`` [b] is True."""
         if bool(keep.all()):
             return self
-        return _Rows(self.number[keep], Cache([k[keep] for k in self.cache.keys],
-                                              [v[keep] for v in self.cache.values]),
-                     self.real[keep])
+        return _Rows(self.number[keep], self.cache.of(keep), self.real[keep])
 
 
 def _gathered(parts: Sequence[_Rows]) -> _Rows:
@@ -127,11 +125,11 @@ class BatchSampler:
             banned[unknown] = True
         self.banned = torch.from_numpy(banned)  # [V]
 
-    def decide(self, observations: Sequence[Observation],
-               seeds: Sequence[int] | None = None) -> list[SampledDecision]:
-        """Return one decision per observation, in their order.
+    def decide(self, observations: Sequence[Observation], seeds: Sequence[int] | None = None,
+               copies: int = 1) -> list[SampledDecision]:
+        """Return ``copies`` decisions per observation, in their order.
 
-        ``seeds``: one per observation, needed where a temperature is positive; the same seed
+        ``seeds``: one per decision, needed where a temperature is positive; the same seed
         gives the same sample in any batch. Raises ``FloatingPointError`` if the network's
         output is not finite.
         """
@@ -139,16 +137,17 @@ class BatchSampler:
             return []
         prompts = [self.transform.prompt_ids(o.instruction, o) for o in observations]
         pixels = np.stack([self.transform.pixels(o.images) for o in observations])
-        return self.sample(prompts, torch.from_numpy(pixels), seeds)
+        return self.sample(prompts, torch.from_numpy(pixels), seeds, copies)
 
     @torch.inference_mode()
     def sample(self, prompts: Sequence[Sequence[int]], pixel_values: Tensor,
-               seeds: Sequence[int] | None = None) -> list[SampledDecision]:
+               seeds: Sequence[int] | None = None, copies: int = 1) -> list[SampledDecision]:
         """Do what ``decide`` does with prompts as ids and images [B, C, 3, H, W] in -1..1."""
         ids, weight = self.model.config.ids, self.model.embed_tokens.weight
-        word_noise, slot_noise = self._noise(len(prompts), seeds)
+        word_noise, slot_noise = self._noise(copies * len(prompts), seeds)
         features = self.model.encode_images(pixel_values.to(weight.device, weight.dtype))
-        rows, words, values = self._think(prompts, features, word_noise)
+        rows, words, values = self._think(prompts, features, word_noise, copies)
+        prompts = [prompt for prompt in prompts for _ in range(copies)]
         pending = [[said[-1], ids.action] if said[-1] == ids.think_end
                    else [said[-1], ids.think_end, ids.action] for said in words]
         tokens, log_probs = self._act(rows, pending, max(map(len, prompts)), slot_noise)
@@ -187,8 +186,8 @@ class BatchSampler:
         return hidden, grown
 
     def _think(self, prompts: Sequence[Sequence[int]], features: Tensor, noise: Tensor | None,
-               ) -> tuple[_Rows, list[list[int]], list[list[float]]]:
-        """Return every row's cache, the words it wrote and their log-probs.
+               copies: int) -> tuple[_Rows, list[list[int]], list[list[float]]]:
+        """Return the cache of every row, ``copies`` of a prompt, its words and their log-probs.
 
         The last word is not in the cache: the action pass takes it along.
         """
@@ -198,10 +197,12 @@ class BatchSampler:
         prompt_end = input_ids.shape[1] - 1
         hidden, cache = self._run(
             model.embed_prompt(input_ids, features), real, prompt_end, Cache())
-        rows = _Rows(torch.arange(len(prompts), device=device), cache, real)
+        source = torch.arange(len(prompts), device=device).repeat_interleave(copies)  # [B G]
+        hidden = hidden[source, -1:]
+        rows = _Rows(torch.arange(len(source), device=device), cache.of(source), real[source])
         banned = self.banned.to(device)
-        words: list[list[int]] = [[] for _ in prompts]
-        values: list[list[float]] = [[] for _ in prompts]
+        words: list[list[int]] = [[] for _ in source]
+        values: list[list[float]] = [[] for _ in source]
         ended = []
         for step in range(self.max_thought_tokens):
             log_probs = log_distribution(

@@ -45,6 +45,10 @@ class Cache:
             self.values[layer] = torch.cat([self.values[layer], value], 2)
         return self.keys[layer], self.values[layer]
 
+    def of(self, sequences: Tensor) -> Cache:
+        """Return the cache of some of the sequences, by mask [B] or index, as often as named."""
+        return Cache([k[sequences] for k in self.keys], [v[sequences] for v in self.values])
+
     @property
     def rows(self) -> int:
         """Rows held, S."""

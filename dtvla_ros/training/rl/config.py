@@ -8,21 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from dtvla_ros.errors import UserError
+from dtvla_ros.safety.limits import WORKSPACE_HIGH, WORKSPACE_LOW, Limits
 from dtvla_ros.training.advantage import BASELINES
 from dtvla_ros.training.config import checked, read_recipe
 from dtvla_ros.training.policy_loss import AGGREGATIONS
 
 FORMS = ('closed', 'grammar')
+COMPARED = ('episodes', 'decisions')
 
 
 @dataclass(frozen=True, slots=True)
 class GrpoConfig:
     """Recipe of GRPO. ``config/train/grpo.yaml`` says why each value.
 
-    Of every start ``group`` episodes are played; ``groups`` starts make an iteration, over all
-    processes. A group whose rewards spread by less than ``least_spread`` is replaced by a new
-    start, at most until ``tries`` times ``groups`` were played. ``first_seed``: where the starts
-    begin to count. ``form``: when a thought counts as well formed (see ``well_formed``).
+    ``compare`` 'episodes': of every start ``group`` episodes are played; ``groups`` starts make an
+    iteration, over all processes. A group whose rewards spread by less than ``least_spread`` is
+    replaced by a new start, at most until ``tries`` times ``groups`` were played. 'decisions': of
+    every start one episode is played, and of each of its decisions ``group`` draws are tried from
+    the same state (see ``branching``); what they gain by, ``progress_weight`` per metre, takes the
+    place of success; a decision whose draws differ by less than ``least_spread`` is left out.
+    An episode whose hand leaves the workspace [m, base frame] has failed. ``first_seed``: where
+    the starts begin to count. ``form``: when a thought is well formed (see ``well_formed``).
     ``learn_share``: of the decisions that were played, drawn at random, that are learnt from (an
     episode's decisions share its advantage: fewer of them cost less and mean the same).
     ``minibatches``: optimizer steps per epoch; ``micro_batch``: decisions in memory at once.
@@ -40,6 +46,10 @@ class GrpoConfig:
     success_weight: float = 1.0
     form_weight: float = 0.4
     form: str = 'grammar'
+    compare: str = 'episodes'
+    progress_weight: float = 10.0
+    workspace_low: tuple[float, float, float] = WORKSPACE_LOW
+    workspace_high: tuple[float, float, float] = WORKSPACE_HIGH
     thought_temperature: float = 1.0
     action_temperature: float = 1.0
     learning_rate: float = 5e-5
@@ -66,7 +76,7 @@ class GrpoConfig:
 
     def __post_init__(self) -> None:
         for name, known in (('algorithm', BASELINES), ('aggregation', AGGREGATIONS),
-                            ('form', FORMS), ('precision', ('no', 'bf16'))):
+                            ('form', FORMS), ('compare', COMPARED), ('precision', ('no', 'bf16'))):
             if getattr(self, name) not in known:
                 raise UserError(f'train config: {name} {getattr(self, name)!r} is none of '
                                 f'{", ".join(known)}')
@@ -77,10 +87,12 @@ class GrpoConfig:
                 raise UserError(f'train config: {name} must be positive, '
                                 f'got {getattr(self, name)}')
         for name in ('kl_weight', 'weight_decay', 'least_spread', 'success_weight', 'form_weight',
-                     'clip_low', 'clip_high', 'evaluate_episodes', 'first_seed', 'seed'):
+                     'progress_weight', 'clip_low', 'clip_high', 'evaluate_episodes',
+                     'first_seed', 'seed'):
             if getattr(self, name) < 0:
                 raise UserError(f'train config: {name} must not be negative, '
                                 f'got {getattr(self, name)}')
+        Limits(workspace_low=self.workspace_low, workspace_high=self.workspace_high)
         if self.group < 2:
             raise UserError(f'train config: group must be at least 2, got {self.group}; an '
                             'advantage needs another episode to compare with')
@@ -91,6 +103,11 @@ class GrpoConfig:
             if not getattr(self, name) >= 1.0:
                 raise UserError(f'train config: {name} must be at least 1, '
                                 f'got {getattr(self, name)}')
+
+    @property
+    def branching(self) -> bool:
+        """Whether the draws of one decision are compared."""
+        return self.compare == 'decisions'
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dict."""

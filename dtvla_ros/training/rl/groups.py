@@ -12,6 +12,7 @@ import dtvla_sim
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.training.advantage import group_advantages, scores
+from dtvla_ros.training.rl.branching import BranchJob
 from dtvla_ros.training.rl.config import GrpoConfig
 from dtvla_ros.training.rl.rollouts import Rollout
 from dtvla_ros.training.rl.serve import EpisodeJob
@@ -45,9 +46,18 @@ class Rewards:
 
     def form(self, trajectory: Trajectory) -> float:
         """Return the share of decisions whose thought is well formed."""
-        good = [well_formed(self._transform.decode_thought(d.thought_tokens), d.outcome,
-                            self._config.form) for d in trajectory.decisions]
+        good = self._forms(trajectory)
         return sum(good) / len(good)
+
+    def _forms(self, trajectory: Trajectory) -> list[bool]:
+        return [well_formed(self._transform.decode_thought(d.thought_tokens), d.outcome,
+                            self._config.form) for d in trajectory.decisions]
+
+    def of_decisions(self, draws: Sequence[Trajectory]) -> torch.Tensor:
+        """Return the rewards [G, n] of G draws of each of an episode's n decisions."""
+        return scores(torch.tensor([t.gains for t in draws]),
+                      torch.tensor([self._forms(t) for t in draws]).float(),
+                      self._config.progress_weight, self._config.form_weight)
 
     def of(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
         """Return the rewards [N]."""
@@ -93,10 +103,13 @@ class Groups:
             if not self._todo and not self._begin():
                 return None
             rollout = self._todo.pop(0)
-            before = self._finished(*rollout.key[1:])
-            if before is None:
+            _, number, member = rollout.key
+            before = [self._finished(number, draw) for draw in (
+                range(self._config.group) if self._config.branching else (member,))]
+            if None in before:
                 return rollout
-            self.take(before)
+            for trajectory in filter(None, before):
+                self.take(trajectory)
 
     def _begin(self) -> bool:
         undecided = len(self._begun) - len(self._kept) - len(self._dropped)
@@ -105,9 +118,14 @@ class Groups:
         number = self._first + len(self._begun) * self._world + self._rank
         task, seed = self.start(number)
         self._begun[number] = {}
-        self._todo = [Rollout(EpisodeJob(task, seed, self._replan),
-                              (self._config.seed, number, member))
-                      for member in range(self._config.group)]
+        config = self._config
+        job = EpisodeJob(task, seed, self._replan,
+                         workspace=(config.workspace_low, config.workspace_high))
+        if self._config.branching:
+            self._todo = [Rollout(BranchJob(job), (config.seed, number, 0))]
+        else:
+            self._todo = [Rollout(job, (config.seed, number, member))
+                          for member in range(config.group)]
         return True
 
     def take(self, trajectory: Trajectory) -> None:
@@ -116,10 +134,13 @@ class Groups:
         members = self._begun[number]
         members[member] = trajectory
         if len(members) == self._config.group:
-            rewards = self._rewards.of(list(members.values()))
-            spread = float(rewards.max() - rewards.min())
-            teaches = spread > 1e-6 and spread >= self._config.least_spread
+            teaches = self._config.branching or self._differ(list(members.values()))
             (self._kept if teaches else self._dropped).append(number)
+
+    def _differ(self, members: Sequence[Trajectory]) -> bool:
+        rewards = self._rewards.of(members)
+        spread = float(rewards.max() - rewards.min())
+        return spread > 1e-6 and spread >= self._config.least_spread
 
     @property
     def tried(self) -> int:
@@ -133,17 +154,39 @@ class Groups:
                 for _, t in sorted(self._begun[number].items())]
 
     @property
+    def episodes(self) -> list[Trajectory]:
+        """Those of ``played`` that were played to their end."""
+        return [t for t in self.played if t.key[2] == 0] if self._config.branching else self.played
+
+    @property
     def kept(self) -> list[Trajectory]:
         """The episodes of the groups that teach, in the order of their starts."""
         return [t for t in self.played if t.key[1] in self._kept]
 
-    def advantages(self) -> torch.Tensor:
-        """Return the advantage of every kept episode [N]."""
+    def advantages(self) -> list[torch.Tensor]:
+        """Return the advantage of every decision of every kept trajectory, [n] each.
+
+        Of decisions whose draws differ by less than ``least_spread`` it is not a number.
+        """
         kept = self.kept
+        if self._config.branching:
+            size = self._config.group
+            return [values for k in range(0, len(kept), size)
+                    for values in self._among_draws(kept[k:k + size])]
         if not kept:
-            return torch.zeros(0)
+            return []
         groups = torch.tensor([t.key[1] for t in kept])
-        return group_advantages(self._rewards.of(kept), groups, self._config.algorithm)
+        values = group_advantages(self._rewards.of(kept), groups, self._config.algorithm)
+        return [value.expand(len(t.decisions)) for value, t in zip(values, kept, strict=True)]
+
+    def _among_draws(self, draws: Sequence[Trajectory]) -> torch.Tensor:
+        """Return the advantages [G, n] of the draws of an episode's decisions."""
+        rewards = self._rewards.of_decisions(draws)  # [G, n]
+        where = torch.arange(rewards.shape[1]).expand_as(rewards)
+        values = group_advantages(
+            rewards.flatten(), where.flatten(), self._config.algorithm).view_as(rewards)
+        spread = rewards.max(0).values - rewards.min(0).values  # [n]
+        return values.masked_fill(spread < max(self._config.least_spread, 1e-6), torch.nan)
 
 
 def journal_path(run: Path, number: int, member: int) -> Path:

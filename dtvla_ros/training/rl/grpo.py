@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,6 +25,7 @@ from dtvla_ros.policy.observation import Observation
 from dtvla_ros.training import run_state
 from dtvla_ros.training.collect import require_tasks
 from dtvla_ros.training.rl import report
+from dtvla_ros.training.rl.branching import BranchJob
 from dtvla_ros.training.rl.config import GrpoConfig
 from dtvla_ros.training.rl.groups import (
     Groups,
@@ -124,8 +125,15 @@ class GrpoTrainer:
             trajectory.save(journal_path(self.run.out, *trajectory.key[1:]))
             groups.take(trajectory)
 
-        self.engine.run(self.sampler, groups.next, done)
+        self._practise(self.sampler, groups.next, done)
         return groups
+
+    def _practise(self, sampler: Sampler, source: Callable[[], Rollout | None],
+                  done: Callable[[Trajectory], None]) -> None:
+        if self.config.branching:
+            self.engine.branch(sampler, source, done, self.config.group)
+        else:
+            self.engine.run(sampler, source, done)
 
     def iterate(self) -> dict[str, Any]:
         """Play, learn and return the new row of the history."""
@@ -149,7 +157,7 @@ class GrpoTrainer:
         self.tried += groups.tried * self.accelerator.num_processes
         self.history.append(row)
         if self.accelerator.is_main_process:
-            report.keep_examples(self.run.out, groups.played, self.transform, self.iteration)
+            report.keep_examples(self.run.out, groups.episodes, self.transform, self.iteration)
         return row
 
     def evaluate(self) -> Rate:
@@ -189,31 +197,38 @@ class GrpoTrainer:
         config, size = self.config, self.pool.size
         job = EpisodeJob(self.tasks[0], training_seed(config.first_seed), self.replan_steps,
                          PROBE * self.replan_steps)
-        jobs = iter([Rollout(job, (k,)) for k in range(size)])
+        jobs = iter([Rollout(BranchJob(job) if config.branching else job, (k, 0))
+                     for k in range(size)])
         played: list[Trajectory] = []
         clock = _Clocked(self.sampler)
         begun = time.perf_counter()
-        self.engine.run(clock, partial(next, jobs, None), played.append)
+        self._practise(clock, partial(next, jobs, None), played.append)
         reset = clock.stamps[0] - begun
         wave = (clock.stamps[-1] - clock.stamps[0]) / (PROBE - 1)
-        rows = rows_of(played, torch.zeros(len(played)))[:config.micro_batch]
+        rows = rows_of(
+            played, [torch.zeros(len(t.decisions)) for t in played])[:config.micro_batch]
         begun = time.perf_counter()
         self.learner.try_out(rows)
         learning = (time.perf_counter() - begun) / len(rows)
-        episodes = config.groups * config.group // self.accelerator.num_processes
+        draws = config.group if config.branching else 1
+        episodes = config.groups * config.group // draws // self.accelerator.num_processes
         looks = -(-self.pool.ready.max_steps // self.replan_steps)
         play = -(-episodes // size) * (reset + looks * wave) / 60.0
-        learn = episodes * looks * config.learn_share * config.epochs * learning / 60.0
+        learn = episodes * looks * draws * config.learn_share * config.epochs * learning / 60.0
         frame = sum(image.nbytes for image in rows[0].frames.values())
-        return (f'an iteration: {episodes} episodes ({config.groups} starts, {config.group} '
-                f'each) of about {looks} decisions at most, {play + learn:.1f} min: '
-                f'{play:.1f} to play, {learn:.1f} to learn (more where groups are replaced); '
+        what = (f'{draws} draws of each decision' if config.branching
+                else f'{config.groups} starts, {config.group} each')
+        return (f'an iteration: {episodes} episodes ({what}) of about {looks} decisions at most, '
+                f'{play + learn:.1f} min: {play:.1f} to play, {learn:.1f} to learn'
+                f'{"" if config.branching else " (more where groups are replaced)"}; '
                 f'{episodes * looks * frame / 1e6:.0f} MB of pictures')
 
     def _summary(self, groups: Groups, times: RolloutTimes) -> dict[str, Any]:
         """Return what was played, over all processes."""
-        played = groups.played
+        played = groups.episodes
         decisions = [d for t in played for d in t.decisions]
+        gains = [gain for t in groups.played for gain in t.gains]
+        way, draws = self.learner.summed([sum(gains), len(gains)])
         n, successes, form, reward, steps, looks, words, cut, tried, kept, fresh, lost = (
             self.learner.summed([
                 len(played), sum(t.success for t in played), sum(map(self.rewards.form, played)),
@@ -221,7 +236,7 @@ class GrpoTrainer:
                 len(decisions), sum(len(d.thought_log_probs) for d in decisions),
                 sum(d.outcome == 'cut' for d in decisions), groups.tried,
                 len(groups.kept) / self.config.group, times.episodes, times.lost]))
-        return {
+        return ({'progress': way / draws} if draws else {}) | {
             'success': Rate(round(successes), round(n)).to_dict(), 'reward': reward / n,
             'form': form / n, 'groups': {'kept': round(kept), 'tried': round(tried)},
             'steps': steps / n, 'decisions': round(looks), 'words': words / looks,
@@ -303,9 +318,9 @@ class _Clocked:
         self.stamps: list[float] = []
 
     def decide(self, observations: Sequence[Observation],
-               seeds: Sequence[int] | None = None) -> list[SampledDecision]:
+               seeds: Sequence[int] | None = None, copies: int = 1) -> list[SampledDecision]:
         self.stamps.append(time.perf_counter())
-        return self._sampler.decide(observations, seeds)
+        return self._sampler.decide(observations, seeds, copies)
 
 
 class _Shown:

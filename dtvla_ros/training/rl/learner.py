@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from dtvla_ros.training.rl.config import GrpoConfig
 from dtvla_ros.training.rl.serve import Images
 from dtvla_ros.training.rl.trajectory import Trajectory
 
+_PROBED = 65536  # values of a weight whose gradients are compared
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -43,13 +45,22 @@ class Row:
     episode_tokens: int
 
 
-def rows_of(trajectories: Sequence[Trajectory], advantages: Tensor) -> list[Row]:
-    """Return every decision of every episode with the episode's advantage."""
-    return [Row(decision, frames, float(advantage), trajectory.executed(k), tokens)
-            for trajectory, advantage, tokens in zip(
+def rows_of(trajectories: Sequence[Trajectory], advantages: Sequence[Tensor]) -> list[Row]:
+    """Return every decision of every episode that has an advantage, of [decisions] each."""
+    return [Row(decision, frames, float(value[k]), trajectory.executed(k), tokens)
+            for trajectory, value, tokens in zip(
                 trajectories, advantages, map(_tokens_of, trajectories), strict=True)
             for k, (decision, frames) in enumerate(
-                zip(trajectory.decisions, trajectory.frames, strict=True))]
+                zip(trajectory.decisions, trajectory.frames, strict=True))
+            if not value[k].isnan()]
+
+
+def looks_of(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return the rows by what was seen; draws of one decision share it."""
+    looks: dict[int, list[Row]] = {}
+    for row in rows:
+        looks.setdefault(id(row.frames), []).append(row)
+    return list(looks.values())
 
 
 def _tokens_of(trajectory: Trajectory) -> int:
@@ -101,10 +112,14 @@ class PolicyPass(nn.Module):
         self.register_buffer('banned', banned, persistent=False)
         self._thought, self._action = config.thought_temperature, config.action_temperature
 
-    def forward(self, written: Written, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log-probs and entropies [B, L + S] of images [B, C, 3, H, W] in -1..1."""
+    def forward(self, written: Written, pixels: Tensor,
+                look: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log-probs and entropies [B, L + S].
+
+        ``pixels`` [b, C, 3, H, W] in -1..1; ``look`` [B]: which of them a row was written on.
+        """
         found = likelihood(
-            self.model, written, self.model.encode_images(pixels), banned=self.banned,
+            self.model, written, self.model.encode_images(pixels)[look], banned=self.banned,
             thought_temperature=self._thought, action_temperature=self._action, entropy=True)
         assert found.thought_entropy is not None and found.action_entropy is not None
         return (torch.cat([found.thought, found.action], 1),
@@ -136,7 +151,9 @@ class UpdateReport:
     """Means over the tokens of one iteration; ``gradient``: mean norm before clipping.
 
     ``clip_fraction``, ``lower_clip_fraction`` and ``approximate_kl`` as in ``PolicyLoss``, the
-    last two entropies [nats]; ``kl``: to the reference [nats].
+    last two entropies [nats]; ``kl``: to the reference [nats]. ``agreement``: mean cosine between
+    the gradients of two optimizer steps, 0 where there is one; about 0, they are noise, and more
+    episodes a step are needed.
     ``drift``: largest difference [nats] between a log-prob as sampled and as recomputed before
     the first update. It is rounding, or sampler and learner do not run the same policy.
     """
@@ -149,6 +166,7 @@ class UpdateReport:
     thought_entropy: float
     action_entropy: float
     gradient: float
+    agreement: float
     drift: float
 
 
@@ -182,6 +200,7 @@ class Learner:
             drawn = np.random.default_rng([config.seed, iteration]).random(len(rows))
             rows = [row for row, draw in zip(rows, drawn, strict=True)
                     if draw < config.learn_share]
+        looks = looks_of(rows)
         counts = Counts(*self.summed([
             sum(len(r.decision.thought_log_probs) for r in rows),
             width * sum(r.executed for r in rows),
@@ -192,11 +211,11 @@ class Learner:
         for epoch in range(config.epochs):
             rng = np.random.default_rng([config.seed, iteration, epoch])
             for number, part in enumerate(
-                    np.array_split(rng.permutation(len(rows)), config.minibatches)):
+                    np.array_split(rng.permutation(len(looks)), config.minibatches)):
                 self.optimizer.zero_grad()
-                for piece in self._pieces([rows[k] for k in part]):
+                for piece in self._pieces([looks[k] for k in part]):
                     self._backward(piece, counts, sums, fresh=epoch == number == 0)
-                sums.gradient += self._step()
+                sums.gradient += self._step(sums.directions)
         return self._report(sums, counts)
 
     def try_out(self, rows: list[Row]) -> None:
@@ -204,18 +223,26 @@ class Learner:
         self._backward(rows, Counts(1.0, 1.0, 1.0, 1.0), _Sums(), fresh=False)
         self.optimizer.zero_grad()
 
-    def _pieces(self, rows: list[Row]) -> Iterator[list[Row]]:
-        """Yield micro-batches of decisions about equally long."""
-        size = self.config.micro_batch
-        rows.sort(key=lambda row: len(row.decision.thought_tokens))
-        for k in range(0, len(rows), size):
-            yield rows[k:k + size]
+    def _pieces(self, looks: list[list[Row]]) -> Iterator[list[Row]]:
+        """Yield micro-batches of decisions about equally long, those of one look together."""
+        looks.sort(key=lambda rows: max(len(row.decision.thought_tokens) for row in rows))
+        piece: list[Row] = []
+        for rows in looks:
+            if piece and len(piece) + len(rows) > self.config.micro_batch:
+                yield piece
+                piece = []
+            piece = piece + rows
+        if piece:
+            yield piece
 
     def _backward(self, rows: list[Row], counts: Counts, sums: _Sums, fresh: bool) -> None:
         """Add one micro-batch's gradient; ``fresh``: no step was taken since the sampling."""
         config, device = self.config, self.accelerator.device
+        looks = looks_of(rows)
         pixels = torch.from_numpy(
-            np.stack([self.transform.pixels(row.frames) for row in rows])).to(device)
+            np.stack([self.transform.pixels(look[0].frames) for look in looks])).to(device)
+        place = {id(look[0].frames): k for k, look in enumerate(looks)}
+        look = torch.tensor([place[id(row.frames)] for row in rows], device=device)
         tokens = Tokens.of(rows, self.transform, device)
         old = tokens.placed([r.decision.thought_log_probs for r in rows],
                             [r.decision.action_log_probs for r in rows])
@@ -223,8 +250,8 @@ class Learner:
             [[r.advantage / self._divisor(r, counts)] for r in rows], device=device).expand_as(old)
         with self.accelerator.autocast():
             with torch.no_grad():
-                wanted, _ = self.frozen(tokens.written, pixels)
-            log_probs, entropy = self.policy(tokens.written, pixels)
+                wanted, _ = self.frozen(tokens.written, pixels, look)
+            log_probs, entropy = self.policy(tokens.written, pixels, look)
         share = 1.0 / config.minibatches  # of the iteration's tokens, in one optimizer step
         report = policy_loss(
             log_probs, old, advantages, tokens.acted, clip_low=config.clip_low,
@@ -247,7 +274,7 @@ class Learner:
             return counts.episodes
         return counts.episodes * self.config.learn_share * row.episode_tokens
 
-    def _step(self) -> float:
+    def _step(self, directions: Directions) -> float:
         """Add up the gradients of all processes and take a step; return their norm."""
         parameters = [p for group in self.optimizer.param_groups for p in group['params']]
         for p in parameters:
@@ -258,6 +285,7 @@ class Learner:
             flat = self.accelerator.reduce(flat, reduction='sum')
             for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
                 p.grad = part.view_as(p)
+        directions.add(parameters)
         norm = float(nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip))
         if not math.isfinite(norm):
             raise UserError(f'the gradient is {norm} at optimizer step {self.step}; lower '
@@ -282,12 +310,35 @@ class Learner:
             loss / steps, kl / (counts.chosen * config.epochs), clipped / acted, bounded / acted,
             change / acted, words / (counts.words * config.epochs),
             actions / (counts.actions * config.epochs), sums.gradient / steps,
-            float(drift.max()))
+            sums.directions.agreement, float(drift.max()))
 
     def summed(self, values: Sequence[float]) -> list[float]:
         """Return the sums over all processes."""
         tensor = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
         return self.accelerator.reduce(tensor, reduction='sum').tolist()
+
+
+class Directions:
+    """Whether gradients point the same way, told from some values of every weight."""
+
+    def __init__(self) -> None:
+        self._sum = torch.zeros(1)
+        self._squares, self._count = 0.0, 0
+
+    def add(self, parameters: Sequence[nn.Parameter]) -> None:
+        flat = torch.cat([p.grad.flatten()[:_PROBED].float() for p in parameters
+                          if p.grad is not None])
+        self._sum = self._sum.to(flat.device) + flat
+        self._squares += float(flat.square().sum())
+        self._count += 1
+
+    @property
+    def agreement(self) -> float:
+        """Mean product of two different gradients over their mean square."""
+        if self._count < 2 or not self._squares:
+            return 0.0
+        return (float(self._sum.square().sum()) - self._squares) / (
+            (self._count - 1) * self._squares)
 
 
 @dataclass
@@ -303,6 +354,7 @@ class _Sums:
     actions: float = 0.0
     gradient: float = 0.0
     drift: float = 0.0
+    directions: Directions = field(default_factory=Directions)
 
     def add(self, tokens: Tokens, report: PolicyLoss, loss: Tensor, kl: Tensor,
             entropy: Tensor) -> None:

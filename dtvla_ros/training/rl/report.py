@@ -54,9 +54,11 @@ def line(row: Row) -> str:
     text = (f'iteration {row["iteration"]}: {_rate(row["success"])} of the sampled, '
             f'{row["groups"]["kept"]} of {row["groups"]["tried"]} groups kept, '
             f'form {row["form"]:.2f}, {row["words"]:.1f} words')
+    if 'progress' in row:
+        text += f', {1000 * row["progress"]:.1f} mm nearer by a decision'
     if update := row['update']:
         text += (f', KL {update["kl"]:.4f}, clipped {update["clip_fraction"]:.3f}, '
-                 f'drift {update["drift"]:.0e}')
+                 f'steps agree {update["agreement"]:+.3f}, drift {update["drift"]:.0e}')
     text += f', {_speed([row]):.3f} rollouts/s, {row["seconds"]["learning"]:.0f} s to learn'
     if 'evaluation' in row:
         text += f'; held out {_rate(row["evaluation"])}'
@@ -66,8 +68,9 @@ def line(row: Row) -> str:
 def scalars(row: Row) -> Iterator[tuple[str, float]]:
     """Yield what TensorBoard shows of an iteration."""
     yield 'rollouts/success', row['success']['rate']
-    for name in ('reward', 'form', 'steps', 'words', 'cut'):
-        yield f'rollouts/{name}', row[name]
+    for name in ('reward', 'form', 'progress', 'steps', 'words', 'cut'):
+        if name in row:
+            yield f'rollouts/{name}', row[name]
     yield 'rollouts/per_second', _speed([row])
     yield 'rollouts/groups_kept', row['groups']['kept'] / row['groups']['tried']
     for name, value in (row['update'] or {}).items():
@@ -153,8 +156,14 @@ def curves(rows: Sequence[Row], held: Sequence[Row]) -> bytes:
     at = [row['iteration'] for row in learnt]
 
     def updates(*names: str) -> dict[str, list[float]]:
-        return {name.replace('_', ' '): [row['update'][name] for row in learnt] for name in names}
+        return {name.replace('_', ' '): [row['update'].get(name, np.nan) for row in learnt]
+                for name in names}  # an older run did not tell all of them
 
+    if all('progress' in row for row in rows):
+        last = ('way that a decision gains [mm]', x, {'': [1e3 * r['progress'] for r in rows]})
+    else:
+        last = ('share of groups kept', x, {
+            '': [row['groups']['kept'] / row['groups']['tried'] for row in rows]})
     panels: list[tuple[str, list[int], dict[str, list[float]]]] = [
         ('reward and its parts', x, {
             'reward': [row['reward'] for row in rows], 'well formed': [r['form'] for r in rows],
@@ -164,12 +173,11 @@ def curves(rows: Sequence[Row], held: Sequence[Row]) -> bytes:
             'by the update (k1)': [row['update']['approximate_kl'] for row in learnt]}),
         ('entropy [nats per token]', at, updates('thought_entropy', 'action_entropy')),
         ('share of tokens clipped', at, updates('clip_fraction', 'lower_clip_fraction')),
-        ('gradient norm before clipping', at, updates('gradient')),
+        ('gradient: norm, agreement of steps', at, updates('gradient', 'agreement')),
         ('rollouts per second', x, {'': [_speed([row]) for row in rows]}),
         ('lengths', x, {'control steps': [row['steps'] for row in rows],
                         'words of a thought': [row['words'] for row in rows]}),
-        ('share of groups kept', x, {
-            '': [row['groups']['kept'] / row['groups']['tried'] for row in rows]})]
+        last]
     for ax, (title, where, lines) in zip(axes[1:], panels, strict=True):
         for name, values in lines.items():
             ax.plot(where, values, marker='.', label=name)

@@ -11,6 +11,7 @@ import numpy as np
 
 from dtvla_ros.engine.batch import SampledDecision
 from dtvla_ros.policy.observation import Observation
+from dtvla_ros.training.rl.branching import Branched, BranchJob
 from dtvla_ros.training.rl.pool import EnvPool, Lost
 from dtvla_ros.training.rl.serve import End, EpisodeJob, Images, Job, Look, Result
 from dtvla_ros.training.rl.trajectory import Trajectory
@@ -27,10 +28,10 @@ class Rollout:
 
 
 class Sampler(Protocol):
-    """What decides for a batch; see ``BatchSampler``."""
+    """What decides for a batch, ``copies`` times for each; see ``BatchSampler``."""
 
-    def decide(self, observations: Sequence[Observation],
-               seeds: Sequence[int] | None = None) -> list[SampledDecision]:
+    def decide(self, observations: Sequence[Observation], seeds: Sequence[int] | None = None,
+               copies: int = 1) -> list[SampledDecision]:
         ...
 
 
@@ -56,18 +57,18 @@ class RolloutTimes:
 
 @dataclass
 class Episode:
-    """One that goes on, or has ended: what was decided so far, and on which pictures."""
+    """One that goes on, or has ended: the draws of every decision, and on which pictures."""
 
     rollout: Rollout
     tries: int = 1
-    decisions: list[SampledDecision] = field(default_factory=list)
+    decisions: list[list[SampledDecision]] = field(default_factory=list)
     frames: list[Images] = field(default_factory=list)
 
 
-def sampling_seed(key: Sequence[int], decision: int) -> int:
-    """Return the seed of one decision's draws, 0 <= seed < 2^63."""
-    state = np.random.SeedSequence([*key, decision]).generate_state(1, np.uint64)
-    return int(state[0] >> np.uint64(1))
+def sampling_seed(key: Sequence[int], decision: int, draw: int = 0) -> int:
+    """Return the seed of one draw of a decision, 0 <= seed < 2^63."""
+    state = np.random.SeedSequence([*key, decision]).generate_state(draw + 1, np.uint64)
+    return int(state[draw] >> np.uint64(1))
 
 
 class RolloutEngine:
@@ -81,6 +82,7 @@ class RolloutEngine:
 
     def __init__(self, pool: EnvPool, lanes: int = 1):
         self.pool = pool
+        self._draws = 1
         self._lanes = [list(range(k, pool.size, lanes)) for k in range(min(lanes, pool.size))]
         self.times = RolloutTimes()
 
@@ -90,16 +92,35 @@ class RolloutEngine:
         def ended(episode: Episode, result: Result) -> None:
             job = episode.rollout.job
             assert isinstance(job, EpisodeJob)
-            done(Trajectory(job, episode.rollout.key, tuple(episode.decisions),
+            done(Trajectory(job, episode.rollout.key, tuple(d for d, in episode.decisions),
                             tuple(episode.frames), result.success, result.steps))
 
         self.play(sampler, source, ended)
 
+    def branch(
+        self, sampler: Sampler, source: Callable[[], Rollout | None],
+        done: Callable[[Trajectory], None], draws: int,
+    ) -> None:
+        """Play ``BranchJob``s; ``done`` gets ``draws`` trajectories of each.
+
+        The first is the episode; the others share what it saw, and hold what else was drawn.
+        """
+        def ended(episode: Episode, result: Result) -> None:
+            job = episode.rollout.job
+            assert isinstance(job, BranchJob) and isinstance(result, Branched)
+            for draw in range(draws):
+                done(Trajectory(
+                    job.episode, (*episode.rollout.key[:-1], draw),
+                    tuple(drawn[draw] for drawn in episode.decisions), tuple(episode.frames),
+                    result.success, result.steps, tuple(gained[draw] for gained in result.gains)))
+
+        self.play(sampler, source, ended, draws)
+
     def play(self, sampler: Sampler, source: Callable[[], Rollout | None],
-             ended: Callable[[Episode, Result], None]) -> None:
+             ended: Callable[[Episode, Result], None], draws: int = 1) -> None:
         """Play what ``source`` gives until it gives None and nothing goes on.
 
-        ``source`` is asked whenever a slot is free.
+        ``source`` is asked whenever a slot is free. A job gets chunks [T, D], or [draws, T, D].
 
         Raises
         ------
@@ -108,6 +129,7 @@ class RolloutEngine:
 
         """
         active: dict[int, Episode] = {}
+        self._draws = draws
         begun = time.perf_counter()
         going = True
         while going:
@@ -163,13 +185,16 @@ class RolloutEngine:
     def _decide(self, looks: dict[int, Look], active: dict[int, Episode],
                 sampler: Sampler) -> None:
         begun = time.perf_counter()
-        seeds = [sampling_seed(active[slot].rollout.key, len(active[slot].decisions))
-                 for slot in looks]
-        decisions = sampler.decide([look.observation for look in looks.values()], seeds)
-        for slot, look, decision in zip(looks, looks.values(), decisions, strict=True):
-            active[slot].decisions.append(decision)
+        seeds = [sampling_seed(active[slot].rollout.key, len(active[slot].decisions), draw)
+                 for slot in looks for draw in range(self._draws)]
+        decisions = sampler.decide(
+            [look.observation for look in looks.values()], seeds, self._draws)
+        for number, (slot, look) in enumerate(looks.items()):
+            drawn = decisions[number * self._draws:(number + 1) * self._draws]
+            active[slot].decisions.append(drawn)
             active[slot].frames.append(
                 {name: image.copy() for name, image in look.observation.images.items()})
-            self.pool.go_on(slot, decision.chunk)
+            self.pool.go_on(slot, drawn[0].chunk if self._draws == 1
+                            else np.stack([d.chunk for d in drawn]))
         self.times.deciding += time.perf_counter() - begun
-        self.times.decisions += len(decisions)
+        self.times.decisions += len(looks)

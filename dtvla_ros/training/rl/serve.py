@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dtvla_ros.engine.engine import Decision
 from dtvla_ros.errors import UserError
-from dtvla_ros.evaluation.protocol import Decide, EpisodeResult, run_episode
+from dtvla_ros.evaluation.protocol import Box, Decide, EpisodeResult, run_episode
 from dtvla_ros.evaluation.setup import SceneSetup
 from dtvla_ros.policy.observation import Observation
 
@@ -46,16 +46,18 @@ class Job(Protocol):
 class EpisodeJob:
     """One episode to play: a task, the seed of its start, and how often the policy looks.
 
-    ``max_steps`` None: the task's own limit.
+    ``max_steps`` None: the task's own limit; ``workspace`` as of ``execute``.
     """
 
     task: str
     seed: int
     replan_steps: int
     max_steps: int | None = None
+    workspace: Box | None = None
 
     def play(self, env: Any, decide: Decide) -> EpisodeResult:
-        return run_episode(env, decide, self.task, self.seed, self.replan_steps, self.max_steps)
+        return run_episode(env, decide, self.task, self.seed, self.replan_steps, self.max_steps,
+                           workspace=self.workspace)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ class Trajectory:
     """An episode played to its end.
 
     ``key``: what its sampling began from; (group, member) in training. ``frames``: pictures by
-    camera [H, W, 3] of every decision. ``steps``: control steps taken.
+    camera [H, W, 3] of every decision. ``steps``: control steps taken. ``gains`` [m]: how much
+    shorter each decision made the way, where they were tried one by one (see ``branching``).
     """
 
     job: EpisodeJob
@@ -33,6 +34,7 @@ class Trajectory:
     frames: tuple[Images, ...]
     success: bool
     steps: int
+    gains: tuple[float, ...] = ()
 
     def executed(self, number: int) -> int:
         """Return how many actions of decision ``number`` moved the arm."""
@@ -50,7 +52,8 @@ class Trajectory:
         for camera in self.frames[0]:
             tensors[f'frames.{camera}'] = np.stack([f[camera] for f in self.frames])
         facts = {'job': asdict(self.job), 'key': self.key, 'success': self.success,
-                 'steps': self.steps, 'outcome': [d.outcome for d in self.decisions]}
+                 'steps': self.steps, 'gains': self.gains,
+                 'outcome': [d.outcome for d in self.decisions]}
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix('.part')
         save_file(tensors, part, {'trajectory': json.dumps(facts)})
@@ -74,5 +77,8 @@ class Trajectory:
             for k, outcome in enumerate(facts['outcome']))
         frames = tuple({c: tensors[f'frames.{c}'][k] for c in cameras}
                        for k in range(len(decisions)))
-        return cls(EpisodeJob(**facts['job']), tuple(facts['key']), decisions, frames,
-                   facts['success'], facts['steps'])
+        job = EpisodeJob(**facts['job'])
+        if job.workspace is not None:
+            job = replace(job, workspace=tuple(map(tuple, job.workspace)))
+        return cls(job, tuple(facts['key']), decisions, frames,
+                   facts['success'], facts['steps'], tuple(facts['gains']))

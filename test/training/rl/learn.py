@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,11 @@ from dtvla_ros.training.rl.learner import Learner, rows_of
 from dtvla_ros.training.rl.trajectory import Trajectory
 
 
+def alike(played: Sequence[Trajectory], advantages: Sequence[float]) -> list[torch.Tensor]:
+    """Return advantages of episodes as those of their decisions."""
+    return [torch.full((len(t.decisions),), a) for t, a in zip(played, advantages, strict=True)]
+
+
 def learn(folder: Path, rank: int, world: int) -> Learner:
     """Take two steps on the episodes of one process; process 0 gets three, process 1 one."""
     model, transform = small_policy()
@@ -26,9 +32,9 @@ def learn(folder: Path, rank: int, world: int) -> Learner:
     # Adam turns rounding of a tiny gradient into a step of full length; plain descent does not.
     learner.optimizer = torch.optim.SGD(learner.model.parameters(), 0.1)
     played = [Trajectory.load(path) for path in sorted(folder.glob('*.safetensors'))]
-    advantages = torch.tensor([1.0, -0.7, 0.4, -0.2])
+    advantages = [1.0, -0.7, 0.4, -0.2]
     mine = slice(0, 4) if world == 1 else slice(0, 3) if rank == 0 else slice(3, 4)
-    rows = rows_of(played[mine], advantages[mine])
+    rows = rows_of(played[mine], alike(played[mine], advantages[mine]))
     learner.update(rows, len(played[mine]), 0)
     return learner
 

@@ -89,8 +89,11 @@ def test_groups_of_equals_are_replaced(transform):
     assert groups.tried == 4 and len(groups.played) == 16
     assert [t.key[1:] for t in groups.kept] == [(n, m) for n in (1, 3) for m in range(4)]
     advantages = groups.advantages()
-    assert advantages[:2].min() > 0 > advantages[2:4].max()
-    torch.testing.assert_close(advantages.view(2, 4).sum(1), torch.zeros(2), atol=1e-5, rtol=0)
+    assert [len(values) for values in advantages] == [len(t.decisions) for t in groups.kept]
+    assert all(len(values.unique()) == 1 for values in advantages)
+    first = torch.stack([values[0] for values in advantages])
+    assert first[:2].min() > 0 > first[2:4].max()
+    torch.testing.assert_close(first.view(2, 4).sum(1), torch.zeros(2), atol=1e-5, rtol=0)
 
 
 def test_the_starts_do_not_depend_on_who_finishes_first(transform):

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from learn import alike
 from small import CONFIG, small_policy, small_run
 from toy import INSTRUCTIONS, ToyScene
 
@@ -66,12 +67,13 @@ def log_probs(run):
     with closing(LocalPool(ToyScene(), 2)) as pool:
         RolloutEngine(pool).run(
             sampler, lambda: jobs.pop(0) if jobs else None, drawn.append)
-    rows = rows_of(sorted(drawn, key=lambda t: t.job.task), torch.zeros(2))
+    drawn.sort(key=lambda t: t.job.task)
+    rows = rows_of(drawn, alike(drawn, [0.0, 0.0]))
     tokens = Tokens.of(rows, transform, 'cpu')
     pixels = torch.from_numpy(np.stack([transform.pixels(row.frames) for row in rows]))
     judge = PolicyPass(load_start(run).model, sampler.banned, CONFIG)
     with torch.no_grad():
-        found, _ = judge(tokens.written, pixels)
+        found, _ = judge(tokens.written, pixels, torch.arange(len(rows)))
     return found[tokens.chosen]
 
 
@@ -197,7 +199,9 @@ def test_estimate_costs_nothing(init, tmp_path, capsys):
     ('groups: many', 'groups'), ('gruops: 3', 'gruops'), ('a: [1', 'malformed'), ('word', 'key:'),
     ('group: 1', 'at least 2'), ('algorithm: ppo', 'ppo'), ('aggregation: sum', 'sum'),
     ('dual_clip: 0.5', 'dual_clip'), ('action_temperature: 0', 'action_temperature'),
-    ('kl_weight: -1', 'kl_weight'), ('form: free', 'free'), ('precision: fp8', 'fp8')])
+    ('kl_weight: -1', 'kl_weight'), ('form: free', 'free'), ('precision: fp8', 'fp8'),
+    ('compare: starts', 'starts'), ('progress_weight: -1', 'progress_weight'),
+    ('workspace_low: [1.0, 0.0, 0.0]', 'workspace is empty on x')])
 def test_a_bad_recipe_is_named(tmp_path, text, named):
     path = tmp_path / 'recipe.yaml'
     path.write_text(text)
@@ -206,9 +210,12 @@ def test_a_bad_recipe_is_named(tmp_path, text, named):
     assert str(path) in str(caught.value)
 
 
-def test_the_shipped_recipe_is_the_default():
-    assert GrpoConfig.read(HERE.parents[2] / 'config' / 'train' / 'grpo.yaml') == GrpoConfig()
+def test_the_shipped_recipes():
+    recipes = HERE.parents[2] / 'config' / 'train'
+    assert GrpoConfig.read(recipes / 'grpo.yaml') == GrpoConfig()
     assert GrpoConfig().kl_weight > 0.0
+    decisions = GrpoConfig.read(recipes / 'grpo-decisions.yaml')
+    assert decisions.branching and decisions.kl_weight > 0.0
 
 
 def test_iterations_or_minutes(init, tmp_path):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from learn import learn
+from learn import alike, learn
 from small import CONFIG, small_policy
 from torch.distributions import Categorical
 from toy import ToyScene
@@ -23,7 +23,7 @@ from toy import ToyScene
 from dtvla_ros.engine.batch import BatchSampler
 from dtvla_ros.policy.checkpoint import read_tensors
 from dtvla_ros.training.policy_loss import AGGREGATIONS
-from dtvla_ros.training.rl.learner import Learner, Tokens, rows_of
+from dtvla_ros.training.rl.learner import Directions, Learner, Tokens, rows_of
 from dtvla_ros.training.rl.pool import LocalPool
 from dtvla_ros.training.rl.rollouts import Rollout, RolloutEngine
 from dtvla_ros.training.rl.serve import EpisodeJob
@@ -83,11 +83,11 @@ def test_a_saved_episode_is_the_same(played, tmp_path):
 def test_sampled_log_probs_are_the_recomputed_ones_before_the_first_update(played):
     """The invariant everything rests on: the first ratios are one, in every lane and batch."""
     learner = learner_of(played, replace(HOT, minibatches=1))
-    report = learner.update(rows_of(played[2], torch.ones(4)), 4, 0)
+    report = learner.update(rows_of(played[2], alike(played[2], [1.0] * 4)), 4, 0)
     assert report.drift < 1e-4
     assert report.kl == pytest.approx(0.0, abs=1e-6)  # the reference is the policy still
     assert report.clip_fraction == report.lower_clip_fraction == 0.0
-    again = learner.update(rows_of(played[2], torch.ones(4)), 4, 1)
+    again = learner.update(rows_of(played[2], alike(played[2], [1.0] * 4)), 4, 1)
     assert again.drift > 1e-3 and again.kl > 1e-6  # it moved, and both see it
 
 
@@ -160,7 +160,7 @@ def test_the_gradient_is_that_of_the_definition(played, mode):
     hook = learner.optimizer.register_step_pre_hook(
         lambda *_: grads.update({n: p.grad.clone()
                                  for n, p in learner.model.named_parameters()}))
-    report = learner.update(rows_of(trajectories, torch.tensor([0.7, -1.3])), 2, 0)
+    report = learner.update(rows_of(trajectories, alike(trajectories, [0.7, -1.3])), 2, 0)
     hook.remove()
     assert report.kl == pytest.approx(kl.item(), rel=1e-3)
     assert report.loss == pytest.approx((loss + config.kl_weight * kl).item(), rel=1e-3)
@@ -172,7 +172,7 @@ def test_the_gradient_is_that_of_the_definition(played, mode):
 
 def test_slices_weigh_every_token_alike(played):
     """With plain gradient steps, four slices add up to what one step over everything does."""
-    rows = rows_of(played[2], torch.tensor([1.0, -0.5, 0.3, -0.8]))
+    rows = rows_of(played[2], alike(played[2], [1.0, -0.5, 0.3, -0.8]))
     sums = []
     for minibatches in (1, 4):
         learner = learner_of(played, replace(HOT, minibatches=minibatches, learning_rate=0.0001,
@@ -192,6 +192,18 @@ def test_slices_weigh_every_token_alike(played):
         torch.testing.assert_close(one, four, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize('shift, wanted', [(0.0, 0.0), (1.0, 0.5), (100.0, 1.0)])
+def test_steps_agree_as_much_as_they_share(shift, wanted):
+    """Gradients of noise alone, of as much signal as noise, of hardly any noise."""
+    rng = torch.Generator().manual_seed(0)
+    directions, weight = Directions(), torch.nn.Parameter(torch.zeros(200, 200))
+    assert directions.agreement == 0.0
+    for _ in range(8):
+        weight.grad = shift + torch.randn(200, 200, generator=rng)
+        directions.add([weight])
+    assert directions.agreement == pytest.approx(wanted, abs=0.02)
+
+
 def test_the_kl_holds_the_policy(played):
     """No advantage at all: what the weights do then is go back to the reference."""
     learner = learner_of(played, replace(HOT, kl_weight=1.0, minibatches=1, learning_rate=3e-3,
@@ -200,14 +212,14 @@ def test_the_kl_holds_the_policy(played):
     with torch.no_grad():
         for weight in learner.model.parameters():
             weight.add_(0.02 * torch.randn_like(weight))
-    rows = rows_of(played[2], torch.zeros(4))
+    rows = rows_of(played[2], alike(played[2], [0.0] * 4))
     first, *_, last = [learner.update(rows, 4, k).kl for k in range(12)]
     assert first > 0.02 and last < 0.5 * first
 
 
 def test_tokens_lie_in_their_columns(played):
     transform = played[1]
-    rows = rows_of(played[2], torch.zeros(4))[:5]
+    rows = rows_of(played[2], alike(played[2], [0.0] * 4))[:5]
     tokens = Tokens.of(rows, transform, 'cpu')
     thoughts = [row.decision.thought_log_probs for row in rows]
     actions = [row.decision.action_log_probs for row in rows]
@@ -229,14 +241,14 @@ def test_nothing_to_learn_is_nothing_done(played):
 
 def test_a_share_of_the_decisions_is_learnt_from_and_no_other(played, monkeypatch):
     *_, episodes = played
-    rows = rows_of(episodes * 20, torch.ones(len(episodes) * 20))
+    rows = rows_of(episodes * 20, alike(episodes * 20, [1.0] * len(episodes) * 20))
     seen: list[int] = []
 
     def learnt(iteration):
         learner = learner_of(played, replace(HOT, learn_share=0.25))
         monkeypatch.setattr(learner, '_backward', lambda piece, *_, **__: seen.extend(
             next(k for k, row in enumerate(rows) if row is one) for one in piece))
-        monkeypatch.setattr(learner, '_step', lambda: 0.0)
+        monkeypatch.setattr(learner, '_step', lambda _: 0.0)
         seen.clear()
         learner.update(rows, len(episodes) * 20, iteration)
         return sorted(seen)

@@ -45,6 +45,20 @@ class ToyEnv:
         over = self._steps >= self.max_steps and not success
         return self._observe(), float(success), success, over, {'success': success}
 
+    def remaining(self) -> float:
+        """Return how far the hand is from its spot [m]."""
+        side = 1.0 if self._task == 'left' else -1.0
+        return max(self._goal - side * self._y, 0.0)
+
+    def snapshot(self):
+        """Return what brings the hand back."""
+        y, steps = self._y, self._steps
+
+        def restore():
+            self._y, self._steps = y, steps
+
+        return restore
+
     def _observe(self) -> dict[str, np.ndarray]:
         image = np.full((SIZE, SIZE, 3), 120, np.uint8)
         column = int(np.clip((self._y + 1.0) * SIZE / 2, 0, SIZE - 2))
