@@ -69,6 +69,9 @@ def train_grpo(
     `dtvla train grpo --init runs/nano --out runs/grpo --iterations 20`
 
     `dtvla train grpo --init models/nano --out runs/grpo --iterations 1 --estimate`
+
+    `dtvla train grpo --config config/train/grpo-decisions.yaml --init runs/few --out runs/better
+    --iterations 20` compares the draws of every decision instead of whole episodes
     """
     from dtvla_ros.training.rl.config import GrpoConfig
     from dtvla_ros.training.rl.grpo import GrpoRun

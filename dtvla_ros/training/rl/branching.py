@@ -7,7 +7,6 @@ and the episode goes on from the first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,33 +50,38 @@ class BranchJob:
         gripper, steps, over, success = osc.GRIPPER_OPEN, 0, False, False
         gains: list[tuple[float, ...]] = []
         limit = job.max_steps or env.max_steps
+        before = env.remaining()
         while not over and steps < limit:
             chunks = decide(observation_from_sim(obs, info, env, steps)).chunk  # [G, T, D]
-            moved, gained = self._try(env, chunks, gripper)
+            moved, here, left = self._try(env, chunks, gripper)
             obs, gripper, success, over = moved.obs, moved.gripper, moved.success, moved.over
             steps += len(moved.commands)
-            gains.append(gained)
+            gains.append(tuple(before - way for way in left))
+            before = here
         return Branched(success, steps, tuple(gains))
 
     def _try(self, env: Any, chunks: NDArray[np.float32],
-             gripper: float) -> tuple[Moved, tuple[float, ...]]:
-        """Carry out all draws from the present state, the first last; return what it led to."""
-        before, restore = env.remaining(), env.snapshot()
-        gained: list[float] = []
-        resume: Callable[[], None] | None = None
+             gripper: float) -> tuple[Moved, float, list[float]]:
+        """Carry out all draws from the present state, the first last.
+
+        Returns what the first led to, the way that is left there [m], and the way that is left
+        by each once the arm is at rest.
+        """
+        restore = env.snapshot()
+        left: list[float] = []
         for number in reversed(range(len(chunks))):
-            if gained:
+            if left:
                 restore()
             moved = execute(env, chunks[number][:self.episode.replan_steps], gripper,
                             self.episode.workspace)
+            if number == 0:  # what is seen is drawn before the scene moves on
+                moved = replace(moved, obs=dict(moved.obs))
+            here, resume = env.remaining(), env.snapshot()
             if not moved.over:
-                if number == 0:  # what is seen is drawn before the scene moves on
-                    moved, resume = replace(moved, obs=dict(moved.obs)), env.snapshot()
                 execute(env, np.repeat(_hold(moved.gripper), SETTLE_STEPS, 0), moved.gripper)
-            gained.append(before - env.remaining())
-        if resume is not None:
-            resume()
-        return moved, tuple(reversed(gained))
+            left.insert(0, env.remaining())
+        resume()
+        return moved, here, left
 
 
 def _hold(gripper: float) -> NDArray[np.float64]:
