@@ -21,6 +21,10 @@ RADIANS_PER_SECOND_PER_UNIT = 2.67
 GRIPPER_OPEN = -1.0
 GRIPPER_CLOSED = 1.0
 GRIPPER_DEAD_BAND = 0.1
+# Where a goal may lie, base frame [m]; reaches LIBERO's and robosuite's tables, which lie below
+# the arm's base.
+WORKSPACE_LOW = (0.15, -0.60, -0.20)
+WORKSPACE_HIGH = (0.90, 0.60, 0.80)
 
 
 def target_pose(

@@ -11,10 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 from dtvla_ros.actions import osc
 from dtvla_ros.errors import UserError
 
-# Base frame; reaches LIBERO's and robosuite's tables, which lie below the arm's base.
-WORKSPACE_LOW = (0.15, -0.60, -0.20)
-WORKSPACE_HIGH = (0.90, 0.60, 0.80)
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -31,8 +27,8 @@ class Limits:
     jerk: float = 10.0
     step_linear: float = 0.05
     step_angular: float = 0.5
-    workspace_low: tuple[float, float, float] = WORKSPACE_LOW
-    workspace_high: tuple[float, float, float] = WORKSPACE_HIGH
+    workspace_low: tuple[float, float, float] = osc.WORKSPACE_LOW
+    workspace_high: tuple[float, float, float] = osc.WORKSPACE_HIGH
     per_axis: bool = False
 
     def __post_init__(self) -> None:

@@ -7,10 +7,10 @@ import time
 import numpy as np
 import pytest
 
+from dtvla_ros.actions import osc
 from dtvla_ros.middleware import ros
 from dtvla_ros.middleware.messages import Bool, String, Trigger, TwistStamped, get_service
 from dtvla_ros.nodes import wire
-from dtvla_ros.safety.limits import WORKSPACE_HIGH
 from test.faults.inside import policy_faults
 from test.faults.rig import TASK
 from test.faults.table import T
@@ -109,7 +109,7 @@ def test_15_a_target_outside_the_box_is_rejected(moving, check):
     times = []
 
     def at_the_edge(message):
-        message.pose.position.x = WORKSPACE_HIGH[0] - 0.01
+        message.pose.position.x = osc.WORKSPACE_HIGH[0] - 0.01
         times.append(time.monotonic())
         return message
 

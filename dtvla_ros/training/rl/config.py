@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dtvla_ros.actions import osc
 from dtvla_ros.errors import UserError
-from dtvla_ros.safety.limits import WORKSPACE_HIGH, WORKSPACE_LOW, Limits
 from dtvla_ros.training.advantage import BASELINES
 from dtvla_ros.training.config import checked, read_recipe
 from dtvla_ros.training.policy_loss import AGGREGATIONS
@@ -48,8 +48,8 @@ class GrpoConfig:
     form: str = 'grammar'
     compare: str = 'episodes'
     progress_weight: float = 10.0
-    workspace_low: tuple[float, float, float] = WORKSPACE_LOW
-    workspace_high: tuple[float, float, float] = WORKSPACE_HIGH
+    workspace_low: tuple[float, float, float] = osc.WORKSPACE_LOW
+    workspace_high: tuple[float, float, float] = osc.WORKSPACE_HIGH
     thought_temperature: float = 1.0
     action_temperature: float = 1.0
     learning_rate: float = 5e-5
@@ -92,7 +92,10 @@ class GrpoConfig:
             if getattr(self, name) < 0:
                 raise UserError(f'train config: {name} must not be negative, '
                                 f'got {getattr(self, name)}')
-        Limits(workspace_low=self.workspace_low, workspace_high=self.workspace_high)
+        for axis, low, high in zip('xyz', self.workspace_low, self.workspace_high, strict=True):
+            if not low < high:
+                raise UserError(f'train config: the workspace is empty on {axis}: low {low} is '
+                                f'not below high {high}')
         if self.group < 2:
             raise UserError(f'train config: group must be at least 2, got {self.group}; an '
                             'advantage needs another episode to compare with')
