@@ -92,6 +92,10 @@ class GrpoConfig:
             if getattr(self, name) < 0:
                 raise UserError(f'train config: {name} must not be negative, '
                                 f'got {getattr(self, name)}')
+        for name in ('workspace_low', 'workspace_high'):
+            if len(getattr(self, name)) != 3:
+                raise UserError(f'train config: {name} must be three numbers [m], '
+                                f'got {getattr(self, name)}')
         for axis, low, high in zip('xyz', self.workspace_low, self.workspace_high, strict=True):
             if not low < high:
                 raise UserError(f'train config: the workspace is empty on {axis}: low {low} is '

@@ -201,7 +201,8 @@ def test_estimate_costs_nothing(init, tmp_path, capsys):
     ('dual_clip: 0.5', 'dual_clip'), ('action_temperature: 0', 'action_temperature'),
     ('kl_weight: -1', 'kl_weight'), ('form: free', 'free'), ('precision: fp8', 'fp8'),
     ('compare: starts', 'starts'), ('progress_weight: -1', 'progress_weight'),
-    ('workspace_low: [1.0, 0.0, 0.0]', 'workspace is empty on x')])
+    ('workspace_low: [1.0, 0.0, 0.0]', 'workspace is empty on x'),
+    ('workspace_high: [1.0, 0.0]', 'three numbers')])
 def test_a_bad_recipe_is_named(tmp_path, text, named):
     path = tmp_path / 'recipe.yaml'
     path.write_text(text)
