@@ -154,7 +154,8 @@ def test_what_is_set_counts_instead_of_what_the_recipe_says(tmp_path):
 
 
 @pytest.mark.parametrize('recipe', sorted(
-    path for path in RECIPES.glob('*.yaml') if not path.stem.startswith('grpo')), ids=lambda path: path.stem)
+    path for path in RECIPES.glob('*.yaml') if not path.stem.startswith('grpo')),
+    ids=lambda path: path.stem)
 def test_the_shipped_recipes_are_valid(recipe):
     SftConfig.read(recipe)
 
