@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from ..env import TabletopEnv
-from ..tabletop.scene import BIN_HEIGHT, CUBE_HALF, TABLE_TOP
+from ..tabletop.progress import CARRY_Z, HOVER, RELEASE_Z
+from ..tabletop.scene import CUBE_HALF, TABLE_TOP
 from ..tabletop.tasks import Goal
 from .grammar import Thought
 
 OPEN, CLOSE = -1.0, 1.0
 GAIN = 1.8  # commanded offset per offset [-]
-HOVER = 0.10  # height over the grasp at which the hand moves sideways [m]
-CARRY_Z = TABLE_TOP + 0.17  # hand height while carrying [m]
 FREE_Z = TABLE_TOP + 0.13  # below this height the hand does not travel sideways [m]
 WIDE, EMPTY = 0.068, 0.006  # opening that counts as open, and as closed on nothing [m]
 GRASP_PATIENCE = 20  # control steps after which a closing grasp counts as missed
@@ -71,7 +70,7 @@ class TabletopExpert:
         scene, task = self.env.scene, self.env.task
         remaining = task.open_goals(scene)
         if not remaining:
-            goal, phase, target, gripper = task.goals[-1], 'wait', self._hand(), OPEN
+            goal, phase, target, gripper = task.goals[-1], 'wait', self.env.scene.hand(), OPEN
             place, following = target, 'wait'
         else:
             goal = remaining[0]
@@ -80,7 +79,7 @@ class TabletopExpert:
             decide = self._push if goal.verb == 'push' else self._pick_and_place
             phase, target, gripper, place, following = decide(goal)
         finished = [g.object for g in task.goals if g not in remaining]
-        hand = self._hand()
+        hand = self.env.scene.hand()
         thought = Thought(
             held=goal.object if scene.held(goal.object) else None,
             done=finished[-1] if finished else None,
@@ -101,18 +100,8 @@ class TabletopExpert:
         yaw = np.arctan2(axis[1], axis[0])  # fingers close along y of the hand
         return float((yaw + np.pi / 2) % np.pi - np.pi / 2)
 
-    def _hand(self) -> NDArray[np.float64]:
-        scene = self.env.scene
-        return np.array(scene.sim.data.site_xpos[scene.robots[0].eef_site_id])
-
-    def _opening(self) -> float:
-        scene = self.env.scene
-        fingers = [scene.sim.data.qpos[i]
-                   for i in scene.robots[0]._ref_gripper_joint_pos_indexes]
-        return float(fingers[0] - fingers[1])
-
     def _pick_and_place(self, goal: Goal) -> Choice:
-        scene, hand, opening = self.env.scene, self._hand(), self._opening()
+        scene, hand, opening = self.env.scene, self.env.scene.hand(), self.env.scene.opening()
         at = scene.position(goal.object)
         upright = abs(self._axis(goal.object)[2]) > 0.7
         grip = at + [0.0, 0.0, GRIP_Z[goal.object] if upright else 0.0]
@@ -177,7 +166,7 @@ class TabletopExpert:
         if goal.verb == 'stack':
             low = to[2] + 2 * CUBE_HALF + 0.002 - offset[2]
         else:
-            low = TABLE_TOP + BIN_HEIGHT + 0.025 - offset[2]
+            low = RELEASE_Z - offset[2]
         if hand[2] > low + 0.006:
             return 'place', np.array([above[0], above[1], low]), CLOSE, to, 'release'
         self._releasing, self._over = 20, False
@@ -191,7 +180,7 @@ class TabletopExpert:
         return np.array([-0.035 if goal == sharing[0] else 0.035, 0.0, 0.0])
 
     def _push(self, goal: Goal) -> Choice:
-        scene, hand, opening = self.env.scene, self._hand(), self._opening()
+        scene, hand, opening = self.env.scene, self.env.scene.hand(), self.env.scene.opening()
         at, to = scene.position(goal.object), scene.position(goal.destination)
         side = np.sign(to[1] - at[1])
         low = np.array([at[0], at[1], TABLE_TOP + 0.028])  # any lower, the palm presses
@@ -214,7 +203,7 @@ class TabletopExpert:
 
     def _servo(self, target, gripper: float, phase: str) -> NDArray[np.float32]:
         scene = self.env.scene
-        error = (target - self._hand()) / 0.05  # units of action
+        error = (target - self.env.scene.hand()) / 0.05  # units of action
         near = np.abs(error).max() < 1.0
         # The arm's joint friction leaves a droop of one to two centimetres without this.
         self._bias = np.clip(0.96 * self._bias + 0.06 * error, -0.4, 0.4) if near else (

@@ -11,7 +11,8 @@ from .scene import BIN_HEIGHT, CUBE_HALF, TABLE_TOP
 from .tasks import Goal, Task
 
 HOVER = 0.10  # height over an object at which the hand should move sideways [m]
-CARRY_Z = TABLE_TOP + 0.17  # height of an object that is carried [m]
+CARRY_Z = TABLE_TOP + 0.17  # height at which things are carried [m]
+RELEASE_Z = TABLE_TOP + BIN_HEIGHT + 0.025  # height of an object let go over a bin [m]
 ROOM = 0.04  # a bin is so wide to either side of where things are let go [m]
 SLOPE = 0.03  # sideways distance within which things come down to their aim [m]
 GRASP = 0.10  # what closing on an object, or letting go of it, is worth [m]
@@ -30,8 +31,7 @@ def remaining(scene: Any, task: Task) -> float:
     goals = task.open_goals(scene)
     if not goals:
         return 0.0
-    hand = np.array(scene.sim.data.site_xpos[scene.robots[0].eef_site_id])
-    way = _way(scene, goals[0], hand)
+    way = _way(scene, goals[0], scene.hand())
     for last, goal in zip(goals, goals[1:]):
         back = _aside(scene.position(last.destination), scene.position(goal.object))
         way += back + 2.0 * HOVER + GRASP + _delivery(scene, goal)
@@ -45,7 +45,7 @@ def _way(scene: Any, goal: Goal, hand: NDArray[np.float64]) -> float:
         return _down_to(hand, low, HOVER) + _delivery(scene, goal)
     if scene.held(goal.object):
         return _delivery(scene, goal)
-    closed = OPENED if _opening(scene) < WIDE and _aside(hand, at) > SLOPE else 0.0
+    closed = OPENED if scene.opening() < WIDE and _aside(hand, at) > SLOPE else 0.0
     return _down_to(hand, at, HOVER) + closed + GRASP + _delivery(scene, goal)
 
 
@@ -71,13 +71,7 @@ def _down_to(place: NDArray[np.float64], aim: NDArray[np.float64], height: float
 
 def _low(goal: Goal, to: NDArray[np.float64]) -> float:
     """Return the height of an object that is let go [m]."""
-    return float(to[2]) + 2 * CUBE_HALF if goal.verb == 'stack' else TABLE_TOP + BIN_HEIGHT + 0.025
-
-
-def _opening(scene: Any) -> float:
-    qpos = scene.sim.data.qpos
-    left, right = (qpos[i] for i in scene.robots[0]._ref_gripper_joint_pos_indexes)
-    return float(left - right)
+    return float(to[2]) + 2 * CUBE_HALF if goal.verb == 'stack' else RELEASE_Z
 
 
 def _aside(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

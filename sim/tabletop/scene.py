@@ -151,6 +151,16 @@ class TabletopScene(SingleArmEnv):
         """World position [3] of an object's or fixture's origin [m]."""
         return np.array(self.sim.data.body_xpos[self.body_ids[name]])
 
+    def hand(self) -> NDArray[np.float64]:
+        """World position [3] of the grip site [m]."""
+        return np.array(self.sim.data.site_xpos[self.robots[0].eef_site_id])
+
+    def opening(self) -> float:
+        """Return the distance between the fingers [m]."""
+        left, right = (
+            self.sim.data.qpos[i] for i in self.robots[0]._ref_gripper_joint_pos_indexes)
+        return float(left - right)
+
     def held(self, name: str) -> bool:
         """Return whether both fingers touch the object."""
         touching = [False, False]
