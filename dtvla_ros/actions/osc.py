@@ -7,10 +7,13 @@ damped, goals re-based on the *measured* pose every 50 ms).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
+
+from dtvla_ros.errors import UserError
 
 METRES_PER_UNIT = 0.05
 RADIANS_PER_UNIT = 0.5
@@ -25,6 +28,14 @@ GRIPPER_DEAD_BAND = 0.1
 # the arm's base.
 WORKSPACE_LOW = (0.15, -0.60, -0.20)
 WORKSPACE_HIGH = (0.90, 0.60, 0.80)
+
+
+def require_box(low: Sequence[float], high: Sequence[float]) -> None:
+    """Raise ``UserError`` unless ``low`` lies below ``high`` on every axis of a workspace [m]."""
+    for axis, least, most in zip('xyz', low, high, strict=True):
+        if not least < most:
+            raise UserError(
+                f'workspace is empty on {axis}: low {least} is not below high {most}')
 
 
 def target_pose(

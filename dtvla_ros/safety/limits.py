@@ -36,10 +36,7 @@ class Limits:
                      'step_linear', 'step_angular'):
             if not getattr(self, name) > 0:
                 raise UserError(f'limit {name} = {getattr(self, name)} must be positive')
-        for axis, low, high in zip('xyz', self.workspace_low, self.workspace_high, strict=True):
-            if not low < high:
-                raise UserError(
-                    f'workspace is empty on {axis}: low {low} is not below high {high}')
+        osc.require_box(self.workspace_low, self.workspace_high)
 
 
 PROFILES = {

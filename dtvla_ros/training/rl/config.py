@@ -96,10 +96,7 @@ class GrpoConfig:
             if len(getattr(self, name)) != 3:
                 raise UserError(f'train config: {name} must be three numbers [m], '
                                 f'got {getattr(self, name)}')
-        for axis, low, high in zip('xyz', self.workspace_low, self.workspace_high, strict=True):
-            if not low < high:
-                raise UserError(f'train config: the workspace is empty on {axis}: low {low} is '
-                                f'not below high {high}')
+        osc.require_box(self.workspace_low, self.workspace_high)
         if self.group < 2:
             raise UserError(f'train config: group must be at least 2, got {self.group}; an '
                             'advantage needs another episode to compare with')
