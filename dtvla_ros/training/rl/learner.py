@@ -239,10 +239,10 @@ class Learner:
         """Add one micro-batch's gradient; ``fresh``: no step was taken since the sampling."""
         config, device = self.config, self.accelerator.device
         looks = looks_of(rows)
+        rows = [row for look in looks for row in look]
         pixels = torch.from_numpy(
             np.stack([self.transform.pixels(look[0].frames) for look in looks])).to(device)
-        place = {id(look[0].frames): k for k, look in enumerate(looks)}
-        look = torch.tensor([place[id(row.frames)] for row in rows], device=device)
+        seen = torch.tensor([k for k, look in enumerate(looks) for _ in look], device=device)
         tokens = Tokens.of(rows, self.transform, device)
         old = tokens.placed([r.decision.thought_log_probs for r in rows],
                             [r.decision.action_log_probs for r in rows])
@@ -250,8 +250,8 @@ class Learner:
             [[r.advantage / self._divisor(r, counts)] for r in rows], device=device).expand_as(old)
         with self.accelerator.autocast():
             with torch.no_grad():
-                wanted, _ = self.frozen(tokens.written, pixels, look)
-            log_probs, entropy = self.policy(tokens.written, pixels, look)
+                wanted, _ = self.frozen(tokens.written, pixels, seen)
+            log_probs, entropy = self.policy(tokens.written, pixels, seen)
         share = 1.0 / config.minibatches  # of the iteration's tokens, in one optimizer step
         report = policy_loss(
             log_probs, old, advantages, tokens.acted, clip_low=config.clip_low,
