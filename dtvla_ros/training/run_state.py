@@ -171,6 +171,7 @@ def _left_out(prefix: str, name: str, frozen: Collection[str]) -> bool:
 def reshard(optimizer: torch.optim.Optimizer, states: list[dict[str, Any]]) -> None:
     """Give the k-th parameter over all groups its state [k], in the shards FSDP made of it."""
     parameters = [p for group in optimizer.param_groups for p in group['params']]
+    optimizer.state.clear()  # kept under the parameters that FSDP replaced
     for parameter, slots in zip(parameters, states, strict=True):
         for slot, value in slots.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:

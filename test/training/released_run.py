@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import DistributedType, PartialState
+from accelerate.state import AcceleratorState
 
 from dtvla_ros.engine.convert import ConvertOptions, convert
 from dtvla_ros.training.config import LoraChoice, Rates, SftConfig
@@ -69,8 +71,14 @@ def losses(config: SftConfig, run: SftRun, steps: int, save: bool = False) -> li
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
+    sharded = os.environ.get('ACCELERATE_USE_FSDP') == 'true'
+    if sharded:  # accelerate shards on GPUs only
+        PartialState(cpu=True)
+        PartialState._shared_state['distributed_type'] = DistributedType.MULTI_GPU
     config = SftConfig.from_dict(json.loads(sys.argv[1]))
     data, init, out, said = map(Path, sys.argv[2:6])
-    told = losses(config, SftRun((data,), out, init=init, steps=10), 3, save=True)
+    run = SftRun((data,), out, init=init, steps=10)
+    told = losses(config, run, int(sys.argv[6]), save=True)
+    assert AcceleratorState().is_fsdp2 == sharded
     if os.environ.get('RANK', '0') == '0':
         said.write_text(json.dumps(told))

@@ -145,23 +145,31 @@ def test_batches_of_one_length_hold_the_same_frames(policy, data, tmp_path):
         assert max(map(max, step)) - min(map(min, step)) < drawn.max() - drawn.min()
 
 
-def test_two_processes_learn_what_one_does(policy, data, tmp_path):
-    config = replace(CONFIG, rates=Rates(projector=0.5))
+@pytest.mark.parametrize('config', [
+    replace(CONFIG, rates=Rates(projector=0.5)),
+    replace(LORA, lora=LoraChoice(rank=4, alpha=8), checkpointing=True)], ids=['full', 'lora'])
+@pytest.mark.parametrize('how', [
+    ['--multi_gpu'],
+    ['--use_fsdp', '--fsdp_version', '2', '--fsdp_auto_wrap_policy', 'TRANSFORMER_BASED_WRAP',
+     '--fsdp_cpu_ram_efficient_loading', 'false']], ids=['DDP', 'FSDP2'])
+def test_two_processes_resumed_learn_what_one_does(how, config, policy, data, tmp_path):
     run = SftRun((data,), tmp_path / 'one', init=policy, steps=10)
     wanted = losses(replace(config, accumulate=2), run, 3, save=True)
     said, out = tmp_path / 'losses.json', tmp_path / 'two'
-    launch = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu',
+    launch = [sys.executable, '-m', 'accelerate.commands.launch', *how,
               '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
               '--dynamo_backend', 'no', '--main_process_port', '0',
               Path(__file__).with_name('released_run.py')]
-    done = subprocess.run(
-        [*launch, json.dumps(config.to_dict()), data, policy, out, said], cwd=ROOT,
-        env=os.environ | {'ACCELERATE_USE_CPU': 'true', 'OMP_NUM_THREADS': '1'},
-        capture_output=True, text=True, timeout=570)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(said.read_text()) == pytest.approx(wanted, rel=1e-4)
-    ours = read_tensors(tmp_path / 'one' / run_state.WEIGHTS)
-    theirs = read_tensors(out / run_state.WEIGHTS)
+    told = []
+    for steps in (2, 1):
+        done = subprocess.run(
+            [*launch, json.dumps(config.to_dict()), data, policy, out, said, str(steps)],
+            cwd=ROOT, env=os.environ | {'ACCELERATE_USE_CPU': 'true', 'OMP_NUM_THREADS': '1'},
+            capture_output=True, text=True, timeout=570)
+        assert done.returncode == 0, done.stderr[-2000:]
+        told += json.loads(said.read_text())
+    assert told == pytest.approx(wanted, rel=1e-4)
+    ours, theirs = (read_source(folder)[0].state_dict() for folder in (run.out, out))
     for name, value in ours.items():
         assert torch.allclose(value, theirs[name], atol=1e-4), name
 
