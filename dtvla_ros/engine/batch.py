@@ -60,14 +60,16 @@ def choose(log_probs: Tensor, noise: Tensor | None) -> Tensor:
     """Return one index of each row, [..., K] -> [...].
 
     ``noise`` [...] in [0, 1) picks by the inverse of the cumulative distribution, so that a row
-    of numbers drawn beforehand fixes the sample on any device; None takes the likeliest.
+    of numbers drawn beforehand fixes the sample on any device; None, or a noise that is not a
+    number, takes the likeliest.
     """
     if noise is None:
         return log_probs.argmax(-1)
     mass = log_probs.double().exp().cumsum(-1)  # [..., K]
     total = mass[..., -1:]
     index = torch.searchsorted(mass, noise[..., None] * total, right=True)[..., 0]
-    return index.minimum((mass < total).sum(-1))  # the product may round up to the total
+    index = index.minimum((mass < total).sum(-1))  # the product may round up to the total
+    return torch.where(noise.isnan(), log_probs.argmax(-1), index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +127,14 @@ class BatchSampler:
             banned[unknown] = True
         self.banned = torch.from_numpy(banned)  # [V]
 
-    def decide(self, observations: Sequence[Observation], seeds: Sequence[int] | None = None,
+    def decide(self, observations: Sequence[Observation],
+               seeds: Sequence[int | None] | None = None,
                copies: int = 1) -> list[SampledDecision]:
         """Return ``copies`` decisions per observation, in their order.
 
         ``seeds``: one per decision, needed where a temperature is positive; the same seed
-        gives the same sample in any batch. Raises ``FloatingPointError`` if the network's
-        output is not finite.
+        gives the same sample in any batch, None the greedy decision. Raises
+        ``FloatingPointError`` if the network's output is not finite.
         """
         if not observations:
             return []
@@ -141,7 +144,8 @@ class BatchSampler:
 
     @torch.inference_mode()
     def sample(self, prompts: Sequence[Sequence[int]], pixel_values: Tensor,
-               seeds: Sequence[int] | None = None, copies: int = 1) -> list[SampledDecision]:
+               seeds: Sequence[int | None] | None = None,
+               copies: int = 1) -> list[SampledDecision]:
         """Do what ``decide`` does with prompts as ids and images [B, C, 3, H, W] in -1..1."""
         ids, weight = self.model.config.ids, self.model.embed_tokens.weight
         word_noise, slot_noise = self._noise(copies * len(prompts), seeds)
@@ -161,7 +165,7 @@ class BatchSampler:
                 prompts, words, pending, values, tokens, log_probs, strict=True)]
 
     def _noise(self, count: int,
-               seeds: Sequence[int] | None) -> tuple[Tensor | None, Tensor | None]:
+               seeds: Sequence[int | None] | None) -> tuple[Tensor | None, Tensor | None]:
         """Return uniform numbers [B, max_thought_tokens] and [B, T*D], None where greedy."""
         if self.thought_temperature == 0.0 and self.action_temperature == 0.0:
             return None, None
@@ -169,9 +173,12 @@ class BatchSampler:
             raise UserError(f'sampling for {count} observations needs {count} seeds, got '
                             f'{"none" if seeds is None else len(seeds)}')
         device = self.model.embed_tokens.weight.device
-        streams = [torch.Generator().manual_seed(seed) for seed in seeds]
-        slots, words = (torch.stack([torch.rand(size, generator=g, dtype=torch.float64)
-                                     for g in streams]).to(device)
+        streams = [None if seed is None else torch.Generator().manual_seed(seed)
+                   for seed in seeds]
+        slots, words = (torch.stack([
+            torch.full((size,), torch.nan, dtype=torch.float64) if stream is None
+            else torch.rand(size, generator=stream, dtype=torch.float64)
+            for stream in streams]).to(device)
                         for size in (self.model.config.slots, self.max_thought_tokens))
         return (words if self.thought_temperature else None,
                 slots if self.action_temperature else None)

@@ -150,6 +150,19 @@ def test_a_seed_fixes_a_row_whoever_is_beside_it(policy, scenes):
     assert not np.array_equal(first.action_tokens, second.action_tokens)
 
 
+def test_a_row_without_a_seed_is_greedy(policy, scenes):
+    model, transform = policy
+    sampler = BatchSampler(model, transform, max_thought_tokens=LIMIT, thought_temperature=0.5,
+                           action_temperature=2.0)
+    wanted = BatchSampler(model, transform, max_thought_tokens=LIMIT).decide(scenes[:2])
+    drawn = sampler.decide(scenes[:2], [1, 2])
+    found = sampler.decide(scenes[:2], [None, 1, 2, None], copies=2)
+    for mine, want in zip(found, [wanted[0], sampler.decide(scenes[:1], [1])[0], drawn[1],
+                                  wanted[1]], strict=True):
+        assert mine.thought_tokens == want.thought_tokens
+        assert np.array_equal(mine.action_tokens, want.action_tokens)
+
+
 def test_ended_rows_are_not_computed(policy, scenes):
     model, transform = policy
     rows = []

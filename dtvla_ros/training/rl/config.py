@@ -15,6 +15,7 @@ from dtvla_ros.training.policy_loss import AGGREGATIONS
 
 FORMS = ('closed', 'grammar')
 COMPARED = ('episodes', 'decisions')
+FOLLOWED = ('drawn', 'greedy')
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,8 @@ class GrpoConfig:
     replaced by a new start, at most until ``tries`` times ``groups`` were played. 'decisions': of
     every start one episode is played, and of each of its decisions ``group`` draws are tried from
     the same state (see ``branching``); what they gain by, ``progress_weight`` per metre, takes the
-    place of success; a decision whose draws differ by less than ``least_spread`` is left out.
+    place of success; a decision whose draws differ by less than ``least_spread`` is left out. The
+    episode goes on from the first draw, or, with ``follow`` 'greedy', from the greedy decision.
     An episode whose hand leaves the workspace [m, base frame] has failed. ``first_seed``: where
     the starts begin to count. ``form``: when a thought is well formed (see ``well_formed``).
     ``learn_share``: of the decisions that were played, drawn at random, that are learnt from (an
@@ -47,6 +49,7 @@ class GrpoConfig:
     form_weight: float = 0.4
     form: str = 'grammar'
     compare: str = 'episodes'
+    follow: str = 'drawn'
     progress_weight: float = 10.0
     workspace_low: tuple[float, float, float] = osc.WORKSPACE_LOW
     workspace_high: tuple[float, float, float] = osc.WORKSPACE_HIGH
@@ -76,7 +79,8 @@ class GrpoConfig:
 
     def __post_init__(self) -> None:
         for name, known in (('algorithm', BASELINES), ('aggregation', AGGREGATIONS),
-                            ('form', FORMS), ('compare', COMPARED), ('precision', ('no', 'bf16'))):
+                            ('form', FORMS), ('compare', COMPARED), ('follow', FOLLOWED),
+                            ('precision', ('no', 'bf16'))):
             if getattr(self, name) not in known:
                 raise UserError(f'train config: {name} {getattr(self, name)!r} is none of '
                                 f'{", ".join(known)}')

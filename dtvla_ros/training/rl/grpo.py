@@ -131,7 +131,8 @@ class GrpoTrainer:
     def _practise(self, sampler: Sampler, source: Callable[[], Rollout | None],
                   done: Callable[[Trajectory], None]) -> None:
         if self.config.branching:
-            self.engine.branch(sampler, source, done, self.config.group)
+            self.engine.branch(sampler, source, done, self.config.group,
+                               self.config.follow == 'greedy')
         else:
             self.engine.run(sampler, source, done)
 
@@ -318,7 +319,8 @@ class _Clocked:
         self.stamps: list[float] = []
 
     def decide(self, observations: Sequence[Observation],
-               seeds: Sequence[int] | None = None, copies: int = 1) -> list[SampledDecision]:
+               seeds: Sequence[int | None] | None = None,
+               copies: int = 1) -> list[SampledDecision]:
         self.stamps.append(time.perf_counter())
         return self._sampler.decide(observations, seeds, copies)
 

@@ -59,7 +59,8 @@ def line(row: Row) -> str:
     if update := row['update']:
         text += (f', KL {update["kl"]:.4f}, clipped {update["clip_fraction"]:.3f}, '
                  f'steps agree {update["agreement"]:+.3f}, drift {update["drift"]:.0e}')
-    text += f', {_speed([row]):.3f} rollouts/s, {row["seconds"]["learning"]:.0f} s to learn'
+    text += f', {_speed([row]):.3f} rollouts/s' if row['episodes'] else ', played before'
+    text += f', {row["seconds"]["learning"]:.0f} s to learn'
     if 'evaluation' in row:
         text += f'; held out {_rate(row["evaluation"])}'
     return text

@@ -30,7 +30,8 @@ class Rollout:
 class Sampler(Protocol):
     """What decides for a batch, ``copies`` times for each; see ``BatchSampler``."""
 
-    def decide(self, observations: Sequence[Observation], seeds: Sequence[int] | None = None,
+    def decide(self, observations: Sequence[Observation],
+               seeds: Sequence[int | None] | None = None,
                copies: int = 1) -> list[SampledDecision]:
         ...
 
@@ -82,7 +83,7 @@ class RolloutEngine:
 
     def __init__(self, pool: EnvPool, lanes: int = 1):
         self.pool = pool
-        self._draws = 1
+        self._draws: Sequence[int | None] = (0,)
         self._lanes = [list(range(k, pool.size, lanes)) for k in range(min(lanes, pool.size))]
         self.times = RolloutTimes()
 
@@ -99,28 +100,37 @@ class RolloutEngine:
 
     def branch(
         self, sampler: Sampler, source: Callable[[], Rollout | None],
-        done: Callable[[Trajectory], None], draws: int,
+        done: Callable[[Trajectory], None], draws: int, greedy: bool = False,
     ) -> None:
         """Play ``BranchJob``s; ``done`` gets ``draws`` trajectories of each.
 
-        The first is the episode; the others share what it saw, and hold what else was drawn.
+        All share what the episode saw. It goes on from the first draw, or, if ``greedy``, from
+        the greedy decision, which is none of them.
         """
+        seeded = range(draws)
+        tried = (None, *seeded) if greedy else tuple(seeded)
+
+
         def ended(episode: Episode, result: Result) -> None:
             job = episode.rollout.job
             assert isinstance(job, BranchJob) and isinstance(result, Branched)
-            for draw in range(draws):
-                done(Trajectory(
-                    job.episode, (*episode.rollout.key[:-1], draw),
-                    tuple(drawn[draw] for drawn in episode.decisions), tuple(episode.frames),
-                    result.success, result.steps, tuple(gained[draw] for gained in result.gains)))
+            for k, draw in enumerate(tried):
+                if draw is not None:
+                    done(Trajectory(
+                        job.episode, (*episode.rollout.key[:-1], draw),
+                        tuple(drawn[k] for drawn in episode.decisions), tuple(episode.frames),
+                        result.success, result.steps,
+                        tuple(gained[k] for gained in result.gains)))
 
-        self.play(sampler, source, ended, draws)
+        self.play(sampler, source, ended, tried)
 
     def play(self, sampler: Sampler, source: Callable[[], Rollout | None],
-             ended: Callable[[Episode, Result], None], draws: int = 1) -> None:
+             ended: Callable[[Episode, Result], None],
+             draws: Sequence[int | None] = (0,)) -> None:
         """Play what ``source`` gives until it gives None and nothing goes on.
 
-        ``source`` is asked whenever a slot is free. A job gets chunks [T, D], or [draws, T, D].
+        ``source`` is asked whenever a slot is free. ``draws``: the numbers of a decision's draws,
+        None for a greedy one. A job gets one chunk [T, D], or, of G draws, chunks [G, T, D].
 
         Raises
         ------
@@ -185,16 +195,18 @@ class RolloutEngine:
     def _decide(self, looks: dict[int, Look], active: dict[int, Episode],
                 sampler: Sampler) -> None:
         begun = time.perf_counter()
-        seeds = [sampling_seed(active[slot].rollout.key, len(active[slot].decisions), draw)
-                 for slot in looks for draw in range(self._draws)]
+        seeds = [None if draw is None else sampling_seed(
+                     active[slot].rollout.key, len(active[slot].decisions), draw)
+                 for slot in looks for draw in self._draws]
+        copies = len(self._draws)
         decisions = sampler.decide(
-            [look.observation for look in looks.values()], seeds, self._draws)
+            [look.observation for look in looks.values()], seeds, copies)
         for number, (slot, look) in enumerate(looks.items()):
-            drawn = decisions[number * self._draws:(number + 1) * self._draws]
+            drawn = decisions[number * copies:(number + 1) * copies]
             active[slot].decisions.append(drawn)
             active[slot].frames.append(
                 {name: image.copy() for name, image in look.observation.images.items()})
-            self.pool.go_on(slot, drawn[0].chunk if self._draws == 1
+            self.pool.go_on(slot, drawn[0].chunk if copies == 1
                             else np.stack([d.chunk for d in drawn]))
         self.times.deciding += time.perf_counter() - begun
         self.times.decisions += len(looks)

@@ -87,6 +87,31 @@ def drawn():
     return found
 
 
+def test_an_episode_may_go_on_greedily(drawn):
+    model, transform = small_policy()
+    sampler = BatchSampler(model, transform, max_thought_tokens=6, thought_temperature=1.0,
+                           action_temperature=1.0)
+    greedy = BatchSampler(model, transform, max_thought_tokens=6)
+    episode = EpisodeJob('left', 4, 2)
+    jobs, alone = [Rollout(BranchJob(episode), (0, 5, 0))], [Rollout(episode, (0, 5, 0))]
+    found: list[Trajectory] = []
+    wanted: list[Trajectory] = []
+    with closing(LocalPool(ToyScene(), 1)) as pool:
+        engine = RolloutEngine(pool)
+        engine.branch(
+            sampler, lambda: jobs.pop() if jobs else None, found.append, 4, greedy=True)
+        engine.run(greedy, lambda: alone.pop() if alone else None, wanted.append)
+    assert [t.key for t in found] == [t.key for t in drawn]
+    for k, frames in enumerate(wanted[0].frames):
+        for name, image in frames.items():
+            assert np.array_equal(found[0].frames[k][name], image)
+    assert len(found[0].decisions) == len(wanted[0].decisions)
+    assert found[0].steps == wanted[0].steps
+    for ours, theirs in zip(found, drawn, strict=True):  # as drawn as where a draw is followed
+        assert np.array_equal(ours.decisions[0].action_tokens, theirs.decisions[0].action_tokens)
+        assert ours.gains[0] == theirs.gains[0]
+
+
 def test_draws_share_what_was_seen_and_are_their_own(drawn):
     assert [t.key for t in drawn] == [(0, 5, draw) for draw in range(4)]
     for k in range(len(drawn[0].decisions)):
