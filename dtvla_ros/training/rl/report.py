@@ -51,7 +51,7 @@ $examples
 
 def line(row: Row) -> str:
     """Return one iteration in a line."""
-    text = (f'iteration {row["iteration"]}: {_rate(row["success"])} of the sampled, '
+    text = (f'iteration {row["iteration"]}: {_rate(row["success"])} of those played, '
             f'{row["groups"]["kept"]} of {row["groups"]["tried"]} groups kept, '
             f'form {row["form"]:.2f}, {row["words"]:.1f} words')
     if 'progress' in row:
@@ -149,7 +149,7 @@ def curves(rows: Sequence[Row], held: Sequence[Row]) -> bytes:
     figure = Figure((14, 9), layout='constrained')
     axes = figure.subplots(3, 3).ravel()
     x = [row['iteration'] for row in rows]
-    _band(axes[0], x, [row['success'] for row in rows], 'sampled', '#7c93b5')
+    _band(axes[0], x, [row['success'] for row in rows], 'played', '#7c93b5')
     _band(axes[0], [row['iteration'] for row in held], [row['evaluation'] for row in held],
           'held out, greedy', '#16407a')
     axes[0].set_ylim(0, 1)
@@ -211,7 +211,7 @@ def _speed(rows: Sequence[Row]) -> float:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    head = ('iteration', 'sampled', 'held out', 'groups kept', 'reward', 'well formed', 'KL',
+    head = ('iteration', 'played', 'held out', 'groups kept', 'reward', 'well formed', 'KL',
             'clipped', 'steps', 'words', 'drift')
     lines = [''.join(f'<th>{name}</th>' for name in head)]
     for row in rows:
