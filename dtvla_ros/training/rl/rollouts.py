@@ -83,7 +83,6 @@ class RolloutEngine:
 
     def __init__(self, pool: EnvPool, lanes: int = 1):
         self.pool = pool
-        self._draws: Sequence[int | None] = (0,)
         self._lanes = [list(range(k, pool.size, lanes)) for k in range(min(lanes, pool.size))]
         self.times = RolloutTimes()
 
@@ -107,9 +106,7 @@ class RolloutEngine:
         All share what the episode saw. It goes on from the first draw, or, if ``greedy``, from
         the greedy decision, which is none of them.
         """
-        seeded = range(draws)
-        tried = (None, *seeded) if greedy else tuple(seeded)
-
+        tried = [*([None] if greedy else []), *range(draws)]
 
         def ended(episode: Episode, result: Result) -> None:
             job = episode.rollout.job
@@ -139,7 +136,6 @@ class RolloutEngine:
 
         """
         active: dict[int, Episode] = {}
-        self._draws = draws
         begun = time.perf_counter()
         going = True
         while going:
@@ -149,7 +145,7 @@ class RolloutEngine:
                 mine = [slot for slot in lane if slot in active]
                 if mine:
                     going = True
-                    self._advance(mine, active, sampler, source, ended)
+                    self._advance(mine, active, sampler, source, ended, draws)
         self.times.playing += time.perf_counter() - begun
 
     def _fill(self, lane: Sequence[int], active: dict[int, Episode],
@@ -161,7 +157,8 @@ class RolloutEngine:
 
     def _advance(self, lane: list[int], active: dict[int, Episode], sampler: Sampler,
                  source: Callable[[], Rollout | None],
-                 ended: Callable[[Episode, Result], None]) -> None:
+                 ended: Callable[[Episode, Result], None],
+                 draws: Sequence[int | None]) -> None:
         begun = time.perf_counter()
         events = self.pool.wait(lane)
         self.times.waiting += time.perf_counter() - begun
@@ -180,7 +177,7 @@ class RolloutEngine:
                 self._again(slot, episode, event)
         self._fill(lane, active, source)  # a new start is set up while this batch is computed
         if looks:
-            self._decide(looks, active, sampler)
+            self._decide(looks, active, sampler, draws)
 
     def _again(self, slot: int, episode: Episode, why: Lost) -> None:
         self.times.lost += 1
@@ -193,12 +190,12 @@ class RolloutEngine:
         self.pool.begin(slot, episode.rollout.job)
 
     def _decide(self, looks: dict[int, Look], active: dict[int, Episode],
-                sampler: Sampler) -> None:
+                sampler: Sampler, draws: Sequence[int | None]) -> None:
         begun = time.perf_counter()
         seeds = [None if draw is None else sampling_seed(
                      active[slot].rollout.key, len(active[slot].decisions), draw)
-                 for slot in looks for draw in self._draws]
-        copies = len(self._draws)
+                 for slot in looks for draw in draws]
+        copies = len(draws)
         decisions = sampler.decide(
             [look.observation for look in looks.values()], seeds, copies)
         for number, (slot, look) in enumerate(looks.items()):
