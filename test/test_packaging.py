@@ -17,8 +17,6 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from dtvla_ros.middleware.messages import _TYPES
-
 ROOT = Path(__file__).resolve().parents[1]
 # As colcon asks a setup.py: what it prints must be readable by ast.literal_eval.
 ASK = """

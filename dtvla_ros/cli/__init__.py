@@ -17,7 +17,7 @@ from dtvla_ros.cli.recording import app as recording_app
 from dtvla_ros.cli.rl import app as rl_app
 from dtvla_ros.cli.thought import app as thought_app
 from dtvla_ros.errors import NodeDied, UserError
-from dtvla_ros.middleware.topic_cli import app as topic_app
+from dtvla_ros.ros.topic_cli import app as topic_app
 
 app = typer.Typer(
     name='dtvla',

@@ -15,9 +15,11 @@ from dtvla_ros.errors import NodeDied
 from dtvla_ros.evaluation.protocol import EpisodeResult
 from dtvla_ros.evaluation.setup import Job, PolicySetup, SceneSetup
 from dtvla_ros.policy.manifest import PolicyManifest
+from dtvla_ros.ros.processes import NodeProcesses
+from dtvla_ros.ros.run import joined
 
 from .graph import Run, frame_interval, start_nodes, watch
-from .processes import NodeProcesses
+from .listener import Listener
 
 LOCKSTEP, REALTIME = 'config/sim.yaml', 'config/sim_realtime.yaml'
 
@@ -40,21 +42,15 @@ def run_over_ros(
     if not jobs:
         return
     os.environ.setdefault('ROS_DOMAIN_ID', str(random.SystemRandom().randint(1, 100)))
-    from dtvla_ros.middleware import ros
-
-    ros.init(args=[])
     logs = Path(tempfile.mkdtemp(prefix='dtvla-eval-'))
     telling = False
     try:
         for number, (tasks, seeds) in enumerate(blocks(jobs)):
-            yield from _block(ros, setup, realtime, tasks, seeds, logs / str(number))
-    except ros.ExternalShutdownException:  # SIGTERM ends like Ctrl-C
-        raise KeyboardInterrupt from None
+            yield from _block(setup, realtime, tasks, seeds, logs / str(number))
     except NodeDied:
         telling = True
         raise
     finally:
-        ros.try_shutdown()
         if not telling:
             shutil.rmtree(logs, ignore_errors=True)
 
@@ -83,24 +79,20 @@ def parameters(scene: SceneSetup) -> dict[str, str]:
 
 
 def _block(
-    ros: Any, setup: PolicySetup, realtime: bool, tasks: Sequence[str], seeds: range, logs: Path,
+    setup: PolicySetup, realtime: bool, tasks: Sequence[str], seeds: range, logs: Path,
 ) -> Iterator[tuple[Job, EpisodeResult]]:
-    from .listener import Listener
-
     manifest = PolicyManifest.read(Path(setup.policy))
     every = 1 if realtime else frame_interval(
         setup.replan_steps or manifest.action.replan_steps)
-    listener = Listener(setup, manifest.action.rate_hz / every, exact=not realtime)
-    try:
-        with NodeProcesses(logs) as nodes:
-            start_nodes(nodes, REALTIME if realtime else LOCKSTEP, Run(
-                Path(setup.policy), setup.scene.suite, tasks, len(seeds), seeds.start, setup.mode,
-                setup.engine, every, setup.replan_steps or 0, setup.device, setup.threads,
-                parameters(setup.scene)))
-            for _ in watch(ros, listener, nodes):
-                yield from listener.ended()
-            while listener.waits():
-                ros.spin_once(listener, timeout_sec=0.05)
-                yield from listener.ended()
-    finally:
-        listener.destroy_node()
+    rate = manifest.action.rate_hz / every
+    with joined(lambda: Listener(setup, rate, exact=not realtime)) as (listener, executor), \
+            NodeProcesses(logs) as nodes:
+        start_nodes(nodes, REALTIME if realtime else LOCKSTEP, Run(
+            Path(setup.policy), setup.scene.suite, tasks, len(seeds), seeds.start, setup.mode,
+            setup.engine, every, setup.replan_steps or 0, setup.device, setup.threads,
+            parameters(setup.scene)))
+        for _ in watch(executor, listener, nodes):
+            yield from listener.ended()
+        while listener.waits():
+            executor.spin_once(timeout_sec=0.05)
+            yield from listener.ended()

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rclpy.executors import Executor
+
 from dtvla_ros import share
 from dtvla_ros.errors import NodeDied
-
-from .processes import NodeProcesses
+from dtvla_ros.ros.processes import NodeProcesses
 
 SILENCE = 90.0  # longest wait for the next step of the simulation [s]
 # Arguments that put vla_node into its namespace, with the topics it shares with others outside.
@@ -61,7 +62,7 @@ def start_nodes(nodes: NodeProcesses, config: str, run: Run) -> None:
         *scene], quiet)
 
 
-def watch(ros: Any, watcher: Any, nodes: NodeProcesses) -> Iterator[None]:
+def watch(executor: Executor, watcher: Any, nodes: NodeProcesses) -> Iterator[None]:
     """Let the watcher hear until the last episode is over; yields many times a second.
 
     Raises
@@ -76,7 +77,7 @@ def watch(ros: Any, watcher: Any, nodes: NodeProcesses) -> Iterator[None]:
     progress: tuple[Any, ...] = ()
     moved = checked = time.monotonic()
     while not seen.finished:
-        ros.spin_once(watcher, timeout_sec=0.1)
+        executor.spin_once(timeout_sec=0.1)
         yield
         now = time.monotonic()
         if now - checked < 0.2:

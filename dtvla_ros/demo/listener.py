@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from std_msgs.msg import String
+from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros.evaluation.failures import FailureRecord
 from dtvla_ros.evaluation.protocol import EpisodeResult, commands_hash
 from dtvla_ros.evaluation.setup import Job, PolicySetup
-from dtvla_ros.middleware.messages import JointTrajectory, String
 
 from .seen import Seen
 from .watcher import Watcher

@@ -17,11 +17,13 @@ from dtvla_ros.evaluation.statistics import Rate, latency_summary
 from dtvla_ros.evaluation.video import Caption
 from dtvla_ros.files import write_json
 from dtvla_ros.policy.manifest import PolicyManifest
+from dtvla_ros.ros.processes import NodeProcesses
+from dtvla_ros.ros.run import joined
 
 from .graph import Run, frame_interval, start_nodes, watch
-from .processes import NodeProcesses
 from .recorder import Recorder
 from .screen import Screen
+from .watcher import Watcher
 
 CONFIG = 'config/sim.yaml'
 VIEWS = ('', 'rerun')
@@ -55,10 +57,6 @@ def run_demo(
         raise UserError(f'cannot write {out}: {error.strerror}; choose another --out') from error
     os.environ.setdefault('ROS_DOMAIN_ID', str(random.SystemRandom().randint(1, 100)))
 
-    from dtvla_ros.middleware import ros
-
-    from .watcher import Watcher
-
     screen = Screen()
     recorder = Recorder(out / 'demo.mp4', out / 'demo.png', manifest.action.rate_hz / camera_every)
 
@@ -73,28 +71,23 @@ def run_demo(
         recorder.end_episode(row['task'], bool(row['success']))
         screen.episode_ended(row, watcher.seen)
 
-    ros.init(args=[])
-    watcher = Watcher(on_frame, on_episode)
     started = time.monotonic()
     screen.console.print(
         f'Watch along: ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]} dtvla topic echo '
         '/vla/reasoning', style='dim', highlight=False)
     try:
-        with screen, NodeProcesses(out / 'logs') as nodes:
+        with joined(lambda: Watcher(on_frame, on_episode)) as (watcher, executor), screen, \
+                NodeProcesses(out / 'logs') as nodes:
             if viz:
                 nodes.start('view', 'dtvla_ros.cli', ['view', '--save', str(out / 'demo.rrd')])
             start_nodes(nodes, CONFIG, Run(
                 folder, suite, tasks, episodes, seed, mode, engine, camera_every))
             shown = time.monotonic()
-            for _ in watch(ros, watcher, nodes):
+            for _ in watch(executor, watcher, nodes):
                 if time.monotonic() - shown > 0.05:
                     screen.update(watcher.seen)
                     shown = time.monotonic()
-    except ros.ExternalShutdownException:  # SIGTERM ends like Ctrl-C
-        raise KeyboardInterrupt from None
     finally:
-        watcher.destroy_node()
-        ros.try_shutdown()
         recorder.close()
     result = _result(watcher.seen, manifest, policy, time.monotonic() - started)
     result |= {'suite': suite, 'mode': mode, 'engine': engine}

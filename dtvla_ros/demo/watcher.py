@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus
 from numpy.typing import NDArray
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from sensor_msgs.msg import Image
+from std_msgs.msg import String
+from trajectory_msgs.msg import JointTrajectory
 
-from dtvla_ros.middleware import images, ros
-from dtvla_ros.middleware.messages import DiagnosticStatus, Image, JointTrajectory, String
+from dtvla_ros.recording.topics import CAMERAS
+from dtvla_ros.ros import images
 
 from .seen import Seen
 
 LATENCY = 'latency_'
 WRITING = '…'  # ends a thought that is still being written
 
-_LATCHED = ros.QoSProfile(  # deep, so that nothing is overwritten while a picture is drawn
-    depth=100, reliability=ros.ReliabilityPolicy.RELIABLE,
-    durability=ros.DurabilityPolicy.TRANSIENT_LOCAL)
+_LATCHED = QoSProfile(  # deep, so that nothing is overwritten while a picture is drawn
+    depth=100, reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 OnFrame = Callable[[dict[str, NDArray[np.uint8]], Seen], None]
 OnEpisode = Callable[[dict[str, Any]], None]
 
 
-class Watcher(ros.Node):
+class Watcher(Node):
     """Collects `Seen`; hands on every pair of pictures and every finished episode.
 
     A pair is handed on when the next one comes, so that the thought it led to is known by then.
@@ -37,29 +44,29 @@ class Watcher(ros.Node):
         self.seen = Seen()
         self._on_frame, self._on_episode = on_frame, on_episode
         self._pair: dict[str, NDArray[np.uint8]] = {}
-        self._stamp: tuple[int, int] = (-1, 0)
+        self._stamp = -1.0
         self._decision = ''
-        sensor = ros.qos_profile_sensor_data
-        self.create_subscription(
-            Image, '/image_primary', lambda m: self._image('primary', m), sensor)
-        self.create_subscription(Image, '/image_wrist', lambda m: self._image('wrist', m), sensor)
+        sensor = qos_profile_sensor_data
+        for name, topic in CAMERAS.items():
+            self.create_subscription(
+                Image, topic, functools.partial(self._image, name), sensor, raw=True)
         self.create_subscription(String, '/vla/reasoning', self._reasoning, _LATCHED)
         self.create_subscription(String, '/sim/episode', self._episode, _LATCHED)
         self.create_subscription(DiagnosticStatus, '/vla/state', self._vla_state, _LATCHED)
         self.create_subscription(DiagnosticStatus, '/gate_state', self._gate_state, _LATCHED)
         self.create_subscription(JointTrajectory, '/action', self._action, 100)
 
-    def _image(self, name: str, message: Image) -> None:
+    def _image(self, name: str, data: bytes) -> None:
         try:
+            message = images.parse_image(data)
             picture = images.image_to_numpy(message)
         except images.ImageError as error:
             self.get_logger().warning(f'{name}: {error}')
             return
-        stamp = (message.header.stamp.sec, message.header.stamp.nanosec)
-        if stamp != self._stamp:
+        if message.stamp != self._stamp:
             self.flush()
-            self._stamp = stamp
-        self._pair[name] = np.array(picture)
+            self._stamp = message.stamp
+        self._pair[name] = picture
 
     def flush(self) -> None:
         """Hand on the pair that is waiting for its thought."""

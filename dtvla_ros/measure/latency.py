@@ -11,34 +11,35 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rclpy
+from builtin_interfaces.msg import Duration, Time
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from rclpy.executors import Executor
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rclpy.timer import Timer
 from rich.console import Console
 from rich.table import Table
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import Header
 from tqdm import tqdm
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from dtvla_ros import share
 from dtvla_ros.actions.chunk import CHANNELS
-from dtvla_ros.demo.processes import NodeProcesses
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
 from dtvla_ros.measure.domain import use_own_domain
-from dtvla_ros.middleware import images, ros
-from dtvla_ros.middleware.messages import (
-    DiagnosticStatus,
-    Duration,
-    Header,
-    Image,
-    JointState,
-    JointTrajectory,
-    JointTrajectoryPoint,
-    KeyValue,
-    PoseStamped,
-    Time,
-    TwistStamped,
-)
+from dtvla_ros.measure.scheduling import SchedulingDelay
+from dtvla_ros.ros import images
+from dtvla_ros.ros.processes import NodeProcesses
+from dtvla_ros.ros.run import STEADY, joined, run
 
 HEIGHT, WIDTH = 480, 640
 FRAME_RATE = 30.0  # Hz
@@ -46,23 +47,23 @@ CHUNK_PERIOD = 0.05  # s, the row of a chunk
 WARM_UP = 20  # samples at the start that do not count
 PATIENCE = 30.0  # s until a process must have answered
 TARGETS_MS = {'picture p50': 1.5, 'command p99': 2.0, 'jitter p99': 2.0}
-LATEST = ros.QoSProfile(depth=1)
-LATCHED = ros.QoSProfile(depth=1, durability=ros.DurabilityPolicy.TRANSIENT_LOCAL)
+LATEST = QoSProfile(depth=1)
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
-class Camera(ros.Node):
+class Camera(Node):
     """Publishes a picture 30 times a second, stamped when its publication begins."""
 
     def __init__(self) -> None:
         super().__init__('camera')
         self._picture = np.random.default_rng(0).integers(
             0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-        self._out = self.create_publisher(Image, 'image', ros.qos_profile_sensor_data)
+        self._out = self.create_publisher(Image, 'image', qos_profile_sensor_data)
         self.create_timer(1.0 / FRAME_RATE, self._shoot,
-                          clock=ros.Clock(clock_type=ros.ClockType.STEADY_TIME))
+                          clock=STEADY)
 
     def _shoot(self) -> None:
-        self._out.publish(images.numpy_to_image(self._picture, _stamp(time.time_ns())))
+        self._out.publish(images.serialize_image(self._picture, _stamp(time.time_ns())))
 
 
 def _stamp(nanoseconds: int) -> Time:
@@ -88,28 +89,19 @@ def _pose(stamp: int) -> PoseStamped:
     return message
 
 
+@dataclass(frozen=True, slots=True)
 class Bench:
     """A node in a domain of its own, and the processes it measures."""
 
-    def __init__(self, processes: NodeProcesses) -> None:
-        """Join the graph."""
-        self.processes = processes
-        ros.init(args=['latency'], signal_handler_options=ros.SignalHandlerOptions.NO)
-        self.node = ros.Node('latency')
-        self._executor = ros.SingleThreadedExecutor()
-        self._executor.add_node(self.node)
-
-    def close(self) -> None:
-        """Leave the graph."""
-        self._executor.shutdown()
-        self.node.destroy_node()
-        ros.try_shutdown()
+    processes: NodeProcesses
+    node: Node
+    executor: Executor
 
     def spin(self, until: Callable[[], Any], what: str, patience: float = PATIENCE) -> None:
         """Run callbacks until a condition holds; raise NodeDied or UserError when it cannot."""
         end = time.monotonic() + patience
         while not until():
-            self._executor.spin_once(timeout_sec=0.1)
+            self.executor.spin_once(timeout_sec=0.1)
             self.processes.require_running()
             if time.monotonic() > end:
                 raise UserError(f'{what} did not come within {patience:g} s: is the machine that '
@@ -128,12 +120,13 @@ def measure_pictures(bench: Bench, count: int) -> list[float]:
     """Return milliseconds from a picture in one process to the same in numpy here."""
     taken: list[float] = []
 
-    def on_image(message: Any) -> None:
+    def on_image(data: bytes) -> None:
+        message = images.parse_image(data)
         picture = images.image_to_numpy(message)
-        taken.append((time.time_ns() - _nanoseconds(message.header.stamp)) / 1e6)
+        taken.append((time.time_ns() * 1e-9 - message.stamp) * 1e3)
         assert picture.shape == (HEIGHT, WIDTH, 3)
     subscription = bench.node.create_subscription(
-        Image, 'image', on_image, ros.qos_profile_sensor_data)
+        Image, 'image', on_image, qos_profile_sensor_data, raw=True)
     bench.processes.start('camera', 'dtvla_ros.measure.latency', [])
     bench.collect(taken, count + WARM_UP, 'pictures')
     bench.node.destroy_subscription(subscription)
@@ -143,21 +136,21 @@ def measure_pictures(bench: Bench, count: int) -> list[float]:
 class Policy:
     """What the gate needs to hear: a heartbeat, a pose, joints, and chunks."""
 
-    def __init__(self, node: ros.Node) -> None:
+    def __init__(self, node: Node) -> None:
         """Start the heartbeat."""
         self.chunks = node.create_publisher(JointTrajectory, 'vla/action_chunk', LATEST)
         self._state = node.create_publisher(DiagnosticStatus, 'vla/state', LATCHED)
-        self._poses = node.create_publisher(PoseStamped, 'ee_pose', ros.qos_profile_sensor_data)
+        self._poses = node.create_publisher(PoseStamped, 'ee_pose', qos_profile_sensor_data)
         self._joints = node.create_publisher(
-            JointState, 'joint_states', ros.qos_profile_sensor_data)
+            JointState, 'joint_states', qos_profile_sensor_data)
         self._node = node
-        self._timers: list[ros.Timer] = []
+        self._timers: list[Timer] = []
         self.every(0.04, self._beat)
 
     def every(self, period: float, callback: Callable[[], None]) -> None:
         """Call back regularly on the steady clock."""
         self._timers.append(self._node.create_timer(
-            period, callback, clock=ros.Clock(clock_type=ros.ClockType.STEADY_TIME)))
+            period, callback, clock=STEADY))
 
     def heard(self) -> bool:
         """Return whether the gate listens."""
@@ -199,6 +192,14 @@ def measure_commands(bench: Bench, count: int) -> list[float]:
     bench.spin(lambda: policy.heard() and node.count_publishers('action'), 'the command gate')
     taken: list[float] = []
     stamp = 10**9
+
+    def answers_now() -> bool:
+        policy.show(stamp)
+        policy.chunks.publish(_chunk(stamp, 1))
+        bench.executor.spin_once(timeout_sec=0.1)
+        return bool(came)
+    bench.spin(answers_now, 'a first command')  # it has heard the policy and its pose by then
+    stamp += int(CHUNK_PERIOD * 1e9)
     with tqdm(total=count + WARM_UP, desc='commands', leave=False, disable=None) as bar:
         while len(taken) < count + WARM_UP:
             policy.show(stamp)
@@ -221,10 +222,13 @@ def measure_regularity(bench: Bench, rate: float, seconds: float) -> tuple[list[
     node = bench.node
     came: list[float] = []
     states: list[str] = []
+
+    def on_state(message: DiagnosticStatus) -> None:
+        states.append(message.message)
     commands = node.create_subscription(
         TwistStamped, 'twist_cmd', lambda _: came.append(time.perf_counter()), 10)
     state = node.create_subscription(
-        DiagnosticStatus, 'gate_state', lambda m: states.append(m.message), LATCHED)
+        DiagnosticStatus, 'gate_state', on_state, LATCHED)
     policy = Policy(node)
     policy.every(0.02, policy.measure)
     policy.every(0.2, lambda: policy.chunks.publish(_chunk(time.time_ns(), 8)))
@@ -251,12 +255,8 @@ def _row(name: str, taken: Sequence[float], **more: Any) -> dict[str, Any]:
 def _alone(logs: Path) -> Iterator[Bench]:
     """Make a bench nobody else can hear, and end it with its processes."""
     use_own_domain()
-    with NodeProcesses(logs) as processes:
-        bench = Bench(processes)
-        try:
-            yield bench
-        finally:
-            bench.close()
+    with joined(lambda: Node('latency')) as (node, executor), NodeProcesses(logs) as processes:
+        yield Bench(processes, node, executor)
 
 
 def _take_priority(priority: int) -> None:
@@ -279,7 +279,8 @@ def run_latency(rates: Sequence[float], count: int, seconds: float, priority: in
     before = os.getloadavg()[0]
     rows: list[dict[str, Any]] = []
     # Each measurement has a domain of its own: a former gate would be a rival on its topic.
-    with tempfile.TemporaryDirectory(prefix='dtvla_latency_') as folder:
+    with tempfile.TemporaryDirectory(prefix='dtvla_latency_') as folder, \
+            SchedulingDelay() as delays:
         logs = Path(folder)
         with _alone(logs / 'pictures') as bench:
             rows.append(_row(f'picture {WIDTH}x{HEIGHT}, camera process to numpy here',
@@ -297,9 +298,10 @@ def run_latency(rates: Sequence[float], count: int, seconds: float, priority: in
         row['target_ms'], row['target_of'] = TARGETS_MS[name], name.rpartition(' ')[2]
         row['met'] = row[f'{row["target_of"]}_ms'] <= row['target_ms']
     result = {
-        'backend': ros.BACKEND, 'cores': os.cpu_count(), 'priority': priority,
+        'rmw': rclpy.get_rmw_implementation_identifier(), 'cores': os.cpu_count(),
+        'priority': priority,
         'load_average': {'before': round(before, 2), 'after': round(os.getloadavg()[0], 2)},
-        'rows': rows}
+        'scheduling_ms': delays.summary(), 'rows': rows}
     _show(result)
     if json_file is not None:
         write_json(json_file, result)
@@ -319,9 +321,11 @@ def _show(result: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     urgency = f'priority {result["priority"]}' if result['priority'] else 'ordinary priority'
-    console.print(f'{result["backend"]}, {urgency}, {result["cores"]} cores, load average '
-                  f'{load["before"]} before and {load["after"]} after')
+    console.print(f'{result["rmw"]}, {urgency}, {result["cores"]} cores, load average '
+                  f'{load["before"]} before and {load["after"]} after; a thread that sleeps 1 ms '
+                  f'wakes late by p50 {result["scheduling_ms"]["p50"]:.2f}, p99 '
+                  f'{result["scheduling_ms"]["p99"]:.2f} ms')
 
 
 if __name__ == '__main__':
-    raise SystemExit(ros.run(Camera))
+    raise SystemExit(run(Camera))

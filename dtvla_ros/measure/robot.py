@@ -8,20 +8,16 @@ from __future__ import annotations
 import time
 
 import numpy as np
+from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, TwistStamped
 from numpy.typing import NDArray
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import Float64, Header
 
-from dtvla_ros.middleware import images, ros
-from dtvla_ros.middleware.messages import (
-    Float64,
-    Header,
-    Image,
-    JointState,
-    Point,
-    Pose,
-    PoseStamped,
-    Quaternion,
-    TwistStamped,
-)
+from dtvla_ros.ros import images
+from dtvla_ros.ros.run import STEADY, run
 
 ARM = [f'panda_joint{i}' for i in range(1, 8)]
 FINGERS = ['panda_finger_joint1', 'panda_finger_joint2']
@@ -42,9 +38,9 @@ class Robot:
     height and width of the pictures, which are noise and never the same twice in a row.
     """
 
-    def __init__(self, node: ros.Node, prefix: str = '/robot', size: tuple[int, int] = (128, 128),
+    def __init__(self, node: Node, prefix: str = '/robot', size: tuple[int, int] = (128, 128),
                  frame_rate: float = 25.0) -> None:
-        sensor = ros.qos_profile_sensor_data
+        sensor = qos_profile_sensor_data
         self._node = node
         self._pictures = np.random.default_rng(0).integers(
             0, 255, (PICTURES, *size, 3), np.uint8)
@@ -60,9 +56,9 @@ class Robot:
         self._pose = node.create_publisher(PoseStamped, f'{prefix}/ee_pose', sensor)
         node.create_subscription(TwistStamped, '/twist_cmd', self._on_twist, 1)
         node.create_subscription(PoseStamped, '/target_pose', self._on_target, 1)
-        self.gripper: ros.Subscription | None = None
+        self.gripper: Subscription | None = None
         self.connect_gripper()
-        steady = ros.Clock(clock_type=ros.ClockType.STEADY_TIME)
+        steady = STEADY
         node.create_timer(STATE_PERIOD, self._move, clock=steady)
         node.create_timer(1.0 / frame_rate, self._film, clock=steady)
 
@@ -109,11 +105,11 @@ class Robot:
         stamp = self._node.get_clock().now().to_msg()
         for offset, publisher in enumerate(self._cameras):
             picture = self._pictures[(self._frame + offset) % PICTURES]
-            publisher.publish(images.numpy_to_image(picture, stamp))
+            publisher.publish(images.serialize_image(picture, stamp))
         self._frame += 1
 
 
-class RobotNode(ros.Node):
+class RobotNode(Node):
     """A `Robot` in a process of its own."""
 
     def __init__(self) -> None:
@@ -124,4 +120,4 @@ class RobotNode(ros.Node):
 
 
 if __name__ == '__main__':
-    raise SystemExit(ros.run(RobotNode))
+    raise SystemExit(run(RobotNode))

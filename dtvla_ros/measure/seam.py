@@ -10,18 +10,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from rich.console import Console
 from rich.table import Table
+from std_msgs.msg import String
 from tqdm import tqdm
 
 from dtvla_ros import share
 from dtvla_ros.demo.graph import VLA_NAMES
-from dtvla_ros.demo.processes import NodeProcesses
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
 from dtvla_ros.measure.domain import use_own_domain
-from dtvla_ros.middleware import ros
-from dtvla_ros.middleware.messages import DiagnosticStatus, String
+from dtvla_ros.ros.processes import NodeProcesses
+from dtvla_ros.ros.run import joined
 
 CONFIG = 'config/sim_realtime.yaml'
 ACCOUNT = ('seam_jump', 'inside_jump', 'seams', 'insides', 'backward_seams', 'backward_insides')
@@ -29,14 +32,14 @@ TARGET = 1.2  # median jump at a seam over median jump inside chunks
 SUITE_EPISODES = 1000  # more than there is time for
 
 
-class Watch(ros.Node):
+class Watch(Node):
     """Keeps the gate's own account of its seams, and counts episodes."""
 
     def __init__(self) -> None:
         super().__init__('seam')
         self.account: dict[str, float] = {}
         self.episodes: list[bool] = []
-        latched = ros.QoSProfile(depth=10, durability=ros.DurabilityPolicy.TRANSIENT_LOCAL)
+        latched = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self.create_subscription(DiagnosticStatus, '/gate_state', self._on_gate, latched)
         self.create_subscription(String, '/sim/episode', self._on_episode, latched)
 
@@ -53,29 +56,21 @@ class Watch(ros.Node):
 def _measure(policy: Path, blend: int, seconds: float) -> Watch:
     use_own_domain()
     params = ['--ros-args', '--params-file', str(share.find(Path(CONFIG)))]
-    ros.init(args=['seam'])
-    watch = Watch()
-    executor = ros.SingleThreadedExecutor()
-    executor.add_node(watch)
-    try:
-        with tempfile.TemporaryDirectory() as logs, NodeProcesses(Path(logs)) as nodes:
-            nodes.start('vla_node', 'dtvla_ros.nodes.vla_node', [
-                *params, *VLA_NAMES, '-p', f'policy:={policy}'])
-            nodes.start('command_gate', 'dtvla_ros.nodes.command_gate', [
-                *params, '-p', f'blend_steps:={blend}'])
-            nodes.start('sim_bridge', 'dtvla_ros.nodes.sim_bridge', [
-                *params, '-p', f'episodes:={SUITE_EPISODES}'])
-            begun = time.monotonic()
-            with tqdm(total=round(seconds), unit='s', desc=f'blend {blend}', leave=False,
-                      disable=None) as bar:
-                while time.monotonic() - begun < seconds:
-                    executor.spin_once(timeout_sec=0.1)
-                    bar.update(int(time.monotonic() - begun) - bar.n)
-                nodes.require_running()
-    finally:
-        executor.shutdown()
-        watch.destroy_node()
-        ros.try_shutdown()
+    with tempfile.TemporaryDirectory() as logs, joined(Watch) as (watch, executor), \
+            NodeProcesses(Path(logs)) as nodes:
+        nodes.start('vla_node', 'dtvla_ros.nodes.vla_node', [
+            *params, *VLA_NAMES, '-p', f'policy:={policy}'])
+        nodes.start('command_gate', 'dtvla_ros.nodes.command_gate', [
+            *params, '-p', f'blend_steps:={blend}'])
+        nodes.start('sim_bridge', 'dtvla_ros.nodes.sim_bridge', [
+            *params, '-p', f'episodes:={SUITE_EPISODES}'])
+        begun = time.monotonic()
+        with tqdm(total=round(seconds), unit='s', desc=f'blend {blend}', leave=False,
+                  disable=None) as bar:
+            while time.monotonic() - begun < seconds:
+                executor.spin_once(timeout_sec=0.1)
+                bar.update(int(time.monotonic() - begun) - bar.n)
+            nodes.require_running()
     if not watch.account:
         raise UserError(f'no chunk took over from another within {seconds:g} s: give --seconds '
                         'more')

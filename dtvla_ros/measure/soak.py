@@ -10,29 +10,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import TwistStamped
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from rich.console import Console
 from rich.table import Table
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
 from tqdm import tqdm
 
 from dtvla_ros import share
 from dtvla_ros.demo.graph import VLA_NAMES
-from dtvla_ros.demo.processes import NodeProcesses, resident_memory
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
 from dtvla_ros.measure.domain import use_own_domain
-from dtvla_ros.middleware import ros
-from dtvla_ros.middleware.messages import DiagnosticStatus, String, TwistStamped
+from dtvla_ros.ros.processes import NodeProcesses, resident_memory
+from dtvla_ros.ros.run import STEADY, joined
 
 INSTRUCTION = 'put the lemon in the blue bin'
 PERIOD = 0.05  # s, of the commands
 LATE = 0.05  # s beyond the period: a missed deadline
 GROWTH = 5.0  # MB after the warm-up
 PATIENCE = 60.0  # s until the arm must move
-LATCHED = ros.QoSProfile(depth=1, durability=ros.DurabilityPolicy.TRANSIENT_LOCAL)
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 NODES = ('vla_node', 'command_gate')
 
 
-class Watch(ros.Node):
+class Watch(Node):
     """Keeps the arm in motion and notes when commands were made."""
 
     def __init__(self) -> None:
@@ -41,12 +46,11 @@ class Watch(ros.Node):
         self.gate, self.policy = '', ''
         self.stops: list[str] = []
         self._instruction = self.create_publisher(String, '/instruction', LATCHED)
-        self._order = self.create_publisher(String, '/gate_command', 1)
+        self._start = self.create_client(Trigger, '/start')
         self.create_subscription(TwistStamped, '/twist_cmd', self._on_command, 50)
         self.create_subscription(DiagnosticStatus, '/gate_state', self._on_gate, LATCHED)
         self.create_subscription(DiagnosticStatus, '/vla/state', self._on_policy, LATCHED)
-        self.create_timer(0.5, self._push, clock=ros.Clock(
-            clock_type=ros.ClockType.STEADY_TIME))
+        self.create_timer(0.5, self._push, clock=STEADY)
 
     def _on_command(self, message: TwistStamped) -> None:
         self.stamps.append(message.header.stamp.sec + message.header.stamp.nanosec * 1e-9)
@@ -64,7 +68,7 @@ class Watch(ros.Node):
         if self.policy in ('IDLE', 'STOPPED'):
             self._instruction.publish(String(data=INSTRUCTION))
         elif self.gate == 'STOP' and self.policy in ('ACTING', 'THINKING'):
-            self._order.publish(String(data='start'))
+            self._start.call_async(Trigger.Request())
 
 
 def _start(processes: NodeProcesses, policy: Path) -> None:
@@ -90,37 +94,29 @@ def run_soak(policy: Path, minutes: float, warm_up: float, json_file: Path | Non
     """
     folder = share.find(policy)
     use_own_domain()
-    ros.init(args=['soak'])
-    watch = Watch()
-    executor = ros.SingleThreadedExecutor()
-    executor.add_node(watch)
     memory: dict[str, list[float]] = {name: [] for name in NODES}
-    try:
-        with tempfile.TemporaryDirectory() as logs, NodeProcesses(Path(logs)) as processes:
-            def spin(seconds: float) -> None:
-                end = time.monotonic() + seconds
-                while time.monotonic() < end:
-                    executor.spin_once(timeout_sec=0.1)
-                processes.require_running()
-            _start(processes, folder)
-            begun = time.monotonic()
-            while watch.gate != 'RUN':
-                spin(0.2)
-                if time.monotonic() - begun > PATIENCE:
-                    raise UserError(f'the arm did not move within {PATIENCE:g} s: gate '
-                                    f'{watch.gate}, policy {watch.policy}')
-            spin(warm_up)
-            watch.stamps.clear()
-            watch.stops.clear()
-            for _ in tqdm(range(round(60 * minutes)), unit='s', desc='soak',
-                          disable=None):
-                spin(1.0)
-                for name in NODES:
-                    memory[name].append(resident_memory(processes.pid(name)))
-    finally:
-        executor.shutdown()
-        watch.destroy_node()
-        ros.try_shutdown()
+    with tempfile.TemporaryDirectory() as logs, joined(Watch) as (watch, executor), \
+            NodeProcesses(Path(logs)) as processes:
+        def spin(seconds: float) -> None:
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                executor.spin_once(timeout_sec=0.1)
+            processes.require_running()
+        _start(processes, folder)
+        begun = time.monotonic()
+        while watch.gate != 'RUN':
+            spin(0.2)
+            if time.monotonic() - begun > PATIENCE:
+                raise UserError(f'the arm did not move within {PATIENCE:g} s: gate '
+                                f'{watch.gate}, policy {watch.policy}')
+        spin(warm_up)
+        watch.stamps.clear()
+        watch.stops.clear()
+        for _ in tqdm(range(round(60 * minutes)), unit='s', desc='soak',
+                      disable=None):
+            spin(1.0)
+            for name in NODES:
+                memory[name].append(resident_memory(processes.pid(name)))
     result = _judge(watch, memory, minutes)
     _show(result)
     if json_file is not None:

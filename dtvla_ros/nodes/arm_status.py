@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rclpy.node import Node
+from std_msgs.msg import Bool
+
 from dtvla_ros.errors import UserError
-from dtvla_ros.middleware import ros
-from dtvla_ros.middleware.messages import Bool, get_message
 from dtvla_ros.nodes.parameters import declare
+from dtvla_ros.ros.conversions import message_type
 
 KINDS = {'none': '', 'bool': 'std_msgs/msg/Bool', 'int8': 'std_msgs/msg/Int8',
          'servo': 'moveit_msgs/msg/ServoStatus'}
@@ -21,7 +23,7 @@ class ArmStatus:
     ServoStatus (since Jazzy) carry a code; ``arm_unable_codes`` are those of a halt.
     """
 
-    def __init__(self, node: ros.Node, on_change: Callable[[str], None]) -> None:
+    def __init__(self, node: Node, on_change: Callable[[str], None]) -> None:
         kind = declare(node, 'arm_status', 'none', 'type of the topic arm_status',
                        choices=tuple(KINDS))
         self._unable = set(declare(
@@ -32,7 +34,7 @@ class ArmStatus:
         if kind == 'none':
             return
         try:
-            message = get_message(KINDS[kind])
+            message = message_type(KINDS[kind])
         except KeyError:
             raise UserError(f'parameter arm_status = "{kind}": {KINDS[kind]} is not installed '
                             'here; use "bool" or "int8"') from None

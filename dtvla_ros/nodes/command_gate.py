@@ -7,31 +7,31 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus
 from numpy.typing import NDArray
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool
+from std_srvs.srv import SetBool, Trigger
+from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.middleware import ros
-from dtvla_ros.middleware.messages import (
-    Bool,
-    DiagnosticStatus,
-    JointState,
-    JointTrajectory,
-    SetBool,
-    String,
-    Trigger,
-)
-from dtvla_ros.nodes import wire
 from dtvla_ros.nodes.arm_status import ArmStatus
 from dtvla_ros.nodes.gate_settings import LIMITS, build_gate, read_limits
 from dtvla_ros.nodes.parameters import declare, refuse_changes
 from dtvla_ros.nodes.pose_source import PoseSource
 from dtvla_ros.nodes.sinks import PRESETS, PoseSink, make_sink
+from dtvla_ros.ros import conversions, qos
+from dtvla_ros.ros.run import STEADY, run, wait_until_heard
 from dtvla_ros.safety.gate import Command, GateState
 from dtvla_ros.safety.limits import Limiter
 
 STATE_PERIOD = 0.05  # the policy's own watchdog lives on gate_state
 WATCH_PERIOD = 0.01  # a stop does not wait for the next tick
 RIVALS_PERIOD = 0.25
+SAME_TICK = 1e-3  # difference of two stamps of one lock-step tick [s]
 STILL_TICKS = 4  # commands of stillness that make a stop
 LEVELS = {
     GateState.RUN: DiagnosticStatus.OK,
@@ -41,7 +41,7 @@ LEVELS = {
 }
 
 
-class CommandGate(ros.Node):
+class CommandGate(Node):
     """Plays chunks at the control rate.
 
     In lock-step the tick is the simulator's: each new pose asks for one command, and nothing is
@@ -69,6 +69,7 @@ class CommandGate(ros.Node):
             'resume': lambda: self._gate.pause(False),
         }
         self._pending: float | None = None
+        self._early: JointTrajectory | None = None
         self._last: Command | None = None
         self._drops = 0
         self._told = ('', '')
@@ -79,19 +80,18 @@ class CommandGate(ros.Node):
             self, 'priority', 0, 'real-time priority (SCHED_FIFO) of the gate; 0: none',
             low=0, high=90))
 
-        self._state = self.create_publisher(DiagnosticStatus, 'gate_state', wire.LATCHED)
-        sensor = ros.qos_profile_sensor_data
-        self.create_subscription(JointTrajectory, 'vla/action_chunk', self._on_chunk, wire.LATEST)
-        self.create_subscription(DiagnosticStatus, 'vla/state', self._on_heartbeat, wire.LATCHED)
+        self._state = self.create_publisher(DiagnosticStatus, 'gate_state', qos.LATCHED)
+        sensor = qos_profile_sensor_data
+        self.create_subscription(JointTrajectory, 'vla/action_chunk', self._on_chunk, qos.LATEST)
+        self.create_subscription(DiagnosticStatus, 'vla/state', self._on_heartbeat, qos.LATCHED)
         self.create_subscription(JointState, 'joint_states', self._on_joints, sensor)
         self._pose_source.open()
         self._arm = ArmStatus(self, self._on_arm)
-        wire.listen_to_anyone(self, Bool, 'estop', self._on_estop)
-        self.create_subscription(String, 'gate_command', self._on_command, wire.LATEST)
+        qos.listen_to_anyone(self, Bool, 'estop', self._on_estop)
         for name in ('start', 'stop', 'clear_fault'):
             self.create_service(Trigger, name, self._service(name))
         self.create_service(SetBool, 'pause', self._on_pause)
-        steady = ros.Clock(clock_type=ros.ClockType.STEADY_TIME)
+        steady = STEADY
         self.create_timer(self._period, self._on_timer, clock=steady)
         if not self._lockstep:
             self.create_timer(WATCH_PERIOD, self._on_watch, clock=steady)
@@ -107,6 +107,7 @@ class CommandGate(ros.Node):
             for _ in range(STILL_TICKS):
                 self._send(self._gate.tick(self._now(), time.monotonic()))
                 time.sleep(self._period)
+            wait_until_heard(self._state)
         super().destroy_node()
 
     def _now(self) -> float:
@@ -114,9 +115,13 @@ class CommandGate(ros.Node):
 
     def _on_chunk(self, message: JointTrajectory) -> None:
         now = self._now()
-        if self._lockstep and self._pending is not None:
+        if self._lockstep:
+            stamp = conversions.seconds(message.header.stamp)
+            if self._pending is None or stamp > self._pending + SAME_TICK:
+                self._early = message  # topics are not ordered among each other
+                return
             now = max(now, self._pending)
-        dropped = self._gate.on_chunk(wire.chunk_from(message, self._period), now)
+        dropped = self._gate.on_chunk(conversions.chunk_from(message, self._period), now)
         if dropped:
             self._drops += 1
             self.get_logger().info(f'chunk dropped: {dropped}', throttle_duration_sec=1.0)
@@ -125,13 +130,13 @@ class CommandGate(ros.Node):
         self._stop_now()
 
     def _on_heartbeat(self, message: DiagnosticStatus) -> None:
-        values = wire.status_values(message)
+        values = conversions.status_values(message)
         self._gate.on_heartbeat(time.monotonic(), message.message, values.get('reason', ''),
                                 values.get('task', ''))
         self._on_watch()
 
     def _on_joints(self, message: JointState) -> None:
-        self._gate.on_joints(message.position, wire.seconds(message.header.stamp),
+        self._gate.on_joints(message.position, conversions.seconds(message.header.stamp),
                              time.monotonic())
         positions = dict(zip(message.name, message.position))
         fingers = [abs(positions.get(name, np.nan)) for name in self._fingers]
@@ -150,6 +155,9 @@ class CommandGate(ros.Node):
             if self._last is not None and self._answered():
                 self._send(self._last)  # asked again: the answer was lost
             self._play_pending()
+            early, self._early = self._early, None
+            if early is not None:
+                self._on_chunk(early)
 
     def _on_arm(self, unable: str) -> None:
         self._gate.on_arm(unable)
@@ -158,15 +166,6 @@ class CommandGate(ros.Node):
     def _on_estop(self, message: Bool) -> None:
         self._gate.on_estop(message.data)
         self._stop_now()
-
-    def _on_command(self, message: String) -> None:
-        if message.data not in self._commands:
-            self.get_logger().warning(f'gate_command "{message.data[:40]}" is not one of '
-                                      f'{", ".join(self._commands)}')
-            return
-        refused = self._obey(message.data)
-        if refused:
-            self.get_logger().warning(f'{message.data} refused: {refused}')
 
     def _service(self, name: str):  # noqa: ANN202
         def answer(_: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -250,7 +249,7 @@ class CommandGate(ros.Node):
             self._gate.fault(f'another node publishes {self._sink.topic}')
             self._tell_changes()
 
-    def _judge_limit(self, parameter: ros.Parameter) -> str | None:
+    def _judge_limit(self, parameter: Parameter) -> str | None:
         if self._gate.state in (GateState.RUN, GateState.HOLD):
             return f'{parameter.name} limits a running arm: stop the gate first'
         try:
@@ -273,14 +272,14 @@ class CommandGate(ros.Node):
 
     def _tell(self) -> None:
         state = self._gate.state
-        self._state.publish(wire.status_message(
+        self._state.publish(conversions.status_message(
             self.get_fully_qualified_name(), state.value,
             {'reason': self._gate.reason, 'remaining': self._gate.remaining(),
              'played': self._gate.played, 'dropped': self._drops, **self._gate.seams.summary()},
             LEVELS[state]))
 
 
-def _take_priority(node: ros.Node, priority: int) -> None:
+def _take_priority(node: Node, priority: int) -> None:
     if not priority:
         return
     try:
@@ -294,7 +293,7 @@ def _take_priority(node: ros.Node, priority: int) -> None:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node."""
-    return ros.run(CommandGate, args)
+    return run(CommandGate, args)
 
 
 if __name__ == '__main__':

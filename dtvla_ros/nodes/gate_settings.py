@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from rclpy.node import Node
+
 from dtvla_ros.actions.queue import ChunkQueue
 from dtvla_ros.errors import UserError
-from dtvla_ros.middleware import ros
 from dtvla_ros.nodes.parameters import declare
 from dtvla_ros.safety.gate import HEARTBEAT, JOINTS, POSE, Gate, GateConfig
 from dtvla_ros.safety.gripper import GripperMonitor
 from dtvla_ros.safety.limits import PROFILES, Limiter, Limits
 from dtvla_ros.safety.watchdog import Watchdog
 
+SMALLEST = 1e-6  # of a limit; zero would not be one
 LIMITS = tuple(field.name for field in dataclasses.fields(Limits))
 DESCRIPTIONS = {
     'linear_speed': 'largest speed of the end effector [m/s]',
@@ -28,7 +30,7 @@ DESCRIPTIONS = {
 }
 
 
-def build_gate(node: ros.Node, period: float, lockstep: bool) -> Gate:
+def build_gate(node: Node, period: float, lockstep: bool) -> Gate:
     """Return a gate that ticks every ``period`` seconds, set up by the node's parameters.
 
     Raises
@@ -74,17 +76,18 @@ def build_gate(node: ros.Node, period: float, lockstep: bool) -> Gate:
     return Gate(config, queue, Limiter(declare_limits(node), period), watchdog, gripper)
 
 
-def declare_limits(node: ros.Node) -> Limits:
+def declare_limits(node: Node) -> Limits:
     """Declare the profile and the limits that override it; return them."""
     profile = PROFILES[declare(node, 'profile', 'default', 'limits', choices=tuple(PROFILES))]
     for name in LIMITS:
         default = getattr(profile, name)
         declare(node, name, list(default) if isinstance(default, tuple) else default,
-                DESCRIPTIONS[name], changeable=True)
+                DESCRIPTIONS[name], low=SMALLEST if isinstance(default, float) else None,
+                changeable=True)
     return read_limits(node)
 
 
-def read_limits(node: ros.Node, **changed: Any) -> Limits:
+def read_limits(node: Node, **changed: Any) -> Limits:
     """Return the limits the parameters say, some of them ``changed``.
 
     Raises
@@ -99,7 +102,7 @@ def read_limits(node: ros.Node, **changed: Any) -> Limits:
     return Limits(**chosen)
 
 
-def _watchdog(node: ros.Node, period: float, lockstep: bool) -> Watchdog:
+def _watchdog(node: Node, period: float, lockstep: bool) -> Watchdog:
     heartbeat = declare(node, 'heartbeat_timeout_s', 0.1, 'silence of vla/state', low=0.05)
     joints = declare(node, 'joints_timeout_s', 0.1, 'silence of joint_states; 0: never', low=0.0)
     pose = declare(

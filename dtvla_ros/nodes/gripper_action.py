@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rclpy.action import ActionClient
+from rclpy.node import Node
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.middleware import ros
 from dtvla_ros.nodes.parameters import declare
 
 
@@ -18,7 +18,7 @@ class GripperAction:
     the action's own result is not asked for.
     """
 
-    def __init__(self, node: ros.Node, kind: str) -> None:
+    def __init__(self, node: Node, kind: str) -> None:
         self._open = declare(node, 'gripper_open_position', 0.04,
                              'position of the open gripper; Franka: half the width [m]', low=0)
         self._effort = declare(node, 'gripper_max_effort', 20.0, 'of a grasp [N]', low=0)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CompressedImage, Image, JointState
 
-from dtvla_ros.middleware import images, ros
-from dtvla_ros.middleware.messages import CompressedImage, Image, JointState
-from dtvla_ros.nodes import wire
 from dtvla_ros.nodes.observer import Observer
 from dtvla_ros.nodes.pose_source import PoseSource
 from dtvla_ros.nodes.vla_settings import CAMERAS, VlaSettings
 from dtvla_ros.policy.observation import Observation
+from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.safety.watchdog import Watchdog
 
 SAME_CLOCK = 1.0  # distance of a stamp from this node's clock that shows another clock [s]
@@ -31,7 +33,7 @@ class Inputs:
     its stamp came again, which in lock-step asks for an answer that got lost.
     """
 
-    def __init__(self, node: ros.Node, settings: VlaSettings, pose: PoseSource, period: float,
+    def __init__(self, node: Node, settings: VlaSettings, pose: PoseSource, period: float,
                  on_sample: Callable[[int], None]) -> None:
         self._node = node
         self._settings = settings
@@ -56,9 +58,9 @@ class Inputs:
         node, raw = self._node, self._settings.transport == 'raw'
         self._open = [node.create_subscription(
             Image if raw else CompressedImage, f'image_{camera}', self._image_callback(camera),
-            wire.NEWEST_FRAME) for camera in CAMERAS]
+            qos.NEWEST_FRAME, raw=True) for camera in CAMERAS]
         self._open.append(node.create_subscription(
-            JointState, 'joint_states', self._on_joints, ros.qos_profile_sensor_data))
+            JointState, 'joint_states', self._on_joints, qos_profile_sensor_data))
         self._pose.open()
 
     def close(self) -> None:
@@ -105,12 +107,15 @@ class Inputs:
 
     def _image_callback(self, camera: str) -> Callable[[Any], None]:
         name = f'image_{camera}'
-        decode = (images.image_to_numpy if self._settings.transport == 'raw'
-                  else images.compressed_to_numpy)
+        parse, decode = ((images.parse_image, images.image_to_numpy)
+                         if self._settings.transport == 'raw'
+                         else (images.parse_compressed, images.compressed_to_numpy))
 
-        def receive(message: Any) -> None:
-            stamp = wire.seconds(message.header.stamp)
+        def receive(data: bytes) -> None:
+            stamp = math.nan  # of a message that cannot even be parsed
             try:
+                message = parse(data)
+                stamp = message.stamp
                 image = decode(message)
                 refused = self._picture(name, image, stamp) or self._observer.image(
                     camera, image, stamp)
@@ -126,7 +131,7 @@ class Inputs:
         return picture.follow(image, stamp, self._posture)
 
     def _on_joints(self, message: JointState) -> None:
-        stamp = wire.seconds(message.header.stamp)
+        stamp = conversions.seconds(message.header.stamp)
         refused = self._observer.joints(message.name, message.position, stamp)
         if not refused:
             positions = dict(zip(message.name, message.position))

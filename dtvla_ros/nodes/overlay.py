@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from builtin_interfaces.msg import Duration
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import Point, PoseStamped
 from numpy.typing import NDArray
 from PIL import Image as Picture
 from PIL import ImageDraw, ImageFont
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import ColorRGBA, String
+from trajectory_msgs.msg import JointTrajectory
+from visualization_msgs.msg import Marker, MarkerArray
 
 from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import CHANNELS, Chunk
-from dtvla_ros.middleware import images, ros
-from dtvla_ros.middleware.messages import (
-    ColorRGBA,
-    CompressedImage,
-    DiagnosticStatus,
-    Duration,
-    Image,
-    JointTrajectory,
-    Marker,
-    MarkerArray,
-    Point,
-    PoseStamped,
-    String,
-)
-from dtvla_ros.nodes import wire
 from dtvla_ros.nodes.parameters import declare
+from dtvla_ros.ros import conversions, images, qos
+from dtvla_ros.ros.run import STEADY, run
 
 CAMERAS = ('primary', 'wrist')
 LATENCY = 'latency_'
@@ -87,9 +84,9 @@ def path_marker(
         last = osc.gripper_command(float(row[6]), last)
         told.append(last)
     shades = [CLOSED if grip == osc.GRIPPER_CLOSED else OPEN for grip in [told[0], *told]]
-    lifetime = wire.time_message(len(chunk.values) * chunk.period + LINGER)
+    lifetime = conversions.time_message(len(chunk.values) * chunk.period + LINGER)
     marker = Marker(
-        header=wire.header(chunk.stamp, frame_id), ns='planned_path', id=0,
+        header=conversions.header(chunk.stamp, frame_id), ns='planned_path', id=0,
         type=Marker.LINE_STRIP, action=Marker.ADD,
         lifetime=Duration(sec=lifetime.sec, nanosec=lifetime.nanosec),
         points=[Point(x=x, y=y, z=z)
@@ -140,7 +137,7 @@ def draw_camera(name: str, pixels: NDArray[np.uint8] | None) -> Picture.Image:
     return tile
 
 
-class Overlay(ros.Node):
+class Overlay(Node):
     """Draws only while somebody watches; the cameras are not even subscribed to before."""
 
     def __init__(self) -> None:
@@ -150,30 +147,33 @@ class Overlay(ros.Node):
             self, 'transport', 'raw', 'image topics', choices=('raw', 'compressed'))
         self._quality = declare(self, 'jpeg_quality', 85, 'of the picture, 1 to 100', low=1)
         self._base_frame = declare(self, 'base_frame', 'base', 'frame of planned_path')
-        self._image_type, self._decode = (
-            (Image, images.image_to_numpy) if transport == 'raw'
-            else (CompressedImage, images.compressed_to_numpy))
+        self._image_type: Any
+        self._parse: Callable[[bytes], Any]
+        self._image_type, self._parse, self._decode = (
+            (Image, images.parse_image, images.image_to_numpy) if transport == 'raw'
+            else (CompressedImage, images.parse_compressed, images.compressed_to_numpy))
         self._cameras: list[Any] = []
-        self._frames: dict[str, Any] = {}
+        self._frames: dict[str, bytes] = {}  # as they came
         self._poses: dict[float, NDArray[np.float64]] = {}
+        self._stamps: dict[str, float] = {}  # of the frames drawn last
         self._thought = ''
         self._states: dict[str, tuple[float, DiagnosticStatus]] = {}
         self._panel: tuple[Words, Picture.Image] | None = None
 
-        self._picture = self.create_publisher(CompressedImage, 'overlay/compressed', wire.LATEST)
-        self._path = self.create_publisher(MarkerArray, 'planned_path', wire.LATEST)
-        self.create_subscription(String, 'vla/reasoning', self._on_thought, wire.LATCHED_10)
-        self.create_subscription(JointTrajectory, 'vla/action_chunk', self._on_chunk, wire.LATEST)
+        self._picture = self.create_publisher(CompressedImage, 'overlay/compressed', qos.LATEST)
+        self._path = self.create_publisher(MarkerArray, 'planned_path', qos.LATEST)
+        self.create_subscription(String, 'vla/reasoning', self._on_thought, qos.LATCHED_10)
+        self.create_subscription(JointTrajectory, 'vla/action_chunk', self._on_chunk, qos.LATEST)
         self.create_subscription(
-            PoseStamped, 'ee_pose', self._on_pose, ros.qos_profile_sensor_data)
+            PoseStamped, 'ee_pose', self._on_pose, qos_profile_sensor_data)
         for name in ('vla/state', 'gate_state'):
             self.create_subscription(
-                DiagnosticStatus, name, self._state_callback(name), wire.LATCHED)
+                DiagnosticStatus, name, self._state_callback(name), qos.LATCHED)
         self.create_timer(
-            1.0 / rate, self._draw, clock=ros.Clock(clock_type=ros.ClockType.STEADY_TIME))
+            1.0 / rate, self._draw, clock=STEADY)
 
     def _on_thought(self, message: String) -> None:
-        self._thought = message.data.replace(wire.UNFINISHED, ' ...')
+        self._thought = message.data.replace(conversions.UNFINISHED, ' ...')
 
     def _state_callback(self, name: str):
         def receive(message: DiagnosticStatus) -> None:
@@ -181,16 +181,16 @@ class Overlay(ros.Node):
         return receive
 
     def _on_pose(self, message: PoseStamped) -> None:
-        position, _ = wire.pose_arrays(message.pose)
+        position, _ = conversions.pose_arrays(message.pose)
         if np.isfinite(position).all():
-            self._poses[wire.seconds(message.header.stamp)] = position
+            self._poses[conversions.seconds(message.header.stamp)] = position
             while len(self._poses) > POSES:
                 del self._poses[next(iter(self._poses))]
 
     def _on_chunk(self, message: JointTrajectory) -> None:
         if not self._path.get_subscription_count() or not self._poses:
             return
-        chunk = wire.chunk_from(message, CONTROL_PERIOD)
+        chunk = conversions.chunk_from(message, CONTROL_PERIOD)
         values = chunk.values
         if not len(values) or values.shape[1] != len(CHANNELS) or not np.isfinite(values).all():
             return
@@ -198,22 +198,18 @@ class Overlay(ros.Node):
         self._path.publish(MarkerArray(markers=[
             path_marker(self._poses[decided_at], chunk, self._base_frame)]))
 
-    def _camera_callback(self, name: str):
-        def receive(message: Any) -> None:
-            self._frames[name] = message
-        return receive
-
     def _follow_cameras(self, wanted: bool) -> None:
         if wanted and not self._cameras:
             self._cameras = [
                 self.create_subscription(
-                    self._image_type, f'image_{name}', self._camera_callback(name),
-                    wire.NEWEST_FRAME)
+                    self._image_type, f'image_{name}',
+                    functools.partial(self._frames.__setitem__, name), qos.NEWEST_FRAME, raw=True)
                 for name in CAMERAS]
         elif not wanted and self._cameras:
             for subscription in self._cameras:
                 self.destroy_subscription(subscription)
-            self._cameras, self._frames = [], {}
+            self._cameras = []
+            self._frames.clear()
 
     def _draw(self) -> None:
         wanted = self._picture.get_subscription_count() > 0
@@ -227,25 +223,25 @@ class Overlay(ros.Node):
         for k, name in enumerate(CAMERAS):
             canvas.paste(draw_camera(name, self._pixels(name)), (k * SIDE, 0))
         canvas.paste(self._panel[1], (len(CAMERAS) * SIDE, 0))
-        newest = self._frames.get(CAMERAS[0])
-        stamp = (newest.header.stamp if newest is not None
-                 else self.get_clock().now().to_msg())
-        self._picture.publish(images.numpy_to_compressed(
-            np.asarray(canvas), stamp, quality=min(self._quality, 100)))
+        stamp = self._stamps.get(CAMERAS[0], self.get_clock().now().nanoseconds * 1e-9)
+        self._picture.publish(images.serialize_compressed(
+            np.asarray(canvas), conversions.time_message(stamp), quality=min(self._quality, 100)))
 
     def _pixels(self, name: str) -> NDArray[np.uint8] | None:
-        message = self._frames.get(name)
-        if message is None:
+        data = self._frames.get(name)
+        if data is None:
             return None
         try:
-            return self._decode(message)
+            frame = self._parse(data)
+            self._stamps[name] = frame.stamp
+            return self._decode(frame)
         except images.ImageError as error:
             self.get_logger().warning(f'image_{name}: {error}', throttle_duration_sec=1.0)
             return None
 
     def _words(self) -> Words:
         _, policy = self._states.get('vla/state', (0.0, None))
-        values = {} if policy is None else wire.status_values(policy)
+        values = {} if policy is None else conversions.status_values(policy)
         return Words(
             values.get('instruction', ''), self._thought, self._said('policy', 'vla/state'),
             self._said('gate', 'gate_state'), latency_line(values))
@@ -254,14 +250,14 @@ class Overlay(ros.Node):
         heard, status = self._states.get(name, (0.0, None))
         if status is None or time.monotonic() - heard > SILENT:
             return Said(f'{who}: silent')
-        reason = wire.status_values(status).get('reason', '')
+        reason = conversions.status_values(status).get('reason', '')
         return Said(f'{who}: {status.message}{" - " if reason else ""}{reason}',
                     LEVEL_INK.get(status.level, FAINT))
 
 
 def main(args: list[str] | None = None) -> int:
     """Run the node."""
-    return ros.run(Overlay, args)
+    return run(Overlay, args)
 
 
 if __name__ == '__main__':

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import sys
+import math
 from collections.abc import Callable, Collection
 from typing import Any
 
-from dtvla_ros.errors import UserError
-from dtvla_ros.middleware import ros
-from dtvla_ros.middleware.messages import (
+from rcl_interfaces.msg import (
     FloatingPointRange,
     IntegerRange,
     ParameterDescriptor,
     SetParametersResult,
 )
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from dtvla_ros.errors import UserError
 
 _LARGEST_INT = 2**63 - 1
 
 
 def declare(
-    node: ros.Node,
+    node: Node,
     name: str,
     default: Any,
     description: str,
@@ -60,10 +62,10 @@ def declare(
 
 
 def refuse_changes(
-    node: ros.Node, names: Collection[str], why: Callable[[ros.Parameter], str | None],
+    node: Node, names: Collection[str], why: Callable[[Parameter], str | None],
 ) -> None:
     """Ask ``why`` before any of the parameters ``names`` changes; a reason refuses the change."""
-    def judge(parameters: list[ros.Parameter]) -> SetParametersResult:
+    def judge(parameters: list[Parameter]) -> SetParametersResult:
         for parameter in parameters:
             reason = why(parameter) if parameter.name in names else None
             if reason:
@@ -78,7 +80,7 @@ def _bound(descriptor: Any, default: Any, low: float | None, high: float | None)
             from_value=-_LARGEST_INT if low is None else int(low),
             to_value=_LARGEST_INT if high is None else int(high), step=0)]
     else:
-        largest = sys.float_info.max
+        largest = math.inf
         descriptor.floating_point_range = [FloatingPointRange(
             from_value=-largest if low is None else float(low),
             to_value=largest if high is None else float(high), step=0.0)]

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from geometry_msgs.msg import PoseStamped
 from numpy.typing import NDArray
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from scipy.spatial.transform import Rotation
 
-from dtvla_ros.middleware import ros
-from dtvla_ros.middleware.messages import PoseStamped, TFMessage
-from dtvla_ros.nodes import wire
+from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.parameters import declare
+from dtvla_ros.ros import conversions
 
 SOURCES = ('topic', 'tf')
 OnPose = Callable[[NDArray[np.float64], NDArray[np.float64], float], None]
@@ -25,15 +27,15 @@ class FrameTree:
     def __init__(self) -> None:
         self._frames: dict[str, tuple[str, _Placed]] = {}
 
-    def take(self, message: TFMessage, static: bool) -> None:
-        """Take transforms; those that are not finite or not rotations are left out."""
+    def take(self, message: Any, static: bool) -> None:
+        """Take a tf2_msgs/TFMessage; what is not finite or no rotation is left out."""
         for entry in message.transforms:
             t, q = entry.transform.translation, entry.transform.rotation
             position = np.array([t.x, t.y, t.z])
             quaternion = np.array([q.x, q.y, q.z, q.w])
             if (np.isfinite(position).all() and abs(np.linalg.norm(quaternion) - 1) < 0.01
                     and entry.child_frame_id != entry.header.frame_id):
-                stamp = np.inf if static else wire.seconds(entry.header.stamp)
+                stamp = np.inf if static else conversions.seconds(entry.header.stamp)
                 self._frames[entry.child_frame_id.lstrip('/')] = (
                     entry.header.frame_id.lstrip('/'),
                     (position, Rotation.from_quat(quaternion), stamp))
@@ -69,10 +71,10 @@ class PoseSource:
     """Calls ``on_pose(position [3] m, quaternion [4] xyzw, stamp s)`` for every new pose.
 
     Declares ``pose_source``, ``base_frame`` and ``ee_frame`` on the node it is built for; `open`
-    subscribes, `close` takes that back.
+    subscribes, `close` takes that back. Raises UserError where tf2_msgs is needed and missing.
     """
 
-    def __init__(self, node: ros.Node, on_pose: OnPose) -> None:
+    def __init__(self, node: Node, on_pose: OnPose) -> None:
         self._node = node
         self._on_pose = on_pose
         self._source = declare(
@@ -80,23 +82,32 @@ class PoseSource:
         self._base = declare(node, 'base_frame', 'base', 'frame of poses and commands')
         self._frame = declare(
             node, 'ee_frame', 'gripper', 'frame of the gripper site, with pose_source tf')
+        self._type = self._transforms() if self._source == 'tf' else PoseStamped
         self._tree = FrameTree()
         self._last = -np.inf
         self._open: list[Any] = []
+
+    def _transforms(self) -> Any:
+        try:
+            return conversions.message_type('tf2_msgs/msg/TFMessage')
+        except KeyError:
+            raise UserError(
+                'parameter pose_source = "tf": tf2_msgs is not installed; install '
+                'ros-$ROS_DISTRO-tf2-msgs, or use "topic"') from None
 
     def open(self) -> None:
         """Subscribe to ``ee_pose``, or to ``/tf`` and ``/tf_static``."""
         node = self._node
         if self._source == 'topic':
             self._open = [node.create_subscription(
-                PoseStamped, 'ee_pose', self._on_topic, ros.qos_profile_sensor_data)]
+                self._type, 'ee_pose', self._on_topic, qos_profile_sensor_data)]
             return
-        durability = ros.DurabilityPolicy.TRANSIENT_LOCAL
+        durability = DurabilityPolicy.TRANSIENT_LOCAL
         self._open = [
-            node.create_subscription(TFMessage, '/tf', self._on_transforms,
-                                     ros.QoSProfile(depth=100)),
-            node.create_subscription(TFMessage, '/tf_static', self._on_static,
-                                     ros.QoSProfile(depth=100, durability=durability))]
+            node.create_subscription(self._type, '/tf', self._on_transforms,
+                                     QoSProfile(depth=100)),
+            node.create_subscription(self._type, '/tf_static', self._on_static,
+                                     QoSProfile(depth=100, durability=durability))]
 
     def close(self) -> None:
         """Stop listening."""
@@ -105,12 +116,13 @@ class PoseSource:
         self._open = []
 
     def _on_topic(self, message: PoseStamped) -> None:
-        self._on_pose(*wire.pose_arrays(message.pose), wire.seconds(message.header.stamp))
+        self._on_pose(*conversions.pose_arrays(message.pose),
+                      conversions.seconds(message.header.stamp))
 
-    def _on_static(self, message: TFMessage) -> None:
+    def _on_static(self, message: Any) -> None:
         self._tree.take(message, static=True)
 
-    def _on_transforms(self, message: TFMessage) -> None:
+    def _on_transforms(self, message: Any) -> None:
         self._tree.take(message, static=False)
         placed = self._tree.look_up(self._base, self._frame)
         if placed is None or not np.isfinite(placed[2]) or placed[2] == self._last:

@@ -12,29 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion
 from numpy.typing import NDArray
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from rosgraph_msgs.msg import Clock
 from scipy.spatial.transform import Rotation
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import String
+from trajectory_msgs.msg import JointTrajectory
 
 import dtvla_sim
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import require_writable, write_json
-from dtvla_ros.middleware import images, ros
-from dtvla_ros.middleware.messages import (
-    Clock,
-    DiagnosticStatus,
-    Image,
-    JointState,
-    JointTrajectory,
-    Point,
-    Pose,
-    PoseStamped,
-    Quaternion,
-    String,
-)
-from dtvla_ros.nodes import wire
 from dtvla_ros.nodes.parameters import declare
 from dtvla_ros.nodes.sim_frames import BASE, CAMERAS, Placed, SimFrames, optical_frame
 from dtvla_ros.nodes.sim_services import SimServices
+from dtvla_ros.ros import conversions, images, qos
+from dtvla_ros.ros.run import STEADY, end, run
 from dtvla_ros.safety.gate import NOT_READY
 
 ARM_JOINTS = [f'panda_joint{i}' for i in range(1, 8)]
@@ -79,7 +75,7 @@ class Tally:
                          **{name: metadata.version(name) for name in SIMULATORS}}}
 
 
-class SimBridge(ros.Node):
+class SimBridge(Node):
     """Runs episodes one after another and ends by itself after the last.
 
     Lock-step: simulated time waits for the action stamped with the present tick. Otherwise the
@@ -137,21 +133,21 @@ class SimBridge(ros.Node):
         self._action = np.zeros(7)
         self._action_at = 0.0
 
-        sensor = ros.qos_profile_sensor_data
-        self._clock_topic = self.create_publisher(Clock, '/clock', wire.LATEST)
+        sensor = qos_profile_sensor_data
+        self._clock_topic = self.create_publisher(Clock, '/clock', qos.LATEST)
         self._cameras = {name: self.create_publisher(Image, f'image_{name}', sensor)
                          for name in CAMERAS}
         self._joints = self.create_publisher(JointState, 'joint_states', sensor)
         self._pose = self.create_publisher(PoseStamped, 'ee_pose', sensor)
-        self._instruction = self.create_publisher(String, 'instruction', wire.LATCHED)
-        self._episode = self.create_publisher(String, 'sim/episode', wire.LATCHED_10)
+        self._instruction = self.create_publisher(String, 'instruction', qos.LATCHED)
+        self._episode = self.create_publisher(String, 'sim/episode', qos.LATCHED_10)
         self._frames = SimFrames(self, self._env)
         self._desk = SimServices(
             self, {'pause': self._pause, 'step': self._advance, 'begin': self._begin_again},
             self._state, suite, self._env.tasks)
-        self.create_subscription(JointTrajectory, 'action', self._on_action, wire.LATEST)
-        self.create_subscription(DiagnosticStatus, 'vla/state', self._on_policy, wire.LATCHED)
-        steady = ros.Clock(clock_type=ros.ClockType.STEADY_TIME)
+        self.create_subscription(JointTrajectory, 'action', self._on_action, qos.LATEST)
+        self.create_subscription(DiagnosticStatus, 'vla/state', self._on_policy, qos.LATCHED)
+        steady = STEADY
         self.create_timer(0.1, self._on_patience, clock=steady)
         if not self._lockstep:
             self.create_timer(self._period_ns * 1e-9, self._on_real_time, clock=steady)
@@ -191,7 +187,7 @@ class SimBridge(ros.Node):
         self._instruction.publish(String(data=self._info['instruction']))
 
     def _on_policy(self, message: DiagnosticStatus) -> None:
-        self._policy = {**wire.status_values(message), 'state': message.message}
+        self._policy = {**conversions.status_values(message), 'state': message.message}
         taken = (self._policy.get('instruction') == self._info['instruction']
                  and self._policy.get('task') != self._task_before
                  and self._policy['state'] not in NOT_READY)
@@ -215,7 +211,7 @@ class SimBridge(ros.Node):
             return
         if not self._lockstep:
             self._action, self._action_at = action, time.monotonic()
-        elif self._running and abs(wire.seconds(message.header.stamp) - self._now) < 1e-3:
+        elif self._running and abs(conversions.seconds(message.header.stamp) - self._now) < 1e-3:
             self._step(action)
 
     def _on_real_time(self) -> None:
@@ -229,7 +225,7 @@ class SimBridge(ros.Node):
         steady = time.monotonic()
         if self._finished_at is not None:
             if steady - self._finished_at > FAREWELL:
-                raise SystemExit(0)
+                end()
             return
         if steady - self._told > TELL_PERIOD:
             self._tell_state()
@@ -237,9 +233,9 @@ class SimBridge(ros.Node):
             return
         if not self._running:
             if steady - self._began > self._patience:
-                raise UserError(f'no policy took the task within {self._patience:g} s '
-                                '(policy_timeout_s): is vla_node running in this domain?')
-            if steady - self._asked > ASK_AGAIN:
+                end(UserError(f'no policy took the task within {self._patience:g} s '
+                              '(policy_timeout_s): is vla_node running in this domain?'))
+            elif steady - self._asked > ASK_AGAIN:
                 self._announce()
         elif self._lockstep and steady - self._asked > ASK_AGAIN:
             self._show(look=True)
@@ -323,16 +319,16 @@ class SimBridge(ros.Node):
     def _show(self, look: bool) -> None:
         """Publish the present moment; with ``look`` also what the cameras see, if watched."""
         self._asked = time.monotonic()
-        stamp, obs = wire.time_message(self._now), self._obs
+        stamp, obs = conversions.time_message(self._now), self._obs
         self._clock_topic.publish(Clock(clock=stamp))
-        head = wire.header(self._now, BASE)
+        head = conversions.header(self._now, BASE)
         fingers = np.abs(obs['robot0_gripper_qpos'])
         self._joints.publish(JointState(
             header=head, name=ARM_JOINTS + FINGER_JOINTS,
-            position=wire.floats([*obs['robot0_joint_pos'], *fingers]),
-            velocity=wire.floats([*obs['robot0_joint_vel'], 0.0, 0.0])))
+            position=conversions.floats([*obs['robot0_joint_pos'], *fingers]),
+            velocity=conversions.floats([*obs['robot0_joint_vel'], 0.0, 0.0])))
         gripper = self._gripper()
-        p, q = wire.floats(gripper[0]), wire.floats(obs['robot0_eef_quat'])
+        p, q = conversions.floats(gripper[0]), conversions.floats(obs['robot0_eef_quat'])
         self._frames.show(self._now, gripper)
         if look:
             self._show_cameras()
@@ -342,11 +338,11 @@ class SimBridge(ros.Node):
             orientation=Quaternion(x=q[0], y=q[1], z=q[2], w=q[3]))))
 
     def _show_cameras(self) -> None:
-        stamp = wire.time_message(self._now)
+        stamp = conversions.time_message(self._now)
         for camera, topic in self._cameras.items():
             self._frames.show_camera(camera, self._now)
             if topic.get_subscription_count() > 0:
-                topic.publish(images.numpy_to_image(
+                topic.publish(images.serialize_image(
                     self._picture(camera), stamp, frame_id=optical_frame(camera)))
 
     def _picture(self, camera: str) -> NDArray[np.uint8]:
@@ -377,7 +373,7 @@ def _named(values: Sequence[str]) -> list[str]:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node."""
-    return ros.run(SimBridge, args)
+    return run(SimBridge, args)
 
 
 if __name__ == '__main__':

@@ -5,25 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from geometry_msgs.msg import Quaternion, Transform, TransformStamped, Vector3
 from numpy.typing import NDArray
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from scipy.spatial.transform import Rotation
+from sensor_msgs.msg import CameraInfo
 
-from dtvla_ros.middleware import ros
-from dtvla_ros.middleware.messages import (
-    CameraInfo,
-    Quaternion,
-    TFMessage,
-    Transform,
-    TransformStamped,
-    Vector3,
-)
-from dtvla_ros.nodes import wire
+from dtvla_ros.ros import conversions, qos
 
 BASE, GRIPPER = 'base', 'gripper'
 CAMERAS = {'primary': 'agentview', 'wrist': 'robot0_eye_in_hand'}
-STATIC = ros.QoSProfile(  # what tf2_ros offers for /tf_static
-    depth=1, reliability=ros.ReliabilityPolicy.RELIABLE,
-    durability=ros.DurabilityPolicy.TRANSIENT_LOCAL)
 # REP 103: an optical frame looks along z with y down; MuJoCo's cameras along -z with y up.
 _OPTICAL = Rotation.from_euler('x', 180, degrees=True)
 
@@ -46,32 +38,42 @@ class SimFrames:
     """Publishes ``/tf``, ``/tf_static`` and a CameraInfo beside each picture.
 
     ``base`` to ``gripper`` moves; ``base`` to the third-person camera and ``gripper`` to the
-    wrist's are static and sent anew by `begin`, as another task may have another camera.
+    wrist's are static and sent anew by `begin`, as another task may have another camera. Without
+    tf2_msgs there are no transforms.
     """
 
-    def __init__(self, node: ros.Node, env: Any) -> None:
+    def __init__(self, node: Node, env: Any) -> None:
         self._env, self._size = env, int(env.image_size)
-        self._moving = node.create_publisher(TFMessage, '/tf', ros.QoSProfile(depth=100))
-        self._static = node.create_publisher(TFMessage, '/tf_static', STATIC)
+        self._moving = self._static = None
+        try:
+            self._type = conversions.message_type('tf2_msgs/msg/TFMessage')
+        except KeyError:
+            node.get_logger().info('tf2_msgs is not installed: no /tf and /tf_static')
+        else:
+            self._moving = node.create_publisher(self._type, '/tf', QoSProfile(depth=100))
+            self._static = node.create_publisher(self._type, '/tf_static', qos.LATCHED)
         self._infos = {
             name: node.create_publisher(
-                CameraInfo, f'camera_{name}/camera_info', ros.qos_profile_sensor_data)
+                CameraInfo, f'camera_{name}/camera_info', qos_profile_sensor_data)
             for name in CAMERAS}
 
     def begin(self, stamp: float, gripper: Placed) -> None:
         """Send where the cameras are mounted, the gripper being at ``gripper`` in the base."""
+        if self._static is None:
+            return
         position, rotation = gripper
         at, turn = self._camera('wrist')
         back = rotation.inv()
-        self._static.publish(TFMessage(transforms=[
+        self._static.publish(self._type(transforms=[
             _transform(stamp, BASE, optical_frame('primary'), self._camera('primary')),
             _transform(stamp, GRIPPER, optical_frame('wrist'),
                        (back.apply(at - position), back * turn))]))
 
     def show(self, stamp: float, gripper: Placed) -> None:
         """Send where the gripper is."""
-        self._moving.publish(TFMessage(
-            transforms=[_transform(stamp, BASE, GRIPPER, gripper)]))
+        if self._moving is not None:
+            self._moving.publish(self._type(
+                transforms=[_transform(stamp, BASE, GRIPPER, gripper)]))
 
     def show_camera(self, camera: str, stamp: float) -> None:
         """Send how a camera projects, if somebody listens."""
@@ -81,10 +83,10 @@ class SimFrames:
         fovy = float(model.cam_fovy[model.camera(CAMERAS[camera]).id])
         k = camera_matrix(fovy, self._size, self._size)
         self._infos[camera].publish(CameraInfo(
-            header=wire.header(stamp, optical_frame(camera)),
+            header=conversions.header(stamp, optical_frame(camera)),
             width=self._size, height=self._size, distortion_model='plumb_bob', d=[0.0] * 5,
-            k=wire.floats(k.ravel()), r=wire.floats(np.eye(3).ravel()),
-            p=wire.floats(np.hstack([k, np.zeros((3, 1))]).ravel())))
+            k=conversions.floats(k.ravel()), r=conversions.floats(np.eye(3).ravel()),
+            p=conversions.floats(np.hstack([k, np.zeros((3, 1))]).ravel())))
 
     def _camera(self, camera: str) -> Placed:
         model, data = _mujoco(self._env)
@@ -102,8 +104,8 @@ def _mujoco(env: Any) -> tuple[Any, Any]:
 
 
 def _transform(stamp: float, parent: str, child: str, placed: Placed) -> TransformStamped:
-    p, q = wire.floats(placed[0]), wire.floats(placed[1].as_quat())
+    p, q = conversions.floats(placed[0]), conversions.floats(placed[1].as_quat())
     return TransformStamped(
-        header=wire.header(stamp, parent), child_frame_id=child, transform=Transform(
+        header=conversions.header(stamp, parent), child_frame_id=child, transform=Transform(
             translation=Vector3(x=p[0], y=p[1], z=p[2]),
             rotation=Quaternion(x=q[0], y=q[1], z=q[2], w=q[3])))

@@ -5,25 +5,18 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, Twist, TwistStamped, Vector3
 from numpy.typing import NDArray
+from rclpy.node import Node
+from std_msgs.msg import Float64
+from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import Chunk
 from dtvla_ros.errors import UserError
-from dtvla_ros.middleware import ros
-from dtvla_ros.middleware.messages import (
-    Float64,
-    JointTrajectory,
-    Point,
-    Pose,
-    PoseStamped,
-    Quaternion,
-    Twist,
-    TwistStamped,
-    Vector3,
-)
-from dtvla_ros.nodes import wire
+from dtvla_ros.nodes.gripper_action import GripperAction
 from dtvla_ros.nodes.parameters import declare
+from dtvla_ros.ros import conversions, qos
 
 PRESETS = ('sim_osc', 'servo', 'crisp', 'fzi')
 GRIPPERS = ('topic', 'gripper_command', 'parallel_gripper_command')
@@ -47,8 +40,8 @@ class Sink(Protocol):
 class OscSink:
     """The normalised action itself, for a simulator that runs OSC_POSE."""
 
-    def __init__(self, node: ros.Node, period: float) -> None:
-        self._publisher = node.create_publisher(JointTrajectory, 'action', wire.LATEST)
+    def __init__(self, node: Node, period: float) -> None:
+        self._publisher = node.create_publisher(JointTrajectory, 'action', qos.LATEST)
         self.topic = self._publisher.topic_name
         self._period = period
 
@@ -57,7 +50,7 @@ class OscSink:
 
     def send(self, action: NDArray[np.float64], stamp: float, begins: bool = True) -> None:
         row = action[None].astype(np.float32)  # [1, 7]
-        self._publisher.publish(wire.chunk_message(Chunk(stamp, self._period, row)))
+        self._publisher.publish(conversions.chunk_message(Chunk(stamp, self._period, row)))
 
 
 class Gripper(Protocol):
@@ -73,8 +66,8 @@ class Gripper(Protocol):
 class GripperTopic:
     """Gripper opening as Float64, 0 closed to 1 open, once there is a command."""
 
-    def __init__(self, node: ros.Node) -> None:
-        self._publisher = node.create_publisher(Float64, 'gripper_cmd', wire.LATEST)
+    def __init__(self, node: Node) -> None:
+        self._publisher = node.create_publisher(Float64, 'gripper_cmd', qos.LATEST)
 
     def send(self, channel: float) -> None:
         if channel:
@@ -87,8 +80,8 @@ class GripperTopic:
 class TwistSink:
     """Twist in the base frame for MoveIt Servo, which halts by itself after 0.1 s of silence."""
 
-    def __init__(self, node: ros.Node, base_frame: str, gripper: Gripper) -> None:
-        self._publisher = node.create_publisher(TwistStamped, 'twist_cmd', wire.LATEST)
+    def __init__(self, node: Node, base_frame: str, gripper: Gripper) -> None:
+        self._publisher = node.create_publisher(TwistStamped, 'twist_cmd', qos.LATEST)
         self.topic = self._publisher.topic_name
         self._gripper = gripper
         self._base_frame = base_frame
@@ -97,9 +90,9 @@ class TwistSink:
         return self._gripper.listeners()
 
     def send(self, action: NDArray[np.float64], stamp: float, begins: bool = True) -> None:
-        v = wire.floats(osc.velocity(action))
+        v = conversions.floats(osc.velocity(action))
         self._publisher.publish(TwistStamped(
-            header=wire.header(stamp, self._base_frame),
+            header=conversions.header(stamp, self._base_frame),
             twist=Twist(linear=Vector3(x=v[0], y=v[1], z=v[2]),
                         angular=Vector3(x=v[3], y=v[4], z=v[5]))))
         self._gripper.send(float(action[6]))
@@ -108,8 +101,8 @@ class TwistSink:
 class PoseSink:
     """Measured pose plus offset for CRISP and FZI, which keep the last target when silent."""
 
-    def __init__(self, node: ros.Node, base_frame: str, gripper: Gripper) -> None:
-        self._publisher = node.create_publisher(PoseStamped, 'target_pose', wire.LATEST)
+    def __init__(self, node: Node, base_frame: str, gripper: Gripper) -> None:
+        self._publisher = node.create_publisher(PoseStamped, 'target_pose', qos.LATEST)
         self.topic = self._publisher.topic_name
         self._gripper = gripper
         self._base_frame = base_frame
@@ -140,27 +133,22 @@ class PoseSink:
             self._goal = self._measured
         self._resting = resting
         assert self._goal is not None
-        p, q = wire.floats(self._goal[0]), wire.floats(self._goal[1])
+        p, q = conversions.floats(self._goal[0]), conversions.floats(self._goal[1])
         self._publisher.publish(PoseStamped(
-            header=wire.header(stamp, self._base_frame),
+            header=conversions.header(stamp, self._base_frame),
             pose=Pose(position=Point(x=p[0], y=p[1], z=p[2]),
                       orientation=Quaternion(x=q[0], y=q[1], z=q[2], w=q[3]))))
         self._gripper.send(float(action[6]))
 
 
-def make_gripper(node: ros.Node, kind: str) -> Gripper:
+def make_gripper(node: Node, kind: str) -> Gripper:
     """Build what speaks to the gripper; raise UserError where its action type is not there."""
     if kind == 'topic':
         return GripperTopic(node)
-    if ros.BACKEND != 'rclpy':
-        raise UserError(f'parameter gripper = "{kind}" needs ROS 2 with control_msgs; without ROS '
-                        'use "topic"')
-    from dtvla_ros.nodes.gripper_action import GripperAction
-
     return GripperAction(node, kind)
 
 
-def make_sink(node: ros.Node, preset: str, base_frame: str, period: float) -> Sink:
+def make_sink(node: Node, preset: str, base_frame: str, period: float) -> Sink:
     """Build the sink of a preset; declares ``gripper`` where the arm's has a topic of its own."""
     if preset not in PRESETS:
         raise UserError(f'unknown preset "{preset}"; there is: {", ".join(PRESETS)}')

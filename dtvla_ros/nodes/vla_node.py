@@ -6,26 +6,24 @@ import time
 from dataclasses import asdict
 
 import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
+from std_msgs.msg import Bool, String
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros.actions.chunk import Chunk
 from dtvla_ros.engine.engine import Drafting
 from dtvla_ros.errors import UserError
-from dtvla_ros.middleware import ros
-from dtvla_ros.middleware.messages import (
-    Bool,
-    DiagnosticArray,
-    DiagnosticStatus,
-    JointTrajectory,
-    String,
-    Trigger,
-)
-from dtvla_ros.nodes import wire
 from dtvla_ros.nodes.inputs import Inputs
 from dtvla_ros.nodes.observer import refuse_instruction
 from dtvla_ros.nodes.parameters import declare, refuse_changes
 from dtvla_ros.nodes.pose_source import PoseSource
 from dtvla_ros.nodes.thinker import Outcome, Thinker, give_back_memory, out_of_memory
 from dtvla_ros.nodes.vla_settings import SETTINGS, declare_settings, load, read_settings
+from dtvla_ros.ros import conversions, qos
+from dtvla_ros.ros.lifecycle import LifecycleNode
+from dtvla_ros.ros.run import STEADY, call_soon, end, run, wait_until_heard
 from dtvla_ros.safety.watchdog import Watchdog
 
 HEARTBEAT_PERIOD = 0.025  # the gate gives up after 0.1 s of silence
@@ -34,7 +32,7 @@ STARVING = 3  # repetitions of one moment after which a new decision is made in 
 VERIFY_PATIENCE = 4.0  # a lifecycle manager waits for at most 5 s [s]
 ASK_AGAIN = 1.0  # between attempts to activate [s]
 GATE = 'gate_state'
-DONE, REFUSED = ros.TransitionCallbackReturn.SUCCESS, ros.TransitionCallbackReturn.FAILURE
+DONE, REFUSED = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 LEVELS = {
     'STOPPED': DiagnosticStatus.WARN, 'FAULT': DiagnosticStatus.ERROR,
     'HOLDING': DiagnosticStatus.WARN, 'LOADING': DiagnosticStatus.STALE,
@@ -42,7 +40,7 @@ LEVELS = {
 }
 
 
-class VlaNode(ros.LifecycleNode):
+class VlaNode(LifecycleNode):
     """Decides on the newest complete observation and publishes what it thought and chose.
 
     In lock-step it looks exactly every ``replan_steps`` control steps and publishes that many
@@ -83,17 +81,16 @@ class VlaNode(ros.LifecycleNode):
         self._decisions = 0
         self._answered = 0.0
 
-        self._reasoning = self.create_publisher(String, 'reasoning', wire.LATCHED_10)
-        self._chunks = self.create_publisher(JointTrajectory, 'action_chunk', wire.LATEST)
-        self._heart = self.create_publisher(DiagnosticStatus, 'state', wire.LATCHED)
+        self._reasoning = self.create_publisher(String, 'reasoning', qos.LATCHED_10)
+        self._chunks = self.create_publisher(JointTrajectory, 'action_chunk', qos.LATEST)
+        self._heart = self.create_publisher(DiagnosticStatus, 'state', qos.LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
-        wire.listen_to_anyone(self, String, 'instruction', self._on_instruction)
-        wire.listen_to_anyone(self, Bool, 'estop', self._on_estop)
-        self.create_subscription(DiagnosticStatus, GATE, self._on_gate, wire.LATCHED)
+        qos.listen_to_anyone(self, String, 'instruction', self._on_instruction)
+        qos.listen_to_anyone(self, Bool, 'estop', self._on_estop)
+        self.create_subscription(DiagnosticStatus, GATE, self._on_gate, qos.LATCHED)
         self.create_service(Trigger, 'reset_episode', self._on_reset)
-        self._worker_news = self.create_guard_condition(self._on_worker)
-        steady = ros.Clock(clock_type=ros.ClockType.STEADY_TIME)
-        self.create_timer(HEARTBEAT_PERIOD, self._beat, clock=steady)
+        steady = STEADY
+        self.create_timer(HEARTBEAT_PERIOD, self._on_worker, clock=steady)
         self.create_timer(1.0, self._diagnose, clock=steady)
         if autostart:
             self._started = self.create_timer(0.0, self._start_by_itself, clock=steady)
@@ -102,16 +99,17 @@ class VlaNode(ros.LifecycleNode):
         """End the worker first, so that nothing is published by a dying node."""
         self._release(patience=1.0)
         self._beat()
+        wait_until_heard(self._heart)
         super().destroy_node()
 
     def _build_inputs(self) -> Inputs:
         return Inputs(self, self._settings, self._pose_source, HEARTBEAT_PERIOD, self._consider)
 
-    def on_configure(self, state: ros.LifecycleState) -> ros.TransitionCallbackReturn:
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Check the policy's files, begin to load them, subscribe."""
         settings = self._settings = read_settings(self)
         thinker = Thinker(lambda on_verified: load(settings, on_verified), self._stream,
-                          self._worker_news.trigger)
+                          lambda: call_soon(self, self._on_worker))
         thinker.start()
         thinker.wait_verified(VERIFY_PATIENCE)
         if thinker.load_error is not None:
@@ -122,7 +120,7 @@ class VlaNode(ros.LifecycleNode):
         self._inputs.open()
         return DONE
 
-    def on_activate(self, state: ros.LifecycleState) -> ros.TransitionCallbackReturn:
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin to decide, unless the policy or an input is not what it should be."""
         thinker = self._thinker
         assert thinker is not None
@@ -140,29 +138,29 @@ class VlaNode(ros.LifecycleNode):
         self._beat()
         return super().on_activate(state)
 
-    def on_deactivate(self, state: ros.LifecycleState) -> ros.TransitionCallbackReturn:
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Void the decision in flight, then tell the gate that there is nothing to wait for."""
         self._is_active = False
         self._forget()
         self._beat()
         return super().on_deactivate(state)
 
-    def on_cleanup(self, state: ros.LifecycleState) -> ros.TransitionCallbackReturn:
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Release the policy and unsubscribe."""
         self._release(patience=1.0)
         return super().on_cleanup(state)
 
-    def on_shutdown(self, state: ros.LifecycleState) -> ros.TransitionCallbackReturn:
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Release everything."""
         self._release(patience=1.0)
         return super().on_shutdown(state)
 
-    def on_error(self, state: ros.LifecycleState) -> ros.TransitionCallbackReturn:
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Release everything; the node can be configured again."""
         self._release(patience=1.0)
         return DONE
 
-    def _refuse(self, what: str, reason: str) -> ros.TransitionCallbackReturn:
+    def _refuse(self, what: str, reason: str) -> TransitionCallbackReturn:
         if reason != self._refusal:
             self.get_logger().error(f'{what} refused: {reason}')
         self._refusal = reason
@@ -182,11 +180,12 @@ class VlaNode(ros.LifecycleNode):
         if self._thinker is None:
             self._started.cancel()
             if self.trigger_configure() != DONE:
-                raise UserError(self._refusal)
-            steady = ros.Clock(clock_type=ros.ClockType.STEADY_TIME)
+                end(UserError(self._refusal))
+            steady = STEADY
             self._started = self.create_timer(ASK_AGAIN, self._start_by_itself, clock=steady)
         elif self._thinker.load_error is not None:
-            raise self._thinker.load_error
+            self._started.cancel()
+            end(self._thinker.load_error)
         elif not self._thinker.loaded.is_set():
             return
         elif self.trigger_activate() == DONE:
@@ -310,7 +309,7 @@ class VlaNode(ros.LifecycleNode):
         rows = decision.chunk
         if self._settings.lockstep:
             rows = rows[:thinker.policy.replan_steps]
-        self._sent = wire.chunk_message(
+        self._sent = conversions.chunk_message(
             Chunk(outcome.observation.stamp, thinker.policy.period, rows))
         self._chunks.publish(self._sent)
 
@@ -332,7 +331,7 @@ class VlaNode(ros.LifecycleNode):
         self.get_logger().error(f'stopped: {reason}')
 
     def _stream(self, text: str) -> None:
-        self._reasoning.publish(String(data=text + wire.UNFINISHED))
+        self._reasoning.publish(String(data=text + conversions.UNFINISHED))
 
     def _judge(self) -> tuple[str, str]:
         """Return the state and its reason."""
@@ -344,7 +343,9 @@ class VlaNode(ros.LifecycleNode):
             return 'UNCONFIGURED', self._refusal
         if not self._is_active:
             loading = not thinker.loaded.is_set() and thinker.load_error is None
-            return 'LOADING' if loading else 'INACTIVE', self._refusal or self._note
+            state = 'LOADING' if loading else 'INACTIVE'
+            return state, self._refusal or self._note or (
+                "the policy's weights are being read" if loading else 'not activated')
         if self._stopped:
             return 'STOPPED', self._stopped
         if not self._instruction:
@@ -383,20 +384,20 @@ class VlaNode(ros.LifecycleNode):
             values['stamp'] = f'{self._answered:.9f}'
         values.update({f'latency_{k}': v for k, v in self._latency.items()})
         values.update({f'draft_{k}': v for k, v in asdict(self._drafting).items()})
-        return wire.status_message(self.get_fully_qualified_name(), state, values,
+        return conversions.status_message(self.get_fully_qualified_name(), state, values,
                                    LEVELS.get(state, DiagnosticStatus.OK))
 
     def _diagnose(self) -> None:
         status = self._status(*self._judge())
         counts = {f'refused_{name}': n for name, n in self._inputs.refused.items()}
-        status.values = [*status.values, *wire.status_message('', '', counts).values]
+        status.values = [*status.values, *conversions.status_message('', '', counts).values]
         now = self.get_clock().now().nanoseconds * 1e-9
-        self._diagnostics.publish(DiagnosticArray(header=wire.header(now), status=[status]))
+        self._diagnostics.publish(DiagnosticArray(header=conversions.header(now), status=[status]))
 
 
 def main(args: list[str] | None = None) -> int:
     """Run the node."""
-    return ros.run(VlaNode, args)
+    return run(VlaNode, args)
 
 
 if __name__ == '__main__':

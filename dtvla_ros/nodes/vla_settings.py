@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rclpy.node import Node
+
 from dtvla_ros.actions import osc
 from dtvla_ros.engine.engine import MODES, Decision
 from dtvla_ros.errors import UserError
-from dtvla_ros.middleware import ros
 from dtvla_ros.nodes.parameters import declare
 from dtvla_ros.policy.manifest import PolicyManifest
 
@@ -48,7 +49,7 @@ class VlaSettings:
 SETTINGS = tuple(field.name for field in dataclasses.fields(VlaSettings))
 
 
-def declare_settings(node: ros.Node) -> None:
+def declare_settings(node: Node) -> None:
     """Declare every parameter of `VlaSettings`; they may change until the node is configured.
 
     Raises
@@ -98,7 +99,7 @@ def declare_settings(node: ros.Node) -> None:
             choices=('reject', 'warn'), changeable=True)
 
 
-def read_settings(node: ros.Node) -> VlaSettings:
+def read_settings(node: Node) -> VlaSettings:
     """Return the present values."""
     return VlaSettings(**{name: node.get_parameter(name).value for name in SETTINGS})
 

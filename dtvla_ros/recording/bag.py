@@ -40,7 +40,7 @@ def types() -> Typestore:
     return get_typestore(Stores.ROS2_JAZZY)
 
 
-def offered(reliable: bool, latched: bool, depth: int = 10) -> Qos:
+def bag_qos(reliable: bool, latched: bool, depth: int = 10) -> Qos:
     """Return a profile as ``ros2 bag play`` will offer the topic."""
     return Qos(
         QosHistory.KEEP_LAST, depth,

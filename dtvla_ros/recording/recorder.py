@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rclpy.node import Node
 from rosbags.interfaces import Qos
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.middleware import ros
-from dtvla_ros.middleware.messages import get_message
-from dtvla_ros.recording.bag import BagWriter, offered, types
+from dtvla_ros.recording.bag import BagWriter, bag_qos, types
+from dtvla_ros.ros import qos
+from dtvla_ros.ros.conversions import message_type
+from dtvla_ros.ros.run import STEADY, end, run
 
 QUEUE_BYTES = 64 * 2**20  # waiting for the disk; what comes on top of it is dropped and counted
 LOOK_PERIOD = 0.1  # between two looks for new publishers [s]
@@ -111,7 +113,7 @@ class BagThread:
                 self._bytes -= len(data)
 
 
-class Recorder(ros.Node):
+class Recorder(Node):
     """Subscribes to each of ``topics`` once somebody publishes it, as reliably as it is offered.
 
     Ends by itself after ``seconds`` (0: never) and when the disk is full.
@@ -123,22 +125,18 @@ class Recorder(ros.Node):
         self._subscribed: dict[str, tuple[Any, bool, bool]] = {}
         self._refused: set[str] = set()
         self._told = 0
-        self._full = self.create_guard_condition(self._end)
-        self.writer = BagThread(BagWriter(out), self._full.trigger)
+        self.writer = BagThread(BagWriter(out), end)
         self.started = time.monotonic()
-        steady = ros.Clock(clock_type=ros.ClockType.STEADY_TIME)
+        steady = STEADY
         self.create_timer(LOOK_PERIOD, self._look, clock=steady)
         self.create_timer(TELL_PERIOD, self._tell, clock=steady)
         if seconds:
-            self.create_timer(seconds, self._end, clock=steady)
+            self.create_timer(seconds, end, clock=steady)
 
     def destroy_node(self) -> None:
         """Finish the bag before the node leaves."""
         self.writer.close()
         super().destroy_node()
-
-    def _end(self) -> None:
-        raise SystemExit(0)
 
     def _look(self) -> None:
         for topic in self._topics:
@@ -147,9 +145,7 @@ class Recorder(ros.Node):
                 self._follow(topic, publishers)
 
     def _follow(self, topic: str, publishers: Sequence[Any]) -> None:
-        offers = [(end.qos_profile.reliability == ros.ReliabilityPolicy.RELIABLE,
-                   end.qos_profile.durability == ros.DurabilityPolicy.TRANSIENT_LOCAL)
-                  for end in publishers]
+        offers = qos.offered(publishers)
         reliable, latched = (all(column) for column in zip(*offers))
         before = self._subscribed.get(topic)
         if before is not None:
@@ -160,23 +156,20 @@ class Recorder(ros.Node):
             reliable, latched = reliable and before[1], latched and before[2]
         kind = publishers[0].topic_type
         try:
-            message_type = get_message(kind)
+            cls = message_type(kind)
             if kind not in types().fielddefs:
                 raise KeyError(kind)
-        except (KeyError, ValueError):
+        except KeyError:
             self._refused.add(topic)
             self.get_logger().error(f'{topic} is not recorded: its type {kind} is not known here')
             return
         if before is None:
-            self.writer.add_topic(topic, kind, [offered(*offer) for offer in sorted(set(offers))])
-        add = self.writer.add
-        self._subscribed[topic] = self.create_subscription(
-            message_type, topic, lambda data: add(topic, time.time_ns(), data), ros.QoSProfile(
-                depth=PICTURES_DEPTH if kind in PICTURES else DEPTH,
-                reliability=ros.ReliabilityPolicy.RELIABLE if reliable
-                else ros.ReliabilityPolicy.BEST_EFFORT,
-                durability=ros.DurabilityPolicy.TRANSIENT_LOCAL if latched
-                else ros.DurabilityPolicy.VOLATILE), raw=True), reliable, latched
+            self.writer.add_topic(topic, kind, [bag_qos(*offer) for offer in sorted(set(offers))])
+        def add(data: bytes) -> None:
+            self.writer.add(topic, time.time_ns(), data)
+        profile = qos.profile(PICTURES_DEPTH if kind in PICTURES else DEPTH, reliable, latched)
+        self._subscribed[topic] = (
+            self.create_subscription(cls, topic, add, profile, raw=True), reliable, latched)
 
     def _tell(self) -> None:
         self._told += 1
@@ -211,10 +204,7 @@ def record(out: Path, topics: Sequence[str], seconds: float = 0.0) -> int:
     def factory() -> Recorder:
         made.append(Recorder(out, topics, seconds))
         return made[0]
-    try:
-        code = ros.run(factory, [])
-    except SystemExit as end:
-        code = int(end.code or 0)
+    code = run(factory, [])
     if not made:
         return code
     writer, bag = made[0].writer, made[0].writer.bag

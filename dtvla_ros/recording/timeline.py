@@ -235,7 +235,7 @@ def _grip_before(grips: Track, received: int) -> float:
 def pictures(reader: Reader, topic: str, wanted: set[int], received: tuple[int, int]
              ) -> dict[int, NDArray[np.uint8]]:
     """Return images [H, W, 3] by stamp; those that cannot be decoded are left out."""
-    from dtvla_ros.middleware import images
+    from dtvla_ros.ros import images
 
     connections: list[Connection] = [c for c in reader.connections if c.topic == topic]
     found: dict[int, NDArray[np.uint8]] = {}

@@ -16,14 +16,14 @@ TWIST = '/twist_cmd'
 TARGET = '/target_pose'
 GRIPPER = '/gripper_cmd'
 EPISODE = '/sim/episode'
-SIMULATOR = ('/sim/state', '/sim/tasks', '/sim/command', '/camera_primary/camera_info',
+SIMULATOR = ('/sim/state', '/sim/tasks', '/camera_primary/camera_info',
              '/camera_wrist/camera_info')
 PLANNED_PATH = '/planned_path'
 
 COMMANDS = (ACTION, TWIST, TARGET)  # one of them, by the gate's preset
 RECORDED = (
     *CAMERAS.values(), JOINTS, POSE, INSTRUCTION, ESTOP, REASONING, CHUNK, STATE, GATE_STATE,
-    '/gate_command', *COMMANDS, GRIPPER, EPISODE, *SIMULATOR, PLANNED_PATH, '/diagnostics',
+    *COMMANDS, GRIPPER, EPISODE, *SIMULATOR, PLANNED_PATH, '/diagnostics',
     '/clock', '/tf', '/tf_static')
 
 UNFINISHED = '…'  # ends a thought that is still being written

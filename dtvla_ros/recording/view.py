@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from std_msgs.msg import String
+from trajectory_msgs.msg import JointTrajectory
+from visualization_msgs.msg import MarkerArray
 
 from dtvla_ros.actions.chunk import CHANNELS
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import require_writable
-from dtvla_ros.middleware import images, ros
-from dtvla_ros.middleware.messages import (
-    DiagnosticStatus,
-    JointTrajectory,
-    MarkerArray,
-    PoseStamped,
-    String,
-    TwistStamped,
-    get_message,
-)
 from dtvla_ros.recording import topics
+from dtvla_ros.ros import conversions, images
+from dtvla_ros.ros.conversions import message_type
+from dtvla_ros.ros.run import STEADY, run
 
 TRAIL = 200  # poses in the path behind the hand
 TRAIL_EVERY = 5  # poses between two drawings of it
@@ -33,7 +33,7 @@ WALL_CLOCK = 1e8  # stamps from here on are dates, not seconds of a simulation
 LATENCY = 'latency_'
 LEVELS = {DiagnosticStatus.OK: 'INFO', DiagnosticStatus.WARN: 'WARN',
           DiagnosticStatus.ERROR: 'ERROR'}
-LATCHED = ros.QoSProfile(depth=10, durability=ros.DurabilityPolicy.TRANSIENT_LOCAL)
+LATCHED = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 def load_rerun() -> Any:
@@ -58,7 +58,7 @@ def blueprint(rr: Any) -> Any:
         b.Spatial3DView(origin='arm', name='hand and plan')))
 
 
-class Viewer(ros.Node):
+class Viewer(Node):
     """Hands on what it hears to a Rerun recording ``rec``."""
 
     def __init__(self, rr: Any, rec: Any) -> None:
@@ -72,7 +72,7 @@ class Viewer(ros.Node):
         rec.log('command', rr.SeriesLines(names=list(CHANNELS)), static=True)
         rec.log('arm', rr.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
 
-        sensor = ros.qos_profile_sensor_data
+        sensor = qos_profile_sensor_data
         self.create_subscription(String, topics.REASONING, self._on_thought, LATCHED)
         self.create_subscription(DiagnosticStatus, topics.STATE, self._on_policy, LATCHED)
         self.create_subscription(
@@ -83,7 +83,7 @@ class Viewer(ros.Node):
         self.create_subscription(MarkerArray, topics.PLANNED_PATH, self._on_path, 10)
         self._unseen = dict(topics.CAMERAS)
         self._looking = self.create_timer(
-            LOOK_PERIOD, self._look, clock=ros.Clock(clock_type=ros.ClockType.STEADY_TIME))
+            LOOK_PERIOD, self._look, clock=STEADY)
 
     def _look(self) -> None:
         """Subscribe to each camera once its type, raw or compressed, is known."""
@@ -92,32 +92,35 @@ class Viewer(ros.Node):
             if publishers:
                 kind = publishers[0].topic_type
                 self.create_subscription(
-                    get_message(kind), topic, self._camera(name, kind.endswith('/Image')),
-                    ros.qos_profile_sensor_data)
+                    message_type(kind), topic, self._camera(name, kind.endswith('/Image')),
+                    qos_profile_sensor_data, raw=True)
                 del self._unseen[name]
         if not self._unseen:
             self._looking.cancel()
 
-    def _at(self, header: Any = None) -> None:
+    def _at(self, stamp: float | None = None) -> None:
         """Set the time of what is logged next; what has no stamp happens with the last one."""
-        if header is not None:
-            self._now = header.stamp.sec + header.stamp.nanosec * 1e-9
+        if stamp is not None:
+            self._now = stamp
         if self._now < WALL_CLOCK:
             self._rec.set_time('ros_time', duration=self._now)
         else:
             self._rec.set_time('ros_time', timestamp=self._now)
 
     def _camera(self, name: str, raw: bool) -> Callable[[Any], None]:
-        def show(message: Any) -> None:
-            self._at(message.header)
-            if not raw:
-                data = np.asarray(message.data, np.uint8).tobytes()
-                kind = 'image/png' if data.startswith(PNG) else 'image/jpeg'
-                self._rec.log(f'camera/{name}', self._rr.EncodedImage(
-                    contents=data, media_type=kind))
-                return
+        def show(message: bytes) -> None:
             try:
-                pixels = images.image_to_numpy(message)
+                if not raw:
+                    frame = images.parse_compressed(message)
+                    self._at(frame.stamp)
+                    data = frame.data.tobytes()
+                    kind = 'image/png' if data.startswith(PNG) else 'image/jpeg'
+                    self._rec.log(f'camera/{name}', self._rr.EncodedImage(
+                        contents=data, media_type=kind))
+                    return
+                image = images.parse_image(message)
+                self._at(image.stamp)
+                pixels = images.image_to_numpy(image)
             except images.ImageError as error:
                 self.get_logger().warning(f'{name}: {error}', throttle_duration_sec=1.0)
                 return
@@ -157,12 +160,12 @@ class Viewer(ros.Node):
         self._command(message.header, (v.x, v.y, v.z, w.x, w.y, w.z))
 
     def _command(self, header: Any, values: Sequence[float]) -> None:
-        self._at(header)
+        self._at(conversions.seconds(header.stamp))
         self._rec.log('command', self._rr.Scalars(np.asarray(values, np.float64)))
 
     def _on_pose(self, message: PoseStamped) -> None:
         p = message.pose.position
-        self._at(message.header)
+        self._at(conversions.seconds(message.header.stamp))
         self._trail.append([p.x, p.y, p.z])
         self._poses += 1
         self._rec.log('arm/hand', self._rr.Points3D([self._trail[-1]], radii=0.008))
@@ -171,7 +174,7 @@ class Viewer(ros.Node):
 
     def _on_path(self, message: MarkerArray) -> None:
         for marker in message.markers:
-            self._at(marker.header)
+            self._at(conversions.seconds(marker.header.stamp))
             self._rec.log('arm/plan', self._rr.LineStrips3D(
                 [[(p.x, p.y, p.z) for p in marker.points]], radii=0.003))
 
@@ -198,6 +201,6 @@ def view(save: Path | None, spawn: bool) -> int:
         save.parent.mkdir(parents=True, exist_ok=True)
         rec.save(str(save), default_blueprint=blueprint(rr))
     try:
-        return ros.run(lambda: Viewer(rr, rec), [])
+        return run(lambda: Viewer(rr, rec), [])
     finally:
         rec.disconnect()

@@ -25,6 +25,7 @@ from dtvla_ros.safety.watchdog import Watchdog
 HEARTBEAT, JOINTS, POSE = 'policy heartbeat', 'joint states', 'end-effector pose'
 THINKING = 'thinking'
 IDLE = 'policy is idle'
+PAUSED = 'paused'
 NOT_READY = ('UNCONFIGURED', 'LOADING', 'INACTIVE')  # of the policy, before its first task
 ENDED = ('STOPPED', 'FAULT', *NOT_READY)
 MAX_ROWS = 256
@@ -136,6 +137,8 @@ class Gate:
     def pause(self, paused: bool) -> None:
         """Hold, the task unfinished, until this is taken back; void every chunk."""
         self._paused = paused
+        if self.state in (GateState.RUN, GateState.HOLD):
+            self._enter(GateState.HOLD, PAUSED if paused else THINKING)
 
     def on_arm(self, unable: str) -> None:
         """Take why the arm's controller does not follow commands; empty when it does."""
@@ -298,7 +301,7 @@ class Gate:
         if self._arm_unable:
             return self._arm_unable
         if self._paused:
-            return 'paused'
+            return PAUSED
         stall = self._config.clock_stall
         if stall and steady - self._ticked_at > stall:
             return f'the clock has stood still for {steady - self._ticked_at:.2f} s'

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from dtvla_ros.demo.processes import NodeProcesses
 from dtvla_ros.errors import NodeDied, UserError
+from dtvla_ros.ros.processes import NodeProcesses
 
 SERVER = ('http.server', ['--bind', '127.0.0.1', '0'])
 
@@ -74,7 +74,7 @@ def test_a_death_says_how_and_last_words(tmp_path):
 @pytest.mark.skipif(sys.platform != 'linux', reason='prctl is Linux')
 def test_processes_end_with_a_killed_parent(tmp_path):
     program = (
-        'import pathlib, time\nfrom dtvla_ros.demo.processes import NodeProcesses\n'
+        'import pathlib, time\nfrom dtvla_ros.ros.processes import NodeProcesses\n'
         f'nodes = NodeProcesses(pathlib.Path({str(tmp_path)!r}))\n'
         f'nodes.start("server", *{SERVER!r})\nprint(nodes.pid("server"), flush=True)\n'
         'time.sleep(60)\n')

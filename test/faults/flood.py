@@ -6,17 +6,20 @@ import sys
 import time
 
 import numpy as np
+import rclpy
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import Image
 
-from dtvla_ros.middleware import images, ros
-from dtvla_ros.middleware.messages import Image
+from dtvla_ros.ros import images
 
 RATE, SIDE = 1000, 577  # 577 x 577 x 3 bytes are 1 MB
 
 
 def main(topic: str, seconds: float) -> None:
-    ros.init(args=['flood'])
-    node = ros.Node('flood')
-    publisher = node.create_publisher(Image, topic, ros.qos_profile_sensor_data)
+    rclpy.init(args=['flood'])
+    node = Node('flood')
+    publisher = node.create_publisher(Image, topic, qos_profile_sensor_data)
     picture = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), np.uint8)
     begun, sent = time.monotonic(), 0
     while (now := time.monotonic()) - begun < seconds:
@@ -26,7 +29,7 @@ def main(topic: str, seconds: float) -> None:
         time.sleep(max(0.0, begun + sent / RATE - now))
     print(sent / (time.monotonic() - begun))
     node.destroy_node()
-    ros.try_shutdown()
+    rclpy.try_shutdown()
 
 
 if __name__ == '__main__':

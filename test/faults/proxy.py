@@ -6,16 +6,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PoseStamped
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import Image, JointState
+from trajectory_msgs.msg import JointTrajectory
+
 from dtvla_ros.measure.robot import CAMERAS
-from dtvla_ros.middleware import ros
-from dtvla_ros.middleware.messages import (
-    DiagnosticStatus,
-    Image,
-    JointState,
-    JointTrajectory,
-    PoseStamped,
-)
-from dtvla_ros.nodes import wire
+from dtvla_ros.ros import qos
 
 Fault = Callable[[Any], Any]
 
@@ -34,13 +33,13 @@ class FaultProxy:
         'state': (DiagnosticStatus, '/vla/state', '/proxied/state'),
     }
 
-    def __init__(self, node: ros.Node) -> None:
+    def __init__(self, node: Node) -> None:
         self.faults: dict[str, Fault] = {}
         self.seen: dict[str, float] = {}  # steady time of the last message of each topic
         self._publishers = {}
         for name, (kind, source, sink) in self.ROUTES.items():
-            qos = (wire.LATEST if name == 'action_chunk' else wire.LATCHED if name == 'state'
-                   else ros.qos_profile_sensor_data)
+            qos = (qos.LATEST if name == 'action_chunk' else qos.LATCHED if name == 'state'
+                   else qos_profile_sensor_data)
             self._publishers[name] = node.create_publisher(kind, sink, qos)
             node.create_subscription(kind, source, self._forward(name), qos)
 

@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from std_msgs.msg import Bool, String
+from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros.measure.robot import Robot
-from dtvla_ros.middleware import ros
-from dtvla_ros.middleware.messages import (
-    Bool,
-    DiagnosticStatus,
-    JointTrajectory,
-    PoseStamped,
-    String,
-    TwistStamped,
-)
-from dtvla_ros.nodes import wire
+from dtvla_ros.ros import conversions, qos
 from test.faults.proxy import FaultProxy
 from test.nodes.conftest import IN_NAMESPACE
 
@@ -49,12 +48,12 @@ class Rig:
         self.vla_states: list[tuple[float, str, dict[str, str]]] = []
         self.chunks: list[tuple[float, Any]] = []
         self.reasoning: list[tuple[float, str]] = []
-        ros.init(args=['faults'])
-        self.nodes = {name: ros.Node(name) for name in ('robot', 'proxy', 'watch')}
+        rclpy.init(args=['faults'])
+        self.nodes = {name: Node(name) for name in ('robot', 'proxy', 'watch')}
         self.robot = Robot(self.nodes['robot'])
         self.proxy = FaultProxy(self.nodes['proxy'])
         node = self.node = self.nodes['watch']
-        latched = ros.QoSProfile(depth=50, durability=ros.DurabilityPolicy.TRANSIENT_LOCAL)
+        latched = QoSProfile(depth=50, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         node.create_subscription(TwistStamped, '/twist_cmd', self._on_twist, 50)
         node.create_subscription(PoseStamped, '/target_pose', self._on_target, 50)
         node.create_subscription(DiagnosticStatus, '/gate_state', self._on_gate, latched)
@@ -63,27 +62,27 @@ class Rig:
             (time.monotonic(), m.data)), latched)
         node.create_subscription(JointTrajectory, '/vla/action_chunk', lambda m:
                                  self.chunks.append((time.monotonic(), m)), 50)
-        self.instruction = node.create_publisher(String, '/instruction', wire.LATCHED)
-        self.estop = node.create_publisher(Bool, '/estop', wire.LATCHED)
-        self.order = node.create_publisher(String, '/gate_command', wire.LATEST)
-        self._executor = ros.SingleThreadedExecutor()
+        self.instruction = node.create_publisher(String, '/instruction', qos.LATCHED)
+        self.estop = node.create_publisher(Bool, '/estop', qos.LATCHED)
+        self.order = node.create_publisher(String, '/gate_command', qos.LATEST)
+        self._executor = SingleThreadedExecutor()
         for each in self.nodes.values():
             self._executor.add_node(each)
 
     def _on_twist(self, message: Any) -> None:
-        self.stamps.append(wire.seconds(message.header.stamp))
+        self.stamps.append(conversions.seconds(message.header.stamp))
         v, w = message.twist.linear, message.twist.angular
         self.commands.append((time.monotonic(), np.array([v.x, v.y, v.z, w.x, w.y, w.z])))
 
     def _on_target(self, message: Any) -> None:
-        self.commands.append((time.monotonic(), wire.pose_arrays(message.pose)[0]))
+        self.commands.append((time.monotonic(), conversions.pose_arrays(message.pose)[0]))
 
     def _on_gate(self, message: Any) -> None:
         self.gate_states.append(
-            (time.monotonic(), message.message, wire.status_values(message)['reason']))
+            (time.monotonic(), message.message, conversions.status_values(message)['reason']))
 
     def _on_vla(self, message: Any) -> None:
-        self.vla_states.append((time.monotonic(), message.message, wire.status_values(message)))
+        self.vla_states.append((time.monotonic(), message.message, conversions.status_values(message)))
 
     def start(self, name: str, *arguments: str, code: str = '') -> None:
         """Start ``vla_node`` or ``command_gate``; ``code`` is run in its process before."""
@@ -196,4 +195,4 @@ class Rig:
         self._executor.shutdown()
         for node in self.nodes.values():
             node.destroy_node()
-        ros.try_shutdown()
+        rclpy.try_shutdown()

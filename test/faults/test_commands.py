@@ -6,11 +6,15 @@ import time
 
 import numpy as np
 import pytest
+from geometry_msgs.msg import TwistStamped
+from rcl_interfaces.srv import GetParameters, SetParameters
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from std_msgs.msg import Bool, String
+from std_srvs.srv import Trigger
 
 from dtvla_ros.actions import osc
-from dtvla_ros.middleware import ros
-from dtvla_ros.middleware.messages import Bool, String, Trigger, TwistStamped, get_service
-from dtvla_ros.nodes import wire
+from dtvla_ros.ros import conversions, qos
 from test.faults.inside import policy_faults
 from test.faults.rig import TASK
 from test.faults.table import T
@@ -40,7 +44,7 @@ def spoil(rig, change):
     times = []
 
     def fault(message):
-        chunk = wire.chunk_from(message, T)
+        chunk = conversions.chunk_from(message, T)
         values = np.array(change(chunk.values.copy()), np.float32)
         for point, row in zip(message.points, values):
             point.positions = row.astype(float).tolist()
@@ -189,7 +193,7 @@ def test_30_a_second_start_is_refused_and_a_stop_before_motion_is_honoured(movin
 
 
 def test_31_a_second_publisher_silences_the_gate(moving, check):
-    other = ros.Node('rival')
+    other = Node('rival')
     since = time.monotonic()
     publisher = other.create_publisher(TwistStamped, '/twist_cmd', 1)
     moving.spin(lambda: moving.gate[0] == 'FAULT', 3, 'FAULT')
@@ -215,8 +219,8 @@ def test_32_a_halted_controller_holds_and_goes_on_from_where_it_is(moving, check
 
 
 QUALITIES = {  # and how many subscriptions of each node hear such a publisher
-    'latched': (wire.LATCHED, 3), 'as ros2 topic pub': (wire.LATEST, 2),
-    'best effort': (wire.NEWEST_FRAME, 1)}
+    'latched': (qos.LATCHED, 3), 'as ros2 topic pub': (qos.LATEST, 2),
+    'best effort': (qos.NEWEST_FRAME, 1)}
 
 
 @pytest.mark.parametrize('quality', QUALITIES)
@@ -272,12 +276,12 @@ def test_34_grippers(moving, check):
 
 
 def test_35_parameters_that_must_not_change(moving, check):
-    kind = get_service('rcl_interfaces/srv/SetParameters')
-    reading = get_service('rcl_interfaces/srv/GetParameters')
+    kind = SetParameters
+    reading = GetParameters
 
     def refused(node, name, value, word):
         request = kind.Request(parameters=[
-            ros.Parameter(name, value=value).to_parameter_msg()])
+            Parameter(name, value=value).to_parameter_msg()])
         response, _ = call(moving, kind, f'{node}/set_parameters', request)
         assert not response.results[0].successful
         assert word in response.results[0].reason, response.results[0].reason
@@ -295,7 +299,7 @@ def test_35_parameters_that_must_not_change(moving, check):
                     reading.Request(names=['linear_speed', 'joints_timeout_s']))
     assert after == before
     slower = kind.Request(parameters=[
-        ros.Parameter('linear_speed', value=0.1).to_parameter_msg()])
+        Parameter('linear_speed', value=0.1).to_parameter_msg()])
     response, _ = call(moving, kind, '/command_gate/set_parameters', slower)
     assert response.results[0].successful, 'a stopped gate takes a new limit'
     moving.ready()

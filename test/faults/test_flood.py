@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from dtvla_ros.demo.processes import resident_memory
+from dtvla_ros.ros.processes import resident_memory
 from test.faults.rig import ROOT
 
 GROWTH = 30.0  # of the policy's memory while frames wait in its reader [MB]

@@ -7,8 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from dtvla_ros.middleware import images, ros
-from dtvla_ros.nodes import wire
+from dtvla_ros.ros import conversions, images
 from test.faults.proxy import drop
 
 PRIMARY = 'image_primary'
@@ -74,7 +73,7 @@ def test_03_stamps_that_stand_still(moving, check, topic):
 
 def test_04_cameras_that_disagree_about_the_time(moving, check):
     def late(message):
-        message.header.stamp = wire.time_message(wire.seconds(message.header.stamp) - 0.8)
+        message.header.stamp = conversions.time_message(conversions.seconds(message.header.stamp) - 0.8)
         return message
     since = inject(moving, image_wrist=late)
     check(4, moving.stops(since, 'HOLD', 'thinking'))

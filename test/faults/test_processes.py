@@ -9,11 +9,14 @@ import time
 
 import numpy as np
 import pytest
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rclpy.node import Node
+from rosgraph_msgs.msg import Clock
 
-from dtvla_ros.demo.processes import resident_memory
-from dtvla_ros.middleware import ros
-from dtvla_ros.middleware.messages import Clock, get_message, get_service
-from dtvla_ros.nodes import wire
+from dtvla_ros.ros import conversions, qos
+from dtvla_ros.ros.processes import resident_memory
+from dtvla_ros.ros.run import STEADY
 from test.faults.inside import clock_offset, policy_faults
 from test.faults.proxy import drop
 from test.faults.rig import ROOT
@@ -98,11 +101,11 @@ def test_22_a_wall_clock_that_jumps(moving, check, seconds):
 
 def test_24_simulated_time_that_pauses(moving, check):
     moving.kill('command_gate')
-    node = ros.Node('clock')
-    publisher = node.create_publisher(Clock, '/clock', wire.LATEST)
-    steady = ros.Clock(clock_type=ros.ClockType.STEADY_TIME)
+    node = Node('clock')
+    publisher = node.create_publisher(Clock, '/clock', qos.LATEST)
+    steady = STEADY
     timer = node.create_timer(0.01, lambda: publisher.publish(
-        Clock(clock=wire.time_message(time.time()))), clock=steady)
+        Clock(clock=conversions.time_message(time.time()))), clock=steady)
     moving._executor.add_node(node)
     moving.start('command_gate', '-p', 'use_sim_time:=true')
     moving.ready()
@@ -120,8 +123,8 @@ def test_24_simulated_time_that_pauses(moving, check):
 
 
 def test_37_deactivated_in_motion(moving, check):
-    change = get_service('lifecycle_msgs/srv/ChangeState')
-    transition = get_message('lifecycle_msgs/msg/Transition')
+    change = ChangeState
+    transition = Transition
     client = moving.node.create_client(change, '/vla/vla_node/change_state')
     moving.spin(client.service_is_ready, 10, 'change_state')
     since = time.monotonic()

@@ -10,20 +10,18 @@ import time
 
 import numpy as np
 import pytest
+from geometry_msgs.msg import Transform, TransformStamped
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CompressedImage
+from std_msgs.msg import String
+from tf2_msgs.msg import TFMessage
 
 from dtvla_ros.measure.robot import CAMERAS
-from dtvla_ros.middleware import images, ros
-from dtvla_ros.middleware.messages import (
-    CompressedImage,
-    String,
-    TFMessage,
-    Transform,
-    TransformStamped,
-    get_message,
-    get_service,
-)
-from dtvla_ros.nodes import wire
 from dtvla_ros.policy.manifest import MANIFEST, sha256
+from dtvla_ros.ros import conversions, images
+from dtvla_ros.ros.run import STEADY
 from test.faults.inside import slow_loading
 from test.faults.proxy import drop
 from test.faults.rig import TASK
@@ -34,8 +32,8 @@ MANAGED = ['-p', 'autostart:=false']
 
 def change(rig, transition):
     """Ask the policy node for a transition; return whether it succeeded and the reason told."""
-    kind = get_service('lifecycle_msgs/srv/ChangeState')
-    wish = get_message('lifecycle_msgs/msg/Transition')(id=transition)
+    kind = ChangeState
+    wish = Transition(id=transition)
     client = rig.node.create_client(kind, '/vla/vla_node/change_state')
     rig.spin(client.service_is_ready, 20, 'change_state')
     begun = time.monotonic()
@@ -202,7 +200,7 @@ def test_27_statistics_that_cannot_be_right_are_refused(managed, policy, tmp_pat
 def test_08_a_truncated_jpeg_holds(managed, check):
     rig = managed('-p', 'transport:=compressed')
     publishers = [rig.node.create_publisher(
-        CompressedImage, f'/image_{camera}', ros.qos_profile_sensor_data) for camera in CAMERAS]
+        CompressedImage, f'/image_{camera}', qos_profile_sensor_data) for camera in CAMERAS]
     random, cut = np.random.default_rng(0), []
 
     def film():
@@ -213,7 +211,7 @@ def test_08_a_truncated_jpeg_holds(managed, check):
             if cut:
                 message.data = message.data[:len(message.data) // 2]
             publisher.publish(message)
-    steady = ros.Clock(clock_type=ros.ClockType.STEADY_TIME)
+    steady = STEADY
     timer = rig.node.create_timer(0.04, film, clock=steady)
     if 'command_gate' not in rig.processes:
         rig.start('command_gate')
@@ -249,7 +247,7 @@ def test_11_no_pose_no_start_and_transforms_instead_of_the_topic(managed, check)
             return
         def link(parent, child, height):
             made = TransformStamped(
-                header=wire.header(rig.node.get_clock().now().nanoseconds * 1e-9, parent),
+                header=conversions.header(rig.node.get_clock().now().nanoseconds * 1e-9, parent),
                 child_frame_id=child, transform=Transform())
             made.transform.translation.z = height
             made.transform.rotation.w = 1.0
@@ -257,7 +255,7 @@ def test_11_no_pose_no_start_and_transforms_instead_of_the_topic(managed, check)
         transforms.publish(TFMessage(transforms=[
             link('base', 'arm', 0.3), link('arm', 'hand', 0.1)]))
     rig.proxy.faults['ee_pose'] = drop
-    steady = ros.Clock(clock_type=ros.ClockType.STEADY_TIME)
+    steady = STEADY
     timer = rig.node.create_timer(0.02, place, clock=steady)
     rig.wait(0.5)
     rig.instruction.publish(String(data=TASK))

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builtin_interfaces.msg import Time
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sensor_msgs.msg import CompressedImage, Image
 
 from dtvla_ros.middleware.images import (
     ImageError,
@@ -19,7 +21,6 @@ from dtvla_ros.middleware.images import (
     image_to_numpy,
     numpy_to_compressed,
 )
-from dtvla_ros.middleware.messages import CompressedImage, Image, Time
 
 SIZES = st.integers(0, 9) | st.sampled_from([16384, 16385, 2**16, 2**31, 2**32 - 1])
 ENCODINGS = st.sampled_from([

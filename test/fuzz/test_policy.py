@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.nodes import wire
 from dtvla_ros.nodes.observer import refuse_instruction
 from dtvla_ros.policy.manifest import MANIFEST, TOKENIZER, PolicyManifest
 from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.policy.vocabulary import load_tokenizer
+from dtvla_ros.ros import conversions
 
 NANO = Path(__file__).resolve().parents[2] / 'models' / 'nano'
 SOON = timedelta(seconds=2)
@@ -121,7 +121,7 @@ def test_any_trajectory_as_a_chunk(points: list[Any], names: list[str], sec: int
         points=points, joint_names=names,
         header=SimpleNamespace(stamp=SimpleNamespace(sec=sec, nanosec=0)))
     gate.on_heartbeat(1.0, 'ACTING', '', '1')
-    dropped = gate.on_chunk(wire.chunk_from(message, 0.05), now)
+    dropped = gate.on_chunk(conversions.chunk_from(message, 0.05), now)
     action = gate.tick(now, 1.0).action
     assert abs(action).max() <= 1.0
     assert dropped or len(names) == 7

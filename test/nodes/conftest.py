@@ -13,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rclpy
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from std_msgs.msg import String
 
 ROOT = Path(__file__).resolve().parents[2]
 NANO = ROOT / 'models' / 'nano'
@@ -74,16 +79,14 @@ class Graph:
 
     def listen(self, **topics: tuple[Any, str]) -> Any:
         """Make a node that notes (time, key, message) of every topic; return it."""
-        from dtvla_ros.middleware import ros
-        from dtvla_ros.middleware.messages import DiagnosticStatus, String
-
-        ros.init(args=['test'])
-        self.node = ros.Node('listener')
-        latched = ros.QoSProfile(depth=50, durability=ros.DurabilityPolicy.TRANSIENT_LOCAL,
-                                 reliability=ros.ReliabilityPolicy.RELIABLE)
+        
+        rclpy.init(args=['test'])
+        self.node = Node('listener')
+        latched = QoSProfile(depth=50, durability=DurabilityPolicy.TRANSIENT_LOCAL,
+                                 reliability=ReliabilityPolicy.RELIABLE)
         for key, (kind, topic) in topics.items():
             qos = (latched if kind in (String, DiagnosticStatus) else
-                   ros.qos_profile_sensor_data if topic in ('/joint_states', '/ee_pose') else 200)
+                   qos_profile_sensor_data if topic in ('/joint_states', '/ee_pose') else 200)
             self.node.create_subscription(
                 kind, topic,
                 lambda m, key=key: self.heard.append((time.monotonic(), key, m)), qos)
@@ -95,11 +98,10 @@ class Graph:
 
     def spin(self, until: Callable[[], Any], timeout: float) -> None:
         """Listen until a condition holds; fail with every log after ``timeout`` seconds."""
-        from dtvla_ros.middleware import ros
 
         end = time.monotonic() + timeout
         while not until():
-            ros.spin_once(self.node, timeout_sec=0.02)
+            rclpy.spin_once(self.node, timeout_sec=0.02)
             if time.monotonic() > end:
                 logs = '\n'.join(f'--- {n}\n{self.log(n)}' for n in self.processes)
                 raise AssertionError(f'not within {timeout} s; the nodes said:\n{logs}')
@@ -121,7 +123,6 @@ def graph(tmp_path, monkeypatch) -> Iterator[Graph]:
         process.kill()
         process.wait()
     if made.node is not None:
-        from dtvla_ros.middleware import ros
 
         made.node.destroy_node()
-        ros.try_shutdown()
+        rclpy.try_shutdown()

@@ -7,22 +7,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, TwistStamped
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import Bool, String
 
-from dtvla_ros.middleware import images, ros
-from dtvla_ros.middleware.messages import (
-    Bool,
-    DiagnosticArray,
-    DiagnosticStatus,
-    Image,
-    JointState,
-    Point,
-    Pose,
-    PoseStamped,
-    Quaternion,
-    String,
-    TwistStamped,
-)
-from dtvla_ros.nodes import wire
+from dtvla_ros.ros import conversions, images, qos
 from test.nodes.conftest import IN_NAMESPACE
 
 NAMES = [f'panda_joint{i}' for i in range(1, 8)] + ['panda_finger_joint1', 'panda_finger_joint2']
@@ -33,15 +24,15 @@ class Robot:
     """Publishes cameras and measurements on the wall clock; any of them can be spoiled."""
 
     def __init__(self, node):
-        sensor = ros.qos_profile_sensor_data
+        sensor = qos_profile_sensor_data
         self._node = node
         self._cameras = [node.create_publisher(Image, f'/image_{c}', sensor)
                          for c in ('primary', 'wrist')]
         self._joints = node.create_publisher(JointState, '/joint_states', sensor)
         self._pose = node.create_publisher(PoseStamped, '/ee_pose', sensor)
-        self.instruction = node.create_publisher(String, '/instruction', wire.LATCHED)
-        self.estop = node.create_publisher(Bool, '/estop', wire.LATCHED)
-        self.command = node.create_publisher(String, '/gate_command', wire.LATEST)
+        self.instruction = node.create_publisher(String, '/instruction', qos.LATCHED)
+        self.estop = node.create_publisher(Bool, '/estop', qos.LATCHED)
+        self.command = node.create_publisher(String, '/gate_command', qos.LATEST)
         self.joint = 0.1
         self.nan_image = False
         self._rng = np.random.default_rng(0)
@@ -49,7 +40,7 @@ class Robot:
 
     def _publish(self):
         stamp = self._node.get_clock().now().to_msg()
-        head = wire.header(wire.seconds(stamp))
+        head = conversions.header(conversions.seconds(stamp))
         self._joints.publish(JointState(header=head, name=NAMES, position=[self.joint] * 9))
         self._pose.publish(PoseStamped(header=head, pose=Pose(
             position=Point(x=0.5, y=0.0, z=0.2),
@@ -93,12 +84,12 @@ def test_a_servo_arm_and_everything_that_can_be_wrong_with_its_topics(scene):
     def vla(state, word=''):
         heard = graph.of('vla')
         return bool(heard) and heard[-1][1].message == state and word in (
-            wire.status_values(heard[-1][1])['reason'])
+            conversions.status_values(heard[-1][1])['reason'])
 
     def gate(state, word=''):
         heard = graph.of('gate')
         return bool(heard) and heard[-1][1].message == state and word in (
-            wire.status_values(heard[-1][1])['reason'])
+            conversions.status_values(heard[-1][1])['reason'])
 
     def moves():
         recent = [speed(m) for _, m in graph.of('twist')[-2:]]

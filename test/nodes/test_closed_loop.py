@@ -10,17 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from sensor_msgs.msg import JointState
+from std_msgs.msg import String
+from trajectory_msgs.msg import JointTrajectory
 
 import dtvla_sim
 from dtvla_ros.engine.load import load_think_act
 from dtvla_ros.evaluation.protocol import run_episode
-from dtvla_ros.middleware.messages import (
-    DiagnosticStatus,
-    JointState,
-    JointTrajectory,
-    String,
-)
-from dtvla_ros.nodes import wire
+from dtvla_ros.ros import conversions
 from test.nodes.conftest import IN_NAMESPACE
 
 TASK = 'put_the_lemon_in_the_blue_bin'
@@ -77,11 +75,11 @@ def test_one_episode_in_lock_step_every_command_over_topics(graph, policy):
     assert last['summary'] == {TASK: [int(last['success']), 1]}
 
     actions = [m for _, m in graph.of('action')]
-    stamps = [wire.seconds(m.header.stamp) for m in actions]
+    stamps = [conversions.seconds(m.header.stamp) for m in actions]
     np.testing.assert_allclose(np.diff(stamps), TICK, atol=1e-9)
     assert len(actions) == steps
 
-    chunks = [wire.chunk_from(m, TICK) for _, m in graph.of('chunk')]
+    chunks = [conversions.chunk_from(m, TICK) for _, m in graph.of('chunk')]
     assert len(chunks) == math.ceil(steps / 4)
     rows = {round((c.stamp + k * TICK) * 1e3): row for c in chunks
             for k, row in enumerate(c.values)}
@@ -97,7 +95,7 @@ def test_one_episode_in_lock_step_every_command_over_topics(graph, policy):
     assert whole == thoughts, 'one complete thought per decision'
     assert len(texts) > len(whole), 'and it was seen while it was written'
 
-    told = wire.status_values(graph.of('vla')[-1][1])
+    told = conversions.status_values(graph.of('vla')[-1][1])
     assert int(told['draft_passes']) >= 1 and int(told['draft_proposed']) > 0
     assert 0 <= int(told['draft_accepted']) <= int(told['draft_proposed'])
 
@@ -133,7 +131,7 @@ def test_killing_the_policy_in_motion_stops_the_arm(graph, policy, capsys):
     grips = {float(m.points[0].positions[6]) for m in [played[-1], *still]}
     assert len(grips) == 1, 'the grip stays as last commanded'
     stopped = [m for _, m in graph.of('gate', killed) if m.message == 'STOP']
-    assert 'heartbeat' in wire.status_values(stopped[0])['reason']
+    assert 'heartbeat' in conversions.status_values(stopped[0])['reason']
     ticks = len(graph.of('joints'))
     graph.spin(lambda: len(graph.of('joints')) >= ticks + 30, 60)
     assert np.abs(graph.of('joints')[-1][1].velocity[:7]).max() < 0.05, 'the arm is still'

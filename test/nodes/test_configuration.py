@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import rclpy
 import yaml
 
 from dtvla_ros.nodes.sinks import PRESETS
@@ -44,11 +45,10 @@ def test_every_parameter_in_a_file_exists(path):
 
 @pytest.mark.parametrize('preset', PRESETS[1:])
 def test_a_robots_gate_starts_from_its_file_and_does_not_move_by_itself(graph, preset):
-    from dtvla_ros.middleware import ros
     from dtvla_ros.nodes.command_gate import CommandGate
     from dtvla_ros.safety.gate import GateState
 
-    ros.init(args=['test', '--ros-args', '--params-file',
+    rclpy.init(args=['test', '--ros-args', '--params-file',
                    str(ROOT / 'config' / f'robot_{preset}.yaml')])
     graph.node = gate = CommandGate()
     assert gate.get_parameter('preset').value == preset

@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 
 import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PoseStamped
+from rclpy.qos import qos_profile_sensor_data
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros.actions.chunk import Chunk
-from dtvla_ros.middleware import ros
-from dtvla_ros.middleware.messages import (
-    DiagnosticStatus,
-    JointTrajectory,
-    PoseStamped,
-    Trigger,
-)
-from dtvla_ros.nodes import wire
+from dtvla_ros.ros import conversions, qos
 
 TICK = 0.05
 
@@ -22,23 +20,23 @@ TICK = 0.05
 def test_ticks_repetition_silence_and_latency(graph, capsys):
     node = graph.listen(action=(JointTrajectory, '/action'),
                         gate=(DiagnosticStatus, '/gate_state'))
-    chunks = node.create_publisher(JointTrajectory, '/vla/action_chunk', wire.LATEST)
-    state = node.create_publisher(DiagnosticStatus, '/vla/state', wire.LATCHED)
-    pose = node.create_publisher(PoseStamped, '/ee_pose', ros.qos_profile_sensor_data)
+    chunks = node.create_publisher(JointTrajectory, '/vla/action_chunk', qos.LATEST)
+    state = node.create_publisher(DiagnosticStatus, '/vla/state', qos.LATCHED)
+    pose = node.create_publisher(PoseStamped, '/ee_pose', qos_profile_sensor_data)
     beating = node.create_timer(0.02, lambda: state.publish(
-        wire.status_message('vla', 'ACTING', {'task': '1', 'reason': ''})))
+        conversions.status_message('vla', 'ACTING', {'task': '1', 'reason': ''})))
     graph.start('command_gate', '--params-file', 'config/sim.yaml')
     graph.spin(lambda: chunks.get_subscription_count() and pose.get_subscription_count()
                and graph.of('gate'), 30)
 
     def show(t):
-        message = PoseStamped(header=wire.header(t))
+        message = PoseStamped(header=conversions.header(t))
         message.pose.position.x, message.pose.position.z = 0.5, 0.2
         pose.publish(message)
 
     def decide(t, rows):
         values = np.linspace(-1, 1, rows * 7, dtype=np.float32).reshape(rows, 7)
-        chunks.publish(wire.chunk_message(Chunk(t, TICK, values)))
+        chunks.publish(conversions.chunk_message(Chunk(t, TICK, values)))
         return values
 
     def answers(count, timeout=5.0):

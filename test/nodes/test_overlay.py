@@ -7,25 +7,19 @@ import time
 import cv2
 import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import String
+from trajectory_msgs.msg import JointTrajectory
+from visualization_msgs.msg import Marker, MarkerArray
 
 from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import Chunk
-from dtvla_ros.middleware import images, ros
-from dtvla_ros.middleware.messages import (
-    CompressedImage,
-    DiagnosticStatus,
-    Image,
-    JointTrajectory,
-    Marker,
-    MarkerArray,
-    Point,
-    Pose,
-    PoseStamped,
-    Quaternion,
-    String,
-)
-from dtvla_ros.nodes import wire
 from dtvla_ros.nodes.overlay import LINES, PANEL, SIDE, Said, Words, draw_words, latency_line
+from dtvla_ros.ros import conversions, images, qos
+from dtvla_ros.ros.run import STEADY
 
 STAMP = 12.5
 START = np.array([0.4, -0.1, 0.2])
@@ -46,33 +40,33 @@ class Robot:
         node = graph.node
         self.node, self.kind = node, kind
         self.thought = 'holding nothing now reach can'
-        sensor = ros.qos_profile_sensor_data
+        sensor = qos_profile_sensor_data
         self.cameras = {n: node.create_publisher(kind, f'/image_{n}', sensor)
                         for n in ('primary', 'wrist')}
         self.pose = node.create_publisher(PoseStamped, '/ee_pose', sensor)
-        self.thoughts = node.create_publisher(String, '/vla/reasoning', wire.LATCHED_10)
-        self.chunks = node.create_publisher(JointTrajectory, '/vla/action_chunk', wire.LATEST)
-        self.states = {t: node.create_publisher(DiagnosticStatus, t, wire.LATCHED)
+        self.thoughts = node.create_publisher(String, '/vla/reasoning', qos.LATCHED_10)
+        self.chunks = node.create_publisher(JointTrajectory, '/vla/action_chunk', qos.LATEST)
+        self.states = {t: node.create_publisher(DiagnosticStatus, t, qos.LATCHED)
                        for t in ('/vla/state', '/gate_state')}
         node.create_timer(0.05, self.publish,
-                          clock=ros.Clock(clock_type=ros.ClockType.STEADY_TIME))
+                          clock=STEADY)
 
     def publish(self):
         for k, (name, publisher) in enumerate(self.cameras.items()):
             pixels = np.full((96, 128, 3), (220, 20, 20) if k == 0 else (20, 20, 220), np.uint8)
             make = (images.numpy_to_image if self.kind is Image else images.numpy_to_compressed)
-            publisher.publish(make(pixels, wire.time_message(STAMP), name))
+            publisher.publish(make(pixels, conversions.time_message(STAMP), name))
         for stamp, offset in ((STAMP, 0.0), (STAMP + 0.05, 0.5)):
             x, y, z = (START + offset).tolist()
             self.pose.publish(PoseStamped(
-                header=wire.header(stamp, 'base'),
+                header=conversions.header(stamp, 'base'),
                 pose=Pose(position=Point(x=x, y=y, z=z), orientation=Quaternion(w=1.0))))
         self.thoughts.publish(String(data=self.thought))
-        self.states['/vla/state'].publish(wire.status_message(
+        self.states['/vla/state'].publish(conversions.status_message(
             'vla', 'ACTING', {'instruction': 'put the can away', 'stamp': f'{STAMP:.9f}',
                               'latency_think': 0.034}))
-        self.states['/gate_state'].publish(wire.status_message('gate', 'RUN', {'reason': ''}))
-        self.chunks.publish(wire.chunk_message(chunk()))
+        self.states['/gate_state'].publish(conversions.status_message('gate', 'RUN', {'reason': ''}))
+        self.chunks.publish(conversions.chunk_message(chunk()))
 
 
 def decoded(message):
@@ -106,7 +100,7 @@ def test_cameras_and_thought_side_by_side_once_somebody_watches(graph, transport
     assert before.shape == (SIDE, 2 * SIDE + PANEL, 3)
     np.testing.assert_allclose(before[left], (220, 20, 20), atol=12)
     np.testing.assert_allclose(before[right], (20, 20, 220), atol=12)
-    assert wire.seconds(pictures[-1].header.stamp) == STAMP
+    assert conversions.seconds(pictures[-1].header.stamp) == STAMP
 
     robot.thought = 'holding can now carry it to the wooden bin'
 
@@ -131,7 +125,7 @@ def test_the_path_starts_where_it_was_decided_and_ends_where_the_law_leads(graph
     graph.spin(lambda: paths, 30)
     [marker] = paths[-1].markers
     assert marker.type == Marker.LINE_STRIP and marker.header.frame_id == 'fr3_link0'
-    assert wire.seconds(marker.header.stamp) == STAMP
+    assert conversions.seconds(marker.header.stamp) == STAMP
     points = np.array([(p.x, p.y, p.z) for p in marker.points])
     assert points.shape == (9, 3) and len(marker.colors) == 9
     np.testing.assert_allclose(points[0], START)

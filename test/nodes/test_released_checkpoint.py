@@ -12,16 +12,14 @@ import time
 
 import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from std_msgs.msg import String
+from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros.measure.robot import Robot
-from dtvla_ros.middleware.messages import (
-    DiagnosticStatus,
-    JointTrajectory,
-    String,
-    get_message,
-    get_service,
-)
-from dtvla_ros.nodes import wire
+from dtvla_ros.ros import conversions, qos
 from test.nodes.conftest import IN_NAMESPACE, ROOT
 from test.released import STATISTICS, write_checkpoint
 from test.sim.test_libero import needs_libero
@@ -53,7 +51,7 @@ def test_a_decision_over_topics(graph, converted):
                         reasoning=(String, '/vla/reasoning'),
                         vla=(DiagnosticStatus, '/vla/state'))
     Robot(node, '', (256, 256), frame_rate=20.0)
-    instruction = node.create_publisher(String, '/instruction', wire.LATCHED)
+    instruction = node.create_publisher(String, '/instruction', qos.LATCHED)
     managed = [word.replace('autostart:=true', 'autostart:=false') for word in IN_NAMESPACE]
     graph.start('vla_node', *managed, '-p', f'policy:={converted}', '-p', 'engine:=torch',
                 '-p', 'max_thought_tokens:=12', '-p', 'on_cut:=act', '-p', 'deadline_s:=20.0',
@@ -62,19 +60,19 @@ def test_a_decision_over_topics(graph, converted):
     def state():
         return graph.of('vla')[-1][1] if graph.of('vla') else DiagnosticStatus()
     graph.spin(lambda: state().message == 'UNCONFIGURED', 60)
-    kind = get_service('lifecycle_msgs/srv/ChangeState')
+    kind = ChangeState
     client = node.create_client(kind, '/vla/vla_node/change_state')
     graph.spin(client.service_is_ready, 20)
     for transition, reached in ((CONFIGURE, 'INACTIVE'), (ACTIVATE, 'IDLE')):
         future = client.call_async(kind.Request(
-            transition=get_message('lifecycle_msgs/msg/Transition')(id=transition)))
+            transition=Transition(id=transition)))
         graph.spin(future.done, 10)
-        assert future.result().success, wire.status_values(state())['reason']
+        assert future.result().success, conversions.status_values(state())['reason']
         graph.spin(lambda reached=reached: state().message == reached, 30)
     instruction.publish(String(data=TASK))
     graph.spin(lambda: graph.of('chunk'), 60)
     message = graph.of('chunk')[0][1]
-    chunk = wire.chunk_from(message, 0.05)
+    chunk = conversions.chunk_from(message, 0.05)
     low, high = (np.array(STATISTICS['action'][key][:6]) for key in ('q01', 'q99'))
     assert chunk.values.shape == (10, 7) and chunk.period == pytest.approx(0.05)
     assert (chunk.values[:, :6] >= low - 1e-6).all() and (chunk.values[:, :6] <= high + 1e-6).all()

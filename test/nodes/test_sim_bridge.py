@@ -8,42 +8,37 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PoseStamped
+from rclpy.qos import qos_profile_sensor_data
+from rosgraph_msgs.msg import Clock
 from scipy.spatial.transform import Rotation
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import String
+from std_srvs.srv import SetBool, Trigger
+from tf2_msgs.msg import TFMessage
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from dtvla_ros.middleware import images, ros
-from dtvla_ros.middleware.messages import (
-    CameraInfo,
-    Clock,
-    DiagnosticStatus,
-    Image,
-    JointTrajectory,
-    JointTrajectoryPoint,
-    PoseStamped,
-    SetBool,
-    String,
-    TFMessage,
-    Trigger,
-)
-from dtvla_ros.nodes import wire
 from dtvla_ros.nodes.pose_source import FrameTree
 from dtvla_ros.nodes.sim_frames import optical_frame
+from dtvla_ros.ros import conversions, images, qos
 from dtvla_sim.env import TabletopEnv  # chooses the renderer before MuJoCo is imported
 from test.nodes.test_closed_loop import decide_in_process, motion, start_all
 
 TASK, OTHER = 'put_the_lemon_in_the_blue_bin', 'stack_the_red_cube_on_the_green_cube'
 SEED = 1_000_000
 TICK = 0.05
-SENSOR = ros.qos_profile_sensor_data
+SENSOR = qos_profile_sensor_data
 TOPICS = {
     'clock': (Clock, '/clock', 100), 'primary': (Image, '/image_primary', SENSOR),
     'wrist': (Image, '/image_wrist', SENSOR), 'pose': (PoseStamped, '/ee_pose', SENSOR),
     'primary_info': (CameraInfo, '/camera_primary/camera_info', SENSOR),
     'wrist_info': (CameraInfo, '/camera_wrist/camera_info', SENSOR),
-    'tf': (TFMessage, '/tf', 100), 'tf_static': (TFMessage, '/tf_static', wire.LATCHED_10),
-    'state': (String, '/sim/state', wire.LATCHED_10),
-    'tasks': (String, '/sim/tasks', wire.LATCHED),
-    'episode': (String, '/sim/episode', wire.LATCHED_10),
-    'instruction': (String, '/instruction', wire.LATCHED),
+    'tf': (TFMessage, '/tf', 100), 'tf_static': (TFMessage, '/tf_static', qos.LATCHED_10),
+    'state': (String, '/sim/state', qos.LATCHED_10),
+    'tasks': (String, '/sim/tasks', qos.LATCHED),
+    'episode': (String, '/sim/episode', qos.LATCHED_10),
+    'instruction': (String, '/instruction', qos.LATCHED),
 }
 
 
@@ -57,8 +52,8 @@ class Operator:
             node.create_subscription(kind, topic, lambda m, key=key: graph.heard.append(
                 (time.monotonic(), key, m)), qos)
         self._orders = node.create_publisher(String, '/sim/command', 10)
-        self._action = node.create_publisher(JointTrajectory, '/action', wire.LATEST)
-        self._policy = node.create_publisher(DiagnosticStatus, '/vla/state', wire.LATCHED)
+        self._action = node.create_publisher(JointTrajectory, '/action', qos.LATEST)
+        self._policy = node.create_publisher(DiagnosticStatus, '/vla/state', qos.LATCHED)
         graph.start('sim_bridge', '-p', f'tasks:=[{TASK}]', *arguments)
         graph.spin(lambda: graph.of('state') and self._orders.get_subscription_count(), 60)
 
@@ -92,13 +87,13 @@ class Operator:
         keys = ('clock', 'pose', 'tf', 'primary', 'wrist', 'primary_info', 'wrist_info')
         state = self.order(words, *keys)
         seen = {key: self.newest(key) for key in keys}
-        return seen | {'state': state, 'now': wire.seconds(seen['clock'].clock)} | {
+        return seen | {'state': state, 'now': conversions.seconds(seen['clock'].clock)} | {
             name: images.image_to_numpy(seen[name]) for name in ('primary', 'wrist')}
 
     def take_the_task(self) -> None:
         """Say on ``vla/state`` what a policy says that has understood its task."""
         self.graph.spin(lambda: self.graph.of('instruction'), 10)
-        self._policy.publish(wire.status_message('vla', 'THINKING', {
+        self._policy.publish(conversions.status_message('vla', 'THINKING', {
             'instruction': self.newest('instruction').data, 'task': time.monotonic_ns()}))
 
     def act(self, action: list[float]) -> None:
@@ -148,7 +143,7 @@ def test_pause_step_reset_load(paused, env):
     assert stepped['state']['step'] == 1 and stepped['state']['time'] == stepped['now']
     more = paused.look('{"step": 30}')
     assert more['now'] == pytest.approx(first['now'] + 31 * TICK, abs=1e-9)
-    moved = wire.pose_arrays(more['pose'].pose)[0] - wire.pose_arrays(first['pose'].pose)[0]
+    moved = conversions.pose_arrays(more['pose'].pose)[0] - conversions.pose_arrays(first['pose'].pose)[0]
     assert 0 < np.abs(moved).max() < 0.01, 'steps are without motion'
 
     again = paused.look('reset')
@@ -217,7 +212,7 @@ def test_pause_in_a_running_episode(graph, lockstep):
     up = [0.0, 0.0, 0.5, 0.0, 0.0, 0.0, -1.0]
 
     def height():
-        return wire.pose_arrays(operator.newest('pose').pose)[0][2]
+        return conversions.pose_arrays(operator.newest('pose').pose)[0][2]
 
     def run(steps):
         goal = operator.state()['step'] + steps
@@ -244,12 +239,12 @@ def test_pause_in_a_running_episode(graph, lockstep):
         operator.act(up)
         operator.wait(0.05)
     assert len(graph.of('clock')) == clocks and height() == still
-    before = wire.seconds(operator.newest('clock').clock)
+    before = conversions.seconds(operator.newest('clock').clock)
     since = time.monotonic()
     assert operator.order('resume')['state'] == 'playing'
     run(3)
-    first = next(wire.seconds(m.clock) for _, m in graph.of('clock', since)
-                 if wire.seconds(m.clock) > before)
+    first = next(conversions.seconds(m.clock) for _, m in graph.of('clock', since)
+                 if conversions.seconds(m.clock) > before)
     assert first == pytest.approx(before + TICK, abs=1e-9)
 
     assert operator.order('reset')['step'] == 0
@@ -267,7 +262,7 @@ def test_frames_and_cameras_are_mujocos(paused, env):
     data, model = env.scene.sim.data, env.scene.sim.model
     frames = paused.frames()
     position, rotation, stamp = frames.look_up('base', 'gripper')
-    told, quaternion = wire.pose_arrays(seen['pose'].pose)
+    told, quaternion = conversions.pose_arrays(seen['pose'].pose)
     np.testing.assert_allclose(position, told, atol=1e-12)
     assert (rotation.inv() * Rotation.from_quat(quaternion)).magnitude() < 1e-9
     assert stamp == pytest.approx(seen['now'])
@@ -333,9 +328,9 @@ def finish(graph, orders):
 def test_a_pause_in_lock_step_changes_no_decision(graph, policy):
     steps = 14
     orders = paused_for(graph, policy, 1.0, 'sim', steps)
-    assert len({wire.seconds(m.header.stamp) for _, m in graph.of('action')}) < steps
+    assert len({conversions.seconds(m.header.stamp) for _, m in graph.of('action')}) < steps
     assert finish(graph, orders)
-    chunks = {c.stamp: c.values for c in (wire.chunk_from(m, TICK) for _, m in graph.of('chunk'))}
+    chunks = {c.stamp: c.values for c in (conversions.chunk_from(m, TICK) for _, m in graph.of('chunk'))}
     in_process, _ = decide_in_process(policy, steps)
     np.testing.assert_allclose(list(chunks.values()), in_process, atol=1e-5)
 
@@ -344,5 +339,5 @@ def test_a_pause_in_lock_step_changes_no_decision(graph, policy):
 def test_a_policy_that_gave_up_in_a_pause_is_told_its_task_again(graph, policy):
     orders = paused_for(graph, policy, 1.0, 'sim_realtime', 120)
     graph.spin(lambda: graph.of('vla')[-1][1].message == 'STOPPED', 15)
-    assert 'late for 5 s' in wire.status_values(graph.of('vla')[-1][1])['reason']
+    assert 'late for 5 s' in conversions.status_values(graph.of('vla')[-1][1])['reason']
     assert finish(graph, orders)

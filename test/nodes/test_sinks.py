@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from geometry_msgs.msg import PoseStamped, TwistStamped
 from scipy.spatial.transform import Rotation
+from std_msgs.msg import Float64
+from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.middleware.messages import Float64, JointTrajectory, PoseStamped, TwistStamped
 from dtvla_ros.nodes.sinks import make_sink
 
 DOWN = np.array([1.0, 0, 0, 0])

@@ -15,11 +15,11 @@ from scipy.spatial.transform import Rotation
 
 from dtvla_ros.actions import osc
 from dtvla_ros.errors import UserError
-from dtvla_ros.middleware import images
-from dtvla_ros.middleware.messages import get_message
-from dtvla_ros.recording.bag import BagWriter, decode, offered, open_bag, types
+from dtvla_ros.recording.bag import BagWriter, bag_qos, decode, open_bag, types
 from dtvla_ros.recording.convert import ConvertOptions, convert
 from dtvla_ros.recording.timeline import stamp_of
+from dtvla_ros.ros import images
+from dtvla_ros.ros.conversions import message_type
 from dtvla_ros.training.dataset import layout
 from dtvla_ros.training.dataset.reader import DatasetReader
 from dtvla_ros.training.record import JOINTS
@@ -148,8 +148,8 @@ class Robot:
         def put(topic, kind, latched=False, **values):
             nonlocal received
             if topic not in known:
-                known[topic] = bag.add_topic(topic, kind, [offered(True, latched)])
-            message = get_message(kind)(**values)
+                known[topic] = bag.add_topic(topic, kind, [bag_qos(True, latched)])
+            message = message_type(kind)(**values)
             received += 10**6
             bag.write(known[topic], received, types().serialize_cdr(message, kind))
         before = None
@@ -181,9 +181,9 @@ class Robot:
 
     def _step(self, put, k):
         ns = round((self.clock + 0.05 * k) * 1e9)
-        stamp = get_message('builtin_interfaces/msg/Time')(
+        stamp = message_type('builtin_interfaces/msg/Time')(
             sec=ns // 10**9, nanosec=ns % 10**9)
-        head = get_message('std_msgs/msg/Header')(stamp=stamp, frame_id='base')
+        head = message_type('std_msgs/msg/Header')(stamp=stamp, frame_id='base')
         silent = {topic for topic, step in self.without if step == k}
         if k % self.camera_every == 0:
             for name in ('primary', 'wrist'):
@@ -207,15 +207,15 @@ class Robot:
     def _command(self, put, k, head):
         action = self.actions[k].astype(float)
         if self.preset == 'action':
-            point = get_message('trajectory_msgs/msg/JointTrajectoryPoint')
+            point = message_type('trajectory_msgs/msg/JointTrajectoryPoint')
             put('/action', 'trajectory_msgs/msg/JointTrajectory', header=head,
                 points=[point(positions=action.tolist())])
             return
-        vector = get_message('geometry_msgs/msg/Vector3')
+        vector = message_type('geometry_msgs/msg/Vector3')
         if self.preset == 'twist':
             x, y, z, a, b, c = osc.velocity(action).tolist()
             put('/twist_cmd', 'geometry_msgs/msg/TwistStamped', header=head,
-                twist=get_message('geometry_msgs/msg/Twist')(
+                twist=message_type('geometry_msgs/msg/Twist')(
                     linear=vector(x=x, y=y, z=z), angular=vector(x=a, y=b, z=c)))
         else:
             goal, turn = osc.target_pose(action, self.position[k], DOWN.as_quat())
@@ -227,9 +227,9 @@ class Robot:
 def pose(position, rotation):
     x, y, z = position.tolist()
     a, b, c, w = rotation.as_quat().tolist()
-    return get_message('geometry_msgs/msg/Pose')(
-        position=get_message('geometry_msgs/msg/Point')(x=x, y=y, z=z),
-        orientation=get_message('geometry_msgs/msg/Quaternion')(x=a, y=b, z=c, w=w))
+    return message_type('geometry_msgs/msg/Pose')(
+        position=message_type('geometry_msgs/msg/Point')(x=x, y=y, z=z),
+        orientation=message_type('geometry_msgs/msg/Quaternion')(x=a, y=b, z=c, w=w))
 
 
 @pytest.mark.parametrize('preset', ['action', 'twist', 'target'])

@@ -12,15 +12,19 @@ import time
 import numpy as np
 import pytest
 import yaml
+from builtin_interfaces.msg import Time
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from rosbags.interfaces import QosDurability, QosReliability
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import String
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.middleware import images, ros
-from dtvla_ros.middleware.messages import Image, JointState, String, Time
-from dtvla_ros.recording.bag import BagWriter, decode, offered, open_bag
+from dtvla_ros.recording.bag import BagWriter, bag_qos, decode, open_bag
 from dtvla_ros.recording.recorder import DISK_FULL, BagThread
+from dtvla_ros.ros import images
+from dtvla_ros.ros.run import STEADY
 
-LATCHED = ros.QoSProfile(depth=3, durability=ros.DurabilityPolicy.TRANSIENT_LOCAL)
+LATCHED = QoSProfile(depth=3, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 JOINTS = {'name': ['a', 'b'], 'position': [0.5, -1.0]}
 
 
@@ -51,11 +55,11 @@ class Source:
         node.create_publisher(String, '/instruction', LATCHED).publish(
             String(data='put the lemon in the blue bin'))
         self.joints = node.create_publisher(JointState, '/joint_states',
-                                            ros.qos_profile_sensor_data)
-        self.camera = node.create_publisher(Image, '/image_primary', ros.qos_profile_sensor_data)
+                                            qos_profile_sensor_data)
+        self.camera = node.create_publisher(Image, '/image_primary', qos_profile_sensor_data)
         self.sent, self.size = 0, size
         node.create_timer(1.0 / rate, self.publish,
-                          clock=ros.Clock(clock_type=ros.ClockType.STEADY_TIME))
+                          clock=STEADY)
 
     def heard(self):
         return self.camera.get_subscription_count() and self.joints.get_subscription_count()
@@ -69,7 +73,7 @@ class Source:
         self.camera.publish(images.numpy_to_image(pixels, Time(sec=self.sent), 'camera'))
 
 
-def test_a_bag_holds_what_was_published_and_how_it_was_offered(graph, tmp_path):
+def test_a_bag_holds_what_was_published_and_how_it_was_bag_qos(graph, tmp_path):
     graph.listen()
     source = Source(graph)
     out = tmp_path / 'bag'
@@ -94,7 +98,7 @@ def test_a_bag_holds_what_was_published_and_how_it_was_offered(graph, tmp_path):
     assert told['storage_identifier'] == 'mcap' and told['message_count'] == sum(
         map(len, found.values()))
     with open_bag(out) as reader:
-        qos = {c.topic: c.ext.offered_qos_profiles[0] for c in reader.connections}
+        qos = {c.topic: c.ext.bag_qos_qos_profiles[0] for c in reader.connections}
         definitions = {c.topic: c.msgdef.data for c in reader.connections}
     assert qos['/instruction'].durability == QosDurability.TRANSIENT_LOCAL
     assert qos['/instruction'].reliability == QosReliability.RELIABLE
@@ -120,7 +124,7 @@ def test_a_later_publisher_that_offers_less_is_heard_too(graph, tmp_path):
     first.publish(String(data='first'))
     recording = start(tmp_path / 'bag', '--topics', '/instruction')
     graph.spin(first.get_subscription_count, 60)
-    second = node.create_publisher(String, '/instruction', ros.qos_profile_sensor_data)
+    second = node.create_publisher(String, '/instruction', qos_profile_sensor_data)
     graph.spin(second.get_subscription_count, 10)
     second.publish(String(data='second'))
     first.publish(String(data='third'))
@@ -187,7 +191,7 @@ def test_a_full_disk_ends_the_recording_and_nothing_else(graph, tmp_path, kind, 
 
 def test_the_last_messages_make_room_for_the_index(tmp_path):
     bag = BagWriter(tmp_path / 'bag')
-    topic = bag.add_topic('/word', 'std_msgs/msg/String', [offered(True, False)])
+    topic = bag.add_topic('/word', 'std_msgs/msg/String', [bag_qos(True, False)])
     for k in range(8):  # two of them make a chunk
         bag.write(topic, k, bytes(600_000))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -221,7 +225,7 @@ def test_what_a_slow_disk_cannot_take_is_counted(tmp_path):
         write(*arguments)
     bag.write = slowly
     thread = BagThread(bag, lambda: None, queue_bytes=1000)
-    thread.add_topic('/word', 'std_msgs/msg/String', [offered(True, False)])
+    thread.add_topic('/word', 'std_msgs/msg/String', [bag_qos(True, False)])
     began = time.monotonic()
     for k in range(50):
         thread.add('/word', k, bytes(100))

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rclpy
 import yaml
+from sensor_msgs.msg import CompressedImage, Image
+from trajectory_msgs.msg import JointTrajectory
 
-from dtvla_ros.middleware import ros
-from dtvla_ros.middleware.messages import CompressedImage, Image, JointTrajectory
-from dtvla_ros.nodes import wire
 from dtvla_ros.recording import topics
+from dtvla_ros.ros import conversions, qos
 
 ROOT = Path(__file__).resolve().parents[2]
 FOXGLOVE = ROOT / 'config' / 'foxglove' / 'dtvla.json'
@@ -53,7 +54,7 @@ def test_a_file_holds_what_was_heard(graph, tmp_path, kind):
 
     graph.listen()
     robot = Robot(graph, kind)
-    actions = graph.node.create_publisher(JointTrajectory, '/action', wire.LATEST)
+    actions = graph.node.create_publisher(JointTrajectory, '/action', qos.LATEST)
     path = tmp_path / 'more' / 'run.rrd'
     viewing = subprocess.Popen(
         [sys.executable, '-m', 'dtvla_ros.cli', 'view', '--save', str(path)],
@@ -65,9 +66,9 @@ def test_a_file_holds_what_was_heard(graph, tmp_path, kind):
         while time.monotonic() < began + 1.5:
             k = int(20 * (time.monotonic() - began))
             robot.thought = f'thought {k // 10}' + ('' if k % 2 else '…')
-            actions.publish(wire.chunk_message(wire.Chunk(
+            actions.publish(conversions.chunk_message(conversions.Chunk(
                 12.5 + 0.05 * k, 0.05, np.zeros((1, 7), np.float32))))
-            ros.spin_once(graph.node, timeout_sec=0.05)
+            rclpy.spin_once(graph.node, timeout_sec=0.05)
         viewing.send_signal(signal.SIGINT)
         _, errors = viewing.communicate(timeout=20)
     finally:

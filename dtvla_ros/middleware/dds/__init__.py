@@ -1,1 +1,0 @@
-"""rclpy's names over the PyPI wheels of Cyclone DDS and rosbags."""

@@ -1,0 +1,1 @@
+"""What nodes share around rclpy: running them, images, conversions, QoS, processes."""

@@ -1,0 +1,173 @@
+"""The main function of every node: executor, signals, one-line errors."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import rclpy
+from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
+from rclpy.exceptions import (
+    InvalidParameterException,
+    InvalidParameterTypeException,
+    InvalidParameterValueException,
+    NameValidationException,
+    ParameterUninitializedException,
+)
+from rclpy.executors import Executor, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.signals import SignalHandlerOptions
+
+from dtvla_ros.errors import UserError
+from dtvla_ros.ros.environment import prepare
+
+STEADY = Clock(clock_type=ClockType.STEADY_TIME)
+BAD_INPUT: tuple[type[Exception], ...] = (
+    UserError, InvalidParameterException, InvalidParameterTypeException,
+    InvalidParameterValueException, NameValidationException, ParameterUninitializedException)
+"""What is raised where the user is wrong, not the code."""
+ACKNOWLEDGED = 0.2  # longest wait for a subscriber to confirm a last message [s]
+WAIT = 0.5  # longest wait between two looks for the end [s]; signals and tasks cut it short
+
+AnyNode = TypeVar('AnyNode', bound=Node)
+_outcomes: list[int | BaseException] = []  # why `run` ends, the first one counts
+
+
+def make_executor() -> Executor:
+    """Return the executor that costs least here; call its ``spin_once`` with a time-out only.
+
+    Jazzy's events executor waits forever on a CPU core without one, and has no guard conditions:
+    see `call_soon`.
+    """
+    try:
+        from rclpy.experimental.events_executor import EventsExecutor
+    except ImportError:  # Humble, Iron
+        return SingleThreadedExecutor()
+    return EventsExecutor()
+
+
+def call_soon(node: Node, callback: Callable[[], Any]) -> None:
+    """Let the node's executor call back, from any thread; without an executor nothing happens."""
+    def guarded() -> None:
+        try:
+            callback()
+        except Exception as error:  # noqa: BLE001 - an events executor dies of a task's error
+            end(error)
+    executor = node.executor
+    if executor is not None:
+        executor.create_task(guarded)
+
+
+def wait_until_heard(publisher: Publisher) -> None:
+    """Wait until reliable subscribers have everything; what dies with its process is lost."""
+    publisher.wait_for_all_acked(Duration(seconds=ACKNOWLEDGED))
+
+
+def end(outcome: int | BaseException = 0) -> None:
+    """Let `run` end after the present callback, with an exit code or by raising an error."""
+    _outcomes.append(outcome)
+
+
+def run(factory: Callable[[], Node], args: Sequence[str] | None = None) -> int:
+    """Initialise, build a node, spin it until a signal, a shutdown or `end`; return the exit code.
+
+    The node can still publish in its ``destroy_node``: a signal ends the spinning, not the
+    context. ``args`` are the words after the program's name, ``sys.argv``'s if None. A UserError
+    becomes one line on stderr and exit code 2.
+    """
+    try:
+        return _run(factory, sys.argv[1:] if args is None else args)
+    except BAD_INPUT as error:
+        print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
+        return 2
+
+
+def _run(factory: Callable[[], Node], args: Sequence[str]) -> int:
+    words = list(args[:args.index('--ros-args')]) if '--ros-args' in args else list(args)
+    if words:
+        raise UserError(f'unknown argument {words[0]!r}: nodes take --ros-args -p name:=value, '
+                        '-r from:=to, --params-file FILE')
+    prepare()
+    # rclpy takes a whole command line, program name included.
+    try:
+        rclpy.init(args=['node', *args], signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:  # rcl's for arguments it cannot read
+        raise UserError(f'{" ".join(args)}: {error}') from error
+    _outcomes.clear()
+    node = executor = None
+    try:
+        with _signals() as closing:
+            try:
+                node = factory()
+                executor = make_executor()
+                executor.add_node(node)
+                while rclpy.ok() and not _outcomes:
+                    executor.spin_once(timeout_sec=WAIT)
+            finally:
+                closing.append(True)
+                if executor is not None:
+                    executor.shutdown()
+                if node is not None:
+                    node.destroy_node()
+    finally:
+        rclpy.try_shutdown()
+    outcome = _outcomes[0] if _outcomes else 0
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
+@contextmanager
+def _signals() -> Iterator[list[bool]]:
+    """Let SIGINT and SIGTERM `end` the run; the list says whether the node is closing already.
+
+    A second Ctrl-C interrupts whatever goes on, but not a node that sends its stop commands.
+    """
+    closing: list[bool] = []
+
+    def handle(number: int, _: Any) -> None:
+        if _outcomes and number == signal.SIGINT and not closing:
+            raise KeyboardInterrupt
+        end(0)
+    former = {}
+    if threading.current_thread() is threading.main_thread():
+        former = {number: signal.signal(number, handle)
+                  for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield closing
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def joined(factory: Callable[[], AnyNode]) -> Iterator[tuple[AnyNode, Executor]]:
+    """Join the graph with a node, for a program that has a loop of its own.
+
+    SIGTERM raises KeyboardInterrupt, as Ctrl-C does.
+    """
+    prepare()
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    former = None
+    if threading.current_thread() is threading.main_thread():
+        former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    node = executor = None
+    try:
+        node = factory()
+        executor = make_executor()
+        executor.add_node(node)
+        yield node, executor
+    finally:
+        if former is not None:
+            signal.signal(signal.SIGTERM, former)
+        if executor is not None:
+            executor.shutdown()
+        if node is not None:
+            node.destroy_node()
+        rclpy.try_shutdown()
