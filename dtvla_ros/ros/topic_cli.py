@@ -1,4 +1,4 @@
-"""``dtvla topic``: look at a graph, and speak on it, where the ros2 tools are not installed."""
+"""``dtvla topic``: topics and services where the ros2 tools are not installed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dtvla_ros.ros.source import require_one_ros
 
 app = typer.Typer(
     name='topic',
-    help='List, print, measure and publish ROS 2 topics, with or without ROS installed.',
+    help='List, print, measure and publish topics, and call services, without the ros2 tools.',
     no_args_is_help=True,
     context_settings={'help_option_names': ['-h', '--help']},
 )
@@ -225,4 +225,57 @@ def pub(
                 publisher.publish(message)
                 sent.append(time.monotonic())
         node.create_timer(0.05 if once else 1.0 / rate, tick, clock=STEADY)
+    _run(build)
+
+
+@app.command()
+def call(
+    service: Annotated[str, typer.Argument(help='Name of the service, such as /start.')],
+    values: Annotated[str, typer.Argument(help='The request as YAML. [default: all zero]')] = '{}',
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help='Seconds to wait for the answer.')] = 5.0,
+) -> None:
+    """Call a service and print its answer; exit code 1 if it says that it did not succeed.
+
+    **Examples**
+
+    `dtvla topic call /start`
+
+    `dtvla topic call /pause "{data: true}"`
+    """
+    import yaml
+
+    def build(node: Any) -> None:
+        from dtvla_ros.ros.conversions import message_type
+        from dtvla_ros.ros.plain import from_plain, to_plain
+        from dtvla_ros.ros.run import STEADY, end
+
+        name = _absolute(service)
+        started = time.monotonic()
+        clients: list[Any] = []
+        answers: list[Any] = []
+
+        def ask(kind: str) -> None:
+            try:
+                request = from_plain(message_type(kind).Request(), yaml.safe_load(values) or {})
+            except (yaml.YAMLError, ValueError) as error:
+                end(UserError(f'{kind} from {values!r}: {str(error).splitlines()[0]}'))
+                return
+            answers.append(clients[0].call_async(request))
+
+        def look() -> None:
+            kinds = dict(node.get_service_names_and_types()).get(name)
+            if answers and answers[0].done():
+                print(yaml.safe_dump(to_plain(answers[0].result()), sort_keys=False,
+                                     allow_unicode=True).rstrip())
+                end(0 if getattr(answers[0].result(), 'success', True) else 1)
+            elif time.monotonic() - started > timeout:
+                end(UserError(f'{name} did not answer within {timeout:g} s' if kinds else
+                              f'nobody offers {name}; there is: '
+                              f'{", ".join(n for n, _ in node.get_service_names_and_types())}'))
+            elif kinds and not clients:
+                clients.append(node.create_client(message_type(kinds[0]), name))
+            elif kinds and not answers and clients[0].service_is_ready():
+                ask(kinds[0])
+        node.create_timer(0.02, look, clock=STEADY)
     _run(build)
