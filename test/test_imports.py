@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LEARNING = ('torch', 'transformers', 'onnxruntime')
-ROS = ('rclpy', 'cyclonedds')
+ROS = ('rclpy',)
 
 
 def loaded_after(statement: str, names: tuple[str, ...]) -> set[str]:
@@ -35,7 +35,7 @@ def test_command_line_import_is_light():
 
 
 @pytest.mark.parametrize(
-    'room', ['actions.codec', 'safety.gate', 'middleware.ros', 'middleware.images']
+    'room', ['actions.codec', 'safety.gate', 'ros.run', 'ros.images']
 )
 def test_rooms_without_learning(room):
     assert loaded_after(f'import dtvla_ros.{room}', LEARNING) == set()

@@ -88,7 +88,11 @@ def test_package_xml_agrees_with_setup_cfg(told):
 
 def test_package_xml_names_every_message_package():
     package = ET.parse(ROOT / 'package.xml').getroot()
-    needed = {name.split('/')[0] for name in _TYPES} | {'rclpy', 'launch', 'launch_ros'}
+    code = '\n'.join(path.read_text() for path in ROOT.glob('dtvla_ros/**/*.py'))
+    imported = set(re.findall(r'^ *from (\w+)\.(?:msg|srv|action) import', code, re.M))
+    assert {'std_msgs', 'sensor_msgs', 'std_srvs'} <= imported
+    by_name = set(re.findall(r"'(\w+)/(?:msg|srv)/\w+'", code)) - {'moveit_msgs'}
+    needed = imported | by_name | {'rclpy', 'launch', 'launch_ros', 'control_msgs'}
     assert needed <= {e.text for e in package.findall('exec_depend')}
 
 

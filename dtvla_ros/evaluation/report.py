@@ -14,7 +14,7 @@ from .statistics import Rate, latency_summary
 
 PACKAGES = (
     'dtvla_ros', 'numpy', 'mujoco', 'robosuite', 'hf-libero', 'bddl', 'gymnasium', 'onnxruntime',
-    'tokenizers', 'torch', 'transformers', 'cyclonedds', 'rosbags',
+    'tokenizers', 'torch', 'transformers', 'ros-rclpy', 'rosbags',
 )
 
 

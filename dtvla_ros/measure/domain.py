@@ -10,5 +10,4 @@ def use_own_domain() -> None:
     """Let this process, and those it starts, talk to each other only."""
     os.environ.update({
         'ROS_DOMAIN_ID': str(random.SystemRandom().randint(101, 220)),
-        'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST', 'ROS_STATIC_PEERS': '',
-        'CYCLONEDDS_URI': ''})
+        'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST', 'ROS_STATIC_PEERS': ''})
