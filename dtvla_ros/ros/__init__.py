@@ -1,0 +1,1 @@
+"""ROS 2: what the nodes use of rclpy."""
