@@ -1,4 +1,4 @@
-"""Launch files: what they name exists; under genuine ROS 2 also what they would start."""
+"""Launch files: what they name exists; under genuine launch also what they would start."""
 
 from __future__ import annotations
 
@@ -116,13 +116,13 @@ def test_a_result_counts_every_episode_and_says_what_ran_it():
     assert report['versions'].keys() == {'python', 'mujoco', 'robosuite'}
 
 
-# From here on with genuine ROS 2 only.
+# From here on with genuine launch only.
 
 
 @pytest.fixture
 def prefix(tmp_path, monkeypatch):
     """Install the source tree the way colcon does, with scripts that stand for the nodes."""
-    pytest.importorskip('launch_ros', reason='genuine ROS 2 is not sourced')
+    pytest.importorskip('launch_ros', reason='no launch_ros: it comes with a sourced ROS or pixi')
     index = tmp_path / 'share/ament_index/resource_index/packages'
     index.mkdir(parents=True)
     (index / 'dtvla_ros').write_text('')
