@@ -1,10 +1,13 @@
-# make demo | test | test-slow | lint | eval | experts | libero | libero-table | bench | latency | faults | soak | train | constraints | clean   (make help)
+# make demo | test | test-slow | lint | eval | experts | libero | libero-table | bench | latency | faults | soak | train | constraints | wheels | clean   (make help)
 # Needs Python 3.10 - 3.13 and, as root on Debian or Ubuntu, installs the rest by itself.
+# A sourced ROS is used; without one, make installs rclpy from PyPI: docs/install.md.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
+# A sourced ROS is built against one NumPy.
+INSTALL := $(PIP) install -q $(addprefix -c ,$(wildcard constraints/$(ROS_DISTRO).txt))
 POLICY ?= models/nano
 EPISODES ?= 50
 WORKERS ?= 2
@@ -14,7 +17,7 @@ RUN ?= runs/nano
 COMPILE = $(if $(shell command -v g++),--compile)
 MINUTES ?= 60
 
-.PHONY: help demo test test-slow lint eval experts libero libero-table bench latency faults soak train constraints clean
+.PHONY: help demo test test-slow lint eval experts libero libero-table bench latency faults soak train constraints wheels interfaces clean one-ros
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,17 +25,32 @@ help:  ## what can be made
 # Without a display MuJoCo draws through EGL or OSMesa; a Debian python3 comes without venv.
 $(VENV)/bin/python:
 	@bash tools/system_packages $(PYTHON)
-	$(PYTHON) -m venv $(VENV)
+	options=$$($(PYTHON) tools/rclpy_source options) && $(PYTHON) -m venv $$options $(VENV)
 	$(PIP) install -q --upgrade pip
 
-$(VENV)/.installed: setup.cfg setup.py | $(VENV)/bin/python
-	$(PIP) install -q -e '.[sim]'
-	$(PIP) install -q --no-deps robosuite==1.4.0
+# Asked each time: a shell may have sourced ROS since the wheels were installed.
+one-ros: | $(VENV)/bin/python
+	@$(BIN)/python tools/rclpy_source check
+
+$(VENV)/.rclpy: constraints/ros-jazzy-wheels.txt | one-ros
+	@$(BIN)/python tools/rclpy_source install
+	@touch $@
+
+$(VENV)/.installed: setup.cfg setup.py $(VENV)/.rclpy | one-ros
+	$(INSTALL) -e '.[sim]'
+	$(INSTALL) --no-deps robosuite==1.4.0
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install -q -e '.[sim,train,test]'
+	$(INSTALL) -e '.[sim,train,test]'
 	@touch $@
+
+# Not among the wheels. Built once, where a compiler is there; else it is asked for each time.
+INTERFACES := $(shell find tools/interfaces -type f)
+$(VENV)/.interfaces: tools/build_interfaces constraints/ros-jazzy-generators.txt $(INTERFACES) $(VENV)/.rclpy
+	@$(BIN)/python tools/build_interfaces $@
+
+interfaces: $(VENV)/.interfaces  ## tf2_msgs and gripper actions beside the wheels of ROS (needs g++)
 
 demo: $(VENV)/.installed  ## a simulated arm, driven over ROS 2 topics, thinks and acts: out/demo.mp4
 	$(BIN)/dtvla demo --policy $(POLICY) --out $(OUT)
@@ -42,10 +60,10 @@ lint: $(VENV)/.installed-dev  ## style, who may import whom, types
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-test: lint  ## lint, then all tests but the long ones (no GPU, no ROS, no display)
+test: lint $(VENV)/.interfaces  ## lint, then all tests but the long ones (no GPU, no ROS installation, no display)
 	$(BIN)/python -m pytest -m 'not slow'
 
-test-slow: $(VENV)/.installed-dev  ## the long tests
+test-slow: $(VENV)/.installed-dev $(VENV)/.interfaces  ## the long tests
 	$(BIN)/python -m pytest -m slow
 
 eval: $(VENV)/.installed  ## success per task: EPISODES=50 WORKERS=2 POLICY=models/nano
@@ -57,8 +75,8 @@ experts: $(VENV)/.installed  ## success of the scripted experts
 		--json $(OUT)/experts.json
 
 libero: $(VENV)/.installed  ## installs the LIBERO benchmark's environments (assets: docs/libero.md)
-	$(PIP) install -q -e '.[libero]'
-	$(PIP) install -q --no-deps hf-libero==0.1.4 bddl==1.0.1
+	$(INSTALL) -e '.[libero]'
+	$(INSTALL) --no-deps hf-libero==0.1.4 bddl==1.0.1
 
 TABLE ?= $(OUT)/libero/$(notdir $(POLICY))
 SUITES ?= libero_object libero_spatial
@@ -82,7 +100,7 @@ bench: $(VENV)/.installed-dev  ## how fast engines decide, beside the published 
 latency: $(VENV)/.installed  ## what the path from camera to arm costs on this machine
 	$(BIN)/dtvla latency --json $(OUT)/latency.json
 
-faults: $(VENV)/.installed-dev  ## injects every fault of the table on running nodes, writes it to README.md
+faults: $(VENV)/.installed-dev $(VENV)/.interfaces  ## injects every fault of the table on running nodes, writes it to README.md
 	$(BIN)/python -m pytest test/faults --fault-table README.md --flood-seconds 60
 
 soak: $(VENV)/.installed  ## ten minutes at 20 Hz with two cameras: late commands, memory
@@ -104,6 +122,10 @@ train: $(VENV)/.installed-dev  ## record, train in two stages, export: DATA=data
 constraints: $(VENV)/bin/python  ## which requirements resolve under each ROS distribution's pins
 	$(PIP) install -q uv
 	$(BIN)/python tools/constraints
+
+wheels: $(VENV)/bin/python  ## resolve the wheels of rclpy again, with their hashes
+	$(PIP) install -q uv
+	$(BIN)/python tools/ros_wheels
 
 clean:  ## remove what was built, keep data and runs
 	rm -rf $(VENV) $(OUT) build install log *.egg-info

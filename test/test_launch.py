@@ -1,4 +1,4 @@
-"""Launch files: what they name exists; under genuine ROS 2 also what they would start."""
+"""Launch files: what they name exists; under genuine launch also what they would start."""
 
 from __future__ import annotations
 
@@ -116,13 +116,13 @@ def test_a_result_counts_every_episode_and_says_what_ran_it():
     assert report['versions'].keys() == {'python', 'mujoco', 'robosuite'}
 
 
-# From here on with genuine ROS 2 only.
+# From here on with genuine launch only.
 
 
 @pytest.fixture
 def prefix(tmp_path, monkeypatch):
     """Install the source tree the way colcon does, with scripts that stand for the nodes."""
-    pytest.importorskip('launch_ros', reason='genuine ROS 2 is not sourced')
+    pytest.importorskip('launch_ros', reason='no launch_ros: it comes with a sourced ROS or pixi')
     index = tmp_path / 'share/ament_index/resource_index/packages'
     index.mkdir(parents=True)
     (index / 'dtvla_ros').write_text('')
@@ -136,6 +136,7 @@ def prefix(tmp_path, monkeypatch):
     for name in COMMANDS:
         (programs / name).write_text('#!/bin/sh\n')
         (programs / name).chmod(0o755)
+    monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     monkeypatch.setenv(
         'AMENT_PREFIX_PATH', f'{tmp_path}:{os.environ.get("AMENT_PREFIX_PATH", "")}')
     return tmp_path
@@ -175,18 +176,23 @@ def started(name, **arguments):
 
 def given_to(words):
     """Return (parameters as the node ends up with, remappings) of a command line."""
-    from dtvla_ros.middleware.dds.parameter_file import read_parameter_file
+    import rclpy
 
     remaps = dict(w.split(':=') for flag, w in zip(words, words[1:]) if flag == '-r')
-    namespace, name = remaps.pop('__ns', ''), remaps.pop('__node')
-    # As rcl does: what is written for one pattern is collected, the pattern seen last wins.
-    patterns = {}
-    for flag, word in zip(words, words[1:]):
-        if flag == '--params-file':
-            for override in read_parameter_file(word):
-                if override.applies_to(name, namespace):
-                    patterns.setdefault(override.node, {})[override.name] = override.value
-    return {k: v for values in patterns.values() for k, v in values.items()}, remaps
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=1 + os.getpid() % 100)
+    try:  # what a node would be given is asked of a node
+        node = rclpy.create_node(
+            'unnamed', context=context, cli_args=words[words.index('--ros-args'):],
+            automatically_declare_parameters_from_overrides=True, enable_rosout=False,
+            start_parameter_services=False)
+        values = {name: parameter.value for name, parameter in node._parameters.items()}
+        assert node.get_name() == remaps.pop('__node')
+        assert node.get_namespace() == (remaps.pop('__ns', '') or '/')
+        node.destroy_node()
+    finally:
+        rclpy.shutdown(context=context)
+    return values, remaps
 
 
 @pytest.mark.parametrize('path', [p for p in FILES if 'gazebo' not in p.stem],

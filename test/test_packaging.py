@@ -50,6 +50,15 @@ def requirements():
             if line and not line.startswith('#')]
 
 
+def imports(path):
+    """Return the packages that a file imports, inside functions, too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition('.')[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition('.')[0]
+
+
 def test_a_symlinked_colcon_build_can_follow_the_package_folders(told):
     for package, folder in told['package_dir'].items():
         assert (ROOT / folder).is_dir()
@@ -88,15 +97,59 @@ def test_package_xml_agrees_with_setup_cfg(told):
 
 def test_package_xml_names_every_message_package():
     package = ET.parse(ROOT / 'package.xml').getroot()
-    code = '\n'.join(path.read_text() for path in ROOT.glob('dtvla_ros/**/*.py'))
-    imported = set(re.findall(r'^ *from (\w+)\.(?:msg|srv|action) import', code, re.M))
-    assert {'std_msgs', 'sensor_msgs', 'std_srvs'} <= imported
-    by_name = set(re.findall(r"'(\w+)/(?:msg|srv)/\w+'", code)) - {'moveit_msgs'}
-    needed = imported | by_name | {'rclpy', 'launch', 'launch_ros', 'control_msgs'}
-    assert needed <= {e.text for e in package.findall('exec_depend')}
+    named = {e.text for e in package.findall('exec_depend')}
+    assert {'rclpy', 'launch', 'launch_ros'} <= named
+    imported = {name for path in ROOT.glob('dtvla_ros/**/*.py') for name in imports(path)}
+    assert {n for n in imported if re.search('_(msgs|srvs|interfaces)$', n)} <= named
 
 
-@pytest.mark.parametrize('path', sorted(ROOT.glob('constraints/*.txt')), ids=lambda p: p.stem)
+def pinned(name):
+    """Return requirements file ``name`` as {package: [requirement, of which all are needed]}."""
+    text = (ROOT / 'constraints' / name).read_text()
+    found = {}
+    for line in re.sub(r'\\\n\s*', '', text).splitlines():
+        if not line.startswith('#'):
+            requirement, *hashes = line.split('--hash=')
+            assert hashes and all(re.fullmatch('sha256:[0-9a-f]{64} ?', h) for h in hashes), line
+            found.setdefault(Requirement(requirement).name, []).append(Requirement(requirement))
+    return found
+
+
+def test_the_extra_ros_and_the_hashes_name_the_same_wheels():
+    wheels, generators = pinned('ros-jazzy-wheels.txt'), pinned('ros-jazzy-generators.txt')
+    extra = setup_cfg()['options.extras_require']['ros'].split()
+    assert extra
+    for wanted in map(Requirement, extra):
+        assert [r.specifier for r in wheels[wanted.name]] == [wanted.specifier]
+    for name, wanted in wheels.items():  # or one would undo the other in the same environment
+        assert generators[name] == wanted
+        assert all(len(r.specifier) == 1 and '==' in str(r.specifier) for r in wanted)
+    by_name = {r.name.lower(): r for r in requirements()}
+    for name in {'numpy', 'pyyaml', 'setuptools'} & set(generators):
+        for wanted in generators[name]:
+            [version] = wanted.specifier
+            assert version.version in by_name[name].specifier, wanted
+
+
+def test_pixi_brings_every_package_of_ros():
+    tomllib = pytest.importorskip('tomllib', reason='Python 3.10 reads no TOML')
+    pixi = tomllib.loads((ROOT / 'pixi.toml').read_text())
+    package = ET.parse(ROOT / 'package.xml').getroot()
+    needed = {f'ros-jazzy-{e.text.replace("_", "-")}' for e in package.findall('exec_depend')
+              if not e.text.startswith('python3-')}
+    assert needed <= set(pixi['dependencies'])
+    tasks = pixi['tasks']
+    assert {'demo', 'test', 'lint'} <= set(tasks)
+    for task in tasks.values():
+        assert set(task.get('depends-on', ())) <= set(tasks)
+        for extra in re.findall(r"'\.\[([\w,]+)\]'", task['cmd']):
+            assert set(extra.split(',')) <= set(setup_cfg()['options.extras_require'])
+
+
+DISTRIBUTIONS = sorted(ROOT.glob('constraints/[!r]*.txt'))
+
+
+@pytest.mark.parametrize('path', DISTRIBUTIONS, ids=lambda p: p.stem)
 def test_constraints_leave_a_version_of_what_they_pin(path):
     text = path.read_text()
     python = re.search(r'Python (3\.\d+)', text)

@@ -1,0 +1,195 @@
+"""Wheels of ROS and a sourced ROS are told apart and never mixed; each remedy is one line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+from dtvla_ros.ros import source
+
+ROOT = Path(__file__).resolve().parents[2]
+SUFFIX = sysconfig.get_config_var('EXT_SUFFIX')
+ASK = """
+from dtvla_ros.errors import UserError
+from dtvla_ros.ros.source import require_one_ros
+try:
+    require_one_ros()
+except UserError as error:
+    print(error)
+else:
+    print('one')
+"""
+
+
+def put_rclpy(folder, suffix=SUFFIX):
+    (folder / 'rclpy').mkdir(parents=True)
+    (folder / 'rclpy/__init__.py').write_text('raise SystemExit("it was imported")\n')
+    (folder / f'rclpy/_rclpy_pybind11{suffix}').write_text('')
+
+
+def put_ros(prefix):
+    """Make what stands for a ROS below /opt; return what sourcing it puts into a shell."""
+    index = prefix / 'share/ament_index/resource_index/packages'
+    index.mkdir(parents=True)
+    (index / 'rclpy').write_text('')
+    put_rclpy(prefix / 'python')
+    (prefix / 'lib').mkdir()
+    (prefix / 'lib/librcl.so').write_text('')
+    return {'AMENT_PREFIX_PATH': str(prefix), 'LD_LIBRARY_PATH': str(prefix / 'lib'),
+            'PYTHONPATH': str(prefix / 'python'), 'ROS_DISTRO': 'jazzy'}
+
+
+class Environment:
+    """A virtual environment to put things into and to ask."""
+
+    def __init__(self, folder, **options):
+        venv.create(folder, symlinks=True, **options)
+        self.folder = folder
+        self.python = folder / 'bin/python'
+        self.site = folder / 'lib' / f'python{sys.version_info[0]}.{sys.version_info[1]}' \
+            / 'site-packages'
+
+    def put_wheels(self, rclpy=True):
+        names = ('ros_wheels_bootstrapper', *(('ros_rclpy',) if rclpy else ()))
+        for name in names:
+            info = self.site / f'{name}-1.0.dist-info'
+            info.mkdir()
+            (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n')
+        if rclpy:
+            put_rclpy(self.site)
+        (self.folder / 'lib/librcl.so').write_text('')
+        return {'LD_LIBRARY_PATH': str(self.folder / 'lib'), source.STARTED: '1'}
+
+    def run(self, words, environ):
+        clean = {k: v for k, v in os.environ.items() if k not in {
+            'AMENT_PREFIX_PATH', 'ROS_DISTRO', 'LD_LIBRARY_PATH', source.STARTED}}
+        merged = {**clean, **environ}
+        merged['PYTHONPATH'] = f'{environ.get("PYTHONPATH", "")}:{ROOT}'
+        return subprocess.run([self.python, *words], env=merged, text=True, capture_output=True,
+                              timeout=60)
+
+    def says(self, environ=None):
+        done = self.run(['-c', ASK], environ or {})
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count('\n') == 1
+        return done.stdout.strip()
+
+
+@pytest.fixture
+def environment(tmp_path):
+    return Environment(tmp_path / 'venv')
+
+
+def test_wheels_alone_are_one_ros(environment):
+    assert environment.says(environment.put_wheels()) == 'one'
+
+
+def test_a_sourced_ros_alone_is_one_ros(environment, tmp_path):
+    assert environment.says(put_ros(tmp_path / 'jazzy')) == 'one'
+
+
+def test_a_workspace_of_the_users_over_the_wheels_is_one_ros(environment, tmp_path):
+    index = tmp_path / 'install/share/ament_index/resource_index/packages'
+    index.mkdir(parents=True)
+    (index / 'my_robot').write_text('')
+    wheels = environment.put_wheels()
+    assert environment.says({**wheels, 'AMENT_PREFIX_PATH': str(tmp_path / 'install')}) == 'one'
+    assert environment.says({**wheels, 'AMENT_PREFIX_PATH': str(environment.folder)}) == 'one'
+
+
+@pytest.mark.parametrize('rclpy', [True, False])
+def test_wheels_in_a_sourced_ros_are_refused(environment, tmp_path, rclpy):
+    wheels, ros = environment.put_wheels(rclpy), put_ros(tmp_path / 'jazzy')
+    ros['LD_LIBRARY_PATH'] += f':{wheels["LD_LIBRARY_PATH"]}'
+    said = environment.says({**wheels, **ros})
+    assert str(tmp_path / 'jazzy') in said and 'do not mix: use a shell' in said
+
+
+@pytest.mark.parametrize('left', ['LD_LIBRARY_PATH', 'PYTHONPATH'])
+def test_one_path_left_of_a_sourced_ros_is_enough_to_refuse(environment, tmp_path, left):
+    wheels, ros = environment.put_wheels(), put_ros(tmp_path / 'jazzy')
+    ros['LD_LIBRARY_PATH'] += f':{wheels["LD_LIBRARY_PATH"]}'
+    said = environment.says({**wheels, left: ros[left]})
+    assert str(tmp_path / 'jazzy') in said and 'do not mix' in said
+
+
+def test_a_mark_inherited_from_another_environment_is_named(environment):
+    wheels = environment.put_wheels()
+    said = environment.says({**wheels, 'LD_LIBRARY_PATH': '/elsewhere/lib'})
+    assert said.endswith(f'unset {source.STARTED} LD_LIBRARY_PATH')
+
+
+def test_without_rclpy_the_remedy_is_named(environment):
+    said = environment.says()
+    assert said.startswith('rclpy is not installed: ')
+    assert 'pip install' in said or 'setup.bash' in said or 'apt-get' in said
+
+
+def test_an_rclpy_for_another_python_is_named(environment):
+    put_rclpy(environment.site, '.cpython-38-x86_64-linux-gnu.so')
+    assert 'built for another Python' in environment.says()
+
+
+@pytest.mark.parametrize('system, machine, python, libc, reason', [
+    ('Linux', 'x86_64', (3, 12, 1), ('glibc', '2.28'), ''),
+    ('Linux', 'aarch64', (3, 12, 1), ('glibc', '2.39'), 'Linux on aarch64'),
+    ('Darwin', 'arm64', (3, 12, 1), ('', ''), 'Darwin on arm64'),
+    ('Linux', 'x86_64', (3, 14, 0), ('glibc', '2.39'), 'Python 3.14'),
+    ('Linux', 'x86_64', (3, 9, 9), ('glibc', '2.39'), 'Python 3.9'),
+    ('Linux', 'x86_64', (3, 10, 0), ('glibc', '2.27'), 'glibc 2.27'),
+    ('Linux', 'x86_64', (3, 10, 0), ('', ''), 'no glibc')])
+def test_where_there_is_no_wheel_the_reason_is_known(
+        monkeypatch, tmp_path, system, machine, python, libc, reason):
+    monkeypatch.setattr(source.platform, 'system', lambda: system)
+    monkeypatch.setattr(source.platform, 'machine', lambda: machine)
+    monkeypatch.setattr(source.platform, 'libc_ver', lambda: libc)
+    monkeypatch.setattr(source.sys, 'version_info', python)
+    assert source.why_no_wheels() == reason
+    said = source._remedy(tmp_path)
+    assert ('pixi' in said and reason in said) if reason else ('pip install' in said)
+
+
+def test_an_installed_ros_is_named_first(tmp_path):
+    (tmp_path / 'jazzy').mkdir()
+    (tmp_path / 'jazzy/setup.bash').write_text('')
+    assert source._remedy(tmp_path) == f'. {tmp_path}/jazzy/setup.bash'
+
+
+# The same for make.
+
+
+def test_make_refuses_wheels_in_a_sourced_ros(environment, tmp_path):
+    wheels, ros = environment.put_wheels(), put_ros(tmp_path / 'jazzy')
+    ros['LD_LIBRARY_PATH'] += f':{wheels["LD_LIBRARY_PATH"]}'
+    done = environment.run([ROOT / 'tools/rclpy_source', 'check'], {**wheels, **ros})
+    assert done.returncode == 2 and done.stderr.startswith('error: ')
+    assert done.stderr.count('\n') == 1 and 'do not mix' in done.stderr
+
+
+def test_make_uses_a_sourced_ros(environment, tmp_path):
+    ros = put_ros(tmp_path / 'jazzy')
+    done = environment.run([ROOT / 'tools/rclpy_source', 'options'], ros)
+    assert done.stdout == '--system-site-packages\n', done.stderr
+    done = environment.run([ROOT / 'tools/rclpy_source', 'install'], ros)
+    assert done.stdout == f'rclpy: {tmp_path}/jazzy/python/rclpy\n', done.stderr
+
+
+def test_make_wants_the_python_of_a_sourced_ros(environment, tmp_path):
+    ros = put_ros(tmp_path / 'jazzy')
+    done = environment.run([ROOT / 'tools/rclpy_source', 'options'], {**ros, 'PYTHONPATH': ''})
+    assert done.returncode == 2 and 'make PYTHON=' in done.stderr
+
+
+def test_make_goes_on_where_there_is_neither(environment):
+    program = ('import platform, runpy, sys; platform.machine = lambda: "aarch64"; '
+               f'sys.argv = ["rclpy_source", "install"]; '
+               f'runpy.run_path({str(ROOT / "tools/rclpy_source")!r}, run_name="__main__")')
+    done = environment.run(['-c', program], {})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('\n') == 1 and 'pixi' in done.stdout and 'apt' in done.stdout
