@@ -1,8 +1,28 @@
-"""Lets every test import the helpers that lie beside this file."""
+"""Lets every test import the helpers that lie beside this file; what needs ROS needs rclpy."""
 
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
+from dtvla_ros.ros.processes import remove_dead_segments
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+HAS_ROS = find_spec('rclpy') is not None
+if not HAS_ROS:
+    collect_ignore = ['ros', 'nodes', 'faults', 'demo', 'measure', 'recording',
+                      'fuzz/test_images.py', 'evaluation/test_over_ros.py']
+
+
+def pytest_report_header() -> str:
+    """Say what is left out where there is no ROS."""
+    return '' if HAS_ROS else f'rclpy is not installed, left out: {", ".join(collect_ignore)}'
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tests kill nodes; give back the memory those shared."""
+    remove_dead_segments()

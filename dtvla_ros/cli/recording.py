@@ -10,6 +10,7 @@ import typer
 from dtvla_ros.cli.arguments import names
 from dtvla_ros.cli.data import app as data_app
 from dtvla_ros.errors import UserError
+from dtvla_ros.ros.source import require_one_ros
 
 app = typer.Typer()
 app.add_typer(data_app)
@@ -35,6 +36,7 @@ def record(
 
     `dtvla record --out bags/thoughts --topics /vla/reasoning,/vla/state --seconds 60`
     """
+    require_one_ros()
     from dtvla_ros.recording.recorder import record as run
     from dtvla_ros.recording.topics import RECORDED
 
@@ -119,6 +121,7 @@ def view(
 
     `dtvla view --save out/run.rrd`, then `rerun out/run.rrd`
     """
+    require_one_ros()
     from dtvla_ros.recording.view import view as run
 
     raise typer.Exit(run(save, spawn))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import subprocess
@@ -85,6 +86,8 @@ class NodeProcesses:
         """Interrupt every process, in the order of their start; kill what stays."""
         for order in (signal.SIGINT, signal.SIGKILL):
             running = [p for p in self._processes.values() if p.poll() is None]
+            if not running:
+                return
             for process in running:
                 process.send_signal(order)
             deadline = time.monotonic() + patience
@@ -93,6 +96,7 @@ class NodeProcesses:
                     process.wait(max(0.0, deadline - time.monotonic()))
                 except subprocess.TimeoutExpired:
                     continue
+        remove_dead_segments()
 
     def __enter__(self) -> NodeProcesses:
         return self
@@ -102,6 +106,27 @@ class NodeProcesses:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+def remove_dead_segments(folder: Path = Path('/dev/shm')) -> int:
+    """Remove the shared memory that Fast DDS leaves behind when a process is killed; count it.
+
+    The lock beside a segment is held by its process as long as that lives.
+    """
+    removed = 0
+    for lock in folder.glob('fastrtps_*_el'):
+        segment = lock.with_name(lock.name.removesuffix('_el'))
+        if segment.name.startswith('fastrtps_port'):
+            continue
+        try:
+            with lock.open('rb') as held:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                segment.unlink(missing_ok=True)
+                lock.unlink(missing_ok=True)
+                removed += 1
+        except OSError:  # held, another user's, or gone meanwhile
+            continue
+    return removed
 
 
 def resident_memory(pid: int) -> float:
