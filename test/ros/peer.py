@@ -117,6 +117,7 @@ def join() -> int:
     """Spin in a loop of our own until interrupted."""
     try:
         with run.joined(lambda: Node('joined')) as (_, executor):
+            executor.spin_once(timeout_sec=0.1)
             say('ready')
             while True:
                 executor.spin_once(timeout_sec=0.1)
