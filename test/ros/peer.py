@@ -8,7 +8,7 @@ import threading
 import time
 
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from std_srvs.srv import SetBool
@@ -17,6 +17,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.ros import run
 from dtvla_ros.ros.lifecycle import LifecycleNode
 
+CAMERA = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
@@ -29,8 +30,8 @@ class Peer(Node):
 
     def __init__(self) -> None:
         super().__init__('peer')
-        self.echo = self.create_publisher(Image, 'echoed', 5)
-        self.create_subscription(Image, 'sent', self.echo.publish, 5, raw=True)
+        self.echo = self.create_publisher(Image, 'echoed', CAMERA)
+        self.create_subscription(Image, 'sent', self.echo.publish, CAMERA, raw=True)
         self.word = self.create_publisher(String, 'word', LATCHED)
         self.word.publish(String(data='latched before you came'))
         self.create_service(SetBool, 'invert', self.invert)

@@ -57,6 +57,22 @@ def test_pub_once_is_heard(make_node: Any, spin_until: Any) -> None:
     assert len(got) == 1
 
 
+@pytest.mark.parametrize('asked', ['true', 'false'])
+def test_call_prints_the_answer(start_peer: Any, asked: str) -> None:
+    assert start_peer().stdout.readline() == 'ready\n'
+    done = _topic('call', 'invert', f'{{data: {asked}}}', '--timeout', '50')
+    success = 'false' if asked == 'true' else 'true'
+    assert done.stdout == f'success: {success}\nmessage: inverted\n', done.stderr
+    assert done.returncode == (0 if success == 'true' else 1)
+
+
+def test_call_of_nothing_is_one_line(start_peer: Any) -> None:
+    done = _topic('call', '/nothing', '--timeout', '0.5')
+    assert (done.returncode, done.stdout) == (2, '')
+    assert done.stderr.startswith('error: nobody offers /nothing')
+    assert done.stderr.count('\n') == 1
+
+
 def test_hz_measures(make_node: Any, spin_until: Any) -> None:
     node = make_node()
     publisher = node.create_publisher(String, 'beat', 5)
@@ -89,7 +105,7 @@ def test_bad_input_is_one_line(words: tuple[str, ...], reason: str) -> None:
     assert done.stderr.count('\n') == 1
 
 
-@pytest.mark.parametrize('command', ['list', 'echo', 'hz', 'pub'])
+@pytest.mark.parametrize('command', ['list', 'echo', 'hz', 'pub', 'call'])
 def test_help_teaches(command: str) -> None:
     done = _topic(command, '--help')
     assert done.returncode == 0

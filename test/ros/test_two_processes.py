@@ -12,13 +12,14 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import GetParameters, SetParameters
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
 from dtvla_ros.ros import images
 
+CAMERA = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 Spin = Callable[..., bool]
 
@@ -26,8 +27,8 @@ Spin = Callable[..., bool]
 def test_images_cross_unchanged(make_node: Any, spin_until: Spin, start_peer: Any) -> None:
     node = make_node()
     received: list[bytes] = []
-    node.create_subscription(Image, 'echoed', received.append, 5, raw=True)
-    publisher = node.create_publisher(Image, 'sent', 5)
+    node.create_subscription(Image, 'echoed', received.append, CAMERA, raw=True)
+    publisher = node.create_publisher(Image, 'sent', CAMERA)
     start_peer()
     assert spin_until(lambda: publisher.get_subscription_count()
                       and node.count_publishers('echoed'))
@@ -51,10 +52,9 @@ def test_every_large_picture_in_a_burst_arrives(make_node: Any, spin_until: Spin
     """More than Fast DDS's own segment of shared memory holds, published without a pause."""
     node = make_node()
     rows: list[int] = []
-    qos = QoSProfile(depth=10)
     node.create_subscription(
-        Image, 'echoed', lambda m: rows.append(images.parse_image(m).height), qos, raw=True)
-    publisher = node.create_publisher(Image, 'sent', qos)
+        Image, 'echoed', lambda m: rows.append(images.parse_image(m).height), CAMERA, raw=True)
+    publisher = node.create_publisher(Image, 'sent', CAMERA)
     start_peer()
     assert spin_until(lambda: publisher.get_subscription_count()
                       and node.count_publishers('echoed'))
