@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -20,6 +22,8 @@ from rclpy.exceptions import (
     ParameterUninitializedException,
 )
 from rclpy.executors import Executor, SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.logging import LoggingSeverity, get_logger_level, set_logger_level
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.signals import SignalHandlerOptions
@@ -33,6 +37,8 @@ BAD_INPUT: tuple[type[Exception], ...] = (
     InvalidParameterValueException, NameValidationException, ParameterUninitializedException)
 """What is raised where the user is wrong, not the code."""
 ACKNOWLEDGED = 0.2  # longest wait for a subscriber to confirm a last message [s]
+_RCL = 'rcl'  # its logger
+_NOT_JOINED = 'error creating node'
 WAIT = 0.5  # longest wait between two looks for the end [s]; signals and tasks cut it short
 
 AnyNode = TypeVar('AnyNode', bound=Node)
@@ -93,18 +99,13 @@ def _run(factory: Callable[[], Node], args: Sequence[str]) -> int:
     if words:
         raise UserError(f'unknown argument {words[0]!r}: nodes take --ros-args -p name:=value, '
                         '-r from:=to, --params-file FILE')
-    prepare()
-    # rclpy takes a whole command line, program name included.
-    try:
-        rclpy.init(args=['node', *args], signal_handler_options=SignalHandlerOptions.NO)
-    except RuntimeError as error:  # rcl's for arguments it cannot read
-        raise UserError(f'{" ".join(args)}: {error}') from error
+    _init(args)
     _outcomes.clear()
     node = executor = None
     try:
         with _signals() as closing:
             try:
-                node = factory()
+                node = _build(factory)
                 executor = make_executor()
                 executor.add_node(node)
                 while rclpy.ok() and not _outcomes:
@@ -121,6 +122,38 @@ def _run(factory: Callable[[], Node], args: Sequence[str]) -> int:
     if isinstance(outcome, BaseException):
         raise outcome
     return outcome
+
+
+def _init(args: Sequence[str]) -> None:
+    """Initialise rclpy for a node with these arguments."""
+    prepare()
+    set_logger_level(_RCL, LoggingSeverity.FATAL)  # its lines say again what the error says
+    try:
+        # rclpy takes a whole command line, program name included.
+        rclpy.init(args=['node', *args], signal_handler_options=SignalHandlerOptions.NO)
+    except rclpy_implementation.UnknownROSArgsError as error:
+        raise UserError(f'unknown ROS arguments {error}') from error
+    except RuntimeError as error:  # rcl's for arguments it cannot read
+        raise UserError(': '.join(filter(None, (' '.join(args), _reason(error))))) from error
+    finally:
+        if get_logger_level(_RCL) == LoggingSeverity.FATAL:  # no --log-level rcl:=debug
+            set_logger_level(_RCL, LoggingSeverity.UNSET)
+
+
+def _build(factory: Callable[[], AnyNode]) -> AnyNode:
+    """Return the node; joining the graph fails for what its environment says."""
+    warnings.filterwarnings('ignore', 'Failed to fini rosout publisher', RuntimeWarning)
+    try:
+        return factory()
+    except rclpy_implementation.RCLError as error:
+        if not str(error).startswith(_NOT_JOINED):
+            raise
+        raise UserError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return an error of rcl's without the places in its sources."""
+    return re.sub(r'\s*, at \S+:\d+', '', str(error)).removeprefix('failed to initialize rcl: ')
 
 
 @contextmanager
@@ -152,14 +185,13 @@ def joined(factory: Callable[[], AnyNode]) -> Iterator[tuple[AnyNode, Executor]]
 
     SIGTERM raises KeyboardInterrupt, as Ctrl-C does.
     """
-    prepare()
-    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    _init([])
     former = None
     if threading.current_thread() is threading.main_thread():
         former = signal.signal(signal.SIGTERM, signal.default_int_handler)
     node = executor = None
     try:
-        node = factory()
+        node = _build(factory)
         executor = make_executor()
         executor.add_node(node)
         yield node, executor

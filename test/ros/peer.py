@@ -1,33 +1,49 @@
-"""The other process: echoes images, latches a word, answers a service; or is a managed node."""
+"""The other process, one of several: see `KINDS`, chosen by the environment variable PEER."""
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
+from dtvla_ros.errors import UserError
+from dtvla_ros.ros import run
 from dtvla_ros.ros.lifecycle import LifecycleNode
-from dtvla_ros.ros.run import run
 
+CAMERA = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
 class Peer(Node):
+    """Echoes images, latches a word, answers a service, says a last word."""
+
     def __init__(self) -> None:
         super().__init__('peer')
-        self.echo = self.create_publisher(Image, 'echoed', 5)
-        self.create_subscription(Image, 'sent', self.echo.publish, 5)
+        self.echo = self.create_publisher(Image, 'echoed', CAMERA)
+        self.create_subscription(Image, 'sent', self.echo.publish, CAMERA, raw=True)
         self.word = self.create_publisher(String, 'word', LATCHED)
         self.word.publish(String(data='latched before you came'))
         self.create_service(SetBool, 'invert', self.invert)
         self.farewell = self.create_publisher(String, 'farewell', 5)
         self.declare_parameter('rate', 5.0)
-        print('ready', flush=True)
+        say('ready')
+        self.looking = self.create_timer(0.05, self.look, clock=run.STEADY)
+
+    def look(self) -> None:
+        if self.farewell.get_subscription_count():
+            say('heard')
+            self.looking.cancel()  # nothing wakes the node from here on
 
     def invert(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         response.success = not request.data
@@ -36,6 +52,7 @@ class Peer(Node):
 
     def destroy_node(self) -> None:
         self.farewell.publish(String(data='stop commands go out last'))
+        run.wait_until_heard(self.farewell)
         super().destroy_node()
 
 
@@ -46,9 +63,73 @@ class ManagedPeer(LifecycleNode):
         super().__init__('managed_peer')
         word = self.create_lifecycle_publisher(String, 'managed_word', 5)
         self.create_timer(0.05, lambda: word.publish(String(data='active')))
-        print('ready', flush=True)
+        say('ready')
 
+
+class Talker(Node):
+    """Says its own name over and over, and prints the names it hears."""
+
+    def __init__(self) -> None:
+        super().__init__(os.environ['NAME'])
+        heard = {self.get_name()}
+
+        def hear(message: String) -> None:
+            if message.data not in heard:
+                heard.add(message.data)
+                say(message.data)
+        self.create_subscription(String, 'talk', hear, 5)
+        publisher = self.create_publisher(String, 'talk', 5)
+        self.create_timer(0.1, lambda: publisher.publish(String(data=self.get_name())))
+        say('ready')
+
+
+class Ending(Node):
+    """Ends by `run.end` with the exit code 3."""
+
+    def __init__(self) -> None:
+        super().__init__('ending')
+        self.create_timer(0.05, lambda: run.end(3))
+
+
+class Threaded(Node):
+    """A thread of its own calls into the executor, where an error awaits."""
+
+    error: Exception = RuntimeError('from a task')
+
+    def __init__(self) -> None:
+        super().__init__('threaded')
+        threading.Thread(target=self.work).start()
+
+    def work(self) -> None:
+        while self.executor is None:
+            time.sleep(0.01)
+        run.call_soon(self, self.fail)
+
+    def fail(self) -> None:
+        assert threading.current_thread() is threading.main_thread()
+        raise self.error
+
+
+class ThreadedUser(Threaded):
+    error = UserError('no such\nthing')
+
+
+def join() -> int:
+    """Spin in a loop of our own until interrupted."""
+    try:
+        with run.joined(lambda: Node('joined')) as (_, executor):
+            executor.spin_once(timeout_sec=0.1)
+            say('ready')
+            while True:
+                executor.spin_once(timeout_sec=0.1)
+    except KeyboardInterrupt:
+        say('interrupted')
+    return 0
+
+
+KINDS = {'': Peer, 'managed': ManagedPeer, 'talker': Talker, 'ending': Ending,
+         'threaded': Threaded, 'threaded user': ThreadedUser}
 
 if __name__ == '__main__':
-    kind = ManagedPeer if os.environ.get('PEER') == 'managed' else Peer
-    raise SystemExit(run(kind, sys.argv[1:]))
+    kind = os.environ.get('PEER', '')
+    raise SystemExit(join() if kind == 'joined' else run.run(KINDS[kind], sys.argv[1:]))

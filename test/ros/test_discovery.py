@@ -1,0 +1,234 @@
+"""Who sees whom, from this machine and from another one that network namespaces stand for."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from dtvla_ros import share
+from dtvla_ros.ros import environment
+from dtvla_ros.ros.environment import DISCOVERY, FORMER_DISCOVERY, PROFILES
+
+PEER = Path(__file__).with_name('peer.py')
+PATIENCE = 60.0
+ABSENCE = 4.0  # a stranger that is not heard this long after a friend is not heard [s]
+OPEN, LOCAL = (str(share.find(name).resolve())
+               for name in (environment.PROFILE, environment.LOCAL_PROFILE))
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
+    """Return the environment that `prepare` makes of another one."""
+    def prepare(**variables: str) -> dict[str, str]:
+        monkeypatch.setattr(os, 'environ', dict(variables))
+        environment.prepare()
+        return dict(os.environ)
+    return prepare
+
+
+@pytest.mark.parametrize(('variables', 'reach', 'profile'), [
+    ({}, 'LOCALHOST', LOCAL),
+    ({DISCOVERY: ''}, 'LOCALHOST', LOCAL),
+    ({DISCOVERY: 'OFF'}, 'OFF', LOCAL),
+    ({DISCOVERY: 'SUBNET'}, 'SUBNET', OPEN),
+    ({DISCOVERY: 'SYSTEM_DEFAULT'}, 'SYSTEM_DEFAULT', OPEN),
+    ({'ROS_STATIC_PEERS': 'robot'}, 'LOCALHOST', OPEN),
+    ({'ROS_DISCOVERY_SERVER': 'robot:11811'}, 'LOCALHOST', OPEN),
+    ({FORMER_DISCOVERY: '1'}, None, LOCAL),
+    ({FORMER_DISCOVERY: '0'}, None, OPEN),
+    # What a parent chose that stays on this machine is not the choice of a child's user.
+    ({DISCOVERY: 'SUBNET', **dict.fromkeys(PROFILES, LOCAL)}, 'SUBNET', OPEN)])
+def test_what_is_chosen(given: Any, variables: dict[str, str], reach: str | None,
+                        profile: str) -> None:
+    made = given(**variables)
+    assert made.get(DISCOVERY) == reach
+    assert [made[name] for name in PROFILES] == [profile, profile]
+
+
+def test_humble_hears_of_it_by_the_former_name(given: Any) -> None:
+    assert given(ROS_DISTRO='humble')[FORMER_DISCOVERY] == '1'
+    assert FORMER_DISCOVERY not in given(ROS_DISTRO='humble', **{DISCOVERY: 'SUBNET'})
+    assert FORMER_DISCOVERY not in given(ROS_DISTRO='jazzy')
+
+
+@pytest.mark.parametrize('name', PROFILES)
+def test_the_users_profile_wins(given: Any, tmp_path: Path, name: str) -> None:
+    mine = tmp_path / 'mine.xml'
+    mine.write_text('<dds/>')
+    made = given(**{name: str(mine)})
+    assert {key: made[key] for key in PROFILES if key in made} == {name: str(mine)}
+
+
+def test_profiles_differ_in_the_interface_only() -> None:
+    def settings(path: str) -> list[tuple[str, str]]:
+        return [(re.sub(r'\{.*\}', '', e.tag), (e.text or '').strip())
+                for e in ElementTree.parse(path).getroot().iter()]
+    local = settings(LOCAL)
+    at = local.index(('address', '127.0.0.1'))
+    assert local[at - 1] == ('interfaceWhiteList', '')
+    assert local[:at - 1] + local[at + 1:] == settings(OPEN)
+
+
+class Machine:
+    """Stands for a machine: a network and shared memory of its own."""
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._talkers: dict[str, subprocess.Popen[bytes]] = {}
+        self._keeper = subprocess.Popen(
+            ['unshare', '--net', '--mount', 'sh', '-c',
+             'mount -t tmpfs tmpfs /dev/shm && ip link set lo up && echo up && exec cat'],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert self._keeper.stdout is not None
+        self.is_up = self._keeper.stdout.readline() == 'up\n'
+        self.pid = self._keeper.pid
+
+    def inside(self, *words: str) -> list[str]:
+        return ['nsenter', f'--target={self.pid}', '--net', '--mount', *words]
+
+    def talk(self, name: str, **variables: str) -> None:
+        """Start a node that says its name; without variables as a user starts it."""
+        left = {key: value for key, value in os.environ.items()
+                if key not in (*PROFILES, DISCOVERY)}
+        with self._log(name).open('wb') as log:
+            self._talkers[name] = subprocess.Popen(
+                self.inside(sys.executable, str(PEER)), stdout=log, stderr=subprocess.STDOUT,
+                env={**left, 'PEER': 'talker', 'NAME': name, **variables})
+
+    def _log(self, name: str) -> Path:
+        return self._logs / f'{name}.log'
+
+    def heard_by(self, name: str) -> set[str]:
+        return set(self._log(name).read_text().split()) - {'ready'}
+
+    def is_ready(self, name: str) -> bool:
+        return 'ready' in self._log(name).read_text()
+
+    def bound(self, name: str) -> set[tuple[str, int]]:
+        """Return addresses and ports of a node's UDP sockets."""
+        process = Path('/proc', str(self._talkers[name].pid))
+        mine = {match[1] for link in (process / 'fd').iterdir()
+                if (match := re.fullmatch(r'socket:\[(\d+)\]', os.readlink(link)))}
+        rows = [line.split() for line in (process / 'net' / 'udp').read_text().splitlines()[1:]]
+        ends = [row[1].split(':') for row in rows if row[9] in mine]
+        return {('.'.join(str(byte) for byte in reversed(bytes.fromhex(address))), int(port, 16))
+                for address, port in ends}
+
+    def groups(self) -> str:
+        return Path('/proc', str(self.pid), 'net', 'igmp').read_text()
+
+    def close(self) -> None:
+        for process in (*self._talkers.values(), self._keeper):
+            process.kill()
+            process.wait()
+
+
+def _until(condition: Callable[[], Any]) -> bool:
+    deadline = time.monotonic() + PATIENCE
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return bool(condition())
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[tuple[Machine, Machine]]:
+    """Two machines, 10.9.0.1 and 10.9.0.2, with a cable between them."""
+    if not all(map(shutil.which, ('unshare', 'nsenter', 'ip'))):
+        pytest.skip('no unshare, nsenter or ip')
+    one, other = Machine(tmp_path), Machine(tmp_path)
+    try:
+        if not (one.is_up and other.is_up):
+            pytest.skip('may not make network namespaces (root may)')
+        commands = [['ip', 'link', 'add', 'cable', 'netns', str(one.pid), 'type', 'veth',
+                     'peer', 'name', 'cable', 'netns', str(other.pid)]]
+        for machine, address in ((one, '10.9.0.1/24'), (other, '10.9.0.2/24')):
+            commands += [machine.inside('ip', *words.split()) for words in (
+                f'addr add {address} dev cable', 'link set cable up',
+                'route add 224.0.0.0/4 dev cable')]
+        for command in commands:
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f'{" ".join(command)}: {done.stderr.strip()}')
+        yield one, other
+    finally:
+        one.close()
+        other.close()
+
+
+def _meet(here: Machine, there: Machine, mine: dict[str, str], theirs: dict[str, str]) -> bool:
+    """Return whether a node hears one from there; a friend with its own variables it hears."""
+    there.talk('stranger', **theirs)
+    assert _until(lambda: there.is_ready('stranger'))
+    here.talk('listener', **mine)
+    here.talk('friend', **mine)
+    if mine.get(DISCOVERY) == 'OFF':
+        assert _until(lambda: here.is_ready('listener') and here.is_ready('friend'))
+    else:
+        assert _until(lambda: 'friend' in here.heard_by('listener'))
+    deadline = time.monotonic() + ABSENCE
+    while not (met := 'stranger' in here.heard_by('listener')) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return met
+
+
+STRANGER = {DISCOVERY: 'SUBNET', 'ROS_STATIC_PEERS': '10.9.0.1'}
+LOCAL_FILE = 'a copy of the local profile, as a file of the user'
+
+
+@pytest.mark.parametrize(('mine', 'theirs', 'meet'), [
+    ({}, {}, False),
+    ({}, STRANGER, False),
+    ({DISCOVERY: 'LOCALHOST'}, STRANGER, False),
+    ({FORMER_DISCOVERY: '1'}, STRANGER, False),
+    ({DISCOVERY: 'OFF'}, STRANGER, False),
+    ({DISCOVERY: 'SUBNET'}, {DISCOVERY: 'SUBNET'}, True),
+    ({'ROS_STATIC_PEERS': '10.9.0.2'}, {'ROS_STATIC_PEERS': '10.9.0.1'}, True),
+    ({DISCOVERY: 'SUBNET', PROFILES[0]: LOCAL_FILE}, {DISCOVERY: 'SUBNET'}, False)])
+def test_another_machine(machines: tuple[Machine, Machine], tmp_path: Path,
+                         mine: dict[str, str], theirs: dict[str, str], meet: bool) -> None:
+    copy = tmp_path / 'mine.xml'
+    copy.write_bytes(Path(LOCAL).read_bytes())
+    mine = {name: str(copy) if value == LOCAL_FILE else value for name, value in mine.items()}
+    assert _meet(*machines, mine, theirs) is meet
+
+
+@pytest.mark.parametrize(('mine', 'theirs', 'meet'), [
+    ({}, {}, True),
+    ({}, {DISCOVERY: 'SUBNET'}, True),
+    ({}, {'ROS_STATIC_PEERS': '10.9.0.2'}, True),
+    ({}, {DISCOVERY: 'OFF'}, False),
+    ({DISCOVERY: 'OFF'}, {}, False),
+    ({'ROS_DOMAIN_ID': '7'}, {'ROS_DOMAIN_ID': '8'}, False)])
+def test_the_same_machine(machines: tuple[Machine, Machine], mine: dict[str, str],
+                          theirs: dict[str, str], meet: bool) -> None:
+    assert _meet(machines[0], machines[0], mine, theirs) is meet
+
+
+def test_sockets_listen_on_loopback(machines: tuple[Machine, Machine]) -> None:
+    """Sockets on ephemeral ports send only; Fast DDS never reads from them."""
+    machine, _ = machines
+    first, last = map(int, Path('/proc/sys/net/ipv4/ip_local_port_range').read_text().split())
+
+    def listening(name: str, **variables: str) -> set[str]:
+        machine.talk(name, **variables)
+        assert _until(lambda: machine.is_ready(name))
+        ends = {end for end in machine.bound(name) if not first <= end[1] <= last}
+        assert len(ends) >= 2  # for discovery and for data
+        return {address for address, _ in ends}
+    assert listening('first') == {'127.0.0.1'}
+    assert listening('second') == {'127.0.0.1'}
+    assert listening('third', **{DISCOVERY: 'OFF'}) == {'127.0.0.1'}
+    discovery_group = '0100FFEF'  # 239.255.0.1
+    assert discovery_group not in machine.groups()
+    assert listening('fourth', **{DISCOVERY: 'SUBNET'}) == {'0.0.0.0'}
+    assert discovery_group in machine.groups()
