@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -19,13 +18,11 @@ GROWTH = 30.0  # of the policy's memory while frames wait in its reader [MB]
 def test_36_a_flood_of_pictures(rig, check, request):
     seconds = request.config.getoption('--flood-seconds', default=8)
     rig.start('vla_node')
-    rig.start('command_gate', '-p', 'priority:=20')
+    rig.start('command_gate')
     rig.ready()
     pid = rig.processes['vla_node'].pid
-    flood = subprocess.Popen([sys.executable, 'test/faults/flood.py', '/image_primary',
-                              str(seconds)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-                             env={**os.environ, 'PYTHONPATH': os.pathsep.join(
-                                 [str(ROOT), os.environ.get('PYTHONPATH', '')])})
+    flood = subprocess.Popen([sys.executable, '-m', 'test.faults.flood', '/image_primary',
+                              str(seconds)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     rig.wait(3.0)
     before = resident_memory(pid)
     rig.stamps.clear()
