@@ -243,8 +243,13 @@ def holding(managed):
         rig.spin(lambda: rig.gate[0], 20, 'the gate')
         configured(rig)
         assert change(rig, ACTIVATE)[0]
-        rig.instruction.publish(String(data=TASK))
-        rig.spin(lambda: rig.vla[0] == 'HOLDING' and 'ee_pose' in rig.vla[1], 5, 'no pose')
+
+        def waits():
+            if rig.vla[0] in ('IDLE', 'STOPPED'):  # the latter until it has heard the new gate
+                rig.instruction.publish(String(data=TASK))
+                rig.wait(0.2)
+            return rig.vla[0] == 'HOLDING' and 'ee_pose' in rig.vla[1]
+        rig.spin(waits, 10, 'a policy without a pose')
         response = rig.obeyed('start')
         assert not response.success and 'pose missing' in response.message
         return rig
