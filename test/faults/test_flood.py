@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -21,8 +22,10 @@ def test_36_a_flood_of_pictures(rig, check, request):
     rig.start('command_gate')
     rig.ready()
     pid = rig.processes['vla_node'].pid
-    flood = subprocess.Popen([sys.executable, '-m', 'test.faults.flood', '/image_primary',
-                              str(seconds)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    flood = subprocess.Popen([sys.executable, 'test/faults/flood.py', '/image_primary',
+                              str(seconds)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+                             env={**os.environ, 'PYTHONPATH': os.pathsep.join(
+                                 [str(ROOT), os.environ.get('PYTHONPATH', '')])})
     rig.wait(3.0)
     before = resident_memory(pid)
     rig.stamps.clear()
