@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,21 @@ import pytest
 
 import test.nodes.conftest as nodes
 from dtvla_ros.files import write_between
-from test.faults.rig import Rig
+from test.faults.rig import PRIORITY, ROOT, Rig
 from test.faults.table import ROWS
 
 BEGIN = '<!-- fault table, written by make faults -->'
 END = '<!-- end of fault table -->'
+# In a process of its own: in ours the delay would be the interpreter's lock.
+DELAYS = """
+import json, sys
+from dtvla_ros.measure.scheduling import SchedulingDelay
+with SchedulingDelay() as delays:
+    sys.stdin.read()
+print(json.dumps(delays.summary()))
+"""
 _measured: dict[int, list[float | str]] = {}
+_machine: list[str] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,6 +40,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 policy = nodes.policy
 
 
+@pytest.fixture(scope='session')
+def strict(request: pytest.FixtureRequest) -> bool:
+    """Whether measured times are held against their bounds: by ``make faults`` only."""
+    return request.config.getoption('--fault-table', default=None) is not None
+
+
+@pytest.fixture(scope='session', autouse=True)
+def machine(strict: bool) -> Iterator[None]:
+    """Measure meanwhile how late the machine itself is, where times are."""
+    if not strict:
+        yield
+        return
+    process = subprocess.Popen([sys.executable, '-c', DELAYS], cwd=ROOT, text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    yield
+    late = json.loads(process.communicate()[0])
+    _machine.append(f'A thread that sleeps 1 ms woke late by p50 {late["p50"]:.2f}, p99 '
+                    f'{late["p99"]:.2f} ms while this was measured; {_priority()}.')
+
+
+def _priority() -> str:
+    # Asked of a process that ends: this one's priority would be inherited by all nodes.
+    code = f'import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param({PRIORITY}))'
+    allowed = subprocess.run([sys.executable, '-c', code], stderr=subprocess.DEVNULL)
+    return (f'the gate had real-time priority {PRIORITY}, all else the ordinary one'
+            if allowed.returncode == 0 else 'all had the ordinary priority')
+
+
 @pytest.fixture(scope='module')
 def domain() -> Iterator[None]:
     """Use a ROS domain nobody else is on."""
@@ -37,19 +77,19 @@ def domain() -> Iterator[None]:
 
 
 @pytest.fixture(scope='module')
-def rig(tmp_path_factory: Any, policy: Any, domain: None) -> Iterator[Rig]:
+def rig(tmp_path_factory: Any, policy: Any, domain: None, strict: bool) -> Iterator[Rig]:
     """Policy and gate, running; a test breaks something and `Rig.ready` heals it."""
-    made = Rig(tmp_path_factory.mktemp('rig'), policy)
+    made = Rig(tmp_path_factory.mktemp('rig'), policy, strict)
     yield made
     made.close()
 
 
 @pytest.fixture
-def check() -> Callable[..., None]:
-    """Return a function that holds a measured time against its row's bound and keeps it."""
+def check(strict: bool) -> Callable[..., None]:
+    """Return a function that keeps what a row's reaction took; if `strict`, within its bound."""
     def hold(number: int, measured: float | None = None, said: str = '') -> None:
         row = ROWS[number]
-        if measured is not None:
+        if measured is not None and strict:
             assert row.bound is not None and measured <= row.bound, (
                 f'row {number}: {1e3 * measured:.0f} ms, at most {row.limit}')
         _measured.setdefault(number, []).append(said if measured is None else measured)
@@ -64,12 +104,12 @@ def _cell(results: list[float | str]) -> str:
 
 
 def table() -> str:
-    """Return the rows that were tested in this run."""
+    """Return the rows that were tested in this run, and how late the machine was by itself."""
     lines = ['| # | injected on the running graph | reaction | bound | measured |',
              '|--:|---|---|---|---|']
     lines += [f'| {n} | {ROWS[n].fault} | {ROWS[n].reaction} | {ROWS[n].limit} | '
               f'{_cell(_measured[n])} |' for n in sorted(_measured)]
-    return '\n'.join(lines)
+    return '\n'.join([*lines, '', *_machine])
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -12,11 +12,13 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
 
 from dtvla_ros.ros import images
+from dtvla_ros.ros.environment import prepare
 
 RATE, SIDE = 1000, 577  # 577 x 577 x 3 bytes are 1 MB
 
 
 def main(topic: str, seconds: float) -> None:
+    prepare()
     rclpy.init(args=['flood'])
     node = Node('flood')
     publisher = node.create_publisher(Image, topic, qos_profile_sensor_data)
@@ -24,7 +26,7 @@ def main(topic: str, seconds: float) -> None:
     begun, sent = time.monotonic(), 0
     while (now := time.monotonic()) - begun < seconds:
         picture[0, 0] = sent % 256
-        publisher.publish(images.numpy_to_image(picture, node.get_clock().now().to_msg()))
+        publisher.publish(images.serialize_image(picture, node.get_clock().now().to_msg()))
         sent += 1
         time.sleep(max(0.0, begun + sent / RATE - now))
     print(sent / (time.monotonic() - begun))

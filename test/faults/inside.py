@@ -9,17 +9,21 @@ from pathlib import Path
 
 
 def clock_offset(file: Path) -> str:
-    """Return code that adds the nanoseconds written in ``file`` to the wall clock."""
+    """Return code that adds the nanoseconds written in ``file`` to ROS's and the system's time."""
     return f"""
-import time
-_real = time.time_ns
-def _shifted():
+from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
+_real = Clock.now
+def _shifted(self):
+    now = _real(self)
+    if self.clock_type == ClockType.STEADY_TIME:
+        return now
     try:
         with open({str(file)!r}) as offset:
-            return _real() + int(offset.read() or 0)
+            return now + Duration(nanoseconds=int(offset.read() or 0))
     except FileNotFoundError:
-        return _real()
-time.time_ns = _shifted
+        return now
+Clock.now = _shifted
 """
 
 

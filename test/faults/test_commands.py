@@ -6,12 +6,12 @@ import time
 
 import numpy as np
 import pytest
+import rclpy
 from geometry_msgs.msg import TwistStamped
-from rcl_interfaces.srv import GetParameters, SetParameters
+from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from std_msgs.msg import Bool, String
-from std_srvs.srv import Trigger
 
 from dtvla_ros.actions import osc
 from dtvla_ros.ros import conversions, qos
@@ -24,8 +24,9 @@ LISTED = 'put the can in the wooden bin'
 
 @pytest.fixture(scope='module')
 def running(rig):
+    rig.deadline = 1.0 if rig.strict else 3.0
     rig.start('vla_node', '-p', f'allowed_instructions:=["{TASK}", "{LISTED}"]',
-              '-p', 'deadline_s:=1.0', code=policy_faults(rig.folder))
+              '-p', f'deadline_s:={rig.deadline}', code=policy_faults(rig.folder))
     rig.start('command_gate', '-p', 'arm_status:=bool')
     rig.arm = rig.node.create_publisher(Bool, '/arm_status', 1)
     return rig
@@ -52,18 +53,6 @@ def spoil(rig, change):
         return message
     rig.proxy.faults['action_chunk'] = fault
     return times
-
-
-def call(rig, kind, service, request):
-    """Call a service and return the response and how long it took [s]."""
-    client = rig.node.create_client(kind, service)
-    rig.spin(client.service_is_ready, 10, service)
-    begun = time.monotonic()
-    future = client.call_async(request)
-    rig.spin(future.done, 5, service)
-    took = time.monotonic() - begun
-    rig.node.destroy_client(client)
-    return future.result(), took
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
@@ -100,7 +89,9 @@ def test_14_ten_times_too_much_is_clamped_and_five_in_a_row_are_a_fault(moving, 
     moving.stops(times[0], 'FAULT', '5 actions')
     after = [v for t, v in moving.commands if t > times[0] + 0.004]
     motion = [v for v in after if v.any()]
-    assert 3 <= len(motion) <= 5, 'still from the fifth row on'
+    assert motion
+    if moving.strict:  # else commands of before may be among them
+        assert 3 <= len(motion) <= 5, 'still from the fifth row on'
     assert np.abs(np.array(motion)[:, :3]).max() <= 0.27 + 1e-6
     assert np.abs(np.array(motion)[:, 3:]).max() <= 2.7 + 1e-6
     since = [t for t, v in moving.commands if v.any()][-1]
@@ -120,9 +111,8 @@ def test_15_a_target_outside_the_box_is_rejected(moving, check):
     def outwards(values):
         values[:, 0] = 1.0
         return values
-    spoil(moving, outwards)
-    moving.wait(0.4)
-    assert moving.moving()
+    outward = spoil(moving, outwards)
+    moving.spin(lambda: len(outward) >= 2 and moving.moving(), 3, 'motion outwards')
     moving.proxy.faults['ee_pose'] = at_the_edge
     moving.spin(lambda: times, 1, 'a pose')
     check(15, moving.stops(times[0], 'HOLD', 'target x', 'outside'))
@@ -134,15 +124,16 @@ def test_16_an_overrun_shows_thinking_holds_and_stops_at_the_deadline(moving, ch
     (moving.folder / 'slow').touch()
     begun = time.monotonic()
     moving.spin(lambda: moving.gate == ('HOLD', 'thinking'), 3, 'HOLD when the queue is empty')
-    assert moving.vla[0] == 'THINKING'
+    moving.spin(lambda: moving.vla[0] == 'THINKING', 1, 'THINKING')
+    moving.spin(lambda: moving.still_after(begun), 1, 'stillness')
     last = moving.still_after(begun)
     moving.spin(lambda: moving.vla[0] == 'STOPPED', 3, 'STOPPED at the deadline')
     thinking = moving.vla_states[-1][0] - next(
         t for t, state, _ in reversed(moving.vla_states) if state == 'ACTING')
-    assert 'no decision within 1 s' in moving.vla[1]
-    check(16, max(0.0, thinking - 1.0 - 0.05), 'at the deadline')
+    assert f'no decision within {moving.deadline:g} s' in moving.vla[1]
+    check(16, max(0.0, thinking - moving.deadline - 0.05), 'at the deadline')
     moving.spin(lambda: moving.gate[0] == 'STOP', 1, 'STOP')
-    assert last is None or not any(v.any() for t, v in moving.commands if t > last)
+    assert not any(v.any() for t, v in moving.commands if t > last)
     (moving.folder / 'slow').unlink()
     moving.wait(0.5)
     assert moving.gate[0] == 'STOP', 'the late decision moves nothing'
@@ -152,7 +143,7 @@ def test_17_a_thought_that_never_ends_is_cut_and_ends_the_task(moving, check):
     (moving.folder / 'endless').touch()
     begun = time.monotonic()
     moving.stops(begun, 'STOP', 'cut at its cap')
-    check(17, max(0.0, moving.still_after(begun) - begun - 1.0), 'before the deadline')
+    check(17, max(0.0, moving.still_after(begun) - begun - moving.deadline), 'before the deadline')
     written = max((text for t, text in moving.reasoning if t > begun), key=len)
     assert len(written.split()) >= 20, 'it was written down to the cap'
 
@@ -160,12 +151,14 @@ def test_17_a_thought_that_never_ends_is_cut_and_ends_the_task(moving, check):
 @pytest.mark.parametrize(('text', 'word'), [
     ('', 'empty'), ('x' * 10_000, '10000'), ('put it\x07', 'control')])
 def test_28_bad_instructions_are_rejected_in_motion(moving, check, text, word):
+    task = moving.vla_states[-1][2]['task']
     sent = time.monotonic()
     moving.instruction.publish(String(data=text))
     moving.spin(lambda: 'rejected' in moving.vla[1] and word in moving.vla[1], 2, 'the reason')
     check(28, moving.vla_states[-1][0] - sent)
     assert moving.vla_states[-1][2]['instruction'] == TASK
-    assert moving.moving(), 'the running task goes on'
+    moving.spin(moving.moving, 3, 'the running task goes on')
+    assert moving.vla_states[-1][2]['task'] == task
 
 
 def test_29_an_unlisted_instruction_is_rejected_and_a_listed_one_is_taken(moving, check):
@@ -178,31 +171,51 @@ def test_29_an_unlisted_instruction_is_rejected_and_a_listed_one_is_taken(moving
 
 
 def test_30_a_second_start_is_refused_and_a_stop_before_motion_is_honoured(moving, check):
-    response, took = call(moving, Trigger, '/start', Trigger.Request())
+    begun = time.monotonic()
+    response = moving.obeyed('start')
     assert not response.success and 'already started' in response.message
-    check(30, took)
-    response, _ = call(moving, Trigger, '/stop', Trigger.Request())
-    assert response.success
+    check(30, time.monotonic() - begun)
+    assert moving.obeyed('stop').success
+    moving.spin(lambda: moving.gate[0] == 'STOP', 2, 'the stop told')
     moving.wait(0.3)
-    moving.order.publish(String(data='start'))
-    moving.spin(lambda: moving.gate[0] == 'HOLD', 2, 'the start taken')
+    response = moving.obeyed('start')
+    assert response.success and response.message.startswith('HOLD')
     since = time.monotonic()
-    moving.order.publish(String(data='stop'))
+    assert moving.obeyed('stop').success
     moved = moving.stops(since, 'STOP', 'asked to stop')
     check(30, moved)
 
 
-def test_31_a_second_publisher_silences_the_gate(moving, check):
-    other = Node('rival')
+def test_a_pause_holds_and_answers_with_the_state_after_it(moving):
     since = time.monotonic()
-    publisher = other.create_publisher(TwistStamped, '/twist_cmd', 1)
+    response = moving.obeyed('pause', data=True)
+    assert response.success and response.message == 'HOLD: paused'
+    moving.stops(since, 'HOLD', 'paused')
+    response = moving.obeyed('pause', data=False)
+    assert response.success and response.message == 'HOLD: thinking'
+    moving.spin(moving.moving, 5, 'motion by itself')
+    moving.obeyed('stop')
+    assert moving.obeyed('pause', data=True).message == 'STOP: asked to stop'
+    assert moving.obeyed('pause', data=False).message == 'STOP: asked to stop'
+
+
+def test_31_a_second_publisher_silences_the_gate(moving, check):
+    context = rclpy.Context()  # of its own, as another process has
+    rclpy.init(context=context)
+    since = time.monotonic()
+    other = Node('rival', context=context)
+    other.create_publisher(TwistStamped, '/twist_cmd', 1)
     moving.spin(lambda: moving.gate[0] == 'FAULT', 3, 'FAULT')
     moving.wait(0.3)
     check(31, moving.silent_after(since))
-    response, _ = call(moving, Trigger, '/clear_fault', Trigger.Request())
+    response = moving.obeyed('clear_fault')
     assert not response.success, 'not while the other one is there'
-    other.destroy_publisher(publisher)
+    assert 'another node still publishes' in response.message
+    before = len(moving.commands)
+    moving.wait(0.3)
+    assert len(moving.commands) == before, 'silence'
     other.destroy_node()
+    context.try_shutdown()
     moving.ready()
 
 
@@ -231,7 +244,7 @@ def test_33_an_e_stop_while_the_policy_thinks(moving, check, quality):
     moving.wait(0.3)  # until they know of the publisher, too
     (moving.folder / 'slow').touch()
     moving.spin(lambda: moving.vla[0] == 'THINKING', 3, 'a decision begun')
-    assert moving.moving()
+    assert moving.moving() or not moving.strict
     chunks, since = len(moving.chunks), time.monotonic()
     estop.publish(Bool(data=True))
     check(33, moving.stops(since, 'FAULT', 'e-stop'))
@@ -255,7 +268,7 @@ def test_34_grippers(moving, check):
     spoil(moving, grip(1.0))
     moving.spin(lambda: moving.robot.opening < 0.05, 3, 'closing')
     moving.robot.grip_moves = False
-    moving.wait(2.2)
+    moving.wait(2.2 if moving.strict else 3.6)
     assert moving.gate[0] != 'STOP', 'a closing gripper that stalls holds something'
 
     moving.robot.grip_moves = True
@@ -276,32 +289,39 @@ def test_34_grippers(moving, check):
 
 
 def test_35_parameters_that_must_not_change(moving, check):
-    kind = SetParameters
-    reading = GetParameters
+    def change(node, name, value):
+        request = SetParameters.Request(parameters=[
+            Parameter(name, value=value).to_parameter_msg()])
+        response, _ = moving.call(SetParameters, f'{node}/set_parameters', request)
+        return response.results[0]
 
     def refused(node, name, value, word):
-        request = kind.Request(parameters=[
-            Parameter(name, value=value).to_parameter_msg()])
-        response, _ = call(moving, kind, f'{node}/set_parameters', request)
-        assert not response.results[0].successful
-        assert word in response.results[0].reason, response.results[0].reason
-    before, _ = call(moving, reading, '/command_gate/get_parameters',
-                     reading.Request(names=['linear_speed', 'joints_timeout_s']))
+        result = change(node, name, value)
+        assert not result.successful and word in result.reason, result.reason
+
+    def read():
+        return moving.call(GetParameters, '/command_gate/get_parameters', GetParameters.Request(
+            names=['linear_speed', 'joints_timeout_s']))[0]
+    before = read()
     refused('/command_gate', 'linear_speed', 0.5, 'stop the gate first')
     refused('/command_gate', 'joints_timeout_s', 9.0, '')
     refused('/vla/vla_node', 'deadline_s', 60.0, 'clean')
     refused('/vla/vla_node', 'threads', 0, '')
-    moving.order.publish(String(data='stop'))
-    moving.spin(lambda: moving.gate[0] == 'STOP', 2, 'STOP')
-    refused('/command_gate', 'linear_speed', -1.0, 'positive')
+    assert moving.obeyed('stop').success
+    refused('/command_gate', 'linear_speed', -1.0, '')
     refused('/command_gate', 'workspace_low', [9.0, 0.0, 0.0], 'empty')
-    after, _ = call(moving, reading, '/command_gate/get_parameters',
-                    reading.Request(names=['linear_speed', 'joints_timeout_s']))
-    assert after == before
-    slower = kind.Request(parameters=[
-        Parameter('linear_speed', value=0.1).to_parameter_msg()])
-    response, _ = call(moving, kind, '/command_gate/set_parameters', slower)
-    assert response.results[0].successful, 'a stopped gate takes a new limit'
+    assert read() == before
+    assert change('/command_gate', 'linear_speed', 0.1).successful, 'a stopped gate takes a limit'
     moving.ready()
-    assert max(np.abs(v[:3]).max() for _, v in moving.commands[-4:]) <= 0.1 + 1e-6
+    assert max(np.abs(v[:3]).max() for _, v in moving.commands[-3:]) <= 0.1 + 1e-6
     check(35, said='refused')
+
+
+def test_limits_say_their_range(moving):
+    names = ['linear_speed', 'heartbeat_timeout_s']
+    described, _ = moving.call(DescribeParameters, '/command_gate/describe_parameters',
+                               DescribeParameters.Request(names=names))
+    speed, timeout = described.descriptors
+    assert [r.from_value for r in speed.floating_point_range] == [1e-6]
+    assert [r.from_value for r in timeout.floating_point_range] == [0.05]
+    assert not speed.read_only and timeout.read_only

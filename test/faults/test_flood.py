@@ -19,7 +19,7 @@ GROWTH = 30.0  # of the policy's memory while frames wait in its reader [MB]
 def test_36_a_flood_of_pictures(rig, check, request):
     seconds = request.config.getoption('--flood-seconds', default=8)
     rig.start('vla_node')
-    rig.start('command_gate', '-p', 'priority:=20')
+    rig.start('command_gate')
     rig.ready()
     pid = rig.processes['vla_node'].pid
     flood = subprocess.Popen([sys.executable, 'test/faults/flood.py', '/image_primary',

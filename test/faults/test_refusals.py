@@ -10,13 +10,15 @@ import time
 
 import numpy as np
 import pytest
+import rclpy
 from geometry_msgs.msg import Transform, TransformStamped
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
+from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
+from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
-from tf2_msgs.msg import TFMessage
 
 from dtvla_ros.measure.robot import CAMERAS
 from dtvla_ros.policy.manifest import MANIFEST, sha256
@@ -33,16 +35,16 @@ MANAGED = ['-p', 'autostart:=false']
 def change(rig, transition):
     """Ask the policy node for a transition; return whether it succeeded and the reason told."""
     kind = ChangeState
-    wish = Transition(id=transition)
     client = rig.node.create_client(kind, '/vla/vla_node/change_state')
     rig.spin(client.service_is_ready, 20, 'change_state')
     begun = time.monotonic()
-    future = client.call_async(kind.Request(transition=wish))
+    future = client.call_async(kind.Request(transition=Transition(id=transition)))
     rig.spin(future.done, 10, 'an answer')
     took = time.monotonic() - begun
+    assert took < 5.0 or not rig.strict, 'longer than a lifecycle manager waits'
     rig.node.destroy_client(client)
     rig.spin(lambda: rig.vla_states and rig.vla_states[-1][0] > begun + took, 2, 'a state')
-    return future.result().success, rig.vla[1], took
+    return future.result().success, rig.vla[1]
 
 
 @pytest.fixture
@@ -59,9 +61,8 @@ def managed(rig):
 
 
 def configured(rig):
-    done, reason, took = change(rig, CONFIGURE)
+    done, reason = change(rig, CONFIGURE)
     assert done, reason
-    assert took < 5.0
     rig.spin(lambda: rig.vla[0] == 'INACTIVE', 30, 'the policy loaded')
     return rig
 
@@ -74,19 +75,18 @@ def test_10_missing_joints_are_refused_by_name(managed, check):
         return message
     rig.proxy.faults['joint_states'] = lacking
     configured(rig)
-    rig.wait(0.2)
-    done, reason, _ = change(rig, ACTIVATE)
+    rig.spin(lambda: 'joint_states refused' in rig.log('vla_node'), 5, 'the first joint states')
+    done, reason = change(rig, ACTIVATE)
     assert not done and 'panda_joint1' in reason
     rig.proxy.faults.clear()
-    rig.wait(0.2)
-    assert change(rig, ACTIVATE)[0], 'a later attempt succeeds'
+    rig.spin(lambda: change(rig, ACTIVATE)[0], 5, 'a later attempt that succeeds')
     check(10, said='refused')
 
 
 def test_23_another_clock_is_refused(managed, check):
     rig = configured(managed('-p', 'use_sim_time:=true'))
-    rig.wait(0.3)
-    done, reason, _ = change(rig, ACTIVATE)
+    rig.spin(lambda: 'refused: stamped' in rig.log('vla_node'), 5, 'a sample')
+    done, reason = change(rig, ACTIVATE)
     assert not done and 'use_sim_time' in reason
     check(23, said='refused')
 
@@ -94,11 +94,9 @@ def test_23_another_clock_is_refused(managed, check):
 def test_activation_waits_for_the_policy(managed, rig):
     (rig.folder / 'loading').touch()
     rig = managed(code=slow_loading(rig.folder / 'loading'))
-    done, reason, took = change(rig, ACTIVATE)
-    assert not done, 'not before it is configured'
-    done, _, took = change(rig, CONFIGURE)
-    assert done and took < 5.0
-    done, reason, _ = change(rig, ACTIVATE)
+    assert not change(rig, ACTIVATE)[0], 'not before it is configured'
+    assert change(rig, CONFIGURE)[0]
+    done, reason = change(rig, ACTIVATE)
     assert not done and 'still being loaded' in reason and rig.vla[0] == 'LOADING'
     (rig.folder / 'loading').unlink()
     rig.spin(lambda: rig.vla[0] == 'INACTIVE', 30, 'the policy loaded')
@@ -136,7 +134,7 @@ def test_25_damaged_weights_are_refused_before_they_are_parsed(
         data[len(data) // 2] ^= 1
     path.write_bytes(data)
     rig = managed('-p', f'policy:={folder}')
-    done, reason, _ = change(rig, CONFIGURE)
+    done, reason = change(rig, CONFIGURE)
     assert not done and path.name in reason and 'SHA-256' in reason
     assert rig.vla[0] == 'UNCONFIGURED'
     check(25, said='refused')
@@ -169,10 +167,10 @@ def test_26_pickles_and_remote_code_are_refused_and_never_run(
             manifest['files'][path.name] = sha256(folder / path.name)
         rewrite(folder, rehash)
     rig = managed('-p', f'policy:={folder}')
-    done, reason, _ = change(rig, CONFIGURE)
+    done, reason = change(rig, CONFIGURE)
     if listed and done:  # a right hash of a wrong file: found when the file is read
         rig.spin(lambda: rig.vla[0] == 'INACTIVE', 20, 'the end of loading')
-        done, reason, _ = change(rig, ACTIVATE)
+        done, reason = change(rig, ACTIVATE)
     assert not done and reason
     assert not canary.exists(), 'the pickle or the code was run'
     check(26, said='refused, canary never made')
@@ -192,27 +190,32 @@ def test_27_statistics_that_cannot_be_right_are_refused(managed, policy, tmp_pat
             statistics['q99'] = statistics['q99'][:-1]
     rewrite(folder, spoil)
     rig = managed('-p', f'policy:={folder}')
-    done, reason, _ = change(rig, CONFIGURE)
+    done, reason = change(rig, CONFIGURE)
     assert not done and ('statistics' in reason or 'q99' in reason), reason
     check(27, said='refused')
 
 
 def test_08_a_truncated_jpeg_holds(managed, check):
     rig = managed('-p', 'transport:=compressed')
-    publishers = [rig.node.create_publisher(
-        CompressedImage, f'/image_{camera}', qos_profile_sensor_data) for camera in CAMERAS]
+    # In a context of its own: in one, a topic has one type, and the proxy's is another.
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    camera = Node('camera', context=context)
+    publishers = [camera.create_publisher(
+        CompressedImage, f'/image_{name}', qos_profile_sensor_data) for name in CAMERAS]
     random, cut = np.random.default_rng(0), []
 
     def film():
         stamp = rig.node.get_clock().now().to_msg()
         for publisher in publishers:
-            message = images.numpy_to_compressed(
+            out = images.serialize_compressed(
                 random.integers(0, 255, (128, 128, 3), np.uint8), stamp)
             if cut:
-                message.data = message.data[:len(message.data) // 2]
-            publisher.publish(message)
-    steady = STEADY
-    timer = rig.node.create_timer(0.04, film, clock=steady)
+                message = deserialize_message(out, CompressedImage)
+                out = CompressedImage(header=message.header, format=message.format,
+                                      data=message.data[:len(message.data) // 2])
+            publisher.publish(out)
+    timer = rig.node.create_timer(0.04, film, clock=STEADY)
     if 'command_gate' not in rig.processes:
         rig.start('command_gate')
     configured(rig)
@@ -224,43 +227,58 @@ def test_08_a_truncated_jpeg_holds(managed, check):
     cut.clear()
     rig.spin(rig.moving, 10, 'motion by itself')
     rig.node.destroy_timer(timer)
+    camera.destroy_node()
+    context.try_shutdown()
 
 
-def test_11_no_pose_no_start_and_transforms_instead_of_the_topic(managed, check):
-    rig = managed('-p', 'pose_source:=tf', '-p', 'ee_frame:=hand')
-    if 'command_gate' in rig.processes:
-        rig.kill('command_gate', signal.SIGINT).wait(10)
-    rig.start('command_gate', '-p', 'pose_source:=tf', '-p', 'ee_frame:=hand')
-    rig.spin(lambda: rig.gate[0], 20, 'the gate')
-    configured(rig)
-    assert change(rig, ACTIVATE)[0]
-    rig.instruction.publish(String(data=TASK))
-    rig.spin(lambda: rig.vla[0] == 'HOLDING' and 'ee_pose' in rig.vla[1], 5, 'no pose')
-    rig.order.publish(String(data='start'))
-    rig.spin(lambda: 'start refused' in rig.log('command_gate').splitlines()[-1], 2, 'refusal')
-    assert 'pose missing' in rig.log('command_gate').splitlines()[-1]
+@pytest.fixture
+def holding(managed):
+    """A policy with an instruction but no pose, and a gate without one, until one is there."""
+    def start(*arguments):
+        rig = managed(*arguments)
+        if 'command_gate' in rig.processes:
+            rig.kill('command_gate', signal.SIGINT).wait(10)
+        rig.proxy.faults['ee_pose'] = drop
+        rig.start('command_gate', *arguments)
+        rig.spin(lambda: rig.gate[0], 20, 'the gate')
+        configured(rig)
+        assert change(rig, ACTIVATE)[0]
 
-    transforms, silent = rig.node.create_publisher(TFMessage, '/tf', 100), []
+        def waits():
+            if rig.vla[0] in ('IDLE', 'STOPPED'):  # the latter until it has heard the new gate
+                rig.instruction.publish(String(data=TASK))
+                rig.wait(0.2)
+            return rig.vla[0] == 'HOLDING' and 'ee_pose' in rig.vla[1]
+        rig.spin(waits, 10, 'a policy without a pose')
+        response = rig.obeyed('start')
+        assert not response.success and 'pose missing' in response.message
+        return rig
+    return start
+
+
+def test_11_no_pose_no_start(holding, check):
+    holding().ready()
+
+
+def test_11_transforms_instead_of_the_topic(holding, check):
+    tf2 = pytest.importorskip('tf2_msgs.msg', reason='tf2_msgs is not installed here')
+    rig = holding('-p', 'pose_source:=tf', '-p', 'ee_frame:=hand')
+    transforms, silent = rig.node.create_publisher(tf2.TFMessage, '/tf', 100), []
+
+    def link(parent, child, height):
+        made = TransformStamped(
+            header=conversions.header(rig.node.get_clock().now().nanoseconds * 1e-9, parent),
+            child_frame_id=child, transform=Transform())
+        made.transform.translation.z = height
+        made.transform.rotation.w = 1.0
+        return made
 
     def place():
-        if silent:
-            return
-        def link(parent, child, height):
-            made = TransformStamped(
-                header=conversions.header(rig.node.get_clock().now().nanoseconds * 1e-9, parent),
-                child_frame_id=child, transform=Transform())
-            made.transform.translation.z = height
-            made.transform.rotation.w = 1.0
-            return made
-        transforms.publish(TFMessage(transforms=[
-            link('base', 'arm', 0.3), link('arm', 'hand', 0.1)]))
-    rig.proxy.faults['ee_pose'] = drop
-    steady = STEADY
-    timer = rig.node.create_timer(0.02, place, clock=steady)
-    rig.wait(0.5)
-    rig.instruction.publish(String(data=TASK))
-    rig.order.publish(String(data='start'))
-    rig.spin(rig.moving, 10, 'motion by transforms')
+        if not silent:
+            transforms.publish(tf2.TFMessage(transforms=[
+                link('base', 'arm', 0.3), link('arm', 'hand', 0.1)]))
+    timer = rig.node.create_timer(0.02, place, clock=STEADY)
+    rig.ready()
     since = time.monotonic()
     silent.append(True)
     check(11, rig.stops(since, 'HOLD', 'pose'))
