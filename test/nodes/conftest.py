@@ -92,9 +92,9 @@ class Graph:
         self._executor.add_node(self.node)
         return self.node
 
-    def listen(self, **topics: tuple[Any, str]) -> Any:
+    def listen(self, *arguments: str, **topics: tuple[Any, str]) -> Any:
         """Make a node that notes (time, key, message) of every topic; return it."""
-        node = self.join(lambda: Node('listener'))
+        node = self.join(lambda: Node('listener'), *arguments)
         for key, (kind, topic) in topics.items():
             self.hear(key, kind, topic, (
                 qos.profile(50, reliable=True, latched=True)
