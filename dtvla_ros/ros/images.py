@@ -166,8 +166,9 @@ def _from_cv_bridge(message: Any) -> NDArray[np.uint8]:
     try:
         from cv_bridge import CvBridge
     except Exception as error:  # a cv_bridge built for another numpy raises about anything
-        raise ImageError(f'encoding {message.encoding!r:.60}: one of {", ".join(_COLOR)} expected; '
-                         f'others need cv_bridge ({type(error).__name__}: {error})') from error
+        raise ImageError(f'encoding {message.encoding!r:.60}: one of {", ".join(_COLOR)} '
+                         f'expected; others need cv_bridge ({type(error).__name__}: {error})'
+                         ) from error
     try:
         image = CvBridge().imgmsg_to_cv2(message, desired_encoding='rgb8')
     except Exception as error:

@@ -189,8 +189,8 @@ class Robot:
             for name in ('primary', 'wrist'):
                 if f'/image_{name}' not in silent:
                     pixels = np.full((32, 32, 3), 10 * k + self.shade, np.uint8)
-                    made = images.numpy_to_compressed(pixels, stamp)
-                    put(f'/image_{name}', 'sensor_msgs/msg/CompressedImage', header=made.header,
+                    made = images.parse_compressed(images.serialize_compressed(pixels, stamp))
+                    put(f'/image_{name}', 'sensor_msgs/msg/CompressedImage', header=head,
                         format=made.format, data=made.data)
         if '/joint_states' not in silent:
             put('/joint_states', 'sensor_msgs/msg/JointState', header=head,
