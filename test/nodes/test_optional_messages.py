@@ -25,7 +25,7 @@ def without(tmp_path):
         # Found first, and broken as a package that was never installed.
         (tmp_path / 'hidden').mkdir()
         (tmp_path / 'hidden' / f'{package}.py').write_text(
-            f"raise ModuleNotFoundError('No module named {package!r}', name={package!r})\n")
+            f'raise ModuleNotFoundError("No module named {package!r}", name={package!r})\n')
         return {'PYTHONPATH': os.pathsep.join(
             [str(tmp_path / 'hidden'), os.environ.get('PYTHONPATH', '')])}
     return hide
@@ -36,7 +36,7 @@ def without(tmp_path):
 def test_a_message_that_is_not_installed_is_named(graph, without, name, parameters, package):
     process = graph.start(name, *[word for p in parameters for word in ('-p', p)],
                           **without(package))
-    assert process.wait(60) == 2
+    assert process.wait(60) == 2, graph.log(name)
     said = graph.log(name).strip().splitlines()
     assert len(said) == 1, said
     parameter, value = parameters[-1].split(':=')
