@@ -73,7 +73,8 @@ def parameters(scene: SceneSetup) -> dict[str, str]:
     """Return what `sim_bridge` is told of a scene, as parameters are written."""
     chosen: dict[str, Any] = {
         'starts': scene.starts, 'image_size': scene.image_size, 'max_steps': scene.max_steps,
-        'perturb': f'[{", ".join(scene.perturb)}]' if scene.perturb else None}
+        # Quoted: a bare colon in a list is more YAML than rcl reads.
+        'perturb': str(list(scene.perturb)) if scene.perturb else None}
     return {**{name: str(value) for name, value in chosen.items() if value},
             **{name: str(value).lower() for name, value in scene.lean.items()}}
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rclpy.executors import Executor
+
 from dtvla_ros import share
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation import report
@@ -17,6 +19,7 @@ from dtvla_ros.evaluation.statistics import Rate, latency_summary
 from dtvla_ros.evaluation.video import Caption
 from dtvla_ros.files import write_json
 from dtvla_ros.policy.manifest import PolicyManifest
+from dtvla_ros.recording.topics import ACTION
 from dtvla_ros.ros.processes import NodeProcesses
 from dtvla_ros.ros.run import joined
 
@@ -27,6 +30,7 @@ from .watcher import Watcher
 
 CONFIG = 'config/sim.yaml'
 VIEWS = ('', 'rerun')
+VIEWER_PATIENCE = 20.0  # longest wait for it [s]
 
 
 def run_demo(
@@ -80,6 +84,7 @@ def run_demo(
                 NodeProcesses(out / 'logs') as nodes:
             if viz:
                 nodes.start('view', 'dtvla_ros.cli', ['view', '--save', str(out / 'demo.rrd')])
+                _wait_for_viewer(executor, watcher, nodes)
             start_nodes(nodes, CONFIG, Run(
                 folder, suite, tasks, episodes, seed, mode, engine, camera_every))
             shown = time.monotonic()
@@ -94,6 +99,14 @@ def run_demo(
     write_json(out / 'demo.json', result)
     _print_end(screen, result, out, ['demo.rrd'] if viz else [])
     return result
+
+
+def _wait_for_viewer(executor: Executor, watcher: Watcher, nodes: NodeProcesses) -> None:
+    """Let the viewer join first, or it misses how the first episode begins."""
+    until = time.monotonic() + VIEWER_PATIENCE
+    while watcher.count_subscribers(ACTION) < 2 and time.monotonic() < until:
+        executor.spin_once(timeout_sec=0.1)
+        nodes.require_running()
 
 
 def _result(seen: Any, manifest: PolicyManifest, policy: Path, seconds: float) -> dict[str, Any]:

@@ -36,12 +36,15 @@ class SimServices:
         self._heard, self._refused = 0, ''
         declare(node, 'step_count', 1, 'control steps of one sim/step', low=1, high=MOST_STEPS,
                 changeable=True)
-        declare(node, 'reset_task', '', 'task that sim/reset begins; empty: the present one',
-                changeable=True)
+        task = declare(node, 'reset_task', '', 'task that sim/reset begins; empty: the present '
+                       'one', changeable=True)
         declare(node, 'reset_seed', -1, 'seed that sim/reset begins with; -1: the present one',
                 low=-1, high=LARGEST_SEED, changeable=True)
+        unknown = 'parameter reset_task: unknown task "{}"; there is: ' + ', '.join(tasks)
+        if task not in ('', *tasks):
+            raise UserError(unknown.format(task))
         refuse_changes(node, ('reset_task',), lambda p: None if p.value in ('', *tasks) else (
-            f'unknown task {p.value!r}; there is: {", ".join(tasks)}'))
+            unknown.format(p.value)))
         self._state_topic = node.create_publisher(String, 'sim/state', qos.LATCHED)
         self._tasks_topic = node.create_publisher(String, 'sim/tasks', qos.LATCHED)
         self._tasks_topic.publish(String(data=self._tasks))

@@ -340,7 +340,7 @@ class VlaNode(LifecycleNode):
         if self._estop:
             return 'FAULT', 'e-stop'
         if thinker is None:
-            return 'UNCONFIGURED', self._refusal
+            return 'UNCONFIGURED', self._refusal or 'not configured'
         if not self._is_active:
             loading = not thinker.loaded.is_set() and thinker.load_error is None
             state = 'LOADING' if loading else 'INACTIVE'

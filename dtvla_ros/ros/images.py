@@ -166,14 +166,15 @@ def _from_cv_bridge(message: Any) -> NDArray[np.uint8]:
     try:
         from cv_bridge import CvBridge
     except Exception as error:  # a cv_bridge built for another numpy raises about anything
-        raise ImageError(f'encoding {message.encoding!r}: one of {", ".join(_COLOR)} expected; '
-                         f'others need cv_bridge ({type(error).__name__}: {error})') from error
+        raise ImageError(f'encoding {message.encoding!r:.60}: one of {", ".join(_COLOR)} '
+                         f'expected; others need cv_bridge ({type(error).__name__}: {error})'
+                         ) from error
     try:
         image = CvBridge().imgmsg_to_cv2(message, desired_encoding='rgb8')
     except Exception as error:
-        raise ImageError(f'encoding {message.encoding!r}: cv_bridge: {error}') from error
+        raise ImageError(f'encoding {message.encoding!r:.60}: cv_bridge: {error}') from error
     if image.dtype != np.uint8 or image.shape != (message.height, message.width, 3):
-        raise ImageError(f'encoding {message.encoding!r}: cv_bridge made {image.dtype} '
+        raise ImageError(f'encoding {message.encoding!r:.60}: cv_bridge made {image.dtype} '
                          f'{image.shape} of {message.width}x{message.height}')
     return image
 
@@ -198,9 +199,9 @@ def compressed_to_numpy(message: Any) -> NDArray[np.uint8]:
     try:
         bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
     except cv2.error as error:
-        raise ImageError(f'{message.format!r} data of {data.size} bytes: {error}') from error
+        raise ImageError(f'{message.format!r:.60} data of {data.size} bytes: {error}') from error
     if bgr is None:
-        raise ImageError(f'{message.format!r} data of {data.size} bytes cannot be decoded')
+        raise ImageError(f'{message.format!r:.60} data of {data.size} bytes cannot be decoded')
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 

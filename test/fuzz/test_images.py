@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import resource
 import struct
 import zlib
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 
-from dtvla_ros.middleware.images import (
+from dtvla_ros.ros.images import (
+    MAX_PIXELS,
     ImageError,
+    RawCompressedImage,
+    RawImage,
     compressed_to_numpy,
-    depth_to_numpy,
     image_to_numpy,
-    numpy_to_compressed,
+    parse_compressed,
+    parse_image,
+    serialize_compressed,
+    serialize_image,
 )
 
 SIZES = st.integers(0, 9) | st.sampled_from([16384, 16385, 2**16, 2**31, 2**32 - 1])
@@ -27,7 +37,26 @@ ENCODINGS = st.sampled_from([
     'rgb8', 'bgr8', 'rgba8', 'bgra8', 'mono8', 'mono16', 'rgb16', 'bgra16', '32FC1', '16UC1',
     '8UC3', '64FC1', 'bayer_rggb8', 'bayer_gbrg16', 'yuv422', 'yuv422_yuy2', 'nv21', '']
 ) | st.text(max_size=8)
+ITEMS = {'rgb8': 3, 'mono8': 1, 'mono16': 2, '16UC1': 2, '32FC1': 4, 'bgra8': 4}
 SOON = timedelta(seconds=2)
+LOG_LINE = 500  # characters a refusal may take in a log
+RANDOM = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+
+
+def _array(data: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(data, np.uint8) if data else np.zeros(0, np.uint8)
+
+
+def _convert(message: Any) -> NDArray[np.uint8] | None:
+    """Return the picture, or None where it was refused with a reason fit for a log."""
+    try:
+        result = image_to_numpy(message)
+    except ImageError as error:
+        assert 0 < len(str(error)) < LOG_LINE
+        return None
+    assert result.shape == (message.height, message.width, 3) and result.dtype == np.uint8
+    result.copy()  # every value can really be read
+    return result
 
 
 @settings(max_examples=500, deadline=SOON)
@@ -35,26 +64,17 @@ SOON = timedelta(seconds=2)
        encoding=ENCODINGS, big=st.integers(0, 255))
 def test_any_header(height: int, width: int, step: int, data: bytes, encoding: str,
                     big: int) -> None:
-    message = Image(height=height, width=width, step=step, encoding=encoding, data=data,
-                    is_bigendian=big)
-    for convert, dtype in ((image_to_numpy, np.uint8), (depth_to_numpy, np.float32)):
-        try:
-            result = convert(message)
-        except ImageError as error:
-            assert str(error)
-        else:
-            assert result.shape[:2] == (height, width)
-            assert result.dtype == dtype
+    _convert(RawImage(0.0, '', height, width, encoding, big, step, _array(data)))
 
 
 @st.composite
 def _lying(draw: Any) -> Image:
     """Draw a sound image of which one or two header fields lie by a little."""
     height, width = draw(st.integers(1, 6)), draw(st.integers(1, 6))
-    encoding = draw(st.sampled_from(['rgb8', 'mono8', 'mono16', '16UC1', '32FC1', 'bgra8']))
-    item = {'rgb8': 3, 'mono8': 1, 'mono16': 2, '16UC1': 2, '32FC1': 4, 'bgra8': 4}[encoding]
-    fields = {'height': height, 'width': width, 'step': width * item}
-    data = draw(st.binary(min_size=height * width * item, max_size=height * width * item))
+    encoding = draw(st.sampled_from(sorted(ITEMS)))
+    fields = {'height': height, 'width': width, 'step': width * ITEMS[encoding]}
+    size = height * width * ITEMS[encoding]
+    data = draw(st.binary(min_size=size, max_size=size))
     for name in draw(st.lists(st.sampled_from(sorted(fields)), min_size=1, max_size=2)):
         fields[name] = max(0, fields[name] + draw(st.integers(-3, 3)))
     return Image(encoding=encoding, data=data, is_bigendian=draw(st.integers(0, 1)), **fields)
@@ -63,25 +83,20 @@ def _lying(draw: Any) -> Image:
 @settings(max_examples=400, deadline=SOON)
 @given(message=_lying())
 def test_headers_that_lie_a_little(message: Image) -> None:
-    for convert in (image_to_numpy, depth_to_numpy):
-        try:
-            result = convert(message)
-        except ImageError:
-            continue
-        assert result.shape[:2] == (message.height, message.width)
+    """The message itself and what rmw makes of it are judged alike."""
+    as_message, parsed = _convert(message), parse_image(serialize_message(message))
+    as_bytes = _convert(parsed)
+    assert (as_message is None) == (as_bytes is None)
+    if as_message is not None:
+        np.testing.assert_array_equal(as_message, as_bytes)
         # Every value was really read from the message, not from beside it.
         assert message.step * (message.height - 1) + message.width <= len(message.data)
-        result.copy()
 
 
-WHOLE = {kind: bytes(data) for kind, data in {
-    'jpeg': numpy_to_compressed(
-        np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8), Time()).data,
-}.items()}
+WHOLE = {'jpeg': parse_compressed(serialize_compressed(RANDOM, Time())).data.tobytes()}
 
 
 def _png() -> bytes:
-    import cv2
     return cv2.imencode('.png', np.arange(768, dtype=np.uint8).reshape(16, 16, 3))[1].tobytes()
 
 
@@ -103,15 +118,13 @@ def _damaged(draw: Any) -> tuple[str, bytes]:
 
 
 def test_a_chunk_that_promises_gigabytes_is_refused_before_they_are_reserved() -> None:
-    import resource
-
     data = bytearray(WHOLE['png'])
     place = data.index(b'IDAT') - 4
     data[place] = 0xc2  # 3 GB
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for bad in (bytes(data), WHOLE['png'][:-12], WHOLE['png'][:40]):
         with pytest.raises(ImageError, match='PNG of'):
-            compressed_to_numpy(CompressedImage(format='png', data=bad))
+            compressed_to_numpy(RawCompressedImage(0.0, '', 'png', _array(bad)))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
@@ -120,7 +133,7 @@ def test_a_chunk_that_promises_gigabytes_is_refused_before_they_are_reserved() -
 def test_damaged_files(damaged: tuple[str, bytes]) -> None:
     kind, data = damaged
     try:
-        result = compressed_to_numpy(CompressedImage(format=kind, data=data))
+        result = compressed_to_numpy(RawCompressedImage(0.0, '', kind, _array(data)))
     except ImageError as error:
         assert str(error)
     else:
@@ -133,7 +146,7 @@ def test_damaged_files(damaged: tuple[str, bytes]) -> None:
 @given(cut=st.integers(0, len(WHOLE['jpeg']) - 3))
 def test_a_cut_jpeg_is_never_half_a_picture(cut: int) -> None:
     try:
-        compressed_to_numpy(CompressedImage(format='jpeg', data=WHOLE['jpeg'][:cut]))
+        compressed_to_numpy(RawCompressedImage(0.0, '', 'jpeg', _array(WHOLE['jpeg'][:cut])))
     except ImageError:
         return
     raise AssertionError(f'{cut} of {len(WHOLE["jpeg"])} bytes were taken for an image')
@@ -146,7 +159,7 @@ def test_a_png_that_promises_the_moon(height: int, width: int) -> None:
     png = (b'\x89PNG\r\n\x1a\n' + struct.pack('>I', 13) + body
            + struct.pack('>I', zlib.crc32(body)) + WHOLE['png'][33:])
     with pytest.raises(ImageError, match=f'{width}x{height}'):
-        compressed_to_numpy(CompressedImage(format='png', data=png))
+        compressed_to_numpy(RawCompressedImage(0.0, '', 'png', _array(png)))
 
 
 def test_a_jpeg_that_promises_the_moon() -> None:
@@ -154,4 +167,91 @@ def test_a_jpeg_that_promises_the_moon() -> None:
     frame = data.index(b'\xff\xc0')
     data[frame + 5:frame + 9] = b'\xff\xff\xff\xff'
     with pytest.raises(ImageError, match='65535x65535'):
-        compressed_to_numpy(CompressedImage(format='jpeg', data=bytes(data)))
+        compressed_to_numpy(RawCompressedImage(0.0, '', 'jpeg', _array(bytes(data))))
+
+
+def _serialized() -> dict[str, tuple[bytes, bool]]:
+    """Return sound messages as they come over the wire, and whether each is compressed."""
+    stamp = Time(sec=7, nanosec=8)
+    images = {'ours': serialize_image(RANDOM, stamp, 'camera')}
+    for encoding in ('rgb8', 'bgra8', 'mono16', 'bayer_rggb8'):
+        size = 6 * 4 * ITEMS.get(encoding, 1)
+        images[encoding] = serialize_message(Image(
+            height=6, width=4, encoding=encoding, step=size // 6, data=bytes(range(size))))
+    files = {'ours, compressed': serialize_compressed(RANDOM, stamp, 'camera'),
+             'png': serialize_message(CompressedImage(format='png', data=WHOLE['png']))}
+    return {**{name: (data, False) for name, data in images.items()},
+            **{name: (data, True) for name, data in files.items()}}
+
+
+SERIALIZED = _serialized()
+LENGTHS = st.integers(0, 40) | st.sampled_from(
+    [255, 2**16, 2**24, MAX_PIXELS, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1])
+
+
+@st.composite
+def _mutated(draw: Any) -> tuple[bytes, bool]:
+    """Draw a serialized message with one byte, one length or its end changed."""
+    whole, compressed = SERIALIZED[draw(st.sampled_from(sorted(SERIALIZED)))]
+    data = bytearray(whole)
+    what = draw(st.sampled_from(['byte', 'length', 'end', 'more']))
+    near = st.integers(0, min(len(data), 120) - 1)  # where the header is
+    if what == 'byte':
+        data[draw(near | st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
+    elif what == 'length':
+        place = 4 * (draw(near) // 4)
+        data[place:place + 4] = struct.pack(draw(st.sampled_from('<>')) + 'I', draw(LENGTHS))
+    elif what == 'end':
+        del data[draw(near | st.integers(0, len(data) - 1)):]
+    else:
+        data += draw(st.binary(min_size=1, max_size=9))
+    return bytes(data), compressed
+
+
+@settings(max_examples=1500, deadline=SOON)
+@given(mutated=_mutated())
+def test_one_thing_wrong_with_the_bytes_of_a_message(mutated: tuple[bytes, bool]) -> None:
+    data, compressed = mutated
+    try:
+        if compressed:
+            result = compressed_to_numpy(parse_compressed(data))
+            assert result.dtype == np.uint8 and result.ndim == 3 and result.shape[2] == 3
+        else:
+            _convert(parse_image(data))
+    except ImageError as error:
+        assert 0 < len(str(error)) < LOG_LINE
+
+
+@settings(max_examples=300, deadline=SOON)
+@given(data=st.binary(max_size=200))
+def test_any_bytes(data: bytes) -> None:
+    for parse, decode in ((parse_image, _convert), (parse_compressed, compressed_to_numpy)):
+        try:
+            decode(parse(data))
+        except ImageError as error:
+            assert 0 < len(str(error)) < LOG_LINE
+
+
+def test_a_name_of_a_megabyte_is_not_repeated_in_the_log() -> None:
+    name = 'x' * 10**6
+    assert _convert(RawImage(0.0, '', 24, 32, name, 0, 96, RANDOM.ravel())) is None
+    with pytest.raises(ImageError) as refused:
+        compressed_to_numpy(RawCompressedImage(
+            0.0, '', name, _array(b'\xff\xd8\xff\xc0' + bytes([0, 9, 8, 0, 9, 0, 9, 3])
+                                  + bytes(9) + b'\xff\xd9')))
+    assert len(str(refused.value)) < LOG_LINE
+
+
+def test_a_length_gone_wrong_reserves_no_memory() -> None:
+    """Each of the four lengths in a message, and the size, says 4 GB."""
+    whole = serialize_image(RANDOM, Time(), 'camera')
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for place in range(4, 60, 4):
+        data = bytearray(whole)
+        data[place:place + 4] = b'\xff' * 4
+        try:
+            message = parse_image(bytes(data))
+            _convert(replace(message, encoding='rgb8'))
+        except ImageError:
+            continue
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-import rclpy
 import yaml
 
 from dtvla_ros.nodes.sinks import PRESETS
@@ -48,9 +47,8 @@ def test_a_robots_gate_starts_from_its_file_and_does_not_move_by_itself(graph, p
     from dtvla_ros.nodes.command_gate import CommandGate
     from dtvla_ros.safety.gate import GateState
 
-    rclpy.init(args=['test', '--ros-args', '--params-file',
-                   str(ROOT / 'config' / f'robot_{preset}.yaml')])
-    graph.node = gate = CommandGate()
+    gate = graph.join(CommandGate, '--ros-args', '--params-file',
+                      str(ROOT / 'config' / f'robot_{preset}.yaml'))
     assert gate.get_parameter('preset').value == preset
     assert gate._gate.state is GateState.STOP and not gate._lockstep
     assert gate._gate._config.heartbeat_stop == 0.0, 'a silent policy stops at once'

@@ -6,8 +6,10 @@ import json
 import signal
 import subprocess
 import sys
+from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -145,13 +147,15 @@ class Robot:
         bag = BagWriter(path)
         known, received = {}, 10**18
 
-        def put(topic, kind, latched=False, **values):
+        def put(topic, kind, latched=False, data=None, **values):
             nonlocal received
             if topic not in known:
                 known[topic] = bag.add_topic(topic, kind, [bag_qos(True, latched)])
-            message = message_type(kind)(**values)
+            if not isinstance(data, bytes):
+                values |= {} if data is None else {'data': data}
+                data = types().serialize_cdr(as_rosbags(message_type(kind)(**values)), kind)
             received += 10**6
-            bag.write(known[topic], received, types().serialize_cdr(message, kind))
+            bag.write(known[topic], received, data)
         before = None
         for run in (self, *more):
             received += 2 * 10**9
@@ -189,9 +193,8 @@ class Robot:
             for name in ('primary', 'wrist'):
                 if f'/image_{name}' not in silent:
                     pixels = np.full((32, 32, 3), 10 * k + self.shade, np.uint8)
-                    made = images.numpy_to_compressed(pixels, stamp)
-                    put(f'/image_{name}', 'sensor_msgs/msg/CompressedImage', header=made.header,
-                        format=made.format, data=made.data)
+                    put(f'/image_{name}', 'sensor_msgs/msg/CompressedImage',
+                        data=images.serialize_compressed(pixels, stamp))
         if '/joint_states' not in silent:
             put('/joint_states', 'sensor_msgs/msg/JointState', header=head,
                 name=['panda_joint1', *FINGERS], position=[0.1 * k, 0.03, 0.03])
@@ -222,6 +225,16 @@ class Robot:
             put('/target_pose', 'geometry_msgs/msg/PoseStamped', header=head,
                 pose=pose(goal, Rotation.from_quat(turn)))
         put('/gripper_cmd', 'std_msgs/msg/Float64', data=(1.0 - action[6]) / 2.0)
+
+
+def as_rosbags(value):
+    """Return a message as rosbags takes it: rclpy's serialize_message leaves bytes at the end."""
+    if hasattr(value, 'get_fields_and_field_types'):
+        return SimpleNamespace(**{name: as_rosbags(getattr(value, name))
+                                  for name in value.get_fields_and_field_types()})
+    if isinstance(value, array):
+        return np.array(value)
+    return [as_rosbags(entry) for entry in value] if isinstance(value, list) else value
 
 
 def pose(position, rotation):

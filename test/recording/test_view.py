@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rclpy
 import yaml
 from sensor_msgs.msg import CompressedImage, Image
 from trajectory_msgs.msg import JointTrajectory
@@ -68,7 +67,7 @@ def test_a_file_holds_what_was_heard(graph, tmp_path, kind):
             robot.thought = f'thought {k // 10}' + ('' if k % 2 else '…')
             actions.publish(conversions.chunk_message(conversions.Chunk(
                 12.5 + 0.05 * k, 0.05, np.zeros((1, 7), np.float32))))
-            rclpy.spin_once(graph.node, timeout_sec=0.05)
+            graph.wait(0.05)
         viewing.send_signal(signal.SIGINT)
         _, errors = viewing.communicate(timeout=20)
     finally:
