@@ -24,7 +24,6 @@ from test.nodes.conftest import IN_NAMESPACE, ROOT
 from test.released import STATISTICS, write_checkpoint
 from test.sim.test_libero import needs_libero
 
-CONFIGURE, ACTIVATE = 1, 3
 BUTTER = 'pick_up_the_butter_and_place_it_in_the_basket'
 TASK = 'pick up the butter and place it in the basket'
 
@@ -60,15 +59,12 @@ def test_a_decision_over_topics(graph, converted):
     def state():
         return graph.of('vla')[-1][1] if graph.of('vla') else DiagnosticStatus()
     graph.spin(lambda: state().message == 'UNCONFIGURED', 60)
-    kind = ChangeState
-    client = node.create_client(kind, '/vla/vla_node/change_state')
-    graph.spin(client.service_is_ready, 20)
-    for transition, reached in ((CONFIGURE, 'INACTIVE'), (ACTIVATE, 'IDLE')):
-        future = client.call_async(kind.Request(
+    for transition, reached in ((Transition.TRANSITION_CONFIGURE, 'INACTIVE'),
+                                (Transition.TRANSITION_ACTIVATE, 'IDLE')):
+        answer = graph.call(ChangeState, '/vla/vla_node/change_state', ChangeState.Request(
             transition=Transition(id=transition)))
-        graph.spin(future.done, 10)
-        assert future.result().success, conversions.status_values(state())['reason']
-        graph.spin(lambda reached=reached: state().message == reached, 30)
+        assert answer.success, conversions.status_values(state())['reason']
+        graph.spin(lambda reached=reached: state().message == reached, 60)
     instruction.publish(String(data=TASK))
     graph.spin(lambda: graph.of('chunk'), 60)
     message = graph.of('chunk')[0][1]
@@ -77,7 +73,7 @@ def test_a_decision_over_topics(graph, converted):
     assert chunk.values.shape == (10, 7) and chunk.period == pytest.approx(0.05)
     assert (chunk.values[:, :6] >= low - 1e-6).all() and (chunk.values[:, :6] <= high + 1e-6).all()
     assert graph.of('reasoning'), 'and it was seen while it thought'
-    assert abs(chunk.stamp - time.time()) < 60
+    assert abs(chunk.stamp - time.time()) < 300, 'stamped by the clock of the cameras'
 
 
 @pytest.mark.slow
