@@ -81,6 +81,37 @@ def test_every_matrix_is_quantised(traced, weights, bits):
     assert found == bits
 
 
+def saturating(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Multiply bytes [n, in] by signed ones [in, out] as AVX2 does: pairs in sixteen bits."""
+    wide = rows.astype(np.int64)[:, :, None] * columns.astype(np.int64)  # [n, in, out]
+    pairs = wide[:, ::2] + wide[:, 1::2]
+    return pairs.clip(-2**15, 2**15 - 1).sum(1)
+
+
+def test_integer_products_do_not_saturate_without_vnni(traced):
+    """Exact on every CPU: the worst row of each column, and rows as they are met."""
+    graphs = {name: onnx.ModelProto.FromString(data) for name, data in traced.items()}
+    _, transform = untrained()
+    rng = np.random.default_rng(0)
+    seen, lost = 0, False
+    for graph in quantize(graphs, transform.config, 'w8a8').values():
+        constants = {t.name: t for t in graph.graph.initializer}
+        for node in graph.graph.node:
+            if node.op_type != 'MatMulInteger':
+                continue
+            columns = onnx.numpy_helper.to_array(constants[node.input[1]])  # [in, out]
+            assert columns.dtype == np.int8
+            few = columns[:, rng.permutation(columns.shape[1])[:48]]
+            rows = np.concatenate([255 * (few > 0).T, 255 * (few < 0).T, rng.integers(
+                0, 256, (8, len(few)))]).astype(np.uint8)
+            exact = rows.astype(np.int64) @ few.astype(np.int64)
+            np.testing.assert_array_equal(saturating(rows, few), exact)
+            full = np.rint(few / np.abs(few).max(0) * 127).astype(np.int8)  # as coarse as 8 bits
+            lost |= (saturating(rows, full) != rows.astype(np.int64) @ full.astype(np.int64)).any()
+            seen += 1
+    assert seen > 4 and lost
+
+
 def test_a_damaged_quantised_policy_is_refused(tmp_path):
     write(tmp_path / 'policy', 'int8')
     path = tmp_path / 'policy' / 'model.safetensors'
