@@ -70,6 +70,55 @@ def quantize(graphs: Mapping[str, onnx.ModelProto], config: DecoderConfig,
     return small
 
 
+def in_floats(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a quantised graph that multiplies floats where it rounded rows block by block.
+
+    The weights are the same bytes; the runtime makes floats of them once, when it loads the graph.
+    """
+    graph = onnx.ModelProto.FromString(graph.SerializeToString())
+    nodes, made = [], [numpy_helper.from_array(np.array(value, kind), f'floats.{name}')
+                       for name, value, kind in (
+                           ('low', 15, np.uint8), ('four', 4, np.uint8), ('last', [-1], np.int64),
+                           ('middle8', 128.0, np.float32), ('middle4', 8.0, np.float32))]
+    for node in graph.graph.node:
+        if node.op_type != 'MatMulNBits':
+            nodes.append(node)
+            continue
+        sizes = {a.name: a.i for a in node.attribute}
+        rows, stored, scales = node.input[:3]
+        nodes += _as_floats(stored, scales, sizes)
+        made += [numpy_helper.from_array(
+            np.array(shape), f'{stored}.{name}') for name, shape in (
+                ('blocks', [sizes['N'], -1, sizes['block_size']]),
+                ('scaling', [sizes['N'], -1, 1]), ('shape', [sizes['N'], sizes['K']]))]
+        nodes.append(helper.make_node('MatMul', [rows, f'{stored}.floats'], node.output))
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+    graph.graph.initializer.extend(made)
+    return graph
+
+
+def _as_floats(stored: str, scales: str, sizes: Mapping[str, int]) -> list[onnx.NodeProto]:
+    """Return nodes that make ``stored``.floats [in, out] of constants alone."""
+    node = helper.make_node
+    nodes, steps = [], stored
+    if sizes['bits'] == 4:  # two to a byte, the first one low
+        steps = f'{stored}.pairs'
+        nodes = [node('BitwiseAnd', [stored, 'floats.low'], [f'{stored}.low']),
+                 node('BitShift', [stored, 'floats.four'], [f'{stored}.high'], direction='RIGHT'),
+                 node('Unsqueeze', [f'{stored}.low', 'floats.last'], [f'{stored}.even']),
+                 node('Unsqueeze', [f'{stored}.high', 'floats.last'], [f'{stored}.odd']),
+                 node('Concat', [f'{stored}.even', f'{stored}.odd'], [steps], axis=-1)]
+    return [*nodes,
+            node('Cast', [steps], [f'{stored}.cast'], to=onnx.TensorProto.FLOAT),
+            node('Sub', [f'{stored}.cast', f'floats.middle{sizes["bits"]}'], [f'{stored}.steps']),
+            node('Reshape', [f'{stored}.steps', f'{stored}.blocks'], [f'{stored}.cut']),
+            node('Reshape', [scales, f'{stored}.scaling'], [f'{stored}.scales']),
+            node('Mul', [f'{stored}.cut', f'{stored}.scales'], [f'{stored}.scaled']),
+            node('Reshape', [f'{stored}.scaled', f'{stored}.shape'], [f'{stored}.rows']),
+            node('Transpose', [f'{stored}.rows'], [f'{stored}.floats'], perm=[1, 0])]
+
+
 def _block(width: int) -> int:
     """Return the largest power of two up to ``BLOCK`` that divides ``width``."""
     return min(BLOCK, width & -width)
