@@ -1,7 +1,4 @@
-"""Where the golden vectors lie, and how a missing file is reported.
-
-``DTVLA_GOLDEN`` names the folder of all vectors; a subset lies in ``test/data/golden``.
-"""
+"""The golden vectors of ``test/data/golden``; ``DTVLA_GOLDEN`` names another folder of them."""
 
 from __future__ import annotations
 
@@ -9,23 +6,16 @@ import json
 import os
 from pathlib import Path
 
-import pytest
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parents[1]
+FOLDER = Path(os.environ.get('DTVLA_GOLDEN') or Path(__file__).parent / 'data' / 'golden')
 
 
 def golden(name: str) -> Path:
-    """Return a golden file's path, or skip the test with the reason."""
-    asked = os.environ.get('DTVLA_GOLDEN')
-    # Files of two folders may be of two geometries: a folder that was asked for stands alone.
-    folders = [Path(asked)] if asked else [
-        ROOT.parent / 'shared' / 'golden', ROOT / 'test' / 'data' / 'golden']
-    for folder in folders:
-        if (folder / name).exists():
-            return folder / name
-    pytest.skip(f'golden file {name} not found in {", ".join(map(str, folders))}; set '
-                'DTVLA_GOLDEN to the folder of the vectors')
+    """Return a golden file's path; one that is missing fails the test."""
+    path = FOLDER / name
+    assert path.is_file(), f'golden file {path} is missing'
+    return path
 
 
 def tensors(name: str) -> dict:

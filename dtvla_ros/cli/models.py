@@ -20,7 +20,8 @@ def export(
         typer.Option(help='Folder of the new policy. [default: models/nano for a run, else the '
                      "policy's with the weights' kind behind]", file_okay=False),
     ] = None,
-    weights: Annotated[str, typer.Option(help='fp32, int8, w8a8 or int4.')] = 'fp32',
+    weights: Annotated[str, typer.Option(
+        help='fp32, int8, w8a8, int4, or auto: the fastest on this CPU.')] = 'fp32',
     name: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="The policy's name. [default: nano, or as it is]"),
@@ -44,6 +45,8 @@ def export(
     `dtvla export runs/nano --out models/nano`
 
     `dtvla export models/nano --weights int8 --out models/nano-int8`
+
+    `dtvla export runs/large --weights auto` measures which weights decide fastest here
 
     `dtvla export runs/nano --success out/eval.json`
     """

@@ -24,6 +24,7 @@ from dtvla_ros.engine.geometry import (
     scene,
     see_cost,
 )
+from dtvla_ros.engine.instructions import describe
 from dtvla_ros.engine.published import PublishedScheme
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.decoder import HybridDecoder
@@ -232,7 +233,7 @@ def _turns(contenders: dict[str, Any], rounds: int, title: str) -> Iterator[tupl
 def _machine(options: BenchOptions, limits: Limits) -> dict[str, Any]:
     device = (torch.cuda.get_device_name() if options.device.startswith('cuda')
               else f'{options.threads} of {os.cpu_count()} CPU cores, '
-                   f'{torch.backends.cpu.get_cpu_capability()}')
+                   f'{describe()}')
     return {'device': device, 'GB_per_s': limits.bytes_per_s / 1e9,
             'GFLOP_per_s': limits.flops_per_s / 1e9, 'load': os.getloadavg()[0],
             'torch': torch.__version__}

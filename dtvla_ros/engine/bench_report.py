@@ -13,6 +13,7 @@ from rich.table import Table
 from dtvla_ros.engine.bench import PUBLISHED, BenchOptions, run_bench
 from dtvla_ros.engine.engine import Engine
 from dtvla_ros.engine.geometry import GEOMETRIES
+from dtvla_ros.engine.instructions import multiplies_bytes
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import require_writable, write_between, write_json
 
@@ -69,7 +70,8 @@ def engine_maker(options: BenchOptions, folder: Path, compiled: bool | None,
 
         (folder / weights).mkdir()
         write_graphs(model, folder / weights, weights)
-        return OnnxEngine(folder / weights, model.config, options.threads)
+        return OnnxEngine(folder / weights, model.config, options.threads,
+                          floats=weights != 'fp32' and not multiplies_bytes())
 
     return make
 

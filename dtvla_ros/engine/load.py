@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dtvla_ros.engine.engine import Engine
+from dtvla_ros.engine.instructions import multiplies_bytes
 from dtvla_ros.engine.think_act import ThinkAct
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.folder import transform_of
-from dtvla_ros.policy.manifest import GRAPHS, MANIFEST, PolicyManifest
+from dtvla_ros.policy.manifest import FLOAT_GRAPHS, GRAPHS, MANIFEST, PolicyManifest
 from dtvla_ros.policy.transform import PolicyTransform
 
 ENGINES = ('onnx', 'torch')
@@ -42,15 +43,17 @@ def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1, device
         raise UserError(f'{folder / MANIFEST}: {manifest.weights} weights; use the engine onnx')
     transform = transform_of(folder, manifest)
     weights = manifest.verified_weights(folder)
+    floats = not multiplies_bytes() and all(name in manifest.files for name in FLOAT_GRAPHS)
     if engine == 'onnx':
-        for name in GRAPHS:
+        for name in (*GRAPHS, *(FLOAT_GRAPHS if floats else ())):
             manifest.verified(folder, name)
     if on_verified is not None:
         on_verified(manifest)
     if engine == 'onnx':
         from dtvla_ros.engine.onnx_engine import OnnxEngine
 
-        return OnnxEngine(folder, manifest.config, threads, device), transform, manifest
+        return (OnnxEngine(folder, manifest.config, threads, device, floats=floats), transform,
+                manifest)
     import torch
 
     from dtvla_ros.engine.torch_engine import TorchEngine

@@ -19,7 +19,7 @@ from dtvla_ros.engine.engine import write_by_thinking
 from dtvla_ros.engine.providers import Placement, fallen_back, place
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import DecoderConfig
-from dtvla_ros.policy.manifest import GRAPHS
+from dtvla_ros.policy.manifest import FLOAT_GRAPHS, GRAPHS
 from dtvla_ros.policy.visibility import new_rows_mask
 
 ROOM = 320  # rows beside the images and the action pass, at first; the buffers grow when needed
@@ -41,26 +41,32 @@ class OnnxEngine:
 
     ``provider`` 'cpu', 'cuda', 'tensorrt' or 'auto'; one that is not there is replaced by the
     CPU, with the reason logged. ``spin``: threads wait busily, which is faster and burns the
-    cores that a simulator or the command gate may need.
+    cores that a simulator or the command gate may need. ``floats``: many rows are read by the
+    second set of a quantised policy's graphs, as fast as by those of float32 weights, and only
+    single tokens, for which fewer bytes to read are what counts, by the first. It is meant for a
+    CPU that multiplies no bytes; on a GPU it has no effect.
     """
 
     name = 'onnx'
 
     def __init__(self, folder: Path | str, config: DecoderConfig, threads: int = 1,
-                 provider: str = 'cpu', spin: bool = False):
+                 provider: str = 'cpu', spin: bool = False, floats: bool = False):
         self.config = config
         text = config.text
         rows = config.image_tokens + ROOM + config.slots
         placement = place(provider, config, rows)
-        sessions = _open(Path(folder), placement, threads, spin)
+        sessions = _open(Path(folder), GRAPHS, placement, threads, spin)
         if fallen_back(placement, sessions[1]):
             placement = place('cpu', config, rows)
-            sessions = _open(Path(folder), placement, threads, spin)
+            sessions = _open(Path(folder), GRAPHS, placement, threads, spin)
+        token = sessions[1]
+        if floats and placement.device == 'cpu':
+            sessions = _open(Path(folder), FLOAT_GRAPHS, placement, threads, spin)
         self.device = placement.device  # where it runs, which may not be what was asked for
         see, decode, act = sessions
         self._see = _Pass(see)
-        # Two bindings of one session: what a token pass never changes stays bound.
-        self._prefill, self._token = _Pass(decode), _Pass(decode)
+        # Two bindings, even of one session: what a token pass never changes stays bound.
+        self._prefill, self._token = _Pass(decode), _Pass(token)
         self._act = _Pass(act)
         self._shape = text.kv_heads * text.head_dim
         self._buffers = [(name, self._empty(rows)) for name in past_names(config)]
@@ -216,7 +222,7 @@ def past_names(config: DecoderConfig) -> list[str]:
     return [f'{kind}.{i}' for i in range(config.text.layers) for kind in ('keys', 'values')]
 
 
-def _open(folder: Path, placement: Placement, threads: int,
+def _open(folder: Path, graphs: Sequence[str], placement: Placement, threads: int,
           spin: bool) -> list[ort.InferenceSession]:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -225,7 +231,7 @@ def _open(folder: Path, placement: Placement, threads: int,
     options.add_session_config_entry('session.intra_op.allow_spinning', str(int(spin)))
     try:
         return [ort.InferenceSession(str(folder / name), options,
-                                     providers=placement.options(name)) for name in GRAPHS]
+                                     providers=placement.options(name)) for name in graphs]
     except Exception as error:  # the runtime's exceptions share no narrower base
         raise UserError(f'{folder}: ONNX Runtime can not load the graphs '
                         f'({str(error).splitlines()[0]}); export the policy again') from None

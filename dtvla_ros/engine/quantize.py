@@ -6,6 +6,11 @@ of a norm, and so are evenly spread, become int8 too, each with one scale, and i
 multiplied: on a CPU the fastest where many rows are read at once. In all of them norms, softmax,
 convolutions and the residual rows stay float32, and the embedding is the head's own int8 rows,
 gathered.
+
+An x86 CPU without VNNI multiplies unsigned bytes of a row by signed ones of a column and adds
+pairs of products in sixteen bits, which saturate. Columns of w8a8 are therefore scaled so that
+no two neighbours can overflow, whatever row they meet; of their eight bits that costs a third of
+one on average.
 """
 
 from __future__ import annotations
@@ -65,6 +70,55 @@ def quantize(graphs: Mapping[str, onnx.ModelProto], config: DecoderConfig,
     return small
 
 
+def in_floats(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a quantised graph that multiplies floats where it rounded rows block by block.
+
+    The weights are the same bytes; the runtime makes floats of them once, when it loads the graph.
+    """
+    graph = onnx.ModelProto.FromString(graph.SerializeToString())
+    nodes, made = [], [numpy_helper.from_array(np.array(value, kind), f'floats.{name}')
+                       for name, value, kind in (
+                           ('low', 15, np.uint8), ('four', 4, np.uint8), ('last', [-1], np.int64),
+                           ('middle8', 128.0, np.float32), ('middle4', 8.0, np.float32))]
+    for node in graph.graph.node:
+        if node.op_type != 'MatMulNBits':
+            nodes.append(node)
+            continue
+        sizes = {a.name: a.i for a in node.attribute}
+        rows, stored, scales = node.input[:3]
+        nodes += _as_floats(stored, scales, sizes)
+        made += [numpy_helper.from_array(
+            np.array(shape), f'{stored}.{name}') for name, shape in (
+                ('blocks', [sizes['N'], -1, sizes['block_size']]),
+                ('scaling', [sizes['N'], -1, 1]), ('shape', [sizes['N'], sizes['K']]))]
+        nodes.append(helper.make_node('MatMul', [rows, f'{stored}.floats'], node.output))
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+    graph.graph.initializer.extend(made)
+    return graph
+
+
+def _as_floats(stored: str, scales: str, sizes: Mapping[str, int]) -> list[onnx.NodeProto]:
+    """Return nodes that make ``stored``.floats [in, out] of constants alone."""
+    node = helper.make_node
+    nodes, steps = [], stored
+    if sizes['bits'] == 4:  # two to a byte, the first one low
+        steps = f'{stored}.pairs'
+        nodes = [node('BitwiseAnd', [stored, 'floats.low'], [f'{stored}.low']),
+                 node('BitShift', [stored, 'floats.four'], [f'{stored}.high'], direction='RIGHT'),
+                 node('Unsqueeze', [f'{stored}.low', 'floats.last'], [f'{stored}.even']),
+                 node('Unsqueeze', [f'{stored}.high', 'floats.last'], [f'{stored}.odd']),
+                 node('Concat', [f'{stored}.even', f'{stored}.odd'], [steps], axis=-1)]
+    return [*nodes,
+            node('Cast', [steps], [f'{stored}.cast'], to=onnx.TensorProto.FLOAT),
+            node('Sub', [f'{stored}.cast', f'floats.middle{sizes["bits"]}'], [f'{stored}.steps']),
+            node('Reshape', [f'{stored}.steps', f'{stored}.blocks'], [f'{stored}.cut']),
+            node('Reshape', [scales, f'{stored}.scaling'], [f'{stored}.scales']),
+            node('Mul', [f'{stored}.cut', f'{stored}.scales'], [f'{stored}.scaled']),
+            node('Reshape', [f'{stored}.scaled', f'{stored}.shape'], [f'{stored}.rows']),
+            node('Transpose', [f'{stored}.rows'], [f'{stored}.floats'], perm=[1, 0])]
+
+
 def _block(width: int) -> int:
     """Return the largest power of two up to ``BLOCK`` that divides ``width``."""
     return min(BLOCK, width & -width)
@@ -106,8 +160,8 @@ def _quiet() -> Iterator[None]:
 def _integers(graph: onnx.ModelProto, names: list[str]) -> None:
     """Make products of int8 rows and int8 columns of the nodes ``names``.
 
-    ``x @ w = (round(127 x / p) @ round(127 w / q)) * p / 127 * q / 127`` with p the largest
-    magnitude of a row, q of a column. Rows are stored around 128, as x86 multiplies unsigned
+    ``x @ w = (round(127 x / p) @ round(w / q)) * p / 127 * q`` with p the largest magnitude of a
+    row, q the step of a column. Rows are stored around 128, as x86 multiplies unsigned
     bytes by signed ones.
     """
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
@@ -123,10 +177,9 @@ def _integers(graph: onnx.ModelProto, names: list[str]) -> None:
             continue
         rows, matrix = node.input
         weight = numpy_helper.to_array(tensors[matrix])  # [in, out]
-        largest = np.maximum(np.abs(weight).max(0), np.float32(1e-20))  # [out]
-        made += [numpy_helper.from_array(np.rint(weight / largest * 127).astype(np.int8),
-                                         f'{matrix}_I8'),
-                 numpy_helper.from_array(largest / np.float32(127 * 127), f'{matrix}_scale')]
+        step = _step(weight)  # [out]
+        made += [numpy_helper.from_array(np.rint(weight / step).astype(np.int8), f'{matrix}_I8'),
+                 numpy_helper.from_array(step / np.float32(127), f'{matrix}_scale')]
         if rows not in done:
             nodes += _round_rows(rows)
             done.add(rows)
@@ -143,6 +196,19 @@ def _integers(graph: onnx.ModelProto, names: list[str]) -> None:
     constants = [*tensors.values(), *made]
     del graph.graph.initializer[:]
     graph.graph.initializer.extend(constants)
+
+
+def _step(weight: np.ndarray) -> np.ndarray:
+    """Return the finest steps [out] of columns [in, out] whose products can not overflow.
+
+    Two neighbours of one sign may add up to 127 steps; rounding makes that 128 at most, and
+    255 * 128 < 2 ** 15.
+    """
+    sides = np.maximum([weight, -weight], 0)  # [2, in, out]
+    if len(weight) % 2:
+        sides = np.concatenate([sides, np.zeros_like(sides[:, :1])], 1)
+    pairs = sides[:, ::2] + sides[:, 1::2]
+    return np.maximum(pairs.max((0, 1)), np.float32(1e-20)) / np.float32(127)
 
 
 def _round_rows(rows: str) -> list[onnx.NodeProto]:

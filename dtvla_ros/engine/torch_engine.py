@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dtvla_ros.engine.engine import write_by_thinking
 from dtvla_ros.engine.fused import ALL, FusedDecoder
-from dtvla_ros.engine.linear import Int8
+from dtvla_ros.engine.linear import Int8, integers_pay, rounded
 from dtvla_ros.policy.attention import additive
 from dtvla_ros.policy.decoder import HybridDecoder
 from dtvla_ros.policy.visibility import visible
@@ -32,7 +32,8 @@ class _Rows:
 class TorchEngine:
     """Runs a ``HybridDecoder`` on its own device and in its own type.
 
-    ``int8`` quantises every matrix but the embedding (CPU only). ``release`` lets the engine
+    ``int8`` quantises every matrix but the embedding (CPU only); whether bytes are multiplied or
+    floats is measured (see ``linear``). ``release`` lets the engine
     take the model's weights over instead of copying them; the model is of no use then.
     ``compile`` compiles the token loop's step at its first use, which takes a minute and needs a
     C++ compiler; None: on CUDA only.
@@ -223,10 +224,12 @@ class _Writer:
 def _quantize(tower: nn.Module) -> nn.Module:
     """Give the linear layers of an image tower int8 weights; convolutions stay as they are."""
     for name, child in tower.named_children():
-        if isinstance(child, nn.Linear):
-            setattr(tower, name, _Int8Module(child))
-        else:
+        if not isinstance(child, nn.Linear):
             _quantize(child)
+        elif integers_pay():
+            setattr(tower, name, _Int8Module(child))
+        else:  # a tower never reads few rows
+            child.weight.data = rounded(child.weight)
     return tower
 
 

@@ -19,6 +19,8 @@ WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
 TOKENIZER = 'tokenizer.json'
 GRAPHS = ('vision.onnx', 'decoder.onnx', 'act.onnx')
+# The same with quantised weights multiplied as floats, for a CPU that multiplies no bytes.
+FLOAT_GRAPHS = ('vision.float.onnx', 'decoder.float.onnx', 'act.float.onnx')
 ALLOWED = ('.safetensors', '.onnx', '.json')
 
 

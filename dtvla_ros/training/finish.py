@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dtvla_ros.engine.export import export_policy
+from dtvla_ros.engine.export import export_policy, fastest_weights
 from dtvla_ros.engine.parity import Parity
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.report import versions
@@ -38,7 +38,7 @@ class ExportOptions:
     released policy, beside the policy for a policy. ``name``,
     ``replan_steps`` (actions executed before the next decision) and ``success`` (the JSON of an
     evaluation, whose table goes into the manifest) None: as usual, or as the policy has them.
-    ``weights`` one of ``quantize.KINDS``.
+    ``weights`` one of ``quantize.KINDS``, or 'auto' for the fastest on this CPU.
     """
 
     out: Path | None = None
@@ -54,8 +54,11 @@ def export(source: Path, options: ExportOptions) -> tuple[Path, Parity]:
     Raises ``UserError`` when ``source`` is neither, or when the graphs do not agree with it.
     """
     model, transform, manifest = read_source(source)
+    weights = options.weights
+    if weights == 'auto':
+        weights = fastest_weights(model, manifest.max_thought_tokens)
     out = options.out or (Path('models') / manifest.name if not _is_policy(source)
-                          else source.with_name(f'{source.name}-{options.weights}'))
+                          else source.with_name(f'{source.name}-{weights}'))
     if out.resolve() == source.resolve() and GRAPHS[0] not in manifest.files:
         raise UserError(f'{out}: exporting would replace the checkpoint itself; choose another '
                         'folder with --out')
@@ -64,7 +67,7 @@ def export(source: Path, options: ExportOptions) -> tuple[Path, Parity]:
         success=_table(options.success) if options.success else manifest.success,
         action=replace(manifest.action,
                        replan_steps=options.replan_steps or manifest.action.replan_steps))
-    return out, export_policy(model, transform, out, manifest, options.weights)
+    return out, export_policy(model, transform, out, manifest, weights)
 
 
 def _is_policy(folder: Path) -> bool:

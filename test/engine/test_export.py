@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from policies import untrained
 from typer.testing import CliRunner
 
 from dtvla_ros.cli import app
 from dtvla_ros.engine import export as exporting
+from dtvla_ros.engine import load as loading
 from dtvla_ros.engine.graphs import build_graphs
 from dtvla_ros.engine.load import load_policy
-from dtvla_ros.engine.quantize import quantize
+from dtvla_ros.engine.quantize import in_floats, quantize
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.manifest import GRAPHS, PolicyManifest
+from dtvla_ros.policy.manifest import FLOAT_GRAPHS, GRAPHS, PolicyManifest
 from dtvla_ros.training.finish import ExportOptions, export
 
 
@@ -54,6 +57,76 @@ def test_the_gate_is_passed(tmp_path, weights):
         assert b'site-packages' not in (tmp_path / 'policy' / name).read_bytes()
 
 
+@pytest.mark.parametrize('weights', ['int8', 'int4'])
+def test_floats_are_the_same_weights(traced, weights):
+    """What the runtime makes of the bytes when it loads the second set of graphs."""
+    graph = quantize({name: onnx.ModelProto.FromString(data) for name, data in traced.items()},
+                     untrained()[1].config, weights)['act.onnx']
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in graph.graph.initializer}
+    floats = in_floats(graph)
+    for node in (n for n in graph.graph.node if n.op_type == 'MatMulNBits'):
+        sizes = {a.name: a.i for a in node.attribute}
+        steps = stored[node.input[1]].reshape(sizes['N'], -1)
+        if sizes['bits'] == 4:
+            steps = np.stack([steps & 15, steps >> 4], -1).reshape(sizes['N'], -1)
+        scales = stored[node.input[2]].reshape(sizes['N'], -1).repeat(sizes['block_size'], 1)
+        want = (steps - 2.0 ** (sizes['bits'] - 1)) * scales  # [out, in]
+        name = f'{node.input[1]}.floats'
+        parts = [n for n in floats.graph.node if n.output[0].startswith(f'{node.input[1]}.')
+                 or node.input[1] in n.input]
+        wanted = {i for n in parts for i in n.input}
+        small = onnx.helper.make_model(onnx.helper.make_graph(
+            [n for n in parts if n.op_type != 'MatMul'], 'weights', [],
+            [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)],
+            [t for t in floats.graph.initializer if t.name in wanted]),
+            opset_imports=[onnx.helper.make_opsetid('', 23)], ir_version=10)
+        got = onnxruntime.InferenceSession(small.SerializeToString()).run(None, {})[0]
+        np.testing.assert_allclose(got, want.T, rtol=1e-6)
+    assert not any(n.op_type == 'MatMulNBits' for n in floats.graph.node)
+
+
+@pytest.mark.parametrize('integers', [False, True])
+def test_the_cpu_chooses_the_graphs(tmp_path, monkeypatch, integers):
+    write(tmp_path / 'policy', 'int8')
+    monkeypatch.setattr(loading, 'multiplies_bytes', lambda: integers)
+    engine, _, manifest = load_policy(tmp_path / 'policy')
+    assert set(FLOAT_GRAPHS) <= set(manifest.files)
+    assert (engine._prefill.session is engine._token.session) == integers
+    for name in FLOAT_GRAPHS:
+        (tmp_path / 'policy' / name).unlink()
+    if not integers:
+        with pytest.raises(UserError, match='vision.float.onnx: missing'):
+            load_policy(tmp_path / 'policy')
+    files = {name: digest for name, digest in manifest.files.items() if name not in FLOAT_GRAPHS}
+    (tmp_path / 'policy' / 'manifest.json').write_text(replace(manifest, files=files).to_json())
+    old, *_ = load_policy(tmp_path / 'policy')  # as exported before there was a second set
+    assert old._prefill.session is old._token.session
+
+
+def test_the_fastest_weights_that_pass(tmp_path, monkeypatch):
+    write(tmp_path / 'policy')
+    monkeypatch.setattr(exporting, '_CANDIDATES', ('int4', 'int8'))  # int4 is refused
+    result = CliRunner().invoke(app, ['export', str(tmp_path / 'policy'), '--weights', 'auto'])
+    assert result.exit_code == 0, result.output
+    assert PolicyManifest.read(tmp_path / 'policy-int8').weights == 'int8'
+    monkeypatch.setattr(exporting, '_CANDIDATES', ('fp32', 'int8'))
+    now = [0.0]
+
+    class Slow(exporting.OnnxEngine):
+        def see(self, pixels):
+            # Quantised weights take a second, float32 ones two.
+            now[0] += 1.0 if 'int8' in self.folder else 2.0
+            return super().see(pixels)
+
+        def __init__(self, folder, *args, **options):
+            super().__init__(folder, *args, **options)
+            self.folder = folder.name
+
+    monkeypatch.setattr(exporting, 'OnnxEngine', Slow)
+    monkeypatch.setattr(exporting, 'perf_counter', lambda: now[0])
+    assert exporting.fastest_weights(untrained()[0], 3) == 'int8'
+
+
 def test_coarse_weights_are_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(UserError, match='does not compute the trained policy'):
         write(tmp_path / 'policy', 'int4')
@@ -79,6 +152,37 @@ def test_every_matrix_is_quantised(traced, weights, bits):
         gathers = [n for n in graph.graph.node if n.op_type == 'GatherBlockQuantized']
         assert len(gathers) == (name != 'vision.onnx')
     assert found == bits
+
+
+def saturating(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Multiply bytes [n, in] by signed ones [in, out] as AVX2 does: pairs in sixteen bits."""
+    wide = rows.astype(np.int64)[:, :, None] * columns.astype(np.int64)  # [n, in, out]
+    pairs = wide[:, ::2] + wide[:, 1::2]
+    return pairs.clip(-2**15, 2**15 - 1).sum(1)
+
+
+def test_integer_products_do_not_saturate_without_vnni(traced):
+    """Exact on every CPU: the worst row of each column, and rows as they are met."""
+    graphs = {name: onnx.ModelProto.FromString(data) for name, data in traced.items()}
+    _, transform = untrained()
+    rng = np.random.default_rng(0)
+    seen, lost = 0, False
+    for graph in quantize(graphs, transform.config, 'w8a8').values():
+        constants = {t.name: t for t in graph.graph.initializer}
+        for node in graph.graph.node:
+            if node.op_type != 'MatMulInteger':
+                continue
+            columns = onnx.numpy_helper.to_array(constants[node.input[1]])  # [in, out]
+            assert columns.dtype == np.int8
+            few = columns[:, rng.permutation(columns.shape[1])[:48]]
+            rows = np.concatenate([255 * (few > 0).T, 255 * (few < 0).T, rng.integers(
+                0, 256, (8, len(few)))]).astype(np.uint8)
+            exact = rows.astype(np.int64) @ few.astype(np.int64)
+            np.testing.assert_array_equal(saturating(rows, few), exact)
+            full = np.rint(few / np.abs(few).max(0) * 127).astype(np.int8)  # as coarse as 8 bits
+            lost |= (saturating(rows, full) != rows.astype(np.int64) @ full.astype(np.int64)).any()
+            seen += 1
+    assert seen > 4 and lost
 
 
 def test_a_damaged_quantised_policy_is_refused(tmp_path):

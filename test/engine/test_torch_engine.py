@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import untrained
 
-from dtvla_ros.engine import torch_engine
+from dtvla_ros.engine import linear, torch_engine
 from dtvla_ros.engine.draft import agreement, continuation, write_thought
 from dtvla_ros.engine.parity import compare
 from dtvla_ros.engine.think_act import banned_in_thought
@@ -107,7 +107,15 @@ def test_a_compiled_token_loop_writes_the_same():
         np.testing.assert_allclose(wrote[0][1], wrote[1][1], atol=1e-4)
 
 
-def test_int8_weights_keep_the_direction():
+def without_integers(monkeypatch) -> None:
+    for module in (linear, torch_engine):
+        monkeypatch.setattr(module, 'integers_pay', lambda: False)
+
+
+@pytest.mark.parametrize('floats', [False, True])
+def test_int8_weights_keep_the_direction(floats, monkeypatch):
+    if floats:
+        without_integers(monkeypatch)
     model, _ = untrained(layers=2)
     parity = compare(TorchEngine(model), TorchEngine(model, int8=True), seed=1)
     parity.check(exact=False)
@@ -117,9 +125,12 @@ def test_int8_weights_keep_the_direction():
         compare(TorchEngine(model), TorchEngine(other)).check(exact=False)
 
 
-@pytest.mark.parametrize('int8', [False, True])
-def test_a_thousand_drafts(int8):
+@pytest.mark.parametrize('kind', ['fp32', 'int8', 'int8 in floats'])
+def test_a_thousand_drafts(kind, monkeypatch):
     """Draft verification gives plain greedy decoding, whatever the draft and the frame."""
+    int8 = kind != 'fp32'
+    if kind == 'int8 in floats':  # as on a CPU that multiplies no bytes
+        without_integers(monkeypatch)
     models = {kv: _talkative(small_decoder(kv)) for kv in (1, 2)}
     engines = {kv: _engine(model, int8=int8) for kv, model in models.items()}
     accepted, thoughts = 0, set()
