@@ -33,7 +33,8 @@ WALL_CLOCK = 1e8  # stamps from here on are dates, not seconds of a simulation
 LATENCY = 'latency_'
 LEVELS = {DiagnosticStatus.OK: 'INFO', DiagnosticStatus.WARN: 'WARN',
           DiagnosticStatus.ERROR: 'ERROR'}
-LATCHED = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+DEPTH = 100  # nothing is overwritten while a picture is compressed
+LATCHED = QoSProfile(depth=DEPTH, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 def load_rerun() -> Any:
@@ -77,8 +78,8 @@ class Viewer(Node):
         self.create_subscription(DiagnosticStatus, topics.STATE, self._on_policy, LATCHED)
         self.create_subscription(
             DiagnosticStatus, topics.GATE_STATE, lambda m: self._said('gate', m), LATCHED)
-        self.create_subscription(JointTrajectory, topics.ACTION, self._on_action, 10)
-        self.create_subscription(TwistStamped, topics.TWIST, self._on_twist, 10)
+        self.create_subscription(JointTrajectory, topics.ACTION, self._on_action, DEPTH)
+        self.create_subscription(TwistStamped, topics.TWIST, self._on_twist, DEPTH)
         self.create_subscription(PoseStamped, topics.POSE, self._on_pose, sensor)
         self.create_subscription(MarkerArray, topics.PLANNED_PATH, self._on_path, 10)
         self._unseen = dict(topics.CAMERAS)

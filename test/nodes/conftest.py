@@ -97,7 +97,7 @@ class Graph:
         node = self.join(lambda: Node('listener'), *arguments)
         for key, (kind, topic) in topics.items():
             self.hear(key, kind, topic, (
-                qos.profile(50, reliable=True, latched=True)
+                qos.profile(200, reliable=True, latched=True)
                 if kind in (String, DiagnosticStatus) else
                 qos_profile_sensor_data if topic in ('/joint_states', '/ee_pose') else 200))
         return node

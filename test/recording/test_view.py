@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -59,15 +58,15 @@ def test_a_file_holds_what_was_heard(graph, tmp_path, kind):
         [sys.executable, '-m', 'dtvla_ros.cli', 'view', '--save', str(path)],
         stderr=subprocess.PIPE, text=True)
     try:
-        graph.spin(lambda: graph.node.count_subscribers('/image_primary')
-                   and actions.get_subscription_count(), 60)
-        began = time.monotonic()
-        while time.monotonic() < began + 1.5:
-            k = int(20 * (time.monotonic() - began))
-            robot.thought = f'thought {k // 10}' + ('' if k % 2 else '…')
+        heard = (actions, robot.pose, robot.thoughts, *robot.cameras.values(),
+                 *robot.states.values())
+        graph.spin(lambda: all(publisher.get_subscription_count() for publisher in heard), 60)
+        for k in range(30):
+            robot.thought = f'thought {k // 2}' + ('' if k % 2 else '…')
             actions.publish(conversions.chunk_message(conversions.Chunk(
                 12.5 + 0.05 * k, 0.05, np.zeros((1, 7), np.float32))))
-            graph.wait(0.05)
+            graph.wait(0.1)  # long enough for the robot to publish
+        graph.wait(1.0)
         viewing.send_signal(signal.SIGINT)
         _, errors = viewing.communicate(timeout=20)
     finally:
