@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dtvla_ros.ros.processes import resident_memory
+from test.faults.proxy import drop
 from test.faults.rig import ROOT
 
 GROWTH = 30.0  # of the policy's memory while frames wait in its reader [MB]
@@ -22,6 +23,9 @@ def test_36_a_flood_of_pictures(rig, check, request):
     rig.start('command_gate')
     rig.ready()
     pid = rig.processes['vla_node'].pid
+    # It is the camera that floods. Two publishers on one topic, one of pictures that DDS sends in
+    # fragments and one of smaller ones, let Fast DDS 2.14's reader grow without end.
+    rig.proxy.faults['image_primary'] = drop
     flood = subprocess.Popen([sys.executable, 'test/faults/flood.py', '/image_primary',
                               str(seconds)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
                              env={**os.environ, 'PYTHONPATH': os.pathsep.join(
