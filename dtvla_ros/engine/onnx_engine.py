@@ -41,10 +41,11 @@ class OnnxEngine:
 
     ``provider`` 'cpu', 'cuda', 'tensorrt' or 'auto'; one that is not there is replaced by the
     CPU, with the reason logged. ``spin``: threads wait busily, which is faster and burns the
-    cores that a simulator or the command gate may need. ``floats``: many rows are read by the
-    second set of a quantised policy's graphs, as fast as by those of float32 weights, and only
-    single tokens, for which fewer bytes to read are what counts, by the first. It is meant for a
-    CPU that multiplies no bytes; on a GPU it has no effect.
+    cores that a simulator or the command gate may need. ``floats``: pictures, prompts and
+    actions are read by the second set of a quantised policy's graphs, as fast as by those of
+    float32 weights, and only a thought, word by word or as a draft, by the first: its words come
+    one by one, and fewer bytes to read are what counts then. It is meant for a CPU that multiplies
+    no bytes; on a GPU it has no effect.
     """
 
     name = 'onnx'
@@ -60,13 +61,14 @@ class OnnxEngine:
             placement = place('cpu', config, rows)
             sessions = _open(Path(folder), GRAPHS, placement, threads, spin)
         token = sessions[1]
-        if floats and placement.device == 'cpu':
+        self._floats = floats and placement.device == 'cpu'
+        if self._floats:
             sessions = _open(Path(folder), FLOAT_GRAPHS, placement, threads, spin)
         self.device = placement.device  # where it runs, which may not be what was asked for
         see, decode, act = sessions
         self._see = _Pass(see)
-        # Two bindings, even of one session: what a token pass never changes stays bound.
-        self._prefill, self._token = _Pass(decode), _Pass(token)
+        # Bindings of their own, even of one session: what a token pass never changes stays bound.
+        self._prefill, self._token, self._words = _Pass(decode), _Pass(token), _Pass(token)
         self._act = _Pass(act)
         self._shape = text.kv_heads * text.head_dim
         self._buffers = [(name, self._empty(rows)) for name in past_names(config)]
@@ -91,6 +93,10 @@ class OnnxEngine:
 
     def prefill(self, prompt_ids: Sequence[int], features: ort.OrtValue,
                 thought: Sequence[int] = ()) -> tuple[NDArray[np.int64], _Rows]:
+        if self._floats and thought:  # a draft is verified by what writes thoughts
+            first, cache = self.prefill(prompt_ids, features)
+            chosen, cache = self.think(cache, thought)
+            return np.concatenate([first, chosen]), cache
         run = self._prefill
         self._read_prompt(run, prompt_ids, features, thought, _NONE)
         chosen = run.get('choices', (1 + len(thought),), np.int64)
@@ -99,12 +105,8 @@ class OnnxEngine:
 
     def think(self, cache: _Rows, tokens: Sequence[int]) -> tuple[NDArray[np.int64], _Rows]:
         count = len(tokens)
-        run = self._token if count == 1 else self._prefill
-        self._bind(run, cache, tokens, count, None)
-        run.put('features', self._unseen)
-        run.put('image_rows', _NONE)
-        run.put('rows', _FIRST if count == 1 else np.arange(count))
-        run.put('bin_rows', _NONE)
+        run = self._token if count == 1 else self._words
+        self._read_words(run, cache, tokens, _NONE)
         chosen = run.get('choices', (count,), np.int64)
         run.run()
         return chosen, _Rows(cache.count + count, cache.prompt_end)
@@ -125,9 +127,20 @@ class OnnxEngine:
 
     def logits(self, prompt_ids: Sequence[int], features: ort.OrtValue,
                thought: Sequence[int]) -> NDArray[np.float32]:
-        ids, vocabulary, rows = self.config.ids, self.config.text.vocabulary, 1 + len(thought)
         run = _Pass(self._prefill.session)
+        if self._floats and thought:
+            first = self.logits(prompt_ids, features, ())
+            run = _Pass(self._words.session)
+            self._read_words(run, _Rows(len(prompt_ids), len(prompt_ids)), thought,
+                             np.arange(len(thought)))
+            return np.concatenate([first, self._scores(run, len(thought))])
+        rows = 1 + len(thought)
         self._read_prompt(run, prompt_ids, features, thought, np.arange(rows))
+        return self._scores(run, rows)
+
+    def _scores(self, run: _Pass, rows: int) -> NDArray[np.float32]:
+        """Run a pass that is bound; return the logits of all ids [rows, V]."""
+        ids, vocabulary = self.config.ids, self.config.text.vocabulary
         widths = {'below': ids.bins_first, 'bins': ids.bins,
                   'above': vocabulary - ids.bins_last - 1}
         parts = [run.get(name, (rows, width), np.float32) for name, width in widths.items()]
@@ -148,6 +161,16 @@ class OnnxEngine:
         run.kept['features'] = features
         run.put('image_rows', image_rows)
         run.put('rows', np.arange(len(prompt_ids) - 1, count))
+        run.put('bin_rows', bin_rows)
+
+    def _read_words(self, run: _Pass, cache: _Rows, tokens: Sequence[int],
+                    bin_rows: NDArray[np.int64]) -> None:
+        """Bind all inputs of a pass over words behind ``cache``, ready to run."""
+        count = len(tokens)
+        self._bind(run, cache, tokens, count, None)
+        run.put('features', self._unseen)
+        run.put('image_rows', _NONE)
+        run.put('rows', _FIRST if count == 1 else np.arange(count))
         run.put('bin_rows', bin_rows)
 
     def _bind(self, run: _Pass, cache: _Rows, tokens: Sequence[int], count: int,

@@ -15,9 +15,12 @@ from typer.testing import CliRunner
 from dtvla_ros.cli import app
 from dtvla_ros.engine import export as exporting
 from dtvla_ros.engine import load as loading
+from dtvla_ros.engine.draft import write_thought
+from dtvla_ros.engine.geometry import Scene, scene
 from dtvla_ros.engine.graphs import build_graphs
 from dtvla_ros.engine.load import load_policy
 from dtvla_ros.engine.quantize import in_floats, quantize
+from dtvla_ros.engine.think_act import banned_in_thought
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.manifest import FLOAT_GRAPHS, GRAPHS, PolicyManifest
 from dtvla_ros.training.finish import ExportOptions, export
@@ -238,3 +241,30 @@ def test_a_checkpoint_does_not_replace_itself(tmp_path):
         export(tmp_path / 'policy', ExportOptions(out=tmp_path / 'policy'))
     with pytest.raises(UserError, match='is this the folder of a training run'):
         export(tmp_path, ExportOptions(out=tmp_path / 'out'))
+
+
+@pytest.mark.parametrize('weights', ['int8', 'w8a8'])
+@pytest.mark.parametrize('floats', [False, True])
+def test_drafts_change_no_thought_of_quantised_weights(tmp_path, monkeypatch, weights, floats):
+    """Whichever set of graphs reads the prompt: words are written and verified by one of them."""
+    model, _ = untrained()
+    model.norm.weight.data.normal_(-1.0, 1.0)  # many words, at narrow margins
+    monkeypatch.setattr(exporting, 'build_graphs', build_graphs)  # of this model
+    exporting.write_graphs(model, tmp_path, weights)
+    engine = exporting.OnnxEngine(tmp_path, model.config, floats=floats)
+    said = set()
+    for turn in range(8):
+        view = scene(model.config, 12, seed=turn)
+        engine.forbid(banned_in_thought(model.config.ids, model.config.text.vocabulary))
+        features = engine.see(view.pixels)
+
+        def wrote(draft: list[int], view: Scene = view, features=features) -> list[int]:
+            return write_thought(engine, view.prompt, features, [], draft,
+                                 lambda t: len(t) >= 16)[0]
+
+        plain = wrote([])
+        draft = list(plain)
+        draft[turn] += 1
+        assert wrote(plain) == wrote(draft) == plain
+        said |= set(plain)
+    assert len(said) > 8
