@@ -175,6 +175,7 @@ class Policy:
     def close(self) -> None:
         """Fall silent."""
         for timer in self._timers:
+            timer.cancel()  # an events executor may still call one that is only destroyed
             self._node.destroy_timer(timer)
         for publisher in (self.chunks, self._state, self._poses, self._joints):
             self._node.destroy_publisher(publisher)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -64,8 +65,10 @@ def _priority() -> str:
     # Asked of a process that ends: this one's priority would be inherited by all nodes.
     code = f'import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param({PRIORITY}))'
     allowed = subprocess.run([sys.executable, '-c', code], stderr=subprocess.DEVNULL)
-    return (f'the gate had real-time priority {PRIORITY}, all else the ordinary one'
-            if allowed.returncode == 0 else 'all had the ordinary priority')
+    nice = os.nice(0)
+    usual = f'nice {nice}' if nice else 'the ordinary one'
+    return (f'priority: {PRIORITY} (real-time) of the gate, {usual} of all else'
+            if allowed.returncode == 0 else f'priority: {usual} of all')
 
 
 @pytest.fixture(scope='module')

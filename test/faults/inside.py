@@ -30,8 +30,8 @@ Clock.now = _shifted
 def policy_faults(folder: Path) -> str:
     """Return code that makes decisions slow, endless or hungry.
 
-    While ``folder`` has a file 'slow' a decision waits; with 'endless' no thought may end; with
-    'hungry' it asks for a pebibyte.
+    While ``folder`` has a file 'slow' a decision waits, and 'waits' is made when one does; with
+    'endless' no thought may end; with 'hungry' it asks for a pebibyte.
     """
     return f"""
 import pathlib, time
@@ -40,6 +40,7 @@ from dtvla_ros.engine import think_act
 _folder, _decide = pathlib.Path({str(folder)!r}), think_act.ThinkAct.decide
 def decide(self, *arguments):
     while (_folder / 'slow').exists():
+        (_folder / 'waits').touch()
         time.sleep(0.005)
     if (_folder / 'hungry').exists():
         np.empty(2**50, np.uint8)

@@ -35,7 +35,7 @@ def running(rig):
 @pytest.fixture
 def moving(running):
     running.robot.grip_moves = True
-    for name in ('slow', 'endless', 'hungry'):
+    for name in ('slow', 'waits', 'endless', 'hungry'):
         (running.folder / name).unlink(missing_ok=True)
     return running.ready()
 
@@ -243,7 +243,8 @@ def test_33_an_e_stop_while_the_policy_thinks(moving, check, quality):
     moving.spin(lambda: estop.get_subscription_count() == 2 * heard, 5, 'both nodes listening')
     moving.wait(0.3)  # until they know of the publisher, too
     (moving.folder / 'slow').touch()
-    moving.spin(lambda: moving.vla[0] == 'THINKING', 3, 'a decision begun')
+    moving.spin((moving.folder / 'waits').exists, 3, 'a decision begun')
+    moving.wait(0.05)  # the chunk before it
     assert moving.moving() or not moving.strict
     chunks, since = len(moving.chunks), time.monotonic()
     estop.publish(Bool(data=True))
