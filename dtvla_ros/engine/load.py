@@ -44,6 +44,9 @@ def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1, device
     transform = transform_of(folder, manifest)
     weights = manifest.verified_weights(folder)
     floats = not multiplies_bytes() and all(name in manifest.files for name in FLOAT_GRAPHS)
+    if manifest.weights == 'w8a8' and device == 'cpu' and not floats and not multiplies_bytes():
+        raise UserError(f'{folder / MANIFEST}: these w8a8 weights were exported before they were '
+                        'made for a CPU without VNNI; export the policy again')
     if engine == 'onnx':
         for name in (*GRAPHS, *(FLOAT_GRAPHS if floats else ())):
             manifest.verified(folder, name)

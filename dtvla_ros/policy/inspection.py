@@ -271,7 +271,8 @@ def _memory(config: DecoderConfig, thought: int) -> dict[str, int]:
     """Return bytes by what takes them, as computed from the sizes.
 
     int8 ONNX graphs hold one byte per weight of a matrix and a scale per block, and the head's
-    rows twice: to be multiplied, and to be looked up.
+    rows twice: to be multiplied, and to be looked up. A CPU that multiplies no bytes keeps float32
+    matrices beside them.
     """
     shapes = {name: tuple(p.shape) for name, p in empty_model(config).state_dict().items()}
     every = sum(math.prod(shape) for shape in shapes.values())

@@ -188,6 +188,20 @@ def test_integer_products_do_not_saturate_without_vnni(traced):
     assert seen > 4 and lost
 
 
+@pytest.mark.parametrize('bytes_too', [True, False])
+def test_old_w8a8_weights_are_refused_where_they_would_saturate(tmp_path, monkeypatch, bytes_too):
+    write(tmp_path / 'policy', 'w8a8')
+    manifest = PolicyManifest.read(tmp_path / 'policy')
+    files = {name: digest for name, digest in manifest.files.items() if name not in FLOAT_GRAPHS}
+    (tmp_path / 'policy' / 'manifest.json').write_text(replace(manifest, files=files).to_json())
+    monkeypatch.setattr(loading, 'multiplies_bytes', lambda: bytes_too)
+    if bytes_too:
+        load_policy(tmp_path / 'policy')
+    else:
+        with pytest.raises(UserError, match='export the policy again'):
+            load_policy(tmp_path / 'policy')
+
+
 def test_a_damaged_quantised_policy_is_refused(tmp_path):
     write(tmp_path / 'policy', 'int8')
     path = tmp_path / 'policy' / 'model.safetensors'
