@@ -58,9 +58,8 @@ class Robot:
         node.create_subscription(PoseStamped, '/target_pose', self._on_target, 1)
         self.gripper: Subscription | None = None
         self.connect_gripper()
-        steady = STEADY
-        node.create_timer(STATE_PERIOD, self._move, clock=steady)
-        node.create_timer(1.0 / frame_rate, self._film, clock=steady)
+        node.create_timer(STATE_PERIOD, self._move, clock=STEADY)
+        node.create_timer(1.0 / frame_rate, self._film, clock=STEADY)
 
     def connect_gripper(self) -> None:
         """Listen to ``/gripper_cmd``."""

@@ -91,12 +91,11 @@ class CommandGate(Node):
         for name in ('start', 'stop', 'clear_fault'):
             self.create_service(Trigger, name, self._service(name))
         self.create_service(SetBool, 'pause', self._on_pause)
-        steady = STEADY
-        self.create_timer(self._period, self._on_timer, clock=steady)
+        self.create_timer(self._period, self._on_timer, clock=STEADY)
         if not self._lockstep:
-            self.create_timer(WATCH_PERIOD, self._on_watch, clock=steady)
-        self.create_timer(STATE_PERIOD, self._tell, clock=steady)
-        self.create_timer(RIVALS_PERIOD, self._look_around, clock=steady)
+            self.create_timer(WATCH_PERIOD, self._on_watch, clock=STEADY)
+        self.create_timer(STATE_PERIOD, self._tell, clock=STEADY)
+        self.create_timer(RIVALS_PERIOD, self._look_around, clock=STEADY)
         self._tell()
 
     def destroy_node(self) -> None:

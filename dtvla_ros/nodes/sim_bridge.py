@@ -147,10 +147,9 @@ class SimBridge(Node):
             self._state, suite, self._env.tasks)
         self.create_subscription(JointTrajectory, 'action', self._on_action, qos.LATEST)
         self.create_subscription(DiagnosticStatus, 'vla/state', self._on_policy, qos.LATCHED)
-        steady = STEADY
-        self.create_timer(0.1, self._on_patience, clock=steady)
+        self.create_timer(0.1, self._on_patience, clock=STEADY)
         if not self._lockstep:
-            self.create_timer(self._period_ns * 1e-9, self._on_real_time, clock=steady)
+            self.create_timer(self._period_ns * 1e-9, self._on_real_time, clock=STEADY)
         self._begin()
         for camera in CAMERAS:
             self._picture(camera)  # the first drawing builds the renderer, which takes seconds

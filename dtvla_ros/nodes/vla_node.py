@@ -89,11 +89,10 @@ class VlaNode(LifecycleNode):
         qos.listen_to_anyone(self, Bool, 'estop', self._on_estop)
         self.create_subscription(DiagnosticStatus, GATE, self._on_gate, qos.LATCHED)
         self.create_service(Trigger, 'reset_episode', self._on_reset)
-        steady = STEADY
-        self.create_timer(HEARTBEAT_PERIOD, self._on_worker, clock=steady)
-        self.create_timer(1.0, self._diagnose, clock=steady)
+        self.create_timer(HEARTBEAT_PERIOD, self._on_worker, clock=STEADY)
+        self.create_timer(1.0, self._diagnose, clock=STEADY)
         if autostart:
-            self._started = self.create_timer(0.0, self._start_by_itself, clock=steady)
+            self._started = self.create_timer(0.0, self._start_by_itself, clock=STEADY)
 
     def destroy_node(self) -> None:
         """End the worker first, so that nothing is published by a dying node."""
@@ -181,8 +180,7 @@ class VlaNode(LifecycleNode):
             self._started.cancel()
             if self.trigger_configure() != DONE:
                 end(UserError(self._refusal))
-            steady = STEADY
-            self._started = self.create_timer(ASK_AGAIN, self._start_by_itself, clock=steady)
+            self._started = self.create_timer(ASK_AGAIN, self._start_by_itself, clock=STEADY)
         elif self._thinker.load_error is not None:
             self._started.cancel()
             end(self._thinker.load_error)

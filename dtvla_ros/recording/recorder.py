@@ -127,11 +127,10 @@ class Recorder(Node):
         self._told = 0
         self.writer = BagThread(BagWriter(out), end)
         self.started = time.monotonic()
-        steady = STEADY
-        self.create_timer(LOOK_PERIOD, self._look, clock=steady)
-        self.create_timer(TELL_PERIOD, self._tell, clock=steady)
+        self.create_timer(LOOK_PERIOD, self._look, clock=STEADY)
+        self.create_timer(TELL_PERIOD, self._tell, clock=STEADY)
         if seconds:
-            self.create_timer(seconds, end, clock=steady)
+            self.create_timer(seconds, end, clock=STEADY)
 
     def destroy_node(self) -> None:
         """Finish the bag before the node leaves."""
