@@ -27,6 +27,23 @@ Clock.now = _shifted
 """
 
 
+RIVAL = """
+import sys, time
+import rclpy
+from geometry_msgs.msg import TwistStamped
+from dtvla_ros.ros.environment import prepare
+prepare()
+rclpy.init()
+node = rclpy.create_node('rival')
+print(time.monotonic(), flush=True)
+node.create_publisher(TwistStamped, '/twist_cmd', 1)
+sys.stdin.read()
+node.destroy_node()
+rclpy.try_shutdown()
+"""
+"""A program that only offers commands to the arm, until its input ends; it prints since when."""
+
+
 def policy_faults(folder: Path) -> str:
     """Return code that makes decisions slow, endless or hungry.
 

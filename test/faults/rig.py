@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -112,8 +112,12 @@ class Rig:
         self.vla_states.append(
             (time.monotonic(), message.message, conversions.status_values(message)))
 
-    def start(self, name: str, *arguments: str, code: str = '') -> None:
-        """Start ``vla_node`` or ``command_gate``; ``code`` is run in its process before."""
+    def start(self, name: str, *arguments: str, code: str = '',
+              remaps: Sequence[str] = ()) -> None:
+        """Start ``vla_node`` or ``command_gate``; ``code`` is run in its process before.
+
+        ``remaps`` come before the usual ones: the first that fits a name counts.
+        """
         self.wait(0.1)  # what a former process of this name said last
         (self.vla_states if name == 'vla_node' else self.gate_states).clear()
         self.commands.clear()
@@ -133,7 +137,7 @@ class Rig:
         self._logged[name] = path.stat().st_size if path.exists() else 0
         with path.open('a') as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, *program, '--ros-args', *common, *arguments], stdout=log,
+                [sys.executable, *program, '--ros-args', *remaps, *common, *arguments], stdout=log,
                 stderr=subprocess.STDOUT, text=True, cwd=ROOT,
                 env={**os.environ, 'OMP_NUM_THREADS': '1'},
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))

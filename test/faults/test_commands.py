@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
-import rclpy
-from geometry_msgs.msg import TwistStamped
 from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters
-from rclpy.node import Node
 from rclpy.parameter import Parameter
 from std_msgs.msg import Bool, String
 
 from dtvla_ros.actions import osc
 from dtvla_ros.ros import conversions, qos
-from test.faults.inside import policy_faults
-from test.faults.rig import TASK
+from test.faults.inside import RIVAL, policy_faults
+from test.faults.rig import ROOT, TASK
 from test.faults.table import T
 
 LISTED = 'put the can in the wooden bin'
@@ -200,22 +199,18 @@ def test_a_pause_holds_and_answers_with_the_state_after_it(moving):
 
 
 def test_31_a_second_publisher_silences_the_gate(moving, check):
-    context = rclpy.Context()  # of its own, as another process has
-    rclpy.init(context=context)
-    since = time.monotonic()
-    other = Node('rival', context=context)
-    other.create_publisher(TwistStamped, '/twist_cmd', 1)
-    moving.spin(lambda: moving.gate[0] == 'FAULT', 3, 'FAULT')
+    other = subprocess.Popen([sys.executable, '-c', RIVAL], cwd=ROOT, text=True,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    moving.spin(lambda: moving.gate[0] == 'FAULT', 10, 'FAULT')
     moving.wait(0.3)
-    check(31, moving.silent_after(since))
+    check(31, moving.silent_after(float(other.stdout.readline())))
     response = moving.obeyed('clear_fault')
     assert not response.success, 'not while the other one is there'
     assert 'another node still publishes' in response.message
     before = len(moving.commands)
     moving.wait(0.3)
     assert len(moving.commands) == before, 'silence'
-    other.destroy_node()
-    context.try_shutdown()
+    other.communicate()
     moving.ready()
 
 

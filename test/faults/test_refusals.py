@@ -10,11 +10,9 @@ import time
 
 import numpy as np
 import pytest
-import rclpy
 from geometry_msgs.msg import Transform, TransformStamped
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
-from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CompressedImage
@@ -50,11 +48,11 @@ def change(rig, transition):
 @pytest.fixture
 def managed(rig):
     """Return a function that starts the policy node unconfigured, instead of a former one."""
-    def start(*arguments, code=''):
+    def start(*arguments, **options):
         if 'vla_node' in rig.processes:
             rig.kill('vla_node', signal.SIGINT).wait(10)
         rig.proxy.faults.clear()
-        rig.start('vla_node', *MANAGED, *arguments, code=code)
+        rig.start('vla_node', *MANAGED, *arguments, **options)
         rig.spin(lambda: rig.vla[0] == 'UNCONFIGURED', 20, 'UNCONFIGURED')
         return rig
     return start
@@ -196,13 +194,11 @@ def test_27_statistics_that_cannot_be_right_are_refused(managed, policy, tmp_pat
 
 
 def test_08_a_truncated_jpeg_holds(managed, check):
-    rig = managed('-p', 'transport:=compressed')
-    # In a context of its own: in one, a topic has one type, and the proxy's is another.
-    context = rclpy.Context()
-    rclpy.init(context=context)
-    camera = Node('camera', context=context)
-    publishers = [camera.create_publisher(
-        CompressedImage, f'/image_{name}', qos_profile_sensor_data) for name in CAMERAS]
+    # Under other names: a process cannot publish two types on one topic, and the proxy is there.
+    rig = managed('-p', 'transport:=compressed', remaps=[
+        word for name in CAMERAS for word in ('-r', f'image_{name}:=/jpeg_{name}')])
+    publishers = [rig.node.create_publisher(
+        CompressedImage, f'/jpeg_{name}', qos_profile_sensor_data) for name in CAMERAS]
     random, cut = np.random.default_rng(0), []
 
     def film():
@@ -228,8 +224,8 @@ def test_08_a_truncated_jpeg_holds(managed, check):
     rig.spin(rig.moving, 10, 'motion by itself')
     timer.cancel()  # an events executor may still call a timer that is only destroyed
     rig.node.destroy_timer(timer)
-    camera.destroy_node()
-    context.try_shutdown()
+    for publisher in publishers:
+        rig.node.destroy_publisher(publisher)
 
 
 @pytest.fixture
