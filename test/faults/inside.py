@@ -76,9 +76,9 @@ def slow_loading(file: Path) -> str:
 import pathlib, time
 from dtvla_ros.engine import onnx_engine
 _build = onnx_engine.OnnxEngine.__init__
-def build(self, *arguments):
+def build(self, *arguments, **named):
     while pathlib.Path({str(file)!r}).exists():
         time.sleep(0.01)
-    _build(self, *arguments)
+    _build(self, *arguments, **named)
 onnx_engine.OnnxEngine.__init__ = build
 """
