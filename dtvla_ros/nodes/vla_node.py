@@ -115,6 +115,7 @@ class VlaNode(LifecycleNode):
             return self._refuse('configure', str(thinker.load_error))
         self._thinker = thinker
         self._gate = Watchdog({GATE: settings.gate_timeout_s}, own_period=HEARTBEAT_PERIOD)
+        self._gate_heard = False
         self._inputs = self._build_inputs()
         self._inputs.open()
         return DONE
