@@ -71,7 +71,7 @@ class SimFrames:
 
     def show(self, stamp: float, gripper: Placed) -> None:
         """Send where the gripper is."""
-        if self._moving is not None:
+        if self._moving is not None and self._moving.get_subscription_count():
             self._moving.publish(self._type(
                 transforms=[_transform(stamp, BASE, GRIPPER, gripper)]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import re
 import signal
@@ -81,12 +82,16 @@ def end(outcome: int | BaseException = 0) -> None:
     _outcomes.append(outcome)
 
 
-def _pay_for_the_first_log() -> None:
-    """Look through all modules now, as rclpy does to name the caller of a first log message.
+def _settle() -> None:
+    """Do now what would cost time in the first fault, or again and again.
 
-    That takes about 0.1 s where a policy is imported: the heartbeat would miss its time.
+    To name the caller of a first log message rclpy looks through all modules, about 0.1 s where a
+    policy is imported: the heartbeat would miss its time. And what lives as long as the process
+    need not be looked through at every collection of garbage.
     """
     inspect.getmodule(inspect.currentframe())
+    gc.collect()
+    gc.freeze()
 
 
 def run(factory: Callable[[], Node], args: Sequence[str] | None = None) -> int:
@@ -115,7 +120,7 @@ def _run(factory: Callable[[], Node], args: Sequence[str]) -> int:
         with _signals() as closing:
             try:
                 node = _build(factory)
-                _pay_for_the_first_log()
+                _settle()
                 executor = make_executor()
                 executor.add_node(node)
                 while rclpy.ok() and not _outcomes:
@@ -202,6 +207,7 @@ def joined(factory: Callable[[], AnyNode]) -> Iterator[tuple[AnyNode, Executor]]
     node = executor = None
     try:
         node = _build(factory)
+        _settle()
         executor = make_executor()
         executor.add_node(node)
         yield node, executor
