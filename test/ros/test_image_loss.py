@@ -65,7 +65,6 @@ def camera(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-@pytest.mark.slow
 def test_no_picture_is_lost_in_ten_seconds(camera: subprocess.Popen[str]) -> None:
     rclpy.init()
     numbers: list[int] = []
