@@ -11,22 +11,21 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from numpy.typing import NDArray
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros.recording.topics import CAMERAS
-from dtvla_ros.ros import images
+from dtvla_ros.ros import images, qos
 
 from .seen import Seen
 
 LATENCY = 'latency_'
 WRITING = '…'  # ends a thought that is still being written
 
-_LATCHED = QoSProfile(  # deep, so that nothing is overwritten while a picture is drawn
-    depth=100, reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.TRANSIENT_LOCAL)
+# Deep, so that nothing is overwritten while a picture is drawn.
+_LATCHED = qos.profile(100, reliable=True, latched=True)
 
 
 OnFrame = Callable[[dict[str, NDArray[np.uint8]], Seen], None]

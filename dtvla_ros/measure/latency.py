@@ -22,7 +22,7 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.executors import Executor
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rclpy.qos import qos_profile_sensor_data
 from rclpy.timer import Timer
 from rich.console import Console
 from rich.table import Table
@@ -37,7 +37,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
 from dtvla_ros.measure.domain import use_own_domain
 from dtvla_ros.measure.scheduling import SchedulingDelay
-from dtvla_ros.ros import images
+from dtvla_ros.ros import images, qos
 from dtvla_ros.ros.processes import NodeProcesses
 from dtvla_ros.ros.run import STEADY, joined, run
 
@@ -47,8 +47,6 @@ CHUNK_PERIOD = 0.05  # s, the row of a chunk
 WARM_UP = 20  # samples at the start that do not count
 PATIENCE = 30.0  # s until a process must have answered
 TARGETS_MS = {'picture p50': 1.5, 'command p99': 2.0, 'jitter p99': 2.0}
-LATEST = QoSProfile(depth=1)
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class Camera(Node):
@@ -68,10 +66,6 @@ class Camera(Node):
 
 def _stamp(nanoseconds: int) -> Time:
     return Time(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
-
-
-def _nanoseconds(stamp: Any) -> int:
-    return int(stamp.sec) * 10**9 + int(stamp.nanosec)
 
 
 def _chunk(stamp: int, rows: int) -> JointTrajectory:
@@ -138,8 +132,8 @@ class Policy:
 
     def __init__(self, node: Node) -> None:
         """Start the heartbeat."""
-        self.chunks = node.create_publisher(JointTrajectory, 'vla/action_chunk', LATEST)
-        self._state = node.create_publisher(DiagnosticStatus, 'vla/state', LATCHED)
+        self.chunks = node.create_publisher(JointTrajectory, 'vla/action_chunk', qos.LATEST)
+        self._state = node.create_publisher(DiagnosticStatus, 'vla/state', qos.LATCHED)
         self._poses = node.create_publisher(PoseStamped, 'ee_pose', qos_profile_sensor_data)
         self._joints = node.create_publisher(
             JointState, 'joint_states', qos_profile_sensor_data)
@@ -229,7 +223,7 @@ def measure_regularity(bench: Bench, rate: float, seconds: float) -> tuple[list[
     commands = node.create_subscription(
         TwistStamped, 'twist_cmd', lambda _: came.append(time.perf_counter()), 10)
     state = node.create_subscription(
-        DiagnosticStatus, 'gate_state', on_state, LATCHED)
+        DiagnosticStatus, 'gate_state', on_state, qos.LATCHED)
     policy = Policy(node)
     policy.every(0.02, policy.measure)
     policy.every(0.2, lambda: policy.chunks.publish(_chunk(time.time_ns(), 8)))

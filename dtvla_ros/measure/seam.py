@@ -12,7 +12,6 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile
 from rich.console import Console
 from rich.table import Table
 from std_msgs.msg import String
@@ -23,6 +22,7 @@ from dtvla_ros.demo.graph import VLA_NAMES
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
 from dtvla_ros.measure.domain import use_own_domain
+from dtvla_ros.ros import qos
 from dtvla_ros.ros.processes import NodeProcesses
 from dtvla_ros.ros.run import joined
 
@@ -39,9 +39,8 @@ class Watch(Node):
         super().__init__('seam')
         self.account: dict[str, float] = {}
         self.episodes: list[bool] = []
-        latched = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self.create_subscription(DiagnosticStatus, '/gate_state', self._on_gate, latched)
-        self.create_subscription(String, '/sim/episode', self._on_episode, latched)
+        self.create_subscription(DiagnosticStatus, '/gate_state', self._on_gate, qos.LATCHED_10)
+        self.create_subscription(String, '/sim/episode', self._on_episode, qos.LATCHED_10)
 
     def _on_gate(self, message: DiagnosticStatus) -> None:
         self.account = {pair.key: float(pair.value) for pair in message.values

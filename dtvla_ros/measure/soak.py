@@ -13,7 +13,6 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import TwistStamped
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile
 from rich.console import Console
 from rich.table import Table
 from std_msgs.msg import String
@@ -25,6 +24,7 @@ from dtvla_ros.demo.graph import VLA_NAMES
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
 from dtvla_ros.measure.domain import use_own_domain
+from dtvla_ros.ros import qos
 from dtvla_ros.ros.processes import NodeProcesses, resident_memory
 from dtvla_ros.ros.run import STEADY, joined
 
@@ -33,7 +33,6 @@ PERIOD = 0.05  # s, of the commands
 LATE = 0.05  # s beyond the period: a missed deadline
 GROWTH = 5.0  # MB after the warm-up
 PATIENCE = 60.0  # s until the arm must move
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 NODES = ('vla_node', 'command_gate')
 
 
@@ -45,11 +44,11 @@ class Watch(Node):
         self.stamps: list[float] = []
         self.gate, self.policy = '', ''
         self.stops: list[str] = []
-        self._instruction = self.create_publisher(String, '/instruction', LATCHED)
+        self._instruction = self.create_publisher(String, '/instruction', qos.LATCHED)
         self._start = self.create_client(Trigger, '/start')
         self.create_subscription(TwistStamped, '/twist_cmd', self._on_command, 50)
-        self.create_subscription(DiagnosticStatus, '/gate_state', self._on_gate, LATCHED)
-        self.create_subscription(DiagnosticStatus, '/vla/state', self._on_policy, LATCHED)
+        self.create_subscription(DiagnosticStatus, '/gate_state', self._on_gate, qos.LATCHED)
+        self.create_subscription(DiagnosticStatus, '/vla/state', self._on_policy, qos.LATCHED)
         self.create_timer(0.5, self._push, clock=STEADY)
 
     def _on_command(self, message: TwistStamped) -> None:

@@ -9,12 +9,12 @@ import numpy as np
 from geometry_msgs.msg import PoseStamped
 from numpy.typing import NDArray
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rclpy.qos import qos_profile_sensor_data
 from scipy.spatial.transform import Rotation
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.parameters import declare
-from dtvla_ros.ros import conversions
+from dtvla_ros.ros import conversions, qos
 
 SOURCES = ('topic', 'tf')
 OnPose = Callable[[NDArray[np.float64], NDArray[np.float64], float], None]
@@ -102,12 +102,11 @@ class PoseSource:
             self._open = [node.create_subscription(
                 self._type, 'ee_pose', self._on_topic, qos_profile_sensor_data)]
             return
-        durability = DurabilityPolicy.TRANSIENT_LOCAL
         self._open = [
             node.create_subscription(self._type, '/tf', self._on_transforms,
-                                     QoSProfile(depth=100)),
+                                     qos.profile(100, reliable=True, latched=False)),
             node.create_subscription(self._type, '/tf_static', self._on_static,
-                                     QoSProfile(depth=100, durability=durability))]
+                                     qos.profile(100, reliable=True, latched=True))]
 
     def close(self) -> None:
         """Stop listening."""

@@ -8,7 +8,7 @@ import numpy as np
 from geometry_msgs.msg import Quaternion, Transform, TransformStamped, Vector3
 from numpy.typing import NDArray
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from rclpy.qos import qos_profile_sensor_data
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo
 
@@ -50,7 +50,8 @@ class SimFrames:
         except KeyError:
             node.get_logger().info('tf2_msgs is not installed: no /tf and /tf_static')
         else:
-            self._moving = node.create_publisher(self._type, '/tf', QoSProfile(depth=100))
+            self._moving = node.create_publisher(
+                self._type, '/tf', qos.profile(100, reliable=True, latched=False))
             self._static = node.create_publisher(self._type, '/tf_static', qos.LATCHED)
         self._infos = {
             name: node.create_publisher(

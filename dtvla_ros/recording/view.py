@@ -11,7 +11,7 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rclpy.qos import qos_profile_sensor_data
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 from visualization_msgs.msg import MarkerArray
@@ -20,7 +20,7 @@ from dtvla_ros.actions.chunk import CHANNELS
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import require_writable
 from dtvla_ros.recording import topics
-from dtvla_ros.ros import conversions, images
+from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.conversions import message_type
 from dtvla_ros.ros.run import STEADY, run
 
@@ -34,7 +34,7 @@ LATENCY = 'latency_'
 LEVELS = {DiagnosticStatus.OK: 'INFO', DiagnosticStatus.WARN: 'WARN',
           DiagnosticStatus.ERROR: 'ERROR'}
 DEPTH = 100  # nothing is overwritten while a picture is compressed
-LATCHED = QoSProfile(depth=DEPTH, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+LATCHED = qos.profile(DEPTH, reliable=True, latched=True)
 
 
 def load_rerun() -> Any:
