@@ -1,7 +1,8 @@
-"""Lets every test import the helpers that lie beside this file; what needs ROS needs rclpy."""
+"""Lets every test and its processes import test/support; what needs ROS needs rclpy."""
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +11,10 @@ import pytest
 
 from dtvla_ros.ros.processes import remove_dead_segments
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = str(Path(__file__).parent)
+sys.path.insert(0, HERE)
+os.environ['PYTHONPATH'] = os.pathsep.join(
+    path for path in (HERE, os.environ.get('PYTHONPATH')) if path)
 
 HAS_ROS = find_spec('rclpy') is not None
 if not HAS_ROS:

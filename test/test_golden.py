@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from golden import document, golden
+from support.golden import document, golden
 
 
 def test_every_file_is_the_one_that_was_dumped():

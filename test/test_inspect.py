@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden import tensors as golden_tensors
-from released import STATISTICS, observation, write_checkpoint
 from safetensors.torch import load_file, save_file
+from support.golden import tensors as golden_tensors
+from support.released import STATISTICS, observation, write_checkpoint
 from tokenizers import Tokenizer
 
 from dtvla_ros import cli
-from dtvla_ros.engine.convert import ConvertOptions, convert
-from dtvla_ros.engine.load import load_policy, load_think_act
-from dtvla_ros.engine.think_act import ThinkAct
+from dtvla_ros.engine.load import load_policy, load_whole_policy
+from dtvla_ros.engine.policy import Policy
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.inspection import inspect
+from dtvla_ros.policy.convert import ConvertOptions, convert
+from dtvla_ros.policy.inspect import inspect
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.policy.released import read_config, read_statistics
 from dtvla_ros.policy.transform import PolicyTransform
@@ -70,14 +70,14 @@ def test_from_download_to_decision(copy, monkeypatch, capsys):
                                    'tokenizer.json'}
     assert manifest.action.replan_steps == 10 and manifest.max_thought_tokens == 300
     assert not manifest.state_in_prompt and manifest.images.mirrored and manifest.images.upright
-    decision = ThinkAct(engine, transform, max_thought_tokens=5).decide(
+    decision = Policy(engine, transform, max_thought_tokens=5).infer(
         observation(TASK))
     low, high = (STATISTICS['action'][key][:6] for key in ('q01', 'q99'))
     assert decision.chunk.shape == (10, 7)
     assert (decision.chunk[:, :6] >= low).all() and (decision.chunk[:, :6] <= high).all()
-    assert load_think_act(copy, 'torch')[0].max_thought_tokens == 300
-    half = ThinkAct(load_policy(copy, 'torch', dtype='bfloat16')[0], transform, 'masked')
-    assert np.isfinite(half.decide(observation(TASK)).chunk).all()
+    assert load_whole_policy(copy, 'torch')[0].max_thought_tokens == 300
+    half = Policy(load_policy(copy, 'torch', dtype='bfloat16')[0], transform, 'masked')
+    assert np.isfinite(half.infer(observation(TASK)).chunk).all()
     with pytest.raises(UserError, match="type 'int8' is none of"):
         load_policy(copy, 'torch', dtype='int8')
     with pytest.raises(UserError, match='manifest.json: lists no ONNX graphs; use the engine'):
@@ -283,7 +283,7 @@ def test_a_policy_apart_from_the_download(download, tmp_path, monkeypatch, capsy
     assert {path.name: path.read_bytes() for path in download.iterdir()} == before
     assert (out / SHARD).samefile(download / SHARD), 'no second 6 GB on the disk'
     assert lacks(out) == '' and PolicyManifest.read(out).name == 'released'
-    assert load_think_act(out, 'torch')[1].max_thought_tokens == 300
+    assert load_whole_policy(out, 'torch')[1].max_thought_tokens == 300
     with pytest.raises(UserError, match='exists already; replace it with --force'):
         convert(download, ConvertOptions(out=out))
     convert(download, ConvertOptions(out=out, name='again', force=True))

@@ -16,7 +16,7 @@ import yaml
 
 from dtvla_ros.engine.engine import MODES
 from dtvla_ros.nodes.gate_settings import LIMITS
-from dtvla_ros.nodes.vla_settings import SETTINGS
+from dtvla_ros.nodes.settings import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / 'launch').glob('*.launch.py'))

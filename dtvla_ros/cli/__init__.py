@@ -125,8 +125,8 @@ def collect(
 
     `dtvla collect --suite libero_object --starts shuffle --out data/object` (docs/libero.md)
     """
-    from dtvla_ros.training.collect import CollectOptions
-    from dtvla_ros.training.collect import collect as run
+    from dtvla_ros.data.collect import CollectOptions
+    from dtvla_ros.data.collect import collect as run
 
     info = run(out, CollectOptions(
         suite=suite, starts=starts, tasks=names(tasks), episodes=episodes, seed=seed,

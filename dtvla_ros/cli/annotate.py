@@ -12,7 +12,7 @@ from dtvla_ros.cli.arguments import Json, names
 from dtvla_ros.errors import UserError
 
 if TYPE_CHECKING:
-    from dtvla_ros.training.annotation.source import Source
+    from dtvla_ros.annotation.source import Source
 
 app = typer.Typer()
 annotate = typer.Typer(
@@ -48,7 +48,7 @@ def _source(data: Path, things: str | None = None, invert: bool = False) -> Sour
     if missing:
         raise UserError(f'dtvla annotate needs {", ".join(missing)}; install it with '
                         'pip install "dtvla_ros[train,annotate]"')
-    from dtvla_ros.training.annotation.source import Source
+    from dtvla_ros.annotation.source import Source
 
     return Source(data, names(things), invert)
 
@@ -80,7 +80,7 @@ def keyframes(
 
     `dtvla annotate keyframes --data data/tabletop --plot out/keyframes.png --episode 7`
     """
-    from dtvla_ros.training.annotation import keyframes as module
+    from dtvla_ros.annotation import keyframes as module
 
     source = _source(data, invert=invert_gripper)
     options = module.KeyframeOptions(min_gap, max_gap, prominence)
@@ -159,7 +159,7 @@ def label(
     --labels out/annotation/again.jsonl`
     """
     source = _source(data, objects, invert_gripper)
-    from dtvla_ros.training.annotation.command import LabelCommand, run_label
+    from dtvla_ros.annotation.command import LabelCommand, run_label
 
     run_label(source, LabelCommand(
         folder=out, labels=labels, provider=provider, url=url, model=model, key_env=key_env,
@@ -198,10 +198,10 @@ def agree(
     `dtvla annotate agree --data data/tabletop --with data/tabletop-thoughts` after `fill`
     """
     source = _source(data, objects, invert_gripper)
+    from dtvla_ros.annotation import agreement
+    from dtvla_ros.annotation.keyframes import read_keyframes
+    from dtvla_ros.annotation.source import Source
     from dtvla_ros.files import write_json
-    from dtvla_ros.training.annotation import agreement
-    from dtvla_ros.training.annotation.keyframes import read_keyframes
-    from dtvla_ros.training.annotation.source import Source
 
     first, _, end = episodes.rpartition(':')
     try:
@@ -245,8 +245,8 @@ def review(
     `dtvla annotate review --data data/tabletop --out out/annotation --sample 20`
     """
     source = _source(data, objects, invert_gripper)
-    from dtvla_ros.training.annotation import review as module
-    from dtvla_ros.training.annotation.label import LABELS
+    from dtvla_ros.annotation import review as module
+    from dtvla_ros.annotation.label import LABELS
 
     path = labels or out / LABELS
     digest, rows = module.read_labels(path, source)
@@ -282,8 +282,8 @@ def apply(
     `dtvla annotate apply --out out/annotation --accept-rest`
     """
     source = _source(data, objects, invert_gripper)
-    from dtvla_ros.training.annotation import review as module
-    from dtvla_ros.training.annotation.label import LABELS
+    from dtvla_ros.annotation import review as module
+    from dtvla_ros.annotation.label import LABELS
 
     digest, rows = module.read_labels(labels or out / LABELS, source)
     counts = module.apply_decisions(
@@ -328,18 +328,18 @@ def fill(
     `dtvla annotate fill --labeller vlm --model models/vlm --to data/thoughts` on a GPU
     """
     source = _source(data, objects, invert_gripper)
+    from dtvla_ros.annotation import fill as module
+    from dtvla_ros.annotation.agreement import print_agreement
+    from dtvla_ros.annotation.labeller import Labeller, MotionLabeller
+    from dtvla_ros.annotation.review import ACCEPTED, read_accepted
     from dtvla_ros.files import write_json
-    from dtvla_ros.training.annotation import fill as module
-    from dtvla_ros.training.annotation.agreement import print_agreement
-    from dtvla_ros.training.annotation.labeller import Labeller, MotionLabeller
-    from dtvla_ros.training.annotation.review import ACCEPTED, read_accepted
 
     accepted = read_accepted(out / ACCEPTED, source)
     chosen: Labeller
     if labeller == 'motion':
         chosen = MotionLabeller(steps=steps, seed=seed)
     elif labeller == 'vlm' and model is not None:
-        from dtvla_ros.training.annotation.vlm_labeller import VlmLabeller
+        from dtvla_ros.annotation.vlm_labeller import VlmLabeller
 
         chosen = VlmLabeller(model, out / 'adapters', epochs=epochs, seed=seed)
     else:

@@ -45,8 +45,8 @@ def convert(
     `dtvla data convert aloha --rename observation.images.top=observation.images.image --rename
     observation.images.hand=observation.images.wrist_image --out data/aloha`
     """
-    from dtvla_ros.training.dataset.convert import ConvertOptions
-    from dtvla_ros.training.dataset.convert import convert as run
+    from dtvla_ros.data.convert import ConvertOptions
+    from dtvla_ros.data.convert import convert as run
 
     pairs = [text.partition('=') for text in rename or ()]
     wrong = next((old for old, sign, new in pairs if not (old and sign and new)), None)
@@ -77,9 +77,9 @@ def inspect_(
 
     `dtvla data inspect libero_cot --tokenizer deepthinkvla_libero_cot_sft --json out/cot.json`
     """
+    from dtvla_ros.data.inspect import inspect_dataset
+    from dtvla_ros.data.tables import show_inspection
     from dtvla_ros.files import write_json
-    from dtvla_ros.training.dataset.inspect import inspect_dataset
-    from dtvla_ros.training.dataset.tables import show_inspection
 
     found = inspect_dataset(dataset, tokenizer)
     show_inspection(found)
@@ -112,13 +112,13 @@ def validate(
     """
     from dataclasses import asdict
 
+    from dtvla_ros.data.tables import show_findings
+    from dtvla_ros.data.validate import validate as run
     from dtvla_ros.files import write_json
-    from dtvla_ros.training.dataset.tables import show_findings
-    from dtvla_ros.training.dataset.validate import validate as run
 
     findings = run(dataset, decode)
     if policy is not None and not findings:
-        from dtvla_ros.training.dataset.validate_policy import fits_policy
+        from dtvla_ros.data.validate_policy import fits_policy
 
         findings += fits_policy(dataset, policy, tokenizer)
     if json_file is not None:
@@ -152,9 +152,9 @@ def stats(
 
     `dtvla data stats data/libero --out data/libero/meta --json out/stats.json`
     """
+    from dtvla_ros.data.report import report
+    from dtvla_ros.data.tables import show_report
     from dtvla_ros.files import write_json
-    from dtvla_ros.training.dataset.report import report
-    from dtvla_ros.training.dataset.tables import show_report
 
     found = report(dataset, episodes, whole=out is not None)
     show_report(found)
@@ -186,7 +186,7 @@ def view(
 
     `dtvla data view data/tabletop --episodes 208,388 --out out/odd.png`
     """
-    from dtvla_ros.training.dataset.view import view as run
+    from dtvla_ros.data.view import view as run
 
     numbers = names(episodes)
     wrong = next((text for text in numbers if not text.isdecimal()), None)

@@ -105,8 +105,8 @@ def evaluate(
 
     `dtvla eval --suite libero_10 --policy my_policy --max-steps 620 --device cuda`
     """
-    from dtvla_ros.demo.evaluate import run_over_ros
     from dtvla_ros.evaluation.command import EvalOptions, evaluate_policy
+    from dtvla_ros.evaluation.ros_runner import run_over_ros
 
     evaluate_policy(EvalOptions(
         policy=policy, suite=suite, tasks=names(tasks), episodes=episodes, mode=mode,

@@ -79,7 +79,7 @@ def inspect(
     """
     from dtvla_ros import share
     from dtvla_ros.files import write_json
-    from dtvla_ros.policy.inspection import inspect as look
+    from dtvla_ros.policy.inspect import inspect as look
     from dtvla_ros.policy.inspection_tables import show
 
     found = look(share.find(path), hashes)
@@ -134,8 +134,8 @@ def convert(
 
     `dtvla convert deepthinkvla_base --adapter runs/lora --out models/merged`
     """
-    from dtvla_ros.engine.convert import ConvertOptions
-    from dtvla_ros.engine.convert import convert as run
+    from dtvla_ros.policy.convert import ConvertOptions
+    from dtvla_ros.policy.convert import convert as run
 
     manifest = run(path, ConvertOptions(
         names(cameras), name, license, statistics, suite_key, adapter, out, force))

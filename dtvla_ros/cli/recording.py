@@ -90,7 +90,7 @@ def from_bag(
 
     `dtvla data from-bag bags/sim --out data/good --successful --camera-every 2`
     """
-    from dtvla_ros.recording.convert import FINGERS, ConvertOptions, convert
+    from dtvla_ros.data.from_bag import FINGERS, ConvertOptions, convert
 
     report = convert(bags, out, ConvertOptions(
         rate=rate, camera_every=camera_every, tolerance=tolerance, chunk=chunk,

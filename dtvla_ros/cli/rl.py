@@ -73,9 +73,9 @@ def train_grpo(
     `dtvla train grpo --config config/train/grpo-decisions.yaml --init runs/few --out runs/better
     --iterations 20` compares the draws of every decision instead of whole episodes
     """
-    from dtvla_ros.training.rl.config import GrpoConfig
-    from dtvla_ros.training.rl.grpo import GrpoRun
-    from dtvla_ros.training.rl.grpo import train_grpo as run
+    from dtvla_ros.training.grpo.config import GrpoConfig
+    from dtvla_ros.training.grpo.train import GrpoRun
+    from dtvla_ros.training.grpo.train import train_grpo as run
 
     recipe = GrpoConfig.read(config, changes or ())
     if workers is not None:
@@ -125,7 +125,7 @@ def train_dagger(
     `dtvla train sft --init runs/nano --data data/tabletop --data data/round1 --out runs/round1
     --minutes 10`
     """
-    from dtvla_ros.training.rl.dagger import DaggerOptions, relabel
+    from dtvla_ros.training.dagger import DaggerOptions, relabel
 
     info = relabel(init, out, DaggerOptions(
         suite=suite, tasks=names(tasks), starts=starts, episodes=episodes, seed=seed,

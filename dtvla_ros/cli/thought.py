@@ -109,11 +109,11 @@ def _measure(
 
     from dtvla_ros import files
     from dtvla_ros.evaluation.command import look_at
-    from dtvla_ros.evaluation.pool import run_jobs
     from dtvla_ros.evaluation.report import versions
     from dtvla_ros.evaluation.seeds import evaluation_seed
-    from dtvla_ros.evaluation.setup import PolicySetup, SceneSetup, task_of
     from dtvla_ros.policy.manifest import PolicyManifest
+    from dtvla_ros.rollout.setup import PolicySetup, SceneSetup, task_of
+    from dtvla_ros.rollout.workers import run_jobs
     from dtvla_ros.share import find
 
     if json_file is not None:

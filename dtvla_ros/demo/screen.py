@@ -11,9 +11,8 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
+from dtvla_ros.evaluation.ros_seen import Seen
 from dtvla_ros.evaluation.statistics import Rate
-
-from .seen import Seen
 
 GATE_STYLE = {'RUN': 'green', 'HOLD': 'yellow', 'STOP': 'red', 'FAULT': 'bold red'}
 

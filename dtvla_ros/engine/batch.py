@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from dtvla_ros.engine.think_act import banned_in_thought
+from dtvla_ros.engine.policy import banned_in_thought
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import additive, left_padded, new_rows_visible
 from dtvla_ros.policy.config import SpecialIds
-from dtvla_ros.policy.decoder import Cache, HybridDecoder
 from dtvla_ros.policy.likelihood import Written, lay_out, log_distribution
+from dtvla_ros.policy.model import Cache, HybridDecoder
 from dtvla_ros.policy.observation import Observation
 from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.policy.vocabulary import UNKNOWN
@@ -106,7 +106,7 @@ def _gathered(parts: Sequence[_Rows]) -> _Rows:
 class BatchSampler:
     """Decides for many observations at once with a model that may go on being trained.
 
-    Temperature 0 is greedy. The words a thought may not hold are those of ``ThinkAct``.
+    Temperature 0 is greedy. The words a thought may not hold are those of ``Policy``.
     """
 
     def __init__(self, model: HybridDecoder, transform: PolicyTransform, *,
@@ -127,7 +127,7 @@ class BatchSampler:
             banned[unknown] = True
         self.banned = torch.from_numpy(banned)  # [V]
 
-    def decide(self, observations: Sequence[Observation],
+    def infer(self, observations: Sequence[Observation],
                seeds: Sequence[int | None] | None = None,
                copies: int = 1) -> list[SampledDecision]:
         """Return ``copies`` decisions per observation, in their order.
@@ -146,7 +146,7 @@ class BatchSampler:
     def sample(self, prompts: Sequence[Sequence[int]], pixel_values: Tensor,
                seeds: Sequence[int | None] | None = None,
                copies: int = 1) -> list[SampledDecision]:
-        """Do what ``decide`` does with prompts as ids and images [B, C, 3, H, W] in -1..1."""
+        """Do what ``infer`` does with prompts as ids and images [B, C, 3, H, W] in -1..1."""
         ids, weight = self.model.config.ids, self.model.embed_tokens.weight
         word_noise, slot_noise = self._noise(copies * len(prompts), seeds)
         features = self.model.encode_images(pixel_values.to(weight.device, weight.dtype))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dtvla_ros.engine.draft import write_thought
+from dtvla_ros.engine.decode import write_thought
 from dtvla_ros.engine.engine import Drafting, Engine
 from dtvla_ros.engine.geometry import (
     Cost,
@@ -27,7 +27,7 @@ from dtvla_ros.engine.geometry import (
 from dtvla_ros.engine.instructions import describe
 from dtvla_ros.engine.published import PublishedScheme
 from dtvla_ros.policy.config import DecoderConfig
-from dtvla_ros.policy.decoder import HybridDecoder
+from dtvla_ros.policy.model import HybridDecoder
 
 KINDS = ('fresh', 'draft', 'masked')
 PUBLISHED = 'published'
@@ -91,7 +91,7 @@ class _Contender:
         self.run = _Run()
         engine.forbid(view.banned)
 
-    def decide(self, kind: str) -> None:
+    def infer(self, kind: str) -> None:
         engine, view, run = self._engine, self._scene, self.run
         length = self._options.thought_tokens
         ids = engine.config.ids
@@ -130,7 +130,7 @@ class _Published:
         self._scheme, self._scene, self._options = PublishedScheme(model), view, options
         self.run = _Run()
 
-    def decide(self, kind: str) -> None:
+    def infer(self, kind: str) -> None:
         view, run, ids = self._scene, self.run, self._scheme.config.ids
         watch = Watch(self._options.device, run.phases)
         if kind == 'masked':
@@ -203,14 +203,14 @@ def run_bench(options: BenchOptions, make_engine: Callable[[str, HybridDecoder],
         contenders[name] = _Contender(make_engine(name, model), view, options)
     limits = measure_limits(options.device, dtype)
     for name, kind in _turns(contenders, 1, 'warm-up'):
-        contenders[name].decide(kind)
+        contenders[name].infer(kind)
     for contender in contenders.values():
         contender.run.decisions.clear()
         contender.run.phases.clear()
     for name, kind in _turns(contenders, options.rounds, 'bench'):
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        contenders[name].decide(kind)
+        contenders[name].infer(kind)
         if cuda:
             contenders[name].run.memory_mb = torch.cuda.max_memory_allocated() / 2 ** 20
     runs = {name: contender.run for name, contender in contenders.items()}

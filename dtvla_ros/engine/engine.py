@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dtvla_ros.policy.config import DecoderConfig
 
-# Where the thought that is acted on comes from; see ``ThinkAct``.
+# Where the thought that is acted on comes from; see ``Policy``.
 MODES = ('full', 'masked', 'random', 'swapped', 'frozen')
 
 

@@ -15,7 +15,7 @@ from time import perf_counter
 
 import onnx
 
-from dtvla_ros.engine.draft import write_thought
+from dtvla_ros.engine.decode import write_thought
 from dtvla_ros.engine.external import move_to, refer_to_model
 from dtvla_ros.engine.geometry import scene
 from dtvla_ros.engine.graphs import build_graphs
@@ -26,7 +26,6 @@ from dtvla_ros.engine.quantize import in_floats, quantize
 from dtvla_ros.engine.torch_engine import TorchEngine
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import save_weights
-from dtvla_ros.policy.decoder import HybridDecoder
 from dtvla_ros.policy.manifest import (
     FLOAT_GRAPHS,
     GRAPHS,
@@ -36,6 +35,7 @@ from dtvla_ros.policy.manifest import (
     PolicyManifest,
     sha256,
 )
+from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import PolicyTransform
 
 _CANDIDATES = ('fp32', 'int8', 'w8a8')  # int4 is for memory

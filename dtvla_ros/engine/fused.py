@@ -23,7 +23,7 @@ from dtvla_ros.engine.linear import (
     rms_norm,
     rows_at_once,
 )
-from dtvla_ros.policy.decoder import HybridDecoder
+from dtvla_ros.policy.model import HybridDecoder
 
 ALL = slice(None)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import DecoderConfig, SpecialIds, TextConfig, VisionConfig
-from dtvla_ros.policy.decoder import HybridDecoder
+from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
 
 _RELEASED_IDS = {

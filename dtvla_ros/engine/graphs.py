@@ -21,8 +21,8 @@ from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer, GemmaRMS
 
 from dtvla_ros.engine.onnx_engine import past_names
 from dtvla_ros.policy.config import TextConfig
-from dtvla_ros.policy.decoder import HybridDecoder
 from dtvla_ros.policy.manifest import GRAPHS
+from dtvla_ros.policy.model import HybridDecoder
 
 OPSET = 23  # the first with RMSNormalization and RotaryEmbedding
 VISION_OPSET = 20  # from 21 on a GroupNormalization, for which ONNX Runtime has no CPU kernel

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dtvla_ros.engine.engine import Engine
 from dtvla_ros.engine.instructions import multiplies_bytes
-from dtvla_ros.engine.think_act import ThinkAct
+from dtvla_ros.engine.policy import Policy
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.folder import transform_of
 from dtvla_ros.policy.manifest import FLOAT_GRAPHS, GRAPHS, MANIFEST, PolicyManifest
@@ -73,8 +73,9 @@ def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1, device
     return TorchEngine(model, release=True), transform, manifest
 
 
-def load_think_act(path: Path | str, engine: str = 'onnx', threads: int = 1, device: str = 'cpu',
-                   mode: str = 'full', seed: int = 0) -> tuple[ThinkAct, PolicyManifest]:
+def load_whole_policy(path: Path | str, engine: str = 'onnx', threads: int = 1,
+                      device: str = 'cpu', mode: str = 'full', seed: int = 0,
+                      ) -> tuple[Policy, PolicyManifest]:
     """Load a policy folder ready to decide, with its own thought length."""
     run, transform, manifest = load_policy(path, engine, threads, device)
-    return ThinkAct(run, transform, mode, manifest.max_thought_tokens, seed=seed), manifest
+    return Policy(run, transform, mode, manifest.max_thought_tokens, seed=seed), manifest

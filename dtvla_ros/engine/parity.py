@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dtvla_ros.engine.draft import write_thought
+from dtvla_ros.engine.decode import write_thought
 from dtvla_ros.engine.engine import Engine
-from dtvla_ros.engine.think_act import banned_in_thought
+from dtvla_ros.engine.policy import banned_in_thought
 from dtvla_ros.errors import UserError
 
 MIN_COSINE = 0.999

@@ -28,7 +28,7 @@ from transformers import (
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import additive
-from dtvla_ros.policy.decoder import HybridDecoder
+from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.visibility import visible
 
 

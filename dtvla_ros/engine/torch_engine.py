@@ -15,7 +15,7 @@ from dtvla_ros.engine.engine import write_by_thinking
 from dtvla_ros.engine.fused import ALL, FusedDecoder
 from dtvla_ros.engine.linear import Int8, integers_pay, rounded
 from dtvla_ros.policy.attention import additive
-from dtvla_ros.policy.decoder import HybridDecoder
+from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.visibility import visible
 
 ROOM = 512  # rows for words beside images and actions, at first; the cache grows when needed

@@ -17,15 +17,15 @@ from dtvla_ros.engine.engine import MODES
 from dtvla_ros.engine.load import DEVICES, ENGINES
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.manifest import PolicyManifest
+from dtvla_ros.rollout.episode import EpisodeResult
+from dtvla_ros.rollout.setup import Job, PolicySetup, SceneSetup, task_of
+from dtvla_ros.rollout.workers import run_jobs
 
 from . import report, workers
 from .html import write_html
 from .journal import Journal
-from .pool import run_jobs
 from .progress import Source, finish
-from .protocol import EpisodeResult
 from .seeds import evaluation_seed
-from .setup import Job, PolicySetup, SceneSetup, task_of
 
 GPU_PROVIDERS = {'cuda': 'CUDAExecutionProvider', 'tensorrt': 'TensorrtExecutionProvider'}
 VIAS = ('inprocess', 'ros')

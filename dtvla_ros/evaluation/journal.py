@@ -9,8 +9,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from dtvla_ros.errors import UserError
-
-from .protocol import EpisodeResult
+from dtvla_ros.rollout.episode import EpisodeResult
 
 
 class Journal:

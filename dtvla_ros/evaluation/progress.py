@@ -9,8 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .protocol import EpisodeResult
-from .setup import task_of
+from dtvla_ros.rollout.episode import EpisodeResult
+from dtvla_ros.rollout.setup import task_of
+
 from .statistics import Rate
 
 Source = Callable[[Sequence[Any]], Generator[tuple[Any, EpisodeResult], None, None]]

@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
-from .protocol import EpisodeResult
+from dtvla_ros.rollout.episode import EpisodeResult
+
 from .statistics import Rate, latency_summary
 
 PACKAGES = (

@@ -14,12 +14,12 @@ from dtvla_ros import files
 from dtvla_ros.engine.engine import MODES
 from dtvla_ros.engine.load import ENGINES
 from dtvla_ros.errors import UserError
+from dtvla_ros.rollout.episode import EpisodeResult
 
 from . import report, workers
 from .command import EvalOptions, identify, look_at, one_of, policy_settings, processes
 from .journal import Journal
 from .progress import finish
-from .protocol import EpisodeResult
 from .seeds import evaluation_seed
 from .statistics import Rate, wilson
 

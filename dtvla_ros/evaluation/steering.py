@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from dtvla_ros.engine.engine import Decision
-from dtvla_ros.engine.think_act import ThinkAct, act_on
+from dtvla_ros.engine.policy import Policy, act_on
 from dtvla_ros.policy.directions import directions, turned_round
 from dtvla_ros.policy.observation import Observation
+from dtvla_ros.rollout.episode import run_episode
+from dtvla_ros.rollout.setup import Job, PolicySetup
 
-from .protocol import run_episode
-from .setup import Job, PolicySetup
 from .statistics import Rate
 from .swapped import OtherTask, drawn, sentence_of
 from .workers import load
@@ -60,7 +60,7 @@ def make_steering_worker(setup: PolicySetup) -> Callable[[Job], Steering]:
 
     def serve(job: Job) -> Steering:
         task, seed = job
-        thinker = ThinkAct(engine, transform, 'full', manifest.max_thought_tokens)
+        thinker = Policy(engine, transform, 'full', manifest.max_thought_tokens)
         other, said, asked = _thing(
             env, lambda sentence: OtherTask(
                 engine, transform, manifest.max_thought_tokens, lambda: sentence),
@@ -69,7 +69,7 @@ def make_steering_worker(setup: PolicySetup) -> Callable[[Job], Steering]:
 
         def probe(observation: Observation) -> Decision:
             nonlocal words, along, turned
-            decision = thinker.decide(observation)
+            decision = thinker.infer(observation)
             opposite = turned_round(decision.reasoning)
             if decision.outcome == 'complete' and opposite != decision.reasoning:
                 words += len(directions(opposite))
@@ -99,7 +99,7 @@ def _thing(env: Any, thinker: Callable[[str], OtherTask], task: str, seed: int, 
     def decide(observation: Observation) -> Decision:
         nonlocal said
         said = said or env.done(other)
-        return misled.decide(observation)
+        return misled.infer(observation)
 
     result = run_episode(env, decide, task, seed, replan)
     return other, said or env.done(other), result.success

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dtvla_ros.engine.engine import Decision, Engine
-from dtvla_ros.engine.think_act import ThinkAct, act_on
+from dtvla_ros.engine.policy import Policy, act_on
 from dtvla_ros.policy.observation import Observation
 from dtvla_ros.policy.transform import PolicyTransform
 
@@ -25,11 +25,11 @@ class OtherTask:
     def __init__(self, engine: Engine, transform: PolicyTransform, max_thought_tokens: int,
                  sentence: Callable[[], str]):
         self._engine, self._transform, self._sentence = engine, transform, sentence
-        self._thinker = ThinkAct(engine, transform, 'full', max_thought_tokens)
+        self._thinker = Policy(engine, transform, 'full', max_thought_tokens)
 
-    def decide(self, observation: Observation) -> Decision:
+    def infer(self, observation: Observation) -> Decision:
         """Return the decision; its timings are those of the other one."""
-        other = self._thinker.decide(replace(observation, instruction=self._sentence()))
+        other = self._thinker.infer(replace(observation, instruction=self._sentence()))
         tokens, chunk = act_on(self._engine, self._transform, observation, other.thought_tokens)
         return replace(other, chunk=chunk, action_tokens=tokens)
 

@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 
 from dtvla_ros.errors import UserError
+from dtvla_ros.rollout.episode import (
+    EpisodeResult,
+    run_episode,
+    run_expert_episode,
+    run_replay_episode,
+)
+from dtvla_ros.rollout.setup import Job, PolicySetup, SceneSetup
 
 from .failures import FailureRecord
-from .protocol import EpisodeResult, run_episode, run_expert_episode, run_replay_episode
-from .setup import Job, PolicySetup, SceneSetup
 
 
 def load(setup: PolicySetup) -> tuple[Any, Any, Any, int]:
@@ -56,7 +61,7 @@ def make_robustness_worker(
 
 
 def _policy_episodes(setup: PolicySetup, env: Any) -> Callable[[Job], EpisodeResult]:
-    from dtvla_ros.engine.think_act import ThinkAct
+    from dtvla_ros.engine.policy import Policy
 
     from .swapped import OtherTask, other_sentence
 
@@ -64,18 +69,18 @@ def _policy_episodes(setup: PolicySetup, env: Any) -> Callable[[Job], EpisodeRes
 
     def serve(job: Job) -> EpisodeResult:
         task, seed = job
-        thinker: ThinkAct | OtherTask
+        thinker: Policy | OtherTask
         if setup.mode == 'swapped':
             thinker = OtherTask(engine, transform, manifest.max_thought_tokens,
                                 lambda: other_sentence(env, seed))
         else:
-            thinker = ThinkAct(
+            thinker = Policy(
                 engine, transform, setup.mode, manifest.max_thought_tokens, seed=seed)
         record = FailureRecord(
             setup.videos, setup.stills, f'{task}-{seed}', env.control_rate / replan)
         try:
             result = run_episode(
-                env, thinker.decide, task, seed, replan, setup.scene.max_steps,
+                env, thinker.infer, task, seed, replan, setup.scene.max_steps,
                 record.on_decision)
         except UserError:
             if 'language' not in getattr(env, 'active', ()):

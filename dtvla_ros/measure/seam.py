@@ -18,11 +18,11 @@ from std_msgs.msg import String
 from tqdm import tqdm
 
 from dtvla_ros import share
-from dtvla_ros.demo.graph import VLA_NAMES
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
 from dtvla_ros.measure.domain import use_own_domain
 from dtvla_ros.ros import qos
+from dtvla_ros.ros.graph import VLA_NAMES
 from dtvla_ros.ros.processes import NodeProcesses
 from dtvla_ros.ros.run import joined
 

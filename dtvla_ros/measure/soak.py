@@ -20,11 +20,11 @@ from std_srvs.srv import Trigger
 from tqdm import tqdm
 
 from dtvla_ros import share
-from dtvla_ros.demo.graph import VLA_NAMES
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
 from dtvla_ros.measure.domain import use_own_domain
 from dtvla_ros.ros import qos
+from dtvla_ros.ros.graph import VLA_NAMES
 from dtvla_ros.ros.processes import NodeProcesses, resident_memory
 from dtvla_ros.ros.run import STEADY, joined
 

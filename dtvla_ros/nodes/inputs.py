@@ -15,7 +15,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from dtvla_ros.nodes.observer import Observer
 from dtvla_ros.nodes.pose_source import PoseSource
-from dtvla_ros.nodes.vla_settings import CAMERAS, VlaSettings
+from dtvla_ros.nodes.settings import CAMERAS, VlaSettings
 from dtvla_ros.policy.observation import Observation
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.safety.watchdog import Watchdog

@@ -15,12 +15,17 @@ from trajectory_msgs.msg import JointTrajectory
 from dtvla_ros.actions.chunk import Chunk
 from dtvla_ros.engine.engine import Drafting
 from dtvla_ros.errors import UserError
+from dtvla_ros.nodes.inference_worker import (
+    InferenceWorker,
+    Outcome,
+    give_back_memory,
+    out_of_memory,
+)
 from dtvla_ros.nodes.inputs import Inputs
 from dtvla_ros.nodes.observer import refuse_instruction
 from dtvla_ros.nodes.parameters import declare, refuse_changes
 from dtvla_ros.nodes.pose_source import PoseSource
-from dtvla_ros.nodes.thinker import Outcome, Thinker, give_back_memory, out_of_memory
-from dtvla_ros.nodes.vla_settings import SETTINGS, declare_settings, load, read_settings
+from dtvla_ros.nodes.settings import SETTINGS, declare_settings, load, read_settings
 from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.lifecycle import LifecycleNode
 from dtvla_ros.ros.run import STEADY, call_soon, end, run, wait_until_heard
@@ -62,7 +67,7 @@ class VlaNode(LifecycleNode):
             self, lambda *pose: self._inputs.on_pose(*pose))  # type: ignore[has-type]
         self._settings = read_settings(self)
         self._inputs = self._build_inputs()
-        self._thinker: Thinker | None = None
+        self._thinker: InferenceWorker | None = None
         self._gate = Watchdog({}, own_period=HEARTBEAT_PERIOD)
         self._gate_heard = False
         self._is_active = False
@@ -107,7 +112,7 @@ class VlaNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Check the policy's files, begin to load them, subscribe."""
         settings = self._settings = read_settings(self)
-        thinker = Thinker(lambda on_verified: load(settings, on_verified), self._stream,
+        thinker = InferenceWorker(lambda on_verified: load(settings, on_verified), self._stream,
                           lambda: call_soon(self, self._on_worker))
         thinker.start()
         thinker.wait_verified(VERIFY_PATIENCE)

@@ -17,8 +17,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import DecoderConfig
-from dtvla_ros.policy.decoder import HybridDecoder
 from dtvla_ros.policy.manifest import INDEX, WEIGHTS, read_index
+from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.released import PICKLES
 
 HEADS = ('lm_head.weight', 'language_model.lm_head.weight', 'model.lm_head.weight')

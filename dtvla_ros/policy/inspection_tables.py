@@ -10,7 +10,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from dtvla_ros.policy.inspection import Inspection, Weights
+from dtvla_ros.policy.inspect import Inspection, Weights
 
 _COLOURS = {'verified': 'green', 'missing': 'red', 'differs': 'red', 'never opened': 'yellow'}
 _SHOWN = 5  # names of weights listed before the rest is counted

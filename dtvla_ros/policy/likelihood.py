@@ -16,7 +16,7 @@ from torch import Tensor
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import action_start, left_padded
 from dtvla_ros.policy.config import SpecialIds
-from dtvla_ros.policy.decoder import HybridDecoder
+from dtvla_ros.policy.model import HybridDecoder
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import DecoderConfig, SpecialIds, TextConfig, VisionConfig
-from dtvla_ros.policy.decoder import HybridDecoder
-from dtvla_ros.training.batches import Batch
+from dtvla_ros.policy.model import HybridDecoder
+from dtvla_ros.training.collate import Batch
 from dtvla_ros.training.config import SftConfig
 from dtvla_ros.training.objective import Objective
 from dtvla_ros.training.parts import new_optimizer

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from dtvla_ros.data import layout
+from dtvla_ros.data.reader import DatasetReader
+from dtvla_ros.data.video import read_video
 from dtvla_ros.policy.transform import PolicyTransform
-from dtvla_ros.training.dataset import layout
-from dtvla_ros.training.dataset.reader import DatasetReader
-from dtvla_ros.training.dataset.video import read_video
 
 FOLDER = '.frames'
 

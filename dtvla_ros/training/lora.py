@@ -9,7 +9,7 @@ from torch import Tensor
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.adapters import CONFIG, OTHERS, WEIGHTS, Adapter
 from dtvla_ros.policy.checkpoint import Stored, save_tensors
-from dtvla_ros.policy.decoder import HybridDecoder
+from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.training.config import LoraChoice
 
 NAME = 'default'  # what peft calls an adapter that was given no name

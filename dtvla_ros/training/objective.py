@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.decoder import HybridDecoder
-from dtvla_ros.training.batches import Batch
+from dtvla_ros.policy.model import HybridDecoder
+from dtvla_ros.training.auxiliary.attention import pointing_loss, pointing_targets
+from dtvla_ros.training.auxiliary.localisation import PlaceHead, PlaceReport, place_loss
+from dtvla_ros.training.collate import Batch
 from dtvla_ros.training.config import SftConfig
-from dtvla_ros.training.grounding import PlaceHead, PlaceReport, place_loss
-from dtvla_ros.training.losses import LossReport, OrdinalGroup, hybrid_loss, token_weights
-from dtvla_ros.training.pointing import pointing_loss, pointing_targets
+from dtvla_ros.training.loss import LossReport, OrdinalGroup, hybrid_loss, token_weights
 
 
 class Objective(nn.Module):

@@ -10,7 +10,7 @@ from accelerate import Accelerator, DistributedType
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.training.config import SftConfig
-from dtvla_ros.training.losses import LossReport
+from dtvla_ros.training.loss import LossReport
 from dtvla_ros.training.plan import SftRun
 
 

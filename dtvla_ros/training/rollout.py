@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from dtvla_ros.engine.think_act import ThinkAct
+from dtvla_ros.engine.policy import Policy
 from dtvla_ros.engine.torch_engine import TorchEngine
-from dtvla_ros.evaluation.protocol import run_episode
-from dtvla_ros.policy.decoder import HybridDecoder
 from dtvla_ros.policy.manifest import ActionContract
+from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import PolicyTransform
+from dtvla_ros.rollout.episode import run_episode
 
 # Held-out start states for choosing a checkpoint lie far above those of the final tables.
 SELECTION_SEEDS = 500_000
@@ -32,11 +32,11 @@ class Rollouts:
             self._env = dtvla_sim.make(
                 self._suite, image_size=self._transform.config.vision.image_size)
         env = self._env
-        policy = ThinkAct(TorchEngine(model), self._transform)
+        policy = Policy(TorchEngine(model), self._transform)
         first = dtvla_sim.EVAL_SEED_START + SELECTION_SEEDS
         results = []
         for task in env.tasks:
             for k in range(self._episodes):
                 results.append(run_episode(
-                    env, policy.decide, task, first + k, ActionContract().replan_steps).success)
+                    env, policy.infer, task, first + k, ActionContract().replan_steps).success)
         return sum(results) / len(results)

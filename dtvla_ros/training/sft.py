@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.training import ranks
+from dtvla_ros.training.auxiliary.stages import SMOOTHING
 from dtvla_ros.training.config import SftConfig
-from dtvla_ros.training.lessons import SMOOTHING
-from dtvla_ros.training.loading import ahead
+from dtvla_ros.training.data_loader import ahead
 from dtvla_ros.training.plan import SftRun, learning_rate
 from dtvla_ros.training.rollout import Rollouts
 from dtvla_ros.training.trainer import METRICS, Trainer

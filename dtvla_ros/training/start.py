@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from dtvla_ros.actions.normalize import ActionStatistics
+from dtvla_ros.data import layout
+from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import DecoderConfig
-from dtvla_ros.policy.decoder import HybridDecoder
 from dtvla_ros.policy.manifest import PolicyManifest
+from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.policy.vocabulary import special_ids
 from dtvla_ros.training import run_state
 from dtvla_ros.training.config import SftConfig
-from dtvla_ros.training.dataset import layout
-from dtvla_ros.training.dataset.reader import DatasetReader
 from dtvla_ros.training.finish import read_source
 from dtvla_ros.training.plan import SftRun
-from dtvla_ros.training.samples import place_spans
+from dtvla_ros.training.tokenized import place_spans
 from dtvla_ros.training.warm_start import dataset_words, grown, vocabulary_for
 
 

@@ -13,25 +13,25 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from dtvla_ros.data import layout
+from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import load_weights, save_tensors
-from dtvla_ros.policy.decoder import HybridDecoder
+from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.training import ranks, run_state
-from dtvla_ros.training.batches import Batch, BatchMaker
+from dtvla_ros.training.auxiliary.attention import can_point
+from dtvla_ros.training.auxiliary.localisation import thing_names
+from dtvla_ros.training.auxiliary.stages import teach_eye, teach_telling
+from dtvla_ros.training.collate import Batch, BatchMaker
 from dtvla_ros.training.config import SftConfig
-from dtvla_ros.training.dataset import layout
-from dtvla_ros.training.dataset.reader import DatasetReader
 from dtvla_ros.training.frame_cache import open_frames
-from dtvla_ros.training.grounding import thing_names
-from dtvla_ros.training.lessons import teach_eye, teach_telling
 from dtvla_ros.training.lora import add_adapters, save_adapters
-from dtvla_ros.training.losses import LossReport
+from dtvla_ros.training.loss import LossReport
 from dtvla_ros.training.objective import Objective
 from dtvla_ros.training.parts import freeze, new_optimizer, recompute_layers
 from dtvla_ros.training.plan import SftRun, learning_rate
-from dtvla_ros.training.pointing import can_point
-from dtvla_ros.training.samples import build_samples, join, place_spans
 from dtvla_ros.training.start import begin
+from dtvla_ros.training.tokenized import build_samples, join, place_spans
 from dtvla_ros.training.warm_start import begin_with
 
 METRICS = tuple(f.name for f in fields(LossReport))

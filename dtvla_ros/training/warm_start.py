@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from dtvla_ros.data import layout
+from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.policy.checkpoint import EMBEDDING
-from dtvla_ros.policy.decoder import HybridDecoder
+from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
-from dtvla_ros.training.dataset import layout
-from dtvla_ros.training.dataset.reader import DatasetReader
+from dtvla_ros.training.auxiliary.localisation import kind, thing_names
 from dtvla_ros.training.finish import read_source
-from dtvla_ros.training.grounding import kind, thing_names
 
 
 def dataset_words(readers: Sequence[DatasetReader]) -> set[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import golden
 import numpy as np
 import pytest
+from support import golden
 
 from dtvla_ros.actions.codec import ActionCodec
 from dtvla_ros.actions.normalize import ActionStatistics

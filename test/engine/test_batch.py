@@ -7,15 +7,15 @@ import copy
 import numpy as np
 import pytest
 import torch
-from decoders import by_sample, golden_decoder
-from golden import tensors
-from policies import observation, untrained
+from support.decoders import by_sample, golden_decoder
+from support.golden import tensors
+from support.policies import observation, untrained
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.engine.batch import BatchSampler, choose, collate
-from dtvla_ros.engine.think_act import ThinkAct
+from dtvla_ros.engine.policy import Policy
 from dtvla_ros.engine.torch_engine import TorchEngine
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.likelihood import likelihood
@@ -74,7 +74,7 @@ def _plain(model, sampler, prompt: list[int], pixels: torch.Tensor) -> tuple[lis
 def test_greedy_batches_decide_as_one_at_a_time(policy, scenes, size):
     model, transform = policy
     sampler = BatchSampler(model, transform, max_thought_tokens=LIMIT)
-    found = [d for k in range(0, len(scenes), size) for d in sampler.decide(scenes[k:k + size])]
+    found = [d for k in range(0, len(scenes), size) for d in sampler.infer(scenes[k:k + size])]
     assert {d.outcome for d in found} == {'complete', 'cut'}  # or the test shows nothing
     assert len({len(d.thought_tokens) for d in found}) > 2
     assert len({len(d.prompt_tokens) for d in found}) > 1
@@ -90,10 +90,10 @@ def test_greedy_batches_decide_as_one_at_a_time(policy, scenes, size):
 
 def test_greedy_batches_decide_as_think_act_does(policy, scenes):
     model, transform = policy
-    one = ThinkAct(TorchEngine(copy.deepcopy(model)), transform, max_thought_tokens=LIMIT)
-    found = BatchSampler(model, transform, max_thought_tokens=LIMIT).decide(scenes)
+    one = Policy(TorchEngine(copy.deepcopy(model)), transform, max_thought_tokens=LIMIT)
+    found = BatchSampler(model, transform, max_thought_tokens=LIMIT).infer(scenes)
     for decision, scene in zip(found, scenes, strict=True):
-        _same(decision, one.decide(scene))
+        _same(decision, one.infer(scene))
 
 
 def test_golden_batch():
@@ -119,7 +119,7 @@ def test_sampled_log_probs_are_those_that_learning_recomputes(policy, scenes, th
     model, transform = policy
     sampler = BatchSampler(model, transform, max_thought_tokens=LIMIT,
                            thought_temperature=thought, action_temperature=action)
-    decisions = sampler.decide(scenes, range(len(scenes)))
+    decisions = sampler.infer(scenes, range(len(scenes)))
     assert len({d.outcome for d in decisions}) == 2
     pixels = np.stack([transform.pixels(scene.images) for scene in scenes])
     written = collate(decisions, model.config.ids)
@@ -140,12 +140,12 @@ def test_a_seed_fixes_a_row_whoever_is_beside_it(policy, scenes):
     sampler = BatchSampler(model, transform, max_thought_tokens=LIMIT, thought_temperature=1.0,
                            action_temperature=1.0)
     seeds = list(range(len(scenes)))
-    wanted = sampler.decide(scenes, seeds)
+    wanted = sampler.infer(scenes, seeds)
     assert len(wanted[0].thought_tokens) < max(len(d.thought_tokens) for d in wanted[1:])
-    for mine, want in zip(sampler.decide(scenes[::-1], seeds[::-1])[::-1], wanted, strict=True):
+    for mine, want in zip(sampler.infer(scenes[::-1], seeds[::-1])[::-1], wanted, strict=True):
         _same(mine, want)
-    _same(sampler.decide(scenes[2:3], seeds[2:3])[0], wanted[2])
-    first, second = sampler.decide([scenes[2]] * 2, [1, 2])
+    _same(sampler.infer(scenes[2:3], seeds[2:3])[0], wanted[2])
+    first, second = sampler.infer([scenes[2]] * 2, [1, 2])
     assert first.thought_tokens != second.thought_tokens
     assert not np.array_equal(first.action_tokens, second.action_tokens)
 
@@ -154,9 +154,9 @@ def test_a_row_without_a_seed_is_greedy(policy, scenes):
     model, transform = policy
     sampler = BatchSampler(model, transform, max_thought_tokens=LIMIT, thought_temperature=0.5,
                            action_temperature=2.0)
-    wanted = BatchSampler(model, transform, max_thought_tokens=LIMIT).decide(scenes[:2])
-    drawn = sampler.decide(scenes[:2], [1, 2])
-    found = sampler.decide(scenes[:2], [None, 1, 2, None], copies=2)
+    wanted = BatchSampler(model, transform, max_thought_tokens=LIMIT).infer(scenes[:2])
+    drawn = sampler.infer(scenes[:2], [1, 2])
+    found = sampler.infer(scenes[:2], [None, 1, 2, None], copies=2)
     for mine, want in zip(found, [wanted[0], *drawn, wanted[1]], strict=True):
         assert mine.thought_tokens == want.thought_tokens
         assert np.array_equal(mine.action_tokens, want.action_tokens)
@@ -167,7 +167,7 @@ def test_ended_rows_are_not_computed(policy, scenes):
     rows = []
     hook = model.layers[0].register_forward_pre_hook(
         lambda _, inputs: rows.append(inputs[0].shape[:2]))
-    found = BatchSampler(model, transform, max_thought_tokens=LIMIT).decide(scenes)
+    found = BatchSampler(model, transform, max_thought_tokens=LIMIT).infer(scenes)
     hook.remove()
     steps = [b for b, n in rows if n == 1]
     assert sum(steps) == sum(len(d.thought_log_probs) - 1 for d in found)
@@ -189,7 +189,7 @@ def test_choose_follows_the_distribution():
 def test_no_banned_word_is_written(policy, scenes):
     model, transform = policy
     sampler = BatchSampler(model, transform, max_thought_tokens=LIMIT, thought_temperature=5.0)
-    for decision in sampler.decide(scenes, range(len(scenes))):
+    for decision in sampler.infer(scenes, range(len(scenes))):
         chosen = decision.thought_tokens[1:1 + len(decision.thought_log_probs)]
         assert not sampler.banned[list(chosen)].any()
 
@@ -197,11 +197,11 @@ def test_no_banned_word_is_written(policy, scenes):
 def test_bad_requests(policy, scenes):
     model, transform = policy
     sampler = BatchSampler(model, transform, thought_temperature=1.0)
-    assert sampler.decide([]) == []
+    assert sampler.infer([]) == []
     with pytest.raises(UserError, match='needs 6 seeds, got none'):
-        sampler.decide(scenes)
+        sampler.infer(scenes)
     with pytest.raises(UserError, match='needs 6 seeds, got 1'):
-        sampler.decide(scenes, [0])
+        sampler.infer(scenes, [0])
     with pytest.raises(UserError, match='action temperature'):
         BatchSampler(model, transform, action_temperature=-1.0)
     with pytest.raises(UserError, match='max_thought_tokens'):
@@ -213,4 +213,4 @@ def test_damaged_weights_are_told(policy, scenes):
     with torch.no_grad():
         broken.norm.weight[0] = float('nan')
     with pytest.raises(FloatingPointError, match='not finite'):
-        BatchSampler(broken, policy[1], max_thought_tokens=2).decide(scenes[:2])
+        BatchSampler(broken, policy[1], max_thought_tokens=2).infer(scenes[:2])

@@ -6,8 +6,8 @@ import json
 from io import StringIO
 
 import pytest
-from decoders import small_decoder
 from rich.console import Console
+from support.decoders import small_decoder
 
 from dtvla_ros.engine import bench, bench_report
 from dtvla_ros.engine.bench import PUBLISHED, BenchOptions, Limits, phase_costs, run_bench

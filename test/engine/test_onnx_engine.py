@@ -9,14 +9,14 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from decoders import small_decoder
-from policies import untrained
+from support.decoders import small_decoder
+from support.policies import untrained
 
 from dtvla_ros.engine.export import write_graphs
 from dtvla_ros.engine.onnx_engine import OnnxEngine
 from dtvla_ros.engine.providers import tensorrt_shapes
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.decoder import Cache, HybridDecoder
+from dtvla_ros.policy.model import Cache, HybridDecoder
 from dtvla_ros.policy.visibility import new_rows_mask
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from policies import observation, write_untrained
+from support.policies import observation, write_untrained
 
-from dtvla_ros.engine.load import load_policy, load_think_act
+from dtvla_ros.engine.load import load_policy, load_whole_policy
 from dtvla_ros.engine.parity import compare
-from dtvla_ros.engine.think_act import ThinkAct, banned_in_thought
+from dtvla_ros.engine.policy import Policy, banned_in_thought
 from dtvla_ros.errors import UserError
 
 
@@ -37,7 +37,7 @@ def test_engines_agree(folder):
     assert parity.cosine >= 0.999
     assert parity.thoughts == parity.chunks == parity.samples
     for mode in ('full', 'masked', 'random'):
-        mine, theirs = (ThinkAct(engine, transform, mode, 10, seed=3).decide(observation())
+        mine, theirs = (Policy(engine, transform, mode, 10, seed=3).infer(observation())
                         for engine in (torch_engine, onnx_engine))
         assert mine.thought_tokens == theirs.thought_tokens
         np.testing.assert_array_equal(mine.chunk, theirs.chunk)
@@ -57,9 +57,9 @@ def test_an_engine_that_differs_is_noticed(folder):
 
 
 def test_decision(folder):
-    policy, manifest = load_think_act(folder)
+    policy, manifest = load_whole_policy(folder)
     heard: list[str] = []
-    decision = policy.decide(observation(), heard.append)
+    decision = policy.infer(observation(), heard.append)
     ids = manifest.config.ids
     assert decision.thought_tokens[0] == ids.think and decision.thought_tokens[-1] == ids.think_end
     banned = banned_in_thought(ids, manifest.config.text.vocabulary)
@@ -68,7 +68,7 @@ def test_decision(folder):
     assert set(decision.timings) == {'prepare', 'see', 'prefill', 'think', 'act'}
     written = len(decision.thought_tokens) - (1 if decision.outcome == 'complete' else 2)
     assert decision.drafting.passes == written and decision.drafting.proposed == 0
-    again = policy.decide(observation())
+    again = policy.infer(observation())
     assert again.thought_tokens == decision.thought_tokens
     np.testing.assert_array_equal(again.chunk, decision.chunk)
     assert again.drafting.passes == 1 and again.drafting.accepted == again.drafting.proposed
@@ -76,29 +76,29 @@ def test_decision(folder):
 
 def test_drafts_change_no_decision(folder):
     engine, transform, _ = load_policy(folder)
-    with_drafts, without = (ThinkAct(engine, transform, draft=d) for d in (True, False))
+    with_drafts, without = (Policy(engine, transform, draft=d) for d in (True, False))
     for seed in (0, 0, 1, 0, 2):
-        mine, theirs = (p.decide(observation(seed)) for p in (with_drafts, without))
+        mine, theirs = (p.infer(observation(seed)) for p in (with_drafts, without))
         assert mine.thought_tokens == theirs.thought_tokens
         np.testing.assert_array_equal(mine.chunk, theirs.chunk)
 
 
 def test_a_frozen_thought_is_kept(folder):
     engine, transform, _ = load_policy(folder)
-    policy, own = ThinkAct(engine, transform, 'frozen', keep=3), ThinkAct(engine, transform)
-    thoughts = [policy.decide(observation(seed)).thought_tokens for seed in range(7)]
-    fresh = [own.decide(observation(seed)).thought_tokens for seed in range(7)]
+    policy, own = Policy(engine, transform, 'frozen', keep=3), Policy(engine, transform)
+    thoughts = [policy.infer(observation(seed)).thought_tokens for seed in range(7)]
+    fresh = [own.infer(observation(seed)).thought_tokens for seed in range(7)]
     assert len(set(fresh)) > 1
     assert thoughts == [fresh[0]] * 3 + [fresh[3]] * 3 + [fresh[6]]
 
 
 def test_a_swapped_thought_is_of_another_frame(folder):
     engine, transform, _ = load_policy(folder)
-    policy, own = ThinkAct(engine, transform, 'swapped', seed=4), ThinkAct(engine, transform)
+    policy, own = Policy(engine, transform, 'swapped', seed=4), Policy(engine, transform)
     ids = transform.config.ids
-    fresh = [own.decide(observation(seed)).thought_tokens for seed in range(5)]
+    fresh = [own.infer(observation(seed)).thought_tokens for seed in range(5)]
     for seed in range(5):
-        decision = policy.decide(observation(seed))
+        decision = policy.infer(observation(seed))
         if seed == 0:
             assert decision.thought_tokens == (ids.think, ids.think_end)
             continue
@@ -115,11 +115,11 @@ def test_a_swapped_thought_is_of_another_frame(folder):
 def test_a_cut_thought_says_so(folder):
     engine, transform, _ = load_policy(folder)
     for cap in ({'max_thought_tokens': 3}, {'max_think_seconds': 1e-6}):
-        policy = ThinkAct(engine, transform, **cap)
+        policy = Policy(engine, transform, **cap)
         banned = banned_in_thought(transform.config.ids, transform.config.text.vocabulary)
         banned[transform.config.ids.think_end] = True
         engine.forbid(banned)
-        decision = policy.decide(observation())
+        decision = policy.infer(observation())
         assert decision.outcome == 'cut'
         assert decision.thought_tokens[-1] == transform.config.ids.think_end
         assert np.isfinite(decision.chunk).all()
@@ -127,8 +127,8 @@ def test_a_cut_thought_says_so(folder):
 
 def test_random_thoughts_differ_and_follow_the_seed(folder):
     engine, transform, _ = load_policy(folder)
-    first, second = (ThinkAct(engine, transform, 'random', seed=5) for _ in range(2))
-    a, b, c = (p.decide(observation()).thought_tokens for p in (first, second, first))
+    first, second = (Policy(engine, transform, 'random', seed=5) for _ in range(2))
+    a, b, c = (p.infer(observation()).thought_tokens for p in (first, second, first))
     assert a == b != c
 
 
@@ -139,7 +139,7 @@ def test_random_thoughts_differ_and_follow_the_seed(folder):
 def test_bad_options(folder, options, word):
     engine, transform, _ = load_policy(folder)
     with pytest.raises(UserError, match=word):
-        ThinkAct(engine, transform, **options)
+        Policy(engine, transform, **options)
 
 
 def test_damaged_logits_are_an_error(folder):
@@ -150,7 +150,7 @@ def test_damaged_logits_are_an_error(folder):
             return super().act(cache, tokens) * np.float32('nan')
 
     with pytest.raises(FloatingPointError, match='not finite'):
-        ThinkAct(Broken(folder, engine.config), transform, 'masked').decide(observation())
+        Policy(Broken(folder, engine.config), transform, 'masked').infer(observation())
 
 
 @pytest.mark.parametrize('engine', ['onnx', 'torch'])
@@ -213,8 +213,8 @@ def test_manifest_that_is_no_json(copy):
 
 
 def test_the_onnx_engine_imports_no_torch(folder):
-    code = ('import sys; from dtvla_ros.engine.load import load_think_act; '
-            f'load_think_act({str(folder)!r}); '
+    code = ('import sys; from dtvla_ros.engine.load import load_whole_policy; '
+            f'load_whole_policy({str(folder)!r}); '
             'print([m for m in ("torch", "transformers", "onnx") if m in sys.modules])')
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == '[]'

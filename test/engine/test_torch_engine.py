@@ -7,15 +7,15 @@ import copy
 import numpy as np
 import pytest
 import torch
-from decoders import images, small_decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policies import untrained
+from support.decoders import images, small_decoder
+from support.policies import untrained
 
 from dtvla_ros.engine import linear, torch_engine
-from dtvla_ros.engine.draft import agreement, continuation, write_thought
+from dtvla_ros.engine.decode import agreement, continuation, write_thought
 from dtvla_ros.engine.parity import compare
-from dtvla_ros.engine.think_act import banned_in_thought
+from dtvla_ros.engine.policy import banned_in_thought
 from dtvla_ros.engine.torch_engine import TorchEngine
 from dtvla_ros.errors import UserError
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from libero_here import MISSING
+from support.libero_here import MISSING
 
 
 @pytest.fixture(scope='session')

@@ -16,9 +16,9 @@ from dtvla_ros.evaluation.comparison import (
     markdown,
     read_results,
 )
-from dtvla_ros.evaluation.protocol import EpisodeResult
 from dtvla_ros.evaluation.report import summarise, versions
 from dtvla_ros.files import write_between
+from dtvla_ros.rollout.episode import EpisodeResult
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ('stack_the_cube', 'push_the_cube')

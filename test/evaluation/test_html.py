@@ -8,8 +8,8 @@ from urllib.parse import unquote
 from PIL import Image
 
 from dtvla_ros.evaluation.html import write_html
-from dtvla_ros.evaluation.protocol import EpisodeResult
 from dtvla_ros.evaluation.report import summarise, versions
+from dtvla_ros.rollout.episode import EpisodeResult
 
 TASKS = ('stack_the_cube', 'push_the_<b>cube')
 

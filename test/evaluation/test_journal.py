@@ -4,7 +4,7 @@ import pytest
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.journal import Journal
-from dtvla_ros.evaluation.protocol import EpisodeResult
+from dtvla_ros.rollout.episode import EpisodeResult
 
 SETTINGS = {'suite': 'tabletop', 'mode': 'full', 'files': {'a': 'hash'}}
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from dtvla_ros.engine.load import load_policy
-from dtvla_ros.engine.think_act import ThinkAct, act_on
+from dtvla_ros.engine.policy import Policy, act_on
 from dtvla_ros.evaluation import steering
-from dtvla_ros.evaluation.protocol import observation_from_sim
-from dtvla_ros.evaluation.setup import PolicySetup, SceneSetup
+from dtvla_ros.rollout.episode import observation_from_sim
+from dtvla_ros.rollout.setup import PolicySetup, SceneSetup
 
 NANO = Path(__file__).parents[2] / 'models' / 'nano'
 needs_nano = pytest.mark.skipif(not NANO.is_dir(), reason='models/nano is not there')
@@ -56,7 +56,7 @@ def test_acting_on_a_given_thought_is_acting_on_ones_own():
         task = 'put_the_can_in_the_wooden_bin'
         obs, info = env.reset(seed=dtvla_sim.EVAL_SEED_START, options={'task': task})
         seen = observation_from_sim(obs, info, env)
-        own = ThinkAct(engine, transform, 'full', manifest.max_thought_tokens).decide(seen)
+        own = Policy(engine, transform, 'full', manifest.max_thought_tokens).infer(seen)
         _, given = act_on(engine, transform, seen, own.thought_tokens)
         np.testing.assert_array_equal(given, own.chunk)
         nonsense = transform.encode_thought(' '.join(['wooden'] * 16))

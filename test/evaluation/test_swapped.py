@@ -9,9 +9,9 @@ import pytest
 
 import dtvla_sim
 from dtvla_ros.engine.load import load_policy
-from dtvla_ros.engine.think_act import ThinkAct
-from dtvla_ros.evaluation.protocol import observation_from_sim
+from dtvla_ros.engine.policy import Policy
 from dtvla_ros.evaluation.swapped import OtherTask, other_sentence
+from dtvla_ros.rollout.episode import observation_from_sim
 
 NANO = Path(__file__).resolve().parents[2] / 'models/nano'
 TASK = 'stack_the_red_cube_on_the_green_cube'
@@ -33,13 +33,13 @@ def observation():
 
 def test_the_thought_is_another_tasks_and_the_action_follows_from_it(observation):
     engine, transform, _ = load_policy(NANO)
-    own = ThinkAct(engine, transform).decide(observation)
+    own = Policy(engine, transform).infer(observation)
     assert 'cube' in own.reasoning and 'lemon' not in own.reasoning
-    swapped = OtherTask(engine, transform, 48, lambda: OTHER).decide(observation)
+    swapped = OtherTask(engine, transform, 48, lambda: OTHER).infer(observation)
     assert 'lemon' in swapped.reasoning
     assert not np.array_equal(swapped.action_tokens, own.action_tokens)
     # With its own sentence as the other one it decides as ever, to the bit.
-    same = OtherTask(engine, transform, 48, lambda: observation.instruction).decide(observation)
+    same = OtherTask(engine, transform, 48, lambda: observation.instruction).infer(observation)
     assert same.thought_tokens == own.thought_tokens
     assert np.array_equal(same.action_tokens, own.action_tokens)
     assert np.array_equal(same.chunk, own.chunk)

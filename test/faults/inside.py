@@ -53,8 +53,8 @@ def policy_faults(folder: Path) -> str:
     return f"""
 import pathlib, time
 import numpy as np
-from dtvla_ros.engine import think_act
-_folder, _decide = pathlib.Path({str(folder)!r}), think_act.ThinkAct.decide
+from dtvla_ros.engine import policy
+_folder, _decide = pathlib.Path({str(folder)!r}), policy.Policy.infer
 def decide(self, *arguments):
     while (_folder / 'slow').exists():
         (_folder / 'waits').touch()
@@ -62,11 +62,11 @@ def decide(self, *arguments):
     if (_folder / 'hungry').exists():
         np.empty(2**50, np.uint8)
     ids = self.transform.config.ids
-    banned = think_act.banned_in_thought(ids, self.transform.config.text.vocabulary)
+    banned = policy.banned_in_thought(ids, self.transform.config.text.vocabulary)
     banned[ids.think_end] = (_folder / 'endless').exists()
     self.engine.forbid(banned)
     return _decide(self, *arguments)
-think_act.ThinkAct.decide = decide
+policy.Policy.infer = decide
 """
 
 

@@ -42,8 +42,8 @@ def policy(tmp_path_factory) -> tuple[Path, str]:
     from dtvla_ros.actions.normalize import ActionStatistics
     from dtvla_ros.policy.checkpoint import save_weights
     from dtvla_ros.policy.config import DecoderConfig
-    from dtvla_ros.policy.decoder import HybridDecoder
     from dtvla_ros.policy.manifest import TOKENIZER, WEIGHTS, PolicyManifest, sha256
+    from dtvla_ros.policy.model import HybridDecoder
     from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
 
     folder = tmp_path_factory.mktemp('policy')

@@ -16,8 +16,8 @@ from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
 import dtvla_sim
-from dtvla_ros.engine.load import load_think_act
-from dtvla_ros.evaluation.protocol import run_episode
+from dtvla_ros.engine.load import load_whole_policy
+from dtvla_ros.rollout.episode import run_episode
 from dtvla_ros.ros import conversions
 from test.nodes.conftest import IN_NAMESPACE
 
@@ -48,14 +48,14 @@ def motion(message):
 def decide_in_process(policy, steps):
     """Return the chunks [n, 4, 7] and thoughts of the same episode without any topic."""
     env = dtvla_sim.make('tabletop')
-    think_act, _ = load_think_act(*policy)
+    policy_, _ = load_whole_policy(*policy)
     rows, thoughts = [], []
 
     def note(_, decision, __):
         rows.append(decision.chunk[:4])
         thoughts.append(decision.reasoning)
 
-    run_episode(env, think_act.decide, TASK, EVAL_SEED, 4, steps, on_decision=note)
+    run_episode(env, policy_.infer, TASK, EVAL_SEED, 4, steps, on_decision=note)
     env.close()
     return np.array(rows), thoughts
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dtvla_ros.nodes.sinks import PRESETS
+from dtvla_ros.nodes.command_adapters import PRESETS
 from dtvla_ros.safety.limits import Limits
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ import pytest
 from geometry_msgs.msg import TwistStamped
 from rclpy.action import ActionServer
 
-from dtvla_ros.nodes.sinks import make_sink
+from dtvla_ros.nodes.command_adapters import make_sink
 from dtvla_ros.ros.conversions import floats
 
 action = pytest.importorskip('control_msgs.action', reason='control_msgs is not installed')

@@ -16,12 +16,12 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from std_msgs.msg import String
+from support.released import STATISTICS, write_checkpoint
 from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros.measure.robot import Robot
 from dtvla_ros.ros import conversions, qos
 from test.nodes.conftest import IN_NAMESPACE, ROOT
-from test.released import STATISTICS, write_checkpoint
 from test.sim.test_libero import needs_libero
 
 BUTTER = 'pick_up_the_butter_and_place_it_in_the_basket'

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from released import WIDTH, write_checkpoint
 from safetensors.torch import load_file, save_file
+from support.released import WIDTH, write_checkpoint
 from torch.nn import functional as F  # noqa: N812
 
-from dtvla_ros.engine.convert import ConvertOptions, convert
 from dtvla_ros.engine.load import load_policy
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.adapters import local_base, read_adapter
 from dtvla_ros.policy.checkpoint import our_name, read_headers, read_tensors
+from dtvla_ros.policy.convert import ConvertOptions, convert
 
 RANK = 4
 close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-3)  # sums of order 10, float32

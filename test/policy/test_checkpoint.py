@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from policies import untrained
 from safetensors.torch import save_file
+from support.policies import untrained
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import (
@@ -16,7 +16,7 @@ from dtvla_ros.policy.checkpoint import (
     save_weights,
 )
 from dtvla_ros.policy.config import DecoderConfig, SpecialIds, TextConfig, VisionConfig
-from dtvla_ros.policy.decoder import HybridDecoder
+from dtvla_ros.policy.model import HybridDecoder
 
 IDS = SpecialIds(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 19)
 

@@ -7,15 +7,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from decoders import by_sample, golden_decoder, images, padded, sequence, small_decoder
-from golden import tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.decoders import by_sample, golden_decoder, images, padded, sequence, small_decoder
+from support.golden import tensors
 
 from dtvla_ros.policy.attention import sequence_mask
 from dtvla_ros.policy.checkpoint import our_name
 from dtvla_ros.policy.config import DecoderConfig
-from dtvla_ros.policy.decoder import HybridDecoder
+from dtvla_ros.policy.model import HybridDecoder
 
 
 @pytest.fixture(scope='module')

@@ -9,8 +9,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from decoders import small_decoder
-from golden import tensors
+from support.decoders import small_decoder
+from support.golden import tensors
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 

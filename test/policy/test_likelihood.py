@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from decoders import by_sample, golden_decoder, images, padded, sequence, small_decoder
-from golden import tensors
+from support.decoders import by_sample, golden_decoder, images, padded, sequence, small_decoder
+from support.golden import tensors
 from torch.distributions import Categorical
 
 from dtvla_ros.errors import UserError

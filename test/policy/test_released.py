@@ -8,7 +8,7 @@ from math import prod
 
 import pytest
 import torch
-from released import STATISTICS, gemma_like_tokenizer, write_checkpoint
+from support.released import STATISTICS, gemma_like_tokenizer, write_checkpoint
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
 from dtvla_ros.engine.export import write_graphs
@@ -23,9 +23,9 @@ from dtvla_ros.policy.checkpoint import (
     released_name,
 )
 from dtvla_ros.policy.config import DecoderConfig
-from dtvla_ros.policy.decoder import HybridDecoder
-from dtvla_ros.policy.inspection import _memory, inspect
+from dtvla_ros.policy.inspect import _memory, inspect
 from dtvla_ros.policy.manifest import GRAPHS, WEIGHTS
+from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.released import read_config, read_statistics
 
 CONFIG_JSON = {

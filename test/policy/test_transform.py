@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from policies import INSTRUCTION, observation, untrained
 from scipy.spatial.transform import Rotation
+from support.policies import INSTRUCTION, observation, untrained
 
 from dtvla_ros.actions.grid import word_groups
 from dtvla_ros.errors import UserError

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from libero_here import needs_libero
+from support.libero_here import needs_libero
 
 import dtvla_sim
 from dtvla_ros.errors import UserError
-from dtvla_ros.evaluation.protocol import observation_from_sim, run_expert_episode
+from dtvla_ros.rollout.episode import observation_from_sim, run_expert_episode
 from dtvla_sim.libero import package, tasks
 
 try:

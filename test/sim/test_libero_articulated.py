@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from libero_here import needs_libero
+from support.libero_here import needs_libero
 
 import dtvla_sim
-from dtvla_ros.evaluation.protocol import run_expert_episode
+from dtvla_ros.rollout.episode import run_expert_episode
 
 pytestmark = needs_libero
 

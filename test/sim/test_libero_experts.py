@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from libero_here import needs_libero
+from support.libero_here import needs_libero
 
 import dtvla_sim
 from dtvla_ros.errors import UserError
-from dtvla_ros.evaluation.protocol import run_expert_episode
+from dtvla_ros.rollout.episode import run_expert_episode
 from dtvla_sim.experts import make_expert
 
 CHEESE = 'put_the_cream_cheese_in_the_bowl'

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import pytest
-
-from .tiny import tiny_dataset
+from support.tiny import tiny_dataset
 
 
 @pytest.fixture(scope='session')

@@ -5,20 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
+from support.tiny import CONFIG
 
+from dtvla_ros.data import layout
+from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.observation import Observation
 from dtvla_ros.training.augment import colour_map, recoloured, shifted
-from dtvla_ros.training.batches import BatchMaker
+from dtvla_ros.training.auxiliary.localisation import thing_names
+from dtvla_ros.training.collate import BatchMaker
 from dtvla_ros.training.config import ModelChoice, SftConfig
-from dtvla_ros.training.dataset import layout
-from dtvla_ros.training.dataset.reader import DatasetReader
 from dtvla_ros.training.frame_cache import open_frames
-from dtvla_ros.training.grounding import thing_names
-from dtvla_ros.training.samples import build_samples
 from dtvla_ros.training.start import new_transform
-
-from .tiny import CONFIG
+from dtvla_ros.training.tokenized import build_samples
 
 
 @pytest.fixture(scope='module')

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from dtvla_ros.training.loading import ahead
+from dtvla_ros.training.data_loader import ahead
 
 CPU = torch.device('cpu')
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.special import log_softmax
 
-from dtvla_ros.training.losses import OrdinalGroup, hybrid_loss, ordinal_cross_entropy
+from dtvla_ros.training.loss import OrdinalGroup, hybrid_loss, ordinal_cross_entropy
 
 
 def plain(logits, target, group=None):

@@ -10,22 +10,21 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax, softmax
+from support.tiny import CONFIG, tiny_dataset
 
+from dtvla_ros.data.record import image_points
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import sequence_mask
-from dtvla_ros.training.lessons import teach_telling
-from dtvla_ros.training.objective import Objective
-from dtvla_ros.training.pointing import (
+from dtvla_ros.training.auxiliary.attention import (
     NOWHERE,
     PointingTargets,
     patch_of,
     pointing_loss,
     pointing_targets,
 )
-from dtvla_ros.training.record import image_points
+from dtvla_ros.training.auxiliary.stages import teach_telling
+from dtvla_ros.training.objective import Objective
 from dtvla_ros.training.sft import SftRun, Trainer
-
-from .tiny import CONFIG, tiny_dataset
 
 POINTING = replace(CONFIG, pointing_weight=0.5, pointing_layer=1, grounding_weight=0.0,
                    model=replace(CONFIG.model, layers=2))

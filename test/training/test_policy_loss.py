@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from golden import document
+from support.golden import document
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.training.advantage import group_advantages, scores
-from dtvla_ros.training.policy_loss import AGGREGATIONS, aggregate, kl_estimate, policy_loss
+from dtvla_ros.training.grpo.advantage import group_advantages, scores
+from dtvla_ros.training.grpo.loss import AGGREGATIONS, aggregate, kl_estimate, policy_loss
 
 KL_NAMES = {'k1': 'kl', 'abs': 'abs', 'k2': 'mse', 'k3': 'low_var_kl'}
 

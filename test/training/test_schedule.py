@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from golden import document
+from support.golden import document
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.training.schedule import warm_cosine, warm_then_cosine

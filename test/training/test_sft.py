@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.tiny import CONFIG, tiny_dataset
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import load_weights
-from dtvla_ros.policy.decoder import HybridDecoder
+from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.training import run_state
+from dtvla_ros.training.auxiliary.stages import teach_eye, teach_telling
 from dtvla_ros.training.config import SftConfig
-from dtvla_ros.training.lessons import teach_eye, teach_telling
 from dtvla_ros.training.sft import SftRun, Trainer, learning_rate, train_sft
-
-from .tiny import CONFIG, tiny_dataset
 
 RECIPES = Path(__file__).parents[2] / 'config' / 'train'
 

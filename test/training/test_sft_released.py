@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from support.released_run import CONFIG, LORA, losses, released_dataset, released_policy
+from support.tiny import CONFIG as SMALL
+from support.tiny import tiny_dataset
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import read_tensors
@@ -20,10 +23,6 @@ from dtvla_ros.training import run_state
 from dtvla_ros.training.config import LoraChoice, Rates, SftConfig
 from dtvla_ros.training.finish import read_source
 from dtvla_ros.training.sft import SftRun, Trainer, train_sft
-
-from .released_run import CONFIG, LORA, losses, released_dataset, released_policy
-from .tiny import CONFIG as SMALL
-from .tiny import tiny_dataset
 
 ROOT = Path(__file__).parents[2]
 
@@ -159,7 +158,7 @@ def test_two_processes_resumed_learn_what_one_does(how, config, policy, data, tm
     launch = [sys.executable, '-m', 'accelerate.commands.launch', *how,
               '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
               '--dynamo_backend', 'no', '--main_process_port', '0',
-              Path(__file__).with_name('released_run.py')]
+              ROOT / 'test' / 'support' / 'released_run.py']
     told = []
     for steps in (2, 1):
         done = subprocess.run(

@@ -6,18 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.tiny import CONFIG
 
+from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.directions import turned_round
-from dtvla_ros.training.batches import BatchMaker
+from dtvla_ros.training.auxiliary.direction_flip import Turning
+from dtvla_ros.training.collate import BatchMaker
 from dtvla_ros.training.config import SftConfig
-from dtvla_ros.training.dataset.reader import DatasetReader
 from dtvla_ros.training.frame_cache import open_frames
-from dtvla_ros.training.samples import build_samples
 from dtvla_ros.training.start import new_transform
-from dtvla_ros.training.turning import Turning
-
-from .tiny import CONFIG
+from dtvla_ros.training.tokenized import build_samples
 
 SAID = 'holding nothing now reach can at x45 y-12 next lower move forward left still'
 
@@ -69,7 +68,7 @@ def test_turned_rows_are_read_and_not_learnt(reader, transform):
 
 
 def test_a_vocabulary_without_directions_is_refused(transform, monkeypatch):
-    monkeypatch.setattr('dtvla_ros.training.turning.MARK', 'go')
+    monkeypatch.setattr('dtvla_ros.training.auxiliary.direction_flip.MARK', 'go')
     with pytest.raises(UserError, match='words for directions'):
         Turning.of(transform)
 

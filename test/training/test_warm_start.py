@@ -8,18 +8,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.tiny import CONFIG, tiny_episode
 from tokenizers import Tokenizer
 
+from dtvla_ros.data import layout, writer
+from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.observation import Observation
-from dtvla_ros.training.batches import TOLD
-from dtvla_ros.training.dataset import layout, writer
-from dtvla_ros.training.dataset.reader import DatasetReader
-from dtvla_ros.training.grounding import ABSENT, place_targets, thing_names, told_apart
-from dtvla_ros.training.pointing import NOWHERE, thing_patches
+from dtvla_ros.training.auxiliary.attention import NOWHERE, thing_patches
+from dtvla_ros.training.auxiliary.localisation import (
+    ABSENT,
+    place_targets,
+    thing_names,
+    told_apart,
+)
+from dtvla_ros.training.collate import TOLD
 from dtvla_ros.training.sft import SftRun, Trainer, train_sft
-
-from .tiny import CONFIG, tiny_episode
 
 BOWLS = ('black_bowl_1', 'black_bowl_2', 'plate_1')
 

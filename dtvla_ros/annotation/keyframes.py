@@ -1,0 +1,137 @@
+"""Key frames: where something changes, so that one label can stand for what follows.
+
+They are the first and last frame, the gripper's toggles (with hysteresis), the hand's velocity
+minima, and enough frames in between that no gap is longer than allowed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.signal import find_peaks
+from tqdm import tqdm
+
+from dtvla_ros.annotation.journal import Journal
+from dtvla_ros.annotation.motion import Motion
+from dtvla_ros.annotation.source import Source
+from dtvla_ros.errors import UserError
+
+FILE = 'keyframes.jsonl'
+EDGE, TOGGLE, PAUSE, GAP = 'edge', 'gripper', 'pause', 'gap'
+
+
+@dataclass(frozen=True, slots=True)
+class KeyframeOptions:
+    """``min_gap``, ``max_gap`` [s] between key frames; ``prominence`` of a minimum [m/s]."""
+
+    min_gap: float = 0.4
+    max_gap: float = 1.0
+    prominence: float = 0.04
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_gap < self.max_gap:
+            raise UserError(f'--min-gap {self.min_gap} s and --max-gap {self.max_gap} s: the '
+                            'first must be smaller, and not negative')
+
+
+@dataclass(frozen=True, slots=True)
+class Keyframe:
+    """A frame and why it is a key frame."""
+
+    frame: int
+    why: str
+
+
+def find_keyframes(motion: Motion, options: KeyframeOptions) -> list[Keyframe]:
+    """Return an episode's key frames in order; toggles win over edges, edges over minima."""
+    count = len(motion)
+    closest = max(1, round(options.min_gap * motion.fps))
+    chosen = {0: EDGE, count - 1: EDGE} | {int(k): TOGGLE for k in motion.toggles}
+    minima, _ = find_peaks(-motion.speed, prominence=options.prominence)
+    for frame in sorted(minima, key=lambda k: motion.speed[k]):
+        if min(abs(int(frame) - k) for k in chosen) >= closest:
+            chosen[int(frame)] = PAUSE
+    longest = max(1, round(options.max_gap * motion.fps))
+    frames = sorted(chosen)
+    for before, after in zip(frames, frames[1:]):
+        pieces = -(-(after - before) // longest)
+        for k in np.linspace(before, after, pieces + 1)[1:-1]:
+            chosen.setdefault(int(round(k)), GAP)
+    return [Keyframe(frame, chosen[frame]) for frame in sorted(chosen)]
+
+
+def write_keyframes(source: Source, out: Path, options: KeyframeOptions,
+                    episodes: int | None = None) -> dict[str, Any]:
+    """Write ``out``/keyframes.jsonl, one line per episode; go on where an earlier run stopped.
+
+    Returns how many key frames there are for each reason. Raises ``UserError`` when the file is
+    of other settings or another dataset.
+    """
+    header = {'kind': 'keyframes', 'dataset': source.fingerprint, **asdict(options)}
+    total = min(len(source), episodes or len(source))
+    counts: dict[str, int] = dict.fromkeys((EDGE, TOGGLE, PAUSE, GAP), 0)
+    with Journal(out / FILE, header) as journal:
+        for episode in tqdm(range(total), desc='key frames', unit='episode', disable=None):
+            if episode not in journal.done:
+                motion = source.motion(episode)
+                journal.add({
+                    'episode': episode, 'length': len(motion),
+                    'keyframes': [asdict(k) for k in find_keyframes(motion, options)]})
+            for row in journal.done[episode]['keyframes']:
+                counts[row['why']] += 1
+    return {'episodes': total, 'keyframes': sum(counts.values()), 'why': counts}
+
+
+def read_keyframes(folder: Path, source: Source) -> dict[int, list[int]]:
+    """Return the key frames of each episode.
+
+    Raises ``UserError`` when there are none, or when they belong to another dataset.
+    """
+    header, rows = Journal.read(folder / FILE, 'dtvla annotate keyframes')
+    if header.get('dataset') != source.fingerprint:
+        raise UserError(f'{folder / FILE} belongs to another dataset than {source.root}; '
+                        'choose another folder')
+    return {row['episode']: [k['frame'] for k in row['keyframes']] for row in rows}
+
+
+def plot_keyframes(source: Source, episode: int, options: KeyframeOptions, path: Path) -> None:
+    """Draw speed, gripper and key frames of one episode as a PNG."""
+    if not 0 <= episode < len(source):
+        raise UserError(f'{source.root}: no episode {episode}; there are {len(source)}')
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    motion = source.motion(episode)
+    keys = find_keyframes(motion, options)
+    time = np.arange(len(motion)) / motion.fps
+    figure, (top, bottom) = pyplot.subplots(
+        2, 1, figsize=(9, 4.8), sharex=True, height_ratios=(2, 1), layout='constrained')
+    top.plot(time, motion.speed, color='#16407a')
+    top.set_ylabel('hand speed [m/s]')
+    top.set_title(f'{source.instruction(episode)} (episode {episode})', loc='left', fontsize=10)
+    bottom.plot(time, source.level(episode), color='#7c93b5', label='command')
+    bottom.step(time, motion.closing, where='post', color='#1b1e23', linewidth=1,
+                label='with hysteresis')
+    if motion.opening is not None and motion.widest > 0:
+        bottom.plot(time, 1.0 - motion.opening / motion.widest, color='#c07a1e',
+                    label='fingers')
+    bottom.set_ylabel('gripper\n0 open, 1 shut')
+    bottom.set_xlabel('time [s]')
+    bottom.legend(loc='upper left', fontsize=8)
+    colours = {EDGE: '#545b66', TOGGLE: '#b3261e', PAUSE: '#1b7f4b', GAP: '#9aa3af'}
+    seen: set[str] = set()
+    for key in keys:
+        for axes in (top, bottom):
+            label = key.why if axes is top and key.why not in seen else None
+            axes.axvline(key.frame / motion.fps, color=colours[key.why], linewidth=1,
+                         linestyle='--', label=label)
+        seen.add(key.why)
+    top.legend(loc='upper left', fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

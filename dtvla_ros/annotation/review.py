@@ -1,0 +1,187 @@
+"""A page on which a person accepts, edits or rejects labels, and what becomes of that."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import ValidationError
+from tqdm import tqdm
+
+from dtvla_ros.annotation.checks import check_labels
+from dtvla_ros.annotation.journal import Journal, whole_lines
+from dtvla_ros.annotation.label import labels_of, row_of
+from dtvla_ros.annotation.motion import phrase
+from dtvla_ros.annotation.review_page import PAGE
+from dtvla_ros.annotation.schema import PHASES, TROUBLES, Semantics, answer_model
+from dtvla_ros.annotation.source import Source
+from dtvla_ros.errors import UserError
+from dtvla_ros.files import write_text
+
+ACCEPTED = 'accepted.jsonl'
+DECISIONS = ('accept', 'edit', 'reject')
+THUMBNAIL = 128  # [pixels]
+
+
+def read_labels(path: Path, source: Source) -> tuple[str, dict[int, dict[str, Any]]]:
+    """Return a hash of a file of labels, and its rows by episode.
+
+    Raises ``UserError`` when there is none, or when it belongs to another dataset.
+    """
+    header, rows = Journal.read(path, 'dtvla annotate label')
+    if header.get('dataset') != source.fingerprint:
+        raise UserError(f'{path} belongs to another dataset than {source.root}; choose its own')
+    digest = hashlib.sha256(json.dumps([header, *rows], sort_keys=True).encode()).hexdigest()
+    return digest[:16], {row['episode']: row for row in rows}
+
+
+def choose(rows: Mapping[int, Mapping[str, Any]], sample: int, seed: int) -> list[int]:
+    """Return ``sample`` episodes to look at: all with findings first, then others at random."""
+    order = np.random.default_rng(seed).permutation(sorted(rows))
+    chosen = sorted(order.tolist(), key=lambda k: -len(rows[k]['findings']))[:sample]
+    return sorted(chosen)
+
+
+def page_data(source: Source, labels: str, rows: Mapping[int, Mapping[str, Any]],
+              episodes: Sequence[int]) -> dict[str, Any]:
+    """Return what the page embeds as JSON."""
+    shown = []
+    for episode in tqdm(episodes, desc='review', unit='episode', disable=None):
+        row, motion = rows[episode], source.motion(episode)
+        pairs = labels_of(row)
+        frames = [frame for frame, _ in pairs]
+        ends = [*frames[1:], len(motion)]
+        findings: dict[int, list[str]] = {}
+        for finding in row['findings']:
+            findings.setdefault(finding['frame'], []).append(
+                f'{finding["kind"]}: {finding["text"]}')
+        pictures = source.pictures(episode, frames)
+        shown.append({
+            'episode': episode, 'instruction': row['instruction'],
+            'things': list(source.things(episode)),
+            'frames': [{
+                'frame': frame, 'seconds': frame / motion.fps,
+                'motion': phrase(motion, frame, end), 'label': label.model_dump(),
+                'findings': findings.get(frame, []),
+                'pictures': [_thumbnail(image) for image in images.values()],
+            } for (frame, label), end, images in zip(pairs, ends, pictures)]})
+    return {'dataset': source.fingerprint, 'labels': labels, 'phases': list(PHASES),
+            'troubles': list(TROUBLES), 'episodes': shown}
+
+
+def _thumbnail(image: NDArray[np.uint8]) -> str:
+    picture = Image.fromarray(image)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    picture.save(buffer, 'JPEG', quality=80)
+    return 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode()
+
+
+def write_page(path: Path, title: str, data: Mapping[str, Any]) -> None:
+    """Write the page; it needs no network and no other file."""
+    # A model's words stay data: no end tag or comment can be spelled in the embedded JSON.
+    embedded = json.dumps(data, ensure_ascii=True).replace('<', '\\u003c')
+    write_text(path, PAGE.substitute(title=escape(title), data=embedded))
+
+
+def read_decisions(paths: Sequence[Path], source: Source, labels: str) -> dict[
+        tuple[int, int], dict[str, Any]]:
+    """Return the decisions in downloaded files by episode and frame; later files win.
+
+    Raises ``UserError`` when a file is none, or was made for other labels.
+    """
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    for path in paths:
+        lines = whole_lines(path)
+        if not lines:
+            raise UserError(f'{path}: no such file, or it is empty; download it from the review '
+                            'page')
+        try:
+            header, *rows = map(json.loads, lines)
+            kind = header['kind'], header['dataset'], header['labels']
+            decided = {(int(row['episode']), int(row['frame'])): row for row in rows}
+            odd = {row['decision'] for row in rows} - set(DECISIONS)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f'{path}: not the decisions of a review page ({error})') from error
+        if kind != ('decisions', source.fingerprint, labels):
+            raise UserError(f'{path}: made for other labels; review the present ones again')
+        if odd:
+            raise UserError(f'{path}: decision {sorted(odd)[0]!r}; there is: '
+                            f'{", ".join(DECISIONS)}')
+        found |= decided
+    return found
+
+
+def apply_decisions(
+    source: Source, labels: str, rows: Mapping[int, Mapping[str, Any]],
+    decisions: Mapping[tuple[int, int], Mapping[str, Any]], out: Path, accept_rest: bool,
+) -> Counter[str]:
+    """Write the accepted and edited labels to ``out``, whole; return what became of all.
+
+    Undecided ones are left out, or with ``accept_rest`` taken if nothing was found about them.
+    Raises ``UserError`` for a decision about what is not there, or with words it may not use.
+    """
+    known = {(k, frame) for k, row in rows.items() for frame, _ in labels_of(row)}
+    strange = sorted(set(decisions) - known)
+    if strange:
+        raise UserError(f'decisions about episode {strange[0][0]}, frame {strange[0][1]}, which '
+                        'has no label')
+    counts: Counter[str] = Counter()
+    lines = [{'kind': 'accepted', 'dataset': source.fingerprint, 'labels': labels}]
+    for episode in sorted(rows):
+        row = rows[episode]
+        flagged = {finding['frame'] for finding in row['findings']}
+        kept: list[tuple[int, Semantics]] = []
+        for frame, label in labels_of(row):
+            decision = decisions.get((episode, frame))
+            if decision is None:
+                taken = accept_rest and frame not in flagged
+                counts['accepted as faultless' if taken else 'undecided'] += 1
+                if taken:
+                    kept.append((frame, label))
+                continue
+            counts[decision['decision']] += 1
+            if decision['decision'] == 'accept':
+                kept.append((frame, label))
+            elif decision['decision'] == 'edit':
+                kept.append((frame, _edited(source, episode, frame, decision.get('label'))))
+        if kept:
+            found = check_labels(source.motion(episode), source.goal(episode),
+                                 [frame for frame, _ in kept], kept, first=False)
+            counts['findings that remain'] += len(found)
+            lines.append(row_of(episode, row['instruction'], kept, found))
+    write_text(out, ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines))
+    return counts
+
+
+def _edited(source: Source, episode: int, frame: int, label: Any) -> Semantics:
+    model = answer_model(source.things(episode), 1)
+    try:
+        answer: Any = model.model_validate({'frames': [label]})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UserError(f'edited label of episode {episode}, frame {frame}: '
+                        f'{first["loc"][-1]}: {first["msg"]}') from None
+    return Semantics(**answer.frames[0].model_dump())
+
+
+def read_accepted(path: Path, source: Source) -> dict[int, list[tuple[int, Semantics]]]:
+    """Return accepted labels by episode.
+
+    Raises ``UserError`` when there are none, or when they belong to another dataset.
+    """
+    header, rows = Journal.read(path, 'dtvla annotate apply')
+    if header.get('kind') != 'accepted' or header.get('dataset') != source.fingerprint:
+        raise UserError(f'{path}: not the accepted labels of {source.root}; run dtvla annotate '
+                        'apply')
+    return {row['episode']: labels_of(row) for row in rows}

@@ -1,0 +1,214 @@
+"""Labels from rules alone: proprioception, the instruction and, where recorded, places.
+
+Deterministic and offline. The whole episode is known, so where the hand will close or open tells
+what it is heading for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtvla_ros.annotation.motion import Array, Motion
+from dtvla_ros.annotation.schema import NOTHING, Semantics
+from dtvla_ros.annotation.task import Goal
+
+OVER, AWAY = 0.015, 0.035  # horizontal offset at which the hand is over its target, and is not [m]
+EMPTY = 0.006  # opening of fingers closed on nothing [m]
+NEAR = 0.06  # from the hand: an object that may be in it [m]
+DELIVERED = 0.09  # from its destination: an object that was let go there [m]
+SETTLED = 0.004  # change of the opening per frame below which the fingers press on something [m]
+BEGUN = 0.01  # of the way to the destination: no longer only upwards [m]
+LOW = 0.04  # over the lowest point of a push: the hand is down [m]
+FOLLOWING = {
+    'reach': 'lower', 'lower': 'grasp', 'grasp': 'lift', 'lift': 'carry', 'carry': 'place',
+    'place': 'release', 'release': 'retreat', 'retreat': 'reach', 'retry': 'reach',
+    'push': 'wait', 'wait': 'wait',
+}
+UNKNOWN = 'object'
+
+
+@dataclass(frozen=True, slots=True)
+class _Grip:
+    """The gripper is told to close at frame ``begin`` and to open at ``end`` (or never, N)."""
+
+    begin: int
+    end: int
+    object: str
+    held: bool
+    delivered: bool
+
+
+def label_frames(motion: Motion, goal: Goal) -> list[Semantics]:
+    """Return a label for each frame of an episode."""
+    writer = _Writer(motion, goal)
+    if goal.verb == 'push' and not motion.closing.any():
+        writer.push(0, len(motion))
+    else:
+        begin = 0
+        for grip in writer.grips():
+            writer.approach(begin, grip)
+            writer.hold(grip)
+            begin = writer.let_go(grip)
+        writer.approach(begin, None)
+    return writer.labels
+
+
+class _Writer:
+    """Fills ``labels`` from the first frame to the last."""
+
+    def __init__(self, motion: Motion, goal: Goal):
+        self.motion, self.goal = motion, goal
+        self.labels: list[Semantics] = []
+        self.finished: list[str] = []
+        self.wide = motion.is_wide()
+        self.objects = goal.objects or (UNKNOWN,)
+        self.destination = goal.destination or self.objects[0]
+
+    def grips(self) -> list[_Grip]:
+        """Return the times the gripper is closed, and what each was about."""
+        closing = self.motion.closing
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], closing.astype(int), [0]])))
+        grips: list[_Grip] = []
+        done: list[str] = []
+        for begin, end in edges.reshape(-1, 2):
+            remaining = [o for o in self.objects if o not in done] or [self.objects[-1]]
+            name = self._nearest(int(begin), remaining)
+            held = self._held(int(begin), int(end), name)
+            last = end == edges[-1]
+            delivered = held and self._delivered(int(begin), int(end), name, bool(last))
+            grips.append(_Grip(int(begin), int(end), name, held, delivered))
+            if delivered:
+                done.append(name)
+        return grips
+
+    def _nearest(self, frame: int, names: list[str]) -> str:
+        known = [name for name in names if name in self.motion.places]
+        if not known:
+            return names[0]
+        hand = self.motion.hand[frame]
+        return min(known, key=lambda name: float(
+            np.linalg.norm(self.motion.places[name][frame] - hand)))
+
+    def _held(self, begin: int, end: int, name: str) -> bool:
+        middle = min(end - 1, begin + max(1, (end - begin) // 2))
+        opening = self.motion.opening
+        if opening is not None and opening[middle] < EMPTY:
+            return False
+        if name in self.motion.places:
+            apart = np.linalg.norm(self.motion.places[name] - self.motion.hand, axis=1)
+            return bool(apart[middle] < NEAR and apart[end - 1] < NEAR) or bool(
+                (apart[begin + 1:end] < NEAR).sum() > (end - begin) // 2)
+        return end - begin > 2
+
+    def _delivered(self, begin: int, end: int, name: str, last: bool) -> bool:
+        places, after = self.motion.places, min(end, len(self.motion) - 1)
+        if name in places and self.destination in places:
+            off = places[name][after][:2] - places[self.destination][after][:2]
+            return float(np.linalg.norm(off)) < DELIVERED
+        moved = self.motion.hand[after] - self.motion.hand[begin]
+        return last or float(np.linalg.norm(moved[:2])) > DELIVERED
+
+    def _add(self, count: int, phase: str, name: str, holding: str = NOTHING,
+             trouble: str = 'none') -> None:
+        following = FOLLOWING[phase]
+        if phase == 'lower' and self.goal.verb == 'push':
+            following = 'push'
+        self.labels += [Semantics.model_construct(
+            holding=holding, done=self.finished[-1] if self.finished else NOTHING,
+            trouble=trouble, phase=phase, object=name, next=following, reason='')] * count
+
+    def _over(self, begin: int, end: int, target: Array) -> NDArray[np.bool_]:
+        """Whether the hand is over ``target`` [n, 3] at each frame, with hysteresis."""
+        off = np.linalg.norm((self.motion.hand[begin:end] - target)[:, :2], axis=1)
+        state, out = False, np.zeros(end - begin, bool)
+        for k, distance in enumerate(off):
+            state = distance < (AWAY if state else OVER)
+            out[k] = state
+        return out
+
+    def approach(self, begin: int, grip: _Grip | None) -> None:
+        """Label the frames until a grip begins: reach, lower; after the last one, what is left."""
+        end = grip.begin if grip else len(self.motion)
+        if begin >= end:
+            return
+        remaining = [o for o in self.objects if o not in self.finished]
+        if grip is None and not remaining:
+            self._add(end - begin, 'wait', self.objects[-1])
+            return
+        name = grip.object if grip else remaining[0]
+        if name in self.motion.places:
+            target = self.motion.places[name][begin:end]
+        else:
+            target = np.repeat(self.motion.hand[end - 1:end], end - begin, axis=0)
+        for over in self._over(begin, end, target):
+            self._add(1, 'lower' if over else 'reach', name)
+
+    def hold(self, grip: _Grip) -> None:
+        """Label the frames of a grip: grasp, lift, carry, place."""
+        begin, end = grip.begin, grip.end
+        if not grip.held:
+            self._add(end - begin, 'grasp', grip.object)
+            return
+        first = self._pressed(begin, end)
+        self._add(first - begin, 'grasp', grip.object)
+        hand, there = self.motion.hand, min(end, len(self.motion) - 1)
+        target = np.repeat(hand[there:there + 1], end - first, axis=0)
+        if self.destination in self.motion.places and not grip.delivered:
+            target = self.motion.places[self.destination][first:end]
+        ahead = np.minimum(np.arange(first, end) + 1, there)
+        left = np.linalg.norm((hand[ahead] - target)[:, :2], axis=1)
+        travelling = np.maximum.accumulate(left[:1].sum() - left > BEGUN)
+        for moving, over in zip(travelling, self._over(first, end, target)):
+            phase = 'lift' if not moving else 'place' if over else 'carry'
+            name = grip.object if phase == 'lift' else self.destination
+            self._add(1, phase, name, grip.object)
+
+    def _pressed(self, begin: int, end: int) -> int:
+        """Return the first frame at which the fingers press on the object."""
+        opening = self.motion.opening
+        if opening is None:
+            return min(begin + 1, end)
+        for k in range(begin + 1, end):
+            ahead = min(k + 1, end - 1)
+            if not self.wide[k] and abs(opening[ahead] - opening[k]) < SETTLED:
+                return k
+        return end
+
+    def let_go(self, grip: _Grip) -> int:
+        """Label the frames in which the fingers open; return where that ends."""
+        begin = end = min(grip.end, len(self.motion))
+        while end < len(self.motion) and not self.wide[end] and not self.motion.closing[end]:
+            end += 1
+        end = max(end, min(begin + 1, len(self.motion)))
+        if grip.delivered:
+            for k in range(begin, end):
+                still = self.motion.opening is not None and k > 0 and bool(
+                    self.motion.opening[k] - self.motion.opening[grip.end - 1] < SETTLED)
+                self._add(1, 'release', grip.object, grip.object if still else NOTHING)
+            self.finished.append(grip.object)
+        else:
+            self._add(end - begin, 'retry', grip.object,
+                      trouble='dropped' if grip.held else 'missed')
+        return end
+
+    def push(self, begin: int, end: int) -> None:
+        """Label a push without a grip: reach, lower, push."""
+        hand, name = self.motion.hand, self.objects[0]
+        lowest = float(np.quantile(hand[begin:end, 2], 0.05))
+        low = hand[begin:end, 2] < lowest + LOW
+        if name in self.motion.places:
+            place = self.motion.places[name][begin:end]
+            near = np.abs(hand[begin:end] - place)
+            over = self._over(begin, end, place) | (
+                (near[:, 0] < AWAY) & (near[:, 1] < AWAY))
+            down = low & (near[:, 0] < 0.02) & (near[:, 1] < AWAY)
+        else:
+            start = int(np.argmax(low))
+            over = self._over(begin, end, np.repeat(hand[start:start + 1], end - begin, axis=0))
+            down = low & (np.arange(end - begin) >= start)
+        for pushing, above in zip(down, over):
+            phase = 'push' if pushing else 'lower' if above else 'reach'
+            self._add(1, phase, self.destination if phase == 'push' else name)

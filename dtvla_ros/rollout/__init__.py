@@ -1,0 +1,1 @@
+"""Runs episodes: environments, workers and the loop every user of them shares."""

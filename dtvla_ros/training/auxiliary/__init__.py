@@ -1,0 +1,1 @@
+"""Auxiliary objectives of small policies trained from nothing."""

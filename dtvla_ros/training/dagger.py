@@ -1,0 +1,208 @@
+"""DAgger: the policy drives, the scripted expert says what it would do and think instead.
+
+Ross, Gordon and Bagnell, "A reduction of imitation learning and structured prediction to
+no-regret online learning", 2011. After a while the expert takes over, so that the end of a task is
+seen, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from dtvla_ros.actions import osc
+from dtvla_ros.data import layout
+from dtvla_ros.data.collect import (
+    SEEDS_PER_BASE,
+    keep_recipe,
+    require_frame_rate,
+    require_tasks,
+    require_training_block,
+)
+from dtvla_ros.data.layout import Episode
+from dtvla_ros.data.record import EPISODES_PER_SHARD, EpisodePlan, Frames, task_in_turn
+from dtvla_ros.data.writer import finished_shards, merge_shards, write_shard
+from dtvla_ros.errors import UserError
+from dtvla_ros.rollout.episode import Decide, observation_from_sim
+from dtvla_ros.rollout.setup import SceneSetup
+
+KIND = 'dagger'
+
+
+@dataclass(frozen=True, slots=True)
+class DaggerOptions:
+    """One round. ``seed``: which block of start states; another one for every round.
+
+    The policy drives for a share of the task's step limit drawn from ``driven`` (least, most).
+    ``camera_every``, ``chunk`` as of ``CollectOptions``; ``patience``: control steps the expert
+    gets after it has taken over. ``antialiasing`` as of ``SceneSetup``.
+    """
+
+    suite: str = 'tabletop'
+    tasks: tuple[str, ...] = ()
+    starts: str | None = None
+    episodes: int = 240
+    seed: int = 7
+    camera_every: int = 4
+    driven: tuple[float, float] = (0.2, 1.0)
+    patience: int = 300
+    antialiasing: bool = True
+
+    def __post_init__(self) -> None:
+        require_training_block(self.seed)
+        low, high = self.driven
+        if not 0.0 <= low <= high:
+            raise UserError(f'the policy drives for {low} to {high} of the steps; give a range')
+        require_frame_rate(self.camera_every)
+        if not 0 < self.episodes <= SEEDS_PER_BASE:
+            raise UserError(f'--episodes {self.episodes}: 1 to {SEEDS_PER_BASE} per seed')
+
+
+@dataclass(frozen=True, slots=True)
+class Relabelled:
+    """An episode as the expert sees it; ``episode`` None: not even the expert solved it.
+
+    ``alone``: the policy solved it before the expert took over.
+    """
+
+    success: bool
+    steps: int
+    alone: bool
+    episode: Episode | None
+
+
+@dataclass(frozen=True, slots=True)
+class RelabelJob:
+    """One episode to drive and relabel."""
+
+    plan: EpisodePlan
+    options: DaggerOptions
+    chunk: int
+    replan_steps: int
+
+    def play(self, env: Any, decide: Decide) -> Relabelled:
+        from dtvla_sim.experts import make_expert
+
+        plan, options = self.plan, self.options
+        obs, info = env.reset(seed=plan.seed, options={'task': plan.task})
+        share = np.random.default_rng([options.seed, plan.index]).uniform(*options.driven)
+        driven = round(share * env.max_steps)
+        expert, frames = make_expert(env), Frames()
+        labels: list[NDArray[np.float32]] = []
+        pending: list[NDArray[np.float32]] = []
+        gripper, success = osc.GRIPPER_OPEN, False
+        for step in range(driven + options.patience):
+            act = expert.act(driving=step >= driven)
+            if step % options.camera_every == 0:
+                frames.add(env, obs, act)
+            labels.append(np.asarray(act.action, np.float32))
+            if step < driven:
+                if not pending:
+                    seen = observation_from_sim(obs, info, env, step)
+                    pending = list(decide(seen).chunk[:self.replan_steps])
+                executed = np.clip(pending.pop(0), -1.0, 1.0)
+                executed[6] = gripper = osc.gripper_command(float(executed[6]), gripper)
+            else:
+                executed = act.action
+            obs, _, success, _, _ = env.step(executed)
+            if success:
+                break
+        steps = len(labels)
+        alone = success and steps <= driven
+        return Relabelled(success, steps, alone,
+                          self._episode(env, frames, labels, driven) if success else None)
+
+    def _episode(self, env: Any, frames: Frames, labels: list[NDArray[np.float32]],
+                 driven: int) -> Episode:
+        starts = np.arange(0, len(labels), self.options.camera_every)
+        cuts = [driven] if driven < len(labels) else []
+        episode = frames.episode(env, self.plan, labels, starts, self.chunk, cuts, True)
+        # What the expert says at places the policy went to by itself is no plan: only as much of
+        # it is kept as is executed before the next look.
+        padding = np.asarray(episode.columns[layout.ACTION_IS_PAD])
+        padding[starts < driven, self.replan_steps:] = True
+        return episode
+
+
+def _shard(options: DaggerOptions, number: int) -> range:
+    first = number * EPISODES_PER_SHARD
+    return range(first, min(first + EPISODES_PER_SHARD, options.episodes))
+
+
+def _plans(options: DaggerOptions, tasks: tuple[str, ...], number: int,
+           one_scene: bool) -> Iterator[EpisodePlan]:
+    """Yield the episodes of a shard."""
+    for index in _shard(options, number):
+        seed = options.seed * SEEDS_PER_BASE + index
+        yield EpisodePlan(index, task_in_turn(tasks, index, one_scene), seed, KIND)
+
+
+def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
+            replan_steps: int | None = None) -> dict[str, Any]:
+    """Let the policy of a run or folder drive ``options.episodes`` episodes, write a dataset.
+
+    Returns the dataset's info. Finished shards are kept: the same command goes on. Raises
+    ``UserError`` for unknown tasks, or if ``out`` was made with other options.
+    """
+    from dtvla_ros.engine.batch import BatchSampler
+    from dtvla_ros.rollout.env_pool import LocalPool
+    from dtvla_ros.rollout.env_worker import Result
+    from dtvla_ros.training.grpo.rollout import Episode as Driven
+    from dtvla_ros.training.grpo.rollout import Rollout, RolloutEngine
+    from dtvla_ros.training.grpo.start import load_start
+
+    start = load_start(init, replan_steps)
+    sampler = BatchSampler(start.model, start.transform,
+                           max_thought_tokens=start.max_thought_tokens)
+    _same_recipe(out, options, init)
+    chunk = start.transform.config.chunk_steps
+    shards = -(-options.episodes // EPISODES_PER_SHARD)
+    todo = [n for n in range(shards) if n not in finished_shards(out)]
+    found: dict[int, dict[int, Relabelled]] = {}
+    counts = {'driven': 0, 'alone': 0, 'kept': 0}
+    scene = SceneSetup(options.suite, options.starts,
+                       image_size=start.transform.config.vision.image_size,
+                       antialiasing=options.antialiasing)
+    with closing(LocalPool(scene, workers)) as pool, tqdm(
+            total=sum(len(_shard(options, n)) for n in todo), unit='ep',
+            disable=not todo) as bar:
+        tasks = options.tasks or pool.ready.tasks
+        require_tasks(tasks, pool.ready.tasks, options.suite)
+        plans = {number: list(_plans(options, tasks, number, pool.ready.one_scene))
+                 for number in todo}
+        jobs = iter([Rollout(RelabelJob(plan, options, chunk, start.replan_steps), (number,))
+                     for number, shard in plans.items() for plan in shard])
+
+        def ended(episode: Driven, result: Result) -> None:
+            job = episode.rollout.job
+            assert isinstance(job, RelabelJob) and isinstance(result, Relabelled)
+            number = job.plan.index // EPISODES_PER_SHARD
+            shard = found.setdefault(number, {})
+            shard[job.plan.index] = result
+            counts['driven'] += 1
+            counts['alone'] += result.alone
+            counts['kept'] += result.success
+            bar.update(1)
+            bar.set_postfix(alone=f'{counts["alone"] / counts["driven"]:.0%}',
+                            kept=f'{counts["kept"] / counts["driven"]:.0%}')
+            if len(shard) == len(plans[number]):
+                episodes = [shard[k].episode for k in sorted(shard)]
+                write_shard(out, number, [e for e in episodes if e is not None],
+                            20 // options.camera_every)
+                del found[number]
+
+        RolloutEngine(pool).play(sampler, lambda: next(jobs, None), ended)
+    return merge_shards(out)
+
+
+def _same_recipe(root: Path, options: DaggerOptions, init: Path) -> None:
+    """Refuse to mix policies or recipes in one folder."""
+    keep_recipe(root / 'dagger.json', asdict(options) | {'init': str(init)},
+                asdict(DaggerOptions()))

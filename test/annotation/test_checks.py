@@ -1,0 +1,89 @@
+"""Labels that cannot be right are found, and named."""
+
+from __future__ import annotations
+
+import pytest
+
+from dtvla_ros.annotation import checks
+from dtvla_ros.annotation.rules import label_frames
+from dtvla_ros.annotation.schema import Semantics, answer_model, read_answer
+
+
+@pytest.fixture
+def case(source):
+    """Return motion, goal, key frames and right labels."""
+    motion, goal = source.motion(0), source.goal(0)
+    labels = label_frames(motion, goal)
+    frames = [0, 5, *map(int, motion.toggles), len(motion) - 1]
+    frames = sorted(set(frames))
+    return motion, goal, frames, [(k, labels[k]) for k in frames]
+
+
+def found(case, labels):
+    motion, goal, frames, _ = case
+    return {(f.frame, f.kind) for f in checks.check_labels(motion, goal, frames, labels)}
+
+
+def change(case, frame, **values):
+    return [(k, label.model_copy(update=values) if k == frame else label)
+            for k, label in case[3]]
+
+
+def test_right_labels_have_no_finding(case):
+    assert found(case, case[3]) == set()
+
+
+def test_gaps_and_disorder(case):
+    labels = case[3]
+    assert found(case, labels[1:]) == {(0, checks.GAP)}  # and once for its key frame
+    assert (labels[2][0], checks.GAP) in found(case, labels[:2] + labels[3:])
+    assert (labels[1][0], checks.ORDER) in found(case, [labels[0], labels[2], *labels[1:]])
+    assert (999, checks.GAP) in found(case, [*labels, (999, labels[-1][1])])
+
+
+def test_the_gripper_must_agree(case):
+    grasp = int(case[0].toggles[0])
+    assert (0, checks.GRIPPER) in found(case, change(case, 0, holding='can'))
+    assert (grasp, checks.GRIPPER) in found(case, change(case, grasp, phase='lower'))
+    assert (0, checks.GRIPPER) in found(case, change(case, 0, phase='carry'))
+
+
+def test_progress_never_goes_back(case):
+    last = case[2][-1]
+    labels = change(case, 0, done='can')
+    assert (case[2][1], checks.DONE) in found(case, labels)
+    assert (last, checks.PHASE) not in found(case, case[3])
+    backwards = change(case, case[2][2], phase='reach', holding='nothing')
+    backwards = [(k, label.model_copy(update={'phase': 'lower'}) if k == 5 else label)
+                 for k, label in backwards]
+    assert (case[2][2], checks.PHASE) in found(case, backwards)
+
+
+def test_only_what_the_instruction_names(case):
+    assert (5, checks.OBJECT) in found(case, change(case, 5, object='lemon'))
+    assert (5, checks.OBJECT) in found(case, change(case, 5, done='blue_bin'))
+
+
+def test_answers_are_read_strictly():
+    model = answer_model(('can', 'bin'), 1)
+    frame = {'holding': 'can', 'done': 'nothing', 'trouble': 'none', 'phase': 'carry',
+             'object': 'bin', 'next': 'place', 'reason': 'it is lifted'}
+
+    def answer(**changes):
+        import json
+
+        return json.dumps({'frames': [frame | changes]})
+
+    assert read_answer(answer(), model) == [Semantics(**frame)]
+    assert read_answer(f'```json\n{answer()}\n```', model) == [Semantics(**frame)]
+    for text, wrong in ((answer(object='moon'), 'frames.0.object'),
+                        (answer(extra=1), 'frames.0.extra'),
+                        (answer(reason='x' * 500), 'frames.0.reason'),
+                        ('{"frames": []}', 'frames'), ('{"frames": [', 'the answer')):
+        with pytest.raises(ValueError, match=f'^{wrong}:'):
+            read_answer(text, model)
+    schema = model.model_json_schema()
+    frame_schema = schema['$defs']['Frame']
+    assert frame_schema['additionalProperties'] is False
+    assert set(frame_schema['required']) == set(frame)
+    assert frame_schema['properties']['object']['enum'] == ['can', 'bin']

@@ -1,0 +1,130 @@
+"""A labeller learns accepted key frames and fills the frames between them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from dtvla_ros.annotation import fill as module
+from dtvla_ros.annotation.agreement import compare_datasets
+from dtvla_ros.annotation.classes import Classes
+from dtvla_ros.annotation.fill import FillOptions, fill, learn
+from dtvla_ros.annotation.keyframes import KeyframeOptions, find_keyframes
+from dtvla_ros.annotation.labeller import MotionLabeller
+from dtvla_ros.annotation.rules import label_frames
+from dtvla_ros.annotation.schema import Semantics
+from dtvla_ros.annotation.source import Source
+from dtvla_ros.annotation.task import Goal
+from dtvla_ros.annotation.thought import parse_thought, write_thought
+from dtvla_ros.data.reader import DatasetReader
+from dtvla_ros.errors import UserError
+
+
+@pytest.fixture
+def accepted(source):
+    """Return right labels of the key frames of all episodes but the last."""
+    found = {}
+    for episode in range(len(source) - 1):
+        motion = source.motion(episode)
+        labels = label_frames(motion, source.goal(episode))
+        found[episode] = [
+            (k.frame, labels[k.frame].model_copy(update={'reason': f'as seen in {k.frame}.'}))
+            for k in find_keyframes(motion, KeyframeOptions(max_gap=0.5))]
+    return found
+
+
+def content(folder):
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in sorted(folder.rglob('*')) if p.is_file()}
+
+
+def test_a_new_dataset_with_every_thought(source, accepted, tmp_path):
+    before = content(source.root)
+    out = tmp_path / 'thoughts'
+    facts = fill(source, accepted, MotionLabeller(steps=200), out, FillOptions(held_out=0.3))
+    assert content(source.root) == before
+    assert facts['held_out']['phase']['rate'] > 0.85 and facts['held_out']['phase']['n'] > 20
+    filled = Source(out)
+    assert filled.reader.info['features']['reasoning']['dtype'] == 'string'
+    assert json.loads((out / module.PROVENANCE).read_text())['labeller'] == 'motion'
+    for episode, labels in accepted.items():
+        for frame, label in labels:
+            assert parse_thought(filled.thoughts(episode)[frame])[0].key() == label.key()
+    rates = compare_datasets(source, filled, range(len(source)))
+    assert rates['phase'].value > 0.9 and rates['object'].value > 0.9
+    never_labelled = compare_datasets(source, filled, [len(source) - 1])
+    assert never_labelled['phase'].value > 0.8
+    picture = filled.reader.image(3, 2, filled.reader.video_keys[0])
+    np.testing.assert_array_equal(
+        picture, source.reader.image(3, 2, source.reader.video_keys[0]))
+    with pytest.raises(UserError, match='nothing is written in place'):
+        fill(source, accepted, MotionLabeller(steps=1), source.root, FillOptions())
+
+
+def test_a_dataset_without_thoughts_gets_the_column(accepted, source, tmp_path):
+    from support.picks import picks_dataset
+
+    bare = Source(picks_dataset(tmp_path / 'bare', 12, places=False))
+    fill(bare, accepted, MotionLabeller(steps=20), tmp_path / 'out', FillOptions(reason=True))
+    reader = DatasetReader(tmp_path / 'out')
+    first = reader.column('reasoning')[0]
+    assert first.startswith('as seen in 0. holding nothing done nothing now ')
+    assert len(reader.column('reasoning')) == len(source.reader.column('reasoning'))
+    assert not list(tmp_path.glob('.out*'))
+
+
+def test_the_held_out_agreement_is_honest(source, accepted):
+    """Labels that follow nothing cannot be learned, and the number says so."""
+    rng = np.random.default_rng(0)
+    pool = [label for labels in accepted.values() for _, label in labels]
+    noise = {k: [(frame, pool[rng.integers(len(pool))]) for frame, _ in labels]
+             for k, labels in accepted.items()}
+    _, rates = learn(source, noise, MotionLabeller(steps=100), FillOptions(held_out=0.3))
+    assert rates['all fields'].value < 0.5
+    with pytest.raises(UserError, match='at least one'):
+        learn(source, dict(list(accepted.items())[:1]), MotionLabeller(), FillOptions())
+
+
+def label(phase, name='can', holding='nothing'):
+    return Semantics(holding=holding, done='nothing', trouble='none', phase=phase, object=name,
+                     next='wait')
+
+
+def test_classes_carry_over_to_other_things():
+    goals = {0: Goal('put', ('can',), 'bin'), 1: Goal('put', ('lemon',), 'box')}
+    classes = Classes.of({0: [(0, label('reach')), (4, label('carry', 'bin', 'can'))]}, goals)
+    assert len(classes) == 2
+    other = classes.label(classes.number(label('carry', 'bin', 'can'), goals[0]), goals[1])
+    assert (other.object, other.holding) == ('box', 'lemon')
+    assert classes.fits(Goal('lift', ('can',), None)).sum() == 1  # it has no destination
+
+
+def test_the_path_passes_through_what_is_known_and_changes_seldom():
+    goal = Goal('put', ('can',), 'bin')
+    rows = [(0, label('reach')), (3, label('lower')), (6, label('grasp'))]
+    classes = Classes.of({0: rows}, {0: goal})
+    reach, lower, grasp = (classes.number(row[1], goal) for row in rows)
+    scores = np.full((9, 3), -1.0)
+    scores[4, reach] = -0.5  # a flicker
+    closing = np.arange(9) >= 7
+    path = classes.best_path(scores, goal, closing, {0: reach, 2: lower, 8: grasp})
+    assert path[0] == reach and path[2] == lower and path[8] == grasp
+    assert path[4] == lower and (np.diff(path) != 0).sum() == 2
+    assert path[6] == lower and path[7] == grasp  # as the gripper is told
+    backwards = classes.best_path(
+        np.full((4, 3), -1.0), goal, np.arange(4) < 1, {0: grasp, 3: reach})
+    assert backwards[0] == grasp and backwards[3] == reach  # unlikely, not impossible
+
+
+def test_thoughts_are_read_as_they_are_written():
+    text = write_thought(label('lower').model_copy(update={'trouble': 'missed'}),
+                         np.array([0.45, -0.12, 0]), np.array([0.05, -0.05, 0.0]))
+    assert text == ('holding nothing done nothing missed now lower can at x45 y-12 next wait '
+                    'move forward right still')
+    assert parse_thought(text) == (
+        label('lower').model_copy(update={'trouble': 'missed'}), 'x45 y-12',
+        'forward right still')
+    assert parse_thought('I think I will grasp the can') is None

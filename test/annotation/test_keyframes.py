@@ -1,0 +1,151 @@
+"""Key frames lie where something changes, and labels by rules say what."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from support.picks import FPS, picks_dataset
+
+from dtvla_ros.annotation import keyframes as module
+from dtvla_ros.annotation.agreement import compare_rules
+from dtvla_ros.annotation.keyframes import KeyframeOptions, find_keyframes
+from dtvla_ros.annotation.motion import Motion, hysteresis, phrase
+from dtvla_ros.annotation.rules import label_frames
+from dtvla_ros.annotation.source import Source
+from dtvla_ros.annotation.task import parse_instruction
+from dtvla_ros.errors import UserError
+
+
+def test_hysteresis_ignores_noise_around_the_middle():
+    level = np.array([0.0, 0.5, 0.6, 0.4, 0.7, 0.5, 0.4, 0.6, 0.2, 0.5])
+    assert hysteresis(level).tolist() == [False] * 4 + [True] * 4 + [False] * 2
+    assert hysteresis(np.array([0.6, 0.6])).tolist() == [True, True]
+
+
+def still(count, **changes):
+    values = {'hand': np.zeros((count, 3)), 'closing': np.zeros(count, bool), 'opening': None,
+              'widest': 0.0, 'fps': 10.0} | changes
+    return Motion(**values)
+
+
+def test_no_gap_is_longer_than_allowed():
+    frames = [k.frame for k in find_keyframes(still(101), KeyframeOptions(max_gap=1.5))]
+    assert frames[0] == 0 and frames[-1] == 100
+    assert max(np.diff(frames)) <= 15 and len(frames) == 8
+
+
+def test_a_pause_is_a_key_frame_and_toggles_are_always():
+    way = np.concatenate([np.linspace(0, 0.3, 15), np.full(5, 0.3), np.linspace(0.3, 0.6, 15)])
+    hand = np.stack([way, 0 * way, 0 * way], axis=1)
+    closing = np.zeros(35, bool)
+    closing[[5, 7]] = True  # shorter than any gap, and still not lost
+    keys = find_keyframes(still(35, hand=hand, closing=closing), KeyframeOptions(max_gap=9))
+    why = {k.frame: k.why for k in keys}
+    assert [k for k, w in why.items() if w == module.TOGGLE] == [5, 6, 7, 8]
+    pauses = [k for k, w in why.items() if w == module.PAUSE]
+    assert len(pauses) == 1 and 15 <= pauses[0] <= 20
+
+
+def test_every_phase_of_a_pick_has_a_key_frame_near_its_beginning(source):
+    motion = source.motion(0)
+    frames = np.array([k.frame for k in find_keyframes(motion, KeyframeOptions())])
+    phases = source.reader.column('phase')[source.rows(0)]
+    toggles = [k for k in range(1, len(phases)) if phases[k] in ('grasp', 'release')
+               and phases[k - 1] != phases[k]]
+    assert set(toggles) <= set(frames.tolist())
+
+
+def test_the_file_goes_on_where_it_was_cut(source, tmp_path):
+    module.write_keyframes(source, tmp_path, KeyframeOptions())
+    path = tmp_path / module.FILE
+    whole = path.read_bytes()
+    assert len(whole.splitlines()) == 13
+    path.write_bytes(whole[:len(whole) // 2])  # in the middle of a line
+    module.write_keyframes(source, tmp_path, KeyframeOptions())
+    assert path.read_bytes() == whole
+    with pytest.raises(UserError, match='max_gap'):
+        module.write_keyframes(source, tmp_path, KeyframeOptions(max_gap=0.9))
+    other = Source(picks_dataset(tmp_path / 'other', 2))
+    with pytest.raises(UserError, match='another dataset'):
+        module.read_keyframes(tmp_path, other)
+
+
+def test_the_plot_is_a_picture(source, tmp_path):
+    pytest.importorskip('matplotlib')
+    module.plot_keyframes(source, 1, KeyframeOptions(), tmp_path / 'a' / 'plot.png')
+    assert (tmp_path / 'a' / 'plot.png').read_bytes()[:4] == b'\x89PNG'
+    with pytest.raises(UserError, match='no episode 99'):
+        module.plot_keyframes(source, 99, KeyframeOptions(), tmp_path / 'plot.png')
+
+
+def test_phrases_come_from_the_hand(source):
+    motion = source.motion(0)
+    toggle = int(motion.toggles[0])
+    assert phrase(motion, 0, toggle).startswith('move') and 'down' in phrase(motion, 0, toggle)
+    assert phrase(motion, 0, toggle).endswith('gripper stays open')
+    assert phrase(motion, toggle, toggle + 2) == 'stay, gripper closes'
+    assert phrase(motion, toggle + 4, toggle + 7).endswith('up, gripper stays closed')
+
+
+@pytest.mark.parametrize('sentence, verb, objects, destination', [
+    ('put the red cube and the can in the blue bin', 'put', ('red_cube', 'can'), 'blue_bin'),
+    ('push the green cube onto the yellow mark', 'push', ('green_cube',), 'mark'),
+    ('Pick up the black bowl between the plate and the ramekin and place it on the plate.',
+     'pick', ('black_bowl',), 'plate'),
+    ('open the middle drawer of the cabinet', 'open', ('middle_drawer',), None),
+    ('show me the can', '', ('can',), None),
+])
+def test_instructions(sentence, verb, objects, destination):
+    goal = parse_instruction(sentence, ('mark', 'can'))
+    assert (goal.verb, goal.objects, goal.destination) == (verb, objects, destination)
+
+
+def test_rules_agree_with_what_was_done(source):
+    rates = compare_rules(source, None, range(len(source)))
+    assert rates['phase'].value > 0.93 and rates['holding'].value > 0.95
+    assert rates['object'].value > 0.93 and rates['place'].value > 0.9
+
+
+def test_rules_need_no_places(tmp_path, root):
+    blind = Source(picks_dataset(tmp_path / 'blind', 3, places=False))
+    seen = Source(root)
+    for episode in range(3):
+        with_places = label_frames(seen.motion(episode), seen.goal(episode))
+        without = label_frames(blind.motion(episode), blind.goal(episode))
+        assert blind.motion(episode).places == {}
+        same = np.mean([a == b for a, b in zip(with_places, without)])
+        assert same > 0.95
+    assert blind.things(0) == ('can', 'blue_bin')
+    with pytest.raises(UserError, match='reasoning'):
+        blind.thoughts(0)
+
+
+def test_a_dropped_object_is_a_retry():
+    hand = np.zeros((40, 3))
+    hand[:, 0] = np.concatenate([np.zeros(12), np.linspace(0, 0.3, 28)])
+    closing = np.zeros(40, bool)
+    closing[5:20] = closing[30:] = True
+    opening = np.where(closing, 0.05, 0.08)
+    places = {'can': hand * [1, 1, 1], 'bin': np.full((40, 3), [0.3, 0, 0])}
+    labels = label_frames(
+        still(40, hand=hand, closing=closing, opening=opening, widest=0.08, places=places),
+        parse_instruction('put the can in the bin', tuple(places)))
+    after = labels[20]
+    assert (after.phase, after.trouble, after.holding) == ('retry', 'dropped', 'nothing')
+    assert labels[15].holding == 'can' and labels[39].done == 'nothing'
+
+
+def test_a_dataset_without_hand_or_gripper_is_refused(tmp_path, root):
+    info = json.loads((root / 'meta/info.json').read_text())
+    assert info['fps'] == FPS
+    import shutil
+
+    shutil.copytree(root, tmp_path / 'd')
+    import pyarrow.parquet as pq
+
+    path = next((tmp_path / 'd/data').glob('*/*.parquet'))
+    pq.write_table(pq.read_table(path).drop_columns(['action']), path)
+    with pytest.raises(UserError, match="'action'"):
+        Source(tmp_path / 'd')

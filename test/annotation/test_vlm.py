@@ -1,0 +1,109 @@
+"""A transformers model from a folder answers questions, and learns labels through LoRA."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from support.picks import answer_frames
+from support.tiny_vlm import make_vlm
+
+from dtvla_ros.annotation.classes import Classes
+from dtvla_ros.annotation.label import LABELS, LabelOptions, label
+from dtvla_ros.annotation.question import build_question
+from dtvla_ros.annotation.rules import label_frames
+from dtvla_ros.annotation.vlm import LocalProvider, encode, load_vlm
+from dtvla_ros.errors import UserError
+
+FRAMES = [0, 12]
+
+
+def question(source):
+    return build_question(source, 0, source.motion(0), FRAMES, FRAMES, None, True)
+
+
+@pytest.fixture(scope='module')
+def folder(root, tmp_path_factory):
+    """Return the folder of an untrained model that knows the words."""
+    from dtvla_ros.annotation.source import Source
+
+    asked = question(Source(root))
+    texts = [asked.system, json.dumps(asked.schema), *[json.dumps(answer_frames(2))] * 20,
+             *(part for part in asked.turns[0][1] if isinstance(part, str))]
+    return make_vlm(tmp_path_factory.mktemp('vlm') / 'tiny', texts)
+
+
+def test_a_local_model_labels(source, folder, tmp_path):
+    """A model that was taught one answer gives it; nonsense is a named failure."""
+    untaught = LocalProvider(folder, max_tokens=8)
+    told = label(source, {0: FRAMES}, tmp_path / 'a' / LABELS, untaught, LabelOptions())
+    assert told.episodes == 0 and 'Invalid JSON' in told.failed[0]
+
+    model, processor = untaught.model, untaught.processor
+    asked = question(source)
+    system = f'{asked.system}\nThe JSON schema of the answer:\n{json.dumps(asked.schema)}'
+    inputs = encode(processor, [('system', (system,)), *asked.turns], model.device)
+    answer = processor.tokenizer(
+        json.dumps(answer_frames(2)) + '<eos>', return_tensors='pt').input_ids
+    ids = torch.cat([inputs['input_ids'], answer], dim=1)
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    for _ in range(80):
+        logits = model(input_ids=ids, pixel_values=inputs['pixel_values'],
+                       logits_to_keep=answer.shape[1] + 1).logits[0, :-1]
+        loss = torch.nn.functional.cross_entropy(logits, answer[0])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if loss < 0.02:
+            break
+    taught = folder.parent / 'taught'
+    model.save_pretrained(taught)
+    processor.save_pretrained(taught)
+    provider = LocalProvider(taught, max_tokens=400)
+    told = label(source, {0: FRAMES}, tmp_path / 'b' / LABELS, provider, LabelOptions())
+    assert told.episodes == 1 and told.keyframes == 2 and not told.failed
+    assert provider.name == 'local:taught'
+
+
+def test_adapters_learn_labels(source, folder, tmp_path):
+    from dtvla_ros.annotation.vlm_labeller import VlmLabeller
+
+    accepted = {k: list(enumerate(label_frames(source.motion(k), source.goal(k))))[::6]
+                for k in range(1)}
+    goals = {k: source.goal(k) for k in accepted}
+    classes = Classes.of(accepted, goals)
+    targets = {k: {frame: classes.number(row, goals[k]) for frame, row in rows}
+               for k, rows in accepted.items()}
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    labeller = VlmLabeller(folder, tmp_path / 'adapters', epochs=6, learning_rate=5e-3, batch=3)
+    labeller._classes = classes
+
+    def right():
+        scores = {k: labeller.scores(source, k) for k in targets}
+        assert scores[0].shape == (len(source.motion(0)), len(classes))
+        return sum(scores[k][frame, number] for k, known in targets.items()
+                   for frame, number in known.items())
+
+    untaught = right()
+    labeller.fit(source, classes, targets)
+    taught = right()
+    assert taught > untaught + 3, (untaught, taught)
+    assert (tmp_path / 'adapters/adapter_model.safetensors').exists()
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_code_and_pickles_are_refused(folder, tmp_path):
+    with pytest.raises(UserError, match='config.json'):
+        load_vlm(tmp_path)
+    for name, spoil in (
+            ('code', lambda f: (f / 'config.json').write_text(json.dumps(
+                json.loads((f / 'config.json').read_text()) | {'auto_map': {'a': 'b'}}))),
+            ('pickle', lambda f: (f / 'pytorch_model.bin').write_bytes(b'x')),
+            ('template', lambda f: (f / 'chat_template.jinja').unlink())):
+        bad = tmp_path / name
+        shutil.copytree(folder, bad)
+        spoil(bad)
+        with pytest.raises(UserError, match='auto_map|refused|chat template'):
+            load_vlm(bad)

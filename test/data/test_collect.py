@@ -1,0 +1,125 @@
+"""Collection records what the expert meant, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dtvla_ros.actions.grid import location_word
+from dtvla_ros.data import layout
+from dtvla_ros.data.collect import CollectOptions, collect, plan_episode
+from dtvla_ros.data.reader import DatasetReader
+from dtvla_ros.data.record import chunks_of
+from dtvla_ros.data.writer import finished_shards, shard_path
+from dtvla_ros.errors import UserError
+
+TASKS = ('a', 'b', 'c')
+QUICK = CollectOptions(
+    episodes=16, short_share=0.5, look_share=0.5, short_steps=4, image_size=64)
+PROGRAM = """
+from pathlib import Path
+from dtvla_ros.data.collect import CollectOptions, collect
+if __name__ == '__main__':
+    collect(Path({root!r}), {options!r}, 1)
+"""
+
+
+def test_chunks_hold_the_following_clean_actions():
+    actions = np.arange(35, dtype=np.float32).reshape(5, 7)
+    chunk, padding = chunks_of(actions, np.array([0, 2, 4]), 3, [])
+    np.testing.assert_array_equal(chunk[0].reshape(3, 7), actions[:3])
+    np.testing.assert_array_equal(padding, [[0, 0, 0], [0, 0, 0], [0, 1, 1]])
+    tail = chunk[2].reshape(3, 7)[1:]
+    np.testing.assert_array_equal(tail[:, :6], 0.0)
+    np.testing.assert_array_equal(tail[:, 6], actions[4, 6])
+
+
+def test_a_chunk_ends_where_something_unforeseen_begins():
+    _, padding = chunks_of(np.zeros((9, 7), np.float32), np.array([0, 2, 4]), 4, [4])
+    np.testing.assert_array_equal(padding, [[0, 0, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]])
+
+
+def test_a_longer_plan_begins_with_the_shorter_one():
+    plans = [plan_episode(CollectOptions(episodes=n), TASKS, 5) for n in (8, 800)]
+    assert plans[0] == plans[1]
+    kinds = {plan_episode(CollectOptions(), TASKS, k).kind for k in range(200)}
+    assert kinds == {'noisy', 'clean', 'drop', 'shove'}
+
+
+def test_scenes_are_shares_of_all_and_disturbances_of_the_demonstrations():
+    def kinds(**shares):
+        plans = [plan_episode(CollectOptions(**shares), TASKS, k).kind for k in range(2000)]
+        return {kind: plans.count(kind) / len(plans) for kind in set(plans)}
+
+    assert kinds(look_share=1.0) == {'look': 1.0}
+    mixed = kinds(look_share=0.5, short_share=0.25, clean_share=0.5, drop_share=0.0,
+                  shove_share=0.0)
+    for kind, share in (('look', 0.5), ('short', 0.25), ('clean', 0.125), ('noisy', 0.125)):
+        assert abs(mixed[kind] - share) < 0.04
+
+
+@pytest.mark.parametrize('options, names', [
+    ({'seed': 10}, '--seed 10'), ({'camera_every': 3}, '--camera-every 3'),
+    ({'drop_share': 0.9, 'clean_share': 0.9}, 'shares'),
+    ({'look_share': 0.9, 'short_share': 0.2}, 'short, look')])
+def test_bad_options_are_named(options, names):
+    with pytest.raises(UserError, match=names):
+        CollectOptions(**options)
+
+
+def test_resume_after_a_kill(tmp_path):
+    """A killed collection loses only what was in progress; the dataset is then complete."""
+    program = tmp_path / 'program.py'
+    program.write_text(PROGRAM.format(root=str(tmp_path), options=QUICK))
+    process = subprocess.Popen([sys.executable, str(program)], stderr=subprocess.DEVNULL)
+    try:
+        begun = time.monotonic()  # a busy machine takes a minute for what else takes five seconds
+        while not finished_shards(tmp_path) and time.monotonic() - begun < 300:
+            assert process.poll() is None, 'the collection ended by itself'
+            time.sleep(0.1)
+        assert finished_shards(tmp_path) == [0]
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    first = (shard_path(tmp_path, 0) / 'data.parquet').stat().st_mtime_ns
+    assert not (tmp_path / layout.INFO).exists()
+
+    info = collect(tmp_path, QUICK, 1)
+    assert (shard_path(tmp_path, 0) / 'data.parquet').stat().st_mtime_ns == first
+    assert finished_shards(tmp_path) == [0, 1]
+    reader = DatasetReader(tmp_path)
+    assert info['fps'] == 10
+    kinds = [plan_episode(QUICK, TASKS, k).kind for k in range(16)]
+    assert info['total_episodes'] == kinds.count('short') + 6 * kinds.count('look')
+    assert {row['facts'] for row in reader.episodes}
+    for number in (0, len(reader.episodes) - 1):
+        episode = reader.episode(number)
+        assert kinds[episode.facts['index']] == episode.facts['kind']
+        chunk = episode.columns[layout.ACTION_CHUNK]
+        assert chunk.shape[1] == 8 * 7
+        np.testing.assert_array_equal(chunk[:, :7], episode.columns[layout.ACTION])
+        shades = [image.std() for image in episode.images.values()]
+        assert min(shades) > 5, 'a camera saw nothing'
+    thoughts = reader.column(layout.REASONING)
+    assert all(' at x' in thought for thought in thoughts)
+    look = kinds.index('look')
+    asked = [reader.episode(k) for k, row in enumerate(reader.episodes)
+             if f'"index": {look},' in row['facts']]
+    assert len({episode.task for episode in asked}) == 6
+    for episode in asked:
+        thing = ' '.join(episode.columns[layout.REASONING]).split(' at ')[0].split()[-1]
+        index = episode.names[layout.PLACES].index(f'{thing}.x')
+        said = episode.columns[layout.REASONING][0].split(' at ')[1].split()[:2]
+        there = episode.columns[layout.PLACES][0, index:index + 2]
+        assert said == [location_word(a, v) for a, v in zip('xy', there, strict=True)]
+    height = reader.column(layout.STATE)[:, 2]
+    assert height.min() > -0.12, 'below the table'
+    assert height.max() < 0.6
+    with pytest.raises(UserError, match='seed'):
+        collect(tmp_path, replace(QUICK, seed=1), 1)

@@ -1,0 +1,85 @@
+"""LIBERO's scenes are recorded as the tabletop's: what is here, what could be asked for, where."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from support.libero_here import needs_libero
+
+import dtvla_sim
+from dtvla_ros.data import layout
+from dtvla_ros.data.collect import CollectOptions, collect, plan_episode
+from dtvla_ros.data.reader import DatasetReader
+from dtvla_ros.data.record import LOOK, EpisodePlan, image_points, record
+from dtvla_ros.errors import UserError
+
+pytestmark = needs_libero
+MILK = 'pick_up_the_milk_and_place_it_in_the_basket'
+OPTIONS = CollectOptions(suite='libero_object', image_size=64, starts='shuffle')
+
+
+@pytest.fixture(scope='module')
+def env():
+    environment = dtvla_sim.make('libero_object', image_size=64, starts='shuffle')
+    yield environment
+    environment.close()
+
+
+def test_a_shard_stays_with_a_task():
+    plans = [plan_episode(OPTIONS, ('a', 'b'), k, one_scene=False).task for k in range(24)]
+    assert plans == ['a'] * 8 + ['b'] * 8 + ['a'] * 8
+
+
+def test_a_look_asks_for_every_object_of_the_scene_that_has_a_task(env):
+    episodes = record(env, EpisodePlan(0, MILK, 7, LOOK), OPTIONS.recording)
+    names = {e.task for e in episodes}
+    assert len(names) == len(episodes) > 3
+    assert env.task.name == MILK
+    assert env.scene.goals == [['in', 'milk_1', 'basket_1_contain_region']]
+    for episode in episodes:
+        thing = episode.task.removeprefix('pick up the ').split(' and place')[0]
+        thought = episode.columns[layout.REASONING][0].replace('_', ' ')
+        assert f'reach {thing} at' in thought
+        places = dict(zip(episode.names[layout.PLACES], episode.columns[layout.PLACES][0],
+                          strict=True))
+        x = places[f'{thing.replace(" ", "_")}_1.x']
+        assert f'at x{round(100 * float(x))} ' in thought
+    absent = [n for n in env.things if n not in env.scene.objects]
+    assert absent
+    assert all(np.isnan(places[f'{n}.x']) for n in absent)
+
+
+def test_another_task_of_the_same_wish_is_no_alternative():
+    spatial = dtvla_sim.make('libero_spatial', image_size=64)
+    try:
+        spatial.reset(seed=1)
+        assert spatial.alternatives() == (spatial.task.name,)
+    finally:
+        spatial.close()
+
+
+def test_a_point_of_the_picture_moves_with_its_thing(env):
+    env.reset(seed=3, options={'task': MILK})
+    k = env.things.index('milk_1')
+    before = np.array(env.draw('agentview')).astype(int)
+    first = image_points(env).reshape(-1, 2)[k]
+    env.scene.data.qpos[env.scene.joint_address('milk_1') + 2] += 5.0  # out of the picture
+    env.scene.forward()
+    changed = np.abs(np.array(env.draw('agentview')).astype(int) - before).sum(2) > 30
+    rows, columns = np.nonzero(changed)
+    assert abs(np.median(columns) - 64 * first[0]) < 4
+    assert rows.min() - 2 < 64 * first[1] < rows.max() + 2
+
+
+def test_collecting_writes_one_dataset_of_many_scenes(tmp_path):
+    options = CollectOptions(
+        suite='libero_object', starts='jitter', image_size=64, episodes=8, look_share=0.9,
+        camera_every=10, tasks=(MILK,))
+    info = collect(tmp_path, options, 1)
+    assert info['total_episodes'] >= 8
+    places = DatasetReader(tmp_path).column(layout.PLACES)
+    assert np.isnan(places).any(), 'no scene holds all ten objects'
+    assert not np.isnan(places).all(1).any()
+    assert 'basket_1.x' in info['features'][layout.PLACES]['names']
+    with pytest.raises(UserError, match='starts "sideways"'):
+        collect(tmp_path / 'other', CollectOptions(suite='libero_object', starts='sideways'), 1)

@@ -1,0 +1,245 @@
+"""A published v2.1 dataset becomes one of v3.0 that the trainer reads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import av
+import numpy as np
+import pytest
+from support.published import MISSING_THOUGHT, encode, published_dataset
+from support.tiny import CONFIG, tiny_episode
+
+from dtvla_ros.data import convert as converting
+from dtvla_ros.data import layout
+from dtvla_ros.data.convert import ConvertOptions, convert
+from dtvla_ros.data.reader import DatasetReader
+from dtvla_ros.data.v21 import open_dataset
+from dtvla_ros.data.video import Clip, can_join, join_videos, probe, read_video
+from dtvla_ros.data.writer import finished_shards
+from dtvla_ros.errors import UserError
+
+
+@pytest.fixture(scope='module', params=[False, True], ids=['videos', 'pictures'])
+def published(request, tmp_path_factory):
+    """Return a v2.1 dataset, its pictures in videos or in the parquet files."""
+    return published_dataset(tmp_path_factory.mktemp('v21') / 'cot', pictures=request.param)
+
+
+def options(source, **changes):
+    """Return options with the dataset's tokenizer."""
+    return ConvertOptions(tokenizer=source, **changes)
+
+
+@pytest.fixture(scope='module')
+def converted(published, tmp_path_factory):
+    """Return source, report and the reader of the conversion."""
+    out = tmp_path_factory.mktemp('v30') / 'new'
+    report = convert(published, out, options(published, chunk=4))
+    return published, report, DatasetReader(out)
+
+
+def test_v21_is_read_as_it_was_written(published):
+    """Numbers are exact, and so are pictures that no codec touched."""
+    reader = open_dataset(published)
+    assert reader.info['codebase_version'] == 'v2.1' and len(reader.episodes) == 6
+    for number in (0, 5):
+        made, read = tiny_episode(number, frames=8 + number), reader.episode(number)
+        assert read.task == made.task
+        np.testing.assert_array_equal(
+            read.columns[layout.ACTION], made.columns[layout.ACTION])
+        assert read.facts == {'success': number % 2 == 0, 'operator': f'person {number}'}
+        for key, images in made.images.items():
+            off = np.abs(read.images[key].astype(int) - images)
+            assert read.images[key].shape == images.shape
+            assert off.max() == 0 if reader.image_keys else np.median(off) < 3
+            np.testing.assert_array_equal(reader.image(number, 4, key), read.images[key][4])
+
+
+def test_numbers_thoughts_tasks_and_facts_arrive(converted):
+    """Episode by episode; the one thought that nobody wrote is empty and counted."""
+    source, report, reader = converted
+    before = open_dataset(source)
+    assert reader.info['codebase_version'] == 'v3.0'
+    assert reader.tasks == before.tasks
+    assert report.unthought == 1
+    for number in range(6):
+        made = tiny_episode(number, frames=8 + number)
+        old, new = before.episode(number), reader.episode(number)
+        assert (new.task, new.facts) == (old.task, old.facts)
+        for name in (layout.STATE, layout.ACTION):
+            np.testing.assert_array_equal(new.columns[name], old.columns[name])
+        thoughts = list(made.columns[layout.REASONING])
+        if number == 1:
+            thoughts[MISSING_THOUGHT] = ''
+        assert new.columns[layout.REASONING] == thoughts
+    assert reader.info['features'][layout.STATE]['names'] == list('xyzrpqab')
+    assert (reader.root / 'meta/norm_stats.json').exists()
+
+
+def test_chunks_hold_the_next_actions(converted):
+    """Past the end of an episode the hand rests, and the slots count as padding."""
+    _, _, reader = converted
+    episode = reader.episode(2)
+    actions, chunk = episode.columns[layout.ACTION], episode.columns[layout.ACTION_CHUNK]
+    chunk = chunk.reshape(len(actions), 4, 7)
+    np.testing.assert_array_equal(chunk[:-3, 3], actions[3:])
+    np.testing.assert_array_equal(chunk[-1, 1:, :6], 0)
+    np.testing.assert_array_equal(
+        episode.columns[layout.ACTION_IS_PAD][-3:],
+        [[0, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 1]])
+
+
+def test_videos_are_copied_not_encoded_again(converted):
+    """Every frame of every episode is bit by bit the one of the source."""
+    source, report, reader = converted
+    before = open_dataset(source)
+    assert report.copied == bool(before.video_keys)
+    for number in range(6):
+        for key in layout.CAMERAS:
+            old, new = before.frames(number, key), reader.frames(number, key)
+            for a, b in zip(old, new, strict=True):
+                if report.copied:
+                    np.testing.assert_array_equal(a, b)
+                else:
+                    assert np.abs(a.astype(int) - b).mean() < 3
+
+
+def test_the_trainer_learns_from_it(converted, tmp_path):
+    """A few steps on the converted thoughts, actions and pictures lower the loss."""
+    from dtvla_ros.training.sft import SftRun, Trainer
+
+    source, _, reader = converted
+    if open_dataset(source).image_keys:
+        pytest.skip('the same trainer, the same features')
+    config = replace(CONFIG, pointing_weight=0.0)
+    trainer = Trainer(config, SftRun(data=(reader.root,), out=tmp_path / 'run', steps=30))
+    losses = [float(trainer.train_step(trainer.batches.train(k, 0)).loss.detach())
+              for k in range(30)]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
+
+
+def test_a_killed_conversion_goes_on(published, tmp_path, monkeypatch):
+    """Shards that are finished are not made again, and the result is the same."""
+    monkeypatch.setattr(converting, 'EPISODES_PER_SHARD', 2)
+    whole, out = tmp_path / 'whole', tmp_path / 'out'
+    convert(published, whole, options(published))
+    write = converting.write_shard
+    made = []
+
+    def dying(root, number, *rest):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(number)
+        return write(root, number, *rest)
+
+    monkeypatch.setattr(converting, 'write_shard', dying)
+    with pytest.raises(KeyboardInterrupt):
+        convert(published, out, options(published))
+    assert finished_shards(out) == [0, 1]
+    made.clear()
+    convert(published, out, options(published))
+    assert made == [2]
+    for path in whole.rglob('*.parquet'):
+        assert (out / path.relative_to(whole)).read_bytes() == path.read_bytes()
+    assert not (out / '.shards').exists()
+
+
+def test_nothing_is_overwritten(published, tmp_path):
+    """Neither a finished conversion, nor another one, nor anything else."""
+    out = tmp_path / 'out'
+    convert(published, out, options(published))
+    before = {p: p.read_bytes() for p in out.rglob('*') if p.is_file()}
+    with pytest.raises(UserError, match='converted already'):
+        convert(published, out, options(published))
+    (out / '.shards').mkdir()
+    with pytest.raises(UserError, match='other options'):
+        convert(published, out, options(published, chunk=5))
+    other = tmp_path / 'other'
+    other.mkdir()
+    (other / 'thesis.txt').write_text('mine')
+    with pytest.raises(UserError, match='choose another --out'):
+        convert(published, other, options(published))
+    assert {p: p.read_bytes() for p in out.rglob('*') if p.is_file()} == before
+    assert (other / 'thesis.txt').read_text() == 'mine'
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'tokenizer': None}, '--tokenizer'),
+    ({'rename': {'wrist': 'hand'}}, 'no such feature'),
+    ({'rename': {'observation.images.wrist_image': 'observation.images.hand'}},
+     'OLD=observation.images.wrist_image'),
+])
+def test_what_cannot_be_trained_on_is_refused_at_once(published, tmp_path, changes, message):
+    """The message says which option mends it, and nothing is left behind."""
+    with pytest.raises(UserError, match=message):
+        convert(published, tmp_path / 'out', replace(options(published), **changes))
+    assert not (tmp_path / 'out').exists()
+
+
+def test_another_tokenizer_is_noticed(published, tmp_path):
+    """Ids that it does not have are named."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    Tokenizer(WordLevel({'<pad>': 0, '<unk>': 1}, unk_token='<unk>')).save(
+        str(tmp_path / 'tokenizer.json'))
+    with pytest.raises(UserError, match='outside the 2 ids'):
+        convert(published, tmp_path / 'out', ConvertOptions(tokenizer=tmp_path))
+
+
+@pytest.mark.parametrize('encoder, codec, every', [
+    ('libsvtav1', 'av1', 2), ('libx264', 'h264', 30), ('libx265', 'hevc', 12)])
+def test_videos_of_every_published_codec_are_joined(tmp_path, encoder, codec, every):
+    """Bit by bit, and each frame is found again by its time."""
+    if encoder not in av.codecs_available:
+        pytest.skip(f'no {encoder} here')
+    clips = []
+    for length in (13, 9, 20):
+        images = [np.roll(np.tile(np.arange(96, dtype=np.uint8), (96, 1)), 3 * k + length, 1)
+                  for k in range(length)]
+        encode(tmp_path / f'{length}.mp4', [np.repeat(i[..., None], 3, 2) for i in images],
+               encoder=encoder, options={'g': str(every)})
+        clips.append(Clip(tmp_path / f'{length}.mp4', 0.0, length))
+    assert can_join([clip.path for clip in clips], 10)
+    out = tmp_path / 'joined.mp4'
+    assert join_videos(out, clips, 10, copy=True) == 42
+    assert probe(out)['codec'] == codec
+    due = [frame for clip in clips for frame in clip.frames()]
+    np.testing.assert_array_equal(list(read_video(out)), due)
+    for k in range(42):
+        np.testing.assert_array_equal(next(read_video(out, k / 10)), due[k])
+
+
+def test_a_video_with_too_few_frames_is_named(tmp_path):
+    """Copying would shift the pictures of every later episode."""
+    source = published_dataset(tmp_path / 'v21', episodes=2)
+    video = source / 'videos/chunk-000/observation.images.image/episode_000001.mp4'
+    encode(video, [np.zeros((32, 32, 3), np.uint8)] * 5)
+    with pytest.raises(UserError, match='episode_000001.mp4: 5 frames for 9 rows'):
+        convert(source, tmp_path / 'out', options(source))
+
+
+def test_v3_of_another_writer_gets_chunks_and_names(dataset, tmp_path):
+    """A v3.0 dataset without chunks, with cameras of other names, is completed."""
+    source = tmp_path / 'foreign'
+    shutil.copytree(dataset, source)
+    reader = DatasetReader(source)
+    info = json.loads((source / layout.INFO).read_text())
+    for name in (layout.ACTION_CHUNK, layout.ACTION_IS_PAD):
+        del info['features'][name]
+    info['features']['front'] = info['features'].pop('observation.images.image')
+    (source / layout.INFO).write_text(json.dumps(info))
+    (source / 'videos/observation.images.image').rename(source / 'videos/front')
+    import pyarrow.parquet as pq
+    path = next((source / 'meta/episodes').rglob('*.parquet'))
+    table = pq.read_table(path)
+    pq.write_table(table.rename_columns(
+        [n.replace('observation.images.image/', 'front/') for n in table.column_names]), path)
+    convert(source, tmp_path / 'out', ConvertOptions(
+        chunk=6, rename={'front': 'observation.images.image'}))
+    new = DatasetReader(tmp_path / 'out')
+    assert np.shape(new.column(layout.ACTION_CHUNK)) == (len(reader.table), 42)
+    assert new.episode(3).images['observation.images.image'].shape == (12, 32, 32, 3)

@@ -1,0 +1,225 @@
+"""The sanity report finds what was done to a dataset, and is content with a good one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+from support.arm import FPS, PER_UNIT, arm_dataset, arm_episode
+from typer.testing import CliRunner
+
+from dtvla_ros.actions.normalize import ActionStatistics
+from dtvla_ros.cli.data import app
+from dtvla_ros.data import layout
+from dtvla_ros.data.reader import DatasetReader
+from dtvla_ros.data.report import report
+from dtvla_ros.data.sanity import Numbers, check_numbers
+from dtvla_ros.data.sanity_images import check_pictures, watch
+
+PRIMARY, WRIST = layout.CAMERAS
+
+
+@pytest.fixture(scope='module')
+def good(tmp_path_factory):
+    """Return a dataset of ten episodes of a wandering arm."""
+    return arm_dataset(tmp_path_factory.mktemp('arm'), [arm_episode(k) for k in range(10)])
+
+
+@pytest.fixture(scope='module')
+def numbers(good):
+    """Return its state and action."""
+    return Numbers.of(DatasetReader(good))
+
+
+@pytest.fixture(scope='module')
+def seen(good, numbers):
+    """Return its pictures."""
+    return watch(DatasetReader(good), numbers, 10)
+
+
+def notes(found, name):
+    """Return the notes of one check."""
+    return [note for note in found if note.check == name]
+
+
+def changed(numbers, **arrays):
+    """Return numbers of which some are changed."""
+    return replace(numbers, **arrays)
+
+
+def pictures(seen, change, key=PRIMARY):
+    """Return episodes with one camera's pictures changed."""
+    return [replace(e, grey=e.grey | {key: np.ascontiguousarray(change(e.grey[key]))})
+            for e in seen]
+
+
+def test_a_good_dataset_raises_no_warning(good):
+    """Every check speaks, and none warns."""
+    found = report(good, episodes=10)
+    assert [n for n in found.notes if n.level == 'warning'] == []
+    checks = {note.check: note for note in found.notes}
+    assert {'gripper sign', 'action and next position', 'swapped cameras',
+            'orientation of primary', 'mirroring of wrist'} <= set(checks)
+    for name in ('gripper sign', 'swapped cameras', 'orientation of primary',
+                 'mirroring of wrist'):
+        assert (checks[name].level, checks[name].certainty) == ('ok', 'certain'), checks[name]
+
+
+def test_statistics_are_those_of_the_frames_and_a_policy_reads_them(good, tmp_path):
+    """In LeRobot's form and in ours, from the same numbers."""
+    out, told = tmp_path / 'meta', tmp_path / 'stats.json'
+    result = CliRunner().invoke(
+        app, ['stats', str(good), '--out', str(out), '--episodes', '0', '--json', str(told)])
+    assert result.exit_code == 0, result.output
+    actions = np.asarray(DatasetReader(good).column(layout.ACTION), np.float64)
+    norm = json.loads((out / 'norm_stats.json').read_text())
+    read = ActionStatistics.from_dict(norm, 7)
+    np.testing.assert_allclose(read.q99, np.quantile(actions, 0.99, axis=0))
+    np.testing.assert_allclose(norm['action']['std'], actions.std(0))
+    lerobot = json.loads((out / 'stats.json').read_text())
+    np.testing.assert_allclose(lerobot[layout.ACTION]['q01'], read.q01)
+    assert np.shape(lerobot[PRIMARY]['mean']) == (3, 1, 1)
+    assert json.loads(told.read_text())['norm_stats'] == norm
+
+
+def test_the_scale_of_an_action_is_measured(numbers):
+    """Metres a second per unit, from integrating the actions."""
+    note, = notes(check_numbers(numbers), 'action and next position')
+    scale = [float(word.rstrip(',')) for word in
+             note.text.split('moves the hand ')[1].split(' m/s')[0].split()]
+    np.testing.assert_allclose(scale, PER_UNIT * FPS, rtol=0.05)
+
+
+def _negated_gripper(n):
+    return changed(n, action=n.action * np.array([1, 1, 1, 1, 1, 1, -1]))
+
+
+def _zero_one(n):
+    return changed(n, action=np.hstack([n.action[:, :6], (n.action[:, 6:] + 1) / 2]))
+
+
+def _exchanged(n):
+    return changed(n, action=n.action[:, [1, 0, 2, 3, 4, 5, 6]])
+
+
+def _turned(n):
+    return changed(n, action=n.action * np.array([1, 1, -1, 1, 1, 1, 1]))
+
+
+def _absolute(n):
+    state = np.vstack([n.state[1:], n.state[-1:]])
+    return changed(n, action=np.hstack([state[:, :3], n.action[:, 3:]]))
+
+
+def _late(n):
+    return changed(n, action=np.roll(n.action, 2, 0))
+
+
+def _constant(n):
+    action = n.action.copy()
+    action[:, 4] = 0.25
+    return changed(n, action=action)
+
+
+def _outlier(n):
+    state = n.state.copy()
+    state[2 * 40 + 7, 1] = 5.0
+    return changed(n, state=state)
+
+
+@pytest.mark.parametrize('change, check, said', [
+    (_negated_gripper, 'gripper sign', 'opposite sign'),
+    (_zero_one, 'gripper sign', 'coded 0 and 1'),
+    (_exchanged, 'action and next position', 'axis x follows action channel 1, not 0'),
+    (_turned, 'action and next position', 'axis z moves against action channel 2'),
+    (_absolute, 'absolute actions', 'absolute targets'),
+    (_late, 'delay of the position', 'moves 2 frames before the action'),
+    (_constant, 'constant channels', 'channels 4 of action never change'),
+    (_outlier, 'outliers of state', '1 frames in 1 episodes'),
+    (_outlier, 'jumps', 'the hand jumps'),
+])
+def test_damaged_numbers_are_noticed(numbers, change, check, said):
+    """With the check's name, what is wrong and where."""
+    found = [n for n in notes(check_numbers(change(numbers)), check) if n.level == 'warning']
+    assert any(said in note.text for note in found), notes(check_numbers(change(numbers)), check)
+    if change is _outlier:
+        assert any('episode 2, frame 7' in place for place in found[0].where)
+
+
+def test_half_a_turn_is_no_outlier(numbers):
+    """A rotation vector of half a turn has two signs; the hand has not moved."""
+    turns = Rotation.from_rotvec(numbers.state[:, 3:6]).as_rotvec()
+    assert np.ptp(turns[:, 0]) > 6.0
+    assert notes(check_numbers(numbers), 'outliers of state')[0].level == 'ok'
+
+
+@pytest.mark.parametrize('change, said', [
+    (lambda g: g[:, ::-1, ::-1], 'rotated by 180 degrees'),
+    (lambda g: g[:, :, ::-1], 'mirrored left to right'),
+    (lambda g: g[:, ::-1], 'mirrored top to bottom'),
+    (lambda g: np.rot90(g, -1, (1, 2)), 'a quarter turn to the right'),
+    (lambda g: np.rot90(g, 1, (1, 2)), 'a quarter turn to the left'),
+])
+def test_a_turned_or_mirrored_picture_is_told(seen, change, said):
+    """Without knowing where the camera stands."""
+    note, = notes(check_pictures(pictures(seen, change)), 'orientation of primary')
+    assert note.level == 'warning' and note.text.startswith(said), note
+
+
+def test_a_mirrored_wrist_camera_is_told(seen):
+    """However it is turned about the axis of the hand."""
+    flipped = pictures(seen, lambda g: np.rot90(g[:, :, ::-1], 1, (1, 2)), WRIST)
+    note, = notes(check_pictures(flipped), 'mirroring of wrist')
+    assert note.level == 'warning' and 'mirrored' in note.text, note
+    turned = pictures(seen, lambda g: np.rot90(g, 1, (1, 2)), WRIST)
+    assert notes(check_pictures(turned), 'mirroring of wrist')[0].level == 'ok'
+
+
+def test_exchanged_cameras_are_told(seen):
+    """The picture that stands still is the primary camera's."""
+    swapped = [replace(e, grey={PRIMARY: e.grey[WRIST], WRIST: e.grey[PRIMARY]}) for e in seen]
+    note, = notes(check_pictures(swapped), 'swapped cameras')
+    assert (note.level, note.certainty) == ('warning', 'certain') and 'exchanged' in note.text
+
+
+def test_frozen_and_dark_cameras_are_named_with_episode_and_frame(tmp_path):
+    """Through files and codec, where a still picture is never quite still."""
+    episodes = [arm_episode(k) for k in range(4)]
+    episodes[1].images[WRIST][20:] = episodes[1].images[WRIST][20]
+    episodes[3].images[PRIMARY][:] = 4
+    found = report(arm_dataset(tmp_path, episodes), episodes=4).notes
+    wrist, = [n for n in notes(found, f'picture of {WRIST}') if n.level == 'warning']
+    assert 'still picture' in wrist.text and wrist.where[0].startswith('episode 1, from frame 20')
+    primary, = [n for n in notes(found, f'picture of {PRIMARY}') if n.level == 'warning']
+    assert 'dark' in primary.text and primary.where == ['episode 3, from frame 0: 20 of 20']
+
+
+def test_nothing_is_claimed_from_too_little(good, numbers):
+    """Two episodes are not enough to call a picture mirrored."""
+    few = watch(DatasetReader(good), numbers, 1)
+    levels = {n.check: n for n in check_pictures(few)}
+    assert levels['swapped cameras'].certainty == 'unclear'
+    assert levels['orientation of primary'].certainty == 'unclear'
+
+
+def test_two_cameras_that_stand_still_are_frozen_not_exchanged(dataset):
+    """As in a dataset whose pictures never change, through a codec that flickers."""
+    found = report(dataset, episodes=10).notes
+    assert [n.level for key in (PRIMARY, WRIST) for n in notes(found, f'picture of {key}')] == [
+        'warning', 'warning']
+    assert [n.certainty for n in notes(found, 'swapped cameras')] == ['unclear']
+    assert 'never changes' in notes(found, 'action and next rotation')[0].text
+
+
+def test_episodes_of_a_single_frame_are_no_oddity(tmp_path):
+    """As look scenes are; the pictures are then taken from the others."""
+    looks = [arm_episode(20 + k, frames=1) for k in range(12)]
+    root = arm_dataset(tmp_path, [*looks, *(arm_episode(k) for k in range(6))])
+    found = report(root, episodes=6).notes
+    length, = notes(found, 'episode lengths')
+    assert length.level == 'ok' and '12 of 18' in length.text
+    assert '6 episodes' in notes(found, f'picture of {PRIMARY}')[0].text
+    assert notes(found, 'orientation of primary')[0].text.startswith('upright')

@@ -1,0 +1,236 @@
+"""Damage to a dataset is found, named and comes with a remedy; an intact one is left alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.published import encode, published_dataset
+from support.tiny import CONFIG, tiny_episode
+from typer.testing import CliRunner
+
+from dtvla_ros.cli.data import app
+from dtvla_ros.data import layout, writer
+from dtvla_ros.data.inspect import inspect_dataset
+from dtvla_ros.data.report import report
+from dtvla_ros.data.validate import validate
+from dtvla_ros.data.validate_policy import fits_policy
+from dtvla_ros.policy.vocabulary import build_tokenizer
+
+DATA = 'data/chunk-000/file-000.parquet'
+PRIMARY = 'observation.images.image'
+
+
+@pytest.fixture(scope='module')
+def published(tmp_path_factory):
+    """Return a v2.1 dataset."""
+    return published_dataset(tmp_path_factory.mktemp('v21') / 'cot', episodes=3)
+
+
+@pytest.fixture
+def broken(dataset, tmp_path):
+    """Return a copy of the v3.0 dataset to be damaged."""
+    return shutil.copytree(dataset, tmp_path / 'broken', copy_function=shutil.copy)
+
+
+@pytest.fixture
+def broken21(published, tmp_path):
+    """Return a copy of the v2.1 dataset to be damaged."""
+    return shutil.copytree(published, tmp_path / 'broken')
+
+
+def edit(path, name, row, value):
+    """Change one cell of a parquet file."""
+    table = pq.read_table(path)
+    column = table.column(name)
+    cells = column.to_pylist()
+    if isinstance(cells[row], list):
+        cells[row][2] = value
+    else:
+        cells[row] = value
+    at = table.column_names.index(name)
+    pq.write_table(table.set_column(at, name, pa.array(cells, column.type)), path)
+
+
+def edit_info(root, change):
+    """Change meta/info.json."""
+    info = json.loads((root / layout.INFO).read_text())
+    change(info)
+    (root / layout.INFO).write_text(json.dumps(info))
+
+
+def only(findings):
+    """Return the one finding there is."""
+    assert len(findings) == 1, findings
+    assert findings[0].remedy
+    return findings[0]
+
+
+def test_intact_datasets_have_no_findings(dataset, published):
+    """In neither version, also with every picture decoded."""
+    assert validate(dataset, decode=True) == []
+    assert validate(published, decode=True) == []
+
+
+def test_pictures_beside_the_numbers_are_checked(tmp_path):
+    """Their size has to be the one that is declared."""
+    root = published_dataset(tmp_path / 'png', episodes=2, pictures=True)
+    assert validate(root) == []
+    edit_info(root, lambda info: info['features'][PRIMARY].update(shape=[64, 64, 3]))
+    findings = validate(root)
+    assert len(findings) == 2 and all('(32, 32, 3)' in f.problem for f in findings)
+
+
+@pytest.mark.parametrize('name, row, value, said', [
+    ('timestamp', 14, 9.0, 'timestamp is 9 at episode 1, frame 2, 0.2 is due at 10 frames'),
+    ('index', 30, 7, 'index is 7 at episode 2, frame 6, 30 is due'),
+    ('episode_index', 13, 0, 'episode_index is 0 at episode 1, frame 1, 1 is due'),
+    ('frame_index', 5, 6, 'frame_index is 6 at episode 0, frame 5'),
+    ('task_index', 0, 1, 'task_index is 1 at episode 0, frame 0'),
+    ('observation.state', 26, float('nan'), 'nan in channel 2 at episode 2, frame 2'),
+])
+def test_a_wrong_cell_is_named(broken, name, row, value, said):
+    """With the file, the episode, the frame and what should stand there."""
+    edit(broken / DATA, name, row, value)
+    findings = [f for f in validate(broken) if f.file.endswith('.parquet')]
+    assert said in only(findings).problem
+    assert findings[0].file == str(broken / DATA)
+
+
+def test_places_of_absent_things_may_be_nan(broken):
+    """A scene that lacks a thing is no damage."""
+    edit(broken / DATA, layout.PLACES, 3, float('nan'))
+    assert validate(broken) == []
+
+
+def test_stale_statistics_are_found_and_the_remedy_mends_them(broken):
+    """The command the finding names makes it go away."""
+    edit(broken / DATA, layout.ACTION, 3, 1.5)
+    finding = only(validate(broken))
+    assert finding.file.endswith('stats.json') and 'dtvla data stats' in finding.remedy
+    report(broken, episodes=0).write(broken / 'meta')
+    assert validate(broken) == []
+
+
+def test_missing_and_short_files_of_v21(broken21):
+    """A lost parquet, a lost video, a video too short, in one go."""
+    videos = broken21 / f'videos/chunk-000/{PRIMARY}'
+    (broken21 / 'data/chunk-000/episode_000001.parquet').unlink()
+    (videos / 'episode_000000.mp4').unlink()
+    encode(videos / 'episode_000002.mp4', [np.zeros((32, 32, 3), np.uint8)] * 7)
+    found = {f.file.rsplit('/', 1)[1]: f.problem for f in validate(broken21)}
+    assert set(found) == {'episode_000001.parquet', 'episode_000000.mp4', 'episode_000002.mp4'}
+    assert '7 pictures, episode 2 have 10 rows' in found['episode_000002.mp4']
+    assert 'missing' in found['episode_000000.mp4']
+
+
+def test_a_damaged_video_is_found_by_decoding(broken):
+    """Counting alone does not notice; decoding does, as the option says."""
+    video = next((broken / f'videos/{PRIMARY}').rglob('*.mp4'))
+    data = bytearray(video.read_bytes())
+    begin = data.find(b'mdat') + 400
+    data[begin:begin + 3000] = bytes(3000)
+    video.unlink()
+    video.write_bytes(data)
+    assert [f.file for f in validate(broken, decode=True)] == [str(video)]
+
+
+def test_schema_and_totals(broken):
+    """What info.json says must be what the files hold."""
+    edit_info(broken, lambda info: (
+        info['features'][layout.ACTION].update(dtype='float64'),
+        info['features'].pop(layout.PLACES), info.update(total_frames=7)))
+    problems = ' | '.join(f.problem for f in validate(broken))
+    assert 'action is float, meta/info.json says float64' in problems
+    assert f'has the column {layout.PLACES}' in problems
+    assert 'total_frames is 7, the metadata hold 120' in problems
+
+
+def test_no_dataset_is_one_finding(tmp_path):
+    """Not a stack trace."""
+    assert 'info.json' in only(validate(tmp_path)).file
+    (tmp_path / 'meta').mkdir()
+    (tmp_path / layout.INFO).write_text('{')
+    assert 'malformed' in only(validate(tmp_path)).problem
+
+
+@pytest.fixture(scope='module')
+def policy(dataset, tmp_path_factory):
+    """Return the folder of a training run with the suite's own words."""
+    from dtvla_ros.actions.normalize import ActionStatistics
+    from dtvla_ros.policy.config import DecoderConfig
+    from dtvla_ros.policy.transform import PolicyTransform
+    from dtvla_ros.policy.vocabulary import special_ids
+    from dtvla_ros.training.run_state import write_transform
+
+    tokenizer, m = build_tokenizer(), CONFIG.model
+    config = DecoderConfig.nano(
+        tokenizer.get_vocab_size(), special_ids(tokenizer), width=m.width, layers=m.layers,
+        image_size=m.image_size, tokens=m.tokens, cameras=m.cameras, channels=m.channels,
+        chunk_steps=m.chunk_steps)
+    folder = tmp_path_factory.mktemp('policy')
+    write_transform(folder, PolicyTransform(
+        config, tokenizer, ActionStatistics((-1.0,) * 7, (1.0,) * 7)))
+    return folder
+
+
+def test_a_dataset_in_the_words_of_a_policy_fits(dataset, published, policy):
+    """Also when its thoughts are ids, given their tokenizer."""
+    assert fits_policy(dataset, policy) == []
+    assert [f.problem for f in fits_policy(published, policy, published)] == [
+        'no feature action_chunk']
+
+
+def test_words_a_policy_lacks_are_named_with_their_place(tmp_path, policy):
+    """Of the thought, of the instruction; and too short chunks."""
+    made = replace(tiny_episode(0), task='juggle the can')
+    made.columns[layout.REASONING][4] = 'holding nothing now juggle can'
+    del made.columns[layout.ACTION_CHUNK], made.columns[layout.ACTION_IS_PAD]
+    made.columns[layout.ACTION_CHUNK] = np.zeros((12, 14), np.float32)
+    made.columns[layout.ACTION_IS_PAD] = np.zeros((12, 2), bool)
+    writer.write_shard(tmp_path, 0, [tiny_episode(1), made][1:], 10)
+    writer.merge_shards(tmp_path)
+    problems = [f.problem for f in fits_policy(tmp_path, policy)]
+    assert problems[0].startswith('chunks of 2 actions')
+    assert "'juggle' is no word of this policy" in problems[1]
+    assert "'juggle' is not in the vocabulary" in problems[2]
+    assert '1 frames, first episode 0, frame 4' in problems[2]
+
+
+def test_exit_codes_and_json(broken, tmp_path):
+    """0 for an intact dataset, 1 with the findings in a file for a broken one."""
+    run = CliRunner()
+    assert run.invoke(app, ['validate', str(broken)]).exit_code == 0
+    edit(broken / DATA, 'timestamp', 0, 5.0)
+    out = tmp_path / 'findings.json'
+    result = run.invoke(app, ['validate', str(broken), '--json', str(out)])
+    assert result.exit_code == 1 and '1 finding' in result.output
+    finding = json.loads(out.read_text())['findings'][0]
+    assert finding['file'].endswith(DATA) and 'timestamp is 5' in finding['problem']
+
+
+def test_inspection_tells_what_was_written(dataset, published, tmp_path):
+    """Counts, cameras and thoughts of both versions, with and without their tokenizer."""
+    found = inspect_dataset(dataset)
+    assert (found['version'], found['episodes'], found['frames'], found['fps']) == (
+        'v3.0', 10, 120, 10)
+    assert list(found['tasks'].values()) == [5, 5]
+    assert found['cameras'][PRIMARY]['policy_camera'] == 'primary'
+    assert found['thoughts']['share'] == 1.0
+    ids = inspect_dataset(published)
+    assert ids['version'] == 'v2.1'
+    assert ids['thoughts']['unit'] == 'token ids'
+    assert ids['thoughts']['share'] == pytest.approx(26 / 27)
+    text = inspect_dataset(published, published)
+    assert text['thoughts']['share'] == pytest.approx(26 / 27)
+    assert text['thoughts']['longest'].startswith('holding nothing now reach can at x')
+    assert text['facts']['success'] == {'true': 2, 'false': 1}
+    out = tmp_path / 'found.json'
+    result = CliRunner().invoke(app, ['inspect', str(dataset), '--json', str(out)])
+    assert result.exit_code == 0 and 'LeRobot v3.0' in result.output
+    assert json.loads(out.read_text())['frames'] == 120

@@ -1,0 +1,132 @@
+"""Pages and contact sheets show the episodes that were asked for, and need nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html import unescape
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.arm import arm_dataset, arm_episode
+from support.published import published_dataset
+from typer.testing import CliRunner
+
+from dtvla_ros.cli.data import app
+from dtvla_ros.data import layout
+from dtvla_ros.data.reader import DatasetReader
+from dtvla_ros.data.view import view
+from dtvla_ros.errors import UserError
+
+CHROMIUM = shutil.which('chromium')
+
+
+@pytest.fixture(scope='module')
+def arm(tmp_path_factory):
+    """Return a dataset of three episodes; their thoughts hold HTML's own characters."""
+    return arm_dataset(tmp_path_factory.mktemp('arm'),
+                       [arm_episode(k, frames=25 + k) for k in range(3)])
+
+
+@pytest.fixture(scope='module')
+def page(arm, tmp_path_factory):
+    """Return the path of a page of two of them."""
+    out = tmp_path_factory.mktemp('page') / 'sub' / 'page.html'
+    result = CliRunner().invoke(
+        app, ['view', str(arm), '--episodes', '2,0', '--out', str(out)])
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def stories(text):
+    """Return the data of the sections of a page."""
+    return [json.loads(unescape(data)) for data in re.findall(r'data-story="([^"]*)"', text)]
+
+
+def test_a_page_needs_nothing_else(page):
+    """Neither network nor other files."""
+    text = page.read_text()
+    links = re.findall(r'(?:src|href)="([^"]+)"|url\(([^)]+)\)', text)
+    assert links and all((a or b).startswith('data:') for a, b in links)
+    assert '<link' not in text and 'import ' not in text
+
+
+def test_a_page_tells_each_frame_its_thought_and_phase(page):
+    """In the order that was asked for; text is text, whatever characters it holds."""
+    text = page.read_text()
+    two, zero = stories(text)
+    assert (two['length'], zero['length']) == (27, 25)
+    assert zero['runs'][1] == [5, 10, 'now <b>1</b> & on']
+    assert zero['phases'][0] == 'reach' and zero['phases'][9] == 'carry'
+    assert '<b>1</b>' not in text.replace('&lt;b&gt;1&lt;/b&gt;', '')
+    assert re.findall(r'<h2>Episode (\d)', text) == ['2', '0']
+
+
+def test_a_page_holds_every_picture(page, arm):
+    """Frame k of a camera is where the script looks for it."""
+    text = page.read_text()
+    data, = re.findall(r'\.e0c1 \{[^}]*base64,([^)]*)\)', text)
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+    story = stories(text)[1]
+    camera = list(layout.CAMERAS)[1]
+    for k, image in enumerate(DatasetReader(arm).frames(0, camera)):
+        down, across = divmod(k, story['columns'])
+        part = sheet[64 * down:64 * down + 64, 64 * across:64 * across + 64]
+        assert np.abs(part.astype(int) - image).mean() < 8
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='needs chromium')
+def test_the_page_works_in_a_browser(page, tmp_path):
+    """Its script runs: the first frame's clock, thought and row are shown."""
+    shown = subprocess.run(
+        [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--dump-dom',
+         f'--user-data-dir={tmp_path}', page.as_uri()],
+        capture_output=True, text=True, timeout=240).stdout
+    assert shown.count('0.00 s, frame 0, reach') == 2
+    assert '<p class="said">now &lt;b&gt;0&lt;/b&gt; &amp; on</p>' in shown
+    assert shown.count('<tr class="at">') == 2
+
+
+def test_a_contact_sheet_shows_the_pictures(arm, tmp_path):
+    """The picture of an episode appears in it, in its colours."""
+    out = tmp_path / 'sheet.png'
+    assert view(arm, out, [1]) == 1
+    sheet = np.asarray(Image.open(out).convert('RGB')).astype(int)
+    assert sheet.shape[1] == 1500 and sheet.std() > 20
+    bright = np.abs(sheet - (235, 225, 215)).max(-1) < 12  # the hand of the drawn arm
+    assert bright[:200].sum() > 500
+
+
+def test_ids_are_shown_as_text_only_with_their_tokenizer(tmp_path):
+    """A v2.1 dataset can be looked at either way."""
+    root = published_dataset(tmp_path / 'cot', episodes=1)
+    out = tmp_path / 'page.html'
+    view(root, out)
+    assert 'This dataset tells no thought' in out.read_text()
+    view(root, out, tokenizer=root)
+    assert stories(out.read_text())[0]['runs'][0][2].startswith('holding nothing now reach')
+
+
+def test_without_a_choice_every_task_is_shown(tmp_path):
+    """An episode each, and none of a single frame."""
+    tasks = ['look', 'look', 'lift', 'push', 'lift']
+    made = [replace(arm_episode(k, frames=1 if task == 'look' else 8), task=task)
+            for k, task in enumerate(tasks)]
+    out = tmp_path / 'page.html'
+    assert view(arm_dataset(tmp_path / 'data', made), out) == 3
+    assert re.findall(r'<h2>Episode (\d)', out.read_text()) == ['2', '3', '4']
+
+
+@pytest.mark.parametrize('out, episodes, said', [
+    ('sheet.gif', [], r'\.html or \.png'), ('page.html', [3], 'episodes 0 to 2')])
+def test_what_cannot_be_drawn_is_refused(arm, tmp_path, out, episodes, said):
+    """With what can be."""
+    with pytest.raises(UserError, match=said):
+        view(arm, tmp_path / out, episodes)
+    assert not (tmp_path / out).exists()

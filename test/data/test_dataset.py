@@ -1,0 +1,153 @@
+"""A dataset reads back as it was written."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from dtvla_ros.data import layout, writer
+from dtvla_ros.data.layout import Episode
+from dtvla_ros.data.reader import DatasetReader
+from dtvla_ros.errors import UserError
+
+FPS = 10
+
+
+def scene(rng: np.random.Generator, frames: int) -> np.ndarray:
+    """Render a saturated block moving over a shaded table, uint8 [N, 64, 64, 3]."""
+    shade = np.linspace(60, 200, 64)[None, :, None] * np.ones((64, 1, 3))
+    images = np.repeat(shade[None], frames, 0)
+    y, x = rng.integers(0, 40, 2)
+    colour = rng.integers(0, 256, 3)
+    for k in range(frames):
+        images[k, y:y + 12, (x + k) % 50:(x + k) % 50 + 12] = colour
+    return images.astype(np.uint8)
+
+
+def episode(seed: int, frames: int, task: str) -> Episode:
+    """Return a random episode."""
+    rng = np.random.default_rng(seed)
+    return Episode(
+        task=task,
+        images={key: scene(rng, frames) for key in layout.CAMERAS},
+        columns={
+            layout.STATE: rng.normal(size=(frames, 8)).astype(np.float32),
+            layout.ACTION: rng.uniform(-1, 1, (frames, 7)).astype(np.float32),
+            layout.ACTION_CHUNK: rng.uniform(-1, 1, (frames, 8, 7)).astype(np.float32),
+            layout.ACTION_IS_PAD: rng.random((frames, 8)) < 0.2,
+            layout.REASONING: [f'grasp the can — at x45 y{k:+d}' for k in range(frames)],
+        },
+        facts={'seed': seed, 'kind': 'noisy'})
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the peak signal-to-noise ratio of two uint8 arrays [dB]."""
+    return float(10 * np.log10(255 ** 2 / np.mean((a.astype(float) - b) ** 2)))
+
+
+@pytest.fixture(scope='module')
+def dataset(tmp_path_factory):
+    """Write three episodes in two shards; return them with the reader."""
+    root = tmp_path_factory.mktemp('dataset')
+    episodes = [episode(0, 9, 'stack it'), episode(1, 5, 'push it'), episode(2, 7, 'stack it')]
+    writer.write_shard(root, 0, episodes[:2], FPS)
+    writer.write_shard(root, 1, [], FPS)
+    writer.write_shard(root, 2, episodes[2:], FPS)
+    writer.merge_shards(root)
+    return episodes, DatasetReader(root)
+
+
+def test_numbers_and_text_are_exact(dataset):
+    """Columns, tasks and facts come back bit by bit."""
+    episodes, reader = dataset
+    assert reader.tasks == ['stack it', 'push it']
+    assert reader.info['total_frames'] == 21 == len(reader.table)
+    for number, written in enumerate(episodes):
+        read = reader.episode(number)
+        assert read.task == written.task
+        assert read.facts == written.facts
+        assert set(read.columns) == set(written.columns)
+        for name, values in written.columns.items():
+            if isinstance(values, list):
+                assert read.columns[name] == values
+            else:
+                assert read.columns[name].dtype == values.dtype
+                np.testing.assert_array_equal(read.columns[name], values)
+
+
+def test_images_survive_the_video(dataset):
+    """Every frame of every episode is itself again, colours included."""
+    episodes, reader = dataset
+    for number, written in enumerate(episodes):
+        read = reader.episode(number)
+        for key, images in written.images.items():
+            assert read.images[key].shape == images.shape
+            for a, b in zip(images, read.images[key], strict=True):
+                assert psnr(a, b) > 36
+            single = reader.image(number, 4, key)
+            np.testing.assert_array_equal(single, read.images[key][4])
+
+
+def test_index_columns(dataset):
+    """Indices run through over shards; time starts anew in each episode."""
+    _, reader = dataset
+    np.testing.assert_array_equal(reader.column('index'), np.arange(21))
+    np.testing.assert_array_equal(
+        reader.column('episode_index'), np.repeat([0, 1, 2], [9, 5, 7]))
+    np.testing.assert_array_equal(reader.column('task_index'), np.repeat([0, 1, 0], [9, 5, 7]))
+    np.testing.assert_allclose(reader.column('timestamp')[9:14], np.arange(5) / FPS)
+
+
+def test_statistics_match_numpy(dataset):
+    """Quantiles in stats.json are those of all frames."""
+    episodes, reader = dataset
+    actions = np.concatenate([e.columns[layout.ACTION] for e in episodes])
+    stats = reader.stats[layout.ACTION]
+    np.testing.assert_allclose(stats['q01'], np.quantile(actions, 0.01, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(stats['std'], actions.std(0), rtol=1e-5)
+    assert stats['count'] == [21]
+    assert np.shape(reader.stats['observation.images.image']['mean']) == (3, 1, 1)
+
+
+def test_layout_is_lerobot_v3(dataset):
+    """Files, path templates and the columns that LeRobot's loader looks up are there."""
+    _, reader = dataset
+    info = json.loads((reader.root / 'meta/info.json').read_text())
+    assert info['codebase_version'] == 'v3.0'
+    assert info['features'][layout.ACTION] == {'dtype': 'float32', 'shape': [7], 'names': None}
+    assert info['features'][layout.REASONING]['dtype'] == 'string'
+    for row in reader.episodes:
+        data = info['data_path'].format(
+            chunk_index=row['data/chunk_index'], file_index=row['data/file_index'])
+        table = pq.read_table(reader.root / data)
+        assert row['episode_index'] in table.column('episode_index').to_pylist()
+        assert row['dataset_to_index'] - row['dataset_from_index'] == row['length']
+    metadata = json.loads(pq.read_schema(reader.root / layout.TASKS).metadata[b'pandas'])
+    assert metadata['index_columns'] == ['task']
+
+
+def test_merging_again_changes_nothing(dataset):
+    """The merge can be repeated after every new shard."""
+    _, reader = dataset
+    before = {p: p.read_bytes() for p in reader.root.rglob('*.parquet')}
+    writer.merge_shards(reader.root)
+    assert {p: p.read_bytes() for p in reader.root.rglob('*.parquet')} == before
+
+
+def test_missing_dataset_is_a_user_error(tmp_path):
+    """The message names the folder and the remedy."""
+    with pytest.raises(UserError, match='dtvla collect'):
+        _ = DatasetReader(tmp_path).info
+    with pytest.raises(UserError, match='dtvla collect'):
+        writer.merge_shards(tmp_path)
+
+
+def test_shards_with_other_features_are_refused(tmp_path):
+    """A folder holds one kind of data."""
+    writer.write_shard(tmp_path, 0, [episode(0, 3, 'a')], FPS)
+    writer.write_shard(tmp_path, 1, [episode(0, 3, 'a')], FPS * 2)
+    with pytest.raises(UserError, match='00001'):
+        writer.merge_shards(tmp_path)

@@ -1,0 +1,87 @@
+"""Episodes in the real simulator; the scripted expert stands where a policy would."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import dtvla_sim
+from dtvla_ros.engine.engine import Decision
+from dtvla_ros.rollout.episode import (
+    observation_from_sim,
+    run_episode,
+    run_expert_episode,
+    run_replay_episode,
+)
+from dtvla_sim.experts import make_expert
+
+TASK = 'stack_the_red_cube_on_the_green_cube'
+
+
+@pytest.fixture(scope='module')
+def env():
+    env = dtvla_sim.make('tabletop')
+    yield env
+    env.close()
+
+
+def test_observation_is_in_the_base_frame(env):
+    obs, info = env.reset(seed=5, options={'task': TASK})
+    seen = observation_from_sim(obs, info, env, step=3)
+    assert set(seen.images) == {'primary', 'wrist'}
+    assert all(i.dtype == np.uint8 and i.shape == (128, 128, 3) for i in seen.images.values())
+    assert len(seen.joint_positions) == 9
+    # In front of the base, above the table top, gripper open.
+    assert 0.2 < seen.ee_position[0] < 0.8 and abs(seen.ee_position[1]) < 0.15
+    assert seen.ee_position[2] > 0.0
+    assert seen.gripper_opening == pytest.approx(0.08, abs=0.005)
+    assert seen.stamp == pytest.approx(0.15)
+    assert seen.instruction == 'stack the red cube on the green cube'
+
+
+def test_policy_loop_solves_the_task_when_the_expert_decides(env):
+    expert = make_expert(env)
+    expert.reset()
+    looked = []
+
+    def decide(observation):
+        step = expert.act()
+        return Decision(step.thought, 'complete', step.action[None], (), np.zeros(0, np.int64),
+                        {'think': 0.001})
+
+    result = run_episode(
+        env, decide, TASK, 7, 1, env.max_steps, lambda o, d, step: looked.append(step))
+    assert result.success
+    assert result.decisions == result.steps == len(result.latency['think'])
+    assert looked == list(range(result.steps))
+    assert any('red_cube' in t or 'red cube' in t for t in result.thoughts)
+
+
+def test_an_idle_policy_fails_when_time_is_up(env):
+    still = np.zeros((8, 7), np.float32)
+
+    def decide(observation):
+        return Decision('wait', 'cut', still, (), np.zeros(0, np.int64))
+
+    result = run_episode(env, decide, TASK, 7, 4, 10)
+    assert not result.success
+    assert (result.steps, result.decisions, result.cut) == (10, 3, 3)
+
+
+def test_a_limit_of_steps_that_is_asked_for_replaces_the_tasks_own(env, monkeypatch):
+    monkeypatch.setattr(env, 'steps_per_goal', 5)
+
+    def decide(observation):
+        return Decision('', 'complete', np.zeros((8, 7), np.float32), (), np.zeros(0, np.int64))
+
+    assert run_episode(env, decide, TASK, 7, 4).steps == 5
+    assert run_episode(env, decide, TASK, 7, 4, 13).steps == 13
+    assert run_replay_episode(env, np.zeros((20, 7), np.float32), TASK, 7, 13).steps == 13
+
+
+def test_replay_repeats_its_own_start_but_not_others(env):
+    result, actions = run_expert_episode(env, make_expert(env), TASK, 0, env.max_steps)
+    assert result.success and actions.shape == (result.steps, 7)
+    assert run_replay_episode(env, actions, TASK, 0, env.max_steps).success
+    others = [run_replay_episode(env, actions, TASK, s, env.max_steps) for s in range(100, 106)]
+    assert sum(r.success for r in others) <= 1

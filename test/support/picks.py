@@ -1,0 +1,110 @@
+"""Episodes of an arm that puts a can in a bin, with the phase of every frame known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dtvla_ros.annotation.schema import Semantics
+from dtvla_ros.annotation.thought import write_thought
+from dtvla_ros.data import layout, writer
+from dtvla_ros.data.layout import Episode
+
+FPS = 10
+STEP = 0.025  # [m] per frame
+WIDE, ON_CAN = 0.08, 0.05  # [m]
+TASK = 'put the can in the blue bin'
+STATE_NAMES = ('x', 'y', 'z', 'rx', 'ry', 'rz', 'finger_left', 'finger_right')
+NEXT = {'reach': 'lower', 'lower': 'grasp', 'grasp': 'lift', 'lift': 'carry', 'carry': 'place',
+        'place': 'release', 'release': 'retreat'}
+
+
+@dataclass
+class Arm:
+    """Collects frames as it moves."""
+
+    hand: np.ndarray
+    opening: float = WIDE
+    rows: list = field(default_factory=list)
+
+    def go(self, phase: str, to, gripper: float, holding: str) -> None:
+        way = np.asarray(to, float) - self.hand
+        count = max(1, int(np.ceil(np.linalg.norm(way) / STEP)))
+        for _ in range(count):
+            self._keep(phase, gripper, holding)
+            self.hand = self.hand + way / count
+
+    def stay(self, phase: str, frames: int, gripper: float, opening: float, holding: str) -> None:
+        before = self.opening
+        for k in range(frames):
+            self.opening = before + (opening - before) * min(1.0, k / 2)
+            self._keep(phase, gripper, holding)
+
+    def _keep(self, phase: str, gripper: float, holding: str) -> None:
+        self.rows.append((self.hand.copy(), self.opening, gripper, phase, holding))
+
+
+def pick(seed: int, task: str = TASK, thing: str = 'can', to: str = 'blue_bin') -> Episode:
+    """Return an episode; the thing's place, the bin's and the start depend on the seed."""
+    rng = np.random.default_rng(seed)
+    at = np.array([rng.uniform(0.35, 0.6), rng.uniform(-0.2, -0.05), 0.0])
+    bin_at = np.array([rng.uniform(0.4, 0.6), rng.uniform(0.15, 0.35), 0.0])
+    arm = Arm(np.array([0.45, 0.0, 0.15]) + rng.uniform(-0.05, 0.05, 3))
+    up = [0.0, 0.0, 0.12]
+    arm.go('reach', at + up, -1.0, 'nothing')
+    arm.go('lower', at, -1.0, 'nothing')
+    arm.stay('grasp', 3, 1.0, ON_CAN, 'nothing')
+    arm.go('lift', at + up, 1.0, thing)
+    arm.go('carry', bin_at + up, 1.0, thing)
+    arm.go('place', bin_at + [0.0, 0.0, 0.04], 1.0, thing)
+    arm.stay('release', 3, -1.0, WIDE, 'nothing')
+    hand, opening, gripper, phases, holding = map(list, zip(*arm.rows))
+    hand = np.stack(hand)
+    held = np.array([name != 'nothing' for name in holding])
+    last = np.flatnonzero(held)[-1]
+    place = np.where(held[:, None], hand, at)
+    place[last:] = hand[last]
+    count = len(hand)
+    state = np.zeros((count, 8), np.float32)
+    state[:, :3] = hand
+    state[:, 6], state[:, 7] = np.array(opening) / 2, -np.array(opening) / 2
+    action = np.zeros((count, 7), np.float32)
+    action[:, 6] = gripper
+    image = np.full((32, 32, 3), 180, np.uint8)
+    image[:8, :8] = rng.integers(0, 256, 3)
+    thoughts = []
+    for k, phase in enumerate(phases):
+        label = Semantics(
+            holding=holding[k], done='nothing', trouble='none', phase=phase,
+            object=to if phase in ('carry', 'place') else thing, next=NEXT[phase])
+        where = bin_at if label.object == to else place[k]
+        thoughts.append(write_thought(label, where, np.zeros(3)))
+    return Episode(
+        task=task, images={key: np.repeat(image[None], count, 0) for key in layout.CAMERAS},
+        columns={
+            layout.STATE: state, layout.ACTION: action,
+            layout.PLACES: np.concatenate(
+                [place, np.repeat(bin_at[None], count, 0)], axis=1).astype(np.float32),
+            layout.PHASE: phases, layout.REASONING: thoughts},
+        names={layout.STATE: STATE_NAMES,
+               layout.PLACES: [f'{name}.{axis}' for name in (thing, to) for axis in 'xyz']})
+
+
+def picks_dataset(root: Path, episodes: int, places: bool = True) -> Path:
+    """Write a dataset of picks."""
+    made = [pick(seed) for seed in range(episodes)]
+    if not places:
+        for episode in made:
+            del episode.columns[layout.PLACES], episode.columns[layout.REASONING]
+    writer.write_shard(root, 0, made, FPS)
+    writer.merge_shards(root)
+    return root
+
+
+def answer_frames(count: int, **changes) -> dict:
+    """Return a valid answer about ``count`` key frames, every one the same."""
+    frame = {'holding': 'nothing', 'done': 'nothing', 'trouble': 'none', 'phase': 'wait',
+             'object': 'can', 'next': 'wait', 'reason': 'it stands there'} | changes
+    return {'frames': [frame] * count}

@@ -1,0 +1,51 @@
+"""An untrained policy of the small preset, and something for it to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dtvla_ros.actions.normalize import ActionStatistics
+from dtvla_ros.engine.export import export_policy
+from dtvla_ros.policy.config import DecoderConfig
+from dtvla_ros.policy.manifest import PolicyManifest
+from dtvla_ros.policy.model import HybridDecoder
+from dtvla_ros.policy.observation import Observation
+from dtvla_ros.policy.transform import PolicyTransform
+from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
+
+INSTRUCTION = 'put the can in the wooden bin'
+
+
+def untrained(layers: int = 2, seed: int = 0) -> tuple[HybridDecoder, PolicyTransform]:
+    """Return a model with random weights (norms too) and its transform."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    config = DecoderConfig.nano(tokenizer.get_vocab_size(), special_ids(tokenizer), layers=layers)
+    model = HybridDecoder(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if 'norm' in name:
+                weight.normal_(0.0, 0.2)
+    statistics = ActionStatistics((-0.8,) * 6 + (-1.0,), (0.9,) * 6 + (1.0,))
+    return model, PolicyTransform(config, tokenizer, statistics)
+
+
+def write_untrained(folder: Path, layers: int = 2) -> HybridDecoder:
+    """Export an untrained policy into ``folder``; return its model."""
+    model, transform = untrained(layers)
+    export_policy(model, transform, folder, PolicyManifest(
+        'untrained', 'Apache-2.0', transform.config, transform.statistics, {}))
+    return model
+
+
+def observation(seed: int = 0, size: int = 128, instruction: str = INSTRUCTION) -> Observation:
+    """Return an observation of noise, the gripper over the table."""
+    rng = np.random.default_rng(seed)
+    images = {name: rng.integers(0, 256, (size, size, 3), np.uint8)
+              for name in ('primary', 'wrist')}
+    return Observation(images, {}, np.array([0.45, -0.118, 0.03]), np.array([1.0, 0.0, 0.0, 0.0]),
+                       0.04, instruction, 0.0)

@@ -1,0 +1,64 @@
+"""A dataset and a recipe small enough for a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dtvla_ros.actions.grid import location_word
+from dtvla_ros.data import layout, writer
+from dtvla_ros.data.layout import Episode
+from dtvla_ros.data.record import chunks_of
+from dtvla_ros.training.config import ModelChoice, SftConfig
+
+TASKS = ('put the can in the wooden bin', 'push the green cube onto the yellow mark')
+CONFIG = SftConfig(
+    model=ModelChoice(width=32, layers=1, image_size=32, tokens=(16, 4), channels=(8, 8, 8),
+                      chunk_steps=4),
+    batch_size=8, grounding_steps=0, telling_steps=0,
+    warmup_steps=5, learning_rate=3e-3, shift=(1, 1),
+    validation_share=0.3, precision='no')
+
+
+def tiny_episode(seed: int, frames: int = 12) -> Episode:
+    """Return an episode whose actions and thoughts depend on what is in the picture."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.uniform(0.3, 0.7), rng.uniform(-0.3, 0.3)
+    image = np.full((32, 32, 3), 180, np.uint8)
+    row, column = int((0.75 - x) * 50), int((y + 0.3) * 40)
+    image[row:row + 5, column:column + 5] = (200, 30, 30)
+    hand = np.array([0.45, 0.0, 0.1])
+    actions, states = [], []
+    for k in range(2 * frames):
+        states.append([*hand, np.pi, 0.0, 0.0, 0.04, -0.04])
+        move = np.clip((np.array([x, y, 0.05]) - hand) / 0.05, -1, 1)
+        turn = rng.normal(0, 0.05, 3)
+        actions.append([*move, *turn, 1.0 if k > frames else -1.0])
+        hand = hand + 0.02 * move
+    steps = np.asarray(actions, np.float32)
+    starts = 2 * np.arange(frames)
+    chunk, padding = chunks_of(steps, starts, 8, [])
+    where = f'{location_word("x", x)} {location_word("y", y)}'
+    return Episode(
+        task=TASKS[seed % 2],
+        images={key: np.repeat(image[None], frames, 0) for key in layout.CAMERAS},
+        columns={
+            layout.STATE: np.asarray(states, np.float32)[starts], layout.ACTION: steps[starts],
+            layout.ACTION_CHUNK: chunk, layout.ACTION_IS_PAD: padding,
+            layout.PLACES: np.repeat(np.array([[x, y, 0.0]], np.float32), frames, 0),
+            layout.POINTS: np.repeat(
+                np.array([[column + 2.5, row + 2.5]], np.float32) / 32, frames, 0),
+            layout.REASONING: [f'holding nothing now reach can at {where}' for _ in starts]},
+        names={layout.PLACES: ['can.x', 'can.y', 'can.z']})
+
+
+def tiny_dataset(root: Path, episodes: int = 10, places: bool = True) -> Path:
+    """Write a dataset of 10 frames a second."""
+    made = [tiny_episode(k) for k in range(episodes)]
+    if not places:
+        for episode in made:
+            del episode.columns[layout.PLACES], episode.columns[layout.POINTS]
+    writer.write_shard(root, 0, made, 10)
+    writer.merge_shards(root)
+    return root

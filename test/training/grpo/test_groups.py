@@ -1,0 +1,166 @@
+"""Which starts are played, and which groups are kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support.small import CONFIG, small_policy
+
+import dtvla_sim
+from dtvla_ros.engine.batch import SampledDecision
+from dtvla_ros.errors import UserError
+from dtvla_ros.evaluation.seeds import evaluation_seed
+from dtvla_ros.training.grpo.groups import Groups, Rewards, training_seed, well_formed
+from dtvla_ros.training.grpo.trajectory import Trajectory
+from dtvla_sim.experts.grammar import Thought
+
+TASKS = ('left', 'right', 'up')
+
+
+@pytest.fixture(scope='module')
+def transform():
+    return small_policy()[1]
+
+
+def played(rollout, success: bool, transform, outcomes=('complete', 'complete')) -> Trajectory:
+    """Return a finished episode whose thoughts say nothing."""
+    ids = transform.config.ids
+    decisions = tuple(SampledDecision(
+        prompt_tokens=(ids.bos,), thought_tokens=(ids.think, ids.think_end), outcome=outcome,
+        action_tokens=np.full(28, ids.bins_first), chunk=np.zeros((4, 7), np.float32),
+        thought_log_probs=np.zeros(1, np.float32),
+        action_log_probs=np.zeros(28, np.float32)) for outcome in outcomes)
+    image = np.zeros((16, 16, 3), np.uint8)
+    return Trajectory(rollout.job, rollout.key, decisions,
+                      ({'primary': image, 'wrist': image},) * len(decisions), success, 5)
+
+
+def groups_of(transform, config=CONFIG, first=0, **options) -> Groups:
+    return Groups(config, TASKS, 2, Rewards(config, transform), first, **options)
+
+
+def drain(groups: Groups) -> list:
+    found = []
+    while (rollout := groups.next()) is not None:
+        found.append(rollout)
+    return found
+
+
+def solve(groups: Groups, rollouts, transform, solved) -> None:
+    """Play rollouts; ``solved`` maps a start's number to how many members succeed."""
+    for rollout in rollouts:
+        _, number, member = rollout.key
+        groups.take(played(rollout, member < solved(number), transform))
+
+
+def test_every_member_of_a_group_has_one_start(transform):
+    found = drain(groups_of(transform, first=7))
+    assert [r.key for r in found] == [(0, n, m) for n in (7, 8) for m in range(4)]
+    assert {(r.job.task, r.job.seed) for r in found[:4]} == {('right', 500_007)}
+    assert {(r.job.task, r.job.seed) for r in found[4:]} == {('up', 500_008)}
+
+
+def test_starts_never_meet_those_of_evaluations(transform):
+    span = dtvla_sim.EVAL_SEED_START - CONFIG.first_seed
+    groups = groups_of(transform)
+    for number in (0, 1, span - 1, span, 10 ** 9):
+        _, seed = groups.start(number)
+        assert CONFIG.first_seed <= training_seed(seed) < dtvla_sim.EVAL_SEED_START
+        with pytest.raises(UserError):
+            evaluation_seed(seed)
+    with pytest.raises(UserError, match='kept for evaluation'):
+        training_seed(dtvla_sim.EVAL_SEED_START)
+    with pytest.raises(UserError, match='kept for evaluation'):
+        groups_of(transform, replace(CONFIG, first_seed=dtvla_sim.EVAL_SEED_START)).start(0)
+
+
+def test_groups_of_equals_are_replaced(transform):
+    groups = groups_of(transform)
+    solved = {0: 4, 1: 2, 2: 0, 3: 1}.get
+    solve(groups, drain(groups), transform, solved)  # 0 is all solved: another start is needed
+    for wanted in (2, 3):
+        more = drain(groups)
+        assert {r.key[1] for r in more} == {wanted}
+        solve(groups, more, transform, solved)
+    assert drain(groups) == []
+    assert groups.tried == 4 and len(groups.played) == 16
+    assert [t.key[1:] for t in groups.kept] == [(n, m) for n in (1, 3) for m in range(4)]
+    advantages = groups.advantages()
+    assert [len(values) for values in advantages] == [len(t.decisions) for t in groups.kept]
+    assert all(len(values.unique()) == 1 for values in advantages)
+    first = torch.stack([values[0] for values in advantages])
+    assert first[:2].min() > 0 > first[2:4].max()
+    torch.testing.assert_close(first.view(2, 4).sum(1), torch.zeros(2), atol=1e-5, rtol=0)
+
+
+def test_the_starts_do_not_depend_on_who_finishes_first(transform):
+    solved = {0: 4, 1: 2, 2: 0, 3: 1}.get
+    groups = groups_of(transform)
+    first = drain(groups)
+    solve(groups, first[4:], transform, solved)  # 1 is kept while 0 is still going on
+    assert drain(groups) == []
+    solve(groups, first[:4], transform, solved)
+    for _ in range(2):
+        solve(groups, drain(groups), transform, solved)
+    assert {t.key[1] for t in groups.kept} == {1, 3} and groups.tried == 4
+
+
+def test_resampling_has_an_end(transform):
+    groups = groups_of(transform, replace(CONFIG, tries=2.0))
+    for _ in range(4):
+        solve(groups, drain(groups), transform, lambda number: 0)
+    assert groups.tried == 4 and groups.kept == [] and len(groups.advantages()) == 0
+
+
+def test_form_alone_does_not_make_a_group(transform):
+    """A start all solved, where one thought of eight was cut: 0.05 of reward is no signal."""
+    config = replace(CONFIG, least_spread=0.1)
+    for outcomes, kept in ((('complete',) * 7 + ('cut',), 0), (('complete', 'cut'), 4)):
+        groups = groups_of(transform, config)
+        for rollout in drain(groups)[:4]:
+            groups.take(played(rollout, True, transform,
+                               outcomes if rollout.key[2] == 0 else ('complete',) * 2))
+        assert len(groups.kept) == kept
+
+
+def test_what_was_played_before_is_not_played_again(transform):
+    whole = groups_of(transform)
+    before = {r.key[1:]: played(r, r.key[2] < 2, transform) for r in drain(whole)[:6]}
+    groups = groups_of(transform, finished=lambda *key: before.get(key))
+    assert [r.key for r in drain(groups)] == [(0, 1, 2), (0, 1, 3)]
+    assert [t.key[1:] for t in groups.kept] == [(0, m) for m in range(4)]
+
+
+def test_processes_share_the_starts(transform):
+    config = replace(CONFIG, groups=4)
+    numbers = [{r.key[1] for r in drain(groups_of(transform, config, rank=rank, world=2))}
+               for rank in range(2)]
+    assert numbers == [{0, 2}, {1, 3}]
+    with pytest.raises(UserError, match='multiple of the 3'):
+        groups_of(transform, config, world=3)
+
+
+def test_rewards(transform):
+    rewards = Rewards(CONFIG, transform)
+    rollout = drain(groups_of(transform))[0]
+    found = rewards.of([played(rollout, True, transform),
+                        played(rollout, False, transform, ('complete', 'cut', 'cut', 'cut'))])
+    torch.testing.assert_close(found, torch.tensor([1.4, 0.1]))
+
+
+def test_every_thought_of_an_expert_is_well_formed():
+    place, move = np.array([0.45, -0.12, 0.0]), np.array([0.1, -0.2, 0.0])
+    for held, done, trouble, thing in (
+            (None, None, None, 'can'), ('red cube', 'can', 'dropped', 'wooden bin'),
+            (None, 'black_bowl', 'missed', 'akita_black_bowl')):
+        text = Thought(held, done, trouble, 'reach', thing, place, 'lower', move).text()
+        text = text.replace('_', ' ')
+        assert well_formed(text, 'complete', 'grammar'), text
+        assert not well_formed(text, 'cut', 'grammar')
+        for broken in (text.replace(' at ', ' '), text + ' up', text.replace('done', 'now'),
+                       text.replace('y-12', 'x45'), ''):
+            assert not well_formed(broken, 'complete', 'grammar'), broken
+            assert well_formed(broken, 'complete', 'closed')

@@ -1,0 +1,128 @@
+"""The policy drives, the expert relabels: a dataset that fine-tuning goes on with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import dtvla_sim
+from dtvla_ros.actions.normalize import ActionStatistics
+from dtvla_ros.data import layout
+from dtvla_ros.data.reader import DatasetReader
+from dtvla_ros.data.record import EpisodePlan
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.checkpoint import save_weights
+from dtvla_ros.policy.config import DecoderConfig
+from dtvla_ros.policy.model import HybridDecoder
+from dtvla_ros.policy.transform import PolicyTransform
+from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
+from dtvla_ros.training import run_state
+from dtvla_ros.training.config import SftConfig
+from dtvla_ros.training.dagger import KIND, DaggerOptions, RelabelJob, Relabelled, _plans, relabel
+from dtvla_ros.training.sft import SftRun, Trainer
+
+OPTIONS = DaggerOptions(episodes=2, driven=(0.05, 0.1), tasks=(
+    'put_the_can_in_the_wooden_bin', 'push_the_green_cube_onto_the_yellow_mark'))
+CHUNK, REPLAN = 4, 2
+
+
+@pytest.fixture(scope='module')
+def env():
+    env = dtvla_sim.make('tabletop')
+    yield env
+    env.close()
+
+
+def drive(env, options: DaggerOptions, chunk: np.ndarray) -> tuple[Relabelled, list]:
+    seen = []
+
+    def decide(observation):
+        seen.append(observation)
+        return type('Decision', (), {'chunk': chunk})
+
+    plan = EpisodePlan(0, OPTIONS.tasks[0], 700_000, KIND)
+    return RelabelJob(plan, options, CHUNK, REPLAN).play(env, decide), seen
+
+
+@pytest.mark.slow
+def test_the_policy_drives_until_the_expert_takes_over(env):
+    """Driven up and away, every label says where to go instead, and the end is a success."""
+    away = np.tile(np.array([0, 1, 0.5, 0, 0, 0, 1], np.float32), (CHUNK, 1))
+    found, seen = drive(env, replace(OPTIONS, driven=(0.1, 0.1)), away)
+    driven = round(0.1 * env.max_steps)
+    assert len(seen) == -(-driven // REPLAN)
+    assert found.success and not found.alone and found.steps > driven
+    episode = found.episode
+    assert episode is not None
+    starts = np.arange(0, found.steps, OPTIONS.camera_every)
+    assert len(episode) == len(starts)
+    state = np.asarray(episode.columns[layout.STATE])
+    ys = state[starts <= driven, 1]
+    assert ys[-1] - ys[0] > 0.1  # it went where the policy drove it
+    closed = state[starts <= driven, 6][-1]
+    assert closed < 0.01  # and closed the hand
+    action = np.asarray(episode.columns[layout.ACTION])
+    assert (action[starts < driven, 6] < 0).all()  # which the expert would not have
+    assert action[starts < driven, 1].max() < 0.9  # nor gone there
+    padding = np.asarray(episode.columns[layout.ACTION_IS_PAD])
+    assert padding[starts < driven, REPLAN:].all()
+    assert not padding[starts < driven - REPLAN, :REPLAN].any()
+    assert not padding[(starts >= driven) & (starts < found.steps - CHUNK)].any()
+    assert all(text.startswith('holding ') for text in episode.columns[layout.REASONING])
+    assert episode.facts['kind'] == KIND and episode.facts['seed'] < dtvla_sim.EVAL_SEED_START
+
+
+@pytest.mark.slow
+def test_a_round_is_a_dataset_that_training_goes_on_with(tmp_path):
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    decoder = DecoderConfig.nano(
+        tokenizer.get_vocab_size(), special_ids(tokenizer), width=32, layers=1, image_size=128,
+        tokens=(16, 4), channels=(8, 8, 8), chunk_steps=CHUNK)
+    transform = PolicyTransform(decoder, tokenizer, ActionStatistics((-1.0,) * 7, (1.0,) * 7))
+    init, out = tmp_path / 'init', tmp_path / 'round'
+    run_state.write_transform(init, transform)
+    save_weights(HybridDecoder(decoder), init / run_state.WEIGHTS)
+    info = relabel(init, out, OPTIONS, workers=1, replan_steps=REPLAN)
+    assert info['total_episodes'] == 2 and info['total_tasks'] == 2
+    reader = DatasetReader(out)
+    assert reader.column(layout.ACTION_CHUNK)[0].shape == (CHUNK * 7,)
+    stamp = (out / '.shards' / '00000').stat().st_mtime_ns
+    assert relabel(init, out, OPTIONS, workers=1, replan_steps=REPLAN) == info
+    assert (out / '.shards' / '00000').stat().st_mtime_ns == stamp
+    with pytest.raises(UserError, match='another camera_every'):
+        relabel(init, out, replace(OPTIONS, camera_every=2), workers=1)
+
+    recipe = SftConfig(batch_size=4, grounding_steps=0, telling_steps=0, precision='no',
+                       shift=(1, 1), validation_share=0.0)
+    trainer = Trainer(recipe, SftRun((out,), tmp_path / 'more', init=init, steps=1))
+    assert torch.isfinite(trainer.train_step(trainer.batches.train(0)).loss)
+
+
+def test_a_shard_keeps_to_a_task_where_each_has_its_own_scene():
+    tasks, options = ('a', 'b', 'c'), replace(OPTIONS, episodes=20)
+    together = [[p.task for p in _plans(options, tasks, n, True)] for n in range(3)]
+    apart = [[p.task for p in _plans(options, tasks, n, False)] for n in range(3)]
+    assert [t for shard in together for t in shard] == [tasks[k % 3] for k in range(20)]
+    assert apart == [['a'] * 8, ['b'] * 8, ['c'] * 4]
+
+
+def test_rounds_stay_below_the_evaluations_starts():
+    assert DaggerOptions(seed=9).seed == 9
+    for options, named in (
+            ({'seed': 10}, 'kept for evaluation'), ({'episodes': 0}, 'episodes'),
+            ({'camera_every': 3}, 'camera-every'), ({'driven': (0.9, 0.1)}, 'range')):
+        with pytest.raises(UserError, match=named):
+            DaggerOptions(**options)
+
+
+def test_a_folder_keeps_its_recipe(tmp_path):
+    (tmp_path / 'dagger.json').write_text(json.dumps({'seed': 3}))
+    from dtvla_ros.training.dagger import _same_recipe
+
+    with pytest.raises(UserError, match='another .*seed'):
+        _same_recipe(tmp_path, OPTIONS, tmp_path)
