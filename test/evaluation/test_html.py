@@ -76,6 +76,7 @@ def test_the_report_stands_alone_and_shows_every_failure(tmp_path):
     data = base64.b64decode(page.pictures[0].partition(',')[2])
     assert data == (stills / f'{TASKS[0]}-7.jpg').read_bytes()
     text = ''.join(page.text)
-    assert len(re.findall(r'the last look and the thought', text)) == 1
+    assert len(re.findall(r'the last frame and the thought', text)) == 1
     assert 'push the <b>cube, seed 8, 50 steps' in text
-    assert '1 failed because the policy refused' in text and '3 of 4 thoughts were cut' in text
+    assert '1 failed because the policy refused' in text
+    assert '3 of 4 thoughts were truncated' in text
