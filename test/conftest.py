@@ -30,3 +30,11 @@ def pytest_report_header() -> str:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Tests kill nodes; give back the memory those shared."""
     remove_dead_segments()
+
+
+@pytest.fixture(scope='session')
+def dataset(tmp_path_factory):
+    """Return the folder of a small dataset; nobody may write there."""
+    from support.tiny import tiny_dataset
+
+    return tiny_dataset(tmp_path_factory.mktemp('tiny'))

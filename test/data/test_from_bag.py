@@ -108,7 +108,7 @@ def train(data, out):
     from dataclasses import replace
 
     import torch
-    from test.training.tiny import CONFIG
+    from support.tiny import CONFIG
 
     from dtvla_ros.training.sft import SftRun, Trainer
 

@@ -15,7 +15,7 @@ from dtvla_ros.safety.limits import Limits
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted([*ROOT.glob('config/sim*.yaml'), *ROOT.glob('config/robot_*.yaml')])
 NODES = {
-    'vla_node': ('vla_node', 'vla_settings', 'pose_source'),
+    'vla_node': ('vla_node', 'settings', 'pose_source'),
     'command_gate': ('command_gate', 'gate_settings', 'pose_source', 'sinks', 'arm_status'),
     'sim_bridge': ('sim_bridge',),
 }

@@ -42,7 +42,7 @@ def released_policy(folder: Path) -> Path:
 
 def released_dataset(folder: Path, episodes: int = 6) -> Path:
     """Write episodes with chunks of ten actions and thoughts in plain English, of no places."""
-    from test.training.tiny import tiny_episode
+    from support.tiny import tiny_episode
 
     made = []
     for number in range(episodes):
