@@ -4,40 +4,29 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dtvla_ros.cli.arguments import Json, names
+from dtvla_ros.cli.arguments import Json, group, names
 from dtvla_ros.errors import UserError
 
 if TYPE_CHECKING:
     from dtvla_ros.annotation.source import Source
 
-app = typer.Typer()
-annotate = typer.Typer(
-    help='Write thoughts into demonstrations: key frames, labels, review, filling in.',
-    no_args_is_help=True, rich_markup_mode='markdown',
-    context_settings={'help_option_names': ['-h', '--help']})
-app.add_typer(annotate, name='annotate')
+app = group('annotate',
+            'Write thoughts into demonstrations: key frames, labels, review, filling in.')
 
-Data = Annotated[Path, typer.Option(help='Dataset folder; never changed.', file_okay=False)]
-Out = Annotated[Path, typer.Option(help='Folder of the annotation.', file_okay=False)]
-Episodes = Annotated[
-    Optional[int],  # noqa: UP045 - typer reads this annotation at run time on Python 3.10
-    typer.Option(min=1, help='Only the first so many. [default: all]'),
-]
-Things = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option('--objects', help='Comma-separated names labels may use. [default: the things '
-                 'whose places are recorded, else those of the instruction]'),
-]
-Invert = Annotated[bool, typer.Option(
-    '--invert-gripper', help="Larger values of the action's last channel open the gripper.")]
-Labels = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option(help='File of labels. [default: labels.jsonl in the folder]', dir_okay=False),
-]
+Data = Annotated[Path, typer.Option(file_okay=False, help='Dataset folder; never changed.')]
+Out = Annotated[Path, typer.Option(file_okay=False, help='Folder of the annotation.')]
+Episodes = Annotated[int | None, typer.Option(min=1,
+    help='Only the first so many. [default: all]')]
+Things = Annotated[str | None, typer.Option('--objects', help='Comma-separated names labels may '
+    'use. [default: the things whose places are recorded, else those of the instruction]')]
+Invert = Annotated[bool, typer.Option('--invert-gripper',
+    help="Larger values of the action's last channel open the gripper.")]
+Labels = Annotated[Path | None, typer.Option(dir_okay=False,
+    help='File of labels. [default: labels.jsonl in the folder]')]
 FOLDER = Path('out/annotation')
 TABLETOP = Path('data/tabletop')
 NEEDED = ('pyarrow', 'pydantic', 'httpx', 'tenacity')
@@ -53,21 +42,18 @@ def _source(data: Path, things: str | None = None, invert: bool = False) -> Sour
     return Source(data, names(things), invert)
 
 
-@annotate.command()
+@app.command()
 def keyframes(
     data: Data = TABLETOP,
     out: Out = FOLDER,
-    min_gap: Annotated[float, typer.Option(help='Between a velocity minimum and its '
-                                                'neighbours [s].')] = 0.4,
+    min_gap: Annotated[float, typer.Option(
+        help='Between a velocity minimum and its neighbours [s].')] = 0.4,
     max_gap: Annotated[float, typer.Option(help='Longest time without a key frame [s].')] = 1.0,
     prominence: Annotated[float, typer.Option(help='Depth of a velocity minimum [m/s].')] = 0.04,
     episodes: Episodes = None,
     invert_gripper: Invert = False,
-    plot: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='Draw one episode here (PNG); nothing else is written.',
-                     dir_okay=False),
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(dir_okay=False,
+        help='Draw one episode here (PNG); nothing else is written.')] = None,
     episode: Annotated[int, typer.Option(min=0, help='Which one to draw.')] = 0,
 ) -> None:
     """Find the frames at which something changes: gripper toggles, velocity minima, no long gap.
@@ -94,48 +80,40 @@ def keyframes(
           f'({why})')
 
 
-@annotate.command()
+@app.command()
 def label(
     data: Data = TABLETOP,
     out: Out = FOLDER,
-    provider: Annotated[str, typer.Option(
-        help='rules, http (any OpenAI-compatible endpoint), local (a transformers model) or '
-             'replay (the answers of an earlier run).')] = 'rules',
+    provider: Annotated[str, typer.Option(help='rules, http (any OpenAI-compatible endpoint), '
+        'local (a transformers model) or replay (the answers of an earlier run).')] = 'rules',
     labels: Labels = None,
-    url: Annotated[str, typer.Option(help='http: the endpoint up to /v1.')] =
-    'http://127.0.0.1:8000/v1',
+    url: Annotated[str, typer.Option(
+        help='http: the endpoint up to /v1.')] = 'http://127.0.0.1:8000/v1',
     model: Annotated[str, typer.Option(help="http: the model's name; local: its folder.")] = '',
-    key_env: Annotated[str, typer.Option(
-        help='http: environment variable that holds the key; never written anywhere.'
-    )] = 'OPENAI_API_KEY',
-    answers: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='replay: the answers.jsonl to take from.', dir_okay=False),
-    ] = None,
+    key_env: Annotated[str, typer.Option(help='http: environment variable that holds the key; '
+        'never written anywhere.')] = 'OPENAI_API_KEY',
+    answers: Annotated[Path | None, typer.Option(dir_okay=False,
+        help='replay: the answers.jsonl to take from.')] = None,
     response_format: Annotated[str, typer.Option(
         help='http: json_schema, json_object or none, as the endpoint can.')] = 'json_schema',
     concurrency: Annotated[int, typer.Option(min=1, help='http: requests at once.')] = 4,
     timeout: Annotated[float, typer.Option(help='http: of one request [s].')] = 120.0,
-    tries: Annotated[int, typer.Option(
-        min=1, help='http: of one request, when the server is busy or broken.')] = 6,
+    tries: Annotated[int, typer.Option(min=1,
+        help='http: of one request, when the server is busy or broken.')] = 6,
     max_tokens: Annotated[int, typer.Option(min=16, help='Longest answer.')] = 4096,
     window: Annotated[int, typer.Option(min=1, help='Key frames in one request.')] = 16,
-    corrections: Annotated[int, typer.Option(
-        min=0, help='How often an answer that cannot be right is sent back.')] = 1,
-    estimate: Annotated[bool, typer.Option(
-        '--estimate', help='Tell requests, tokens and cost; ask nothing.')] = False,
+    corrections: Annotated[int, typer.Option(min=0,
+        help='How often an answer that cannot be right is sent back.')] = 1,
+    estimate: Annotated[bool, typer.Option('--estimate',
+        help='Tell requests, tokens and cost; ask nothing.')] = False,
     price_in: Annotated[float, typer.Option(help='Per million tokens read.')] = 0.0,
     price_out: Annotated[float, typer.Option(help='Per million tokens written.')] = 0.0,
     picture_tokens: Annotated[int, typer.Option(
         help='Tokens a picture counts in estimates.')] = 260,
-    max_requests: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=0, help='Never send more, over all runs in this folder.'),
-    ] = None,
-    max_cost: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(min=0, help='Never spend more, over all runs in this folder.'),
-    ] = None,
+    max_requests: Annotated[int | None, typer.Option(min=0,
+        help='Never send more, over all runs in this folder.')] = None,
+    max_cost: Annotated[float | None, typer.Option(min=0,
+        help='Never spend more, over all runs in this folder.')] = None,
     episodes: Episodes = None,
     objects: Things = None,
     invert_gripper: Invert = False,
@@ -170,17 +148,14 @@ def label(
         episodes=episodes))
 
 
-@annotate.command()
+@app.command()
 def agree(
     data: Data = TABLETOP,
     out: Out = FOLDER,
-    other: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option('--with', help='Compare with the thoughts of this dataset instead of rules.',
-                     file_okay=False),
-    ] = None,
-    all_frames: Annotated[bool, typer.Option(
-        '--all-frames', help='Every frame, not only the key frames in the folder.')] = False,
+    other: Annotated[Path | None, typer.Option('--with', file_okay=False,
+        help='Compare with the thoughts of this dataset instead of rules.')] = None,
+    all_frames: Annotated[bool, typer.Option('--all-frames',
+        help='Every frame, not only the key frames in the folder.')] = False,
     episodes: Annotated[str, typer.Option(
         help='Number of episodes, or FIRST:END. [default: all]')] = '',
     objects: Things = None,
@@ -220,17 +195,15 @@ def agree(
         write_json(json_file, agreement.as_json(rates))
 
 
-@annotate.command()
+@app.command()
 def review(
     data: Data = TABLETOP,
     out: Out = FOLDER,
     labels: Labels = None,
-    page: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='The page. [default: review.html in the folder]', dir_okay=False),
-    ] = None,
-    sample: Annotated[int, typer.Option(
-        min=1, help='How many episodes: those with findings first, then at random.')] = 30,
+    page: Annotated[Path | None, typer.Option(dir_okay=False,
+        help='The page. [default: review.html in the folder]')] = None,
+    sample: Annotated[int, typer.Option(min=1,
+        help='How many episodes: those with findings first, then at random.')] = 30,
     seed: Annotated[int, typer.Option(help='Of the random choice.')] = 0,
     objects: Things = None,
     invert_gripper: Invert = False,
@@ -258,18 +231,15 @@ def review(
           'episodes; open it in a browser, then: dtvla annotate apply --decisions FILE')
 
 
-@annotate.command()
+@app.command()
 def apply(
     data: Data = TABLETOP,
     out: Out = FOLDER,
     labels: Labels = None,
-    decisions: Annotated[
-        Optional[list[Path]],  # noqa: UP045
-        typer.Option(help='Downloaded from the review page; repeat for several, the last wins.',
-                     dir_okay=False),
-    ] = None,
-    accept_rest: Annotated[bool, typer.Option(
-        '--accept-rest', help='Accept undecided labels about which nothing was found.')] = False,
+    decisions: Annotated[list[Path] | None, typer.Option(dir_okay=False,
+        help='Downloaded from the review page; repeat for several, the last wins.')] = None,
+    accept_rest: Annotated[bool, typer.Option('--accept-rest',
+        help='Accept undecided labels about which nothing was found.')] = False,
     objects: Things = None,
     invert_gripper: Invert = False,
 ) -> None:
@@ -293,24 +263,21 @@ def apply(
     print(f'{out / module.ACCEPTED}: {told}')
 
 
-@annotate.command()
+@app.command()
 def fill(
-    to: Annotated[Path, typer.Option(help='Folder of the new dataset.', file_okay=False)],
+    to: Annotated[Path, typer.Option(file_okay=False, help='Folder of the new dataset.')],
     data: Data = TABLETOP,
     out: Out = FOLDER,
-    labeller: Annotated[str, typer.Option(
-        help='motion: a small network on proprioception, seconds on a CPU; vlm: a transformers '
-             'model with LoRA, for a GPU.')] = 'motion',
-    model: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='vlm: folder of the model.', file_okay=False),
-    ] = None,
+    labeller: Annotated[str, typer.Option(help='motion: a small network on proprioception, '
+        'seconds on a CPU; vlm: a transformers model with LoRA, for a GPU.')] = 'motion',
+    model: Annotated[Path | None, typer.Option(file_okay=False,
+        help='vlm: folder of the model.')] = None,
     steps: Annotated[int, typer.Option(min=1, help='motion: training steps.')] = 600,
     epochs: Annotated[int, typer.Option(min=1, help='vlm: passes over the labels.')] = 2,
     held_out: Annotated[float, typer.Option(
         help='Share of the accepted episodes the agreement is measured on.')] = 0.2,
-    reason: Annotated[bool, typer.Option(
-        '--reason', help='Write reasons, too; for policies with an open vocabulary.')] = False,
+    reason: Annotated[bool, typer.Option('--reason',
+        help='Write reasons, too; for policies with an open vocabulary.')] = False,
     seed: Annotated[int, typer.Option(help='Of the split and the training.')] = 0,
     objects: Things = None,
     invert_gripper: Invert = False,

@@ -1,36 +1,83 @@
-"""``dtvla data``: make, check and look at datasets."""
+"""``dtvla collect`` and ``dtvla data``: make, check and look at datasets."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from dtvla_ros.cli.arguments import Json, names
+from dtvla_ros.cli import arguments as args
+from dtvla_ros.cli.arguments import group, names
 from dtvla_ros.errors import UserError
 
-app = typer.Typer(
-    name='data', help='Make, check and look at datasets.', no_args_is_help=True,
-    rich_markup_mode='markdown', context_settings={'help_option_names': ['-h', '--help']})
+app = group()
+data = group('data', 'Make, check and look at datasets.')
+app.add_typer(data)
 
 Dataset = Annotated[Path, typer.Argument(help='Folder of a LeRobot dataset, v2.0 to v3.0.')]
-Tokenizer = Annotated[
-    Optional[Path],  # noqa: UP045 - typer reads this annotation at run time on Python 3.10
-    typer.Option(help='tokenizer.json, or its folder, that thoughts stored as ids belong to.'),
-]
+Tokenizer = Annotated[Path | None, typer.Option(
+    help='tokenizer.json, or its folder, that thoughts stored as ids belong to.')]
 
 
 @app.command()
+def collect(
+    out: Annotated[Path, typer.Option(file_okay=False,
+        help='Folder of the dataset.')] = Path('data/tabletop'),
+    suite: args.Suite = 'tabletop',
+    starts: args.Starts = None,
+    tasks: args.Tasks = None,
+    episodes: Annotated[int, typer.Option(min=1, help='Episodes tried, over all tasks.')] = 1200,
+    workers: args.Workers = 2,
+    seed: Annotated[int, typer.Option(min=0, help='Which block of start states.')] = 0,
+    camera_every: args.CameraEvery = 2,
+    chunk: args.ChunkSteps = 8,
+    noise: Annotated[float, typer.Option(min=0.0, help='Strength of the injected noise.')] = 1.0,
+    clean_share: Annotated[float, typer.Option(help='Demonstrations without noise.')] = 0.15,
+    drop_share: Annotated[float, typer.Option(
+        help='Demonstrations that lose the object once.')] = 0.12,
+    shove_share: Annotated[float, typer.Option(help='Demonstrations shoved aside once.')] = 0.12,
+    short_share: Annotated[float, typer.Option(
+        help='Episodes of the first second only, anywhere.')] = 0.0,
+    look_share: Annotated[float, typer.Option(
+        help='Episodes of one frame for each task that the scene allows, anywhere.')] = 0.0,
+    antialiasing: args.Antialiasing = True,
+) -> None:
+    """Record the scripted experts into a LeRobot v3.0 dataset.
+
+    Noise disturbs the executed action; the expert's clean one is the label. Failed episodes
+    are dropped. Finished shards are kept: repeat the command to go on, or with more episodes
+    to add to them.
+
+    **Examples**
+
+    `dtvla collect --episodes 1200 --workers 2 --out data/tabletop`
+
+    `dtvla collect --seed 1 --look-share 1 --episodes 1200 --out data/looks` teaches to look, a
+    dozen times cheaper
+
+    `dtvla collect --suite libero_object --starts shuffle --out data/object` (docs/libero.md)
+    """
+    from dtvla_ros.data.collect import CollectOptions
+    from dtvla_ros.data.collect import collect as run
+
+    info = run(out, CollectOptions(
+        suite=suite, starts=starts, tasks=names(tasks), episodes=episodes, seed=seed,
+        camera_every=camera_every, chunk=chunk, noise=noise, clean_share=clean_share,
+        drop_share=drop_share, shove_share=shove_share, short_share=short_share,
+        look_share=look_share, antialiasing=antialiasing), workers)
+    print(f'{out}: {info["total_episodes"]} episodes, {info["total_frames"]} frames, '
+          f'{info["total_tasks"]} tasks')
+
+
+@data.command()
 def convert(
     source: Dataset,
-    out: Annotated[Path, typer.Option(help='Folder of the new dataset.', file_okay=False)],
+    out: args.NewDataset,
     tokenizer: Tokenizer = None,
-    chunk: Annotated[int, typer.Option(min=1, help='Actions stored with each frame.')] = 8,
-    rename: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help='OLD=NEW name of a feature; repeat for several.'),
-    ] = None,
+    chunk: args.ChunkSteps = 8,
+    rename: Annotated[list[str] | None, typer.Option(
+        help='OLD=NEW name of a feature; repeat for several.')] = None,
 ) -> None:
     """Turn a LeRobot dataset into one of v3.0 that `dtvla train sft` reads.
 
@@ -63,11 +110,11 @@ def convert(
         print(f'  {report.several_tasks} episodes with several tasks: the first one is kept')
 
 
-@app.command('inspect')
+@data.command('inspect')
 def inspect_(
     dataset: Dataset,
     tokenizer: Tokenizer = None,
-    json_file: Json = None,
+    json_file: args.Json = None,
 ) -> None:
     """Show what a dataset is: robot, rate, tasks, features, cameras, thoughts.
 
@@ -87,18 +134,15 @@ def inspect_(
         write_json(json_file, found)
 
 
-@app.command()
+@data.command()
 def validate(
     dataset: Dataset,
-    policy: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='Also check that this policy, or training run, could learn it.',
-                     file_okay=False),
-    ] = None,
+    policy: Annotated[Path | None, typer.Option(file_okay=False,
+        help='Also check that this policy, or training run, could learn it.')] = None,
     tokenizer: Tokenizer = None,
-    decode: Annotated[
-        bool, typer.Option('--decode', help='Decode every picture, not only count them.')] = False,
-    json_file: Json = None,
+    decode: Annotated[bool, typer.Option('--decode',
+        help='Decode every picture, not only count them.')] = False,
+    json_file: args.Json = None,
 ) -> None:
     """Check that files, numbers and videos of a dataset agree; exit code 1 if they do not.
 
@@ -128,17 +172,14 @@ def validate(
         raise typer.Exit(1)
 
 
-@app.command()
+@data.command()
 def stats(
     dataset: Dataset,
-    out: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='Write stats.json (for LeRobot) and norm_stats.json (for a policy) into '
-                     'this folder.', file_okay=False),
-    ] = None,
-    episodes: Annotated[
-        int, typer.Option(min=0, help='Episodes whose pictures are looked at; 0: none.')] = 24,
-    json_file: Json = None,
+    out: Annotated[Path | None, typer.Option(file_okay=False, help='Write stats.json (for '
+        'LeRobot) and norm_stats.json (for a policy) into this folder.')] = None,
+    episodes: Annotated[int, typer.Option(min=0,
+        help='Episodes whose pictures are looked at; 0: none.')] = 24,
+    json_file: args.Json = None,
 ) -> None:
     """Show statistics of state and action, and check that they make sense.
 
@@ -164,15 +205,13 @@ def stats(
         write_json(json_file, found.to_dict())
 
 
-@app.command()
+@data.command()
 def view(
     dataset: Dataset,
-    out: Annotated[Path, typer.Option(help='Page (.html) or contact sheet (.png).',
-                                      dir_okay=False)] = Path('out/episodes.html'),
-    episodes: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help='Comma-separated numbers. [default: one of each task, six in all]'),
-    ] = None,
+    out: Annotated[Path, typer.Option(dir_okay=False,
+        help='Page (.html) or contact sheet (.png).')] = Path('out/episodes.html'),
+    episodes: Annotated[str | None, typer.Option(
+        help='Comma-separated numbers. [default: one of each task, six in all]')] = None,
     tokenizer: Tokenizer = None,
 ) -> None:
     """Draw episodes along their time: pictures, phases, thoughts, commands.

@@ -3,85 +3,45 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from dtvla_ros.cli.arguments import Antialiasing, Json, Suite, Tasks, Workers, names
+from dtvla_ros.cli import arguments as args
+from dtvla_ros.cli.arguments import group, names
 
-app = typer.Typer()
-
-Policy = Annotated[Path, typer.Option(help='Folder of a policy (its manifest).')]
-Mode = Annotated[str, typer.Option(
-    help="Thought: full, masked, random, swapped (another task's) or frozen; replay: no policy, "
-    'eyes closed.')]
-EngineName = Annotated[str, typer.Option('--engine', help='onnx or torch.')]
-Seed = Annotated[
-    Optional[int],  # noqa: UP045 - typer reads this annotation at run time on Python 3.10
-    typer.Option(help='First seed. [default: the first evaluation seed]'),
-]
-Starts = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help='Start states: benchmark, random, jitter or shuffle, as the suite has '
-                 "them. [default: the suite's]"),
-]
-Replan = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option(min=1, help='Actions per decision. [default: as the policy promises]'),
-]
-Device = Annotated[str, typer.Option(help='Where the policy runs: cpu, cuda, tensorrt or auto.')]
-Threads = Annotated[int, typer.Option(
-    min=1, help="Of the policy's engine on the CPU, in each process.")]
-Shadows = Annotated[bool, typer.Option(
-    '--shadows/--no-shadows', help='As LIBERO draws; its own lights throw none.')]
-MaxSteps = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option(min=1, help="Control steps per episode. [default: the suite's limit]"),
-]
-Nano = Path('models/nano')
-
+app = group()
 
 @app.command('eval')
 def evaluate(
-    policy: Policy = Nano,
-    suite: Suite = 'tabletop',
-    tasks: Tasks = None,
+    policy: args.Policy = args.NANO,
+    suite: args.Suite = 'tabletop',
+    tasks: args.Tasks = None,
     episodes: Annotated[int, typer.Option(min=1, help='Episodes per task.')] = 50,
-    mode: Mode = 'full',
-    engine: EngineName = 'onnx',
-    device: Device = 'cpu',
-    threads: Threads = 1,
-    workers: Workers = 2,
-    seed: Seed = None,
-    replan: Replan = None,
-    starts: Starts = None,
-    perturb: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help='Disturb the scene: family:strength, for instance camera:2; repeat for '
-                     'several (see dtvla robustness).'),
-    ] = None,
-    antialiasing: Antialiasing = True,
-    shadows: Shadows = True,
-    max_steps: MaxSteps = None,
-    via: Annotated[str, typer.Option(
-        help='inprocess, or ros: simulator, policy and command gate as three processes.')
-    ] = 'inprocess',
-    realtime: Annotated[bool, typer.Option(
-        '--realtime', help='With --via ros: the scene does not wait while the policy thinks.')
-    ] = False,
-    videos: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='Write a film of every failure here.', file_okay=False),
-    ] = None,
-    resume: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='Journal of finished episodes, kept and continued.', dir_okay=False),
-    ] = None,
-    html: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='Write a report with a still of every failure.', dir_okay=False),
-    ] = None,
-    json_file: Json = None,
+    mode: args.Mode = 'full',
+    engine: args.Engine = 'onnx',
+    device: args.Device = 'cpu',
+    threads: args.Threads = 1,
+    workers: args.Workers = 2,
+    seed: args.Seed = None,
+    replan: args.Replan = None,
+    starts: args.Starts = None,
+    perturb: Annotated[list[str] | None, typer.Option(help='Disturb the scene: family:strength, '
+        'for instance camera:2; repeat for several (see dtvla robustness).')] = None,
+    antialiasing: args.Antialiasing = True,
+    shadows: args.Shadows = True,
+    max_steps: args.MaxSteps = None,
+    via: Annotated[str, typer.Option(help='inprocess, or ros: simulator, policy and command gate '
+        'as three processes.')] = 'inprocess',
+    realtime: Annotated[bool, typer.Option('--realtime',
+        help='With --via ros: the scene does not wait while the policy thinks.')] = False,
+    videos: Annotated[Path | None, typer.Option(file_okay=False,
+        help='Write a film of every failure here.')] = None,
+    resume: Annotated[Path | None, typer.Option(dir_okay=False,
+        help='Journal of finished episodes, kept and continued.')] = None,
+    html: Annotated[Path | None, typer.Option(dir_okay=False,
+        help='Write a report with a still of every failure.')] = None,
+    json_file: args.Json = None,
 ) -> None:
     """Measure a policy's success per task, in lock-step: time waits for the policy.
 
@@ -119,34 +79,28 @@ def evaluate(
 
 @app.command()
 def robustness(
-    policy: Policy = Nano,
-    suite: Suite = 'tabletop',
-    tasks: Tasks = None,
-    episodes: Annotated[
-        int, typer.Option(min=1, help='Episodes per task, family and strength.')] = 10,
-    families: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help='Comma-separated: layout, camera, robot, language, light, texture, '
-                     'noise. [default: all]'),
-    ] = None,
+    policy: args.Policy = args.NANO,
+    suite: args.Suite = 'tabletop',
+    tasks: args.Tasks = None,
+    episodes: Annotated[int, typer.Option(min=1,
+        help='Episodes per task, family and strength.')] = 10,
+    families: Annotated[str | None, typer.Option(help='Comma-separated: layout, camera, robot, '
+        'language, light, texture, noise. [default: all]')] = None,
     strengths: Annotated[str, typer.Option(help='Comma-separated.')] = '1,2,3',
-    mode: Annotated[str, typer.Option(
-        help="Thought: full, masked, random, swapped (another task's) or frozen.")] = 'full',
-    engine: EngineName = 'onnx',
-    device: Device = 'cpu',
-    threads: Threads = 1,
-    workers: Workers = 2,
-    seed: Seed = None,
-    replan: Replan = None,
-    starts: Starts = None,
-    antialiasing: Antialiasing = True,
-    shadows: Shadows = True,
-    max_steps: MaxSteps = None,
-    resume: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='Folder of finished episodes, kept and continued.', file_okay=False),
-    ] = None,
-    json_file: Json = None,
+    mode: args.Mode = 'full',
+    engine: args.Engine = 'onnx',
+    device: args.Device = 'cpu',
+    threads: args.Threads = 1,
+    workers: args.Workers = 2,
+    seed: args.Seed = None,
+    replan: args.Replan = None,
+    starts: args.Starts = None,
+    antialiasing: args.Antialiasing = True,
+    shadows: args.Shadows = True,
+    max_steps: args.MaxSteps = None,
+    resume: Annotated[Path | None, typer.Option(file_okay=False,
+        help='Folder of finished episodes, kept and continued.')] = None,
+    json_file: args.Json = None,
 ) -> None:
     """Measure what disturbs a policy: seven families, as in LIBERO-Plus, at three strengths.
 
@@ -174,14 +128,10 @@ def robustness(
 @app.command()
 def report(
     results: Annotated[list[Path], typer.Argument(help='Files of dtvla eval --json.')],
-    into: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='Document whose success table is replaced.', dir_okay=False),
-    ] = None,
-    policy: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='Policy whose manifest gets the success table.', file_okay=False),
-    ] = None,
+    into: Annotated[Path | None, typer.Option(dir_okay=False,
+        help='Document whose success table is replaced.')] = None,
+    policy: Annotated[Path | None, typer.Option(file_okay=False,
+        help='Policy whose manifest gets the success table.')] = None,
 ) -> None:
     """Put the success of several modes side by side.
 
@@ -202,20 +152,16 @@ def report(
 
 @app.command()
 def experts(
-    suite: Suite = 'tabletop',
-    tasks: Tasks = None,
+    suite: args.Suite = 'tabletop',
+    tasks: args.Tasks = None,
     episodes: Annotated[int, typer.Option(min=1, help='Episodes per task.')] = 50,
-    noise: Annotated[
-        bool, typer.Option('--noise', help='Disturb the executed action as collection does.')
-    ] = False,
-    workers: Workers = 2,
-    seed: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=0, help='First seed. [default: 0; with --starts benchmark the first '
-                     'evaluation seed]'),
-    ] = None,
-    starts: Starts = None,
-    json_file: Json = None,
+    noise: Annotated[bool, typer.Option('--noise',
+        help='Disturb the executed action as collection does.')] = False,
+    workers: args.Workers = 2,
+    seed: Annotated[int | None, typer.Option(min=0, help='First seed. [default: 0; with --starts '
+        'benchmark the first evaluation seed]')] = None,
+    starts: args.Starts = None,
+    json_file: args.Json = None,
 ) -> None:
     """Measure the scripted experts that make the demonstrations.
 

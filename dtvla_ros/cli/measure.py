@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -14,17 +14,13 @@ app = typer.Typer()
 
 @app.command()
 def latency(
-    rate: Annotated[
-        Optional[list[float]],  # noqa: UP045 - typer reads this annotation on Python 3.10
-        typer.Option(min=1.0, help='Control rate of the gate [Hz]; repeat for several. '
-                                   '[default: 20 and 100]'),
-    ] = None,
+    rate: Annotated[list[float] | None, typer.Option(min=1.0,
+        help='Control rate of the gate [Hz]; repeat for several. [default: 20 and 100]')] = None,
     count: Annotated[int, typer.Option(min=10, help='Pictures and commands measured.')] = 300,
-    seconds: Annotated[
-        float, typer.Option(min=1.0, help='How long each control rate is watched.')] = 10.0,
-    priority: Annotated[
-        int, typer.Option(min=0, max=90, help='Real-time priority (SCHED_FIFO) of everything '
-                                              'measured; 0: none.')] = 0,
+    seconds: Annotated[float, typer.Option(min=1.0,
+        help='How long each control rate is watched.')] = 10.0,
+    priority: Annotated[int, typer.Option(min=0, max=90,
+        help='Real-time priority (SCHED_FIFO) of everything measured; 0: none.')] = 0,
     json_file: Json = None,
 ) -> None:
     """Measure what the path from camera to arm costs on this machine, without a policy.
@@ -49,11 +45,10 @@ def latency(
 
 @app.command()
 def soak(
-    policy: Annotated[
-        Path, typer.Option(help='Folder of the policy.')] = Path('models/nano'),
+    policy: Annotated[Path, typer.Option(help='Folder of the policy.')] = Path('models/nano'),
     minutes: Annotated[float, typer.Option(min=0.1, help='How long.')] = 10.0,
-    warm_up: Annotated[
-        float, typer.Option(min=0.0, help='Seconds before anything counts.')] = 60.0,
+    warm_up: Annotated[float, typer.Option(min=0.0,
+        help='Seconds before anything counts.')] = 60.0,
     json_file: Json = None,
 ) -> None:
     """Keep a kinematic arm moving under two 640x480 cameras at 30 Hz, and watch the nodes.
@@ -76,15 +71,10 @@ def soak(
 
 @app.command()
 def seam(
-    policy: Annotated[
-        Path, typer.Option(help='Folder of the policy.')] = Path('models/nano'),
-    blend: Annotated[
-        Optional[list[int]],  # noqa: UP045
-        typer.Option(min=0, help="The gate's blend_steps; repeat for several. "
-                                 '[default: 0 and 6]'),
-    ] = None,
-    seconds: Annotated[
-        float, typer.Option(min=5.0, help='How long each is watched.')] = 60.0,
+    policy: Annotated[Path, typer.Option(help='Folder of the policy.')] = Path('models/nano'),
+    blend: Annotated[list[int] | None, typer.Option(min=0,
+        help="The gate's blend_steps; repeat for several. [default: 0 and 6]")] = None,
+    seconds: Annotated[float, typer.Option(min=5.0, help='How long each is watched.')] = 60.0,
     json_file: Json = None,
 ) -> None:
     """Measure the jump of the commanded velocity where one chunk gives way to the next.

@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from dtvla_ros.cli.arguments import Json, names
+from dtvla_ros.cli.arguments import Compile, Json, group, names
 
-app = typer.Typer()
+app = group()
+
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(
-        help='Folder of a training run or of a policy.', file_okay=False)],
-    out: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='Folder of the new policy. [default: models/nano for a run, else the '
-                     "policy's with the weights' kind behind]", file_okay=False),
-    ] = None,
+    source: Annotated[Path, typer.Argument(file_okay=False,
+        help='Folder of a training run or of a policy.')],
+    out: Annotated[Path | None, typer.Option(file_okay=False, help='Folder of the new policy. '
+        "[default: models/nano for a run, else the policy's with the weights' kind "
+        'behind]')] = None,
     weights: Annotated[str, typer.Option(
         help='fp32, int8, w8a8, int4, or auto: the fastest on this CPU.')] = 'fp32',
-    name: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="The policy's name. [default: nano, or as it is]"),
-    ] = None,
-    replan_steps: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=1, help='Actions executed per decision. [default: 6, or as it is]'),
-    ] = None,
-    success: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='JSON of an evaluation, put into the manifest.', dir_okay=False),
-    ] = None,
+    name: Annotated[str | None, typer.Option(
+        help="The policy's name. [default: nano, or as it is]")] = None,
+    replan_steps: Annotated[int | None, typer.Option(min=1,
+        help='Actions executed per decision. [default: 6, or as it is]')] = None,
+    success: Annotated[Path | None, typer.Option(dir_okay=False,
+        help='JSON of an evaluation, put into the manifest.')] = None,
 ) -> None:
     """Turn a training run or a policy into a policy folder: weights, ONNX graphs, hashes.
 
@@ -61,8 +54,8 @@ def export(
 def inspect(
     path: Annotated[Path, typer.Argument(
         help='Policy, checkpoint or adapter folder, or a .safetensors file.')],
-    hashes: Annotated[
-        bool, typer.Option('--hash', help='Check the large files of a policy too.')] = False,
+    hashes: Annotated[bool, typer.Option('--hash',
+        help='Check the large files of a policy too.')] = False,
     json_file: Json = None,
 ) -> None:
     """Show what a policy or checkpoint is made of, and what is missing to run it.
@@ -90,37 +83,24 @@ def inspect(
 
 @app.command()
 def convert(
-    path: Annotated[Path, typer.Argument(help='Downloaded checkpoint folder.', file_okay=False)],
-    cameras: Annotated[
-        str, typer.Option(help='Comma-separated names, in the order of training.')
-    ] = 'primary,wrist',
-    name: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="The policy's name. [default: the folder's]"),
-    ] = None,
-    license: Annotated[  # noqa: A002
-        str, typer.Option(help='Licence of the weights, as their publisher states it.')
-    ] = 'not stated',
-    statistics: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='Action statistics. [default: norm_stats.json]', dir_okay=False),
-    ] = None,
-    suite_key: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help='Which suite, where the statistics hold several.'),
-    ] = None,
-    adapter: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='LoRA adapter merged into the weights.', file_okay=False),
-    ] = None,
-    out: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder of the policy; a checkpoint's weights get a second name there "
-                     'where the file system can. [default: the checkpoint itself]',
-                     file_okay=False),
-    ] = None,
-    force: Annotated[
-        bool, typer.Option('--force', help='Replace a manifest that is there already.')] = False,
+    path: Annotated[Path, typer.Argument(file_okay=False, help='Downloaded checkpoint folder.')],
+    cameras: Annotated[str, typer.Option(
+        help='Comma-separated names, in the order of training.')] = 'primary,wrist',
+    name: Annotated[str | None, typer.Option(
+        help="The policy's name. [default: the folder's]")] = None,
+    license: Annotated[str, typer.Option(
+        help='Licence of the weights, as their publisher states it.')] = 'not stated',
+    statistics: Annotated[Path | None, typer.Option(dir_okay=False,
+        help='Action statistics. [default: norm_stats.json]')] = None,
+    suite_key: Annotated[str | None, typer.Option(
+        help='Which suite, where the statistics hold several.')] = None,
+    adapter: Annotated[Path | None, typer.Option(file_okay=False,
+        help='LoRA adapter merged into the weights.')] = None,
+    out: Annotated[Path | None, typer.Option(file_okay=False, help='Folder of the policy; a '
+        "checkpoint's weights get a second name there where the file system can. [default: the "
+        'checkpoint itself]')] = None,
+    force: Annotated[bool, typer.Option('--force',
+        help='Replace a manifest that is there already.')] = False,
 ) -> None:
     """Make a downloaded DeepThinkVLA checkpoint a policy: a manifest with hashes beside it.
 
@@ -147,8 +127,7 @@ def convert(
 def bench(
     geometry: Annotated[str, typer.Option(
         help='nano, bench-60m or deepthinkvla-3b; random weights.')] = 'bench-60m',
-    engine: Annotated[str, typer.Option(help='torch, onnx or both, with a comma.')
-    ] = 'torch,onnx',
+    engine: Annotated[str, typer.Option(help='torch, onnx or both, with a comma.')] = 'torch,onnx',
     weights: Annotated[str, typer.Option(
         help='fp32, int8; onnx also w8a8, int4; with commas. On cuda: bf16.')] = 'fp32,int8',
     device: Annotated[str, typer.Option(help='cpu or cuda.')] = 'cpu',
@@ -156,18 +135,12 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help='Decisions of each kind.')] = 7,
     thought: Annotated[int, typer.Option(min=2, help='Length of the thought.')] = 73,
     published: Annotated[bool, typer.Option(help='Measure the published scheme beside.')] = True,
-    compile: Annotated[  # noqa: A002
-        bool, typer.Option('--compile', help='Compile the token loop of the torch engine (needs a '
-                           'C++ compiler; always on cuda).')] = False,
+    compile: Compile = False,
     json_file: Json = None,
-    plot: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='Draw the decisions here (PNG; needs matplotlib).', dir_okay=False),
-    ] = None,
-    into: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='Document whose table of measurements is replaced.', dir_okay=False),
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(dir_okay=False,
+        help='Draw the decisions here (PNG; needs matplotlib).')] = None,
+    into: Annotated[Path | None, typer.Option(dir_okay=False,
+        help='Document whose table of measurements is replaced.')] = None,
 ) -> None:
     """Measure how fast engines decide, beside the published scheme, and how far from the limit.
 

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from dtvla_ros.cli.arguments import names
-from dtvla_ros.cli.data import app as data_app
+from dtvla_ros.cli.arguments import ChunkSteps, NewDataset, group, names
+from dtvla_ros.cli.data import data
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros.source import require_one_ros
 
-app = typer.Typer()
-app.add_typer(data_app)
+app = group()
 
 
 @app.command()
 def record(
     out: Annotated[Path, typer.Option(help='Folder of the bag; must not exist.')],
-    topics: Annotated[
-        Optional[str],  # noqa: UP045 - typer reads this annotation at run time on Python 3.10
-        typer.Option(help='Comma-separated topics. [default: everything the package defines]'),
-    ] = None,
+    topics: Annotated[str | None, typer.Option(
+        help='Comma-separated topics. [default: everything the package defines]')] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help='Stop by itself; 0: at Ctrl-C.')] = 0.0,
 ) -> None:
     """Record the running graph into a rosbag2 bag (MCAP).
@@ -47,35 +44,23 @@ def record(
     raise typer.Exit(run(out, wanted, seconds))
 
 
-@data_app.command('from-bag')
+@data.command('from-bag')
 def from_bag(
     bags: Annotated[list[Path], typer.Argument(help='Folders of bags, or .mcap files.')],
-    out: Annotated[Path, typer.Option(help='Folder of the new dataset.', file_okay=False)],
-    successful: Annotated[
-        bool, typer.Option('--successful', help='Keep only episodes that /sim/episode calls '
-                           'successful.')] = False,
-    rate: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=1, help='Commands a second. [default: as their stamps show]'),
-    ] = None,
-    camera_every: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=1, help='Control steps per frame. [default: as the pictures come]'),
-    ] = None,
-    tolerance: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(min=0.0, help='Largest difference between the stamps of a frame [s]. '
-                     '[default: half a control period]'),
-    ] = None,
-    chunk: Annotated[int, typer.Option(min=1, help='Actions stored with each frame.')] = 8,
-    command: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help='/action, /twist_cmd or /target_pose. [default: the one recorded]'),
-    ] = None,
-    fingers: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help='Comma-separated gripper joints. [default: those of a Panda]'),
-    ] = None,
+    out: NewDataset,
+    successful: Annotated[bool, typer.Option('--successful',
+        help='Keep only episodes that /sim/episode calls successful.')] = False,
+    rate: Annotated[int | None, typer.Option(min=1,
+        help='Commands a second. [default: as their stamps show]')] = None,
+    camera_every: Annotated[int | None, typer.Option(min=1,
+        help='Control steps per frame. [default: as the pictures come]')] = None,
+    tolerance: Annotated[float | None, typer.Option(min=0.0, help='Largest difference between the '
+        'stamps of a frame [s]. [default: half a control period]')] = None,
+    chunk: ChunkSteps = 8,
+    command: Annotated[str | None, typer.Option(
+        help='/action, /twist_cmd or /target_pose. [default: the one recorded]')] = None,
+    fingers: Annotated[str | None, typer.Option(
+        help='Comma-separated gripper joints. [default: those of a Panda]')] = None,
     robot: Annotated[str, typer.Option(help='Name of the robot in the dataset.')] = 'panda',
 ) -> None:
     """Make a LeRobot v3.0 dataset of recorded runs, to train on what was really commanded.
@@ -105,10 +90,7 @@ def from_bag(
 
 @app.command()
 def view(
-    save: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help='Write a Rerun file.', dir_okay=False),
-    ] = None,
+    save: Annotated[Path | None, typer.Option(dir_okay=False, help='Write a Rerun file.')] = None,
     spawn: Annotated[bool, typer.Option('--spawn', help='Open the Rerun viewer.')] = False,
 ) -> None:
     """Show the running graph in Rerun: cameras, thoughts, commands, latency, the hand's path.

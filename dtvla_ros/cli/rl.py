@@ -4,58 +4,37 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from dtvla_ros.cli.arguments import Antialiasing, Changes, Suite, Tasks, Workers, names
+from dtvla_ros.cli import arguments as args
+from dtvla_ros.cli.arguments import group, names
 
-app = typer.Typer()
+app = group()
 
 
 @app.command('grpo')
 def train_grpo(
-    init: Annotated[Path, typer.Option(
-        help='What to begin with: a training run or a policy.', file_okay=False)],
-    out: Annotated[Path, typer.Option(help='Folder of the run.', file_okay=False)],
-    config: Annotated[Path, typer.Option(help='Recipe.', dir_okay=False)] = Path(
-        'config/train/grpo.yaml'
-    ),
-    changes: Changes = None,
-    iterations: Annotated[
-        Optional[int],  # noqa: UP045 - typer reads this annotation at run time on Python 3.10
-        typer.Option(min=1, help='Iterations in all (or give --minutes).'),
-    ] = None,
-    minutes: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(min=0.01, help='Time from now (or give --iterations).'),
-    ] = None,
-    suite: Suite = 'tabletop',
-    tasks: Tasks = None,
-    starts: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Start distribution. [default: the suite's own]"),
-    ] = None,
-    replan_steps: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option('--replan', min=1, help='Actions executed between two looks. '
-                     "[default: the policy's own]"),
-    ] = None,
-    workers: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=1, help='Simulators. [default: as the recipe says]'),
-    ] = None,
-    threads: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=1, help='CPU threads of the network. [default: all cores]'),
-    ] = None,
-    ray: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help='Address of a Ray cluster to put the simulators on; auto: the one '
-                     'this machine belongs to. [default: this machine alone]'),
-    ] = None,
-    estimate: Annotated[
-        bool, typer.Option('--estimate', help='Only say what an iteration takes.')] = False,
+    init: Annotated[Path, typer.Option(file_okay=False,
+        help='What to begin with: a training run or a policy.')],
+    out: args.RunFolder,
+    config: args.Config = Path('config/train/grpo.yaml'),
+    changes: args.Changes = None,
+    iterations: Annotated[int | None, typer.Option(min=1,
+        help='Iterations in all (or give --minutes).')] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.01,
+        help='Time from now (or give --iterations).')] = None,
+    suite: args.Suite = 'tabletop',
+    tasks: args.Tasks = None,
+    starts: args.Starts = None,
+    replan: args.Replan = None,
+    workers: Annotated[int | None, typer.Option(min=1,
+        help='Simulators. [default: as the recipe says]')] = None,
+    threads: args.CpuThreads = None,
+    ray: args.Ray = None,
+    estimate: Annotated[bool, typer.Option('--estimate',
+        help='Only say what an iteration takes.')] = False,
 ) -> None:
     """Let a policy practise: reward what succeeds more often than its like.
 
@@ -82,7 +61,7 @@ def train_grpo(
         recipe = replace(recipe, environments=workers)
     run(recipe, GrpoRun(
         init=init, out=out, iterations=iterations, minutes=minutes, suite=suite,
-        tasks=names(tasks), starts=starts, replan_steps=replan_steps, threads=threads, ray=ray),
+        tasks=names(tasks), starts=starts, replan_steps=replan, threads=threads, ray=ray),
         estimate)
     if not estimate:
         print(f'{out / "report.html"}: what became of it; next: dtvla export {out} --out POLICY')
@@ -90,27 +69,19 @@ def train_grpo(
 
 @app.command('dagger')
 def train_dagger(
-    init: Annotated[Path, typer.Option(
-        help='The policy that drives: a training run or a policy.', file_okay=False)],
-    out: Annotated[Path, typer.Option(help='Folder of the dataset.', file_okay=False)],
+    init: Annotated[Path, typer.Option(file_okay=False,
+        help='The policy that drives: a training run or a policy.')],
+    out: args.NewDataset,
     episodes: Annotated[int, typer.Option(min=1, help='Episodes, over all tasks.')] = 240,
-    suite: Suite = 'tabletop',
-    tasks: Tasks = None,
-    starts: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Start distribution. [default: the suite's own]"),
-    ] = None,
-    seed: Annotated[int, typer.Option(
-        min=0, max=9, help='Which block of start states; another one for every round.')] = 7,
-    camera_every: Annotated[
-        int, typer.Option(help='Keep every k-th control step as a frame.')] = 4,
-    replan_steps: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option('--replan', min=1, help='Actions executed between two looks. '
-                     "[default: the policy's own]"),
-    ] = None,
-    workers: Workers = 2,
-    antialiasing: Antialiasing = True,
+    suite: args.Suite = 'tabletop',
+    tasks: args.Tasks = None,
+    starts: args.Starts = None,
+    seed: Annotated[int, typer.Option(min=0, max=9,
+        help='Which block of start states; another one for every round.')] = 7,
+    camera_every: args.CameraEvery = 4,
+    replan: args.Replan = None,
+    workers: args.Workers = 2,
+    antialiasing: args.Antialiasing = True,
 ) -> None:
     """Let a policy drive and the scripted expert say what it should have done and thought.
 
@@ -129,6 +100,6 @@ def train_dagger(
 
     info = relabel(init, out, DaggerOptions(
         suite=suite, tasks=names(tasks), starts=starts, episodes=episodes, seed=seed,
-        camera_every=camera_every, antialiasing=antialiasing), workers, replan_steps)
+        camera_every=camera_every, antialiasing=antialiasing), workers, replan)
     print(f'{out}: {info["total_episodes"]} episodes, {info["total_frames"]} frames, '
           f'{info["total_tasks"]} tasks')

@@ -5,36 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
-from dtvla_ros.cli.arguments import Json, Suite, Tasks, Workers, names
+from dtvla_ros.cli import arguments as args
+from dtvla_ros.cli.arguments import group, names
 
-app = typer.Typer()
-
-Policy = Annotated[Path, typer.Option(help='Folder of a policy (its manifest).')]
-Starts = Annotated[
-    Optional[str],  # noqa: UP045 - typer reads this annotation at run time on Python 3.10
-    typer.Option(help="Start distribution. [default: the suite's first]"),
-]
-Seed = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option(help='First seed. [default: the first evaluation seed]'),
-]
-Nano = Path('models/nano')
-
+app = group()
 
 @app.command()
 def steer(
-    policy: Policy = Nano,
-    suite: Suite = 'tabletop',
-    tasks: Tasks = None,
+    policy: args.Policy = args.NANO,
+    suite: args.Suite = 'tabletop',
+    tasks: args.Tasks = None,
     episodes: Annotated[int, typer.Option(min=1, help='Start states per task.')] = 10,
-    starts: Starts = None,
-    workers: Workers = 2,
-    seed: Seed = None,
-    json_file: Json = None,
+    starts: args.Starts = None,
+    workers: args.Workers = 2,
+    seed: args.Seed = None,
+    json_file: args.Json = None,
 ) -> None:
     """Measure whether the arm does as its thought says.
 
@@ -62,15 +51,15 @@ def steer(
 
 @app.command()
 def recover(
-    policy: Policy = Nano,
-    suite: Suite = 'tabletop',
-    tasks: Tasks = None,
+    policy: args.Policy = args.NANO,
+    suite: args.Suite = 'tabletop',
+    tasks: args.Tasks = None,
     episodes: Annotated[int, typer.Option(min=1, help='Start states per task and mode.')] = 17,
-    starts: Starts = None,
-    workers: Workers = 2,
-    seed: Seed = None,
+    starts: args.Starts = None,
+    workers: args.Workers = 2,
+    seed: args.Seed = None,
     shown: Annotated[int, typer.Option(min=0, help='Recoveries told thought by thought.')] = 2,
-    json_file: Json = None,
+    json_file: args.Json = None,
 ) -> None:
     """Knock the object out of the gripper once in every episode; count who succeeds anyway.
 

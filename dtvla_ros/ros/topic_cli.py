@@ -8,7 +8,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -23,10 +23,8 @@ app = typer.Typer(
 )
 
 Topic = Annotated[str, typer.Argument(help='Name of the topic, such as /vla/reasoning.')]
-Type = Annotated[
-    Optional[str],  # noqa: UP045 - typer reads this annotation at run time on Python 3.10
-    typer.Argument(help='Its type, such as std_msgs/msg/String. [default: asked of the graph]'),
-]
+Type = Annotated[str | None, typer.Argument(
+    help='Its type, such as std_msgs/msg/String. [default: asked of the graph]')]
 _LONGEST = 24  # values printed of a sequence before it is cut short
 
 
@@ -91,10 +89,10 @@ def _listen(node: Any, topic: str, type_name: str | None, callback: Callable[[An
 
 @app.command('list')
 def list_topics(
-    show_types: Annotated[
-        bool, typer.Option('-t', '--show-types', help='Print the type beside the name.')] = False,
-    spin_time: Annotated[
-        float, typer.Option(min=0.0, help='Seconds to wait for discovery.')] = 1.0,
+    show_types: Annotated[bool, typer.Option('-t', '--show-types',
+        help='Print the type beside the name.')] = False,
+    spin_time: Annotated[float, typer.Option(min=0.0,
+        help='Seconds to wait for discovery.')] = 1.0,
 ) -> None:
     """Print every topic on the graph.
 
@@ -116,8 +114,8 @@ def echo(
     topic: Topic,
     type_name: Type = None,
     once: Annotated[bool, typer.Option('--once', help='Stop after one message.')] = False,
-    field: Annotated[str, typer.Option(help='Print only this field, such as data or '
-                                            'pose.position.')] = '',
+    field: Annotated[str, typer.Option(
+        help='Print only this field, such as data or pose.position.')] = '',
     full: Annotated[bool, typer.Option('--full', help='Print long sequences whole.')] = False,
 ) -> None:
     """Print the messages of a topic as YAML.
@@ -183,12 +181,11 @@ def pub(
     topic: Topic,
     type_name: Annotated[str, typer.Argument(help='Its type, such as std_msgs/msg/String.')],
     values: Annotated[str, typer.Argument(help='The fields as YAML. [default: all zero]')] = '{}',
-    once: Annotated[
-        bool, typer.Option('--once', help='Publish once, when somebody listens.')] = False,
+    once: Annotated[bool, typer.Option('--once',
+        help='Publish once, when somebody listens.')] = False,
     rate: Annotated[float, typer.Option(min=0.001, help='Messages per second.')] = 1.0,
-    latched: Annotated[
-        bool, typer.Option('--latched', help='Keep the last message for late subscribers '
-                                             '(transient local).')] = False,
+    latched: Annotated[bool, typer.Option('--latched',
+        help='Keep the last message for late subscribers (transient local).')] = False,
 ) -> None:
     """Publish a message, over and over or once.
 
@@ -232,8 +229,7 @@ def pub(
 def call(
     service: Annotated[str, typer.Argument(help='Name of the service, such as /start.')],
     values: Annotated[str, typer.Argument(help='The request as YAML. [default: all zero]')] = '{}',
-    timeout: Annotated[
-        float, typer.Option(min=0.1, help='Seconds to wait for the answer.')] = 5.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help='Seconds to wait for the answer.')] = 5.0,
 ) -> None:
     """Call a service and print its answer; exit code 1 if it says that it did not succeed.
 

@@ -12,7 +12,7 @@ from support.arm import FPS, PER_UNIT, arm_dataset, arm_episode
 from typer.testing import CliRunner
 
 from dtvla_ros.actions.normalize import ActionStatistics
-from dtvla_ros.cli.data import app
+from dtvla_ros.cli.data import data as app
 from dtvla_ros.data import layout
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.data.report import report

@@ -14,7 +14,7 @@ from support.published import encode, published_dataset
 from support.tiny import CONFIG, tiny_episode
 from typer.testing import CliRunner
 
-from dtvla_ros.cli.data import app
+from dtvla_ros.cli.data import data as app
 from dtvla_ros.data import layout, writer
 from dtvla_ros.data.inspect import inspect_dataset
 from dtvla_ros.data.report import report

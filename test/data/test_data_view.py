@@ -18,7 +18,7 @@ from support.arm import arm_dataset, arm_episode
 from support.published import published_dataset
 from typer.testing import CliRunner
 
-from dtvla_ros.cli.data import app
+from dtvla_ros.cli.data import data as app
 from dtvla_ros.data import layout
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.data.view import view
