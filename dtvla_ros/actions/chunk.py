@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-CHANNELS = ('x', 'y', 'z', 'roll', 'pitch', 'yaw', 'gripper')
+from dtvla_ros.conventions import CHANNELS
 
 
 @dataclass(frozen=True, slots=True)

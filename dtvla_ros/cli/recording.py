@@ -34,8 +34,8 @@ def record(
     `dtvla record --out bags/thoughts --topics /vla/reasoning,/vla/state --seconds 60`
     """
     require_one_ros()
+    from dtvla_ros.conventions import RECORDED
     from dtvla_ros.recording.recorder import record as run
-    from dtvla_ros.recording.topics import RECORDED
 
     wanted = names(topics) or RECORDED
     relative = [topic for topic in wanted if not topic.startswith('/')]
@@ -75,11 +75,13 @@ def from_bag(
 
     `dtvla data from-bag bags/sim --out data/good --successful --camera-every 2`
     """
-    from dtvla_ros.data.from_bag import FINGERS, ConvertOptions, convert
+    from dtvla_ros.conventions import FINGER_JOINTS
+    from dtvla_ros.data.from_bag import ConvertOptions, convert
 
     report = convert(bags, out, ConvertOptions(
         rate=rate, camera_every=camera_every, tolerance=tolerance, chunk=chunk,
-        successful=successful, command=command, fingers=names(fingers) or FINGERS, robot=robot))
+        successful=successful, command=command, fingers=names(fingers) or FINGER_JOINTS,
+        robot=robot))
     print(f'{out}: {report.episodes} episodes in {report.pieces} pieces, {report.frames} frames'
           + (f', {report.unthought} of them before any thought' if report.unthought else '')
           + (f'; {report.failed} episodes without success left out' if report.failed else ''))

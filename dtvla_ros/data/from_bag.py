@@ -14,16 +14,15 @@ from numpy.typing import NDArray
 from rosbags.rosbag2 import Reader
 from scipy.spatial.transform import Rotation
 
+from dtvla_ros import conventions as topics
 from dtvla_ros.data import layout
 from dtvla_ros.data.layout import Episode
 from dtvla_ros.data.record import JOINTS, STATE_NAMES, chunks_of
 from dtvla_ros.data.timeline import AGES, Nearest, Timeline, Track, pictures, read_timeline
 from dtvla_ros.data.writer import merge_shards, write_shard
 from dtvla_ros.errors import UserError
-from dtvla_ros.recording import topics
 from dtvla_ros.recording.bag import open_bag
 
-FINGERS = ('panda_finger_joint1', 'panda_finger_joint2')
 GAP = 1.5  # control periods between two commands from which on one is missing
 BREAK = 4.0  # control periods that only a new episode leaves out
 NEAR_BREAK = 3  # commands: how far messages of several topics may be out of order
@@ -47,7 +46,7 @@ class ConvertOptions:
     chunk: int = 8
     successful: bool = False
     command: str | None = None
-    fingers: tuple[str, ...] = FINGERS
+    fingers: tuple[str, ...] = topics.FINGER_JOINTS
     robot: str = 'panda'
 
 
@@ -210,7 +209,7 @@ def _pieces(reader: Reader, line: Timeline, grid: Grid, stretch: Stretch,
     # What was received at another time may bear the same stamp: simulated clocks start anew.
     around = stretch.since - SLACK, stretch.until + SLACK
     tracks = {name: Nearest(track.during(*around)) for name, track in (
-        *line.cameras.items(), (topics.POSE, line.poses), (topics.JOINTS, line.joints))}
+        *line.cameras.items(), (topics.EE_POSE, line.poses), (topics.JOINT_STATES, line.joints))}
     for first, last in zip([0, *late], [*late, len(stamps)]):
         actions = np.stack(line.commands.values[stretch.first + first:stretch.first + last])
         frames = _frames(tracks, grid, stamps[first:last], report)
@@ -226,7 +225,7 @@ def _pieces(reader: Reader, line: Timeline, grid: Grid, stretch: Stretch,
                     for step in run]
             images = {c: _stack(line, [
                 seen[c][tracks[c].track.stamps[frames[step][c]]] for step in run])
-                for c in topics.CAMERAS}
+                for c in topics.IMAGES}
             yield _episode(line, stretch, options, report.episodes, images, rows, np.array(run),
                            actions, told)
 
@@ -241,7 +240,7 @@ def _frames(tracks: dict[str, Nearest], grid: Grid, stamps: NDArray[np.int64], r
         found = {name: find(stamps[step], grid.tolerance) for name, find in tracks.items()}
         missing = [name for name, k in found.items() if k is None]
         if missing:
-            report.gaps[topics.CAMERAS.get(missing[0], missing[0])] += 1
+            report.gaps[topics.IMAGES.get(missing[0], missing[0])] += 1
         else:
             frames[step] = {name: k for name, k in found.items() if k is not None}
     return frames
@@ -251,7 +250,7 @@ def _look(reader: Reader, tracks: dict[str, Nearest], frames: dict[int, dict[str
           ) -> dict[str, dict[int, NDArray[np.uint8]]]:
     """Return the pictures of frames by camera and stamp."""
     seen = {}
-    for camera, topic in topics.CAMERAS.items():
+    for camera, topic in topics.IMAGES.items():
         track = tracks[camera].track
         places = sorted({parts[camera] for parts in frames.values()})
         seen[camera] = pictures(
@@ -297,14 +296,15 @@ def _episode(line: Timeline, stretch: Stretch, options: ConvertOptions, index: i
              starts: NDArray[np.int64], actions: NDArray[np.float32], thoughts: list[str],
              ) -> Episode:
     chunk, padding = chunks_of(actions, starts, options.chunk, [])
-    joints = [row[topics.JOINTS] for row in rows]
+    joints = [row[topics.JOINT_STATES] for row in rows]
     arm = [name for name in joints[0] if name not in options.fingers]
     return Episode(
         task=stretch.task,
         images={key: images[camera] for key, camera in layout.CAMERAS.items()},
         columns={
             layout.STATE: np.stack([
-                _state(row[topics.POSE], _joints(line, row[topics.JOINTS], options.fingers))
+                _state(row[topics.EE_POSE],
+                       _joints(line, row[topics.JOINT_STATES], options.fingers))
                 for row in rows]),
             JOINTS: np.array([_joints(line, row, arm) for row in joints], np.float32),
             layout.REASONING: thoughts,
@@ -326,7 +326,7 @@ def _stack(line: Timeline, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.ui
 def _joints(line: Timeline, joints: dict[str, float], names: Sequence[str]) -> list[float]:
     absent = [name for name in names if name not in joints]
     if absent:
-        raise UserError(f'{line.path}: {topics.JOINTS} lacks {absent[0]} (it has '
+        raise UserError(f'{line.path}: {topics.JOINT_STATES} lacks {absent[0]} (it has '
                         f'{", ".join(joints)}); name the gripper joints with --fingers')
     return [joints[name] for name in names]
 

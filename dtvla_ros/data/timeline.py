@@ -19,10 +19,10 @@ from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
 from scipy.spatial.transform import Rotation
 
+from dtvla_ros import conventions as topics
 from dtvla_ros.actions import osc
-from dtvla_ros.actions.chunk import CHANNELS
+from dtvla_ros.conventions import CHANNELS
 from dtvla_ros.errors import UserError
-from dtvla_ros.recording import topics
 from dtvla_ros.recording.bag import decode
 
 AGES = 2**62  # later than anything [ns]
@@ -81,7 +81,7 @@ class Timeline:
     commands: Track = field(default_factory=Track)
     poses: Track = field(default_factory=Track)
     joints: Track = field(default_factory=Track)
-    cameras: dict[str, Track] = field(default_factory=lambda: {c: Track() for c in topics.CAMERAS})
+    cameras: dict[str, Track] = field(default_factory=lambda: {c: Track() for c in topics.IMAGES})
     chunks: Track = field(default_factory=Track)
     thoughts: Track = field(default_factory=Track)
     instructions: Track = field(default_factory=Track)
@@ -131,11 +131,11 @@ def read_timeline(reader: Reader, path: Path, command: str | None = None) -> Tim
 
     """
     line = Timeline(path, command_topic(reader, path, command))
-    cameras = {topic: line.cameras[name] for name, topic in topics.CAMERAS.items()}
+    cameras = {topic: line.cameras[name] for name, topic in topics.IMAGES.items()}
     grips = Track()
     commands: list[tuple[int, Any]] = []
-    wanted = {*cameras, topics.JOINTS, topics.POSE, topics.INSTRUCTION, topics.REASONING,
-              topics.CHUNK, topics.GRIPPER, topics.EPISODE, line.command_topic}
+    wanted = {*cameras, topics.JOINT_STATES, topics.EE_POSE, topics.INSTRUCTION, topics.REASONING,
+              topics.ACTION_CHUNK, topics.GRIPPER, topics.EPISODE, line.command_topic}
     for connection, received, data in reader.messages(
             [c for c in reader.connections if c.topic in wanted]):
         topic = connection.topic
@@ -145,14 +145,14 @@ def read_timeline(reader: Reader, path: Path, command: str | None = None) -> Tim
         message = decode(connection, data)
         if topic == line.command_topic:
             commands.append((received, message))
-        elif topic == topics.POSE:
+        elif topic == topics.EE_POSE:
             p, q = message.pose.position, message.pose.orientation
             line.poses.add(received, stamp_of(message), (
                 np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])))
-        elif topic == topics.JOINTS:
+        elif topic == topics.JOINT_STATES:
             line.joints.add(received, stamp_of(message), dict(
                 zip(message.name, message.position.tolist())))
-        elif topic == topics.CHUNK:
+        elif topic == topics.ACTION_CHUNK:
             if stamp_of(message) not in line.chunks.stamps[-1:]:  # not one sent again
                 line.chunks.add(received, stamp_of(message))
         elif topic == topics.REASONING:
@@ -182,7 +182,7 @@ def _report(path: Path, text: str) -> dict[str, Any]:
 def _add_actions(line: Timeline, commands: Sequence[tuple[int, Any]], grips: Track) -> None:
     """Turn commands of any kind into normalised actions; one per stamp, the last one sent."""
     read = {topics.ACTION: _from_action, topics.TWIST: _from_twist,
-            topics.TARGET: _from_target}[line.command_topic]
+            topics.TARGET_POSE: _from_target}[line.command_topic]
     track = line.commands
     nexts = [received for received, _ in commands[1:]] + [AGES]
     for (received, message), following in zip(commands, nexts):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import DecoderConfig, SpecialIds, TextConfig, VisionConfig
 from dtvla_ros.policy.model import HybridDecoder
@@ -34,7 +35,7 @@ def geometry(name: str) -> DecoderConfig:
         return DecoderConfig(
             TextConfig(width=512, layers=8, heads=8, kv_heads=1, head_dim=64, mlp=2048,
                        vocabulary=v + 2064),
-            VisionConfig('siglip', ('primary', 'wrist'), (256, 256), 224, width=384, layers=6,
+            VisionConfig('siglip', CAMERAS, (256, 256), 224, width=384, layers=6,
                          heads=6, mlp=1536, patch=14), ids)
     if name == 'deepthinkvla-3b':
         return DecoderConfig.from_huggingface(_RELEASED_IDS)

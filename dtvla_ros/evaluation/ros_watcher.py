@@ -16,12 +16,19 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
+from dtvla_ros.conventions import (
+    ACTION,
+    CAMERAS,
+    EPISODE,
+    GATE_STATE,
+    IMAGES,
+    LATENCY,
+    REASONING,
+    UNFINISHED,
+    VLA_STATE,
+)
 from dtvla_ros.evaluation.ros_seen import Seen
-from dtvla_ros.recording.topics import CAMERAS
 from dtvla_ros.ros import images, qos
-
-LATENCY = 'latency_'
-WRITING = '…'  # ends a thought that is still being written
 
 # Deep, so that nothing is overwritten while a picture is drawn.
 _LATCHED = qos.profile(100, reliable=True, latched=True)
@@ -45,14 +52,14 @@ class Watcher(Node):
         self._stamp = -1.0
         self._decision = ''
         sensor = qos_profile_sensor_data
-        for name, topic in CAMERAS.items():
+        for name, topic in IMAGES.items():
             self.create_subscription(
                 Image, topic, functools.partial(self._image, name), sensor, raw=True)
-        self.create_subscription(String, '/vla/reasoning', self._reasoning, _LATCHED)
-        self.create_subscription(String, '/sim/episode', self._episode, _LATCHED)
-        self.create_subscription(DiagnosticStatus, '/vla/state', self._vla_state, _LATCHED)
-        self.create_subscription(DiagnosticStatus, '/gate_state', self._gate_state, _LATCHED)
-        self.create_subscription(JointTrajectory, '/action', self._action, 100)
+        self.create_subscription(String, REASONING, self._reasoning, _LATCHED)
+        self.create_subscription(String, EPISODE, self._episode, _LATCHED)
+        self.create_subscription(DiagnosticStatus, VLA_STATE, self._vla_state, _LATCHED)
+        self.create_subscription(DiagnosticStatus, GATE_STATE, self._gate_state, _LATCHED)
+        self.create_subscription(JointTrajectory, ACTION, self._action, 100)
 
     def _image(self, name: str, data: bytes) -> None:
         try:
@@ -69,12 +76,12 @@ class Watcher(Node):
     def flush(self) -> None:
         """Hand on the pair that is waiting for its thought."""
         if len(self._pair) == 2:
-            self._on_frame({k: self._pair[k] for k in ('primary', 'wrist')}, self.seen)
+            self._on_frame({k: self._pair[k] for k in CAMERAS}, self.seen)
         self._pair = {}
 
     def _reasoning(self, message: String) -> None:
-        self.seen.writing = message.data.endswith(WRITING)
-        self.seen.thought = message.data.removesuffix(WRITING)
+        self.seen.writing = message.data.endswith(UNFINISHED)
+        self.seen.thought = message.data.removesuffix(UNFINISHED)
         self.seen.thoughts += not self.seen.writing
 
     def _episode(self, message: String) -> None:

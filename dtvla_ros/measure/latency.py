@@ -32,7 +32,7 @@ from tqdm import tqdm
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from dtvla_ros import share
-from dtvla_ros.actions.chunk import CHANNELS
+from dtvla_ros.conventions import CHANNELS
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
 from dtvla_ros.measure.domain import use_own_domain

@@ -16,12 +16,16 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Float64, Header
 
+from dtvla_ros.conventions import (
+    ARM_JOINTS,
+    CAMERAS,
+    FINGER_JOINTS,
+    TARGET_POSE,
+    TWIST,
+)
 from dtvla_ros.ros import images
 from dtvla_ros.ros.run import STEADY, run
 
-ARM = [f'panda_joint{i}' for i in range(1, 8)]
-FINGERS = ['panda_finger_joint1', 'panda_finger_joint2']
-CAMERAS = ('primary', 'wrist')
 STATE_PERIOD = 0.02  # s
 SERVO_TIMEOUT = 0.1  # MoveIt Servo halts after this much silence [s]
 GAIN = 5.34  # 1/s: a pose target 0.05 m away is approached at 0.267 m/s, as in the simulator
@@ -54,8 +58,8 @@ class Robot:
                          for c in CAMERAS]
         self._joints = node.create_publisher(JointState, f'{prefix}/joint_states', sensor)
         self._pose = node.create_publisher(PoseStamped, f'{prefix}/ee_pose', sensor)
-        node.create_subscription(TwistStamped, '/twist_cmd', self._on_twist, 1)
-        node.create_subscription(PoseStamped, '/target_pose', self._on_target, 1)
+        node.create_subscription(TwistStamped, TWIST, self._on_twist, 1)
+        node.create_subscription(PoseStamped, TARGET_POSE, self._on_target, 1)
         self.gripper: Subscription | None = None
         self.connect_gripper()
         node.create_timer(STATE_PERIOD, self._move, clock=STEADY)
@@ -94,7 +98,7 @@ class Robot:
             self.opening += 0.2 * (WIDE * self.grip - self.opening)
         head = Header(stamp=self._node.get_clock().now().to_msg(), frame_id='base')
         self._joints.publish(JointState(
-            header=head, name=ARM + FINGERS,
+            header=head, name=[*ARM_JOINTS, *FINGER_JOINTS],
             position=[0.1 + self._travelled] * 7 + [self.opening / 2] * 2))
         x, y, z = (float(value) for value in self.position)
         self._pose.publish(PoseStamped(header=head, pose=Pose(

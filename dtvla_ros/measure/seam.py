@@ -18,6 +18,7 @@ from std_msgs.msg import String
 from tqdm import tqdm
 
 from dtvla_ros import share
+from dtvla_ros.conventions import EPISODE, GATE_STATE
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
 from dtvla_ros.measure.domain import use_own_domain
@@ -39,8 +40,8 @@ class Watch(Node):
         super().__init__('seam')
         self.account: dict[str, float] = {}
         self.episodes: list[bool] = []
-        self.create_subscription(DiagnosticStatus, '/gate_state', self._on_gate, qos.LATCHED_10)
-        self.create_subscription(String, '/sim/episode', self._on_episode, qos.LATCHED_10)
+        self.create_subscription(DiagnosticStatus, GATE_STATE, self._on_gate, qos.LATCHED_10)
+        self.create_subscription(String, EPISODE, self._on_episode, qos.LATCHED_10)
 
     def _on_gate(self, message: DiagnosticStatus) -> None:
         self.account = {pair.key: float(pair.value) for pair in message.values

@@ -20,6 +20,7 @@ from std_srvs.srv import Trigger
 from tqdm import tqdm
 
 from dtvla_ros import share
+from dtvla_ros.conventions import GATE_STATE, INSTRUCTION, TWIST, VLA_STATE
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
 from dtvla_ros.measure.domain import use_own_domain
@@ -28,7 +29,7 @@ from dtvla_ros.ros.graph import VLA_NAMES
 from dtvla_ros.ros.processes import NodeProcesses, resident_memory
 from dtvla_ros.ros.run import STEADY, joined
 
-INSTRUCTION = 'put the lemon in the blue bin'
+TASK = 'put the lemon in the blue bin'
 PERIOD = 0.05  # s, of the commands
 LATE = 0.05  # s beyond the period: a missed deadline
 GROWTH = 5.0  # MB after the warm-up
@@ -44,11 +45,11 @@ class Watch(Node):
         self.stamps: list[float] = []
         self.gate, self.policy = '', ''
         self.stops: list[str] = []
-        self._instruction = self.create_publisher(String, '/instruction', qos.LATCHED)
+        self._instruction = self.create_publisher(String, INSTRUCTION, qos.LATCHED)
         self._start = self.create_client(Trigger, '/start')
-        self.create_subscription(TwistStamped, '/twist_cmd', self._on_command, 50)
-        self.create_subscription(DiagnosticStatus, '/gate_state', self._on_gate, qos.LATCHED)
-        self.create_subscription(DiagnosticStatus, '/vla/state', self._on_policy, qos.LATCHED)
+        self.create_subscription(TwistStamped, TWIST, self._on_command, 50)
+        self.create_subscription(DiagnosticStatus, GATE_STATE, self._on_gate, qos.LATCHED)
+        self.create_subscription(DiagnosticStatus, VLA_STATE, self._on_policy, qos.LATCHED)
         self.create_timer(0.5, self._push, clock=STEADY)
 
     def _on_command(self, message: TwistStamped) -> None:
@@ -65,7 +66,7 @@ class Watch(Node):
 
     def _push(self) -> None:
         if self.policy in ('IDLE', 'STOPPED'):
-            self._instruction.publish(String(data=INSTRUCTION))
+            self._instruction.publish(String(data=TASK))
         elif self.gate == 'STOP' and self.policy in ('ACTING', 'THINKING'):
             self._start.call_async(Trigger.Request())
 

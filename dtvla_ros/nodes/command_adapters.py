@@ -13,6 +13,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import Chunk
+from dtvla_ros.conventions import ACTION, GRIPPER, TARGET_POSE, TWIST, relative
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.gripper_action import GripperAction
 from dtvla_ros.nodes.parameters import declare
@@ -41,7 +42,7 @@ class OscSink:
     """The normalised action itself, for a simulator that runs OSC_POSE."""
 
     def __init__(self, node: Node, period: float) -> None:
-        self._publisher = node.create_publisher(JointTrajectory, 'action', qos.LATEST)
+        self._publisher = node.create_publisher(JointTrajectory, relative(ACTION), qos.LATEST)
         self.topic = self._publisher.topic_name
         self._period = period
 
@@ -67,7 +68,7 @@ class GripperTopic:
     """Gripper opening as Float64, 0 closed to 1 open, once there is a command."""
 
     def __init__(self, node: Node) -> None:
-        self._publisher = node.create_publisher(Float64, 'gripper_cmd', qos.LATEST)
+        self._publisher = node.create_publisher(Float64, relative(GRIPPER), qos.LATEST)
 
     def send(self, channel: float) -> None:
         if channel:
@@ -81,7 +82,7 @@ class TwistSink:
     """Twist in the base frame for MoveIt Servo, which halts by itself after 0.1 s of silence."""
 
     def __init__(self, node: Node, base_frame: str, gripper: Gripper) -> None:
-        self._publisher = node.create_publisher(TwistStamped, 'twist_cmd', qos.LATEST)
+        self._publisher = node.create_publisher(TwistStamped, relative(TWIST), qos.LATEST)
         self.topic = self._publisher.topic_name
         self._gripper = gripper
         self._base_frame = base_frame
@@ -102,7 +103,7 @@ class PoseSink:
     """Measured pose plus offset for CRISP and FZI, which keep the last target when silent."""
 
     def __init__(self, node: Node, base_frame: str, gripper: Gripper) -> None:
-        self._publisher = node.create_publisher(PoseStamped, 'target_pose', qos.LATEST)
+        self._publisher = node.create_publisher(PoseStamped, relative(TARGET_POSE), qos.LATEST)
         self.topic = self._publisher.topic_name
         self._gripper = gripper
         self._base_frame = base_frame

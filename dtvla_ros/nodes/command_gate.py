@@ -17,6 +17,16 @@ from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
+from dtvla_ros.conventions import (
+    ACTION_CHUNK,
+    CONTROL_RATE,
+    ESTOP,
+    FINGER_JOINTS,
+    GATE_STATE,
+    JOINT_STATES,
+    VLA_STATE,
+    relative,
+)
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.arm_status import ArmStatus
 from dtvla_ros.nodes.command_adapters import PRESETS, PoseSink, make_sink
@@ -51,11 +61,12 @@ class CommandGate(Node):
 
     def __init__(self) -> None:
         super().__init__('command_gate')
-        self._period = 1.0 / declare(self, 'rate', 20.0, 'control rate [Hz]', low=1.0, high=200.0)
+        self._period = 1.0 / declare(
+            self, 'rate', CONTROL_RATE, 'control rate [Hz]', low=1.0, high=200.0)
         self._lockstep = declare(self, 'lockstep', False, 'tick with the pose, not the clock')
         preset = declare(self, 'preset', 'sim_osc', 'kind of arm', choices=PRESETS)
         self._fingers = declare(
-            self, 'finger_joints', ['panda_finger_joint1', 'panda_finger_joint2'],
+            self, 'finger_joints', list(FINGER_JOINTS),
             'joints whose absolute positions add up to the gripper opening')
         self._gate = build_gate(self, self._period, self._lockstep)
         self._pose_source = PoseSource(self, self._on_pose)
@@ -80,14 +91,16 @@ class CommandGate(Node):
             self, 'priority', 0, 'real-time priority (SCHED_FIFO) of the gate; 0: none',
             low=0, high=90))
 
-        self._state = self.create_publisher(DiagnosticStatus, 'gate_state', qos.LATCHED)
+        self._state = self.create_publisher(DiagnosticStatus, relative(GATE_STATE), qos.LATCHED)
         sensor = qos_profile_sensor_data
-        self.create_subscription(JointTrajectory, 'vla/action_chunk', self._on_chunk, qos.LATEST)
-        self.create_subscription(DiagnosticStatus, 'vla/state', self._on_heartbeat, qos.LATCHED)
-        self.create_subscription(JointState, 'joint_states', self._on_joints, sensor)
+        self.create_subscription(
+            JointTrajectory, relative(ACTION_CHUNK), self._on_chunk, qos.LATEST)
+        self.create_subscription(
+            DiagnosticStatus, relative(VLA_STATE), self._on_heartbeat, qos.LATCHED)
+        self.create_subscription(JointState, relative(JOINT_STATES), self._on_joints, sensor)
         self._pose_source.open()
         self._arm = ArmStatus(self, self._on_arm)
-        qos.listen_to_anyone(self, Bool, 'estop', self._on_estop)
+        qos.listen_to_anyone(self, Bool, relative(ESTOP), self._on_estop)
         for name in ('start', 'stop', 'clear_fault'):
             self.create_service(Trigger, name, self._service(name))
         self.create_service(SetBool, 'pause', self._on_pause)

@@ -8,6 +8,7 @@ from typing import Any
 from rclpy.node import Node
 
 from dtvla_ros.actions.queue import ChunkQueue
+from dtvla_ros.conventions import CONTROL_RATE, HEARTBEAT_TIMEOUT
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.parameters import declare
 from dtvla_ros.safety.gate import HEARTBEAT, JOINTS, POSE, Gate, GateConfig
@@ -39,7 +40,8 @@ def build_gate(node: Node, period: float, lockstep: bool) -> Gate:
         If a parameter is out of range, or the control rate no multiple of the chunks'.
 
     """
-    chunk_rate = declare(node, 'chunk_rate', 20.0, 'rows of a chunk per second [Hz]', low=1.0)
+    chunk_rate = declare(
+        node, 'chunk_rate', CONTROL_RATE, 'rows of a chunk per second [Hz]', low=1.0)
     ticks = round(1.0 / (period * chunk_rate))
     if ticks < 1 or abs(ticks * period * chunk_rate - 1.0) > 1e-3:
         raise UserError(f'parameter rate = {1.0 / period:g} Hz is no multiple of chunk_rate = '
@@ -103,7 +105,8 @@ def read_limits(node: Node, **changed: Any) -> Limits:
 
 
 def _watchdog(node: Node, period: float, lockstep: bool) -> Watchdog:
-    heartbeat = declare(node, 'heartbeat_timeout_s', 0.1, 'silence of vla/state', low=0.05)
+    heartbeat = declare(
+        node, 'heartbeat_timeout_s', HEARTBEAT_TIMEOUT, 'silence of vla/state', low=0.05)
     joints = declare(node, 'joints_timeout_s', 0.1, 'silence of joint_states; 0: never', low=0.0)
     pose = declare(
         node, 'pose_timeout_s', 0.1, "silence of the end effector's pose; 0: never", low=0.0)

@@ -7,6 +7,7 @@ from typing import Any
 from rclpy.action import ActionClient
 from rclpy.node import Node
 
+from dtvla_ros.conventions import FINGER_JOINTS
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.parameters import declare
 
@@ -22,7 +23,7 @@ class GripperAction:
         self._open = declare(node, 'gripper_open_position', 0.04,
                              'position of the open gripper; Franka: half the width [m]', low=0)
         self._effort = declare(node, 'gripper_max_effort', 20.0, 'of a grasp [N]', low=0)
-        self._joint = declare(node, 'gripper_joint', 'panda_finger_joint1',
+        self._joint = declare(node, 'gripper_joint', FINGER_JOINTS[0],
                               'joint of a parallel_gripper_command')
         self._parallel = kind == 'parallel_gripper_command'
         try:

@@ -13,9 +13,10 @@ from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
+from dtvla_ros.conventions import CAMERAS, EE_POSE, IMAGES, JOINT_STATES, relative
 from dtvla_ros.nodes.observer import Observer
 from dtvla_ros.nodes.pose_source import PoseSource
-from dtvla_ros.nodes.settings import CAMERAS, VlaSettings
+from dtvla_ros.nodes.settings import VlaSettings
 from dtvla_ros.policy.observation import Observation
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.safety.watchdog import Watchdog
@@ -41,7 +42,7 @@ class Inputs:
         self._on_sample = on_sample
         self._observer = Observer(
             CAMERAS, settings.arm_joints, settings.finger_joints, settings.max_skew_s)
-        names = [f'image_{c}' for c in CAMERAS] + ['joint_states', 'ee_pose']
+        names = [relative(topic) for topic in (*IMAGES.values(), JOINT_STATES, EE_POSE)]
         timeouts = {} if settings.lockstep else dict.fromkeys(names, settings.input_timeout_s)
         self._alive = Watchdog(timeouts, own_period=period)
         self._stamps: dict[str, float] = {}
@@ -57,10 +58,10 @@ class Inputs:
         """Subscribe."""
         node, raw = self._node, self._settings.transport == 'raw'
         self._open = [node.create_subscription(
-            Image if raw else CompressedImage, f'image_{camera}', self._image_callback(camera),
-            qos.NEWEST_FRAME, raw=True) for camera in CAMERAS]
+            Image if raw else CompressedImage, relative(IMAGES[camera]),
+            self._image_callback(camera), qos.NEWEST_FRAME, raw=True) for camera in CAMERAS]
         self._open.append(node.create_subscription(
-            JointState, 'joint_states', self._on_joints, qos_profile_sensor_data))
+            JointState, relative(JOINT_STATES), self._on_joints, qos_profile_sensor_data))
         self._pose.open()
 
     def close(self) -> None:
@@ -106,7 +107,7 @@ class Inputs:
         return self._node.get_clock().now().nanoseconds * 1e-9
 
     def _image_callback(self, camera: str) -> Callable[[Any], None]:
-        name = f'image_{camera}'
+        name = relative(IMAGES[camera])
         parse, decode = ((images.parse_image, images.image_to_numpy)
                          if self._settings.transport == 'raw'
                          else (images.parse_compressed, images.compressed_to_numpy))
@@ -136,12 +137,12 @@ class Inputs:
         if not refused:
             positions = dict(zip(message.name, message.position))
             self._posture = np.array([positions[n] for n in self._settings.arm_joints])
-        self._received('joint_states', stamp, refused)
+        self._received(relative(JOINT_STATES), stamp, refused)
 
     def on_pose(self, position: NDArray[np.float64], quaternion: NDArray[np.float64],
                 stamp: float) -> None:
         """Take the end effector's pose from the `PoseSource`."""
-        self._received('ee_pose', stamp, self._observer.pose(position, quaternion, stamp))
+        self._received(relative(EE_POSE), stamp, self._observer.pose(position, quaternion, stamp))
 
     def _received(self, name: str, stamp: float, refused: str | None) -> None:
         """Note a sample; a repeated stamp is no sign of life, but in lock-step a request."""

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dtvla_ros.conventions import EE_POSE, JOINT_STATES, relative
 from dtvla_ros.policy.observation import Observation
 
 KEEP = 16  # samples per input; at 100 Hz joints and 30 Hz cameras this still spans a frame
-JOINTS, POSE = 'joint_states', 'ee_pose'
+JOINTS, POSE = relative(JOINT_STATES), relative(EE_POSE)
 MAX_INSTRUCTION_BYTES = 10_000
 
 

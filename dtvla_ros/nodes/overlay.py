@@ -24,16 +24,30 @@ from trajectory_msgs.msg import JointTrajectory
 from visualization_msgs.msg import Marker, MarkerArray
 
 from dtvla_ros.actions import osc
-from dtvla_ros.actions.chunk import CHANNELS, Chunk
+from dtvla_ros.actions.chunk import Chunk
+from dtvla_ros.conventions import (
+    ACTION_CHUNK,
+    CAMERAS,
+    CHANNELS,
+    CONTROL_RATE,
+    EE_POSE,
+    GATE_STATE,
+    IMAGES,
+    LATENCY,
+    OVERLAY,
+    PLANNED_PATH,
+    REASONING,
+    UNFINISHED,
+    VLA_STATE,
+    relative,
+)
 from dtvla_ros.nodes.parameters import declare
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.run import STEADY, run
 
-CAMERAS = ('primary', 'wrist')
-LATENCY = 'latency_'
 SILENT = 2.0  # age at which a state is no longer believed [s]
 POSES = 64  # kept to find the one a chunk was decided at; at 100 Hz half a second
-CONTROL_PERIOD = 0.05  # of a chunk with one row, which does not say it [s]
+CONTROL_PERIOD = 1.0 / CONTROL_RATE  # of a chunk with one row, which does not say it [s]
 LINE_WIDTH = 0.006  # [m]
 LINGER = 0.5  # how long a path outlives its chunk in a viewer [s]
 SIDE, PANEL = 352, 448  # a camera's side and the words' width in the picture [px]
@@ -86,7 +100,7 @@ def path_marker(
     shades = [CLOSED if grip == osc.GRIPPER_CLOSED else OPEN for grip in [told[0], *told]]
     lifetime = conversions.time_message(len(chunk.values) * chunk.period + LINGER)
     marker = Marker(
-        header=conversions.header(chunk.stamp, frame_id), ns='planned_path', id=0,
+        header=conversions.header(chunk.stamp, frame_id), ns=relative(PLANNED_PATH), id=0,
         type=Marker.LINE_STRIP, action=Marker.ADD,
         lifetime=Duration(sec=lifetime.sec, nanosec=lifetime.nanosec),
         points=[Point(x=x, y=y, z=z)
@@ -160,20 +174,21 @@ class Overlay(Node):
         self._states: dict[str, tuple[float, DiagnosticStatus]] = {}
         self._panel: tuple[Words, Picture.Image] | None = None
 
-        self._picture = self.create_publisher(CompressedImage, 'overlay/compressed', qos.LATEST)
-        self._path = self.create_publisher(MarkerArray, 'planned_path', qos.LATEST)
-        self.create_subscription(String, 'vla/reasoning', self._on_thought, qos.LATCHED_10)
-        self.create_subscription(JointTrajectory, 'vla/action_chunk', self._on_chunk, qos.LATEST)
+        self._picture = self.create_publisher(CompressedImage, relative(OVERLAY), qos.LATEST)
+        self._path = self.create_publisher(MarkerArray, relative(PLANNED_PATH), qos.LATEST)
+        self.create_subscription(String, relative(REASONING), self._on_thought, qos.LATCHED_10)
         self.create_subscription(
-            PoseStamped, 'ee_pose', self._on_pose, qos_profile_sensor_data)
-        for name in ('vla/state', 'gate_state'):
+            JointTrajectory, relative(ACTION_CHUNK), self._on_chunk, qos.LATEST)
+        self.create_subscription(
+            PoseStamped, relative(EE_POSE), self._on_pose, qos_profile_sensor_data)
+        for name in (relative(VLA_STATE), relative(GATE_STATE)):
             self.create_subscription(
                 DiagnosticStatus, name, self._state_callback(name), qos.LATCHED)
         self.create_timer(
             1.0 / rate, self._draw, clock=STEADY)
 
     def _on_thought(self, message: String) -> None:
-        self._thought = message.data.replace(conversions.UNFINISHED, ' ...')
+        self._thought = message.data.replace(UNFINISHED, ' ...')
 
     def _state_callback(self, name: str):
         def receive(message: DiagnosticStatus) -> None:
@@ -202,7 +217,7 @@ class Overlay(Node):
         if wanted and not self._cameras:
             self._cameras = [
                 self.create_subscription(
-                    self._image_type, f'image_{name}',
+                    self._image_type, relative(IMAGES[name]),
                     functools.partial(self._frames.__setitem__, name), qos.NEWEST_FRAME, raw=True)
                 for name in CAMERAS]
         elif not wanted and self._cameras:
@@ -240,11 +255,12 @@ class Overlay(Node):
             return None
 
     def _words(self) -> Words:
-        _, policy = self._states.get('vla/state', (0.0, None))
+        _, policy = self._states.get(relative(VLA_STATE), (0.0, None))
         values = {} if policy is None else conversions.status_values(policy)
         return Words(
-            values.get('instruction', ''), self._thought, self._said('policy', 'vla/state'),
-            self._said('gate', 'gate_state'), latency_line(values))
+            values.get('instruction', ''), self._thought,
+            self._said('policy', relative(VLA_STATE)),
+            self._said('gate', relative(GATE_STATE)), latency_line(values))
 
     def _said(self, who: str, name: str) -> Said:
         heard, status = self._states.get(name, (0.0, None))

@@ -12,6 +12,7 @@ from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from scipy.spatial.transform import Rotation
 
+from dtvla_ros.conventions import EE_POSE, relative
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.parameters import declare
 from dtvla_ros.ros import conversions, qos
@@ -100,7 +101,7 @@ class PoseSource:
         node = self._node
         if self._source == 'topic':
             self._open = [node.create_subscription(
-                self._type, 'ee_pose', self._on_topic, qos_profile_sensor_data)]
+                self._type, relative(EE_POSE), self._on_topic, qos_profile_sensor_data)]
             return
         self._open = [
             node.create_subscription(self._type, '/tf', self._on_transforms,

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from rclpy.node import Node
 
 from dtvla_ros.actions import osc
+from dtvla_ros.conventions import ARM_JOINTS, CAMERAS, FINGER_JOINTS
 from dtvla_ros.engine.engine import MODES, Decision
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.parameters import declare
 from dtvla_ros.policy.manifest import PolicyManifest
 
-CAMERAS = ('primary', 'wrist')
 DEVICES = ('cpu', 'cuda', 'tensorrt', 'auto')
 OSC_CONTRACT = ('OSC_POSE', osc.METRES_PER_UNIT, osc.RADIANS_PER_UNIT, osc.GRIPPER_CLOSED)
 
@@ -80,9 +80,9 @@ def declare_settings(node: Node) -> None:
             low=0, changeable=True)
     declare(node, 'transport', 'raw', 'image topics', choices=('raw', 'compressed'),
             changeable=True)
-    declare(node, 'arm_joints', [f'panda_joint{i}' for i in range(1, 8)], 'joints of the arm',
+    declare(node, 'arm_joints', list(ARM_JOINTS), 'joints of the arm',
             changeable=True)
-    declare(node, 'finger_joints', ['panda_finger_joint1', 'panda_finger_joint2'],
+    declare(node, 'finger_joints', list(FINGER_JOINTS),
             'joints whose absolute positions add up to the gripper opening', changeable=True)
     declare(node, 'max_skew_s', 0.03, 'largest stamp difference in one look', low=0.0,
             changeable=True)

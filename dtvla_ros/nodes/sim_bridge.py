@@ -24,17 +24,28 @@ from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
 import dtvla_sim
+from dtvla_ros.conventions import (
+    ACTION,
+    ARM_JOINTS,
+    CAMERAS,
+    EE_POSE,
+    EPISODE,
+    FINGER_JOINTS,
+    IMAGES,
+    INSTRUCTION,
+    JOINT_STATES,
+    VLA_STATE,
+    relative,
+)
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import require_writable, write_json
 from dtvla_ros.nodes.parameters import declare
-from dtvla_ros.nodes.sim_frames import BASE, CAMERAS, Placed, SimFrames, optical_frame
+from dtvla_ros.nodes.sim_frames import BASE, VIEWS, Placed, SimFrames, optical_frame
 from dtvla_ros.nodes.sim_services import SimServices
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.run import STEADY, end, run
 from dtvla_ros.safety.gate import NOT_READY
 
-ARM_JOINTS = [f'panda_joint{i}' for i in range(1, 8)]
-FINGER_JOINTS = ['panda_finger_joint1', 'panda_finger_joint2']
 ASK_AGAIN = 0.5  # wall time without an answer before the same moment is shown again [s]
 HOLD_ACTION = 0.15  # real time: age at which the last action is no longer repeated [s]
 BETWEEN_EPISODES = 1.0  # jump of the clock, longer than any chunk, so that old ones expire [s]
@@ -135,18 +146,20 @@ class SimBridge(Node):
 
         sensor = qos_profile_sensor_data
         self._clock_topic = self.create_publisher(Clock, '/clock', qos.LATEST)
-        self._cameras = {name: self.create_publisher(Image, f'image_{name}', sensor)
+        self._cameras = {name: self.create_publisher(Image, relative(IMAGES[name]), sensor)
                          for name in CAMERAS}
-        self._joints = self.create_publisher(JointState, 'joint_states', sensor)
-        self._pose = self.create_publisher(PoseStamped, 'ee_pose', sensor)
-        self._instruction = self.create_publisher(String, 'instruction', qos.LATCHED)
-        self._episode = self.create_publisher(String, 'sim/episode', qos.LATCHED_10)
+        self._joints = self.create_publisher(JointState, relative(JOINT_STATES), sensor)
+        self._pose = self.create_publisher(PoseStamped, relative(EE_POSE), sensor)
+        self._instruction = self.create_publisher(String, relative(INSTRUCTION), qos.LATCHED)
+        self._episode = self.create_publisher(String, relative(EPISODE), qos.LATCHED_10)
         self._frames = SimFrames(self, self._env)
         self._desk = SimServices(
             self, {'pause': self._pause, 'step': self._advance, 'begin': self._begin_again},
             self._state, suite, self._env.tasks)
-        self.create_subscription(JointTrajectory, 'action', self._on_action, qos.LATEST)
-        self.create_subscription(DiagnosticStatus, 'vla/state', self._on_policy, qos.LATCHED)
+        self.create_subscription(
+            JointTrajectory, relative(ACTION), self._on_action, qos.LATEST)
+        self.create_subscription(
+            DiagnosticStatus, relative(VLA_STATE), self._on_policy, qos.LATCHED)
         self.create_timer(0.1, self._on_patience, clock=STEADY)
         if not self._lockstep:
             self.create_timer(self._period_ns * 1e-9, self._on_real_time, clock=STEADY)
@@ -323,7 +336,7 @@ class SimBridge(Node):
         head = conversions.header(self._now, BASE)
         fingers = np.abs(obs['robot0_gripper_qpos'])
         self._joints.publish(JointState(
-            header=head, name=ARM_JOINTS + FINGER_JOINTS,
+            header=head, name=[*ARM_JOINTS, *FINGER_JOINTS],
             position=conversions.floats([*obs['robot0_joint_pos'], *fingers]),
             velocity=conversions.floats([*obs['robot0_joint_vel'], 0.0, 0.0])))
         gripper = self._gripper()
@@ -346,7 +359,7 @@ class SimBridge(Node):
 
     def _picture(self, camera: str) -> NDArray[np.uint8]:
         """Return what a camera sees now; the first reading of a moment draws it."""
-        picture: NDArray[np.uint8] = self._obs[f'{CAMERAS[camera]}_image']
+        picture: NDArray[np.uint8] = self._obs[f'{VIEWS[camera]}_image']
         return picture
 
     def _gripper(self) -> Placed:

@@ -12,10 +12,11 @@ from rclpy.qos import qos_profile_sensor_data
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo
 
+from dtvla_ros.conventions import CAMERA_INFO, relative
 from dtvla_ros.ros import conversions, qos
 
 BASE, GRIPPER = 'base', 'gripper'
-CAMERAS = {'primary': 'agentview', 'wrist': 'robot0_eye_in_hand'}
+VIEWS = {'primary': 'agentview', 'wrist': 'robot0_eye_in_hand'}  # MuJoCo's names
 # REP 103: an optical frame looks along z with y down; MuJoCo's cameras along -z with y up.
 _OPTICAL = Rotation.from_euler('x', 180, degrees=True)
 
@@ -55,8 +56,8 @@ class SimFrames:
             self._static = node.create_publisher(self._type, '/tf_static', qos.LATCHED)
         self._infos = {
             name: node.create_publisher(
-                CameraInfo, f'camera_{name}/camera_info', qos_profile_sensor_data)
-            for name in CAMERAS}
+                CameraInfo, relative(topic), qos_profile_sensor_data)
+            for name, topic in CAMERA_INFO.items()}
 
     def begin(self, stamp: float, gripper: Placed) -> None:
         """Send where the cameras are mounted, the gripper being at ``gripper`` in the base."""
@@ -81,7 +82,7 @@ class SimFrames:
         if self._infos[camera].get_subscription_count() == 0:
             return
         model, _ = _mujoco(self._env)
-        fovy = float(model.cam_fovy[model.camera(CAMERAS[camera]).id])
+        fovy = float(model.cam_fovy[model.camera(VIEWS[camera]).id])
         k = camera_matrix(fovy, self._size, self._size)
         self._infos[camera].publish(CameraInfo(
             header=conversions.header(stamp, optical_frame(camera)),
@@ -91,7 +92,7 @@ class SimFrames:
 
     def _camera(self, camera: str) -> Placed:
         model, data = _mujoco(self._env)
-        number = model.camera(CAMERAS[camera]).id
+        number = model.camera(VIEWS[camera]).id
         turn = np.reshape(data.cam_xmat[number], (3, 3))
         return (np.array(data.cam_xpos[number]) - self._env.base_position,
                 Rotation.from_matrix(turn) * _OPTICAL)

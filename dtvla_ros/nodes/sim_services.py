@@ -10,6 +10,7 @@ from rclpy.node import Node
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
+from dtvla_ros.conventions import SIM_STATE, SIM_TASKS, relative
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.parameters import declare, refuse_changes
 from dtvla_ros.ros import qos
@@ -45,8 +46,8 @@ class SimServices:
             raise UserError(unknown.format(task))
         refuse_changes(node, ('reset_task',), lambda p: None if p.value in ('', *tasks) else (
             unknown.format(p.value)))
-        self._state_topic = node.create_publisher(String, 'sim/state', qos.LATCHED)
-        self._tasks_topic = node.create_publisher(String, 'sim/tasks', qos.LATCHED)
+        self._state_topic = node.create_publisher(String, relative(SIM_STATE), qos.LATCHED)
+        self._tasks_topic = node.create_publisher(String, relative(SIM_TASKS), qos.LATCHED)
         self._tasks_topic.publish(String(data=self._tasks))
         node.create_service(SetBool, 'sim/pause', self._on_pause)
         node.create_service(Trigger, 'sim/step', self._on_step)

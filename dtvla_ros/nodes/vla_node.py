@@ -13,6 +13,18 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros.actions.chunk import Chunk
+from dtvla_ros.conventions import (
+    ACTION_CHUNK,
+    ESTOP,
+    GATE_STATE,
+    HEARTBEAT_PERIOD,
+    INSTRUCTION,
+    LATENCY,
+    REASONING,
+    UNFINISHED,
+    VLA_STATE,
+    relative,
+)
 from dtvla_ros.engine.engine import Drafting
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.inference_worker import (
@@ -31,12 +43,12 @@ from dtvla_ros.ros.lifecycle import LifecycleNode
 from dtvla_ros.ros.run import STEADY, call_soon, end, run, wait_until_heard
 from dtvla_ros.safety.watchdog import Watchdog
 
-HEARTBEAT_PERIOD = 0.025  # the gate gives up after 0.1 s of silence
 STOP_WITHOUT_INPUT = 5.0
 STARVING = 3  # repetitions of one moment after which a new decision is made in mid-chunk
 VERIFY_PATIENCE = 4.0  # a lifecycle manager waits for at most 5 s [s]
 ASK_AGAIN = 1.0  # between attempts to activate [s]
-GATE = 'gate_state'
+GATE = relative(GATE_STATE)
+NAMESPACE = '/vla'
 DONE, REFUSED = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 LEVELS = {
     'STOPPED': DiagnosticStatus.WARN, 'FAULT': DiagnosticStatus.ERROR,
@@ -86,12 +98,15 @@ class VlaNode(LifecycleNode):
         self._decisions = 0
         self._answered = 0.0
 
-        self._reasoning = self.create_publisher(String, 'reasoning', qos.LATCHED_10)
-        self._chunks = self.create_publisher(JointTrajectory, 'action_chunk', qos.LATEST)
-        self._heart = self.create_publisher(DiagnosticStatus, 'state', qos.LATCHED)
+        self._reasoning = self.create_publisher(
+            String, relative(REASONING, NAMESPACE), qos.LATCHED_10)
+        self._chunks = self.create_publisher(
+            JointTrajectory, relative(ACTION_CHUNK, NAMESPACE), qos.LATEST)
+        self._heart = self.create_publisher(
+            DiagnosticStatus, relative(VLA_STATE, NAMESPACE), qos.LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
-        qos.listen_to_anyone(self, String, 'instruction', self._on_instruction)
-        qos.listen_to_anyone(self, Bool, 'estop', self._on_estop)
+        qos.listen_to_anyone(self, String, relative(INSTRUCTION), self._on_instruction)
+        qos.listen_to_anyone(self, Bool, relative(ESTOP), self._on_estop)
         self.create_subscription(DiagnosticStatus, GATE, self._on_gate, qos.LATCHED)
         self.create_service(Trigger, 'reset_episode', self._on_reset)
         self.create_timer(HEARTBEAT_PERIOD, self._on_worker, clock=STEADY)
@@ -335,7 +350,7 @@ class VlaNode(LifecycleNode):
         self.get_logger().error(f'stopped: {reason}')
 
     def _stream(self, text: str) -> None:
-        self._reasoning.publish(String(data=text + conversions.UNFINISHED))
+        self._reasoning.publish(String(data=text + UNFINISHED))
 
     def _judge(self) -> tuple[str, str]:
         """Return the state and its reason."""
@@ -386,7 +401,7 @@ class VlaNode(LifecycleNode):
             values['observation_age'] = now - self._decided
         if self._decisions:
             values['stamp'] = f'{self._answered:.9f}'
-        values.update({f'latency_{k}': v for k, v in self._latency.items()})
+        values.update({f'{LATENCY}{k}': v for k, v in self._latency.items()})
         values.update({f'draft_{k}': v for k, v in asdict(self._drafting).items()})
         return conversions.status_message(self.get_fully_qualified_name(), state, values,
                                    LEVELS.get(state, DiagnosticStatus.OK))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.errors import UserError
 
 VISION_KINDS = ('siglip', 'conv')
@@ -165,7 +166,7 @@ class DecoderConfig:
 
     @classmethod
     def from_huggingface(cls, data: Mapping[str, Any], *, chunk_steps: int = 10,
-                         action_dim: int = 7, cameras: tuple[str, ...] = ('primary', 'wrist'),
+                         action_dim: int = 7, cameras: tuple[str, ...] = CAMERAS,
                          ) -> DecoderConfig:
         """Read a released checkpoint's ``config.json``.
 
@@ -221,7 +222,7 @@ class DecoderConfig:
     @classmethod
     def nano(cls, vocabulary: int, ids: SpecialIds, *, width: int = 192, layers: int = 4,
              image_size: int = 128, tokens: tuple[int, ...] = (64, 16),
-             cameras: tuple[str, ...] = ('primary', 'wrist'),
+             cameras: tuple[str, ...] = CAMERAS,
              channels: tuple[int, ...] = (32, 64, 128), chunk_steps: int = 8,
              slot_codes: bool = False) -> DecoderConfig:
         """Return the small preset: 2.5 million parameters, a tick of a laptop CPU."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy import released
 from dtvla_ros.policy.adapters import CONFIG as ADAPTER_CONFIG
@@ -37,7 +38,7 @@ class ConvertOptions:
     manifest, or a policy in ``out``.
     """
 
-    cameras: tuple[str, ...] = ('primary', 'wrist')
+    cameras: tuple[str, ...] = CAMERAS
     name: str | None = None
     license: str = 'not stated'
     statistics: Path | None = None

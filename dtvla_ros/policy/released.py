@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from dtvla_ros.actions.normalize import ActionStatistics
+from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.manifest import ActionContract, ImageContract
@@ -59,7 +60,7 @@ def refuse_pickles(folder: Path) -> None:
 
 
 def read_config(path: Path, tokenizer: Tokenizer | None = None,
-                cameras: tuple[str, ...] = ('primary', 'wrist')) -> DecoderConfig:
+                cameras: tuple[str, ...] = CAMERAS) -> DecoderConfig:
     """Read a checkpoint's ``config.json``.
 
     The pair that ends the prompt is not in that file: it is the tokenizer's, or Gemma's.

@@ -16,10 +16,10 @@ from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 from visualization_msgs.msg import MarkerArray
 
-from dtvla_ros.actions.chunk import CHANNELS
+from dtvla_ros import conventions
+from dtvla_ros.conventions import CHANNELS
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import require_writable
-from dtvla_ros.recording import topics
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.conversions import message_type
 from dtvla_ros.ros.run import STEADY, run
@@ -30,7 +30,6 @@ JPEG_QUALITY = 80
 PNG = b'\x89PNG'
 LOOK_PERIOD = 0.1  # between two looks for the cameras' type [s]
 WALL_CLOCK = 1e8  # stamps from here on are dates, not seconds of a simulation
-LATENCY = 'latency_'
 LEVELS = {DiagnosticStatus.OK: 'INFO', DiagnosticStatus.WARN: 'WARN',
           DiagnosticStatus.ERROR: 'ERROR'}
 DEPTH = 100  # nothing is overwritten while a picture is compressed
@@ -52,7 +51,7 @@ def blueprint(rr: Any) -> Any:
     b = rr.blueprint
     return b.Blueprint(b.Horizontal(
         b.Vertical(*(b.Spatial2DView(origin=f'camera/{name}', name=name)
-                     for name in topics.CAMERAS)),
+                     for name in conventions.IMAGES)),
         b.Vertical(b.TextLogView(origin='said', name='thoughts and states'),
                    b.TimeSeriesView(origin='command', name='command'),
                    b.TimeSeriesView(origin='latency', name='latency [s]')),
@@ -74,15 +73,15 @@ class Viewer(Node):
         rec.log('arm', rr.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
 
         sensor = qos_profile_sensor_data
-        self.create_subscription(String, topics.REASONING, self._on_thought, LATCHED)
-        self.create_subscription(DiagnosticStatus, topics.STATE, self._on_policy, LATCHED)
+        self.create_subscription(String, conventions.REASONING, self._on_thought, LATCHED)
+        self.create_subscription(DiagnosticStatus, conventions.VLA_STATE, self._on_policy, LATCHED)
         self.create_subscription(
-            DiagnosticStatus, topics.GATE_STATE, lambda m: self._said('gate', m), LATCHED)
-        self.create_subscription(JointTrajectory, topics.ACTION, self._on_action, DEPTH)
-        self.create_subscription(TwistStamped, topics.TWIST, self._on_twist, DEPTH)
-        self.create_subscription(PoseStamped, topics.POSE, self._on_pose, sensor)
-        self.create_subscription(MarkerArray, topics.PLANNED_PATH, self._on_path, 10)
-        self._unseen = dict(topics.CAMERAS)
+            DiagnosticStatus, conventions.GATE_STATE, lambda m: self._said('gate', m), LATCHED)
+        self.create_subscription(JointTrajectory, conventions.ACTION, self._on_action, DEPTH)
+        self.create_subscription(TwistStamped, conventions.TWIST, self._on_twist, DEPTH)
+        self.create_subscription(PoseStamped, conventions.EE_POSE, self._on_pose, sensor)
+        self.create_subscription(MarkerArray, conventions.PLANNED_PATH, self._on_path, 10)
+        self._unseen = dict(conventions.IMAGES)
         self._looking = self.create_timer(
             LOOK_PERIOD, self._look, clock=STEADY)
 
@@ -129,7 +128,7 @@ class Viewer(Node):
         return show
 
     def _on_thought(self, message: String) -> None:
-        if not message.data.endswith(topics.UNFINISHED):
+        if not message.data.endswith(conventions.UNFINISHED):
             self._at()
             self._rec.log('said/thought', self._rr.TextLog(message.data, level='INFO'))
 
@@ -140,8 +139,8 @@ class Viewer(Node):
             return
         self._decision = values.get('stamp', '')
         for key, value in values.items():
-            if key.startswith(LATENCY):
-                self._rec.log(f'latency/{key.removeprefix(LATENCY)}',
+            if key.startswith(conventions.LATENCY):
+                self._rec.log(f'latency/{key.removeprefix(conventions.LATENCY)}',
                               self._rr.Scalars(float(value)))
 
     def _said(self, who: str, status: DiagnosticStatus) -> None:

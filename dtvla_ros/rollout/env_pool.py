@@ -21,11 +21,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.errors import UserError
 from dtvla_ros.rollout.env_worker import End, Failed, Images, Job, Look, Ready, serve
 from dtvla_ros.rollout.setup import SceneSetup
 
-NAMES = ('primary', 'wrist')  # the order of the pictures in shared memory
 START_SECONDS = 300.0  # importing and compiling a simulator on a busy machine
 
 
@@ -164,7 +164,7 @@ class _Worker:
             self.end()
             raise RuntimeError(f'a simulator process did not start (exit code '
                                f'{self.process.exitcode}); is there memory for it?')
-        shape = len(NAMES), ready.image_size, ready.image_size, 3
+        shape = len(CAMERAS), ready.image_size, ready.image_size, 3
         self._memory = SharedMemory(create=True, size=int(np.prod(shape)))
         self._frames = np.ndarray(shape, np.uint8, self._memory.buf)
         self.connection.send(self._memory.name)
@@ -183,7 +183,7 @@ class _Worker:
         except (EOFError, OSError):
             return None
         if isinstance(answer, Look):
-            images: Images = dict(zip(NAMES, self._frames))
+            images: Images = dict(zip(CAMERAS, self._frames))
             return replace(answer, observation=replace(answer.observation, images=images))
         return answer
 
@@ -219,12 +219,12 @@ def _run(connection: Connection, scene: SceneSetup) -> None:
             os._exit(0)
         if isinstance(message, Ready):
             memory = SharedMemory(receive())
-            shape = len(NAMES), message.image_size, message.image_size, 3
+            shape = len(CAMERAS), message.image_size, message.image_size, 3
             frames = np.ndarray(shape, np.uint8, memory.buf)
 
     def show(images: Images) -> None:
         assert frames is not None
-        for k, name in enumerate(NAMES):
+        for k, name in enumerate(CAMERAS):
             frames[k] = images[name]
 
     serve(receive, send, scene, show)

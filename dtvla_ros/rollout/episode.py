@@ -11,11 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtvla_ros.actions import osc
+from dtvla_ros.conventions import ARM_JOINTS, FINGER_JOINTS
 from dtvla_ros.engine.engine import Decision
 from dtvla_ros.policy.observation import Observation
-
-ARM_JOINTS = tuple(f'panda_joint{i}' for i in range(1, 8))
-FINGER_JOINTS = ('panda_finger_joint1', 'panda_finger_joint2')
 
 Box = Sequence[Sequence[float]]
 Decide = Callable[[Observation], Decision]

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from dtvla_ros.actions.chunk import CHANNELS, Chunk
-
-UNFINISHED = '…'  # ends a thought that is still being written
+from dtvla_ros.actions.chunk import Chunk
+from dtvla_ros.conventions import CHANNELS
 
 
 def seconds(stamp: Any) -> float:

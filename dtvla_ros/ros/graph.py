@@ -11,14 +11,23 @@ from typing import Any
 from rclpy.executors import Executor
 
 from dtvla_ros import share
+from dtvla_ros.conventions import (
+    EE_POSE,
+    ESTOP,
+    GATE_STATE,
+    IMAGES,
+    INSTRUCTION,
+    JOINT_STATES,
+    relative,
+)
 from dtvla_ros.errors import NodeDied
 from dtvla_ros.ros.processes import NodeProcesses
 
 SILENCE = 90.0  # longest wait for the next step of the simulation [s]
 # Arguments that put vla_node into its namespace, with the topics it shares with others outside.
-VLA_NAMES = ('-r', '__ns:=/vla', *(word for name in (
-    'image_primary', 'image_wrist', 'joint_states', 'ee_pose', 'instruction', 'estop',
-    'gate_state') for word in ('-r', f'{name}:=/{name}')))
+VLA_NAMES = ('-r', '__ns:=/vla', *(word for topic in (
+    *IMAGES.values(), JOINT_STATES, EE_POSE, INSTRUCTION, ESTOP, GATE_STATE)
+    for word in ('-r', f'{relative(topic)}:={topic}')))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dtvla_ros.actions import osc
-from dtvla_ros.actions.chunk import CHANNELS, Chunk
+from dtvla_ros.actions.chunk import Chunk
 from dtvla_ros.actions.continuity import SeamMeter
 from dtvla_ros.actions.queue import ChunkQueue
+from dtvla_ros.conventions import CHANNELS
 from dtvla_ros.safety.gripper import GripperMonitor
 from dtvla_ros.safety.limits import Limiter
 from dtvla_ros.safety.watchdog import Watchdog

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import DecoderConfig, SpecialIds, TextConfig, VisionConfig
 from dtvla_ros.policy.model import HybridDecoder
@@ -103,7 +104,7 @@ def policy(options: TrainBench) -> HybridDecoder:
     return HybridDecoder(DecoderConfig(
         text=TextConfig(width=width, layers=options.layers, heads=8, kv_heads=1,
                         head_dim=max(width // 8, 2), mlp=4 * width, vocabulary=VOCABULARY),
-        vision=VisionConfig(kind='siglip', cameras=('primary', 'wrist'), tokens=(256, 256),
+        vision=VisionConfig(kind='siglip', cameras=CAMERAS, tokens=(256, 256),
                             image_size=224, width=width, layers=1, heads=4, mlp=4 * width,
                             patch=14),
         ids=IDS))

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.errors import UserError
 
 Recipe = TypeVar('Recipe')
@@ -23,7 +24,7 @@ class ModelChoice:
     image_size: int = 128
     tokens: tuple[int, ...] = (64, 16)
     channels: tuple[int, ...] = (32, 64, 128)
-    cameras: tuple[str, ...] = ('primary', 'wrist')
+    cameras: tuple[str, ...] = CAMERAS
     chunk_steps: int = 8
 
 

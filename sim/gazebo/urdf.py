@@ -7,6 +7,8 @@ from xml.etree import ElementTree as ET
 
 import mujoco
 
+from dtvla_ros.conventions import FINGER_JOINTS
+
 from . import surfaces
 from .model import Array, Link, Model
 from .xml import add, moments, numbers, rpy, xyz
@@ -14,7 +16,7 @@ from .xml import add, moments, numbers, rpy, xyz
 BASE = 'panda_link0'
 HAND = 'panda_right_hand'
 EE = 'panda_ee'
-LEADER, FOLLOWER = 'panda_finger_joint1', 'panda_finger_joint2'
+LEADER, FOLLOWER = FINGER_JOINTS
 SPEED = {'revolute': 2.175, 'prismatic': 0.2}  # the Panda's data sheet [rad/s], [m/s]
 
 

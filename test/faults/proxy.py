@@ -14,7 +14,7 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import JointTrajectory
 
-from dtvla_ros.measure.robot import CAMERAS
+from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.ros import qos
 
 Fault = Callable[[Any], Any]

@@ -18,7 +18,7 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 
-from dtvla_ros.measure.robot import CAMERAS
+from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.policy.manifest import MANIFEST, sha256
 from dtvla_ros.ros import conversions, images
 from dtvla_ros.ros.run import STEADY

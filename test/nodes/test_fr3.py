@@ -14,8 +14,8 @@ from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros.actions.chunk import Chunk
+from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.nodes.observer import Observer
-from dtvla_ros.nodes.settings import CAMERAS
 from dtvla_ros.ros import conversions, images, qos
 from test.nodes.conftest import IN_NAMESPACE, ROOT
 

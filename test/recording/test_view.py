@@ -15,7 +15,7 @@ import yaml
 from sensor_msgs.msg import CompressedImage, Image
 from trajectory_msgs.msg import JointTrajectory
 
-from dtvla_ros.recording import topics
+from dtvla_ros import conventions as topics
 from dtvla_ros.ros import conversions, qos
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,9 +119,9 @@ def layouts():
 def test_layouts_name_only_topics_we_know():
     for path, layout in layouts().items():
         found = named(layout)
-        assert {*topics.CAMERAS.values(), topics.PLANNED_PATH} <= found, path
+        assert {*topics.IMAGES.values(), topics.PLANNED_PATH} <= found, path
         assert found <= {*topics.RECORDED, OVERLAY}, path
-    assert {topics.REASONING, topics.STATE, topics.GATE_STATE} <= named(layouts()[FOXGLOVE])
+    assert {topics.REASONING, topics.VLA_STATE, topics.GATE_STATE} <= named(layouts()[FOXGLOVE])
 
 
 def test_every_panel_of_the_foxglove_layout_is_shown_once():

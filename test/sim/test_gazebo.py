@@ -20,7 +20,7 @@ from scipy.spatial import ConvexHull
 from scipy.spatial.transform import Rotation
 
 import dtvla_sim
-from dtvla_ros.nodes.sim_bridge import ARM_JOINTS, FINGER_JOINTS
+from dtvla_ros.conventions import ARM_JOINTS, FINGER_JOINTS
 from dtvla_sim.gazebo.__main__ import main
 from dtvla_sim.gazebo.model import topic_name
 from dtvla_sim.tabletop import camera
@@ -150,7 +150,7 @@ def test_masses_add_up_to_mujocos(world, env):
 
 
 def test_joints_have_the_names_that_the_nodes_look_for(world, urdf):
-    wanted = ARM_JOINTS + FINGER_JOINTS
+    wanted = [*ARM_JOINTS, *FINGER_JOINTS]
     moving = [j.get('name') for j in world.iter('joint') if j.get('type') != 'fixed']
     assert moving == wanted
     assert [j.get('name') for j in urdf.findall('joint')
@@ -158,7 +158,7 @@ def test_joints_have_the_names_that_the_nodes_look_for(world, urdf):
     control = urdf.findall('ros2_control/joint')
     assert [j.get('name') for j in control] == wanted
     motion_controller = CONTROLLERS['cartesian_motion_controller']['ros__parameters']
-    assert motion_controller['joints'] == ARM_JOINTS
+    assert motion_controller['joints'] == list(ARM_JOINTS)
     commanded = [j.get('name') for j in control if j.find('command_interface') is not None]
     gripper = CONTROLLERS['gripper_controller']['ros__parameters']['joint']
     assert commanded == [*motion_controller['joints'], gripper]

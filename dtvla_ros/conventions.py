@@ -1,0 +1,55 @@
+"""Names and rates that several packages share: cameras, joints, action channels, topics."""
+
+from __future__ import annotations
+
+CAMERAS = ('primary', 'wrist')
+"""Third-person camera and the wrist's, in the order in which policies take them."""
+ARM_JOINTS = tuple(f'panda_joint{i}' for i in range(1, 8))
+FINGER_JOINTS = ('panda_finger_joint1', 'panda_finger_joint2')
+CHANNELS = ('x', 'y', 'z', 'roll', 'pitch', 'yaw', 'gripper')
+"""Channels of an action, LIBERO's OSC_POSE; its units are in `dtvla_ros.actions.osc`."""
+
+CONTROL_RATE = 20.0
+"""Actions per second [Hz], unless a parameter says otherwise."""
+HEARTBEAT_PERIOD = 0.025
+"""Seconds between two messages on `VLA_STATE`."""
+HEARTBEAT_TIMEOUT = 0.1
+"""Silence on `VLA_STATE` after which the gate stops the arm [s], unless a parameter differs."""
+UNFINISHED = '…'
+"""Ends a thought on `REASONING` that is still being generated."""
+LATENCY = 'latency_'
+"""Begins the keys of `VLA_STATE` that hold the seconds of each phase of a decision."""
+
+# Topics, absolute. Nodes use them relative to their namespace, so that it can be remapped.
+IMAGES = {camera: f'/image_{camera}' for camera in CAMERAS}
+JOINT_STATES = '/joint_states'
+EE_POSE = '/ee_pose'
+INSTRUCTION = '/instruction'
+ESTOP = '/estop'
+REASONING = '/vla/reasoning'
+ACTION_CHUNK = '/vla/action_chunk'
+VLA_STATE = '/vla/state'
+GATE_STATE = '/gate_state'
+ACTION = '/action'
+TWIST = '/twist_cmd'
+TARGET_POSE = '/target_pose'
+GRIPPER = '/gripper_cmd'
+EPISODE = '/sim/episode'
+SIM_STATE = '/sim/state'
+SIM_TASKS = '/sim/tasks'
+CAMERA_INFO = {camera: f'/camera_{camera}/camera_info' for camera in CAMERAS}
+PLANNED_PATH = '/planned_path'
+OVERLAY = '/overlay/compressed'
+
+COMMANDS = (ACTION, TWIST, TARGET_POSE)
+"""Command topics; a graph has one of them, by the gate's preset."""
+RECORDED = (
+    *IMAGES.values(), JOINT_STATES, EE_POSE, INSTRUCTION, ESTOP, REASONING, ACTION_CHUNK,
+    VLA_STATE, GATE_STATE, *COMMANDS, GRIPPER, EPISODE, SIM_STATE, SIM_TASKS,
+    *CAMERA_INFO.values(), PLANNED_PATH, '/diagnostics', '/clock', '/tf', '/tf_static')
+"""Topics of a bag."""
+
+
+def relative(topic: str, namespace: str = '') -> str:
+    """Return a topic's name for a node in a namespace: '/vla/state' is 'state' in '/vla'."""
+    return topic.removeprefix(f'{namespace}/')
