@@ -16,7 +16,7 @@ from dtvla_ros.data.validate import Finding
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.folder import transform_of
 from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
-from dtvla_ros.policy.transform import PolicyTransform
+from dtvla_ros.policy.transform import PolicyTransform, read_transform
 
 
 def open_policy(folder: Path) -> tuple[PolicyTransform, int | None]:
@@ -25,8 +25,6 @@ def open_policy(folder: Path) -> tuple[PolicyTransform, int | None]:
     Nothing is loaded but configuration and tokenizer. Raises ``UserError``.
     """
     if not (folder / MANIFEST).exists():
-        from dtvla_ros.training.run_state import read_transform
-
         return read_transform(folder), None
     manifest = PolicyManifest.read(folder)
     return transform_of(folder, manifest), manifest.max_thought_tokens

@@ -6,8 +6,6 @@ transformers' Gemma and SigLIP modules. Shapes: B batch, L sequence, n new rows,
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -16,7 +14,6 @@ from transformers.models.gemma.modeling_gemma import (
     GemmaDecoderLayer,
     GemmaRMSNorm,
     GemmaRotaryEmbedding,
-    apply_rotary_pos_emb,
 )
 
 from dtvla_ros.policy.attention import MATMUL, action_start, additive, sequence_mask
@@ -143,31 +140,6 @@ class HybridDecoder(nn.Module):
                       position_embeddings=rope)
         return self.norm(x), grown
 
-    def run_watched(self, x: Tensor, mask: Tensor, position_ids: Tensor,
-                    watched: int) -> tuple[Tensor, Tensor]:
-        """Run rows without a cache; return hidden and the first head's scores in one layer.
-
-        The scores [B, n, n], mask added, are what that head takes its softmax of. For training:
-        an auxiliary loss can say where to look.
-        """
-        rope = self.rotary(x, position_ids)
-        for number, layer in enumerate(self.layers):
-            if number == watched:
-                scores = self._first_head(cast(GemmaDecoderLayer, layer), x, rope)
-                scores = scores + mask[:, 0].float()
-            x = layer(x, attention_mask=mask, position_ids=position_ids,
-                      position_embeddings=rope)
-        return self.norm(x), scores
-
-    def _first_head(self, layer: GemmaDecoderLayer, x: Tensor,
-                    rope: tuple[Tensor, Tensor]) -> Tensor:
-        attention, size = layer.self_attn, self.config.text.head_dim
-        x = layer.input_layernorm(x)
-        query = F.linear(x, attention.q_proj.weight[:size])[:, None]  # [B, 1, n, d]
-        key = F.linear(x, attention.k_proj.weight[:size])[:, None]
-        query, key = apply_rotary_pos_emb(query, key, *rope)
-        return (query @ key.transpose(-1, -2))[:, 0].float() * attention.scaling
-
     def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Tensor:
         """Run whole sequences, actions included; return hidden [B, L, width] after the norm.
 
@@ -178,20 +150,10 @@ class HybridDecoder(nn.Module):
 
     def read(self, input_ids: Tensor, attention_mask: Tensor, features: Tensor) -> Tensor:
         """Do what ``forward`` does with images already encoded, [B, image_tokens, width]."""
-        return self.run(*self._lay_out(input_ids, attention_mask, features))[0]
-
-    def read_watched(self, input_ids: Tensor, attention_mask: Tensor, features: Tensor,
-                     watched: int) -> tuple[Tensor, Tensor]:
-        """``read``, returning also the first head's scores [B, L, L] in layer ``watched``."""
-        return self.run_watched(*self._lay_out(input_ids, attention_mask, features), watched)
-
-    def _lay_out(self, input_ids: Tensor, attention_mask: Tensor,
-                 features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return rows, added mask and positions of whole sequences."""
         x = self.embed_prompt(input_ids, features)
         x = self.blank_slots(x, action_start(input_ids, self.config.ids))
         mask = additive(sequence_mask(input_ids, attention_mask, self.config.ids), x.dtype)
-        return x, mask, attention_mask.long().cumsum(1)
+        return self.run(x, mask, attention_mask.long().cumsum(1))[0]
 
     def token_logits(self, hidden: Tensor) -> Tensor:
         """[..., width] -> [..., V] over the whole vocabulary."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,9 +18,10 @@ from dtvla_ros.actions.codec import ActionCodec
 from dtvla_ros.actions.grid import location_word, opening_word, tilt_word
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import write_json
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.observation import Observation
-from dtvla_ros.policy.vocabulary import UNKNOWN
+from dtvla_ros.policy.vocabulary import UNKNOWN, load_tokenizer
 
 HOME = Rotation.from_quat([1.0, 0.0, 0.0, 0.0])  # gripper pointing straight down, base frame
 MAX_INSTRUCTION = 512  # characters; longer is a mistake or an attack, never a task
@@ -158,3 +162,32 @@ class PolicyTransform:
         """Return the chunk [T, D] in the robot's units of ids [T*D]."""
         x = self.codec.decode(tokens).reshape(self.config.chunk_steps, self.config.action_dim)
         return self.statistics.unnormalize(x).astype(np.float32)
+
+
+def write_transform(folder: Path, transform: PolicyTransform) -> None:
+    """Write ``config.json``, ``tokenizer.json``, ``statistics.json`` and ``prompt.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / 'config.json', transform.config.to_dict())
+    transform.tokenizer.save(str(folder / 'tokenizer.json'))
+    write_json(folder / 'statistics.json', transform.statistics.to_dict())
+    write_json(folder / 'prompt.json', {
+        'state_in_prompt': transform.state_in_prompt, 'preamble': transform.preamble,
+        'mirrored': transform.mirrored})
+
+
+def read_transform(folder: Path) -> PolicyTransform:
+    """Read what ``write_transform`` wrote. Raises ``UserError`` for another folder."""
+    config = DecoderConfig.from_dict(_read_json(folder / 'config.json'))
+    statistics = ActionStatistics.from_dict(
+        _read_json(folder / 'statistics.json'), config.action_dim)
+    return PolicyTransform(config, load_tokenizer(folder / 'tokenizer.json'), statistics,
+                           **_read_json(folder / 'prompt.json'))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f'{path}: missing; is this the folder of a training run?') from error
+    except ValueError as error:
+        raise UserError(f'{path}: malformed JSON ({error})') from error

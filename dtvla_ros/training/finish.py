@@ -22,7 +22,7 @@ from dtvla_ros.policy.manifest import (
     PolicyManifest,
 )
 from dtvla_ros.policy.model import HybridDecoder
-from dtvla_ros.policy.transform import PolicyTransform
+from dtvla_ros.policy.transform import PolicyTransform, read_transform
 from dtvla_ros.training import run_state
 from dtvla_ros.training.lora import merge
 
@@ -84,7 +84,7 @@ def read_source(folder: Path) -> tuple[HybridDecoder, PolicyTransform, PolicyMan
 
 def _read_run(run: Path) -> tuple[HybridDecoder, PolicyTransform, PolicyManifest]:
     """Return the averaged weights of a training run, adapters merged, and its manifest."""
-    transform = run_state.read_transform(run)
+    transform = read_transform(run)
     if (run / ADAPTER).exists():
         adapter = read_adapter(run)
         model = read_source(local_base(run))[0]

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.model import HybridDecoder
-from dtvla_ros.training.auxiliary.attention import pointing_loss, pointing_targets
+from dtvla_ros.training.auxiliary.attention import (
+    AttentionProbe,
+    pointing_loss,
+    pointing_targets,
+)
 from dtvla_ros.training.auxiliary.localisation import PlaceHead, PlaceReport, place_loss
 from dtvla_ros.training.collate import Batch
 from dtvla_ros.training.config import SftConfig
@@ -36,11 +42,12 @@ class Objective(nn.Module):
         self.place_sigma = config.place_sigma
         self.grounding_weight = config.grounding_weight
         self.pointing_weight = config.pointing_weight if pointing else 0.0
-        self.pointing_layer = config.pointing_layer
-        layers = model.config.text.layers
-        if self.pointing_weight and not 0 <= self.pointing_layer < layers:
-            raise UserError(f'train config: pointing_layer {self.pointing_layer} is not one of '
+        layer, layers = config.pointing_layer, len(model.layers)
+        if self.pointing_weight and not 0 <= layer < layers:
+            raise UserError(f'train config: pointing_layer {layer} is not one of '
                             f"the policy's layers 0..{layers - 1}")
+        self.probe = (AttentionProbe(cast(GemmaDecoderLayer, model.layers[layer]))
+                      if self.pointing_weight else None)
         self.spans = spans
         self.places = [OrdinalGroup(first, last, config.place_sigma, config.place_weight)
                        for first, last in spans]
@@ -81,12 +88,7 @@ class Objective(nn.Module):
         part's share of the lessons besides.
         """
         features = self.model.encode_images(batch.pixels())  # [B, image_tokens, w]
-        sequences = batch.input_ids, batch.attention_mask, features
-        scores = None
-        if self.pointing_weight:
-            hidden, scores = self.model.read_watched(*sequences, self.pointing_layer)
-        else:
-            hidden = self.model.read(*sequences)  # [B, L, w]
+        hidden = self.model.read(batch.input_ids, batch.attention_mask, features)  # [B, L, w]
         token_logits, action_logits = self._heads(batch, hidden)
         report = hybrid_loss(
             token_logits, batch.token_targets, action_logits, batch.action_targets,
@@ -98,8 +100,8 @@ class Objective(nn.Module):
             weight = share * self.grounding_weight
             report = replace(report, loss=report.loss + weight * seen.loss,
                              seen=seen.within_one)
-        if scores is not None:
-            point = pointing_loss(scores, pointing_targets(
+        if self.probe is not None:
+            point = pointing_loss(self.probe.take(), pointing_targets(
                 batch.token_rows, batch.token_targets, self.spans, batch.places, batch.patches))
             weight = share * self.pointing_weight
             report = replace(report, loss=report.loss + weight * point.loss,

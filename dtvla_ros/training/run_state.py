@@ -12,51 +12,17 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
 from dtvla_ros.policy.checkpoint import read_tensors
-from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
-from dtvla_ros.policy.transform import PolicyTransform
-from dtvla_ros.policy.vocabulary import load_tokenizer
 
 WEIGHTS = 'model.safetensors'
 CHECKPOINT = 'checkpoint'
 ORIGIN = 'origin'  # folder with the manifest of the policy that the run began with
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f'{path}: missing; is this the folder of a training run?') from error
-    except ValueError as error:
-        raise UserError(f'{path}: malformed JSON ({error})') from error
-
-
-def write_transform(folder: Path, transform: PolicyTransform) -> None:
-    """Write ``config.json``, ``tokenizer.json``, ``statistics.json`` and ``prompt.json``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / 'config.json', transform.config.to_dict())
-    transform.tokenizer.save(str(folder / 'tokenizer.json'))
-    write_json(folder / 'statistics.json', transform.statistics.to_dict())
-    write_json(folder / 'prompt.json', {
-        'state_in_prompt': transform.state_in_prompt, 'preamble': transform.preamble,
-        'mirrored': transform.mirrored})
-
-
-def read_transform(folder: Path) -> PolicyTransform:
-    """Read what ``write_transform`` wrote."""
-    config = DecoderConfig.from_dict(_read_json(folder / 'config.json'))
-    tokenizer: Tokenizer = load_tokenizer(folder / 'tokenizer.json')
-    statistics = ActionStatistics.from_dict(
-        _read_json(folder / 'statistics.json'), config.action_dim)
-    return PolicyTransform(config, tokenizer, statistics, **_read_json(folder / 'prompt.json'))
 
 
 def write_origin(folder: Path, manifest: PolicyManifest) -> None:
@@ -134,7 +100,7 @@ def load_checkpoint(
         folder = run / f'.{CHECKPOINT}.old'  # killed between the two renames
         if not folder.exists():
             return None
-    state = _read_json(folder / 'state.json')
+    state = json.loads((folder / 'state.json').read_text())
     tensors = read_tensors(folder / 'tensors.safetensors')
     slots: dict[int, dict[str, Any]] = {}
     for name, value in tensors.items():

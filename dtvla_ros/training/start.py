@@ -14,9 +14,8 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.policy.model import HybridDecoder
-from dtvla_ros.policy.transform import PolicyTransform
+from dtvla_ros.policy.transform import PolicyTransform, read_transform
 from dtvla_ros.policy.vocabulary import special_ids
-from dtvla_ros.training import run_state
 from dtvla_ros.training.config import SftConfig
 from dtvla_ros.training.finish import read_source
 from dtvla_ros.training.plan import SftRun
@@ -63,15 +62,15 @@ def begin(config: SftConfig, run: SftRun, readers: Sequence[DatasetReader]) -> S
         if config.freezes:
             raise UserError('train config: lora and rates of 0 keep parts of an earlier policy; '
                             'name its folder with --init')
-        return Start(run_state.read_transform(run.out) if resumed
+        return Start(read_transform(run.out) if resumed
                      else new_transform(config, readers))
     if resumed and not config.freezes:
-        return Start(run_state.read_transform(run.out))
+        return Start(read_transform(run.out))
     model, before, manifest = read_source(run.init)
     own = not place_spans(before.tokenizer)
     words = set() if own else dataset_words(readers)
     if resumed:
-        transform = run_state.read_transform(run.out)
+        transform = read_transform(run.out)
     else:
         transform = before if own else grown(before, words)
     if config.freezes and transform.config != before.config:

@@ -18,6 +18,7 @@ from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import load_weights, save_tensors
 from dtvla_ros.policy.model import HybridDecoder
+from dtvla_ros.policy.transform import write_transform
 from dtvla_ros.training import ranks, run_state
 from dtvla_ros.training.auxiliary.attention import can_point
 from dtvla_ros.training.auxiliary.localisation import thing_names
@@ -72,14 +73,14 @@ class Trainer:
         self.model = start.model or HybridDecoder(self.transform.config)
         if config.lora.rank:
             add_adapters(self.model, config.lora)
-        pointing = config.pointing_weight > 0.0 and bool(spans) and _some_can_point(readers)
-        objective = Objective(self.model, config, spans, len(self.batches.things), pointing)
-        self.frozen = freeze(objective, config)
-        optimizer = new_optimizer(objective, config)
         self.average = self.model
         if config.ema:
             self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
             self.average.to(self.accelerator.device)
+        pointing = config.pointing_weight > 0.0 and bool(spans) and _some_can_point(readers)
+        objective = Objective(self.model, config, spans, len(self.batches.things), pointing)
+        self.frozen = freeze(objective, config)
+        optimizer = new_optimizer(objective, config)
         if config.checkpointing:
             recompute_layers(self.model)
         self.step, self.seconds = 0, 0.0
@@ -98,7 +99,7 @@ class Trainer:
         # A policy that goes on in scenes with words it did not know must look at them first.
         self.fresh = state is None and (run.init is None or start.news)
         if run.compile:
-            for name in ('run', 'run_watched', 'encode_images'):
+            for name in ('run', 'encode_images'):
                 setattr(self.model, name, torch.compile(getattr(self.model, name), dynamic=False))
         kept = [optimizer.state.get(p, {}) for g in optimizer.param_groups for p in g['params']]
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
@@ -200,7 +201,7 @@ class Trainer:
             return
         tensors = run_state.gathered(self.average.state_dict(), main)
         if main:
-            run_state.write_transform(out, self.transform)
+            write_transform(out, self.transform)
             if self.origin is not None:
                 run_state.write_origin(out, self.origin)
             if self.config.lora.rank:

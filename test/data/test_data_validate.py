@@ -164,9 +164,8 @@ def policy(dataset, tmp_path_factory):
     """Return the folder of a training run with the suite's own words."""
     from dtvla_ros.actions.normalize import ActionStatistics
     from dtvla_ros.policy.config import DecoderConfig
-    from dtvla_ros.policy.transform import PolicyTransform
+    from dtvla_ros.policy.transform import PolicyTransform, write_transform
     from dtvla_ros.policy.vocabulary import special_ids
-    from dtvla_ros.training.run_state import write_transform
 
     tokenizer, m = build_tokenizer(), CONFIG.model
     config = DecoderConfig.nano(

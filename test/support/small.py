@@ -10,7 +10,7 @@ from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.policy.checkpoint import save_weights
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.model import HybridDecoder
-from dtvla_ros.policy.transform import PolicyTransform
+from dtvla_ros.policy.transform import PolicyTransform, write_transform
 from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
 from dtvla_ros.training import run_state
 from dtvla_ros.training.grpo.config import GrpoConfig
@@ -34,6 +34,6 @@ def small_policy(seed: int = 0) -> tuple[HybridDecoder, PolicyTransform]:
 def small_run(folder: Path, seed: int = 0) -> Path:
     """Write the untrained policy as a training run."""
     model, transform = small_policy(seed)
-    run_state.write_transform(folder, transform)
+    write_transform(folder, transform)
     save_weights(model, folder / run_state.WEIGHTS)
     return folder

@@ -18,7 +18,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import save_weights
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.model import HybridDecoder
-from dtvla_ros.policy.transform import PolicyTransform
+from dtvla_ros.policy.transform import PolicyTransform, write_transform
 from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
 from dtvla_ros.training import run_state
 from dtvla_ros.training.config import SftConfig
@@ -85,7 +85,7 @@ def test_a_round_is_a_dataset_that_training_goes_on_with(tmp_path):
         tokens=(16, 4), channels=(8, 8, 8), chunk_steps=CHUNK)
     transform = PolicyTransform(decoder, tokenizer, ActionStatistics((-1.0,) * 7, (1.0,) * 7))
     init, out = tmp_path / 'init', tmp_path / 'round'
-    run_state.write_transform(init, transform)
+    write_transform(init, transform)
     save_weights(HybridDecoder(decoder), init / run_state.WEIGHTS)
     info = relabel(init, out, OPTIONS, workers=1, replan_steps=REPLAN)
     assert info['total_episodes'] == 2 and info['total_tasks'] == 2

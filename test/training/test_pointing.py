@@ -15,6 +15,7 @@ from support.tiny import CONFIG, tiny_dataset
 from dtvla_ros.data.record import image_points
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import sequence_mask
+from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.training.auxiliary.attention import (
     NOWHERE,
     PointingTargets,
@@ -113,9 +114,12 @@ def test_watching_changes_nothing_and_shows_what_the_head_attends_to(trainer):
         attended['rows'] = inputs[0][..., :size]  # the first head's, before the output product
 
     handle = attention.o_proj.register_forward_hook(keep)
-    hidden, scores = model.read_watched(*sequences, 1)
+    hidden = model.read(*sequences)
     handle.remove()
-    assert torch.equal(hidden, model.read(*sequences))
+    scores = trainer.objective.probe.take()
+    bare = HybridDecoder(model.config)
+    bare.load_state_dict(model.state_dict())
+    assert torch.equal(hidden, bare.read(*sequences))
 
     values = {}
     handle = attention.v_proj.register_forward_hook(
@@ -131,8 +135,8 @@ def test_watching_changes_nothing_and_shows_what_the_head_attends_to(trainer):
 def test_the_gradient_enters_through_one_heads_queries_and_keys(trainer):
     model = trainer.model
     batch = trainer.batches.plain(np.arange(4))
-    hidden, scores = model.read_watched(
-        batch.input_ids, batch.attention_mask, model.encode_images(batch.pixels()), 1)
+    model.read(batch.input_ids, batch.attention_mask, model.encode_images(batch.pixels()))
+    scores = trainer.objective.probe.take()
     targets = pointing_targets(batch.token_rows, batch.token_targets, trainer.objective.spans,
                                batch.places, batch.patches)
     assert len(targets.row) == 8, 'each tiny thought names one place'

@@ -14,6 +14,7 @@ from support.tiny import CONFIG, tiny_dataset
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import load_weights
 from dtvla_ros.policy.model import HybridDecoder
+from dtvla_ros.policy.transform import read_transform
 from dtvla_ros.training import run_state
 from dtvla_ros.training.auxiliary.stages import teach_eye, teach_telling
 from dtvla_ros.training.config import SftConfig
@@ -54,7 +55,7 @@ def test_training_lowers_the_loss_and_leaves_a_policy(dataset, tmp_path):
     end = train_sft(CONFIG, run)
     assert end['loss'] < 0.8 * begin['loss']
     assert end['thought'] < 0.6 * begin['thought']
-    transform = run_state.read_transform(out)
+    transform = read_transform(out)
     model = HybridDecoder(transform.config)
     load_weights(model, out / run_state.WEIGHTS)
     assert not list(out.rglob('*.pt'))

@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer, apply_rotary_pos_emb
 
 from dtvla_ros.data import layout
 from dtvla_ros.data.reader import DatasetReader
@@ -51,6 +53,36 @@ def thing_patches(
         return np.full((len(reader.table), len(things)), NOWHERE)
     points = spread(reader, layout.POINTS, things, 2)  # [N, E, 2]
     return patch_of(np.where(np.isnan(points), -1.0, points), tokens)
+
+
+class AttentionProbe:
+    """Reads the first head's attention scores in one decoder layer, through a hook on it.
+
+    ``scores`` [B, n, n] of the layer's last pass, mask added: what that head takes its softmax
+    of, with its gradient. They are computed again from the layer's input: of the whole layer's
+    queries and keys one head is a thin slice.
+    """
+
+    def __init__(self, layer: GemmaDecoderLayer):
+        self.scores: Tensor | None = None
+        layer.register_forward_pre_hook(self._read, with_kwargs=True)
+
+    def _read(self, layer: GemmaDecoderLayer, inputs: tuple[Tensor, ...],
+              options: dict[str, Any]) -> None:
+        attention = layer.self_attn
+        size = attention.head_dim
+        x = layer.input_layernorm(inputs[0])
+        query = F.linear(x, attention.q_proj.weight[:size])[:, None]  # [B, 1, n, d]
+        key = F.linear(x, attention.k_proj.weight[:size])[:, None]
+        query, key = apply_rotary_pos_emb(query, key, *options['position_embeddings'])
+        scores = (query @ key.transpose(-1, -2))[:, 0].float() * attention.scaling
+        self.scores = scores + options['attention_mask'][:, 0].float()
+
+    def take(self) -> Tensor:
+        """Return the scores of the last pass and forget them."""
+        assert self.scores is not None, 'the layer has run'
+        scores, self.scores = self.scores, None
+        return scores
 
 
 @dataclass(frozen=True, slots=True)

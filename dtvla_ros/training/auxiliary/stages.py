@@ -56,12 +56,7 @@ def teach_telling(objective: Objective, batches: BatchMaker, config: SftConfig,
         rows = _eye(model)(look.pixels)
         features = torch.cat([rows, rows.new_zeros(len(rows), later, rows.shape[2])], 1)
         real = look.input_ids != model.config.ids.pad
-        sequences = look.input_ids, real.long(), features
-        scores = None
-        if objective.pointing_weight:
-            hidden, scores = model.read_watched(*sequences, objective.pointing_layer)
-        else:
-            hidden = model.read(*sequences)
+        hidden = model.read(look.input_ids, real.long(), features)
         spans = objective.places[:2]
         targets = look.input_ids[:, 1:]
         asked = torch.zeros_like(targets, dtype=torch.bool)
@@ -72,9 +67,10 @@ def teach_telling(objective: Objective, batches: BatchMaker, config: SftConfig,
         wanted = targets[asked]
         near = (logits.argmax(-1) - wanted).abs() <= 1
         loss = ordinal_cross_entropy(logits, wanted, objective.places).mean()
-        if scores is not None:
-            loss = loss + objective.pointing_weight * pointing_loss(scores, pointing_targets(
-                asked.nonzero().T, wanted, objective.spans, look.places, look.patches)).loss
+        if objective.probe is not None:
+            point = pointing_loss(objective.probe.take(), pointing_targets(
+                asked.nonzero().T, wanted, objective.spans, look.places, look.patches))
+            loss = loss + objective.pointing_weight * point.loss
         return loss, near.view(-1, 2).all(1).float().mean()
 
     return _teach('saying where', lesson, config.telling_steps, config.learning_rate,

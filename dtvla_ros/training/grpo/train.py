@@ -22,6 +22,7 @@ from dtvla_ros.evaluation.seeds import evaluation_seed
 from dtvla_ros.evaluation.statistics import Rate
 from dtvla_ros.policy.checkpoint import save_weights
 from dtvla_ros.policy.observation import Observation
+from dtvla_ros.policy.transform import write_transform
 from dtvla_ros.rollout.env_pool import EnvPool, open_pool
 from dtvla_ros.rollout.env_worker import EpisodeJob
 from dtvla_ros.rollout.setup import SceneSetup
@@ -179,7 +180,7 @@ class GrpoTrainer:
         """Write checkpoint and weights; the episodes that were learnt from may then go."""
         if self.accelerator.is_main_process:
             out = self.run.out
-            run_state.write_transform(out, self.transform)
+            write_transform(out, self.transform)
             save_weights(self.learner.model, out / run_state.WEIGHTS)
             run_state.save_checkpoint(
                 out, self.learner.model, self.learner.reference, self.learner.optimizer,
