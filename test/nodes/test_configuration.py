@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted([*ROOT.glob('config/sim*.yaml'), *ROOT.glob('config/robot_*.yaml')])
 NODES = {
     'vla_node': ('vla_node', 'settings', 'pose_source'),
-    'command_gate': ('command_gate', 'gate_settings', 'pose_source', 'sinks', 'arm_status'),
+    'command_gate': ('command_gate', 'gate_settings', 'pose_source', 'command_adapters',
+                     'arm_status'),
     'sim_bridge': ('sim_bridge',),
 }
 

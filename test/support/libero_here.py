@@ -11,7 +11,7 @@ from dtvla_ros.errors import UserError
 from dtvla_sim.libero import package
 
 # Checkouts may have the assets beside them; they are never inside (docs/libero.md).
-BESIDE = Path(__file__).parents[2] / 'shared' / 'libero' / 'assets'
+BESIDE = Path(__file__).parents[3] / 'shared' / 'libero' / 'assets'
 if BESIDE.is_dir():
     os.environ.setdefault('DTVLA_LIBERO_ASSETS', str(BESIDE))
 try:
