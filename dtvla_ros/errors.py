@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class NodeDied(Exception):
     """A node ended that should not have; says how, and its last words. Exit code 1."""
+
+
+class OutOfMemory(MemoryError):
+    """The memory of the device an engine runs on, or of the host, is used up."""

@@ -57,9 +57,8 @@ def generate_launch_description():
             description='Where the policy runs.'),
         DeclareLaunchArgument(
             'mode', default_value='full',
-            choices=['full', 'masked', 'random', 'swapped', 'frozen'],
-            description='The thought: full is written by the policy, masked is empty, random is '
-                        "a wrong one, swapped another frame's, frozen an old one."),
+            choices=['full', 'masked'],
+            description='The thought: full is written by the policy, masked is empty.'),
         DeclareLaunchArgument(
             'namespace', default_value='vla',
             description='Namespace of the policy node, without a leading slash.'),

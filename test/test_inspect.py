@@ -17,8 +17,7 @@ from support.released import STATISTICS, observation, write_checkpoint
 from tokenizers import Tokenizer
 
 from dtvla_ros import cli
-from dtvla_ros.engine.load import load_policy, load_whole_policy
-from dtvla_ros.engine.policy import Policy
+from dtvla_ros.engine.load import load_policy
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.convert import ConvertOptions, convert
 from dtvla_ros.policy.inspect import inspect
@@ -64,19 +63,18 @@ def test_from_download_to_decision(copy, monkeypatch, capsys):
     code, said, _ = dtvla(monkeypatch, capsys, 'convert', copy, '--license', 'MIT')
     assert code == 0 and '4 files hashed' in said
     assert lacks(copy) == ''
-    engine, transform, manifest = load_policy(copy, 'torch')
+    policy, manifest = load_policy(copy, 'torch', max_thought_tokens=5)
     assert manifest.name == copy.name and manifest.license == 'MIT'
     assert set(manifest.files) == {INDEX, SHARD, SHARD.replace('-00002-', '-00001-'),
                                    'tokenizer.json'}
     assert manifest.action.replan_steps == 10 and manifest.max_thought_tokens == 300
     assert not manifest.state_in_prompt and manifest.images.mirrored and manifest.images.upright
-    decision = Policy(engine, transform, max_thought_tokens=5).infer(
-        observation(TASK))
+    decision = policy.infer(observation(TASK))
     low, high = (STATISTICS['action'][key][:6] for key in ('q01', 'q99'))
     assert decision.chunk.shape == (10, 7)
     assert (decision.chunk[:, :6] >= low).all() and (decision.chunk[:, :6] <= high).all()
-    assert load_whole_policy(copy, 'torch')[0].max_thought_tokens == 300
-    half = Policy(load_policy(copy, 'torch', dtype='bfloat16')[0], transform, 'masked')
+    assert load_policy(copy, 'torch')[0].max_thought_tokens == 300
+    half, _ = load_policy(copy, 'torch', dtype='bfloat16', mode='masked')
     assert np.isfinite(half.infer(observation(TASK)).chunk).all()
     with pytest.raises(UserError, match="type 'int8' is none of"):
         load_policy(copy, 'torch', dtype='int8')
@@ -86,7 +84,8 @@ def test_from_download_to_decision(copy, monkeypatch, capsys):
 
 def test_published_prompt(copy):
     convert(copy, ConvertOptions())
-    _, transform, manifest = load_policy(copy, 'torch')
+    policy, manifest = load_policy(copy, 'torch')
+    transform = policy.transform
     ids, prompt = manifest.config.ids, transform.prompt_ids(TASK)
     whole = Tokenizer.from_file(str(copy / 'tokenizer.json')).encode(
         '<image>' * manifest.config.image_tokens + '<bos>' + SENTENCE, add_special_tokens=False)
@@ -283,7 +282,7 @@ def test_a_policy_apart_from_the_download(download, tmp_path, monkeypatch, capsy
     assert {path.name: path.read_bytes() for path in download.iterdir()} == before
     assert (out / SHARD).samefile(download / SHARD), 'no second 6 GB on the disk'
     assert lacks(out) == '' and PolicyManifest.read(out).name == 'released'
-    assert load_whole_policy(out, 'torch')[1].max_thought_tokens == 300
+    assert load_policy(out, 'torch')[1].max_thought_tokens == 300
     with pytest.raises(UserError, match='exists already; replace it with --force'):
         convert(download, ConvertOptions(out=out))
     convert(download, ConvertOptions(out=out, name='again', force=True))

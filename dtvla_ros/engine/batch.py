@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from dtvla_ros.engine.policy import banned_in_thought
+from dtvla_ros.engine.policy import suppressed_in_thought
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import additive, left_padded, new_rows_visible
 from dtvla_ros.policy.config import SpecialIds
@@ -25,7 +25,6 @@ from dtvla_ros.policy.likelihood import Written, lay_out, log_distribution
 from dtvla_ros.policy.model import Cache, HybridDecoder
 from dtvla_ros.policy.observation import Observation
 from dtvla_ros.policy.transform import PolicyTransform
-from dtvla_ros.policy.vocabulary import UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +32,10 @@ class SampledDecision:
     """One row of a batch.
 
     ``prompt_tokens`` and ``thought_tokens`` (tags included) are ids. ``outcome``: 'complete', or
-    'cut' where the token cap closed the thought. ``action_tokens`` [T*D] ids, ``chunk`` [T, D]
-    in the robot's units. ``thought_log_probs`` [n]: of the n tokens the policy chose, which
-    follow ``<think>``; ``action_log_probs`` [T*D]. Both in nats at the temperature sampled at,
-    at 1 where the choice was greedy.
+    'truncated' where the token cap closed the thought. ``action_tokens`` [T*D] ids, ``chunk``
+    [T, D] in the robot's units. ``thought_log_probs`` [n]: of the n tokens the policy chose,
+    which follow ``<think>``; ``action_log_probs`` [T*D]. Both in nats at the temperature sampled
+    at, at 1 where the choice was greedy.
     """
 
     prompt_tokens: tuple[int, ...]
@@ -122,10 +121,7 @@ class BatchSampler:
         self.max_thought_tokens = max_thought_tokens
         self.thought_temperature = thought_temperature
         self.action_temperature = action_temperature
-        banned = banned_in_thought(model.config.ids, model.config.text.vocabulary)
-        if (unknown := transform.tokenizer.token_to_id(UNKNOWN)) is not None:
-            banned[unknown] = True
-        self.banned = torch.from_numpy(banned)  # [V]
+        self.banned = torch.from_numpy(suppressed_in_thought(transform))  # [V]
 
     def infer(self, observations: Sequence[Observation],
                seeds: Sequence[int | None] | None = None,
@@ -158,7 +154,7 @@ class BatchSampler:
         return [SampledDecision(
             prompt_tokens=tuple(prompt),
             thought_tokens=(ids.think, *said, *last[1:-1]),
-            outcome='complete' if said[-1] == ids.think_end else 'cut',
+            outcome='complete' if said[-1] == ids.think_end else 'truncated',
             action_tokens=action, chunk=self.transform.decode_actions(action),
             thought_log_probs=np.array(value, np.float32), action_log_probs=log_prob)
             for prompt, said, last, value, action, log_prob in zip(

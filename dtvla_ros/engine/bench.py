@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from dtvla_ros.engine.decode import write_thought
-from dtvla_ros.engine.engine import Drafting, Engine
+from dtvla_ros.engine.engine import Engine, SpeculativeStats
 from dtvla_ros.engine.geometry import (
     Cost,
     Scene,
@@ -61,7 +61,7 @@ class _Run:
     phases: dict[str, list[float]] = field(default_factory=dict)
     thoughts: dict[str, list[int]] = field(default_factory=dict)
     bins: dict[str, list[int]] = field(default_factory=dict)
-    drafting: dict[str, Drafting] = field(default_factory=dict)
+    drafting: dict[str, SpeculativeStats] = field(default_factory=dict)
     memory_mb: float | None = None
 
 
@@ -89,20 +89,20 @@ class _Contender:
     def __init__(self, engine: Engine, view: Scene, options: BenchOptions):
         self._engine, self._scene, self._options = engine, view, options
         self.run = _Run()
-        engine.forbid(view.banned)
+        engine.suppress_tokens(view.banned)
 
     def infer(self, kind: str) -> None:
         engine, view, run = self._engine, self._scene, self.run
         length = self._options.thought_tokens
         ids = engine.config.ids
         watch = Watch(self._options.device, run.phases if kind != 'warm' else {})
-        features = engine.see(view.pixels)
+        features = engine.encode_images(view.pixels)
         watch.lap('see')
         if kind == 'masked':
             _, cache = engine.prefill(view.prompt, features)
             watch.lap('prefill')
             tokens = [ids.think, ids.think_end, ids.action]
-            scores = engine.act(cache, tokens)
+            scores = engine.decode_actions(cache, tokens)
             watch.lap('act')
         else:
             draft = run.thoughts['fresh'] if kind == 'draft' else []
@@ -118,7 +118,7 @@ class _Contender:
                 watch.lap('verify')
             else:
                 watch.lap('think per token', length - 1)
-            scores = engine.act(cache, tokens[-1:])
+            scores = engine.decode_actions(cache, tokens[-1:])
             watch.lap('act')
             run.drafting[kind] = drafting
         run.thoughts[kind], run.bins[kind] = tokens, scores.argmax(-1).tolist()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dtvla_ros.engine.engine import Drafting, Engine
+from dtvla_ros.engine.engine import Engine, SpeculativeStats
 
 Done = Callable[[list[int]], bool]
 _CONTEXT = 8  # longest common ending that is compared
@@ -46,7 +46,7 @@ def agreement(proposed: Sequence[int], chosen: Sequence[int]) -> int:
 
 
 def write_thought(engine: Engine, prompt: Sequence[int], features: Any, begun: Sequence[int],
-                  draft: Sequence[int], done: Done) -> tuple[list[int], Any, Drafting]:
+                  draft: Sequence[int], done: Done) -> tuple[list[int], Any, SpeculativeStats]:
     """Write a thought after ``prompt`` and the tokens ``begun``, until ``done(tokens)``.
 
     ``draft``: any tokens that the thought might consist of, or none. ``done`` is asked after
@@ -75,19 +75,19 @@ def write_thought(engine: Engine, prompt: Sequence[int], features: Any, begun: S
             if settled(tokens):
                 break
         proposed, accepted = proposed + len(proposal), accepted + min(right, taken)
-        cache = engine.rewind(cache, len(run) + 1 - taken)
+        cache = engine.crop(cache, len(run) + 1 - taken)
         if ended:
-            return tokens, cache, Drafting(proposed, accepted, passes)
+            return tokens, cache, SpeculativeStats(proposed, accepted, passes)
         # Twice as much as was right last time, so that a wrong guess costs little.
         proposal = run = list(continuation(draft, tokens))[:2 * right + 4]
         if not proposal:
             before = len(tokens)
-            cache = engine.write(cache, tokens, lambda written: (
+            cache = engine.generate(cache, tokens, lambda written: (
                 settled(written) or bool(continuation(draft, written))))
             passes += len(tokens) - before
             if ended:
-                return tokens, cache, Drafting(proposed, accepted, passes)
+                return tokens, cache, SpeculativeStats(proposed, accepted, passes)
             proposal = run = list(continuation(draft, tokens))[:4]
-        chosen, cache = engine.think(cache, [tokens[-1], *run])
+        chosen, cache = engine.verify(cache, [tokens[-1], *run])
         answers = chosen.tolist()
         passes += 1

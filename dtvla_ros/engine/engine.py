@@ -1,22 +1,23 @@
-"""The seam between a decision and whatever runs the network."""
+"""The protocol between a decision and whatever runs the network, and what a decision holds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dtvla_ros.errors import OutOfMemory
 from dtvla_ros.policy.config import DecoderConfig
 
-# Where the thought that is acted on comes from; see ``Policy``.
-MODES = ('full', 'masked', 'random', 'swapped', 'frozen')
+MODES = ('full', 'masked')
 
 
 @dataclass(frozen=True, slots=True)
-class Drafting:
+class SpeculativeStats:
     """What became of the draft of a thought.
 
     ``proposed`` and ``accepted`` count draft tokens put to the network and found right;
@@ -32,8 +33,8 @@ class Drafting:
 class Decision:
     """One thought and the chunk that follows from it.
 
-    ``reasoning``: text between the think tags. ``outcome``: ``'complete'`` or ``'cut'`` (token
-    or time cap hit before ``</think>``). ``chunk`` [T, D]: actions in the robot's units.
+    ``reasoning``: text between the think tags. ``outcome``: ``'complete'`` or ``'truncated'``
+    (token or time cap hit before ``</think>``). ``chunk`` [T, D]: actions in the robot's units.
     ``action_tokens`` [T*D] ids, ``thought_tokens`` ids with tags. ``timings`` [s] by phase
     (prepare, see, prefill, think, act).
     """
@@ -44,48 +45,64 @@ class Decision:
     thought_tokens: tuple[int, ...]
     action_tokens: NDArray[np.int64]
     timings: Mapping[str, float] = field(default_factory=dict)
-    drafting: Drafting = Drafting()
+    drafting: SpeculativeStats = SpeculativeStats()
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """The part of the engine's cache in use: rows computed, and where the prompt ended."""
+
+    count: int
+    prompt_end: int
 
 
 class Engine(Protocol):
     """Runs the phases of the hybrid decoder for one observation (batch 1).
 
-    A *cache* stands for the rows computed so far. An engine has room for one sequence: a new
-    ``prefill`` ends all earlier caches, and going on from a cache ends those that went on from
-    it before. A cache itself may be continued any number of times, one after the other.
+    One sequence slot: ``prefill`` invalidates every earlier ``Prefix``, and extending one
+    invalidates its other extensions. A prefix may be extended any number of times, one after the
+    other. Phases raise ``OutOfMemory`` where the memory of their device is used up.
     """
 
     name: str
     config: DecoderConfig
 
-    def forbid(self, banned: NDArray[np.bool_]) -> None:
+    def suppress_tokens(self, banned: NDArray[np.bool_]) -> None:
         """Never choose the ids marked in ``banned`` [V] from now on."""
 
-    def see(self, pixel_values: NDArray[np.float32]) -> Any:
+    def encode_images(self, pixel_values: NDArray[np.float32]) -> Any:
         """[C, 3, H, W] in -1..1 -> image features, kept where the engine runs."""
 
     def prefill(self, prompt_ids: Sequence[int], features: Any,
-                thought: Sequence[int] = ()) -> tuple[NDArray[np.int64], Any]:
+                thought: Sequence[int] = ()) -> tuple[NDArray[np.int64], Prefix]:
         """Run the bidirectional prompt and, causally, the thought begun so far.
 
         Returns the likeliest permitted id after the prompt and after each thought token
-        [1 + len(thought)], and the cache.
+        [1 + len(thought)], and the prefix they make.
         """
 
-    def think(self, cache: Any, tokens: Sequence[int]) -> tuple[NDArray[np.int64], Any]:
-        """Append thought tokens causally; return the id after each [len(tokens)] and the cache."""
+    def verify(self, cache: Prefix,
+               tokens: Sequence[int]) -> tuple[NDArray[np.int64], Prefix]:
+        """Append thought tokens causally; return the id after each [len(tokens)], the prefix."""
 
-    def write(self, cache: Any, tokens: list[int], done: Callable[[list[int]], bool]) -> Any:
-        """Write at least one more of ``tokens``, the last of which has not been run.
+    def generate(self, cache: Prefix, tokens: list[int],
+                 done: Callable[[list[int]], bool]) -> Prefix:
+        """Append at least one more to ``tokens``, the last of which has not been run.
 
         They grow in place, one likeliest permitted id at a time, until ``done(tokens)``, asked
-        after each. Returns the cache, which holds all but the last token.
+        after each. Returns the prefix, which holds all but the last token.
         """
+        while True:
+            chosen, cache = self.verify(cache, tokens[-1:])
+            tokens.append(int(chosen[0]))
+            if done(tokens):
+                return cache
 
-    def rewind(self, cache: Any, count: int) -> Any:
-        """Return the cache without its last ``count`` rows."""
+    def crop(self, cache: Prefix, count: int) -> Prefix:
+        """Return the prefix without its last ``count`` rows."""
+        return Prefix(cache.count - count, cache.prompt_end)
 
-    def act(self, cache: Any, tokens: Sequence[int]) -> NDArray[np.float32]:
+    def decode_actions(self, cache: Prefix, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Run the thought's last tokens, ``<action>`` the very last, the slots and the tail.
 
         Returns logits [T*D, bins] over the action ids.
@@ -93,17 +110,27 @@ class Engine(Protocol):
 
     def logits(self, prompt_ids: Sequence[int], features: Any,
                thought: Sequence[int]) -> NDArray[np.float32]:
-        """Return the logits [1 + len(thought), V] that ``prefill`` chooses from; ends all caches.
+        """Return the logits [1 + len(thought), V] that ``prefill`` chooses from.
 
-        For comparing engines: nothing is forbidden here.
+        For comparing engines: nothing is suppressed here, and every prefix is invalidated.
         """
 
 
-def write_by_thinking(engine: Engine, cache: Any, tokens: list[int],
-                      done: Callable[[list[int]], bool]) -> Any:
-    """``Engine.write`` by one ``think`` for each token."""
-    while True:
-        chosen, cache = engine.think(cache, tokens[-1:])
-        tokens.append(int(chosen[0]))
-        if done(tokens):
-            return cache
+@contextmanager
+def memory_guard() -> Iterator[None]:
+    """Raise a runtime's own error for used-up memory as ``OutOfMemory``.
+
+    torch has a class for that on a GPU only; on the CPU it raises RuntimeError, ONNX Runtime its
+    RuntimeException, both with a sentence of the allocator.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise OutOfMemory(str(error)) from error
+    except Exception as error:
+        said = str(error).lower()
+        if any(sign in said for sign in (
+                'out of memory', 'bad_alloc', 'failed to allocate', "can't allocate memory",
+                'not enough memory')):
+            raise OutOfMemory(str(error)) from error
+        raise

@@ -93,15 +93,15 @@ def fastest_weights(model: HybridDecoder, thought_tokens: int) -> str:
                 continue
             engines[weights] = OnnxEngine(folder, model.config, floats=(
                 weights != 'fp32' and not multiplies_bytes()))
-            engines[weights].forbid(view.banned)
+            engines[weights].suppress_tokens(view.banned)
         seconds = {weights: float('inf') for weights in engines}
         for _ in range(_ROUNDS):
             for weights, engine in engines.items():
                 start = perf_counter()
                 tokens, cache, _ = write_thought(
-                    engine, view.prompt, engine.see(view.pixels), [], [],
+                    engine, view.prompt, engine.encode_images(view.pixels), [], [],
                     lambda written: len(written) >= thought_tokens)
-                engine.act(cache, tokens[-1:])
+                engine.decode_actions(cache, tokens[-1:])
                 seconds[weights] = min(seconds[weights], perf_counter() - start)
     if not seconds:
         raise UserError('no kind of weights passes the gate; export fp32 to see why')

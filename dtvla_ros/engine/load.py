@@ -1,7 +1,8 @@
-"""From a policy folder to something that decides."""
+"""Load a policy folder, ready to infer."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from dtvla_ros.engine.policy import Policy
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.folder import transform_of
 from dtvla_ros.policy.manifest import FLOAT_GRAPHS, GRAPHS, MANIFEST, PolicyManifest
-from dtvla_ros.policy.transform import PolicyTransform
 
 ENGINES = ('onnx', 'torch')
 DEVICES = ('cpu', 'cuda', 'tensorrt', 'auto')
@@ -19,15 +19,17 @@ DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1, device: str = 'cpu',
-                dtype: str | None = None,
+                dtype: str | None = None, mode: str = 'full',
+                max_thought_tokens: int | None = None, max_think_seconds: float = math.inf,
                 on_verified: Callable[[PolicyManifest], None] | None = None,
-                ) -> tuple[Engine, PolicyTransform, PolicyManifest]:
-    """Load a policy folder; every file is hashed before it is parsed.
+                ) -> tuple[Policy, PolicyManifest]:
+    """Load a policy folder, ready to infer; every file is hashed before it is parsed.
 
     ``device`` is one of ``DEVICES``; on the CPU ``threads`` threads are used. ``engine`` 'onnx'
     imports no torch; without the GPU that is asked for it logs why and runs on the CPU. 'torch'
     runs in ``dtype`` (None: float32 on the CPU, elsewhere as stored) and knows no TensorRT.
-    ``on_verified`` is called when every file is known to be intact, before the weights are read.
+    ``max_thought_tokens`` None: as the manifest says. ``on_verified`` is called when every file
+    is known to be intact, before the weights are read.
     Raises ``UserError`` naming the file or value and what is wrong with it.
     """
     folder = Path(path)
@@ -52,11 +54,15 @@ def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1, device
             manifest.verified(folder, name)
     if on_verified is not None:
         on_verified(manifest)
+
+    def ready(run: Engine) -> tuple[Policy, PolicyManifest]:
+        return Policy(run, transform, mode, max_thought_tokens or manifest.max_thought_tokens,
+                      max_think_seconds), manifest
+
     if engine == 'onnx':
         from dtvla_ros.engine.onnx_engine import OnnxEngine
 
-        return (OnnxEngine(folder, manifest.config, threads, device, floats=floats), transform,
-                manifest)
+        return ready(OnnxEngine(folder, manifest.config, threads, device, floats=floats))
     import torch
 
     from dtvla_ros.engine.torch_engine import TorchEngine
@@ -70,12 +76,4 @@ def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1, device
     if device == 'cpu':
         torch.set_num_threads(threads)
     model = load_model(manifest.config, weights, device, getattr(torch, dtype or '', None))
-    return TorchEngine(model, release=True), transform, manifest
-
-
-def load_whole_policy(path: Path | str, engine: str = 'onnx', threads: int = 1,
-                      device: str = 'cpu', mode: str = 'full', seed: int = 0,
-                      ) -> tuple[Policy, PolicyManifest]:
-    """Load a policy folder ready to decide, with its own thought length."""
-    run, transform, manifest = load_policy(path, engine, threads, device)
-    return Policy(run, transform, mode, manifest.max_thought_tokens, seed=seed), manifest
+    return ready(TorchEngine(model, release=True))

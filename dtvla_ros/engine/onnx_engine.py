@@ -7,15 +7,14 @@ between passes, and a cache is only a number of rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from dtvla_ros.engine.engine import write_by_thinking
+from dtvla_ros.engine.engine import Engine, Prefix, memory_guard
 from dtvla_ros.engine.providers import Placement, fallen_back, place
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import DecoderConfig
@@ -28,15 +27,7 @@ _NONE = np.zeros(0, np.int64)
 _FIRST = np.zeros(1, np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """How many rows are computed, and where the prompt ended."""
-
-    count: int
-    prompt_end: int
-
-
-class OnnxEngine:
+class OnnxEngine(Engine):
     """Runs the vision, decoder and act graphs of one folder.
 
     ``provider`` 'cpu', 'cuda', 'tensorrt' or 'auto'; one that is not there is replaced by the
@@ -77,12 +68,12 @@ class OnnxEngine:
         self._penalty = np.zeros(text.vocabulary - config.ids.bins, np.float32)
         self._open_row = np.zeros((1, rows + 1), np.float32)  # the mask of a row that sees all
 
-    def forbid(self, banned: NDArray[np.bool_]) -> None:
+    def suppress_tokens(self, banned: NDArray[np.bool_]) -> None:
         ids = self.config.ids
         words = np.delete(banned, slice(ids.bins_first, ids.bins_last + 1))  # [V - bins]
         self._penalty = np.where(words, np.float32('-inf'), np.float32(0))
 
-    def see(self, pixel_values: NDArray[np.float32]) -> ort.OrtValue:
+    def encode_images(self, pixel_values: NDArray[np.float32]) -> ort.OrtValue:
         """[C, 3, H, W] in -1..1 -> features [image_tokens, width]."""
         features = ort.OrtValue.ortvalue_from_shape_and_type(
             [self.config.image_tokens, self.config.text.width], np.float32, self.device, 0)
@@ -92,32 +83,26 @@ class OnnxEngine:
         return features
 
     def prefill(self, prompt_ids: Sequence[int], features: ort.OrtValue,
-                thought: Sequence[int] = ()) -> tuple[NDArray[np.int64], _Rows]:
+                thought: Sequence[int] = ()) -> tuple[NDArray[np.int64], Prefix]:
         if self._floats and thought:  # a draft is verified by what writes thoughts
             first, cache = self.prefill(prompt_ids, features)
-            chosen, cache = self.think(cache, thought)
+            chosen, cache = self.verify(cache, thought)
             return np.concatenate([first, chosen]), cache
         run = self._prefill
         self._read_prompt(run, prompt_ids, features, thought, _NONE)
         chosen = run.get('choices', (1 + len(thought),), np.int64)
         run.run()
-        return chosen, _Rows(len(prompt_ids) + len(thought), len(prompt_ids))
+        return chosen, Prefix(len(prompt_ids) + len(thought), len(prompt_ids))
 
-    def think(self, cache: _Rows, tokens: Sequence[int]) -> tuple[NDArray[np.int64], _Rows]:
+    def verify(self, cache: Prefix, tokens: Sequence[int]) -> tuple[NDArray[np.int64], Prefix]:
         count = len(tokens)
         run = self._token if count == 1 else self._words
         self._read_words(run, cache, tokens, _NONE)
         chosen = run.get('choices', (count,), np.int64)
         run.run()
-        return chosen, _Rows(cache.count + count, cache.prompt_end)
+        return chosen, Prefix(cache.count + count, cache.prompt_end)
 
-    def write(self, cache: _Rows, tokens: list[int], done: Callable[[list[int]], bool]) -> _Rows:
-        return write_by_thinking(self, cache, tokens, done)
-
-    def rewind(self, cache: _Rows, count: int) -> _Rows:
-        return _Rows(cache.count - count, cache.prompt_end)
-
-    def act(self, cache: _Rows, tokens: Sequence[int]) -> NDArray[np.float32]:
+    def decode_actions(self, cache: Prefix, tokens: Sequence[int]) -> NDArray[np.float32]:
         slots, ids = self.config.slots, self.config.ids
         self._bind(self._act, cache, tokens, len(tokens) + slots + 2,
                    cache.count + len(tokens) - 1)
@@ -131,7 +116,7 @@ class OnnxEngine:
         if self._floats and thought:
             first = self.logits(prompt_ids, features, ())
             run = _Pass(self._words.session)
-            self._read_words(run, _Rows(len(prompt_ids), len(prompt_ids)), thought,
+            self._read_words(run, Prefix(len(prompt_ids), len(prompt_ids)), thought,
                              np.arange(len(thought)))
             return np.concatenate([first, self._scores(run, len(thought))])
         rows = 1 + len(thought)
@@ -156,14 +141,14 @@ class OnnxEngine:
             raise ValueError(f'{len(image_rows)} image ids in the prompt for '
                              f'{features.shape()[0]} image features')
         count = len(prompt_ids) + len(thought)
-        self._bind(run, _Rows(0, len(prompt_ids)), [*prompt_ids, *thought], count, None)
+        self._bind(run, Prefix(0, len(prompt_ids)), [*prompt_ids, *thought], count, None)
         run.binding.bind_ortvalue_input('features', features)
         run.kept['features'] = features
         run.put('image_rows', image_rows)
         run.put('rows', np.arange(len(prompt_ids) - 1, count))
         run.put('bin_rows', bin_rows)
 
-    def _read_words(self, run: _Pass, cache: _Rows, tokens: Sequence[int],
+    def _read_words(self, run: _Pass, cache: Prefix, tokens: Sequence[int],
                     bin_rows: NDArray[np.int64]) -> None:
         """Bind all inputs of a pass over words behind ``cache``, ready to run."""
         count = len(tokens)
@@ -173,7 +158,7 @@ class OnnxEngine:
         run.put('rows', _FIRST if count == 1 else np.arange(count))
         run.put('bin_rows', bin_rows)
 
-    def _bind(self, run: _Pass, cache: _Rows, tokens: Sequence[int], count: int,
+    def _bind(self, run: _Pass, cache: Prefix, tokens: Sequence[int], count: int,
               action_start: int | None) -> None:
         """Bind ids, mask, positions, rows so far, and where new ones go (not in the act pass)."""
         start, end = cache.count, cache.count + count
@@ -198,8 +183,9 @@ class OnnxEngine:
                                  place + start * width * _FLOAT)
 
     def _empty(self, rows: int) -> ort.OrtValue:
-        return ort.OrtValue.ortvalue_from_shape_and_type(
-            [rows, self._shape], np.float32, self.device, 0)
+        with memory_guard():
+            return ort.OrtValue.ortvalue_from_shape_and_type(
+                [rows, self._shape], np.float32, self.device, 0)
 
     def _grow(self, capacity: int, keep: int) -> None:
         """Move ``keep`` rows into larger buffers."""
@@ -237,7 +223,8 @@ class _Pass:
         return out
 
     def run(self) -> None:
-        self.session.run_with_iobinding(self.binding)
+        with memory_guard():
+            self.session.run_with_iobinding(self.binding)
 
 
 def past_names(config: DecoderConfig) -> list[str]:

@@ -55,7 +55,7 @@ def compare(reference: Engine, other: Engine, seed: int = 0) -> Parity:
     words = np.flatnonzero(~banned)
     size = config.vision.image_size
     for engine in (reference, other):
-        engine.forbid(banned)
+        engine.suppress_tokens(banned)
     cosines, near, thoughts, chunks = [], [], 0, 0
     for _ in range(_SAMPLES):
         pixels = rng.uniform(-1, 1, (len(config.vision.cameras), 3, size, size))
@@ -76,13 +76,13 @@ def _run(engine: Engine, pixels: NDArray[np.float32], prompt: list[int],
          given: list[int]) -> tuple[NDArray, NDArray, list[int], NDArray]:
     """Return word and action logits with a given thought, then an own thought and its bins."""
     ids = engine.config.ids
-    features = engine.see(pixels)
+    features = engine.encode_images(pixels)
     rows = engine.logits(prompt, features, [ids.think, *given])
     _, cache = engine.prefill(prompt, features, [ids.think, *given])
-    scores = engine.act(cache, [ids.think_end, ids.action])
+    scores = engine.decode_actions(cache, [ids.think_end, ids.action])
     said, cache, _ = write_thought(engine, prompt, features, [ids.think], [], lambda tokens: (
         tokens[-1] == ids.think_end or len(tokens) >= _WORDS))
-    return rows, scores, said, engine.act(cache, [said[-1], ids.action]).argmax(-1)
+    return rows, scores, said, engine.decode_actions(cache, [said[-1], ids.action]).argmax(-1)
 
 
 def _cosine(a: NDArray, b: NDArray) -> float:

@@ -1,4 +1,4 @@
-"""One decision: see, think, act, with the prefix computed once."""
+"""One decision: encode the images, think, act, with the prefix computed once."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtvla_ros.engine.decode import write_thought
-from dtvla_ros.engine.engine import MODES, Decision, Drafting, Engine
+from dtvla_ros.engine.engine import MODES, Decision, Engine, Prefix, SpeculativeStats
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import SpecialIds
 from dtvla_ros.policy.observation import Observation
 from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.policy.vocabulary import UNKNOWN
-
-_MEMORY = 256  # thoughts remembered for swapping
 
 
 def banned_in_thought(ids: SpecialIds, vocabulary: int) -> NDArray[np.bool_]:
@@ -29,25 +27,29 @@ def banned_in_thought(ids: SpecialIds, vocabulary: int) -> NDArray[np.bool_]:
     return banned
 
 
+def suppressed_in_thought(transform: PolicyTransform) -> NDArray[np.bool_]:
+    """Return [V], true for ids a policy never writes: ``banned_in_thought``, unknown words."""
+    banned = banned_in_thought(transform.config.ids, transform.config.text.vocabulary)
+    if (unknown := transform.tokenizer.token_to_id(UNKNOWN)) is not None:
+        banned[unknown] = True
+    return banned
+
+
 class Policy:
     """A policy: an observation in, a thought and a chunk of actions out.
 
-    ``mode`` says where the thought comes from: 'full' writes its own; 'masked' gets an empty
-    one; 'random' gets ``random_words`` words drawn at random; 'swapped' writes its own and acts
-    on one it wrote for another frame (on an empty one until there is another); 'frozen' writes
-    one and keeps it for ``keep`` decisions. All but 'full' tell how much the actions need it.
-
-    The last thought is the next one's draft: the result is the same, in fewer passes.
+    ``mode`` 'full' thinks, 'masked' acts on an empty thought; other thoughts are the business of
+    `dtvla_ros.evaluation.ablations`. The last thought is the next one's draft (``draft``): the
+    result is the same, in fewer passes.
     """
 
     def __init__(self, engine: Engine, transform: PolicyTransform, mode: str = 'full',
                  max_thought_tokens: int = 48, max_think_seconds: float = math.inf,
-                 seed: int = 0, random_words: int = 16, keep: int = 4, draft: bool = True):
+                 draft: bool = True):
         if mode not in MODES:
             raise UserError(f'thought mode {mode!r} is none of {", ".join(MODES)}')
-        for name, value in (('max_thought_tokens', max_thought_tokens), ('keep', keep)):
-            if value < 1:
-                raise UserError(f'{name} must be at least 1, got {value}')
+        if max_thought_tokens < 1:
+            raise UserError(f'max_thought_tokens must be at least 1, got {max_thought_tokens}')
         if not max_think_seconds > 0:
             raise UserError(f'max_think_seconds must be positive, got {max_think_seconds}')
         self.engine = engine
@@ -55,80 +57,43 @@ class Policy:
         self.mode = mode
         self.max_thought_tokens = max_thought_tokens
         self.max_think_seconds = max_think_seconds
-        self._random_words = random_words
-        self._keep = keep
-        self._drafts = draft
-        self._rng = np.random.default_rng(seed)
-        self._last: list[int] = []  # the thought written last, without <think>
-        self._age = 0  # decisions since then
-        self._memory: list[list[int]] = []
-        ids, vocabulary = transform.config.ids, transform.config.text.vocabulary
-        banned = banned_in_thought(ids, vocabulary)
-        ordinary = ~banned
-        ordinary[[ids.think_end, ids.newline]] = False
-        if (unknown := transform.tokenizer.token_to_id(UNKNOWN)) is not None:
-            banned[unknown] = True
-            ordinary[unknown] = False
-        ordinary[transform.tokenizer.get_vocab_size():] = False
-        self._ordinary = np.flatnonzero(ordinary)
-        engine.forbid(banned)
+        self._draft = draft
+        self._last: list[int] = []  # the last thought, without <think>
+        engine.suppress_tokens(suppressed_in_thought(transform))
+
+    def reset(self) -> None:
+        """Forget the last thought, which is only a draft."""
+        self._last = []
 
     def infer(self, observation: Observation,
-               on_token: Callable[[str], None] | None = None) -> Decision:
+              on_text: Callable[[str], None] | None = None) -> Decision:
         """Return the decision for one observation.
 
-        ``on_token`` gets the thought's text so far after every word. A thought that hits a cap
-        is closed and acted on, and the outcome says ``'cut'``: whether such a chunk may move an
-        arm is the caller's choice. Raises ``FloatingPointError`` if the network's output is not
-        finite.
+        ``on_text`` gets the thought's text so far after every token. A thought that hits a cap
+        is closed and acted on, and the outcome says ``'truncated'``: whether such a chunk may
+        move an arm is the caller's choice. Raises ``FloatingPointError`` if the network's output
+        is not finite, ``OutOfMemory`` if memory is used up.
         """
         ids = self.transform.config.ids
+        if self.mode == 'masked':
+            if on_text:
+                on_text('')
+            return act_on(self.engine, self.transform, observation, [ids.think, ids.think_end])
         clock = _Clock()
-        prompt = self.transform.prompt_ids(observation.instruction, observation)
-        pixels = self.transform.pixels(observation.images)
-        clock.lap('prepare')
-        features = self.engine.see(pixels)
-        clock.lap('see')
-        outcome, drafting = 'complete', Drafting()
-        if self._writes():
-            words, cache, drafting = self._write(prompt, features, on_token, clock)
-            pending = words[-1:]
-            if words[-1] != ids.think_end:
-                outcome = 'cut'
-                words.append(ids.think_end)
-                pending = words[-2:]
-            if self.mode == 'swapped':
-                cache = self.engine.rewind(cache, len(words) - len(pending) + 1)
-                words = self._another(words)
-                pending = [ids.think, *words]
-        else:
-            _, cache = self.engine.prefill(prompt, features)
-            clock.lap('prefill')
-            words = self._given()
-            pending = [ids.think, *words]
-            if on_token:
-                on_token(self.transform.decode_thought(words))
-        scores = self.engine.act(cache, [*pending, ids.action])  # [T*D, bins]
-        if not np.isfinite(scores).all():
-            raise FloatingPointError('action logits are not finite; the weights or the images '
-                                     'are damaged')
-        tokens = scores.argmax(-1).astype(np.int64) + ids.bins_first
-        clock.lap('act')
-        self._age += 1
-        return Decision(
-            reasoning=self.transform.decode_thought(words), outcome=outcome,
-            chunk=self.transform.decode_actions(tokens), thought_tokens=(ids.think, *words),
-            action_tokens=tokens, timings=clock.laps, drafting=drafting)
+        prompt, features = _encode(self.engine, self.transform, observation, clock)
+        tokens, cache, stats = self._think(prompt, features, on_text, clock)
+        outcome, pending = 'complete', tokens[-1:]
+        if tokens[-1] != ids.think_end:
+            outcome = 'truncated'
+            tokens.append(ids.think_end)
+            pending = tokens[-2:]
+        return _act(self.engine, self.transform, cache, pending, [ids.think, *tokens], clock,
+                    outcome, stats)
 
-    def _writes(self) -> bool:
-        if self.mode == 'frozen':
-            return not self._last or self._age >= self._keep
-        return self.mode in ('full', 'swapped')
-
-    def _write(self, prompt: Sequence[int], features: Any,
-               on_token: Callable[[str], None] | None,
-               clock: _Clock) -> tuple[list[int], Any, Drafting]:
-        """Write a thought: its tokens, the cache without the last of them, and the drafting."""
+    def _think(self, prompt: Sequence[int], features: Any,
+               on_text: Callable[[str], None] | None,
+               clock: _Clock) -> tuple[list[int], Prefix, SpeculativeStats]:
+        """Return a thought's tokens, the prefix without the last of them, and statistics."""
         ids = self.transform.config.ids
         deadline = math.inf
 
@@ -137,45 +102,54 @@ class Policy:
             if len(tokens) == 1:
                 clock.lap('prefill')
                 deadline = time.perf_counter() + self.max_think_seconds
-            if on_token:
-                on_token(self.transform.decode_thought(tokens))
+            if on_text:
+                on_text(self.transform.decode_thought(tokens))
             return (tokens[-1] == ids.think_end or len(tokens) >= self.max_thought_tokens
                     or time.perf_counter() > deadline)
 
-        draft = self._last if self._drafts else []
-        words, cache, drafting = write_thought(
-            self.engine, prompt, features, [ids.think], draft, done)
+        tokens, cache, stats = write_thought(
+            self.engine, prompt, features, [ids.think], self._last if self._draft else [], done)
         clock.lap('think')
-        self._last, self._age = list(words), 0
-        return words, cache, drafting
-
-    def _given(self) -> list[int]:
-        ids = self.transform.config.ids
-        if self.mode == 'frozen':
-            return [*(w for w in self._last if w != ids.think_end), ids.think_end]
-        words = [] if self.mode == 'masked' else self._rng.choice(
-            self._ordinary, self._random_words).tolist()
-        return [*words, ids.think_end]
-
-    def _another(self, words: list[int]) -> list[int]:
-        """Return a thought written for another frame, and remember this frame's."""
-        others = [thought for thought in self._memory if thought != words]
-        self._memory = [*self._memory[1 - _MEMORY:], words]
-        if not others:
-            return [self.transform.config.ids.think_end]
-        return others[int(self._rng.integers(len(others)))]
+        self._last = list(tokens)
+        return tokens, cache, stats
 
 
-def act_on(
-    engine: Engine, transform: PolicyTransform, observation: Observation, thought: Sequence[int],
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the action ids [T*D] and the chunk [T, D] for a thought given as ids with tags."""
-    ids = transform.config.ids
+def act_on(engine: Engine, transform: PolicyTransform, observation: Observation,
+           thought: Sequence[int]) -> Decision:
+    """Return the decision for a thought given as ids with tags; nothing is written."""
+    clock = _Clock()
+    prompt, features = _encode(engine, transform, observation, clock)
+    _, cache = engine.prefill(prompt, features)
+    clock.lap('prefill')
+    return _act(engine, transform, cache, thought, thought, clock)
+
+
+def _encode(engine: Engine, transform: PolicyTransform, observation: Observation,
+            clock: _Clock) -> tuple[list[int], Any]:
+    """Return the prompt's ids and the image features."""
     prompt = transform.prompt_ids(observation.instruction, observation)
-    _, cache = engine.prefill(prompt, engine.see(transform.pixels(observation.images)))
-    scores = engine.act(cache, [*thought, ids.action])  # [T*D, bins]
+    pixels = transform.pixels(observation.images)
+    clock.lap('prepare')
+    features = engine.encode_images(pixels)
+    clock.lap('see')
+    return prompt, features
+
+
+def _act(engine: Engine, transform: PolicyTransform, cache: Prefix, pending: Sequence[int],
+         thought: Sequence[int], clock: _Clock, outcome: str = 'complete',
+         stats: SpeculativeStats = SpeculativeStats()) -> Decision:
+    """Decode the actions of ``thought``, whose ``pending`` last ids are not yet in the cache."""
+    ids = transform.config.ids
+    scores = engine.decode_actions(cache, [*pending, ids.action])  # [T*D, bins]
+    if not np.isfinite(scores).all():
+        raise FloatingPointError('action logits are not finite; the weights or the images '
+                                 'are damaged')
     tokens = scores.argmax(-1).astype(np.int64) + ids.bins_first
-    return tokens, transform.decode_actions(tokens)
+    clock.lap('act')
+    return Decision(
+        reasoning=transform.decode_thought(thought), outcome=outcome,
+        chunk=transform.decode_actions(tokens), thought_tokens=tuple(thought),
+        action_tokens=tokens, timings=clock.laps, drafting=stats)
 
 
 class _Clock:

@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dtvla_ros.engine.engine import write_by_thinking
+from dtvla_ros.engine.engine import Engine, Prefix, memory_guard
 from dtvla_ros.engine.fused import ALL, FusedDecoder
 from dtvla_ros.engine.linear import Int8, integers_pay, rounded
 from dtvla_ros.policy.attention import additive
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.visibility import visible
 
+P = ParamSpec('P')
+R = TypeVar('R')
 ROOM = 512  # rows for words beside images and actions, at first; the cache grows when needed
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """How many rows are computed, and where the prompt ended."""
+def _phase(method: Callable[P, R]) -> Callable[P, R]:
+    """Run a phase of the engine without gradients; used-up memory becomes ``OutOfMemory``."""
+    @functools.wraps(method)
+    def run(*arguments: P.args, **named: P.kwargs) -> R:
+        with torch.inference_mode(), memory_guard():
+            return method(*arguments, **named)
 
-    count: int
-    prompt_end: int
+    return run
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """Runs a ``HybridDecoder`` on its own device and in its own type.
 
     ``int8`` quantises every matrix but the embedding (CPU only); whether bytes are multiplied or
@@ -54,37 +59,35 @@ class TorchEngine:
         self._compiled = self._device.type == 'cuda' if compile is None else compile
         self._writer = _Writer(self._decoder) if self._compiled else None
 
-    @torch.inference_mode()
-    def forbid(self, banned: NDArray[np.bool_]) -> None:
+    @_phase
+    def suppress_tokens(self, banned: NDArray[np.bool_]) -> None:
         self._decoder.head.forbid(torch.from_numpy(banned).to(self._device))
 
-    @torch.inference_mode()
-    def see(self, pixel_values: NDArray[np.float32]) -> Tensor:
+    @_phase
+    def encode_images(self, pixel_values: NDArray[np.float32]) -> Tensor:
         """[C, 3, H, W] in -1..1 -> features [image_tokens, width]."""
         pixels = torch.from_numpy(pixel_values)[None].to(self._device, self._dtype)
         return self._tower(pixels)[0]
 
-    @torch.inference_mode()
+    @_phase
     def prefill(self, prompt_ids: Sequence[int], features: Tensor,
-                thought: Sequence[int] = ()) -> tuple[NDArray[np.int64], _Rows]:
+                thought: Sequence[int] = ()) -> tuple[NDArray[np.int64], Prefix]:
         hidden, rows = self._prefill(prompt_ids, features, thought)
         return self._chosen(hidden), rows
 
-    @torch.inference_mode()
-    def think(self, cache: _Rows, tokens: Sequence[int]) -> tuple[NDArray[np.int64], _Rows]:
+    @_phase
+    def verify(self, cache: Prefix, tokens: Sequence[int]) -> tuple[NDArray[np.int64], Prefix]:
         hidden, rows = self._run(self._decoder.embed(self._ids(tokens)), cache)
         return self._chosen(hidden), rows
 
-    def write(self, cache: _Rows, tokens: list[int], done: Callable[[list[int]], bool]) -> _Rows:
+    def generate(self, cache: Prefix, tokens: list[int],
+                 done: Callable[[list[int]], bool]) -> Prefix:
         if self._writer is not None:
-            return self._write_compiled(cache, tokens, done)
-        return write_by_thinking(self, cache, tokens, done)
+            return self._generate_compiled(cache, tokens, done)
+        return super().generate(cache, tokens, done)
 
-    def rewind(self, cache: _Rows, count: int) -> _Rows:
-        return _Rows(cache.count - count, cache.prompt_end)
-
-    @torch.inference_mode()
-    def act(self, cache: _Rows, tokens: Sequence[int]) -> NDArray[np.float32]:
+    @_phase
+    def decode_actions(self, cache: Prefix, tokens: Sequence[int]) -> NDArray[np.float32]:
         first = len(tokens) - 1
         x = self._decoder.embed_action(self._ids(tokens))
         hidden, _ = self._run(x, cache, slice(first, first + self.config.slots),
@@ -92,21 +95,22 @@ class TorchEngine:
         logits = self._decoder.head.bins(hidden)
         return logits.cpu().numpy()
 
-    @torch.inference_mode()
+    @_phase
     def logits(self, prompt_ids: Sequence[int], features: Tensor,
                thought: Sequence[int]) -> NDArray[np.float32]:
         hidden, _ = self._prefill(prompt_ids, features, thought)
         return self._decoder.head.words(hidden).cpu().numpy()
 
     def _prefill(self, prompt_ids: Sequence[int], features: Tensor,
-                 thought: Sequence[int]) -> tuple[Tensor, _Rows]:
+                 thought: Sequence[int]) -> tuple[Tensor, Prefix]:
         x = self._decoder.embed_prompt(self._ids(prompt_ids), features)
         if thought:
             x = torch.cat([x, self._decoder.embed(self._ids(thought))])
-        return self._run(x, _Rows(0, len(prompt_ids)), slice(len(prompt_ids) - 1, None))
+        return self._run(x, Prefix(0, len(prompt_ids)), slice(len(prompt_ids) - 1, None))
 
-    def _write_compiled(self, cache: _Rows, tokens: list[int],
-                        done: Callable[[list[int]], bool]) -> _Rows:
+    @_phase
+    def _generate_compiled(self, cache: Prefix, tokens: list[int],
+                           done: Callable[[list[int]], bool]) -> Prefix:
         count, ended = cache.count, False
 
         def watched(written: list[int]) -> bool:
@@ -118,7 +122,7 @@ class TorchEngine:
             self._make_room(count + 1)
             assert self._writer is not None
             count = self._writer.write(count, tokens, watched)
-        return _Rows(count, cache.prompt_end)
+        return Prefix(count, cache.prompt_end)
 
     def _make_room(self, rows: int) -> None:
         if rows > self._decoder.capacity:
@@ -131,8 +135,8 @@ class TorchEngine:
     def _chosen(self, hidden: Tensor) -> NDArray[np.int64]:
         return self._decoder.head.choose(hidden).cpu().numpy()
 
-    def _run(self, x: Tensor, cache: _Rows, read: slice = ALL,
-             action_start: int | None = None) -> tuple[Tensor, _Rows]:
+    def _run(self, x: Tensor, cache: Prefix, read: slice = ALL,
+             action_start: int | None = None) -> tuple[Tensor, Prefix]:
         start, end = cache.count, cache.count + x.shape[0]
         self._make_room(end)
         rows = torch.arange(start, end, device=self._device)
@@ -143,7 +147,7 @@ class TorchEngine:
             columns = torch.arange(end, device=self._device)
             seen = visible(rows[:, None], columns[None], cache.prompt_end, acting)
             mask = additive(seen[None], self._dtype)[0, 0]  # [n, end]
-        return self._decoder.run(x, rows, end, mask, read), _Rows(end, cache.prompt_end)
+        return self._decoder.run(x, rows, end, mask, read), Prefix(end, cache.prompt_end)
 
 
 class _Writer:
@@ -187,7 +191,6 @@ class _Writer:
             self._advance()
         return graph
 
-    @torch.inference_mode()
     def write(self, count: int, tokens: list[int], done: Callable[[list[int]], bool]) -> int:
         """Extend ``tokens`` until ``done``; return how many rows are then held."""
         self._row.fill_(count)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 import dtvla_sim
 from dtvla_ros import files, share
-from dtvla_ros.engine.engine import MODES
+from dtvla_ros.engine.engine import MODES as NODE_MODES
 from dtvla_ros.engine.load import DEVICES, ENGINES
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.manifest import PolicyManifest
@@ -22,6 +22,7 @@ from dtvla_ros.rollout.setup import Job, PolicySetup, SceneSetup, task_of
 from dtvla_ros.rollout.workers import run_jobs
 
 from . import report, workers
+from .ablations import MODES
 from .html import write_html
 from .journal import Journal
 from .progress import Source, finish
@@ -257,9 +258,9 @@ def _check(options: EvalOptions) -> None:
         raise UserError('--realtime needs --via ros: in process time waits for the policy')
     if options.via == 'ros' and options.mode == 'replay':
         raise UserError('--mode replay runs no policy; leave out --via ros')
-    if options.via == 'ros' and options.mode == 'swapped':
-        raise UserError('--mode swapped needs to know the other tasks, of which a node is not '
-                        'told; leave out --via ros')
+    if options.via == 'ros' and options.mode not in NODE_MODES:
+        raise UserError(f'--mode {options.mode} works in process only: the policy node knows '
+                        f'{" and ".join(NODE_MODES)}; leave out --via ros')
     if options.via == 'ros' and any(p.partition(':')[0] == 'language' for p in options.perturb):
         raise UserError('--perturb language works in process only, where a sentence that the '
                         'policy refuses is counted; leave out --via ros')

@@ -11,6 +11,7 @@ from rich.table import Table
 from dtvla_ros.rollout.episode import run_episode
 from dtvla_ros.rollout.setup import PolicySetup
 
+from .ablations import ablated
 from .statistics import Rate
 from .workers import load
 
@@ -37,15 +38,14 @@ class Recovery:
 
 def make_recovery_worker(setup: PolicySetup) -> Callable[[tuple[str, str, int]], Recovery]:
     """Build simulator and policy once; serve (mode, task, seed)."""
-    from dtvla_ros.engine.policy import Policy
     from dtvla_sim.knock import KnockedEnv
 
     env = KnockedEnv(setup.scene.make())
-    engine, transform, manifest, replan = load(setup)
+    policy, replan = load(setup)
 
     def serve(job: tuple[str, str, int]) -> Recovery:
         mode, task, seed = job
-        thinker = Policy(engine, transform, mode, manifest.max_thought_tokens, seed=seed)
+        infer = ablated(policy, mode, seed)
         thoughts: list[str] = []
         lost: list[int] = []
 
@@ -54,7 +54,7 @@ def make_recovery_worker(setup: PolicySetup) -> Callable[[tuple[str, str, int]],
                 lost.append(len(thoughts))
             thoughts.append(decision.reasoning)
 
-        result = run_episode(env, thinker.infer, task, seed, replan, on_decision=note)
+        result = run_episode(env, infer, task, seed, replan, on_decision=note)
         first = max(0, lost[0] - BEFORE) if lost else 0
         kept = tuple(thoughts[first:lost[0] + AFTER]) if lost else ()
         return Recovery(mode, task, seed, env.knocked or bool(lost), result.success, result.steps,

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from dtvla_ros import files
-from dtvla_ros.engine.engine import MODES
 from dtvla_ros.engine.load import ENGINES
 from dtvla_ros.errors import UserError
 from dtvla_ros.rollout.episode import EpisodeResult
 
 from . import report, workers
+from .ablations import MODES
 from .command import EvalOptions, identify, look_at, one_of, policy_settings, processes
 from .journal import Journal
 from .progress import finish

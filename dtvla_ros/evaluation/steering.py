@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from dtvla_ros.engine.engine import Decision
-from dtvla_ros.engine.policy import Policy, act_on
+from dtvla_ros.engine.policy import act_on
 from dtvla_ros.policy.directions import directions, turned_round
 from dtvla_ros.policy.observation import Observation
 from dtvla_ros.rollout.episode import run_episode
 from dtvla_ros.rollout.setup import Job, PolicySetup
 
+from .ablations import SwappedThought, ablated, drawn, sentence_of
 from .statistics import Rate
-from .swapped import OtherTask, drawn, sentence_of
 from .workers import load
 
 
@@ -56,27 +56,25 @@ def agreeing(thought: str, chunk: NDArray[np.floating]) -> int:
 def make_steering_worker(setup: PolicySetup) -> Callable[[Job], Steering]:
     """Build simulator and policy once; serve start states."""
     env = setup.scene.make()
-    engine, transform, manifest, replan = load(setup)
+    policy, replan = load(setup)
 
     def serve(job: Job) -> Steering:
         task, seed = job
-        thinker = Policy(engine, transform, 'full', manifest.max_thought_tokens)
         other, said, asked = _thing(
-            env, lambda sentence: OtherTask(
-                engine, transform, manifest.max_thought_tokens, lambda: sentence),
-            task, seed, replan)
+            env, lambda sentence: SwappedThought(policy, lambda: sentence), task, seed, replan)
+        infer = ablated(policy, 'full')
         words = along = turned = 0
 
         def probe(observation: Observation) -> Decision:
             nonlocal words, along, turned
-            decision = thinker.infer(observation)
+            decision = infer(observation)
             opposite = turned_round(decision.reasoning)
             if decision.outcome == 'complete' and opposite != decision.reasoning:
                 words += len(directions(opposite))
                 along += agreeing(decision.reasoning, decision.chunk[:replan])
-                _, chunk = act_on(
-                    engine, transform, observation, transform.encode_thought(opposite))
-                turned += agreeing(opposite, chunk[:replan])
+                given = act_on(policy.engine, policy.transform, observation,
+                               policy.transform.encode_thought(opposite))
+                turned += agreeing(opposite, given.chunk[:replan])
             return decision
 
         run_episode(env, probe, task, seed, replan)
@@ -85,7 +83,7 @@ def make_steering_worker(setup: PolicySetup) -> Callable[[Job], Steering]:
     return serve
 
 
-def _thing(env: Any, thinker: Callable[[str], OtherTask], task: str, seed: int, replan: int,
+def _thing(env: Any, thinker: Callable[[str], SwappedThought], task: str, seed: int, replan: int,
            ) -> tuple[str, bool, bool]:
     """Run a task on the thoughts of another one; return that one, and which of the two is done."""
     env.reset(seed=seed, options={'task': task})

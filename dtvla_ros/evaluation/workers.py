@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,9 +18,12 @@ from dtvla_ros.rollout.setup import Job, PolicySetup, SceneSetup
 
 from .failures import FailureRecord
 
+if TYPE_CHECKING:
+    from dtvla_ros.engine.policy import Policy
 
-def load(setup: PolicySetup) -> tuple[Any, Any, Any, int]:
-    """Return engine, transform, manifest, and how many actions are executed per look.
+
+def load(setup: PolicySetup) -> tuple[Policy, int]:
+    """Return the policy, thinking for itself, and how many actions are executed per decision.
 
     Raises
     ------
@@ -30,12 +33,11 @@ def load(setup: PolicySetup) -> tuple[Any, Any, Any, int]:
     """
     from dtvla_ros.engine.load import load_policy
 
-    engine, transform, manifest = load_policy(
-        setup.policy, setup.engine, setup.threads, setup.device)
-    if setup.device != 'cpu' and getattr(engine, 'device', None) == 'cpu':
+    policy, manifest = load_policy(setup.policy, setup.engine, setup.threads, setup.device)
+    if setup.device != 'cpu' and getattr(policy.engine, 'device', None) == 'cpu':
         raise UserError(f'--device {setup.device}: the engine {setup.engine} fell back to the '
                         'CPU (the log says why); mend that, or use --device cpu')
-    return engine, transform, manifest, setup.replan_steps or manifest.action.replan_steps
+    return policy, setup.replan_steps or manifest.action.replan_steps
 
 
 def make_policy_worker(setup: PolicySetup) -> Callable[[Job], EpisodeResult]:
@@ -61,26 +63,18 @@ def make_robustness_worker(
 
 
 def _policy_episodes(setup: PolicySetup, env: Any) -> Callable[[Job], EpisodeResult]:
-    from dtvla_ros.engine.policy import Policy
+    from .ablations import ablated, other_sentence
 
-    from .swapped import OtherTask, other_sentence
-
-    engine, transform, manifest, replan = load(setup)
+    policy, replan = load(setup)
 
     def serve(job: Job) -> EpisodeResult:
         task, seed = job
-        thinker: Policy | OtherTask
-        if setup.mode == 'swapped':
-            thinker = OtherTask(engine, transform, manifest.max_thought_tokens,
-                                lambda: other_sentence(env, seed))
-        else:
-            thinker = Policy(
-                engine, transform, setup.mode, manifest.max_thought_tokens, seed=seed)
+        infer = ablated(policy, setup.mode, seed, lambda: other_sentence(env, seed))
         record = FailureRecord(
             setup.videos, setup.stills, f'{task}-{seed}', env.control_rate / replan)
         try:
             result = run_episode(
-                env, thinker.infer, task, seed, replan, setup.scene.max_steps,
+                env, infer, task, seed, replan, setup.scene.max_steps,
                 record.on_decision)
         except UserError:
             if 'language' not in getattr(env, 'active', ()):

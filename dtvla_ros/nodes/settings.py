@@ -28,8 +28,6 @@ class VlaSettings:
     device: str
     threads: int
     mode: str
-    keep_thought: int
-    seed: int
     max_thought_tokens: int
     deadline_s: float
     on_cut: str
@@ -65,9 +63,6 @@ def declare_settings(node: Node) -> None:
     declare(node, 'device', 'cpu', 'where the policy runs', choices=DEVICES, changeable=True)
     declare(node, 'threads', 1, 'threads of the engine on a CPU', low=1, changeable=True)
     declare(node, 'mode', 'full', 'where the thought comes from', choices=MODES, changeable=True)
-    declare(node, 'keep_thought', 4, 'decisions a frozen thought is kept for', low=1,
-            changeable=True)
-    declare(node, 'seed', 0, 'of random and swapped thoughts', changeable=True)
     declare(node, 'max_thought_tokens', 0,
             'length at which a thought is cut; 0: as the policy says', low=0, changeable=True)
     declare(node, 'deadline_s', 5.0, 'longest decision before the task is stopped', low=0.01,
@@ -125,22 +120,20 @@ def load(settings: VlaSettings, on_verified: Callable[[], None]) -> LoadedPolicy
     """
     # Here, not above: the imports take seconds and belong to the worker.
     from dtvla_ros.engine.load import load_policy
-    from dtvla_ros.engine.policy import Policy
     from dtvla_ros.share import find
 
     def verified(manifest: PolicyManifest) -> None:
         _check_contract(settings.policy, manifest)
         on_verified()
 
-    engine, transform, manifest = load_policy(
+    policy, manifest = load_policy(
         find(settings.policy), engine=settings.engine, threads=settings.threads,
-        device=settings.device, on_verified=verified)
-    policy = Policy(
-        engine, transform, mode=settings.mode,
-        max_thought_tokens=settings.max_thought_tokens or manifest.max_thought_tokens,
-        max_think_seconds=settings.deadline_s, seed=settings.seed, keep=settings.keep_thought)
-    return LoadedPolicy(policy.infer, transform.check_instruction, 1.0 / manifest.action.rate_hz,
-                  settings.replan_steps or manifest.action.replan_steps)
+        device=settings.device, mode=settings.mode,
+        max_thought_tokens=settings.max_thought_tokens or None,
+        max_think_seconds=settings.deadline_s, on_verified=verified)
+    return LoadedPolicy(
+        policy.infer, policy.transform.check_instruction, 1.0 / manifest.action.rate_hz,
+        settings.replan_steps or manifest.action.replan_steps)
 
 
 def _check_contract(path: str, manifest: PolicyManifest) -> None:

@@ -25,7 +25,7 @@ from dtvla_ros.conventions import (
     VLA_STATE,
     relative,
 )
-from dtvla_ros.engine.engine import Drafting
+from dtvla_ros.engine.engine import SpeculativeStats
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.inference_worker import (
     InferenceWorker,
@@ -94,7 +94,7 @@ class VlaNode(LifecycleNode):
         self._note = ''
         self._input_lost_since: float | None = None
         self._latency: dict[str, float] = {}
-        self._drafting = Drafting()
+        self._drafting = SpeculativeStats()
         self._decisions = 0
         self._answered = 0.0
 

@@ -144,7 +144,7 @@ def run_episode(
         for phase, seconds in timings.items():
             latency.setdefault(phase, []).append(round(seconds, 6))
         thoughts.append(decision.reasoning)
-        cut += decision.outcome == 'cut'
+        cut += decision.outcome != 'complete'
         if on_decision is not None:
             on_decision(observation, decision, step)
         moved = execute(env, decision.chunk[: min(replan_steps, limit - step)], gripper,

@@ -75,7 +75,7 @@ def test_greedy_batches_decide_as_one_at_a_time(policy, scenes, size):
     model, transform = policy
     sampler = BatchSampler(model, transform, max_thought_tokens=LIMIT)
     found = [d for k in range(0, len(scenes), size) for d in sampler.infer(scenes[k:k + size])]
-    assert {d.outcome for d in found} == {'complete', 'cut'}  # or the test shows nothing
+    assert {d.outcome for d in found} == {'complete', 'truncated'}  # or the test shows nothing
     assert len({len(d.thought_tokens) for d in found}) > 2
     assert len({len(d.prompt_tokens) for d in found}) > 1
     for decision, scene in zip(found, scenes, strict=True):
@@ -128,7 +128,7 @@ def test_sampled_log_probs_are_those_that_learning_recomputes(policy, scenes, th
                            banned=sampler.banned, thought_temperature=thought or 1.0,
                            action_temperature=action or 1.0)
     for k, decision in enumerate(decisions):
-        count = len(decision.thought_tokens) - 1 - (decision.outcome == 'cut')
+        count = len(decision.thought_tokens) - 1 - (decision.outcome == 'truncated')
         assert len(decision.thought_log_probs) == count
         np.testing.assert_allclose(again.thought[k][written.thought_mask[k]],
                                    decision.thought_log_probs, atol=1e-4)

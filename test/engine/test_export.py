@@ -51,11 +51,12 @@ def test_the_gate_is_passed(tmp_path, weights):
     parity = write(tmp_path / 'policy', weights)
     assert parity.cosine >= 0.999
     assert 'cosine' in str(parity) and 'chunks' in str(parity)
-    engine, _, manifest = load_policy(tmp_path / 'policy')
+    policy, manifest = load_policy(tmp_path / 'policy')
+    engine = policy.engine
     assert manifest.weights == weights
     sizes = {path.name: path.stat().st_size for path in (tmp_path / 'policy').iterdir()}
     assert sum(sizes[name] for name in GRAPHS) < 250_000
-    assert engine.see(np.zeros((2, 3, 128, 128), np.float32)).shape() == [80, 192]
+    assert engine.encode_images(np.zeros((2, 3, 128, 128), np.float32)).shape() == [80, 192]
     for name in GRAPHS:
         assert b'site-packages' not in (tmp_path / 'policy' / name).read_bytes()
 
@@ -92,7 +93,8 @@ def test_floats_are_the_same_weights(traced, weights):
 def test_the_cpu_chooses_the_graphs(tmp_path, monkeypatch, integers):
     write(tmp_path / 'policy', 'int8')
     monkeypatch.setattr(loading, 'multiplies_bytes', lambda: integers)
-    engine, _, manifest = load_policy(tmp_path / 'policy')
+    policy, manifest = load_policy(tmp_path / 'policy')
+    engine = policy.engine
     assert set(FLOAT_GRAPHS) <= set(manifest.files)
     assert (engine._prefill.session is engine._token.session) == integers
     for name in FLOAT_GRAPHS:
@@ -102,7 +104,7 @@ def test_the_cpu_chooses_the_graphs(tmp_path, monkeypatch, integers):
             load_policy(tmp_path / 'policy')
     files = {name: digest for name, digest in manifest.files.items() if name not in FLOAT_GRAPHS}
     (tmp_path / 'policy' / 'manifest.json').write_text(replace(manifest, files=files).to_json())
-    old, *_ = load_policy(tmp_path / 'policy')  # as exported before there was a second set
+    old = load_policy(tmp_path / 'policy')[0].engine  # as exported before there was a second set
     assert old._prefill.session is old._token.session
 
 
@@ -116,10 +118,10 @@ def test_the_fastest_weights_that_pass(tmp_path, monkeypatch):
     now = [0.0]
 
     class Slow(exporting.OnnxEngine):
-        def see(self, pixels):
+        def encode_images(self, pixels):
             # Quantised weights take a second, float32 ones two.
             now[0] += 1.0 if 'int8' in self.folder else 2.0
-            return super().see(pixels)
+            return super().encode_images(pixels)
 
         def __init__(self, folder, *args, **options):
             super().__init__(folder, *args, **options)
@@ -269,8 +271,8 @@ def test_drafts_change_no_thought_of_quantised_weights(tmp_path, monkeypatch, we
     said = set()
     for turn in range(8):
         view = scene(model.config, 12, seed=turn)
-        engine.forbid(banned_in_thought(model.config.ids, model.config.text.vocabulary))
-        features = engine.see(view.pixels)
+        engine.suppress_tokens(banned_in_thought(model.config.ids, model.config.text.vocabulary))
+        features = engine.encode_images(view.pixels)
 
         def wrote(draft: list[int], view: Scene = view, features=features) -> list[int]:
             return write_thought(engine, view.prompt, features, [], draft,

@@ -18,7 +18,7 @@ CASES = ['trained_a', 'trained_b', 'trained_unseen', 'random_truncated']
 
 def _engine(name: str, **options) -> TorchEngine:
     engine = TorchEngine(golden_decoder(name), **options)
-    engine.forbid(_banned(engine))
+    engine.suppress_tokens(_banned(engine))
     return engine
 
 
@@ -33,6 +33,10 @@ def _banned(engine) -> np.ndarray:
 def _end_of_prompt(sequence: list[int], ids: SpecialIds) -> int:
     pairs = zip(sequence, sequence[1:], strict=False)
     return list(pairs).index((ids.semicolon, ids.newline)) + 2
+
+
+def _close(engine: TorchEngine, logits: np.ndarray, chunk) -> None:
+    np.testing.assert_allclose(_chunk(engine, logits), chunk, atol=1e-9)
 
 
 def _chunk(engine: TorchEngine, logits: np.ndarray) -> np.ndarray:
@@ -60,23 +64,23 @@ def _case(case: str):
 def test_generation(case):
     engine = _engine(case.split('_')[0])
     prompt, pixels, want, done, data = _case(case)
-    features = engine.see(pixels)
+    features = engine.encode_images(pixels)
     steps = engine.logits(prompt, features, want[:-1])
     np.testing.assert_allclose(steps, data[f'{case}.step_logits'], atol=1e-4)
     tokens, cache, drafting = write_thought(engine, prompt, features, [], [], done)
     assert tokens == want and drafting.passes == len(want)
     chunk = data[f'{case}.chunk'].numpy()
-    np.testing.assert_allclose(_chunk(engine, engine.act(cache, tokens[-1:])), chunk, atol=1e-9)
+    _close(engine, engine.decode_actions(cache, tokens[-1:]), chunk)
     # Once more with the thought appended to the prefill, its end left to the action pass.
     _, short = engine.prefill(prompt, features, tokens[:-2])
-    np.testing.assert_allclose(_chunk(engine, engine.act(short, tokens[-2:])), chunk, atol=1e-9)
+    _close(engine, engine.decode_actions(short, tokens[-2:]), chunk)
     # And from the prompt's cache, which going on from it does not end.
     _, bare = engine.prefill(prompt, features)
     for _ in range(2):
-        chosen, grown = engine.think(bare, tokens[:-1])
+        chosen, grown = engine.verify(bare, tokens[:-1])
         assert chosen[:len(want) - 1].tolist() == want[1:]
-        logits = engine.act(grown, tokens[-1:])
-        np.testing.assert_allclose(_chunk(engine, logits), chunk, atol=1e-9)
+        logits = engine.decode_actions(grown, tokens[-1:])
+        _close(engine, logits, chunk)
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -92,11 +96,10 @@ def test_drafts_change_nothing_but_the_passes(case, change):
         'lengthened': [*want[:middle], 5, *want[middle:]],
         'other': list(range(3, 15)),
     }[change]
-    features = engine.see(pixels)
+    features = engine.encode_images(pixels)
     tokens, cache, drafting = write_thought(engine, prompt, features, [], draft, done)
     assert tokens == want
-    np.testing.assert_allclose(_chunk(engine, engine.act(cache, tokens[-1:])),
-                               data[f'{case}.chunk'], atol=1e-9)
+    _close(engine, engine.decode_actions(cache, tokens[-1:]), data[f'{case}.chunk'])
     assert drafting.passes == 1 if change == 'none' else drafting.passes <= len(want)
     if change == 'none':
         assert drafting.accepted == drafting.proposed == len(want)
@@ -110,10 +113,10 @@ def test_the_published_scheme_is_the_published_one(case):
     limit = len(want) if case.endswith('truncated') else 4 * len(want)
     assert scheme.generate(prompt, pixels, _banned(scheme), limit) == want
     mine = _engine(case.split('_')[0])
-    _, cache = mine.prefill(prompt, mine.see(pixels), want[:-1])
+    _, cache = mine.prefill(prompt, mine.encode_images(pixels), want[:-1])
     logits = scheme.act(prompt, want, pixels)
-    np.testing.assert_allclose(logits, mine.act(cache, want[-1:]), atol=1e-4)
-    np.testing.assert_allclose(_chunk(mine, logits), data[f'{case}.chunk'], atol=1e-9)
+    np.testing.assert_allclose(logits, mine.decode_actions(cache, want[-1:]), atol=1e-4)
+    _close(mine, logits, data[f'{case}.chunk'])
 
 
 @pytest.mark.parametrize('weights', ['random', 'trained'])
@@ -122,12 +125,12 @@ def test_action_pass(weights):
     engine = _engine(weights)
     sequence = data['in.input_ids'][0].tolist()
     end = _end_of_prompt(sequence, engine.config.ids)
-    features = engine.see(data['in.pixel_values'].numpy())
+    features = engine.encode_images(data['in.pixel_values'].numpy())
     rows = engine.logits(sequence[:end], features, sequence[end:-1])  # rows P-1 .. A-1
     want = data[f'{weights}.cot_row_logits']
     np.testing.assert_allclose(rows, want[:len(rows)], atol=1e-4)
     _, cache = engine.prefill(sequence[:end], features, sequence[end:-1])
-    logits = engine.act(cache, sequence[-1:])
+    logits = engine.decode_actions(cache, sequence[-1:])
     np.testing.assert_allclose(logits, data[f'{weights}.action_logits'], atol=1e-4)
     np.testing.assert_allclose(_chunk(engine, logits), data[f'{weights}.decoded_chunk'],
                                atol=1e-9)
@@ -139,7 +142,8 @@ def test_given_thoughts(case):
     engine = _engine('trained')
     sequence = data[f'{case}.in.input_ids'][0].tolist()
     end = _end_of_prompt(sequence, engine.config.ids)
-    _, cache = engine.prefill(sequence[:end], engine.see(data['in.pixel_values'].numpy()))
-    logits = engine.act(cache, sequence[end:])
+    features = engine.encode_images(data['in.pixel_values'].numpy())
+    _, cache = engine.prefill(sequence[:end], features)
+    logits = engine.decode_actions(cache, sequence[end:])
     np.testing.assert_allclose(logits, data[f'{case}.action_logits'], atol=1e-4)
-    np.testing.assert_allclose(_chunk(engine, logits), data[f'{case}.chunk'], atol=1e-9)
+    _close(engine, logits, data[f'{case}.chunk'])

@@ -76,7 +76,7 @@ def make_case(model: HybridDecoder, folder) -> Case:
     prompt = [*[ids.image] * config.image_tokens, ids.bos, *said[:5], ids.semicolon, ids.newline]
     engine = OnnxEngine(folder, config)
     case = Case(model, engine, pixels, prompt, [ids.think, *said[5:]])
-    engine.forbid(case.banned())
+    engine.suppress_tokens(case.banned())
     return case
 
 
@@ -96,91 +96,93 @@ def case(request, tmp_path_factory) -> Case:
 def test_features(case):
     with torch.inference_mode():
         want = case.model.encode_images(torch.from_numpy(case.pixels)[None])[0]
-    np.testing.assert_allclose(case.engine.see(case.pixels).numpy(), want, atol=1e-4)
+    np.testing.assert_allclose(case.engine.encode_images(case.pixels).numpy(), want, atol=1e-4)
 
 
 def test_logits(case):
-    features = case.engine.see(case.pixels)
+    features = case.engine.encode_images(case.pixels)
     got = case.engine.logits(case.prompt, features, case.thought)
     np.testing.assert_allclose(got, case.logits(case.thought), atol=2e-4)
 
 
 def test_a_thought_in_one_pass_and_word_by_word(case):
     want = case.choices(case.thought)
-    features = case.engine.see(case.pixels)
+    features = case.engine.encode_images(case.pixels)
     chosen, cache = case.engine.prefill(case.prompt, features, case.thought)
     assert chosen.tolist() == want.tolist() and cache.count == len(case.prompt + case.thought)
     chosen, cache = case.engine.prefill(case.prompt, features)
     steps = [int(chosen[0])]
     for token in case.thought:
-        chosen, cache = case.engine.think(cache, [token])
+        chosen, cache = case.engine.verify(cache, [token])
         steps.append(int(chosen[0]))
     assert steps == want.tolist()
 
 
 def test_one_cache_is_continued_twice(case):
-    features = case.engine.see(case.pixels)
+    features = case.engine.encode_images(case.pixels)
     _, start = case.engine.prefill(case.prompt, features)
     other = [*case.thought[:2], *reversed(case.thought)]
     for thought in (case.thought, other, case.thought):
-        chosen, _ = case.engine.think(start, thought)
+        chosen, _ = case.engine.verify(start, thought)
         assert chosen.tolist() == case.choices(thought)[1:].tolist()
 
 
 def test_rewind(case):
-    features = case.engine.see(case.pixels)
+    features = case.engine.encode_images(case.pixels)
     wrong = [*case.thought[:4], *reversed(case.thought)]
     _, cache = case.engine.prefill(case.prompt, features, wrong)
-    cache = case.engine.rewind(cache, len(wrong) - 4)
-    chosen, cache = case.engine.think(cache, case.thought[4:])
+    cache = case.engine.crop(cache, len(wrong) - 4)
+    chosen, cache = case.engine.verify(cache, case.thought[4:])
     assert chosen.tolist() == case.choices(case.thought)[5:].tolist()
     pending = [case.thought[-1], case.model.config.ids.action]
-    np.testing.assert_allclose(case.engine.act(case.engine.rewind(cache, 1), pending),
+    np.testing.assert_allclose(case.engine.decode_actions(case.engine.crop(cache, 1), pending),
                                case.act(case.thought[:-1], pending), atol=2e-4)
 
 
 def test_act_leaves_the_cache_as_it_was(case):
     action = case.model.config.ids.action
-    _, cache = case.engine.prefill(case.prompt, case.engine.see(case.pixels), case.thought)
-    first = case.engine.act(cache, [action])
+    features = case.engine.encode_images(case.pixels)
+    _, cache = case.engine.prefill(case.prompt, features, case.thought)
+    first = case.engine.decode_actions(cache, [action])
     np.testing.assert_allclose(first, case.act(case.thought, [action]), atol=2e-4)
-    np.testing.assert_array_equal(case.engine.act(cache, [action]), first)
+    np.testing.assert_array_equal(case.engine.decode_actions(cache, [action]), first)
 
 
 def test_write(case):
-    features = case.engine.see(case.pixels)
+    features = case.engine.encode_images(case.pixels)
     chosen, cache = case.engine.prefill(case.prompt, features)
     tokens, asked = [int(chosen[0])], []
-    cache = case.engine.write(cache, tokens, lambda t: asked.append(len(t)) or len(t) == 7)
+    cache = case.engine.generate(cache, tokens, lambda t: asked.append(len(t)) or len(t) == 7)
     assert asked == [2, 3, 4, 5, 6, 7]
     assert cache.count == len(case.prompt) + 6
     assert tokens == case.choices(tokens[:-1]).tolist()
 
 
 def test_forbid(case):
-    features = case.engine.see(case.pixels)
+    features = case.engine.encode_images(case.pixels)
     chosen, _ = case.engine.prefill(case.prompt, features)
     banned = case.banned()
     banned[chosen[0]] = True
-    case.engine.forbid(banned)
+    case.engine.suppress_tokens(banned)
     second, _ = case.engine.prefill(case.prompt, features)
     want = np.where(banned, -np.inf, case.logits([])).argmax(-1)
     assert second.tolist() == want.tolist() != chosen.tolist()
-    case.engine.forbid(case.banned())
+    case.engine.suppress_tokens(case.banned())
 
 
 def test_buffers_grow(case):
     rows = case.engine._capacity
     word = case.thought[-1]
-    _, cache = case.engine.prefill(case.prompt, case.engine.see(case.pixels), case.thought)
-    grown, cache = case.engine.think(cache, [word] * rows)
+    features = case.engine.encode_images(case.pixels)
+    _, cache = case.engine.prefill(case.prompt, features, case.thought)
+    grown, cache = case.engine.verify(cache, [word] * rows)
     assert case.engine._capacity > rows
     assert grown[-5:].tolist() == case.choices([*case.thought, *[word] * rows])[-5:].tolist()
 
 
 def test_a_prompt_with_too_few_image_ids(case):
     with pytest.raises(ValueError, match='image ids'):
-        case.engine.prefill(case.prompt[1:], case.engine.see(case.pixels))
+        case.engine.prefill(case.prompt[1:], case.engine.encode_images(case.pixels))
 
 
 @pytest.fixture(scope='module')
@@ -209,7 +211,7 @@ def _blind_logits(model: HybridDecoder, engine: OnnxEngine) -> np.ndarray:
     size = config.vision.image_size
     prompt = [*[config.ids.image] * config.image_tokens, config.ids.semicolon, config.ids.newline]
     pixels = np.zeros((len(config.vision.cameras), 3, size, size), np.float32)
-    return engine.logits(prompt, engine.see(pixels), [config.ids.think])
+    return engine.logits(prompt, engine.encode_images(pixels), [config.ids.think])
 
 
 def test_auto_is_quiet_on_a_machine_without_a_gpu(small_folder, caplog):

@@ -24,7 +24,7 @@ LIMIT = 24
 
 def _engine(model, **options) -> TorchEngine:
     engine = TorchEngine(model, **options)
-    engine.forbid(banned_in_thought(model.config.ids, model.config.text.vocabulary))
+    engine.suppress_tokens(banned_in_thought(model.config.ids, model.config.text.vocabulary))
     return engine
 
 
@@ -53,17 +53,17 @@ def test_equal_to_the_decoder(kv_heads):
         hidden = model(whole, torch.ones_like(whole), torch.from_numpy(pixels)[None])[0]
         words, bins = model.token_logits(hidden).numpy(), model.action_logits(hidden).numpy()
     engine = _engine(model)
-    features = engine.see(pixels)
+    features = engine.encode_images(pixels)
     first, start = len(prompt) - 1, len(prompt) + len(thought)
     np.testing.assert_allclose(engine.logits(prompt, features, thought), words[first:start],
                                atol=1e-4)
     chosen, cache = engine.prefill(prompt, features, thought)
     banned = banned_in_thought(ids, config.text.vocabulary)
     assert chosen.tolist() == np.where(banned, -np.inf, words[first:start]).argmax(-1).tolist()
-    np.testing.assert_allclose(engine.act(cache, [ids.action]), bins[start:start + config.slots],
-                               atol=1e-4)
+    np.testing.assert_allclose(engine.decode_actions(cache, [ids.action]),
+                               bins[start:start + config.slots], atol=1e-4)
     np.testing.assert_allclose(
-        engine.act(engine.rewind(cache, 2), [*thought[-2:], ids.action]),
+        engine.decode_actions(engine.crop(cache, 2), [*thought[-2:], ids.action]),
         bins[start:start + config.slots], atol=1e-4)
 
 
@@ -73,7 +73,9 @@ def test_an_engine_may_take_the_weights_over():
     kept, taken = _engine(model), _engine(model, release=True)
     assert sum(p.numel() for p in model.layers.parameters()) == 0
     assert compare(kept, taken, seed=3).check() is None
-    assert kept.prefill(prompt, kept.see(pixels))[0] == taken.prefill(prompt, taken.see(pixels))[0]
+    first, second = (engine.prefill(prompt, engine.encode_images(pixels))[0]
+                     for engine in (kept, taken))
+    assert first == second
 
 
 def test_the_cache_grows(monkeypatch):
@@ -85,9 +87,9 @@ def test_the_cache_grows(monkeypatch):
     large = _engine(model)
     runs = []
     for engine in (small, large):
-        tokens, cache, _ = write_thought(engine, prompt, engine.see(pixels), [], [],
+        tokens, cache, _ = write_thought(engine, prompt, engine.encode_images(pixels), [], [],
                                          lambda t: len(t) >= 40)
-        runs.append((tokens, engine.act(cache, tokens[-1:])))
+        runs.append((tokens, engine.decode_actions(cache, tokens[-1:])))
     assert runs[0][0] == runs[1][0]
     np.testing.assert_allclose(runs[0][1], runs[1][1], atol=1e-5)
 
@@ -100,9 +102,9 @@ def test_a_compiled_token_loop_writes_the_same():
     for limit in (1, 2, 17):
         wrote = []
         for engine in (plain, compiled):
-            tokens, cache, _ = write_thought(engine, prompt, engine.see(pixels), [], [],
+            tokens, cache, _ = write_thought(engine, prompt, engine.encode_images(pixels), [], [],
                                              lambda t, limit=limit: len(t) >= limit)
-            wrote.append((tokens, engine.act(cache, tokens[-1:])))
+            wrote.append((tokens, engine.decode_actions(cache, tokens[-1:])))
         assert wrote[0][0] == wrote[1][0]
         np.testing.assert_allclose(wrote[0][1], wrote[1][1], atol=1e-4)
 
@@ -140,7 +142,7 @@ def test_a_thousand_drafts(kind, monkeypatch):
         ids = engine.config.ids
         if pair % 20 < 2:  # a new frame; drafts come from it, from others, or from nowhere
             prompt, pixels = _scene(models[1 + pair % 2], pair)
-            features = engine.see(pixels)
+            features = engine.encode_images(pixels)
         else:
             prompt, features = engine.kept
 
@@ -150,13 +152,13 @@ def test_a_thousand_drafts(kind, monkeypatch):
         if pair % 20 < 2:
             engine.kept = prompt, features
             engine.plain, cache, _ = write_thought(engine, prompt, features, [ids.think], [], done)
-            engine.chunk = engine.act(cache, [engine.plain[-1], ids.action]).argmax(-1)
+            engine.chunk = engine.decode_actions(cache, [engine.plain[-1], ids.action]).argmax(-1)
             thoughts.add(tuple(engine.plain))
         draft = _mutated(engine.plain, rng, engine.config.text.vocabulary)
         tokens, cache, drafting = write_thought(
             engine, prompt, features, [ids.think], draft, done)
         assert tokens == engine.plain, (pair, draft)
-        chunk = engine.act(cache, [tokens[-1], ids.action]).argmax(-1)
+        chunk = engine.decode_actions(cache, [tokens[-1], ids.action]).argmax(-1)
         assert (chunk == engine.chunk).all()
         assert drafting.passes <= len(tokens) and drafting.accepted <= len(tokens)
         accepted += drafting.accepted

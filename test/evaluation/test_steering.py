@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dtvla_ros.engine.load import load_policy
-from dtvla_ros.engine.policy import Policy, act_on
+from dtvla_ros.engine.policy import act_on
 from dtvla_ros.evaluation import steering
 from dtvla_ros.rollout.episode import observation_from_sim
 from dtvla_ros.rollout.setup import PolicySetup, SceneSetup
@@ -50,18 +50,19 @@ def test_summary_counts_starts_without_another_task_for_directions_only():
 def test_acting_on_a_given_thought_is_acting_on_ones_own():
     import dtvla_sim
 
-    engine, transform, manifest = load_policy(NANO)
+    policy, _ = load_policy(NANO)
+    engine, transform = policy.engine, policy.transform
     env = dtvla_sim.make('tabletop')
     try:
         task = 'put_the_can_in_the_wooden_bin'
         obs, info = env.reset(seed=dtvla_sim.EVAL_SEED_START, options={'task': task})
         seen = observation_from_sim(obs, info, env)
-        own = Policy(engine, transform, 'full', manifest.max_thought_tokens).infer(seen)
-        _, given = act_on(engine, transform, seen, own.thought_tokens)
-        np.testing.assert_array_equal(given, own.chunk)
+        own = policy.infer(seen)
+        given = act_on(engine, transform, seen, own.thought_tokens)
+        np.testing.assert_array_equal(given.chunk, own.chunk)
         nonsense = transform.encode_thought(' '.join(['wooden'] * 16))
         assert not np.array_equal(
-            act_on(engine, transform, seen, nonsense)[1], own.chunk)
+            act_on(engine, transform, seen, nonsense).chunk, own.chunk)
     finally:
         env.close()
 

@@ -64,7 +64,7 @@ def decide(self, *arguments):
     ids = self.transform.config.ids
     banned = policy.banned_in_thought(ids, self.transform.config.text.vocabulary)
     banned[ids.think_end] = (_folder / 'endless').exists()
-    self.engine.forbid(banned)
+    self.engine.suppress_tokens(banned)
     return _decide(self, *arguments)
 policy.Policy.infer = decide
 """

@@ -16,7 +16,7 @@ from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
 import dtvla_sim
-from dtvla_ros.engine.load import load_whole_policy
+from dtvla_ros.engine.load import load_policy
 from dtvla_ros.rollout.episode import run_episode
 from dtvla_ros.ros import conversions
 from test.nodes.conftest import IN_NAMESPACE
@@ -48,7 +48,7 @@ def motion(message):
 def decide_in_process(policy, steps):
     """Return the chunks [n, 4, 7] and thoughts of the same episode without any topic."""
     env = dtvla_sim.make('tabletop')
-    policy_, _ = load_whole_policy(*policy)
+    policy_, _ = load_policy(*policy)
     rows, thoughts = [], []
 
     def note(_, decision, __):

@@ -61,7 +61,7 @@ def test_an_idle_policy_fails_when_time_is_up(env):
     still = np.zeros((8, 7), np.float32)
 
     def decide(observation):
-        return Decision('wait', 'cut', still, (), np.zeros(0, np.int64))
+        return Decision('wait', 'truncated', still, (), np.zeros(0, np.int64))
 
     result = run_episode(env, decide, TASK, 7, 4, 10)
     assert not result.success

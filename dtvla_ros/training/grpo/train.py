@@ -231,7 +231,7 @@ class GrpoTrainer:
                 len(played), sum(t.success for t in played), sum(map(self.rewards.form, played)),
                 float(self.rewards.of(played).sum()), sum(t.steps for t in played),
                 len(decisions), sum(len(d.thought_log_probs) for d in decisions),
-                sum(d.outcome == 'cut' for d in decisions), groups.tried,
+                sum(d.outcome != 'complete' for d in decisions), groups.tried,
                 len(groups.kept) / self.config.group, times.episodes, times.lost]))
         return ({'progress': way / draws} if draws else {}) | {
             'success': Rate(round(successes), round(n)).to_dict(), 'reward': reward / n,

@@ -118,7 +118,8 @@ def test_resampling_has_an_end(transform):
 def test_form_alone_does_not_make_a_group(transform):
     """A start all solved, where one thought of eight was cut: 0.05 of reward is no signal."""
     config = replace(CONFIG, least_spread=0.1)
-    for outcomes, kept in ((('complete',) * 7 + ('cut',), 0), (('complete', 'cut'), 4)):
+    for outcomes, kept in ((('complete',) * 7 + ('truncated',), 0),
+                           (('complete', 'truncated'), 4)):
         groups = groups_of(transform, config)
         for rollout in drain(groups)[:4]:
             groups.take(played(rollout, True, transform,
@@ -147,7 +148,7 @@ def test_rewards(transform):
     rewards = Rewards(CONFIG, transform)
     rollout = drain(groups_of(transform))[0]
     found = rewards.of([played(rollout, True, transform),
-                        played(rollout, False, transform, ('complete', 'cut', 'cut', 'cut'))])
+                        played(rollout, False, transform, ('complete', *['truncated'] * 3))])
     torch.testing.assert_close(found, torch.tensor([1.4, 0.1]))
 
 
@@ -159,7 +160,7 @@ def test_every_thought_of_an_expert_is_well_formed():
         text = Thought(held, done, trouble, 'reach', thing, place, 'lower', move).text()
         text = text.replace('_', ' ')
         assert well_formed(text, 'complete', 'grammar'), text
-        assert not well_formed(text, 'cut', 'grammar')
+        assert not well_formed(text, 'truncated', 'grammar')
         for broken in (text.replace(' at ', ' '), text + ' up', text.replace('done', 'now'),
                        text.replace('y-12', 'x45'), ''):
             assert not well_formed(broken, 'complete', 'grammar'), broken
