@@ -1,7 +1,7 @@
-"""Key frames: where something changes, so that one label can stand for what follows.
+"""Finds key frames, at which the motion changes, so that one label can stand for what follows.
 
-They are the first and last frame, the gripper's toggles (with hysteresis), the hand's velocity
-minima, and enough frames in between that no gap is longer than allowed.
+They are the first and last frame, the gripper's toggles (with hysteresis), the end effector's
+velocity minima, and enough frames in between that no gap is longer than allowed.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 from scipy.signal import find_peaks
 from tqdm import tqdm
 
-from dtvla_ros.annotation.journal import Journal
-from dtvla_ros.annotation.motion import Motion
-from dtvla_ros.annotation.source import Source
+from dtvla_ros.annotation.source import Motion, Source
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import Journal
 
 FILE = 'keyframes.jsonl'
 EDGE, TOGGLE, PAUSE, GAP = 'edge', 'gripper', 'pause', 'gap'
+COLOURS = {EDGE: '#545b66', TOGGLE: '#b3261e', PAUSE: '#1b7f4b', GAP: '#9aa3af'}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,37 +101,30 @@ def plot_keyframes(source: Source, episode: int, options: KeyframeOptions, path:
     """Draw speed, gripper and key frames of one episode as a PNG."""
     if not 0 <= episode < len(source):
         raise UserError(f'{source.root}: no episode {episode}; there are {len(source)}')
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     motion = source.motion(episode)
-    keys = find_keyframes(motion, options)
     time = np.arange(len(motion)) / motion.fps
-    figure, (top, bottom) = pyplot.subplots(
-        2, 1, figsize=(9, 4.8), sharex=True, height_ratios=(2, 1), layout='constrained')
+    figure = Figure(figsize=(9, 4.8), layout='constrained')
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     top.plot(time, motion.speed, color='#16407a')
-    top.set_ylabel('hand speed [m/s]')
+    top.set_ylabel('end effector speed [m/s]')
     top.set_title(f'{source.instruction(episode)} (episode {episode})', loc='left', fontsize=10)
     bottom.plot(time, source.level(episode), color='#7c93b5', label='command')
     bottom.step(time, motion.closing, where='post', color='#1b1e23', linewidth=1,
                 label='with hysteresis')
     if motion.opening is not None and motion.widest > 0:
-        bottom.plot(time, 1.0 - motion.opening / motion.widest, color='#c07a1e',
-                    label='fingers')
+        bottom.plot(time, 1.0 - motion.opening / motion.widest, color='#c07a1e', label='fingers')
     bottom.set_ylabel('gripper\n0 open, 1 shut')
     bottom.set_xlabel('time [s]')
     bottom.legend(loc='upper left', fontsize=8)
-    colours = {EDGE: '#545b66', TOGGLE: '#b3261e', PAUSE: '#1b7f4b', GAP: '#9aa3af'}
-    seen: set[str] = set()
-    for key in keys:
-        for axes in (top, bottom):
-            label = key.why if axes is top and key.why not in seen else None
-            axes.axvline(key.frame / motion.fps, color=colours[key.why], linewidth=1,
-                         linestyle='--', label=label)
-        seen.add(key.why)
+    times: dict[str, list[float]] = {}
+    for key in find_keyframes(motion, options):
+        times.setdefault(key.why, []).append(key.frame / motion.fps)
+    for why, colour in COLOURS.items():
+        for axes in (top, bottom) if why in times else ():
+            axes.vlines(times[why], 0, 1, colour, '--', why, linewidth=1,
+                        transform=axes.get_xaxis_transform())
     top.legend(loc='upper left', fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)

@@ -1,25 +1,71 @@
-"""What a model is asked about some key frames of an episode."""
+"""The question about some key frames of an episode, the schema of its answer, and thoughts.
+
+The words of the prompt and the schema are part of the hash under which answers are kept on disk:
+a changed word asks, and pays for, everything again.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cache
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from dtvla_ros.annotation.motion import Motion, phrase
-from dtvla_ros.annotation.schema import NOTHING, PHASES, Semantics, answer_model
-from dtvla_ros.annotation.source import Source
-from dtvla_ros.annotation.task import Goal
+from dtvla_ros.annotation.source import Array, Goal, Motion, Source
+from dtvla_sim.experts.grammar import Thought
 
+NOTHING = 'nothing'
+# The grammar's phases, with what each means for whoever writes a label.
+PHASES = {
+    'reach': 'the open hand travels to above the object',
+    'lower': 'the open hand goes down to the object',
+    'grasp': 'the fingers close on the object',
+    'lift': 'the held object is raised',
+    'carry': 'the held object travels to above its destination',
+    'place': 'the held object is lowered to its destination',
+    'release': 'the fingers open and let the object go',
+    'retreat': 'the hand leaves what it has let go',
+    'retry': 'something went wrong: the hand opens and rises to begin again',
+    'push': 'the object is pushed without a grasp',
+    'wait': 'all is done, or nothing moves',
+}
+DESTINATION_PHASES = ('carry', 'place', 'push')
+TROUBLES = ('none', 'missed', 'dropped')
+FIELDS = ('holding', 'done', 'trouble', 'phase', 'object', 'next')
+MAX_REASON = 200  # characters
 JPEG_QUALITY = 90
+
+
+class Semantics(BaseModel):
+    """What proprioception cannot tell about a frame; holds until the next key frame."""
+
+    model_config = ConfigDict(extra='forbid', frozen=True)
+
+    holding: str = Field(description='what is between the closed fingers, or "nothing"')
+    done: str = Field(description='the object finished last, or "nothing"')
+    trouble: Literal['none', 'missed', 'dropped'] = Field(
+        description='"missed": the last grasp closed on nothing; "dropped": the object fell')
+    phase: str = Field(description='what the arm does from this frame on')
+    object: str = Field(description='the thing this is done to; while it carries, places or '
+                                    'pushes: the destination')
+    next: str = Field(description='the phase that follows')
+    reason: str = Field(default='', max_length=MAX_REASON,
+                        description='why, in one short sentence about what is seen')
+
+    def key(self) -> tuple[str, ...]:
+        """Return the fields two labels are compared by."""
+        return tuple(getattr(self, name) for name in FIELDS)
+
+
 SYSTEM = '\n'.join((
     "You label key frames of a robot arm's recorded demonstration, so that a policy learns to "
     "think before it acts. The hand's motion and the gripper are measured and told to you: do "
@@ -30,27 +76,62 @@ SYSTEM = '\n'.join((
     'fields:',
     *(f'- {name}: {info.description}' for name, info in Semantics.model_fields.items()),
     'Answer with one JSON object {"frames": [...]}, one entry for each key frame, in order.'))
+# (frame, label) pairs of an episode.
+Labels = Sequence[tuple[int, Semantics]]
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What a rule needs instead of pictures: the motion, the goal, the frames asked about."""
+@cache
+def answer_model(objects: tuple[str, ...], count: int) -> type[BaseModel]:
+    """Return the model of an answer for ``count`` key frames about ``objects``.
 
-    motion: Motion
-    goal: Goal
-    frames: tuple[int, ...]
+    Its ``frames`` are `Semantics` whose words are limited to the grammar and the objects' names.
+    """
+    def limited(name: str, *allowed: str, **limits: Any) -> tuple[Any, Any]:
+        words: Any = Literal[tuple(dict.fromkeys(allowed))] if allowed else str
+        return words, Field(description=Semantics.model_fields[name].description, **limits)
+
+    # Every field is required here: strict decoding modes refuse optional ones.
+    frame = create_model(
+        'Frame', __base__=Semantics, holding=limited('holding', NOTHING, *objects),
+        done=limited('done', NOTHING, *objects), phase=limited('phase', *PHASES),
+        object=limited('object', *objects), next=limited('next', *PHASES),
+        reason=limited('reason', max_length=MAX_REASON))
+    return create_model(
+        'Answer', __config__=ConfigDict(extra='forbid'),
+        frames=(list[frame], Field(min_length=count, max_length=count)))  # type: ignore[valid-type]
+
+
+def read_answer(text: str, model: type[BaseModel]) -> list[Semantics]:
+    """Return the labels in a model's answer; a fence of backquotes around it is forgiven.
+
+    Raises ``ValueError`` with one line that names what is wrong.
+    """
+    body = text.strip()
+    if body.startswith('```') and body.endswith('```'):
+        body = body[3:-3].removeprefix('json').strip()
+    try:
+        answer = model.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = '.'.join(map(str, first['loc'])) or 'the answer'
+        more = f' (and {error.error_count() - 1} more)' if error.error_count() > 1 else ''
+        raise ValueError(f'{where}: {first["msg"]}{more}') from None
+    return [Semantics(**frame.model_dump()) for frame in cast(Any, answer).frames]
 
 
 @dataclass(frozen=True)
 class Question:
     """One request: turns of a conversation, each a role and parts (text, or a JPEG as bytes).
 
-    ``model``: the pydantic model of the answer; ``schema``: the same as JSON schema.
+    ``model``: the pydantic model of the answer; ``schema``: the same as JSON schema. ``motion``,
+    ``goal`` and ``frames``: what a rule needs instead of images.
     """
 
     turns: tuple[tuple[str, tuple[str | bytes, ...]], ...]
     model: type[BaseModel]
-    evidence: Evidence
+    motion: Motion
+    goal: Goal
+    frames: tuple[int, ...]
     system: str = SYSTEM
     schema: Mapping[str, Any] = field(init=False)
 
@@ -59,9 +140,9 @@ class Question:
 
     @property
     def key(self) -> str:
-        """The SHA-256 of everything that is asked, pictures and motion included."""
+        """The SHA-256 of everything that is asked, images and motion included."""
         digest = hashlib.sha256(self.system.encode())
-        digest.update(self.evidence.motion.hand.tobytes() + repr(self.evidence.frames).encode())
+        digest.update(self.motion.position.tobytes() + repr(self.frames).encode())
         digest.update(json.dumps(self.schema, sort_keys=True).encode())
         for role, parts in self.turns:
             digest.update(f'\0{role}'.encode())
@@ -71,61 +152,123 @@ class Question:
         return digest.hexdigest()
 
     @property
-    def pictures(self) -> int:
-        """How many pictures it shows."""
+    def system_with_schema(self) -> str:
+        """The system's text for models that are not given the schema apart."""
+        return f'{self.system}\nThe JSON schema of the answer:\n{json.dumps(self.schema)}'
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
         return sum(isinstance(part, bytes) for _, parts in self.turns for part in parts)
 
     @property
     def characters(self) -> int:
-        """How many characters of text it has, the schema included."""
+        """Number of characters of text, the schema included."""
         texts = [part for _, parts in self.turns for part in parts if isinstance(part, str)]
         return len(self.system) + len(json.dumps(self.schema)) + sum(map(len, texts))
 
     def corrected(self, answer: str, complaint: str) -> Question:
-        """Return the question that asks again after an answer one can not use."""
+        """Return the question that asks again after an unusable answer."""
         return replace(self, turns=(
             *self.turns, ('assistant', (answer or '(no answer)',)),
             ('user', (f'{complaint}\nAnswer again, the whole JSON object.',))))
 
 
-def jpeg(image: NDArray[np.uint8]) -> bytes:
-    """Encode a picture uint8 RGB [H, W, 3]."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, 'JPEG', quality=JPEG_QUALITY)
+def jpeg(image: NDArray[np.uint8], quality: int = JPEG_QUALITY, largest: int | None = None
+         ) -> bytes:
+    """Encode an image uint8 RGB [H, W, 3], reduced to ``largest`` pixels a side if given."""
+    picture, buffer = Image.fromarray(image), io.BytesIO()
+    if largest is not None:
+        picture.thumbnail((largest, largest))
+    picture.save(buffer, 'JPEG', quality=quality)
     return buffer.getvalue()
 
 
 def windows(keyframes: Sequence[int], size: int) -> list[tuple[int, ...]]:
-    """Cut an episode's key frames into runs of at most ``size``, as equal as can be."""
+    """Divide an episode's key frames into runs of at most ``size``, as equal as can be."""
     pieces = -(-len(keyframes) // size)
     return [tuple(int(k) for k in part) for part in np.array_split(keyframes, pieces)]
 
 
 def build_question(
     source: Source, episode: int, motion: Motion, keyframes: Sequence[int],
-    frames: Sequence[int], before: Semantics | None, look: bool,
+    frames: Sequence[int], before: Semantics | None, with_images: bool,
 ) -> Question:
     """Return the question about ``frames``, some of an episode's ``keyframes``.
 
-    ``before``: the label of the key frame before them; ``look``: show the pictures.
+    ``before``: the label of the key frame before them.
     """
-    goal, things = source.goal(episode), source.things(episode)
+    objects = source.objects(episode)
     ends = dict(zip(keyframes, [*keyframes[1:], len(motion)]))
     lines = [f'Instruction: {source.instruction(episode)}',
-             f'Things: {", ".join(things) or "name them yourself, underscores for blanks"}']
+             f'Things: {", ".join(objects) or "name them yourself, underscores for blanks"}']
     if before is not None:
-        told = ', '.join(f'{k} {v}' for k, v in before.model_dump(exclude={'reason'}).items())
-        lines.append(f'The key frame before these: {told}')
+        values = ', '.join(f'{k} {v}' for k, v in before.model_dump(exclude={'reason'}).items())
+        lines.append(f'The key frame before these: {values}')
     else:
         lines.append(f'The episode begins with holding {NOTHING}, done {NOTHING}.')
     lines.append(f'{len(frames)} key frames:')
     parts: list[str | bytes] = ['\n'.join(lines)]
-    shown = source.pictures(episode, frames) if look else [{} for _ in frames]
-    for number, (frame, pictures) in enumerate(zip(frames, shown), 1):
+    shown = source.images(episode, frames) if with_images else [{} for _ in frames]
+    for number, (frame, images) in enumerate(zip(frames, shown), 1):
         text = (f'{number}. at {frame / motion.fps:.1f} s, until {ends[frame] / motion.fps:.1f} '
-                f's: {phrase(motion, frame, ends[frame])}')
-        parts.append(text + (f'; {" and ".join(pictures)} camera:' if pictures else ''))
-        parts += [jpeg(image) for image in pictures.values()]
+                f's: {motion.phrase(frame, ends[frame])}')
+        parts.append(text + (f'; {" and ".join(images)} camera:' if images else ''))
+        parts += [jpeg(image) for image in images.values()]
     return Question(
-        turns=(('user', tuple(parts)),), model=answer_model(things, len(frames)),
-        evidence=Evidence(motion, goal, tuple(frames)))
+        turns=(('user', tuple(parts)),), model=answer_model(objects, len(frames)),
+        motion=motion, goal=source.goal(episode), frames=tuple(frames))
+
+
+_SENTENCE = re.compile(
+    rf'^holding (?P<holding>\S+) done (?P<done>\S+)(?: (?P<trouble>{"|".join(TROUBLES[1:])}))? '
+    rf'now (?P<phase>{"|".join(PHASES)}) (?P<object>\S+) at (?P<place>\S+ \S+) '
+    rf'next (?P<next>{"|".join(PHASES)}) move (?P<move>\S+ \S+ \S+)$')
+
+
+def parse_thought(text: str) -> tuple[Semantics, str, str] | None:
+    """Return label, place words and move words of a thought; None if it is of no such form."""
+    match = _SENTENCE.match(text)
+    if not match:
+        return None
+    parts: dict[str, Any] = match.groupdict()
+    place, move = parts.pop('place'), parts.pop('move')
+    return Semantics(**{**parts, 'trouble': parts['trouble'] or 'none'}), place, move
+
+
+def write_thought(label: Semantics, place: Array, move: Array, reason: bool = False) -> str:
+    """Return the sentence of a label, a place [3] m and an offset [3] m, both in base axes."""
+    text = Thought(
+        held=None if label.holding == NOTHING else label.holding,
+        done=None if label.done == NOTHING else label.done,
+        trouble=None if label.trouble == 'none' else label.trouble,
+        phase=label.phase, object=label.object, place=place, following=label.next,
+        move=move).text()
+    return f'{label.reason.rstrip(".")}. {text}' if reason and label.reason else text
+
+
+def write_thoughts(motion: Motion, labels: Sequence[Semantics], reason: bool = False) -> list[str]:
+    """Return the sentences of the labels of all frames of an episode, in order."""
+    phases = [label.phase for label in labels]
+    ends = np.full(len(phases), len(phases) - 1)  # where the phase of each frame ends
+    for change in reversed(np.flatnonzero([a != b for a, b in zip(phases, phases[1:])]) + 1):
+        ends[:change] = change
+    moves = motion.position[ends] - motion.position
+    return [write_thought(label, place_of(motion, frame, label), moves[frame], reason)
+            for frame, label in enumerate(labels)]
+
+
+def place_of(motion: Motion, frame: int, label: Semantics) -> Array:
+    """Return where the object of a label is [3] m.
+
+    Recorded places say it where there are any. Otherwise hindsight does: an object is where the
+    gripper next closes or, once held, where the gripper is; a destination is where it next opens.
+    """
+    if label.object in motion.places:
+        return motion.places[label.object][frame]
+    if label.phase in ('grasp', 'lift', 'release') or label.holding == label.object:
+        return motion.position[frame]
+    later = motion.toggles[motion.toggles > frame]
+    opens = label.phase in DESTINATION_PHASES
+    ends = [int(k) for k in later if bool(motion.closing[k]) != opens]
+    return motion.position[ends[0] if ends else len(motion) - 1]

@@ -1,7 +1,7 @@
-"""Labels from rules alone: proprioception, the instruction and, where recorded, places.
+"""Labels frames by rules: from proprioception, the instruction and, where recorded, places.
 
-Deterministic and offline. The whole episode is known, so where the hand will close or open tells
-what it is heading for.
+Deterministic and offline. The whole episode is known, so where the gripper will close or open
+gives away its target.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dtvla_ros.annotation.motion import Array, Motion
-from dtvla_ros.annotation.schema import NOTHING, Semantics
-from dtvla_ros.annotation.task import Goal
+from dtvla_ros.annotation.question import NOTHING, Semantics
+from dtvla_ros.annotation.source import Array, Goal, Motion
 
-OVER, AWAY = 0.015, 0.035  # horizontal offset at which the hand is over its target, and is not [m]
+# Horizontal offset [m] below which the gripper is over its target, and above which no longer.
+OVER, AWAY = 0.015, 0.035
 EMPTY = 0.006  # opening of fingers closed on nothing [m]
-NEAR = 0.06  # from the hand: an object that may be in it [m]
+NEAR = 0.06  # from the gripper: an object that may be in it [m]
 DELIVERED = 0.09  # from its destination: an object that was let go there [m]
 SETTLED = 0.004  # change of the opening per frame below which the fingers press on something [m]
-BEGUN = 0.01  # of the way to the destination: no longer only upwards [m]
-LOW = 0.04  # over the lowest point of a push: the hand is down [m]
+BEGUN = 0.01  # of the distance to the destination: no longer only upwards [m]
+LOW = 0.04  # over the lowest point of a push: the gripper is down [m]
+CONTACT = 0.02  # forward of the object's middle: the gripper has begun to push it [m]
 FOLLOWING = {
     'reach': 'lower', 'lower': 'grasp', 'grasp': 'lift', 'lift': 'carry', 'carry': 'place',
     'place': 'release', 'release': 'retreat', 'retreat': 'reach', 'retry': 'reach',
@@ -32,7 +33,7 @@ UNKNOWN = 'object'
 
 @dataclass(frozen=True, slots=True)
 class _Grip:
-    """The gripper is told to close at frame ``begin`` and to open at ``end`` (or never, N)."""
+    """The gripper is commanded to close at frame ``begin`` and to open at ``end`` (or never, N)."""
 
     begin: int
     end: int
@@ -43,20 +44,20 @@ class _Grip:
 
 def label_frames(motion: Motion, goal: Goal) -> list[Semantics]:
     """Return a label for each frame of an episode."""
-    writer = _Writer(motion, goal)
+    labeller = _Labeller(motion, goal)
     if goal.verb == 'push' and not motion.closing.any():
-        writer.push(0, len(motion))
+        labeller.push(0, len(motion))
     else:
         begin = 0
-        for grip in writer.grips():
-            writer.approach(begin, grip)
-            writer.hold(grip)
-            begin = writer.let_go(grip)
-        writer.approach(begin, None)
-    return writer.labels
+        for grip in labeller.grips():
+            labeller.approach(begin, grip)
+            labeller.hold(grip)
+            begin = labeller.let_go(grip)
+        labeller.approach(begin, None)
+    return labeller.labels
 
 
-class _Writer:
+class _Labeller:
     """Fills ``labels`` from the first frame to the last."""
 
     def __init__(self, motion: Motion, goal: Goal):
@@ -88,9 +89,8 @@ class _Writer:
         known = [name for name in names if name in self.motion.places]
         if not known:
             return names[0]
-        hand = self.motion.hand[frame]
         return min(known, key=lambda name: float(
-            np.linalg.norm(self.motion.places[name][frame] - hand)))
+            np.linalg.norm(self.motion.places[name][frame] - self.motion.position[frame])))
 
     def _held(self, begin: int, end: int, name: str) -> bool:
         middle = min(end - 1, begin + max(1, (end - begin) // 2))
@@ -98,7 +98,7 @@ class _Writer:
         if opening is not None and opening[middle] < EMPTY:
             return False
         if name in self.motion.places:
-            apart = np.linalg.norm(self.motion.places[name] - self.motion.hand, axis=1)
+            apart = np.linalg.norm(self.motion.places[name] - self.motion.position, axis=1)
             return bool(apart[middle] < NEAR and apart[end - 1] < NEAR) or bool(
                 (apart[begin + 1:end] < NEAR).sum() > (end - begin) // 2)
         return end - begin > 2
@@ -108,7 +108,7 @@ class _Writer:
         if name in places and self.destination in places:
             off = places[name][after][:2] - places[self.destination][after][:2]
             return float(np.linalg.norm(off)) < DELIVERED
-        moved = self.motion.hand[after] - self.motion.hand[begin]
+        moved = self.motion.position[after] - self.motion.position[begin]
         return last or float(np.linalg.norm(moved[:2])) > DELIVERED
 
     def _add(self, count: int, phase: str, name: str, holding: str = NOTHING,
@@ -121,8 +121,8 @@ class _Writer:
             trouble=trouble, phase=phase, object=name, next=following, reason='')] * count
 
     def _over(self, begin: int, end: int, target: Array) -> NDArray[np.bool_]:
-        """Whether the hand is over ``target`` [n, 3] at each frame, with hysteresis."""
-        off = np.linalg.norm((self.motion.hand[begin:end] - target)[:, :2], axis=1)
+        """Return whether the gripper is over ``target`` [n, 3] at each frame, with hysteresis."""
+        off = np.linalg.norm((self.motion.position[begin:end] - target)[:, :2], axis=1)
         state, out = False, np.zeros(end - begin, bool)
         for k, distance in enumerate(off):
             state = distance < (AWAY if state else OVER)
@@ -142,7 +142,7 @@ class _Writer:
         if name in self.motion.places:
             target = self.motion.places[name][begin:end]
         else:
-            target = np.repeat(self.motion.hand[end - 1:end], end - begin, axis=0)
+            target = np.repeat(self.motion.position[end - 1:end], end - begin, axis=0)
         for over in self._over(begin, end, target):
             self._add(1, 'lower' if over else 'reach', name)
 
@@ -154,12 +154,12 @@ class _Writer:
             return
         first = self._pressed(begin, end)
         self._add(first - begin, 'grasp', grip.object)
-        hand, there = self.motion.hand, min(end, len(self.motion) - 1)
-        target = np.repeat(hand[there:there + 1], end - first, axis=0)
+        position, there = self.motion.position, min(end, len(self.motion) - 1)
+        target = np.repeat(position[there:there + 1], end - first, axis=0)
         if self.destination in self.motion.places and not grip.delivered:
             target = self.motion.places[self.destination][first:end]
         ahead = np.minimum(np.arange(first, end) + 1, there)
-        left = np.linalg.norm((hand[ahead] - target)[:, :2], axis=1)
+        left = np.linalg.norm((position[ahead] - target)[:, :2], axis=1)
         travelling = np.maximum.accumulate(left[:1].sum() - left > BEGUN)
         for moving, over in zip(travelling, self._over(first, end, target)):
             phase = 'lift' if not moving else 'place' if over else 'carry'
@@ -196,18 +196,19 @@ class _Writer:
 
     def push(self, begin: int, end: int) -> None:
         """Label a push without a grip: reach, lower, push."""
-        hand, name = self.motion.hand, self.objects[0]
-        lowest = float(np.quantile(hand[begin:end, 2], 0.05))
-        low = hand[begin:end, 2] < lowest + LOW
+        position, name = self.motion.position, self.objects[0]
+        lowest = float(np.quantile(position[begin:end, 2], 0.05))
+        low = position[begin:end, 2] < lowest + LOW
         if name in self.motion.places:
             place = self.motion.places[name][begin:end]
-            near = np.abs(hand[begin:end] - place)
+            near = np.abs(position[begin:end] - place)
             over = self._over(begin, end, place) | (
                 (near[:, 0] < AWAY) & (near[:, 1] < AWAY))
-            down = low & (near[:, 0] < 0.02) & (near[:, 1] < AWAY)
+            down = low & (near[:, 0] < CONTACT) & (near[:, 1] < AWAY)
         else:
             start = int(np.argmax(low))
-            over = self._over(begin, end, np.repeat(hand[start:start + 1], end - begin, axis=0))
+            over = self._over(
+                begin, end, np.repeat(position[start:start + 1], end - begin, axis=0))
             down = low & (np.arange(end - begin) >= start)
         for pushing, above in zip(down, over):
             phase = 'push' if pushing else 'lower' if above else 'reach'
