@@ -1,1 +1,1 @@
-"""Thoughts for demonstrations that have none: key frames, labels, review, filling in."""
+"""Writes thoughts into demonstrations: key frames, labels, review, filling in."""

@@ -1,4 +1,8 @@
-"""Stage two: a local labeller learns accepted labels and writes a thought for every frame."""
+"""Trains a labeller on accepted labels and writes a thought for every frame.
+
+Labels become classes: objects are named by their part in the task, so that "carry #1 while holding
+#0" is one class whatever the instruction's first and second object are.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +12,223 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from dtvla_ros.annotation.agreement import agreement
-from dtvla_ros.annotation.classes import Classes
-from dtvla_ros.annotation.labeller import Labeller, Targets
-from dtvla_ros.annotation.schema import Semantics
-from dtvla_ros.annotation.source import Source
-from dtvla_ros.annotation.thought import moves_of, place_of, write_thought
+from dtvla_ros.annotation.checks import COMMANDED_CLOSED, COMMANDED_OPEN, agreement
+from dtvla_ros.annotation.question import FIELDS, Labels, Semantics, write_thoughts
+from dtvla_ros.annotation.source import Goal, Motion, Source
 from dtvla_ros.data import layout
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.statistics import Rate
 from dtvla_ros.files import write_json
 
-Accepted = Mapping[int, Sequence[tuple[int, Semantics]]]
 PROVENANCE = 'meta/annotation.json'
+Key = tuple[str, ...]
+NAMED = tuple(FIELDS.index(name) for name in ('holding', 'done', 'object'))
+SWITCH = -1.0  # log-probability of another class at the next frame, if that was ever seen ...
+NEVER = -8.0  # ... and if it never was
+IMPOSSIBLE = -1e9
+VERBS = ('put', 'place', 'pick', 'stack', 'push')
+OBJECTS = 3  # of an instruction, whose places are features
+HORIZON = 4.0  # [s]
+Targets = Mapping[int, Mapping[int, int]]  # episode -> frame -> class
+
+
+def _generic(label: Semantics, goal: Goal) -> Key:
+    key = list(label.key())
+    for k in NAMED:
+        if key[k] in goal.names:
+            key[k] = f'#{goal.names.index(key[k])}'
+    return tuple(key)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of accepted labels, and which followed which ([C, C] bool)."""
+
+    keys: tuple[Key, ...]
+    follows: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, accepted: Mapping[int, Labels], goals: Mapping[int, Goal]) -> Classes:
+        """Collect the classes of accepted labels by episode."""
+        rows = [[_generic(label, goals[k]) for _, label in labels]
+                for k, labels in accepted.items()]
+        keys = tuple(sorted({key for row in rows for key in row}))
+        number = {key: k for k, key in enumerate(keys)}
+        follows = np.eye(len(keys), dtype=bool)
+        for row in rows:
+            for a, b in zip(row, row[1:]):
+                follows[number[a], number[b]] = True
+        return cls(keys, follows)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def number(self, label: Semantics, goal: Goal) -> int:
+        """Return the class of a label that was among the accepted ones."""
+        return self.keys.index(_generic(label, goal))
+
+    def label(self, number: int, goal: Goal, reason: str = '') -> Semantics:
+        """Return a class in an episode's own names."""
+        words = [goal.names[int(word[1:])] if word.startswith('#') else word
+                 for word in self.keys[number]]
+        return Semantics.model_validate(dict(zip(FIELDS, words)) | {'reason': reason})
+
+    def fits(self, goal: Goal) -> NDArray[np.bool_]:
+        """Return which classes [C] name only objects that the episode has."""
+        count = len(goal.names)
+        return np.array([all(int(key[k][1:]) < count for k in NAMED if key[k].startswith('#'))
+                         for key in self.keys])
+
+    def best_path(self, scores: NDArray[np.floating], goal: Goal, closing: NDArray[np.bool_],
+                  known: Mapping[int, int]) -> NDArray[np.int64]:
+        """Return the likeliest class of each frame [N], by Viterbi's algorithm.
+
+        ``scores`` [N, C]: log-probabilities frame by frame; ``closing`` [N]: the gripper command,
+        which no phase may contradict; ``known``: classes of frames that are certain. A change of
+        class costs, more so one never seen between key frames.
+        """
+        phases = [key[FIELDS.index('phase')] for key in self.keys]
+        closed, opened = (np.array([phase in commanded for phase in phases])
+                          for commanded in (COMMANDED_CLOSED, COMMANDED_OPEN))
+        contradicts = np.where(closing[:, None], opened, closed)
+        emission = np.where(self.fits(goal) & ~contradicts, scores, IMPOSSIBLE)
+        for frame, number in known.items():
+            emission[frame] = IMPOSSIBLE
+            emission[frame, number] = 0.0
+        step = np.where(self.follows, SWITCH, NEVER)
+        np.fill_diagonal(step, 0.0)
+        value = emission[0]
+        back = np.zeros(emission.shape, np.int64)
+        for frame in range(1, len(emission)):
+            arrivals = value[:, None] + step
+            back[frame] = arrivals.argmax(0)
+            value = arrivals.max(0) + emission[frame]
+        path = [int(value.argmax())]
+        for frame in range(len(emission) - 1, 0, -1):
+            path.append(int(back[frame, path[-1]]))
+        return np.array(path[::-1])
+
+
+class Labeller(Protocol):
+    """Learns classes of frames from accepted labels, then scores every frame."""
+
+    name: str
+
+    def fit(self, source: Source, classes: Classes, targets: Targets) -> None:
+        """Learn ``targets``."""
+        ...
+
+    def scores(self, source: Source, episode: int) -> NDArray[np.float64]:
+        """Return log-probabilities [N, C] of an episode's frames."""
+        ...
+
+
+def features(motion: Motion, goal: Goal) -> NDArray[np.float32]:
+    """Return the features of each frame [N, F]: past, present and future motion, and the task.
+
+    The whole recording is known, so the end effector's position at the next toggle of the gripper
+    gives away its target.
+    """
+    count, position, toggles = len(motion), motion.position, motion.toggles
+    frames = np.arange(count)
+    ahead = np.searchsorted(toggles, frames, side='right')
+    next_at = np.append(toggles, count - 1)[ahead]
+    last_at = np.concatenate([[0], toggles])[ahead]
+    second = max(1, round(motion.fps))
+    columns = [position, position - position[next_at], position - position[last_at]]
+    for shift in (-second, -1, 1, second):
+        columns.append(position[np.clip(frames + shift, 0, count - 1)] - position)
+    opening = np.ones(count) if motion.opening is None else (
+        motion.opening / max(motion.widest, 1e-6))
+    seconds = np.minimum(np.stack([next_at - frames, frames - last_at, count - frames, frames]) /
+                         motion.fps, HORIZON)
+    flags = [opening, motion.closing, motion.is_wide(), np.minimum(ahead, 5), *seconds,
+             *(np.full(count, goal.verb == verb) for verb in VERBS),
+             np.full(count, len(goal.objects))]
+    for k in range(OBJECTS):
+        place = motion.places.get(goal.names[k] if k < len(goal.names) else '')
+        columns.append(np.zeros((count, 3)) if place is None else place - position)
+        flags.append(np.full(count, place is not None))
+    return np.concatenate(
+        [*columns, np.stack(flags, axis=1).astype(np.float64)], axis=1).astype(np.float32)
+
+
+class _Network(nn.Module):
+    """Dilated convolutions over time, as matrix products: much faster on a CPU."""
+
+    gaps = (1, 2, 4)  # frames to the neighbours a layer sees
+
+    def __init__(self, inputs: int, classes: int, width: int = 64):
+        super().__init__()
+        self.first = nn.Linear(inputs, width)
+        self.layers = nn.ModuleList(nn.Linear(3 * width, width) for _ in self.gaps)
+        self.drop = nn.Dropout(0.1)
+        self.last = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)  # [B, N, F] -> [B, N, width]
+        for gap, layer in zip(self.gaps, self.layers):
+            padded = nn.functional.pad(x, (0, 0, gap, gap))
+            around = torch.cat([padded[:, :-2 * gap], x, padded[:, 2 * gap:]], dim=-1)
+            x = x + self.drop(nn.functional.gelu(layer(around)))
+        return self.last(x)  # [B, N, C]
+
+
+class MotionLabeller:
+    """A temporal convolutional network on `features`; trains in seconds on a CPU."""
+
+    name = 'motion'
+
+    def __init__(self, steps: int = 600, batch: int = 16, seed: int = 0):
+        self._steps, self._batch, self._seed = steps, batch, seed
+
+    def fit(self, source: Source, classes: Classes, targets: Targets) -> None:
+        rng = np.random.default_rng(self._seed)
+        rows = {k: features(source.motion(k), source.goal(k)) for k in targets}
+        together = np.concatenate(list(rows.values()))
+        self._mean, self._scale = together.mean(0), together.std(0) + 1e-3
+        with torch.random.fork_rng():
+            torch.manual_seed(self._seed)
+            self._network = _Network(together.shape[1], len(classes)).train()
+            optimizer = torch.optim.AdamW(self._network.parameters(), 3e-3, weight_decay=0.01)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self._steps)
+            names = np.array(sorted(targets))
+            for _ in tqdm(range(self._steps), desc='labeller', unit='step', disable=None):
+                chosen = rng.choice(names, min(self._batch, len(names)), replace=False)
+                x, y = self._collate([rows[k] for k in chosen], [targets[k] for k in chosen])
+                loss = cross_entropy(self._network(x).flatten(0, 1), y.flatten(), ignore_index=-1)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+        self._network.eval()
+
+    def _collate(self, rows: list[NDArray[np.float32]],
+                 targets: list[Mapping[int, int]]) -> tuple[Tensor, Tensor]:
+        """Return padded, normalised features [B, N, F] and classes [B, N], -1 where unknown."""
+        longest = max(map(len, rows))
+        x = np.zeros((len(rows), longest, rows[0].shape[1]), np.float32)
+        y = np.full((len(rows), longest), -1, np.int64)
+        for k, (row, known) in enumerate(zip(rows, targets)):
+            x[k, :len(row)] = (row - self._mean) / self._scale
+            y[k, list(known)] = list(known.values())
+        return torch.from_numpy(x), torch.from_numpy(y)
+
+    def scores(self, source: Source, episode: int) -> NDArray[np.float64]:
+        x, _ = self._collate([features(source.motion(episode), source.goal(episode))], [{}])
+        with torch.inference_mode():
+            return self._network(x)[0].log_softmax(-1).double().numpy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +243,12 @@ class FillOptions:
     reason: bool = False
 
 
-def split(accepted: Accepted, options: FillOptions) -> tuple[list[int], list[int]]:
+def split(episodes: Sequence[int], options: FillOptions) -> tuple[list[int], list[int]]:
     """Return episodes to learn from, and held-out ones.
 
     Raises ``UserError`` when either would be empty.
     """
-    order = np.random.default_rng(options.seed).permutation(sorted(accepted)).tolist()
+    order = np.random.default_rng(options.seed).permutation(sorted(episodes)).tolist()
     held = round(options.held_out * len(order))
     if not 0 < held < len(order):
         raise UserError(f'{len(order)} accepted episodes and --held-out {options.held_out}: at '
@@ -55,19 +256,18 @@ def split(accepted: Accepted, options: FillOptions) -> tuple[list[int], list[int
     return sorted(order[held:]), sorted(order[:held])
 
 
-def learn(source: Source, accepted: Accepted, labeller: Labeller,
+def learn(source: Source, accepted: Mapping[int, Labels], labeller: Labeller,
           options: FillOptions) -> tuple[Classes, dict[str, Rate]]:
-    """Teach ``labeller`` and return its agreement on key frames of held-out episodes.
+    """Train ``labeller`` and return its agreement on key frames of held-out episodes.
 
     It is told nothing about those episodes, not even their other key frames.
     """
     goals = {k: source.goal(k) for k in accepted}
     classes = Classes.of(accepted, goals)
-    taught, held = split(accepted, options)
-    targets: Targets = {
+    seen, held = split(list(accepted), options)
+    labeller.fit(source, classes, {
         k: {frame: classes.number(label, goals[k]) for frame, label in accepted[k]}
-        for k in taught}
-    labeller.fit(source, classes, targets)
+        for k in seen})
     pairs = []
     for episode in tqdm(held, desc='held out', unit='episode', disable=None):
         path = classes.best_path(labeller.scores(source, episode), goals[episode],
@@ -78,28 +278,24 @@ def learn(source: Source, accepted: Accepted, labeller: Labeller,
 
 
 def thoughts(source: Source, episode: int, classes: Classes, labeller: Labeller,
-             known: Sequence[tuple[int, Semantics]], reason: bool) -> tuple[list[str], list[str]]:
+             known: Labels, reason: bool) -> tuple[list[str], list[str]]:
     """Return thought and phase of every frame; accepted labels stand as they are."""
     motion, goal = source.motion(episode), source.goal(episode)
     certain = {frame: classes.number(label, goal) for frame, label in known}
     path = classes.best_path(labeller.scores(source, episode), goal, motion.closing, certain)
-    reasons = dict(known)
+    accepted = dict(known)
     labels: list[Semantics] = []
-    told = ''
+    given = ''
     for frame, number in enumerate(path):
-        if frame in reasons:
-            told = reasons[frame].reason
+        if frame in accepted:
+            given = accepted[frame].reason
         elif number != path[frame - 1]:
-            told = ''  # nobody gave one for this
-        labels.append(classes.label(int(number), goal, told))
-    phases = [label.phase for label in labels]
-    moves = moves_of(motion, phases)
-    texts = [write_thought(label, place_of(motion, frame, label), moves[frame], reason)
-             for frame, label in enumerate(labels)]
-    return texts, phases
+            given = ''  # nobody gave one for this
+        labels.append(classes.label(int(number), goal, given))
+    return write_thoughts(motion, labels, reason), [label.phase for label in labels]
 
 
-def fill(source: Source, accepted: Accepted, labeller: Labeller, out: Path,
+def fill(source: Source, accepted: Mapping[int, Labels], labeller: Labeller, out: Path,
          options: FillOptions) -> dict[str, Any]:
     """Write a copy of the dataset whose ``reasoning`` is filled; return what was done.
 
@@ -111,20 +307,19 @@ def fill(source: Source, accepted: Accepted, labeller: Labeller, out: Path,
         raise UserError(f'{source.root}: LeRobot {source.reader.info["codebase_version"]}; '
                         'convert it to v3.0 first with dtvla data convert')
     classes, rates = learn(source, accepted, labeller, options)
-    texts: list[str] = []
-    phases: list[str] = []
+    columns: dict[str, list[str]] = {layout.REASONING: [], layout.PHASE: []}
     for episode in tqdm(range(len(source)), desc='fill', unit='episode', disable=None):
-        more = thoughts(source, episode, classes, labeller, accepted.get(episode, ()),
-                        options.reason)
-        texts += more[0]
-        phases += more[1]
+        filled = thoughts(source, episode, classes, labeller, accepted.get(episode, ()),
+                          options.reason)
+        for column, texts in zip(columns.values(), filled):
+            column += texts
     certain = sum(map(len, accepted.values()))
-    facts = {
+    provenance = {
         'source': source.fingerprint, 'labeller': labeller.name, 'classes': len(classes),
-        'accepted_frames': certain, 'filled_frames': len(texts) - certain,
+        'accepted_frames': certain, 'filled_frames': len(columns[layout.PHASE]) - certain,
         'held_out': {name: rate.to_dict() for name, rate in rates.items()}}
-    _write(source, out, {layout.REASONING: texts, layout.PHASE: phases}, facts)
-    return facts | {'rates': rates}
+    _write(source, out, columns, provenance)
+    return provenance | {'rates': rates}
 
 
 def _link(origin: str, target: str) -> None:
@@ -135,7 +330,7 @@ def _link(origin: str, target: str) -> None:
 
 
 def _write(source: Source, out: Path, columns: Mapping[str, list[str]],
-           facts: Mapping[str, Any]) -> None:
+           provenance: Mapping[str, Any]) -> None:
     """Copy the dataset with new text columns; the folder appears when it is complete."""
     work = out.with_name(f'.{out.name}.{os.getpid()}')
     try:
@@ -158,7 +353,7 @@ def _write(source: Source, out: Path, columns: Mapping[str, list[str]],
         for name in columns:
             info['features'][name] = {'dtype': 'string', 'shape': [1], 'names': None}
         write_json(work / layout.INFO, info)
-        write_json(work / PROVENANCE, facts)
+        write_json(work / PROVENANCE, provenance)
         os.replace(work, out)
     except OSError as error:
         raise UserError(f'cannot write {out}: {error}; choose another folder') from error

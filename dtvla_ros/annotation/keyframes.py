@@ -123,7 +123,7 @@ def plot_keyframes(source: Source, episode: int, options: KeyframeOptions, path:
         times.setdefault(key.why, []).append(key.frame / motion.fps)
     for why, colour in COLOURS.items():
         for axes in (top, bottom) if why in times else ():
-            axes.vlines(times[why], 0, 1, colour, '--', why, linewidth=1,
+            axes.vlines(times[why], 0, 1, colour, '--', linewidth=1, label=why,
                         transform=axes.get_xaxis_transform())
     top.legend(loc='upper left', fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)

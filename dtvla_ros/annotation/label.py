@@ -28,11 +28,17 @@ from dtvla_ros.annotation.providers import (
     RuleProvider,
     read_answers,
 )
-from dtvla_ros.annotation.question import Labels, Question, Semantics
-from dtvla_ros.annotation.question import build_question, read_answer, windows
+from dtvla_ros.annotation.question import (
+    Labels,
+    Question,
+    Semantics,
+    build_question,
+    read_answer,
+    windows,
+)
 from dtvla_ros.annotation.source import Source
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import JsonLines, Journal, whole_lines
+from dtvla_ros.files import Journal, JsonLines, whole_lines
 from dtvla_ros.issues import Issue
 
 LABELS = 'labels.jsonl'

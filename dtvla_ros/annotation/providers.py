@@ -285,9 +285,10 @@ class HttpProvider:
         problem: _Busy | None = None
         for number in range(self._options.tries):
             if problem is not None:
-                wait = random.uniform(0, min(longest, self._options.first_wait * 2 ** (number - 1)))
-                if problem.after is not None:
-                    wait = problem.after
+                wait = problem.after
+                if wait is None:
+                    limit = self._options.first_wait * 2 ** (number - 1)
+                    wait = random.uniform(0, min(longest, limit))
                 if wait > longest:
                     raise UserError(f'{self._address}: asks to wait {wait:.0f} s; repeat the '
                                     'command then, what is labelled is kept')

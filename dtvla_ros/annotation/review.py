@@ -1,32 +1,26 @@
-"""A page on which a person accepts, edits or rejects labels, and what becomes of that."""
+"""Makes a page on which a person accepts, edits or rejects labels, and applies the decisions."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from markupsafe import Markup
 from pydantic import ValidationError
 from tqdm import tqdm
 
+from dtvla_ros import report
 from dtvla_ros.annotation.checks import check_labels
-from dtvla_ros.annotation.journal import Journal, whole_lines
 from dtvla_ros.annotation.label import labels_of, row_of
-from dtvla_ros.annotation.motion import phrase
-from dtvla_ros.annotation.review_page import PAGE
-from dtvla_ros.annotation.schema import PHASES, TROUBLES, Semantics, answer_model
+from dtvla_ros.annotation.question import PHASES, TROUBLES, Semantics, answer_model, jpeg
 from dtvla_ros.annotation.source import Source
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import write_text
+from dtvla_ros.files import Journal, whole_lines, write_text
 
 ACCEPTED = 'accepted.jsonl'
 DECISIONS = ('accept', 'edit', 'reject')
@@ -46,10 +40,9 @@ def read_labels(path: Path, source: Source) -> tuple[str, dict[int, dict[str, An
 
 
 def choose(rows: Mapping[int, Mapping[str, Any]], sample: int, seed: int) -> list[int]:
-    """Return ``sample`` episodes to look at: all with findings first, then others at random."""
+    """Return ``sample`` episodes to review: all with issues first, then others at random."""
     order = np.random.default_rng(seed).permutation(sorted(rows))
-    chosen = sorted(order.tolist(), key=lambda k: -len(rows[k]['findings']))[:sample]
-    return sorted(chosen)
+    return sorted(sorted(order.tolist(), key=lambda k: -len(rows[k]['findings']))[:sample])
 
 
 def page_data(source: Source, labels: str, rows: Mapping[int, Mapping[str, Any]],
@@ -60,38 +53,28 @@ def page_data(source: Source, labels: str, rows: Mapping[int, Mapping[str, Any]]
         row, motion = rows[episode], source.motion(episode)
         pairs = labels_of(row)
         frames = [frame for frame, _ in pairs]
-        ends = [*frames[1:], len(motion)]
-        findings: dict[int, list[str]] = {}
-        for finding in row['findings']:
-            findings.setdefault(finding['frame'], []).append(
-                f'{finding["kind"]}: {finding["text"]}')
-        pictures = source.pictures(episode, frames)
+        issues: dict[int, list[str]] = {}
+        for issue in row['findings']:
+            issues.setdefault(issue['frame'], []).append(f'{issue["kind"]}: {issue["text"]}')
         shown.append({
             'episode': episode, 'instruction': row['instruction'],
-            'things': list(source.things(episode)),
+            'objects': list(source.objects(episode)),
             'frames': [{
                 'frame': frame, 'seconds': frame / motion.fps,
-                'motion': phrase(motion, frame, end), 'label': label.model_dump(),
-                'findings': findings.get(frame, []),
-                'pictures': [_thumbnail(image) for image in images.values()],
-            } for (frame, label), end, images in zip(pairs, ends, pictures)]})
+                'motion': motion.phrase(frame, end), 'label': label.model_dump(),
+                'issues': issues.get(frame, []),
+                'images': [report.data_uri(jpeg(view, 80, THUMBNAIL)) for view in views.values()],
+            } for (frame, label), end, views in zip(
+                pairs, [*frames[1:], len(motion)], source.images(episode, frames))]})
     return {'dataset': source.fingerprint, 'labels': labels, 'phases': list(PHASES),
             'troubles': list(TROUBLES), 'episodes': shown}
-
-
-def _thumbnail(image: NDArray[np.uint8]) -> str:
-    picture = Image.fromarray(image)
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    picture.save(buffer, 'JPEG', quality=80)
-    return 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode()
 
 
 def write_page(path: Path, title: str, data: Mapping[str, Any]) -> None:
     """Write the page; it needs no network and no other file."""
     # A model's words stay data: no end tag or comment can be spelled in the embedded JSON.
     embedded = json.dumps(data, ensure_ascii=True).replace('<', '\\u003c')
-    write_text(path, PAGE.substitute(title=escape(title), data=embedded))
+    report.write_page(path, 'review.html', title=title, data=Markup(embedded))
 
 
 def read_decisions(paths: Sequence[Path], source: Source, labels: str) -> dict[
@@ -126,46 +109,45 @@ def apply_decisions(
     source: Source, labels: str, rows: Mapping[int, Mapping[str, Any]],
     decisions: Mapping[tuple[int, int], Mapping[str, Any]], out: Path, accept_rest: bool,
 ) -> Counter[str]:
-    """Write the accepted and edited labels to ``out``, whole; return what became of all.
+    """Write the accepted and edited labels to ``out``, whole; return counts by outcome.
 
-    Undecided ones are left out, or with ``accept_rest`` taken if nothing was found about them.
+    Undecided ones are left out, or with ``accept_rest`` taken if there is no issue with them.
     Raises ``UserError`` for a decision about what is not there, or with words it may not use.
     """
     known = {(k, frame) for k, row in rows.items() for frame, _ in labels_of(row)}
-    strange = sorted(set(decisions) - known)
-    if strange:
-        raise UserError(f'decisions about episode {strange[0][0]}, frame {strange[0][1]}, which '
+    if unknown := sorted(set(decisions) - known):
+        raise UserError(f'decisions about episode {unknown[0][0]}, frame {unknown[0][1]}, which '
                         'has no label')
     counts: Counter[str] = Counter()
     lines = [{'kind': 'accepted', 'dataset': source.fingerprint, 'labels': labels}]
     for episode in sorted(rows):
         row = rows[episode]
-        flagged = {finding['frame'] for finding in row['findings']}
+        flagged = {issue['frame'] for issue in row['findings']}
         kept: list[tuple[int, Semantics]] = []
         for frame, label in labels_of(row):
             decision = decisions.get((episode, frame))
             if decision is None:
                 taken = accept_rest and frame not in flagged
-                counts['accepted as faultless' if taken else 'undecided'] += 1
-                if taken:
-                    kept.append((frame, label))
-                continue
-            counts[decision['decision']] += 1
-            if decision['decision'] == 'accept':
+                outcome = 'accepted as faultless' if taken else 'undecided'
+            else:
+                outcome = decision['decision']
+                taken = outcome != 'reject'
+                if outcome == 'edit':
+                    label = _edited(source, episode, frame, decision.get('label'))
+            counts[outcome] += 1
+            if taken:
                 kept.append((frame, label))
-            elif decision['decision'] == 'edit':
-                kept.append((frame, _edited(source, episode, frame, decision.get('label'))))
         if kept:
-            found = check_labels(source.motion(episode), source.goal(episode),
-                                 [frame for frame, _ in kept], kept, first=False)
-            counts['findings that remain'] += len(found)
-            lines.append(row_of(episode, row['instruction'], kept, found))
+            issues = check_labels(source.motion(episode), source.goal(episode),
+                                  [frame for frame, _ in kept], kept, first=False)
+            counts['issues that remain'] += len(issues)
+            lines.append(row_of(episode, row['instruction'], kept, issues))
     write_text(out, ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines))
     return counts
 
 
 def _edited(source: Source, episode: int, frame: int, label: Any) -> Semantics:
-    model = answer_model(source.things(episode), 1)
+    model = answer_model(source.objects(episode), 1)
     try:
         answer: Any = model.model_validate({'frames': [label]})
     except ValidationError as error:

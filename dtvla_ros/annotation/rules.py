@@ -33,7 +33,7 @@ UNKNOWN = 'object'
 
 @dataclass(frozen=True, slots=True)
 class _Grip:
-    """The gripper is commanded to close at frame ``begin`` and to open at ``end`` (or never, N)."""
+    """The gripper is commanded to close at frame ``begin``, to open at ``end`` (or never, N)."""
 
     begin: int
     end: int

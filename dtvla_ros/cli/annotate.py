@@ -1,7 +1,8 @@
-"""``dtvla annotate``: thoughts for demonstrations that have none."""
+"""``dtvla annotate``: writes thoughts into demonstrations that have none."""
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,29 +18,30 @@ if TYPE_CHECKING:
 app = group('annotate',
             'Write thoughts into demonstrations: key frames, labels, review, filling in.')
 
-Data = Annotated[Path, typer.Option(file_okay=False, help='Dataset folder; never changed.')]
-Out = Annotated[Path, typer.Option(file_okay=False, help='Folder of the annotation.')]
-Episodes = Annotated[int | None, typer.Option(min=1,
-    help='Only the first so many. [default: all]')]
-Things = Annotated[str | None, typer.Option('--objects', help='Comma-separated names labels may '
-    'use. [default: the things whose places are recorded, else those of the instruction]')]
-Invert = Annotated[bool, typer.Option('--invert-gripper',
-    help="Larger values of the action's last channel open the gripper.")]
-Labels = Annotated[Path | None, typer.Option(dir_okay=False,
-    help='File of labels. [default: labels.jsonl in the folder]')]
+Data = Annotated[Path, typer.Option(help='Dataset folder; never changed.', file_okay=False)]
+Out = Annotated[Path, typer.Option(help='Folder of the annotation.', file_okay=False)]
+Episodes = Annotated[int | None, typer.Option(
+    min=1, help='Only the first so many. [default: all]')]
+Objects = Annotated[str | None, typer.Option(
+    help='Comma-separated names labels may use. [default: the objects whose places are recorded, '
+         'else those of the instruction]')]
+Invert = Annotated[bool, typer.Option(
+    '--invert-gripper', help="Larger values of the action's last channel open the gripper.")]
+Labels = Annotated[Path | None, typer.Option(
+    help='File of labels. [default: labels.jsonl in the folder]', dir_okay=False)]
 FOLDER = Path('out/annotation')
 TABLETOP = Path('data/tabletop')
-NEEDED = ('pyarrow', 'pydantic', 'httpx', 'tenacity')
+NEEDED = ('pyarrow', 'pydantic', 'httpx')
 
 
-def _source(data: Path, things: str | None = None, invert: bool = False) -> Source:
+def _source(data: Path, objects: str | None = None, invert: bool = False) -> Source:
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise UserError(f'dtvla annotate needs {", ".join(missing)}; install it with '
                         'pip install "dtvla_ros[train,annotate]"')
     from dtvla_ros.annotation.source import Source
 
-    return Source(data, names(things), invert)
+    return Source(data, names(objects), invert)
 
 
 @app.command()
@@ -52,8 +54,8 @@ def keyframes(
     prominence: Annotated[float, typer.Option(help='Depth of a velocity minimum [m/s].')] = 0.04,
     episodes: Episodes = None,
     invert_gripper: Invert = False,
-    plot: Annotated[Path | None, typer.Option(dir_okay=False,
-        help='Draw one episode here (PNG); nothing else is written.')] = None,
+    plot: Annotated[Path | None, typer.Option(
+        help='Draw one episode here (PNG); nothing else is written.', dir_okay=False)] = None,
     episode: Annotated[int, typer.Option(min=0, help='Which one to draw.')] = 0,
 ) -> None:
     """Find the frames at which something changes: gripper toggles, velocity minima, no long gap.
@@ -66,56 +68,58 @@ def keyframes(
 
     `dtvla annotate keyframes --data data/tabletop --plot out/keyframes.png --episode 7`
     """
+    source = _source(data, invert=invert_gripper)
     from dtvla_ros.annotation import keyframes as module
 
-    source = _source(data, invert=invert_gripper)
     options = module.KeyframeOptions(min_gap, max_gap, prominence)
     if plot is not None:
         module.plot_keyframes(source, episode, options, plot)
         print(plot)
         return
-    told = module.write_keyframes(source, out, options, episodes)
-    why = ', '.join(f'{count} {name}' for name, count in told['why'].items())
-    print(f'{out / module.FILE}: {told["keyframes"]} key frames of {told["episodes"]} episodes '
-          f'({why})')
+    result = module.write_keyframes(source, out, options, episodes)
+    why = ', '.join(f'{count} {name}' for name, count in result['why'].items())
+    print(f'{out / module.FILE}: {result["keyframes"]} key frames of {result["episodes"]} '
+          f'episodes ({why})')
 
 
 @app.command()
 def label(
     data: Data = TABLETOP,
     out: Out = FOLDER,
-    provider: Annotated[str, typer.Option(help='rules, http (any OpenAI-compatible endpoint), '
-        'local (a transformers model) or replay (the answers of an earlier run).')] = 'rules',
+    provider: Annotated[str, typer.Option(
+        help='rules, http (any OpenAI-compatible endpoint), local (a transformers model) or '
+             'replay (the answers of an earlier run).')] = 'rules',
     labels: Labels = None,
     url: Annotated[str, typer.Option(
         help='http: the endpoint up to /v1.')] = 'http://127.0.0.1:8000/v1',
     model: Annotated[str, typer.Option(help="http: the model's name; local: its folder.")] = '',
-    key_env: Annotated[str, typer.Option(help='http: environment variable that holds the key; '
-        'never written anywhere.')] = 'OPENAI_API_KEY',
-    answers: Annotated[Path | None, typer.Option(dir_okay=False,
-        help='replay: the answers.jsonl to take from.')] = None,
+    key_env: Annotated[str, typer.Option(
+        help='http: environment variable that holds the key; never written anywhere.'
+    )] = 'OPENAI_API_KEY',
+    answers: Annotated[Path | None, typer.Option(
+        help='replay: the answers.jsonl to take from.', dir_okay=False)] = None,
     response_format: Annotated[str, typer.Option(
         help='http: json_schema, json_object or none, as the endpoint can.')] = 'json_schema',
     concurrency: Annotated[int, typer.Option(min=1, help='http: requests at once.')] = 4,
     timeout: Annotated[float, typer.Option(help='http: of one request [s].')] = 120.0,
-    tries: Annotated[int, typer.Option(min=1,
-        help='http: of one request, when the server is busy or broken.')] = 6,
+    tries: Annotated[int, typer.Option(
+        min=1, help='http: of one request, when the server is busy or broken.')] = 6,
     max_tokens: Annotated[int, typer.Option(min=16, help='Longest answer.')] = 4096,
     window: Annotated[int, typer.Option(min=1, help='Key frames in one request.')] = 16,
-    corrections: Annotated[int, typer.Option(min=0,
-        help='How often an answer that cannot be right is sent back.')] = 1,
-    estimate: Annotated[bool, typer.Option('--estimate',
-        help='Tell requests, tokens and cost; ask nothing.')] = False,
+    corrections: Annotated[int, typer.Option(
+        min=0, help='How often an answer that cannot be right is sent back.')] = 1,
+    estimate: Annotated[bool, typer.Option(
+        '--estimate', help='Tell requests, tokens and cost; ask nothing.')] = False,
     price_in: Annotated[float, typer.Option(help='Per million tokens read.')] = 0.0,
     price_out: Annotated[float, typer.Option(help='Per million tokens written.')] = 0.0,
     picture_tokens: Annotated[int, typer.Option(
-        help='Tokens a picture counts in estimates.')] = 260,
-    max_requests: Annotated[int | None, typer.Option(min=0,
-        help='Never send more, over all runs in this folder.')] = None,
-    max_cost: Annotated[float | None, typer.Option(min=0,
-        help='Never spend more, over all runs in this folder.')] = None,
+        help='Tokens an image counts in estimates.')] = 260,
+    max_requests: Annotated[int | None, typer.Option(
+        min=0, help='Never send more, over all runs in this folder.')] = None,
+    max_cost: Annotated[float | None, typer.Option(
+        min=0, help='Never spend more, over all runs in this folder.')] = None,
     episodes: Episodes = None,
-    objects: Things = None,
+    objects: Objects = None,
     invert_gripper: Invert = False,
 ) -> None:
     """Label the key frames: what is held, done, handled, comes next, and why.
@@ -137,28 +141,33 @@ def label(
     --labels out/annotation/again.jsonl`
     """
     source = _source(data, objects, invert_gripper)
-    from dtvla_ros.annotation.command import LabelCommand, run_label
+    from dtvla_ros.annotation.label import LabelCommand, LabelOptions, run_label
+    from dtvla_ros.annotation.providers import HttpOptions, Prices
 
-    run_label(source, LabelCommand(
-        folder=out, labels=labels, provider=provider, url=url, model=model, key_env=key_env,
-        answers=answers, response_format=response_format, concurrency=concurrency,
-        timeout=timeout, tries=tries, max_tokens=max_tokens, window=window,
-        corrections=corrections, estimate=estimate, price_in=price_in, price_out=price_out,
-        picture_tokens=picture_tokens, max_requests=max_requests, max_cost=max_cost,
-        episodes=episodes))
+    run_label(
+        source,
+        LabelCommand(
+            folder=out, labels=labels, provider=provider, answers=answers,
+            key=os.environ.get(key_env), estimate=estimate, max_requests=max_requests,
+            max_cost=max_cost, episodes=episodes),
+        LabelOptions(window, corrections), Prices(price_in, price_out, picture_tokens),
+        HttpOptions(
+            url=url, model=model, timeout=timeout, tries=tries, max_tokens=max_tokens,
+            response_format=response_format, parallel=concurrency))
 
 
 @app.command()
 def agree(
     data: Data = TABLETOP,
     out: Out = FOLDER,
-    other: Annotated[Path | None, typer.Option('--with', file_okay=False,
-        help='Compare with the thoughts of this dataset instead of rules.')] = None,
-    all_frames: Annotated[bool, typer.Option('--all-frames',
-        help='Every frame, not only the key frames in the folder.')] = False,
+    other: Annotated[Path | None, typer.Option(
+        '--with', help='Compare with the thoughts of this dataset instead of rules.',
+        file_okay=False)] = None,
+    all_frames: Annotated[bool, typer.Option(
+        '--all-frames', help='Every frame, not only the key frames in the folder.')] = False,
     episodes: Annotated[str, typer.Option(
         help='Number of episodes, or FIRST:END. [default: all]')] = '',
-    objects: Things = None,
+    objects: Objects = None,
     invert_gripper: Invert = False,
     json_file: Json = None,
 ) -> None:
@@ -173,9 +182,8 @@ def agree(
     `dtvla annotate agree --data data/tabletop --with data/tabletop-thoughts` after `fill`
     """
     source = _source(data, objects, invert_gripper)
-    from dtvla_ros.annotation import agreement
+    from dtvla_ros.annotation import checks
     from dtvla_ros.annotation.keyframes import read_keyframes
-    from dtvla_ros.annotation.source import Source
     from dtvla_ros.files import write_json
 
     first, _, end = episodes.rpartition(':')
@@ -184,15 +192,15 @@ def agree(
     except ValueError as error:
         raise UserError(f'--episodes {episodes!r}: give a number, or FIRST:END') from error
     if other is not None:
-        rates = agreement.compare_datasets(source, Source(other), span)
+        rates = checks.compare_datasets(source, _source(other), span)
         title = f'{other} and {data} on all frames'
     else:
         frames = None if all_frames else read_keyframes(out, source)
-        rates = agreement.compare_rules(source, frames, span)
+        rates = checks.compare_rules(source, frames, span)
         title = f'rules and {data} on {"all" if all_frames else "key"} frames'
-    agreement.print_agreement(f'{title} of episodes {span.start} to {span.stop - 1}', rates)
+    checks.print_agreement(f'{title} of episodes {span.start} to {span.stop - 1}', rates)
     if json_file is not None:
-        write_json(json_file, agreement.as_json(rates))
+        write_json(json_file, {name: rate.to_dict() for name, rate in rates.items()})
 
 
 @app.command()
@@ -200,12 +208,12 @@ def review(
     data: Data = TABLETOP,
     out: Out = FOLDER,
     labels: Labels = None,
-    page: Annotated[Path | None, typer.Option(dir_okay=False,
-        help='The page. [default: review.html in the folder]')] = None,
-    sample: Annotated[int, typer.Option(min=1,
-        help='How many episodes: those with findings first, then at random.')] = 30,
+    page: Annotated[Path | None, typer.Option(
+        help='The page. [default: review.html in the folder]', dir_okay=False)] = None,
+    sample: Annotated[int, typer.Option(
+        min=1, help='How many episodes: those with issues first, then at random.')] = 30,
     seed: Annotated[int, typer.Option(help='Of the random choice.')] = 0,
-    objects: Things = None,
+    objects: Objects = None,
     invert_gripper: Invert = False,
 ) -> None:
     """Make a page to accept, edit or reject labels on; it opens offline in any browser.
@@ -221,10 +229,9 @@ def review(
     from dtvla_ros.annotation import review as module
     from dtvla_ros.annotation.label import LABELS
 
-    path = labels or out / LABELS
+    path, target = labels or out / LABELS, page or out / 'review.html'
     digest, rows = module.read_labels(path, source)
     chosen = module.choose(rows, sample, seed)
-    target = page or out / 'review.html'
     module.write_page(target, f'Review of {path.name}',
                       module.page_data(source, digest, rows, chosen))
     print(f'{target}: {sum(len(rows[k]["labels"]) for k in chosen)} key frames of {len(chosen)} '
@@ -236,11 +243,12 @@ def apply(
     data: Data = TABLETOP,
     out: Out = FOLDER,
     labels: Labels = None,
-    decisions: Annotated[list[Path] | None, typer.Option(dir_okay=False,
-        help='Downloaded from the review page; repeat for several, the last wins.')] = None,
-    accept_rest: Annotated[bool, typer.Option('--accept-rest',
-        help='Accept undecided labels about which nothing was found.')] = False,
-    objects: Things = None,
+    decisions: Annotated[list[Path] | None, typer.Option(
+        help='Downloaded from the review page; repeat for several, the last wins.',
+        dir_okay=False)] = None,
+    accept_rest: Annotated[bool, typer.Option(
+        '--accept-rest', help='Accept undecided labels without an issue.')] = False,
+    objects: Objects = None,
     invert_gripper: Invert = False,
 ) -> None:
     """Merge decisions of the review page into accepted.jsonl, from which `fill` learns.
@@ -259,31 +267,32 @@ def apply(
     counts = module.apply_decisions(
         source, digest, rows, module.read_decisions(decisions or [], source, digest),
         out / module.ACCEPTED, accept_rest)
-    told = ', '.join(f'{count} {name}' for name, count in counts.items())
-    print(f'{out / module.ACCEPTED}: {told}')
+    print(f'{out / module.ACCEPTED}: '
+          f'{", ".join(f"{count} {name}" for name, count in counts.items())}')
 
 
 @app.command()
 def fill(
-    to: Annotated[Path, typer.Option(file_okay=False, help='Folder of the new dataset.')],
+    to: Annotated[Path, typer.Option(help='Folder of the new dataset.', file_okay=False)],
     data: Data = TABLETOP,
     out: Out = FOLDER,
-    labeller: Annotated[str, typer.Option(help='motion: a small network on proprioception, '
-        'seconds on a CPU; vlm: a transformers model with LoRA, for a GPU.')] = 'motion',
-    model: Annotated[Path | None, typer.Option(file_okay=False,
-        help='vlm: folder of the model.')] = None,
+    labeller: Annotated[str, typer.Option(
+        help='motion: a small network on proprioception, seconds on a CPU; vlm: a transformers '
+             'model with LoRA, for a GPU.')] = 'motion',
+    model: Annotated[Path | None, typer.Option(
+        help='vlm: folder of the model.', file_okay=False)] = None,
     steps: Annotated[int, typer.Option(min=1, help='motion: training steps.')] = 600,
     epochs: Annotated[int, typer.Option(min=1, help='vlm: passes over the labels.')] = 2,
     held_out: Annotated[float, typer.Option(
         help='Share of the accepted episodes the agreement is measured on.')] = 0.2,
-    reason: Annotated[bool, typer.Option('--reason',
-        help='Write reasons, too; for policies with an open vocabulary.')] = False,
+    reason: Annotated[bool, typer.Option(
+        '--reason', help='Write reasons, too; for policies with an open vocabulary.')] = False,
     seed: Annotated[int, typer.Option(help='Of the split and the training.')] = 0,
-    objects: Things = None,
+    objects: Objects = None,
     invert_gripper: Invert = False,
     json_file: Json = None,
 ) -> None:
-    """Teach a local labeller the accepted labels and let it fill all frames between.
+    """Train a local labeller on the accepted labels and let it fill all frames between.
 
     Prints its agreement with key frames of episodes it never saw, and writes a new LeRobot v3.0
     dataset with the thoughts in `reasoning`.
@@ -296,25 +305,24 @@ def fill(
     """
     source = _source(data, objects, invert_gripper)
     from dtvla_ros.annotation import fill as module
-    from dtvla_ros.annotation.agreement import print_agreement
-    from dtvla_ros.annotation.labeller import Labeller, MotionLabeller
+    from dtvla_ros.annotation.checks import print_agreement
     from dtvla_ros.annotation.review import ACCEPTED, read_accepted
     from dtvla_ros.files import write_json
 
     accepted = read_accepted(out / ACCEPTED, source)
-    chosen: Labeller
+    chosen: module.Labeller
     if labeller == 'motion':
-        chosen = MotionLabeller(steps=steps, seed=seed)
+        chosen = module.MotionLabeller(steps=steps, seed=seed)
     elif labeller == 'vlm' and model is not None:
-        from dtvla_ros.annotation.vlm_labeller import VlmLabeller
+        from dtvla_ros.annotation.vlm import VlmLabeller
 
         chosen = VlmLabeller(model, out / 'adapters', epochs=epochs, seed=seed)
     else:
         raise UserError(f'--labeller {labeller}: give motion, or vlm with --model')
-    facts = module.fill(source, accepted, chosen, to,
-                        module.FillOptions(held_out, seed, reason))
+    result = module.fill(source, accepted, chosen, to, module.FillOptions(held_out, seed, reason))
     print_agreement(f'{chosen.name} and accepted labels on key frames of held-out episodes',
-                    facts.pop('rates'))
-    print(f'{to}: {facts["accepted_frames"]} frames as accepted, {facts["filled_frames"]} filled')
+                    result.pop('rates'))
+    print(f'{to}: {result["accepted_frames"]} frames as accepted, {result["filled_frames"]} '
+          'filled')
     if json_file is not None:
-        write_json(json_file, facts)
+        write_json(json_file, result)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-if any(find_spec(name) is None for name in ('pyarrow', 'pydantic', 'httpx', 'tenacity', 'peft')):
+if any(find_spec(name) is None for name in ('pyarrow', 'pydantic', 'httpx', 'peft')):
     collect_ignore_glob = ['*']  # pip install 'dtvla_ros[train,annotate]'
 
 

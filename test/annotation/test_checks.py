@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dtvla_ros.annotation import checks
+from dtvla_ros.annotation.question import Semantics, answer_model, read_answer
 from dtvla_ros.annotation.rules import label_frames
-from dtvla_ros.annotation.schema import Semantics, answer_model, read_answer
 
 
 @pytest.fixture
@@ -21,7 +21,8 @@ def case(source):
 
 def found(case, labels):
     motion, goal, frames, _ = case
-    return {(f.frame, f.kind) for f in checks.check_labels(motion, goal, frames, labels)}
+    return {(issue.frame, issue.check)
+            for issue in checks.check_labels(motion, goal, frames, labels)}
 
 
 def change(case, frame, **values):

@@ -30,7 +30,7 @@ def test_from_key_frames_to_a_new_dataset(root, tmp_path):
                   '--price-in', '1', '--price-out', '1')
     assert '12 requests' in guess and 'nothing was asked' in guess
     assert not (out / 'labels.jsonl').exists() and not (out / 'ledger.jsonl').exists()
-    assert 'findings: none' in dtvla('label', *folders)
+    assert 'issues: none' in dtvla('label', *folders)
     dtvla('label', *folders, '--provider', 'oracle', fails="'oracle'; there is: rules, http")
     dtvla('label', *folders, '--labels', tmp_path / 'elsewhere.jsonl', fails='beside the answers')
     assert 'of 5 episodes' in dtvla('review', *folders, '--sample', 5)

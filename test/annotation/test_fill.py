@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 
 from dtvla_ros.annotation import fill as module
-from dtvla_ros.annotation.agreement import compare_datasets
-from dtvla_ros.annotation.classes import Classes
-from dtvla_ros.annotation.fill import FillOptions, fill, learn
+from dtvla_ros.annotation.checks import compare_datasets
+from dtvla_ros.annotation.fill import Classes, FillOptions, MotionLabeller, fill, learn
 from dtvla_ros.annotation.keyframes import KeyframeOptions, find_keyframes
-from dtvla_ros.annotation.labeller import MotionLabeller
+from dtvla_ros.annotation.question import Semantics, parse_thought, write_thought
 from dtvla_ros.annotation.rules import label_frames
-from dtvla_ros.annotation.schema import Semantics
-from dtvla_ros.annotation.source import Source
-from dtvla_ros.annotation.task import Goal
-from dtvla_ros.annotation.thought import parse_thought, write_thought
+from dtvla_ros.annotation.source import Goal, Source
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
 

@@ -9,12 +9,10 @@ import pytest
 from support.picks import FPS, picks_dataset
 
 from dtvla_ros.annotation import keyframes as module
-from dtvla_ros.annotation.agreement import compare_rules
+from dtvla_ros.annotation.checks import compare_rules
 from dtvla_ros.annotation.keyframes import KeyframeOptions, find_keyframes
-from dtvla_ros.annotation.motion import Motion, hysteresis, phrase
 from dtvla_ros.annotation.rules import label_frames
-from dtvla_ros.annotation.source import Source
-from dtvla_ros.annotation.task import parse_instruction
+from dtvla_ros.annotation.source import Motion, Source, hysteresis, parse_instruction
 from dtvla_ros.errors import UserError
 
 
@@ -25,7 +23,7 @@ def test_hysteresis_ignores_noise_around_the_middle():
 
 
 def still(count, **changes):
-    values = {'hand': np.zeros((count, 3)), 'closing': np.zeros(count, bool), 'opening': None,
+    values = {'position': np.zeros((count, 3)), 'closing': np.zeros(count, bool), 'opening': None,
               'widest': 0.0, 'fps': 10.0} | changes
     return Motion(**values)
 
@@ -41,7 +39,7 @@ def test_a_pause_is_a_key_frame_and_toggles_are_always():
     hand = np.stack([way, 0 * way, 0 * way], axis=1)
     closing = np.zeros(35, bool)
     closing[[5, 7]] = True  # shorter than any gap, and still not lost
-    keys = find_keyframes(still(35, hand=hand, closing=closing), KeyframeOptions(max_gap=9))
+    keys = find_keyframes(still(35, position=hand, closing=closing), KeyframeOptions(max_gap=9))
     why = {k.frame: k.why for k in keys}
     assert [k for k, w in why.items() if w == module.TOGGLE] == [5, 6, 7, 8]
     pauses = [k for k, w in why.items() if w == module.PAUSE]
@@ -83,10 +81,10 @@ def test_the_plot_is_a_picture(source, tmp_path):
 def test_phrases_come_from_the_hand(source):
     motion = source.motion(0)
     toggle = int(motion.toggles[0])
-    assert phrase(motion, 0, toggle).startswith('move') and 'down' in phrase(motion, 0, toggle)
-    assert phrase(motion, 0, toggle).endswith('gripper stays open')
-    assert phrase(motion, toggle, toggle + 2) == 'stay, gripper closes'
-    assert phrase(motion, toggle + 4, toggle + 7).endswith('up, gripper stays closed')
+    assert motion.phrase(0, toggle).startswith('move') and 'down' in motion.phrase(0, toggle)
+    assert motion.phrase(0, toggle).endswith('gripper stays open')
+    assert motion.phrase(toggle, toggle + 2) == 'stay, gripper closes'
+    assert motion.phrase(toggle + 4, toggle + 7).endswith('up, gripper stays closed')
 
 
 @pytest.mark.parametrize('sentence, verb, objects, destination', [
@@ -117,7 +115,7 @@ def test_rules_need_no_places(tmp_path, root):
         assert blind.motion(episode).places == {}
         same = np.mean([a == b for a, b in zip(with_places, without)])
         assert same > 0.95
-    assert blind.things(0) == ('can', 'blue_bin')
+    assert blind.objects(0) == ('can', 'blue_bin')
     with pytest.raises(UserError, match='reasoning'):
         blind.thoughts(0)
 
@@ -130,7 +128,7 @@ def test_a_dropped_object_is_a_retry():
     opening = np.where(closing, 0.05, 0.08)
     places = {'can': hand * [1, 1, 1], 'bin': np.full((40, 3), [0.3, 0, 0])}
     labels = label_frames(
-        still(40, hand=hand, closing=closing, opening=opening, widest=0.08, places=places),
+        still(40, position=hand, closing=closing, opening=opening, widest=0.08, places=places),
         parse_instruction('put the can in the bin', tuple(places)))
     after = labels[20]
     assert (after.phase, after.trouble, after.holding) == ('retry', 'dropped', 'nothing')

@@ -19,16 +19,23 @@ from support.endpoint import USAGE, Endpoint, Reply, wanted
 from support.picks import answer_frames
 
 from dtvla_ros.annotation import keyframes as keyframes_module
-from dtvla_ros.annotation.budget import BudgetReached, Ledger, Prices
-from dtvla_ros.annotation.http_provider import HttpOptions, HttpProvider
-from dtvla_ros.annotation.journal import Journal
 from dtvla_ros.annotation.keyframes import KeyframeOptions, read_keyframes
 from dtvla_ros.annotation.label import FAILED, LABELS, LabelOptions, estimate, label
-from dtvla_ros.annotation.providers import ANSWERS, ReplayProvider, RuleProvider
+from dtvla_ros.annotation.providers import (
+    ANSWERS,
+    BudgetReached,
+    HttpOptions,
+    HttpProvider,
+    Ledger,
+    Prices,
+    ReplayProvider,
+    RuleProvider,
+)
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import Journal
 
 KEY = 'sk-not-to-be-seen-anywhere'
-PRICES = Prices(read=2.0, written=10.0, picture_tokens=50)
+PRICES = Prices(read=2.0, written=10.0, image_tokens=50)
 ONE = (USAGE['prompt_tokens'] * 2.0 + USAGE['completion_tokens'] * 10.0) / 1e6
 
 
@@ -67,7 +74,7 @@ def run(source, tmp_path):
 def test_what_is_asked(run):
     with Endpoint() as endpoint:
         told = run(endpoint)
-    assert (told.episodes, told.answered, dict(told.findings), told.failed) == (3, 3, {}, {})
+    assert (told.episodes, told.answered, dict(told.issues), told.failed) == (3, 3, {}, {})
     assert [row['episode'] for row in run.rows()] == [0, 1, 2]
     assert run.spent == (3, pytest.approx(3 * ONE))
     request, headers = endpoint.requests[0], endpoint.headers[0]
@@ -185,7 +192,7 @@ def test_findings_are_sent_back_and_kept(run):
 
     with Endpoint(holds) as endpoint:
         told = run(endpoint)
-    assert told.findings['gripper'] > 0
+    assert told.issues['gripper'] > 0
     assert 'holding can with open fingers' in str(endpoint.requests[1]['messages'][3])
     assert run.rows()[0]['findings'][0]['kind'] == 'gripper'
 
@@ -245,7 +252,7 @@ def test_an_estimate_asks_nothing(run):
         run(endpoint)
         later = estimate(run.source, run.keyframes, run.folder / LABELS, LabelOptions(), PRICES, 3)
     frames = sum(len(run.keyframes[k]) for k in range(3))
-    assert (guess.episodes, guess.requests, guess.pictures) == (3, 3, 2 * frames)
+    assert (guess.episodes, guess.requests, guess.images) == (3, 3, 2 * frames)
     assert guess.cost == pytest.approx(PRICES.cost(guess.tokens_read, guess.tokens_written))
     assert later.requests == 2
 

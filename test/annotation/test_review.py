@@ -15,11 +15,11 @@ from PIL import Image
 
 from dtvla_ros.annotation import keyframes as keyframes_module
 from dtvla_ros.annotation import review
-from dtvla_ros.annotation.journal import Journal
 from dtvla_ros.annotation.keyframes import KeyframeOptions, read_keyframes
 from dtvla_ros.annotation.label import LABELS, LabelOptions, label
 from dtvla_ros.annotation.providers import RuleProvider
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import Journal
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
 EVIL = '</script><script>document.title = "owned"</script>'
@@ -57,9 +57,9 @@ def test_the_page_embeds_everything(case, tmp_path):
     assert not re.search(r'(?:src|href)\s*=\s*["\']?(?:https?:)?//', page)
     assert EVIL not in page and '<of>' not in page
     frame = data['episodes'][1]['frames'][0]
-    assert frame['findings'] == ['gripper: holding can with open hands']
-    assert len(frame['pictures']) == 2 and 'gripper' in frame['motion']
-    kind, _, picture = frame['pictures'][0].partition(',')
+    assert frame['issues'] == ['gripper: holding can with open hands']
+    assert len(frame['images']) == 2 and 'gripper' in frame['motion']
+    kind, _, picture = frame['images'][0].partition(',')
     assert kind == 'data:image/jpeg;base64'
     assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (32, 32)
 
@@ -143,7 +143,7 @@ def test_edits_are_checked(case):
     row = {'episode': 0, 'frame': 0, 'decision': 'edit', 'label': first | {'phase': 'lift'}}
     counts, accepted = merge(case, decide(case, row))
     assert dict(accepted[0])[0].phase == 'lift'
-    assert counts['findings that remain'] == 2  # nothing is held, and the gripper is open
+    assert counts['issues that remain'] == 2  # nothing is held, and the gripper is open
     with pytest.raises(UserError, match='frame 0: object'):
         merge(case, decide(case, row | {'label': first | {'object': 'moon'}}))
     with pytest.raises(UserError, match='frame 7777'):

@@ -10,11 +10,11 @@ import torch
 from support.picks import answer_frames
 from support.tiny_vlm import make_vlm
 
-from dtvla_ros.annotation.classes import Classes
+from dtvla_ros.annotation.fill import Classes
 from dtvla_ros.annotation.label import LABELS, LabelOptions, label
 from dtvla_ros.annotation.question import build_question
 from dtvla_ros.annotation.rules import label_frames
-from dtvla_ros.annotation.vlm import LocalProvider, encode, load_vlm
+from dtvla_ros.annotation.vlm import LocalProvider, VlmLabeller, encode, load_vlm
 from dtvla_ros.errors import UserError
 
 FRAMES = [0, 12]
@@ -68,8 +68,6 @@ def test_a_local_model_labels(source, folder, tmp_path):
 
 
 def test_adapters_learn_labels(source, folder, tmp_path):
-    from dtvla_ros.annotation.vlm_labeller import VlmLabeller
-
     accepted = {k: list(enumerate(label_frames(source.motion(k), source.goal(k))))[::6]
                 for k in range(1)}
     goals = {k: source.goal(k) for k in accepted}

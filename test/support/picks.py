@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dtvla_ros.annotation.schema import Semantics
-from dtvla_ros.annotation.thought import write_thought
+from dtvla_ros.annotation.question import Semantics, write_thought
 from dtvla_ros.data import layout, writer
 from dtvla_ros.data.layout import Episode
 
