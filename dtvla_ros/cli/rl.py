@@ -30,7 +30,7 @@ def train_grpo(
     starts: args.Starts = None,
     replan: args.Replan = None,
     workers: Annotated[int | None, typer.Option(min=1,
-        help='Simulators. [default: as the recipe says]')] = None,
+        help='Simulators. [default: as the config says]')] = None,
     threads: args.CpuThreads = None,
     ray: args.Ray = None,
     estimate: Annotated[bool, typer.Option('--estimate',
@@ -50,16 +50,16 @@ def train_grpo(
     `dtvla train grpo --init models/nano --out runs/grpo --iterations 1 --estimate`
 
     `dtvla train grpo --config config/train/grpo-decisions.yaml --init runs/few --out runs/better
-    --iterations 20` compares the draws of every decision instead of whole episodes
+    --iterations 20` compares the samples of every decision instead of whole episodes
     """
     from dtvla_ros.training.grpo.config import GrpoConfig
     from dtvla_ros.training.grpo.train import GrpoRun
     from dtvla_ros.training.grpo.train import train_grpo as run
 
-    recipe = GrpoConfig.read(config, changes or ())
+    settings = GrpoConfig.read(config, changes or ())
     if workers is not None:
-        recipe = replace(recipe, environments=workers)
-    run(recipe, GrpoRun(
+        settings = replace(settings, num_envs=workers)
+    run(settings, GrpoRun(
         init=init, out=out, iterations=iterations, minutes=minutes, suite=suite,
         tasks=names(tasks), starts=starts, replan_steps=replan, threads=threads, ray=ray),
         estimate)

@@ -20,8 +20,6 @@ from torch.nn import functional as F  # noqa: N812
 from dtvla_ros.engine.policy import suppressed_in_thought
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import additive, left_padded, new_rows_visible
-from dtvla_ros.policy.config import SpecialIds
-from dtvla_ros.policy.likelihood import Written, lay_out, log_distribution
 from dtvla_ros.policy.model import Cache, HybridDecoder
 from dtvla_ros.policy.observation import Observation
 from dtvla_ros.policy.transform import PolicyTransform
@@ -47,12 +45,19 @@ class SampledDecision:
     action_log_probs: NDArray[np.float32]
 
 
-def collate(decisions: Sequence[SampledDecision], ids: SpecialIds,
-            device: torch.device | str = 'cpu') -> Written:
-    """Return decisions as padded whole sequences, for ``likelihood``."""
-    return lay_out([d.prompt_tokens for d in decisions], [d.thought_tokens for d in decisions],
-                   [len(d.thought_log_probs) for d in decisions],
-                   [d.action_tokens.tolist() for d in decisions], ids, device)
+def log_distribution(logits: Tensor, temperature: float = 1.0,
+                     banned: Tensor | None = None) -> Tensor:
+    """Return log softmax(logits / temperature) [..., K] in float32.
+
+    Ids where ``banned`` [K] is True are given the type's lowest number, as the published
+    recipe does: probability 0, and no NaN in an entropy or a gradient.
+    """
+    if not temperature > 0.0:
+        raise UserError(f'temperature must be positive, got {temperature}')
+    scores = logits.float() / temperature
+    if banned is not None:
+        scores = scores.masked_fill(banned, torch.finfo(scores.dtype).min)
+    return scores.log_softmax(-1)
 
 
 def choose(log_probs: Tensor, noise: Tensor | None) -> Tensor:

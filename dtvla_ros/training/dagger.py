@@ -154,21 +154,21 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
     from dtvla_ros.engine.batch import BatchSampler
     from dtvla_ros.rollout.env_pool import LocalPool
     from dtvla_ros.rollout.env_worker import Result
+    from dtvla_ros.training.finish import read_source
     from dtvla_ros.training.grpo.rollout import Episode as Driven
     from dtvla_ros.training.grpo.rollout import Rollout, RolloutEngine
-    from dtvla_ros.training.grpo.start import load_start
 
-    start = load_start(init, replan_steps)
-    sampler = BatchSampler(start.model, start.transform,
-                           max_thought_tokens=start.max_thought_tokens)
+    model, transform, manifest = read_source(init)
+    replan_steps = replan_steps or manifest.action.replan_steps
+    sampler = BatchSampler(model, transform, max_thought_tokens=manifest.max_thought_tokens)
     _same_recipe(out, options, init)
-    chunk = start.transform.config.chunk_steps
+    chunk = transform.config.chunk_steps
     shards = -(-options.episodes // EPISODES_PER_SHARD)
     todo = [n for n in range(shards) if n not in finished_shards(out)]
     found: dict[int, dict[int, Relabelled]] = {}
     counts = {'driven': 0, 'alone': 0, 'kept': 0}
     scene = SceneSetup(options.suite, options.starts,
-                       image_size=start.transform.config.vision.image_size,
+                       image_size=transform.config.vision.image_size,
                        antialiasing=options.antialiasing)
     with closing(LocalPool(scene, workers)) as pool, tqdm(
             total=sum(len(_shard(options, n)) for n in todo), unit='ep',
@@ -177,7 +177,7 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
         require_tasks(tasks, pool.ready.tasks, options.suite)
         plans = {number: list(_plans(options, tasks, number, pool.ready.one_scene))
                  for number in todo}
-        jobs = iter([Rollout(RelabelJob(plan, options, chunk, start.replan_steps), (number,))
+        jobs = iter([Rollout(RelabelJob(plan, options, chunk, replan_steps), (number,))
                      for number, shard in plans.items() for plan in shard])
 
         def ended(episode: Driven, result: Result) -> None:

@@ -14,12 +14,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from dtvla_ros.actions.normalize import ActionStatistics
-from dtvla_ros.engine.batch import BatchSampler, choose, collate
+from dtvla_ros.engine.batch import BatchSampler, choose
 from dtvla_ros.engine.policy import Policy
 from dtvla_ros.engine.torch_engine import TorchEngine
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.likelihood import likelihood
 from dtvla_ros.policy.transform import PolicyTransform
+from dtvla_ros.training.grpo.loss import collate, sequence_log_probs
 
 LIMIT = 12
 SENTENCES = ('put the can in the wooden bin', 'push the red cube onto the yellow mark',
@@ -122,17 +122,18 @@ def test_sampled_log_probs_are_those_that_learning_recomputes(policy, scenes, th
     decisions = sampler.infer(scenes, range(len(scenes)))
     assert len({d.outcome for d in decisions}) == 2
     pixels = np.stack([transform.pixels(scene.images) for scene in scenes])
-    written = collate(decisions, model.config.ids)
+    tokens = collate(decisions, model.config.ids)
     with torch.no_grad():
-        again = likelihood(model, written, model.encode_images(torch.from_numpy(pixels)),
-                           banned=sampler.banned, thought_temperature=thought or 1.0,
-                           action_temperature=action or 1.0)
+        again, _ = sequence_log_probs(
+            model, tokens, model.encode_images(torch.from_numpy(pixels)), banned=sampler.banned,
+            thought_temperature=thought or 1.0, action_temperature=action or 1.0)
+    width = tokens.input_ids.shape[1]
     for k, decision in enumerate(decisions):
         count = len(decision.thought_tokens) - 1 - (decision.outcome == 'truncated')
         assert len(decision.thought_log_probs) == count
-        np.testing.assert_allclose(again.thought[k][written.thought_mask[k]],
+        np.testing.assert_allclose(again[k, :width][tokens.thought_mask[k]],
                                    decision.thought_log_probs, atol=1e-4)
-        np.testing.assert_allclose(again.action[k], decision.action_log_probs, atol=1e-4)
+        np.testing.assert_allclose(again[k, width:], decision.action_log_probs, atol=1e-4)
 
 
 def test_a_seed_fixes_a_row_whoever_is_beside_it(policy, scenes):

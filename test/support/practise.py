@@ -1,9 +1,8 @@
-"""A run on the toy suite, as a process that can be killed: practise.py INIT OUT ITERATIONS."""
+"""A run on the toy suite, as a process that can be killed: practise INIT OUT ITERATIONS."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 if __name__ == '__main__':
@@ -18,4 +17,4 @@ if __name__ == '__main__':
     torch.set_num_threads(1)
     init, out, iterations = sys.argv[1:]
     run = GrpoRun(Path(init), Path(out), int(iterations), replan_steps=2)
-    train_grpo(replace(CONFIG, evaluate_every=2), run, pool=LocalPool(ToyScene(), 2))
+    train_grpo(CONFIG, run, pool=LocalPool(ToyScene(), 2))

@@ -1,27 +1,36 @@
-"""A tiny policy on disk, a recipe for it, and pools it can play in."""
+"""A tiny policy on disk, a configuration for it, and samplers and runs of it on the toy suite."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 
 import torch
 
 from dtvla_ros.actions.normalize import ActionStatistics
+from dtvla_ros.engine.batch import BatchSampler
 from dtvla_ros.policy.checkpoint import save_weights
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import PolicyTransform, write_transform
 from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
+from dtvla_ros.rollout.env_pool import LocalPool
 from dtvla_ros.training import run_state
 from dtvla_ros.training.grpo.config import GrpoConfig
+from dtvla_ros.training.grpo.rollout import Rollout, RolloutEngine
+from dtvla_ros.training.grpo.trajectory import Trajectory
+
+from .toy import ToyScene
 
 CONFIG = GrpoConfig(
-    groups=2, group=4, least_spread=0.0, form='closed', learning_rate=3e-3, minibatches=2,
-    micro_batch=16, environments=2, evaluate_every=100, evaluate_episodes=1)
+    num_starts=2, num_generations=4, min_reward_range=0.0, format_reward='closed',
+    learning_rate=3e-3, num_minibatches=2, micro_batch=16, num_envs=2, evaluate_every=2,
+    evaluate_episodes=1)
 
 
 def small_policy(seed: int = 0) -> tuple[HybridDecoder, PolicyTransform]:
-    """Return an untrained policy for the toy suite's pictures; 4 actions a chunk."""
+    """Return an untrained policy for the toy suite's images; 4 actions a chunk."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     config = DecoderConfig.nano(
@@ -37,3 +46,25 @@ def small_run(folder: Path, seed: int = 0) -> Path:
     write_transform(folder, transform)
     save_weights(model, folder / run_state.WEIGHTS)
     return folder
+
+
+def sampler_of(model: HybridDecoder, transform: PolicyTransform,
+               config: GrpoConfig = CONFIG) -> BatchSampler:
+    """Return what samples thoughts of up to 6 tokens at the temperatures of a configuration."""
+    return BatchSampler(model, transform, max_thought_tokens=6,
+                        thought_temperature=config.thought_temperature,
+                        action_temperature=config.action_temperature)
+
+
+def play(sampler: BatchSampler, rollouts: Iterable[Rollout], limit: int = 12, groups: int = 1,
+         **branch: int) -> list[Trajectory]:
+    """Return the episodes of two simulators of the toy suite, in the order of their keys.
+
+    ``branch``: those of ``RolloutEngine.branch``, where the rollouts are per-step.
+    """
+    jobs, found = list(rollouts), []
+    with closing(LocalPool(ToyScene(limit=limit), 2)) as pool:
+        engine = RolloutEngine(pool, groups)
+        run = engine.branch if branch else engine.run
+        run(sampler, lambda: jobs.pop(0) if jobs else None, found.append, **branch)
+    return sorted(found, key=lambda trajectory: (trajectory.key, trajectory.job.task))

@@ -26,13 +26,13 @@ SETTLE_STEPS = 4
 class Branched:
     """What came of an episode and of the draws along it.
 
-    ``gains``: of every decision, how much shorter the way became by each of its draws [m], once
+    ``progress``: of every decision, how much shorter the way became by each of its draws [m], once
     the arm had come to rest.
     """
 
     success: bool
     steps: int
-    gains: tuple[tuple[float, ...], ...]
+    progress: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,12 @@ class BranchJob:
 
     def play(self, env: Any, decide: Decide) -> Branched:
         if not hasattr(env, 'snapshot'):
-            raise UserError('compare=decisions needs a simulator that can go back and tells what '
-                            'is left to do; of the suites tabletop can. Use compare=episodes')
+            raise UserError('rollouts=per-step needs a simulator that can go back and tells what '
+                            'is left to do; of the suites tabletop can. Use rollouts=episode')
         job = self.episode
         obs, info = env.reset(seed=job.seed, options={'task': job.task})
         gripper, steps, over, success = osc.GRIPPER_OPEN, 0, False, False
-        gains: list[tuple[float, ...]] = []
+        progress: list[tuple[float, ...]] = []
         limit = job.max_steps or env.max_steps
         before = env.remaining()
         while not over and steps < limit:
@@ -56,9 +56,9 @@ class BranchJob:
             moved, here, left = self._try(env, chunks, gripper)
             obs, gripper, success, over = moved.obs, moved.gripper, moved.success, moved.over
             steps += len(moved.commands)
-            gains.append(tuple(before - way for way in left))
+            progress.append(tuple(before - way for way in left))
             before = here
-        return Branched(success, steps, tuple(gains))
+        return Branched(success, steps, tuple(progress))
 
     def _try(self, env: Any, chunks: NDArray[np.float32],
              gripper: float) -> tuple[Moved, float, list[float]]:

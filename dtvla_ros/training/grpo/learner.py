@@ -1,36 +1,46 @@
-"""From episodes with advantages to better weights."""
+"""Updates the policy from rollouts with advantages."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dtvla_ros.engine.batch import SampledDecision, collate
+from dtvla_ros.engine.batch import SampledDecision
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.likelihood import Written, likelihood
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.rollout.env_worker import Images
 from dtvla_ros.training.grpo.config import GrpoConfig
-from dtvla_ros.training.grpo.loss import PolicyLoss, aggregate, kl_estimate, policy_loss
+from dtvla_ros.training.grpo.loss import (
+    TokenBatch,
+    collate,
+    kl_divergence,
+    normalizers,
+    policy_loss,
+    sequence_log_probs,
+)
 from dtvla_ros.training.grpo.trajectory import Trajectory
 
-_PROBED = 65536  # values of a weight whose gradients are compared
+# What an update reports as means: over its optimizer steps (the loss, and the gradient's norm
+# before clipping), over executed tokens (clipping and KL of the update, see ``policy_loss``), over
+# sampled tokens (KL to the initial policy, entropies; nats).
+MEANS = ('loss', 'grad_norm', 'clip_fraction', 'lower_clip_fraction', 'approximate_kl', 'kl',
+         'thought_entropy', 'action_entropy')
+_COMPARED = 65536  # values of a weight whose gradients are compared
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Transition:
     """One decision to learn from; ``executed``: actions of its chunk that moved the arm.
 
-    ``episode_tokens``: words and executed action values of the whole episode.
+    ``episode_tokens``: thought tokens and executed action values of the whole episode.
     """
 
     decision: SampledDecision
@@ -40,129 +50,82 @@ class Row:
     episode_tokens: int
 
 
-def rows_of(trajectories: Sequence[Trajectory], advantages: Sequence[Tensor]) -> list[Row]:
+def transitions(trajectories: Sequence[Trajectory],
+                advantages: Sequence[Tensor]) -> list[Transition]:
     """Return every decision of every episode that has an advantage, of [decisions] each."""
-    return [Row(decision, frames, float(value[k]), trajectory.executed(k), tokens)
-            for trajectory, value, tokens in zip(
-                trajectories, advantages, map(_tokens_of, trajectories), strict=True)
-            for k, (decision, frames) in enumerate(
-                zip(trajectory.decisions, trajectory.frames, strict=True))
-            if not value[k].isnan()]
+    found = []
+    for trajectory, values in zip(trajectories, advantages, strict=True):
+        executed = [trajectory.executed(k) for k in range(len(trajectory.decisions))]
+        tokens = sum(len(d.thought_log_probs) + d.chunk.shape[1] * n
+                     for d, n in zip(trajectory.decisions, executed, strict=True))
+        found += [Transition(decision, frames, value, n, tokens)
+                  for decision, frames, value, n in zip(
+                      trajectory.decisions, trajectory.frames, values.tolist(), executed,
+                      strict=True)
+                  if not math.isnan(value)]
+    return found
 
 
-def looks_of(rows: Sequence[Row]) -> list[list[Row]]:
-    """Return the rows by what was seen; draws of one decision share it."""
-    looks: dict[int, list[Row]] = {}
+def by_observation(rows: Sequence[Transition]) -> list[list[Transition]]:
+    """Return the transitions in groups of one observation: all samples of a decision share it."""
+    groups: dict[int, list[Transition]] = {}
     for row in rows:
-        looks.setdefault(id(row.frames), []).append(row)
-    return list(looks.values())
-
-
-def _tokens_of(trajectory: Trajectory) -> int:
-    """Return how many words and executed action values an episode has."""
-    return sum(len(decision.thought_log_probs) + decision.chunk.shape[1] * trajectory.executed(k)
-               for k, decision in enumerate(trajectory.decisions))
+        groups.setdefault(id(row.frames), []).append(row)
+    return list(groups.values())
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
-    """Values of the tokens a policy chose, [B, L + S]: the thought's columns, then the slots.
+class MicroBatch:
+    """Transitions as tensors; [B, L + S] has the columns of ``sequence_log_probs``.
 
-    ``chosen``: which of the columns hold a token at all; ``acted``: without the slots whose
-    action was never executed, because the policy looked again or the episode was over.
+    ``pixels`` [b, C, 3, H, W] in -1..1, of which row k was sampled on number ``image`` [B].
+    ``sampled`` [B, L + S]: where a token was drawn. ``executed``: without the slots whose action
+    never moved the arm, because of the next decision or the episode's end. ``old_log_probs``
+    [B, L + S]: as sampled. ``advantages`` and ``episode_tokens`` [B], float64.
     """
 
-    written: Written
-    chosen: Tensor
-    acted: Tensor
+    tokens: TokenBatch
+    pixels: Tensor
+    image: Tensor
+    sampled: Tensor
+    executed: Tensor
+    old_log_probs: Tensor
+    advantages: Tensor
+    episode_tokens: Tensor
 
     @classmethod
-    def of(cls, rows: Sequence[Row], transform: PolicyTransform,
-           device: torch.device | str) -> Tokens:
+    def of(cls, rows: Sequence[Transition], transform: PolicyTransform,
+           device: torch.device | str) -> MicroBatch:
+        """Collate transitions, those of one observation next to each other."""
         config = transform.config
-        written = collate([row.decision for row in rows], config.ids, device)
+        groups = by_observation(rows)
+        rows = [row for group in groups for row in group]
+        tokens = collate([row.decision for row in rows], config.ids, device)
         slot = torch.arange(config.slots, device=device) // config.action_dim
-        executed = torch.tensor([row.executed for row in rows], device=device)
-        moved = slot < executed[:, None]  # [B, S]
-        return cls(written, torch.cat([written.thought_mask, torch.ones_like(moved)], 1),
-                   torch.cat([written.thought_mask, moved], 1))
-
-    def placed(self, thoughts: Sequence[NDArray[np.float32]],
-               actions: Sequence[NDArray[np.float32]]) -> Tensor:
-        """Return ragged values of chosen words and [B][S] of actions in their columns."""
-        mask = self.written.thought_mask
-        columns = torch.zeros(mask.shape, device=mask.device)
-        columns[mask] = torch.from_numpy(np.concatenate(thoughts)).to(mask.device)
-        return torch.cat([columns, torch.from_numpy(np.stack(actions)).to(mask.device)], 1)
-
-
-class PolicyPass(nn.Module):
-    """Log-probs and entropies of what was written, at the temperatures it was drawn at."""
-
-    banned: Tensor
-
-    def __init__(self, model: HybridDecoder, banned: Tensor, config: GrpoConfig):
-        super().__init__()
-        self.model = model
-        self.register_buffer('banned', banned, persistent=False)
-        self._thought, self._action = config.thought_temperature, config.action_temperature
-
-    def forward(self, written: Written, pixels: Tensor,
-                look: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log-probs and entropies [B, L + S].
-
-        ``pixels`` [b, C, 3, H, W] in -1..1; ``look`` [B]: which of them a row was written on.
-        """
-        found = likelihood(
-            self.model, written, self.model.encode_images(pixels)[look], banned=self.banned,
-            thought_temperature=self._thought, action_temperature=self._action, entropy=True)
-        assert found.thought_entropy is not None and found.action_entropy is not None
-        return (torch.cat([found.thought, found.action], 1),
-                torch.cat([found.thought_entropy, found.action_entropy], 1))
+        moved = slot < torch.tensor([[row.executed] for row in rows], device=device)  # [B, S]
+        thought = torch.zeros(tokens.thought_mask.shape, device=device)
+        thought[tokens.thought_mask] = torch.from_numpy(
+            np.concatenate([row.decision.thought_log_probs for row in rows])).to(device)
+        action = torch.from_numpy(np.stack([row.decision.action_log_probs for row in rows]))
+        pixels = np.stack([transform.pixels(group[0].frames) for group in groups])
+        return cls(
+            tokens, torch.from_numpy(pixels).to(device),
+            torch.tensor([k for k, group in enumerate(groups) for _ in group], device=device),
+            torch.cat([tokens.thought_mask, torch.ones_like(moved)], 1),
+            torch.cat([tokens.thought_mask, moved], 1),
+            torch.cat([thought, action.to(device)], 1),
+            torch.tensor([row.advantage for row in rows], dtype=torch.float64, device=device),
+            torch.tensor([row.episode_tokens for row in rows], dtype=torch.float64,
+                         device=device))
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
-    """Tokens and episodes that the losses are divided by, over all processes."""
+class Totals:
+    """Executed tokens, sampled tokens and episodes of an iteration, over all processes."""
 
-    words: float
     executed: float
-    actions: float
+    sampled: float
     episodes: float
-
-    @property
-    def acted(self) -> float:
-        """Tokens that had a part in what happened."""
-        return self.words + self.executed
-
-    @property
-    def chosen(self) -> float:
-        """Tokens that were drawn."""
-        return self.words + self.actions
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateReport:
-    """Means over the tokens of one iteration; ``gradient``: mean norm before clipping.
-
-    ``clip_fraction``, ``lower_clip_fraction`` and ``approximate_kl`` as in ``PolicyLoss``, the
-    last two entropies [nats]; ``kl``: to the reference [nats]. ``agreement``: mean cosine between
-    the gradients of two optimizer steps, 0 where there is one; about 0, they are noise, and more
-    episodes a step are needed.
-    ``drift``: largest difference [nats] between a log-prob as sampled and as recomputed before
-    the first update. It is rounding, or sampler and learner do not run the same policy.
-    """
-
-    loss: float
-    kl: float
-    clip_fraction: float
-    lower_clip_fraction: float
-    approximate_kl: float
-    thought_entropy: float
-    action_entropy: float
-    gradient: float
-    agreement: float
-    drift: float
 
 
 class Learner:
@@ -170,7 +133,7 @@ class Learner:
 
     Under ``accelerate launch`` every process learns from its own episodes and the gradients are
     added up: the normalisers are those of all processes together, so that a token weighs the
-    same wherever and in whichever slice it is learnt.
+    same in whichever process and micro-batch it is learnt.
     """
 
     def __init__(self, model: HybridDecoder, transform: PolicyTransform, banned: Tensor,
@@ -178,109 +141,110 @@ class Learner:
         self.config, self.transform, self.accelerator = config, transform, accelerator
         self.model = model.to(accelerator.device)
         self.reference = copy.deepcopy(self.model).requires_grad_(False).eval()
-        self.policy = PolicyPass(self.model, banned, config).to(accelerator.device)
-        self.frozen = PolicyPass(self.reference, banned, config).to(accelerator.device)
+        self.banned = banned.to(accelerator.device)
         self.optimizer = torch.optim.AdamW(
             [p for p in self.model.parameters() if p.requires_grad], config.learning_rate,
             betas=config.betas, weight_decay=config.weight_decay)
         self.step = 0  # optimizer steps taken
 
-    def update(self, rows: Sequence[Row], episodes: int, iteration: int) -> UpdateReport | None:
-        """Take ``epochs * minibatches`` optimizer steps; None if no process has anything.
+    def update(self, rows: Sequence[Transition], episodes: int,
+               iteration: int) -> dict[str, float] | None:
+        """Take ``num_iterations * num_minibatches`` optimizer steps on ``sample_fraction``.
 
-        ``episodes``: how many the rows belong to. Of the rows ``learn_share`` are learnt from.
+        ``episodes``: how many the transitions belong to. Returns ``MEANS``, ``gradient_cosine``
+        (see ``GradientCosine``) and ``log_prob_mismatch``: the largest difference [nats] between
+        a log-prob as sampled and as recomputed before the first step, which is rounding, or
+        sampler and learner do not run the same policy. None if no process has transitions.
         """
         config, width = self.config, self.transform.config.action_dim
-        if config.learn_share < 1.0:
+        if config.sample_fraction < 1.0:
             drawn = np.random.default_rng([config.seed, iteration]).random(len(rows))
-            rows = [row for row, draw in zip(rows, drawn, strict=True)
-                    if draw < config.learn_share]
-        looks = looks_of(rows)
-        counts = Counts(*self.summed([
-            sum(len(r.decision.thought_log_probs) for r in rows),
-            width * sum(r.executed for r in rows),
-            sum(len(r.decision.action_log_probs) for r in rows), episodes]))
-        if not counts.episodes:
+            rows = [row for row, x in zip(rows, drawn, strict=True) if x < config.sample_fraction]
+        thought = sum(len(row.decision.thought_log_probs) for row in rows)
+        totals = Totals(*summed(self.accelerator, [
+            thought + width * sum(row.executed for row in rows),
+            thought + sum(len(row.decision.action_log_probs) for row in rows), episodes]))
+        if not totals.sampled:
             return None
-        sums = _Sums()
-        for epoch in range(config.epochs):
-            rng = np.random.default_rng([config.seed, iteration, epoch])
-            for number, part in enumerate(
-                    np.array_split(rng.permutation(len(looks)), config.minibatches)):
+        groups, metrics = by_observation(rows), Metrics()
+        for epoch in range(config.num_iterations):
+            order = np.random.default_rng([config.seed, iteration, epoch]).permutation(len(groups))
+            for number, part in enumerate(np.array_split(order, config.num_minibatches)):
                 self.optimizer.zero_grad()
-                for piece in self._pieces([looks[k] for k in part]):
-                    self._backward(piece, counts, sums, fresh=epoch == number == 0)
-                sums.gradient += self._step(sums.directions)
-        return self._report(sums, counts)
+                for batch in self._micro_batches([groups[k] for k in part]):
+                    self._backward(batch, totals, metrics, fresh=epoch == number == 0)
+                self._step(metrics)
+        return metrics.means(self.accelerator)
 
-    def try_out(self, rows: list[Row]) -> None:
+    def try_out(self, rows: Sequence[Transition]) -> None:
         """Do what an update does with one micro-batch, and forget it."""
-        self._backward(rows, Counts(1.0, 1.0, 1.0, 1.0), _Sums(), fresh=False)
+        self._backward(rows, Totals(1.0, 1.0, 1.0), Metrics(), fresh=False)
         self.optimizer.zero_grad()
 
-    def _pieces(self, looks: list[list[Row]]) -> Iterator[list[Row]]:
-        """Yield micro-batches of decisions about equally long, those of one look together."""
-        looks.sort(key=lambda rows: max(len(row.decision.thought_tokens) for row in rows))
-        piece: list[Row] = []
-        for rows in looks:
-            if piece and len(piece) + len(rows) > self.config.micro_batch:
-                yield piece
-                piece = []
-            piece = piece + rows
-        if piece:
-            yield piece
+    def _micro_batches(self, groups: list[list[Transition]]) -> Iterator[list[Transition]]:
+        """Yield decisions about equally long, those of one observation together."""
+        groups.sort(key=lambda rows: max(len(row.decision.thought_tokens) for row in rows))
+        batch: list[Transition] = []
+        for rows in groups:
+            if batch and len(batch) + len(rows) > self.config.micro_batch:
+                yield batch
+                batch = []
+            batch = batch + rows
+        if batch:
+            yield batch
 
-    def _backward(self, rows: list[Row], counts: Counts, sums: _Sums, fresh: bool) -> None:
+    def log_probs(self, model: HybridDecoder, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Return log-probs and entropies [B, L + S] at the temperatures of the sampling."""
+        return sequence_log_probs(
+            model, batch.tokens, model.encode_images(batch.pixels)[batch.image],
+            banned=self.banned, thought_temperature=self.config.thought_temperature,
+            action_temperature=self.config.action_temperature)
+
+    def _backward(self, rows: Sequence[Transition], totals: Totals, metrics: Metrics,
+                  fresh: bool) -> None:
         """Add one micro-batch's gradient; ``fresh``: no step was taken since the sampling."""
-        config, device = self.config, self.accelerator.device
-        looks = looks_of(rows)
-        rows = [row for look in looks for row in look]
-        pixels = torch.from_numpy(
-            np.stack([self.transform.pixels(look[0].frames) for look in looks])).to(device)
-        seen = torch.tensor([k for k, look in enumerate(looks) for _ in look], device=device)
-        tokens = Tokens.of(rows, self.transform, device)
-        old = tokens.placed([r.decision.thought_log_probs for r in rows],
-                            [r.decision.action_log_probs for r in rows])
-        advantages = torch.tensor(
-            [[r.advantage / self._divisor(r, counts)] for r in rows], device=device).expand_as(old)
+        config = self.config
+        batch = MicroBatch.of(rows, self.transform, self.accelerator.device)
         with self.accelerator.autocast():
             with torch.no_grad():
-                wanted, _ = self.frozen(tokens.written, pixels, seen)
-            log_probs, entropy = self.policy(tokens.written, pixels, seen)
-        share = 1.0 / config.minibatches  # of the iteration's tokens, in one optimizer step
-        report = policy_loss(
-            log_probs, old, advantages, tokens.acted, clip_low=config.clip_low,
-            clip_high=config.clip_high, dual_clip=config.dual_clip, total=share)
-        kl = kl_estimate(log_probs, wanted)
-        distance = aggregate(kl, tokens.chosen, 'token-mean', share * counts.chosen)
-        loss = report.loss + config.kl_weight * distance
+                reference, _ = self.log_probs(self.reference, batch)
+            log_probs, entropy = self.log_probs(self.model, batch)
+        normalizer = normalizers(config.loss_agg_mode, totals.executed, totals.episodes,
+                                 config.sample_fraction * batch.episode_tokens)
+        surrogate, diagnostics = policy_loss(
+            log_probs, batch.old_log_probs, batch.advantages[:, None], batch.executed, normalizer,
+            epsilon=config.epsilon, epsilon_high=config.epsilon_high,
+            clip_ratio_c=config.clip_ratio_c)
+        kl = kl_divergence(log_probs, reference).masked_fill(~batch.sampled, 0.0)
+        share = 1.0 / config.num_minibatches  # of the iteration's tokens, in one optimizer step
+        loss = surrogate / share + config.beta * (kl.sum() / (share * totals.sampled))
         self.accelerator.backward(loss)
         with torch.no_grad():
-            sums.add(tokens, report, loss, kl, entropy)
+            columns = batch.tokens.input_ids.shape[1]
+            metrics.add('loss', loss, 0.0)  # a part of its step's
+            for name, values in diagnostics.items():
+                metrics.add(name, values[batch.executed].sum(), batch.executed.sum())
+            metrics.add('kl', kl.sum(), batch.sampled.sum())
+            metrics.add('thought_entropy', entropy[:, :columns].sum(),
+                        batch.tokens.thought_mask.sum())
+            metrics.add('action_entropy', entropy[:, columns:].sum(), entropy[:, columns:].numel())
             if fresh:
-                sums.drift = max(sums.drift, float(
-                    (log_probs - old).masked_fill(~tokens.chosen, 0.0).abs().max()))
+                mismatch = (log_probs - batch.old_log_probs)[batch.sampled].abs().max()
+                metrics.mismatch = max(metrics.mismatch, float(mismatch))
 
-    def _divisor(self, row: Row, counts: Counts) -> float:
-        """Return what the loss of a row's tokens is divided by; a sequence is an episode."""
-        if self.config.aggregation == 'token-mean':
-            return counts.acted
-        if self.config.aggregation == 'seq-mean-token-sum':
-            return counts.episodes
-        return counts.episodes * self.config.learn_share * row.episode_tokens
-
-    def _step(self, directions: Directions) -> float:
-        """Add up the gradients of all processes and take a step; return their norm."""
+    def _step(self, metrics: Metrics) -> None:
+        """Add up the gradients of all processes and take a step."""
+        world = self.accelerator.num_processes
         parameters = [p for group in self.optimizer.param_groups for p in group['params']]
         for p in parameters:
             if p.grad is None:  # a process without episodes
                 p.grad = torch.zeros_like(p)
-        if self.accelerator.num_processes > 1:
+        if world > 1:
             flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
             flat = self.accelerator.reduce(flat, reduction='sum')
             for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
                 p.grad = part.view_as(p)
-        directions.add(parameters)
+        metrics.gradients.add(parameters)
         norm = float(nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip))
         if not math.isfinite(norm):
             raise UserError(f'the gradient is {norm} at optimizer step {self.step}; lower '
@@ -290,75 +254,61 @@ class Learner:
                 1.0, (self.step + 1) / max(self.config.warmup_steps, 1))
         self.optimizer.step()
         self.step += 1
-        return norm
-
-    def _report(self, sums: _Sums, counts: Counts) -> UpdateReport:
-        config = self.config
-        loss, kl, clipped, bounded, change, words, actions = self.summed(
-            [sums.loss, sums.kl, sums.clipped, sums.bounded, sums.change, sums.words,
-             sums.actions])
-        drift = self.accelerator.gather(
-            torch.tensor([sums.drift], device=self.accelerator.device))
-        acted = counts.acted * config.epochs
-        steps = config.epochs * config.minibatches
-        return UpdateReport(
-            loss / steps, kl / (counts.chosen * config.epochs), clipped / acted, bounded / acted,
-            change / acted, words / (counts.words * config.epochs),
-            actions / (counts.actions * config.epochs), sums.gradient / steps,
-            sums.directions.agreement, float(drift.max()))
-
-    def summed(self, values: Sequence[float]) -> list[float]:
-        """Return the sums over all processes."""
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
-        return self.accelerator.reduce(tensor, reduction='sum').tolist()
+        metrics.add('loss', 0.0, 1.0 / world)
+        metrics.add('grad_norm', norm / world, 1.0 / world)
 
 
-class Directions:
-    """Whether gradients point the same way, told from some values of every weight."""
+class GradientCosine:
+    """Mean cosine between the gradients of two optimizer steps, from some values of every weight.
+
+    About 0, the gradients are noise, and more episodes a step are needed.
+    """
 
     def __init__(self) -> None:
         self._sum = torch.zeros(1)
         self._squares, self._count = 0.0, 0
 
     def add(self, parameters: Sequence[nn.Parameter]) -> None:
-        flat = torch.cat([p.grad.flatten()[:_PROBED].float() for p in parameters
+        """Take the gradient of a step."""
+        flat = torch.cat([p.grad.flatten()[:_COMPARED].float() for p in parameters
                           if p.grad is not None])
         self._sum = self._sum.to(flat.device) + flat
         self._squares += float(flat.square().sum())
         self._count += 1
 
     @property
-    def agreement(self) -> float:
-        """Mean product of two different gradients over their mean square."""
+    def mean(self) -> float:
+        """Mean product of two different gradients over their mean square; 0 for one step."""
         if self._count < 2 or not self._squares:
             return 0.0
         return (float(self._sum.square().sum()) - self._squares) / (
             (self._count - 1) * self._squares)
 
 
-@dataclass
-class _Sums:
-    """What ``UpdateReport`` is made of, added up over tokens (the loss, over steps)."""
+class Metrics:
+    """Adds up what an update reports."""
 
-    loss: float = 0.0
-    kl: float = 0.0
-    clipped: float = 0.0
-    bounded: float = 0.0
-    change: float = 0.0
-    words: float = 0.0
-    actions: float = 0.0
-    gradient: float = 0.0
-    drift: float = 0.0
-    directions: Directions = field(default_factory=Directions)
+    def __init__(self) -> None:
+        self._sums = dict.fromkeys(MEANS, 0.0)
+        self._counts = dict.fromkeys(MEANS, 0.0)
+        self.gradients = GradientCosine()
+        self.mismatch = 0.0
 
-    def add(self, tokens: Tokens, report: PolicyLoss, loss: Tensor, kl: Tensor,
-            entropy: Tensor) -> None:
-        acted = float(tokens.acted.sum())
-        width = tokens.written.input_ids.shape[1]
-        self.loss += float(loss)
-        self.kl += float(kl.masked_fill(~tokens.chosen, 0.0).sum())
-        self.clipped += acted * float(report.clip_fraction)
-        self.bounded += acted * float(report.lower_clip_fraction)
-        self.change += acted * float(report.approximate_kl)
-        self.words += float(entropy[:, :width].sum())
-        self.actions += float(entropy[:, width:].sum())
+    def add(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
+        """Add ``total``, a sum over ``count`` tokens or steps, to one of ``MEANS``."""
+        self._sums[name] += float(total)
+        self._counts[name] += float(count)
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Return everything over all processes."""
+        sums, counts = np.split(np.array(summed(
+            accelerator, [*self._sums.values(), *self._counts.values()])), 2)
+        mismatch = accelerator.gather(torch.tensor([self.mismatch], device=accelerator.device))
+        return dict(zip(MEANS, (sums / counts).tolist(), strict=True)) | {
+            'gradient_cosine': self.gradients.mean, 'log_prob_mismatch': float(mismatch.max())}
+
+
+def summed(accelerator: Accelerator, values: Sequence[float]) -> list[float]:
+    """Return the sums over all processes."""
+    tensor = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
+    return accelerator.reduce(tensor, reduction='sum').tolist()

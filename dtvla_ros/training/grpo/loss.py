@@ -1,106 +1,167 @@
-"""The losses of reinforcement learning, on log-probs per token.
+"""Log-probs of sampled thoughts and actions, and the loss of GRPO on them.
 
-Shapes: N sequences of n tokens, padded; every ``mask`` [N, n] is 1 (or True) at real tokens.
+A token's columns are those of ``sequence_log_probs``: the L of the padded sequence, where the
+thought is, then the S = T*D action slots. Shapes: B sequences, V vocabulary, R sampled thought
+tokens of the whole batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dtvla_ros.engine.batch import SampledDecision, log_distribution
 from dtvla_ros.errors import UserError
+from dtvla_ros.policy.attention import action_start, left_padded
+from dtvla_ros.policy.config import SpecialIds
+from dtvla_ros.policy.model import HybridDecoder
 
-AGGREGATIONS = ('token-mean', 'seq-mean-token-sum', 'seq-mean-token-mean')
-ESTIMATORS = ('k1', 'abs', 'k2', 'k3')
 LOG_RATIO_LIMIT = 20.0  # exp of more is infinite in the end, and its gradient NaN
-
-
-def aggregate(values: Tensor, mask: Tensor, mode: str, total: float | None = None) -> Tensor:
-    """Return the scalar mean of ``values`` [N, n] over the real tokens.
-
-    'token-mean': over all tokens alike. 'seq-mean-token-sum': of each sequence's sum, so long
-    sequences weigh more. 'seq-mean-token-mean': of each sequence's mean. The names are verl's
-    (``core_algos.agg_loss``). ``total``: number of tokens ('token-mean') or of sequences to
-    divide by, where the batch is back-propagated in slices whose losses are added; by default
-    those of ``values``.
-    """
-    if mode not in AGGREGATIONS:
-        raise UserError(f'aggregation {mode!r} is none of {", ".join(AGGREGATIONS)}')
-    real = mask.to(values.dtype)
-    kept = values.masked_fill(real == 0, 0.0)  # what a pad holds may be anything
-    if mode == 'token-mean':
-        return kept.sum() / (real.sum().clamp_min(1.0) if total is None else total)
-    rows = kept.sum(1)  # [N]
-    if mode == 'seq-mean-token-mean':
-        rows = rows / real.sum(1).clamp_min(1.0)
-    return rows.sum() / (len(rows) if total is None else total)
+KL_LIMIT = 10.0  # of the estimate for one token [nats]
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyLoss:
-    """The loss to minimise and what it is made of (detached scalars).
+class TokenBatch:
+    """Padded whole sequences, and which of their thought tokens the policy sampled.
 
-    ``clip_fraction``: share of tokens where the clipped term was the larger loss, so that they
-    give no gradient; ``lower_clip_fraction``: share where the dual clip bounded the loss;
-    ``approximate_kl``: mean of old minus new log-prob [nats].
+    ``input_ids`` [B, L]: prompt, thought, ``<action>``, S action ids, ``</action>``, eos.
+    ``attention_mask`` [B, L]: 0 at pads, on either side. ``thought_mask`` [B, L] bool: True at
+    tokens drawn from the model; a tag that was put there counts for nothing.
     """
 
-    loss: Tensor
-    clip_fraction: Tensor
-    lower_clip_fraction: Tensor
-    approximate_kl: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    thought_mask: Tensor
 
 
-def policy_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, *,
-                clip_low: float = 0.2, clip_high: float = 0.28, dual_clip: float = 3.0,
-                mode: str = 'token-mean', total: float | None = None) -> PolicyLoss:
-    """Return the dual-clip PPO loss; all tensors [N, n], ``log_probs`` with gradient.
+def collate(decisions: Sequence[SampledDecision], ids: SpecialIds,
+            device: torch.device | str = 'cpu') -> TokenBatch:
+    """Return decisions as left-padded whole sequences."""
+    rows = [[*d.prompt_tokens, *d.thought_tokens, ids.action, *d.action_tokens.tolist(),
+             ids.action_end, ids.eos] for d in decisions]
+    input_ids, real = left_padded(rows, ids.pad, device)
+    sampled = torch.zeros_like(real)
+    for k, (row, d) in enumerate(zip(rows, decisions, strict=True)):
+        first = input_ids.shape[1] - len(row) + len(d.prompt_tokens) + 1  # behind <think>
+        sampled[k, first:first + len(d.thought_log_probs)] = True
+    return TokenBatch(input_ids, real, sampled)
+
+
+def sequence_log_probs(
+    model: HybridDecoder, tokens: TokenBatch, features: Tensor, *, banned: Tensor | None = None,
+    thought_temperature: float = 1.0, action_temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Return log-probs and entropies of a batch's tokens [B, L + S], in nats and float32.
+
+    Thought token i is predicted by the causal row i - 1, over the vocabulary without the
+    ``banned`` [V] ids, and only those rows get logits; columns outside the thought mask hold 0.
+    Action k is predicted by the bidirectional row A + k, A being the last ``<action>``, over the
+    bins alone. ``features`` [B, image_tokens, width]: ``model.encode_images``. The entropies are
+    those of the distributions the tokens were drawn from, without gradient.
+
+    Raises
+    ------
+    UserError
+        If a thought token is banned, or a sequence does not end with S action ids.
+
+    """
+    ids, special, slots = tokens.input_ids, model.config.ids, model.config.slots
+    hidden = model.read(ids, tokens.attention_mask, features)  # [B, L, w]
+
+    row, column = tokens.thought_mask.nonzero(as_tuple=True)  # [R]
+    token = ids[row, column]
+    if banned is not None and bool(banned[token].any()):
+        raise UserError(f'a sampled thought token is banned (ids '
+                        f'{sorted(set(token[banned[token]].tolist()))}); its log-prob is '
+                        'without bound')
+    thought = log_distribution(
+        model.token_logits(hidden[row, column - 1]), thought_temperature, banned)  # [R, V]
+
+    batch = torch.arange(len(ids), device=ids.device)[:, None]
+    slot = action_start(ids, special)[:, None] + torch.arange(slots, device=ids.device)  # [B, S]
+    last = ids.shape[1] - 1
+    bins = ids[batch, (slot + 1).clamp_max(last)] - special.bins_first
+    if bool(((slot >= last) | (bins < 0) | (bins >= special.bins)).any()):
+        raise UserError(f'a sequence has fewer than {slots} action ids {special.bins_first}..'
+                        f'{special.bins_last} after its last <action>')
+    action = log_distribution(
+        model.action_logits(hidden[batch, slot]), action_temperature)  # [B, S, bins]
+
+    def columns(of_thought: Tensor, of_action: Tensor) -> Tensor:
+        blank = of_thought.new_zeros(ids.shape)
+        return torch.cat([blank.index_put((row, column), of_thought), of_action], 1)
+
+    log_probs = columns(thought.gather(1, token[:, None])[:, 0],
+                        action.gather(2, bins[..., None])[..., 0])
+    with torch.no_grad():
+        return log_probs, columns(_entropy(thought), _entropy(action))
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    """Return -sum p log p over the last dimension, [..., K] -> [...]."""
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def normalizers(mode: str, tokens: float, sequences: float, lengths: Tensor) -> Tensor:
+    """Return what the token losses of each row are divided by before they are added up [B].
+
+    ``mode`` with verl's names (``core_algos.agg_loss``), over the whole batch: 'token-mean', the
+    mean over all ``tokens`` alike; 'seq-mean-token-sum', the mean over ``sequences`` of their
+    sums, so long ones weigh more; 'seq-mean-token-mean', the mean over sequences of their means.
+    ``lengths`` [B]: tokens of the sequence that a row is part of.
+    """
+    if mode == 'token-mean':
+        return torch.full_like(lengths, tokens)
+    if mode == 'seq-mean-token-sum':
+        return torch.full_like(lengths, sequences)
+    if mode == 'seq-mean-token-mean':
+        return sequences * lengths
+    raise UserError(f'loss_agg_mode {mode!r} is not known')
+
+
+def policy_loss(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor,
+    normalizer: Tensor, *, epsilon: float = 0.2, epsilon_high: float = 0.28,
+    clip_ratio_c: float = 3.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the dual-clip PPO loss summed over the tokens in ``mask``, and diagnostics of each.
 
     With r = exp(new - old log-prob) and A the advantage, a token's loss is
 
-        L = max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high));  min(L, -A dual_clip) if A < 0.
+        L = max(-A r, -A clip(r, 1 - epsilon, 1 + epsilon_high));
+        min(L, -A clip_ratio_c) if A < 0.
 
     Clipping: Schulman et al. 2017 (arXiv 1707.06347), the higher upper bound Yu et al. 2025
-    (DAPO, arXiv 2503.14476), the dual clip Ye et al. 2020 (arXiv 1912.09729). ``mode`` and
-    ``total``: see ``aggregate``.
+    (DAPO, arXiv 2503.14476), the dual clip Ye et al. 2020 (arXiv 1912.09729).
+
+    ``log_probs`` (with gradient), ``old_log_probs`` and ``mask`` are [B, n], ``advantages``
+    [B, n] or [B, 1], ``normalizer`` [B] as of ``normalizers``; it divides the advantage, by which
+    the loss is scaled. Diagnostics [B, n]: ``clip_fraction``, where the clipped term was the
+    larger loss, so that the token gives no gradient; ``lower_clip_fraction``, where the dual clip
+    bounded it; ``approximate_kl``, old minus new log-prob [nats].
     """
-    if not dual_clip > 1.0:
-        raise UserError(f'dual_clip must be above 1, got {dual_clip}')
+    advantages = (advantages / normalizer[:, None]).to(log_probs.dtype)
     change = (log_probs - old_log_probs).masked_fill(mask == 0, 0.0)
     ratio = change.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
-    plain = -advantages * ratio  # [N, n]
-    clipped = -advantages * ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    plain = -advantages * ratio  # [B, n]
+    clipped = -advantages * ratio.clamp(1.0 - epsilon, 1.0 + epsilon_high)
     upper = torch.maximum(plain, clipped)
-    bound = -advantages * dual_clip
+    bound = -advantages * clip_ratio_c
     worse = advantages < 0
     losses = torch.where(worse, torch.minimum(upper, bound), upper)
-    with torch.no_grad():
-        def share(where: Tensor) -> Tensor:
-            return aggregate(where.to(losses.dtype), mask, 'token-mean')
-
-        diagnostics = (share(clipped > plain), share((upper > bound) & worse),
-                       aggregate(-change, mask, 'token-mean'))
-    return PolicyLoss(aggregate(losses, mask, mode, total), *diagnostics)
+    return losses.masked_fill(mask == 0, 0.0).sum(), {  # what a pad holds may be anything
+        'clip_fraction': clipped > plain, 'lower_clip_fraction': (upper > bound) & worse,
+        'approximate_kl': -change.detach()}
 
 
-def kl_estimate(log_probs: Tensor, reference: Tensor, kind: str = 'k3',
-                limit: float = 10.0) -> Tensor:
+def kl_divergence(log_probs: Tensor, reference: Tensor) -> Tensor:
     """Estimate KL(policy || reference) per token from tokens the policy drew; any one shape.
 
-    With d = policy minus reference log-prob: 'k1' d; 'abs' |d|; 'k2' d^2 / 2; 'k3'
-    exp(-d) + d - 1, clipped to +-``limit``. k1..k3: Schulman 2020, "Approximating KL
-    divergence"; k3 is unbiased, and never negative.
+    With d = policy minus reference log-prob: exp(-d) + d - 1, at most ``KL_LIMIT``. This is k3 of
+    Schulman 2020, "Approximating KL divergence": unbiased, and never negative.
     """
-    if kind not in ESTIMATORS:
-        raise UserError(f'KL estimator {kind!r} is none of {", ".join(ESTIMATORS)}')
-    d = log_probs - reference
-    if kind == 'k1':
-        return d
-    if kind == 'abs':
-        return d.abs()
-    if kind == 'k2':
-        return 0.5 * d ** 2
-    back = (-d).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    return (back.exp() - back - 1.0).clamp(-limit, limit)
+    back = (reference - log_probs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return (back.exp() - back - 1.0).clamp(-KL_LIMIT, KL_LIMIT)

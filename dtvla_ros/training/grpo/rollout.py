@@ -117,7 +117,7 @@ class RolloutEngine:
                         job.episode, (*episode.rollout.key[:-1], draw),
                         tuple(drawn[k] for drawn in episode.decisions), tuple(episode.frames),
                         result.success, result.steps,
-                        tuple(gained[k] for gained in result.gains)))
+                        tuple(gained[k] for gained in result.progress)))
 
         self.play(sampler, source, ended, tried)
 

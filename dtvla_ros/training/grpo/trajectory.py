@@ -1,4 +1,4 @@
-"""One episode of a policy: what it saw, wrote and did, and what came of it."""
+"""A finished episode: observations, sampled tokens, executed actions and the outcome."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ RAGGED = ('prompt_tokens', 'thought_tokens', 'thought_log_probs')
 class Trajectory:
     """An episode played to its end.
 
-    ``key``: what its sampling began from; (group, member) in training. ``frames``: pictures by
-    camera [H, W, 3] of every decision. ``steps``: control steps taken. ``gains`` [m]: how much
-    shorter each decision made the way, where they were tried one by one (see ``branching``).
+    ``key``: what its sampling was seeded with; in training (seed, number of the start, sample).
+    ``frames``: images by camera [H, W, 3] of every decision. ``steps``: control steps taken.
+    ``progress`` [m]: of every decision, where they were tried one by one (see ``branching``).
     """
 
     job: EpisodeJob
@@ -34,7 +34,7 @@ class Trajectory:
     frames: tuple[Images, ...]
     success: bool
     steps: int
-    gains: tuple[float, ...] = ()
+    progress: tuple[float, ...] = ()
 
     def executed(self, number: int) -> int:
         """Return how many actions of decision ``number`` moved the arm."""
@@ -51,19 +51,19 @@ class Trajectory:
             tensors[name] = np.stack([getattr(d, name) for d in self.decisions])
         for camera in self.frames[0]:
             tensors[f'frames.{camera}'] = np.stack([f[camera] for f in self.frames])
-        facts = {'job': asdict(self.job), 'key': self.key, 'success': self.success,
-                 'steps': self.steps, 'gains': self.gains,
-                 'outcome': [d.outcome for d in self.decisions]}
+        metadata = {'job': asdict(self.job), 'key': self.key, 'success': self.success,
+                    'steps': self.steps, 'progress': self.progress,
+                    'outcome': [d.outcome for d in self.decisions]}
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix('.part')
-        save_file(tensors, part, {'trajectory': json.dumps(facts)})
+        save_file(tensors, part, {'trajectory': json.dumps(metadata)})
         os.replace(part, path)
 
     @classmethod
     def load(cls, path: Path) -> Trajectory:
         """Read what ``save`` wrote."""
         with safe_open(path, 'np') as file:
-            facts = json.loads(file.metadata()['trajectory'])
+            metadata = json.loads(file.metadata()['trajectory'])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         ragged = {name: np.split(tensors[name], tensors[f'{name}.count'].cumsum()[:-1])
                   for name in RAGGED}
@@ -74,11 +74,12 @@ class Trajectory:
             action_tokens=tensors['action_tokens'][k], chunk=tensors['chunk'][k],
             thought_log_probs=ragged['thought_log_probs'][k],
             action_log_probs=tensors['action_log_probs'][k])
-            for k, outcome in enumerate(facts['outcome']))
+            for k, outcome in enumerate(metadata['outcome']))
         frames = tuple({c: tensors[f'frames.{c}'][k] for c in cameras}
                        for k in range(len(decisions)))
-        job = EpisodeJob(**facts['job'])
+        job = EpisodeJob(**metadata['job'])
         if job.workspace is not None:
             job = replace(job, workspace=tuple(map(tuple, job.workspace)))
-        return cls(job, tuple(facts['key']), decisions, frames,
-                   facts['success'], facts['steps'], tuple(facts['gains']))
+        progress = metadata.get('progress', metadata.get('gains'))  # as an earlier version has it
+        return cls(job, tuple(metadata['key']), decisions, frames,
+                   metadata['success'], metadata['steps'], tuple(progress))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,25 +11,24 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from support.learn import alike
-from support.small import CONFIG, small_policy, small_run
+from support.small import CONFIG, play, sampler_of, small_policy, small_run
 from support.toy import INSTRUCTIONS, ToyScene
 
-from dtvla_ros.engine.batch import BatchSampler
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import read_tensors
 from dtvla_ros.rollout.env_pool import LocalPool
 from dtvla_ros.rollout.env_worker import EpisodeJob
 from dtvla_ros.training import run_state
-from dtvla_ros.training.grpo.config import GrpoConfig
-from dtvla_ros.training.grpo.learner import PolicyPass, Tokens, rows_of
+from dtvla_ros.training.finish import read_source
+from dtvla_ros.training.grpo.config import ALIASES, GrpoConfig
+from dtvla_ros.training.grpo.learner import MicroBatch, transitions
+from dtvla_ros.training.grpo.loss import sequence_log_probs
 from dtvla_ros.training.grpo.report import CURVES, REPORT, where_time_goes
-from dtvla_ros.training.grpo.rollout import Rollout, RolloutEngine
-from dtvla_ros.training.grpo.start import load_start
-from dtvla_ros.training.grpo.train import GrpoRun, GrpoTrainer, train_grpo
+from dtvla_ros.training.grpo.rollout import Rollout
+from dtvla_ros.training.grpo.train import METRIC_ALIASES, GrpoRun, GrpoTrainer, train_grpo
 
 TEST = Path(__file__).parents[2]
 SECONDS = ('seconds', 'episodes')  # what a run may differ in when it is repeated
@@ -41,13 +39,16 @@ def init(tmp_path_factory):
     return small_run(tmp_path_factory.mktemp('init'))
 
 
+def train(init, out: Path, iterations: int, **options):
+    return train_grpo(CONFIG, GrpoRun(init, out, iterations, replan_steps=2),
+                      pool=LocalPool(ToyScene(), 2), **options)
+
+
 @pytest.fixture(scope='module')
 def whole(init, tmp_path_factory):
-    """Return the folder of a run of four iterations that nothing disturbed, and its history."""
+    """Return the folder of a run of three iterations that nothing disturbed, and its history."""
     out = tmp_path_factory.mktemp('whole') / 'run'
-    config = replace(CONFIG, evaluate_every=2)
-    pool = LocalPool(ToyScene(), 2)
-    return out, train_grpo(config, GrpoRun(init, out, 4, replan_steps=2), pool=pool)
+    return out, train(init, out, 3)
 
 
 def comparable(history):
@@ -55,26 +56,21 @@ def comparable(history):
 
 
 def log_probs(run):
-    """Return what the policy of a run gives the words and actions that a new one would draw, [N].
+    """Return what the policy of a run gives the tokens that a new one would sample, [N].
 
     Weights cannot be held equal: a bias before a norm over its own channel has no gradient but
     rounding, which Adam makes a whole step of.
     """
     model, transform = small_policy(seed=1)
-    sampler = BatchSampler(model, transform, thought_temperature=1.0, action_temperature=1.0)
-    jobs = [Rollout(EpisodeJob(task, 0, 2), (0,)) for task in INSTRUCTIONS]
-    drawn = []
-    with closing(LocalPool(ToyScene(), 2)) as pool:
-        RolloutEngine(pool).run(
-            sampler, lambda: jobs.pop(0) if jobs else None, drawn.append)
-    drawn.sort(key=lambda t: t.job.task)
-    rows = rows_of(drawn, alike(drawn, [0.0, 0.0]))
-    tokens = Tokens.of(rows, transform, 'cpu')
-    pixels = torch.from_numpy(np.stack([transform.pixels(row.frames) for row in rows]))
-    judge = PolicyPass(load_start(run).model, sampler.banned, CONFIG)
+    sampler = sampler_of(model, transform)
+    drawn = play(sampler, [Rollout(EpisodeJob(task, 0, 2)) for task in INSTRUCTIONS])
+    batch = MicroBatch.of(transitions(drawn, alike(drawn, [0.0, 0.0])), transform, 'cpu')
+    judge, *_ = read_source(run)
     with torch.no_grad():
-        found, _ = judge(tokens.written, pixels, torch.arange(len(rows)))
-    return found[tokens.chosen]
+        found, _ = sequence_log_probs(judge, batch.tokens,
+                                      judge.encode_images(batch.pixels)[batch.image],
+                                      banned=sampler.banned)
+    return found[batch.sampled]
 
 
 def close(mine, wanted, path=''):
@@ -87,16 +83,16 @@ def close(mine, wanted, path=''):
         assert len(mine) == len(wanted), path
         for k, v in enumerate(wanted):
             close(mine[k], v, f'{path}.{k}')
-    elif 'drift' not in path:
+    elif 'mismatch' not in path:
         assert mine == pytest.approx(wanted, rel=1e-3, abs=1e-5), path
 
 
-def test_a_run_leaves_a_policy_and_a_report(whole):
+def test_a_run_leaves_a_policy_and_a_report(whole, init):
     out, history = whole
-    assert [row['iteration'] for row in history] == [0, 1, 2, 3, 4]
-    assert ['evaluation' in row for row in history] == [True, False, True, False, True]
-    assert all(row['update']['drift'] < 1e-3 for row in history[1:] if row['update'])
-    assert any(row['update'] for row in history[1:])
+    assert [row['iteration'] for row in history] == [0, 1, 2, 3]
+    assert ['evaluation' in row for row in history] == [True, False, True, True]
+    updates = [row['update'] for row in history[1:] if row['update']]
+    assert updates and all(update['log_prob_mismatch'] < 1e-3 for update in updates)
     assert not list((out / 'rollouts').iterdir())
     state = json.loads((out / run_state.CHECKPOINT / 'state.json').read_text())
     assert state['history'] == history
@@ -109,21 +105,14 @@ def test_a_run_leaves_a_policy_and_a_report(whole):
     assert 'rollouts/s' in where_time_goes(history)
     weights = read_tensors(out / run_state.WEIGHTS)
     kept = read_tensors(out / run_state.CHECKPOINT / 'tensors.safetensors')
+    before = read_tensors(init / run_state.WEIGHTS)
     assert all(torch.equal(v, kept[f'objective.{k}']) for k, v in weights.items())
-    moved = [k for k, v in weights.items() if not torch.equal(v, kept[f'average.{k}'])]
-    assert moved  # and the reference is what it began with
-
-
-def test_the_reference_is_the_policy_it_began_with(whole, init):
-    kept = read_tensors(whole[0] / run_state.CHECKPOINT / 'tensors.safetensors')
-    for name, value in read_tensors(init / run_state.WEIGHTS).items():
-        assert torch.equal(kept[f'average.{name}'], value)
+    assert all(torch.equal(v, kept[f'average.{k}']) for k, v in before.items())  # the reference
+    assert any(not torch.equal(v, before[k]) for k, v in weights.items())
 
 
 def test_an_iteration_repeats_itself_exactly(whole, init, tmp_path):
-    config, out = replace(CONFIG, evaluate_every=2), tmp_path / 'again'
-    again = train_grpo(config, GrpoRun(init, out, 1, replan_steps=2),
-                       pool=LocalPool(ToyScene(), 2))
+    again = train(init, tmp_path / 'again', 1)
     for mine, want in zip(comparable(again), comparable(whole[1]), strict=False):
         mine.pop('evaluation', None), want.pop('evaluation', None)
         assert mine == want
@@ -144,9 +133,8 @@ def second_iteration(out: Path) -> list[Path]:
 def test_killed_in_the_middle_nothing_is_lost(whole, init, tmp_path):
     """SIGKILL while episodes of the second iteration lie on disk; the same command goes on."""
     out, (want_out, want) = tmp_path / 'run', whole
-    command = [sys.executable, str(TEST / 'support' / 'practise.py'), str(init), str(out)]
-    environment = dict(os.environ)
-    process = subprocess.Popen([*command, '4'], env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, '-m', 'support.practise', str(init), str(out), '3'],
+                               cwd=TEST, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 900.0
     try:
         while len(second_iteration(out)) < 3:
@@ -158,8 +146,7 @@ def test_killed_in_the_middle_nothing_is_lost(whole, init, tmp_path):
     kept = {p: p.stat().st_mtime_ns for p in second_iteration(out)}
     assert len(kept) >= 3
 
-    config = replace(CONFIG, evaluate_every=2)
-    trainer = GrpoTrainer(config, GrpoRun(init, out, 4, replan_steps=2),
+    trainer = GrpoTrainer(CONFIG, GrpoRun(init, out, 3, replan_steps=2),
                           LocalPool(ToyScene(), 2))
     with closing(trainer.pool):
         assert trainer.iteration == 1
@@ -167,18 +154,16 @@ def test_killed_in_the_middle_nothing_is_lost(whole, init, tmp_path):
         row = trainer.iterate()
         assert row['episodes'] == row['success']['n'] - len(kept)
         trainer.save()
-    found = train_grpo(config, GrpoRun(init, out, 4, replan_steps=2),
-                       pool=LocalPool(ToyScene(), 2))
-    close(comparable(found), comparable(want))
+    close(comparable(train(init, out, 3)), comparable(want))
     mine, wanted, before = (log_probs(run) for run in (out, want_out, init))
     torch.testing.assert_close(mine, wanted, rtol=1e-3, atol=1e-3)
     assert float((before - wanted).abs().max()) > 0.1
 
 
-def test_a_run_goes_on_only_with_its_own_recipe(whole, init):
+def test_a_run_goes_on_only_with_its_own_configuration(whole, init):
     out, _ = whole
     for config, run, named in (
-            (replace(CONFIG, evaluate_every=2, learning_rate=1.0), {}, 'learning_rate'),
+            (replace(CONFIG, learning_rate=1.0), {}, 'learning_rate'),
             (CONFIG, {'suite': 'libero_object'}, 'suite'), (CONFIG, {'replan_steps': 3}, 'replan'),
             (CONFIG, {'tasks': ('left',)}, 'tasks')):
         options = {'replan_steps': 2} | run
@@ -186,37 +171,53 @@ def test_a_run_goes_on_only_with_its_own_recipe(whole, init):
             GrpoTrainer(config, GrpoRun(init, out, 9, **options))
 
 
+def test_a_run_of_an_earlier_version_goes_on(whole, init):
+    out, history = whole
+    path = out / run_state.CHECKPOINT / 'state.json'
+    text = path.read_text()
+    for names in (ALIASES, METRIC_ALIASES):
+        for old, new in names.items():
+            text = text.replace(f'"{new}"', f'"{old}"')
+    text = text.replace('"episode"', '"episodes"').replace('"sample"', '"drawn"')
+    assert '"drift"' in text and '"episodes"' in text
+    path.write_text(text)
+    assert train(init, out, 3) == history
+
+
 def test_estimate_costs_nothing(init, tmp_path, capsys):
     out = tmp_path / 'run'
-    history = train_grpo(CONFIG, GrpoRun(init, out, 1, replan_steps=2), estimate=True,
-                         pool=LocalPool(ToyScene(), 2))
-    assert history == [{'iteration': 0}] and not out.exists()
+    assert train(init, out, 1, estimate=True) == [{'iteration': 0}] and not out.exists()
     told = capsys.readouterr().out
     assert 'an iteration: 8 episodes (2 starts, 4 each) of about 6 decisions' in told
 
 
 @pytest.mark.parametrize('text, named', [
-    ('groups: many', 'groups'), ('gruops: 3', 'gruops'), ('a: [1', 'malformed'), ('word', 'key:'),
-    ('group: 1', 'at least 2'), ('algorithm: ppo', 'ppo'), ('aggregation: sum', 'sum'),
-    ('dual_clip: 0.5', 'dual_clip'), ('action_temperature: 0', 'action_temperature'),
-    ('kl_weight: -1', 'kl_weight'), ('form: free', 'free'), ('precision: fp8', 'fp8'),
-    ('compare: starts', 'starts'), ('progress_weight: -1', 'progress_weight'),
+    ('num_starts: many', 'num_starts'), ('gruops: 3', 'gruops'), ('a: [1', 'malformed'),
+    ('word', 'key:'), ('num_generations: 1', 'at least 2'), ('algorithm: ppo', 'ppo'),
+    ('loss_agg_mode: sum', 'sum'), ('clip_ratio_c: 0.5', 'clip_ratio_c'), ('beta: -1', 'beta'),
+    ('action_temperature: 0', 'action_temperature'), ('format_reward: free', 'free'),
+    ('precision: fp8', 'fp8'), ('rollouts: starts', 'starts'), ('groups: 0', 'num_starts'),
+    ('progress_weight: -1', 'progress_weight'),
     ('workspace_low: [1.0, 0.0, 0.0]', 'workspace is empty on x'),
     ('workspace_high: [1.0, 0.0]', 'three numbers')])
-def test_a_bad_recipe_is_named(tmp_path, text, named):
-    path = tmp_path / 'recipe.yaml'
+def test_a_bad_config_is_named(tmp_path, text, named):
+    path = tmp_path / 'config.yaml'
     path.write_text(text)
     with pytest.raises(UserError, match=named) as caught:
         GrpoConfig.read(path)
     assert str(path) in str(caught.value)
 
 
-def test_the_shipped_recipes():
-    recipes = TEST.parent / 'config' / 'train'
-    assert GrpoConfig.read(recipes / 'grpo.yaml') == GrpoConfig()
-    assert GrpoConfig().kl_weight > 0.0
-    decisions = GrpoConfig.read(recipes / 'grpo-decisions.yaml')
-    assert decisions.branching and decisions.kl_weight > 0.0
+def test_the_shipped_configs_and_those_of_earlier_versions():
+    shipped, earlier = TEST.parent / 'config' / 'train', TEST / 'data' / 'recipes'
+    for name in ('grpo.yaml', 'grpo-decisions.yaml'):
+        assert GrpoConfig.read(shipped / name) == GrpoConfig.read(earlier / name)
+    assert GrpoConfig.read(shipped / 'grpo.yaml') == GrpoConfig()
+    decisions = GrpoConfig.read(shipped / 'grpo-decisions.yaml', ['follow=greedy', 'epochs=2'])
+    assert decisions == replace(
+        GrpoConfig.read(earlier / 'grpo-decisions.yaml'), continue_from='greedy',
+        num_iterations=2)
+    assert decisions.per_step and decisions.num_starts == 24 and decisions.beta == 0.02
 
 
 def test_iterations_or_minutes(init, tmp_path):

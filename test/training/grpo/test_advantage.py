@@ -1,4 +1,4 @@
-"""Which starts are played, and which groups are kept."""
+"""Groups of rollouts: which starts are played, what is kept, rewards and advantages."""
 
 from __future__ import annotations
 
@@ -7,17 +7,57 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.golden import document
 from support.small import CONFIG, small_policy
 
 import dtvla_sim
 from dtvla_ros.engine.batch import SampledDecision
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.seeds import evaluation_seed
-from dtvla_ros.training.grpo.groups import Groups, Rewards, training_seed, well_formed
+from dtvla_ros.training.grpo.advantage import Groups, group_advantages, training_seed
+from dtvla_ros.training.grpo.reward import Rewards, weighted, well_formed
 from dtvla_ros.training.grpo.trajectory import Trajectory
 from dtvla_sim.experts.grammar import Thought
 
 TASKS = ('left', 'right', 'up')
+
+
+def test_golden_rewards_and_advantages():
+    data = document('rl_math')
+    found = weighted(torch.tensor(data['acc']), torch.tensor(data['format']), data['acc_coef'],
+                     data['format_coef'])
+    torch.testing.assert_close(found, torch.tensor(data['score']), atol=1e-6, rtol=1e-5)
+    names = sorted(set(data['uid']))
+    advantages = group_advantages(found, torch.tensor([names.index(u) for u in data['uid']]))
+    torch.testing.assert_close(advantages[:, None] * torch.tensor(data['mask']),
+                               torch.tensor(data['advantages']), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(('algorithm', 'plain'), [
+    ('rloo', lambda own, others: own - np.mean(others)),
+    ('dr_grpo', lambda own, others: own - np.mean([own, *others])),
+    ('grpo', lambda own, others: (own - np.mean([own, *others])) / (
+        np.std([own, *others], ddof=1) + 1e-6))])
+def test_baselines(algorithm, plain):
+    values = [1.4, 0.2, 0.4, 1.0, 0.0, 1.4, 0.9]
+    groups = [5, 9, 5, 5, 9, 9, 9]
+    found = group_advantages(torch.tensor(values), torch.tensor(groups), algorithm)
+    for k, value in enumerate(found.tolist()):
+        others = [v for j, v in enumerate(values) if groups[j] == groups[k] and j != k]
+        assert value == pytest.approx(plain(values[k], others), abs=1e-5)
+
+
+def test_a_group_of_equals_has_no_advantage():
+    found = group_advantages(torch.full((16,), 1.4), torch.arange(16) // 8)  # inexact mean of 8
+    assert found.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(('rewards', 'groups', 'algorithm', 'named'), [
+    (2, [0, 0], 'ppo', "algorithm 'ppo'"), (3, [1, 4, 1], 'grpo', 'group 4 has one'),
+    (3, [1, 1], 'grpo', 'alike')])
+def test_bad_groups_are_named(rewards, groups, algorithm, named):
+    with pytest.raises(UserError, match=named):
+        group_advantages(torch.ones(rewards), torch.tensor(groups), algorithm)
 
 
 @pytest.fixture(scope='module')
@@ -29,10 +69,9 @@ def played(rollout, success: bool, transform, outcomes=('complete', 'complete'))
     """Return a finished episode whose thoughts say nothing."""
     ids = transform.config.ids
     decisions = tuple(SampledDecision(
-        prompt_tokens=(ids.bos,), thought_tokens=(ids.think, ids.think_end), outcome=outcome,
-        action_tokens=np.full(28, ids.bins_first), chunk=np.zeros((4, 7), np.float32),
-        thought_log_probs=np.zeros(1, np.float32),
-        action_log_probs=np.zeros(28, np.float32)) for outcome in outcomes)
+        (ids.bos,), (ids.think, ids.think_end), outcome, np.full(28, ids.bins_first),
+        np.zeros((4, 7), np.float32), np.zeros(1, np.float32), np.zeros(28, np.float32))
+        for outcome in outcomes)
     image = np.zeros((16, 16, 3), np.uint8)
     return Trajectory(rollout.job, rollout.key, decisions,
                       ({'primary': image, 'wrist': image},) * len(decisions), success, 5)
@@ -50,13 +89,13 @@ def drain(groups: Groups) -> list:
 
 
 def solve(groups: Groups, rollouts, transform, solved) -> None:
-    """Play rollouts; ``solved`` maps a start's number to how many members succeed."""
+    """Play rollouts; ``solved`` maps a start's number to how many samples succeed."""
     for rollout in rollouts:
-        _, number, member = rollout.key
-        groups.take(played(rollout, member < solved(number), transform))
+        _, number, sample = rollout.key
+        groups.take(played(rollout, sample < solved(number), transform))
 
 
-def test_every_member_of_a_group_has_one_start(transform):
+def test_every_sample_of_a_group_has_one_start(transform):
     found = drain(groups_of(transform, first=7))
     assert [r.key for r in found] == [(0, n, m) for n in (7, 8) for m in range(4)]
     assert {(r.job.task, r.job.seed) for r in found[:4]} == {('right', 500_007)}
@@ -109,21 +148,20 @@ def test_the_starts_do_not_depend_on_who_finishes_first(transform):
 
 
 def test_resampling_has_an_end(transform):
-    groups = groups_of(transform, replace(CONFIG, tries=2.0))
+    groups = groups_of(transform, replace(CONFIG, max_resample_factor=2.0))
     for _ in range(4):
         solve(groups, drain(groups), transform, lambda number: 0)
     assert groups.tried == 4 and groups.kept == [] and len(groups.advantages()) == 0
 
 
-def test_form_alone_does_not_make_a_group(transform):
-    """A start all solved, where one thought of eight was cut: 0.05 of reward is no signal."""
-    config = replace(CONFIG, least_spread=0.1)
-    for outcomes, kept in ((('complete',) * 7 + ('truncated',), 0),
-                           (('complete', 'truncated'), 4)):
+def test_format_alone_does_not_make_a_group(transform):
+    """A start all solved, one thought of eight truncated: 0.05 of reward is no signal."""
+    config = replace(CONFIG, min_reward_range=0.1)
+    for complete, kept in ((7, 0), (1, 4)):
         groups = groups_of(transform, config)
         for rollout in drain(groups)[:4]:
-            groups.take(played(rollout, True, transform,
-                               outcomes if rollout.key[2] == 0 else ('complete',) * 2))
+            outcomes = ('complete',) * complete + ('truncated',) * (rollout.key[2] == 0)
+            groups.take(played(rollout, True, transform, outcomes))
         assert len(groups.kept) == kept
 
 
@@ -136,7 +174,7 @@ def test_what_was_played_before_is_not_played_again(transform):
 
 
 def test_processes_share_the_starts(transform):
-    config = replace(CONFIG, groups=4)
+    config = replace(CONFIG, num_starts=4)
     numbers = [{r.key[1] for r in drain(groups_of(transform, config, rank=rank, world=2))}
                for rank in range(2)]
     assert numbers == [{0, 2}, {1, 3}]
@@ -147,8 +185,9 @@ def test_processes_share_the_starts(transform):
 def test_rewards(transform):
     rewards = Rewards(CONFIG, transform)
     rollout = drain(groups_of(transform))[0]
+    outcomes = ('complete', *('truncated',) * 3)
     found = rewards.of([played(rollout, True, transform),
-                        played(rollout, False, transform, ('complete', *['truncated'] * 3))])
+                        played(rollout, False, transform, outcomes)])
     torch.testing.assert_close(found, torch.tensor([1.4, 0.1]))
 
 

@@ -1,0 +1,210 @@
+"""Log-probs, policy loss and KL against the published recipe's numbers and plain definitions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from support.decoders import by_sample, golden_decoder, images, padded, sequence, small_decoder
+from support.golden import document, tensors
+from torch.distributions import Categorical
+
+from dtvla_ros.engine.batch import SampledDecision
+from dtvla_ros.errors import UserError
+from dtvla_ros.training.grpo.config import CHOICES
+from dtvla_ros.training.grpo.loss import (
+    TokenBatch,
+    collate,
+    kl_divergence,
+    normalizers,
+    policy_loss,
+    sequence_log_probs,
+)
+
+COLD, HOT = 0.7, 1.6
+MODES = CHOICES['loss_agg_mode']
+
+
+def banned_in(config) -> torch.Tensor:
+    """Return the published ban: action ids and eos."""
+    banned = torch.zeros(config.text.vocabulary, dtype=torch.bool)
+    banned[config.ids.bins_first:config.ids.bins_last + 1] = True
+    banned[config.ids.eos] = True
+    return banned
+
+
+def test_golden_log_probs():
+    case, model = tensors('case_rl_logprob'), golden_decoder('random')
+    prefix, actions, ids = case['in.input_ids'], case['in.responses'], model.config.ids
+    tail = torch.tensor([[ids.action_end, ids.eos]]).expand(len(prefix), 2)
+    real = torch.nn.functional.pad(case['in.attention_mask'], (0, actions.shape[1] + 2), value=1)
+    window = case['out.cot_mask'].bool()
+    end = prefix.shape[1]
+    thought = slice(end - window.shape[1], end)
+    mask = torch.zeros(real.shape, dtype=torch.bool)
+    mask[:, thought] = window
+    with torch.no_grad():
+        found, _ = sequence_log_probs(
+            model, TokenBatch(torch.cat([prefix, actions, tail], 1), real, mask),
+            model.encode_images(by_sample(case['in.pixel_values'], model)),
+            banned=banned_in(model.config), action_temperature=HOT)
+    width = mask.shape[1]
+    torch.testing.assert_close(found[:, thought], case['clean.cot_logprob'], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[:, width:], case['clean.action_logprob'], atol=1e-4, rtol=0)
+    assert not found[:, :width][~mask].any()
+
+
+def plain(model, row: list[int], pixels: torch.Tensor, banned: torch.Tensor):
+    """Return the first thought column, and log-prob and entropy of each of its tokens."""
+    ids = model.config.ids
+    hidden = model(torch.tensor([row]), torch.ones(1, len(row)), pixels)[0]
+    allowed = (~banned).nonzero()[:, 0]
+    start = len(row) - model.config.slots - 3
+    end = next(k for k in range(len(row))
+               if row[k:k + 2] == [ids.semicolon, ids.newline]) + 2
+    thought, actions = [], []
+    for k in range(end + 1, start):
+        said = Categorical(logits=model.token_logits(hidden[k - 1])[allowed] / COLD)
+        index = allowed.tolist().index(row[k])
+        thought.append((said.log_prob(torch.tensor(index)), said.entropy()))
+    for k in range(start, start + model.config.slots):
+        span = slice(ids.bins_first, ids.bins_last + 1)
+        done = Categorical(logits=model.token_logits(hidden[k])[span] / HOT)
+        actions.append((done.log_prob(torch.tensor(row[k + 1] - ids.bins_first)), done.entropy()))
+    return end + 1, thought, actions
+
+
+def test_each_token_follows_its_definition_and_so_do_the_gradients():
+    model, rng = small_decoder(), np.random.default_rng(0)
+    config, banned = model.config, banned_in(model.config)
+    rows = [sequence(config, rng, words, thought) for words, thought in ((3, 7), (6, 0), (1, 4))]
+    left = [2, 5, 0]
+    ids, mask = padded(rows, left, max(map(len, rows)) + 7, config.ids.pad)
+    pixels = images(config, rng, len(rows))
+    sampled = torch.zeros(ids.shape, dtype=torch.bool)
+    wanted, want_entropy = [], []
+    for k, row in enumerate(rows):
+        first, thought, actions = plain(model, row, pixels[k:k + 1], banned)
+        sampled[k, first + left[k]:first + left[k] + len(thought)] = True
+        wanted += [p for p, _ in thought + actions]
+        want_entropy += [h for _, h in thought + actions]
+    found, entropy = sequence_log_probs(
+        model, TokenBatch(ids, mask, sampled), model.encode_images(pixels), banned=banned,
+        thought_temperature=COLD, action_temperature=HOT)
+    chosen = torch.cat([sampled, torch.ones(len(rows), config.slots, dtype=torch.bool)], 1)
+    torch.testing.assert_close(found[chosen], torch.stack(wanted), atol=1e-4, rtol=0)
+    torch.testing.assert_close(entropy[chosen], torch.stack(want_entropy), atol=1e-4, rtol=0)
+    assert not found[~chosen].any() and not entropy[~chosen].any()
+    parameters = list(model.parameters())
+    for mine, want in zip(torch.autograd.grad(found.sum(), parameters),
+                          torch.autograd.grad(sum(wanted), parameters), strict=True):
+        # SigLIP's key biases have no gradient but rounding: softmax does not see them.
+        torch.testing.assert_close(mine, want, rtol=1e-3,
+                                   atol=max(1e-3 * want.abs().max().item(), 1e-6))
+
+
+def test_collate_marks_what_was_sampled():
+    ids = small_decoder().config.ids
+    think, end = ids.think, ids.think_end
+    tokens = collate([
+        SampledDecision((40, 41), (think, 30, 31, end), 'complete', np.array([70, 71]),
+                        np.zeros((1, 2)), np.zeros(3), np.zeros(2)),
+        SampledDecision((42,), (think, 32, end), 'truncated', np.array([72, 73]),
+                        np.zeros((1, 2)), np.zeros(1), np.zeros(2))], ids)
+    tail = [ids.action_end, ids.eos]
+    assert tokens.input_ids.tolist() == [
+        [40, 41, think, 30, 31, end, ids.action, 70, 71, *tail],
+        [ids.pad, ids.pad, 42, think, 32, end, ids.action, 72, 73, *tail]]
+    assert tokens.attention_mask.sum(1).tolist() == [11, 9]
+    assert tokens.input_ids[tokens.thought_mask].tolist() == [30, 31, end, 32]
+
+
+def test_what_can_not_have_been_sampled_is_refused():
+    model, rng = small_decoder(), np.random.default_rng(1)
+    config = model.config
+    row = sequence(config, rng, 2, 3)
+    features = model.encode_images(images(config, rng, 1))
+    ids, mask = padded([row], [1], len(row) + 1, config.ids.pad)
+    nothing = torch.zeros(ids.shape, dtype=torch.bool)
+    at_eos, other = nothing.clone(), ids.clone()
+    at_eos[0, -1] = True
+    other[0, -4] = config.ids.bos
+    for tokens, options, named in (
+            (TokenBatch(ids, mask, at_eos), {'banned': banned_in(config)},
+             rf'banned \(ids \[{config.ids.eos}\]\)'),
+            (TokenBatch(ids[:, :-4], mask[:, :-4], nothing[:, :-4]), {}, 'fewer than'),
+            (TokenBatch(other, mask, nothing), {}, 'after its last <action>'),
+            (TokenBatch(ids, mask, nothing), {'action_temperature': 0.0}, 'must be positive')):
+        with pytest.raises(UserError, match=named):
+            sequence_log_probs(model, tokens, features, **options)
+
+
+@pytest.fixture(scope='module')
+def data() -> dict:
+    """Return verl's numbers for a batch of eight sequences."""
+    return {name: torch.tensor(value) if isinstance(value, list) and name != 'uid' else value
+            for name, value in document('rl_math').items()}
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_golden_policy_loss(data, mode):
+    mask = data['mask'].bool()
+    lengths = mask.sum(1).double()
+    loss, diagnostics = policy_loss(
+        data['log_prob'], data['old_log_prob'], data['advantages'], mask,
+        normalizers(mode, float(mask.sum()), len(mask), lengths), epsilon=data['clip_low'],
+        epsilon_high=data['clip_high'], clip_ratio_c=data['clip_c'])
+    wanted = data[f'policy_loss/{mode}']
+    assert loss.item() == pytest.approx(wanted['loss'], rel=1e-5, abs=1e-6)
+    for mine, name in (('clip_fraction', 'clipfrac'), ('lower_clip_fraction', 'clipfrac_lower'),
+                       ('approximate_kl', 'approx_kl')):
+        found = diagnostics[mine][mask].float().mean().item()
+        assert found == pytest.approx(wanted[name], rel=1e-5, abs=1e-6)
+
+
+def test_golden_kl(data):
+    torch.testing.assert_close(kl_divergence(data['log_prob'], data['ref_log_prob']),
+                               data['kl/low_var_kl'], atol=1e-6, rtol=1e-5)
+    far = kl_divergence(torch.tensor([0.0, -900.0, 5.0]), torch.tensor([30.0, 0.0, 5.0]))
+    assert far.tolist() == [10.0, 10.0, 0.0]
+
+
+@pytest.mark.parametrize(('change', 'advantage', 'loss', 'slope', 'clipped', 'bounded'), [
+    (math.log(1.1), 2.0, -2.2, -2.2, 0.0, 0.0),
+    (math.log(1.5), 2.0, -2.56, 0.0, 1.0, 0.0),   # 1.28
+    (math.log(0.5), 2.0, -1.0, -1.0, 0.0, 0.0),   # worse already: the gradient stays
+    (math.log(0.5), -2.0, 1.6, 0.0, 1.0, 0.0),    # 0.8
+    (math.log(2.0), -2.0, 4.0, 4.0, 0.0, 0.0),
+    (math.log(5.0), -2.0, 6.0, 0.0, 0.0, 1.0),    # 3.0, the dual clip
+    (500.0, -2.0, 6.0, 0.0, 0.0, 1.0)])
+def test_one_token(change, advantage, loss, slope, clipped, bounded):
+    log_prob, one = torch.full((1, 1), change, requires_grad=True), torch.ones(1, 1)
+    found, diagnostics = policy_loss(log_prob, 0 * one, advantage * one, one, one[0])
+    found.backward()
+    assert found.item() == pytest.approx(loss, rel=1e-5)
+    assert log_prob.grad.item() == pytest.approx(slope, rel=1e-5)
+    assert diagnostics['clip_fraction'].item() == clipped
+    assert diagnostics['lower_clip_fraction'].item() == bounded
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_pads_count_for_nothing_and_slices_add_up(mode):
+    rng = np.random.default_rng(1)
+    new, old, advantage = (torch.tensor(rng.normal(size=(4, 5)), dtype=torch.float32)
+                           for _ in range(3))
+    mask = torch.tensor(rng.random((4, 5)) < 0.6)
+    mask[2] = False
+    new.requires_grad_()
+    normalizer = normalizers(mode, float(mask.sum()), 4.0, mask.sum(1).double())
+    whole, _ = policy_loss(new, old, advantage, mask, normalizer)
+    spoilt = [t.masked_fill(~mask, float('nan')) for t in (new, old, advantage)]
+    parts = sum(policy_loss(*(t[k:k + 2] for t in (*spoilt, mask, normalizer)))[0]
+                for k in (0, 2))
+    torch.testing.assert_close(parts, whole)
+    for loss in (whole, parts):
+        gradient, = torch.autograd.grad(loss, new)
+        assert torch.isfinite(gradient).all() and not gradient[~mask].any()
+    with pytest.raises(UserError, match="'sum'"):
+        normalizers('sum', 1.0, 1.0, normalizer)
