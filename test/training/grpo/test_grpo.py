@@ -133,8 +133,8 @@ def second_iteration(out: Path) -> list[Path]:
 def test_killed_in_the_middle_nothing_is_lost(whole, init, tmp_path):
     """SIGKILL while episodes of the second iteration lie on disk; the same command goes on."""
     out, (want_out, want) = tmp_path / 'run', whole
-    process = subprocess.Popen([sys.executable, '-m', 'support.practise', str(init), str(out), '3'],
-                               cwd=TEST, stdout=subprocess.DEVNULL)
+    command = [sys.executable, '-m', 'support.practise', str(init), str(out), '3']
+    process = subprocess.Popen(command, cwd=TEST, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 900.0
     try:
         while len(second_iteration(out)) < 3:
