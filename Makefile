@@ -98,13 +98,13 @@ bench: $(VENV)/.installed-dev  ## how fast engines decide, beside the published 
 	$(BIN)/dtvla bench --json $(OUT)/bench.json --plot $(OUT)/bench.png
 
 latency: $(VENV)/.installed  ## what the path from camera to arm costs on this machine
-	$(BIN)/dtvla latency --json $(OUT)/latency.json
+	$(BIN)/python -m benchmarks.latency --json $(OUT)/latency.json
 
 faults: $(VENV)/.installed-dev $(VENV)/.interfaces  ## injects every fault of the table on running nodes, writes it to README.md
 	$(BIN)/python -m pytest test/faults --fault-table README.md --flood-seconds 60
 
 soak: $(VENV)/.installed  ## ten minutes at 20 Hz with two cameras: late commands, memory
-	$(BIN)/dtvla soak --policy $(POLICY) --json $(OUT)/soak.json
+	$(BIN)/python -m benchmarks.soak --policy $(POLICY) --json $(OUT)/soak.json
 
 train: $(VENV)/.installed-dev  ## record, train in two stages, export: DATA=data/tabletop RUN=runs/nano MINUTES=60
 	$(BIN)/dtvla collect --episodes 1000 --workers $(WORKERS) --camera-every 4 --out $(DATA)

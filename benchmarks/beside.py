@@ -1,59 +1,55 @@
-"""Latency and CPU time of this checkout beside another one, in turns, with ratios.
-
-    git worktree add ../former REVISION && make -C ../former .venv/.installed-dev
-    python benchmarks/beside.py ../former --rounds 5 --priority 20
-
-Both checkouts have a virtual environment of their own in ``.venv``. Every round runs
-``dtvla latency`` and ``dtvla demo --episodes 2`` in one and then in the other, and the next round
-in the other order. A ratio is that of the medians over the rounds.
-"""
+"""Latency and CPU time of this checkout beside another one, in turns, with ratios."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
 import resource
 import statistics
 import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from rich.console import Console
-from rich.table import Table
+import typer
 from tqdm import tqdm
 
+from benchmarks.common import SchedulingDelay, delay_line, load_average, show
+from dtvla_ros.cli import main
+from dtvla_ros.cli.arguments import Json, group
+from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
-from dtvla_ros.measure.scheduling import SchedulingDelay
 
 HERE = Path(__file__).resolve().parents[1]
 # What is compared, its percentile, and the ratio it may reach at most.
 LIMITS = {
-    ('picture 640x480', 'p50'): 1.0, ('picture 640x480', 'p99'): 1.15,
-    ('chunk to command', 'p99'): 1.15, ('off its period at 20', 'p99'): 1.15,
-    ('off its period at 100', 'p99'): 1.15, ('CPU seconds of the demo', ''): 1.10}
+    ('640x480', 'p50'): 1.0, ('640x480', 'p99'): 1.15, ('chunk to command', 'p99'): 1.15,
+    ('off its period at 20', 'p99'): 1.15, ('off its period at 100', 'p99'): 1.15,
+    ('CPU seconds of the demo', ''): 1.10}
+app = group()
 
 
 def run(checkout: Path, *words: str) -> None:
-    """Run ``dtvla`` of a checkout in a ROS domain of its own; raise if it fails."""
+    """Run a command of a checkout in a ROS domain of its own; raise if it fails."""
     environment = {name: value for name, value in os.environ.items()
                    if not name.startswith(('PYTHON', 'VIRTUAL_ENV', '_ROS', 'LD_LIBRARY'))}
     done = subprocess.run(
-        [checkout / '.venv/bin/dtvla', *words], cwd=checkout, capture_output=True, text=True,
+        [checkout / '.venv/bin' / words[0], *words[1:]], cwd=checkout, capture_output=True,
+        text=True,
         env={**environment, 'ROS_DOMAIN_ID': str(random.SystemRandom().randint(1, 100)),
              'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'})
     if done.returncode:
-        sys.exit(f'error: dtvla {" ".join(words)} in {checkout}: {done.stderr[-2000:]}')
+        raise UserError(f'{" ".join(words)} in {checkout}: {done.stderr[-2000:]}')
 
 
 def latency(checkout: Path, priority: int, folder: Path) -> dict[tuple[str, str], float]:
     """Return milliseconds by what is measured and percentile."""
+    command = (['python', '-m', 'benchmarks.latency']
+               if (checkout / 'benchmarks/latency.py').exists() else ['dtvla', 'latency'])
     file = folder / 'latency.json'
-    run(checkout, 'latency', '--json', str(file), '--priority', str(priority))
+    run(checkout, *command, '--json', str(file), '--priority', str(priority))
     rows = json.loads(file.read_text())['rows']
     return {(name, percentile): row[f'{percentile}_ms'] for name, percentile in LIMITS
             for row in rows if percentile and name in row['what']}
@@ -62,7 +58,7 @@ def latency(checkout: Path, priority: int, folder: Path) -> dict[tuple[str, str]
 def demo(checkout: Path, folder: Path) -> tuple[float, list[str]]:
     """Return the CPU seconds of all processes of a demonstration, and what its episodes were."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    run(checkout, 'demo', '--episodes', '2', '--out', str(folder / 'demo'))
+    run(checkout, 'dtvla', 'demo', '--episodes', '2', '--out', str(folder / 'demo'))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = json.loads((folder / 'demo/demo.json').read_text())
     return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
@@ -70,9 +66,27 @@ def demo(checkout: Path, folder: Path) -> tuple[float, list[str]]:
              for e in result['episodes']])
 
 
-def compare(other: Path, rounds: int, priority: int) -> dict[str, Any]:
-    """Measure both checkouts in turns."""
-    checkouts = {'new': HERE, 'former': other}
+@app.command()
+def beside(
+    other: Annotated[Path, typer.Argument(help='Checkout to compare with.', file_okay=False)],
+    rounds: Annotated[int, typer.Option(min=1, help='Turns of each checkout.')] = 5,
+    priority: Annotated[int, typer.Option(
+        help='SCHED_FIFO priority of what the latency is measured of; 0: none.')] = 0,
+    json_file: Json = None,
+) -> None:
+    """Compare this checkout's latency and CPU time with another one's.
+
+    Both have a virtual environment in `.venv`. Every round runs `benchmarks.latency` and
+    `dtvla demo --episodes 2` in one and then in the other, the next round in the other order. A
+    ratio is that of the medians over the rounds.
+
+    **Example**
+
+    `git worktree add ../former REVISION && make -C ../former .venv/.installed-dev`
+
+    `python -m benchmarks.beside ../former --rounds 5 --priority 20`
+    """
+    checkouts = {'new': HERE, 'former': other.resolve()}
     values: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     episodes: dict[str, list[str]] = {}
     with SchedulingDelay() as delays, tempfile.TemporaryDirectory() as folder:
@@ -84,43 +98,25 @@ def compare(other: Path, rounds: int, priority: int) -> dict[str, Any]:
                 values['CPU seconds of the demo', ''][side].append(seconds)
     rows = []
     for (name, percentile), limit in LIMITS.items():
-        new, former = (statistics.median(values[name, percentile][side])
-                       for side in ('new', 'former'))
+        both = values[name, percentile]
+        new, former = (statistics.median(both[side]) for side in checkouts)
         rows.append({'what': f'{name} {percentile}'.strip(), 'new': new, 'former': former,
                      'ratio': new / former, 'limit': limit, 'met': new / former <= limit,
-                     'rounds': {side: values[name, percentile][side] for side in checkouts}})
-    return {'rows': rows, 'rounds': rounds, 'priority': priority,
-            'scheduling_ms': delays.summary(), 'load_average': os.getloadavg()[0],
-            'same_episodes': episodes['new'] == episodes['former']}
-
-
-def main() -> None:
-    """Run the comparison, print its table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('other', type=Path, help='checkout to compare with')
-    parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--priority', type=int, default=0,
-                        help='SCHED_FIFO priority of what dtvla latency measures; 0: none')
-    parser.add_argument('--json', type=Path, help='file for the result')
-    options = parser.parse_args()
-    result = compare(options.other.resolve(), options.rounds, options.priority)
-    table = Table('median of the rounds [ms, s]', 'new', 'former', 'new ÷ former', 'at most')
-    for row in result['rows']:
-        table.add_row(row['what'], f'{row["new"]:.3f}', f'{row["former"]:.3f}',
-                      f'{row["ratio"]:.2f} {"met" if row["met"] else "missed"}',
-                      f'{row["limit"]:.2f}')
-    console = Console()
-    console.print(table)
-    late = result['scheduling_ms']
-    console.print(
-        f'{result["rounds"]} rounds, priority {result["priority"]}, {os.cpu_count()} cores, load '
-        f'average {result["load_average"]:.2f}; a thread that sleeps 1 ms woke late by p50 '
-        f'{late["p50"]:.2f}, p99 {late["p99"]:.2f} ms; the demos\' episodes are '
-        f'{"the same" if result["same_episodes"] else "DIFFERENT"}')
-    if options.json is not None:
-        write_json(options.json, result)
+                     'rounds': both})
+    same = episodes['new'] == episodes['former']
+    show(('median of the rounds [ms, s]', 'new', 'former', 'new ÷ former', 'at most'), (
+        (row['what'], f'{row["new"]:.3f}', f'{row["former"]:.3f}',
+         f'{row["ratio"]:.2f} {"met" if row["met"] else "missed"}', f'{row["limit"]:.2f}')
+        for row in rows),
+        f'{rounds} rounds, priority {priority}, {os.cpu_count()} cores, load average '
+        f"{load_average()}; {delay_line(delays.summary())}; the demos' episodes are "
+        f'{"the same" if same else "DIFFERENT"}')
+    if json_file is not None:
+        write_json(json_file, {
+            'rows': rows, 'rounds': rounds, 'priority': priority,
+            'scheduling_ms': delays.summary(), 'load_average': load_average(),
+            'same_episodes': same})
 
 
 if __name__ == '__main__':
-    main()
+    main(app)

@@ -11,14 +11,14 @@ import pytest
 
 from dtvla_ros.ros.processes import remove_dead_segments
 
-HERE = str(Path(__file__).parent)
-sys.path.insert(0, HERE)
+PATHS = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # support, benchmarks
+sys.path[:0] = PATHS
 os.environ['PYTHONPATH'] = os.pathsep.join(
-    path for path in (HERE, os.environ.get('PYTHONPATH')) if path)
+    path for path in (*PATHS, os.environ.get('PYTHONPATH')) if path)
 
 HAS_ROS = find_spec('rclpy') is not None
 if not HAS_ROS:
-    collect_ignore = ['ros', 'nodes', 'faults', 'demo', 'measure', 'recording',
+    collect_ignore = ['ros', 'nodes', 'faults', 'demo', 'recording',
                       'fuzz/test_images.py', 'evaluation/test_over_ros.py']
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dtvla_ros.cli import annotate, data, evaluation, measure, models, recording, thought, train
+from dtvla_ros.cli import annotate, data, evaluation, models, recording, thought, train
 from dtvla_ros.cli.arguments import NANO, Engine, Mode, Policy, Seed, group, names
 from dtvla_ros.errors import NodeDied, UserError
 from dtvla_ros.ros import topic_cli
@@ -17,13 +17,29 @@ app = group(
     'dtvla',
     'A policy that writes down its thought, then acts: simulate, collect, train, evaluate.',
     add_completion=False, pretty_exceptions_enable=False)
-for part in (topic_cli, models, measure, recording, evaluation, annotate, thought, data, train):
+for part in (topic_cli, models, recording, evaluation, annotate, thought, data, train):
     app.add_typer(part.app)
 
 DEMO_TASKS = (
     'put_the_can_in_the_wooden_bin,stack_the_red_cube_on_the_green_cube,'
     'push_the_green_cube_onto_the_yellow_mark'
 )
+
+MOVED = {'latency': 'latency', 'soak': 'soak', 'seam': 'continuity', 'bench': 'train_step compare',
+         'time': 'train_step time'}
+"""Former commands that are benchmarks now; the last two stood under ``dtvla train``."""
+
+
+def moved(context: typer.Context) -> None:
+    """Say where a command went."""
+    raise UserError(f'{context.command_path} is a benchmark now; in a checkout of the package: '
+                    f'python -m benchmarks.{MOVED[str(context.info_name)]}')
+
+
+for former in MOVED:
+    (train.app if former in ('bench', 'time') else app).command(
+        former, hidden=True, context_settings={
+            'ignore_unknown_options': True, 'allow_extra_args': True})(moved)
 
 
 @app.command()
@@ -56,17 +72,17 @@ def demo(
     run_demo(policy, names(tasks), episodes, seed, out, mode=mode, engine=engine, viz=viz)
 
 
-def main() -> None:
+def main(commands: typer.Typer = app) -> None:
     """Run a command; bad input is one line and exit code 2, a node that died 1, Ctrl-C 130."""
     try:
-        _run()
+        _run(commands)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
-def _run() -> None:
+def _run(commands: typer.Typer) -> None:
     try:
-        code = app(standalone_mode=False)
+        code = commands(standalone_mode=False)
     except UserError as error:
         _refuse(str(error))
     except NodeDied as error:
@@ -80,7 +96,7 @@ def _run() -> None:
             raise SystemExit(130) from None
         if not hasattr(error, 'format_message'):
             raise
-        _refuse(f'{error.format_message()} (see dtvla --help)')
+        _refuse(f'{error.format_message()} (see --help)')
     else:
         raise SystemExit(code if isinstance(code, int) else 0)
 

@@ -23,7 +23,7 @@ END = '<!-- end of fault table -->'
 # In a process of its own: in ours the delay would be the interpreter's lock.
 DELAYS = """
 import json, sys
-from dtvla_ros.measure.scheduling import SchedulingDelay
+from benchmarks.common import SchedulingDelay
 with SchedulingDelay() as delays:
     sys.stdin.read()
 print(json.dumps(delays.summary()))

@@ -23,7 +23,7 @@ from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from dtvla_ros.measure.robot import Robot
+from benchmarks.arm import Robot
 from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.environment import prepare
 from dtvla_ros.ros.run import make_executor

@@ -19,7 +19,7 @@ from std_msgs.msg import String
 from support.released import STATISTICS, write_checkpoint
 from trajectory_msgs.msg import JointTrajectory
 
-from dtvla_ros.measure.robot import Robot
+from benchmarks.arm import Robot
 from dtvla_ros.ros import conversions, qos
 from test.nodes.conftest import IN_NAMESPACE, ROOT
 from test.sim.test_libero import needs_libero

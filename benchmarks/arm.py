@@ -1,6 +1,6 @@
 """A kinematic arm with two cameras on the wall clock, for tests and measurements of the nodes.
 
-``python -m dtvla_ros.measure.robot --ros-args -p width:=640 -p height:=480 -p frame_rate:=30.0``
+``python -m benchmarks.arm --ros-args -p width:=640 -p height:=480 -p frame_rate:=30.0``
 """
 
 from __future__ import annotations
@@ -16,13 +16,7 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Float64, Header
 
-from dtvla_ros.conventions import (
-    ARM_JOINTS,
-    CAMERAS,
-    FINGER_JOINTS,
-    TARGET_POSE,
-    TWIST,
-)
+from dtvla_ros.conventions import ARM_JOINTS, CAMERAS, FINGER_JOINTS, GRIPPER, TARGET_POSE, TWIST
 from dtvla_ros.ros import images
 from dtvla_ros.ros.run import STEADY, run
 
@@ -32,28 +26,26 @@ GAIN = 5.34  # 1/s: a pose target 0.05 m away is approached at 0.267 m/s, as in 
 HOME = np.array([0.5, 0.0, 0.2])
 REACH = 0.12  # the arm stays this near to HOME in every direction [m]
 WIDE = 0.08  # opening of the gripper [m]
-PICTURES = 16
+IMAGES = 16
 
 
 class Robot:
     """Follows ``/twist_cmd`` or ``/target_pose``; publishes below ``prefix``.
 
     Joints move as fast as the arm is told to, even where it can reach no further. ``size``:
-    height and width of the pictures, which are noise and never the same twice in a row.
+    height and width of the images, which are noise and never the same twice in a row.
     """
 
     def __init__(self, node: Node, prefix: str = '/robot', size: tuple[int, int] = (128, 128),
                  frame_rate: float = 25.0) -> None:
         sensor = qos_profile_sensor_data
         self._node = node
-        self._pictures = np.random.default_rng(0).integers(
-            0, 255, (PICTURES, *size, 3), np.uint8)
+        self._images = np.random.default_rng(0).integers(0, 255, (IMAGES, *size, 3), np.uint8)
         self._frame = 0
         self.position, self.twist = HOME.copy(), np.zeros(3)
         self.target: NDArray[np.float64] | None = None
         self.opening, self.grip, self.grip_moves = WIDE, 1.0, True
-        self._travelled = 0.0
-        self._twist_at = 0.0
+        self._travelled, self._twist_at = 0.0, 0.0
         self._cameras = [node.create_publisher(Image, f'{prefix}/image_{c}', sensor)
                          for c in CAMERAS]
         self._joints = node.create_publisher(JointState, f'{prefix}/joint_states', sensor)
@@ -63,12 +55,11 @@ class Robot:
         self.gripper: Subscription | None = None
         self.connect_gripper()
         node.create_timer(STATE_PERIOD, self._move, clock=STEADY)
-        node.create_timer(1.0 / frame_rate, self._film, clock=STEADY)
+        node.create_timer(1.0 / frame_rate, self._publish_images, clock=STEADY)
 
     def connect_gripper(self) -> None:
         """Listen to ``/gripper_cmd``."""
-        self.gripper = self._node.create_subscription(
-            Float64, '/gripper_cmd', self._on_gripper, 1)
+        self.gripper = self._node.create_subscription(Float64, GRIPPER, self._on_gripper, 1)
 
     def disconnect_gripper(self) -> None:
         """Listen no more."""
@@ -104,11 +95,11 @@ class Robot:
         self._pose.publish(PoseStamped(header=head, pose=Pose(
             position=Point(x=x, y=y, z=z), orientation=Quaternion(x=1.0, y=0.0, z=0.0, w=0.0))))
 
-    def _film(self) -> None:
+    def _publish_images(self) -> None:
         stamp = self._node.get_clock().now().to_msg()
         for offset, publisher in enumerate(self._cameras):
-            picture = self._pictures[(self._frame + offset) % PICTURES]
-            publisher.publish(images.serialize_image(picture, stamp))
+            image = self._images[(self._frame + offset) % IMAGES]
+            publisher.publish(images.serialize_image(image, stamp))
         self._frame += 1
 
 
@@ -117,9 +108,9 @@ class RobotNode(Node):
 
     def __init__(self) -> None:
         super().__init__('robot')
-        values = [self.declare_parameter(name, default).value for name, default in (
-            ('height', 480), ('width', 640), ('frame_rate', 30.0))]
-        self._robot = Robot(self, '', (values[0], values[1]), values[2])
+        height, width, rate = (self.declare_parameter(name, default).value for name, default in (
+            ('height', 480), ('width', 640), ('frame_rate', 30.0)))
+        self._robot = Robot(self, '', (height, width), rate)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,5 @@
+"""Measurements of running nodes and of training steps; they need a checkout of the package."""
+
+from dtvla_ros.ros.source import refuse_a_mix
+
+refuse_a_mix()

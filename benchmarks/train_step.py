@@ -1,0 +1,284 @@
+"""A training step beside a plain one, and the step of a config at full size by phase.
+
+Random weights and sequences, made where they are needed: no download, no dataset.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import torch
+import typer
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from dtvla_ros.cli import main
+from dtvla_ros.cli.arguments import Changes, Config, Json, group
+from dtvla_ros.engine.bench import Watch, measure_limits
+from dtvla_ros.engine.geometry import geometry, random_model
+from dtvla_ros.errors import UserError
+from dtvla_ros.files import write_json
+from dtvla_ros.policy.config import DecoderConfig
+from dtvla_ros.policy.model import HybridDecoder
+from dtvla_ros.training.collate import Batch
+from dtvla_ros.training.config import SftConfig
+from dtvla_ros.training.lora import add_adapters
+from dtvla_ros.training.objective import Objective
+from dtvla_ros.training.parts import freeze, new_optimizer, recompute_layers
+
+KINDS = ('plain', 'supervised')
+PHASES = ('forward', 'backward', 'optimizer')
+INSTRUCTION = 40  # tokens of the prompt
+app = group('train_step', 'Measure training steps on random weights.')
+
+
+class PlainObjective(nn.Module):
+    """The same model with logits over the whole vocabulary at every row.
+
+    That is what a causal language model's trainer does: logits [B, L, V], up-cast to float32,
+    and one cross-entropy that ignores what is not supervised.
+    """
+
+    def __init__(self, model: HybridDecoder):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy over thought, tags and actions."""
+        hidden = self.model(batch.input_ids, batch.attention_mask, batch.pixels())
+        logits = self.model.token_logits(hidden).float()  # [B, L, V]
+        labels = torch.full_like(batch.input_ids, -100)
+        labels[batch.token_rows[0], batch.token_rows[1]] = batch.token_targets
+        rows = batch.action_start[:, None] + torch.arange(batch.action_targets.shape[1])
+        labels.scatter_(1, rows, batch.action_targets + self.model.config.ids.bins_first)
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+
+
+def small_policy(width: int, layers: int) -> HybridDecoder:
+    """Return a policy of the released layout, small but for its vocabulary."""
+    if width % 8:
+        raise UserError(f'--width {width}: give a multiple of 8')
+    torch.manual_seed(0)
+    released = geometry('deepthinkvla-3b')
+    return HybridDecoder(replace(
+        released,
+        text=replace(released.text, width=width, layers=layers, head_dim=max(width // 8, 2),
+                     mlp=4 * width),
+        vision=replace(released.vision, width=width, layers=1, heads=4, mlp=4 * width)))
+
+
+def random_batch(count: int, thought: int, config: DecoderConfig) -> Batch:
+    """Return ``count`` random sequences: two images, a prompt, a thought, a chunk."""
+    rng = torch.Generator().manual_seed(1)
+    ids, slots = config.ids, config.slots
+    plain = min(200000, ids.bins_first)
+    words = torch.randint(5, plain, (count, INSTRUCTION + thought), generator=rng)
+    actions = torch.randint(ids.bins, (count, slots), generator=rng)
+
+    def column(*tokens: int) -> Tensor:
+        return torch.tensor(tokens).expand(count, -1)
+
+    sequence = torch.cat([
+        column(*[ids.image] * config.image_tokens, ids.bos), words[:, :INSTRUCTION],
+        column(ids.semicolon, ids.newline, ids.think), words[:, INSTRUCTION:],
+        column(ids.think_end, ids.action), actions + ids.bins_first,
+        column(ids.action_end, ids.eos)], 1)
+    begin = config.image_tokens + INSTRUCTION + 3
+    start = begin + thought + 2
+    columns = torch.cat([torch.arange(begin, start + 1),
+                         torch.arange(start + slots + 1, start + slots + 3)])
+    rows = torch.arange(count).repeat_interleave(len(columns))
+    columns = columns.repeat(count)
+    nothing = torch.zeros(count, 0, dtype=torch.int64)
+    size = config.vision.image_size
+    return Batch(
+        frames=torch.randint(256, (2, count, size, size, 3), generator=rng, dtype=torch.uint8),
+        input_ids=sequence, attention_mask=torch.ones_like(sequence),
+        token_rows=torch.stack([rows, columns - 1]), token_targets=sequence[rows, columns],
+        action_start=torch.full((count,), start), action_targets=actions,
+        action_mask=torch.ones(count, slots, dtype=torch.bool), places=nothing[..., None],
+        told_apart=nothing.bool(), patches=nothing)
+
+
+def measure(kind: str, batch: int, width: int, layers: int, thought: int, steps: int,
+            threads: int) -> dict[str, float]:
+    """Train in this process; return a step's median seconds and the peak memory [bytes]."""
+    torch.set_num_threads(threads)
+    model = small_policy(width, layers)
+    config = SftConfig(action_sigma=0.0, thought_weight=1.0, pointing_weight=0.0)
+    objective = Objective(model, config, ()) if kind == 'supervised' else PlainObjective(model)
+    optimizer = new_optimizer(objective, config)
+    data = random_batch(batch, thought, model.config)
+    times = []
+    for _ in range(steps + 1):
+        begun = time.perf_counter()
+        report = objective(data)
+        optimizer.zero_grad()
+        (report if isinstance(report, Tensor) else report.loss).backward()
+        optimizer.step()
+        times.append(time.perf_counter() - begun)
+    return {'seconds': median(times[1:]), 'memory': _peak_memory()}
+
+
+def _peak_memory() -> int:
+    """Return this process's largest resident set [bytes].
+
+    Linux lets a child inherit its parent's figure in ``getrusage``, not in ``VmHWM``.
+    """
+    status = Path('/proc/self/status')
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS, in bytes
+    line = next(text for text in status.read_text().splitlines() if text.startswith('VmHWM'))
+    return int(line.split()[1]) * 1024
+
+
+Thought = Annotated[int, typer.Option(min=1, help='Tokens of the thought.')]
+Steps = Annotated[int, typer.Option(min=1, help='Timed steps, after one that is not.')]
+
+
+@app.command()
+def compare(
+    batch: Annotated[int, typer.Option(min=1, help='Sequences in a step.')] = 1,
+    width: Annotated[int, typer.Option(min=8, help="The decoder's, a multiple of 8.")] = 64,
+    layers: Annotated[int, typer.Option(min=1, help='Decoder layers.')] = 2,
+    thought: Thought = 73,
+    steps: Steps = 5,
+    threads: Annotated[int, typer.Option(min=1, help='CPU threads.')] = 1,
+    json_file: Json = None,
+) -> None:
+    """Measure a training step beside a plain one with full-vocabulary logits at every row.
+
+    Both train the released layout with its 257,216 tokens at a small width, on the CPU, on the
+    same random batch, each in a process of its own. Times are only good on an idle machine.
+
+    **Example**
+
+    `python -m benchmarks.train_step compare --steps 5`
+    """
+    measured = {}
+    for kind in KINDS:
+        with ProcessPoolExecutor(1, get_context('spawn')) as pool:
+            try:
+                measured[kind] = pool.submit(
+                    measure, kind, batch, width, layers, thought, steps, threads).result()
+            except BrokenProcessPool:
+                raise UserError(f'the {kind} step was killed; the plain one needs about 3 GB for '
+                                'each sample of --batch') from None
+        print(f'{kind:10}  {batch / measured[kind]["seconds"]:7.3f} samples/s  '
+              f'peak {measured[kind]["memory"] / 1e9:5.2f} GB')
+    plain, ours = (measured[kind] for kind in KINDS)
+    print(f'ratio       {plain["seconds"] / ours["seconds"]:.2f} x the speed, '
+          f'{plain["memory"] / ours["memory"]:.2f} x less peak memory')
+    if json_file is not None:
+        write_json(json_file, measured)
+
+
+def time_steps(config: SftConfig, name: str, steps: int, thought: int) -> dict[str, Any]:
+    """Time a config's steps on the released layout of geometry ``name``.
+
+    Thoughts have ``thought`` tokens. Where torch finds a GPU it is used, and waited for after
+    every phase. Returns medians over the steps: ``seconds`` of all of a step's batches by phase
+    and their ``total``, for ``samples`` sequences of ``tokens`` rows; ``flops`` of a step, as
+    torch counts them, and the machine's ``flops_per_s``; ``peak_bytes`` on the GPU (0 on a CPU);
+    parameters ``trained`` of all ``parameters``. Raises ``UserError`` for a geometry without
+    SigLIP, whose batches differ.
+    """
+    policy = geometry(name)
+    if policy.vision.kind != 'siglip':
+        raise UserError(f'--geometry {name}: has not the released layout')
+    set_seed(config.seed)
+    accelerator = Accelerator(mixed_precision=config.precision)
+    device = accelerator.device
+    model = random_model(policy, str(device)).requires_grad_(True).train()
+    if config.lora.rank:
+        add_adapters(model, config.lora)
+        model.to(device)
+    objective = Objective(model, config, ())
+    freeze(objective, config)
+    if config.checkpointing:
+        recompute_layers(model)
+    optimizer = new_optimizer(objective, config)
+    batch = random_batch(config.batch_size, thought, policy).to(device)
+    limits = measure_limits(
+        str(device), torch.bfloat16 if config.precision == 'bf16' else torch.float32)
+
+    def step() -> dict[str, float]:
+        laps: dict[str, list[float]] = {}
+        watch = Watch(str(device), laps)
+        for _ in range(config.accumulate):
+            with accelerator.autocast():
+                loss = objective(batch, share=1.0 / config.accumulate).loss
+            watch.lap('forward')
+            loss.backward()
+            watch.lap('backward')
+        torch.nn.utils.clip_grad_norm_(objective.parameters(), config.gradient_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        watch.lap('optimizer')
+        return {phase: sum(laps[phase]) for phase in PHASES}
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+    taken = [step() for _ in tqdm(range(steps), desc='steps', leave=False)]
+    seconds = {phase: median(times[phase] for times in taken) for phase in PHASES}
+    return {
+        'seconds': seconds, 'total': sum(seconds.values()),
+        'samples': config.batch_size * config.accumulate, 'tokens': batch.input_ids.shape[1],
+        'flops': counter.get_total_flops(), 'flops_per_s': limits.flops_per_s,
+        'peak_bytes': torch.cuda.max_memory_allocated() if device.type == 'cuda' else 0,
+        'trained': sum(p.numel() for p in objective.parameters() if p.requires_grad),
+        'parameters': sum(p.numel() for p in objective.model.parameters())}
+
+
+@app.command('time')
+def time_command(
+    config: Config = Path('config/train/deepthinkvla-3b-lora.yaml'),
+    changes: Changes = None,
+    geometry: Annotated[str, typer.Option(
+        help='deepthinkvla-3b or bench-60m; random weights.')] = 'deepthinkvla-3b',
+    thought: Thought = 73,
+    steps: Steps = 5,
+    json_file: Json = None,
+) -> None:
+    """Time a step of a config at full size, by phase, beside what it computes.
+
+    Random weights are made on the spot, on the GPU where there is one: the 2.9 B policy needs
+    24 GB there with adapters, 80 GB as a whole.
+
+    **Examples**
+
+    `python -m benchmarks.train_step time --config config/train/deepthinkvla-3b-lora.yaml`
+
+    `python -m benchmarks.train_step time --geometry bench-60m --steps 2 --set accumulate=1`
+    """
+    m = time_steps(SftConfig.read(config, changes or ()), geometry, steps, thought)
+    limit = m['flops'] / m['flops_per_s']
+    print(f'{m["parameters"] / 1e6:.0f} M parameters, {m["trained"] / 1e6:.1f} M of them trained; '
+          f'{m["samples"]} sequences of {m["tokens"]} rows a step')
+    for phase in PHASES:
+        print(f'{phase:10} {1e3 * m["seconds"][phase]:9.1f} ms')
+    print(f'{"step":10} {1e3 * m["total"]:9.1f} ms   {m["samples"] / m["total"]:.2f} samples/s')
+    print(f'{"limit":10} {1e3 * limit:9.1f} ms   {m["flops"] / 1e12:.1f} TFLOP at '
+          f'{m["flops_per_s"] / 1e12:.0f} TFLOP/s measured; reached {limit / m["total"]:.0%}')
+    if m['peak_bytes']:
+        print(f'{"memory":10} {m["peak_bytes"] / 1e9:9.1f} GB at most')
+    if json_file is not None:
+        write_json(json_file, m)
+
+
+if __name__ == '__main__':
+    main(app)

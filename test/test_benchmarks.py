@@ -1,0 +1,126 @@
+"""Benchmarks measure what they say they do; how fast it was is theirs to tell."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from benchmarks.train_step import (
+    PlainObjective,
+    measure,
+    random_batch,
+    small_policy,
+    time_steps,
+)
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.attention import action_start, prompt_end
+from dtvla_ros.training.config import LoraChoice, Rates, SftConfig
+from dtvla_ros.training.objective import Objective
+
+LORA = SftConfig(batch_size=1, ema=0.0, precision='no', action_sigma=0.0, thought_weight=1.0,
+                 grounding_weight=0.0, pointing_weight=0.0, lora=LoraChoice(rank=2, alpha=4),
+                 rates=Rates(vision=0.0), accumulate=2)
+
+
+@pytest.mark.slow
+def test_latency_of_real_processes_is_written_as_it_is_printed(tmp_path, monkeypatch, capfd):
+    rclpy = pytest.importorskip('rclpy')
+    from benchmarks.latency import latency
+
+    monkeypatch.setenv('COLUMNS', '200')
+    path = tmp_path / 'latency.json'
+    latency(rate=[40.0], count=20, seconds=1.0, priority=0, json_file=path)
+    printed = capfd.readouterr().out
+    result = json.loads(path.read_text())
+    assert [row['n'] for row in result['rows']] == [20, 20, 40]
+    for row in result['rows']:
+        assert 0 < row['p50_ms'] <= row['p99_ms'] <= row['max_ms']
+        assert row['met'] == (row[f'{row["target_of"]}_ms'] <= row['target_ms'])
+        assert f'{row["p50_ms"]:.2f}' in printed
+    # A machine this busy may well stop the gate.
+    assert result['rows'][2]['gate_state'] in ('RUN', 'HOLD', 'STOP')
+    assert result['rmw'] == rclpy.get_rmw_implementation_identifier()
+    assert result['load_average']['before'] >= 0 and 'load average' in printed
+
+
+def test_a_rate_that_the_gate_refuses_is_told_by_the_gate(tmp_path):
+    pytest.importorskip('rclpy')
+    from rclpy.node import Node
+
+    from benchmarks.common import own_graph
+    from benchmarks.latency import measure_regularity
+
+    with own_graph(lambda: Node('latency')) as graph:
+        with pytest.raises(UserError, match='^parameter rate = 33 Hz'):
+            measure_regularity(graph, 33.0, 1.0)
+
+
+def test_no_arm_hears_a_benchmark(monkeypatch):
+    pytest.importorskip('rclpy')
+    from rclpy.node import Node
+
+    from benchmarks.common import own_graph
+
+    for name, value in (('ROS_DOMAIN_ID', '7'), ('ROS_AUTOMATIC_DISCOVERY_RANGE', 'SUBNET'),
+                        ('ROS_STATIC_PEERS', '10.0.0.7')):
+        monkeypatch.setenv(name, value)
+    with own_graph(lambda: Node('latency')):
+        assert int(os.environ['ROS_DOMAIN_ID']) > 100
+        assert os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] == 'LOCALHOST'
+        assert os.environ['ROS_STATIC_PEERS'] == ''
+
+
+def test_rows_are_percentiles_of_what_was_taken():
+    pytest.importorskip('rclpy')
+    from benchmarks.latency import summary
+
+    row = summary('x', np.arange(101.0).tolist(), target='command p99')
+    assert (row['n'], row['p50_ms'], row['p99_ms'], row['max_ms']) == (101, 50.0, 99.0, 100.0)
+    assert (row['target_ms'], row['target_of'], row['met']) == (2.0, 'p99', False)
+
+
+def test_both_training_steps_learn_the_same_tokens():
+    model = small_policy(width=8, layers=1)
+    batch = random_batch(1, 3, model.config)
+    ids = model.config.ids
+    assert action_start(batch.input_ids, ids).tolist() == batch.action_start.tolist()
+    begin = prompt_end(batch.input_ids, ids)
+    with torch.no_grad():
+        objective = Objective(model, SftConfig(action_sigma=0.0, thought_weight=1.0), ())
+        said, acted = objective.logits(batch)
+        plain = PlainObjective(model)(batch)
+        assert len(said) == 3 + 5
+        assert batch.token_rows[1].min() == begin[0] - 1
+        # Over the whole vocabulary at the same rows, action ids among all tokens.
+        rows = batch.action_start[:, None] + torch.arange(model.config.slots)
+        hidden = model(batch.input_ids, batch.attention_mask, batch.pixels())
+        acting = model.token_logits(hidden[torch.arange(1)[:, None], rows])
+        assert torch.equal(acting[..., ids.bins_first:ids.bins_last + 1], acted)
+        wanted = F.cross_entropy(
+            torch.cat([said, acting.flatten(0, 1)]),
+            torch.cat([batch.token_targets, batch.action_targets.flatten() + ids.bins_first]))
+    assert plain.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_a_training_step_is_measured_in_this_process():
+    done = measure('supervised', batch=1, width=8, layers=1, thought=3, steps=1, threads=1)
+    assert done['seconds'] > 0 and done['memory'] > 50e6
+    with pytest.raises(UserError, match='multiple of 8'):
+        small_policy(width=12, layers=1)
+
+
+def test_every_phase_of_a_step_is_timed():
+    times = time_steps(replace(LORA, checkpointing=True), 'bench-60m', steps=1, thought=3)
+    assert times['samples'] == 2
+    assert all(seconds > 0.0 for seconds in times['seconds'].values())
+    assert times['trained'] < 0.1 * times['parameters']
+    # At least both passes over the decoder's matrices, for two sequences.
+    assert times['flops'] > 2 * 4 * times['tokens'] * 25e6
+    with pytest.raises(UserError, match='released layout'):
+        time_steps(LORA, 'nano', steps=1, thought=3)
