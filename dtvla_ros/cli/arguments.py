@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 NANO = Path('models/nano')
 
@@ -57,6 +58,20 @@ Compile = Annotated[bool, typer.Option('--compile', help='Compile the network fi
 # Results
 Json = Annotated[Path | None, typer.Option('--json', help='Write the result here.',
     dir_okay=False)]
+
+
+FORMER_NAMES = {'--drop-share': '--release-share', '--shove-share': '--push-share',
+                '--look-share': '--observation-share'}
+
+
+class Command(TyperCommand):
+    """Accepts the former names of options, too; the help does not show them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Return the arguments that are left, after former names have become today's."""
+        pairs = [arg.partition('=') for arg in args]
+        return super().parse_args(ctx, [
+            FORMER_NAMES.get(name, name) + sign + value for name, sign, value in pairs])
 
 
 def group(name: str = '', help: str = '', **settings: Any) -> typer.Typer:  # noqa: A002

@@ -20,7 +20,7 @@ Tokenizer = Annotated[Path | None, typer.Option(
     help='tokenizer.json, or its folder, that thoughts stored as ids belong to.')]
 
 
-@app.command()
+@app.command(cls=args.Command)
 def collect(
     out: Annotated[Path, typer.Option(file_okay=False,
         help='Folder of the dataset.')] = Path('data/tabletop'),
@@ -34,13 +34,13 @@ def collect(
     chunk: args.ChunkSteps = 8,
     noise: Annotated[float, typer.Option(min=0.0, help='Strength of the injected noise.')] = 1.0,
     clean_share: Annotated[float, typer.Option(help='Demonstrations without noise.')] = 0.15,
-    drop_share: Annotated[float, typer.Option(
+    release_share: Annotated[float, typer.Option(
         help='Demonstrations that lose the object once.')] = 0.12,
-    shove_share: Annotated[float, typer.Option(help='Demonstrations shoved aside once.')] = 0.12,
+    push_share: Annotated[float, typer.Option(help='Demonstrations pushed aside once.')] = 0.12,
     short_share: Annotated[float, typer.Option(
-        help='Episodes of the first second only, anywhere.')] = 0.0,
-    look_share: Annotated[float, typer.Option(
-        help='Episodes of one frame for each task that the scene allows, anywhere.')] = 0.0,
+        help='Episodes of the first second only, from a random initial pose.')] = 0.0,
+    observation_share: Annotated[float, typer.Option(help='Episodes of one frame for each task '
+        'that the scene allows, at a random initial pose.')] = 0.0,
     antialiasing: args.Antialiasing = True,
 ) -> None:
     """Record the scripted experts into a LeRobot v3.0 dataset.
@@ -53,8 +53,8 @@ def collect(
 
     `dtvla collect --episodes 1200 --workers 2 --out data/tabletop`
 
-    `dtvla collect --seed 1 --look-share 1 --episodes 1200 --out data/looks` teaches to look, a
-    dozen times cheaper
+    `dtvla collect --seed 1 --observation-share 1 --episodes 1200 --out data/localisation`
+    teaches localisation, a dozen times cheaper
 
     `dtvla collect --suite libero_object --starts shuffle --out data/object` (docs/libero.md)
     """
@@ -64,8 +64,8 @@ def collect(
     info = run(out, CollectOptions(
         suite=suite, starts=starts, tasks=names(tasks), episodes=episodes, seed=seed,
         camera_every=camera_every, chunk=chunk, noise=noise, clean_share=clean_share,
-        drop_share=drop_share, shove_share=shove_share, short_share=short_share,
-        look_share=look_share, antialiasing=antialiasing), workers)
+        release_share=release_share, push_share=push_share, short_share=short_share,
+        observation_share=observation_share, antialiasing=antialiasing), workers)
     print(f'{out}: {info["total_episodes"]} episodes, {info["total_frames"]} frames, '
           f'{info["total_tasks"]} tasks')
 
@@ -124,8 +124,7 @@ def inspect_(
 
     `dtvla data inspect libero_cot --tokenizer deepthinkvla_libero_cot_sft --json out/cot.json`
     """
-    from dtvla_ros.data.inspect import inspect_dataset
-    from dtvla_ros.data.tables import show_inspection
+    from dtvla_ros.data.inspect import inspect_dataset, show_inspection
     from dtvla_ros.files import write_json
 
     found = inspect_dataset(dataset, tokenizer)
@@ -141,7 +140,7 @@ def validate(
         help='Also check that this policy, or training run, could learn it.')] = None,
     tokenizer: Tokenizer = None,
     decode: Annotated[bool, typer.Option('--decode',
-        help='Decode every picture, not only count them.')] = False,
+        help='Decode every image, not only count them.')] = False,
     json_file: args.Json = None,
 ) -> None:
     """Check that files, numbers and videos of a dataset agree; exit code 1 if they do not.
@@ -154,21 +153,20 @@ def validate(
 
     `dtvla data validate libero_cot --decode --json out/findings.json`
     """
-    from dataclasses import asdict
-
-    from dtvla_ros.data.tables import show_findings
+    from dtvla_ros.data.inspect import show_issues
+    from dtvla_ros.data.validate import fits_policy
     from dtvla_ros.data.validate import validate as run
     from dtvla_ros.files import write_json
 
-    findings = run(dataset, decode)
-    if policy is not None and not findings:
-        from dtvla_ros.data.validate_policy import fits_policy
-
-        findings += fits_policy(dataset, policy, tokenizer)
+    issues = run(dataset, decode)
+    if policy is not None and not issues:
+        issues += fits_policy(dataset, policy, tokenizer)
     if json_file is not None:
-        write_json(json_file, {'dataset': str(dataset), 'findings': list(map(asdict, findings))})
-    show_findings(dataset, findings)
-    if findings:
+        write_json(json_file, {'dataset': str(dataset), 'findings': [
+            {'file': issue.file, 'problem': issue.problem, 'remedy': issue.remedy}
+            for issue in issues]})
+    show_issues(dataset, issues)
+    if issues:
         raise typer.Exit(1)
 
 
@@ -178,14 +176,14 @@ def stats(
     out: Annotated[Path | None, typer.Option(file_okay=False, help='Write stats.json (for '
         'LeRobot) and norm_stats.json (for a policy) into this folder.')] = None,
     episodes: Annotated[int, typer.Option(min=0,
-        help='Episodes whose pictures are looked at; 0: none.')] = 24,
+        help='Episodes whose images are used; 0: none.')] = 24,
     json_file: args.Json = None,
 ) -> None:
     """Show statistics of state and action, and check that they make sense.
 
     Constant channels, the gripper's sign, outliers, jumps, whether the state follows the
-    actions; and from the motion in the pictures: dead or frozen cameras, exchanged cameras,
-    rotated or mirrored pictures. What cannot be known for certain says so.
+    actions; and from the motion in the images: dead or frozen cameras, exchanged cameras,
+    rotated or mirrored images. What cannot be known for certain says so.
 
     **Examples**
 
@@ -193,12 +191,11 @@ def stats(
 
     `dtvla data stats data/libero --out data/libero/meta --json out/stats.json`
     """
-    from dtvla_ros.data.report import report
-    from dtvla_ros.data.tables import show_report
+    from dtvla_ros.data.inspect import dataset_statistics, show_statistics
     from dtvla_ros.files import write_json
 
-    found = report(dataset, episodes, whole=out is not None)
-    show_report(found)
+    found = dataset_statistics(dataset, episodes, whole=out is not None)
+    show_statistics(found)
     if out is not None:
         found.write(out)
     if json_file is not None:
@@ -214,7 +211,7 @@ def view(
         help='Comma-separated numbers. [default: one of each task, six in all]')] = None,
     tokenizer: Tokenizer = None,
 ) -> None:
-    """Draw episodes along their time: pictures, phases, thoughts, commands.
+    """Draw episodes along their time: images, phases, thoughts, commands.
 
     The page is one file and opens without a network; moving along a timeline shows every frame
     with the thought that goes with it.

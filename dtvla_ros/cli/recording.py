@@ -35,7 +35,7 @@ def record(
     """
     require_one_ros()
     from dtvla_ros.conventions import RECORDED
-    from dtvla_ros.recording.recorder import record as run
+    from dtvla_ros.recording.record import record as run
 
     wanted = names(topics) or RECORDED
     relative = [topic for topic in wanted if not topic.startswith('/')]
@@ -53,7 +53,7 @@ def from_bag(
     rate: Annotated[int | None, typer.Option(min=1,
         help='Commands a second. [default: as their stamps show]')] = None,
     camera_every: Annotated[int | None, typer.Option(min=1,
-        help='Control steps per frame. [default: as the pictures come]')] = None,
+        help='Control steps per frame. [default: as the images come]')] = None,
     tolerance: Annotated[float | None, typer.Option(min=0.0, help='Largest difference between the '
         'stamps of a frame [s]. [default: half a control period]')] = None,
     chunk: ChunkSteps = 8,
@@ -65,7 +65,7 @@ def from_bag(
 ) -> None:
     """Make a LeRobot v3.0 dataset of recorded runs, to train on what was really commanded.
 
-    Commands are turned back into OSC_POSE units, pictures and measurements are matched with
+    Commands are turned back into OSC_POSE units, images and measurements are matched with
     them by their stamps, and the thought is the one that led to the command. A frame that lacks
     something is a gap: the episode is cut there, and the gaps are told.
 
@@ -95,7 +95,7 @@ def view(
     save: Annotated[Path | None, typer.Option(dir_okay=False, help='Write a Rerun file.')] = None,
     spawn: Annotated[bool, typer.Option('--spawn', help='Open the Rerun viewer.')] = False,
 ) -> None:
-    """Show the running graph in Rerun: cameras, thoughts, commands, latency, the hand's path.
+    """Show the running graph in Rerun: cameras, thoughts, commands, latency, path of the gripper.
 
     Needs the extra `viz`: `pip install 'dtvla_ros[viz]'`. Ctrl-C ends it.
 

@@ -1,4 +1,4 @@
-"""Record the scripted experts: images, state, clean actions and the thoughts they write."""
+"""Records demonstrations of the scripted experts: images, state, clean actions and thoughts."""
 
 from __future__ import annotations
 
@@ -7,33 +7,39 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import dtvla_sim
-from dtvla_ros.data.record import (
-    EPISODES_PER_SHARD,
-    LOOK,
-    SHORT,
-    EpisodePlan,
-    RecordOptions,
-    record,
-    task_in_turn,
-)
+from dtvla_ros.data import layout
+from dtvla_ros.data.layout import Episode
 from dtvla_ros.data.writer import finished_shards, merge_shards, write_shard
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
 from dtvla_ros.rollout.setup import SceneSetup
 
 SEEDS_PER_BASE = 100_000
-SCENES = (SHORT, LOOK)
-DISTURBANCES = ('clean', 'drop', 'shove')
+EPISODES_PER_SHARD = 8
+IMAGES = {
+    'observation.images.image': 'agentview_image',
+    'observation.images.wrist_image': 'robot0_eye_in_hand_image',
+}
+ENVIRONMENT = 'observation.environment_state'
+# Kinds of episodes, as datasets name them, by the option that gives their share.
+SHORT, OBSERVATION = 'short', 'look'
+SCENES = {'short_share': SHORT, 'observation_share': OBSERVATION}
+PERTURBATIONS = {'clean_share': 'clean', 'release_share': 'drop', 'push_share': 'shove'}
+# Options as files written before call them.
+FORMER_NAMES = {'look_share': 'observation_share', 'drop_share': 'release_share',
+                'shove_share': 'push_share'}
 
 
 def require_training_block(seed: int) -> None:
@@ -58,25 +64,23 @@ def require_tasks(tasks: Sequence[str], known: Sequence[str], suite: str) -> Non
             raise UserError(f'unknown task "{task}"; {suite} has: {", ".join(known)}')
 
 
-def keep_recipe(path: Path, recipe: dict[str, Any], defaults: dict[str, Any]) -> None:
-    """Refuse to mix recipes in one folder: shards are numbered by the plan they follow.
+def require_same_options(path: Path, options: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Write a folder's options, or refuse others: shards are numbered by the plan they follow.
 
-    More ``episodes`` are no other recipe. ``defaults``: what an older file does not say.
+    More ``episodes`` are no other options. ``defaults``: what an older file does not say.
     """
-    recipe = _as_read({key: value for key, value in recipe.items() if key != 'episodes'})
-    if path.exists():
-        before = _as_read(defaults) | json.loads(path.read_text())
-        changed = sorted(k for k in recipe if before.get(k) != recipe[k])
-        if changed:
-            raise UserError(f'{path}: recorded with another {", ".join(changed)}; '
-                            'use the same options or a new --out')
+    # As a JSON file gives them back: tuples become lists.
+    options, defaults = json.loads(json.dumps([options, defaults]))
+    del options['episodes']
+    if not path.exists():
+        write_json(path, options)
         return
-    write_json(path, recipe)
-
-
-def _as_read(value: dict[str, Any]) -> dict[str, Any]:
-    """Return what a JSON file would give back: tuples become lists."""
-    return json.loads(json.dumps(value))
+    before = defaults | {FORMER_NAMES.get(name, name): value
+                         for name, value in json.loads(path.read_text()).items()}
+    changed = sorted(name for name in options if before.get(name) != options[name])
+    if changed:
+        raise UserError(f'{path}: recorded with another {", ".join(changed)}; '
+                        'use the same options or a new --out')
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +89,11 @@ class CollectOptions:
 
     ``camera_every``: frames are stored every k-th control step (the dataset runs at 20/k fps);
     each holds the chunk of the next ``chunk`` clean actions at 20 Hz. Of all episodes
-    ``short_share`` are localisation scenes (random wander, then the first ``short_steps`` steps)
-    and ``look_share`` scenes of one frame for each task: a dozen times cheaper, and they teach
-    to look. The others are whole demonstrations, and of these ``clean_share`` run without noise,
-    ``drop_share`` and ``shove_share`` with a disturbance to recover from. ``antialiasing`` as of
-    ``SceneSetup``.
+    ``short_share`` are the first ``short_steps`` steps from a random initial pose, and
+    ``observation_share`` one frame there for each task of the scene: a dozen times cheaper, and
+    they teach localisation. The others are whole demonstrations. Of these ``clean_share`` run
+    without noise, ``release_share`` and ``push_share`` with a perturbation to recover from: a
+    forced opening of the gripper, a push of the arm. ``antialiasing`` as of ``SceneSetup``.
     """
 
     suite: str = 'tabletop'
@@ -103,17 +107,17 @@ class CollectOptions:
     max_steps: int = 500
     noise: float = 1.0
     clean_share: float = 0.15
-    drop_share: float = 0.12
-    shove_share: float = 0.12
+    release_share: float = 0.12
+    push_share: float = 0.12
     short_share: float = 0.0
-    look_share: float = 0.0
+    observation_share: float = 0.0
     short_steps: int = 20
     antialiasing: bool = True
 
     def __post_init__(self) -> None:
         require_frame_rate(self.camera_every)
-        for names in (SCENES, DISTURBANCES):
-            shares = [getattr(self, f'{name}_share') for name in names]
+        for names in (SCENES, PERTURBATIONS):
+            shares = [getattr(self, name) for name in names]
             if min(shares) < 0.0 or sum(shares) > 1.0:
                 raise UserError(f'the shares {", ".join(names)} are {shares}; they are fractions '
                                 'of one')
@@ -122,18 +126,32 @@ class CollectOptions:
         require_training_block(self.seed)
 
     @property
-    def recording(self) -> RecordOptions:
-        """How densely an episode is recorded."""
-        return RecordOptions(**{f.name: getattr(self, f.name) for f in fields(RecordOptions)})
-
-    @property
     def fps(self) -> int:
         """Frames per second of the dataset."""
         return 20 // self.camera_every
 
+    @property
+    def scene(self) -> SceneSetup:
+        """How the simulator is built."""
+        return SceneSetup(self.suite, self.starts, image_size=self.image_size,
+                          antialiasing=self.antialiasing)
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodePlan:
+    """One episode to record; the same for every run with the same options.
+
+    ``kind``: 'noisy', or a value of ``PERTURBATIONS`` or ``SCENES``.
+    """
+
+    index: int
+    task: str
+    seed: int
+    kind: str
+
 
 def plan_episode(
-    options: CollectOptions, tasks: tuple[str, ...], index: int, one_scene: bool = True,
+    options: CollectOptions, tasks: Sequence[str], index: int, one_scene: bool = True,
 ) -> EpisodePlan:
     """Return what episode ``index`` is. Asking for more episodes later only adds to the plan."""
     seed = options.seed * SEEDS_PER_BASE + index
@@ -141,27 +159,169 @@ def plan_episode(
     return EpisodePlan(index, task_in_turn(tasks, index, one_scene), seed, _kind(options, draw))
 
 
+def task_in_turn(tasks: Sequence[str], index: int, one_scene: bool) -> str:
+    """Return the task of episode ``index``.
+
+    Where every task has a scene of its own, a shard stays with a task.
+    """
+    turn = index if one_scene else index // EPISODES_PER_SHARD
+    return tasks[turn % len(tasks)]
+
+
 def _kind(options: CollectOptions, draw: float) -> str:
     """Return the kind of an episode for a number drawn from 0..1."""
-    for names in (SCENES, DISTURBANCES):
+    for names in (SCENES, PERTURBATIONS):
         rest = 1.0
-        for name in names:
-            share = getattr(options, f'{name}_share')
+        for name, kind in names.items():
+            share = getattr(options, name)
             if draw < share:
-                return name
+                return kind
             draw, rest = draw - share, rest - share
         draw /= rest or 1.0
     return 'noisy'
 
 
-@dataclass(frozen=True, slots=True)
-class ShardReport:
-    """What became of a shard: episodes tried and kept by task, frames."""
+def state_vector(obs: Any, base_position: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return [8]: gripper position [m], rotation vector [rad] in the base frame, fingers [m]."""
+    from scipy.spatial.transform import Rotation
 
-    number: int
-    tried: dict[str, int]
-    kept: dict[str, int]
-    frames: int
+    turn = Rotation.from_quat(obs['robot0_eef_quat']).as_rotvec()
+    return np.concatenate([
+        obs['robot0_eef_pos'] - base_position, turn, obs['robot0_gripper_qpos'],
+    ]).astype(np.float32)
+
+
+def object_positions(env: Any) -> NDArray[np.float32]:
+    """Return where all objects are in the base frame, [E * 3] m; NaN for what is not here."""
+    return np.concatenate([
+        env.place(name) - env.base_position for name in env.things]).astype(np.float32)
+
+
+def image_points(env: Any) -> NDArray[np.float32]:
+    """Return where all objects appear in the first camera's image, [E * 2] fractions of it."""
+    positions = np.stack([env.place(name) for name in env.things])
+    return env.image_point(positions).ravel().astype(np.float32)
+
+
+def environment_state(env: Any) -> NDArray[np.float32]:
+    """Return joint coordinates and fixture positions: enough to draw the one scene again."""
+    scene = env.scene
+    fixtures = [scene.position(name) for name in scene.fixtures]
+    return np.concatenate([scene.sim.data.qpos, *fixtures]).astype(np.float32)
+
+
+@dataclass
+class Frames:
+    """Columns of the frames of an episode kept so far."""
+
+    images: dict[str, list[NDArray[np.uint8]]] = field(default_factory=lambda: defaultdict(list))
+    columns: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, env: Any, obs: Any, act: Any) -> None:
+        """Keep what is observed now and what the expert makes of it."""
+        for key, source in IMAGES.items():
+            self.images[key].append(np.array(obs[source]))
+        row = {layout.STATE: state_vector(obs, env.base_position),
+               layout.JOINTS: np.asarray(obs['robot0_joint_pos'], np.float32),
+               layout.PLACES: object_positions(env), layout.POINTS: image_points(env)}
+        if env.one_scene:
+            row[ENVIRONMENT] = environment_state(env)
+        for name, value in (row | {layout.REASONING: act.thought,
+                                   layout.PHASE: act.phase}).items():
+            self.columns[name].append(value)
+
+    def episode(self, env: Any, plan: EpisodePlan, actions: Sequence[NDArray[np.float32]],
+                starts: NDArray[np.int64], length: int, breaks: Sequence[int], success: bool,
+                ) -> Episode:
+        """Return the frames that begin at the control steps ``starts`` (the first ones kept).
+
+        ``actions``: the expert's, at every control step. ``length``, ``breaks``: as of
+        ``layout.action_chunks``.
+        """
+        keep, clean = len(starts), np.stack(actions)
+        chunk, padding = layout.action_chunks(clean, starts, length, breaks)
+        columns = {name: values[:keep] if isinstance(values[0], str) else np.stack(values[:keep])
+                   for name, values in self.columns.items()}
+        columns |= {layout.ACTION: clean[starts], layout.ACTION_CHUNK: chunk,
+                    layout.ACTION_IS_PAD: padding}
+        return Episode(
+            task=env.task.instruction,
+            images={key: np.stack(images[:keep]) for key, images in self.images.items()},
+            columns=columns, metadata=asdict(plan) | {'steps': len(actions), 'success': success},
+            names={layout.STATE: layout.STATE_NAMES,
+                   layout.PLACES: [f'{name}.{axis}' for name in env.things for axis in 'xyz'],
+                   layout.POINTS: [f'{name}.{axis}' for name in env.things
+                                   for axis in ('across', 'down')]})
+
+
+def record(env: Any, plan: EpisodePlan, options: CollectOptions) -> list[Episode]:
+    """Run a planned episode; return what is worth keeping: nothing where the expert failed."""
+    rng = np.random.default_rng([options.seed, plan.index, 1])
+    obs, _ = env.reset(seed=plan.seed, options={'task': plan.task})
+    if plan.kind in SCENES.values():
+        obs = random_initial_pose(env, obs, rng)
+    if plan.kind == OBSERVATION:
+        return _observe(env, obs, plan, options)
+    return _demonstrate(env, obs, plan, options, rng)
+
+
+def _demonstrate(env: Any, obs: Any, plan: EpisodePlan, options: CollectOptions,
+                 rng: np.random.Generator) -> list[Episode]:
+    from dtvla_sim.experts import make_expert
+    from dtvla_sim.experts.noise import Disturber
+
+    short = plan.kind == SHORT
+    expert = make_expert(env)
+    perturb = Disturber('noisy' if short else plan.kind, rng, options.noise)
+    limit = options.short_steps + options.chunk if short else options.max_steps
+    frames = Frames()
+    actions: list[NDArray[np.float32]] = []
+    breaks: list[int] = []
+    success = False
+    for step in range(limit):
+        act = expert.act()
+        if step % options.camera_every == 0:
+            frames.add(env, obs, act)
+        actions.append(np.asarray(act.action, np.float32))
+        executed = perturb(act)
+        if perturb.active and not breaks:
+            breaks.append(step)
+        # The evaluation's step limit does not bind here: recoveries may take their time.
+        obs, _, success, _, _ = env.step(executed)
+        if success:
+            break
+    if not (success or short):
+        return []
+    starts = np.arange(0, len(actions), options.camera_every)
+    if short and not success:
+        starts = starts[starts + options.chunk <= len(actions)]
+    return [frames.episode(env, plan, actions, starts, options.chunk, breaks, success)]
+
+
+def _observe(env: Any, obs: Any, plan: EpisodePlan, options: CollectOptions) -> list[Episode]:
+    """Ask the expert how it would begin each possible task from here; nothing moves."""
+    from dtvla_sim.experts import make_expert
+
+    episodes = []
+    for name in env.alternatives():
+        with env.asked(name):
+            act = make_expert(env).act()
+            frames = Frames()
+            frames.add(env, obs, act)
+            episodes.append(frames.episode(
+                env, plan, [np.asarray(act.action, np.float32)], np.zeros(1, np.int64),
+                options.chunk, [], False))
+    return episodes
+
+
+def random_initial_pose(env: Any, obs: Any, rng: np.random.Generator) -> Any:
+    """Move the open gripper to a random pose; return the observation there."""
+    for _ in range(int(rng.integers(0, 3))):
+        action = np.concatenate([rng.uniform([-1, -1, -0.5], [1, 1, 0.4]),
+                                 rng.normal(0.0, 0.08, 3), [-1.0]])
+        for _ in range(int(rng.integers(3, 14))):
+            obs = env.step(action.astype(np.float32))[0]
+    return obs
 
 
 _ENV: Any = None
@@ -171,12 +331,7 @@ def _start_worker(options: CollectOptions) -> None:
     global _ENV
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    _ENV = _scene(options).make()
-
-
-def _scene(options: CollectOptions) -> SceneSetup:
-    return SceneSetup(options.suite, options.starts, image_size=options.image_size,
-                      antialiasing=options.antialiasing)
+    _ENV = options.scene.make()
 
 
 def _die_with_parent() -> None:
@@ -187,19 +342,13 @@ def _die_with_parent() -> None:
         os._exit(1)
 
 
-def _record_shard(
-    root: Path, number: int, plans: list[EpisodePlan], options: CollectOptions,
-) -> ShardReport:
-    tried: dict[str, int] = {}
-    kept: dict[str, int] = {}
-    episodes = []
-    for plan in plans:
-        made = record(_ENV, plan, options.recording)
-        tried[plan.task] = tried.get(plan.task, 0) + 1
-        kept[plan.task] = kept.get(plan.task, 0) + bool(made)
-        episodes += made
+def _record_shard(root: Path, number: int, plans: list[EpisodePlan], options: CollectOptions,
+                  ) -> tuple[int, int]:
+    """Write a shard; return how many of its plans succeeded, and its frames."""
+    recorded = [record(_ENV, plan, options) for plan in plans]
+    episodes = [episode for made in recorded for episode in made]
     write_shard(root, number, episodes, options.fps)
-    return ShardReport(number, tried, kept, sum(map(len, episodes)))
+    return sum(map(bool, recorded)), sum(map(len, episodes))
 
 
 def collect(root: Path, options: CollectOptions, workers: int = 2) -> dict[str, Any]:
@@ -212,15 +361,15 @@ def collect(root: Path, options: CollectOptions, workers: int = 2) -> dict[str, 
     from tqdm import tqdm
 
     tasks, one_scene = _tasks(options)
-    keep_recipe(root / 'collect.json', asdict(options) | {'tasks': tasks},
-                asdict(CollectOptions()))
+    require_same_options(root / 'collect.json', asdict(options) | {'tasks': tasks},
+                         asdict(CollectOptions()))
     done = set(finished_shards(root))
     size = EPISODES_PER_SHARD
     todo = [n for n in range(-(-options.episodes // size)) if n not in done]
     tried = kept = frames = 0
     with tqdm(total=len(todo) * size, unit='ep', disable=not todo) as bar, ProcessPoolExecutor(
             workers, multiprocessing.get_context('spawn'), _start_worker, (options,)) as pool:
-        pending: set[Future[ShardReport]] = set()
+        pending: set[Future[tuple[int, int]]] = set()
         try:
             while todo or pending:
                 while todo and len(pending) < 2 * workers:
@@ -230,11 +379,9 @@ def collect(root: Path, options: CollectOptions, workers: int = 2) -> dict[str, 
                     pending.add(pool.submit(_record_shard, root, number, plans, options))
                 ready, pending = wait(pending, return_when=FIRST_COMPLETED)
                 for future in ready:
-                    report = future.result()
-                    tried += sum(report.tried.values())
-                    kept += sum(report.kept.values())
-                    frames += report.frames
-                    bar.update(sum(report.tried.values()))
+                    succeeded, length = future.result()
+                    tried, kept, frames = tried + size, kept + succeeded, frames + length
+                    bar.update(size)
                     bar.set_postfix(success=f'{kept / tried:.0%}', frames=frames)
         except BrokenProcessPool as error:
             raise UserError('a simulator process died; run the same command again to go on '
@@ -246,7 +393,7 @@ def collect(root: Path, options: CollectOptions, workers: int = 2) -> dict[str, 
 
 def _tasks(options: CollectOptions) -> tuple[tuple[str, ...], bool]:
     """Return the tasks to record and whether all share one scene; refuse unknown names."""
-    env = _scene(options).make()
+    env = options.scene.make()
     try:
         require_tasks(options.tasks, env.tasks, options.suite)
         return options.tasks or tuple(env.tasks), env.one_scene

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -12,20 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dtvla_ros.data import layout, v21
+from dtvla_ros.data import layout
 from dtvla_ros.data.layout import Episode
-from dtvla_ros.data.reader import DatasetReader
-from dtvla_ros.data.record import chunks_of
-from dtvla_ros.data.thoughts import ThoughtDecoder, are_ids, open_tokenizer
+from dtvla_ros.data.reader import (
+    DatasetReader,
+    V21Reader,
+    column_array,
+    open_dataset,
+    thought_decoder,
+    thoughts_are_ids,
+)
 from dtvla_ros.data.video import Clip, can_join, join_videos, write_video
-from dtvla_ros.data.writer import SHARDS, column_array, finished_shards, merge_shards, write_shard
+from dtvla_ros.data.writer import SHARDS, finished_shards, merge_shards, write_shard
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
 
 EPISODES_PER_SHARD = 25
-RECIPE = 'convert.json'
+OPTIONS = 'convert.json'
+Decoder = Callable[[NDArray[np.integer]], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,10 @@ class ConvertOptions:
     tokenizer: Path | None = None
     chunk: int = 8
     rename: Mapping[str, str] = field(default_factory=dict)
+
+    def new_name(self, name: str) -> str:
+        """Return what a feature is called in the new dataset."""
+        return self.rename.get(name, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,51 +76,45 @@ def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
         what the trainer needs.
 
     """
-    reader = v21.open_dataset(source)
-    _check(reader, options)
+    reader = open_dataset(source)
+    _require_features(reader, options)
     decode = None
-    if are_ids(reader) and layout.REASONING not in options.rename:
-        if options.tokenizer is None:
-            raise UserError(f'{source}: reasoning is token ids; give the folder or file of the '
-                            'tokenizer they belong to with --tokenizer')
-        decode = ThoughtDecoder(open_tokenizer(options.tokenizer), options.tokenizer)
+    if thoughts_are_ids(reader) and layout.REASONING not in options.rename:
+        decode = thought_decoder(reader, options.tokenizer)
     _begin(reader, out, options)
     clips = {key: [Clip(*reader.video_path(k, key), row['length'])
                    for k, row in enumerate(reader.episodes)] for key in reader.video_keys}
-    whole = isinstance(reader, v21.V21Reader)
-    copied = bool(clips) and whole and all(
+    copied = bool(clips) and isinstance(reader, V21Reader) and all(
         can_join((clip.path for clip in part), reader.fps) for part in clips.values())
-    done = set(finished_shards(out))
-    count = len(reader.episodes)
-    several = sum(len(row['tasks']) > 1 for row in reader.episodes)
+    done, count = finished_shards(out), len(reader.episodes)
     with tqdm(total=count, desc='convert', unit='ep') as bar:
         for number, first in enumerate(range(0, count, EPISODES_PER_SHARD)):
             part = range(first, min(first + EPISODES_PER_SHARD, count))
             if number not in done:
-                episodes = [_episode(reader, k, options, decode) for k in part]
-                write_shard(out, number, episodes, reader.fps,
-                            _writers(reader, part, clips, options, copied))
+                videos = {options.new_name(key): _video_writer(reader, key, part, clips, copied)
+                          for key in reader.camera_keys}
+                write_shard(out, number, [_episode(reader, k, options, decode) for k in part],
+                            reader.fps, videos)
             bar.update(len(part))
     info = merge_shards(out, reader.info.get('robot_type') or 'unknown')
-    statistics = source / v21.NORM_STATS
-    if statistics.exists():
-        shutil.copyfile(statistics, out / v21.NORM_STATS)
+    if (source / layout.NORM_STATS).exists():
+        shutil.copyfile(source / layout.NORM_STATS, out / layout.NORM_STATS)
     shutil.rmtree(out / SHARDS)
-    thoughts = DatasetReader(out)
-    empty = 0
+    unthought = 0
     if layout.REASONING in info['features']:
-        empty = sum(not text for text in thoughts.column(layout.REASONING))
-    return Converted(info, empty, several, copied)
+        unthought = sum(not text for text in DatasetReader(out).column(layout.REASONING))
+    several = sum(len(row['tasks']) > 1 for row in reader.episodes)
+    return Converted(info, unthought, several, copied)
 
 
-def _check(reader: DatasetReader, options: ConvertOptions) -> None:
+def _require_features(reader: DatasetReader, options: ConvertOptions) -> None:
     """Refuse what the trainer could not read, before anything is written."""
     features = reader.info['features']
-    strange = sorted(set(options.rename) - set(features))
-    if strange:
-        raise UserError(f'--rename {strange[0]}: {reader.root} has no such feature; it has '
+    unknown = sorted(set(options.rename) - set(features))
+    if unknown:
+        raise UserError(f'--rename {unknown[0]}: {reader.root} has no such feature; it has '
                         f'{", ".join(features)}')
-    names = [_new_name(name, options) for name in features]
+    names = [options.new_name(name) for name in features]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise UserError(f'--rename: two features would be called {twice}')
@@ -124,65 +129,48 @@ def _check(reader: DatasetReader, options: ConvertOptions) -> None:
                         'a whole number')
 
 
-def _new_name(name: str, options: ConvertOptions) -> str:
-    return options.rename.get(name, name)
-
-
 def _begin(reader: DatasetReader, out: Path, options: ConvertOptions) -> None:
     """Make ``out``, or accept the beginning of the same conversion in it."""
-    recipe = {
+    told = {
         'source': reader.root.resolve().name, 'episodes': len(reader.episodes),
         'frames': sum(row['length'] for row in reader.episodes), 'chunk': options.chunk,
         'tokenizer': options.tokenizer.name if options.tokenizer else None,
         'rename': dict(options.rename), 'version': reader.info['codebase_version']}
-    path = out / RECIPE
-    if out.exists() and any(out.iterdir()):
-        try:
-            same = json.loads(path.read_text()) == recipe
-        except (OSError, ValueError):
-            raise UserError(f'{out} exists and is no conversion that was begun; choose another '
-                            '--out') from None
-        if (out / layout.INFO).exists() and not (out / SHARDS).exists():
-            raise UserError(f'{out} is converted already; choose another --out')
-        if not same:
-            raise UserError(f'{path}: begun from another dataset or with other options; choose '
-                            'another --out')
+    path = out / OPTIONS
+    if not (out.exists() and any(out.iterdir())):
+        write_json(path, told)
         return
-    write_json(path, recipe)
+    try:
+        before = json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise UserError(f'{out} exists and is no conversion that was begun; choose another '
+                        '--out') from None
+    if (out / layout.INFO).exists() and not (out / SHARDS).exists():
+        raise UserError(f'{out} is converted already; choose another --out')
+    if before != told:
+        raise UserError(f'{path}: begun from another dataset or with other options; choose '
+                        'another --out')
 
 
-def _writers(reader: DatasetReader, part: range, clips: Mapping[str, Sequence[Clip]],
-             options: ConvertOptions, copied: bool) -> dict[str, Callable[[Path], int]]:
-    """Return what writes a shard's pictures, by the new name of the camera."""
-    writers: dict[str, Callable[[Path], int]] = {}
-    for key in reader.camera_keys:
-        if key in clips:
-            writers[_new_name(key, options)] = partial(
-                join_videos, clips=[clips[key][k] for k in part], fps=reader.fps, copy=copied)
-        else:
-            writers[_new_name(key, options)] = partial(_encode, reader, part, key)
-    return writers
-
-
-def _encode(reader: DatasetReader, part: range, key: str, path: Path) -> int:
-    return write_video(path, _frames(reader, part, key), reader.fps)
-
-
-def _frames(reader: DatasetReader, part: range, key: str) -> Iterator[np.ndarray]:
-    return chain.from_iterable(reader.frames(k, key) for k in part)
+def _video_writer(reader: DatasetReader, key: str, part: range,
+                  clips: Mapping[str, Sequence[Clip]], copied: bool) -> Callable[[Path], int]:
+    """Return what writes one camera's images of the episodes ``part`` into a file."""
+    if key in clips:
+        return partial(join_videos, clips=[clips[key][k] for k in part], fps=reader.fps,
+                       copy=copied)
+    return lambda path: write_video(
+        path, chain.from_iterable(reader.frames(k, key) for k in part), reader.fps)
 
 
 def _episode(reader: DatasetReader, number: int, options: ConvertOptions,
-             decode: ThoughtDecoder | None) -> Episode:
+             decode: Decoder | None) -> Episode:
     """Return an episode's numbers and thoughts under their new names, with action chunks."""
     row = reader.episodes[number]
     columns: dict[str, Any] = {}
     names: dict[str, Sequence[str]] = {}
     path = reader.data_path(number)
-    if isinstance(reader, v21.V21Reader):
-        table = reader.numbers(path)
-    else:
-        table = reader.table.slice(row['dataset_from_index'], row['length'])
+    table = (reader.numbers(path) if isinstance(reader, V21Reader) else
+             reader.table.slice(row['dataset_from_index'], row['length']))
     if len(table) != row['length']:
         raise UserError(f'{path}: {len(table)} rows for episode {number}, its metadata say '
                         f'{row["length"]}; run dtvla data validate')
@@ -191,20 +179,20 @@ def _episode(reader: DatasetReader, number: int, options: ConvertOptions,
             continue
         if name not in table.column_names:
             raise UserError(f'{path}: lacks the feature {name}; run dtvla data validate')
-        column, new = table.column(name), _new_name(name, options)
+        column, new = table.column(name), options.new_name(name)
         if feature['dtype'] == 'string':
             columns[new] = column.to_pylist()
         elif name == layout.REASONING and decode is not None:
-            columns[new] = [decode(ids) for ids in column_array(column)]
+            columns[new] = [*map(decode, column_array(column))]
         else:
             columns[new] = column_array(column)
             if feature.get('names'):
                 names[new] = layout.flat_names(feature['names'])
     if layout.ACTION_CHUNK not in columns:
         actions = columns[layout.ACTION].astype(np.float32)
-        columns[layout.ACTION_CHUNK], columns[layout.ACTION_IS_PAD] = chunks_of(
-            actions, np.arange(len(actions)), options.chunk, [])
+        columns[layout.ACTION_CHUNK], columns[layout.ACTION_IS_PAD] = layout.action_chunks(
+            actions, np.arange(len(actions)), options.chunk)
     task = row['tasks'][0] if row.get('tasks') else reader.tasks[
         int(column_array(table.column('task_index'))[0])]
-    return Episode(task=task, images={}, columns=columns,
-                   facts=json.loads(row.get('facts') or '{}'), names=names)
+    return Episode(task=task, images={}, columns=columns, metadata=reader.metadata(number),
+                   names=names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,10 @@ from scipy.spatial.transform import Rotation
 
 from dtvla_ros import conventions as topics
 from dtvla_ros.data import layout
+from dtvla_ros.data.bag import NEVER, Timeline, Track, open_bag, read_images, read_timeline
 from dtvla_ros.data.layout import Episode
-from dtvla_ros.data.record import JOINTS, STATE_NAMES, chunks_of
-from dtvla_ros.data.timeline import AGES, Nearest, Timeline, Track, pictures, read_timeline
 from dtvla_ros.data.writer import merge_shards, write_shard
 from dtvla_ros.errors import UserError
-from dtvla_ros.recording.bag import open_bag
 
 GAP = 1.5  # control periods between two commands from which on one is missing
 BREAK = 4.0  # control periods that only a new episode leaves out
@@ -34,7 +32,7 @@ class ConvertOptions:
     """How bags become episodes.
 
     ``rate`` [Hz] of the commands and ``camera_every`` (control steps per frame): None: as the
-    bag shows. ``tolerance`` [s]: largest difference of a picture's or measurement's stamp from
+    bag shows. ``tolerance`` [s]: largest difference of an image's or measurement's stamp from
     the command's; None: half a control period. ``chunk``: actions kept with each frame.
     ``command``: which topic commanded, where a bag has several. ``fingers``: joints whose
     absolute positions add up to the gripper opening.
@@ -61,9 +59,16 @@ class Report:
     failed: int = 0
     gaps: Counter[str] = field(default_factory=Counter)
 
+    def why_empty(self) -> str:
+        """Return why no frame was kept."""
+        reasons = [f'{count} frames without {name}' for name, count in self.gaps.items()]
+        if self.failed:
+            reasons.append(f'{self.failed} episodes without success')
+        return ', '.join(reasons) or 'no command during a task'
+
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class Segment:
     """Commands ``first`` to ``last`` (excluded) of one episode.
 
     Its messages were received from ``since`` on and before ``until`` [ns]. ``success``: None
@@ -75,8 +80,41 @@ class Stretch:
     since: int
     until: int
     task: str
-    facts: dict[str, Any]
+    metadata: Mapping[str, Any]
     success: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Control ``period`` and ``tolerance`` [ns] of a bag, control steps per frame."""
+
+    period: int
+    tolerance: int
+    every: int
+    fps: int
+
+    @classmethod
+    def of(cls, line: Timeline, options: ConvertOptions) -> Timing:
+        """Take them from the options, else from the stamps. Raises ``UserError``."""
+        rate = options.rate or round(1e9 / _spacing(line.commands, line, 'commands'))
+        period = round(1e9 / rate)
+        divisors = [k for k in range(1, rate + 1) if rate % k == 0]
+        every = options.camera_every
+        if every is None:
+            spacing = _spacing(line.cameras['primary'], line, 'images on image_primary')
+            every = next((k for k in divisors if k * period >= 0.9 * spacing), rate)
+        if every not in divisors:
+            raise UserError(f'--camera-every {every}: {rate} commands a second leave no whole '
+                            f'frame rate; use {", ".join(map(str, divisors))}')
+        tolerance = period // 2 if options.tolerance is None else round(options.tolerance * 1e9)
+        return cls(period, tolerance, every, rate // every)
+
+
+def _spacing(track: Track, line: Timeline, what: str) -> float:
+    steps = np.diff(np.unique(track.stamps))
+    if not len(steps):
+        raise UserError(f'{line.path}: fewer than two {what}')
+    return float(np.median(steps))
 
 
 def convert(bags: Sequence[Path], out: Path, options: ConvertOptions) -> Report:
@@ -93,18 +131,19 @@ def convert(bags: Sequence[Path], out: Path, options: ConvertOptions) -> Report:
     report = Report()
     rates: dict[Path, int] = {}
     try:
-        for bag in bags:
-            with open_bag(bag) as reader:
-                line = read_timeline(reader, bag, options.command)
-                grid = _grid(line, options)
-                rates[bag] = grid.fps
+        for path in bags:
+            with open_bag(path) as reader:
+                line = read_timeline(reader, path, options.command)
+                bag = _Bag(reader, line, Timing.of(line, options), options, report)
+                rates[path] = bag.timing.fps
                 if len(set(rates.values())) > 1:
-                    raise UserError(f'{bag}: {grid.fps} frames a second, the bags before it '
-                                    f'{rates[bags[0]]}; convert them apart')
-                for stretch in split(line, grid.period):
-                    _keep(reader, line, grid, stretch, options, report, out)
+                    raise UserError(f'{path}: {bag.timing.fps} frames a second, the bags before '
+                                    f'it {rates[bags[0]]}; convert them apart')
+                for segment in split(line, bag.timing.period):
+                    bag.write(segment, out)
         if not report.frames:
-            raise UserError(f'{", ".join(map(str, bags))}: no frame to keep ({_why(report)})')
+            raise UserError(f'{", ".join(map(str, bags))}: no frame to keep '
+                            f'({report.why_empty()})')
         merge_shards(out, options.robot)
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
@@ -112,53 +151,14 @@ def convert(bags: Sequence[Path], out: Path, options: ConvertOptions) -> Report:
     return report
 
 
-def _why(report: Report) -> str:
-    reasons = [f'{count} frames without {name}' for name, count in report.gaps.items()]
-    if report.failed:
-        reasons.append(f'{report.failed} episodes without success')
-    return ', '.join(reasons) or 'no command during a task'
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """Times of a bag: control ``period`` and ``tolerance`` [ns], control steps per frame."""
-
-    period: int
-    tolerance: int
-    every: int
-    fps: int
-
-
-def _grid(line: Timeline, options: ConvertOptions) -> Grid:
-    rate = options.rate or round(1e9 / _spacing(line.commands, line, 'commands'))
-    period = round(1e9 / rate)
-    divisors = [k for k in range(1, rate + 1) if rate % k == 0]
-    every = options.camera_every
-    if every is None:
-        spacing = _spacing(line.cameras['primary'], line, 'pictures on image_primary')
-        every = next((k for k in divisors if k * period >= 0.9 * spacing), rate)
-    if every not in divisors:
-        raise UserError(f'--camera-every {every}: {rate} commands a second leave no whole frame '
-                        f'rate; use {", ".join(map(str, divisors))}')
-    tolerance = period // 2 if options.tolerance is None else round(options.tolerance * 1e9)
-    return Grid(period, tolerance, every, rate // every)
-
-
-def _spacing(track: Track, line: Timeline, what: str) -> float:
-    steps = np.diff(np.unique(track.stamps))
-    if not len(steps):
-        raise UserError(f'{line.path}: fewer than two {what}')
-    return float(np.median(steps))
-
-
-def split(line: Timeline, period: int) -> list[Stretch]:
+def split(line: Timeline, period: int) -> list[Segment]:
     """Return a bag's episodes: the simulator's where it tells, else one for each instruction."""
     begun: list[tuple[int, str, dict[str, Any]]] = []
     success: dict[int, bool] = {}
     for at, row in zip(line.reports.received, line.reports.values):
-        facts = {name: row.get(name) for name in ('task', 'seed', 'episode')}
-        if not begun or facts != begun[-1][2]:
-            begun.append((at, row['instruction'], facts))
+        metadata = {name: row.get(name) for name in ('task', 'seed', 'episode')}
+        if not begun or metadata != begun[-1][2]:
+            begun.append((at, row['instruction'], metadata))
         if row['done']:
             success[len(begun) - 1] = bool(row['success'])
     if not begun:
@@ -171,9 +171,9 @@ def split(line: Timeline, period: int) -> list[Stretch]:
     stamps, received = np.asarray(line.commands.stamps), np.asarray(line.commands.received)
     edges = [0, *(_snap(int(np.searchsorted(received, at)), stamps, period)
                   for at, _, _ in begun[1:]), len(stamps)]
-    times = [0, *(at for at, _, _ in begun[1:]), AGES]
-    return [Stretch(edges[k], edges[k + 1], times[k], times[k + 1], task, facts, success.get(k))
-            for k, (_, task, facts) in enumerate(begun) if edges[k + 1] > edges[k]]
+    times = [0, *(at for at, _, _ in begun[1:]), NEVER]
+    return [Segment(edges[k], edges[k + 1], times[k], times[k + 1], task, meta, success.get(k))
+            for k, (_, task, meta) in enumerate(begun) if edges[k + 1] > edges[k]]
 
 
 def _snap(edge: int, stamps: NDArray[np.int64], period: int) -> int:
@@ -183,102 +183,142 @@ def _snap(edge: int, stamps: NDArray[np.int64], period: int) -> int:
     return min(near, key=lambda k: abs(k - edge), default=edge)
 
 
-def _keep(reader: Reader, line: Timeline, grid: Grid, stretch: Stretch, options: ConvertOptions,
-          report: Report, out: Path) -> None:
-    """Write what is good of an episode as one shard."""
-    if options.successful and stretch.success is None and not line.reports.values:
-        raise UserError(f'--successful: {line.path} has no {topics.EPISODE} to tell')
-    if options.successful and not stretch.success:
-        report.failed += 1
-        return
-    pieces = list(_pieces(reader, line, grid, stretch, options, report))
-    if pieces:
-        write_shard(out, report.episodes, pieces, grid.fps)
-        report.episodes += 1
-        report.pieces += len(pieces)
-        report.frames += sum(map(len, pieces))
+@dataclass(frozen=True, slots=True)
+class _Bag:
+    """An open bag and how it is converted."""
 
+    reader: Reader
+    line: Timeline
+    timing: Timing
+    options: ConvertOptions
+    report: Report
 
-def _pieces(reader: Reader, line: Timeline, grid: Grid, stretch: Stretch,
-            options: ConvertOptions, report: Report) -> Iterator[Episode]:
-    """Yield the parts of an episode in which no frame is missing."""
-    stamps = np.asarray(line.commands.stamps[stretch.first:stretch.last])
-    late = np.flatnonzero(np.abs(np.diff(stamps)) > GAP * grid.period) + 1
-    report.gaps['command'] += len(late)
-    thoughts = _thoughts(line, stretch)
-    # What was received at another time may bear the same stamp: simulated clocks start anew.
-    around = stretch.since - SLACK, stretch.until + SLACK
-    tracks = {name: Nearest(track.during(*around)) for name, track in (
-        *line.cameras.items(), (topics.EE_POSE, line.poses), (topics.JOINT_STATES, line.joints))}
-    for first, last in zip([0, *late], [*late, len(stamps)]):
-        actions = np.stack(line.commands.values[stretch.first + first:stretch.first + last])
-        frames = _frames(tracks, grid, stamps[first:last], report)
-        seen = _look(reader, tracks, frames)
-        for step, parts in list(frames.items()):
-            if any(tracks[c].track.stamps[parts[c]] not in seen[c] for c in topics.CAMERAS):
-                report.gaps['a picture that can be decoded'] += 1
+    def write(self, segment: Segment, out: Path) -> None:
+        """Write what is good of an episode as one shard."""
+        report = self.report
+        if self.options.successful and segment.success is None and not self.line.reports.values:
+            raise UserError(f'--successful: {self.line.path} has no {topics.EPISODE} to tell')
+        if self.options.successful and not segment.success:
+            report.failed += 1
+            return
+        pieces = list(self._pieces(segment))
+        if pieces:
+            write_shard(out, report.episodes, pieces, self.timing.fps)
+            report.episodes += 1
+            report.pieces += len(pieces)
+            report.frames += sum(map(len, pieces))
+
+    def _pieces(self, segment: Segment) -> Iterator[Episode]:
+        """Yield the parts of an episode in which no frame is missing."""
+        line = self.line
+        stamps = np.asarray(line.commands.stamps[segment.first:segment.last])
+        late = np.flatnonzero(np.abs(np.diff(stamps)) > GAP * self.timing.period) + 1
+        self.report.gaps['command'] += len(late)
+        thoughts = _thoughts(line, segment)
+        # What was received at another time may bear the same stamp: simulated clocks start anew.
+        around = segment.since - SLACK, segment.until + SLACK
+        measured = {topics.EE_POSE: line.poses, topics.JOINT_STATES: line.joints}
+        tracks = {name: track.during(*around)
+                  for name, track in (line.cameras | measured).items()}
+        for first, last in zip([0, *late], [*late, len(stamps)]):
+            actions = np.stack(line.commands.values[segment.first + first:segment.first + last])
+            frames = self._frames(tracks, stamps[first:last])
+            images = self._images(tracks, frames)
+            for step in [k for k, found in images.items() if len(found) < len(topics.IMAGES)]:
+                self.report.gaps['an image that can be decoded'] += 1
                 del frames[step]
-        for run in _runs(list(frames), grid.every):
-            told = [_thought_at(thoughts, stamps[first + step]) for step in run]
-            report.unthought += told.count('')
-            rows = [{name: tracks[name].track.values[k] for name, k in frames[step].items()}
-                    for step in run]
-            images = {c: _stack(line, [
-                seen[c][tracks[c].track.stamps[frames[step][c]]] for step in run])
-                for c in topics.IMAGES}
-            yield _episode(line, stretch, options, report.episodes, images, rows, np.array(run),
-                           actions, told)
+            for run in _runs(list(frames), self.timing.every):
+                texts = [_thought_at(thoughts, stamps[first + step]) for step in run]
+                self.report.unthought += texts.count('')
+                rows = [images[k] | {name: tracks[name].values[frames[k][name]]
+                                     for name in measured} for k in run]
+                yield self._episode(segment, rows, np.array(run), actions, texts)
 
+    def _frames(self, tracks: Mapping[str, Track], stamps: NDArray[np.int64],
+                ) -> dict[int, dict[str, int]]:
+        """Return, by control step, the index in every track of what makes up its frame."""
+        frames, tolerance = {}, self.timing.tolerance
+        phase = next((k for k, stamp in enumerate(stamps)
+                      if tracks['primary'].nearest(stamp, tolerance) is not None), 0)
+        for step in range(phase, len(stamps), self.timing.every):
+            found = {name: k for name, track in tracks.items()
+                     if (k := track.nearest(stamps[step], tolerance)) is not None}
+            missing = [name for name in tracks if name not in found]
+            if missing:
+                self.report.gaps[topics.IMAGES.get(missing[0], missing[0])] += 1
+            else:
+                frames[step] = found
+        return frames
 
-def _frames(tracks: dict[str, Nearest], grid: Grid, stamps: NDArray[np.int64], report: Report,
-            ) -> dict[int, dict[str, int]]:
-    """Return, by control step, the place in every track of what makes up its frame."""
-    frames = {}
-    phase = next((k for k, stamp in enumerate(stamps)
-                  if tracks['primary'](stamp, grid.tolerance) is not None), 0)
-    for step in range(phase, len(stamps), grid.every):
-        found = {name: find(stamps[step], grid.tolerance) for name, find in tracks.items()}
-        missing = [name for name, k in found.items() if k is None]
-        if missing:
-            report.gaps[topics.IMAGES.get(missing[0], missing[0])] += 1
-        else:
-            frames[step] = {name: k for name, k in found.items() if k is not None}
-    return frames
+    def _images(self, tracks: Mapping[str, Track], frames: Mapping[int, dict[str, int]],
+                ) -> dict[int, dict[str, NDArray[np.uint8]]]:
+        """Return, by control step, the images of its cameras that can be decoded."""
+        images: dict[int, dict[str, NDArray[np.uint8]]] = {step: {} for step in frames}
+        for camera, topic in topics.IMAGES.items() if frames else ():
+            track = tracks[camera]
+            used = sorted({found[camera] for found in frames.values()})
+            seen = read_images(self.reader, topic, {track.stamps[k] for k in used},
+                               (track.received[used[0]], track.received[used[-1]]))
+            for step, found in frames.items():
+                stamp = track.stamps[found[camera]]
+                if stamp in seen:
+                    images[step][camera] = seen[stamp]
+        return images
 
+    def _episode(self, segment: Segment, rows: Sequence[Mapping[str, Any]],
+                 starts: NDArray[np.int64], actions: NDArray[np.float32], thoughts: list[str],
+                 ) -> Episode:
+        """Return frames without a gap; a row holds a frame's images, pose and joints."""
+        options = self.options
+        chunk, padding = layout.action_chunks(actions, starts, options.chunk)
+        arm = [name for name in rows[0][topics.JOINT_STATES] if name not in options.fingers]
+        return Episode(
+            task=segment.task,
+            images={key: self._stack([row[camera] for row in rows])
+                    for key, camera in layout.CAMERAS.items()},
+            columns={
+                layout.STATE: np.stack([_state(
+                    row[topics.EE_POSE], self._joints(row, options.fingers)) for row in rows]),
+                layout.JOINTS: np.array([self._joints(row, arm) for row in rows], np.float32),
+                layout.REASONING: thoughts,
+                layout.ACTION: actions[starts], layout.ACTION_CHUNK: chunk,
+                layout.ACTION_IS_PAD: padding},
+            metadata={**segment.metadata, 'kind': 'bag', 'bag': self.line.path.name,
+                      'index': self.report.episodes, 'steps': len(actions),
+                      'success': segment.success},
+            names={layout.STATE: layout.STATE_NAMES, layout.JOINTS: arm})
 
-def _look(reader: Reader, tracks: dict[str, Nearest], frames: dict[int, dict[str, int]],
-          ) -> dict[str, dict[int, NDArray[np.uint8]]]:
-    """Return the pictures of frames by camera and stamp."""
-    seen = {}
-    for camera, topic in topics.IMAGES.items():
-        track = tracks[camera].track
-        places = sorted({parts[camera] for parts in frames.values()})
-        seen[camera] = pictures(
-            reader, topic, {track.stamps[k] for k in places},
-            (track.received[places[0]], track.received[places[-1]])) if places else {}
-    return seen
+    def _stack(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        shapes = {image.shape for image in images}
+        if len(shapes) > 1:
+            raise UserError(f'{self.line.path}: images of several sizes, {sorted(shapes)}; a '
+                            'dataset has one')
+        return np.stack(images)
+
+    def _joints(self, row: Mapping[str, Any], names: Sequence[str]) -> list[float]:
+        joints = row[topics.JOINT_STATES]
+        absent = [name for name in names if name not in joints]
+        if absent:
+            raise UserError(f'{self.line.path}: {topics.JOINT_STATES} lacks {absent[0]} (it has '
+                            f'{", ".join(joints)}); name the gripper joints with --fingers')
+        return [joints[name] for name in names]
 
 
 def _runs(steps: Sequence[int], every: int) -> Iterator[list[int]]:
-    """Yield the longest stretches without a missing frame."""
-    run: list[int] = []
-    for step in steps:
-        if run and step != run[-1] + every:
-            yield run
-            run = []
-        run.append(step)
-    if run:
-        yield run
+    """Yield the longest runs of steps without a missing frame."""
+    breaks = np.flatnonzero(np.diff(steps) != every) + 1
+    for part in np.split(np.asarray(steps, int), breaks) if len(steps) else ():
+        yield part.tolist()
 
 
-def _thoughts(line: Timeline, stretch: Stretch) -> list[tuple[int, str]]:
-    """Return (stamp of the look, thought) of an episode's decisions.
+def _thoughts(line: Timeline, segment: Segment) -> list[tuple[int, str]]:
+    """Return (stamp of the observation, thought) of an episode's decisions.
 
     A thought carries no stamp; it is published just before its chunk, which does. Where both are
     as many they are paired in order, else each chunk with the thought received nearest to it.
     """
-    chunks = line.chunks.during(stretch.since, stretch.until)
-    thoughts = line.thoughts.during(stretch.since, stretch.until)
+    chunks = line.chunks.during(segment.since, segment.until)
+    thoughts = line.thoughts.during(segment.since, segment.until)
     texts = thoughts.values
     if texts and len(texts) != len(chunks.stamps):
         texts = [min(zip(thoughts.received, texts), key=lambda pair: abs(pair[0] - t))[1]
@@ -289,46 +329,6 @@ def _thoughts(line: Timeline, stretch: Stretch) -> list[tuple[int, str]]:
 def _thought_at(thoughts: Sequence[tuple[int, str]], stamp: int) -> str:
     before = [text for at, text in thoughts if at <= stamp]
     return before[-1] if before else ''
-
-
-def _episode(line: Timeline, stretch: Stretch, options: ConvertOptions, index: int,
-             images: dict[str, NDArray[np.uint8]], rows: Sequence[dict[str, Any]],
-             starts: NDArray[np.int64], actions: NDArray[np.float32], thoughts: list[str],
-             ) -> Episode:
-    chunk, padding = chunks_of(actions, starts, options.chunk, [])
-    joints = [row[topics.JOINT_STATES] for row in rows]
-    arm = [name for name in joints[0] if name not in options.fingers]
-    return Episode(
-        task=stretch.task,
-        images={key: images[camera] for key, camera in layout.CAMERAS.items()},
-        columns={
-            layout.STATE: np.stack([
-                _state(row[topics.EE_POSE],
-                       _joints(line, row[topics.JOINT_STATES], options.fingers))
-                for row in rows]),
-            JOINTS: np.array([_joints(line, row, arm) for row in joints], np.float32),
-            layout.REASONING: thoughts,
-            layout.ACTION: actions[starts], layout.ACTION_CHUNK: chunk,
-            layout.ACTION_IS_PAD: padding},
-        facts={**stretch.facts, 'kind': 'bag', 'bag': line.path.name, 'index': index,
-               'steps': len(actions), 'success': stretch.success},
-        names={layout.STATE: STATE_NAMES, JOINTS: arm})
-
-
-def _stack(line: Timeline, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    shapes = {image.shape for image in pixels}
-    if len(shapes) > 1:
-        raise UserError(f'{line.path}: pictures of several sizes, {sorted(shapes)}; a dataset '
-                        'has one')
-    return np.stack(pixels)
-
-
-def _joints(line: Timeline, joints: dict[str, float], names: Sequence[str]) -> list[float]:
-    absent = [name for name in names if name not in joints]
-    if absent:
-        raise UserError(f'{line.path}: {topics.JOINT_STATES} lacks {absent[0]} (it has '
-                        f'{", ".join(joints)}); name the gripper joints with --fingers')
-    return [joints[name] for name in names]
 
 
 def _state(pose: tuple[NDArray[np.float64], NDArray[np.float64]], fingers: Sequence[float],

@@ -1,20 +1,40 @@
-"""``dtvla data inspect``: what a dataset is."""
+"""``dtvla data inspect`` and ``stats``: what a dataset is, its statistics, and their tables."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console, Group
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
 
 from dtvla_ros.data import layout
-from dtvla_ros.data.reader import DatasetReader
-from dtvla_ros.data.thoughts import are_ids, guess_pad, thoughts_of, unpadded
-from dtvla_ros.data.v21 import open_dataset
+from dtvla_ros.data.checks import Numbers, check_images, check_numbers, sample_images
+from dtvla_ros.data.reader import (
+    DatasetReader,
+    open_dataset,
+    thoughts_are_ids,
+    thoughts_of,
+    unpadded,
+)
+from dtvla_ros.data.writer import image_statistics, vector_statistics
+from dtvla_ros.errors import UserError
+from dtvla_ros.files import write_json
+from dtvla_ros.issues import Issue
 
 NOT_DATA = ('.frames', '.shards')  # what can be made again, and hard links to what is there
+PUBLISHED = ('mean', 'std', 'q01', 'q99', 'min', 'max')
+IMAGES = 200  # of a camera that make its statistics
+SHOWN = 8  # names in a list before the rest is counted
+EXAMPLE = 400  # letters of the longest thought
+_COLOURS = {'ok': 'green', 'hint': 'yellow', 'warning': 'red'}
 
 
 def inspect_dataset(root: Path, tokenizer: Path | None = None) -> dict[str, Any]:
@@ -23,55 +43,45 @@ def inspect_dataset(root: Path, tokenizer: Path | None = None) -> dict[str, Any]
     Thoughts kept as ids are decoded where a ``tokenizer`` is given; else their lengths are told.
     """
     reader = open_dataset(root)
-    info, episodes = reader.info, reader.episodes
-    lengths = np.array([row['length'] for row in episodes] or [0])
+    info = reader.info
+    lengths = np.array([row['length'] for row in reader.episodes] or [0])
+    said = Counter(task for row in reader.episodes for task in row['tasks'])
     return {
         'path': str(root), 'version': info['codebase_version'],
         'robot': info.get('robot_type'), 'fps': info['fps'],
-        'episodes': len(episodes), 'frames': int(lengths.sum()),
+        'episodes': len(reader.episodes), 'frames': int(lengths.sum()),
         'seconds': round(float(lengths.sum()) / info['fps'], 1),
         'episode_length': {'shortest': int(lengths.min()), 'median': float(np.median(lengths)),
                            'longest': int(lengths.max())},
-        'tasks': _tasks(reader), 'features': _features(reader), 'cameras': _cameras(reader),
-        'facts': _facts(episodes), 'thoughts': _thoughts(reader, tokenizer),
-        'phases': _phases(reader), 'bytes': _bytes(root)}
+        'tasks': {task: said[task] for task in dict.fromkeys([*reader.tasks, *said])},
+        'features': {name: {'dtype': feature['dtype'], 'shape': list(feature['shape']),
+                            'names': feature.get('names')}
+                     for name, feature in info['features'].items()
+                     if name not in reader.camera_keys},
+        'cameras': {key: _camera(key, info['features'][key]) for key in reader.camera_keys},
+        'metadata': _metadata(reader), 'thoughts': _thoughts(reader, tokenizer),
+        'phases': dict(Counter(reader.column(layout.PHASE)).most_common()
+                       ) if layout.PHASE in info['features'] else {},
+        'bytes': _bytes(root)}
 
 
-def _tasks(reader: DatasetReader) -> dict[str, int]:
-    """Return the number of episodes by task, tasks without any included."""
-    said = Counter(task for row in reader.episodes for task in row['tasks'])
-    return {task: said[task] for task in dict.fromkeys([*reader.tasks, *said])}
+def _camera(key: str, feature: Mapping[str, Any]) -> dict[str, Any]:
+    video = feature.get('info') or feature.get('video_info') or {}
+    return {'policy_camera': layout.CAMERAS.get(key), 'stored_as': feature['dtype'],
+            'shape': list(feature['shape']),
+            **{name: video.get(f'video.{name}') for name in ('codec', 'pix_fmt', 'fps')}}
 
 
-def _features(reader: DatasetReader) -> dict[str, Any]:
-    return {name: {'dtype': feature['dtype'], 'shape': list(feature['shape']),
-                   'names': feature.get('names')}
-            for name, feature in reader.info['features'].items()
-            if name not in reader.camera_keys}
-
-
-def _cameras(reader: DatasetReader) -> dict[str, Any]:
-    cameras = {}
-    for key in reader.camera_keys:
-        feature = reader.info['features'][key]
-        video = feature.get('info') or feature.get('video_info') or {}
-        cameras[key] = {
-            'policy_camera': layout.CAMERAS.get(key), 'stored_as': feature['dtype'],
-            'shape': list(feature['shape']), 'codec': video.get('video.codec'),
-            'pix_fmt': video.get('video.pix_fmt'), 'fps': video.get('video.fps')}
-    return cameras
-
-
-def _facts(episodes: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return, for each fact kept with episodes, its values counted, or its range."""
+def _metadata(reader: DatasetReader) -> dict[str, Any]:
+    """Return, for each scalar kept with episodes, its values counted, or its range."""
     seen: dict[str, list[Any]] = {}
-    for row in episodes:
-        for name, value in json.loads(row.get('facts') or '{}').items():
+    for number in range(len(reader.episodes)):
+        for name, value in reader.metadata(number).items():
             seen.setdefault(name, []).append(value)
     told: dict[str, Any] = {}
     for name, values in seen.items():
         counts = Counter(json.dumps(value) for value in values)
-        if len(counts) <= 8:
+        if len(counts) <= SHOWN:
             told[name] = {key.strip('"'): count for key, count in counts.most_common()}
         elif all(isinstance(value, (int, float)) for value in values):
             told[name] = {'lowest': min(values), 'highest': max(values)}
@@ -83,42 +93,193 @@ def _facts(episodes: list[dict[str, Any]]) -> dict[str, Any]:
 def _thoughts(reader: DatasetReader, tokenizer: Path | None) -> dict[str, Any] | None:
     if layout.REASONING not in reader.info['features']:
         return None
-    unit, example = 'words', ''
-    if are_ids(reader) and tokenizer is None:
-        ids = np.asarray(reader.column(layout.REASONING))
-        pad, unit = guess_pad(ids), 'token ids'
-        kept = [unpadded(row, pad) for row in ids]
-        lengths = np.array([len(row) for row in kept])
-        different = len({row.tobytes() for row in kept})
-        longest = int(lengths.argmax()) if len(lengths) else 0
-        example = ' '.join(map(str, kept[longest].tolist()))
+    ids, unit = thoughts_are_ids(reader), 'words'
+    if ids and tokenizer is None:
+        unit = 'token ids'
+        texts = [' '.join(map(str, row)) for row in unpadded(
+            np.asarray(reader.column(layout.REASONING)))]
     else:
         texts = thoughts_of(reader, tokenizer) or []
-        lengths = np.array([len(text.split()) for text in texts])
-        different = len(set(texts))
-        longest = int(lengths.argmax()) if len(lengths) else 0
-        example = texts[longest] if texts else ''
-    there = lengths[lengths > 0]
+    thoughts = [text.split() for text in texts]
+    there = np.array([len(thought) for thought in thoughts if thought])
+    quantiles = {'shortest': 0.0, 'median': 0.5, 'p99': 0.99, 'longest': 1.0}
     return {
-        'stored_as': 'token ids' if are_ids(reader) else 'text', 'unit': unit,
-        'share': len(there) / max(len(lengths), 1), 'different': different,
+        'stored_as': 'token ids' if ids else 'text', 'unit': unit,
+        'share': len(there) / max(len(thoughts), 1), 'different': len(set(map(tuple, thoughts))),
         'length': {name: float(np.quantile(there, share)) if len(there) else 0.0
-                   for name, share in (('shortest', 0.0), ('median', 0.5), ('p99', 0.99),
-                                       ('longest', 1.0))},
-        'longest': example}
-
-
-def _phases(reader: DatasetReader) -> dict[str, int]:
-    if layout.PHASE not in reader.info['features']:
-        return {}
-    return dict(Counter(reader.column(layout.PHASE)).most_common())
+                   for name, share in quantiles.items()},
+        'longest': max(texts, key=lambda text: len(text.split()), default='')}
 
 
 def _bytes(root: Path) -> dict[str, int]:
     sizes: Counter[str] = Counter()
     for path in root.rglob('*'):
-        part = path.relative_to(root).parts[0]
-        if path.is_file() and part not in NOT_DATA:
-            sizes[part if len(path.relative_to(root).parts) > 1 else 'other'] += (
-                path.stat().st_size)
+        parts = path.relative_to(root).parts
+        if path.is_file() and parts[0] not in NOT_DATA:
+            sizes[parts[0] if len(parts) > 1 else 'other'] += path.stat().st_size
     return dict(sizes.most_common())
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Statistics by feature as in ``meta/stats.json``, and what the checks say.
+
+    ``channels``: the names of the channels of state and action.
+    """
+
+    path: Path
+    stats: dict[str, Any]
+    channels: dict[str, Sequence[str]]
+    issues: list[Issue]
+
+    @property
+    def norm_stats(self) -> dict[str, Any]:
+        """Statistics as a policy reads them: of ``state`` and ``action``."""
+        return {name: {kind: self.stats[feature][kind] for kind in PUBLISHED}
+                for name, feature in (('state', layout.STATE), ('action', layout.ACTION))}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything JSON-ready."""
+        return {'path': str(self.path), 'norm_stats': self.norm_stats, 'checks': [
+            {'check': issue.check, 'level': issue.level, 'text': issue.problem,
+             'certainty': issue.certainty, 'where': issue.where} for issue in self.issues]}
+
+    def write(self, folder: Path) -> None:
+        """Write ``stats.json`` and ``norm_stats.json`` into a folder. Raises ``UserError``."""
+        write_json(folder / Path(layout.STATS).name, self.stats)
+        write_json(folder / Path(layout.NORM_STATS).name, self.norm_stats)
+
+
+def dataset_statistics(root: Path, episodes: int = 24, whole: bool = True) -> Statistics:
+    """Compute statistics and checks, the images from some ``episodes`` (0: none).
+
+    ``whole``: statistics of every feature, not only of state and action. Raises ``UserError``
+    when the dataset cannot be read or has no state or action.
+    """
+    reader = open_dataset(root)
+    if not reader.episodes:
+        raise UserError(f'{root}: no episode in it; collect or download it again')
+    numbers = Numbers.of(reader)
+    features = [name for name, feature in reader.info['features'].items()
+                if feature['dtype'] not in ('video', 'image', 'string', 'bool')]
+    stats = {name: vector_statistics(np.asarray(reader.column(name)))
+             for name in (features if whole else (layout.STATE, layout.ACTION))}
+    issues = check_numbers(numbers)
+    if episodes and reader.camera_keys:
+        issues += check_images(sample_images(reader, numbers, episodes))
+    if whole:
+        stats |= {key: image_statistics(_images(reader, key)) for key in reader.camera_keys}
+    return Statistics(root, stats, {name: _channels(reader.info['features'][name])
+                                    for name in (layout.STATE, layout.ACTION)}, issues)
+
+
+def _channels(feature: Mapping[str, Any]) -> list[str]:
+    names = layout.flat_names(feature.get('names'))
+    count = int(np.prod(feature['shape']))
+    return names if len(names) == count else [str(k) for k in range(count)]
+
+
+def _images(reader: DatasetReader, key: str) -> np.ndarray:
+    """Return images [N, H, W, 3] from all over the dataset: one of each of some episodes."""
+    numbers = np.unique(np.linspace(
+        0, len(reader.episodes) - 1, min(IMAGES, len(reader.episodes))).astype(int))
+    rng = np.random.default_rng(0)
+    return np.stack([reader.image(k, int(rng.integers(reader.episodes[k]['length'])), key)
+                     for k in numbers.tolist()])
+
+
+def _table(title: str, *columns: str, rows: Iterable[Sequence[Any]], header: bool = True) -> Table:
+    """Return a table of escaped cells; columns that begin with ``>`` are numbers."""
+    made = Table(title=title, title_justify='left', show_header=header, title_style='bold')
+    for column in columns:
+        made.add_column(escape(column.lstrip('>')), overflow='fold',
+                        justify='right' if column.startswith('>') else 'left')
+    for row in rows:
+        made.add_row(*(escape(str(cell)) for cell in row))
+    return made
+
+
+def _properties(title: str, rows: Iterable[tuple[str, Any]]) -> Table:
+    """Return a table of two columns without those that have no value."""
+    return _table(title, '', '', header=False,
+                  rows=[row for row in rows if row[1] not in (None, '', {}, [])])
+
+
+def _counted(values: Mapping[str, Any]) -> str:
+    return ', '.join(f'{name} {count}' for name, count in values.items())
+
+
+def _size(shape: Sequence[int]) -> str:
+    return 'x'.join(map(str, shape))
+
+
+def _first(values: Sequence[Any]) -> str:
+    """Return a list's first values and how many more there are."""
+    rest = len(values) - SHOWN
+    return ', '.join(map(str, values[:SHOWN])) + (f' and {rest} more' if rest > 0 else '')
+
+
+def show_inspection(found: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print what ``inspect_dataset`` found."""
+    length = found['episode_length']
+    (console or Console()).print(Group(
+        _properties('', [
+            ('path', found['path']), ('version', f'LeRobot {found["version"]}'),
+            ('robot', found['robot']), ('frames a second', found['fps']),
+            ('episodes', found['episodes']),
+            ('frames', f'{found["frames"]} ({found["seconds"] / 60:.1f} minutes)'),
+            ('frames an episode', f'{length["shortest"]} to {length["longest"]}, median '
+                                  f'{length["median"]:g}'),
+            ('size', _counted({k: decimal(size) for k, size in found['bytes'].items()}))]),
+        _table('Tasks', 'instruction', '>episodes', rows=found['tasks'].items()),
+        _table('Cameras', 'feature', 'policy camera', '>size', 'stored as', rows=[
+            (key, camera['policy_camera'] or '-', _size(camera['shape']), ' '.join(
+                str(camera[k]) for k in ('stored_as', 'codec', 'pix_fmt') if camera[k]))
+            for key, camera in found['cameras'].items()]),
+        _table('Features', 'feature', 'type', '>shape', 'channels', rows=[
+            (name, feature['dtype'], _size(feature['shape']),
+             _first(layout.flat_names(feature['names'])))
+            for name, feature in found['features'].items()]),
+        _properties('Kept with episodes', [
+            (name, _counted(values)) for name, values in found['metadata'].items()]),
+        _properties('Thoughts', _thought_rows(found))))
+
+
+def _thought_rows(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    thoughts = found['thoughts']
+    if thoughts is None:
+        return [('', 'none: the dataset has no feature reasoning')]
+    length, example = thoughts['length'], thoughts['longest']
+    return [
+        ('stored as', thoughts['stored_as']), ('frames with one', f'{thoughts["share"]:.1%}'),
+        ('different', thoughts['different']),
+        (thoughts['unit'], f'{length["shortest"]:g} to {length["longest"]:g}, median '
+                           f'{length["median"]:g}, 99 % up to {length["p99"]:g}'),
+        ('longest', example if len(example) <= EXAMPLE else f'{example[:EXAMPLE]} ...'),
+        ('phases', _counted(found['phases']))]
+
+
+def show_issues(dataset: Path, issues: Sequence[Issue], console: Console | None = None) -> None:
+    """Print what ``validate`` found, one after the other."""
+    console = console or Console()
+    for issue in issues:
+        console.print(f'[red]{escape(issue.file)}[/red]\n  {escape(issue.problem)}\n'
+                      f'  [green]{escape(issue.remedy)}[/green]', highlight=False, soft_wrap=True)
+    console.print(f'{escape(str(dataset))}: {len(issues) or "no"} '
+                  f'finding{"" if len(issues) == 1 else "s"}', highlight=False)
+
+
+def show_statistics(found: Statistics, console: Console | None = None) -> None:
+    """Print statistics of state and action, then what every check says."""
+    kinds = ('min', 'q01', 'mean', 'std', 'q99', 'max')
+    checks = _table('Checks', 'check', '', 'what was found', rows=())
+    for issue in found.issues:
+        sure = (f' ({issue.certainty})' if (issue.level, issue.certainty) != ('ok', 'certain')
+                else '')
+        checks.add_row(issue.check, f'[{_COLOURS[issue.level]}]{issue.level}[/]',
+                       escape('\n  '.join([f'{issue.problem}{sure}', *issue.where])))
+    (console or Console()).print(Group(
+        *(_table(name, 'channel', *(f'>{kind}' for kind in kinds), rows=[
+            (channel, *(f'{found.stats[name][kind][k]:.4f}' for kind in kinds))
+            for k, channel in enumerate(channels)]) for name, channels in found.channels.items()),
+        checks))

@@ -1,4 +1,4 @@
-"""Names and paths of a LeRobot v3.0 dataset as this project writes and reads it."""
+"""Names and paths of LeRobot datasets as this project writes and reads them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,18 @@ VERSION = 'v3.0'
 FILES_PER_CHUNK = 1000
 INFO = 'meta/info.json'
 STATS = 'meta/stats.json'
+NORM_STATS = 'meta/norm_stats.json'  # statistics as a policy reads them
 TASKS = 'meta/tasks.parquet'
 EPISODES = 'meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet'
 DATA = 'data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet'
 VIDEO = 'videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4'
+
+# The same of v2.0 and v2.1.
+V21_VERSIONS = ('v2.0', 'v2.1')
+V21_TASKS = 'meta/tasks.jsonl'
+V21_EPISODES = 'meta/episodes.jsonl'
+V21_DATA = 'data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet'
+V21_VIDEO = 'videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4'
 
 # LeRobot's own names for the LIBERO camera pair -> the policy's camera names.
 CAMERAS = {
@@ -24,16 +32,20 @@ CAMERAS = {
     'observation.images.wrist_image': 'wrist',
 }
 STATE = 'observation.state'
+STATE_NAMES = ('x', 'y', 'z', 'rx', 'ry', 'rz', 'finger_left', 'finger_right')
+JOINTS = 'observation.joint_positions'
 ACTION = 'action'
 ACTION_CHUNK = 'action_chunk'
 ACTION_IS_PAD = 'action_is_pad'
-# Where everything is, base frame [m]: x, y, z of each thing, named in the feature's ``names``.
+# Where everything is, base frame [m]: x, y, z of each object, named in the feature's ``names``.
 PLACES = 'observation.places'
 # Where the origin of each of these appears in the first camera's image, as fractions of its width
-# and height from the upper left corner: across, down of each thing.
+# and height from the upper left corner: across, down of each object.
 POINTS = 'observation.image_points'
 REASONING = 'reasoning'
 PHASE = 'phase'
+# JSON scalars kept with an episode: a column of ``meta/episodes``.
+METADATA = 'facts'
 
 # Columns every frame has, in LeRobot's order.
 INDEX_COLUMNS = ('timestamp', 'frame_index', 'episode_index', 'index', 'task_index')
@@ -44,14 +56,14 @@ class Episode:
     """One recorded episode.
 
     ``task``: the instruction. ``images``: uint8 RGB [N, H, W, 3] by video key. ``columns``:
-    arrays [N, D] or [N], or lists of N strings, by feature name. ``facts``: JSON scalars kept
-    with the episode (task name, seed, kind). ``names``: the D channels' names, by feature.
+    arrays [N, D] or [N], or lists of N strings, by feature name. ``metadata``: JSON scalars
+    kept with the episode (task name, seed, kind). ``names``: the D channels' names, by feature.
     """
 
     task: str
     images: Mapping[str, NDArray[np.uint8]]
     columns: Mapping[str, NDArray[Any] | list[str]]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -65,3 +77,21 @@ def flat_names(names: Any) -> list[str]:
         return [str(name) for part in names.values()
                 for name in (part if isinstance(part, list) else [part])]
     return [str(name) for name in names or []]
+
+
+def action_chunks(
+    actions: NDArray[np.float32], starts: NDArray[np.int64], length: int,
+    breaks: Sequence[int] = (),
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return the next ``length`` actions from each start [N, length * D], and what is padding.
+
+    Slots past the end repeat the last gripper command with no motion. ``breaks``: steps at which
+    something the policy could not foresee happened; a chunk begun before is padding from there.
+    """
+    steps = starts[:, None] + np.arange(length)  # [N, length]
+    padding = steps >= len(actions)
+    for step in breaks:
+        padding |= (starts[:, None] < step) & (steps >= step)
+    chunk = actions[np.minimum(steps, len(actions) - 1)]  # [N, length, D]
+    chunk[steps >= len(actions), :6] = 0.0
+    return chunk.reshape(len(starts), -1), padding

@@ -1,10 +1,10 @@
-"""``dtvla data validate``: whether files, numbers and videos of a dataset agree."""
+"""``dtvla data validate``: whether files, numbers and videos agree, and fit a policy."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,71 +12,83 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from dtvla_ros.data import layout, v21
-from dtvla_ros.data.reader import DatasetReader
+from dtvla_ros.data import layout
+from dtvla_ros.data.reader import (
+    DatasetReader,
+    V21Reader,
+    column_array,
+    open_dataset,
+    thoughts_of,
+)
 from dtvla_ros.data.video import count_frames, probe, read_video
-from dtvla_ros.data.writer import column_array
 from dtvla_ros.errors import UserError
+from dtvla_ros.issues import Issue
+from dtvla_ros.policy.folder import transform_of
+from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
+from dtvla_ros.policy.transform import PolicyTransform, read_transform
 
 TIME_TOLERANCE = 1e-3  # between a timestamp and its place in the episode [s]
 STALE = 1e-3  # of a channel's range, by which stored and true extremes may differ
 NEEDED = ('fps', 'features', 'total_episodes', 'total_frames', 'data_path')
-MAY_BE_NAN = (layout.PLACES, layout.POINTS)  # things that are not in the scene
+MAY_BE_NAN = (layout.PLACES, layout.POINTS)  # objects that are not in the scene
 AGAIN = 'copy, convert or record the dataset again'
+DOWNLOAD = 'download or copy it again'
+ARROW_NAMES = {'float64': 'double', 'float32': 'float', 'float16': 'halffloat'}
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong: the file, what was found in it, what to do."""
-
-    file: str
-    problem: str
-    remedy: str
-
-    @classmethod
-    def of(cls, error: UserError) -> Finding:
-        """Take a message ``file: problem; remedy`` apart."""
-        file, _, rest = str(error).partition(': ')
-        problem, _, remedy = rest.rpartition('; ')
-        return cls(file, problem or rest, remedy if problem else AGAIN)
-
-
-def validate(root: Path, decode: bool = False) -> list[Finding]:
+def validate(root: Path, decode: bool = False) -> list[Issue]:
     """Return everything that is wrong with a dataset; nothing when it can be relied upon.
 
-    ``decode``: look at every picture of every video, not only count them.
+    ``decode``: decode every frame of every video instead of counting them.
     """
     try:
-        reader = v21.open_dataset(root)
+        reader = open_dataset(root)
         missing = [name for name in NEEDED if name not in reader.info]
         if missing:
-            return [Finding(str(root / layout.INFO), f'lacks {", ".join(missing)}', AGAIN)]
+            return [Issue(f'lacks {", ".join(missing)}', AGAIN, file=str(root / layout.INFO))]
         _ = reader.tasks, reader.episodes
     except UserError as error:
-        return [Finding.of(error)]
+        return [Issue.from_error(error, AGAIN)]
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        return [Finding(str(root / 'meta'), f'cannot be read ({error!r})', AGAIN)]
-    findings = list(_metadata(reader))
-    if any('episode_index' in finding.problem for finding in findings):
-        return findings  # nothing else can be told apart
-    for path, numbers in _by_file(reader).items():
-        findings += _data_file(reader, path, numbers)
-    expected = set(_by_file(reader))
-    findings += [
-        Finding(str(path), 'no episode is said to lie in this file',
-                'remove it, or restore the metadata that name it')
-        for path in sorted((root / 'data').rglob('*.parquet')) if path not in expected]
+        return [Issue(f'cannot be read ({error!r})', AGAIN, file=str(root / 'meta'))]
+    issues = list(_metadata(reader))
+    if any('episode_index' in issue.problem for issue in issues):
+        return issues  # nothing else can be told apart
+    every = range(len(reader.episodes))
+    files = _by_file(map(reader.data_path, every))
+    for path, numbers in files.items():
+        issues += _data_file(reader, path, numbers)
+    issues += [Issue('no episode is said to lie in this file',
+                     'remove it, or restore the metadata that name it', file=str(path))
+               for path in sorted((root / 'data').rglob('*.parquet')) if path not in files]
     for key in reader.video_keys:
-        findings += _videos(reader, key, decode)
+        videos = _by_file(reader.video_path(k, key)[0] for k in every)
+        for path, numbers in videos.items():
+            issues += _video_file(reader, key, path, numbers, decode)
     for key in reader.image_keys:
-        findings += _pictures(reader, key)
-    if not isinstance(reader, v21.V21Reader):
-        findings += _statistics(reader)
-    return findings
+        issues += _stored_images(reader, key)
+    if not isinstance(reader, V21Reader):
+        issues += _statistics(reader)
+    return issues
 
 
-def _metadata(reader: DatasetReader) -> Iterator[Finding]:
+def _by_file(paths: Iterable[Path]) -> dict[Path, list[int]]:
+    """Return the episodes in every file, from the file of every episode."""
+    files: dict[Path, list[int]] = defaultdict(list)
+    for number, path in enumerate(paths):
+        files[path].append(number)
+    return files
+
+
+def _named(numbers: list[int]) -> str:
+    if len(numbers) == 1:
+        return f'episode {numbers[0]}'
+    return f'episodes {numbers[0]} to {numbers[-1]}'
+
+
+def _metadata(reader: DatasetReader) -> Iterator[Issue]:
     info, file = reader.info, str(reader.root / layout.INFO)
     episodes, tasks = reader.episodes, reader.tasks
     frames = sum(row['length'] for row in episodes)
@@ -84,113 +96,103 @@ def _metadata(reader: DatasetReader) -> Iterator[Finding]:
                               ('total_frames', info['total_frames'], frames),
                               ('total_tasks', info.get('total_tasks', len(tasks)), len(tasks))):
         if told != found:
-            yield Finding(file, f'{name} is {told}, the metadata hold {found}',
-                          f'write {found}, or restore what is missing')
+            yield Issue(f'{name} is {told}, the metadata hold {found}',
+                        f'write {found}, or restore what is missing', file=file)
     if not (isinstance(info['fps'], (int, float)) and info['fps'] > 0):
-        yield Finding(file, f'fps is {info["fps"]!r}', 'write the frames a second')
+        yield Issue(f'fps is {info["fps"]!r}', 'write the frames a second', file=file)
     if reader.video_keys and not info.get('video_path'):
-        yield Finding(file, 'lacks video_path', 'write where the videos lie')
-    where = str(reader.root / (v21.EPISODES if isinstance(reader, v21.V21Reader)
-                               else 'meta/episodes'))
-    numbers = [row['episode_index'] for row in episodes]
-    if numbers != list(range(len(numbers))):
-        at = next(k for k, n in enumerate(numbers) if n != k)
-        yield Finding(where, f'episode_index {numbers[at]} where {at} is due', AGAIN)
+        yield Issue('lacks video_path', 'write where the videos lie', file=file)
+    file = str(reader.root / (layout.V21_EPISODES if isinstance(reader, V21Reader)
+                              else 'meta/episodes'))
+    wrong = next((k for k, row in enumerate(episodes) if row['episode_index'] != k), None)
+    if wrong is not None:
+        yield Issue(f'episode_index {episodes[wrong]["episode_index"]} where {wrong} is due',
+                    AGAIN, file=file)
         return
     begin = 0
     for k, row in enumerate(episodes):
         if row['length'] < 1:
-            yield Finding(where, f'episode {k} has {row["length"]} frames', 'leave it out')
-        if (row['dataset_from_index'], row['dataset_to_index']) != (begin, begin + row['length']):
-            yield Finding(where, f'episode {k} is said to be frames {row["dataset_from_index"]} '
-                          f'to {row["dataset_to_index"]}, {begin} to {begin + row["length"]} '
-                          'are due', AGAIN)
-        begin += row['length']
-        strange = [task for task in row['tasks'] if task not in tasks]
-        if strange or not row['tasks']:
-            yield Finding(where, f'episode {k} has the task {(strange or [None])[0]!r}, which is '
-                          'not among the tasks', 'add it to the tasks, or correct the episode')
+            yield Issue(f'episode {k} has {row["length"]} frames', 'leave it out', file=file)
+        end = begin + row['length']
+        if (row['dataset_from_index'], row['dataset_to_index']) != (begin, end):
+            yield Issue(f'episode {k} is said to be frames {row["dataset_from_index"]} to '
+                        f'{row["dataset_to_index"]}, {begin} to {end} are due', AGAIN, file=file)
+        begin = end
+        unknown = [task for task in row['tasks'] if task not in tasks]
+        if unknown or not row['tasks']:
+            yield Issue(f'episode {k} has the task {(unknown or [None])[0]!r}, which is not among '
+                        'the tasks', 'add it to the tasks, or correct the episode', file=file)
     for k, task in enumerate(tasks):
         if not task.strip():
-            yield Finding(str(reader.root / 'meta'), f'task {k} is empty', 'write what to do')
+            yield Issue(f'task {k} is empty', 'write what to do', file=str(reader.root / 'meta'))
 
 
-def _by_file(reader: DatasetReader) -> dict[Path, list[int]]:
-    """Return the episodes in every data file."""
-    files: dict[Path, list[int]] = defaultdict(list)
-    for number in range(len(reader.episodes)):
-        files[reader.data_path(number)].append(number)
-    return files
-
-
-def _data_file(reader: DatasetReader, path: Path, numbers: list[int]) -> Iterator[Finding]:
+def _data_file(reader: DatasetReader, path: Path, numbers: list[int]) -> Iterator[Issue]:
+    file = str(path)
     if not path.is_file():
-        yield Finding(str(path), f'missing; {_episodes(numbers)} should be in it',
-                      'download or copy it again')
+        yield Issue(f'missing; {_named(numbers)} should be in it', DOWNLOAD, file=file)
         return
     try:
         schema = pq.read_schema(path)
         table = reader.numbers(path)
     except UserError as error:
-        yield Finding.of(error)
+        yield Issue.from_error(error, AGAIN)
         return
     except (OSError, pa.ArrowException) as error:
-        yield Finding(str(path), f'no parquet file ({error})', 'download or copy it again')
+        yield Issue(f'no parquet file ({error})', DOWNLOAD, file=file)
         return
-    features = reader.info['features']
-    yield from _schema(path, schema, features)
-    rows = sum(reader.episodes[k]['length'] for k in numbers)
-    if len(table) != rows:
-        yield Finding(str(path), f'{len(table)} rows, {_episodes(numbers)} have {rows} frames',
-                      AGAIN)
+    yield from _schema(reader, file, schema)
+    lengths = [reader.episodes[k]['length'] for k in numbers]
+    if len(table) != sum(lengths):
+        yield Issue(f'{len(table)} rows, {_named(numbers)} have {sum(lengths)} frames', AGAIN,
+                    file=file)
         return
-    yield from _indices(reader, path, numbers, table)
-    episode, frame = _due(reader, numbers)
-    for name in table.column_names:
-        if name in MAY_BE_NAN or not pa.types.is_floating(_value_type(schema.field(name).type)):
+    episode = np.repeat(numbers, lengths)
+    frame = np.concatenate([np.arange(n) for n in lengths])
+    columns = {name: column_array(table.column(name)).reshape(len(table), -1)
+               for name in table.column_names
+               if name in layout.INDEX_COLUMNS
+               or pa.types.is_floating(_value_type(schema.field(name).type))}
+    yield from _indices(reader, file, columns, episode, frame)
+    for name, values in columns.items():
+        if name in MAY_BE_NAN or not np.issubdtype(values.dtype, np.floating):
             continue
-        values = column_array(table.column(name)).reshape(rows, -1)
         bad = np.flatnonzero(~np.isfinite(values).all(1))
         if len(bad):
             at = bad[0]
             channel = int(np.flatnonzero(~np.isfinite(values[at]))[0])
-            yield Finding(
-                str(path), f'{name} is {values[at, channel]} in channel {channel} at episode '
-                f'{episode[at]}, frame {frame[at]}, and not finite in {len(bad)} rows',
-                'leave the episode out, or record it again')
+            yield Issue(
+                f'{name} is {values[at, channel]} in channel {channel} at episode {episode[at]}, '
+                f'frame {frame[at]}, and not finite in {len(bad)} rows',
+                'leave the episode out, or record it again', file=file)
 
 
-def _due(reader: DatasetReader, numbers: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return which episode and frame each row of a file should be."""
-    lengths = [reader.episodes[k]['length'] for k in numbers]
-    return np.repeat(numbers, lengths), np.concatenate([np.arange(n) for n in lengths])
-
-
-def _schema(path: Path, schema: pa.Schema, features: Mapping[str, Any]) -> Iterator[Finding]:
+def _schema(reader: DatasetReader, file: str, schema: pa.Schema) -> Iterator[Issue]:
+    features = reader.info['features']
     for name, feature in features.items():
-        if feature['dtype'] == 'video':
+        dtype, size = feature['dtype'], prod(feature['shape'])
+        if dtype == 'video':
             continue
         if name not in schema.names:
-            yield Finding(str(path), f'lacks the column {name}',
-                          f'convert the data again, or take {name} out of {layout.INFO}')
+            yield Issue(f'lacks the column {name}',
+                        f'convert the data again, or take {name} out of {layout.INFO}', file=file)
+            continue
+        if dtype == 'image':
             continue
         kind = schema.field(name).type
-        if feature['dtype'] == 'image':
-            continue
-        inner, dtype = _value_type(kind), feature['dtype']
-        named = {'string': pa.types.is_string(inner) or pa.types.is_large_string(inner),
-                 'bool': pa.types.is_boolean(inner)}
-        if not named.get(dtype, str(inner) in (dtype, {'float64': 'double', 'float32': 'float',
-                                                       'float16': 'halffloat'}.get(dtype))):
-            yield Finding(str(path), f'{name} is {inner}, {layout.INFO} says {dtype}',
-                          'write one or the other')
-        if pa.types.is_fixed_size_list(kind) and kind.list_size != prod(feature['shape']):
-            yield Finding(str(path), f'{name} has {kind.list_size} channels, {layout.INFO} says '
-                          f'{prod(feature["shape"])}', 'correct the shape, or convert again')
-    undeclared = [name for name in schema.names if name not in features]
-    if undeclared:
-        yield Finding(str(path), f'has the column {undeclared[0]}, which {layout.INFO} does not '
-                      'declare', 'declare it under features, or drop it')
+        inner = _value_type(kind)
+        fits = {'string': pa.types.is_string(inner) or pa.types.is_large_string(inner),
+                'bool': pa.types.is_boolean(inner)}
+        if not fits.get(dtype, str(inner) in (dtype, ARROW_NAMES.get(dtype))):
+            yield Issue(f'{name} is {inner}, {layout.INFO} says {dtype}',
+                        'write one or the other', file=file)
+        if pa.types.is_fixed_size_list(kind) and kind.list_size != size:
+            yield Issue(f'{name} has {kind.list_size} channels, {layout.INFO} says {size}',
+                        'correct the shape, or convert again', file=file)
+    undeclared = next((name for name in schema.names if name not in features), None)
+    if undeclared is not None:
+        yield Issue(f'has the column {undeclared}, which {layout.INFO} does not declare',
+                    'declare it under features, or drop it', file=file)
 
 
 def _value_type(kind: pa.DataType) -> pa.DataType:
@@ -199,84 +201,75 @@ def _value_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _indices(reader: DatasetReader, path: Path, numbers: list[int], table: pa.Table,
-             ) -> Iterator[Finding]:
-    episode, frame = _due(reader, numbers)
-    begin = reader.episodes[numbers[0]]['dataset_from_index']
-    tasks = {task: k for k, task in enumerate(reader.tasks)}
+def _indices(reader: DatasetReader, file: str, columns: dict[str, NDArray[Any]],
+             episode: NDArray[np.int64], frame: NDArray[np.int64]) -> Iterator[Issue]:
+    """Compare the index columns of a file with the episode and frame each row should be."""
+    begin = reader.episodes[episode[0]]['dataset_from_index']
     due = {'episode_index': episode, 'frame_index': frame,
            'index': begin + np.arange(len(episode)), 'timestamp': frame / reader.fps}
     for name, wanted in due.items():
-        if name not in table.column_names:
+        if name not in columns:
             continue
-        found = column_array(table.column(name)).ravel()
+        found = columns[name].ravel()
         tolerance = TIME_TOLERANCE if name == 'timestamp' else 0
         bad = np.flatnonzero(~(np.abs(found - wanted) <= tolerance))
         if len(bad):
             at = bad[0]
             why = f' at {reader.fps} frames a second' if name == 'timestamp' else ''
-            yield Finding(str(path), f'{name} is {found[at]:g} at episode {episode[at]}, frame '
-                          f'{frame[at]}, {wanted[at]:g} is due{why}; wrong in {len(bad)} rows',
-                          'number the frames again (dtvla data convert does)')
-    if 'task_index' in table.column_names:
-        found = column_array(table.column('task_index')).ravel()
-        allowed = {k: {tasks.get(task) for task in reader.episodes[k]['tasks']} for k in numbers}
-        wrong = next((k for k, (task, number) in enumerate(zip(found, episode))
-                      if int(task) not in allowed[number]), None)
-        if wrong is not None:
-            yield Finding(str(path), f'task_index is {found[wrong]} at episode {episode[wrong]}, '
-                          f'frame {frame[wrong]}, the episode is said to have '
-                          f'{sorted(k for k in allowed[episode[wrong]] if k is not None)}',
-                          'correct the tasks of the episode')
+            yield Issue(f'{name} is {found[at]:g} at episode {episode[at]}, frame {frame[at]}, '
+                        f'{wanted[at]:g} is due{why}; wrong in {len(bad)} rows',
+                        'number the frames again (dtvla data convert does)', file=file)
+    if 'task_index' not in columns:
+        return
+    found = columns['task_index'].ravel()
+    tasks = {task: k for k, task in enumerate(reader.tasks)}
+    allowed = {k: {tasks[task] for task in reader.episodes[k]['tasks'] if task in tasks}
+               for k in np.unique(episode).tolist()}
+    wrong = next((k for k, n in enumerate(episode) if int(found[k]) not in allowed[n]), None)
+    if wrong is not None:
+        yield Issue(f'task_index is {found[wrong]} at episode {episode[wrong]}, frame '
+                    f'{frame[wrong]}, the episode is said to have '
+                    f'{sorted(allowed[episode[wrong]])}', 'correct the tasks of the episode',
+                    file=file)
 
 
-def _episodes(numbers: list[int]) -> str:
-    if len(numbers) == 1:
-        return f'episode {numbers[0]}'
-    return f'episodes {numbers[0]} to {numbers[-1]}'
-
-
-def _videos(reader: DatasetReader, key: str, decode: bool) -> Iterator[Finding]:
-    files: dict[Path, list[int]] = defaultdict(list)
-    for number in range(len(reader.episodes)):
-        files[reader.video_path(number, key)[0]].append(number)
+def _video_file(reader: DatasetReader, key: str, path: Path, numbers: list[int], decode: bool,
+                ) -> Iterator[Issue]:
+    file, fps = str(path), reader.fps
+    if not path.is_file():
+        yield Issue(f'missing; {_named(numbers)} should be in it', DOWNLOAD, file=file)
+        return
+    try:
+        kind = probe(path)
+        count = sum(1 for _ in read_video(path)) if decode else count_frames(path)
+    except UserError as error:
+        yield Issue.from_error(error, AGAIN)
+        return
+    except (OSError, ValueError) as error:
+        yield Issue(f'an image cannot be decoded ({error})', DOWNLOAD, file=file)
+        return
+    rows = sum(reader.episodes[k]['length'] for k in numbers)
     height, width = reader.info['features'][key]['shape'][:2]
-    for path, numbers in files.items():
-        rows = sum(reader.episodes[k]['length'] for k in numbers)
-        if not path.is_file():
-            yield Finding(str(path), f'missing; {_episodes(numbers)} should be in it',
-                          'download or copy it again')
-            continue
-        try:
-            kind = probe(path)
-            count = sum(1 for _ in read_video(path)) if decode else count_frames(path)
-        except UserError as error:
-            yield Finding.of(error)
-            continue
-        except (OSError, ValueError) as error:
-            yield Finding(str(path), f'a picture cannot be decoded ({error})',
-                          'download or copy it again')
-            continue
-        if count != rows:
-            yield Finding(str(path), f'{count} pictures, {_episodes(numbers)} have {rows} rows',
-                          'record these episodes again, or leave them out')
-        if (kind['height'], kind['width']) != (height, width):
-            yield Finding(str(path), f'pictures of {kind["height"]}x{kind["width"]}, '
-                          f'{layout.INFO} says {height}x{width}', 'correct the shape')
-        if abs(kind['fps'] - reader.fps) > 0.01:
-            yield Finding(str(path), f'{kind["fps"]:g} pictures a second, the dataset has '
-                          f'{reader.fps}', 'encode the video at the rate of the data')
-        done = 0
-        for k in numbers:
-            start = reader.video_path(k, key)[1]
-            if abs(start - done / reader.fps) > 0.5 / reader.fps:
-                yield Finding(str(path), f'episode {k} is said to begin at {start:g} s, after '
-                              f'{done} pictures {done / reader.fps:g} s are due',
-                              'correct from_timestamp in meta/episodes')
-            done += reader.episodes[k]['length']
+    if count != rows:
+        yield Issue(f'{count} images, {_named(numbers)} have {rows} rows',
+                    'record these episodes again, or leave them out', file=file)
+    if (kind['height'], kind['width']) != (height, width):
+        yield Issue(f'images of {kind["height"]}x{kind["width"]}, {layout.INFO} says '
+                    f'{height}x{width}', 'correct the shape', file=file)
+    if abs(kind['fps'] - fps) > 0.01:
+        yield Issue(f'{kind["fps"]:g} images a second, the dataset has {fps}',
+                    'encode the video at the rate of the data', file=file)
+    done = 0
+    for k in numbers:
+        start = reader.video_path(k, key)[1]
+        if abs(start - done / fps) > 0.5 / fps:
+            yield Issue(f'episode {k} is said to begin at {start:g} s, after {done} images '
+                        f'{done / fps:g} s are due', 'correct from_timestamp in meta/episodes',
+                        file=file)
+        done += reader.episodes[k]['length']
 
 
-def _pictures(reader: DatasetReader, key: str) -> Iterator[Finding]:
+def _stored_images(reader: DatasetReader, key: str) -> Iterator[Issue]:
     shape = tuple(reader.info['features'][key]['shape'])
     if len(shape) == 3 and shape[0] == 3 != shape[2]:
         shape = (shape[1], shape[2], 3)
@@ -284,36 +277,116 @@ def _pictures(reader: DatasetReader, key: str) -> Iterator[Finding]:
         try:
             image = next(reader.frames(number, key), None)
         except UserError as error:
-            yield Finding.of(error)
+            yield Issue.from_error(error, AGAIN)
             continue
         except (OSError, pa.ArrowException, KeyError):
             continue  # told of the file already
         if image is not None and image.shape != shape:
-            yield Finding(str(reader.data_path(number)), f'{key} of {image.shape}, '
-                          f'{layout.INFO} says {shape}', 'correct the shape')
+            yield Issue(f'{key} of {image.shape}, {layout.INFO} says {shape}',
+                        'correct the shape', file=str(reader.data_path(number)))
 
 
-def _statistics(reader: DatasetReader) -> Iterator[Finding]:
-    path, remedy = reader.root / layout.STATS, (
+def _statistics(reader: DatasetReader) -> Iterator[Issue]:
+    """Compare the extremes in ``meta/stats.json`` with those of state and action."""
+    file, remedy = str(reader.root / layout.STATS), (
         f'run dtvla data stats {reader.root} --out {reader.root / "meta"}')
     try:
         stats = reader.stats
     except UserError as error:
-        yield Finding.of(error)
+        yield Issue.from_error(error, AGAIN)
         return
     for name in (layout.STATE, layout.ACTION):
-        if name not in reader.info['features']:
-            continue
         try:
-            values = np.asarray(reader.column(name), np.float64).reshape(len(reader.table), -1)
-        except (UserError, pa.ArrowException, ValueError):
-            continue  # told of the file already
+            values = reader.rows(name)
+        except (UserError, pa.ArrowException, ValueError, KeyError):
+            continue  # the dataset lacks it, or the file was told of already
         if name not in stats:
-            yield Finding(str(path), f'says nothing of {name}', remedy)
+            yield Issue(f'says nothing of {name}', remedy, file=file)
             continue
         span = np.maximum(np.ptp(values, 0), 1e-6)
         for kind, true in (('min', values.min(0)), ('max', values.max(0))):
             told = np.asarray(stats[name].get(kind, np.nan), np.float64).ravel()
             if told.shape != true.shape or not (np.abs(told - true) <= STALE * span).all():
-                yield Finding(str(path), f'{kind} of {name} is not that of the data', remedy)
+                yield Issue(f'{kind} of {name} is not that of the data', remedy, file=file)
                 break
+
+
+def fits_policy(root: Path, policy: Path, tokenizer: Path | None = None) -> list[Issue]:
+    """Return what of a dataset a policy, or a training run, could not learn.
+
+    Of the policy only configuration and tokenizer are read. Raises ``UserError`` for it.
+    """
+    if (policy / MANIFEST).exists():
+        manifest = PolicyManifest.read(policy)
+        transform = transform_of(policy, manifest)
+        longest = manifest.max_thought_tokens
+    else:
+        transform, longest = read_transform(policy), None
+    reader = open_dataset(root)
+    issues = [*_contract(reader, transform, policy)]
+    for number, task in enumerate(reader.tasks):
+        try:
+            transform.check_instruction(task)
+        except UserError as error:
+            issues.append(Issue(f'task {number}: {error}', 'say it in words of the policy',
+                                file=str(root / 'meta')))
+    return [*issues, *_thoughts(reader, transform, longest, policy, tokenizer)]
+
+
+def _contract(reader: DatasetReader, transform: PolicyTransform, policy: Path) -> Iterator[Issue]:
+    """Compare cameras, action size and chunk length."""
+    config, features, file = transform.config, reader.info['features'], (
+        str(reader.root / layout.INFO))
+    cameras = {layout.CAMERAS.get(key, key) for key in reader.camera_keys}
+    for name in config.vision.cameras:
+        if name not in cameras:
+            yield Issue(f'no camera {name!r} among {", ".join(sorted(cameras))}; {policy} looks '
+                        'through it', 'name it with dtvla data convert --rename', file=file)
+    action = features.get(layout.ACTION)
+    if action is None or action['shape'] != [config.action_dim]:
+        yield Issue(f'{layout.ACTION} of shape {action and action["shape"]}, {policy} makes '
+                    f'{config.action_dim} numbers', 'use a policy of that size', file=file)
+        return
+    if layout.ACTION_CHUNK not in features:
+        yield Issue(f'no feature {layout.ACTION_CHUNK}', 'run dtvla data convert', file=file)
+        return
+    stored = prod(features[layout.ACTION_CHUNK]['shape']) // config.action_dim
+    if stored < config.chunk_steps:
+        yield Issue(f'chunks of {stored} actions, {policy} makes {config.chunk_steps}',
+                    f'convert or collect with --chunk {config.chunk_steps}', file=file)
+
+
+def _thoughts(reader: DatasetReader, transform: PolicyTransform, longest: int | None,
+              policy: Path, tokenizer: Path | None) -> Iterator[Issue]:
+    """Check that the policy has the words of every thought, and may think as long."""
+    try:
+        thoughts = thoughts_of(reader, tokenizer)
+    except UserError as error:
+        yield Issue.from_error(error, AGAIN)
+        return
+    if thoughts is None:
+        yield Issue(f'no feature {layout.REASONING}', 'annotate the dataset, or train a policy '
+                    'without thoughts', file=str(reader.root / layout.INFO))
+        return
+    words = f'say it in words of {policy}, or train with a tokenizer that has them'
+
+    @cache
+    def fault(text: str) -> tuple[str, str] | None:
+        try:
+            length = len(transform.encode_thought(text)) - 1  # the opening tag is given
+        except UserError as error:
+            return str(error), words
+        if longest is not None and length > longest:
+            return (f'thought of {length} ids, the policy stops at {longest}',
+                    'give the policy room for it (max_thought_tokens)')
+        return None
+
+    places: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for k, text in enumerate(thoughts):
+        if (found := fault(text)) is not None:
+            places[found].append(k)
+    for (problem, remedy), frames in sorted(places.items(), key=lambda pair: -len(pair[1])):
+        number = next(k for k in range(len(reader.episodes)) if frames[0] < reader.span(k).stop)
+        yield Issue(f'{problem}: {len(frames)} frames, first episode {number}, frame '
+                    f'{frames[0] - reader.span(number).start}', remedy,
+                    file=str(reader.data_path(number)))

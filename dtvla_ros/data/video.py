@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -40,19 +41,29 @@ def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: int) -> in
     return count
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a video to read it. Raises ``UserError`` when it is missing or is no video."""
+    try:
+        container = av.open(str(path))
+    except (OSError, av.FFmpegError) as error:
+        raise UserError(f'{path}: cannot read this video ({error}); copy or record it '
+                        'again') from error
+    with container:
+        if not container.streams.video:
+            raise UserError(f'{path}: cannot read this video (it has no images); copy or record '
+                            'it again')
+        yield container
+
+
 def read_video(path: Path, start: float = 0.0) -> Iterator[NDArray[np.uint8]]:
     """Yield uint8 RGB frames [H, W, 3] from the frame shown at ``start`` [s] on.
 
     Raises ``UserError`` when the file is missing or is no video.
     """
-    try:
-        container = av.open(str(path))
-    except (OSError, av.FFmpegError) as error:
-        raise UserError(f'{path}: cannot read this video ({error}); collect again') from error
-    with container:
+    with _opened(path) as container:
         stream = container.streams.video[0]
         stream.thread_count = 1
-        assert stream.average_rate and stream.time_base
         half = 0.5 / float(stream.average_rate)
         first, frames = _decode(container, stream, start + half, start - half)
         if first is None or first.time > start + half:
@@ -85,13 +96,13 @@ class Clip:
         for frame in islice(read_video(self.path, self.start), self.length):
             yield frame
             count += 1
+        self.require(count)
+
+    def require(self, count: int) -> None:
+        """Raise ``UserError`` unless ``count`` frames were found."""
         if count != self.length:
-            raise _too_few(self.path, count, self.length)
-
-
-def _too_few(path: Path, count: int, rows: int) -> UserError:
-    return UserError(f'{path}: {count} frames for {rows} rows of data; run dtvla data validate, '
-                     'then copy or record this episode again')
+            raise UserError(f'{self.path}: {count} frames for {self.length} rows of data; run '
+                            'dtvla data validate, then copy or record this episode again')
 
 
 def probe(path: Path) -> dict[str, Any]:
@@ -99,26 +110,18 @@ def probe(path: Path) -> dict[str, Any]:
 
     Raises ``UserError`` when the file is missing or is no video.
     """
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            return {'height': stream.height, 'width': stream.width,
-                    'codec': stream.codec.canonical_name, 'pix_fmt': stream.pix_fmt,
-                    'fps': float(stream.average_rate or 0),
-                    'extradata': stream.codec_context.extradata}
-    except (OSError, IndexError, av.FFmpegError) as error:
-        raise UserError(f'{path}: cannot read this video ({error}); copy or record it '
-                        'again') from error
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        return {'height': stream.height, 'width': stream.width,
+                'codec': stream.codec.canonical_name, 'pix_fmt': stream.pix_fmt,
+                'fps': float(stream.average_rate or 0),
+                'extradata': stream.codec_context.extradata}
 
 
 def count_frames(path: Path) -> int:
     """Return how many frames a video file holds, without decoding. Raises ``UserError``."""
-    try:
-        with av.open(str(path)) as container:
-            return sum(packet.size > 0 for packet in container.demux(video=0))
-    except (OSError, IndexError, av.FFmpegError) as error:
-        raise UserError(f'{path}: cannot read this video ({error}); copy or record it '
-                        'again') from error
+    with _opened(path) as container:
+        return sum(packet.size > 0 for packet in container.demux(video=0))
 
 
 def can_join(paths: Iterable[Path], fps: int) -> bool:
@@ -130,7 +133,7 @@ def can_join(paths: Iterable[Path], fps: int) -> bool:
 def join_videos(path: Path, clips: Sequence[Clip], fps: int, copy: bool) -> int:
     """Write clips one after the other into one file; return the number of frames.
 
-    ``copy``: the clips are whole files that ``can_join``, and no picture is touched; else they
+    ``copy``: the clips are whole files that ``can_join``, and no image is touched; else they
     are encoded anew. Raises ``UserError`` when a clip holds another number of frames.
     """
     if not copy:
@@ -139,23 +142,19 @@ def join_videos(path: Path, clips: Sequence[Clip], fps: int, copy: bool) -> int:
     with av.open(str(path), 'w') as out:
         target = None
         for clip in clips:
-            with av.open(str(clip.path)) as container:
+            with _opened(clip.path) as container:
                 source = container.streams.video[0]
                 if target is None:
                     target = out.add_stream_from_template(source, opaque=True)
-                assert source.time_base
                 offset = round(done / fps / source.time_base) - (source.start_time or 0)
                 count = 0
                 for packet in container.demux(source):
-                    if not packet.size:
-                        continue  # marks the end
-                    assert packet.pts is not None and packet.dts is not None
-                    packet.pts += offset
-                    packet.dts += offset
-                    packet.stream = target
-                    out.mux(packet)
-                    count += 1
-            if count != clip.length:
-                raise _too_few(clip.path, count, clip.length)
+                    if packet.size:  # the last one is empty and marks the end
+                        packet.pts += offset
+                        packet.dts += offset
+                        packet.stream = target
+                        out.mux(packet)
+                        count += 1
+            clip.require(count)
             done += count
     return done

@@ -1,10 +1,14 @@
-"""``dtvla data view``: episodes along a timeline, as a page or as a picture."""
+"""``dtvla data view``: episodes along a timeline, as an HTML page or a contact sheet."""
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterator, Sequence
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,38 +16,49 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from tqdm import tqdm
 
-from dtvla_ros.data import layout, v21
-from dtvla_ros.data.reader import DatasetReader
-from dtvla_ros.data.sanity import opening
-from dtvla_ros.data.thoughts import are_ids, thoughts_of
+from dtvla_ros.data import layout
+from dtvla_ros.data.checks import gripper_opening
+from dtvla_ros.data.reader import DatasetReader, open_dataset, thoughts_are_ids, thoughts_of
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import require_writable, write_text
+from dtvla_ros.files import require_writable
+from dtvla_ros.report import write_page
 
 SHOWN = 6  # episodes without --episodes
-SIDE = 160  # longer side of an embedded picture, at most [px]
+SIDE = 160  # longer side of an embedded image, at most [px]
 MOST_FRAMES = 160  # of an episode that are embedded
-PAGE, PICTURE = '.html', '.png'
+THUMBNAILS = 12  # images along the time on a page
+QUALITY = 82
+PAGE, SHEET = '.html', '.png'
+
+COLUMNS = 10  # images along the time on a contact sheet
+WIDTH = 15.0  # of the sheet [inch]
+LETTERS = 23  # in a line under an image
+COLOURS = ('#7aa6c2', '#e0a458', '#8fb573', '#c98a9b', '#9d8ec7', '#c7b78e', '#6fb7a8', '#b0b0b0',
+           '#d98f6a', '#88a0d8')
+AXES = (('x', '#c0392b'), ('y', '#2e8b57'), ('z', '#2f5fa8'))
+CLOSED = '#e8b26a'
 
 
 @dataclass(frozen=True, slots=True)
-class Story:
-    """One episode to look at, N frames long.
+class EpisodeView:
+    """One episode to draw, N frames long.
 
-    ``pictures``: uint8 [M, H, W, 3] by camera, of the ``frames`` [M]. ``action`` [N, A];
-    ``wide`` [N]: how open the gripper is, 0..1, or None. ``thoughts`` and ``phases``: N texts,
-    none where the dataset has none.
+    ``images``: uint8 [M, H, W, 3] by camera, of the ``frames`` [M]. ``action`` [N, A];
+    ``opening`` [N] of the gripper, 0..1, or None. ``thoughts`` and ``phases``: N texts, none
+    where the dataset has none.
     """
 
     number: int
     task: str
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     fps: float
-    pictures: dict[str, NDArray[np.uint8]]
+    images: dict[str, NDArray[np.uint8]]
     frames: NDArray[np.int64]
     action: NDArray[np.float64]
-    wide: NDArray[np.float64] | None
+    opening: NDArray[np.float64] | None
     thoughts: list[str]
     phases: list[str]
 
@@ -51,17 +66,46 @@ class Story:
         """Return the number of frames."""
         return len(self.action)
 
+    @classmethod
+    def read(cls, reader: DatasetReader, number: int, thoughts: list[str] | None) -> EpisodeView:
+        """Read an episode. ``thoughts``: those of the whole dataset, or None."""
+        row, part, features = reader.episodes[number], reader.span(number), reader.info['features']
+        stride = -(-row['length'] // MOST_FRAMES)
+        images = {key: np.stack([_shrunk(image) for k, image in enumerate(
+            reader.frames(number, key)) if k % stride == 0]) for key in reader.camera_keys}
+        count = min((len(p) for p in images.values()), default=0)
+        opening = None
+        if layout.STATE in features:
+            opening = gripper_opening(reader.rows(layout.STATE)[part])
+        if opening is not None:
+            opening = (opening - opening.min()) / max(float(np.ptp(opening)), 1e-9)
+        return cls(
+            number, (row['tasks'] or [''])[0], reader.metadata(number), float(reader.fps),
+            {key: p[:count] for key, p in images.items()},
+            np.arange(0, row['length'], stride)[:count], reader.rows(layout.ACTION)[part],
+            opening, thoughts[part] if thoughts else [],
+            list(reader.column(layout.PHASE)[part]) if layout.PHASE in features else [])
+
     def shown(self, count: int) -> list[int]:
-        """Return which pictures stand in the middle of ``count`` equal parts of the time."""
+        """Return which images stand in the middle of ``count`` equal parts of the time."""
+        if not len(self.frames):
+            return []
         middles = (np.arange(count) + 0.5) * len(self) / count
         return [int(np.abs(self.frames + 0.5 - middle).argmin()) for middle in middles]
 
+    def caption(self) -> str:
+        """Return length and metadata in a line."""
+        kept = ''.join(f', {name} {value}' for name, value in self.metadata.items())
+        return f'{len(self)} frames, {len(self) / self.fps:.1f} s{kept}'
 
-def runs(values: Sequence[str]) -> Iterator[tuple[str, int, int]]:
-    """Yield (value, first, last + 1) of what stays the same from frame to frame."""
-    for value, group in groupby(range(len(values)), key=lambda k: values[k]):
-        part = list(group)
-        yield value, part[0], part[-1] + 1
+
+def _shrunk(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    scale = SIDE / max(height, width)
+    if scale >= 1.0:
+        return image
+    size = round(width * scale), round(height * scale)
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def view(root: Path, out: Path, episodes: Sequence[int] = (), tokenizer: Path | None = None,
@@ -74,28 +118,32 @@ def view(root: Path, out: Path, episodes: Sequence[int] = (), tokenizer: Path | 
         If ``out`` is neither, cannot be written, or an episode does not exist.
 
     """
-    if out.suffix not in (PAGE, PICTURE):
-        raise UserError(f'--out {out}: give a name that ends in {PAGE} or {PICTURE}')
+    if out.suffix not in (PAGE, SHEET):
+        raise UserError(f'--out {out}: give a name that ends in {PAGE} or {SHEET}')
     require_writable(out)
-    reader = v21.open_dataset(root)
+    reader = open_dataset(root)
     count = len(reader.episodes)
     beyond = next((k for k in episodes if not 0 <= k < count), None)
     if beyond is not None:
         raise UserError(f'--episodes {beyond}: {root} has the episodes 0 to {count - 1}')
     thoughts = None
-    if not are_ids(reader) or tokenizer is not None:
+    if not thoughts_are_ids(reader) or tokenizer is not None:
         thoughts = thoughts_of(reader, tokenizer)
-    chosen = list(episodes) or _some(reader)
-    stories = [_story(reader, k, thoughts) for k in tqdm(chosen, desc='read', unit='ep')]
+    views = [EpisodeView.read(reader, k, thoughts)
+             for k in tqdm(list(episodes) or _some(reader), desc='read', unit='ep')]
+    names = dict.fromkeys(phase for shown in views for phase in shown.phases)
+    colours = {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(names)}
     if out.suffix == PAGE:
-        from dtvla_ros.data.view_page import page
-
-        write_text(out, page(root.resolve().name, stories, reader.info))
+        info = reader.info
+        write_page(
+            out, 'episodes.html', title=root.resolve().name, thumbnails=THUMBNAILS, axes=AXES,
+            closed=CLOSED, views=[_page_values(shown, colours) for shown in views],
+            summary=f'{len(views)} of {info["total_episodes"]} episodes, {info["fps"]} frames a '
+                    f'second, {info.get("robot_type") or "unknown robot"}, LeRobot '
+                    f'{info["codebase_version"]}.')
     else:
-        from dtvla_ros.data.view_sheet import write_sheet
-
-        write_sheet(out, stories)
-    return len(stories)
+        _write_sheet(out, views, colours)
+    return len(views)
 
 
 def _some(reader: DatasetReader) -> list[int]:
@@ -112,31 +160,152 @@ def _some(reader: DatasetReader) -> list[int]:
     return sorted(list(dict.fromkeys([*first.values(), *spread]))[:SHOWN])
 
 
-def _story(reader: DatasetReader, number: int, thoughts: list[str] | None) -> Story:
-    row = reader.episodes[number]
-    part = slice(row['dataset_from_index'], row['dataset_to_index'])
-    stride = -(-row['length'] // MOST_FRAMES)
-    pictures = {key: np.stack([_shrunk(image) for k, image in enumerate(
-        reader.frames(number, key)) if k % stride == 0]) for key in reader.camera_keys}
-    features = reader.info['features']
-    action = np.asarray(reader.column(layout.ACTION), np.float64)[part]
-    wide = opening(np.asarray(reader.column(layout.STATE), np.float64)[part]) if (
-        layout.STATE in features) else None
-    if wide is not None:
-        wide = (wide - wide.min()) / max(float(np.ptp(wide)), 1e-9)
-    count = min((len(p) for p in pictures.values()), default=0)
-    return Story(
-        number, (row['tasks'] or [''])[0], json.loads(row.get('facts') or '{}'),
-        float(reader.fps), {key: p[:count] for key, p in pictures.items()},
-        np.arange(0, row['length'], stride)[:count], action.reshape(row['length'], -1), wide,
-        thoughts[part] if thoughts else [],
-        list(reader.column(layout.PHASE)[part]) if layout.PHASE in features else [])
+def _runs(values: Sequence[str]) -> Iterator[tuple[str, int, int]]:
+    """Yield (value, first, last + 1) of what stays the same from frame to frame."""
+    for value, group in groupby(range(len(values)), key=lambda k: values[k]):
+        part = list(group)
+        yield value, part[0], part[-1] + 1
 
 
-def _shrunk(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    height, width = image.shape[:2]
-    scale = SIDE / max(height, width)
-    if scale >= 1.0:
-        return image
-    size = round(width * scale), round(height * scale)
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+def _page_values(shown: EpisodeView, colours: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the template needs of an episode; of each camera one image holds all frames."""
+    columns = max(1, math.ceil(math.sqrt(len(shown.frames))))
+    rows = max(1, math.ceil(len(shown.frames) / columns))
+    data = {
+        'length': len(shown), 'fps': shown.fps, 'images': len(shown.frames),
+        'stride': int(shown.frames[1]) if len(shown.frames) > 1 else 1,
+        'columns': columns, 'rows': rows, 'phases': shown.phases,
+        'runs': [[first, last, text] for text, first, last in _runs(shown.thoughts)]}
+    thoughts: list[dict[str, Any]] = []
+    before = ''
+    for text, first, last in _runs(shown.thoughts):
+        thoughts.append({'begin': first / shown.fps, 'end': last / shown.fps,
+                         'phase': shown.phases[first] if shown.phases else '',
+                         'parts': list(_changes(before.split(), text.split()))})
+        before = text
+    return {
+        'number': shown.number, 'task': shown.task, 'caption': shown.caption(),
+        'data': json.dumps(data), 'columns': columns, 'rows': rows,
+        'sheets': [{'camera': layout.CAMERAS.get(key, key), 'width': images.shape[2],
+                    'height': images.shape[1], 'jpeg': _tiled(images, columns, rows)}
+                   for key, images in shown.images.items()],
+        'shown': shown.shown(THUMBNAILS), 'thoughts': thoughts, 'curves': _curves_svg(shown),
+        'opening': shown.opening is not None,
+        'phases': [{'name': name, 'colour': colours[name], 'begin': first / len(shown),
+                    'width': (last - first) / len(shown)}
+                   for name, first, last in _runs(shown.phases)]}
+
+
+def _tiled(images: NDArray[np.uint8], columns: int, rows: int) -> bytes:
+    """Return a JPEG of images [M, H, W, 3] in rows and columns."""
+    height, width = images.shape[1:3]
+    sheet = np.zeros((rows * columns, height, width, 3), np.uint8)
+    sheet[:len(images)] = images
+    sheet = sheet.reshape(rows, columns, height, width, 3).swapaxes(1, 2)
+    data = io.BytesIO()
+    Image.fromarray(sheet.reshape(rows * height, columns * width, 3)).save(
+        data, 'jpeg', quality=QUALITY)
+    return data.getvalue()
+
+
+def _changes(old: Sequence[str], new: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """Yield runs of a thought's words, and whether they are new against the one before."""
+    for what, _, _, first, last in SequenceMatcher(None, old, new, False).get_opcodes():
+        if last > first:
+            yield ' '.join(new[first:last]), what != 'equal' and bool(old)
+
+
+def _pyplot() -> Any:
+    """Return matplotlib's pyplot without a window. Raises ``UserError`` where it is missing."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError("matplotlib is not installed; run: pip install 'dtvla_ros[train]'"
+                        ) from error
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+def _draw_commands(axes: Any, shown: EpisodeView) -> None:
+    """Draw translation commands, and where the gripper is told to close, over the frames."""
+    steps = np.arange(len(shown) + 1)
+    action = np.vstack([shown.action, shown.action[-1:]])
+    close = action[:, -1] > (0.5 if action[:, -1].min() >= 0 else 0.0)
+    axes.fill_between(steps, -1.25, 1.25, where=close, step='post', color=CLOSED, alpha=0.35,
+                      linewidth=0, label='told to close')
+    axes.axhline(0.0, color='#c8ccd2', linewidth=0.8)
+    for k, (name, colour) in enumerate(AXES[:action.shape[1] - 1]):
+        axes.step(steps, action[:, k], where='post', color=colour, linewidth=1.3, label=name)
+    if shown.opening is not None:
+        axes.plot(steps[:-1] + 0.5, 2.0 * shown.opening - 1.0, color='#333333', linewidth=1.1,
+                  linestyle=(0, (3, 2)), label='opening')
+    axes.set_xlim(0, len(shown))
+    axes.set_ylim(-1.25, 1.25)
+    axes.axis('off')
+
+
+def _curves_svg(shown: EpisodeView) -> bytes:
+    """Return the commands as an SVG image as wide as the time, without margins."""
+    plt = _pyplot()
+    with plt.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'dtvla'}):
+        figure = plt.figure(figsize=(11, 1.25))
+        _draw_commands(figure.add_axes((0, 0, 1, 1)), shown)
+        text = io.StringIO()
+        figure.savefig(text, format='svg', transparent=True, metadata={'Date': None})
+        plt.close(figure)
+    return text.getvalue().replace('<svg ', '<svg preserveAspectRatio="none" ', 1).encode()
+
+
+def _write_sheet(path: Path, views: Sequence[EpisodeView], colours: Mapping[str, str]) -> None:
+    """Write a PNG with all episodes below each other."""
+    plt = _pyplot()
+    cell = WIDTH / COLUMNS
+    heights = [cell * len(shown.images) + (1.25 if shown.thoughts else 0.25) + 1.6
+               for shown in views]
+    figure = plt.figure(figsize=(WIDTH, sum(heights)), layout='none')
+    parts = figure.subfigures(len(views), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for part, shown, height in zip(parts, views, heights, strict=True):
+        _draw_episode(part, shown, height, cell, colours)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100, facecolor='white')
+    plt.close(figure)
+
+
+def _draw_episode(part: Any, shown: EpisodeView, height: float, cell: float,
+                  colours: Mapping[str, str]) -> None:
+    """Draw one episode: from the top a title, images, phases, thoughts, commands [inch]."""
+    part.text(0.004, 1 - 0.16 / height, f'episode {shown.number}: {shown.task}', fontsize=11,
+              fontweight='bold', va='center')
+    part.text(0.996, 1 - 0.16 / height, shown.caption(), fontsize=7.5, va='center', ha='right',
+              color='#555555')
+    chosen = shown.shown(COLUMNS)
+    top = 0.32
+    for images in shown.images.values():
+        for column, index in enumerate(chosen):
+            axes = part.add_axes((column / COLUMNS + 0.001, 1 - (top + cell) / height,
+                                  1 / COLUMNS - 0.002, cell / height))
+            axes.imshow(images[index], aspect='auto')
+            axes.axis('off')
+        top += cell
+    axes = part.add_axes((0, 1 - (top + 0.2) / height, 1, 0.17 / height))
+    axes.set_xlim(0, len(shown))
+    axes.set_ylim(0, 1)
+    axes.axis('off')
+    for name, first, last in _runs(shown.phases):
+        axes.axvspan(first, last, color=colours[name], linewidth=0)
+        if last - first > len(shown) * 0.04:
+            axes.text((first + last) / 2, 0.45, name, ha='center', va='center', fontsize=7.5)
+    top += 0.25
+    if shown.thoughts:
+        for column, index in enumerate(chosen):
+            thought = shown.thoughts[int(shown.frames[index])]
+            lines = textwrap.fill(thought, LETTERS, max_lines=8, placeholder=' ...')
+            part.text((column + 0.05) / COLUMNS, 1 - (top + 0.04) / height, lines, fontsize=7,
+                      va='top', linespacing=1.15)
+        top += 1.0
+    axes = part.add_axes((0, 1 - (top + 0.95) / height, 1, 0.9 / height))
+    _draw_commands(axes, shown)
+    axes.legend(loc='upper right', bbox_to_anchor=(1.0, -0.02), fontsize=7, ncols=5,
+                frameon=False, borderpad=0.2, handlelength=1.6)

@@ -1,4 +1,4 @@
-"""Write LeRobot v3.0 datasets: parquet for the numbers, mp4 for the images.
+"""Writes LeRobot v3.0 datasets: parquet for the numbers, mp4 for the images.
 
 Episodes are written in *shards* (one parquet, one mp4 per camera) that appear atomically, so
 that a killed collection loses at most the shards in progress. ``merge_shards`` numbers them
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,20 +19,100 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from dtvla_ros.data import layout
 from dtvla_ros.data.layout import Episode
-from dtvla_ros.data.statistics import image_statistics, vector_statistics
+from dtvla_ros.data.reader import column_array
 from dtvla_ros.data.video import probe, read_video, write_video
 from dtvla_ros.errors import UserError
 
 SHARDS = '.shards'
 STATISTICS_FRAMES = 200
+QUANTILES = {'q01': 0.01, 'q10': 0.10, 'q50': 0.50, 'q90': 0.90, 'q99': 0.99}
+
+
+def _moments(rows: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+    values = np.asarray(rows, np.float64)
+    values = np.where(np.isnan(values).all(0), 0.0, values)  # NaN: objects that are not there
+    quantiles = np.nanquantile(values, list(QUANTILES.values()), axis=0)
+    return {
+        'min': np.nanmin(values, 0), 'max': np.nanmax(values, 0),
+        'mean': np.nanmean(values, 0), 'std': np.nanstd(values, 0),
+        **dict(zip(QUANTILES, quantiles, strict=True)),
+    }
+
+
+def vector_statistics(rows: NDArray[Any]) -> dict[str, list[Any]]:
+    """Return min, max, mean, std, count and quantiles of [N, D] (or [N]) over the frames.
+
+    In the layout of LeRobot's ``meta/stats.json``.
+    """
+    table = np.asarray(rows).reshape(len(rows), -1)
+    stats = {name: value.tolist() for name, value in _moments(table).items()}
+    return {**stats, 'count': [len(table)]}
+
+
+def image_statistics(images: NDArray[np.uint8]) -> dict[str, list[Any]]:
+    """Return the same over the pixels of [N, H, W, 3], per channel [3, 1, 1], in 0..1."""
+    pixels = images.reshape(-1, 3)
+    stats = {k: (v / 255.0).reshape(3, 1, 1).tolist() for k, v in _moments(pixels).items()}
+    return {**stats, 'count': [len(images)]}
 
 
 def shard_path(root: Path, number: int) -> Path:
     """Return the folder of a finished shard."""
     return root / SHARDS / f'{number:05d}'
+
+
+def finished_shards(root: Path) -> list[int]:
+    """Return the numbers of the shards that are complete."""
+    folder = root / SHARDS
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+
+
+def write_shard(
+    root: Path, number: int, episodes: Sequence[Episode], fps: int,
+    videos: Mapping[str, Callable[[Path], int]] | None = None,
+) -> Path:
+    """Write episodes as shard ``number`` of ``root``; the folder appears when it is complete.
+
+    A shard without episodes is legal: it records that nothing of it was worth keeping.
+    ``videos``: instead of the episodes' ``images``, what writes all their frames into one mp4
+    file, by video key; each returns how many it wrote.
+    """
+    final = shard_path(root, number)
+    work = final.with_name(f'.{final.name}.{os.getpid()}')
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    features: dict[str, Any] = {}
+    if episodes:
+        pq.write_table(pa.concat_tables([_table(e, k) for k, e in enumerate(episodes)]),
+                       work / 'data.parquet', compression='snappy')
+        for name, values in episodes[0].columns.items():
+            features[name] = _feature(values, episodes[0].names.get(name))
+        if videos is None:
+            videos = {key: partial(_write_images, episodes, key, fps)
+                      for key in episodes[0].images}
+        rows = sum(map(len, episodes))
+        for key, write in videos.items():
+            count = write(work / f'{key}.mp4')
+            if count != rows:
+                raise ValueError(f'{final}: {count} images of {key} for {rows} frames')
+            features[key] = _video_feature(work / f'{key}.mp4', fps)
+    (work / 'shard.json').write_text(json.dumps({'fps': fps, 'episodes': [
+        {'task': e.task, 'length': len(e), layout.METADATA: dict(e.metadata)} for e in episodes],
+        'features': features}))
+    os.replace(work, final)
+    return final
+
+
+def _table(episode: Episode, number: int) -> pa.Table:
+    columns = {name: _column(values) for name, values in episode.columns.items()}
+    return pa.table({**columns,
+                     'episode_index': pa.array(np.full(len(episode), number, np.int64))})
 
 
 def _column(values: Any) -> pa.Array:
@@ -44,7 +125,7 @@ def _column(values: Any) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
 
 
-def _feature(values: Any, names: Sequence[str] | None = None) -> dict[str, Any]:
+def _feature(values: Any, names: Sequence[str] | None) -> dict[str, Any]:
     if isinstance(values, list):
         return {'dtype': 'string', 'shape': [1], 'names': None}
     array = np.asarray(values)
@@ -65,55 +146,116 @@ def _video_feature(path: Path, fps: int) -> dict[str, Any]:
     }
 
 
-def write_shard(
-    root: Path, number: int, episodes: Sequence[Episode], fps: int,
-    videos: Mapping[str, Callable[[Path], int]] | None = None,
-) -> Path:
-    """Write episodes as shard ``number`` of ``root``; the folder appears when it is complete.
-
-    A shard without episodes is legal: it records that nothing of it was worth keeping.
-    ``videos``: instead of the episodes' ``images``, what writes all their frames into one mp4
-    file, by video key; each returns how many it wrote.
-    """
-    final = shard_path(root, number)
-    work = final.with_name(f'.{final.name}.{os.getpid()}')
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    meta: dict[str, Any] = {'fps': fps, 'episodes': [], 'features': {}}
-    tables = []
-    for local, episode in enumerate(episodes):
-        columns = {name: _column(values) for name, values in episode.columns.items()}
-        columns['episode_index'] = pa.array(np.full(len(episode), local, np.int64))
-        tables.append(pa.table(columns))
-        meta['episodes'].append(
-            {'task': episode.task, 'length': len(episode), 'facts': dict(episode.facts)})
-    if episodes:
-        pq.write_table(pa.concat_tables(tables), work / 'data.parquet', compression='snappy')
-        for name, values in episodes[0].columns.items():
-            meta['features'][name] = _feature(values, episodes[0].names.get(name))
-        if videos is None:
-            videos = {key: partial(_write_images, episodes, key, fps)
-                      for key in episodes[0].images}
-        for key, write in videos.items():
-            count, rows = write(work / f'{key}.mp4'), sum(map(len, episodes))
-            if count != rows:
-                raise ValueError(f'{final}: {count} images of {key} for {rows} frames')
-            meta['features'][key] = _video_feature(work / f'{key}.mp4', fps)
-    (work / 'shard.json').write_text(json.dumps(meta))
-    os.replace(work, final)
-    return final
-
-
 def _write_images(episodes: Sequence[Episode], key: str, fps: int, path: Path) -> int:
     return write_video(path, (image for e in episodes for image in e.images[key]), fps)
 
 
-def finished_shards(root: Path) -> list[int]:
-    """Return the numbers of the shards that are complete."""
-    folder = root / SHARDS
-    if not folder.is_dir():
-        return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+def merge_shards(root: Path, robot_type: str = 'panda') -> dict[str, Any]:
+    """Write data, videos and metadata of all finished shards of ``root``; return info.
+
+    Raises ``UserError`` when there is no episode, or when shards disagree on their features.
+    """
+    for name in ('data', 'videos', 'meta/episodes'):
+        shutil.rmtree(root / name, ignore_errors=True)
+    merged = _Merged(root)
+    for number in finished_shards(root):
+        folder = shard_path(root, number)
+        shard = json.loads((folder / 'shard.json').read_text())
+        if shard['episodes']:
+            merged.add(folder, shard)
+    if not merged.rows:
+        raise UserError(f'{root}: no finished episode; run dtvla collect first')
+    return merged.finish(robot_type)
+
+
+class _Merged:
+    """Shards that become one dataset, numbered through."""
+
+    def __init__(self, root: Path) -> None:
+        self.rows: list[dict[str, Any]] = []  # an episode each
+        self._root = root
+        self._tasks: dict[str, int] = {}
+        self._features: dict[str, Any] = {}
+        self._numbers: dict[str, list[np.ndarray]] = defaultdict(list)
+        self._images: dict[str, list[np.ndarray]] = defaultdict(list)
+        self._fps = self._frames = self._files = 0
+
+    def add(self, folder: Path, shard: Mapping[str, Any]) -> None:
+        """Append a shard that holds episodes. Raises ``UserError`` if its features differ."""
+        if self._features and (shard['features'] != self._features or shard['fps'] != self._fps):
+            raise UserError(f'{folder}: its features differ from those of the shards before it; '
+                            'collect into a new folder')
+        self._features, self._fps = shard['features'], shard['fps']
+        place = {'chunk_index': self._files // layout.FILES_PER_CHUNK,
+                 'file_index': self._files % layout.FILES_PER_CHUNK}
+        self._files += 1
+        videos = [key for key, f in self._features.items() if f['dtype'] == 'video']
+        table = pq.read_table(folder / 'data.parquet').drop_columns(['episode_index'])
+        for name, values in self._number(shard['episodes'], place, videos).items():
+            table = table.append_column(name, pa.array(values))
+        target = self._root / layout.DATA.format(**place)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, target, compression='snappy')
+        for name, feature in self._features.items():
+            if feature['dtype'] not in ('video', 'string', 'bool'):
+                self._numbers[name].append(column_array(table.column(name)))
+        for key in videos:
+            video = folder / f'{key}.mp4'
+            _link(video, self._root / layout.VIDEO.format(video_key=key, **place))
+            if sum(map(len, self._images[key])) < STATISTICS_FRAMES:
+                self._images[key].append(
+                    np.stack([f for k, f in enumerate(read_video(video)) if k % 20 == 0]))
+
+    def _number(self, episodes: Sequence[Mapping[str, Any]], place: Mapping[str, int],
+                videos: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Add the metadata of a shard's episodes; return the index columns of its frames."""
+        begin, index = self._frames, defaultdict(list)
+        for episode in episodes:
+            length, number = episode['length'], len(self.rows)
+            task = self._tasks.setdefault(episode['task'], len(self._tasks))
+            frame = np.arange(length)
+            for name, values in zip(layout.INDEX_COLUMNS, (
+                    (frame / self._fps).astype(np.float32), frame, np.full(length, number),
+                    self._frames + frame, np.full(length, task)), strict=True):
+                index[name].append(values)
+            row = {
+                'episode_index': number, 'tasks': [episode['task']], 'length': length,
+                'data/chunk_index': place['chunk_index'], 'data/file_index': place['file_index'],
+                'dataset_from_index': self._frames, 'dataset_to_index': self._frames + length,
+                'meta/episodes/chunk_index': 0, 'meta/episodes/file_index': 0,
+                layout.METADATA: json.dumps(episode[layout.METADATA]),
+            }
+            offset = self._frames - begin
+            for key in videos:
+                row |= {f'videos/{key}/{name}': value for name, value in place.items()}
+                row[f'videos/{key}/from_timestamp'] = offset / self._fps
+                row[f'videos/{key}/to_timestamp'] = (offset + length) / self._fps
+            self.rows.append(row)
+            self._frames += length
+        return {name: np.concatenate(parts) for name, parts in index.items()}
+
+    def finish(self, robot_type: str) -> dict[str, Any]:
+        """Write the metadata of the whole; return ``info.json``."""
+        stats = {k: vector_statistics(np.concatenate(v)) for k, v in self._numbers.items()}
+        stats |= {k: image_statistics(np.concatenate(v)) for k, v in self._images.items()}
+        info = {
+            'codebase_version': layout.VERSION, 'robot_type': robot_type,
+            'total_episodes': len(self.rows), 'total_frames': self._frames,
+            'total_tasks': len(self._tasks), 'chunks_size': layout.FILES_PER_CHUNK,
+            'data_files_size_in_mb': 100, 'video_files_size_in_mb': 200,
+            'fps': self._fps, 'splits': {'train': f'0:{len(self.rows)}'},
+            'data_path': layout.DATA, 'video_path': layout.VIDEO,
+            'features': self._features | {
+                name: {'dtype': 'float32' if name == 'timestamp' else 'int64', 'shape': [1],
+                       'names': None} for name in layout.INDEX_COLUMNS},
+        }
+        target = self._root / layout.EPISODES.format(chunk_index=0, file_index=0)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(self.rows), target)
+        _write_tasks(self._root / layout.TASKS, list(self._tasks))
+        (self._root / layout.STATS).write_text(json.dumps(stats, indent=1))
+        (self._root / layout.INFO).write_text(json.dumps(info, indent=1))
+        return info
 
 
 def _link(source: Path, target: Path) -> None:
@@ -139,107 +281,3 @@ def _write_tasks(path: Path, tasks: Sequence[str]) -> None:
     table = pa.table({'task_index': pa.array(range(len(tasks)), pa.int64()),
                       'task': pa.array(list(tasks), pa.string())})
     pq.write_table(table.replace_schema_metadata({b'pandas': json.dumps(pandas).encode()}), path)
-
-
-def merge_shards(root: Path, robot_type: str = 'panda') -> dict[str, Any]:
-    """Write data, videos and metadata of all finished shards of ``root``; return info.
-
-    Raises ``UserError`` when there is no episode, or when shards disagree on their features.
-    """
-    for name in ('data', 'videos', 'meta/episodes'):
-        shutil.rmtree(root / name, ignore_errors=True)
-    tasks: dict[str, int] = {}
-    rows: list[dict[str, Any]] = []
-    features: dict[str, Any] = {}
-    numbers: dict[str, list[np.ndarray]] = {}
-    pixels: dict[str, list[np.ndarray]] = {}
-    fps = frames = files = 0
-    for number in finished_shards(root):
-        folder = shard_path(root, number)
-        meta = json.loads((folder / 'shard.json').read_text())
-        if not meta['episodes']:
-            continue
-        if features and (meta['features'] != features or meta['fps'] != fps):
-            raise UserError(f'{folder}: its features differ from those of the shards before it; '
-                            'collect into a new folder')
-        features, fps = meta['features'], meta['fps']
-        place = {'chunk_index': files // layout.FILES_PER_CHUNK,
-                 'file_index': files % layout.FILES_PER_CHUNK}
-        files += 1
-        table = pq.read_table(folder / 'data.parquet')
-        videos = [key for key, feature in features.items() if feature['dtype'] == 'video']
-        offset = 0
-        index: dict[str, list[np.ndarray]] = {name: [] for name in layout.INDEX_COLUMNS}
-        for episode in meta['episodes']:
-            length = episode['length']
-            task = tasks.setdefault(episode['task'], len(tasks))
-            frame = np.arange(length)
-            index['timestamp'].append((frame / fps).astype(np.float32))
-            index['frame_index'].append(frame)
-            index['episode_index'].append(np.full(length, len(rows)))
-            index['index'].append(frames + offset + frame)
-            index['task_index'].append(np.full(length, task))
-            row = {
-                'episode_index': len(rows), 'tasks': [episode['task']], 'length': length,
-                'data/chunk_index': place['chunk_index'], 'data/file_index': place['file_index'],
-                'dataset_from_index': frames + offset,
-                'dataset_to_index': frames + offset + length,
-                'meta/episodes/chunk_index': 0, 'meta/episodes/file_index': 0,
-                'facts': json.dumps(episode['facts']),
-            }
-            for key in videos:
-                row |= {f'videos/{key}/{name}': value for name, value in place.items()}
-                row[f'videos/{key}/from_timestamp'] = offset / fps
-                row[f'videos/{key}/to_timestamp'] = (offset + length) / fps
-            rows.append(row)
-            offset += length
-        frames += offset
-        table = table.drop_columns(['episode_index'])
-        for name, parts in index.items():
-            table = table.append_column(name, pa.array(np.concatenate(parts)))
-        target = root / layout.DATA.format(**place)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, target, compression='snappy')
-        for name, feature in features.items():
-            if feature['dtype'] not in ('video', 'string', 'bool'):
-                numbers.setdefault(name, []).append(column_array(table.column(name)))
-        for key in videos:
-            _link(folder / f'{key}.mp4', root / layout.VIDEO.format(video_key=key, **place))
-            if sum(map(len, pixels.get(key, []))) < STATISTICS_FRAMES:
-                seen = [f for k, f in enumerate(read_video(folder / f'{key}.mp4')) if k % 20 == 0]
-                pixels.setdefault(key, []).append(np.stack(seen))
-    if not rows:
-        raise UserError(f'{root}: no finished episode; run dtvla collect first')
-    stats = {name: vector_statistics(np.concatenate(parts)) for name, parts in numbers.items()}
-    stats |= {key: image_statistics(np.concatenate(parts)) for key, parts in pixels.items()}
-    scalar = {'timestamp': 'float32'}
-    info = {
-        'codebase_version': layout.VERSION, 'robot_type': robot_type,
-        'total_episodes': len(rows), 'total_frames': frames, 'total_tasks': len(tasks),
-        'chunks_size': layout.FILES_PER_CHUNK,
-        'data_files_size_in_mb': 100, 'video_files_size_in_mb': 200,
-        'fps': fps, 'splits': {'train': f'0:{len(rows)}'},
-        'data_path': layout.DATA, 'video_path': layout.VIDEO,
-        'features': features | {
-            name: {'dtype': scalar.get(name, 'int64'), 'shape': [1], 'names': None}
-            for name in layout.INDEX_COLUMNS},
-    }
-    target = root / layout.EPISODES.format(chunk_index=0, file_index=0)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), target)
-    _write_tasks(root / layout.TASKS, list(tasks))
-    (root / layout.STATS).write_text(json.dumps(stats, indent=1))
-    (root / layout.INFO).write_text(json.dumps(info, indent=1))
-    return info
-
-
-def column_array(column: pa.ChunkedArray) -> np.ndarray:
-    """Return a numeric parquet column as [N] or [N, D]."""
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks)
-    rows, nested = len(array), pa.types.is_nested(array.type)
-    while pa.types.is_fixed_size_list(array.type) or pa.types.is_list(array.type):
-        array = array.flatten()
-    values = array.to_numpy(zero_copy_only=False)
-    return values.reshape(rows, -1) if nested else values

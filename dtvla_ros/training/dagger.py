@@ -20,14 +20,17 @@ from tqdm import tqdm
 from dtvla_ros.actions import osc
 from dtvla_ros.data import layout
 from dtvla_ros.data.collect import (
+    EPISODES_PER_SHARD,
     SEEDS_PER_BASE,
-    keep_recipe,
+    EpisodePlan,
+    Frames,
     require_frame_rate,
+    require_same_options,
     require_tasks,
     require_training_block,
+    task_in_turn,
 )
 from dtvla_ros.data.layout import Episode
-from dtvla_ros.data.record import EPISODES_PER_SHARD, EpisodePlan, Frames, task_in_turn
 from dtvla_ros.data.writer import finished_shards, merge_shards, write_shard
 from dtvla_ros.errors import UserError
 from dtvla_ros.rollout.episode import Decide, observation_from_sim
@@ -204,5 +207,5 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
 
 def _same_recipe(root: Path, options: DaggerOptions, init: Path) -> None:
     """Refuse to mix policies or recipes in one folder."""
-    keep_recipe(root / 'dagger.json', asdict(options) | {'init': str(init)},
-                asdict(DaggerOptions()))
+    require_same_options(root / 'dagger.json', asdict(options) | {'init': str(init)},
+                         asdict(DaggerOptions()))

@@ -15,13 +15,12 @@ from dtvla_ros.actions.grid import location_word
 from dtvla_ros.data import layout
 from dtvla_ros.data.collect import CollectOptions, collect, plan_episode
 from dtvla_ros.data.reader import DatasetReader
-from dtvla_ros.data.record import chunks_of
 from dtvla_ros.data.writer import finished_shards, shard_path
 from dtvla_ros.errors import UserError
 
 TASKS = ('a', 'b', 'c')
 QUICK = CollectOptions(
-    episodes=16, short_share=0.5, look_share=0.5, short_steps=4, image_size=64)
+    episodes=16, short_share=0.5, observation_share=0.5, short_steps=4, image_size=64)
 PROGRAM = """
 from pathlib import Path
 from dtvla_ros.data.collect import CollectOptions, collect
@@ -32,7 +31,7 @@ if __name__ == '__main__':
 
 def test_chunks_hold_the_following_clean_actions():
     actions = np.arange(35, dtype=np.float32).reshape(5, 7)
-    chunk, padding = chunks_of(actions, np.array([0, 2, 4]), 3, [])
+    chunk, padding = layout.action_chunks(actions, np.array([0, 2, 4]), 3, [])
     np.testing.assert_array_equal(chunk[0].reshape(3, 7), actions[:3])
     np.testing.assert_array_equal(padding, [[0, 0, 0], [0, 0, 0], [0, 1, 1]])
     tail = chunk[2].reshape(3, 7)[1:]
@@ -41,7 +40,7 @@ def test_chunks_hold_the_following_clean_actions():
 
 
 def test_a_chunk_ends_where_something_unforeseen_begins():
-    _, padding = chunks_of(np.zeros((9, 7), np.float32), np.array([0, 2, 4]), 4, [4])
+    _, padding = layout.action_chunks(np.zeros((9, 7), np.float32), np.array([0, 2, 4]), 4, [4])
     np.testing.assert_array_equal(padding, [[0, 0, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]])
 
 
@@ -57,17 +56,17 @@ def test_scenes_are_shares_of_all_and_disturbances_of_the_demonstrations():
         plans = [plan_episode(CollectOptions(**shares), TASKS, k).kind for k in range(2000)]
         return {kind: plans.count(kind) / len(plans) for kind in set(plans)}
 
-    assert kinds(look_share=1.0) == {'look': 1.0}
-    mixed = kinds(look_share=0.5, short_share=0.25, clean_share=0.5, drop_share=0.0,
-                  shove_share=0.0)
+    assert kinds(observation_share=1.0) == {'look': 1.0}
+    mixed = kinds(observation_share=0.5, short_share=0.25, clean_share=0.5, release_share=0.0,
+                  push_share=0.0)
     for kind, share in (('look', 0.5), ('short', 0.25), ('clean', 0.125), ('noisy', 0.125)):
         assert abs(mixed[kind] - share) < 0.04
 
 
 @pytest.mark.parametrize('options, names', [
     ({'seed': 10}, '--seed 10'), ({'camera_every': 3}, '--camera-every 3'),
-    ({'drop_share': 0.9, 'clean_share': 0.9}, 'shares'),
-    ({'look_share': 0.9, 'short_share': 0.2}, 'short, look')])
+    ({'release_share': 0.9, 'clean_share': 0.9}, 'shares'),
+    ({'observation_share': 0.9, 'short_share': 0.2}, 'short_share, observation_share')])
 def test_bad_options_are_named(options, names):
     with pytest.raises(UserError, match=names):
         CollectOptions(**options)
@@ -100,7 +99,7 @@ def test_resume_after_a_kill(tmp_path):
     assert {row['facts'] for row in reader.episodes}
     for number in (0, len(reader.episodes) - 1):
         episode = reader.episode(number)
-        assert kinds[episode.facts['index']] == episode.facts['kind']
+        assert kinds[episode.metadata['index']] == episode.metadata['kind']
         chunk = episode.columns[layout.ACTION_CHUNK]
         assert chunk.shape[1] == 8 * 7
         np.testing.assert_array_equal(chunk[:, :7], episode.columns[layout.ACTION])

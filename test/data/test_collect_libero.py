@@ -8,9 +8,16 @@ from support.libero_here import needs_libero
 
 import dtvla_sim
 from dtvla_ros.data import layout
-from dtvla_ros.data.collect import CollectOptions, collect, plan_episode
+from dtvla_ros.data.collect import (
+    OBSERVATION,
+    CollectOptions,
+    EpisodePlan,
+    collect,
+    image_points,
+    plan_episode,
+    record,
+)
 from dtvla_ros.data.reader import DatasetReader
-from dtvla_ros.data.record import LOOK, EpisodePlan, image_points, record
 from dtvla_ros.errors import UserError
 
 pytestmark = needs_libero
@@ -31,7 +38,7 @@ def test_a_shard_stays_with_a_task():
 
 
 def test_a_look_asks_for_every_object_of_the_scene_that_has_a_task(env):
-    episodes = record(env, EpisodePlan(0, MILK, 7, LOOK), OPTIONS.recording)
+    episodes = record(env, EpisodePlan(0, MILK, 7, OBSERVATION), OPTIONS)
     names = {e.task for e in episodes}
     assert len(names) == len(episodes) > 3
     assert env.task.name == MILK
@@ -73,7 +80,7 @@ def test_a_point_of_the_picture_moves_with_its_thing(env):
 
 def test_collecting_writes_one_dataset_of_many_scenes(tmp_path):
     options = CollectOptions(
-        suite='libero_object', starts='jitter', image_size=64, episodes=8, look_share=0.9,
+        suite='libero_object', starts='jitter', image_size=64, episodes=8, observation_share=0.9,
         camera_every=10, tasks=(MILK,))
     info = collect(tmp_path, options, 1)
     assert info['total_episodes'] >= 8

@@ -15,8 +15,7 @@ from support.tiny import CONFIG, tiny_episode
 from dtvla_ros.data import convert as converting
 from dtvla_ros.data import layout
 from dtvla_ros.data.convert import ConvertOptions, convert
-from dtvla_ros.data.reader import DatasetReader
-from dtvla_ros.data.v21 import open_dataset
+from dtvla_ros.data.reader import DatasetReader, open_dataset
 from dtvla_ros.data.video import Clip, can_join, join_videos, probe, read_video
 from dtvla_ros.data.writer import finished_shards
 from dtvla_ros.errors import UserError
@@ -50,7 +49,7 @@ def test_v21_is_read_as_it_was_written(published):
         assert read.task == made.task
         np.testing.assert_array_equal(
             read.columns[layout.ACTION], made.columns[layout.ACTION])
-        assert read.facts == {'success': number % 2 == 0, 'operator': f'person {number}'}
+        assert read.metadata == {'success': number % 2 == 0, 'operator': f'person {number}'}
         for key, images in made.images.items():
             off = np.abs(read.images[key].astype(int) - images)
             assert read.images[key].shape == images.shape
@@ -68,7 +67,7 @@ def test_numbers_thoughts_tasks_and_facts_arrive(converted):
     for number in range(6):
         made = tiny_episode(number, frames=8 + number)
         old, new = before.episode(number), reader.episode(number)
-        assert (new.task, new.facts) == (old.task, old.facts)
+        assert (new.task, new.metadata) == (old.task, old.metadata)
         for name in (layout.STATE, layout.ACTION):
             np.testing.assert_array_equal(new.columns[name], old.columns[name])
         thoughts = list(made.columns[layout.REASONING])

@@ -14,10 +14,9 @@ from typer.testing import CliRunner
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.cli.data import data as app
 from dtvla_ros.data import layout
+from dtvla_ros.data.checks import Numbers, check_images, check_numbers, sample_images
+from dtvla_ros.data.inspect import dataset_statistics
 from dtvla_ros.data.reader import DatasetReader
-from dtvla_ros.data.report import report
-from dtvla_ros.data.sanity import Numbers, check_numbers
-from dtvla_ros.data.sanity_images import check_pictures, watch
 
 PRIMARY, WRIST = layout.CAMERAS
 
@@ -37,10 +36,10 @@ def numbers(good):
 @pytest.fixture(scope='module')
 def seen(good, numbers):
     """Return its pictures."""
-    return watch(DatasetReader(good), numbers, 10)
+    return sample_images(DatasetReader(good), numbers, 10)
 
 
-def notes(found, name):
+def issues_of(found, name):
     """Return the notes of one check."""
     return [note for note in found if note.check == name]
 
@@ -58,9 +57,9 @@ def pictures(seen, change, key=PRIMARY):
 
 def test_a_good_dataset_raises_no_warning(good):
     """Every check speaks, and none warns."""
-    found = report(good, episodes=10)
-    assert [n for n in found.notes if n.level == 'warning'] == []
-    checks = {note.check: note for note in found.notes}
+    found = dataset_statistics(good, episodes=10)
+    assert [n for n in found.issues if n.level == 'warning'] == []
+    checks = {note.check: note for note in found.issues}
     assert {'gripper sign', 'action and next position', 'swapped cameras',
             'orientation of primary', 'mirroring of wrist'} <= set(checks)
     for name in ('gripper sign', 'swapped cameras', 'orientation of primary',
@@ -87,9 +86,9 @@ def test_statistics_are_those_of_the_frames_and_a_policy_reads_them(good, tmp_pa
 
 def test_the_scale_of_an_action_is_measured(numbers):
     """Metres a second per unit, from integrating the actions."""
-    note, = notes(check_numbers(numbers), 'action and next position')
+    note, = issues_of(check_numbers(numbers), 'action and next position')
     scale = [float(word.rstrip(',')) for word in
-             note.text.split('moves the hand ')[1].split(' m/s')[0].split()]
+             note.problem.split('moves the gripper ')[1].split(' m/s')[0].split()]
     np.testing.assert_allclose(scale, PER_UNIT * FPS, rtol=0.05)
 
 
@@ -139,12 +138,13 @@ def _outlier(n):
     (_late, 'delay of the position', 'moves 2 frames before the action'),
     (_constant, 'constant channels', 'channels 4 of action never change'),
     (_outlier, 'outliers of state', '1 frames in 1 episodes'),
-    (_outlier, 'jumps', 'the hand jumps'),
+    (_outlier, 'jumps', 'the gripper jumps'),
 ])
 def test_damaged_numbers_are_noticed(numbers, change, check, said):
     """With the check's name, what is wrong and where."""
-    found = [n for n in notes(check_numbers(change(numbers)), check) if n.level == 'warning']
-    assert any(said in note.text for note in found), notes(check_numbers(change(numbers)), check)
+    issues = issues_of(check_numbers(change(numbers)), check)
+    found = [issue for issue in issues if issue.level == 'warning']
+    assert any(said in issue.problem for issue in found), issues
     if change is _outlier:
         assert any('episode 2, frame 7' in place for place in found[0].where)
 
@@ -153,7 +153,7 @@ def test_half_a_turn_is_no_outlier(numbers):
     """A rotation vector of half a turn has two signs; the hand has not moved."""
     turns = Rotation.from_rotvec(numbers.state[:, 3:6]).as_rotvec()
     assert np.ptp(turns[:, 0]) > 6.0
-    assert notes(check_numbers(numbers), 'outliers of state')[0].level == 'ok'
+    assert issues_of(check_numbers(numbers), 'outliers of state')[0].level == 'ok'
 
 
 @pytest.mark.parametrize('change, said', [
@@ -165,61 +165,61 @@ def test_half_a_turn_is_no_outlier(numbers):
 ])
 def test_a_turned_or_mirrored_picture_is_told(seen, change, said):
     """Without knowing where the camera stands."""
-    note, = notes(check_pictures(pictures(seen, change)), 'orientation of primary')
-    assert note.level == 'warning' and note.text.startswith(said), note
+    note, = issues_of(check_images(pictures(seen, change)), 'orientation of primary')
+    assert note.level == 'warning' and note.problem.startswith(said), note
 
 
 def test_a_mirrored_wrist_camera_is_told(seen):
     """However it is turned about the axis of the hand."""
     flipped = pictures(seen, lambda g: np.rot90(g[:, :, ::-1], 1, (1, 2)), WRIST)
-    note, = notes(check_pictures(flipped), 'mirroring of wrist')
-    assert note.level == 'warning' and 'mirrored' in note.text, note
+    note, = issues_of(check_images(flipped), 'mirroring of wrist')
+    assert note.level == 'warning' and 'mirrored' in note.problem, note
     turned = pictures(seen, lambda g: np.rot90(g, 1, (1, 2)), WRIST)
-    assert notes(check_pictures(turned), 'mirroring of wrist')[0].level == 'ok'
+    assert issues_of(check_images(turned), 'mirroring of wrist')[0].level == 'ok'
 
 
 def test_exchanged_cameras_are_told(seen):
     """The picture that stands still is the primary camera's."""
     swapped = [replace(e, grey={PRIMARY: e.grey[WRIST], WRIST: e.grey[PRIMARY]}) for e in seen]
-    note, = notes(check_pictures(swapped), 'swapped cameras')
-    assert (note.level, note.certainty) == ('warning', 'certain') and 'exchanged' in note.text
+    note, = issues_of(check_images(swapped), 'swapped cameras')
+    assert (note.level, note.certainty) == ('warning', 'certain') and 'exchanged' in note.problem
 
 
 def test_frozen_and_dark_cameras_are_named_with_episode_and_frame(tmp_path):
-    """Through files and codec, where a still picture is never quite still."""
+    """Through files and codec, where a still image is never quite still."""
     episodes = [arm_episode(k) for k in range(4)]
     episodes[1].images[WRIST][20:] = episodes[1].images[WRIST][20]
     episodes[3].images[PRIMARY][:] = 4
-    found = report(arm_dataset(tmp_path, episodes), episodes=4).notes
-    wrist, = [n for n in notes(found, f'picture of {WRIST}') if n.level == 'warning']
-    assert 'still picture' in wrist.text and wrist.where[0].startswith('episode 1, from frame 20')
-    primary, = [n for n in notes(found, f'picture of {PRIMARY}') if n.level == 'warning']
-    assert 'dark' in primary.text and primary.where == ['episode 3, from frame 0: 20 of 20']
+    found = dataset_statistics(arm_dataset(tmp_path, episodes), episodes=4).issues
+    wrist, = [n for n in issues_of(found, f'image of {WRIST}') if n.level == 'warning']
+    assert 'still image' in wrist.problem and wrist.where[0].startswith('episode 1, from frame 20')
+    primary, = [n for n in issues_of(found, f'image of {PRIMARY}') if n.level == 'warning']
+    assert 'dark' in primary.problem and primary.where == ('episode 3, from frame 0: 20 of 20',)
 
 
 def test_nothing_is_claimed_from_too_little(good, numbers):
     """Two episodes are not enough to call a picture mirrored."""
-    few = watch(DatasetReader(good), numbers, 1)
-    levels = {n.check: n for n in check_pictures(few)}
+    few = sample_images(DatasetReader(good), numbers, 1)
+    levels = {n.check: n for n in check_images(few)}
     assert levels['swapped cameras'].certainty == 'unclear'
     assert levels['orientation of primary'].certainty == 'unclear'
 
 
 def test_two_cameras_that_stand_still_are_frozen_not_exchanged(dataset):
     """As in a dataset whose pictures never change, through a codec that flickers."""
-    found = report(dataset, episodes=10).notes
-    assert [n.level for key in (PRIMARY, WRIST) for n in notes(found, f'picture of {key}')] == [
+    found = dataset_statistics(dataset, episodes=10).issues
+    assert [n.level for key in (PRIMARY, WRIST) for n in issues_of(found, f'image of {key}')] == [
         'warning', 'warning']
-    assert [n.certainty for n in notes(found, 'swapped cameras')] == ['unclear']
-    assert 'never changes' in notes(found, 'action and next rotation')[0].text
+    assert [n.certainty for n in issues_of(found, 'swapped cameras')] == ['unclear']
+    assert 'never changes' in issues_of(found, 'action and next rotation')[0].problem
 
 
 def test_episodes_of_a_single_frame_are_no_oddity(tmp_path):
     """As look scenes are; the pictures are then taken from the others."""
     looks = [arm_episode(20 + k, frames=1) for k in range(12)]
     root = arm_dataset(tmp_path, [*looks, *(arm_episode(k) for k in range(6))])
-    found = report(root, episodes=6).notes
-    length, = notes(found, 'episode lengths')
-    assert length.level == 'ok' and '12 of 18' in length.text
-    assert '6 episodes' in notes(found, f'picture of {PRIMARY}')[0].text
-    assert notes(found, 'orientation of primary')[0].text.startswith('upright')
+    found = dataset_statistics(root, episodes=6).issues
+    length, = issues_of(found, 'episode lengths')
+    assert length.level == 'ok' and '12 of 18' in length.problem
+    assert '6 episodes' in issues_of(found, f'image of {PRIMARY}')[0].problem
+    assert issues_of(found, 'orientation of primary')[0].problem.startswith('upright')

@@ -16,10 +16,8 @@ from typer.testing import CliRunner
 
 from dtvla_ros.cli.data import data as app
 from dtvla_ros.data import layout, writer
-from dtvla_ros.data.inspect import inspect_dataset
-from dtvla_ros.data.report import report
-from dtvla_ros.data.validate import validate
-from dtvla_ros.data.validate_policy import fits_policy
+from dtvla_ros.data.inspect import dataset_statistics, inspect_dataset
+from dtvla_ros.data.validate import fits_policy, validate
 from dtvla_ros.policy.vocabulary import build_tokenizer
 
 DATA = 'data/chunk-000/file-000.parquet'
@@ -113,7 +111,7 @@ def test_stale_statistics_are_found_and_the_remedy_mends_them(broken):
     edit(broken / DATA, layout.ACTION, 3, 1.5)
     finding = only(validate(broken))
     assert finding.file.endswith('stats.json') and 'dtvla data stats' in finding.remedy
-    report(broken, episodes=0).write(broken / 'meta')
+    dataset_statistics(broken, episodes=0).write(broken / 'meta')
     assert validate(broken) == []
 
 
@@ -125,7 +123,7 @@ def test_missing_and_short_files_of_v21(broken21):
     encode(videos / 'episode_000002.mp4', [np.zeros((32, 32, 3), np.uint8)] * 7)
     found = {f.file.rsplit('/', 1)[1]: f.problem for f in validate(broken21)}
     assert set(found) == {'episode_000001.parquet', 'episode_000000.mp4', 'episode_000002.mp4'}
-    assert '7 pictures, episode 2 have 10 rows' in found['episode_000002.mp4']
+    assert '7 images, episode 2 have 10 rows' in found['episode_000002.mp4']
     assert 'missing' in found['episode_000000.mp4']
 
 
@@ -228,7 +226,7 @@ def test_inspection_tells_what_was_written(dataset, published, tmp_path):
     text = inspect_dataset(published, published)
     assert text['thoughts']['share'] == pytest.approx(26 / 27)
     assert text['thoughts']['longest'].startswith('holding nothing now reach can at x')
-    assert text['facts']['success'] == {'true': 2, 'false': 1}
+    assert text['metadata']['success'] == {'true': 2, 'false': 1}
     out = tmp_path / 'found.json'
     result = CliRunner().invoke(app, ['inspect', str(dataset), '--json', str(out)])
     assert result.exit_code == 0 and 'LeRobot v3.0' in result.output

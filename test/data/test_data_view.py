@@ -46,7 +46,7 @@ def page(arm, tmp_path_factory):
 
 def stories(text):
     """Return the data of the sections of a page."""
-    return [json.loads(unescape(data)) for data in re.findall(r'data-story="([^"]*)"', text)]
+    return [json.loads(unescape(data)) for data in re.findall(r'data-episode="([^"]*)"', text)]
 
 
 def test_a_page_needs_nothing_else(page):
@@ -108,7 +108,7 @@ def test_ids_are_shown_as_text_only_with_their_tokenizer(tmp_path):
     root = published_dataset(tmp_path / 'cot', episodes=1)
     out = tmp_path / 'page.html'
     view(root, out)
-    assert 'This dataset tells no thought' in out.read_text()
+    assert 'This dataset holds no thought' in out.read_text()
     view(root, out, tokenizer=root)
     assert stories(out.read_text())[0]['runs'][0][2].startswith('holding nothing now reach')
 

@@ -40,7 +40,7 @@ def episode(seed: int, frames: int, task: str) -> Episode:
             layout.ACTION_IS_PAD: rng.random((frames, 8)) < 0.2,
             layout.REASONING: [f'grasp the can — at x45 y{k:+d}' for k in range(frames)],
         },
-        facts={'seed': seed, 'kind': 'noisy'})
+        metadata={'seed': seed, 'kind': 'noisy'})
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -68,7 +68,7 @@ def test_numbers_and_text_are_exact(dataset):
     for number, written in enumerate(episodes):
         read = reader.episode(number)
         assert read.task == written.task
-        assert read.facts == written.facts
+        assert read.metadata == written.metadata
         assert set(read.columns) == set(written.columns)
         for name, values in written.columns.items():
             if isinstance(values, list):

@@ -17,12 +17,11 @@ from scipy.spatial.transform import Rotation
 
 from dtvla_ros.actions import osc
 from dtvla_ros.data import layout
+from dtvla_ros.data.bag import decode, message_types, open_bag, stamp_of
 from dtvla_ros.data.from_bag import ConvertOptions, convert
 from dtvla_ros.data.reader import DatasetReader
-from dtvla_ros.data.record import JOINTS
-from dtvla_ros.data.timeline import stamp_of
 from dtvla_ros.errors import UserError
-from dtvla_ros.recording.bag import BagWriter, bag_qos, decode, open_bag, types
+from dtvla_ros.recording.record import BagWriter, bag_qos
 from dtvla_ros.ros import images
 from dtvla_ros.ros.conversions import message_type
 
@@ -78,7 +77,7 @@ def test_a_real_run_there_and_back_and_a_step_of_training(graph, policy, tmp_pat
     stamps = sorted(commands)
     for number in (0, 1):
         episode = reader.episode(number)
-        assert episode.facts['task'] == TASKS[number] and episode.facts['success'] is False
+        assert episode.metadata['task'] == TASKS[number] and episode.metadata['success'] is False
         for k, image in enumerate(episode.images['observation.images.wrist_image']):
             seen = pictures[stamps[number * steps + k]]
             assert np.abs(image.astype(int) - seen).mean() < 2.0, 'but for video compression'
@@ -153,7 +152,8 @@ class Robot:
                 known[topic] = bag.add_topic(topic, kind, [bag_qos(True, latched)])
             if not isinstance(data, bytes):
                 values |= {} if data is None else {'data': data}
-                data = types().serialize_cdr(as_rosbags(message_type(kind)(**values)), kind)
+                message = as_rosbags(message_type(kind)(**values))
+                data = message_types().serialize_cdr(message, kind)
             received += 10**6
             bag.write(known[topic], received, data)
         before = None
@@ -256,7 +256,7 @@ def test_every_kind_of_command_becomes_the_action_it_came_from(tmp_path, preset)
     np.testing.assert_allclose(state[:, :3], robot.position, atol=1e-6)
     np.testing.assert_allclose(state[:, 3:6], [DOWN.as_rotvec()] * robot.steps, atol=1e-5)
     np.testing.assert_allclose(state[:, 6:], [[0.03, -0.03]] * robot.steps, atol=1e-7)
-    joints = np.asarray(reader.column(JOINTS))
+    joints = np.asarray(reader.column(layout.JOINTS))
     assert joints.shape == (robot.steps, 1), 'the arm without its fingers'
     assert reader.column(layout.REASONING) == [
         f'thought {k - k % 4} of {robot.task}' for k in range(robot.steps)]
@@ -317,7 +317,7 @@ def test_only_what_the_simulator_calls_successful(tmp_path):
     bag = Robot().write(tmp_path / 'bag', failed, episode=True)
     report = convert([bag], tmp_path / 'data', ConvertOptions(successful=True))
     assert (report.episodes, report.failed) == (1, 1)
-    assert DatasetReader(tmp_path / 'data').episode(0).facts['success'] is True
+    assert DatasetReader(tmp_path / 'data').episode(0).metadata['success'] is True
     with pytest.raises(UserError, match='--successful.*sim/episode'):
         convert([Robot().write(tmp_path / 'silent')], tmp_path / 'none',
                 ConvertOptions(successful=True))

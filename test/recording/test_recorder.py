@@ -18,9 +18,9 @@ from rosbags.interfaces import QosDurability, QosReliability
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 
+from dtvla_ros.data.bag import decode, open_bag
 from dtvla_ros.errors import UserError
-from dtvla_ros.recording.bag import BagWriter, bag_qos, decode, open_bag
-from dtvla_ros.recording.recorder import DISK_FULL, BagThread
+from dtvla_ros.recording.record import DISK_FULL, BagThread, BagWriter, bag_qos
 from dtvla_ros.ros import images
 from dtvla_ros.ros.run import STEADY
 
@@ -198,7 +198,7 @@ def test_the_last_messages_make_room_for_the_index(tmp_path):
         bag.finish()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert bag.finished and bag.cut_short == 'File too large'
+    assert bag.finished and bag.truncated == 'File too large'
     with open_bag(tmp_path / 'bag') as reader:
         assert [t for _, t, _ in reader.messages()] == [0, 1, 2, 3, 4, 5]
 

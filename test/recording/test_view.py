@@ -75,7 +75,8 @@ def test_a_file_holds_what_was_heard(graph, tmp_path, kind):
     assert 'Warning' not in errors, errors
     assert path.stat().st_size > 10_000
     found = rows(path)
-    for entity in ('/camera/primary', '/camera/wrist', '/command', '/arm/hand', '/arm/path'):
+    for entity in ('/camera/primary', '/camera/wrist', '/command', '/arm/end_effector',
+                   '/arm/path'):
         assert found[entity] > 5, entity
     assert found['/said/thought'] > 3
     assert not [text for text in thoughts(path) if text.endswith('…')], 'whole thoughts only'

@@ -43,7 +43,7 @@ def wrist(hand: np.ndarray) -> np.ndarray:
 
 
 def arm_episode(seed: int, frames: int = 40) -> Episode:
-    """Return an arm that wanders, closes its fingers and opens them again."""
+    """Return an arm that moves about, closes its fingers and opens them again."""
     rng = np.random.default_rng(seed)
     hand = np.array([0.5, 0.0, 0.12]) + rng.uniform(-0.1, 0.1, 3) * [1, 1, 0.3]
     goal, wide = hand, 0.04
@@ -61,12 +61,12 @@ def arm_episode(seed: int, frames: int = 40) -> Episode:
         hand = hand + PER_UNIT * action + rng.normal(0, 0.0005, 3)
         wide = np.clip(wide + (-0.012 if close else 0.012), 0.01, 0.04)
     return Episode(
-        task='wander', images={key: np.stack(seen) for key, seen in images.items()},
+        task='move about', images={key: np.stack(seen) for key, seen in images.items()},
         columns={layout.STATE: np.asarray(states, np.float32),
                  layout.ACTION: np.asarray(actions, np.float32),
                  layout.PHASE: ['reach' if row[-1] < 0 else 'carry' for row in actions],
                  layout.REASONING: [f'now <b>{k // 5}</b> & on' for k in range(frames)]},
-        facts={'seed': seed})
+        metadata={'seed': seed})
 
 
 def arm_dataset(root: Path, episodes: list[Episode]) -> Path:

@@ -9,7 +9,6 @@ import numpy as np
 from dtvla_ros.actions.grid import location_word
 from dtvla_ros.data import layout, writer
 from dtvla_ros.data.layout import Episode
-from dtvla_ros.data.record import chunks_of
 from dtvla_ros.training.config import ModelChoice, SftConfig
 
 TASKS = ('put the can in the wooden bin', 'push the green cube onto the yellow mark')
@@ -38,7 +37,7 @@ def tiny_episode(seed: int, frames: int = 12) -> Episode:
         hand = hand + 0.02 * move
     steps = np.asarray(actions, np.float32)
     starts = 2 * np.arange(frames)
-    chunk, padding = chunks_of(steps, starts, 8, [])
+    chunk, padding = layout.action_chunks(steps, starts, 8)
     where = f'{location_word("x", x)} {location_word("y", y)}'
     return Episode(
         task=TASKS[seed % 2],

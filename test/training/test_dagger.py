@@ -12,8 +12,8 @@ import torch
 import dtvla_sim
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.data import layout
+from dtvla_ros.data.collect import EpisodePlan
 from dtvla_ros.data.reader import DatasetReader
-from dtvla_ros.data.record import EpisodePlan
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import save_weights
 from dtvla_ros.policy.config import DecoderConfig
@@ -73,7 +73,8 @@ def test_the_policy_drives_until_the_expert_takes_over(env):
     assert not padding[starts < driven - REPLAN, :REPLAN].any()
     assert not padding[(starts >= driven) & (starts < found.steps - CHUNK)].any()
     assert all(text.startswith('holding ') for text in episode.columns[layout.REASONING])
-    assert episode.facts['kind'] == KIND and episode.facts['seed'] < dtvla_sim.EVAL_SEED_START
+    assert episode.metadata['kind'] == KIND
+    assert episode.metadata['seed'] < dtvla_sim.EVAL_SEED_START
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 from scipy.special import log_softmax, softmax
 from support.tiny import CONFIG, tiny_dataset
 
-from dtvla_ros.data.record import image_points
+from dtvla_ros.data.collect import image_points
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import sequence_mask
 from dtvla_ros.policy.model import HybridDecoder

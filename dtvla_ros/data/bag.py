@@ -1,4 +1,4 @@
-"""What a bag says, without its pictures: commands, measurements, thoughts, episodes.
+"""Reads rosbag2 bags: commands, measurements, thoughts and episodes; images by their stamps.
 
 Stamps are those of the message headers, ``received`` is when the recorder got a message; both
 are integers [ns], and the two clocks need not agree.
@@ -8,27 +8,68 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rosbags.interfaces import Connection
-from rosbags.rosbag2 import Reader
+from rosbags.rosbag2 import Reader, ReaderError
+from rosbags.typesys import Stores, get_typestore
+from rosbags.typesys.store import Typestore
 from scipy.spatial.transform import Rotation
 
 from dtvla_ros import conventions as topics
 from dtvla_ros.actions import osc
 from dtvla_ros.conventions import CHANNELS
 from dtvla_ros.errors import UserError
-from dtvla_ros.recording.bag import decode
 
-AGES = 2**62  # later than anything [ns]
+NEVER = 2**62  # later than anything [ns]
 
 
-@dataclass(slots=True)
+@cache
+def message_types() -> Typestore:
+    """Return the message types a bag can hold."""
+    return get_typestore(Stores.ROS2_JAZZY)
+
+
+@contextmanager
+def open_bag(path: Path) -> Iterator[Reader]:
+    """Open a bag's folder, or its .mcap or .db3 file alone. Raises ``UserError`` if it is none."""
+    try:
+        reader = Reader(path)
+        reader.open()
+    except (ReaderError, OSError, KeyError) as error:
+        remedy = ('give a folder of dtvla record or ros2 bag record, or its .mcap file; after a '
+                  'recorder was killed, mcap recover writes one with an index')
+        raise UserError(f'{path}: cannot read this bag ({error}); {remedy}') from error
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def decode(connection: Connection, data: bytes) -> Any:
+    """Return the message in ``data``."""
+    return message_types().deserialize_cdr(data, connection.msgtype)
+
+
+def stamp_of(message: Any) -> int:
+    """Return a message's header stamp [ns]."""
+    return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+
+
+def stamp_in(data: bytes | memoryview) -> int:
+    """Return the stamp [ns] of a serialised message that begins with its header."""
+    sec, nanosec = struct.unpack_from('<iI' if data[1] else '>iI', data, 4)
+    return sec * 10**9 + nanosec
+
+
+@dataclass
 class Track:
     """Messages of one topic, in the order they were received."""
 
@@ -48,23 +89,24 @@ class Track:
         return Track(*([column[k] for k in kept]
                        for column in (self.received, self.stamps, self.values)))
 
+    @cached_property
+    def _by_stamp(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The indices of the messages by stamp, and the sorted stamps."""
+        order = np.argsort(self.stamps, kind='stable')
+        return order, np.asarray(self.stamps, np.int64)[order]
 
-class Nearest:
-    """Finds messages of a track by their stamp."""
+    def nearest(self, stamp: int, tolerance: int) -> int | None:
+        """Return the index of the message nearest in time, if it is near enough [ns].
 
-    def __init__(self, track: Track) -> None:
-        self.track = track
-        self._order = np.argsort(track.stamps, kind='stable')
-        self._stamps = np.asarray(track.stamps, np.int64)[self._order]
-
-    def __call__(self, stamp: int, tolerance: int) -> int | None:
-        """Return the place in the track of the nearest message, if it is near enough [ns]."""
-        k = int(np.searchsorted(self._stamps, stamp))
-        near = range(max(0, k - 1), min(len(self._stamps), k + 1))
-        best = min(near, key=lambda j: abs(self._stamps[j] - stamp), default=None)
-        if best is None or abs(self._stamps[best] - stamp) > tolerance:
+        Nothing may be added afterwards.
+        """
+        order, stamps = self._by_stamp
+        k = int(np.searchsorted(stamps, stamp))
+        near = range(max(0, k - 1), min(len(stamps), k + 1))
+        best = min(near, key=lambda j: abs(stamps[j] - stamp), default=None)
+        if best is None or abs(stamps[best] - stamp) > tolerance:
             return None
-        return int(self._order[best])
+        return int(order[best])
 
 
 @dataclass(slots=True)
@@ -88,30 +130,12 @@ class Timeline:
     reports: Track = field(default_factory=Track)
 
 
-def stamp_of(message: Any) -> int:
-    """Return a message's header stamp [ns]."""
-    return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
-
-
-def stamp_in(data: bytes | memoryview) -> int:
-    """Return the stamp [ns] of a serialised message that begins with its header."""
-    sec, nanosec = struct.unpack_from('<iI' if data[1] else '>iI', data, 4)
-    return sec * 10**9 + nanosec
-
-
-def command_topic(reader: Reader, path: Path, wanted: str | None) -> str:
-    """Return the topic whose messages commanded the arm.
-
-    Raises
-    ------
-    UserError
-        If there is none, or more than one and none is ``wanted``.
-
-    """
+def _command_topic(reader: Reader, path: Path, wanted: str | None) -> str:
+    """Return the topic that commanded the arm. Raises ``UserError`` unless there is one."""
     counts = {c.topic: c.msgcount for c in reader.connections}
-    found = [t for t in topics.COMMANDS if counts.get(t)]
+    found = [topic for topic in topics.COMMANDS if counts.get(topic)]
     if wanted is not None:
-        if wanted not in topics.COMMANDS or not counts.get(wanted):
+        if wanted not in found:
             raise UserError(f'--command {wanted}: {path} has {", ".join(found) or "no command"}')
         return wanted
     if not found:
@@ -122,17 +146,14 @@ def command_topic(reader: Reader, path: Path, wanted: str | None) -> str:
 
 
 def read_timeline(reader: Reader, path: Path, command: str | None = None) -> Timeline:
-    """Read everything but pictures, of which only the stamps.
+    """Read everything but images, of which only the stamps.
 
-    Raises
-    ------
-    UserError
-        If the bag lacks commands, or a command is not one.
-
+    ``command``: the topic that commanded, where there are several. Raises ``UserError`` when the
+    bag lacks commands, or a command is not one.
     """
-    line = Timeline(path, command_topic(reader, path, command))
+    line = Timeline(path, _command_topic(reader, path, command))
     cameras = {topic: line.cameras[name] for name, topic in topics.IMAGES.items()}
-    grips = Track()
+    gripper = Track()
     commands: list[tuple[int, Any]] = []
     wanted = {*cameras, topics.JOINT_STATES, topics.EE_POSE, topics.INSTRUCTION, topics.REASONING,
               topics.ACTION_CHUNK, topics.GRIPPER, topics.EPISODE, line.command_topic}
@@ -146,9 +167,7 @@ def read_timeline(reader: Reader, path: Path, command: str | None = None) -> Tim
         if topic == line.command_topic:
             commands.append((received, message))
         elif topic == topics.EE_POSE:
-            p, q = message.pose.position, message.pose.orientation
-            line.poses.add(received, stamp_of(message), (
-                np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])))
+            line.poses.add(received, stamp_of(message), _position_quaternion(message.pose))
         elif topic == topics.JOINT_STATES:
             line.joints.add(received, stamp_of(message), dict(
                 zip(message.name, message.position.tolist())))
@@ -163,9 +182,14 @@ def read_timeline(reader: Reader, path: Path, command: str | None = None) -> Tim
         elif topic == topics.EPISODE:
             line.reports.add(received, 0, _report(path, message.data))
         else:
-            grips.add(received, 0, message.data)
-    _add_actions(line, commands, grips)
+            gripper.add(received, 0, message.data)
+    _add_actions(line, commands, gripper)
     return line
+
+
+def _position_quaternion(pose: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    p, q = pose.position, pose.orientation
+    return np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])
 
 
 def _report(path: Path, text: str) -> dict[str, Any]:
@@ -179,18 +203,21 @@ def _report(path: Path, text: str) -> dict[str, Any]:
                     'says; record without it')
 
 
-def _add_actions(line: Timeline, commands: Sequence[tuple[int, Any]], grips: Track) -> None:
+def _add_actions(line: Timeline, commands: list[tuple[int, Any]], gripper: Track) -> None:
     """Turn commands of any kind into normalised actions; one per stamp, the last one sent."""
     read = {topics.ACTION: _from_action, topics.TWIST: _from_twist,
             topics.TARGET_POSE: _from_target}[line.command_topic]
     track = line.commands
-    nexts = [received for received, _ in commands[1:]] + [AGES]
-    for (received, message), following in zip(commands, nexts):
+    following = [received for received, _ in commands[1:]] + [NEVER]
+    for (received, message), until in zip(commands, following):
         action = read(line, message)
         if action is None:
             continue
         if len(action) == len(CHANNELS) - 1:
-            action = np.append(action, _grip_before(grips, following))
+            # The gripper's channel is told before the next command: a tick's comes second.
+            k = int(np.searchsorted(np.asarray(gripper.received), until)) - 1
+            action = np.append(
+                action, osc.GRIPPER_OPEN if k < 0 else 1.0 - 2.0 * gripper.values[k])
         if not np.isfinite(action).all():
             raise UserError(f'{line.path}: a command on {line.command_topic} is not finite')
         action = np.clip(action, -1.0, 1.0).astype(np.float32)
@@ -219,29 +246,25 @@ def _from_target(line: Timeline, message: Any) -> NDArray[np.float64] | None:
     if before < 0:
         return None
     position, quaternion = line.poses.values[before]
-    p, q = message.pose.position, message.pose.orientation
-    turn = Rotation.from_quat([q.x, q.y, q.z, q.w]) * Rotation.from_quat(quaternion).inv()
-    return np.concatenate([
-        (np.array([p.x, p.y, p.z]) - position) / osc.METRES_PER_UNIT,
-        turn.as_rotvec() / osc.RADIANS_PER_UNIT])
+    goal, turn = _position_quaternion(message.pose)
+    turned = Rotation.from_quat(turn) * Rotation.from_quat(quaternion).inv()
+    return np.concatenate([(goal - position) / osc.METRES_PER_UNIT,
+                           turned.as_rotvec() / osc.RADIANS_PER_UNIT])
 
 
-def _grip_before(grips: Track, received: int) -> float:
-    """Return the gripper channel last told before the next command: its tick's comes second."""
-    k = int(np.searchsorted(np.asarray(grips.received), received)) - 1
-    return osc.GRIPPER_OPEN if k < 0 else 1.0 - 2.0 * grips.values[k]
+def read_images(reader: Reader, topic: str, stamps: set[int], received: tuple[int, int],
+                ) -> dict[int, NDArray[np.uint8]]:
+    """Return images [H, W, 3] by stamp; those that cannot be decoded are left out.
 
-
-def pictures(reader: Reader, topic: str, wanted: set[int], received: tuple[int, int]
-             ) -> dict[int, NDArray[np.uint8]]:
-    """Return images [H, W, 3] by stamp; those that cannot be decoded are left out."""
+    ``received``: when the recorder got the first and the last of them [ns].
+    """
     from dtvla_ros.ros import images
 
     connections: list[Connection] = [c for c in reader.connections if c.topic == topic]
     found: dict[int, NDArray[np.uint8]] = {}
     for connection, _, data in reader.messages(connections, received[0], received[1] + 1):
         stamp = stamp_in(data)
-        if stamp not in wanted or stamp in found:
+        if stamp not in stamps or stamp in found:
             continue
         message = decode(connection, data)
         raw = connection.msgtype.endswith('/Image')

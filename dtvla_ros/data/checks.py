@@ -1,0 +1,522 @@
+"""Checks whether the numbers and images of a dataset mean what this package takes them to mean.
+
+Of the images only motion is used. Where the gripper goes is in the state; the images say where
+something moves. Which camera is which, whether one is stuck, and whether an image is rotated or
+mirrored follows from comparing the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+from tqdm import tqdm
+
+from dtvla_ros.actions.osc import METRES_PER_SECOND_PER_UNIT
+from dtvla_ros.data import layout
+from dtvla_ros.data.reader import DatasetReader
+from dtvla_ros.issues import HINT, OK, WARNING, Issue
+
+FINGER = 0.15  # farthest coordinate of a finger [m]
+GRIPPER_SECONDS = 0.5  # after a toggle, in which the fingers have moved
+LAGS = range(-2, 3)  # frames by which action and motion may be shifted
+FOLLOWS = 0.3  # correlation from which on a motion follows an action
+FAR = 2.0  # times the span from 1 % to 99 %, away from the median: an outlier
+JUMP = 8.0  # times the 99 % step between two frames: the state jumped
+LONG = 3.0  # times the median length of an episode
+
+SIDE = 64  # images are shrunk to this [px]
+RATE = 5.0  # images used in a second
+CHANGED = 10.0  # of 255, from which on a pixel has changed
+MOVING = 0.008  # of the gripper between two images [m]
+TRAVELLED = 0.05  # of the gripper in an episode that says something [m]
+BLANK = 3.0  # of 255: standard deviation of an image without content
+STILL = 4.0  # of 255: largest change that a codec makes of the same image twice
+CLEAR = 0.03  # of the pixels, by which one camera must stand stiller than the other
+RESPONSE = 0.12  # of a phase correlation that found the shift
+RESAMPLES = 200  # of the bootstrap
+SURE, LIKELY = 0.97, 0.85  # share of them that agree
+SHORT = 4  # images up to which an episode shows no motion
+FEW = 40  # pairs of images below which nothing is concluded
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """State [N, S] and action [N, A] of all frames, with episode [N] and frame [N] numbers."""
+
+    state: NDArray[np.float64]
+    action: NDArray[np.float64]
+    episode: NDArray[np.int64]
+    frame: NDArray[np.int64]
+    fps: float
+
+    @classmethod
+    def of(cls, reader: DatasetReader) -> Numbers:
+        """Read them. Raises ``UserError`` when the dataset lacks one."""
+        lengths = [row['length'] for row in reader.episodes]
+        return cls(reader.rows(layout.STATE), reader.rows(layout.ACTION),
+                   np.repeat(np.arange(len(lengths)), lengths),
+                   np.concatenate([np.arange(n) for n in lengths]), float(reader.fps))
+
+    def at(self, rows: Iterable[int]) -> tuple[str, ...]:
+        """Name the places of rows."""
+        return tuple(f'episode {self.episode[k]}, frame {self.frame[k]}' for k in rows)
+
+    def within(self) -> NDArray[np.bool_]:
+        """Return for each row but the last whether the next is of the same episode."""
+        return self.episode[1:] == self.episode[:-1]
+
+
+def _issue(check: str, level: str, problem: str, certainty: str = 'unclear',
+           where: Iterable[str] = ()) -> Issue:
+    return Issue(problem, check=check, level=level, certainty=certainty, where=tuple(where))
+
+
+def _certainty(share: float, sure: float = SURE, likely: float = LIKELY) -> str:
+    return 'certain' if share > sure else 'likely' if share > likely else 'unclear'
+
+
+def check_numbers(numbers: Numbers) -> list[Issue]:
+    """Return what every check of state and action says, passed ones included."""
+    return [*_constant(numbers), *_not_finite(numbers), _gripper(numbers), *_motion(numbers),
+            *_outliers(numbers), *_jumps(numbers), *_lengths(numbers)]
+
+
+def _constant(numbers: Numbers) -> Iterator[Issue]:
+    for name, values in (('state', numbers.state), ('action', numbers.action)):
+        still = np.flatnonzero(np.ptp(np.nan_to_num(values), 0) < 1e-6)
+        level, problem = (WARNING, f'channels {_listed(still)} of {name} never change: nothing '
+                          'can be learnt from them, and their quantiles coincide') if len(
+            still) else (OK, f'every channel of {name} moves')
+        yield _issue('constant channels', level, problem, 'certain')
+
+
+def _not_finite(numbers: Numbers) -> Iterator[Issue]:
+    bad = np.flatnonzero(~np.isfinite(np.hstack([numbers.state, numbers.action])).all(1))
+    if len(bad):
+        yield _issue('not finite', WARNING, f'{len(bad)} frames hold NaN or infinity', 'certain',
+                     numbers.at(bad[:10]))
+
+
+def gripper_opening(state: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Return how open the gripper is [N], larger is wider; None when nothing tells.
+
+    The coordinates of two fingers, which LIBERO gives opposite signs, are added; of anything else
+    the last channel counts.
+    """
+    fingers = np.abs(state[:, -2:])
+    if state.shape[1] >= 8 and fingers.max() < FINGER:
+        wide = fingers.sum(1)
+    else:
+        wide = state[:, -1]
+    return wide if np.ptp(wide) > 1e-6 else None
+
+
+def _gripper(numbers: Numbers) -> Issue:
+    """Compare what the fingers do after a toggle with the command: here +1 closes."""
+    issue = partial(_issue, 'gripper sign')
+    command, wide = numbers.action[:, -1], gripper_opening(numbers.state)
+    if wide is None:
+        return issue(HINT, 'the state does not show the fingers')
+    zero_one = command.min() >= 0.0 and command.max() > 0.5
+    high = command > (0.5 if zero_one else 0.0)
+    after = max(1, round(GRIPPER_SECONDS * numbers.fps))
+    toggles = 1 + np.flatnonzero(numbers.within() & (high[1:] != high[:-1]))
+    ends = np.searchsorted(numbers.episode, numbers.episode[toggles], 'right') - 1
+    toggles, ends = toggles[ends > toggles], ends[ends > toggles]
+    change = wide[np.minimum(toggles + after, ends)] - wide[toggles]
+    moved = np.abs(change) > 0.05 * np.ptp(wide)
+    toggles, change = toggles[moved], change[moved]
+    if len(toggles) < 3:
+        return issue(HINT, f'only {len(toggles)} toggles move the fingers')
+    closing = high[toggles] == (change < 0)
+    closes = closing.mean()
+    share = max(closes, 1 - closes)
+    certainty = _certainty(share if len(toggles) >= 10 else min(share, 0.95), 0.95, 0.8)
+    text = (f'the {"larger" if zero_one else "positive"} command '
+            f'{"closes" if closes > 0.5 else "opens"} the fingers after {share:.0%} of '
+            f'{len(toggles)} toggles')
+    where = numbers.at(toggles[closing != (closes > 0.5)][:5])
+    faults = [fault for fault, there in (('is coded 0 and 1', zero_one),
+                                         ('has the opposite sign', closes <= 0.5)) if there]
+    if share <= 0.8 or not faults:
+        return issue(HINT if share <= 0.8 else OK, text, certainty, where)
+    return issue(WARNING, f'{text}; here +1 closes and -1 opens: the last channel of action '
+                 f'{" and ".join(faults)}', certainty, where)
+
+
+def _motion(numbers: Numbers) -> Iterator[Issue]:
+    """Compare what the actions ask for with what the state does next."""
+    if numbers.state.shape[1] < 6 or numbers.action.shape[1] < 7:
+        yield _issue('action and next state', HINT, 'no pose of six numbers in the state, or no '
+                     'seven actions: not checked')
+        return
+    position = numbers.state[:, :3]
+    turns = Rotation.from_rotvec(numbers.state[:, 3:6])
+    turn = (turns[1:] * turns[:-1].inv()).as_rotvec()
+    yield from _agreement(numbers, 'position', 0, np.diff(position, axis=0), 'm')
+    yield from _agreement(numbers, 'rotation', 3, turn, 'rad')
+    asked = numbers.action[:, :3]
+    if np.abs(asked - position).max(1).mean() < 0.1 * np.ptp(position, 0).max():
+        yield _issue('absolute actions', WARNING, 'the actions follow the position itself: they '
+                     'look like absolute targets, this package learns changes (OSC_POSE)',
+                     'likely')
+
+
+def _pairs(numbers: Numbers, change: NDArray[np.float64], first: int, lag: int,
+           ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Pair action t [P, 3] with the change [P, 3] from t + lag to t + lag + 1 of its episode."""
+    row = np.arange(len(numbers.episode))
+    begin = row + lag
+    inside = (begin >= 0) & (begin + 1 < len(row))
+    row, begin = row[inside], begin[inside]
+    episode = numbers.episode
+    same = (episode[row] == episode[begin]) & (episode[row] == episode[begin + 1])
+    return numbers.action[row[same], first:first + 3], change[begin[same]]
+
+
+def _correlation(action: NDArray[np.float64], change: NDArray[np.float64],
+                 ) -> NDArray[np.float64]:
+    """Return [3, 3]: of each action channel (row) with each axis of motion (column)."""
+    a, d = action - action.mean(0), change - change.mean(0)
+    scale = np.outer(np.linalg.norm(a, axis=0), np.linalg.norm(d, axis=0))
+    return a.T @ d / np.maximum(scale, 1e-12)
+
+
+def _scale(action: NDArray[np.float64], change: NDArray[np.float64],
+           ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return motion per unit [3] and the share of the motion [3] it explains, by channel."""
+    factor = (action * change).sum(0) / np.maximum((action ** 2).sum(0), 1e-12)
+    rest = ((change - factor * action) ** 2).sum(0)
+    return factor, 1 - rest / np.maximum((change ** 2).sum(0), 1e-12)
+
+
+def _agreement(numbers: Numbers, what: str, first: int, change: NDArray[np.float64], unit: str,
+               ) -> Iterator[Issue]:
+    """Check axes, signs, scale and delay of three action channels from ``first`` on."""
+    issue = partial(_issue, f'action and next {what}')
+    if min(numbers.action[:, first:first + 3].std(0).max(), change.std(0).max()) < 1e-4:
+        yield issue(HINT, f'the {what} is hardly commanded, or never changes: not checked')
+        return
+    by_lag = {lag: float(np.diag(_correlation(*_pairs(numbers, change, first, lag))).mean())
+              for lag in LAGS}
+    pairs = _pairs(numbers, change, first, 0)
+    moved = _correlation(*pairs)
+    factor, explained = _scale(*pairs)
+    best, strong = np.abs(moved).argmax(0), np.abs(moved).max(0) > FOLLOWS
+    crossed = [k for k in range(3) if strong[k] and best[k] != k]
+    reversed_ = [k for k in range(3) if strong[k] and best[k] == k and moved[k, k] < 0]
+    text = (f'correlation {_listed(np.diag(moved).round(2))}; a unit moves the gripper '
+            f'{_listed((factor * numbers.fps).round(3))} {unit}/s and explains '
+            f'{", ".join(f"{share:.0%}" for share in np.maximum(explained, 0))} of it')
+    if what == 'position':
+        text += f' (OSC_POSE settles at {METRES_PER_SECOND_PER_UNIT} m/s)'
+    if crossed:
+        yield issue(WARNING, f'axis {"xyz"[crossed[0]]} follows action channel '
+                    f'{first + best[crossed[0]]}, not {first + crossed[0]}: axes are exchanged, '
+                    f'or actions are in another frame; {text}', 'likely')
+    elif reversed_:
+        yield issue(WARNING, f'axis {"xyz"[reversed_[0]]} moves against action channel '
+                    f'{first + reversed_[0]}; {text}', 'likely')
+    elif not strong.any():
+        yield issue(HINT, f'the {what} does not follow the actions; {text}')
+    else:
+        yield issue(OK, text, 'certain' if strong.all() else 'likely')
+    lag = max(by_lag, key=lambda k: by_lag[k])
+    if lag != 0 and by_lag[lag] > max(by_lag[0] + 0.1, FOLLOWS):
+        yield _issue(f'delay of the {what}', WARNING if lag < 0 else HINT, 'the gripper moves '
+                     f'{abs(lag)} frames {"before" if lag < 0 else "after"} the action that asks '
+                     f'for it (correlation {by_lag[lag]:.2f} against {by_lag[0]:.2f}): '
+                     + ('actions are stored too late' if lag < 0 else
+                        'the arm is slow, or actions are stored too early'), 'likely')
+
+
+def _unwound(state: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Tell turns from their mean: rotation vectors of half a turn jump between two signs."""
+    if state.shape[1] < 6 or not np.isfinite(state).all():
+        return state
+    turns = Rotation.from_rotvec(state[:, 3:6])
+    return np.hstack([state[:, :3], (turns * turns.mean().inv()).as_rotvec(), state[:, 6:]])
+
+
+def _outliers(numbers: Numbers) -> Iterator[Issue]:
+    for name, values in (('state', _unwound(numbers.state)), ('action', numbers.action)):
+        low, middle, high = np.nanquantile(values, (0.01, 0.5, 0.99), axis=0)
+        away = np.abs(values - middle) / np.maximum(high - low, 1e-9)
+        away[:, high - low < 1e-6] = 0.0
+        found = np.flatnonzero((away > FAR).any(1))
+        if not len(found):
+            yield _issue(f'outliers of {name}', OK, f'no frame is more than {FAR:g} times the '
+                         'span from 1 % to 99 % away from the median', 'certain')
+            continue
+        episodes, where = np.unique(numbers.episode[found]), []
+        for k in episodes[:8]:
+            rows = found[numbers.episode[found] == k]
+            worst = int(rows[away[rows].max(1).argmax()])
+            channel = int(away[worst].argmax())
+            more = f', and {len(rows) - 1} frames more' if len(rows) > 1 else ''
+            where += [f'{place}: channel {channel} is {values[worst, channel]:.4g}{more}'
+                      for place in numbers.at([worst])]
+        yield _issue(f'outliers of {name}', WARNING, f'{len(found)} frames in {len(episodes)} '
+                     'episodes lie far outside the rest', 'likely', where)
+    beyond = np.flatnonzero((np.abs(numbers.action) > 1.001).any(1))
+    if len(beyond):
+        yield _issue('range of action', HINT, f'{len(beyond)} frames hold actions outside -1..1, '
+                     'which OSC_POSE clips', 'certain', numbers.at(beyond[:5]))
+
+
+def _jumps(numbers: Numbers) -> Iterator[Issue]:
+    step = np.linalg.norm(np.diff(numbers.state[:, :3], axis=0), axis=1)
+    step[~numbers.within()] = 0.0
+    jumps = np.flatnonzero(step > JUMP * max(np.quantile(step, 0.99), 1e-6))
+    if len(jumps):
+        where = [f'{place}: {step[k]:.3g} m'
+                 for place, k in zip(numbers.at(jumps[:8] + 1), jumps, strict=False)]
+        yield _issue('jumps', WARNING, f'the gripper jumps between {len(jumps)} pairs of frames: '
+                     'some are missing, or two episodes are one', 'likely', where)
+
+
+def _lengths(numbers: Numbers) -> Iterator[Issue]:
+    lengths = np.bincount(numbers.episode)
+    single = lengths == 1
+    if single.any():
+        yield _issue('episode lengths', OK, f'{single.sum()} of {len(lengths)} episodes are a '
+                     'single frame: nothing moves in them', 'certain')
+    middle = np.median(lengths[~single]) if not single.all() else 1.0
+    odd = np.flatnonzero(~single & ((lengths > LONG * middle) | (lengths < middle / LONG)))
+    if len(odd):
+        yield _issue('episode lengths', HINT, f'{len(odd)} of {len(lengths)} episodes are much '
+                     f'longer or shorter than {middle:g} frames', 'certain',
+                     [f'episode {k}: {lengths[k]} frames' for k in odd[:8]])
+
+
+def _listed(values: Sequence[Any] | NDArray[Any]) -> str:
+    return ', '.join(f'{value:g}' if isinstance(value, float) else str(value)
+                     for value in np.asarray(values).tolist())
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Images of one episode: grey [T, 64, 64] by camera; position [T, 3], turn [T, 3]."""
+
+    number: int
+    grey: dict[str, NDArray[np.float32]]
+    position: NDArray[np.float64]
+    turn: NDArray[np.float64]
+    frames: NDArray[np.int64]
+
+    @property
+    def steps(self) -> NDArray[np.float64]:
+        """How far the gripper moves between two images [T - 1] m."""
+        return np.linalg.norm(np.diff(self.position, axis=0), axis=1)
+
+
+def sample_images(reader: DatasetReader, numbers: Numbers, episodes: int) -> list[Sample]:
+    """Decode some episodes, evenly spread among those in which something can move.
+
+    Raises ``UserError`` for a video that cannot be decoded.
+    """
+    stride = max(1, round(reader.fps / RATE))
+    lengths = np.bincount(numbers.episode)
+    moving = np.flatnonzero(lengths > SHORT * stride)
+    if not len(moving):
+        moving = np.arange(len(lengths))
+    chosen = moving[np.unique(np.linspace(
+        0, len(moving) - 1, min(episodes, len(moving))).astype(int))]
+    samples = []
+    for number in tqdm(chosen.tolist(), desc='images', unit='ep'):
+        frames = np.arange(0, lengths[number], stride)
+        grey = {key: _grey(reader, number, key, stride) for key in reader.camera_keys}
+        count = min([len(frames), *map(len, grey.values())])
+        state = numbers.state[reader.span(number).start + frames[:count]]
+        samples.append(Sample(number, {key: part[:count] for key, part in grey.items()},
+                              state[:, :3], state[:, 3:6], frames[:count]))
+    return samples
+
+
+def _grey(reader: DatasetReader, number: int, key: str, stride: int) -> NDArray[np.float32]:
+    small = [cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (SIDE, SIDE),
+                        interpolation=cv2.INTER_AREA)
+             for k, image in enumerate(reader.frames(number, key)) if k % stride == 0]
+    return np.asarray(small, np.float32).reshape(-1, SIDE, SIDE)
+
+
+def check_images(samples: list[Sample]) -> list[Issue]:
+    """Return what every check of the images says."""
+    cameras = list(samples[0].grey) if samples else []
+    issues = [issue for key in cameras for issue in _dead(samples, key)]
+    named = {layout.CAMERAS.get(key): key for key in cameras}
+    primary, wrist = named.get('primary'), named.get('wrist')
+    if primary and wrist:
+        issues.append(_swapped(samples, primary, wrist))
+    else:
+        issues.append(_issue('swapped cameras', HINT, 'the dataset does not name a primary and '
+                             f'a wrist camera ({", ".join(cameras) or "none"})'))
+    if primary:
+        issues.append(_upright(samples, primary))
+    if wrist:
+        issues.append(_wrist_mirrored(samples, wrist))
+    return issues
+
+
+def _dead(samples: list[Sample], key: str) -> Iterator[Issue]:
+    """Check for images that are blank, or still while the gripper moves."""
+    issue = partial(_issue, f'image of {key}')
+    blank, frozen = [], []
+    for sample in samples:
+        grey = sample.grey[key]
+        empty = grey.std((1, 2)) < BLANK
+        if empty.any():
+            blank.append(f'episode {sample.number}, from frame '
+                         f'{sample.frames[int(empty.argmax())]}: {empty.sum()} of {len(grey)}')
+            continue
+        still = np.abs(np.diff(grey, axis=0)).max((1, 2), initial=0.0) < STILL
+        first, length = _longest_run(still & (sample.steps > MOVING))
+        if length >= 3:
+            frozen.append(f'episode {sample.number}, from frame {sample.frames[first]}: '
+                          f'{length + 1} images')
+    for where, what in ((blank, 'is dark or blank'),
+                        (frozen, 'shows a still image while the gripper moves')):
+        if where:
+            yield issue(WARNING, f'the camera {what} in {len(where)} of {len(samples)} episodes',
+                        'certain', where[:8])
+    if not (blank or frozen):
+        moving = any((sample.steps > MOVING).any() for sample in samples)
+        told = (', and changes while the gripper moves' if moving else
+                '; the gripper never moves in them')
+        yield issue(OK if moving else HINT, f'shows something in {len(samples)} episodes{told}',
+                    'certain' if moving else 'unclear')
+
+
+def _longest_run(flags: NDArray[np.bool_]) -> tuple[int, int]:
+    """Return where the longest run of true flags begins, and its length."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags, [0]])))
+    begins, lengths = edges[::2], edges[1::2] - edges[::2]
+    return (int(begins[lengths.argmax()]), int(lengths.max())) if len(edges) else (0, 0)
+
+
+def _swapped(samples: list[Sample], primary: str, wrist: str) -> Issue:
+    """Compare what never changes: the background of a camera that stands, not on the gripper."""
+    issue = partial(_issue, 'swapped cameras')
+    table = np.array([
+        [(np.ptp(sample.grey[key], axis=0) < CHANGED).mean() for key in (primary, wrist)]
+        for sample in samples if np.ptp(sample.position, axis=0).max() > TRAVELLED]).reshape(-1, 2)
+    table = table[np.abs(table[:, 0] - table[:, 1]) > CLEAR]
+    if len(table) < 3:
+        return issue(HINT, 'too few episodes in which the two differ')
+    first, second = np.median(table, 0)
+    right = float((table[:, 0] > table[:, 1]).mean())
+    share = max(right, 1 - right)
+    certainty = _certainty(share if len(table) >= 8 else min(share, 0.9), 0.9, 0.75)
+    text = (f'{first:.0%} of the primary camera and {second:.0%} of the wrist camera never change '
+            f'in an episode; the primary camera stands stiller in {right:.0%} of {len(table)} '
+            'episodes')
+    if right < 0.25:
+        return issue(WARNING, f'{text}: they look exchanged (dtvla data convert --rename names '
+                     'them)', certainty)
+    return issue(OK if right > 0.75 else HINT, text, certainty)
+
+
+def _upright(samples: list[Sample], key: str) -> Issue:
+    """Compare where the motion is in the image with where the gripper is.
+
+    Seen from above, the ground's x and y axes turn as in the world, whatever the camera's
+    bearing: a mirrored image turns them the other way. What rises, rises in the image.
+    """
+    issue = partial(_issue, 'orientation of primary')
+    parts = []
+    rows, columns = np.mgrid[:SIDE, :SIDE] / SIDE
+    for sample in samples:
+        change = np.abs(np.diff(sample.grey[key], axis=0))
+        change[change < CHANGED] = 0.0
+        mass = change.sum((1, 2))
+        good = (sample.steps > MOVING) & (mass > CHANGED * 8)
+        if good.sum() < 4:
+            continue
+        centre = np.stack([(change[good] * axis).sum((1, 2)) / mass[good]
+                           for axis in (columns, rows)], 1)
+        middle = (sample.position[1:] + sample.position[:-1])[good] / 2
+        parts.append(np.hstack([middle - middle.mean(0), centre - centre.mean(0)]))
+    if sum(map(len, parts)) < FEW:
+        return issue(HINT, 'too little motion to tell')
+    fit, agree = _bootstrap(parts, _orientation)
+    slopes = _slopes(np.vstack(parts))
+    text = (f'{fit}: what moves goes {_direction(slopes[0])} with +x of the gripper, '
+            f'{_direction(slopes[1])} with +y and {_direction(slopes[2])} with +z, in '
+            f'{len(parts)} episodes')
+    if fit == 'upright':
+        facing = slopes[1, 0] > 0 and slopes[0, 1] > 0
+        text += ('; the camera faces the robot, as the one of LIBERO does' if facing else
+                 '; not as in LIBERO, whose camera faces the robot (+y right, +x down)')
+        return issue(OK if facing else HINT, text, _certainty(agree))
+    return issue(WARNING if agree > LIKELY else HINT,
+                 f'{text}. This holds for a camera that looks at the arm from above at a slant',
+                 _certainty(agree))
+
+
+def _slopes(rows: NDArray[np.float64]) -> NDArray[np.floating]:
+    """Return [3, 2]: across and down of the motion per metre of the gripper's x, y and z."""
+    return np.linalg.lstsq(rows[:, :3], rows[:, 3:5], rcond=None)[0]
+
+
+def _orientation(rows: NDArray[np.float64]) -> str:
+    slopes = _slopes(rows)
+    mirrored = np.linalg.det(slopes[:2]) > 0
+    across, down = slopes[2]
+    if abs(down) >= abs(across):
+        turn = 'upright' if down < 0 else 'upside down'
+    else:
+        turn = 'a quarter turn to the right' if across > 0 else 'a quarter turn to the left'
+    if not mirrored:
+        return 'rotated by 180 degrees' if turn == 'upside down' else turn
+    return {'upright': 'mirrored left to right',
+            'upside down': 'mirrored top to bottom'}.get(turn, f'mirrored and {turn}')
+
+
+def _wrist_mirrored(samples: list[Sample], key: str) -> Issue:
+    """Compare how the image shifts with how the gripper moves in its own frame."""
+    issue = partial(_issue, 'mirroring of wrist')
+    window = cv2.createHanningWindow((SIDE, SIDE), cv2.CV_32F)
+    parts = []
+    for sample in samples:
+        grey, turn = sample.grey[key], Rotation.from_rotvec(sample.turn)
+        moved = turn[:-1].inv().apply(np.diff(sample.position, axis=0))
+        rows = []
+        for k in np.flatnonzero(sample.steps > MOVING / 2):
+            (across, down), response = cv2.phaseCorrelate(grey[k], grey[k + 1], window)
+            if response > RESPONSE and max(abs(across), abs(down)) < SIDE / 4:
+                rows.append([*moved[k], across, down])
+        if len(rows) >= 3:
+            parts.append(np.asarray(rows))
+    pairs = sum(map(len, parts))
+    if pairs < FEW:
+        return issue(HINT, 'too few images in which the shift can be measured')
+    fit, agree = _bootstrap(parts, lambda rows: 'mirrored' if np.linalg.det(
+        _slopes(rows)[:2]) < 0 else 'not mirrored')
+    level = HINT if agree <= LIKELY else WARNING if fit == 'mirrored' else OK
+    return issue(level, f'the image looks {fit}, from its shifts in {pairs} pairs of images',
+                 _certainty(agree))
+
+
+def _bootstrap(parts: list[NDArray[np.float64]], decide: Callable[[NDArray[np.float64]], str],
+               ) -> tuple[str, float]:
+    """Return a decision, and in what share of the resampled episodes it is the same."""
+    rng = np.random.default_rng(0)
+    fit = decide(np.vstack(parts))
+    same = [decide(np.vstack([parts[k] for k in rng.integers(0, len(parts), len(parts))])) == fit
+            for _ in range(RESAMPLES)]
+    return fit, sum(same) / RESAMPLES
+
+
+def _direction(slope: NDArray[np.floating]) -> str:
+    across, down = slope
+    ways = [('right' if across > 0 else 'left', abs(across)),
+            ('down' if down > 0 else 'up', abs(down))]
+    ways.sort(key=lambda pair: -pair[1])
+    return ways[0][0] if ways[1][1] < 0.4 * ways[0][1] else f'{ways[0][0]} and {ways[1][0]}'

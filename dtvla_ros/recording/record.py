@@ -1,0 +1,348 @@
+"""``dtvla record``: a node that writes every message of some topics into a bag, as it came.
+
+Bags are rosbag2's, with MCAP storage. They are written with ``rosbags``, which reads them and
+every other bag as well, and writes the metadata and message definitions that ``mcap`` alone does
+not. Its MCAP writer is extended here so that a bag stays readable when the disk fills up.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+from rclpy.node import Node
+from rosbags.interfaces import (
+    Connection,
+    Qos,
+    QosDurability,
+    QosHistory,
+    QosLiveliness,
+    QosReliability,
+    QosTime,
+)
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.rosbag2.enums import CompressionMode
+from rosbags.rosbag2.storage_mcap import McapWriter, PendingChunk
+
+from dtvla_ros.data.bag import message_types
+from dtvla_ros.errors import UserError
+from dtvla_ros.ros import qos
+from dtvla_ros.ros.conversions import message_type
+from dtvla_ros.ros.run import STEADY, end, run
+
+# Every ROS 2 from Humble on reads it; in version 9 the profiles are spelt so that Humble does not.
+VERSION: Literal[8] = 8
+QUEUE_BYTES = 64 * 2**20  # waiting for the disk; what comes on top of it is dropped and counted
+DISCOVERY_PERIOD = 0.1  # between two searches for new publishers [s]
+PROGRESS_PERIOD = 1.0
+PROGRESS_EVERY = 10  # of these, where no terminal shows them
+IMAGES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
+IMAGES_DEPTH, DEPTH = 10, 1000
+DISK_FULL = 3  # exit code
+_FOREVER = QosTime(9223372036, 854775807)
+
+
+def bag_qos(reliable: bool, latched: bool, depth: int = 10) -> Qos:
+    """Return a profile as ``ros2 bag play`` will offer the topic."""
+    return Qos(
+        QosHistory.KEEP_LAST, depth,
+        QosReliability.RELIABLE if reliable else QosReliability.BEST_EFFORT,
+        QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE,
+        _FOREVER, _FOREVER, QosLiveliness.AUTOMATIC, _FOREVER, False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """One chunk on the disk: where it ends, its messages by channel, their first and last time."""
+
+    end: int
+    counts: dict[int, int] = field(default_factory=dict)
+    first: int = 2**63 - 1
+    last: int = 0
+
+
+class _Mcap(McapWriter):
+    """Puts whole chunks on the disk or nothing, so that what is there can always be read."""
+
+    def __init__(self, path: Path, compression: CompressionMode) -> None:
+        super().__init__(path, compression)
+        self.held = [_Held(self.bio.tell())]  # the file's head, then its chunks
+
+    def close_chunk(self) -> None:
+        chunk = self.chunk
+        try:
+            super().close_chunk()
+            self.bio.flush()
+        except OSError:
+            self.chunk = _empty_chunk()
+            raise
+        self.held.append(_Held(
+            self.bio.tell(), {channel: len(rows) for channel, rows in chunk.msgs.items()},
+            chunk.message_start_time, chunk.message_end_time))
+
+    def truncate(self, chunks: int) -> None:
+        """Drop what is not on the disk yet and the last ``chunks`` of what is."""
+        del self.held[max(1, len(self.held) - chunks):]
+        del self.chunks[len(self.held) - 1:]
+        self.chunk = _empty_chunk()
+        self.channel_stats = {
+            channel: sum(held.counts.get(channel, 0) for held in self.held)
+            for channel in self.channel_stats}
+        self.message_start_time = min(held.first for held in self.held)
+        self.message_end_time = max(held.last for held in self.held)
+        # Closed below its buffer: what could not be written must not be written later.
+        self.bio.raw.close()  # type: ignore[attr-defined]
+        os.truncate(self.path, self.held[-1].end)
+        self.bio = os.fdopen(os.open(self.path, os.O_WRONLY), 'wb')
+        self.bio.seek(self.held[-1].end)
+
+
+def _empty_chunk() -> PendingChunk:
+    return PendingChunk(2**63 - 1, 0, BytesIO(), defaultdict(list))
+
+
+class BagWriter(Writer):
+    """A bag of raw CDR messages, to be ended with `finish`.
+
+    ``bytes`` counts the message data. ``truncated``: why the disk took no more, or ''.
+    ``finished``: index and metadata are there.
+    """
+
+    STORAGE_PLUGINS = {StoragePlugin.MCAP: _Mcap}
+
+    def __init__(self, path: Path) -> None:
+        """Create the folder. Raises ``UserError`` if it exists or cannot be created."""
+        if path.exists():
+            raise UserError(f'{path} exists already; choose another --out')
+        super().__init__(path, version=VERSION, storage_plugin=StoragePlugin.MCAP)
+        self.bytes = 0
+        self.truncated = ''
+        self.finished = False
+        try:
+            self.open()
+        except OSError as error:
+            raise UserError(f'cannot write {path}: {error.strerror}; choose another --out'
+                            ) from error
+
+    def add_topic(self, topic: str, kind: str, profiles: list[Qos]) -> Connection:
+        """Begin a topic of type 'pkg/msg/Type'; its definition goes into the file."""
+        return self.add_connection(
+            topic, kind, typestore=message_types(), offered_qos_profiles=profiles)
+
+    def write(self, connection: Connection, timestamp: int, data: bytes | memoryview) -> None:
+        """Add a message; raise OSError when the disk takes no more, after which only `finish`."""
+        try:
+            super().write(connection, timestamp, data)
+        except OSError as error:
+            self.truncated = error.strerror or str(error)
+            raise
+        self.bytes += len(data)
+
+    def finish(self) -> None:
+        """Write index and metadata; where they do not fit, give up the last messages for them."""
+        storage = self.storage
+        if storage is None:
+            return
+        assert isinstance(storage, _Mcap)
+        for attempt in range(bool(self.truncated), len(storage.held) + 2):
+            try:
+                if attempt:
+                    storage.truncate(min(attempt - 1, 1))
+                    self.counts.update(storage.channel_stats)
+                    self.min_timestamp = storage.message_start_time
+                    self.max_timestamp = storage.message_end_time
+                self.storage = storage
+                self.close()
+                self.finished = True
+                return
+            except OSError as error:
+                self.truncated = self.truncated or error.strerror or str(error)
+        self.storage = None
+
+
+class BagThread:
+    """Writes in a thread of its own, so that a slow disk never keeps anybody waiting.
+
+    ``on_end`` is called from that thread when it ends by ``error``, mostly because the disk takes
+    no more; what comes after that is ignored. ``dropped`` counts by topic what found the queue
+    full.
+    """
+
+    def __init__(self, bag: BagWriter, on_end: Callable[[], None],
+                 queue_bytes: int = QUEUE_BYTES) -> None:
+        self.bag = bag
+        self.dropped: Counter[str] = Counter()
+        self.written: Counter[str] = Counter()
+        self.error: Exception | None = None
+        self._on_end, self._limit = on_end, queue_bytes
+        self._connections: dict[str, Connection] = {}
+        self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
+        self._bytes = 0
+        self._open = True
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name='bag', daemon=True)
+        self._thread.start()
+
+    def add_topic(self, name: str, kind: str, profiles: list[Qos]) -> None:
+        """Begin a topic; its messages come after this."""
+        def begin() -> None:
+            self._connections[name] = self.bag.add_topic(name, kind, profiles)
+        with self._changed:
+            self._waiting.append((0, begin))
+            self._changed.notify()
+
+    def add(self, topic: str, stamp: int, data: bytes) -> None:
+        """Take a message received at ``stamp`` [ns]; never waits."""
+        def write() -> None:
+            self.bag.write(self._connections[topic], stamp, data)
+            self.written[topic] += 1
+        with self._changed:
+            if not self._open:
+                return
+            if self._bytes + len(data) > self._limit:
+                self.dropped[topic] += 1
+                return
+            self._bytes += len(data)
+            self._waiting.append((len(data), write))
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Write what waits, and finish the bag."""
+        with self._changed:
+            self._open = False
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._waiting or not self._open)
+                    if not self._waiting:
+                        return
+                    size, task = self._waiting.popleft()
+                task()
+                with self._changed:
+                    self._bytes -= size
+        except Exception as error:  # noqa: BLE001 - the recorder raises it
+            self.error = error
+            with self._changed:
+                self._open = False
+                self._waiting.clear()
+            self._on_end()
+        finally:
+            self.bag.finish()
+
+
+class Recorder(Node):
+    """Subscribes to each of ``topics`` once somebody publishes it, as reliably as it is offered.
+
+    Ends by itself after ``seconds`` (0: never) and when the disk is full.
+    """
+
+    def __init__(self, out: Path, topics: Sequence[str], seconds: float) -> None:
+        super().__init__('recorder', use_global_arguments=False)
+        self._out, self._topics = out, tuple(topics)
+        self._subscribed: dict[str, tuple[Any, bool, bool]] = {}
+        self._refused: set[str] = set()
+        self._ticks = 0
+        self.writer = BagThread(BagWriter(out), end)
+        self.started = time.monotonic()
+        self.create_timer(DISCOVERY_PERIOD, self._discover, clock=STEADY)
+        self.create_timer(PROGRESS_PERIOD, self._show_progress, clock=STEADY)
+        if seconds:
+            self.create_timer(seconds, end, clock=STEADY)
+
+    def destroy_node(self) -> None:
+        """Finish the bag before the node leaves."""
+        self.writer.close()
+        super().destroy_node()
+
+    def _discover(self) -> None:
+        for topic in self._topics:
+            publishers = self.get_publishers_info_by_topic(topic)
+            if publishers and topic not in self._refused:
+                self._subscribe(topic, publishers)
+
+    def _subscribe(self, topic: str, publishers: Sequence[Any]) -> None:
+        offers = qos.offered(publishers)
+        reliable, latched = (all(column) for column in zip(*offers))
+        before = self._subscribed.get(topic)
+        if before is not None:
+            # A later publisher that offers less would not be heard.
+            if reliable >= before[1] and latched >= before[2]:
+                return
+            self.destroy_subscription(before[0])
+            reliable, latched = reliable and before[1], latched and before[2]
+        kind = publishers[0].topic_type
+        try:
+            cls = message_type(kind)
+            if kind not in message_types().fielddefs:
+                raise KeyError(kind)
+        except KeyError:
+            self._refused.add(topic)
+            self.get_logger().error(f'{topic} is not recorded: its type {kind} is not known here')
+            return
+        if before is None:
+            self.writer.add_topic(topic, kind, [bag_qos(*offer) for offer in sorted(set(offers))])
+
+        def add(data: bytes) -> None:
+            self.writer.add(topic, time.time_ns(), data)
+        profile = qos.profile(IMAGES_DEPTH if kind in IMAGES else DEPTH, reliable, latched)
+        self._subscribed[topic] = (
+            self.create_subscription(cls, topic, add, profile, raw=True), reliable, latched)
+
+    def _show_progress(self) -> None:
+        self._ticks += 1
+        terminal = sys.stderr.isatty()
+        if terminal or self._ticks % PROGRESS_EVERY == 0:
+            print(('\r\033[K' if terminal else '') + self.progress(), file=sys.stderr,
+                  end='' if terminal else '\n', flush=True)
+
+    def progress(self) -> str:
+        """Return how far it got, in one line."""
+        writer = self.writer
+        dropped = sum(writer.dropped.values())
+        return (f'{self._out}: {time.monotonic() - self.started:.0f} s, '
+                f'{sum(writer.written.values())} messages on {len(self._subscribed)} topics, '
+                f'{writer.bag.bytes / 1e6:.1f} MB'
+                + (f', {dropped} dropped: the disk is too slow' if dropped else ''))
+
+
+def record(out: Path, topics: Sequence[str], seconds: float = 0.0) -> int:
+    """Record until Ctrl-C, SIGTERM or ``seconds`` are over; return the exit code.
+
+    Raises ``UserError`` if ``out`` exists or cannot be written.
+    """
+    if out.exists():
+        raise UserError(f'{out} exists already; choose another --out')
+    made: list[Recorder] = []
+
+    def factory() -> Recorder:
+        made.append(Recorder(out, topics, seconds))
+        return made[0]
+    code = run(factory, [])
+    if not made:
+        return code
+    writer, bag = made[0].writer, made[0].writer.bag
+    print('\r\033[K' if sys.stderr.isatty() else '', end='', file=sys.stderr)
+    if writer.error is not None and not isinstance(writer.error, OSError):
+        raise writer.error
+    for topic in sorted(writer.written):
+        lost = writer.dropped[topic]
+        print(f'{topic:24} {writer.written[topic]:8}' + (f'  {lost} dropped' if lost else ''))
+    if bag.truncated:
+        what = (f'its first {sum(bag.counts.values())} messages are kept and can be read'
+                if bag.finished else 'not even an index could be written')
+        print(f'error: {out}: {bag.truncated}; recording stopped, {what}', file=sys.stderr)
+        return DISK_FULL
+    print(made[0].progress())
+    return code
