@@ -9,7 +9,7 @@ from rclpy.node import Node
 from std_msgs.msg import Bool
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.nodes.parameters import declare
+from dtvla_ros.nodes.settings import declare
 from dtvla_ros.ros.conversions import message_type
 
 KINDS = {'none': '', 'bool': 'std_msgs/msg/Bool', 'int8': 'std_msgs/msg/Int8',

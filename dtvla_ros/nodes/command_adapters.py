@@ -16,7 +16,7 @@ from dtvla_ros.actions.chunk import Chunk
 from dtvla_ros.conventions import ACTION, GRIPPER, TARGET_POSE, TWIST, relative
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.gripper_action import GripperAction
-from dtvla_ros.nodes.parameters import declare
+from dtvla_ros.nodes.settings import declare
 from dtvla_ros.ros import conversions, qos
 
 PRESETS = ('sim_osc', 'servo', 'crisp', 'fzi')

@@ -31,7 +31,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.arm_status import ArmStatus
 from dtvla_ros.nodes.command_adapters import PRESETS, PoseSink, make_sink
 from dtvla_ros.nodes.gate_settings import LIMITS, build_gate, read_limits
-from dtvla_ros.nodes.parameters import declare, refuse_changes
+from dtvla_ros.nodes.settings import declare, refuse_changes
 from dtvla_ros.nodes.pose_source import PoseSource
 from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.run import STEADY, run, wait_until_heard

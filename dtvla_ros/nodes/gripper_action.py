@@ -9,7 +9,7 @@ from rclpy.node import Node
 
 from dtvla_ros.conventions import FINGER_JOINTS
 from dtvla_ros.errors import UserError
-from dtvla_ros.nodes.parameters import declare
+from dtvla_ros.nodes.settings import declare
 
 
 class GripperAction:

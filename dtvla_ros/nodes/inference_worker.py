@@ -1,4 +1,4 @@
-"""The policy in its own thread, so that the node's executor always answers."""
+"""Runs the policy in a thread of its own, so that the node's executor always answers."""
 
 from __future__ import annotations
 
@@ -9,40 +9,48 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-from dtvla_ros.engine.engine import Decision
+from dtvla_ros.actions import osc
+from dtvla_ros.conventions import CAMERAS
+from dtvla_ros.errors import UserError
+from dtvla_ros.nodes.settings import VlaSettings
+from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.policy.observation import Observation
+
+if TYPE_CHECKING:
+    from dtvla_ros.engine.engine import Decision
+    from dtvla_ros.engine.policy import Policy
+
+OSC_CONTRACT = ('OSC_POSE', osc.METRES_PER_UNIT, osc.RADIANS_PER_UNIT, osc.GRIPPER_CLOSED)
+Load = Callable[[Callable[[], None]], 'tuple[Policy, PolicyManifest]']
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one look: a decision, or the error that prevented it.
+    """The result of one request: a decision, or the error that prevented it.
 
-    ``ticket``: as given to `InferenceWorker.think`. ``seconds``: wall time of the whole decision.
+    ``request_id``: as given to `InferenceWorker.request`. ``seconds``: wall time of it all.
     """
 
     observation: Observation
-    ticket: int
+    request_id: int
     decision: Decision | None
     error: Exception | None
     seconds: float
 
 
 class InferenceWorker:
-    """Loads a policy, then decides one observation at a time.
+    """Loads a policy, then infers from one observation at a time.
 
-    ``load(on_verified)`` returns the policy, whose ``decide(observation, on_text)`` is used, and
-    calls ``on_verified`` once its files are known to be intact. ``wake`` is called from the
-    worker after anything happened; results are then read with `take` in the caller's own
-    thread. ``on_text`` gets the thought so far, from the worker.
+    ``load(on_verified)`` returns the policy and its manifest, and calls ``on_verified`` once its
+    files are known to be intact. ``wake`` is called from the worker after anything happened;
+    results are then read with `take` in the caller's own thread. ``on_text`` gets the thought so
+    far, from the worker.
     """
 
     def __init__(
-        self,
-        load: Callable[[Callable[[], None]], Any],
-        on_text: Callable[[str], None],
-        wake: Callable[[], None],
+        self, load: Load, on_text: Callable[[str], None], wake: Callable[[], None],
     ) -> None:
         self._load = load
         self._on_text = on_text
@@ -50,11 +58,24 @@ class InferenceWorker:
         self._work: queue.SimpleQueue[tuple[Observation, int] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._verified = threading.Event()
-        self.policy: Any = None
+        self._policy: Policy | None = None
+        self._manifest: PolicyManifest | None = None
         self.loaded = threading.Event()
         self.load_error: Exception | None = None
         self.busy_since: float | None = None
-        self._thread = threading.Thread(target=self._run, name='thinker', daemon=True)
+        self._thread = threading.Thread(target=self._run, name='inference', daemon=True)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy, once it is `loaded`."""
+        assert self._policy is not None
+        return self._policy
+
+    @property
+    def manifest(self) -> PolicyManifest:
+        """The policy's manifest, once it is `loaded`."""
+        assert self._manifest is not None
+        return self._manifest
 
     def start(self) -> None:
         """Begin loading."""
@@ -64,10 +85,10 @@ class InferenceWorker:
         """Wait until the policy's files were checked, well or ill; return whether they were."""
         return self._verified.wait(timeout)
 
-    def think(self, observation: Observation, ticket: int) -> None:
-        """Decide an observation; only while `busy_since` is None."""
+    def request(self, observation: Observation, request_id: int) -> None:
+        """Ask for a decision; only while `busy_since` is None."""
         self.busy_since = time.monotonic()
-        self._work.put((observation, ticket))
+        self._work.put((observation, request_id))
 
     def take(self) -> Outcome | None:
         """Return the next finished outcome, or None."""
@@ -85,37 +106,63 @@ class InferenceWorker:
 
     def _run(self) -> None:
         try:
-            self.policy = self._load(self._verified.set)
-        except Exception as error:  # noqa: BLE001 - handed to the executor, which reports it
+            self._policy, self._manifest = self._load(self._verified.set)
+            self.loaded.set()
+        except Exception as error:  # handed to the executor, which reports it
             self.load_error = error
-            self._verified.set()
-            self._wake()
-            return
         self._verified.set()
-        self.loaded.set()
         self._wake()
-        while (work := self._work.get()) is not None:
-            self._done.put(self._decide(*work))
+        while self._policy is not None and (work := self._work.get()) is not None:
+            self._done.put(self._infer(*work))
             self._wake()
-        self.policy = None  # its memory goes with the thread
+        self._policy = None  # its memory goes with the thread
 
-    def _decide(self, observation: Observation, ticket: int) -> Outcome:
+    def _infer(self, observation: Observation, request_id: int) -> Outcome:
         started = time.perf_counter()
-        decision: Any = None
-        error = None
+        decision = error = None
         try:
             decision = self.policy.infer(observation, self._on_text)
-        except Exception as raised:  # noqa: BLE001 - out of memory included; the node stops
+        except Exception as raised:  # out of memory included; the node stops
             error = raised
-        return Outcome(observation, ticket, decision, error, time.perf_counter() - started)
+        return Outcome(observation, request_id, decision, error, time.perf_counter() - started)
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether an engine's error means that the device's memory, or the host's, is used up."""
-    said = f'{type(error).__name__}: {error}'.lower()
-    return any(word in said for word in (
-        'memoryerror', 'out of memory', 'outofmemory', 'bad_alloc', 'failed to allocate',
-        'not enough memory'))
+def load(
+    settings: VlaSettings, on_verified: Callable[[], None],
+) -> tuple[Policy, PolicyManifest]:
+    """Load the policy; ``on_verified`` is called once all its files are found to be intact.
+
+    Raises
+    ------
+    UserError
+        If a file is missing or damaged, or the policy does not fit this node and its gate.
+
+    """
+    # Here, not above: the imports take seconds and belong to the worker.
+    from dtvla_ros.engine.load import load_policy
+    from dtvla_ros.share import find
+
+    def verified(manifest: PolicyManifest) -> None:
+        _check_contract(settings.policy, manifest)
+        on_verified()
+
+    return load_policy(
+        find(settings.policy), engine=settings.engine, threads=settings.threads,
+        device=settings.device, mode=settings.mode,
+        max_thought_tokens=settings.max_thought_tokens or None,
+        max_think_seconds=settings.deadline_s, on_verified=verified)
+
+
+def _check_contract(path: str, manifest: PolicyManifest) -> None:
+    cameras = tuple(manifest.config.vision.cameras)
+    if cameras != CAMERAS:
+        raise UserError(f'{path} wants cameras {cameras}; this node has {CAMERAS}')
+    contract = manifest.action
+    if (contract.controller, contract.metres_per_unit, contract.radians_per_unit,
+            contract.gripper_close) != OSC_CONTRACT:
+        raise UserError(f'{path}: its actions are {contract.controller} with '
+                        f'{contract.metres_per_unit} m and {contract.radians_per_unit} '
+                        "rad per unit; the gate speaks LIBERO's OSC_POSE only")
 
 
 def give_back_memory() -> None:

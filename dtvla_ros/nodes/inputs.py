@@ -1,67 +1,184 @@
-"""What the policy node sees and feels: decoded, judged, paired, and missed when it is late."""
+"""Subscribes to, validates and time-synchronises the policy's inputs."""
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Callable
+import unicodedata
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from dtvla_ros.conventions import CAMERAS, EE_POSE, IMAGES, JOINT_STATES, relative
-from dtvla_ros.nodes.observer import Observer
 from dtvla_ros.nodes.pose_source import PoseSource
 from dtvla_ros.nodes.settings import VlaSettings
 from dtvla_ros.policy.observation import Observation
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.safety.watchdog import Watchdog
 
+JOINTS, POSE = relative(JOINT_STATES), relative(EE_POSE)
+IMAGE_TOPICS = {camera: relative(topic) for camera, topic in IMAGES.items()}
+KEEP = 16  # samples per input; at 100 Hz joints and 30 Hz cameras this still spans a frame
+MAX_INSTRUCTION_BYTES = 10_000
 SAME_CLOCK = 1.0  # distance of a stamp from this node's clock that shows another clock [s]
-FROZEN_FOR = 0.4  # the same picture for this long [s] ...
-FROZEN_MOTION = 0.02  # ... while a joint moved this far [rad] is no picture of now
+FROZEN_FOR = 0.4  # the same image for this long [s] ...
+FROZEN_MOTION = 0.02  # ... while a joint moved this far [rad] shows nothing of now
 SAME_SHAPE = 0.01  # relative change of an aspect ratio that still counts as the same
 
 
-class Inputs:
-    """Subscribes to cameras, joints and the end effector's pose once `open` is called.
+def refuse_instruction(text: str) -> str | None:
+    """Return why an instruction cannot be given to the policy, or None."""
+    if not text.strip():
+        return 'it is empty'
+    if len(text.encode('utf-8', 'replace')) >= MAX_INSTRUCTION_BYTES:
+        return f'it is not shorter than {MAX_INSTRUCTION_BYTES} bytes'
+    if any(unicodedata.category(c) in ('Cc', 'Cs') for c in text):
+        return 'it has control characters'
+    return None
 
-    ``on_sample(repeats)`` is called after every accepted sample; ``repeats`` counts how often
-    its stamp came again, which in lock-step asks for an answer that got lost.
+
+class Synchronizer:
+    """Pairs images and measurements by their header stamps.
+
+    ``fingers``: joints whose absolute positions add up to the gripper opening [m]; LIBERO signs
+    them, a real Franka does not. ``max_skew`` [s]: largest difference of any stamp from the
+    first camera's. ``missing``: what the last `poll` lacked.
     """
 
-    def __init__(self, node: Node, settings: VlaSettings, pose: PoseSource, period: float,
+    def __init__(
+        self, joints: Sequence[str], fingers: Sequence[str], max_skew: float,
+    ) -> None:
+        self._joints = (*joints, *fingers)
+        self._fingers = tuple(fingers)
+        self._max_skew = max_skew
+        self.missing = 'nothing seen yet'
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything seen: what comes next belongs to another task."""
+        self._samples: dict[str, OrderedDict[float, Any]] = {
+            name: OrderedDict() for name in (*CAMERAS, JOINTS, POSE)}
+
+    def image(self, camera: str, image: NDArray[np.uint8], stamp: float) -> str | None:
+        """Take an image [H, W, 3]; return why it was refused, or None."""
+        if not image[::4, ::4].any():
+            return f'{camera} image is all black'
+        self._keep(camera, stamp, image)
+        return None
+
+    def joints(self, names: Sequence[str], positions: Sequence[float], stamp: float) -> str | None:
+        """Take a joint state in any order; return why it was refused, or None."""
+        if len(names) != len(positions):
+            return f'joint_states has {len(names)} names and {len(positions)} positions'
+        state = {n: float(p) for n, p in zip(names, positions, strict=True)}
+        absent = [n for n in self._joints if n not in state]
+        if absent:
+            return f'joint_states lacks {absent[0]}'
+        if not np.isfinite(list(state.values())).all():
+            return 'joint_states has a non-finite position'
+        self._keep(JOINTS, stamp, state)
+        return None
+
+    def pose(
+        self, position: NDArray[np.float64], quaternion: NDArray[np.float64], stamp: float,
+    ) -> str | None:
+        """Take the gripper pose in the base frame; return why it was refused, or None."""
+        norm = float(np.linalg.norm(quaternion))
+        if not np.isfinite(position).all() or not abs(norm - 1.0) < 0.01:
+            return 'ee_pose is not finite or its quaternion is not of unit length'
+        self._keep(POSE, stamp, (position, quaternion / norm))
+        return None
+
+    def poll(self, instruction: str) -> Observation | None:
+        """Return the newest complete observation; None and `missing` where there is none."""
+        lacking = []
+        for stamp in reversed(self._samples[CAMERAS[0]]):
+            parts = {name: self._nearest(name, stamp) for name in self._samples}
+            absent = [name for name, part in parts.items() if part is None]
+            if not absent:
+                self.missing = ''
+                return self._assemble(parts, instruction, stamp)
+            lacking.append(f'{absent[0]} within {self._max_skew:g} s of {CAMERAS[0]}')
+        self.missing = lacking[0] if lacking else f'{CAMERAS[0]} image'
+        return None
+
+    def _assemble(
+        self, parts: Mapping[str, Any], instruction: str, stamp: float,
+    ) -> Observation:
+        state, (position, quaternion) = parts[JOINTS], parts[POSE]
+        return Observation(
+            images={name: parts[name] for name in CAMERAS},
+            joint_positions={n: state[n] for n in self._joints},
+            ee_position=position,
+            ee_quaternion=quaternion,
+            gripper_opening=sum(abs(state[n]) for n in self._fingers),
+            instruction=instruction,
+            stamp=stamp)
+
+    def _keep(self, name: str, stamp: float, sample: Any) -> None:
+        samples = self._samples[name]
+        samples[stamp] = sample
+        samples.move_to_end(stamp)
+        if len(samples) > KEEP:
+            samples.popitem(last=False)
+
+    def _nearest(self, name: str, stamp: float) -> Any:
+        samples = self._samples[name]
+        if not samples:
+            return None
+        best = min(samples, key=lambda t: abs(t - stamp))
+        return samples[best] if abs(best - stamp) <= self._max_skew else None
+
+
+class Inputs:
+    """Cameras, joint states and the end effector's pose of a policy node.
+
+    `open` subscribes. ``on_sample(repeats)`` is called after every accepted sample; ``repeats``
+    counts how often its stamp came again, which in lock-step asks for an answer that got lost.
+    Declares the parameters of `PoseSource`. ``period`` [s]: how often `trouble` is asked.
+    """
+
+    def __init__(self, node: Node, settings: VlaSettings, period: float,
                  on_sample: Callable[[int], None]) -> None:
         self._node = node
-        self._settings = settings
-        self._pose = pose
+        self._period = period
         self._on_sample = on_sample
-        self._observer = Observer(
-            CAMERAS, settings.arm_joints, settings.finger_joints, settings.max_skew_s)
-        names = [relative(topic) for topic in (*IMAGES.values(), JOINT_STATES, EE_POSE)]
-        timeouts = {} if settings.lockstep else dict.fromkeys(names, settings.input_timeout_s)
-        self._alive = Watchdog(timeouts, own_period=period)
+        self._pose = PoseSource(node, self._on_pose)
+        self._open: list[Subscription] = []
+        self._reset(settings)
+
+    def _reset(self, settings: VlaSettings) -> None:
+        self._settings = settings
+        self._synchronizer = Synchronizer(
+            settings.arm_joints, settings.finger_joints, settings.max_skew_s)
+        timeouts = {} if settings.lockstep else dict.fromkeys(
+            (*IMAGE_TOPICS.values(), JOINTS, POSE), settings.input_timeout_s)
+        self._alive = Watchdog(timeouts, own_period=self._period)
         self._stamps: dict[str, float] = {}
         self._repeats: dict[str, int] = {}
-        self._pictures: dict[str, _Picture] = {}
+        self._cameras: dict[str, _FrozenCheck] = {}
         self._posture: NDArray[np.float64] | None = None
         self._wrong: dict[str, str] = {}
-        self._open: list[Any] = []
         self.refused: dict[str, int] = {}
         self.missing = ''
 
-    def open(self) -> None:
-        """Subscribe."""
-        node, raw = self._node, self._settings.transport == 'raw'
+    def open(self, settings: VlaSettings) -> None:
+        """Subscribe, everything from before forgotten."""
+        self._reset(settings)
+        node, raw = self._node, settings.transport == 'raw'
         self._open = [node.create_subscription(
-            Image if raw else CompressedImage, relative(IMAGES[camera]),
-            self._image_callback(camera), qos.NEWEST_FRAME, raw=True) for camera in CAMERAS]
+            Image if raw else CompressedImage, topic, functools.partial(self._on_image, camera),
+            qos.NEWEST_FRAME, raw=True) for camera, topic in IMAGE_TOPICS.items()]
         self._open.append(node.create_subscription(
-            JointState, relative(JOINT_STATES), self._on_joints, qos_profile_sensor_data))
+            JointState, JOINTS, self._on_joints, qos_profile_sensor_data))
         self._pose.open()
 
     def close(self) -> None:
@@ -73,18 +190,17 @@ class Inputs:
 
     def clear(self) -> None:
         """Forget everything seen: what comes next belongs to another task."""
-        self._observer.clear()
-        self._pictures.clear()
+        self._synchronizer.clear()
+        self._cameras.clear()
 
-    def look(self, instruction: str) -> Observation | None:
+    def poll(self, instruction: str) -> Observation | None:
         """Return the newest complete observation young enough to act on, or None."""
-        observation = self._observer.look(instruction)
-        self.missing = self._observer.missing
+        observation = self._synchronizer.poll(instruction)
+        self.missing = self._synchronizer.missing
         if observation is None or self._settings.lockstep:
             return observation
-        age = self._now() - observation.stamp
-        if age > self._settings.max_age_s:
-            self.missing = f'a complete look younger than {self._settings.max_age_s:g} s'
+        if self._now() - observation.stamp > self._settings.max_age_s:
+            self.missing = f'a complete observation younger than {self._settings.max_age_s:g} s'
             return None
         return observation
 
@@ -98,51 +214,41 @@ class Inputs:
         if late:
             why = self._wrong.get(late[0])
             return f'{late[0]} missing or late' + (f': {why}' if why else '')
-        for name, picture in self._pictures.items():
-            if picture.frozen:
-                return f'{name} shows the same picture while the arm moves'
+        for name, camera in self._cameras.items():
+            if camera.frozen:
+                return f'{name} shows the same image while the arm moves'
         return None
 
     def _now(self) -> float:
         return self._node.get_clock().now().nanoseconds * 1e-9
 
-    def _image_callback(self, camera: str) -> Callable[[Any], None]:
-        name = relative(IMAGES[camera])
+    def _on_image(self, camera: str, data: bytes) -> None:
         parse, decode = ((images.parse_image, images.image_to_numpy)
                          if self._settings.transport == 'raw'
                          else (images.parse_compressed, images.compressed_to_numpy))
-
-        def receive(data: bytes) -> None:
-            stamp = math.nan  # of a message that cannot even be parsed
-            try:
-                message = parse(data)
-                stamp = message.stamp
-                image = decode(message)
-                refused = self._picture(name, image, stamp) or self._observer.image(
-                    camera, image, stamp)
-            except images.ImageError as error:
-                refused = str(error)
-            self._received(name, stamp, refused)
-        return receive
-
-    def _picture(self, name: str, image: NDArray[np.uint8], stamp: float) -> str | None:
-        picture = self._pictures.get(name)
-        if picture is None:
-            picture = self._pictures[name] = _Picture(image, stamp, self._posture)
-        return picture.follow(image, stamp, self._posture)
+        name, stamp = IMAGE_TOPICS[camera], math.nan  # of a message that cannot be parsed
+        try:
+            message = parse(data)
+            stamp = message.stamp
+            image = decode(message)
+            check = self._cameras.setdefault(name, _FrozenCheck(image, stamp, self._posture))
+            refused = check.follow(image, stamp, self._posture) or self._synchronizer.image(
+                camera, image, stamp)
+        except images.ImageError as error:
+            refused = str(error)
+        self._received(name, stamp, refused)
 
     def _on_joints(self, message: JointState) -> None:
         stamp = conversions.seconds(message.header.stamp)
-        refused = self._observer.joints(message.name, message.position, stamp)
+        refused = self._synchronizer.joints(message.name, message.position, stamp)
         if not refused:
             positions = dict(zip(message.name, message.position))
             self._posture = np.array([positions[n] for n in self._settings.arm_joints])
-        self._received(relative(JOINT_STATES), stamp, refused)
+        self._received(JOINTS, stamp, refused)
 
-    def on_pose(self, position: NDArray[np.float64], quaternion: NDArray[np.float64],
-                stamp: float) -> None:
-        """Take the end effector's pose from the `PoseSource`."""
-        self._received(relative(EE_POSE), stamp, self._observer.pose(position, quaternion, stamp))
+    def _on_pose(self, position: NDArray[np.float64], quaternion: NDArray[np.float64],
+                 stamp: float) -> None:
+        self._received(POSE, stamp, self._synchronizer.pose(position, quaternion, stamp))
 
     def _received(self, name: str, stamp: float, refused: str | None) -> None:
         """Note a sample; a repeated stamp is no sign of life, but in lock-step a request."""
@@ -167,7 +273,7 @@ class Inputs:
         self._on_sample(self._repeats[name])
 
 
-class _Picture:
+class _FrozenCheck:
     """One camera's last change, to tell a frozen driver from a scene at rest."""
 
     def __init__(self, image: NDArray[np.uint8], stamp: float,
@@ -181,7 +287,7 @@ class _Picture:
         """Take the next image; return why it cannot be used, or None."""
         aspect = image.shape[1] / image.shape[0]
         if abs(aspect / self._aspect - 1.0) > SAME_SHAPE:
-            return (f'the picture is now {image.shape[1]}x{image.shape[0]}, another shape than '
+            return (f'the image is now {image.shape[1]}x{image.shape[0]}, another shape than '
                     'before')
         if not np.array_equal(image, self._image):
             self._image, self._since, self._posture = image, stamp, posture

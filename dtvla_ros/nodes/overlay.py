@@ -41,7 +41,7 @@ from dtvla_ros.conventions import (
     VLA_STATE,
     relative,
 )
-from dtvla_ros.nodes.parameters import declare
+from dtvla_ros.nodes.settings import declare
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.run import STEADY, run
 

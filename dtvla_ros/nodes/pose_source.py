@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from dtvla_ros.conventions import EE_POSE, relative
 from dtvla_ros.errors import UserError
-from dtvla_ros.nodes.parameters import declare
+from dtvla_ros.nodes.settings import declare
 from dtvla_ros.ros import conversions, qos
 
 SOURCES = ('topic', 'tf')

@@ -39,7 +39,7 @@ from dtvla_ros.conventions import (
 )
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import require_writable, write_json
-from dtvla_ros.nodes.parameters import declare
+from dtvla_ros.nodes.settings import declare
 from dtvla_ros.nodes.sim_frames import BASE, VIEWS, Placed, SimFrames, optical_frame
 from dtvla_ros.nodes.sim_services import SimServices
 from dtvla_ros.ros import conversions, images, qos

@@ -12,7 +12,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from dtvla_ros.conventions import SIM_STATE, SIM_TASKS, relative
 from dtvla_ros.errors import UserError
-from dtvla_ros.nodes.parameters import declare, refuse_changes
+from dtvla_ros.nodes.settings import declare, refuse_changes
 from dtvla_ros.ros import qos
 
 Order = Callable[..., None]

@@ -25,6 +25,8 @@ from rclpy.exceptions import (
 )
 from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.lifecycle import LifecycleNode as RclpyLifecycleNode
+from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.logging import LoggingSeverity, get_logger_level, set_logger_level
 from rclpy.node import Node
 from rclpy.publisher import Publisher
@@ -45,6 +47,22 @@ WAIT = 0.5  # longest wait between two looks for the end [s]; signals and tasks 
 
 AnyNode = TypeVar('AnyNode', bound=Node)
 _outcomes: list[int | BaseException] = []  # why `run` ends, the first one counts
+
+
+class LifecycleNode(RclpyLifecycleNode):
+    """A managed node that answers no where a transition is impossible.
+
+    Up to Jazzy such a request over the network raises out of the service callback, and so ends
+    the process; later versions log it, as this does.
+    """
+
+    def _LifecycleNodeMixin__change_state(self, transition_id: int) -> TransitionCallbackReturn:
+        try:
+            return super()._LifecycleNodeMixin__change_state(  # type: ignore[misc]
+                transition_id)
+        except rclpy_implementation.RCLError as error:
+            self.get_logger().error(f'Unable to start transition {transition_id}: {error}')
+            return TransitionCallbackReturn.ERROR
 
 
 def make_executor() -> Executor:

@@ -15,7 +15,7 @@ from std_srvs.srv import SetBool
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros import run
-from dtvla_ros.ros.lifecycle import LifecycleNode
+from dtvla_ros.ros.run import LifecycleNode
 
 CAMERA = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
