@@ -14,16 +14,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dtvla_ros.engine.engine import MODES
-from dtvla_ros.nodes.gate_settings import LIMITS
-from dtvla_ros.nodes.settings import SETTINGS
+from dtvla_ros.nodes.settings import LIMITS, MODES, SETTINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / 'launch').glob('*.launch.py'))
 COMMANDS = re.findall(r"'(\w+) = dtvla_ros", (ROOT / 'setup.py').read_text())
 PARAMETERS = {'use_sim_time', *SETTINGS, *LIMITS, *(
     name for file in (ROOT / 'dtvla_ros' / 'nodes').glob('*.py')
-    for name in re.findall(r"declare\(\s*\w+, '(\w+)'", file.read_text()))}
+    for name in re.findall(r"(?:declare\(\s*\w+, |seconds\(\s*)'(\w+)'", file.read_text()))}
 
 
 def calls(path, name):
@@ -47,7 +45,7 @@ def text(node):
 
 def test_there_is_a_launch_file_for_every_way_to_run():
     assert {p.name.split('.')[0] for p in FILES} == {
-        'sim', 'policy', 'robot_servo', 'robot_crisp', 'robot_fzi', 'evaluate', 'gazebo'}
+        'sim', 'policy', 'robot', 'evaluate', 'gazebo'}
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
@@ -78,7 +76,7 @@ def test_every_argument_explains_itself(path):
             assert default in ast.literal_eval(given['choices'])
 
 
-def test_the_modes_are_the_engines():
+def test_the_modes_are_the_nodes():
     modes = next(given['choices'] for node, given in calls(ROOT / 'launch/policy.launch.py',
                                                            'DeclareLaunchArgument')
                  if text(node.args[0]) == 'mode')
@@ -103,13 +101,13 @@ def test_the_settings_for_gazebo_are_declared():
 
 
 def test_a_result_counts_every_episode_and_says_what_ran_it():
-    from dtvla_ros.nodes.sim_bridge import Tally
+    from dtvla_ros.nodes.sim_bridge import Progress
 
-    tally = Tally([('a', 5), ('a', 6), ('b', 5)])
+    progress = Progress([('a', 5), ('a', 6), ('b', 5)])
     for steps, success in ((40, True), (180, False), (33, True)):
-        tally.index, tally.step = tally.index + 1, steps
-        tally.count(success)
-    report = tally.report()
+        progress.index, progress.step = progress.index + 1, steps
+        progress.count(success)
+    report = progress.report()
     assert (report['n'], report['successes']) == (3, 2)
     assert report['tasks'] == {'a': {'n': 2, 'successes': 1}, 'b': {'n': 1, 'successes': 1}}
     assert report['episodes'][1] == {'task': 'a', 'seed': 6, 'success': False, 'steps': 180}
@@ -229,17 +227,18 @@ def test_an_evaluation_leaves_its_result(prefix):
     assert bridge['lockstep'] is True
 
 
-@pytest.mark.parametrize('name, command, topic', [
-    ('robot_servo', 'twist_cmd', '/servo_node/delta_twist_cmds'),
-    ('robot_crisp', 'target_pose', '/target_pose'),
-    ('robot_fzi', 'target_pose', '/cartesian_compliance_controller/target_frame')])
+@pytest.mark.parametrize('preset, command, topic', [
+    ('servo', 'twist_cmd', '/servo_node/delta_twist_cmds'),
+    ('crisp', 'target_pose', '/target_pose'),
+    ('fzi', 'target_pose', '/cartesian_compliance_controller/target_frame')])
 def test_a_robots_gate_speaks_to_its_controller_and_waits_to_be_started(
-        prefix, name, command, topic):
-    values, remaps = given_to(started(name)['command_gate'])
+        prefix, preset, command, topic):
+    values, remaps = given_to(started('robot', preset=preset)['command_gate'])
     assert remaps[command] == topic
-    assert values['preset'] == name.removeprefix('robot_')
+    assert values['preset'] == preset
     assert values['auto_start'] is False and values['use_sim_time'] is False
-    assert given_to(started(name, command_topic='/mine')['command_gate'])[1][command] == '/mine'
+    nodes = started('robot', preset=preset, command_topic='/mine')
+    assert given_to(nodes['command_gate'])[1][command] == '/mine'
 
 
 def test_gate_and_policy_meet_in_any_namespace(prefix):

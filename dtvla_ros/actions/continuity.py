@@ -1,4 +1,4 @@
-"""How smoothly one chunk follows another."""
+"""Jumps of the commanded velocity at chunk boundaries and inside chunks."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from dtvla_ros.actions import osc
 KEPT = 512  # changes of each kind that the medians are taken of
 
 
-class SeamMeter:
+class ContinuityMeter:
     """Changes of the commanded velocity [m/s] between neighbouring rows.
 
-    ``seam``: where a chunk took over from one that still had rows; ``inside``: everywhere else.
+    ``boundary``: where a chunk took over from one that still had rows; ``inside``: elsewhere.
     A backward step is a row that moves against the one before.
     """
 
     def __init__(self) -> None:
-        self.seam: deque[float] = deque(maxlen=KEPT)
+        self.boundary: deque[float] = deque(maxlen=KEPT)
         self.inside: deque[float] = deque(maxlen=KEPT)
-        self.seams = self.backward_seams = self.insides = self.backward_insides = 0
+        self.boundaries = self.backward_boundaries = self.insides = self.backward_insides = 0
         self._last: NDArray[np.float64] | None = None
 
     def pause(self) -> None:
         """Note that the arm stood still: what comes next has no neighbour."""
         self._last = None
 
-    def add(self, action: ArrayLike, seam: bool) -> None:
+    def add(self, action: ArrayLike, boundary: bool) -> None:
         """Take the normalised action [>=6] of the next row as it was commanded."""
         speed = osc.velocity(action)[:3]
         last, self._last = self._last, speed
@@ -37,10 +37,10 @@ class SeamMeter:
             return
         jump = float(np.linalg.norm(speed - last))
         backward = float(speed @ last) < 0
-        if seam:
-            self.seam.append(jump)
-            self.seams += 1
-            self.backward_seams += backward
+        if boundary:
+            self.boundary.append(jump)
+            self.boundaries += 1
+            self.backward_boundaries += backward
         else:
             self.inside.append(jump)
             self.insides += 1
@@ -48,9 +48,9 @@ class SeamMeter:
 
     def summary(self) -> dict[str, float]:
         """Return medians [m/s] and counts for `gate_state`; empty before there are both kinds."""
-        if not self.seam or not self.inside:
+        if not self.boundary or not self.inside:
             return {}
-        return {'seam_jump': float(np.median(self.seam)),
-                'inside_jump': float(np.median(self.inside)), 'seams': self.seams,
-                'backward_seams': self.backward_seams, 'insides': self.insides,
+        return {'seam_jump': float(np.median(self.boundary)),
+                'inside_jump': float(np.median(self.inside)), 'seams': self.boundaries,
+                'backward_seams': self.backward_boundaries, 'insides': self.insides,
                 'backward_insides': self.backward_insides}

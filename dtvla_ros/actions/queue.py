@@ -28,7 +28,7 @@ class ChunkQueue:
     ``max_latency``: a chunk whose age exceeds its own length by more than this is dropped [s].
     ``blend_steps``: rows over which a new chunk is faded in where the old one still had rows.
     ``ticks_per_row``: control ticks that one row lasts, where the control rate is a multiple of
-    the chunks'. `at_seam`: the row taken last is the first of a chunk that took over from one
+    the chunks'. `at_boundary`: the row taken last is the first of a chunk that took over from one
     which still had rows. `consumed`: rows played so far.
     """
 
@@ -49,7 +49,7 @@ class ChunkQueue:
         self._ticks_left = 0
         self._taken_over = False
         self.consumed = 0
-        self.at_seam = False
+        self.at_boundary = False
 
     def put(self, chunk: Chunk) -> str | None:
         """Make a chunk current; return why it was dropped, or None when it was taken."""
@@ -89,7 +89,7 @@ class ChunkQueue:
             row = chunk.values[self._cursor]
             self._cursor += 1
             self._ticks_left = self._ticks_per_row - 1
-            self.at_seam, self._taken_over = self._taken_over, False
+            self.at_boundary, self._taken_over = self._taken_over, False
             self.consumed += 1
             self._played.append(now)
             self._last = (now, row)
@@ -133,7 +133,7 @@ class ChunkQueue:
             return chunk
         weight = (np.arange(1, n + 1, dtype=np.float32) / (n + 1))[:, None]  # [n, 1]
         values = chunk.values.copy()
-        seam = slice(start, start + n)
+        faded = slice(start, start + n)
         # The gripper channel is a switch: half open is not between open and closed.
-        values[seam, :6] = (1 - weight) * rest[:n, :6] + weight * values[seam, :6]
+        values[faded, :6] = (1 - weight) * rest[:n, :6] + weight * values[faded, :6]
         return Chunk(chunk.stamp, chunk.period, values, chunk.channels)

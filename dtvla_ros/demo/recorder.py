@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dtvla_ros.evaluation.video import Caption, Film, contact_sheet, draw_frame
+from dtvla_ros.caption import Caption, draw_frame
+from dtvla_ros.evaluation.video import Film, contact_sheet
 
 Shot = tuple[dict[str, NDArray[np.uint8]], Caption]
 CLOSING_FRAMES = 4

@@ -12,13 +12,13 @@ from typing import Any
 from rclpy.executors import Executor
 
 from dtvla_ros import share
+from dtvla_ros.caption import Caption
 from dtvla_ros.conventions import ACTION
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation import report
 from dtvla_ros.evaluation.ros_watcher import Watcher
 from dtvla_ros.evaluation.seeds import evaluation_seed
 from dtvla_ros.evaluation.statistics import Rate, latency_summary
-from dtvla_ros.evaluation.video import Caption
 from dtvla_ros.files import write_json
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.ros.graph import Run, frame_interval, start_nodes, watch

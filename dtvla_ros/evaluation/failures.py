@@ -39,7 +39,7 @@ class FailureRecord:
         """Note what was seen and thought at a step."""
         if not self.wanted:
             return
-        from .video import Caption, draw_frame
+        from dtvla_ros.caption import Caption, draw_frame
 
         self._last = images, Caption(sentence, thought, f'{self._name}   step {step}', None)
         if self._film is not None:
@@ -62,7 +62,7 @@ class FailureRecord:
             return
         from PIL import Image
 
-        from .video import draw_frame
+        from dtvla_ros.caption import draw_frame
 
         self._still.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw_frame(*self._last)).save(self._still, quality=85)

@@ -1,10 +1,8 @@
-"""Cameras with the thought written beside them, as films and contact sheets."""
+"""Films and contact sheets of frames."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,45 +10,9 @@ from typing import Any
 import av
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-CAMERA = 352  # side of a camera picture in the frame [px]
-WIDTH, HEIGHT = 1152, 384
-INK, FAINT, PAPER = (235, 235, 235), (150, 150, 150), (24, 26, 30)
-GOOD, BAD = (120, 220, 130), (240, 120, 110)
-
-
-@dataclass(frozen=True, slots=True)
-class Caption:
-    """What is written beside the cameras. ``success`` None: not decided yet."""
-
-    title: str
-    thought: str
-    footer: str
-    success: bool | None = None
-
-
-def draw_frame(
-    images: Mapping[str, NDArray[np.uint8]], caption: Caption
-) -> NDArray[np.uint8]:
-    """Return a frame [384, 1152, 3]: the cameras in order, then the caption."""
-    frame = Image.new('RGB', (WIDTH, HEIGHT), PAPER)
-    pen = ImageDraw.Draw(frame)
-    large, small = ImageFont.load_default(20), ImageFont.load_default(15)
-    for k, (name, pixels) in enumerate(list(images.items())[:2]):
-        picture = Image.fromarray(np.ascontiguousarray(pixels))
-        frame.paste(picture.resize((CAMERA, CAMERA), Image.Resampling.BICUBIC), (k * CAMERA, 32))
-        pen.text((k * CAMERA + 8, 7), name, FAINT, small)
-    x = 2 * CAMERA + 20
-    columns = 40
-    pen.text((x, 34), '\n'.join(textwrap.wrap(caption.title, columns)), INK, large)
-    pen.text((x, 110), 'thinks', FAINT, small)
-    pen.text((x, 134), '\n'.join(textwrap.wrap(caption.thought, columns)[:7]), INK, large)
-    pen.text((x, HEIGHT - 58), caption.footer, FAINT, small)
-    if caption.success is not None:
-        text, colour = ('success', GOOD) if caption.success else ('failed', BAD)
-        pen.text((x, HEIGHT - 34), text, colour, large)
-    return np.asarray(frame)
+from dtvla_ros.caption import PAPER
 
 
 class Film:

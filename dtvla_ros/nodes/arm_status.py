@@ -1,4 +1,4 @@
-"""What an arm's controller says of itself."""
+"""The topic on which an arm's controller reports that it is halted."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class ArmStatus:
             unable = '' if message.data else 'the controller does not follow commands'
         else:
             code = message.code if hasattr(message, 'code') else message.data
-            said = getattr(message, 'message', '')
-            unable = f'the controller is halted: status {code} {said}'.rstrip() if (
+            text = getattr(message, 'message', '')
+            unable = f'the controller is halted: status {code} {text}'.rstrip() if (
                 code in self._unable) else ''
         if unable != self._last:
             self._last = unable

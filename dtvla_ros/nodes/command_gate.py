@@ -1,7 +1,8 @@
-"""The process that alone talks to the arm: chunks in, limited commands out, stops on doubt."""
+"""The process that alone talks to the arm: chunks in, limited commands out, safe stops."""
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -17,22 +18,13 @@ from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from dtvla_ros.conventions import (
-    ACTION_CHUNK,
-    CONTROL_RATE,
-    ESTOP,
-    FINGER_JOINTS,
-    GATE_STATE,
-    JOINT_STATES,
-    VLA_STATE,
-    relative,
-)
+from dtvla_ros import conventions as names
+from dtvla_ros.conventions import relative
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.arm_status import ArmStatus
-from dtvla_ros.nodes.command_adapters import PRESETS, PoseSink, make_sink
-from dtvla_ros.nodes.gate_settings import LIMITS, build_gate, read_limits
-from dtvla_ros.nodes.settings import declare, refuse_changes
+from dtvla_ros.nodes.command_adapters import PRESETS, make_adapter
 from dtvla_ros.nodes.pose_source import PoseSource
+from dtvla_ros.nodes.settings import LIMITS, build_gate, declare, read_limits, refuse_changes
 from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.run import STEADY, run, wait_until_heard
 from dtvla_ros.safety.gate import Command, GateState
@@ -40,7 +32,7 @@ from dtvla_ros.safety.limits import Limiter
 
 STATE_PERIOD = 0.05  # the policy's own watchdog lives on gate_state
 WATCH_PERIOD = 0.01  # a stop does not wait for the next tick
-RIVALS_PERIOD = 0.25
+GRAPH_PERIOD = 0.25  # between two looks for competing publishers and gripper listeners [s]
 SAME_TICK = 1e-3  # difference of two stamps of one lock-step tick [s]
 STILL_TICKS = 4  # commands of stillness that make a stop
 LEVELS = {
@@ -62,28 +54,21 @@ class CommandGate(Node):
     def __init__(self) -> None:
         super().__init__('command_gate')
         self._period = 1.0 / declare(
-            self, 'rate', CONTROL_RATE, 'control rate [Hz]', low=1.0, high=200.0)
+            self, 'rate', names.CONTROL_RATE, 'control rate [Hz]', low=1.0, high=200.0)
         self._lockstep = declare(self, 'lockstep', False, 'tick with the pose, not the clock')
         preset = declare(self, 'preset', 'sim_osc', 'kind of arm', choices=PRESETS)
         self._fingers = declare(
-            self, 'finger_joints', list(FINGER_JOINTS),
+            self, 'finger_joints', list(names.FINGER_JOINTS),
             'joints whose absolute positions add up to the gripper opening')
         self._gate = build_gate(self, self._period, self._lockstep)
         self._pose_source = PoseSource(self, self._on_pose)
-        self._sink = make_sink(
+        self._adapter = make_adapter(
             self, preset, self.get_parameter('base_frame').value, self._period)
-        self._commands: dict[str, Callable[[], str | None]] = {
-            'start': self._start,
-            'stop': lambda: self._gate.stop('asked to stop'),
-            'clear_fault': self._clear_fault,
-            'pause': lambda: self._gate.pause(True),
-            'resume': lambda: self._gate.pause(False),
-        }
-        self._pending: float | None = None
-        self._early: JointTrajectory | None = None
+        self._pending: float | None = None  # stamp of the tick to be answered in lock-step
+        self._early: JointTrajectory | None = None  # a chunk for a tick that has not come yet
         self._last: Command | None = None
         self._drops = 0
-        self._told = ('', '')
+        self._reported = ('', '')
         self._silent = False
         self._new_limits = False
         refuse_changes(self, LIMITS, self._judge_limit)
@@ -91,31 +76,35 @@ class CommandGate(Node):
             self, 'priority', 0, 'real-time priority (SCHED_FIFO) of the gate; 0: none',
             low=0, high=90))
 
-        self._state = self.create_publisher(DiagnosticStatus, relative(GATE_STATE), qos.LATCHED)
-        sensor = qos_profile_sensor_data
+        self._state = self.create_publisher(
+            DiagnosticStatus, relative(names.GATE_STATE), qos.LATCHED)
         self.create_subscription(
-            JointTrajectory, relative(ACTION_CHUNK), self._on_chunk, qos.LATEST)
+            JointTrajectory, relative(names.ACTION_CHUNK), self._on_chunk, qos.LATEST)
         self.create_subscription(
-            DiagnosticStatus, relative(VLA_STATE), self._on_heartbeat, qos.LATCHED)
-        self.create_subscription(JointState, relative(JOINT_STATES), self._on_joints, sensor)
+            DiagnosticStatus, relative(names.VLA_STATE), self._on_heartbeat, qos.LATCHED)
+        self.create_subscription(
+            JointState, relative(names.JOINT_STATES), self._on_joints, qos_profile_sensor_data)
         self._pose_source.open()
         self._arm = ArmStatus(self, self._on_arm)
-        qos.listen_to_anyone(self, Bool, relative(ESTOP), self._on_estop)
-        for name in ('start', 'stop', 'clear_fault'):
-            self.create_service(Trigger, name, self._service(name))
+        qos.listen_to_anyone(self, Bool, relative(names.ESTOP), self._on_estop)
+        orders = {'start': lambda: self._gate.start(time.monotonic()),
+                  'stop': lambda: self._gate.stop('asked to stop'),
+                  'clear_fault': self._clear_fault}
+        for name, order in orders.items():
+            self.create_service(Trigger, name, functools.partial(self._on_order, order))
         self.create_service(SetBool, 'pause', self._on_pause)
         self.create_timer(self._period, self._on_timer, clock=STEADY)
         if not self._lockstep:
             self.create_timer(WATCH_PERIOD, self._on_watch, clock=STEADY)
-        self.create_timer(STATE_PERIOD, self._tell, clock=STEADY)
-        self.create_timer(RIVALS_PERIOD, self._look_around, clock=STEADY)
-        self._tell()
+        self.create_timer(STATE_PERIOD, self._report, clock=STEADY)
+        self.create_timer(GRAPH_PERIOD, self._watch_graph, clock=STEADY)
+        self._report()
 
     def destroy_node(self) -> None:
-        """Command stillness before leaving: a pose sink keeps its last target otherwise."""
+        """Command stillness before leaving: a pose controller keeps its last target otherwise."""
         if not self._lockstep and self._last is not None:
             self._gate.stop('the gate is shut down')
-            self._tell()
+            self._report()
             for _ in range(STILL_TICKS):
                 self._send(self._gate.tick(self._now(), time.monotonic()))
                 time.sleep(self._period)
@@ -160,8 +149,7 @@ class CommandGate(Node):
         if not (np.isfinite(position).all() and np.isfinite(quaternion).all()):
             return
         self._gate.on_pose(position, stamp, time.monotonic())
-        if isinstance(self._sink, PoseSink):
-            self._sink.measure(position, quaternion)
+        self._adapter.measure(position, quaternion)
         if self._lockstep:
             self._pending = stamp
             if self._last is not None and self._answered():
@@ -179,31 +167,25 @@ class CommandGate(Node):
         self._gate.on_estop(message.data)
         self._stop_now()
 
-    def _service(self, name: str):  # noqa: ANN202
-        def answer(_: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-            refused = self._obey(name)
-            response.success = refused is None
-            response.message = refused or f'{self._gate.state.value}: {self._gate.reason}'
-            return response
-        return answer
+    def _on_order(
+        self, order: Callable[[], str | None], _: Trigger.Request, response: Trigger.Response,
+    ) -> Trigger.Response:
+        refused = order()
+        self._stop_now()
+        response.success = refused is None
+        response.message = refused or f'{self._gate.state.value}: {self._gate.reason}'
+        return response
 
     def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        self._obey('pause' if request.data else 'resume')
+        self._gate.pause(request.data)
+        self._stop_now()
         response.success = True
         response.message = f'{self._gate.state.value}: {self._gate.reason}'
         return response
 
-    def _obey(self, name: str) -> str | None:
-        refused = self._commands[name]()
-        self._stop_now()
-        return refused
-
-    def _start(self) -> str | None:
-        return self._gate.start(time.monotonic())
-
     def _clear_fault(self) -> str | None:
-        if self._rivals():
-            return f'another node still publishes {self._sink.topic}'
+        if self._has_competition():
+            return f'another node still publishes {self._adapter.topic}'
         refused = self._gate.clear_fault()
         self._silent = self._silent and refused is not None
         return refused
@@ -214,7 +196,7 @@ class CommandGate(Node):
             command = self._gate.tick(self._pending, time.monotonic())
             if command.played:
                 self._send(command)
-        self._tell_changes()
+        self._report_changes()
 
     def _answered(self) -> bool:
         return (self._last is not None and self._last.played
@@ -231,35 +213,35 @@ class CommandGate(Node):
             # Stillness is paced by this timer: simulated time must not race while stopped.
             if not command.waiting:
                 self._send(command)
-        self._tell_changes()
+        self._report_changes()
 
     def _stop_now(self) -> None:
         """Command stillness at once if the last event ended the task."""
         ended = self._gate.state in (GateState.STOP, GateState.FAULT)
         if ended and not self._lockstep and self._last is not None and self._last.played:
             self._on_timer()
-        self._tell_changes()
+        self._report_changes()
 
     def _on_watch(self) -> None:
-        if not self._lockstep and self._gate.doubts(time.monotonic()):
+        if not self._lockstep and self._gate.has_stop_condition(time.monotonic()):
             self._on_timer()
 
     def _send(self, command: Command) -> None:
         self._last = command
         if not self._silent:
-            self._sink.send(command.action, command.stamp, command.begins)
+            self._adapter.send(command.action, command.stamp, command.first_tick)
 
-    def _rivals(self) -> bool:
-        return self.count_publishers(self._sink.topic) > 1
+    def _has_competition(self) -> bool:
+        return self.count_publishers(self._adapter.topic) > 1
 
-    def _look_around(self) -> None:
-        listeners = self._sink.gripper_listeners()
+    def _watch_graph(self) -> None:
+        listeners = self._adapter.gripper_listeners()
         if listeners is not None:
             self._gate.on_gripper_listeners(listeners, time.monotonic())
-        if self._rivals():
+        if self._has_competition():
             self._silent = True  # two masters: the arm must not get a mixture
-            self._gate.fault(f'another node publishes {self._sink.topic}')
-            self._tell_changes()
+            self._gate.fault(f'another node publishes {self._adapter.topic}')
+            self._report_changes()
 
     def _judge_limit(self, parameter: Parameter) -> str | None:
         if self._gate.state in (GateState.RUN, GateState.HOLD):
@@ -271,24 +253,24 @@ class CommandGate(Node):
         self._new_limits = True
         return None
 
-    def _tell_changes(self) -> None:
+    def _report_changes(self) -> None:
         # Thinking alternates with running at every chunk; it shows in the periodic report.
         state, reason = self._gate.state, self._gate.reason
         calm = state in (GateState.RUN, GateState.HOLD)
         now = (state.value if not calm else 'calm', reason.split(' is ')[0] if not calm else '')
-        if now != self._told:
-            self._told = now
+        if now != self._reported:
+            self._reported = now
             if not calm:
                 self.get_logger().warning(f'{state.value}: {reason}')
-            self._tell()
+            self._report()
 
-    def _tell(self) -> None:
-        state = self._gate.state
+    def _report(self) -> None:
+        gate = self._gate
         self._state.publish(conversions.status_message(
-            self.get_fully_qualified_name(), state.value,
-            {'reason': self._gate.reason, 'remaining': self._gate.remaining(),
-             'played': self._gate.played, 'dropped': self._drops, **self._gate.seams.summary()},
-            LEVELS[state]))
+            self.get_fully_qualified_name(), gate.state.value,
+            {'reason': gate.reason, 'remaining': gate.remaining(), 'played': gate.played,
+             'dropped': self._drops, **gate.continuity.summary()},
+            LEVELS[gate.state]))
 
 
 def _take_priority(node: Node, priority: int) -> None:

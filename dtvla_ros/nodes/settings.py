@@ -169,10 +169,11 @@ def declare_settings(node: Node) -> None:
 
 def read_settings(node: Node) -> VlaSettings:
     """Return the present values."""
-    values = {name: node.get_parameter(name).value for name in SETTINGS}
-    return VlaSettings(**{
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in values.items()})
+    values: dict[str, Any] = {}
+    for name in SETTINGS:
+        value = node.get_parameter(name).value
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return VlaSettings(**values)
 
 
 def build_gate(node: Node, period: float, lockstep: bool) -> Gate:

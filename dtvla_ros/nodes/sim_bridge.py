@@ -1,11 +1,11 @@
-"""A MuJoCo scene that looks like a robot with cameras, and counts its successes."""
+"""The simulator as a robot with two cameras: runs episodes, counts successes, takes orders."""
 
 from __future__ import annotations
 
 import json
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -21,27 +21,16 @@ from rosgraph_msgs.msg import Clock
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
+from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 import dtvla_sim
-from dtvla_ros.conventions import (
-    ACTION,
-    ARM_JOINTS,
-    CAMERAS,
-    EE_POSE,
-    EPISODE,
-    FINGER_JOINTS,
-    IMAGES,
-    INSTRUCTION,
-    JOINT_STATES,
-    VLA_STATE,
-    relative,
-)
+from dtvla_ros import conventions as names
+from dtvla_ros.conventions import relative
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import require_writable, write_json
-from dtvla_ros.nodes.settings import declare
+from dtvla_ros.nodes.settings import declare, refuse_changes
 from dtvla_ros.nodes.sim_frames import BASE, VIEWS, Placed, SimFrames, optical_frame
-from dtvla_ros.nodes.sim_services import SimServices
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.run import STEADY, end, run
 from dtvla_ros.safety.gate import NOT_READY
@@ -50,14 +39,16 @@ ASK_AGAIN = 0.5  # wall time without an answer before the same moment is shown a
 HOLD_ACTION = 0.15  # real time: age at which the last action is no longer repeated [s]
 BETWEEN_EPISODES = 1.0  # jump of the clock, longer than any chunk, so that old ones expire [s]
 SIMULATORS = ('mujoco', 'robosuite')
-TELL_AGAIN = 1.0  # wall time after a pause in which a policy may be found to have given up [s]
-TELL_PERIOD = 1.0  # of sim/state where nothing happens, wall time [s]
-FAREWELL = 0.5  # wall time for the last message to leave before the process ends [s]
+ANNOUNCE_AGAIN = 1.0  # wall time after a pause in which a policy may have given up [s]
+STATE_PERIOD = 1.0  # of sim/state where nothing happens, wall time [s]
+LAST_MESSAGE = 0.5  # wall time for it to leave before the process ends [s]
+LARGEST_SEED = 2**32 - 1
+MOST_STEPS = 1000  # in one order; the node hears nothing else meanwhile
 
 
 @dataclass(slots=True)
-class Tally:
-    """Which episode runs, and what the finished ones came to."""
+class Progress:
+    """Which episode runs, and the results of the finished ones."""
 
     plan: list[tuple[str, int]]
     index: int = -1
@@ -66,13 +57,22 @@ class Tally:
     results: dict[str, list[int]] = field(default_factory=dict)  # task -> [successes, episodes]
     episodes: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def task(self) -> str:
+        """The running episode's task."""
+        return self.plan[self.index][0]
+
+    @property
+    def seed(self) -> int:
+        """The running episode's seed."""
+        return self.plan[self.index][1]
+
     def count(self, success: bool) -> None:
         """Book the running episode."""
-        task, seed = self.plan[self.index]
-        result = self.results.setdefault(task, [0, 0])
+        result = self.results.setdefault(self.task, [0, 0])
         result[0] += int(success)
         result[1] += 1
-        episode = {'task': task, 'seed': seed, 'success': success, 'steps': self.step}
+        episode = {'task': self.task, 'seed': self.seed, 'success': success, 'steps': self.step}
         self.episodes.append({**episode, 'touched': True} if self.touched else episode)
 
     def report(self) -> dict[str, Any]:
@@ -92,25 +92,23 @@ class SimBridge(Node):
     Lock-step: simulated time waits for the action stamped with the present tick. Otherwise the
     scene runs at its control rate on the wall clock, whatever arrives. Every episode begins once
     the policy has acknowledged its instruction on ``vla/state``. While paused, time stands still
-    and actions are not executed; what can be asked for is in `SimServices`.
+    and actions are not executed.
+
+    Orders are services with the meaning that they have in simulation_interfaces, in standard
+    types. The latched ``sim/state`` holds the number of orders heard and why the last one was
+    refused; the latched ``sim/tasks`` lists what can be reset to.
     """
 
     def __init__(self) -> None:
         super().__init__('sim_bridge')
-        suite = declare(self, 'suite', 'tabletop', 'scenes and tasks')
+        self._suite = declare(self, 'suite', 'tabletop', 'scenes and tasks')
         tasks = _named(declare(self, 'tasks', [''], 'task names; empty: all'))
         episodes = declare(self, 'episodes', 1, 'episodes per task', low=1)
         seed = declare(self, 'seed', 1_000_000, 'of the first episode of each task', low=0)
         self._lockstep = declare(self, 'lockstep', True, 'time waits for the policy')
         self._every = declare(self, 'camera_every', 1, 'control steps per frame', low=1)
         self._max_steps = declare(self, 'max_steps', 0, 'per episode; 0: as the task says', low=0)
-        size = declare(self, 'image_size', 0, 'side of the images [px]; 0: as the suite has it',
-                       low=0)
-        starts = declare(self, 'starts', '', 'where objects stand; empty: as the suite has it')
-        perturb = _named(declare(self, 'perturb', [''], 'family:strength of what disturbs'))
-        lean = {name: False for name in ('antialiasing', 'shadows')
-                if not declare(self, name, True, "in LIBERO's pictures")}
-        self._patience = declare(
+        self._policy_timeout = declare(
             self, 'policy_timeout_s', 120.0, 'longest wait for the policy to take a task', low=1)
         self._paused = declare(self, 'start_paused', False, 'begin paused')
         result_file = declare(self, 'result_file', '', 'JSON of all episodes; empty: none')
@@ -118,24 +116,18 @@ class SimBridge(Node):
         if self._result is not None:
             require_writable(self._result)
             self._result.unlink(missing_ok=True)  # an old one must not pass for this run's
-        if lean and suite not in dtvla_sim.LIBERO_SUITES:
-            raise UserError(f'parameter {next(iter(lean))}: {suite} is drawn without already')
-        chosen = {'image_size': size, 'starts': starts}
-        self._env = dtvla_sim.make(
-            suite, perturb, **{k: v for k, v in chosen.items() if v}, **lean)
-        self._perturb = perturb
-        self._suite = suite
+        self._env = self._make_env()
         unknown = [t for t in tasks if t not in self._env.tasks]
         if unknown:
-            raise UserError(f'parameter tasks: unknown task "{unknown[0]}"; {suite} has: '
+            raise UserError(f'parameter tasks: unknown task "{unknown[0]}"; {self._suite} has: '
                             f'{", ".join(self._env.tasks)}')
-        self._tally = Tally([(task, seed + k) for task in tasks or self._env.tasks
-                             for k in range(episodes)])
+        self._progress = Progress([(task, seed + k) for task in tasks or self._env.tasks
+                                   for k in range(episodes)])
         self._period_ns = round(1e9 / self._env.control_rate)
         self._clock_ns = 0
         self._running = False
         self._finished_at: float | None = None
-        self._asked = self._began = self._told = time.monotonic()
+        self._asked = self._began = self._published = time.monotonic()
         self._resumed = -np.inf
         self._policy: dict[str, str] = {}
         self._task_before = ''
@@ -143,29 +135,93 @@ class SimBridge(Node):
         self._info: dict[str, Any] = {}
         self._action = np.zeros(7)
         self._action_at = 0.0
-
-        sensor = qos_profile_sensor_data
-        self._clock_topic = self.create_publisher(Clock, '/clock', qos.LATEST)
-        self._cameras = {name: self.create_publisher(Image, relative(IMAGES[name]), sensor)
-                         for name in CAMERAS}
-        self._joints = self.create_publisher(JointState, relative(JOINT_STATES), sensor)
-        self._pose = self.create_publisher(PoseStamped, relative(EE_POSE), sensor)
-        self._instruction = self.create_publisher(String, relative(INSTRUCTION), qos.LATCHED)
-        self._episode = self.create_publisher(String, relative(EPISODE), qos.LATCHED_10)
-        self._frames = SimFrames(self, self._env)
-        self._desk = SimServices(
-            self, {'pause': self._pause, 'step': self._advance, 'begin': self._begin_again},
-            self._state, suite, self._env.tasks)
-        self.create_subscription(
-            JointTrajectory, relative(ACTION), self._on_action, qos.LATEST)
-        self.create_subscription(
-            DiagnosticStatus, relative(VLA_STATE), self._on_policy, qos.LATCHED)
-        self.create_timer(0.1, self._on_patience, clock=STEADY)
+        self._orders = 0
+        self._refused = ''
+        self._open_topics()
+        self._open_services()
+        self.create_timer(0.1, self._on_timer, clock=STEADY)
         if not self._lockstep:
             self.create_timer(self._period_ns * 1e-9, self._on_real_time, clock=STEADY)
         self._begin()
-        for camera in CAMERAS:
-            self._picture(camera)  # the first drawing builds the renderer, which takes seconds
+        for camera in names.CAMERAS:
+            self._image(camera)  # the first drawing builds the renderer, which takes seconds
+
+    def _make_env(self) -> Any:
+        size = declare(self, 'image_size', 0, 'side of the images [px]; 0: as the suite has it',
+                       low=0)
+        starts = declare(self, 'starts', '', 'where objects stand; empty: as the suite has it')
+        self._perturb = _named(
+            declare(self, 'perturb', [''], 'family:strength of what disturbs'))
+        drawing = {name: False for name in ('antialiasing', 'shadows')
+                   if not declare(self, name, True, "in LIBERO's images")}
+        if drawing and self._suite not in dtvla_sim.LIBERO_SUITES:
+            raise UserError(
+                f'parameter {next(iter(drawing))}: {self._suite} is drawn without already')
+        chosen = {'image_size': size, 'starts': starts}
+        return dtvla_sim.make(self._suite, self._perturb,
+                              **{k: v for k, v in chosen.items() if v}, **drawing)
+
+    def _open_topics(self) -> None:
+        sensor = qos_profile_sensor_data
+        self._clock_topic = self.create_publisher(Clock, '/clock', qos.LATEST)
+        self._cameras = {name: self.create_publisher(Image, relative(topic), sensor)
+                         for name, topic in names.IMAGES.items()}
+        self._joints = self.create_publisher(JointState, relative(names.JOINT_STATES), sensor)
+        self._pose = self.create_publisher(PoseStamped, relative(names.EE_POSE), sensor)
+        self._instruction = self.create_publisher(
+            String, relative(names.INSTRUCTION), qos.LATCHED)
+        self._episode = self.create_publisher(String, relative(names.EPISODE), qos.LATCHED_10)
+        self._state = self.create_publisher(String, relative(names.SIM_STATE), qos.LATCHED)
+        self._tasks = self.create_publisher(String, relative(names.SIM_TASKS), qos.LATCHED)
+        self._frames = SimFrames(self, self._env)
+        self.create_subscription(
+            JointTrajectory, relative(names.ACTION), self._on_action, qos.LATEST)
+        self.create_subscription(
+            DiagnosticStatus, relative(names.VLA_STATE), self._on_policy, qos.LATCHED)
+
+    def _open_services(self) -> None:
+        declare(self, 'step_count', 1, 'control steps of one sim/step', low=1, high=MOST_STEPS,
+                changeable=True)
+        task = declare(self, 'reset_task', '', 'task that sim/reset begins; empty: the present '
+                       'one', changeable=True)
+        declare(self, 'reset_seed', -1, 'seed that sim/reset begins with; -1: the present one',
+                low=-1, high=LARGEST_SEED, changeable=True)
+        known = ('', *self._env.tasks)
+        unknown = 'parameter reset_task: unknown task "{}"; there is: ' + ', '.join(known[1:])
+        if task not in known:
+            raise UserError(unknown.format(task))
+        refuse_changes(self, ('reset_task',), lambda p: None if p.value in known else (
+            unknown.format(p.value)))
+        listed = json.dumps({'suite': self._suite, 'tasks': list(self._env.tasks)})
+        self._tasks.publish(String(data=listed))
+
+        def answer(text: Callable[[], str]) -> Callable[[Any, Any], Any]:
+            def reply(_: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+                response.success, response.message = True, text()
+                return response
+            return reply
+        self.create_service(SetBool, 'sim/pause', self._on_pause)
+        self.create_service(Trigger, 'sim/step', lambda _, response: self._obey(
+            response, 'step', self._advance))
+        self.create_service(Trigger, 'sim/reset', lambda _, response: self._obey(
+            response, 'begin', self._begin_again))
+        self.create_service(Trigger, 'sim/list_tasks', answer(lambda: listed))
+        self.create_service(Trigger, 'sim/get_state', answer(self._publish_state))
+
+    def _obey(self, response: Any, order: str, carry_out: Callable[[], None]) -> Any:
+        """Carry an order out; answer with the state, or why not."""
+        self._refused = ''
+        try:
+            if self._finished_at is not None:
+                raise UserError('all episodes ran; start sim_bridge again')
+            carry_out()
+        except UserError as error:
+            self._refused = str(error)
+            self.get_logger().error(f'{order} refused: {error}')
+        self._orders += 1
+        state = self._publish_state()
+        response.success, response.message = not self._refused, self._refused or state
+        return response
 
     def destroy_node(self) -> None:
         """Free the renderer with the node."""
@@ -177,11 +233,11 @@ class SimBridge(Node):
         return self._clock_ns * 1e-9
 
     def _begin(self) -> None:
-        tally = self._tally
-        tally.index += 1
-        tally.step, tally.touched = 0, False
-        task, seed = tally.plan[tally.index]
-        self._obs, self._info = self._env.reset(seed=seed, options={'task': task})
+        progress = self._progress
+        progress.index += 1
+        progress.step, progress.touched = 0, False
+        self._obs, self._info = self._env.reset(
+            seed=progress.seed, options={'task': progress.task})
         self._clock_ns += round(BETWEEN_EPISODES * 1e9)
         self._action = np.zeros(7)
         self._running = False
@@ -189,10 +245,10 @@ class SimBridge(Node):
         self._began = time.monotonic()
         self._frames.begin(self._now, self._gripper())
         self._announce()
-        self._tell(done=False, success=False)
+        self._publish_episode(done=False, success=False)
         if self._paused:
-            self._show(look=True)
-        self._tell_state()
+            self._show(cameras=True)
+        self._publish_state()
 
     def _announce(self) -> None:
         self._asked = time.monotonic()
@@ -204,14 +260,14 @@ class SimBridge(Node):
                  and self._policy.get('task') != self._task_before
                  and self._policy['state'] not in NOT_READY)
         if (self._policy['state'] == 'STOPPED' and not self._paused
-                and time.monotonic() - self._resumed < TELL_AGAIN):
+                and time.monotonic() - self._resumed < ANNOUNCE_AGAIN):
             self._resumed = -np.inf  # once: it gave the task up in the silence
             self._announce()
         idle = not (self._running or self._paused or self._finished_at is not None)
         if taken and idle:
             self._running = True
-            self._show(look=True)
-            self._tell_state()
+            self._show(cameras=True)
+            self._publish_state()
 
     def _on_action(self, message: JointTrajectory) -> None:
         points = message.points
@@ -233,88 +289,87 @@ class SimBridge(Node):
             self._action[:6] = 0.0  # the gripper keeps its grip
         self._step(self._action)
 
-    def _on_patience(self) -> None:
+    def _on_timer(self) -> None:
+        """Ask again where an answer is overdue; give up, or end, when it is time."""
         steady = time.monotonic()
         if self._finished_at is not None:
-            if steady - self._finished_at > FAREWELL:
+            if steady - self._finished_at > LAST_MESSAGE:
                 end()
             return
-        if steady - self._told > TELL_PERIOD:
-            self._tell_state()
+        if steady - self._published > STATE_PERIOD:
+            self._publish_state()
         if self._paused:
             return
         if not self._running:
-            if steady - self._began > self._patience:
-                end(UserError(f'no policy took the task within {self._patience:g} s '
+            if steady - self._began > self._policy_timeout:
+                end(UserError(f'no policy took the task within {self._policy_timeout:g} s '
                               '(policy_timeout_s): is vla_node running in this domain?'))
             elif steady - self._asked > ASK_AGAIN:
                 self._announce()
         elif self._lockstep and steady - self._asked > ASK_AGAIN:
-            self._show(look=True)
+            self._show(cameras=True)
+
+    def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> Any:
+        return self._obey(response, 'pause', lambda: self._pause(request.data))
 
     def _pause(self, on: bool) -> None:
-        self._refuse_when_over()
         if on and self._paused:
-            self._show(look=True)  # for whoever came to look meanwhile
+            self._show(cameras=True)  # for whoever has subscribed meanwhile
         elif self._paused and not on:
             self._began = self._resumed = time.monotonic()
             if self._running:
-                self._show(look=True)
+                self._show(cameras=True)
         self._paused = on
 
-    def _advance(self, steps: int) -> None:
+    def _advance(self) -> None:
         """Run control steps without motion, the grip as it is; no further than the episode."""
-        self._refuse_when_over()
         if not self._paused:
             raise UserError('step moves a paused simulation; pause it first')
-        tally = self._tally
-        index = tally.index
-        tally.touched = True
-        for _ in range(steps):
+        progress = self._progress
+        index = progress.index
+        progress.touched = True
+        for _ in range(self.get_parameter('step_count').value):
             self._step(np.r_[np.zeros(6), self._action[6]])
-            if tally.index != index or self._finished_at is not None:
+            if progress.index != index or self._finished_at is not None:
                 break
 
-    def _begin_again(self, task: str | None, seed: int | None) -> None:
-        """Put an episode in the running one's place; None keeps its task or seed."""
-        self._refuse_when_over()
-        tally = self._tally
-        present, number = tally.plan[tally.index]
-        tally.plan[tally.index] = (task or present, number if seed is None else seed)
-        tally.index -= 1
+    def _begin_again(self) -> None:
+        """Put the episode of the reset parameters in the running one's place."""
+        progress = self._progress
+        task, seed = (self.get_parameter(name).value for name in ('reset_task', 'reset_seed'))
+        progress.plan[progress.index] = (
+            task or progress.task, progress.seed if seed < 0 else seed)
+        progress.index -= 1
         self._begin()
-        tally.touched = True
+        progress.touched = True
 
-    def _refuse_when_over(self) -> None:
-        if self._finished_at is not None:
-            raise UserError('all episodes ran; start sim_bridge again')
-
-    def _state(self) -> dict[str, Any]:
-        task, seed = self._tally.plan[self._tally.index]
-        return {'state': 'paused' if self._paused else 'playing' if self._running else 'stopped',
-                'suite': self._suite, 'task': task, 'seed': seed, 'step': self._tally.step,
-                'time': self._now}
-
-    def _tell_state(self) -> None:
-        self._told = time.monotonic()
-        self._desk.tell()
+    def _publish_state(self) -> str:
+        """Publish the state on ``sim/state``; return its JSON."""
+        self._published = time.monotonic()
+        text = json.dumps({
+            'state': 'paused' if self._paused else 'playing' if self._running else 'stopped',
+            'suite': self._suite, 'task': self._progress.task, 'seed': self._progress.seed,
+            'step': self._progress.step, 'time': self._now,
+            'orders': self._orders, 'refused': self._refused})
+        self._state.publish(String(data=text))
+        return text
 
     def _step(self, action: NDArray[np.float64]) -> None:
         self._action = action
         self._obs, _, terminated, truncated, info = self._env.step(action)
-        tally = self._tally
-        tally.step += 1
+        success, progress = bool(info['success']), self._progress
+        progress.step += 1
         self._clock_ns += self._period_ns
         done = terminated or (
-            tally.step >= self._max_steps if self._max_steps else truncated)
+            progress.step >= self._max_steps if self._max_steps else truncated)
         if not done:
-            self._tell(done=False, success=False)
-            self._show(look=self._paused or tally.step % self._every == 0)
+            self._publish_episode(done=False, success=False)
+            self._show(cameras=self._paused or progress.step % self._every == 0)
             return
-        tally.count(bool(info['success']))
+        progress.count(success)
         self._show_cameras()  # without a pose: nobody is asked for another command
-        if tally.index + 1 < len(tally.plan):
-            self._tell(done=True, success=bool(info['success']))
+        if progress.index + 1 < len(progress.plan):
+            self._publish_episode(done=True, success=success)
             self._begin()
             return
         self._running = self._paused = False
@@ -322,27 +377,27 @@ class SimBridge(Node):
         if self._result is not None:
             write_json(self._result, {
                 'suite': self._suite, 'starts': self._env.starts, 'perturb': self._perturb,
-                'lockstep': self._lockstep, **tally.report()})
-        self._tell(done=True, success=bool(info['success']))
-        self._tell_state()
-        for task, (successes, n) in tally.results.items():
+                'lockstep': self._lockstep, **progress.report()})
+        self._publish_episode(done=True, success=success)
+        self._publish_state()
+        for task, (successes, n) in progress.results.items():
             self.get_logger().info(f'{task}: {successes} of {n}')
 
-    def _show(self, look: bool) -> None:
-        """Publish the present moment; with ``look`` also what the cameras see, if watched."""
+    def _show(self, cameras: bool) -> None:
+        """Publish the present moment; with ``cameras`` also their images, if subscribed to."""
         self._asked = time.monotonic()
-        stamp, obs = conversions.time_message(self._now), self._obs
-        self._clock_topic.publish(Clock(clock=stamp))
+        obs = self._obs
+        self._clock_topic.publish(Clock(clock=conversions.time_message(self._now)))
         head = conversions.header(self._now, BASE)
         fingers = np.abs(obs['robot0_gripper_qpos'])
         self._joints.publish(JointState(
-            header=head, name=[*ARM_JOINTS, *FINGER_JOINTS],
+            header=head, name=[*names.ARM_JOINTS, *names.FINGER_JOINTS],
             position=conversions.floats([*obs['robot0_joint_pos'], *fingers]),
             velocity=conversions.floats([*obs['robot0_joint_vel'], 0.0, 0.0])))
         gripper = self._gripper()
         p, q = conversions.floats(gripper[0]), conversions.floats(obs['robot0_eef_quat'])
         self._frames.show(self._now, gripper)
-        if look:
+        if cameras:
             self._show_cameras()
         # Last: it is the gate's tick in lock-step, and the answer moves the scene on.
         self._pose.publish(PoseStamped(header=head, pose=Pose(
@@ -355,27 +410,27 @@ class SimBridge(Node):
             self._frames.show_camera(camera, self._now)
             if topic.get_subscription_count() > 0:
                 topic.publish(images.serialize_image(
-                    self._picture(camera), stamp, frame_id=optical_frame(camera)))
+                    self._image(camera), stamp, frame_id=optical_frame(camera)))
 
-    def _picture(self, camera: str) -> NDArray[np.uint8]:
-        """Return what a camera sees now; the first reading of a moment draws it."""
-        picture: NDArray[np.uint8] = self._obs[f'{VIEWS[camera]}_image']
-        return picture
+    def _image(self, camera: str) -> NDArray[np.uint8]:
+        """Return a camera's image of now; the first reading of a moment draws it."""
+        image: NDArray[np.uint8] = self._obs[f'{VIEWS[camera]}_image']
+        return image
 
     def _gripper(self) -> Placed:
         """Return where the gripper site is in the base frame."""
         return (np.asarray(self._obs['robot0_eef_pos'] - self._env.base_position),
                 Rotation.from_quat(self._obs['robot0_eef_quat']))
 
-    def _tell(self, done: bool, success: bool) -> None:
-        tally = self._tally
-        task, seed = tally.plan[tally.index]
+    def _publish_episode(self, done: bool, success: bool) -> None:
+        progress = self._progress
         report = {
-            'episode': tally.index, 'episodes': len(tally.plan), 'task': task, 'seed': seed,
-            'instruction': self._info['instruction'], 'step': tally.step, 'success': success,
-            'done': done, 'finished': done and tally.index + 1 == len(tally.plan)}
+            'episode': progress.index, 'episodes': len(progress.plan), 'task': progress.task,
+            'seed': progress.seed, 'instruction': self._info['instruction'],
+            'step': progress.step, 'success': success, 'done': done,
+            'finished': done and progress.index + 1 == len(progress.plan)}
         if report['finished']:
-            report['summary'] = tally.results
+            report['summary'] = progress.results
         self._episode.publish(String(data=json.dumps(report)))
 
 

@@ -1,4 +1,4 @@
-"""The last word before an arm moves: RUN, HOLD, STOP or FAULT, and why.
+"""State machine of the command gate: RUN, HOLD, STOP or FAULT, and why.
 
 Pure state machine: no ROS, no threads of its own, both clocks passed in. ``now`` is the time of
 the control tick on the clock that stamps observations [s]; ``steady`` is ``time.monotonic()``.
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import Chunk
-from dtvla_ros.actions.continuity import SeamMeter
+from dtvla_ros.actions.continuity import ContinuityMeter
 from dtvla_ros.actions.queue import ChunkQueue
 from dtvla_ros.conventions import CHANNELS
 from dtvla_ros.safety.gripper import GripperMonitor
@@ -35,7 +35,7 @@ CONTRACT_MARGIN = 1.05
 
 
 class GateState(str, enum.Enum):
-    """What reaches the arm: rows, stillness that ends by itself, or stillness that does not."""
+    """RUN plays rows; HOLD is stillness that ends by itself, STOP and FAULT are not."""
 
     RUN = 'RUN'
     HOLD = 'HOLD'
@@ -45,7 +45,7 @@ class GateState(str, enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class GateConfig:
-    """When the gate loses patience.
+    """Time-outs and limits of the gate.
 
     ``period``: control period [s]. ``ticks_per_row``: control ticks that one row of a chunk
     lasts. ``thinking_deadline``: longest wait for a chunk before STOP [s]. ``heartbeat_stop``:
@@ -76,7 +76,7 @@ class Command:
 
     ``action`` [7]: normalised, within limits; zero motion and the last gripper command unless
     ``state`` is RUN or a HOLD is still braking. ``played``: a row was used up in this tick.
-    ``begins``: the tick is the first of its row.
+    ``first_tick``: the tick is the first of its row.
     """
 
     stamp: float
@@ -84,7 +84,7 @@ class Command:
     state: GateState
     reason: str
     played: bool
-    begins: bool = True
+    first_tick: bool = True
 
     @property
     def waiting(self) -> bool:
@@ -93,7 +93,7 @@ class Command:
 
 
 class Gate:
-    """Decides, once per control tick, what the arm is told."""
+    """Decides, once per control tick, which command the arm gets."""
 
     def __init__(
         self, config: GateConfig, queue: ChunkQueue, limiter: Limiter, watchdog: Watchdog,
@@ -104,7 +104,7 @@ class Gate:
         self.limiter = limiter
         self._watchdog = watchdog
         self._monitor = gripper or GripperMonitor(timeout=0.0)
-        self.seams = SeamMeter()
+        self.continuity = ContinuityMeter()
         self._position: NDArray[np.float64] | None = None
         self._stamps: dict[str, float] = {}
         self._foreign: dict[str, float] = {}
@@ -117,7 +117,7 @@ class Gate:
         self._ticked_at = -math.inf
         self._paused = False
         self._arm_unable = ''
-        self._starved_since: float | None = None
+        self._empty_since: float | None = None
         self._bad_chunks = 0
         self._contract_breaks = 0
         self.state = GateState.HOLD if config.auto_start else GateState.STOP
@@ -231,13 +231,13 @@ class Gate:
         return self._queue.put(chunk)
 
     def tick(self, now: float, steady: float) -> Command:
-        """Decide what the arm is told at ``now``; call once per control period."""
+        """Decide the command at ``now``; call once per control period."""
         config = self._config
         if self._tick is not None and not -1e-6 <= now - self._tick <= config.clock_jump:
             self._queue.flush(now)
             self._stamps.clear()
             self.limiter.reset()
-            self._starved_since = None
+            self._empty_since = None
         if now != self._tick:
             self._ticked_at = steady
         self._tick = now
@@ -251,22 +251,22 @@ class Gate:
             return self._still(now)
         if hold:
             self._queue.flush(now)
-            self._starved_since = None
+            self._empty_since = None
             self._enter(GateState.HOLD, hold)
             return self._braking(now)
 
         before = self._queue.consumed
         row = self._queue.take(now)
         if row is None:
-            return self._starved(now, steady)
-        self._starved_since = None
-        command = self._play(row, now, begins=self._queue.consumed > before)
-        if command.begins:
-            self.seams.add(command.action, self._queue.at_seam)
+            return self._queue_empty(now, steady)
+        self._empty_since = None
+        command = self._play(row, now, first_tick=self._queue.consumed > before)
+        if command.first_tick:
+            self.continuity.add(command.action, self._queue.at_boundary)
         self._monitor.command(self._gripper, steady)
         return command
 
-    def doubts(self, steady: float) -> bool:
+    def has_stop_condition(self, steady: float) -> bool:
         """Whether an arm in motion should not wait for its next tick to be stopped."""
         if self.state is not GateState.RUN:
             return False
@@ -314,24 +314,24 @@ class Gate:
                     'use_sim_time the same everywhere?')
         return f'{name} missing or older than {self._watchdog.timeouts[name]:g} s'
 
-    def _starved(self, now: float, steady: float) -> Command:
+    def _queue_empty(self, now: float, steady: float) -> Command:
         if self._policy_state == 'IDLE':
-            self._starved_since = None
+            self._empty_since = None
             self._enter(GateState.HOLD, IDLE)
             return self._braking(now)
-        if self._starved_since is None:
-            self._starved_since = steady
-        if steady - self._starved_since > self._config.thinking_deadline:
+        if self._empty_since is None:
+            self._empty_since = steady
+        if steady - self._empty_since > self._config.thinking_deadline:
             self.stop(f'no chunk within {self._config.thinking_deadline:g} s')
             return self._still(now)
         self._enter(GateState.HOLD, THINKING)
         return self._braking(now)
 
-    def _play(self, row: NDArray[np.float32], now: float, begins: bool) -> Command:
+    def _play(self, row: NDArray[np.float32], now: float, first_tick: bool) -> Command:
         config = self._config
-        if begins:
-            breaks = float(np.abs(row).max()) > CONTRACT_MARGIN
-            self._contract_breaks = self._contract_breaks + 1 if breaks else 0
+        if first_tick:
+            broken = float(np.abs(row).max()) > CONTRACT_MARGIN
+            self._contract_breaks = self._contract_breaks + 1 if broken else 0
         if self._contract_breaks >= config.contract_breaks:
             self.fault(f'{self._contract_breaks} actions in a row beyond +-1')
             return self._still(now)
@@ -344,15 +344,15 @@ class Gate:
                 return self._braking(now, played=True)
         self._enter(GateState.RUN, '')
         return Command(now, self._with_gripper(self.limiter.clamp(clipped)),
-                       self.state, self.reason, played=True, begins=begins)
+                       self.state, self.reason, played=True, first_tick=first_tick)
 
     def _braking(self, now: float, played: bool = False) -> Command:
-        self.seams.pause()
+        self.continuity.pause()
         motion = self.limiter.clamp(np.zeros(6))
         return Command(now, self._with_gripper(motion), self.state, self.reason, played)
 
     def _still(self, now: float) -> Command:
-        self.seams.pause()
+        self.continuity.pause()
         self.limiter.reset()
         return Command(now, self._with_gripper(np.zeros(6)), self.state, self.reason, False)
 
@@ -371,7 +371,7 @@ class Gate:
         return last is None or stamp != last
 
     def _begin(self) -> None:
-        self._starved_since = None
+        self._empty_since = None
         self._monitor.reset()
         self._enter(GateState.HOLD, IDLE)
 

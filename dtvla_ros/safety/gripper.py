@@ -1,4 +1,4 @@
-"""Whether a gripper does what it is told."""
+"""Detects a gripper that is stuck or absent."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ class GripperMonitor:
     """Compares the commanded gripper with its measured opening on the steady clock.
 
     A closing gripper that moved and then stalls holds something. One that has not moved
-    ``timeout`` seconds after it was told to, though it had where to go, is stuck; one whose
+    ``timeout`` seconds after the command, though it was not at its end, is stuck; one whose
     commands nobody receives for as long is absent. ``timeout`` 0 watches nothing.
     """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._command = 0.0
-        self._told_at: float | None = None
+        self._commanded_at: float | None = None
         self._opening_then: float | None = None
         self._opening: float | None = None
         self._widest = 0.0
@@ -34,7 +34,7 @@ class GripperMonitor:
         """Take the command in force at ``steady`` [s]: -1 open, +1 closed, 0 none yet."""
         if channel != self._command:
             self._command = channel
-            self._told_at, self._opening_then = steady, self._opening
+            self._commanded_at, self._opening_then = steady, self._opening
 
     def listeners(self, count: int, steady: float) -> None:
         """Take how many subscribers the gripper's commands have at ``steady`` [s]."""
@@ -45,7 +45,7 @@ class GripperMonitor:
 
     def reset(self) -> None:
         """Give the gripper a new chance."""
-        self._told_at = self._unheard_since = None
+        self._commanded_at = self._unheard_since = None
 
     def fault(self, steady: float) -> str | None:
         """Return what is wrong with the gripper, or None."""
@@ -55,17 +55,17 @@ class GripperMonitor:
                 and steady - self._unheard_since > self._timeout):
             return 'nobody receives the gripper commands'
         then, now = self._opening_then, self._opening
-        if self._told_at is None or then is None or now is None:
+        if self._commanded_at is None or then is None or now is None:
             return None
         if abs(now - then) > MOVED:
-            self._told_at = None
+            self._commanded_at = None
             return None
-        if steady - self._told_at <= self._timeout:
+        if steady - self._commanded_at <= self._timeout:
             return None
         wide = now >= WIDE * self._widest
         if self._command == osc.GRIPPER_CLOSED and wide and self._widest > MOVED:
             return f'the gripper does not close: {now:.3f} m open'
         if self._command == osc.GRIPPER_OPEN and not wide:
             return f'the gripper does not open: {now:.3f} m open'
-        self._told_at = None
+        self._commanded_at = None
         return None

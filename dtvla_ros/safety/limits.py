@@ -1,4 +1,4 @@
-"""How fast and where the arm may go."""
+"""Bounds on speed, acceleration, jerk and workspace of commanded motions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is late, on a clock that never jumps."""
+"""Time-outs of inputs on the steady clock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Watchdog:
 
     ``timeouts`` [s] by name; a name with timeout 0 is not watched. ``own_period`` [s]: how often
     `late` is called. A watcher that was itself suspended for longer than three periods cannot
-    tell who is late, so its first look afterwards only restarts the clocks.
+    tell who is late, so its first call afterwards only restarts the clocks.
     """
 
     def __init__(self, timeouts: Mapping[str, float], own_period: float) -> None:
@@ -20,7 +20,7 @@ class Watchdog:
             raise ValueError(f'timeouts must be >= 0: {bad}')
         self.timeouts = {name: t for name, t in timeouts.items() if t > 0}
         self._fed: dict[str, float] = {}
-        self._looked: float | None = None
+        self._called: float | None = None
         self._own_period = own_period
 
     def feed(self, name: str, steady: float) -> None:
@@ -33,9 +33,9 @@ class Watchdog:
 
     def late(self, steady: float) -> list[str]:
         """Return the watched names whose age exceeds their timeout, latest first."""
-        if self._looked is not None and steady - self._looked > 3 * self._own_period:
-            lost = steady - self._looked - self._own_period
+        if self._called is not None and steady - self._called > 3 * self._own_period:
+            lost = steady - self._called - self._own_period
             self._fed = {name: fed + lost for name, fed in self._fed.items()}
-        self._looked = steady
+        self._called = steady
         late = [n for n, t in self.timeouts.items() if self.age(n, steady) > t]
         return sorted(late, key=lambda n: -self.age(n, steady))

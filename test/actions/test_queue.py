@@ -1,4 +1,4 @@
-"""Which row is due: counting, seams, staleness, and the invariant that raises."""
+"""Which row is due: counting, chunk boundaries, staleness, and the invariant that raises."""
 
 import threading
 

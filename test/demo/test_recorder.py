@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dtvla_ros.caption import HEIGHT, WIDTH, Caption
 from dtvla_ros.demo.recorder import CLOSING_FRAMES, SHEET_MOMENTS, Recorder
-from dtvla_ros.evaluation.video import HEIGHT, WIDTH, Caption
 
 
 def pair(value: int):

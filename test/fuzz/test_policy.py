@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.nodes.observer import refuse_instruction
+from dtvla_ros.nodes.inputs import refuse_instruction
 from dtvla_ros.policy.manifest import MANIFEST, TOKENIZER, PolicyManifest
 from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.policy.vocabulary import load_tokenizer

@@ -8,7 +8,7 @@ from std_msgs.msg import Float64
 from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.nodes.command_adapters import make_sink
+from dtvla_ros.nodes.command_adapters import make_adapter
 
 DOWN = np.array([1.0, 0, 0, 0])
 KINDS = {'sim_osc': JointTrajectory, 'servo': TwistStamped, 'crisp': PoseStamped,
@@ -17,21 +17,21 @@ KINDS = {'sim_osc': JointTrajectory, 'servo': TwistStamped, 'crisp': PoseStamped
 
 @pytest.fixture
 def tell(graph):
-    """Return a function: preset -> (sink, what a command puts on its topic and gripper_cmd)."""
+    """Return a function: preset -> (adapter, what a command puts on its topic and gripper_cmd)."""
     node = graph.listen(gripper=(Float64, '/gripper_cmd'))
 
     def build(preset):
-        sink = make_sink(node, preset, 'base', 0.05)
+        adapter = make_adapter(node, preset, 'base', 0.05)
         node.create_subscription(
-            KINDS[preset], sink.topic, lambda m: graph.heard.append((0.0, 'command', m)), 10)
-        graph.spin(lambda: node.count_subscribers(sink.topic) > 0, 5)
+            KINDS[preset], adapter.topic, lambda m: graph.heard.append((0.0, 'command', m)), 10)
+        graph.spin(lambda: node.count_subscribers(adapter.topic) > 0, 5)
 
-        def command(action, stamp=1.0, begins=True):
+        def command(action, stamp=1.0, first_tick=True):
             before = len(graph.of('command'))
-            sink.send(np.asarray(action, np.float64), stamp, begins)
+            adapter.send(np.asarray(action, np.float64), stamp, first_tick)
             graph.spin(lambda: len(graph.of('command')) > before, 5)
             return graph.of('command')[-1][1]
-        return sink, command
+        return adapter, command
     return build
 
 
@@ -59,35 +59,35 @@ def test_servo_gets_the_settled_speed_and_the_gripper_its_opening(tell, graph):
 
 
 def test_a_pose_arm_gets_measured_plus_offset_and_one_resting_place(tell):
-    sink, command = tell('crisp')
-    sink.measure(np.array([0.5, 0, 0.2]), DOWN)
+    adapter, command = tell('crisp')
+    adapter.measure(np.array([0.5, 0, 0.2]), DOWN)
     p, q = pose(command([1, 0, 0, 0, 0, 0.2, 0]))
     np.testing.assert_allclose(p, [0.55, 0, 0.2])
     turned = (Rotation.from_quat(q) * Rotation.from_quat(DOWN).inv()).as_rotvec()
     np.testing.assert_allclose(turned, [0, 0, 0.1], atol=1e-9)
 
-    sink.measure(np.array([0.52, 0, 0.2]), DOWN)
+    adapter.measure(np.array([0.52, 0, 0.2]), DOWN)
     _, kept = pose(command([1, 0, 0, 0, 0, 0, 0]))
     np.testing.assert_allclose(kept, q, err_msg='no rotation asked: the goal orientation stays')
 
-    sink.measure(np.array([0.53, 0, 0.2]), DOWN)
+    adapter.measure(np.array([0.53, 0, 0.2]), DOWN)
     rest, _ = pose(command(np.zeros(7)))
     np.testing.assert_allclose(rest, [0.53, 0, 0.2], err_msg='stop = the measured pose')
-    sink.measure(np.array([0.53, 0, 0.15]), DOWN)
+    adapter.measure(np.array([0.53, 0, 0.15]), DOWN)
     sagged, _ = pose(command(np.zeros(7)))
     np.testing.assert_allclose(sagged, rest, err_msg='and it does not follow a sagging arm')
 
 
 def test_unknown_presets_are_named(graph):
     with pytest.raises(UserError, match='teleport'):
-        make_sink(None, 'teleport', 'base', 0.05)
+        make_adapter(None, 'teleport', 'base', 0.05)
 
 
 def test_a_row_sent_several_times_is_based_on_one_measured_pose(tell):
-    sink, command = tell('crisp')
-    sink.measure(np.array([0.5, 0, 0.2]), DOWN)
+    adapter, command = tell('crisp')
+    adapter.measure(np.array([0.5, 0, 0.2]), DOWN)
     action = np.array([1.0, 0, 0, 0, 0, 0, 0])
     first = pose(command(action))[0]
-    sink.measure(np.array([0.52, 0, 0.2]), DOWN)
-    np.testing.assert_allclose(pose(command(action, begins=False))[0], first)
+    adapter.measure(np.array([0.52, 0, 0.2]), DOWN)
+    np.testing.assert_allclose(pose(command(action, first_tick=False))[0], first)
     np.testing.assert_allclose(pose(command(action))[0], first + [0.02, 0, 0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 
@@ -10,14 +9,13 @@ import pytest
 import yaml
 
 from dtvla_ros.nodes.command_adapters import PRESETS
-from dtvla_ros.safety.limits import Limits
+from dtvla_ros.nodes.settings import LIMITS, SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted([*ROOT.glob('config/sim*.yaml'), *ROOT.glob('config/robot_*.yaml')])
 NODES = {
-    'vla_node': ('vla_node', 'settings', 'pose_source'),
-    'command_gate': ('command_gate', 'gate_settings', 'pose_source', 'command_adapters',
-                     'arm_status'),
+    'vla_node': ('vla_node', 'pose_source'),
+    'command_gate': ('command_gate', 'settings', 'pose_source', 'command_adapters', 'arm_status'),
     'sim_bridge': ('sim_bridge',),
 }
 
@@ -26,10 +24,8 @@ def declared(node):
     names = set()
     for file in NODES[node]:
         source = (ROOT / 'dtvla_ros' / 'nodes' / f'{file}.py').read_text()
-        names |= set(re.findall(r"declare\(\s*\w+, '(\w+)'", source))
-    if node == 'command_gate':
-        names |= {f.name for f in dataclasses.fields(Limits)}
-    return names
+        names |= set(re.findall(r"(?:declare\(\s*\w+, |seconds\(\s*)'(\w+)'", source))
+    return names | set({'vla_node': SETTINGS, 'command_gate': LIMITS}.get(node, ()))
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)

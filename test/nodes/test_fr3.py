@@ -15,7 +15,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros.actions.chunk import Chunk
 from dtvla_ros.conventions import CAMERAS
-from dtvla_ros.nodes.observer import Observer
+from dtvla_ros.nodes.inputs import Synchronizer
 from dtvla_ros.ros import conversions, images, qos
 from test.nodes.conftest import IN_NAMESPACE, ROOT
 
@@ -66,9 +66,9 @@ def test_the_shipped_files_name_the_joints_of_an_fr3(path):
     vla, gate = values['vla_node'], values['command_gate']
     assert (vla['arm_joints'], vla['finger_joints'], gate['finger_joints']) == (
         ARM, FINGERS, FINGERS)
-    observer = Observer(CAMERAS, vla['arm_joints'], vla['finger_joints'], 0.03)
+    synchronizer = Synchronizer(vla['arm_joints'], vla['finger_joints'], 0.03)
     message = joint_state(conversions.time_message(1.0))
-    assert observer.joints(message.name, message.position, 1.0) is None
+    assert synchronizer.joints(message.name, message.position, 1.0) is None
 
 
 # As wide as a busy machine needs; the files' own are stricter.

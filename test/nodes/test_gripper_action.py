@@ -6,7 +6,7 @@ import pytest
 from geometry_msgs.msg import TwistStamped
 from rclpy.action import ActionServer
 
-from dtvla_ros.nodes.command_adapters import make_sink
+from dtvla_ros.nodes.command_adapters import make_adapter
 from dtvla_ros.ros.conversions import floats
 
 action = pytest.importorskip('control_msgs.action', reason='control_msgs is not installed')
@@ -32,12 +32,12 @@ class Hand:
 def test_a_goal_is_sent_when_the_command_changes_and_then_only(graph, kind):
     node = graph.listen('--ros-args', '-p', f'gripper:={kind}',
                         twist=(TwistStamped, '/twist_cmd'))
-    sink = make_sink(node, 'servo', 'base', 0.05)
+    adapter = make_adapter(node, 'servo', 'base', 0.05)
 
     def command(*channels):
         for channel in channels:
             heard = len(graph.of('twist'))
-            sink.send(floats([0.0] * 6 + [channel]), 1.0)
+            adapter.send(floats([0.0] * 6 + [channel]), 1.0)
             graph.spin(lambda heard=heard: len(graph.of('twist')) > heard, 20)
 
     def positions():
@@ -46,10 +46,10 @@ def test_a_goal_is_sent_when_the_command_changes_and_then_only(graph, kind):
                 for g in hand.goals]
 
     command(-1.0)
-    assert sink.gripper_listeners() == 0
+    assert adapter.gripper_listeners() == 0
     hand = Hand(node, action.ParallelGripperCommand if kind.startswith('parallel')
                 else action.GripperCommand)
-    graph.spin(lambda: sink.gripper_listeners() == 1, 20)
+    graph.spin(lambda: adapter.gripper_listeners() == 1, 20)
     command(0.0)
     graph.wait(0.2)
     assert not hand.goals, 'no command yet'
@@ -65,4 +65,4 @@ def test_a_goal_is_sent_when_the_command_changes_and_then_only(graph, kind):
     if kind.startswith('parallel'):
         assert list(hand.goals[0].name) == ['panda_finger_joint1']
     hand.close()
-    graph.spin(lambda: sink.gripper_listeners() == 0, 20)
+    graph.spin(lambda: adapter.gripper_listeners() == 0, 20)

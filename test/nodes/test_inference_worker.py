@@ -22,26 +22,26 @@ def test_results_and_errors_come_back_and_the_caller_is_never_blocked():
             if observation == 'bad':
                 raise MemoryError('device')
             return observation.upper()
-        return SimpleNamespace(infer=infer)
+        return SimpleNamespace(infer=infer), None
 
-    thinker = InferenceWorker(load, texts.append, woken.release)
-    thinker.start()
-    assert woken.acquire(timeout=5) and thinker.loaded.is_set()
+    worker = InferenceWorker(load, texts.append, woken.release)
+    worker.start()
+    assert woken.acquire(timeout=5) and worker.loaded.is_set()
     started = time.monotonic()
-    thinker.think('good', 7)
-    assert thinker.busy_since is not None and thinker.take() is None
+    worker.request('good', 7)
+    assert worker.busy_since is not None and worker.take() is None
     assert time.monotonic() - started < 0.5
     release.set()
     assert woken.acquire(timeout=5)
-    outcome = thinker.take()
-    assert (outcome.decision, outcome.ticket, outcome.error) == ('GOOD', 7, None)
-    assert texts == ['half'] and thinker.busy_since is None
-    thinker.think('bad', 8)
+    outcome = worker.take()
+    assert (outcome.decision, outcome.request_id, outcome.error) == ('GOOD', 7, None)
+    assert texts == ['half'] and worker.busy_since is None
+    worker.request('bad', 8)
     assert woken.acquire(timeout=5)
-    outcome = thinker.take()
+    outcome = worker.take()
     assert outcome.decision is None and isinstance(outcome.error, MemoryError)
-    thinker.stop(2)
-    assert not thinker._thread.is_alive()
+    worker.stop(2)
+    assert not worker._thread.is_alive()
 
 
 def test_a_policy_that_cannot_be_loaded_is_reported():
@@ -50,9 +50,9 @@ def test_a_policy_that_cannot_be_loaded_is_reported():
     def load(verified):
         raise UserError('no such policy')
 
-    thinker = InferenceWorker(load, print, woken.set)
-    thinker.start()
+    worker = InferenceWorker(load, print, woken.set)
+    worker.start()
     assert woken.wait(5)
-    assert not thinker.loaded.is_set()
+    assert not worker.loaded.is_set()
     with pytest.raises(UserError):
-        raise thinker.load_error
+        raise worker.load_error

@@ -15,7 +15,9 @@ from visualization_msgs.msg import Marker, MarkerArray
 
 from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import Chunk
-from dtvla_ros.nodes.overlay import LINES, PANEL, SIDE, Said, Words, draw_words, latency_line
+from dtvla_ros.caption import CAMERA, HEIGHT, LINES, TOP, WIDTH, Caption, draw_frame
+from dtvla_ros.conventions import CAMERAS
+from dtvla_ros.nodes.overlay import latency_line
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.run import STEADY
 
@@ -40,7 +42,7 @@ class Robot:
         self.thought = 'holding nothing now reach can'
         sensor = qos_profile_sensor_data
         self.cameras = {n: node.create_publisher(kind, f'/image_{n}', sensor)
-                        for n in ('primary', 'wrist')}
+                        for n in CAMERAS}
         self.pose = node.create_publisher(PoseStamped, '/ee_pose', sensor)
         self.thoughts = node.create_publisher(String, '/vla/reasoning', qos.LATCHED_10)
         self.chunks = node.create_publisher(JointTrajectory, '/vla/action_chunk', qos.LATEST)
@@ -85,17 +87,17 @@ def test_cameras_and_thought_side_by_side_once_somebody_watches(graph, transport
     pictures = []
     watching = graph.node.create_subscription(
         CompressedImage, '/overlay/compressed', pictures.append, 5)
-    left, right = (SIDE // 2, SIDE // 2), (SIDE // 2, SIDE + SIDE // 2)
+    left, right = (TOP + CAMERA // 2, CAMERA // 2), (TOP + CAMERA // 2, CAMERA + CAMERA // 2)
 
     def complete():
         if not pictures:
             return False
         picture = decoded(pictures[-1])
         return (picture[left][0] > 150 and picture[right][2] > 150
-                and picture[:, 2 * SIDE:].max() > 200)
+                and picture[:, 2 * CAMERA:].max() > 200)
     graph.spin(complete, 30)
     before = decoded(pictures[-1])
-    assert before.shape == (SIDE, 2 * SIDE + PANEL, 3)
+    assert before.shape == (HEIGHT, WIDTH, 3)
     np.testing.assert_allclose(before[left], (220, 20, 20), atol=12)
     np.testing.assert_allclose(before[right], (20, 20, 220), atol=12)
     assert conversions.seconds(pictures[-1].header.stamp) == STAMP
@@ -104,10 +106,10 @@ def test_cameras_and_thought_side_by_side_once_somebody_watches(graph, transport
 
     def rewritten():
         now = decoded(pictures[-1]).astype(int)
-        return np.abs(now - before)[80:200, 2 * SIDE:].max() > 120
+        return np.abs(now - before)[130:250, 2 * CAMERA:].max() > 120
     graph.spin(rewritten, 10)
     after = decoded(pictures[-1]).astype(int)
-    assert np.abs(after - before)[:, :2 * SIDE].max() < 30, 'the cameras stay as they are'
+    assert np.abs(after - before)[:, :2 * CAMERA].max() < 30, 'the cameras stay as they are'
 
     graph.node.destroy_subscription(watching)
     graph.spin(lambda: graph.node.count_subscribers('/image_primary') == 0, 10)
@@ -134,14 +136,17 @@ def test_the_path_starts_where_it_was_decided_and_ends_where_the_law_leads(graph
     assert shades[0] != shades[-1]
 
 
-def test_of_a_long_thought_the_end_is_shown():
+def test_of_a_long_thought_the_end_is_shown_and_what_is_missing_is_named():
     def ink(thought):
-        said = Said('policy: ACTING')
-        return np.asarray(draw_words(Words('do', thought, said, said, 'act 1 ms'))).astype(int)
+        states = (('policy: ACTING', (9, 9, 9)), ('gate: RUN', (9, 9, 9)), ('act 1 ms', (9, 9, 9)))
+        return draw_frame(dict.fromkeys(CAMERAS), Caption('do', thought, states=states)
+                          ).astype(int)
 
     many = ' '.join(['first'] * 60)
-    assert np.abs(ink(many) - ink(many + ' last'))[86:86 + 24 * LINES].max() > 100
-    assert not np.abs(ink(many) - ink(many + ' last'))[SIDE - 66:].any(), 'states keep their place'
+    change = np.abs(ink(many) - ink(many + ' last'))
+    assert change[134:134 + 24 * LINES].max() > 100
+    assert not change[HEIGHT - 66:].any(), 'states keep their place'
+    assert ink(many)[TOP:, :CAMERA].max() > 100, 'no image_primary'
 
 
 def test_the_latency_line_begins_with_the_sum():

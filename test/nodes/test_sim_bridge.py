@@ -21,8 +21,8 @@ from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from dtvla_ros.nodes.pose_source import FrameTree
+from dtvla_ros.nodes.sim_bridge import LARGEST_SEED, MOST_STEPS
 from dtvla_ros.nodes.sim_frames import optical_frame
-from dtvla_ros.nodes.sim_services import LARGEST_SEED, MOST_STEPS
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_sim.env import TabletopEnv  # chooses the renderer before MuJoCo is imported
 from test.nodes.test_closed_loop import decide_in_process, motion, start_all

@@ -319,7 +319,7 @@ def test_a_faster_gate_plays_each_row_for_several_ticks():
     rig.tick()
     assert rig.chunk(rows=2) is None
     commands = [rig.tick() for _ in range(11)]
-    assert [c.begins for c in commands[:10]] == [True, *[False] * 4] * 2
+    assert [c.first_tick for c in commands[:10]] == [True, *[False] * 4] * 2
     assert [c.state for c in commands] == [RUN] * 10 + [HOLD]
     assert rig.gate.played == 2
     assert 'period' in rig.chunk(period=0.01)

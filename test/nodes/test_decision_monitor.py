@@ -1,0 +1,131 @@
+"""The state of the policy node, rule by rule, on a clock of the test's own."""
+
+import pytest
+
+from dtvla_ros.nodes.decision_monitor import (
+    INPUT_LOST,
+    DecisionMonitor,
+    DecisionState,
+    Phase,
+    Readings,
+)
+
+PERIOD = 0.025
+GOOD = Readings(Phase.ACTIVE, has_chunk=True)
+BUSY = Readings(Phase.ACTIVE, busy_since=0.0)
+TROUBLE = Readings(Phase.ACTIVE, trouble='ee_pose missing or late')
+
+
+@pytest.fixture
+def monitor():
+    made = DecisionMonitor(PERIOD)
+    made.configure(deadline=1.0, gate_timeout=0.15)
+    return made
+
+
+def judged(monitor, readings, now=0.0):
+    status = monitor.tick(now, readings)
+    assert status is monitor.status
+    return status.state.value, status.reason
+
+
+def over_time(monitor, readings, seconds, start=0.0):
+    """Return (time, state, reason) of every tick until ``seconds`` are over."""
+    times = [start + k * PERIOD for k in range(round(seconds / PERIOD) + 1)]
+    return [(now, *judged(monitor, readings, now)) for now in times]
+
+
+@pytest.mark.parametrize(('phase', 'reason'), [
+    (Phase.UNCONFIGURED, 'not configured'), (Phase.INACTIVE, 'not activated'),
+    (Phase.LOADING, "the policy's weights are being read")])
+def test_before_it_is_active_the_phase_is_the_state(monitor, phase, reason):
+    assert judged(monitor, Readings(phase)) == (phase.name, reason)
+    monitor.refusal = 'file damaged'
+    assert judged(monitor, Readings(phase)) == (phase.name, 'file damaged')
+
+
+def test_a_task_from_its_instruction_to_its_chunk(monitor):
+    assert judged(monitor, Readings(Phase.ACTIVE)) == ('IDLE', 'no instruction')
+    assert not monitor.ready
+    monitor.begin_task()
+    assert monitor.ready
+    waiting = Readings(Phase.ACTIVE, missing='wrist image')
+    assert judged(monitor, waiting) == ('THINKING', 'waiting for wrist image')
+    assert judged(monitor, BUSY) == ('THINKING', '')
+    assert judged(monitor, Readings(Phase.ACTIVE)) == ('THINKING', '')
+    assert judged(monitor, GOOD) == ('ACTING', '')
+
+
+def test_the_estop_wins_over_everything_and_ends_when_it_is_released(monitor):
+    monitor.begin_task()
+    monitor.stop('failed')
+    monitor.estop = True
+    assert judged(monitor, GOOD) == ('FAULT', 'e-stop') and not monitor.ready
+    assert judged(monitor, Readings(Phase.UNCONFIGURED)) == ('FAULT', 'e-stop')
+    monitor.estop = False
+    assert judged(monitor, GOOD) == ('STOPPED', 'failed')
+
+
+def test_a_decision_past_its_deadline_stops_the_task(monitor):
+    monitor.begin_task()
+    assert judged(monitor, BUSY, 1.0)[0] == 'THINKING'
+    assert judged(monitor, BUSY, 1.01) == ('STOPPED', 'no decision within 1 s')
+    assert judged(monitor, GOOD, 1.02)[0] == 'STOPPED', 'and it stays so'
+    monitor.begin_task()
+    assert judged(monitor, GOOD, 1.03)[0] == 'ACTING'
+
+
+def test_inputs_in_trouble_hold_and_after_a_while_stop(monitor):
+    monitor.begin_task()
+    track = over_time(monitor, TROUBLE, INPUT_LOST + 0.5)
+    assert {(s, r) for t, s, r in track if t <= INPUT_LOST} == {
+        ('HOLDING', 'ee_pose missing or late')}
+    assert {(s, r) for t, s, r in track if t > INPUT_LOST + PERIOD} == {
+        ('STOPPED', 'ee_pose missing or late for 5 s')}
+
+
+def test_trouble_that_ends_in_between_does_not_add_up(monitor):
+    monitor.begin_task()
+    for start in (0.0, 4.0, 8.0):
+        over_time(monitor, TROUBLE, 3.0, start)
+        assert judged(monitor, GOOD, start + 3.5)[0] == 'ACTING'
+
+
+def test_a_gate_that_was_heard_must_not_fall_silent(monitor):
+    monitor.begin_task()
+    assert {s for _, s, _ in over_time(monitor, GOOD, 1.0)} == {'ACTING'}, 'never heard'
+    monitor.on_gate(1.0)
+    track = over_time(monitor, GOOD, 0.3, 1.0)
+    assert {s for t, s, _ in track if t < 1.15} == {'ACTING'}
+    assert track[-1][1:] == ('STOPPED', 'command_gate is silent')
+
+
+def test_an_idle_node_stops_for_nothing(monitor):
+    monitor.on_gate(0.0)
+    assert {s for _, s, _ in over_time(monitor, TROUBLE, INPUT_LOST + 1.0)} == {'IDLE'}
+    assert not monitor.stopped
+
+
+def test_a_note_explains_until_the_next_task(monitor):
+    monitor.note = 'instruction rejected: it is empty'
+    assert judged(monitor, GOOD) == ('IDLE', monitor.note)
+    assert judged(monitor, Readings(Phase.INACTIVE)) == ('INACTIVE', monitor.note)
+    monitor.begin_task()
+    assert judged(monitor, GOOD) == ('ACTING', '')
+
+
+def test_only_the_heartbeat_judges(graph):
+    """A diagnostics query, or any other reader, changes nothing."""
+    from dtvla_ros.nodes.vla_node import VlaNode
+
+    node = graph.join(VlaNode)
+    ticks, monitor = [], node._monitor
+    judge = monitor.tick
+    monitor.tick = lambda *given: ticks.append(given) or judge(*given)
+    monitor.begin_task()
+    monitor.on_gate(0.0)  # silent for ever since: a tick of an active node would stop the task
+    node._is_active, before = True, monitor.status
+    for _ in range(3):
+        node._diagnose()
+    assert not ticks and monitor.status is before and not monitor.stopped
+    assert before.state is DecisionState.UNCONFIGURED
