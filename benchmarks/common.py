@@ -110,6 +110,6 @@ def show(columns: Iterable[str], rows: Iterable[Iterable[Any]], below: str) -> N
         table.add_column(name, justify='right')
     for row in rows:
         table.add_row(*map(str, row))
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     console.print(below)

@@ -1,4 +1,4 @@
-"""Writes results whole or not at all, and journals whose rows survive a kill."""
+"""Reads JSON; writes results whole or not at all, and journals whose rows survive a kill."""
 
 from __future__ import annotations
 
@@ -25,6 +25,26 @@ def require_writable(path: Path) -> None:
     above = next(p for p in path.absolute().parents if p.exists())
     if path.is_dir() or not (above.is_dir() and os.access(above, os.W_OK)):
         raise UserError(f'cannot write {path}; choose another file')
+
+
+def read_json(path: Path, remedy: str = 'copy it again') -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises
+    ------
+    UserError
+        If it is missing, damaged or holds no object; with ``remedy``.
+
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f'{path}: no such file; {remedy}') from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f'{path}: not readable JSON ({error}); {remedy}') from None
+    if not isinstance(value, dict):
+        raise UserError(f'{path}: holds no JSON object; {remedy}')
+    return value
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

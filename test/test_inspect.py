@@ -19,10 +19,9 @@ from tokenizers import Tokenizer
 from dtvla_ros import cli
 from dtvla_ros.engine.load import load_policy
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.convert import ConvertOptions, convert
+from dtvla_ros.policy.convert import ConvertOptions, convert, read_config, read_statistics
 from dtvla_ros.policy.inspect import inspect
 from dtvla_ros.policy.manifest import PolicyManifest
-from dtvla_ros.policy.released import read_config, read_statistics
 from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.policy.vocabulary import load_tokenizer
 
@@ -53,16 +52,16 @@ def dtvla(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
     return (left.value.code, *capsys.readouterr())
 
 
-def lacks(path: Path) -> str:
-    return '\n'.join(f'{lack.what} -> {lack.remedy}' for lack in inspect(path).lacks)
+def issues(path: Path) -> str:
+    return '\n'.join(f'{issue.problem} -> {issue.remedy}' for issue in inspect(path).issues)
 
 
 def test_from_download_to_decision(copy, monkeypatch, capsys):
     assert dtvla(monkeypatch, capsys, 'inspect', copy)[0] == 0
-    assert lacks(copy) == f'{copy}/manifest.json: no such file -> dtvla convert {copy}'
+    assert issues(copy) == f'{copy}/manifest.json: no such file -> dtvla convert {copy}'
     code, said, _ = dtvla(monkeypatch, capsys, 'convert', copy, '--license', 'MIT')
     assert code == 0 and '4 files hashed' in said
-    assert lacks(copy) == ''
+    assert issues(copy) == ''
     policy, manifest = load_policy(copy, 'torch', max_thought_tokens=5)
     assert manifest.name == copy.name and manifest.license == 'MIT'
     assert set(manifest.files) == {INDEX, SHARD, SHARD.replace('-00002-', '-00001-'),
@@ -152,7 +151,7 @@ def test_inspection_of_one_file_and_of_an_adapter(copy, monkeypatch, capsys):
     found = inspect(lora)
     assert found.kind == 'adapter' and found.adapter['adapted'] == {'q_proj': 1}
     assert "'nobody/base' is no folder here -> download it, then dtvla convert BASE --adapter" in (
-        lacks(lora))
+        issues(lora))
     assert 'nobody/base' in dtvla(monkeypatch, capsys, 'inspect', lora)[1]
 
 
@@ -230,7 +229,7 @@ def test_damaged_checkpoint(copy, case):
     if case == 'tokenizer missing':  # then the newline is Gemma's, which needs Gemma's vocabulary
         edited('config.json', lambda d: d['text_config'].update(vocab_size=257216))(copy)
     found = inspect(copy)
-    assert len(found.lacks) > 1 and all(lack.remedy for lack in found.lacks)
+    assert len(found.issues) > 1 and all(issue.remedy for issue in found.issues)
 
 
 def test_config_without_the_tags_is_no_deepthinkvla(copy):
@@ -250,7 +249,7 @@ def test_damaged_after_conversion(copy):
         (copy / name).unlink()
         with pytest.raises(UserError, match=f'{name}: missing, though the manifest lists it'):
             load_policy(copy, 'torch')
-        assert f'{name}: missing -> copy the policy again' in lacks(copy)
+        assert f'{name}: missing -> copy the policy again' in issues(copy)
         (copy / name).write_bytes(whole)
     load_policy(copy, 'torch')
 
@@ -260,7 +259,7 @@ def test_a_shard_the_manifest_does_not_list_is_not_opened(copy):
     edited('manifest.json', lambda d: d['files'].pop(SHARD))(copy)
     with pytest.raises(UserError, match=f'lists no {SHARD}'):
         load_policy(copy, 'torch')
-    assert 'does not list all weights' in lacks(copy)
+    assert 'does not list all weights' in issues(copy)
 
 
 def test_a_manifest_is_not_overwritten_unasked(copy, monkeypatch, capsys):
@@ -281,7 +280,7 @@ def test_a_policy_apart_from_the_download(download, tmp_path, monkeypatch, capsy
     assert code == 0 and f'next: dtvla eval --policy {out} --engine torch' in said
     assert {path.name: path.read_bytes() for path in download.iterdir()} == before
     assert (out / SHARD).samefile(download / SHARD), 'no second 6 GB on the disk'
-    assert lacks(out) == '' and PolicyManifest.read(out).name == 'released'
+    assert issues(out) == '' and PolicyManifest.read(out).name == 'released'
     assert load_policy(out, 'torch')[1].max_thought_tokens == 300
     with pytest.raises(UserError, match='exists already; replace it with --force'):
         convert(download, ConvertOptions(out=out))
@@ -293,7 +292,7 @@ def test_a_policy_apart_from_the_download(download, tmp_path, monkeypatch, capsy
         raise OSError('another file system')
     monkeypatch.setattr(Path, 'hardlink_to', no_links)
     convert(download, ConvertOptions(out=tmp_path / 'copied'))
-    assert lacks(tmp_path / 'copied') == ''
+    assert issues(tmp_path / 'copied') == ''
     assert not (tmp_path / 'copied' / SHARD).samefile(download / SHARD)
     (tmp_path / 'full').mkdir()
     (tmp_path / 'full' / 'letters').write_text('dear')

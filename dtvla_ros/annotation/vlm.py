@@ -27,7 +27,8 @@ from dtvla_ros.annotation.providers import Answer
 from dtvla_ros.annotation.question import Question, jpeg
 from dtvla_ros.annotation.source import Source
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.released import read_json, refuse_pickles
+from dtvla_ros.files import read_json
+from dtvla_ros.policy.checkpoint import refuse_pickles
 
 LETTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
 PROJECTIONS = r'.*(language_model|text_model).*\.(q|k|v|o|gate|up|down)_proj'

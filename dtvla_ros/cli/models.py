@@ -70,15 +70,17 @@ def inspect(
 
     `dtvla inspect deepthinkvla_libero_cot_rl/model-00001-of-00002.safetensors`
     """
+    from dataclasses import asdict
+
     from dtvla_ros import share
     from dtvla_ros.files import write_json
-    from dtvla_ros.policy.inspect import inspect as look
-    from dtvla_ros.policy.inspection_tables import show
+    from dtvla_ros.policy.inspect import inspect as run
+    from dtvla_ros.policy.inspect import show
 
-    found = look(share.find(path), hashes)
+    found = run(share.find(path), hashes)
     show(found)
     if json_file is not None:
-        write_json(json_file, found.to_dict())
+        write_json(json_file, asdict(found))
 
 
 @app.command()

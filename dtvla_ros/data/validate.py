@@ -25,9 +25,8 @@ from dtvla_ros.data.reader import (
 from dtvla_ros.data.video import count_frames, probe, read_video
 from dtvla_ros.errors import UserError
 from dtvla_ros.issues import Issue
-from dtvla_ros.policy.folder import transform_of
 from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
-from dtvla_ros.policy.transform import PolicyTransform, read_transform
+from dtvla_ros.policy.transform import PolicyTransform, read_transform, transform_of
 
 TIME_TOLERANCE = 1e-3  # between a timestamp and its place in the episode [s]
 STALE = 1e-3  # of a channel's range, by which stored and true extremes may differ

@@ -21,8 +21,7 @@ from dtvla_ros.engine.policy import suppressed_in_thought
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import additive, left_padded, new_rows_visible
 from dtvla_ros.policy.model import Cache, HybridDecoder
-from dtvla_ros.policy.observation import Observation
-from dtvla_ros.policy.transform import PolicyTransform
+from dtvla_ros.policy.transform import Observation, PolicyTransform
 
 
 @dataclass(frozen=True, slots=True)

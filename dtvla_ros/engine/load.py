@@ -10,8 +10,8 @@ from dtvla_ros.engine.engine import Engine
 from dtvla_ros.engine.instructions import multiplies_bytes
 from dtvla_ros.engine.policy import Policy
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.folder import transform_of
 from dtvla_ros.policy.manifest import FLOAT_GRAPHS, GRAPHS, MANIFEST, PolicyManifest
+from dtvla_ros.policy.transform import transform_of
 
 ENGINES = ('onnx', 'torch')
 DEVICES = ('cpu', 'cuda', 'tensorrt', 'auto')

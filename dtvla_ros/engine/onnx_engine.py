@@ -17,14 +17,25 @@ from numpy.typing import NDArray
 from dtvla_ros.engine.engine import Engine, Prefix, memory_guard
 from dtvla_ros.engine.providers import Placement, fallen_back, place
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.config import DecoderConfig
+from dtvla_ros.policy.config import MASKED, DecoderConfig, visible
 from dtvla_ros.policy.manifest import FLOAT_GRAPHS, GRAPHS
-from dtvla_ros.policy.visibility import new_rows_mask
 
 ROOM = 320  # rows beside the images and the action pass, at first; the buffers grow when needed
 _FLOAT = 4  # bytes
 _NONE = np.zeros(0, np.int64)
 _FIRST = np.zeros(1, np.int64)
+
+
+def new_rows_mask(start: int, count: int, prompt_end: int,
+                  action_start: int | None = None) -> NDArray[np.float32]:
+    """Return what to add to the scores [1, 1, count, start + count] of rows start, start+1, ...
+
+    ``action_start`` is None while no ``<action>`` row is among them.
+    """
+    rows, columns = np.arange(start, start + count)[:, None], np.arange(start + count)[None]
+    end = start + count if action_start is None else action_start
+    seen = visible(rows, columns, prompt_end, end)
+    return np.where(seen, 0.0, MASKED).astype(np.float32)[None, None]
 
 
 class OnnxEngine(Engine):

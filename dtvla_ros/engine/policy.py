@@ -14,8 +14,7 @@ from dtvla_ros.engine.decode import write_thought
 from dtvla_ros.engine.engine import MODES, Decision, Engine, Prefix, SpeculativeStats
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import SpecialIds
-from dtvla_ros.policy.observation import Observation
-from dtvla_ros.policy.transform import PolicyTransform
+from dtvla_ros.policy.transform import Observation, PolicyTransform
 from dtvla_ros.policy.vocabulary import UNKNOWN
 
 

@@ -28,8 +28,8 @@ from transformers import (
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import additive
+from dtvla_ros.policy.config import visible
 from dtvla_ros.policy.model import HybridDecoder
-from dtvla_ros.policy.visibility import visible
 
 
 class _Ban(LogitsProcessor):

@@ -16,8 +16,8 @@ from dtvla_ros.engine.engine import Engine, Prefix, memory_guard
 from dtvla_ros.engine.fused import ALL, FusedDecoder
 from dtvla_ros.engine.linear import Int8, integers_pay, rounded
 from dtvla_ros.policy.attention import additive
+from dtvla_ros.policy.config import visible
 from dtvla_ros.policy.model import HybridDecoder
-from dtvla_ros.policy.visibility import visible
 
 P = ParamSpec('P')
 R = TypeVar('R')

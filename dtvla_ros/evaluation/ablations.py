@@ -11,7 +11,7 @@ import numpy as np
 from dtvla_ros.engine.engine import Decision
 from dtvla_ros.engine.policy import Policy, act_on, suppressed_in_thought
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.observation import Observation
+from dtvla_ros.policy.transform import Observation
 
 MODES = ('full', 'masked', 'random', 'swapped', 'frozen')
 RANDOM_TOKENS = 16  # of a random thought

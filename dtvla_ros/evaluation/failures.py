@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtvla_ros.engine.engine import Decision
-from dtvla_ros.policy.observation import Observation
+from dtvla_ros.policy.transform import Observation
 
 
 class FailureRecord:

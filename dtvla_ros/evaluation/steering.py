@@ -18,8 +18,8 @@ from rich.table import Table
 
 from dtvla_ros.engine.engine import Decision
 from dtvla_ros.engine.policy import act_on
-from dtvla_ros.policy.directions import directions, turned_round
-from dtvla_ros.policy.observation import Observation
+from dtvla_ros.policy.transform import Observation
+from dtvla_ros.policy.vocabulary import directions, turned_round
 from dtvla_ros.rollout.episode import run_episode
 from dtvla_ros.rollout.setup import Job, PolicySetup
 

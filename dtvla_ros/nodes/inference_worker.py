@@ -16,7 +16,7 @@ from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.settings import VlaSettings
 from dtvla_ros.policy.manifest import PolicyManifest
-from dtvla_ros.policy.observation import Observation
+from dtvla_ros.policy.transform import Observation
 
 if TYPE_CHECKING:
     from dtvla_ros.engine.engine import Decision

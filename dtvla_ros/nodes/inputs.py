@@ -20,7 +20,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from dtvla_ros.conventions import CAMERAS, EE_POSE, IMAGES, JOINT_STATES, relative
 from dtvla_ros.nodes.pose_source import PoseSource
 from dtvla_ros.nodes.settings import VlaSettings
-from dtvla_ros.policy.observation import Observation
+from dtvla_ros.policy.transform import Observation
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.safety.watchdog import Watchdog
 

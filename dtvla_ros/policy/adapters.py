@@ -17,8 +17,15 @@ import torch
 from torch import Tensor
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.checkpoint import EMBEDDING, HEADS, Stored, our_name, read_tensors
-from dtvla_ros.policy.released import read_json, refuse_pickles
+from dtvla_ros.files import read_json
+from dtvla_ros.policy.checkpoint import (
+    EMBEDDING,
+    HEADS,
+    Stored,
+    our_name,
+    read_tensors,
+    refuse_pickles,
+)
 
 CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'

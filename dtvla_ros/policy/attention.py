@@ -15,8 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import AttentionInterface
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.config import SpecialIds
-from dtvla_ros.policy.visibility import MASKED, visible
+from dtvla_ros.policy.config import MASKED, SpecialIds, visible
 
 
 def prompt_end(input_ids: Tensor, ids: SpecialIds) -> Tensor:

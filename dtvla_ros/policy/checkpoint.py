@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch import Tensor
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.manifest import INDEX, WEIGHTS, read_index
 from dtvla_ros.policy.model import HybridDecoder
-from dtvla_ros.policy.released import PICKLES
 
 HEADS = ('lm_head.weight', 'language_model.lm_head.weight', 'model.lm_head.weight')
 EMBEDDING = 'embed_tokens.weight'
+# What training leaves behind beside the weights: never opened, and nothing to worry about.
+BOOKKEEPING = ('training_args.bin', 'optimizer', 'scheduler', 'scaler', 'rng_state')
+PICKLES = ('.pt', '.pth', '.bin', '.pkl', '.pickle', '.ckpt', '.joblib', '.npy', '.npz')
 # Old layout: vision_tower.vision_model.*, language_model.model.*; transformers 4.52 and later
 # put "model." in front and drop the inner names one by one.
 _RENAMES = (
@@ -41,15 +40,6 @@ def our_name(name: str) -> str:
     return name
 
 
-def released_name(name: str) -> str:
-    """Return a parameter's name in the released (old Hugging Face) layout."""
-    for ours, theirs in (('vision.tower.', 'vision_tower.vision_model.'),
-                         ('vision.projector.', 'multi_modal_projector.linear.')):
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    return f'language_model.model.{name}'
-
-
 def refuse_pickle(path: Path) -> None:
     """Raise unless ``path`` is a safetensors file by name; nothing of it is read."""
     if path.suffix.lower() in PICKLES:
@@ -57,6 +47,15 @@ def refuse_pickle(path: Path) -> None:
                         'convert them to safetensors first')
     if path.suffix.lower() != '.safetensors':
         raise UserError(f'{path}: weights must be a .safetensors file')
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raise if a folder holds pickled weights: none is read, so something may be missing."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in PICKLES and not path.name.startswith(BOOKKEEPING):
+            raise UserError(
+                f'{path}: pickle-like weights are refused unread; save its tensors as '
+                f'{path.stem}.safetensors on a machine that may run its code, and move it away')
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -195,21 +194,10 @@ def load_model(config: DecoderConfig, path: Path | str, device: str = 'cpu',
 
 def empty_model(config: DecoderConfig) -> HybridDecoder:
     """Return a model whose parameters lie on the meta device and whose buffers are real."""
-    with _parameters_on_meta():
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
         return HybridDecoder(config)
-
-
-@contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    def hollow(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
-        return nn.Parameter(parameter.to('meta'), parameter.requires_grad)
-
-    # Its annotation says the hook returns None; its documentation, that it may replace.
-    handle = register_module_parameter_registration_hook(cast(Callable[..., None], hollow))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _fitting(model: HybridDecoder, path: Path) -> Mapping[str, Stored]:

@@ -1,4 +1,4 @@
-"""Sizes and special ids of a hybrid decoder, from 2 million to 2.9 billion parameters."""
+"""Sizes, special ids and attention rule of a hybrid decoder, 2 M to 2.9 B parameters."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.errors import UserError
 
+MASKED = -1e9  # finite, so that a row that sees nothing (a pad) yields numbers and not NaN
 VISION_KINDS = ('siglip', 'conv')
 
 
@@ -233,3 +234,14 @@ class DecoderConfig:
                                 image_size=image_size, channels=channels),
             ids=ids, chunk_steps=chunk_steps, slot_codes=slot_codes,
         )
+
+
+def visible(rows: Any, columns: Any, prompt_end: Any, action_start: Any) -> Any:
+    """Return where ``columns`` may be attended from ``rows`` (bool, broadcast).
+
+    With P the first row after the prompt (``prompt_end``) and A the row of the last ``<action>``
+    (``action_start``): rows before A see the whole prompt and, causally, the thought; rows from
+    A on see everything. Works on NumPy arrays and torch tensors alike: one formula for training,
+    engines, exports.
+    """
+    return (columns < prompt_end) | (columns <= rows) | (rows >= action_start)

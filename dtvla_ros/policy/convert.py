@@ -1,18 +1,21 @@
-"""From a released checkpoint to a policy folder: a manifest with hashes beside its weights."""
+"""Released checkpoints: reads what lies beside the weights, makes them policy folders."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy import released
+from dtvla_ros.files import read_json
 from dtvla_ros.policy.adapters import CONFIG as ADAPTER_CONFIG
 from dtvla_ros.policy.adapters import Adapter, local_base, read_adapter
 from dtvla_ros.policy.checkpoint import (
@@ -20,11 +23,99 @@ from dtvla_ros.policy.checkpoint import (
     empty_model,
     fit,
     read_headers,
+    refuse_pickles,
     save_tensors,
     weight_files,
 )
-from dtvla_ros.policy.manifest import INDEX, MANIFEST, TOKENIZER, PolicyManifest
-from dtvla_ros.policy.vocabulary import load_tokenizer
+from dtvla_ros.policy.config import DecoderConfig
+from dtvla_ros.policy.manifest import (
+    INDEX,
+    MANIFEST,
+    TOKENIZER,
+    ActionContract,
+    ImageContract,
+    PolicyManifest,
+)
+from dtvla_ros.policy.vocabulary import load_tokenizer, word_id
+
+CONFIG = 'config.json'
+STATISTICS = 'norm_stats.json'
+PREAMBLE = ('First output the thinking process in <think></think> tags and then output the final '
+            'action in <action></action>.')
+MAX_THOUGHT = 300  # tokens, as in the published reinforcement learning
+WORDS = {'image': '<image>', 'think': '<think>', 'think_end': '</think>', 'action': '<action>',
+         'action_end': '</action>', 'semicolon': ';', 'newline': '\n', 'pad': '<pad>',
+         'eos': '<eos>', 'bos': '<bos>'}
+
+
+def read_config(path: Path, tokenizer: Tokenizer | None = None,
+                cameras: tuple[str, ...] = CAMERAS) -> DecoderConfig:
+    """Read a checkpoint's ``config.json``.
+
+    The pair that ends the prompt is not in that file: it is the tokenizer's, or Gemma's.
+    """
+    data = read_json(path)
+    ids = {} if tokenizer is None else {
+        key: word_id(tokenizer, WORDS[key]) for key in ('semicolon', 'newline')}
+    try:
+        return DecoderConfig.from_huggingface({**data, 'config': data, 'ids': ids},
+                                              cameras=cameras)
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from None
+    except (TypeError, AttributeError, ValueError) as error:
+        raise UserError(f'{path}: {error}; copy it again') from None
+
+
+def check_tokenizer(config: DecoderConfig, tokenizer: Tokenizer, path: Path) -> None:
+    """Raise unless a tokenizer writes the published prompt with the config's ids."""
+    remedy = 'tokenizer and config belong to different checkpoints'
+    for key, word in WORDS.items():
+        found, wanted = tokenizer.token_to_id(word), getattr(config.ids, key)
+        if found != wanted:
+            raise UserError(f'{path}: {word!r} is token {found}, {CONFIG} says {wanted}; {remedy}')
+    if tokenizer.get_vocab_size() > config.text.vocabulary:
+        raise UserError(f'{path}: {tokenizer.get_vocab_size()} words, {CONFIG} says '
+                        f'{config.text.vocabulary}; {remedy}')
+    ids = config.ids
+    written = tokenizer.encode(f'{PREAMBLE}Task: push it;\n', add_special_tokens=False).ids
+    tags = [ids.think, ids.think_end, ids.action, ids.action_end]
+    if [i for i in written if i in tags] != tags or written[-2:] != [ids.semicolon, ids.newline]:
+        raise UserError(f'{path}: does not write the published prompt, its ids are {written}; '
+                        f'{remedy}')
+
+
+def read_statistics(path: Path, key: str | None = None,
+                    dim: int | None = None) -> ActionStatistics:
+    """Read ``norm_stats.json``: statistics of actions, or of several suites by name.
+
+    ``key`` chooses the suite; it may be left out where there is one.
+    """
+    data: Mapping[str, Any] = read_json(path)
+    suites = {name: part for name, part in data.items() if isinstance(part, Mapping)
+              and name != 'action' and ('action' in part or 'q01' in part) and name != 'state'}
+    if 'action' in data or 'q01' in data:
+        if key is not None:
+            raise UserError(f'{path}: holds one set of statistics, none is named {key!r}; leave '
+                            'the key out')
+    elif key is None and len(suites) > 1:
+        raise UserError(f'{path}: holds statistics of {", ".join(suites)}; choose one with '
+                        '--suite-key')
+    elif not suites:
+        raise UserError(f'{path}: holds no statistics of actions, only {", ".join(data)}; give '
+                        'the right file with --statistics')
+    elif key is not None and key not in suites:
+        raise UserError(f'{path}: no statistics named {key!r}; there is: {", ".join(suites)}')
+    else:
+        data = suites[key or next(iter(suites))]
+    try:
+        return ActionStatistics.from_dict(data, dim)
+    except UserError as error:
+        raise UserError(f'{path}: {error}; give the right file with --statistics') from None
+
+
+def contracts(config: DecoderConfig) -> tuple[ActionContract, ImageContract]:
+    """Return what the published evaluation fixes: whole chunks, LIBERO's mirrored images."""
+    return ActionContract(replan_steps=config.chunk_steps), ImageContract(mirrored=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +154,19 @@ def convert(path: Path | str, options: ConvertOptions) -> PolicyManifest:
             raise UserError(f'{folder}: is an adapter itself; give its base checkpoint')
         folder, adapter_folder = local_base(folder), folder
     target = _target(folder, adapter_folder, options)
-    released.refuse_pickles(folder)
+    refuse_pickles(folder)
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    config = released.read_config(folder / released.CONFIG, tokenizer, options.cameras)
-    released.check_tokenizer(config, tokenizer, folder / TOKENIZER)
+    config = read_config(folder / CONFIG, tokenizer, options.cameras)
+    check_tokenizer(config, tokenizer, folder / TOKENIZER)
     statistics_file = _statistics_file(folder, adapter_folder, options.statistics)
-    statistics = released.read_statistics(statistics_file, options.suite_key, config.action_dim)
+    statistics = read_statistics(statistics_file, options.suite_key, config.action_dim)
     headers = read_headers(folder)
     fit(headers, empty_model(config)).check(folder)
     adapter = None
     if adapter_folder is not None:
         adapter = read_adapter(adapter_folder)
         adapter.check(headers)
-    action, images = released.contracts(config)
+    action, images = contracts(config)
     apart = target != folder
     weights = target.with_name(target.name + '.part') if apart else folder
     try:
@@ -86,14 +177,14 @@ def convert(path: Path | str, options: ConvertOptions) -> PolicyManifest:
                 _link_weights(folder, weights)
             else:
                 _write_merged(folder, headers, adapter, weights)
-            for name in (INDEX, TOKENIZER, released.CONFIG):
+            for name in (INDEX, TOKENIZER, CONFIG):
                 if (folder / name).exists():
                     shutil.copyfile(folder / name, weights / name)
-            shutil.copyfile(statistics_file, weights / released.STATISTICS)
+            shutil.copyfile(statistics_file, weights / STATISTICS)
         manifest = PolicyManifest(
             name=options.name or target.resolve().name, license=options.license, config=config,
             statistics=statistics, files=_hashes(_policy_files(weights)), state_in_prompt=False,
-            preamble=released.PREAMBLE, max_thought_tokens=released.MAX_THOUGHT, action=action,
+            preamble=PREAMBLE, max_thought_tokens=MAX_THOUGHT, action=action,
             images=images)
         part = weights / (MANIFEST + '.part')
         part.write_text(manifest.to_json())
@@ -129,9 +220,9 @@ def _statistics_file(folder: Path, adapter: Path | None, given: Path | None) -> 
     if given is not None:
         return given
     for place in (adapter, folder):
-        if place is not None and (place / released.STATISTICS).exists():
-            return place / released.STATISTICS
-    raise UserError(f'{folder / released.STATISTICS}: no such file, and actions mean nothing '
+        if place is not None and (place / STATISTICS).exists():
+            return place / STATISTICS
+    raise UserError(f'{folder / STATISTICS}: no such file, and actions mean nothing '
                     'without their statistics; give them with --statistics')
 
 

@@ -1,4 +1,4 @@
-"""What a folder or file holds, what it promises, and what is missing to run it.
+"""Inspects policies, checkpoints and adapters: contents, sizes, and what is missing to run them.
 
 Of weights only headers are read, so that this takes no longer for 6 GB than for 6 MB.
 """
@@ -8,16 +8,24 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rich.console import Console, Group
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy import adapters, released
+from dtvla_ros.files import read_json
+from dtvla_ros.issues import Issue
+from dtvla_ros.policy import adapters, convert
 from dtvla_ros.policy.checkpoint import (
     EMBEDDING,
     HEADS,
+    PICKLES,
     Fit,
     Stored,
     empty_model,
@@ -25,6 +33,7 @@ from dtvla_ros.policy.checkpoint import (
     our_name,
     read_headers,
     refuse_pickle,
+    refuse_pickles,
 )
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.manifest import GRAPHS, INDEX, MANIFEST, TOKENIZER, PolicyManifest, sha256
@@ -37,20 +46,14 @@ _PARTS = (
     ('image projector', r'vision\.projector\.'), ('image tower', r'vision\.'),
     ('embedding and tied head', r'embed_tokens\.'), ('decoder layers', r'layers\.'),
     ('final norm', r'norm\.'), ('action slot codes', r'slot_codes'), ('other', ''))
+_COLOURS = {'verified': 'green', 'missing': 'red', 'differs': 'red', 'never opened': 'yellow'}
+_SHOWN = 5  # names of weights listed before the rest is counted
 _T = TypeVar('_T')
 
 
 @dataclass(frozen=True, slots=True)
-class Lack:
-    """Something missing or wrong, and what to do about it."""
-
-    what: str
-    remedy: str
-
-
-@dataclass(frozen=True, slots=True)
 class FileState:
-    """A file, its size, and what is known of its hash."""
+    """A file, its size [bytes], and what is known of its hash."""
 
     name: str
     size: int | None
@@ -76,7 +79,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """All that could be found out; what could not is None and has its line in ``lacks``.
+    """All that could be found out; what could not is None and has its line in ``issues``.
 
     ``memory``: computed bytes of the weights by type, and what a decision reads and keeps.
     """
@@ -96,11 +99,25 @@ class Inspection:
     weights: Weights | None = None
     files: tuple[FileState, ...] = ()
     engines: tuple[str, ...] = ()
-    lacks: tuple[Lack, ...] = ()
+    issues: tuple[Issue, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return what ``--json`` writes."""
-        return asdict(self)
+
+class _Issues:
+    """Collects what is missing; a ``UserError`` says both what and what to do."""
+
+    def __init__(self) -> None:
+        self.found: tuple[Issue, ...] = ()
+
+    def add(self, problem: str, remedy: str) -> None:
+        self.found += (Issue(problem, remedy),)
+
+    def get(self, make: Callable[[], _T], remedy: str = '') -> _T | None:
+        try:
+            return make()
+        except UserError as error:
+            problem, _, advice = str(error).partition('; ')
+            self.add(problem, remedy or advice or 'copy it again')
+            return None
 
 
 def inspect(path: Path | str, hashes: bool = False) -> Inspection:
@@ -115,86 +132,84 @@ def inspect(path: Path | str, hashes: bool = False) -> Inspection:
                         'or a .safetensors file')
     if not path.is_dir():
         refuse_pickle(path)
-        stored = read_headers(path)
         return Inspection(
-            str(path), 'weights', weights=_weights(stored, None),
+            str(path), 'weights', weights=_weights(read_headers(path), None),
             files=(FileState(path.name, path.stat().st_size, 'no manifest'),),
-            lacks=(Lack('a file of weights alone is no policy',
-                        'inspect its folder, with config.json and tokenizer.json beside it'),))
+            issues=(Issue('a file of weights alone is no policy',
+                          'inspect its folder, with config.json and tokenizer.json beside it'),))
     if (path / MANIFEST).exists():
         return _policy(path, hashes)
     if (path / adapters.CONFIG).exists():
         return _adapter(path)
-    if (path / released.CONFIG).exists():
+    if (path / convert.CONFIG).exists():
         return _checkpoint(path)
-    raise UserError(f'{path}: holds no {MANIFEST}, {released.CONFIG} or {adapters.CONFIG}; give a '
+    raise UserError(f'{path}: holds no {MANIFEST}, {convert.CONFIG} or {adapters.CONFIG}; give a '
                     'policy, a checkpoint, an adapter or a .safetensors file')
 
 
 def _policy(folder: Path, hashes: bool) -> Inspection:
     manifest = PolicyManifest.read(folder)
-    lacks = _Lacks()
+    issues = _Issues()
     files = tuple(_state(folder, name, digest, hashes) for name, digest in manifest.files.items())
     for file in files:
         if file.state in ('missing', 'differs'):
-            lacks.add(f'{file.name}: {file.state}', 'copy the policy again')
+            issues.add(f'{file.name}: {file.state}', 'copy the policy again')
     if TOKENIZER not in manifest.files:
-        lacks.add(f'{MANIFEST} lists no {TOKENIZER}', 'export or convert the policy again')
-    weights, fits = _fit(folder, manifest.config, lacks)
+        issues.add(f'{MANIFEST} lists no {TOKENIZER}', 'export or convert the policy again')
+    weights, fits = _fit(folder, manifest.config, issues)
     if weights and not {stored.file.name for stored in weights.values()} <= set(manifest.files):
-        lacks.add(f'{MANIFEST} does not list all weights', 'convert the policy again')
+        issues.add(f'{MANIFEST} does not list all weights', 'convert the policy again')
     graphs = all(name in manifest.files for name in GRAPHS)
     return Inspection(
         str(folder), 'policy', manifest.name, manifest.license,
-        config=manifest.config.to_dict(), parameters=_parameters(manifest.config),
-        memory=_memory(manifest.config, manifest.max_thought_tokens),
         statistics=manifest.statistics.to_dict(), action=asdict(manifest.action),
         images=asdict(manifest.images), prompt={
             'preamble': manifest.preamble, 'state_in_prompt': manifest.state_in_prompt,
             'max_thought_tokens': manifest.max_thought_tokens},
         weights=_weights(weights, fits), files=files,
-        engines=('onnx', 'torch') if graphs else ('torch',), lacks=lacks.found)
+        engines=('onnx', 'torch') if graphs else ('torch',), issues=issues.found,
+        **_sizes(manifest.config, manifest.max_thought_tokens))
 
 
 def _checkpoint(folder: Path) -> Inspection:
-    lacks = _Lacks()
-    tokenizer = lacks.get(lambda: load_tokenizer(folder / TOKENIZER),
-                          'copy tokenizer.json from the download')
-    config = released.read_config(folder / released.CONFIG, tokenizer)
+    issues = _Issues()
+    tokenizer = issues.get(lambda: load_tokenizer(folder / TOKENIZER),
+                           'copy tokenizer.json from the download')
+    config = convert.read_config(folder / convert.CONFIG, tokenizer)
     if tokenizer:
-        lacks.get(lambda: released.check_tokenizer(config, tokenizer, folder / TOKENIZER))
-    file = folder / released.STATISTICS
+        issues.get(lambda: convert.check_tokenizer(config, tokenizer, folder / TOKENIZER))
+    file = folder / convert.STATISTICS
     statistics = None
     if file.exists():
-        statistics = lacks.get(lambda: released.read_statistics(file, dim=config.action_dim))
+        statistics = issues.get(lambda: convert.read_statistics(file, dim=config.action_dim))
     else:
-        lacks.add(f'{file}: no such file', f'dtvla convert {folder} --statistics FILE')
-    lacks.get(lambda: released.refuse_pickles(folder))
-    weights, fits = _fit(folder, config, lacks)
-    lacks.add(f'{folder / MANIFEST}: no such file', f'dtvla convert {folder}')
-    action, images = released.contracts(config)
+        issues.add(f'{file}: no such file', f'dtvla convert {folder} --statistics FILE')
+    issues.get(lambda: refuse_pickles(folder))
+    weights, fits = _fit(folder, config, issues)
+    issues.add(f'{folder / MANIFEST}: no such file', f'dtvla convert {folder}')
+    action, images = convert.contracts(config)
     return Inspection(
-        str(folder), 'checkpoint', folder.resolve().name, config=config.to_dict(),
-        parameters=_parameters(config), memory=_memory(config, released.MAX_THOUGHT),
+        str(folder), 'checkpoint', folder.resolve().name,
         statistics=statistics.to_dict() if statistics else None, action=asdict(action),
         images=asdict(images), prompt={
-            'preamble': released.PREAMBLE, 'state_in_prompt': False,
-            'max_thought_tokens': released.MAX_THOUGHT},
-        weights=_weights(weights, fits), files=_listing(folder), lacks=lacks.found)
+            'preamble': convert.PREAMBLE, 'state_in_prompt': False,
+            'max_thought_tokens': convert.MAX_THOUGHT},
+        weights=_weights(weights, fits), files=_listing(folder), issues=issues.found,
+        **_sizes(config, convert.MAX_THOUGHT))
 
 
 def _adapter(folder: Path) -> Inspection:
-    lacks = _Lacks()
-    config = released.read_json(folder / adapters.CONFIG)
-    stored = lacks.get(lambda: read_headers(folder / adapters.WEIGHTS)) or {}
-    lacks.get(lambda: adapters.read_config(folder / adapters.CONFIG))
-    lacks.get(lambda: released.refuse_pickles(folder))
+    issues = _Issues()
+    config = read_json(folder / adapters.CONFIG)
+    stored = issues.get(lambda: read_headers(folder / adapters.WEIGHTS)) or {}
+    issues.get(lambda: adapters.read_config(folder / adapters.CONFIG))
+    issues.get(lambda: refuse_pickles(folder))
     base = str(config.get('base_model_name_or_path') or '')
     if not Path(base).is_dir() or not base:
-        lacks.add(f'its base checkpoint {base!r} is no folder here',
-                  f'download it, then dtvla convert BASE --adapter {folder} --out POLICY')
+        issues.add(f'its base checkpoint {base!r} is no folder here',
+                   f'download it, then dtvla convert BASE --adapter {folder} --out POLICY')
     else:
-        lacks.add('an adapter is no policy', f'dtvla convert {folder} --out POLICY')
+        issues.add('an adapter is no policy', f'dtvla convert {folder} --out POLICY')
     targets = sorted({re.sub(r'\.lora_.*', '', name) for name in stored if '.lora_' in name})
     kinds = Counter(target.rsplit('.', 1)[-1] for target in targets)
     return Inspection(
@@ -202,40 +217,22 @@ def _adapter(folder: Path) -> Inspection:
             'type': config.get('peft_type'), 'base': base, 'r': config.get('r'),
             'lora_alpha': config.get('lora_alpha'), 'use_rslora': bool(config.get('use_rslora')),
             'adapted': dict(kinds), 'trained whole': [n for n in stored if '.lora_' not in n]},
-        weights=_weights(stored, None), files=_listing(folder), lacks=lacks.found)
-
-
-class _Lacks:
-    """Collects what is missing; a ``UserError`` says both what and what to do."""
-
-    def __init__(self) -> None:
-        self.found: tuple[Lack, ...] = ()
-
-    def add(self, what: str, remedy: str) -> None:
-        self.found += (Lack(what, remedy),)
-
-    def get(self, make: Callable[[], _T], remedy: str = '') -> _T | None:
-        try:
-            return make()
-        except UserError as error:
-            what, _, advice = str(error).partition('; ')
-            self.add(what, remedy or advice or 'copy it again')
-            return None
+        weights=_weights(stored, None), files=_listing(folder), issues=issues.found)
 
 
 def _fit(folder: Path, config: DecoderConfig,
-         lacks: _Lacks) -> tuple[dict[str, Stored], Fit | None]:
-    stored = lacks.get(lambda: read_headers(folder), 'download it again')
+         issues: _Issues) -> tuple[dict[str, Stored], Fit | None]:
+    stored = issues.get(lambda: read_headers(folder), 'download it again')
     if stored is None:
         return {}, None
     found = fit(stored, empty_model(config))
     remedy = 'take config.json and all weights from one download'
     for what, names in (('missing', found.missing), ('unknown', found.unexpected)):
         if names:
-            lacks.add(f'{len(names)} weights {what}, first {names[0]}', remedy)
+            issues.add(f'{len(names)} weights {what}, first {names[0]}', remedy)
     for name, shape, wanted in found.wrong_shape[:1]:
-        lacks.add(f'{len(found.wrong_shape)} weights of a wrong shape, first {name}: {shape}, the '
-                  f'config says {wanted}', remedy)
+        issues.add(f'{len(found.wrong_shape)} weights of a wrong shape, first {name}: {shape}, '
+                   f'the config says {wanted}', remedy)
     return stored, found
 
 
@@ -243,45 +240,46 @@ def _weights(stored: Mapping[str, Stored], fits: Fit | None) -> Weights | None:
     if not stored:
         return None
     names = [name for name in stored if name not in HEADS]
+    if any(name.startswith('base_model.') for name in names):
+        layout = 'peft adapter'
+    elif any(name.startswith('model.') for name in names):
+        layout = 'Hugging Face, new (transformers 4.52 and later)'
+    elif any(our_name(name) != name for name in names):
+        layout = 'Hugging Face, old (as released)'
+    else:
+        layout = 'this package'
     return Weights(
         tensors=len(stored),
         parameters=_by_part({our_name(name): stored[name].shape for name in names}),
         types=dict(Counter(tensor.dtype for tensor in stored.values())),
-        layout=_layout(names), head='stored' if len(names) < len(stored) else 'tied, not stored',
+        layout=layout, head='stored' if len(names) < len(stored) else 'tied, not stored',
         missing=fits.missing if fits else None, unexpected=fits.unexpected if fits else None,
         wrong_shape=tuple(f'{name} {shape}, the config says {wanted}'
                           for name, shape, wanted in fits.wrong_shape) if fits else None)
 
 
-def _layout(names: list[str]) -> str:
-    if any(name.startswith('base_model.') for name in names):
-        return 'peft adapter'
-    if any(name.startswith('model.') for name in names):
-        return 'Hugging Face, new (transformers 4.52 and later)'
-    if any(our_name(name) != name for name in names):
-        return 'Hugging Face, old (as released)'
-    return 'this package'
+def _sizes(config: DecoderConfig, thought: int) -> dict[str, Any]:
+    """Return the config, its parameters and its memory, of a thought of ``thought`` tokens."""
+    shapes = {name: tuple(p.shape) for name, p in empty_model(config).state_dict().items()}
+    return {'config': config.to_dict(), 'parameters': _by_part(shapes),
+            'memory': _memory(config, shapes, thought)}
 
 
-def _parameters(config: DecoderConfig) -> dict[str, int]:
-    return _by_part({name: tuple(p.shape) for name, p in empty_model(config).state_dict().items()})
-
-
-def _memory(config: DecoderConfig, thought: int) -> dict[str, int]:
+def _memory(config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]],
+            thought: int) -> dict[str, int]:
     """Return bytes by what takes them, as computed from the sizes.
 
     int8 ONNX graphs hold one byte per weight of a matrix and a scale per block, and the head's
     rows twice: to be multiplied, and to be looked up. A CPU that multiplies no bytes keeps float32
     matrices beside them.
     """
-    shapes = {name: tuple(p.shape) for name, p in empty_model(config).state_dict().items()}
-    every = sum(math.prod(shape) for shape in shapes.values())
+    every = sum(map(math.prod, shapes.values()))
     matrices = sum(math.prod(shape) for name, shape in shapes.items()
                    if len(shape) == 2 and 'position' not in name)
     small = matrices + math.prod(shapes[EMBEDDING])
     text = config.text
     kept = 2 * text.layers * text.kv_heads * text.head_dim  # keys and values of one row
-    rows = config.image_tokens + PROMPT_TOKENS + thought + config.chunk_steps * config.action_dim
+    rows = config.image_tokens + PROMPT_TOKENS + thought + config.slots
     return {
         'float32': 4 * every, 'bfloat16': 2 * every,
         'int8 (onnx)': round(small * (1 + 4 / SCALED_TOGETHER)) + 4 * (every - matrices),
@@ -311,10 +309,96 @@ def _state(folder: Path, name: str, digest: str, hashes: bool) -> FileState:
 
 
 def _listing(folder: Path) -> tuple[FileState, ...]:
-    used = {released.CONFIG, released.STATISTICS, TOKENIZER, INDEX, adapters.CONFIG}
+    used = {convert.CONFIG, convert.STATISTICS, TOKENIZER, INDEX, adapters.CONFIG}
     return tuple(
         FileState(path.name, path.stat().st_size,
-                  'never opened' if path.suffix.lower() in released.PICKLES
+                  'never opened' if path.suffix.lower() in PICKLES
                   else 'no manifest' if path.name in used or path.suffix == '.safetensors'
                   else 'not needed')
         for path in sorted(folder.iterdir()) if path.is_file())
+
+
+def show(found: Inspection, console: Console | None = None) -> None:
+    """Print everything that was found out; the last table says what is missing."""
+    tables: list[Table | str] = [_pairs('', {
+        'path': found.path, 'kind': found.kind, 'name': found.name or None,
+        'licence': found.license or None, 'engines': ', '.join(found.engines) or None})]
+    if config := found.config:
+        vision = config['vision']
+        tables += [
+            _geometry(found), _pairs('Memory, computed', {
+                what: decimal(size) for what, size in found.memory.items()}),
+            _pairs('Special ids', config['ids']),
+            _pairs('Action contract', {
+                **(found.action or {}), 'chunk': f'{config["chunk_steps"]} steps of '
+                                                 f'{config["action_dim"]} numbers'}),
+            _pairs('Images and prompt', {
+                'cameras': ', '.join(vision['cameras']), 'size': f'{vision["image_size"]} px',
+                **(found.images or {}), **(found.prompt or {})})]
+    if found.statistics:
+        tables.append(_table('Action statistics', ('channel', 'q01', 'q99'), (
+            (str(channel), f'{low:.5g}', f'{high:.5g}') for channel, (low, high) in enumerate(
+                zip(found.statistics['q01'], found.statistics['q99'], strict=True)))))
+    if found.adapter:
+        tables.append(_pairs('LoRA adapter', found.adapter))
+    if weights := found.weights:
+        tables.append(_pairs('Weights', {
+            'found': f'{weights.tensors} tensors, {weights.parameters["total"]:,} parameters',
+            'types': weights.types, 'names': weights.layout, 'head': weights.head,
+            **{what: _counted(getattr(weights, what))
+               for what in ('missing', 'unexpected', 'wrong_shape')}}))
+    if found.files:
+        tables.append(_table('Files', ('name', 'size', 'hash'), (
+            (escape(file.name), '' if file.size is None else decimal(file.size),
+             f'[{_COLOURS.get(file.state, "default")}]{file.state}[/]') for file in found.files)))
+    tables.append('[green]Nothing is missing: it can run.[/]' if not found.issues else _table(
+        'Missing before it runs', ('what', 'remedy'),
+        ((escape(issue.problem), escape(issue.remedy)) for issue in found.issues)))
+    (console or Console()).print(Group(*tables))
+
+
+def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    table = Table(title=title, title_justify='left', show_header=any(columns))
+    for column in columns:
+        table.add_column(column, overflow='fold')
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _pairs(title: str, values: Mapping[str, Any]) -> Table:
+    return _table(title, ('', ''), ((key.replace('_', ' '), escape(_text(value)))
+                                    for key, value in values.items() if value is not None))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ', '.join(f'{key} {part}' for key, part in value.items()) or 'nothing'
+    if isinstance(value, list | tuple):
+        return ', '.join(map(str, value)) or 'nothing'
+    if isinstance(value, bool):
+        return 'yes' if value else 'no'
+    return str(value) if value != '' else '(empty)'
+
+
+def _counted(names: tuple[str, ...] | None) -> str | None:
+    if not names:
+        return None if names is None else 'none'
+    rest = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
+    return f'{len(names)}: {", ".join(names[:_SHOWN])}{rest}'
+
+
+def _geometry(found: Inspection) -> Table:
+    assert found.config is not None
+    text, vision = found.config['text'], found.config['vision']
+    sizes = {
+        'image tower': {**vision, 'cameras': len(vision['cameras']),
+                        'tokens': '+'.join(map(str, vision['tokens']))},
+        'embedding and tied head': {'vocabulary': text['vocabulary'], 'width': text['width']},
+        'decoder layers': {key: value for key, value in text.items() if key != 'vocabulary'}}
+    rows = []
+    for part, count in found.parameters.items():
+        values = {key.replace('_', ' '): value for key, value in sizes.get(part, {}).items()
+                  if value not in (0, (), [])}
+        rows.append((part, f'{count:,}', escape(_text(values)) if values else ''))
+    return _table('Geometry', ('part', 'parameters', 'sizes'), rows)

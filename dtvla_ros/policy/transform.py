@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,13 +16,32 @@ from dtvla_ros.actions.codec import ActionCodec
 from dtvla_ros.actions.grid import location_word, opening_word, tilt_word
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import write_json
+from dtvla_ros.files import read_json, write_json
 from dtvla_ros.policy.config import DecoderConfig
-from dtvla_ros.policy.observation import Observation
+from dtvla_ros.policy.manifest import TOKENIZER, PolicyManifest
 from dtvla_ros.policy.vocabulary import UNKNOWN, load_tokenizer
 
 HOME = Rotation.from_quat([1.0, 0.0, 0.0, 0.0])  # gripper pointing straight down, base frame
 MAX_INSTRUCTION = 512  # characters; longer is a mistake or an attack, never a task
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What is known of the world at one instant: images, joints and pose of the same stamp.
+
+    ``images``: named uint8 RGB [H, W, 3], upright as the camera sees ('primary', 'wrist').
+    ``joint_positions``: by joint name [rad, m for fingers]. ``ee_position`` [3] m and
+    ``ee_quaternion`` [4] xyzw: gripper site in the robot base frame (REP 103).
+    ``gripper_opening``: distance between the finger pads [m]. ``stamp`` [s].
+    """
+
+    images: Mapping[str, NDArray[np.uint8]]
+    joint_positions: Mapping[str, float]
+    ee_position: NDArray[np.float64]
+    ee_quaternion: NDArray[np.float64]
+    gripper_opening: float
+    instruction: str
+    stamp: float
 
 
 def state_words(observation: Observation) -> str:
@@ -164,6 +181,14 @@ class PolicyTransform:
         return self.statistics.unnormalize(x).astype(np.float32)
 
 
+def transform_of(folder: Path, manifest: PolicyManifest) -> PolicyTransform:
+    """Return a policy folder's transform; the tokenizer is hashed before it is parsed."""
+    return PolicyTransform(
+        manifest.config, load_tokenizer(manifest.verified(folder, TOKENIZER)),
+        manifest.statistics, manifest.state_in_prompt, manifest.preamble,
+        manifest.images.mirrored)
+
+
 def write_transform(folder: Path, transform: PolicyTransform) -> None:
     """Write ``config.json``, ``tokenizer.json``, ``statistics.json`` and ``prompt.json``."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -177,17 +202,9 @@ def write_transform(folder: Path, transform: PolicyTransform) -> None:
 
 def read_transform(folder: Path) -> PolicyTransform:
     """Read what ``write_transform`` wrote. Raises ``UserError`` for another folder."""
-    config = DecoderConfig.from_dict(_read_json(folder / 'config.json'))
-    statistics = ActionStatistics.from_dict(
-        _read_json(folder / 'statistics.json'), config.action_dim)
-    return PolicyTransform(config, load_tokenizer(folder / 'tokenizer.json'), statistics,
-                           **_read_json(folder / 'prompt.json'))
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f'{path}: missing; is this the folder of a training run?') from error
-    except ValueError as error:
-        raise UserError(f'{path}: malformed JSON ({error})') from error
+    config, statistics, prompt = (
+        read_json(folder / name, 'is this the folder of a training run?')
+        for name in ('config.json', 'statistics.json', 'prompt.json'))
+    decoder = DecoderConfig.from_dict(config)
+    return PolicyTransform(decoder, load_tokenizer(folder / 'tokenizer.json'),
+                           ActionStatistics.from_dict(statistics, decoder.action_dim), **prompt)

@@ -22,6 +22,12 @@ TABLETOP_WORDS = tuple((  # noqa: SIM905
     'bin yellow mark holding done nothing now at next move missed dropped reach lower grasp lift '
     'carry place release retreat retry wait forward back left right up down still').split())
 ORDINAL_AXES = ('x', 'y', 'z')
+# Where a thought says the gripper should go, after MARK: word, axis of the base frame, sign.
+DIRECTIONS = {'forward': (0, 1), 'back': (0, -1), 'left': (1, 1), 'right': (1, -1),
+              'up': (2, 1), 'down': (2, -1)}
+OPPOSITE = {a: b for a, (axis, sign) in DIRECTIONS.items()
+            for b, other in DIRECTIONS.items() if other == (axis, -sign)}
+MARK = 'move'
 
 
 def build_tokenizer(more: Iterable[str] = (), bins: int = 256) -> Tokenizer:
@@ -87,3 +93,18 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust side raises bare Exception
         raise UserError(f'{path}: not a tokenizer file ({error}); copy it again') from None
+
+
+def directions(thought: str) -> list[tuple[int, int]]:
+    """Return (axis, sign) of the direction words of a thought."""
+    words = thought.split()
+    after = words[len(words) - words[::-1].index(MARK):] if MARK in words else []
+    return [DIRECTIONS[word] for word in after if word in DIRECTIONS]
+
+
+def turned_round(thought: str) -> str:
+    """Return the thought with its direction words exchanged for their opposites."""
+    head, mark, tail = thought.rpartition(f' {MARK} ')
+    if not mark:
+        return thought
+    return head + mark + ' '.join(OPPOSITE.get(word, word) for word in tail.split())

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dtvla_ros.engine.engine import Decision
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.observation import Observation
+from dtvla_ros.policy.transform import Observation
 from dtvla_ros.rollout.episode import Box, Decide, EpisodeResult, run_episode
 from dtvla_ros.rollout.setup import SceneSetup
 

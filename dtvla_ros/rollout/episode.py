@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dtvla_ros.actions import osc
 from dtvla_ros.conventions import ARM_JOINTS, FINGER_JOINTS
 from dtvla_ros.engine.engine import Decision
-from dtvla_ros.policy.observation import Observation
+from dtvla_ros.policy.transform import Observation
 
 Box = Sequence[Sequence[float]]
 Decide = Callable[[Observation], Decision]

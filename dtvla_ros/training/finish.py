@@ -14,7 +14,6 @@ from dtvla_ros.evaluation.report import versions
 from dtvla_ros.policy.adapters import CONFIG as ADAPTER
 from dtvla_ros.policy.adapters import local_base, read_adapter
 from dtvla_ros.policy.checkpoint import load_model
-from dtvla_ros.policy.folder import transform_of
 from dtvla_ros.policy.manifest import (
     GRAPHS,
     MANIFEST,
@@ -22,7 +21,7 @@ from dtvla_ros.policy.manifest import (
     PolicyManifest,
 )
 from dtvla_ros.policy.model import HybridDecoder
-from dtvla_ros.policy.transform import PolicyTransform, read_transform
+from dtvla_ros.policy.transform import PolicyTransform, read_transform, transform_of
 from dtvla_ros.training import run_state
 from dtvla_ros.training.lora import merge
 

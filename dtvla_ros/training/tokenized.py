@@ -19,8 +19,7 @@ from dtvla_ros.actions.grid import word_groups
 from dtvla_ros.data import layout
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.observation import Observation
-from dtvla_ros.policy.transform import HOME, PolicyTransform
+from dtvla_ros.policy.transform import HOME, Observation, PolicyTransform
 from dtvla_ros.policy.vocabulary import ordinal_groups, word_id
 from dtvla_ros.training.auxiliary.attention import thing_patches
 from dtvla_ros.training.auxiliary.localisation import place_targets, told_apart

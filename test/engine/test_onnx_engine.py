@@ -13,11 +13,10 @@ from support.decoders import small_decoder
 from support.policies import untrained
 
 from dtvla_ros.engine.export import write_graphs
-from dtvla_ros.engine.onnx_engine import OnnxEngine
+from dtvla_ros.engine.onnx_engine import OnnxEngine, new_rows_mask
 from dtvla_ros.engine.providers import tensorrt_shapes
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.model import Cache, HybridDecoder
-from dtvla_ros.policy.visibility import new_rows_mask
 
 
 @dataclass

@@ -16,7 +16,7 @@ from dtvla_ros.evaluation.ablations import (
     ablated,
     other_sentence,
 )
-from dtvla_ros.policy.observation import Observation
+from dtvla_ros.policy.transform import Observation
 from dtvla_ros.rollout.episode import observation_from_sim
 
 NANO = Path(__file__).resolve().parents[2] / 'models/nano'

@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.policies import untrained
+from support.released import released_name
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import (
     load_weights,
     our_name,
     read_tensors,
-    released_name,
     save_weights,
 )
 from dtvla_ros.policy.config import DecoderConfig, SpecialIds, TextConfig, VisionConfig

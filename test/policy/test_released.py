@@ -8,7 +8,7 @@ from math import prod
 
 import pytest
 import torch
-from support.released import STATISTICS, gemma_like_tokenizer, write_checkpoint
+from support.released import STATISTICS, gemma_like_tokenizer, released_name, write_checkpoint
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
 from dtvla_ros.engine.export import write_graphs
@@ -20,13 +20,12 @@ from dtvla_ros.policy.checkpoint import (
     load_model,
     our_name,
     read_headers,
-    released_name,
 )
 from dtvla_ros.policy.config import DecoderConfig
-from dtvla_ros.policy.inspect import _memory, inspect
+from dtvla_ros.policy.convert import read_config, read_statistics
+from dtvla_ros.policy.inspect import _sizes, inspect
 from dtvla_ros.policy.manifest import GRAPHS, WEIGHTS
 from dtvla_ros.policy.model import HybridDecoder
-from dtvla_ros.policy.released import read_config, read_statistics
 
 CONFIG_JSON = {
     'think_start_token_index': 257153, 'think_end_token_index': 257154,
@@ -142,7 +141,7 @@ def test_the_memory_of_int8_is_what_its_graphs_take(tmp_path):
     write_graphs(model, tmp_path, 'int8')
     # Without the second set of graphs, which a CPU without products of bytes loads beside these.
     written = sum((tmp_path / name).stat().st_size for name in (WEIGHTS, *GRAPHS))
-    told = _memory(model.config, 100)
+    told = _sizes(model.config, 100)['memory']
     assert written == pytest.approx(told['int8 (onnx)'], rel=0.05)
 
 

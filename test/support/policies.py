@@ -12,8 +12,7 @@ from dtvla_ros.engine.export import export_policy
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.policy.model import HybridDecoder
-from dtvla_ros.policy.observation import Observation
-from dtvla_ros.policy.transform import PolicyTransform
+from dtvla_ros.policy.transform import Observation, PolicyTransform
 from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
 
 INSTRUCTION = 'put the can in the wooden bin'

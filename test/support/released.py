@@ -12,10 +12,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from dtvla_ros.policy.checkpoint import released_name
+from dtvla_ros.policy.convert import PREAMBLE, read_config
 from dtvla_ros.policy.model import HybridDecoder
-from dtvla_ros.policy.observation import Observation
-from dtvla_ros.policy.released import PREAMBLE, read_config
+from dtvla_ros.policy.transform import Observation
 
 BINS = 16
 WIDTH, VISION = 32, 24
@@ -24,6 +23,15 @@ STATISTICS = {
     'action': {'mean': [0.1] * 7, 'std': [0.2] * 7,
                'q01': [-0.70446, -0.8, -0.9, -0.1, -0.2, -0.3, -1.0],
                'q99': [0.9375, 0.8, 0.7, 0.1, 0.2, 0.3, 1.0]}}
+
+
+def released_name(name: str) -> str:
+    """Return a parameter's name in the released (old Hugging Face) layout."""
+    for ours, theirs in (('vision.tower.', 'vision_tower.vision_model.'),
+                         ('vision.projector.', 'multi_modal_projector.linear.')):
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return f'language_model.model.{name}'
 
 
 def gemma_like_tokenizer() -> Tokenizer:

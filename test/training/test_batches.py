@@ -10,7 +10,7 @@ from support.tiny import CONFIG
 from dtvla_ros.data import layout
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.observation import Observation
+from dtvla_ros.policy.transform import Observation
 from dtvla_ros.training.augment import colour_map, recoloured, shifted
 from dtvla_ros.training.auxiliary.localisation import thing_names
 from dtvla_ros.training.collate import BatchMaker

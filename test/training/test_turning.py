@@ -10,7 +10,7 @@ from support.tiny import CONFIG
 
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.directions import turned_round
+from dtvla_ros.policy.vocabulary import turned_round
 from dtvla_ros.training.auxiliary.direction_flip import Turning
 from dtvla_ros.training.collate import BatchMaker
 from dtvla_ros.training.config import SftConfig

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from dtvla_ros.data import layout, writer
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.observation import Observation
+from dtvla_ros.policy.transform import Observation
 from dtvla_ros.training.auxiliary.attention import NOWHERE, thing_patches
 from dtvla_ros.training.auxiliary.localisation import (
     ABSENT,

@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.directions import DIRECTIONS, MARK, OPPOSITE
 from dtvla_ros.policy.transform import PolicyTransform
-from dtvla_ros.policy.vocabulary import word_id
+from dtvla_ros.policy.vocabulary import DIRECTIONS, MARK, OPPOSITE, word_id
 
 AXES = 3  # of translation, the first of an action
 NOWHERE = -1

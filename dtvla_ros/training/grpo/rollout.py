@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from dtvla_ros.engine.batch import SampledDecision
-from dtvla_ros.policy.observation import Observation
+from dtvla_ros.policy.transform import Observation
 from dtvla_ros.rollout.env_pool import EnvPool, Lost
 from dtvla_ros.rollout.env_worker import End, EpisodeJob, Images, Job, Look, Result
 from dtvla_ros.training.grpo.branching import Branched, BranchJob
