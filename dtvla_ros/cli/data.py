@@ -29,6 +29,7 @@ def collect(
     tasks: args.Tasks = None,
     episodes: Annotated[int, typer.Option(min=1, help='Episodes tried, over all tasks.')] = 1200,
     workers: args.Workers = 2,
+    ray: args.Ray = None,
     seed: Annotated[int, typer.Option(min=0, help='Which block of start states.')] = 0,
     camera_every: args.CameraEvery = 2,
     chunk: args.ChunkSteps = 8,
@@ -65,7 +66,7 @@ def collect(
         suite=suite, starts=starts, tasks=names(tasks), episodes=episodes, seed=seed,
         camera_every=camera_every, chunk=chunk, noise=noise, clean_share=clean_share,
         release_share=release_share, push_share=push_share, short_share=short_share,
-        observation_share=observation_share, antialiasing=antialiasing), workers)
+        observation_share=observation_share, antialiasing=antialiasing), workers, ray)
     print(f'{out}: {info["total_episodes"]} episodes, {info["total_frames"]} frames, '
           f'{info["total_tasks"]} tasks')
 

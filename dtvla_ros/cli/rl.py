@@ -81,6 +81,7 @@ def train_dagger(
     camera_every: args.CameraEvery = 4,
     replan: args.Replan = None,
     workers: args.Workers = 2,
+    ray: args.Ray = None,
     antialiasing: args.Antialiasing = True,
 ) -> None:
     """Let a policy drive and the scripted expert say what it should have done and thought.
@@ -100,6 +101,6 @@ def train_dagger(
 
     info = relabel(init, out, DaggerOptions(
         suite=suite, tasks=names(tasks), starts=starts, episodes=episodes, seed=seed,
-        camera_every=camera_every, antialiasing=antialiasing), workers, replan)
+        camera_every=camera_every, antialiasing=antialiasing), workers, replan, ray)
     print(f'{out}: {info["total_episodes"]} episodes, {info["total_frames"]} frames, '
           f'{info["total_tasks"]} tasks')

@@ -100,8 +100,9 @@ def _measure(
     from dtvla_ros.evaluation.command import look_at
     from dtvla_ros.evaluation.report import versions
     from dtvla_ros.evaluation.seeds import evaluation_seed
+    from dtvla_ros.evaluation.workers import PolicySetup, task_of
     from dtvla_ros.policy.manifest import PolicyManifest
-    from dtvla_ros.rollout.setup import PolicySetup, SceneSetup, task_of
+    from dtvla_ros.rollout.env import SceneSetup
     from dtvla_ros.rollout.workers import run_jobs
     from dtvla_ros.share import find
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import signal
-import threading
+import shutil
+import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,11 @@ from numpy.typing import NDArray
 import dtvla_sim
 from dtvla_ros.data import layout
 from dtvla_ros.data.layout import Episode
-from dtvla_ros.data.writer import finished_shards, merge_shards, write_shard
+from dtvla_ros.data.writer import finished_shards, merge_shards, shard_path, write_shard
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
-from dtvla_ros.rollout.setup import SceneSetup
+from dtvla_ros.rollout.env import SceneSetup
+from dtvla_ros.rollout.workers import run_jobs
 
 SEEDS_PER_BASE = 100_000
 EPISODES_PER_SHARD = 8
@@ -324,39 +323,51 @@ def random_initial_pose(env: Any, obs: Any, rng: np.random.Generator) -> Any:
     return obs
 
 
-_ENV: Any = None
+@dataclass(frozen=True, slots=True)
+class RecordedShard:
+    """A shard's files by name, how many of its episodes the expert solved, frames."""
+
+    files: dict[str, bytes]
+    kept: int
+    frames: int
 
 
-def _start_worker(options: CollectOptions) -> None:
-    global _ENV
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    _ENV = options.scene.make()
+def make_recorder(options: CollectOptions, tasks: tuple[str, ...],
+                  one_scene: bool) -> Callable[[int], RecordedShard]:
+    """Return what records the shard of a number, in a process that may be on another machine."""
+    env = options.scene.make()
+
+    def record_shard(number: int) -> RecordedShard:
+        recorded = [
+            record(env, plan_episode(options, tasks, index, one_scene), options)
+            for index in range(number * EPISODES_PER_SHARD, (number + 1) * EPISODES_PER_SHARD)]
+        episodes = [episode for made in recorded for episode in made]
+        with tempfile.TemporaryDirectory(prefix='dtvla-shard-') as folder:
+            shard = write_shard(Path(folder), number, episodes, options.fps)
+            files = {path.name: path.read_bytes() for path in shard.iterdir()}
+        return RecordedShard(files, sum(map(bool, recorded)), sum(map(len, episodes)))
+
+    return record_shard
 
 
-def _die_with_parent() -> None:
-    # A killed parent cannot stop its pool, whose workers would wait for work for ever.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _keep_shard(root: Path, number: int, files: Mapping[str, bytes]) -> None:
+    """Write a shard's files; the folder appears when it is complete."""
+    final = shard_path(root, number)
+    work = final.with_name(f'.{final.name}.{os.getpid()}')
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    for name, data in files.items():
+        (work / name).write_bytes(data)
+    os.replace(work, final)
 
 
-def _record_shard(root: Path, number: int, plans: list[EpisodePlan], options: CollectOptions,
-                  ) -> tuple[int, int]:
-    """Write a shard; return how many of its plans succeeded, and its frames."""
-    recorded = [record(_ENV, plan, options) for plan in plans]
-    episodes = [episode for made in recorded for episode in made]
-    write_shard(root, number, episodes, options.fps)
-    return sum(map(bool, recorded)), sum(map(len, episodes))
-
-
-def collect(root: Path, options: CollectOptions, workers: int = 2) -> dict[str, Any]:
+def collect(root: Path, options: CollectOptions, workers: int = 2,
+            ray: str | None = None) -> dict[str, Any]:
     """Record ``options.episodes`` episodes into ``root`` and return the dataset's info.
 
     Finished shards are kept, so the same command goes on where it was stopped, and a larger
-    ``episodes`` adds to what is there. Raises ``UserError`` for unknown tasks, or when a worker
-    process dies.
+    ``episodes`` adds to what is there. ``ray``: the cluster whose machines run the simulators.
+    Raises ``UserError`` for unknown tasks, or when a worker process dies again and again.
     """
     from tqdm import tqdm
 
@@ -367,27 +378,17 @@ def collect(root: Path, options: CollectOptions, workers: int = 2) -> dict[str, 
     size = EPISODES_PER_SHARD
     todo = [n for n in range(-(-options.episodes // size)) if n not in done]
     tried = kept = frames = 0
-    with tqdm(total=len(todo) * size, unit='ep', disable=not todo) as bar, ProcessPoolExecutor(
-            workers, multiprocessing.get_context('spawn'), _start_worker, (options,)) as pool:
-        pending: set[Future[tuple[int, int]]] = set()
+    with tqdm(total=len(todo) * size, unit='ep', disable=not todo) as bar, closing(run_jobs(
+            todo, make_recorder, (options, tasks, one_scene), workers, ray=ray)) as recorded:
         try:
-            while todo or pending:
-                while todo and len(pending) < 2 * workers:
-                    number = todo.pop(0)
-                    plans = [plan_episode(options, tasks, number * size + k, one_scene)
-                             for k in range(size)]
-                    pending.add(pool.submit(_record_shard, root, number, plans, options))
-                ready, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in ready:
-                    succeeded, length = future.result()
-                    tried, kept, frames = tried + size, kept + succeeded, frames + length
-                    bar.update(size)
-                    bar.set_postfix(success=f'{kept / tried:.0%}', frames=frames)
-        except BrokenProcessPool as error:
-            raise UserError('a simulator process died; run the same command again to go on '
-                            '(finished shards are kept)') from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+            for number, shard in recorded:
+                _keep_shard(root, number, shard.files)
+                tried, kept, frames = tried + size, kept + shard.kept, frames + shard.frames
+                bar.update(size)
+                bar.set_postfix(success=f'{kept / tried:.0%}', frames=frames)
+        except RuntimeError as error:
+            raise UserError(f'shard {error}; run the same command again to go on (finished '
+                            'shards are kept)') from error
     return merge_shards(root)
 
 

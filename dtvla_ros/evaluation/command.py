@@ -17,8 +17,8 @@ from dtvla_ros.engine.engine import MODES as NODE_MODES
 from dtvla_ros.engine.load import DEVICES, ENGINES
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.manifest import PolicyManifest
+from dtvla_ros.rollout.env import SceneSetup
 from dtvla_ros.rollout.episode import EpisodeResult
-from dtvla_ros.rollout.setup import Job, PolicySetup, SceneSetup, task_of
 from dtvla_ros.rollout.workers import run_jobs
 
 from . import report, workers
@@ -27,6 +27,7 @@ from .html import write_html
 from .journal import Journal
 from .progress import Source, finish
 from .seeds import evaluation_seed
+from .workers import Job, PolicySetup, task_of
 
 GPU_PROVIDERS = {'cuda': 'CUDAExecutionProvider', 'tensorrt': 'TensorrtExecutionProvider'}
 VIAS = ('inprocess', 'ros')

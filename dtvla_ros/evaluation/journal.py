@@ -43,7 +43,7 @@ class Journal:
     def _read(self, path: Path, lines: list[bytes], header: Mapping[str, Any]) -> None:
         try:
             first, *rows = map(json.loads, lines)
-            results = [EpisodeResult(**row) for row in rows]
+            results = [EpisodeResult.from_dict(row) for row in rows]
         except (ValueError, TypeError) as error:
             raise UserError(
                 f'{path} is not a journal of dtvla eval; choose another file') from error

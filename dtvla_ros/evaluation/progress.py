@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dtvla_ros.rollout.episode import EpisodeResult
-from dtvla_ros.rollout.setup import task_of
 
 from .statistics import Rate
+from .workers import task_of
 
 Source = Callable[[Sequence[Any]], Generator[tuple[Any, EpisodeResult], None, None]]
 

@@ -9,11 +9,10 @@ from typing import Any
 from rich.table import Table
 
 from dtvla_ros.rollout.episode import run_episode
-from dtvla_ros.rollout.setup import PolicySetup
 
 from .ablations import ablated
 from .statistics import Rate
-from .workers import load
+from .workers import PolicySetup, load
 
 MODES = ('full', 'masked')
 BEFORE, AFTER = 2, 8  # thoughts kept around the knock

@@ -49,7 +49,7 @@ def summarise(results: Sequence[EpisodeResult], tasks: Sequence[str]) -> dict[st
         'latency': latency_summary(latency),
         'decisions': sum(r.decisions for r in results),
         'refused': refused(results),
-        'cut_thoughts': sum(r.cut for r in results),
+        'cut_thoughts': sum(r.truncated for r in results),
         'episodes': [
             {'task': r.task, 'seed': r.seed, 'success': r.success, 'steps': r.steps,
              'commands': r.commands}

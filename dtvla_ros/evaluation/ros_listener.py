@@ -14,8 +14,8 @@ from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros.evaluation.failures import FailureRecord
 from dtvla_ros.evaluation.ros_seen import Seen
+from dtvla_ros.evaluation.workers import Job, PolicySetup
 from dtvla_ros.rollout.episode import EpisodeResult, commands_hash
-from dtvla_ros.rollout.setup import Job, PolicySetup
 
 from .ros_watcher import Watcher
 

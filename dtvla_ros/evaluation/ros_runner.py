@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from dtvla_ros.errors import NodeDied
+from dtvla_ros.evaluation.workers import Job, PolicySetup
 from dtvla_ros.policy.manifest import PolicyManifest
+from dtvla_ros.rollout.env import SceneSetup
 from dtvla_ros.rollout.episode import EpisodeResult
-from dtvla_ros.rollout.setup import Job, PolicySetup, SceneSetup
 from dtvla_ros.ros.graph import Run, frame_interval, start_nodes, watch
 from dtvla_ros.ros.processes import NodeProcesses
 from dtvla_ros.ros.run import joined
@@ -76,7 +77,7 @@ def parameters(scene: SceneSetup) -> dict[str, str]:
         # Quoted: a bare colon in a list is more YAML than rcl reads.
         'perturb': str(list(scene.perturb)) if scene.perturb else None}
     return {**{name: str(value) for name, value in chosen.items() if value},
-            **{name: str(value).lower() for name, value in scene.lean.items()}}
+            **{name: str(value).lower() for name, value in scene.fast_rendering.items()}}
 
 
 def _block(

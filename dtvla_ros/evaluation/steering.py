@@ -21,11 +21,10 @@ from dtvla_ros.engine.policy import act_on
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.policy.vocabulary import directions, turned_round
 from dtvla_ros.rollout.episode import run_episode
-from dtvla_ros.rollout.setup import Job, PolicySetup
 
 from .ablations import SwappedThought, ablated, drawn, sentence_of
 from .statistics import Rate
-from .workers import load
+from .workers import Job, PolicySetup, load
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,25 +1,58 @@
-"""What one evaluation process does with one (task, seed)."""
+"""Runs one evaluation job, in a process that holds simulator and policy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dtvla_ros.errors import UserError
+from dtvla_ros.rollout.env import SceneSetup
 from dtvla_ros.rollout.episode import (
     EpisodeResult,
     run_episode,
     run_expert_episode,
     run_replay_episode,
 )
-from dtvla_ros.rollout.setup import Job, PolicySetup, SceneSetup
 
 from .failures import FailureRecord
 
 if TYPE_CHECKING:
     from dtvla_ros.engine.policy import Policy
+
+Job = tuple[str, int]  # task and seed
+
+
+def task_of(job: tuple[Any, ...]) -> str:
+    """Return the task of a job, whatever stands before task and seed.
+
+    A LIBERO environment builds another scene for another task, which takes longer than some
+    episodes: jobs of one task should be consecutive, and run in the same process.
+    """
+    task: str = job[-2]
+    return task
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySetup:
+    """How a policy is run; ``replan_steps`` None: as its manifest says.
+
+    ``device`` is one of the engine loader's, ``threads`` are those of an engine on the CPU.
+    ``videos`` and ``stills`` are folders for what is kept of failures.
+    """
+
+    scene: SceneSetup
+    policy: str
+    engine: str
+    mode: str
+    replan_steps: int | None = None
+    device: str = 'cpu'
+    threads: int = 1
+    videos: str | None = None
+    stills: str | None = None
+
 
 
 def load(setup: PolicySetup) -> tuple[Policy, int]:
@@ -89,8 +122,10 @@ def _policy_episodes(setup: PolicySetup, env: Any) -> Callable[[Job], EpisodeRes
 
 def make_replay_worker(scene: SceneSetup) -> Callable[[Job], EpisodeResult]:
     """Record one undisturbed demonstration of a task from a training seed; repeat it."""
+    from dtvla_sim.perturbation import PerturbedEnv
+
     env = scene.make()
-    quiet = env.env if scene.perturb else env
+    quiet = env.env if isinstance(env, PerturbedEnv) else env
     recorded: dict[str, Any] = {}
 
     def serve(job: Job) -> EpisodeResult:

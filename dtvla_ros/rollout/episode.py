@@ -1,11 +1,11 @@
-"""One episode, in process and in lock-step: observe, decide, step, until success or time is up."""
+"""Runs one episode in lock-step: observe, infer, step, until success or the step limit."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,19 +14,20 @@ from dtvla_ros.actions import osc
 from dtvla_ros.conventions import ARM_JOINTS, FINGER_JOINTS
 from dtvla_ros.engine.engine import Decision
 from dtvla_ros.policy.transform import Observation
+from dtvla_ros.rollout.env import Env, SimObservation
 
 Box = Sequence[Sequence[float]]
-Decide = Callable[[Observation], Decision]
+Infer = Callable[[Observation], Decision]  # `Policy.infer`, or whatever stands in for it
 OnDecision = Callable[[Observation, Decision, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class EpisodeResult:
-    """What one episode came to.
+    """Outcome of one episode.
 
-    ``steps``: control steps taken. ``latency``: seconds of every decision by phase, ``total``
-    included. ``thoughts``: one per decision. ``commands``: `commands_hash` of what moved the arm,
-    '' where unknown.
+    ``steps``: control steps taken. ``truncated``: thoughts that hit their cap. ``latency``:
+    seconds of every decision by phase, ``total`` included. ``thoughts``: one per decision.
+    ``commands``: `commands_hash` of what moved the arm, '' where unknown.
     """
 
     task: str
@@ -34,23 +35,65 @@ class EpisodeResult:
     success: bool
     steps: int
     decisions: int = 0
-    cut: int = 0
+    truncated: int = 0
     latency: Mapping[str, Sequence[float]] = field(default_factory=dict)
     thoughts: Sequence[str] = ()
     commands: str = ''
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> EpisodeResult:
+        """Return what ``to_dict`` wrote; earlier versions called ``truncated`` ``cut``."""
+        return cls(**{'truncated' if key == 'cut' else key: row[key] for key in row})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
+class Result(Protocol):
+    """What every kind of episode returns: whether it succeeded, control steps taken."""
+
+    @property
+    def success(self) -> bool:
+        ...
+
+    @property
+    def steps(self) -> int:
+        ...
+
+
+class Job(Protocol):
+    """An episode to run in a given environment; ``infer`` returns chunks [T, D]."""
+
+    def run(self, env: Env, infer: Infer) -> Result:
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeJob:
+    """A task, the seed of its start, and the actions executed per decision.
+
+    ``max_steps`` None: the task's own limit; ``workspace`` as of ``execute``.
+    """
+
+    task: str
+    seed: int
+    replan_steps: int
+    max_steps: int | None = None
+    workspace: Box | None = None
+
+    def run(self, env: Env, infer: Infer) -> EpisodeResult:
+        return run_episode(env, infer, self.task, self.seed, self.replan_steps, self.max_steps,
+                           workspace=self.workspace)
+
+
 def commands_hash(commands: Sequence[NDArray[np.floating]]) -> str:
-    """Return a short name of commands [N, 7]: equal only if every one of them is."""
+    """Return a 16-digit hash of commands [N, 7]."""
     rows = np.asarray(commands, np.float32) + 0.0  # -0 and 0 move the same
     return hashlib.sha256(rows.tobytes()).hexdigest()[:16]
 
 
 def observation_from_sim(
-    obs: Mapping[str, Any], info: Mapping[str, Any], env: Any, step: int = 0
+    obs: SimObservation, info: Mapping[str, Any], env: Env, step: int = 0
 ) -> Observation:
     """Return the policy's view of a simulator observation; touching the images renders them.
 
@@ -74,26 +117,26 @@ def observation_from_sim(
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
-    """What came of some actions: the last observation, what moved the arm, the gripper's state.
+class Executed:
+    """Outcome of some actions: the last observation, the commands sent, the gripper's command.
 
     ``over``: the episode has ended, with ``success`` or without.
     """
 
-    obs: Mapping[str, Any]
+    obs: SimObservation
     commands: list[NDArray[np.floating]]
     gripper: float
     success: bool
     over: bool
 
 
-def execute(env: Any, actions: NDArray[np.floating], gripper: float,
-            workspace: Box | None = None, timed: bool = True) -> Moved:
+def execute(env: Env, actions: NDArray[np.floating], gripper: float,
+            workspace: Box | None = None, timed: bool = True) -> Executed:
     """Carry out actions [n, 7], n >= 1, until they are done or the episode is over.
 
-    ``gripper``: its command so far; the command gate's law decides the next, so that both paths
-    move the same arm. ``workspace``: lower and upper corner, base frame [m]; an episode whose
-    end effector leaves it is over. ``timed``: so it is when the environment says time is up.
+    ``gripper``: its command so far; the next follows from the command gate's law, as over ROS.
+    ``workspace``: lower and upper corner, base frame [m]; an episode whose end effector leaves
+    it is over. ``timed``: it is also over when the environment truncates it.
     """
     commands: list[NDArray[np.floating]] = []
     success = over = False
@@ -107,17 +150,17 @@ def execute(env: Any, actions: NDArray[np.floating], gripper: float,
             workspace is not None and not _inside(obs, env, workspace))
         if over:
             break
-    return Moved(obs, commands, gripper, success, over)
+    return Executed(obs, commands, gripper, success, over)
 
 
-def _inside(obs: Mapping[str, Any], env: Any, box: Box) -> bool:
+def _inside(obs: SimObservation, env: Env, box: Box) -> bool:
     position = np.asarray(obs['robot0_eef_pos'], np.float64) - env.base_position  # [3]
     return bool((position >= box[0]).all() and (position <= box[1]).all())
 
 
 def run_episode(
-    env: Any,
-    decide: Decide,
+    env: Env,
+    infer: Infer,
     task: str,
     seed: int,
     replan_steps: int,
@@ -125,7 +168,7 @@ def run_episode(
     on_decision: OnDecision | None = None,
     workspace: Box | None = None,
 ) -> EpisodeResult:
-    """Run a policy on one start state; it looks again after every ``replan_steps`` actions.
+    """Run a policy from one start state; it replans after every ``replan_steps`` actions.
 
     ``max_steps`` None: the task's own limit. ``workspace`` as of ``execute``.
     """
@@ -136,33 +179,33 @@ def run_episode(
     latency: dict[str, list[float]] = {}
     thoughts: list[str] = []
     commands: list[NDArray[np.floating]] = []
-    cut = 0
+    truncated = 0
     while not done and step < limit:
         observation = observation_from_sim(obs, info, env, step)
-        decision = decide(observation)
+        decision = infer(observation)
         timings = {**decision.timings, 'total': sum(decision.timings.values())}
         for phase, seconds in timings.items():
             latency.setdefault(phase, []).append(round(seconds, 6))
         thoughts.append(decision.reasoning)
-        cut += decision.outcome != 'complete'
+        truncated += decision.outcome != 'complete'
         if on_decision is not None:
             on_decision(observation, decision, step)
-        moved = execute(env, decision.chunk[: min(replan_steps, limit - step)], gripper,
-                        workspace, max_steps is None)
-        obs, gripper, done = moved.obs, moved.gripper, moved.over
-        commands += moved.commands
-        step += len(moved.commands)
-        success = success or moved.success
+        executed = execute(env, decision.chunk[: min(replan_steps, limit - step)], gripper,
+                           workspace, max_steps is None)
+        obs, gripper, done = executed.obs, executed.gripper, executed.over
+        commands += executed.commands
+        step += len(executed.commands)
+        success = success or executed.success
     return EpisodeResult(
-        task, seed, success, step, len(thoughts), cut, latency, tuple(thoughts),
+        task, seed, success, step, len(thoughts), truncated, latency, tuple(thoughts),
         commands_hash(commands))
 
 
 def run_replay_episode(
-    env: Any, actions: NDArray[np.float32], task: str, seed: int,
+    env: Env, actions: NDArray[np.float32], task: str, seed: int,
     max_steps: int | None = None,
 ) -> EpisodeResult:
-    """Repeat recorded actions [N, 7] with eyes closed; the last one is held for half a second."""
+    """Replay recorded actions [N, 7] open-loop; the last one is held for half a second."""
     env.reset(seed=seed, options={'task': task})
     limit = max_steps or env.max_steps
     settle = np.repeat(actions[-1:], int(env.control_rate / 2), axis=0)
@@ -177,7 +220,7 @@ def run_replay_episode(
 
 
 def run_expert_episode(
-    env: Any,
+    env: Env,
     expert: Any,
     task: str,
     seed: int,
@@ -186,7 +229,7 @@ def run_expert_episode(
 ) -> tuple[EpisodeResult, NDArray[np.float32]]:
     """Run a scripted expert; return the result and the executed actions [N, 7].
 
-    ``disturb`` maps what the expert does to the action that is executed instead.
+    ``disturb`` maps an expert's step to the action that is executed instead.
     """
     env.reset(seed=seed, options={'task': task})
     max_steps = max_steps or env.max_steps
@@ -195,10 +238,10 @@ def run_expert_episode(
     thoughts: list[str] = []
     success = False
     while not success and len(executed) < max_steps:
-        said = expert.act()
-        action = said.action if disturb is None else disturb(said)
-        if not thoughts or thoughts[-1] != said.thought:
-            thoughts.append(said.thought)
+        step = expert.act()
+        action = step.action if disturb is None else disturb(step)
+        if not thoughts or thoughts[-1] != step.thought:
+            thoughts.append(step.thought)
         _, _, terminated, truncated, info = env.step(action)
         executed.append(np.asarray(action, np.float32))
         success = bool(info['success'])

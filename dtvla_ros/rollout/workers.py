@@ -1,18 +1,457 @@
-"""Simulators in processes of their own: one each, made once, fed one job at a time."""
+"""Runs jobs in processes of their own: on this machine, or on those of a Ray cluster.
+
+A process builds its *worker* once (a simulator, a policy or both) and then runs one job after
+another. A job either runs to its end by itself, or asks the caller for each decision. Nothing of
+torch is imported here, so that a process that holds a simulator alone is small.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 import signal
+import threading
+import time
 import traceback
-from collections.abc import Callable, Generator, Hashable, Iterable
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Hashable, Iterable
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from dtvla_ros.engine.engine import Decision
 from dtvla_ros.errors import UserError
+from dtvla_ros.policy.transform import Observation
+from dtvla_ros.rollout.env import SceneSetup
+from dtvla_ros.rollout.episode import Infer, Job, Result
 
-Serve = Callable[[Any], Any]
+START_SECONDS = 300.0  # importing and compiling a simulator on a busy machine
+TRIES = 3  # of a job whose process is lost again and again
+
+
+class Worker(Protocol):
+    """What a process holds; ``info`` describes it to the caller."""
+
+    info: Any
+
+    def run(self, job: Any, infer: Infer) -> Any:
+        """Run a job and return its result; ``infer`` asks the caller for a decision."""
+
+    def stepping(self) -> float:
+        """Return the seconds spent in simulator steps since the last call."""
+
+
+MakeWorker = Callable[[], Worker]  # called in the process; must be picklable
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A decision is asked for; ``stepping`` and ``drawing``: seconds since the last one."""
+
+    observation: Observation
+    stepping: float
+    drawing: float
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A job has ended; ``stepping``: seconds since the last decision."""
+
+    result: Any
+    stepping: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A process was replaced, and its job must begin again."""
+
+    reason: str
+
+
+Event = Ask | End | Lost
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """The worker raised; ``refused``: the request was bad, and repeating it is no use."""
+
+    text: str
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EnvInfo:
+    """What a suite says of itself: tasks, image side [px], control rate [Hz], step limit."""
+
+    tasks: tuple[str, ...]
+    image_size: int
+    control_rate: float
+    max_steps: int
+    one_scene: bool
+
+
+class EnvWorker:
+    """Runs ``episode.Job``s in one environment; every decision comes from the caller."""
+
+    def __init__(self, scene: SceneSetup):
+        self._env = env = scene.make()
+        self.info = EnvInfo(
+            tuple(env.tasks), env.image_size, env.control_rate, env.max_steps, env.one_scene)
+        self._seconds = 0.0
+        for name in ('reset', 'step'):
+            setattr(env, name, self._timed(getattr(env, name)))
+
+    def run(self, job: Job, infer: Infer) -> Result:
+        return job.run(self._env, infer)
+
+    def stepping(self) -> float:
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            result = call(*arguments, **options)
+            self._seconds += time.perf_counter() - start
+            return result
+
+        return timed
+
+
+class FunctionWorker:
+    """Runs jobs with the function that ``make(*setup)`` returns; they ask for nothing."""
+
+    def __init__(self, make: Callable[..., Callable[[Any], Any]], *setup: Any):
+        self.info = None
+        self._function = make(*setup)
+
+    def run(self, job: Any, infer: Infer) -> Any:
+        return self._function(job)
+
+    def stepping(self) -> float:
+        return 0.0
+
+
+def serve(receive: Callable[[], Any], send: Callable[[Any], None], make: MakeWorker) -> None:
+    """Build a worker, send its info, run the jobs that ``receive`` returns until it returns None.
+
+    The answer to a job and to every chunk [T, D] is an ``Ask``, an ``End`` or a ``_Failed``.
+    """
+    try:
+        worker = make()
+        send(worker.info)
+        while (job := receive()) is not None:
+            send(_run(worker, job, receive, send))
+    except UserError as error:
+        send(_Failed(str(error), refused=True))
+    except Exception:
+        send(_Failed(traceback.format_exc()))
+
+
+def _run(worker: Worker, job: Any, receive: Callable[[], Any],
+         send: Callable[[Any], None]) -> End:
+    start = time.perf_counter()
+    worker.stepping()
+
+    def infer(observation: Observation) -> Decision:
+        nonlocal start
+        stepping = worker.stepping()
+        send(Ask(observation, stepping, time.perf_counter() - start - stepping))
+        chunk = receive()
+        start = time.perf_counter()
+        return Decision('', 'complete', chunk, (), np.zeros(0, np.int64))
+
+    return End(worker.run(job, infer), worker.stepping())
+
+
+class Workers(ABC):
+    """``size`` processes with a worker each: ``begin`` or ``answer`` a slot, then wait for it.
+
+    A process that dies, raises, or does not answer within ``timeout`` seconds is replaced and its
+    slot reported as ``Lost``. ``timeout`` None: a job may take as long as it likes.
+    """
+
+    info: Any  # of the worker
+
+    def __init__(self, make: MakeWorker, size: int, timeout: float | None = 60.0):
+        if size < 1 or (timeout is not None and not timeout > 0.0):
+            raise UserError(f'{size} processes with a time-out of {timeout} s; both must be '
+                            'positive')
+        self.size = size
+        self._make, self._timeout = make, timeout
+        self._limits: dict[int, float] = {}  # seconds for the answer that is waited for
+        self._deadlines: dict[int, float] = {}
+        try:
+            for slot in range(size):
+                self._start(slot)
+            for slot in range(size):
+                self.info = self._started(slot)
+        except BaseException:
+            self.close()
+            raise
+
+    def begin(self, slot: int, job: Any) -> None:
+        """Start a job. A suite may build its scene now, which takes as long as a start."""
+        self._tell(slot, job, self._timeout and max(self._timeout, START_SECONDS))
+
+    def answer(self, slot: int, chunk: NDArray[np.float32]) -> None:
+        """Answer an ``Ask`` with a chunk [T, D] in the robot's units."""
+        self._tell(slot, chunk, self._timeout)
+
+    def poll(self, slots: Collection[int]) -> dict[int, Event]:
+        """Return the events of some of the slots, of one at least.
+
+        Raises
+        ------
+        UserError
+            If a worker refuses what it was asked for.
+
+        """
+        answers: dict[int, Any] = {}
+        late: list[int] = []
+        while not answers and not late:
+            left = min(self._deadlines[slot] for slot in slots) - time.monotonic()
+            answers = self._receive(slots, max(0.0, left))
+            late = [slot for slot in slots
+                    if slot not in answers and self._deadlines[slot] <= time.monotonic()]
+        events = {slot: self._event(slot, answer) for slot, answer in answers.items()}
+        for slot in late:
+            events[slot] = self._replaced(
+                slot, f'no answer within {self._limits[slot]:.0f} s')
+        return events
+
+    def wait(self, slots: Collection[int]) -> dict[int, Event]:
+        """Return the events of all the slots; errors as ``poll``."""
+        events: dict[int, Event] = {}
+        while len(events) < len(slots):
+            events |= self.poll([slot for slot in slots if slot not in events])
+        return events
+
+    def close(self) -> None:
+        """End all processes; may be called twice."""
+        for slot in list(self._deadlines):
+            self._kill(slot)
+        self._deadlines.clear()
+
+    def _tell(self, slot: int, message: Any, limit: float | None) -> None:
+        self._expect(slot, float('inf') if limit is None else limit)
+        self._send(slot, message)
+
+    def _expect(self, slot: int, limit: float) -> None:
+        self._limits[slot], self._deadlines[slot] = limit, time.monotonic() + limit
+
+    def _start(self, slot: int) -> None:
+        self._expect(slot, START_SECONDS)
+        self._spawn(slot)
+
+    def _started(self, slot: int) -> Any:
+        """Wait for a worker to be built; return its info."""
+        left = max(0.0, self._deadlines[slot] - time.monotonic())
+        info = self._receive([slot], left).get(slot, _Failed('it does not answer'))
+        if isinstance(info, _Failed):
+            self._refuse(info)
+            raise RuntimeError(f'a worker process did not start; is there memory for it?\n'
+                               f'{info.text}')
+        return info
+
+    def _event(self, slot: int, answer: Any) -> Event:
+        if isinstance(answer, _Failed):
+            self._refuse(answer)
+            return self._replaced(slot, answer.text)
+        return answer
+
+    def _refuse(self, answer: _Failed) -> None:
+        if answer.refused:
+            raise UserError(answer.text)
+
+    def _replaced(self, slot: int, why: str) -> Lost:
+        self._kill(slot)
+        self._start(slot)
+        self._started(slot)
+        return Lost(why)
+
+    @abstractmethod
+    def _spawn(self, slot: int) -> None:
+        """Start a process; its first message is the worker's info."""
+
+    @abstractmethod
+    def _send(self, slot: int, message: Any) -> None:
+        """Send a message; to a dead process it goes nowhere, as ``_receive`` finds."""
+
+    @abstractmethod
+    def _receive(self, slots: Collection[int], seconds: float) -> dict[int, Any]:
+        """Return the answers that come first, none after ``seconds``."""
+
+    @abstractmethod
+    def _kill(self, slot: int) -> None:
+        """End a process; may be called for one that is dead."""
+
+
+class ProcessWorkers(Workers):
+    """Workers on this machine. Processes are spawned: they inherit no GL context, no threads."""
+
+    def __init__(self, make: MakeWorker, size: int, timeout: float | None = 60.0):
+        self._context = multiprocessing.get_context('spawn')
+        self._connections: dict[int, Connection] = {}
+        self._processes: dict[int, Any] = {}
+        super().__init__(make, size, timeout)
+
+    def _spawn(self, slot: int) -> None:
+        self._connections[slot], theirs = self._context.Pipe()
+        self._processes[slot] = self._context.Process(
+            target=_process, args=(theirs, self._make), daemon=True)
+        self._processes[slot].start()
+        theirs.close()
+
+    def _send(self, slot: int, message: Any) -> None:
+        with suppress(OSError):
+            self._connections[slot].send(message)
+
+    def _receive(self, slots: Collection[int], seconds: float) -> dict[int, Any]:
+        by_connection = {self._connections[slot]: slot for slot in slots}
+        answers: dict[int, Any] = {}
+        for ready in wait(list(by_connection), None if seconds == float('inf') else seconds):
+            assert isinstance(ready, Connection)
+            try:
+                answers[by_connection[ready]] = ready.recv()
+            except (EOFError, OSError):
+                answers[by_connection[ready]] = _Failed('its process died')
+        return answers
+
+    def _kill(self, slot: int) -> None:
+        if slot in self._processes:
+            self._connections.pop(slot).close()
+            process = self._processes.pop(slot)
+            process.kill()  # a worker saves nothing, and a hung one heeds nothing else
+            process.join(5.0)
+
+
+def _process(connection: Connection, make: MakeWorker) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    # EOFError and OSError: the parent is gone. robosuite's GL teardown may abort at the end of
+    # the interpreter, and there is nothing to save.
+    with suppress(EOFError, OSError):
+        serve(connection.recv, connection.send, make)
+    os._exit(0)
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+class RayWorkers(Workers):
+    """Workers on the machines of a Ray cluster, one CPU each, spread over them.
+
+    ``address``: as ``ray.init`` takes it; 'auto' is the cluster this machine belongs to. Every
+    machine needs this package, and policies at the paths they have here.
+
+    Raises
+    ------
+    UserError
+        If Ray is not installed, or no cluster answers, or it has fewer CPUs.
+
+    """
+
+    def __init__(self, make: MakeWorker, size: int, timeout: float | None = 60.0,
+                 address: str = 'auto'):
+        try:
+            import ray
+        except ImportError as error:
+            raise UserError("--ray: Ray is not installed; pip install 'dtvla_ros[ray]'"
+                            ) from error
+        self._ray = ray
+        self._actors: dict[int, Any] = {}
+        self._answers: dict[int, Any] = {}
+        self._connected = not ray.is_initialized()
+        if self._connected:
+            try:
+                ray.init(address, log_to_driver=False, configure_logging=False)
+            except (ConnectionError, ValueError) as error:
+                raise UserError(f'--ray {address}: no cluster answers ({error}); start one with '
+                                'ray start --head') from error
+        if size > (cpus := ray.cluster_resources().get('CPU', 0)):
+            self._disconnect()
+            raise UserError(f'{size} simulators, but the Ray cluster has {cpus:.0f} CPUs; use '
+                            'fewer workers or add machines')
+        self._actor = ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy='SPREAD')(_Actor)
+        super().__init__(make, size, timeout)
+
+    def close(self) -> None:
+        super().close()
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._connected:
+            self._ray.shutdown()
+            self._connected = False
+
+    def _spawn(self, slot: int) -> None:
+        self._actors[slot] = self._actor.remote(self._make)
+        self._answers[slot] = self._actors[slot].hear.remote()
+
+    def _send(self, slot: int, message: Any) -> None:
+        self._answers[slot] = self._actors[slot].tell.remote(message)
+
+    def _receive(self, slots: Collection[int], seconds: float) -> dict[int, Any]:
+        by_reference = {self._answers[slot]: slot for slot in slots}
+        limit = None if seconds == float('inf') else seconds
+        ready, _ = self._ray.wait(list(by_reference), num_returns=1, timeout=limit)
+        answers: dict[int, Any] = {}
+        for reference in ready:
+            try:
+                answers[by_reference[reference]] = self._ray.get(reference)
+            except self._ray.exceptions.RayError as error:
+                answers[by_reference[reference]] = _Failed(
+                    f'its process died ({str(error).splitlines()[0]})')
+        return answers
+
+    def _kill(self, slot: int) -> None:
+        if slot in self._actors:
+            self._ray.kill(self._actors.pop(slot))
+
+
+class _Actor:
+    """A Ray actor: one thread serves, because a GL context belongs to the thread that made it."""
+
+    def __init__(self, make: MakeWorker):
+        self._in: queue.Queue[Any] = queue.Queue()
+        self._out: queue.Queue[Any] = queue.Queue()
+        threading.Thread(
+            target=serve, args=(self._in.get, self._out.put, make), daemon=True).start()
+
+    def hear(self) -> Any:
+        """Return the next message of the worker."""
+        return self._out.get()
+
+    def tell(self, message: Any) -> Any:
+        """Send a message and return the answer."""
+        self._in.put(message)
+        return self._out.get()
+
+
+def open_workers(make: MakeWorker, size: int, timeout: float | None = 60.0,
+                 ray: str | None = None) -> Workers:
+    """Return workers on this machine or, with the address of a Ray cluster, on its machines."""
+    if ray is None:
+        return ProcessWorkers(make, size, timeout)
+    return RayWorkers(make, size, timeout, ray)
+
+
+def open_envs(scene: SceneSetup, size: int, timeout: float = 60.0,
+              ray: str | None = None) -> Workers:
+    """Return simulators that live as long as they are needed; ``info`` is an ``EnvInfo``."""
+    return open_workers(partial(EnvWorker, scene), size, timeout, ray)
 
 
 class Backlog:
@@ -46,82 +485,52 @@ class Backlog:
         return self._groups[group].pop()
 
 
+def lost_again(job: Any, tries: int, why: Lost) -> None:
+    """Raise ``RuntimeError`` if a job's process was lost ``TRIES`` times."""
+    if tries == TRIES:
+        raise RuntimeError(f'{job}: its process was lost {TRIES} times, at last: {why.reason}')
+
+
 def run_jobs(
-    jobs: Iterable[Any], make_worker: Callable[..., Serve], setup: tuple[Any, ...], workers: int,
-    group: Callable[[Any], Hashable] = lambda job: None,
+    jobs: Iterable[Any], make_function: Callable[..., Callable[[Any], Any]],
+    setup: tuple[Any, ...], size: int, group: Callable[[Any], Hashable] = lambda job: None,
+    ray: str | None = None,
 ) -> Generator[tuple[Any, Any], None, None]:
-    """Yield ``(job, result)`` as they finish; every process serves ``make_worker(*setup)``.
+    """Yield ``(job, result)`` as jobs end; each process runs them with ``make_function(*setup)``.
 
-    A process stays with jobs of one ``group`` as long as there are any.
-
-    ``make_worker`` must be importable by name (processes are spawned, so that no GL context
-    and no thread pool is inherited). Processes end with the generator, however it ends.
+    A process stays with jobs of one ``group`` as long as there are any. ``make_function`` must
+    be importable by name. Processes end with the generator, however it ends.
 
     Raises
     ------
     UserError
         As raised in a worker.
     RuntimeError
-        If a worker raises anything else, or dies.
+        If the process of one job raises anything else, or dies, ``TRIES`` times.
 
     """
     pending = Backlog(jobs, group)
-    context = multiprocessing.get_context('spawn')
-    crew: dict[Connection, Any] = {}
-    current: dict[Connection, Any] = {}
-    try:
-        for _ in range(min(workers, len(pending))):
-            ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_serve, args=(theirs, make_worker, setup), daemon=True)
-            process.start()
-            theirs.close()
-            crew[ours] = process
-            current[ours] = pending.take(ours)
-            ours.send(current[ours])
+    if not pending:
+        return
+    make = partial(FunctionWorker, make_function, *setup)
+    lost: Counter[int] = Counter()  # by slot, of its present job
+    with closing(open_workers(make, min(size, len(pending)), None, ray)) as workers:
+        current = {slot: pending.take(slot) for slot in range(workers.size)}
+        for slot, job in current.items():
+            workers.begin(slot, job)
         while current:
-            for ready in wait(list(current)):
-                assert isinstance(ready, Connection)
-                job = current.pop(ready)
-                yield job, _receive(ready, job)
+            for slot, event in workers.poll(list(current)).items():
+                job = current[slot]
+                if isinstance(event, Lost):
+                    lost[slot] += 1
+                    lost_again(job, lost[slot], event)
+                    workers.begin(slot, job)
+                    continue
+                assert isinstance(event, End)
+                lost[slot] = 0
                 if pending:
-                    current[ready] = pending.take(ready)
-                    ready.send(current[ready])
-    finally:
-        for connection, process in crew.items():
-            connection.close()
-            process.terminate()
-        for process in crew.values():
-            process.join(5.0)
-
-
-def _receive(connection: Connection, job: Any) -> Any:
-    try:
-        kind, value = connection.recv()
-    except (EOFError, ConnectionResetError) as error:
-        raise RuntimeError(f'the worker process died at {job}') from error
-    if kind == 'refused':
-        raise UserError(value)
-    if kind == 'error':
-        raise RuntimeError(f'at {job}:\n{value}')
-    return value
-
-
-def _serve(connection: Connection, make_worker: Callable[..., Serve], setup: tuple) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    serve: Serve | None = None
-    while True:
-        try:
-            job = connection.recv()
-        except EOFError:
-            # robosuite's GL teardown at interpreter exit may abort; there is nothing to save.
-            os._exit(0)
-        try:
-            serve = serve or make_worker(*setup)
-            answer = ('done', serve(job))
-        except UserError as error:
-            answer = ('refused', str(error))
-        except Exception:
-            answer = ('error', traceback.format_exc())
-        connection.send(answer)
+                    current[slot] = pending.take(slot)
+                    workers.begin(slot, current[slot])
+                else:
+                    del current[slot]
+                yield job, event.result

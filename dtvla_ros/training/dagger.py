@@ -33,8 +33,8 @@ from dtvla_ros.data.collect import (
 from dtvla_ros.data.layout import Episode
 from dtvla_ros.data.writer import finished_shards, merge_shards, write_shard
 from dtvla_ros.errors import UserError
-from dtvla_ros.rollout.episode import Decide, observation_from_sim
-from dtvla_ros.rollout.setup import SceneSetup
+from dtvla_ros.rollout.env import Env, SceneSetup
+from dtvla_ros.rollout.episode import Infer, observation_from_sim
 
 KIND = 'dagger'
 
@@ -90,7 +90,7 @@ class RelabelJob:
     chunk: int
     replan_steps: int
 
-    def play(self, env: Any, decide: Decide) -> Relabelled:
+    def run(self, env: Env, infer: Infer) -> Relabelled:
         from dtvla_sim.experts import make_expert
 
         plan, options = self.plan, self.options
@@ -109,7 +109,7 @@ class RelabelJob:
             if step < driven:
                 if not pending:
                     seen = observation_from_sim(obs, info, env, step)
-                    pending = list(decide(seen).chunk[:self.replan_steps])
+                    pending = list(infer(seen).chunk[:self.replan_steps])
                 executed = np.clip(pending.pop(0), -1.0, 1.0)
                 executed[6] = gripper = osc.gripper_command(float(executed[6]), gripper)
             else:
@@ -122,7 +122,7 @@ class RelabelJob:
         return Relabelled(success, steps, alone,
                           self._episode(env, frames, labels, driven) if success else None)
 
-    def _episode(self, env: Any, frames: Frames, labels: list[NDArray[np.float32]],
+    def _episode(self, env: Env, frames: Frames, labels: list[NDArray[np.float32]],
                  driven: int) -> Episode:
         starts = np.arange(0, len(labels), self.options.camera_every)
         cuts = [driven] if driven < len(labels) else []
@@ -148,18 +148,17 @@ def _plans(options: DaggerOptions, tasks: tuple[str, ...], number: int,
 
 
 def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
-            replan_steps: int | None = None) -> dict[str, Any]:
+            replan_steps: int | None = None, ray: str | None = None) -> dict[str, Any]:
     """Let the policy of a run or folder drive ``options.episodes`` episodes, write a dataset.
 
     Returns the dataset's info. Finished shards are kept: the same command goes on. Raises
     ``UserError`` for unknown tasks, or if ``out`` was made with other options.
     """
     from dtvla_ros.engine.batch import BatchSampler
-    from dtvla_ros.rollout.env_pool import LocalPool
-    from dtvla_ros.rollout.env_worker import Result
+    from dtvla_ros.rollout.batched import BatchedRollouts, Rollout
+    from dtvla_ros.rollout.batched import Episode as Driven
+    from dtvla_ros.rollout.workers import open_envs
     from dtvla_ros.training.finish import read_source
-    from dtvla_ros.training.grpo.rollout import Episode as Driven
-    from dtvla_ros.training.grpo.rollout import Rollout, RolloutEngine
 
     model, transform, manifest = read_source(init)
     replan_steps = replan_steps or manifest.action.replan_steps
@@ -173,19 +172,19 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
     scene = SceneSetup(options.suite, options.starts,
                        image_size=transform.config.vision.image_size,
                        antialiasing=options.antialiasing)
-    with closing(LocalPool(scene, workers)) as pool, tqdm(
+    with closing(open_envs(scene, workers, ray=ray)) as envs, tqdm(
             total=sum(len(_shard(options, n)) for n in todo), unit='ep',
             disable=not todo) as bar:
-        tasks = options.tasks or pool.ready.tasks
-        require_tasks(tasks, pool.ready.tasks, options.suite)
-        plans = {number: list(_plans(options, tasks, number, pool.ready.one_scene))
+        tasks = options.tasks or envs.info.tasks
+        require_tasks(tasks, envs.info.tasks, options.suite)
+        plans = {number: list(_plans(options, tasks, number, envs.info.one_scene))
                  for number in todo}
         jobs = iter([Rollout(RelabelJob(plan, options, chunk, replan_steps), (number,))
                      for number, shard in plans.items() for plan in shard])
 
-        def ended(episode: Driven, result: Result) -> None:
+        def ended(episode: Driven, result: Relabelled) -> None:
             job = episode.rollout.job
-            assert isinstance(job, RelabelJob) and isinstance(result, Relabelled)
+            assert isinstance(job, RelabelJob)
             number = job.plan.index // EPISODES_PER_SHARD
             shard = found.setdefault(number, {})
             shard[job.plan.index] = result
@@ -201,7 +200,7 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
                             20 // options.camera_every)
                 del found[number]
 
-        RolloutEngine(pool).play(sampler, lambda: next(jobs, None), ended)
+        BatchedRollouts(envs).run(sampler, lambda: next(jobs, None), ended)
     return merge_shards(out)
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.command import device_there, look_at
-from dtvla_ros.evaluation.workers import load
-from dtvla_ros.rollout.setup import PolicySetup, SceneSetup
+from dtvla_ros.evaluation.workers import PolicySetup, load
+from dtvla_ros.rollout.env import SceneSetup
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dtvla_ros.evaluation.ros_runner import blocks, parameters
-from dtvla_ros.rollout.setup import SceneSetup
+from dtvla_ros.rollout.env import SceneSetup
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = 'push_the_green_cube_onto_the_yellow_mark,stack_the_red_cube_on_the_green_cube'

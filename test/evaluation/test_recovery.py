@@ -9,7 +9,8 @@ import pytest
 
 import dtvla_sim
 from dtvla_ros.evaluation import recovery
-from dtvla_ros.rollout.setup import PolicySetup, SceneSetup
+from dtvla_ros.evaluation.workers import PolicySetup
+from dtvla_ros.rollout.env import SceneSetup
 from dtvla_sim.experts import make_expert
 from dtvla_sim.knock import FORCED, KnockedEnv
 

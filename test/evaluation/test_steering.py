@@ -10,8 +10,9 @@ import pytest
 from dtvla_ros.engine.load import load_policy
 from dtvla_ros.engine.policy import act_on
 from dtvla_ros.evaluation import steering
+from dtvla_ros.evaluation.workers import PolicySetup
+from dtvla_ros.rollout.env import SceneSetup
 from dtvla_ros.rollout.episode import observation_from_sim
-from dtvla_ros.rollout.setup import PolicySetup, SceneSetup
 
 NANO = Path(__file__).parents[2] / 'models' / 'nano'
 needs_nano = pytest.mark.skipif(not NANO.is_dir(), reason='models/nano is not there')

@@ -15,7 +15,7 @@ from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import PolicyTransform, write_transform
 from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
-from dtvla_ros.rollout.env_pool import LocalPool
+from dtvla_ros.rollout.workers import open_envs
 from dtvla_ros.training import run_state
 from dtvla_ros.training.grpo.config import GrpoConfig
 from dtvla_ros.training.grpo.rollout import Rollout, RolloutEngine
@@ -63,8 +63,8 @@ def play(sampler: BatchSampler, rollouts: Iterable[Rollout], limit: int = 12, gr
     ``branch``: those of ``RolloutEngine.branch``, where the rollouts are per-step.
     """
     jobs, found = list(rollouts), []
-    with closing(LocalPool(ToyScene(limit=limit), 2)) as pool:
+    with closing(open_envs(ToyScene(limit=limit), 2)) as pool:
         engine = RolloutEngine(pool, groups)
-        run = engine.branch if branch else engine.run
+        run = engine.branch if branch else engine.episodes
         run(sampler, lambda: jobs.pop(0) if jobs else None, found.append, **branch)
     return sorted(found, key=lambda trajectory: (trajectory.key, trajectory.job.task))

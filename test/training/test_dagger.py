@@ -45,7 +45,7 @@ def drive(env, options: DaggerOptions, chunk: np.ndarray) -> tuple[Relabelled, l
         return type('Decision', (), {'chunk': chunk})
 
     plan = EpisodePlan(0, OPTIONS.tasks[0], 700_000, KIND)
-    return RelabelJob(plan, options, CHUNK, REPLAN).play(env, decide), seen
+    return RelabelJob(plan, options, CHUNK, REPLAN).run(env, decide), seen
 
 
 @pytest.mark.slow

@@ -9,11 +9,10 @@ from torch import Tensor
 
 import dtvla_sim
 from dtvla_ros.errors import UserError
-from dtvla_ros.rollout.env_worker import EpisodeJob
-from dtvla_ros.training.grpo.branching import BranchJob
+from dtvla_ros.rollout.episode import EpisodeJob
 from dtvla_ros.training.grpo.config import GrpoConfig
 from dtvla_ros.training.grpo.reward import Rewards
-from dtvla_ros.training.grpo.rollout import Rollout
+from dtvla_ros.training.grpo.rollout import BranchJob, Rollout
 from dtvla_ros.training.grpo.trajectory import Trajectory
 
 _EQUAL = 1e-6  # rewards that differ by less are the same, whatever ``min_reward_range`` says

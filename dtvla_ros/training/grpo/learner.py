@@ -16,7 +16,7 @@ from dtvla_ros.engine.batch import SampledDecision
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import PolicyTransform
-from dtvla_ros.rollout.env_worker import Images
+from dtvla_ros.rollout.batched import Images
 from dtvla_ros.training.grpo.config import GrpoConfig
 from dtvla_ros.training.grpo.loss import (
     TokenBatch,

@@ -23,18 +23,23 @@ from dtvla_ros.evaluation.seeds import evaluation_seed
 from dtvla_ros.evaluation.statistics import Rate
 from dtvla_ros.policy.checkpoint import save_weights
 from dtvla_ros.policy.transform import write_transform
-from dtvla_ros.rollout.env_pool import EnvPool, open_pool
-from dtvla_ros.rollout.env_worker import EpisodeJob
-from dtvla_ros.rollout.setup import SceneSetup
+from dtvla_ros.rollout.env import SceneSetup
+from dtvla_ros.rollout.episode import EpisodeJob
+from dtvla_ros.rollout.workers import Workers, open_envs
 from dtvla_ros.training import run_state
 from dtvla_ros.training.finish import read_source
 from dtvla_ros.training.grpo import report
 from dtvla_ros.training.grpo.advantage import Groups, training_seed
-from dtvla_ros.training.grpo.branching import BranchJob
 from dtvla_ros.training.grpo.config import GrpoConfig
 from dtvla_ros.training.grpo.learner import Learner, summed, transitions
 from dtvla_ros.training.grpo.reward import Rewards
-from dtvla_ros.training.grpo.rollout import Rollout, RolloutEngine, RolloutTimes, Sampler
+from dtvla_ros.training.grpo.rollout import (
+    BranchJob,
+    Rollout,
+    RolloutEngine,
+    RolloutTimes,
+    Sampler,
+)
 from dtvla_ros.training.grpo.trajectory import Trajectory
 from dtvla_ros.training.rollout import SELECTION_SEEDS
 
@@ -75,7 +80,7 @@ class GrpoRun:
 
 
 def train_grpo(config: GrpoConfig, run: GrpoRun, estimate: bool = False,
-               pool: EnvPool | None = None) -> list[dict[str, Any]]:
+               pool: Workers | None = None) -> list[dict[str, Any]]:
     """Train until the iterations or the minutes are over; return the history.
 
     The run folder holds the weights with config, tokenizer and statistics (what ``dtvla export``
@@ -120,7 +125,7 @@ def train_grpo(config: GrpoConfig, run: GrpoRun, estimate: bool = False,
 class GrpoTrainer:
     """One run. ``history`` has a row for every iteration; row 0 is the initial policy."""
 
-    def __init__(self, config: GrpoConfig, run: GrpoRun, pool: EnvPool | None = None):
+    def __init__(self, config: GrpoConfig, run: GrpoRun, pool: Workers | None = None):
         if run.threads:
             torch.set_num_threads(run.threads)
         self.config, self.run = config, run
@@ -142,13 +147,13 @@ class GrpoTrainer:
         self.tried = 0  # starts used up
         self._resume()
         if pool is None:
-            pool = open_pool(SceneSetup(run.suite, run.starts), config.num_envs,
+            pool = open_envs(SceneSetup(run.suite, run.starts), config.num_envs,
                              config.step_timeout, run.ray)
         self.pool = pool
         self.engine = RolloutEngine(pool, config.num_env_groups)
-        self.tasks = run.tasks or pool.ready.tasks
+        self.tasks = run.tasks or pool.info.tasks
         try:
-            require_tasks(self.tasks, pool.ready.tasks, run.suite)
+            require_tasks(self.tasks, pool.info.tasks, run.suite)
         except UserError:
             pool.close()
             raise
@@ -203,7 +208,7 @@ class GrpoTrainer:
             self.engine.branch(sampler, source, done, self.config.num_generations,
                                self.config.continue_from == 'greedy')
         else:
-            self.engine.run(sampler, source, done)
+            self.engine.episodes(sampler, source, done)
 
     def evaluate(self) -> Rate:
         """Return the greedy policy's success on held-out starts, of every task as many."""
@@ -212,7 +217,7 @@ class GrpoTrainer:
                 for task in self.tasks for k in range(self.config.evaluate_episodes)]
         mine = iter(jobs[self.accelerator.process_index::self.accelerator.num_processes])
         found: list[bool] = []
-        self.engine.run(self.greedy, partial(next, mine, None),
+        self.engine.episodes(self.greedy, partial(next, mine, None),
                         lambda trajectory: found.append(trajectory.success))
         return Rate(int(summed(self.accelerator, [float(sum(found))])[0]), len(jobs))
 
@@ -273,7 +278,7 @@ class GrpoTrainer:
         samples = config.num_generations if config.per_step else 1
         episodes = (config.num_starts * config.num_generations // samples
                     // self.accelerator.num_processes)
-        decisions = -(-self.pool.ready.max_steps // self.replan_steps)
+        decisions = -(-self.pool.info.max_steps // self.replan_steps)
         play = -(-episodes // size) * (reset + decisions * decision) / 60.0
         learn = (episodes * decisions * samples * config.sample_fraction
                  * config.num_iterations * learning / 60.0)

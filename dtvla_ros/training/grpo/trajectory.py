@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from dtvla_ros.engine.batch import SampledDecision
-from dtvla_ros.rollout.env_worker import EpisodeJob, Images
+from dtvla_ros.rollout.batched import Images
+from dtvla_ros.rollout.episode import EpisodeJob
 
 RAGGED = ('prompt_tokens', 'thought_tokens', 'thought_log_probs')
 

@@ -14,12 +14,11 @@ from support.toy import ToyEnv, ToyScene
 from dtvla_ros.engine.batch import BatchSampler
 from dtvla_ros.engine.engine import Decision
 from dtvla_ros.errors import UserError
-from dtvla_ros.rollout.env_pool import LocalPool
-from dtvla_ros.rollout.env_worker import EpisodeJob
-from dtvla_ros.training.grpo.branching import BranchJob
+from dtvla_ros.rollout.episode import EpisodeJob
+from dtvla_ros.rollout.workers import open_envs
 from dtvla_ros.training.grpo.learner import MicroBatch, by_observation, transitions
 from dtvla_ros.training.grpo.report import CURVES
-from dtvla_ros.training.grpo.rollout import Rollout
+from dtvla_ros.training.grpo.rollout import BranchJob, Rollout
 from dtvla_ros.training.grpo.train import GrpoRun, GrpoTrainer, train_grpo
 from dtvla_ros.training.grpo.trajectory import Trajectory
 
@@ -44,7 +43,7 @@ def test_all_samples_begin_at_the_same_state_and_the_first_goes_on():
         seen.append(float(observation.ee_position[1]))
         return decided(chunks(0.5, -1.0, 0.1))
 
-    result = BranchJob(EpisodeJob('left', 3, 2)).play(ToyEnv(), infer)
+    result = BranchJob(EpisodeJob('left', 3, 2)).run(ToyEnv(), infer)
     assert result.success
     assert 2 * (len(result.progress) - 1) < result.steps <= 2 * len(result.progress)
     np.testing.assert_allclose(np.diff(seen), 0.1, atol=1e-6)  # two steps of 0.05 each
@@ -56,29 +55,29 @@ def test_all_samples_begin_at_the_same_state_and_the_first_goes_on():
 
 def test_an_episode_ends_outside_the_workspace():
     job = EpisodeJob('left', 3, 2, workspace=((0.0, -0.15, 0.0), (1.0, 0.8, 1.0)))
-    result = BranchJob(job).play(ToyEnv(), lambda _: decided(chunks(-1.0, 1.0)))
+    result = BranchJob(job).run(ToyEnv(), lambda _: decided(chunks(-1.0, 1.0)))
     assert not result.success and result.steps <= 2
-    alone = job.play(ToyEnv(), lambda _: decided(chunks(-1.0)[0]))
+    alone = job.run(ToyEnv(), lambda _: decided(chunks(-1.0)[0]))
     assert not alone.success and alone.steps == result.steps
-    assert replace(job, workspace=None).play(
+    assert replace(job, workspace=None).run(
         ToyEnv(), lambda _: decided(chunks(-1.0)[0])).steps == ToyEnv().max_steps
 
 
 def test_a_suite_that_cannot_go_back_says_so():
     with pytest.raises(UserError, match='rollouts=episode'):
-        BranchJob(EpisodeJob('left', 3, 2)).play(object(), lambda _: decided(chunks(0.0)))
+        BranchJob(EpisodeJob('left', 3, 2)).run(object(), lambda _: decided(chunks(0.0)))
 
 
 @pytest.fixture(scope='module')
 def sampled():
     """Return a policy's trajectories of one episode, four samples of every decision."""
     episode = Rollout(BranchJob(EpisodeJob('left', 4, 2)), (0, 5, 0))
-    return play(sampler_of(*small_policy()), [episode], draws=4)
+    return play(sampler_of(*small_policy()), [episode], num_generations=4)
 
 
 def test_an_episode_may_go_on_greedily(sampled):
     policy, episode = small_policy(), EpisodeJob('left', 4, 2)
-    found = play(sampler_of(*policy), [Rollout(BranchJob(episode), (0, 5, 0))], draws=4,
+    found = play(sampler_of(*policy), [Rollout(BranchJob(episode), (0, 5, 0))], num_generations=4,
                  greedy=True)
     wanted, = play(BatchSampler(*policy, max_thought_tokens=6), [Rollout(episode, (0, 5, 0))])
     assert [t.key for t in found] == [t.key for t in sampled]
@@ -117,7 +116,7 @@ def played(tmp_path, replan: int, limit: int, **changes):
     """Return a trainer and the groups of its first iteration, format worth nothing."""
     run = GrpoRun(small_run(tmp_path / 'init'), tmp_path / 'run', 1, replan_steps=replan)
     trainer = GrpoTrainer(replace(PER_STEP, format_weight=0.0, **changes), run,
-                          LocalPool(ToyScene(limit=limit), 2))
+                          open_envs(ToyScene(limit=limit), 2))
     with closing(trainer.pool):
         return trainer, trainer.roll_out()
 
@@ -158,9 +157,9 @@ def test_an_update_makes_the_better_samples_likelier(tmp_path):
 def test_a_run_tells_the_progress_of_its_decisions(tmp_path):
     config = replace(PER_STEP, evaluate_episodes=0)
     run = GrpoRun(small_run(tmp_path / 'init'), tmp_path / 'run', 1, replan_steps=4)
-    history = train_grpo(config, run, pool=LocalPool(ToyScene(), 2))
+    history = train_grpo(config, run, pool=open_envs(ToyScene(), 2))
     assert all(row['success']['n'] == 2 for row in history[1:])  # samples are no episodes
     assert all(abs(row['progress']) < 0.4 for row in history[1:])
     assert (tmp_path / 'run' / CURVES).exists()
-    again = train_grpo(config, replace(run, iterations=2), pool=LocalPool(ToyScene(), 2))
+    again = train_grpo(config, replace(run, iterations=2), pool=open_envs(ToyScene(), 2))
     assert [row['iteration'] for row in again] == [0, 1, 2]

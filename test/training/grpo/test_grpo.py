@@ -19,8 +19,8 @@ from support.toy import INSTRUCTIONS, ToyScene
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import read_tensors
-from dtvla_ros.rollout.env_pool import LocalPool
-from dtvla_ros.rollout.env_worker import EpisodeJob
+from dtvla_ros.rollout.episode import EpisodeJob
+from dtvla_ros.rollout.workers import open_envs
 from dtvla_ros.training import run_state
 from dtvla_ros.training.finish import read_source
 from dtvla_ros.training.grpo.config import ALIASES, GrpoConfig
@@ -41,7 +41,7 @@ def init(tmp_path_factory):
 
 def train(init, out: Path, iterations: int, **options):
     return train_grpo(CONFIG, GrpoRun(init, out, iterations, replan_steps=2),
-                      pool=LocalPool(ToyScene(), 2), **options)
+                      pool=open_envs(ToyScene(), 2), **options)
 
 
 @pytest.fixture(scope='module')
@@ -147,7 +147,7 @@ def test_killed_in_the_middle_nothing_is_lost(whole, init, tmp_path):
     assert len(kept) >= 3
 
     trainer = GrpoTrainer(CONFIG, GrpoRun(init, out, 3, replan_steps=2),
-                          LocalPool(ToyScene(), 2))
+                          open_envs(ToyScene(), 2))
     with closing(trainer.pool):
         assert trainer.iteration == 1
         assert all(p.stat().st_mtime_ns == stamp for p, stamp in kept.items())
@@ -229,4 +229,4 @@ def test_iterations_or_minutes(init, tmp_path):
 def test_an_unknown_task_is_named(init, tmp_path):
     run = GrpoRun(init, tmp_path / 'run', 1, tasks=('fly',), replan_steps=2)
     with pytest.raises(UserError, match='unknown task "fly".*left, right'):
-        GrpoTrainer(CONFIG, run, LocalPool(ToyScene(), 1))
+        GrpoTrainer(CONFIG, run, open_envs(ToyScene(), 1))

@@ -19,7 +19,7 @@ from support.small import CONFIG, play, sampler_of, small_policy
 from torch.distributions import Categorical
 
 from dtvla_ros.policy.checkpoint import read_tensors
-from dtvla_ros.rollout.env_worker import EpisodeJob
+from dtvla_ros.rollout.episode import EpisodeJob
 from dtvla_ros.training.grpo.config import CHOICES
 from dtvla_ros.training.grpo.learner import GradientCosine, Learner, MicroBatch, transitions
 from dtvla_ros.training.grpo.rollout import Rollout

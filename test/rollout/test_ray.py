@@ -1,4 +1,4 @@
-"""Simulators on a Ray cluster of two node processes answer as those in a local pool do."""
+"""Workers on a Ray cluster of two node processes do what workers on this machine do."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from support.toy import ToyScene
 
 from dtvla_ros.engine.batch import BatchSampler
 from dtvla_ros.errors import UserError
-from dtvla_ros.rollout.env_pool import LocalPool
-from dtvla_ros.rollout.env_worker import EpisodeJob
-from dtvla_ros.rollout.ray_pool import RayPool
-from dtvla_ros.training.grpo.rollout import Rollout, RolloutEngine
+from dtvla_ros.rollout.batched import BatchedRollouts, Rollout
+from dtvla_ros.rollout.episode import EpisodeJob
+from dtvla_ros.rollout.workers import RayWorkers, open_envs
 
+pytestmark = pytest.mark.slow
 # Loopback addresses, too, but not the one that Ray replaces by the machine's own.
 MACHINES = '127.0.0.2', '127.0.0.3'
 
@@ -40,17 +40,17 @@ def cluster():
         cluster.shutdown()
 
 
-def play(pool, sampler):
+def run(envs, sampler):
     jobs = [Rollout(EpisodeJob(task, 5, 2), (k,)) for k, task in enumerate(['left', 'right'] * 2)]
     found = {}
-    engine = RolloutEngine(pool)
-    engine.run(sampler, lambda: jobs.pop(0) if jobs else None, lambda t: found.update({t.key: t}))
-    return found, engine.times.lost
+    rollouts = BatchedRollouts(envs)
+    rollouts.run(sampler, lambda: jobs.pop(0) if jobs else None,
+                 lambda e, result: found.update({e.rollout.key: (e, result)}))
+    return found, rollouts.times.lost
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('fault', ['', 'die', 'hang', 'raise'])
-def test_two_machines_play_what_one_does(cluster, tmp_path, fault):
+def test_two_machines_do_what_one_does(cluster, tmp_path, fault):
     import ray
 
     model, transform = small_policy()
@@ -59,21 +59,23 @@ def test_two_machines_play_what_one_does(cluster, tmp_path, fault):
     path = tmp_path / 'fault'
     if fault:
         path.write_text(f'right {fault}')
-    with closing(RayPool(ToyScene(fault=path), 2, timeout=15.0)) as pool:
+    with closing(open_envs(ToyScene(fault=path), 2, 15.0, 'auto')) as envs:
+        assert isinstance(envs, RayWorkers)
         where = {ray.get(actor.__ray_call__.remote(
-            lambda _: ray.get_runtime_context().get_node_id())) for actor in pool._actors.values()}
+            lambda _: ray.get_runtime_context().get_node_id())) for actor in envs._actors.values()}
         assert len(where) == 2  # each node process has one
-        found, lost = play(pool, sampler)
+        found, lost = run(envs, sampler)
         with pytest.raises(UserError, match='has 2 CPUs'):
-            RayPool(ToyScene(), 3)
+            open_envs(ToyScene(), 3, ray='auto')
     assert lost == bool(fault)
-    with closing(LocalPool(ToyScene(), 2)) as pool:
-        wanted, _ = play(pool, sampler)
+    with closing(open_envs(ToyScene(), 2)) as envs:
+        wanted, _ = run(envs, sampler)
     assert found.keys() == wanted.keys() and len(wanted) == 4
-    for key, want in wanted.items():
-        assert (found[key].steps, found[key].success) == (want.steps, want.success)
-        for mine, other in zip(found[key].decisions, want.decisions, strict=True):
-            assert mine.thought_tokens == other.thought_tokens
-            assert np.array_equal(mine.action_tokens, other.action_tokens)
-        for mine, other in zip(found[key].frames, want.frames, strict=True):
-            assert all(np.array_equal(mine[name], other[name]) for name in other)
+    for key, (want, result) in wanted.items():
+        got, other = found[key]
+        assert (other.steps, other.success) == (result.steps, result.success)
+        for (mine,), (theirs,) in zip(got.decisions, want.decisions, strict=True):
+            assert mine.thought_tokens == theirs.thought_tokens
+            assert np.array_equal(mine.action_tokens, theirs.action_tokens)
+        for mine, theirs in zip(got.frames, want.frames, strict=True):
+            assert all(np.array_equal(mine[name], theirs[name]) for name in theirs)

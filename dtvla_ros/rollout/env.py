@@ -1,0 +1,152 @@
+"""Defines the contract of a simulated environment, and how one is set up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtvla_ros.errors import UserError
+
+SimObservation = Mapping[str, NDArray[Any]]
+
+
+class Task(Protocol):
+    """A task of a suite: its name, and the instruction a policy is given."""
+
+    @property
+    def name(self) -> str:
+        ...
+
+    @property
+    def instruction(self) -> str:
+        ...
+
+
+@runtime_checkable
+class Env(Protocol):
+    """A language-conditioned arm under OSC_POSE, Gymnasium's ``reset`` and ``step`` included.
+
+    Observations hold LIBERO's names: ``agentview_image`` and ``robot0_eye_in_hand_image`` uint8
+    [H, W, 3], ``robot0_eef_pos`` [3] world m, ``robot0_eef_quat`` [4] xyzw,
+    ``robot0_gripper_qpos`` [2] m, ``robot0_joint_pos`` [7] rad. Actions [7] in [-1, 1].
+    ``info`` holds ``instruction`` after a reset and ``success`` after a step.
+    """
+
+    tasks: tuple[str, ...]
+    starts: str  # the start distribution
+    image_size: int  # side of both images [px]
+    control_rate: float  # [Hz]
+    one_scene: bool  # for all tasks; otherwise another task builds another scene
+
+    @property
+    def task(self) -> Task:
+        """The present task."""
+
+    @property
+    def max_steps(self) -> int:
+        """Control steps after which the present task counts as failed."""
+
+    @property
+    def base_position(self) -> NDArray[np.float64]:
+        """World position [3] of the robot's base [m]."""
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """What else a success rate depends on."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None,
+    ) -> tuple[SimObservation, dict[str, Any]]:
+        """Start ``options['task']`` from the state that ``seed`` names, arm settled."""
+
+    def step(
+        self, action: NDArray[np.floating],
+    ) -> tuple[SimObservation, float, bool, bool, dict[str, Any]]:
+        """Run one control step: observation, reward, terminated, truncated, info."""
+
+    def observe(self) -> SimObservation:
+        """Return the scene as it is now."""
+
+    def alternatives(self) -> tuple[str, ...]:
+        """Return the tasks that could be asked for in the present scene."""
+
+    def asked(self, name: str) -> AbstractContextManager[None]:
+        """Ask for another task without touching the scene."""
+
+    def done(self, name: str) -> bool:
+        """Return whether all goals of a task hold now."""
+
+    def close(self) -> None:
+        """Free the scene and its renderer."""
+
+
+@runtime_checkable
+class Restorable(Protocol):
+    """An environment that can go back to a moment, and tells how far its task is from done."""
+
+    def snapshot(self) -> Callable[[], None]:
+        """Return what brings the episode back to this moment."""
+
+    def remaining(self) -> float:
+        """Return how far the present task is from done [m]."""
+
+
+@runtime_checkable
+class Located(Protocol):
+    """An environment that knows where its objects are, in the world and in the image."""
+
+    @property
+    def things(self) -> tuple[str, ...]:
+        """All objects and fixtures of the suite."""
+
+    def place(self, name: str) -> NDArray[np.float64]:
+        """Return where an object is now, world [3] m; NaN if this scene has none."""
+
+    def image_point(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return where world points [..., 3] appear in the third-person image, [..., 2]."""
+
+
+@dataclass(frozen=True, slots=True)
+class SceneSetup:
+    """Suite, start distribution, perturbations, side of the images [px].
+
+    None: the suite's own; so is ``max_steps``, the control steps after which an episode has
+    failed. ``antialiasing`` and ``shadows``: as LIBERO renders, or without.
+    """
+
+    suite: str
+    starts: str | None = None
+    perturb: tuple[str, ...] = ()
+    image_size: int | None = None
+    antialiasing: bool = True
+    shadows: bool = True
+    max_steps: int | None = None
+
+    @property
+    def fast_rendering(self) -> dict[str, bool]:
+        """What is to be left out of the images, as arguments of ``dtvla_sim.make``."""
+        return {name: False for name in ('antialiasing', 'shadows') if not getattr(self, name)}
+
+    def make(self) -> Env:
+        """Build the environment.
+
+        Raises
+        ------
+        UserError
+            If the suite does not have what is asked for.
+
+        """
+        import dtvla_sim
+
+        if self.fast_rendering and self.suite not in dtvla_sim.LIBERO_SUITES:
+            raise UserError(f'--no-{next(iter(self.fast_rendering))} is for LIBERO; '
+                            f'{self.suite} is drawn without antialiasing and shadows')
+        chosen = {'starts': self.starts, 'image_size': self.image_size}
+        return dtvla_sim.make(
+            self.suite, self.perturb, **{k: v for k, v in chosen.items() if v},
+            **self.fast_rendering)
