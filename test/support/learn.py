@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from dtvla_ros.engine.batch import BatchSampler
 from dtvla_ros.training.grpo.learner import Learner, transitions
-from dtvla_ros.training.grpo.trajectory import Trajectory
+from dtvla_ros.training.grpo.rollout import Trajectory
 
 from .small import CONFIG, small_policy
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -15,11 +15,12 @@ from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import PolicyTransform, write_transform
 from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
+from dtvla_ros.rollout.batched import BatchedRollouts, Rollout
 from dtvla_ros.rollout.workers import open_envs
 from dtvla_ros.training import run_state
 from dtvla_ros.training.grpo.config import GrpoConfig
-from dtvla_ros.training.grpo.rollout import Rollout, RolloutEngine
-from dtvla_ros.training.grpo.trajectory import Trajectory
+from dtvla_ros.training.grpo.rollout import Trajectory
+from dtvla_ros.training.grpo.rollout import play as play_in
 
 from .toy import ToyScene
 
@@ -57,14 +58,10 @@ def sampler_of(model: HybridDecoder, transform: PolicyTransform,
 
 
 def play(sampler: BatchSampler, rollouts: Iterable[Rollout], limit: int = 12, groups: int = 1,
-         **branch: int) -> list[Trajectory]:
-    """Return the episodes of two simulators of the toy suite, in the order of their keys.
-
-    ``branch``: those of ``RolloutEngine.branch``, where the rollouts are per-step.
-    """
+         samples: Sequence[int | None] = (0,)) -> list[Trajectory]:
+    """Return what two simulators of the toy suite play, in the order of the keys."""
     jobs, found = list(rollouts), []
-    with closing(open_envs(ToyScene(limit=limit), 2)) as pool:
-        engine = RolloutEngine(pool, groups)
-        run = engine.branch if branch else engine.episodes
-        run(sampler, lambda: jobs.pop(0) if jobs else None, found.append, **branch)
-    return sorted(found, key=lambda trajectory: (trajectory.key, trajectory.job.task))
+    with closing(open_envs(ToyScene(limit=limit), 2)) as envs:
+        play_in(BatchedRollouts(envs, groups), sampler, lambda: jobs.pop(0) if jobs else None,
+                found.append, samples)
+    return sorted(found, key=lambda trajectory: trajectory.key)

@@ -9,11 +9,11 @@ from torch import Tensor
 
 import dtvla_sim
 from dtvla_ros.errors import UserError
+from dtvla_ros.rollout.batched import Rollout
 from dtvla_ros.rollout.episode import EpisodeJob
 from dtvla_ros.training.grpo.config import GrpoConfig
 from dtvla_ros.training.grpo.reward import Rewards
-from dtvla_ros.training.grpo.rollout import BranchJob, Rollout
-from dtvla_ros.training.grpo.trajectory import Trajectory
+from dtvla_ros.training.grpo.rollout import BranchJob, Trajectory
 
 _EQUAL = 1e-6  # rewards that differ by less are the same, whatever ``min_reward_range`` says
 
@@ -54,14 +54,6 @@ def group_advantages(rewards: Tensor, groups: Tensor, algorithm: str = 'grpo',
     raise UserError(f'algorithm {algorithm!r} is not known')
 
 
-def training_seed(seed: int) -> int:
-    """Return ``seed``, refusing what evaluations begin from."""
-    if not 0 <= seed < dtvla_sim.EVAL_SEED_START:
-        raise UserError(f'seed {seed}: training may begin from 0 to '
-                        f'{dtvla_sim.EVAL_SEED_START - 1}; the rest is kept for evaluation')
-    return seed
-
-
 class Groups:
     """One iteration's rollouts of one process, in groups that are compared.
 
@@ -90,7 +82,7 @@ class Groups:
 
     def start(self, number: int) -> tuple[str, int]:
         """Return task and seed of a start."""
-        first = training_seed(self._config.first_seed)
+        first = self._config.first_seed
         return (self._tasks[number % len(self._tasks)],
                 first + number % (dtvla_sim.EVAL_SEED_START - first))
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import dtvla_sim
 from dtvla_ros.actions import osc
 from dtvla_ros.errors import UserError
 from dtvla_ros.training.config import checked, read_recipe
@@ -117,6 +118,8 @@ class GrpoConfig:
         self._require('sample_fraction', 0.0 < self.sample_fraction <= 1.0, 'lie in (0, 1]')
         self._require('max_resample_factor', self.max_resample_factor >= 1.0, 'be at least 1')
         self._require('clip_ratio_c', self.clip_ratio_c > 1.0, 'be above 1')
+        self._require('first_seed', self.first_seed < dtvla_sim.EVAL_SEED_START,
+                      f'be below {dtvla_sim.EVAL_SEED_START}: the rest is kept for evaluation')
 
     def _require(self, name: str, holds: bool, what: str) -> None:
         if not holds:

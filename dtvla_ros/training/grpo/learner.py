@@ -26,7 +26,7 @@ from dtvla_ros.training.grpo.loss import (
     policy_loss,
     sequence_log_probs,
 )
-from dtvla_ros.training.grpo.trajectory import Trajectory
+from dtvla_ros.training.grpo.rollout import Trajectory
 
 # What an update reports as means: over its optimizer steps (the loss, and the gradient's norm
 # before clipping), over executed tokens (clipping and KL of the update, see ``policy_loss``), over
@@ -38,32 +38,32 @@ _COMPARED = 65536  # values of a weight whose gradients are compared
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One decision to learn from; ``executed``: actions of its chunk that moved the arm.
+    """Decision ``number`` of an episode, to learn from."""
 
-    ``episode_tokens``: thought tokens and executed action values of the whole episode.
-    """
-
-    decision: SampledDecision
-    frames: Images
+    trajectory: Trajectory
+    number: int
     advantage: float
-    executed: int
-    episode_tokens: int
+
+    @property
+    def decision(self) -> SampledDecision:
+        return self.trajectory.decisions[self.number]
+
+    @property
+    def frames(self) -> Images:
+        return self.trajectory.frames[self.number]
+
+    @property
+    def executed(self) -> int:
+        """Actions of its chunk that moved the arm."""
+        return self.trajectory.executed(self.number)
 
 
 def transitions(trajectories: Sequence[Trajectory],
                 advantages: Sequence[Tensor]) -> list[Transition]:
     """Return every decision of every episode that has an advantage, of [decisions] each."""
-    found = []
-    for trajectory, values in zip(trajectories, advantages, strict=True):
-        executed = [trajectory.executed(k) for k in range(len(trajectory.decisions))]
-        tokens = sum(len(d.thought_log_probs) + d.chunk.shape[1] * n
-                     for d, n in zip(trajectory.decisions, executed, strict=True))
-        found += [Transition(decision, frames, value, n, tokens)
-                  for decision, frames, value, n in zip(
-                      trajectory.decisions, trajectory.frames, values.tolist(), executed,
-                      strict=True)
-                  if not math.isnan(value)]
-    return found
+    return [Transition(trajectory, k, value)
+            for trajectory, values in zip(trajectories, advantages, strict=True)
+            for k, value in enumerate(values.tolist()) if not math.isnan(value)]
 
 
 def by_observation(rows: Sequence[Transition]) -> list[list[Transition]]:
@@ -115,7 +115,7 @@ class MicroBatch:
             torch.cat([tokens.thought_mask, moved], 1),
             torch.cat([thought, action.to(device)], 1),
             torch.tensor([row.advantage for row in rows], dtype=torch.float64, device=device),
-            torch.tensor([row.episode_tokens for row in rows], dtype=torch.float64,
+            torch.tensor([row.trajectory.tokens for row in rows], dtype=torch.float64,
                          device=device))
 
 

@@ -16,7 +16,7 @@ from dtvla_ros.evaluation.statistics import Rate
 from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.report import write_page
 from dtvla_ros.training.grpo.config import GrpoConfig
-from dtvla_ros.training.grpo.trajectory import Trajectory
+from dtvla_ros.training.grpo.rollout import Trajectory
 
 REPORT = 'report.html'
 CURVES = 'curves.png'
@@ -34,12 +34,6 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     'control steps, thought tokens': ('rollouts/steps', 'rollouts/thought_tokens'),
     'share of groups kept; progress per decision [m]': (
         'rollouts/groups_kept', 'rollouts/progress'),
-}
-# Columns of the table: name in ``scalars``, and how it is written.
-COLUMNS: Mapping[str, str] = {
-    'rollouts/groups_kept': '.0%', 'rollouts/reward': '.2f', 'rollouts/format': '.2f',
-    'update/kl': '.4f', 'update/clip_fraction': '.3f', 'rollouts/steps': '.0f',
-    'rollouts/thought_tokens': '.1f', 'update/log_prob_mismatch': '.0e',
 }
 
 
@@ -132,18 +126,7 @@ def write_report(run: Path, history: Sequence[Row], config: GrpoConfig) -> None:
     write_page(
         run / REPORT, 'grpo.html', title=f'GRPO: {run.name}', summary=summary,
         curves=run / CURVES, times=where_time_goes(history), config=config.to_dict(),
-        examples=sorted((run / EXAMPLES).glob('*.jpg')),
-        head=['iteration', 'played', 'held out', *(_label(name) for name in COLUMNS)],
-        rows=[_cells(row) for row in rows])
-
-
-def _cells(row: Row) -> list[str]:
-    """Return a row of the table; what an iteration has not is empty."""
-    found = scalars(row)
-    return [str(row['iteration']), _rate(row['success']),
-            _rate(row['evaluation']) if 'evaluation' in row else '',
-            *(format(found[name], style) if name in found else ''
-              for name, style in COLUMNS.items())]
+        examples=sorted((run / EXAMPLES).glob('*.jpg')), iterations=map(line, rows))
 
 
 def curves(rows: Sequence[Row], held: Sequence[Row]) -> bytes:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.training.grpo.config import GrpoConfig
-from dtvla_ros.training.grpo.trajectory import Trajectory
+from dtvla_ros.training.grpo.rollout import Trajectory
 
 # The words of ``dtvla_sim.experts.grammar.Thought.text``, in their order; names may be several.
 _NAME = r'[a-z0-9]+( [a-z0-9]+){0,5}'

@@ -1,36 +1,111 @@
-"""Runs the episodes of one iteration: whole ones, or per-step rollouts of every decision.
+"""Plays episodes into trajectories: whole ones, or per-step rollouts of every decision.
 
 An episode's end says little about any one of its thousand tokens. Per-step (vine) rollouts carry
 out several samples of each decision from the same simulator state, measure the distance that each
-leaves to the task's goal, and continue from the first.
+leaves to the task's goal, and continue from the first. Simulator processes import this file, and
+no torch with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from dtvla_ros.actions import osc
 from dtvla_ros.errors import UserError
-from dtvla_ros.rollout.batched import BatchedRollouts, Episode, Rollout, RolloutTimes, Sampler
 from dtvla_ros.rollout.env import Env, Restorable
-from dtvla_ros.rollout.episode import (
-    EpisodeJob,
-    Executed,
-    Infer,
-    Result,
-    execute,
-    observation_from_sim,
-)
-from dtvla_ros.training.grpo.trajectory import Trajectory
+from dtvla_ros.rollout.episode import EpisodeJob, Executed, Infer, execute, observation_from_sim
 
-__all__ = ['BranchJob', 'BranchResult', 'Rollout', 'RolloutEngine', 'RolloutTimes', 'Sampler']
+if TYPE_CHECKING:
+    from dtvla_ros.engine.batch import SampledDecision
+    from dtvla_ros.rollout.batched import BatchedRollouts, Episode, Images, Rollout, Sampler
 
+RAGGED = ('prompt_tokens', 'thought_tokens', 'thought_log_probs')
 # A moving arm overshoots: the distance is measured after so many control steps at rest.
 SETTLE_STEPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """A finished episode: observations, sampled tokens, executed actions and the outcome.
+
+    ``key``: what its sampling was seeded with; in training (seed, number of the start, sample).
+    ``frames``: images by camera [H, W, 3] of every decision. ``steps``: control steps taken.
+    ``progress`` [m]: of every decision of per-step rollouts.
+    """
+
+    job: EpisodeJob
+    key: tuple[int, ...]
+    decisions: tuple[SampledDecision, ...]
+    frames: tuple[Images, ...]
+    success: bool
+    steps: int
+    progress: tuple[float, ...] = ()
+
+    def executed(self, number: int) -> int:
+        """Return how many actions of decision ``number`` moved the arm."""
+        return min(self.steps - number * self.job.replan_steps, self.job.replan_steps)
+
+    @property
+    def tokens(self) -> int:
+        """How many thought tokens and executed action values the episode has."""
+        return sum(len(d.thought_log_probs) + d.chunk.shape[1] * self.executed(k)
+                   for k, d in enumerate(self.decisions))
+
+    def save(self, path: Path) -> None:
+        """Write it as one safetensors file, in one step."""
+        tensors: dict[str, NDArray[Any]] = {}
+        for name in RAGGED:
+            rows = [np.asarray(getattr(d, name)) for d in self.decisions]
+            tensors[name] = np.concatenate(rows)
+            tensors[f'{name}.count'] = np.array([len(row) for row in rows])
+        for name in ('action_tokens', 'chunk', 'action_log_probs'):
+            tensors[name] = np.stack([getattr(d, name) for d in self.decisions])
+        for camera in self.frames[0]:
+            tensors[f'frames.{camera}'] = np.stack([f[camera] for f in self.frames])
+        metadata = {'job': asdict(self.job), 'key': self.key, 'success': self.success,
+                    'steps': self.steps, 'progress': self.progress,
+                    'outcome': [d.outcome for d in self.decisions]}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix('.part')
+        save_file(tensors, part, {'trajectory': json.dumps(metadata)})
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Trajectory:
+        """Read what ``save`` wrote."""
+        from dtvla_ros.engine.batch import SampledDecision
+
+        with safe_open(path, 'np') as file:
+            metadata = json.loads(file.metadata()['trajectory'])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        ragged = {name: np.split(tensors[name], tensors[f'{name}.count'].cumsum()[:-1])
+                  for name in RAGGED}
+        cameras = [n.removeprefix('frames.') for n in tensors if n.startswith('frames.')]
+        decisions = tuple(SampledDecision(
+            prompt_tokens=tuple(ragged['prompt_tokens'][k].tolist()),
+            thought_tokens=tuple(ragged['thought_tokens'][k].tolist()), outcome=outcome,
+            action_tokens=tensors['action_tokens'][k], chunk=tensors['chunk'][k],
+            thought_log_probs=ragged['thought_log_probs'][k],
+            action_log_probs=tensors['action_log_probs'][k])
+            for k, outcome in enumerate(metadata['outcome']))
+        frames = tuple({c: tensors[f'frames.{c}'][k] for c in cameras}
+                       for k in range(len(decisions)))
+        job = EpisodeJob(**metadata['job'])
+        if job.workspace is not None:
+            job = replace(job, workspace=tuple(map(tuple, job.workspace)))
+        progress = metadata.get('progress', metadata.get('gains'))  # as an earlier version has it
+        return cls(job, tuple(metadata['key']), decisions, frames,
+                   metadata['success'], metadata['steps'], tuple(progress))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,40 +171,23 @@ class BranchJob:
         return executed, here, left
 
 
-class RolloutEngine(BatchedRollouts):
-    """Batched rollouts whose episodes become trajectories."""
+def play(engine: BatchedRollouts, sampler: Sampler, source: Callable[[], Rollout | None],
+         done: Callable[[Trajectory], None], samples: Sequence[int | None] = (0,)) -> None:
+    """Run what ``source`` gives; ``done`` gets the trajectory of each episode.
 
-    def episodes(self, sampler: Sampler, source: Callable[[], Rollout | None],
-                 done: Callable[[Trajectory], None]) -> None:
-        """Run ``EpisodeJob``s; ``done`` gets the trajectory of each. Otherwise as ``run``."""
-        def ended(episode: Episode, result: Result) -> None:
-            job = episode.rollout.job
-            assert isinstance(job, EpisodeJob)
-            done(Trajectory(job, episode.rollout.key, tuple(d for d, in episode.decisions),
-                            tuple(episode.frames), result.success, result.steps))
+    Of a ``BranchJob`` it gets one for each of ``samples``, the numbers of a decision's samples:
+    they share the episode's images. The episode continues from the first; None is the greedy
+    decision, and no trajectory.
+    """
+    def ended(episode: Episode, result: Any) -> None:
+        job, key = episode.rollout.job, episode.rollout.key
+        branched = isinstance(job, BranchJob)
+        for k, sample in enumerate(samples):
+            if sample is not None:
+                done(Trajectory(
+                    job.episode if branched else job, (*key[:-1], sample) if branched else key,
+                    tuple(decisions[k] for decisions in episode.decisions),
+                    tuple(episode.frames), result.success, result.steps,
+                    tuple(one[k] for one in result.progress) if branched else ()))
 
-        self.run(sampler, source, ended)
-
-    def branch(
-        self, sampler: Sampler, source: Callable[[], Rollout | None],
-        done: Callable[[Trajectory], None], num_generations: int, greedy: bool = False,
-    ) -> None:
-        """Run ``BranchJob``s; ``done`` gets ``num_generations`` trajectories of each.
-
-        They share the episode's images. It continues from the first sample, or, if ``greedy``,
-        from the greedy decision, which is none of them.
-        """
-        samples = [*([None] if greedy else []), *range(num_generations)]
-
-        def ended(episode: Episode, result: BranchResult) -> None:
-            job = episode.rollout.job
-            assert isinstance(job, BranchJob)
-            for k, sample in enumerate(samples):
-                if sample is not None:
-                    done(Trajectory(
-                        job.episode, (*episode.rollout.key[:-1], sample),
-                        tuple(decisions[k] for decisions in episode.decisions),
-                        tuple(episode.frames), result.success, result.steps,
-                        tuple(progress[k] for progress in result.progress)))
-
-        self.run(sampler, source, ended, samples)
+    engine.run(sampler, source, ended, samples)

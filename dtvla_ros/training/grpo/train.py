@@ -23,24 +23,24 @@ from dtvla_ros.evaluation.seeds import evaluation_seed
 from dtvla_ros.evaluation.statistics import Rate
 from dtvla_ros.policy.checkpoint import save_weights
 from dtvla_ros.policy.transform import write_transform
+from dtvla_ros.rollout.batched import (
+    BatchedRollouts,
+    Rollout,
+    RolloutTimes,
+    Sampler,
+    success_rate,
+)
 from dtvla_ros.rollout.env import SceneSetup
 from dtvla_ros.rollout.episode import EpisodeJob
 from dtvla_ros.rollout.workers import Workers, open_envs
 from dtvla_ros.training import run_state
 from dtvla_ros.training.finish import read_source
 from dtvla_ros.training.grpo import report
-from dtvla_ros.training.grpo.advantage import Groups, training_seed
+from dtvla_ros.training.grpo.advantage import Groups
 from dtvla_ros.training.grpo.config import GrpoConfig
 from dtvla_ros.training.grpo.learner import Learner, summed, transitions
 from dtvla_ros.training.grpo.reward import Rewards
-from dtvla_ros.training.grpo.rollout import (
-    BranchJob,
-    Rollout,
-    RolloutEngine,
-    RolloutTimes,
-    Sampler,
-)
-from dtvla_ros.training.grpo.trajectory import Trajectory
+from dtvla_ros.training.grpo.rollout import BranchJob, Trajectory, play
 from dtvla_ros.training.rollout import SELECTION_SEEDS
 
 # What a run may change when it goes on: how it is computed, not what is learnt.
@@ -150,7 +150,7 @@ class GrpoTrainer:
             pool = open_envs(SceneSetup(run.suite, run.starts), config.num_envs,
                              config.step_timeout, run.ray)
         self.pool = pool
-        self.engine = RolloutEngine(pool, config.num_env_groups)
+        self.engine = BatchedRollouts(pool, config.num_env_groups)
         self.tasks = run.tasks or pool.info.tasks
         try:
             require_tasks(self.tasks, pool.info.tasks, run.suite)
@@ -204,22 +204,20 @@ class GrpoTrainer:
 
     def _play(self, sampler: Sampler, source: Callable[[], Rollout | None],
               done: Callable[[Trajectory], None]) -> None:
+        samples: list[int | None] = [0]
         if self.config.per_step:
-            self.engine.branch(sampler, source, done, self.config.num_generations,
-                               self.config.continue_from == 'greedy')
-        else:
-            self.engine.episodes(sampler, source, done)
+            samples = [*([None] if self.config.continue_from == 'greedy' else []),
+                       *range(self.config.num_generations)]
+        play(self.engine, sampler, source, done, samples)
 
     def evaluate(self) -> Rate:
         """Return the greedy policy's success on held-out starts, of every task as many."""
         first = evaluation_seed(dtvla_sim.EVAL_SEED_START + SELECTION_SEEDS)
-        jobs = [Rollout(EpisodeJob(task, first + k, self.replan_steps))
+        jobs = [EpisodeJob(task, first + k, self.replan_steps)
                 for task in self.tasks for k in range(self.config.evaluate_episodes)]
-        mine = iter(jobs[self.accelerator.process_index::self.accelerator.num_processes])
-        found: list[bool] = []
-        self.engine.episodes(self.greedy, partial(next, mine, None),
-                        lambda trajectory: found.append(trajectory.success))
-        return Rate(int(summed(self.accelerator, [float(sum(found))])[0]), len(jobs))
+        mine = jobs[self.accelerator.process_index::self.accelerator.num_processes]
+        solved = sum(success_rate(self.engine, self.greedy, mine))
+        return Rate(round(summed(self.accelerator, [solved])[0]), len(jobs))
 
     def evaluate_if_due(self, last: bool = False) -> None:
         """Evaluate what the config asks for and has not been evaluated yet."""
@@ -255,7 +253,7 @@ class GrpoTrainer:
     def estimate(self) -> str:
         """Play and learn a little; return what an iteration may take at most."""
         config, size = self.config, self.pool.size
-        job = EpisodeJob(self.tasks[0], training_seed(config.first_seed), self.replan_steps,
+        job = EpisodeJob(self.tasks[0], config.first_seed, self.replan_steps,
                          PROBED * self.replan_steps)
         jobs = iter([Rollout(BranchJob(job) if config.per_step else job, (k, 0))
                      for k in range(size)])

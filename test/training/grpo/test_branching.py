@@ -14,13 +14,13 @@ from support.toy import ToyEnv, ToyScene
 from dtvla_ros.engine.batch import BatchSampler
 from dtvla_ros.engine.engine import Decision
 from dtvla_ros.errors import UserError
+from dtvla_ros.rollout.batched import Rollout
 from dtvla_ros.rollout.episode import EpisodeJob
 from dtvla_ros.rollout.workers import open_envs
 from dtvla_ros.training.grpo.learner import MicroBatch, by_observation, transitions
 from dtvla_ros.training.grpo.report import CURVES
-from dtvla_ros.training.grpo.rollout import BranchJob, Rollout
+from dtvla_ros.training.grpo.rollout import BranchJob, Trajectory
 from dtvla_ros.training.grpo.train import GrpoRun, GrpoTrainer, train_grpo
-from dtvla_ros.training.grpo.trajectory import Trajectory
 
 PER_STEP = replace(CONFIG, rollouts='per-step', min_reward_range=0.01, progress_weight=10.0)
 
@@ -72,13 +72,13 @@ def test_a_suite_that_cannot_go_back_says_so():
 def sampled():
     """Return a policy's trajectories of one episode, four samples of every decision."""
     episode = Rollout(BranchJob(EpisodeJob('left', 4, 2)), (0, 5, 0))
-    return play(sampler_of(*small_policy()), [episode], num_generations=4)
+    return play(sampler_of(*small_policy()), [episode], samples=range(4))
 
 
 def test_an_episode_may_go_on_greedily(sampled):
     policy, episode = small_policy(), EpisodeJob('left', 4, 2)
-    found = play(sampler_of(*policy), [Rollout(BranchJob(episode), (0, 5, 0))], num_generations=4,
-                 greedy=True)
+    found = play(sampler_of(*policy), [Rollout(BranchJob(episode), (0, 5, 0))],
+                 samples=(None, *range(4)))
     wanted, = play(BatchSampler(*policy, max_thought_tokens=6), [Rollout(episode, (0, 5, 0))])
     assert [t.key for t in found] == [t.key for t in sampled]
     for mine, frames in zip(found[0].frames, wanted.frames, strict=True):

@@ -13,21 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.learn import alike
-from support.small import CONFIG, play, sampler_of, small_policy, small_run
-from support.toy import INSTRUCTIONS, ToyScene
+from support.small import CONFIG, small_run
+from support.toy import ToyScene
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import read_tensors
-from dtvla_ros.rollout.episode import EpisodeJob
 from dtvla_ros.rollout.workers import open_envs
 from dtvla_ros.training import run_state
-from dtvla_ros.training.finish import read_source
 from dtvla_ros.training.grpo.config import ALIASES, GrpoConfig
-from dtvla_ros.training.grpo.learner import MicroBatch, transitions
-from dtvla_ros.training.grpo.loss import sequence_log_probs
 from dtvla_ros.training.grpo.report import CURVES, REPORT, where_time_goes
-from dtvla_ros.training.grpo.rollout import Rollout
 from dtvla_ros.training.grpo.train import METRIC_ALIASES, GrpoRun, GrpoTrainer, train_grpo
 
 TEST = Path(__file__).parents[2]
@@ -53,24 +47,6 @@ def whole(init, tmp_path_factory):
 
 def comparable(history):
     return [{k: v for k, v in row.items() if k not in SECONDS} for row in history]
-
-
-def log_probs(run):
-    """Return what the policy of a run gives the tokens that a new one would sample, [N].
-
-    Weights cannot be held equal: a bias before a norm over its own channel has no gradient but
-    rounding, which Adam makes a whole step of.
-    """
-    model, transform = small_policy(seed=1)
-    sampler = sampler_of(model, transform)
-    drawn = play(sampler, [Rollout(EpisodeJob(task, 0, 2)) for task in INSTRUCTIONS])
-    batch = MicroBatch.of(transitions(drawn, alike(drawn, [0.0, 0.0])), transform, 'cpu')
-    judge, *_ = read_source(run)
-    with torch.no_grad():
-        found, _ = sequence_log_probs(judge, batch.tokens,
-                                      judge.encode_images(batch.pixels)[batch.image],
-                                      banned=sampler.banned)
-    return found[batch.sampled]
 
 
 def close(mine, wanted, path=''):
@@ -132,7 +108,7 @@ def second_iteration(out: Path) -> list[Path]:
 
 def test_killed_in_the_middle_nothing_is_lost(whole, init, tmp_path):
     """SIGKILL while episodes of the second iteration lie on disk; the same command goes on."""
-    out, (want_out, want) = tmp_path / 'run', whole
+    out, (_, want) = tmp_path / 'run', whole
     command = [sys.executable, '-m', 'support.practise', str(init), str(out), '3']
     process = subprocess.Popen(command, cwd=TEST, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 900.0
@@ -155,9 +131,6 @@ def test_killed_in_the_middle_nothing_is_lost(whole, init, tmp_path):
         assert row['episodes'] == row['success']['n'] - len(kept)
         trainer.save()
     close(comparable(train(init, out, 3)), comparable(want))
-    mine, wanted, before = (log_probs(run) for run in (out, want_out, init))
-    torch.testing.assert_close(mine, wanted, rtol=1e-3, atol=1e-3)
-    assert float((before - wanted).abs().max()) > 0.1
 
 
 def test_a_run_goes_on_only_with_its_own_configuration(whole, init):
@@ -220,13 +193,10 @@ def test_the_shipped_configs_and_those_of_earlier_versions():
     assert decisions.per_step and decisions.num_starts == 24 and decisions.beta == 0.02
 
 
-def test_iterations_or_minutes(init, tmp_path):
+def test_bad_runs_are_named(init, tmp_path):
     for options in ({}, {'iterations': 1, 'minutes': 1.0}):
         with pytest.raises(UserError, match='--iterations'):
             GrpoRun(init, tmp_path, **options)
-
-
-def test_an_unknown_task_is_named(init, tmp_path):
     run = GrpoRun(init, tmp_path / 'run', 1, tasks=('fly',), replan_steps=2)
     with pytest.raises(UserError, match='unknown task "fly".*left, right'):
         GrpoTrainer(CONFIG, run, open_envs(ToyScene(), 1))
