@@ -14,8 +14,12 @@ import pytest
 import yaml
 from sensor_msgs.msg import CompressedImage, Image
 from trajectory_msgs.msg import JointTrajectory
+from typer.testing import CliRunner
 
 from dtvla_ros import conventions as topics
+from dtvla_ros.cli import app
+from dtvla_ros.errors import UserError
+from dtvla_ros.recording.view import view
 from dtvla_ros.ros import conversions, qos
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,21 +89,17 @@ def test_a_file_holds_what_was_heard(graph, tmp_path, kind):
 
 
 @pytest.mark.parametrize('arguments', [(), ('--spawn', '--save', 'x.rrd')])
-def test_where_to_show_must_be_said_once(tmp_path, arguments):
-    done = subprocess.run([sys.executable, '-m', 'dtvla_ros.cli', 'view', *arguments],
-                          cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert done.stderr == 'error: give either --save FILE.rrd or --spawn\n'
+def test_where_to_show_must_be_said_once(arguments):
+    done = CliRunner().invoke(app, ['view', *arguments])
+    assert str(done.exception) == 'give either --save FILE.rrd or --spawn'
 
 
-def test_without_rerun_the_remedy_is_named(tmp_path):
-    program = ("import sys; sys.modules['rerun'] = None; sys.argv[1:] = ['view', '--save', "
-               f"{str(tmp_path / 'x.rrd')!r}]; from dtvla_ros.cli import main; main()")
-    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True,
-                          timeout=60)
-    assert done.returncode == 2 and done.stderr.count('\n') == 1
-    assert "pip install 'rerun-sdk" in done.stderr and not list(tmp_path.iterdir())
-    wanted = re.search(r"'(rerun-sdk[^']+)'", done.stderr)[1]
+def test_without_rerun_the_remedy_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'rerun', None)
+    with pytest.raises(UserError, match="pip install 'rerun-sdk") as raised:
+        view(tmp_path / 'x.rrd', spawn=False)
+    assert not list(tmp_path.iterdir())
+    wanted = re.search(r"'(rerun-sdk[^']+)'", str(raised.value))[1]
     assert wanted in (ROOT / 'setup.cfg').read_text().split()
 
 
@@ -176,7 +176,5 @@ def test_the_demo_leaves_a_rerun_file(tmp_path):
 
 
 def test_the_demo_knows_one_viewer():
-    done = subprocess.run([sys.executable, '-m', 'dtvla_ros.cli', 'demo', '--viz', 'crystal'],
-                          cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert done.stderr == 'error: --viz crystal: choose from rerun\n'
+    done = CliRunner().invoke(app, ['demo', '--viz', 'crystal'])
+    assert str(done.exception) == '--viz crystal: choose from rerun'
