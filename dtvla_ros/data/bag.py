@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -111,23 +112,17 @@ class Track:
 
 @dataclass(slots=True)
 class Timeline:
-    """One bag.
+    """One bag: ``tracks`` by topic, and ``commands`` with actions [7] as values.
 
-    ``commands`` hold actions [7], ``poses`` (position [3] m, quaternion [4] xyzw) in the base
-    frame, ``joints`` {name: rad or m}, ``reports`` what ``sim/episode`` said. ``thoughts``
-    (whole ones only), ``instructions`` and ``reports`` have no stamps; ``cameras`` no values.
+    The values of a track: poses are (position [3] m, quaternion [4] xyzw) in the base frame,
+    joints {name: rad or m}, reports what ``sim/episode`` said, the rest texts and numbers; images
+    have none. Thoughts (whole ones only), instructions and reports have no stamps.
     """
 
     path: Path
     command_topic: str
+    tracks: dict[str, Track] = field(default_factory=lambda: defaultdict(Track))
     commands: Track = field(default_factory=Track)
-    poses: Track = field(default_factory=Track)
-    joints: Track = field(default_factory=Track)
-    cameras: dict[str, Track] = field(default_factory=lambda: {c: Track() for c in topics.IMAGES})
-    chunks: Track = field(default_factory=Track)
-    thoughts: Track = field(default_factory=Track)
-    instructions: Track = field(default_factory=Track)
-    reports: Track = field(default_factory=Track)
 
 
 def _command_topic(reader: Reader, path: Path, wanted: str | None) -> str:
@@ -152,38 +147,30 @@ def read_timeline(reader: Reader, path: Path, command: str | None = None) -> Tim
     bag lacks commands, or a command is not one.
     """
     line = Timeline(path, _command_topic(reader, path, command))
-    cameras = {topic: line.cameras[name] for name, topic in topics.IMAGES.items()}
-    gripper = Track()
-    commands: list[tuple[int, Any]] = []
-    wanted = {*cameras, topics.JOINT_STATES, topics.EE_POSE, topics.INSTRUCTION, topics.REASONING,
-              topics.ACTION_CHUNK, topics.GRIPPER, topics.EPISODE, line.command_topic}
+    values: dict[str, Callable[[Any], Any]] = {
+        line.command_topic: lambda m: m,
+        topics.EE_POSE: lambda m: _position_quaternion(m.pose),
+        topics.JOINT_STATES: lambda m: dict(zip(m.name, m.position.tolist())),
+        topics.ACTION_CHUNK: lambda m: None,
+        topics.REASONING: lambda m: m.data,
+        topics.INSTRUCTION: lambda m: m.data.strip(),
+        topics.EPISODE: lambda m: _report(path, m.data),
+        topics.GRIPPER: lambda m: m.data}
+    images = topics.IMAGES.values()
     for connection, received, data in reader.messages(
-            [c for c in reader.connections if c.topic in wanted]):
-        topic = connection.topic
-        if topic in cameras:
-            cameras[topic].add(received, stamp_in(data))
+            [c for c in reader.connections if c.topic in {*values, *images}]):
+        track = line.tracks[connection.topic]
+        if connection.topic in images:
+            track.add(received, stamp_in(data))
             continue
         message = decode(connection, data)
-        if topic == line.command_topic:
-            commands.append((received, message))
-        elif topic == topics.EE_POSE:
-            line.poses.add(received, stamp_of(message), _position_quaternion(message.pose))
-        elif topic == topics.JOINT_STATES:
-            line.joints.add(received, stamp_of(message), dict(
-                zip(message.name, message.position.tolist())))
-        elif topic == topics.ACTION_CHUNK:
-            if stamp_of(message) not in line.chunks.stamps[-1:]:  # not one sent again
-                line.chunks.add(received, stamp_of(message))
-        elif topic == topics.REASONING:
-            if not message.data.endswith(topics.UNFINISHED):
-                line.thoughts.add(received, 0, message.data)
-        elif topic == topics.INSTRUCTION:
-            line.instructions.add(received, 0, message.data.strip())
-        elif topic == topics.EPISODE:
-            line.reports.add(received, 0, _report(path, message.data))
-        else:
-            gripper.add(received, 0, message.data)
-    _add_actions(line, commands, gripper)
+        stamp = stamp_of(message) if hasattr(message, 'header') else 0
+        if connection.topic == topics.ACTION_CHUNK and stamp in track.stamps[-1:]:
+            continue  # one sent again
+        if connection.topic == topics.REASONING and message.data.endswith(topics.UNFINISHED):
+            continue
+        track.add(received, stamp, values[connection.topic](message))
+    _add_actions(line)
     return line
 
 
@@ -203,13 +190,14 @@ def _report(path: Path, text: str) -> dict[str, Any]:
                     'says; record without it')
 
 
-def _add_actions(line: Timeline, commands: list[tuple[int, Any]], gripper: Track) -> None:
+def _add_actions(line: Timeline) -> None:
     """Turn commands of any kind into normalised actions; one per stamp, the last one sent."""
     read = {topics.ACTION: _from_action, topics.TWIST: _from_twist,
             topics.TARGET_POSE: _from_target}[line.command_topic]
-    track = line.commands
-    following = [received for received, _ in commands[1:]] + [NEVER]
-    for (received, message), until in zip(commands, following):
+    sent, gripper, actions = line.tracks[line.command_topic], line.tracks[topics.GRIPPER], (
+        line.commands)
+    for received, stamp, message, until in zip(
+            sent.received, sent.stamps, sent.values, [*sent.received[1:], NEVER], strict=True):
         action = read(line, message)
         if action is None:
             continue
@@ -221,10 +209,10 @@ def _add_actions(line: Timeline, commands: list[tuple[int, Any]], gripper: Track
         if not np.isfinite(action).all():
             raise UserError(f'{line.path}: a command on {line.command_topic} is not finite')
         action = np.clip(action, -1.0, 1.0).astype(np.float32)
-        if track.stamps and track.stamps[-1] == stamp_of(message):
-            track.values[-1] = action
+        if actions.stamps and actions.stamps[-1] == stamp:
+            actions.values[-1] = action
         else:
-            track.add(received, stamp_of(message), action)
+            actions.add(received, stamp, action)
 
 
 def _from_action(line: Timeline, message: Any) -> NDArray[np.float64]:
@@ -241,11 +229,12 @@ def _from_twist(line: Timeline, message: Any) -> NDArray[np.float64]:
 
 def _from_target(line: Timeline, message: Any) -> NDArray[np.float64] | None:
     """Return the offset of a goal from the pose last measured before it, None if none was."""
-    stamps = np.asarray(line.poses.stamps)
+    poses = line.tracks[topics.EE_POSE]
+    stamps = np.asarray(poses.stamps)
     before = int(np.searchsorted(stamps, stamp_of(message), side='right')) - 1
     if before < 0:
         return None
-    position, quaternion = line.poses.values[before]
+    position, quaternion = poses.values[before]
     goal, turn = _position_quaternion(message.pose)
     turned = Rotation.from_quat(turn) * Rotation.from_quat(quaternion).inv()
     return np.concatenate([(goal - position) / osc.METRES_PER_UNIT,

@@ -101,7 +101,8 @@ class Timing:
         divisors = [k for k in range(1, rate + 1) if rate % k == 0]
         every = options.camera_every
         if every is None:
-            spacing = _spacing(line.cameras['primary'], line, 'images on image_primary')
+            topic = topics.IMAGES['primary']
+            spacing = _spacing(line.tracks[topic], line, f'images on {topic}')
             every = next((k for k in divisors if k * period >= 0.9 * spacing), rate)
         if every not in divisors:
             raise UserError(f'--camera-every {every}: {rate} commands a second leave no whole '
@@ -155,14 +156,15 @@ def split(line: Timeline, period: int) -> list[Segment]:
     """Return a bag's episodes: the simulator's where it tells, else one for each instruction."""
     begun: list[tuple[int, str, dict[str, Any]]] = []
     success: dict[int, bool] = {}
-    for at, row in zip(line.reports.received, line.reports.values):
+    reports, instructions = line.tracks[topics.EPISODE], line.tracks[topics.INSTRUCTION]
+    for at, row in zip(reports.received, reports.values):
         metadata = {name: row.get(name) for name in ('task', 'seed', 'episode')}
         if not begun or metadata != begun[-1][2]:
             begun.append((at, row['instruction'], metadata))
         if row['done']:
             success[len(begun) - 1] = bool(row['success'])
     if not begun:
-        for at, text in zip(line.instructions.received, line.instructions.values):
+        for at, text in zip(instructions.received, instructions.values):
             if not begun or text != begun[-1][1]:
                 begun.append((at, text, {}))
     if not begun:
@@ -196,7 +198,7 @@ class _Bag:
     def write(self, segment: Segment, out: Path) -> None:
         """Write what is good of an episode as one shard."""
         report = self.report
-        if self.options.successful and segment.success is None and not self.line.reports.values:
+        if self.options.successful and not self.line.tracks[topics.EPISODE].values:
             raise UserError(f'--successful: {self.line.path} has no {topics.EPISODE} to tell')
         if self.options.successful and not segment.success:
             report.failed += 1
@@ -217,53 +219,53 @@ class _Bag:
         thoughts = _thoughts(line, segment)
         # What was received at another time may bear the same stamp: simulated clocks start anew.
         around = segment.since - SLACK, segment.until + SLACK
-        measured = {topics.EE_POSE: line.poses, topics.JOINT_STATES: line.joints}
-        tracks = {name: track.during(*around)
-                  for name, track in (line.cameras | measured).items()}
+        tracks = {topic: line.tracks[topic].during(*around) for topic in (
+            *topics.IMAGES.values(), topics.EE_POSE, topics.JOINT_STATES)}
         for first, last in zip([0, *late], [*late, len(stamps)]):
             actions = np.stack(line.commands.values[segment.first + first:segment.first + last])
-            frames = self._frames(tracks, stamps[first:last])
-            images = self._images(tracks, frames)
-            for step in [k for k, found in images.items() if len(found) < len(topics.IMAGES)]:
-                self.report.gaps['an image that can be decoded'] += 1
-                del frames[step]
-            for run in _runs(list(frames), self.timing.every):
+            rows = self._rows(tracks, stamps[first:last])
+            for run in _runs(list(rows), self.timing.every):
                 texts = [_thought_at(thoughts, stamps[first + step]) for step in run]
                 self.report.unthought += texts.count('')
-                rows = [images[k] | {name: tracks[name].values[frames[k][name]]
-                                     for name in measured} for k in run]
-                yield self._episode(segment, rows, np.array(run), actions, texts)
+                yield self._episode(segment, [rows[step] for step in run], np.array(run), actions,
+                                    texts)
 
-    def _frames(self, tracks: Mapping[str, Track], stamps: NDArray[np.int64],
-                ) -> dict[int, dict[str, int]]:
-        """Return, by control step, the index in every track of what makes up its frame."""
-        frames, tolerance = {}, self.timing.tolerance
+    def _rows(self, tracks: Mapping[str, Track], stamps: NDArray[np.int64],
+              ) -> dict[int, dict[str, Any]]:
+        """Return, by control step, images, pose and joints of the frames that lack nothing."""
+        frames: dict[int, dict[str, int]] = {}  # indices in the tracks, by topic
+        tolerance, cameras = self.timing.tolerance, topics.IMAGES.values()
+        first = tracks[topics.IMAGES['primary']]
         phase = next((k for k, stamp in enumerate(stamps)
-                      if tracks['primary'].nearest(stamp, tolerance) is not None), 0)
+                      if first.nearest(stamp, tolerance) is not None), 0)
         for step in range(phase, len(stamps), self.timing.every):
-            found = {name: k for name, track in tracks.items()
+            found = {topic: k for topic, track in tracks.items()
                      if (k := track.nearest(stamps[step], tolerance)) is not None}
-            missing = [name for name in tracks if name not in found]
-            if missing:
-                self.report.gaps[topics.IMAGES.get(missing[0], missing[0])] += 1
-            else:
+            missing = next((topic for topic in tracks if topic not in found), None)
+            if missing is None:
                 frames[step] = found
-        return frames
+            else:
+                self.report.gaps[missing] += 1
+        images = {topic: self._images(topic, tracks[topic], [f[topic] for f in frames.values()])
+                  for topic in cameras}
+        rows = {}
+        for step, found in frames.items():
+            row = {topic: images[topic].get(k) if topic in cameras else tracks[topic].values[k]
+                   for topic, k in found.items()}
+            if any(value is None for value in row.values()):
+                self.report.gaps['an image that can be decoded'] += 1
+            else:
+                rows[step] = row
+        return rows
 
-    def _images(self, tracks: Mapping[str, Track], frames: Mapping[int, dict[str, int]],
-                ) -> dict[int, dict[str, NDArray[np.uint8]]]:
-        """Return, by control step, the images of its cameras that can be decoded."""
-        images: dict[int, dict[str, NDArray[np.uint8]]] = {step: {} for step in frames}
-        for camera, topic in topics.IMAGES.items() if frames else ():
-            track = tracks[camera]
-            used = sorted({found[camera] for found in frames.values()})
-            seen = read_images(self.reader, topic, {track.stamps[k] for k in used},
-                               (track.received[used[0]], track.received[used[-1]]))
-            for step, found in frames.items():
-                stamp = track.stamps[found[camera]]
-                if stamp in seen:
-                    images[step][camera] = seen[stamp]
-        return images
+    def _images(self, topic: str, track: Track, used: Sequence[int],
+                ) -> dict[int, NDArray[np.uint8]]:
+        """Return images of a camera by their index in its track, if they can be decoded."""
+        if not used:
+            return {}
+        seen = read_images(self.reader, topic, {track.stamps[k] for k in used},
+                           (track.received[min(used)], track.received[max(used)]))
+        return {k: seen[track.stamps[k]] for k in used if track.stamps[k] in seen}
 
     def _episode(self, segment: Segment, rows: Sequence[Mapping[str, Any]],
                  starts: NDArray[np.int64], actions: NDArray[np.float32], thoughts: list[str],
@@ -274,7 +276,7 @@ class _Bag:
         arm = [name for name in rows[0][topics.JOINT_STATES] if name not in options.fingers]
         return Episode(
             task=segment.task,
-            images={key: self._stack([row[camera] for row in rows])
+            images={key: self._stack([row[topics.IMAGES[camera]] for row in rows])
                     for key, camera in layout.CAMERAS.items()},
             columns={
                 layout.STATE: np.stack([_state(
@@ -317,8 +319,8 @@ def _thoughts(line: Timeline, segment: Segment) -> list[tuple[int, str]]:
     A thought carries no stamp; it is published just before its chunk, which does. Where both are
     as many they are paired in order, else each chunk with the thought received nearest to it.
     """
-    chunks = line.chunks.during(segment.since, segment.until)
-    thoughts = line.thoughts.during(segment.since, segment.until)
+    chunks, thoughts = (line.tracks[topic].during(segment.since, segment.until)
+                        for topic in (topics.ACTION_CHUNK, topics.REASONING))
     texts = thoughts.values
     if texts and len(texts) != len(chunks.stamps):
         texts = [min(zip(thoughts.received, texts), key=lambda pair: abs(pair[0] - t))[1]
