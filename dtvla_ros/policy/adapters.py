@@ -1,14 +1,15 @@
 """LoRA adapters (peft's files), merged into the weights they were trained on.
 
 W becomes W + scale * B A, with scale = alpha / r, or alpha / sqrt(r) for rank-stabilised ones
-(Hu et al. 2021; Kalajdzievski 2023).
+(Hu et al. 2021; Kalajdzievski 2023). peft's own merge would need the whole model in memory, and
+its rank and alpha patterns are regexes over the released names, not this package's.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,10 @@ from dtvla_ros.policy.checkpoint import (
 CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
 OTHERS = 'non_lora_state_dict.safetensors'  # weights trained whole beside the adapter
-_PREFIX = 'base_model.model.'
+PREFIX = 'base_model.model.'
 _FACTOR = re.compile(r'^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])'
                      r'(?:\.(?!bias$)\w+)??(?:\.weight)?$')
+_WRAPPER = re.compile(r'\.(?:base_layer|modules_to_save(?:\.\w+)??)(?=\.(?:weight|bias)$)')
 # Kinds that are no plain W + BA, or whose training changed W itself.
 _UNSUPPORTED = ('use_dora', 'lora_bias', 'use_qalora', 'layer_replication', 'target_parameters',
                 'trainable_token_indices', 'alora_invocation_tokens', 'arrow_config')
@@ -77,23 +79,21 @@ class Adapter:
 
     def check(self, base: Mapping[str, Stored]) -> None:
         """Raise unless everything in the adapter has its place in a base checkpoint."""
+        remedy = 'give the base checkpoint the adapter was trained on'
         shapes = {our_name(name): stored.shape for name, stored in base.items()
                   if name not in HEADS}
-        for name in (*self.updates, *self.replaced):
+        for name, value in (*self.updates.items(), *self.replaced.items()):
             if name not in shapes:
                 raise UserError(f'{self.folder}: adapts {name}, which the base does not have; '
-                                'give the base checkpoint the adapter was trained on')
-        for name, update in self.updates.items():
-            if not update.fits(shapes[name]):
-                raise UserError(
-                    f'{self.folder}: factors {tuple(update.b.shape)} and {tuple(update.a.shape)} '
-                    f'do not fit {name} {shapes[name]}; give the base checkpoint the adapter was '
-                    'trained on')
-        for name, tensor in self.replaced.items():
-            if tuple(tensor.shape) != shapes[name]:
-                raise UserError(f'{self.folder}: {name} is {tuple(tensor.shape)}, the base has '
-                                f'{shapes[name]}; give the base checkpoint the adapter was '
-                                'trained on')
+                                f'{remedy}')
+            if isinstance(value, LowRank):
+                what = f'factors {tuple(value.b.shape)} and {tuple(value.a.shape)}'
+                fits = value.fits(shapes[name])
+            else:
+                what, fits = f'weights {tuple(value.shape)}', value.shape == shapes[name]
+            if not fits:
+                raise UserError(f'{self.folder}: {what} do not fit {name} {shapes[name]}; '
+                                f'{remedy}')
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
         """Return a base weight (any layout's name) with its update, in its own type.
@@ -117,31 +117,30 @@ def read_adapter(folder: Path | str) -> Adapter:
     folder = Path(folder)
     config = read_config(folder / CONFIG)
     refuse_pickles(folder)
+    path = folder / WEIGHTS
+    tensors = read_tensors(path)
+    if (folder / OTHERS).exists():
+        tensors |= read_tensors(folder / OTHERS)
     factors: dict[str, dict[str, Tensor]] = {}
     embeddings: set[str] = set()
     whole: dict[str, Tensor] = {}
-    path = folder / WEIGHTS
-    for name, tensor in _tensors(folder):
-        module = name.removeprefix(_PREFIX)
+    for name, tensor in tensors.items():
+        module = name.removeprefix(PREFIX)
         if found := _FACTOR.match(module):
             factors.setdefault(found['module'], {})[found['side']] = tensor
             if found['embedding']:
                 embeddings.add(found['module'])
-            continue
-        if '.lora_' in module:
+        elif '.lora_' in module:
             raise UserError(f'{path}: {name} is no factor of a plain LoRA; merge this adapter '
                             'with peft and convert the result')
-        if '.original_module.' not in module:  # the base's own copy
-            plain = re.sub(r'\.(?:base_layer|modules_to_save(?:\.\w+)??)(?=\.(?:weight|bias)$)',
-                           '', module)
-            whole[plain if plain in HEADS else our_name(plain)] = tensor
+        elif '.original_module.' not in module:  # the base's own copy
+            whole[_weight_name(_WRAPPER.sub('', module))] = tensor
     updates = {}
     for module, pair in factors.items():
         if set(pair) != {'A', 'B'}:
             raise UserError(f'{path}: {module} has only the factor {next(iter(pair))}; '
                             'copy the adapter again')
-        name = f'{module}.weight'
-        updates[name if name in HEADS else our_name(name)] = LowRank(
+        updates[_weight_name(f'{module}.weight')] = LowRank(
             pair['A'], pair['B'], _scale(config, module, pair['A'].shape[0], path),
             module in embeddings)
     _settle_head(updates, whole, path)
@@ -159,10 +158,8 @@ def local_base(adapter: Path) -> Path:
     return Path(named)
 
 
-def _tensors(folder: Path) -> Iterable[tuple[str, Tensor]]:
-    yield from read_tensors(folder / WEIGHTS).items()
-    if (folder / OTHERS).exists():
-        yield from read_tensors(folder / OTHERS).items()
+def _weight_name(name: str) -> str:
+    return name if name in HEADS else our_name(name)
 
 
 def read_config(path: Path) -> dict[str, Any]:
