@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.inputs import refuse_instruction
-from dtvla_ros.policy.manifest import MANIFEST, TOKENIZER, PolicyManifest
-from dtvla_ros.policy.transform import PolicyTransform
-from dtvla_ros.policy.vocabulary import load_tokenizer
+from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
+from dtvla_ros.policy.transform import transform_of
 from dtvla_ros.ros import conversions
 
 NANO = Path(__file__).resolve().parents[2] / 'models' / 'nano'
 SOON = timedelta(seconds=2)
+MISSING = object()  # in place of a value
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
     st.sampled_from([[], {}, [[]], {'a': {}}, -1, 0, 10**30, 'NaN', '../x', [1] * 7, 1e400]))
@@ -53,27 +53,18 @@ def read(folder: Path, text: str | bytes) -> None:
         assert str(path) in str(error) or str(folder) in str(error)
 
 
-@settings(max_examples=600, deadline=SOON)
-@given(path=st.sampled_from(PATHS), value=VALUES)
-def test_a_manifest_with_any_value_in_any_place(
+@settings(max_examples=800, deadline=SOON)
+@given(path=st.sampled_from(PATHS), value=VALUES | st.just(MISSING))
+def test_a_manifest_with_any_value_or_none_in_any_place(
         tmp_path_factory: Any, path: tuple[Any, ...], value: Any) -> None:
     tree = copy.deepcopy(WHOLE)
     place = tree
     for key in path[:-1]:
         place = place[key]
-    place[path[-1]] = value
-    read(tmp_path_factory.getbasetemp(), json.dumps(tree))
-
-
-@settings(max_examples=200, deadline=SOON)
-@given(path=st.sampled_from(PATHS))
-def test_a_manifest_without_any_one_of_its_values(
-        tmp_path_factory: Any, path: tuple[Any, ...]) -> None:
-    tree = copy.deepcopy(WHOLE)
-    place = tree
-    for key in path[:-1]:
-        place = place[key]
-    del place[path[-1]]
+    if value is MISSING:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
     read(tmp_path_factory.getbasetemp(), json.dumps(tree))
 
 
@@ -88,9 +79,7 @@ def test_any_bytes_as_a_manifest(tmp_path_factory: Any, content: bytes) -> None:
 @given(text=st.text(max_size=200) | st.text('put the lemon in blue bin<>|_\n', max_size=400))
 def test_any_text_as_an_instruction(text: str) -> None:
     manifest = PolicyManifest.read(NANO)
-    transform = PolicyTransform(
-        manifest.config, load_tokenizer(manifest.verified(NANO, TOKENIZER)), manifest.statistics,
-        manifest.state_in_prompt, manifest.preamble, manifest.images.mirrored)
+    transform = transform_of(NANO, manifest)
     if refuse_instruction(text):
         return
     try:
