@@ -1,26 +1,28 @@
-"""Many decisions at once: think and act for a batch of observations, greedily or sampled.
+"""Batched decisions of a model in training: think and act for many observations, or sample.
 
-Prompts are left-padded, so that every sequence is at the same column while it thinks; a row that
-has ended its thought leaves the batch, and one action pass closes all of them. Pads are masked
-and no position is counted for them: a row's numbers do not depend on its neighbours.
+A file of its own, as `Policy` imports no torch. Prompts are left-padded, so that every sequence
+is at the same column while it thinks; a row that has ended its thought leaves the batch, and one
+action pass closes all of them. Pads are masked and no position is counted for them: a row's
+numbers do not depend on its neighbours.
 Shapes: B observations, b of them still thinking, S rows so far, n new rows, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+from transformers import DynamicCache
 
 from dtvla_ros.engine.policy import suppressed_in_thought
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import additive, left_padded, new_rows_visible
-from dtvla_ros.policy.model import Cache, HybridDecoder
+from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import Observation, PolicyTransform
 
 
@@ -76,40 +78,39 @@ def choose(log_probs: Tensor, noise: Tensor | None) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
+class _Running:
     """Sequences begun: their numbers [b] in the batch, cache, and where it is real [b, S]."""
 
     number: Tensor
-    cache: Cache
+    cache: DynamicCache
     real: Tensor
 
-    def where(self, keep: Tensor) -> _Rows:
-        """Return the sequences where ``keep`` [b] is True."""
-        if bool(keep.all()):
-            return self
-        return _Rows(self.number[keep], self.cache.of(keep), self.real[keep])
+    def where(self, keep: Tensor) -> _Running:
+        """Return the sequences where ``keep`` [b] is True, or of an index, as often as named."""
+        cache = DynamicCache([(keys[keep], values[keep]) for keys, values, *_ in self.cache])
+        return _Running(self.number[keep], cache, self.real[keep])
 
 
-def _gathered(parts: Sequence[_Rows]) -> _Rows:
+def _gathered(parts: Sequence[_Running]) -> _Running:
     """Return sequences of several lengths as one batch, in the order of their numbers."""
     number = torch.cat([part.number for part in parts])
     order = number.argsort()
     width = max(part.real.shape[1] for part in parts)
 
-    def joined(tensors: Sequence[Tensor]) -> Tensor:
+    def joined(tensors: Iterable[Tensor]) -> Tensor:
         return torch.cat([F.pad(t, (0, 0, 0, width - t.shape[2])) for t in tensors])[order]
 
-    layers = range(len(parts[0].cache.keys))
-    cache = Cache([joined([part.cache.keys[i] for part in parts]) for i in layers],
-                  [joined([part.cache.values[i] for part in parts]) for i in layers])
+    cache = DynamicCache([(joined(keys for keys, *_ in layers),
+                           joined(values for _, values, *_ in layers))
+                          for layers in zip(*(part.cache for part in parts))])
     real = torch.cat([F.pad(part.real, (0, width - part.real.shape[1])) for part in parts])
-    return _Rows(number[order], cache, real[order])
+    return _Running(number[order], cache, real[order])
 
 
 class BatchSampler:
     """Decides for many observations at once with a model that may go on being trained.
 
-    Temperature 0 is greedy. The words a thought may not hold are those of ``Policy``.
+    Temperature 0 is greedy. The tokens a thought may not hold are those of ``Policy``.
     """
 
     def __init__(self, model: HybridDecoder, transform: PolicyTransform, *,
@@ -148,21 +149,21 @@ class BatchSampler:
                copies: int = 1) -> list[SampledDecision]:
         """Do what ``infer`` does with prompts as ids and images [B, C, 3, H, W] in -1..1."""
         ids, weight = self.model.config.ids, self.model.embed_tokens.weight
-        word_noise, slot_noise = self._noise(copies * len(prompts), seeds)
+        token_noise, slot_noise = self._noise(copies * len(prompts), seeds)
         features = self.model.encode_images(pixel_values.to(weight.device, weight.dtype))
-        rows, words, values = self._think(prompts, features, word_noise, copies)
+        rows, chosen, values = self._think(prompts, features, token_noise, copies)
         prompts = [prompt for prompt in prompts for _ in range(copies)]
-        pending = [[said[-1], ids.action] if said[-1] == ids.think_end
-                   else [said[-1], ids.think_end, ids.action] for said in words]
-        tokens, log_probs = self._act(rows, pending, max(map(len, prompts)), slot_noise)
+        pending = [[tokens[-1], ids.action] if tokens[-1] == ids.think_end
+                   else [tokens[-1], ids.think_end, ids.action] for tokens in chosen]
+        actions, log_probs = self._act(rows, pending, max(map(len, prompts)), slot_noise)
         return [SampledDecision(
             prompt_tokens=tuple(prompt),
-            thought_tokens=(ids.think, *said, *last[1:-1]),
-            outcome='complete' if said[-1] == ids.think_end else 'truncated',
+            thought_tokens=(ids.think, *tokens, *last[1:-1]),
+            outcome='complete' if tokens[-1] == ids.think_end else 'truncated',
             action_tokens=action, chunk=self.transform.decode_actions(action),
             thought_log_probs=np.array(value, np.float32), action_log_probs=log_prob)
-            for prompt, said, last, value, action, log_prob in zip(
-                prompts, words, pending, values, tokens, log_probs, strict=True)]
+            for prompt, tokens, last, value, action, log_prob in zip(
+                prompts, chosen, pending, values, actions, log_probs, strict=True)]
 
     def _noise(self, count: int,
                seeds: Sequence[int | None] | None) -> tuple[Tensor | None, Tensor | None]:
@@ -183,32 +184,31 @@ class BatchSampler:
         return (words if self.thought_temperature else None,
                 slots if self.action_temperature else None)
 
-    def _run(self, x: Tensor, real: Tensor, prompt_end: int, cache: Cache,
-             action_start: int | None = None) -> tuple[Tensor, Cache]:
-        """Run new rows [b, n, w] over a cache; ``real`` [b, S + n] includes them."""
+    def _run(self, x: Tensor, real: Tensor, prompt_end: int, cache: DynamicCache,
+             action_start: int | None = None) -> Tensor:
+        """Run new rows [b, n, w] over a cache, in place; ``real`` [b, S + n] includes them."""
         count = x.shape[1]
         mask = additive(new_rows_visible(real, count, prompt_end, action_start), x.dtype)
-        hidden, grown = self.model.run(x, mask, real.cumsum(1)[:, -count:], cache)
-        assert grown is not None
-        return hidden, grown
+        return self.model.run(x, mask, real.cumsum(1)[:, -count:], cache)
 
     def _think(self, prompts: Sequence[Sequence[int]], features: Tensor, noise: Tensor | None,
-               copies: int) -> tuple[_Rows, list[list[int]], list[list[float]]]:
-        """Return the cache of every row, ``copies`` of a prompt, its words and their log-probs.
+               copies: int) -> tuple[_Running, list[list[int]], list[list[float]]]:
+        """Return the cache of every row, ``copies`` of a prompt, its tokens and their log-probs.
 
-        The last word is not in the cache: the action pass takes it along.
+        The last token is not in the cache: the action pass takes it along.
         """
         model, ids, device = self.model, self.model.config.ids, features.device
         begun = [[*prompt, ids.think] for prompt in prompts]
         input_ids, real = left_padded(begun, ids.pad, device)  # [B, n]
         prompt_end = input_ids.shape[1] - 1
-        hidden, cache = self._run(
-            model.embed_prompt(input_ids, features), real, prompt_end, Cache())
-        source = torch.arange(len(prompts), device=device).repeat_interleave(copies)  # [B G]
+        cache, number = DynamicCache(), torch.arange(len(prompts), device=device)
+        hidden = self._run(model.embed_prompt(input_ids, features), real, prompt_end, cache)
+        source = number.repeat_interleave(copies)  # [B G]
         hidden = hidden[source, -1:]
-        rows = _Rows(torch.arange(len(source), device=device), cache.of(source), real[source])
+        rows = replace(_Running(number, cache, real).where(source),
+                       number=torch.arange(len(source), device=device))
         banned = self.banned.to(device)
-        words: list[list[int]] = [[] for _ in source]
+        chosen: list[list[int]] = [[] for _ in source]
         values: list[list[float]] = [[] for _ in source]
         ended = []
         for step in range(self.max_thought_tokens):
@@ -217,24 +217,24 @@ class BatchSampler:
                 banned)  # [b, V]
             token = choose(log_probs, None if noise is None else noise[rows.number, step])
             value = log_probs.gather(1, token[:, None])[:, 0]
-            for number, t, v in zip(rows.number.tolist(), token.tolist(), value.tolist(),
-                                    strict=True):
-                words[number].append(t)
-                values[number].append(v)
+            for k, t, v in zip(rows.number.tolist(), token.tolist(), value.tolist(), strict=True):
+                chosen[k].append(t)
+                values[k].append(v)
             over = token == ids.think_end
             if step + 1 == self.max_thought_tokens:
                 over = torch.ones_like(over)
+            if bool(over.all()):
+                ended.append(rows)
+                break
             if bool(over.any()):
                 ended.append(rows.where(over))
-                if bool(over.all()):
-                    break
                 rows, token = rows.where(~over), token[~over]
             real = F.pad(rows.real, (0, 1), value=True)
-            hidden, cache = self._run(model.embed(token[:, None]), real, prompt_end, rows.cache)
-            rows = _Rows(rows.number, cache, real)
-        return _gathered(ended), words, values
+            hidden = self._run(model.embed(token[:, None]), real, prompt_end, rows.cache)
+            rows = replace(rows, real=real)
+        return _gathered(ended), chosen, values
 
-    def _act(self, rows: _Rows, pending: Sequence[Sequence[int]], prompt_end: int,
+    def _act(self, rows: _Running, pending: Sequence[Sequence[int]], prompt_end: int,
              noise: Tensor | None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Run each row's last tokens, the slots and the tail; ids and log-probs [B, T*D]."""
         model, slots = self.model, self.model.config.slots
@@ -242,7 +242,7 @@ class BatchSampler:
         first = tokens.shape[1] - 1
         x = model.embed_action(tokens)  # [B, p + T*D + 2, w]
         real = torch.cat([rows.real, F.pad(fresh, (0, x.shape[1] - first - 1), value=True)], 1)
-        hidden, _ = self._run(x, real, prompt_end, rows.cache, rows.real.shape[1] + first)
+        hidden = self._run(x, real, prompt_end, rows.cache, rows.real.shape[1] + first)
         logits = model.action_logits(hidden[:, first:first + slots])  # [B, T*D, bins]
         if not bool(torch.isfinite(logits).all()):
             raise FloatingPointError('action logits are not finite; the weights or the images '

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dtvla_ros.engine.decode import write_thought
 from dtvla_ros.engine.engine import Engine, SpeculativeStats
 from dtvla_ros.engine.geometry import (
     Cost,
@@ -24,7 +23,8 @@ from dtvla_ros.engine.geometry import (
     scene,
     see_cost,
 )
-from dtvla_ros.engine.instructions import describe
+from dtvla_ros.engine.policy import write_thought
+from dtvla_ros.engine.providers import describe
 from dtvla_ros.engine.published import PublishedScheme
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.model import HybridDecoder

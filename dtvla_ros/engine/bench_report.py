@@ -13,7 +13,7 @@ from rich.table import Table
 from dtvla_ros.engine.bench import PUBLISHED, BenchOptions, run_bench
 from dtvla_ros.engine.engine import Engine
 from dtvla_ros.engine.geometry import GEOMETRIES
-from dtvla_ros.engine.instructions import multiplies_bytes
+from dtvla_ros.engine.providers import multiplies_bytes
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import require_writable, write_between, write_json
 

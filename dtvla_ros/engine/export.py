@@ -8,20 +8,21 @@ holds the graphs' own matrices, which only ONNX Runtime reads.
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
-from dtvla_ros.engine.decode import write_thought
-from dtvla_ros.engine.external import move_to, refer_to_model
+from dtvla_ros.engine.engine import Engine
 from dtvla_ros.engine.geometry import scene
-from dtvla_ros.engine.graphs import build_graphs
-from dtvla_ros.engine.instructions import multiplies_bytes
+from dtvla_ros.engine.graphs import build_graphs, move_to, refer_to_model
 from dtvla_ros.engine.onnx_engine import OnnxEngine
-from dtvla_ros.engine.parity import Parity, compare
+from dtvla_ros.engine.policy import banned_in_thought, write_thought
+from dtvla_ros.engine.providers import multiplies_bytes
 from dtvla_ros.engine.quantize import in_floats, quantize
 from dtvla_ros.engine.torch_engine import TorchEngine
 from dtvla_ros.errors import UserError
@@ -39,7 +40,10 @@ from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import PolicyTransform
 
 _CANDIDATES = ('fp32', 'int8', 'w8a8')  # int4 is for memory
-_PROMPT, _ROUNDS = 35, 5  # words of the prompt, decisions of each kind
+_PROMPT, _ROUNDS = 35, 5  # tokens of the prompt, decisions of each kind
+
+MIN_COSINE = 0.999
+_SAMPLES, _TOKENS = 4, 12  # of random inputs that engines are compared with
 
 
 def write_graphs(model: HybridDecoder, folder: Path | str, weights: str = 'fp32') -> None:
@@ -140,3 +144,77 @@ def export_policy(model: HybridDecoder, transform: PolicyTransform, folder: Path
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return parity
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Agreement over random images and prompts.
+
+    ``cosine``: the lowest of all logit rows, text and action. ``thoughts``, ``chunks``: how many
+    of ``samples`` greedy thoughts and decoded chunks are identical. ``bins``: share of action
+    values within one bin of each other.
+    """
+
+    cosine: float
+    thoughts: int
+    chunks: int
+    samples: int
+    bins: float
+
+    def __str__(self) -> str:
+        return (f'parity: cosine {self.cosine:.6f}, thoughts equal {self.thoughts}/{self.samples}'
+                f', chunks equal {self.chunks}/{self.samples}, action values within one bin '
+                f'{self.bins:.0%}')
+
+    def check(self, exact: bool = True) -> None:
+        """Raise unless the engines agree; ``exact`` asks for equal thoughts and chunks too."""
+        same = self.thoughts == self.chunks == self.samples
+        if not (self.cosine >= MIN_COSINE and (same or not exact)):
+            wanted = ' and equal thoughts and chunks are' if exact else ' is'
+            raise UserError(f'{self}: the export does not compute the trained policy '
+                            f'(cosine >= {MIN_COSINE}{wanted} required)')
+
+
+def compare(reference: Engine, other: Engine, seed: int = 0) -> Parity:
+    """Run both engines on the same random inputs, through every phase."""
+    config = reference.config
+    ids, vocabulary = config.ids, config.text.vocabulary
+    rng = np.random.default_rng(seed)
+    banned = banned_in_thought(ids, vocabulary)
+    words = np.flatnonzero(~banned)
+    size = config.vision.image_size
+    for engine in (reference, other):
+        engine.suppress_tokens(banned)
+    cosines, near, thoughts, chunks = [], [], 0, 0
+    for _ in range(_SAMPLES):
+        pixels = rng.uniform(-1, 1, (len(config.vision.cameras), 3, size, size))
+        body = [w for w in rng.choice(words, _TOKENS).tolist() if w != ids.semicolon]
+        prompt = [ids.image] * config.image_tokens + [ids.bos, *body, ids.semicolon, ids.newline]
+        given = rng.choice(words, _TOKENS).tolist()
+        runs = [_run(engine, pixels.astype(np.float32), prompt, given)
+                for engine in (reference, other)]
+        (want_rows, want_bins, want_thought, want_chunk), (rows, bins, said, chunk) = runs
+        cosines += [_cosine(want_rows, rows), _cosine(want_bins, bins)]
+        near.append(np.abs(want_bins.argmax(-1) - bins.argmax(-1)) <= 1)
+        thoughts += want_thought == said
+        chunks += bool((want_chunk == chunk).all())
+    return Parity(min(cosines), thoughts, chunks, _SAMPLES, float(np.mean(near)))
+
+
+def _run(engine: Engine, pixels: NDArray[np.float32], prompt: list[int],
+         given: list[int]) -> tuple[NDArray, NDArray, list[int], NDArray]:
+    """Return word and action logits with a given thought, then an own thought and its bins."""
+    ids = engine.config.ids
+    features = engine.encode_images(pixels)
+    rows = engine.logits(prompt, features, [ids.think, *given])
+    _, cache = engine.prefill(prompt, features, [ids.think, *given])
+    scores = engine.decode_actions(cache, [ids.think_end, ids.action])
+    said, cache, _ = write_thought(engine, prompt, features, [ids.think], [], lambda tokens: (
+        tokens[-1] == ids.think_end or len(tokens) >= _TOKENS))
+    return rows, scores, said, engine.decode_actions(cache, [said[-1], ids.action]).argmax(-1)
+
+
+def _cosine(a: NDArray, b: NDArray) -> float:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return float(((a * b).sum(-1) / norms).min())

@@ -1,83 +1,179 @@
-"""The hybrid decoder as its exported graphs compute it: one sequence, few nodes, no copies.
+"""The exported graphs: traced from the inference model, weights kept outside as external data.
 
-Rows are two-dimensional, weights that read the same rows are one matrix, and each graph returns
-only the keys and values of its new rows: where they are kept is the engine's business. Shapes:
-n new rows, S rows so far, r rows read, W width, K = kv_heads * head_dim.
+Rows are two-dimensional and each graph returns only the keys and values of its new rows: where
+they are kept is the engine's business. Weights lie once, in ``model.safetensors``. Shapes: n new
+rows, S rows so far, T = S + n, r rows read, W width, H heads, K key/value heads, d head size.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import struct
 import warnings
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 from torch.onnx.ops import rotary_embedding
-from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer, GemmaRMSNorm
 
+from dtvla_ros.engine.inference_model import InferenceModel, Read, take
 from dtvla_ros.engine.onnx_engine import past_names
-from dtvla_ros.policy.config import TextConfig
-from dtvla_ros.policy.manifest import GRAPHS
+from dtvla_ros.policy.config import DecoderConfig
+from dtvla_ros.policy.manifest import GRAPHS, WEIGHTS
 from dtvla_ros.policy.model import HybridDecoder
 
 OPSET = 23  # the first with RMSNormalization and RotaryEmbedding
 VISION_OPSET = 20  # from 21 on a GroupNormalization, for which ONNX Runtime has no CPU kernel
-Rope = tuple[Tensor, Tensor]
+INLINE = 1024  # bytes; smaller constants stay in the graph
+_TYPES = {'F32': np.float32, 'U8': np.uint8, 'I8': np.int8}
 
 
-class _Layer(nn.Module):
-    """One Gemma layer over n rows, of which the rows ``read`` go on (None: all)."""
+def build_graphs(model: HybridDecoder) -> dict[str, onnx.ModelProto]:
+    """Return the three graphs by file name, weights inside, free of where they were made."""
+    config, text, vision = model.config, model.config.text, model.config.vision
+    free = torch.export.Dim.DYNAMIC
+    so_far, new = 7, 3  # any sizes: both are dynamic; no tensor twice, it would be one input
+    block = new + config.slots + 2
+    rows, square = {0: free}, {0: free, 1: free}
+    past = past_names(config)
+    cache = [(name, torch.zeros(so_far, text.kv_heads * text.head_dim), rows) for name in past]
+    fast = InferenceModel(model)
+    return {
+        GRAPHS[0]: _trace(_Vision(model), [
+            ('pixel_values', torch.zeros(len(vision.cameras), 3, *(vision.image_size,) * 2), {}),
+        ], ['features'], VISION_OPSET),
+        GRAPHS[1]: _trace(_Decoder(fast), [
+            ('input_ids', torch.arange(new), rows), ('features', torch.zeros(2, text.width), rows),
+            ('image_rows', torch.arange(2), rows),
+            ('mask', torch.zeros(new, so_far + new), square),
+            ('position_ids', torch.arange(new), rows), ('rows', torch.arange(2), rows),
+            ('bin_rows', torch.arange(2), rows),
+            ('penalty', torch.zeros(text.vocabulary - config.ids.bins), {}), *cache,
+        ], ['choices', 'below', 'bins', 'above', *(f'new_{name}' for name in past)]),
+        GRAPHS[2]: _trace(_Act(fast), [
+            ('input_ids', torch.arange(new), rows),
+            ('mask', torch.zeros(block, so_far + block), square),
+            ('position_ids', torch.arange(block), rows), *cache,
+        ], ['logits']),
+    }
 
-    before: Tensor
-    between: Tensor
-    query: Tensor
-    key_value: Tensor
-    out: Tensor
-    gate_up: Tensor
-    down: Tensor
 
-    def __init__(self, layer: GemmaDecoderLayer, text: TextConfig):
+def _trace(module: nn.Module, inputs: list, outputs: list[str],
+           opset: int = OPSET) -> onnx.ModelProto:
+    """Trace a module with ``inputs`` (name, example, free dimensions); forget its origin."""
+    shapes: list = [shape for _, _, shape in inputs]
+    past = [i for i, (name, *_) in enumerate(inputs) if name.startswith('keys.')]
+    if past:  # the variadic argument is one tuple to torch.export
+        shapes = [*shapes[:past[0]], tuple(shapes[past[0]:])]
+    logging.getLogger('torch.onnx').setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter('ignore')
+        program = torch.onnx.export(
+            module.eval(), tuple(value for _, value, _ in inputs), dynamo=True,
+            opset_version=opset, dynamic_shapes=tuple(shapes),
+            input_names=[name for name, *_ in inputs], output_names=outputs, verbose=False)
+    assert program is not None
+    graph = program.model_proto
+    # The exporter's notes hold stack traces with the paths of the machine it ran on.
+    for part in (graph, graph.graph, *graph.graph.node, *graph.graph.value_info,
+                 *graph.graph.input, *graph.graph.output, *graph.graph.initializer):
+        part.ClearField('metadata_props')
+        part.ClearField('doc_string')
+    return graph
+
+
+class _Vision(nn.Module):
+    def __init__(self, model: HybridDecoder):
         super().__init__()
-        self.text = text
-        attention, mlp = layer.self_attn, layer.mlp
-        self.register_buffer('before', _gain(layer.input_layernorm))
-        self.register_buffer('between', _gain(layer.post_attention_layernorm))
-        self.register_buffer('query', _columns(attention.q_proj))
-        self.register_buffer('key_value', _columns(attention.k_proj, attention.v_proj))
-        self.register_buffer('out', _columns(attention.o_proj))
-        self.register_buffer('gate_up', _columns(mlp.gate_proj, mlp.up_proj))
-        self.register_buffer('down', _columns(mlp.down_proj))
+        self.model = model
 
-    def forward(self, x: Tensor, rope: Rope, mask: Tensor, keys: Tensor, values: Tensor,
-                read: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Run ``x`` [n, W] with ``mask`` [n, 1, S + n] over a past of [S, K].
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[C, 3, H, W] -> [image_tokens, W]."""
+        return self.model.encode_images(pixel_values[None])[0]
 
-        Returns rows [r, W], and keys and values [n, K] of all new rows.
+
+class _Decoder(nn.Module):
+    """Prompt, thought begun so far, and every later token."""
+
+    def __init__(self, model: InferenceModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, features: Tensor, image_rows: Tensor, mask: Tensor,
+                position_ids: Tensor, rows: Tensor, bin_rows: Tensor, penalty: Tensor,
+                *past: Tensor) -> tuple[Tensor, ...]:
+        """Return the likeliest ids of ``rows``, their logits, and the new keys and values.
+
+        ``bin_rows`` index ``rows``: action ids are never chosen, so their logits are computed
+        only for whoever wants to see them.
         """
-        h = _norm(x, self.before, self.text)  # [n, W]
-        key, value = (h @ self.key_value).chunk(2, -1)  # [n, K]
-        key = _rotate(key, rope, self.text.kv_heads)
-        if read is not None:
-            x, h, mask = (rows.index_select(0, read) for rows in (x, h, mask))
-            rope = (rope[0].index_select(1, read), rope[1].index_select(1, read))
-        query = _rotate(h @ self.query, rope, self.text.heads)  # [r, H * d]
-        seen = self._attend(query, torch.cat([keys, key]), torch.cat([values, value]), mask)
-        x = x + seen @ self.out
-        gate, up = (_norm(x, self.between, self.text) @ self.gate_up).chunk(2, -1)  # [r, mlp]
-        return x + (F.gelu(gate, approximate='tanh') * up) @ self.down, key, value
+        model = self.model
+        attention = _GraphAttention(model, position_ids, mask, past)
+        hidden = model(model.embed_prompt(input_ids, features, image_rows), attention, rows)
+        below, above = model.below(hidden), model.above(hidden)
+        return (model.likeliest(below, above, penalty), below,
+                model.bins(hidden.index_select(0, bin_rows)), above, *attention.new)
+
+
+class _Act(nn.Module):
+    """The action pass: the thought's last tokens, the slots, the tail."""
+
+    def __init__(self, model: InferenceModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, mask: Tensor, position_ids: Tensor,
+                *past: Tensor) -> Tensor:
+        """Return logits [T*D, bins] of the row of ``<action>``, the last id, and of the slots."""
+        model = self.model
+        read = torch.arange(model.config.slots) + (input_ids.shape[0] - 1)
+        attention = _GraphAttention(model, position_ids, mask, past)
+        return model.bins(model(model.embed_action(input_ids), attention, read))
+
+
+class _GraphAttention:
+    """Attention of one pass whose rows so far are inputs of the graph, [S, K d] each.
+
+    ``new`` collects the keys and values of the pass, [n, K d] each: where they are kept is the
+    engine's business. Rows are two-dimensional, so that nothing is copied between passes.
+    """
+
+    def __init__(self, model: InferenceModel, position_ids: Tensor, mask: Tensor,
+                 past: tuple[Tensor, ...]):
+        text = self._text = model.config.text
+        half = torch.arange(0, text.head_dim, 2).float() / text.head_dim
+        angle = position_ids[:, None].float() * (1.0 / text.rope_theta ** half)  # [n, d / 2]
+        self._cos, self._sin = angle.cos()[None], angle.sin()[None]
+        self._mask, self._past = mask[:, None], past  # [n, 1, S + n]
+        self.new: list[Tensor] = []
+
+    def __call__(self, number: int, qkv: Tensor, read: Read) -> Tensor:
+        heads, shared, d = self._text.heads, self._text.kv_heads, self._text.head_dim
+        turned, value = qkv.split([(heads + shared) * d, shared * d], -1)
+        turned = rotary_embedding(
+            turned[None], self._cos, self._sin, num_heads=heads + shared).squeeze(0)
+        query, key = turned.split([heads * d, shared * d], -1)
+        self.new += [key, value]
+        keys = torch.cat([self._past[2 * number], key])  # [T, K d]
+        values = torch.cat([self._past[2 * number + 1], value])
+        return self._attend(take(query, read), keys, values, take(self._mask, read))
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """``query`` [r, H * d], ``keys``, ``values`` [T, K], ``mask`` [r, 1, T] -> [r, H * d].
+        """``query`` [r, H d], ``keys``, ``values`` [T, K d], ``mask`` [r, 1, T] -> [r, H d].
 
         The queries that share a key head are rows of one product; with a single key head, as in
         every Gemma of this family, nothing is transposed.
         """
-        shared, d = self.text.kv_heads, self.text.head_dim
-        group = self.text.heads // shared
+        shared, d = self._text.kv_heads, self._text.head_dim
+        group = self._text.heads // shared
         r, _, total = mask.shape
         scale = d ** -0.5
         if shared == 1:
@@ -91,182 +187,120 @@ class _Layer(nn.Module):
         return seen.view(shared, r, group, d).transpose(0, 1).reshape(r, -1)
 
 
-class _Stack(nn.Module):
-    """What decoder and act graphs have in common: embedding, layers, final norm."""
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A tensor in the weights file, or some of its rows."""
 
-    embedding: Tensor
-    frequencies: Tensor
-    after: Tensor
-    head_bins: Tensor
+    begin: int
+    array: np.ndarray
 
-    def __init__(self, model: HybridDecoder):
-        super().__init__()
-        self.config = model.config
-        self.register_buffer('embedding', model.embed_tokens.weight.detach())
-        self.register_buffer('frequencies', cast(Tensor, model.rotary.inv_freq).float())
-        self.register_buffer('after', _gain(model.norm))
-        self.layers = nn.ModuleList(_Layer(cast(GemmaDecoderLayer, layer), model.config.text)
-                                    for layer in model.layers)
-        first, last = model.config.ids.bins_first, model.config.ids.bins_last + 1
-        self.register_buffer('head_bins', self.embedding[first:last].T)
-        self.scale = model.config.text.width ** 0.5
+    def rows(self, first: int, last: int) -> _Stored:
+        return _Stored(self.begin + first * self.array[:1].nbytes, self.array[first:last])
 
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """[n] -> [n, W]."""
-        return F.embedding(input_ids, self.embedding) * self.scale
-
-    def run(self, x: Tensor, mask: Tensor, position_ids: Tensor, read: Tensor,
-            past: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
-        """Return the rows ``read`` after the final norm, and new keys and values by layer.
-
-        The last layer computes keys and values of all rows, everything else of rows read.
-        """
-        angle = position_ids[:, None].to(torch.float32) * self.frequencies  # [n, d/2]
-        rope, mask = (angle.cos()[None], angle.sin()[None]), mask[:, None]
-        new: list[Tensor] = []
-        for i, layer in enumerate(self.layers):
-            last = i + 1 == len(self.layers)
-            x, key, value = layer(x, rope, mask, past[2 * i], past[2 * i + 1],
-                                  read if last else None)
-            new += [key, value]
-        return _norm(x, self.after, self.config.text), new
+    def tensor(self, name: str) -> TensorProto:
+        """Return a constant of a graph that refers to it."""
+        tensor = TensorProto(
+            name=name, data_type=helper.np_dtype_to_tensor_dtype(self.array.dtype),
+            dims=self.array.shape, data_location=TensorProto.EXTERNAL)
+        for key, value in (('location', WEIGHTS), ('offset', self.begin),
+                           ('length', self.array.nbytes)):
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor
 
 
-class _Decoder(_Stack):
-    """Prompt, thought begun so far, and every later token."""
+def refer_to_model(graphs: Mapping[str, onnx.ModelProto], path: Path,
+                   config: DecoderConfig) -> None:
+    """Replace the graphs' big constants by references into the model's weights, ``path``.
 
-    head_below: Tensor
-    head_above: Tensor
-
-    def __init__(self, model: HybridDecoder):
-        super().__init__(model)
-        first, last = self.config.ids.bins_first, self.config.ids.bins_last + 1
-        self.register_buffer('head_below', self.embedding[:first].T)
-        self.register_buffer('head_above', self.embedding[last:].T)
-
-    def forward(self, input_ids: Tensor, features: Tensor, image_rows: Tensor, mask: Tensor,
-                position_ids: Tensor, rows: Tensor, bin_rows: Tensor, penalty: Tensor,
-                *past: Tensor) -> tuple[Tensor, ...]:
-        """Features stand at ``image_rows``; ``penalty`` [V - bins] is added before choosing.
-
-        ``bin_rows`` index ``rows``: action ids are never chosen, so their logits are computed
-        only for whoever wants to see them.
-        """
-        x = self.embed(input_ids).index_put((image_rows,), features)
-        hidden, new = self.run(x, mask, position_ids, rows, past)
-        below, above = hidden @ self.head_below, hidden @ self.head_above  # [r, ids]
-        best = (torch.cat([below, above], -1) + penalty).argmax(-1)  # [r]
-        first = self.config.ids.bins_first
-        choices = best + (best >= first).to(torch.int64) * self.config.ids.bins
-        return (choices, below, hidden.index_select(0, bin_rows) @ self.head_bins, above, *new)
-
-
-class _Act(_Stack):
-    """The action pass: the thought's last tokens, the slots, the tail."""
-
-    block: Tensor
-
-    def __init__(self, model: HybridDecoder):
-        super().__init__(model)
-        config = model.config
-        slots = torch.zeros(config.slots, config.text.width)
-        if model.slot_codes is not None:
-            slots = model.slot_codes.detach()
-        tail = self.embed(torch.tensor([config.ids.action_end, config.ids.eos]))
-        self.register_buffer('block', torch.cat([slots, tail]))
-
-    def forward(self, input_ids: Tensor, mask: Tensor, position_ids: Tensor,
-                *past: Tensor) -> Tensor:
-        """Return logits [T*D, bins] of the row of ``<action>``, the last id, and of the slots."""
-        x = torch.cat([self.embed(input_ids), self.block])
-        read = torch.arange(self.config.slots) + (input_ids.shape[0] - 1)
-        return self.run(x, mask, position_ids, read, past)[0] @ self.head_bins
+    A graph wants matrices transposed and some of them joined; it is given the stored ones with
+    a Concat and a Transpose behind them, which the runtime folds when it loads the graph. They
+    are found by their bytes: the exporter folds and renames what it traces.
+    """
+    sources = {_digest(array): (parts, transposed)
+               for array, parts, transposed in _sources(_read(path), config)}
+    for graph in graphs.values():
+        kept, nodes = [], []
+        for tensor in graph.graph.initializer:
+            array = numpy_helper.to_array(tensor)
+            source = sources.get(_digest(array)) if array.nbytes >= INLINE else None
+            if source is None:
+                kept.append(tensor)
+                continue
+            parts, transposed = source
+            if not transposed:
+                kept.append(parts[0].tensor(tensor.name))
+                continue
+            outside = [part.tensor(f'{tensor.name}.{i}') for i, part in enumerate(parts)]
+            joined = outside[0].name
+            if len(outside) > 1:
+                joined = f'{tensor.name}.joined'
+                nodes.append(helper.make_node(
+                    'Concat', [part.name for part in outside], [joined], axis=0))
+            nodes.append(helper.make_node('Transpose', [joined], [tensor.name], perm=[1, 0]))
+            kept += outside
+        replace_constants(graph, kept, [*nodes, *graph.graph.node])
 
 
-class _Vision(nn.Module):
-    def __init__(self, model: HybridDecoder):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """[C, 3, H, W] -> [image_tokens, W]."""
-        return self.model.encode_images(pixel_values[None])[0]
-
-
-def build_graphs(model: HybridDecoder) -> dict[str, onnx.ModelProto]:
-    """Return the three graphs by file name, weights inside, free of where they were made."""
-    config, text, vision = model.config, model.config.text, model.config.vision
-    free = torch.export.Dim.DYNAMIC
-    so_far, new = 7, 3  # any sizes: both are dynamic; no tensor twice, it would be one input
-    block = new + config.slots + 2
-    rows, ids, positions = {0: free}, torch.arange(new), torch.arange(new)
-    past = past_names(config)
-    grown = [f'new_{name}' for name in past]
-    cache = [(name, torch.zeros(so_far, text.kv_heads * text.head_dim), rows) for name in past]
-    makers: tuple[tuple[str, Callable[[HybridDecoder], nn.Module], list, list[str]], ...] = (
-        (GRAPHS[0], _Vision, [
-            ('pixel_values', torch.zeros(len(vision.cameras), 3, *(vision.image_size,) * 2), {}),
-        ], ['features']),
-        (GRAPHS[1], _Decoder, [
-            ('input_ids', ids, rows), ('features', torch.zeros(2, text.width), rows),
-            ('image_rows', torch.arange(2), rows),
-            ('mask', torch.zeros(new, so_far + new), {0: free, 1: free}),
-            ('position_ids', positions, rows), ('rows', torch.arange(2), rows),
-            ('bin_rows', torch.arange(2), rows),
-            ('penalty', torch.zeros(text.vocabulary - config.ids.bins), {}), *cache,
-        ], ['choices', 'below', 'bins', 'above', *grown]),
-        (GRAPHS[2], _Act, [
-            ('input_ids', ids, rows), ('mask', torch.zeros(block, so_far + block),
-                                       {0: free, 1: free}),
-            ('position_ids', torch.arange(block), rows), *cache,
-        ], ['logits']),
-    )
-    return {name: _trace(make(model).eval(), inputs, outputs,
-                         VISION_OPSET if make is _Vision else OPSET)
-            for name, make, inputs, outputs in makers}
+def move_to(graphs: Mapping[str, onnx.ModelProto], path: Path) -> None:
+    """Move the graphs' big constants into a new weights file; equal ones are stored once."""
+    arrays: dict[str, np.ndarray] = {}
+    for graph in graphs.values():
+        for tensor in graph.graph.initializer:
+            array = numpy_helper.to_array(tensor)
+            if array.nbytes >= INLINE and array.dtype in _TYPES.values():
+                arrays[_digest(array).hex()] = np.ascontiguousarray(array)
+    save_file(arrays, path, {'format': 'np'})
+    path.chmod(0o644)  # the library makes it private
+    stored = _read(path)
+    for graph in graphs.values():
+        found = [(t, stored.get(_digest(numpy_helper.to_array(t)).hex()))
+                 for t in graph.graph.initializer]
+        replace_constants(graph, [t if place is None else place.tensor(t.name)
+                                  for t, place in found], list(graph.graph.node))
 
 
-def _trace(module: nn.Module, inputs: list, outputs: list[str],
-           opset: int) -> onnx.ModelProto:
-    shapes: list = [shape for _, _, shape in inputs]
-    past = [i for i, (name, *_) in enumerate(inputs) if name.startswith('keys.')]
-    if past:  # the variadic argument is one tuple to torch.export
-        shapes = [*shapes[:past[0]], tuple(shapes[past[0]:])]
-    logging.getLogger('torch.onnx').setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter('ignore')
-        program = torch.onnx.export(
-            module, tuple(value for _, value, _ in inputs), dynamo=True, opset_version=opset,
-            dynamic_shapes=tuple(shapes), input_names=[name for name, *_ in inputs],
-            output_names=outputs, verbose=False)
-    assert program is not None
-    graph = program.model_proto
-    _forget_origin(graph)
-    return graph
+def replace_constants(graph: onnx.ModelProto, constants: list[TensorProto],
+                      nodes: list[onnx.NodeProto]) -> None:
+    """Give a graph new constants and nodes."""
+    del graph.graph.initializer[:]
+    graph.graph.initializer.extend(constants)
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
 
 
-def _forget_origin(graph: onnx.ModelProto) -> None:
-    """Drop the exporter's notes: stack traces with the paths of the machine it ran on."""
-    for part in (graph, graph.graph, *graph.graph.node, *graph.graph.value_info,
-                 *graph.graph.input, *graph.graph.output, *graph.graph.initializer):
-        part.ClearField('metadata_props')
-        part.ClearField('doc_string')
+def _sources(stored: Mapping[str, _Stored], config: DecoderConfig,
+             ) -> Iterator[tuple[np.ndarray, tuple[_Stored, ...], bool]]:
+    """Yield what a graph may hold, the stored tensors above each other, whether transposed."""
+    for tensor in stored.values():
+        yield tensor.array, (tensor,), False
+        if tensor.array.ndim == 2:
+            yield tensor.array.T, (tensor,), True
+    for i in range(config.text.layers):
+        for names in (('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'),
+                      ('mlp.gate_proj', 'mlp.up_proj')):
+            parts = tuple(stored[f'layers.{i}.{name}.weight'] for name in names)
+            yield np.concatenate([part.array for part in parts]).T, parts, True
+    ids = config.ids
+    bounds = (0, ids.bins_first, ids.bins_last + 1, config.text.vocabulary)
+    for first, last in zip(bounds, bounds[1:]):
+        rows = stored['embed_tokens.weight'].rows(first, last)
+        yield rows.array.T, (rows,), True
 
 
-def _norm(x: Tensor, gain: Tensor, text: TextConfig) -> Tensor:
-    return F.rms_norm(x, (text.width,), gain, text.norm_eps)
+def _read(path: Path) -> dict[str, _Stored]:
+    """Return what a safetensors file holds by name; its pages are read when they are used."""
+    with path.open('rb') as file:
+        size = struct.unpack('<Q', file.read(8))[0]
+        header = json.loads(file.read(size))
+    data, stored = np.memmap(path, np.uint8, 'r'), {}
+    for name, entry in header.items():
+        if name != '__metadata__' and entry['dtype'] in _TYPES:
+            begin, end = (offset + 8 + size for offset in entry['data_offsets'])
+            stored[name] = _Stored(
+                begin, data[begin:end].view(_TYPES[entry['dtype']]).reshape(entry['shape']))
+    return stored
 
 
-def _gain(norm: GemmaRMSNorm) -> Tensor:
-    return 1.0 + norm.weight.detach()
-
-
-def _columns(*linears: nn.Module) -> Tensor:
-    """Return [in, sum of outs]: the weights of layers that read the same rows."""
-    weights = [cast(nn.Linear, linear).weight.detach() for linear in linears]
-    return (weights[0] if len(weights) == 1 else torch.cat(weights)).T
-
-
-def _rotate(x: Tensor, rope: Rope, heads: int) -> Tensor:
-    """Turn [n, heads * d] by the angles [1, n, d/2]."""
-    return rotary_embedding(x[None], *rope, num_heads=heads).squeeze(0)
+def _digest(array: np.ndarray) -> bytes:
+    return hashlib.sha256(repr((array.shape, array.dtype.str)).encode()
+                          + array.tobytes()).digest()

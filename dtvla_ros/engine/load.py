@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dtvla_ros.engine.engine import Engine
-from dtvla_ros.engine.instructions import multiplies_bytes
 from dtvla_ros.engine.policy import Policy
+from dtvla_ros.engine.providers import multiplies_bytes
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.manifest import FLOAT_GRAPHS, GRAPHS, MANIFEST, PolicyManifest
 from dtvla_ros.policy.transform import transform_of

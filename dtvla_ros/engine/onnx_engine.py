@@ -57,10 +57,10 @@ class OnnxEngine(Engine):
         self.config = config
         text = config.text
         rows = config.image_tokens + ROOM + config.slots
-        placement = place(provider, config, rows)
+        placement = place(provider)
         sessions = _open(Path(folder), GRAPHS, placement, threads, spin)
-        if fallen_back(placement, sessions[1]):
-            placement = place('cpu', config, rows)
+        if fallen_back(placement, sessions[1].get_providers()):
+            placement = place('cpu')
             sessions = _open(Path(folder), GRAPHS, placement, threads, spin)
         token = sessions[1]
         self._floats = floats and placement.device == 'cpu'
@@ -252,7 +252,7 @@ def _open(folder: Path, graphs: Sequence[str], placement: Placement, threads: in
     options.add_session_config_entry('session.intra_op.allow_spinning', str(int(spin)))
     try:
         return [ort.InferenceSession(str(folder / name), options,
-                                     providers=placement.options(name)) for name in graphs]
+                                     providers=placement.options()) for name in graphs]
     except Exception as error:  # the runtime's exceptions share no narrower base
         raise UserError(f'{folder}: ONNX Runtime can not load the graphs '
                         f'({str(error).splitlines()[0]}); export the policy again') from None

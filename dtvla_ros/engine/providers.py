@@ -1,18 +1,23 @@
-"""Which of ONNX Runtime's execution providers runs a policy, and why not another."""
+"""What runs a policy: the CPU's products of bytes, and ONNX Runtime's execution providers."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
-
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.config import DecoderConfig
+
+CPUINFO = Path('/proc/cpuinfo')
+# Products of bytes summed in 32 bits at once: x86's VNNI and AMX, Arm's dot products.
+_BYTES = {'avx512_vnni': 'VNNI', 'avx_vnni': 'VNNI', 'amx_int8': 'AMX', 'asimddp': 'dot products',
+          'i8mm': 'matrix products of bytes'}
+_WIDTHS = {'avx512f': 'AVX512', 'avx2': 'AVX2', 'avx': 'AVX', 'asimd': 'NEON'}
+_RESTRICTING = ('ATEN_CPU_CAPABILITY', 'ONEDNN_MAX_CPU_ISA', 'DNNL_MAX_CPU_ISA')
 
 PROVIDERS = ('cpu', 'cuda', 'tensorrt', 'auto')
 CPU = 'CPUExecutionProvider'
@@ -26,33 +31,74 @@ _REMEDY = {
 _LOG = logging.getLogger(__name__)
 
 
+@functools.cache
+def flags() -> frozenset[str]:
+    """Return the features that Linux names, empty where it can not be asked.
+
+    Where torch (``ATEN_CPU_CAPABILITY``) or oneDNN (``ONEDNN_MAX_CPU_ISA``) are held to less
+    than AVX512, the rest of the process is taken to be: with AVX2 goes no product of bytes.
+    """
+    try:
+        lines = CPUINFO.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    names = next((line.partition(':')[2] for line in lines
+                  if line.startswith(('flags', 'Features'))), '')
+    found = frozenset(names.split())
+    if restricted():
+        return frozenset(name for name in found
+                         if not name.startswith(('avx512', 'amx')) and name not in _BYTES)
+    return found
+
+
+def restricted() -> str:
+    """Return the setting that keeps this process from AVX512, '' if there is none."""
+    for name in _RESTRICTING:
+        value = os.environ.get(name, '').lower()
+        if value in ('default', 'sse41', 'avx', 'avx2'):
+            return f'{name}={value}'
+    return ''
+
+
+def multiplies_bytes() -> bool:
+    """Return whether the CPU has products of bytes that do not saturate."""
+    return not flags().isdisjoint(_BYTES)
+
+
+def describe() -> str:
+    """Return for instance 'AVX512 with VNNI' or 'AVX2, restricted by ATEN_CPU_CAPABILITY=avx2'."""
+    found = flags()
+    width = next((text for name, text in _WIDTHS.items() if name in found), 'unknown')
+    names = ' and '.join(dict.fromkeys(text for name, text in _BYTES.items() if name in found))
+    why = restricted()
+    return width + (f' with {names}' if names else '') + (f', restricted by {why}' if why else '')
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Providers in order of preference, and the device where keys and values are kept."""
+    """Execution providers in order of preference; the device where keys and values are kept."""
 
     providers: tuple[str, ...]
     device: str
-    shapes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
-    def options(self, graph: str) -> list[tuple[str, dict[str, Any]]]:
-        """Return what a session of the graph file ``graph`` is given."""
-        return [(name, self._tensorrt(graph) if name == TENSORRT else {})
-                for name in self.providers]
-
-    def _tensorrt(self, graph: str) -> dict[str, Any]:
+    def options(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return what a session is given; TensorRT keeps its engines in the user's cache."""
         cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'dtvla/tensorrt'
-        cache.mkdir(parents=True, exist_ok=True)
-        return {'trt_engine_cache_enable': True, 'trt_engine_cache_path': str(cache),
-                'trt_timing_cache_enable': True, 'trt_timing_cache_path': str(cache),
-                **self.shapes.get(graph, {})}
+        if TENSORRT in self.providers:
+            cache.mkdir(parents=True, exist_ok=True)
+        tensorrt = {'trt_engine_cache_enable': True, 'trt_engine_cache_path': str(cache),
+                    'trt_timing_cache_enable': True, 'trt_timing_cache_path': str(cache)}
+        return [(name, tensorrt if name == TENSORRT else {}) for name in self.providers]
 
 
-def place(provider: str, config: DecoderConfig, capacity: int) -> Placement:
+def place(provider: str) -> Placement:
     """Return where a policy runs; a provider that is not there is replaced by the CPU.
 
     The reason is logged once, with what to install. 'auto' takes CUDA where it is there and
-    says nothing otherwise. ``capacity``: rows that TensorRT's engines are built for.
+    says nothing otherwise.
     """
+    import onnxruntime as ort
+
     if provider not in PROVIDERS:
         raise UserError(f'provider {provider!r} is none of {", ".join(PROVIDERS)}')
     there = ort.get_available_providers()
@@ -65,55 +111,18 @@ def place(provider: str, config: DecoderConfig, capacity: int) -> Placement:
         wanted = CPU
     if wanted == CPU:
         return Placement((CPU,), 'cpu')
-    if wanted == CUDA:
-        return Placement((CUDA, CPU), 'cuda')
-    return Placement((TENSORRT, CUDA, CPU), 'cuda', tensorrt_shapes(config, capacity))
+    return Placement((CUDA, CPU) if wanted == CUDA else (TENSORRT, CUDA, CPU), 'cuda')
 
 
-def fallen_back(placement: Placement, session: ort.InferenceSession) -> bool:
+def fallen_back(placement: Placement, running: Sequence[str]) -> bool:
     """Return whether a session runs on the CPU though more was wanted; log what it lacks.
 
-    A provider that is installed can still fail to start.
+    ``running``: the session's providers. One that is installed can still fail to start.
     """
-    running, wanted = session.get_providers(), placement.providers[0]
+    wanted = placement.providers[0]
     if wanted in running:
         return False
     _LOG.warning('%s is installed but does not start (driver or libraries missing?); running on '
                  'the %s instead. Remedy: %s', wanted, 'GPU with CUDA' if CUDA in running else
                  'CPU', _REMEDY[wanted])
     return CUDA not in running
-
-
-def tensorrt_shapes(config: DecoderConfig, capacity: int) -> dict[str, dict[str, str]]:
-    """Return TensorRT's explicit profiles by graph file: smallest, usual and largest shapes.
-
-    Without them an engine is built anew at every unseen length.
-    """
-    text = config.text
-    names = [f'{kind}.{i}' for i in range(text.layers) for kind in ('keys', 'values')]
-    tail = config.slots + 2
-
-    def past(so_far: int) -> dict[str, tuple[int, ...]]:
-        return dict.fromkeys(names, (so_far, text.kv_heads * text.head_dim))
-
-    def decoder(new: int, seen: int, so_far: int, read: int) -> dict[str, tuple[int, ...]]:
-        return {'input_ids': (new,), 'position_ids': (new,), 'mask': (new, so_far + new),
-                'features': (seen, text.width), 'image_rows': (seen,), 'rows': (read,),
-                'bin_rows': (0,), **past(so_far)}
-
-    def act(new: int, so_far: int) -> dict[str, tuple[int, ...]]:
-        rows = new + tail
-        return {'input_ids': (new,), 'position_ids': (rows,), 'mask': (rows, so_far + rows),
-                **past(so_far)}
-
-    usual = config.image_tokens + 48
-    ranges = {
-        'decoder.onnx': (decoder(1, 0, 0, 1), decoder(usual, config.image_tokens, 0, 1),
-                         {**decoder(capacity, config.image_tokens, capacity, capacity),
-                          'bin_rows': (capacity,)}),
-        'act.onnx': (act(1, 1), act(2, usual + 64), act(capacity, capacity)),
-    }
-    return {graph: {f'trt_profile_{kind}_shapes': ','.join(
-        f'{name}:{"x".join(map(str, shape))}' for name, shape in shapes.items())
-        for kind, shapes in zip(('min', 'opt', 'max'), profile, strict=True)}
-        for graph, profile in ranges.items()}

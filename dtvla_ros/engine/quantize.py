@@ -32,9 +32,11 @@ BLOCK = 128  # weights that share a scale, at most
 BLOCK_INT4 = 32
 SMALLEST_BLOCK = 16  # that MatMulNBits knows
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy level: rows become int8 too, block by block
-_HEADS = ('head_below', 'head_bins', 'head_above')
+_HEADS = ('model.below.matrix', 'model.bins.matrix', 'model.above.matrix')
+_EMBEDDING = 'model.embedding'
 _NORMS = ('RMSNormalization', 'LayerNormalization')
-_COARSE = ('gate_up', 'down')  # what int4 stores in four bits: nine tenths of the weights
+# What int4 stores in four bits: nine tenths of the weights.
+_COARSE = ('gate_up.matrix', 'down.matrix')
 
 
 def quantize(graphs: Mapping[str, onnx.ModelProto], config: DecoderConfig,
@@ -237,13 +239,13 @@ def _gather(graph: onnx.ModelProto, rows: np.ndarray, scales: np.ndarray, block:
     """Let the embedding be looked up in int8 ``rows``."""
     constants = graph.graph.initializer
     for i, node in enumerate(graph.graph.node):
-        if node.op_type == 'Gather' and node.input[0] == 'embedding':
+        if node.op_type == 'Gather' and node.input[0] == _EMBEDDING:
             graph.graph.node.remove(node)
             graph.graph.node.insert(i, helper.make_node(
                 'GatherBlockQuantized', ['embedding_Q8', node.input[1], 'embedding_scales'],
                 node.output, node.name, domain='com.microsoft', bits=8, block_size=block,
                 gather_axis=0, quantize_axis=1))
             break
-    constants.remove(next(tensor for tensor in constants if tensor.name == 'embedding'))
+    constants.remove(next(tensor for tensor in constants if tensor.name == _EMBEDDING))
     constants.extend([numpy_helper.from_array(rows, 'embedding_Q8'),
                       numpy_helper.from_array(scales, 'embedding_scales')])

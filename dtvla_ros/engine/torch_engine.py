@@ -13,8 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dtvla_ros.engine.engine import Engine, Prefix, memory_guard
-from dtvla_ros.engine.fused import ALL, FusedDecoder
-from dtvla_ros.engine.linear import Int8, integers_pay, rounded
+from dtvla_ros.engine.inference_model import (
+    ALL,
+    InferenceModel,
+    Read,
+    StaticCache,
+    quantize_tower,
+)
 from dtvla_ros.policy.attention import additive
 from dtvla_ros.policy.config import visible
 from dtvla_ros.policy.model import HybridDecoder
@@ -38,30 +43,35 @@ class TorchEngine(Engine):
     """Runs a ``HybridDecoder`` on its own device and in its own type.
 
     ``int8`` quantises every matrix but the embedding (CPU only); whether bytes are multiplied or
-    floats is measured (see ``linear``). ``release`` lets the engine
-    take the model's weights over instead of copying them; the model is of no use then.
-    ``compile`` compiles the token loop's step at its first use, which takes a minute and needs a
-    C++ compiler; None: on CUDA only.
+    floats is measured (see ``inference_model``). ``release`` lets the engine take the model's
+    weights over instead of copying them; the model is of no use then. ``compile`` compiles the
+    token loop's step at its first use, which takes a minute and needs a C++ compiler; None: on
+    CUDA only.
     """
 
     name = 'torch'
 
     def __init__(self, model: HybridDecoder, int8: bool = False, release: bool = False,
                  compile: bool | None = None):  # noqa: A002
-        self.config = model.config
+        self.config = config = model.config
         table = model.embed_tokens.weight
         self._device, self._dtype = table.device, table.dtype
         self._tower: nn.Module = model.vision.eval()
         if int8:
-            self._tower = _quantize(copy.deepcopy(self._tower))
-        rows = self.config.image_tokens + ROOM + self.config.slots
-        self._decoder = FusedDecoder(model, rows, int8, release)
+            self._tower = quantize_tower(copy.deepcopy(self._tower))
+        self._model = InferenceModel(model, int8, release)
+        self._cache = StaticCache(
+            config.text, config.image_tokens + ROOM + config.slots, table)
+        self._penalty = torch.zeros(config.text.vocabulary - config.ids.bins,
+                                    device=self._device)
         self._compiled = self._device.type == 'cuda' if compile is None else compile
-        self._writer = _Writer(self._decoder) if self._compiled else None
+        self._loop: _TokenLoop | None = None
 
     @_phase
     def suppress_tokens(self, banned: NDArray[np.bool_]) -> None:
-        self._decoder.head.forbid(torch.from_numpy(banned).to(self._device))
+        ids = self.config.ids
+        tokens = np.delete(banned, slice(ids.bins_first, ids.bins_last + 1))  # [V - bins]
+        self._penalty.copy_(torch.from_numpy(np.where(tokens, -np.inf, 0.0)))
 
     @_phase
     def encode_images(self, pixel_values: NDArray[np.float32]) -> Tensor:
@@ -72,40 +82,40 @@ class TorchEngine(Engine):
     @_phase
     def prefill(self, prompt_ids: Sequence[int], features: Tensor,
                 thought: Sequence[int] = ()) -> tuple[NDArray[np.int64], Prefix]:
-        hidden, rows = self._prefill(prompt_ids, features, thought)
-        return self._chosen(hidden), rows
+        hidden, prefix = self._prefill(prompt_ids, features, thought)
+        return self._chosen(hidden), prefix
 
     @_phase
     def verify(self, cache: Prefix, tokens: Sequence[int]) -> tuple[NDArray[np.int64], Prefix]:
-        hidden, rows = self._run(self._decoder.embed(self._ids(tokens)), cache)
-        return self._chosen(hidden), rows
+        hidden, prefix = self._run(self._model.embed(self._ids(tokens)), cache)
+        return self._chosen(hidden), prefix
 
     def generate(self, cache: Prefix, tokens: list[int],
                  done: Callable[[list[int]], bool]) -> Prefix:
-        if self._writer is not None:
-            return self._generate_compiled(cache, tokens, done)
-        return super().generate(cache, tokens, done)
+        if not self._compiled:
+            return super().generate(cache, tokens, done)
+        return self._generate_compiled(cache, tokens, done)
 
     @_phase
     def decode_actions(self, cache: Prefix, tokens: Sequence[int]) -> NDArray[np.float32]:
         first = len(tokens) - 1
-        x = self._decoder.embed_action(self._ids(tokens))
+        x = self._model.embed_action(self._ids(tokens))
         hidden, _ = self._run(x, cache, slice(first, first + self.config.slots),
                               cache.count + first)
-        logits = self._decoder.head.bins(hidden)
-        return logits.cpu().numpy()
+        return self._model.bins(hidden).float().cpu().numpy()
 
     @_phase
     def logits(self, prompt_ids: Sequence[int], features: Tensor,
                thought: Sequence[int]) -> NDArray[np.float32]:
         hidden, _ = self._prefill(prompt_ids, features, thought)
-        return self._decoder.head.words(hidden).cpu().numpy()
+        return self._model.token_logits(hidden).cpu().numpy()
 
     def _prefill(self, prompt_ids: Sequence[int], features: Tensor,
                  thought: Sequence[int]) -> tuple[Tensor, Prefix]:
-        x = self._decoder.embed_prompt(self._ids(prompt_ids), features)
-        if thought:
-            x = torch.cat([x, self._decoder.embed(self._ids(thought))])
+        ids = [*prompt_ids, *thought]
+        image_rows = np.flatnonzero(np.asarray(prompt_ids) == self.config.ids.image)
+        x = self._model.embed_prompt(
+            self._ids(ids), features, torch.from_numpy(image_rows).to(self._device))
         return self._run(x, Prefix(0, len(prompt_ids)), slice(len(prompt_ids) - 1, None))
 
     @_phase
@@ -120,22 +130,23 @@ class TorchEngine(Engine):
 
         while not ended:
             self._make_room(count + 1)
-            assert self._writer is not None
-            count = self._writer.write(count, tokens, watched)
+            if self._loop is None:
+                self._loop = _TokenLoop(self._model, self._cache, self._penalty)
+            count = self._loop.run(count, tokens, watched)
         return Prefix(count, cache.prompt_end)
 
     def _make_room(self, rows: int) -> None:
-        if rows > self._decoder.capacity:
-            self._decoder.grow(rows + ROOM)
-            self._writer = _Writer(self._decoder) if self._compiled else None
+        if rows > self._cache.capacity:
+            self._cache.grow(rows + ROOM)
+            self._loop = None
 
     def _ids(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor(list(tokens), device=self._device)
 
     def _chosen(self, hidden: Tensor) -> NDArray[np.int64]:
-        return self._decoder.head.choose(hidden).cpu().numpy()
+        return self._model.choose(hidden, self._penalty).cpu().numpy()
 
-    def _run(self, x: Tensor, cache: Prefix, read: slice = ALL,
+    def _run(self, x: Tensor, cache: Prefix, read: Read = ALL,
              action_start: int | None = None) -> tuple[Tensor, Prefix]:
         start, end = cache.count, cache.count + x.shape[0]
         self._make_room(end)
@@ -147,33 +158,36 @@ class TorchEngine(Engine):
             columns = torch.arange(end, device=self._device)
             seen = visible(rows[:, None], columns[None], cache.prompt_end, acting)
             mask = additive(seen[None], self._dtype)[0, 0]  # [n, end]
-        return self._decoder.run(x, rows, end, mask, read), Prefix(end, cache.prompt_end)
+        hidden = self._model(x, self._cache.attention(rows, end, mask), read)
+        return hidden, Prefix(end, cache.prompt_end)
 
 
-class _Writer:
+class _TokenLoop:
     """The token loop as one compiled step of fixed shapes, on CUDA replayed as a graph.
 
     The step sees the whole static cache through a mask. On a device it reads the last token and
-    its row from memory and writes the next ones back; the host listens one step behind.
+    its row from memory and writes the next ones back; the host reads token t while the device
+    computes t + 1.
     """
 
-    def __init__(self, decoder: FusedDecoder):
-        device = decoder.keys.device
-        self._decoder = decoder
+    def __init__(self, model: InferenceModel, cache: StaticCache, penalty: Tensor):
+        device = cache.keys.device
+        self._model, self._cache, self._penalty = model, cache, penalty
         self._cuda = device.type == 'cuda'
         self._token = torch.zeros(1, dtype=torch.long, device=device)
         self._row = torch.zeros(1, dtype=torch.long, device=device)
-        self._columns = torch.arange(decoder.capacity, device=device)
-        self._heard = torch.zeros(2, dtype=torch.long, pin_memory=self._cuda)
+        self._columns = torch.arange(cache.capacity, device=device)
+        self._read = torch.zeros(2, dtype=torch.long, pin_memory=self._cuda)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._step = torch.compile(self._one, fullgraph=True, dynamic=False)
 
     def _one(self, token: Tensor, row: Tensor) -> Tensor:
-        decoder = self._decoder
+        cache = self._cache
         seen = (self._columns <= row)[None, None]
-        mask = additive(seen, decoder.keys.dtype)[0, 0]  # [1, capacity]
-        hidden = decoder.run(decoder.embed(token), row, decoder.capacity, mask)
-        return decoder.head.choose(hidden)
+        mask = additive(seen, cache.keys.dtype)[0, 0]  # [1, capacity]
+        hidden = self._model(self._model.embed(token),
+                             cache.attention(row, cache.capacity, mask))
+        return self._model.choose(hidden, self._penalty)
 
     def _advance(self) -> None:
         self._token.copy_(self._step(self._token, self._row))
@@ -191,14 +205,14 @@ class _Writer:
             self._advance()
         return graph
 
-    def write(self, count: int, tokens: list[int], done: Callable[[list[int]], bool]) -> int:
+    def run(self, count: int, tokens: list[int], done: Callable[[list[int]], bool]) -> int:
         """Extend ``tokens`` until ``done``; return how many rows are then held."""
         self._row.fill_(count)
         if self._cuda and self._graph is None:
             self._graph = self._capture()
             self._row.fill_(count)
         self._token.fill_(tokens[-1])
-        last = self._decoder.capacity - count  # steps there is room for
+        last = self._cache.capacity - count  # steps there is room for
         ready = self._ask(0)
         for step in range(1, last + 1):
             # Asked for before the last answer is read, so that a device never waits. What it
@@ -206,7 +220,7 @@ class _Writer:
             ahead = self._ask(step) if self._cuda and step < last else None
             if ready is not None:
                 ready.synchronize()
-            tokens.append(int(self._heard[(step - 1) % 2]))
+            tokens.append(int(self._read[(step - 1) % 2]))
             if done(tokens):
                 break
             ready = ahead if self._cuda else self._ask(step)
@@ -215,32 +229,10 @@ class _Writer:
     def _ask(self, step: int) -> torch.cuda.Event | None:
         if self._graph is None:
             self._advance()
-            self._heard[step % 2] = self._token[0]
+            self._read[step % 2] = self._token[0]
             return None
         self._graph.replay()
-        self._heard[step % 2].copy_(self._token[0], non_blocking=True)
+        self._read[step % 2].copy_(self._token[0], non_blocking=True)
         event = torch.cuda.Event()
         event.record()
         return event
-
-
-def _quantize(tower: nn.Module) -> nn.Module:
-    """Give the linear layers of an image tower int8 weights; convolutions stay as they are."""
-    for name, child in tower.named_children():
-        if not isinstance(child, nn.Linear):
-            _quantize(child)
-        elif integers_pay():
-            setattr(tower, name, _Int8Module(child))
-        else:  # a tower never reads few rows
-            child.weight.data = rounded(child.weight)
-    return tower
-
-
-class _Int8Module(nn.Module):
-    def __init__(self, linear: nn.Linear):
-        super().__init__()
-        self._linear = Int8(linear.weight, linear.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = self._linear(x.reshape(-1, x.shape[-1]))
-        return rows.view(*x.shape[:-1], rows.shape[-1]).to(x.dtype)

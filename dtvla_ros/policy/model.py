@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from transformers import GemmaConfig
+from transformers import DynamicCache, GemmaConfig
 from transformers.models.gemma.modeling_gemma import (
     GemmaDecoderLayer,
     GemmaRMSNorm,
@@ -19,37 +19,6 @@ from transformers.models.gemma.modeling_gemma import (
 from dtvla_ros.policy.attention import MATMUL, action_start, additive, sequence_mask
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.vision import build_tower
-
-
-class Cache:
-    """Keys and values of the rows computed so far, [B, kv_heads, S, head_dim] per layer.
-
-    ``run`` never changes the cache it is given: it returns a grown copy, so that one prefix can
-    be continued in several ways.
-    """
-
-    def __init__(self, keys: list[Tensor] | None = None, values: list[Tensor] | None = None):
-        self.keys = list(keys or [])
-        self.values = list(values or [])
-
-    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Append new rows to a layer (called by Gemma's attention); return all its rows."""
-        if layer == len(self.keys):
-            self.keys.append(key)
-            self.values.append(value)
-        else:
-            self.keys[layer] = torch.cat([self.keys[layer], key], 2)
-            self.values[layer] = torch.cat([self.values[layer], value], 2)
-        return self.keys[layer], self.values[layer]
-
-    def of(self, sequences: Tensor) -> Cache:
-        """Return the cache of some of the sequences, by mask [B] or index, as often as named."""
-        return Cache([k[sequences] for k in self.keys], [v[sequences] for v in self.values])
-
-    @property
-    def rows(self) -> int:
-        """Rows held, S."""
-        return self.keys[0].shape[2] if self.keys else 0
 
 
 class HybridDecoder(nn.Module):
@@ -127,18 +96,17 @@ class HybridDecoder(nn.Module):
         return torch.where(inside, code.to(x.dtype), x)
 
     def run(self, x: Tensor, mask: Tensor, position_ids: Tensor,
-            cache: Cache | None = None) -> tuple[Tensor, Cache | None]:
-        """Run rows over a cache; return hidden [B, n, width] after the final norm, new cache.
+            cache: DynamicCache | None = None) -> Tensor:
+        """Run rows over a cache, which grows by them; return hidden [B, n, width] after the norm.
 
         ``mask`` [B, 1, n, S + n] is added to the scores; ``position_ids`` [B or 1, n] count
-        real rows from 1. Pass an empty ``Cache()`` to start one, None to keep nothing.
+        real rows from 1. Pass an empty ``DynamicCache()`` to start one, None to keep nothing.
         """
-        grown = None if cache is None else Cache(cache.keys, cache.values)
         rope = self.rotary(x, position_ids)
         for layer in self.layers:
-            x = layer(x, attention_mask=mask, position_ids=position_ids, past_key_values=grown,
+            x = layer(x, attention_mask=mask, position_ids=position_ids, past_key_values=cache,
                       position_embeddings=rope)
-        return self.norm(x), grown
+        return self.norm(x)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Tensor:
         """Run whole sequences, actions included; return hidden [B, L, width] after the norm.
@@ -153,7 +121,7 @@ class HybridDecoder(nn.Module):
         x = self.embed_prompt(input_ids, features)
         x = self.blank_slots(x, action_start(input_ids, self.config.ids))
         mask = additive(sequence_mask(input_ids, attention_mask, self.config.ids), x.dtype)
-        return self.run(x, mask, attention_mask.long().cumsum(1))[0]
+        return self.run(x, mask, attention_mask.long().cumsum(1))
 
     def token_logits(self, hidden: Tensor) -> Tensor:
         """[..., width] -> [..., V] over the whole vocabulary."""

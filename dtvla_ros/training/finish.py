@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dtvla_ros.engine.export import export_policy, fastest_weights
-from dtvla_ros.engine.parity import Parity
+from dtvla_ros.engine.export import Parity, export_policy, fastest_weights
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.report import versions
 from dtvla_ros.policy.adapters import CONFIG as ADAPTER

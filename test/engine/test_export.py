@@ -15,11 +15,10 @@ from typer.testing import CliRunner
 from dtvla_ros.cli import app
 from dtvla_ros.engine import export as exporting
 from dtvla_ros.engine import load as loading
-from dtvla_ros.engine.decode import write_thought
 from dtvla_ros.engine.geometry import Scene, scene
 from dtvla_ros.engine.graphs import build_graphs
 from dtvla_ros.engine.load import load_policy
-from dtvla_ros.engine.policy import banned_in_thought
+from dtvla_ros.engine.policy import banned_in_thought, write_thought
 from dtvla_ros.engine.quantize import in_floats, quantize
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.manifest import FLOAT_GRAPHS, GRAPHS, PolicyManifest

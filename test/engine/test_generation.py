@@ -8,7 +8,7 @@ from support.decoders import golden_decoder
 from support.golden import tensors
 
 from dtvla_ros.actions.codec import ActionCodec
-from dtvla_ros.engine.decode import write_thought
+from dtvla_ros.engine.policy import write_thought
 from dtvla_ros.engine.published import PublishedScheme
 from dtvla_ros.engine.torch_engine import TorchEngine
 from dtvla_ros.policy.config import SpecialIds

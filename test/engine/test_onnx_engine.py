@@ -11,12 +11,12 @@ import pytest
 import torch
 from support.decoders import small_decoder
 from support.policies import untrained
+from transformers import DynamicCache
 
 from dtvla_ros.engine.export import write_graphs
 from dtvla_ros.engine.onnx_engine import OnnxEngine, new_rows_mask
-from dtvla_ros.engine.providers import tensorrt_shapes
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.model import Cache, HybridDecoder
+from dtvla_ros.policy.model import HybridDecoder
 
 
 @dataclass
@@ -28,13 +28,14 @@ class Case:
     thought: list[int]
 
     @torch.inference_mode()
-    def run(self, tokens: list[int]) -> tuple[torch.Tensor, Cache]:
+    def run(self, tokens: list[int]) -> tuple[torch.Tensor, DynamicCache]:
         ids = torch.tensor([tokens])
         features = self.model.encode_images(torch.from_numpy(self.pixels)[None])
         count = len(tokens)
         mask = torch.from_numpy(new_rows_mask(0, count, len(self.prompt)))
-        hidden, cache = self.model.run(self.model.embed_prompt(ids, features), mask,
-                                       torch.arange(1, count + 1)[None], Cache())
+        cache = DynamicCache()
+        hidden = self.model.run(self.model.embed_prompt(ids, features), mask,
+                                torch.arange(1, count + 1)[None], cache)
         return hidden[0], cache
 
     @torch.inference_mode()
@@ -46,9 +47,9 @@ class Case:
     def act(self, thought: list[int], pending: list[int]) -> np.ndarray:
         _, cache = self.run([*self.prompt, *thought])
         x = self.model.embed_action(torch.tensor([pending]))
-        start, count, first = cache.rows, x.shape[1], len(pending) - 1
+        start, count, first = cache.get_seq_length(), x.shape[1], len(pending) - 1
         mask = torch.from_numpy(new_rows_mask(start, count, len(self.prompt), start + first))
-        hidden, _ = self.model.run(
+        hidden = self.model.run(
             x, mask, torch.arange(start + 1, start + count + 1)[None], cache)
         slots = hidden[0, first:first + self.model.config.slots]
         return self.model.action_logits(slots).numpy()
@@ -218,17 +219,6 @@ def test_auto_is_quiet_on_a_machine_without_a_gpu(small_folder, caplog):
         pytest.skip('CUDA is here')
     OnnxEngine(small_folder, small_decoder(1).config, provider='auto')
     assert not caplog.records
-
-
-def test_profiles_name_every_input_whose_length_varies(small_folder):
-    config = small_decoder(1).config
-    profiles = tensorrt_shapes(config, 400)
-    for graph, profile in profiles.items():
-        session = onnxruntime.InferenceSession(small_folder / graph)
-        varying = {value.name for value in session.get_inputs()
-                   if any(isinstance(size, str) for size in value.shape)}
-        for shapes in profile.values():
-            assert {entry.split(':')[0] for entry in shapes.split(',')} == varying
 
 
 def test_an_unknown_provider(tmp_path):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from support.policies import observation, write_untrained
 
+from dtvla_ros.engine.export import compare
 from dtvla_ros.engine.load import load_policy
-from dtvla_ros.engine.parity import compare
 from dtvla_ros.engine.policy import Policy, banned_in_thought
 from dtvla_ros.errors import UserError
 

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from support.decoders import images, small_decoder
 from support.policies import untrained
 
-from dtvla_ros.engine import linear, torch_engine
-from dtvla_ros.engine.decode import agreement, continuation, write_thought
-from dtvla_ros.engine.parity import compare
-from dtvla_ros.engine.policy import banned_in_thought
+from dtvla_ros.engine import inference_model, torch_engine
+from dtvla_ros.engine.export import compare
+from dtvla_ros.engine.policy import agreement, banned_in_thought, continuation, write_thought
 from dtvla_ros.engine.torch_engine import TorchEngine
 from dtvla_ros.errors import UserError
 
@@ -110,8 +109,7 @@ def test_a_compiled_token_loop_writes_the_same():
 
 
 def without_integers(monkeypatch) -> None:
-    for module in (linear, torch_engine):
-        monkeypatch.setattr(module, 'integers_pay', lambda: False)
+    monkeypatch.setattr(inference_model, 'integers_pay', lambda: False)
 
 
 @pytest.mark.parametrize('floats', [False, True])

@@ -1,0 +1,359 @@
+"""The hybrid decoder for inference: one forward over fused weights, with the cache outside.
+
+``InferenceModel`` is equal to the ``HybridDecoder`` it is built from, which stays for training
+and as the reference of the parity tests. torch runs it over a `StaticCache` and compiles its
+single-token step; the exporter traces it with the cache as inputs and outputs of the graph
+(`export`). Batch 1; n new rows, r of them read, W width, H heads, K key/value heads, d head
+size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+import timeit
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer, GemmaRMSNorm
+
+from dtvla_ros.engine.providers import multiplies_bytes
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.config import TextConfig
+from dtvla_ros.policy.model import HybridDecoder
+
+# (number of the layer, rows [n, (H + 2 K) d], which rows are read) -> attended rows [r, H d].
+Attention = Callable[[int, Tensor, 'Read'], Tensor]
+Read = slice | Tensor
+ALL = slice(None)
+_STEPS = 127.0  # of a signed byte, symmetric
+_FEW = 8  # rows that cost what reading their matrix does
+
+
+class InferenceModel(nn.Module):
+    """Runs rows of one sequence.
+
+    ``int8`` quantises every matrix but the embedding. ``release`` frees the model's own layer
+    weights one by one as they are taken over, so that the two copies never stand side by side;
+    the model is of no use afterwards.
+    """
+
+    embedding: Tensor
+    scale: Tensor
+    block: Tensor
+    final: Tensor
+
+    def __init__(self, model: HybridDecoder, int8: bool = False, release: bool = False):
+        super().__init__()
+        self.config = model.config
+        ids, text = model.config.ids, model.config.text
+        table = model.embed_tokens.weight.detach()
+        self.register_buffer('embedding', table)
+        self.register_buffer(
+            'scale', torch.tensor(text.width ** 0.5, device=table.device).to(table.dtype))
+        slots = table.new_zeros(model.config.slots, text.width)
+        if model.slot_codes is not None:
+            slots = model.slot_codes.detach().to(table.dtype)
+        tail = self.embed(torch.tensor([ids.action_end, ids.eos], device=table.device))
+        self.register_buffer('block', torch.cat([slots, tail]))  # [T*D + 2, W]
+        self.layers = nn.ModuleList()
+        for layer in model.layers:
+            self.layers.append(_Layer(cast(GemmaDecoderLayer, layer), int8))
+            if release:
+                for parameter in layer.parameters():
+                    parameter.data = parameter.data.new_empty(0)
+        self.register_buffer('final', _gain(model.norm))
+        first, last = ids.bins_first, ids.bins_last + 1
+        # Action bins can never be tokens of a thought: choosing one does not read their rows.
+        self.below = make_linear(int8 and first > 0, table[:first])
+        self.bins = make_linear(int8, table[first:last])
+        self.above = make_linear(int8 and last < len(table), table[last:])
+        # Eight-bit products are so fast that what counts is to keep their results in the cache.
+        self._rows_at_once = 64 if int8 and integers_pay() else None
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """[n] -> [n, W], scaled."""
+        return F.embedding(ids, self.embedding) * self.scale
+
+    def embed_prompt(self, ids: Tensor, features: Tensor, image_rows: Tensor) -> Tensor:
+        """Embed ids [n], those at ``image_rows`` as ``features`` [image_tokens, W]."""
+        x = self.embed(ids)
+        return x.index_put((image_rows,), features.to(x.dtype))
+
+    def embed_action(self, ids: Tensor) -> Tensor:
+        """Rows of the action pass [p + T*D + 2, W]; ``ids`` [p] end with ``<action>``."""
+        return torch.cat([self.embed(ids), self.block])
+
+    def forward(self, x: Tensor, attention: Attention, read: Read = ALL) -> Tensor:
+        """Run new rows ``x`` [n, W]; return those in ``read`` [r, W] after the final norm.
+
+        The last layer computes keys and values of all rows, and the rest of the rows read.
+        """
+        eps, last = self.config.text.norm_eps, len(self.layers) - 1
+        for number, module in enumerate(self.layers):
+            layer = cast(_Layer, module)
+            go_on = read if number == last else ALL
+            seen = attention(number, layer.qkv(_norm(x, layer.before, eps)), go_on)
+            x = take(x, go_on) + layer.out(seen)
+            x = x + self._by_rows(layer.feed_forward, _norm(x, layer.after, eps))
+        return _norm(x, self.final, eps)
+
+    def likeliest(self, below: Tensor, above: Tensor, penalty: Tensor) -> Tensor:
+        """Return the best id of each row [r] of scores [r, ids] below and above the bins.
+
+        ``penalty`` [V - bins] is added first: -inf for ids that are suppressed.
+        """
+        best = (torch.cat([below, above], -1).float() + penalty).argmax(-1)
+        ids = self.config.ids
+        return best + (best >= ids.bins_first).to(torch.int64) * ids.bins
+
+    def choose(self, hidden: Tensor, penalty: Tensor) -> Tensor:
+        """[r, W] -> the likeliest permitted id of each row [r]."""
+        return self._by_rows(
+            lambda rows: self.likeliest(self.below(rows), self.above(rows), penalty), hidden)
+
+    def token_logits(self, hidden: Tensor) -> Tensor:
+        """[r, W] -> logits [r, V], nothing suppressed."""
+        return torch.cat([self.below(hidden), self.bins(hidden), self.above(hidden)], -1).float()
+
+    def _by_rows(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Apply ``function`` to ``x`` [n, ...], as many rows at a time as is best."""
+        if self._rows_at_once is None or len(x) <= self._rows_at_once:
+            return function(x)
+        return torch.cat([function(part) for part in x.split(self._rows_at_once)])
+
+
+class _Layer(nn.Module):
+    """The weights of one Gemma layer; matrices that read the same rows are one."""
+
+    before: Tensor  # [W], the gains of both norms
+    after: Tensor
+
+    def __init__(self, layer: GemmaDecoderLayer, int8: bool):
+        super().__init__()
+        attention, mlp = layer.self_attn, layer.mlp
+
+        def joined(*parts: nn.Linear) -> Linear:
+            return make_linear(int8, torch.cat([part.weight.detach() for part in parts]))
+
+        self.register_buffer('before', _gain(layer.input_layernorm))
+        self.register_buffer('after', _gain(layer.post_attention_layernorm))
+        self.qkv = joined(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.out = joined(attention.o_proj)
+        self.gate_up = joined(mlp.gate_proj, mlp.up_proj)
+        self.down = joined(mlp.down_proj)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """[n, W] -> [n, W]."""
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(F.gelu(gate, approximate='tanh') * up)
+
+
+class StaticCache:
+    """Keys and values [layers, K, capacity, d] of one sequence, written in place."""
+
+    def __init__(self, text: TextConfig, capacity: int, like: Tensor):
+        shape = text.layers, text.kv_heads, capacity, text.head_dim
+        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.values = torch.zeros_like(self.keys)
+        self._text = text
+        self._cos, self._sin = self._angles()
+
+    @property
+    def capacity(self) -> int:
+        """Rows there is room for."""
+        return self.keys.shape[2]
+
+    def grow(self, capacity: int) -> None:
+        """Make room for ``capacity`` rows; what is there stays."""
+        more = capacity - self.capacity
+        self.keys = F.pad(self.keys, (0, 0, 0, more))
+        self.values = F.pad(self.values, (0, 0, 0, more))
+        self._cos, self._sin = self._angles()
+
+    def _angles(self) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines [capacity, 1, d]; the first half of the sines is negative."""
+        device, d = self.keys.device, self._text.head_dim
+        half = torch.arange(0, d, 2, device=device).float() / d
+        position = torch.arange(1, self.capacity + 1, device=device).float()  # from 1 on
+        angle = position[:, None, None] * (1.0 / self._text.rope_theta ** half)
+        cos, sin = angle.cos(), angle.sin()
+        return (torch.cat([cos, cos], -1).to(self.keys.dtype),
+                torch.cat([-sin, sin], -1).to(self.keys.dtype))
+
+    def attention(self, rows: Tensor, end: int, mask: Tensor | None) -> Attention:
+        """Return the attention of new rows, whose keys and values go to ``rows`` [n].
+
+        They see the rows before ``end`` where ``mask`` [n, end], added to the scores, lets them;
+        None: all of them.
+        """
+        heads, shared, d = self._text.heads, self._text.kv_heads, self._text.head_dim
+        each = heads // shared
+        cos, sin = self._cos[rows], self._sin[rows]
+
+        def attend(number: int, qkv: Tensor, read: Read) -> Tensor:
+            qkv = qkv.view(-1, heads + 2 * shared, d)
+            turned = qkv[:, :heads + shared]
+            turned = torch.addcmul(turned * cos, turned.roll(d // 2, -1), sin)  # [n, H + K, d]
+            keys, values = self.keys[number], self.values[number]
+            keys.index_copy_(1, rows, turned[:, heads:].transpose(0, 1))
+            values.index_copy_(1, rows, qkv[:, heads + shared:].transpose(0, 1))
+            asking = turned[read, :heads]  # [r, H, d]
+            r = asking.shape[0]
+            # The queries of one key head become rows of one product: [1, K, each * r, d].
+            query = asking.view(r, shared, each, d).permute(1, 2, 0, 3)
+            query = query.reshape(1, shared, each * r, d)
+            wide = None if mask is None else mask[read].repeat(each, 1)
+            seen = F.scaled_dot_product_attention(
+                query, keys[None, :, :end], values[None, :, :end], wide)
+            seen = seen.view(shared, each, r, d).permute(2, 0, 1, 3)  # [r, K, each, d]
+            return seen.reshape(r, heads * d)
+
+        return attend
+
+
+def take(x: Tensor, read: Read) -> Tensor:
+    """Return the rows ``read`` of ``x``."""
+    return x[read] if isinstance(read, slice) else x.index_select(0, read)
+
+
+def _norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """Gemma's RMSNorm: float32 inside, ``gain`` [W] = 1 + weight."""
+    return F.rms_norm(x.float(), gain.shape, gain, eps).to(x.dtype)
+
+
+def _gain(norm: nn.Module) -> Tensor:
+    return cast(GemmaRMSNorm, norm).weight.detach().float() + 1.0
+
+
+class Dense(nn.Module):
+    """x W^T + b in the weights' own type; ``weight`` [out, in], ``bias`` [out] or None.
+
+    On a CPU a wide matrix is kept transposed: one row times [in, out] reads memory 2.4 times as
+    fast as against [out, in] (MKL, AVX-512), and many rows take the same time.
+    """
+
+    matrix: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        super().__init__()
+        matrix = weight.detach().t()
+        wide = weight.device.type == 'cpu' and matrix.shape[1] > matrix.shape[0]
+        self.register_buffer('matrix', matrix.contiguous() if wide else matrix)  # [in, out]
+        self.bias = None if bias is None else bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, in] -> [n, out]."""
+        if self.bias is None:
+            return torch.mm(x, self.matrix)
+        return torch.addmm(self.bias, x, self.matrix)
+
+
+class Int8(nn.Module):
+    """Dense with 8-bit weights (a scale per output) and 8-bit rows (a scale per row).
+
+    Each row is quantised by itself, so that its result does not depend on the rows beside it:
+    a verified draft stays identical to a thought written token by token. Products are summed in
+    int32 (VNNI), scales applied in float32. By hand, as docs/performance.md measures it beside
+    float32.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        super().__init__()
+        steps, self.scale = _steps(weight)
+        self.matrix = steps.to(torch.int8).t()  # [in, out], column-major
+        self.bias = None if bias is None else bias.detach().float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        if x.dim() > 2:
+            return self(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        largest = torch.linalg.vector_norm(x, float('inf'), -1, True, dtype=torch.float32)
+        step = largest.clamp_min_(1e-12).div_(_STEPS)  # [n, 1]
+        rows = torch.round(x / step).to(torch.int8)  # [n, in]
+        y = (torch._int_mm(rows, self.matrix) * step).mul_(self.scale)  # [n, out]
+        if self.bias is not None:
+            y += self.bias
+        return y.to(x.dtype)
+
+
+class Rounded(nn.Module):
+    """Dense with the same 8-bit weights, calculated in float32, for a CPU without such products.
+
+    A few rows read two bytes a weight (FBGEMM: float16 holds a whole number of steps exactly),
+    many rows read float32 as Dense does; the matrix is kept both ways, six bytes a weight. Both
+    calculate the same, so that verified drafts stay identical here, too.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        super().__init__()
+        steps, self.scale = _steps(weight)
+        self._many = Dense(rounded(weight), bias)
+        self._few = None
+        there = 'fbgemm' in torch.backends.quantized.supported_engines
+        if there and weight.dtype == torch.float32:
+            self._few = torch.ops.quantized.linear_prepack_fp16(steps, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, in] -> [n, out]."""
+        if self._few is None or len(x) > _FEW:
+            return self._many(x)
+        y = torch.ops.quantized.linear_dynamic_fp16(x, self._few).mul_(self.scale)
+        return y if self._many.bias is None else y.add_(self._many.bias)
+
+
+Linear = Dense | Int8 | Rounded
+
+
+def make_linear(int8: bool, weight: Tensor, bias: Tensor | None = None) -> Linear:
+    """Return a matrix [out, in] in its own type, or quantised as this CPU likes it."""
+    if not int8:
+        return Dense(weight, bias)
+    return Int8(weight, bias) if integers_pay() else Rounded(weight, bias)
+
+
+def quantize_tower(tower: nn.Module) -> nn.Module:
+    """Give the linear layers of an image tower int8 weights; convolutions stay as they are."""
+    for name, child in tower.named_children():
+        if not isinstance(child, nn.Linear):
+            quantize_tower(child)
+        elif integers_pay():
+            setattr(tower, name, Int8(child.weight, child.bias))
+        else:  # a tower never reads few rows
+            child.weight.data = rounded(child.weight)
+    return tower
+
+
+def rounded(weight: Tensor) -> Tensor:
+    """Return what a matrix [out, in] is after its weights became 8-bit ones."""
+    steps, scale = _steps(weight)
+    return (steps * scale[:, None]).to(weight.dtype)
+
+
+def _steps(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return whole numbers [out, in] in -127..127, as float32, and the scale of each row [out]."""
+    if weight.device.type != 'cpu':
+        raise UserError('int8 weights of the torch engine run on the CPU only, not on '
+                        f'{weight.device.type}; use bf16 there')
+    w = weight.detach().float()
+    scale = w.abs().amax(1).clamp_min(1e-12) / _STEPS
+    return (w / scale[:, None]).round_(), scale
+
+
+@functools.cache
+def integers_pay() -> bool:
+    """Return whether torch multiplies bytes well here; measured once, in a few milliseconds.
+
+    With VNNI bytes are about five times as fast as floats; quantising rows around them takes a
+    part of that. Without, they are slow, or saturate.
+    """
+    if not multiplies_bytes():
+        return False
+    rows, matrix = torch.rand(64, 512), torch.rand(1024, 512)
+    small_rows, small_matrix = (x.mul(100).to(torch.int8) for x in (rows, matrix))
+    bytes_s, floats_s = (
+        min(timeit.repeat(product, number=1, repeat=7)) for product in (
+            lambda: torch._int_mm(small_rows, small_matrix.t()), lambda: rows @ matrix.t()))
+    return bytes_s < floats_s / 1.5
