@@ -35,8 +35,8 @@ from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.training.collate import Batch
 from dtvla_ros.training.config import SftConfig
 from dtvla_ros.training.lora import add_adapters
-from dtvla_ros.training.objective import Objective
-from dtvla_ros.training.parts import freeze, new_optimizer, recompute_layers
+from dtvla_ros.training.loss import Objective
+from dtvla_ros.training.trainer import freeze, new_optimizer, recompute_layers
 
 KINDS = ('plain', 'supervised')
 PHASES = ('forward', 'backward', 'optimizer')
@@ -108,8 +108,8 @@ def random_batch(count: int, thought: int, config: DecoderConfig) -> Batch:
         input_ids=sequence, attention_mask=torch.ones_like(sequence),
         token_rows=torch.stack([rows, columns - 1]), token_targets=sequence[rows, columns],
         action_start=torch.full((count,), start), action_targets=actions,
-        action_mask=torch.ones(count, slots, dtype=torch.bool), places=nothing[..., None],
-        told_apart=nothing.bool(), patches=nothing)
+        action_mask=torch.ones(count, slots, dtype=torch.bool), positions=nothing[..., None],
+        unambiguous=nothing.bool(), target_patches=nothing)
 
 
 def measure(kind: str, batch: int, width: int, layers: int, thought: int, steps: int,
@@ -117,16 +117,16 @@ def measure(kind: str, batch: int, width: int, layers: int, thought: int, steps:
     """Train in this process; return a step's median seconds and the peak memory [bytes]."""
     torch.set_num_threads(threads)
     model = small_policy(width, layers)
-    config = SftConfig(action_sigma=0.0, thought_weight=1.0, pointing_weight=0.0)
-    objective = Objective(model, config, ()) if kind == 'supervised' else PlainObjective(model)
+    config = SftConfig(action_sigma=0.0, thought_weight=1.0)
+    objective = Objective(model, config) if kind == 'supervised' else PlainObjective(model)
     optimizer = new_optimizer(objective, config)
     data = random_batch(batch, thought, model.config)
     times = []
     for _ in range(steps + 1):
         begun = time.perf_counter()
-        report = objective(data)
+        loss = objective(data)
         optimizer.zero_grad()
-        (report if isinstance(report, Tensor) else report.loss).backward()
+        (loss if isinstance(loss, Tensor) else loss[0]).backward()
         optimizer.step()
         times.append(time.perf_counter() - begun)
     return {'seconds': median(times[1:]), 'memory': _peak_memory()}
@@ -205,7 +205,7 @@ def time_steps(config: SftConfig, name: str, steps: int, thought: int) -> dict[s
     if config.lora.rank:
         add_adapters(model, config.lora)
         model.to(device)
-    objective = Objective(model, config, ())
+    objective = Objective(model, config)
     freeze(objective, config)
     if config.checkpointing:
         recompute_layers(model)
@@ -219,7 +219,7 @@ def time_steps(config: SftConfig, name: str, steps: int, thought: int) -> dict[s
         watch = Watch(str(device), laps)
         for _ in range(config.accumulate):
             with accelerator.autocast():
-                loss = objective(batch, share=1.0 / config.accumulate).loss
+                loss = objective(batch, share=1.0 / config.accumulate)[0]
             watch.lap('forward')
             loss.backward()
             watch.lap('backward')

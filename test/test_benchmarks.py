@@ -20,11 +20,11 @@ from benchmarks.train_step import (
 )
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import action_start, prompt_end
-from dtvla_ros.training.config import LoraChoice, Rates, SftConfig
-from dtvla_ros.training.objective import Objective
+from dtvla_ros.training.config import AdapterConfig, Rates, SftConfig
+from dtvla_ros.training.loss import Objective
 
 LORA = SftConfig(batch_size=1, ema=0.0, precision='no', action_sigma=0.0, thought_weight=1.0,
-                 grounding_weight=0.0, pointing_weight=0.0, lora=LoraChoice(rank=2, alpha=4),
+                 lora=AdapterConfig(rank=2, alpha=4),
                  rates=Rates(vision=0.0), accumulate=2)
 
 
@@ -92,14 +92,14 @@ def test_both_training_steps_learn_the_same_tokens():
     assert action_start(batch.input_ids, ids).tolist() == batch.action_start.tolist()
     begin = prompt_end(batch.input_ids, ids)
     with torch.no_grad():
-        objective = Objective(model, SftConfig(action_sigma=0.0, thought_weight=1.0), ())
-        said, acted = objective.logits(batch)
+        objective = Objective(model, SftConfig(action_sigma=0.0, thought_weight=1.0))
+        hidden = model(batch.input_ids, batch.attention_mask, batch.pixels())
+        said, acted = objective.logits(batch, hidden)
         plain = PlainObjective(model)(batch)
         assert len(said) == 3 + 5
         assert batch.token_rows[1].min() == begin[0] - 1
         # Over the whole vocabulary at the same rows, action ids among all tokens.
         rows = batch.action_start[:, None] + torch.arange(model.config.slots)
-        hidden = model(batch.input_ids, batch.attention_mask, batch.pixels())
         acting = model.token_logits(hidden[torch.arange(1)[:, None], rows])
         assert torch.equal(acting[..., ids.bins_first:ids.bins_last + 1], acted)
         wanted = F.cross_entropy(

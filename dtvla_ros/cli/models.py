@@ -43,8 +43,8 @@ def export(
 
     `dtvla export runs/nano --success out/eval.json`
     """
-    from dtvla_ros.training.finish import ExportOptions
-    from dtvla_ros.training.finish import export as run
+    from dtvla_ros.training.export import ExportOptions
+    from dtvla_ros.training.export import export as run
 
     folder, parity = run(source, ExportOptions(out, name, replan_steps, success, weights))
     print(f'{folder}: {parity}')

@@ -1,50 +1,73 @@
-"""Batches of whole sequences, drawn so that a step's batch depends on the step alone.
+"""Batches of whole sequences with augmentation; a step's batch depends on the step alone.
 
 That makes resuming exact without storing any random state: step k of a resumed run draws the
-frames, noise and colours it would have drawn in the first run.
+frames, noise and colours it would have drawn in the first run. Images are moved and recoloured,
+never flipped or rotated: a flip would exchange left and right in the thought and in the actions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import sys
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar, cast
 
+import cv2
 import numpy as np
 import torch
-from numpy.random import Generator
+from numpy.random import Generator as Random
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from dtvla_ros.policy.transform import PolicyTransform
-from dtvla_ros.training.augment import colour_map, recoloured, shifted, to_pixels
-from dtvla_ros.training.auxiliary.direction_flip import Turning
-from dtvla_ros.training.auxiliary.localisation import kind
+from dtvla_ros.training.auxiliary.direction_flip import DirectionFlip
 from dtvla_ros.training.config import SftConfig
-from dtvla_ros.training.frame_cache import FrameCache
-from dtvla_ros.training.tokenized import (
+from dtvla_ros.training.data import (
     AFTER_STATE,
-    STATE_GROUPS,
-    Samples,
-    StateWords,
-    place_spans,
+    STATE_TOKENS,
+    StateTokens,
+    TokenizedDataset,
+    class_name,
+    location_spans,
     prompt_of,
 )
 
-TELL = 'state the place'  # the instruction whose thought lists where everything is
-TOLD = 8  # things in such a thought, at most
+T = TypeVar('T')
+Tensors = TypeVar('Tensors', bound='_Tensors')
+CAPTION = 'state the place'  # the instruction whose thought lists where everything is
+CAPTIONED = 8  # objects in such a thought, at most
 LENGTH_STEP = 8  # sequences are padded to a multiple of this
+LUMA = (0.299, 0.587, 0.114)
+
+
+class _Tensors:
+    """A dataclass of tensors, moved as one."""
+
+    __slots__ = ()
+
+    def to(self: Tensors, device: torch.device) -> Tensors:
+        """Return all of it on a device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self: Tensors) -> Tensors:
+        """Return all of it in memory that a GPU can copy from while it computes."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self: Tensors, change: Callable[[Tensor], Tensor]) -> Tensors:
+        names = [f.name for f in fields(cast(Any, self))]
+        return type(self)(**{name: change(getattr(self, name)) for name in names})
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(_Tensors):
     """Tensors of one step; B sequences of L ids, R supervised tokens, S action slots.
 
     ``frames`` uint8 [C, B, H, W, 3]; ``input_ids`` and ``attention_mask`` [B, L];
     ``token_rows`` [2, R]: (sequence, row) that predicts ``token_targets`` [R];
     ``action_start`` [B]; ``action_targets`` [B, S] counted from the first bin;
-    ``action_mask`` [B, S]; ``places`` [B, E, 2], ``told_apart`` [B, E] and ``patches`` [B, E] as
-    in ``Samples``.
+    ``action_mask`` [B, S]; ``positions`` [B, E, 2], ``unambiguous`` [B, E] and
+    ``target_patches`` [B, E] as in ``TokenizedDataset``.
     """
 
     frames: Tensor
@@ -55,18 +78,9 @@ class Batch:
     action_start: Tensor
     action_targets: Tensor
     action_mask: Tensor
-    places: Tensor
-    told_apart: Tensor
-    patches: Tensor
-
-    def to(self, device: torch.device) -> Batch:
-        """Return the batch on a device."""
-        return Batch(**{name: getattr(self, name).to(device, non_blocking=True)
-                        for name in self.__slots__})
-
-    def pin_memory(self) -> Batch:
-        """Return the batch in memory that a GPU can copy from while it computes."""
-        return Batch(**{name: getattr(self, name).pin_memory() for name in self.__slots__})
+    positions: Tensor
+    unambiguous: Tensor
+    target_patches: Tensor
 
     def pixels(self) -> Tensor:
         """Return images [B, C, 3, H, W] in -1..1."""
@@ -74,28 +88,30 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """A lesson in seeing.
+class LocalisationBatch(_Tensors):
+    """The first camera's images and where everything is, for the pre-training stages.
 
-    ``pixels`` [B, 3, H, W] of the first camera, ``places`` [B, E, 2], ``told_apart`` [B, E] and
-    ``patches`` [B, E] as in ``Samples``, and ``input_ids`` [B, L] that tell the places, up to
-    ``<action>``.
+    ``pixels`` [B, 3, H, W]; ``input_ids`` [B, L]: a caption that lists positions, up to
+    ``<action>``; ``token_rows`` [2, R]: (sequence, row) that predicts ``token_targets`` [R], its
+    location tokens, x and y in turn; the rest as in ``Batch``.
     """
 
     pixels: Tensor
-    places: Tensor
-    told_apart: Tensor
-    patches: Tensor
     input_ids: Tensor
+    attention_mask: Tensor
+    token_rows: Tensor
+    token_targets: Tensor
+    positions: Tensor
+    unambiguous: Tensor
+    target_patches: Tensor
 
-    def to(self, device: torch.device) -> Look:
-        """Return the lesson on a device."""
-        return Look(**{name: getattr(self, name).to(device, non_blocking=True)
-                       for name in self.__slots__})
 
-    def pin_memory(self) -> Look:
-        """Return the lesson in memory that a GPU can copy from while it computes."""
-        return Look(**{name: getattr(self, name).pin_memory() for name in self.__slots__})
+def to_pixels(frames: Tensor) -> Tensor:
+    """Return [B, C, 3, H, W] in -1..1 of uint8 ``frames`` [C, B, H, W, 3].
+
+    The result is a view in channels-last memory per camera, which is what a convolution wants.
+    """
+    return frames.float().div_(127.5).sub_(1.0).permute(1, 0, 4, 2, 3)
 
 
 def _padded(length: NDArray[np.int64]) -> int:
@@ -103,79 +119,101 @@ def _padded(length: NDArray[np.int64]) -> int:
     return -(-int(length.max()) // LENGTH_STEP) * LENGTH_STEP
 
 
-class BatchMaker:
-    """Draws and assembles batches from samples and frames in memory-mapped files.
+class Collator:
+    """Draws rows of a dataset and collates them with their frames into batches.
 
+    ``frames``: those of each of the concatenated datasets; ``objects``: their E names;
     ``weights``: each dataset's share of what is drawn; by default its share of all frames.
     ``parallel``: batches that make one step, over all processes; with ``config.bucket`` above 1
     they have about the same length.
     """
 
-    def __init__(self, samples: Samples, caches: Sequence[FrameCache],
-                 transform: PolicyTransform, config: SftConfig,
-                 things: Sequence[str] = (), weights: Sequence[float] = (), parallel: int = 1):
-        self._parallel = parallel
-        self._samples = samples
-        self.things = tuple(things)
-        self._transform = transform
-        self._names = [transform.tokenizer.encode(f'{kind(name)} at', add_special_tokens=False).ids
-                       for name in things]
-        self._caches = [cache.frames for cache in caches]
-        self._starts = np.cumsum([0, *map(len, self._caches)])
-        self._config = config
+    def __init__(self, dataset: TokenizedDataset, frames: Sequence[NDArray[np.uint8]],
+                 transform: PolicyTransform, config: SftConfig, objects: Sequence[str] = (),
+                 weights: Sequence[float] = (), parallel: int = 1):
+        self.objects = tuple(objects)
+        self._dataset, self._frames = dataset, frames
+        self._transform, self._config, self._parallel = transform, config, parallel
+        self._names = [
+            transform.tokenizer.encode(f'{class_name(name)} at', add_special_tokens=False).ids
+            for name in objects]
+        self._starts = np.cumsum([0, *map(len, frames)])
         self._ids = transform.config.ids
         self._slots = transform.config.slots
-        self._words = StateWords.of(transform) if transform.state_in_prompt else None
-        self._spans = place_spans(transform.tokenizer)
-        self._turning = Turning.of(transform) if config.turned else None
-        scenes = int(samples.scene.max()) + 1
+        self._state_tokens = StateTokens.of(transform) if transform.state_in_prompt else None
+        self._spans = location_spans(transform.tokenizer)
+        flips = config.auxiliary.direction_flip
+        self._flip = DirectionFlip.of(transform) if flips else None
+        scenes = int(dataset.scene.max()) + 1
         held_out = np.random.default_rng(config.seed).permutation(scenes)
-        held = np.isin(samples.scene, held_out[:round(config.validation_share * scenes)])
+        held = np.isin(dataset.scene, held_out[:round(config.validation_share * scenes)])
         self.validation = np.flatnonzero(held)
-        boost = np.where(samples.near_toggle, config.toggle_boost, 1.0) * np.where(
-            samples.near_start, config.start_boost, 1.0)
+        boost = np.where(dataset.near_toggle, config.toggle_boost, 1.0) * np.where(
+            dataset.near_start, config.start_boost, 1.0)
         boost = np.minimum(boost, max(config.toggle_boost, config.start_boost))
-        self._shares = self._cumulative(~held, weights)
+        self._even = self._cumulative(~held, weights)
         self._boosted = self._cumulative(boost * ~held, weights)
 
     def train(self, step: int, rank: int = 0) -> Batch:
-        """Return the ``rank``-th training batch of a step: drawn at random, with noise."""
-        rng = np.random.default_rng([self._config.seed, step, rank])
-        if self._config.bucket > 1:
-            return self._assemble(*self._alike(step, rank), rng)
-        return self._assemble(self._draw(self._boosted, rng), None, rng)
+        """Return the ``rank``-th training batch of a step: drawn at random, augmented."""
+        return self._collate(*self._choose(step, rank))
 
-    def _alike(self, step: int, rank: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return a batch's frames [B], and which keep their thought, near each other in length."""
-        bucket, parallel = self._config.bucket, self._parallel
-        rng = np.random.default_rng([self._config.seed, step // bucket, 0, 2])
-        index = np.concatenate(
-            [self._draw(self._boosted, rng) for _ in range(bucket * parallel)])
-        kept = rng.random(len(index)) >= self._config.reasoning_dropout
-        order = np.argsort(self._lengths(index, kept), kind='stable')
-        chosen = order.reshape(bucket, parallel, -1)[rng.permutation(bucket)[step % bucket], rank]
-        return index[chosen], kept[chosen]
+    def plain(self, index: NDArray[np.int64]) -> Batch:
+        """Return given frames without noise, dropout or colour changes."""
+        return self._collate(index, np.ones(len(index), bool), None)
+
+    def localisation(self, step: int) -> LocalisationBatch:
+        """Return a step's batch of the pre-training stages, of any training frames."""
+        rng = np.random.default_rng([self._config.seed, step, 0, 1])
+        index = self._draw(self._even, rng)
+        d = self._dataset
+        frames = torch.from_numpy(self._images(index, rng, cameras=1))
+        input_ids, asked = self._captions(index, rng)
+        sequence, column = np.nonzero(asked)
+        return LocalisationBatch(
+            pixels=to_pixels(frames)[:, 0], input_ids=torch.from_numpy(input_ids),
+            attention_mask=torch.from_numpy((input_ids != self._ids.pad).astype(np.int64)),
+            token_rows=torch.from_numpy(np.stack([sequence, column - 1])),
+            token_targets=torch.from_numpy(input_ids[sequence, column]),
+            positions=torch.from_numpy(d.positions[index]),
+            unambiguous=torch.from_numpy(d.unambiguous[index]),
+            target_patches=torch.from_numpy(d.target_patches[index]))
 
     def padding(self, steps: int = 64) -> float:
         """Return the share of pads among all rows of the first training batches."""
         pads = rows = 0
         for step in range(steps):
-            rng = np.random.default_rng([self._config.seed, step, 0])
-            if self._config.bucket > 1:
-                index, kept = self._alike(step, 0)
-            else:
-                index = self._draw(self._boosted, rng)
-                kept = rng.random(len(index)) >= self._config.reasoning_dropout
-            length = self._lengths(index, kept)
-            rows += len(index) * _padded(length)
-            pads += len(index) * _padded(length) - int(length.sum())
+            length = self._lengths(*self._choose(step, 0)[:2])
+            rows += len(length) * _padded(length)
+            pads += len(length) * _padded(length) - int(length.sum())
         return pads / rows
+
+    # --- which frames
+
+    def _choose(self, step: int, rank: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], Random]:
+        """Return a batch's frames [B], which keep their thought [B], and the noise's source.
+
+        In a bucket the batches of several steps are drawn together and dealt by length.
+        """
+        config, bucket = self._config, self._config.bucket
+        rng = np.random.default_rng([config.seed, step, rank])
+        if bucket == 1:
+            index = self._draw(self._boosted, rng)
+            return index, rng.random(len(index)) >= config.reasoning_dropout, rng
+        shared = np.random.default_rng([config.seed, step // bucket, 0, 2])
+        index = np.concatenate(
+            [self._draw(self._boosted, shared) for _ in range(bucket * self._parallel)])
+        kept = shared.random(len(index)) >= config.reasoning_dropout
+        order = np.argsort(self._lengths(index, kept), kind='stable')
+        dealt = order.reshape(bucket, self._parallel, -1)
+        chosen = dealt[shared.permutation(bucket)[step % bucket], rank]
+        return index[chosen], kept[chosen], rng
 
     def _lengths(self, index: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Return the rows [B] of sequences without their pads."""
-        s = self._samples
-        thought = np.where(kept, s.thought_length[index], 2)
-        return s.prompt_length[index] + thought + self._slots + 3
+        d = self._dataset
+        thought = np.where(kept, d.thought_length[index], 2)
+        return d.prompt_length[index] + thought + self._slots + 3
 
     def _cumulative(self, weight: NDArray[Any], weights: Sequence[float]) -> NDArray[np.float64]:
         """Return cumulative chances of all frames, each dataset's as its share of ``weights``."""
@@ -185,130 +223,111 @@ class BatchMaker:
             part *= share / max(part.sum(), 1e-12)
         return np.cumsum(chance / chance.sum())
 
-    def _draw(self, cumulative: NDArray[np.float64], rng: Generator) -> NDArray[np.int64]:
+    def _draw(self, cumulative: NDArray[np.float64], rng: Random) -> NDArray[np.int64]:
         index = np.searchsorted(cumulative, rng.random(self._config.batch_size))
         return np.minimum(index, len(cumulative) - 1)
 
-    def look(self, step: int) -> Look:
-        """Return what the first camera sees in any training frames, and where everything is."""
-        rng = np.random.default_rng([self._config.seed, step, 0, 1])
-        index = self._draw(self._shares, rng)
-        s = self._samples
-        frames = torch.from_numpy(self._images(index, rng, cameras=1))
-        return Look(pixels=to_pixels(frames)[:, 0], places=torch.from_numpy(s.places[index]),
-                    told_apart=torch.from_numpy(s.told_apart[index]),
-                    patches=torch.from_numpy(s.patches[index]),
-                    input_ids=torch.from_numpy(self._told(index, rng)))
-
-    def _told(self, index: NDArray[np.int64], rng: Generator) -> NDArray[np.int64]:
-        """Return ids [B, L]: a prompt, then a thought that lists up to ``TOLD`` things."""
-        ids = self._ids
-        head = np.array(prompt_of(self._transform, TELL))
-        prompt = np.repeat(head[None], len(index), axis=0)
-        if self._words is not None:
-            at = np.full(len(index), len(head) - AFTER_STATE - len(STATE_GROUPS))
-            prompt = self._noisy_state(prompt, index, rng, at)
-        first = np.array([span[0] for span in self._spans[:2]])  # x and y words
-        longest = sum(sorted(len(name) + 2 for name in self._names)[-TOLD:])
-        out = np.full((len(index), longest + 3), ids.pad, np.int64)
-        for row, frame in enumerate(index):
-            told = rng.permutation(np.flatnonzero(self._samples.told_apart[frame]))[:TOLD]
-            said = [i for thing in told
-                    for i in (*self._names[thing], *(first + self._samples.places[frame, thing]))]
-            out[row, :len(said) + 3] = [ids.think, *said, ids.think_end, ids.action]
-        return np.concatenate([prompt, out], axis=1)
-
-    def plain(self, indices: NDArray[np.int64]) -> Batch:
-        """Return given frames without noise, dropout or colour changes."""
-        return self._assemble(indices, np.ones(len(indices), bool), None)
-
-    def _assemble(self, index: NDArray[np.int64], kept: NDArray[np.bool_] | None,
-                  rng: Generator | None) -> Batch:
-        """Put frames together, with noise if ``rng`` is given; ``kept`` None is drawn from it."""
-        s, ids, count = self._samples, self._ids, len(index)
-        thought, actions = s.thought[index], s.actions[index]
-        if kept is None:
-            assert rng is not None, 'which thoughts are kept is given or drawn'
-            kept = rng.random(count) >= self._config.reasoning_dropout
-        taught = kept
-        asked, seen = index, thought
-        if rng is not None:
-            if self._config.counterfactual:
-                misled = kept & (rng.random(count) < self._config.counterfactual)
-                taught = kept & ~misled
-                asked = np.where(misled, self._others(index, rng), index)
-            seen = self._noisy_places(thought, rng)
-            if self._turning is not None:
-                turned = taught & (rng.random(count) < self._config.turned)
-                taught = taught & ~turned
-                seen[turned], actions[turned] = self._turning.turned(
-                    seen[turned], actions[turned])
-        prompt = s.prompt[asked]
-        if rng is not None and self._words is not None:
-            prompt = self._noisy_state(prompt, index, rng, s.state_at[asked])
-        p = s.prompt_length[asked]
-        w = np.where(kept, s.thought_length[index], 2)
-        start = p + w  # A, the row of <action>
-        length = start + self._slots + 3
-        width = _padded(length)
-        columns = np.arange(width)
-        real = columns < length[:, None]  # [B, L]
-
-        input_ids = np.full((count, width), ids.pad, np.int64)
-        within = columns < p[:, None]
-        input_ids[within] = prompt[np.arange(prompt.shape[1]) < p[:, None]]
-        inside = (columns >= p[:, None]) & (columns < start[:, None])
-        empty = np.zeros_like(seen)
-        empty[:, :2] = ids.think, ids.think_end
-        chosen = np.where(kept[:, None], seen, empty)
-        input_ids[inside] = chosen[np.arange(chosen.shape[1]) < w[:, None]]
-        row = np.arange(count)
-        input_ids[row, start] = ids.action
-        slots = (columns > start[:, None]) & (columns <= start[:, None] + self._slots)
-        input_ids[slots] = actions.ravel()
-        input_ids[row, start + self._slots + 1] = ids.action_end
-        input_ids[row, start + self._slots + 2] = ids.eos
-
-        labels = input_ids.copy()
-        labels[inside] = np.where(kept[:, None], thought, empty)[
-            np.arange(thought.shape[1]) < w[:, None]]
-        # A dropped or turned thought, or one that another instruction asks for, is not to write:
-        # only what follows it is learnt.
-        learnt = real & (columns >= p[:, None]) & ~slots & ~(inside & ~taught[:, None])
-        b, column = np.nonzero(learnt)
-        return Batch(
-            frames=torch.from_numpy(self._images(index, rng)),
-            input_ids=torch.from_numpy(input_ids),
-            attention_mask=torch.from_numpy(real.astype(np.int64)),
-            token_rows=torch.from_numpy(np.stack([b, column - 1])),
-            token_targets=torch.from_numpy(labels[b, column]),
-            action_start=torch.from_numpy(start),
-            action_targets=torch.from_numpy(actions - ids.bins_first),
-            action_mask=torch.from_numpy(s.action_mask[index]),
-            places=torch.from_numpy(s.places[index]),
-            told_apart=torch.from_numpy(s.told_apart[index]),
-            patches=torch.from_numpy(s.patches[index]))
-
-    def _others(self, index: NDArray[np.int64], rng: Generator) -> NDArray[np.int64]:
+    def _others(self, index: NDArray[np.int64], rng: Random) -> NDArray[np.int64]:
         """Return any frames [B] of the same datasets."""
         which = np.searchsorted(self._starts, index, side='right') - 1
         first, last = self._starts[which], self._starts[which + 1]
         return first + (rng.random(len(index)) * (last - first)).astype(np.int64)
 
-    def _noisy_state(self, prompt: NDArray[np.int64], index: NDArray[np.int64], rng: Generator,
+    # --- sequences
+
+    def _collate(self, index: NDArray[np.int64], kept: NDArray[np.bool_],
+                 rng: Random | None) -> Batch:
+        """Lay sequences out, augmented if ``rng`` is given; ``kept`` [B]: not an empty thought."""
+        d, ids, count = self._dataset, self._ids, len(index)
+        thought, actions = d.thought[index], d.actions[index]
+        # What is read (``asked``: whose prompt, ``seen``: the thought) and whether it is learnt.
+        asked, seen, learnt_thought = index, thought, kept
+        if rng is not None:
+            if self._config.counterfactual:
+                other = kept & (rng.random(count) < self._config.counterfactual)
+                learnt_thought = kept & ~other
+                asked = np.where(other, self._others(index, rng), index)
+            seen = self._noisy_locations(thought, rng)
+            if self._flip is not None:
+                flipped = learnt_thought & (
+                    rng.random(count) < self._config.auxiliary.direction_flip)
+                learnt_thought = learnt_thought & ~flipped
+                seen[flipped], actions[flipped] = self._flip(seen[flipped], actions[flipped])
+        prompt = d.prompt[asked]
+        if rng is not None and self._state_tokens is not None:
+            prompt = self._noisy_state(prompt, index, rng, d.state_at[asked])
+
+        # prompt, thought (with tags), <action>, slots, </action>, eos
+        p, w = d.prompt_length[asked], np.where(kept, d.thought_length[index], 2)
+        start = p + w  # A, the row of <action>
+        width = _padded(start + self._slots + 3)
+        input_ids = np.full((count, width), ids.pad, np.int64)
+        attention_mask = np.zeros((count, width), np.int64)
+        rows: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []  # columns learnt, their ids
+        for k, (a, end) in enumerate(zip(start, start + self._slots + 3, strict=True)):
+            read = seen[k, :w[k]] if kept[k] else [ids.think, ids.think_end]
+            input_ids[k, :end] = np.concatenate(
+                [prompt[k, :p[k]], read, [ids.action], actions[k], [ids.action_end, ids.eos]])
+            attention_mask[k, :end] = 1
+            # A dropped, flipped or counterfactual thought is only read; what follows is learnt.
+            said = thought[k, :w[k]] if learnt_thought[k] else thought[k, :0]
+            rows.append((np.r_[a - len(said):a + 1, end - 2:end],
+                         np.r_[said, ids.action, ids.action_end, ids.eos]))
+        sequence = np.repeat(np.arange(count), [len(columns) for columns, _ in rows])
+        columns, targets = map(np.concatenate, zip(*rows, strict=True))
+        return Batch(
+            frames=torch.from_numpy(self._images(index, rng)),
+            input_ids=torch.from_numpy(input_ids),
+            attention_mask=torch.from_numpy(attention_mask),
+            token_rows=torch.from_numpy(np.stack([sequence, columns - 1])),
+            token_targets=torch.from_numpy(targets),
+            action_start=torch.from_numpy(start),
+            action_targets=torch.from_numpy(actions - ids.bins_first),
+            action_mask=torch.from_numpy(d.action_mask[index]),
+            positions=torch.from_numpy(d.positions[index]),
+            unambiguous=torch.from_numpy(d.unambiguous[index]),
+            target_patches=torch.from_numpy(d.target_patches[index]))
+
+    def _captions(self, index: NDArray[np.int64],
+                  rng: Random) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return ids [B, L]: a prompt and a thought that lists objects; where it says locations.
+
+        Up to ``CAPTIONED`` unambiguous objects, in random order.
+        """
+        ids = self._ids
+        start = np.array(prompt_of(self._transform, CAPTION))
+        prompt = np.repeat(start[None], len(index), axis=0)
+        if self._state_tokens is not None:
+            at = np.full(len(index), len(start) - AFTER_STATE - STATE_TOKENS)
+            prompt = self._noisy_state(prompt, index, rng, at)
+        first = np.array([span[0] for span in self._spans[:2]])  # x and y tokens
+        longest = sum(sorted(len(name) + 2 for name in self._names)[-CAPTIONED:])
+        out = np.full((len(index), longest + 3), ids.pad, np.int64)
+        for row, frame in enumerate(index):
+            chosen = rng.permutation(np.flatnonzero(self._dataset.unambiguous[frame]))[:CAPTIONED]
+            said = [i for k in chosen
+                    for i in (*self._names[k], *(first + self._dataset.positions[frame, k]))]
+            out[row, :len(said) + 3] = [ids.think, *said, ids.think_end, ids.action]
+        asked = np.zeros((len(index), len(start) + out.shape[1]), bool)
+        for low, high in self._spans[:2]:
+            asked[:, len(start):] |= (out >= low) & (out <= high)
+        return np.concatenate([prompt, out], axis=1), asked
+
+    def _noisy_state(self, prompt: NDArray[np.int64], index: NDArray[np.int64], rng: Random,
                      at: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Write the frames' state words, a little off, into ``prompt`` from the columns ``at``."""
-        assert self._words is not None
+        """Write the frames' state tokens, with noise, into ``prompt`` from the columns ``at``."""
+        assert self._state_tokens is not None
         position, tilt, opening = self._config.state_noise
-        spread = np.array([position] * 3 + [tilt] * 3 + [opening])
-        steps = self._samples.state[index] + spread * rng.standard_normal((len(index), 7))
-        columns = at[:, None] + np.arange(7)
+        sigma = np.array([position] * 3 + [tilt] * 3 + [opening])
+        state = self._dataset.state[index] + sigma * rng.standard_normal(
+            (len(index), STATE_TOKENS))
         out = prompt.copy()
-        np.put_along_axis(out, columns, self._words.ids(steps), axis=1)
+        np.put_along_axis(
+            out, at[:, None] + np.arange(STATE_TOKENS), self._state_tokens.ids(state), axis=1)
         return out
 
-    def _noisy_places(self, thought: NDArray[np.int64], rng: Generator) -> NDArray[np.int64]:
-        """Move location words a little, so that the actions also look for themselves."""
+    def _noisy_locations(self, thought: NDArray[np.int64], rng: Random) -> NDArray[np.int64]:
+        """Move location tokens a little, so that the actions also read the images."""
         if self._config.place_noise <= 0.0:
             return thought
         out = thought.copy()
@@ -318,14 +337,16 @@ class BatchMaker:
             out[inside] = np.clip(thought + move.astype(np.int64), first, last)[inside]
         return out
 
-    def _images(self, index: NDArray[np.int64], rng: Generator | None,
+    # --- images
+
+    def _images(self, index: NDArray[np.int64], rng: Random | None,
                 cameras: int | None = None) -> NDArray[np.uint8]:
+        """Return frames [C, B, H, W, 3], shifted and recoloured if ``rng`` is given."""
         which = np.searchsorted(self._starts, index, side='right') - 1
-        local = index - self._starts[which]
-        stored_cameras, *shape = self._caches[0].shape[1:]
+        stored_cameras, *shape = self._frames[0].shape[1:]
         frames = np.empty((cameras or stored_cameras, len(index), *shape), np.uint8)
-        for k, (cache, frame) in enumerate(zip(which, local, strict=True)):
-            stored = self._caches[cache][frame]
+        for k, (part, frame) in enumerate(zip(which, index - self._starts[which], strict=True)):
+            stored = self._frames[part][frame]
             for camera, limit in enumerate(self._config.shift[:len(frames)]):
                 image = frames[camera, k]
                 if rng is None:
@@ -334,3 +355,62 @@ class BatchMaker:
                 shifted(stored[camera], image, *rng.integers(-limit, limit + 1, 2))
                 recoloured(image, colour_map(rng, self._config.colour))
         return frames
+
+
+def shifted(frame: NDArray[np.uint8], out: NDArray[np.uint8], dy: int, dx: int) -> None:
+    """Write ``frame`` [H, W, 3] moved by (dy, dx) pixels into ``out``, edges repeated."""
+    height, width = frame.shape[:2]
+    top, bottom = max(dy, 0), height + min(dy, 0)
+    left, right = max(dx, 0), width + min(dx, 0)
+    out[top:bottom, left:right] = frame[top - dy:bottom - dy, left - dx:right - dx]
+    out[:top, left:right] = out[top, left:right]
+    out[bottom:, left:right] = out[bottom - 1, left:right]
+    out[:, :left] = out[:, left:left + 1]
+    out[:, right:] = out[:, right - 1:right]
+
+
+def colour_map(rng: Random, strength: float) -> NDArray[np.float32]:
+    """Return an affine map [3, 4] of one image's RGB in 0..255.
+
+    It holds brightness, contrast about mid grey, saturation and the colour of the light.
+    """
+    saturation, contrast = 1.0 + strength * rng.uniform(-1.0, 1.0, 2) * (0.3, 0.25)
+    light = 1.0 + strength * rng.uniform(-0.08, 0.08, 3)
+    mix = saturation * np.eye(3) + (1.0 - saturation) * np.tile(LUMA, (3, 1))
+    matrix = contrast * light[:, None] * mix
+    grey = 127.5
+    offset = grey - contrast * light * grey + strength * rng.uniform(-0.15, 0.15) * grey
+    return np.column_stack([matrix, offset]).astype(np.float32)
+
+
+def recoloured(image: NDArray[np.uint8], colours: NDArray[np.float32]) -> None:
+    """Apply ``colours`` [3, 4] to ``image`` [H, W, 3] in place, clipped to 0..255."""
+    cv2.transform(image, colours, dst=image)
+
+
+# --- loading
+
+
+class _Steps(Dataset[T]):
+    """The batches of all steps, made when they are asked for."""
+
+    def __init__(self, make: Callable[[int], T]):
+        self._make = make
+
+    def __getitem__(self, step: int) -> T:
+        return self._make(step)
+
+
+def prefetch(make: Callable[[int], T], first: int, processes: int,
+             device: torch.device) -> Generator[T, None, None]:
+    """Yield ``make(first)``, ``make(first + 1)`` and so on without end, made ahead in processes.
+
+    They are forked, so that they share the datasets' arrays instead of copying them. What is
+    yielded must know ``pin_memory`` if ``device`` is a GPU.
+    """
+    steps: Sequence[int] = range(first, sys.maxsize)
+    yield from DataLoader(
+        _Steps(make), batch_size=None, sampler=steps, num_workers=processes,
+        multiprocessing_context='fork', pin_memory=device.type == 'cuda',
+        # A fork has none of its parent's threads to wait for.
+        worker_init_fn=lambda _: cv2.setNumThreads(0))

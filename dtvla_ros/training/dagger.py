@@ -158,7 +158,7 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
     from dtvla_ros.rollout.batched import BatchedRollouts, Rollout
     from dtvla_ros.rollout.batched import Episode as Driven
     from dtvla_ros.rollout.workers import open_envs
-    from dtvla_ros.training.finish import read_source
+    from dtvla_ros.training.export import read_source
 
     model, transform, manifest = read_source(init)
     replan_steps = replan_steps or manifest.action.replan_steps

@@ -10,18 +10,18 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.policy.adapters import CONFIG, OTHERS, WEIGHTS, Adapter
 from dtvla_ros.policy.checkpoint import Stored, save_tensors
 from dtvla_ros.policy.model import HybridDecoder
-from dtvla_ros.training.config import LoraChoice
+from dtvla_ros.training.config import AdapterConfig
 
 NAME = 'default'  # what peft calls an adapter that was given no name
 PREFIX = 'base_model.model.'
 
 
-def _pattern(choice: LoraChoice) -> str:
+def _pattern(choice: AdapterConfig) -> str:
     """Return what the names of the decoder's adapted layers match, SigLIP's do not."""
     return rf'layers\.\d+\.\w+\.(?:{"|".join(choice.targets)})'
 
 
-def add_adapters(model: HybridDecoder, choice: LoraChoice) -> None:
+def add_adapters(model: HybridDecoder, choice: AdapterConfig) -> None:
     """Put adapters beside the decoder's linear layers, in place; all else but towers is frozen."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -40,7 +40,7 @@ def add_adapters(model: HybridDecoder, choice: LoraChoice) -> None:
             parameter.requires_grad_(True)
 
 
-def save_adapters(tensors: dict[str, Tensor], whole: set[str], folder: Path, choice: LoraChoice,
+def save_adapters(tensors: dict[str, Tensor], whole: set[str], folder: Path, choice: AdapterConfig,
                   base: Path) -> None:
     """Write the adapters of a model's ``tensors`` as peft does.
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from dtvla_ros.policy.model import HybridDecoder
+from dtvla_ros.training.collate import Batch, LocalisationBatch
+from dtvla_ros.training.config import SftConfig
+
+Metrics = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,47 +63,26 @@ def token_weights(
     return weights
 
 
-@dataclass(frozen=True, slots=True)
-class LossReport:
-    """The loss to minimise and what it is made of (detached scalars).
-
-    ``thought`` and ``action``: plain means of their cross-entropies [nats].
-    ``words``, ``places``: share of right thought words and of right location words;
-    ``bins``: mean distance of the chosen action bin from the right one. ``seen``: share of all
-    things in the picture placed within a word by the grounding head (nan without one);
-    ``pointed``: share of attention on the named thing's patch (nan without pointing).
-    """
-
-    loss: Tensor
-    thought: Tensor
-    action: Tensor
-    words: Tensor
-    places: Tensor
-    bins: Tensor
-    seen: Tensor
-    pointed: Tensor
-
-    def numbers(self) -> list[float]:
-        """Return all of it in this order, waiting for the device once."""
-        return torch.stack([getattr(self, f.name).detach().float() for f in fields(self)]).tolist()
-
-
 def hybrid_loss(
     token_logits: Tensor, token_targets: Tensor, action_logits: Tensor, action_targets: Tensor,
-    action_mask: Tensor, *, places: Sequence[OrdinalGroup], action_sigma: float = 0.0,
+    action_mask: Tensor, *, locations: Sequence[OrdinalGroup], action_sigma: float = 0.0,
     thought_weight: float = 1.0, divisor: Tensor | None = None,
-) -> LossReport:
+) -> tuple[Tensor, Metrics]:
     """Weighted mean over every supervised token of one cross-entropy.
 
-    ``token_logits`` [R, V] and ``token_targets`` [R]: thought words and tags.
+    ``token_logits`` [R, V] and ``token_targets`` [R]: thought tokens and tags.
     ``action_logits`` [B, S, bins], ``action_targets`` [B, S] counted from the first bin,
     ``action_mask`` [B, S] False where the chunk is padding. With all weights 1 and all sigmas
     0 this is the published mean over CoT, tags and actions. ``divisor``: the sum of all weights
     that the mean is taken over, where this batch is only a part of it.
+
+    Metrics, detached: ``thought`` and ``action``, plain means of their cross-entropies [nats];
+    ``tokens`` and ``locations``, share of right thought tokens and of right location tokens;
+    ``bins``, mean distance of the chosen action bin from the right one.
     """
     bins = action_logits.shape[-1]
-    tokens = ordinal_cross_entropy(token_logits, token_targets, places)  # [R]
-    weights = token_weights(token_targets, thought_weight, places)
+    tokens = ordinal_cross_entropy(token_logits, token_targets, locations)  # [R]
+    weights = token_weights(token_targets, thought_weight, locations)
     group = [OrdinalGroup(0, bins - 1, action_sigma)]
     actions = ordinal_cross_entropy(
         action_logits.reshape(-1, bins), action_targets.reshape(-1), group)  # [B * S]
@@ -104,17 +90,91 @@ def hybrid_loss(
     total = (tokens * weights).sum() + (actions * real).sum()
     if divisor is None:
         divisor = (weights.sum() + real.sum()).clamp_min(1.0)
-    loss = total / divisor
     with torch.no_grad():
         right = (token_logits.argmax(-1) == token_targets).float()
-        place = torch.zeros_like(right)
-        for span in places:
-            place[(token_targets >= span.first) & (token_targets <= span.last)] = 1.0
+        location = torch.zeros_like(right)
+        for span in locations:
+            location[(token_targets >= span.first) & (token_targets <= span.last)] = 1.0
         off = (action_logits.argmax(-1) - action_targets).abs().reshape(-1).float()
-        return LossReport(
-            loss=loss, thought=tokens.sum() / max(len(tokens), 1),
-            action=(actions * real).sum() / real.sum().clamp_min(1.0),
-            words=right.sum() / max(len(right), 1),
-            places=(right * place).sum() / place.sum().clamp_min(1.0),
-            bins=(off * real).sum() / real.sum().clamp_min(1.0),
-            seen=torch.full((), float('nan')), pointed=torch.full((), float('nan')))
+        metrics = {
+            'thought': tokens.sum() / max(len(tokens), 1),
+            'action': (actions * real).sum() / real.sum().clamp_min(1.0),
+            'tokens': right.sum() / max(len(right), 1),
+            'locations': (right * location).sum() / location.sum().clamp_min(1.0),
+            'bins': (off * real).sum() / real.sum().clamp_min(1.0)}
+    return total / divisor, metrics
+
+
+class AuxiliaryLoss(nn.Module):
+    """A loss beside the cross-entropy; ``weight`` is its share in the sum."""
+
+    def __init__(self, weight: float):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, batch: Batch | LocalisationBatch, features: Tensor,
+                attention: Tensor | None) -> tuple[Tensor, Metrics]:
+        """Return the unweighted loss and its metrics.
+
+        ``features`` [B, image_tokens, w]: image rows; ``attention`` [B, L, L]: the supervised
+        head's scores where the decoder ran with a probe.
+        """
+        raise NotImplementedError
+
+
+class Objective(nn.Module):
+    """Maps a batch to its loss; logits are taken only at supervised rows.
+
+    ``spans``: (first, last) ids of each ordered group of location tokens. ``attention`` returns
+    the scores that the ``auxiliary`` losses get of the decoder's last pass.
+    """
+
+    # What FSDP shards one by one.
+    _no_split_modules = ('GemmaDecoderLayer', 'SiglipEncoderLayer')
+
+    def __init__(self, model: HybridDecoder, config: SftConfig,
+                 spans: Sequence[tuple[int, int]] = (),
+                 auxiliary: Mapping[str, AuxiliaryLoss] | None = None,
+                 attention: Callable[[], Tensor] | None = None):
+        super().__init__()
+        self.model = model
+        self.auxiliary = nn.ModuleDict(auxiliary or {})
+        self.attention = attention
+        self.locations = [OrdinalGroup(first, last, config.place_sigma, config.place_weight)
+                          for first, last in spans]
+        self.action_sigma = config.action_sigma
+        self.thought_weight = config.thought_weight
+
+    def forward(self, batch: Batch, divisor: Tensor | None = None,
+                share: float = 1.0) -> tuple[Tensor, Metrics]:
+        """Return the loss and its metrics.
+
+        For a part of a step's batch: ``divisor`` is the whole batch's ``weight``, ``share`` the
+        part's share of the auxiliary losses.
+        """
+        features = self.model.encode_images(batch.pixels())  # [B, image_tokens, w]
+        hidden = self.model.read(batch.input_ids, batch.attention_mask, features)  # [B, L, w]
+        attention = self.attention() if self.attention is not None else None
+        token_logits, action_logits = self.logits(batch, hidden)
+        loss, metrics = hybrid_loss(
+            token_logits, batch.token_targets, action_logits, batch.action_targets,
+            batch.action_mask, locations=self.locations, action_sigma=self.action_sigma,
+            thought_weight=self.thought_weight, divisor=divisor)
+        for module in self.auxiliary.values():
+            auxiliary = cast(AuxiliaryLoss, module)
+            extra, more = auxiliary(batch, features, attention)
+            loss, metrics = loss + share * auxiliary.weight * extra, metrics | more
+        return loss, metrics
+
+    def logits(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return token logits [R, V] and action logits [B, S, bins] of ``hidden`` [B, L, w]."""
+        slots = torch.arange(self.model.config.slots, device=hidden.device)
+        slots = batch.action_start[:, None] + slots  # [B, S]
+        acting = hidden[torch.arange(len(slots), device=hidden.device)[:, None], slots]
+        thinking = hidden[batch.token_rows[0], batch.token_rows[1]]  # [R, w]
+        return self.model.token_logits(thinking), self.model.action_logits(acting)
+
+    def weight(self, batch: Batch) -> Tensor:
+        """Return the sum of the weights of everything the batch supervises."""
+        tokens = token_weights(batch.token_targets, self.thought_weight, self.locations)
+        return tokens.sum() + batch.action_mask.sum()

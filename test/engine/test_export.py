@@ -22,7 +22,7 @@ from dtvla_ros.engine.policy import banned_in_thought, write_thought
 from dtvla_ros.engine.quantize import in_floats, quantize
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.manifest import FLOAT_GRAPHS, GRAPHS, PolicyManifest
-from dtvla_ros.training.finish import ExportOptions, export
+from dtvla_ros.training.export import ExportOptions, export
 
 
 @pytest.fixture(scope='module')

@@ -18,16 +18,16 @@ from accelerate.state import AcceleratorState
 
 from dtvla_ros.data import layout, writer
 from dtvla_ros.policy.convert import ConvertOptions, convert
-from dtvla_ros.training.config import LoraChoice, Rates, SftConfig
-from dtvla_ros.training.sft import SftRun, Trainer
+from dtvla_ros.training.config import AdapterConfig, Rates, SftConfig
+from dtvla_ros.training.sft import SftRun, build_trainer
 
 CHUNK = 10
 THOUGHTS = ('The gripper holds the butter.', 'push', 'The red cube lies on the plate; push it '
             'until the gripper is over the plate.')
 CONFIG = SftConfig(
     batch_size=4, learning_rate=3e-3, warmup_steps=2, ema=0.0, shift=(1, 1), precision='no',
-    validation_share=0.2, grounding_weight=0.0, action_sigma=0.0, thought_weight=1.0)
-LORA = replace(CONFIG, lora=LoraChoice(rank=4, alpha=8, dropout=0.1),
+    validation_share=0.2, action_sigma=0.0, thought_weight=1.0)
+LORA = replace(CONFIG, lora=AdapterConfig(rank=4, alpha=8, dropout=0.1),
                rates=Rates(vision=0.0, projector=0.5))
 
 
@@ -61,8 +61,8 @@ def released_dataset(folder: Path, episodes: int = 6) -> Path:
 
 def losses(config: SftConfig, run: SftRun, steps: int, save: bool = False) -> list[float]:
     """Train for some steps and return their losses."""
-    trainer = Trainer(config, run)
-    out = [trainer.train_step(*trainer.draw(trainer.step)).loss.item() for _ in range(steps)]
+    trainer = build_trainer(config, run)
+    out = [trainer.train_step(*trainer.draw(trainer.step))['loss'].item() for _ in range(steps)]
     if save:
         trainer.save()
     trainer.accelerator.wait_for_everyone()
@@ -76,9 +76,9 @@ if __name__ == '__main__':
         PartialState(cpu=True)
         PartialState._shared_state['distributed_type'] = DistributedType.MULTI_GPU
     config = SftConfig.from_dict(json.loads(sys.argv[1]))
-    data, init, out, said = map(Path, sys.argv[2:6])
+    data, init, out, losses_json = map(Path, sys.argv[2:6])
     run = SftRun((data,), out, init=init, steps=10)
-    told = losses(config, run, int(sys.argv[6]), save=True)
+    measured = losses(config, run, int(sys.argv[6]), save=True)
     assert AcceleratorState().is_fsdp2 == sharded
     if os.environ.get('RANK', '0') == '0':
-        said.write_text(json.dumps(told))
+        losses_json.write_text(json.dumps(measured))

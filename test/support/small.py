@@ -17,7 +17,7 @@ from dtvla_ros.policy.transform import PolicyTransform, write_transform
 from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
 from dtvla_ros.rollout.batched import BatchedRollouts, Rollout
 from dtvla_ros.rollout.workers import open_envs
-from dtvla_ros.training import run_state
+from dtvla_ros.training import checkpoint
 from dtvla_ros.training.grpo.config import GrpoConfig
 from dtvla_ros.training.grpo.rollout import Trajectory
 from dtvla_ros.training.grpo.rollout import play as play_in
@@ -45,7 +45,7 @@ def small_run(folder: Path, seed: int = 0) -> Path:
     """Write the untrained policy as a training run."""
     model, transform = small_policy(seed)
     write_transform(folder, transform)
-    save_weights(model, folder / run_state.WEIGHTS)
+    save_weights(model, folder / checkpoint.WEIGHTS)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""A dataset and a recipe small enough for a test."""
+"""A dataset and a config small enough for a test."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import numpy as np
 from dtvla_ros.actions.grid import location_word
 from dtvla_ros.data import layout, writer
 from dtvla_ros.data.layout import Episode
-from dtvla_ros.training.config import ModelChoice, SftConfig
+from dtvla_ros.training.config import AuxiliaryConfig, ModelConfig, SftConfig
 
 TASKS = ('put the can in the wooden bin', 'push the green cube onto the yellow mark')
 CONFIG = SftConfig(
-    model=ModelChoice(width=32, layers=1, image_size=32, tokens=(16, 4), channels=(8, 8, 8),
+    model=ModelConfig(width=32, layers=1, image_size=32, tokens=(16, 4), channels=(8, 8, 8),
                       chunk_steps=4),
-    batch_size=8, grounding_steps=0, telling_steps=0,
+    batch_size=8, auxiliary=AuxiliaryConfig(localisation_steps=0, captioning_steps=0),
     warmup_steps=5, learning_rate=3e-3, shift=(1, 1),
     validation_share=0.3, precision='no')
 
 
 def tiny_episode(seed: int, frames: int = 12) -> Episode:
-    """Return an episode whose actions and thoughts depend on what is in the picture."""
+    """Return an episode whose actions and thoughts depend on what is in the image."""
     rng = np.random.default_rng(seed)
     x, y = rng.uniform(0.3, 0.7), rng.uniform(-0.3, 0.3)
     image = np.full((32, 32, 3), 180, np.uint8)
     row, column = int((0.75 - x) * 50), int((y + 0.3) * 40)
     image[row:row + 5, column:column + 5] = (200, 30, 30)
-    hand = np.array([0.45, 0.0, 0.1])
+    gripper = np.array([0.45, 0.0, 0.1])
     actions, states = [], []
     for k in range(2 * frames):
-        states.append([*hand, np.pi, 0.0, 0.0, 0.04, -0.04])
-        move = np.clip((np.array([x, y, 0.05]) - hand) / 0.05, -1, 1)
+        states.append([*gripper, np.pi, 0.0, 0.0, 0.04, -0.04])
+        move = np.clip((np.array([x, y, 0.05]) - gripper) / 0.05, -1, 1)
         turn = rng.normal(0, 0.05, 3)
         actions.append([*move, *turn, 1.0 if k > frames else -1.0])
-        hand = hand + 0.02 * move
+        gripper = gripper + 0.02 * move
     steps = np.asarray(actions, np.float32)
     starts = 2 * np.arange(frames)
     chunk, padding = layout.action_chunks(steps, starts, 8)

@@ -20,7 +20,7 @@ from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import PolicyTransform, write_transform
 from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
-from dtvla_ros.training import run_state
+from dtvla_ros.training import checkpoint
 from dtvla_ros.training.config import SftConfig
 from dtvla_ros.training.dagger import KIND, DaggerOptions, RelabelJob, Relabelled, _plans, relabel
 from dtvla_ros.training.sft import SftRun, Trainer
@@ -87,7 +87,7 @@ def test_a_round_is_a_dataset_that_training_goes_on_with(tmp_path):
     transform = PolicyTransform(decoder, tokenizer, ActionStatistics((-1.0,) * 7, (1.0,) * 7))
     init, out = tmp_path / 'init', tmp_path / 'round'
     write_transform(init, transform)
-    save_weights(HybridDecoder(decoder), init / run_state.WEIGHTS)
+    save_weights(HybridDecoder(decoder), init / checkpoint.WEIGHTS)
     info = relabel(init, out, OPTIONS, workers=1, replan_steps=REPLAN)
     assert info['total_episodes'] == 2 and info['total_tasks'] == 2
     reader = DatasetReader(out)

@@ -19,10 +19,10 @@ from support.tiny import tiny_dataset
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import read_tensors
-from dtvla_ros.training import run_state
-from dtvla_ros.training.config import LoraChoice, Rates, SftConfig
-from dtvla_ros.training.finish import read_source
-from dtvla_ros.training.sft import SftRun, Trainer, train_sft
+from dtvla_ros.training.checkpoint import CHECKPOINT, WEIGHTS
+from dtvla_ros.training.config import AdapterConfig, Rates, SftConfig
+from dtvla_ros.training.export import read_source
+from dtvla_ros.training.sft import SftRun, build_trainer, train_sft
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,7 +59,7 @@ def test_a_shipped_recipe_trains_and_keeps_the_promises(recipe, policy, data, tm
     out = tmp_path / recipe
     run = SftRun((data,), out, init=policy, steps=2)
     train_sft(replace(config, batch_size=2, accumulate=2, bucket=2), run)
-    state = json.loads((out / run_state.CHECKPOINT / 'state.json').read_text())
+    state = json.loads((out / CHECKPOINT / 'state.json').read_text())
     assert state['step'] == 2
     model, transform, manifest = read_source(out)
     _, before, promised = read_source(policy)
@@ -74,7 +74,7 @@ def test_a_shipped_recipe_trains_and_keeps_the_promises(recipe, policy, data, tm
 
 def test_adapters_are_merged_into_what_was_trained(policy, data, tmp_path):
     run = SftRun((data,), tmp_path / 'run', init=policy, steps=9)
-    trainer = Trainer(LORA, run)
+    trainer = build_trainer(LORA, run)
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     for _ in range(4):
         trainer.train_step(*trainer.draw(trainer.step))
@@ -82,8 +82,8 @@ def test_adapters_are_merged_into_what_was_trained(policy, data, tmp_path):
         moved = '.lora_' in name or name.startswith('vision.projector.')
         assert moved != torch.equal(value, before[name]), name
     trainer.save()
-    assert not (run.out / run_state.WEIGHTS).exists()
-    stored = read_tensors(run.out / run_state.CHECKPOINT / 'tensors.safetensors')
+    assert not (run.out / WEIGHTS).exists()
+    stored = read_tensors(run.out / CHECKPOINT / 'tensors.safetensors')
     assert not [name for name in stored if 'embed_tokens' in name or 'base_layer' in name]
     batch = trainer.batches.plain(np.array([0, 9]))
     merged, base = read_source(run.out)[0], read_source(policy)[0]
@@ -105,7 +105,7 @@ def test_a_resumed_run_has_the_same_next_losses(config, policy, data, tmp_path):
 
 def test_each_part_learns_at_its_own_rate(policy, data, tmp_path):
     config = replace(CONFIG, rates=Rates(vision=0.25, projector=0.0, decoder=1.0), warmup_steps=1)
-    trainer = Trainer(config, SftRun((data,), tmp_path, init=policy, steps=1000))
+    trainer = build_trainer(config, SftRun((data,), tmp_path, init=policy, steps=1000))
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     trainer.train_step(*trainer.draw(0))
     after = trainer.model.state_dict()
@@ -123,7 +123,7 @@ def test_recomputed_layers_learn_the_same(policy, data, tmp_path):
     run = SftRun((data,), tmp_path / 'run', init=policy, steps=20)
     kept = losses(CONFIG, run, 3)
     assert losses(replace(CONFIG, checkpointing=True), run, 3) == pytest.approx(kept, rel=1e-5)
-    trainer = Trainer(replace(CONFIG, checkpointing=True), run)
+    trainer = build_trainer(replace(CONFIG, checkpointing=True), run)
     calls = []
     layer = trainer.model.layers[0].mlp
     layer.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -133,8 +133,8 @@ def test_recomputed_layers_learn_the_same(policy, data, tmp_path):
 
 def test_batches_of_one_length_hold_the_same_frames(policy, data, tmp_path):
     run = SftRun((data,), tmp_path, init=policy, steps=20)
-    plain = Trainer(CONFIG, run).batches
-    maker = Trainer(replace(CONFIG, bucket=8, accumulate=2), run).batches
+    plain = build_trainer(CONFIG, run).batches
+    maker = build_trainer(replace(CONFIG, bucket=8, accumulate=2), run).batches
     assert maker.padding() < 0.5 * plain.padding()
     lengths = [[maker.train(step, rank).attention_mask.sum(1) for rank in range(2)]
                for step in range(8)]
@@ -146,7 +146,7 @@ def test_batches_of_one_length_hold_the_same_frames(policy, data, tmp_path):
 
 @pytest.mark.parametrize('config', [
     replace(CONFIG, rates=Rates(projector=0.5)),
-    replace(LORA, lora=LoraChoice(rank=4, alpha=8), checkpointing=True)], ids=['full', 'lora'])
+    replace(LORA, lora=AdapterConfig(rank=4, alpha=8), checkpointing=True)], ids=['full', 'lora'])
 @pytest.mark.parametrize('how', [
     ['--multi_gpu'],
     ['--use_fsdp', '--fsdp_version', '2', '--fsdp_auto_wrap_policy', 'TRANSFORMER_BASED_WRAP',
@@ -177,14 +177,14 @@ def test_two_processes_resumed_learn_what_one_does(how, config, policy, data, tm
     (LORA, False, '--init'), (replace(CONFIG, rates=Rates(vision=0.0)), False, '--init')])
 def test_frozen_parts_need_a_policy(config, init, named, data, tmp_path):
     with pytest.raises(UserError, match=named):
-        Trainer(config, SftRun((data,), tmp_path / 'run', steps=1))
+        build_trainer(config, SftRun((data,), tmp_path / 'run', steps=1))
     assert not (tmp_path / 'run').exists()
 
 
 def test_a_small_policy_gets_adapters_too(tmp_path):
     data = tiny_dataset(tmp_path / 'data', episodes=4)
     train_sft(SMALL, SftRun((data,), tmp_path / 'first', steps=2))
-    config = replace(SMALL, lora=LoraChoice(rank=2, alpha=4), rates=Rates(vision=0.0))
+    config = replace(SMALL, lora=AdapterConfig(rank=2, alpha=4), rates=Rates(vision=0.0))
     run = SftRun((data,), tmp_path / 'second', init=tmp_path / 'first', steps=2)
     train_sft(config, run)
     first, second = (read_source(tmp_path / name)[0].state_dict() for name in ('first', 'second'))
@@ -193,6 +193,6 @@ def test_a_small_policy_gets_adapters_too(tmp_path):
 
 
 def test_lora_targets_must_exist(policy, data, tmp_path):
-    config = replace(LORA, lora=LoraChoice(rank=2, targets=('k_project',)))
+    config = replace(LORA, lora=AdapterConfig(rank=2, targets=('k_project',)))
     with pytest.raises(UserError, match='k_project'):
-        Trainer(config, SftRun((data,), tmp_path, init=policy, steps=1))
+        build_trainer(config, SftRun((data,), tmp_path, init=policy, steps=1))

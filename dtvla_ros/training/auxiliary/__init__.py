@@ -1,1 +1,1 @@
-"""Auxiliary objectives of small policies trained from nothing."""
+"""Auxiliary supervision of small policies trained from scratch; nothing of it is exported."""

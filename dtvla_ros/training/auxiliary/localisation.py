@@ -1,120 +1,265 @@
-"""Teach the eyes where things are, before and while the decoder learns to speak of it.
+"""Auxiliary losses and pre-training stages: object localisation and attention supervision.
 
-A policy trained from scratch on demonstrations alone does not look for a long time: the hand's
-own position predicts most actions and most location words. The simulator knows where every
-object is, so a small head on the image rows asks for all of them in every picture. It is thrown
-away afterwards; what stays are image rows from which places can be read.
+On demonstrations alone a policy trained from scratch ignores its images for thousands of steps:
+the gripper's own position predicts most actions and most location tokens. The simulator knows
+every object's position, so a small head on the image rows is asked for all of them
+(localisation), and the rows that predict a location attend to the patch it falls in (attention).
+Two pre-training stages come first: localisation, then location captioning.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import Any, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from tqdm import tqdm
+from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer, apply_rotary_pos_emb
 
 from dtvla_ros.actions.grid import CM_RANGE
-from dtvla_ros.data import layout
-from dtvla_ros.data.reader import DatasetReader
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.config import DecoderConfig
+from dtvla_ros.policy.model import HybridDecoder
+from dtvla_ros.policy.vision import ConvTower
+from dtvla_ros.training.collate import Batch, Collator, LocalisationBatch, prefetch
+from dtvla_ros.training.config import SftConfig, warm_cosine
+from dtvla_ros.training.data import AXES, NOWHERE
+from dtvla_ros.training.loss import AuxiliaryLoss, Metrics, Objective, ordinal_cross_entropy
 
-AXES = ('x', 'y')
-ABSENT = -1000  # far from every word's index
-
-
-def thing_names(readers: Sequence[DatasetReader]) -> tuple[str, ...]:
-    """Return all things whose places any of the datasets holds."""
-    return tuple(dict.fromkeys(name for reader in readers for name in _names(reader)))
-
-
-def _names(reader: DatasetReader) -> list[str]:
-    names = reader.info['features'].get(layout.PLACES, {}).get('names') or ()
-    return [name[:-2] for name in names if name.endswith('.x')]
+NEAR = 3  # tokens, x and y together, between the location said and the object it is taken to mean
+SMOOTHING = 0.98  # of the losses shown
+WARMUP = 100
+FLOOR = 0.05  # of the peak learning rate, at the end of a stage
 
 
-def kind(thing: str) -> str:
-    """Return what a thought calls a thing: its name in words, without a number."""
-    return re.sub(r'_\d+$', '', thing).replace('_', ' ')
+def auxiliary_losses(config: SftConfig, decoder: DecoderConfig, objects: int,
+                     spans: Sequence[tuple[int, int]], points: bool) -> dict[str, AuxiliaryLoss]:
+    """Return the losses that the data allow.
 
-
-def spread(
-    reader: DatasetReader, feature: str, things: Sequence[str], width: int,
-) -> NDArray[np.float32]:
-    """Return a dataset's feature [N, E, width] of its own things for ``things``, else NaN."""
-    own = _names(reader)
-    out = np.full((len(reader.table), len(things), width), np.nan, np.float32)
-    if feature in reader.info['features'] and own:
-        out[:, [list(things).index(name) for name in own]] = np.asarray(
-            reader.column(feature)).reshape(len(out), len(own), width)
+    ``objects``: how many have known positions; ``points``: whether the data say where in the
+    image they appear; ``spans``: ids of the location tokens.
+    """
+    out: dict[str, AuxiliaryLoss] = {}
+    auxiliary = config.auxiliary
+    if objects:
+        out['localisation'] = LocalisationLoss(
+            auxiliary.localisation_weight, decoder, objects, config.place_sigma)
+    if points and spans and auxiliary.attention_weight > 0.0:
+        out['attention'] = AttentionLoss(auxiliary.attention_weight, spans)
     return out
 
 
-def place_targets(reader: DatasetReader, things: Sequence[str]) -> NDArray[np.int64]:
-    """Return [N, E, 2]: for each frame the index of every thing's x and y word in its group.
+class LocalisationHead(nn.Module):
+    """One query per object over the rows of one camera: which x token, which y token."""
 
-    Read from the feature ``observation.places`` [E * 3], metres in the base frame; ``ABSENT``
-    for things that are not in the scene, or in a dataset without it (a real robot's).
-    """
-    places = spread(reader, layout.PLACES, things, 3)[..., :2]  # [N, E, 2]
-    low, high = np.array([CM_RANGE[axis] for axis in AXES]).T
-    here = ~np.isnan(places).any(-1, keepdims=True)
-    words = np.rint(np.where(here, places, 0.0) * 100.0).astype(np.int64)
-    return np.where(here, np.clip(words, low, high) - low, ABSENT)
-
-
-def told_apart(places: NDArray[np.int64], things: Sequence[str]) -> NDArray[np.bool_]:
-    """Return [N, E]: whether a thing of ``places`` [N, E, 2] is there, alone of its kind."""
-    here = places[..., 0] != ABSENT
-    kinds = np.array([kind(name) for name in things])
-    same = (kinds[:, None] == kinds).astype(np.int64)  # [E, E]
-    return here & (here.astype(np.int64) @ same == 1)
-
-
-class PlaceHead(nn.Module):
-    """One question per thing over the rows of one camera: which x word, which y word."""
-
-    def __init__(self, width: int, things: int):
+    def __init__(self, width: int, objects: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.question = nn.Parameter(torch.randn(things, width) * width ** -0.5)
+        self.question = nn.Parameter(torch.randn(objects, width) * width ** -0.5)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.words = nn.ModuleList(
             nn.Linear(width, CM_RANGE[a][1] - CM_RANGE[a][0] + 1) for a in AXES)
 
     def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """[B, n, width] -> logits [B, E, words] for x and for y."""
+        """[B, n, width] -> logits [B, E, tokens] for x and for y."""
         rows = self.norm(rows)
         attention = (self.question @ self.key(rows).transpose(1, 2)).softmax(-1)  # [B, E, n]
         found = F.gelu(attention @ self.value(rows))  # [B, E, width]
-        return tuple(word(found) for word in self.words)
+        return tuple(axis(found) for axis in self.words)
 
 
-@dataclass(frozen=True, slots=True)
-class PlaceReport:
-    """``loss`` [nats, x and y together] and the share of things placed within one word."""
+class LocalisationLoss(AuxiliaryLoss):
+    """Smoothed cross-entropy of both tokens, mean over the unambiguous objects.
 
-    loss: Tensor
-    within_one: Tensor
-
-
-def place_loss(
-    logits: Sequence[Tensor], targets: Tensor, asked: Tensor, sigma: float,
-) -> PlaceReport:
-    """Smoothed cross-entropy of both words, mean over the asked things.
-
-    ``targets`` [B, E, 2]; ``asked`` [B, E] bool.
+    Metric ``localised``: the share of them placed within one token on both axes.
     """
-    loss, near = targets.new_zeros((), dtype=torch.float32), asked
-    for k, scores in enumerate(logits):
-        away = torch.arange(scores.shape[-1], device=scores.device) - targets[..., k, None]
-        wanted = (-0.5 * (away / max(sigma, 1e-3)) ** 2).softmax(-1)  # [B, E, words]
-        losses = -(wanted * scores.float().log_softmax(-1)).sum(-1)
-        loss = loss + losses.where(asked, 0.0).sum()
-        near = near & ((scores.argmax(-1) - targets[..., k]).abs() <= 1)
-    count = asked.sum().clamp_min(1)
-    return PlaceReport(loss / count, (near.sum() / count).detach())
+
+    def __init__(self, weight: float, decoder: DecoderConfig, objects: int, sigma: float):
+        super().__init__(weight)
+        self.head = LocalisationHead(decoder.text.width, objects)
+        self.rows, self.sigma = decoder.vision.tokens[0], sigma
+
+    def forward(self, batch: Batch | LocalisationBatch, features: Tensor,
+                attention: Tensor | None = None) -> tuple[Tensor, Metrics]:
+        """Read positions off the first camera's rows of ``features``."""
+        loss, near = features.new_zeros((), dtype=torch.float32), batch.unambiguous
+        for k, logits in enumerate(self.head(features[:, :self.rows])):
+            target = batch.positions[..., k]  # [B, E]
+            away = torch.arange(logits.shape[-1], device=logits.device) - target[..., None]
+            wanted = (-0.5 * (away / max(self.sigma, 1e-3)) ** 2).softmax(-1)  # [B, E, tokens]
+            losses = -(wanted * logits.float().log_softmax(-1)).sum(-1)
+            loss = loss + losses.where(batch.unambiguous, 0.0).sum()
+            near = near & ((logits.argmax(-1) - target).abs() <= 1)
+        count = batch.unambiguous.sum().clamp_min(1)
+        return loss / count, {'localised': (near.sum() / count).detach()}
+
+
+class AttentionProbe:
+    """Reads the first head's attention scores in one decoder layer, through a hook on it.
+
+    ``scores`` [B, n, n] of the layer's last pass, mask added: what that head takes its softmax
+    of, with its gradient. They are computed again from the layer's input: of the whole layer's
+    queries and keys one head is a thin slice.
+    """
+
+    def __init__(self, model: HybridDecoder, layer: int):
+        layers = len(model.layers)
+        if not 0 <= layer < layers:
+            raise UserError(f'train config: auxiliary.attention_layer {layer} is not one of '
+                            f"the policy's layers 0..{layers - 1}")
+        self.scores: Tensor | None = None
+        model.layers[layer].register_forward_pre_hook(self._read, with_kwargs=True)
+
+    def _read(self, module: nn.Module, inputs: tuple[Tensor, ...],
+              options: dict[str, Any]) -> None:
+        layer = cast(GemmaDecoderLayer, module)
+        attention, size = layer.self_attn, layer.self_attn.head_dim
+        x = layer.input_layernorm(inputs[0])
+        query = F.linear(x, attention.q_proj.weight[:size])[:, None]  # [B, 1, n, d]
+        key = F.linear(x, attention.k_proj.weight[:size])[:, None]
+        query, key = apply_rotary_pos_emb(query, key, *options['position_embeddings'])
+        scores = (query @ key.transpose(-1, -2))[:, 0].float() * attention.scaling
+        self.scores = scores + options['attention_mask'][:, 0].float()
+
+    def __call__(self) -> Tensor:
+        """Return the scores of the last pass and forget them."""
+        assert self.scores is not None, 'the layer has run'
+        scores, self.scores = self.scores, None
+        return scores
+
+
+def attention_targets(
+    token_rows: Tensor, token_targets: Tensor, spans: Sequence[tuple[int, int]],
+    positions: Tensor, patches: Tensor,
+) -> Tensor:
+    """Return [3, K]: the sequence, row and column of each row that should attend.
+
+    A row attends when it predicts an x token, and the next when it predicts the y token after it.
+    ``token_rows`` [2, R] (sequence, row) and ``token_targets`` [R] as in ``Batch``; ``spans``:
+    (first, last) ids of the x tokens and of the y tokens; ``positions`` [B, E, 2] and
+    ``patches`` [B, E]. A location means the nearest object at most ``NEAR`` tokens away; nothing
+    is asked for when there is none, or when it is not in the image. The first camera's patches
+    are the first columns of every sequence.
+    """
+    (x_first, x_last), (y_first, y_last) = spans[:2]
+    said, after = token_targets[:-1], token_targets[1:]
+    pair = (said >= x_first) & (said <= x_last) & (after >= y_first) & (after <= y_last)
+    pair &= (token_rows[0, 1:] == token_rows[0, :-1]) & (token_rows[1, 1:]
+                                                         == token_rows[1, :-1] + 1)
+    at = pair.nonzero()[:, 0]  # [K / 2]
+    sequence, row = token_rows[:, at]
+    location = torch.stack([said[at] - x_first, after[at] - y_first], 1)  # [K / 2, 2]
+    away, nearest = (positions[sequence] - location[:, None]).abs().sum(-1).min(1)
+    column = patches[sequence, nearest]
+    good = (away <= NEAR) & (column != NOWHERE)
+    sequence, row, column = sequence[good], row[good], column[good]
+    return torch.stack([sequence.repeat(2), torch.cat([row, row + 1]), column.repeat(2)])
+
+
+class AttentionLoss(AuxiliaryLoss):
+    """Cross-entropy of one head's attention, mean over the rows of ``attention_targets``.
+
+    0 when there are none. Metric ``attended``: their mean share of attention on the right patch
+    (nan without rows).
+    """
+
+    def __init__(self, weight: float, spans: Sequence[tuple[int, int]]):
+        super().__init__(weight)
+        self.spans = spans
+
+    def forward(self, batch: Batch | LocalisationBatch, features: Tensor,
+                attention: Tensor | None = None) -> tuple[Tensor, Metrics]:
+        """Compare ``attention`` [B, L, L] (row i's scores over all columns) with the targets."""
+        assert attention is not None, 'a probe reads the scores'
+        sequence, row, column = attention_targets(
+            batch.token_rows, batch.token_targets, self.spans, batch.positions,
+            batch.target_patches)
+        rows = attention[sequence, row].float()  # [K, L]
+        losses = F.cross_entropy(rows, column, reduction='none')
+        return (losses.sum() / max(len(losses), 1),
+                {'attended': losses.detach().neg().exp().mean()})
+
+
+def pretrain_localisation(objective: Objective, collator: Collator, config: SftConfig,
+                          accelerator: Accelerator, loaders: int = 1) -> float:
+    """Train the first camera's stem with the head; return the share localised."""
+    stem = _first_stem(objective.model)
+    localisation = objective.auxiliary['localisation']
+
+    def loss(batch: LocalisationBatch) -> tuple[Tensor, Tensor]:
+        value, metrics = localisation(batch, stem(batch.pixels))
+        return value, metrics['localised']
+
+    return _train_stage(
+        'localisation', loss, config.auxiliary.localisation_steps,
+        config.auxiliary.localisation_rate, [*stem.parameters(), *localisation.parameters()],
+        collator, config, accelerator, loaders)
+
+
+def pretrain_captioning(objective: Objective, collator: Collator, config: SftConfig,
+                        accelerator: Accelerator, loaders: int = 1) -> float:
+    """Train the decoder to write an object's location after its name; return the share right."""
+    model = objective.model
+    later = sum(model.config.vision.tokens[1:])
+
+    def loss(batch: LocalisationBatch) -> tuple[Tensor, Tensor]:
+        rows = _first_stem(model)(batch.pixels)
+        features = torch.cat([rows, rows.new_zeros(len(rows), later, rows.shape[2])], 1)
+        hidden = model.read(batch.input_ids, batch.attention_mask, features)
+        logits = model.token_logits(hidden[batch.token_rows[0], batch.token_rows[1]])  # [R, V]
+        near = (logits.argmax(-1) - batch.token_targets).abs() <= 1
+        value = ordinal_cross_entropy(logits, batch.token_targets, objective.locations).mean()
+        if objective.attention is not None:
+            attention = cast(AttentionLoss, objective.auxiliary['attention'])
+            value = value + attention.weight * attention(
+                batch, features, objective.attention())[0]
+        return value, near.view(-1, 2).all(1).float().mean()
+
+    return _train_stage(
+        'location captioning', loss, config.auxiliary.captioning_steps, config.learning_rate,
+        list(model.parameters()), collator, config, accelerator, loaders)
+
+
+def _first_stem(model: HybridDecoder) -> nn.Module:
+    """Return the first camera's stem: policies made from scratch have one per camera."""
+    return cast(ConvTower, model.vision).stems[0]
+
+
+def _train_stage(
+    title: str, stage_loss: Callable[[LocalisationBatch], tuple[Tensor, Tensor]], steps: int,
+    rate: float, parameters: Sequence[nn.Parameter], collator: Collator, config: SftConfig,
+    accelerator: Accelerator, loaders: int,
+) -> float:
+    """Minimise a stage's loss with an AdamW of its own; return the smoothed share right."""
+    groups = [{'params': [p for p in parameters if p.ndim > 1],
+               'weight_decay': config.weight_decay},
+              {'params': [p for p in parameters if p.ndim <= 1], 'weight_decay': 0.0}]
+    optimizer = torch.optim.AdamW(groups, rate, betas=config.betas, fused=True)
+    right = 0.0
+    batches = prefetch(collator.localisation, 0, loaders, accelerator.device)
+    with closing(batches), tqdm(
+            range(steps), desc=title, disable=not accelerator.is_main_process) as bar:
+        for step, batch in zip(bar, batches):
+            for group in optimizer.param_groups:
+                group['lr'] = rate * warm_cosine(step, WARMUP, step / steps, FLOOR)
+            with accelerator.autocast():
+                loss, share = stage_loss(batch.to(accelerator.device))
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
+            optimizer.step()
+            if step % 10 == 0:
+                # Ten steps are seen as one, so the weight of the past is that of ten.
+                blend = SMOOTHING ** 10 if step else 0.0
+                right = blend * right + (1.0 - blend) * share.item()
+                bar.set_postfix(loss=f'{loss.item():.3f}', within_one=f'{right:.2f}')
+    if accelerator.num_processes > 1:  # every process took the same steps, rounding apart
+        for parameter in parameters:
+            parameter.data.copy_(broadcast(parameter.data))
+    return right

@@ -10,7 +10,7 @@ from typing import Any
 import dtvla_sim
 from dtvla_ros.actions import osc
 from dtvla_ros.errors import UserError
-from dtvla_ros.training.config import checked, read_recipe
+from dtvla_ros.training.config import checked, read_config
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     'algorithm': ('grpo', 'rloo', 'dr_grpo'),
@@ -147,5 +147,5 @@ class GrpoConfig:
 
     @classmethod
     def read(cls, path: Path, changes: Sequence[str] = ()) -> GrpoConfig:
-        """Read a YAML file; ``changes`` as of ``read_recipe``."""
-        return read_recipe(path, cls.from_dict, 'config/train/grpo.yaml', changes)
+        """Read a YAML file; ``changes`` as of ``read_config``."""
+        return read_config(path, cls.from_dict, 'config/train/grpo.yaml', changes)

@@ -33,15 +33,15 @@ from dtvla_ros.rollout.batched import (
 from dtvla_ros.rollout.env import SceneSetup
 from dtvla_ros.rollout.episode import EpisodeJob
 from dtvla_ros.rollout.workers import Workers, open_envs
-from dtvla_ros.training import run_state
-from dtvla_ros.training.finish import read_source
+from dtvla_ros.training import checkpoint
+from dtvla_ros.training.config import SELECTION_SEEDS
+from dtvla_ros.training.export import read_source
 from dtvla_ros.training.grpo import report
 from dtvla_ros.training.grpo.advantage import Groups
 from dtvla_ros.training.grpo.config import GrpoConfig
 from dtvla_ros.training.grpo.learner import Learner, summed, transitions
 from dtvla_ros.training.grpo.reward import Rewards
 from dtvla_ros.training.grpo.rollout import BranchJob, Trajectory, play
-from dtvla_ros.training.rollout import SELECTION_SEEDS
 
 # What a run may change when it goes on: how it is computed, not what is learnt.
 MACHINE = ('num_envs', 'num_env_groups', 'step_timeout', 'micro_batch', 'evaluate_every',
@@ -293,8 +293,8 @@ class GrpoTrainer:
         if self.accelerator.is_main_process:
             out = self.run.out
             write_transform(out, self.transform)
-            save_weights(self.learner.model, out / run_state.WEIGHTS)
-            run_state.save_checkpoint(
+            save_weights(self.learner.model, out / checkpoint.WEIGHTS)
+            checkpoint.save_checkpoint(
                 out, self.learner.model, self.learner.reference, self.learner.optimizer,
                 {'config': self.config.to_dict(), 'what': self._what(), 'tried': self.tried,
                  'step': self.learner.step, 'history': self.history})
@@ -303,7 +303,7 @@ class GrpoTrainer:
 
     def _resume(self) -> None:
         learner = self.learner
-        state = run_state.load_checkpoint(
+        state = checkpoint.load_checkpoint(
             self.run.out, learner.model, learner.reference, learner.optimizer)
         if state is None:
             return

@@ -19,7 +19,7 @@ from support.toy import ToyScene
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import read_tensors
 from dtvla_ros.rollout.workers import open_envs
-from dtvla_ros.training import run_state
+from dtvla_ros.training import checkpoint
 from dtvla_ros.training.grpo.config import ALIASES, GrpoConfig
 from dtvla_ros.training.grpo.report import CURVES, REPORT, where_time_goes
 from dtvla_ros.training.grpo.train import METRIC_ALIASES, GrpoRun, GrpoTrainer, train_grpo
@@ -70,7 +70,7 @@ def test_a_run_leaves_a_policy_and_a_report(whole, init):
     updates = [row['update'] for row in history[1:] if row['update']]
     assert updates and all(update['log_prob_mismatch'] < 1e-3 for update in updates)
     assert not list((out / 'rollouts').iterdir())
-    state = json.loads((out / run_state.CHECKPOINT / 'state.json').read_text())
+    state = json.loads((out / checkpoint.CHECKPOINT / 'state.json').read_text())
     assert state['history'] == history
     assert state['tried'] == sum(row['groups']['tried'] for row in history[1:])
     page = (out / REPORT).read_text()
@@ -79,9 +79,9 @@ def test_a_run_leaves_a_policy_and_a_report(whole, init):
     assert 'http' not in page.split('</style>')[1]
     assert any((out / 'tensorboard').iterdir())
     assert 'rollouts/s' in where_time_goes(history)
-    weights = read_tensors(out / run_state.WEIGHTS)
-    kept = read_tensors(out / run_state.CHECKPOINT / 'tensors.safetensors')
-    before = read_tensors(init / run_state.WEIGHTS)
+    weights = read_tensors(out / checkpoint.WEIGHTS)
+    kept = read_tensors(out / checkpoint.CHECKPOINT / 'tensors.safetensors')
+    before = read_tensors(init / checkpoint.WEIGHTS)
     assert all(torch.equal(v, kept[f'objective.{k}']) for k, v in weights.items())
     assert all(torch.equal(v, kept[f'average.{k}']) for k, v in before.items())  # the reference
     assert any(not torch.equal(v, before[k]) for k, v in weights.items())
@@ -97,7 +97,7 @@ def test_an_iteration_repeats_itself_exactly(whole, init, tmp_path):
 def second_iteration(out: Path) -> list[Path]:
     """Return the episodes kept of the second iteration, if that is what is being played."""
     try:
-        state = json.loads((out / run_state.CHECKPOINT / 'state.json').read_text())
+        state = json.loads((out / checkpoint.CHECKPOINT / 'state.json').read_text())
     except FileNotFoundError:  # none yet, or just being replaced
         return []
     if len(state['history']) != 2:
@@ -146,7 +146,7 @@ def test_a_run_goes_on_only_with_its_own_configuration(whole, init):
 
 def test_a_run_of_an_earlier_version_goes_on(whole, init):
     out, history = whole
-    path = out / run_state.CHECKPOINT / 'state.json'
+    path = out / checkpoint.CHECKPOINT / 'state.json'
     text = path.read_text()
     for names in (ALIASES, METRIC_ALIASES):
         for old, new in names.items():

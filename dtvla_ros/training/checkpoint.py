@@ -1,4 +1,7 @@
-"""A training run on disk: safetensors for tensors, JSON for numbers, nothing pickled."""
+"""A training run on disk: safetensors for tensors, JSON for numbers, nothing pickled.
+
+Ours instead of accelerate's ``save_state``, which pickles the optimizer and the random state.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,8 @@ from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
 WEIGHTS = 'model.safetensors'
 CHECKPOINT = 'checkpoint'
 ORIGIN = 'origin'  # folder with the manifest of the policy that the run began with
+# Names of earlier versions, as their checkpoints hold them.
+_RENAMED = {'objective.head.': 'objective.auxiliary.localisation.head.'}
 
 
 def write_origin(folder: Path, manifest: PolicyManifest) -> None:
@@ -58,32 +63,27 @@ def save_checkpoint(
 ) -> None:
     """Write everything a run needs to go on exactly, in one step.
 
-    Optimizer tensors are named ``optimizer.<slot>.<k>`` for the k-th parameter over all groups.
+    The optimizer's slots are all tensors (AdamW), named ``optimizer.<slot>.<k>`` for the k-th
+    parameter over all groups.
     ``frozen``: names in ``objective`` that are not stored. Where FSDP shards the model every
     process must call this; only the one with ``keep`` writes.
     """
     tensors: dict[str, Tensor] = {}
     for prefix, module in _modules(objective, average):
         tensors |= {f'{prefix}.{k}': v for k, v in module.state_dict().items()
-                    if not _left_out(prefix, k, frozen)}
-    numbers: dict[str, Any] = {}
+                    if not _is_frozen(prefix, k, frozen)}
     for k, slots in optimizer.state_dict()['state'].items():
-        for slot, value in slots.items():
-            if isinstance(value, Tensor):
-                tensors[f'optimizer.{slot}.{k}'] = value
-            else:
-                numbers[f'{slot}.{k}'] = value
+        tensors |= {f'optimizer.{slot}.{k}': value for slot, value in slots.items()}
     tensors = gathered(tensors, keep)
     if not keep:
         return
-    work = run / f'.{CHECKPOINT}.part'
+    work, old, final = (run / name for name in (
+        f'.{CHECKPOINT}.part', f'.{CHECKPOINT}.old', CHECKPOINT))
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     save_file(tensors, work / 'tensors.safetensors')
-    write_json(work / 'state.json', state | {'optimizer': numbers})
-    old = run / f'.{CHECKPOINT}.old'
+    write_json(work / 'state.json', state)
     shutil.rmtree(old, ignore_errors=True)
-    final = run / CHECKPOINT
     if final.exists():
         os.replace(final, old)
     os.replace(work, final)
@@ -100,20 +100,20 @@ def load_checkpoint(
         folder = run / f'.{CHECKPOINT}.old'  # killed between the two renames
         if not folder.exists():
             return None
-    state = json.loads((folder / 'state.json').read_text())
-    tensors = read_tensors(folder / 'tensors.safetensors')
+    try:
+        state = json.loads((folder / 'state.json').read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f'{folder}: no whole checkpoint ({error}); use a new --out') from error
+    tensors = {_current(name): value for name, value
+               in read_tensors(folder / 'tensors.safetensors').items()}
     slots: dict[int, dict[str, Any]] = {}
     for name, value in tensors.items():
         if name.startswith('optimizer.'):
             _, slot, k = name.split('.')
             slots.setdefault(int(k), {})[slot] = value
-    for name, value in state.pop('optimizer').items():
-        slot, k = name.rsplit('.', 1)
-        slots.setdefault(int(k), {})[slot] = value
     try:
         for prefix, module in _modules(objective, average):
-            kept = {k: v for k, v in module.state_dict().items()
-                    if _left_out(prefix, k, frozen)}
+            kept = {k: v for k, v in module.state_dict().items() if _is_frozen(prefix, k, frozen)}
             module.load_state_dict(kept | {
                 k.removeprefix(f'{prefix}.'): v for k, v in tensors.items()
                 if k.startswith(f'{prefix}.')})
@@ -129,9 +129,17 @@ def _modules(objective: nn.Module, average: nn.Module | None) -> list[tuple[str,
     return [('objective', objective), *([('average', average)] if average is not None else [])]
 
 
-def _left_out(prefix: str, name: str, frozen: Collection[str]) -> bool:
+def _is_frozen(prefix: str, name: str, frozen: Collection[str]) -> bool:
     """Return whether a tensor is frozen; the average's names are those of ``objective.model``."""
     return (name if prefix == 'objective' else f'model.{name}') in frozen
+
+
+def _current(name: str) -> str:
+    """Return today's name of a tensor that may have an earlier version's."""
+    for before, now in _RENAMED.items():
+        if name.startswith(before):
+            return now + name.removeprefix(before)
+    return name
 
 
 def reshard(optimizer: torch.optim.Optimizer, states: list[dict[str, Any]]) -> None:

@@ -15,15 +15,17 @@ from dtvla_ros.data import layout, writer
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.transform import Observation
-from dtvla_ros.training.auxiliary.attention import NOWHERE, thing_patches
-from dtvla_ros.training.auxiliary.localisation import (
+from dtvla_ros.training.collate import CAPTIONED
+from dtvla_ros.training.config import AuxiliaryConfig
+from dtvla_ros.training.data import (
     ABSENT,
-    place_targets,
-    thing_names,
-    told_apart,
+    NOWHERE,
+    object_names,
+    object_positions,
+    target_patches,
+    unambiguous,
 )
-from dtvla_ros.training.collate import TOLD
-from dtvla_ros.training.sft import SftRun, Trainer, train_sft
+from dtvla_ros.training.sft import SftRun, build_trainer, train_sft
 
 BOWLS = ('black_bowl_1', 'black_bowl_2', 'plate_1')
 
@@ -51,42 +53,43 @@ def bowls(tmp_path_factory):
     return root
 
 
-def test_a_missing_thing_is_absent_and_twins_are_not_told_apart(dataset, bowls):
+def test_a_missing_object_is_absent_and_twins_are_ambiguous(dataset, bowls):
     readers = [DatasetReader(dataset), DatasetReader(bowls)]
-    things = thing_names(readers)
-    assert things == ('can', *BOWLS)
-    tiny, other = (place_targets(reader, things) for reader in readers)
+    objects = object_names(readers)
+    assert objects == ('can', *BOWLS)
+    tiny, other = (object_positions(reader, objects) for reader in readers)
     assert (tiny[:, 0] != ABSENT).all() and (tiny[:, 1:] == ABSENT).all()
     assert (other[:, 0] == ABSENT).all()
     np.testing.assert_array_equal(other[0, 1], [40 - 20, 10 + 45])
-    alone = told_apart(other, things)
+    alone = unambiguous(other, objects)
     assert not alone[:, :3].any(), 'two black bowls: the name means neither alone'
     frames = len(other) // 6
     np.testing.assert_array_equal(alone[::frames, 3], [True, False] * 3)
-    patches = thing_patches(readers[1], things, 16)
+    patches = target_patches(readers[1], objects, 16)
     assert patches[0].tolist() == [NOWHERE, 5, 10, 2]
     assert patches[frames].tolist() == [NOWHERE, 5, 10, NOWHERE]
 
 
-def test_statistics_of_absent_things_are_numbers(bowls):
+def test_statistics_of_absent_objects_are_numbers(bowls):
     stats = json.loads((bowls / layout.STATS).read_text())[layout.PLACES]
     assert stats['mean'][6] == pytest.approx(0.5)
     assert np.isfinite(stats['min'] + stats['max'] + stats['q50']).all()
 
 
-def test_two_suites_train_one_policy_and_only_what_is_there_is_told(dataset, bowls, tmp_path):
-    config = replace(CONFIG, grounding_steps=2, telling_steps=2)
-    trainer = Trainer(config, SftRun((dataset, bowls), tmp_path, steps=2, weights=(1.0, 3.0)))
-    assert trainer.batches.things == ('can', *BOWLS)
-    look = trainer.batches.look(0)
+def test_two_suites_train_one_policy_and_captions_name_what_is_there(dataset, bowls, tmp_path):
+    config = replace(CONFIG, auxiliary=AuxiliaryConfig(localisation_steps=2, captioning_steps=2))
+    run = SftRun((dataset, bowls), tmp_path, steps=2, weights=(1.0, 3.0))
+    trainer = build_trainer(config, run)
+    assert trainer.batches.objects == ('can', *BOWLS)
+    batch = trainer.batches.localisation(0)
     transform = trainer.transform
-    for row, asked in zip(look.input_ids, look.told_apart, strict=True):
-        told = transform.decode_thought(row[row != transform.config.ids.pad].tolist())
-        assert told.count(' at x') == min(int(asked.sum()), TOLD)
-        assert 'black bowl at' not in told
-    trainer.prepare()
-    assert torch.isfinite(trainer.train_step(trainer.batches.train(0)).loss)
-    share = np.mean([trainer.batches.train(k).told_apart[:, 0].float().mean() for k in range(40)])
+    for row, asked in zip(batch.input_ids, batch.unambiguous, strict=True):
+        said = transform.decode_thought(row[row != transform.config.ids.pad].tolist())
+        assert said.count(' at x') == min(int(asked.sum()), CAPTIONED)
+        assert 'black bowl at' not in said
+    trainer.pretrain()
+    assert torch.isfinite(trainer.train_step(trainer.batches.train(0))['loss'])
+    share = np.mean([trainer.batches.train(k).unambiguous[:, 0].float().mean() for k in range(40)])
     assert 0.15 < share < 0.35, 'a quarter of the draws come from the first dataset'
 
 
@@ -98,23 +101,23 @@ def test_weights_are_one_for_each_dataset(dataset, tmp_path):
 def test_a_policy_goes_on_with_new_words(dataset, bowls, tmp_path):
     first = tmp_path / 'first'
     train_sft(CONFIG, SftRun((dataset,), first, steps=3))
-    before = Trainer(CONFIG, SftRun((dataset,), first, steps=3))
-    trainer = Trainer(CONFIG, SftRun((bowls,), tmp_path / 'second', steps=3, init=first))
+    before = build_trainer(CONFIG, SftRun((dataset,), first, steps=3))
+    trainer = build_trainer(CONFIG, SftRun((bowls,), tmp_path / 'second', steps=3, init=first))
     old, new = (t.transform.tokenizer.get_vocab() for t in (before, trainer))
     assert set(new) - set(old) == {'black', 'bowl', 'plate'}
-    assert trainer.fresh, 'it must look at the new things first'
+    assert trainer.fresh, 'it must localise the new objects first'
     a, b = before.average.state_dict(), trainer.average.state_dict()
     for word in ('can', 'x45', '<a17>', 'rz+96'):
         assert torch.equal(a['embed_tokens.weight'][old[word]],
                            b['embed_tokens.weight'][new[word]])
     assert all(torch.equal(a[k], b[k]) for k in a if k != 'embed_tokens.weight')
-    same = Trainer(CONFIG, SftRun((dataset,), tmp_path / 'third', steps=3, init=first))
+    same = build_trainer(CONFIG, SftRun((dataset,), tmp_path / 'third', steps=3, init=first))
     assert not same.fresh
     assert same.transform.tokenizer.get_vocab() == old
 
 
-def test_a_policy_without_words_for_its_hand_is_refused(dataset, tmp_path):
-    transform = Trainer(CONFIG, SftRun((dataset,), tmp_path / 'run', steps=1)).transform
+def test_a_policy_without_words_for_its_gripper_is_refused(dataset, tmp_path):
+    transform = build_trainer(CONFIG, SftRun((dataset,), tmp_path / 'run', steps=1)).transform
     seen = Observation(
         images={}, joint_positions={}, ee_position=np.array([0.5, 0.0, 0.2]),
         ee_quaternion=np.array([1.0, 0.0, 0.0, 0.0]), gripper_opening=0.0, instruction='',

@@ -13,15 +13,10 @@ from dtvla_ros.evaluation.report import versions
 from dtvla_ros.policy.adapters import CONFIG as ADAPTER
 from dtvla_ros.policy.adapters import local_base, read_adapter
 from dtvla_ros.policy.checkpoint import load_model
-from dtvla_ros.policy.manifest import (
-    GRAPHS,
-    MANIFEST,
-    ActionContract,
-    PolicyManifest,
-)
+from dtvla_ros.policy.manifest import GRAPHS, MANIFEST, ActionContract, PolicyManifest
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import PolicyTransform, read_transform, transform_of
-from dtvla_ros.training import run_state
+from dtvla_ros.training.checkpoint import WEIGHTS, read_origin
 from dtvla_ros.training.lora import merge
 
 SIMULATOR = ('mujoco', 'robosuite')
@@ -47,7 +42,7 @@ class ExportOptions:
 
 
 def export(source: Path, options: ExportOptions) -> tuple[Path, Parity]:
-    """Export a training run or a policy folder; return where to, and what the gate measured.
+    """Export a training run or a policy folder; return where to, and the measured parity.
 
     Raises ``UserError`` when ``source`` is neither, or when the graphs do not agree with it.
     """
@@ -55,8 +50,8 @@ def export(source: Path, options: ExportOptions) -> tuple[Path, Parity]:
     weights = options.weights
     if weights == 'auto':
         weights = fastest_weights(model, manifest.max_thought_tokens)
-    out = options.out or (Path('models') / manifest.name if not _is_policy(source)
-                          else source.with_name(f'{source.name}-{weights}'))
+    out = options.out or (source.with_name(f'{source.name}-{weights}') if _is_policy(source)
+                          else Path('models') / manifest.name)
     if out.resolve() == source.resolve() and GRAPHS[0] not in manifest.files:
         raise UserError(f'{out}: exporting would replace the checkpoint itself; choose another '
                         'folder with --out')
@@ -88,8 +83,8 @@ def _read_run(run: Path) -> tuple[HybridDecoder, PolicyTransform, PolicyManifest
         model = read_source(local_base(run))[0]
         merge(model, adapter)
     else:
-        model = load_model(transform.config, run / run_state.WEIGHTS)
-    origin = run_state.read_origin(run)
+        model = load_model(transform.config, run / WEIGHTS)
+    origin = read_origin(run)
     if origin is not None:
         return model, transform, replace(
             origin, name=run.resolve().name, config=transform.config,

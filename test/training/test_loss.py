@@ -1,4 +1,4 @@
-"""The hybrid loss against a plain computation, one token at a time."""
+"""The hybrid loss against a plain computation, one token at a time, and its learning rate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax
+from support.golden import document
+from support.tiny import CONFIG
 
+from dtvla_ros.training.config import learning_rate, warm_cosine
 from dtvla_ros.training.loss import OrdinalGroup, hybrid_loss, ordinal_cross_entropy
 
 
@@ -34,16 +37,6 @@ def test_each_row_follows_the_formula():
         assert float(value) == pytest.approx(plain(row, target, group), abs=1e-5)
 
 
-def test_a_neighbour_costs_less_than_a_stranger():
-    group = [OrdinalGroup(0, 9, 1.0)]
-    target = torch.tensor([4])
-    def cost(said):
-        logits = torch.full((1, 20), -4.0)
-        logits[0, said] = 4.0
-        return float(ordinal_cross_entropy(logits, target, group))
-    assert cost(4) < cost(5) < cost(7) < cost(15)
-
-
 def test_all_tokens_share_one_mean():
     rng = np.random.default_rng(1)
     tokens = rng.normal(size=(9, 50)).astype(np.float32)
@@ -51,20 +44,20 @@ def test_all_tokens_share_one_mean():
     bins = rng.normal(size=(3, 4, 16)).astype(np.float32)
     right = rng.integers(0, 16, (3, 4))
     mask = rng.random((3, 4)) < 0.7
-    place = OrdinalGroup(10, 20, 1.5, 3.0)
+    location = OrdinalGroup(10, 20, 1.5, 3.0)
     action = OrdinalGroup(0, 15, 2.0)
     total = weight = 0.0
     for row, target in zip(tokens, said, strict=True):
         w = 2.0 * (3.0 if 10 <= target <= 20 else 1.0)
-        total += w * plain(row, target, place)
+        total += w * plain(row, target, location)
         weight += w
     for b, s in np.argwhere(mask):
         total += plain(bins[b, s], right[b, s], action)
         weight += 1.0
-    report = hybrid_loss(
+    loss, _ = hybrid_loss(
         torch.tensor(tokens), torch.tensor(said), torch.tensor(bins), torch.tensor(right),
-        torch.tensor(mask), places=[place], action_sigma=2.0, thought_weight=2.0)
-    assert float(report.loss) == pytest.approx(total / weight, abs=1e-5)
+        torch.tensor(mask), locations=[location], action_sigma=2.0, thought_weight=2.0)
+    assert float(loss) == pytest.approx(total / weight, abs=1e-5)
 
 
 def test_without_weights_and_smoothing_it_is_the_published_mean():
@@ -72,18 +65,40 @@ def test_without_weights_and_smoothing_it_is_the_published_mean():
     tokens, bins = (torch.tensor(rng.normal(size=s), requires_grad=True)
                     for s in ((5, 30), (2, 3, 8)))
     said, right = torch.tensor(rng.integers(0, 30, 5)), torch.tensor(rng.integers(0, 8, (2, 3)))
-    report = hybrid_loss(tokens, said, bins, right, torch.ones(2, 3, dtype=torch.bool), places=[])
+    loss, _ = hybrid_loss(
+        tokens, said, bins, right, torch.ones(2, 3, dtype=torch.bool), locations=[])
     cross = torch.nn.functional.cross_entropy
     wanted = (cross(tokens, said, reduction='sum')
               + cross(bins.reshape(-1, 8), right.reshape(-1), reduction='sum')) / 11
-    torch.testing.assert_close(report.loss, wanted.float())
-    got = torch.autograd.grad(report.loss, (tokens, bins))
+    torch.testing.assert_close(loss, wanted.float())
+    got = torch.autograd.grad(loss, (tokens, bins))
     for a, b in zip(got, torch.autograd.grad(wanted, (tokens, bins)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_a_batch_without_thoughts_still_learns_actions():
-    report = hybrid_loss(
+    loss, _ = hybrid_loss(
         torch.zeros(0, 30), torch.zeros(0, dtype=torch.long), torch.zeros(2, 3, 8),
-        torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool), places=[])
-    assert float(report.loss) == pytest.approx(math.log(8))
+        torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool), locations=[])
+    assert float(loss) == pytest.approx(math.log(8))
+
+
+def test_the_published_schedule_is_a_warm_cosine_that_falls_after_the_warm_up():
+    data = document('lr_schedule')
+    total, warmup, floor = data['total'], data['warmup'], data['min_lr'] / data['base_lr']
+
+    def published(step):
+        return warm_cosine(step, warmup + 1, max(step - warmup, 0) / (total - warmup), floor)
+    for step, factor in data['factor'].items():
+        assert published(int(step)) == pytest.approx(factor, abs=1e-9), step
+    assert published(0) == pytest.approx(data['init_rate'], abs=1e-12)
+
+
+def test_the_rate_warms_up_and_falls():
+    assert warm_cosine(0, 200, 0.0, 0.02) == pytest.approx(1 / 200)
+    assert warm_cosine(99, 200, 0.5, 0.02) == pytest.approx(0.5 * (0.02 + 0.98 * 0.5))
+    assert warm_cosine(9999, 200, 1.3, 0.02) == pytest.approx(0.02)
+    assert warm_cosine(0, 0, 0.0, 0.1) == 1.0
+    rates = [learning_rate(CONFIG, step, step / 100) for step in range(100)]
+    assert rates[0] < rates[3] < rates[5] > rates[50] > rates[99]
+    assert rates[99] == pytest.approx(CONFIG.final_rate * CONFIG.learning_rate, rel=0.1)

@@ -1,0 +1,134 @@
+"""What a fine-tuning run begins with: a new small policy, or an earlier one of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from dtvla_ros.actions.normalize import ActionStatistics
+from dtvla_ros.data import layout
+from dtvla_ros.data.reader import DatasetReader
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.checkpoint import EMBEDDING, load_weights
+from dtvla_ros.policy.config import DecoderConfig
+from dtvla_ros.policy.manifest import PolicyManifest
+from dtvla_ros.policy.model import HybridDecoder
+from dtvla_ros.policy.transform import PolicyTransform, read_transform
+from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
+from dtvla_ros.training.config import SftConfig, SftRun
+from dtvla_ros.training.data import class_name, location_spans, object_names
+from dtvla_ros.training.export import read_source
+
+
+@dataclass(frozen=True, slots=True)
+class Initialisation:
+    """The transform of a run, and what an earlier policy gives it.
+
+    ``model``: that policy's, where it is taken as it is. ``origin``: its manifest, where the
+    policy made of it promises the same. ``new_words``: whether the data hold words it lacked.
+    """
+
+    transform: PolicyTransform
+    model: HybridDecoder | None = None
+    origin: PolicyManifest | None = None
+    new_words: bool = False
+
+
+def initialise(
+    config: SftConfig, run: SftRun, readers: Sequence[DatasetReader],
+) -> Initialisation:
+    """Return what the run begins with, or goes on with.
+
+    A vocabulary with location tokens is a small policy's and grows with the data; any other is
+    taken as it is, with the policy. Raises ``UserError`` where a part is to stay frozen and
+    there is no policy to take it from.
+    """
+    resumed = (run.out / 'config.json').exists()
+    if run.init is None or not run.init.is_dir():
+        if config.freezes:
+            raise UserError('train config: lora and rates of 0 keep parts of an earlier policy; '
+                            'name its folder with --init')
+        return Initialisation(
+            read_transform(run.out) if resumed else new_transform(config, readers))
+    if resumed and not config.freezes:
+        return Initialisation(read_transform(run.out))
+    model, before, manifest = read_source(run.init)
+    released = not location_spans(before.tokenizer)
+    words = set() if released else dataset_words(readers)
+    if resumed:
+        transform = read_transform(run.out)
+    else:
+        transform = before if released else grown(before, words)
+    if config.freezes and transform.config != before.config:
+        raise UserError(f'{run.init}: {run.out} has another vocabulary or size, and frozen parts '
+                        'can not follow; train it whole, or begin anew')
+    return Initialisation(
+        transform, model if released or config.freezes else None, manifest if released else None,
+        not words <= set(before.tokenizer.get_vocab()))
+
+
+def new_transform(config: SftConfig, readers: Sequence[DatasetReader]) -> PolicyTransform:
+    """Return the transform of a small policy made from scratch for these datasets."""
+    tokenizer = _vocabulary(dataset_words(readers))
+    m = config.model
+    decoder = DecoderConfig.nano(
+        tokenizer.get_vocab_size(), special_ids(tokenizer), width=m.width, layers=m.layers,
+        image_size=m.image_size, tokens=m.tokens, cameras=m.cameras, channels=m.channels,
+        chunk_steps=m.chunk_steps)
+    actions = np.concatenate([np.asarray(r.column(layout.ACTION)) for r in readers])
+    low, high = np.quantile(actions.astype(np.float64), (0.01, 0.99), axis=0)
+    return PolicyTransform(decoder, tokenizer, ActionStatistics(tuple(low), tuple(high)))
+
+
+def dataset_words(readers: Sequence[DatasetReader]) -> set[str]:
+    """Return every word of the datasets' instructions, thoughts and objects."""
+    texts = {text for reader in readers
+             for text in (*reader.tasks, *set(reader.column(layout.REASONING)))}
+    texts |= {class_name(name) for name in object_names(readers)}
+    return {word for text in texts for word in text.replace('_', ' ').split()}
+
+
+def _vocabulary(words: set[str], before: Tokenizer | None = None) -> Tokenizer:
+    """Return a tokenizer of small policies that knows ``words`` and all that ``before`` knew."""
+    known = set(build_tokenizer().get_vocab())
+    old = before.get_vocab() if before is not None else {}
+    more = [word for word in sorted(old, key=lambda word: old[word]) if word not in known]
+    return build_tokenizer([*more, *sorted(words - known - set(old))])
+
+
+def grown(transform: PolicyTransform, words: set[str]) -> PolicyTransform:
+    """Return the transform with a vocabulary that holds ``words`` and today's location tokens.
+
+    Itself if its own does already.
+    """
+    if words | set(build_tokenizer().get_vocab()) <= set(transform.tokenizer.get_vocab()):
+        return transform
+    tokenizer = _vocabulary(words, transform.tokenizer)
+    text = replace(transform.config.text, vocabulary=tokenizer.get_vocab_size())
+    return replace(transform, tokenizer=tokenizer, config=replace(
+        transform.config, text=text, ids=special_ids(tokenizer)))
+
+
+@torch.no_grad()
+def copy_weights(model: HybridDecoder, tokenizer: Tokenizer, source: Path) -> None:
+    """Copy a weights file, or a run or policy folder word by word, into ``model``.
+
+    A word that the source lacks begins at random.
+    Raises ``UserError`` when the two differ in more than their words.
+    """
+    if not source.is_dir():
+        load_weights(model, source)
+        return
+    earlier, transform, _ = read_source(source)
+    state = earlier.state_dict()
+    rows = model.embed_tokens.weight.clone()  # [V, w]
+    old = transform.tokenizer.get_vocab()
+    for word, row in tokenizer.get_vocab().items():
+        if word in old:
+            rows[row] = state[EMBEDDING][old[word]]
+    model.load_state_dict(state | {EMBEDDING: rows})

@@ -1,0 +1,233 @@
+"""Auxiliary supervision: attention on the named object's patch, localisation and captioning."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax, softmax
+from support.tiny import CONFIG, tiny_dataset
+
+from dtvla_ros.data.collect import image_points
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.attention import sequence_mask
+from dtvla_ros.policy.model import HybridDecoder
+from dtvla_ros.training.auxiliary.localisation import (
+    AttentionProbe,
+    attention_targets,
+    pretrain_captioning,
+    pretrain_localisation,
+)
+from dtvla_ros.training.config import AuxiliaryConfig
+from dtvla_ros.training.data import NOWHERE, patch_of
+from dtvla_ros.training.sft import SftRun, build_trainer
+
+AUXILIARY = AuxiliaryConfig(localisation_steps=0, captioning_steps=0, localisation_weight=0.0,
+                            attention_weight=0.5, attention_layer=1)
+ATTENTION = replace(CONFIG, auxiliary=AUXILIARY, model=replace(CONFIG.model, layers=2))
+SPANS = [(10, 19), (20, 39), (40, 49)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def trainer(dataset, tmp_path):
+    return build_trainer(ATTENTION, SftRun((dataset,), tmp_path, steps=2))
+
+
+@pytest.fixture
+def localising(dataset, tmp_path):
+    config = replace(CONFIG, batch_size=16, auxiliary=AuxiliaryConfig(
+        localisation_steps=150, localisation_rate=8e-3, captioning_steps=100))
+    return build_trainer(config, SftRun((dataset,), tmp_path, steps=2))
+
+
+def test_patches_are_counted_row_by_row():
+    points = [[0.0, 0.0], [0.99, 0.0], [0.3, 0.6], [0.5, 0.999], [1.0, 0.5], [0.5, -0.01]]
+    assert patch_of(points, 16).tolist() == [0, 3, 9, 14, NOWHERE, NOWHERE]
+
+
+def test_a_recorded_object_is_where_its_point_says():
+    import dtvla_sim
+
+    env = dtvla_sim.make('tabletop', image_size=64)
+    obs, _ = env.reset(seed=3)
+    image = np.array(obs['agentview_image']).astype(int)
+    points = dict(zip(env.things, image_points(env).reshape(-1, 2), strict=True))
+    env.close()
+    for name, channel in (('red_cube', 0), ('green_cube', 1)):
+        column, row = (points[name] * 64).astype(int)
+        colour = image[row, column]
+        assert colour[channel] > 1.2 * np.delete(colour, channel).max(), name
+
+
+def test_only_a_location_that_is_said_and_visible_is_a_target():
+    said = [  # (sequence, row, target)
+        (0, 8, 3), (0, 9, 12), (0, 10, 25), (0, 11, 41),  # a word, x, y, z: the second object
+        (1, 5, 13),  # x, and then the row after the next: no pair
+        (1, 7, 27), (1, 8, 27), (1, 9, 12),  # y before x
+        (2, 4, 15),  # x at the end of one sequence, y at the start of another
+        (3, 5, 25),
+        (4, 6, 14), (4, 7, 29),  # near nothing
+        (5, 6, 12), (5, 7, 24),  # the second object, which is not in the image
+        (6, 6, 19), (6, 7, 31), (6, 8, 11), (6, 9, 21)]  # two locations
+    sequence, row, target = torch.tensor(said).T
+    positions = torch.tensor([[9, 10], [2, 4]]).repeat(7, 1, 1)  # two objects
+    patches = torch.tensor([[5, 7]]).repeat(7, 1)
+    patches[5] = torch.tensor([5, NOWHERE])
+    positions[6, 1] = torch.tensor([0, 0])
+    got = attention_targets(torch.stack([sequence, row]), target, SPANS, positions, patches)
+    assert sorted(got.T.tolist()) == [
+        [0, 9, 7], [0, 10, 7], [6, 6, 5], [6, 7, 5], [6, 8, 7], [6, 9, 7]]
+
+
+def test_the_loss_is_the_mean_cross_entropy_over_the_targets(trainer):
+    loss = trainer.objective.auxiliary['attention']
+    batch = trainer.batches.plain(np.arange(4))
+    targets = attention_targets(batch.token_rows, batch.token_targets, loss.spans,
+                                batch.positions, batch.target_patches)
+    length = batch.input_ids.shape[1]
+    scores = np.random.default_rng(0).normal(size=(4, length, length)).astype(np.float32)
+    asked = targets.T.tolist()
+    value, metrics = loss(batch, None, torch.tensor(scores))
+    losses = [-log_softmax(scores[s, r].astype(np.float64))[c] for s, r, c in asked]
+    shares = [softmax(scores[s, r].astype(np.float64))[c] for s, r, c in asked]
+    assert float(value) == pytest.approx(np.mean(losses), abs=1e-5)
+    assert float(metrics['attended']) == pytest.approx(np.mean(shares), abs=1e-5)
+    nothing = replace(batch, target_patches=torch.full_like(batch.target_patches, NOWHERE))
+    value, metrics = loss(nothing, None, torch.tensor(scores))
+    assert float(value) == 0.0
+    assert math.isnan(float(metrics['attended']))
+
+
+def test_the_probe_changes_nothing_and_shows_what_the_head_attends_to(trainer):
+    model = trainer.model
+    batch = trainer.batches.plain(np.arange(4))
+    sequences = batch.input_ids, batch.attention_mask, model.encode_images(batch.pixels())
+    kept = {}
+    attention = model.layers[1].self_attn
+    size = model.config.text.head_dim
+    handles = [  # the first head's values, and its output before the output product
+        attention.v_proj.register_forward_hook(lambda m, i, o: kept.update(values=o[..., :size])),
+        attention.o_proj.register_forward_hook(lambda m, i, o: kept.update(out=i[0][..., :size]))]
+    hidden = model.read(*sequences)
+    for handle in handles:
+        handle.remove()
+    weights = trainer.objective.attention().softmax(-1)
+    bare = HybridDecoder(model.config)
+    bare.load_state_dict(model.state_dict())
+    assert torch.equal(hidden, bare.read(*sequences))
+    torch.testing.assert_close(weights @ kept['values'], kept['out'], atol=1e-5, rtol=0)
+    visible = sequence_mask(batch.input_ids, batch.attention_mask, model.config.ids)
+    assert not weights[~visible].any()
+
+
+def test_the_gradient_enters_through_one_heads_queries_and_keys(trainer):
+    model, loss = trainer.model, trainer.objective.auxiliary['attention']
+    batch = trainer.batches.plain(np.arange(4))
+    model.read(batch.input_ids, batch.attention_mask, model.encode_images(batch.pixels()))
+    sequence, row, column = attention_targets(
+        batch.token_rows, batch.token_targets, loss.spans, batch.positions, batch.target_patches)
+    assert len(row) == 8, 'each tiny thought names one location'
+    ids = batch.input_ids[sequence, row + 1]
+    first, last = loss.spans[0][0], loss.spans[1][1]
+    assert torch.equal(ids, batch.token_targets[
+        (batch.token_targets >= first) & (batch.token_targets <= last)].view(-1, 2).T.reshape(-1))
+    assert (batch.input_ids[sequence, column] == model.config.ids.image).all()
+    loss(batch, None, trainer.objective.attention())[0].backward()
+    size = model.config.text.head_dim
+    attention = model.layers[1].self_attn
+    query = attention.q_proj.weight.grad
+    assert float(query[:size].abs().sum()) > 0 == float(query[size:].abs().sum())
+    assert float(attention.k_proj.weight.grad[:size].abs().sum()) > 0
+    for part in (attention.v_proj, attention.o_proj, model.layers[1].mlp.down_proj):
+        assert part.weight.grad is None
+    assert float(model.layers[0].self_attn.v_proj.weight.grad.abs().sum()) > 0
+    assert float(model.vision.stems[0].place.grad.abs().sum()) > 0
+
+
+def test_the_head_learns_to_attend(dataset, tmp_path):
+    config = replace(ATTENTION, reasoning_dropout=0.0, batch_size=16)
+    trainer = build_trainer(config, SftRun((dataset,), tmp_path, steps=80))
+    before = trainer.validate()
+    for step in range(80):
+        metrics = trainer.train_step(trainer.batches.train(step))
+    assert float(metrics['attended']) > 0.5 > 4 * before['attended']
+    assert trainer.validate()['attended'] > 4 * before['attended']
+
+
+def test_captioning_teaches_to_attend_too(dataset, tmp_path):
+    # Some initialisations need hundreds of steps; this one is quick.
+    config = replace(ATTENTION, batch_size=16, seed=2,
+                     auxiliary=replace(AUXILIARY, captioning_steps=60))
+    trainer = build_trainer(config, SftRun((dataset,), tmp_path, steps=2))
+    before = trainer.validate()['attended']
+    pretrain_captioning(trainer.objective, trainer.batches, config, trainer.accelerator)
+    trainer.average.load_state_dict(trainer.model.state_dict())
+    assert trainer.validate()['attended'] > 3 * before
+
+
+def test_a_layer_that_is_not_there_is_refused(trainer):
+    with pytest.raises(UserError, match='attention_layer 2'):
+        AttentionProbe(trainer.model, 2)
+
+
+def test_pre_training_teaches_to_localise_and_then_to_say_it(localising):
+    trainer, config = localising, localising.config
+    objective, stem = trainer.objective, trainer.model.vision.stems[0]
+    batch = trainer.batches.localisation(0)
+    assert batch.input_ids[0, -1] == trainer.transform.config.ids.action
+    said = trainer.transform.decode_thought(batch.input_ids[0].tolist()).split(';')[-1].split()
+    x, y = (batch.positions[0, 0] + torch.tensor([20, -45])).tolist()
+    assert said == ['can', 'at', f'x{x}', f'y{y:+d}']
+
+    def loss():
+        return objective.auxiliary['localisation'](batch, stem(batch.pixels))[0].item()
+    before, first = {k: v.clone() for k, v in trainer.model.state_dict().items()}, loss()
+    pretrain_localisation(objective, trainer.batches, config, trainer.accelerator)
+    assert loss() < 0.7 * first
+    for name, value in trainer.model.state_dict().items():
+        assert name.startswith('vision.stems.0.') != torch.equal(value, before[name]), name
+
+    one = replace(config, auxiliary=replace(config.auxiliary, captioning_steps=1))
+    untaught, taught = (pretrain_captioning(objective, trainer.batches, c, trainer.accelerator)
+                        for c in (one, config))
+    assert taught > untaught + 0.1
+
+
+def test_pre_training_happens_once(dataset, tmp_path):
+    run = SftRun((dataset,), tmp_path, steps=2)
+    config = replace(CONFIG, auxiliary=AuxiliaryConfig(localisation_steps=2, captioning_steps=2))
+    trainer = build_trainer(config, run)
+    trainer.pretrain()
+    taught = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    again = build_trainer(config, run)
+    again.pretrain()
+    for name, value in again.model.state_dict().items():
+        assert torch.equal(value, taught[name])
+        assert torch.equal(value, again.average.state_dict()[name])
+
+
+def test_a_dataset_without_positions_trains_without_auxiliary_losses(tmp_path, caplog):
+    data = tiny_dataset(tmp_path / 'data', places=False)
+    config = replace(ATTENTION, auxiliary=replace(AUXILIARY, localisation_steps=5))
+    with caplog.at_level(logging.WARNING):
+        trainer = build_trainer(config, SftRun((data,), tmp_path / 'run', steps=2))
+    assert len(caplog.records) == 1
+    assert str(data) in caplog.text
+    before = [p.clone() for p in trainer.model.parameters()]
+    trainer.pretrain()
+    assert all(map(torch.equal, before, trainer.model.parameters()))
+    metrics = trainer.train_step(trainer.batches.train(0))
+    assert math.isfinite(float(metrics['loss']))
+    assert not {'attended', 'localised'} & (set(metrics) | set(trainer.validate()))

@@ -1,0 +1,245 @@
+"""A batch is what the policy's own transform would say, and nothing is supervised by accident."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+from support.tiny import CONFIG
+
+from dtvla_ros.data import layout
+from dtvla_ros.data.reader import DatasetReader
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.transform import Observation
+from dtvla_ros.policy.vocabulary import turned_round
+from dtvla_ros.training.auxiliary.direction_flip import DirectionFlip
+from dtvla_ros.training.collate import Collator, colour_map, prefetch, recoloured, shifted
+from dtvla_ros.training.config import AuxiliaryConfig, ModelConfig
+from dtvla_ros.training.data import object_names, open_frames, tokenize
+from dtvla_ros.training.initialisation import new_transform
+
+DIRECTIONS = 'holding nothing now reach can at x45 y-12 next lower move forward left still'
+
+
+@pytest.fixture(scope='module')
+def made(dataset):
+    reader = DatasetReader(dataset)
+    transform = new_transform(CONFIG, [reader])
+    rows = tokenize(reader, transform, object_names([reader]))
+    frames = open_frames(reader, transform)
+    return reader, transform, rows, frames, Collator(rows, [frames], transform, CONFIG)
+
+
+def observation(state, task):
+    return Observation(
+        images={}, joint_positions={}, ee_position=state[:3].astype(float),
+        ee_quaternion=Rotation.from_rotvec(state[3:6]).as_quat(),
+        gripper_opening=float(state[6] - state[7]), instruction=task, stamp=0.0)
+
+
+def test_plain_sequences_are_the_transforms(made):
+    reader, transform, _, _, collator = made
+    index = np.array([0, 13, 29, 60])
+    batch = collator.plain(index)
+    state, thought = reader.column(layout.STATE), reader.column(layout.REASONING)
+    chunk = reader.column(layout.ACTION_CHUNK).reshape(-1, 8, 7)
+    for row, k in enumerate(index):
+        task = reader.tasks[reader.column('task_index')[k]]
+        prompt = transform.prompt_ids(task, observation(state[k], task))
+        said = transform.encode_thought(thought[k])
+        actions = transform.encode_actions(chunk[k, :4]).tolist()
+        ids = transform.config.ids
+        wanted = [*prompt, *said, ids.action, *actions, ids.action_end, ids.eos]
+        length = int(batch.attention_mask[row].sum())
+        assert batch.input_ids[row, :length].tolist() == wanted
+        assert batch.action_start[row] == len(prompt) + len(said)
+        mine = batch.token_rows[0] == row
+        columns = batch.token_rows[1][mine] + 1
+        learnt = [*range(len(prompt), len(prompt) + len(said) + 1), length - 2, length - 1]
+        assert columns.tolist() == learnt
+        assert batch.token_targets[mine].tolist() == [wanted[c] for c in learnt]
+        np.testing.assert_allclose(
+            transform.decode_actions(batch.action_targets[row].numpy() + ids.bins_first),
+            np.clip(chunk[k, :4], *np.array([transform.statistics.q01, transform.statistics.q99])),
+            atol=2.5 * 2 / 255)
+
+
+def test_images_are_the_transforms(made):
+    reader, transform, _, frames, collator = made
+    pixels = collator.plain(np.array([5, 40])).pixels()
+    assert pixels.shape == (2, 2, 3, 32, 32)
+    for row, k in enumerate((5, 40)):
+        images = {name: reader.image(*divmod(k, 12), key)
+                  for key, name in layout.CAMERAS.items()}
+        np.testing.assert_allclose(pixels[row].numpy(), transform.pixels(images), atol=1e-5)
+    assert len(frames) == len(reader.table)
+
+
+def test_frames_are_decoded_once_and_again_when_the_size_changes(made):
+    reader, transform, *_ = made
+    path = reader.root / '.frames' / 'frames.u8'
+    before = path.stat().st_mtime_ns
+    open_frames(reader, transform)
+    assert path.stat().st_mtime_ns == before
+    other = replace(CONFIG, model=ModelConfig(image_size=64, tokens=(16, 4)))
+    assert open_frames(reader, new_transform(other, [reader])).shape[2:4] == (64, 64)
+    assert open_frames(reader, transform).shape[2:4] == (32, 32)
+
+
+def test_training_batches_depend_on_the_step_alone(made):
+    collator = made[-1]
+    first, again, other = collator.train(7), collator.train(7), collator.train(8)
+    for name in first.__slots__:
+        assert (getattr(first, name) == getattr(again, name)).all()
+    assert first.input_ids.shape != other.input_ids.shape or not (
+        first.input_ids == other.input_ids).all()
+
+
+def test_a_dropped_thought_is_empty_and_not_learnt(made):
+    _, transform, rows, frames, _ = made
+    config = replace(CONFIG, reasoning_dropout=0.99, batch_size=64)
+    batch = Collator(rows, [frames], transform, config).train(0)
+    ids = transform.config.ids
+    empty = [b for b in range(64) if batch.input_ids[b, batch.action_start[b] - 2] == ids.think]
+    assert len(empty) > 55
+    for b in empty:
+        targets = batch.token_targets[batch.token_rows[0] == b].tolist()
+        assert targets == [ids.action, ids.action_end, ids.eos]
+
+
+def test_a_counterfactual_thought_is_read_and_not_learnt(made):
+    _, transform, rows, frames, _ = made
+    config = replace(CONFIG, reasoning_dropout=0.0, counterfactual=0.8, batch_size=64,
+                     place_noise=0.0)
+    batch = Collator(rows, [frames], transform, config).train(0)
+    ids = transform.config.ids
+    own = {tuple(t[:n]) for t, n in zip(rows.thought, rows.thought_length, strict=True)}
+    counterfactual = 0
+    tasks = set()
+    for b in range(64):
+        row, start = batch.input_ids[b].tolist(), int(batch.action_start[b])
+        think = row.index(ids.think)
+        assert tuple(row[think:start]) in own
+        targets = batch.token_targets[batch.token_rows[0] == b].tolist()
+        assert targets in ([*row[think:start + 1], ids.action_end, ids.eos],
+                           [ids.action, ids.action_end, ids.eos])
+        tasks.add(transform.decode_thought(row[:think]).split(';')[0])
+        counterfactual += len(targets) == 3
+    assert 40 < counterfactual < 60
+    assert len(tasks) == 2
+
+
+def test_a_flipped_thought_has_mirrored_actions_along_its_axes(made):
+    transform = made[1]
+    chunk = np.random.default_rng(0).uniform(-0.04, 0.04, (4, 7))
+    without = DIRECTIONS.replace('forward left still', 'still still still')
+    thought = np.array([transform.encode_thought(DIRECTIONS), transform.encode_thought(without)])
+    actions = np.repeat(transform.encode_actions(chunk)[None], 2, 0)
+    flip = DirectionFlip.of(transform)
+    flipped, mirrored = flip(thought, actions)
+    assert flipped[0].tolist() == transform.encode_thought(turned_round(DIRECTIONS))
+    assert flipped[1].tolist() == thought[1].tolist()
+    assert mirrored[1].tolist() == actions[1].tolist()
+    before, after = transform.decode_actions(actions[0]), transform.decode_actions(mirrored[0])
+    width = (np.array(transform.statistics.q99) - transform.statistics.q01) / 256
+    assert np.abs(after[:, :2] + before[:, :2]).max() < 4 * width[:2].max()
+    assert np.array_equal(after[:, 2:], before[:, 2:])
+    for empty, same in zip((thought[:0], actions[:0]), flip(thought[:0], actions[:0]),
+                           strict=True):
+        assert empty.shape == same.shape
+
+
+def test_flipped_rows_are_read_and_not_learnt(made):
+    reader, transform, _, frames, _ = made
+    rows = tokenize(reader, transform, ())
+    tokens = transform.encode_thought(DIRECTIONS)
+    rows = replace(rows, thought=np.tile(tokens, (len(rows), 1)),
+                   thought_length=np.full(len(rows), len(tokens)))
+    config = replace(CONFIG, reasoning_dropout=0.0, batch_size=64, place_noise=0.0,
+                     auxiliary=AuxiliaryConfig(direction_flip=0.5))
+    batch = Collator(rows, [frames], transform, config).train(0)
+    other = transform.encode_thought(turned_round(DIRECTIONS))
+    flipped = 0
+    for b in range(64):
+        start = int(batch.action_start[b])
+        said = batch.input_ids[b, start - len(tokens):start].tolist()
+        learnt = int((batch.token_rows[0] == b).sum())
+        assert (said, learnt) in ((tokens, len(tokens) + 3), (other, 3))
+        flipped += said == other
+    assert 20 < flipped < 44
+
+
+def test_a_vocabulary_without_directions_is_refused(made, monkeypatch):
+    monkeypatch.setattr('dtvla_ros.training.auxiliary.direction_flip.MARK', 'go')
+    with pytest.raises(UserError, match='words for directions'):
+        DirectionFlip.of(made[1])
+
+
+def test_held_out_episodes_are_never_drawn(made):
+    *_, rows, frames, collator = made
+    held = set(rows.scene[collator.validation])
+    assert 0 < len(held) < 10
+    drawn = set()
+    for step in range(30):
+        rng = np.random.default_rng([CONFIG.seed, step, 0])
+        draw = np.searchsorted(collator._boosted, rng.random(CONFIG.batch_size))
+        drawn |= set(rows.scene[draw])
+    assert not held & drawn
+
+
+def test_frames_near_a_toggle_and_the_start_are_known(made):
+    reader, _, rows, *_ = made
+    closing = reader.column(layout.ACTION_CHUNK).reshape(-1, 8, 7)[:, :4, 6] > 0
+    toggles = closing.any(1) & ~closing.all(1)
+    assert (rows.near_toggle | ~toggles).all()
+    assert rows.near_toggle.mean() < 0.5
+    assert rows.near_start.reshape(10, 12).sum(1).tolist() == [6] * 10
+
+
+def test_shift_moves_and_repeats_edges():
+    image = np.arange(5 * 6 * 3, dtype=np.uint8).reshape(5, 6, 3)
+    out = np.empty_like(image)
+    for dy, dx in ((0, 0), (2, -1), (-1, 3)):
+        shifted(image, out, dy, dx)
+        rows = np.clip(np.arange(5) - dy, 0, 4)
+        columns = np.clip(np.arange(6) - dx, 0, 5)
+        np.testing.assert_array_equal(out, image[rows][:, columns])
+
+
+def test_colours_change_with_their_strength():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    same, changed = image.copy(), image.copy()
+    recoloured(same, colour_map(rng, 0.0))
+    np.testing.assert_array_equal(same, image)
+    recoloured(changed, colour_map(rng, 1.0))
+    assert np.abs(changed.astype(int) - image).mean() > 2
+
+
+def test_chunks_that_are_too_short_are_refused(made):
+    reader = made[0]
+    config = replace(CONFIG, model=replace(CONFIG.model, chunk_steps=12))
+    with pytest.raises(UserError, match='--chunk 12'):
+        tokenize(reader, new_transform(config, [reader]), ())
+
+
+def test_batches_come_in_order_from_processes_that_end_with_the_loop():
+    def make(number):
+        time.sleep(0.02 * (number % 3))  # a later one may be ready earlier
+        return number, os.getpid()
+
+    stream = prefetch(make, 5, 2, torch.device('cpu'))
+    made = [next(stream) for _ in range(8)]
+    assert [number for number, _ in made] == list(range(5, 13))
+    makers = {maker for _, maker in made}
+    assert len(makers) == 2
+    assert os.getpid() not in makers
+    stream.close()
+    for maker in makers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(maker, 0)
