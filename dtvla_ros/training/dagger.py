@@ -1,4 +1,4 @@
-"""DAgger: the policy drives, the scripted expert says what it would do and think instead.
+"""DAgger: the policy drives, the scripted expert labels what it would do and think instead.
 
 Ross, Gordon and Bagnell, "A reduction of imitation learning and structured prediction to
 no-regret online learning", 2011. After a while the expert takes over, so that the end of a task is
@@ -7,7 +7,7 @@ seen, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ from dtvla_ros.data.layout import Episode
 from dtvla_ros.data.writer import finished_shards, merge_shards, write_shard
 from dtvla_ros.errors import UserError
 from dtvla_ros.rollout.env import Env, SceneSetup
-from dtvla_ros.rollout.episode import Infer, observation_from_sim
+from dtvla_ros.rollout.episode import Infer, execute, observation_from_sim
 
 KIND = 'dagger'
 
@@ -44,8 +44,8 @@ class DaggerOptions:
     """One round. ``seed``: which block of start states; another one for every round.
 
     The policy drives for a share of the task's step limit drawn from ``driven`` (least, most).
-    ``camera_every``, ``chunk`` as of ``CollectOptions``; ``patience``: control steps the expert
-    gets after it has taken over. ``antialiasing`` as of ``SceneSetup``.
+    ``camera_every`` as of ``CollectOptions``; ``expert_steps``: control steps the expert has once
+    it takes over. ``antialiasing`` as of ``SceneSetup``.
     """
 
     suite: str = 'tabletop'
@@ -55,7 +55,7 @@ class DaggerOptions:
     seed: int = 7
     camera_every: int = 4
     driven: tuple[float, float] = (0.2, 1.0)
-    patience: int = 300
+    expert_steps: int = 300
     antialiasing: bool = True
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ class DaggerOptions:
 
 @dataclass(frozen=True, slots=True)
 class Relabelled:
-    """An episode as the expert sees it; ``episode`` None: not even the expert solved it.
+    """An episode as the expert labels it; ``episode`` None: not even the expert solved it.
 
     ``alone``: the policy solved it before the expert took over.
     """
@@ -101,50 +101,42 @@ class RelabelJob:
         labels: list[NDArray[np.float32]] = []
         pending: list[NDArray[np.float32]] = []
         gripper, success = osc.GRIPPER_OPEN, False
-        for step in range(driven + options.patience):
+        while not success and len(labels) < driven + options.expert_steps:
+            step = len(labels)
             act = expert.act(driving=step >= driven)
             if step % options.camera_every == 0:
                 frames.add(env, obs, act)
             labels.append(np.asarray(act.action, np.float32))
-            if step < driven:
-                if not pending:
-                    seen = observation_from_sim(obs, info, env, step)
-                    pending = list(infer(seen).chunk[:self.replan_steps])
-                executed = np.clip(pending.pop(0), -1.0, 1.0)
-                executed[6] = gripper = osc.gripper_command(float(executed[6]), gripper)
-            else:
-                executed = act.action
-            obs, _, success, _, _ = env.step(executed)
-            if success:
-                break
-        steps = len(labels)
-        alone = success and steps <= driven
-        return Relabelled(success, steps, alone,
+            if step >= driven:
+                obs, _, success, _, _ = env.step(act.action)
+                continue
+            if not pending:
+                seen = observation_from_sim(obs, info, env, step)
+                pending = list(infer(seen).chunk[:self.replan_steps])
+            executed = execute(env, pending.pop(0)[None], gripper)
+            obs, gripper, success = executed.obs, executed.gripper, executed.success
+        return Relabelled(success, len(labels), success and len(labels) <= driven,
                           self._episode(env, frames, labels, driven) if success else None)
 
     def _episode(self, env: Env, frames: Frames, labels: list[NDArray[np.float32]],
                  driven: int) -> Episode:
         starts = np.arange(0, len(labels), self.options.camera_every)
-        cuts = [driven] if driven < len(labels) else []
-        episode = frames.episode(env, self.plan, labels, starts, self.chunk, cuts, True)
-        # What the expert says at places the policy went to by itself is no plan: only as much of
-        # it is kept as is executed before the next look.
+        breaks = [driven] if driven < len(labels) else []
+        episode = frames.episode(env, self.plan, labels, starts, self.chunk, breaks, True)
+        # The expert's labels at states the policy went to by itself are no plan: only as much of
+        # one is kept as is executed before the next decision.
         padding = np.asarray(episode.columns[layout.ACTION_IS_PAD])
         padding[starts < driven, self.replan_steps:] = True
         return episode
 
 
-def _shard(options: DaggerOptions, number: int) -> range:
+def shard_plans(options: DaggerOptions, tasks: Sequence[str], number: int,
+                one_scene: bool) -> list[EpisodePlan]:
+    """Return the episodes of a shard."""
     first = number * EPISODES_PER_SHARD
-    return range(first, min(first + EPISODES_PER_SHARD, options.episodes))
-
-
-def _plans(options: DaggerOptions, tasks: tuple[str, ...], number: int,
-           one_scene: bool) -> Iterator[EpisodePlan]:
-    """Yield the episodes of a shard."""
-    for index in _shard(options, number):
-        seed = options.seed * SEEDS_PER_BASE + index
-        yield EpisodePlan(index, task_in_turn(tasks, index, one_scene), seed, KIND)
+    return [EpisodePlan(index, task_in_turn(tasks, index, one_scene),
+                        options.seed * SEEDS_PER_BASE + index, KIND)
+            for index in range(first, min(first + EPISODES_PER_SHARD, options.episodes))]
 
 
 def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
@@ -161,50 +153,40 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
     from dtvla_ros.training.export import read_source
 
     model, transform, manifest = read_source(init)
-    replan_steps = replan_steps or manifest.action.replan_steps
-    sampler = BatchSampler(model, transform, max_thought_tokens=manifest.max_thought_tokens)
-    _same_recipe(out, options, init)
-    chunk = transform.config.chunk_steps
-    shards = -(-options.episodes // EPISODES_PER_SHARD)
-    todo = [n for n in range(shards) if n not in finished_shards(out)]
-    found: dict[int, dict[int, Relabelled]] = {}
-    counts = {'driven': 0, 'alone': 0, 'kept': 0}
+    require_same_options(out / 'dagger.json', asdict(options) | {'init': str(init)},
+                         asdict(DaggerOptions()))
     scene = SceneSetup(options.suite, options.starts,
                        image_size=transform.config.vision.image_size,
                        antialiasing=options.antialiasing)
-    with closing(open_envs(scene, workers, ray=ray)) as envs, tqdm(
-            total=sum(len(_shard(options, n)) for n in todo), unit='ep',
-            disable=not todo) as bar:
+    with closing(open_envs(scene, workers, ray=ray)) as envs:
         tasks = options.tasks or envs.info.tasks
         require_tasks(tasks, envs.info.tasks, options.suite)
-        plans = {number: list(_plans(options, tasks, number, envs.info.one_scene))
-                 for number in todo}
-        jobs = iter([Rollout(RelabelJob(plan, options, chunk, replan_steps), (number,))
-                     for number, shard in plans.items() for plan in shard])
+        done = finished_shards(out)
+        shards = {number: shard_plans(options, tasks, number, envs.info.one_scene)
+                  for number in range(-(-options.episodes // EPISODES_PER_SHARD))
+                  if number not in done}
+        jobs = [Rollout(RelabelJob(plan, options, transform.config.chunk_steps,
+                                   replan_steps or manifest.action.replan_steps))
+                for plans in shards.values() for plan in plans]
+        results: dict[int, Relabelled] = {}
+        alone: list[bool] = []
+        kept: list[bool] = []
+        source = iter(jobs)
+        with tqdm(total=len(jobs), unit='ep', disable=not jobs) as bar:
+            def ended(episode: Driven, result: Relabelled) -> None:
+                index = episode.rollout.job.plan.index
+                number = index // EPISODES_PER_SHARD
+                results[index] = result
+                alone.append(result.alone)
+                kept.append(result.success)
+                bar.update(1)
+                bar.set_postfix(alone=f'{np.mean(alone):.0%}', kept=f'{np.mean(kept):.0%}')
+                if all(plan.index in results for plan in shards[number]):
+                    episodes = [results.pop(plan.index).episode for plan in shards[number]]
+                    write_shard(out, number, [e for e in episodes if e is not None],
+                                20 // options.camera_every)
 
-        def ended(episode: Driven, result: Relabelled) -> None:
-            job = episode.rollout.job
-            assert isinstance(job, RelabelJob)
-            number = job.plan.index // EPISODES_PER_SHARD
-            shard = found.setdefault(number, {})
-            shard[job.plan.index] = result
-            counts['driven'] += 1
-            counts['alone'] += result.alone
-            counts['kept'] += result.success
-            bar.update(1)
-            bar.set_postfix(alone=f'{counts["alone"] / counts["driven"]:.0%}',
-                            kept=f'{counts["kept"] / counts["driven"]:.0%}')
-            if len(shard) == len(plans[number]):
-                episodes = [shard[k].episode for k in sorted(shard)]
-                write_shard(out, number, [e for e in episodes if e is not None],
-                            20 // options.camera_every)
-                del found[number]
-
-        BatchedRollouts(envs).run(sampler, lambda: next(jobs, None), ended)
+            sampler = BatchSampler(model, transform,
+                                   max_thought_tokens=manifest.max_thought_tokens)
+            BatchedRollouts(envs).run(sampler, lambda: next(source, None), ended)
     return merge_shards(out)
-
-
-def _same_recipe(root: Path, options: DaggerOptions, init: Path) -> None:
-    """Refuse to mix policies or recipes in one folder."""
-    require_same_options(root / 'dagger.json', asdict(options) | {'init': str(init)},
-                         asdict(DaggerOptions()))

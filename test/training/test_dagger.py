@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +21,14 @@ from dtvla_ros.policy.transform import PolicyTransform, write_transform
 from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
 from dtvla_ros.training import checkpoint
 from dtvla_ros.training.config import SftConfig
-from dtvla_ros.training.dagger import KIND, DaggerOptions, RelabelJob, Relabelled, _plans, relabel
+from dtvla_ros.training.dagger import (
+    KIND,
+    DaggerOptions,
+    RelabelJob,
+    Relabelled,
+    relabel,
+    shard_plans,
+)
 from dtvla_ros.training.sft import SftRun, Trainer
 
 OPTIONS = DaggerOptions(episodes=2, driven=(0.05, 0.1), tasks=(
@@ -106,8 +112,8 @@ def test_a_round_is_a_dataset_that_training_goes_on_with(tmp_path):
 
 def test_a_shard_keeps_to_a_task_where_each_has_its_own_scene():
     tasks, options = ('a', 'b', 'c'), replace(OPTIONS, episodes=20)
-    together = [[p.task for p in _plans(options, tasks, n, True)] for n in range(3)]
-    apart = [[p.task for p in _plans(options, tasks, n, False)] for n in range(3)]
+    together = [[p.task for p in shard_plans(options, tasks, n, True)] for n in range(3)]
+    apart = [[p.task for p in shard_plans(options, tasks, n, False)] for n in range(3)]
     assert [t for shard in together for t in shard] == [tasks[k % 3] for k in range(20)]
     assert apart == [['a'] * 8, ['b'] * 8, ['c'] * 4]
 
@@ -119,11 +125,3 @@ def test_rounds_stay_below_the_evaluations_starts():
             ({'camera_every': 3}, 'camera-every'), ({'driven': (0.9, 0.1)}, 'range')):
         with pytest.raises(UserError, match=named):
             DaggerOptions(**options)
-
-
-def test_a_folder_keeps_its_recipe(tmp_path):
-    (tmp_path / 'dagger.json').write_text(json.dumps({'seed': 3}))
-    from dtvla_ros.training.dagger import _same_recipe
-
-    with pytest.raises(UserError, match='another .*seed'):
-        _same_recipe(tmp_path, OPTIONS, tmp_path)

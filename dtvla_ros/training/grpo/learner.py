@@ -239,11 +239,8 @@ class Learner:
         for p in parameters:
             if p.grad is None:  # a process without episodes
                 p.grad = torch.zeros_like(p)
-        if world > 1:
-            flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-            flat = self.accelerator.reduce(flat, reduction='sum')
-            for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
-                p.grad = part.view_as(p)
+            if world > 1:
+                p.grad = self.accelerator.reduce(p.grad, reduction='sum')
         metrics.gradients.add(parameters)
         norm = float(nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip))
         if not math.isfinite(norm):
@@ -258,21 +255,22 @@ class Learner:
         metrics.add('grad_norm', norm / world, 1.0 / world)
 
 
+@dataclass
 class GradientCosine:
     """Mean cosine between the gradients of two optimizer steps, from some values of every weight.
 
     About 0, the gradients are noise, and more episodes a step are needed.
     """
 
-    def __init__(self) -> None:
-        self._sum = torch.zeros(1)
-        self._squares, self._count = 0.0, 0
+    _sum: Tensor | float = 0.0
+    _squares: float = 0.0
+    _count: int = 0
 
     def add(self, parameters: Sequence[nn.Parameter]) -> None:
         """Take the gradient of a step."""
         flat = torch.cat([p.grad.flatten()[:_COMPARED].float() for p in parameters
                           if p.grad is not None])
-        self._sum = self._sum.to(flat.device) + flat
+        self._sum = self._sum + flat
         self._squares += float(flat.square().sum())
         self._count += 1
 
@@ -281,8 +279,8 @@ class GradientCosine:
         """Mean product of two different gradients over their mean square; 0 for one step."""
         if self._count < 2 or not self._squares:
             return 0.0
-        return (float(self._sum.square().sum()) - self._squares) / (
-            (self._count - 1) * self._squares)
+        both = float(torch.as_tensor(self._sum).square().sum())
+        return (both - self._squares) / ((self._count - 1) * self._squares)
 
 
 class Metrics:
