@@ -1,5 +1,5 @@
 """Measurements of running nodes and of training steps; they need a checkout of the package."""
 
-from dtvla_ros.ros.source import refuse_a_mix
+from dtvla_ros.ros.environment import refuse_a_mix
 
 refuse_a_mix()

@@ -72,7 +72,7 @@ def test_every_argument_explains_itself(path):
         default = text(given.get('default_value'))
         if default in ('true', 'false'):
             assert 'choices' in given, ast.unparse(node)
-        if 'choices' in given:
+        if 'choices' in given and 'default_value' in given:
             assert default in ast.literal_eval(given['choices'])
 
 

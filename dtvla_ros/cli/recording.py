@@ -10,7 +10,7 @@ import typer
 from dtvla_ros.cli.arguments import ChunkSteps, NewDataset, group, names
 from dtvla_ros.cli.data import data
 from dtvla_ros.errors import UserError
-from dtvla_ros.ros.source import require_one_ros
+from dtvla_ros.ros.environment import require_one_ros
 
 app = group()
 

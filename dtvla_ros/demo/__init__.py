@@ -1,5 +1,5 @@
 """The demonstration: three node processes, watched over their topics."""
 
-from dtvla_ros.ros.source import require_one_ros
+from dtvla_ros.ros.environment import require_one_ros
 
 require_one_ros()

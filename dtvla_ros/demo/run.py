@@ -16,21 +16,19 @@ from dtvla_ros.caption import Caption
 from dtvla_ros.conventions import ACTION
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation import report
-from dtvla_ros.evaluation.ros_watcher import Watcher
 from dtvla_ros.evaluation.seeds import evaluation_seed
 from dtvla_ros.evaluation.statistics import Rate, latency_summary
 from dtvla_ros.files import write_json
 from dtvla_ros.policy.manifest import PolicyManifest
-from dtvla_ros.ros.graph import Run, frame_interval, start_nodes, watch
+from dtvla_ros.ros.graph import Run, Seen, Watcher, frame_interval, start_nodes, watch
 from dtvla_ros.ros.processes import NodeProcesses
 from dtvla_ros.ros.run import joined
 
-from .recorder import Recorder
-from .screen import Screen
+from .display import Recorder, Screen
 
 CONFIG = 'config/sim.yaml'
 VIEWS = ('', 'rerun')
-VIEWER_PATIENCE = 20.0  # longest wait for it [s]
+VIEWER_TIMEOUT = 20.0  # longest wait for it [s]
 
 
 def run_demo(
@@ -64,9 +62,9 @@ def run_demo(
     screen = Screen()
     recorder = Recorder(out / 'demo.mp4', out / 'demo.png', manifest.action.rate_hz / camera_every)
 
-    def on_frame(pictures: dict[str, Any], seen: Any) -> None:
+    def on_frame(images: dict[str, Any], seen: Seen) -> None:
         row = seen.episode
-        recorder.add(pictures, Caption(
+        recorder.add(images, Caption(
             row.get('instruction', ''), seen.thought,
             f'episode {len(seen.episodes) + 1}   step {row.get("step", 0)}   '
             f'gate {seen.gate_state}'))
@@ -103,13 +101,13 @@ def run_demo(
 
 def _wait_for_viewer(executor: Executor, watcher: Watcher, nodes: NodeProcesses) -> None:
     """Let the viewer join first, or it misses how the first episode begins."""
-    until = time.monotonic() + VIEWER_PATIENCE
+    until = time.monotonic() + VIEWER_TIMEOUT
     while watcher.count_subscribers(ACTION) < 2 and time.monotonic() < until:
         executor.spin_once(timeout_sec=0.1)
         nodes.require_running()
 
 
-def _result(seen: Any, manifest: PolicyManifest, policy: Path, seconds: float) -> dict[str, Any]:
+def _result(seen: Seen, manifest: PolicyManifest, policy: Path, seconds: float) -> dict[str, Any]:
     tasks = list(dict.fromkeys(row['task'] for row in seen.episodes))
     rate = Rate.of(bool(row['success']) for row in seen.episodes).to_dict()
     return {

@@ -7,22 +7,30 @@ import os
 import random
 import shutil
 import tempfile
+import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from std_msgs.msg import String
+from trajectory_msgs.msg import JointTrajectory
+
 from dtvla_ros.errors import NodeDied
+from dtvla_ros.evaluation.failures import FailureRecord
 from dtvla_ros.evaluation.workers import Job, PolicySetup
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.rollout.env import SceneSetup
-from dtvla_ros.rollout.episode import EpisodeResult
-from dtvla_ros.ros.graph import Run, frame_interval, start_nodes, watch
+from dtvla_ros.rollout.episode import EpisodeResult, commands_hash
+from dtvla_ros.ros.graph import Run, Seen, Watcher, frame_interval, start_nodes, watch
 from dtvla_ros.ros.processes import NodeProcesses
 from dtvla_ros.ros.run import joined
 
-from .ros_listener import Listener
-
 LOCKSTEP, REALTIME = 'config/sim.yaml', 'config/sim_realtime.yaml'
+BETWEEN = 500_000_000  # simulated time without a command that parts two episodes [ns]
+LATE_COMMANDS = 1.0  # longest wait for them when their episode has ended, wall time [s]
 
 
 def run_over_ros(
@@ -44,15 +52,15 @@ def run_over_ros(
         return
     os.environ.setdefault('ROS_DOMAIN_ID', str(random.SystemRandom().randint(1, 100)))
     logs = Path(tempfile.mkdtemp(prefix='dtvla-eval-'))
-    telling = False
+    keep_logs = False
     try:
         for number, (tasks, seeds) in enumerate(blocks(jobs)):
             yield from _block(setup, realtime, tasks, seeds, logs / str(number))
     except NodeDied:
-        telling = True
+        keep_logs = True
         raise
     finally:
-        if not telling:
+        if not keep_logs:
             shutil.rmtree(logs, ignore_errors=True)
 
 
@@ -71,7 +79,7 @@ def blocks(jobs: Iterable[Job]) -> list[tuple[list[str], range]]:
 
 
 def parameters(scene: SceneSetup) -> dict[str, str]:
-    """Return what `sim_bridge` is told of a scene, as parameters are written."""
+    """Return a scene as parameters of `sim_bridge`, as they are written."""
     chosen: dict[str, Any] = {
         'starts': scene.starts, 'image_size': scene.image_size, 'max_steps': scene.max_steps,
         # Quoted: a bare colon in a list is more YAML than rcl reads.
@@ -98,3 +106,82 @@ def _block(
         while listener.waits():
             executor.spin_once(timeout_sec=0.05)
             yield from listener.ended()
+
+
+class Listener(Watcher):
+    """Builds an `EpisodeResult` of every episode on the topics, handed out by `ended`.
+
+    ``exact``: with the hash of an episode's commands. Topics are not ordered among each other: a
+    result waits until as many commands have arrived as the episode had steps. Where some never
+    do, its hash stays empty.
+    """
+
+    def __init__(self, setup: PolicySetup, frame_rate: float, exact: bool):
+        super().__init__(self._film, self._end)
+        self._setup, self._frame_rate, self._exact = setup, frame_rate, exact
+        self._record: FailureRecord | None = None
+        self._thoughts: list[str] = []
+        self._counted: dict[str, int] = {}  # latencies of earlier episodes, by phase
+        self._commands: dict[int, NDArray[np.float64]] = {}  # by stamp [ns]
+        self._waiting: list[tuple[float, EpisodeResult]] = []
+
+    def waits(self) -> bool:
+        """Whether a finished episode has not been handed out yet."""
+        return bool(self._waiting)
+
+    def ended(self) -> Iterator[tuple[Job, EpisodeResult]]:
+        """Yield what has finished since."""
+        while self._waiting:
+            since, result = self._waiting[0]
+            if self._exact:
+                mine = self._first_episode()
+                if len(mine) < result.steps and time.monotonic() - since < LATE_COMMANDS:
+                    return
+                if len(mine) == result.steps:
+                    result = replace(result, commands=commands_hash(
+                        [self._commands[stamp] for stamp in mine]))
+                for stamp in mine:
+                    del self._commands[stamp]
+            self._waiting.pop(0)
+            yield (result.task, result.seed), result
+
+    def _first_episode(self) -> list[int]:
+        stamps = sorted(self._commands)
+        ends = (k for k, (a, b) in enumerate(itertools.pairwise(stamps), 1) if b - a > BETWEEN)
+        return stamps[:next(ends, len(stamps))]
+
+    def _action(self, message: JointTrajectory) -> None:
+        super()._action(message)
+        if self._exact:
+            at = message.header.stamp
+            self._commands.setdefault(
+                at.sec * 10**9 + at.nanosec, np.array(message.points[0].positions))
+
+    def _reasoning(self, message: String) -> None:
+        super()._reasoning(message)
+        if not self.seen.writing:
+            self._thoughts.append(self.seen.thought)
+
+    def _film(self, images: dict[str, NDArray[np.uint8]], seen: Seen) -> None:
+        row = seen.episode
+        if 'task' not in row:
+            return
+        if self._record is None:
+            self._record = FailureRecord(
+                self._setup.videos, self._setup.stills, f'{row["task"]}-{row["seed"]}',
+                self._frame_rate)
+        self._record.add(images, row['instruction'], seen.thought, row['step'])
+
+    def _end(self, row: dict[str, Any]) -> None:
+        success = bool(row['success'])
+        if self._record is not None:
+            self._record.close(success)
+            self._record = None
+        latency = {
+            phase: [round(seconds, 6) for seconds in values[self._counted.get(phase, 0):]]
+            for phase, values in self.seen.latency.items()}
+        self._counted = {phase: len(values) for phase, values in self.seen.latency.items()}
+        thoughts, self._thoughts = tuple(self._thoughts), []
+        self._waiting.append((time.monotonic(), EpisodeResult(
+            row['task'], row['seed'], success, row['step'], len(thoughts), latency=latency,
+            thoughts=thoughts)))

@@ -3,7 +3,7 @@
 import sys
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.ros.source import require_one_ros
+from dtvla_ros.ros.environment import require_one_ros
 
 try:
     require_one_ros()

@@ -1,38 +1,44 @@
-"""Simulator, policy and command gate started together, and watched until the last episode."""
+"""Simulator, policy and command gate as processes: started together, watched over topics."""
 
 from __future__ import annotations
 
+import functools
+import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus
+from numpy.typing import NDArray
 from rclpy.executors import Executor
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import Image
+from std_msgs.msg import String
+from trajectory_msgs.msg import JointTrajectory
 
+from dtvla_ros import conventions as names
 from dtvla_ros import share
-from dtvla_ros.conventions import (
-    EE_POSE,
-    ESTOP,
-    GATE_STATE,
-    IMAGES,
-    INSTRUCTION,
-    JOINT_STATES,
-    relative,
-)
 from dtvla_ros.errors import NodeDied
+from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.processes import NodeProcesses
 
 SILENCE = 90.0  # longest wait for the next step of the simulation [s]
+SUMMARY_TIMEOUT = 3.0  # longest wait for the summary of a simulator that ended [s]
 # Arguments that put vla_node into its namespace, with the topics it shares with others outside.
 VLA_NAMES = ('-r', '__ns:=/vla', *(word for topic in (
-    *IMAGES.values(), JOINT_STATES, EE_POSE, INSTRUCTION, ESTOP, GATE_STATE)
-    for word in ('-r', f'{relative(topic)}:={topic}')))
+    *names.IMAGES.values(), names.JOINT_STATES, names.EE_POSE, names.INSTRUCTION, names.ESTOP,
+    names.GATE_STATE) for word in ('-r', f'{names.relative(topic)}:={topic}')))
+# Deep, so that nothing is overwritten while an image is drawn.
+_LATCHED = qos.profile(100, reliable=True, latched=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What the nodes are to do. 0: as the policy, or the bridge, does by itself."""
+    """Parameters of the nodes for one run. 0: as the policy, or the bridge, does by itself."""
 
     policy: Path
     suite: str
@@ -48,31 +54,127 @@ class Run:
     scene: Mapping[str, str] = field(default_factory=dict)  # further parameters of sim_bridge
 
 
+@dataclass(slots=True)
+class Seen:
+    """State of a running graph. ``episodes``: one row per finished episode."""
+
+    thought: str = ''
+    writing: bool = False  # the thought is still being generated
+    thoughts: int = 0
+    commands: int = 0
+    vla_state: str = 'starting'
+    gate_state: str = 'starting'
+    gate_reason: str = ''
+    episode: dict[str, Any] = field(default_factory=dict)
+    episodes: list[dict[str, Any]] = field(default_factory=list)
+    finished: bool = False
+    latency: dict[str, list[float]] = field(default_factory=dict)  # seconds, by phase
+
+
+OnFrame = Callable[[dict[str, NDArray[np.uint8]], Seen], None]
+OnEpisode = Callable[[dict[str, Any]], None]
+
+
+class Watcher(Node):
+    """Collects `Seen`; hands on every pair of images and every finished episode.
+
+    A pair is handed on when the next one comes, so that the thought it led to is known by then.
+    """
+
+    def __init__(self, on_frame: OnFrame, on_episode: OnEpisode):
+        super().__init__('demo_watcher')
+        self.seen = Seen()
+        self._on_frame, self._on_episode = on_frame, on_episode
+        self._pair: dict[str, NDArray[np.uint8]] = {}
+        self._stamp = -1.0
+        self._decision = ''
+        for name, topic in names.IMAGES.items():
+            self.create_subscription(Image, topic, functools.partial(self._image, name),
+                                     qos_profile_sensor_data, raw=True)
+        self.create_subscription(String, names.REASONING, self._reasoning, _LATCHED)
+        self.create_subscription(String, names.EPISODE, self._episode, _LATCHED)
+        self.create_subscription(DiagnosticStatus, names.VLA_STATE, self._vla_state, _LATCHED)
+        self.create_subscription(DiagnosticStatus, names.GATE_STATE, self._gate_state, _LATCHED)
+        self.create_subscription(JointTrajectory, names.ACTION, self._action, 100)
+
+    def _image(self, name: str, data: bytes) -> None:
+        try:
+            message = images.parse_image(data)
+            image = images.image_to_numpy(message)
+        except images.ImageError as error:
+            self.get_logger().warning(f'{name}: {error}')
+            return
+        if message.stamp != self._stamp:
+            self._hand_on()
+            self._stamp = message.stamp
+        self._pair[name] = image
+
+    def _hand_on(self) -> None:
+        """Hand on the pair that is waiting for its thought."""
+        if len(self._pair) == len(names.CAMERAS):
+            self._on_frame({k: self._pair[k] for k in names.CAMERAS}, self.seen)
+        self._pair = {}
+
+    def _reasoning(self, message: String) -> None:
+        self.seen.writing = message.data.endswith(names.UNFINISHED)
+        self.seen.thought = message.data.removesuffix(names.UNFINISHED)
+        self.seen.thoughts += not self.seen.writing
+
+    def _episode(self, message: String) -> None:
+        row = json.loads(message.data)
+        self.seen.episode = row
+        if row.get('done'):
+            self._hand_on()
+            self.seen.episodes.append(row)
+            self._on_episode(row)
+        self.seen.finished = self.seen.finished or bool(row.get('finished'))
+
+    def _vla_state(self, message: DiagnosticStatus) -> None:
+        self.seen.vla_state = message.message
+        values = conversions.status_values(message)
+        decision = values.get('stamp', '')
+        if decision == self._decision:
+            return
+        self._decision = decision
+        for key, value in values.items():
+            if key.startswith(names.LATENCY):
+                phase = key.removeprefix(names.LATENCY)
+                self.seen.latency.setdefault(phase, []).append(float(value))
+
+    def _gate_state(self, message: DiagnosticStatus) -> None:
+        self.seen.gate_state = message.message
+        self.seen.gate_reason = conversions.status_values(message).get('reason', '')
+
+    def _action(self, message: JointTrajectory) -> None:
+        self.seen.commands += 1
+
+
 def frame_interval(replan_steps: int) -> int:
-    """Return control steps per frame: few enough for a film, and the policy's look among them."""
+    """Return control steps per frame: few enough for a film, and every decision's among them."""
     return next(k for k in (3, 2, 4, 5, replan_steps) if replan_steps % k == 0)
 
 
 def start_nodes(nodes: NodeProcesses, config: str, run: Run) -> None:
     """Start the three nodes with a parameter file of the package."""
     params = ['--params-file', str(share.find(config))]
-    quiet = {'OMP_NUM_THREADS': '1'}
-    nodes.start('vla_node', 'dtvla_ros.nodes.vla_node', [
-        '--ros-args', *VLA_NAMES, *params, '-p', f'policy:={run.policy}',
-        '-p', f'engine:={run.engine}', '-p', f'mode:={run.mode}',
-        '-p', f'device:={run.device}', '-p', f'threads:={run.threads}',
-        '-p', f'replan_steps:={run.replan_steps}'], {'OMP_NUM_THREADS': str(run.threads)})
-    nodes.start('command_gate', 'dtvla_ros.nodes.command_gate', ['--ros-args', *params], quiet)
-    scene = [word for name, value in run.scene.items() for word in ('-p', f'{name}:={value}')]
-    nodes.start('sim_bridge', 'dtvla_ros.nodes.sim_bridge', [
-        '--ros-args', *params, '-p', f'suite:={run.suite}',
-        '-p', f'tasks:=[{", ".join(run.tasks)}]', '-p', f'episodes:={run.episodes}',
-        '-p', f'seed:={run.seed}', '-p', f'camera_every:={run.camera_every}',
-        *scene], quiet)
+
+    def start(name: str, arguments: Sequence[str], values: Mapping[str, object],
+              threads: int = 1) -> None:
+        words = [word for key, value in values.items() for word in ('-p', f'{key}:={value}')]
+        nodes.start(name, f'dtvla_ros.nodes.{name}', ['--ros-args', *arguments, *params, *words],
+                    {'OMP_NUM_THREADS': str(threads)})
+
+    start('vla_node', VLA_NAMES, {
+        'policy': run.policy, 'engine': run.engine, 'mode': run.mode, 'device': run.device,
+        'threads': run.threads, 'replan_steps': run.replan_steps}, run.threads)
+    start('command_gate', (), {})
+    start('sim_bridge', (), {
+        'suite': run.suite, 'tasks': f'[{", ".join(run.tasks)}]', 'episodes': run.episodes,
+        'seed': run.seed, 'camera_every': run.camera_every, **run.scene})
 
 
-def watch(executor: Executor, watcher: Any, nodes: NodeProcesses) -> Iterator[None]:
-    """Let the watcher hear until the last episode is over; yields many times a second.
+def watch(executor: Executor, watcher: Watcher, nodes: NodeProcesses) -> Iterator[None]:
+    """Spin the watcher until the last episode is over; yields many times a second.
 
     Raises
     ------
@@ -93,7 +195,8 @@ def watch(executor: Executor, watcher: Any, nodes: NodeProcesses) -> Iterator[No
             continue
         checked = now
         nodes.require_running(may_end=('sim_bridge',))
-        if nodes.exit_code('sim_bridge') == 0 and not seen.finished and now - moved > 3.0:
+        ended = nodes.exit_code('sim_bridge') == 0
+        if ended and not seen.finished and now - moved > SUMMARY_TIMEOUT:
             raise NodeDied(
                 f'sim_bridge ended after {len(seen.episodes)} episodes without its summary')
         latest = (len(seen.episodes), seen.episode.get('step'), seen.thoughts)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.ros.source import require_one_ros
+from dtvla_ros.ros.environment import require_one_ros
 
 app = typer.Typer(
     name='topic',
@@ -129,7 +129,7 @@ def echo(
     import yaml
 
     def show(message: Any) -> None:
-        from dtvla_ros.ros.plain import to_plain
+        from dtvla_ros.ros.conversions import to_plain
         from dtvla_ros.ros.run import end
 
         value = message
@@ -198,7 +198,7 @@ def pub(
     import yaml
 
     kind = _message_type(type_name)
-    from dtvla_ros.ros.plain import from_plain
+    from dtvla_ros.ros.conversions import from_plain
 
     try:
         message = from_plain(kind(), yaml.safe_load(values) or {})
@@ -242,8 +242,7 @@ def call(
     import yaml
 
     def build(node: Any) -> None:
-        from dtvla_ros.ros.conversions import message_type
-        from dtvla_ros.ros.plain import from_plain, to_plain
+        from dtvla_ros.ros.conversions import from_plain, message_type, to_plain
         from dtvla_ros.ros.run import STEADY, end
 
         name = _absolute(service)

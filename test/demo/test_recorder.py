@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from dtvla_ros.caption import HEIGHT, WIDTH, Caption
-from dtvla_ros.demo.recorder import CLOSING_FRAMES, SHEET_MOMENTS, Recorder
+from dtvla_ros.demo.display import CLOSING_FRAMES, SHEET_MOMENTS, Recorder
 
 
 def pair(value: int):

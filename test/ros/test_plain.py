@@ -9,7 +9,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from std_msgs.msg import Float64, Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from dtvla_ros.ros.plain import from_plain, to_plain
+from dtvla_ros.ros.conversions import from_plain, to_plain
 
 
 def test_plain_round_trip() -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from dtvla_ros.ros import source
+from dtvla_ros.ros import environment as source
 
 ROOT = Path(__file__).resolve().parents[2]
 SUFFIX = sysconfig.get_config_var('EXT_SUFFIX')
 ASK = """
 from dtvla_ros.errors import UserError
-from dtvla_ros.ros.source import require_one_ros
+from dtvla_ros.ros.environment import require_one_ros
 try:
     require_one_ros()
 except UserError as error:

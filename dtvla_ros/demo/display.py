@@ -1,0 +1,138 @@
+"""Shows a demonstration: live in the terminal, and as a film with a contact sheet."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.text import Text
+
+from dtvla_ros.caption import Caption, draw_frame
+from dtvla_ros.evaluation.statistics import Rate
+from dtvla_ros.evaluation.video import Film, contact_sheet
+from dtvla_ros.ros.graph import Seen
+
+GATE_STYLE = {'RUN': 'green', 'HOLD': 'yellow', 'STOP': 'red', 'FAULT': 'bold red'}
+Shot = tuple[dict[str, NDArray[np.uint8]], Caption]
+CLOSING_FRAMES = 4
+SHEET_MOMENTS = (0.15, 0.55, 1.0)  # of the episode shown for each task
+
+
+class Screen:
+    """A live panel on a terminal; elsewhere one line per new thought and per episode."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console()
+        self._live = Live(console=self.console, auto_refresh=False, transient=True)
+        self._printed = ''
+
+    def __enter__(self) -> Screen:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def update(self, seen: Seen) -> None:
+        """Show what is seen now."""
+        if self.console.is_terminal:
+            self._live.update(self._panel(seen), refresh=True)
+        elif not seen.writing and seen.thought != self._printed:
+            self._printed = seen.thought
+            self.console.print(f'    thinks: {seen.thought}', highlight=False)
+
+    def episode_ended(self, row: dict[str, Any], seen: Seen) -> None:
+        """Leave one line per episode above the panel."""
+        mark, style = ('success', 'green') if row['success'] else ('failed ', 'red')
+        rate = Rate.of(bool(r['success']) for r in seen.episodes)
+        number = f'{len(seen.episodes)}/{row["episodes"]}'
+        self.console.print(Text.assemble(
+            (f'{number:>7} ', 'bold'), (mark, style), f'  {row["instruction"]}',
+            (f'  seed {row["seed"]}, {row["step"]} steps; so far {rate}', 'dim')))
+
+    def _panel(self, seen: Seen) -> Panel:
+        episode = seen.episode
+        thought = Text(seen.thought, style='bold cyan')
+        if seen.writing:
+            thought.append('▌', 'blink')
+        total = episode.get('episodes') or 1
+        gate = Text.assemble(
+            'gate ', (seen.gate_state, GATE_STYLE.get(seen.gate_state, '')),
+            (f' {seen.gate_reason}', 'dim'), f'   policy {seen.vla_state}',
+            f'   step {episode.get("step", 0)}   {seen.commands} commands')
+        return Panel(
+            Group(thought, Text(), gate,
+                  ProgressBar(total=total, completed=len(seen.episodes), width=60)),
+            title=str(episode.get('instruction', 'starting the nodes …')), title_align='left',
+            height=8)
+
+
+class Recorder:
+    """Draws and encodes in a thread of its own; the sheet shows one good episode per task."""
+
+    def __init__(self, film: Path, sheet: Path, rate: float):
+        self._film, self._sheet = Film(film, rate), sheet
+        self._queue: queue.SimpleQueue[Shot | None] = queue.SimpleQueue()
+        self._episode: list[Shot] = []
+        self._shown: dict[str, tuple[bool, list[Shot]]] = {}
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name='recorder', daemon=True)
+        self._thread.start()
+
+    def add(self, images: dict[str, NDArray[np.uint8]], caption: Caption) -> None:
+        """Take a pair of images; returns at once."""
+        self._episode.append((images, caption))
+        self._queue.put((images, caption))
+
+    def end_episode(self, task: str, success: bool) -> None:
+        """Show how it ended, and keep it for the sheet if it is the task's best so far."""
+        if not self._episode:
+            return
+        images, caption = self._episode[-1]
+        last = replace(caption, success=success)
+        for _ in range(CLOSING_FRAMES):
+            self._queue.put((images, last))
+        if task not in self._shown or success > self._shown[task][0]:
+            shots = [*self._episode[:-1], (images, last)]
+            moments = [shots[round(m * (len(shots) - 1))] for m in SHEET_MOMENTS]
+            self._shown[task] = (success, moments)
+        self._episode = []
+
+    def close(self) -> None:
+        """Finish both files.
+
+        Raises
+        ------
+        RuntimeError
+            If the film could not be written.
+
+        """
+        self._queue.put(None)
+        self._thread.join()
+        if self._error is not None:
+            raise RuntimeError(f'cannot write {self._film.path}') from self._error
+        frames = [draw_frame(*shot) for _, shots in self._shown.values() for shot in shots]
+        if frames:
+            contact_sheet(frames, self._sheet, columns=len(SHEET_MOMENTS))
+
+    def _run(self) -> None:
+        try:
+            while (shot := self._queue.get()) is not None:
+                self._film.add(draw_frame(*shot))
+            self._film.close()
+        except Exception as error:
+            self._error = error
