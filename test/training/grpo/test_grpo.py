@@ -182,7 +182,7 @@ def test_a_bad_config_is_named(tmp_path, text, named):
 
 
 def test_the_shipped_configs_and_those_of_earlier_versions():
-    shipped, earlier = TEST.parent / 'config' / 'train', TEST / 'data' / 'recipes'
+    shipped, earlier = TEST.parent / 'config' / 'train', TEST / 'data' / 'former' / 'recipes'
     for name in ('grpo.yaml', 'grpo-decisions.yaml'):
         assert GrpoConfig.read(shipped / name) == GrpoConfig.read(earlier / name)
     assert GrpoConfig.read(shipped / 'grpo.yaml') == GrpoConfig()
