@@ -1,1 +1,1 @@
-"""What an action is. Imports numpy and scipy only."""
+"""Actions: chunks, tokens, statistics, controller units. Imports numpy and scipy only."""

@@ -1,4 +1,4 @@
-"""A chunk of actions and its clock."""
+"""A chunk of actions, its stamp and period."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LIBERO's OSC_POSE law: what one normalised action means for an arm.
+"""LIBERO's OSC_POSE: target pose, twist and gripper command of a normalised action.
 
 Source: robosuite 1.4 ``OperationalSpaceController`` with LIBERO's gains (kp 150, critically
 damped, goals re-based on the *measured* pose every 50 ms).
@@ -18,7 +18,7 @@ from dtvla_ros.errors import UserError
 METRES_PER_UNIT = 0.05
 RADIANS_PER_UNIT = 0.5
 # The goal is never reached before it is re-based, so the arm settles at these speeds, not at
-# 0.05 m / 50 ms; a twist sink needs them to move like the simulator.
+# 0.05 m / 50 ms; a twist command needs them to move like the simulator.
 METRES_PER_SECOND_PER_UNIT = 0.267
 RADIANS_PER_SECOND_PER_UNIT = 2.67
 GRIPPER_OPEN = -1.0

@@ -1,4 +1,4 @@
-"""The rows still to be played, and which of them is due now."""
+"""The queue of a chunk's rows: which one is due at a control tick, and how many were played."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The hybrid decoder: sizes, words, who sees whom, the model and its manifest."""
+"""Policies: config, tokenizer, transform, model, manifest and checkpoints."""

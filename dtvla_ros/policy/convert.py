@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,17 +34,15 @@ from dtvla_ros.policy.manifest import (
     ActionContract,
     ImageContract,
     PolicyManifest,
+    sha256,
 )
-from dtvla_ros.policy.vocabulary import load_tokenizer, word_id
+from dtvla_ros.policy.vocabulary import SPECIAL_WORDS, load_tokenizer, word_id
 
 CONFIG = 'config.json'
 STATISTICS = 'norm_stats.json'
 PREAMBLE = ('First output the thinking process in <think></think> tags and then output the final '
             'action in <action></action>.')
 MAX_THOUGHT = 300  # tokens, as in the published reinforcement learning
-WORDS = {'image': '<image>', 'think': '<think>', 'think_end': '</think>', 'action': '<action>',
-         'action_end': '</action>', 'semicolon': ';', 'newline': '\n', 'pad': '<pad>',
-         'eos': '<eos>', 'bos': '<bos>'}
 
 
 def read_config(path: Path, tokenizer: Tokenizer | None = None,
@@ -56,7 +53,7 @@ def read_config(path: Path, tokenizer: Tokenizer | None = None,
     """
     data = read_json(path)
     ids = {} if tokenizer is None else {
-        key: word_id(tokenizer, WORDS[key]) for key in ('semicolon', 'newline')}
+        key: word_id(tokenizer, SPECIAL_WORDS[key]) for key in ('semicolon', 'newline')}
     try:
         return DecoderConfig.from_huggingface({**data, 'config': data, 'ids': ids},
                                               cameras=cameras)
@@ -69,12 +66,12 @@ def read_config(path: Path, tokenizer: Tokenizer | None = None,
 def check_tokenizer(config: DecoderConfig, tokenizer: Tokenizer, path: Path) -> None:
     """Raise unless a tokenizer writes the published prompt with the config's ids."""
     remedy = 'tokenizer and config belong to different checkpoints'
-    for key, word in WORDS.items():
+    for key, word in SPECIAL_WORDS.items():
         found, wanted = tokenizer.token_to_id(word), getattr(config.ids, key)
         if found != wanted:
             raise UserError(f'{path}: {word!r} is token {found}, {CONFIG} says {wanted}; {remedy}')
     if tokenizer.get_vocab_size() > config.text.vocabulary:
-        raise UserError(f'{path}: {tokenizer.get_vocab_size()} words, {CONFIG} says '
+        raise UserError(f'{path}: {tokenizer.get_vocab_size()} tokens, {CONFIG} says '
                         f'{config.text.vocabulary}; {remedy}')
     ids = config.ids
     written = tokenizer.encode(f'{PREAMBLE}Task: push it;\n', add_special_tokens=False).ids
@@ -255,14 +252,6 @@ def _policy_files(folder: Path) -> list[Path]:
 
 def _hashes(files: Sequence[Path]) -> dict[str, str]:
     """Return SHA-256 by name, with a progress bar over all bytes."""
-    out = {}
     total = sum(path.stat().st_size for path in files)
     with tqdm(total=total, desc='hashing', unit='B', unit_scale=True, disable=None) as bar:
-        for path in files:
-            digest = hashlib.sha256()
-            with path.open('rb') as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-                    bar.update(len(block))
-            out[path.name] = digest.hexdigest()
-    return out
+        return {path.name: sha256(path, bar.update) for path in files}

@@ -1,16 +1,17 @@
-"""What a policy promises, hashed: the only file of a policy that is read on trust."""
+"""The manifest of a policy: config, contracts and SHA-256 of every other file, read first."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import read_json
 from dtvla_ros.policy.config import DecoderConfig
 
 FORMAT = 1
@@ -53,7 +54,7 @@ class ActionContract:
 class ImageContract:
     """How the cameras' images must arrive; names, order and size are in the config.
 
-    ``mirrored``: the policy was trained on upright pictures with left and right exchanged, as
+    ``mirrored``: the policy was trained on upright images with left and right exchanged, as
     LIBERO's renders (rows bottom up) are once turned by 180 degrees. Cameras still deliver them
     as they see; the transform does the exchange.
     """
@@ -110,12 +111,7 @@ class PolicyManifest:
         path = Path(folder) / MANIFEST
         if not path.exists():
             raise UserError(f'{path}: no such file; a policy is a folder with a {MANIFEST}')
-        try:
-            data = json.loads(path.read_text())
-        except (ValueError, OSError, RecursionError) as error:
-            raise UserError(f'{path}: not readable JSON ({error}); copy it again') from None
-        if not isinstance(data, dict):
-            raise UserError(f'{path}: not a manifest')
+        data = read_json(path)
         if 'auto_map' in data:
             raise UserError(f'{path}: asks for remote code (auto_map), which is never run')
         if data.pop('format', None) != FORMAT:
@@ -167,10 +163,11 @@ def read_index(path: Path) -> list[str]:
     return shards
 
 
-def sha256(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal."""
+def sha256(path: Path, progress: Callable[[int], object] = lambda _: None) -> str:
+    """Return a file's SHA-256 in hexadecimal; ``progress`` is told the bytes of every block."""
     digest = hashlib.sha256()
     with path.open('rb') as file:
         while block := file.read(1 << 20):
             digest.update(block)
+            progress(len(block))
     return digest.hexdigest()

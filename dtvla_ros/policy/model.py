@@ -1,4 +1,4 @@
-"""The hybrid decoder: it reads a prompt, writes a thought word by word, acts in one pass.
+"""The hybrid decoder: a causal thought and one bidirectional pass for the actions.
 
 One class from the small default policy to the released 2.9 B checkpoint, built from
 transformers' Gemma and SigLIP modules. Shapes: B batch, L sequence, n new rows, S rows so far.

@@ -1,4 +1,7 @@
-"""Images and words in, ids and pixels out: one object for training, evaluation and the node."""
+"""Observations to pixels and prompt ids, ids to text and actions: the same object everywhere.
+
+Training, evaluation and the node share it, so that they cannot differ.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ class Observation:
 
 
 def state_words(observation: Observation) -> str:
-    """Return where the gripper is, in words for places."""
+    """Return the gripper's position, tilt away from `HOME` and opening as location words."""
     pose = np.concatenate([observation.ee_position, observation.ee_quaternion,
                            [observation.gripper_opening]])
     if pose.shape != (8,) or not np.isfinite(pose).all() or not pose[3:7].any():
@@ -59,11 +62,11 @@ def state_words(observation: Observation) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PolicyTransform:
-    """Everything between the world and the network's tensors.
+    """Maps observations to the network's inputs and its outputs to text and actions.
 
     ``state_in_prompt`` adds the gripper's state words (the released model sees none);
     ``preamble`` is the released prompt's sentence before ``Task:``. ``mirrored`` exchanges left
-    and right of every picture, for policies trained on such.
+    and right of every image, for policies trained on such.
     """
 
     config: DecoderConfig
@@ -117,7 +120,7 @@ class PolicyTransform:
         body = self.tokenizer.encode(text, add_special_tokens=False).ids
         if self.tokenizer.token_to_id(UNKNOWN) in body:
             raise UserError(f'this policy has not all words of {text!r}, so it can not be told '
-                            'where its hand is; train it again from its data')
+                            'where its gripper is; train it again from its data')
         if body[-1] != ids.semicolon:
             raise UserError(f'tokenizer gives {body[-1]} for the closing ";", the config says '
                             f'{ids.semicolon}; tokenizer and config belong to different policies')
@@ -149,7 +152,7 @@ class PolicyTransform:
     def encode_thought(self, text: str) -> list[int]:
         """Return the ids of a thought, tags included; a word outside the vocabulary raises.
 
-        Names lose their underscores, so that the thought names things as the instruction does.
+        Names lose their underscores, so that the thought names objects as the instruction does.
         """
         ids = self.config.ids
         text = text.replace('_', ' ')

@@ -44,7 +44,7 @@ class SiglipTower(nn.Module):
         return self.projector(x).reshape(b, cameras * x.shape[1], -1)
 
 
-def place_waves(side: int, width: int) -> Tensor:
+def position_codes(side: int, width: int) -> Tensor:
     """Return [side * side, width]: sines and cosines of row and column, unit amplitude.
 
     Wavelengths run geometrically from two patches to four times the image (Vaswani et al. 2017,
@@ -61,7 +61,7 @@ def place_waves(side: int, width: int) -> Tensor:
 
 
 class ConvStem(nn.Module):
-    """A small convolutional eye trained from scratch: stride 4, then halved to the grid."""
+    """A small convolutional stem trained from scratch: stride 4, then halved to the grid."""
 
     def __init__(self, image_size: int, tokens: int, channels: tuple[int, ...], width: int):
         super().__init__()
@@ -75,10 +75,10 @@ class ConvStem(nn.Module):
                        nn.Conv2d(c, c, 3, 1, 1), *_norm(c)]
             before = c
         self.net = nn.Sequential(*layers, nn.Conv2d(before, width, 1))
-        # The stem is blind to where a patch lies, and a thought must name places. Waves as strong
-        # as the features: starting from nearly nothing, as SigLIP does, vision is not used at
-        # all for the first epochs.
-        self.place = nn.Parameter(place_waves(round(tokens ** 0.5), width))
+        # Convolutions do not tell where a patch lies, and a thought must name positions. Sines as
+        # strong as the features: starting from nearly zero, as SigLIP does, vision is not used
+        # at all for the first epochs.
+        self.place = nn.Parameter(position_codes(round(tokens ** 0.5), width))
 
     def forward(self, image: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, tokens, width]."""

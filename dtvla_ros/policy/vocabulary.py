@@ -1,4 +1,4 @@
-"""The small preset's own words: tags, actions, places, and a closed tabletop vocabulary."""
+"""Tokenizers: the small preset's vocabulary, special ids, location and direction words."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import SpecialIds
 
 UNKNOWN = '<unk>'
-SPECIAL_WORDS = ('<pad>', '<eos>', '<bos>', UNKNOWN, '<image>', '<think>', '</think>', '<action>',
-                 '</action>', '\n', ';', ':')
+SPECIAL_WORDS = {
+    'pad': '<pad>', 'eos': '<eos>', 'bos': '<bos>', 'image': '<image>', 'think': '<think>',
+    'think_end': '</think>', 'action': '<action>', 'action_end': '</action>', 'newline': '\n',
+    'semicolon': ';'}
+"""Words with a meaning, by their names in `SpecialIds`; the released tokenizer has the same."""
+# In the order of their ids in the small preset's tokenizer, with what has no name in SpecialIds.
+_FIRST_WORDS = ('<pad>', '<eos>', '<bos>', UNKNOWN, '<image>', '<think>', '</think>', '<action>',
+                '</action>', '\n', ';', ':')
 # Exactly what the suite's instructions and the experts' thoughts are made of: a word no
 # demonstration holds would be accepted and not understood.
 TABLETOP_WORDS = tuple((  # noqa: SIM905
@@ -31,19 +37,19 @@ MARK = 'move'
 
 
 def build_tokenizer(more: Iterable[str] = (), bins: int = 256) -> Tokenizer:
-    """Return a word-level tokenizer; each group of location words keeps neighbours adjacent.
+    """Return a word-level tokenizer; ids of a group of location words follow their order in space.
 
-    ``more``: words of other suites than the tabletop's.
+    ``more``: the vocabulary of other suites than the tabletop.
     """
     places = [word for group in word_groups().values() for word in group]
     actions = [f'<a{k}>' for k in range(bins)]
-    table = dict.fromkeys([*SPECIAL_WORDS, *actions, *places, *TABLETOP_WORDS, *more])
+    table = dict.fromkeys([*_FIRST_WORDS, *actions, *places, *TABLETOP_WORDS, *more])
     tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(table)}, unk_token=UNKNOWN))
     # A newline is a token of its own (it closes the prompt), the other blanks only separate.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.WhitespaceSplit(),
         pre_tokenizers.Split(';', 'isolated'), pre_tokenizers.Split(':', 'isolated')])
-    tokenizer.add_tokens([AddedToken(w, normalized=False) for w in SPECIAL_WORDS[4:10]])
+    tokenizer.add_tokens([AddedToken(w, normalized=False) for w in _FIRST_WORDS[4:10]])
     return tokenizer
 
 
@@ -61,13 +67,8 @@ def special_ids(tokenizer: Tokenizer) -> SpecialIds:
     while tokenizer.token_to_id(f'<a{bins}>') is not None:
         bins += 1
     first = word_id(tokenizer, '<a0>')
-    return SpecialIds(
-        pad=word_id(tokenizer, '<pad>'), eos=word_id(tokenizer, '<eos>'),
-        bos=word_id(tokenizer, '<bos>'), semicolon=word_id(tokenizer, ';'),
-        newline=word_id(tokenizer, '\n'), image=word_id(tokenizer, '<image>'),
-        think=word_id(tokenizer, '<think>'), think_end=word_id(tokenizer, '</think>'),
-        action=word_id(tokenizer, '<action>'), action_end=word_id(tokenizer, '</action>'),
-        bins_first=first, bins_last=first + bins - 1)
+    return SpecialIds(**{key: word_id(tokenizer, word) for key, word in SPECIAL_WORDS.items()},
+                      bins_first=first, bins_last=first + bins - 1)
 
 
 def ordinal_groups(tokenizer: Tokenizer) -> list[tuple[int, int]]:
