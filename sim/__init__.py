@@ -1,4 +1,4 @@
-"""MuJoCo scenes that look like a robot with cameras: the tabletop suite, and LIBERO's."""
+"""MuJoCo scenes of an arm with cameras: the tabletop suite, and LIBERO's."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from dtvla_ros.errors import UserError
 
+from .suites import EVAL_SEED_START as EVAL_SEED_START
+from .suites import LIBERO_SUITES as LIBERO_SUITES
+from .suites import SUITES as SUITES
+
 if TYPE_CHECKING:
-    from .env import TabletopEnv
-    from .libero.env import LiberoEnv
+    from .env import ArmEnv
     from .perturbation import PerturbedEnv
 
-LIBERO_SUITES = ('libero_spatial', 'libero_object', 'libero_goal', 'libero_10', 'libero_90')
-SUITES = ('tabletop', *LIBERO_SUITES)
-# Demonstrations and rollouts for training use seeds below this, evaluations the rest.
-EVAL_SEED_START = 1_000_000
 
-
-def make(
-    suite: str, perturb: Sequence[str] = (), **options: Any,
-) -> TabletopEnv | LiberoEnv | PerturbedEnv:
+def make(suite: str, perturb: Sequence[str] = (), **options: Any) -> ArmEnv | PerturbedEnv:
     """Build a suite's environment, disturbed by ``perturb`` if any. One environment per process.
 
     Raises
@@ -40,6 +36,6 @@ def make(
         from .libero.env import LiberoEnv
 
         return LiberoEnv(suite, **options)
-    from .env import TabletopEnv
+    from .tabletop.env import TabletopEnv
 
     return TabletopEnv(**options)

@@ -7,11 +7,24 @@ own, bit for bit.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
+
+
+def held(
+    data: mujoco.MjData, geoms: Collection[int], fingers: Sequence[Collection[int]],
+) -> bool:
+    """Return whether each of the fingers' geoms touches one of an object's ``geoms``."""
+    touched = [False] * len(fingers)
+    for contact in data.contact[:data.ncon]:
+        for a, b in ((contact.geom1, contact.geom2), (contact.geom2, contact.geom1)):
+            if a in geoms:
+                touched = [done or b in finger for done, finger in zip(touched, fingers)]
+    return all(touched)
 
 
 class ArmControl:

@@ -35,7 +35,7 @@ AZIMUTH, ELEVATION, ZOOM = (3.0, 7.0, 15.0), (2.0, 4.0, 8.0), (0.03, 0.06, 0.12)
 JOINTS = (0.05, 0.1, 0.2)  # of every joint of the arm [rad]
 BRIGHTNESS, COLOUR, SWING = (0.25, 0.5, 1.0), (0.05, 0.12, 0.25), (10.0, 25.0, 50.0)  # [ln,-,deg]
 TINT = (0.2, 0.4, 0.6)  # largest loss of a colour channel [-]
-GRAIN, BLUR = (8.0, 16.0, 32.0), (0.4, 0.7, 1.2)  # [of 255, px of a picture of 128]
+GRAIN, BLUR = (8.0, 16.0, 32.0), (0.4, 0.7, 1.2)  # [of 255, px of a image of 128]
 
 _BACKGROUND = re.compile('table|floor|wall')
 _RGB = int(mujoco.mjtTextureRole.mjTEXROLE_RGB)
@@ -184,9 +184,7 @@ class PerturbedEnv:
         return found.difference(roots)
 
     def _solved(self) -> bool:
-        scene = self.env.scene
-        return bool(scene.success() if hasattr(scene, 'success')
-                    else not self.env.task.open_goals(scene))
+        return bool(self.env.success())
 
     def _background(self) -> list[int]:
         model = self.model
@@ -322,10 +320,10 @@ def _texture(env: PerturbedEnv, k: int, rng: Generator) -> None:
     """Tint walls, floor and table; from strength 2 on exchange their materials.
 
     At strength 2 they get each other's, at 3 any of the scene's, the objects' included. A
-    material is taken only where its picture is wrapped the same way.
+    material is taken only where its image is wrapped the same way.
     """
     model, geoms = env.model, env._background()
-    wrapping = {  # of every material with a picture
+    wrapping = {  # of every material with a image
         m: int(model.tex_type[t]) for m, t in enumerate(model.mat_texid[:, _RGB]) if t >= 0}
     own = sorted({int(model.geom_matid[g]) for g in geoms})
     pool = [m for m in (own if k < 2 else wrapping) if m in wrapping]
@@ -344,7 +342,7 @@ def _texture(env: PerturbedEnv, k: int, rng: Generator) -> None:
 
 
 def _nothing_in_the_model(env: PerturbedEnv, k: int, rng: Generator) -> None:
-    """Families that act on what is read: the instruction, the pictures."""
+    """Families that act on what is read: the instruction, the images."""
 
 
 FAMILIES: dict[str, Callable[[PerturbedEnv, int, Generator], None]] = {

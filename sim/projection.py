@@ -39,7 +39,7 @@ def unseen(
     """Return which geoms [ngeom] appear nowhere in a camera's square image, mirrors included.
 
     By their bounding spheres; a geom without bounds is always kept. What is unseen may still
-    throw a shadow into the picture.
+    throw a shadow into the image.
     """
     number = model.camera(camera).id
     radius = np.where(model.geom_rbound > 0.0, model.geom_rbound, np.inf)

@@ -193,12 +193,12 @@ def state_vector(obs: Any, base_position: NDArray[np.float64]) -> NDArray[np.flo
 def object_positions(env: Any) -> NDArray[np.float32]:
     """Return where all objects are in the base frame, [E * 3] m; NaN for what is not here."""
     return np.concatenate([
-        env.place(name) - env.base_position for name in env.things]).astype(np.float32)
+        env.place(name) - env.base_position for name in env.object_names]).astype(np.float32)
 
 
 def image_points(env: Any) -> NDArray[np.float32]:
     """Return where all objects appear in the first camera's image, [E * 2] fractions of it."""
-    positions = np.stack([env.place(name) for name in env.things])
+    positions = np.stack([env.place(name) for name in env.object_names])
     return env.image_point(positions).ravel().astype(np.float32)
 
 
@@ -248,8 +248,9 @@ class Frames:
             images={key: np.stack(images[:keep]) for key, images in self.images.items()},
             columns=columns, metadata=asdict(plan) | {'steps': len(actions), 'success': success},
             names={layout.STATE: layout.STATE_NAMES,
-                   layout.PLACES: [f'{name}.{axis}' for name in env.things for axis in 'xyz'],
-                   layout.POINTS: [f'{name}.{axis}' for name in env.things
+                   layout.PLACES: [f'{name}.{axis}' for name in env.object_names
+                                   for axis in 'xyz'],
+                   layout.POINTS: [f'{name}.{axis}' for name in env.object_names
                                    for axis in ('across', 'down')]})
 
 

@@ -37,9 +37,9 @@ class Recovery:
 
 def make_recovery_worker(setup: PolicySetup) -> Callable[[tuple[str, str, int]], Recovery]:
     """Build simulator and policy once; serve (mode, task, seed)."""
-    from dtvla_sim.knock import KnockedEnv
+    from dtvla_sim.forced_release import ForcedReleaseEnv
 
-    env = KnockedEnv(setup.scene.make())
+    env = ForcedReleaseEnv(setup.scene.make())
     policy, replan = load(setup)
 
     def serve(job: tuple[str, str, int]) -> Recovery:
@@ -49,14 +49,14 @@ def make_recovery_worker(setup: PolicySetup) -> Callable[[tuple[str, str, int]],
         lost: list[int] = []
 
         def note(_: Any, decision: Any, __: int) -> None:
-            if env.knocked and not lost:
+            if env.released and not lost:
                 lost.append(len(thoughts))
             thoughts.append(decision.reasoning)
 
         result = run_episode(env, infer, task, seed, replan, on_decision=note)
         first = max(0, lost[0] - BEFORE) if lost else 0
         kept = tuple(thoughts[first:lost[0] + AFTER]) if lost else ()
-        return Recovery(mode, task, seed, env.knocked or bool(lost), result.success, result.steps,
+        return Recovery(mode, task, seed, env.released or bool(lost), result.success, result.steps,
                         kept, lost[0] - first if lost else 0)
 
     return serve

@@ -101,7 +101,7 @@ class Located(Protocol):
     """An environment that knows where its objects are, in the world and in the image."""
 
     @property
-    def things(self) -> tuple[str, ...]:
+    def object_names(self) -> tuple[str, ...]:
         """All objects and fixtures of the suite."""
 
     def place(self, name: str) -> NDArray[np.float64]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..env import TabletopEnv
-    from ..libero.env import LiberoEnv
+    from ..env import ArmEnv
     from .libero import LiberoExpert
     from .tabletop import TabletopExpert
 
 
-def make_expert(env: TabletopEnv | LiberoEnv) -> TabletopExpert | LiberoExpert:
+def make_expert(env: ArmEnv) -> TabletopExpert | LiberoExpert:
     """Return the expert for an environment.
 
     Raises
@@ -20,9 +19,7 @@ def make_expert(env: TabletopEnv | LiberoEnv) -> TabletopExpert | LiberoExpert:
         If there is none for its suite.
 
     """
-    from ..env import TabletopEnv
-
-    if isinstance(env, TabletopEnv):
+    if env.suite == 'tabletop':
         from .tabletop import TabletopExpert
 
         return TabletopExpert(env)

@@ -12,20 +12,20 @@ from ..libero.env import LiberoEnv
 from ..libero.start import owner
 from .contact import UP, Contact, ContactSkill, Vector, facing
 from .grasps import surface, surroundings
-from .skill import Hand, Move
+from .skill import EndEffector, Move
 
-DIP = np.radians(15.0)  # by which a level hand points down: so its palm clears the table
+DIP = np.radians(15.0)  # by which a level gripper points down: so its palm clears the table
 LEAN = np.radians(35.0)  # of a fist from straight down towards what it pushes
-AHEAD = 0.06  # how far ahead of the contact the hand is sent [m]
+AHEAD = 0.06  # how far ahead of the contact the gripper is sent [m]
 BEFORE = 0.065  # from the handle or face to the fist that is about to push it [m]
 PULLED = 0.152  # a drawer is pulled farther than the least that counts as open [m]
 SMALL = 0.05  # half of the longest side of a bar or a post, at most [m]
 ROOM = 0.012  # between an open drawer and what was pushed from under it [m]
-SIDEWAYS = 0.035  # towards the base, so that the hand has room beside the drawer [m]
+SIDEWAYS = 0.035  # towards the base, so that the gripper has room beside the drawer [m]
 NEAR = 0.012  # to a point where it counts as reached [m]
 FLOOR = 0.025  # around the middle of a plate or bowl, where its floor is [m]
-OUTSIDE = 0.055  # from the middle of its floor to a hand that slipped out [m]
-KNOB_LEAN = np.radians(25.0)  # along the lever: near the base a vertical hand is out of reach
+OUTSIDE = 0.055  # from the middle of its floor to a gripper that slipped out [m]
+KNOB_LEAN = np.radians(25.0)  # along the lever: near the base a vertical gripper is out of reach
 KNOB_RADIUS = 0.01  # from the axis to the grip on the lever [m]
 KNOB_ABOVE = 0.004  # from the lever's middle up to the grip [m]
 KNOB_ON = 0.65  # turned farther than the least that counts as on [rad]
@@ -34,12 +34,12 @@ AT_REST = 0.02  # [rad/s]
 TURN_AHEAD = 0.5  # [rad]
 DOOR_RADIUS = 0.19  # from the hinge to where the fist pushes [m]
 DOOR_BELOW = 0.023  # from the door's upper edge to the fist, whose palm passes over it [m]
-SWING = 0.25  # by which the hand is ahead of the door [rad]
+SWING = 0.25  # by which the gripper is ahead of the door [rad]
 AJAR = 0.5  # where pulling at the handle ends and pushing from inside begins [rad]
 TIP = 0.009  # from the grip site to the fingertips [m]
 PRESS = 0.015  # how far below what it pushes from inside the fist is sent [m]
 INSET = 0.5  # of half a region's size, from its middle to where something may end [-]
-# Of the hand, in the grip site's axes: half widths, and from where to where forward [m].
+# Of the gripper, in the grip site's axes: half widths, and from where to where forward [m].
 SHAPE = ((0.03, 0.013, -0.045, TIP), (0.106, 0.025, -0.08, -0.028),
          (0.106, 0.035, -0.125, -0.08))
 
@@ -115,12 +115,12 @@ class Push(ContactSkill):
         return site.xpos + turned.T @ inside
 
     def begin(self) -> None:
-        """Choose how to turn the hand so that it has room."""
-        others, hand = surroundings(self.scene, self.goal[1]), self.hand()
+        """Choose how to turn the gripper so that it has room."""
+        others, ee = surroundings(self.scene, self.goal[1]), self.end_effector()
         yaws = np.radians([0.0, 90.0, 45.0, -45.0])
         met = []
         for self._yaw in yaws:
-            contact = self.contact(hand)
+            contact = self.contact(ee)
             met.append(sum(_inside(others - contact.point - lift * UP, contact.rotation)
                            for lift in np.linspace(0.0, 0.15, 6)))
         self._yaw = float(yaws[np.argmin(met)])
@@ -133,27 +133,27 @@ class Push(ContactSkill):
         way = (self.end() - self._at()) * [1.0, 1.0, 0.0]
         return way / max(float(np.linalg.norm(way)), 1e-6)
 
-    def contact(self, hand: Hand) -> Contact:
+    def contact(self, ee: EndEffector) -> Contact:
         """Return a fist on its floor."""
         at, points = self._at(), surface(self.scene, self.goal[1])
         floor = points[np.linalg.norm(points[:, :2] - at[:2], axis=1) < FLOOR, 2].max(
             initial=points[:, 2].min())
-        # The hand as at a reset, where the last joint is farthest from its ends.
+        # The gripper as at a reset, where the last joint is farthest from its ends.
         x = turn(self._yaw).apply([0.0, 1.0, 0.0])
-        return Contact(np.append(at[:2], floor + TIP), facing(-UP, x, hand.rotation), -UP)
+        return Contact(np.append(at[:2], floor + TIP), facing(-UP, x, ee.rotation), -UP)
 
-    def follow(self, hand: Hand) -> tuple[Vector, Rotation]:
+    def follow(self, ee: EndEffector) -> tuple[Vector, Rotation]:
         """Return a place ahead, and below so that it does not slip out."""
-        contact = self.contact(hand)
+        contact = self.contact(ee)
         return contact.point + AHEAD * self._way() - PRESS * UP, contact.rotation
 
     def progress(self) -> float:
         """Return how near the object is to where it should be, negative [m]."""
         return -float(np.linalg.norm((self.end() - self._at())[:2]))
 
-    def astray(self, hand: Hand, contact: Contact) -> bool:
-        """Return whether the hand is no longer inside the object."""
-        offset = hand.position - contact.point
+    def astray(self, ee: EndEffector, contact: Contact) -> bool:
+        """Return whether the gripper is no longer inside the object."""
+        offset = ee.position - contact.point
         return bool(np.linalg.norm(offset[:2]) > OUTSIDE or offset[2] > OUTSIDE)
 
 
@@ -174,7 +174,7 @@ class Aside(Push):
 
 
 def _inside(points: Vector, rotation: Rotation) -> int:
-    """Return how many of the points [n, 3], from the grip site, are inside the hand."""
+    """Return how many of the points [n, 3], from the grip site, are inside the gripper."""
     x, y, z = (points @ rotation.as_matrix()).T
     return sum(int(((abs(x) < a) & (abs(y) < b) & (z > low) & (z < high)).sum())
                for a, b, low, high in SHAPE)
@@ -183,7 +183,7 @@ def _inside(points: Vector, rotation: Rotation) -> int:
 class Drawer(Jointed):
     """Pulls a drawer open by its bar, or pushes the bar with the fist until it is shut.
 
-    A bowl that is to go in and stands where the open drawer would be over it, so that no hand
+    A bowl that is to go in and stands where the open drawer would be over it, so that no gripper
     would reach it, is first pushed from there.
     """
 
@@ -226,7 +226,7 @@ class Drawer(Jointed):
         return super().act()
 
     def free(self) -> bool:
-        """Return whether the hand is clear of the drawer and of what it pushed from there."""
+        """Return whether the gripper is clear of the drawer and of what it pushed from there."""
         return self._aside is None and super().free()
 
     @property
@@ -238,29 +238,29 @@ class Drawer(Jointed):
         """Return whether it is shut, or open with something to spare."""
         return self._far * self.value > PULLED if self.verb == 'open' else self.holds()
 
-    def contact(self, hand: Hand) -> Contact:
+    def contact(self, ee: EndEffector) -> Contact:
         """Return how to take the bar between the fingers, or where the fist goes before it."""
         bar, out = self.at(self._bar), self.outward
         if not self.grips:
-            return Contact(bar + BEFORE * out, self._fist(hand), -UP)
+            return Contact(bar + BEFORE * out, self._fist(ee), -UP)
         # Where nothing is near the posts' ends the bar may be taken anywhere: nearer the base.
         along = np.cross(UP, out)
         along *= np.sign(along @ (self.env.base_position - bar))
         shift = (0.015, -0.01, 0.03)[self._tries % 3]
-        rotation = facing(-np.cos(DIP) * out - np.sin(DIP) * UP, UP, hand.rotation)
+        rotation = facing(-np.cos(DIP) * out - np.sin(DIP) * UP, UP, ee.rotation)
         return Contact(bar + shift * along + 0.003 * UP - 0.002 * out, rotation,
                        rotation.as_matrix()[:, 2])
 
-    def _fist(self, hand: Hand) -> Rotation:
+    def _fist(self, ee: EndEffector) -> Rotation:
         return facing(-np.sin(LEAN) * self.outward - np.cos(LEAN) * UP,
-                      np.cross(UP, self.outward), hand.rotation)
+                      np.cross(UP, self.outward), ee.rotation)
 
-    def follow(self, hand: Hand) -> tuple[Vector, Rotation]:
+    def follow(self, ee: EndEffector) -> tuple[Vector, Rotation]:
         """Return a place ahead of the bar."""
         if self.grips:
-            contact = self.contact(hand)
+            contact = self.contact(ee)
             return contact.point + AHEAD * self.outward, contact.rotation
-        return self.at(self._bar) - 0.5 * AHEAD * self.outward, self._fist(hand)
+        return self.at(self._bar) - 0.5 * AHEAD * self.outward, self._fist(ee)
 
 
 class Knob(Jointed):
@@ -274,22 +274,22 @@ class Knob(Jointed):
         super().__init__(env, goal)
         self._lever = max(self._parts, key=lambda g: self.reach(g, UP))  # it stands on the disc
 
-    def _pose(self, hand: Hand, ahead: float) -> tuple[Vector, Rotation]:
+    def _pose(self, ee: EndEffector, ahead: float) -> tuple[Vector, Rotation]:
         middle, axis = self.at(self._lever), self.anchor
         lever = (middle - axis) * [1.0, 1.0, 0.0]
         lever = turn(ahead).apply(lever / np.linalg.norm(lever))
         point = np.append((axis + KNOB_RADIUS * lever)[:2], middle[2] + KNOB_ABOVE)
         return point, facing(np.sin(KNOB_LEAN) * lever - np.cos(KNOB_LEAN) * UP,
-                             np.cross(UP, lever), hand.rotation)
+                             np.cross(UP, lever), ee.rotation)
 
-    def contact(self, hand: Hand) -> Contact:
+    def contact(self, ee: EndEffector) -> Contact:
         """Return how to take the lever."""
-        point, rotation = self._pose(hand, 0.0)
+        point, rotation = self._pose(ee, 0.0)
         return Contact(point, rotation, rotation.as_matrix()[:, 2])
 
-    def follow(self, hand: Hand) -> tuple[Vector, Rotation]:
+    def follow(self, ee: EndEffector) -> tuple[Vector, Rotation]:
         """Return the grip on the lever turned farther."""
-        return self._pose(hand, self._way * np.sign(self.axis[2]) * TURN_AHEAD)
+        return self._pose(ee, self._way * np.sign(self.axis[2]) * TURN_AHEAD)
 
     def enough(self) -> bool:
         """Return whether it is off or on with something to spare."""
@@ -329,26 +329,26 @@ class Door(Jointed):
         along = along / np.linalg.norm(along)
         return along, self._way * np.cross(self.axis, along)
 
-    def contact(self, hand: Hand) -> Contact:
+    def contact(self, ee: EndEffector) -> Contact:
         """Return how to take the handle, or where the fist goes beside the door."""
         along, way = self._frame()
         if self.grips:
-            rotation = facing(-np.cos(DIP) * way - np.sin(DIP) * UP, along, hand.rotation)
+            rotation = facing(-np.cos(DIP) * way - np.sin(DIP) * UP, along, ee.rotation)
             return Contact(self.at(self._handle), rotation, rotation.as_matrix()[:, 2])
-        return Contact(self._beside(along, way) - BEFORE * way, self._fist(hand), -UP)
+        return Contact(self._beside(along, way) - BEFORE * way, self._fist(ee), -UP)
 
     def _beside(self, along: Vector, way: Vector) -> Vector:
         point = self.anchor + DOOR_RADIUS * along
         return np.append(point[:2], self.reach(self._panel, UP) - DOOR_BELOW)
 
-    def _fist(self, hand: Hand) -> Rotation:
-        return facing(-UP, np.array([0.0, 1.0, 0.0]), hand.rotation)
+    def _fist(self, ee: EndEffector) -> Rotation:
+        return facing(-UP, np.array([0.0, 1.0, 0.0]), ee.rotation)
 
-    def follow(self, hand: Hand) -> tuple[Vector, Rotation]:
+    def follow(self, ee: EndEffector) -> tuple[Vector, Rotation]:
         """Return a place ahead on the arc."""
         along, way = self._frame()
         swing = turn(SWING * self._way * np.sign(self.axis[2]))
         if self.grips:
             ahead = self.anchor + swing.apply(self.at(self._handle) - self.anchor)
-            return ahead, swing * self.contact(hand).rotation
-        return self._beside(swing.apply(along), way) - 0.5 * AHEAD * way, self._fist(hand)
+            return ahead, swing * self.contact(ee).rotation
+        return self._beside(swing.apply(along), way) - 0.5 * AHEAD * way, self._fist(ee)

@@ -12,32 +12,32 @@ from scipy.spatial.transform import Rotation
 
 from ..libero.env import LiberoEnv
 from ..libero.start import owner
-from .grasps import surroundings
-from .skill import Hand, Move, Skill
+from .grasps import highest_between, surroundings
+from .skill import EndEffector, Move, Skill
 from .tabletop import CLOSE, EMPTY, OPEN, WIDE
 
 Vector = NDArray[np.float64]
 
 UP = np.array([0.0, 0.0, 1.0])
-HOVER = 0.07  # from the contact, whence the hand approaches it [m]
+HOVER = 0.07  # from the contact, whence the gripper approaches it [m]
 CLOSING = 9  # control steps until the fingers press
-SLIPPED = 0.03  # from what is held to the hand that has lost it [m]
+SLIPPED = 0.03  # from what is held to the gripper that has lost it [m]
 STALL = 25  # control steps without progress after which the motion counts as failed
 LOOSE = 0.05  # opening at which a handle is let go [m]
-SLOWLY = 0.10  # from the contact, whence the hand goes slowly [m]
+SLOWLY = 0.10  # from the contact, whence the gripper goes slowly [m]
 CORRIDOR = 0.08  # to either side of the way there, what is in it is passed over [m]
-OVER = 0.03  # at this height [m], and HAND lower where the hand lies level
-HAND = 0.09
-CLEAR = 0.08  # how far the hand rises when it is done [m]
+OVER = 0.03  # at this height [m]
+LEVEL = 0.09  # and so much higher where the gripper lies level [m]
+CLEAR = 0.08  # how far the gripper rises when it is done [m]
 # Control steps after which the next phase begins anyway.
-PATIENCE = {'reach': 90, 'lower': 50, 'release': 14, 'retreat': 30, 'retry': 25}
+TIMEOUT = {'reach': 90, 'lower': 50, 'release': 14, 'retreat': 30, 'retry': 25}
 
 
 @dataclass(frozen=True, slots=True)
 class Contact:
     """A pose of the grip site at which the motion begins: ``point`` [3] world m, ``rotation``.
 
-    The hand comes to it along ``approach``, a unit vector [3].
+    The gripper comes to it along ``approach``, a unit vector [3].
     """
 
     point: Vector
@@ -65,9 +65,9 @@ def facing(direction: Vector, fingers: Vector, now: Rotation) -> Rotation:
 
 
 class ContactSkill(Skill):
-    """Comes to a `Contact`, takes hold if it ``grips``, and moves the hand until it is enough.
+    """Comes to a `Contact`, takes hold if it ``grips``, and moves the gripper until it is enough.
 
-    Where the contact is, how the hand moves and how far it got are asked for on every call, so
+    Where the contact is, how the gripper moves and how far it got are asked for on every call, so
     that what was moved from outside is followed. After a grip that was lost and a motion without
     progress it tries again.
     """
@@ -87,11 +87,11 @@ class ContactSkill(Skill):
         self._back: Vector | None = None
 
     @abstractmethod
-    def contact(self, hand: Hand) -> Contact:
+    def contact(self, ee: EndEffector) -> Contact:
         """Return where the motion would begin now."""
 
     @abstractmethod
-    def follow(self, hand: Hand) -> tuple[Vector, Rotation]:
+    def follow(self, ee: EndEffector) -> tuple[Vector, Rotation]:
         """Return where the grip site should go next in the motion, and how turned."""
 
     @abstractmethod
@@ -106,28 +106,28 @@ class ContactSkill(Skill):
         """Prepare for coming near, the first time or again."""
 
     def free(self) -> bool:
-        """Return whether the hand is clear of what it moves."""
+        """Return whether the gripper is clear of what it moves."""
         return self._phase in ('reach', 'wait')
 
     def act(self) -> Move:
         """Return what to do in this control step."""
-        hand = self.hand()
-        contact = self.contact(hand)
-        self._advance(hand, contact)
-        contact = self.contact(hand)  # it may have begun anew, with another one
+        ee = self.end_effector()
+        contact = self.contact(ee)
+        self._advance(ee, contact)
+        contact = self.contact(ee)  # it may have begun anew, with another one
         phase = self._phase
-        target, rotation = self._aim(hand, contact)
+        target, rotation = self._aim(ee, contact)
         shut = not self.grips or phase in ('grasp', self.verb)
         # A finger that only follows does not always touch.
-        holding = self.grips and phase == self.verb and hand.opening > EMPTY
+        holding = self.grips and phase == self.verb and ee.opening > EMPTY
         return Move(
             phase, self.goal[1], contact.point, self._following(), target, rotation,
             self.gripper() if shut else OPEN, held=self.goal[1] if holding else None,
-            trouble=self._trouble, speed=self._speed(hand, contact))
+            trouble=self._trouble, speed=self._speed(ee, contact))
 
-    def _speed(self, hand: Hand, contact: Contact) -> float:
+    def _speed(self, ee: EndEffector, contact: Contact) -> float:
         if self._phase == 'lower':
-            return 0.6 if np.linalg.norm(hand.position - contact.point) < SLOWLY else 1.0
+            return 0.6 if np.linalg.norm(ee.position - contact.point) < SLOWLY else 1.0
         return self.speed if self._phase == self.verb else 1.0
 
     def gripper(self) -> float:
@@ -144,29 +144,26 @@ class ContactSkill(Skill):
     def _go(self, phase: str) -> None:
         self._phase, self._count, self._stalled, self._best = phase, 0, 0, -np.inf
 
-    def _begin(self, hand: Hand) -> None:
+    def _begin(self, ee: EndEffector) -> None:
         """Come near, over what is on the way."""
         self.begin()
-        contact = self.contact(hand)
+        contact = self.contact(ee)
         # What is to be gripped is not passed over: the approach ends there.
         passed = owner(self.scene, self.goal[1]) if self.grips else ''
-        others, hover = surroundings(self.scene, passed), contact.hover
-        way, offset = hover[:2] - hand.position[:2], others[:, :2] - hand.position[:2]
-        share = np.clip(offset @ way / (way @ way + 1e-9), 0.0, 1.0)
-        near = np.linalg.norm(offset - share[:, None] * way, axis=1) < CORRIDOR
+        met = highest_between(
+            surroundings(self.scene, passed), ee.position, contact.hover, CORRIDOR)
         level = np.linalg.norm(contact.rotation.as_matrix()[:2, 2])
-        height = float(others[near, 2].max(initial=0.0)) + OVER + HAND * float(level)
-        self._travel_z = max(height, float(hover[2]))
+        self._travel_z = max(met + OVER + LEVEL * float(level), float(contact.hover[2]))
         self._go('reach')
 
-    def _advance(self, hand: Hand, contact: Contact) -> None:
+    def _advance(self, ee: EndEffector, contact: Contact) -> None:
         """Leave the phase if its work is done, failed, or took too long."""
         self._count += 1
-        phase, late = self._phase, self._count > PATIENCE.get(self._phase, 0)
-        at, turned = hand.position, (contact.rotation * hand.rotation.inv()).magnitude()
+        phase, late = self._phase, self._count > TIMEOUT.get(self._phase, 0)
+        at, turned = ee.position, (contact.rotation * ee.rotation.inv()).magnitude()
         if phase == 'wait':
             if not self.holds():
-                self._begin(hand)
+                self._begin(ee)
         elif phase == 'reach':
             over = np.linalg.norm(at[:2] - contact.hover[:2]) < 0.03 and turned < 0.3
             if self.holds():
@@ -181,30 +178,30 @@ class ContactSkill(Skill):
             if self._count > CLOSING:
                 self._go(self.verb)
         elif phase == self.verb:
-            self._watch(hand, contact)
+            self._watch(ee, contact)
         elif phase == 'release':
-            if late or hand.opening > LOOSE:
+            if late or ee.opening > LOOSE:
                 self._get_clear(contact)
         elif phase == 'retreat':
             assert self._back is not None
-            down = (self._clear(hand) * hand.rotation.inv()).magnitude() < 0.4
+            down = (self._clear(ee) * ee.rotation.inv()).magnitude() < 0.4
             if late or (down and at[2] > self._back[2] + CLEAR - 0.02):
                 self._go('wait')
-        elif late or (at[2] > contact.hover[2] and (not self.grips or hand.opening > WIDE)):
-            self._begin(hand)
+        elif late or (at[2] > contact.hover[2] and (not self.grips or ee.opening > WIDE)):
+            self._begin(ee)
 
-    def _clear(self, hand: Hand) -> Rotation:
-        """Return how to turn a level hand before the next skill takes over: straight down."""
-        x, _, z = hand.rotation.as_matrix().T
+    def _clear(self, ee: EndEffector) -> Rotation:
+        """Return how to turn a level gripper before the next skill takes over: straight down."""
+        x, _, z = ee.rotation.as_matrix().T
         if -z[2] > np.cos(np.radians(60.0)):
-            return hand.rotation
-        return facing(-UP, x if abs(x[2]) < 0.7 else np.cross(UP, z), hand.rotation)
+            return ee.rotation
+        return facing(-UP, x if abs(x[2]) < 0.7 else np.cross(UP, z), ee.rotation)
 
     def _get_clear(self, contact: Contact) -> None:
         self._back = contact.hover if self.grips else contact.point
         self._go('retreat')
 
-    def _watch(self, hand: Hand, contact: Contact) -> None:
+    def _watch(self, ee: EndEffector, contact: Contact) -> None:
         """End the motion when it is enough, when the grip is lost, or when nothing moves."""
         if self.enough():
             if self.grips:
@@ -216,21 +213,21 @@ class ContactSkill(Skill):
             self._best, self._stalled = now, 0
         else:
             self._stalled += 1
-        astray = self.astray(hand, contact)
+        astray = self.astray(ee, contact)
         if astray or self._stalled >= STALL:
             self._trouble = 'dropped' if astray else 'missed'
             self._tries += 1
             self._go('retry')
 
-    def astray(self, hand: Hand, contact: Contact) -> bool:
-        """Return whether the hand has lost what it holds or pushes."""
-        return self.grips and bool(np.linalg.norm(hand.position - contact.point) > SLIPPED)
+    def astray(self, ee: EndEffector, contact: Contact) -> bool:
+        """Return whether the gripper has lost what it holds or pushes."""
+        return self.grips and bool(np.linalg.norm(ee.position - contact.point) > SLIPPED)
 
-    def _aim(self, hand: Hand, contact: Contact) -> tuple[Vector, Rotation]:
+    def _aim(self, ee: EndEffector, contact: Contact) -> tuple[Vector, Rotation]:
         """Return where the grip site should go in this phase, and how it should be turned."""
-        phase, at = self._phase, hand.position
+        phase, at = self._phase, ee.position
         if phase == 'wait':
-            return at, hand.rotation
+            return at, ee.rotation
         if phase == 'reach':
             off = np.linalg.norm(at[:2] - contact.hover[:2])
             if off > 0.05 and at[2] < self._travel_z - 0.03:
@@ -238,16 +235,16 @@ class ContactSkill(Skill):
             return np.append(contact.hover[:2], self._travel_z), contact.rotation
         if phase == 'lower':
             off = np.linalg.norm(np.cross(at - contact.point, contact.approach))
-            turned = (contact.rotation * hand.rotation.inv()).magnitude()
+            turned = (contact.rotation * ee.rotation.inv()).magnitude()
             ready = off < 0.015 and turned < 0.1
             return contact.point if ready else contact.hover, contact.rotation
         if phase == self.verb:
-            return self.follow(hand)
+            return self.follow(ee)
         if phase == 'retreat':
             assert self._back is not None
             out = np.linalg.norm(at[:2] - self._back[:2]) < 0.02 or self._count > 14
             rise = np.append(self._back[:2], self._back[2] + CLEAR)
-            return (rise, self._clear(hand)) if out else (self._back, hand.rotation)
+            return (rise, self._clear(ee)) if out else (self._back, ee.rotation)
         if phase == 'retry':
             back = contact.hover if self.grips else contact.point
             return back + 0.06 * UP, contact.rotation

@@ -43,26 +43,26 @@ class Spot:
 
 def anchor(scene: LiberoScene, place: str) -> Points:
     """Return the position [3] of an object or of a region, which a destination moves with."""
-    thing = owner(scene, place)
-    if place in scene.env.object_sites_dict and (thing not in scene.objects or 'caddy' in thing):
+    target = owner(scene, place)
+    if place in scene.env.object_sites_dict and (target not in scene.objects or 'caddy' in target):
         return np.array(scene.data.site(place).xpos)
-    return scene.position(thing)
+    return scene.position(target)
 
 
 def spots(scene: LiberoScene, goal: Sequence[str]) -> list[Spot]:
     """Return where the goal's object may go, the best first if nothing is in the way."""
     place = goal[2]
-    thing = owner(scene, place)
+    target = owner(scene, place)
     at = anchor(scene, place)
-    if thing in scene.objects and 'caddy' not in thing:
-        return [_in_or_on(scene, thing, _sharing(scene, goal))]
-    if DRAWER_REGION.search(place) and 'cabinet' in thing:
-        return _in_drawer(scene, thing, at)
-    if 'caddy' in thing:
-        return [_in_compartment(scene, place, thing, at)]
-    if 'microwave' in thing:
-        return [_in_microwave(scene, thing)]
-    if 'rack' in thing:
+    if target in scene.objects and 'caddy' not in target:
+        return [_in_or_on(scene, target, _sharing(scene, goal))]
+    if DRAWER_REGION.search(place) and 'cabinet' in target:
+        return _in_drawer(scene, target, at)
+    if 'caddy' in target:
+        return [_in_compartment(scene, place, target, at)]
+    if 'microwave' in target:
+        return [_in_microwave(scene, target)]
+    if 'rack' in target:
         return [_on_rack(scene, place, at)]
     return _on_region(scene, goal, at)
 
@@ -73,39 +73,39 @@ def _sharing(scene: LiberoScene, goal: Sequence[str]) -> tuple[int, int]:
     return names.index(goal[1]), len(names)
 
 
-def _in_or_on(scene: LiberoScene, thing: str, share: tuple[int, int]) -> Spot:
-    point, points = scene.position(thing)[:2], surface(scene, thing)
+def _in_or_on(scene: LiberoScene, target: str, share: tuple[int, int]) -> Spot:
+    point, points = scene.position(target)[:2], surface(scene, target)
     top = float(points[:, 2].max())
-    if 'basket' in thing:
+    if 'basket' in target:
         if share[1] == 1:
             return Spot(point, top - 0.02, top + 0.06)
         point = point + [0.0, (share[0] - 0.5 * (share[1] - 1)) * BESIDE]
         return Spot(point, top - 0.02, top + 0.06, tips=top + 0.005)
-    if 'bowl' in thing:
+    if 'bowl' in target:
         return Spot(point, top - 0.005, top + 0.04)
     return Spot(point, top - 0.012, top + 0.08)
 
 
-def _in_drawer(scene: LiberoScene, thing: str, at: Points) -> list[Spot]:
-    points = surface(scene, thing)
+def _in_drawer(scene: LiberoScene, target: str, at: Points) -> list[Spot]:
+    points = surface(scene, target)
     near = points[np.linalg.norm(points[:, :2] - at[:2], axis=1) < 0.06]
     floor = float(near[near[:, 2] < at[2], 2].max(initial=at[2] - 0.04))
-    out = at[:2] - scene.position(thing)[:2]
+    out = at[:2] - scene.position(target)[:2]
     out /= max(float(np.linalg.norm(out)), 1e-9)
-    # Towards the front the hand is clear of the cabinet and the handles above.
+    # Towards the front the gripper is clear of the cabinet and the handles above.
     return [Spot(at[:2] + shift * out, floor + 0.006, float(at[2]) + 0.08)
             for shift in (FRONT, 0.0)]
 
 
-def _in_compartment(scene: LiberoScene, place: str, thing: str, at: Points) -> Spot:
+def _in_compartment(scene: LiberoScene, place: str, target: str, at: Points) -> Spot:
     size = np.abs(scene.data.site(place).xmat.reshape(3, 3)
                   @ scene.env.object_sites_dict[place].size)
-    return Spot(at[:2], at[2] - 0.03, float(surface(scene, thing)[:, 2].max()) + 0.03,
+    return Spot(at[:2], at[2] - 0.03, float(surface(scene, target)[:, 2].max()) + 0.03,
                 yaw=0.0 if size[0] < size[1] else np.pi / 2, middle=True)
 
 
-def _in_microwave(scene: LiberoScene, thing: str) -> Spot:
-    at = scene.position(thing)
+def _in_microwave(scene: LiberoScene, target: str) -> Spot:
+    at = scene.position(target)
     inside, floor = at[:2] + MICROWAVE[:2], at[2] + MICROWAVE[2]
     return Spot(inside, floor + 0.004, floor + 0.015, entry=inside - [0.0, MICROWAVE_FRONT])
 
@@ -119,10 +119,10 @@ def _on_rack(scene: LiberoScene, place: str, at: Points) -> Spot:
 def _on_region(scene: LiberoScene, goal: Sequence[str], at: Points) -> list[Spot]:
     place = goal[2]
     site = scene.env.object_sites_dict[place]
-    thing = owner(scene, place)
+    target = owner(scene, place)
     size = np.array([float(s) for s in site.size])
     turn = scene.data.site(place).xmat.reshape(3, 3)
-    points = (surface(scene, thing) if thing in scene.fixtures and scene.geoms(thing)
+    points = (surface(scene, target) if target in scene.fixtures and scene.geoms(target)
               else np.zeros((0, 3)))
     table = min(float(surface(scene, n)[:, 2].min()) for n in scene.objects)
     half = np.maximum(size[:2] - 0.02, 0.0)

@@ -1,7 +1,7 @@
 """The thought's closed grammar.
 
 A thought reads: what is held, what is done, what comes now and where, what comes next, and in
-which direction the hand should go::
+which direction the gripper should go::
 
     holding nothing done nothing now reach can at x45 y-12 next lower move forward left down
 

@@ -18,7 +18,7 @@ PALM = (0.115, 0.042, 0.047)  # half length, half breadth, height over the pads 
 FINGERTIP = 0.012  # below the middle of the pads [m]
 SAMPLING = 0.012  # distance of points on a box [m]
 EIGHTH, BETWEEN = 0.15, 0.15  # cost of an eighth of a turn from the usual side, of sides between
-# A hand this much larger should fit as well, one this much smaller must [m].
+# A gripper this much larger should fit as well, one this much smaller must [m].
 ROOM, SQUEEZE, CRAMPED = 0.006, 0.004, 0.5
 FARTHEST = 0.70  # from the base: beyond, the elbow is straight and the arm stalls [m]
 
@@ -87,6 +87,17 @@ def surroundings(scene: LiberoScene, name: str) -> Points:
     return np.concatenate([np.zeros((0, 3)), *others])
 
 
+def highest_between(points: Points, start: Points, end: Points, width: float) -> float:
+    """Return the height of what is within ``width`` of the path from above [m], 0 if nothing.
+
+    ``points`` [n, 3]; the path is level, between ``start`` and ``end`` [2 or 3].
+    """
+    path, offset = end[:2] - start[:2], points[:, :2] - start[:2]
+    share = np.clip(offset @ path / (path @ path + 1e-9), 0.0, 1.0)
+    near = np.linalg.norm(offset - share[:, None] * path, axis=1) < width
+    return float(points[near, 2].max(initial=0.0))
+
+
 def _geom_points(scene: LiberoScene, geom: int) -> Points:
     model, kind, size = scene.model, scene.model.geom_type[geom], scene.model.geom_size[geom]
     if kind == mujoco.mjtGeom.mjGEOM_BOX:
@@ -114,7 +125,7 @@ def _geom_points(scene: LiberoScene, geom: int) -> Points:
 
 def _obstruction(centre: Points, yaw: float, lowest: float, others: Points,
                  room: float = 0.0) -> float:
-    """Return how much of the surroundings a hand larger by ``room`` [m] would meet, open."""
+    """Return how much of the surroundings a gripper larger by ``room`` [m] would meet, open."""
     if not len(others):
         return 0.0
     u = np.array([np.cos(yaw), np.sin(yaw)])
@@ -130,13 +141,13 @@ def _obstruction(centre: Points, yaw: float, lowest: float, others: Points,
 
 
 def crowding(grasp: Grasp, shift: Points, others: Points) -> float:
-    """Return what the open hand would meet where it lets go, moved by ``shift`` [3]."""
+    """Return what the open gripper would meet where it lets go, moved by ``shift`` [3]."""
     to = grasp.point + shift
     return _obstruction(to[:2], grasp.yaw, to[2] - FINGERTIP, others)
 
 
 def beyond_reach(scene: LiberoScene, point: Points) -> float:
-    """Return by how much a point [2 or 3] is too far for a hand that points down [m]."""
+    """Return by how much a point [2 or 3] is too far for a gripper that points down [m]."""
     base = scene.data.xpos[scene.base, :2]
     return max(0.0, float(np.linalg.norm(point[:2] - base)) - FARTHEST)
 
@@ -149,7 +160,7 @@ def closest_yaw(yaw: float, to: Rotation) -> float:
 def _comfortable(yaw: float) -> tuple[float, float]:
     """Return the equivalent yaw within the wrist's range, and the way to it [rad].
 
-    From how an episode begins: which grasp is taken must not depend on how the hand is just now.
+    From how an episode begins: which grasp is taken must not depend on the gripper now.
     """
     best = closest_yaw(yaw, REST)
     return best, float((pointing(best) * BEGIN.inv()).magnitude())

@@ -13,7 +13,7 @@ from ..libero.start import owner
 from .articulated import Door, Drawer, Knob, Push
 from .grammar import Thought
 from .placing import Place
-from .skill import DRAWER_REGION, Move, Skill, holds, read_hand, servo, word_of
+from .skill import DRAWER_REGION, Move, Skill, holds, read_end_effector, servo, word_of
 from .tabletop import OPEN, ExpertStep
 
 SUITES = ('libero_spatial', 'libero_object', 'libero_goal', 'libero_10')
@@ -28,13 +28,13 @@ def plan(scene: LiberoScene) -> list[Goal]:
 
 
 def needed_first(scene: LiberoScene, goal: Goal) -> Goal | None:
-    """Return the goal that must hold before the hand can begin with ``goal``, if there is one."""
+    """Return the goal that must hold before the gripper can begin with ``goal``, if any."""
     if goal[0] != 'in':
         return None
-    thing = owner(scene, goal[2])
-    if DRAWER_REGION.search(goal[2]) and 'cabinet' in thing:
+    target = owner(scene, goal[2])
+    if DRAWER_REGION.search(goal[2]) and 'cabinet' in target:
         return 'open', goal[2]
-    return ('open', thing) if 'microwave' in thing else None
+    return ('open', target) if 'microwave' in target else None
 
 
 def skill_class(scene: LiberoScene, goal: Goal) -> type[Skill]:
@@ -85,10 +85,10 @@ class LiberoExpert:
         """
         scene = self.env.scene
         goals = plan(scene)
-        hand = read_hand(self.env)
+        ee = read_end_effector(self.env)
         self._choose(goals)
         if self._skill is None:
-            move = Move('wait', goals[-1][1], hand.position, 'wait', hand.position, hand.rotation,
+            move = Move('wait', goals[-1][1], ee.position, 'wait', ee.position, ee.rotation,
                         OPEN)
         else:
             self._skill.driving = driving
@@ -99,11 +99,11 @@ class LiberoExpert:
             done=word_of(scene, reached[-1][1]) if reached else None,
             trouble=move.trouble, phase=move.phase, object=word_of(scene, move.object),
             place=move.place - self.env.base_position, following=move.following,
-            move=move.target - hand.position)
-        return ExpertStep(servo(hand, move), thought.text(), move.phase)
+            move=move.target - ee.position)
+        return ExpertStep(servo(ee, move), thought.text(), move.phase)
 
     def _choose(self, goals: list[Goal]) -> None:
-        """Go on with the present skill until the hand is free, then take the next open goal."""
+        """Go on with the present skill until the gripper is free, then take the next open goal."""
         if self._skill is not None and not self._skill.free():
             return
         scene = self.env.scene

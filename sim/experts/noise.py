@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .tabletop import ExpertStep
 
 CARRY_PHASES = frozenset({'lift', 'carry'})
-KINDS = ('noisy', 'clean', 'drop', 'shove')
+KINDS = ('noisy', 'clean', 'drop', 'shove')  # as datasets name them
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Disturber:
     ``kind``: ``'clean'`` changes nothing; ``'noisy'`` adds Gaussian noise and, now and then, a
     push held for 3 to 7 steps; ``'drop'`` also forces the gripper open once while something is
     carried; ``'shove'`` also pushes the arm hard aside once in a fine phase. ``scale`` multiplies
-    the noise. ``active`` tells whether the last action was part of a drop or a shove.
+    the noise. ``active`` tells whether the last action was part of such a perturbation.
     """
 
     def __init__(self, kind: str, rng: Generator, scale: float = 1.0):
@@ -54,9 +54,9 @@ class Disturber:
         self._push = np.zeros(7)
         self._wait = int(rng.integers(2, 16))
         self._length = int(rng.integers(5, 9))
-        self._shove = np.zeros(7)
+        self._aside = np.zeros(7)
         angle = rng.uniform(0.0, 2.0 * np.pi)
-        self._shove[:3] = [0.9 * np.cos(angle), 0.9 * np.sin(angle), rng.uniform(-0.1, 0.6)]
+        self._aside[:3] = [0.9 * np.cos(angle), 0.9 * np.sin(angle), rng.uniform(-0.1, 0.6)]
 
     def __call__(self, step: ExpertStep) -> NDArray[np.float32]:
         """Return the action [7] to execute instead of the expert's."""
@@ -66,7 +66,7 @@ class Disturber:
         if self.kind == 'drop' and self._due(step.phase in CARRY_PHASES):
             executed[6] = -1.0
         elif self.kind == 'shove' and self._due(step.fine):
-            executed += self._shove
+            executed += self._aside
         return np.clip(executed, -1.0, 1.0).astype(np.float32)
 
     def _noise(self, fine: bool) -> NDArray[np.float64]:

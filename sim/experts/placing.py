@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,42 +21,57 @@ from .grasps import (
     grasp_handle,
     grasps_across,
     grasps_rim,
+    highest_between,
     pointing,
     surface,
     surroundings,
 )
-from .skill import Hand, Move, Skill
+from .skill import EndEffector, Move, Skill
 from .tabletop import CLOSE, EMPTY, OPEN, WIDE
 
-HOVER = 0.08  # height over the grasp from which the hand comes down [m]
-TILT = 0.7  # of the hand that reaches into a microwave [rad]
-OUT, RISE = 0.10, 0.17  # how far it draws back from there, and up [m]
-CLOSING = 10  # control steps until the fingers press
-PRESSED = 5  # control steps with touch after which another's hand holds it
-LOST = 4  # control steps without touch after which the object counts as lost
-OPENING = 14  # control steps after which a released object should have fallen
-OPENED = 6  # control steps after which one that stands where it should has been let go
-SLIDE = 10  # control steps of a slide to either side for one that hangs on a finger
-FALL = 0.02  # [m]
-# Phases in their order: what follows, and after how many control steps the next one begins anyway.
+
+@dataclass(frozen=True, slots=True)
+class PlaceParameters:
+    """Distances, angles and durations of picking and placing; a step is a control step."""
+
+    hover: float = 0.08  # height over the grasp from which the gripper comes down [m]
+    reach_tilt: float = 0.7  # of the gripper that reaches into a microwave [rad]
+    draw_back: float = 0.10  # how far it draws back from there [m]
+    draw_up: float = 0.17  # and up [m]
+    closing_steps: int = 10  # until the fingers press
+    pressed_steps: int = 5  # with touch, after which another's gripper holds the object
+    lost_steps: int = 4  # without touch, after which the object counts as lost
+    opening_steps: int = 14  # after which a released object should have fallen
+    opened_steps: int = 6  # after which one that stands where it should has been let go
+    slide_steps: int = 10  # of a slide to either side for one that hangs on a finger
+    fall: float = 0.02  # of a released object [m]
+    slow_distance: float = 0.06  # left down to the destination: before it nothing is met [m]
+    grasp_depth: float = 0.03  # below an object's top [m]
+    bottle_depth: float = 0.04  # the same of a bottle [m]
+    near: float = 0.02  # offset of the place over the destination from which to go down [m]
+    near_turn: float = 0.12  # the same of the rotation [rad]
+    fitting_near: float = 0.008  # both where little room is left [m]
+    fitting_turn: float = 0.04  # [rad]
+    over_grasp: float = 0.02  # another's gripper is over the grasp [m],
+    at_grasp: float = 0.012  # at it [m],
+    left_grasp: float = 0.05  # has left it, to the side or upwards [m]
+    astray: float = 0.012  # offset from which on the gripper comes down less deep [m]
+    askew: float = 0.08  # rotation from which on it does [rad]
+    most_back: float = 0.05  # at most so much less deep [m]
+    steepness: float = 4.0  # and so much less for every metre of offset [-]
+    wrist_radius: float = 0.125  # what a radian counts as [m]
+    choices: int = 12  # grasps and spots that are tried together
+
+
+P = PlaceParameters()
+# Phases in their order: what follows, and after how many steps the next one begins anyway.
 FOLLOWING = {'reach': 'lower', 'lower': 'grasp', 'grasp': 'lift', 'lift': 'carry',
              'carry': 'place', 'place': 'release', 'release': 'retreat', 'retreat': 'reach',
              'retry': 'reach', 'wait': 'wait'}
-PATIENCE = {'reach': 110, 'lower': 50, 'grasp': CLOSING, 'lift': 40, 'carry': 90, 'place': 60,
-            'release': OPENING + 2 * SLIDE, 'retreat': 40, 'retry': 25}
+TIMEOUT = {'reach': 110, 'lower': 50, 'grasp': P.closing_steps, 'lift': 40, 'carry': 90,
+           'place': 60, 'release': P.opening_steps + 2 * P.slide_steps, 'retreat': 40, 'retry': 25}
 SPEED = {'lower': 0.6, 'place': 0.5}  # largest action component
-SLOW = 0.06  # before that much is left down to the destination, nothing is in the way [m]
 HOLDING = ('grasp', 'lift', 'carry', 'place')
-GRASP_DEPTH = 0.03  # below an object's top [m]
-BOTTLE_DEPTH = 0.04
-NEAR, TURNED = 0.02, 0.12  # of the place over the destination: the hand may go down [m, rad]
-FITTING_NEAR, FITTING_TURNED = 0.008, 0.04  # the same where little room is left
-# Somebody else's hand is over the grasp, at it, has left it: to the side or upwards [m].
-OVER_IT, AT_IT, LEFT = 0.02, 0.012, 0.05
-ASTRAY, ASKEW = 0.012, 0.08  # from there on the hand comes down less deep [m, rad]
-BACK, STEEP = 0.05, 4.0  # at most so much less, and by how much for every metre [m, -]
-WRIST = 0.125  # what a radian counts as [m]
-CHOICES = 12  # grasps and spots that are tried together
 
 
 class Place(Skill):
@@ -66,7 +82,7 @@ class Place(Skill):
         self._name, self._to = self.goal[1], self.goal[2]
         self._destination = owner(env.scene, self._to)
         self._rimmed = any(kind in self._name for kind in ('bowl', 'mug'))
-        self._phase, self._count = 'retreat', PATIENCE['retreat']
+        self._phase, self._count = 'retreat', TIMEOUT['retreat']
         self._grasp: Grasp | None = None
         self._spot: Spot | None = None
         self._anchor = self._planned_at = self._target = np.zeros(3)
@@ -78,21 +94,21 @@ class Place(Skill):
         self._start_z = self._safe_z = self._travel_z = 0.0
 
     def free(self) -> bool:
-        """Return whether the hand is clear of the object."""
+        """Return whether the gripper is clear of the object."""
         return self._phase in ('reach', 'wait') or (self._phase == 'retreat' and self._away())
 
     def act(self) -> Move:
         """Return what to do in this control step."""
-        scene, name, hand = self.scene, self._name, self.hand()
+        scene, name, ee = self.scene, self._name, self.end_effector()
         if not self.driving:
-            self._watch(hand)
-        self._advance(hand)
-        target, rotation = self._aim(hand)
+            self._watch(ee)
+        self._advance(ee)
+        target, rotation = self._aim(ee)
         phase = self._phase
         closed = phase in HOLDING
         seen = (anchor(scene, self._to) if phase in ('carry', 'place', 'release')
                 else scene.position(name))
-        far = phase == 'place' and hand.position[2] > target[2] + SLOW
+        far = phase == 'place' and ee.position[2] > target[2] + P.slow_distance
         return Move(
             phase, self._to if phase in ('carry', 'place') else name,
             seen, FOLLOWING[phase], target, rotation,
@@ -100,55 +116,56 @@ class Place(Skill):
             trouble=self._trouble, speed=1.0 if far else SPEED.get(phase, 1.0))
 
     def _away(self) -> bool:
-        at = self.hand().position
-        if self._count >= PATIENCE['retreat']:
+        at = self.end_effector().position
+        if self._count >= TIMEOUT['retreat']:
             return True
         if self._spot is not None and self._spot.entry is not None:
-            turned = (REST * self.hand().rotation.inv()).magnitude()
-            return bool(at[2] > self._target[2] + RISE - 0.03) and turned < 0.5
+            turned = (REST * self.end_effector().rotation.inv()).magnitude()
+            return bool(at[2] > self._target[2] + P.draw_up - 0.03) and turned < 0.5
         return bool(at[2] >= self._safe_z - 0.03)
 
     def _go(self, phase: str) -> None:
         self._phase, self._count, self._untouched = phase, 0, 0
 
-    def _watch(self, hand: Hand) -> None:
-        """Take the phase from what another's hand has done so far; only commands take time."""
+    def _watch(self, ee: EndEffector) -> None:
+        """Take the phase from what another's gripper has done so far; only commands take time."""
         grasp, phase = self._grasp, self._phase
         if grasp is None:
             return
         self._count = 0
-        touched = hand.opening < WIDE and self.scene.held(self._name)
+        touched = ee.opening < WIDE and self.scene.held(self._name)
         self._touched = self._touched + 1 if touched else 0
-        height = -float((hand.position - grasp.point) @ grasp.approach)
-        off, turned = grasp.aside(hand.position), grasp.turned(hand.rotation)
+        height = -float((ee.position - grasp.point) @ grasp.approach)
+        off, turned = grasp.aside(ee.position), grasp.turned(ee.rotation)
         if phase in ('reach', 'lower', 'grasp', 'retry', 'retreat'):
-            if self._touched >= PRESSED:
-                self._trouble, self._turned = None, self._let_go_turned(hand.rotation)
+            if self._touched >= P.pressed_steps:
+                self._trouble, self._turned = None, self._let_go_turned(ee.rotation)
                 self._go('lift')
-            elif phase == 'grasp' and hand.opening < EMPTY:
-                self._fail('missed', hand.position)
-            elif phase in ('lower', 'grasp') and (off > LEFT or height > HOVER + LEFT):
+            elif phase == 'grasp' and ee.opening < EMPTY:
+                self._fail('missed', ee.position)
+            elif phase in ('lower', 'grasp') and (
+                    off > P.left_grasp or height > P.hover + P.left_grasp):
                 self._go('reach')
-            elif phase == 'grasp' and max(off, height) > OVER_IT:
+            elif phase == 'grasp' and max(off, height) > P.over_grasp:
                 self._go('lower')
-            elif phase == 'reach' and height < HOVER and (
-                    off < OVER_IT and turned < TURNED
-                    or off < LEFT and height < HOVER - OVER_IT):
+            elif phase == 'reach' and height < P.hover and (
+                    off < P.over_grasp and turned < P.near_turn
+                    or off < P.left_grasp and height < P.hover - P.over_grasp):
                 self._trouble = None
                 self._go('lower')
-            elif phase == 'lower' and off < AT_IT and height < AT_IT and turned < TURNED:
+            elif phase == 'lower' and max(off, height) < P.at_grasp and turned < P.near_turn:
                 self._go('grasp')
         elif phase in ('place', 'release') and touched and (
-                np.linalg.norm((hand.position - self._target)[:2]) > LEFT):
+                np.linalg.norm((ee.position - self._target)[:2]) > P.left_grasp):
             self._go('carry')
 
     def _let_go_turned(self, rotation: Rotation) -> Rotation:
-        """Return how the hand should be turned over the spot, having taken hold at a rotation."""
+        """Return how the gripper should be turned over the spot, having grasped at a rotation."""
         assert self._spot is not None
         yaw = self._spot.yaw
         return rotation if yaw is None else pointing(closest_yaw(yaw, rotation))
 
-    def _plan(self, hand: Hand) -> None:
+    def _plan(self, ee: EndEffector) -> None:
         """Choose a grasp and where to let go, and the heights on the way."""
         scene, name = self.scene, self._name
         self._anchor, self._planned_at = anchor(scene, self._to), scene.position(name)
@@ -161,33 +178,29 @@ class Place(Skill):
         if self._rimmed and self._spot.entry is None:
             self._safe_z = max(grasp.point[2] + 0.10, self._safe_z)
         # Nothing on the way may be met by the fingers.
-        others = surroundings(scene, name)
-        way = grasp.point[:2] - hand.position[:2]
-        offset = others[:, :2] - hand.position[:2]
-        share = np.clip(offset @ way / (way @ way + 1e-9), 0.0, 1.0)
-        near = np.linalg.norm(offset - share[:, None] * way, axis=1) < 0.07
-        self._travel_z = max(self._hover()[2], float(others[near, 2].max(initial=0.0)) + 0.03)
+        met = highest_between(surroundings(scene, name), ee.position, grasp.point, 0.07)
+        self._travel_z = max(self._hover()[2], met + 0.03)
 
     def _choose(self) -> tuple[Grasp, Spot]:
         """Return the grasp and the spot that cost least together."""
         scene, name = self.scene, self._name
         where = spots(scene, self.goal)
         if where[0].entry is not None:
-            return grasp_handle(scene, name, TILT), where[0]
+            return grasp_handle(scene, name, P.reach_tilt), where[0]
         found: list[tuple[float, Grasp]] = []
         if 'moka_pot' in name:
             found = [(0.0, grasp_handle(scene, name))]
         elif not self._rimmed:
-            depth = BOTTLE_DEPTH if 'bottle' in name else GRASP_DEPTH
+            depth = P.bottle_depth if 'bottle' in name else P.grasp_depth
             found = grasps_across(scene, name, depth + 0.008 * min(self._tries, 2))
         if not found:  # or it lies on its broad side: take it where it stands least in the way
             found = grasps_rim(scene, name, where[0].point, self._failed_angles)
         if self._destination in scene.objects:
             return min(found, key=lambda f: f[0])[1], where[0]
         others = surroundings(scene, name)
-        found = sorted(found, key=lambda f: f[0])[:CHOICES]
+        found = sorted(found, key=lambda f: f[0])[:P.choices]
         pairs = []
-        for rank, spot in enumerate(where[:CHOICES]):
+        for rank, spot in enumerate(where[:P.choices]):
             near = others[np.linalg.norm(others[:, :2] - spot.point, axis=1) < 0.25]
             for cost, grasp in found:
                 shift = np.append(spot.point - self._planned_at[:2], spot.lowest - grasp.bottom)
@@ -197,40 +210,40 @@ class Place(Skill):
         return grasp, spot
 
     def _hover(self) -> NDArray[np.float64]:
-        """Return from where the hand goes down to the grasp."""
+        """Return from where the gripper goes down to the grasp."""
         assert self._grasp is not None
         point = self._grasp.point
         if self._grasp.tilt:
-            return point - HOVER * self._grasp.approach
-        return np.append(point[:2], max(self._grasp.top + 0.07, point[2] + HOVER))
+            return point - P.hover * self._grasp.approach
+        return np.append(point[:2], max(self._grasp.top + 0.07, point[2] + P.hover))
 
-    def _advance(self, hand: Hand) -> None:
+    def _advance(self, ee: EndEffector) -> None:
         """Leave the phase if its work is done, failed, or took too long."""
-        scene, name, at = self.scene, self._name, hand.position
+        scene, name, at = self.scene, self._name, ee.position
         self._count += 1
-        phase, late = self._phase, self._count > PATIENCE.get(self._phase, 0)
+        phase, late = self._phase, self._count > TIMEOUT.get(self._phase, 0)
         position = scene.position(name)
         if phase in ('lift', 'carry', 'place'):
             self._untouched = 0 if scene.held(name) else self._untouched + 1
-            if self._untouched >= LOST:
+            if self._untouched >= P.lost_steps:
                 self._fail('dropped' if phase != 'lift' else 'missed', at)
                 return
         if phase in ('retreat', 'retry', 'wait') or self._grasp is None:
             if phase == 'retry' and not late and (
-                    hand.opening < WIDE or at[2] < self._target[2] - 0.02):
+                    ee.opening < WIDE or at[2] < self._target[2] - 0.02):
                 return
             if phase == 'retreat' and not self._away():
                 return
             if self.holds():
                 self._go('wait')
                 return
-            self._plan(hand)
+            self._plan(ee)
             self._go('reach')
             return
         grasp = self._grasp
-        turned = grasp.turned(hand.rotation)
+        turned = grasp.turned(ee.rotation)
         if phase in ('reach', 'lower') and np.linalg.norm(position - self._planned_at) > 0.015:
-            self._plan(hand)
+            self._plan(ee)
             self._go('reach')
         elif phase == 'reach':
             if late or (np.linalg.norm(at - self._hover()) < 0.02 and turned < 0.12):
@@ -245,20 +258,20 @@ class Place(Skill):
             if late or at[2] > self._safe_z - 0.03:
                 self._go('carry')
         elif phase == 'carry':
-            self._carry(hand, late)
+            self._carry(ee, late)
         elif phase == 'place':
             if late or np.linalg.norm(at - self._target) < 0.012:
                 self._start_z = position[2]
                 self._go('release')
         elif phase == 'release':
-            self._slide(position, hand)
-            fallen = position[2] < self._start_z - FALL
-            put = self._count > OPENED and hand.opening > WIDE and self.holds()
-            if late or put or (self._count > OPENING and fallen):
+            self._slide(position, ee)
+            fallen = position[2] < self._start_z - P.fall
+            put = self._count > P.opened_steps and ee.opening > WIDE and self.holds()
+            if late or put or (self._count > P.opening_steps and fallen):
                 self._tries += 1
                 self._go('retreat')
 
-    def _carry(self, hand: Hand, late: bool) -> None:
+    def _carry(self, ee: EndEffector, late: bool) -> None:
         """Follow the destination; when over it, or before it, go on to place."""
         spot, scene = self._spot, self.scene
         assert spot is not None and self._turned is not None
@@ -267,27 +280,28 @@ class Place(Skill):
         if spot.middle:
             points = surface(scene, self._name)
             reference = (points.max(axis=0) + points.min(axis=0)) / 2
-        offset = (reference - hand.position)[:2]
+        offset = (reference - ee.position)[:2]
         first = spot.point if spot.entry is None else spot.entry
         self._target = np.append(first + moved[:2] - offset, self._safe_z)
-        turned = (self._turned * hand.rotation.inv()).magnitude()
-        near, straight = ((NEAR, TURNED) if spot.yaw is None else (FITTING_NEAR, FITTING_TURNED))
-        way = hand.position - self._target
+        turned = (self._turned * ee.rotation.inv()).magnitude()
+        near, straight = (
+            (P.near, P.near_turn) if spot.yaw is None else (P.fitting_near, P.fitting_turn))
+        way = ee.position - self._target
         if spot.entry is None:
             way[2] = max(way[2], 0.0)  # on its way down already
         if late or (np.linalg.norm(way) < near and turned < straight):
             # It may have slid between the pads.
-            below = hand.position[2] - surface(scene, self._name)[:, 2].min()
+            below = ee.position[2] - surface(scene, self._name)[:, 2].min()
             height = max(spot.lowest + moved[2] + below, spot.tips + FINGERTIP)
             self._target = np.append(spot.point + moved[:2] - offset, height)
             self._go('place')
 
-    def _slide(self, position: NDArray[np.float64], hand: Hand) -> None:
+    def _slide(self, position: NDArray[np.float64], ee: EndEffector) -> None:
         """Slide along the fingers, away from an object that hangs on one, then the other way."""
-        if self._count in (OPENING, OPENING + SLIDE):
-            axis = hand.rotation.as_matrix()[:, 0]
-            side = np.sign((position - hand.position) @ axis + 1e-9)
-            self._target = self._target + (0.03 if self._count == OPENING else -0.06) * (
+        if self._count in (P.opening_steps, P.opening_steps + P.slide_steps):
+            axis = ee.rotation.as_matrix()[:, 0]
+            side = np.sign((position - ee.position) @ axis + 1e-9)
+            self._target = self._target + (0.03 if self._count == P.opening_steps else -0.06) * (
                 side * axis)
 
     def _fail(self, trouble: str, at: NDArray[np.float64]) -> None:
@@ -299,11 +313,11 @@ class Place(Skill):
         self._target = at + [0.0, 0.0, 0.06]
         self._go('retry')
 
-    def _aim(self, hand: Hand) -> tuple[NDArray[np.float64], Rotation]:
+    def _aim(self, ee: EndEffector) -> tuple[NDArray[np.float64], Rotation]:
         """Return where the grip site should go in this phase, and how it should be turned."""
-        grasp, phase, at = self._grasp, self._phase, hand.position
+        grasp, phase, at = self._grasp, self._phase, ee.position
         if grasp is None or phase == 'wait':
-            return at, hand.rotation
+            return at, ee.rotation
         if phase == 'reach':
             hover = self._hover()
             off = np.linalg.norm(at[:2] - hover[:2])
@@ -312,9 +326,10 @@ class Place(Skill):
             height = self._travel_z if off > 0.05 else hover[2]
             return np.append(hover[:2], height), grasp.rotation
         if phase == 'lower':
-            astray = max(grasp.aside(at) - ASTRAY,
-                         WRIST * (grasp.turned(hand.rotation) - ASKEW), 0.0)
-            return grasp.point - min(STEEP * astray, BACK) * grasp.approach, grasp.rotation
+            astray = max(grasp.aside(at) - P.astray,
+                         P.wrist_radius * (grasp.turned(ee.rotation) - P.askew), 0.0)
+            back = min(P.steepness * astray, P.most_back)
+            return grasp.point - back * grasp.approach, grasp.rotation
         if phase == 'grasp':
             return grasp.point, grasp.rotation
         assert self._turned is not None
@@ -325,9 +340,9 @@ class Place(Skill):
         if phase == 'retreat':
             if self._spot is not None and self._spot.entry is not None:
                 way = self._spot.entry - self._spot.point
-                out = self._target + OUT * np.append(way / np.linalg.norm(way), 0.0)
-                if np.linalg.norm(at[:2] - self._target[:2]) < OUT - 0.02:
+                out = self._target + P.draw_back * np.append(way / np.linalg.norm(way), 0.0)
+                if np.linalg.norm(at[:2] - self._target[:2]) < P.draw_back - 0.02:
                     return out, self._turned
-                return out + [0.0, 0.0, RISE], REST
+                return out + [0.0, 0.0, P.draw_up], REST
             return np.append(at[:2], self._safe_z), self._turned
         return self._target, self._turned

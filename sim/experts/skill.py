@@ -1,4 +1,4 @@
-"""What a LIBERO expert is made of: skills that reach one goal each, the hand, and its servo."""
+"""The parts of a LIBERO expert: skills that reach one goal each, and the arm's servo."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DRAWER_REGION = re.compile(r'_(top|middle|bottom)_region$')
 
 
 @dataclass(frozen=True, slots=True)
-class Hand:
+class EndEffector:
     """The grip site: position [3] world m, rotation, and the opening between the pads [m].
 
     The site's z axis points from the palm through the fingertips, its x axis along the opening
@@ -61,11 +61,11 @@ class Move:
 class Skill(ABC):
     """Reaches one goal of a task, such as ``('open', 'wooden_cabinet_1_middle_region')``.
 
-    It is made when the goal's turn comes, wherever the hand is then, with fingers open or closed,
-    and asked with ``act`` once a control step for as long as ``free`` is false or the goal does
-    not hold. It looks at the true state on every call, since anything may be moved from outside,
-    and changes nothing but its own memory. ``driving``: whether what it asked for is executed;
-    otherwise it watches somebody else, and its memory follows what that hand has done.
+    It is made when the goal's turn comes, wherever the gripper is then, with fingers open or
+    closed, and asked with ``act`` once a control step for as long as ``free`` is false or the goal
+    does not hold. It looks at the true state on every call, since anything may be moved from
+    outside, and changes nothing but its own memory. ``driving``: whether what it asked for is
+    executed; otherwise it watches somebody else, and its memory follows what that gripper did.
     """
 
     def __init__(self, env: LiberoEnv, goal: Sequence[str]):
@@ -84,26 +84,26 @@ class Skill(ABC):
 
     @abstractmethod
     def free(self) -> bool:
-        """Return whether the hand is clear, so that another skill may take over."""
+        """Return whether the gripper is clear, so that another skill may take over."""
 
     @abstractmethod
     def act(self) -> Move:
         """Return what to do in this control step; with the goal reached, how to get clear."""
 
-    def hand(self) -> Hand:
-        """Return where the hand is."""
-        return read_hand(self.env)
+    def end_effector(self) -> EndEffector:
+        """Return where the gripper is."""
+        return read_end_effector(self.env)
 
 
-def servo(hand: Hand, move: Move) -> NDArray[np.float32]:
+def servo(ee: EndEffector, move: Move) -> NDArray[np.float32]:
     """Return the action [7] in [-1, 1] that brings the grip site closer to a wanted pose.
 
-    It remembers nothing: a policy that learns from it sees the same hand and could not know what
-    was summed up before.
+    It remembers nothing: a policy that learns from it sees the same gripper and could not know
+    what was summed up before.
     """
-    offset = move.target - hand.position
+    offset = move.target - ee.position
     linear = GAIN * offset / STEP_LINEAR
-    turning = GAIN * (move.rotation * hand.rotation.inv()).as_rotvec() / STEP_TURN
+    turning = GAIN * (move.rotation * ee.rotation.inv()).as_rotvec() / STEP_TURN
     # The joints' friction leaves a droop of one to two centimetres without this.
     linear += PUSH * offset / max(float(np.linalg.norm(offset)), CLOSE_BY)
     linear *= min(1.0, move.speed / max(np.abs(linear).max(), 1e-9))
@@ -116,11 +116,11 @@ def holds(scene: LiberoScene, goal: Sequence[str]) -> bool:
     return bool(scene.env._eval_predicate(list(goal)))
 
 
-def read_hand(env: LiberoEnv) -> Hand:
-    """Return where the hand is."""
+def read_end_effector(env: LiberoEnv) -> EndEffector:
+    """Return where the gripper is."""
     scene = env.scene
     fingers = scene.data.qpos[env.robot._ref_gripper_joint_pos_indexes]
-    return Hand(
+    return EndEffector(
         np.array(scene.data.site_xpos[scene.site]),
         Rotation.from_matrix(scene.data.site_xmat[scene.site].reshape(3, 3)),
         float(fingers[0] - fingers[1]))
@@ -132,10 +132,10 @@ def word_of(scene: LiberoScene, name: str) -> str:
     That is its name without the number, ``top_drawer`` and so on for a drawer, ``table`` for a
     part of the table, and for another region what it belongs to.
     """
-    thing = owner(scene, name)
+    target = owner(scene, name)
     drawer = DRAWER_REGION.search(name)
-    if drawer and 'cabinet' in thing:
+    if drawer and 'cabinet' in target:
         return f'{drawer[1]}_drawer'
-    if thing not in scene.objects and thing.endswith(('table', 'floor')):
+    if target not in scene.objects and target.endswith(('table', 'floor')):
         return 'table'
-    return re.sub(r'_\d+$', '', thing)
+    return re.sub(r'_\d+$', '', target)

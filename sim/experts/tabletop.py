@@ -1,7 +1,7 @@
-"""A scripted expert that solves the tabletop tasks through the action space, thinking aloud.
+"""A scripted expert that solves the tabletop tasks through the action space and writes thoughts.
 
 It reacts to the present state instead of following a plan, so it can take over anywhere: after a
-missed grasp, after the object was knocked out of the gripper, or from a learner's own states.
+missed grasp, after the object was lost, or from a learner's own states.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from ..env import TabletopEnv
+from ..tabletop.env import TabletopEnv
 from ..tabletop.progress import CARRY_Z, HOVER, RELEASE_Z
 from ..tabletop.scene import CUBE_HALF, TABLE_TOP
 from ..tabletop.tasks import Goal
@@ -20,15 +20,15 @@ from .grammar import Thought
 
 OPEN, CLOSE = -1.0, 1.0
 GAIN = 1.8  # commanded offset per offset [-]
-FREE_Z = TABLE_TOP + 0.13  # below this height the hand does not travel sideways [m]
+FREE_Z = TABLE_TOP + 0.13  # below this height the gripper does not travel sideways [m]
 WIDE, EMPTY = 0.068, 0.006  # opening that counts as open, and as closed on nothing [m]
-GRASP_PATIENCE = 20  # control steps after which a closing grasp counts as missed
+GRASP_TIMEOUT = 20  # control steps after which a closing grasp counts as missed
 # Orientation of the grip site when the gripper points straight down, fingers along y.
 GRIPPER_DOWN = Rotation.from_matrix([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
 # Where to grip, relative to the object's origin [m].
 GRIP_Z = {'red_cube': 0.0, 'green_cube': 0.0, 'can': 0.012, 'bread': 0.002, 'lemon': 0.0}
 
-# Phase, hand target [3] world m, gripper command, place the thought names, following phase.
+# Phase, gripper target [3] world m, gripper command, place the thought names, following phase.
 Choice = tuple[str, NDArray[np.float64], float, NDArray[np.float64], str]
 
 
@@ -42,7 +42,7 @@ class ExpertStep:
 
     @property
     def fine(self) -> bool:
-        """Whether the phase needs a steady hand (less noise is injected there)."""
+        """Whether the phase needs a steady gripper (less noise is injected there)."""
         return self.phase in ('lower', 'grasp', 'place', 'release', 'retry', 'open', 'turn')
 
 
@@ -70,8 +70,8 @@ class TabletopExpert:
         scene, task = self.env.scene, self.env.task
         remaining = task.open_goals(scene)
         if not remaining:
-            goal, phase, target, gripper = task.goals[-1], 'wait', self.env.scene.hand(), OPEN
-            place, following = target, 'wait'
+            goal, phase, gripper, following = task.goals[-1], 'wait', OPEN, 'wait'
+            target = place = scene.end_effector()
         else:
             goal = remaining[0]
             if not scene.held(goal.object):
@@ -79,13 +79,13 @@ class TabletopExpert:
             decide = self._push if goal.verb == 'push' else self._pick_and_place
             phase, target, gripper, place, following = decide(goal)
         finished = [g.object for g in task.goals if g not in remaining]
-        hand = self.env.scene.hand()
+        ee = scene.end_effector()
         thought = Thought(
             held=goal.object if scene.held(goal.object) else None,
             done=finished[-1] if finished else None,
             trouble=self._trouble, phase=phase,
             object=goal.destination if phase in ('carry', 'place', 'push') else goal.object,
-            place=place - self.env.base_position, following=following, move=target - hand)
+            place=place - self.env.base_position, following=following, move=target - ee)
         return ExpertStep(self._servo(target, gripper, phase), thought.text(), phase)
 
     def _axis(self, name: str) -> NDArray[np.float64]:
@@ -93,84 +93,85 @@ class TabletopExpert:
         return scene.sim.data.body_xmat[scene.body_ids[name]].reshape(3, 3)[:, 2]
 
     def _grip_yaw(self, name: str) -> float:
-        """Return the hand's yaw [rad]: zero, but across a can that has toppled."""
+        """Return the gripper's yaw [rad]: zero, but across a can that has toppled."""
         axis = self._axis(name)
         if name != 'can' or abs(axis[2]) > 0.7:
             return 0.0
-        yaw = np.arctan2(axis[1], axis[0])  # fingers close along y of the hand
+        yaw = np.arctan2(axis[1], axis[0])  # fingers close along y of the gripper
         return float((yaw + np.pi / 2) % np.pi - np.pi / 2)
 
     def _pick_and_place(self, goal: Goal) -> Choice:
-        scene, hand, opening = self.env.scene, self.env.scene.hand(), self.env.scene.opening()
+        scene = self.env.scene
+        ee, opening = scene.end_effector(), scene.opening()
         at = scene.position(goal.object)
         upright = abs(self._axis(goal.object)[2]) > 0.7
         grip = at + [0.0, 0.0, GRIP_Z[goal.object] if upright else 0.0]
         held = scene.held(goal.object)
-        near = np.linalg.norm(hand - grip) < 0.03
+        near = np.linalg.norm(ee - grip) < 0.03
 
         if held and near and not self._releasing:
             self._trouble, self._was_held = None, True
-            return self._deliver(goal, hand, at)
+            return self._deliver(goal, ee, at)
         if self._releasing:
             self._releasing -= 1
             self._was_held = False
             if opening < WIDE:
-                return 'release', hand, OPEN, at, 'retreat'
+                return 'release', ee, OPEN, at, 'retreat'
             self._releasing = 0
         if self._was_held and not held:
             self._trouble, self._was_held = 'dropped', False
-        if (opening < EMPTY or self._closing > GRASP_PATIENCE) and self._trouble is None:
+        if (opening < EMPTY or self._closing > GRASP_TIMEOUT) and self._trouble is None:
             self._trouble = 'missed'
         if self._trouble and opening < WIDE:
             self._descending = False
-            up = np.array([hand[0], hand[1], min(hand[2] + 0.05, CARRY_Z)])
+            up = np.array([ee[0], ee[1], min(ee[2] + 0.05, CARRY_Z)])
             return 'retry', up, OPEN, at, 'reach'
         self._trouble = None
-        choice = self._approach(hand, opening, at, grip)
+        choice = self._approach(ee, opening, at, grip)
         self._closing = self._closing + 1 if choice[0] == 'grasp' else 0
         return choice
 
-    def _approach(self, hand, opening: float, at, grip) -> Choice:
-        off = np.linalg.norm(hand[:2] - grip[:2])
-        if self._descending and (off > 0.035 or hand[2] > grip[2] + HOVER + 0.06):
+    def _approach(self, ee, opening: float, at, grip) -> Choice:
+        off = np.linalg.norm(ee[:2] - grip[:2])
+        if self._descending and (off > 0.035 or ee[2] > grip[2] + HOVER + 0.06):
             self._descending = False
         if not self._descending:
             hover = grip + [0.0, 0.0, HOVER]
-            if off < 0.012 and hand[2] < hover[2] + 0.02:
+            if off < 0.012 and ee[2] < hover[2] + 0.02:
                 self._descending = True
             else:
-                if hand[2] < FREE_Z - 0.03 and off > 0.03:  # rise before travelling
-                    hover = np.array([hand[0], hand[1], FREE_Z + 0.03])
+                if ee[2] < FREE_Z - 0.03 and off > 0.03:  # rise before travelling
+                    hover = np.array([ee[0], ee[1], FREE_Z + 0.03])
                 phase = 'retreat' if opening < WIDE else 'reach'
                 return phase, hover, OPEN, at, 'lower' if phase == 'reach' else 'reach'
-        if (hand[2] > grip[2] + 0.010 or off > 0.012) and opening > WIDE - 0.01:
+        if (ee[2] > grip[2] + 0.010 or off > 0.012) and opening > WIDE - 0.01:
             return 'lower', grip, OPEN, at, 'grasp'
         return 'grasp', grip, CLOSE, at, 'lift'
 
-    def _deliver(self, goal: Goal, hand, at) -> Choice:
+    def _deliver(self, goal: Goal, ee, at) -> Choice:
         scene = self.env.scene
         self._descending = False
         to = scene.position(goal.destination) + self._share(goal)
-        offset = at - hand
+        offset = at - ee
         above = np.array([to[0] - offset[0], to[1] - offset[1], CARRY_Z])
-        off = np.linalg.norm(hand[:2] - above[:2])
+        off = np.linalg.norm(ee[:2] - above[:2])
         if self._over and off > 0.04:
             self._over = False
         if not self._over:
-            if off < 0.012 and hand[2] > CARRY_Z - 0.04:
+            if off < 0.012 and ee[2] > CARRY_Z - 0.04:
                 self._over = True
-            elif hand[2] < FREE_Z and off > 0.04:
-                return 'lift', np.array([hand[0], hand[1], CARRY_Z + 0.01]), CLOSE, at, 'carry'
+            elif ee[2] < FREE_Z and off > 0.04:
+                return 'lift', np.array([ee[0], ee[1], CARRY_Z + 0.01]), CLOSE, at, 'carry'
             else:
                 return 'carry', above, CLOSE, to, 'place'
         if goal.verb == 'stack':
             low = to[2] + 2 * CUBE_HALF + 0.002 - offset[2]
         else:
             low = RELEASE_Z - offset[2]
-        if hand[2] > low + 0.006:
+        if ee[2] > low + 0.006:
             return 'place', np.array([above[0], above[1], low]), CLOSE, to, 'release'
         self._releasing, self._over = 20, False
-        return 'release', hand, OPEN, at, 'retreat'
+        return 'release', ee, OPEN, at, 'retreat'
 
     def _share(self, goal: Goal) -> NDArray[np.float64]:
         """Return where in its destination the object goes, so that two objects find room."""
@@ -180,30 +181,31 @@ class TabletopExpert:
         return np.array([-0.035 if goal == sharing[0] else 0.035, 0.0, 0.0])
 
     def _push(self, goal: Goal) -> Choice:
-        scene, hand, opening = self.env.scene, self.env.scene.hand(), self.env.scene.opening()
+        scene = self.env.scene
+        ee, opening = scene.end_effector(), scene.opening()
         at, to = scene.position(goal.object), scene.position(goal.destination)
         side = np.sign(to[1] - at[1])
         low = np.array([at[0], at[1], TABLE_TOP + 0.028])  # any lower, the palm presses
-        aside, along = abs(hand[0] - at[0]), abs(hand[1] - at[1])
+        aside, along = abs(ee[0] - at[0]), abs(ee[1] - at[1])
         if self._pushing and (aside > 0.02 or along > 0.035):  # it slipped out: take it anew
             self._pushing, self._descending, self._rising = False, False, True
-        elif aside < 0.008 and along < 0.025 and hand[2] < low[2] + 0.012:
+        elif aside < 0.008 and along < 0.025 and ee[2] < low[2] + 0.012:
             self._pushing = True
         if self._pushing:
             end = np.array([0.5 * (at[0] + to[0]), to[1] + side * 0.020, low[2]])
             return 'push', end, OPEN, to, 'wait'
-        self._rising = self._rising and hand[2] < FREE_Z
+        self._rising = self._rising and ee[2] < FREE_Z
         if self._rising:
-            return 'retry', np.array([hand[0], hand[1], FREE_Z + 0.03]), OPEN, at, 'reach'
+            return 'retry', np.array([ee[0], ee[1], FREE_Z + 0.03]), OPEN, at, 'reach'
         phase, target, gripper, place, following = self._approach(
-            hand, opening, at, low)
+            ee, opening, at, low)
         if phase == 'grasp':
             return 'lower', low, OPEN, at, 'push'
         return phase, target, OPEN, place, 'push' if phase == 'lower' else following
 
     def _servo(self, target, gripper: float, phase: str) -> NDArray[np.float32]:
         scene = self.env.scene
-        error = (target - self.env.scene.hand()) / 0.05  # units of action
+        error = (target - scene.end_effector()) / 0.05  # units of action
         near = np.abs(error).max() < 1.0
         # The arm's joint friction leaves a droop of one to two centimetres without this.
         self._bias = np.clip(0.96 * self._bias + 0.06 * error, -0.4, 0.4) if near else (
@@ -212,7 +214,7 @@ class TabletopExpert:
         limit = 0.6 if phase in ('lower', 'place', 'push') else 1.0
         linear *= min(1.0, limit / max(np.abs(linear).max(), 1e-9))
         now = Rotation.from_matrix(
-            scene.sim.data.site_xmat[scene.robots[0].eef_site_id].reshape(3, 3))
+            scene.sim.data.site_xmat[scene.robot.eef_site_id].reshape(3, 3))
         turn = (Rotation.from_euler('z', self._yaw) * GRIPPER_DOWN * now.inv()).as_rotvec() / 0.5
         turn *= min(1.0, 0.4 / max(np.abs(turn).max(), 1e-9))
         return np.concatenate([linear, turn, [gripper]]).clip(-1, 1).astype(np.float32)

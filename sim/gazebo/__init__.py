@@ -1,1 +1,1 @@
-"""The tabletop scene as a Gazebo world, made from the MuJoCo model at hand and never stored."""
+"""The tabletop scene as a Gazebo world, made from the MuJoCo model itself and never stored."""

@@ -6,9 +6,49 @@ import argparse
 import sys
 from pathlib import Path
 
-from dtvla_ros.errors import UserError
+import numpy as np
 
-from .. import EVAL_SEED_START
+from dtvla_ros.errors import UserError
+from dtvla_ros.share import find
+
+from ..suites import EVAL_SEED_START
+from ..tabletop.env import TabletopEnv
+from . import sdf, urdf
+from .model import matrix, models, write
+
+CONTROLLERS = 'config/gazebo_controllers.yaml'
+
+
+def build(folder: Path, task: str, seed: int, image_size: int) -> str:
+    """Write world.sdf and panda.urdf with what they name; return the task's instruction.
+
+    Raises
+    ------
+    UserError
+        If the task is unknown or the package's controller settings are not installed.
+
+    """
+    controllers = find(CONTROLLERS)
+    if not controllers.is_file():
+        raise UserError(f'{CONTROLLERS} is not installed: build the workspace or run this from '
+                        'the source tree')
+    env = TabletopEnv(image_size)
+    _, info = env.reset(seed=seed, options={'task': task or env.tasks[0]})
+    m, d = env.model, env.data
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = list(models(m, d))
+    write(sdf.world(m, parts, folder, controllers.resolve(), image_size),
+              folder / 'world.sdf')
+    arm = next(p for p in parts if p.kind == 'arm')
+    robot = env.robot
+    flange = m.body(robot.robot_model.eef_name).id
+    site = robot.eef_site_id
+    # The policy's pose: the grip site's position, the flange's orientation.
+    ee = np.linalg.inv(matrix(d.xpos[flange], d.xmat[flange])) @ matrix(
+        d.site_xpos[site], d.xmat[flange])
+    write(urdf.robot(m, arm, ee, folder), folder / 'panda.urdf')
+    env.close()
+    return str(info['instruction'])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,8 +61,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--seed', type=int, default=EVAL_SEED_START, help='start state')
     parser.add_argument('--image-size', type=int, default=128, help='side of the images [px]')
     options = parser.parse_args(arguments)
-    from .build import build
-
     try:
         instruction = build(options.out, options.task, options.seed, options.image_size)
     except UserError as error:

@@ -1,13 +1,16 @@
-"""Links, joints and shapes of a compiled MuJoCo model, as SDF and URDF want them."""
+"""Links, joints and shapes of a compiled MuJoCo model, and the XML that SDF and URDF share."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import mujoco
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
 Array = NDArray[np.float64]
@@ -166,3 +169,55 @@ def _geom(m: mujoco.MjModel, g: int) -> Geom:
         visual=int(m.geom_group[g]) == VISUAL_GROUP,
         collides=bool(m.geom_contype[g] or m.geom_conaffinity[g]),
         friction=float(m.geom_friction[g, 0]))
+
+
+def add(parent: ET.Element, tag: str, text: object = None, **attributes: object) -> ET.Element:
+    """Append an element; arrays become numbers with spaces between."""
+    element = ET.SubElement(parent, tag, {k: str(v) for k, v in attributes.items()})
+    if text is not None:
+        element.text = text if isinstance(text, str) else numbers(text)
+    return element
+
+
+def add_all(parent: ET.Element, /, **children: object) -> None:
+    """Append an element with a text for each of ``children``, in their order."""
+    for tag, text in children.items():
+        add(parent, tag, text)
+
+
+def numbers(values: object) -> str:
+    """Return a bool, a number or an array as text."""
+    if isinstance(values, bool):
+        return 'true' if values else 'false'
+    flat = np.atleast_1d(np.asarray(values, np.float64)).ravel()
+    return ' '.join(f'{x:.10g}' for x in flat)
+
+
+def xyz(pose: Array) -> str:
+    """Return the position of [4, 4] as text."""
+    return numbers(pose[:3, 3])
+
+
+def rpy(pose: Array) -> str:
+    """Return the rotation of [4, 4] as roll, pitch and yaw [rad]."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Gimbal lock')  # any of the right triples will do
+        return numbers(Rotation.from_matrix(pose[:3, :3]).as_euler('xyz'))
+
+
+def moments(link: Link) -> dict[str, str]:
+    """Return the six moments of inertia [kg m^2] in the frame of ``inertial_pose``."""
+    xx, yy, zz = link.inertia
+    return {k: numbers(v) for k, v in {
+        'ixx': xx, 'iyy': yy, 'izz': zz, 'ixy': 0.0, 'ixz': 0.0, 'iyz': 0.0}.items()}
+
+
+def write(root: ET.Element, path: Path) -> None:
+    """Write a document, indented."""
+    ET.indent(root)
+    ET.ElementTree(root).write(path, encoding='utf-8', xml_declaration=True)
+
+
+def grey(value: ArrayLike) -> str:
+    """Return one brightness as opaque rgba."""
+    return numbers([*np.repeat(np.asarray(value, np.float64), 3), 1.0])

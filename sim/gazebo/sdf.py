@@ -10,8 +10,22 @@ import mujoco
 import numpy as np
 
 from . import surfaces
-from .model import Array, Geom, Joint, Link, Model, matrix, topic_name
-from .xml import add, grey, moments, numbers, rpy, xyz
+from .model import (
+    Array,
+    Geom,
+    Joint,
+    Link,
+    Model,
+    add,
+    add_all,
+    grey,
+    matrix,
+    moments,
+    numbers,
+    rpy,
+    topic_name,
+    xyz,
+)
 
 SYSTEMS = {
     'gz-sim-physics-system': 'gz::sim::systems::Physics',
@@ -32,8 +46,7 @@ def world(
     root = ET.Element('sdf', version='1.9')
     scene = add(root, 'world', name='tabletop')
     physics = add(scene, 'physics', name='default', type='ignored')
-    add(physics, 'max_step_size', m.opt.timestep)
-    add(physics, 'real_time_factor', 1.0)
+    add_all(physics, max_step_size=m.opt.timestep, real_time_factor=1.0)
     for filename, name in SYSTEMS.items():
         add(scene, 'plugin', filename=filename, name=name)
     sensors = add(scene, 'plugin', filename='gz-sim-sensors-system',
@@ -41,16 +54,12 @@ def world(
     add(sensors, 'render_engine', 'ogre2')
     add(scene, 'gravity', m.opt.gravity)
     look = add(scene, 'scene')
-    add(look, 'ambient', grey(0.6))
-    add(look, 'background', grey(0.7))
-    add(look, 'shadows', False)
+    add_all(look, ambient=grey(0.6), background=grey(0.7), shadows=False)
     for k in range(m.nlight):
         light = add(scene, 'light', name=f'light{k}', type='directional')
-        add(light, 'pose', [*m.light_pos[k], 0, 0, 0])
-        add(light, 'direction', m.light_dir[k])
-        add(light, 'diffuse', [*m.light_diffuse[k], 1])
-        add(light, 'specular', grey(0.1))
-        add(light, 'cast_shadows', False)
+        add_all(
+            light, pose=[*m.light_pos[k], 0, 0, 0], direction=m.light_dir[k],
+            diffuse=[*m.light_diffuse[k], 1], specular=grey(0.1), cast_shadows=False)
     for part in parts:
         _model(scene, m, part, folder, controllers, image_size)
     _standing_cameras(scene, m, image_size)
@@ -83,8 +92,8 @@ def _link(model: ET.Element, m: mujoco.MjModel, link: Link, folder: Path) -> ET.
     add(element, 'pose', f'{xyz(link.pose)} {rpy(link.pose)}', **where)
     if link.mass:
         inertial = add(element, 'inertial')
-        add(inertial, 'mass', link.mass)
-        add(inertial, 'pose', f'{xyz(link.inertial_pose)} {rpy(link.inertial_pose)}')
+        add_all(
+            inertial, mass=link.mass, pose=f'{xyz(link.inertial_pose)} {rpy(link.inertial_pose)}')
         inertia = add(inertial, 'inertia')
         for name, value in moments(link).items():
             add(inertia, name, value)
@@ -100,8 +109,7 @@ def _link(model: ET.Element, m: mujoco.MjModel, link: Link, folder: Path) -> ET.
             add(collision, 'pose', f'{xyz(geom.pose)} {rpy(geom.pose)}')
             _shape(collision, m, geom, folder, seen=False)
             ode = add(add(add(collision, 'surface'), 'friction'), 'ode')
-            add(ode, 'mu', geom.friction)
-            add(ode, 'mu2', geom.friction)
+            add_all(ode, mu=geom.friction, mu2=geom.friction)
     return element
 
 
@@ -115,8 +123,7 @@ def _shape(
     elif geom.shape == 'box':
         add(shape, 'size', 2 * size)
     elif geom.shape == 'plane':
-        add(shape, 'normal', [0, 0, 1])
-        add(shape, 'size', 2 * size[:2])
+        add_all(shape, normal=[0, 0, 1], size=2 * size[:2])
     elif geom.shape == 'ellipsoid':
         add(shape, 'radii', size)
     else:
@@ -129,22 +136,17 @@ def _material(visual: ET.Element, m: mujoco.MjModel, geom: Geom, folder: Path) -
     material = add(visual, 'material')
     texture = surfaces.texture_file(m, geom.index, folder)
     rgba = numbers(surfaces.colour(m, geom.index)) if texture is None else grey(1.0)
-    add(material, 'ambient', rgba)
-    add(material, 'diffuse', rgba)
-    add(material, 'specular', grey(0.1))
+    add_all(material, ambient=rgba, diffuse=rgba, specular=grey(0.1))
     if texture is not None:
         metal = add(add(material, 'pbr'), 'metal')
-        add(metal, 'albedo_map', texture)
-        add(metal, 'metalness', 0.0)
-        add(metal, 'roughness', 0.9)
+        add_all(metal, albedo_map=texture, metalness=0.0, roughness=0.9)
 
 
 def _joint(model: ET.Element, link: Link) -> None:
     joint = link.joint
     element = add(model, 'joint', name=joint.name if joint else f'{link.name}_fixed',
                   type=joint.kind if joint else 'fixed')
-    add(element, 'parent', link.parent or 'world')
-    add(element, 'child', link.name)
+    add_all(element, parent=link.parent or 'world', child=link.name)
     if joint:
         _axis(element, joint)
 
@@ -153,12 +155,9 @@ def _axis(element: ET.Element, joint: Joint) -> None:
     axis = add(element, 'axis')
     add(axis, 'xyz', joint.axis)
     limit = add(axis, 'limit')
-    add(limit, 'lower', joint.low)
-    add(limit, 'upper', joint.high)
-    add(limit, 'effort', joint.effort)
+    add_all(limit, lower=joint.low, upper=joint.high, effort=joint.effort)
     dynamics = add(axis, 'dynamics')
-    add(dynamics, 'damping', joint.damping)
-    add(dynamics, 'friction', joint.friction)
+    add_all(dynamics, damping=joint.damping, friction=joint.friction)
 
 
 def _standing_cameras(scene: ET.Element, m: mujoco.MjModel, size: int) -> None:
@@ -178,18 +177,14 @@ def _camera(link: ET.Element, m: mujoco.MjModel, k: int, size: int) -> None:
     sensor = add(link, 'sensor', name=name, type='camera')
     add(sensor, 'pose', f'{xyz(pose)} {rpy(pose)}')
     add(sensor, 'topic', f'{name}/image')  # camera_info appears beside it
-    add(sensor, 'update_rate', CAMERA_RATE)
-    add(sensor, 'always_on', True)
+    add_all(sensor, update_rate=CAMERA_RATE, always_on=True)
     camera = add(sensor, 'camera')
-    # Square pictures: the vertical field of view is the horizontal one.
+    # Square images: the vertical field of view is the horizontal one.
     add(camera, 'horizontal_fov', float(np.radians(m.cam_fovy[k])))
     image = add(camera, 'image')
-    add(image, 'width', str(size))
-    add(image, 'height', str(size))
-    add(image, 'format', 'R8G8B8')
+    add_all(image, width=str(size), height=str(size), format='R8G8B8')
     clip = add(camera, 'clip')
-    add(clip, 'near', 0.01)
-    add(clip, 'far', 10.0)
+    add_all(clip, near=0.01, far=10.0)
 
 
 def camera_pose(m: mujoco.MjModel, k: int) -> Array:

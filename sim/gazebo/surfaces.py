@@ -27,7 +27,7 @@ def mesh_files(m: mujoco.MjModel, geom: int, folder: Path) -> tuple[str, str]:
 
 
 def texture_file(m: mujoco.MjModel, geom: int, folder: Path) -> str | None:
-    """Write the picture that is wrapped around a geom's mesh; return its path, None: no such."""
+    """Write the image that is wrapped around a geom's mesh; return its path, None: no such."""
     texture = _texture(m, geom)
     mesh = int(m.geom_dataid[geom])
     if (texture is None or m.tex_type[texture] != mujoco.mjtTexture.mjTEXTURE_2D or mesh < 0
@@ -36,7 +36,7 @@ def texture_file(m: mujoco.MjModel, geom: int, folder: Path) -> str | None:
     path = f'textures/{m.texture(texture).name}.png'
     (folder / 'textures').mkdir(parents=True, exist_ok=True)
     if not (folder / path).exists():
-        Image.fromarray(_picture(m, texture)).save(folder / path)
+        Image.fromarray(_image(m, texture)).save(folder / path)
     return path
 
 
@@ -48,7 +48,7 @@ def colour(m: mujoco.MjModel, geom: int) -> NDArray[np.float64]:
     rgba = np.array(m.mat_rgba[material], np.float64)
     texture = _texture(m, geom)
     if texture is not None:
-        rgba[:3] *= _picture(m, texture).reshape(-1, 3).mean(0) / 255.0
+        rgba[:3] *= _image(m, texture).reshape(-1, 3).mean(0) / 255.0
     return rgba
 
 
@@ -60,11 +60,11 @@ def _texture(m: mujoco.MjModel, geom: int) -> int | None:
     return texture if texture >= 0 else None
 
 
-def _picture(m: mujoco.MjModel, texture: int) -> NDArray[np.uint8]:
+def _image(m: mujoco.MjModel, texture: int) -> NDArray[np.uint8]:
     shape = (m.tex_height[texture], m.tex_width[texture], m.tex_nchannel[texture])
     first = m.tex_adr[texture]
-    picture: NDArray[np.uint8] = m.tex_data[first:first + int(np.prod(shape))].reshape(shape)
-    return np.ascontiguousarray(picture[..., :3])
+    image: NDArray[np.uint8] = m.tex_data[first:first + int(np.prod(shape))].reshape(shape)
+    return np.ascontiguousarray(image[..., :3])
 
 
 def _vertices(m: mujoco.MjModel, mesh: int) -> NDArray[np.float64]:
@@ -89,7 +89,7 @@ def _obj(m: mujoco.MjModel, mesh: int) -> str:
             for face in zip(corners.tolist(), bent.tolist()))
     first = m.mesh_texcoordadr[mesh]
     places = m.mesh_texcoord[first:first + m.mesh_texcoordnum[mesh]]
-    # MuJoCo counts a picture's rows from the top, Wavefront from the bottom.
+    # MuJoCo counts a image's rows from the top, Wavefront from the bottom.
     text += _lines('vt', np.stack([places[:, 0], 1.0 - places[:, 1]], axis=1))
     wrapped = m.mesh_facetexcoord[rows] + 1
     return text + ''.join(

@@ -10,8 +10,7 @@ import mujoco
 from dtvla_ros.conventions import FINGER_JOINTS
 
 from . import surfaces
-from .model import Array, Link, Model
-from .xml import add, moments, numbers, rpy, xyz
+from .model import Array, Link, Model, add, moments, numbers, rpy, xyz
 
 BASE = 'panda_link0'
 HAND = 'panda_right_hand'

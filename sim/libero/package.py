@@ -47,13 +47,13 @@ def check_mujoco(version: str | None = None) -> None:
     Raises
     ------
     UserError
-        Before 3.3 pictures break under NumPy 2; from 3.4 on objects jump while they settle.
+        Before 3.3 images break under NumPy 2; from 3.4 on objects jump while they settle.
 
     """
     version = version or metadata.version('mujoco')
     if version.split('.')[:2] != ['3', '3']:
         raise UserError(
-            f'mujoco {version} breaks LIBERO tasks (before 3.3 the pictures, from 3.4 on the '
+            f'mujoco {version} breaks LIBERO tasks (before 3.3 the images, from 3.4 on the '
             f'contacts); run "pip install mujoco=={MUJOCO}"')
 
 

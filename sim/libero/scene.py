@@ -10,7 +10,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from ..control import ArmControl
+from ..control import ArmControl, held
 from .package import prepare
 from .tasks import LiberoTask
 
@@ -74,12 +74,12 @@ class LiberoScene:
         lean = type(stock.__name__, (_Lean, stock), {})
         with seeded(0):
             self.env = lean(str(task.bddl), **scene_settings())
+        self.sim, self.robot = self.env.sim, self.env.robots[0]
         self.model: mujoco.MjModel = self.env.sim.model._model
         self.data: mujoco.MjData = self.env.sim.data._data
         self._control = ArmControl(self.env)
-        robot = self.env.robots[0]
+        robot = self.robot
         self.site = robot.eef_site_id
-        self.eef_body = self.model.body(robot.robot_model.eef_name).id
         self.base = self.model.body(robot.robot_model.root_body).id
         self.finger_ids = tuple(
             frozenset(self.model.geom(g).id for g in robot.gripper.important_geoms[side])
@@ -102,7 +102,7 @@ class LiberoScene:
         """
         from robosuite.utils.errors import RandomizationError
 
-        gripper = self.env.robots[0].gripper
+        gripper = self.robot.gripper
         gripper.current_action = np.zeros(gripper.dof)  # robosuite keeps the last one
         with seeded(seed):
             for _ in range(RESETS):
@@ -125,11 +125,10 @@ class LiberoScene:
         self.env.sim.forward()
         self.env._post_process()
 
-    def step(self, action: NDArray[np.float64]) -> bool:
-        """Run one control step (50 ms); return whether the task is done."""
+    def step(self, action: NDArray[np.float64]) -> None:
+        """Run one control step (50 ms) under a command [7]."""
         self._control.step(action)
         self.env._post_process()
-        return self.success()
 
     def success(self) -> bool:
         """Evaluate the benchmark's own predicate."""
@@ -171,10 +170,4 @@ class LiberoScene:
 
     def held(self, name: str) -> bool:
         """Return whether both fingers touch the object."""
-        mine = set(self.geoms(name))
-        sides = [False, False]
-        for pair in self.touching():
-            if mine & set(pair):
-                for side in (0, 1):
-                    sides[side] |= bool(self.finger_ids[side] & set(pair))
-        return all(sides)
+        return held(self.data, self.geoms(name), self.finger_ids)

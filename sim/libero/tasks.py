@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 
 from dtvla_ros.errors import UserError
 
-from .. import LIBERO_SUITES
+from ..suites import LIBERO_SUITES
 from .package import root
 
 # Control steps after settling; those of the published evaluations (libero_90: OpenVLA's).
 STEP_LIMITS = {'libero_spatial': 220, 'libero_object': 280, 'libero_goal': 300, 'libero_10': 520,
                'libero_90': 400}
-
-
 WORKSPACES = frozenset({'table', 'kitchen_table', 'living_room_table', 'study_table', 'floor',
                         'coffee_table'})
 
@@ -68,15 +66,15 @@ def suite_tasks(suite: str) -> dict[str, LiberoTask]:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What a task's file says: things (without the workspace), regions, goals."""
+    """A task's file: objects and fixtures (without the workspace), regions, goals."""
 
-    things: tuple[str, ...]
+    objects: tuple[str, ...]
     regions: tuple[str, ...]
     goals: tuple[tuple[str, ...], ...]
 
     @property
     def named(self) -> tuple[str, ...]:
-        """The things and regions that the goals are about."""
+        """The objects and regions that the goals are about."""
         return tuple(name for goal in self.goals for name in goal[1:])
 
 
@@ -86,8 +84,8 @@ def read_problem(path: Path) -> Problem:
 
     parsed = robosuite_parse_problem(str(path))
     kinds = {**parsed['objects'], **parsed['fixtures']}
-    things = tuple(n for kind, names in kinds.items() if kind not in WORKSPACES for n in names)
-    return Problem(things, tuple(parsed['regions']),
+    objects = tuple(n for kind, names in kinds.items() if kind not in WORKSPACES for n in names)
+    return Problem(objects, tuple(parsed['regions']),
                    tuple(tuple(map(str, goal)) for goal in parsed['goal_state']))
 
 

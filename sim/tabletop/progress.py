@@ -1,4 +1,4 @@
-"""How far a task is from being done: a potential for rewards along the way."""
+"""The distance a task still has to go: a potential for reward shaping."""
 
 from __future__ import annotations
 
@@ -10,47 +10,47 @@ from numpy.typing import NDArray
 from .scene import BIN_HEIGHT, CUBE_HALF, TABLE_TOP
 from .tasks import Goal, Task
 
-HOVER = 0.10  # height over an object at which the hand should move sideways [m]
-CARRY_Z = TABLE_TOP + 0.17  # height at which things are carried [m]
+HOVER = 0.10  # height over an object at which the gripper should move sideways [m]
+CARRY_Z = TABLE_TOP + 0.17  # height at which objects are carried [m]
 RELEASE_Z = TABLE_TOP + BIN_HEIGHT + 0.025  # height of an object let go over a bin [m]
-ROOM = 0.04  # a bin is so wide to either side of where things are let go [m]
-SLOPE = 0.03  # sideways distance within which things come down to their aim [m]
+ROOM = 0.04  # a bin is so wide to either side of where objects are let go [m]
+SLOPE = 0.03  # sideways distance within which objects come down to their aim [m]
 GRASP = 0.10  # what closing on an object, or letting go of it, is worth [m]
-OPENED = 0.05  # what opening a hand that closed on nothing is worth [m]
+OPENED = 0.05  # what opening a gripper that closed on nothing is worth [m]
 WIDE = 0.06  # opening that counts as open [m]
 FARTHEST = 4.0  # no task is farther, whatever fell off the table [m]
 
 
 def remaining(scene: Any, task: Task) -> float:
-    """Return the way that the hand and the objects still have to go [m], 0 when all is done.
+    """Return how far the gripper and the objects still have to go [m], 0 when all is done.
 
-    The way is that of a hand which travels above things and comes down only over its aim: it is
-    longer where the hand leaves its aim, comes in low from the side, closes on nothing, or drops
-    something elsewhere.
+    The path is that of a gripper which travels above the objects and comes down only over its
+    aim: it is longer where the gripper leaves its aim, comes in low from the side, closes on
+    nothing, or drops something elsewhere.
     """
     goals = task.open_goals(scene)
     if not goals:
         return 0.0
-    way = _way(scene, goals[0], scene.hand())
+    distance = _distance(scene, goals[0], scene.end_effector())
     for last, goal in zip(goals, goals[1:]):
         back = _aside(scene.position(last.destination), scene.position(goal.object))
-        way += back + 2.0 * HOVER + GRASP + _delivery(scene, goal)
-    return float(min(way, FARTHEST))
+        distance += back + 2.0 * HOVER + GRASP + _delivery(scene, goal)
+    return float(min(distance, FARTHEST))
 
 
-def _way(scene: Any, goal: Goal, hand: NDArray[np.float64]) -> float:
+def _distance(scene: Any, goal: Goal, ee: NDArray[np.float64]) -> float:
     at = scene.position(goal.object)
     if goal.verb == 'push':
         low = np.array([at[0], at[1], TABLE_TOP + 0.028])
-        return _down_to(hand, low, HOVER) + _delivery(scene, goal)
+        return _down_to(ee, low, HOVER) + _delivery(scene, goal)
     if scene.held(goal.object):
         return _delivery(scene, goal)
-    closed = OPENED if scene.opening() < WIDE and _aside(hand, at) > SLOPE else 0.0
-    return _down_to(hand, at, HOVER) + closed + GRASP + _delivery(scene, goal)
+    closed = OPENED if scene.opening() < WIDE and _aside(ee, at) > SLOPE else 0.0
+    return _down_to(ee, at, HOVER) + closed + GRASP + _delivery(scene, goal)
 
 
 def _delivery(scene: Any, goal: Goal) -> float:
-    """Return the way of an object from where it is, once the hand has it."""
+    """Return the path of an object from where it is, once the gripper has it."""
     at, to = scene.position(goal.object), scene.position(goal.destination)
     if goal.verb == 'push':
         return _aside(at, to)
@@ -60,7 +60,7 @@ def _delivery(scene: Any, goal: Goal) -> float:
 
 def _down_to(place: NDArray[np.float64], aim: NDArray[np.float64], height: float,
              room: float = 0.01) -> float:
-    """Return the way to an aim that is to be reached from ``height`` above it [m].
+    """Return the path to an aim that is to be reached from ``height`` above it [m].
 
     Within ``room`` sideways there is nothing to come in over.
     """

@@ -20,8 +20,7 @@ from robosuite.models.tasks import ManipulationTask
 from robosuite.utils.mjcf_utils import CustomMaterial
 from scipy.spatial.transform import Rotation
 
-from ..control import ArmControl
-from . import camera
+from ..control import ArmControl, held
 
 OBJECTS = ('red_cube', 'green_cube', 'can', 'bread', 'lemon')
 BINS = ('wooden_bin', 'blue_bin')
@@ -36,6 +35,18 @@ REST_HEIGHT = {
     'red_cube': CUBE_HALF, 'green_cube': CUBE_HALF, 'can': 0.041, 'bread': 0.024, 'lemon': 0.021,
 }
 WALL = 0.005
+# A tight, steep view from the front: the camera looks along -x of the base (REP 103). World [m].
+CAMERA_EYE = np.array([0.34, 0.0, 1.62])
+CAMERA_TARGET = np.array([-0.14, 0.0, 0.8])
+CAMERA_FOVY = 49.0  # vertical field of view [deg]
+
+
+def _camera_rotation() -> NDArray[np.float64]:
+    """Return the camera's axes in the world as columns [3, 3]: right, up, backwards."""
+    back = (CAMERA_EYE - CAMERA_TARGET) / np.linalg.norm(CAMERA_EYE - CAMERA_TARGET)
+    right = np.cross([0.0, 0.0, 1.0], back)
+    right /= np.linalg.norm(right)
+    return np.stack([right, np.cross(back, right), back], axis=1)
 
 
 def _material(name: str, texture: str) -> CustomMaterial:
@@ -61,7 +72,7 @@ def _bin(name: str, texture: str) -> CompositeObject:
 
 
 class TabletopScene(SingleArmEnv):
-    """Physics of the suite; images and tasks live one storey up, in the Gymnasium env."""
+    """Physics of the suite; images and tasks are those of ``TabletopEnv``."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(
@@ -71,6 +82,7 @@ class TabletopScene(SingleArmEnv):
             has_renderer=False, has_offscreen_renderer=False, control_freq=20,
             ignore_done=True, hard_reset=False, **kwargs,
         )
+        self.robot = self.robots[0]
         self._control = ArmControl(self)
 
     def step(self, action: NDArray[np.float64]) -> None:
@@ -86,10 +98,10 @@ class TabletopScene(SingleArmEnv):
             table_full_size=size, table_friction=(1.0, 5e-3, 1e-4),
             table_offset=(0.0, 0.0, TABLE_TOP))
         arena.set_origin([0, 0, 0])
-        quat = Rotation.from_matrix(camera.rotation()).as_quat()
+        quat = Rotation.from_matrix(_camera_rotation()).as_quat()
         arena.set_camera(
-            camera_name='agentview', pos=camera.EYE, quat=quat[[3, 0, 1, 2]],
-            camera_attribs={'fovy': str(camera.FOVY)})
+            camera_name='agentview', pos=CAMERA_EYE, quat=quat[[3, 0, 1, 2]],
+            camera_attribs={'fovy': str(CAMERA_FOVY)})
         half = [CUBE_HALF] * 3
         cubes = [
             BoxObject(name=f'{c}_cube', size_min=half, size_max=half, rgba=rgba, density=300.0,
@@ -123,7 +135,6 @@ class TabletopScene(SingleArmEnv):
         self.finger_ids = [
             {model.geom_name2id(g) for g in important[side]}
             for side in ('left_finger', 'right_finger')]
-        self.base_id = model.body_name2id(self.robots[0].robot_model.root_body)
 
     def _setup_observables(self) -> dict:
         """No robosuite observables: the env above reads the state once per control step."""
@@ -151,24 +162,15 @@ class TabletopScene(SingleArmEnv):
         """World position [3] of an object's or fixture's origin [m]."""
         return np.array(self.sim.data.body_xpos[self.body_ids[name]])
 
-    def hand(self) -> NDArray[np.float64]:
+    def end_effector(self) -> NDArray[np.float64]:
         """World position [3] of the grip site [m]."""
-        return np.array(self.sim.data.site_xpos[self.robots[0].eef_site_id])
+        return np.array(self.sim.data.site_xpos[self.robot.eef_site_id])
 
     def opening(self) -> float:
         """Return the distance between the fingers [m]."""
-        left, right = (
-            self.sim.data.qpos[i] for i in self.robots[0]._ref_gripper_joint_pos_indexes)
+        left, right = self.sim.data.qpos[self.robot._ref_gripper_joint_pos_indexes]
         return float(left - right)
 
     def held(self, name: str) -> bool:
         """Return whether both fingers touch the object."""
-        touching = [False, False]
-        geoms = self.geom_ids[name]
-        for contact in self.sim.data.contact[: self.sim.data.ncon]:
-            pair = {int(contact.geom1), int(contact.geom2)}
-            if pair & geoms:
-                for side in (0, 1):
-                    touching[side] |= bool(pair & self.finger_ids[side])
-        return all(touching)
-
+        return held(self.sim.data._data, self.geom_ids[name], self.finger_ids)

@@ -51,7 +51,7 @@ def test_a_look_asks_for_every_object_of_the_scene_that_has_a_task(env):
                           strict=True))
         x = places[f'{thing.replace(" ", "_")}_1.x']
         assert f'at x{round(100 * float(x))} ' in thought
-    absent = [n for n in env.things if n not in env.scene.objects]
+    absent = [n for n in env.object_names if n not in env.scene.objects]
     assert absent
     assert all(np.isnan(places[f'{n}.x']) for n in absent)
 
@@ -67,7 +67,7 @@ def test_another_task_of_the_same_wish_is_no_alternative():
 
 def test_a_point_of_the_picture_moves_with_its_thing(env):
     env.reset(seed=3, options={'task': MILK})
-    k = env.things.index('milk_1')
+    k = env.object_names.index('milk_1')
     before = np.array(env.draw('agentview')).astype(int)
     first = image_points(env).reshape(-1, 2)[k]
     env.scene.data.qpos[env.scene.joint_address('milk_1') + 2] += 5.0  # out of the picture

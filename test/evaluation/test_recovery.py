@@ -12,7 +12,7 @@ from dtvla_ros.evaluation import recovery
 from dtvla_ros.evaluation.workers import PolicySetup
 from dtvla_ros.rollout.env import SceneSetup
 from dtvla_sim.experts import make_expert
-from dtvla_sim.knock import FORCED, KnockedEnv
+from dtvla_sim.forced_release import FORCED, ForcedReleaseEnv
 
 NANO = Path(__file__).parents[2] / 'models' / 'nano'
 TASK = 'put_the_can_in_the_wooden_bin'
@@ -20,7 +20,7 @@ TASK = 'put_the_can_in_the_wooden_bin'
 
 @pytest.fixture(scope='module')
 def env():
-    environment = KnockedEnv(dtvla_sim.make('tabletop', image_size=32))
+    environment = ForcedReleaseEnv(dtvla_sim.make('tabletop', image_size=32))
     yield environment
     environment.close()
 
@@ -43,7 +43,7 @@ def play(env, monkeypatch, seed, steps=400):
 
 def test_the_hand_is_opened_once_and_the_expert_recovers(env, monkeypatch):
     opened, success = play(env, monkeypatch, 3)
-    assert env.knocked
+    assert env.released
     assert success
     assert 1 <= len(opened) <= FORCED
     assert opened[-1] - opened[0] < FORCED
@@ -55,7 +55,7 @@ def test_nothing_is_knocked_from_an_empty_hand(env):
     env.reset(seed=1, options={'task': TASK})
     for _ in range(30):
         env.step(np.array([0, 0, 0, 0, 0, 0, 1.0]))
-    assert not env.knocked
+    assert not env.released
 
 
 def test_success_counts_only_where_something_was_lost():

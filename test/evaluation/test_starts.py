@@ -7,8 +7,7 @@ import dtvla_sim
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.command import evaluate_experts, look_at
 from dtvla_ros.rollout.env import SceneSetup
-from dtvla_sim.tabletop.start import JITTER, sample_start
-from dtvla_sim.tabletop.tasks import TASKS
+from dtvla_sim.tabletop.tasks import JITTER, TASKS, sample_start
 
 
 def places(task, seed, starts):

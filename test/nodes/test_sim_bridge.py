@@ -24,7 +24,7 @@ from dtvla_ros.nodes.pose_source import FrameTree
 from dtvla_ros.nodes.sim_bridge import LARGEST_SEED, MOST_STEPS
 from dtvla_ros.nodes.sim_frames import optical_frame
 from dtvla_ros.ros import conversions, images, qos
-from dtvla_sim.env import TabletopEnv  # chooses the renderer before MuJoCo is imported
+from dtvla_sim.tabletop.env import TabletopEnv  # chooses the renderer before MuJoCo is imported
 from test.nodes.test_closed_loop import decide_in_process, motion, start_all
 
 TASK, OTHER = 'put_the_lemon_in_the_blue_bin', 'stack_the_red_cube_on_the_green_cube'

@@ -10,6 +10,10 @@ import dtvla_sim
 from dtvla_ros.errors import UserError
 from dtvla_ros.rollout.episode import run_expert_episode
 from dtvla_sim.experts import make_expert
+from dtvla_sim.experts.grasps import Grasp, crowding
+from dtvla_sim.experts.libero import needed_first, plan, skill_class
+from dtvla_sim.experts.noise import Disturber
+from dtvla_sim.experts.skill import GAIN, STEP_LINEAR, EndEffector, Move, servo, word_of
 
 CHEESE = 'put_the_cream_cheese_in_the_bowl'
 ON_PLATE = 'put_the_bowl_on_the_plate'
@@ -19,20 +23,6 @@ BOOK = 'STUDY_SCENE1_pick_up_the_book_and_place_it_in_the_back_compartment_of_th
 MICROWAVE = 'KITCHEN_SCENE6_put_the_yellow_and_white_mug_in_the_microwave_and_close_it'
 CANS = 'LIVING_ROOM_SCENE2_put_both_the_alphabet_soup_and_the_tomato_sauce_in_the_basket'
 SLOW_SUITES = ('libero_goal', 'libero_10')
-
-
-@pytest.fixture(scope='module')
-def goal_env():
-    environment = dtvla_sim.make('libero_goal', starts='random', image_size=64)
-    yield environment
-    environment.close()
-
-
-@pytest.fixture(scope='module')
-def long_env():
-    environment = dtvla_sim.make('libero_10', starts='random', image_size=64)
-    yield environment
-    environment.close()
 
 
 def phases(thoughts):
@@ -52,8 +42,6 @@ class _Scene:
 
 
 def test_goals_come_in_an_order_in_which_they_can_be_reached():
-    from dtvla_sim.experts.libero import needed_first, plan
-
     drawer = 'white_cabinet_1_bottom_region'
     scene = _Scene([['close', drawer], ['in', 'akita_black_bowl_1', drawer]],
                    {drawer: 'white_cabinet_1'})
@@ -66,15 +54,11 @@ def test_goals_come_in_an_order_in_which_they_can_be_reached():
 
 
 def test_a_goal_without_a_skill_is_named():
-    from dtvla_sim.experts.libero import skill_class
-
     with pytest.raises(UserError, match='goal "turnoff flat_stove_1"'):
         skill_class(_Scene([], {}), ('turnoff', 'flat_stove_1'))
 
 
 def test_regions_have_short_words():
-    from dtvla_sim.experts.skill import word_of
-
     scene = _Scene([], {
         'wooden_cabinet_1_top_region': 'wooden_cabinet_1',
         'wooden_cabinet_1_top_side': 'wooden_cabinet_1',
@@ -87,14 +71,14 @@ def test_regions_have_short_words():
 
 @needs_libero
 @pytest.mark.parametrize('task', [CHEESE, RACK])
-def test_one_goal_of_libero_goal(goal_env, task):
-    result, actions = run_expert_episode(goal_env, make_expert(goal_env), task, 11)
+def test_one_goal_of_libero_goal(goal, task):
+    result, actions = run_expert_episode(goal, make_expert(goal), task, 11)
     assert result.success and np.abs(actions).max() <= 1.0
 
 
 @needs_libero
-def test_a_closed_drawer_is_opened_before_something_goes_in(goal_env):
-    result, _ = run_expert_episode(goal_env, make_expert(goal_env), DRAWER, 12)
+def test_a_closed_drawer_is_opened_before_something_goes_in(goal):
+    result, _ = run_expert_episode(goal, make_expert(goal), DRAWER, 12)
     said = phases(result.thoughts)
     assert result.success
     assert said.index('open top_drawer') < said.index('grasp akita_black_bowl')
@@ -102,14 +86,14 @@ def test_a_closed_drawer_is_opened_before_something_goes_in(goal_env):
 
 
 @needs_libero
-def test_a_book_goes_between_two_walls(long_env):
-    result, _ = run_expert_episode(long_env, make_expert(long_env), BOOK, 13)
+def test_a_book_goes_between_two_walls(ten):
+    result, _ = run_expert_episode(ten, make_expert(ten), BOOK, 13)
     assert result.success
 
 
 @needs_libero
-def test_the_microwave_is_closed_last(long_env):
-    result, _ = run_expert_episode(long_env, make_expert(long_env), MICROWAVE, 14)
+def test_the_microwave_is_closed_last(ten):
+    result, _ = run_expert_episode(ten, make_expert(ten), MICROWAVE, 14)
     said = phases(result.thoughts)
     assert result.success
     assert said.index('release white_yellow_mug') < said.index('close microwave')
@@ -117,12 +101,12 @@ def test_the_microwave_is_closed_last(long_env):
 
 
 @needs_libero
-def test_what_is_undone_is_done_again(long_env):
-    expert, moved = make_expert(long_env), []
+def test_what_is_undone_is_done_again(ten):
+    expert, moved = make_expert(ten), []
 
     def undo(step):
         """Put the first can back on the table while the second is reached for."""
-        scene = long_env.scene
+        scene = ten.scene
         if not moved and step.phase == 'reach' and 'done alphabet_soup' in step.thought:
             address = scene.joint_address('alphabet_soup_1')
             scene.data.qpos[address:address + 7] = home
@@ -130,10 +114,10 @@ def test_what_is_undone_is_done_again(long_env):
             moved.append(step)
         return step.action
 
-    long_env.reset(seed=15, options={'task': CANS})
-    address = long_env.scene.joint_address('alphabet_soup_1')
-    home = long_env.scene.data.qpos[address:address + 7].copy()
-    result, _ = run_expert_episode(long_env, expert, CANS, 15, disturb=undo)
+    ten.reset(seed=15, options={'task': CANS})
+    address = ten.scene.joint_address('alphabet_soup_1')
+    home = ten.scene.data.qpos[address:address + 7].copy()
+    result, _ = run_expert_episode(ten, expert, CANS, 15, disturb=undo)
     assert moved and result.success
     after = result.thoughts[result.thoughts.index(moved[0].thought) + 1:]
     assert any('done nothing now reach alphabet_soup' in t for t in after)
@@ -153,28 +137,26 @@ def test_every_task_of_the_suite(suite):
 
 @pytest.mark.slow
 @needs_libero
-def test_disturbed_execution_is_recovered_from(long_env):
-    from dtvla_sim.experts.noise import Disturber
-
+def test_disturbed_execution_is_recovered_from(ten):
     results = []
     for seed, kind in enumerate(('noisy', 'drop', 'shove')):
         disturb = Disturber(kind, np.random.default_rng(seed))
         results.append(run_expert_episode(
-            long_env, make_expert(long_env), CANS, 30 + seed, disturb=disturb)[0])
+            ten, make_expert(ten), CANS, 30 + seed, disturb=disturb)[0])
     assert sum(r.success for r in results) >= 2
 
 
 @needs_libero
-def test_an_onlooker_says_what_the_hand_it_watches_can_do_next(goal_env):
+def test_an_onlooker_says_what_the_arm_it_watches_can_do_next(goal):
     """Not what it would have asked for itself before: DAgger's labels belong to what is seen."""
-    goal_env.reset(seed=3, options={'task': CHEESE})
-    driver, said, onlookers = make_expert(goal_env), {}, {}
-    for _ in range(goal_env.max_steps):
+    goal.reset(seed=3, options={'task': CHEESE})
+    driver, said, onlookers = make_expert(goal), {}, {}
+    for _ in range(goal.max_steps):
         step = driver.act()
         if step.phase in ('lower', 'carry'):
-            onlooker = onlookers.setdefault(step.phase, make_expert(goal_env))
+            onlooker = onlookers.setdefault(step.phase, make_expert(goal))
             said.setdefault(step.phase, []).append(onlooker.act(driving=False))
-        _, _, success, _, _ = goal_env.step(step.action)
+        _, _, success, _, _ = goal.step(step.action)
         if success:
             break
     assert success
@@ -186,20 +168,20 @@ def test_an_onlooker_says_what_the_hand_it_watches_can_do_next(goal_env):
 
 
 @needs_libero
-def test_a_hand_that_comes_in_low_over_the_destination_is_not_sent_up_again(goal_env):
-    goal_env.reset(seed=4, options={'task': ON_PLATE})
-    driver, onlooker, over = make_expert(goal_env), make_expert(goal_env), []
-    for _ in range(goal_env.max_steps):
+def test_a_gripper_that_comes_in_low_over_the_destination_is_not_sent_up_again(goal):
+    goal.reset(seed=4, options={'task': ON_PLATE})
+    driver, onlooker, over = make_expert(goal), make_expert(goal), []
+    for _ in range(goal.max_steps):
         step, label = driver.act(), onlooker.act(driving=False)
         skill = onlooker._skill
         if label.phase in ('carry', 'place') and label.action[6] > 0:
-            off = skill.hand().position - skill._target
+            off = skill.end_effector().position - skill._target
             if np.linalg.norm(off[:2]) < 0.015:
                 over.append(label.action[2])
         action = step.action.copy()
         if step.phase in ('lift', 'carry'):
             action[2] = min(action[2], 0.3 if step.phase == 'lift' else 0.0)
-        _, _, success, _, _ = goal_env.step(action)
+        _, _, success, _, _ = goal.step(action)
         if success:
             break
     assert success and len(over) > 2
@@ -208,13 +190,13 @@ def test_a_hand_that_comes_in_low_over_the_destination_is_not_sent_up_again(goal
 
 @needs_libero
 @pytest.mark.parametrize('task', [CHEESE, ON_PLATE])
-def test_which_grasp_is_taken_does_not_depend_on_how_the_hand_is_turned(goal_env, task):
-    goal_env.reset(seed=5, options={'task': task})
+def test_which_grasp_is_taken_does_not_depend_on_how_the_gripper_is_turned(goal, task):
+    goal.reset(seed=5, options={'task': task})
     grasps = []
     for turn in (0.0, 0.5, -0.5):
         for _ in range(10):
-            goal_env.step(np.array([0.0, 0.0, 0.0, 0.0, 0.0, turn, -1.0]))
-        expert = make_expert(goal_env)
+            goal.step(np.array([0.0, 0.0, 0.0, 0.0, 0.0, turn, -1.0]))
+        expert = make_expert(goal)
         expert.act()
         grasps.append(expert._skill._grasp)
     assert [g.yaw for g in grasps] == pytest.approx([grasps[0].yaw] * 3)
@@ -224,15 +206,13 @@ def test_which_grasp_is_taken_does_not_depend_on_how_the_hand_is_turned(goal_env
 def test_small_offsets_are_pushed_against_friction():
     from scipy.spatial.transform import Rotation
 
-    from dtvla_sim.experts.skill import GAIN, STEP_LINEAR, Hand, Move, servo
-
-    hand = Hand(np.zeros(3), Rotation.identity(), 0.08)
+    ee = EndEffector(np.zeros(3), Rotation.identity(), 0.08)
     target = np.array([0.0, 0.005, -0.008])
     move = Move('lower', 'bowl', np.zeros(3), 'grasp', target, Rotation.identity(), -1.0)
-    action, offset_alone = servo(hand, move), GAIN * target / STEP_LINEAR
+    action, offset_alone = servo(ee, move), GAIN * target / STEP_LINEAR
     assert np.linalg.norm(action[:3]) == pytest.approx(np.linalg.norm(offset_alone) + 0.25)
     assert action[1] > 1.5 * offset_alone[1] and action[2] < 1.5 * offset_alone[2]
-    there = servo(Hand(target, Rotation.identity(), 0.08), move)
+    there = servo(EndEffector(target, Rotation.identity(), 0.08), move)
     np.testing.assert_array_equal(there[:3], 0.0)
 
 
@@ -253,8 +233,6 @@ def test_bowls_are_taken_by_the_same_side_wherever_there_is_room():
 
 @pytest.mark.parametrize('along, met', [(0.0, True), (0.03, True), (0.05, True), (0.08, False)])
 def test_what_stands_between_the_fingers_is_in_the_way_too(along, met):
-    from dtvla_sim.experts.grasps import Grasp, crowding
-
     grasp = Grasp(np.array([0.5, 0.0, 0.9]), 0.0, 0.92, 0.88)
     neighbour = np.array([[0.5 + along, 0.0, 0.91]])
     assert (crowding(grasp, np.zeros(3), neighbour) > 0.0) == met

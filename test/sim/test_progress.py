@@ -5,19 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import dtvla_sim
 from dtvla_sim.experts import make_expert
 from dtvla_sim.tabletop.progress import GRASP
 from dtvla_sim.tabletop.tasks import TASKS
 
 LOOK = 6  # control steps between measurements
-
-
-@pytest.fixture(scope='module')
-def env():
-    environment = dtvla_sim.make('tabletop', image_size=32)
-    yield environment
-    environment.close()
 
 
 def drive(env, expert, steps):
@@ -28,22 +20,23 @@ def drive(env, expert, steps):
     return False
 
 
-def test_the_same_commands_lead_to_the_same_states_again(env):
+def test_the_same_commands_lead_to_the_same_states_again(tabletop):
     """Among them the moment at which the fingers close, where contacts begin."""
-    env.reset(seed=3, options={'task': 'put_the_can_in_the_wooden_bin'})
-    expert = make_expert(env)
-    drive(env, expert, 20)
-    restore = env.snapshot()
+    tabletop.reset(seed=3, options={'task': 'put_the_can_in_the_wooden_bin'})
+    expert = make_expert(tabletop)
+    drive(tabletop, expert, 20)
+    restore = tabletop.snapshot()
     plan = np.random.default_rng(0).uniform(-1.0, 1.0, (2, 12, 7))
 
     def play(commands):
         states = []
         for command in commands:
-            obs, *_ = env.step(command)
+            obs, *_ = tabletop.step(command)
             states.append(np.concatenate([
                 obs['robot0_eef_pos'], obs['robot0_joint_vel'], obs['robot0_gripper_qpos'],
-                *(env.place(name) for name in env.things), [env.remaining(), env._steps]]))
-        return np.stack(states), env.draw('agentview')
+                *(tabletop.place(name) for name in tabletop.object_names),
+                [tabletop.remaining(), tabletop._steps]]))
+        return np.stack(states), tabletop.draw('agentview')
 
     first = []
     for commands in plan:
@@ -57,36 +50,36 @@ def test_the_same_commands_lead_to_the_same_states_again(env):
 
 
 @pytest.mark.parametrize('task', TASKS)
-def test_what_is_left_falls_on_the_experts_way(env, task):
-    env.reset(seed=5, options={'task': task})
-    expert, left, success = make_expert(env), [env.remaining()], False
+def test_what_is_left_falls_on_the_experts_way(tabletop, task):
+    tabletop.reset(seed=5, options={'task': task})
+    expert, left, success = make_expert(tabletop), [tabletop.remaining()], False
     while not success:
-        assert len(left) * LOOK < env.max_steps
-        success = drive(env, expert, LOOK)
-        left.append(env.remaining())
+        assert len(left) * LOOK < tabletop.max_steps
+        success = drive(tabletop, expert, LOOK)
+        left.append(tabletop.remaining())
     assert left[-1] == 0.0 and min(left[:-1]) > 0.0
     steps = -np.diff(left)
     assert (steps > 0.0).mean() > 0.75 and steps.mean() > 0.03
     assert steps.min() > -0.1  # nowhere does the way lead far uphill
 
 
-def test_going_past_the_object_or_dropping_it_makes_the_way_longer(env):
-    env.reset(seed=5, options={'task': 'put_the_can_in_the_wooden_bin'})
-    expert = make_expert(env)
-    while not env.scene.held('can'):
-        assert not drive(env, expert, 1)
-    carried = env.remaining()
-    restore = env.snapshot()
+def test_going_past_the_object_or_dropping_it_makes_the_way_longer(tabletop):
+    tabletop.reset(seed=5, options={'task': 'put_the_can_in_the_wooden_bin'})
+    expert = make_expert(tabletop)
+    while not tabletop.scene.held('can'):
+        assert not drive(tabletop, expert, 1)
+    carried = tabletop.remaining()
+    restore = tabletop.snapshot()
     for _ in range(12):
-        env.step(np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0]))  # lets go
-    assert not env.scene.held('can') and env.remaining() > carried + 0.5 * GRASP
+        tabletop.step(np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0]))  # lets go
+    assert not tabletop.scene.held('can') and tabletop.remaining() > carried + 0.5 * GRASP
     restore()
-    assert drive(env, expert, env.max_steps)
+    assert drive(tabletop, expert, tabletop.max_steps)
 
-    env.reset(seed=5, options={'task': 'put_the_can_in_the_wooden_bin'})
-    way = [env.remaining()]
-    side = float(np.sign(env.place('can')[1])) or 1.0
+    tabletop.reset(seed=5, options={'task': 'put_the_can_in_the_wooden_bin'})
+    way = [tabletop.remaining()]
+    side = float(np.sign(tabletop.place('can')[1])) or 1.0
     for _ in range(60):
-        env.step(np.array([0.0, side, 0.0, 0.0, 0.0, 0.0, -1.0]))
-        way.append(env.remaining())
+        tabletop.step(np.array([0.0, side, 0.0, 0.0, 0.0, 0.0, -1.0]))
+        way.append(tabletop.remaining())
     assert way[-1] > min(way) + 0.1

@@ -7,84 +7,66 @@ import sys
 
 import numpy as np
 import pytest
+from support.perturb import ForcedOpening
 
 import dtvla_sim
 from dtvla_ros.errors import UserError
+from dtvla_ros.rollout.env import Env, Located, Restorable
+from dtvla_ros.rollout.episode import run_expert_episode
 from dtvla_sim.experts import make_expert
-from dtvla_sim.tabletop import camera
 from dtvla_sim.tabletop.scene import BINS, MARK, OBJECTS, TabletopScene
-from dtvla_sim.tabletop.start import sample_start
-from dtvla_sim.tabletop.tasks import TASKS
+from dtvla_sim.tabletop.tasks import TASKS, sample_start
 
 
-@pytest.fixture(scope='module')
-def env():
-    environment = dtvla_sim.make('tabletop', image_size=64)
-    yield environment
-    environment.close()
-
-
-def run_expert(env, task, seed, tamper=None, limit=None):
-    """Let the expert play one episode; ``tamper(step, expert_step, action)`` may spoil it."""
-    env.reset(seed=seed, options={'task': task})
-    expert = make_expert(env)
-    thoughts, actions = [], []
-    for k in range(limit or env.max_steps):
-        step = expert.act()
-        action = step.action.copy()
-        if tamper is not None:
-            tamper(k, step, action)
-        thoughts.append(step.thought)
-        actions.append(action)
-        _, _, success, _, _ = env.step(action)
-        if success:
-            return True, thoughts, actions
-    return False, thoughts, actions
-
-
-def test_there_are_at_least_six_tasks_of_four_kinds(env):
-    assert len(env.tasks) >= 6
+def test_there_are_at_least_six_tasks_of_four_kinds(tabletop):
+    assert len(tabletop.tasks) >= 6
     verbs = {g.verb for t in TASKS.values() for g in t.goals}
     assert verbs == {'put', 'stack', 'push'}
     assert max(len(t.goals) for t in TASKS.values()) == 2
 
 
-def test_the_contract_is_gymnasiums(env):
-    observation, info = env.reset(seed=3, options={'task': env.tasks[0]})
+def test_the_contract_is_gymnasiums(tabletop):
+    observation, info = tabletop.reset(seed=3, options={'task': tabletop.tasks[0]})
     assert info['instruction'] == 'put the can in the wooden bin'
-    for key, space in env.observation_space.spaces.items():
+    for key, space in tabletop.observation_space.spaces.items():
         assert observation[key].shape == space.shape, key
         assert observation[key].dtype.kind == np.dtype(space.dtype).kind, key
-    result = env.step(env.action_space.sample())
+    result = tabletop.step(tabletop.action_space.sample())
     assert len(result) == 5
     assert result[1] == 0.0 and result[2] is False
 
 
-def test_images_are_drawn_once_and_only_when_read(env, monkeypatch):
+def test_it_has_the_abilities_that_rollouts_ask_for(tabletop):
+    for ability in (Env, Restorable, Located):
+        assert isinstance(tabletop, ability)
+
+
+def test_images_are_drawn_once_and_only_when_read(tabletop, monkeypatch):
     drawn = []
-    monkeypatch.setattr(env, 'draw', lambda camera: drawn.append(camera) or np.zeros((2, 2, 3)))
-    observation, _ = env.reset(seed=0)
+    monkeypatch.setattr(
+        tabletop, 'draw', lambda camera: drawn.append(camera) or np.zeros((2, 2, 3)))
+    observation, _ = tabletop.reset(seed=0)
     for _ in range(3):
-        observation = env.step(np.zeros(7))[0]
+        observation = tabletop.step(np.zeros(7))[0]
     assert drawn == []
     assert 'agentview_image' in observation and observation['robot0_eef_pos'].shape == (3,)
     assert drawn == []
     first, second = observation['agentview_image'], observation['agentview_image']
     assert first is second and drawn == ['agentview']
     stale = observation
-    env.step(np.zeros(7))
+    tabletop.step(np.zeros(7))
     with pytest.raises(RuntimeError, match='before the next step'):
         stale['robot0_eye_in_hand_image']
 
 
-def test_the_same_seed_gives_the_same_scene_and_another_does_not(env):
-    first = env.reset(seed=11)[0]
+def test_the_same_seed_gives_the_same_scene_and_another_does_not(tabletop):
+    first = tabletop.reset(seed=11)[0]
     image, hand = first['agentview_image'].copy(), first['robot0_eef_pos']
-    env.reset(seed=12)
-    again = env.reset(seed=11)[0]
+    tabletop.reset(seed=12)
+    again = tabletop.reset(seed=11)[0]
     assert np.array_equal(again['agentview_image'], image)
     assert np.array_equal(again['robot0_eef_pos'], hand)
-    assert not np.array_equal(env.reset(seed=12)[0]['agentview_image'], image)
+    assert not np.array_equal(tabletop.reset(seed=12)[0]['agentview_image'], image)
 
 
 @pytest.mark.parametrize('task', TASKS.values(), ids=lambda t: t.name)
@@ -103,58 +85,49 @@ def test_start_states_permute_everything_and_keep_it_apart(task):
 
 
 @pytest.mark.parametrize('task', list(TASKS))
-def test_the_expert_solves_every_task(env, task):
-    success, thoughts, _ = run_expert(env, task, seed=1_000_123)
-    assert success, thoughts[-1]
+def test_the_expert_solves_every_task(tabletop, task):
+    result, _ = run_expert_episode(tabletop, make_expert(tabletop), task, 1_000_123)
+    assert result.success, result.thoughts[-1]
 
 
-def test_the_expert_says_that_it_dropped_the_object_and_tries_again(env):
-    state = {'held': 0, 'force': 0}
-
-    def knock_out(_, step, action):
-        state['held'] += step.thought.startswith('holding can')
-        if state['held'] == 12:
-            state['held'], state['force'] = 10_000, 8
-        if state['force']:
-            state['force'] -= 1
-            action[6] = -1.0
-
+def test_the_expert_says_that_it_dropped_the_object_and_tries_again(tabletop):
     task = 'put_the_can_in_the_wooden_bin'
-    success, thoughts, _ = run_expert(env, task, seed=5, tamper=knock_out, limit=400)
-    assert success
-    assert any(' dropped now retry can ' in t for t in thoughts)
+    force = ForcedOpening(lambda step: step.thought.startswith('holding can'), after=12)
+    result, _ = run_expert_episode(tabletop, make_expert(tabletop), task, 5, 400, force)
+    assert result.success and force.left == 0
+    assert any(' dropped now retry can ' in t for t in result.thoughts)
 
 
-def test_a_replay_with_closed_eyes_fails_on_other_starts(env):
+def test_a_replay_of_actions_fails_on_other_starts(tabletop):
     task = 'put_the_lemon_in_the_blue_bin'
-    success, _, actions = run_expert(env, task, seed=0)
-    assert success
+    result, actions = run_expert_episode(tabletop, make_expert(tabletop), task, 0)
+    assert result.success
     wins = 0
     for seed in range(1_000_000, 1_000_008):
-        env.reset(seed=seed, options={'task': task})
-        wins += any(env.step(a)[2] for a in actions)
+        tabletop.reset(seed=seed, options={'task': task})
+        wins += any(tabletop.step(a)[2] for a in actions)
     assert wins <= 1
 
 
-def test_an_unknown_task_and_suite_are_named(env):
+def test_an_unknown_task_and_suite_are_named(tabletop):
     with pytest.raises(UserError, match='unknown task "fly".*put_the_can'):
-        env.reset(seed=0, options={'task': 'fly'})
+        tabletop.reset(seed=0, options={'task': 'fly'})
     with pytest.raises(UserError, match='unknown suite "moon"'):
         dtvla_sim.make('moon')
 
 
 @pytest.mark.parametrize('action', [np.full(7, np.nan), np.zeros(6), np.full(7, np.inf)])
-def test_a_broken_action_is_refused(env, action):
-    env.reset(seed=0)
+def test_a_broken_action_is_refused(tabletop, action):
+    tabletop.reset(seed=0)
     with pytest.raises(UserError, match='7 finite numbers'):
-        env.step(action)
+        tabletop.step(action)
 
 
-def test_two_environments_in_one_process_draw_their_own_scene(env):
+def test_two_environments_in_one_process_draw_their_own_scene(tabletop):
     other = dtvla_sim.make('tabletop', image_size=64)
-    mine = env.reset(seed=21)[0]['agentview_image'].copy()
+    mine = tabletop.reset(seed=21)[0]['agentview_image'].copy()
     theirs = other.reset(seed=22)[0]['agentview_image'].copy()
-    assert np.array_equal(env.reset(seed=21)[0]['agentview_image'], mine)
+    assert np.array_equal(tabletop.reset(seed=21)[0]['agentview_image'], mine)
     assert np.array_equal(other.reset(seed=22)[0]['agentview_image'], theirs)
     assert not np.array_equal(mine, theirs)
     other.close()
@@ -171,26 +144,26 @@ def test_no_renderer_names_the_remedy():
     assert 'apt-get install libosmesa6' in done.stderr
 
 
-def test_the_camera_shows_a_place_where_the_projection_says(env):
-    observation, _ = env.reset(seed=31)
+def test_the_camera_shows_a_place_where_the_projection_says(tabletop):
+    observation, _ = tabletop.reset(seed=31)
     image = observation['agentview_image']
-    column, row = (64 * env.image_point(env.scene.position(MARK))).round().astype(int)
+    column, row = (64 * tabletop.image_point(tabletop.scene.position(MARK))).round().astype(int)
     red, green, blue = image[row, column].astype(int)
     assert red > 180 and green > 140 and blue < 110, (red, green, blue)
-    assert np.allclose(env.base_position, camera.BASE_POSITION)
+    assert np.allclose(tabletop.base_position, [-0.56, 0.0, 0.912])
 
 
-def test_a_control_step_is_robosuites_own_to_the_bit(env, monkeypatch):
+def test_a_control_step_is_robosuites_own_to_the_bit(tabletop, monkeypatch):
     from robosuite.environments.base import MujocoEnv
 
     actions = np.repeat(np.random.default_rng(3).uniform(-1, 1, (8, 7)), 5, axis=0)
 
     def run():
-        env.reset(seed=4, options={'task': next(iter(TASKS))})
+        tabletop.reset(seed=4, options={'task': next(iter(TASKS))})
         path = []
         for action in actions:
-            env.step(action)
-            data = env.sim.data
+            tabletop.step(action)
+            data = tabletop.sim.data
             path.append(np.concatenate([data.qpos, data.qvel, data.ctrl, data.body_xpos.ravel()]))
         return np.stack(path)
 

@@ -63,7 +63,7 @@ def test_a_recorded_object_is_where_its_point_says():
     env = dtvla_sim.make('tabletop', image_size=64)
     obs, _ = env.reset(seed=3)
     image = np.array(obs['agentview_image']).astype(int)
-    points = dict(zip(env.things, image_points(env).reshape(-1, 2), strict=True))
+    points = dict(zip(env.object_names, image_points(env).reshape(-1, 2), strict=True))
     env.close()
     for name, channel in (('red_cube', 0), ('green_cube', 1)):
         column, row = (points[name] * 64).astype(int)

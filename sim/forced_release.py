@@ -1,4 +1,4 @@
-"""Knock what the hand carries out of it, once an episode."""
+"""A perturbation: the fingers are forced open once an episode, while they carry an object."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 LIFTED = 0.02  # above where it stood: carried, not only gripped [m]
-SOONEST, LATEST = 4, 16  # control steps carried until it is knocked out
-FORCED = 6  # control steps for which the fingers are forced open
+SOONEST, LATEST = 4, 16  # control steps carried until the fingers are forced open
+FORCED = 6  # control steps for which they are
 
 
-class KnockedEnv:
+class ForcedReleaseEnv:
     """An environment in which something forces the fingers open while they carry something.
 
-    When, is drawn from the episode's seed. ``knocked`` says whether an object has been lost so.
+    When, is drawn from the episode's seed. ``released``: whether an object has been lost so.
     """
 
     def __init__(self, env: Any):
         self.env = env
-        self.knocked = False
+        self.released = False
         self._wait = self._forced = 0
         self._stood: dict[str, float] = {}
 
@@ -28,10 +28,10 @@ class KnockedEnv:
         return getattr(self.env, name)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        """Start an episode, in which the knock is still to come."""
+        """Start an episode, in which the release is still to come."""
         out = self.env.reset(seed=seed, options=options)
         self._wait = int(np.random.default_rng([seed or 0, 1]).integers(SOONEST, LATEST + 1))
-        self._forced, self.knocked = FORCED, False
+        self._forced, self.released = FORCED, False
         scene = self.env.scene
         self._stood = {name: float(scene.position(name)[2]) for name in scene.objects}
         return out
@@ -43,7 +43,7 @@ class KnockedEnv:
             action[6] = -1.0
             self._forced -= 1
             out = self.env.step(action)
-            self.knocked = self._forced == 0 and not self._carried()
+            self.released = self._forced == 0 and not self._carried()
             return out
         out = self.env.step(action)
         if self._forced and action[6] > 0.0 and self._carried():

@@ -1,0 +1,83 @@
+"""The tabletop suite as a Gymnasium environment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from ..env import ArmEnv
+from .progress import remaining
+from .scene import TabletopScene
+from .tasks import STARTS, TASKS, sample_start
+
+HOME_NOISE = 0.02  # standard deviation of the initial joint positions [rad]
+
+
+class TabletopEnv(ArmEnv):
+    """The tabletop suite's tasks, all in one scene; observations and actions as of ``ArmEnv``."""
+
+    start_distributions = STARTS
+    one_scene = True
+
+    def __init__(
+        self, image_size: int = 128, steps_per_goal: int = 180, starts: str = STARTS[0],
+    ):
+        super().__init__('tabletop', TASKS, starts, image_size, reflections=False)
+        self.steps_per_goal = steps_per_goal
+        self.scene = TabletopScene()
+
+    @property
+    def object_names(self) -> tuple[str, ...]:
+        """All objects and fixtures of the suite."""
+        return (*self.scene.objects, *self.scene.fixtures)
+
+    def alternatives(self) -> tuple[str, ...]:
+        """Return the tasks that could be asked for in the present scene."""
+        return self.tasks
+
+    def done(self, name: str) -> bool:
+        """Return whether all goals of a task hold now."""
+        return not TASKS[name].open_goals(self.scene)
+
+    def success(self) -> bool:
+        """Return whether the present task is done."""
+        return not self.task.open_goals(self.scene)
+
+    def remaining(self) -> float:
+        """Return how far the present task is from done [m]; see ``progress``."""
+        return remaining(self.scene, self.task)
+
+    @contextmanager
+    def asked(self, name: str) -> Iterator[None]:
+        """Ask for another task without touching the scene."""
+        before, self.task = self.task, TASKS[name]
+        try:
+            yield
+        finally:
+            self.task = before
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """What else a success rate depends on."""
+        return {**super().flags, 'steps_per_goal': self.steps_per_goal}
+
+    @property
+    def max_steps(self) -> int:
+        """Control steps after which the present task counts as failed."""
+        return self.steps_per_goal * len(self.task.goals)
+
+    def start(self, seed: int | None, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Place the objects and the arm as ``starts`` and the seed say."""
+        objects, fixtures = sample_start(self.task, self.np_random, self.starts)
+        self.scene.reset()
+        robot = self.robot
+        robot.set_robot_joint_positions(
+            robot.init_qpos + self.np_random.normal(0.0, HOME_NOISE, 7))
+        robot.gripper.current_action = np.zeros(robot.gripper.dof)  # robosuite keeps the last one
+        self.scene.place(objects, fixtures)
+        robot.controller.update(force=True)
+        robot.controller.reset_goal()
+        return {}
