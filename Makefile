@@ -108,10 +108,10 @@ soak: $(VENV)/.installed  ## ten minutes at 20 Hz with two cameras: late command
 
 train: $(VENV)/.installed-dev  ## record, train in two stages, export: DATA=data/tabletop RUN=runs/nano MINUTES=60
 	$(BIN)/dtvla collect --episodes 1000 --workers $(WORKERS) --camera-every 4 --out $(DATA)
-	$(BIN)/dtvla collect --episodes 2000 --workers $(WORKERS) --camera-every 4 --look-share 1 \
+	$(BIN)/dtvla collect --episodes 2000 --workers $(WORKERS) --camera-every 4 --observation-share 1 \
 		--seed 1 --out $(DATA)-places
-	$(BIN)/dtvla collect --episodes 192 --workers $(WORKERS) --camera-every 4 --drop-share 0.55 \
-		--shove-share 0.25 --seed 7 --out $(DATA)-lost
+	$(BIN)/dtvla collect --episodes 192 --workers $(WORKERS) --camera-every 4 --release-share 0.55 \
+		--push-share 0.25 --seed 7 --out $(DATA)-lost
 	$(BIN)/dtvla train sft --data $(DATA) --data $(DATA)-places --out $(RUN) --minutes $(MINUTES) \
 		$(COMPILE)
 	$(BIN)/dtvla train sft --config config/train/nano-obeys.yaml --init $(RUN) \

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 import dtvla_sim
 from dtvla_ros.data import layout
 from dtvla_ros.data.layout import Episode
-from dtvla_ros.data.writer import finished_shards, merge_shards, shard_path, write_shard
+from dtvla_ros.data.writer import finished_shards, keep_shard, merge_shards, write_shard
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
 from dtvla_ros.rollout.env import SceneSetup
@@ -351,17 +349,6 @@ def make_recorder(options: CollectOptions, tasks: tuple[str, ...],
     return record_shard
 
 
-def _keep_shard(root: Path, number: int, files: Mapping[str, bytes]) -> None:
-    """Write a shard's files; the folder appears when it is complete."""
-    final = shard_path(root, number)
-    work = final.with_name(f'.{final.name}.{os.getpid()}')
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    for name, data in files.items():
-        (work / name).write_bytes(data)
-    os.replace(work, final)
-
-
 def collect(root: Path, options: CollectOptions, workers: int = 2,
             ray: str | None = None) -> dict[str, Any]:
     """Record ``options.episodes`` episodes into ``root`` and return the dataset's info.
@@ -383,7 +370,7 @@ def collect(root: Path, options: CollectOptions, workers: int = 2,
             todo, make_recorder, (options, tasks, one_scene), workers, ray=ray)) as recorded:
         try:
             for number, shard in recorded:
-                _keep_shard(root, number, shard.files)
+                keep_shard(root, number, shard.files)
                 tried, kept, frames = tried + size, kept + shard.kept, frames + shard.frames
                 bar.update(size)
                 bar.set_postfix(success=f'{kept / tried:.0%}', frames=frames)

@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,30 +84,43 @@ def write_shard(
     ``videos``: instead of the episodes' ``images``, what writes all their frames into one mp4
     file, by video key; each returns how many it wrote.
     """
+    features: dict[str, Any] = {}
+    with _new_shard(root, number) as work:
+        if episodes:
+            pq.write_table(pa.concat_tables([_table(e, k) for k, e in enumerate(episodes)]),
+                           work / 'data.parquet', compression='snappy')
+            for name, values in episodes[0].columns.items():
+                features[name] = _feature(values, episodes[0].names.get(name))
+            if videos is None:
+                videos = {key: partial(_write_images, episodes, key, fps)
+                          for key in episodes[0].images}
+        for key, write in (videos if videos and episodes else {}).items():
+            count, rows = write(work / f'{key}.mp4'), sum(map(len, episodes))
+            if count != rows:
+                raise ValueError(f'{work}: {count} images of {key} for {rows} frames')
+            features[key] = _video_feature(work / f'{key}.mp4', fps)
+        (work / 'shard.json').write_text(json.dumps({'fps': fps, 'episodes': [
+            {'task': e.task, 'length': len(e), layout.METADATA: dict(e.metadata)}
+            for e in episodes], 'features': features}))
+    return shard_path(root, number)
+
+
+def keep_shard(root: Path, number: int, files: Mapping[str, bytes]) -> None:
+    """Write the files of a shard made elsewhere; the folder appears when it is complete."""
+    with _new_shard(root, number) as work:
+        for name, data in files.items():
+            (work / name).write_bytes(data)
+
+
+@contextmanager
+def _new_shard(root: Path, number: int) -> Iterator[Path]:
+    """Make a folder that becomes the shard's once all is written."""
     final = shard_path(root, number)
     work = final.with_name(f'.{final.name}.{os.getpid()}')
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    features: dict[str, Any] = {}
-    if episodes:
-        pq.write_table(pa.concat_tables([_table(e, k) for k, e in enumerate(episodes)]),
-                       work / 'data.parquet', compression='snappy')
-        for name, values in episodes[0].columns.items():
-            features[name] = _feature(values, episodes[0].names.get(name))
-        if videos is None:
-            videos = {key: partial(_write_images, episodes, key, fps)
-                      for key in episodes[0].images}
-        rows = sum(map(len, episodes))
-        for key, write in videos.items():
-            count = write(work / f'{key}.mp4')
-            if count != rows:
-                raise ValueError(f'{final}: {count} images of {key} for {rows} frames')
-            features[key] = _video_feature(work / f'{key}.mp4', fps)
-    (work / 'shard.json').write_text(json.dumps({'fps': fps, 'episodes': [
-        {'task': e.task, 'length': len(e), layout.METADATA: dict(e.metadata)} for e in episodes],
-        'features': features}))
+    yield work
     os.replace(work, final)
-    return final
 
 
 def _table(episode: Episode, number: int) -> pa.Table:

@@ -65,12 +65,12 @@ def test_another_task_of_the_same_wish_is_no_alternative():
         spatial.close()
 
 
-def test_a_point_of_the_picture_moves_with_its_thing(env):
+def test_a_point_of_the_image_moves_with_its_thing(env):
     env.reset(seed=3, options={'task': MILK})
     k = env.object_names.index('milk_1')
     before = np.array(env.draw('agentview')).astype(int)
     first = image_points(env).reshape(-1, 2)[k]
-    env.scene.data.qpos[env.scene.joint_address('milk_1') + 2] += 5.0  # out of the picture
+    env.scene.data.qpos[env.scene.joint_address('milk_1') + 2] += 5.0  # out of the image
     env.scene.forward()
     changed = np.abs(np.array(env.draw('agentview')).astype(int) - before).sum(2) > 30
     rows, columns = np.nonzero(changed)

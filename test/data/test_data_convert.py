@@ -21,10 +21,10 @@ from dtvla_ros.data.writer import finished_shards
 from dtvla_ros.errors import UserError
 
 
-@pytest.fixture(scope='module', params=[False, True], ids=['videos', 'pictures'])
+@pytest.fixture(scope='module', params=[False, True], ids=['videos', 'images'])
 def published(request, tmp_path_factory):
-    """Return a v2.1 dataset, its pictures in videos or in the parquet files."""
-    return published_dataset(tmp_path_factory.mktemp('v21') / 'cot', pictures=request.param)
+    """Return a v2.1 dataset, its images in videos or in the parquet files."""
+    return published_dataset(tmp_path_factory.mktemp('v21') / 'cot', png=request.param)
 
 
 def options(source, **changes):
@@ -41,7 +41,7 @@ def converted(published, tmp_path_factory):
 
 
 def test_v21_is_read_as_it_was_written(published):
-    """Numbers are exact, and so are pictures that no codec touched."""
+    """Numbers are exact, and so are images that no codec touched."""
     reader = open_dataset(published)
     assert reader.info['codebase_version'] == 'v2.1' and len(reader.episodes) == 6
     for number in (0, 5):
@@ -107,7 +107,7 @@ def test_videos_are_copied_not_encoded_again(converted):
 
 
 def test_the_trainer_learns_from_it(converted, tmp_path):
-    """A few steps on the converted thoughts, actions and pictures lower the loss."""
+    """A few steps on the converted thoughts, actions and images lower the loss."""
     from dtvla_ros.training.sft import SftRun, build_trainer
 
     source, _, reader = converted
@@ -212,7 +212,7 @@ def test_videos_of_every_published_codec_are_joined(tmp_path, encoder, codec, ev
 
 
 def test_a_video_with_too_few_frames_is_named(tmp_path):
-    """Copying would shift the pictures of every later episode."""
+    """Copying would shift the images of every later episode."""
     source = published_dataset(tmp_path / 'v21', episodes=2)
     video = source / 'videos/chunk-000/observation.images.image/episode_000001.mp4'
     encode(video, [np.zeros((32, 32, 3), np.uint8)] * 5)

@@ -1,4 +1,4 @@
-"""The sanity report finds what was done to a dataset, and is content with a good one."""
+"""The checks of numbers and images find what was done to a dataset, and pass a good one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PRIMARY, WRIST = layout.CAMERAS
 
 @pytest.fixture(scope='module')
 def good(tmp_path_factory):
-    """Return a dataset of ten episodes of a wandering arm."""
+    """Return a dataset of ten episodes of an arm."""
     return arm_dataset(tmp_path_factory.mktemp('arm'), [arm_episode(k) for k in range(10)])
 
 
@@ -35,22 +35,17 @@ def numbers(good):
 
 @pytest.fixture(scope='module')
 def seen(good, numbers):
-    """Return its pictures."""
+    """Return its images."""
     return sample_images(DatasetReader(good), numbers, 10)
 
 
 def issues_of(found, name):
-    """Return the notes of one check."""
-    return [note for note in found if note.check == name]
+    """Return the issues of one check."""
+    return [issue for issue in found if issue.check == name]
 
 
-def changed(numbers, **arrays):
-    """Return numbers of which some are changed."""
-    return replace(numbers, **arrays)
-
-
-def pictures(seen, change, key=PRIMARY):
-    """Return episodes with one camera's pictures changed."""
+def changed(seen, change, key=PRIMARY):
+    """Return episodes with one camera's images changed."""
     return [replace(e, grey=e.grey | {key: np.ascontiguousarray(change(e.grey[key]))})
             for e in seen]
 
@@ -59,7 +54,7 @@ def test_a_good_dataset_raises_no_warning(good):
     """Every check speaks, and none warns."""
     found = dataset_statistics(good, episodes=10)
     assert [n for n in found.issues if n.level == 'warning'] == []
-    checks = {note.check: note for note in found.issues}
+    checks = {issue.check: issue for issue in found.issues}
     assert {'gripper sign', 'action and next position', 'swapped cameras',
             'orientation of primary', 'mirroring of wrist'} <= set(checks)
     for name in ('gripper sign', 'swapped cameras', 'orientation of primary',
@@ -86,66 +81,52 @@ def test_statistics_are_those_of_the_frames_and_a_policy_reads_them(good, tmp_pa
 
 def test_the_scale_of_an_action_is_measured(numbers):
     """Metres a second per unit, from integrating the actions."""
-    note, = issues_of(check_numbers(numbers), 'action and next position')
+    issue, = issues_of(check_numbers(numbers), 'action and next position')
     scale = [float(word.rstrip(',')) for word in
-             note.problem.split('moves the gripper ')[1].split(' m/s')[0].split()]
+             issue.problem.split('moves the gripper ')[1].split(' m/s')[0].split()]
     np.testing.assert_allclose(scale, PER_UNIT * FPS, rtol=0.05)
 
 
-def _negated_gripper(n):
-    return changed(n, action=n.action * np.array([1, 1, 1, 1, 1, 1, -1]))
+def scaled(*factors):
+    """Return a change that multiplies the channels of the action."""
+    return lambda n: replace(n, action=n.action * np.array(factors))
 
 
-def _zero_one(n):
-    return changed(n, action=np.hstack([n.action[:, :6], (n.action[:, 6:] + 1) / 2]))
+def absolute(n):
+    """Command the next position instead of the change."""
+    return replace(n, action=np.hstack([np.roll(n.state[:, :3], -1, 0), n.action[:, 3:]]))
 
 
-def _exchanged(n):
-    return changed(n, action=n.action[:, [1, 0, 2, 3, 4, 5, 6]])
-
-
-def _turned(n):
-    return changed(n, action=n.action * np.array([1, 1, -1, 1, 1, 1, 1]))
-
-
-def _absolute(n):
-    state = np.vstack([n.state[1:], n.state[-1:]])
-    return changed(n, action=np.hstack([state[:, :3], n.action[:, 3:]]))
-
-
-def _late(n):
-    return changed(n, action=np.roll(n.action, 2, 0))
-
-
-def _constant(n):
-    action = n.action.copy()
-    action[:, 4] = 0.25
-    return changed(n, action=action)
-
-
-def _outlier(n):
+def outlier(n):
+    """Misplace one frame of episode 2."""
     state = n.state.copy()
     state[2 * 40 + 7, 1] = 5.0
-    return changed(n, state=state)
+    return replace(n, state=state)
 
 
 @pytest.mark.parametrize('change, check, said', [
-    (_negated_gripper, 'gripper sign', 'opposite sign'),
-    (_zero_one, 'gripper sign', 'coded 0 and 1'),
-    (_exchanged, 'action and next position', 'axis x follows action channel 1, not 0'),
-    (_turned, 'action and next position', 'axis z moves against action channel 2'),
-    (_absolute, 'absolute actions', 'absolute targets'),
-    (_late, 'delay of the position', 'moves 2 frames before the action'),
-    (_constant, 'constant channels', 'channels 4 of action never change'),
-    (_outlier, 'outliers of state', '1 frames in 1 episodes'),
-    (_outlier, 'jumps', 'the gripper jumps'),
+    (scaled(1, 1, 1, 1, 1, 1, -1), 'gripper sign', 'opposite sign'),
+    (lambda n: replace(n, action=np.hstack([n.action[:, :6], (n.action[:, 6:] + 1) / 2])),
+     'gripper sign', 'coded 0 and 1'),
+    (lambda n: replace(n, action=n.action[:, [1, 0, 2, 3, 4, 5, 6]]),
+     'action and next position', 'axis x follows action channel 1, not 0'),
+    (scaled(1, 1, -1, 1, 1, 1, 1),
+     'action and next position', 'axis z moves against action channel 2'),
+    (absolute, 'absolute actions', 'absolute targets'),
+    (lambda n: replace(n, action=np.roll(n.action, 2, 0)),
+     'delay of the position', 'moves 2 frames before the action'),
+    (scaled(1, 1, 1, 1, 0, 1, 1), 'constant channels', 'channels 4 of action never change'),
+    (lambda n: replace(n, action=n.action * np.where(np.arange(len(n.action)) == 3, np.nan, 1)[
+        :, None]), 'not finite', '1 frames hold NaN'),
+    (outlier, 'outliers of state', '1 frames in 1 episodes'),
+    (outlier, 'jumps', 'the gripper jumps'),
 ])
 def test_damaged_numbers_are_noticed(numbers, change, check, said):
     """With the check's name, what is wrong and where."""
     issues = issues_of(check_numbers(change(numbers)), check)
     found = [issue for issue in issues if issue.level == 'warning']
     assert any(said in issue.problem for issue in found), issues
-    if change is _outlier:
+    if change is outlier:
         assert any('episode 2, frame 7' in place for place in found[0].where)
 
 
@@ -163,26 +144,27 @@ def test_half_a_turn_is_no_outlier(numbers):
     (lambda g: np.rot90(g, -1, (1, 2)), 'a quarter turn to the right'),
     (lambda g: np.rot90(g, 1, (1, 2)), 'a quarter turn to the left'),
 ])
-def test_a_turned_or_mirrored_picture_is_told(seen, change, said):
+def test_a_turned_or_mirrored_image_is_told(seen, change, said):
     """Without knowing where the camera stands."""
-    note, = issues_of(check_images(pictures(seen, change)), 'orientation of primary')
-    assert note.level == 'warning' and note.problem.startswith(said), note
+    issue, = issues_of(check_images(changed(seen, change)), 'orientation of primary')
+    assert issue.level == 'warning' and issue.problem.startswith(said), issue
 
 
 def test_a_mirrored_wrist_camera_is_told(seen):
     """However it is turned about the axis of the hand."""
-    flipped = pictures(seen, lambda g: np.rot90(g[:, :, ::-1], 1, (1, 2)), WRIST)
-    note, = issues_of(check_images(flipped), 'mirroring of wrist')
-    assert note.level == 'warning' and 'mirrored' in note.problem, note
-    turned = pictures(seen, lambda g: np.rot90(g, 1, (1, 2)), WRIST)
+    flipped = changed(seen, lambda g: np.rot90(g[:, :, ::-1], 1, (1, 2)), WRIST)
+    issue, = issues_of(check_images(flipped), 'mirroring of wrist')
+    assert issue.level == 'warning' and 'mirrored' in issue.problem, issue
+    turned = changed(seen, lambda g: np.rot90(g, 1, (1, 2)), WRIST)
     assert issues_of(check_images(turned), 'mirroring of wrist')[0].level == 'ok'
 
 
 def test_exchanged_cameras_are_told(seen):
-    """The picture that stands still is the primary camera's."""
+    """The image that stands still is the primary camera's."""
     swapped = [replace(e, grey={PRIMARY: e.grey[WRIST], WRIST: e.grey[PRIMARY]}) for e in seen]
-    note, = issues_of(check_images(swapped), 'swapped cameras')
-    assert (note.level, note.certainty) == ('warning', 'certain') and 'exchanged' in note.problem
+    issue, = issues_of(check_images(swapped), 'swapped cameras')
+    assert (issue.level, issue.certainty) == ('warning', 'certain')
+    assert 'exchanged' in issue.problem
 
 
 def test_frozen_and_dark_cameras_are_named_with_episode_and_frame(tmp_path):
@@ -198,7 +180,7 @@ def test_frozen_and_dark_cameras_are_named_with_episode_and_frame(tmp_path):
 
 
 def test_nothing_is_claimed_from_too_little(good, numbers):
-    """Two episodes are not enough to call a picture mirrored."""
+    """Two episodes are not enough to call a image mirrored."""
     few = sample_images(DatasetReader(good), numbers, 1)
     levels = {n.check: n for n in check_images(few)}
     assert levels['swapped cameras'].certainty == 'unclear'
@@ -206,7 +188,7 @@ def test_nothing_is_claimed_from_too_little(good, numbers):
 
 
 def test_two_cameras_that_stand_still_are_frozen_not_exchanged(dataset):
-    """As in a dataset whose pictures never change, through a codec that flickers."""
+    """As in a dataset whose images never change, through a codec that flickers."""
     found = dataset_statistics(dataset, episodes=10).issues
     assert [n.level for key in (PRIMARY, WRIST) for n in issues_of(found, f'image of {key}')] == [
         'warning', 'warning']
@@ -215,9 +197,9 @@ def test_two_cameras_that_stand_still_are_frozen_not_exchanged(dataset):
 
 
 def test_episodes_of_a_single_frame_are_no_oddity(tmp_path):
-    """As look scenes are; the pictures are then taken from the others."""
-    looks = [arm_episode(20 + k, frames=1) for k in range(12)]
-    root = arm_dataset(tmp_path, [*looks, *(arm_episode(k) for k in range(6))])
+    """As single observations are; the images are then taken from the others."""
+    single = [arm_episode(20 + k, frames=1) for k in range(12)]
+    root = arm_dataset(tmp_path, [*single, *(arm_episode(k) for k in range(6))])
     found = dataset_statistics(root, episodes=6).issues
     length, = issues_of(found, 'episode lengths')
     assert length.level == 'ok' and '12 of 18' in length.problem

@@ -70,14 +70,14 @@ def only(findings):
 
 
 def test_intact_datasets_have_no_findings(dataset, published):
-    """In neither version, also with every picture decoded."""
+    """In neither version, also with every image decoded."""
     assert validate(dataset, decode=True) == []
     assert validate(published, decode=True) == []
 
 
-def test_pictures_beside_the_numbers_are_checked(tmp_path):
+def test_images_beside_the_numbers_are_checked(tmp_path):
     """Their size has to be the one that is declared."""
-    root = published_dataset(tmp_path / 'png', episodes=2, pictures=True)
+    root = published_dataset(tmp_path / 'png', episodes=2, png=True)
     assert validate(root) == []
     edit_info(root, lambda info: info['features'][PRIMARY].update(shape=[64, 64, 3]))
     findings = validate(root)

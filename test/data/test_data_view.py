@@ -68,7 +68,7 @@ def test_a_page_tells_each_frame_its_thought_and_phase(page):
     assert re.findall(r'<h2>Episode (\d)', text) == ['2', '0']
 
 
-def test_a_page_holds_every_picture(page, arm):
+def test_a_page_holds_every_image(page, arm):
     """Frame k of a camera is where the script looks for it."""
     text = page.read_text()
     data, = re.findall(r'\.e0c1 \{[^}]*base64,([^)]*)\)', text)
@@ -93,8 +93,8 @@ def test_the_page_works_in_a_browser(page, tmp_path):
     assert shown.count('<tr class="at">') == 2
 
 
-def test_a_contact_sheet_shows_the_pictures(arm, tmp_path):
-    """The picture of an episode appears in it, in its colours."""
+def test_a_contact_sheet_shows_the_images(arm, tmp_path):
+    """The image of an episode appears in it, in its colours."""
     out = tmp_path / 'sheet.png'
     assert view(arm, out, [1]) == 1
     sheet = np.asarray(Image.open(out).convert('RGB')).astype(int)

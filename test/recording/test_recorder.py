@@ -49,7 +49,7 @@ def read(path):
 
 
 class Source:
-    """Publishes joints, numbered pictures and a latched instruction until it is told to stop."""
+    """Publishes joints, numbered images and a latched instruction until it is told to stop."""
 
     def __init__(self, graph, size=64, rate=50.0):
         node = self.node = graph.node

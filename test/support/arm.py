@@ -1,4 +1,4 @@
-"""An arm seen by two cameras, drawn so that every orientation of a picture is known."""
+"""An arm seen by two cameras, drawn so that every orientation of a image is known."""
 
 from __future__ import annotations
 

@@ -48,8 +48,8 @@ def _vectors(values: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
 
 
-def published_dataset(root: Path, episodes: int = 6, pictures: bool = False) -> Path:
-    """Write a v2.1 dataset of ``tiny_episode``s; ``pictures``: PNG columns instead of videos.
+def published_dataset(root: Path, episodes: int = 6, png: bool = False) -> Path:
+    """Write a v2.1 dataset of ``tiny_episode``s; ``png``: PNG columns instead of videos.
 
     Beside it lies the ``tokenizer.json`` that its thoughts are ids of.
     """
@@ -80,7 +80,7 @@ def published_dataset(root: Path, episodes: int = 6, pictures: bool = False) -> 
             'index': pa.array(begin + index),
             'task_index': pa.array(np.full(length, tasks.index(made.task)))}
         for key, images in made.images.items():
-            if pictures:
+            if png:
                 columns[key] = pa.array([_png(image) for image in images])
             else:
                 encode(root / f'videos/chunk-000/{key}/episode_{number:06d}.mp4', images)
@@ -95,7 +95,7 @@ def published_dataset(root: Path, episodes: int = 6, pictures: bool = False) -> 
                    'count': [length]}
             for name, values in ((n, made.columns[n]) for n in (layout.STATE, layout.ACTION))}})
         begin += length
-    kind = 'image' if pictures else 'video'
+    kind = 'image' if png else 'video'
     features = {
         layout.STATE: {'dtype': 'float32', 'shape': [8], 'names': {'motors': list('xyzrpqab')}},
         layout.ACTION: {'dtype': 'float32', 'shape': [7], 'names': None},
@@ -113,7 +113,7 @@ def published_dataset(root: Path, episodes: int = 6, pictures: bool = False) -> 
         'total_chunks': 1, 'chunks_size': 1000, 'fps': FPS,
         'splits': {'train': f'0:{episodes}'},
         'data_path': 'data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet',
-        'video_path': None if pictures else (
+        'video_path': None if png else (
             'videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4'),
         'features': features}))
     for name, rows in (('episodes', lines), ('episodes_stats', stats), ('tasks', [
