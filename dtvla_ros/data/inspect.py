@@ -266,7 +266,7 @@ def show_issues(dataset: Path, issues: Sequence[Issue], console: Console | None 
         console.print(f'[red]{escape(issue.file)}[/red]\n  {escape(issue.problem)}\n'
                       f'  [green]{escape(issue.remedy)}[/green]', highlight=False, soft_wrap=True)
     console.print(f'{escape(str(dataset))}: {len(issues) or "no"} '
-                  f'finding{"" if len(issues) == 1 else "s"}', highlight=False)
+                  f'finding{"" if len(issues) == 1 else "s"}', highlight=False, soft_wrap=True)
 
 
 def show_statistics(found: Statistics, console: Console | None = None) -> None:
