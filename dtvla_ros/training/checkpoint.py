@@ -5,7 +5,6 @@ Ours instead of accelerate's ``save_state``, which pickles the optimizer and the
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Collection, Mapping
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import write_json
+from dtvla_ros.files import read_json, write_json, write_text
 from dtvla_ros.policy.checkpoint import read_tensors
 from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
 
@@ -32,10 +31,7 @@ _RENAMED = {'objective.head.': 'objective.auxiliary.localisation.head.'}
 
 def write_origin(folder: Path, manifest: PolicyManifest) -> None:
     """Keep what a policy that the run began with promises, besides its files and successes."""
-    (folder / ORIGIN).mkdir(parents=True, exist_ok=True)
-    part = folder / ORIGIN / f'{MANIFEST}.part'
-    part.write_text(replace(manifest, files={}, success={}).to_json())
-    part.replace(folder / ORIGIN / MANIFEST)
+    write_text(folder / ORIGIN / MANIFEST, replace(manifest, files={}, success={}).to_json())
 
 
 def read_origin(folder: Path) -> PolicyManifest | None:
@@ -100,10 +96,7 @@ def load_checkpoint(
         folder = run / f'.{CHECKPOINT}.old'  # killed between the two renames
         if not folder.exists():
             return None
-    try:
-        state = json.loads((folder / 'state.json').read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f'{folder}: no whole checkpoint ({error}); use a new --out') from error
+    state = read_json(folder / 'state.json', 'use a new --out')
     tensors = {_current(name): value for name, value
                in read_tensors(folder / 'tensors.safetensors').items()}
     slots: dict[int, dict[str, Any]] = {}

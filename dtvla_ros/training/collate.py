@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -34,40 +34,22 @@ from dtvla_ros.training.data import (
 )
 
 T = TypeVar('T')
-Tensors = TypeVar('Tensors', bound='_Tensors')
 CAPTION = 'state the place'  # the instruction whose thought lists where everything is
 CAPTIONED = 8  # objects in such a thought, at most
 LENGTH_STEP = 8  # sequences are padded to a multiple of this
 LUMA = (0.299, 0.587, 0.114)
 
 
-class _Tensors:
-    """A dataclass of tensors, moved as one."""
-
-    __slots__ = ()
-
-    def to(self: Tensors, device: torch.device) -> Tensors:
-        """Return all of it on a device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self: Tensors) -> Tensors:
-        """Return all of it in memory that a GPU can copy from while it computes."""
-        return self._each(Tensor.pin_memory)
-
-    def _each(self: Tensors, change: Callable[[Tensor], Tensor]) -> Tensors:
-        names = [f.name for f in fields(cast(Any, self))]
-        return type(self)(**{name: change(getattr(self, name)) for name in names})
-
-
 @dataclass(frozen=True, slots=True)
-class Batch(_Tensors):
+class Batch:
     """Tensors of one step; B sequences of L ids, R supervised tokens, S action slots.
 
     ``frames`` uint8 [C, B, H, W, 3]; ``input_ids`` and ``attention_mask`` [B, L];
     ``token_rows`` [2, R]: (sequence, row) that predicts ``token_targets`` [R];
     ``action_start`` [B]; ``action_targets`` [B, S] counted from the first bin;
     ``action_mask`` [B, S]; ``positions`` [B, E, 2], ``unambiguous`` [B, E] and
-    ``target_patches`` [B, E] as in ``TokenizedDataset``.
+    ``target_patches`` [B, E] as in ``TokenizedDataset``. A batch of the pre-training stages has
+    the first camera's frames, captions up to ``<action>``, and no actions (S = 0).
     """
 
     frames: Tensor
@@ -83,35 +65,22 @@ class Batch(_Tensors):
     target_patches: Tensor
 
     def pixels(self) -> Tensor:
-        """Return images [B, C, 3, H, W] in -1..1."""
-        return to_pixels(self.frames)
+        """Return images [B, C, 3, H, W] in -1..1.
 
+        A view in channels-last memory per camera, which is what a convolution wants.
+        """
+        return self.frames.float().div_(127.5).sub_(1.0).permute(1, 0, 4, 2, 3)
 
-@dataclass(frozen=True, slots=True)
-class LocalisationBatch(_Tensors):
-    """The first camera's images and where everything is, for the pre-training stages.
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    ``pixels`` [B, 3, H, W]; ``input_ids`` [B, L]: a caption that lists positions, up to
-    ``<action>``; ``token_rows`` [2, R]: (sequence, row) that predicts ``token_targets`` [R], its
-    location tokens, x and y in turn; the rest as in ``Batch``.
-    """
+    def pin_memory(self) -> Batch:
+        """Return the batch in memory that a GPU can copy from while it computes."""
+        return self._each(Tensor.pin_memory)
 
-    pixels: Tensor
-    input_ids: Tensor
-    attention_mask: Tensor
-    token_rows: Tensor
-    token_targets: Tensor
-    positions: Tensor
-    unambiguous: Tensor
-    target_patches: Tensor
-
-
-def to_pixels(frames: Tensor) -> Tensor:
-    """Return [B, C, 3, H, W] in -1..1 of uint8 ``frames`` [C, B, H, W, 3].
-
-    The result is a view in channels-last memory per camera, which is what a convolution wants.
-    """
-    return frames.float().div_(127.5).sub_(1.0).permute(1, 0, 4, 2, 3)
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
 
 
 def _padded(length: NDArray[np.int64]) -> int:
@@ -162,22 +131,20 @@ class Collator:
         """Return given frames without noise, dropout or colour changes."""
         return self._collate(index, np.ones(len(index), bool), None)
 
-    def localisation(self, step: int) -> LocalisationBatch:
-        """Return a step's batch of the pre-training stages, of any training frames."""
+    def localisation(self, step: int) -> Batch:
+        """Return a step's batch of the pre-training stages, of any training frames.
+
+        Its ``token_targets`` are the location tokens of the captions, x and y in turn.
+        """
         rng = np.random.default_rng([self._config.seed, step, 0, 1])
         index = self._draw(self._even, rng)
-        d = self._dataset
-        frames = torch.from_numpy(self._images(index, rng, cameras=1))
+        frames = self._images(index, rng, cameras=1)
         input_ids, asked = self._captions(index, rng)
         sequence, column = np.nonzero(asked)
-        return LocalisationBatch(
-            pixels=to_pixels(frames)[:, 0], input_ids=torch.from_numpy(input_ids),
-            attention_mask=torch.from_numpy((input_ids != self._ids.pad).astype(np.int64)),
-            token_rows=torch.from_numpy(np.stack([sequence, column - 1])),
-            token_targets=torch.from_numpy(input_ids[sequence, column]),
-            positions=torch.from_numpy(d.positions[index]),
-            unambiguous=torch.from_numpy(d.unambiguous[index]),
-            target_patches=torch.from_numpy(d.target_patches[index]))
+        return self._batch(
+            index, frames, input_ids, input_ids != self._ids.pad, (sequence, column - 1),
+            input_ids[sequence, column], np.argmax(input_ids == self._ids.action, 1),
+            np.zeros((len(index), 0), np.int64))
 
     def padding(self, steps: int = 64) -> float:
         """Return the share of pads among all rows of the first training batches."""
@@ -262,31 +229,32 @@ class Collator:
         start = p + w  # A, the row of <action>
         width = _padded(start + self._slots + 3)
         input_ids = np.full((count, width), ids.pad, np.int64)
-        attention_mask = np.zeros((count, width), np.int64)
+        real = np.zeros((count, width), bool)
         rows: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []  # columns learnt, their ids
         for k, (a, end) in enumerate(zip(start, start + self._slots + 3, strict=True)):
             read = seen[k, :w[k]] if kept[k] else [ids.think, ids.think_end]
             input_ids[k, :end] = np.concatenate(
                 [prompt[k, :p[k]], read, [ids.action], actions[k], [ids.action_end, ids.eos]])
-            attention_mask[k, :end] = 1
+            real[k, :end] = True
             # A dropped, flipped or counterfactual thought is only read; what follows is learnt.
             said = thought[k, :w[k]] if learnt_thought[k] else thought[k, :0]
             rows.append((np.r_[a - len(said):a + 1, end - 2:end],
                          np.r_[said, ids.action, ids.action_end, ids.eos]))
         sequence = np.repeat(np.arange(count), [len(columns) for columns, _ in rows])
         columns, targets = map(np.concatenate, zip(*rows, strict=True))
-        return Batch(
-            frames=torch.from_numpy(self._images(index, rng)),
-            input_ids=torch.from_numpy(input_ids),
-            attention_mask=torch.from_numpy(attention_mask),
-            token_rows=torch.from_numpy(np.stack([sequence, columns - 1])),
-            token_targets=torch.from_numpy(targets),
-            action_start=torch.from_numpy(start),
-            action_targets=torch.from_numpy(actions - ids.bins_first),
-            action_mask=torch.from_numpy(d.action_mask[index]),
-            positions=torch.from_numpy(d.positions[index]),
-            unambiguous=torch.from_numpy(d.unambiguous[index]),
-            target_patches=torch.from_numpy(d.target_patches[index]))
+        return self._batch(index, self._images(index, rng), input_ids, real,
+                           (sequence, columns - 1), targets, start, actions)
+
+    def _batch(self, index: NDArray[np.int64], frames: NDArray[np.uint8],
+               input_ids: NDArray[np.int64], real: NDArray[np.bool_],
+               rows: tuple[NDArray[np.int64], NDArray[np.int64]], targets: NDArray[np.int64],
+               start: NDArray[np.int64], actions: NDArray[np.int64]) -> Batch:
+        """Return the tensors of laid out sequences of the frames ``index`` [B]."""
+        d = self._dataset
+        return Batch(*map(torch.from_numpy, (
+            frames, input_ids, real.astype(np.int64), np.stack(rows), targets, start,
+            actions - self._ids.bins_first, d.action_mask[index, :actions.shape[1]],
+            d.positions[index], d.unambiguous[index], d.target_patches[index])))
 
     def _captions(self, index: NDArray[np.int64],
                   rng: Random) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -12,52 +13,50 @@ from dtvla_ros.policy.checkpoint import Stored, save_tensors
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.training.config import AdapterConfig
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 NAME = 'default'  # what peft calls an adapter that was given no name
 PREFIX = 'base_model.model.'
 
 
-def _pattern(choice: AdapterConfig) -> str:
-    """Return what the names of the decoder's adapted layers match, SigLIP's do not."""
-    return rf'layers\.\d+\.\w+\.(?:{"|".join(choice.targets)})'
+def _peft_config(config: AdapterConfig, **more: Any) -> LoraConfig:
+    """Return peft's config; its pattern matches the decoder's layers, not SigLIP's."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout,
+        target_modules=rf'layers\.\d+\.\w+\.(?:{"|".join(config.targets)})', **more)
 
 
-def add_adapters(model: HybridDecoder, choice: AdapterConfig) -> None:
+def add_adapters(model: HybridDecoder, config: AdapterConfig) -> None:
     """Put adapters beside the decoder's linear layers, in place; all else but towers is frozen."""
     try:
-        from peft import LoraConfig, inject_adapter_in_model
+        from peft import inject_adapter_in_model
     except ImportError as error:
         raise UserError("lora needs peft: pip install 'dtvla_ros[train]'") from error
-    towers = {name for name, _ in model.vision.named_parameters(prefix='vision')}
-    config = LoraConfig(r=choice.rank, lora_alpha=choice.alpha, lora_dropout=choice.dropout,
-                        target_modules=_pattern(choice))
     try:
-        inject_adapter_in_model(config, model, NAME)
+        inject_adapter_in_model(_peft_config(config), model, NAME)
     except ValueError as error:
-        raise UserError(f'train config: lora targets {", ".join(choice.targets)}: '
+        raise UserError(f'train config: lora targets {", ".join(config.targets)}: '
                         f'{str(error).splitlines()[0]}') from error
-    for name, parameter in model.named_parameters():
-        if name in towers:
-            parameter.requires_grad_(True)
+    model.vision.requires_grad_(True)
 
 
-def save_adapters(tensors: dict[str, Tensor], whole: set[str], folder: Path, choice: AdapterConfig,
-                  base: Path) -> None:
+def save_adapters(tensors: dict[str, Tensor], whole: set[str], folder: Path,
+                  config: AdapterConfig, base: Path) -> None:
     """Write the adapters of a model's ``tensors`` as peft does.
 
     ``whole``: names of the weights trained beside them. ``base``: the policy they adapt.
     """
-    from peft import LoraConfig
-
     factors = {PREFIX + name.replace(f'.{NAME}.', '.'): tensor for name, tensor in tensors.items()
                if '.lora_' in name}
     save_tensors(factors, folder / WEIGHTS)
     others = {name: tensors[name] for name in sorted(whole) if '.lora_' not in name}
     if others:
         save_tensors(others, folder / OTHERS)
-    config = LoraConfig(r=choice.rank, lora_alpha=choice.alpha, lora_dropout=choice.dropout,
-                        target_modules=_pattern(choice), inference_mode=True,
-                        base_model_name_or_path=str(base.resolve()))
-    config.save_pretrained(str(folder))
+    _peft_config(config, inference_mode=True,
+                 base_model_name_or_path=str(base.resolve())).save_pretrained(str(folder))
     assert (folder / CONFIG).exists(), 'peft names its config as we read it'
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dtvla_ros.policy.model import HybridDecoder
-from dtvla_ros.training.collate import Batch, LocalisationBatch
+from dtvla_ros.training.collate import Batch
 from dtvla_ros.training.config import SftConfig
 
 Metrics = dict[str, Tensor]
@@ -112,7 +112,7 @@ class AuxiliaryLoss(nn.Module):
         super().__init__()
         self.weight = weight
 
-    def forward(self, batch: Batch | LocalisationBatch, features: Tensor,
+    def forward(self, batch: Batch, features: Tensor,
                 attention: Tensor | None) -> tuple[Tensor, Metrics]:
         """Return the unweighted loss and its metrics.
 

@@ -30,14 +30,7 @@ AUXILIARY = AuxiliaryConfig(localisation_steps=0, captioning_steps=0, localisati
                             attention_weight=0.5, attention_layer=1)
 ATTENTION = replace(CONFIG, auxiliary=AUXILIARY, model=replace(CONFIG.model, layers=2))
 SPANS = [(10, 19), (20, 39), (40, 49)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 @pytest.fixture
@@ -192,7 +185,7 @@ def test_pre_training_teaches_to_localise_and_then_to_say_it(localising):
     assert said == ['can', 'at', f'x{x}', f'y{y:+d}']
 
     def loss():
-        return objective.auxiliary['localisation'](batch, stem(batch.pixels))[0].item()
+        return objective.auxiliary['localisation'](batch, stem(batch.pixels()[:, 0]))[0].item()
     before, first = {k: v.clone() for k, v in trainer.model.state_dict().items()}, loss()
     pretrain_localisation(objective, trainer.batches, config, trainer.accelerator)
     assert loss() < 0.7 * first

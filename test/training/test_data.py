@@ -100,38 +100,46 @@ def test_training_batches_depend_on_the_step_alone(made):
         first.input_ids == other.input_ids).all()
 
 
-def test_a_dropped_thought_is_empty_and_not_learnt(made):
-    _, transform, rows, frames, _ = made
-    config = replace(CONFIG, reasoning_dropout=0.99, batch_size=64)
-    batch = Collator(rows, [frames], transform, config).train(0)
+def thoughts(made, rows=None, **changes):
+    """Yield task, thought ids and whether they are learnt, of the 64 rows of a batch."""
+    _, transform, tokenized, frames, _ = made
+    config = replace(CONFIG, **{'batch_size': 64, 'reasoning_dropout': 0.0, 'place_noise': 0.0}
+                     | changes)
+    batch = Collator(rows or tokenized, [frames], transform, config).train(0)
     ids = transform.config.ids
-    empty = [b for b in range(64) if batch.input_ids[b, batch.action_start[b] - 2] == ids.think]
-    assert len(empty) > 55
-    for b in empty:
+    after = [ids.action, ids.action_end, ids.eos]
+    for b, start in enumerate(batch.action_start.tolist()):
+        row = batch.input_ids[b].tolist()
+        think = row.index(ids.think)
         targets = batch.token_targets[batch.token_rows[0] == b].tolist()
-        assert targets == [ids.action, ids.action_end, ids.eos]
+        assert targets in (after, [*row[think:start], *after])
+        task = transform.decode_thought(row[:think]).split(';')[0]
+        yield task, row[think:start], targets != after
+
+
+def test_a_dropped_thought_is_empty_and_not_learnt(made):
+    found = list(thoughts(made, reasoning_dropout=0.99))
+    assert all((len(thought) > 2) == learnt for _, thought, learnt in found)
+    assert sum(not learnt for *_, learnt in found) > 55
 
 
 def test_a_counterfactual_thought_is_read_and_not_learnt(made):
-    _, transform, rows, frames, _ = made
-    config = replace(CONFIG, reasoning_dropout=0.0, counterfactual=0.8, batch_size=64,
-                     place_noise=0.0)
-    batch = Collator(rows, [frames], transform, config).train(0)
-    ids = transform.config.ids
+    rows = made[2]
     own = {tuple(t[:n]) for t, n in zip(rows.thought, rows.thought_length, strict=True)}
-    counterfactual = 0
-    tasks = set()
-    for b in range(64):
-        row, start = batch.input_ids[b].tolist(), int(batch.action_start[b])
-        think = row.index(ids.think)
-        assert tuple(row[think:start]) in own
-        targets = batch.token_targets[batch.token_rows[0] == b].tolist()
-        assert targets in ([*row[think:start + 1], ids.action_end, ids.eos],
-                           [ids.action, ids.action_end, ids.eos])
-        tasks.add(transform.decode_thought(row[:think]).split(';')[0])
-        counterfactual += len(targets) == 3
-    assert 40 < counterfactual < 60
-    assert len(tasks) == 2
+    found = list(thoughts(made, counterfactual=0.8))
+    assert all(tuple(thought) in own for _, thought, _ in found)
+    assert 40 < sum(not learnt for *_, learnt in found) < 60
+    assert len({task for task, *_ in found}) == 2
+
+
+def test_a_flipped_thought_is_read_and_not_learnt(made):
+    _, transform, rows, *_ = made
+    tokens, flipped = map(transform.encode_thought, (DIRECTIONS, turned_round(DIRECTIONS)))
+    rows = replace(rows, thought=np.tile(tokens, (len(rows), 1)),
+                   thought_length=np.full(len(rows), len(tokens)))
+    found = list(thoughts(made, rows, auxiliary=AuxiliaryConfig(direction_flip=0.5)))
+    assert all(thought == (tokens if learnt else flipped) for _, thought, learnt in found)
+    assert 20 < sum(not learnt for *_, learnt in found) < 44
 
 
 def test_a_flipped_thought_has_mirrored_actions_along_its_axes(made):
@@ -152,26 +160,6 @@ def test_a_flipped_thought_has_mirrored_actions_along_its_axes(made):
     for empty, same in zip((thought[:0], actions[:0]), flip(thought[:0], actions[:0]),
                            strict=True):
         assert empty.shape == same.shape
-
-
-def test_flipped_rows_are_read_and_not_learnt(made):
-    reader, transform, _, frames, _ = made
-    rows = tokenize(reader, transform, ())
-    tokens = transform.encode_thought(DIRECTIONS)
-    rows = replace(rows, thought=np.tile(tokens, (len(rows), 1)),
-                   thought_length=np.full(len(rows), len(tokens)))
-    config = replace(CONFIG, reasoning_dropout=0.0, batch_size=64, place_noise=0.0,
-                     auxiliary=AuxiliaryConfig(direction_flip=0.5))
-    batch = Collator(rows, [frames], transform, config).train(0)
-    other = transform.encode_thought(turned_round(DIRECTIONS))
-    flipped = 0
-    for b in range(64):
-        start = int(batch.action_start[b])
-        said = batch.input_ids[b, start - len(tokens):start].tolist()
-        learnt = int((batch.token_rows[0] == b).sum())
-        assert (said, learnt) in ((tokens, len(tokens) + 3), (other, 3))
-        flipped += said == other
-    assert 20 < flipped < 44
 
 
 def test_a_vocabulary_without_directions_is_refused(made, monkeypatch):

@@ -19,14 +19,7 @@ from dtvla_ros.training.config import AuxiliaryConfig, SftConfig
 from dtvla_ros.training.sft import SftRun, build_trainer, train_sft
 
 CONFIGS = Path(__file__).parents[2] / 'config' / 'train'
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 def test_a_resumed_run_has_the_same_next_losses(dataset, tmp_path):

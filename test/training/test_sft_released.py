@@ -28,13 +28,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def one_thread_and_any_precision():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def any_precision(one_thread):
     AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope='module')
@@ -173,10 +170,9 @@ def test_two_processes_resumed_learn_what_one_does(how, config, policy, data, tm
         assert torch.allclose(value, theirs[name], atol=1e-4), name
 
 
-@pytest.mark.parametrize('config, init, named', [
-    (LORA, False, '--init'), (replace(CONFIG, rates=Rates(vision=0.0)), False, '--init')])
-def test_frozen_parts_need_a_policy(config, init, named, data, tmp_path):
-    with pytest.raises(UserError, match=named):
+@pytest.mark.parametrize('config', [LORA, replace(CONFIG, rates=Rates(vision=0.0))])
+def test_frozen_parts_need_a_policy(config, data, tmp_path):
+    with pytest.raises(UserError, match='--init'):
         build_trainer(config, SftRun((data,), tmp_path / 'run', steps=1))
     assert not (tmp_path / 'run').exists()
 

@@ -26,7 +26,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.vision import ConvTower
-from dtvla_ros.training.collate import Batch, Collator, LocalisationBatch, prefetch
+from dtvla_ros.training.collate import Batch, Collator, prefetch
 from dtvla_ros.training.config import SftConfig, warm_cosine
 from dtvla_ros.training.data import AXES, NOWHERE
 from dtvla_ros.training.loss import AuxiliaryLoss, Metrics, Objective, ordinal_cross_entropy
@@ -85,7 +85,7 @@ class LocalisationLoss(AuxiliaryLoss):
         self.head = LocalisationHead(decoder.text.width, objects)
         self.rows, self.sigma = decoder.vision.tokens[0], sigma
 
-    def forward(self, batch: Batch | LocalisationBatch, features: Tensor,
+    def forward(self, batch: Batch, features: Tensor,
                 attention: Tensor | None = None) -> tuple[Tensor, Metrics]:
         """Read positions off the first camera's rows of ``features``."""
         loss, near = features.new_zeros((), dtype=torch.float32), batch.unambiguous
@@ -173,7 +173,7 @@ class AttentionLoss(AuxiliaryLoss):
         super().__init__(weight)
         self.spans = spans
 
-    def forward(self, batch: Batch | LocalisationBatch, features: Tensor,
+    def forward(self, batch: Batch, features: Tensor,
                 attention: Tensor | None = None) -> tuple[Tensor, Metrics]:
         """Compare ``attention`` [B, L, L] (row i's scores over all columns) with the targets."""
         assert attention is not None, 'a probe reads the scores'
@@ -192,8 +192,8 @@ def pretrain_localisation(objective: Objective, collator: Collator, config: SftC
     stem = _first_stem(objective.model)
     localisation = objective.auxiliary['localisation']
 
-    def loss(batch: LocalisationBatch) -> tuple[Tensor, Tensor]:
-        value, metrics = localisation(batch, stem(batch.pixels))
+    def loss(batch: Batch) -> tuple[Tensor, Tensor]:
+        value, metrics = localisation(batch, stem(batch.pixels()[:, 0]))
         return value, metrics['localised']
 
     return _train_stage(
@@ -208,8 +208,8 @@ def pretrain_captioning(objective: Objective, collator: Collator, config: SftCon
     model = objective.model
     later = sum(model.config.vision.tokens[1:])
 
-    def loss(batch: LocalisationBatch) -> tuple[Tensor, Tensor]:
-        rows = _first_stem(model)(batch.pixels)
+    def loss(batch: Batch) -> tuple[Tensor, Tensor]:
+        rows = _first_stem(model)(batch.pixels()[:, 0])
         features = torch.cat([rows, rows.new_zeros(len(rows), later, rows.shape[2])], 1)
         hidden = model.read(batch.input_ids, batch.attention_mask, features)
         logits = model.token_logits(hidden[batch.token_rows[0], batch.token_rows[1]])  # [R, V]
@@ -232,7 +232,7 @@ def _first_stem(model: HybridDecoder) -> nn.Module:
 
 
 def _train_stage(
-    title: str, stage_loss: Callable[[LocalisationBatch], tuple[Tensor, Tensor]], steps: int,
+    title: str, stage_loss: Callable[[Batch], tuple[Tensor, Tensor]], steps: int,
     rate: float, parameters: Sequence[nn.Parameter], collator: Collator, config: SftConfig,
     accelerator: Accelerator, loaders: int,
 ) -> float:
