@@ -56,6 +56,7 @@ def test_help_lists_the_commands():
 
 
 EVAL = ('eval', '--policy', str(ROOT / 'models/nano'), '--json', 'r.json')
+ROBUSTNESS = ('robustness', *EVAL[1:])
 REFUSED = {
     'unknown command': (('evaluate',), 'evaluate'),
     'unknown option': (('eval', '--speed', '3'), '--speed'),
@@ -79,6 +80,11 @@ REFUSED = {
     'swapped over ROS': ((*EVAL, '--via', 'ros', '--mode', 'swapped'), 'swapped'),
     'unknown perturbation': ((*EVAL, '--perturb', 'fog:1'), 'fog'),
     'unknown starts': ((*EVAL, '--starts', 'benchmark'), 'shuffle, jitter'),
+    'cluster over ROS': ((*EVAL, '--via', 'ros', '--ray', 'auto'), '--ray'),
+    'unknown family': ((*ROBUSTNESS, '--families', 'fog'), 'fog'),
+    'unknown strength': ((*ROBUSTNESS, '--strengths', '4'), '"4"'),
+    'strength twice': ((*ROBUSTNESS, '--strengths', '1,1'), 'twice'),
+    'replay disturbed': ((*ROBUSTNESS, '--mode', 'replay'), 'replay'),
     'page that is a folder': ((*EVAL, '--html', '.'), '--html'),
     'result below a file': (('experts', '--episodes', '1', '--json', __file__ + '/x.json'),
                             'x.json'),

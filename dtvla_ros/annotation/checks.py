@@ -17,7 +17,7 @@ from dtvla_ros.annotation.question import (
 from dtvla_ros.annotation.rules import label_frames
 from dtvla_ros.annotation.source import Goal, Motion, Source
 from dtvla_ros.errors import UserError
-from dtvla_ros.evaluation.statistics import Rate
+from dtvla_ros.evaluation.results import Rate
 from dtvla_ros.issues import Issue
 
 # Names of the checks; they are also in files of labels.

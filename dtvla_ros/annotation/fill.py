@@ -28,7 +28,7 @@ from dtvla_ros.annotation.question import FIELDS, Labels, Semantics, write_thoug
 from dtvla_ros.annotation.source import Goal, Motion, Source
 from dtvla_ros.data import layout
 from dtvla_ros.errors import UserError
-from dtvla_ros.evaluation.statistics import Rate
+from dtvla_ros.evaluation.results import Rate
 from dtvla_ros.files import write_json
 
 PROVENANCE = 'meta/annotation.json'

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dtvla_ros.cli import annotate, data, evaluation, models, recording, thought, train
+from dtvla_ros.cli import annotate, data, evaluation, models, recording, train
 from dtvla_ros.cli.arguments import NANO, Engine, Mode, Policy, Seed, group, names
 from dtvla_ros.errors import NodeDied, UserError
 from dtvla_ros.ros import topic_cli
@@ -17,7 +17,7 @@ app = group(
     'dtvla',
     'A policy that writes down its thought, then acts: simulate, collect, train, evaluate.',
     add_completion=False, pretty_exceptions_enable=False)
-for part in (topic_cli, models, recording, evaluation, annotate, thought, data, train):
+for part in (topic_cli, models, recording, evaluation, annotate, data, train):
     app.add_typer(part.app)
 
 DEMO_TASKS = (

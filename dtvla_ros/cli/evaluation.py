@@ -1,4 +1,4 @@
-"""``dtvla eval``, ``dtvla robustness``, ``dtvla report`` and ``dtvla experts``."""
+"""The commands ``dtvla eval``, ``robustness``, ``steer``, ``recover``, ``report``, ``experts``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dtvla_ros.cli.arguments import group, names
 
 app = group()
 
+
 @app.command('eval')
 def evaluate(
     policy: args.Policy = args.NANO,
@@ -23,6 +24,7 @@ def evaluate(
     device: args.Device = 'cpu',
     threads: args.Threads = 1,
     workers: args.Workers = 2,
+    ray: args.Ray = None,
     seed: args.Seed = None,
     replan: args.Replan = None,
     starts: args.Starts = None,
@@ -70,7 +72,7 @@ def evaluate(
 
     evaluate_policy(EvalOptions(
         policy=policy, suite=suite, tasks=names(tasks), episodes=episodes, mode=mode,
-        engine=engine, device=device, threads=threads, workers=workers, seed=seed,
+        engine=engine, device=device, threads=threads, workers=workers, ray=ray, seed=seed,
         replan_steps=replan, starts=starts, perturb=tuple(perturb or ()),
         antialiasing=antialiasing, shadows=shadows, max_steps=max_steps, via=via,
         realtime=realtime, videos=videos, journal=resume, html=html, json_file=json_file),
@@ -92,6 +94,7 @@ def robustness(
     device: args.Device = 'cpu',
     threads: args.Threads = 1,
     workers: args.Workers = 2,
+    ray: args.Ray = None,
     seed: args.Seed = None,
     replan: args.Replan = None,
     starts: args.Starts = None,
@@ -113,16 +116,75 @@ def robustness(
 
     `dtvla robustness --families camera,light --resume out/robustness --episodes 20`
     """
-    from dtvla_ros.evaluation.command import EvalOptions
-    from dtvla_ros.evaluation.robustness import evaluate_robustness
+    from dtvla_ros.evaluation.command import EvalOptions, evaluate_robustness
 
     evaluate_robustness(
         EvalOptions(
             policy=policy, suite=suite, tasks=names(tasks), episodes=episodes, mode=mode,
-            engine=engine, device=device, threads=threads, workers=workers, seed=seed,
+            engine=engine, device=device, threads=threads, workers=workers, ray=ray, seed=seed,
             replan_steps=replan, starts=starts, antialiasing=antialiasing, shadows=shadows,
             max_steps=max_steps, journal=resume, json_file=json_file),
         names(families), names(strengths))
+
+
+@app.command()
+def steer(
+    policy: args.Policy = args.NANO,
+    suite: args.Suite = 'tabletop',
+    tasks: args.Tasks = None,
+    episodes: Annotated[int, typer.Option(min=1, help='Start states per task.')] = 10,
+    starts: args.Starts = None,
+    workers: args.Workers = 2,
+    ray: args.Ray = None,
+    seed: args.Seed = None,
+    json_file: args.Json = None,
+) -> None:
+    """Measure whether the arm does as its thought says.
+
+    Everything but the thought stays as it is. First it thinks what it would think of another
+    task in the same scene: is that one done, or the one it was told? Then the words for where
+    the gripper should go are flipped: do the actions flip, too? A policy whose thought is
+    decoration ignores both.
+
+    **Example**
+
+    `dtvla steer --policy models/nano --episodes 20 --json out/steer.json`
+    """
+    from dtvla_ros.evaluation.command import EvalOptions
+    from dtvla_ros.evaluation.interventions import steer as run
+
+    run(EvalOptions(
+        policy=policy, suite=suite, tasks=names(tasks), episodes=episodes, starts=starts,
+        workers=workers, ray=ray, seed=seed, json_file=json_file))
+
+
+@app.command()
+def recover(
+    policy: args.Policy = args.NANO,
+    suite: args.Suite = 'tabletop',
+    tasks: args.Tasks = None,
+    episodes: Annotated[int, typer.Option(min=1, help='Start states per task and mode.')] = 17,
+    starts: args.Starts = None,
+    workers: args.Workers = 2,
+    ray: args.Ray = None,
+    seed: args.Seed = None,
+    shown: Annotated[int, typer.Option(min=0, help='Recoveries told thought by thought.')] = 2,
+    json_file: args.Json = None,
+) -> None:
+    """Knock the object out of the gripper once in every episode; count who succeeds anyway.
+
+    With the policy's own thought and with an empty one, on the same start states.
+
+    **Example**
+
+    `dtvla recover --policy models/nano --episodes 17 --json out/recover.json`
+    """
+    from dtvla_ros.evaluation.command import EvalOptions
+    from dtvla_ros.evaluation.interventions import recover as run
+
+    run(EvalOptions(
+        policy=policy, suite=suite, tasks=names(tasks), episodes=episodes, starts=starts,
+        workers=workers, ray=ray, seed=seed, json_file=json_file), shown)
 
 
 @app.command()
@@ -145,7 +207,7 @@ def report(
 
     `dtvla report out/libero/my_policy/*.json` what `make libero-table` does at its end
     """
-    from dtvla_ros.evaluation.comparison import compare
+    from dtvla_ros.evaluation.results import compare
 
     compare(results, into, policy)
 
@@ -158,6 +220,7 @@ def experts(
     noise: Annotated[bool, typer.Option('--noise',
         help='Disturb the executed action as collection does.')] = False,
     workers: args.Workers = 2,
+    ray: args.Ray = None,
     seed: Annotated[int | None, typer.Option(min=0, help='First seed. [default: 0; with --starts '
         'benchmark the first evaluation seed]')] = None,
     starts: args.Starts = None,
@@ -177,5 +240,5 @@ def experts(
 
     evaluate_experts(
         suite=suite, tasks=names(tasks), episodes=episodes, noise=noise,
-        workers_count=workers, seed=seed, starts=starts, json_file=json_file,
+        workers_count=workers, seed=seed, starts=starts, json_file=json_file, ray=ray,
     )

@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from dtvla_ros.caption import Caption, draw_frame
-from dtvla_ros.evaluation.statistics import Rate
+from dtvla_ros.evaluation.results import Rate
 from dtvla_ros.evaluation.video import Film, contact_sheet
 from dtvla_ros.ros.graph import Seen
 

@@ -15,9 +15,8 @@ from dtvla_ros import share
 from dtvla_ros.caption import Caption
 from dtvla_ros.conventions import ACTION
 from dtvla_ros.errors import UserError
-from dtvla_ros.evaluation import report
-from dtvla_ros.evaluation.seeds import evaluation_seed
-from dtvla_ros.evaluation.statistics import Rate, latency_summary
+from dtvla_ros.evaluation import results
+from dtvla_ros.evaluation.results import Rate, evaluation_seed, latency_summary
 from dtvla_ros.files import write_json
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.ros.graph import Run, Seen, Watcher, frame_interval, start_nodes, watch
@@ -123,7 +122,7 @@ def _result(seen: Seen, manifest: PolicyManifest, policy: Path, seconds: float) 
         'thoughts': seen.thoughts, 'commands': seen.commands,
         'seconds': round(seconds, 1),
         'policy': {'path': str(policy), 'files': dict(manifest.files)},
-        'versions': report.versions(),
+        'versions': results.versions(),
     }
 
 

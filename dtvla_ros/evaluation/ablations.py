@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from dtvla_ros.engine.engine import Decision
 from dtvla_ros.engine.policy import Policy, act_on, suppressed_in_thought
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.transform import Observation
+from dtvla_ros.rollout.env import Env
 
 MODES = ('full', 'masked', 'random', 'swapped', 'frozen')
 RANDOM_TOKENS = 16  # of a random thought
@@ -105,15 +105,15 @@ class SwappedThought:
         return replace(other, chunk=acted.chunk, action_tokens=acted.action_tokens)
 
 
-def other_sentence(env: Any, seed: int) -> str:
+def other_instruction(env: Env, seed: int) -> str:
     """Return the instruction of another task, drawn by the episode's seed.
 
     One that could be asked for in the present scene; where there is none, any of the suite.
     """
-    here = env.task.name
-    names = [name for name in env.alternatives() if name != here] or [
-        name for name in env.tasks if name != here]
-    return sentence_of(env, drawn(names, seed))
+    present = env.task.name
+    names = [name for name in env.alternatives() if name != present] or [
+        name for name in env.tasks if name != present]
+    return instruction_of(env, drawn(names, seed))
 
 
 def drawn(names: Sequence[str], seed: int) -> str:
@@ -121,7 +121,7 @@ def drawn(names: Sequence[str], seed: int) -> str:
     return names[int(np.random.default_rng(seed).integers(len(names)))]
 
 
-def sentence_of(env: Any, task: str) -> str:
+def instruction_of(env: Env, task: str) -> str:
     """Return a task's instruction; the scene stays as it is."""
     with env.asked(task):
-        return str(env.task.instruction)
+        return env.task.instruction

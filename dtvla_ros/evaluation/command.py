@@ -1,33 +1,32 @@
-"""``dtvla eval`` and ``dtvla experts``."""
+"""Runs ``dtvla eval``, ``dtvla robustness`` and ``dtvla experts``."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 import dtvla_sim
 from dtvla_ros import files, share
 from dtvla_ros.engine.engine import MODES as NODE_MODES
 from dtvla_ros.engine.load import DEVICES, ENGINES
 from dtvla_ros.errors import UserError
+from dtvla_ros.evaluation import results, workers
+from dtvla_ros.evaluation.ablations import MODES
+from dtvla_ros.evaluation.journal import Journal, Source, finish
+from dtvla_ros.evaluation.report import write_html
+from dtvla_ros.evaluation.results import Rate, evaluation_seed, wilson
+from dtvla_ros.evaluation.workers import Job, PolicySetup, task_of
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.rollout.env import SceneSetup
 from dtvla_ros.rollout.episode import EpisodeResult
 from dtvla_ros.rollout.workers import run_jobs
-
-from . import report, workers
-from .ablations import MODES
-from .html import write_html
-from .journal import Journal
-from .progress import Source, finish
-from .seeds import evaluation_seed
-from .workers import Job, PolicySetup, task_of
 
 GPU_PROVIDERS = {'cuda': 'CUDAExecutionProvider', 'tensorrt': 'TensorrtExecutionProvider'}
 VIAS = ('inprocess', 'ros')
@@ -39,9 +38,10 @@ Graph = Callable[
 
 @dataclass(frozen=True, slots=True)
 class EvalOptions:
-    """What ``dtvla eval`` is asked for; None: as the policy or the suite says, or no such file.
+    """Options of an evaluation; None: as the policy or the suite says, or no such file.
 
-    What `SceneSetup` and `PolicySetup` have, too, is explained there.
+    Those that `SceneSetup` and `PolicySetup` have, too, are explained there. ``ray``: address of
+    the cluster whose machines run the episodes, None for this machine alone.
     """
 
     policy: Path
@@ -51,6 +51,7 @@ class EvalOptions:
     mode: str = 'full'
     engine: str = 'onnx'
     workers: int = 2
+    ray: str | None = None
     seed: int | None = None
     device: str = 'cpu'
     threads: int = 1
@@ -84,7 +85,7 @@ class Scene:
 
 
 def evaluate_policy(options: EvalOptions, graph: Graph | None = None) -> dict[str, Any]:
-    """Print the success table of a policy, or of the blind replay; return what is written.
+    """Print the success table of a policy, or of the open-loop replay; return what is written.
 
     ``graph`` runs the episodes of ``via='ros'``.
 
@@ -97,22 +98,24 @@ def evaluate_policy(options: EvalOptions, graph: Graph | None = None) -> dict[st
     """
     _check(options)
     seed = evaluation_seed(options.seed)
-    scene = look_at(options.scene(), options.tasks)
+    scene = inspect_scene(options.scene(), options.tasks)
     settings: dict[str, Any] = {
         'suite': options.suite, 'mode': options.mode, 'starts': scene.starts,
         'perturb': list(options.perturb), 'via': options.via, 'realtime': options.realtime,
         'flags': dict(scene.flags)}
     setup = replace(options.scene(), image_size=scene.flags.get('image_size'))
     with _stills(options) as stills:
+        source: Source
         if options.mode == 'replay':
-            source = processes(workers.make_replay_worker, options.workers, setup)
+            source = _processes(options.workers, options.ray, workers.make_replay_worker, setup)
         else:
             manifest, policy = identify(options, setup, stills)
             settings |= policy_settings(options, manifest, policy)
-            source = processes(workers.make_policy_worker, options.workers, policy)
             if options.via == 'ros':
                 assert graph is not None
                 source = _over(graph, policy, options.realtime)
+            else:
+                source = _policy_episodes(options, policy)
         summary = _run(
             f'{options.suite}, {options.mode}', settings, scene.tasks,
             range(seed, seed + options.episodes), source, options.journal)
@@ -126,7 +129,7 @@ def evaluate_policy(options: EvalOptions, graph: Graph | None = None) -> dict[st
 
 def evaluate_experts(
     suite: str, tasks: Sequence[str], episodes: int, noise: bool, workers_count: int,
-    seed: int | None, starts: str | None, json_file: Path | None,
+    seed: int | None, starts: str | None, json_file: Path | None, ray: str | None = None,
 ) -> dict[str, Any]:
     """Print the success table of the scripted experts; return what is written.
 
@@ -142,7 +145,7 @@ def evaluate_experts(
     """
     if json_file is not None:
         files.require_writable(json_file)
-    scene = look_at(SceneSetup(suite, starts), tasks)
+    scene = inspect_scene(SceneSetup(suite, starts), tasks)
     first = dtvla_sim.EVAL_SEED_START
     if seed is None:
         seed = first if starts == 'benchmark' else 0
@@ -158,14 +161,76 @@ def evaluate_experts(
         {'suite': suite, 'experts': True, 'noise': noise, 'starts': kind,
          'flags': dict(scene.flags)},
         scene.tasks, range(seed, seed + episodes),
-        processes(workers.make_expert_worker, workers_count, setup, noise),
-        None)
+        _processes(workers_count, ray, workers.make_expert_worker, setup, noise), None)
     _finish(f'{suite}: scripted experts{f", {kind} starts" if kind else ""}'
             f'{", disturbed" if noise else ""}', summary, json_file)
     return summary
 
 
-def look_at(setup: SceneSetup, tasks: Sequence[str]) -> Scene:
+def evaluate_robustness(
+    options: EvalOptions, families: Sequence[str] = (), strengths: Sequence[str] = ('1', '2', '3'),
+) -> dict[str, Any]:
+    """Print success by family (default: all) and strength; return what is written.
+
+    ``options.journal`` is a folder here. Every cell has the same tasks and seeds.
+
+    Raises
+    ------
+    UserError
+        For an unknown family, strength, suite, task, mode or engine, a seed that was trained on,
+        or a policy that does not load.
+
+    """
+    from dtvla_sim.perturbation import FAMILIES, STRENGTHS, Perturbation
+
+    families = tuple(families) or tuple(FAMILIES)
+    for strength in strengths:
+        one_of('strength', strength, tuple(map(str, STRENGTHS)))
+    one_of('mode', options.mode, MODES)
+    one_of('engine', options.engine, ENGINES)
+    cells = ['', *(f'{family}:{k}' for family in families for k in strengths)]
+    if len(set(cells)) < len(cells):
+        raise UserError('a family or strength is named twice')
+    for cell in cells[1:]:
+        Perturbation.parse(cell)
+    if options.json_file is not None:
+        files.require_writable(options.json_file)
+    seed = evaluation_seed(options.seed)
+    seeds = range(seed, seed + options.episodes)
+    scene = inspect_scene(options.scene(), options.tasks)
+    manifest, setup = identify(options, options.scene())
+    settings: dict[str, Any] = {
+        'suite': options.suite, 'mode': options.mode, 'starts': scene.starts,
+        'flags': dict(scene.flags), **policy_settings(options, manifest, setup)}
+    wanted = [(cell, task, s) for task in scene.tasks for s in seeds for cell in cells]
+    with ExitStack() as stack:
+        journals = {cell: stack.enter_context(Journal(
+            options.journal / f'{cell.replace(":", "-") or "undisturbed"}.jsonl'
+            if options.journal else None, {**settings, 'perturb': cell})) for cell in cells}
+        done = {(cell, *job): result for cell, journal in journals.items()
+                for job, result in journal.done.items()}
+
+        def keep(job: tuple[str, str, int], result: EpisodeResult) -> None:
+            journals[job[0]].add(result)
+            done[job] = result
+
+        finish(f'{options.suite}, {len(cells)} cells', wanted, done, keep,
+               _policy_episodes(options, setup))
+    found = {cell: [done[job] for job in wanted if job[0] == cell] for cell in cells}
+    summary = {
+        **settings, 'seeds': [seeds.start, seeds.stop - 1], 'versions': results.versions(),
+        'strengths': list(strengths), 'undisturbed': _cell(found[''], scene.tasks),
+        'families': {
+            family: {k: _cell(found[f'{family}:{k}'], scene.tasks) for k in strengths}
+            for family in families},
+    }
+    Console().print(robustness_table(f'{options.suite}: success under disturbances', summary))
+    if options.json_file is not None:
+        files.write_json(options.json_file, summary)
+    return summary
+
+
+def inspect_scene(setup: SceneSetup, tasks: Sequence[str]) -> Scene:
     """Return what the suite is like under these choices.
 
     Raises
@@ -184,8 +249,8 @@ def look_at(setup: SceneSetup, tasks: Sequence[str]) -> Scene:
         env.close()
 
 
-def device_there(engine: str, device: str) -> str:
-    """Return where an engine will run, 'auto' decided.
+def available_device(engine: str, device: str) -> str:
+    """Return the device an engine will run on, 'auto' decided.
 
     Raises
     ------
@@ -199,17 +264,17 @@ def device_there(engine: str, device: str) -> str:
     if engine == 'torch':
         import torch
 
-        there = ['cuda'] if torch.cuda.is_available() else []
+        available = ['cuda'] if torch.cuda.is_available() else []
     else:
         import onnxruntime
 
         found = onnxruntime.get_available_providers()
-        there = [name for name, provider in GPU_PROVIDERS.items() if provider in found]
+        available = [name for name, provider in GPU_PROVIDERS.items() if provider in found]
     if device == 'auto':
-        return 'cuda' if 'cuda' in there else 'cpu'
-    if device not in there:
+        return 'cuda' if 'cuda' in available else 'cpu'
+    if device not in available:
         raise UserError(f'--device {device}: the engine {engine} has no such device here; it has: '
-                        f'{", ".join(["cpu", *there])}')
+                        f'{", ".join(["cpu", *available])}')
     return device
 
 
@@ -222,8 +287,8 @@ def identify(
     for name in manifest.files:
         manifest.verified(folder, name)
     return manifest, PolicySetup(
-        scene, str(folder), options.engine, options.mode, options.replan_steps,
-        device_there(options.engine, options.device), options.threads,
+        scene, str(folder.resolve()), options.engine, options.mode, options.replan_steps,
+        available_device(options.engine, options.device), options.threads,
         str(options.videos) if options.videos else None, str(stills) if stills else None)
 
 
@@ -239,9 +304,28 @@ def policy_settings(
     }
 
 
-def processes(make_worker: Callable[..., Any], count: int, *setup: Any) -> Source:
-    """Return a source that works in ``count`` processes, each at one task at a time."""
-    return lambda jobs: run_jobs(jobs, make_worker, setup, count, task_of)
+def one_of(what: str, value: str, allowed: Sequence[str]) -> None:
+    """Refuse a value that is not allowed, by name."""
+    if value not in allowed:
+        raise UserError(f'unknown {what} "{value}"; there is: {", ".join(allowed)}')
+
+
+def _processes(
+    count: int, ray: str | None, make_worker: Callable[..., Any], *setup: Any,
+) -> Source:
+    """Return a source of ``count`` processes, each at one task at a time."""
+    return lambda jobs: run_jobs(jobs, make_worker, setup, count, task_of, ray)
+
+
+def _policy_episodes(options: EvalOptions, setup: PolicySetup) -> Source:
+    """Return a source of episodes with a policy, whose failures are kept on this machine."""
+    def run(jobs: Sequence[Any]) -> Generator[tuple[Any, EpisodeResult], None, None]:
+        source = _processes(options.workers, options.ray, workers.make_policy_worker, setup)
+        with closing(source(jobs)) as evaluated:
+            for job, episode in evaluated:
+                yield job, episode.keep(setup)
+
+    return run
 
 
 def _over(graph: Graph, setup: PolicySetup, realtime: bool) -> Source:
@@ -255,22 +339,20 @@ def _check(options: EvalOptions) -> None:
     one_of('mode', options.mode, (*MODES, 'replay'))
     one_of('engine', options.engine, ENGINES)
     one_of('via', options.via, VIAS)
-    if options.realtime and options.via != 'ros':
-        raise UserError('--realtime needs --via ros: in process time waits for the policy')
-    if options.via == 'ros' and options.mode == 'replay':
+    if options.via != 'ros':
+        if options.realtime:
+            raise UserError('--realtime needs --via ros: in process time waits for the policy')
+        return
+    if options.ray is not None:
+        raise UserError('--ray runs episodes in process; leave out --via ros')
+    if options.mode == 'replay':
         raise UserError('--mode replay runs no policy; leave out --via ros')
-    if options.via == 'ros' and options.mode not in NODE_MODES:
+    if options.mode not in NODE_MODES:
         raise UserError(f'--mode {options.mode} works in process only: the policy node knows '
                         f'{" and ".join(NODE_MODES)}; leave out --via ros')
-    if options.via == 'ros' and any(p.partition(':')[0] == 'language' for p in options.perturb):
+    if any(p.partition(':')[0] == 'language' for p in options.perturb):
         raise UserError('--perturb language works in process only, where a sentence that the '
                         'policy refuses is counted; leave out --via ros')
-
-
-def one_of(what: str, value: str, allowed: Sequence[str]) -> None:
-    """Refuse a value that is not allowed, by name."""
-    if value not in allowed:
-        raise UserError(f'unknown {what} "{value}"; there is: {", ".join(allowed)}')
 
 
 @contextmanager
@@ -303,19 +385,50 @@ def _run(
     wanted = [(task, seed) for task in tasks for seed in seeds]
     with Journal(journal, settings) as book:
         finish(title, wanted, book.done, lambda _, result: book.add(result), source)
-        results = [book.done[job] for job in wanted]
+        found = [book.done[job] for job in wanted]
     return {
-        **settings, 'seeds': [seeds.start, seeds.stop - 1], 'versions': report.versions(),
-        **report.summarise(results, tasks),
+        **settings, 'seeds': [seeds.start, seeds.stop - 1], 'versions': results.versions(),
+        **results.summarise(found, tasks),
     }
 
 
 def _finish(title: str, summary: dict[str, Any], json_file: Path | None) -> None:
     console = Console()
-    console.print(report.table(title, summary))
+    console.print(results.table(title, summary))
     if summary['refused']:
         console.print(f'{summary["refused"]} failed because the policy refused the sentence')
     for phase, row in summary['latency'].items():
         console.print(f'{phase:>10}  {row["p50_ms"]:7.1f} ms median {row["p99_ms"]:7.1f} ms p99')
     if json_file is not None:
         files.write_json(json_file, summary)
+
+
+def _cell(found: Sequence[EpisodeResult], tasks: Sequence[str]) -> dict[str, Any]:
+    return {
+        **Rate.of(r.success for r in found).to_dict(), 'refused': results.refused(found),
+        'tasks': {task: [sum(r.success for r in found if r.task == task),
+                         sum(r.task == task for r in found)] for task in tasks},
+    }
+
+
+def robustness_table(title: str, summary: Mapping[str, Any]) -> Table:
+    """Return families by strengths as rich prints it."""
+    def text(rows: Sequence[Mapping[str, Any]]) -> str:
+        successes, n = (sum(row[key] for row in rows) for key in ('successes', 'n'))
+        low, high = wilson(successes, n)
+        return f'{successes}/{n} ({low:.0%} - {high:.0%})'
+
+    view = Table(title=title, title_justify='left')
+    view.add_column('family')
+    for strength in summary['strengths']:
+        view.add_column(f'strength {strength}', justify='right')
+    rows = list(summary['families'].values())
+    for family, row in summary['families'].items():
+        view.add_row(family, *(text([cell]) for cell in row.values()))
+    view.add_section()
+    view.add_row('all', *(text([row[k] for row in rows]) for k in summary['strengths']))
+    view.caption = f'undisturbed {text([summary["undisturbed"]])}; in brackets Wilson 95 %'
+    refused = sum(cell['refused'] for row in rows for cell in row.values())
+    if refused:
+        view.caption += f'\n{refused} failed because the policy refused the sentence'
+    return view

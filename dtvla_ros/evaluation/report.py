@@ -1,80 +1,64 @@
-"""From finished episodes to a table and a file."""
+"""Writes a result as one HTML file that needs no script, no other file and no network."""
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Mapping, Sequence
-from importlib import metadata
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from rich.table import Table
+from dtvla_ros.report import write_page
 
-from dtvla_ros.rollout.episode import EpisodeResult
-
-from .statistics import Rate, latency_summary
-
-PACKAGES = (
-    'dtvla_ros', 'numpy', 'mujoco', 'robosuite', 'hf-libero', 'bddl', 'gymnasium', 'onnxruntime',
-    'tokenizers', 'torch', 'transformers', 'ros-rclpy', 'rosbags',
-)
+_RESULTS = ('tasks', 'total', 'latency', 'episodes', 'versions', 'decisions', 'cut_thoughts',
+            'refused')
 
 
-def versions() -> dict[str, str]:
-    """Return what produced a result: Python, machine and the packages that are installed."""
-    found = {'python': platform.python_version(), 'machine': platform.machine()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+def write_html(
+    path: Path, title: str, summary: Mapping[str, Any], stills: Path | None,
+    films: Path | None = None,
+) -> None:
+    """Write the report of ``dtvla eval``.
+
+    ``stills`` holds ``<task>-<seed>.jpg`` of failures, which become part of the page, ``films``
+    the same as ``.mp4``, which it links to.
+    """
+    write_page(
+        path, 'evaluation.html', title=title,
+        success=[*summary['tasks'].items(),
+                 ('all', summary['total'] | {'mean_steps_of_successes': None})],
+        latency_rows=[
+            [phase, *(f'{row[k]:.1f}' for k in ('p50_ms', 'p95_ms', 'p99_ms')), row['n']]
+            for phase, row in summary['latency'].items()],
+        failures=[_failure(episode, stills, films, path.parent)
+                  for episode in summary['episodes'] if not episode['success']],
+        settings=list(_flat({k: v for k, v in summary.items() if k not in _RESULTS})),
+        **{key: summary[key] for key in (*_RESULTS, 'seeds') if key not in ('tasks', 'latency')})
 
 
-def summarise(results: Sequence[EpisodeResult], tasks: Sequence[str]) -> dict[str, Any]:
-    """Return success by task and in total, latency by phase and how many thoughts were cut."""
-    by_task: dict[str, Any] = {}
-    for task in tasks:
-        mine = [r for r in results if r.task == task]
-        steps = [r.steps for r in mine if r.success]
-        by_task[task] = Rate.of(r.success for r in mine).to_dict()
-        by_task[task]['mean_steps_of_successes'] = (
-            round(sum(steps) / len(steps), 1) if steps else None)
-    latency: dict[str, list[float]] = {}
-    for result in results:
-        for phase, values in result.latency.items():
-            latency.setdefault(phase, []).extend(values)
+def _failure(
+    episode: Mapping[str, Any], stills: Path | None, films: Path | None, beside: Path,
+) -> dict[str, Any]:
+    """Return what is shown of a failed episode; None for a file that is not there."""
+    name = f'{episode["task"]}-{episode["seed"]}'
+    still = stills / f'{name}.jpg' if stills else None
+    film = films / f'{name}.mp4' if films else None
     return {
-        'tasks': by_task,
-        'total': Rate.of(r.success for r in results).to_dict(),
-        'latency': latency_summary(latency),
-        'decisions': sum(r.decisions for r in results),
-        'refused': refused(results),
-        'cut_thoughts': sum(r.truncated for r in results),
-        'episodes': [
-            {'task': r.task, 'seed': r.seed, 'success': r.success, 'steps': r.steps,
-             'commands': r.commands}
-            for r in sorted(results, key=lambda r: (tasks.index(r.task), r.seed))
-        ],
-    }
+        'name': name,
+        'caption': f'{episode["task"].replace("_", " ")}, seed {episode["seed"]}, '
+                   f'{episode["steps"]} steps',
+        'still': still if still is not None and still.exists() else None,
+        'film': quote(os.path.relpath(film, beside)) if film is not None and film.exists()
+                else None}
 
 
-def refused(results: Sequence[EpisodeResult]) -> int:
-    """Return how many episodes the policy began with nothing: it did not take the sentence."""
-    return sum(not r.steps for r in results)
-
-
-def table(title: str, summary: Mapping[str, Any]) -> Table:
-    """Return the success table as rich prints it."""
-    view = Table(title=title, title_justify='left')
-    view.add_column('task', overflow='fold')
-    for column in ('success', 'n', 'Wilson 95 %', 'steps'):
-        view.add_column(column, justify='right')
-    for name, row in [*summary['tasks'].items(), ('total', summary['total'])]:
-        low, high = row['wilson95']
-        steps = row.get('mean_steps_of_successes')
-        if name == 'total':
-            view.add_section()
-        view.add_row(
-            name, f'{row["rate"]:.0%}', str(row['n']), f'{low:.0%} - {high:.0%}',
-            f'{steps:.0f}' if steps else '')
-    return view
+def _flat(values: Mapping[str, Any], before: str = '') -> Iterable[tuple[str, str]]:
+    """Yield the settings as names and texts, nested ones with their path."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f'{before}{key}: ')
+        else:
+            several = value if isinstance(value, (list, tuple)) else [value]
+            text = ', '.join({True: 'yes', False: 'no'}[v] if isinstance(v, bool) else str(v)
+                             for v in several)
+            yield f'{before}{key}', text or '-'

@@ -19,7 +19,7 @@ from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros.errors import NodeDied
-from dtvla_ros.evaluation.failures import FailureRecord
+from dtvla_ros.evaluation.video import FailureRecord
 from dtvla_ros.evaluation.workers import Job, PolicySetup
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.rollout.env import SceneSetup

@@ -1,8 +1,8 @@
-"""Films and contact sheets of frames."""
+"""Writes films, contact sheets and records of failures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dtvla_ros.caption import PAPER
+from dtvla_ros.caption import PAPER, Caption, draw_frame
+from dtvla_ros.engine.engine import Decision
+from dtvla_ros.policy.transform import Observation
 
 
 class Film:
@@ -58,3 +60,41 @@ def contact_sheet(
         sheet.paste(small, (k % columns * width, k // columns * height))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, optimize=True)
+
+
+class FailureRecord:
+    """Follows one episode and leaves a film and a still of its last frame only if it failed.
+
+    ``films`` and ``stills`` are folders, or None for no such file; ``rate`` [frames/s].
+    """
+
+    def __init__(self, films: str | None, stills: str | None, name: str, rate: float):
+        self._name = name
+        self._last: tuple[Mapping[str, NDArray[np.uint8]], Caption] | None = None
+        self._still = Path(stills) / f'{name}.jpg' if stills else None
+        self._film = Film(Path(films) / f'{name}.mp4', rate) if films else None
+
+    def add(self, images: Mapping[str, NDArray[np.uint8]], instruction: str, thought: str,
+            step: int) -> None:
+        """Note the images and the thought of a control step."""
+        self._last = images, Caption(instruction, thought, f'{self._name}   step {step}')
+        if self._film is not None:
+            self._film.add(draw_frame(*self._last))
+
+    def on_decision(self, observation: Observation, decision: Decision, step: int) -> None:
+        """Note a decision made in this process."""
+        self.add(observation.images, observation.instruction, decision.reasoning, step)
+
+    def close(self, success: bool) -> None:
+        """Finish the files, or drop them."""
+        if self._film is not None:
+            self._film.close()
+            if success:
+                self._film.path.unlink(missing_ok=True)
+        if self._still is None or self._last is None:
+            return
+        if success:
+            self._still.unlink(missing_ok=True)
+            return
+        self._still.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw_frame(*self._last)).save(self._still, quality=85)

@@ -1,15 +1,19 @@
-"""Runs one evaluation job, in a process that holds simulator and policy."""
+"""Runs evaluation episodes in processes that hold a simulator and a policy or an expert."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.rollout.env import SceneSetup
+from dtvla_ros.evaluation.ablations import ablated, other_instruction
+from dtvla_ros.rollout.env import Env, SceneSetup
 from dtvla_ros.rollout.episode import (
     EpisodeResult,
     run_episode,
@@ -17,12 +21,11 @@ from dtvla_ros.rollout.episode import (
     run_replay_episode,
 )
 
-from .failures import FailureRecord
-
 if TYPE_CHECKING:
     from dtvla_ros.engine.policy import Policy
 
 Job = tuple[str, int]  # task and seed
+DEMONSTRATION_TRIES = 20
 
 
 def task_of(job: tuple[Any, ...]) -> str:
@@ -54,6 +57,31 @@ class PolicySetup:
     stills: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """An episode's result, and the film and still of a failure as ``videos`` and ``stills``."""
+
+    result: EpisodeResult
+    files: Mapping[str, bytes]
+
+    def keep(self, setup: PolicySetup) -> EpisodeResult:
+        """Write the files into the setup's folders, in place of earlier ones; return the result.
+
+        The episode may have run on another machine.
+        """
+        name = f'{self.result.task}-{self.result.seed}'
+        for kind, end in (('videos', 'mp4'), ('stills', 'jpg')):
+            folder = getattr(setup, kind)
+            if folder is None:
+                continue
+            path = Path(folder) / f'{name}.{end}'
+            if kind in self.files:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(self.files[kind])
+            else:
+                path.unlink(missing_ok=True)
+        return self.result
+
 
 def load(setup: PolicySetup) -> tuple[Policy, int]:
     """Return the policy, thinking for itself, and how many actions are executed per decision.
@@ -73,93 +101,79 @@ def load(setup: PolicySetup) -> tuple[Policy, int]:
     return policy, setup.replan_steps or manifest.action.replan_steps
 
 
-def make_policy_worker(setup: PolicySetup) -> Callable[[Job], EpisodeResult]:
-    """Build simulator and policy once; serve episodes."""
-    return _policy_episodes(setup, setup.scene.make())
-
-
-def make_robustness_worker(
-    setup: PolicySetup,
-) -> Callable[[tuple[str, str, int]], EpisodeResult]:
-    """Serve episodes (perturbation, or '' for none, task, seed)."""
+def make_policy_worker(setup: PolicySetup) -> Callable[[tuple[Any, ...]], Evaluated]:
+    """Return what runs (task, seed), or (perturbation or '', task, seed), with a policy."""
+    from dtvla_ros.evaluation.video import FailureRecord
     from dtvla_sim.perturbation import PerturbedEnv
 
-    env = PerturbedEnv(setup.scene.make())
-    episode = _policy_episodes(setup, env)
-
-    def serve(job: tuple[str, str, int]) -> EpisodeResult:
-        perturbation, task, seed = job
-        env.use([perturbation] if perturbation else [])
-        return episode((task, seed))
-
-    return serve
-
-
-def _policy_episodes(setup: PolicySetup, env: Any) -> Callable[[Job], EpisodeResult]:
-    from .ablations import ablated, other_sentence
-
+    made = setup.scene.make()
+    env = made if isinstance(made, PerturbedEnv) else PerturbedEnv(made)
     policy, replan = load(setup)
 
-    def serve(job: Job) -> EpisodeResult:
-        task, seed = job
-        infer = ablated(policy, setup.mode, seed, lambda: other_sentence(env, seed))
-        record = FailureRecord(
-            setup.videos, setup.stills, f'{task}-{seed}', env.control_rate / replan)
-        try:
-            result = run_episode(
-                env, infer, task, seed, replan, setup.scene.max_steps,
-                record.on_decision)
-        except UserError:
-            if 'language' not in getattr(env, 'active', ()):
-                raise
-            # A policy with a closed vocabulary refuses other words: the arm stays where it is.
-            result = EpisodeResult(task, seed, False, 0)
-        record.close(result.success)
-        return result
+    def run(job: tuple[Any, ...]) -> Evaluated:
+        *perturbations, task, seed = job
+        if perturbations:
+            env.use([name for name in perturbations if name])
+        infer = ablated(policy, setup.mode, seed, lambda: other_instruction(env, seed))
+        with tempfile.TemporaryDirectory(prefix='dtvla-failure-') as folder:
+            record = FailureRecord(
+                f'{folder}/videos' if setup.videos else None,
+                f'{folder}/stills' if setup.stills else None, f'{task}-{seed}',
+                env.control_rate / replan)
+            try:
+                result = run_episode(
+                    env, infer, task, seed, replan, setup.scene.max_steps, record.on_decision)
+            except UserError:
+                if 'language' not in env.active:
+                    raise
+                # A policy with a closed vocabulary refuses other words: the arm does not move.
+                result = EpisodeResult(task, seed, False, 0)
+            record.close(result.success)
+            return Evaluated(result, {
+                path.parent.name: path.read_bytes() for path in Path(folder).glob('*/*')})
 
-    return serve
+    return run
 
 
 def make_replay_worker(scene: SceneSetup) -> Callable[[Job], EpisodeResult]:
-    """Record one undisturbed demonstration of a task from a training seed; repeat it."""
+    """Return what replays one undisturbed demonstration of a task, from a training seed."""
     from dtvla_sim.perturbation import PerturbedEnv
 
     env = scene.make()
-    quiet = env.env if isinstance(env, PerturbedEnv) else env
-    recorded: dict[str, Any] = {}
+    undisturbed = env.env if isinstance(env, PerturbedEnv) else env
+    demonstrations: dict[str, NDArray[np.float32]] = {}
 
-    def serve(job: Job) -> EpisodeResult:
+    def run(job: Job) -> EpisodeResult:
         task, seed = job
-        if task not in recorded:
-            recorded[task] = _record(quiet, task)
-        return run_replay_episode(env, recorded[task], task, seed, scene.max_steps)
+        if task not in demonstrations:
+            demonstrations[task] = _demonstration(undisturbed, task)
+        return run_replay_episode(env, demonstrations[task], task, seed, scene.max_steps)
 
-    return serve
+    return run
 
 
-def _record(env: Any, task: str, tries: int = 20) -> Any:
+def _demonstration(env: Env, task: str) -> NDArray[np.float32]:
+    """Return the actions [N, 7] of the expert's first success."""
     from dtvla_sim.experts import make_expert
 
-    for seed in range(tries):
-        expert = make_expert(env)
-        result, actions = run_expert_episode(env, expert, task, seed)
+    for seed in range(DEMONSTRATION_TRIES):
+        result, actions = run_expert_episode(env, make_expert(env), task, seed)
         if result.success:
             return actions
-    raise RuntimeError(f'the expert failed {task} on {tries} training seeds')
+    raise RuntimeError(f'the expert failed {task} on {DEMONSTRATION_TRIES} training seeds')
 
 
 def make_expert_worker(scene: SceneSetup, noise: bool) -> Callable[[Job], EpisodeResult]:
-    """Serve the scripted expert, its executed actions disturbed as in collection if ``noise``."""
+    """Return what runs the scripted expert, disturbed as in collection if ``noise``."""
     from dtvla_sim.experts import make_expert
     from dtvla_sim.experts.noise import Disturber
 
     env = scene.make()
     expert = make_expert(env)
 
-    def serve(job: Job) -> EpisodeResult:
+    def run(job: Job) -> EpisodeResult:
         task, seed = job
         disturb = Disturber('noisy', np.random.default_rng(seed)) if noise else None
-        result, _ = run_expert_episode(env, expert, task, seed, disturb=disturb)
-        return result
+        return run_expert_episode(env, expert, task, seed, disturb=disturb)[0]
 
-    return serve
+    return run

@@ -43,7 +43,7 @@ class EpisodeResult:
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> EpisodeResult:
         """Return what ``to_dict`` wrote; earlier versions called ``truncated`` ``cut``."""
-        return cls(**{'truncated' if key == 'cut' else key: row[key] for key in row})
+        return cls(**{'truncated' if key == 'cut' else key: v for key, v in row.items()})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -9,7 +9,7 @@ from typing import Any
 
 from dtvla_ros.engine.export import Parity, export_policy, fastest_weights
 from dtvla_ros.errors import UserError
-from dtvla_ros.evaluation.report import versions
+from dtvla_ros.evaluation.results import versions
 from dtvla_ros.policy.adapters import CONFIG as ADAPTER
 from dtvla_ros.policy.adapters import local_base, read_adapter
 from dtvla_ros.policy.checkpoint import load_model

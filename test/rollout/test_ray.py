@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
 from support.small import small_policy
 from support.toy import ToyScene
 
+from dtvla_ros.data.collect import CollectOptions, collect
 from dtvla_ros.engine.batch import BatchSampler
 from dtvla_ros.errors import UserError
+from dtvla_ros.evaluation.command import EvalOptions, evaluate_experts, evaluate_policy
 from dtvla_ros.rollout.batched import BatchedRollouts, Rollout
 from dtvla_ros.rollout.episode import EpisodeJob
 from dtvla_ros.rollout.workers import RayWorkers, open_envs
 
 pytestmark = pytest.mark.slow
+NANO = Path(__file__).resolve().parents[2] / 'models/nano'
+TASKS = 'push_the_green_cube_onto_the_yellow_mark', 'put_the_lemon_in_the_blue_bin'
 # Loopback addresses, too, but not the one that Ray replaces by the machine's own.
 MACHINES = '127.0.0.2', '127.0.0.3'
 
@@ -79,3 +84,33 @@ def test_two_machines_do_what_one_does(cluster, tmp_path, fault):
             assert np.array_equal(mine.action_tokens, theirs.action_tokens)
         for mine, theirs in zip(got.frames, want.frames, strict=True):
             assert all(np.array_equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_an_evaluation_ends_the_same_wherever_its_workers_are(cluster, tmp_path):
+    def evaluate(name, workers, ray):
+        summary = evaluate_policy(EvalOptions(
+            policy=NANO, tasks=TASKS, episodes=1, max_steps=20, workers=workers, ray=ray,
+            videos=tmp_path / name, html=tmp_path / f'{name}.html'))
+        return summary['episodes'], sorted(path.name for path in (tmp_path / name).iterdir())
+
+    alone = evaluate('alone', 1, None)
+    assert evaluate('cluster', 2, 'auto') == alone
+    assert all(len(episode['commands']) == 16 for episode in alone[0])
+    assert len(alone[1]) == 2  # a film of each: 20 steps are too few
+    assert (tmp_path / 'cluster.html').read_text().count('<img') == 2
+
+
+def test_experts_and_demonstrations_are_the_same_wherever_their_workers_are(cluster, tmp_path):
+    def experts(workers, ray):
+        return evaluate_experts(
+            'tabletop', TASKS[:1], 2, True, workers, 7, None, None, ray)['episodes']
+
+    assert experts(2, 'auto') == experts(1, None)
+    options = CollectOptions(tasks=TASKS, episodes=16, look_share=0.5, short_share=0.5,
+                             short_steps=4, image_size=32)
+    infos = [collect(tmp_path / name, options, workers, ray)
+             for name, workers, ray in (('alone', 1, None), ('cluster', 2, 'auto'))]
+    assert infos[0] == infos[1]
+    alone, there = (sorted((tmp_path / name / 'data').rglob('*.parquet'))
+                    for name in ('alone', 'cluster'))
+    assert [path.read_bytes() for path in alone] == [path.read_bytes() for path in there]

@@ -17,7 +17,7 @@ from support.toy import INSTRUCTIONS, ToyEnv, ToyScene
 
 from dtvla_ros.engine.batch import BatchSampler
 from dtvla_ros.errors import UserError
-from dtvla_ros.evaluation.progress import standing
+from dtvla_ros.evaluation.journal import standing
 from dtvla_ros.evaluation.workers import make_replay_worker, task_of
 from dtvla_ros.rollout.batched import BatchedRollouts, Rollout, sampling_seed
 from dtvla_ros.rollout.env import Restorable, SceneSetup

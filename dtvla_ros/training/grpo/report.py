@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from dtvla_ros.caption import Caption, draw_frame
-from dtvla_ros.evaluation.statistics import Rate
+from dtvla_ros.evaluation.results import Rate
 from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.report import write_page
 from dtvla_ros.training.grpo.config import GrpoConfig

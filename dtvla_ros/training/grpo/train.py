@@ -19,8 +19,7 @@ import dtvla_sim
 from dtvla_ros.data.collect import require_tasks
 from dtvla_ros.engine.batch import BatchSampler
 from dtvla_ros.errors import UserError
-from dtvla_ros.evaluation.seeds import evaluation_seed
-from dtvla_ros.evaluation.statistics import Rate
+from dtvla_ros.evaluation.results import Rate, evaluation_seed
 from dtvla_ros.policy.checkpoint import save_weights
 from dtvla_ros.policy.transform import write_transform
 from dtvla_ros.rollout.batched import (

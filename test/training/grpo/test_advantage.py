@@ -13,7 +13,7 @@ from support.small import CONFIG, small_policy
 import dtvla_sim
 from dtvla_ros.engine.batch import SampledDecision
 from dtvla_ros.errors import UserError
-from dtvla_ros.evaluation.seeds import evaluation_seed
+from dtvla_ros.evaluation.results import evaluation_seed
 from dtvla_ros.training.grpo.advantage import Groups, group_advantages
 from dtvla_ros.training.grpo.reward import Rewards, weighted, well_formed
 from dtvla_ros.training.grpo.rollout import Trajectory

@@ -1,34 +1,179 @@
-"""Several results side by side, as the README and the policy's manifest carry them.
-
-Of one start distribution: tasks by modes. Of several, or of several suites: those by modes.
-Cells may have different numbers of episodes, from one first seed on.
-"""
+"""Turns finished episodes into rates with intervals, tables and comparisons."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import math
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from rich.table import Table
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_between, write_text
 from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
-from dtvla_sim import LIBERO_SUITES, SUITES
+from dtvla_ros.rollout.episode import EpisodeResult
+from dtvla_sim import EVAL_SEED_START, LIBERO_SUITES, SUITES
 
-from .statistics import wilson
-
+PACKAGES = (
+    'dtvla_ros', 'numpy', 'mujoco', 'robosuite', 'hf-libero', 'bddl', 'gymnasium', 'onnxruntime',
+    'tokenizers', 'torch', 'transformers', 'ros-rclpy', 'rosbags',
+)
 BEGIN, END = '<!-- success table, written by dtvla report -->', '<!-- end of success table -->'
 STARTS = ('benchmark', 'random', 'jitter', 'shuffle')
 COLUMNS = {
     'full': 'thinks', 'masked': 'empty thought', 'random': 'random thought',
     'swapped': "another task's thought", 'frozen': 'thought kept', 'replay': 'open-loop replay',
 }
-
-
 Results = dict[str, dict[str, Any]]  # by mode
 Row = tuple[str, str]  # suite and start distribution
+
+
+def evaluation_seed(seed: int | None) -> int:
+    """Return ``seed``, or the first evaluation seed for None.
+
+    Raises
+    ------
+    UserError
+        If demonstrations may have begun from it.
+
+    """
+    first = EVAL_SEED_START
+    if seed is None:
+        return first
+    if seed < first:
+        raise UserError(f'seed {seed}: start states below {first} belong to the demonstrations; '
+                        f'use {first} or more')
+    return seed
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Return Wilson's 95 % score interval of a success rate, (0, 1) for n = 0.
+
+    Raises
+    ------
+    ValueError
+        If not ``0 <= successes <= n``.
+
+    """
+    from scipy.stats import binomtest
+
+    if not 0 <= successes <= n:
+        raise ValueError(f'{successes} successes of {n} episodes')
+    if n == 0:
+        return 0.0, 1.0
+    low, high = binomtest(successes, n).proportion_ci(method='wilson')
+    return float(low), float(high)
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A success rate and how well it is known."""
+
+    successes: int
+    n: int
+
+    @classmethod
+    def of(cls, outcomes: Iterable[bool]) -> Rate:
+        outcomes = list(outcomes)
+        return cls(sum(outcomes), len(outcomes))
+
+    @property
+    def value(self) -> float:
+        return self.successes / self.n if self.n else math.nan
+
+    def __str__(self) -> str:
+        if not self.n:
+            return '-'
+        low, high = wilson(self.successes, self.n)
+        return f'{self.value:.0%} ({self.successes}/{self.n}, {low:.0%} - {high:.0%})'
+
+    def to_dict(self) -> dict[str, float | int | list[float]]:
+        low, high = wilson(self.successes, self.n)
+        return {
+            'successes': self.successes, 'n': self.n,
+            'rate': round(self.value, 4) if self.n else 0.0,
+            'wilson95': [round(low, 4), round(high, 4)],
+        }
+
+
+def latency_summary(samples: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Return median, p95 and p99 [ms] of the samples [s] of every phase."""
+    return {
+        phase: {
+            'p50_ms': round(float(np.percentile(values, 50)) * 1e3, 3),
+            'p95_ms': round(float(np.percentile(values, 95)) * 1e3, 3),
+            'p99_ms': round(float(np.percentile(values, 99)) * 1e3, 3),
+            'n': len(values),
+        }
+        for phase, values in samples.items() if len(values)
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return what produced a result: Python, machine and the packages that are installed."""
+    found = {'python': platform.python_version(), 'machine': platform.machine()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def summarise(results: Sequence[EpisodeResult], tasks: Sequence[str]) -> dict[str, Any]:
+    """Return success by task and in total, latency by phase and how many were truncated."""
+    by_task: dict[str, Any] = {}
+    for task in tasks:
+        mine = [r for r in results if r.task == task]
+        steps = [r.steps for r in mine if r.success]
+        by_task[task] = Rate.of(r.success for r in mine).to_dict()
+        by_task[task]['mean_steps_of_successes'] = (
+            round(sum(steps) / len(steps), 1) if steps else None)
+    latency: dict[str, list[float]] = {}
+    for result in results:
+        for phase, values in result.latency.items():
+            latency.setdefault(phase, []).extend(values)
+    return {
+        'tasks': by_task,
+        'total': Rate.of(r.success for r in results).to_dict(),
+        'latency': latency_summary(latency),
+        'decisions': sum(r.decisions for r in results),
+        'refused': refused(results),
+        'cut_thoughts': sum(r.truncated for r in results),
+        'episodes': [
+            {'task': r.task, 'seed': r.seed, 'success': r.success, 'steps': r.steps,
+             'commands': r.commands}
+            for r in sorted(results, key=lambda r: (tasks.index(r.task), r.seed))
+        ],
+    }
+
+
+def refused(results: Sequence[EpisodeResult]) -> int:
+    """Return how many episodes the policy began with nothing: it did not take the sentence."""
+    return sum(not r.steps for r in results)
+
+
+def table(title: str, summary: Mapping[str, Any]) -> Table:
+    """Return the success table as rich prints it."""
+    view = Table(title=title, title_justify='left')
+    view.add_column('task', overflow='fold')
+    for column in ('success', 'n', 'Wilson 95 %', 'steps'):
+        view.add_column(column, justify='right')
+    for name, row in [*summary['tasks'].items(), ('total', summary['total'])]:
+        low, high = row['wilson95']
+        steps = row.get('mean_steps_of_successes')
+        if name == 'total':
+            view.add_section()
+        view.add_row(
+            name, f'{row["rate"]:.0%}', str(row['n']), f'{low:.0%} - {high:.0%}',
+            f'{steps:.0f}' if steps else '')
+    return view
 
 
 def read_results(files: Sequence[Path]) -> dict[Row, Results]:
@@ -99,15 +244,15 @@ def _by_starts(
     rows: Mapping[Row, Mapping[str, Mapping[str, Any]]], modes: Sequence[str],
 ) -> list[str]:
     lines = _head('suite, starts', modes)
-    for suite, starts in sorted(rows, key=_place):
+    for suite, starts in sorted(rows, key=_order):
         results = rows[suite, starts]
         lines.append(_line(f'{suite}, {starts}', [
             _cell(results[m]['total'] if m in results else None, interval=True) for m in modes]))
     return lines
 
 
-def _place(row: Row) -> tuple[int, int, Row]:
-    """Return where a row stands: easy starts first."""
+def _order(row: Row) -> tuple[int, int, Row]:
+    """Return the sort key of a row: easy starts first."""
     suite, starts = row
     return (SUITES.index(suite) if suite in SUITES else len(SUITES),
             STARTS.index(starts) if starts in STARTS else len(STARTS), row)

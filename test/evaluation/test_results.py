@@ -1,28 +1,79 @@
+"""Rates, tables, comparisons and the HTML page of finished episodes."""
+
 from __future__ import annotations
 
+import base64
 import json
+import math
 import re
 import shutil
 import subprocess
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.evaluation.comparison import (
+from dtvla_ros.evaluation.report import write_html
+from dtvla_ros.evaluation.results import (
     BEGIN,
     END,
+    Rate,
     compare,
+    latency_summary,
     markdown,
     read_results,
+    summarise,
+    versions,
+    wilson,
 )
-from dtvla_ros.evaluation.report import summarise, versions
 from dtvla_ros.files import write_between
 from dtvla_ros.rollout.episode import EpisodeResult
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ('stack_the_cube', 'push_the_cube')
+HOSTILE = ('stack_the_cube', 'push_the_<b>cube')
 
+
+@pytest.mark.parametrize('successes, n, low, high', [
+    # Newcombe, "Two-sided confidence intervals for the single proportion", 1998, table I, method 3
+    (81, 263, 0.2553, 0.3662),
+    (15, 148, 0.0624, 0.1605),
+    (0, 20, 0.0, 0.1611),
+    (1, 29, 0.0061, 0.1718),
+])
+def test_published_intervals(successes, n, low, high):
+    assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_interval_holds_the_rate_and_is_symmetric(case):
+    successes, n = case
+    low, high = wilson(successes, n)
+    assert 0.0 <= low <= successes / n + 1e-12 and successes / n - 1e-12 <= high <= 1.0
+    assert wilson(n - successes, n) == pytest.approx((1 - high, 1 - low))
+
+
+def test_nothing_known_without_episodes():
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert math.isnan(Rate(0, 0).value)
+
+
+@pytest.mark.parametrize('successes, n', [(-1, 3), (4, 3)])
+def test_impossible_counts_are_refused(successes, n):
+    with pytest.raises(ValueError, match='successes'):
+        wilson(successes, n)
+
+
+def test_latency_summary_in_milliseconds():
+    row = latency_summary({'think': [0.001 * k for k in range(1, 101)], 'act': []})
+    assert set(row) == {'think'}
+    assert row['think']['p50_ms'] == pytest.approx(50.5)
+    assert row['think']['n'] == 100
 
 def result(folder, mode, good, files=None, suite='tabletop', starts='shuffle', episodes=10,
            **more):
@@ -131,3 +182,71 @@ def test_one_command_measures_every_cell_once(tmp_path):
     assert not any(cell[:2] == ('libero_spatial', 'shuffle') for cell in cells)
     (tmp_path / 'libero_object-jitter-full.json').touch()
     assert cells - wanted() == {('libero_object', 'jitter', 'full')}
+
+
+class Reader(HTMLParser):
+    """Collects cells by row, pictures, and whatever would be loaded from elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.pictures, self.loaded, self.open, self.text = [], [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ('img', 'meta'):
+            self.open.append(tag)
+        if tag == 'tr':
+            self.rows.append([])
+        if tag in ('td', 'th'):
+            self.rows[-1].append('')
+        if tag in ('script', 'link', 'iframe'):
+            self.loaded.append(tag)
+        for name, value in attrs:
+            if name in ('src', 'href'):
+                (self.pictures if value.startswith('data:') else self.loaded).append(value)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if self.open and self.open[-1] in ('td', 'th'):
+            self.rows[-1][-1] += data
+
+
+def test_the_report_stands_alone_and_shows_every_failure(tmp_path):
+    episodes = [EpisodeResult(task, seed, (task, seed) not in failed, 50, 1, 0, {'total': [0.02]})
+                for failed in [{(HOSTILE[0], 7), (HOSTILE[1], 8)}]
+                for task in HOSTILE for seed in (7, 8)]
+    stills = tmp_path / 'stills'
+    stills.mkdir()
+    Image.new('RGB', (8, 4), (200, 10, 10)).save(stills / f'{HOSTILE[0]}-7.jpg')
+    summary = {
+        'suite': 'tabletop', 'mode': 'full', 'perturb': ['camera:2'], 'via': 'inprocess',
+        'flags': {'msaa_samples': 0, 'shadows': False, 'gripper': '-1 opens, +1 closes'},
+        'files': {'model.safetensors': 'acc5'}, 'replan_steps': 3, 'seeds': [7, 8],
+        'versions': versions(), **summarise(episodes, HOSTILE), 'cut_thoughts': 3, 'refused': 1}
+    films = tmp_path / 'some films'
+    films.mkdir()
+    (films / f'{HOSTILE[0]}-7.mp4').write_bytes(b'film')
+    path = tmp_path / 'pages' / 'report.html'
+    write_html(path, 'tabletop: <full> thought', summary, stills, films)
+    page = Reader()
+    page.feed(path.read_text())
+    link = '../some%20films/stack_the_cube-7.mp4'  # beside the page, which needs it not
+    assert page.open == [] and page.loaded == [link]
+    assert (path.parent / unquote(link)).read_bytes() == b'film'
+    cells = {row[0]: row[1:] for row in page.rows if row}
+    assert cells['stack the cube'][:3] == ['1/2', '50%', '9 - 91 %']
+    assert cells['push the <b>cube'][0] == '1/2' and cells['all'][0] == '2/4'
+    assert cells['flags: msaa_samples'] == ['0'] and cells['perturb'] == ['camera:2']
+    assert cells['files: model.safetensors'] == ['acc5'] and cells['replan_steps'] == ['3']
+    assert cells['flags: shadows'] == ['no']
+    assert cells['mujoco'] and cells['total'][0] == '20.0'
+    assert len(page.pictures) == 1
+    data = base64.b64decode(page.pictures[0].partition(',')[2])
+    assert data == (stills / f'{HOSTILE[0]}-7.jpg').read_bytes()
+    text = ''.join(page.text)
+    assert len(re.findall(r'the last frame and the thought', text)) == 1
+    assert 'push the <b>cube, seed 8, 50 steps' in text
+    assert '1 failed because the policy refused' in text
+    assert '3 of 4 thoughts were truncated' in text

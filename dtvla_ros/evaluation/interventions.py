@@ -1,0 +1,264 @@
+"""Changes the thought, or the scene, during an episode: ``dtvla steer`` and ``dtvla recover``.
+
+Steering asks whether the arm does as its thought says. *Task*: the thought is that of another
+task in the same scene; which of the two is done, the thought's or the instruction's?
+*Direction*: the direction words of the thought are flipped; do the actions flip, too? A policy
+whose thought is decoration does its instruction's task, and goes the old way.
+
+Recovery asks how often an object is picked up again that was knocked out of the gripper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from dtvla_ros import files
+from dtvla_ros.engine.engine import Decision
+from dtvla_ros.engine.policy import Policy, act_on
+from dtvla_ros.evaluation.ablations import SwappedThought, ablated, drawn, instruction_of
+from dtvla_ros.evaluation.command import EvalOptions, identify, inspect_scene
+from dtvla_ros.evaluation.results import Rate, evaluation_seed, versions
+from dtvla_ros.evaluation.workers import Job, PolicySetup, load, task_of
+from dtvla_ros.policy.transform import Observation
+from dtvla_ros.policy.vocabulary import directions, turned_round
+from dtvla_ros.rollout.env import Env
+from dtvla_ros.rollout.episode import run_episode
+from dtvla_ros.rollout.workers import run_jobs
+
+MODES = ('full', 'masked')  # of recovery
+BEFORE, AFTER = 2, 8  # thoughts kept around the knock
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """Outcome of one start state.
+
+    ``said`` and ``asked``: whether the task of the thought, or of the instruction, was done.
+    ``along`` and ``turned``: of ``words`` direction words in the policy's own thoughts, with how
+    many the actions agreed; and with how many of the opposite words, where the thought had those.
+    """
+
+    task: str
+    other: str
+    seed: int
+    said: bool
+    asked: bool
+    words: int
+    along: int
+    turned: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """Outcome of one episode: whether its object was knocked out of the gripper, and success.
+
+    ``thoughts``: those around the knock, the first one after it at index ``at``.
+    """
+
+    mode: str
+    task: str
+    seed: int
+    knocked: bool
+    success: bool
+    steps: int
+    thoughts: tuple[str, ...]
+    at: int
+
+
+def steer(options: EvalOptions) -> dict[str, Any]:
+    """Print how often thought and instruction are followed; return what is written."""
+    def report(results: Sequence[Steering]) -> dict[str, Any]:
+        summary = steering_summary(results)
+        Console().print(_table(
+            f'{options.suite}: steered by the thought',
+            ('changed in the thought', 'followed', 'share', 'n', 'Wilson 95 %'),
+            [(what, followed, *_share(summary[key][name]))
+             for what, key, name, followed in (
+                 ('task', 'thing', 'said', 'the thought (its task done)'),
+                 ('task', 'thing', 'asked', 'the instruction (its task done)'),
+                 ('direction', 'direction', 'own', 'nothing changed: words agreed with'),
+                 ('direction', 'direction', 'opposite', 'opposite words agreed with'))]))
+        return summary
+
+    return _measure(options, 'steered', make_steering_worker, [()], report)
+
+
+def recover(options: EvalOptions, shown: int = 0) -> dict[str, Any]:
+    """Print success after a knock by mode and ``shown`` recoveries; return what is written."""
+    def report(results: Sequence[Recovery]) -> dict[str, Any]:
+        summary, console = recovery_summary(results), Console()
+        console.print(_table(
+            f'{options.suite}: knocked out of the gripper',
+            ('thought', 'succeeds all the same', 'knocked', 'Wilson 95 %', 'never carried'),
+            [(mode, *_share(summary[mode]), summary[mode]['never_carried']) for mode in MODES]))
+        for result in examples(results, shown):
+            console.print(f'{result.task}, seed {result.seed}:')
+            for k, thought in enumerate(result.thoughts):
+                console.print(f'  {"knocked" if k == result.at else "":>8}  {thought}')
+        return summary
+
+    return _measure(options, 'knocked', make_recovery_worker, [(mode,) for mode in MODES], report)
+
+
+def _measure(
+    options: EvalOptions, what: str, make_worker: Callable[..., Any],
+    variants: Sequence[tuple[str, ...]], report: Callable[[Any], dict[str, Any]],
+) -> dict[str, Any]:
+    """Run (variant, task, seed) jobs in processes, report them, write the JSON."""
+    if options.json_file is not None:
+        files.require_writable(options.json_file)
+    first = evaluation_seed(options.seed)
+    manifest, setup = identify(options, options.scene())
+    scene = inspect_scene(options.scene(), options.tasks)
+    wanted = [(*variant, task, seed) for task in scene.tasks
+              for seed in range(first, first + options.episodes) for variant in variants]
+    done = dict(track(
+        run_jobs(wanted, make_worker, (setup,), options.workers, task_of, options.ray),
+        f'{options.suite}, {what}', len(wanted), console=Console(stderr=True)))
+    results = [done[job] for job in wanted]
+    summary = {
+        'suite': options.suite, 'starts': scene.starts, 'policy': str(options.policy),
+        'files': dict(manifest.files), 'seeds': [first, first + options.episodes - 1],
+        'flags': dict(scene.flags), 'versions': versions(), **report(results),
+        'episodes': [asdict(result) for result in results]}
+    if options.json_file is not None:
+        files.write_json(options.json_file, summary)
+    return summary
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    view = Table(title=title, title_justify='left')
+    for column in columns:
+        view.add_column(column)
+    for row in rows:
+        view.add_row(*map(str, row))
+    return view
+
+
+def _share(row: Mapping[str, Any]) -> tuple[str, int, str]:
+    """Return a rate's share, n and interval as a table has them."""
+    low, high = row['wilson95']
+    return f'{row["rate"]:.0%}' if row['n'] else '-', row['n'], f'{low:.0%} - {high:.0%}'
+
+
+def agreeing(thought: str, chunk: NDArray[np.floating]) -> int:
+    """Return with how many direction words of a thought the actions [T, D] agree."""
+    motion = np.asarray(chunk)[:, :3].sum(0)
+    return sum(bool(motion[axis] * sign > 0) for axis, sign in directions(thought))
+
+
+def make_steering_worker(setup: PolicySetup) -> Callable[[Job], Steering]:
+    """Return what steers one start state; simulator and policy are built once."""
+    env = setup.scene.make()
+    policy, replan = load(setup)
+
+    def run(job: Job) -> Steering:
+        task, seed = job
+        other, said, asked = _other_task(env, policy, task, seed, replan)
+        infer = ablated(policy, 'full')
+        words = along = turned = 0
+
+        def probe(observation: Observation) -> Decision:
+            nonlocal words, along, turned
+            decision = infer(observation)
+            opposite = turned_round(decision.reasoning)
+            if decision.outcome == 'complete' and opposite != decision.reasoning:
+                words += len(directions(opposite))
+                along += agreeing(decision.reasoning, decision.chunk[:replan])
+                given = act_on(policy.engine, policy.transform, observation,
+                               policy.transform.encode_thought(opposite))
+                turned += agreeing(opposite, given.chunk[:replan])
+            return decision
+
+        run_episode(env, probe, task, seed, replan)
+        return Steering(task, other, seed, said, asked, words, along, turned)
+
+    return run
+
+
+def _other_task(env: Env, policy: Policy, task: str, seed: int,
+                replan: int) -> tuple[str, bool, bool]:
+    """Run a task on the thoughts of another one; return that one, and which of the two is done."""
+    env.reset(seed=seed, options={'task': task})
+    others = [name for name in env.alternatives() if name != task and not env.done(name)]
+    if not others:
+        return '', False, False
+    other = drawn(others, seed)
+    instruction = instruction_of(env, other)
+    misled = SwappedThought(policy, lambda: instruction)
+    said = False
+
+    def infer(observation: Observation) -> Decision:
+        nonlocal said
+        said = said or env.done(other)
+        return misled.infer(observation)
+
+    result = run_episode(env, infer, task, seed, replan)
+    return other, said or env.done(other), result.success
+
+
+def steering_summary(results: Iterable[Steering]) -> dict[str, Any]:
+    """Return how often thought and instruction were followed, with Wilson intervals."""
+    results = list(results)
+    steered = [r for r in results if r.other]
+    words = sum(r.words for r in results)
+    return {
+        'thing': {'said': Rate.of(r.said for r in steered).to_dict(),
+                  'asked': Rate.of(r.asked for r in steered).to_dict()},
+        'direction': {'own': Rate(sum(r.along for r in results), words).to_dict(),
+                      'opposite': Rate(sum(r.turned for r in results), words).to_dict()},
+    }
+
+
+def make_recovery_worker(setup: PolicySetup) -> Callable[[tuple[str, str, int]], Recovery]:
+    """Return what runs (mode, task, seed) with a knock; simulator and policy are built once."""
+    from dtvla_sim.forced_release import ForcedReleaseEnv
+
+    env = ForcedReleaseEnv(setup.scene.make())
+    policy, replan = load(setup)
+
+    def run(job: tuple[str, str, int]) -> Recovery:
+        mode, task, seed = job
+        thoughts: list[str] = []
+        knocks: list[int] = []
+
+        def note(_: Observation, decision: Decision, __: int) -> None:
+            if env.released and not knocks:
+                knocks.append(len(thoughts))
+            thoughts.append(decision.reasoning)
+
+        result = run_episode(
+            env, ablated(policy, mode, seed), task, seed, replan, on_decision=note)
+        first = max(0, knocks[0] - BEFORE) if knocks else 0
+        kept = tuple(thoughts[first:knocks[0] + AFTER]) if knocks else ()
+        return Recovery(mode, task, seed, env.released or bool(knocks), result.success,
+                        result.steps, kept, knocks[0] - first if knocks else 0)
+
+    return run
+
+
+def recovery_summary(results: Iterable[Recovery]) -> dict[str, Any]:
+    """Return success after a knock by mode, with Wilson intervals, and how many lost nothing."""
+    results = list(results)
+    out: dict[str, Any] = {}
+    for mode in MODES:
+        mine = [r for r in results if r.mode == mode]
+        hit = [r for r in mine if r.knocked]
+        out[mode] = Rate.of(r.success for r in hit).to_dict() | {
+            'episodes': len(mine), 'never_carried': len(mine) - len(hit)}
+    return out
+
+
+def examples(results: Sequence[Recovery], count: int) -> list[Recovery]:
+    """Return recovered episodes of the full thought, of as many tasks as there are."""
+    good = [r for r in results if r.mode == 'full' and r.knocked and r.success and r.thoughts]
+    first = list({r.task: r for r in reversed(good)}.values())[::-1]
+    return [*first, *(r for r in good if r not in first)][:count]

@@ -1,0 +1,152 @@
+"""The evaluation commands: devices, flags, start states, continued tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dtvla_sim
+from dtvla_ros.errors import UserError
+from dtvla_ros.evaluation.command import (
+    EvalOptions,
+    available_device,
+    evaluate_experts,
+    evaluate_robustness,
+    inspect_scene,
+)
+from dtvla_ros.evaluation.workers import PolicySetup, load
+from dtvla_ros.rollout.env import SceneSetup
+from dtvla_sim.tabletop.tasks import JITTER, TASKS, sample_start
+
+NANO = Path(__file__).resolve().parents[2] / 'models/nano'
+LEMON = 'put_the_lemon_in_the_blue_bin'
+
+
+def test_a_result_never_comes_from_another_device_than_it_says(monkeypatch):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, 'get_available_providers', lambda: ['CPUExecutionProvider'])
+    assert available_device('onnx', 'auto') == available_device('onnx', 'cpu') == 'cpu'
+    with pytest.raises(UserError, match='--device cuda: the engine onnx .* it has: cpu$'):
+        available_device('onnx', 'cuda')
+    monkeypatch.setattr(onnxruntime, 'get_available_providers', lambda: [
+        'CUDAExecutionProvider', 'CPUExecutionProvider'])
+    assert available_device('onnx', 'auto') == available_device('onnx', 'cuda') == 'cuda'
+    with pytest.raises(UserError, match='tensorrt.* it has: cpu, cuda$'):
+        available_device('onnx', 'tensorrt')
+    with pytest.raises(UserError, match='engine torch'):
+        available_device('torch', 'tensorrt')
+
+
+def test_an_engine_that_falls_back_to_the_cpu_gives_no_result(caplog):
+    setup = PolicySetup(
+        SceneSetup('tabletop'), str(NANO), 'onnx', 'full', device='cuda')
+    with pytest.raises(UserError, match='--device cuda: the engine onnx fell back to the CPU'):
+        load(setup)
+    assert 'running on the CPU instead' in caplog.text
+
+
+def test_what_differs_from_the_suites_own_is_in_the_flags(libero):
+    usual = inspect_scene(SceneSetup('libero_10'), ()).flags
+    assert (usual['msaa_samples'], usual['shadows'], usual['max_steps']) == (4, True, 520)
+    other = inspect_scene(
+        SceneSetup('libero_10', antialiasing=False, shadows=False, max_steps=620), ()).flags
+    assert (other['msaa_samples'], other['shadows'], other['max_steps']) == (0, False, 620)
+    assert inspect_scene(SceneSetup('libero_10', shadows=False), ()).flags['msaa_samples'] == 4
+    assert 'max_steps' not in inspect_scene(SceneSetup('tabletop'), ()).flags
+    assert inspect_scene(SceneSetup('tabletop', max_steps=90), ()).flags['max_steps'] == 90
+
+
+def places(task, seed, starts):
+    objects, fixtures = sample_start(task, np.random.default_rng(seed), starts)
+    return {name: place[:2] for name, place in {**objects, **fixtures}.items()}
+
+
+@pytest.mark.parametrize('task', TASKS.values(), ids=lambda t: t.name)
+def test_jittered_starts_are_one_arrangement_and_shuffled_ones_are_not(task):
+    def spread(starts):
+        drawn = [places(task, seed, starts) for seed in range(40)]
+        return {name: np.ptp([d[name] for d in drawn], axis=0).max() for name in drawn[0]}
+
+    jitter, shuffle = spread('jitter'), spread('shuffle')
+    assert all(0.01 < jitter[name] <= (0.08 if 'bin' in name else 2 * JITTER) for name in jitter)
+    assert all(shuffle[name] > 0.2 for name in shuffle)
+
+
+def test_a_suite_names_its_starts():
+    scene = inspect_scene(SceneSetup('tabletop', 'jitter'), ())
+    assert scene.starts == 'jitter'
+    assert inspect_scene(SceneSetup('tabletop'), ()).starts == 'shuffle'
+    assert scene.flags['msaa_samples'] == 0 and scene.flags['image_size'] == 128
+    with pytest.raises(UserError, match='"benchmark"; tabletop has: shuffle, jitter'):
+        inspect_scene(SceneSetup('tabletop', 'benchmark'), ())
+    with pytest.raises(UserError, match='unknown task "fly"'):
+        inspect_scene(SceneSetup('tabletop'), ('fly',))
+
+
+def experts(suite, task, starts, seed=None, episodes=1):
+    summary = evaluate_experts(suite, [task], episodes, False, 1, seed, starts, None)
+    return summary['starts'], summary['seeds'], [e['steps'] for e in summary['episodes']]
+
+
+def test_experts_begin_where_they_are_told():
+    shuffle, jitter = (experts('tabletop', LEMON, kind, 7, 3) for kind in (None, 'jitter'))
+    assert shuffle[:2] == ('shuffle', [7, 9]) and jitter[:2] == ('jitter', [7, 9])
+    assert shuffle[2] != jitter[2]
+    with pytest.raises(UserError, match='"random"; tabletop has'):
+        experts('tabletop', LEMON, 'random')
+
+
+@pytest.mark.slow
+def test_random_resets_of_libero_are_not_its_recorded_states(libero):
+    suite, task = 'libero_object', 'pick_up_the_milk_and_place_it_in_the_basket'
+    first = dtvla_sim.EVAL_SEED_START
+    recorded = experts(suite, task, 'benchmark')
+    assert recorded[:2] == ('benchmark', [first, first])
+    at_will = experts(suite, task, 'random', first)
+    assert at_will[0] == 'random' and at_will[2] != recorded[2]
+    # Seeds below have no recorded state, and the result says what they began from.
+    assert experts(suite, task, None, 5) == experts(suite, task, 'random', 5)
+    with pytest.raises(UserError, match='seed 5 has no recorded state'):
+        experts(suite, task, 'benchmark', 5)
+
+
+@pytest.mark.slow
+def test_a_stopped_table_is_continued_cell_by_cell(tmp_path, capsys):
+    journals = tmp_path / 'journals'
+    options = EvalOptions(policy=NANO, tasks=(LEMON,), episodes=1, workers=1, journal=journals)
+
+    def robustness(**changes):
+        return evaluate_robustness(EvalOptions(**{
+            name: getattr(options, name) for name in options.__slots__} | changes),
+            ('noise', 'language'), ('3',))
+
+    first = robustness()
+    assert set(first['families']) == {'noise', 'language'} and first['strengths'] == ['3']
+    assert first['undisturbed']['n'] == first['families']['noise']['3']['n'] == 1
+    shown = capsys.readouterr().out
+    assert 'strength 3' in shown and 'undisturbed' in shown
+
+    files = {path.name: path for path in journals.iterdir()}
+    assert set(files) == {'undisturbed.jsonl', 'noise-3.jsonl', 'language-3.jsonl'}
+    before = {name: path.read_bytes() for name, path in files.items()}
+    # As after a kill: one cell has its header only, another a success that never was.
+    lost = files['noise-3.jsonl']
+    lost.write_bytes(before['noise-3.jsonl'].splitlines(keepends=True)[0])
+    flipped = json.loads(before['language-3.jsonl'].splitlines()[1])
+    flipped['success'] = not flipped['success']
+    files['language-3.jsonl'].write_bytes(
+        before['language-3.jsonl'].splitlines(keepends=True)[0]
+        + json.dumps(flipped).encode() + b'\n')
+    second = robustness()
+    assert second['families']['noise'] == first['families']['noise']
+    assert second['families']['language']['3']['successes'] == int(flipped['success'])
+    again = json.loads(lost.read_text().splitlines()[1])
+    row = json.loads(before['noise-3.jsonl'].splitlines()[1])
+    assert (again['commands'], again['steps']) == (row['commands'], row['steps'])
+
+    with pytest.raises(UserError, match='mode'):
+        robustness(mode='masked')

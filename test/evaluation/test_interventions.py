@@ -1,0 +1,209 @@
+"""A changed thought is changed where it should be; who was followed, and recovery, are counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dtvla_sim
+from dtvla_ros.engine.load import load_policy
+from dtvla_ros.engine.policy import act_on
+from dtvla_ros.errors import UserError
+from dtvla_ros.evaluation import interventions
+from dtvla_ros.evaluation.ablations import (
+    FrozenThought,
+    SwappedThought,
+    ablated,
+    other_instruction,
+)
+from dtvla_ros.evaluation.workers import PolicySetup
+from dtvla_ros.policy.transform import Observation
+from dtvla_ros.policy.vocabulary import directions, turned_round
+from dtvla_ros.rollout.env import SceneSetup
+from dtvla_ros.rollout.episode import observation_from_sim
+from dtvla_sim.experts import make_expert
+from dtvla_sim.forced_release import FORCED, ForcedReleaseEnv
+
+NANO = Path(__file__).resolve().parents[2] / 'models/nano'
+TASK = 'stack_the_red_cube_on_the_green_cube'
+CAN = 'put_the_can_in_the_wooden_bin'
+OTHER = 'put the lemon in the blue bin'
+SETUP = PolicySetup(SceneSetup('tabletop'), str(NANO), 'onnx', 'full')
+THOUGHT = (
+    'holding nothing done nothing now reach can at x45 y-12 next lower move forward still down')
+
+
+@pytest.fixture(scope='module')
+def policy():
+    return load_policy(NANO)[0]
+
+
+@pytest.fixture(scope='module')
+def observation():
+    env = dtvla_sim.make('tabletop')
+    obs, info = env.reset(seed=1_000_004, options={'task': TASK})
+    seen = observation_from_sim(obs, info, env)
+    said = {other_instruction(env, seed) for seed in range(30)}
+    assert env.task.name == TASK and info['instruction'] == seen.instruction
+    assert seen.instruction not in said and OTHER in said and len(said) == len(env.tasks) - 1
+    assert other_instruction(env, 3) == other_instruction(env, 3)
+    env.close()
+    return seen
+
+
+def test_the_thought_is_another_tasks_and_the_action_follows_from_it(policy, observation):
+    own = policy.infer(observation)
+    assert 'cube' in own.reasoning and 'lemon' not in own.reasoning
+    swapped = SwappedThought(policy, lambda: OTHER).infer(observation)
+    assert 'lemon' in swapped.reasoning
+    assert not np.array_equal(swapped.action_tokens, own.action_tokens)
+    # With its own sentence as the other one it decides as ever, to the bit.
+    same = SwappedThought(policy, lambda: observation.instruction).infer(observation)
+    assert same.thought_tokens == own.thought_tokens
+    assert np.array_equal(same.action_tokens, own.action_tokens)
+    assert np.array_equal(same.chunk, own.chunk)
+
+
+def noise(seed: int) -> Observation:
+    rng = np.random.default_rng(seed)
+    images = {name: rng.integers(0, 256, (128, 128, 3), np.uint8) for name in ('primary', 'wrist')}
+    return Observation(images, {}, np.array([0.45, -0.118, 0.03]), np.array([1.0, 0.0, 0.0, 0.0]),
+                       0.04, 'put the can in the wooden bin', 0.0)
+
+
+def test_a_frozen_thought_is_kept(policy):
+    frozen = FrozenThought(policy, keep=3)
+    thoughts = [frozen.infer(noise(seed)).thought_tokens for seed in range(7)]
+    fresh = [policy.infer(noise(seed)).thought_tokens for seed in range(7)]
+    assert len(set(fresh)) > 1
+    assert thoughts == [fresh[0]] * 3 + [fresh[3]] * 3 + [fresh[6]]
+
+
+def test_random_thoughts_differ_and_follow_the_seed(policy):
+    first, second = (ablated(policy, 'random', 5) for _ in range(2))
+    a, b, c = (infer(noise(0)).thought_tokens for infer in (first, second, first))
+    assert a == b != c and len(a) == 18
+
+
+def test_modes_that_are_none(policy):
+    with pytest.raises(UserError, match='loud'):
+        ablated(policy, 'loud')
+    with pytest.raises(UserError, match='swapped'):
+        ablated(policy, 'swapped')
+
+
+@pytest.mark.slow
+def test_another_task_of_a_libero_scene(libero):
+    env = dtvla_sim.make('libero_goal', image_size=64)
+    env.reset(seed=0)
+    first, sentence = env.task.instruction, other_instruction(env, 1)
+    assert sentence != first and env.task.instruction == first
+    spatial = dtvla_sim.make('libero_spatial', image_size=64)
+    spatial.reset(seed=0)  # its scenes have one task each
+    assert other_instruction(spatial, 1) not in ('', spatial.task.instruction)
+
+
+def test_only_the_words_after_move_are_turned_round():
+    assert turned_round(THOUGHT) == THOUGHT.replace('forward', 'back').replace(
+        'down', 'up')
+    assert turned_round('push it down move') == 'push it down move'
+    assert turned_round('') == ''
+
+
+def test_words_agree_with_the_way_of_the_whole_chunk():
+    chunk = np.array([[0.5, 0.0, 0.1, 0, 0, 0, -1], [-0.1, 0.0, -0.5, 0, 0, 0, -1]])
+    assert directions(THOUGHT) == [(0, 1), (2, -1)]
+    assert interventions.agreeing(THOUGHT, chunk) == 2
+    assert interventions.agreeing(turned_round(THOUGHT), chunk) == 0
+    assert interventions.agreeing(THOUGHT, np.zeros((2, 7))) == 0, 'standing still follows nothing'
+
+
+def test_summary_counts_starts_without_another_task_for_directions_only():
+    rows = [interventions.Steering('a', 'b', 1, True, False, 10, 9, 2),
+            interventions.Steering('a', 'b', 2, False, True, 10, 7, 4),
+            interventions.Steering('a', '', 3, False, False, 5, 5, 0)]
+    summary = interventions.steering_summary(rows)
+    assert summary['thing']['said']['n'] == 2
+    assert summary['thing']['said']['rate'] == summary['thing']['asked']['rate'] == 0.5
+    assert summary['direction']['own']['successes'] == 21
+    assert summary['direction']['opposite'] == summary['direction']['opposite'] | {
+        'successes': 6, 'n': 25}
+
+
+def test_acting_on_a_given_thought_is_acting_on_ones_own(policy, observation):
+    own = policy.infer(observation)
+    given = act_on(policy.engine, policy.transform, observation, own.thought_tokens)
+    np.testing.assert_array_equal(given.chunk, own.chunk)
+    nonsense = policy.transform.encode_thought(' '.join(['wooden'] * 16))
+    assert not np.array_equal(
+        act_on(policy.engine, policy.transform, observation, nonsense).chunk, own.chunk)
+
+
+def test_a_start_state_is_judged_for_both_tasks():
+    result = interventions.make_steering_worker(SETUP)((CAN, 1_000_003))
+    assert result.other not in ('', result.task)
+    assert not (result.said and result.asked)
+    assert result.words > 10
+    assert result.along > result.words / 2, 'its own words are what it does'
+
+
+@pytest.fixture(scope='module')
+def knocked():
+    environment = ForcedReleaseEnv(dtvla_sim.make('tabletop', image_size=32))
+    yield environment
+    environment.close()
+
+
+def play(knocked, monkeypatch, seed, steps=400):
+    """Let the expert play; return when the fingers opened against its will, and success."""
+    knocked.reset(seed=seed, options={'task': CAN})
+    expert = make_expert(knocked.env)
+    executed, wanted, inner = [], [], knocked.env.step
+    monkeypatch.setattr(knocked.env, 'step', lambda action: (executed.append(action[6]),
+                                                         inner(action))[1])
+    success = False
+    while not success and len(wanted) < steps:
+        action = expert.act().action
+        wanted.append(action[6])
+        success = knocked.step(action)[-1]['success']
+    monkeypatch.undo()
+    return np.flatnonzero(np.array(executed) < np.array(wanted)).tolist(), success
+
+
+def test_the_gripper_is_opened_once_and_the_expert_recovers(knocked, monkeypatch):
+    opened, success = play(knocked, monkeypatch, 3)
+    assert knocked.released
+    assert success
+    assert 1 <= len(opened) <= FORCED
+    assert opened[-1] - opened[0] < FORCED
+    assert play(knocked, monkeypatch, 3)[0] == opened, 'the same seed, the same moment'
+    assert len({play(knocked, monkeypatch, seed, 120)[0][0] - opened[0] for seed in (4, 5)}) == 2
+
+
+def test_nothing_is_knocked_from_an_empty_gripper(knocked):
+    knocked.reset(seed=1, options={'task': CAN})
+    for _ in range(30):
+        knocked.step(np.array([0, 0, 0, 0, 0, 0, 1.0]))
+    assert not knocked.released
+
+
+def test_success_counts_only_where_something_was_lost():
+    rows = [interventions.Recovery('full', 'a', 1, True, True, 90, ('dropped now reach',), 0),
+            interventions.Recovery('full', 'a', 2, False, True, 60, (), 0),
+            interventions.Recovery('masked', 'a', 1, True, False, 180, ('',), 0),
+            interventions.Recovery('full', 'b', 1, True, True, 90, ('missed now reach',), 0)]
+    summary = interventions.recovery_summary(rows)
+    assert (summary['full']['successes'], summary['full']['n']) == (2, 2)
+    assert summary['full']['never_carried'] == 1
+    assert summary['masked']['rate'] == 0.0
+    assert [r.task for r in interventions.examples(rows, 5)] == ['a', 'b']
+
+
+def test_a_policy_loses_its_object_and_its_thoughts_are_kept():
+    result = interventions.make_recovery_worker(SETUP)(
+        ('full', CAN, dtvla_sim.EVAL_SEED_START + 2))
+    assert result.knocked
+    assert len(result.thoughts) > 3
+    assert 0 <= result.at <= interventions.BEFORE
