@@ -38,3 +38,19 @@ def dataset(tmp_path_factory):
     from support.tiny import tiny_dataset
 
     return tiny_dataset(tmp_path_factory.mktemp('tiny'))
+
+
+@pytest.fixture
+def dtvla(monkeypatch, capsys, tmp_path):
+    """Run a command in this process, in an empty folder; return exit code, output and error."""
+    from dtvla_ros import cli
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, 'argv', ['dtvla', *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        return (left.value.code, *capsys.readouterr())
+
+    monkeypatch.setenv('COLUMNS', '200')
+    monkeypatch.chdir(tmp_path)
+    return run

@@ -25,20 +25,6 @@ def commands(command=None, path=()) -> list[tuple[str, ...]]:
             for leaf in commands(child, (*path, name))]
 
 
-@pytest.fixture
-def dtvla(monkeypatch, capsys, tmp_path):
-    """Run a command in this process, in an empty folder; return exit code, output and error."""
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, 'argv', ['dtvla', *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return (left.value.code, *capsys.readouterr())
-
-    monkeypatch.setenv('COLUMNS', '200')
-    monkeypatch.chdir(tmp_path)
-    return run
-
-
 @pytest.mark.parametrize('command', commands(), ids=' '.join)
 def test_every_command_teaches_itself(command):
     done = CliRunner().invoke(cli.app, [*command, '--help'], env={'COLUMNS': '200'})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from support.golden import tensors as golden_tensors
 from support.released import STATISTICS, observation, write_checkpoint
 from tokenizers import Tokenizer
 
-from dtvla_ros import cli
 from dtvla_ros.engine.load import load_policy
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.convert import ConvertOptions, convert, read_config, read_statistics
@@ -44,22 +42,14 @@ def copy(download, tmp_path) -> Path:
     return Path(shutil.copytree(download, tmp_path / download.name))
 
 
-def dtvla(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
-    monkeypatch.setenv('COLUMNS', '200')
-    monkeypatch.setattr(sys, 'argv', ['dtvla', *map(str, arguments)])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    return (left.value.code, *capsys.readouterr())
-
-
 def issues(path: Path) -> str:
     return '\n'.join(f'{issue.problem} -> {issue.remedy}' for issue in inspect(path).issues)
 
 
-def test_from_download_to_decision(copy, monkeypatch, capsys):
-    assert dtvla(monkeypatch, capsys, 'inspect', copy)[0] == 0
+def test_from_download_to_decision(copy, dtvla):
+    assert dtvla('inspect', copy)[0] == 0
     assert issues(copy) == f'{copy}/manifest.json: no such file -> dtvla convert {copy}'
-    code, said, _ = dtvla(monkeypatch, capsys, 'convert', copy, '--license', 'MIT')
+    code, said, _ = dtvla('convert', copy, '--license', 'MIT')
     assert code == 0 and '4 files hashed' in said
     assert issues(copy) == ''
     policy, manifest = load_policy(copy, 'torch', max_thought_tokens=5)
@@ -116,9 +106,9 @@ def test_mirrored_pictures_are_the_published_ones(copy):
     assert not np.array_equal(plain.pixels(upright)[0], seen)
 
 
-def test_inspection_of_a_checkpoint(copy, monkeypatch, capsys, tmp_path):
+def test_inspection_of_a_checkpoint(copy, dtvla, tmp_path):
     file = tmp_path / 'found.json'
-    code, said, _ = dtvla(monkeypatch, capsys, 'inspect', copy, '--json', file)
+    code, said, _ = dtvla('inspect', copy, '--json', file)
     assert code == 0
     found = json.loads(file.read_text())
     total = sum(t.numel() for shard in copy.glob('*.safetensors')
@@ -132,12 +122,12 @@ def test_inspection_of_a_checkpoint(copy, monkeypatch, capsys, tmp_path):
     for word in (f'{total:,}', 'as released', '-0.70446', 'OSC_POSE', 'bins first',
                  'dtvla convert', SHARD):
         assert word in said, word
-    code, _, error = dtvla(monkeypatch, capsys, 'inspect', copy, '--json',
+    code, _, error = dtvla('inspect', copy, '--json',
                            copy / 'config.json' / 'x')
     assert code == 2 and 'cannot write' in error
 
 
-def test_inspection_of_one_file_and_of_an_adapter(copy, monkeypatch, capsys):
+def test_inspection_of_one_file_and_of_an_adapter(copy, dtvla):
     found = inspect(copy / SHARD)
     assert found.kind == 'weights' and found.weights.missing is None
     assert 'image tower' in found.weights.parameters
@@ -152,15 +142,15 @@ def test_inspection_of_one_file_and_of_an_adapter(copy, monkeypatch, capsys):
     assert found.kind == 'adapter' and found.adapter['adapted'] == {'q_proj': 1}
     assert "'nobody/base' is no folder here -> download it, then dtvla convert BASE --adapter" in (
         issues(lora))
-    assert 'nobody/base' in dtvla(monkeypatch, capsys, 'inspect', lora)[1]
+    assert 'nobody/base' in dtvla('inspect', lora)[1]
 
 
 @pytest.mark.parametrize('path', ['nowhere', 'empty', 'weights.bin', 'letter.txt'])
-def test_no_such_thing(tmp_path, monkeypatch, capsys, path):
+def test_no_such_thing(tmp_path, dtvla, path):
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'weights.bin').write_bytes(b'cos\nsystem\n')
     (tmp_path / 'letter.txt').write_text('dear')
-    code, said, error = dtvla(monkeypatch, capsys, 'inspect', tmp_path / path)
+    code, said, error = dtvla('inspect', tmp_path / path)
     assert code == 2 and said == ''
     assert error.count('\n') == 1 and path in error
 
@@ -262,9 +252,9 @@ def test_a_shard_the_manifest_does_not_list_is_not_opened(copy):
     assert 'does not list all weights' in issues(copy)
 
 
-def test_a_manifest_is_not_overwritten_unasked(copy, monkeypatch, capsys):
+def test_a_manifest_is_not_overwritten_unasked(copy, dtvla):
     convert(copy, ConvertOptions(name='mine'))
-    code, _, error = dtvla(monkeypatch, capsys, 'convert', copy)
+    code, _, error = dtvla('convert', copy)
     assert code == 2 and 'manifest.json: exists already; replace it with --force' in error
     assert PolicyManifest.read(copy).name == 'mine'
     convert(copy, ConvertOptions(name='other', force=True))
@@ -273,10 +263,10 @@ def test_a_manifest_is_not_overwritten_unasked(copy, monkeypatch, capsys):
         convert(copy, ConvertOptions(out=copy / '.', force=True))
 
 
-def test_a_policy_apart_from_the_download(download, tmp_path, monkeypatch, capsys):
+def test_a_policy_apart_from_the_download(download, tmp_path, monkeypatch, dtvla):
     before = {path.name: path.read_bytes() for path in download.iterdir()}
     out = tmp_path / 'models' / 'released'
-    code, said, _ = dtvla(monkeypatch, capsys, 'convert', download, '--out', out)
+    code, said, _ = dtvla('convert', download, '--out', out)
     assert code == 0 and f'next: dtvla eval --policy {out} --engine torch' in said
     assert {path.name: path.read_bytes() for path in download.iterdir()} == before
     assert (out / SHARD).samefile(download / SHARD), 'no second 6 GB on the disk'
@@ -300,11 +290,11 @@ def test_a_policy_apart_from_the_download(download, tmp_path, monkeypatch, capsy
         convert(download, ConvertOptions(out=tmp_path / 'full'))
 
 
-def test_options_reach_the_manifest(copy, tmp_path, monkeypatch, capsys):
+def test_options_reach_the_manifest(copy, tmp_path, dtvla):
     other = {'action': {**STATISTICS['action'], 'q99': [2.0] * 7}}
     file = tmp_path / 'all.json'
     file.write_text(json.dumps({'libero_10': STATISTICS, 'libero_goal': other}))
-    code, *_ = dtvla(monkeypatch, capsys, 'convert', copy, '--cameras', 'third', '--name', 'one',
+    code, *_ = dtvla('convert', copy, '--cameras', 'third', '--name', 'one',
                      '--statistics', file, '--suite-key', 'libero_goal')
     assert code == 0
     manifest = PolicyManifest.read(copy)

@@ -83,6 +83,8 @@ def new_layout(name: str) -> str:
 def test_every_name_and_shape(shapes):
     table = specified()
     assert sum(map(prod, table.values())) == PARAMETERS
+    config = DecoderConfig.from_huggingface(CONFIG_JSON)
+    assert config.image_tokens == 512 and config.slots == 70 and config.ids.bins == 2048
     assert {our_name(name): shape for name, shape in table.items()} == shapes
     assert {released_name(name): shape for name, shape in shapes.items()} == table
     newer = {new_layout(name): shape for name, shape in table.items()}
