@@ -19,10 +19,9 @@ from dtvla_ros.rollout.batched import BatchedRollouts, Rollout
 from dtvla_ros.rollout.workers import open_envs
 from dtvla_ros.training import checkpoint
 from dtvla_ros.training.grpo.config import GrpoConfig
-from dtvla_ros.training.grpo.rollout import Trajectory
-from dtvla_ros.training.grpo.rollout import play as play_in
+from dtvla_ros.training.grpo.rollout import Trajectory, run_rollouts
 
-from .toy import ToyScene
+from .toy import SIZE, ToyScene
 
 CONFIG = GrpoConfig(
     num_starts=2, num_generations=4, min_reward_range=0.0, format_reward='closed',
@@ -30,20 +29,22 @@ CONFIG = GrpoConfig(
     evaluate_episodes=1)
 
 
-def small_policy(seed: int = 0) -> tuple[HybridDecoder, PolicyTransform]:
-    """Return an untrained policy for the toy suite's images; 4 actions a chunk."""
-    torch.manual_seed(seed)
+def small_policy(
+    image_size: int = SIZE, tokens: tuple[int, int] = (4, 4),
+) -> tuple[HybridDecoder, PolicyTransform]:
+    """Return an untrained policy, for the toy suite's images; 4 actions a chunk."""
+    torch.manual_seed(0)
     tokenizer = build_tokenizer()
     config = DecoderConfig.nano(
-        tokenizer.get_vocab_size(), special_ids(tokenizer), width=32, layers=2, image_size=16,
-        tokens=(4, 4), channels=(8, 8, 8), chunk_steps=4)
+        tokenizer.get_vocab_size(), special_ids(tokenizer), width=32, layers=2,
+        image_size=image_size, tokens=tokens, channels=(8, 8, 8), chunk_steps=4)
     model = HybridDecoder(config)
     return model, PolicyTransform(config, tokenizer, ActionStatistics((-1.0,) * 7, (1.0,) * 7))
 
 
-def small_run(folder: Path, seed: int = 0) -> Path:
+def small_run(folder: Path, image_size: int = SIZE, tokens: tuple[int, int] = (4, 4)) -> Path:
     """Write the untrained policy as a training run."""
-    model, transform = small_policy(seed)
+    model, transform = small_policy(image_size, tokens)
     write_transform(folder, transform)
     save_weights(model, folder / checkpoint.WEIGHTS)
     return folder
@@ -57,11 +58,11 @@ def sampler_of(model: HybridDecoder, transform: PolicyTransform,
                         action_temperature=config.action_temperature)
 
 
-def play(sampler: BatchSampler, rollouts: Iterable[Rollout], limit: int = 12, groups: int = 1,
-         samples: Sequence[int | None] = (0,)) -> list[Trajectory]:
-    """Return what two simulators of the toy suite play, in the order of the keys."""
+def run_toys(sampler: BatchSampler, rollouts: Iterable[Rollout], limit: int = 12, groups: int = 1,
+             samples: Sequence[int | None] = (0,)) -> list[Trajectory]:
+    """Return the trajectories of two simulators of the toy suite, in the order of their keys."""
     jobs, found = list(rollouts), []
     with closing(open_envs(ToyScene(limit=limit), 2)) as envs:
-        play_in(BatchedRollouts(envs, groups), sampler, lambda: jobs.pop(0) if jobs else None,
-                found.append, samples)
+        run_rollouts(BatchedRollouts(envs, groups), sampler,
+                     lambda: jobs.pop(0) if jobs else None, found.append, samples)
     return sorted(found, key=lambda trajectory: trajectory.key)

@@ -1,4 +1,4 @@
-"""A suite that needs no physics: a hand over a plane must reach a spot, one of two tasks.
+"""A suite that needs no physics: an end effector over a plane must reach a spot, one of two tasks.
 
 Small enough that a policy learns it in seconds, and with the contract of the real suites.
 """
@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-SIZE = 16  # side of the pictures [px]
+SIZE = 16  # side of the images [px]
 INSTRUCTIONS = {'left': 'push the can left', 'right': 'push the can right'}
 
 
 class ToyEnv:
-    """The hand moves along y by a tenth of the action; success is ``goal`` m on the named side."""
+    """The end effector moves along y by a tenth of the action, and must be ``goal`` m aside."""
 
     tasks = tuple(INSTRUCTIONS)
     image_size = SIZE
@@ -46,12 +46,12 @@ class ToyEnv:
         return self._observe(), float(success), success, over, {'success': success}
 
     def remaining(self) -> float:
-        """Return how far the hand is from its spot [m]."""
+        """Return how far the end effector is from its spot [m]."""
         side = 1.0 if self._task == 'left' else -1.0
         return max(self._goal - side * self._y, 0.0)
 
     def snapshot(self):
-        """Return what brings the hand back."""
+        """Return what brings it back."""
         y, steps = self._y, self._steps
 
         def restore():

@@ -7,28 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.small import small_run
 
 import dtvla_sim
-from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.data import layout
 from dtvla_ros.data.collect import EpisodePlan
 from dtvla_ros.data.reader import DatasetReader
+from dtvla_ros.engine.engine import Decision
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.checkpoint import save_weights
-from dtvla_ros.policy.config import DecoderConfig
-from dtvla_ros.policy.model import HybridDecoder
-from dtvla_ros.policy.transform import PolicyTransform, write_transform
-from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
-from dtvla_ros.training import checkpoint
 from dtvla_ros.training.config import SftConfig
-from dtvla_ros.training.dagger import (
-    KIND,
-    DaggerOptions,
-    RelabelJob,
-    Relabelled,
-    relabel,
-    shard_plans,
-)
+from dtvla_ros.training.dagger import KIND, DaggerOptions, RelabelJob, relabel, shard_plans
 from dtvla_ros.training.sft import SftRun, Trainer
 
 OPTIONS = DaggerOptions(episodes=2, driven=(0.05, 0.1), tasks=(
@@ -36,29 +24,19 @@ OPTIONS = DaggerOptions(episodes=2, driven=(0.05, 0.1), tasks=(
 CHUNK, REPLAN = 4, 2
 
 
-@pytest.fixture(scope='module')
-def env():
-    env = dtvla_sim.make('tabletop')
-    yield env
-    env.close()
-
-
-def drive(env, options: DaggerOptions, chunk: np.ndarray) -> tuple[Relabelled, list]:
-    seen = []
-
-    def decide(observation):
-        seen.append(observation)
-        return type('Decision', (), {'chunk': chunk})
-
-    plan = EpisodePlan(0, OPTIONS.tasks[0], 700_000, KIND)
-    return RelabelJob(plan, options, CHUNK, REPLAN).run(env, decide), seen
-
-
 @pytest.mark.slow
-def test_the_policy_drives_until_the_expert_takes_over(env):
+def test_the_policy_drives_until_the_expert_takes_over():
     """Driven up and away, every label says where to go instead, and the end is a success."""
     away = np.tile(np.array([0, 1, 0.5, 0, 0, 0, 1], np.float32), (CHUNK, 1))
-    found, seen = drive(env, replace(OPTIONS, driven=(0.1, 0.1)), away)
+    seen = []
+
+    def infer(observation):
+        seen.append(observation)
+        return Decision('', 'complete', away, (), np.zeros(0, np.int64))
+
+    env = dtvla_sim.make('tabletop')
+    plan = EpisodePlan(0, OPTIONS.tasks[0], 700_000, KIND)
+    found = RelabelJob(plan, replace(OPTIONS, driven=(0.1, 0.1)), CHUNK, REPLAN).run(env, infer)
     driven = round(0.1 * env.max_steps)
     assert len(seen) == -(-driven // REPLAN)
     assert found.success and not found.alone and found.steps > driven
@@ -81,19 +59,12 @@ def test_the_policy_drives_until_the_expert_takes_over(env):
     assert all(text.startswith('holding ') for text in episode.columns[layout.REASONING])
     assert episode.metadata['kind'] == KIND
     assert episode.metadata['seed'] < dtvla_sim.EVAL_SEED_START
+    env.close()
 
 
 @pytest.mark.slow
 def test_a_round_is_a_dataset_that_training_goes_on_with(tmp_path):
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    decoder = DecoderConfig.nano(
-        tokenizer.get_vocab_size(), special_ids(tokenizer), width=32, layers=1, image_size=128,
-        tokens=(16, 4), channels=(8, 8, 8), chunk_steps=CHUNK)
-    transform = PolicyTransform(decoder, tokenizer, ActionStatistics((-1.0,) * 7, (1.0,) * 7))
-    init, out = tmp_path / 'init', tmp_path / 'round'
-    write_transform(init, transform)
-    save_weights(HybridDecoder(decoder), init / checkpoint.WEIGHTS)
+    init, out = small_run(tmp_path / 'init', 128, (16, 4)), tmp_path / 'round'
     info = relabel(init, out, OPTIONS, workers=1, replan_steps=REPLAN)
     assert info['total_episodes'] == 2 and info['total_tasks'] == 2
     reader = DatasetReader(out)
@@ -104,9 +75,9 @@ def test_a_round_is_a_dataset_that_training_goes_on_with(tmp_path):
     with pytest.raises(UserError, match='another camera_every'):
         relabel(init, out, replace(OPTIONS, camera_every=2), workers=1)
 
-    recipe = SftConfig(batch_size=4, grounding_steps=0, telling_steps=0, precision='no',
+    config = SftConfig(batch_size=4, grounding_steps=0, telling_steps=0, precision='no',
                        shift=(1, 1), validation_share=0.0)
-    trainer = Trainer(recipe, SftRun((out,), tmp_path / 'more', init=init, steps=1))
+    trainer = Trainer(config, SftRun((out,), tmp_path / 'more', init=init, steps=1))
     assert torch.isfinite(trainer.train_step(trainer.batches.train(0)).loss)
 
 

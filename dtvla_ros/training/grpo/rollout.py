@@ -1,4 +1,4 @@
-"""Plays episodes into trajectories: whole ones, or per-step rollouts of every decision.
+"""Runs episodes into trajectories: whole ones, or per-step rollouts of every decision.
 
 An episode's end says little about any one of its thousand tokens. Per-step (vine) rollouts carry
 out several samples of each decision from the same simulator state, measure the distance that each
@@ -171,8 +171,10 @@ class BranchJob:
         return executed, here, left
 
 
-def play(engine: BatchedRollouts, sampler: Sampler, source: Callable[[], Rollout | None],
-         done: Callable[[Trajectory], None], samples: Sequence[int | None] = (0,)) -> None:
+def run_rollouts(
+    engine: BatchedRollouts, sampler: Sampler, source: Callable[[], Rollout | None],
+    done: Callable[[Trajectory], None], samples: Sequence[int | None] = (0,),
+) -> None:
     """Run what ``source`` gives; ``done`` gets the trajectory of each episode.
 
     Of a ``BranchJob`` it gets one for each of ``samples``, the numbers of a decision's samples:

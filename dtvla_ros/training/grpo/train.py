@@ -40,7 +40,7 @@ from dtvla_ros.training.grpo.advantage import Groups
 from dtvla_ros.training.grpo.config import GrpoConfig
 from dtvla_ros.training.grpo.learner import Learner, summed, transitions
 from dtvla_ros.training.grpo.reward import Rewards
-from dtvla_ros.training.grpo.rollout import BranchJob, Trajectory, play
+from dtvla_ros.training.grpo.rollout import BranchJob, Trajectory, run_rollouts
 
 # What a run may change when it goes on: how it is computed, not what is learnt.
 MACHINE = ('num_envs', 'num_env_groups', 'step_timeout', 'micro_batch', 'evaluate_every',
@@ -198,16 +198,16 @@ class GrpoTrainer:
             trajectory.save(self._episode(*trajectory.key[1:]))
             groups.take(trajectory)
 
-        self._play(self.sampler, groups.next, done)
+        self._run_rollouts(self.sampler, groups.next, done)
         return groups
 
-    def _play(self, sampler: Sampler, source: Callable[[], Rollout | None],
-              done: Callable[[Trajectory], None]) -> None:
+    def _run_rollouts(self, sampler: Sampler, source: Callable[[], Rollout | None],
+                      done: Callable[[Trajectory], None]) -> None:
         samples: list[int | None] = [0]
         if self.config.per_step:
             samples = [*([None] if self.config.continue_from == 'greedy' else []),
                        *range(self.config.num_generations)]
-        play(self.engine, sampler, source, done, samples)
+        run_rollouts(self.engine, sampler, source, done, samples)
 
     def evaluate(self) -> Rate:
         """Return the greedy policy's success on held-out starts, of every task as many."""
@@ -264,7 +264,8 @@ class GrpoTrainer:
             return self.sampler.infer(*arguments)
 
         begun = time.perf_counter()
-        self._play(SimpleNamespace(infer=infer), partial(next, jobs, None), played.append)
+        self._run_rollouts(
+            SimpleNamespace(infer=infer), partial(next, jobs, None), played.append)
         reset = stamps[0] - begun
         decision = (stamps[-1] - stamps[0]) / (PROBED - 1)
         rows = transitions(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.small import CONFIG, play, sampler_of, small_policy, small_run
+from support.small import CONFIG, run_toys, sampler_of, small_policy, small_run
 from support.toy import ToyEnv, ToyScene
 
 from dtvla_ros.engine.batch import BatchSampler
@@ -72,14 +72,14 @@ def test_a_suite_that_cannot_go_back_says_so():
 def sampled():
     """Return a policy's trajectories of one episode, four samples of every decision."""
     episode = Rollout(BranchJob(EpisodeJob('left', 4, 2)), (0, 5, 0))
-    return play(sampler_of(*small_policy()), [episode], samples=range(4))
+    return run_toys(sampler_of(*small_policy()), [episode], samples=range(4))
 
 
 def test_an_episode_may_go_on_greedily(sampled):
     policy, episode = small_policy(), EpisodeJob('left', 4, 2)
-    found = play(sampler_of(*policy), [Rollout(BranchJob(episode), (0, 5, 0))],
+    found = run_toys(sampler_of(*policy), [Rollout(BranchJob(episode), (0, 5, 0))],
                  samples=(None, *range(4)))
-    wanted, = play(BatchSampler(*policy, max_thought_tokens=6), [Rollout(episode, (0, 5, 0))])
+    wanted, = run_toys(BatchSampler(*policy, max_thought_tokens=6), [Rollout(episode, (0, 5, 0))])
     assert [t.key for t in found] == [t.key for t in sampled]
     for mine, frames in zip(found[0].frames, wanted.frames, strict=True):
         assert all(np.array_equal(mine[name], image) for name, image in frames.items())

@@ -15,7 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from support.learn import alike, learn
-from support.small import CONFIG, play, sampler_of, small_policy
+from support.small import CONFIG, run_toys, sampler_of, small_policy
 from torch.distributions import Categorical
 
 from dtvla_ros.policy.checkpoint import read_tensors
@@ -34,7 +34,8 @@ def played():
     """Return a policy, its transform and four sampled episodes of several lengths."""
     model, transform = small_policy()
     rollouts = [Rollout(EpisodeJob(('left', 'right')[k % 2], k, 3), (0, k)) for k in range(4)]
-    return model, transform, play(sampler_of(model, transform, HOT), rollouts, limit=8, groups=2)
+    sampler = sampler_of(model, transform, HOT)
+    return model, transform, run_toys(sampler, rollouts, limit=8, groups=2)
 
 
 def learner_of(played, moved: bool = False, **changes) -> Learner:
