@@ -91,6 +91,7 @@ class RelabelJob:
     replan_steps: int
 
     def run(self, env: Env, infer: Infer) -> Relabelled:
+        """Run it until it is solved, or the expert's steps are used up."""
         from dtvla_sim.experts import make_expert
 
         plan, options = self.plan, self.options
@@ -120,6 +121,7 @@ class RelabelJob:
 
     def _episode(self, env: Env, frames: Frames, labels: list[NDArray[np.float32]],
                  driven: int) -> Episode:
+        """Return the frames with the expert's labels as their actions."""
         starts = np.arange(0, len(labels), self.options.camera_every)
         breaks = [driven] if driven < len(labels) else []
         episode = frames.episode(env, self.plan, labels, starts, self.chunk, breaks, True)

@@ -46,10 +46,12 @@ class Transition:
 
     @property
     def decision(self) -> SampledDecision:
+        """What the policy sampled."""
         return self.trajectory.decisions[self.number]
 
     @property
     def frames(self) -> Images:
+        """The images it saw, by camera [H, W, 3]."""
         return self.trajectory.frames[self.number]
 
     @property

@@ -128,6 +128,7 @@ class BranchJob:
     episode: EpisodeJob
 
     def run(self, env: Env, infer: Infer) -> BranchResult:
+        """Run it; raises ``UserError`` if the simulator cannot restore a state."""
         if not isinstance(env, Restorable):
             raise UserError('rollouts=per-step needs a simulator that can go back and tells what '
                             'is left to do; of the suites tabletop can. Use rollouts=episode')

@@ -203,6 +203,7 @@ class GrpoTrainer:
 
     def _run_rollouts(self, sampler: Sampler, source: Callable[[], Rollout | None],
                       done: Callable[[Trajectory], None]) -> None:
+        """Run episodes of the kind that the configuration compares."""
         samples: list[int | None] = [0]
         if self.config.per_step:
             samples = [*([None] if self.config.continue_from == 'greedy' else []),
@@ -231,16 +232,16 @@ class GrpoTrainer:
         played = groups.episodes
         decisions = [d for t in played for d in t.decisions]
         progress = [x for t in groups.played for x in t.progress]
-        names = ('samples', 'progress', 'episodes', 'successes', 'reward', 'format', 'steps',
-                 'decisions', 'thought_tokens', 'truncated', 'tried', 'kept', 'fresh', 'lost')
-        s = dict(zip(names, summed(self.accelerator, [
-            len(progress), sum(progress), len(played), sum(t.success for t in played),
-            float(self.rewards.of(played).sum()), sum(map(self.rewards.format, played)),
-            sum(t.steps for t in played), len(decisions),
-            sum(len(d.thought_log_probs) for d in decisions),
-            sum(d.outcome != 'complete' for d in decisions), groups.tried,
-            len(groups.kept) / self.config.num_generations, times.episodes, times.lost]),
-            strict=True))
+        sums: dict[str, float] = {
+            'samples': len(progress), 'progress': sum(progress), 'episodes': len(played),
+            'successes': sum(t.success for t in played), 'steps': sum(t.steps for t in played),
+            'reward': float(self.rewards.of(played).sum()),
+            'format': sum(map(self.rewards.format, played)), 'decisions': len(decisions),
+            'thought_tokens': sum(len(d.thought_log_probs) for d in decisions),
+            'truncated': sum(d.outcome != 'complete' for d in decisions), 'tried': groups.tried,
+            'kept': len(groups.kept) / self.config.num_generations, 'fresh': times.episodes,
+            'lost': times.lost}
+        s = dict(zip(sums, summed(self.accelerator, [*sums.values()]), strict=True))
         return ({'progress': s['progress'] / s['samples']} if s['samples'] else {}) | {
             'success': Rate(round(s['successes']), round(s['episodes'])).to_dict(),
             'groups': {'kept': round(s['kept']), 'tried': round(s['tried'])},
@@ -302,6 +303,7 @@ class GrpoTrainer:
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
+        """Go on from the run folder's checkpoint, if there is one; refuse other options."""
         learner = self.learner
         state = checkpoint.load_checkpoint(
             self.run.out, learner.model, learner.reference, learner.optimizer)
@@ -318,6 +320,7 @@ class GrpoTrainer:
         self._forget()
 
     def _what(self) -> dict[str, Any]:
+        """Return what of the run, besides its configuration, must stay."""
         run = self.run
         return {'suite': run.suite, 'tasks': list(run.tasks), 'starts': run.starts,
                 'replan_steps': self.replan_steps}
@@ -327,10 +330,12 @@ class GrpoTrainer:
         return self.run.out / 'rollouts' / f'{number:07d}-{sample:03d}.safetensors'
 
     def _finished(self, number: int, sample: int) -> Trajectory | None:
+        """Return an episode of the present iteration that was played before."""
         path = self._episode(number, sample)
         return Trajectory.load(path) if path.exists() else None
 
     def _forget(self) -> None:
+        """Delete the episodes of iterations that are done."""
         for path in self._episode(0, 0).parent.glob('*'):
             if int(path.name.split('-')[0]) < self.tried:
                 path.unlink()
