@@ -15,9 +15,9 @@ from dtvla_ros.data.collect import EpisodePlan
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.engine.engine import Decision
 from dtvla_ros.errors import UserError
-from dtvla_ros.training.config import SftConfig
+from dtvla_ros.training.config import AuxiliaryConfig, SftConfig
 from dtvla_ros.training.dagger import KIND, DaggerOptions, RelabelJob, relabel, shard_plans
-from dtvla_ros.training.sft import SftRun, Trainer
+from dtvla_ros.training.sft import SftRun, build_trainer
 
 OPTIONS = DaggerOptions(episodes=2, driven=(0.05, 0.1), tasks=(
     'put_the_can_in_the_wooden_bin', 'push_the_green_cube_onto_the_yellow_mark'))
@@ -75,10 +75,11 @@ def test_a_round_is_a_dataset_that_training_goes_on_with(tmp_path):
     with pytest.raises(UserError, match='another camera_every'):
         relabel(init, out, replace(OPTIONS, camera_every=2), workers=1)
 
-    config = SftConfig(batch_size=4, grounding_steps=0, telling_steps=0, precision='no',
-                       shift=(1, 1), validation_share=0.0)
-    trainer = Trainer(config, SftRun((out,), tmp_path / 'more', init=init, steps=1))
-    assert torch.isfinite(trainer.train_step(trainer.batches.train(0)).loss)
+    config = SftConfig(
+        batch_size=4, precision='no', shift=(1, 1), validation_share=0.0,
+        auxiliary=AuxiliaryConfig(localisation_steps=0, captioning_steps=0))
+    trainer = build_trainer(config, SftRun((out,), tmp_path / 'more', init=init, steps=1))
+    assert torch.isfinite(trainer.train_step(trainer.batches.train(0))['loss'])
 
 
 def test_a_shard_keeps_to_a_task_where_each_has_its_own_scene():

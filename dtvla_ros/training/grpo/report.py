@@ -148,7 +148,8 @@ def curves(rows: Sequence[Row], held: Sequence[Row]) -> bytes:
                 ax.plot(x, values, marker='.', label=_label(name))
         ax.set_title(title)
     for ax in (first, *axes):
-        ax.legend(frameon=False)
+        if ax.lines:
+            ax.legend(frameon=False)
     out = io.BytesIO()
     figure.savefig(out, format='png', dpi=90)
     return out.getvalue()
