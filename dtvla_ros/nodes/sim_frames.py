@@ -24,7 +24,7 @@ Placed = tuple[NDArray[np.float64], Rotation]  # position [3] m, orientation
 
 
 def optical_frame(camera: str) -> str:
-    """Return the frame in which a camera's pictures are taken."""
+    """Return the frame in which a camera's images are taken."""
     return f'camera_{camera}_optical_frame'
 
 
@@ -36,7 +36,7 @@ def camera_matrix(fovy: float, width: int, height: int) -> NDArray[np.float64]:
 
 
 class SimFrames:
-    """Publishes ``/tf``, ``/tf_static`` and a CameraInfo beside each picture.
+    """Publishes ``/tf``, ``/tf_static`` and a CameraInfo beside each image.
 
     ``base`` to ``gripper`` moves; ``base`` to the third-person camera and ``gripper`` to the
     wrist's are static and sent anew by `begin`, as another task may have another camera. Without

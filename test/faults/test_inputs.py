@@ -56,7 +56,7 @@ def test_02_frozen_pixels_with_fresh_stamps(moving, check):
         message.data = frozen.setdefault('data', message.data)
         return message
     since = inject(moving, image_primary=freeze)
-    check(2, moving.stops(since, 'HOLD', PRIMARY, 'same picture'))
+    check(2, moving.stops(since, 'HOLD', PRIMARY, 'same image'))
     goes_on(moving)
 
 
