@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from rclpy.qos import qos_profile_sensor_data
@@ -17,57 +18,73 @@ from dtvla_ros.ros import conversions, qos
 TICK = 0.05
 
 
-def test_ticks_repetition_and_silence(graph):
-    node = graph.listen(action=(JointTrajectory, '/action'),
-                        gate=(DiagnosticStatus, '/gate_state'))
-    chunks = node.create_publisher(JointTrajectory, '/vla/action_chunk', qos.LATEST)
-    state = node.create_publisher(DiagnosticStatus, '/vla/state', qos.LATCHED)
-    pose = node.create_publisher(PoseStamped, '/ee_pose', qos_profile_sensor_data)
-    beating = node.create_timer(0.02, lambda: state.publish(
-        conversions.status_message('vla', 'ACTING', {'task': '1', 'reason': ''})))
-    graph.start('command_gate', '--params-file', 'config/sim.yaml',
-                '-p', 'heartbeat_timeout_s:=1.0')  # a busy machine is no silent policy
-    graph.spin(lambda: chunks.get_subscription_count() and pose.get_subscription_count()
-               and graph.of('gate'), 30)
+class Gate:
+    """A gate in lock-step that hears a policy: `show` a pose, `decide` a chunk, `answers`."""
 
-    def show(t):
+    def __init__(self, graph):
+        node = graph.listen(action=(JointTrajectory, '/action'),
+                            gate=(DiagnosticStatus, '/gate_state'))
+        self._graph = graph
+        self._chunks = node.create_publisher(JointTrajectory, '/vla/action_chunk', qos.LATEST)
+        state = node.create_publisher(DiagnosticStatus, '/vla/state', qos.LATCHED)
+        self._pose = node.create_publisher(PoseStamped, '/ee_pose', qos_profile_sensor_data)
+        self.heartbeat = node.create_timer(0.02, lambda: state.publish(
+            conversions.status_message('vla', 'ACTING', {'task': '1', 'reason': ''})))
+        graph.start('command_gate', '--params-file', 'config/sim.yaml',
+                    '-p', 'heartbeat_timeout_s:=1.0')  # a busy machine is no silent policy
+        graph.spin(lambda: self._chunks.get_subscription_count()
+                   and self._pose.get_subscription_count() and graph.of('gate')
+                   and node.count_publishers('/action'), 30)
+        self.wait()  # the heartbeat is heard by then, and the gate waits for the policy
+
+    def show(self, t):
         message = PoseStamped(header=conversions.header(t))
         message.pose.position.x, message.pose.position.z = 0.5, 0.2
-        pose.publish(message)
+        self._pose.publish(message)
 
-    def decide(t, rows):
-        values = np.linspace(-1, 1, rows * 7, dtype=np.float32).reshape(rows, 7)
-        chunks.publish(conversions.chunk_message(Chunk(t, TICK, values)))
-        return values
+    def decide(self, t, rows):
+        """Send a chunk whose rows have the same value in every channel."""
+        values = np.array(rows, np.float32)[:, None].repeat(7, 1)
+        self._chunks.publish(conversions.chunk_message(Chunk(t, TICK, values)))
 
-    def answers(count, timeout=20.0):
-        graph.spin(lambda: len(graph.of('action')) >= count, timeout)
-        return [m for _, m in graph.of('action')]
+    def wait(self, seconds=0.3):
+        self._graph.wait(seconds)
 
-    show(1.0)
-    graph.wait(0.3)
-    assert not graph.of('action'), 'while the policy thinks, simulated time waits'
+    def answers(self, count):
+        """Return stamp and first channel of every command, ``count`` at least."""
+        self._graph.spin(lambda: len(self._graph.of('action')) >= count, 20)
+        return [(conversions.seconds(m.header.stamp), m.points[0].positions[0])
+                for _, m in self._graph.of('action')]
 
-    rows = decide(1.0, 2)
-    np.testing.assert_allclose(answers(1)[0].points[0].positions[:6], rows[0, :6])
-    show(1.0)
-    again = answers(2)
-    np.testing.assert_array_equal(again[1].points[0].positions, again[0].points[0].positions)
-    show(1.05)
-    np.testing.assert_allclose(answers(3)[2].points[0].positions[:6], rows[1, :6])
+
+@pytest.fixture
+def gate(graph):
+    return Gate(graph)
+
+
+def test_ticks_repetition_and_silence(graph, gate):
+    gate.show(1.0)
+    gate.wait()
+    assert not gate.answers(0), 'while the policy thinks, simulated time waits'
+    gate.decide(1.0, [-0.7, 0.4])
+    assert gate.answers(1) == [(1.0, pytest.approx(-0.7))]
+    gate.show(1.0)
+    assert gate.answers(2)[1] == gate.answers(2)[0], 'asked again: the same'
+    gate.show(1.0 + TICK)
+    assert gate.answers(3)[2] == (pytest.approx(1.0 + TICK), pytest.approx(0.4))
 
     t = 2.0  # a jump: the old chunk would be void
     for k in range(60):
-        show(t)
-        decide(t, 1)
-        assert conversions.seconds(answers(4 + k)[-1].header.stamp) == t
+        gate.show(t)
+        gate.decide(t, [0.5])
+        assert gate.answers(4 + k)[-1][0] == t
         t = round(t + TICK, 9)
 
-    count = len(graph.of('action'))
-    show(t)
-    beating.cancel()
+    count = len(gate.answers(0))
+    gate.show(t)
+    gate.heartbeat.cancel()
     silent = time.monotonic()
-    answers(count + 5)
+    gate.answers(count + 5)
     zeros = graph.of('action', silent)
     assert all(not np.any(m.points[0].positions[:6]) for _, m in zeros)
     assert zeros[4][0] - silent > 0.12, 'stillness is paced: simulated time must not race'
@@ -75,3 +92,32 @@ def test_ticks_repetition_and_silence(graph):
     answer = graph.call(Trigger, '/stop', Trigger.Request())
     assert answer.success and answer.message == 'STOP: asked to stop'
     graph.spin(lambda: graph.of('gate')[-1][1].message == 'STOP', 5)
+
+
+def test_a_chunk_that_overtakes_its_pose_is_played_when_the_pose_is_there(gate):
+    """ROS keeps no order between topics."""
+    gate.decide(1.0, [0.1, 0.2])
+    gate.wait()
+    assert gate.answers(0) == [], 'nobody asked yet'
+    gate.show(1.0)
+    gate.answers(1)
+    gate.show(1.0 + TICK)
+    assert gate.answers(2) == [(1.0, pytest.approx(0.1)), (1.0 + TICK, pytest.approx(0.2))]
+    later = 1.0 + 2 * TICK
+    gate.decide(later, [0.3])
+    gate.wait()
+    assert len(gate.answers(2)) == 2
+    gate.show(later)
+    assert gate.answers(3)[2] == (pytest.approx(later), pytest.approx(0.3))
+
+
+def test_an_early_chunk_waits_for_its_own_tick(gate):
+    gate.show(1.0)
+    gate.wait()
+    gate.decide(1.0 + 2 * TICK, [0.4])
+    gate.wait()
+    gate.show(1.0 + TICK)
+    gate.wait()
+    assert gate.answers(0) == [], 'the policy still thinks about this tick'
+    gate.show(1.0 + 2 * TICK)
+    assert gate.answers(1) == [(pytest.approx(1.0 + 2 * TICK), pytest.approx(0.4))]

@@ -35,15 +35,15 @@ class Peer(Node):
         self.word = self.create_publisher(String, 'word', LATCHED)
         self.word.publish(String(data='latched before you came'))
         self.create_service(SetBool, 'invert', self.invert)
-        self.farewell = self.create_publisher(String, 'farewell', 5)
+        self.last_word = self.create_publisher(String, 'last_word', 5)
         self.declare_parameter('rate', 5.0)
         say('ready')
-        self.looking = self.create_timer(0.05, self.look, clock=run.STEADY)
+        self.waiting = self.create_timer(0.05, self.wait, clock=run.STEADY)
 
-    def look(self) -> None:
-        if self.farewell.get_subscription_count():
+    def wait(self) -> None:
+        if self.last_word.get_subscription_count():
             say('heard')
-            self.looking.cancel()  # nothing wakes the node from here on
+            self.waiting.cancel()  # nothing wakes the node from here on
 
     def invert(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         response.success = not request.data
@@ -51,8 +51,8 @@ class Peer(Node):
         return response
 
     def destroy_node(self) -> None:
-        self.farewell.publish(String(data='stop commands go out last'))
-        run.wait_until_heard(self.farewell)
+        self.last_word.publish(String(data='stop commands go out last'))
+        run.wait_until_heard(self.last_word)
         super().destroy_node()
 
 

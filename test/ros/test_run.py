@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from std_msgs.msg import String
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
 
 def _one_line(peer: Any, *parts: str) -> None:
-    out, err = peer.communicate(timeout=PATIENCE)
+    out, err = peer.communicate(timeout=TIMEOUT)
     assert (peer.returncode, out) == (2, ''), err
     assert err.startswith('error: ')
     assert err.count('\n') == 1, err
@@ -60,19 +60,19 @@ def test_broken_parameter_file_is_one_line(start_peer: Any, tmp_path: Path, text
 
 def test_log_level_of_rcl_is_heeded(start_peer: Any) -> None:
     peer = start_peer('--ros-args', '--log-level', 'rcl:=debug', PEER='ending')
-    _, err = peer.communicate(timeout=PATIENCE)
+    _, err = peer.communicate(timeout=TIMEOUT)
     assert '[DEBUG]' in err
 
 
 def test_end_gives_the_exit_code(start_peer: Any) -> None:
     peer = start_peer(PEER='ending')
-    assert peer.communicate(timeout=PATIENCE) == ('', '')
+    assert peer.communicate(timeout=TIMEOUT) == ('', '')
     assert peer.returncode == 3
 
 
 def test_error_of_a_task_from_a_thread_ends_the_node(start_peer: Any) -> None:
     peer = start_peer(PEER='threaded')
-    _, err = peer.communicate(timeout=PATIENCE)
+    _, err = peer.communicate(timeout=TIMEOUT)
     assert peer.returncode == 1
     assert err.splitlines()[-1] == 'RuntimeError: from a task'
     _one_line(start_peer(PEER='threaded user'), 'no such thing')
@@ -83,12 +83,12 @@ def test_signal_ends_a_waiting_node_and_its_last_word_is_heard(
         make_node: Any, spin_until: Any, start_peer: Any, number: int) -> None:
     node = make_node()
     last: list[str] = []
-    node.create_subscription(String, 'farewell', lambda m: last.append(m.data), 5)
+    node.create_subscription(String, 'last_word', lambda m: last.append(m.data), 5)
     peer = start_peer()
     assert [peer.stdout.readline() for _ in range(2)] == ['ready\n', 'heard\n']
     os.kill(peer.pid, number)
     assert spin_until(lambda: last)
-    assert peer.wait(timeout=PATIENCE) == 0
+    assert peer.wait(timeout=TIMEOUT) == 0
     assert last == ['stop commands go out last']
     assert peer.stderr.read() == ''
 
@@ -98,5 +98,5 @@ def test_signal_interrupts_a_loop_that_has_joined(start_peer: Any, number: int) 
     peer = start_peer(PEER='joined')
     assert peer.stdout.readline() == 'ready\n'
     os.kill(peer.pid, number)
-    assert peer.communicate(timeout=PATIENCE) == ('interrupted\n', '')
+    assert peer.communicate(timeout=TIMEOUT) == ('interrupted\n', '')
     assert peer.returncode == 0

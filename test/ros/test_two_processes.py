@@ -10,17 +10,13 @@ from typing import Any
 import numpy as np
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
-from rcl_interfaces.srv import GetParameters, SetParameters
-from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
-from std_srvs.srv import SetBool
 
 from dtvla_ros.ros import images
 
 CAMERA = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 Spin = Callable[..., bool]
 
 
@@ -68,16 +64,6 @@ def test_every_large_picture_in_a_burst_arrives(make_node: Any, spin_until: Spin
     assert spin_until(lambda: set(heights) <= set(rows))
 
 
-def test_latched_word_reaches_who_comes_late(make_node: Any, spin_until: Spin,
-                                             start_peer: Any) -> None:
-    peer = start_peer()
-    assert peer.stdout.readline() == 'ready\n'
-    node = make_node()
-    words: list[str] = []
-    node.create_subscription(String, 'word', lambda m: words.append(m.data), LATCHED)
-    assert spin_until(lambda: words)
-    assert words == ['latched before you came']
-
 
 def _ask(spin_until: Spin, client: Any, request: Any) -> Any:
     """Call a service; the first reply is lost when the server has not seen all of us yet."""
@@ -89,33 +75,6 @@ def _ask(spin_until: Spin, client: Any, request: Any) -> Any:
     raise AssertionError(f'{client.srv_name} did not answer')
 
 
-def test_service_across_processes(make_node: Any, spin_until: Spin, start_peer: Any) -> None:
-    node = make_node()
-    start_peer()
-    client = node.create_client(SetBool, 'invert')
-    for value in (True, False):
-        answer = _ask(spin_until, client, SetBool.Request(data=value))
-        assert answer.success is not value
-        assert answer.message == 'inverted'
-
-
-def test_remote_parameters(make_node: Any, spin_until: Spin, start_peer: Any) -> None:
-    node = make_node()
-    start_peer()
-    client = node.create_client(SetParameters, '/peer/set_parameters')
-
-    def ask(parameter: Parameter) -> Any:
-        request = SetParameters.Request(parameters=[parameter.to_parameter_msg()])
-        return _ask(spin_until, client, request).results[0]
-    assert ask(Parameter('rate', value=7.5)).successful
-    refused = ask(Parameter('rate', value='fast'))
-    assert not refused.successful
-    assert refused.reason
-    assert not ask(Parameter('unheard_of', value=1)).successful
-
-    reader = node.create_client(GetParameters, '/peer/get_parameters')
-    value, = _ask(spin_until, reader, GetParameters.Request(names=['rate'])).values
-    assert (value.type, value.double_value) == (3, 7.5)
 
 
 def test_managed_node_in_another_process(make_node: Any, spin_until: Spin,
@@ -147,15 +106,3 @@ def test_managed_node_in_another_process(make_node: Any, spin_until: Spin,
     assert not spin_until(lambda: heard, timeout=0.3)
     os.kill(peer.pid, signal.SIGTERM)
     assert peer.wait(timeout=60) == 0
-
-
-def test_graph_shows_the_peer(make_node: Any, spin_until: Spin, start_peer: Any) -> None:
-    node = make_node()
-    assert spin_until(lambda: ('tested', '/') in node.get_node_names_and_namespaces())
-    peer = start_peer()
-    assert spin_until(lambda: ('peer', '/') in node.get_node_names_and_namespaces())
-    assert spin_until(lambda: node.count_publishers('echoed') == 1)
-    assert ('/echoed', ['sensor_msgs/msg/Image']) in node.get_topic_names_and_types()
-    peer.terminate()
-    assert spin_until(lambda: ('peer', '/') not in node.get_node_names_and_namespaces())
-    assert spin_until(lambda: node.count_publishers('echoed') == 0)
