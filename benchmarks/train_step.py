@@ -27,7 +27,7 @@ from tqdm import tqdm
 from dtvla_ros.cli import main
 from dtvla_ros.cli.arguments import Changes, Config, Json, group
 from dtvla_ros.engine.bench import Watch, measure_limits
-from dtvla_ros.engine.geometry import geometry, random_model
+from dtvla_ros.engine.published import geometry, random_model
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
 from dtvla_ros.policy.config import DecoderConfig

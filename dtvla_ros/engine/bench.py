@@ -1,12 +1,14 @@
-"""How fast engines decide, side by side with the published scheme, and how far from the limit."""
+"""Times decisions of engines beside the published scheme and beside the machine's limits."""
 
 from __future__ import annotations
 
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,18 +16,12 @@ import torch
 from tqdm import tqdm
 
 from dtvla_ros.engine.engine import Engine, SpeculativeStats
-from dtvla_ros.engine.geometry import (
-    Cost,
-    Scene,
-    geometry,
-    pass_cost,
-    random_model,
-    scene,
-    see_cost,
-)
+from dtvla_ros.engine.export import gate, write_graphs
+from dtvla_ros.engine.onnx_engine import OnnxEngine
 from dtvla_ros.engine.policy import write_thought
-from dtvla_ros.engine.providers import describe
-from dtvla_ros.engine.published import PublishedScheme
+from dtvla_ros.engine.providers import describe, multiplies_bytes
+from dtvla_ros.engine.published import PublishedScheme, Scene, geometry, random_model, scene
+from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.model import HybridDecoder
 
@@ -33,6 +29,8 @@ KINDS = ('fresh', 'draft', 'masked')
 PUBLISHED = 'published'
 BYTES = {'fp32': 4.0, 'bf16': 2.0, 'int8': 1.0, 'w8a8': 1.0, 'int4': 0.6}  # of a weight
 EXACT = ('fp32', 'bf16')
+_CANDIDATES = ('fp32', 'int8', 'w8a8')  # for the fastest weights; int4 is for memory
+_PROMPT, _ROUNDS = 35, 5  # tokens of their prompt, decisions of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +51,160 @@ class BenchOptions:
     published: bool = True
 
 
-@dataclass(slots=True)
-class _Run:
-    """Seconds of one contender: ``decisions`` by kind, ``phases`` by name."""
+def run_bench(options: BenchOptions, make_engine: Callable[[str, HybridDecoder], Engine],
+              ) -> dict[str, Any]:
+    """Measure and return everything that is printed, JSON-ready.
 
+    ``make_engine`` maps one of ``options.engines`` and the model to an engine.
+    """
+    torch.set_num_threads(options.threads)
+    cuda = options.device.startswith('cuda')
+    dtype = torch.bfloat16 if cuda else torch.float32
+    config = geometry(options.geometry)
+    model = random_model(config, options.device, dtype)
+    view = scene(config, options.text_tokens)
+    contenders: dict[str, _Contender] = {}
+    if options.published and config.vision.kind == 'siglip':
+        contenders[PUBLISHED] = _Published(PublishedScheme(model), view, options)
+    for name in options.engines:
+        contenders[name] = _Contender(make_engine(name, model), view, options)
+    limits = measure_limits(options.device, dtype)
+    for name, kind in _turns(contenders, 1, 'warm-up'):
+        contenders[name].infer(kind)
+    for contender in contenders.values():
+        contender.decisions.clear()
+        contender.phases.clear()
+    for name, kind in _turns(contenders, options.rounds, 'bench'):
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        contenders[name].infer(kind)
+        if cuda:
+            contenders[name].memory_mb = torch.cuda.max_memory_allocated() / 2 ** 20
+    costs = phase_costs(config, options)
+    return {
+        'options': asdict(options), 'machine': _machine(options, limits),
+        'parameters': sum(p.numel() for p in model.parameters()),
+        'contenders': {name: contender.summary(contenders.get(PUBLISHED), limits, costs,
+                                               name.split()[-1])
+                       for name, contender in contenders.items()},
+        'peak_rss_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def _turns(contenders: Mapping[str, object], rounds: int,
+           title: str) -> Iterator[tuple[str, str]]:
+    order = [(name, kind) for _ in range(rounds) for kind in KINDS for name in contenders
+             if not (name == PUBLISHED and kind == 'draft')]
+    yield from tqdm(order, desc=title, unit='decision', leave=False)
+
+
+@dataclass(slots=True)
+class _Contender:
+    """An engine, and seconds of its ``decisions`` by kind and of its ``phases`` by name."""
+
+    engine: Any
+    scene: Scene
+    options: BenchOptions
     decisions: dict[str, list[float]] = field(default_factory=dict)
     phases: dict[str, list[float]] = field(default_factory=dict)
     thoughts: dict[str, list[int]] = field(default_factory=dict)
     bins: dict[str, list[int]] = field(default_factory=dict)
-    drafting: dict[str, SpeculativeStats] = field(default_factory=dict)
+    stats: dict[str, SpeculativeStats] = field(default_factory=dict)
     memory_mb: float | None = None
+
+    def __post_init__(self) -> None:
+        self.engine.suppress_tokens(self.scene.banned)
+
+    def infer(self, kind: str) -> None:
+        """Decide once and keep the times and what was decided."""
+        watch = Watch(self.options.device, self.phases)
+        self.thoughts[kind], scores = self._decide(kind, watch)
+        self.bins[kind] = scores.argmax(-1).tolist()
+        self.decisions.setdefault(kind, []).append(watch.total())
+
+    def _decide(self, kind: str, watch: Watch) -> tuple[list[int], np.ndarray]:
+        engine, view, length = self.engine, self.scene, self.options.thought_tokens
+        ids = engine.config.ids
+        features = engine.encode_images(view.pixels)
+        watch.lap('see')
+        if kind == 'masked':
+            _, cache = engine.prefill(view.prompt, features)
+            watch.lap('prefill')
+            tokens = pending = [ids.think, ids.think_end, ids.action]
+        else:
+            draft = self.thoughts['fresh'] if kind == 'draft' else []
+
+            def done(written: list[int]) -> bool:
+                if len(written) == 1 and not draft:
+                    watch.lap('prefill')
+                return len(written) >= length
+
+            tokens, cache, self.stats[kind] = write_thought(
+                engine, view.prompt, features, [], draft, done)
+            watch.lap(*(('verify',) if draft else ('think per token', length - 1)))
+            pending = tokens[-1:]
+        scores = engine.decode_actions(cache, pending)
+        watch.lap('act')
+        return tokens, scores
+
+    def summary(self, published: _Contender | None, limits: Limits,
+                costs: Mapping[str, Cost], weights: str) -> dict[str, Any]:
+        """Return medians and ratios, JSON-ready; ``weights``: the kind that is read."""
+        out: dict[str, Any] = {'decisions': {}, 'phases': {}}
+        for kind, times in self.decisions.items():
+            row: dict[str, Any] = _milliseconds(times)
+            if published is not None:
+                against = 'masked' if kind == 'masked' else 'fresh'
+                theirs = published.decisions[against]
+                row['times_faster'] = float(np.median(theirs) / np.median(times))
+                row['same_thought'] = self.thoughts[kind] == published.thoughts[against]
+                row['same_bins'] = float(np.mean(
+                    np.array(self.bins[kind]) == np.array(published.bins[against])))
+            if kind in self.stats:
+                row['drafting'] = asdict(self.stats[kind])
+            out['decisions'][kind] = row
+        for phase, times in self.phases.items():
+            row = _milliseconds(times)
+            if phase in costs:
+                seconds, cost = row['p50_ms'] / 1e3, costs[phase]
+                read = cost.parameters * BYTES[weights]
+                row |= {'GFLOP_per_s': cost.flops / seconds / 1e9,
+                        'GB_per_s': read / seconds / 1e9}
+                # How fast integers could be multiplied was not measured.
+                if weights in EXACT:
+                    row['limit_ms'] = 1e3 * max(cost.flops / limits.flops_per_s,
+                                                read / limits.bytes_per_s)
+            out['phases'][phase] = row
+        if 'think per token' in out['phases']:
+            out['tokens_per_s'] = 1e3 / out['phases']['think per token']['p50_ms']
+        if {'draft', 'masked'} <= self.decisions.keys():
+            out['draft_to_masked'] = float(
+                np.median(self.decisions['draft']) / np.median(self.decisions['masked']))
+        if self.memory_mb is not None:
+            out['peak_memory_mb'] = self.memory_mb
+        return out
+
+
+class _Published(_Contender):
+    """The published scheme, which has two phases and knows no draft."""
+
+    def __post_init__(self) -> None:
+        pass
+
+    def _decide(self, kind: str, watch: Watch) -> tuple[list[int], np.ndarray]:
+        view, ids = self.scene, self.engine.config.ids
+        tokens = [ids.think, ids.think_end, ids.action]
+        if kind != 'masked':
+            tokens = self.engine.generate(view.prompt, view.pixels, view.banned,
+                                          self.options.thought_tokens)
+            watch.lap('generate')
+        scores = self.engine.act(view.prompt, tokens, view.pixels)
+        watch.lap('act (whole pass)')
+        return tokens, scores
 
 
 class Watch:
-    """Laps with the device waited for."""
+    """Laps in seconds, with the device waited for."""
 
     def __init__(self, device: str, phases: dict[str, list[float]]):
         self._wait: Callable[[], Any] = (
@@ -85,64 +223,9 @@ class Watch:
         return self._last - self.start
 
 
-class _Contender:
-    def __init__(self, engine: Engine, view: Scene, options: BenchOptions):
-        self._engine, self._scene, self._options = engine, view, options
-        self.run = _Run()
-        engine.suppress_tokens(view.banned)
-
-    def infer(self, kind: str) -> None:
-        engine, view, run = self._engine, self._scene, self.run
-        length = self._options.thought_tokens
-        ids = engine.config.ids
-        watch = Watch(self._options.device, run.phases if kind != 'warm' else {})
-        features = engine.encode_images(view.pixels)
-        watch.lap('see')
-        if kind == 'masked':
-            _, cache = engine.prefill(view.prompt, features)
-            watch.lap('prefill')
-            tokens = [ids.think, ids.think_end, ids.action]
-            scores = engine.decode_actions(cache, tokens)
-            watch.lap('act')
-        else:
-            draft = run.thoughts['fresh'] if kind == 'draft' else []
-
-            def done(written: list[int]) -> bool:
-                if len(written) == 1 and not draft:
-                    watch.lap('prefill')
-                return len(written) >= length
-
-            tokens, cache, drafting = write_thought(
-                engine, view.prompt, features, [], draft, done)
-            if draft:
-                watch.lap('verify')
-            else:
-                watch.lap('think per token', length - 1)
-            scores = engine.decode_actions(cache, tokens[-1:])
-            watch.lap('act')
-            run.drafting[kind] = drafting
-        run.thoughts[kind], run.bins[kind] = tokens, scores.argmax(-1).tolist()
-        run.decisions.setdefault(kind, []).append(watch.total())
-
-
-class _Published:
-    def __init__(self, model: HybridDecoder, view: Scene, options: BenchOptions):
-        self._scheme, self._scene, self._options = PublishedScheme(model), view, options
-        self.run = _Run()
-
-    def infer(self, kind: str) -> None:
-        view, run, ids = self._scene, self.run, self._scheme.config.ids
-        watch = Watch(self._options.device, run.phases)
-        if kind == 'masked':
-            tokens = [ids.think, ids.think_end, ids.action]
-        else:
-            tokens = self._scheme.generate(view.prompt, view.pixels, view.banned,
-                                           self._options.thought_tokens)
-            watch.lap('generate')
-        scores = self._scheme.act(view.prompt, tokens, view.pixels)
-        watch.lap('act (whole pass)')
-        run.thoughts[kind], run.bins[kind] = tokens, scores.argmax(-1).tolist()
-        run.decisions.setdefault(kind, []).append(watch.total())
+def _milliseconds(times: list[float]) -> dict[str, float]:
+    low, middle, high = np.quantile(np.array(times) * 1e3, (0.0, 0.5, 0.99))
+    return {'min_ms': float(low), 'p50_ms': float(middle), 'p99_ms': float(high)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,111 +253,88 @@ def measure_limits(device: str, dtype: torch.dtype) -> Limits:
     return Limits(big.nbytes / best(big.sum), 2.0 * size ** 3 / best(lambda: a @ a))
 
 
-def phase_costs(config: DecoderConfig, options: BenchOptions) -> dict[str, Cost]:
-    """Return what each phase has to compute and to read."""
-    prompt, thought = config.image_tokens + options.text_tokens, options.thought_tokens
-    words = config.text.vocabulary - config.ids.bins
-    return {
-        'see': see_cost(config),
-        'prefill': pass_cost(config, prompt, 0, 1, words),
-        'think per token': pass_cost(config, 1, prompt + thought // 2, 1, words),
-        'verify': pass_cost(config, prompt + thought - 1, 0, thought, words),
-        'act': pass_cost(config, config.slots + 3, prompt + thought - 1, config.slots,
-                         config.ids.bins),
-    }
-
-
-def run_bench(options: BenchOptions, make_engine: Callable[[str, HybridDecoder], Engine],
-              ) -> dict[str, Any]:
-    """Measure and return everything that is printed, JSON-ready.
-
-    ``make_engine`` maps one of ``options.engines`` and the model to an engine.
-    """
-    torch.set_num_threads(options.threads)
-    cuda = options.device.startswith('cuda')
-    dtype = torch.bfloat16 if cuda else torch.float32
-    config = geometry(options.geometry)
-    model = random_model(config, options.device, dtype)
-    view = scene(config, options.text_tokens)
-    contenders: dict[str, Any] = {}
-    if options.published and config.vision.kind == 'siglip':
-        contenders[PUBLISHED] = _Published(model, view, options)
-    for name in options.engines:
-        contenders[name] = _Contender(make_engine(name, model), view, options)
-    limits = measure_limits(options.device, dtype)
-    for name, kind in _turns(contenders, 1, 'warm-up'):
-        contenders[name].infer(kind)
-    for contender in contenders.values():
-        contender.run.decisions.clear()
-        contender.run.phases.clear()
-    for name, kind in _turns(contenders, options.rounds, 'bench'):
-        if cuda:
-            torch.cuda.reset_peak_memory_stats()
-        contenders[name].infer(kind)
-        if cuda:
-            contenders[name].run.memory_mb = torch.cuda.max_memory_allocated() / 2 ** 20
-    runs = {name: contender.run for name, contender in contenders.items()}
-    return {
-        'options': asdict(options), 'machine': _machine(options, limits),
-        'parameters': sum(p.numel() for p in model.parameters()),
-        'contenders': {name: _summary(run, runs.get(PUBLISHED), limits,
-                                      phase_costs(config, options), name.split()[-1])
-                       for name, run in runs.items()},
-        'peak_rss_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
-
-
-def _turns(contenders: dict[str, Any], rounds: int, title: str) -> Iterator[tuple[str, str]]:
-    order = [(name, kind) for _ in range(rounds) for kind in KINDS for name in contenders
-             if not (name == PUBLISHED and kind == 'draft')]
-    yield from tqdm(order, desc=title, unit='decision', leave=False)
-
-
 def _machine(options: BenchOptions, limits: Limits) -> dict[str, Any]:
     device = (torch.cuda.get_device_name() if options.device.startswith('cuda')
-              else f'{options.threads} of {os.cpu_count()} CPU cores, '
-                   f'{describe()}')
+              else f'{options.threads} of {os.cpu_count()} CPU cores, {describe()}')
     return {'device': device, 'GB_per_s': limits.bytes_per_s / 1e9,
             'GFLOP_per_s': limits.flops_per_s / 1e9, 'load': os.getloadavg()[0],
             'torch': torch.__version__}
 
 
-def _milliseconds(times: list[float]) -> dict[str, float]:
-    low, middle, high = np.quantile(np.array(times) * 1e3, (0.0, 0.5, 0.99))
-    return {'min_ms': float(low), 'p50_ms': float(middle), 'p99_ms': float(high)}
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Arithmetic of a phase and the weights it must read at least once."""
+
+    flops: float
+    parameters: float
 
 
-def _summary(run: _Run, published: _Run | None, limits: Limits, costs: dict[str, Cost],
-             weights: str) -> dict[str, Any]:
-    out: dict[str, Any] = {'decisions': {}, 'phases': {}}
-    for kind, times in run.decisions.items():
-        row: dict[str, Any] = _milliseconds(times)
-        if published is not None:
-            theirs = published.decisions['masked' if kind == 'masked' else 'fresh']
-            row['times_faster'] = float(np.median(theirs) / np.median(times))
-            against = 'masked' if kind == 'masked' else 'fresh'
-            row['same_thought'] = run.thoughts[kind] == published.thoughts[against]
-            row['same_bins'] = float(np.mean(
-                np.array(run.bins[kind]) == np.array(published.bins[against])))
-        if kind in run.drafting:
-            row['drafting'] = asdict(run.drafting[kind])
-        out['decisions'][kind] = row
-    for phase, times in run.phases.items():
-        row = _milliseconds(times)
-        if phase in costs:
-            seconds, cost = row['p50_ms'] / 1e3, costs[phase]
-            read = cost.parameters * BYTES[weights]
-            row |= {'GFLOP_per_s': cost.flops / seconds / 1e9, 'GB_per_s': read / seconds / 1e9}
-            # How fast integers could be multiplied was not measured.
-            if weights in EXACT:
-                row['limit_ms'] = 1e3 * max(cost.flops / limits.flops_per_s,
-                                            read / limits.bytes_per_s)
-        out['phases'][phase] = row
-    if 'think per token' in out['phases']:
-        out['tokens_per_s'] = 1e3 / out['phases']['think per token']['p50_ms']
-    if 'draft' in run.decisions and 'masked' in run.decisions:
-        out['draft_to_masked'] = float(
-            np.median(run.decisions['draft']) / np.median(run.decisions['masked']))
-    if run.memory_mb is not None:
-        out['peak_memory_mb'] = run.memory_mb
-    return out
+def phase_costs(config: DecoderConfig, options: BenchOptions) -> dict[str, Cost]:
+    """Return what each phase has to compute and to read."""
+    prompt, thought = config.image_tokens + options.text_tokens, options.thought_tokens
+    tokens = config.text.vocabulary - config.ids.bins
+    return {
+        'see': image_cost(config),
+        'prefill': pass_cost(config, prompt, 0, 1, tokens),
+        'think per token': pass_cost(config, 1, prompt + thought // 2, 1, tokens),
+        'verify': pass_cost(config, prompt + thought - 1, 0, thought, tokens),
+        'act': pass_cost(config, config.slots + 3, prompt + thought - 1, config.slots,
+                         config.ids.bins),
+    }
+
+
+def pass_cost(config: DecoderConfig, rows: int, past: int, read: int, columns: int) -> Cost:
+    """Return the cost of a decoder pass.
+
+    ``rows`` new rows over ``past`` cached ones; ``read`` rows are scored against ``columns``
+    ids. Two operations per multiply-add; attention counted in full, as it is computed.
+    """
+    text = config.text
+    projections = text.head_dim * (2 * text.heads + 2 * text.kv_heads)
+    weights = text.layers * text.width * (projections + 3 * text.mlp)
+    attention = 4 * text.layers * text.heads * text.head_dim * rows * (past + rows)
+    head = text.width * columns
+    return Cost(2.0 * rows * weights + attention + 2.0 * read * head,
+                weights + (head if read else 0))
+
+
+def image_cost(config: DecoderConfig) -> Cost:
+    """Return the cost of encoding all cameras with SigLIP (nothing is counted for 'conv')."""
+    vision = config.vision
+    if vision.kind != 'siglip':
+        return Cost(0.0, 0.0)
+    each = 4 * vision.width ** 2 + 2 * vision.width * vision.mlp
+    flops = 0.0
+    for count in vision.tokens:
+        flops += 2.0 * count * (vision.layers * each + 3 * vision.patch ** 2 * vision.width
+                                + vision.width * config.text.width)
+        flops += 4.0 * vision.layers * count ** 2 * vision.width
+    return Cost(flops, vision.layers * each + vision.width * config.text.width)
+
+
+def fastest_weights(model: HybridDecoder, thought_tokens: int) -> str:
+    """Return the kind of weights that decides fastest on this CPU, of those that pass the gate.
+
+    All take turns at whole decisions with a fresh thought, and the best of each counts.
+    """
+    model = model.float().cpu().eval()
+    options = BenchOptions(thought_tokens=thought_tokens)
+    contenders: dict[str, _Contender] = {}
+    with TemporaryDirectory() as base:
+        for weights in _CANDIDATES:
+            folder = Path(base) / weights
+            folder.mkdir()
+            try:
+                write_graphs(model, folder, weights)
+                gate(model, folder, weights)
+            except UserError:
+                continue
+            engine = OnnxEngine(folder, model.config, floats=(
+                weights != 'fp32' and not multiplies_bytes()))
+            contenders[weights] = _Contender(engine, scene(model.config, _PROMPT), options)
+        for _ in range(_ROUNDS):
+            for contender in contenders.values():
+                contender.infer('fresh')
+    if not contenders:
+        raise UserError('no kind of weights passes the gate; export fp32 to see why')
+    return min(contenders, key=lambda weights: min(contenders[weights].decisions['fresh']))

@@ -10,19 +10,15 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from time import perf_counter
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from dtvla_ros.engine.engine import Engine
-from dtvla_ros.engine.geometry import scene
 from dtvla_ros.engine.graphs import build_graphs, move_to, refer_to_model
 from dtvla_ros.engine.onnx_engine import OnnxEngine
 from dtvla_ros.engine.policy import banned_in_thought, write_thought
-from dtvla_ros.engine.providers import multiplies_bytes
 from dtvla_ros.engine.quantize import in_floats, quantize
 from dtvla_ros.engine.torch_engine import TorchEngine
 from dtvla_ros.errors import UserError
@@ -38,9 +34,6 @@ from dtvla_ros.policy.manifest import (
 )
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import PolicyTransform
-
-_CANDIDATES = ('fp32', 'int8', 'w8a8')  # int4 is for memory
-_PROMPT, _ROUNDS = 35, 5  # tokens of the prompt, decisions of each kind
 
 MIN_COSINE = 0.999
 _SAMPLES, _TOKENS = 4, 12  # of random inputs that engines are compared with
@@ -76,40 +69,6 @@ def gate(model: HybridDecoder, folder: Path, weights: str) -> Parity:
     for parity in found:
         parity.check(exact)
     return min(found, key=lambda parity: parity.cosine)
-
-
-def fastest_weights(model: HybridDecoder, thought_tokens: int) -> str:
-    """Return the kind of weights that decides fastest on this CPU, of those that pass the gate.
-
-    All take turns at whole decisions with a fresh thought, and the best of each counts.
-    """
-    model = model.float().cpu().eval()
-    view = scene(model.config, _PROMPT)
-    with TemporaryDirectory() as base:
-        engines: dict[str, OnnxEngine] = {}
-        for weights in _CANDIDATES:
-            folder = Path(base) / weights
-            folder.mkdir()
-            try:
-                write_graphs(model, folder, weights)
-                gate(model, folder, weights)
-            except UserError:
-                continue
-            engines[weights] = OnnxEngine(folder, model.config, floats=(
-                weights != 'fp32' and not multiplies_bytes()))
-            engines[weights].suppress_tokens(view.banned)
-        seconds = {weights: float('inf') for weights in engines}
-        for _ in range(_ROUNDS):
-            for weights, engine in engines.items():
-                start = perf_counter()
-                tokens, cache, _ = write_thought(
-                    engine, view.prompt, engine.encode_images(view.pixels), [], [],
-                    lambda written: len(written) >= thought_tokens)
-                engine.decode_actions(cache, tokens[-1:])
-                seconds[weights] = min(seconds[weights], perf_counter() - start)
-    if not seconds:
-        raise UserError('no kind of weights passes the gate; export fp32 to see why')
-    return min(seconds, key=lambda weights: seconds[weights])
 
 
 def export_policy(model: HybridDecoder, transform: PolicyTransform, folder: Path | str,

@@ -255,9 +255,10 @@ class Int8(nn.Module):
     """Dense with 8-bit weights (a scale per output) and 8-bit rows (a scale per row).
 
     Each row is quantised by itself, so that its result does not depend on the rows beside it:
-    a verified draft stays identical to a thought written token by token. Products are summed in
-    int32 (VNNI), scales applied in float32. By hand, as docs/performance.md measures it beside
-    float32.
+    a verified draft stays identical to a thought written token by token, except where the float
+    sums around it differ in their last bit and two tokens are as likely (random weights: 8 of 960
+    drafts). Products are summed in int32 (VNNI), scales applied in float32. By hand, as
+    docs/performance.md measures it beside float32.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):

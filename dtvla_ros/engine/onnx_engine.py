@@ -99,19 +99,11 @@ class OnnxEngine(Engine):
             first, cache = self.prefill(prompt_ids, features)
             chosen, cache = self.verify(cache, thought)
             return np.concatenate([first, chosen]), cache
-        run = self._prefill
-        self._read_prompt(run, prompt_ids, features, thought, _NONE)
-        chosen = run.get('choices', (1 + len(thought),), np.int64)
-        run.run()
-        return chosen, Prefix(len(prompt_ids) + len(thought), len(prompt_ids))
+        start = Prefix(0, len(prompt_ids))
+        return self._choose(self._prefill, start, [*prompt_ids, *thought], features)
 
     def verify(self, cache: Prefix, tokens: Sequence[int]) -> tuple[NDArray[np.int64], Prefix]:
-        count = len(tokens)
-        run = self._token if count == 1 else self._words
-        self._read_words(run, cache, tokens, _NONE)
-        chosen = run.get('choices', (count,), np.int64)
-        run.run()
-        return chosen, Prefix(cache.count + count, cache.prompt_end)
+        return self._choose(self._token if len(tokens) == 1 else self._words, cache, tokens)
 
     def decode_actions(self, cache: Prefix, tokens: Sequence[int]) -> NDArray[np.float32]:
         slots, ids = self.config.slots, self.config.ids
@@ -123,51 +115,58 @@ class OnnxEngine(Engine):
 
     def logits(self, prompt_ids: Sequence[int], features: ort.OrtValue,
                thought: Sequence[int]) -> NDArray[np.float32]:
-        run = _Pass(self._prefill.session)
+        end = len(prompt_ids)
         if self._floats and thought:
             first = self.logits(prompt_ids, features, ())
             run = _Pass(self._words.session)
-            self._read_words(run, Prefix(len(prompt_ids), len(prompt_ids)), thought,
-                             np.arange(len(thought)))
-            return np.concatenate([first, self._scores(run, len(thought))])
-        rows = 1 + len(thought)
-        self._read_prompt(run, prompt_ids, features, thought, np.arange(rows))
-        return self._scores(run, rows)
+            return np.concatenate([first, self._scores(run, Prefix(end, end), thought)])
+        run = _Pass(self._prefill.session)
+        return self._scores(run, Prefix(0, end), [*prompt_ids, *thought], features)
 
-    def _scores(self, run: _Pass, rows: int) -> NDArray[np.float32]:
-        """Run a pass that is bound; return the logits of all ids [rows, V]."""
+    def _choose(self, run: _Pass, cache: Prefix, tokens: Sequence[int],
+                features: ort.OrtValue | None = None) -> tuple[NDArray[np.int64], Prefix]:
+        """Run ``tokens`` behind ``cache``; return the likeliest ids and the longer prefix."""
+        rows = self._read(run, cache, tokens, features)
+        run.put('bin_rows', _NONE)
+        chosen = run.get('choices', (rows,), np.int64)
+        run.run()
+        return chosen, Prefix(cache.count + len(tokens), cache.prompt_end)
+
+    def _scores(self, run: _Pass, cache: Prefix, tokens: Sequence[int],
+                features: ort.OrtValue | None = None) -> NDArray[np.float32]:
+        """Run ``tokens`` behind ``cache``; return the logits of all ids [rows, V]."""
         ids, vocabulary = self.config.ids, self.config.text.vocabulary
+        rows = self._read(run, cache, tokens, features)
+        run.put('bin_rows', np.arange(rows))
         widths = {'below': ids.bins_first, 'bins': ids.bins,
                   'above': vocabulary - ids.bins_last - 1}
         parts = [run.get(name, (rows, width), np.float32) for name, width in widths.items()]
         run.run()
         return np.concatenate(parts, 1)
 
-    def _read_prompt(self, run: _Pass, prompt_ids: Sequence[int], features: ort.OrtValue,
-                     thought: Sequence[int], bin_rows: NDArray[np.int64]) -> None:
-        """Bind all inputs of a pass over prompt and thought, ready to run."""
-        prompt = np.asarray(prompt_ids, np.int64)
-        image_rows = np.flatnonzero(prompt == self.config.ids.image)
+    def _read(self, run: _Pass, cache: Prefix, tokens: Sequence[int],
+              features: ort.OrtValue | None) -> int:
+        """Bind a pass of the decoder graph; return how many rows are read.
+
+        With ``features`` the tokens begin with a prompt, which is read from its last row on.
+        """
+        count = len(tokens)
+        self._bind(run, cache, tokens, count, None)
+        if features is None:
+            run.put('features', self._unseen)
+            run.put('image_rows', _NONE)
+            run.put('rows', _FIRST if count == 1 else np.arange(count))
+            return count
+        image_rows = np.flatnonzero(
+            np.asarray(tokens[:cache.prompt_end]) == self.config.ids.image)
         if len(image_rows) != features.shape()[0]:
             raise ValueError(f'{len(image_rows)} image ids in the prompt for '
                              f'{features.shape()[0]} image features')
-        count = len(prompt_ids) + len(thought)
-        self._bind(run, Prefix(0, len(prompt_ids)), [*prompt_ids, *thought], count, None)
         run.binding.bind_ortvalue_input('features', features)
         run.kept['features'] = features
         run.put('image_rows', image_rows)
-        run.put('rows', np.arange(len(prompt_ids) - 1, count))
-        run.put('bin_rows', bin_rows)
-
-    def _read_words(self, run: _Pass, cache: Prefix, tokens: Sequence[int],
-                    bin_rows: NDArray[np.int64]) -> None:
-        """Bind all inputs of a pass over words behind ``cache``, ready to run."""
-        count = len(tokens)
-        self._bind(run, cache, tokens, count, None)
-        run.put('features', self._unseen)
-        run.put('image_rows', _NONE)
-        run.put('rows', _FIRST if count == 1 else np.arange(count))
-        run.put('bin_rows', bin_rows)
+        run.put('rows', np.arange(cache.prompt_end - 1, count))
+        return count - cache.prompt_end + 1
 
     def _bind(self, run: _Pass, cache: Prefix, tokens: Sequence[int], count: int,
               action_start: int | None) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dtvla_ros.engine.export import Parity, export_policy, fastest_weights
+from dtvla_ros.engine.export import Parity, export_policy
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.results import versions
 from dtvla_ros.policy.adapters import CONFIG as ADAPTER
@@ -49,6 +49,8 @@ def export(source: Path, options: ExportOptions) -> tuple[Path, Parity]:
     model, transform, manifest = read_source(source)
     weights = options.weights
     if weights == 'auto':
+        from dtvla_ros.engine.bench import fastest_weights
+
         weights = fastest_weights(model, manifest.max_thought_tokens)
     out = options.out or (source.with_name(f'{source.name}-{weights}') if _is_policy(source)
                           else Path('models') / manifest.name)

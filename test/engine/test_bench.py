@@ -10,8 +10,15 @@ from rich.console import Console
 from support.decoders import small_decoder
 
 from dtvla_ros.engine import bench, bench_report
-from dtvla_ros.engine.bench import PUBLISHED, BenchOptions, Limits, phase_costs, run_bench
-from dtvla_ros.engine.geometry import geometry, pass_cost, random_model, scene
+from dtvla_ros.engine.bench import (
+    PUBLISHED,
+    BenchOptions,
+    Limits,
+    pass_cost,
+    phase_costs,
+    run_bench,
+)
+from dtvla_ros.engine.published import geometry, random_model
 from dtvla_ros.engine.torch_engine import TorchEngine
 from dtvla_ros.errors import UserError
 
@@ -23,7 +30,6 @@ OPTIONS = BenchOptions(engines=('torch fp32', 'torch int8'), threads=1, rounds=2
 def result(monkeypatch):
     config = small_decoder(1).config
     monkeypatch.setattr(bench, 'geometry', lambda name: config)
-    monkeypatch.setattr(bench, 'scene', lambda config, tokens: scene(config, tokens))
     monkeypatch.setattr(bench, 'measure_limits', lambda *_: Limits(1e10, 1e11))
     return run_bench(OPTIONS, lambda name, model: TorchEngine(model, int8='int8' in name))
 

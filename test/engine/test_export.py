@@ -13,12 +13,13 @@ from support.policies import untrained
 from typer.testing import CliRunner
 
 from dtvla_ros.cli import app
+from dtvla_ros.engine import bench
 from dtvla_ros.engine import export as exporting
 from dtvla_ros.engine import load as loading
-from dtvla_ros.engine.geometry import Scene, scene
 from dtvla_ros.engine.graphs import build_graphs
 from dtvla_ros.engine.load import load_policy
 from dtvla_ros.engine.policy import banned_in_thought, write_thought
+from dtvla_ros.engine.published import Scene, scene
 from dtvla_ros.engine.quantize import in_floats, quantize
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.manifest import FLOAT_GRAPHS, GRAPHS, PolicyManifest
@@ -109,14 +110,14 @@ def test_the_cpu_chooses_the_graphs(tmp_path, monkeypatch, integers):
 
 def test_the_fastest_weights_that_pass(tmp_path, monkeypatch):
     write(tmp_path / 'policy')
-    monkeypatch.setattr(exporting, '_CANDIDATES', ('int4', 'int8'))  # int4 is refused
+    monkeypatch.setattr(bench, '_CANDIDATES', ('int4', 'int8'))  # int4 is refused
     result = CliRunner().invoke(app, ['export', str(tmp_path / 'policy'), '--weights', 'auto'])
     assert result.exit_code == 0, result.output
     assert PolicyManifest.read(tmp_path / 'policy-int8').weights == 'int8'
-    monkeypatch.setattr(exporting, '_CANDIDATES', ('fp32', 'int8'))
+    monkeypatch.setattr(bench, '_CANDIDATES', ('fp32', 'int8'))
     now = [0.0]
 
-    class Slow(exporting.OnnxEngine):
+    class Slow(bench.OnnxEngine):
         def encode_images(self, pixels):
             # Quantised weights take a second, float32 ones two.
             now[0] += 1.0 if 'int8' in self.folder else 2.0
@@ -126,9 +127,9 @@ def test_the_fastest_weights_that_pass(tmp_path, monkeypatch):
             super().__init__(folder, *args, **options)
             self.folder = folder.name
 
-    monkeypatch.setattr(exporting, 'OnnxEngine', Slow)
-    monkeypatch.setattr(exporting, 'perf_counter', lambda: now[0])
-    assert exporting.fastest_weights(untrained()[0], 3) == 'int8'
+    monkeypatch.setattr(bench, 'OnnxEngine', Slow)
+    monkeypatch.setattr(bench.time, 'perf_counter', lambda: now[0])
+    assert bench.fastest_weights(untrained()[0], 3) == 'int8'
 
 
 def test_coarse_weights_are_refused_and_nothing_is_written(tmp_path):

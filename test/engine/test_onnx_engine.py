@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from dtvla_ros.engine.export import write_graphs
 from dtvla_ros.engine.onnx_engine import OnnxEngine, new_rows_mask
+from dtvla_ros.engine.published import scene
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.model import HybridDecoder
 
@@ -67,15 +68,10 @@ class Case:
 
 def make_case(model: HybridDecoder, folder) -> Case:
     write_graphs(model, folder)
-    config, ids, rng = model.config, model.config.ids, np.random.default_rng(5)
-    size = config.vision.image_size
-    pixels = rng.uniform(-1, 1, (len(config.vision.cameras), 3, size, size)).astype(np.float32)
-    words = [i for i in range(config.text.vocabulary)
-             if i != ids.image and not ids.bins_first <= i <= ids.bins_last]
-    said = rng.choice(words, 16).tolist()
-    prompt = [*[ids.image] * config.image_tokens, ids.bos, *said[:5], ids.semicolon, ids.newline]
+    config, view = model.config, scene(model.config, 8, seed=5)
+    words = np.random.default_rng(5).choice(np.flatnonzero(~view.banned), 11).tolist()
     engine = OnnxEngine(folder, config)
-    case = Case(model, engine, pixels, prompt, [ids.think, *said[5:]])
+    case = Case(model, engine, view.pixels, view.prompt, [config.ids.think, *words])
     engine.suppress_tokens(case.banned())
     return case
 
@@ -203,15 +199,8 @@ def test_a_missing_provider_is_named_once(small_folder, caplog, provider, missin
     records = [r.getMessage() for r in caplog.records if r.name.endswith('providers')]
     assert len(records) == 1
     assert missing in records[0] and 'pip install onnxruntime-gpu' in records[0]
-    assert np.isfinite(_blind_logits(model, engine)).all()
-
-
-def _blind_logits(model: HybridDecoder, engine: OnnxEngine) -> np.ndarray:
-    config = model.config
-    size = config.vision.image_size
-    prompt = [*[config.ids.image] * config.image_tokens, config.ids.semicolon, config.ids.newline]
-    pixels = np.zeros((len(config.vision.cameras), 3, size, size), np.float32)
-    return engine.logits(prompt, engine.encode_images(pixels), [config.ids.think])
+    view = scene(model.config, 8)
+    assert np.isfinite(engine.logits(view.prompt, engine.encode_images(view.pixels), [])).all()
 
 
 def test_auto_is_quiet_on_a_machine_without_a_gpu(small_folder, caplog):

@@ -12,7 +12,7 @@ from support.released import STATISTICS, gemma_like_tokenizer, released_name, wr
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
 from dtvla_ros.engine.export import write_graphs
-from dtvla_ros.engine.geometry import geometry, random_model
+from dtvla_ros.engine.published import geometry, random_model
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import (
     empty_model,
