@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from dtvla_ros.actions.grid import location_word
+from dtvla_ros.cli import app
 from dtvla_ros.data import layout
-from dtvla_ros.data.collect import CollectOptions, collect, plan_episode
+from dtvla_ros.data.collect import (
+    CollectOptions,
+    collect,
+    plan_episode,
+    require_same_options,
+)
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.data.writer import finished_shards, shard_path
 from dtvla_ros.errors import UserError
@@ -70,6 +78,31 @@ def test_scenes_are_shares_of_all_and_disturbances_of_the_demonstrations():
 def test_bad_options_are_named(options, names):
     with pytest.raises(UserError, match=names):
         CollectOptions(**options)
+
+
+def test_former_names_of_options_are_accepted(tmp_path, monkeypatch):
+    """On the command line, where the help is silent about them, and in files written before."""
+    seen = []
+
+    def collected(out, options, *rest):
+        seen.append(options)
+        return {'total_episodes': 0, 'total_frames': 0, 'total_tasks': 0}
+    monkeypatch.setattr('dtvla_ros.data.collect.collect', collected)
+    run = CliRunner().invoke
+    assert run(app, ['collect', '--look-share', '0.5', '--drop-share=0.2', '--shove-share', '0.1',
+                     '--out', str(tmp_path)]).exit_code == 0
+    assert (seen[0].observation_share, seen[0].release_share, seen[0].push_share) == (
+        0.5, 0.2, 0.1)
+    assert '--look-share' not in run(app, ['collect', '--help']).output
+
+    options = asdict(CollectOptions(observation_share=0.5))
+    former = {'look_share' if name == 'observation_share' else name: value
+              for name, value in options.items()}
+    (tmp_path / 'collect.json').write_text(json.dumps(former))
+    require_same_options(tmp_path / 'collect.json', dict(options), asdict(CollectOptions()))
+    with pytest.raises(UserError, match='another observation_share'):
+        require_same_options(tmp_path / 'collect.json', options | {'observation_share': 0.1},
+                             asdict(CollectOptions()))
 
 
 def test_resume_after_a_kill(tmp_path):

@@ -26,8 +26,7 @@ from dtvla_ros.data.from_bag import ConvertOptions, convert
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.data.validate import fits_policy
 from dtvla_ros.errors import UserError
-
-images = pytest.importorskip('dtvla_ros.ros.images', reason='needs ROS', exc_type=ImportError)
+from dtvla_ros.ros import images
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ('put_the_lemon_in_the_blue_bin', 'stack_the_red_cube_on_the_green_cube')
