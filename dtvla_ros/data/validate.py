@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -88,39 +88,39 @@ def _named(numbers: list[int]) -> str:
 
 
 def _metadata(reader: DatasetReader) -> Iterator[Issue]:
-    info, file = reader.info, str(reader.root / layout.INFO)
+    info, issue = reader.info, partial(Issue, file=str(reader.root / layout.INFO))
     episodes, tasks = reader.episodes, reader.tasks
     frames = sum(row['length'] for row in episodes)
     for name, told, found in (('total_episodes', info['total_episodes'], len(episodes)),
                               ('total_frames', info['total_frames'], frames),
                               ('total_tasks', info.get('total_tasks', len(tasks)), len(tasks))):
         if told != found:
-            yield Issue(f'{name} is {told}, the metadata hold {found}',
-                        f'write {found}, or restore what is missing', file=file)
+            yield issue(f'{name} is {told}, the metadata hold {found}',
+                        f'write {found}, or restore what is missing')
     if not (isinstance(info['fps'], (int, float)) and info['fps'] > 0):
-        yield Issue(f'fps is {info["fps"]!r}', 'write the frames a second', file=file)
+        yield issue(f'fps is {info["fps"]!r}', 'write the frames a second')
     if reader.video_keys and not info.get('video_path'):
-        yield Issue('lacks video_path', 'write where the videos lie', file=file)
-    file = str(reader.root / (layout.V21_EPISODES if isinstance(reader, V21Reader)
-                              else 'meta/episodes'))
+        yield issue('lacks video_path', 'write where the videos lie')
+    issue = partial(Issue, file=str(reader.root / (
+        layout.V21_EPISODES if isinstance(reader, V21Reader) else 'meta/episodes')))
     wrong = next((k for k, row in enumerate(episodes) if row['episode_index'] != k), None)
     if wrong is not None:
-        yield Issue(f'episode_index {episodes[wrong]["episode_index"]} where {wrong} is due',
-                    AGAIN, file=file)
+        yield issue(f'episode_index {episodes[wrong]["episode_index"]} where {wrong} is due',
+                    AGAIN)
         return
     begin = 0
     for k, row in enumerate(episodes):
         if row['length'] < 1:
-            yield Issue(f'episode {k} has {row["length"]} frames', 'leave it out', file=file)
+            yield issue(f'episode {k} has {row["length"]} frames', 'leave it out')
         end = begin + row['length']
         if (row['dataset_from_index'], row['dataset_to_index']) != (begin, end):
-            yield Issue(f'episode {k} is said to be frames {row["dataset_from_index"]} to '
-                        f'{row["dataset_to_index"]}, {begin} to {end} are due', AGAIN, file=file)
+            yield issue(f'episode {k} is said to be frames {row["dataset_from_index"]} to '
+                        f'{row["dataset_to_index"]}, {begin} to {end} are due', AGAIN)
         begin = end
         unknown = [task for task in row['tasks'] if task not in tasks]
         if unknown or not row['tasks']:
-            yield Issue(f'episode {k} has the task {(unknown or [None])[0]!r}, which is not among '
-                        'the tasks', 'add it to the tasks, or correct the episode', file=file)
+            yield issue(f'episode {k} has the task {(unknown or [None])[0]!r}, which is not among '
+                        'the tasks', 'add it to the tasks, or correct the episode')
     for k, task in enumerate(tasks):
         if not task.strip():
             yield Issue(f'task {k} is empty', 'write what to do', file=str(reader.root / 'meta'))
@@ -128,8 +128,9 @@ def _metadata(reader: DatasetReader) -> Iterator[Issue]:
 
 def _data_file(reader: DatasetReader, path: Path, numbers: list[int]) -> Iterator[Issue]:
     file = str(path)
+    issue = partial(Issue, file=file)
     if not path.is_file():
-        yield Issue(f'missing; {_named(numbers)} should be in it', DOWNLOAD, file=file)
+        yield issue(f'missing; {_named(numbers)} should be in it', DOWNLOAD)
         return
     try:
         schema = pq.read_schema(path)
@@ -138,13 +139,12 @@ def _data_file(reader: DatasetReader, path: Path, numbers: list[int]) -> Iterato
         yield Issue.from_error(error, AGAIN)
         return
     except (OSError, pa.ArrowException) as error:
-        yield Issue(f'no parquet file ({error})', DOWNLOAD, file=file)
+        yield issue(f'no parquet file ({error})', DOWNLOAD)
         return
     yield from _schema(reader, file, schema)
     lengths = [reader.episodes[k]['length'] for k in numbers]
     if len(table) != sum(lengths):
-        yield Issue(f'{len(table)} rows, {_named(numbers)} have {sum(lengths)} frames', AGAIN,
-                    file=file)
+        yield issue(f'{len(table)} rows, {_named(numbers)} have {sum(lengths)} frames', AGAIN)
         return
     episode = np.repeat(numbers, lengths)
     frame = np.concatenate([np.arange(n) for n in lengths])
@@ -160,21 +160,21 @@ def _data_file(reader: DatasetReader, path: Path, numbers: list[int]) -> Iterato
         if len(bad):
             at = bad[0]
             channel = int(np.flatnonzero(~np.isfinite(values[at]))[0])
-            yield Issue(
+            yield issue(
                 f'{name} is {values[at, channel]} in channel {channel} at episode {episode[at]}, '
                 f'frame {frame[at]}, and not finite in {len(bad)} rows',
-                'leave the episode out, or record it again', file=file)
+                'leave the episode out, or record it again')
 
 
 def _schema(reader: DatasetReader, file: str, schema: pa.Schema) -> Iterator[Issue]:
-    features = reader.info['features']
+    features, issue = reader.info['features'], partial(Issue, file=file)
     for name, feature in features.items():
         dtype, size = feature['dtype'], prod(feature['shape'])
         if dtype == 'video':
             continue
         if name not in schema.names:
-            yield Issue(f'lacks the column {name}',
-                        f'convert the data again, or take {name} out of {layout.INFO}', file=file)
+            yield issue(f'lacks the column {name}',
+                        f'convert the data again, or take {name} out of {layout.INFO}')
             continue
         if dtype == 'image':
             continue
@@ -183,15 +183,14 @@ def _schema(reader: DatasetReader, file: str, schema: pa.Schema) -> Iterator[Iss
         fits = {'string': pa.types.is_string(inner) or pa.types.is_large_string(inner),
                 'bool': pa.types.is_boolean(inner)}
         if not fits.get(dtype, str(inner) in (dtype, ARROW_NAMES.get(dtype))):
-            yield Issue(f'{name} is {inner}, {layout.INFO} says {dtype}',
-                        'write one or the other', file=file)
+            yield issue(f'{name} is {inner}, {layout.INFO} says {dtype}', 'write one or the other')
         if pa.types.is_fixed_size_list(kind) and kind.list_size != size:
-            yield Issue(f'{name} has {kind.list_size} channels, {layout.INFO} says {size}',
-                        'correct the shape, or convert again', file=file)
+            yield issue(f'{name} has {kind.list_size} channels, {layout.INFO} says {size}',
+                        'correct the shape, or convert again')
     undeclared = next((name for name in schema.names if name not in features), None)
     if undeclared is not None:
-        yield Issue(f'has the column {undeclared}, which {layout.INFO} does not declare',
-                    'declare it under features, or drop it', file=file)
+        yield issue(f'has the column {undeclared}, which {layout.INFO} does not declare',
+                    'declare it under features, or drop it')
 
 
 def _value_type(kind: pa.DataType) -> pa.DataType:
@@ -203,7 +202,7 @@ def _value_type(kind: pa.DataType) -> pa.DataType:
 def _indices(reader: DatasetReader, file: str, columns: dict[str, NDArray[Any]],
              episode: NDArray[np.int64], frame: NDArray[np.int64]) -> Iterator[Issue]:
     """Compare the index columns of a file with the episode and frame each row should be."""
-    begin = reader.episodes[episode[0]]['dataset_from_index']
+    issue, begin = partial(Issue, file=file), reader.episodes[episode[0]]['dataset_from_index']
     due = {'episode_index': episode, 'frame_index': frame,
            'index': begin + np.arange(len(episode)), 'timestamp': frame / reader.fps}
     for name, wanted in due.items():
@@ -215,9 +214,9 @@ def _indices(reader: DatasetReader, file: str, columns: dict[str, NDArray[Any]],
         if len(bad):
             at = bad[0]
             why = f' at {reader.fps} frames a second' if name == 'timestamp' else ''
-            yield Issue(f'{name} is {found[at]:g} at episode {episode[at]}, frame {frame[at]}, '
+            yield issue(f'{name} is {found[at]:g} at episode {episode[at]}, frame {frame[at]}, '
                         f'{wanted[at]:g} is due{why}; wrong in {len(bad)} rows',
-                        'number the frames again (dtvla data convert does)', file=file)
+                        'number the frames again (dtvla data convert does)')
     if 'task_index' not in columns:
         return
     found = columns['task_index'].ravel()
@@ -226,17 +225,16 @@ def _indices(reader: DatasetReader, file: str, columns: dict[str, NDArray[Any]],
                for k in np.unique(episode).tolist()}
     wrong = next((k for k, n in enumerate(episode) if int(found[k]) not in allowed[n]), None)
     if wrong is not None:
-        yield Issue(f'task_index is {found[wrong]} at episode {episode[wrong]}, frame '
+        yield issue(f'task_index is {found[wrong]} at episode {episode[wrong]}, frame '
                     f'{frame[wrong]}, the episode is said to have '
-                    f'{sorted(allowed[episode[wrong]])}', 'correct the tasks of the episode',
-                    file=file)
+                    f'{sorted(allowed[episode[wrong]])}', 'correct the tasks of the episode')
 
 
 def _video_file(reader: DatasetReader, key: str, path: Path, numbers: list[int], decode: bool,
                 ) -> Iterator[Issue]:
-    file, fps = str(path), reader.fps
+    issue, fps = partial(Issue, file=str(path)), reader.fps
     if not path.is_file():
-        yield Issue(f'missing; {_named(numbers)} should be in it', DOWNLOAD, file=file)
+        yield issue(f'missing; {_named(numbers)} should be in it', DOWNLOAD)
         return
     try:
         kind = probe(path)
@@ -245,26 +243,25 @@ def _video_file(reader: DatasetReader, key: str, path: Path, numbers: list[int],
         yield Issue.from_error(error, AGAIN)
         return
     except (OSError, ValueError) as error:
-        yield Issue(f'an image cannot be decoded ({error})', DOWNLOAD, file=file)
+        yield issue(f'an image cannot be decoded ({error})', DOWNLOAD)
         return
     rows = sum(reader.episodes[k]['length'] for k in numbers)
     height, width = reader.info['features'][key]['shape'][:2]
     if count != rows:
-        yield Issue(f'{count} images, {_named(numbers)} have {rows} rows',
-                    'record these episodes again, or leave them out', file=file)
+        yield issue(f'{count} images, {_named(numbers)} have {rows} rows',
+                    'record these episodes again, or leave them out')
     if (kind['height'], kind['width']) != (height, width):
-        yield Issue(f'images of {kind["height"]}x{kind["width"]}, {layout.INFO} says '
-                    f'{height}x{width}', 'correct the shape', file=file)
+        yield issue(f'images of {kind["height"]}x{kind["width"]}, {layout.INFO} says '
+                    f'{height}x{width}', 'correct the shape')
     if abs(kind['fps'] - fps) > 0.01:
-        yield Issue(f'{kind["fps"]:g} images a second, the dataset has {fps}',
-                    'encode the video at the rate of the data', file=file)
+        yield issue(f'{kind["fps"]:g} images a second, the dataset has {fps}',
+                    'encode the video at the rate of the data')
     done = 0
     for k in numbers:
         start = reader.video_path(k, key)[1]
         if abs(start - done / fps) > 0.5 / fps:
-            yield Issue(f'episode {k} is said to begin at {start:g} s, after {done} images '
-                        f'{done / fps:g} s are due', 'correct from_timestamp in meta/episodes',
-                        file=file)
+            yield issue(f'episode {k} is said to begin at {start:g} s, after {done} images '
+                        f'{done / fps:g} s are due', 'correct from_timestamp in meta/episodes')
         done += reader.episodes[k]['length']
 
 
@@ -287,8 +284,9 @@ def _stored_images(reader: DatasetReader, key: str) -> Iterator[Issue]:
 
 def _statistics(reader: DatasetReader) -> Iterator[Issue]:
     """Compare the extremes in ``meta/stats.json`` with those of state and action."""
-    file, remedy = str(reader.root / layout.STATS), (
-        f'run dtvla data stats {reader.root} --out {reader.root / "meta"}')
+    root = reader.root
+    issue = partial(Issue, remedy=f'run dtvla data stats {root} --out {root / "meta"}',
+                    file=str(root / layout.STATS))
     try:
         stats = reader.stats
     except UserError as error:
@@ -300,13 +298,13 @@ def _statistics(reader: DatasetReader) -> Iterator[Issue]:
         except (UserError, pa.ArrowException, ValueError, KeyError):
             continue  # the dataset lacks it, or the file was told of already
         if name not in stats:
-            yield Issue(f'says nothing of {name}', remedy, file=file)
+            yield issue(f'says nothing of {name}')
             continue
         span = np.maximum(np.ptp(values, 0), 1e-6)
         for kind, true in (('min', values.min(0)), ('max', values.max(0))):
             told = np.asarray(stats[name].get(kind, np.nan), np.float64).ravel()
             if told.shape != true.shape or not (np.abs(told - true) <= STALE * span).all():
-                yield Issue(f'{kind} of {name} is not that of the data', remedy, file=file)
+                yield issue(f'{kind} of {name} is not that of the data')
                 break
 
 
@@ -334,25 +332,25 @@ def fits_policy(root: Path, policy: Path, tokenizer: Path | None = None) -> list
 
 def _contract(reader: DatasetReader, transform: PolicyTransform, policy: Path) -> Iterator[Issue]:
     """Compare cameras, action size and chunk length."""
-    config, features, file = transform.config, reader.info['features'], (
-        str(reader.root / layout.INFO))
+    config, features = transform.config, reader.info['features']
+    issue = partial(Issue, file=str(reader.root / layout.INFO))
     cameras = {layout.CAMERAS.get(key, key) for key in reader.camera_keys}
     for name in config.vision.cameras:
         if name not in cameras:
-            yield Issue(f'no camera {name!r} among {", ".join(sorted(cameras))}; {policy} looks '
-                        'through it', 'name it with dtvla data convert --rename', file=file)
+            yield issue(f'no camera {name!r} among {", ".join(sorted(cameras))}; {policy} looks '
+                        'through it', 'name it with dtvla data convert --rename')
     action = features.get(layout.ACTION)
     if action is None or action['shape'] != [config.action_dim]:
-        yield Issue(f'{layout.ACTION} of shape {action and action["shape"]}, {policy} makes '
-                    f'{config.action_dim} numbers', 'use a policy of that size', file=file)
+        yield issue(f'{layout.ACTION} of shape {action and action["shape"]}, {policy} makes '
+                    f'{config.action_dim} numbers', 'use a policy of that size')
         return
     if layout.ACTION_CHUNK not in features:
-        yield Issue(f'no feature {layout.ACTION_CHUNK}', 'run dtvla data convert', file=file)
+        yield issue(f'no feature {layout.ACTION_CHUNK}', 'run dtvla data convert')
         return
     stored = prod(features[layout.ACTION_CHUNK]['shape']) // config.action_dim
     if stored < config.chunk_steps:
-        yield Issue(f'chunks of {stored} actions, {policy} makes {config.chunk_steps}',
-                    f'convert or collect with --chunk {config.chunk_steps}', file=file)
+        yield issue(f'chunks of {stored} actions, {policy} makes {config.chunk_steps}',
+                    f'convert or collect with --chunk {config.chunk_steps}')
 
 
 def _thoughts(reader: DatasetReader, transform: PolicyTransform, longest: int | None,
