@@ -139,8 +139,8 @@ class Collator:
         rng = np.random.default_rng([self._config.seed, step, 0, 1])
         index = self._draw(self._even, rng)
         frames = self._images(index, rng, cameras=1)
-        input_ids, asked = self._captions(index, rng)
-        sequence, column = np.nonzero(asked)
+        input_ids, located = self._captions(index, rng)
+        sequence, column = np.nonzero(located)
         return self._batch(
             index, frames, input_ids, input_ids != self._ids.pad, (sequence, column - 1),
             input_ids[sequence, column], np.argmax(input_ids == self._ids.action, 1),
@@ -207,39 +207,39 @@ class Collator:
         """Lay sequences out, augmented if ``rng`` is given; ``kept`` [B]: not an empty thought."""
         d, ids, count = self._dataset, self._ids, len(index)
         thought, actions = d.thought[index], d.actions[index]
-        # What is read (``asked``: whose prompt, ``seen``: the thought) and whether it is learnt.
-        asked, seen, learnt_thought = index, thought, kept
+        # Whose prompt and which thought is the input, and whether the thought is supervised.
+        prompted, given, supervised = index, thought, kept
         if rng is not None:
             if self._config.counterfactual:
                 other = kept & (rng.random(count) < self._config.counterfactual)
-                learnt_thought = kept & ~other
-                asked = np.where(other, self._others(index, rng), index)
-            seen = self._noisy_locations(thought, rng)
+                supervised = kept & ~other
+                prompted = np.where(other, self._others(index, rng), index)
+            given = self._noisy_locations(thought, rng)
             if self._flip is not None:
-                flipped = learnt_thought & (
+                flipped = supervised & (
                     rng.random(count) < self._config.auxiliary.direction_flip)
-                learnt_thought = learnt_thought & ~flipped
-                seen[flipped], actions[flipped] = self._flip(seen[flipped], actions[flipped])
-        prompt = d.prompt[asked]
+                supervised = supervised & ~flipped
+                given[flipped], actions[flipped] = self._flip(given[flipped], actions[flipped])
+        prompt = d.prompt[prompted]
         if rng is not None and self._state_tokens is not None:
-            prompt = self._noisy_state(prompt, index, rng, d.state_at[asked])
+            prompt = self._noisy_state(prompt, index, rng, d.state_at[prompted])
 
         # prompt, thought (with tags), <action>, slots, </action>, eos
-        p, w = d.prompt_length[asked], np.where(kept, d.thought_length[index], 2)
+        p, w = d.prompt_length[prompted], np.where(kept, d.thought_length[index], 2)
         start = p + w  # A, the row of <action>
         width = _padded(start + self._slots + 3)
         input_ids = np.full((count, width), ids.pad, np.int64)
         real = np.zeros((count, width), bool)
-        rows: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []  # columns learnt, their ids
+        rows: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []  # supervised columns and ids
         for k, (a, end) in enumerate(zip(start, start + self._slots + 3, strict=True)):
-            read = seen[k, :w[k]] if kept[k] else [ids.think, ids.think_end]
+            tokens = given[k, :w[k]] if kept[k] else [ids.think, ids.think_end]
             input_ids[k, :end] = np.concatenate(
-                [prompt[k, :p[k]], read, [ids.action], actions[k], [ids.action_end, ids.eos]])
+                [prompt[k, :p[k]], tokens, [ids.action], actions[k], [ids.action_end, ids.eos]])
             real[k, :end] = True
-            # A dropped, flipped or counterfactual thought is only read; what follows is learnt.
-            said = thought[k, :w[k]] if learnt_thought[k] else thought[k, :0]
-            rows.append((np.r_[a - len(said):a + 1, end - 2:end],
-                         np.r_[said, ids.action, ids.action_end, ids.eos]))
+            # A dropped, flipped or counterfactual thought is input only.
+            target = thought[k, :w[k]] if supervised[k] else thought[k, :0]
+            rows.append((np.r_[a - len(target):a + 1, end - 2:end],
+                         np.r_[target, ids.action, ids.action_end, ids.eos]))
         sequence = np.repeat(np.arange(count), [len(columns) for columns, _ in rows])
         columns, targets = map(np.concatenate, zip(*rows, strict=True))
         return self._batch(index, self._images(index, rng), input_ids, real,
@@ -258,7 +258,7 @@ class Collator:
 
     def _captions(self, index: NDArray[np.int64],
                   rng: Random) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return ids [B, L]: a prompt and a thought that lists objects; where it says locations.
+        """Return ids [B, L]: a prompt and a thought that lists objects, and where locations are.
 
         Up to ``CAPTIONED`` unambiguous objects, in random order.
         """
@@ -273,13 +273,13 @@ class Collator:
         out = np.full((len(index), longest + 3), ids.pad, np.int64)
         for row, frame in enumerate(index):
             chosen = rng.permutation(np.flatnonzero(self._dataset.unambiguous[frame]))[:CAPTIONED]
-            said = [i for k in chosen
-                    for i in (*self._names[k], *(first + self._dataset.positions[frame, k]))]
-            out[row, :len(said) + 3] = [ids.think, *said, ids.think_end, ids.action]
-        asked = np.zeros((len(index), len(start) + out.shape[1]), bool)
+            tokens = [i for k in chosen
+                      for i in (*self._names[k], *(first + self._dataset.positions[frame, k]))]
+            out[row, :len(tokens) + 3] = [ids.think, *tokens, ids.think_end, ids.action]
+        located = np.zeros((len(index), len(start) + out.shape[1]), bool)
         for low, high in self._spans[:2]:
-            asked[:, len(start):] |= (out >= low) & (out <= high)
-        return np.concatenate([prompt, out], axis=1), asked
+            located[:, len(start):] |= (out >= low) & (out <= high)
+        return np.concatenate([prompt, out], axis=1), located
 
     def _noisy_state(self, prompt: NDArray[np.int64], index: NDArray[np.int64], rng: Random,
                      at: NDArray[np.int64]) -> NDArray[np.int64]:
