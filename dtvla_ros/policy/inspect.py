@@ -148,6 +148,7 @@ def inspect(path: Path | str, hashes: bool = False) -> Inspection:
 
 
 def _policy(folder: Path, hashes: bool) -> Inspection:
+    """Return what a policy folder holds, its hashes checked."""
     manifest = PolicyManifest.read(folder)
     issues = _Issues()
     files = tuple(_state(folder, name, digest, hashes) for name, digest in manifest.files.items())
@@ -172,6 +173,7 @@ def _policy(folder: Path, hashes: bool) -> Inspection:
 
 
 def _checkpoint(folder: Path) -> Inspection:
+    """Return what a downloaded checkpoint holds and lacks to become a policy."""
     issues = _Issues()
     tokenizer = issues.get(lambda: load_tokenizer(folder / TOKENIZER),
                            'copy tokenizer.json from the download')
@@ -199,6 +201,7 @@ def _checkpoint(folder: Path) -> Inspection:
 
 
 def _adapter(folder: Path) -> Inspection:
+    """Return what a LoRA adapter adapts, and whether its base is here."""
     issues = _Issues()
     config = read_json(folder / adapters.CONFIG)
     stored = issues.get(lambda: read_headers(folder / adapters.WEIGHTS)) or {}
@@ -222,6 +225,7 @@ def _adapter(folder: Path) -> Inspection:
 
 def _fit(folder: Path, config: DecoderConfig,
          issues: _Issues) -> tuple[dict[str, Stored], Fit | None]:
+    """Return a folder's weights by stored name, and how they fit a config."""
     stored = issues.get(lambda: read_headers(folder), 'download it again')
     if stored is None:
         return {}, None
@@ -237,6 +241,7 @@ def _fit(folder: Path, config: DecoderConfig,
 
 
 def _weights(stored: Mapping[str, Stored], fits: Fit | None) -> Weights | None:
+    """Return what headers say of the weights, None where there are none."""
     if not stored:
         return None
     names = [name for name in stored if name not in HEADS]
@@ -299,6 +304,7 @@ def _by_part(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
 
 
 def _state(folder: Path, name: str, digest: str, hashes: bool) -> FileState:
+    """Compare a listed file with its hash, unless it is large and ``hashes`` is off."""
     path = folder / name
     if not path.is_file():
         return FileState(name, None, 'missing')
@@ -309,6 +315,7 @@ def _state(folder: Path, name: str, digest: str, hashes: bool) -> FileState:
 
 
 def _listing(folder: Path) -> tuple[FileState, ...]:
+    """Return the files of a folder without a manifest, and which of them are read."""
     used = {convert.CONFIG, convert.STATISTICS, TOKENIZER, INDEX, adapters.CONFIG}
     return tuple(
         FileState(path.name, path.stat().st_size,
@@ -358,6 +365,7 @@ def show(found: Inspection, console: Console | None = None) -> None:
 
 
 def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    """Return a table whose cells are rich markup."""
     table = Table(title=title, title_justify='left', show_header=any(columns))
     for column in columns:
         table.add_column(column, overflow='fold')
@@ -367,6 +375,7 @@ def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) ->
 
 
 def _pairs(title: str, values: Mapping[str, Any]) -> Table:
+    """Return a table of names and values, without those that are None."""
     return _table(title, ('', ''), ((key.replace('_', ' '), escape(_text(value)))
                                     for key, value in values.items() if value is not None))
 
@@ -382,6 +391,7 @@ def _text(value: Any) -> str:
 
 
 def _counted(names: tuple[str, ...] | None) -> str | None:
+    """Return how many names there are, and the first of them."""
     if not names:
         return None if names is None else 'none'
     rest = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
@@ -389,6 +399,7 @@ def _counted(names: tuple[str, ...] | None) -> str | None:
 
 
 def _geometry(found: Inspection) -> Table:
+    """Return the parts of the network, their parameters and sizes."""
     assert found.config is not None
     text, vision = found.config['text'], found.config['vision']
     sizes = {
