@@ -106,7 +106,7 @@ def test_experts_and_demonstrations_are_the_same_wherever_their_workers_are(clus
             'tabletop', TASKS[:1], 2, True, workers, 7, None, None, ray)['episodes']
 
     assert experts(2, 'auto') == experts(1, None)
-    options = CollectOptions(tasks=TASKS, episodes=16, look_share=0.5, short_share=0.5,
+    options = CollectOptions(tasks=TASKS, episodes=16, observation_share=0.5, short_share=0.5,
                              short_steps=4, image_size=32)
     infos = [collect(tmp_path / name, options, workers, ray)
              for name, workers, ray in (('alone', 1, None), ('cluster', 2, 'auto'))]
