@@ -1,4 +1,4 @@
-"""Find a way to draw without a display, before MuJoCo is imported."""
+"""Chooses a renderer that needs no display, before MuJoCo is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same tasks made harder on purpose: seven families, three strengths, seeded.
+"""Perturbs a suite's episodes: seven families, three strengths, seeded.
 
 The families are those of LIBERO-Plus (https://arxiv.org/abs/2510.13626).
 """

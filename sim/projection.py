@@ -1,4 +1,4 @@
-"""Where in a camera's image a place of the world appears, and what cannot appear at all."""
+"""Projects world points into a camera's image, and finds what cannot appear in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same instruction in other words: synonyms, a polite frame, another sentence."""
+"""Rewords instructions: synonyms, a polite frame, another sentence."""
 
 from __future__ import annotations
 

@@ -260,7 +260,7 @@ def learn(source: Source, accepted: Mapping[int, Labels], labeller: Labeller,
           options: FillOptions) -> tuple[Classes, dict[str, Rate]]:
     """Train ``labeller`` and return its agreement on key frames of held-out episodes.
 
-    It is told nothing about those episodes, not even their other key frames.
+    It learns nothing of those episodes, not even their other key frames.
     """
     goals = {k: source.goal(k) for k in accepted}
     classes = Classes.of(accepted, goals)

@@ -177,10 +177,10 @@ class Question:
 def jpeg(image: NDArray[np.uint8], quality: int = JPEG_QUALITY, largest: int | None = None
          ) -> bytes:
     """Encode an image uint8 RGB [H, W, 3], reduced to ``largest`` pixels a side if given."""
-    picture, buffer = Image.fromarray(image), io.BytesIO()
+    encoded, buffer = Image.fromarray(image), io.BytesIO()
     if largest is not None:
-        picture.thumbnail((largest, largest))
-    picture.save(buffer, 'JPEG', quality=quality)
+        encoded.thumbnail((largest, largest))
+    encoded.save(buffer, 'JPEG', quality=quality)
     return buffer.getvalue()
 
 

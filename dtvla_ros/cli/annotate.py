@@ -124,8 +124,8 @@ def label(
 ) -> None:
     """Label the key frames: what is held, done, handled, comes next, and why.
 
-    Motion is measured and told to the model; it fills in only what needs eyes. Answers are kept
-    by the hash of their question: a run that was stopped, killed or ran out of budget goes on
+    Motion is measured and given to the model, which fills in only what has to be seen. Answers are
+    kept by the hash of their question: a run that was stopped, killed or ran out of budget goes on
     when the command is repeated, and pays for nothing twice.
 
     **Examples**

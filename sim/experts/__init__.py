@@ -1,4 +1,4 @@
-"""Scripted experts: they solve the tasks through the action space and write the thought."""
+"""Scripted experts, which solve the tasks through the action space and write thoughts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an object may be set down so that a goal holds: objects, fixtures, regions of a table."""
+"""Finds where an object may go so that a goal holds: objects, fixtures, regions of a table."""
 
 from __future__ import annotations
 

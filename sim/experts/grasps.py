@@ -1,4 +1,4 @@
-"""Grasps, chosen by where the colliding surfaces of a scene are."""
+"""Chooses grasps by the colliding surfaces of a scene."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A scripted expert for LIBERO's tasks: one goal after the other, each by a skill, thinking aloud.
+"""A scripted expert for LIBERO's tasks: one goal after the other, each by a skill, with thoughts.
 
 It knows the true poses and surfaces, but only to choose targets: every motion is an action.
 """

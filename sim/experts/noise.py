@@ -1,4 +1,4 @@
-"""Disturb what is executed, not what is recorded (DART), so that data shows recoveries.
+"""Perturbs executed actions, not recorded ones (DART), so that data shows recoveries.
 
 Laskey et al., "DART: Noise Injection for Robust Imitation Learning", 2017.
 """

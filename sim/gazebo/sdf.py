@@ -35,8 +35,8 @@ SYSTEMS = {
 CAMERAS = {'agentview': 'camera_primary', 'robot0_eye_in_hand': 'camera_wrist'}
 CAMERA_RATE = 20.0  # [Hz]
 # MuJoCo looks along -z with y up, Gazebo along x with z up.
-LOOK = np.eye(4)
-LOOK[:3, :3] = [[0, -1, 0], [0, 0, 1], [-1, 0, 0]]
+CAMERA_AXES = np.eye(4)
+CAMERA_AXES[:3, :3] = [[0, -1, 0], [0, 0, 1], [-1, 0, 0]]
 
 
 def world(
@@ -53,8 +53,7 @@ def world(
                   name='gz::sim::systems::Sensors')
     add(sensors, 'render_engine', 'ogre2')
     add(scene, 'gravity', m.opt.gravity)
-    look = add(scene, 'scene')
-    add_all(look, ambient=grey(0.6), background=grey(0.7), shadows=False)
+    add_all(add(scene, 'scene'), ambient=grey(0.6), background=grey(0.7), shadows=False)
     for k in range(m.nlight):
         light = add(scene, 'light', name=f'light{k}', type='directional')
         add_all(
@@ -189,4 +188,4 @@ def _camera(link: ET.Element, m: mujoco.MjModel, k: int, size: int) -> None:
 
 def camera_pose(m: mujoco.MjModel, k: int) -> Array:
     """Return a camera's pose [4, 4] in its body, in Gazebo's axes."""
-    return matrix(m.cam_pos[k], m.cam_quat[k]) @ LOOK
+    return matrix(m.cam_pos[k], m.cam_quat[k]) @ CAMERA_AXES

@@ -13,14 +13,14 @@ from . import surfaces
 from .model import Array, Link, Model, add, moments, numbers, rpy, xyz
 
 BASE = 'panda_link0'
-HAND = 'panda_right_hand'
+FLANGE = 'panda_right_hand'
 EE = 'panda_ee'
 LEADER, FOLLOWER = FINGER_JOINTS
 SPEED = {'revolute': 2.175, 'prismatic': 0.2}  # the Panda's data sheet [rad/s], [m/s]
 
 
 def robot(m: mujoco.MjModel, arm: Model, ee: Array, folder: Path) -> ET.Element:
-    """Return the arm from its base on, the policy's end effector ``ee`` [4, 4] in the hand."""
+    """Return the arm from its base on, the policy's end effector ``ee`` [4, 4] in the flange."""
     root = ET.Element('robot', name=arm.name)
     reached = {BASE}
     for link in arm.links:
@@ -32,7 +32,7 @@ def robot(m: mujoco.MjModel, arm: Model, ee: Array, folder: Path) -> ET.Element:
             _joint(root, link)
     add(root, 'link', name=EE)
     fixed = add(root, 'joint', name=f'{EE}_fixed', type='fixed')
-    add(fixed, 'parent', link=HAND)
+    add(fixed, 'parent', link=FLANGE)
     add(fixed, 'child', link=EE)
     add(fixed, 'origin', xyz=xyz(ee), rpy=rpy(ee))
     _ros2_control(root, arm)

@@ -1,4 +1,4 @@
-"""Find hf-libero, its assets and a MuJoCo that runs its tasks; import it without a question."""
+"""Finds hf-libero, its assets and a MuJoCo that runs its tasks; imports it without a prompt."""
 
 from __future__ import annotations
 

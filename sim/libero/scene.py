@@ -1,4 +1,4 @@
-"""A task's robosuite scene without what an evaluation does not read, reset without a memory."""
+"""The robosuite scene of a LIBERO task: physics and success; a reset depends on its seed."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def scene_settings() -> Settings:
     }
 
 
-class _Lean:
-    """What is left out of LIBERO's environments, and made independent of their past."""
+class _Reduced:
+    """Leaves out LIBERO's observables, and makes a reset independent of those before."""
 
     _compiled: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
@@ -71,9 +71,9 @@ class LiberoScene:
 
         stock = TASK_MAPPING[get_problem_info(str(task.bddl))['problem_name']]
         # LIBERO compares the name of the class with the task's.
-        lean = type(stock.__name__, (_Lean, stock), {})
+        reduced = type(stock.__name__, (_Reduced, stock), {})
         with seeded(0):
-            self.env = lean(str(task.bddl), **scene_settings())
+            self.env = reduced(str(task.bddl), **scene_settings())
         self.sim, self.robot = self.env.sim, self.env.robots[0]
         self.model: mujoco.MjModel = self.env.sim.model._model
         self.data: mujoco.MjData = self.env.sim.data._data

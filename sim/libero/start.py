@@ -1,4 +1,4 @@
-"""Harder starts than the benchmark's, in which most objects stand where they always stand."""
+"""Start states with shifted or permuted objects, beside the benchmark's own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .scene import LiberoScene
 
 STARTS = ('benchmark', 'random', 'jitter', 'shuffle')
 JITTER = {'jitter': 0.04, 'shuffle': 0.025}  # half the width of a uniform offset [m]
-CONTAINER_EXTRA = 0.03  # for what the goal puts things in or on, under 'jitter' [m]
+CONTAINER_EXTRA = 0.03  # for what the goal puts objects in or on, under 'jitter' [m]
 APART = 0.09  # least distance of two objects' origins, if they did not start closer [m]
 CONTAINER_APART = 0.15
 REACH = 0.72  # from the base; beyond it the elbow is straight [m]
