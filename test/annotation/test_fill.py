@@ -53,9 +53,9 @@ def test_a_new_dataset_with_every_thought(source, accepted, tmp_path):
     assert rates['phase'].value > 0.9 and rates['object'].value > 0.9
     never_labelled = compare_datasets(source, filled, [len(source) - 1])
     assert never_labelled['phase'].value > 0.8
-    picture = filled.reader.image(3, 2, filled.reader.video_keys[0])
+    image = filled.reader.image(3, 2, filled.reader.video_keys[0])
     np.testing.assert_array_equal(
-        picture, source.reader.image(3, 2, source.reader.video_keys[0]))
+        image, source.reader.image(3, 2, source.reader.video_keys[0]))
     with pytest.raises(UserError, match='nothing is written in place'):
         fill(source, accepted, MotionLabeller(steps=1), source.root, FillOptions())
 

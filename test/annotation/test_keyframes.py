@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from support.picks import FPS, picks_dataset
 
@@ -35,11 +37,12 @@ def test_no_gap_is_longer_than_allowed():
 
 
 def test_a_pause_is_a_key_frame_and_toggles_are_always():
-    way = np.concatenate([np.linspace(0, 0.3, 15), np.full(5, 0.3), np.linspace(0.3, 0.6, 15)])
-    hand = np.stack([way, 0 * way, 0 * way], axis=1)
+    path = np.concatenate([np.linspace(0, 0.3, 15), np.full(5, 0.3), np.linspace(0.3, 0.6, 15)])
+    position = np.stack([path, 0 * path, 0 * path], axis=1)
     closing = np.zeros(35, bool)
     closing[[5, 7]] = True  # shorter than any gap, and still not lost
-    keys = find_keyframes(still(35, position=hand, closing=closing), KeyframeOptions(max_gap=9))
+    motion = still(35, position=position, closing=closing)
+    keys = find_keyframes(motion, KeyframeOptions(max_gap=9))
     why = {k.frame: k.why for k in keys}
     assert [k for k, w in why.items() if w == module.TOGGLE] == [5, 6, 7, 8]
     pauses = [k for k, w in why.items() if w == module.PAUSE]
@@ -70,7 +73,7 @@ def test_the_file_goes_on_where_it_was_cut(source, tmp_path):
         module.read_keyframes(tmp_path, other)
 
 
-def test_the_plot_is_a_picture(source, tmp_path):
+def test_the_plot_is_an_image(source, tmp_path):
     pytest.importorskip('matplotlib')
     module.plot_keyframes(source, 1, KeyframeOptions(), tmp_path / 'a' / 'plot.png')
     assert (tmp_path / 'a' / 'plot.png').read_bytes()[:4] == b'\x89PNG'
@@ -78,7 +81,7 @@ def test_the_plot_is_a_picture(source, tmp_path):
         module.plot_keyframes(source, 99, KeyframeOptions(), tmp_path / 'plot.png')
 
 
-def test_phrases_come_from_the_hand(source):
+def test_phrases_come_from_the_motion(source):
     motion = source.motion(0)
     toggle = int(motion.toggles[0])
     assert motion.phrase(0, toggle).startswith('move') and 'down' in motion.phrase(0, toggle)
@@ -121,28 +124,24 @@ def test_rules_need_no_places(tmp_path, root):
 
 
 def test_a_dropped_object_is_a_retry():
-    hand = np.zeros((40, 3))
-    hand[:, 0] = np.concatenate([np.zeros(12), np.linspace(0, 0.3, 28)])
+    position = np.zeros((40, 3))
+    position[:, 0] = np.concatenate([np.zeros(12), np.linspace(0, 0.3, 28)])
     closing = np.zeros(40, bool)
     closing[5:20] = closing[30:] = True
     opening = np.where(closing, 0.05, 0.08)
-    places = {'can': hand * [1, 1, 1], 'bin': np.full((40, 3), [0.3, 0, 0])}
+    places = {'can': position, 'bin': np.full((40, 3), [0.3, 0, 0])}
     labels = label_frames(
-        still(40, position=hand, closing=closing, opening=opening, widest=0.08, places=places),
+        still(40, position=position, closing=closing, opening=opening, widest=0.08, places=places),
         parse_instruction('put the can in the bin', tuple(places)))
     after = labels[20]
     assert (after.phase, after.trouble, after.holding) == ('retry', 'dropped', 'nothing')
     assert labels[15].holding == 'can' and labels[39].done == 'nothing'
 
 
-def test_a_dataset_without_hand_or_gripper_is_refused(tmp_path, root):
+def test_a_dataset_without_actions_is_refused(tmp_path, root):
     info = json.loads((root / 'meta/info.json').read_text())
     assert info['fps'] == FPS
-    import shutil
-
     shutil.copytree(root, tmp_path / 'd')
-    import pyarrow.parquet as pq
-
     path = next((tmp_path / 'd/data').glob('*/*.parquet'))
     pq.write_table(pq.read_table(path).drop_columns(['action']), path)
     with pytest.raises(UserError, match="'action'"):

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from email.utils import format_datetime
+from email.utils import formatdate
 
 import pytest
 from PIL import Image
@@ -19,23 +19,14 @@ from support.endpoint import USAGE, Endpoint, Reply, wanted
 from support.picks import answer_frames
 
 from dtvla_ros.annotation import keyframes as keyframes_module
+from dtvla_ros.annotation import providers
 from dtvla_ros.annotation.keyframes import KeyframeOptions, read_keyframes
 from dtvla_ros.annotation.label import FAILED, LABELS, LabelOptions, estimate, label
-from dtvla_ros.annotation.providers import (
-    ANSWERS,
-    BudgetReached,
-    HttpOptions,
-    HttpProvider,
-    Ledger,
-    Prices,
-    ReplayProvider,
-    RuleProvider,
-)
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import Journal
 
 KEY = 'sk-not-to-be-seen-anywhere'
-PRICES = Prices(read=2.0, written=10.0, image_tokens=50)
+PRICES = providers.Prices(read=2.0, written=10.0, image_tokens=50)
 ONE = (USAGE['prompt_tokens'] * 2.0 + USAGE['completion_tokens'] * 10.0) / 1e6
 
 
@@ -50,10 +41,10 @@ class Run:
 
     def __call__(self, endpoint, key=KEY, max_requests=None, max_cost=None, file=LABELS,
                  options=LabelOptions(), **changes):
-        ledger = Ledger(self.folder / 'ledger.jsonl', PRICES, max_requests, max_cost)
+        ledger = providers.Ledger(self.folder / 'ledger.jsonl', PRICES, max_requests, max_cost)
         settings = {'url': endpoint.url, 'model': 'm', 'timeout': 5.0, 'tries': 4,
                     'first_wait': 0.01, 'max_tokens': 500, 'parallel': 1} | changes
-        provider = HttpProvider(HttpOptions(**settings), key, ledger)
+        provider = providers.HttpProvider(providers.HttpOptions(**settings), key, ledger)
         try:
             return label(self.source, self.keyframes, self.folder / file, provider, options,
                          self.episodes)
@@ -86,9 +77,9 @@ def test_what_is_asked(run):
     content = request['messages'][1]['content']
     text = '\n'.join(part['text'] for part in content if part['type'] == 'text')
     assert 'put the can in the blue bin' in text and 'gripper closes' in text
-    pictures = [part['image_url']['url'] for part in content if part['type'] == 'image_url']
-    assert len(pictures) == 2 * wanted(request)
-    kind, _, data = pictures[0].partition(',')
+    images = [part['image_url']['url'] for part in content if part['type'] == 'image_url']
+    assert len(images) == 2 * wanted(request)
+    kind, _, data = images[0].partition(',')
     assert kind == 'data:image/jpeg;base64'
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (32, 32)
 
@@ -104,7 +95,7 @@ def test_the_key_is_sent_and_nowhere_else(run, caplog, capfd):
     assert KEY not in shown and '***' in str(error.value)
     assert len(endpoint.requests) == 2  # what a server refuses is not tried again
     with pytest.raises(UserError, match='unencrypted'):
-        HttpProvider(HttpOptions('http://example.org/v1', 'm'), KEY, None)
+        providers.HttpProvider(providers.HttpOptions('http://example.org/v1', 'm'), KEY, None)
 
 
 def test_a_time_out_is_tried_again_and_paid_for(run):
@@ -120,10 +111,7 @@ def test_retry_after_is_honoured(run, how):
     run.episodes = 1
     after = '1'
     if how == 'date':
-        import datetime
-
-        after = format_datetime(datetime.datetime.now(datetime.timezone.utc)
-                                + datetime.timedelta(seconds=30), usegmt=True)
+        after = formatdate(time.time() + 30, usegmt=True)
     with Endpoint(lambda n, r: Reply(429, headers={'Retry-After': after}) if n == 0 else None
                   ) as endpoint:
         if how == 'date':
@@ -214,10 +202,10 @@ def test_requests_run_side_by_side(run):
 
 def test_the_budget_stops_before_it_is_exceeded(run):
     with Endpoint() as endpoint:
-        with pytest.raises(BudgetReached, match='2 requests are sent'):
+        with pytest.raises(providers.BudgetReached, match='2 requests are sent'):
             run(endpoint, max_requests=2)
         assert len(endpoint.requests) == 2 and len(run.rows()) == 2
-        with pytest.raises(BudgetReached):  # also after a restart
+        with pytest.raises(providers.BudgetReached):  # also after a restart
             run(endpoint, max_requests=2)
         assert len(endpoint.requests) == 2
         assert run(endpoint, max_requests=3).episodes == 3
@@ -227,21 +215,21 @@ def test_the_cost_stops_before_it_is_exceeded(run):
     guess = estimate(run.source, run.keyframes, run.folder / LABELS, LabelOptions(), PRICES, 1)
     most = PRICES.cost(guess.tokens_read, 500) + ONE / 2  # what the first request may cost
     with Endpoint() as endpoint:
-        with pytest.raises(BudgetReached, match='max-cost'):
+        with pytest.raises(providers.BudgetReached, match='max-cost'):
             run(endpoint, max_cost=most)
         # The second is not sent: with it, the sum could exceed that.
         assert 0 < run.spent[1] <= most and len(endpoint.requests) == 1
         assert run(endpoint, max_cost=1.0).episodes == 3
     with pytest.raises(UserError, match='price-in'):
-        Ledger(run.folder / 'other.jsonl', Prices(), max_cost=1.0)
+        providers.Ledger(run.folder / 'other.jsonl', providers.Prices(), max_cost=1.0)
 
 
 def test_one_run_spends_at_a_time(tmp_path):
-    ledger = Ledger(tmp_path / 'ledger.jsonl', PRICES)
+    ledger = providers.Ledger(tmp_path / 'ledger.jsonl', PRICES)
     with pytest.raises(UserError, match='another run'):
-        Ledger(tmp_path / 'ledger.jsonl', PRICES)
+        providers.Ledger(tmp_path / 'ledger.jsonl', PRICES)
     ledger.close()
-    Ledger(tmp_path / 'ledger.jsonl', PRICES).close()
+    providers.Ledger(tmp_path / 'ledger.jsonl', PRICES).close()
 
 
 def test_an_estimate_asks_nothing(run):
@@ -261,7 +249,7 @@ def test_answers_are_replayed_without_a_server(run):
     bad = Reply(text='nonsense')
     with Endpoint(lambda n, r: bad if n == 0 else None) as endpoint:
         run(endpoint)
-    provider = ReplayProvider(run.folder / ANSWERS)
+    provider = providers.ReplayProvider(run.folder / providers.ANSWERS)
     again = run.folder / 'again'
     told = label(run.source, run.keyframes, again / LABELS, provider, LabelOptions(), 3)
     assert told.episodes == 3 and told.answered == 4
@@ -284,7 +272,7 @@ def test_a_long_episode_is_asked_about_in_parts(run):
 
 def test_rules_are_deterministic_and_cached_by_motion(run):
     for name in ('a', 'b'):
-        label(run.source, run.keyframes, run.folder / name / LABELS, RuleProvider(),
+        label(run.source, run.keyframes, run.folder / name / LABELS, providers.RuleProvider(),
               LabelOptions(), 12)
     first, second = ((run.folder / name / LABELS).read_bytes() for name in 'ab')
     assert first == second

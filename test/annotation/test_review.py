@@ -59,9 +59,9 @@ def test_the_page_embeds_everything(case, tmp_path):
     frame = data['episodes'][1]['frames'][0]
     assert frame['issues'] == ['gripper: holding can with open hands']
     assert len(frame['images']) == 2 and 'gripper' in frame['motion']
-    kind, _, picture = frame['images'][0].partition(',')
+    kind, _, image = frame['images'][0].partition(',')
     assert kind == 'data:image/jpeg;base64'
-    assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (32, 32)
+    assert Image.open(io.BytesIO(base64.b64decode(image))).size == (32, 32)
 
 
 def test_findings_are_looked_at_first(case):

@@ -42,10 +42,10 @@ def test_the_same_commands_lead_to_the_same_states_again(tabletop):
     for commands in plan:
         restore()
         first.append(play(commands))
-    for commands, (states, picture) in zip(plan[::-1], first[::-1], strict=True):
+    for commands, (states, image) in zip(plan[::-1], first[::-1], strict=True):
         restore()
         again, drawn = play(commands)
-        assert np.array_equal(again, states) and np.array_equal(drawn, picture)
+        assert np.array_equal(again, states) and np.array_equal(drawn, image)
     assert not np.array_equal(first[0][0], first[1][0])
 
 

@@ -61,11 +61,11 @@ def test_images_are_drawn_once_and_only_when_read(tabletop, monkeypatch):
 
 def test_the_same_seed_gives_the_same_scene_and_another_does_not(tabletop):
     first = tabletop.reset(seed=11)[0]
-    image, hand = first['agentview_image'].copy(), first['robot0_eef_pos']
+    image, gripper = first['agentview_image'].copy(), first['robot0_eef_pos']
     tabletop.reset(seed=12)
     again = tabletop.reset(seed=11)[0]
     assert np.array_equal(again['agentview_image'], image)
-    assert np.array_equal(again['robot0_eef_pos'], hand)
+    assert np.array_equal(again['robot0_eef_pos'], gripper)
     assert not np.array_equal(tabletop.reset(seed=12)[0]['agentview_image'], image)
 
 

@@ -24,16 +24,16 @@ NEXT = {'reach': 'lower', 'lower': 'grasp', 'grasp': 'lift', 'lift': 'carry', 'c
 class Arm:
     """Collects frames as it moves."""
 
-    hand: np.ndarray
+    position: np.ndarray
     opening: float = WIDE
     rows: list = field(default_factory=list)
 
     def go(self, phase: str, to, gripper: float, holding: str) -> None:
-        way = np.asarray(to, float) - self.hand
-        count = max(1, int(np.ceil(np.linalg.norm(way) / STEP)))
+        path = np.asarray(to, float) - self.position
+        count = max(1, int(np.ceil(np.linalg.norm(path) / STEP)))
         for _ in range(count):
             self._keep(phase, gripper, holding)
-            self.hand = self.hand + way / count
+            self.position = self.position + path / count
 
     def stay(self, phase: str, frames: int, gripper: float, opening: float, holding: str) -> None:
         before = self.opening
@@ -42,11 +42,11 @@ class Arm:
             self._keep(phase, gripper, holding)
 
     def _keep(self, phase: str, gripper: float, holding: str) -> None:
-        self.rows.append((self.hand.copy(), self.opening, gripper, phase, holding))
+        self.rows.append((self.position.copy(), self.opening, gripper, phase, holding))
 
 
-def pick(seed: int, task: str = TASK, thing: str = 'can', to: str = 'blue_bin') -> Episode:
-    """Return an episode; the thing's place, the bin's and the start depend on the seed."""
+def pick(seed: int, task: str = TASK, name: str = 'can', to: str = 'blue_bin') -> Episode:
+    """Return an episode; the name's place, the bin's and the start depend on the seed."""
     rng = np.random.default_rng(seed)
     at = np.array([rng.uniform(0.35, 0.6), rng.uniform(-0.2, -0.05), 0.0])
     bin_at = np.array([rng.uniform(0.4, 0.6), rng.uniform(0.15, 0.35), 0.0])
@@ -55,19 +55,19 @@ def pick(seed: int, task: str = TASK, thing: str = 'can', to: str = 'blue_bin') 
     arm.go('reach', at + up, -1.0, 'nothing')
     arm.go('lower', at, -1.0, 'nothing')
     arm.stay('grasp', 3, 1.0, ON_CAN, 'nothing')
-    arm.go('lift', at + up, 1.0, thing)
-    arm.go('carry', bin_at + up, 1.0, thing)
-    arm.go('place', bin_at + [0.0, 0.0, 0.04], 1.0, thing)
+    arm.go('lift', at + up, 1.0, name)
+    arm.go('carry', bin_at + up, 1.0, name)
+    arm.go('place', bin_at + [0.0, 0.0, 0.04], 1.0, name)
     arm.stay('release', 3, -1.0, WIDE, 'nothing')
-    hand, opening, gripper, phases, holding = map(list, zip(*arm.rows))
-    hand = np.stack(hand)
+    position, opening, gripper, phases, holding = map(list, zip(*arm.rows))
+    position = np.stack(position)
     held = np.array([name != 'nothing' for name in holding])
     last = np.flatnonzero(held)[-1]
-    place = np.where(held[:, None], hand, at)
-    place[last:] = hand[last]
-    count = len(hand)
+    place = np.where(held[:, None], position, at)
+    place[last:] = position[last]
+    count = len(position)
     state = np.zeros((count, 8), np.float32)
-    state[:, :3] = hand
+    state[:, :3] = position
     state[:, 6], state[:, 7] = np.array(opening) / 2, -np.array(opening) / 2
     action = np.zeros((count, 7), np.float32)
     action[:, 6] = gripper
@@ -77,7 +77,7 @@ def pick(seed: int, task: str = TASK, thing: str = 'can', to: str = 'blue_bin') 
     for k, phase in enumerate(phases):
         label = Semantics(
             holding=holding[k], done='nothing', trouble='none', phase=phase,
-            object=to if phase in ('carry', 'place') else thing, next=NEXT[phase])
+            object=to if phase in ('carry', 'place') else name, next=NEXT[phase])
         where = bin_at if label.object == to else place[k]
         thoughts.append(write_thought(label, where, np.zeros(3)))
     return Episode(
@@ -88,7 +88,7 @@ def pick(seed: int, task: str = TASK, thing: str = 'can', to: str = 'blue_bin') 
                 [place, np.repeat(bin_at[None], count, 0)], axis=1).astype(np.float32),
             layout.PHASE: phases, layout.REASONING: thoughts},
         names={layout.STATE: STATE_NAMES,
-               layout.PLACES: [f'{name}.{axis}' for name in (thing, to) for axis in 'xyz']})
+               layout.PLACES: [f'{n}.{axis}' for n in (name, to) for axis in 'xyz']})
 
 
 def picks_dataset(root: Path, episodes: int, places: bool = True) -> Path:
