@@ -150,7 +150,7 @@ def test_a_killed_policy_does_not_hang_a_lock_step_episode(graph, policy):
 @pytest.mark.parametrize(('name', 'arguments', 'words'), [
     ('vla_node', ['-p', 'policy:=no/such/policy', '-p', 'autostart:=true'],
      ['no/such/policy', 'manifest']),
-    ('vla_node', ['-p', 'mode:=dreamy'], ['mode', 'dreamy', 'masked']),
+    ('vla_node', ['-p', 'mode:=random'], ['mode', 'random', 'masked', 'dtvla eval --mode']),
     ('sim_bridge', ['-p', 'tasks:=[fly_to_the_moon]'], ['fly_to_the_moon', TASK]),
     ('sim_bridge', ['-p', 'suite:=kitchen'], ['kitchen', 'tabletop']),
     ('command_gate', ['-p', 'linear_speed:=-1.0'], ['linear_speed', '-1.0', 'range']),
