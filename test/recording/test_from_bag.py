@@ -226,6 +226,7 @@ def pose(position, rotation):
 
 @pytest.mark.parametrize('preset', ['action', 'twist', 'target'])
 def test_every_kind_of_command_becomes_the_action_it_came_from(tmp_path, preset):
+    """Actions, twists and targets alike, with the state and the thought of their time."""
     robot = Robot(preset)
     report = convert([robot.write(tmp_path / 'bag')], tmp_path / 'data', ConvertOptions())
     assert (report.episodes, report.frames) == (1, robot.steps)
@@ -242,6 +243,7 @@ def test_every_kind_of_command_becomes_the_action_it_came_from(tmp_path, preset)
 
 
 def test_frames_follow_the_camera_and_keep_every_command(tmp_path):
+    """A slower camera leaves fewer frames, each with the chunk at the control rate."""
     robot = Robot(camera_every=2)
     convert([robot.write(tmp_path / 'bag')], tmp_path / 'data', ConvertOptions())
     reader = DatasetReader(tmp_path / 'data')
@@ -254,6 +256,7 @@ def test_frames_follow_the_camera_and_keep_every_command(tmp_path):
 
 
 def test_episodes_end_with_their_instruction_and_fit_one_dataset(tmp_path):
+    """Where nobody publishes /sim/episode."""
     other = 'stack the red cube on the green cube'
     bag = Robot().write(tmp_path / 'a', Robot(task=other, clock=2.0))
     report = convert([bag, Robot(steps=5).write(tmp_path / 'b')], tmp_path / 'data',
@@ -266,6 +269,7 @@ def test_episodes_end_with_their_instruction_and_fit_one_dataset(tmp_path):
 
 
 def test_a_command_received_late_stays_with_its_episode(tmp_path):
+    """Its stamp tells, not when it came."""
     first = Robot(late=True)
     bag = first.write(tmp_path / 'bag', Robot(task='stack the red cube', clock=30.0))
     convert([bag], tmp_path / 'data', ConvertOptions())
@@ -275,6 +279,7 @@ def test_a_command_received_late_stays_with_its_episode(tmp_path):
 
 
 def test_a_clock_that_starts_anew_mixes_nothing_up(tmp_path):
+    """Two episodes with the same stamps keep their own images."""
     bag = Robot().write(tmp_path / 'bag', Robot(task='stack the red cube', shade=100))
     convert([bag], tmp_path / 'data', ConvertOptions())
     reader = DatasetReader(tmp_path / 'data')
@@ -284,6 +289,7 @@ def test_a_clock_that_starts_anew_mixes_nothing_up(tmp_path):
 
 
 def test_a_missing_command_cuts_the_episode(tmp_path):
+    """No chunk reaches over the gap."""
     robot = Robot(without=(('command', 6),))
     report = convert([robot.write(tmp_path / 'bag')], tmp_path / 'data', ConvertOptions())
     assert (report.pieces, report.frames, report.gaps['command']) == (2, 11, 1)
@@ -292,6 +298,7 @@ def test_a_missing_command_cuts_the_episode(tmp_path):
 
 
 def test_only_what_the_simulator_calls_successful(tmp_path):
+    """And a bag that does not tell is refused."""
     failed = Robot(task='stack the red cube on the green cube', clock=30.0)
     bag = Robot().write(tmp_path / 'bag', failed, episode=True)
     report = convert([bag], tmp_path / 'data', ConvertOptions(successful=True))
@@ -303,6 +310,7 @@ def test_only_what_the_simulator_calls_successful(tmp_path):
 
 
 def test_a_missing_frame_cuts_the_episode_and_is_told(tmp_path):
+    """Unless the tolerance lets a neighbour stand in."""
     robot = Robot(without=(('/image_wrist', 4), ('/joint_states', 9)))
     report = convert([robot.write(tmp_path / 'bag')], tmp_path / 'data', ConvertOptions())
     assert dict(report.gaps) == {'command': 0, '/image_wrist': 1, '/joint_states': 1}
