@@ -90,7 +90,7 @@ def test_published_prompt(copy):
     assert transform.decode_thought(transform.encode_thought(thought)) == thought
 
 
-def test_mirrored_pictures_are_the_published_ones(copy):
+def test_mirrored_images_are_the_published_ones(copy):
     case = {name: tensor.numpy() for name, tensor in golden_tensors('case_image').items()}
     published = case['policy_uint8']
     edited('config.json', lambda d: d['vision_config'].update(
@@ -146,7 +146,7 @@ def test_inspection_of_one_file_and_of_an_adapter(copy, dtvla):
 
 
 @pytest.mark.parametrize('path', ['nowhere', 'empty', 'weights.bin', 'letter.txt'])
-def test_no_such_thing(tmp_path, dtvla, path):
+def test_what_holds_no_policy_is_refused(tmp_path, dtvla, path):
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'weights.bin').write_bytes(b'cos\nsystem\n')
     (tmp_path / 'letter.txt').write_text('dear')
@@ -179,14 +179,14 @@ def robbed(folder):
     save_file(tensors, folder / SHARD)
 
 
-def cut(folder):
+def truncated(folder):
     data = (folder / SHARD).read_bytes()
     (folder / SHARD).write_bytes(data[:len(data) // 2])
 
 
 DAMAGE = {
     'shard missing': (without(SHARD), f'{SHARD}: missing, though {INDEX} lists it'),
-    'shard cut short': (cut, f'{SHARD}: not a whole safetensors file'),
+    'shard truncated': (truncated, f'{SHARD}: not a whole safetensors file'),
     'weight missing': (robbed, '1 weights missing, first vision.tower.post_layernorm.bias'),
     'wrong shape': (reshaped, r'vision.tower.encoder.layers.0.mlp.fc1.bias.* \(3,\), the config '
                               r'says \(40,\)'),

@@ -50,8 +50,8 @@ def test_every_task_and_thought_has_its_words(transform):
     for task in TASKS.values():
         transform.prompt_ids(task.instruction, observation())
         for goal in task.goals:
-            for thing in (goal.object, goal.destination):
-                text = Thought(thing, thing, 'missed', 'reach', thing, np.zeros(3), 'lower',
+            for name in (goal.object, goal.destination):
+                text = Thought(name, name, 'missed', 'reach', name, np.zeros(3), 'lower',
                                np.array([0.1, -0.1, 0.0])).text()
                 ids = transform.encode_thought(text)
                 assert transform.decode_thought(ids) == text.replace('_', ' ')
