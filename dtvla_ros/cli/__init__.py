@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dtvla_ros.cli import annotate, data, evaluation, models, recording, train
-from dtvla_ros.cli.arguments import NANO, Engine, Mode, Policy, Seed, group, names
+from dtvla_ros.cli.arguments import NANO, Engine, Policy, Seed, group, names
 from dtvla_ros.errors import NodeDied, UserError
 from dtvla_ros.ros import topic_cli
 
@@ -48,7 +48,7 @@ def demo(
     tasks: Annotated[str, typer.Option(help='Comma-separated task names.')] = DEMO_TASKS,
     episodes: Annotated[int, typer.Option(min=1, help='Episodes per task.')] = 5,
     seed: Seed = None,
-    mode: Mode = 'full',
+    mode: Annotated[str, typer.Option(help='Thought: full or masked (empty).')] = 'full',
     engine: Engine = 'onnx',
     out: Annotated[Path, typer.Option(help='Folder for film, sheet and result.')] = Path('out'),
     viz: Annotated[str, typer.Option(help='rerun: also write demo.rrd for Rerun.')] = '',

@@ -1,1 +1,1 @@
-"""How the decoder runs: engines, one decision, export. Nothing heavy is imported here."""
+"""Inference: policies, engines, export, benchmark. Nothing heavy is imported here."""

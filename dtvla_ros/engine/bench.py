@@ -35,7 +35,7 @@ _PROMPT, _ROUNDS = 35, 5  # tokens of their prompt, decisions of each
 
 @dataclass(frozen=True, slots=True)
 class BenchOptions:
-    """What to measure.
+    """Options of a benchmark.
 
     ``engines``: names such as 'torch fp32', 'torch int8', 'onnx int8'. ``rounds``: decisions of
     each kind and contender; contenders take turns, so that a busy moment hits all alike.

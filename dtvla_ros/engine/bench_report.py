@@ -1,4 +1,4 @@
-"""``dtvla bench``: what is measured where, the printed tables, the document's table, the plot."""
+"""``dtvla bench``: choice of engines, printed tables, the document's table, the plot."""
 
 from __future__ import annotations
 

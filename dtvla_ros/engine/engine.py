@@ -1,4 +1,4 @@
-"""The protocol between a decision and whatever runs the network, and what a decision holds."""
+"""The engine protocol, and the types of a decision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODES = ('full', 'masked')
 
 @dataclass(frozen=True, slots=True)
 class SpeculativeStats:
-    """What became of the draft of a thought.
+    """Statistics of one thought's speculative decoding.
 
     ``proposed`` and ``accepted`` count draft tokens put to the network and found right;
     ``passes`` counts the decoder's passes from the prefill to the last thought token.

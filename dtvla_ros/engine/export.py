@@ -1,4 +1,4 @@
-"""From a trained model to a policy folder: weights, three ONNX graphs, manifest, hashes.
+"""Exports a trained model as a policy folder: weights, three ONNX graphs, manifest, hashes.
 
 The weights are stored once: the graphs refer into ``model.safetensors`` as ONNX external data,
 so torch and ONNX Runtime read the same bytes under the same hash. Of a quantised policy the file

@@ -113,7 +113,7 @@ class _Decoder(nn.Module):
         """Return the likeliest ids of ``rows``, their logits, and the new keys and values.
 
         ``bin_rows`` index ``rows``: action ids are never chosen, so their logits are computed
-        only for whoever wants to see them.
+        only on request.
         """
         model = self.model
         attention = _GraphAttention(model, position_ids, mask, past)
@@ -157,10 +157,10 @@ class _GraphAttention:
 
     def __call__(self, number: int, qkv: Tensor, read: Read) -> Tensor:
         heads, shared, d = self._text.heads, self._text.kv_heads, self._text.head_dim
-        turned, value = qkv.split([(heads + shared) * d, shared * d], -1)
-        turned = rotary_embedding(
-            turned[None], self._cos, self._sin, num_heads=heads + shared).squeeze(0)
-        query, key = turned.split([heads * d, shared * d], -1)
+        rotated, value = qkv.split([(heads + shared) * d, shared * d], -1)
+        rotated = rotary_embedding(
+            rotated[None], self._cos, self._sin, num_heads=heads + shared).squeeze(0)
+        query, key = rotated.split([heads * d, shared * d], -1)
         self.new += [key, value]
         keys = torch.cat([self._past[2 * number], key])  # [T, K d]
         values = torch.cat([self._past[2 * number + 1], value])

@@ -195,15 +195,15 @@ class StaticCache:
 
         def attend(number: int, qkv: Tensor, read: Read) -> Tensor:
             qkv = qkv.view(-1, heads + 2 * shared, d)
-            turned = qkv[:, :heads + shared]
-            turned = torch.addcmul(turned * cos, turned.roll(d // 2, -1), sin)  # [n, H + K, d]
+            rotated = qkv[:, :heads + shared]
+            rotated = torch.addcmul(rotated * cos, rotated.roll(d // 2, -1), sin)  # [n, H + K, d]
             keys, values = self.keys[number], self.values[number]
-            keys.index_copy_(1, rows, turned[:, heads:].transpose(0, 1))
+            keys.index_copy_(1, rows, rotated[:, heads:].transpose(0, 1))
             values.index_copy_(1, rows, qkv[:, heads + shared:].transpose(0, 1))
-            asking = turned[read, :heads]  # [r, H, d]
-            r = asking.shape[0]
+            query = rotated[read, :heads]  # [r, H, d]
+            r = query.shape[0]
             # The queries of one key head become rows of one product: [1, K, each * r, d].
-            query = asking.view(r, shared, each, d).permute(1, 2, 0, 3)
+            query = query.view(r, shared, each, d).permute(1, 2, 0, 3)
             query = query.reshape(1, shared, each * r, d)
             wide = None if mask is None else mask[read].repeat(each, 1)
             seen = F.scaled_dot_product_attention(

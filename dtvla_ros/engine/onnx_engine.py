@@ -43,7 +43,7 @@ class OnnxEngine(Engine):
 
     ``provider`` 'cpu', 'cuda', 'tensorrt' or 'auto'; one that is not there is replaced by the
     CPU, with the reason logged. ``spin``: threads wait busily, which is faster and burns the
-    cores that a simulator or the command gate may need. ``floats``: pictures, prompts and
+    cores that a simulator or the command gate may need. ``floats``: images, prompts and
     actions are read by the second set of a quantised policy's graphs, as fast as by those of
     float32 weights, and only a thought, word by word or as a draft, by the first: its words come
     one by one, and fewer bytes to read are what counts then. It is meant for a CPU that multiplies

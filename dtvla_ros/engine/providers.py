@@ -1,4 +1,4 @@
-"""What runs a policy: the CPU's products of bytes, and ONNX Runtime's execution providers."""
+"""Detects the CPU's integer products and selects ONNX Runtime's execution providers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``dtvla bench`` measures: named sizes, made-up inputs, and the published scheme.
+"""Subjects of ``dtvla bench``: named geometries, random inputs, and the published scheme.
 
 `PublishedScheme` is the baseline: a generic generate loop, then everything once more. It is what
 DeepThinkVLA's own code does, on current transformers: ``generate`` with a growing cache and

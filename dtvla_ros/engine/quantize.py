@@ -114,9 +114,9 @@ def _as_floats(stored: str, scales: str, sizes: Mapping[str, int]) -> list[onnx.
     return [*nodes,
             node('Cast', [steps], [f'{stored}.cast'], to=onnx.TensorProto.FLOAT),
             node('Sub', [f'{stored}.cast', f'floats.middle{sizes["bits"]}'], [f'{stored}.steps']),
-            node('Reshape', [f'{stored}.steps', f'{stored}.blocks'], [f'{stored}.cut']),
+            node('Reshape', [f'{stored}.steps', f'{stored}.blocks'], [f'{stored}.blockwise']),
             node('Reshape', [scales, f'{stored}.scaling'], [f'{stored}.scales']),
-            node('Mul', [f'{stored}.cut', f'{stored}.scales'], [f'{stored}.scaled']),
+            node('Mul', [f'{stored}.blockwise', f'{stored}.scales'], [f'{stored}.scaled']),
             node('Reshape', [f'{stored}.scaled', f'{stored}.shape'], [f'{stored}.rows']),
             node('Transpose', [f'{stored}.rows'], [f'{stored}.floats'], perm=[1, 0])]
 
