@@ -329,10 +329,12 @@ def _policy_episodes(options: EvalOptions, setup: PolicySetup) -> Source:
 
 
 def _over(graph: Graph, setup: PolicySetup, realtime: bool) -> Source:
+    """Return a source of episodes that run elsewhere, one after another."""
     return lambda jobs: graph(setup, realtime, jobs)
 
 
 def _check(options: EvalOptions) -> None:
+    """Refuse options that are unknown or impossible together, before anything runs."""
     for path in (options.json_file, options.html):
         if path is not None:
             files.require_writable(path)
@@ -368,6 +370,7 @@ def _stills(options: EvalOptions) -> Iterator[Path | None]:
 
 
 def _title(summary: Mapping[str, Any]) -> str:
+    """Return the heading of table and page: what was evaluated, and under what."""
     mode = 'open-loop replay' if summary['mode'] == 'replay' else f'{summary["mode"]} thought'
     parts = [f'{summary["suite"]}: {mode}']
     if summary['starts']:
@@ -382,6 +385,7 @@ def _run(
     title: str, settings: dict[str, Any], tasks: Sequence[str], seeds: range, source: Source,
     journal: Path | None,
 ) -> dict[str, Any]:
+    """Run every task from every seed, those in the journal excepted; return the summary."""
     wanted = [(task, seed) for task in tasks for seed in seeds]
     with Journal(journal, settings) as book:
         finish(title, wanted, book.done, lambda _, result: book.add(result), source)
@@ -393,6 +397,7 @@ def _run(
 
 
 def _finish(title: str, summary: dict[str, Any], json_file: Path | None) -> None:
+    """Print the success table and the latencies; write the JSON."""
     console = Console()
     console.print(results.table(title, summary))
     if summary['refused']:
@@ -404,6 +409,7 @@ def _finish(title: str, summary: dict[str, Any], json_file: Path | None) -> None
 
 
 def _cell(found: Sequence[EpisodeResult], tasks: Sequence[str]) -> dict[str, Any]:
+    """Return success in total and by task, and how often the policy refused the sentence."""
     return {
         **Rate.of(r.success for r in found).to_dict(), 'refused': results.refused(found),
         'tasks': {task: [sum(r.success for r in found if r.task == task),

@@ -34,6 +34,7 @@ from dtvla_ros.rollout.episode import run_episode
 from dtvla_ros.rollout.workers import run_jobs
 
 MODES = ('full', 'masked')  # of recovery
+NUMBERS = ('share', 'n', 'succeeds all the same', 'knocked', 'Wilson 95 %', 'never carried')
 BEFORE, AFTER = 2, 8  # thoughts kept around the knock
 
 
@@ -135,9 +136,10 @@ def _measure(
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """Return what rich prints; counts and shares stand at the right."""
     view = Table(title=title, title_justify='left')
     for column in columns:
-        view.add_column(column)
+        view.add_column(column, justify='right' if column in NUMBERS else 'left')
     for row in rows:
         view.add_row(*map(str, row))
     return view

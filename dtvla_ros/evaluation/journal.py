@@ -42,6 +42,7 @@ class Journal:
             self._file.write(header)
 
     def _read(self, path: Path, lines: list[bytes], header: Mapping[str, Any]) -> None:
+        """Take over the results of an earlier run with the same settings."""
         try:
             first, *rows = map(json.loads, lines)
             results = [EpisodeResult.from_dict(row) for row in rows]

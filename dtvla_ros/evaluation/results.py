@@ -80,11 +80,13 @@ class Rate:
 
     @classmethod
     def of(cls, outcomes: Iterable[bool]) -> Rate:
+        """Return the rate of some episodes' outcomes."""
         outcomes = list(outcomes)
         return cls(sum(outcomes), len(outcomes))
 
     @property
     def value(self) -> float:
+        """The rate, not a number where there are no episodes."""
         return self.successes / self.n if self.n else math.nan
 
     def __str__(self) -> str:
@@ -94,6 +96,7 @@ class Rate:
         return f'{self.value:.0%} ({self.successes}/{self.n}, {low:.0%} - {high:.0%})'
 
     def to_dict(self) -> dict[str, float | int | list[float]]:
+        """Return what a result's JSON holds of it: both counts, the rate, Wilson's interval."""
         low, high = wilson(self.successes, self.n)
         return {
             'successes': self.successes, 'n': self.n,
@@ -215,6 +218,7 @@ def read_results(files: Sequence[Path]) -> dict[Row, Results]:
 
 
 def _require_same(results: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+    """Refuse results that differ in what their numbers depend on."""
     for key in keys:
         if len({str(r.get(key)) for r in results}) > 1:
             raise UserError(f'the results differ in {key}; they are not comparable')
@@ -231,6 +235,7 @@ def markdown(rows: Mapping[Row, Mapping[str, Mapping[str, Any]]]) -> str:
 
 
 def _by_task(results: Mapping[str, Mapping[str, Any]], modes: Sequence[str]) -> list[str]:
+    """Return tasks by modes and the total, intervals for the first mode alone."""
     lines = _head('task', modes)
     tasks = results[modes[0]]['tasks']
     for label, task in [*((t.replace('_', ' '), t) for t in tasks), ('**all**', '')]:
@@ -243,6 +248,7 @@ def _by_task(results: Mapping[str, Mapping[str, Any]], modes: Sequence[str]) -> 
 def _by_starts(
     rows: Mapping[Row, Mapping[str, Mapping[str, Any]]], modes: Sequence[str],
 ) -> list[str]:
+    """Return suites and start distributions by modes, totals with intervals in the cells."""
     lines = _head('suite, starts', modes)
     for suite, starts in sorted(rows, key=_order):
         results = rows[suite, starts]
@@ -267,6 +273,7 @@ def _line(label: str, cells: Sequence[str]) -> str:
 
 
 def _footnote(rows: Mapping[Row, Mapping[str, Mapping[str, Any]]], mode: str) -> str:
+    """Return seeds, versions, how LIBERO was rendered, and the latency of one decision."""
     first = next(row[mode] for row in rows.values() if mode in row)
     results = [r for row in rows.values() for r in row.values()]
     spans = {tuple(r['seeds']) for r in results}
@@ -289,6 +296,7 @@ def _footnote(rows: Mapping[Row, Mapping[str, Mapping[str, Any]]], mode: str) ->
 
 
 def _where(result: Mapping[str, Any]) -> str:
+    """Return the device of a result, and how many episodes ran side by side."""
     threads, workers = result.get('threads', 1), result.get('workers', 1)
     device = result.get('device', 'cpu')
     text = f'on {device}' if device != 'cpu' else (
@@ -297,6 +305,7 @@ def _where(result: Mapping[str, Any]) -> str:
 
 
 def _cell(row: Mapping[str, Any] | None, interval: bool) -> str:
+    """Return successes and episodes, with Wilson's interval if asked for."""
     if row is None:
         return '-'
     text = f'{row["successes"]}/{row["n"]}'
