@@ -82,7 +82,7 @@ class NodeProcesses:
         lines = self.log(name).read_text(errors='replace').strip().splitlines()
         return lines[-1] if lines else 'it said nothing'
 
-    def stop(self, patience: float = 4.0) -> None:
+    def stop(self, timeout: float = 4.0) -> None:
         """Interrupt every process, in the order of their start; kill what stays."""
         for order in (signal.SIGINT, signal.SIGKILL):
             running = [p for p in self._processes.values() if p.poll() is None]
@@ -90,7 +90,7 @@ class NodeProcesses:
                 return
             for process in running:
                 process.send_signal(order)
-            deadline = time.monotonic() + patience
+            deadline = time.monotonic() + timeout
             for process in running:
                 try:
                     process.wait(max(0.0, deadline - time.monotonic()))

@@ -49,7 +49,7 @@ def test_a_process_deaf_to_ctrl_c_is_killed(tmp_path):
     with NodeProcesses(tmp_path) as nodes:
         nodes.start('deaf', 'deaf', [], {'PYTHONPATH': str(tmp_path)})
         wait_for(lambda: nodes.log('deaf').read_text())
-        nodes.stop(patience=0.3)
+        nodes.stop(timeout=0.3)
         assert nodes.exit_code('deaf') == -signal.SIGKILL
 
 
