@@ -25,8 +25,8 @@ from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
 WEIGHTS = 'model.safetensors'
 CHECKPOINT = 'checkpoint'
 ORIGIN = 'origin'  # folder with the manifest of the policy that the run began with
-# Names of earlier versions, as their checkpoints hold them.
-_RENAMED = {'objective.head.': 'objective.auxiliary.localisation.head.'}
+HEAD = 'objective.auxiliary.localisation.head.'
+FORMER_HEAD = 'objective.head.'  # as checkpoints of earlier versions hold it
 
 
 def write_origin(folder: Path, manifest: PolicyManifest) -> None:
@@ -65,9 +65,10 @@ def save_checkpoint(
     process must call this; only the one with ``keep`` writes.
     """
     tensors: dict[str, Tensor] = {}
-    for prefix, module in _modules(objective, average):
-        tensors |= {f'{prefix}.{k}': v for k, v in module.state_dict().items()
-                    if not _is_frozen(prefix, k, frozen)}
+    for prefix, module in (('objective', objective), ('average', average)):
+        if module is not None:
+            tensors |= {f'{prefix}.{k}': v for k, v in module.state_dict().items()
+                        if not _is_frozen(prefix, k, frozen)}
     for k, slots in optimizer.state_dict()['state'].items():
         tensors |= {f'optimizer.{slot}.{k}': value for slot, value in slots.items()}
     tensors = gathered(tensors, keep)
@@ -97,7 +98,7 @@ def load_checkpoint(
         if not folder.exists():
             return None
     state = read_json(folder / 'state.json', 'use a new --out')
-    tensors = {_current(name): value for name, value
+    tensors = {name.replace(FORMER_HEAD, HEAD): value for name, value
                in read_tensors(folder / 'tensors.safetensors').items()}
     slots: dict[int, dict[str, Any]] = {}
     for name, value in tensors.items():
@@ -105,7 +106,9 @@ def load_checkpoint(
             _, slot, k = name.split('.')
             slots.setdefault(int(k), {})[slot] = value
     try:
-        for prefix, module in _modules(objective, average):
+        for prefix, module in (('objective', objective), ('average', average)):
+            if module is None:
+                continue
             kept = {k: v for k, v in module.state_dict().items() if _is_frozen(prefix, k, frozen)}
             module.load_state_dict(kept | {
                 k.removeprefix(f'{prefix}.'): v for k, v in tensors.items()
@@ -118,21 +121,9 @@ def load_checkpoint(
     return state
 
 
-def _modules(objective: nn.Module, average: nn.Module | None) -> list[tuple[str, nn.Module]]:
-    return [('objective', objective), *([('average', average)] if average is not None else [])]
-
-
 def _is_frozen(prefix: str, name: str, frozen: Collection[str]) -> bool:
     """Return whether a tensor is frozen; the average's names are those of ``objective.model``."""
     return (name if prefix == 'objective' else f'model.{name}') in frozen
-
-
-def _current(name: str) -> str:
-    """Return today's name of a tensor that may have an earlier version's."""
-    for before, now in _RENAMED.items():
-        if name.startswith(before):
-            return now + name.removeprefix(before)
-    return name
 
 
 def reshard(optimizer: torch.optim.Optimizer, states: list[dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ import torch
 from numpy.random import Generator as Random
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.training.auxiliary.direction_flip import DirectionFlip
@@ -132,18 +132,33 @@ class Collator:
         return self._collate(index, np.ones(len(index), bool), None)
 
     def localisation(self, step: int) -> Batch:
-        """Return a step's batch of the pre-training stages, of any training frames.
+        """Return a step's batch of the pre-training stages: captions of any training frames.
 
-        Its ``token_targets`` are the location tokens of the captions, x and y in turn.
+        A caption is a prompt and a thought that lists up to ``CAPTIONED`` unambiguous objects, in
+        random order. Its ``token_targets`` are the location tokens, x and y in turn.
         """
-        rng = np.random.default_rng([self._config.seed, step, 0, 1])
+        ids, rng = self._ids, np.random.default_rng([self._config.seed, step, 0, 1])
         index = self._draw(self._even, rng)
         frames = self._images(index, rng, cameras=1)
-        input_ids, located = self._captions(index, rng)
-        sequence, column = np.nonzero(located)
+        start = np.array(prompt_of(self._transform, CAPTION))
+        prompt = np.repeat(start[None], len(index), axis=0)
+        if self._state_tokens is not None:
+            at = np.full(len(index), len(start) - AFTER_STATE - STATE_TOKENS)
+            prompt = self._noisy_state(prompt, index, rng, at)
+        spans = np.array(self._spans[:2])  # of the x and y tokens
+        longest = sum(sorted(len(name) + 2 for name in self._names)[-CAPTIONED:])
+        thought = np.full((len(index), longest + 3), ids.pad, np.int64)
+        for row, frame in enumerate(index):
+            chosen = rng.permutation(np.flatnonzero(self._dataset.unambiguous[frame]))[:CAPTIONED]
+            tokens = [i for k in chosen for i in (
+                *self._names[k], *(spans[:, 0] + self._dataset.positions[frame, k]))]
+            thought[row, :len(tokens) + 3] = [ids.think, *tokens, ids.think_end, ids.action]
+        sequence, column = np.nonzero(
+            ((thought[..., None] >= spans[:, 0]) & (thought[..., None] <= spans[:, 1])).any(-1))
+        input_ids = np.concatenate([prompt, thought], axis=1)
         return self._batch(
-            index, frames, input_ids, input_ids != self._ids.pad, (sequence, column - 1),
-            input_ids[sequence, column], np.argmax(input_ids == self._ids.action, 1),
+            index, frames, input_ids, input_ids != ids.pad, (sequence, column + len(start) - 1),
+            thought[sequence, column], np.argmax(input_ids == ids.action, 1),
             np.zeros((len(index), 0), np.int64))
 
     def padding(self, steps: int = 64) -> float:
@@ -256,31 +271,6 @@ class Collator:
             actions - self._ids.bins_first, d.action_mask[index, :actions.shape[1]],
             d.positions[index], d.unambiguous[index], d.target_patches[index])))
 
-    def _captions(self, index: NDArray[np.int64],
-                  rng: Random) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return ids [B, L]: a prompt and a thought that lists objects, and where locations are.
-
-        Up to ``CAPTIONED`` unambiguous objects, in random order.
-        """
-        ids = self._ids
-        start = np.array(prompt_of(self._transform, CAPTION))
-        prompt = np.repeat(start[None], len(index), axis=0)
-        if self._state_tokens is not None:
-            at = np.full(len(index), len(start) - AFTER_STATE - STATE_TOKENS)
-            prompt = self._noisy_state(prompt, index, rng, at)
-        first = np.array([span[0] for span in self._spans[:2]])  # x and y tokens
-        longest = sum(sorted(len(name) + 2 for name in self._names)[-CAPTIONED:])
-        out = np.full((len(index), longest + 3), ids.pad, np.int64)
-        for row, frame in enumerate(index):
-            chosen = rng.permutation(np.flatnonzero(self._dataset.unambiguous[frame]))[:CAPTIONED]
-            tokens = [i for k in chosen
-                      for i in (*self._names[k], *(first + self._dataset.positions[frame, k]))]
-            out[row, :len(tokens) + 3] = [ids.think, *tokens, ids.think_end, ids.action]
-        located = np.zeros((len(index), len(start) + out.shape[1]), bool)
-        for low, high in self._spans[:2]:
-            located[:, len(start):] |= (out >= low) & (out <= high)
-        return np.concatenate([prompt, out], axis=1), located
-
     def _noisy_state(self, prompt: NDArray[np.int64], index: NDArray[np.int64], rng: Random,
                      at: NDArray[np.int64]) -> NDArray[np.int64]:
         """Write the frames' state tokens, with noise, into ``prompt`` from the columns ``at``."""
@@ -316,57 +306,33 @@ class Collator:
         for k, (part, frame) in enumerate(zip(which, index - self._starts[which], strict=True)):
             stored = self._frames[part][frame]
             for camera, limit in enumerate(self._config.shift[:len(frames)]):
-                image = frames[camera, k]
                 if rng is None:
-                    image[:] = stored[camera]
-                    continue
-                shifted(stored[camera], image, *rng.integers(-limit, limit + 1, 2))
-                recoloured(image, colour_map(rng, self._config.colour))
+                    frames[camera, k] = stored[camera]
+                else:
+                    augment(stored[camera], frames[camera, k], rng, limit, self._config.colour)
         return frames
 
 
-def shifted(frame: NDArray[np.uint8], out: NDArray[np.uint8], dy: int, dx: int) -> None:
-    """Write ``frame`` [H, W, 3] moved by (dy, dx) pixels into ``out``, edges repeated."""
-    height, width = frame.shape[:2]
-    top, bottom = max(dy, 0), height + min(dy, 0)
-    left, right = max(dx, 0), width + min(dx, 0)
-    out[top:bottom, left:right] = frame[top - dy:bottom - dy, left - dx:right - dx]
-    out[:top, left:right] = out[top, left:right]
-    out[bottom:, left:right] = out[bottom - 1, left:right]
-    out[:, :left] = out[:, left:left + 1]
-    out[:, right:] = out[:, right - 1:right]
+def augment(frame: NDArray[np.uint8], out: NDArray[np.uint8], rng: Random, shift: int,
+            strength: float) -> None:
+    """Write ``frame`` [S, S, 3] into ``out``, moved by up to ``shift`` pixels and recoloured.
 
-
-def colour_map(rng: Random, strength: float) -> NDArray[np.float32]:
-    """Return an affine map [3, 4] of one image's RGB in 0..255.
-
-    It holds brightness, contrast about mid grey, saturation and the colour of the light.
+    Edges are repeated. The colours' affine map holds brightness, contrast about mid grey,
+    saturation and the colour of the light.
     """
+    dy, dx = rng.integers(-shift, shift + 1, 2)
+    cv2.warpAffine(frame, np.array([[1.0, 0.0, dx], [0.0, 1.0, dy]]), frame.shape[:2], dst=out,
+                   flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
     saturation, contrast = 1.0 + strength * rng.uniform(-1.0, 1.0, 2) * (0.3, 0.25)
     light = 1.0 + strength * rng.uniform(-0.08, 0.08, 3)
     mix = saturation * np.eye(3) + (1.0 - saturation) * np.tile(LUMA, (3, 1))
-    matrix = contrast * light[:, None] * mix
+    matrix = contrast * light[:, None] * mix  # [3, 3]
     grey = 127.5
     offset = grey - contrast * light * grey + strength * rng.uniform(-0.15, 0.15) * grey
-    return np.column_stack([matrix, offset]).astype(np.float32)
-
-
-def recoloured(image: NDArray[np.uint8], colours: NDArray[np.float32]) -> None:
-    """Apply ``colours`` [3, 4] to ``image`` [H, W, 3] in place, clipped to 0..255."""
-    cv2.transform(image, colours, dst=image)
+    cv2.transform(out, np.column_stack([matrix, offset]).astype(np.float32), dst=out)
 
 
 # --- loading
-
-
-class _Steps(Dataset[T]):
-    """The batches of all steps, made when they are asked for."""
-
-    def __init__(self, make: Callable[[int], T]):
-        self._make = make
-
-    def __getitem__(self, step: int) -> T:
-        return self._make(step)
 
 
 def prefetch(make: Callable[[int], T], first: int, processes: int,
@@ -376,9 +342,10 @@ def prefetch(make: Callable[[int], T], first: int, processes: int,
     They are forked, so that they share the datasets' arrays instead of copying them. What is
     yielded must know ``pin_memory`` if ``device`` is a GPU.
     """
-    steps: Sequence[int] = range(first, sys.maxsize)
+    steps: Any = range(sys.maxsize)  # a dataset whose samples are their own numbers
+    collate: Any = make
     yield from DataLoader(
-        _Steps(make), batch_size=None, sampler=steps, num_workers=processes,
+        steps, batch_size=None, sampler=steps[first:], collate_fn=collate, num_workers=processes,
         multiprocessing_context='fork', pin_memory=device.type == 'cuda',
         # A fork has none of its parent's threads to wait for.
         worker_init_fn=lambda _: cv2.setNumThreads(0))

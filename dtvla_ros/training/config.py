@@ -3,21 +3,104 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    with_config,
+)
 
 from dtvla_ros.errors import UserError
 
-Config = TypeVar('Config')
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+T = TypeVar('T', bound='Config')
+known_keys = with_config(ConfigDict(extra='forbid'))
 
 # Held-out start states for choosing a checkpoint lie far above those of the final tables.
 SELECTION_SEEDS = 500_000
 
 
+class Config:
+    """A dataclass that is read from YAML; its annotations say which values are valid.
+
+    ``example``: a file that shows how. ``aliases``: names of earlier versions, of keys and of
+    values that are words; ``section.name`` means the key ``name`` of a section.
+    """
+
+    __slots__ = ()
+    example: ClassVar[str]
+    aliases: ClassVar[Mapping[str, str]] = {}
+    value_aliases: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
+        """Build from a mapping; of two mentions of a key the later counts.
+
+        Raises ``UserError`` that names an unknown key or a wrong value.
+        """
+        values: dict[str, Any] = {}
+        for key, value in data.items():
+            section, dot, name = cls.aliases.get(key, key).partition('.')
+            if isinstance(value, str):
+                value = cls.value_aliases.get(value, value)
+            old: Any = values.get(section)
+            value = {name: value} if dot else value
+            both = isinstance(old, dict) and isinstance(value, dict)
+            values[section] = {**old, **value} if both else value
+        try:
+            return TypeAdapter(cls).validate_python(values)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            sections = [str(part) for part in wrong['loc']]
+            text = f'train config: {".".join(sections)}: {wrong["msg"]}'
+            if wrong['type'] == 'unexpected_keyword_argument':
+                owner: Any = cls()
+                for name in sections[:-1]:
+                    owner = getattr(owner, name)
+                known = ', '.join(sorted(f.name for f in fields(owner)))
+                raise UserError(f'{text}; known: {known}') from error
+            raise UserError(f'{text}, got {wrong["input"]!r}') from error
+
+    @classmethod
+    def read(cls: type[T], path: Path, changes: Sequence[str] = ()) -> T:
+        """Read a YAML file; ``changes``: ``key=value`` each, instead of what the file says."""
+        try:
+            data = yaml.safe_load(path.read_text())
+        except FileNotFoundError as error:
+            raise UserError(f'{path}: no such config; try {cls.example}') from error
+        except yaml.YAMLError as error:
+            raise UserError(f'{path}: malformed YAML ({" ".join(str(error).split())}); '
+                            'mend the line it names') from error
+        if not isinstance(data, Mapping):
+            raise UserError(f'{path}: expected "key: value" lines')
+        try:
+            return cls.from_dict({**data, **dict(map(_change, changes))})
+        except UserError as error:
+            raise UserError(f'{path}: {error}') from error
+
+
+def _change(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition('=')
+    if not equals or not key:
+        raise UserError(f'--set {text}: expected key=value, as learning_rate=0.0005')
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f'--set {text}: {value!r} is no YAML value') from error
+
+
+@known_keys
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Sizes of a small policy trained from scratch (see ``DecoderConfig.nano``)."""
@@ -31,6 +114,7 @@ class ModelConfig:
     chunk_steps: int = 8
 
 
+@known_keys
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
     """Low-rank updates (LoRA) of the decoder's layers instead of the layers themselves.
@@ -39,20 +123,14 @@ class AdapterConfig:
     ``alpha / rank`` times the product of its factors.
     """
 
-    rank: int = 0
-    alpha: int = 64
-    dropout: float = 0.0
-    targets: tuple[str, ...] = (
+    rank: NonNegativeInt = 0
+    alpha: PositiveInt = 64
+    dropout: Share = 0.0
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
         'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
 
-    def __post_init__(self) -> None:
-        if self.rank < 0 or self.alpha <= 0 or not 0.0 <= self.dropout < 1.0:
-            raise UserError('train config: lora needs rank >= 0, alpha > 0 and dropout in [0, 1), '
-                            f'got {self.rank}, {self.alpha} and {self.dropout}')
-        if self.rank and not self.targets:
-            raise UserError('train config: lora names no targets')
 
-
+@known_keys
 @dataclass(frozen=True, slots=True)
 class Rates:
     """Each parameter group's learning rate as a factor of ``learning_rate``; 0 freezes it.
@@ -60,17 +138,16 @@ class Rates:
     ``vision``: image towers without ``projector``, SigLIP's linear layer into the decoder.
     """
 
-    vision: float = 1.0
-    projector: float = 1.0
-    decoder: float = 1.0
+    vision: NonNegativeFloat = 1.0
+    projector: NonNegativeFloat = 1.0
+    decoder: NonNegativeFloat = 1.0
 
     def __post_init__(self) -> None:
-        values = asdict(self).values()
-        if min(values) < 0.0 or not any(values):
-            raise UserError(f'train config: rates must not be negative, and not all 0, got '
-                            f'{", ".join(map(str, values))}')
+        if not any(asdict(self).values()):
+            raise UserError('train config: rates must not be all 0')
 
 
+@known_keys
 @dataclass(frozen=True, slots=True)
 class AuxiliaryConfig:
     """Auxiliary supervision of small policies (``training/auxiliary/``).
@@ -89,16 +166,12 @@ class AuxiliaryConfig:
     localisation_weight: float = 0.2
     attention_weight: float = 0.0
     attention_layer: int = 2
-    direction_flip: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.direction_flip < 1.0:
-            raise UserError('train config: auxiliary.direction_flip must lie in [0, 1), '
-                            f'got {self.direction_flip}')
+    direction_flip: Share = 0.0
 
 
+@known_keys
 @dataclass(frozen=True, slots=True)
-class SftConfig:
+class SftConfig(Config):
     """Configuration of supervised fine-tuning. ``config/train/nano.yaml`` says why each value.
 
     ``shift``: largest image shift by camera [px]; ``state_noise``: standard deviations of the
@@ -113,20 +186,30 @@ class SftConfig:
     whose vocabulary holds no location tokens.
     """
 
+    example: ClassVar[str] = 'config/train/nano.yaml'
+    aliases: ClassVar[Mapping[str, str]] = {
+        'grounding_steps': 'auxiliary.localisation_steps',
+        'grounding_rate': 'auxiliary.localisation_rate',
+        'telling_steps': 'auxiliary.captioning_steps',
+        'grounding_weight': 'auxiliary.localisation_weight',
+        'pointing_weight': 'auxiliary.attention_weight',
+        'pointing_layer': 'auxiliary.attention_layer',
+        'turned': 'auxiliary.direction_flip'}
+
     model: ModelConfig = field(default_factory=ModelConfig)
-    batch_size: int = 64
-    learning_rate: float = 1e-3
+    batch_size: PositiveInt = 64
+    learning_rate: PositiveFloat = 1e-3
     final_rate: float = 0.01
     warmup_steps: int = 200
     weight_decay: float = 0.02
     betas: tuple[float, float] = (0.9, 0.98)
-    gradient_clip: float = 1.0
-    ema: float = 0.998
-    reasoning_dropout: float = 0.3
+    gradient_clip: PositiveFloat = 1.0
+    ema: Share = 0.998
+    reasoning_dropout: Share = 0.3
     shift: tuple[int, ...] = (2, 4)
     colour: float = 1.0
-    state_noise: tuple[float, ...] = (0.5, 0.5, 0.2)
-    counterfactual: float = 0.0
+    state_noise: tuple[float, float, float] = (0.5, 0.5, 0.2)
+    counterfactual: Share = 0.0
     place_noise: float = 0.5
     place_sigma: float = 1.0
     action_sigma: float = 2.0
@@ -135,31 +218,19 @@ class SftConfig:
     toggle_boost: float = 2.5
     start_boost: float = 2.5
     auxiliary: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
-    validation_share: float = 0.04
-    precision: str = 'bf16'
+    validation_share: Share = 0.04
+    precision: Literal['no', 'bf16'] = 'bf16'
     seed: int = 0
     lora: AdapterConfig = field(default_factory=AdapterConfig)
     rates: Rates = field(default_factory=Rates)
-    accumulate: int = 1
+    accumulate: PositiveInt = 1
     checkpointing: bool = False
-    bucket: int = 1
+    bucket: PositiveInt = 1
 
     def __post_init__(self) -> None:
-        for name in ('reasoning_dropout', 'counterfactual', 'validation_share', 'ema'):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise UserError(f'train config: {name} must lie in [0, 1), '
-                                f'got {getattr(self, name)}')
-        for name in ('batch_size', 'learning_rate', 'gradient_clip', 'accumulate', 'bucket'):
-            if getattr(self, name) <= 0:
-                raise UserError(f'train config: {name} must be positive, '
-                                f'got {getattr(self, name)}')
-        if self.precision not in ('no', 'bf16'):
-            raise UserError(f'train config: precision must be bf16 or no, got {self.precision!r}')
         if len(self.shift) != len(self.model.cameras):
             raise UserError(f'train config: shift has {len(self.shift)} values for '
                             f'{len(self.model.cameras)} cameras')
-        if len(self.state_noise) != 3:
-            raise UserError('train config: state_noise needs three values')
         if self.lora.rank and self.auxiliary.attention_weight:
             raise UserError('train config: attention cannot be supervised under lora; set '
                             'auxiliary.attention_weight to 0')
@@ -168,49 +239,6 @@ class SftConfig:
     def freezes(self) -> bool:
         """Whether a part of the policy stays as it was."""
         return self.lora.rank > 0 or 0.0 in asdict(self.rates).values()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready dict."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> SftConfig:
-        """Build from a mapping; an unknown key or a wrong type is named in the error.
-
-        ``section.name`` means the key ``name`` of a section; of two mentions the later counts.
-        """
-        values: dict[str, Any] = {}
-        sections: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
-        for key, value in data.items():
-            section, dot, name = _ALIASES.get(key, key).partition('.')
-            if section not in sections:
-                values[key] = value
-            elif dot:
-                sections[section][name] = value
-            elif isinstance(value, Mapping):
-                sections[section] |= value
-            else:
-                raise UserError(f'train config: {key} must be a mapping, got {value!r}')
-        return cls(**checked(cls, values), **{
-            name: kind(**checked(kind, sections[name])) for name, kind in _SECTIONS.items()})
-
-    @classmethod
-    def read(cls, path: Path, changes: Sequence[str] = ()) -> SftConfig:
-        """Read a YAML file; ``changes`` as of ``read_config``."""
-        return read_config(path, cls.from_dict, 'config/train/nano.yaml', changes)
-
-
-_SECTIONS: Mapping[str, type] = {
-    'model': ModelConfig, 'auxiliary': AuxiliaryConfig, 'lora': AdapterConfig, 'rates': Rates}
-# Keys of earlier versions, as files and checkpoints may still hold them.
-_ALIASES = {
-    'grounding_steps': 'auxiliary.localisation_steps',
-    'grounding_rate': 'auxiliary.localisation_rate',
-    'telling_steps': 'auxiliary.captioning_steps',
-    'grounding_weight': 'auxiliary.localisation_weight',
-    'pointing_weight': 'auxiliary.attention_weight',
-    'pointing_layer': 'auxiliary.attention_layer',
-    'turned': 'auxiliary.direction_flip'}
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,66 +291,3 @@ def warm_cosine(step: int, ramp: int, progress: float, floor: float) -> float:
     """
     cosine = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
     return min(1.0, (step + 1) / max(ramp, 1)) * (floor + (1.0 - floor) * cosine)
-
-
-def learning_rate(config: SftConfig, step: int, progress: float) -> float:
-    """Linear warm-up by steps, then a cosine over the run down to ``final_rate`` of the peak."""
-    return config.learning_rate * warm_cosine(
-        step, config.warmup_steps, progress, config.final_rate)
-
-
-def checked(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``data`` with each value of the type that the field's default has."""
-    defaults = kind()
-    known = {f.name for f in fields(kind)}
-    out = {}
-    for name, value in data.items():
-        if name not in known:
-            raise UserError(f'train config: unknown key {name!r}; known: '
-                            f'{", ".join(sorted(known))}')
-        wanted = getattr(defaults, name)
-        if isinstance(wanted, tuple) and isinstance(value, (list, tuple)):
-            value = tuple(value)
-        elif isinstance(wanted, float) and isinstance(value, int):
-            value = float(value)
-        if type(value) is not type(wanted):
-            raise UserError(f'train config: {name} must be like {wanted!r}, got {value!r}')
-        out[name] = value
-    return out
-
-
-def read_config(
-    path: Path, build: Callable[[Mapping[str, Any]], Config], example: str,
-    changes: Sequence[str] = (),
-) -> Config:
-    """Build a config from a YAML file; errors name the file, and ``example`` if there is none.
-
-    ``changes``: ``key=value`` each, instead of what the file says.
-    """
-    try:
-        data = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f'{path}: no such config; try {example}') from error
-    except yaml.YAMLError as error:
-        raise UserError(f'{path}: malformed YAML ({" ".join(str(error).split())}); '
-                        'mend the line it names') from error
-    if not isinstance(data, Mapping):
-        raise UserError(f'{path}: expected "key: value" lines')
-    data = {**data, **dict(map(_change, changes))}
-    try:
-        return build(data)
-    except UserError as error:
-        raise UserError(f'{path}: {error}') from error
-
-
-def _change(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition('=')
-    if not equals or not key:
-        raise UserError(f'--set {text}: expected key=value, as learning_rate=0.0005')
-    try:
-        parsed = yaml.safe_load(value)
-        return key, float(parsed) if isinstance(parsed, str) else parsed  # YAML 1.1: 5e-4 is text
-    except yaml.YAMLError as error:
-        raise UserError(f'--set {text}: {value!r} is no YAML value') from error
-    except ValueError:
-        return key, value

@@ -284,8 +284,6 @@ def target_patches(
     reader: DatasetReader, objects: Sequence[str], tokens: int,
 ) -> NDArray[np.int64]:
     """Return [N, E]: each object's patch; all ``NOWHERE`` for a dataset without points."""
-    if not has_points(reader):
-        return np.full((len(reader.table), len(objects)), NOWHERE)
     points = _object_column(reader, layout.POINTS, objects, 2)  # [N, E, 2]
     return patch_of(np.where(np.isnan(points), -1.0, points), tokens)
 

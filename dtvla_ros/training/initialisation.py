@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,11 +75,8 @@ def initialise(
 def new_transform(config: SftConfig, readers: Sequence[DatasetReader]) -> PolicyTransform:
     """Return the transform of a small policy made from scratch for these datasets."""
     tokenizer = _vocabulary(dataset_words(readers))
-    m = config.model
     decoder = DecoderConfig.nano(
-        tokenizer.get_vocab_size(), special_ids(tokenizer), width=m.width, layers=m.layers,
-        image_size=m.image_size, tokens=m.tokens, cameras=m.cameras, channels=m.channels,
-        chunk_steps=m.chunk_steps)
+        tokenizer.get_vocab_size(), special_ids(tokenizer), **asdict(config.model))
     actions = np.concatenate([np.asarray(r.column(layout.ACTION)) for r in readers])
     low, high = np.quantile(actions.astype(np.float64), (0.01, 0.99), axis=0)
     return PolicyTransform(decoder, tokenizer, ActionStatistics(tuple(low), tuple(high)))

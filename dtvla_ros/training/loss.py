@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -29,6 +29,10 @@ class OrdinalGroup:
     sigma: float
     weight: float = 1.0
 
+    def holds(self, ids: Tensor) -> Tensor:
+        """Return where ``ids`` lie in the group, bool of their shape."""
+        return (ids >= self.first) & (ids <= self.last)
+
 
 def ordinal_cross_entropy(
     logits: Tensor, targets: Tensor, groups: Sequence[OrdinalGroup] = (),
@@ -43,7 +47,7 @@ def ordinal_cross_entropy(
     for group in groups:
         if group.sigma <= 0.0:
             continue
-        rows = ((targets >= group.first) & (targets <= group.last)).nonzero()[:, 0]
+        rows = group.holds(targets).nonzero()[:, 0]
         ids = torch.arange(group.first, group.last + 1, device=logits.device)
         away = (ids - targets[rows, None]).float()  # [r, G]
         weight = (-0.5 * (away / group.sigma) ** 2).softmax(-1)
@@ -58,8 +62,7 @@ def token_weights(
     """Return the weight [R] of each target id: ``base``, times its group's weight."""
     weights = torch.full(targets.shape, base, device=targets.device)
     for group in groups:
-        inside = (targets >= group.first) & (targets <= group.last)
-        weights = torch.where(inside, weights * group.weight, weights)
+        weights = torch.where(group.holds(targets), weights * group.weight, weights)
     return weights
 
 
@@ -94,7 +97,7 @@ def hybrid_loss(
         right = (token_logits.argmax(-1) == token_targets).float()
         location = torch.zeros_like(right)
         for span in locations:
-            location[(token_targets >= span.first) & (token_targets <= span.last)] = 1.0
+            location[span.holds(token_targets)] = 1.0
         off = (action_logits.argmax(-1) - action_targets).abs().reshape(-1).float()
         metrics = {
             'thought': tokens.sum() / max(len(tokens), 1),
@@ -112,12 +115,10 @@ class AuxiliaryLoss(nn.Module):
         super().__init__()
         self.weight = weight
 
-    def forward(self, batch: Batch, features: Tensor,
-                attention: Tensor | None) -> tuple[Tensor, Metrics]:
-        """Return the unweighted loss and its metrics.
+    def forward(self, batch: Batch, features: Tensor) -> tuple[Tensor, Metrics]:
+        """Return the unweighted loss, after the decoder's pass, and its metrics.
 
-        ``features`` [B, image_tokens, w]: image rows; ``attention`` [B, L, L]: the supervised
-        head's scores where the decoder ran with a probe.
+        ``features`` [B, image_tokens, w]: image rows.
         """
         raise NotImplementedError
 
@@ -125,8 +126,7 @@ class AuxiliaryLoss(nn.Module):
 class Objective(nn.Module):
     """Maps a batch to its loss; logits are taken only at supervised rows.
 
-    ``spans``: (first, last) ids of each ordered group of location tokens. ``attention`` returns
-    the scores that the ``auxiliary`` losses get of the decoder's last pass.
+    ``spans``: (first, last) ids of each ordered group of location tokens.
     """
 
     # What FSDP shards one by one.
@@ -134,12 +134,10 @@ class Objective(nn.Module):
 
     def __init__(self, model: HybridDecoder, config: SftConfig,
                  spans: Sequence[tuple[int, int]] = (),
-                 auxiliary: Mapping[str, AuxiliaryLoss] | None = None,
-                 attention: Callable[[], Tensor] | None = None):
+                 auxiliary: Mapping[str, AuxiliaryLoss] | None = None):
         super().__init__()
         self.model = model
         self.auxiliary = nn.ModuleDict(auxiliary or {})
-        self.attention = attention
         self.locations = [OrdinalGroup(first, last, config.place_sigma, config.place_weight)
                           for first, last in spans]
         self.action_sigma = config.action_sigma
@@ -154,7 +152,6 @@ class Objective(nn.Module):
         """
         features = self.model.encode_images(batch.pixels())  # [B, image_tokens, w]
         hidden = self.model.read(batch.input_ids, batch.attention_mask, features)  # [B, L, w]
-        attention = self.attention() if self.attention is not None else None
         token_logits, action_logits = self.logits(batch, hidden)
         loss, metrics = hybrid_loss(
             token_logits, batch.token_targets, action_logits, batch.action_targets,
@@ -162,7 +159,7 @@ class Objective(nn.Module):
             thought_weight=self.thought_weight, divisor=divisor)
         for module in self.auxiliary.values():
             auxiliary = cast(AuxiliaryLoss, module)
-            extra, more = auxiliary(batch, features, attention)
+            extra, more = auxiliary(batch, features)
             loss, metrics = loss + share * auxiliary.weight * extra, metrics | more
         return loss, metrics
 

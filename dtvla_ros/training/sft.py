@@ -34,8 +34,8 @@ from dtvla_ros.rollout.episode import EpisodeJob
 from dtvla_ros.rollout.workers import open_envs
 from dtvla_ros.training.auxiliary.localisation import (
     SMOOTHING,
-    AttentionProbe,
-    auxiliary_losses,
+    AttentionLoss,
+    LocalisationLoss,
 )
 from dtvla_ros.training.checkpoint import load_checkpoint, reshard
 from dtvla_ros.training.collate import Collator, prefetch
@@ -50,7 +50,7 @@ from dtvla_ros.training.data import (
 )
 from dtvla_ros.training.initialisation import copy_weights, initialise
 from dtvla_ros.training.lora import add_adapters
-from dtvla_ros.training.loss import Objective
+from dtvla_ros.training.loss import AuxiliaryLoss, Objective
 from dtvla_ros.training.trainer import (
     Trainer,
     check_sharded,
@@ -92,13 +92,17 @@ def build_trainer(config: SftConfig, run: SftRun) -> Trainer:
     average = model
     if config.ema:
         average = copy.deepcopy(model).requires_grad_(False).eval().to(accelerator.device)
-    points = config.auxiliary.attention_weight > 0.0 and bool(spans) and _have_points(readers)
-    auxiliary = auxiliary_losses(config, transform.config, len(objects), spans, points)
+    weights = config.auxiliary
+    attending = weights.attention_weight > 0.0 and bool(spans) and _have_points(readers)
+    auxiliary: dict[str, AuxiliaryLoss] = {}
+    if objects:
+        auxiliary['localisation'] = LocalisationLoss(
+            weights.localisation_weight, transform.config, len(objects), config.place_sigma)
 
     def objective_of(model: HybridDecoder) -> Objective:
-        probe = (AttentionProbe(model, config.auxiliary.attention_layer)
-                 if 'attention' in auxiliary else None)
-        return Objective(model, config, spans, auxiliary, probe)
+        attention = {'attention': AttentionLoss(
+            weights.attention_weight, spans, model, weights.attention_layer)} if attending else {}
+        return Objective(model, config, spans, auxiliary | attention)
 
     objective = objective_of(model)
     frozen = freeze(objective, config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from dtvla_ros.policy.transform import PolicyTransform, write_transform
 from dtvla_ros.training.auxiliary.localisation import pretrain_captioning, pretrain_localisation
 from dtvla_ros.training.checkpoint import WEIGHTS, gathered, save_checkpoint, write_origin
 from dtvla_ros.training.collate import Batch, Collator
-from dtvla_ros.training.config import SftConfig, SftRun, learning_rate
+from dtvla_ros.training.config import SftConfig, SftRun, warm_cosine
 from dtvla_ros.training.lora import save_adapters
 from dtvla_ros.training.loss import Metrics, Objective
 
@@ -75,9 +75,11 @@ class Trainer:
 
     def train_step(self, *batches: Batch) -> Metrics:
         """Take one optimizer step over this process's batches; return everybody's ``loss`` etc."""
-        progress = self.run.progress(self.step, self.seconds)
+        rate = self.config.learning_rate * warm_cosine(
+            self.step, self.config.warmup_steps, self.run.progress(self.step, self.seconds),
+            self.config.final_rate)
         for group in self.optimizer.param_groups:
-            group['lr'] = group['factor'] * learning_rate(self.config, self.step, progress)
+            group['lr'] = group['factor'] * rate
         parts = [batch.to(self.accelerator.device) for batch in batches]
         divisor = self._divisor(parts)
         self.optimizer.zero_grad()
@@ -174,7 +176,7 @@ class Trainer:
         save_checkpoint(
             out, self.accelerator.unwrap_model(self.objective),
             self.average if self.config.ema else None, self.optimizer.optimizer,
-            {'step': self.step, 'seconds': self.seconds, 'config': self.config.to_dict()},
+            {'step': self.step, 'seconds': self.seconds, 'config': asdict(self.config)},
             self.frozen, main)
 
     def agree(self, values: Sequence[float]) -> list[float]:

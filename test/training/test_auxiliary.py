@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax
 from support.tiny import CONFIG, tiny_dataset
 
 from dtvla_ros.data.collect import image_points
@@ -17,7 +17,6 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import sequence_mask
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.training.auxiliary.localisation import (
-    AttentionProbe,
     attention_targets,
     pretrain_captioning,
     pretrain_localisation,
@@ -92,18 +91,19 @@ def test_the_loss_is_the_mean_cross_entropy_over_the_targets(trainer):
     length = batch.input_ids.shape[1]
     scores = np.random.default_rng(0).normal(size=(4, length, length)).astype(np.float32)
     asked = targets.T.tolist()
-    value, metrics = loss(batch, None, torch.tensor(scores))
+    loss.scores = torch.tensor(scores)
+    value, metrics = loss(batch, None)
     losses = [-log_softmax(scores[s, r].astype(np.float64))[c] for s, r, c in asked]
-    shares = [softmax(scores[s, r].astype(np.float64))[c] for s, r, c in asked]
     assert float(value) == pytest.approx(np.mean(losses), abs=1e-5)
-    assert float(metrics['attended']) == pytest.approx(np.mean(shares), abs=1e-5)
-    nothing = replace(batch, target_patches=torch.full_like(batch.target_patches, NOWHERE))
-    value, metrics = loss(nothing, None, torch.tensor(scores))
+    assert float(metrics['attended']) == pytest.approx(np.exp(-np.array(losses)).mean(), abs=1e-5)
+    loss.scores = torch.tensor(scores)
+    value, metrics = loss(
+        replace(batch, target_patches=torch.full_like(batch.target_patches, NOWHERE)), None)
     assert float(value) == 0.0
     assert math.isnan(float(metrics['attended']))
 
 
-def test_the_probe_changes_nothing_and_shows_what_the_head_attends_to(trainer):
+def test_the_hook_changes_nothing_and_shows_what_the_head_attends_to(trainer):
     model = trainer.model
     batch = trainer.batches.plain(np.arange(4))
     sequences = batch.input_ids, batch.attention_mask, model.encode_images(batch.pixels())
@@ -116,7 +116,7 @@ def test_the_probe_changes_nothing_and_shows_what_the_head_attends_to(trainer):
     hidden = model.read(*sequences)
     for handle in handles:
         handle.remove()
-    weights = trainer.objective.attention().softmax(-1)
+    weights = trainer.objective.auxiliary['attention'].scores.softmax(-1)
     bare = HybridDecoder(model.config)
     bare.load_state_dict(model.state_dict())
     assert torch.equal(hidden, bare.read(*sequences))
@@ -137,7 +137,7 @@ def test_the_gradient_enters_through_one_heads_queries_and_keys(trainer):
     assert torch.equal(ids, batch.token_targets[
         (batch.token_targets >= first) & (batch.token_targets <= last)].view(-1, 2).T.reshape(-1))
     assert (batch.input_ids[sequence, column] == model.config.ids.image).all()
-    loss(batch, None, trainer.objective.attention())[0].backward()
+    loss(batch, None)[0].backward()
     size = model.config.text.head_dim
     attention = model.layers[1].self_attn
     query = attention.q_proj.weight.grad
@@ -170,9 +170,10 @@ def test_captioning_teaches_to_attend_too(dataset, tmp_path):
     assert trainer.validate()['attended'] > 3 * before
 
 
-def test_a_layer_that_is_not_there_is_refused(trainer):
+def test_a_layer_that_is_not_there_is_refused(dataset, tmp_path):
+    config = replace(ATTENTION, auxiliary=replace(AUXILIARY, attention_layer=2))
     with pytest.raises(UserError, match='attention_layer 2'):
-        AttentionProbe(trainer.model, 2)
+        build_trainer(config, SftRun((dataset,), tmp_path, steps=2))
 
 
 def test_pre_training_teaches_to_localise_and_then_to_say_it(localising):

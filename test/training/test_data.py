@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from scipy.spatial.transform import Rotation
 from support.tiny import CONFIG
 
@@ -18,7 +15,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.policy.vocabulary import turned_round
 from dtvla_ros.training.auxiliary.direction_flip import DirectionFlip
-from dtvla_ros.training.collate import Collator, colour_map, prefetch, recoloured, shifted
+from dtvla_ros.training.collate import Collator, augment
 from dtvla_ros.training.config import AuxiliaryConfig, ModelConfig
 from dtvla_ros.training.data import object_names, open_frames, tokenize
 from dtvla_ros.training.initialisation import new_transform
@@ -189,24 +186,19 @@ def test_frames_near_a_toggle_and_the_start_are_known(made):
     assert rows.near_start.reshape(10, 12).sum(1).tolist() == [6] * 10
 
 
-def test_shift_moves_and_repeats_edges():
-    image = np.arange(5 * 6 * 3, dtype=np.uint8).reshape(5, 6, 3)
-    out = np.empty_like(image)
-    for dy, dx in ((0, 0), (2, -1), (-1, 3)):
-        shifted(image, out, dy, dx)
-        rows = np.clip(np.arange(5) - dy, 0, 4)
-        columns = np.clip(np.arange(6) - dx, 0, 5)
-        np.testing.assert_array_equal(out, image[rows][:, columns])
-
-
-def test_colours_change_with_their_strength():
+def test_images_are_moved_edges_repeated_and_recoloured():
     rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)
-    same, changed = image.copy(), image.copy()
-    recoloured(same, colour_map(rng, 0.0))
-    np.testing.assert_array_equal(same, image)
-    recoloured(changed, colour_map(rng, 1.0))
-    assert np.abs(changed.astype(int) - image).mean() > 2
+    image = rng.integers(0, 256, (9, 9, 3)).astype(np.uint8)
+    out = np.empty_like(image)
+    moved = {image[np.clip(np.arange(9) - dy, 0, 8)][:, np.clip(np.arange(9) - dx, 0, 8)].tobytes()
+             for dy in range(-2, 3) for dx in range(-2, 3)}
+    seen = set()
+    for _ in range(200):
+        augment(image, out, rng, 2, 0.0)
+        seen.add(out.tobytes())
+    assert seen == moved
+    augment(image, out, rng, 0, 1.0)
+    assert np.abs(out.astype(int) - image).mean() > 2
 
 
 def test_chunks_that_are_too_short_are_refused(made):
@@ -214,20 +206,3 @@ def test_chunks_that_are_too_short_are_refused(made):
     config = replace(CONFIG, model=replace(CONFIG.model, chunk_steps=12))
     with pytest.raises(UserError, match='--chunk 12'):
         tokenize(reader, new_transform(config, [reader]), ())
-
-
-def test_batches_come_in_order_from_processes_that_end_with_the_loop():
-    def make(number):
-        time.sleep(0.02 * (number % 3))  # a later one may be ready earlier
-        return number, os.getpid()
-
-    stream = prefetch(make, 5, 2, torch.device('cpu'))
-    made = [next(stream) for _ in range(8)]
-    assert [number for number, _ in made] == list(range(5, 13))
-    makers = {maker for _, maker in made}
-    assert len(makers) == 2
-    assert os.getpid() not in makers
-    stream.close()
-    for maker in makers:
-        with pytest.raises(ProcessLookupError):
-            os.kill(maker, 0)

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +159,7 @@ def test_two_processes_resumed_learn_what_one_does(how, config, policy, data, tm
     told = []
     for steps in (2, 1):
         done = subprocess.run(
-            [*launch, json.dumps(config.to_dict()), data, policy, out, said, str(steps)],
+            [*launch, json.dumps(asdict(config)), data, policy, out, said, str(steps)],
             cwd=ROOT, env=os.environ | {'ACCELERATE_USE_CPU': 'true', 'OMP_NUM_THREADS': '1'},
             capture_output=True, text=True, timeout=570)
         assert done.returncode == 0, done.stderr[-2000:]

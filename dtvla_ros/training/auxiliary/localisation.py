@@ -37,23 +37,6 @@ WARMUP = 100
 FLOOR = 0.05  # of the peak learning rate, at the end of a stage
 
 
-def auxiliary_losses(config: SftConfig, decoder: DecoderConfig, objects: int,
-                     spans: Sequence[tuple[int, int]], points: bool) -> dict[str, AuxiliaryLoss]:
-    """Return the losses that the data allow.
-
-    ``objects``: how many have known positions; ``points``: whether the data say where in the
-    image they appear; ``spans``: ids of the location tokens.
-    """
-    out: dict[str, AuxiliaryLoss] = {}
-    auxiliary = config.auxiliary
-    if objects:
-        out['localisation'] = LocalisationLoss(
-            auxiliary.localisation_weight, decoder, objects, config.place_sigma)
-    if points and spans and auxiliary.attention_weight > 0.0:
-        out['attention'] = AttentionLoss(auxiliary.attention_weight, spans)
-    return out
-
-
 class LocalisationHead(nn.Module):
     """One query per object over the rows of one camera: which x token, which y token."""
 
@@ -85,8 +68,7 @@ class LocalisationLoss(AuxiliaryLoss):
         self.head = LocalisationHead(decoder.text.width, objects)
         self.rows, self.sigma = decoder.vision.tokens[0], sigma
 
-    def forward(self, batch: Batch, features: Tensor,
-                attention: Tensor | None = None) -> tuple[Tensor, Metrics]:
+    def forward(self, batch: Batch, features: Tensor) -> tuple[Tensor, Metrics]:
         """Read positions off the first camera's rows of ``features``."""
         loss, near = features.new_zeros((), dtype=torch.float32), batch.unambiguous
         for k, logits in enumerate(self.head(features[:, :self.rows])):
@@ -98,40 +80,6 @@ class LocalisationLoss(AuxiliaryLoss):
             near = near & ((logits.argmax(-1) - target).abs() <= 1)
         count = batch.unambiguous.sum().clamp_min(1)
         return loss / count, {'localised': (near.sum() / count).detach()}
-
-
-class AttentionProbe:
-    """Reads the first head's attention scores in one decoder layer, through a hook on it.
-
-    ``scores`` [B, n, n] of the layer's last pass, mask added: what that head takes its softmax
-    of, with its gradient. They are computed again from the layer's input: of the whole layer's
-    queries and keys one head is a thin slice.
-    """
-
-    def __init__(self, model: HybridDecoder, layer: int):
-        layers = len(model.layers)
-        if not 0 <= layer < layers:
-            raise UserError(f'train config: auxiliary.attention_layer {layer} is not one of '
-                            f"the policy's layers 0..{layers - 1}")
-        self.scores: Tensor | None = None
-        model.layers[layer].register_forward_pre_hook(self._read, with_kwargs=True)
-
-    def _read(self, module: nn.Module, inputs: tuple[Tensor, ...],
-              options: dict[str, Any]) -> None:
-        layer = cast(GemmaDecoderLayer, module)
-        attention, size = layer.self_attn, layer.self_attn.head_dim
-        x = layer.input_layernorm(inputs[0])
-        query = F.linear(x, attention.q_proj.weight[:size])[:, None]  # [B, 1, n, d]
-        key = F.linear(x, attention.k_proj.weight[:size])[:, None]
-        query, key = apply_rotary_pos_emb(query, key, *options['position_embeddings'])
-        scores = (query @ key.transpose(-1, -2))[:, 0].float() * attention.scaling
-        self.scores = scores + options['attention_mask'][:, 0].float()
-
-    def __call__(self) -> Tensor:
-        """Return the scores of the last pass and forget them."""
-        assert self.scores is not None, 'the layer has run'
-        scores, self.scores = self.scores, None
-        return scores
 
 
 def attention_targets(
@@ -163,24 +111,42 @@ def attention_targets(
 
 
 class AttentionLoss(AuxiliaryLoss):
-    """Cross-entropy of one head's attention, mean over the rows of ``attention_targets``.
+    """Cross-entropy of the first head's attention in a decoder layer, over ``attention_targets``.
 
-    0 when there are none. Metric ``attended``: their mean share of attention on the right patch
-    (nan without rows).
+    Its mean, 0 when there are none. Metric ``attended``: their mean share of attention on the
+    right patch (nan without rows). ``scores`` [B, L, L]: what that head took its softmax of in
+    the layer's last pass, mask added, with its gradient. A hook computes them again from the
+    layer's input: of the whole layer's queries and keys one head is a thin slice.
     """
 
-    def __init__(self, weight: float, spans: Sequence[tuple[int, int]]):
+    def __init__(self, weight: float, spans: Sequence[tuple[int, int]], model: HybridDecoder,
+                 layer: int):
         super().__init__(weight)
         self.spans = spans
+        self.scores: Tensor | None = None
+        if not 0 <= layer < len(model.layers):
+            raise UserError(f'train config: auxiliary.attention_layer {layer} is not one of '
+                            f"the policy's layers 0..{len(model.layers) - 1}")
+        model.layers[layer].register_forward_pre_hook(self._read, with_kwargs=True)
 
-    def forward(self, batch: Batch, features: Tensor,
-                attention: Tensor | None = None) -> tuple[Tensor, Metrics]:
-        """Compare ``attention`` [B, L, L] (row i's scores over all columns) with the targets."""
-        assert attention is not None, 'a probe reads the scores'
+    def _read(self, module: nn.Module, inputs: tuple[Tensor, ...],
+              options: dict[str, Any]) -> None:
+        layer = cast(GemmaDecoderLayer, module)
+        attention, size = layer.self_attn, layer.self_attn.head_dim
+        x = layer.input_layernorm(inputs[0])
+        query = F.linear(x, attention.q_proj.weight[:size])[:, None]  # [B, 1, n, d]
+        key = F.linear(x, attention.k_proj.weight[:size])[:, None]
+        query, key = apply_rotary_pos_emb(query, key, *options['position_embeddings'])
+        scores = (query @ key.transpose(-1, -2))[:, 0].float() * attention.scaling
+        self.scores = scores + options['attention_mask'][:, 0].float()
+
+    def forward(self, batch: Batch, features: Tensor) -> tuple[Tensor, Metrics]:
+        """Compare the scores of the last pass with the targets, and forget them."""
+        assert self.scores is not None, 'the layer has run'
         sequence, row, column = attention_targets(
             batch.token_rows, batch.token_targets, self.spans, batch.positions,
             batch.target_patches)
-        rows = attention[sequence, row].float()  # [K, L]
+        rows, self.scores = self.scores[sequence, row].float(), None  # [K, L]
         losses = F.cross_entropy(rows, column, reduction='none')
         return (losses.sum() / max(len(losses), 1),
                 {'attended': losses.detach().neg().exp().mean()})
@@ -215,10 +181,9 @@ def pretrain_captioning(objective: Objective, collator: Collator, config: SftCon
         logits = model.token_logits(hidden[batch.token_rows[0], batch.token_rows[1]])  # [R, V]
         near = (logits.argmax(-1) - batch.token_targets).abs() <= 1
         value = ordinal_cross_entropy(logits, batch.token_targets, objective.locations).mean()
-        if objective.attention is not None:
+        if 'attention' in objective.auxiliary:
             attention = cast(AttentionLoss, objective.auxiliary['attention'])
-            value = value + attention.weight * attention(
-                batch, features, objective.attention())[0]
+            value = value + attention.weight * attention(batch, features)[0]
         return value, near.view(-1, 2).all(1).float().mean()
 
     return _train_stage(

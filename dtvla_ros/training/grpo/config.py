@@ -2,47 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 import dtvla_sim
 from dtvla_ros.actions import osc
-from dtvla_ros.errors import UserError
-from dtvla_ros.training.config import checked, read_config
+from dtvla_ros.training.config import Config, known_keys
 
-CHOICES: Mapping[str, tuple[str, ...]] = {
-    'algorithm': ('grpo', 'rloo', 'dr_grpo'),
-    'loss_agg_mode': ('token-mean', 'seq-mean-token-sum', 'seq-mean-token-mean'),
-    'format_reward': ('closed', 'grammar'),
-    'rollouts': ('episode', 'per-step'),
-    'continue_from': ('sample', 'greedy'),
-    'precision': ('no', 'bf16'),
-}
-# Names of earlier versions: files and ``--set`` may still use them.
-ALIASES: Mapping[str, str] = {
-    'groups': 'num_starts', 'group': 'num_generations', 'least_spread': 'min_reward_range',
-    'tries': 'max_resample_factor', 'form': 'format_reward', 'form_weight': 'format_weight',
-    'compare': 'rollouts', 'follow': 'continue_from', 'learn_share': 'sample_fraction',
-    'epochs': 'num_iterations', 'minibatches': 'num_minibatches', 'clip_low': 'epsilon',
-    'clip_high': 'epsilon_high', 'dual_clip': 'clip_ratio_c', 'aggregation': 'loss_agg_mode',
-    'kl_weight': 'beta', 'environments': 'num_envs', 'lanes': 'num_env_groups',
-}
-VALUE_ALIASES: Mapping[str, Mapping[Any, str]] = {
-    'rollouts': {'episodes': 'episode', 'decisions': 'per-step'},
-    'continue_from': {'drawn': 'sample'},
-}
-_POSITIVE = ('num_starts', 'learning_rate', 'gradient_clip', 'num_iterations', 'num_minibatches',
-             'micro_batch', 'num_envs', 'num_env_groups', 'step_timeout', 'evaluate_every',
-             'thought_temperature', 'action_temperature')
-_NOT_NEGATIVE = ('beta', 'weight_decay', 'min_reward_range', 'success_weight', 'format_weight',
-                 'progress_weight', 'epsilon', 'epsilon_high', 'evaluate_episodes', 'first_seed',
-                 'seed')
+Algorithm = Literal['grpo', 'rloo', 'dr_grpo']
+LossAggMode = Literal['token-mean', 'seq-mean-token-sum', 'seq-mean-token-mean']
+Point = tuple[float, float, float]
 
 
+@known_keys
 @dataclass(frozen=True, slots=True)
-class GrpoConfig:
+class GrpoConfig(Config):
     """Options of GRPO, named as in TRL and verl. ``config/train/grpo.yaml`` says why each value.
 
     ``rollouts`` 'episode': ``num_generations`` episodes of each start are one group, and
@@ -64,88 +41,59 @@ class GrpoConfig:
     ``evaluate_episodes`` per task.
     """
 
-    algorithm: str = 'grpo'
-    rollouts: str = 'episode'
-    continue_from: str = 'sample'
-    num_starts: int = 8
-    num_generations: int = 8
-    min_reward_range: float = 0.1
-    max_resample_factor: float = 3.0
-    first_seed: int = 500_000
-    success_weight: float = 1.0
-    format_weight: float = 0.4
-    progress_weight: float = 10.0
-    format_reward: str = 'grammar'
-    workspace_low: tuple[float, float, float] = osc.WORKSPACE_LOW
-    workspace_high: tuple[float, float, float] = osc.WORKSPACE_HIGH
-    thought_temperature: float = 1.0
-    action_temperature: float = 1.0
-    learning_rate: float = 5e-5
+    example: ClassVar[str] = 'config/train/grpo.yaml'
+    aliases: ClassVar[Mapping[str, str]] = {
+        'groups': 'num_starts', 'group': 'num_generations', 'least_spread': 'min_reward_range',
+        'tries': 'max_resample_factor', 'form': 'format_reward', 'form_weight': 'format_weight',
+        'compare': 'rollouts', 'follow': 'continue_from', 'learn_share': 'sample_fraction',
+        'epochs': 'num_iterations', 'minibatches': 'num_minibatches', 'clip_low': 'epsilon',
+        'clip_high': 'epsilon_high', 'dual_clip': 'clip_ratio_c', 'aggregation': 'loss_agg_mode',
+        'kl_weight': 'beta', 'environments': 'num_envs', 'lanes': 'num_env_groups'}
+    value_aliases: ClassVar[Mapping[str, str]] = {
+        'episodes': 'episode', 'decisions': 'per-step', 'drawn': 'sample'}
+
+    algorithm: Algorithm = 'grpo'
+    rollouts: Literal['episode', 'per-step'] = 'episode'
+    continue_from: Literal['sample', 'greedy'] = 'sample'
+    num_starts: PositiveInt = 8
+    num_generations: Annotated[int, Field(ge=2)] = 8
+    min_reward_range: NonNegativeFloat = 0.1
+    max_resample_factor: Annotated[float, Field(ge=1.0)] = 3.0
+    first_seed: Annotated[int, Field(ge=0, lt=dtvla_sim.EVAL_SEED_START)] = 500_000
+    success_weight: NonNegativeFloat = 1.0
+    format_weight: NonNegativeFloat = 0.4
+    progress_weight: NonNegativeFloat = 10.0
+    format_reward: Literal['closed', 'grammar'] = 'grammar'
+    workspace_low: Point = osc.WORKSPACE_LOW
+    workspace_high: Point = osc.WORKSPACE_HIGH
+    thought_temperature: PositiveFloat = 1.0
+    action_temperature: PositiveFloat = 1.0
+    learning_rate: PositiveFloat = 5e-5
     warmup_steps: int = 4
-    weight_decay: float = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     betas: tuple[float, float] = (0.9, 0.98)
-    gradient_clip: float = 1.0
-    sample_fraction: float = 1.0
-    num_iterations: int = 1
-    num_minibatches: int = 4
-    micro_batch: int = 32
-    epsilon: float = 0.2
-    epsilon_high: float = 0.28
-    clip_ratio_c: float = 3.0
-    loss_agg_mode: str = 'token-mean'
-    beta: float = 0.01
-    num_envs: int = 8
-    num_env_groups: int = 1
-    step_timeout: float = 60.0
-    evaluate_every: int = 5
-    evaluate_episodes: int = 4
-    precision: str = 'no'
-    seed: int = 0
+    gradient_clip: PositiveFloat = 1.0
+    sample_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    num_iterations: PositiveInt = 1
+    num_minibatches: PositiveInt = 4
+    micro_batch: PositiveInt = 32
+    epsilon: NonNegativeFloat = 0.2
+    epsilon_high: NonNegativeFloat = 0.28
+    clip_ratio_c: Annotated[float, Field(gt=1.0)] = 3.0
+    loss_agg_mode: LossAggMode = 'token-mean'
+    beta: NonNegativeFloat = 0.01
+    num_envs: PositiveInt = 8
+    num_env_groups: PositiveInt = 1
+    step_timeout: PositiveFloat = 60.0
+    evaluate_every: PositiveInt = 5
+    evaluate_episodes: NonNegativeInt = 4
+    precision: Literal['no', 'bf16'] = 'no'
+    seed: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        for name, choices in CHOICES.items():
-            self._require(name, getattr(self, name) in choices,
-                          f'be one of {", ".join(choices)}')
-        for name in _POSITIVE:
-            self._require(name, getattr(self, name) > 0, 'be positive')
-        for name in _NOT_NEGATIVE:
-            self._require(name, getattr(self, name) >= 0, 'not be negative')
-        for name in ('workspace_low', 'workspace_high'):
-            self._require(name, len(getattr(self, name)) == 3, 'be three numbers [m]')
         osc.require_box(self.workspace_low, self.workspace_high)
-        self._require('num_generations', self.num_generations >= 2,
-                      'be at least 2: an advantage needs another sample to compare with')
-        self._require('sample_fraction', 0.0 < self.sample_fraction <= 1.0, 'lie in (0, 1]')
-        self._require('max_resample_factor', self.max_resample_factor >= 1.0, 'be at least 1')
-        self._require('clip_ratio_c', self.clip_ratio_c > 1.0, 'be above 1')
-        self._require('first_seed', self.first_seed < dtvla_sim.EVAL_SEED_START,
-                      f'be below {dtvla_sim.EVAL_SEED_START}: the rest is kept for evaluation')
-
-    def _require(self, name: str, holds: bool, what: str) -> None:
-        if not holds:
-            raise UserError(f'train config: {name} must {what}, got {getattr(self, name)!r}')
 
     @property
     def per_step(self) -> bool:
         """Whether the samples of one decision are compared, not whole episodes."""
         return self.rollouts == 'per-step'
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready dict."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> GrpoConfig:
-        """Build from a mapping, of earlier names too; an unknown key or a wrong type is named."""
-        values: dict[str, Any] = {}
-        for name, value in data.items():
-            name = ALIASES.get(name, name)
-            if isinstance(value, str):
-                value = VALUE_ALIASES.get(name, {}).get(value, value)
-            values[name] = value
-        return cls(**checked(cls, values))
-
-    @classmethod
-    def read(cls, path: Path, changes: Sequence[str] = ()) -> GrpoConfig:
-        """Read a YAML file; ``changes`` as of ``read_config``."""
-        return read_config(path, cls.from_dict, 'config/train/grpo.yaml', changes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def write_report(run: Path, history: Sequence[Row], config: GrpoConfig) -> None:
     (run / CURVES).write_bytes(curves(rows, held))
     write_page(
         run / REPORT, 'grpo.html', title=f'GRPO: {run.name}', summary=summary,
-        curves=run / CURVES, times=where_time_goes(history), config=config.to_dict(),
+        curves=run / CURVES, times=where_time_goes(history), config=asdict(config),
         examples=sorted((run / EXAMPLES).glob('*.jpg')), iterations=map(line, rows))
 
 

@@ -297,7 +297,7 @@ class GrpoTrainer:
             save_weights(self.learner.model, out / checkpoint.WEIGHTS)
             checkpoint.save_checkpoint(
                 out, self.learner.model, self.learner.reference, self.learner.optimizer,
-                {'config': self.config.to_dict(), 'what': self._what(), 'tried': self.tried,
+                {'config': asdict(self.config), 'what': self._what(), 'tried': self.tried,
                  'step': self.learner.step, 'history': self.history})
             self._forget()
         self.accelerator.wait_for_everyone()
@@ -309,8 +309,8 @@ class GrpoTrainer:
             self.run.out, learner.model, learner.reference, learner.optimizer)
         if state is None:
             return
-        mine = {k: v for k, v in self.config.to_dict().items() if k not in MACHINE} | self._what()
-        theirs = GrpoConfig.from_dict(state['config']).to_dict() | state['what']
+        mine = {k: v for k, v in asdict(self.config).items() if k not in MACHINE} | self._what()
+        theirs = asdict(GrpoConfig.from_dict(state['config'])) | state['what']
         changed = sorted(k for k, v in mine.items() if theirs[k] != v)
         if changed:
             raise UserError(f'{self.run.out}: begun with another {", ".join(changed)}; use the '

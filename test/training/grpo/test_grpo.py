@@ -20,7 +20,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import read_tensors
 from dtvla_ros.rollout.workers import open_envs
 from dtvla_ros.training import checkpoint
-from dtvla_ros.training.grpo.config import ALIASES, GrpoConfig
+from dtvla_ros.training.grpo.config import GrpoConfig
 from dtvla_ros.training.grpo.report import CURVES, REPORT, where_time_goes
 from dtvla_ros.training.grpo.train import METRIC_ALIASES, GrpoRun, GrpoTrainer, train_grpo
 
@@ -148,7 +148,7 @@ def test_a_run_of_an_earlier_version_goes_on(whole, init):
     out, history = whole
     path = out / checkpoint.CHECKPOINT / 'state.json'
     text = path.read_text()
-    for names in (ALIASES, METRIC_ALIASES):
+    for names in (GrpoConfig.aliases, METRIC_ALIASES):
         for old, new in names.items():
             text = text.replace(f'"{new}"', f'"{old}"')
     text = text.replace('"episode"', '"episodes"').replace('"sample"', '"drawn"')
@@ -166,13 +166,13 @@ def test_estimate_costs_nothing(init, tmp_path, capsys):
 
 @pytest.mark.parametrize('text, named', [
     ('num_starts: many', 'num_starts'), ('gruops: 3', 'gruops'), ('a: [1', 'malformed'),
-    ('word', 'key:'), ('num_generations: 1', 'at least 2'), ('algorithm: ppo', 'ppo'),
+    ('word', 'key:'), ('num_generations: 1', 'num_generations'), ('algorithm: ppo', 'ppo'),
     ('loss_agg_mode: sum', 'sum'), ('clip_ratio_c: 0.5', 'clip_ratio_c'), ('beta: -1', 'beta'),
     ('action_temperature: 0', 'action_temperature'), ('format_reward: free', 'free'),
     ('precision: fp8', 'fp8'), ('rollouts: starts', 'starts'), ('groups: 0', 'num_starts'),
     ('progress_weight: -1', 'progress_weight'),
     ('workspace_low: [1.0, 0.0, 0.0]', 'workspace is empty on x'),
-    ('workspace_high: [1.0, 0.0]', 'three numbers')])
+    ('workspace_high: [1.0, 0.0]', 'workspace_high'), ('first_seed: 1000000', 'first_seed')])
 def test_a_bad_config_is_named(tmp_path, text, named):
     path = tmp_path / 'config.yaml'
     path.write_text(text)

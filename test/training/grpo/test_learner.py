@@ -9,6 +9,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from torch.distributions import Categorical
 from dtvla_ros.policy.checkpoint import read_tensors
 from dtvla_ros.rollout.batched import Rollout
 from dtvla_ros.rollout.episode import EpisodeJob
-from dtvla_ros.training.grpo.config import CHOICES
+from dtvla_ros.training.grpo.config import LossAggMode
 from dtvla_ros.training.grpo.learner import GradientCosine, Learner, MicroBatch, transitions
 from dtvla_ros.training.grpo.rollout import Trajectory
 
@@ -152,7 +153,7 @@ def test_the_gradient_is_that_of_the_definition(played):
     wanted = {mode: dict(zip(names, torch.autograd.grad(loss + 0.3 * kl, weights,
                                                         retain_graph=True), strict=True))
               for mode, loss in losses.items()}
-    for mode in CHOICES['loss_agg_mode']:
+    for mode in get_args(LossAggMode):
         learner = learner_of(played, moved=True, loss_agg_mode=mode, beta=0.3, num_minibatches=1,
                              micro_batch=3, gradient_clip=1e9, learning_rate=1e-9)
         found = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from support.golden import document, tensors
 
 from dtvla_ros.engine.batch import SampledDecision
 from dtvla_ros.errors import UserError
-from dtvla_ros.training.grpo.config import CHOICES
+from dtvla_ros.training.grpo.config import LossAggMode
 from dtvla_ros.training.grpo.loss import (
     TokenBatch,
     collate,
@@ -22,7 +23,7 @@ from dtvla_ros.training.grpo.loss import (
     sequence_log_probs,
 )
 
-MODES = CHOICES['loss_agg_mode']
+MODES = get_args(LossAggMode)
 
 
 def banned_in(config) -> torch.Tensor:
