@@ -86,8 +86,7 @@ def from_bag(
           + (f', {report.unthought} of them before any thought' if report.unthought else '')
           + (f'; {report.failed} episodes without success left out' if report.failed else ''))
     for name, count in report.gaps.items():
-        if count:
-            print(f'  gaps: {count} frames without {name}')
+        print(f'  gaps: {count} frames without {name}')
 
 
 @app.command()

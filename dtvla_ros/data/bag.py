@@ -11,8 +11,8 @@ import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache, cached_property
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,85 +70,80 @@ def stamp_in(data: bytes | memoryview) -> int:
     return sec * 10**9 + nanosec
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Track:
-    """Messages of one topic, in the order they were received."""
+    """Messages of one topic, in the order they were received: times [N] ns, N values."""
 
-    received: list[int] = field(default_factory=list)
-    stamps: list[int] = field(default_factory=list)
-    values: list[Any] = field(default_factory=list)
-
-    def add(self, received: int, stamp: int, value: Any = None) -> None:
-        """Append a message."""
-        self.received.append(received)
-        self.stamps.append(stamp)
-        self.values.append(value)
+    received: NDArray[np.int64]
+    stamps: NDArray[np.int64]
+    values: list[Any]
 
     def during(self, since: int, until: int) -> Track:
         """Return the messages received from ``since`` on and before ``until`` [ns]."""
-        kept = [k for k, t in enumerate(self.received) if since <= t < until]
-        return Track(*([column[k] for k in kept]
-                       for column in (self.received, self.stamps, self.values)))
+        kept = np.flatnonzero((since <= self.received) & (self.received < until))
+        return Track(self.received[kept], self.stamps[kept], [self.values[k] for k in kept])
 
-    @cached_property
-    def _by_stamp(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The indices of the messages by stamp, and the sorted stamps."""
+    def nearest(self, stamps: NDArray[np.int64], tolerance: int) -> NDArray[np.int64]:
+        """Return the index of the message nearest to each time, -1 where none is near [ns]."""
+        if not self.values:
+            return np.full(len(stamps), -1)
         order = np.argsort(self.stamps, kind='stable')
-        return order, np.asarray(self.stamps, np.int64)[order]
-
-    def nearest(self, stamp: int, tolerance: int) -> int | None:
-        """Return the index of the message nearest in time, if it is near enough [ns].
-
-        Nothing may be added afterwards.
-        """
-        order, stamps = self._by_stamp
-        k = int(np.searchsorted(stamps, stamp))
-        near = range(max(0, k - 1), min(len(stamps), k + 1))
-        best = min(near, key=lambda j: abs(stamps[j] - stamp), default=None)
-        if best is None or abs(stamps[best] - stamp) > tolerance:
-            return None
-        return int(order[best])
+        known = self.stamps[order]
+        after = np.searchsorted(known, stamps)
+        before, after = np.maximum(after - 1, 0), np.minimum(after, len(known) - 1)
+        best = np.where(stamps - known[before] <= np.abs(known[after] - stamps), before, after)
+        return np.where(np.abs(known[best] - stamps) <= tolerance, order[best], -1)
 
 
-@dataclass(slots=True)
-class Timeline:
-    """One bag: ``tracks`` by topic, and ``commands`` with actions [7] as values.
+@dataclass(frozen=True, slots=True)
+class Bag:
+    """An open bag: ``tracks`` by topic, and ``commands`` with actions [7] as values.
 
     The values of a track: poses are (position [3] m, quaternion [4] xyzw) in the base frame,
     joints {name: rad or m}, reports what ``sim/episode`` said, the rest texts and numbers; images
     have none. Thoughts (whole ones only), instructions and reports have no stamps.
     """
 
+    reader: Reader
     path: Path
-    command_topic: str
-    tracks: dict[str, Track] = field(default_factory=lambda: defaultdict(Track))
-    commands: Track = field(default_factory=Track)
+    tracks: dict[str, Track]
+    commands: Track
+
+    def images(self, topic: str, wanted: NDArray[np.int64], track: Track,
+               ) -> dict[int, NDArray[np.uint8]]:
+        """Return images [H, W, 3] of a camera by their index in ``track``, one or more of them.
+
+        Those that cannot be decoded are left out.
+        """
+        from dtvla_ros.ros import images
+
+        connections: list[Connection] = [c for c in self.reader.connections if c.topic == topic]
+        places = {int(track.stamps[k]): int(k) for k in wanted}
+        received = track.received[wanted]
+        found: dict[int, NDArray[np.uint8]] = {}
+        for connection, _, data in self.reader.messages(
+                connections, int(received.min()), int(received.max()) + 1):
+            place = places.get(stamp_in(data))
+            if place is None or place in found:
+                continue
+            raw = connection.msgtype.endswith('/Image')
+            parse = images.image_to_numpy if raw else images.compressed_to_numpy
+            try:
+                found[place] = np.array(parse(decode(connection, data)))
+            except images.ImageError:
+                continue
+        return found
 
 
-def _command_topic(reader: Reader, path: Path, wanted: str | None) -> str:
-    """Return the topic that commanded the arm. Raises ``UserError`` unless there is one."""
-    counts = {c.topic: c.msgcount for c in reader.connections}
-    found = [topic for topic in topics.COMMANDS if counts.get(topic)]
-    if wanted is not None:
-        if wanted not in found:
-            raise UserError(f'--command {wanted}: {path} has {", ".join(found) or "no command"}')
-        return wanted
-    if not found:
-        raise UserError(f'{path}: no command; record one of {", ".join(topics.COMMANDS)}')
-    if len(found) > 1:
-        raise UserError(f'{path}: commands on {" and ".join(found)}; choose with --command')
-    return found[0]
-
-
-def read_timeline(reader: Reader, path: Path, command: str | None = None) -> Timeline:
+def read_bag(reader: Reader, path: Path, command: str | None = None) -> Bag:
     """Read everything but images, of which only the stamps.
 
     ``command``: the topic that commanded, where there are several. Raises ``UserError`` when the
     bag lacks commands, or a command is not one.
     """
-    line = Timeline(path, _command_topic(reader, path, command))
+    command = _command_topic(reader, path, command)
     values: dict[str, Callable[[Any], Any]] = {
-        line.command_topic: lambda m: m,
+        command: lambda m: m,
         topics.EE_POSE: lambda m: _position_quaternion(m.pose),
         topics.JOINT_STATES: lambda m: dict(zip(m.name, m.position.tolist())),
         topics.ACTION_CHUNK: lambda m: None,
@@ -157,21 +152,39 @@ def read_timeline(reader: Reader, path: Path, command: str | None = None) -> Tim
         topics.EPISODE: lambda m: _report(path, m.data),
         topics.GRIPPER: lambda m: m.data}
     images = topics.IMAGES.values()
+    rows: dict[str, list[tuple[int, int, Any]]] = defaultdict(list)
     for connection, received, data in reader.messages(
             [c for c in reader.connections if c.topic in {*values, *images}]):
-        track = line.tracks[connection.topic]
-        if connection.topic in images:
-            track.add(received, stamp_in(data))
+        topic = connection.topic
+        if topic in images:
+            rows[topic].append((received, stamp_in(data), None))
             continue
         message = decode(connection, data)
         stamp = stamp_of(message) if hasattr(message, 'header') else 0
-        if connection.topic == topics.ACTION_CHUNK and stamp in track.stamps[-1:]:
+        if topic == topics.ACTION_CHUNK and rows[topic] and stamp == rows[topic][-1][1]:
             continue  # one sent again
-        if connection.topic == topics.REASONING and message.data.endswith(topics.UNFINISHED):
+        if topic == topics.REASONING and message.data.endswith(topics.UNFINISHED):
             continue
-        track.add(received, stamp, values[connection.topic](message))
-    _add_actions(line)
-    return line
+        rows[topic].append((received, stamp, values[topic](message)))
+    tracks = {topic: _track(rows[topic]) for topic in (*values, *images)}
+    return Bag(reader, path, tracks, _actions(path, tracks, command))
+
+
+def _track(rows: list[tuple[int, int, Any]]) -> Track:
+    times = np.array([row[:2] for row in rows], np.int64).reshape(-1, 2)
+    return Track(times[:, 0], times[:, 1], [row[2] for row in rows])
+
+
+def _command_topic(reader: Reader, path: Path, wanted: str | None) -> str:
+    """Return the topic that commanded the arm. Raises ``UserError`` unless there is one."""
+    counts = {c.topic: c.msgcount for c in reader.connections}
+    found = [topic for topic in topics.COMMANDS if counts.get(topic)]
+    if wanted is None and len(found) == 1:
+        return found[0]
+    if wanted is not None and wanted in found:
+        return wanted
+    raise UserError(f'{path}: it has {" and ".join(found) or "no command"}; choose one of them '
+                    f'with --command, or record one of {", ".join(topics.COMMANDS)}')
 
 
 def _position_quaternion(pose: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -190,48 +203,42 @@ def _report(path: Path, text: str) -> dict[str, Any]:
                     'says; record without it')
 
 
-def _add_actions(line: Timeline) -> None:
+def _actions(path: Path, tracks: dict[str, Track], topic: str) -> Track:
     """Turn commands of any kind into normalised actions; one per stamp, the last one sent."""
-    read = {topics.ACTION: _from_action, topics.TWIST: _from_twist,
-            topics.TARGET_POSE: _from_target}[line.command_topic]
-    sent, gripper, actions = line.tracks[line.command_topic], line.tracks[topics.GRIPPER], (
-        line.commands)
+    sent, gripper = tracks[topic], tracks[topics.GRIPPER]
+    rows: list[tuple[int, int, Any]] = []
     for received, stamp, message, until in zip(
             sent.received, sent.stamps, sent.values, [*sent.received[1:], NEVER], strict=True):
-        action = read(line, message)
-        if action is None:
-            continue
-        if len(action) == len(CHANNELS) - 1:
-            # The gripper's channel is told before the next command: a tick's comes second.
-            k = int(np.searchsorted(np.asarray(gripper.received), until)) - 1
-            action = np.append(
-                action, osc.GRIPPER_OPEN if k < 0 else 1.0 - 2.0 * gripper.values[k])
-        if not np.isfinite(action).all():
-            raise UserError(f'{line.path}: a command on {line.command_topic} is not finite')
-        action = np.clip(action, -1.0, 1.0).astype(np.float32)
-        if actions.stamps and actions.stamps[-1] == stamp:
-            actions.values[-1] = action
+        if topic == topics.ACTION:
+            action = np.concatenate([point.positions for point in message.points] or [[]])
         else:
-            actions.add(received, stamp, action)
+            motion = _twist(message) if topic == topics.TWIST else _offset(
+                tracks[topics.EE_POSE], message)
+            if motion is None:
+                continue
+            # The gripper's channel is told before the next command: a tick's comes second.
+            k = int(np.searchsorted(gripper.received, until)) - 1
+            action = np.append(
+                motion, osc.GRIPPER_OPEN if k < 0 else 1.0 - 2.0 * gripper.values[k])
+        if action.shape != (len(CHANNELS),) or not np.isfinite(action).all():
+            raise UserError(f'{path}: a command on {topic} is not one point of {len(CHANNELS)} '
+                            'finite channels; record another one')
+        action = np.clip(action, -1.0, 1.0).astype(np.float32)
+        if rows and rows[-1][1] == stamp:
+            rows[-1] = (*rows[-1][:2], action)
+        else:
+            rows.append((received, stamp, action))
+    return _track(rows)
 
 
-def _from_action(line: Timeline, message: Any) -> NDArray[np.float64]:
-    if len(message.points) != 1 or len(message.points[0].positions) != len(CHANNELS):
-        raise UserError(f'{line.path}: {line.command_topic} is not one point of '
-                        f'{len(CHANNELS)} channels')
-    return np.asarray(message.points[0].positions, np.float64)
-
-
-def _from_twist(line: Timeline, message: Any) -> NDArray[np.float64]:
+def _twist(message: Any) -> NDArray[np.float64]:
     linear, angular = message.twist.linear, message.twist.angular
     return osc.from_velocity([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z])
 
 
-def _from_target(line: Timeline, message: Any) -> NDArray[np.float64] | None:
+def _offset(poses: Track, message: Any) -> NDArray[np.float64] | None:
     """Return the offset of a goal from the pose last measured before it, None if none was."""
-    poses = line.tracks[topics.EE_POSE]
-    stamps = np.asarray(poses.stamps)
-    before = int(np.searchsorted(stamps, stamp_of(message), side='right')) - 1
+    before = int(np.searchsorted(poses.stamps, stamp_of(message), side='right')) - 1
     if before < 0:
         return None
     position, quaternion = poses.values[before]
@@ -239,27 +246,3 @@ def _from_target(line: Timeline, message: Any) -> NDArray[np.float64] | None:
     turned = Rotation.from_quat(turn) * Rotation.from_quat(quaternion).inv()
     return np.concatenate([(goal - position) / osc.METRES_PER_UNIT,
                            turned.as_rotvec() / osc.RADIANS_PER_UNIT])
-
-
-def read_images(reader: Reader, topic: str, stamps: set[int], received: tuple[int, int],
-                ) -> dict[int, NDArray[np.uint8]]:
-    """Return images [H, W, 3] by stamp; those that cannot be decoded are left out.
-
-    ``received``: when the recorder got the first and the last of them [ns].
-    """
-    from dtvla_ros.ros import images
-
-    connections: list[Connection] = [c for c in reader.connections if c.topic == topic]
-    found: dict[int, NDArray[np.uint8]] = {}
-    for connection, _, data in reader.messages(connections, received[0], received[1] + 1):
-        stamp = stamp_in(data)
-        if stamp not in stamps or stamp in found:
-            continue
-        message = decode(connection, data)
-        raw = connection.msgtype.endswith('/Image')
-        try:
-            found[stamp] = np.array(
-                images.image_to_numpy(message) if raw else images.compressed_to_numpy(message))
-        except images.ImageError:
-            continue
-    return found

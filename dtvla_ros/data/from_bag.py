@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rosbags.rosbag2 import Reader
 from scipy.spatial.transform import Rotation
 
 from dtvla_ros import conventions as topics
 from dtvla_ros.data import layout
-from dtvla_ros.data.bag import NEVER, Timeline, Track, open_bag, read_images, read_timeline
+from dtvla_ros.data.bag import NEVER, Bag, Track, open_bag, read_bag
 from dtvla_ros.data.layout import Episode
 from dtvla_ros.data.writer import merge_shards, write_shard
 from dtvla_ros.errors import UserError
@@ -84,40 +83,6 @@ class Segment:
     success: bool | None
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Control ``period`` and ``tolerance`` [ns] of a bag, control steps per frame."""
-
-    period: int
-    tolerance: int
-    every: int
-    fps: int
-
-    @classmethod
-    def of(cls, line: Timeline, options: ConvertOptions) -> Timing:
-        """Take them from the options, else from the stamps. Raises ``UserError``."""
-        rate = options.rate or round(1e9 / _spacing(line.commands, line, 'commands'))
-        period = round(1e9 / rate)
-        divisors = [k for k in range(1, rate + 1) if rate % k == 0]
-        every = options.camera_every
-        if every is None:
-            topic = topics.IMAGES['primary']
-            spacing = _spacing(line.tracks[topic], line, f'images on {topic}')
-            every = next((k for k in divisors if k * period >= 0.9 * spacing), rate)
-        if every not in divisors:
-            raise UserError(f'--camera-every {every}: {rate} commands a second leave no whole '
-                            f'frame rate; use {", ".join(map(str, divisors))}')
-        tolerance = period // 2 if options.tolerance is None else round(options.tolerance * 1e9)
-        return cls(period, tolerance, every, rate // every)
-
-
-def _spacing(track: Track, line: Timeline, what: str) -> float:
-    steps = np.diff(np.unique(track.stamps))
-    if not len(steps):
-        raise UserError(f'{line.path}: fewer than two {what}')
-    return float(np.median(steps))
-
-
 def convert(bags: Sequence[Path], out: Path, options: ConvertOptions) -> Report:
     """Write a new dataset ``out`` from bags, every episode a shard.
 
@@ -129,19 +94,17 @@ def convert(bags: Sequence[Path], out: Path, options: ConvertOptions) -> Report:
     """
     if out.exists():
         raise UserError(f'{out} exists already; choose another --out')
-    report = Report()
-    rates: dict[Path, int] = {}
+    report, fps = Report(), 0
     try:
         for path in bags:
             with open_bag(path) as reader:
-                line = read_timeline(reader, path, options.command)
-                bag = _Bag(reader, line, Timing.of(line, options), options, report)
-                rates[path] = bag.timing.fps
-                if len(set(rates.values())) > 1:
-                    raise UserError(f'{path}: {bag.timing.fps} frames a second, the bags before '
-                                    f'it {rates[bags[0]]}; convert them apart')
-                for segment in split(line, bag.timing.period):
-                    bag.write(segment, out)
+                converter = _Converter(read_bag(reader, path, options.command), options, report)
+                fps = fps or converter.fps
+                if converter.fps != fps:
+                    raise UserError(f'{path}: {converter.fps} frames a second, the bags before it '
+                                    f'{fps}; convert them apart')
+                for segment in split(converter.bag, converter.period):
+                    converter.write(segment, out)
         if not report.frames:
             raise UserError(f'{", ".join(map(str, bags))}: no frame to keep '
                             f'({report.why_empty()})')
@@ -152,11 +115,11 @@ def convert(bags: Sequence[Path], out: Path, options: ConvertOptions) -> Report:
     return report
 
 
-def split(line: Timeline, period: int) -> list[Segment]:
+def split(bag: Bag, period: int) -> list[Segment]:
     """Return a bag's episodes: the simulator's where it tells, else one for each instruction."""
     begun: list[tuple[int, str, dict[str, Any]]] = []
     success: dict[int, bool] = {}
-    reports, instructions = line.tracks[topics.EPISODE], line.tracks[topics.INSTRUCTION]
+    reports, instructions = bag.tracks[topics.EPISODE], bag.tracks[topics.INSTRUCTION]
     for at, row in zip(reports.received, reports.values):
         metadata = {name: row.get(name) for name in ('task', 'seed', 'episode')}
         if not begun or metadata != begun[-1][2]:
@@ -168,169 +131,166 @@ def split(line: Timeline, period: int) -> list[Segment]:
             if not begun or text != begun[-1][1]:
                 begun.append((at, text, {}))
     if not begun:
-        raise UserError(f'{line.path}: it does not say what the task was; record '
+        raise UserError(f'{bag.path}: it does not say what the task was; record '
                         f'{topics.INSTRUCTION} too')
-    stamps, received = np.asarray(line.commands.stamps), np.asarray(line.commands.received)
-    edges = [0, *(_snap(int(np.searchsorted(received, at)), stamps, period)
-                  for at, _, _ in begun[1:]), len(stamps)]
+    stamps = bag.commands.stamps
+    # A command received late, or early, belongs where its stamp does.
+    jumps = np.flatnonzero((np.diff(stamps) < 0) | (np.diff(stamps) > BREAK * period)) + 1
+    edges = [0]
+    for edge in np.searchsorted(bag.commands.received, [at for at, _, _ in begun[1:]]).tolist():
+        near = [int(k) for k in jumps if abs(k - edge) <= NEAR_BREAK]
+        edges.append(min(near, key=lambda k: abs(k - edge), default=edge))
+    edges.append(len(stamps))
     times = [0, *(at for at, _, _ in begun[1:]), NEVER]
     return [Segment(edges[k], edges[k + 1], times[k], times[k + 1], task, meta, success.get(k))
             for k, (_, task, meta) in enumerate(begun) if edges[k + 1] > edges[k]]
 
 
-def _snap(edge: int, stamps: NDArray[np.int64], period: int) -> int:
-    """Return the nearest command before which time jumped, ``edge`` itself where it did not."""
-    near = [k for k in range(max(1, edge - NEAR_BREAK), min(len(stamps), edge + NEAR_BREAK + 1))
-            if not 0 <= stamps[k] - stamps[k - 1] <= BREAK * period]
-    return min(near, key=lambda k: abs(k - edge), default=edge)
+class _Converter:
+    """Converts the episodes of one bag.
 
+    Control ``period`` and ``tolerance`` [ns], control steps per frame (``every``) and ``fps`` are
+    those of the options, else of the stamps. Raises ``UserError``.
+    """
 
-@dataclass(frozen=True, slots=True)
-class _Bag:
-    """An open bag and how it is converted."""
+    def __init__(self, bag: Bag, options: ConvertOptions, report: Report) -> None:
+        self.bag, self.options, self.report = bag, options, report
+        rate = options.rate or round(1e9 / self._spacing(bag.commands, 'commands'))
+        self.period = round(1e9 / rate)
+        divisors = [k for k in range(1, rate + 1) if rate % k == 0]
+        every = options.camera_every
+        if every is None:
+            topic = topics.IMAGES['primary']
+            spacing = self._spacing(bag.tracks[topic], f'images on {topic}')
+            every = next((k for k in divisors if k * self.period >= 0.9 * spacing), rate)
+        if every not in divisors:
+            raise UserError(f'--camera-every {every}: {rate} commands a second leave no whole '
+                            f'frame rate; use {", ".join(map(str, divisors))}')
+        self.every, self.fps = every, rate // every
+        self.tolerance = (self.period // 2 if options.tolerance is None
+                          else round(options.tolerance * 1e9))
+        if options.successful and not bag.tracks[topics.EPISODE].values:
+            raise UserError(f'--successful: {bag.path} has no {topics.EPISODE} to tell')
 
-    reader: Reader
-    line: Timeline
-    timing: Timing
-    options: ConvertOptions
-    report: Report
+    def _spacing(self, track: Track, what: str) -> float:
+        steps = np.diff(np.unique(track.stamps))
+        if not len(steps):
+            raise UserError(f'{self.bag.path}: fewer than two {what}')
+        return float(np.median(steps))
 
     def write(self, segment: Segment, out: Path) -> None:
         """Write what is good of an episode as one shard."""
         report = self.report
-        if self.options.successful and not self.line.tracks[topics.EPISODE].values:
-            raise UserError(f'--successful: {self.line.path} has no {topics.EPISODE} to tell')
         if self.options.successful and not segment.success:
             report.failed += 1
             return
         pieces = list(self._pieces(segment))
         if pieces:
-            write_shard(out, report.episodes, pieces, self.timing.fps)
+            write_shard(out, report.episodes, pieces, self.fps)
             report.episodes += 1
             report.pieces += len(pieces)
             report.frames += sum(map(len, pieces))
 
     def _pieces(self, segment: Segment) -> Iterator[Episode]:
         """Yield the parts of an episode in which no frame is missing."""
-        line = self.line
-        stamps = np.asarray(line.commands.stamps[segment.first:segment.last])
-        late = np.flatnonzero(np.abs(np.diff(stamps)) > GAP * self.timing.period) + 1
-        self.report.gaps['command'] += len(late)
-        thoughts = _thoughts(line, segment)
+        bag = self.bag
+        stamps = bag.commands.stamps[segment.first:segment.last]
+        actions = np.stack(bag.commands.values[segment.first:segment.last])
+        late = np.flatnonzero(np.abs(np.diff(stamps)) > GAP * self.period) + 1
+        self.report.gaps += Counter(command=len(late))
+        decided, thoughts = _thoughts(bag, segment)
         # What was received at another time may bear the same stamp: simulated clocks start anew.
-        around = segment.since - SLACK, segment.until + SLACK
-        tracks = {topic: line.tracks[topic].during(*around) for topic in (
-            *topics.IMAGES.values(), topics.EE_POSE, topics.JOINT_STATES)}
+        tracks = {topic: bag.tracks[topic].during(segment.since - SLACK, segment.until + SLACK)
+                  for topic in (*topics.IMAGES.values(), topics.EE_POSE, topics.JOINT_STATES)}
         for first, last in zip([0, *late], [*late, len(stamps)]):
-            actions = np.stack(line.commands.values[segment.first + first:segment.first + last])
             rows = self._rows(tracks, stamps[first:last])
-            for run in _runs(list(rows), self.timing.every):
-                texts = [_thought_at(thoughts, stamps[first + step]) for step in run]
-                self.report.unthought += texts.count('')
-                yield self._episode(segment, [rows[step] for step in run], np.array(run), actions,
-                                    texts)
+            steps = np.array(list(rows), int)
+            for run in np.split(steps, np.flatnonzero(np.diff(steps) != self.every) + 1):
+                if len(run):
+                    texts = [thoughts[k] for k in np.searchsorted(
+                        decided, stamps[first + run], side='right')]
+                    self.report.unthought += texts.count('')
+                    yield self._episode(segment, [rows[step] for step in run.tolist()], run,
+                                        actions[first:last], texts)
 
     def _rows(self, tracks: Mapping[str, Track], stamps: NDArray[np.int64],
               ) -> dict[int, dict[str, Any]]:
         """Return, by control step, images, pose and joints of the frames that lack nothing."""
-        frames: dict[int, dict[str, int]] = {}  # indices in the tracks, by topic
-        tolerance, cameras = self.timing.tolerance, topics.IMAGES.values()
-        first = tracks[topics.IMAGES['primary']]
-        phase = next((k for k, stamp in enumerate(stamps)
-                      if first.nearest(stamp, tolerance) is not None), 0)
-        for step in range(phase, len(stamps), self.timing.every):
-            found = {topic: k for topic, track in tracks.items()
-                     if (k := track.nearest(stamps[step], tolerance)) is not None}
-            missing = next((topic for topic in tracks if topic not in found), None)
-            if missing is None:
-                frames[step] = found
-            else:
-                self.report.gaps[missing] += 1
-        images = {topic: self._images(topic, tracks[topic], [f[topic] for f in frames.values()])
-                  for topic in cameras}
+        cameras = topics.IMAGES.values()
+        seen = tracks[topics.IMAGES['primary']].nearest(stamps, self.tolerance) >= 0
+        steps = np.arange(int(seen.argmax()), len(stamps), self.every)
+        found = {topic: track.nearest(stamps[steps], self.tolerance)
+                 for topic, track in tracks.items()}
+        there = np.ones(len(steps), bool)
+        for topic, places in found.items():
+            self.report.gaps += Counter({topic: int((there & (places < 0)).sum())})
+            there &= places >= 0
+        if not there.any():
+            return {}
+        values = {topic: self.bag.images(topic, places[there], tracks[topic])
+                  if topic in cameras else dict(enumerate(tracks[topic].values))
+                  for topic, places in found.items()}
         rows = {}
-        for step, found in frames.items():
-            row = {topic: images[topic].get(k) if topic in cameras else tracks[topic].values[k]
-                   for topic, k in found.items()}
+        for k in np.flatnonzero(there):
+            row = {topic: values[topic].get(int(places[k])) for topic, places in found.items()}
             if any(value is None for value in row.values()):
                 self.report.gaps['an image that can be decoded'] += 1
             else:
-                rows[step] = row
+                rows[int(steps[k])] = row
         return rows
-
-    def _images(self, topic: str, track: Track, used: Sequence[int],
-                ) -> dict[int, NDArray[np.uint8]]:
-        """Return images of a camera by their index in its track, if they can be decoded."""
-        if not used:
-            return {}
-        seen = read_images(self.reader, topic, {track.stamps[k] for k in used},
-                           (track.received[min(used)], track.received[max(used)]))
-        return {k: seen[track.stamps[k]] for k in used if track.stamps[k] in seen}
 
     def _episode(self, segment: Segment, rows: Sequence[Mapping[str, Any]],
                  starts: NDArray[np.int64], actions: NDArray[np.float32], thoughts: list[str],
                  ) -> Episode:
         """Return frames without a gap; a row holds a frame's images, pose and joints."""
-        options = self.options
+        options, path = self.options, self.bag.path
         chunk, padding = layout.action_chunks(actions, starts, options.chunk)
-        arm = [name for name in rows[0][topics.JOINT_STATES] if name not in options.fingers]
+        joints = [row[topics.JOINT_STATES] for row in rows]
+        arm = [name for name in joints[0] if name not in options.fingers]
+        absent = next((name for seen in joints for name in (*options.fingers, *arm)
+                       if name not in seen), None)
+        if absent:
+            raise UserError(f'{path}: {topics.JOINT_STATES} lacks {absent} (it has '
+                            f'{", ".join(joints[0])}); name the gripper joints with --fingers')
+        images = {key: [row[topics.IMAGES[camera]] for row in rows]
+                  for key, camera in layout.CAMERAS.items()}
+        for shapes in ({image.shape for image in seen} for seen in images.values()):
+            if len(shapes) > 1:
+                raise UserError(f'{path}: images of several sizes, {sorted(shapes)}; a dataset '
+                                'has one')
         return Episode(
-            task=segment.task,
-            images={key: self._stack([row[topics.IMAGES[camera]] for row in rows])
-                    for key, camera in layout.CAMERAS.items()},
+            task=segment.task, images={key: np.stack(seen) for key, seen in images.items()},
             columns={
-                layout.STATE: np.stack([_state(
-                    row[topics.EE_POSE], self._joints(row, options.fingers)) for row in rows]),
-                layout.JOINTS: np.array([self._joints(row, arm) for row in rows], np.float32),
+                layout.STATE: np.stack([
+                    _state(row[topics.EE_POSE], [seen[name] for name in options.fingers])
+                    for row, seen in zip(rows, joints, strict=True)]),
+                layout.JOINTS: np.array([[seen[name] for name in arm] for seen in joints],
+                                        np.float32),
                 layout.REASONING: thoughts,
                 layout.ACTION: actions[starts], layout.ACTION_CHUNK: chunk,
                 layout.ACTION_IS_PAD: padding},
-            metadata={**segment.metadata, 'kind': 'bag', 'bag': self.line.path.name,
+            metadata={**segment.metadata, 'kind': 'bag', 'bag': path.name,
                       'index': self.report.episodes, 'steps': len(actions),
                       'success': segment.success},
             names={layout.STATE: layout.STATE_NAMES, layout.JOINTS: arm})
 
-    def _stack(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        shapes = {image.shape for image in images}
-        if len(shapes) > 1:
-            raise UserError(f'{self.line.path}: images of several sizes, {sorted(shapes)}; a '
-                            'dataset has one')
-        return np.stack(images)
 
-    def _joints(self, row: Mapping[str, Any], names: Sequence[str]) -> list[float]:
-        joints = row[topics.JOINT_STATES]
-        absent = [name for name in names if name not in joints]
-        if absent:
-            raise UserError(f'{self.line.path}: {topics.JOINT_STATES} lacks {absent[0]} (it has '
-                            f'{", ".join(joints)}); name the gripper joints with --fingers')
-        return [joints[name] for name in names]
+def _thoughts(bag: Bag, segment: Segment) -> tuple[NDArray[np.int64], list[str]]:
+    """Return when the decisions of an episode were observed [D], and D + 1 thoughts.
 
-
-def _runs(steps: Sequence[int], every: int) -> Iterator[list[int]]:
-    """Yield the longest runs of steps without a missing frame."""
-    breaks = np.flatnonzero(np.diff(steps) != every) + 1
-    for part in np.split(np.asarray(steps, int), breaks) if len(steps) else ():
-        yield part.tolist()
-
-
-def _thoughts(line: Timeline, segment: Segment) -> list[tuple[int, str]]:
-    """Return (stamp of the observation, thought) of an episode's decisions.
-
-    A thought carries no stamp; it is published just before its chunk, which does. Where both are
-    as many they are paired in order, else each chunk with the thought received nearest to it.
+    Thought k is the one after k decisions, the first one ''. A thought carries no stamp; it is
+    published just before its chunk, which does. Where both are as many they are paired in order,
+    else each chunk with the thought received nearest to it.
     """
-    chunks, thoughts = (line.tracks[topic].during(segment.since, segment.until)
+    chunks, thoughts = (bag.tracks[topic].during(segment.since, segment.until)
                         for topic in (topics.ACTION_CHUNK, topics.REASONING))
     texts = thoughts.values
-    if texts and len(texts) != len(chunks.stamps):
-        texts = [min(zip(thoughts.received, texts), key=lambda pair: abs(pair[0] - t))[1]
-                 for t in chunks.received]
-    return sorted(zip(chunks.stamps, texts))
-
-
-def _thought_at(thoughts: Sequence[tuple[int, str]], stamp: int) -> str:
-    before = [text for at, text in thoughts if at <= stamp]
-    return before[-1] if before else ''
+    if not texts:
+        return np.zeros(0, np.int64), ['']
+    if len(texts) != len(chunks.values):
+        texts = [texts[int(np.abs(thoughts.received - t).argmin())] for t in chunks.received]
+    order = np.lexsort((texts, chunks.stamps))
+    return chunks.stamps[order], ['', *(texts[k] for k in order)]
 
 
 def _state(pose: tuple[NDArray[np.float64], NDArray[np.float64]], fingers: Sequence[float],

@@ -59,7 +59,7 @@ def inspect_dataset(root: Path, tokenizer: Path | None = None) -> dict[str, Any]
                      for name, feature in info['features'].items()
                      if name not in reader.camera_keys},
         'cameras': {key: _camera(key, info['features'][key]) for key in reader.camera_keys},
-        'metadata': _metadata(reader), 'thoughts': _thoughts(reader, tokenizer),
+        layout.METADATA: _metadata(reader), 'thoughts': _thoughts(reader, tokenizer),
         'phases': dict(Counter(reader.column(layout.PHASE)).most_common()
                        ) if layout.PHASE in info['features'] else {},
         'bytes': _bytes(root)}
@@ -241,7 +241,7 @@ def show_inspection(found: Mapping[str, Any], console: Console | None = None) ->
              _first(layout.flat_names(feature['names'])))
             for name, feature in found['features'].items()]),
         _properties('Kept with episodes', [
-            (name, _counted(values)) for name, values in found['metadata'].items()]),
+            (name, _counted(values)) for name, values in found[layout.METADATA].items()]),
         _properties('Thoughts', _thought_rows(found))))
 
 

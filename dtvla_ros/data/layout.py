@@ -19,7 +19,7 @@ EPISODES = 'meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet'
 DATA = 'data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet'
 VIDEO = 'videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4'
 
-# The same of v2.0 and v2.1.
+# The same of v2.0 and v2.1, where info.json does not say.
 V21_VERSIONS = ('v2.0', 'v2.1')
 V21_TASKS = 'meta/tasks.jsonl'
 V21_EPISODES = 'meta/episodes.jsonl'

@@ -154,7 +154,7 @@ def test_no_dataset_is_one_finding(tmp_path):
     assert 'info.json' in only(validate(tmp_path)).file
     (tmp_path / 'meta').mkdir()
     (tmp_path / layout.INFO).write_text('{')
-    assert 'malformed' in only(validate(tmp_path)).problem
+    assert 'JSON' in only(validate(tmp_path)).problem
 
 
 @pytest.fixture(scope='module')
@@ -226,7 +226,7 @@ def test_inspection_tells_what_was_written(dataset, published, tmp_path):
     text = inspect_dataset(published, published)
     assert text['thoughts']['share'] == pytest.approx(26 / 27)
     assert text['thoughts']['longest'].startswith('holding nothing now reach can at x')
-    assert text['metadata']['success'] == {'true': 2, 'false': 1}
+    assert text['facts']['success'] == {'true': 2, 'false': 1}
     out = tmp_path / 'found.json'
     result = CliRunner().invoke(app, ['inspect', str(dataset), '--json', str(out)])
     assert result.exit_code == 0 and 'LeRobot v3.0' in result.output

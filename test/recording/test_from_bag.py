@@ -313,7 +313,7 @@ def test_a_missing_frame_cuts_the_episode_and_is_told(tmp_path):
     """Unless the tolerance lets a neighbour stand in."""
     robot = Robot(without=(('/image_wrist', 4), ('/joint_states', 9)))
     report = convert([robot.write(tmp_path / 'bag')], tmp_path / 'data', ConvertOptions())
-    assert dict(report.gaps) == {'command': 0, '/image_wrist': 1, '/joint_states': 1}
+    assert dict(report.gaps) == {'/image_wrist': 1, '/joint_states': 1}
     assert (report.episodes, report.pieces, report.frames) == (1, 3, 10)
     reader = DatasetReader(tmp_path / 'data')
     assert [row['length'] for row in reader.episodes] == [4, 4, 2]
