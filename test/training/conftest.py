@@ -4,7 +4,7 @@ import pytest
 import torch
 
 
-@pytest.fixture
+@pytest.fixture(scope='module', autouse=True)
 def one_thread():
     """Compute in one thread, so that sums have one order and small models are fast."""
     before = torch.get_num_threads()

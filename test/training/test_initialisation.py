@@ -93,11 +93,6 @@ def test_two_suites_train_one_policy_and_captions_name_what_is_there(dataset, bo
     assert 0.15 < share < 0.35, 'a quarter of the draws come from the first dataset'
 
 
-def test_weights_are_one_for_each_dataset(dataset, tmp_path):
-    with pytest.raises(UserError, match='--weight: 2 for 1'):
-        SftRun((dataset,), tmp_path, steps=1, weights=(1.0, 2.0))
-
-
 def test_a_policy_goes_on_with_new_words(dataset, bowls, tmp_path):
     first = tmp_path / 'first'
     train_sft(CONFIG, SftRun((dataset,), first, steps=3))

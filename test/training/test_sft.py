@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from support.released_run import losses
 from support.tiny import CONFIG
 
 from dtvla_ros.errors import UserError
@@ -16,27 +16,17 @@ from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import read_transform
 from dtvla_ros.training.checkpoint import CHECKPOINT, WEIGHTS
 from dtvla_ros.training.config import AuxiliaryConfig, SftConfig
+from dtvla_ros.training.export import read_source
+from dtvla_ros.training.grpo.config import GrpoConfig
 from dtvla_ros.training.sft import SftRun, build_trainer, train_sft
-
-CONFIGS = Path(__file__).parents[2] / 'config' / 'train'
-pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 def test_a_resumed_run_has_the_same_next_losses(dataset, tmp_path):
-    run = SftRun((dataset,), tmp_path / 'whole', steps=20)
-    whole = build_trainer(CONFIG, run)
-    losses = [whole.train_step(whole.batches.train(k))['loss'].item() for k in range(6)]
-
-    run = replace(run, out=tmp_path / 'halves')
-    half = build_trainer(CONFIG, run)
-    first = [half.train_step(half.batches.train(k))['loss'].item() for k in range(3)]
-    half.save()
-    again = build_trainer(CONFIG, run)
-    assert again.step == 3
-    rest = [again.train_step(again.batches.train(k))['loss'].item() for k in range(3, 6)]
-    assert first + rest == losses
-    for a, b in zip(whole.average.parameters(), again.average.parameters(), strict=True):
-        assert torch.equal(a, b)
+    whole, halves = (SftRun((dataset,), tmp_path / name, steps=20) for name in ('whole', 'halves'))
+    wanted = losses(CONFIG, whole, 6, save=True)
+    assert [loss for _ in range(2) for loss in losses(CONFIG, halves, 3, save=True)] == wanted
+    a, b = (read_source(run.out)[0].state_dict() for run in (whole, halves))  # the averages
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_training_lowers_the_loss_and_leaves_a_policy(dataset, tmp_path):
@@ -64,19 +54,28 @@ def test_a_run_goes_on_only_with_its_own_config(dataset, tmp_path):
         build_trainer(replace(CONFIG, learning_rate=1.0), run)
 
 
-@pytest.mark.parametrize('text, named', [
-    ('batch_size: many', 'batch_size'), ('bach_size: 3', 'bach_size'), ('a: [1', 'malformed'),
+SFT_ERRORS = [
+    ('batch_size: many', 'batch_size'), ('bach_size: 3', 'known: .*batch_size'),
+    ('a: [1', 'malformed'), ('just words', 'key: value'), ('model: 3', 'model'),
     ('reasoning_dropout: 2.0', 'reasoning_dropout'), ('shift: [1]', 'shift'),
-    ('model: 3', 'model'), ('just words', 'key: value'),
-    ('lora: 3', 'lora'), ('lora: {rank: -1}', 'rank'), ('lora: {ranks: 2}', 'ranks'),
+    ('lora: 3', 'lora'), ('lora: {rank: -1}', 'rank'), ('lora: {ranks: 2}', 'known: .*rank'),
     ('lora: {rank: 2}\npointing_weight: 1.0', 'attention_weight'), ('accumulate: 0', 'accumulate'),
     ('rates: {vision: -1.0}', 'rates'), ('rates: {vision: 0, projector: 0, decoder: 0}', 'all 0'),
-    ('auxiliary: {pointing_weight: 1.0}', 'pointing_weight'), ('turned: 1.5', 'direction_flip')])
-def test_a_bad_config_is_named(tmp_path, text, named):
+    ('auxiliary: {pointing_weight: 1.0}', 'pointing_weight'), ('turned: 1.5', 'direction_flip')]
+GRPO_ERRORS = [
+    ('num_generations: 1', 'num_generations'), ('algorithm: ppo', 'ppo'),
+    ('clip_ratio_c: 0.5', 'clip_ratio_c'), ('beta: -1', 'beta'), ('groups: 0', 'num_starts'),
+    ('workspace_low: [1.0, 0.0, 0.0]', 'workspace is empty on x'),
+    ('workspace_high: [1.0, 0.0]', 'workspace_high'), ('first_seed: 1000000', 'first_seed')]
+
+
+@pytest.mark.parametrize(('kind', 'text', 'named'), [
+    *((SftConfig, *case) for case in SFT_ERRORS), *((GrpoConfig, *case) for case in GRPO_ERRORS)])
+def test_a_bad_config_is_named(tmp_path, kind, text, named):
     path = tmp_path / 'config.yaml'
     path.write_text(text)
     with pytest.raises(UserError, match=named) as caught:
-        SftConfig.read(path)
+        kind.read(path)
     assert str(path) in str(caught.value)
 
 
@@ -92,13 +91,6 @@ def test_set_replaces_what_the_file_says(tmp_path):
             SftConfig.read(path, [text])
 
 
-@pytest.mark.parametrize('path', sorted(
-    path for path in CONFIGS.glob('*.yaml') if not path.stem.startswith('grpo')),
-    ids=lambda path: path.stem)
-def test_the_shipped_configs_are_valid(path):
-    SftConfig.read(path)
-
-
 def test_keys_of_earlier_versions_are_read(tmp_path):
     path = tmp_path / 'config.yaml'
     path.write_text('grounding_steps: 7\ntelling_steps: 8\nturned: 0.1\npointing_layer: 1\n'
@@ -109,9 +101,12 @@ def test_keys_of_earlier_versions_are_read(tmp_path):
         localisation_weight=0.4, attention_weight=0.3, attention_layer=1, direction_flip=0.1)
 
 
-def test_time_or_steps_not_both(dataset, tmp_path):
-    with pytest.raises(UserError, match='--minutes'):
-        SftRun((dataset,), tmp_path, minutes=1.0, steps=5)
+@pytest.mark.parametrize(('options', 'named'), [
+    ({'minutes': 1.0}, '--minutes'), ({'weights': (1.0, 2.0)}, '--weight: 2 for 1'),
+    ({'data': ()}, 'dtvla collect')])
+def test_a_bad_run_is_named(tmp_path, options, named):
+    with pytest.raises(UserError, match=named):
+        SftRun(**{'data': (tmp_path,), 'out': tmp_path, 'steps': 5} | options)
 
 
 def test_a_missing_dataset_leaves_nothing_behind(tmp_path):

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def any_precision(one_thread):
+def any_precision():
     AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
     yield
     AcceleratorState._reset_state(reset_partial_state=True)

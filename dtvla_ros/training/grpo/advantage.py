@@ -11,47 +11,35 @@ import dtvla_sim
 from dtvla_ros.errors import UserError
 from dtvla_ros.rollout.batched import Rollout
 from dtvla_ros.rollout.episode import EpisodeJob
-from dtvla_ros.training.grpo.config import GrpoConfig
+from dtvla_ros.training.grpo.config import Algorithm, GrpoConfig
 from dtvla_ros.training.grpo.reward import Rewards
 from dtvla_ros.training.grpo.rollout import BranchJob, Trajectory
 
 _EQUAL = 1e-6  # rewards that differ by less are the same, whatever ``min_reward_range`` says
 
 
-def group_advantages(rewards: Tensor, groups: Tensor, algorithm: str = 'grpo',
+def group_advantages(rewards: Tensor, algorithm: Algorithm = 'grpo',
                      epsilon: float = 1e-6) -> Tensor:
-    """Return each sample's advantage over its group [N], float32.
+    """Return the advantage of each sample over its group [G, ...], float32.
 
-    ``rewards`` [N]; ``groups`` [N] integers, equal for samples of one group. With R a reward,
-    m and s the mean and the unbiased standard deviation over its group of n:
+    ``rewards`` [G, ...]: G samples of every group. With R a reward, m and s the mean and the
+    unbiased standard deviation over its group:
 
     - 'grpo': (R - m) / (s + epsilon), Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300);
-    - 'rloo': R minus the mean of the n - 1 others = (R - m) n / (n - 1), Ahmadian et al. 2024
+    - 'rloo': R minus the mean of the G - 1 others = (R - m) G / (G - 1), Ahmadian et al. 2024
       (arXiv 2402.14740);
     - 'dr_grpo': R - m, Liu et al. 2025 (arXiv 2503.20783).
 
     Every token of a sample shares its value. Computed in float64: in float32 the mean of equal
     rewards is off by as much as ``epsilon``, and a group without a signal would get one.
     """
-    if rewards.ndim != 1 or rewards.shape != groups.shape:
-        raise UserError(f'rewards {tuple(rewards.shape)} and groups {tuple(groups.shape)} must '
-                        'be [N] alike')
-    names, index, count = groups.unique(return_inverse=True, return_counts=True)
-    if bool((count < 2).any()):
-        raise UserError(f'group {names[count < 2][0].item()} has one sample; an advantage needs '
-                        'another to compare with')
-    n = count.double()  # [G]
-    zero = torch.zeros_like(n)
-    mean = zero.index_add(0, index, rewards.double()) / n
-    centred = rewards.double() - mean[index]  # [N]
+    rewards = rewards.double()
+    centred = rewards - rewards.mean(0)
     if algorithm == 'grpo':
-        deviation = (zero.index_add(0, index, centred ** 2) / (n - 1)).sqrt()
-        return (centred / (deviation[index] + epsilon)).float()
-    if algorithm == 'rloo':
-        return (centred * (n / (n - 1))[index]).float()
-    if algorithm == 'dr_grpo':
-        return centred.float()
-    raise UserError(f'algorithm {algorithm!r} is not known')
+        centred = centred / (rewards.std(0) + epsilon)
+    elif algorithm == 'rloo':
+        centred = centred * (len(rewards) / (len(rewards) - 1))
+    return centred.float()
 
 
 class Groups:
@@ -123,13 +111,9 @@ class Groups:
         samples = self._begun[number]
         samples[sample] = trajectory
         if len(samples) == self._config.num_generations:
-            keep = self._config.per_step or self._differ(list(samples.values()))
+            rewards = self._rewards.of_group([*samples.values()])
+            keep = self._config.per_step or bool(self._differ(rewards))
             (self._kept if keep else self._dropped).append(number)
-
-    def _differ(self, samples: Sequence[Trajectory]) -> bool:
-        rewards = self._rewards.of(samples)
-        spread = float(rewards.max() - rewards.min())
-        return spread > _EQUAL and spread >= self._config.min_reward_range
 
     @property
     def tried(self) -> int:
@@ -158,21 +142,15 @@ class Groups:
         Of decisions whose samples differ by less than ``min_reward_range`` it is NaN.
         """
         kept, size = self.kept, self._config.num_generations
-        if self._config.per_step:
-            return [values for k in range(0, len(kept), size)
-                    for values in self._of_decisions(kept[k:k + size])]
-        if not kept:
-            return []
-        groups = torch.tensor([t.key[1] for t in kept])
-        values = group_advantages(self._rewards.of(kept), groups, self._config.algorithm)
-        return [value.expand(len(t.decisions)) for value, t in zip(values, kept, strict=True)]
+        found: list[Tensor] = []
+        for samples in (kept[k:k + size] for k in range(0, len(kept), size)):
+            rewards = self._rewards.of_group(samples)  # [G, n]
+            values = group_advantages(rewards, self._config.algorithm)
+            values = values.masked_fill(~self._differ(rewards), torch.nan)
+            found += [row.expand(len(t.decisions)) for row, t in zip(values, samples, strict=True)]
+        return found
 
-    def _of_decisions(self, samples: Sequence[Trajectory]) -> Tensor:
-        """Return the advantages [G, n] of the samples of an episode's decisions."""
-        rewards = self._rewards.of_decisions(samples)  # [G, n]
-        decision = torch.arange(rewards.shape[1]).expand_as(rewards)
-        values = group_advantages(
-            rewards.flatten(), decision.flatten(), self._config.algorithm).view_as(rewards)
-        spread = rewards.max(0).values - rewards.min(0).values  # [n]
-        return values.masked_fill(
-            spread < max(self._config.min_reward_range, _EQUAL), torch.nan)
+    def _differ(self, rewards: Tensor) -> Tensor:
+        """Return whether the G samples of a group differ enough, [G, n] -> [n]."""
+        spread = rewards.max(0).values - rewards.min(0).values
+        return (spread > _EQUAL) & (spread >= self._config.min_reward_range)

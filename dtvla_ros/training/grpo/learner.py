@@ -38,34 +38,28 @@ _COMPARED = 65536  # values of a weight whose gradients are compared
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """Decision ``number`` of an episode, to learn from."""
+    """A decision to learn from, and the images it was sampled on, by camera [H, W, 3].
 
-    trajectory: Trajectory
-    number: int
+    ``executed``: actions of its chunk that moved the arm. ``episode_tokens``: thought tokens and
+    executed action values of its episode.
+    """
+
+    decision: SampledDecision
+    frames: Images
+    executed: int
     advantage: float
-
-    @property
-    def decision(self) -> SampledDecision:
-        """What the policy sampled."""
-        return self.trajectory.decisions[self.number]
-
-    @property
-    def frames(self) -> Images:
-        """The images it saw, by camera [H, W, 3]."""
-        return self.trajectory.frames[self.number]
-
-    @property
-    def executed(self) -> int:
-        """Actions of its chunk that moved the arm."""
-        return self.trajectory.executed(self.number)
+    episode_tokens: int
 
 
 def transitions(trajectories: Sequence[Trajectory],
                 advantages: Sequence[Tensor]) -> list[Transition]:
     """Return every decision of every episode that has an advantage, of [decisions] each."""
-    return [Transition(trajectory, k, value)
-            for trajectory, values in zip(trajectories, advantages, strict=True)
-            for k, value in enumerate(values.tolist()) if not math.isnan(value)]
+    rows: list[Transition] = []
+    for t, values in zip(trajectories, advantages, strict=True):
+        tokens = t.tokens
+        rows += [Transition(t.decisions[k], t.frames[k], t.executed(k), value, tokens)
+                 for k, value in enumerate(values.tolist()) if not math.isnan(value)]
+    return rows
 
 
 def by_observation(rows: Sequence[Transition]) -> list[list[Transition]]:
@@ -117,7 +111,7 @@ class MicroBatch:
             torch.cat([tokens.thought_mask, moved], 1),
             torch.cat([thought, action.to(device)], 1),
             torch.tensor([row.advantage for row in rows], dtype=torch.float64, device=device),
-            torch.tensor([row.trajectory.tokens for row in rows], dtype=torch.float64,
+            torch.tensor([row.episode_tokens for row in rows], dtype=torch.float64,
                          device=device))
 
 

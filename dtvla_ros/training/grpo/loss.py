@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from dtvla_ros.engine.batch import SampledDecision, log_distribution
-from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import action_start, left_padded
 from dtvla_ros.policy.config import SpecialIds
 from dtvla_ros.policy.model import HybridDecoder
+from dtvla_ros.training.grpo.config import LossAggMode
 
 LOG_RATIO_LIMIT = 20.0  # exp of more is infinite in the end, and its gradient NaN
 KL_LIMIT = 10.0  # of the estimate for one token [nats]
@@ -61,32 +61,18 @@ def sequence_log_probs(
     Action k is predicted by the bidirectional row A + k, A being the last ``<action>``, over the
     bins alone. ``features`` [B, image_tokens, width]: ``model.encode_images``. The entropies are
     those of the distributions the tokens were drawn from, without gradient.
-
-    Raises
-    ------
-    UserError
-        If a thought token is banned, or a sequence does not end with S action ids.
-
     """
     ids, special, slots = tokens.input_ids, model.config.ids, model.config.slots
     hidden = model.read(ids, tokens.attention_mask, features)  # [B, L, w]
 
     row, column = tokens.thought_mask.nonzero(as_tuple=True)  # [R]
     token = ids[row, column]
-    if banned is not None and bool(banned[token].any()):
-        raise UserError(f'a sampled thought token is banned (ids '
-                        f'{sorted(set(token[banned[token]].tolist()))}); its log-prob is '
-                        'without bound')
     thought = log_distribution(
         model.token_logits(hidden[row, column - 1]), thought_temperature, banned)  # [R, V]
 
     batch = torch.arange(len(ids), device=ids.device)[:, None]
     slot = action_start(ids, special)[:, None] + torch.arange(slots, device=ids.device)  # [B, S]
-    last = ids.shape[1] - 1
-    bins = ids[batch, (slot + 1).clamp_max(last)] - special.bins_first
-    if bool(((slot >= last) | (bins < 0) | (bins >= special.bins)).any()):
-        raise UserError(f'a sequence has fewer than {slots} action ids {special.bins_first}..'
-                        f'{special.bins_last} after its last <action>')
+    bins = ids[batch, slot + 1] - special.bins_first
     action = log_distribution(
         model.action_logits(hidden[batch, slot]), action_temperature)  # [B, S, bins]
 
@@ -105,7 +91,7 @@ def _entropy(log_probs: Tensor) -> Tensor:
     return -(log_probs.exp() * log_probs).sum(-1)
 
 
-def normalizers(mode: str, tokens: float, sequences: float, lengths: Tensor) -> Tensor:
+def normalizers(mode: LossAggMode, tokens: float, sequences: float, lengths: Tensor) -> Tensor:
     """Return what the token losses of each row are divided by before they are added up [B].
 
     ``mode`` with verl's names (``core_algos.agg_loss``), over the whole batch: 'token-mean', the
@@ -113,13 +99,9 @@ def normalizers(mode: str, tokens: float, sequences: float, lengths: Tensor) -> 
     sums, so long ones weigh more; 'seq-mean-token-mean', the mean over sequences of their means.
     ``lengths`` [B]: tokens of the sequence that a row is part of.
     """
-    if mode == 'token-mean':
-        return torch.full_like(lengths, tokens)
-    if mode == 'seq-mean-token-sum':
-        return torch.full_like(lengths, sequences)
     if mode == 'seq-mean-token-mean':
         return sequences * lengths
-    raise UserError(f'loss_agg_mode {mode!r} is not known')
+    return torch.full_like(lengths, tokens if mode == 'token-mean' else sequences)
 
 
 def policy_loss(

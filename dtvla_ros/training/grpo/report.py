@@ -146,7 +146,7 @@ def curves(rows: Sequence[Row], held: Sequence[Row]) -> bytes:
         for name in names:
             values = [one.get(name, np.nan) for one in found]
             if not np.isnan(values).all():
-                ax.plot(x, values, marker='.', label=_label(name))
+                ax.plot(x, values, marker='.', label=name.split('/')[1].replace('_', ' '))
         ax.set_title(title)
     for ax in (first, *axes):
         if ax.lines:
@@ -162,10 +162,6 @@ def _band(ax: Any, x: Sequence[int], rates: Sequence[Row], label: str, colour: s
     low, high = np.transpose([rate['wilson95'] for rate in rates])
     ax.plot(x, [rate['rate'] for rate in rates], marker='.', label=label, color=colour)
     ax.fill_between(x, low, high, alpha=0.2, color=colour, linewidth=0)
-
-
-def _label(name: str) -> str:
-    return name.split('/')[1].replace('_', ' ')
 
 
 def _rate(value: Row) -> str:

@@ -24,40 +24,34 @@ def well_formed(text: str, outcome: str, kind: str) -> bool:
     return outcome == 'complete' and (kind == 'closed' or _GRAMMAR.fullmatch(text) is not None)
 
 
-def weighted(outcome: Tensor, form: Tensor, outcome_weight: float = 1.0,
-             format_weight: float = 0.4) -> Tensor:
-    """Return ``outcome_weight * outcome + format_weight * form``, of any one shape.
-
-    ``outcome``: 1 where an episode reached its goal, or the progress of a decision [m].
-    ``form``: share of decisions whose thought was well formed, 0..1. The default weights are
-    those of DeepThinkVLA's released recipe.
-    """
-    return outcome_weight * outcome + format_weight * form
-
-
 class Rewards:
-    """The reward function of a run."""
+    """The reward function of a run; its default weights are those of the released recipe."""
 
     def __init__(self, config: GrpoConfig, transform: PolicyTransform):
         self._config, self._transform = config, transform
 
     def format(self, trajectory: Trajectory) -> float:
         """Return the share of decisions whose thought is well formed."""
-        formed = self._formats(trajectory)
+        formed = self._formed(trajectory)
         return sum(formed) / len(formed)
 
-    def _formats(self, trajectory: Trajectory) -> list[bool]:
+    def _formed(self, trajectory: Trajectory) -> list[bool]:
         return [well_formed(self._transform.decode_thought(d.thought_tokens), d.outcome,
                             self._config.format_reward) for d in trajectory.decisions]
 
     def of(self, trajectories: Sequence[Trajectory]) -> Tensor:
-        """Return the rewards of N episodes [N]."""
-        return weighted(torch.tensor([float(t.success) for t in trajectories]),
-                        torch.tensor([self.format(t) for t in trajectories]),
-                        self._config.success_weight, self._config.format_weight)
+        """Return the rewards of N episodes [N]: success, and share of well-formed thoughts."""
+        success = torch.tensor([float(t.success) for t in trajectories])
+        formed = torch.tensor([self.format(t) for t in trajectories])
+        return self._config.success_weight * success + self._config.format_weight * formed
 
-    def of_decisions(self, samples: Sequence[Trajectory]) -> Tensor:
-        """Return the rewards [G, n] of G samples of each of an episode's n decisions."""
-        return weighted(torch.tensor([t.progress for t in samples]),
-                        torch.tensor([self._formats(t) for t in samples]).float(),
-                        self._config.progress_weight, self._config.format_weight)
+    def of_group(self, samples: Sequence[Trajectory]) -> Tensor:
+        """Return what is compared of G samples [G, n]: n decisions per step, else one episode.
+
+        A decision's reward is its progress [m], and whether its thought is well formed.
+        """
+        if not self._config.per_step:
+            return self.of(samples)[:, None]
+        formed = torch.tensor([self._formed(t) for t in samples]).float()
+        return (self._config.progress_weight * torch.tensor([t.progress for t in samples])
+                + self._config.format_weight * formed)

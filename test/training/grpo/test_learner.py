@@ -23,7 +23,7 @@ from dtvla_ros.policy.checkpoint import read_tensors
 from dtvla_ros.rollout.batched import Rollout
 from dtvla_ros.rollout.episode import EpisodeJob
 from dtvla_ros.training.grpo.config import LossAggMode
-from dtvla_ros.training.grpo.learner import GradientCosine, Learner, MicroBatch, transitions
+from dtvla_ros.training.grpo.learner import GradientCosine, Learner, transitions
 from dtvla_ros.training.grpo.rollout import Trajectory
 
 TEST = Path(__file__).parents[2]
@@ -208,19 +208,6 @@ def test_gradients_are_as_similar_as_what_they_share(shift, wanted):
         weight.grad = shift + torch.randn(200, 200, generator=rng)
         cosine.add([weight])
     assert cosine.mean == pytest.approx(wanted, abs=0.02)
-
-
-def test_tokens_lie_in_their_columns(played):
-    rows = transitions(played[2], alike(played[2], [0.5] * 4))[:5]
-    batch = MicroBatch.of(rows, played[1], 'cpu')
-    assert batch.old_log_probs.shape == batch.sampled.shape == batch.executed.shape
-    for k, row in enumerate(rows):
-        thought = row.decision.thought_log_probs
-        both = np.concatenate([thought, row.decision.action_log_probs])
-        np.testing.assert_array_equal(batch.old_log_probs[k][batch.sampled[k]].numpy(), both)
-        count = len(thought) + 7 * row.executed
-        np.testing.assert_array_equal(
-            batch.old_log_probs[k][batch.executed[k]].numpy(), both[:count])
 
 
 def test_nothing_to_learn_is_nothing_done(played):
