@@ -14,14 +14,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dtvla_ros.nodes.settings import LIMITS, MODES, SETTINGS
+from dtvla_ros.nodes.settings import LIMITS, MODES
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / 'launch').glob('*.launch.py'))
 COMMANDS = re.findall(r"'(\w+) = dtvla_ros", (ROOT / 'setup.py').read_text())
-PARAMETERS = {'use_sim_time', *SETTINGS, *LIMITS, *(
-    name for file in (ROOT / 'dtvla_ros' / 'nodes').glob('*.py')
-    for name in re.findall(r"(?:declare\(\s*\w+, |seconds\(\s*)'(\w+)'", file.read_text()))}
+PARAMETERS = {'use_sim_time', *LIMITS, *(
+    ''.join(found) for file in (ROOT / 'dtvla_ros' / 'nodes').glob('*.py') for found in re.findall(
+        r"declare\(\s*\w+, '(\w+)'|^    (\w+): [^\n]+ = parameter\(", file.read_text(),
+        re.MULTILINE))}
 
 
 def calls(path, name):

@@ -19,7 +19,7 @@ from dtvla_ros.evaluation import results
 from dtvla_ros.evaluation.results import Rate, evaluation_seed, latency_summary
 from dtvla_ros.files import write_json
 from dtvla_ros.policy.manifest import PolicyManifest
-from dtvla_ros.ros.graph import Run, Seen, Watcher, frame_interval, start_nodes, watch
+from dtvla_ros.ros.graph import Seen, Watcher, frame_interval, start_nodes, watch
 from dtvla_ros.ros.processes import NodeProcesses
 from dtvla_ros.ros.run import joined
 
@@ -82,8 +82,9 @@ def run_demo(
             if viz:
                 nodes.start('view', 'dtvla_ros.cli', ['view', '--save', str(out / 'demo.rrd')])
                 _wait_for_viewer(executor, watcher, nodes)
-            start_nodes(nodes, CONFIG, Run(
-                folder, suite, tasks, episodes, seed, mode, engine, camera_every))
+            start_nodes(nodes, CONFIG, {'policy': folder, 'engine': engine, 'mode': mode}, {
+                'suite': suite, 'tasks': list(tasks), 'episodes': episodes, 'seed': seed,
+                'camera_every': camera_every})
             shown = time.monotonic()
             for _ in watch(executor, watcher, nodes):
                 if time.monotonic() - shown > 0.05:

@@ -24,7 +24,7 @@ from dtvla_ros.evaluation.workers import Job, PolicySetup
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.rollout.env import SceneSetup
 from dtvla_ros.rollout.episode import EpisodeResult, commands_hash
-from dtvla_ros.ros.graph import Run, Seen, Watcher, frame_interval, start_nodes, watch
+from dtvla_ros.ros.graph import Seen, Watcher, frame_interval, start_nodes, watch
 from dtvla_ros.ros.processes import NodeProcesses
 from dtvla_ros.ros.run import joined
 
@@ -79,11 +79,9 @@ def blocks(jobs: Iterable[Job]) -> list[tuple[list[str], range]]:
 
 
 def parameters(scene: SceneSetup) -> dict[str, str]:
-    """Return a scene as parameters of `sim_bridge`, as they are written."""
-    chosen: dict[str, Any] = {
-        'starts': scene.starts, 'image_size': scene.image_size, 'max_steps': scene.max_steps,
-        # Quoted: a bare colon in a list is more YAML than rcl reads.
-        'perturb': str(list(scene.perturb)) if scene.perturb else None}
+    """Return a scene as parameters of `sim_bridge`, without what is left to the suite."""
+    chosen = {'starts': scene.starts, 'image_size': scene.image_size,
+              'max_steps': scene.max_steps, 'perturb': list(scene.perturb)}
     return {**{name: str(value) for name, value in chosen.items() if value},
             **{name: str(value).lower() for name, value in scene.fast_rendering.items()}}
 
@@ -97,10 +95,12 @@ def _block(
     rate = manifest.action.rate_hz / every
     with joined(lambda: Listener(setup, rate, exact=not realtime)) as (listener, executor), \
             NodeProcesses(logs) as nodes:
-        start_nodes(nodes, REALTIME if realtime else LOCKSTEP, Run(
-            Path(setup.policy), setup.scene.suite, tasks, len(seeds), seeds.start, setup.mode,
-            setup.engine, every, setup.replan_steps or 0, setup.device, setup.threads,
-            parameters(setup.scene)))
+        start_nodes(nodes, REALTIME if realtime else LOCKSTEP, {
+            'policy': setup.policy, 'engine': setup.engine, 'mode': setup.mode,
+            'device': setup.device, 'threads': setup.threads,
+            'replan_steps': setup.replan_steps or 0,
+        }, {'suite': setup.scene.suite, 'tasks': list(tasks), 'episodes': len(seeds),
+            'seed': seeds.start, 'camera_every': every, **parameters(setup.scene)})
         for _ in watch(executor, listener, nodes):
             yield from listener.ended()
         while listener.waits():

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 import numpy as np
-from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, Twist, TwistStamped, Vector3
+from geometry_msgs.msg import PoseStamped, Twist, TwistStamped, Vector3
 from numpy.typing import NDArray
 from rclpy.action import ActionClient
 from rclpy.node import Node
@@ -20,7 +20,6 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.settings import declare
 from dtvla_ros.ros import conversions, qos
 
-PRESETS = ('sim_osc', 'servo', 'crisp', 'fzi')
 GRIPPERS = ('topic', 'gripper_command', 'parallel_gripper_command')
 Placed = tuple[NDArray[np.float64], NDArray[np.float64]]  # position [3] m, quaternion [4] xyzw
 
@@ -173,11 +172,8 @@ class PoseAdapter(CommandAdapter):
             # Once: following the measured pose from tick to tick would sag under gravity.
             self._goal = self._measured
         self._resting = resting
-        p, q = conversions.floats(self._goal[0]), conversions.floats(self._goal[1])
-        self._publisher.publish(PoseStamped(
-            header=conversions.header(stamp, self._base_frame),
-            pose=Pose(position=Point(x=p[0], y=p[1], z=p[2]),
-                      orientation=Quaternion(x=q[0], y=q[1], z=q[2], w=q[3]))))
+        self._publisher.publish(conversions.pose_message(
+            conversions.header(stamp, self._base_frame), *self._goal))
         self._send_gripper(action[6])
 
 
@@ -187,11 +183,9 @@ def make_adapter(node: Node, preset: str, base_frame: str, period: float) -> Com
     Raises
     ------
     UserError
-        If the preset is unknown, or the gripper's action type is not installed.
+        If the gripper's action type is not installed.
 
     """
-    if preset not in PRESETS:
-        raise UserError(f'unknown preset "{preset}"; there is: {", ".join(PRESETS)}')
     if preset == 'sim_osc':
         return OscAdapter(node, period)
     kind = declare(node, 'gripper', 'topic', 'interface of the gripper', choices=GRIPPERS)

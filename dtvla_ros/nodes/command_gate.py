@@ -6,6 +6,7 @@ import functools
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -22,13 +23,21 @@ from dtvla_ros import conventions as names
 from dtvla_ros.conventions import relative
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.arm_status import ArmStatus
-from dtvla_ros.nodes.command_adapters import PRESETS, make_adapter
+from dtvla_ros.nodes.command_adapters import make_adapter
 from dtvla_ros.nodes.pose_source import PoseSource
-from dtvla_ros.nodes.settings import LIMITS, build_gate, declare, read_limits, refuse_changes
+from dtvla_ros.nodes.settings import (
+    LIMITS,
+    GateSettings,
+    build_gate,
+    declare_all,
+    declare_limits,
+    read_all,
+    refuse_changes,
+)
 from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.run import STEADY, run, wait_until_heard
 from dtvla_ros.safety.gate import Command, GateState
-from dtvla_ros.safety.limits import Limiter
+from dtvla_ros.safety.limits import Limiter, Limits
 
 STATE_PERIOD = 0.05  # the policy's own watchdog lives on gate_state
 WATCH_PERIOD = 0.01  # a stop does not wait for the next tick
@@ -53,17 +62,13 @@ class CommandGate(Node):
 
     def __init__(self) -> None:
         super().__init__('command_gate')
-        self._period = 1.0 / declare(
-            self, 'rate', names.CONTROL_RATE, 'control rate [Hz]', low=1.0, high=200.0)
-        self._lockstep = declare(self, 'lockstep', False, 'tick with the pose, not the clock')
-        preset = declare(self, 'preset', 'sim_osc', 'kind of arm', choices=PRESETS)
-        self._fingers = declare(
-            self, 'finger_joints', list(names.FINGER_JOINTS),
-            'joints whose absolute positions add up to the gripper opening')
-        self._gate = build_gate(self, self._period, self._lockstep)
+        settings = declare_all(self, GateSettings)
+        self._period, self._lockstep = 1.0 / settings.rate, settings.lockstep
+        self._fingers = settings.finger_joints
+        self._gate = build_gate(settings, declare_limits(self, settings.profile))
         self._pose_source = PoseSource(self, self._on_pose)
         self._adapter = make_adapter(
-            self, preset, self.get_parameter('base_frame').value, self._period)
+            self, settings.preset, self.get_parameter('base_frame').value, self._period)
         self._pending: float | None = None  # stamp of the tick to be answered in lock-step
         self._early: JointTrajectory | None = None  # a chunk for a tick that has not come yet
         self._last: Command | None = None
@@ -72,9 +77,7 @@ class CommandGate(Node):
         self._silent = False
         self._new_limits = False
         refuse_changes(self, LIMITS, self._judge_limit)
-        _take_priority(self, declare(
-            self, 'priority', 0, 'real-time priority (SCHED_FIFO) of the gate; 0: none',
-            low=0, high=90))
+        _take_priority(self, settings.priority)
 
         self._state = self.create_publisher(
             DiagnosticStatus, relative(names.GATE_STATE), qos.LATCHED)
@@ -87,12 +90,13 @@ class CommandGate(Node):
         self._pose_source.open()
         self._arm = ArmStatus(self, self._on_arm)
         qos.listen_to_anyone(self, Bool, relative(names.ESTOP), self._on_estop)
-        orders = {'start': lambda: self._gate.start(time.monotonic()),
-                  'stop': lambda: self._gate.stop('asked to stop'),
-                  'clear_fault': self._clear_fault}
+        orders = {'start': lambda _: self._gate.start(time.monotonic()),
+                  'stop': lambda _: self._gate.stop('asked to stop'),
+                  'clear_fault': lambda _: self._clear_fault(),
+                  'pause': lambda request: self._gate.pause(request.data)}
         for name, order in orders.items():
-            self.create_service(Trigger, name, functools.partial(self._on_order, order))
-        self.create_service(SetBool, 'pause', self._on_pause)
+            self.create_service(SetBool if name == 'pause' else Trigger, name,
+                                functools.partial(self._on_order, order))
         self.create_timer(self._period, self._on_timer, clock=STEADY)
         if not self._lockstep:
             self.create_timer(WATCH_PERIOD, self._on_watch, clock=STEADY)
@@ -167,20 +171,11 @@ class CommandGate(Node):
         self._gate.on_estop(message.data)
         self._stop_now()
 
-    def _on_order(
-        self, order: Callable[[], str | None], _: Trigger.Request, response: Trigger.Response,
-    ) -> Trigger.Response:
-        refused = order()
+    def _on_order(self, order: Callable[[Any], str | None], request: Any, response: Any) -> Any:
+        refused = order(request)
         self._stop_now()
         response.success = refused is None
         response.message = refused or f'{self._gate.state.value}: {self._gate.reason}'
-        return response
-
-    def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        self._gate.pause(request.data)
-        self._stop_now()
-        response.success = True
-        response.message = f'{self._gate.state.value}: {self._gate.reason}'
         return response
 
     def _clear_fault(self) -> str | None:
@@ -205,7 +200,7 @@ class CommandGate(Node):
     def _on_timer(self) -> None:
         if self._new_limits:
             self._new_limits = False
-            self._gate.limiter = Limiter(read_limits(self), self._period)
+            self._gate.limiter = Limiter(read_all(self, Limits), self._period)
         if not self._lockstep:
             self._send(self._gate.tick(self._now(), time.monotonic()))
         elif self._pending is not None and not self._answered():
@@ -247,7 +242,7 @@ class CommandGate(Node):
         if self._gate.state in (GateState.RUN, GateState.HOLD):
             return f'{parameter.name} limits a running arm: stop the gate first'
         try:
-            read_limits(self, **{parameter.name: parameter.value})
+            read_all(self, Limits, **{parameter.name: parameter.value})
         except (UserError, TypeError, ValueError) as error:
             return str(error)
         self._new_limits = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
-from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion
+from geometry_msgs.msg import PoseStamped
 from numpy.typing import NDArray
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
@@ -29,7 +30,7 @@ from dtvla_ros import conventions as names
 from dtvla_ros.conventions import relative
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import require_writable, write_json
-from dtvla_ros.nodes.settings import declare, refuse_changes
+from dtvla_ros.nodes.settings import declare_all, parameter, refuse_changes
 from dtvla_ros.nodes.sim_frames import BASE, VIEWS, Placed, SimFrames, optical_frame
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.run import STEADY, end, run
@@ -44,6 +45,35 @@ STATE_PERIOD = 1.0  # of sim/state where nothing happens, wall time [s]
 LAST_MESSAGE = 0.5  # wall time for it to leave before the process ends [s]
 LARGEST_SEED = 2**32 - 1
 MOST_STEPS = 1000  # in one order; the node hears nothing else meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class SimSettings:
+    """Parameters of the simulator."""
+
+    suite: str = parameter('tabletop', 'scenes and tasks')
+    tasks: tuple[str, ...] = parameter(('',), 'task names; empty: all')
+    episodes: int = parameter(1, 'episodes per task', low=1)
+    seed: int = parameter(1_000_000, 'of the first episode of each task', low=0)
+    lockstep: bool = parameter(True, 'time waits for the policy')
+    camera_every: int = parameter(1, 'control steps per frame', low=1)
+    max_steps: int = parameter(0, 'per episode; 0: as the task says', low=0)
+    policy_timeout_s: float = parameter(
+        120.0, 'longest wait for the policy to take a task', low=1)
+    start_paused: bool = parameter(False, 'begin paused')
+    result_file: str = parameter('', 'JSON of all episodes; empty: none')
+    image_size: int = parameter(0, 'side of the images [px]; 0: as the suite has it', low=0)
+    starts: str = parameter('', 'where objects stand; empty: as the suite has it')
+    perturb: tuple[str, ...] = parameter(('',), 'family:strength of what disturbs')
+    antialiasing: bool = parameter(True, "in LIBERO's images")
+    shadows: bool = parameter(True, "in LIBERO's images")
+    step_count: int = parameter(
+        1, 'control steps of one sim/step', low=1, high=MOST_STEPS, changeable=True)
+    reset_task: str = parameter(
+        '', 'task that sim/reset begins; empty: the present one', changeable=True)
+    reset_seed: int = parameter(
+        -1, 'seed that sim/reset begins with; -1: the present one', low=-1, high=LARGEST_SEED,
+        changeable=True)
 
 
 @dataclass(slots=True)
@@ -101,28 +131,23 @@ class SimBridge(Node):
 
     def __init__(self) -> None:
         super().__init__('sim_bridge')
-        self._suite = declare(self, 'suite', 'tabletop', 'scenes and tasks')
-        tasks = _named(declare(self, 'tasks', [''], 'task names; empty: all'))
-        episodes = declare(self, 'episodes', 1, 'episodes per task', low=1)
-        seed = declare(self, 'seed', 1_000_000, 'of the first episode of each task', low=0)
-        self._lockstep = declare(self, 'lockstep', True, 'time waits for the policy')
-        self._every = declare(self, 'camera_every', 1, 'control steps per frame', low=1)
-        self._max_steps = declare(self, 'max_steps', 0, 'per episode; 0: as the task says', low=0)
-        self._policy_timeout = declare(
-            self, 'policy_timeout_s', 120.0, 'longest wait for the policy to take a task', low=1)
-        self._paused = declare(self, 'start_paused', False, 'begin paused')
-        result_file = declare(self, 'result_file', '', 'JSON of all episodes; empty: none')
-        self._result = Path(result_file).expanduser() if result_file else None
+        given = declare_all(self, SimSettings)
+        self._suite, self._perturb = given.suite, _named(given.perturb)
+        self._lockstep, self._every = given.lockstep, given.camera_every
+        self._max_steps, self._policy_timeout = given.max_steps, given.policy_timeout_s
+        self._paused = given.start_paused
+        self._result = Path(given.result_file).expanduser() if given.result_file else None
         if self._result is not None:
             require_writable(self._result)
             self._result.unlink(missing_ok=True)  # an old one must not pass for this run's
-        self._env = self._make_env()
+        self._env = self._make_env(given)
+        tasks = _named(given.tasks)
         unknown = [t for t in tasks if t not in self._env.tasks]
         if unknown:
             raise UserError(f'parameter tasks: unknown task "{unknown[0]}"; {self._suite} has: '
                             f'{", ".join(self._env.tasks)}')
-        self._progress = Progress([(task, seed + k) for task in tasks or self._env.tasks
-                                   for k in range(episodes)])
+        self._progress = Progress([(task, given.seed + k) for task in tasks or self._env.tasks
+                                   for k in range(given.episodes)])
         self._period_ns = round(1e9 / self._env.control_rate)
         self._clock_ns = 0
         self._running = False
@@ -138,7 +163,7 @@ class SimBridge(Node):
         self._orders = 0
         self._refused = ''
         self._open_topics()
-        self._open_services()
+        self._open_services(given.reset_task)
         self.create_timer(0.1, self._on_timer, clock=STEADY)
         if not self._lockstep:
             self.create_timer(self._period_ns * 1e-9, self._on_real_time, clock=STEADY)
@@ -146,20 +171,14 @@ class SimBridge(Node):
         for camera in names.CAMERAS:
             self._image(camera)  # the first drawing builds the renderer, which takes seconds
 
-    def _make_env(self) -> Any:
-        size = declare(self, 'image_size', 0, 'side of the images [px]; 0: as the suite has it',
-                       low=0)
-        starts = declare(self, 'starts', '', 'where objects stand; empty: as the suite has it')
-        self._perturb = _named(
-            declare(self, 'perturb', [''], 'family:strength of what disturbs'))
-        drawing = {name: False for name in ('antialiasing', 'shadows')
-                   if not declare(self, name, True, "in LIBERO's images")}
+    def _make_env(self, given: SimSettings) -> Any:
+        chosen: dict[str, Any] = {
+            name: value for name in ('image_size', 'starts') if (value := getattr(given, name))}
+        drawing = {name: False for name in ('antialiasing', 'shadows') if not getattr(given, name)}
         if drawing and self._suite not in dtvla_sim.LIBERO_SUITES:
             raise UserError(
                 f'parameter {next(iter(drawing))}: {self._suite} is drawn without already')
-        chosen = {'image_size': size, 'starts': starts}
-        return dtvla_sim.make(self._suite, self._perturb,
-                              **{k: v for k, v in chosen.items() if v}, **drawing)
+        return dtvla_sim.make(self._suite, self._perturb, **chosen, **drawing)
 
     def _open_topics(self) -> None:
         sensor = qos_profile_sensor_data
@@ -179,13 +198,7 @@ class SimBridge(Node):
         self.create_subscription(
             DiagnosticStatus, relative(names.VLA_STATE), self._on_policy, qos.LATCHED)
 
-    def _open_services(self) -> None:
-        declare(self, 'step_count', 1, 'control steps of one sim/step', low=1, high=MOST_STEPS,
-                changeable=True)
-        task = declare(self, 'reset_task', '', 'task that sim/reset begins; empty: the present '
-                       'one', changeable=True)
-        declare(self, 'reset_seed', -1, 'seed that sim/reset begins with; -1: the present one',
-                low=-1, high=LARGEST_SEED, changeable=True)
+    def _open_services(self, task: str) -> None:
         known = ('', *self._env.tasks)
         unknown = 'parameter reset_task: unknown task "{}"; there is: ' + ', '.join(known[1:])
         if task not in known:
@@ -195,26 +208,30 @@ class SimBridge(Node):
         listed = json.dumps({'suite': self._suite, 'tasks': list(self._env.tasks)})
         self._tasks.publish(String(data=listed))
 
-        def answer(text: Callable[[], str]) -> Callable[[Any, Any], Any]:
+        def serve(name: str, carry_out: Callable[[Any], object], kind: Any = Trigger) -> None:
+            self.create_service(kind, f'sim/{name}', functools.partial(
+                self._obey, name, carry_out))
+
+        def tell(name: str, text: Callable[[], str]) -> None:
             def reply(_: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
                 response.success, response.message = True, text()
                 return response
-            return reply
-        self.create_service(SetBool, 'sim/pause', self._on_pause)
-        self.create_service(Trigger, 'sim/step', lambda _, response: self._obey(
-            response, 'step', self._advance))
-        self.create_service(Trigger, 'sim/reset', lambda _, response: self._obey(
-            response, 'begin', self._begin_again))
-        self.create_service(Trigger, 'sim/list_tasks', answer(lambda: listed))
-        self.create_service(Trigger, 'sim/get_state', answer(self._publish_state))
+            self.create_service(Trigger, f'sim/{name}', reply)
+        serve('pause', lambda request: self._pause(request.data), SetBool)
+        serve('step', lambda _: self._advance())
+        serve('reset', lambda _: self._begin_again())
+        tell('list_tasks', lambda: listed)
+        tell('get_state', self._publish_state)
 
-    def _obey(self, response: Any, order: str, carry_out: Callable[[], None]) -> Any:
+    def _obey(
+        self, order: str, carry_out: Callable[[Any], object], request: Any, response: Any,
+    ) -> Any:
         """Carry an order out; answer with the state, or why not."""
         self._refused = ''
         try:
             if self._finished_at is not None:
                 raise UserError('all episodes ran; start sim_bridge again')
-            carry_out()
+            carry_out(request)
         except UserError as error:
             self._refused = str(error)
             self.get_logger().error(f'{order} refused: {error}')
@@ -309,9 +326,6 @@ class SimBridge(Node):
         elif self._lockstep and steady - self._asked > ASK_AGAIN:
             self._show(cameras=True)
 
-    def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> Any:
-        return self._obey(response, 'pause', lambda: self._pause(request.data))
-
     def _pause(self, on: bool) -> None:
         if on and self._paused:
             self._show(cameras=True)  # for whoever has subscribed meanwhile
@@ -395,14 +409,12 @@ class SimBridge(Node):
             position=conversions.floats([*obs['robot0_joint_pos'], *fingers]),
             velocity=conversions.floats([*obs['robot0_joint_vel'], 0.0, 0.0])))
         gripper = self._gripper()
-        p, q = conversions.floats(gripper[0]), conversions.floats(obs['robot0_eef_quat'])
         self._frames.show(self._now, gripper)
         if cameras:
             self._show_cameras()
         # Last: it is the gate's tick in lock-step, and the answer moves the scene on.
-        self._pose.publish(PoseStamped(header=head, pose=Pose(
-            position=Point(x=p[0], y=p[1], z=p[2]),
-            orientation=Quaternion(x=q[0], y=q[1], z=q[2], w=q[3]))))
+        self._pose.publish(
+            conversions.pose_message(head, gripper[0], obs['robot0_eef_quat']))
 
     def _show_cameras(self) -> None:
         stamp = conversions.time_message(self._now)

@@ -22,20 +22,15 @@ from dtvla_ros.nodes.inference_worker import InferenceWorker, Outcome, give_back
 from dtvla_ros.nodes.inputs import Inputs, refuse_instruction
 from dtvla_ros.nodes.settings import (
     SETTINGS,
+    VlaSettings,
     declare,
-    declare_settings,
-    read_settings,
+    declare_all,
+    declare_without_effect,
+    read_all,
     refuse_changes,
 )
 from dtvla_ros.ros import conversions, qos
-from dtvla_ros.ros.run import (
-    STEADY,
-    LifecycleNode,
-    call_soon,
-    end,
-    run,
-    wait_until_heard,
-)
+from dtvla_ros.ros.run import STEADY, LifecycleNode, call_soon, end, run, wait_until_heard
 
 NAMESPACE = '/vla'
 REQUESTS_BEFORE_NEW = 3  # repetitions of one moment after which a new decision is made
@@ -67,11 +62,11 @@ class VlaNode(LifecycleNode):
 
     def __init__(self) -> None:
         super().__init__('vla_node')
-        declare_settings(self)
+        self._settings = declare_all(self, VlaSettings, changeable=True)
+        declare_without_effect(self)
         autostart = declare(self, 'autostart', False, 'configure and activate without a manager')
         refuse_changes(self, SETTINGS, lambda p: None if self._worker is None else (
             f'{p.name} is fixed while the node is configured: clean it up first'))
-        self._settings = read_settings(self)
         self._inputs = Inputs(self, self._settings, HEARTBEAT_PERIOD, self._consider)
         self._monitor = DecisionMonitor(HEARTBEAT_PERIOD)
         self._worker: InferenceWorker | None = None
@@ -108,7 +103,7 @@ class VlaNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Check the policy's files, begin to load them, subscribe."""
-        settings = self._settings = read_settings(self)
+        settings = self._settings = read_all(self, VlaSettings)
         worker = InferenceWorker(functools.partial(load, settings), self._stream,
                                  lambda: call_soon(self, self._on_worker))
         worker.start()
@@ -146,19 +141,11 @@ class VlaNode(LifecycleNode):
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Release the policy and unsubscribe."""
-        self._release()
-        return super().on_cleanup(state)
-
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Release everything."""
-        self._release()
-        return super().on_shutdown(state)
-
-    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Release everything; the node can be configured again."""
+        """Release the policy and unsubscribe; the node can be configured again."""
         self._release()
         return DONE
+
+    on_shutdown = on_error = on_cleanup
 
     def _refuse(self, what: str, reason: str) -> TransitionCallbackReturn:
         if reason != self._monitor.refusal:

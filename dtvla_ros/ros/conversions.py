@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from builtin_interfaces.msg import Duration, Time
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
-from numpy.typing import NDArray
+from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion
+from numpy.typing import ArrayLike, NDArray
 from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -93,7 +94,15 @@ def pose_arrays(message: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]
     return np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])
 
 
-def floats(values: Sequence[float] | NDArray[Any]) -> list[float]:
+def pose_message(head: Header, position: ArrayLike, quaternion: ArrayLike) -> PoseStamped:
+    """Return a PoseStamped of a position [3] and a quaternion [4] xyzw."""
+    p, q = floats(position), floats(quaternion)
+    return PoseStamped(header=head, pose=Pose(
+        position=Point(x=p[0], y=p[1], z=p[2]),
+        orientation=Quaternion(x=q[0], y=q[1], z=q[2], w=q[3])))
+
+
+def floats(values: ArrayLike) -> list[float]:
     """Return Python floats, which is what message fields take."""
     return np.asarray(values, np.float64).tolist()
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,24 +33,6 @@ VLA_NAMES = ('-r', '__ns:=/vla', *(word for topic in (
     names.GATE_STATE) for word in ('-r', f'{names.relative(topic)}:={topic}')))
 # Deep, so that nothing is overwritten while an image is drawn.
 _LATCHED = qos.profile(100, reliable=True, latched=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Parameters of the nodes for one run. 0: as the policy, or the bridge, does by itself."""
-
-    policy: Path
-    suite: str
-    tasks: Sequence[str]
-    episodes: int
-    seed: int
-    mode: str
-    engine: str
-    camera_every: int
-    replan_steps: int = 0
-    device: str = 'cpu'
-    threads: int = 1
-    scene: Mapping[str, str] = field(default_factory=dict)  # further parameters of sim_bridge
 
 
 @dataclass(slots=True)
@@ -154,23 +135,19 @@ def frame_interval(replan_steps: int) -> int:
     return next(k for k in (3, 2, 4, 5, replan_steps) if replan_steps % k == 0)
 
 
-def start_nodes(nodes: NodeProcesses, config: str, run: Run) -> None:
-    """Start the three nodes with a parameter file of the package."""
+def start_nodes(nodes: NodeProcesses, config: str, policy: Mapping[str, object],
+                scene: Mapping[str, object]) -> None:
+    """Start the three nodes with a parameter file of the package.
+
+    ``policy`` and ``scene``: parameters of vla_node and sim_bridge that differ from the file's;
+    a list is written as ROS reads it.
+    """
     params = ['--params-file', str(share.find(config))]
-
-    def start(name: str, arguments: Sequence[str], values: Mapping[str, object],
-              threads: int = 1) -> None:
+    for name, remapped, values in (
+            ('vla_node', VLA_NAMES, policy), ('command_gate', (), {}), ('sim_bridge', (), scene)):
         words = [word for key, value in values.items() for word in ('-p', f'{key}:={value}')]
-        nodes.start(name, f'dtvla_ros.nodes.{name}', ['--ros-args', *arguments, *params, *words],
-                    {'OMP_NUM_THREADS': str(threads)})
-
-    start('vla_node', VLA_NAMES, {
-        'policy': run.policy, 'engine': run.engine, 'mode': run.mode, 'device': run.device,
-        'threads': run.threads, 'replan_steps': run.replan_steps}, run.threads)
-    start('command_gate', (), {})
-    start('sim_bridge', (), {
-        'suite': run.suite, 'tasks': f'[{", ".join(run.tasks)}]', 'episodes': run.episodes,
-        'seed': run.seed, 'camera_every': run.camera_every, **run.scene})
+        nodes.start(name, f'dtvla_ros.nodes.{name}', ['--ros-args', *remapped, *params, *words],
+                    {'OMP_NUM_THREADS': str(values.get('threads', 1))})
 
 
 def watch(executor: Executor, watcher: Watcher, nodes: NodeProcesses) -> Iterator[None]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros.environment import require_one_ros
@@ -25,21 +28,33 @@ app = typer.Typer(
 Topic = Annotated[str, typer.Argument(help='Name of the topic, such as /vla/reasoning.')]
 Type = Annotated[str | None, typer.Argument(
     help='Its type, such as std_msgs/msg/String. [default: asked of the graph]')]
+Until = Callable[..., Any]
 _LONGEST = 24  # values printed of a sequence before it is cut short
+_LEAVING = 0.5  # time that a last message gets to leave [s]
 
 
-def _run(build: Callable[[Any], None]) -> None:
-    """Spin a nameless helper node that ``build`` fills, until Ctrl-C or `end`."""
+@contextmanager
+def _joined() -> Iterator[tuple[Any, Until]]:
+    """Join the graph with a nameless helper node, until Ctrl-C.
+
+    Yields the node and ``until(condition, timeout=inf)``, which spins it until the condition is
+    true or the timeout [s] is over and returns the condition's last value.
+    """
     require_one_ros()
     from rclpy.node import Node
 
-    from dtvla_ros.ros.run import run
+    from dtvla_ros.ros.run import joined
 
-    def factory() -> Node:
-        node = Node(f'_dtvla_topic_{os.getpid()}', use_global_arguments=False)
-        build(node)
-        return node
-    raise SystemExit(run(factory, []))
+    def build() -> Node:
+        return Node(f'_dtvla_topic_{os.getpid()}', use_global_arguments=False)
+
+    with suppress(KeyboardInterrupt), joined(build) as (node, executor):
+        def until(condition: Callable[[], Any], timeout: float = math.inf) -> Any:
+            end = time.monotonic() + timeout
+            while not (value := condition()) and time.monotonic() < end:
+                executor.spin_once(timeout_sec=0.02)
+            return value
+        yield node, until
 
 
 def _absolute(topic: str) -> str:
@@ -61,30 +76,34 @@ def _message_type(name: str) -> Any:
                         'std_msgs/msg/String') from None
 
 
-def _listen(node: Any, topic: str, type_name: str | None, callback: Callable[[Any], Any]) -> None:
-    """Subscribe as soon as the topic's type is known, with a QoS its publishers satisfy."""
+def _fill(message: Any, type_name: str, values: str) -> Any:
+    """Fill a message with fields written as YAML."""
+    from dtvla_ros.ros.conversions import from_plain
+
+    try:
+        return from_plain(message, yaml.safe_load(values) or {})
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f'{type_name} from {values!r}: {str(error).splitlines()[0]}') from error
+
+
+def _yaml(plain: Any) -> str:
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=99).rstrip() if (
+        isinstance(plain, (dict, list))) else str(plain)
+
+
+def _listen(node: Any, until: Until, topic: str, type_name: str | None,
+            callback: Callable[[Any], Any]) -> None:
+    """Wait for the topic's first publisher; subscribe with a QoS that all of them satisfy."""
     from dtvla_ros.ros import qos
-    from dtvla_ros.ros.run import STEADY
 
-    topic = _absolute(topic)
-
-    def subscribe(kind: str, publishers: list[Any]) -> None:
-        reliable, latched = (all(column) for column in zip(*qos.offered(publishers)))
-        node.create_subscription(_message_type(kind), topic, callback,
-                                 qos.profile(50, reliable, latched))
-    started = time.monotonic()
-
-    def look() -> None:
-        publishers = node.get_publishers_info_by_topic(topic)
-        if publishers:
-            timer.cancel()
-            subscribe(type_name or publishers[0].topic_type, publishers)
-        elif time.monotonic() - started > 2.0:
-            node.get_logger().warning(f'nobody publishes {topic} yet; waiting (Ctrl-C to stop)',
-                                      once=True)
-    if type_name:
-        _message_type(type_name)
-    timer = node.create_timer(0.02, look, clock=STEADY)
+    def publishers() -> Any:
+        return node.get_publishers_info_by_topic(topic)
+    if not until(publishers, 2.0):
+        node.get_logger().warning(f'nobody publishes {topic} yet; waiting (Ctrl-C to stop)')
+    found = until(publishers)
+    reliable, latched = (all(column) for column in zip(*qos.offered(found)))
+    node.create_subscription(_message_type(type_name or found[0].topic_type), topic, callback,
+                             qos.profile(50, reliable, latched))
 
 
 @app.command('list')
@@ -98,15 +117,10 @@ def list_topics(
 
     **Example:** `dtvla topic list -t`
     """
-    def build(node: Any) -> None:
-        from dtvla_ros.ros.run import STEADY, end
-
-        def done() -> None:
-            for topic, kinds in node.get_topic_names_and_types():
-                print(f'{topic} [{", ".join(kinds)}]' if show_types else topic)
-            end()
-        node.create_timer(spin_time, done, clock=STEADY)
-    _run(build)
+    with _joined() as (node, until):
+        until(lambda: False, spin_time)
+        for topic, kinds in node.get_topic_names_and_types():
+            print(f'{topic} [{", ".join(kinds)}]' if show_types else topic)
 
 
 @app.command()
@@ -126,25 +140,24 @@ def echo(
 
     `dtvla topic echo /joint_states --once`
     """
-    import yaml
-
-    def show(message: Any) -> None:
+    topic = _absolute(topic)
+    if type_name:
+        _message_type(type_name)
+    messages: list[Any] = []
+    with _joined() as (node, until):
         from dtvla_ros.ros.conversions import to_plain
-        from dtvla_ros.ros.run import end
 
-        value = message
-        for part in filter(None, field.split('.')):
-            if not hasattr(value, part):
-                end(UserError(f'--field {field}: {type(value).__name__} has no field {part!r}'))
+        _listen(node, until, topic, type_name, messages.append)
+        while until(lambda: messages):
+            value = messages.pop(0)
+            for part in filter(None, field.split('.')):
+                if not hasattr(value, part):
+                    raise UserError(
+                        f'--field {field}: {type(value).__name__} has no field {part!r}')
+                value = getattr(value, part)
+            print(f'{_yaml(to_plain(value, None if full else _LONGEST))}\n---', flush=True)
+            if once:
                 return
-            value = getattr(value, part)
-        plain = to_plain(value, None if full else _LONGEST)
-        text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=99).rstrip() if (
-            isinstance(plain, (dict, list))) else str(plain)
-        print(f'{text}\n---', flush=True)
-        if once:
-            end()
-    _run(lambda node: _listen(node, topic, type_name, show))
 
 
 @app.command()
@@ -157,23 +170,16 @@ def hz(
 
     **Example:** `dtvla topic hz /vla/state`
     """
+    topic = _absolute(topic)
     arrivals: deque[float] = deque(maxlen=window)
-
-    def report() -> None:
-        gaps = [later - earlier for earlier, later in zip(arrivals, list(arrivals)[1:])]
-        if not gaps:
-            print('no new messages', flush=True)
-            return
-        print(f'average rate: {len(gaps) / sum(gaps):.3f}\n\tmin: {min(gaps):.3f}s '
-              f'max: {max(gaps):.3f}s std dev: {statistics.pstdev(gaps):.5f}s '
-              f'window: {len(arrivals)}', flush=True)
-
-    def build(node: Any) -> None:
-        from dtvla_ros.ros.run import STEADY
-
-        _listen(node, topic, type_name, lambda _: arrivals.append(time.monotonic()))
-        node.create_timer(1.0, report, clock=STEADY)
-    _run(build)
+    with _joined() as (node, until):
+        _listen(node, until, topic, type_name, lambda _: arrivals.append(time.monotonic()))
+        while True:
+            until(lambda: False, 1.0)
+            gaps = [later - earlier for earlier, later in zip(arrivals, list(arrivals)[1:])]
+            print(f'average rate: {len(gaps) / sum(gaps):.3f}\n\tmin: {min(gaps):.3f}s '
+                  f'max: {max(gaps):.3f}s std dev: {statistics.pstdev(gaps):.5f}s '
+                  f'window: {len(arrivals)}' if gaps else 'no new messages', flush=True)
 
 
 @app.command()
@@ -195,34 +201,23 @@ def pub(
 
     `dtvla topic pub /estop std_msgs/msg/Bool "{data: true}" --rate 10 --latched`
     """  # noqa: E501
-    import yaml
-
-    kind = _message_type(type_name)
-    from dtvla_ros.ros.conversions import from_plain
-
-    try:
-        message = from_plain(kind(), yaml.safe_load(values) or {})
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f'{type_name} from {values!r}: {str(error).splitlines()[0]}') from error
-
-    def build(node: Any) -> None:
+    topic, kind = _absolute(topic), _message_type(type_name)
+    message = _fill(kind(), type_name, values)
+    with _joined() as (node, until):
         from dtvla_ros.ros import qos
-        from dtvla_ros.ros.run import STEADY, end
 
         publisher = node.create_publisher(
-            kind, _absolute(topic), qos.profile(1, reliable=True, latched=latched))
-        sent: list[float] = []
-
-        def tick() -> None:
-            if not once:
-                publisher.publish(message)
-            elif sent and time.monotonic() - sent[0] > 0.5:
-                end()  # the message has had time to leave
-            elif not sent and publisher.get_subscription_count():
-                publisher.publish(message)
-                sent.append(time.monotonic())
-        node.create_timer(0.05 if once else 1.0 / rate, tick, clock=STEADY)
-    _run(build)
+            kind, topic, qos.profile(1, reliable=True, latched=latched))
+        if once:
+            until(publisher.get_subscription_count)
+            publisher.publish(message)
+            until(lambda: False, _LEAVING)
+            return
+        due = time.monotonic()
+        while True:
+            due += 1.0 / rate
+            until(lambda: False, due - time.monotonic())
+            publisher.publish(message)
 
 
 @app.command()
@@ -239,38 +234,28 @@ def call(
 
     `dtvla topic call /pause "{data: true}"`
     """
-    import yaml
+    name = _absolute(service)
+    until_then = time.monotonic() + timeout
+    with _joined() as (node, until):
+        from dtvla_ros.ros.conversions import message_type, to_plain
 
-    def build(node: Any) -> None:
-        from dtvla_ros.ros.conversions import from_plain, message_type, to_plain
-        from dtvla_ros.ros.run import STEADY, end
+        def wait(condition: Callable[[], Any], otherwise: Callable[[], str]) -> Any:
+            value = until(condition, until_then - time.monotonic())
+            if not value:
+                raise UserError(otherwise())
+            return value
 
-        name = _absolute(service)
-        started = time.monotonic()
-        clients: list[Any] = []
-        answers: list[Any] = []
-
-        def ask(kind: str) -> None:
-            try:
-                request = from_plain(message_type(kind).Request(), yaml.safe_load(values) or {})
-            except (yaml.YAMLError, ValueError) as error:
-                end(UserError(f'{kind} from {values!r}: {str(error).splitlines()[0]}'))
-                return
-            answers.append(clients[0].call_async(request))
-
-        def look() -> None:
-            kinds = dict(node.get_service_names_and_types()).get(name)
-            if answers and answers[0].done():
-                print(yaml.safe_dump(to_plain(answers[0].result()), sort_keys=False,
-                                     allow_unicode=True).rstrip())
-                end(0 if getattr(answers[0].result(), 'success', True) else 1)
-            elif time.monotonic() - started > timeout:
-                end(UserError(f'{name} did not answer within {timeout:g} s' if kinds else
-                              f'nobody offers {name}; there is: '
-                              f'{", ".join(n for n, _ in node.get_service_names_and_types())}'))
-            elif kinds and not clients:
-                clients.append(node.create_client(message_type(kinds[0]), name))
-            elif kinds and not answers and clients[0].service_is_ready():
-                ask(kinds[0])
-        node.create_timer(0.02, look, clock=STEADY)
-    _run(build)
+        def silent() -> str:
+            return f'{name} did not answer within {timeout:g} s'
+        kind = wait(
+            lambda: dict(node.get_service_names_and_types()).get(name), lambda:
+            f'nobody offers {name}; there is: '
+            f'{", ".join(other for other, _ in node.get_service_names_and_types())}')[0]
+        client = node.create_client(message_type(kind), name)
+        request = _fill(message_type(kind).Request(), kind, values)
+        wait(client.service_is_ready, silent)
+        future = client.call_async(request)
+        wait(future.done, silent)
+        print(_yaml(to_plain(future.result())))
+        if not getattr(future.result(), 'success', True):
+            raise typer.Exit(1)

@@ -7,7 +7,6 @@ from scipy.spatial.transform import Rotation
 from std_msgs.msg import Float64
 from trajectory_msgs.msg import JointTrajectory
 
-from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.command_adapters import make_adapter
 
 DOWN = np.array([1.0, 0, 0, 0])
@@ -76,11 +75,6 @@ def test_a_pose_arm_gets_measured_plus_offset_and_one_resting_place(tell):
     adapter.measure(np.array([0.53, 0, 0.15]), DOWN)
     sagged, _ = pose(command(np.zeros(7)))
     np.testing.assert_allclose(sagged, rest, err_msg='and it does not follow a sagging arm')
-
-
-def test_unknown_presets_are_named(graph):
-    with pytest.raises(UserError, match='teleport'):
-        make_adapter(None, 'teleport', 'base', 0.05)
 
 
 def test_a_row_sent_several_times_is_based_on_one_measured_pose(tell):
