@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from tqdm import tqdm
 
-from benchmarks.common import SchedulingDelay, delay_line, load_average, show
+from benchmarks.common import SchedulingDelay, load_average, progress, show
 from dtvla_ros.cli import main
 from dtvla_ros.cli.arguments import Json, group
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import write_json
 
 HERE = Path(__file__).resolve().parents[1]
 # What is compared, its percentile, and the ratio it may reach at most.
@@ -90,7 +88,7 @@ def beside(
     values: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     episodes: dict[str, list[str]] = {}
     with SchedulingDelay() as delays, tempfile.TemporaryDirectory() as folder:
-        for number in tqdm(range(rounds), desc='rounds', disable=None):
+        for number in progress(range(rounds), desc='rounds'):
             for side in sorted(checkouts, reverse=bool(number % 2)):
                 for key, value in latency(checkouts[side], priority, Path(folder)).items():
                     values[key][side].append(value)
@@ -109,10 +107,8 @@ def beside(
          f'{row["ratio"]:.2f} {"met" if row["met"] else "missed"}', f'{row["limit"]:.2f}')
         for row in rows),
         f'{rounds} rounds, priority {priority}, {os.cpu_count()} cores, load average '
-        f"{load_average()}; {delay_line(delays.summary())}; the demos' episodes are "
-        f'{"the same" if same else "DIFFERENT"}')
-    if json_file is not None:
-        write_json(json_file, {
+        f"{load_average()}; {delays}; the demos' episodes are "
+        f'{"the same" if same else "DIFFERENT"}', json_file, {
             'rows': rows, 'rounds': rounds, 'priority': priority,
             'scheduling_ms': delays.summary(), 'load_average': load_average(),
             'same_episodes': same})

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rclpy.executors import Executor
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import write_json
 from dtvla_ros.ros.processes import NodeProcesses
-from dtvla_ros.ros.run import joined
+
+if TYPE_CHECKING:
+    from rclpy.executors import Executor
 
 NAP = 1e-3  # s
 REST = 9e-3  # between two naps, so that the measurement costs nothing [s]
+progress = functools.partial(tqdm, leave=False, disable=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,10 @@ class Graph:
     node: Any
     executor: Executor
     processes: NodeProcesses
+
+    def start(self, name: str, *arguments: str) -> None:
+        """Start a node of the package with ROS arguments."""
+        self.processes.start(name, f'dtvla_ros.nodes.{name}', ['--ros-args', *arguments])
 
     def spin(self, seconds: float) -> None:
         """Run callbacks for so long; raise UserError or NodeDied if a process ended."""
@@ -55,6 +64,8 @@ class Graph:
 @contextmanager
 def own_graph(factory: Callable[[], Any]) -> Iterator[Graph]:
     """Join a graph on loopback, in a domain of its own; end it with its processes."""
+    from dtvla_ros.ros.run import joined
+
     os.environ.update({
         'ROS_DOMAIN_ID': str(random.SystemRandom().randint(101, 220)),
         'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST', 'ROS_STATIC_PEERS': ''})
@@ -67,7 +78,7 @@ class SchedulingDelay:
     """How late the machine wakes a thread, measured while the block it manages runs."""
 
     def __init__(self) -> None:
-        self._late: list[float] = []
+        self._late = [0.0]
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._measure, name='delay', daemon=True)
 
@@ -79,6 +90,11 @@ class SchedulingDelay:
         self._over.set()
         self._thread.join()
 
+    def __str__(self) -> str:
+        """Return the delays so far as a sentence."""
+        return ('a thread that sleeps 1 ms woke late by p50 {p50:.2f}, p99 {p99:.2f} ms'
+                .format_map(self.summary()))
+
     def _measure(self) -> None:
         while not self._over.wait(REST):
             start = time.perf_counter()
@@ -87,14 +103,8 @@ class SchedulingDelay:
 
     def summary(self) -> dict[str, float]:
         """Return median and 99th percentile of the delays so far [ms]."""
-        p50, p99 = np.percentile(self._late or [0.0], [50, 99])
+        p50, p99 = np.percentile(self._late, [50, 99])
         return {'p50': round(float(p50), 3), 'p99': round(float(p99), 3)}
-
-
-def delay_line(delay: dict[str, float]) -> str:
-    """Return a `SchedulingDelay`'s summary as a sentence."""
-    return (f'a thread that sleeps 1 ms woke late by p50 {delay["p50"]:.2f}, p99 '
-            f'{delay["p99"]:.2f} ms')
 
 
 def load_average() -> float:
@@ -102,8 +112,12 @@ def load_average() -> float:
     return round(os.getloadavg()[0], 2)
 
 
-def show(columns: Iterable[str], rows: Iterable[Iterable[Any]], below: str) -> None:
-    """Print a table, all columns but the first justified right, and a line below it."""
+def show(columns: Iterable[str], rows: Iterable[Iterable[Any]], below: str,
+         json_file: Path | None, result: Mapping[str, Any]) -> None:
+    """Print a table, all columns but the first justified right, and a line below it.
+
+    ``result`` is written to ``json_file``, where there is one.
+    """
     first, *others = columns
     table = Table(first)
     for name in others:
@@ -113,3 +127,5 @@ def show(columns: Iterable[str], rows: Iterable[Iterable[Any]], below: str) -> N
     console = Console(markup=False)
     console.print(table)
     console.print(below)
+    if json_file is not None:
+        write_json(json_file, result)

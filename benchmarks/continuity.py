@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,15 +10,13 @@ import typer
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.node import Node
 from std_msgs.msg import String
-from tqdm import tqdm
 
-from benchmarks.common import load_average, own_graph, show
+from benchmarks.common import load_average, own_graph, progress, show
 from dtvla_ros import share
 from dtvla_ros.cli import main
 from dtvla_ros.cli.arguments import NANO, Json, Policy, group
 from dtvla_ros.conventions import EPISODE, GATE_STATE
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import write_json
 from dtvla_ros.ros import qos
 from dtvla_ros.ros.conversions import status_values
 from dtvla_ros.ros.graph import VLA_NAMES
@@ -52,18 +49,13 @@ class Watch(Node):
 
 def _measure(policy: Path, blend: int, seconds: float) -> dict[str, Any]:
     """Return the gate's account of ``seconds`` in real time, and the episodes won."""
-    params = ['--ros-args', '--params-file', str(share.find(CONFIG))]
+    settings = ('--params-file', str(share.find(CONFIG)))
     with own_graph(Watch) as graph:
-        for name, *more in (('vla_node', *VLA_NAMES, '-p', f'policy:={policy}'),
-                            ('command_gate', '-p', f'blend_steps:={blend}'),
-                            ('sim_bridge', '-p', 'episodes:=1000')):
-            graph.processes.start(name, f'dtvla_ros.nodes.{name}', [*params, *more])
-        begun = time.monotonic()
-        with tqdm(total=round(seconds), unit='s', desc=f'blend {blend}', leave=False,
-                  disable=None) as bar:
-            while (passed := time.monotonic() - begun) < seconds:
-                graph.spin(0.1)
-                bar.update(int(passed) - bar.n)
+        graph.start('vla_node', *settings, *VLA_NAMES, '-p', f'policy:={policy}')
+        graph.start('command_gate', *settings, '-p', f'blend_steps:={blend}')
+        graph.start('sim_bridge', *settings, '-p', 'episodes:=1000')
+        for _ in progress(range(round(seconds)), unit='s', desc=f'blend {blend}'):
+            graph.spin(1.0)
         account, episodes = graph.node.account, graph.node.episodes
     if not account:
         raise UserError(f'no chunk took over from another within {seconds:g} s: give --seconds '
@@ -99,9 +91,8 @@ def continuity(
          f'{row["backward_seams"] / row["seams"]:.1%} / '
          f'{row["backward_insides"] / row["insides"]:.1%}',
          f'{row["successes"]}/{row["episodes"]}') for row in rows),
-        f'medians of the change of commanded velocity between commands; load average {load}')
-    if json_file is not None:
-        write_json(json_file, {'target_ratio': TARGET, 'load_average': load, 'rows': rows})
+        f'medians of the change of commanded velocity between commands; load average {load}',
+        json_file, {'target_ratio': TARGET, 'load_average': load, 'rows': rows})
 
 
 if __name__ == '__main__':

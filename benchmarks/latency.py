@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,16 +16,14 @@ from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image, JointState
-from tqdm import tqdm
 from trajectory_msgs.msg import JointTrajectory
 
-from benchmarks.common import Graph, SchedulingDelay, delay_line, load_average, own_graph, show
+from benchmarks.common import Graph, SchedulingDelay, load_average, own_graph, progress, show
 from dtvla_ros import share
 from dtvla_ros.actions.chunk import Chunk
 from dtvla_ros.cli import main
 from dtvla_ros.cli.arguments import Json, group
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import write_json
 from dtvla_ros.ros import images, qos
 from dtvla_ros.ros.conversions import chunk_message, header, status_message, time_message
 from dtvla_ros.ros.run import STEADY, run
@@ -35,8 +32,8 @@ HEIGHT, WIDTH = 480, 640
 FRAME_RATE = 30.0  # Hz
 CHUNK_PERIOD = 0.05  # s, of a row
 WARM_UP = 20  # samples at the start that do not count
-TARGETS_MS = {'image p50': 1.5, 'command p99': 2.0, 'jitter p99': 2.0}
-GATE = 'dtvla_ros.nodes.command_gate'
+# What is held against a limit, and the limit [ms].
+IMAGE, COMMAND, JITTER = ('p50', 1.5), ('p99', 2.0), ('p99', 2.0)
 app = group()
 
 
@@ -60,11 +57,8 @@ def _chunk(stamp: float, rows: int) -> JointTrajectory:
 
 def _collect(graph: Graph, samples: Sequence[Any], count: int, title: str) -> None:
     """Run callbacks until ``samples`` has so many, and show how far it is."""
-    with tqdm(total=count, desc=title, leave=False, disable=None) as bar:
-        while len(samples) < count:
-            before = len(samples)
-            graph.spin_until(lambda: len(samples) > before, title)  # noqa: B023
-            bar.update(min(count, len(samples)) - before)
+    for k in progress(range(count), desc=title):
+        graph.spin_until(lambda: len(samples) > k, title)  # noqa: B023
 
 
 def measure_images(graph: Graph, count: int) -> list[float]:
@@ -93,13 +87,8 @@ class PolicyStandIn:
         self._poses = node.create_publisher(PoseStamped, 'ee_pose', qos_profile_sensor_data)
         self._joints = node.create_publisher(
             JointState, 'joint_states', qos_profile_sensor_data)
-        self._node = node
-        self.every(0.04, lambda: self._state.publish(
-            status_message('vla', 'ACTING', {'task': 1, 'reason': ''})))
-
-    def every(self, period: float, callback: Callable[[], None]) -> None:
-        """Call back regularly on the steady clock."""
-        self._node.create_timer(period, callback, clock=STEADY)
+        node.create_timer(0.04, lambda: self._state.publish(
+            status_message('vla', 'ACTING', {'task': 1, 'reason': ''})), clock=STEADY)
 
     def heard(self) -> bool:
         """Return whether the gate listens."""
@@ -126,8 +115,7 @@ def measure_commands(graph: Graph, count: int) -> list[float]:
     node.create_subscription(
         JointTrajectory, 'action', lambda _: came.append(time.perf_counter()), 10)
     policy = PolicyStandIn(node)
-    graph.processes.start('gate', GATE, [
-        '--ros-args', '--params-file', str(share.find(Path('config/sim.yaml')))])
+    graph.start('command_gate', '--params-file', str(share.find('config/sim.yaml')))
     graph.spin_until(lambda: policy.heard() and node.count_publishers('action'),
                      'the command gate')
     taken: list[float] = []
@@ -140,7 +128,7 @@ def measure_commands(graph: Graph, count: int) -> list[float]:
         return bool(came)
 
     graph.spin_until(answers_now, 'a first command')  # by then it has heard policy and pose
-    for _ in tqdm(range(count + WARM_UP), desc='commands', leave=False, disable=None):
+    for _ in progress(range(count + WARM_UP), desc='commands'):
         stamp += CHUNK_PERIOD
         policy.publish_pose(stamp)
         graph.spin(0.01)
@@ -162,24 +150,24 @@ def measure_regularity(graph: Graph, rate: float, seconds: float) -> tuple[list[
         DiagnosticStatus, 'gate_state', lambda message: states.append(message.message),
         qos.LATCHED)
     policy = PolicyStandIn(graph.node)
-    policy.every(0.02, policy.publish_state)
-    policy.every(0.2, lambda: policy.chunks.publish(_chunk(time.time(), 8)))
-    graph.processes.start(f'gate at {rate:g} Hz', GATE, [
-        '--ros-args', '-p', 'lockstep:=false', '-p', 'preset:=servo', '-p', f'rate:={rate!r}',
-        '-p', 'auto_start:=true', '-p', 'gripper_timeout_s:=0.0'])
+    graph.node.create_timer(0.02, policy.publish_state, clock=STEADY)
+    graph.node.create_timer(
+        0.2, lambda: policy.chunks.publish(_chunk(time.time(), 8)), clock=STEADY)
+    graph.start('command_gate', '-p', 'lockstep:=false', '-p', 'preset:=servo', '-p',
+                f'rate:={rate!r}', '-p', 'auto_start:=true', '-p', 'gripper_timeout_s:=0.0')
     graph.spin_until(policy.heard, 'the command gate')
     _collect(graph, came, WARM_UP + 1 + round(rate * seconds), f'gate at {rate:g} Hz')
     gaps = np.diff(came[WARM_UP:]) * 1e3
     return np.abs(gaps - 1e3 / rate).tolist(), states[-1] if states else ''
 
 
-def summary(name: str, taken: Sequence[float], target: str, **more: Any) -> dict[str, Any]:
-    """Return percentiles of what was taken [ms], held against a target of `TARGETS_MS`."""
+def summary(name: str, taken: Sequence[float], target: tuple[str, float],
+            **more: Any) -> dict[str, Any]:
+    """Return percentiles of what was taken [ms], one of them held against a limit."""
     p50, p99 = np.percentile(taken, [50, 99])
     row = {'what': name, 'n': len(taken), 'p50_ms': round(float(p50), 3),
            'p99_ms': round(float(p99), 3), 'max_ms': round(max(taken), 3), **more}
-    percentile = target.rpartition(' ')[2]
-    limit = TARGETS_MS[target]
+    percentile, limit = target
     return row | {'target_ms': limit, 'target_of': percentile,
                   'met': row[f'{percentile}_ms'] <= limit}
 
@@ -226,14 +214,14 @@ def latency(
     with SchedulingDelay() as delays:
         with own_graph(lambda: Node('latency')) as graph:
             rows = [summary(f'image {WIDTH}x{HEIGHT}, camera process to numpy here',
-                            measure_images(graph, count), 'image p50')]
+                            measure_images(graph, count), IMAGE)]
         with own_graph(lambda: Node('latency')) as graph:
             rows.append(summary('chunk to command through the gate process',
-                                measure_commands(graph, count), 'command p99'))
+                                measure_commands(graph, count), COMMAND))
         for hertz in rate or (20.0, 100.0):
             with own_graph(lambda: Node('latency')) as graph:
                 off, state = measure_regularity(graph, hertz, seconds)
-            rows.append(summary(f'command off its period at {hertz:g} Hz', off, 'jitter p99',
+            rows.append(summary(f'command off its period at {hertz:g} Hz', off, JITTER,
                                 gate_state=state))
     result = {
         'rmw': rclpy.get_rmw_implementation_identifier(), 'cores': os.cpu_count(),
@@ -245,9 +233,7 @@ def latency(
         for row in rows),
         f'{result["rmw"]}, {f"priority {priority}" if priority else "ordinary priority"}, '
         f'{result["cores"]} cores, load average {before} before and '
-        f'{load_average()} after; {delay_line(delays.summary())}')
-    if json_file is not None:
-        write_json(json_file, result)
+        f'{load_average()} after; {delays}', json_file, result)
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ from dtvla_sim.env import CAMERAS, REST, SETTLE_STEPS
 from dtvla_sim.libero.env import LiberoEnv
 from dtvla_sim.libero.scene import scene_settings, seeded
 from dtvla_sim.libero.tasks import read_init_states
+
+# Runs the actions of an evaluation episode; the first image and the positions [steps, nq].
+Loop = Callable[[int, NDArray], tuple[NDArray[np.uint8], NDArray[np.float64]]]
 
 
 def compare(
@@ -38,67 +42,60 @@ def compare(
                         axis=0)[:steps]
     results = {}
     # LIBERO's own first: it draws into whatever GL context is current.
-    for name, loop in (('stock', Stock(env)), ('ours', Ours(env, replan_every))):
-        loop.run(0, actions[:1])
+    for name, loop in (('stock', stock_loop(env)), ('ours', our_loop(env, replan_every))):
+        loop(0, actions[:1])
         begun = time.perf_counter()
-        paths = [loop.run(k, actions) for k in range(episodes)]
+        images, paths = zip(*(loop(k, actions) for k in range(episodes)))
         seconds = time.perf_counter() - begun
         results[name] = {'episodes_per_minute': 60.0 * episodes / seconds,
-                         'trajectory': np.stack(paths), 'image': loop.image}
+                         'trajectory': np.stack(paths), 'image': images[-1]}
     env.close()
     return results
 
 
-class Ours:
-    """This package's loop: images are rendered when a policy reads them."""
-
-    def __init__(self, env: LiberoEnv, replan_every: int):
-        self.env, self.replan_every, self.image = env, replan_every, np.zeros(0)
-
-    def run(self, index: int, actions: NDArray) -> NDArray[np.float64]:
-        """Return the positions [steps, nq] of an evaluation episode."""
-        obs, _ = self.env.reset(seed=EVAL_SEED_START + index)
-        self.image = obs['agentview_image']
-        path = []
+def our_loop(env: LiberoEnv, replan_every: int) -> Loop:
+    """Return this package's loop: images are rendered when a policy reads them."""
+    def run(index: int, actions: NDArray) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        obs, _ = env.reset(seed=EVAL_SEED_START + index)
+        image, path = obs['agentview_image'], []
         for k, action in enumerate(actions):
-            if k % self.replan_every == 0:
+            if k % replan_every == 0:
                 for camera in CAMERAS:
                     obs[camera]
-            obs = self.env.step(action)[0]
-            path.append(self.env.data.qpos.copy())
-        return np.stack(path)
+            obs = env.step(action)[0]
+            path.append(env.data.qpos.copy())
+        return image, np.stack(path)
+
+    return run
 
 
-class Stock:
-    """LIBERO's evaluation loop, but for ``ControlEnv.reset``, which may never end."""
+def stock_loop(env: LiberoEnv) -> Loop:
+    """Return LIBERO's evaluation loop, but for ``ControlEnv.reset``, which may never end."""
+    env.reset(seed=0)  # loads LIBERO and its assets
+    from libero.libero.envs import OffScreenRenderEnv
 
-    def __init__(self, env: LiberoEnv):
-        env.reset(seed=0)  # loads LIBERO and its assets
-        from libero.libero.envs import OffScreenRenderEnv
+    own = ('controller_configs', 'hard_reset', 'has_renderer', 'use_camera_obs',
+           'has_offscreen_renderer')
+    stock = OffScreenRenderEnv(
+        bddl_file_name=str(env.task.bddl), camera_heights=env.image_size,
+        camera_widths=env.image_size,
+        **{name: value for name, value in scene_settings().items() if name not in own})
+    states = read_init_states(env.task.init_states)
 
-        settings = scene_settings()
-        for own in ('controller_configs', 'hard_reset', 'has_renderer', 'use_camera_obs',
-                    'has_offscreen_renderer'):
-            del settings[own]
-        self.env = OffScreenRenderEnv(
-            bddl_file_name=str(env.task.bddl), camera_heights=env.image_size,
-            camera_widths=env.image_size, **settings)
-        self.states, self.image = read_init_states(env.task.init_states), np.zeros(0)
-
-    def run(self, index: int, actions: NDArray) -> NDArray[np.float64]:
-        """Return the positions [steps, nq] of an evaluation episode."""
+    def run(index: int, actions: NDArray) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         # The scene's seed as `LiberoEnv.reset` draws it.
         with seeded(int(np_random(EVAL_SEED_START + index)[0].integers(2**31))):
-            self.env.env.reset()
-        self.env.set_init_state(self.states[index])
+            stock.env.reset()
+        stock.set_init_state(states[index])
         for _ in range(SETTLE_STEPS):
-            obs = self.env.step(REST.tolist())[0]
-        self.image = obs['agentview_image'][::-1]  # drawn bottom up
+            obs = stock.step(REST.tolist())[0]
         path = []
         for action in actions:
-            self.env.step(action)
-            path.append(self.env.sim.data._data.qpos.copy())
-        return np.stack(path)
+            stock.step(action)
+            path.append(stock.sim.data._data.qpos.copy())
+        return obs['agentview_image'][::-1], np.stack(path)  # drawn bottom up
+
+    return run
 
 
 if __name__ == '__main__':

@@ -12,14 +12,12 @@ from geometry_msgs.msg import TwistStamped
 from rclpy.node import Node
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
-from tqdm import tqdm
 
-from benchmarks.common import load_average, own_graph, show
+from benchmarks.common import load_average, own_graph, progress, show
 from dtvla_ros import share
 from dtvla_ros.cli import main
 from dtvla_ros.cli.arguments import NANO, Json, Policy, group
 from dtvla_ros.conventions import GATE_STATE, INSTRUCTION, TWIST, VLA_STATE
-from dtvla_ros.files import write_json
 from dtvla_ros.ros import qos
 from dtvla_ros.ros.conversions import seconds as seconds_of
 from dtvla_ros.ros.conversions import status_values
@@ -32,8 +30,7 @@ PERIOD = 0.05  # s, of the commands
 LATE = 0.05  # s beyond the period: a missed deadline
 GROWTH = 5.0  # MB after the warm-up
 TIMEOUT = 60.0  # s until the arm must move
-NODES = {'vla_node': [*VLA_NAMES, '-p', 'autostart:=true'],
-         'command_gate': ['-p', 'preset:=servo', '-p', 'blend_steps:=4', '-p', 'priority:=20']}
+NODES = ('vla_node', 'command_gate')
 app = group()
 
 
@@ -106,23 +103,22 @@ def soak(
 
     `python -m benchmarks.soak --minutes 1 --warm-up 20 --json out/soak.json`
     """
-    folder = share.find(policy)
     memory: dict[str, list[float]] = {name: [] for name in NODES}
     with own_graph(Watch) as graph:
-        watch, processes = graph.node, graph.processes
-        processes.start('arm', 'benchmarks.arm', ['--ros-args'])
-        for name, words in NODES.items():
-            if name == 'vla_node':
-                words = [*words, '-p', f'policy:={folder}']
-            processes.start(name, f'dtvla_ros.nodes.{name}', ['--ros-args', *words])
+        watch = graph.node
+        graph.processes.start('arm', 'benchmarks.arm', ['--ros-args'])
+        graph.start('vla_node', *VLA_NAMES, '-p', 'autostart:=true', '-p',
+                    f'policy:={share.find(policy)}')
+        graph.start('command_gate', '-p', 'preset:=servo', '-p', 'blend_steps:=4', '-p',
+                    'priority:=20')
         graph.spin_until(lambda: watch.gate == 'RUN', 'motion of the arm', TIMEOUT)
         graph.spin(warm_up)
         watch.stamps.clear()
         watch.stops.clear()
-        for _ in tqdm(range(round(60 * minutes)), unit='s', desc='soak', disable=None):
+        for _ in progress(range(round(60 * minutes)), unit='s', desc='soak'):
             graph.spin(1.0)
             for name in NODES:
-                memory[name].append(resident_memory(processes.pid(name)))
+                memory[name].append(resident_memory(graph.processes.pid(name)))
     result = {'minutes': minutes, **judge(watch.stamps, watch.stops, memory)}
     show(('soak', 'measured', 'allowed'), [
         ('commands', result['commands'], ''),
@@ -132,9 +128,8 @@ def soak(
         *((f'growth of {name} [MB]', f'{growth:+.2f}', f'{GROWTH:g}')
           for name, growth in result['growth_mb'].items())],
         f'{minutes:g} minutes, two cameras 640x480 at 30 Hz, load average '
-        f'{result["load_average"]}: {"passed" if result["passed"] else "FAILED"}')
-    if json_file is not None:
-        write_json(json_file, result)
+        f'{result["load_average"]}: {"passed" if result["passed"] else "FAILED"}',
+        json_file, result)
     if not result['passed']:
         raise typer.Exit(1)
 

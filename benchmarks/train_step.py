@@ -5,7 +5,7 @@ Random weights and sequences, made where they are needed: no download, no datase
 
 from __future__ import annotations
 
-import resource
+import re
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,14 +22,13 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
+from benchmarks.common import progress, show
 from dtvla_ros.cli import main
 from dtvla_ros.cli.arguments import Changes, Config, Json, group
 from dtvla_ros.engine.bench import Watch, measure_limits
 from dtvla_ros.engine.published import geometry, random_model
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import write_json
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.training.collate import Batch
@@ -97,16 +96,14 @@ def random_batch(count: int, thought: int, config: DecoderConfig) -> Batch:
         column(ids.action_end, ids.eos)], 1)
     begin = config.image_tokens + INSTRUCTION + 3
     start = begin + thought + 2
-    columns = torch.cat([torch.arange(begin, start + 1),
-                         torch.arange(start + slots + 1, start + slots + 3)])
-    rows = torch.arange(count).repeat_interleave(len(columns))
-    columns = columns.repeat(count)
+    supervised = torch.tensor([*range(begin, start + 1), start + slots + 1, start + slots + 2])
     nothing = torch.zeros(count, 0, dtype=torch.int64)
     size = config.vision.image_size
     return Batch(
         frames=torch.randint(256, (2, count, size, size, 3), generator=rng, dtype=torch.uint8),
         input_ids=sequence, attention_mask=torch.ones_like(sequence),
-        token_rows=torch.stack([rows, columns - 1]), token_targets=sequence[rows, columns],
+        token_rows=torch.cartesian_prod(torch.arange(count), supervised - 1).T,
+        token_targets=sequence[:, supervised].flatten(),
         action_start=torch.full((count,), start), action_targets=actions,
         action_mask=torch.ones(count, slots, dtype=torch.bool), positions=nothing[..., None],
         unambiguous=nothing.bool(), target_patches=nothing)
@@ -129,19 +126,9 @@ def measure(kind: str, batch: int, width: int, layers: int, thought: int, steps:
         (loss if isinstance(loss, Tensor) else loss[0]).backward()
         optimizer.step()
         times.append(time.perf_counter() - begun)
-    return {'seconds': median(times[1:]), 'memory': _peak_memory()}
-
-
-def _peak_memory() -> int:
-    """Return this process's largest resident set [bytes].
-
-    Linux lets a child inherit its parent's figure in ``getrusage``, not in ``VmHWM``.
-    """
-    status = Path('/proc/self/status')
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS, in bytes
-    line = next(text for text in status.read_text().splitlines() if text.startswith('VmHWM'))
-    return int(line.split()[1]) * 1024
+    # Linux lets a child inherit its parent's peak in `getrusage`, not in VmHWM [kB].
+    peak = re.findall(r'VmHWM:\s*(\d+)', Path('/proc/self/status').read_text())
+    return {'seconds': median(times[1:]), 'memory': 1024 * int(peak[0])}
 
 
 Thought = Annotated[int, typer.Option(min=1, help='Tokens of the thought.')]
@@ -176,13 +163,12 @@ def compare(
             except BrokenProcessPool:
                 raise UserError(f'the {kind} step was killed; the plain one needs about 3 GB for '
                                 'each sample of --batch') from None
-        print(f'{kind:10}  {batch / measured[kind]["seconds"]:7.3f} samples/s  '
-              f'peak {measured[kind]["memory"] / 1e9:5.2f} GB')
     plain, ours = (measured[kind] for kind in KINDS)
-    print(f'ratio       {plain["seconds"] / ours["seconds"]:.2f} x the speed, '
-          f'{plain["memory"] / ours["memory"]:.2f} x less peak memory')
-    if json_file is not None:
-        write_json(json_file, measured)
+    show(('step', 'samples/s', 'peak memory [GB]'), (
+        (kind, f'{batch / row["seconds"]:.3f}', f'{row["memory"] / 1e9:.2f}')
+        for kind, row in measured.items()),
+        f'ratio: {plain["seconds"] / ours["seconds"]:.2f} x the speed, '
+        f'{plain["memory"] / ours["memory"]:.2f} x less peak memory', json_file, measured)
 
 
 def time_steps(config: SftConfig, name: str, steps: int, thought: int) -> dict[str, Any]:
@@ -233,7 +219,7 @@ def time_steps(config: SftConfig, name: str, steps: int, thought: int) -> dict[s
         step()
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats()
-    taken = [step() for _ in tqdm(range(steps), desc='steps', leave=False)]
+    taken = [step() for _ in progress(range(steps), desc='steps')]
     seconds = {phase: median(times[phase] for times in taken) for phase in PHASES}
     return {
         'seconds': seconds, 'total': sum(seconds.values()),
@@ -267,17 +253,14 @@ def time_command(
     """
     m = time_steps(SftConfig.read(config, changes or ()), geometry, steps, thought)
     limit = m['flops'] / m['flops_per_s']
-    print(f'{m["parameters"] / 1e6:.0f} M parameters, {m["trained"] / 1e6:.1f} M of them trained; '
-          f'{m["samples"]} sequences of {m["tokens"]} rows a step')
-    for phase in PHASES:
-        print(f'{phase:10} {1e3 * m["seconds"][phase]:9.1f} ms')
-    print(f'{"step":10} {1e3 * m["total"]:9.1f} ms   {m["samples"] / m["total"]:.2f} samples/s')
-    print(f'{"limit":10} {1e3 * limit:9.1f} ms   {m["flops"] / 1e12:.1f} TFLOP at '
-          f'{m["flops_per_s"] / 1e12:.0f} TFLOP/s measured; reached {limit / m["total"]:.0%}')
-    if m['peak_bytes']:
-        print(f'{"memory":10} {m["peak_bytes"] / 1e9:9.1f} GB at most')
-    if json_file is not None:
-        write_json(json_file, m)
+    show(('of a step', 'ms'), (
+        (phase, f'{1e3 * seconds:.1f}') for phase, seconds in (
+            *m['seconds'].items(), ('step', m['total']), ('limit', limit))),
+        f'{m["parameters"] / 1e6:.0f} M parameters, {m["trained"] / 1e6:.1f} M of them trained; '
+        f'{m["samples"]} sequences of {m["tokens"]} rows a step, '
+        f'{m["samples"] / m["total"]:.2f} samples/s; {m["flops"] / 1e12:.1f} TFLOP at '
+        f'{m["flops_per_s"] / 1e12:.0f} TFLOP/s measured, reached {limit / m["total"]:.0%}; '
+        f'GPU memory {m["peak_bytes"] / 1e9:.1f} GB at most', json_file, m)
 
 
 if __name__ == '__main__':

@@ -78,9 +78,9 @@ def test_no_arm_hears_a_benchmark(monkeypatch):
 
 def test_rows_are_percentiles_of_what_was_taken():
     pytest.importorskip('rclpy')
-    from benchmarks.latency import summary
+    from benchmarks.latency import COMMAND, summary
 
-    row = summary('x', np.arange(101.0).tolist(), target='command p99')
+    row = summary('x', np.arange(101.0).tolist(), COMMAND)
     assert (row['n'], row['p50_ms'], row['p99_ms'], row['max_ms']) == (101, 50.0, 99.0, 100.0)
     assert (row['target_ms'], row['target_of'], row['met']) == (2.0, 'p99', False)
 
