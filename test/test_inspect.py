@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,17 +10,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.golden import tensors as golden_tensors
 from support.released import STATISTICS, observation, write_checkpoint
 from tokenizers import Tokenizer
 
 from dtvla_ros.engine.load import load_policy
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.convert import ConvertOptions, convert, read_config, read_statistics
+from dtvla_ros.policy.convert import ConvertOptions, convert
 from dtvla_ros.policy.inspect import inspect
 from dtvla_ros.policy.manifest import PolicyManifest
-from dtvla_ros.policy.transform import PolicyTransform
-from dtvla_ros.policy.vocabulary import load_tokenizer
 
 TASK = 'Push the red_cube onto the plate'
 INDEX = 'model.safetensors.index.json'
@@ -90,22 +86,6 @@ def test_published_prompt(copy):
     assert transform.decode_thought(transform.encode_thought(thought)) == thought
 
 
-def test_mirrored_images_are_the_published_ones(copy):
-    case = {name: tensor.numpy() for name, tensor in golden_tensors('case_image').items()}
-    published = case['policy_uint8']
-    edited('config.json', lambda d: d['vision_config'].update(
-        image_size=len(published), patch_size=len(published)))(copy)
-    tokenizer = load_tokenizer(copy / 'tokenizer.json')
-    config = read_config(copy / 'config.json', tokenizer, ('primary',))
-    transform = PolicyTransform(
-        config, tokenizer, read_statistics(copy / 'norm_stats.json'), mirrored=True)
-    upright = {'primary': case['camera_uint8'][::-1]}  # the renderer's rows run bottom up
-    seen = transform.pixels(upright)[0]
-    np.testing.assert_allclose(seen, published.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
-    plain = dataclasses.replace(transform, mirrored=False)
-    assert not np.array_equal(plain.pixels(upright)[0], seen)
-
-
 def test_inspection_of_a_checkpoint(copy, dtvla, tmp_path):
     file = tmp_path / 'found.json'
     code, said, _ = dtvla('inspect', copy, '--json', file)
@@ -119,6 +99,8 @@ def test_inspection_of_a_checkpoint(copy, dtvla, tmp_path):
     assert found['weights']['missing'] == found['weights']['unexpected'] == []
     assert found['config']['ids']['think'] > 0 and found['statistics']['q01'][0] == -0.70446
     assert found['action']['replan_steps'] == 10
+    assert found['lacks'] == [{'what': found['issues'][0]['problem'],
+                               'remedy': found['issues'][0]['remedy']}]
     for word in (f'{total:,}', 'as released', '-0.70446', 'OSC_POSE', 'bins first',
                  'dtvla convert', SHARD):
         assert word in said, word

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,14 +15,14 @@ KEPT = 512  # changes of each kind that the medians are taken of
 class ContinuityMeter:
     """Changes of the commanded velocity [m/s] between neighbouring rows.
 
-    ``boundary``: where a chunk took over from one that still had rows; ``inside``: elsewhere.
-    A backward step is a row that moves against the one before.
+    'seam': where a chunk took over from one that still had rows; 'inside': elsewhere. A backward
+    step is a row that moves against the one before.
     """
 
     def __init__(self) -> None:
-        self.boundary: deque[float] = deque(maxlen=KEPT)
-        self.inside: deque[float] = deque(maxlen=KEPT)
-        self.boundaries = self.backward_boundaries = self.insides = self.backward_insides = 0
+        self._jumps: dict[str, deque[float]] = {
+            kind: deque(maxlen=KEPT) for kind in ('seam', 'inside')}
+        self._counts: Counter[str] = Counter()
         self._last: NDArray[np.float64] | None = None
 
     def pause(self) -> None:
@@ -35,22 +35,14 @@ class ContinuityMeter:
         last, self._last = self._last, speed
         if last is None:
             return
-        jump = float(np.linalg.norm(speed - last))
-        backward = float(speed @ last) < 0
-        if boundary:
-            self.boundary.append(jump)
-            self.boundaries += 1
-            self.backward_boundaries += backward
-        else:
-            self.inside.append(jump)
-            self.insides += 1
-            self.backward_insides += backward
+        kind = 'seam' if boundary else 'inside'
+        self._jumps[kind].append(float(np.linalg.norm(speed - last)))
+        self._counts[f'{kind}s'] += 1
+        self._counts[f'backward_{kind}s'] += bool(speed @ last < 0)
 
     def summary(self) -> dict[str, float]:
         """Return medians [m/s] and counts for `gate_state`; empty before there are both kinds."""
-        if not self.boundary or not self.inside:
+        if not all(self._jumps.values()):
             return {}
-        return {'seam_jump': float(np.median(self.boundary)),
-                'inside_jump': float(np.median(self.inside)), 'seams': self.boundaries,
-                'backward_seams': self.backward_boundaries, 'insides': self.insides,
-                'backward_insides': self.backward_insides}
+        medians = {f'{kind}_jump': float(np.median(j)) for kind, j in self._jumps.items()}
+        return {**medians, **self._counts}

@@ -21,6 +21,7 @@ RADIANS_PER_UNIT = 0.5
 # 0.05 m / 50 ms; a twist command needs them to move like the simulator.
 METRES_PER_SECOND_PER_UNIT = 0.267
 RADIANS_PER_SECOND_PER_UNIT = 2.67
+_SETTLED = np.repeat([METRES_PER_SECOND_PER_UNIT, RADIANS_PER_SECOND_PER_UNIT], 3)
 GRIPPER_OPEN = -1.0
 GRIPPER_CLOSED = 1.0
 GRIPPER_DEAD_BAND = 0.1
@@ -60,18 +61,12 @@ def target_pose(
 
 def velocity(action: ArrayLike) -> NDArray[np.float64]:
     """Return the speed [6] (m/s, rad/s, base axes) at which a held action [>=6] settles."""
-    values = np.array(action, np.float64)[:6]
-    values[:3] *= METRES_PER_SECOND_PER_UNIT
-    values[3:] *= RADIANS_PER_SECOND_PER_UNIT
-    return values
+    return np.asarray(action, np.float64)[:6] * _SETTLED
 
 
 def from_velocity(speed: ArrayLike) -> NDArray[np.float64]:
     """Return the normalised action [6] that settles at a speed [6]; inverse of `velocity`."""
-    values = np.array(speed, np.float64)[:6]
-    values[:3] /= METRES_PER_SECOND_PER_UNIT
-    values[3:] /= RADIANS_PER_SECOND_PER_UNIT
-    return values
+    return np.asarray(speed, np.float64)[:6] / _SETTLED
 
 
 def gripper_command(channel: float, last: float) -> float:

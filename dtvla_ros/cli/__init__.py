@@ -75,32 +75,18 @@ def demo(
 def main(commands: typer.Typer = app) -> None:
     """Run a command; bad input is one line and exit code 2, a node that died 1, Ctrl-C 130."""
     try:
-        _run(commands)
+        code = commands(standalone_mode=False)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-
-
-def _run(commands: typer.Typer) -> None:
-    try:
-        code = commands(standalone_mode=False)
-    except UserError as error:
-        _refuse(str(error))
-    except NodeDied as error:
-        print(f'error: {error}', file=sys.stderr)
-        raise SystemExit(1) from None
     except Exception as error:
         # typer's own usage errors; which module defines their class depends on its version.
-        if type(error).__name__ == 'NoArgsIsHelpError':
-            raise SystemExit(2) from None
-        if type(error).__name__ == 'Abort':
-            raise SystemExit(130) from None
-        if not hasattr(error, 'format_message'):
+        kind = type(error).__name__
+        if kind in ('NoArgsIsHelpError', 'Abort'):
+            raise SystemExit(2 if kind == 'NoArgsIsHelpError' else 130) from None
+        usage = hasattr(error, 'format_message')
+        if not (usage or isinstance(error, UserError | NodeDied)):
             raise
-        _refuse(f'{error.format_message()} (see --help)')
-    else:
-        raise SystemExit(code if isinstance(code, int) else 0)
-
-
-def _refuse(message: str) -> None:
-    print('error: ' + ' '.join(message.split()), file=sys.stderr)
-    raise SystemExit(2)
+        message = f'{error.format_message()} (see --help)' if usage else str(error)
+        print('error: ' + ' '.join(message.split()), file=sys.stderr)
+        raise SystemExit(1 if isinstance(error, NodeDied) else 2) from None
+    raise SystemExit(code if isinstance(code, int) else 0)

@@ -70,8 +70,6 @@ def inspect(
 
     `dtvla inspect deepthinkvla_libero_cot_rl/model-00001-of-00002.safetensors`
     """
-    from dataclasses import asdict
-
     from dtvla_ros import share
     from dtvla_ros.files import write_json
     from dtvla_ros.policy.inspect import inspect as run
@@ -80,7 +78,7 @@ def inspect(
     found = run(share.find(path), hashes)
     show(found)
     if json_file is not None:
-        write_json(json_file, asdict(found))
+        write_json(json_file, found.to_dict())
 
 
 @app.command()

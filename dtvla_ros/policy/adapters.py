@@ -19,14 +19,8 @@ from torch import Tensor
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import read_json
-from dtvla_ros.policy.checkpoint import (
-    EMBEDDING,
-    HEADS,
-    Stored,
-    our_name,
-    read_tensors,
-    refuse_pickles,
-)
+from dtvla_ros.policy import checkpoint
+from dtvla_ros.policy.checkpoint import EMBEDDING, HEADS, Stored, our_name
 
 CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
@@ -53,19 +47,16 @@ class LowRank:
     scale: float
     embedding: bool
 
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Return whether the update has the shape of the weight."""
-        ends = (self.a.shape[1], self.b.shape[0]) if self.embedding else (
-            self.b.shape[0], *self.a.shape[1:])
-        return ends == shape and self.b.flatten(1).shape[1] == self.a.shape[0]
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight that the factors update."""
+        rows, columns = self.b.shape[:1], self.a.shape[1:]
+        return (*columns, *rows) if self.embedding else (*rows, *columns)
 
     def delta(self) -> Tensor:
         """Return the update in float32, in the shape of the weight."""
-        a, b = self.a.float(), self.b.float()
-        product = b.flatten(1) @ a.flatten(1)  # [out, in...]
-        if self.embedding:
-            return self.scale * product.T
-        return self.scale * product.view(b.shape[0], *a.shape[1:])
+        product = self.b.float().flatten(1) @ self.a.float().flatten(1)  # [out, in...]
+        return self.scale * (product.T if self.embedding else product).reshape(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +64,6 @@ class Adapter:
     """Updates and wholly trained weights, by this package's names."""
 
     folder: Path
-    base: str
     updates: Mapping[str, LowRank]
     replaced: Mapping[str, Tensor]
 
@@ -82,20 +72,13 @@ class Adapter:
         remedy = 'give the base checkpoint the adapter was trained on'
         shapes = {our_name(name): stored.shape for name, stored in base.items()
                   if name not in HEADS}
-        parts: list[tuple[str, LowRank | Tensor]] = [
-            *self.updates.items(), *self.replaced.items()]
-        for name, value in parts:
+        for name, value in (*self.updates.items(), *self.replaced.items()):
             if name not in shapes:
                 raise UserError(f'{self.folder}: adapts {name}, which the base does not have; '
                                 f'{remedy}')
-            if isinstance(value, LowRank):
-                what = f'factors {tuple(value.b.shape)} and {tuple(value.a.shape)}'
-                fits = value.fits(shapes[name])
-            else:
-                what, fits = f'weights {tuple(value.shape)}', value.shape == shapes[name]
-            if not fits:
-                raise UserError(f'{self.folder}: {what} do not fit {name} {shapes[name]}; '
-                                f'{remedy}')
+            if value.shape != shapes[name]:
+                raise UserError(f'{self.folder}: weights {tuple(value.shape)} do not fit {name} '
+                                f'{shapes[name]}; {remedy}')
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
         """Return a base weight (any layout's name) with its update, in its own type.
@@ -118,11 +101,11 @@ def read_adapter(folder: Path | str) -> Adapter:
     """
     folder = Path(folder)
     config = read_config(folder / CONFIG)
-    refuse_pickles(folder)
+    checkpoint.refuse_pickles(folder)
     path = folder / WEIGHTS
-    tensors = read_tensors(path)
+    tensors = checkpoint.read_tensors(path)
     if (folder / OTHERS).exists():
-        tensors |= read_tensors(folder / OTHERS)
+        tensors |= checkpoint.read_tensors(folder / OTHERS)
     factors: dict[str, dict[str, Tensor]] = {}
     embeddings: set[str] = set()
     whole: dict[str, Tensor] = {}
@@ -136,19 +119,25 @@ def read_adapter(folder: Path | str) -> Adapter:
             raise UserError(f'{path}: {name} is no factor of a plain LoRA; merge this adapter '
                             'with peft and convert the result')
         elif '.original_module.' not in module:  # the base's own copy
-            whole[_weight_name(_WRAPPER.sub('', module))] = tensor
+            whole[our_name(_WRAPPER.sub('', module))] = tensor
     updates = {}
     for module, pair in factors.items():
         if set(pair) != {'A', 'B'}:
             raise UserError(f'{path}: {module} has only the factor {next(iter(pair))}; '
                             'copy the adapter again')
-        updates[_weight_name(f'{module}.weight')] = LowRank(
-            pair['A'], pair['B'], _scale(config, module, pair['A'].shape[0], path),
+        rank = _by_pattern(config.get('rank_pattern'), module, config['r'])
+        for found_rank in (len(pair['A']), pair['B'].flatten(1).shape[1]):
+            if found_rank != rank:
+                raise UserError(f'{path}: {module} has rank {found_rank}, {CONFIG} says {rank}; '
+                                'they belong to different adapters')
+        alpha = _by_pattern(config.get('alpha_pattern'), module, config['lora_alpha'])
+        updates[our_name(f'{module}.weight')] = LowRank(
+            pair['A'], pair['B'], alpha / (rank ** 0.5 if config.get('use_rslora') else rank),
             module in embeddings)
     _settle_head(updates, whole, path)
     if not updates and not whole:
         raise UserError(f'{path}: holds no LoRA factors; copy the adapter again')
-    return Adapter(folder, str(config.get('base_model_name_or_path') or ''), updates, whole)
+    return Adapter(folder, updates, whole)
 
 
 def local_base(adapter: Path) -> Path:
@@ -158,10 +147,6 @@ def local_base(adapter: Path) -> Path:
         raise UserError(f'{adapter}: its base checkpoint {named!r} is no folder here; name it: '
                         f'dtvla convert BASE --adapter {adapter} --out FOLDER')
     return Path(named)
-
-
-def _weight_name(name: str) -> str:
-    return name if name in HEADS else our_name(name)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -185,15 +170,6 @@ def read_config(path: Path) -> dict[str, Any]:
             raise UserError(f'{path}: {key} is {value!r}, expected a positive number; '
                             'copy the adapter again')
     return config
-
-
-def _scale(config: Mapping[str, Any], module: str, rank: int, path: Path) -> float:
-    expected = _by_pattern(config.get('rank_pattern'), module, config['r'])
-    if rank != expected:
-        raise UserError(f'{path}: {module} has rank {rank}, {CONFIG} says {expected}; they belong '
-                        'to different adapters')
-    alpha = _by_pattern(config.get('alpha_pattern'), module, config['lora_alpha'])
-    return alpha / (rank ** 0.5 if config.get('use_rslora') else rank)
 
 
 def _by_pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dtvla_ros.errors import UserError
@@ -60,31 +60,18 @@ def refuse_pickles(folder: Path) -> None:
 
 def weight_files(path: Path) -> list[Path]:
     """Return the safetensors files of one file or of a checkpoint folder; all exist."""
-    if path.is_dir():
-        index = path / INDEX
-        if not index.exists():
-            return weight_files(path / WEIGHTS)
-        shards = [path / shard for shard in read_index(index)]
-        for shard in shards:
-            refuse_pickle(shard)
-            if not shard.is_file():
-                raise UserError(f'{shard}: missing, though {INDEX} lists it; download it again')
-        return shards
-    refuse_pickle(path)
-    if not path.is_file():
-        raise UserError(f'{path}: no such weights file')
-    return [path]
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read one safetensors file, or all shards of a checkpoint folder."""
-    tensors: dict[str, Tensor] = {}
-    for file in weight_files(path):
-        try:
-            tensors |= load_file(file)
-        except SafetensorError as error:
-            raise _not_whole(file, error) from None
-    return tensors
+    index = path / INDEX
+    if index.exists():
+        files = [path / shard for shard in read_index(index)]
+        missing = f'missing, though {INDEX} lists it; download it again'
+    else:
+        files = [path / WEIGHTS if path.is_dir() else path]
+        missing = 'no such weights file'
+    for file in files:
+        refuse_pickle(file)
+        if not file.is_file():
+            raise UserError(f'{file}: {missing}')
+    return files
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +99,14 @@ def read_headers(path: Path) -> dict[str, Stored]:
                     part = opened.get_slice(name)
                     stored[name] = Stored(file, name, tuple(part.get_shape()), part.get_dtype())
         except SafetensorError as error:
-            raise _not_whole(file, error) from None
+            raise UserError(f'{file}: not a whole safetensors file ({error}); copy it again'
+                            ) from None
     return stored
 
 
-def _not_whole(file: Path, error: Exception) -> UserError:
-    return UserError(f'{file}: not a whole safetensors file ({error}); copy it again')
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read one safetensors file, or all shards of a checkpoint folder."""
+    return {name: stored.read() for name, stored in read_headers(path).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +126,9 @@ class Fit:
     def check(self, path: Path) -> None:
         """Raise unless every name and shape fits."""
         remedy = 'does config.json belong to these weights?'
-        if self.missing:
-            raise UserError(f'{path}: {len(self.missing)} weights missing, first '
-                            f'{self.missing[0]}; {remedy}')
-        if self.unexpected:
-            raise UserError(f'{path}: {len(self.unexpected)} unknown weights, first '
-                            f'{self.unexpected[0]}; {remedy}')
+        for what, names in (('missing', self.missing), ('unknown', self.unexpected)):
+            if names:
+                raise UserError(f'{path}: {len(names)} weights {what}, first {names[0]}; {remedy}')
         for name, stored, wanted in self.wrong_shape:
             raise UserError(f'{path}: {name} is {stored}, the config says {wanted}; {remedy}')
 

@@ -131,14 +131,12 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         _positive(self, 'chunk_steps', 'action_dim')
+        first, last = self.ids.bins_first, self.ids.bins_last
+        _require(self.ids.bins >= 2, f'action ids {first}..{last} hold no bins')
         for name, value in asdict(self.ids).items():
             _require(0 <= value < self.text.vocabulary,
                      f'id {name}={value} is outside the vocabulary of {self.text.vocabulary}')
-        _require(self.ids.bins >= 2,
-                 f'action ids {self.ids.bins_first}..{self.ids.bins_last} hold no bins')
-        for name, value in asdict(self.ids).items():
-            _require(name.startswith('bins_')
-                     or not self.ids.bins_first <= value <= self.ids.bins_last,
+            _require(name.startswith('bins_') or not first <= value <= last,
                      f'id {name}={value} lies among the action ids')
         object.__setattr__(self, 'image_tokens', sum(self.vision.tokens))
 
@@ -166,22 +164,18 @@ class DecoderConfig:
             raise UserError(f'policy config: {error}; export the policy again') from None
 
     @classmethod
-    def from_huggingface(cls, data: Mapping[str, Any], *, chunk_steps: int = 10,
-                         action_dim: int = 7, cameras: tuple[str, ...] = CAMERAS,
-                         ) -> DecoderConfig:
+    def from_huggingface(cls, data: Mapping[str, Any],
+                         cameras: tuple[str, ...] = CAMERAS) -> DecoderConfig:
         """Read a released checkpoint's ``config.json``.
 
         Such files omit what equals PaliGemma's own defaults, so the defaults here are
         PaliGemma-3B's (Gemma-2B, SigLIP So400m/14). The prompt-end pair is not in the file:
         unless ``ids`` stand beside ``config``, it is Gemma's (';', newline).
         """
-        if data.get('auto_map') or data.get('config', {}).get('auto_map'):
+        root, extra = data.get('config', data), data.get('ids', {})
+        if data.get('auto_map') or root.get('auto_map'):
             raise UserError('config.json asks for remote code (auto_map), which is never run; '
                             'remove the key if the weights are a plain DeepThinkVLA')
-        extra = data.get('ids', {})
-        chunk_steps = data.get('num_actions_chunk', chunk_steps)
-        action_dim = data.get('action_dim', action_dim)
-        root = data.get('config', data)
         text, vision = root.get('text_config', {}), root.get('vision_config', {})
         rope = text.get('rope_parameters') or {}
         try:
@@ -217,7 +211,8 @@ class DecoderConfig:
                 mlp=vision.get('intermediate_size', 4304), patch=patch,
                 norm_eps=vision.get('layer_norm_eps', 1e-6),
             ),
-            ids=ids, chunk_steps=chunk_steps, action_dim=action_dim,
+            ids=ids, chunk_steps=data.get('num_actions_chunk', 10),
+            action_dim=data.get('action_dim', 7),
         )
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,22 +88,18 @@ def read_statistics(path: Path, key: str | None = None,
     ``key`` chooses the suite; it may be left out where there is one.
     """
     data: Mapping[str, Any] = read_json(path)
-    suites = {name: part for name, part in data.items() if isinstance(part, Mapping)
-              and name != 'action' and ('action' in part or 'q01' in part) and name != 'state'}
-    if 'action' in data or 'q01' in data:
-        if key is not None:
-            raise UserError(f'{path}: holds one set of statistics, none is named {key!r}; leave '
-                            'the key out')
-    elif key is None and len(suites) > 1:
-        raise UserError(f'{path}: holds statistics of {", ".join(suites)}; choose one with '
-                        '--suite-key')
-    elif not suites:
-        raise UserError(f'{path}: holds no statistics of actions, only {", ".join(data)}; give '
-                        'the right file with --statistics')
-    elif key is not None and key not in suites:
-        raise UserError(f'{path}: no statistics named {key!r}; there is: {", ".join(suites)}')
-    else:
-        data = suites[key or next(iter(suites))]
+    if 'action' not in data and 'q01' not in data:
+        suites = {name: part for name, part in data.items() if isinstance(part, Mapping)
+                  and ('action' in part or 'q01' in part) and name != 'state'}
+        if key is None and len(suites) == 1:
+            key = next(iter(suites))
+        if key not in suites:
+            raise UserError(f'{path}: holds statistics of {", ".join(suites) or "no actions"}; '
+                            'choose one with --suite-key, or another file with --statistics')
+        data = suites[key]
+    elif key is not None:
+        raise UserError(f'{path}: holds one set of statistics, none is named {key!r}; leave the '
+                        'key out')
     try:
         return ActionStatistics.from_dict(data, dim)
     except UserError as error:
@@ -155,7 +151,12 @@ def convert(path: Path | str, options: ConvertOptions) -> PolicyManifest:
     tokenizer = load_tokenizer(folder / TOKENIZER)
     config = read_config(folder / CONFIG, tokenizer, options.cameras)
     check_tokenizer(config, tokenizer, folder / TOKENIZER)
-    statistics_file = _statistics_file(folder, adapter_folder, options.statistics)
+    statistics_file = options.statistics or next(
+        (place / STATISTICS for place in (adapter_folder, folder)
+         if place is not None and (place / STATISTICS).exists()), folder / STATISTICS)
+    if options.statistics is None and not statistics_file.exists():
+        raise UserError(f'{statistics_file}: no such file, and actions mean nothing without their '
+                        'statistics; give them with --statistics')
     statistics = read_statistics(statistics_file, options.suite_key, config.action_dim)
     headers = read_headers(folder)
     fit(headers, empty_model(config)).check(folder)
@@ -180,7 +181,7 @@ def convert(path: Path | str, options: ConvertOptions) -> PolicyManifest:
             shutil.copyfile(statistics_file, weights / STATISTICS)
         manifest = PolicyManifest(
             name=options.name or target.resolve().name, license=options.license, config=config,
-            statistics=statistics, files=_hashes(_policy_files(weights)), state_in_prompt=False,
+            statistics=statistics, files=_hashes(weights), state_in_prompt=False,
             preamble=PREAMBLE, max_thought_tokens=MAX_THOUGHT, action=action,
             images=images)
         part = weights / (MANIFEST + '.part')
@@ -213,16 +214,6 @@ def _target(folder: Path, adapter: Path | None, options: ConvertOptions) -> Path
     return target
 
 
-def _statistics_file(folder: Path, adapter: Path | None, given: Path | None) -> Path:
-    if given is not None:
-        return given
-    for place in (adapter, folder):
-        if place is not None and (place / STATISTICS).exists():
-            return place / STATISTICS
-    raise UserError(f'{folder / STATISTICS}: no such file, and actions mean nothing '
-                    'without their statistics; give them with --statistics')
-
-
 def _link_weights(base: Path, part: Path) -> None:
     """Give the weights a second name; another file system gets a copy."""
     for file in weight_files(base):
@@ -235,23 +226,16 @@ def _link_weights(base: Path, part: Path) -> None:
 
 def _write_merged(base: Path, headers: dict[str, Stored], adapter: Adapter, part: Path) -> None:
     """Write the merged weights in the base's files and names, one file in memory at a time."""
-    with tqdm(total=len(headers), desc='merging', unit='tensor', disable=None) as bar:
-        for file in weight_files(base):
-            tensors = {}
-            for name, stored in headers.items():
-                if stored.file == file:
-                    tensors[name] = adapter.merged(name, stored.read()).contiguous()
-                    bar.update()
-            save_tensors(tensors, part / file.name)
+    for file in tqdm(weight_files(base), desc='merging', unit='file', disable=None):
+        save_tensors({name: adapter.merged(name, stored.read()).contiguous()
+                      for name, stored in headers.items() if stored.file == file},
+                     part / file.name)
 
 
-def _policy_files(folder: Path) -> list[Path]:
-    index = [folder / INDEX] if (folder / INDEX).exists() else []
-    return [*index, *weight_files(folder), folder / TOKENIZER]
-
-
-def _hashes(files: Sequence[Path]) -> dict[str, str]:
-    """Return SHA-256 by name, with a progress bar over all bytes."""
+def _hashes(folder: Path) -> dict[str, str]:
+    """Return SHA-256 by name of a policy's files, with a progress bar over all bytes."""
+    files = [folder / name for name in (INDEX, TOKENIZER) if (folder / name).exists()]
+    files += weight_files(folder)
     total = sum(path.stat().st_size for path in files)
     with tqdm(total=total, desc='hashing', unit='B', unit_scale=True, disable=None) as bar:
         return {path.name: sha256(path, bar.update) for path in files}

@@ -21,20 +21,8 @@ from rich.table import Table
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import read_json
 from dtvla_ros.issues import Issue
-from dtvla_ros.policy import adapters, convert
-from dtvla_ros.policy.checkpoint import (
-    EMBEDDING,
-    HEADS,
-    PICKLES,
-    Fit,
-    Stored,
-    empty_model,
-    fit,
-    our_name,
-    read_headers,
-    refuse_pickle,
-    refuse_pickles,
-)
+from dtvla_ros.policy import adapters, checkpoint, convert
+from dtvla_ros.policy.checkpoint import EMBEDDING, HEADS, PICKLES, Fit, Stored, our_name
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.manifest import GRAPHS, INDEX, MANIFEST, TOKENIZER, PolicyManifest, sha256
 from dtvla_ros.policy.vocabulary import load_tokenizer
@@ -47,7 +35,7 @@ _PARTS = (
     ('embedding and tied head', r'embed_tokens\.'), ('decoder layers', r'layers\.'),
     ('final norm', r'norm\.'), ('action slot codes', r'slot_codes'), ('other', ''))
 _COLOURS = {'verified': 'green', 'missing': 'red', 'differs': 'red', 'never opened': 'yellow'}
-_SHOWN = 5  # names of weights listed before the rest is counted
+_SHOWN = 8  # of a list, before the rest is counted
 _T = TypeVar('_T')
 
 
@@ -101,15 +89,17 @@ class Inspection:
     engines: tuple[str, ...] = ()
     issues: tuple[Issue, ...] = ()
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return it ready for JSON; ``lacks`` is the former name of ``issues``."""
+        return asdict(self) | {'lacks': [
+            {'what': issue.problem, 'remedy': issue.remedy} for issue in self.issues]}
 
-class _Issues:
+
+class _Issues(list[Issue]):
     """Collects what is missing; a ``UserError`` says both what and what to do."""
 
-    def __init__(self) -> None:
-        self.found: tuple[Issue, ...] = ()
-
     def add(self, problem: str, remedy: str) -> None:
-        self.found += (Issue(problem, remedy),)
+        self.append(Issue(problem, remedy))
 
     def get(self, make: Callable[[], _T], remedy: str = '') -> _T | None:
         try:
@@ -131,9 +121,9 @@ def inspect(path: Path | str, hashes: bool = False) -> Inspection:
         raise UserError(f'{path}: no such file or folder; give a policy, a checkpoint, an adapter '
                         'or a .safetensors file')
     if not path.is_dir():
-        refuse_pickle(path)
+        checkpoint.refuse_pickle(path)
         return Inspection(
-            str(path), 'weights', weights=_weights(read_headers(path), None),
+            str(path), 'weights', weights=_weights(checkpoint.read_headers(path), None),
             files=(FileState(path.name, path.stat().st_size, 'no manifest'),),
             issues=(Issue('a file of weights alone is no policy',
                           'inspect its folder, with config.json and tokenizer.json beside it'),))
@@ -168,7 +158,7 @@ def _policy(folder: Path, hashes: bool) -> Inspection:
             'preamble': manifest.preamble, 'state_in_prompt': manifest.state_in_prompt,
             'max_thought_tokens': manifest.max_thought_tokens},
         weights=_weights(weights, fits), files=files,
-        engines=('onnx', 'torch') if graphs else ('torch',), issues=issues.found,
+        engines=('onnx', 'torch') if graphs else ('torch',), issues=tuple(issues),
         **_sizes(manifest.config, manifest.max_thought_tokens))
 
 
@@ -181,12 +171,10 @@ def _checkpoint(folder: Path) -> Inspection:
     if tokenizer:
         issues.get(lambda: convert.check_tokenizer(config, tokenizer, folder / TOKENIZER))
     file = folder / convert.STATISTICS
-    statistics = None
-    if file.exists():
-        statistics = issues.get(lambda: convert.read_statistics(file, dim=config.action_dim))
-    else:
-        issues.add(f'{file}: no such file', f'dtvla convert {folder} --statistics FILE')
-    issues.get(lambda: refuse_pickles(folder))
+    statistics = issues.get(
+        lambda: convert.read_statistics(file, dim=config.action_dim),
+        '' if file.exists() else f'dtvla convert {folder} --statistics FILE')
+    issues.get(lambda: checkpoint.refuse_pickles(folder))
     weights, fits = _fit(folder, config, issues)
     issues.add(f'{folder / MANIFEST}: no such file', f'dtvla convert {folder}')
     action, images = convert.contracts(config)
@@ -196,7 +184,7 @@ def _checkpoint(folder: Path) -> Inspection:
         images=asdict(images), prompt={
             'preamble': convert.PREAMBLE, 'state_in_prompt': False,
             'max_thought_tokens': convert.MAX_THOUGHT},
-        weights=_weights(weights, fits), files=_listing(folder), issues=issues.found,
+        weights=_weights(weights, fits), files=_listing(folder), issues=tuple(issues),
         **_sizes(config, convert.MAX_THOUGHT))
 
 
@@ -204,15 +192,15 @@ def _adapter(folder: Path) -> Inspection:
     """Return what a LoRA adapter adapts, and whether its base is here."""
     issues = _Issues()
     config = read_json(folder / adapters.CONFIG)
-    stored = issues.get(lambda: read_headers(folder / adapters.WEIGHTS)) or {}
+    stored = issues.get(lambda: checkpoint.read_headers(folder / adapters.WEIGHTS)) or {}
     issues.get(lambda: adapters.read_config(folder / adapters.CONFIG))
-    issues.get(lambda: refuse_pickles(folder))
+    issues.get(lambda: checkpoint.refuse_pickles(folder))
     base = str(config.get('base_model_name_or_path') or '')
-    if not Path(base).is_dir() or not base:
+    if base and Path(base).is_dir():
+        issues.add('an adapter is no policy', f'dtvla convert {folder} --out POLICY')
+    else:
         issues.add(f'its base checkpoint {base!r} is no folder here',
                    f'download it, then dtvla convert BASE --adapter {folder} --out POLICY')
-    else:
-        issues.add('an adapter is no policy', f'dtvla convert {folder} --out POLICY')
     targets = sorted({re.sub(r'\.lora_.*', '', name) for name in stored if '.lora_' in name})
     kinds = Counter(target.rsplit('.', 1)[-1] for target in targets)
     return Inspection(
@@ -220,16 +208,16 @@ def _adapter(folder: Path) -> Inspection:
             'type': config.get('peft_type'), 'base': base, 'r': config.get('r'),
             'lora_alpha': config.get('lora_alpha'), 'use_rslora': bool(config.get('use_rslora')),
             'adapted': dict(kinds), 'trained whole': [n for n in stored if '.lora_' not in n]},
-        weights=_weights(stored, None), files=_listing(folder), issues=issues.found)
+        weights=_weights(stored, None), files=_listing(folder), issues=tuple(issues))
 
 
 def _fit(folder: Path, config: DecoderConfig,
          issues: _Issues) -> tuple[dict[str, Stored], Fit | None]:
     """Return a folder's weights by stored name, and how they fit a config."""
-    stored = issues.get(lambda: read_headers(folder), 'download it again')
+    stored = issues.get(lambda: checkpoint.read_headers(folder), 'download it again')
     if stored is None:
         return {}, None
-    found = fit(stored, empty_model(config))
+    found = checkpoint.fit(stored, checkpoint.empty_model(config))
     remedy = 'take config.json and all weights from one download'
     for what, names in (('missing', found.missing), ('unknown', found.unexpected)):
         if names:
@@ -264,20 +252,14 @@ def _weights(stored: Mapping[str, Stored], fits: Fit | None) -> Weights | None:
 
 
 def _sizes(config: DecoderConfig, thought: int) -> dict[str, Any]:
-    """Return the config, its parameters and its memory, of a thought of ``thought`` tokens."""
-    shapes = {name: tuple(p.shape) for name, p in empty_model(config).state_dict().items()}
-    return {'config': config.to_dict(), 'parameters': _by_part(shapes),
-            'memory': _memory(config, shapes, thought)}
-
-
-def _memory(config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]],
-            thought: int) -> dict[str, int]:
-    """Return bytes by what takes them, as computed from the sizes.
+    """Return the config, its parameters and bytes of memory, of ``thought`` tokens, by part.
 
     int8 ONNX graphs hold one byte per weight of a matrix and a scale per block, and the head's
     rows twice: to be multiplied, and to be looked up. A CPU that multiplies no bytes keeps float32
     matrices beside them.
     """
+    model = checkpoint.empty_model(config)
+    shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
     every = sum(map(math.prod, shapes.values()))
     matrices = sum(math.prod(shape) for name, shape in shapes.items()
                    if len(shape) == 2 and 'position' not in name)
@@ -285,13 +267,13 @@ def _memory(config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]],
     text = config.text
     kept = 2 * text.layers * text.kv_heads * text.head_dim  # keys and values of one row
     rows = config.image_tokens + PROMPT_TOKENS + thought + config.slots
-    return {
+    return {'config': config.to_dict(), 'parameters': _by_part(shapes), 'memory': {
         'float32': 4 * every, 'bfloat16': 2 * every,
         'int8 (onnx)': round(small * (1 + 4 / SCALED_TOGETHER)) + 4 * (every - matrices),
         'cache of a decision, bfloat16': 2 * kept * rows,
         'read per token of a thought, bfloat16': 2 * sum(
             math.prod(shape) for name, shape in shapes.items()
-            if name.startswith(('layers.', 'embed_tokens.')))}
+            if name.startswith(('layers.', 'embed_tokens.')))}}
 
 
 def _by_part(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
@@ -328,32 +310,27 @@ def _listing(folder: Path) -> tuple[FileState, ...]:
 def show(found: Inspection, console: Console | None = None) -> None:
     """Print everything that was found out; the last table says what is missing."""
     tables: list[Table | str] = [_pairs('', {
-        'path': found.path, 'kind': found.kind, 'name': found.name or None,
-        'licence': found.license or None, 'engines': ', '.join(found.engines) or None})]
+        'path': found.path, 'kind': found.kind, 'name': found.name, 'licence': found.license,
+        'engines': found.engines})]
     if config := found.config:
-        vision = config['vision']
         tables += [
-            _geometry(found), _pairs('Memory, computed', {
-                what: decimal(size) for what, size in found.memory.items()}),
-            _pairs('Special ids', config['ids']),
-            _pairs('Action contract', {
-                **(found.action or {}), 'chunk': f'{config["chunk_steps"]} steps of '
-                                                 f'{config["action_dim"]} numbers'}),
-            _pairs('Images and prompt', {
-                'cameras': ', '.join(vision['cameras']), 'size': f'{vision["image_size"]} px',
-                **(found.images or {}), **(found.prompt or {})})]
+            _pairs('Parameters', {part: f'{n:,}' for part, n in found.parameters.items()}),
+            _pairs('Decoder', {**config['text'], 'chunk_steps': config['chunk_steps'],
+                               'action_dim': config['action_dim']}),
+            _pairs('Images', {**{key: value for key, value in config['vision'].items() if value},
+                              **(found.images or {})}),
+            _pairs('Memory, computed', {what: decimal(n) for what, n in found.memory.items()}),
+            _pairs('Special ids', config['ids']), _pairs('Action contract', found.action or {}),
+            _pairs('Prompt', found.prompt or {})]
     if found.statistics:
         tables.append(_table('Action statistics', ('channel', 'q01', 'q99'), (
             (str(channel), f'{low:.5g}', f'{high:.5g}') for channel, (low, high) in enumerate(
                 zip(found.statistics['q01'], found.statistics['q99'], strict=True)))))
     if found.adapter:
         tables.append(_pairs('LoRA adapter', found.adapter))
-    if weights := found.weights:
+    if found.weights:
         tables.append(_pairs('Weights', {
-            'found': f'{weights.tensors} tensors, {weights.parameters["total"]:,} parameters',
-            'types': weights.types, 'names': weights.layout, 'head': weights.head,
-            **{what: _counted(getattr(weights, what))
-               for what in ('missing', 'unexpected', 'wrong_shape')}}))
+            **asdict(found.weights), 'parameters': f'{found.weights.parameters["total"]:,}'}))
     if found.files:
         tables.append(_table('Files', ('name', 'size', 'hash'), (
             (escape(file.name), '' if file.size is None else decimal(file.size),
@@ -375,41 +352,17 @@ def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) ->
 
 
 def _pairs(title: str, values: Mapping[str, Any]) -> Table:
-    """Return a table of names and values, without those that are None."""
+    """Return a table of names and values, without those that are None or empty text."""
     return _table(title, ('', ''), ((key.replace('_', ' '), escape(_text(value)))
-                                    for key, value in values.items() if value is not None))
+                                    for key, value in values.items() if value not in (None, '')))
 
 
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ', '.join(f'{key} {part}' for key, part in value.items()) or 'nothing'
+        value = [f'{key} {part}' for key, part in value.items()]
     if isinstance(value, list | tuple):
-        return ', '.join(map(str, value)) or 'nothing'
+        more = [f'{len(value) - _SHOWN} more'] if len(value) > _SHOWN else []
+        return ', '.join(map(str, [*value[:_SHOWN], *more])) or 'none'
     if isinstance(value, bool):
         return 'yes' if value else 'no'
-    return str(value) if value != '' else '(empty)'
-
-
-def _counted(names: tuple[str, ...] | None) -> str | None:
-    """Return how many names there are, and the first of them."""
-    if not names:
-        return None if names is None else 'none'
-    rest = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
-    return f'{len(names)}: {", ".join(names[:_SHOWN])}{rest}'
-
-
-def _geometry(found: Inspection) -> Table:
-    """Return the parts of the network, their parameters and sizes."""
-    assert found.config is not None
-    text, vision = found.config['text'], found.config['vision']
-    sizes = {
-        'image tower': {**vision, 'cameras': len(vision['cameras']),
-                        'tokens': '+'.join(map(str, vision['tokens']))},
-        'embedding and tied head': {'vocabulary': text['vocabulary'], 'width': text['width']},
-        'decoder layers': {key: value for key, value in text.items() if key != 'vocabulary'}}
-    rows = []
-    for part, count in found.parameters.items():
-        values = {key.replace('_', ' '): value for key, value in sizes.get(part, {}).items()
-                  if value not in (0, (), [])}
-        rows.append((part, f'{count:,}', escape(_text(values)) if values else ''))
-    return _table('Geometry', ('part', 'parameters', 'sizes'), rows)
+    return str(value)

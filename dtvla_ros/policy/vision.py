@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from dtvla_ros.policy.config import DecoderConfig, VisionConfig
-
-
-class VisionTower(Protocol):
-    """What the decoder asks of a tower."""
-
-    def __call__(self, pixel_values: Tensor) -> Tensor:
-        """[B, C, 3, H, W] in -1..1 -> rows [B, sum(tokens), width], cameras in order."""
 
 
 class SiglipTower(nn.Module):
@@ -105,7 +96,10 @@ class ConvTower(nn.Module):
 
 
 def build_tower(config: DecoderConfig) -> SiglipTower | ConvTower:
-    """Return the tower that ``config.vision.kind`` names."""
+    """Return the tower of ``config.vision``.
+
+    It maps [B, C, 3, H, W] in -1..1 to rows [B, sum(tokens), width], cameras in order.
+    """
     if config.vision.kind == 'siglip':
         return SiglipTower(config.vision, config.text.width)
     return ConvTower(config.vision, config.text.width)

@@ -27,7 +27,6 @@ TABLETOP_WORDS = tuple((  # noqa: SIM905
     'Task state put stack push the and in on onto can lemon bread red green cube wooden blue '
     'bin yellow mark holding done nothing now at next move missed dropped reach lower grasp lift '
     'carry place release retreat retry wait forward back left right up down still').split())
-ORDINAL_AXES = ('x', 'y', 'z')
 # Where a thought says the gripper should go, after MARK: word, axis of the base frame, sign.
 DIRECTIONS = {'forward': (0, 1), 'back': (0, -1), 'left': (1, 1), 'right': (1, -1),
               'up': (2, 1), 'down': (2, -1)}
@@ -78,7 +77,7 @@ def ordinal_groups(tokenizer: Tokenizer) -> list[tuple[int, int]]:
     """
     groups = word_groups()
     spans = []
-    for axis in ORDINAL_AXES:
+    for axis in 'xyz':
         ids = [word_id(tokenizer, word) for word in groups[axis]]
         if ids != list(range(ids[0], ids[0] + len(ids))):
             raise UserError(f'tokenizer: the {axis} words are not contiguous; build it again')

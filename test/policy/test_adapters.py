@@ -160,15 +160,6 @@ def test_convert_writes_a_policy_with_merged_weights(base, tmp_path):
     merged = read_adapter(adapter).merged(f'{QUERY}.weight', before[f'{QUERY}.weight'])
     assert torch.equal(after[f'{QUERY}.weight'], merged)
     assert list(tmp_path.rglob('*.part')) == []
-    with pytest.raises(UserError, match='manifest.json: exists already'):
-        convert(base, ConvertOptions(adapter=adapter, out=out))
-    convert(base, ConvertOptions(adapter=adapter, out=out, force=True, name='again'))
-    assert load_policy(out, 'torch')[1].name == 'again'
-    full = tmp_path / 'letters'
-    full.mkdir()
-    (full / 'letter.txt').write_text('dear')
-    with pytest.raises(UserError, match='holds files but no policy'):
-        convert(base, ConvertOptions(adapter=adapter, out=full, force=True))
 
 
 def test_the_base_may_be_named_by_the_adapter(base, tmp_path):

@@ -9,12 +9,7 @@ from support.policies import untrained
 from support.released import released_name
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.checkpoint import (
-    load_weights,
-    our_name,
-    read_tensors,
-    save_weights,
-)
+from dtvla_ros.policy.checkpoint import load_weights, our_name, read_tensors, save_weights
 from dtvla_ros.policy.config import DecoderConfig, SpecialIds, TextConfig, VisionConfig
 from dtvla_ros.policy.model import HybridDecoder
 
@@ -81,15 +76,8 @@ def test_bad_files(tmp_path):
     with pytest.raises(UserError, match='not a whole safetensors'):
         read_tensors(path)
     model = _small()
-    tensors = dict(model.state_dict())
-    save_file({k: v for k, v in tensors.items() if k != 'norm.weight'}, path)
-    with pytest.raises(UserError, match='1 weights missing, first norm.weight'):
-        load_weights(model, path)
-    save_file({**tensors, 'spare': torch.zeros(1)}, path)
-    with pytest.raises(UserError, match='unknown weights, first spare'):
-        load_weights(model, path)
-    save_file({**tensors, 'norm.weight': torch.zeros(3)}, path)
-    with pytest.raises(UserError, match='norm.weight is'):
+    save_file({**model.state_dict(), 'spare': torch.zeros(1)}, path)
+    with pytest.raises(UserError, match='1 weights unknown, first spare'):
         load_weights(model, path)
 
 
