@@ -12,11 +12,11 @@ from rclpy.node import Node
 from std_msgs.msg import String
 
 from benchmarks.common import load_average, own_graph, progress, show
-from dtvla_ros import share
 from dtvla_ros.cli import main
 from dtvla_ros.cli.arguments import NANO, Json, Policy, group
 from dtvla_ros.conventions import EPISODE, GATE_STATE
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import find_shared
 from dtvla_ros.ros import qos
 from dtvla_ros.ros.conversions import status_values
 from dtvla_ros.ros.graph import VLA_NAMES
@@ -49,7 +49,7 @@ class Watch(Node):
 
 def _measure(policy: Path, blend: int, seconds: float) -> dict[str, Any]:
     """Return the gate's account of ``seconds`` in real time, and the episodes won."""
-    settings = ('--params-file', str(share.find(CONFIG)))
+    settings = ('--params-file', str(find_shared(CONFIG)))
     with own_graph(Watch) as graph:
         graph.start('vla_node', *settings, *VLA_NAMES, '-p', f'policy:={policy}')
         graph.start('command_gate', *settings, '-p', f'blend_steps:={blend}')
@@ -82,7 +82,7 @@ def continuity(
 
     `python -m benchmarks.continuity --blend 0 --blend 4 --blend 6 --seconds 120`
     """
-    rows = [_measure(share.find(policy), steps, seconds) for steps in blend or (0, 6)]
+    rows = [_measure(find_shared(policy), steps, seconds) for steps in blend or (0, 6)]
     load = load_average()
     show(('rows blended', 'boundaries', 'at a boundary [m/s]', 'inside [m/s]', 'ratio',
           'backward at / inside', 'episodes won'), (

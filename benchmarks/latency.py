@@ -19,11 +19,11 @@ from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import JointTrajectory
 
 from benchmarks.common import Graph, SchedulingDelay, load_average, own_graph, progress, show
-from dtvla_ros import share
 from dtvla_ros.actions.chunk import Chunk
 from dtvla_ros.cli import main
 from dtvla_ros.cli.arguments import Json, group
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import find_shared
 from dtvla_ros.ros import images, qos
 from dtvla_ros.ros.conversions import chunk_message, header, status_message, time_message
 from dtvla_ros.ros.run import STEADY, run
@@ -115,7 +115,7 @@ def measure_commands(graph: Graph, count: int) -> list[float]:
     node.create_subscription(
         JointTrajectory, 'action', lambda _: came.append(time.perf_counter()), 10)
     policy = PolicyStandIn(node)
-    graph.start('command_gate', '--params-file', str(share.find('config/sim.yaml')))
+    graph.start('command_gate', '--params-file', str(find_shared('config/sim.yaml')))
     graph.spin_until(lambda: policy.heard() and node.count_publishers('action'),
                      'the command gate')
     taken: list[float] = []

@@ -14,10 +14,10 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from benchmarks.common import load_average, own_graph, progress, show
-from dtvla_ros import share
 from dtvla_ros.cli import main
 from dtvla_ros.cli.arguments import NANO, Json, Policy, group
 from dtvla_ros.conventions import GATE_STATE, INSTRUCTION, TWIST, VLA_STATE
+from dtvla_ros.files import find_shared
 from dtvla_ros.ros import qos
 from dtvla_ros.ros.conversions import seconds as seconds_of
 from dtvla_ros.ros.conversions import status_values
@@ -108,7 +108,7 @@ def soak(
         watch = graph.node
         graph.processes.start('arm', 'benchmarks.arm', ['--ros-args'])
         graph.start('vla_node', *VLA_NAMES, '-p', 'autostart:=true', '-p',
-                    f'policy:={share.find(policy)}')
+                    f'policy:={find_shared(policy)}')
         graph.start('command_gate', '-p', 'preset:=servo', '-p', 'blend_steps:=4', '-p',
                     'priority:=20')
         graph.spin_until(lambda: watch.gate == 'RUN', 'motion of the arm', TIMEOUT)

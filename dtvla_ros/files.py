@@ -1,9 +1,10 @@
-"""Reads JSON; writes results whole or not at all, and journals whose rows survive a kill."""
+"""Finds shared files, reads JSON, writes results whole or not at all, keeps journals."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,22 @@ from types import TracebackType
 from typing import IO, Any
 
 from dtvla_ros.errors import UserError
+
+
+def find_shared(path: str | Path) -> Path:
+    """Return ``path`` as given if it exists, else below the package's share folder.
+
+    Looked at in order: the working directory, the source tree, every prefix of
+    ``AMENT_PREFIX_PATH`` and the Python prefix (``share/dtvla_ros``). Where none holds it the
+    path is returned as given, so that the reader's error names what the user wrote.
+    """
+    path = Path(path).expanduser()
+    if path.exists() or path.is_absolute():
+        return path
+    prefixes = [p for p in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if p]
+    roots = [Path(__file__).resolve().parents[1]]
+    roots += [Path(p) / 'share' / 'dtvla_ros' for p in (*prefixes, sys.prefix)]
+    return next((root / path for root in roots if (root / path).exists()), path)
 
 
 def require_writable(path: Path) -> None:

@@ -70,12 +70,11 @@ def inspect(
 
     `dtvla inspect deepthinkvla_libero_cot_rl/model-00001-of-00002.safetensors`
     """
-    from dtvla_ros import share
-    from dtvla_ros.files import write_json
+    from dtvla_ros.files import find_shared, write_json
     from dtvla_ros.policy.inspect import inspect as run
     from dtvla_ros.policy.inspect import show
 
-    found = run(share.find(path), hashes)
+    found = run(find_shared(path), hashes)
     show(found)
     if json_file is not None:
         write_json(json_file, found.to_dict())

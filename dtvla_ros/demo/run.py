@@ -11,13 +11,12 @@ from typing import Any
 
 from rclpy.executors import Executor
 
-from dtvla_ros import share
 from dtvla_ros.caption import Caption
 from dtvla_ros.conventions import ACTION
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation import results
 from dtvla_ros.evaluation.results import Rate, evaluation_seed, latency_summary
-from dtvla_ros.files import write_json
+from dtvla_ros.files import find_shared, write_json
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.ros.graph import Seen, Watcher, frame_interval, start_nodes, watch
 from dtvla_ros.ros.processes import NodeProcesses
@@ -49,7 +48,7 @@ def run_demo(
     if viz not in VIEWS:
         raise UserError(f'--viz {viz}: choose from {", ".join(filter(None, VIEWS))}')
     seed = evaluation_seed(seed)
-    folder = share.find(policy)
+    folder = find_shared(policy)
     manifest = PolicyManifest.read(folder)
     camera_every = frame_interval(manifest.action.replan_steps)
     try:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import dtvla_sim
-from dtvla_ros import files, share
+from dtvla_ros import files
 from dtvla_ros.engine.engine import MODES as NODE_MODES
 from dtvla_ros.engine.load import DEVICES, ENGINES
 from dtvla_ros.errors import UserError
@@ -282,7 +282,7 @@ def identify(
     options: EvalOptions, scene: SceneSetup, stills: Path | None = None,
 ) -> tuple[PolicyManifest, PolicySetup]:
     """Return the policy's manifest, its files verified, and how it is run."""
-    folder = share.find(options.policy)
+    folder = files.find_shared(options.policy)
     manifest = PolicyManifest.read(folder)
     for name in manifest.files:
         manifest.verified(folder, name)

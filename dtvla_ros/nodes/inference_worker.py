@@ -140,14 +140,14 @@ def load(
     """
     # Here, not above: the imports take seconds and belong to the worker.
     from dtvla_ros.engine.load import load_policy
-    from dtvla_ros.share import find
+    from dtvla_ros.files import find_shared
 
     def verified(manifest: PolicyManifest) -> None:
         _check_contract(settings.policy, manifest)
         on_verified()
 
     return load_policy(
-        find(settings.policy), engine=settings.engine, threads=settings.threads,
+        find_shared(settings.policy), engine=settings.engine, threads=settings.threads,
         device=settings.device, mode=settings.mode,
         max_thought_tokens=settings.max_thought_tokens or None,
         max_think_seconds=settings.deadline_s, on_verified=verified)

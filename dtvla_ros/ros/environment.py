@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 from xml.parsers import expat
 
-from dtvla_ros import share
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import find_shared
 
 # What the wheels of ROS are recognized by; no other ROS carries Python packages of these names.
 WHEELS = ('ros-wheels-bootstrapper', 'ros-rclpy')
@@ -190,7 +190,7 @@ def _choose_profile() -> None:
     A child may have another range than its parent, so what a parent of ours chose does not count
     as the user's.
     """
-    ours = {name: str(share.find(name).resolve()) for name in (PROFILE, LOCAL_PROFILE)}
+    ours = {name: str(find_shared(name).resolve()) for name in (PROFILE, LOCAL_PROFILE)}
     given = {name: value for name in PROFILES
              if (value := os.environ.get(name)) and value not in ours.values()}
     for name, value in given.items():

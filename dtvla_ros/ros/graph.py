@@ -20,8 +20,8 @@ from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros import conventions as names
-from dtvla_ros import share
 from dtvla_ros.errors import NodeDied
+from dtvla_ros.files import find_shared
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.processes import NodeProcesses
 
@@ -142,7 +142,7 @@ def start_nodes(nodes: NodeProcesses, config: str, policy: Mapping[str, object],
     ``policy`` and ``scene``: parameters of vla_node and sim_bridge that differ from the file's;
     a list is written as ROS reads it.
     """
-    params = ['--params-file', str(share.find(config))]
+    params = ['--params-file', str(find_shared(config))]
     for name, remapped, values in (
             ('vla_node', VLA_NAMES, policy), ('command_gate', (), {}), ('sim_bridge', (), scene)):
         words = [word for key, value in values.items() for word in ('-p', f'{key}:={value}')]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.share import find
+from dtvla_ros.files import find_shared
 
 from ..suites import EVAL_SEED_START
 from ..tabletop.env import TabletopEnv
@@ -28,7 +28,7 @@ def build(folder: Path, task: str, seed: int, image_size: int) -> str:
         If the task is unknown or the package's controller settings are not installed.
 
     """
-    controllers = find(CONTROLLERS)
+    controllers = find_shared(CONTROLLERS)
     if not controllers.is_file():
         raise UserError(f'{CONTROLLERS} is not installed: build the workspace or run this from '
                         'the source tree')

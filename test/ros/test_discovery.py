@@ -15,14 +15,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dtvla_ros import share
+from dtvla_ros.files import find_shared
 from dtvla_ros.ros import environment
 from dtvla_ros.ros.environment import DISCOVERY, FORMER_DISCOVERY, PROFILES
 
 PEER = Path(__file__).with_name('peer.py')
 PATIENCE = 60.0
 ABSENCE = 4.0  # a stranger that is not heard this long after a friend is not heard [s]
-OPEN, LOCAL = (str(share.find(name).resolve())
+OPEN, LOCAL = (str(find_shared(name).resolve())
                for name in (environment.PROFILE, environment.LOCAL_PROFILE))
 
 
