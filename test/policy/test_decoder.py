@@ -124,20 +124,6 @@ def test_action_pass_layer_by_layer(model):
     _close(torch.cat(seen), case['hidden_states'])
 
 
-@pytest.mark.parametrize(('left', 'right'), [(7, 0), (0, 9), (4, 5)])
-def test_padding_on_either_side_changes_nothing(model, left, right):
-    case = tensors('case_train_nopad')
-    ids, mask = case['in.input_ids'], case['in.attention_mask']
-    pixels = by_sample(case['in.pixel_values'], model)
-    width = ids.shape[1]
-    with torch.no_grad():
-        plain = model(ids, mask, pixels)
-        pad = torch.nn.functional.pad
-        moved = model(pad(ids, (left, right), value=model.config.ids.pad),
-                      pad(mask, (left, right)), pixels)[:, left:left + width]
-    _close(moved, plain)
-
-
 @pytest.mark.parametrize('kv_heads', [1, 2])
 @settings(max_examples=25, deadline=None)
 @given(shapes=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 12), st.integers(0, 8)),
