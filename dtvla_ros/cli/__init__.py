@@ -83,10 +83,10 @@ def main(commands: typer.Typer = app) -> None:
         kind = type(error).__name__
         if kind in ('NoArgsIsHelpError', 'Abort'):
             raise SystemExit(2 if kind == 'NoArgsIsHelpError' else 130) from None
-        usage = hasattr(error, 'format_message')
+        usage = getattr(error, 'format_message', None)
         if not (usage or isinstance(error, UserError | NodeDied)):
             raise
-        message = f'{error.format_message()} (see --help)' if usage else str(error)
+        message = f'{usage()} (see --help)' if usage else str(error)
         print('error: ' + ' '.join(message.split()), file=sys.stderr)
         raise SystemExit(1 if isinstance(error, NodeDied) else 2) from None
     raise SystemExit(code if isinstance(code, int) else 0)

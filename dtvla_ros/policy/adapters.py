@@ -72,7 +72,9 @@ class Adapter:
         remedy = 'give the base checkpoint the adapter was trained on'
         shapes = {our_name(name): stored.shape for name, stored in base.items()
                   if name not in HEADS}
-        for name, value in (*self.updates.items(), *self.replaced.items()):
+        parts: list[tuple[str, LowRank | Tensor]] = [
+            *self.updates.items(), *self.replaced.items()]
+        for name, value in parts:
             if name not in shapes:
                 raise UserError(f'{self.folder}: adapts {name}, which the base does not have; '
                                 f'{remedy}')
