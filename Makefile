@@ -16,6 +16,7 @@ DATA ?= data/tabletop
 RUN ?= runs/nano
 COMPILE = $(if $(shell command -v g++),--compile)
 MINUTES ?= 60
+TEST_WORKERS ?= 4
 
 .PHONY: help demo test test-slow lint eval experts libero libero-table bench latency faults soak train constraints wheels interfaces clean one-ros
 
@@ -60,8 +61,8 @@ lint: $(VENV)/.installed-dev  ## style, who may import whom, types
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-test: lint $(VENV)/.interfaces  ## lint, then all tests but the long ones (no GPU, no ROS installation, no display)
-	$(BIN)/python -m pytest -m 'not slow'
+test: lint $(VENV)/.interfaces  ## lint, then all tests but the long ones, TEST_WORKERS=4 side by side (no GPU, no ROS installation, no display)
+	$(BIN)/python -m pytest -m 'not slow' -n $(TEST_WORKERS) --dist loadscope
 
 test-slow: $(VENV)/.installed-dev $(VENV)/.interfaces  ## the long tests
 	$(BIN)/python -m pytest -m slow
