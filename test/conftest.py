@@ -13,6 +13,8 @@ from dtvla_ros.ros.processes import remove_dead_segments
 
 PATHS = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # support, benchmarks
 sys.path[:0] = PATHS
+if 'PYTEST_XDIST_WORKER' in os.environ:  # workers side by side share the cores
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ['PYTHONPATH'] = os.pathsep.join(
     path for path in (*PATHS, os.environ.get('PYTHONPATH')) if path)
 
