@@ -10,18 +10,21 @@ from numpy.typing import ArrayLike, NDArray
 from dtvla_ros.actions import osc
 
 KEPT = 512  # changes of each kind that the medians are taken of
+# Keys of `gate_state`, by whether a chunk took over: median jump, rows, backward rows.
+KEYS = {True: ('seam_jump', 'seams', 'backward_seams'),
+        False: ('inside_jump', 'insides', 'backward_insides')}
 
 
 class ContinuityMeter:
     """Changes of the commanded velocity [m/s] between neighbouring rows.
 
-    'seam': where a chunk took over from one that still had rows; 'inside': elsewhere. A backward
-    step is a row that moves against the one before.
+    At a boundary a chunk took over from one that still had rows. A backward row moves against the
+    one before.
     """
 
     def __init__(self) -> None:
         self._jumps: dict[str, deque[float]] = {
-            kind: deque(maxlen=KEPT) for kind in ('seam', 'inside')}
+            jump: deque(maxlen=KEPT) for jump, _, _ in KEYS.values()}
         self._counts: Counter[str] = Counter()
         self._last: NDArray[np.float64] | None = None
 
@@ -35,14 +38,14 @@ class ContinuityMeter:
         last, self._last = self._last, speed
         if last is None:
             return
-        kind = 'seam' if boundary else 'inside'
-        self._jumps[kind].append(float(np.linalg.norm(speed - last)))
-        self._counts[f'{kind}s'] += 1
-        self._counts[f'backward_{kind}s'] += bool(speed @ last < 0)
+        jump, rows, backward = KEYS[boundary]
+        self._jumps[jump].append(float(np.linalg.norm(speed - last)))
+        self._counts[rows] += 1
+        self._counts[backward] += bool(speed @ last < 0)
 
     def summary(self) -> dict[str, float]:
         """Return medians [m/s] and counts for `gate_state`; empty before there are both kinds."""
         if not all(self._jumps.values()):
             return {}
-        medians = {f'{kind}_jump': float(np.median(j)) for kind, j in self._jumps.items()}
+        medians = {key: float(np.median(jumps)) for key, jumps in self._jumps.items()}
         return {**medians, **self._counts}
