@@ -73,6 +73,15 @@ class InferenceModel(nn.Module):
         # Eight-bit products are so fast that what counts is to keep their results in the cache.
         self._rows_at_once = 64 if int8 and integers_pay() else None
 
+    def cache_attributes(self) -> None:
+        """Make buffers and submodules plain attributes, as no weight is replaced from now on.
+
+        ``nn.Module`` looks both up in Python, which took 80 us of a token's 1240 (nano). Not for
+        a model that is traced: its weights would lose their names.
+        """
+        for module in self.modules():
+            module.__dict__.update({**module._buffers, **module._modules})
+
     def embed(self, ids: Tensor) -> Tensor:
         """[n] -> [n, W], scaled."""
         return F.embedding(ids, self.embedding) * self.scale
@@ -110,9 +119,22 @@ class InferenceModel(nn.Module):
         return best + (best >= ids.bins_first).to(torch.int64) * ids.bins
 
     def choose(self, hidden: Tensor, penalty: Tensor) -> Tensor:
-        """[r, W] -> the likeliest permitted id of each row [r]."""
-        return self._by_rows(
-            lambda rows: self.likeliest(self.below(rows), self.above(rows), penalty), hidden)
+        """[r, W] -> the likeliest permitted id of each row [r].
+
+        As ``likeliest``, without a copy of the scores: 1 ms of 40 rows of 32 k ids.
+        """
+        first, after = self.config.ids.bins_first, self.config.ids.bins_last + 1
+        parts = [(head, span, start) for head, span, start in (
+            (self.below, penalty[:first], 0), (self.above, penalty[first:], after)) if len(span)]
+
+        def best(rows: Tensor) -> Tensor:
+            found = [(head(rows).float().add_(span).max(-1), start)
+                     for head, span, start in parts]
+            (low, offset), (high, above) = found[0], found[-1]
+            return torch.where(high.values > low.values, high.indices + above,
+                               low.indices + offset)
+
+        return self._by_rows(best, hidden)
 
     def token_logits(self, hidden: Tensor) -> Tensor:
         """[r, W] -> logits [r, V], nothing suppressed."""
@@ -220,8 +242,14 @@ def take(x: Tensor, read: Read) -> Tensor:
 
 
 def _norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
-    """Gemma's RMSNorm: float32 inside, ``gain`` [W] = 1 + weight."""
-    return F.rms_norm(x.float(), gain.shape, gain, eps).to(x.dtype)
+    """Gemma's RMSNorm: float32 inside, ``gain`` [W] = 1 + weight.
+
+    One node of an exported graph; run eagerly these steps are faster (nano: 80 us a token).
+    """
+    y = x.float()
+    if torch.compiler.is_exporting():
+        return F.rms_norm(y, gain.shape, gain, eps).to(x.dtype)
+    return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)).mul_(gain).to(x.dtype)
 
 
 def _gain(norm: nn.Module) -> Tensor:

@@ -60,6 +60,7 @@ class TorchEngine(Engine):
         if int8:
             self._tower = quantize_tower(copy.deepcopy(self._tower))
         self._model = InferenceModel(model, int8, release)
+        self._model.cache_attributes()
         self._cache = StaticCache(
             config.text, config.image_tokens + ROOM + config.slots, table)
         self._penalty = torch.zeros(config.text.vocabulary - config.ids.bins,
