@@ -111,12 +111,14 @@ class Bag:
 
     def images(self, topic: str, wanted: NDArray[np.int64], track: Track,
                ) -> dict[int, NDArray[np.uint8]]:
-        """Return images [H, W, 3] of a camera by their index in ``track``, one or more of them.
+        """Return images [H, W, 3] of a camera by their index in ``track``.
 
         Those that cannot be decoded are left out.
         """
         from dtvla_ros.ros import images
 
+        if not len(wanted):
+            return {}
         connections: list[Connection] = [c for c in self.reader.connections if c.topic == topic]
         places = {int(track.stamps[k]): int(k) for k in wanted}
         received = track.received[wanted]

@@ -136,19 +136,18 @@ def _gripper(numbers: Numbers) -> Issue:
     if len(toggles) < 3:
         return issue(HINT, f'only {len(toggles)} toggles move the fingers')
     closing = high[toggles] == (change < 0)
-    closes = closing.mean()
-    share = max(closes, 1 - closes)
-    certainty = _certainty(share if len(toggles) >= 10 else min(share, 0.95), 0.95, 0.8)
-    text = (f'the {"larger" if zero_one else "positive"} command '
-            f'{"closes" if closes > 0.5 else "opens"} the fingers after {share:.0%} of '
-            f'{len(toggles)} toggles')
-    where = numbers.at(toggles[closing != (closes > 0.5)][:5])
-    faults = [fault for fault, there in (('is coded 0 and 1', zero_one),
-                                         ('has the opposite sign', closes <= 0.5)) if there]
-    if share <= 0.8 or not faults:
-        return issue(HINT if share <= 0.8 else OK, text, certainty, where)
-    return issue(WARNING, f'{text}; here +1 closes and -1 opens: the last channel of action '
-                 f'{" and ".join(faults)}', certainty, where)
+    closes = closing.mean() > 0.5
+    share = (closing == closes).mean()
+    text = (f'the {"larger" if zero_one else "positive"} command {"closes" if closes else "opens"}'
+            f' the fingers after {share:.0%} of {len(toggles)} toggles')
+    level = HINT if share <= 0.8 else WARNING if zero_one or not closes else OK
+    if level == WARNING:
+        faults = [fault for fault, there in (('is coded 0 and 1', zero_one),
+                                             ('has the opposite sign', not closes)) if there]
+        text += f'; here +1 closes and -1 opens: the last channel of action {" and ".join(faults)}'
+    return issue(level, text,
+                 _certainty(share if len(toggles) >= 10 else min(share, 0.95), 0.95, 0.8),
+                 numbers.at(toggles[closing != closes][:5]))
 
 
 def _motion(numbers: Numbers) -> Iterator[Issue]:
@@ -172,13 +171,10 @@ def _motion(numbers: Numbers) -> Iterator[Issue]:
 def _pairs(numbers: Numbers, change: NDArray[np.float64], first: int, lag: int,
            ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Pair action t [P, 3] with the change [P, 3] from t + lag to t + lag + 1 of its episode."""
-    row = np.arange(len(numbers.episode))
-    begin = row + lag
-    inside = (begin >= 0) & (begin + 1 < len(row))
-    row, begin = row[inside], begin[inside]
     episode = numbers.episode
-    same = (episode[row] == episode[begin]) & (episode[row] == episode[begin + 1])
-    return numbers.action[row[same], first:first + 3], change[begin[same]]
+    row = np.arange(max(0, -lag), len(episode) - 1 - max(0, lag))
+    row = row[(episode[row] == episode[row + lag]) & (episode[row] == episode[row + lag + 1])]
+    return numbers.action[row, first:first + 3], change[row + lag]
 
 
 def _correlation(action: NDArray[np.float64], change: NDArray[np.float64],
@@ -210,20 +206,20 @@ def _agreement(numbers: Numbers, what: str, first: int, change: NDArray[np.float
     moved = _correlation(*pairs)
     factor, explained = _scale(*pairs)
     best, strong = np.abs(moved).argmax(0), np.abs(moved).max(0) > FOLLOWS
-    crossed = [k for k in range(3) if strong[k] and best[k] != k]
-    reversed_ = [k for k in range(3) if strong[k] and best[k] == k and moved[k, k] < 0]
+    wrong = next((k for k in range(3) if strong[k] and best[k] != k), None)
+    reversed_ = next((k for k in range(3) if strong[k] and moved[k, k] < 0), None)
     text = (f'correlation {_listed(np.diag(moved).round(2))}; a unit moves the gripper '
             f'{_listed((factor * numbers.fps).round(3))} {unit}/s and explains '
             f'{", ".join(f"{share:.0%}" for share in np.maximum(explained, 0))} of it')
     if what == 'position':
         text += f' (OSC_POSE settles at {METRES_PER_SECOND_PER_UNIT} m/s)'
-    if crossed:
-        yield issue(WARNING, f'axis {"xyz"[crossed[0]]} follows action channel '
-                    f'{first + best[crossed[0]]}, not {first + crossed[0]}: axes are exchanged, '
-                    f'or actions are in another frame; {text}', 'likely')
-    elif reversed_:
-        yield issue(WARNING, f'axis {"xyz"[reversed_[0]]} moves against action channel '
-                    f'{first + reversed_[0]}; {text}', 'likely')
+    if wrong is not None:
+        yield issue(WARNING, f'axis {"xyz"[wrong]} follows action channel {first + best[wrong]}, '
+                    f'not {first + wrong}: axes are exchanged, or actions are in another frame; '
+                    f'{text}', 'likely')
+    elif reversed_ is not None:
+        yield issue(WARNING, f'axis {"xyz"[reversed_]} moves against action channel '
+                    f'{first + reversed_}; {text}', 'likely')
     elif not strong.any():
         yield issue(HINT, f'the {what} does not follow the actions; {text}')
     else:
@@ -387,11 +383,11 @@ def _dead(samples: list[Sample], key: str) -> Iterator[Issue]:
             yield issue(WARNING, f'the camera {what} in {len(where)} of {len(samples)} episodes',
                         'certain', where[:8])
     if not (blank or frozen):
-        moving = any((sample.steps > MOVING).any() for sample in samples)
-        told = (', and changes while the gripper moves' if moving else
-                '; the gripper never moves in them')
-        yield issue(OK if moving else HINT, f'shows something in {len(samples)} episodes{told}',
-                    'certain' if moving else 'unclear')
+        text = f'shows something in {len(samples)} episodes'
+        if any((sample.steps > MOVING).any() for sample in samples):
+            yield issue(OK, f'{text}, and changes while the gripper moves', 'certain')
+        else:
+            yield issue(HINT, f'{text}; the gripper never moves in them')
 
 
 def _longest_run(flags: NDArray[np.bool_]) -> tuple[int, int]:
@@ -413,14 +409,13 @@ def _swapped(samples: list[Sample], primary: str, wrist: str) -> Issue:
     first, second = np.median(table, 0)
     right = float((table[:, 0] > table[:, 1]).mean())
     share = max(right, 1 - right)
-    certainty = _certainty(share if len(table) >= 8 else min(share, 0.9), 0.9, 0.75)
     text = (f'{first:.0%} of the primary camera and {second:.0%} of the wrist camera never change '
             f'in an episode; the primary camera stands stiller in {right:.0%} of {len(table)} '
             'episodes')
     if right < 0.25:
-        return issue(WARNING, f'{text}: they look exchanged (dtvla data convert --rename names '
-                     'them)', certainty)
-    return issue(OK if right > 0.75 else HINT, text, certainty)
+        text += ': they look exchanged (dtvla data convert --rename names them)'
+    return issue(OK if right > 0.75 else WARNING if right < 0.25 else HINT, text,
+                 _certainty(share if len(table) >= 8 else min(share, 0.9), 0.9, 0.75))
 
 
 def _upright(samples: list[Sample], key: str) -> Issue:
@@ -470,13 +465,11 @@ def _orientation(rows: NDArray[np.float64]) -> str:
     mirrored = np.linalg.det(slopes[:2]) > 0
     across, down = slopes[2]
     if abs(down) >= abs(across):
-        turn = 'upright' if down < 0 else 'upside down'
-    else:
-        turn = 'a quarter turn to the right' if across > 0 else 'a quarter turn to the left'
-    if not mirrored:
-        return 'rotated by 180 degrees' if turn == 'upside down' else turn
-    return {'upright': 'mirrored left to right',
-            'upside down': 'mirrored top to bottom'}.get(turn, f'mirrored and {turn}')
+        if mirrored:
+            return 'mirrored left to right' if down < 0 else 'mirrored top to bottom'
+        return 'upright' if down < 0 else 'rotated by 180 degrees'
+    turn = f'a quarter turn to the {"right" if across > 0 else "left"}'
+    return f'mirrored and {turn}' if mirrored else turn
 
 
 def _wrist_mirrored(samples: list[Sample], key: str) -> Issue:
@@ -516,7 +509,6 @@ def _bootstrap(parts: list[NDArray[np.float64]], decide: Callable[[NDArray[np.fl
 
 def _direction(slope: NDArray[np.floating]) -> str:
     across, down = slope
-    ways = [('right' if across > 0 else 'left', abs(across)),
-            ('down' if down > 0 else 'up', abs(down))]
-    ways.sort(key=lambda pair: -pair[1])
-    return ways[0][0] if ways[1][1] < 0.4 * ways[0][1] else f'{ways[0][0]} and {ways[1][0]}'
+    ways = sorted([(abs(across), 'right' if across > 0 else 'left'),
+                   (abs(down), 'down' if down > 0 else 'up')], reverse=True)
+    return ' and '.join(way for amount, way in ways if amount >= 0.4 * ways[0][0])

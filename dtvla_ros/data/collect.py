@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -17,9 +16,14 @@ from numpy.typing import NDArray
 import dtvla_sim
 from dtvla_ros.data import layout
 from dtvla_ros.data.layout import Episode
-from dtvla_ros.data.writer import finished_shards, keep_shard, merge_shards, write_shard
+from dtvla_ros.data.writer import (
+    finished_shards,
+    keep_shard,
+    merge_shards,
+    require_same_options,
+    write_shard,
+)
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import write_json
 from dtvla_ros.rollout.env import SceneSetup
 from dtvla_ros.rollout.workers import run_jobs
 
@@ -34,9 +38,6 @@ ENVIRONMENT = 'observation.environment_state'
 SHORT, OBSERVATION = 'short', 'look'
 SCENES = {'short_share': SHORT, 'observation_share': OBSERVATION}
 PERTURBATIONS = {'clean_share': 'clean', 'release_share': 'drop', 'push_share': 'shove'}
-# Options as files written before call them.
-FORMER_NAMES = {'look_share': 'observation_share', 'drop_share': 'release_share',
-                'shove_share': 'push_share'}
 
 
 def require_training_block(seed: int) -> None:
@@ -59,25 +60,6 @@ def require_tasks(tasks: Sequence[str], known: Sequence[str], suite: str) -> Non
     for task in tasks:
         if task not in known:
             raise UserError(f'unknown task "{task}"; {suite} has: {", ".join(known)}')
-
-
-def require_same_options(path: Path, options: dict[str, Any], defaults: dict[str, Any]) -> None:
-    """Write a folder's options, or refuse others: shards are numbered by the plan they follow.
-
-    More ``episodes`` are no other options. ``defaults``: what an older file does not say.
-    """
-    # As a JSON file gives them back: tuples become lists.
-    options, defaults = json.loads(json.dumps([options, defaults]))
-    del options['episodes']
-    if not path.exists():
-        write_json(path, options)
-        return
-    before = defaults | {FORMER_NAMES.get(name, name): value
-                         for name, value in json.loads(path.read_text()).items()}
-    changed = sorted(name for name in options if before.get(name) != options[name])
-    if changed:
-        raise UserError(f'{path}: recorded with another {", ".join(changed)}; '
-                        'use the same options or a new --out')
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +135,16 @@ def plan_episode(
     """Return what episode ``index`` is. Asking for more episodes later only adds to the plan."""
     seed = options.seed * SEEDS_PER_BASE + index
     draw = np.random.default_rng([options.seed, index]).random()
-    return EpisodePlan(index, task_in_turn(tasks, index, one_scene), seed, _kind(options, draw))
+    kind = 'noisy'
+    for names in (SCENES, PERTURBATIONS):
+        rest = 1.0
+        for name, value in names.items():
+            share = getattr(options, name)
+            if kind == 'noisy' and draw < share:
+                kind = value
+            draw, rest = draw - share, rest - share
+        draw /= rest or 1.0
+    return EpisodePlan(index, task_in_turn(tasks, index, one_scene), seed, kind)
 
 
 def task_in_turn(tasks: Sequence[str], index: int, one_scene: bool) -> str:
@@ -165,67 +156,44 @@ def task_in_turn(tasks: Sequence[str], index: int, one_scene: bool) -> str:
     return tasks[turn % len(tasks)]
 
 
-def _kind(options: CollectOptions, draw: float) -> str:
-    """Return the kind of an episode for a number drawn from 0..1."""
-    for names in (SCENES, PERTURBATIONS):
-        rest = 1.0
-        for name, kind in names.items():
-            share = getattr(options, name)
-            if draw < share:
-                return kind
-            draw, rest = draw - share, rest - share
-        draw /= rest or 1.0
-    return 'noisy'
-
-
-def state_vector(obs: Any, base_position: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return [8]: gripper position [m], rotation vector [rad] in the base frame, fingers [m]."""
-    from scipy.spatial.transform import Rotation
-
-    turn = Rotation.from_quat(obs['robot0_eef_quat']).as_rotvec()
-    return np.concatenate([
-        obs['robot0_eef_pos'] - base_position, turn, obs['robot0_gripper_qpos'],
-    ]).astype(np.float32)
-
-
-def object_positions(env: Any) -> NDArray[np.float32]:
-    """Return where all objects are in the base frame, [E * 3] m; NaN for what is not here."""
-    return np.concatenate([
-        env.place(name) - env.base_position for name in env.object_names]).astype(np.float32)
-
-
 def image_points(env: Any) -> NDArray[np.float32]:
     """Return where all objects appear in the first camera's image, [E * 2] fractions of it."""
     positions = np.stack([env.place(name) for name in env.object_names])
     return env.image_point(positions).ravel().astype(np.float32)
 
 
-def environment_state(env: Any) -> NDArray[np.float32]:
-    """Return joint coordinates and fixture positions: enough to draw the one scene again."""
-    scene = env.scene
-    fixtures = [scene.position(name) for name in scene.fixtures]
-    return np.concatenate([scene.sim.data.qpos, *fixtures]).astype(np.float32)
-
-
 @dataclass
 class Frames:
-    """Columns of the frames of an episode kept so far."""
+    """Columns of the frames of an episode kept so far.
+
+    Everything is in the robot's base frame; objects that are not in the scene are NaN.
+    """
 
     images: dict[str, list[NDArray[np.uint8]]] = field(default_factory=lambda: defaultdict(list))
     columns: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, env: Any, obs: Any, act: Any) -> None:
         """Keep what is observed now and what the expert makes of it."""
+        from scipy.spatial.transform import Rotation
+
         for key, source in IMAGES.items():
             self.images[key].append(np.array(obs[source]))
-        row = {layout.STATE: state_vector(obs, env.base_position),
-               layout.JOINTS: np.asarray(obs['robot0_joint_pos'], np.float32),
-               layout.PLACES: object_positions(env), layout.POINTS: image_points(env)}
-        if env.one_scene:
-            row[ENVIRONMENT] = environment_state(env)
-        for name, value in (row | {layout.REASONING: act.thought,
-                                   layout.PHASE: act.phase}).items():
-            self.columns[name].append(value)
+        base = env.base_position
+        row = {
+            # Gripper [m], rotation vector [rad], fingers [m].
+            layout.STATE: [obs['robot0_eef_pos'] - base,
+                           Rotation.from_quat(obs['robot0_eef_quat']).as_rotvec(),
+                           obs['robot0_gripper_qpos']],
+            layout.JOINTS: [obs['robot0_joint_pos']],
+            layout.PLACES: [env.place(name) - base for name in env.object_names],
+            layout.POINTS: [image_points(env)]}
+        if env.one_scene:  # enough to draw it again
+            row[ENVIRONMENT] = [env.scene.sim.data.qpos,
+                                *map(env.scene.position, env.scene.fixtures)]
+        for name, parts in row.items():
+            self.columns[name].append(np.concatenate(parts).astype(np.float32))
+        self.columns[layout.REASONING].append(act.thought)
+        self.columns[layout.PHASE].append(act.phase)
 
     def episode(self, env: Any, plan: EpisodePlan, actions: Sequence[NDArray[np.float32]],
                 starts: NDArray[np.int64], length: int, breaks: Sequence[int], success: bool,

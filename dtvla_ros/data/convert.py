@@ -16,10 +16,15 @@ from tqdm import tqdm
 from dtvla_ros.data import layout
 from dtvla_ros.data.layout import Episode
 from dtvla_ros.data.reader import DatasetReader, open_dataset, thoughts_are_ids, thoughts_of
-from dtvla_ros.data.video import Clip, can_join, join_videos, write_video
-from dtvla_ros.data.writer import SHARDS, finished_shards, merge_shards, write_shard
+from dtvla_ros.data.video import can_join, join_videos, write_video
+from dtvla_ros.data.writer import (
+    SHARDS,
+    finished_shards,
+    merge_shards,
+    require_same_options,
+    write_shard,
+)
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import read_json, write_json
 
 EPISODES_PER_SHARD = 25
 OPTIONS = 'convert.json'
@@ -73,16 +78,15 @@ def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
         thoughts = thoughts_of(reader, options.tokenizer)
     _begin(reader, out, options)
     count = len(reader.episodes)
-    clips = {key: [Clip(*reader.video_path(k, key), reader.episodes[k]['length'])
+    files = {key: [(reader.video_path(k, key)[0], reader.episodes[k]['length'])
                    for k in range(count)] for key in reader.video_keys}
-    copied = bool(clips) and reader.is_v2 and all(
-        can_join((clip.path for clip in part), reader.fps) for part in clips.values())
+    copied = bool(files) and reader.is_v2 and all(
+        can_join((path for path, _ in videos), reader.fps) for videos in files.values())
 
     def writer(key: str, part: range) -> Callable[[Path], int]:
         """Return what writes one camera's images of some episodes into a file."""
-        if key in clips:
-            return partial(join_videos, clips=[clips[key][k] for k in part], fps=reader.fps,
-                           copy=copied)
+        if copied and key in files:
+            return partial(join_videos, files=[files[key][k] for k in part], fps=reader.fps)
         return lambda path: write_video(
             path, chain.from_iterable(reader.frames(k, key) for k in part), reader.fps)
 
@@ -136,15 +140,11 @@ def _begin(reader: DatasetReader, out: Path, options: ConvertOptions) -> None:
         'tokenizer': options.tokenizer.name if options.tokenizer else None,
         'rename': dict(options.rename), 'version': reader.info['codebase_version']}
     path = out / OPTIONS
-    if not (out.exists() and any(out.iterdir())):
-        write_json(path, told)
-        return
-    before = read_json(path, f'{out} is no conversion that was begun, choose another --out')
+    if out.exists() and any(out.iterdir()) and not path.exists():
+        raise UserError(f'{out} exists and is no conversion that was begun; choose another --out')
     if (out / layout.INFO).exists() and not (out / SHARDS).exists():
         raise UserError(f'{out} is converted already; choose another --out')
-    if before != told:
-        raise UserError(f'{path}: begun from another dataset or with other options; choose '
-                        'another --out')
+    require_same_options(path, told, {})
 
 
 def _episode(reader: DatasetReader, number: int, options: ConvertOptions,

@@ -203,19 +203,19 @@ class _Converter:
         tracks = {topic: bag.tracks[topic].during(segment.since - SLACK, segment.until + SLACK)
                   for topic in (*topics.IMAGES.values(), topics.EE_POSE, topics.JOINT_STATES)}
         for first, last in zip([0, *late], [*late, len(stamps)]):
-            rows = self._rows(tracks, stamps[first:last])
-            steps = np.array(list(rows), int)
-            for run in np.split(steps, np.flatnonzero(np.diff(steps) != self.every) + 1):
-                if len(run):
+            steps, values = self._frames(tracks, stamps[first:last])
+            breaks = np.flatnonzero(np.diff(steps) != self.every) + 1
+            for part in np.split(np.arange(len(steps)), breaks):
+                if len(part):
                     texts = [thoughts[k] for k in np.searchsorted(
-                        decided, stamps[first + run], side='right')]
+                        decided, stamps[first + steps[part]], side='right')]
                     self.report.unthought += texts.count('')
-                    yield self._episode(segment, [rows[step] for step in run.tolist()], run,
-                                        actions[first:last], texts)
+                    own = {topic: [seen[k] for k in part] for topic, seen in values.items()}
+                    yield self._episode(segment, own, steps[part], actions[first:last], texts)
 
-    def _rows(self, tracks: Mapping[str, Track], stamps: NDArray[np.int64],
-              ) -> dict[int, dict[str, Any]]:
-        """Return, by control step, images, pose and joints of the frames that lack nothing."""
+    def _frames(self, tracks: Mapping[str, Track], stamps: NDArray[np.int64],
+                ) -> tuple[NDArray[np.int64], dict[str, list[Any]]]:
+        """Return the control steps [K] that lack nothing; K images, poses and joints by topic."""
         cameras = topics.IMAGES.values()
         seen = tracks[topics.IMAGES['primary']].nearest(stamps, self.tolerance) >= 0
         steps = np.arange(int(seen.argmax()), len(stamps), self.every)
@@ -225,45 +225,36 @@ class _Converter:
         for topic, places in found.items():
             self.report.gaps += Counter({topic: int((there & (places < 0)).sum())})
             there &= places >= 0
-        if not there.any():
-            return {}
         values = {topic: self.bag.images(topic, places[there], tracks[topic])
                   if topic in cameras else dict(enumerate(tracks[topic].values))
                   for topic, places in found.items()}
-        rows = {}
-        for k in np.flatnonzero(there):
-            row = {topic: values[topic].get(int(places[k])) for topic, places in found.items()}
-            if any(value is None for value in row.values()):
-                self.report.gaps['an image that can be decoded'] += 1
-            else:
-                rows[int(steps[k])] = row
-        return rows
+        kept = np.array([k for k in np.flatnonzero(there) if all(
+            places[k] in values[topic] for topic, places in found.items())], int)
+        self.report.gaps += Counter({'an image that can be decoded': int(there.sum()) - len(kept)})
+        return steps[kept], {topic: [values[topic][k] for k in places[kept].tolist()]
+                             for topic, places in found.items()}
 
-    def _episode(self, segment: Segment, rows: Sequence[Mapping[str, Any]],
+    def _episode(self, segment: Segment, values: Mapping[str, Sequence[Any]],
                  starts: NDArray[np.int64], actions: NDArray[np.float32], thoughts: list[str],
                  ) -> Episode:
-        """Return frames without a gap; a row holds a frame's images, pose and joints."""
-        options, path = self.options, self.bag.path
+        """Return frames without a gap, of their images, poses and joints by topic."""
+        options, path, joints = self.options, self.bag.path, values[topics.JOINT_STATES]
         chunk, padding = layout.action_chunks(actions, starts, options.chunk)
-        joints = [row[topics.JOINT_STATES] for row in rows]
         arm = [name for name in joints[0] if name not in options.fingers]
         absent = next((name for seen in joints for name in (*options.fingers, *arm)
                        if name not in seen), None)
         if absent:
             raise UserError(f'{path}: {topics.JOINT_STATES} lacks {absent} (it has '
                             f'{", ".join(joints[0])}); name the gripper joints with --fingers')
-        images = {key: [row[topics.IMAGES[camera]] for row in rows]
-                  for key, camera in layout.CAMERAS.items()}
-        for shapes in ({image.shape for image in seen} for seen in images.values()):
-            if len(shapes) > 1:
-                raise UserError(f'{path}: images of several sizes, {sorted(shapes)}; a dataset '
-                                'has one')
+        images = {key: values[topics.IMAGES[camera]] for key, camera in layout.CAMERAS.items()}
+        if any(image.shape != seen[0].shape for seen in images.values() for image in seen):
+            raise UserError(f'{path}: images of several sizes; a dataset has one')
         return Episode(
             task=segment.task, images={key: np.stack(seen) for key, seen in images.items()},
             columns={
                 layout.STATE: np.stack([
-                    _state(row[topics.EE_POSE], [seen[name] for name in options.fingers])
-                    for row, seen in zip(rows, joints, strict=True)]),
+                    _state(pose, [seen[name] for name in options.fingers])
+                    for pose, seen in zip(values[topics.EE_POSE], joints, strict=True)]),
                 layout.JOINTS: np.array([[seen[name] for name in arm] for seen in joints],
                                         np.float32),
                 layout.REASONING: thoughts,

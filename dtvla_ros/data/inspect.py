@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console, Group
-from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
@@ -34,6 +33,7 @@ PUBLISHED = ('mean', 'std', 'q01', 'q99', 'min', 'max')
 IMAGES = 200  # of a camera that make its statistics
 SHOWN = 8  # names in a list before the rest is counted
 EXAMPLE = 400  # letters of the longest thought
+FORMER_IMAGE = 'picture of'  # as JSON files have always called the check of a camera's images
 _COLOURS = {'ok': 'green', 'hint': 'yellow', 'warning': 'red'}
 
 
@@ -141,8 +141,9 @@ class Statistics:
     def to_dict(self) -> dict[str, Any]:
         """Return everything JSON-ready."""
         return {'path': str(self.path), 'norm_stats': self.norm_stats, 'checks': [
-            {'check': issue.check, 'level': issue.level, 'text': issue.problem,
-             'certainty': issue.certainty, 'where': issue.where} for issue in self.issues]}
+            {'check': issue.check.replace('image of', FORMER_IMAGE), 'level': issue.level,
+             'text': issue.problem, 'certainty': issue.certainty, 'where': issue.where}
+            for issue in self.issues]}
 
     def write(self, folder: Path) -> None:
         """Write ``stats.json`` and ``norm_stats.json`` into a folder. Raises ``UserError``."""
@@ -188,75 +189,43 @@ def _images(reader: DatasetReader, key: str) -> np.ndarray:
                      for k in numbers.tolist()])
 
 
-def _table(title: str, *columns: str, rows: Iterable[Sequence[Any]], header: bool = True) -> Table:
-    """Return a table of escaped cells; columns that begin with ``>`` are numbers."""
-    made = Table(title=title, title_justify='left', show_header=header, title_style='bold')
-    for column in columns:
-        made.add_column(escape(column.lstrip('>')), overflow='fold',
-                        justify='right' if column.startswith('>') else 'left')
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """Return a table of escaped cells."""
+    made = Table(*columns, title=title, title_justify='left', show_header=any(columns),
+                 title_style='bold')
+    for column in made.columns:
+        column.overflow = 'fold'
     for row in rows:
-        made.add_row(*(escape(str(cell)) for cell in row))
+        made.add_row(*(escape(_text(cell)) for cell in row))
     return made
 
 
-def _properties(title: str, rows: Iterable[tuple[str, Any]]) -> Table:
-    """Return a table of two columns without those that have no value."""
-    return _table(title, '', '', header=False,
-                  rows=[row for row in rows if row[1] not in (None, '', {}, [])])
-
-
-def _counted(values: Mapping[str, Any]) -> str:
-    return ', '.join(f'{name} {count}' for name, count in values.items())
-
-
-def _size(shape: Sequence[int]) -> str:
-    return 'x'.join(map(str, shape))
-
-
-def _first(values: Sequence[Any]) -> str:
-    """Return a list's first values and how many more there are."""
-    rest = len(values) - SHOWN
-    return ', '.join(map(str, values[:SHOWN])) + (f' and {rest} more' if rest > 0 else '')
+def _text(value: Any) -> str:
+    """Return a value of a result as text: counts in a line, of a list only the first values."""
+    if isinstance(value, Mapping):
+        return ', '.join(f'{name} {_text(count)}' for name, count in value.items())
+    if isinstance(value, (list, tuple)):
+        rest = len(value) - SHOWN
+        return ', '.join(map(_text, value[:SHOWN])) + (f' and {rest} more' if rest > 0 else '')
+    text = '-' if value is None else f'{value:g}' if isinstance(value, float) else str(value)
+    return text if len(text) <= EXAMPLE else f'{text[:EXAMPLE]} ...'
 
 
 def show_inspection(found: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print what ``inspect_dataset`` found."""
-    length = found['episode_length']
-    (console or Console()).print(Group(
-        _properties('', [
-            ('path', found['path']), ('version', f'LeRobot {found["version"]}'),
-            ('robot', found['robot']), ('frames a second', found['fps']),
-            ('episodes', found['episodes']),
-            ('frames', f'{found["frames"]} ({found["seconds"] / 60:.1f} minutes)'),
-            ('frames an episode', f'{length["shortest"]} to {length["longest"]}, median '
-                                  f'{length["median"]:g}'),
-            ('size', _counted({k: decimal(size) for k, size in found['bytes'].items()}))]),
-        _table('Tasks', 'instruction', '>episodes', rows=found['tasks'].items()),
-        _table('Cameras', 'feature', 'policy camera', '>size', 'stored as', rows=[
-            (key, camera['policy_camera'] or '-', _size(camera['shape']), ' '.join(
-                str(camera[k]) for k in ('stored_as', 'codec', 'pix_fmt') if camera[k]))
-            for key, camera in found['cameras'].items()]),
-        _table('Features', 'feature', 'type', '>shape', 'channels', rows=[
-            (name, feature['dtype'], _size(feature['shape']),
-             _first(layout.flat_names(feature['names'])))
-            for name, feature in found['features'].items()]),
-        _properties('Kept with episodes', [
-            (name, _counted(values)) for name, values in found[layout.METADATA].items()]),
-        _properties('Thoughts', _thought_rows(found))))
-
-
-def _thought_rows(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    thoughts = found['thoughts']
-    if thoughts is None:
-        return [('', 'none: the dataset has no feature reasoning')]
-    length, example = thoughts['length'], thoughts['longest']
-    return [
-        ('stored as', thoughts['stored_as']), ('frames with one', f'{thoughts["share"]:.1%}'),
-        ('different', thoughts['different']),
-        (thoughts['unit'], f'{length["shortest"]:g} to {length["longest"]:g}, median '
-                           f'{length["median"]:g}, 99 % up to {length["p99"]:g}'),
-        ('longest', example if len(example) <= EXAMPLE else f'{example[:EXAMPLE]} ...'),
-        ('phases', _counted(found['phases']))]
+    """Print what ``inspect_dataset`` found: a table of each part, and one of the rest."""
+    parts = {name: found[name] for name in ('tasks', 'cameras', 'features', layout.METADATA,
+                                            'thoughts')}
+    tables = [_table(f'LeRobot {found["version"]}', ('', ''), [
+        (name.replace('_', ' '), value) for name, value in found.items() if name not in parts])]
+    for name, part in parts.items():
+        kinds = [list(row) for row in (part or {}).values() if isinstance(row, dict)]
+        if name in ('cameras', 'features') and kinds:
+            columns = [kind.replace('_', ' ') for kind in kinds[0]]
+            rows = [(key, *row.values()) for key, row in part.items()]
+        else:
+            columns, rows = [''], list((part or {'': 'none'}).items())
+        tables.append(_table(name, ['', *columns], rows))
+    (console or Console()).print(Group(*tables))
 
 
 def show_issues(dataset: Path, issues: Sequence[Issue], console: Console | None = None) -> None:
@@ -272,14 +241,14 @@ def show_issues(dataset: Path, issues: Sequence[Issue], console: Console | None 
 def show_statistics(found: Statistics, console: Console | None = None) -> None:
     """Print statistics of state and action, then what every check says."""
     kinds = ('min', 'q01', 'mean', 'std', 'q99', 'max')
-    checks = _table('Checks', 'check', '', 'what was found', rows=())
+    checks = _table('Checks', ('check', '', 'what was found'), ())
     for issue in found.issues:
         sure = (f' ({issue.certainty})' if (issue.level, issue.certainty) != ('ok', 'certain')
                 else '')
         checks.add_row(issue.check, f'[{_COLOURS[issue.level]}]{issue.level}[/]',
                        escape('\n  '.join([f'{issue.problem}{sure}', *issue.where])))
     (console or Console()).print(Group(
-        *(_table(name, 'channel', *(f'>{kind}' for kind in kinds), rows=[
+        *(_table(name, ('channel', *kinds), [
             (channel, *(f'{found.stats[name][kind][k]:.4f}' for kind in kinds))
             for k, channel in enumerate(channels)]) for name, channels in found.channels.items()),
         checks))

@@ -268,11 +268,7 @@ def thoughts_are_ids(reader: DatasetReader) -> bool:
 def unpadded(ids: NDArray[np.integer]) -> list[NDArray[np.integer]]:
     """Return the rows of [N, W] without padding: the id that most begin or end with."""
     pad = Counter([*ids[:, 0].tolist(), *ids[:, -1].tolist()]).most_common(1)[0][0]
-    kept = []
-    for row in ids:
-        there = np.flatnonzero(row != pad)
-        kept.append(row[there[0]:there[-1] + 1] if len(there) else row[:0])
-    return kept
+    return [row[row != pad] for row in ids]
 
 
 def thoughts_of(reader: DatasetReader, tokenizer: Path | None = None) -> list[str] | None:

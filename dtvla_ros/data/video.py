@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -82,29 +81,6 @@ def _decode(container: Any, stream: av.VideoStream, begin: float, earliest: floa
     return next((frame for frame in frames if frame.time >= earliest), None), frames
 
 
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """Some frames of a video file: ``length`` of them from ``start`` [s] on."""
-
-    path: Path
-    start: float
-    length: int
-
-    def frames(self) -> Iterator[NDArray[np.uint8]]:
-        """Yield the frames. Raises ``UserError`` when there are fewer than ``length``."""
-        count = 0
-        for frame in islice(read_video(self.path, self.start), self.length):
-            yield frame
-            count += 1
-        self.require(count)
-
-    def require(self, count: int) -> None:
-        """Raise ``UserError`` unless ``count`` frames were found."""
-        if count != self.length:
-            raise UserError(f'{self.path}: {count} frames for {self.length} rows of data; run '
-                            'dtvla data validate, then copy or record this episode again')
-
-
 def probe(path: Path) -> dict[str, Any]:
     """Return a video's height, width, codec, pixel format and frame rate, without decoding.
 
@@ -130,19 +106,17 @@ def can_join(paths: Iterable[Path], fps: int) -> bool:
     return all(kind == kinds[0] and kind['fps'] == fps for kind in kinds)
 
 
-def join_videos(path: Path, clips: Sequence[Clip], fps: int, copy: bool) -> int:
-    """Write clips one after the other into one file; return the number of frames.
+def join_videos(path: Path, files: Sequence[tuple[Path, int]], fps: int) -> int:
+    """Write files that ``can_join`` one after the other into one; return the number of frames.
 
-    ``copy``: the clips are whole files that ``can_join``, and no image is touched; else they
-    are encoded anew. Raises ``UserError`` when a clip holds another number of frames.
+    ``files``: paths, and how many frames each holds. No image is encoded anew. Raises
+    ``UserError`` when one holds another number.
     """
-    if not copy:
-        return write_video(path, chain.from_iterable(clip.frames() for clip in clips), fps)
     done = 0
     with av.open(str(path), 'w') as out:
         target = None
-        for clip in clips:
-            with _opened(clip.path) as container:
+        for file, length in files:
+            with _opened(file) as container:
                 source = container.streams.video[0]
                 if target is None:
                     target = out.add_stream_from_template(source, opaque=True)
@@ -155,6 +129,8 @@ def join_videos(path: Path, clips: Sequence[Clip], fps: int, copy: bool) -> int:
                         packet.stream = target
                         out.mux(packet)
                         count += 1
-            clip.require(count)
+            if count != length:
+                raise UserError(f'{file}: {count} frames for {length} rows of data; run dtvla '
+                                'data validate, then copy or record this episode again')
             done += count
     return done

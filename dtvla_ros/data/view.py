@@ -13,7 +13,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -80,7 +79,7 @@ class EpisodeView:
         if opening is not None:
             opening = (opening - opening.min()) / max(float(np.ptp(opening)), 1e-9)
         return cls(
-            number, (row['tasks'] or [''])[0], reader.metadata(number), float(reader.fps),
+            number, reader.task(number), reader.metadata(number), float(reader.fps),
             {key: p[:count] for key, p in images.items()},
             np.arange(0, row['length'], stride)[:count], reader.rows(layout.ACTION)[part],
             opening, thoughts[part] if thoughts else [],
@@ -100,12 +99,9 @@ class EpisodeView:
 
 
 def _shrunk(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    height, width = image.shape[:2]
-    scale = SIDE / max(height, width)
-    if scale >= 1.0:
-        return image
-    size = round(width * scale), round(height * scale)
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    small = Image.fromarray(image)
+    small.thumbnail((SIDE, SIDE), Image.Resampling.BOX)  # never makes it larger
+    return np.asarray(small)
 
 
 def view(root: Path, out: Path, episodes: Sequence[int] = (), tokenizer: Path | None = None,
@@ -155,7 +151,7 @@ def _some(reader: DatasetReader) -> list[int]:
     long = [k for k, row in enumerate(rows) if row['length'] > 1] or list(range(len(rows)))
     first: dict[str, int] = {}
     for number in long:
-        first.setdefault((rows[number]['tasks'] or [''])[0], number)
+        first.setdefault(reader.task(number), number)
     spread = [long[k] for k in np.linspace(0, len(long) - 1, SHOWN).astype(int)]
     return sorted(list(dict.fromkeys([*first.values(), *spread]))[:SHOWN])
 
@@ -171,18 +167,16 @@ def _page_values(shown: EpisodeView, colours: Mapping[str, str]) -> dict[str, An
     """Return what the template needs of an episode; of each camera one image holds all frames."""
     columns = max(1, math.ceil(math.sqrt(len(shown.frames))))
     rows = max(1, math.ceil(len(shown.frames) / columns))
+    runs = list(_runs(shown.thoughts))
     data = {
         'length': len(shown), 'fps': shown.fps, 'images': len(shown.frames),
         'stride': int(shown.frames[1]) if len(shown.frames) > 1 else 1,
         'columns': columns, 'rows': rows, 'phases': shown.phases,
-        'runs': [[first, last, text] for text, first, last in _runs(shown.thoughts)]}
-    thoughts: list[dict[str, Any]] = []
-    before = ''
-    for text, first, last in _runs(shown.thoughts):
-        thoughts.append({'begin': first / shown.fps, 'end': last / shown.fps,
-                         'phase': shown.phases[first] if shown.phases else '',
-                         'parts': list(_changes(before.split(), text.split()))})
-        before = text
+        'runs': [[first, last, text] for text, first, last in runs]}
+    thoughts = [{'begin': first / shown.fps, 'end': last / shown.fps,
+                 'phase': shown.phases[first] if shown.phases else '',
+                 'parts': list(_changes(before.split(), text.split()))}
+                for (before, _, _), (text, first, last) in zip([('', 0, 0), *runs], runs)]
     return {
         'number': shown.number, 'task': shown.task, 'caption': shown.caption(),
         'data': json.dumps(data), 'columns': columns, 'rows': rows,

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,13 @@ from dtvla_ros.data.layout import Episode
 from dtvla_ros.data.reader import column_array
 from dtvla_ros.data.video import probe, read_video, write_video
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import read_json, write_json
 
 SHARDS = '.shards'
 STATISTICS_FRAMES = 200
+# Options as files written before call them.
+FORMER_NAMES = {'look_share': 'observation_share', 'drop_share': 'release_share',
+                'shove_share': 'push_share'}
 QUANTILES = {'q01': 0.01, 'q10': 0.10, 'q50': 0.50, 'q90': 0.90, 'q99': 0.99}
 
 
@@ -59,6 +64,25 @@ def image_statistics(images: NDArray[np.uint8]) -> dict[str, list[Any]]:
     pixels = images.reshape(-1, 3)
     stats = {k: (v / 255.0).reshape(3, 1, 1).tolist() for k, v in _moments(pixels).items()}
     return {**stats, 'count': [len(images)]}
+
+
+def require_same_options(path: Path, options: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Write a folder's options, or refuse others: shards are numbered by the plan they follow.
+
+    More ``episodes`` are no other options. ``defaults``: what an older file does not say.
+    """
+    # As a JSON file gives them back: tuples become lists.
+    options, defaults = json.loads(json.dumps([options, defaults]))
+    del options['episodes']
+    if not path.exists():
+        write_json(path, options)
+        return
+    before = defaults | {FORMER_NAMES.get(name, name): value
+                         for name, value in read_json(path, 'choose a new --out').items()}
+    changed = sorted(name for name in options if before.get(name) != options[name])
+    if changed:
+        raise UserError(f'{path}: made with another {", ".join(changed)}; use the same options '
+                        'or a new --out')
 
 
 def shard_path(root: Path, number: int) -> Path:
@@ -92,12 +116,13 @@ def write_shard(
             for name, values in episodes[0].columns.items():
                 features[name] = _feature(values, episodes[0].names.get(name))
             if videos is None:
-                videos = {key: partial(_write_images, episodes, key, fps)
-                          for key in episodes[0].images}
+                videos = {key: partial(write_video, fps=fps, frames=chain.from_iterable(
+                    [e.images[key] for e in episodes])) for key in episodes[0].images}
         for key, write in (videos if videos and episodes else {}).items():
             count, rows = write(work / f'{key}.mp4'), sum(map(len, episodes))
             if count != rows:
-                raise ValueError(f'{work}: {count} images of {key} for {rows} frames')
+                raise UserError(f'{root}: {count} images of {key} for {rows} rows of data; run '
+                                'dtvla data validate on the source')
             features[key] = _video_feature(work / f'{key}.mp4', fps)
         (work / 'shard.json').write_text(json.dumps({'fps': fps, 'episodes': [
             {'task': e.task, 'length': len(e), layout.METADATA: dict(e.metadata)}
@@ -149,19 +174,11 @@ def _feature(values: Any, names: Sequence[str] | None) -> dict[str, Any]:
 
 def _video_feature(path: Path, fps: int) -> dict[str, Any]:
     found = probe(path)
-    return {
-        'dtype': 'video', 'shape': [found['height'], found['width'], 3],
-        'names': ['height', 'width', 'channels'],
-        'info': {
-            'video.height': found['height'], 'video.width': found['width'], 'video.channels': 3,
-            'video.codec': found['codec'], 'video.pix_fmt': found['pix_fmt'], 'video.fps': fps,
-            'video.is_depth_map': False, 'has_audio': False,
-        },
-    }
-
-
-def _write_images(episodes: Sequence[Episode], key: str, fps: int, path: Path) -> int:
-    return write_video(path, (image for e in episodes for image in e.images[key]), fps)
+    told = {f'video.{name}': found[name] for name in ('height', 'width', 'codec', 'pix_fmt')}
+    return {'dtype': 'video', 'shape': [found['height'], found['width'], 3],
+            'names': ['height', 'width', 'channels'],
+            'info': {**told, 'video.channels': 3, 'video.fps': fps, 'video.is_depth_map': False,
+                     'has_audio': False}}
 
 
 def merge_shards(root: Path, robot_type: str = 'panda') -> dict[str, Any]:
@@ -200,8 +217,8 @@ class _Merged:
             raise UserError(f'{folder}: its features differ from those of the shards before it; '
                             'collect into a new folder')
         self._features, self._fps = shard['features'], shard['fps']
-        place = {'chunk_index': self._files // layout.FILES_PER_CHUNK,
-                 'file_index': self._files % layout.FILES_PER_CHUNK}
+        place = dict(zip(('chunk_index', 'file_index'),
+                         divmod(self._files, layout.FILES_PER_CHUNK), strict=True))
         self._files += 1
         videos = [key for key, f in self._features.items() if f['dtype'] == 'video']
         table = pq.read_table(folder / 'data.parquet').drop_columns(['episode_index'])
@@ -217,36 +234,31 @@ class _Merged:
             video = folder / f'{key}.mp4'
             _link(video, self._root / layout.VIDEO.format(video_key=key, **place))
             if sum(map(len, self._images[key])) < STATISTICS_FRAMES:
-                self._images[key].append(
-                    np.stack([f for k, f in enumerate(read_video(video)) if k % 20 == 0]))
+                self._images[key].append(np.stack([*islice(read_video(video), 0, None, 20)]))
 
     def _number(self, episodes: Sequence[Mapping[str, Any]], place: Mapping[str, int],
                 videos: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Add the metadata of a shard's episodes; return the index columns of its frames."""
-        begin, index = self._frames, defaultdict(list)
-        for episode in episodes:
-            length, number = episode['length'], len(self.rows)
-            task = self._tasks.setdefault(episode['task'], len(self._tasks))
-            frame = np.arange(length)
-            for name, values in zip(layout.INDEX_COLUMNS, (
-                    (frame / self._fps).astype(np.float32), frame, np.full(length, number),
-                    self._frames + frame, np.full(length, task)), strict=True):
-                index[name].append(values)
-            row = {
-                'episode_index': number, 'tasks': [episode['task']], 'length': length,
-                'data/chunk_index': place['chunk_index'], 'data/file_index': place['file_index'],
-                'dataset_from_index': self._frames, 'dataset_to_index': self._frames + length,
-                'meta/episodes/chunk_index': 0, 'meta/episodes/file_index': 0,
-                layout.METADATA: json.dumps(episode[layout.METADATA]),
-            }
-            offset = self._frames - begin
-            for key in videos:
-                row |= {f'videos/{key}/{name}': value for name, value in place.items()}
-                row[f'videos/{key}/from_timestamp'] = offset / self._fps
-                row[f'videos/{key}/to_timestamp'] = (offset + length) / self._fps
-            self.rows.append(row)
-            self._frames += length
-        return {name: np.concatenate(parts) for name, parts in index.items()}
+        lengths = np.array([episode['length'] for episode in episodes])
+        frame = np.concatenate([np.arange(length) for length in lengths])
+        tasks = [self._tasks.setdefault(e['task'], len(self._tasks)) for e in episodes]
+        columns = ((frame / self._fps).astype(np.float32), frame,
+                   np.repeat(len(self.rows) + np.arange(len(episodes)), lengths),
+                   self._frames + np.arange(len(frame)), np.repeat(tasks, lengths))
+        files = {f'{kind}/{name}': value for kind in ('data', *(f'videos/{k}' for k in videos))
+                 for name, value in place.items()}
+        for episode, end in zip(episodes, np.cumsum(lengths).tolist(), strict=True):
+            begin = end - episode['length']
+            self.rows.append({
+                'episode_index': len(self.rows), 'tasks': [episode['task']],
+                'length': episode['length'], 'dataset_from_index': self._frames + begin,
+                'dataset_to_index': self._frames + end, 'meta/episodes/chunk_index': 0,
+                'meta/episodes/file_index': 0,
+                layout.METADATA: json.dumps(episode[layout.METADATA]), **files,
+                **{f'videos/{key}/from_timestamp': begin / self._fps for key in videos},
+                **{f'videos/{key}/to_timestamp': end / self._fps for key in videos}})
+        self._frames += len(frame)
+        return dict(zip(layout.INDEX_COLUMNS, columns, strict=True))
 
     def finish(self, robot_type: str) -> dict[str, Any]:
         """Write the metadata of the whole; return ``info.json``."""
@@ -283,15 +295,11 @@ def _link(source: Path, target: Path) -> None:
 
 def _write_tasks(path: Path, tasks: Sequence[str]) -> None:
     # LeRobot reads this file with pandas and expects the task text to be the index.
-    pandas = {
-        'index_columns': ['task'], 'column_indexes': [], 'pandas_version': '2.2.0',
-        'columns': [
-            {'name': 'task_index', 'field_name': 'task_index', 'pandas_type': 'int64',
-             'numpy_type': 'int64', 'metadata': None},
-            {'name': 'task', 'field_name': 'task', 'pandas_type': 'unicode',
-             'numpy_type': 'object', 'metadata': None},
-        ],
-    }
+    columns = [{'name': name, 'field_name': name, 'pandas_type': kind, 'numpy_type': stored,
+                'metadata': None} for name, kind, stored in (
+                    ('task_index', 'int64', 'int64'), ('task', 'unicode', 'object'))]
+    pandas = {'index_columns': ['task'], 'column_indexes': [], 'pandas_version': '2.2.0',
+              'columns': columns}
     table = pa.table({'task_index': pa.array(range(len(tasks)), pa.int64()),
                       'task': pa.array(list(tasks), pa.string())})
     pq.write_table(table.replace_schema_metadata({b'pandas': json.dumps(pandas).encode()}), path)

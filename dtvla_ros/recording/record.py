@@ -11,23 +11,17 @@ import os
 import sys
 import threading
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal
 
 from rclpy.node import Node
-from rosbags.interfaces import (
-    Connection,
-    Qos,
-    QosDurability,
-    QosHistory,
-    QosLiveliness,
-    QosReliability,
-    QosTime,
-)
+from rosbags import interfaces as rosbag
+from rosbags.interfaces import Connection, Qos, QosTime
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.rosbag2.enums import CompressionMode
 from rosbags.rosbag2.storage_mcap import McapWriter, PendingChunk
@@ -53,10 +47,10 @@ _FOREVER = QosTime(9223372036, 854775807)
 def bag_qos(reliable: bool, latched: bool, depth: int = 10) -> Qos:
     """Return a profile as ``ros2 bag play`` will offer the topic."""
     return Qos(
-        QosHistory.KEEP_LAST, depth,
-        QosReliability.RELIABLE if reliable else QosReliability.BEST_EFFORT,
-        QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE,
-        _FOREVER, _FOREVER, QosLiveliness.AUTOMATIC, _FOREVER, False)
+        rosbag.QosHistory.KEEP_LAST, depth,
+        rosbag.QosReliability.RELIABLE if reliable else rosbag.QosReliability.BEST_EFFORT,
+        rosbag.QosDurability.TRANSIENT_LOCAL if latched else rosbag.QosDurability.VOLATILE,
+        _FOREVER, _FOREVER, rosbag.QosLiveliness.AUTOMATIC, _FOREVER, False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +113,7 @@ class BagWriter(Writer):
     STORAGE_PLUGINS = {StoragePlugin.MCAP: _Mcap}
 
     def __init__(self, path: Path) -> None:
-        """Create the folder. Raises ``UserError`` if it exists or cannot be created."""
-        if path.exists():
-            raise UserError(f'{path} exists already; choose another --out')
+        """Create the folder, which must not exist. Raises ``UserError`` if that fails."""
         super().__init__(path, version=VERSION, storage_plugin=StoragePlugin.MCAP)
         self.bytes = 0
         self.truncated = ''
@@ -184,10 +176,10 @@ class BagThread:
         self.error: Exception | None = None
         self._on_end, self._limit = on_end, queue_bytes
         self._connections: dict[str, Connection] = {}
-        self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
+        self._waiting: SimpleQueue[tuple[int, Callable[[], None]] | None] = SimpleQueue()
         self._bytes = 0
         self._open = True
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()  # of the two above
         self._thread = threading.Thread(target=self._run, name='bag', daemon=True)
         self._thread.start()
 
@@ -195,48 +187,40 @@ class BagThread:
         """Begin a topic; its messages come after this."""
         def begin() -> None:
             self._connections[name] = self.bag.add_topic(name, kind, profiles)
-        with self._changed:
-            self._waiting.append((0, begin))
-            self._changed.notify()
+        self._waiting.put((0, begin))
 
     def add(self, topic: str, stamp: int, data: bytes) -> None:
         """Take a message received at ``stamp`` [ns]; never waits."""
         def write() -> None:
             self.bag.write(self._connections[topic], stamp, data)
             self.written[topic] += 1
-        with self._changed:
+        with self._lock:
             if not self._open:
                 return
             if self._bytes + len(data) > self._limit:
                 self.dropped[topic] += 1
                 return
             self._bytes += len(data)
-            self._waiting.append((len(data), write))
-            self._changed.notify()
+            self._waiting.put((len(data), write))
 
     def close(self) -> None:
         """Write what waits, and finish the bag."""
-        with self._changed:
+        with self._lock:
             self._open = False
-            self._changed.notify()
+        self._waiting.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         try:
-            while True:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._waiting or not self._open)
-                    if not self._waiting:
-                        return
-                    size, task = self._waiting.popleft()
-                task()
-                with self._changed:
+            while (task := self._waiting.get()) is not None:
+                size, do = task
+                do()
+                with self._lock:
                     self._bytes -= size
         except Exception as error:  # noqa: BLE001 - the recorder raises it
             self.error = error
-            with self._changed:
+            with self._lock:
                 self._open = False
-                self._waiting.clear()
             self._on_end()
         finally:
             self.bag.finish()

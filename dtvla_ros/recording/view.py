@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ class Viewer(Node):
         for kind, topic, callback, profile in (
                 (String, conventions.REASONING, self._on_thought, LATCHED),
                 (DiagnosticStatus, conventions.VLA_STATE, self._on_policy, LATCHED),
-                (DiagnosticStatus, conventions.GATE_STATE, self._on_gate, LATCHED),
+                (DiagnosticStatus, conventions.GATE_STATE, partial(self._log_state, 'gate'),
+                 LATCHED),
                 (JointTrajectory, conventions.ACTION, self._on_action, DEPTH),
                 (TwistStamped, conventions.TWIST, self._on_twist, DEPTH),
                 (PoseStamped, conventions.EE_POSE, self._on_pose, qos_profile_sensor_data),
@@ -137,9 +139,6 @@ class Viewer(Node):
             if key.startswith(conventions.LATENCY):
                 self._log(f'latency/{key.removeprefix(conventions.LATENCY)}',
                           self._rr.Scalars(float(value)))
-
-    def _on_gate(self, message: DiagnosticStatus) -> None:
-        self._log_state('gate', message)
 
     def _log_state(self, node: str, status: DiagnosticStatus) -> None:
         """Log a node's state when it changes."""

@@ -25,13 +25,17 @@ from dtvla_ros.data.collect import (
     EpisodePlan,
     Frames,
     require_frame_rate,
-    require_same_options,
     require_tasks,
     require_training_block,
     task_in_turn,
 )
 from dtvla_ros.data.layout import Episode
-from dtvla_ros.data.writer import finished_shards, merge_shards, write_shard
+from dtvla_ros.data.writer import (
+    finished_shards,
+    merge_shards,
+    require_same_options,
+    write_shard,
+)
 from dtvla_ros.errors import UserError
 from dtvla_ros.rollout.env import Env, SceneSetup
 from dtvla_ros.rollout.episode import Infer, execute, observation_from_sim

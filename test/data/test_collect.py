@@ -16,14 +16,9 @@ from typer.testing import CliRunner
 from dtvla_ros.actions.grid import location_word
 from dtvla_ros.cli import app
 from dtvla_ros.data import layout
-from dtvla_ros.data.collect import (
-    CollectOptions,
-    collect,
-    plan_episode,
-    require_same_options,
-)
+from dtvla_ros.data.collect import CollectOptions, collect, plan_episode
 from dtvla_ros.data.reader import DatasetReader
-from dtvla_ros.data.writer import finished_shards, shard_path
+from dtvla_ros.data.writer import finished_shards, require_same_options, shard_path
 from dtvla_ros.errors import UserError
 
 TASKS = ('a', 'b', 'c')
@@ -37,22 +32,14 @@ if __name__ == '__main__':
 """
 
 
-def test_chunks_hold_the_following_clean_actions():
-    actions = np.arange(35, dtype=np.float32).reshape(5, 7)
-    chunk, padding = layout.action_chunks(actions, np.array([0, 2, 4]), 3, [])
-    np.testing.assert_array_equal(chunk[0].reshape(3, 7), actions[:3])
-    np.testing.assert_array_equal(padding, [[0, 0, 0], [0, 0, 0], [0, 1, 1]])
-    tail = chunk[2].reshape(3, 7)[1:]
-    np.testing.assert_array_equal(tail[:, :6], 0.0)
-    np.testing.assert_array_equal(tail[:, 6], actions[4, 6])
-
-
 def test_a_chunk_ends_where_something_unforeseen_begins():
+    """What is planned across it is padding."""
     _, padding = layout.action_chunks(np.zeros((9, 7), np.float32), np.array([0, 2, 4]), 4, [4])
     np.testing.assert_array_equal(padding, [[0, 0, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]])
 
 
 def test_a_longer_plan_begins_with_the_shorter_one():
+    """So that a collection can be enlarged."""
     plans = [plan_episode(CollectOptions(episodes=n), TASKS, 5) for n in (8, 800)]
     assert plans[0] == plans[1]
     kinds = {plan_episode(CollectOptions(), TASKS, k).kind for k in range(200)}
@@ -60,6 +47,7 @@ def test_a_longer_plan_begins_with_the_shorter_one():
 
 
 def test_scenes_are_shares_of_all_and_disturbances_of_the_demonstrations():
+    """Within what two thousand draws allow."""
     def kinds(**shares):
         plans = [plan_episode(CollectOptions(**shares), TASKS, k).kind for k in range(2000)]
         return {kind: plans.count(kind) / len(plans) for kind in set(plans)}
@@ -76,6 +64,7 @@ def test_scenes_are_shares_of_all_and_disturbances_of_the_demonstrations():
     ({'release_share': 0.9, 'clean_share': 0.9}, 'shares'),
     ({'observation_share': 0.9, 'short_share': 0.2}, 'short_share, observation_share')])
 def test_bad_options_are_named(options, names):
+    """As the command line spells them."""
     with pytest.raises(UserError, match=names):
         CollectOptions(**options)
 

@@ -44,7 +44,7 @@ def issues_of(found, name):
     return [issue for issue in found if issue.check == name]
 
 
-def changed(seen, change, key=PRIMARY):
+def changed(seen, change, key):
     """Return episodes with one camera's images changed."""
     return [replace(e, grey=e.grey | {key: np.ascontiguousarray(change(e.grey[key]))})
             for e in seen]
@@ -76,7 +76,9 @@ def test_statistics_are_those_of_the_frames_and_a_policy_reads_them(good, tmp_pa
     lerobot = json.loads((out / 'stats.json').read_text())
     np.testing.assert_allclose(lerobot[layout.ACTION]['q01'], read.q01)
     assert np.shape(lerobot[PRIMARY]['mean']) == (3, 1, 1)
-    assert json.loads(told.read_text())['norm_stats'] == norm
+    written = json.loads(told.read_text())
+    assert written['norm_stats'] == norm
+    assert {'constant channels', 'gripper sign'} <= {row['check'] for row in written['checks']}
 
 
 def test_the_scale_of_an_action_is_measured(numbers):
@@ -137,26 +139,20 @@ def test_half_a_turn_is_no_outlier(numbers):
     assert issues_of(check_numbers(numbers), 'outliers of state')[0].level == 'ok'
 
 
-@pytest.mark.parametrize('change, said', [
-    (lambda g: g[:, ::-1, ::-1], 'rotated by 180 degrees'),
-    (lambda g: g[:, :, ::-1], 'mirrored left to right'),
-    (lambda g: g[:, ::-1], 'mirrored top to bottom'),
-    (lambda g: np.rot90(g, -1, (1, 2)), 'a quarter turn to the right'),
-    (lambda g: np.rot90(g, 1, (1, 2)), 'a quarter turn to the left'),
+@pytest.mark.parametrize('key, change, level, said', [
+    (PRIMARY, lambda g: g[:, ::-1, ::-1], 'warning', 'rotated by 180 degrees'),
+    (PRIMARY, lambda g: g[:, :, ::-1], 'warning', 'mirrored left to right'),
+    (PRIMARY, lambda g: g[:, ::-1], 'warning', 'mirrored top to bottom'),
+    (PRIMARY, lambda g: np.rot90(g, -1, (1, 2)), 'warning', 'a quarter turn to the right'),
+    (PRIMARY, lambda g: np.rot90(g, 1, (1, 2)), 'warning', 'a quarter turn to the left'),
+    (WRIST, lambda g: np.rot90(g[:, :, ::-1], 1, (1, 2)), 'warning', 'the image looks mirrored'),
+    (WRIST, lambda g: np.rot90(g, 1, (1, 2)), 'ok', 'the image looks not mirrored'),
 ])
-def test_a_turned_or_mirrored_image_is_told(seen, change, said):
-    """Without knowing where the camera stands."""
-    issue, = issues_of(check_images(changed(seen, change)), 'orientation of primary')
-    assert issue.level == 'warning' and issue.problem.startswith(said), issue
-
-
-def test_a_mirrored_wrist_camera_is_told(seen):
-    """However it is turned about the axis of the hand."""
-    flipped = changed(seen, lambda g: np.rot90(g[:, :, ::-1], 1, (1, 2)), WRIST)
-    issue, = issues_of(check_images(flipped), 'mirroring of wrist')
-    assert issue.level == 'warning' and 'mirrored' in issue.problem, issue
-    turned = changed(seen, lambda g: np.rot90(g, 1, (1, 2)), WRIST)
-    assert issues_of(check_images(turned), 'mirroring of wrist')[0].level == 'ok'
+def test_a_turned_or_mirrored_image_is_told(seen, key, change, level, said):
+    """Without knowing where the camera stands, or how it is turned about the gripper's axis."""
+    check = 'orientation of primary' if key == PRIMARY else 'mirroring of wrist'
+    issue, = issues_of(check_images(changed(seen, change, key)), check)
+    assert issue.level == level and issue.problem.startswith(said), issue
 
 
 def test_exchanged_cameras_are_told(seen):

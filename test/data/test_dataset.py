@@ -101,22 +101,14 @@ def test_index_columns(dataset):
     np.testing.assert_allclose(reader.column('timestamp')[9:14], np.arange(5) / FPS)
 
 
-def test_statistics_match_numpy(dataset):
-    """Quantiles in stats.json are those of all frames."""
+def test_layout_is_lerobot_v3(dataset):
+    """Files, path templates, statistics and the columns that LeRobot's loader looks up."""
     episodes, reader = dataset
     actions = np.concatenate([e.columns[layout.ACTION] for e in episodes])
-    stats = reader.stats[layout.ACTION]
-    np.testing.assert_allclose(stats['q01'], np.quantile(actions, 0.01, axis=0), rtol=1e-6)
-    np.testing.assert_allclose(stats['std'], actions.std(0), rtol=1e-5)
-    assert stats['count'] == [21]
+    np.testing.assert_allclose(reader.stats[layout.ACTION]['q01'], np.quantile(actions, 0.01, 0))
+    assert reader.stats[layout.ACTION]['count'] == [21]
     assert np.shape(reader.stats['observation.images.image']['mean']) == (3, 1, 1)
-
-
-def test_layout_is_lerobot_v3(dataset):
-    """Files, path templates and the columns that LeRobot's loader looks up are there."""
-    _, reader = dataset
-    info = json.loads((reader.root / 'meta/info.json').read_text())
-    assert info['codebase_version'] == 'v3.0'
+    info = reader.info
     assert info['features'][layout.ACTION] == {'dtype': 'float32', 'shape': [7], 'names': None}
     assert info['features'][layout.REASONING]['dtype'] == 'string'
     for row in reader.episodes:
@@ -137,16 +129,10 @@ def test_merging_again_changes_nothing(dataset):
     assert {p: p.read_bytes() for p in reader.root.rglob('*.parquet')} == before
 
 
-def test_missing_dataset_is_a_user_error(tmp_path):
-    """The message names the folder and the remedy."""
-    with pytest.raises(UserError, match='dtvla collect'):
-        _ = DatasetReader(tmp_path).info
+def test_what_cannot_be_merged_is_refused(tmp_path):
+    """Nothing at all, and more than one kind of data."""
     with pytest.raises(UserError, match='dtvla collect'):
         writer.merge_shards(tmp_path)
-
-
-def test_shards_with_other_features_are_refused(tmp_path):
-    """A folder holds one kind of data."""
     writer.write_shard(tmp_path, 0, [episode(0, 3, 'a')], FPS)
     writer.write_shard(tmp_path, 1, [episode(0, 3, 'a')], FPS * 2)
     with pytest.raises(UserError, match='00001'):

@@ -21,7 +21,7 @@ from dtvla_ros.actions import osc
 from dtvla_ros.cli import app
 from dtvla_ros.conventions import FINGER_JOINTS
 from dtvla_ros.data import layout
-from dtvla_ros.data.bag import decode, message_types, open_bag, stamp_of
+from dtvla_ros.data.bag import message_types, stamp_of
 from dtvla_ros.data.from_bag import ConvertOptions, convert
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.data.validate import fits_policy
@@ -37,6 +37,7 @@ PRIMARY, WRIST = layout.CAMERAS
 @pytest.mark.slow
 def test_a_real_run_there_and_back(graph, policy, tmp_path):
     from test.nodes.test_closed_loop import start_all
+    from test.recording.test_recorder import read
 
     bag, data, steps = tmp_path / 'bag', tmp_path / 'data', 10
     recording = subprocess.Popen([
@@ -55,7 +56,7 @@ def test_a_real_run_there_and_back(graph, policy, tmp_path):
     report = convert([bag], data, ConvertOptions())
     assert (report.episodes, report.pieces, report.frames) == (2, 2, 2 * steps)
     assert not report.unthought and not sum(report.gaps.values())
-    reader, said = DatasetReader(data), heard(bag)
+    reader, said = DatasetReader(data), read(bag)
     assert reader.fps == 20
     assert reader.tasks == [t.replace('_', ' ') for t in TASKS]
 
@@ -94,15 +95,6 @@ def test_a_real_run_there_and_back(graph, policy, tmp_path):
     with pytest.raises(UserError, match='2 episodes without success'):
         convert([bag], tmp_path / 'good', ConvertOptions(successful=True))
     assert not (tmp_path / 'good').exists()
-
-
-def heard(bag):
-    """Return the messages of a bag by topic."""
-    found = {}
-    with open_bag(bag) as reader:
-        for connection, _, data in reader.messages():
-            found.setdefault(connection.topic, []).append(decode(connection, data))
-    return found
 
 
 class Bag:

@@ -57,7 +57,6 @@ def published_dataset(root: Path, episodes: int = 6, png: bool = False) -> Path:
     pad = word_id(tokenizer, '<pad>')
     tasks: list[str] = []
     lines: list[dict] = []
-    stats: list[dict] = []
     begin = 0
     shape = [32, 32, 3]
     for number in range(episodes):
@@ -89,11 +88,6 @@ def published_dataset(root: Path, episodes: int = 6, png: bool = False) -> Path:
         pq.write_table(pa.table(columns), path)
         lines.append({'episode_index': number, 'tasks': [made.task], 'length': length,
                       'success': number % 2 == 0, 'operator': f'person {number}'})
-        stats.append({'episode_index': number, 'stats': {
-            name: {'min': values.min(0).tolist(), 'max': values.max(0).tolist(),
-                   'mean': values.mean(0).tolist(), 'std': values.std(0).tolist(),
-                   'count': [length]}
-            for name, values in ((n, made.columns[n]) for n in (layout.STATE, layout.ACTION))}})
         begin += length
     kind = 'image' if png else 'video'
     features = {
@@ -109,14 +103,12 @@ def published_dataset(root: Path, episodes: int = 6, png: bool = False) -> Path:
     meta.mkdir(parents=True)
     (meta / 'info.json').write_text(json.dumps({
         'codebase_version': 'v2.1', 'robot_type': 'panda', 'total_episodes': episodes,
-        'total_frames': begin, 'total_tasks': len(tasks), 'total_videos': 2 * episodes,
-        'total_chunks': 1, 'chunks_size': 1000, 'fps': FPS,
-        'splits': {'train': f'0:{episodes}'},
+        'total_frames': begin, 'total_tasks': len(tasks), 'chunks_size': 1000, 'fps': FPS,
         'data_path': 'data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet',
         'video_path': None if png else (
             'videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4'),
         'features': features}))
-    for name, rows in (('episodes', lines), ('episodes_stats', stats), ('tasks', [
+    for name, rows in (('episodes', lines), ('tasks', [
             {'task_index': k, 'task': task} for k, task in enumerate(tasks)])):
         (meta / f'{name}.jsonl').write_text('\n'.join(map(json.dumps, rows)) + '\n')
     (meta / 'norm_stats.json').write_text(json.dumps({
