@@ -327,7 +327,9 @@ def collect(root: Path, options: CollectOptions, workers: int = 2,
     """
     from tqdm import tqdm
 
-    tasks, one_scene = _tasks(options)
+    with closing(options.scene.make()) as env:
+        require_tasks(options.tasks, env.tasks, options.suite)
+        tasks, one_scene = options.tasks or tuple(env.tasks), env.one_scene
     require_same_options(root / 'collect.json', asdict(options) | {'tasks': tasks},
                          asdict(CollectOptions()))
     done = set(finished_shards(root))
@@ -346,13 +348,3 @@ def collect(root: Path, options: CollectOptions, workers: int = 2,
             raise UserError(f'shard {error}; run the same command again to go on (finished '
                             'shards are kept)') from error
     return merge_shards(root)
-
-
-def _tasks(options: CollectOptions) -> tuple[tuple[str, ...], bool]:
-    """Return the tasks to record and whether all share one scene; refuse unknown names."""
-    env = options.scene.make()
-    try:
-        require_tasks(options.tasks, env.tasks, options.suite)
-        return options.tasks or tuple(env.tasks), env.one_scene
-    finally:
-        env.close()

@@ -195,6 +195,7 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) ->
                  title_style='bold')
     for column in made.columns:
         column.overflow = 'fold'
+    made.columns[0].no_wrap = len(columns) > 2  # a feature's name stays whole
     for row in rows:
         made.add_row(*(escape(_text(cell)) for cell in row))
     return made
@@ -203,10 +204,11 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) ->
 def _text(value: Any) -> str:
     """Return a value of a result as text: counts in a line, of a list only the first values."""
     if isinstance(value, Mapping):
-        return ', '.join(f'{name} {_text(count)}' for name, count in value.items())
+        return ', '.join(f'{name} {_text(count)}' for name, count in value.items()
+                         if count is not None)
     if isinstance(value, (list, tuple)):
-        rest = len(value) - SHOWN
-        return ', '.join(map(_text, value[:SHOWN])) + (f' and {rest} more' if rest > 0 else '')
+        rest, comma = len(value) - SHOWN, 'x' if all(isinstance(v, int) for v in value) else ', '
+        return comma.join(map(_text, value[:SHOWN])) + (f' and {rest} more' if rest > 0 else '')
     text = '-' if value is None else f'{value:g}' if isinstance(value, float) else str(value)
     return text if len(text) <= EXAMPLE else f'{text[:EXAMPLE]} ...'
 
@@ -217,14 +219,13 @@ def show_inspection(found: Mapping[str, Any], console: Console | None = None) ->
                                             'thoughts')}
     tables = [_table(f'LeRobot {found["version"]}', ('', ''), [
         (name.replace('_', ' '), value) for name, value in found.items() if name not in parts])]
+    parts['kept with episodes'] = parts.pop(layout.METADATA)
     for name, part in parts.items():
-        kinds = [list(row) for row in (part or {}).values() if isinstance(row, dict)]
-        if name in ('cameras', 'features') and kinds:
-            columns = [kind.replace('_', ' ') for kind in kinds[0]]
-            rows = [(key, *row.values()) for key, row in part.items()]
+        if name == 'features':
+            tables.append(_table(name, ('feature', 'type', 'shape', 'channels'), [
+                (key, *row.values()) for key, row in part.items()]))
         else:
-            columns, rows = [''], list((part or {'': 'none'}).items())
-        tables.append(_table(name, ['', *columns], rows))
+            tables.append(_table(name, ('', ''), (part or {'': 'none'}).items()))
     (console or Console()).print(Group(*tables))
 
 

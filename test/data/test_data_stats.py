@@ -168,7 +168,9 @@ def test_frozen_and_dark_cameras_are_named_with_episode_and_frame(tmp_path):
     episodes = [arm_episode(k) for k in range(4)]
     episodes[1].images[WRIST][20:] = episodes[1].images[WRIST][20]
     episodes[3].images[PRIMARY][:] = 4
-    found = dataset_statistics(arm_dataset(tmp_path, episodes), episodes=4).issues
+    told = dataset_statistics(arm_dataset(tmp_path, episodes), episodes=4)
+    found = told.issues
+    assert f'picture of {WRIST}' in {row['check'] for row in told.to_dict()['checks']}
     wrist, = [n for n in issues_of(found, f'image of {WRIST}') if n.level == 'warning']
     assert 'still image' in wrist.problem and wrist.where[0].startswith('episode 1, from frame 20')
     primary, = [n for n in issues_of(found, f'image of {PRIMARY}') if n.level == 'warning']
