@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.adapters import CONFIG, OTHERS, WEIGHTS, Adapter
+from dtvla_ros.policy.adapters import CONFIG, OTHERS, PREFIX, WEIGHTS, Adapter
 from dtvla_ros.policy.checkpoint import Stored, save_tensors
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.training.config import AdapterConfig
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 NAME = 'default'  # what peft calls an adapter that was given no name
-PREFIX = 'base_model.model.'
 
 
 def _peft_config(config: AdapterConfig, **more: Any) -> LoraConfig:

@@ -99,11 +99,8 @@ class Trainer:
             self._update_average()
         return self._merged(reports)
 
-    def _divisor(self, parts: Sequence[Batch]) -> Tensor | None:
+    def _divisor(self, parts: Sequence[Batch]) -> Tensor:
         """Return what the losses of a step's parts are divided by, so that their mean is one."""
-        processes = self.accelerator.num_processes
-        if len(parts) == processes == 1:
-            return None
         objective = self.accelerator.unwrap_model(self.objective)
         weight = torch.stack([objective.weight(part) for part in parts]).sum()
         # The gradient of several processes is their mean, not their sum.
@@ -114,8 +111,6 @@ class Trainer:
 
         The parts' losses add up to this process's share; the metrics are averaged.
         """
-        if len(reports) == self.accelerator.num_processes == 1:
-            return reports[0]
         values = torch.stack([torch.stack([v.float() for v in report.values()])
                               for report in reports])
         values = torch.cat([values[:, :1].sum(0), values[:, 1:].mean(0)])
@@ -181,8 +176,6 @@ class Trainer:
 
     def agree(self, values: Sequence[float]) -> list[float]:
         """Return each value's mean over all processes."""
-        if self.accelerator.num_processes == 1:
-            return list(values)
         mine = torch.tensor(values, dtype=torch.float32, device=self.accelerator.device)
         return self.accelerator.reduce(mine, 'mean').tolist()
 
