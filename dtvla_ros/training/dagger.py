@@ -120,20 +120,16 @@ class RelabelJob:
                 pending = list(infer(seen).chunk[:self.replan_steps])
             executed = execute(env, pending.pop(0)[None], gripper)
             obs, gripper, success = executed.obs, executed.gripper, executed.success
-        return Relabelled(success, len(labels), success and len(labels) <= driven,
-                          self._episode(env, frames, labels, driven) if success else None)
-
-    def _episode(self, env: Env, frames: Frames, labels: list[NDArray[np.float32]],
-                 driven: int) -> Episode:
-        """Return the frames with the expert's labels as their actions."""
-        starts = np.arange(0, len(labels), self.options.camera_every)
+        if not success:
+            return Relabelled(False, len(labels), False, None)
+        starts = np.arange(0, len(labels), options.camera_every)
         breaks = [driven] if driven < len(labels) else []
-        episode = frames.episode(env, self.plan, labels, starts, self.chunk, breaks, True)
+        episode = frames.episode(env, plan, labels, starts, self.chunk, breaks, True)
         # The expert's labels at states the policy went to by itself are no plan: only as much of
         # one is kept as is executed before the next decision.
         padding = np.asarray(episode.columns[layout.ACTION_IS_PAD])
         padding[starts < driven, self.replan_steps:] = True
-        return episode
+        return Relabelled(True, len(labels), len(labels) <= driven, episode)
 
 
 def shard_plans(options: DaggerOptions, tasks: Sequence[str], number: int,

@@ -194,8 +194,9 @@ def train_sft(config: SftConfig, run: SftRun) -> dict[str, float]:
                 raise UserError(f'the loss is {shown["loss"]} at step {trainer.step}; lower '
                                 'learning_rate and start anew')
             # All processes must agree on time and stop, or their collectives deadlock.
-            spent, stopping = trainer.agree(
-                [time.perf_counter() - begun, float(bool(received))])
+            spent, stopping = accelerator.reduce(torch.tensor(
+                [time.perf_counter() - begun, float(bool(received))],
+                device=accelerator.device), 'mean').tolist()
             trainer.seconds += spent
             stop = stopping > 0.0
             if main:

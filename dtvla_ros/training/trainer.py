@@ -174,11 +174,6 @@ class Trainer:
             {'step': self.step, 'seconds': self.seconds, 'config': asdict(self.config)},
             self.frozen, main)
 
-    def agree(self, values: Sequence[float]) -> list[float]:
-        """Return each value's mean over all processes."""
-        mine = torch.tensor(values, dtype=torch.float32, device=self.accelerator.device)
-        return self.accelerator.reduce(mine, 'mean').tolist()
-
 
 # --- distributed
 
