@@ -6,12 +6,16 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from dtvla_ros.errors import UserError
+
+Key = Callable[[Mapping[str, Any]], Any]  # what names a row
+BY_EPISODE: Key = itemgetter('episode')
 
 
 def find_shared(path: str | Path) -> Path:
@@ -163,7 +167,7 @@ class JsonLines:
 
 
 class Journal:
-    """One JSON line per episode, in ``done`` by its number; the first line holds the settings.
+    """One JSON line per episode, in ``done`` by its key; the first line holds the settings.
 
     Raises
     ------
@@ -172,23 +176,25 @@ class Journal:
 
     """
 
-    def __init__(self, path: Path, header: Mapping[str, Any]):
+    def __init__(self, path: Path, header: Mapping[str, Any], key: Key = BY_EPISODE):
+        self._key = key
         wanted = json.loads(json.dumps(dict(header)))
-        self.done: dict[int, dict[str, Any]] = {}
+        self.done: dict[Any, dict[str, Any]] = {}
         known = bool(whole_lines(path))
         if known:
-            found, rows = self.read(path, 'the same command')
+            found, rows = self.read(path, 'the same command', key)
             if found != wanted:
                 changed = sorted(k for k in {**found, **wanted} if found.get(k) != wanted.get(k))
                 raise UserError(f'{path} was made with other settings ({", ".join(changed)} '
                                 'differ); choose another folder or delete the file')
-            self.done = {row['episode']: row for row in rows}
+            self.done = {key(row): row for row in rows}
         self._file = JsonLines(path)
         if not known:
             self._file.write(wanted)
 
     @staticmethod
-    def read(path: Path, maker: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def read(path: Path, maker: str, key: Key = BY_EPISODE,
+             ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Return header and rows of a journal; of several rows of an episode the last counts.
 
         Raises ``UserError`` when it is missing or no journal; ``maker``: the command to run first.
@@ -198,13 +204,13 @@ class Journal:
             raise UserError(f'{path}: no such file, or it is empty; run {maker} first')
         try:
             header, *rows = map(json.loads, lines)
-            return header, list({row['episode']: row for row in rows}.values())
+            return header, list({key(row): row for row in rows}.values())
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f'{path} is not a journal of {maker} ({error}); delete it') from error
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep an episode's row."""
-        self.done[row['episode']] = row
+        self.done[self._key(row)] = row
         self._file.write(row)
 
     def __enter__(self) -> Journal:

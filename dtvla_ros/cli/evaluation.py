@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dtvla_ros.cli import arguments as args
 from dtvla_ros.cli.arguments import group, names
 
+if TYPE_CHECKING:
+    from dtvla_ros.evaluation.workers import EvalOptions
+
 app = group()
+
+
+def _options(given: dict[str, Any]) -> EvalOptions:
+    """Return a command's arguments as the options of those names, others left out."""
+    from dtvla_ros.evaluation.workers import EvalOptions
+    from dtvla_ros.rollout.env import SceneSetup
+
+    given = {**given, 'tasks': names(given['tasks']), 'perturb': tuple(given.get('perturb') or ())}
+    scene, options = ({field.name: given[field.name] for field in fields(kind)
+                       if field.name in given} for kind in (SceneSetup, EvalOptions))
+    return EvalOptions(**options | {'scene': SceneSetup(**scene)})
 
 
 @app.command('eval')
@@ -26,7 +41,7 @@ def evaluate(
     workers: args.Workers = 2,
     ray: args.Ray = None,
     seed: args.Seed = None,
-    replan: args.Replan = None,
+    replan_steps: args.Replan = None,
     starts: args.Starts = None,
     perturb: Annotated[list[str] | None, typer.Option(help='Disturb the scene: family:strength, '
         'for instance camera:2; repeat for several (see dtvla robustness).')] = None,
@@ -39,7 +54,7 @@ def evaluate(
         help='With --via ros: the scene does not wait while the policy thinks.')] = False,
     videos: Annotated[Path | None, typer.Option(file_okay=False,
         help='Write a film of every failure here.')] = None,
-    resume: Annotated[Path | None, typer.Option(dir_okay=False,
+    journal: Annotated[Path | None, typer.Option('--resume', dir_okay=False,
         help='Journal of finished episodes, kept and continued.')] = None,
     html: Annotated[Path | None, typer.Option(dir_okay=False,
         help='Write a report with a still of every failure.')] = None,
@@ -67,16 +82,9 @@ def evaluate(
 
     `dtvla eval --suite libero_10 --policy my_policy --max-steps 620 --device cuda`
     """
-    from dtvla_ros.evaluation.command import EvalOptions, evaluate_policy
-    from dtvla_ros.evaluation.ros_runner import run_over_ros
+    from dtvla_ros.evaluation.command import evaluate_policy
 
-    evaluate_policy(EvalOptions(
-        policy=policy, suite=suite, tasks=names(tasks), episodes=episodes, mode=mode,
-        engine=engine, device=device, threads=threads, workers=workers, ray=ray, seed=seed,
-        replan_steps=replan, starts=starts, perturb=tuple(perturb or ()),
-        antialiasing=antialiasing, shadows=shadows, max_steps=max_steps, via=via,
-        realtime=realtime, videos=videos, journal=resume, html=html, json_file=json_file),
-        run_over_ros)
+    evaluate_policy(_options(locals()))
 
 
 @app.command()
@@ -96,12 +104,12 @@ def robustness(
     workers: args.Workers = 2,
     ray: args.Ray = None,
     seed: args.Seed = None,
-    replan: args.Replan = None,
+    replan_steps: args.Replan = None,
     starts: args.Starts = None,
     antialiasing: args.Antialiasing = True,
     shadows: args.Shadows = True,
     max_steps: args.MaxSteps = None,
-    resume: Annotated[Path | None, typer.Option(file_okay=False,
+    journal: Annotated[Path | None, typer.Option('--resume', file_okay=False,
         help='Folder of finished episodes, kept and continued.')] = None,
     json_file: args.Json = None,
 ) -> None:
@@ -116,15 +124,9 @@ def robustness(
 
     `dtvla robustness --families camera,light --resume out/robustness --episodes 20`
     """
-    from dtvla_ros.evaluation.command import EvalOptions, evaluate_robustness
+    from dtvla_ros.evaluation.command import evaluate_robustness
 
-    evaluate_robustness(
-        EvalOptions(
-            policy=policy, suite=suite, tasks=names(tasks), episodes=episodes, mode=mode,
-            engine=engine, device=device, threads=threads, workers=workers, ray=ray, seed=seed,
-            replan_steps=replan, starts=starts, antialiasing=antialiasing, shadows=shadows,
-            max_steps=max_steps, journal=resume, json_file=json_file),
-        names(families), names(strengths))
+    evaluate_robustness(_options(locals()), names(families), names(strengths))
 
 
 @app.command()
@@ -150,12 +152,9 @@ def steer(
 
     `dtvla steer --policy models/nano --episodes 20 --json out/steer.json`
     """
-    from dtvla_ros.evaluation.command import EvalOptions
     from dtvla_ros.evaluation.interventions import steer as run
 
-    run(EvalOptions(
-        policy=policy, suite=suite, tasks=names(tasks), episodes=episodes, starts=starts,
-        workers=workers, ray=ray, seed=seed, json_file=json_file))
+    run(_options(locals()))
 
 
 @app.command()
@@ -179,12 +178,9 @@ def recover(
 
     `dtvla recover --policy models/nano --episodes 17 --json out/recover.json`
     """
-    from dtvla_ros.evaluation.command import EvalOptions
     from dtvla_ros.evaluation.interventions import recover as run
 
-    run(EvalOptions(
-        policy=policy, suite=suite, tasks=names(tasks), episodes=episodes, starts=starts,
-        workers=workers, ray=ray, seed=seed, json_file=json_file), shown)
+    run(_options(locals()), shown)
 
 
 @app.command()
@@ -238,7 +234,4 @@ def experts(
     """
     from dtvla_ros.evaluation.command import evaluate_experts
 
-    evaluate_experts(
-        suite=suite, tasks=names(tasks), episodes=episodes, noise=noise,
-        workers_count=workers, seed=seed, starts=starts, json_file=json_file, ray=ray,
-    )
+    evaluate_experts(_options(locals()), noise)

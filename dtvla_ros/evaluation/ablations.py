@@ -12,6 +12,7 @@ from dtvla_ros.engine.policy import Policy, act_on, suppressed_in_thought
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.rollout.env import Env
+from dtvla_ros.rollout.episode import Infer
 
 MODES = ('full', 'masked', 'random', 'swapped', 'frozen')
 RANDOM_TOKENS = 16  # of a random thought
@@ -19,90 +20,78 @@ KEEP = 4  # decisions a frozen thought is kept for
 
 
 def ablated(policy: Policy, mode: str, seed: int = 0,
-            other_instruction: Callable[[], str] | None = None,
-            ) -> Callable[[Observation], Decision]:
+            other_instruction: Callable[[], str] | None = None) -> Infer:
     """Return what decides for one episode, with a policy's thought or with another one.
 
     'full' and 'masked': as in `Policy`; 'random': tokens drawn by ``seed``; 'frozen': its own
     thought, kept for some decisions; 'swapped': its thought for ``other_instruction()``, asked
     for at every decision.
     """
+    policy.reset()
     if mode == 'full':
-        policy.reset()
         return policy.infer
     if mode == 'masked':
         return Policy(policy.engine, policy.transform, 'masked').infer
     if mode == 'random':
-        return RandomThought(policy, seed).infer
+        return random_thought(policy, seed)
     if mode == 'frozen':
-        return FrozenThought(policy).infer
-    if mode == 'swapped':
-        if other_instruction is None:
-            raise UserError('mode swapped needs to know the other tasks; there are none here')
-        return SwappedThought(policy, other_instruction).infer
-    raise UserError(f'thought mode {mode!r} is none of {", ".join(MODES)}')
+        return frozen_thought(policy)
+    if mode != 'swapped':
+        raise UserError(f'thought mode {mode!r} is none of {", ".join(MODES)}')
+    if other_instruction is None:
+        raise UserError('mode swapped needs to know the other tasks; there are none here')
+    return swapped_thought(policy, other_instruction)
 
 
-class RandomThought:
-    """Acts on ``count`` tokens drawn uniformly from those a thought may hold."""
+def random_thought(policy: Policy, seed: int = 0, count: int = RANDOM_TOKENS) -> Infer:
+    """Act on ``count`` tokens drawn uniformly from those a thought may hold."""
+    rng = np.random.default_rng(seed)
+    ids, tokenizer = policy.transform.config.ids, policy.transform.tokenizer
+    allowed = ~suppressed_in_thought(policy.transform)
+    allowed[[ids.think_end, ids.newline]] = False
+    allowed[tokenizer.get_vocab_size():] = False
+    ordinary = np.flatnonzero(allowed)
 
-    def __init__(self, policy: Policy, seed: int = 0, count: int = RANDOM_TOKENS):
-        self._policy, self._count = policy, count
-        self._rng = np.random.default_rng(seed)
-        ids, tokenizer = policy.transform.config.ids, policy.transform.tokenizer
-        ordinary = ~suppressed_in_thought(policy.transform)
-        ordinary[[ids.think_end, ids.newline]] = False
-        ordinary[tokenizer.get_vocab_size():] = False
-        self._ordinary = np.flatnonzero(ordinary)
+    def infer(observation: Observation) -> Decision:
+        tokens = [ids.think, *rng.choice(ordinary, count).tolist(), ids.think_end]
+        return act_on(policy.engine, policy.transform, observation, tokens)
 
-    def infer(self, observation: Observation) -> Decision:
-        """Return the decision for one observation."""
-        ids = self._policy.transform.config.ids
-        tokens = self._rng.choice(self._ordinary, self._count).tolist()
-        return act_on(self._policy.engine, self._policy.transform, observation,
-                      [ids.think, *tokens, ids.think_end])
+    return infer
 
 
-class FrozenThought:
-    """Thinks once and acts on that thought for ``keep`` decisions."""
+def frozen_thought(policy: Policy, keep: int = KEEP) -> Infer:
+    """Think once and act on that thought for ``keep`` decisions."""
+    age = 0
+    thought: tuple[int, ...] = ()
 
-    def __init__(self, policy: Policy, keep: int = KEEP):
-        policy.reset()
-        self._policy, self._keep = policy, keep
-        self._age = 0
-        self._thought: tuple[int, ...] = ()
-
-    def infer(self, observation: Observation) -> Decision:
-        """Return the decision for one observation."""
-        if not self._thought or self._age >= self._keep:
-            decision = self._policy.infer(observation)
-            self._thought, self._age = decision.thought_tokens, 0
-        else:
-            decision = act_on(
-                self._policy.engine, self._policy.transform, observation, self._thought)
-        self._age += 1
+    def infer(observation: Observation) -> Decision:
+        nonlocal age, thought
+        age += 1
+        if thought and age < keep:
+            return act_on(policy.engine, policy.transform, observation, thought)
+        decision = policy.infer(observation)
+        thought, age = decision.thought_tokens, 0
         return decision
 
+    return infer
 
-class SwappedThought:
-    """Acts for its instruction on what it thinks, in the same scene, of another one.
+
+def swapped_thought(policy: Policy, other_instruction: Callable[[], str]) -> Infer:
+    """Act for the instruction on what the policy thinks, in the same scene, of another one.
 
     ``other_instruction`` is asked for at every decision. All the thought says of the scene is
     true, only what it wants is not what was asked for: a policy that does as it thinks does the
-    other task, one that ignores its thought succeeds as ever.
+    other task, one that ignores its thought succeeds as ever. Timings are those of the thought.
     """
+    policy.reset()
 
-    def __init__(self, policy: Policy, other_instruction: Callable[[], str]):
-        policy.reset()
-        self._policy, self._other_instruction = policy, other_instruction
-
-    def infer(self, observation: Observation) -> Decision:
-        """Return the decision; its timings are those of the other one."""
-        other = self._policy.infer(
-            replace(observation, instruction=self._other_instruction()))
-        acted = act_on(self._policy.engine, self._policy.transform, observation,
-                       other.thought_tokens)
+    def infer(observation: Observation) -> Decision:
+        other = policy.infer(replace(observation, instruction=other_instruction()))
+        acted = act_on(
+            policy.engine, policy.transform, observation, other.thought_tokens)
         return replace(other, chunk=acted.chunk, action_tokens=acted.action_tokens)
+
+    return infer
 
 
 def other_instruction(env: Env, seed: int) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress, TextColumn
 from rich.table import Table
 
 import dtvla_sim
@@ -19,10 +22,9 @@ from dtvla_ros.engine.load import DEVICES, ENGINES
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation import results, workers
 from dtvla_ros.evaluation.ablations import MODES
-from dtvla_ros.evaluation.journal import Journal, Source, finish
 from dtvla_ros.evaluation.report import write_html
-from dtvla_ros.evaluation.results import Rate, evaluation_seed, wilson
-from dtvla_ros.evaluation.workers import Job, PolicySetup, task_of
+from dtvla_ros.evaluation.results import Rate, evaluation_seed
+from dtvla_ros.evaluation.workers import EvalOptions, task_of
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.rollout.env import SceneSetup
 from dtvla_ros.rollout.episode import EpisodeResult
@@ -31,63 +33,12 @@ from dtvla_ros.rollout.workers import run_jobs
 GPU_PROVIDERS = {'cuda': 'CUDAExecutionProvider', 'tensorrt': 'TensorrtExecutionProvider'}
 VIAS = ('inprocess', 'ros')
 
-# (setup, real time, jobs): episodes run elsewhere than in this package's own worker processes.
-Graph = Callable[
-    [PolicySetup, bool, Sequence[Job]], Generator[tuple[Job, EpisodeResult], None, None]]
+Job = tuple[Any, ...]  # task and seed, or a perturbation and those
+Source = Callable[[Sequence[Any]], Generator[tuple[Any, Any], None, None]]  # jobs -> results
 
 
-@dataclass(frozen=True, slots=True)
-class EvalOptions:
-    """Options of an evaluation; None: as the policy or the suite says, or no such file.
-
-    Those that `SceneSetup` and `PolicySetup` have, too, are explained there. ``ray``: address of
-    the cluster whose machines run the episodes, None for this machine alone.
-    """
-
-    policy: Path
-    suite: str = 'tabletop'
-    tasks: Sequence[str] = ()
-    episodes: int = 50
-    mode: str = 'full'
-    engine: str = 'onnx'
-    workers: int = 2
-    ray: str | None = None
-    seed: int | None = None
-    device: str = 'cpu'
-    threads: int = 1
-    replan_steps: int | None = None
-    starts: str | None = None
-    perturb: tuple[str, ...] = ()
-    antialiasing: bool = True
-    shadows: bool = True
-    max_steps: int | None = None
-    via: str = 'inprocess'
-    realtime: bool = False
-    videos: Path | None = None
-    journal: Path | None = None
-    html: Path | None = None
-    json_file: Path | None = None
-
-    def scene(self) -> SceneSetup:
-        """Return the scene that is asked for."""
-        return SceneSetup(
-            self.suite, self.starts, self.perturb, antialiasing=self.antialiasing,
-            shadows=self.shadows, max_steps=self.max_steps)
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """What a suite says of itself: tasks in order, start distribution, flags."""
-
-    tasks: tuple[str, ...]
-    starts: str
-    flags: Mapping[str, Any]
-
-
-def evaluate_policy(options: EvalOptions, graph: Graph | None = None) -> dict[str, Any]:
+def evaluate_policy(options: EvalOptions) -> dict[str, Any]:
     """Print the success table of a policy, or of the open-loop replay; return what is written.
-
-    ``graph`` runs the episodes of ``via='ros'``.
 
     Raises
     ------
@@ -96,29 +47,26 @@ def evaluate_policy(options: EvalOptions, graph: Graph | None = None) -> dict[st
         does not load.
 
     """
-    _check(options)
+    _check(options, (*MODES, 'replay'))
     seed = evaluation_seed(options.seed)
-    scene = inspect_scene(options.scene(), options.tasks)
-    settings: dict[str, Any] = {
-        'suite': options.suite, 'mode': options.mode, 'starts': scene.starts,
-        'perturb': list(options.perturb), 'via': options.via, 'realtime': options.realtime,
-        'flags': dict(scene.flags)}
-    setup = replace(options.scene(), image_size=scene.flags.get('image_size'))
+    tasks, settings = inspect_scene(options.scene, options.tasks)
+    settings |= {'mode': options.mode, 'perturb': list(options.scene.perturb),
+                 'via': options.via, 'realtime': options.realtime}
     with _stills(options) as stills:
-        source: Source
+        options = replace(options, stills=stills, scene=replace(
+            options.scene, image_size=settings['flags'].get('image_size')))
         if options.mode == 'replay':
-            source = _processes(options.workers, options.ray, workers.make_replay_worker, setup)
+            source = _processes(options, workers.make_replay_worker, options.scene)
         else:
-            manifest, policy = identify(options, setup, stills)
-            settings |= policy_settings(options, manifest, policy)
+            how, options = identify(options)
+            settings |= how
+            source = partial(_policy_episodes, options)
             if options.via == 'ros':
-                assert graph is not None
-                source = _over(graph, policy, options.realtime)
-            else:
-                source = _policy_episodes(options, policy)
-        summary = _run(
-            f'{options.suite}, {options.mode}', settings, scene.tasks,
-            range(seed, seed + options.episodes), source, options.journal)
+                from dtvla_ros.evaluation.ros_runner import run_over_ros
+
+                source = partial(run_over_ros, options)
+        summary = _evaluate(
+            f'{options.scene.suite}, {options.mode}', options, settings, tasks, seed, source)
         summary['workers'] = options.workers if options.via == 'inprocess' else 1
         title = _title(summary)
         if options.html is not None:
@@ -127,14 +75,11 @@ def evaluate_policy(options: EvalOptions, graph: Graph | None = None) -> dict[st
     return summary
 
 
-def evaluate_experts(
-    suite: str, tasks: Sequence[str], episodes: int, noise: bool, workers_count: int,
-    seed: int | None, starts: str | None, json_file: Path | None, ray: str | None = None,
-) -> dict[str, Any]:
+def evaluate_experts(options: EvalOptions, noise: bool = False) -> dict[str, Any]:
     """Print the success table of the scripted experts; return what is written.
 
-    ``starts`` None: as the suite does. ``seed`` None: 0, or the first evaluation seed where the
-    benchmark's own initial states are asked for.
+    ``seed`` None: 0, or the first evaluation seed where the benchmark's own initial states are
+    asked for.
 
     Raises
     ------
@@ -143,27 +88,25 @@ def evaluate_experts(
         have none.
 
     """
-    if json_file is not None:
-        files.require_writable(json_file)
-    scene = inspect_scene(SceneSetup(suite, starts), tasks)
+    _check(options)
+    tasks, settings = inspect_scene(options.scene, options.tasks)
+    suite, asked, kind = options.scene.suite, options.scene.starts, settings['starts']
     first = dtvla_sim.EVAL_SEED_START
+    seed = options.seed
     if seed is None:
-        seed = first if starts == 'benchmark' else 0
-    kind = scene.starts
+        seed = first if asked == 'benchmark' else 0
     if kind == 'benchmark' and seed < first:
-        if starts:
+        if asked:
             raise UserError(f'--starts benchmark: seed {seed} has no recorded state, only those '
                             f'from {first} on have; leave out --seed, or use --starts random')
         kind = 'random'  # what such seeds have always begun from
-    setup = SceneSetup(suite, kind or None)
-    summary = _run(
-        f'{suite} experts',
-        {'suite': suite, 'experts': True, 'noise': noise, 'starts': kind,
-         'flags': dict(scene.flags)},
-        scene.tasks, range(seed, seed + episodes),
-        _processes(workers_count, ray, workers.make_expert_worker, setup, noise), None)
+    source = _processes(
+        options, workers.make_expert_worker, replace(options.scene, starts=kind or None), noise)
+    summary = _evaluate(
+        f'{suite} experts', options,
+        {**settings, 'experts': True, 'noise': noise, 'starts': kind}, tasks, seed, source)
     _finish(f'{suite}: scripted experts{f", {kind} starts" if kind else ""}'
-            f'{", disturbed" if noise else ""}', summary, json_file)
+            f'{", disturbed" if noise else ""}', summary, options.json_file)
     return summary
 
 
@@ -186,52 +129,38 @@ def evaluate_robustness(
     families = tuple(families) or tuple(FAMILIES)
     for strength in strengths:
         one_of('strength', strength, tuple(map(str, STRENGTHS)))
-    one_of('mode', options.mode, MODES)
-    one_of('engine', options.engine, ENGINES)
     cells = ['', *(f'{family}:{k}' for family in families for k in strengths)]
     if len(set(cells)) < len(cells):
         raise UserError('a family or strength is named twice')
     for cell in cells[1:]:
         Perturbation.parse(cell)
-    if options.json_file is not None:
-        files.require_writable(options.json_file)
+    _check(options)
     seed = evaluation_seed(options.seed)
-    seeds = range(seed, seed + options.episodes)
-    scene = inspect_scene(options.scene(), options.tasks)
-    manifest, setup = identify(options, options.scene())
-    settings: dict[str, Any] = {
-        'suite': options.suite, 'mode': options.mode, 'starts': scene.starts,
-        'flags': dict(scene.flags), **policy_settings(options, manifest, setup)}
-    wanted = [(cell, task, s) for task in scene.tasks for s in seeds for cell in cells]
-    with ExitStack() as stack:
-        journals = {cell: stack.enter_context(Journal(
-            options.journal / f'{cell.replace(":", "-") or "undisturbed"}.jsonl'
-            if options.journal else None, {**settings, 'perturb': cell})) for cell in cells}
-        done = {(cell, *job): result for cell, journal in journals.items()
-                for job, result in journal.done.items()}
-
-        def keep(job: tuple[str, str, int], result: EpisodeResult) -> None:
-            journals[job[0]].add(result)
-            done[job] = result
-
-        finish(f'{options.suite}, {len(cells)} cells', wanted, done, keep,
-               _policy_episodes(options, setup))
-    found = {cell: [done[job] for job in wanted if job[0] == cell] for cell in cells}
+    tasks, settings = inspect_scene(options.scene, options.tasks)
+    how, options = identify(options)
+    settings |= {'mode': options.mode, **how}
+    found = run_episodes(
+        f'{options.scene.suite}, {len(cells)} cells', settings, tasks,
+        range(seed, seed + options.episodes), partial(_policy_episodes, options),
+        options.journal, [(cell,) for cell in cells])
+    rows = {cell: _cell(episodes, tasks) for cell, episodes in zip(cells, found, strict=True)}
     summary = {
-        **settings, 'seeds': [seeds.start, seeds.stop - 1], 'versions': results.versions(),
-        'strengths': list(strengths), 'undisturbed': _cell(found[''], scene.tasks),
-        'families': {
-            family: {k: _cell(found[f'{family}:{k}'], scene.tasks) for k in strengths}
-            for family in families},
+        **settings, 'seeds': [seed, seed + options.episodes - 1], 'versions': results.versions(),
+        'strengths': list(strengths), 'undisturbed': rows[''],
+        'families': {family: {k: rows[f'{family}:{k}'] for k in strengths}
+                     for family in families},
     }
-    Console().print(robustness_table(f'{options.suite}: success under disturbances', summary))
+    Console().print(robustness_table(
+        f'{options.scene.suite}: success under disturbances', summary))
     if options.json_file is not None:
         files.write_json(options.json_file, summary)
     return summary
 
 
-def inspect_scene(setup: SceneSetup, tasks: Sequence[str]) -> Scene:
-    """Return what the suite is like under these choices.
+def inspect_scene(
+    setup: SceneSetup, tasks: Sequence[str] = (),
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Return the tasks in order, and what a result says of the scene: suite, starts, flags.
 
     Raises
     ------
@@ -239,14 +168,12 @@ def inspect_scene(setup: SceneSetup, tasks: Sequence[str]) -> Scene:
         If the suite, a task, the start distribution or a perturbation is unknown.
 
     """
-    env = setup.make()
-    try:
+    with closing(setup.make()) as env:
         for name in tasks:
             one_of('task', name, tuple(env.tasks))
         limit = {'max_steps': setup.max_steps} if setup.max_steps else {}
-        return Scene(tuple(tasks) or tuple(env.tasks), env.starts, {**env.flags, **limit})
-    finally:
-        env.close()
+        return tuple(tasks) or tuple(env.tasks), {
+            'suite': setup.suite, 'starts': env.starts, 'flags': {**env.flags, **limit}}
 
 
 def available_device(engine: str, device: str) -> str:
@@ -278,30 +205,20 @@ def available_device(engine: str, device: str) -> str:
     return device
 
 
-def identify(
-    options: EvalOptions, scene: SceneSetup, stills: Path | None = None,
-) -> tuple[PolicyManifest, PolicySetup]:
-    """Return the policy's manifest, its files verified, and how it is run."""
+def identify(options: EvalOptions) -> tuple[dict[str, Any], EvalOptions]:
+    """Return which policy runs and how, its files verified, and the options with that decided."""
     folder = files.find_shared(options.policy)
     manifest = PolicyManifest.read(folder)
     for name in manifest.files:
         manifest.verified(folder, name)
-    return manifest, PolicySetup(
-        scene, str(folder.resolve()), options.engine, options.mode, options.replan_steps,
-        available_device(options.engine, options.device), options.threads,
-        str(options.videos) if options.videos else None, str(stills) if stills else None)
-
-
-def policy_settings(
-    options: EvalOptions, manifest: PolicyManifest, setup: PolicySetup,
-) -> dict[str, Any]:
-    """Return which policy ran and how."""
+    decided = replace(
+        options, policy=folder.resolve(), device=available_device(options.engine, options.device))
     return {
-        'policy': str(options.policy), 'engine': setup.engine, 'device': setup.device,
-        'threads': setup.threads, 'files': dict(manifest.files),
+        'policy': str(options.policy), 'engine': options.engine, 'device': decided.device,
+        'threads': options.threads, 'files': dict(manifest.files),
         'replan_steps': options.replan_steps or manifest.action.replan_steps,
         'images': {'upright': manifest.images.upright, 'mirrored': manifest.images.mirrored},
-    }
+    }, decided
 
 
 def one_of(what: str, value: str, allowed: Sequence[str]) -> None:
@@ -310,35 +227,26 @@ def one_of(what: str, value: str, allowed: Sequence[str]) -> None:
         raise UserError(f'unknown {what} "{value}"; there is: {", ".join(allowed)}')
 
 
-def _processes(
-    count: int, ray: str | None, make_worker: Callable[..., Any], *setup: Any,
-) -> Source:
-    """Return a source of ``count`` processes, each at one task at a time."""
-    return lambda jobs: run_jobs(jobs, make_worker, setup, count, task_of, ray)
+def _processes(options: EvalOptions, make_worker: Callable[..., Any], *setup: Any) -> Source:
+    """Return a source of episodes in processes, each at one task at a time."""
+    return lambda jobs: run_jobs(jobs, make_worker, setup, options.workers, task_of, options.ray)
 
 
-def _policy_episodes(options: EvalOptions, setup: PolicySetup) -> Source:
-    """Return a source of episodes with a policy, whose failures are kept on this machine."""
-    def run(jobs: Sequence[Any]) -> Generator[tuple[Any, EpisodeResult], None, None]:
-        source = _processes(options.workers, options.ray, workers.make_policy_worker, setup)
-        with closing(source(jobs)) as evaluated:
-            for job, episode in evaluated:
-                yield job, episode.keep(setup)
-
-    return run
+def _policy_episodes(
+    options: EvalOptions, jobs: Sequence[Any],
+) -> Generator[tuple[Any, EpisodeResult], None, None]:
+    """Yield episodes with a policy; what is kept of failures is kept on this machine."""
+    with closing(_processes(options, workers.make_policy_worker, options)(jobs)) as evaluated:
+        for job, episode in evaluated:
+            yield job, episode.keep(options)
 
 
-def _over(graph: Graph, setup: PolicySetup, realtime: bool) -> Source:
-    """Return a source of episodes that run elsewhere, one after another."""
-    return lambda jobs: graph(setup, realtime, jobs)
-
-
-def _check(options: EvalOptions) -> None:
+def _check(options: EvalOptions, modes: Sequence[str] = MODES) -> None:
     """Refuse options that are unknown or impossible together, before anything runs."""
     for path in (options.json_file, options.html):
         if path is not None:
             files.require_writable(path)
-    one_of('mode', options.mode, (*MODES, 'replay'))
+    one_of('mode', options.mode, modes)
     one_of('engine', options.engine, ENGINES)
     one_of('via', options.via, VIAS)
     if options.via != 'ros':
@@ -347,12 +255,10 @@ def _check(options: EvalOptions) -> None:
         return
     if options.ray is not None:
         raise UserError('--ray runs episodes in process; leave out --via ros')
-    if options.mode == 'replay':
-        raise UserError('--mode replay runs no policy; leave out --via ros')
     if options.mode not in NODE_MODES:
         raise UserError(f'--mode {options.mode} works in process only: the policy node knows '
                         f'{" and ".join(NODE_MODES)}; leave out --via ros')
-    if any(p.partition(':')[0] == 'language' for p in options.perturb):
+    if any(p.partition(':')[0] == 'language' for p in options.scene.perturb):
         raise UserError('--perturb language works in process only, where a sentence that the '
                         'policy refuses is counted; leave out --via ros')
 
@@ -381,19 +287,63 @@ def _title(summary: Mapping[str, Any]) -> str:
     return ', '.join(parts)
 
 
-def _run(
-    title: str, settings: dict[str, Any], tasks: Sequence[str], seeds: range, source: Source,
-    journal: Path | None,
+def _evaluate(
+    title: str, options: EvalOptions, settings: dict[str, Any], tasks: Sequence[str], seed: int,
+    source: Source,
 ) -> dict[str, Any]:
-    """Run every task from every seed, those in the journal excepted; return the summary."""
-    wanted = [(task, seed) for task in tasks for seed in seeds]
-    with Journal(journal, settings) as book:
-        finish(title, wanted, book.done, lambda _, result: book.add(result), source)
-        found = [book.done[job] for job in wanted]
+    """Run every task from as many seeds as asked for; return the summary."""
+    seeds = range(seed, seed + options.episodes)
+    found, = run_episodes(title, settings, tasks, seeds, source, options.journal)
     return {
         **settings, 'seeds': [seeds.start, seeds.stop - 1], 'versions': results.versions(),
         **results.summarise(found, tasks),
     }
+
+
+def run_episodes(
+    title: str, settings: Mapping[str, Any], tasks: Sequence[str], seeds: range, source: Source,
+    journal: Path | None, cells: Sequence[tuple[str, ...]] = ((),),
+) -> list[list[EpisodeResult]]:
+    """Run every task from every seed in every cell, those in a journal excepted.
+
+    A cell is what stands before task and seed in a job: nothing, or a perturbation, '' for none;
+    then ``journal`` is a folder with a file of each. Result: the episodes of each cell.
+    """
+    wanted = [(*cell, task, seed) for task in tasks for seed in seeds for cell in cells]
+    done: dict[Job, EpisodeResult] = {}
+    journals: dict[Job, files.Journal] = {}
+    with ExitStack() as stack:
+        if journal is not None:
+            for cell in cells:
+                name = f'{cell[0].replace(":", "-") or "undisturbed"}.jsonl' if cell else ''
+                journals[cell] = stack.enter_context(files.Journal(
+                    journal / name, {**settings, **({'perturb': cell[0]} if cell else {})},
+                    itemgetter('task', 'seed')))
+                done |= {(*cell, *key): EpisodeResult.from_dict(row)
+                         for key, row in journals[cell].done.items()}
+        jobs = [job for job in wanted if job not in done]
+        bar = stack.enter_context(Progress(
+            *Progress.get_default_columns(), TextColumn('{task.fields[rate]}'),
+            console=Console(stderr=True)))
+        line = bar.add_task(title, total=len(wanted), completed=len(wanted) - len(jobs),
+                            rate=standing(wanted, done))
+        # The processes end here, however this ends.
+        for job, result in stack.enter_context(closing(source(jobs))):
+            done[job] = result
+            if journals:
+                journals[job[:-2]].add(asdict(result))
+            bar.update(line, advance=1, rate=standing(wanted, done))
+    return [[done[job] for job in wanted if job[:-2] == cell] for cell in cells]
+
+
+def standing(wanted: Sequence[Job], done: Mapping[Job, EpisodeResult]) -> str:
+    """Return the success so far, and of how many of the tasks: they come one after another."""
+    have = [job for job in wanted if job in done]
+    rate = str(Rate.of(done[job].success for job in have))
+    if len(have) == len(wanted):
+        return rate
+    begun, tasks = (len({task_of(job) for job in jobs}) for jobs in (have, wanted))
+    return f'{begun}/{tasks} tasks: {rate}'
 
 
 def _finish(title: str, summary: dict[str, Any], json_file: Path | None) -> None:
@@ -419,22 +369,16 @@ def _cell(found: Sequence[EpisodeResult], tasks: Sequence[str]) -> dict[str, Any
 
 def robustness_table(title: str, summary: Mapping[str, Any]) -> Table:
     """Return families by strengths as rich prints it."""
-    def text(rows: Sequence[Mapping[str, Any]]) -> str:
-        successes, n = (sum(row[key] for row in rows) for key in ('successes', 'n'))
-        low, high = wilson(successes, n)
-        return f'{successes}/{n} ({low:.0%} - {high:.0%})'
+    def text(*rows: Mapping[str, Any]) -> str:
+        return Rate(*(sum(row[key] for row in rows) for key in ('successes', 'n'))).counts
 
-    view = Table(title=title, title_justify='left')
-    view.add_column('family')
-    for strength in summary['strengths']:
-        view.add_column(f'strength {strength}', justify='right')
-    rows = list(summary['families'].values())
-    for family, row in summary['families'].items():
-        view.add_row(family, *(text([cell]) for cell in row.values()))
-    view.add_section()
-    view.add_row('all', *(text([row[k] for row in rows]) for k in summary['strengths']))
-    view.caption = f'undisturbed {text([summary["undisturbed"]])}; in brackets Wilson 95 %'
-    refused = sum(cell['refused'] for row in rows for cell in row.values())
+    strengths, rows = summary['strengths'], summary['families']
+    view = results.plain_table(
+        title, ['family', *(f'strength {k}' for k in strengths)],
+        [(family, *map(text, row.values())) for family, row in rows.items()],
+        ('all', *(text(*(row[k] for row in rows.values())) for k in strengths)))
+    view.caption = f'undisturbed {text(summary["undisturbed"])}; in brackets Wilson 95 %'
+    refused = sum(cell['refused'] for row in rows.values() for cell in row.values())
     if refused:
         view.caption += f'\n{refused} failed because the policy refused the sentence'
     return view

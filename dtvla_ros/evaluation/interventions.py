@@ -10,7 +10,7 @@ Recovery asks how often an object is picked up again that was knocked out of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,15 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from dtvla_ros import files
 from dtvla_ros.engine.engine import Decision
 from dtvla_ros.engine.policy import Policy, act_on
-from dtvla_ros.evaluation.ablations import SwappedThought, ablated, drawn, instruction_of
-from dtvla_ros.evaluation.command import EvalOptions, identify, inspect_scene
-from dtvla_ros.evaluation.results import Rate, evaluation_seed, versions
-from dtvla_ros.evaluation.workers import Job, PolicySetup, load, task_of
+from dtvla_ros.evaluation.ablations import ablated, drawn, instruction_of, swapped_thought
+from dtvla_ros.evaluation.command import identify, inspect_scene
+from dtvla_ros.evaluation.results import Rate, evaluation_seed, plain_table, versions
+from dtvla_ros.evaluation.workers import EvalOptions, Job, load, task_of
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.policy.vocabulary import directions, turned_round
 from dtvla_ros.rollout.env import Env
@@ -34,7 +33,7 @@ from dtvla_ros.rollout.episode import run_episode
 from dtvla_ros.rollout.workers import run_jobs
 
 MODES = ('full', 'masked')  # of recovery
-NUMBERS = ('share', 'n', 'succeeds all the same', 'knocked', 'Wilson 95 %', 'never carried')
+RATE = ('share', 'n', 'Wilson 95 %')
 BEFORE, AFTER = 2, 8  # thoughts kept around the knock
 
 
@@ -78,15 +77,16 @@ def steer(options: EvalOptions) -> dict[str, Any]:
     """Print how often thought and instruction are followed; return what is written."""
     def report(results: Sequence[Steering]) -> dict[str, Any]:
         summary = steering_summary(results)
-        Console().print(_table(
-            f'{options.suite}: steered by the thought',
-            ('changed in the thought', 'followed', 'share', 'n', 'Wilson 95 %'),
-            [(what, followed, *_share(summary[key][name]))
+        Console().print(plain_table(
+            f'{options.scene.suite}: steered by the thought',
+            ('changed in the thought', 'followed', *RATE),
+            [(what, followed, *_rate(summary[key][name]))
              for what, key, name, followed in (
                  ('task', 'thing', 'said', 'the thought (its task done)'),
                  ('task', 'thing', 'asked', 'the instruction (its task done)'),
                  ('direction', 'direction', 'own', 'nothing changed: words agreed with'),
-                 ('direction', 'direction', 'opposite', 'opposite words agreed with'))]))
+                 ('direction', 'direction', 'opposite', 'opposite words agreed with'))],
+            names=2))
         return summary
 
     return _measure(options, 'steered', make_steering_worker, [()], report)
@@ -96,10 +96,11 @@ def recover(options: EvalOptions, shown: int = 0) -> dict[str, Any]:
     """Print success after a knock by mode and ``shown`` recoveries; return what is written."""
     def report(results: Sequence[Recovery]) -> dict[str, Any]:
         summary, console = recovery_summary(results), Console()
-        console.print(_table(
-            f'{options.suite}: knocked out of the gripper',
+        console.print(plain_table(
+            f'{options.scene.suite}: knocked out of the gripper',
             ('thought', 'succeeds all the same', 'knocked', 'Wilson 95 %', 'never carried'),
-            [(mode, *_share(summary[mode]), summary[mode]['never_carried']) for mode in MODES]))
+            [(mode, *_rate(summary[mode]), str(summary[mode]['never_carried']))
+             for mode in MODES]))
         for result in examples(results, shown):
             console.print(f'{result.task}, seed {result.seed}:')
             for k, thought in enumerate(result.thoughts):
@@ -117,38 +118,27 @@ def _measure(
     if options.json_file is not None:
         files.require_writable(options.json_file)
     first = evaluation_seed(options.seed)
-    manifest, setup = identify(options, options.scene())
-    scene = inspect_scene(options.scene(), options.tasks)
-    wanted = [(*variant, task, seed) for task in scene.tasks
+    how, decided = identify(options)
+    tasks, settings = inspect_scene(options.scene, options.tasks)
+    wanted = [(*variant, task, seed) for task in tasks
               for seed in range(first, first + options.episodes) for variant in variants]
     done = dict(track(
-        run_jobs(wanted, make_worker, (setup,), options.workers, task_of, options.ray),
-        f'{options.suite}, {what}', len(wanted), console=Console(stderr=True)))
+        run_jobs(wanted, make_worker, (decided,), options.workers, task_of, options.ray),
+        f'{options.scene.suite}, {what}', len(wanted), console=Console(stderr=True)))
     results = [done[job] for job in wanted]
     summary = {
-        'suite': options.suite, 'starts': scene.starts, 'policy': str(options.policy),
-        'files': dict(manifest.files), 'seeds': [first, first + options.episodes - 1],
-        'flags': dict(scene.flags), 'versions': versions(), **report(results),
-        'episodes': [asdict(result) for result in results]}
+        **settings, 'policy': how['policy'], 'files': how['files'],
+        'seeds': [first, first + options.episodes - 1], 'versions': versions(),
+        **report(results), 'episodes': [asdict(result) for result in results]}
     if options.json_file is not None:
         files.write_json(options.json_file, summary)
     return summary
 
 
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """Return what rich prints; counts and shares stand at the right."""
-    view = Table(title=title, title_justify='left')
-    for column in columns:
-        view.add_column(column, justify='right' if column in NUMBERS else 'left')
-    for row in rows:
-        view.add_row(*map(str, row))
-    return view
-
-
-def _share(row: Mapping[str, Any]) -> tuple[str, int, str]:
+def _rate(row: Mapping[str, Any]) -> tuple[str, str, str]:
     """Return a rate's share, n and interval as a table has them."""
     low, high = row['wilson95']
-    return f'{row["rate"]:.0%}' if row['n'] else '-', row['n'], f'{low:.0%} - {high:.0%}'
+    return f'{row["rate"]:.0%}' if row['n'] else '-', str(row['n']), f'{low:.0%} - {high:.0%}'
 
 
 def agreeing(thought: str, chunk: NDArray[np.floating]) -> int:
@@ -157,10 +147,10 @@ def agreeing(thought: str, chunk: NDArray[np.floating]) -> int:
     return sum(bool(motion[axis] * sign > 0) for axis, sign in directions(thought))
 
 
-def make_steering_worker(setup: PolicySetup) -> Callable[[Job], Steering]:
+def make_steering_worker(options: EvalOptions) -> Callable[[Job], Steering]:
     """Return what steers one start state; simulator and policy are built once."""
-    env = setup.scene.make()
-    policy, replan = load(setup)
+    env = options.scene.make()
+    policy, replan = load(options)
 
     def run(job: Job) -> Steering:
         task, seed = job
@@ -195,21 +185,20 @@ def _other_task(env: Env, policy: Policy, task: str, seed: int,
         return '', False, False
     other = drawn(others, seed)
     instruction = instruction_of(env, other)
-    misled = SwappedThought(policy, lambda: instruction)
+    misled = swapped_thought(policy, lambda: instruction)
     said = False
 
     def infer(observation: Observation) -> Decision:
         nonlocal said
         said = said or env.done(other)
-        return misled.infer(observation)
+        return misled(observation)
 
     result = run_episode(env, infer, task, seed, replan)
     return other, said or env.done(other), result.success
 
 
-def steering_summary(results: Iterable[Steering]) -> dict[str, Any]:
+def steering_summary(results: Sequence[Steering]) -> dict[str, Any]:
     """Return how often thought and instruction were followed, with Wilson intervals."""
-    results = list(results)
     steered = [r for r in results if r.other]
     words = sum(r.words for r in results)
     return {
@@ -220,12 +209,12 @@ def steering_summary(results: Iterable[Steering]) -> dict[str, Any]:
     }
 
 
-def make_recovery_worker(setup: PolicySetup) -> Callable[[tuple[str, str, int]], Recovery]:
+def make_recovery_worker(options: EvalOptions) -> Callable[[tuple[str, str, int]], Recovery]:
     """Return what runs (mode, task, seed) with a knock; simulator and policy are built once."""
     from dtvla_sim.forced_release import ForcedReleaseEnv
 
-    env = ForcedReleaseEnv(setup.scene.make())
-    policy, replan = load(setup)
+    env = ForcedReleaseEnv(options.scene.make())
+    policy, replan = load(options)
 
     def run(job: tuple[str, str, int]) -> Recovery:
         mode, task, seed = job
@@ -247,16 +236,13 @@ def make_recovery_worker(setup: PolicySetup) -> Callable[[tuple[str, str, int]],
     return run
 
 
-def recovery_summary(results: Iterable[Recovery]) -> dict[str, Any]:
+def recovery_summary(results: Sequence[Recovery]) -> dict[str, Any]:
     """Return success after a knock by mode, with Wilson intervals, and how many lost nothing."""
-    results = list(results)
-    out: dict[str, Any] = {}
-    for mode in MODES:
-        mine = [r for r in results if r.mode == mode]
-        hit = [r for r in mine if r.knocked]
-        out[mode] = Rate.of(r.success for r in hit).to_dict() | {
-            'episodes': len(mine), 'never_carried': len(mine) - len(hit)}
-    return out
+    by_mode = {mode: [r for r in results if r.mode == mode] for mode in MODES}
+    return {
+        mode: Rate.of(r.success for r in mine if r.knocked).to_dict() | {
+            'episodes': len(mine), 'never_carried': sum(not r.knocked for r in mine)}
+        for mode, mine in by_mode.items()}
 
 
 def examples(results: Sequence[Recovery], count: int) -> list[Recovery]:

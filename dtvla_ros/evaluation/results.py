@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import platform
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -89,11 +91,15 @@ class Rate:
         """The rate, not a number where there are no episodes."""
         return self.successes / self.n if self.n else math.nan
 
-    def __str__(self) -> str:
-        if not self.n:
-            return '-'
+    @property
+    def counts(self) -> str:
+        """Both counts, in brackets Wilson's interval."""
         low, high = wilson(self.successes, self.n)
-        return f'{self.value:.0%} ({self.successes}/{self.n}, {low:.0%} - {high:.0%})'
+        return f'{self.successes}/{self.n} ({low:.0%} - {high:.0%})'
+
+    def __str__(self) -> str:
+        counts, _, interval = self.counts.partition(' (')
+        return f'{self.value:.0%} ({counts}, {interval}' if self.n else '-'
 
     def to_dict(self) -> dict[str, float | int | list[float]]:
         """Return what a result's JSON holds of it: both counts, the rate, Wilson's interval."""
@@ -108,12 +114,8 @@ class Rate:
 def latency_summary(samples: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
     """Return median, p95 and p99 [ms] of the samples [s] of every phase."""
     return {
-        phase: {
-            'p50_ms': round(float(np.percentile(values, 50)) * 1e3, 3),
-            'p95_ms': round(float(np.percentile(values, 95)) * 1e3, 3),
-            'p99_ms': round(float(np.percentile(values, 99)) * 1e3, 3),
-            'n': len(values),
-        }
+        phase: {**{f'p{q}_ms': round(float(np.percentile(values, q)) * 1e3, 3)
+                   for q in (50, 95, 99)}, 'n': len(values)}
         for phase, values in samples.items() if len(values)
     }
 
@@ -122,10 +124,8 @@ def versions() -> dict[str, str]:
     """Return what produced a result: Python, machine and the packages that are installed."""
     found = {'python': platform.python_version(), 'machine': platform.machine()}
     for package in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -138,10 +138,10 @@ def summarise(results: Sequence[EpisodeResult], tasks: Sequence[str]) -> dict[st
         by_task[task] = Rate.of(r.success for r in mine).to_dict()
         by_task[task]['mean_steps_of_successes'] = (
             round(sum(steps) / len(steps), 1) if steps else None)
-    latency: dict[str, list[float]] = {}
+    latency: dict[str, list[float]] = defaultdict(list)
     for result in results:
         for phase, values in result.latency.items():
-            latency.setdefault(phase, []).extend(values)
+            latency[phase] += values
     return {
         'tasks': by_task,
         'total': Rate.of(r.success for r in results).to_dict(),
@@ -162,21 +162,31 @@ def refused(results: Sequence[EpisodeResult]) -> int:
     return sum(not r.steps for r in results)
 
 
+def plain_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]],
+                total: Sequence[str] = (), names: int = 1) -> Table:
+    """Return what rich prints: the first ``names`` columns at the left, numbers at the right."""
+    view = Table(title=title, title_justify='left')
+    for k, column in enumerate(columns):
+        view.add_column(column, justify='left' if k < names else 'right', overflow='fold')
+    for row in rows:
+        view.add_row(*row)
+    if total:
+        view.add_section()
+        view.add_row(*total)
+    return view
+
+
 def table(title: str, summary: Mapping[str, Any]) -> Table:
     """Return the success table as rich prints it."""
-    view = Table(title=title, title_justify='left')
-    view.add_column('task', overflow='fold')
-    for column in ('success', 'n', 'Wilson 95 %', 'steps'):
-        view.add_column(column, justify='right')
-    for name, row in [*summary['tasks'].items(), ('total', summary['total'])]:
+    def cells(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
         low, high = row['wilson95']
         steps = row.get('mean_steps_of_successes')
-        if name == 'total':
-            view.add_section()
-        view.add_row(
-            name, f'{row["rate"]:.0%}', str(row['n']), f'{low:.0%} - {high:.0%}',
-            f'{steps:.0f}' if steps else '')
-    return view
+        return (name, f'{row["rate"]:.0%}', str(row['n']), f'{low:.0%} - {high:.0%}',
+                f'{steps:.0f}' if steps else '')
+
+    return plain_table(
+        title, ('task', 'success', 'n', 'Wilson 95 %', 'steps'),
+        [cells(*item) for item in summary['tasks'].items()], cells('total', summary['total']))
 
 
 def read_results(files: Sequence[Path]) -> dict[Row, Results]:
@@ -203,58 +213,44 @@ def read_results(files: Sequence[Path]) -> dict[Row, Results]:
             raise UserError(f'{file}: a result of mode {mode} is already there; give one of each')
         row[mode] = result
     everything = [result for row in rows.values() for result in row.values()]
-    hashes = [r['files'] for r in everything if 'files' in r]
-    if any(h != hashes[0] for h in hashes):
-        raise UserError('the results are of different policies; evaluate all modes again')
-    _require_same(everything, ('perturb',))
+    _require_same('policy', [r['files'] for r in everything if 'files' in r])
+    _require_same('perturb', [r.get('perturb') for r in everything])
     for row in rows.values():  # fewer episodes are the first ones of more
-        _require_same([{'seeds': r['seeds'][0]} for r in row.values()], ('seeds',))
+        _require_same('seeds', [r['seeds'][0] for r in row.values()])
     for suite in {suite for suite, _ in rows}:
         mine = [r for r in everything if r['suite'] == suite]
-        _require_same(mine, ('flags',))
-        if len({tuple(r['tasks']) for r in mine}) > 1:
-            raise UserError(f'the results of {suite} differ in tasks; they are not comparable')
+        _require_same('flags', [r.get('flags') for r in mine])
+        _require_same('tasks', [list(r['tasks']) for r in mine])
     return rows
 
 
-def _require_same(results: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+def _require_same(what: str, values: Sequence[Any]) -> None:
     """Refuse results that differ in what their numbers depend on."""
-    for key in keys:
-        if len({str(r.get(key)) for r in results}) > 1:
-            raise UserError(f'the results differ in {key}; they are not comparable')
+    if any(value != values[0] for value in values):
+        raise UserError(f'the results differ in {what}; they are not comparable: evaluate all '
+                        'modes again')
 
 
-def markdown(rows: Mapping[Row, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Return a table: tasks by modes of one suite and start distribution, or those by modes."""
+def markdown(rows: Mapping[Row, Results]) -> str:
+    """Return a table: tasks by modes of one suite and start distribution, or those by modes.
+
+    Cells of tasks have an interval in the first mode alone, totals by suite always.
+    """
     modes = [mode for mode in COLUMNS if any(mode in row for row in rows.values())]
     if len(rows) == 1:
-        lines = _by_task(next(iter(rows.values())), modes)
+        what, (results,) = 'task', rows.values()
+        cells = {task.replace('_', ' '): [results[m]['tasks'][task] for m in modes]
+                 for task in results[modes[0]]['tasks']}
+        cells['**all**'] = [results[m]['total'] for m in modes]
     else:
-        lines = _by_starts(rows, modes)
-    return '\n'.join([*lines, '', _footnote(rows, modes[0])])
-
-
-def _by_task(results: Mapping[str, Mapping[str, Any]], modes: Sequence[str]) -> list[str]:
-    """Return tasks by modes and the total, intervals for the first mode alone."""
-    lines = _head('task', modes)
-    tasks = results[modes[0]]['tasks']
-    for label, task in [*((t.replace('_', ' '), t) for t in tasks), ('**all**', '')]:
-        found = [results[m]['tasks'].get(task) if task else results[m]['total'] for m in modes]
-        lines.append(_line(label, [
-            _cell(row, interval=k == 0) for k, row in enumerate(found)]))
-    return lines
-
-
-def _by_starts(
-    rows: Mapping[Row, Mapping[str, Mapping[str, Any]]], modes: Sequence[str],
-) -> list[str]:
-    """Return suites and start distributions by modes, totals with intervals in the cells."""
-    lines = _head('suite, starts', modes)
-    for suite, starts in sorted(rows, key=_order):
-        results = rows[suite, starts]
-        lines.append(_line(f'{suite}, {starts}', [
-            _cell(results[m]['total'] if m in results else None, interval=True) for m in modes]))
-    return lines
+        what = 'suite, starts'
+        cells = {', '.join(row): [rows[row][m]['total'] if m in rows[row] else None
+                                  for m in modes] for row in sorted(rows, key=_order)}
+    lines = [(what, *(COLUMNS[m] for m in modes))]
+    lines += [(label, *(_cell(row, interval=k == 0 or len(rows) > 1)
+                        for k, row in enumerate(found))) for label, found in cells.items()]
+    head, *body = [f'| {" | ".join(line)} |' for line in lines]
+    return '\n'.join([head, '|---|' + '---:|' * len(modes), *body, '', _footnote(rows, modes[0])])
 
 
 def _order(row: Row) -> tuple[int, int, Row]:
@@ -264,23 +260,13 @@ def _order(row: Row) -> tuple[int, int, Row]:
             STARTS.index(starts) if starts in STARTS else len(STARTS), row)
 
 
-def _head(what: str, modes: Sequence[str]) -> list[str]:
-    return [_line(what, [COLUMNS[m] for m in modes]), '|---|' + '---:|' * len(modes)]
-
-
-def _line(label: str, cells: Sequence[str]) -> str:
-    return f'| {label} | {" | ".join(cells)} |'
-
-
-def _footnote(rows: Mapping[Row, Mapping[str, Mapping[str, Any]]], mode: str) -> str:
+def _footnote(rows: Mapping[Row, Results], mode: str) -> str:
     """Return seeds, versions, how LIBERO was rendered, and the latency of one decision."""
     first = next(row[mode] for row in rows.values() if mode in row)
     results = [r for row in rows.values() for r in row.values()]
-    spans = {tuple(r['seeds']) for r in results}
-    if len(spans) == 1:
-        seeds = ' to '.join(map(str, results[0]['seeds']))
-    else:
-        seeds = ' and '.join(f'from {low} on' for low in sorted({low for low, _ in spans}))
+    spans = sorted({tuple(r['seeds']) for r in results})
+    seeds = (' to '.join(map(str, spans[0])) if len(spans) == 1 else
+             ' and '.join(f'from {low} on' for low in dict(spans)))
     versions = first['versions']
     text = (f"Seeds {seeds} of every task; in brackets Wilson's 95 % interval; mujoco "
             f'{versions["mujoco"]}, robosuite {versions["robosuite"]}, onnxruntime '
@@ -308,11 +294,8 @@ def _cell(row: Mapping[str, Any] | None, interval: bool) -> str:
     """Return successes and episodes, with Wilson's interval if asked for."""
     if row is None:
         return '-'
-    text = f'{row["successes"]}/{row["n"]}'
-    if interval:
-        low, high = wilson(row['successes'], row['n'])
-        text += f' ({low:.0%} - {high:.0%})'
-    return text
+    rate = Rate(row['successes'], row['n'])
+    return rate.counts if interval else f'{rate.successes}/{rate.n}'
 
 
 def write_manifest(policy: Path, results: Mapping[str, Mapping[str, Any]]) -> None:

@@ -20,7 +20,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros.errors import NodeDied
 from dtvla_ros.evaluation.video import FailureRecord
-from dtvla_ros.evaluation.workers import Job, PolicySetup
+from dtvla_ros.evaluation.workers import EvalOptions, Job
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.rollout.env import SceneSetup
 from dtvla_ros.rollout.episode import EpisodeResult, commands_hash
@@ -34,7 +34,7 @@ LATE_COMMANDS = 1.0  # longest wait for them when their episode has ended, wall 
 
 
 def run_over_ros(
-    setup: PolicySetup, realtime: bool, jobs: Sequence[Job],
+    setup: EvalOptions, jobs: Sequence[Job],
 ) -> Generator[tuple[Job, EpisodeResult], None, None]:
     """Yield ``(job, result)`` as episodes end.
 
@@ -55,7 +55,7 @@ def run_over_ros(
     keep_logs = False
     try:
         for number, (tasks, seeds) in enumerate(blocks(jobs)):
-            yield from _block(setup, realtime, tasks, seeds, logs / str(number))
+            yield from _block(setup, tasks, seeds, logs / str(number))
     except NodeDied:
         keep_logs = True
         raise
@@ -87,16 +87,16 @@ def parameters(scene: SceneSetup) -> dict[str, str]:
 
 
 def _block(
-    setup: PolicySetup, realtime: bool, tasks: Sequence[str], seeds: range, logs: Path,
+    setup: EvalOptions, tasks: Sequence[str], seeds: range, logs: Path,
 ) -> Iterator[tuple[Job, EpisodeResult]]:
-    manifest = PolicyManifest.read(Path(setup.policy))
-    every = 1 if realtime else frame_interval(
+    manifest = PolicyManifest.read(setup.policy)
+    every = 1 if setup.realtime else frame_interval(
         setup.replan_steps or manifest.action.replan_steps)
     rate = manifest.action.rate_hz / every
-    with joined(lambda: Listener(setup, rate, exact=not realtime)) as (listener, executor), \
+    with joined(lambda: Listener(setup, rate, exact=not setup.realtime)) as (listener, executor), \
             NodeProcesses(logs) as nodes:
-        start_nodes(nodes, REALTIME if realtime else LOCKSTEP, {
-            'policy': setup.policy, 'engine': setup.engine, 'mode': setup.mode,
+        start_nodes(nodes, REALTIME if setup.realtime else LOCKSTEP, {
+            'policy': str(setup.policy), 'engine': setup.engine, 'mode': setup.mode,
             'device': setup.device, 'threads': setup.threads,
             'replan_steps': setup.replan_steps or 0,
         }, {'suite': setup.scene.suite, 'tasks': list(tasks), 'episodes': len(seeds),
@@ -116,7 +116,7 @@ class Listener(Watcher):
     do, its hash stays empty.
     """
 
-    def __init__(self, setup: PolicySetup, frame_rate: float, exact: bool):
+    def __init__(self, setup: EvalOptions, frame_rate: float, exact: bool):
         super().__init__(self._film, self._end)
         self._setup, self._frame_rate, self._exact = setup, frame_rate, exact
         self._record: FailureRecord | None = None

@@ -68,11 +68,11 @@ class FailureRecord:
     ``films`` and ``stills`` are folders, or None for no such file; ``rate`` [frames/s].
     """
 
-    def __init__(self, films: str | None, stills: str | None, name: str, rate: float):
+    def __init__(self, films: Path | None, stills: Path | None, name: str, rate: float):
         self._name = name
         self._last: tuple[Mapping[str, NDArray[np.uint8]], Caption] | None = None
-        self._still = Path(stills) / f'{name}.jpg' if stills else None
-        self._film = Film(Path(films) / f'{name}.mp4', rate) if films else None
+        self._still = stills / f'{name}.jpg' if stills else None
+        self._film = Film(films / f'{name}.mp4', rate) if films else None
 
     def add(self, images: Mapping[str, NDArray[np.uint8]], instruction: str, thought: str,
             step: int) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,22 +40,33 @@ def task_of(job: tuple[Any, ...]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class PolicySetup:
-    """How a policy is run; ``replan_steps`` None: as its manifest says.
+class EvalOptions:
+    """Options of an evaluation; None: as the policy or the suite says, or no such file.
 
     ``device`` is one of the engine loader's, ``threads`` are those of an engine on the CPU.
+    ``ray``: address of the cluster whose machines run the episodes, None for this machine alone.
     ``videos`` and ``stills`` are folders for what is kept of failures.
     """
 
-    scene: SceneSetup
-    policy: str
-    engine: str
-    mode: str
-    replan_steps: int | None = None
+    policy: Path = Path()
+    scene: SceneSetup = SceneSetup('tabletop')
+    tasks: Sequence[str] = ()
+    episodes: int = 50
+    mode: str = 'full'
+    engine: str = 'onnx'
+    workers: int = 2
+    ray: str | None = None
+    seed: int | None = None
     device: str = 'cpu'
     threads: int = 1
-    videos: str | None = None
-    stills: str | None = None
+    replan_steps: int | None = None
+    via: str = 'inprocess'
+    realtime: bool = False
+    videos: Path | None = None
+    stills: Path | None = None
+    journal: Path | None = None
+    html: Path | None = None
+    json_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,26 +76,24 @@ class Evaluated:
     result: EpisodeResult
     files: Mapping[str, bytes]
 
-    def keep(self, setup: PolicySetup) -> EpisodeResult:
-        """Write the files into the setup's folders, in place of earlier ones; return the result.
+    def keep(self, options: EvalOptions) -> EpisodeResult:
+        """Write the files into the options' folders, in place of earlier ones; return the result.
 
         The episode may have run on another machine.
         """
-        name = f'{self.result.task}-{self.result.seed}'
-        for kind, end in (('videos', 'mp4'), ('stills', 'jpg')):
-            folder = getattr(setup, kind)
+        for kind, folder, end in (
+                ('videos', options.videos, 'mp4'), ('stills', options.stills, 'jpg')):
             if folder is None:
                 continue
-            path = Path(folder) / f'{name}.{end}'
+            path = folder / f'{self.result.task}-{self.result.seed}.{end}'
+            path.unlink(missing_ok=True)
             if kind in self.files:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(self.files[kind])
-            else:
-                path.unlink(missing_ok=True)
         return self.result
 
 
-def load(setup: PolicySetup) -> tuple[Policy, int]:
+def load(options: EvalOptions) -> tuple[Policy, int]:
     """Return the policy, thinking for itself, and how many actions are executed per decision.
 
     Raises
@@ -94,35 +104,35 @@ def load(setup: PolicySetup) -> tuple[Policy, int]:
     """
     from dtvla_ros.engine.load import load_policy
 
-    policy, manifest = load_policy(setup.policy, setup.engine, setup.threads, setup.device)
-    if setup.device != 'cpu' and getattr(policy.engine, 'device', None) == 'cpu':
-        raise UserError(f'--device {setup.device}: the engine {setup.engine} fell back to the '
+    policy, manifest = load_policy(
+        options.policy, options.engine, options.threads, options.device)
+    if options.device != 'cpu' and getattr(policy.engine, 'device', None) == 'cpu':
+        raise UserError(f'--device {options.device}: the engine {options.engine} fell back to the '
                         'CPU (the log says why); mend that, or use --device cpu')
-    return policy, setup.replan_steps or manifest.action.replan_steps
+    return policy, options.replan_steps or manifest.action.replan_steps
 
 
-def make_policy_worker(setup: PolicySetup) -> Callable[[tuple[Any, ...]], Evaluated]:
+def make_policy_worker(options: EvalOptions) -> Callable[[tuple[Any, ...]], Evaluated]:
     """Return what runs (task, seed), or (perturbation or '', task, seed), with a policy."""
     from dtvla_ros.evaluation.video import FailureRecord
     from dtvla_sim.perturbation import PerturbedEnv
 
-    made = setup.scene.make()
+    made = options.scene.make()
     env = made if isinstance(made, PerturbedEnv) else PerturbedEnv(made)
-    policy, replan = load(setup)
+    policy, replan = load(options)
 
     def run(job: tuple[Any, ...]) -> Evaluated:
         *perturbations, task, seed = job
         if perturbations:
             env.use([name for name in perturbations if name])
-        infer = ablated(policy, setup.mode, seed, lambda: other_instruction(env, seed))
+        infer = ablated(policy, options.mode, seed, lambda: other_instruction(env, seed))
         with tempfile.TemporaryDirectory(prefix='dtvla-failure-') as folder:
             record = FailureRecord(
-                f'{folder}/videos' if setup.videos else None,
-                f'{folder}/stills' if setup.stills else None, f'{task}-{seed}',
-                env.control_rate / replan)
+                options.videos and Path(folder, 'videos'), options.stills and Path(
+                    folder, 'stills'), f'{task}-{seed}', env.control_rate / replan)
             try:
                 result = run_episode(
-                    env, infer, task, seed, replan, setup.scene.max_steps, record.on_decision)
+                    env, infer, task, seed, replan, options.scene.max_steps, record.on_decision)
             except UserError:
                 if 'language' not in env.active:
                     raise
@@ -140,14 +150,12 @@ def make_replay_worker(scene: SceneSetup) -> Callable[[Job], EpisodeResult]:
     from dtvla_sim.perturbation import PerturbedEnv
 
     env = scene.make()
-    undisturbed = env.env if isinstance(env, PerturbedEnv) else env
-    demonstrations: dict[str, NDArray[np.float32]] = {}
+    demonstration = functools.cache(functools.partial(
+        _demonstration, env.env if isinstance(env, PerturbedEnv) else env))
 
     def run(job: Job) -> EpisodeResult:
         task, seed = job
-        if task not in demonstrations:
-            demonstrations[task] = _demonstration(undisturbed, task)
-        return run_replay_episode(env, demonstrations[task], task, seed, scene.max_steps)
+        return run_replay_episode(env, demonstration(task), task, seed, scene.max_steps)
 
     return run
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dtvla_ros.engine.batch import SampledDecision
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.rollout.episode import Job, Result
-from dtvla_ros.rollout.workers import Ask, Lost, Workers, lost_again
+from dtvla_ros.rollout.workers import Ask, Lost, Workers
 
 Images = dict[str, NDArray[np.uint8]]
 
@@ -59,7 +59,6 @@ class Episode:
     """An episode under way: the samples of each decision, and the images they were made on."""
 
     rollout: Rollout
-    tries: int = 0
     decisions: list[list[SampledDecision]] = field(default_factory=list)
     frames: list[Images] = field(default_factory=list)
 
@@ -93,11 +92,7 @@ class BatchedRollouts:
         ``samples``: the numbers of a decision's samples, None for a greedy one. A job gets one
         chunk [T, D], or, of G samples, chunks [G, T, D].
 
-        Raises
-        ------
-        RuntimeError
-            If the simulator of one episode is lost ``TRIES`` times.
-
+        Errors as of ``Workers.poll``.
         """
         active: dict[int, Episode] = {}
         start = time.perf_counter()
@@ -131,12 +126,10 @@ class BatchedRollouts:
         self.times.waiting += time.perf_counter() - start
         asked: dict[int, Ask] = {}
         for slot in slots:
-            event, episode = events[slot], active[slot]
+            event = events[slot]
             if isinstance(event, Lost):
                 self.times.lost += 1
-                lost_again(episode.rollout.job, episode.tries + 1, event)
-                active[slot] = Episode(episode.rollout, episode.tries + 1)
-                self.envs.begin(slot, episode.rollout.job)
+                active[slot] = Episode(active[slot].rollout)
                 continue
             self.times.stepping += event.stepping
             if isinstance(event, Ask):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,11 +42,8 @@ class EpisodeResult:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> EpisodeResult:
-        """Return what ``to_dict`` wrote; earlier versions called ``truncated`` ``cut``."""
+        """Return what a journal holds; earlier versions called ``truncated`` ``cut``."""
         return cls(**{'truncated' if key == 'cut' else key: v for key, v in row.items()})
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Result(Protocol):

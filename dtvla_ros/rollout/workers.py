@@ -7,6 +7,7 @@ torch is imported here, so that a process that holds a simulator alone is small.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import queue
@@ -37,15 +38,16 @@ TRIES = 3  # of a job whose process is lost again and again
 
 
 class Worker(Protocol):
-    """What a process holds; ``info`` describes it to the caller."""
+    """What a process holds; ``info`` describes it to the caller.
+
+    ``seconds``: spent in simulator steps so far.
+    """
 
     info: Any
+    seconds: float
 
     def run(self, job: Any, infer: Infer) -> Any:
         """Run a job and return its result; ``infer`` asks the caller for a decision."""
-
-    def stepping(self) -> float:
-        """Return the seconds spent in simulator steps since the last call."""
 
 
 MakeWorker = Callable[[], Worker]  # called in the process; must be picklable
@@ -70,7 +72,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A process was replaced, and its job must begin again."""
+    """A process died, raised or did not answer; its job has begun again in another one."""
 
     reason: str
 
@@ -79,20 +81,10 @@ Event = Ask | End | Lost
 
 
 @dataclass(frozen=True, slots=True)
-class _Failed:
-    """The worker raised; ``refused``: the request was bad, and repeating it is no use."""
-
-    text: str
-    refused: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class EnvInfo:
-    """What a suite says of itself: tasks, image side [px], control rate [Hz], step limit."""
+    """What a suite says of itself: tasks, step limit, whether all tasks have one scene."""
 
     tasks: tuple[str, ...]
-    image_size: int
-    control_rate: float
     max_steps: int
     one_scene: bool
 
@@ -102,24 +94,19 @@ class EnvWorker:
 
     def __init__(self, scene: SceneSetup):
         self._env = env = scene.make()
-        self.info = EnvInfo(
-            tuple(env.tasks), env.image_size, env.control_rate, env.max_steps, env.one_scene)
-        self._seconds = 0.0
+        self.info = EnvInfo(tuple(env.tasks), env.max_steps, env.one_scene)
+        self.seconds = 0.0
         for name in ('reset', 'step'):
             setattr(env, name, self._timed(getattr(env, name)))
 
     def run(self, job: Job, infer: Infer) -> Result:
         return job.run(self._env, infer)
 
-    def stepping(self) -> float:
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
-
     def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any, **options: Any) -> Any:
             start = time.perf_counter()
             result = call(*arguments, **options)
-            self._seconds += time.perf_counter() - start
+            self.seconds += time.perf_counter() - start
             return result
 
         return timed
@@ -128,66 +115,71 @@ class EnvWorker:
 class FunctionWorker:
     """Runs jobs with the function that ``make(*setup)`` returns; they ask for nothing."""
 
+    info = None
+    seconds = 0.0
+
     def __init__(self, make: Callable[..., Callable[[Any], Any]], *setup: Any):
-        self.info = None
         self._function = make(*setup)
 
     def run(self, job: Any, infer: Infer) -> Any:
         return self._function(job)
 
-    def stepping(self) -> float:
-        return 0.0
-
 
 def serve(receive: Callable[[], Any], send: Callable[[Any], None], make: MakeWorker) -> None:
-    """Build a worker, send its info, run the jobs that ``receive`` returns until it returns None.
+    """Build a worker, send its info, run the jobs that ``receive`` returns, without end.
 
-    The answer to a job and to every chunk [T, D] is an ``Ask``, an ``End`` or a ``_Failed``.
+    The answer to a job and to every chunk [T, D] is an ``Ask`` or an ``End``. The last one is
+    ``Lost``, or a ``UserError``: the request was bad, and repeating it is no use.
     """
-    try:
-        worker = make()
-        send(worker.info)
-        while (job := receive()) is not None:
-            send(_run(worker, job, receive, send))
-    except UserError as error:
-        send(_Failed(str(error), refused=True))
-    except Exception:
-        send(_Failed(traceback.format_exc()))
+    start = before = 0.0
 
-
-def _run(worker: Worker, job: Any, receive: Callable[[], Any],
-         send: Callable[[Any], None]) -> End:
-    start = time.perf_counter()
-    worker.stepping()
+    def stepping() -> float:
+        nonlocal before
+        since, before = worker.seconds - before, worker.seconds
+        return since
 
     def infer(observation: Observation) -> Decision:
         nonlocal start
-        stepping = worker.stepping()
-        send(Ask(observation, stepping, time.perf_counter() - start - stepping))
+        seconds = stepping()
+        send(Ask(observation, seconds, time.perf_counter() - start - seconds))
         chunk = receive()
         start = time.perf_counter()
         return Decision('', 'complete', chunk, (), np.zeros(0, np.int64))
 
-    return End(worker.run(job, infer), worker.stepping())
+    try:
+        worker = make()
+        send(worker.info)
+        while True:
+            job = receive()
+            start = time.perf_counter()
+            send(End(worker.run(job, infer), stepping()))
+    except UserError as error:
+        send(error)
+    except Exception:
+        send(Lost(traceback.format_exc()))
 
 
 class Workers(ABC):
     """``size`` processes with a worker each: ``begin`` or ``answer`` a slot, then wait for it.
 
-    A process that dies, raises, or does not answer within ``timeout`` seconds is replaced and its
-    slot reported as ``Lost``. ``timeout`` None: a job may take as long as it likes.
+    A process that dies, raises, or does not answer within ``timeout`` seconds is replaced; its
+    job begins again, which a ``Lost`` tells. ``timeout`` inf: a job may take as long as it likes.
     """
 
     info: Any  # of the worker
 
-    def __init__(self, make: MakeWorker, size: int, timeout: float | None = 60.0):
-        if size < 1 or (timeout is not None and not timeout > 0.0):
+    def __init__(self, make: MakeWorker, size: int, timeout: float = 60.0):
+        if size < 1 or not timeout > 0.0:
             raise UserError(f'{size} processes with a time-out of {timeout} s; both must be '
                             'positive')
         self.size = size
         self._make, self._timeout = make, timeout
+        self._processes: dict[int, Any] = {}
+        self._answers: dict[int, Any] = {}  # by slot: what is waited for
         self._limits: dict[int, float] = {}  # seconds for the answer that is waited for
         self._deadlines: dict[int, float] = {}
+        self._jobs: dict[int, Any] = {}
+        self._losses: Counter[int] = Counter()  # by slot, of its present job
         try:
             for slot in range(size):
                 self._start(slot)
@@ -199,7 +191,8 @@ class Workers(ABC):
 
     def begin(self, slot: int, job: Any) -> None:
         """Start a job. A suite may build its scene now, which takes as long as a start."""
-        self._tell(slot, job, self._timeout and max(self._timeout, START_SECONDS))
+        self._jobs[slot], self._losses[slot] = job, 0
+        self._tell(slot, job, max(self._timeout, START_SECONDS))
 
     def answer(self, slot: int, chunk: NDArray[np.float32]) -> None:
         """Answer an ``Ask`` with a chunk [T, D] in the robot's units."""
@@ -212,20 +205,17 @@ class Workers(ABC):
         ------
         UserError
             If a worker refuses what it was asked for.
+        RuntimeError
+            If the process of one job is lost ``TRIES`` times.
 
         """
         answers: dict[int, Any] = {}
-        late: list[int] = []
-        while not answers and not late:
-            left = min(self._deadlines[slot] for slot in slots) - time.monotonic()
-            answers = self._receive(slots, max(0.0, left))
-            late = [slot for slot in slots
-                    if slot not in answers and self._deadlines[slot] <= time.monotonic()]
-        events = {slot: self._event(slot, answer) for slot, answer in answers.items()}
-        for slot in late:
-            events[slot] = self._replaced(
-                slot, f'no answer within {self._limits[slot]:.0f} s')
-        return events
+        while not answers:
+            answers = self._receive(slots, min(self._deadlines[slot] for slot in slots))
+            answers |= {slot: Lost(f'no answer within {self._limits[slot]:.0f} s')
+                        for slot in slots if slot not in answers
+                        and self._deadlines[slot] <= time.monotonic()}
+        return {slot: self._event(slot, answer) for slot, answer in answers.items()}
 
     def wait(self, slots: Collection[int]) -> dict[int, Event]:
         """Return the events of all the slots; errors as ``poll``."""
@@ -236,12 +226,11 @@ class Workers(ABC):
 
     def close(self) -> None:
         """End all processes; may be called twice."""
-        for slot in list(self._deadlines):
-            self._kill(slot)
-        self._deadlines.clear()
+        while self._processes:
+            self._kill(*self._processes.popitem())
 
-    def _tell(self, slot: int, message: Any, limit: float | None) -> None:
-        self._expect(slot, float('inf') if limit is None else limit)
+    def _tell(self, slot: int, message: Any, limit: float) -> None:
+        self._expect(slot, limit)
         self._send(slot, message)
 
     def _expect(self, slot: int, limit: float) -> None:
@@ -249,88 +238,90 @@ class Workers(ABC):
 
     def _start(self, slot: int) -> None:
         self._expect(slot, START_SECONDS)
-        self._spawn(slot)
+        self._processes[slot], self._answers[slot] = self._spawn()
 
     def _started(self, slot: int) -> Any:
         """Wait for a worker to be built; return its info."""
-        left = max(0.0, self._deadlines[slot] - time.monotonic())
-        info = self._receive([slot], left).get(slot, _Failed('it does not answer'))
-        if isinstance(info, _Failed):
-            self._refuse(info)
+        info = self._receive([slot], self._deadlines[slot]).get(slot, Lost('it does not answer'))
+        if isinstance(info, UserError):
+            raise info
+        if isinstance(info, Lost):
             raise RuntimeError(f'a worker process did not start; is there memory for it?\n'
-                               f'{info.text}')
+                               f'{info.reason}')
         return info
 
     def _event(self, slot: int, answer: Any) -> Event:
-        if isinstance(answer, _Failed):
-            self._refuse(answer)
-            return self._replaced(slot, answer.text)
+        """Return an answer; the process of a lost job is replaced, and the job begins again."""
+        if isinstance(answer, UserError):
+            raise answer
+        if isinstance(answer, Lost):
+            job, losses = self._jobs[slot], self._losses[slot] + 1
+            if losses == TRIES:
+                raise RuntimeError(f'{job}: its process was lost {TRIES} times, at last: '
+                                   f'{answer.reason}')
+            self._kill(slot, self._processes.pop(slot))
+            self._start(slot)
+            self._started(slot)
+            self.begin(slot, job)
+            self._losses[slot] = losses
         return answer
 
-    def _refuse(self, answer: _Failed) -> None:
-        if answer.refused:
-            raise UserError(answer.text)
-
-    def _replaced(self, slot: int, why: str) -> Lost:
-        self._kill(slot)
-        self._start(slot)
-        self._started(slot)
-        return Lost(why)
+    def _receive(self, slots: Collection[int], deadline: float) -> dict[int, Any]:
+        """Return the answers that come first, none after the deadline."""
+        by_answer = {self._answers[slot]: slot for slot in slots}
+        left = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+        return {by_answer[ready]: self._read(ready)
+                for ready in self._ready(list(by_answer), left)}
 
     @abstractmethod
-    def _spawn(self, slot: int) -> None:
-        """Start a process; its first message is the worker's info."""
+    def _spawn(self) -> tuple[Any, Any]:
+        """Start a process; return it and its answer, at first the worker's info."""
 
     @abstractmethod
     def _send(self, slot: int, message: Any) -> None:
-        """Send a message; to a dead process it goes nowhere, as ``_receive`` finds."""
+        """Send a message; to a dead process it goes nowhere, as ``_read`` finds."""
 
     @abstractmethod
-    def _receive(self, slots: Collection[int], seconds: float) -> dict[int, Any]:
+    def _ready(self, answers: list[Any], seconds: float | None) -> Iterable[Any]:
         """Return the answers that come first, none after ``seconds``."""
 
     @abstractmethod
-    def _kill(self, slot: int) -> None:
-        """End a process; may be called for one that is dead."""
+    def _read(self, answer: Any) -> Any:
+        """Return what has come; ``Lost`` from a dead process."""
+
+    @abstractmethod
+    def _kill(self, slot: int, process: Any) -> None:
+        """End a process; it may be dead."""
 
 
 class ProcessWorkers(Workers):
     """Workers on this machine. Processes are spawned: they inherit no GL context, no threads."""
 
-    def __init__(self, make: MakeWorker, size: int, timeout: float | None = 60.0):
-        self._context = multiprocessing.get_context('spawn')
-        self._connections: dict[int, Connection] = {}
-        self._processes: dict[int, Any] = {}
-        super().__init__(make, size, timeout)
-
-    def _spawn(self, slot: int) -> None:
-        self._connections[slot], theirs = self._context.Pipe()
-        self._processes[slot] = self._context.Process(
-            target=_process, args=(theirs, self._make), daemon=True)
-        self._processes[slot].start()
+    def _spawn(self) -> tuple[Any, Connection]:
+        context = multiprocessing.get_context('spawn')
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_process, args=(theirs, self._make), daemon=True)
+        process.start()
         theirs.close()
+        return process, ours
 
     def _send(self, slot: int, message: Any) -> None:
         with suppress(OSError):
-            self._connections[slot].send(message)
+            self._answers[slot].send(message)
 
-    def _receive(self, slots: Collection[int], seconds: float) -> dict[int, Any]:
-        by_connection = {self._connections[slot]: slot for slot in slots}
-        answers: dict[int, Any] = {}
-        for ready in wait(list(by_connection), None if seconds == float('inf') else seconds):
-            assert isinstance(ready, Connection)
-            try:
-                answers[by_connection[ready]] = ready.recv()
-            except (EOFError, OSError):
-                answers[by_connection[ready]] = _Failed('its process died')
-        return answers
+    def _ready(self, answers: list[Any], seconds: float | None) -> Iterable[Any]:
+        return wait(answers, seconds)
 
-    def _kill(self, slot: int) -> None:
-        if slot in self._processes:
-            self._connections.pop(slot).close()
-            process = self._processes.pop(slot)
-            process.kill()  # a worker saves nothing, and a hung one heeds nothing else
-            process.join(5.0)
+    def _read(self, answer: Any) -> Any:
+        try:
+            return answer.recv()
+        except (EOFError, OSError):
+            return Lost('its process died')
+
+    def _kill(self, slot: int, process: Any) -> None:
+        self._answers[slot].close()
+        process.kill()  # a worker saves nothing, and a hung one heeds nothing else
+        process.join(5.0)
 
 
 def _process(connection: Connection, make: MakeWorker) -> None:
@@ -363,7 +354,7 @@ class RayWorkers(Workers):
 
     """
 
-    def __init__(self, make: MakeWorker, size: int, timeout: float | None = 60.0,
+    def __init__(self, make: MakeWorker, size: int, timeout: float = 60.0,
                  address: str = 'auto'):
         try:
             import ray
@@ -371,8 +362,6 @@ class RayWorkers(Workers):
             raise UserError("--ray: Ray is not installed; pip install 'dtvla_ros[ray]'"
                             ) from error
         self._ray = ray
-        self._actors: dict[int, Any] = {}
-        self._answers: dict[int, Any] = {}
         self._connected = not ray.is_initialized()
         if self._connected:
             try:
@@ -396,29 +385,24 @@ class RayWorkers(Workers):
             self._ray.shutdown()
             self._connected = False
 
-    def _spawn(self, slot: int) -> None:
-        self._actors[slot] = self._actor.remote(self._make)
-        self._answers[slot] = self._actors[slot].hear.remote()
+    def _spawn(self) -> tuple[Any, Any]:
+        actor = self._actor.remote(self._make)
+        return actor, actor.exchange.remote()
 
     def _send(self, slot: int, message: Any) -> None:
-        self._answers[slot] = self._actors[slot].tell.remote(message)
+        self._answers[slot] = self._processes[slot].exchange.remote(message)
 
-    def _receive(self, slots: Collection[int], seconds: float) -> dict[int, Any]:
-        by_reference = {self._answers[slot]: slot for slot in slots}
-        limit = None if seconds == float('inf') else seconds
-        ready, _ = self._ray.wait(list(by_reference), num_returns=1, timeout=limit)
-        answers: dict[int, Any] = {}
-        for reference in ready:
-            try:
-                answers[by_reference[reference]] = self._ray.get(reference)
-            except self._ray.exceptions.RayError as error:
-                answers[by_reference[reference]] = _Failed(
-                    f'its process died ({str(error).splitlines()[0]})')
-        return answers
+    def _ready(self, answers: list[Any], seconds: float | None) -> Iterable[Any]:
+        return self._ray.wait(answers, num_returns=1, timeout=seconds)[0]
 
-    def _kill(self, slot: int) -> None:
-        if slot in self._actors:
-            self._ray.kill(self._actors.pop(slot))
+    def _read(self, answer: Any) -> Any:
+        try:
+            return self._ray.get(answer)
+        except self._ray.exceptions.RayError as error:
+            return Lost(f'its process died ({str(error).splitlines()[0]})')
+
+    def _kill(self, slot: int, process: Any) -> None:
+        self._ray.kill(process)
 
 
 class _Actor:
@@ -430,17 +414,14 @@ class _Actor:
         threading.Thread(
             target=serve, args=(self._in.get, self._out.put, make), daemon=True).start()
 
-    def hear(self) -> Any:
-        """Return the next message of the worker."""
-        return self._out.get()
-
-    def tell(self, message: Any) -> Any:
-        """Send a message and return the answer."""
-        self._in.put(message)
+    def exchange(self, *messages: Any) -> Any:
+        """Send what is given; return the worker's next answer."""
+        for message in messages:
+            self._in.put(message)
         return self._out.get()
 
 
-def open_workers(make: MakeWorker, size: int, timeout: float | None = 60.0,
+def open_workers(make: MakeWorker, size: int, timeout: float = 60.0,
                  ray: str | None = None) -> Workers:
     """Return workers on this machine or, with the address of a Ray cluster, on its machines."""
     if ray is None:
@@ -485,12 +466,6 @@ class Backlog:
         return self._groups[group].pop()
 
 
-def lost_again(job: Any, tries: int, why: Lost) -> None:
-    """Raise ``RuntimeError`` if a job's process was lost ``TRIES`` times."""
-    if tries == TRIES:
-        raise RuntimeError(f'{job}: its process was lost {TRIES} times, at last: {why.reason}')
-
-
 def run_jobs(
     jobs: Iterable[Any], make_function: Callable[..., Callable[[Any], Any]],
     setup: tuple[Any, ...], size: int, group: Callable[[Any], Hashable] = lambda job: None,
@@ -499,38 +474,25 @@ def run_jobs(
     """Yield ``(job, result)`` as jobs end; each process runs them with ``make_function(*setup)``.
 
     A process stays with jobs of one ``group`` as long as there are any. ``make_function`` must
-    be importable by name. Processes end with the generator, however it ends.
-
-    Raises
-    ------
-    UserError
-        As raised in a worker.
-    RuntimeError
-        If the process of one job raises anything else, or dies, ``TRIES`` times.
-
+    be importable by name. Processes end with the generator, however it ends. Errors as ``poll``.
     """
     pending = Backlog(jobs, group)
     if not pending:
         return
     make = partial(FunctionWorker, make_function, *setup)
-    lost: Counter[int] = Counter()  # by slot, of its present job
-    with closing(open_workers(make, min(size, len(pending)), None, ray)) as workers:
-        current = {slot: pending.take(slot) for slot in range(workers.size)}
-        for slot, job in current.items():
-            workers.begin(slot, job)
+    with closing(open_workers(make, min(size, len(pending)), math.inf, ray)) as workers:
+        current: dict[int, Any] = {}
+
+        def deal(slot: int) -> None:
+            if pending:
+                current[slot] = pending.take(slot)
+                workers.begin(slot, current[slot])
+
+        for slot in range(workers.size):
+            deal(slot)
         while current:
             for slot, event in workers.poll(list(current)).items():
-                job = current[slot]
-                if isinstance(event, Lost):
-                    lost[slot] += 1
-                    lost_again(job, lost[slot], event)
-                    workers.begin(slot, job)
-                    continue
-                assert isinstance(event, End)
-                lost[slot] = 0
-                if pending:
-                    current[slot] = pending.take(slot)
-                    workers.begin(slot, current[slot])
-                else:
-                    del current[slot]
-                yield job, event.result
+                if isinstance(event, End):
+                    job = current.pop(slot)
+                    deal(slot)
+                    yield job, event.result

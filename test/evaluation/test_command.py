@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +12,70 @@ import pytest
 import dtvla_sim
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.command import (
-    EvalOptions,
     available_device,
     evaluate_experts,
     evaluate_robustness,
     inspect_scene,
+    run_episodes,
+    standing,
 )
-from dtvla_ros.evaluation.workers import PolicySetup, load
+from dtvla_ros.evaluation.workers import EvalOptions, load
 from dtvla_ros.rollout.env import SceneSetup
+from dtvla_ros.rollout.episode import EpisodeResult
 from dtvla_sim.tabletop.tasks import JITTER, TASKS, sample_start
 
 NANO = Path(__file__).resolve().parents[2] / 'models/nano'
 LEMON = 'put_the_lemon_in_the_blue_bin'
+
+
+SETTINGS = {'suite': 'tabletop', 'mode': 'full', 'files': {'a': 'hash'}}
+
+
+def episodes(path, settings=SETTINGS):
+    """Run two episodes that are not in the journal; return their seeds, and all results."""
+    ran = []
+
+    def source(jobs):
+        for task, seed in jobs:
+            ran.append(seed)
+            yield (task, seed), EpisodeResult(
+                task, seed, seed % 2 == 0, 80, 2, 0, {'think': [0.1, 0.2]}, ('a', 'b'))
+
+    found, = run_episodes('table', settings, ['stack'], range(1, 3), source, path)
+    return ran, found
+
+
+def test_a_journal_is_continued_after_a_kill_in_mid_line(tmp_path):
+    path = tmp_path / 'runs' / 'eval.jsonl'
+    assert episodes(path)[0] == [1, 2]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    assert episodes(path)[0] == [2]
+    assert path.read_bytes() == whole
+    ran, (_, again) = episodes(path)
+    assert not ran and again.success and again.latency == {'think': [0.1, 0.2]}
+    with pytest.raises(UserError, match=r'eval\.jsonl.*mode.*choose another'):
+        episodes(path, {**SETTINGS, 'mode': 'masked'})
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize('text', ['hello\n', '{}\n[1]\n', '{}\n{"x": 1}\n'])
+def test_a_foreign_file_is_refused_and_kept(tmp_path, text):
+    path = tmp_path / 'notes.txt'
+    path.write_text(text)
+    with pytest.raises(UserError, match=r'notes\.txt'):
+        episodes(path)
+    assert path.read_text() == text
+
+
+def test_the_success_meanwhile_says_of_how_many_tasks_it_is():
+    wanted = [(task, seed) for task in 'ab' for seed in (1, 2)]
+    done = {}
+    assert standing(wanted, done) == '0/2 tasks: -'
+    done = {job: EpisodeResult(*job, True, 9) for job in wanted[:2]}
+    assert standing(wanted, done).startswith('1/2 tasks: 100% (2/2, ')
+    done |= {job: EpisodeResult(*job, False, 9) for job in wanted[2:]}
+    assert standing(wanted, done).startswith('50% (2/4, ')
 
 
 def test_a_result_never_comes_from_another_device_than_it_says(monkeypatch):
@@ -42,22 +95,19 @@ def test_a_result_never_comes_from_another_device_than_it_says(monkeypatch):
 
 
 def test_an_engine_that_falls_back_to_the_cpu_gives_no_result(caplog):
-    setup = PolicySetup(
-        SceneSetup('tabletop'), str(NANO), 'onnx', 'full', device='cuda')
     with pytest.raises(UserError, match='--device cuda: the engine onnx fell back to the CPU'):
-        load(setup)
+        load(EvalOptions(NANO, device='cuda'))
     assert 'running on the CPU instead' in caplog.text
 
 
 def test_what_differs_from_the_suites_own_is_in_the_flags(libero):
-    usual = inspect_scene(SceneSetup('libero_10'), ()).flags
-    assert (usual['msaa_samples'], usual['shadows'], usual['max_steps']) == (4, True, 520)
-    other = inspect_scene(
-        SceneSetup('libero_10', antialiasing=False, shadows=False, max_steps=620), ()).flags
-    assert (other['msaa_samples'], other['shadows'], other['max_steps']) == (0, False, 620)
-    assert inspect_scene(SceneSetup('libero_10', shadows=False), ()).flags['msaa_samples'] == 4
-    assert 'max_steps' not in inspect_scene(SceneSetup('tabletop'), ()).flags
-    assert inspect_scene(SceneSetup('tabletop', max_steps=90), ()).flags['max_steps'] == 90
+    def flags(suite, **changes):
+        found = inspect_scene(SceneSetup(suite, **changes))[1]['flags']
+        return found['msaa_samples'], found.get('shadows'), found.get('max_steps')
+
+    assert flags('libero_10') == (4, True, 520)
+    assert flags('libero_10', antialiasing=False, shadows=False, max_steps=620) == (0, False, 620)
+    assert flags('libero_10', shadows=False)[0] == 4
 
 
 def places(task, seed, starts):
@@ -77,18 +127,20 @@ def test_jittered_starts_are_one_arrangement_and_shuffled_ones_are_not(task):
 
 
 def test_a_suite_names_its_starts():
-    scene = inspect_scene(SceneSetup('tabletop', 'jitter'), ())
-    assert scene.starts == 'jitter'
-    assert inspect_scene(SceneSetup('tabletop'), ()).starts == 'shuffle'
-    assert scene.flags['msaa_samples'] == 0 and scene.flags['image_size'] == 128
+    scene = inspect_scene(SceneSetup('tabletop', 'jitter', max_steps=90))[1]
+    assert scene['starts'] == 'jitter' and scene['flags']['max_steps'] == 90
+    scene = inspect_scene(SceneSetup('tabletop'))[1]
+    assert scene['starts'] == 'shuffle' and 'max_steps' not in scene['flags']
+    assert scene['flags']['msaa_samples'] == 0 and scene['flags']['image_size'] == 128
     with pytest.raises(UserError, match='"benchmark"; tabletop has: shuffle, jitter'):
-        inspect_scene(SceneSetup('tabletop', 'benchmark'), ())
+        inspect_scene(SceneSetup('tabletop', 'benchmark'))
     with pytest.raises(UserError, match='unknown task "fly"'):
         inspect_scene(SceneSetup('tabletop'), ('fly',))
 
 
 def experts(suite, task, starts, seed=None, episodes=1):
-    summary = evaluate_experts(suite, [task], episodes, False, 1, seed, starts, None)
+    summary = evaluate_experts(EvalOptions(
+        scene=SceneSetup(suite, starts), tasks=(task,), episodes=episodes, workers=1, seed=seed))
     return summary['starts'], summary['seeds'], [e['steps'] for e in summary['episodes']]
 
 
@@ -117,12 +169,10 @@ def test_random_resets_of_libero_are_not_its_recorded_states(libero):
 @pytest.mark.slow
 def test_a_stopped_table_is_continued_cell_by_cell(tmp_path, capsys):
     journals = tmp_path / 'journals'
-    options = EvalOptions(policy=NANO, tasks=(LEMON,), episodes=1, workers=1, journal=journals)
+    options = EvalOptions(NANO, tasks=(LEMON,), episodes=1, workers=1, journal=journals)
 
     def robustness(**changes):
-        return evaluate_robustness(EvalOptions(**{
-            name: getattr(options, name) for name in options.__slots__} | changes),
-            ('noise', 'language'), ('3',))
+        return evaluate_robustness(replace(options, **changes), ('noise', 'language'), ('3',))
 
     first = robustness()
     assert set(first['families']) == {'noise', 'language'} and first['strengths'] == ['3']

@@ -13,15 +13,14 @@ from dtvla_ros.engine.policy import act_on
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation import interventions
 from dtvla_ros.evaluation.ablations import (
-    FrozenThought,
-    SwappedThought,
     ablated,
+    frozen_thought,
     other_instruction,
+    swapped_thought,
 )
-from dtvla_ros.evaluation.workers import PolicySetup
+from dtvla_ros.evaluation.workers import EvalOptions
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.policy.vocabulary import directions, turned_round
-from dtvla_ros.rollout.env import SceneSetup
 from dtvla_ros.rollout.episode import observation_from_sim
 from dtvla_sim.experts import make_expert
 from dtvla_sim.forced_release import FORCED, ForcedReleaseEnv
@@ -30,7 +29,7 @@ NANO = Path(__file__).resolve().parents[2] / 'models/nano'
 TASK = 'stack_the_red_cube_on_the_green_cube'
 CAN = 'put_the_can_in_the_wooden_bin'
 OTHER = 'put the lemon in the blue bin'
-SETUP = PolicySetup(SceneSetup('tabletop'), str(NANO), 'onnx', 'full')
+SETUP = EvalOptions(NANO)
 THOUGHT = (
     'holding nothing done nothing now reach can at x45 y-12 next lower move forward still down')
 
@@ -56,11 +55,11 @@ def observation():
 def test_the_thought_is_another_tasks_and_the_action_follows_from_it(policy, observation):
     own = policy.infer(observation)
     assert 'cube' in own.reasoning and 'lemon' not in own.reasoning
-    swapped = SwappedThought(policy, lambda: OTHER).infer(observation)
+    swapped = swapped_thought(policy, lambda: OTHER)(observation)
     assert 'lemon' in swapped.reasoning
     assert not np.array_equal(swapped.action_tokens, own.action_tokens)
     # With its own sentence as the other one it decides as ever, to the bit.
-    same = SwappedThought(policy, lambda: observation.instruction).infer(observation)
+    same = swapped_thought(policy, lambda: observation.instruction)(observation)
     assert same.thought_tokens == own.thought_tokens
     assert np.array_equal(same.action_tokens, own.action_tokens)
     assert np.array_equal(same.chunk, own.chunk)
@@ -74,8 +73,8 @@ def noise(seed: int) -> Observation:
 
 
 def test_a_frozen_thought_is_kept(policy):
-    frozen = FrozenThought(policy, keep=3)
-    thoughts = [frozen.infer(noise(seed)).thought_tokens for seed in range(7)]
+    frozen = frozen_thought(policy, keep=3)
+    thoughts = [frozen(noise(seed)).thought_tokens for seed in range(7)]
     fresh = [policy.infer(noise(seed)).thought_tokens for seed in range(7)]
     assert len(set(fresh)) > 1
     assert thoughts == [fresh[0]] * 3 + [fresh[3]] * 3 + [fresh[6]]

@@ -115,7 +115,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
     full = result(tmp_path, 'full', 9, {'a': 'x'})
     with pytest.raises(UserError, match='already there'):
         read_results([full, full])
-    with pytest.raises(UserError, match='different policies'):
+    with pytest.raises(UserError, match='differ in policy'):
         read_results([full, result(tmp_path, 'masked', 9, {'a': 'y'})])
     (tmp_path / 'x.json').write_text('{"mode": "full"}')
     with pytest.raises(UserError, match=r'x\.json is not a result'):

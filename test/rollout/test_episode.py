@@ -65,7 +65,7 @@ def test_an_idle_policy_fails_when_time_is_up(env):
 
     result = run_episode(env, decide, TASK, 7, 4, 10)
     assert not result.success
-    assert (result.steps, result.decisions, result.cut) == (10, 3, 3)
+    assert (result.steps, result.decisions, result.truncated) == (10, 3, 3)
 
 
 def test_a_limit_of_steps_that_is_asked_for_replaces_the_tasks_own(env, monkeypatch):
