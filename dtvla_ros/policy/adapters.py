@@ -154,18 +154,15 @@ def local_base(adapter: Path) -> Path:
 def read_config(path: Path) -> dict[str, Any]:
     """Read an ``adapter_config.json``; anything but a plain LoRA is refused."""
     config = read_json(path)
-    if config.get('peft_type') != 'LORA':
-        raise UserError(f'{path}: peft_type is {config.get("peft_type")!r}, only LORA is merged; '
-                        'merge this adapter with peft and convert the result')
-    if config.get('auto_mapping') and config['auto_mapping'].get('auto_map'):
+    if (config.get('auto_mapping') or {}).get('auto_map'):
         raise UserError(f'{path}: asks for remote code (auto_map), which is never run')
-    start = str(config.get('init_lora_weights', True)).lower()
-    odd = [key for key in _UNSUPPORTED if config.get(key)]
-    if start.startswith(_CHANGES_BASE):
+    odd = [] if config.get('peft_type') == 'LORA' else ['peft_type']
+    odd += [key for key in _UNSUPPORTED if config.get(key)]
+    if str(config.get('init_lora_weights')).lower().startswith(_CHANGES_BASE):
         odd.append('init_lora_weights')
     if odd:
-        raise UserError(f'{path}: {odd[0]} is {json.dumps(config[odd[0]])}, only a plain LoRA is '
-                        'merged; merge this adapter with peft and convert the result')
+        raise UserError(f'{path}: {odd[0]} is {json.dumps(config.get(odd[0]))}, only a plain LoRA '
+                        'is merged; merge this adapter with peft and convert the result')
     for key in ('r', 'lora_alpha'):
         value = config.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:

@@ -203,8 +203,7 @@ def _target(folder: Path, adapter: Path | None, options: ConvertOptions) -> Path
     if adapter is not None and options.out is None:
         raise UserError(f'{adapter}: merged weights need a folder of their own; give --out')
     if options.out is not None:
-        sources = [folder.resolve(), *([] if adapter is None else [adapter.resolve()])]
-        if target.resolve() in sources:
+        if target.resolve() in [source.resolve() for source in (folder, adapter) if source]:
             raise UserError(f'{target}: --out is the folder of the checkpoint or of the adapter; '
                             'choose another')
         if target.exists() and any(target.iterdir()) and not (target / MANIFEST).exists():

@@ -5,7 +5,7 @@ Training, evaluation and the node share it, so that they cannot differ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,12 +99,17 @@ class PolicyTransform:
         banned = {ids.pad, ids.eos, ids.bos, ids.image, ids.think, ids.think_end, ids.action,
                   ids.action_end, ids.newline, self.tokenizer.token_to_id(UNKNOWN),
                   *range(ids.bins_first, ids.bins_last + 1)}
+        self._encode(text, banned, f'instruction {text[:40]!r}:', 'is no word of this policy')
+        return text
+
+    def _encode(self, text: str, banned: Container[int | None], which: str,
+                why: str) -> list[int]:
+        """Return the ids of a text; raise, naming the word, where one of them is banned."""
         encoded = self.tokenizer.encode(text, add_special_tokens=False)
         for token, (begin, end) in zip(encoded.ids, encoded.offsets, strict=True):
             if token in banned:
-                raise UserError(f'instruction {text[:40]!r}: {text[begin:end]!r} is no word of '
-                                'this policy')
-        return text
+                raise UserError(f'{which} {text[begin:end]!r} {why}')
+        return encoded.ids
 
     def prompt_ids(self, instruction: str, observation: Observation | None = None) -> list[int]:
         """Return ``[<image>*n] <bos> [preamble] Task: ...; [state] ; newline`` as ids.
@@ -155,13 +160,9 @@ class PolicyTransform:
         Names lose their underscores, so that the thought names objects as the instruction does.
         """
         ids = self.config.ids
-        text = text.replace('_', ' ')
-        body = self.tokenizer.encode(text, add_special_tokens=False)
-        unknown = self.tokenizer.token_to_id(UNKNOWN)
-        for token, (begin, end) in zip(body.ids, body.offsets, strict=True):
-            if token == unknown:
-                raise UserError(f'thought word {text[begin:end]!r} is not in the vocabulary')
-        return [ids.think, *body.ids, ids.think_end]
+        body = self._encode(text.replace('_', ' '), (self.tokenizer.token_to_id(UNKNOWN),),
+                            'thought word', 'is not in the vocabulary')
+        return [ids.think, *body, ids.think_end]
 
     def decode_thought(self, tokens: Sequence[int]) -> str:
         """Return a thought's text without its tags."""

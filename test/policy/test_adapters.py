@@ -174,7 +174,7 @@ def test_the_base_may_be_named_by_the_adapter(base, tmp_path):
 
 
 @pytest.mark.parametrize(('config', 'word'), [
-    ({'peft_type': 'LOHA'}, "peft_type is 'LOHA'.*merge this adapter with peft"),
+    ({'peft_type': 'LOHA'}, 'peft_type is "LOHA".*merge this adapter with peft'),
     ({'use_dora': True}, 'use_dora is true'), ({'lora_bias': True}, 'lora_bias'),
     ({'init_lora_weights': 'pissa_niter_4'}, 'init_lora_weights is "pissa_niter_4"'),
     ({'r': 8}, 'rank 4, adapter_config.json says 8'), ({'lora_alpha': None}, 'lora_alpha is None'),
