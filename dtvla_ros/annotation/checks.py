@@ -29,8 +29,6 @@ COMMANDED_CLOSED = HOLDS | {'grasp'}
 COMMANDED_OPEN = frozenset(('reach', 'lower', 'release', 'retreat', 'retry'))
 ALL = 'all fields'
 
-Parsed = tuple[Semantics, str, str]  # label, place words and move words of a thought
-
 
 def check_labels(motion: Motion, goal: Goal, keyframes: Sequence[int], labels: Labels,
                  first: bool = True) -> list[Issue]:
@@ -39,15 +37,15 @@ def check_labels(motion: Motion, goal: Goal, keyframes: Sequence[int], labels: L
     A label holds from its frame until the next one, so the labels cover an episode without a gap
     when the first frame and every key frame have one. ``first``: the episode begins here.
     """
-    known = [(frame, label) for frame, label in labels if 0 <= frame < len(motion)]
     found = [*_coverage(len(motion), keyframes, [frame for frame, _ in labels], first),
-             *_progress(known), *_gripper(motion, known), *_objects(goal, known)]
+             *_content(motion, goal, labels)]
     return [Issue(text, check=check, frame=frame)
             for frame, check, text in sorted(found, key=lambda row: row[0])]
 
 
 def _coverage(length: int, keyframes: Sequence[int], frames: Sequence[int],
               first: bool) -> Iterator[tuple[int, str, str]]:
+    """Yield frame, check and problem of missing and misplaced labels."""
     if first and (not frames or frames[0] != 0):
         yield 0, GAP, 'nothing is said about the first frame'
     for frame in sorted(set(keyframes) - set(frames)):
@@ -60,46 +58,40 @@ def _coverage(length: int, keyframes: Sequence[int], frames: Sequence[int],
             yield after, ORDER, f'comes after frame {before}'
 
 
-def _progress(labels: Labels) -> Iterator[tuple[int, str, str]]:
-    finished: list[str] = []
-    for frame, label in labels:
-        if label.done == NOTHING and finished:
-            yield frame, DONE, f'nothing is done, but {finished[-1]} was done before'
-        elif label.done in finished[:-1]:
-            yield frame, DONE, f'{label.done} was done before {finished[-1]}'
-        if label.done != NOTHING and label.done not in finished:
-            finished.append(label.done)
-    for (_, a), (frame, b) in zip(labels, labels[1:]):
-        if a.phase not in CYCLE or b.phase not in CYCLE:
-            continue
-        again = b.trouble != 'none' or a.done != b.done or a.phase in ('release', 'retreat')
-        if CYCLE.index(b.phase) < CYCLE.index(a.phase) and not again:
-            yield frame, PHASE, (f'goes back from {a.phase} to {b.phase} though nothing was '
-                                 'finished or went wrong')
-
-
-def _gripper(motion: Motion, labels: Labels) -> Iterator[tuple[int, str, str]]:
+def _content(motion: Motion, goal: Goal, labels: Labels) -> Iterator[tuple[int, str, str]]:
+    """Yield frame, check and problem of labels that cannot be right."""
     wide = motion.is_wide()
+    finished: list[str] = []
+    before: Semantics | None = None
     for frame, label in labels:
-        closed = bool(motion.closing[frame])
+        if not 0 <= frame < len(motion):
+            continue
+        phase, done, closed = label.phase, label.done, bool(motion.closing[frame])
+        if done == NOTHING and finished:
+            yield frame, DONE, f'nothing is done, but {finished[-1]} was done before'
+        elif done in finished[:-1]:
+            yield frame, DONE, f'{done} was done before {finished[-1]}'
+        if done not in (NOTHING, *finished):
+            finished.append(done)
+        if before is not None and {before.phase, phase} <= set(CYCLE) and not (
+                label.trouble != 'none' or before.done != done
+                or before.phase in ('release', 'retreat')) and (
+                CYCLE.index(phase) < CYCLE.index(before.phase)):
+            yield frame, PHASE, (f'goes back from {before.phase} to {phase} though nothing was '
+                                 'finished or went wrong')
+        before = label
         if label.holding != NOTHING and wide[frame] and not closed:
             yield frame, GRIPPER, f'holding {label.holding} with open fingers'
-        if label.phase in HOLDS and label.holding == NOTHING:
-            yield frame, GRIPPER, f'{label.phase} with nothing in the hand'
-        if label.phase in COMMANDED_CLOSED and not closed:
-            yield frame, GRIPPER, f'{label.phase}, but the gripper is told to open'
-        if label.phase in COMMANDED_OPEN and closed:
-            yield frame, GRIPPER, f'{label.phase}, but the gripper is told to close'
-
-
-def _objects(goal: Goal, labels: Labels) -> Iterator[tuple[int, str, str]]:
-    for frame, label in labels:
-        for what, name in (('holding', label.holding), ('done', label.done)):
+        if phase in HOLDS and label.holding == NOTHING:
+            yield frame, GRIPPER, f'{phase} with nothing in the hand'
+        if phase in (COMMANDED_OPEN if closed else COMMANDED_CLOSED):
+            command = 'close' if closed else 'open'
+            yield frame, GRIPPER, f'{phase}, but the gripper is told to {command}'
+        for what, name in (('holding', label.holding), ('done', done)):
             if goal.objects and name not in (NOTHING, *goal.objects):
                 yield frame, OBJECT, f'{what} {name}, which the instruction does not move'
         if goal.names and label.object not in goal.names:
-            yield frame, OBJECT, (f'{label.phase} {label.object}, which the instruction does not '
-                                  'name')
+            yield frame, OBJECT, f'{phase} {label.object}, which the instruction does not name'
 
 
 def agreement(pairs: Iterable[tuple[Semantics, Semantics]]) -> dict[str, Rate]:
@@ -116,39 +108,26 @@ def print_agreement(title: str, rates: dict[str, Rate]) -> None:
         print(f'  {name:<12} {rate}')
 
 
-def compare_rules(source: Source, frames_of: Mapping[int, Sequence[int]] | None,
-                  episodes: Iterable[int]) -> dict[str, Rate]:
-    """Compare rule-based labels with the thoughts a dataset holds already.
+def compare(source: Source, other: Source | None, episodes: Iterable[int],
+            frames_of: Mapping[int, Sequence[int]] | None = None) -> dict[str, Rate]:
+    """Compare the thoughts a dataset holds with another's, or if None with labels by rules.
 
-    ``frames_of``: which frames of which episode; None: all. Raises ``UserError`` when no thought
-    is of the grammar.
+    ``frames_of``: which frames of which episode; None: all. Raises ``UserError`` when the
+    datasets differ in their episodes, or no thought is of the grammar.
     """
-    pairs: list[tuple[Parsed | None, Parsed | None]] = []
-    for episode in tqdm(episodes, desc='compare', unit='episode', disable=None):
-        motion = source.motion(episode)
-        ours = write_thoughts(motion, label_frames(motion, source.goal(episode)))
-        theirs = source.thoughts(episode)
-        frames = range(len(motion)) if frames_of is None else frames_of.get(episode, ())
-        pairs += [(parse_thought(ours[k]), parse_thought(theirs[k])) for k in frames]
-    return _compare(pairs, f'{source.root}: no thought in its reasoning column is of the grammar')
-
-
-def compare_datasets(source: Source, other: Source, episodes: Iterable[int]) -> dict[str, Rate]:
-    """Compare the thoughts of two datasets with the same episodes, frame by frame.
-
-    Raises ``UserError`` when they differ in their episodes or hold no thought of the grammar.
-    """
-    if source.fingerprint != other.fingerprint:
+    if other is not None and source.fingerprint != other.fingerprint:
         raise UserError(f'{other.root} and {source.root} hold different episodes')
-    pairs = [(parse_thought(a), parse_thought(b)) for k in episodes
-             for a, b in zip(source.thoughts(k), other.thoughts(k))]
-    return _compare(pairs, f'{source.root}, {other.root}: no thoughts of the grammar to compare')
-
-
-def _compare(pairs: Iterable[tuple[Parsed | None, Parsed | None]], none: str) -> dict[str, Rate]:
-    both = [(a, b) for a, b in pairs if a is not None and b is not None]
+    both = []
+    for episode in tqdm(episodes, desc='compare', unit='episode', disable=None):
+        motion, own = source.motion(episode), source.thoughts(episode)
+        theirs = other.thoughts(episode) if other is not None else write_thoughts(
+            motion, label_frames(motion, source.goal(episode)))
+        for k in range(len(motion)) if frames_of is None else frames_of.get(episode, ()):
+            a, b = parse_thought(own[k]), parse_thought(theirs[k])
+            if a is not None and b is not None:
+                both.append((a, b))
     if not both:
-        raise UserError(none)
+        raise UserError(f'{source.root}: no thought in its reasoning column is of the grammar')
     return agreement((a[0], b[0]) for a, b in both) | {
         'place': Rate.of(a[1] == b[1] for a, b in both),
         'move': Rate.of(x == y for a, b in both for x, y in zip(a[2].split(), b[2].split()))}

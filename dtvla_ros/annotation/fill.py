@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -231,45 +231,25 @@ class MotionLabeller:
             return self._network(x)[0].log_softmax(-1).double().numpy()
 
 
-@dataclass(frozen=True, slots=True)
-class FillOptions:
-    """``held_out``: share of the accepted episodes the labeller never learns from.
-
-    ``reason``: write each key frame's reason before its thought, and before those it holds for.
-    """
-
-    held_out: float = 0.2
-    seed: int = 0
-    reason: bool = False
-
-
-def split(episodes: Sequence[int], options: FillOptions) -> tuple[list[int], list[int]]:
-    """Return episodes to learn from, and held-out ones.
-
-    Raises ``UserError`` when either would be empty.
-    """
-    order = np.random.default_rng(options.seed).permutation(sorted(episodes)).tolist()
-    held = round(options.held_out * len(order))
-    if not 0 < held < len(order):
-        raise UserError(f'{len(order)} accepted episodes and --held-out {options.held_out}: at '
-                        'least one must be left on either side; accept more')
-    return sorted(order[held:]), sorted(order[:held])
-
-
 def learn(source: Source, accepted: Mapping[int, Labels], labeller: Labeller,
-          options: FillOptions) -> tuple[Classes, dict[str, Rate]]:
+          held_out: float = 0.2, seed: int = 0) -> tuple[Classes, dict[str, Rate]]:
     """Train ``labeller`` and return its agreement on key frames of held-out episodes.
 
-    It learns nothing of those episodes, not even their other key frames.
+    It learns nothing of those episodes, a share ``held_out``, not even their other key frames.
+    Raises ``UserError`` when none would be held out, or none left.
     """
+    order = np.random.default_rng(seed).permutation(sorted(accepted)).tolist()
+    held = round(held_out * len(order))
+    if not 0 < held < len(order):
+        raise UserError(f'{len(order)} accepted episodes and --held-out {held_out}: at least one '
+                        'must be left on either side; accept more')
     goals = {k: source.goal(k) for k in accepted}
     classes = Classes.of(accepted, goals)
-    seen, held = split(list(accepted), options)
     labeller.fit(source, classes, {
         k: {frame: classes.number(label, goals[k]) for frame, label in accepted[k]}
-        for k in seen})
+        for k in sorted(order[held:])})
     pairs = []
-    for episode in tqdm(held, desc='held out', unit='episode', disable=None):
+    for episode in tqdm(sorted(order[:held]), desc='held out', unit='episode', disable=None):
         path = classes.best_path(labeller.scores(source, episode), goals[episode],
                                  source.motion(episode).closing, {})
         pairs += [(classes.label(int(path[frame]), goals[episode]), label)
@@ -296,21 +276,19 @@ def thoughts(source: Source, episode: int, classes: Classes, labeller: Labeller,
 
 
 def fill(source: Source, accepted: Mapping[int, Labels], labeller: Labeller, out: Path,
-         options: FillOptions) -> dict[str, Any]:
+         held_out: float = 0.2, seed: int = 0, reason: bool = False) -> dict[str, Any]:
     """Write a copy of the dataset whose ``reasoning`` is filled; return what was done.
 
-    Raises ``UserError`` when ``out`` exists, or the dataset is not of version 3.0.
+    ``held_out``: share of the accepted episodes the labeller never learns from, drawn with
+    ``seed``. ``reason``: write each key frame's reason before its thought, and before those it
+    holds for. Raises ``UserError`` when ``out`` exists.
     """
     if out.exists():
         raise UserError(f'{out} exists; choose another folder, nothing is written in place')
-    if source.reader.info['codebase_version'] != layout.VERSION:
-        raise UserError(f'{source.root}: LeRobot {source.reader.info["codebase_version"]}; '
-                        'convert it to v3.0 first with dtvla data convert')
-    classes, rates = learn(source, accepted, labeller, options)
+    classes, rates = learn(source, accepted, labeller, held_out, seed)
     columns: dict[str, list[str]] = {layout.REASONING: [], layout.PHASE: []}
     for episode in tqdm(range(len(source)), desc='fill', unit='episode', disable=None):
-        filled = thoughts(source, episode, classes, labeller, accepted.get(episode, ()),
-                          options.reason)
+        filled = thoughts(source, episode, classes, labeller, accepted.get(episode, ()), reason)
         for column, texts in zip(columns.values(), filled):
             column += texts
     certain = sum(map(len, accepted.values()))

@@ -6,9 +6,9 @@ velocity minima, and enough frames in between that no gap is longer than allowed
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.signal import find_peaks
@@ -37,52 +37,46 @@ class KeyframeOptions:
                             'first must be smaller, and not negative')
 
 
-@dataclass(frozen=True, slots=True)
-class Keyframe:
-    """A frame and why it is a key frame."""
+def find_keyframes(motion: Motion, options: KeyframeOptions) -> dict[int, str]:
+    """Return an episode's key frames in order, and why each is one.
 
-    frame: int
-    why: str
-
-
-def find_keyframes(motion: Motion, options: KeyframeOptions) -> list[Keyframe]:
-    """Return an episode's key frames in order; toggles win over edges, edges over minima."""
+    Toggles win over edges, edges over minima.
+    """
     count = len(motion)
     closest = max(1, round(options.min_gap * motion.fps))
     chosen = {0: EDGE, count - 1: EDGE} | {int(k): TOGGLE for k in motion.toggles}
     minima, _ = find_peaks(-motion.speed, prominence=options.prominence)
-    for frame in sorted(minima, key=lambda k: motion.speed[k]):
-        if min(abs(int(frame) - k) for k in chosen) >= closest:
-            chosen[int(frame)] = PAUSE
+    for frame in sorted(map(int, minima), key=lambda k: motion.speed[k]):
+        if min(abs(frame - k) for k in chosen) >= closest:
+            chosen[frame] = PAUSE
     longest = max(1, round(options.max_gap * motion.fps))
     frames = sorted(chosen)
     for before, after in zip(frames, frames[1:]):
         pieces = -(-(after - before) // longest)
         for k in np.linspace(before, after, pieces + 1)[1:-1]:
             chosen.setdefault(int(round(k)), GAP)
-    return [Keyframe(frame, chosen[frame]) for frame in sorted(chosen)]
+    return dict(sorted(chosen.items()))
 
 
 def write_keyframes(source: Source, out: Path, options: KeyframeOptions,
-                    episodes: int | None = None) -> dict[str, Any]:
+                    episodes: int | None = None) -> Counter[str]:
     """Write ``out``/keyframes.jsonl, one line per episode; go on where an earlier run stopped.
 
     Returns how many key frames there are for each reason. Raises ``UserError`` when the file is
     of other settings or another dataset.
     """
     header = {'kind': 'keyframes', 'dataset': source.fingerprint, **asdict(options)}
-    total = min(len(source), episodes or len(source))
-    counts: dict[str, int] = dict.fromkeys((EDGE, TOGGLE, PAUSE, GAP), 0)
+    counts = Counter({EDGE: 0, TOGGLE: 0, PAUSE: 0, GAP: 0})
     with Journal(out / FILE, header) as journal:
-        for episode in tqdm(range(total), desc='key frames', unit='episode', disable=None):
+        for episode in tqdm(range(len(source))[:episodes], desc='key frames', unit='episode',
+                            disable=None):
             if episode not in journal.done:
                 motion = source.motion(episode)
-                journal.add({
-                    'episode': episode, 'length': len(motion),
-                    'keyframes': [asdict(k) for k in find_keyframes(motion, options)]})
-            for row in journal.done[episode]['keyframes']:
-                counts[row['why']] += 1
-    return {'episodes': total, 'keyframes': sum(counts.values()), 'why': counts}
+                found = find_keyframes(motion, options).items()
+                journal.add({'episode': episode, 'length': len(motion),
+                             'keyframes': [{'frame': frame, 'why': why} for frame, why in found]})
+            counts.update(row['why'] for row in journal.done[episode]['keyframes'])
+    return counts
 
 
 def read_keyframes(folder: Path, source: Source) -> dict[int, list[int]]:
@@ -90,11 +84,8 @@ def read_keyframes(folder: Path, source: Source) -> dict[int, list[int]]:
 
     Raises ``UserError`` when there are none, or when they belong to another dataset.
     """
-    header, rows = Journal.read(folder / FILE, 'dtvla annotate keyframes')
-    if header.get('dataset') != source.fingerprint:
-        raise UserError(f'{folder / FILE} belongs to another dataset than {source.root}; '
-                        'choose another folder')
-    return {row['episode']: [k['frame'] for k in row['keyframes']] for row in rows}
+    _, rows = source.read(folder / FILE, 'keyframes', 'dtvla annotate keyframes')
+    return {episode: [k['frame'] for k in row['keyframes']] for episode, row in rows.items()}
 
 
 def plot_keyframes(source: Source, episode: int, options: KeyframeOptions, path: Path) -> None:
@@ -107,23 +98,21 @@ def plot_keyframes(source: Source, episode: int, options: KeyframeOptions, path:
     time = np.arange(len(motion)) / motion.fps
     figure = Figure(figsize=(9, 4.8), layout='constrained')
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    top.plot(time, motion.speed, color='#16407a')
-    top.set_ylabel('end effector speed [m/s]')
     top.set_title(f'{source.instruction(episode)} (episode {episode})', loc='left', fontsize=10)
+    top.set_ylabel('end effector speed [m/s]')
+    top.plot(time, motion.speed, color='#16407a')
+    bottom.set(xlabel='time [s]', ylabel='gripper\n0 open, 1 shut')
     bottom.plot(time, source.level(episode), color='#7c93b5', label='command')
     bottom.step(time, motion.closing, where='post', color='#1b1e23', linewidth=1,
                 label='with hysteresis')
     if motion.opening is not None and motion.widest > 0:
         bottom.plot(time, 1.0 - motion.opening / motion.widest, color='#c07a1e', label='fingers')
-    bottom.set_ylabel('gripper\n0 open, 1 shut')
-    bottom.set_xlabel('time [s]')
     bottom.legend(loc='upper left', fontsize=8)
-    times: dict[str, list[float]] = {}
-    for key in find_keyframes(motion, options):
-        times.setdefault(key.why, []).append(key.frame / motion.fps)
+    keyframes = find_keyframes(motion, options)
     for why, colour in COLOURS.items():
-        for axes in (top, bottom) if why in times else ():
-            axes.vlines(times[why], 0, 1, colour, '--', linewidth=1, label=why,
+        times = [frame / motion.fps for frame, reason in keyframes.items() if reason == why]
+        for axes in (top, bottom) if times else ():
+            axes.vlines(times, 0, 1, colour, '--', linewidth=1, label=why,
                         transform=axes.get_xaxis_transform())
     top.legend(loc='upper left', fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)

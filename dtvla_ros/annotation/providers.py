@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import fcntl
 import ipaddress
 import json
 import random
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import httpx
 
@@ -36,8 +37,13 @@ class Answer:
     tokens_read: int = 0
     tokens_written: int = 0
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Answer:
+        """Return the answer in a row of an answer file."""
+        return cls(row['text'], row['tokens_read'], row['tokens_written'])
 
-class Provider(Protocol):
+
+class Provider:
     """Answers questions; may be called from several threads at once.
 
     ``name`` tells answers of different providers apart in the cache; ``needs_images``: its
@@ -45,23 +51,24 @@ class Provider(Protocol):
     """
 
     name: str
-    needs_images: bool
-    parallel: int
+    needs_images = False
+    parallel = 1
 
     def ask(self, question: Question) -> Answer:
-        """Return an answer, which need not be valid.
+        """Return an answer, which need not be valid; raises ``UserError`` when there is none."""
+        raise NotImplementedError
 
-        Raises ``UserError`` when there is none to be had.
-        """
-        ...
+    def stop(self) -> None:
+        """Answer nothing more: the run is over."""
+
+    def close(self) -> None:
+        """Free what it holds."""
 
 
-class RuleProvider:
+class RuleProvider(Provider):
     """Labels by `label_frames`: deterministic, offline, without images."""
 
     name = 'rules'
-    needs_images = False
-    parallel = 1
 
     def ask(self, question: Question) -> Answer:
         labels = label_frames(question.motion, question.goal)
@@ -69,30 +76,26 @@ class RuleProvider:
             {'frames': [labels[frame].model_dump() for frame in question.frames]}))
 
 
-class ReplayProvider:
+class ReplayProvider(Provider):
     """Gives the answers that an earlier run kept, by the hash of the question."""
 
     name = 'replay'
-    parallel = 1
 
     def __init__(self, path: Path):
-        rows = read_answers(path)
-        if not rows:
+        self._path, self._rows = path, {row['key']: row for row in read_answers(path)}
+        if not self._rows:
             raise UserError(f'{path}: holds no answers; give the {ANSWERS} of an earlier run')
-        self.needs_images = any(row['pictures'] for row in rows)
-        self._path = path
-        self._answers = {row['key']: row for row in rows}
+        self.needs_images = any(row['pictures'] for row in self._rows.values())
 
     def ask(self, question: Question) -> Answer:
-        row = self._answers.get(question.key)
-        if row is None:
+        if question.key not in self._rows:
             raise UserError(f'{self._path}: nobody answered this question about frames '
                             f'{list(question.frames)}; use the data set, key frames and options '
                             'of the run that is replayed')
-        return Answer(row['text'], row['tokens_read'], row['tokens_written'])
+        return Answer.of(self._rows[question.key])
 
 
-def read_answers(path: Path) -> list[dict]:
+def read_answers(path: Path) -> list[dict[str, Any]]:
     """Return the rows of an answer file, in order.
 
     Raises ``UserError`` when it is no such file.
@@ -106,19 +109,31 @@ def read_answers(path: Path) -> list[dict]:
     return rows
 
 
-class BudgetReached(UserError):
-    """The next request could exceed what may be spent."""
-
-
 @dataclass(frozen=True, slots=True)
-class Prices:
-    """Per million tokens read and written, in whatever currency; tokens of one image."""
+class Budget:
+    """What tokens cost, and what may be spent.
+
+    ``read``, ``written``: the price of a million tokens, in whatever currency; ``image_tokens``
+    of one image. ``requests``, ``cost``: the most over all runs in a folder, None: no limit.
+
+    Raises
+    ------
+    UserError
+        If a cost is limited without prices.
+
+    """
 
     read: float = 0.0
     written: float = 0.0
     image_tokens: int = 260
+    requests: int | None = None
+    cost: float | None = None
 
-    def cost(self, read: int, written: int) -> float:
+    def __post_init__(self) -> None:
+        if self.cost is not None and not (self.read or self.written):
+            raise UserError('--max-cost needs --price-in and --price-out to know what is spent')
+
+    def price(self, read: int, written: int) -> float:
         """Return the price of so many tokens."""
         return (read * self.read + written * self.written) / 1e6
 
@@ -136,16 +151,12 @@ class Ledger:
     Raises
     ------
     UserError
-        If a cost is limited without prices, the file is no ledger, or another run uses it.
+        If the file is no ledger, or another run uses it.
 
     """
 
-    def __init__(self, path: Path, prices: Prices, max_requests: int | None = None,
-                 max_cost: float | None = None):
-        if max_cost is not None and not (prices.read or prices.written):
-            raise UserError('--max-cost needs --price-in and --price-out to know what is spent')
-        self.prices = prices
-        self._max_requests, self._max_cost = max_requests, max_cost
+    def __init__(self, path: Path, budget: Budget):
+        self.budget = budget
         self._lock = threading.Lock()
         self._factor = 1.0  # largest ratio of a question's tokens to their estimate so far
         try:
@@ -161,31 +172,26 @@ class Ledger:
             raise UserError(f'{path}: another run is spending from it; wait for its end') from None
 
     @property
-    def requests(self) -> int:
-        """Requests sent, over all runs."""
-        return len(self._costs)
-
-    @property
-    def cost(self) -> float:
-        """Their cost."""
-        return sum(self._costs.values())
+    def spent(self) -> tuple[int, float]:
+        """Requests sent over all runs, and their cost."""
+        return len(self._costs), sum(self._costs.values())
 
     def reserve(self, read: int, written: int) -> int:
         """Return the number of a request of about ``read``, at most ``written`` tokens.
 
-        It is counted from now on. Raises ``BudgetReached``, and nothing may be sent, if it could
+        It is counted from now on. Raises ``UserError``, and nothing may be sent, if it could
         exceed what may be spent.
         """
         with self._lock:
-            cost = self.prices.cost(int(read * self._factor), written)
-            if self._max_requests is not None and self.requests + 1 > self._max_requests:
-                raise BudgetReached(
-                    f'budget: {self.requests} requests are sent and --max-requests is '
-                    f'{self._max_requests}; raise it to go on')
-            if self._max_cost is not None and self.cost + cost > self._max_cost:
-                raise BudgetReached(
-                    f'budget: {self.cost:.4f} is spent, the next request may cost {cost:.4f} and '
-                    f'--max-cost is {self._max_cost}; raise it to go on')
+            limit, (requests, spent) = self.budget, self.spent
+            cost = limit.price(int(read * self._factor), written)
+            if limit.requests is not None and requests + 1 > limit.requests:
+                raise UserError(f'budget: {requests} requests are sent and --max-requests is '
+                                f'{limit.requests}; raise it to go on')
+            if limit.cost is not None and spent + cost > limit.cost:
+                raise UserError(
+                    f'budget: {spent:.4f} is spent, the next request may cost {cost:.4f} and '
+                    f'--max-cost is {limit.cost}; raise it to go on')
             number = max(self._costs, default=-1) + 1
             self._keep(number, cost)
             return number
@@ -195,7 +201,7 @@ class Ledger:
         with self._lock:
             if estimated:
                 self._factor = max(self._factor, read / estimated)
-            self._keep(number, self.prices.cost(read, written))
+            self._keep(number, self.budget.price(read, written))
 
     def _keep(self, number: int, cost: float) -> None:
         self._costs[number] = cost
@@ -210,18 +216,19 @@ class Ledger:
 class HttpOptions:
     """Where to ask, and how often and long.
 
-    ``timeout`` [s] of one request; ``tries`` of one question; ``longest_wait`` [s] between them;
-    ``first_wait`` [s]: the random wait's first limit, which doubles.
+    ``key``: sent as a header and never written anywhere; ``timeout`` [s] of one request;
+    ``tries`` of one question; ``longest_wait`` [s] between them; ``first_wait`` [s]: the random
+    wait's first limit, which doubles.
     """
 
     url: str
     model: str
+    key: str | None = field(default=None, repr=False)
     timeout: float = 120.0
     tries: int = 6
     longest_wait: float = 120.0
     first_wait: float = 1.0
     max_tokens: int = 4096
-    temperature: float = 0.0
     response_format: str = 'json_schema'
     parallel: int = 4
 
@@ -234,13 +241,12 @@ class _Busy(Exception):
         self.after = after
 
 
-class HttpProvider:
-    """Asks an endpoint with OpenAI's chat completions; ``stop`` ends waiting when the run is over.
+class HttpProvider(Provider):
+    """Asks an endpoint with OpenAI's chat completions, as far as the ledger's budget allows.
 
     It is plain HTTP and not the openai client, which repeats requests past the ledger, sleeps
     past ``stop``, ignores a long Retry-After, and sends the headers that its environment
-    variables name (OPENAI_ORG_ID, OPENAI_CUSTOM_HEADERS) to any server. The key is sent as a
-    header and never written anywhere.
+    variables name (OPENAI_ORG_ID, OPENAI_CUSTOM_HEADERS) to any server.
 
     Raises
     ------
@@ -251,8 +257,7 @@ class HttpProvider:
 
     needs_images = True
 
-    def __init__(self, options: HttpOptions, key: str | None, ledger: Ledger,
-                 stop: threading.Event | None = None):
+    def __init__(self, options: HttpOptions, ledger: Ledger):
         try:
             url = httpx.URL(options.url)
         except httpx.InvalidURL as error:
@@ -260,8 +265,10 @@ class HttpProvider:
         if url.scheme not in ('http', 'https') or not url.host:
             raise UserError(f'--url {options.url!r} is no address; give one such as '
                             'http://127.0.0.1:8000/v1')
-        local = _is_local(url.host)
-        if key and url.scheme == 'http' and not local:
+        local = url.host == 'localhost'
+        with contextlib.suppress(ValueError):
+            local = local or ipaddress.ip_address(url.host).is_loopback
+        if options.key and url.scheme == 'http' and not local:
             raise UserError(f'--url {options.url}: a key is not sent unencrypted to another '
                             'machine; use https, or a tunnel to 127.0.0.1')
         if options.response_format not in FORMATS:
@@ -269,59 +276,58 @@ class HttpProvider:
                             f'{", ".join(FORMATS)}')
         self.name = f'http:{options.model}'
         self.parallel = options.parallel
-        self._options, self._key, self._ledger = options, key, ledger
-        self._stop = stop or threading.Event()
+        self.ledger = ledger
+        self._options, self._stopped = options, threading.Event()
         self._address = f'{options.url.rstrip("/")}/chat/completions'
-        headers = {'Authorization': f'Bearer {key}'} if key else {}
+        headers = {'Authorization': f'Bearer {options.key}'} if options.key else {}
         # A proxy from the environment has no business between this process and this machine.
         self._client = httpx.Client(headers=headers, timeout=options.timeout, trust_env=not local)
 
+    def stop(self) -> None:
+        """End waiting for another try."""
+        self._stopped.set()
+
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections and the ledger; print what was spent."""
         self._client.close()
+        print('sent in all: {} requests, cost {:.4f}'.format(*self.ledger.spent))
+        self.ledger.close()
 
     def ask(self, question: Question) -> Answer:
-        longest = self._options.longest_wait
-        problem: _Busy | None = None
-        for number in range(self._options.tries):
-            if problem is not None:
-                wait = problem.after
-                if wait is None:
-                    limit = self._options.first_wait * 2 ** (number - 1)
-                    wait = random.uniform(0, min(longest, limit))
-                if wait > longest:
-                    raise UserError(f'{self._address}: asks to wait {wait:.0f} s; repeat the '
-                                    'command then, what is labelled is kept')
-                self._stop.wait(wait)
-            if self._stop.is_set():
+        options, wait = self._options, 0.0
+        for number in range(options.tries):
+            if wait > options.longest_wait:
+                raise UserError(f'{self._address}: asks to wait {wait:.0f} s; repeat the '
+                                'command then, what is labelled is kept')
+            if self._stopped.wait(wait):
                 raise UserError('stopped')
             try:
                 return self._once(question)
             except _Busy as error:
-                problem = error
-        raise UserError(f'{self._address}: {problem}, {self._options.tries} times; what is '
-                        'labelled is kept, repeat the command later')
+                problem, limit = error, options.first_wait * 2 ** number
+                wait = error.after if error.after is not None else random.uniform(
+                    0, min(options.longest_wait, limit))
+        raise UserError(f'{self._address}: {problem}, {options.tries} times; what is labelled is '
+                        'kept, repeat the command later')
 
     def _once(self, question: Question) -> Answer:
-        prices = self._ledger.prices
-        estimated = prices.tokens(question.characters, question.images)
-        number = self._ledger.reserve(estimated, self._options.max_tokens)
-        settle: Callable[[int, int], None] = lambda read, written: self._ledger.settle(  # noqa: E731
-            number, estimated, read, written)
+        options, ledger, budget = self._options, self.ledger, self.ledger.budget
+        estimated = budget.tokens(question.characters, question.images)
+        number = ledger.reserve(estimated, options.max_tokens)
         try:
             response = self._client.post(self._address, json=self._body(question))
         except httpx.ConnectError as error:
-            settle(0, 0)
+            ledger.settle(number, estimated, 0, 0)
             raise _Busy(f'no connection ({error})') from error
         except httpx.TimeoutException as error:  # it may have been worked on and be billed
-            raise _Busy(f'no answer in {self._options.timeout:g} s') from error
+            raise _Busy(f'no answer in {options.timeout:g} s') from error
         except httpx.HTTPError as error:
             raise _Busy(f'the connection broke ({error or type(error).__name__})') from error
         if response.status_code != 200:
-            settle(0, 0)
+            ledger.settle(number, estimated, 0, 0)
             if response.status_code in BUSY or response.status_code >= 500:
                 raise _Busy(f'answered {response.status_code}', _retry_after(response))
-            body = response.text.replace(self._key, '***') if self._key else response.text
+            body = response.text.replace(options.key, '***') if options.key else response.text
             raise UserError(f'{self._address}: answered {response.status_code}: {body[:300]}')
         try:
             data = response.json()
@@ -331,8 +337,8 @@ class HttpProvider:
         usage = data.get('usage') or {}
         text = str(message.get('content') or message.get('refusal') or '')
         answer = Answer(text, int(usage.get('prompt_tokens') or estimated),
-                        int(usage.get('completion_tokens') or prices.tokens(len(text), 0)))
-        settle(answer.tokens_read, answer.tokens_written)
+                        int(usage.get('completion_tokens') or budget.tokens(len(text), 0)))
+        ledger.settle(number, estimated, answer.tokens_read, answer.tokens_written)
         return answer
 
     def _body(self, question: Question) -> dict[str, Any]:
@@ -343,7 +349,7 @@ class HttpProvider:
             content = ''.join(map(str, parts)) if role == 'assistant' else [*map(_part, parts)]
             messages.append({'role': role, 'content': content})
         body: dict[str, Any] = {
-            'model': options.model, 'messages': messages, 'temperature': options.temperature,
+            'model': options.model, 'messages': messages, 'temperature': 0.0,
             'max_tokens': options.max_tokens}
         if form != 'none':
             body['response_format'] = {'type': form}
@@ -351,13 +357,6 @@ class HttpProvider:
             body['response_format']['json_schema'] = {
                 'name': 'labels', 'strict': True, 'schema': question.schema}
         return body
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return host == 'localhost' or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _part(part: str | bytes) -> dict[str, Any]:
@@ -371,8 +370,6 @@ def _retry_after(response: httpx.Response) -> float | None:
     """Return the seconds or the date of a Retry-After header as seconds from now."""
     value = response.headers.get('retry-after', '').strip()
     for read in (float, lambda date: parsedate_to_datetime(date).timestamp() - time.time()):
-        try:
+        with contextlib.suppress(ValueError):
             return max(0.0, read(value))
-        except ValueError:
-            pass
     return None

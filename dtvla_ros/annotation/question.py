@@ -11,8 +11,8 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -123,8 +123,8 @@ def read_answer(text: str, model: type[BaseModel]) -> list[Semantics]:
 class Question:
     """One request: turns of a conversation, each a role and parts (text, or a JPEG as bytes).
 
-    ``model``: the pydantic model of the answer; ``schema``: the same as JSON schema. ``motion``,
-    ``goal`` and ``frames``: what a rule needs instead of images.
+    ``model``: the pydantic model of the answer. ``motion``, ``goal`` and ``frames``: what a rule
+    needs instead of images.
     """
 
     turns: tuple[tuple[str, tuple[str | bytes, ...]], ...]
@@ -133,12 +133,13 @@ class Question:
     goal: Goal
     frames: tuple[int, ...]
     system: str = SYSTEM
-    schema: Mapping[str, Any] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, 'schema', self.model.model_json_schema())
+    @cached_property
+    def schema(self) -> Mapping[str, Any]:
+        """The answer's model as JSON schema."""
+        return self.model.model_json_schema()
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The SHA-256 of everything that is asked, images and motion included."""
         digest = hashlib.sha256(self.system.encode())
@@ -190,25 +191,22 @@ def windows(keyframes: Sequence[int], size: int) -> list[tuple[int, ...]]:
     return [tuple(int(k) for k in part) for part in np.array_split(keyframes, pieces)]
 
 
-def build_question(
-    source: Source, episode: int, motion: Motion, keyframes: Sequence[int],
-    frames: Sequence[int], before: Semantics | None, with_images: bool,
-) -> Question:
+def build_question(source: Source, episode: int, keyframes: Sequence[int], frames: Sequence[int],
+                   before: Semantics | None, with_images: bool) -> Question:
     """Return the question about ``frames``, some of an episode's ``keyframes``.
 
     ``before``: the label of the key frame before them.
     """
-    objects = source.objects(episode)
+    motion, objects = source.motion(episode), source.objects(episode)
     ends = dict(zip(keyframes, [*keyframes[1:], len(motion)]))
     lines = [f'Instruction: {source.instruction(episode)}',
              f'Things: {", ".join(objects) or "name them yourself, underscores for blanks"}']
-    if before is not None:
-        values = ', '.join(f'{k} {v}' for k, v in before.model_dump(exclude={'reason'}).items())
-        lines.append(f'The key frame before these: {values}')
-    else:
+    if before is None:
         lines.append(f'The episode begins with holding {NOTHING}, done {NOTHING}.')
-    lines.append(f'{len(frames)} key frames:')
-    parts: list[str | bytes] = ['\n'.join(lines)]
+    else:
+        values = ', '.join(f'{name} {getattr(before, name)}' for name in FIELDS)
+        lines.append(f'The key frame before these: {values}')
+    parts: list[str | bytes] = ['\n'.join([*lines, f'{len(frames)} key frames:'])]
     shown = source.images(episode, frames) if with_images else [{} for _ in frames]
     for number, (frame, images) in enumerate(zip(frames, shown), 1):
         text = (f'{number}. at {frame / motion.fps:.1f} s, until {ends[frame] / motion.fps:.1f} '

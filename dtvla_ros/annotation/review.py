@@ -11,16 +11,22 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from pydantic import ValidationError
 from tqdm import tqdm
 
 from dtvla_ros import report
 from dtvla_ros.annotation.checks import check_labels
 from dtvla_ros.annotation.label import labels_of, row_of
-from dtvla_ros.annotation.question import PHASES, TROUBLES, Semantics, answer_model, jpeg
+from dtvla_ros.annotation.question import (
+    PHASES,
+    TROUBLES,
+    Semantics,
+    answer_model,
+    jpeg,
+    read_answer,
+)
 from dtvla_ros.annotation.source import Source
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import Journal, whole_lines, write_text
+from dtvla_ros.files import whole_lines, write_text
 
 ACCEPTED = 'accepted.jsonl'
 DECISIONS = ('accept', 'edit', 'reject')
@@ -32,11 +38,9 @@ def read_labels(path: Path, source: Source) -> tuple[str, dict[int, dict[str, An
 
     Raises ``UserError`` when there is none, or when it belongs to another dataset.
     """
-    header, rows = Journal.read(path, 'dtvla annotate label')
-    if header.get('dataset') != source.fingerprint:
-        raise UserError(f'{path} belongs to another dataset than {source.root}; choose its own')
-    digest = hashlib.sha256(json.dumps([header, *rows], sort_keys=True).encode()).hexdigest()
-    return digest[:16], {row['episode']: row for row in rows}
+    header, rows = source.read(path, 'labels', 'dtvla annotate label')
+    content = json.dumps([header, *rows.values()], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16], rows
 
 
 def choose(rows: Mapping[int, Mapping[str, Any]], sample: int, seed: int) -> list[int]:
@@ -119,23 +123,24 @@ def apply_decisions(
         raise UserError(f'decisions about episode {unknown[0][0]}, frame {unknown[0][1]}, which '
                         'has no label')
     counts: Counter[str] = Counter()
-    lines = [{'kind': 'accepted', 'dataset': source.fingerprint, 'labels': labels}]
-    for episode in sorted(rows):
-        row = rows[episode]
+    lines: list[dict[str, Any]] = [
+        {'kind': 'accepted', 'dataset': source.fingerprint, 'labels': labels}]
+    for episode, row in sorted(rows.items()):
         flagged = {issue['frame'] for issue in row['findings']}
         kept: list[tuple[int, Semantics]] = []
         for frame, label in labels_of(row):
-            decision = decisions.get((episode, frame))
-            if decision is None:
-                taken = accept_rest and frame not in flagged
-                outcome = 'accepted as faultless' if taken else 'undecided'
-            else:
-                outcome = decision['decision']
-                taken = outcome != 'reject'
-                if outcome == 'edit':
-                    label = _edited(source, episode, frame, decision.get('label'))
+            decision = decisions.get((episode, frame), {})
+            outcome = decision.get('decision') or (
+                'accepted as faultless' if accept_rest and frame not in flagged else 'undecided')
             counts[outcome] += 1
-            if taken:
+            if outcome == 'edit':
+                answer = json.dumps({'frames': [decision.get('label')]})
+                try:
+                    [label] = read_answer(answer, answer_model(source.objects(episode), 1))
+                except ValueError as error:
+                    raise UserError(f'edited label of episode {episode}, frame {frame}: {error}'
+                                    ) from error
+            if outcome not in ('undecided', 'reject'):
                 kept.append((frame, label))
         if kept:
             issues = check_labels(source.motion(episode), source.goal(episode),
@@ -146,24 +151,10 @@ def apply_decisions(
     return counts
 
 
-def _edited(source: Source, episode: int, frame: int, label: Any) -> Semantics:
-    model = answer_model(source.objects(episode), 1)
-    try:
-        answer: Any = model.model_validate({'frames': [label]})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise UserError(f'edited label of episode {episode}, frame {frame}: '
-                        f'{first["loc"][-1]}: {first["msg"]}') from None
-    return Semantics(**answer.frames[0].model_dump())
-
-
 def read_accepted(path: Path, source: Source) -> dict[int, list[tuple[int, Semantics]]]:
     """Return accepted labels by episode.
 
     Raises ``UserError`` when there are none, or when they belong to another dataset.
     """
-    header, rows = Journal.read(path, 'dtvla annotate apply')
-    if header.get('kind') != 'accepted' or header.get('dataset') != source.fingerprint:
-        raise UserError(f'{path}: not the accepted labels of {source.root}; run dtvla annotate '
-                        'apply')
-    return {row['episode']: labels_of(row) for row in rows}
+    _, rows = source.read(path, 'accepted', 'dtvla annotate apply')
+    return {episode: labels_of(row) for episode, row in rows.items()}

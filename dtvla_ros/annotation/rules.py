@@ -46,7 +46,7 @@ def label_frames(motion: Motion, goal: Goal) -> list[Semantics]:
     """Return a label for each frame of an episode."""
     labeller = _Labeller(motion, goal)
     if goal.verb == 'push' and not motion.closing.any():
-        labeller.push(0, len(motion))
+        labeller.push()
     else:
         begin = 0
         for grip in labeller.grips():
@@ -73,24 +73,21 @@ class _Labeller:
         closing = self.motion.closing
         edges = np.flatnonzero(np.diff(np.concatenate([[0], closing.astype(int), [0]])))
         grips: list[_Grip] = []
-        done: list[str] = []
-        for begin, end in edges.reshape(-1, 2):
-            remaining = [o for o in self.objects if o not in done] or [self.objects[-1]]
-            name = self._nearest(int(begin), remaining)
-            held = self._held(int(begin), int(end), name)
-            last = end == edges[-1]
-            delivered = held and self._delivered(int(begin), int(end), name, bool(last))
-            grips.append(_Grip(int(begin), int(end), name, held, delivered))
+        remaining = list(self.objects)
+        for begin, end in edges.reshape(-1, 2).tolist():
+            name = self._nearest(begin, remaining or [self.objects[-1]])
+            held = self._held(begin, end, name)
+            delivered = held and self._delivered(begin, end, name, end == edges[-1])
+            grips.append(_Grip(begin, end, name, held, delivered))
             if delivered:
-                done.append(name)
+                remaining = [o for o in remaining if o != name]
         return grips
 
     def _nearest(self, frame: int, names: list[str]) -> str:
-        known = [name for name in names if name in self.motion.places]
-        if not known:
-            return names[0]
-        return min(known, key=lambda name: float(
-            np.linalg.norm(self.motion.places[name][frame] - self.motion.position[frame])))
+        known = {name: self.motion.places[name] for name in names if name in self.motion.places}
+        at = self.motion.position[frame]
+        return min(known, key=lambda name: float(np.linalg.norm(known[name][frame] - at)),
+                   default=names[0])
 
     def _held(self, begin: int, end: int, name: str) -> bool:
         middle = min(end - 1, begin + max(1, (end - begin) // 2))
@@ -114,14 +111,17 @@ class _Labeller:
     def _add(self, count: int, phase: str, name: str, holding: str = NOTHING,
              trouble: str = 'none') -> None:
         following = FOLLOWING[phase]
-        if phase == 'lower' and self.goal.verb == 'push':
+        if (phase, self.goal.verb) == ('lower', 'push'):
             following = 'push'
         self.labels += [Semantics.model_construct(
             holding=holding, done=self.finished[-1] if self.finished else NOTHING,
             trouble=trouble, phase=phase, object=name, next=following, reason='')] * count
 
     def _over(self, begin: int, end: int, target: Array) -> NDArray[np.bool_]:
-        """Return whether the gripper is over ``target`` [n, 3] at each frame, with hysteresis."""
+        """Return whether the gripper is over ``target`` [n, 3] or [3] at each frame.
+
+        With hysteresis, so that noise does not change it.
+        """
         off = np.linalg.norm((self.motion.position[begin:end] - target)[:, :2], axis=1)
         state, out = False, np.zeros(end - begin, bool)
         for k, distance in enumerate(off):
@@ -142,7 +142,7 @@ class _Labeller:
         if name in self.motion.places:
             target = self.motion.places[name][begin:end]
         else:
-            target = np.repeat(self.motion.position[end - 1:end], end - begin, axis=0)
+            target = self.motion.position[end - 1]
         for over in self._over(begin, end, target):
             self._add(1, 'lower' if over else 'reach', name)
 
@@ -155,7 +155,7 @@ class _Labeller:
         first = self._pressed(begin, end)
         self._add(first - begin, 'grasp', grip.object)
         position, there = self.motion.position, min(end, len(self.motion) - 1)
-        target = np.repeat(position[there:there + 1], end - first, axis=0)
+        target = position[there]
         if self.destination in self.motion.places and not grip.delivered:
             target = self.motion.places[self.destination][first:end]
         ahead = np.minimum(np.arange(first, end) + 1, there)
@@ -194,22 +194,20 @@ class _Labeller:
                       trouble='dropped' if grip.held else 'missed')
         return end
 
-    def push(self, begin: int, end: int) -> None:
+    def push(self) -> None:
         """Label a push without a grip: reach, lower, push."""
         position, name = self.motion.position, self.objects[0]
-        lowest = float(np.quantile(position[begin:end, 2], 0.05))
-        low = position[begin:end, 2] < lowest + LOW
+        low = position[:, 2] < float(np.quantile(position[:, 2], 0.05)) + LOW
+        start = int(np.argmax(low))
         if name in self.motion.places:
-            place = self.motion.places[name][begin:end]
-            near = np.abs(position[begin:end] - place)
-            over = self._over(begin, end, place) | (
-                (near[:, 0] < AWAY) & (near[:, 1] < AWAY))
-            down = low & (near[:, 0] < CONTACT) & (near[:, 1] < AWAY)
+            place = self.motion.places[name]
+            off = np.abs(position - place)
+            beside = off[:, 1] < AWAY
+            over = self._over(0, len(position), place) | ((off[:, 0] < AWAY) & beside)
+            down = low & (off[:, 0] < CONTACT) & beside
         else:
-            start = int(np.argmax(low))
-            over = self._over(
-                begin, end, np.repeat(position[start:start + 1], end - begin, axis=0))
-            down = low & (np.arange(end - begin) >= start)
+            over = self._over(0, len(position), position[start])
+            down = low & (np.arange(len(position)) >= start)
         for pushing, above in zip(down, over):
             phase = 'push' if pushing else 'lower' if above else 'reach'
-            self._add(1, phase, self.destination if phase == 'push' else name)
+            self._add(1, phase, self.destination if pushing else name)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from scipy.ndimage import gaussian_filter1d
 from dtvla_ros.data import layout
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
-from dtvla_sim.experts.grammar import AXIS_WORDS, MOVE_THRESHOLD, STILL
+from dtvla_ros.files import Journal
+from dtvla_sim.experts.grammar import STILL, move_words
 
 CLOSE_ABOVE, OPEN_BELOW = 0.65, 0.35  # of the gripper's range: it counts as closing, opening
 SMOOTHING = 0.15  # standard deviation of the filter on the speed [s]
@@ -79,7 +81,7 @@ class Motion:
     def phrase(self, frame: int, end: int) -> str:
         """Describe the motion from ``frame`` until before ``end`` in words."""
         offset = self.position[min(end, len(self) - 1)] - self.position[frame]
-        words = [word for word in move_words(offset).split() if word != STILL]
+        words = [word for word in move_words(offset) if word != STILL]
         now = bool(self.closing[frame])
         if frame > 0 and bool(self.closing[frame - 1]) != now:
             gripper = 'closes' if now else 'opens'
@@ -100,12 +102,6 @@ def hysteresis(level: Array) -> NDArray[np.bool_]:
         state[0] = level[0] > (CLOSE_ABOVE + OPEN_BELOW) / 2
     last = np.maximum.accumulate(np.where(state >= 0, np.arange(len(state)), 0))
     return state[last].astype(bool)
-
-
-def move_words(offset: Array) -> str:
-    """Return the grammar's three words for a displacement [3] m in base axes."""
-    return ' '.join(plus if amount > MOVE_THRESHOLD else minus if amount < -MOVE_THRESHOLD
-                    else STILL for amount, (plus, minus) in zip(offset, AXIS_WORDS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,37 +166,33 @@ class Source:
 
     def __init__(self, root: Path, objects: Sequence[str] = (), invert_gripper: bool = False):
         self.root = root
-        self.reader = DatasetReader(root)
-        self._objects = tuple(objects)
-        state, names = self._numbers(layout.STATE), self._names(layout.STATE)
+        self.reader = reader = DatasetReader(root)
+        state, names = reader.rows(layout.STATE), self._channels(layout.STATE)
         axes = [names.index(a) for a in 'xyz'] if set('xyz') <= set(names) else [0, 1, 2]
-        if state.ndim != 2 or state.shape[1] <= max(axes):
-            raise UserError(f'{root}: {layout.STATE} has shape {state.shape}; an end effector '
-                            'position of three channels is needed')
+        if state.shape[1] <= max(axes):
+            raise UserError(f'{root}: {layout.STATE} has {state.shape[1]} channels; the position '
+                            'of the end effector needs three')
         self._position = state[:, axes]
         fingers = [k for k, name in enumerate(names) if name.startswith('finger')]
         if not fingers and state.shape[1] == 8:
             fingers = [6, 7]
         self._opening = np.abs(state[:, fingers]).sum(axis=1) if fingers else None
-        action = self._numbers(layout.ACTION)
-        if action.ndim != 2 or not len(action):
-            raise UserError(f'{root}: {layout.ACTION} has shape {action.shape}; a vector per '
-                            'frame is needed, its last channel the gripper command')
-        command = -action[:, -1] if invert_gripper else action[:, -1]
+        self._widest = 0.0 if self._opening is None else float(np.quantile(self._opening, 0.99))
+        command = reader.rows(layout.ACTION)[:, -1] * (-1.0 if invert_gripper else 1.0)
         low, span = float(command.min()), float(np.ptp(command))
         self._level = (command - low) / span if span > 1e-6 else np.zeros(len(command))
+        self._places: dict[str, Array] = {}
+        if layout.PLACES in reader.info['features']:
+            places = reader.rows(layout.PLACES).reshape(len(state), -1, 3)
+            self._places = {name.removesuffix('.x'): places[:, k] for k, name in enumerate(
+                self._channels(layout.PLACES)[::3])}
+        self._known = tuple(objects) or tuple(self._places)
 
     def __len__(self) -> int:
         return len(self.reader.episodes)
 
-    def _numbers(self, name: str) -> Array:
-        return np.asarray(self.reader.column(name), np.float64)
-
-    def _names(self, feature: str) -> list[str]:
-        names: Any = self.reader.info['features'].get(feature, {}).get('names') or []
-        while isinstance(names, dict):
-            names = next(iter(names.values()), [])
-        return [str(name) for name in names]
+    def _channels(self, feature: str) -> list[str]:
+        return layout.flat_names(self.reader.info['features'].get(feature, {}).get('names'))
 
     @property
     def fingerprint(self) -> str:
@@ -211,29 +203,12 @@ class Source:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property
-    def _widest(self) -> float:
-        return 0.0 if self._opening is None else float(np.quantile(self._opening, 0.99))
-
-    @cached_property
-    def _places(self) -> dict[str, Array]:
-        if layout.PLACES not in self.reader.info['features']:
-            return {}
-        names = [name.removesuffix('.x') for name in self._names(layout.PLACES)[::3]]
-        values = self._numbers(layout.PLACES).reshape(len(self._position), -1, 3)
-        return {name: values[:, k] for k, name in enumerate(names)}
-
-    @cached_property
     def _thoughts(self) -> list[str]:
-        return [str(text) for text in self.reader.column(layout.REASONING)]
-
-    def rows(self, episode: int) -> slice:
-        """Return where an episode's frames lie in the whole dataset."""
-        row = self.reader.episodes[episode]
-        return slice(row['dataset_from_index'], row['dataset_to_index'])
+        return list(self.reader.column(layout.REASONING))
 
     def motion(self, episode: int) -> Motion:
         """Return an episode's proprioception."""
-        part = self.rows(episode)
+        part = self.reader.span(episode)
         return Motion(
             position=self._position[part], closing=hysteresis(self._level[part]),
             opening=None if self._opening is None else self._opening[part],
@@ -242,7 +217,7 @@ class Source:
 
     def level(self, episode: int) -> Array:
         """Return the gripper command [N] in 0 (open) .. 1 (closed)."""
-        return self._level[self.rows(episode)]
+        return self._level[self.reader.span(episode)]
 
     def instruction(self, episode: int) -> str:
         """Return the task's sentence."""
@@ -250,28 +225,40 @@ class Source:
 
     def goal(self, episode: int) -> Goal:
         """Return the parsed instruction, in the names of ``objects``."""
-        return parse_instruction(self.instruction(episode), self._objects or tuple(self._places))
+        return parse_instruction(self.instruction(episode), self._known)
 
     def objects(self, episode: int) -> tuple[str, ...]:
         """Return the names a label may use in this episode."""
-        known = self._objects or tuple(self._places)
-        return tuple(dict.fromkeys((*known, *self.goal(episode).names)))
+        return tuple(dict.fromkeys((*self._known, *self.goal(episode).names)))
 
     def thoughts(self, episode: int) -> list[str]:
         """Return the thoughts that the dataset holds; raises ``UserError`` if it has none."""
-        return self._thoughts[self.rows(episode)]
+        return self._thoughts[self.reader.span(episode)]
 
     def images(self, episode: int, frames: Sequence[int]) -> list[dict[str, NDArray[np.uint8]]]:
-        """Return uint8 RGB [H, W, 3] by the policy's camera names, for each of ``frames``."""
-        found: dict[int, dict[str, NDArray[np.uint8]]] = {frame: {} for frame in frames}
+        """Return uint8 RGB [H, W, 3] by the policy's camera names, for each of ``frames``.
+
+        ``frames`` must ascend. One image is found by random access, several by reading on.
+        """
+        found: list[dict[str, NDArray[np.uint8]]] = [{} for _ in frames]
         for key in self.reader.camera_keys:
-            name = layout.CAMERAS.get(key, key.rpartition('.')[2])
-            if len(found) == 1:
-                found[frames[0]][name] = self.reader.image(episode, frames[0], key)
-                continue
-            for k, image in enumerate(self.reader.frames(episode, key)):
-                if k in found:
-                    found[k][name] = image
-                if k >= max(found):
-                    break
-        return [found[frame] for frame in frames]
+            if len(frames) == 1:
+                images = iter([self.reader.image(episode, frames[0], key)])
+            else:
+                stream = islice(self.reader.frames(episode, key), max(frames) + 1)
+                images = (image for k, image in enumerate(stream) if k in frames)
+            for views, image in zip(found, images):
+                views[layout.CAMERAS.get(key, key.rpartition('.')[2])] = image
+        return found
+
+    def read(self, path: Path, kind: str, maker: str
+             ) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+        """Return header and rows by episode of a journal of key frames or labels.
+
+        Raises ``UserError`` when ``maker``, a command, has not made it, or of another dataset.
+        """
+        header, rows = Journal.read(path, maker)
+        if (header.get('kind'), header.get('dataset')) != (kind, self.fingerprint):
+            raise UserError(f'{path}: no {kind} of {self.root}, but another file or of another '
+                            f'dataset; choose another folder and run {maker}')
+        return header, {row['episode']: row for row in rows}

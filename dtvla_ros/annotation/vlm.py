@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import string
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from dtvla_ros.annotation.fill import Classes, Targets
-from dtvla_ros.annotation.providers import Answer
+from dtvla_ros.annotation.providers import Answer, Provider
 from dtvla_ros.annotation.question import Question, jpeg
 from dtvla_ros.annotation.source import Source
 from dtvla_ros.errors import UserError
@@ -74,23 +73,21 @@ def encode(processor: Any, turns: Turns, device: Any) -> Any:
         return_tensors='pt').to(device)
 
 
-class LocalProvider:
+class LocalProvider(Provider):
     """Asks a model on this machine, one question at a time, with the likeliest words."""
 
     needs_images = True
-    parallel = 1
 
     def __init__(self, folder: Path, max_tokens: int = 4096):
         self.model, self.processor = load_vlm(folder)
         self.name = f'local:{folder.resolve().name}'
         self._max_tokens = max_tokens
-        self._lock = threading.Lock()
 
     def ask(self, question: Question) -> Answer:
         turns = [('system', (question.system_with_schema,)), *question.turns]
         inputs = encode(self.processor, turns, self.model.device)
         read = inputs['input_ids'].shape[1]
-        with self._lock, torch.inference_mode():
+        with torch.inference_mode():
             output = self.model.generate(
                 **inputs, max_new_tokens=self._max_tokens, do_sample=False)[0, read:]
         return Answer(self.processor.decode(output, skip_special_tokens=True), read, len(output))

@@ -7,10 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
 from dtvla_ros.cli.arguments import Json, group, names
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import write_json
 
 if TYPE_CHECKING:
     from dtvla_ros.annotation.source import Source
@@ -18,25 +19,22 @@ if TYPE_CHECKING:
 app = group('annotate',
             'Write thoughts into demonstrations: key frames, labels, review, filling in.')
 
-Data = Annotated[Path, typer.Option(help='Dataset folder; never changed.', file_okay=False)]
-Out = Annotated[Path, typer.Option(help='Folder of the annotation.', file_okay=False)]
-Episodes = Annotated[int | None, typer.Option(
-    min=1, help='Only the first so many. [default: all]')]
-Objects = Annotated[str | None, typer.Option(
+Data = Annotated[Path, Option(help='Dataset folder; never changed.', file_okay=False)]
+Out = Annotated[Path, Option(help='Folder of the annotation.', file_okay=False)]
+Episodes = Annotated[int | None, Option(min=1, help='Only the first so many. [default: all]')]
+Objects = Annotated[str | None, Option(
     help='Comma-separated names labels may use. [default: the objects whose places are recorded, '
          'else those of the instruction]')]
-Invert = Annotated[bool, typer.Option(
+Invert = Annotated[bool, Option(
     '--invert-gripper', help="Larger values of the action's last channel open the gripper.")]
-Labels = Annotated[Path | None, typer.Option(
+Labels = Annotated[Path | None, Option(
     help='File of labels. [default: labels.jsonl in the folder]', dir_okay=False)]
 FOLDER = Path('out/annotation')
 TABLETOP = Path('data/tabletop')
-NEEDED = ('pyarrow', 'pydantic', 'httpx')
 
 
 def _source(data: Path, objects: str | None = None, invert: bool = False) -> Source:
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
+    if missing := [name for name in ('pyarrow', 'pydantic', 'httpx') if find_spec(name) is None]:
         raise UserError(f'dtvla annotate needs {", ".join(missing)}; install it with '
                         'pip install "dtvla_ros[train,annotate]"')
     from dtvla_ros.annotation.source import Source
@@ -48,15 +46,15 @@ def _source(data: Path, objects: str | None = None, invert: bool = False) -> Sou
 def keyframes(
     data: Data = TABLETOP,
     out: Out = FOLDER,
-    min_gap: Annotated[float, typer.Option(
+    min_gap: Annotated[float, Option(
         help='Between a velocity minimum and its neighbours [s].')] = 0.4,
-    max_gap: Annotated[float, typer.Option(help='Longest time without a key frame [s].')] = 1.0,
-    prominence: Annotated[float, typer.Option(help='Depth of a velocity minimum [m/s].')] = 0.04,
+    max_gap: Annotated[float, Option(help='Longest time without a key frame [s].')] = 1.0,
+    prominence: Annotated[float, Option(help='Depth of a velocity minimum [m/s].')] = 0.04,
     episodes: Episodes = None,
     invert_gripper: Invert = False,
-    plot: Annotated[Path | None, typer.Option(
+    plot: Annotated[Path | None, Option(
         help='Draw one episode here (PNG); nothing else is written.', dir_okay=False)] = None,
-    episode: Annotated[int, typer.Option(min=0, help='Which one to draw.')] = 0,
+    episode: Annotated[int, Option(min=0, help='Which one to draw.')] = 0,
 ) -> None:
     """Find the frames at which something changes: gripper toggles, velocity minima, no long gap.
 
@@ -76,47 +74,45 @@ def keyframes(
         module.plot_keyframes(source, episode, options, plot)
         print(plot)
         return
-    result = module.write_keyframes(source, out, options, episodes)
-    why = ', '.join(f'{count} {name}' for name, count in result['why'].items())
-    print(f'{out / module.FILE}: {result["keyframes"]} key frames of {result["episodes"]} '
-          f'episodes ({why})')
+    counts = module.write_keyframes(source, out, options, episodes)
+    why = ', '.join(f'{count} {name}' for name, count in counts.items())
+    print(f'{out / module.FILE}: {counts.total()} key frames of '
+          f'{min(len(source), episodes or len(source))} episodes ({why})')
 
 
 @app.command()
 def label(
     data: Data = TABLETOP,
     out: Out = FOLDER,
-    provider: Annotated[str, typer.Option(
+    provider: Annotated[str, Option(
         help='rules, http (any OpenAI-compatible endpoint), local (a transformers model) or '
              'replay (the answers of an earlier run).')] = 'rules',
     labels: Labels = None,
-    url: Annotated[str, typer.Option(
-        help='http: the endpoint up to /v1.')] = 'http://127.0.0.1:8000/v1',
-    model: Annotated[str, typer.Option(help="http: the model's name; local: its folder.")] = '',
-    key_env: Annotated[str, typer.Option(
+    url: Annotated[str, Option(help='http: the endpoint up to /v1.')] = 'http://127.0.0.1:8000/v1',
+    model: Annotated[str, Option(help="http: the model's name; local: its folder.")] = '',
+    key_env: Annotated[str, Option(
         help='http: environment variable that holds the key; never written anywhere.'
     )] = 'OPENAI_API_KEY',
-    answers: Annotated[Path | None, typer.Option(
+    answers: Annotated[Path | None, Option(
         help='replay: the answers.jsonl to take from.', dir_okay=False)] = None,
-    response_format: Annotated[str, typer.Option(
+    response_format: Annotated[str, Option(
         help='http: json_schema, json_object or none, as the endpoint can.')] = 'json_schema',
-    concurrency: Annotated[int, typer.Option(min=1, help='http: requests at once.')] = 4,
-    timeout: Annotated[float, typer.Option(help='http: of one request [s].')] = 120.0,
-    tries: Annotated[int, typer.Option(
+    concurrency: Annotated[int, Option(min=1, help='http: requests at once.')] = 4,
+    timeout: Annotated[float, Option(help='http: of one request [s].')] = 120.0,
+    tries: Annotated[int, Option(
         min=1, help='http: of one request, when the server is busy or broken.')] = 6,
-    max_tokens: Annotated[int, typer.Option(min=16, help='Longest answer.')] = 4096,
-    window: Annotated[int, typer.Option(min=1, help='Key frames in one request.')] = 16,
-    corrections: Annotated[int, typer.Option(
+    max_tokens: Annotated[int, Option(min=16, help='Longest answer.')] = 4096,
+    window: Annotated[int, Option(min=1, help='Key frames in one request.')] = 16,
+    corrections: Annotated[int, Option(
         min=0, help='How often an answer that cannot be right is sent back.')] = 1,
-    estimate: Annotated[bool, typer.Option(
+    estimate: Annotated[bool, Option(
         '--estimate', help='Tell requests, tokens and cost; ask nothing.')] = False,
-    price_in: Annotated[float, typer.Option(help='Per million tokens read.')] = 0.0,
-    price_out: Annotated[float, typer.Option(help='Per million tokens written.')] = 0.0,
-    picture_tokens: Annotated[int, typer.Option(
-        help='Tokens an image counts in estimates.')] = 260,
-    max_requests: Annotated[int | None, typer.Option(
+    price_in: Annotated[float, Option(help='Per million tokens read.')] = 0.0,
+    price_out: Annotated[float, Option(help='Per million tokens written.')] = 0.0,
+    picture_tokens: Annotated[int, Option(help='Tokens an image counts in estimates.')] = 260,
+    max_requests: Annotated[int | None, Option(
         min=0, help='Never send more, over all runs in this folder.')] = None,
-    max_cost: Annotated[float | None, typer.Option(
+    max_cost: Annotated[float | None, Option(
         min=0, help='Never spend more, over all runs in this folder.')] = None,
     episodes: Episodes = None,
     objects: Objects = None,
@@ -141,32 +137,26 @@ def label(
     --labels out/annotation/again.jsonl`
     """
     source = _source(data, objects, invert_gripper)
-    from dtvla_ros.annotation.label import LabelCommand, LabelOptions, run_label
-    from dtvla_ros.annotation.providers import HttpOptions, Prices
+    from dtvla_ros.annotation.label import LabelOptions, run_label
+    from dtvla_ros.annotation.providers import Budget, HttpOptions
 
     run_label(
-        source,
-        LabelCommand(
-            folder=out, labels=labels, provider=provider, answers=answers,
-            key=os.environ.get(key_env), estimate=estimate, max_requests=max_requests,
-            max_cost=max_cost, episodes=episodes),
-        LabelOptions(window, corrections), Prices(price_in, price_out, picture_tokens),
-        HttpOptions(
-            url=url, model=model, timeout=timeout, tries=tries, max_tokens=max_tokens,
-            response_format=response_format, parallel=concurrency))
+        source, out, labels, provider, answers, LabelOptions(window, corrections),
+        Budget(price_in, price_out, picture_tokens, max_requests, max_cost),
+        HttpOptions(url, model, os.environ.get(key_env), timeout, tries, max_tokens=max_tokens,
+                    response_format=response_format, parallel=concurrency), estimate, episodes)
 
 
 @app.command()
 def agree(
     data: Data = TABLETOP,
     out: Out = FOLDER,
-    other: Annotated[Path | None, typer.Option(
+    other: Annotated[Path | None, Option(
         '--with', help='Compare with the thoughts of this dataset instead of rules.',
         file_okay=False)] = None,
-    all_frames: Annotated[bool, typer.Option(
+    all_frames: Annotated[bool, Option(
         '--all-frames', help='Every frame, not only the key frames in the folder.')] = False,
-    episodes: Annotated[str, typer.Option(
-        help='Number of episodes, or FIRST:END. [default: all]')] = '',
+    episodes: Annotated[str, Option(help='Number of episodes, or FIRST:END. [default: all]')] = '',
     objects: Objects = None,
     invert_gripper: Invert = False,
     json_file: Json = None,
@@ -182,23 +172,19 @@ def agree(
     `dtvla annotate agree --data data/tabletop --with data/tabletop-thoughts` after `fill`
     """
     source = _source(data, objects, invert_gripper)
-    from dtvla_ros.annotation import checks
+    from dtvla_ros.annotation.checks import compare, print_agreement
     from dtvla_ros.annotation.keyframes import read_keyframes
-    from dtvla_ros.files import write_json
 
     first, _, end = episodes.rpartition(':')
     try:
-        span = range(int(first or 0), min(int(end or len(source)), len(source)))
+        span = range(len(source))[int(first or 0):int(end or len(source))]
     except ValueError as error:
         raise UserError(f'--episodes {episodes!r}: give a number, or FIRST:END') from error
-    if other is not None:
-        rates = checks.compare_datasets(source, _source(other), span)
-        title = f'{other} and {data} on all frames'
-    else:
-        frames = None if all_frames else read_keyframes(out, source)
-        rates = checks.compare_rules(source, frames, span)
-        title = f'rules and {data} on {"all" if all_frames else "key"} frames'
-    checks.print_agreement(f'{title} of episodes {span.start} to {span.stop - 1}', rates)
+    every = all_frames or other is not None
+    rates = compare(source, None if other is None else _source(other), span,
+                    None if every else read_keyframes(out, source))
+    print_agreement(f'{other or "rules"} and {data} on {"all" if every else "key"} frames of '
+                    f'episodes {span.start} to {span.stop - 1}', rates)
     if json_file is not None:
         write_json(json_file, {name: rate.to_dict() for name, rate in rates.items()})
 
@@ -208,11 +194,11 @@ def review(
     data: Data = TABLETOP,
     out: Out = FOLDER,
     labels: Labels = None,
-    page: Annotated[Path | None, typer.Option(
+    page: Annotated[Path | None, Option(
         help='The page. [default: review.html in the folder]', dir_okay=False)] = None,
-    sample: Annotated[int, typer.Option(
+    sample: Annotated[int, Option(
         min=1, help='How many episodes: those with issues first, then at random.')] = 30,
-    seed: Annotated[int, typer.Option(help='Of the random choice.')] = 0,
+    seed: Annotated[int, Option(help='Of the random choice.')] = 0,
     objects: Objects = None,
     invert_gripper: Invert = False,
 ) -> None:
@@ -243,10 +229,10 @@ def apply(
     data: Data = TABLETOP,
     out: Out = FOLDER,
     labels: Labels = None,
-    decisions: Annotated[list[Path] | None, typer.Option(
+    decisions: Annotated[list[Path] | None, Option(
         help='Downloaded from the review page; repeat for several, the last wins.',
         dir_okay=False)] = None,
-    accept_rest: Annotated[bool, typer.Option(
+    accept_rest: Annotated[bool, Option(
         '--accept-rest', help='Accept undecided labels without an issue.')] = False,
     objects: Objects = None,
     invert_gripper: Invert = False,
@@ -273,21 +259,21 @@ def apply(
 
 @app.command()
 def fill(
-    to: Annotated[Path, typer.Option(help='Folder of the new dataset.', file_okay=False)],
+    to: Annotated[Path, Option(help='Folder of the new dataset.', file_okay=False)],
     data: Data = TABLETOP,
     out: Out = FOLDER,
-    labeller: Annotated[str, typer.Option(
+    labeller: Annotated[str, Option(
         help='motion: a small network on proprioception, seconds on a CPU; vlm: a transformers '
              'model with LoRA, for a GPU.')] = 'motion',
-    model: Annotated[Path | None, typer.Option(
+    model: Annotated[Path | None, Option(
         help='vlm: folder of the model.', file_okay=False)] = None,
-    steps: Annotated[int, typer.Option(min=1, help='motion: training steps.')] = 600,
-    epochs: Annotated[int, typer.Option(min=1, help='vlm: passes over the labels.')] = 2,
-    held_out: Annotated[float, typer.Option(
+    steps: Annotated[int, Option(min=1, help='motion: training steps.')] = 600,
+    epochs: Annotated[int, Option(min=1, help='vlm: passes over the labels.')] = 2,
+    held_out: Annotated[float, Option(
         help='Share of the accepted episodes the agreement is measured on.')] = 0.2,
-    reason: Annotated[bool, typer.Option(
+    reason: Annotated[bool, Option(
         '--reason', help='Write reasons, too; for policies with an open vocabulary.')] = False,
-    seed: Annotated[int, typer.Option(help='Of the split and the training.')] = 0,
+    seed: Annotated[int, Option(help='Of the split and the training.')] = 0,
     objects: Objects = None,
     invert_gripper: Invert = False,
     json_file: Json = None,
@@ -307,7 +293,6 @@ def fill(
     from dtvla_ros.annotation import fill as module
     from dtvla_ros.annotation.checks import print_agreement
     from dtvla_ros.annotation.review import ACCEPTED, read_accepted
-    from dtvla_ros.files import write_json
 
     accepted = read_accepted(out / ACCEPTED, source)
     chosen: module.Labeller
@@ -319,7 +304,7 @@ def fill(
         chosen = VlmLabeller(model, out / 'adapters', epochs=epochs, seed=seed)
     else:
         raise UserError(f'--labeller {labeller}: give motion, or vlm with --model')
-    result = module.fill(source, accepted, chosen, to, module.FillOptions(held_out, seed, reason))
+    result = module.fill(source, accepted, chosen, to, held_out, seed, reason)
     print_agreement(f'{chosen.name} and accepted labels on key frames of held-out episodes',
                     result.pop('rates'))
     print(f'{to}: {result["accepted_frames"]} frames as accepted, {result["filled_frames"]} '

@@ -22,6 +22,12 @@ STILL = 'still'
 MOVE_THRESHOLD = 0.015  # [m]
 
 
+def move_words(move: NDArray[np.float64]) -> list[str]:
+    """Return the three words for a displacement [3] m in base axes."""
+    return [plus if amount > MOVE_THRESHOLD else minus if amount < -MOVE_THRESHOLD else STILL
+            for amount, (plus, minus) in zip(move, AXIS_WORDS)]
+
+
 @dataclass(frozen=True, slots=True)
 class Thought:
     """The fields of one thought; ``place`` [3] and ``move`` [3] in base axes [m]."""
@@ -40,10 +46,7 @@ class Thought:
         words = ['holding', self.held or 'nothing', 'done', self.done or 'nothing']
         if self.trouble:
             words += [self.trouble]
-        words += ['now', self.phase, self.object, 'at',
-                  location_word('x', self.place[0]), location_word('y', self.place[1]),
-                  'next', self.following, 'move']
-        for amount, (plus, minus) in zip(self.move, AXIS_WORDS):
-            words.append(
-                plus if amount > MOVE_THRESHOLD else minus if amount < -MOVE_THRESHOLD else STILL)
-        return ' '.join(words)
+        return ' '.join([
+            *words, 'now', self.phase, self.object, 'at', location_word('x', self.place[0]),
+            location_word('y', self.place[1]), 'next', self.following,
+            'move', *move_words(self.move)])

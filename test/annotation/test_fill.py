@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dtvla_ros.annotation import fill as module
-from dtvla_ros.annotation.checks import compare_datasets
-from dtvla_ros.annotation.fill import Classes, FillOptions, MotionLabeller, fill, learn
+from dtvla_ros.annotation.checks import compare
+from dtvla_ros.annotation.fill import Classes, MotionLabeller, fill, learn
 from dtvla_ros.annotation.keyframes import KeyframeOptions, find_keyframes
 from dtvla_ros.annotation.question import Semantics, parse_thought, write_thought
 from dtvla_ros.annotation.rules import label_frames
@@ -27,12 +27,13 @@ def accepted(source):
         motion = source.motion(episode)
         labels = label_frames(motion, source.goal(episode))
         found[episode] = [
-            (k.frame, labels[k.frame].model_copy(update={'reason': f'as seen in {k.frame}.'}))
+            (k, labels[k].model_copy(update={'reason': f'as seen in {k}.'}))
             for k in find_keyframes(motion, KeyframeOptions(max_gap=0.5))]
     return found
 
 
 def content(folder):
+    """Return the hash of every file below a folder."""
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
             for p in sorted(folder.rglob('*')) if p.is_file()}
 
@@ -40,7 +41,7 @@ def content(folder):
 def test_a_new_dataset_with_every_thought(source, accepted, tmp_path):
     before = content(source.root)
     out = tmp_path / 'thoughts'
-    facts = fill(source, accepted, MotionLabeller(steps=200), out, FillOptions(held_out=0.3))
+    facts = fill(source, accepted, MotionLabeller(steps=200), out, held_out=0.3)
     assert content(source.root) == before
     assert facts['held_out']['phase']['rate'] > 0.85 and facts['held_out']['phase']['n'] > 20
     filled = Source(out)
@@ -49,22 +50,22 @@ def test_a_new_dataset_with_every_thought(source, accepted, tmp_path):
     for episode, labels in accepted.items():
         for frame, label in labels:
             assert parse_thought(filled.thoughts(episode)[frame])[0].key() == label.key()
-    rates = compare_datasets(source, filled, range(len(source)))
+    rates = compare(source, filled, range(len(source)))
     assert rates['phase'].value > 0.9 and rates['object'].value > 0.9
-    never_labelled = compare_datasets(source, filled, [len(source) - 1])
+    never_labelled = compare(source, filled, [len(source) - 1])
     assert never_labelled['phase'].value > 0.8
     image = filled.reader.image(3, 2, filled.reader.video_keys[0])
     np.testing.assert_array_equal(
         image, source.reader.image(3, 2, source.reader.video_keys[0]))
     with pytest.raises(UserError, match='nothing is written in place'):
-        fill(source, accepted, MotionLabeller(steps=1), source.root, FillOptions())
+        fill(source, accepted, MotionLabeller(steps=1), source.root)
 
 
 def test_a_dataset_without_thoughts_gets_the_column(accepted, source, tmp_path):
     from support.picks import picks_dataset
 
     bare = Source(picks_dataset(tmp_path / 'bare', 12, places=False))
-    fill(bare, accepted, MotionLabeller(steps=20), tmp_path / 'out', FillOptions(reason=True))
+    fill(bare, accepted, MotionLabeller(steps=20), tmp_path / 'out', reason=True)
     reader = DatasetReader(tmp_path / 'out')
     first = reader.column('reasoning')[0]
     assert first.startswith('as seen in 0. holding nothing done nothing now ')
@@ -78,13 +79,14 @@ def test_the_held_out_agreement_is_honest(source, accepted):
     pool = [label for labels in accepted.values() for _, label in labels]
     noise = {k: [(frame, pool[rng.integers(len(pool))]) for frame, _ in labels]
              for k, labels in accepted.items()}
-    _, rates = learn(source, noise, MotionLabeller(steps=100), FillOptions(held_out=0.3))
+    _, rates = learn(source, noise, MotionLabeller(steps=100), held_out=0.3)
     assert rates['all fields'].value < 0.5
     with pytest.raises(UserError, match='at least one'):
-        learn(source, dict(list(accepted.items())[:1]), MotionLabeller(), FillOptions())
+        learn(source, dict(list(accepted.items())[:1]), MotionLabeller())
 
 
 def label(phase, name='can', holding='nothing'):
+    """Return a label of a phase and an object."""
     return Semantics(holding=holding, done='nothing', trouble='none', phase=phase, object=name,
                      next='wait')
 

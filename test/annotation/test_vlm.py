@@ -21,7 +21,8 @@ FRAMES = [0, 12]
 
 
 def question(source):
-    return build_question(source, 0, source.motion(0), FRAMES, FRAMES, None, True)
+    """Return a question about two frames."""
+    return build_question(source, 0, FRAMES, FRAMES, None, True)
 
 
 @pytest.fixture(scope='module')
@@ -43,8 +44,8 @@ def test_a_local_model_labels(source, folder, tmp_path):
 
     model, processor = untaught.model, untaught.processor
     asked = question(source)
-    system = f'{asked.system}\nThe JSON schema of the answer:\n{json.dumps(asked.schema)}'
-    inputs = encode(processor, [('system', (system,)), *asked.turns], model.device)
+    inputs = encode(
+        processor, [('system', (asked.system_with_schema,)), *asked.turns], model.device)
     answer = processor.tokenizer(
         json.dumps(answer_frames(2)) + '<eos>', return_tensors='pt').input_ids
     ids = torch.cat([inputs['input_ids'], answer], dim=1)

@@ -17,14 +17,17 @@ USAGE = {'prompt_tokens': 1000, 'completion_tokens': 200}
 
 @dataclass
 class Reply:
-    """What one request gets: ``text`` of the answer, or a raw ``body``; ``wait`` [s] before."""
+    """What one request gets: ``text`` of the answer, or a raw ``body``; ``wait`` [s] before.
+
+    ``truncated``: the connection breaks before the body is whole.
+    """
 
     status: int = 200
     text: str | None = None
     body: bytes | None = None
     wait: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
-    cut: bool = False
+    truncated: bool = False
 
 
 def wanted(request: dict) -> int:
@@ -34,17 +37,14 @@ def wanted(request: dict) -> int:
 
 
 class Endpoint:
-    """``behave(number, request)`` gives the reply of the n-th request; None answers rightly."""
+    """``behave(number, request)`` gives the reply of the n-th request; None answers rightly.
+
+    It keeps the requests, their hashes, their headers and when they came [s].
+    """
 
     def __init__(self, behave: Callable[[int, dict], Reply | None] = lambda n, r: None):
-        self.requests: list[dict] = []
-        self.hashes: list[str] = []
-        self.headers: list[dict[str, str]] = []
-        self.times: list[float] = []
-        self.finished: list[str] = []
-        self.arrived = threading.Event()
-        lock = threading.Lock()
-        endpoint = self
+        self.requests, self.hashes, self.headers, self.times = [], [], [], []
+        lock, endpoint = threading.Lock(), self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = 'HTTP/1.1'
@@ -52,35 +52,26 @@ class Endpoint:
             def do_POST(self):
                 raw = self.rfile.read(int(self.headers['Content-Length']))
                 request = json.loads(raw)
-                digest = hashlib.sha256(raw).hexdigest()
                 with lock:
                     number = len(endpoint.requests)
                     endpoint.requests.append(request)
-                    endpoint.hashes.append(digest)
+                    endpoint.hashes.append(hashlib.sha256(raw).hexdigest())
                     endpoint.headers.append(dict(self.headers) | {'path': self.path})
                     endpoint.times.append(time.monotonic())
-                endpoint.arrived.set()
                 reply = behave(number, request) or Reply()
                 time.sleep(reply.wait)
-                text = reply.text
-                if text is None:
-                    text = json.dumps(answer_frames(wanted(request)))
-                body = reply.body
-                if body is None:
-                    body = json.dumps({
-                        'choices': [{'message': {'role': 'assistant', 'content': text}}],
-                        'usage': USAGE}).encode()
+                text = reply.text or json.dumps(answer_frames(wanted(request)))
+                body = reply.body or json.dumps({
+                    'choices': [{'message': {'role': 'assistant', 'content': text}}],
+                    'usage': USAGE}).encode()
+                self.close_connection = reply.truncated
                 try:
                     self.send_response(reply.status)
                     for name, value in reply.headers.items():
                         self.send_header(name, value)
-                    self.send_header('Content-Length', str(len(body) + 10 * reply.cut))
+                    self.send_header('Content-Length', str(len(body) + 10 * reply.truncated))
                     self.end_headers()
                     self.wfile.write(body)
-                    if reply.cut:
-                        self.close_connection = True
-                    with lock:
-                        endpoint.finished.append(digest)
                 except OSError:  # the client has gone
                     self.close_connection = True
 
@@ -89,14 +80,10 @@ class Endpoint:
 
         self._server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-
-    @property
-    def url(self) -> str:
-        return f'http://127.0.0.1:{self._server.server_address[1]}/v1'
+        self.url = f'http://127.0.0.1:{self._server.server_address[1]}/v1'
 
     def __enter__(self) -> Endpoint:
-        self._thread.start()
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
     def __exit__(self, *args) -> None:
