@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +18,8 @@ if 'PYTEST_XDIST_WORKER' in os.environ:  # workers side by side share the cores
     os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ['PYTHONPATH'] = os.pathsep.join(
     path for path in (*PATHS, os.environ.get('PYTHONPATH')) if path)
+os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+os.environ['ROS_DOMAIN_ID'] = import_module('support.domains').fresh_domain()
 
 HAS_ROS = find_spec('rclpy') is not None
 if not HAS_ROS:
@@ -53,6 +56,7 @@ def dtvla(monkeypatch, capsys, tmp_path):
             cli.main()
         return (left.value.code, *capsys.readouterr())
 
+    monkeypatch.setattr('faulthandler.enable', lambda: None)  # by rclpy; capsys has no file
     monkeypatch.setenv('COLUMNS', '200')
     monkeypatch.chdir(tmp_path)
     return run

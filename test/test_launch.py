@@ -44,27 +44,20 @@ def text(node):
     return ''
 
 
-def test_there_is_a_launch_file_for_every_way_to_run():
-    assert {p.name.split('.')[0] for p in FILES} == {
-        'sim', 'policy', 'robot', 'evaluate', 'gazebo'}
-
-
 @pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
-def test_what_a_launch_file_names_exists(path):
+def test_what_a_launch_file_names_exists_and_every_argument_explains_itself(path):
     for _, given in calls(path, 'Node'):
-        if text(given['package']) == 'dtvla_ros':
-            assert text(given['executable']) in COMMANDS
+        if text(given['package']) != 'dtvla_ros':
+            continue
+        assert text(given['executable']) in COMMANDS
+        for entry in ast.walk(given['parameters']):
+            if isinstance(entry, ast.Dict):
+                assert {text(k) for k in entry.keys} <= PARAMETERS
     for _, given in calls(path, 'ExecutableInPackage'):
         assert text(given['executable']) in COMMANDS
     below_share = [t for node in ast.walk(ast.parse(path.read_text()))
                    if isinstance(node, ast.BinOp) and (t := text(node)).startswith('/')]
-    assert below_share
-    for place in below_share:
-        assert (ROOT / place.lstrip('/')).exists(), place
-
-
-@pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
-def test_every_argument_explains_itself(path):
+    assert below_share and all((ROOT / place.lstrip('/')).exists() for place in below_share)
     arguments = list(calls(path, 'DeclareLaunchArgument'))
     assert arguments
     for node, given in arguments:
@@ -77,28 +70,13 @@ def test_every_argument_explains_itself(path):
             assert default in ast.literal_eval(given['choices'])
 
 
-def test_the_modes_are_the_nodes():
+def test_there_is_a_launch_file_for_every_way_to_run_and_the_modes_are_the_nodes():
+    assert {p.name.split('.')[0] for p in FILES} == {
+        'sim', 'policy', 'robot', 'evaluate', 'gazebo'}
     modes = next(given['choices'] for node, given in calls(ROOT / 'launch/policy.launch.py',
                                                            'DeclareLaunchArgument')
                  if text(node.args[0]) == 'mode')
     assert ast.literal_eval(modes) == list(MODES)
-
-
-@pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
-def test_every_parameter_that_is_set_is_declared(path):
-    for node, given in calls(path, 'Node'):
-        if text(given['package']) != 'dtvla_ros':
-            continue
-        for entry in ast.walk(given['parameters']):
-            if isinstance(entry, ast.Dict):
-                assert {text(k) for k in entry.keys} <= PARAMETERS, ast.unparse(node)
-
-
-def test_the_settings_for_gazebo_are_declared():
-    settings = yaml.safe_load((ROOT / 'config/gazebo.yaml').read_text())
-    for section in settings.values():
-        assert set(section['ros__parameters']) <= PARAMETERS
-    assert settings['/vla/vla_node']['ros__parameters']['autostart'] is True
 
 
 def test_a_result_counts_every_episode_and_says_what_ran_it():
@@ -208,7 +186,7 @@ def test_ros_itself_shows_every_argument(prefix, path):
     assert 'No description given' not in done.stdout
 
 
-def test_arguments_win_over_the_parameter_file(prefix):
+def test_arguments_win_over_the_parameter_file_and_an_evaluation_leaves_its_result(prefix):
     nodes = started('sim', episodes='7', seed='1000050', mode='masked', tasks="['a', 'b']",
                     policy='/a/released', engine='torch', device='cuda')
     assert set(nodes) == {'sim_bridge', 'vla_node', 'command_gate'}
@@ -220,9 +198,6 @@ def test_arguments_win_over_the_parameter_file(prefix):
     assert (policy['policy'], policy['engine'], policy['device']) == (
         '/a/released', 'torch', 'cuda')
     assert all(given_to(words)[0]['use_sim_time'] is True for words in nodes.values())
-
-
-def test_an_evaluation_leaves_its_result(prefix):
     bridge, _ = given_to(started('evaluate')['sim_bridge'])
     assert bridge['episodes'] == 50 and bridge['result_file'] == 'evaluation.json'
     assert bridge['lockstep'] is True
@@ -242,7 +217,7 @@ def test_a_robots_gate_speaks_to_its_controller_and_waits_to_be_started(
     assert given_to(nodes['command_gate'])[1][command] == '/mine'
 
 
-def test_gate_and_policy_meet_in_any_namespace(prefix):
+def test_gate_and_policy_meet_in_any_namespace_and_viewers_start_when_asked_for(prefix):
     nodes = started('policy', namespace='mind', transport='compressed', overlay='true')
     assert nodes['vla_node'][nodes['vla_node'].index('-r') + 1].startswith('__n')
     _, policy = given_to(nodes['vla_node'])
@@ -252,6 +227,10 @@ def test_gate_and_policy_meet_in_any_namespace(prefix):
         assert remaps['vla/action_chunk'] == '/mind/action_chunk'
     assert values['transport'] == 'compressed'
     assert remaps['image_wrist'] == '/image_wrist/compressed'
+    words = started('policy', viz='rerun', record='out/bag of today')['dtvla']
+    assert shlex.join(words[1:]) == "record --out 'out/bag of today'"
+    assert started('policy', viz='rerun')['dtvla'][1:] == ['view']
+    assert set(started('policy')) == {'vla_node', 'command_gate'}
 
 
 FOREIGN = {'robot_state_publisher': 'robot_state_publisher', 'ros_gz_bridge': 'parameter_bridge',
@@ -290,10 +269,3 @@ def test_gazebo_gets_the_world_and_the_gate_its_controllers(prefix, tmp_path):
             == '/gripper_controller/gripper_cmd/_action/send_goal')
     described, _ = given_to([*processes['robot_state_publisher'], '-r', '__node:=rsp'])
     assert described['robot_description'] == '<robot name="panda"/>'
-
-
-def test_viewers_and_recorder_start_when_asked_for(prefix):
-    words = started('policy', viz='rerun', record='out/bag of today')['dtvla']
-    assert shlex.join(words[1:]) == "record --out 'out/bag of today'"
-    assert started('policy', viz='rerun')['dtvla'][1:] == ['view']
-    assert set(started('policy')) == {'vla_node', 'command_gate'}

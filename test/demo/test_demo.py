@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import random
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import av
 import pytest
+from support.domains import fresh_domain
+from support.graph import NANO, ROOT
+from support.waiting import wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
 TASK = 'stack_the_red_cube_on_the_green_cube'
 
 
 def start(out: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, 'ROS_DOMAIN_ID': str(random.SystemRandom().randint(1, 100))}
+    environment = {**os.environ, 'ROS_DOMAIN_ID': fresh_domain()}
     return subprocess.Popen(
         [sys.executable, '-m', 'dtvla_ros.cli', 'demo', '--out', str(out), *arguments], cwd=ROOT,
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -35,22 +36,6 @@ def nodes_of(pid: int) -> dict[str, int]:
             if word.startswith(b'dtvla_ros.nodes.'):
                 found[word.decode().rpartition('.')[2]] = int(child)
     return found
-
-
-def read_until(stream, text: str) -> None:
-    for line in stream:
-        if text in line:
-            return
-    raise AssertionError(f'{text!r} was never printed')
-
-
-def gone(pids, seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while any(Path(f'/proc/{pid}').exists() for pid in pids):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 @pytest.mark.slow
@@ -75,7 +60,7 @@ def test_one_episode_over_topics(tmp_path):
 def test_nothing_survives_a_dead_node_or_ctrl_c(tmp_path, harm):
     demo = start(tmp_path, '--tasks', TASK, '--episodes', '3')
     try:
-        read_until(demo.stdout, 'thinks: ')
+        assert any('thinks: ' in line for line in demo.stdout)
         nodes = nodes_of(demo.pid)
         assert set(nodes) == {'vla_node', 'command_gate', 'sim_bridge'}
         if harm == 'ctrl-c':
@@ -85,7 +70,7 @@ def test_nothing_survives_a_dead_node_or_ctrl_c(tmp_path, harm):
         _, errors = demo.communicate(timeout=30)
     finally:
         demo.kill()
-    assert gone(nodes.values())
+    wait_for(lambda: not any(Path(f'/proc/{pid}').exists() for pid in nodes.values()))
     if harm == 'ctrl-c':
         assert demo.returncode == 130
     else:
@@ -93,14 +78,11 @@ def test_nothing_survives_a_dead_node_or_ctrl_c(tmp_path, harm):
         assert errors.startswith('error: vla_node ended with SIGKILL') and errors.count('\n') == 1
 
 
-def test_a_policy_with_a_wrong_hash_is_refused_in_one_line(tmp_path):
+def test_a_policy_with_a_wrong_hash_is_refused_in_one_line(dtvla, tmp_path):
     policy = tmp_path / 'policy'
-    policy.mkdir()
-    for file in (ROOT / 'models' / 'nano').iterdir():
-        (policy / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(NANO, policy)
     weights = policy / 'model.safetensors'
     weights.write_bytes(weights.read_bytes()[:-1] + b'\x07')
-    demo = start(tmp_path / 'out', '--policy', str(policy), '--tasks', TASK)
-    _, errors = demo.communicate(timeout=60)
-    assert demo.returncode == 2
+    code, _, errors = dtvla('demo', '--out', tmp_path / 'out', '--policy', policy, '--tasks', TASK)
+    assert code == 2
     assert errors.startswith('error: ') and 'SHA-256' in errors and errors.count('\n') == 1

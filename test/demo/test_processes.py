@@ -6,22 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+from support.waiting import wait_for
 
 from dtvla_ros.errors import NodeDied, UserError
 from dtvla_ros.ros.processes import NodeProcesses
 
 SERVER = ('http.server', ['--bind', '127.0.0.1', '0'])
-
-
-def wait_for(condition, seconds: float = 10.0):
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, 'waited too long'
-        time.sleep(0.02)
-    return value
 
 
 def alive(pid: int) -> bool:

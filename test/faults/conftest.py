@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.domains import fresh_domain
+from support.graph import ROOT, policy  # noqa: F401
 
-import test.nodes.conftest as nodes
 from dtvla_ros.files import write_between
-from test.faults.rig import PRIORITY, ROOT, Rig
+from test.faults.rig import PRIORITY, Rig
 from test.faults.table import ROWS
 
 BEGIN = '<!-- fault table, written by make faults -->'
@@ -36,9 +36,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption('--fault-table', metavar='FILE',
                      help='write the fault table with measured times into this file')
     parser.addoption('--flood-seconds', type=float, default=8, help='length of the image flood')
-
-
-policy = nodes.policy
 
 
 @pytest.fixture(scope='session')
@@ -72,19 +69,13 @@ def _priority() -> str:
 
 
 @pytest.fixture(scope='module')
-def domain() -> Iterator[None]:
-    """Use a ROS domain nobody else is on."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('ROS_DOMAIN_ID', str(random.SystemRandom().randint(101, 220)))
-        yield
-
-
-@pytest.fixture(scope='module')
-def rig(tmp_path_factory: Any, policy: Any, domain: None, strict: bool) -> Iterator[Rig]:
+def rig(tmp_path_factory: Any, policy: Any, strict: bool) -> Iterator[Rig]:  # noqa: F811
     """Policy and gate, running; a test breaks something and `Rig.ready` heals it."""
-    made = Rig(tmp_path_factory.mktemp('rig'), policy, strict)
-    yield made
-    made.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('ROS_DOMAIN_ID', fresh_domain())
+        made = Rig(tmp_path_factory.mktemp('rig'), policy, strict)
+        yield made
+        made.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Publishes 1 MB pictures on a camera's topic, a thousand times a second, as fast as it can."""
+"""Publishes 1 MB images on a camera's topic, a thousand times a second, as fast as it can."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def main(topic: str, seconds: float) -> None:
     rclpy.init(args=['flood'])
     node = Node('flood')
     publisher = node.create_publisher(Image, topic, qos_profile_sensor_data)
-    picture = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), np.uint8)
     begun, sent = time.monotonic(), 0
     while (now := time.monotonic()) - begun < seconds:
-        picture[0, 0] = sent % 256
-        publisher.publish(images.serialize_image(picture, node.get_clock().now().to_msg()))
+        image[0, 0] = sent % 256
+        publisher.publish(images.serialize_image(image, node.get_clock().now().to_msg()))
         sent += 1
         time.sleep(max(0.0, begun + sent / RATE - now))
     print(sent / (time.monotonic() - begun))

@@ -11,11 +11,12 @@ import pytest
 from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters
 from rclpy.parameter import Parameter
 from std_msgs.msg import Bool, String
+from support.graph import ROOT
 
 from dtvla_ros.actions import osc
 from dtvla_ros.ros import conversions, qos
 from test.faults.inside import RIVAL, policy_faults
-from test.faults.rig import ROOT, TASK
+from test.faults.rig import TASK
 from test.faults.table import T
 
 LISTED = 'put the can in the wooden bin'
@@ -24,42 +25,54 @@ LISTED = 'put the can in the wooden bin'
 @pytest.fixture(scope='module')
 def running(rig):
     rig.deadline = 1.0 if rig.strict else 3.0
-    rig.start('vla_node', '-p', f'allowed_instructions:=["{TASK}", "{LISTED}"]',
-              '-p', f'deadline_s:={rig.deadline}', code=policy_faults(rig.folder))
-    rig.start('command_gate', '-p', 'arm_status:=bool')
+    rig.begin('vla_node', code=policy_faults(rig.folder), deadline_s=rig.deadline,
+              allowed_instructions=f'["{TASK}", "{LISTED}"]')
+    rig.begin('command_gate', arm_status='bool')
     rig.arm = rig.node.create_publisher(Bool, '/arm_status', 1)
     return rig
 
 
 @pytest.fixture
 def moving(running):
+    """The arm in motion, nothing spoiled."""
     running.robot.grip_moves = True
     for name in ('slow', 'waits', 'endless', 'hungry'):
         (running.folder / name).unlink(missing_ok=True)
     return running.ready()
 
 
-def spoil(rig, change):
-    """Change the rows [n, 7] of every chunk from now on; return the list of times it was done."""
+def noting(fault):
+    """Return (fault, times): the fault, and when it was done."""
     times = []
 
+    def noted(message):
+        times.append(time.monotonic())
+        fault(message)
+        return message
+    return noted, times
+
+
+def spoil(rig, change):
+    """Change the rows [n, 7] of every chunk from now on; return the list of times it was done."""
     def fault(message):
-        chunk = conversions.chunk_from(message, T)
-        values = np.array(change(chunk.values.copy()), np.float32)
+        values = np.array(change(conversions.chunk_from(message, T).values.copy()), np.float32)
         for point, row in zip(message.points, values):
             point.positions = row.astype(float).tolist()
-        times.append(time.monotonic())
-        return message
-    rig.proxy.faults['action_chunk'] = fault
+    rig.faults['action_chunk'], times = noting(fault)
     return times
+
+
+def channel(index, value):
+    """Return a change of rows that puts a value into one channel."""
+    def change(values):
+        values[:, index] = value
+        return values
+    return change
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 def test_12_a_non_finite_action_drops_its_chunk_and_a_second_one_stops(moving, check, bad):
-    def spoiled(values):
-        values[4, 2] = bad
-        return values
-    times = spoil(moving, spoiled)
+    times = spoil(moving, channel(2, bad))
     moving.spin(lambda: len(times) >= 2, 3, 'two chunks')
     check(12, moving.stops(times[1], 'STOP', 'non-finite', '2 in a row'))
     assert np.isfinite([v for _, v in moving.commands]).all()
@@ -67,17 +80,13 @@ def test_12_a_non_finite_action_drops_its_chunk_and_a_second_one_stops(moving, c
 
 @pytest.mark.parametrize('what', ['channels', 'shape'])
 def test_13_a_chunk_of_another_kind_stops(moving, check, what):
-    times = []
-
     def fault(message):
-        times.append(time.monotonic())
         if what == 'channels':
             message.joint_names = [*message.joint_names[:6], 'grip']
         else:
             for point in message.points:
                 point.positions = list(point.positions)[:5]
-        return message
-    moving.proxy.faults['action_chunk'] = fault
+    moving.faults['action_chunk'], times = noting(fault)
     moving.spin(lambda: times, 3, 'a chunk')
     check(13, moving.stops(times[0], 'STOP', what))
 
@@ -100,23 +109,13 @@ def test_14_ten_times_too_much_is_clamped_and_five_in_a_row_are_a_fault(moving, 
 
 
 def test_15_a_target_outside_the_box_is_rejected(moving, check):
-    times = []
-
-    def at_the_edge(message):
-        message.pose.position.x = osc.WORKSPACE_HIGH[0] - 0.01
-        times.append(time.monotonic())
-        return message
-
-    def outwards(values):
-        values[:, 0] = 1.0
-        return values
-    outward = spoil(moving, outwards)
+    outward = spoil(moving, channel(0, 1.0))
     moving.spin(lambda: len(outward) >= 2 and moving.moving(), 3, 'motion outwards')
-    moving.proxy.faults['ee_pose'] = at_the_edge
+    moving.faults['ee_pose'], times = noting(lambda m: setattr(
+        m.pose.position, 'x', osc.WORKSPACE_HIGH[0] - 0.01))
     moving.spin(lambda: times, 1, 'a pose')
     check(15, moving.stops(times[0], 'HOLD', 'target x', 'outside'))
-    moving.proxy.faults.clear()
-    moving.spin(moving.moving, 5, 'motion by itself')
+    moving.goes_on()
 
 
 def test_16_an_overrun_shows_thinking_holds_and_stops_at_the_deadline(moving, check):
@@ -143,21 +142,20 @@ def test_17_a_thought_that_never_ends_is_cut_and_ends_the_task(moving, check):
     begun = time.monotonic()
     moving.stops(begun, 'STOP', 'cut at its cap')
     check(17, max(0.0, moving.still_after(begun) - begun - moving.deadline), 'before the deadline')
-    written = max((text for t, text in moving.reasoning if t > begun), key=len)
+    written = max((m.data for _, m in moving.of('reasoning', begun)), key=len)
     assert len(written.split()) >= 20, 'it was written down to the cap'
 
 
-@pytest.mark.parametrize(('text', 'word'), [
-    ('', 'empty'), ('x' * 10_000, '10000'), ('put it\x07', 'control')])
-def test_28_bad_instructions_are_rejected_in_motion(moving, check, text, word):
-    task = moving.vla_states[-1][2]['task']
-    sent = time.monotonic()
-    moving.instruction.publish(String(data=text))
-    moving.spin(lambda: 'rejected' in moving.vla[1] and word in moving.vla[1], 2, 'the reason')
-    check(28, moving.vla_states[-1][0] - sent)
-    assert moving.vla_states[-1][2]['instruction'] == TASK
+def test_28_bad_instructions_are_rejected_in_motion(moving, check):
+    task = moving.told('task')
+    for text, word in (('', 'empty'), ('x' * 10_000, '10000'), ('put it\x07', 'control')):
+        sent = time.monotonic()
+        moving.instruction.publish(String(data=text))
+        moving.spin(lambda word=word: 'rejected' in moving.vla[1] and word in moving.vla[1], 2)
+        check(28, moving.vla_states[-1][0] - sent)
+        assert moving.told('instruction') == TASK
     moving.spin(moving.moving, 3, 'the running task goes on')
-    assert moving.vla_states[-1][2]['task'] == task
+    assert moving.told('task') == task
 
 
 def test_29_an_unlisted_instruction_is_rejected_and_a_listed_one_is_taken(moving, check):
@@ -166,7 +164,7 @@ def test_29_an_unlisted_instruction_is_rejected_and_a_listed_one_is_taken(moving
     moving.spin(lambda: 'allowed_instructions' in moving.vla[1], 2, 'the reason')
     check(29, moving.vla_states[-1][0] - sent)
     moving.instruction.publish(String(data=LISTED))
-    moving.spin(lambda: moving.vla_states[-1][2]['instruction'] == LISTED, 2, 'the new task')
+    moving.spin(lambda: moving.told('instruction') == LISTED, 2, 'the new task')
 
 
 def test_30_a_second_start_is_refused_and_a_stop_before_motion_is_honoured(moving, check):
@@ -183,19 +181,6 @@ def test_30_a_second_start_is_refused_and_a_stop_before_motion_is_honoured(movin
     assert moving.obeyed('stop').success
     moved = moving.stops(since, 'STOP', 'asked to stop')
     check(30, moved)
-
-
-def test_a_pause_holds_and_answers_with_the_state_after_it(moving):
-    since = time.monotonic()
-    response = moving.obeyed('pause', data=True)
-    assert response.success and response.message == 'HOLD: paused'
-    moving.stops(since, 'HOLD', 'paused')
-    response = moving.obeyed('pause', data=False)
-    assert response.success and response.message == 'HOLD: thinking'
-    moving.spin(moving.moving, 5, 'motion by itself')
-    moving.obeyed('stop')
-    assert moving.obeyed('pause', data=True).message == 'STOP: asked to stop'
-    assert moving.obeyed('pause', data=False).message == 'STOP: asked to stop'
 
 
 def test_31_a_second_publisher_silences_the_gate(moving, check):
@@ -219,11 +204,11 @@ def test_32_a_halted_controller_holds_and_goes_on_from_where_it_is(moving, check
     moving.arm.publish(Bool(data=False))
     check(32, moving.stops(since, 'HOLD', 'controller'))
     moving.wait(0.3)
-    resumed, chunks = time.monotonic(), len(moving.chunks)
+    resumed = time.monotonic()
     moving.arm.publish(Bool(data=True))
     moving.spin(moving.moving, 5, 'motion by itself')
     first = next(t for t, v in moving.commands if t > resumed and v.any())
-    assert any(resumed < t <= first for t, _ in moving.chunks[chunks:]), 'by a new chunk'
+    assert any(t <= first for t, _ in moving.of('chunk', resumed)), 'by a new chunk'
 
 
 QUALITIES = {  # and how many subscriptions of each node hear such a publisher
@@ -241,12 +226,12 @@ def test_33_an_e_stop_while_the_policy_thinks(moving, check, quality):
     moving.spin((moving.folder / 'waits').exists, 3, 'a decision begun')
     moving.wait(0.05)  # the chunk before it
     assert moving.moving() or not moving.strict
-    chunks, since = len(moving.chunks), time.monotonic()
+    chunks, since = len(moving.of('chunk')), time.monotonic()
     estop.publish(Bool(data=True))
     check(33, moving.stops(since, 'FAULT', 'e-stop'))
     (moving.folder / 'slow').unlink()
     moving.wait(0.5)
-    assert len(moving.chunks) == chunks, 'the chunk in flight is discarded'
+    assert len(moving.of('chunk')) == chunks, 'the chunk in flight is discarded'
     estop.publish(Bool(data=False))
     moving.wait(0.3)
     assert moving.gate[0] == 'FAULT', 'latched'
@@ -254,24 +239,19 @@ def test_33_an_e_stop_while_the_policy_thinks(moving, check, quality):
 
 
 def test_34_grippers(moving, check):
-    def grip(channel):
-        def change(values):
-            values[:, 6] = channel
-            return values
-        return change
-    spoil(moving, grip(-1.0))
+    spoil(moving, channel(6, -1.0))
     moving.spin(lambda: moving.robot.opening > 0.079, 3, 'an open gripper')
-    spoil(moving, grip(1.0))
+    spoil(moving, channel(6, 1.0))
     moving.spin(lambda: moving.robot.opening < 0.05, 3, 'closing')
     moving.robot.grip_moves = False
     moving.wait(2.2 if moving.strict else 3.6)
     assert moving.gate[0] != 'STOP', 'a closing gripper that stalls holds something'
 
     moving.robot.grip_moves = True
-    spoil(moving, grip(-1.0))
+    spoil(moving, channel(6, -1.0))
     moving.spin(lambda: moving.robot.opening > 0.079, 3, 'an open gripper')
     moving.robot.grip_moves = False
-    spoil(moving, grip(1.0))
+    spoil(moving, channel(6, 1.0))
     moving.spin(lambda: moving.robot.grip == 0.0, 3, 'the command to close')
     check(34, moving.stops(time.monotonic(), 'STOP', 'does not close'))
 
@@ -288,8 +268,7 @@ def test_35_parameters_that_must_not_change(moving, check):
     def change(node, name, value):
         request = SetParameters.Request(parameters=[
             Parameter(name, value=value).to_parameter_msg()])
-        response, _ = moving.call(SetParameters, f'{node}/set_parameters', request)
-        return response.results[0]
+        return moving.call(SetParameters, f'{node}/set_parameters', request).results[0]
 
     def refused(node, name, value, word):
         result = change(node, name, value)
@@ -297,7 +276,7 @@ def test_35_parameters_that_must_not_change(moving, check):
 
     def read():
         return moving.call(GetParameters, '/command_gate/get_parameters', GetParameters.Request(
-            names=['linear_speed', 'joints_timeout_s']))[0]
+            names=['linear_speed', 'joints_timeout_s']))
     before = read()
     refused('/command_gate', 'linear_speed', 0.5, 'stop the gate first')
     refused('/command_gate', 'joints_timeout_s', 9.0, '')
@@ -311,13 +290,9 @@ def test_35_parameters_that_must_not_change(moving, check):
     moving.ready()
     assert max(np.abs(v[:3]).max() for _, v in moving.commands[-3:]) <= 0.1 + 1e-6
     check(35, said='refused')
-
-
-def test_limits_say_their_range(moving):
-    names = ['linear_speed', 'heartbeat_timeout_s']
-    described, _ = moving.call(DescribeParameters, '/command_gate/describe_parameters',
-                               DescribeParameters.Request(names=names))
-    speed, timeout = described.descriptors
+    speed, timeout = moving.call(
+        DescribeParameters, '/command_gate/describe_parameters', DescribeParameters.Request(
+            names=['linear_speed', 'heartbeat_timeout_s'])).descriptors
     assert [r.from_value for r in speed.floating_point_range] == [1e-6]
     assert [r.from_value for r in timeout.floating_point_range] == [0.05]
     assert not speed.read_only and timeout.read_only

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
 from dtvla_ros.ros.processes import resident_memory
-from test.faults.proxy import drop
-from test.faults.rig import ROOT
+from test.faults.rig import drop
 
 GROWTH = 30.0  # of the policy's memory while frames wait in its reader [MB]
 
 
 @pytest.mark.slow
-def test_36_a_flood_of_pictures(rig, check, request):
+def test_36_a_flood_of_images(rig, check, request):
     seconds = request.config.getoption('--flood-seconds', default=8)
-    rig.start('vla_node')
-    rig.start('command_gate')
+    rig.begin('vla_node')
+    rig.begin('command_gate')
     rig.ready()
     pid = rig.processes['vla_node'].pid
-    # It is the camera that floods. Two publishers on one topic, one of pictures that DDS sends in
+    # It is the camera that floods. Two publishers on one topic, one of images that DDS sends in
     # fragments and one of smaller ones, let Fast DDS 2.14's reader grow without end.
-    rig.proxy.faults['image_primary'] = drop
-    flood = subprocess.Popen([sys.executable, 'test/faults/flood.py', '/image_primary',
-                              str(seconds)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-                             env={**os.environ, 'PYTHONPATH': os.pathsep.join(
-                                 [str(ROOT), os.environ.get('PYTHONPATH', '')])})
+    rig.inject(image_primary=drop)
+    flood = rig.launch('flood', 'test/faults/flood.py', '/image_primary', str(seconds))
     rig.wait(3.0)
     before = resident_memory(pid)
     rig.stamps.clear()
     rig.spin(lambda: flood.poll() is not None, seconds + 30, 'the end of the flood')
-    rate = float(flood.communicate()[0])
+    rate = float(rig.log('flood'))
     jitter = np.abs(np.diff(rig.stamps) - 0.05)
     p99 = float(np.percentile(jitter, 99))
     assert rig.processes['vla_node'].poll() is None
@@ -42,4 +34,4 @@ def test_36_a_flood_of_pictures(rig, check, request):
     assert rig.vla[0] in ('ACTING', 'THINKING', 'HOLDING', 'STOPPED')
     rig.ready()
     check(36, p99)
-    check(36, said=f'p99; {rate:.0f} pictures/s, memory {resident_memory(pid) - before:+.0f} MB')
+    check(36, said=f'p99; {rate:.0f} images/s, memory {resident_memory(pid) - before:+.0f} MB')

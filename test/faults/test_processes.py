@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
-from rclpy.node import Node
 from rosgraph_msgs.msg import Clock
 
 from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.processes import resident_memory
-from dtvla_ros.ros.run import STEADY
 from test.faults.inside import clock_offset, policy_faults
-from test.faults.proxy import drop
-from test.faults.rig import ROOT
+from test.faults.rig import drop
 
 
 @pytest.fixture
@@ -28,9 +23,9 @@ def moving(rig):
     for name in ('slow', 'endless', 'hungry', 'offset'):
         (rig.folder / name).unlink(missing_ok=True)
     if 'vla_node' not in rig.processes:
-        rig.start('vla_node', code=policy_faults(rig.folder))
+        rig.begin('vla_node', code=policy_faults(rig.folder))
     if 'command_gate' not in rig.processes:
-        rig.start('command_gate', code=clock_offset(rig.folder / 'offset'))
+        rig.begin('command_gate', code=clock_offset(rig.folder / 'offset'))
     return rig.ready()
 
 
@@ -60,7 +55,7 @@ def test_19_a_killed_policy(moving, check):
 def test_20_a_killed_gate(moving, check, sink):
     if sink == 'crisp':
         moving.kill('command_gate')
-        moving.start('command_gate', '-p', 'preset:=crisp', '-p', 'profile:=default')
+        moving.begin('command_gate', preset='crisp', profile='default')
         moving.ready()
     since, place = time.monotonic(), moving.robot.position.copy()
     moving.kill('command_gate')
@@ -103,13 +98,10 @@ def test_22_a_wall_clock_that_jumps(moving, check, seconds):
 
 def test_24_simulated_time_that_pauses(moving, check):
     moving.kill('command_gate')
-    node = Node('clock')
-    publisher = node.create_publisher(Clock, '/clock', qos.LATEST)
-    steady = STEADY
-    timer = node.create_timer(0.01, lambda: publisher.publish(
-        Clock(clock=conversions.time_message(time.time()))), clock=steady)
-    moving.executor.add_node(node)
-    moving.start('command_gate', '-p', 'use_sim_time:=true')
+    publisher = moving.node.create_publisher(Clock, '/clock', qos.LATEST)
+    timer = moving.every(0.01, lambda: publisher.publish(
+        Clock(clock=conversions.time_message(time.time()))))
+    moving.begin('command_gate', use_sim_time='true')
     moving.ready()
     since = time.monotonic()
     timer.cancel()
@@ -120,27 +112,21 @@ def test_24_simulated_time_that_pauses(moving, check):
     timer.reset()
     moving.spin(moving.moving, 10, 'motion by itself')
     moving.kill('command_gate')
-    moving.executor.remove_node(node)
-    node.destroy_node()
+    timer.cancel()
 
 
 def test_37_deactivated_in_motion(moving, check):
-    client = moving.node.create_client(ChangeState, '/vla/vla_node/change_state')
-    moving.spin(client.service_is_ready, 10, 'change_state')
-
     def change(transition):
-        return client.call_async(ChangeState.Request(transition=Transition(id=transition)))
+        request = ChangeState.Request()
+        request.transition.id = transition
+        return moving.call(ChangeState, '/vla/vla_node/change_state', request)
     since = time.monotonic()
-    future = change(Transition.TRANSITION_DEACTIVATE)
+    assert change(Transition.TRANSITION_DEACTIVATE).success
     check(37, moving.stops(since, 'STOP', 'INACTIVE', 'not activated'))
-    moving.spin(future.done, 1, 'the answer')
-    assert future.result().success
     stopped = moving.still_after(since)
-    assert not [t for t, _ in moving.chunks if t > stopped + 0.05], 'no chunk after the stop'
+    assert not moving.of('chunk', stopped + 0.05), 'no chunk after the stop'
     assert moving.vla == ('INACTIVE', 'not activated')
-    future = change(Transition.TRANSITION_ACTIVATE)
-    moving.spin(future.done, 5, 'activate')
-    assert future.result().success
+    assert change(Transition.TRANSITION_ACTIVATE).success
 
 
 @pytest.mark.parametrize('name', ['vla_node', 'command_gate'])
@@ -164,14 +150,14 @@ def test_37_interrupted_in_motion(moving, check, name):
 def test_38_a_robot_lost_and_found(moving, check):
     topics = ('image_primary', 'image_wrist', 'joint_states', 'ee_pose')
     since = time.monotonic()
-    moving.proxy.faults.update(dict.fromkeys(topics, drop))
+    moving.faults.update(dict.fromkeys(topics, drop))
     check(38, moving.stops(since, 'HOLD'))
     moving.wait(1.0)
     back = time.monotonic()
-    moving.proxy.faults.clear()
+    moving.faults.clear()
     moving.spin(moving.moving, 10, 'motion by itself')
     first = next(t for t, v in moving.commands if t > back and v.any())
-    assert any(back < t <= first for t, _ in moving.chunks), 'by a new chunk'
+    assert any(t <= first for t, _ in moving.of('chunk', back)), 'by a new chunk'
 
 
 def test_39_a_disk_that_is_full_while_recording(moving, check, tmp_path):
@@ -181,10 +167,9 @@ def test_39_a_disk_that_is_full_while_recording(moving, check, tmp_path):
             f'resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); '
             'from dtvla_ros.cli import main; main()')
     before = len(moving.stamps)
-    done = subprocess.Popen([sys.executable, '-c', code, 'record', '--out', str(bag)], cwd=ROOT,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = moving.launch('record', '-c', code, 'record', '--out', str(bag))
     moving.spin(lambda: done.poll() is not None, 40, 'the end of the recording')
-    output = done.communicate()[0]
+    output = moving.log('record')
     assert done.returncode == 3, output
     assert 'No space left' in output or 'too large' in output, output
     gaps = np.diff(moving.stamps[before:])

@@ -1,51 +1,45 @@
-"""Parameter files name only what the nodes really have."""
+"""Parameter files name only what the nodes really have, and the joints of the arm they are for."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import fields
-from pathlib import Path
-
 import pytest
 import yaml
+from support.graph import ROOT, parameters
 
-from dtvla_ros.nodes.settings import LIMITS, GateSettings, VlaSettings
-from dtvla_ros.nodes.sim_bridge import SimSettings
+from dtvla_ros.nodes.command_gate import CommandGate
+from dtvla_ros.nodes.overlay import Overlay
+from dtvla_ros.nodes.sim_bridge import SimBridge
+from dtvla_ros.nodes.vla_node import VlaNode
+from dtvla_ros.safety.gate import GateState
 
-ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted([*ROOT.glob('config/sim*.yaml'), *ROOT.glob('config/robot_*.yaml')])
-NODES = {
-    'vla_node': (VlaSettings, 'vla_node', 'pose_source'),
-    'command_gate': (GateSettings, 'pose_source', 'command_adapters', 'arm_status'),
-    'sim_bridge': (SimSettings,),
-}
+FR3_ARM = [f'fr3_joint{k}' for k in range(1, 8)]
+FR3_FINGERS = ['fr3_finger_joint1', 'fr3_finger_joint2']
 
 
-def declared(node):
-    table, *files = NODES[node]
-    names = {entry.name for entry in fields(table)}
-    for file in files:
-        source = (ROOT / 'dtvla_ros' / 'nodes' / f'{file}.py').read_text()
-        names |= set(re.findall(r"declare\(\s*\w+, '(\w+)'", source))
-    return names | set(LIMITS if node == 'command_gate' else ())
+NODES = {'vla_node': VlaNode, 'command_gate': CommandGate, 'sim_bridge': SimBridge,
+         'overlay': Overlay}
+FILES = sorted(path for stem in ('sim*', 'robot_*', 'gazebo')
+               for path in ROOT.glob(f'config/{stem}.yaml'))
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
-def test_every_parameter_in_a_file_exists(path):
-    for key, section in yaml.safe_load(path.read_text()).items():
-        node = key.split('/')[-1]
-        given = set(section['ros__parameters'])
+def test_every_parameter_in_a_file_exists(graph, path):
+    given = {key.split('/')[-1]: section['ros__parameters']
+             for key, section in yaml.safe_load(path.read_text()).items()}
+    graph.listen('--ros-args', '--params-file', str(path))
+    for name, values in given.items():
         # Not '/**': in rcl it would win over, or lose against, -p and launch files unexpectedly.
-        assert node in NODES
-        assert {'use_sim_time', 'lockstep'} <= given
-        assert given - {'use_sim_time'} <= declared(node), f'{path.name}: {key}'
+        node = graph.join(NODES[name])
+        assert {'use_sim_time', 'lockstep'} <= values.keys() or path.stem == 'gazebo'
+        assert not [key for key in values if not node.has_parameter(key)], f'{path.name}: {name}'
+    vla, gate = given['vla_node'], given['command_gate']
+    if path.stem.startswith('robot'):
+        assert (vla['arm_joints'], vla['finger_joints'], gate['finger_joints']) == (
+            FR3_ARM, FR3_FINGERS, FR3_FINGERS)
 
 
 @pytest.mark.parametrize('preset', ['servo', 'crisp', 'fzi'])
 def test_a_robots_gate_starts_from_its_file_and_does_not_move_by_itself(graph, preset):
-    from dtvla_ros.nodes.command_gate import CommandGate
-    from dtvla_ros.safety.gate import GateState
-
     gate = graph.join(CommandGate, '--ros-args', '--params-file',
                       str(ROOT / 'config' / f'robot_{preset}.yaml'))
     assert gate.get_parameter('preset').value == preset
@@ -54,8 +48,8 @@ def test_a_robots_gate_starts_from_its_file_and_does_not_move_by_itself(graph, p
 
 
 def test_former_parameters_are_declared_without_effect_and_warned_of_once(graph):
-    process = graph.start('vla_node', '-p', 'seed:=3', '-p', 'keep_thought:=4', '-p',
-                          'policy:=nowhere', '-p', 'autostart:=true')
+    process = graph.start('vla_node', *parameters(
+        seed=3, keep_thought=4, policy='nowhere', autostart='true'))
     assert process.wait(60) == 2
     said = [line for line in graph.log('vla_node').splitlines() if 'without effect' in line]
     assert len(said) == 1 and 'seed and keep_thought' in said[0]

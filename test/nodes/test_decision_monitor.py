@@ -38,10 +38,15 @@ def over_time(monitor, readings, seconds, start=0.0):
 @pytest.mark.parametrize(('phase', 'reason'), [
     (Phase.UNCONFIGURED, 'not configured'), (Phase.INACTIVE, 'not activated'),
     (Phase.LOADING, "the policy's weights are being read")])
-def test_before_it_is_active_the_phase_is_the_state(monitor, phase, reason):
+def test_before_it_is_active_the_phase_is_the_state_and_a_note_explains(monitor, phase, reason):
     assert judged(monitor, Readings(phase)) == (phase.name, reason)
+    monitor.note = 'instruction rejected: it is empty'
+    assert judged(monitor, Readings(phase))[0] == phase.name
+    assert judged(monitor, GOOD) == ('IDLE', monitor.note)
     monitor.refusal = 'file damaged'
     assert judged(monitor, Readings(phase)) == (phase.name, 'file damaged')
+    monitor.begin_task()
+    assert judged(monitor, GOOD) == ('ACTING', '')
 
 
 def test_a_task_from_its_instruction_to_its_chunk(monitor):
@@ -75,20 +80,16 @@ def test_a_decision_past_its_deadline_stops_the_task(monitor):
     assert judged(monitor, GOOD, 1.03)[0] == 'ACTING'
 
 
-def test_inputs_in_trouble_hold_and_after_a_while_stop(monitor):
-    monitor.begin_task()
-    track = over_time(monitor, TROUBLE, INPUT_LOST + 0.5)
-    assert {(s, r) for t, s, r in track if t <= INPUT_LOST} == {
-        ('HOLDING', 'ee_pose missing or late')}
-    assert {(s, r) for t, s, r in track if t > INPUT_LOST + PERIOD} == {
-        ('STOPPED', 'ee_pose missing or late for 5 s')}
-
-
-def test_trouble_that_ends_in_between_does_not_add_up(monitor):
+def test_inputs_in_trouble_hold_and_after_a_while_without_a_break_stop(monitor):
     monitor.begin_task()
     for start in (0.0, 4.0, 8.0):
         over_time(monitor, TROUBLE, 3.0, start)
         assert judged(monitor, GOOD, start + 3.5)[0] == 'ACTING'
+    track = over_time(monitor, TROUBLE, INPUT_LOST + 0.5, 20.0)
+    assert {(s, r) for t, s, r in track if t <= 20.0 + INPUT_LOST} == {
+        ('HOLDING', 'ee_pose missing or late')}
+    assert {(s, r) for t, s, r in track if t > 20.0 + INPUT_LOST + PERIOD} == {
+        ('STOPPED', 'ee_pose missing or late for 5 s')}
 
 
 def test_a_gate_that_was_heard_must_not_fall_silent(monitor):
@@ -104,14 +105,6 @@ def test_an_idle_node_stops_for_nothing(monitor):
     monitor.on_gate(0.0)
     assert {s for _, s, _ in over_time(monitor, TROUBLE, INPUT_LOST + 1.0)} == {'IDLE'}
     assert not monitor.stopped
-
-
-def test_a_note_explains_until_the_next_task(monitor):
-    monitor.note = 'instruction rejected: it is empty'
-    assert judged(monitor, GOOD) == ('IDLE', monitor.note)
-    assert judged(monitor, Readings(Phase.INACTIVE)) == ('INACTIVE', monitor.note)
-    monitor.begin_task()
-    assert judged(monitor, GOOD) == ('ACTING', '')
 
 
 def test_only_the_heartbeat_judges(graph):

@@ -12,7 +12,7 @@ from dtvla_ros.ros.conversions import floats
 action = pytest.importorskip('control_msgs.action', reason='control_msgs is not installed')
 
 
-class Hand:
+class Gripper:
     """A gripper driver that notes every goal and fails it, as one that grasped something."""
 
     def __init__(self, node, kind):
@@ -43,26 +43,26 @@ def test_a_goal_is_sent_when_the_command_changes_and_then_only(graph, kind):
     def positions():
         parallel = kind == 'parallel_gripper_command'
         return [(g.position[0], g.effort[0]) if parallel else (g.position, g.max_effort)
-                for g in hand.goals]
+                for g in gripper.goals]
 
     command(-1.0)
     assert adapter.gripper_listeners() == 0
-    hand = Hand(node, action.ParallelGripperCommand if kind.startswith('parallel')
-                else action.GripperCommand)
+    gripper = Gripper(node, action.ParallelGripperCommand if kind.startswith('parallel')
+                      else action.GripperCommand)
     graph.spin(lambda: adapter.gripper_listeners() == 1, 20)
     command(0.0)
     graph.wait(0.2)
-    assert not hand.goals, 'no command yet'
+    assert not gripper.goals, 'no command yet'
 
     command(-1.0, -1.0, -1.0)
-    graph.spin(lambda: hand.goals, 20)
+    graph.spin(lambda: gripper.goals, 20)
     command(1.0, 1.0, 0.0, 1.0)
-    graph.spin(lambda: len(hand.goals) == 2, 20)
+    graph.spin(lambda: len(gripper.goals) == 2, 20)
     command(-1.0, -1.0)
-    graph.spin(lambda: len(hand.goals) == 3, 20)
+    graph.spin(lambda: len(gripper.goals) == 3, 20)
     graph.wait(0.3)
     assert positions() == [(0.04, 20.0), (0.0, 20.0), (0.04, 20.0)]
     if kind.startswith('parallel'):
-        assert list(hand.goals[0].name) == ['panda_finger_joint1']
-    hand.close()
+        assert list(gripper.goals[0].name) == ['panda_finger_joint1']
+    gripper.close()
     graph.spin(lambda: adapter.gripper_listeners() == 0, 20)

@@ -1,4 +1,4 @@
-"""The overlay as a process: real frames in, a readable picture and a path in space out."""
+"""The overlay as a process: real frames in, a readable image and a path in space out."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from dtvla_ros.caption import CAMERA, HEIGHT, LINES, TOP, WIDTH, Caption, draw_f
 from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.nodes.overlay import latency_line
 from dtvla_ros.ros import conversions, images, qos
-from dtvla_ros.ros.run import STEADY
 
 STAMP = 12.5
 START = np.array([0.4, -0.1, 0.2])
+RED, BLUE = (220, 20, 20), (20, 20, 220)
 
 
 def chunk():
@@ -37,24 +37,22 @@ class Robot:
     """Publishes what a robot and a policy publish, over and over."""
 
     def __init__(self, graph, kind):
-        node = graph.node
-        self.node, self.kind = node, kind
+        node, sensor = graph.node, qos_profile_sensor_data
+        self.kind = kind
         self.thought = 'holding nothing now reach can'
-        sensor = qos_profile_sensor_data
-        self.cameras = {n: node.create_publisher(kind, f'/image_{n}', sensor)
-                        for n in CAMERAS}
+        self.cameras = {n: node.create_publisher(kind, f'/image_{n}', sensor) for n in CAMERAS}
         self.pose = node.create_publisher(PoseStamped, '/ee_pose', sensor)
         self.thoughts = node.create_publisher(String, '/vla/reasoning', qos.LATCHED_10)
         self.chunks = node.create_publisher(JointTrajectory, '/vla/action_chunk', qos.LATEST)
         self.states = {t: node.create_publisher(DiagnosticStatus, t, qos.LATCHED)
                        for t in ('/vla/state', '/gate_state')}
-        node.create_timer(0.05, self.publish, clock=STEADY)
+        graph.every(0.05, self.publish)
 
     def publish(self):
-        for k, (name, publisher) in enumerate(self.cameras.items()):
-            pixels = np.full((96, 128, 3), (220, 20, 20) if k == 0 else (20, 20, 220), np.uint8)
-            serialize = (images.serialize_image if self.kind is Image
-                         else images.serialize_compressed)
+        serialize = (images.serialize_image if self.kind is Image
+                     else images.serialize_compressed)
+        for (name, publisher), colour in zip(self.cameras.items(), (RED, BLUE)):
+            pixels = np.full((96, 128, 3), colour, np.uint8)
             publisher.publish(serialize(pixels, conversions.time_message(STAMP), name))
         for stamp, offset in ((STAMP, 0.0), (STAMP + 0.05, 0.5)):
             x, y, z = (START + offset).tolist()
@@ -76,54 +74,40 @@ def decoded(message):
 
 
 @pytest.mark.parametrize('transport', ['raw', 'compressed'])
-def test_cameras_and_thought_side_by_side_once_somebody_watches(graph, transport):
-    graph.listen()
+def test_cameras_thought_and_path_once_somebody_watches(graph, transport):
+    node = graph.listen(path=(MarkerArray, '/planned_path'))
     robot = Robot(graph, Image if transport == 'raw' else CompressedImage)
-    process = graph.start('overlay', '-p', f'transport:={transport}', '-p', 'rate:=20.0')
-    graph.spin(lambda: graph.node.count_publishers('/overlay/compressed'), 30)
+    graph.start('overlay', '-p', f'transport:={transport}', '-p', 'rate:=20.0',
+                '-p', 'base_frame:=fr3_link0')
+    graph.spin(lambda: node.count_publishers('/overlay/compressed'), 30)
     graph.wait(0.5)
-    assert graph.node.count_subscribers('/image_primary') == 0, 'nobody watches: nothing is read'
+    assert node.count_subscribers('/image_primary') == 0, 'nobody watches: nothing is read'
 
-    pictures = []
-    watching = graph.node.create_subscription(
-        CompressedImage, '/overlay/compressed', pictures.append, 5)
+    watching = graph.hear('image', CompressedImage, '/overlay/compressed', 5)
     left, right = (TOP + CAMERA // 2, CAMERA // 2), (TOP + CAMERA // 2, CAMERA + CAMERA // 2)
 
     def complete():
-        if not pictures:
+        if graph.last('image') is None:
             return False
-        picture = decoded(pictures[-1])
-        return (picture[left][0] > 150 and picture[right][2] > 150
-                and picture[:, 2 * CAMERA:].max() > 200)
+        image = decoded(graph.last('image'))
+        return (image[left][0] > 150 and image[right][2] > 150
+                and image[:, 2 * CAMERA:].max() > 200)
     graph.spin(complete, 30)
-    before = decoded(pictures[-1])
+    before = decoded(graph.last('image'))
     assert before.shape == (HEIGHT, WIDTH, 3)
-    np.testing.assert_allclose(before[left], (220, 20, 20), atol=12)
-    np.testing.assert_allclose(before[right], (20, 20, 220), atol=12)
-    assert conversions.seconds(pictures[-1].header.stamp) == STAMP
+    np.testing.assert_allclose(before[left], RED, atol=12)
+    np.testing.assert_allclose(before[right], BLUE, atol=12)
+    assert conversions.seconds(graph.last('image').header.stamp) == STAMP
 
     robot.thought = 'holding can now carry it to the wooden bin'
 
-    def rewritten():
-        now = decoded(pictures[-1]).astype(int)
-        return np.abs(now - before)[130:250, 2 * CAMERA:].max() > 120
-    graph.spin(rewritten, 10)
-    after = decoded(pictures[-1]).astype(int)
-    assert np.abs(after - before)[:, :2 * CAMERA].max() < 30, 'the cameras stay as they are'
+    def change():
+        return np.abs(decoded(graph.last('image')).astype(int) - before)
+    graph.spin(lambda: change()[130:250, 2 * CAMERA:].max() > 120, 10)
+    assert change()[:, :2 * CAMERA].max() < 30, 'the cameras stay as they are'
 
-    graph.node.destroy_subscription(watching)
-    graph.spin(lambda: graph.node.count_subscribers('/image_primary') == 0, 10)
-    assert process.poll() is None and graph.interrupt('overlay') == 0
-
-
-def test_the_path_starts_where_it_was_decided_and_ends_where_the_law_leads(graph):
-    graph.listen()
-    Robot(graph, Image)
-    graph.start('overlay', '-p', 'base_frame:=fr3_link0')
-    paths = []
-    graph.node.create_subscription(MarkerArray, '/planned_path', paths.append, 5)
-    graph.spin(lambda: paths, 30)
-    [marker] = paths[-1].markers
+    graph.spin(lambda: graph.last('path'), 30)
+    [marker] = graph.last('path').markers
     assert marker.type == Marker.LINE_STRIP and marker.header.frame_id == 'fr3_link0'
     assert conversions.seconds(marker.header.stamp) == STAMP
     points = np.array([(p.x, p.y, p.z) for p in marker.points])
@@ -134,6 +118,10 @@ def test_the_path_starts_where_it_was_decided_and_ends_where_the_law_leads(graph
     shades = [(c.r, c.g, c.b) for c in marker.colors]
     assert len(set(shades[:5])) == 1 and len(set(shades[5:])) == 1, 'the gripper keeps its grip'
     assert shades[0] != shades[-1]
+
+    node.destroy_subscription(watching)
+    graph.spin(lambda: node.count_subscribers('/image_primary') == 0, 10)
+    assert graph.interrupt('overlay') == 0
 
 
 def test_of_a_long_thought_the_end_is_shown_and_what_is_missing_is_named():
@@ -160,10 +148,3 @@ def test_its_process_loads_no_learning():
     from test.test_imports import LEARNING, loaded_after
 
     assert loaded_after('import dtvla_ros.nodes.overlay', (*LEARNING, 'mujoco')) == set()
-
-
-def test_a_refused_parameter_is_one_line(graph):
-    process = graph.start('overlay', '-p', 'transport:=pigeon')
-    assert process.wait(30) == 2
-    assert graph.log('overlay').strip() == (
-        'error: parameter transport = "pigeon"; choose from raw, compressed')

@@ -12,16 +12,13 @@ import time
 
 import numpy as np
 import pytest
-from diagnostic_msgs.msg import DiagnosticStatus
-from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
 from std_msgs.msg import String
+from support.graph import IN_NAMESPACE, ROOT, parameters
 from support.released import STATISTICS, write_checkpoint
 from trajectory_msgs.msg import JointTrajectory
 
 from benchmarks.arm import Robot
 from dtvla_ros.ros import conversions, qos
-from test.nodes.conftest import IN_NAMESPACE, ROOT
 from test.sim.test_libero import needs_libero
 
 BUTTER = 'pick_up_the_butter_and_place_it_in_the_basket'
@@ -47,26 +44,14 @@ def converted(tmp_path_factory):
 
 def test_a_decision_over_topics(graph, converted):
     node = graph.listen(chunk=(JointTrajectory, '/vla/action_chunk'),
-                        reasoning=(String, '/vla/reasoning'),
-                        vla=(DiagnosticStatus, '/vla/state'))
+                        reasoning=(String, '/vla/reasoning'))
     Robot(node, '', (256, 256), frame_rate=20.0)
     instruction = node.create_publisher(String, '/instruction', qos.LATCHED)
-    managed = [word.replace('autostart:=true', 'autostart:=false') for word in IN_NAMESPACE]
-    graph.start('vla_node', *managed, '-p', f'policy:={converted}', '-p', 'engine:=torch',
-                '-p', 'max_thought_tokens:=12', '-p', 'on_cut:=act', '-p', 'deadline_s:=20.0',
-                '-p', 'max_age_s:=5.0', '-p', 'input_timeout_s:=1.0')
-
-    def state():
-        return graph.of('vla')[-1][1] if graph.of('vla') else DiagnosticStatus()
-    graph.spin(lambda: state().message == 'UNCONFIGURED', 60)
-    for transition, reached in ((Transition.TRANSITION_CONFIGURE, 'INACTIVE'),
-                                (Transition.TRANSITION_ACTIVATE, 'IDLE')):
-        answer = graph.call(ChangeState, '/vla/vla_node/change_state', ChangeState.Request(
-            transition=Transition(id=transition)))
-        assert answer.success, conversions.status_values(state())['reason']
-        graph.spin(lambda reached=reached: state().message == reached, 60)
+    graph.start('vla_node', *IN_NAMESPACE, *parameters(
+        policy=converted, engine='torch', max_thought_tokens=12, on_cut='act', deadline_s=20.0,
+        max_age_s=5.0, input_timeout_s=1.0))
     instruction.publish(String(data=TASK))
-    graph.spin(lambda: graph.of('chunk'), 60)
+    graph.spin(lambda: graph.of('chunk'), 90)
     message = graph.of('chunk')[0][1]
     chunk = conversions.chunk_from(message, 0.05)
     low, high = (np.array(STATISTICS['action'][key][:6]) for key in ('q01', 'q99'))

@@ -57,16 +57,12 @@ def test_what_is_refused_does_not_hide_what_was_there(o):
     assert o.poll('go').stamp == 1.0
 
 
-def test_clear_forgets(o):
-    fill(o, 1.0)
-    o.clear()
-    assert o.poll('go') is None
-
-
-def test_memory_is_bounded(o):
+def test_memory_is_bounded_and_clear_forgets(o):
     for k in range(1000):
         fill(o, k * 0.05)
     assert all(len(s) <= 16 for s in o._samples.values())
+    o.clear()
+    assert o.poll('go') is None
 
 
 @pytest.mark.parametrize(('text', 'word'), [

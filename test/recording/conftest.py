@@ -1,3 +1,3 @@
 """A graph of its own for every test that starts processes."""
 
-from test.nodes.conftest import graph, policy  # noqa: F401
+from support.graph import graph, policy  # noqa: F401

@@ -7,18 +7,20 @@ import sys
 import threading
 import time
 
+import numpy as np
+from builtin_interfaces.msg import Time
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.ros import run
-from dtvla_ros.ros.run import LifecycleNode
+from dtvla_ros.ros import images, qos, run
 
-CAMERA = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+CAMERA = qos.profile(10, reliable=False, latched=False)
+HEIGHT, WIDTH, RATE, COUNT = 480, 640, 30.0, 90
+"""Size [px], rate [Hz] and number of the images of `NumberedCamera`."""
 
 
 def say(line: str) -> None:
@@ -32,7 +34,7 @@ class Peer(Node):
         super().__init__('peer')
         self.echo = self.create_publisher(Image, 'echoed', CAMERA)
         self.create_subscription(Image, 'sent', self.echo.publish, CAMERA, raw=True)
-        self.word = self.create_publisher(String, 'word', LATCHED)
+        self.word = self.create_publisher(String, 'word', qos.LATCHED)
         self.word.publish(String(data='latched before you came'))
         self.create_service(SetBool, 'invert', self.invert)
         self.last_word = self.create_publisher(String, 'last_word', 5)
@@ -56,14 +58,26 @@ class Peer(Node):
         super().destroy_node()
 
 
-class ManagedPeer(LifecycleNode):
-    """Says a word over and over, which is heard while it is active only."""
+class NumberedCamera(Node):
+    """Publishes `COUNT` images, their number in the stamp and in every pixel, once it is heard.
+
+    The last one, number 0, says that it is over, again and again: it may be repeated, so it may
+    be lost.
+    """
 
     def __init__(self) -> None:
-        super().__init__('managed_peer')
-        word = self.create_lifecycle_publisher(String, 'managed_word', 5)
-        self.create_timer(0.05, lambda: word.publish(String(data='active')))
-        say('ready')
+        super().__init__('numbered_camera')
+        self._out = self.create_publisher(Image, 'image', qos_profile_sensor_data)
+        self._number = 0
+        self.create_timer(1.0 / RATE, self._shoot, clock=run.STEADY)
+
+    def _shoot(self) -> None:
+        if not self._out.get_subscription_count():
+            return
+        self._number += 1
+        number = self._number if self._number <= COUNT else 0
+        image = np.full((HEIGHT, WIDTH, 3), number, np.uint8)
+        self._out.publish(images.serialize_image(image, Time(sec=number), 'camera'))
 
 
 class Talker(Node):
@@ -127,7 +141,7 @@ def join() -> int:
     return 0
 
 
-KINDS = {'': Peer, 'managed': ManagedPeer, 'talker': Talker, 'ending': Ending,
+KINDS = {'': Peer, 'camera': NumberedCamera, 'talker': Talker, 'ending': Ending,
          'threaded': Threaded, 'threaded user': ThreadedUser}
 
 if __name__ == '__main__':

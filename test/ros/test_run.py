@@ -1,4 +1,4 @@
-"""How nodes begin and end, as real processes: exit codes, one-line errors, signals."""
+"""How nodes begin and end, as real processes: exit codes, one-line errors, signals; images."""
 
 from __future__ import annotations
 
@@ -7,96 +7,133 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from rclpy.qos import qos_profile_sensor_data
+from ros.peer import CAMERA, COUNT, HEIGHT, WIDTH, Peer
+from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
+from dtvla_ros.ros import images, run
+
 TIMEOUT = 60.0
+PARAMETERS = '--ros-args', '--params-file'
 
 
-def _one_line(peer: Any, *parts: str) -> None:
-    out, err = peer.communicate(timeout=TIMEOUT)
-    assert (peer.returncode, out) == (2, ''), err
-    assert err.startswith('error: ')
-    assert err.count('\n') == 1, err
-    for part in parts:
-        assert part in err
+@pytest.mark.parametrize(('words', 'variables', 'reason'), [
+    ((), {'ROS_DOMAIN_ID': 'x'}, 'ROS_DOMAIN_ID'),
+    ((), {'ROS_DOMAIN_ID': '1000'}, 'ROS_DOMAIN_ID'),
+    ((), {'ROS_DOMAIN_ID': '-1'}, 'ROS_DOMAIN_ID'),
+    ((), {'ROS_AUTOMATIC_DISCOVERY_RANGE': 'moon'}, 'ROS_AUTOMATIC_DISCOVERY_RANGE'),
+    ((), {'ROS_STATIC_PEERS': 'no host'}, 'no host'),
+    ((), {'FASTRTPS_DEFAULT_PROFILES_FILE': 'no/such/file.xml'}, 'no/such/file.xml'),
+    ((), {'FASTRTPS_DEFAULT_PROFILES_FILE': 'broken.xml'}, 'broken.xml'),
+    (('--moon',), {}, '--moon'),
+    (('--ros-args', '--moon'), {}, '--moon'),
+    (('--ros-args', '-p', 'rate:=fast'), {}, "'fast'"),
+    (('--ros-args', '-p', 'rate'), {}, '-p rate'),
+    (('--ros-args', '-r', '__node:=a-b'), {}, '__node:=a-b'),
+    (('--ros-args', '--log-level', 'moon'), {}, 'moon'),
+    ((*PARAMETERS, 'no/such/file.yaml'), {}, 'no/such/file.yaml'),
+    ((*PARAMETERS, 'open.yaml'), {}, ''), ((*PARAMETERS, 'flat.yaml'), {}, ''),
+    ((*PARAMETERS, 'type.yaml'), {}, '')])
+def test_bad_input_is_one_line(
+        graph: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any,
+        words: tuple[str, ...], variables: dict[str, str], reason: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in (
+            ('broken.xml', '<dds><profiles>'), ('open.yaml', 'a: ['),
+            ('flat.yaml', 'peer: {rate: 3}'),
+            ('type.yaml', '/**: {ros__parameters: {rate: fast}}')):
+        Path(name).write_text(text)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert run.run(Peer, words) == 2
+    error = capfd.readouterr().err
+    assert error.startswith('error: ') and error.count('\n') == 1, error
+    assert reason in error and all(value in error for value in variables.values())
 
 
-@pytest.mark.parametrize(('name', 'value'), [
-    ('ROS_DOMAIN_ID', 'x'), ('ROS_DOMAIN_ID', '1000'), ('ROS_DOMAIN_ID', '-1'),
-    ('ROS_AUTOMATIC_DISCOVERY_RANGE', 'moon'),
-    ('ROS_STATIC_PEERS', 'no host'),
-    ('FASTRTPS_DEFAULT_PROFILES_FILE', 'no/such/file.xml')])
-def test_bad_variable_is_one_line(start_peer: Any, name: str, value: str) -> None:
-    _one_line(start_peer(**{name: value}), value,
-              *([name] if name != 'ROS_STATIC_PEERS' else ()))
-
-
-def test_broken_profile_is_one_line(start_peer: Any, tmp_path: Path) -> None:
-    broken = tmp_path / 'broken.xml'
-    broken.write_text('<dds><profiles>')
-    _one_line(start_peer(FASTRTPS_DEFAULT_PROFILES_FILE=str(broken)), str(broken))
-
-
-@pytest.mark.parametrize(('words', 'reason'), [
-    (('--moon',), '--moon'),
-    (('--ros-args', '--moon'), '--moon'),
-    (('--ros-args', '-p', 'rate:=fast'), "'fast'"),
-    (('--ros-args', '-p', 'rate'), '-p rate'),
-    (('--ros-args', '-r', '__node:=a-b'), '__node:=a-b'),
-    (('--ros-args', '--log-level', 'moon'), 'moon'),
-    (('--ros-args', '--params-file', 'no/such/file.yaml'), 'no/such/file.yaml')])
-def test_bad_argument_is_one_line(start_peer: Any, words: tuple[str, ...], reason: str) -> None:
-    _one_line(start_peer(*words), reason)
-
-
-@pytest.mark.parametrize('text', ['a: [', 'peer: {rate: 3}',
-                                  '/**: {ros__parameters: {rate: fast}}'])
-def test_broken_parameter_file_is_one_line(start_peer: Any, tmp_path: Path, text: str) -> None:
-    path = tmp_path / 'parameters.yaml'
-    path.write_text(text)
-    _one_line(start_peer('--ros-args', '--params-file', str(path)))
-
-
-def test_log_level_of_rcl_is_heeded(start_peer: Any) -> None:
-    peer = start_peer('--ros-args', '--log-level', 'rcl:=debug', PEER='ending')
-    _, err = peer.communicate(timeout=TIMEOUT)
-    assert '[DEBUG]' in err
-
-
-def test_end_gives_the_exit_code(start_peer: Any) -> None:
+def test_end_gives_the_exit_code_and_the_log_level_of_rcl_is_heeded(start_peer: Any) -> None:
     peer = start_peer(PEER='ending')
     assert peer.communicate(timeout=TIMEOUT) == ('', '')
     assert peer.returncode == 3
+    peer = start_peer('--ros-args', '--log-level', 'rcl:=debug', PEER='ending')
+    assert '[DEBUG]' in peer.communicate(timeout=TIMEOUT)[1]
 
 
-def test_error_of_a_task_from_a_thread_ends_the_node(start_peer: Any) -> None:
+def test_error_of_a_task_from_a_thread_ends_the_node(start_peer: Any, refusal: Any) -> None:
     peer = start_peer(PEER='threaded')
     _, err = peer.communicate(timeout=TIMEOUT)
     assert peer.returncode == 1
     assert err.splitlines()[-1] == 'RuntimeError: from a task'
-    _one_line(start_peer(PEER='threaded user'), 'no such thing')
+    assert 'no such thing' in refusal(PEER='threaded user')
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_signal_ends_a_waiting_node_and_its_last_word_is_heard(
-        make_node: Any, spin_until: Any, start_peer: Any, number: int) -> None:
-    node = make_node()
-    last: list[str] = []
-    node.create_subscription(String, 'last_word', lambda m: last.append(m.data), 5)
-    peer = start_peer()
+def test_a_signal_ends_a_waiting_node_and_interrupts_a_loop_that_has_joined(
+        graph: Any, start_peer: Any, number: int) -> None:
+    graph.listen()
+    graph.hear('last', String, 'last_word', 5)
+    peer, joined = start_peer(), start_peer(PEER='joined')
     assert [peer.stdout.readline() for _ in range(2)] == ['ready\n', 'heard\n']
     os.kill(peer.pid, number)
-    assert spin_until(lambda: last)
+    graph.spin(lambda: graph.last('last'))
     assert peer.wait(timeout=TIMEOUT) == 0
-    assert last == ['stop commands go out last']
+    assert [m.data for _, m in graph.of('last')] == ['stop commands go out last']
     assert peer.stderr.read() == ''
+    assert joined.stdout.readline() == 'ready\n'
+    os.kill(joined.pid, number)
+    assert joined.communicate(timeout=TIMEOUT) == ('interrupted\n', '')
+    assert joined.returncode == 0
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_signal_interrupts_a_loop_that_has_joined(start_peer: Any, number: int) -> None:
-    peer = start_peer(PEER='joined')
-    assert peer.stdout.readline() == 'ready\n'
-    os.kill(peer.pid, number)
-    assert peer.communicate(timeout=TIMEOUT) == ('interrupted\n', '')
-    assert peer.returncode == 0
+def test_images_cross_unchanged_and_a_burst_of_large_ones_whole(
+        graph: Any, start_peer: Any) -> None:
+    """The burst is more than Fast DDS's own segment of shared memory holds."""
+    node = graph.listen()
+    graph.hear('echoed', Image, 'echoed', CAMERA, raw=True)
+    publisher = node.create_publisher(Image, 'sent', CAMERA)
+    start_peer()
+    stamp = node.get_clock().now().to_msg()
+    random = np.random.default_rng(0)
+
+    def send(height: int, width: int) -> np.ndarray:
+        frame = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        publisher.publish(images.serialize_image(frame, stamp, 'camera'))
+        return frame
+    # The first ones are lost while the other side has not seen both of our ends yet.
+    first = graph.every(0.3, lambda: send(2, 2))
+    graph.spin(lambda: graph.last('echoed'))
+    first.cancel()
+    sent = [send(height, width) for height, width in (
+        (1, 1), (224, 225), *((height, 640) for height in range(480, 486)))]
+
+    def received() -> dict[tuple[int, int], images.RawImage]:
+        parsed = (images.parse_image(data) for _, data in graph.of('echoed'))
+        return {(m.height, m.width): m for m in parsed}
+    graph.spin(lambda: len(received()) == len(sent) + 1)
+    for frame in sent:
+        message = received()[frame.shape[:2]]
+        assert message.stamp == stamp.sec + stamp.nanosec * 1e-9
+        assert message.frame_id == 'camera'
+        np.testing.assert_array_equal(images.image_to_numpy(message), frame)
+
+
+def test_no_image_of_a_camera_is_lost(graph: Any, start_peer: Any) -> None:
+    """At full size and rate."""
+    numbers: list[int] = []
+    node = graph.listen()
+
+    def receive(data: bytes) -> None:
+        message = images.parse_image(data)
+        image = images.image_to_numpy(message)
+        assert image.shape == (HEIGHT, WIDTH, 3)
+        assert image[0, 0, 0] == image[-1, -1, -1] == message.stamp
+        numbers.append(round(message.stamp))
+    node.create_subscription(Image, 'image', receive, qos_profile_sensor_data, raw=True)
+    start_peer(PEER='camera')
+    graph.spin(lambda: 0 in numbers)
+    seen = numbers[:numbers.index(0)]
+    # Until the two have found each other, the camera may hear of us before we hear of it.
+    assert seen == list(range(seen[0], COUNT + 1)) and seen[0] < COUNT / 2

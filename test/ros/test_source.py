@@ -86,37 +86,26 @@ def environment(tmp_path):
     return Environment(tmp_path / 'venv')
 
 
-def test_wheels_alone_are_one_ros(environment):
-    assert environment.says(environment.put_wheels()) == 'one'
-
-
-def test_a_sourced_ros_alone_is_one_ros(environment, tmp_path):
+def test_wheels_or_a_sourced_ros_and_a_workspace_of_the_users_are_one_ros(environment, tmp_path):
     assert environment.says(put_ros(tmp_path / 'jazzy')) == 'one'
-
-
-def test_a_workspace_of_the_users_over_the_wheels_is_one_ros(environment, tmp_path):
+    wheels = environment.put_wheels()
+    assert environment.says(wheels) == 'one'
     index = tmp_path / 'install/share/ament_index/resource_index/packages'
     index.mkdir(parents=True)
     (index / 'my_robot').write_text('')
-    wheels = environment.put_wheels()
-    assert environment.says({**wheels, 'AMENT_PREFIX_PATH': str(tmp_path / 'install')}) == 'one'
-    assert environment.says({**wheels, 'AMENT_PREFIX_PATH': str(environment.folder)}) == 'one'
+    for prefix in (tmp_path / 'install', environment.folder):
+        assert environment.says({**wheels, 'AMENT_PREFIX_PATH': str(prefix)}) == 'one'
 
 
 @pytest.mark.parametrize('rclpy', [True, False])
-def test_wheels_in_a_sourced_ros_are_refused(environment, tmp_path, rclpy):
+@pytest.mark.parametrize('left', ['', 'LD_LIBRARY_PATH', 'PYTHONPATH'])
+def test_wheels_in_a_sourced_ros_or_one_path_left_of_it_are_refused(
+        environment, tmp_path, rclpy, left):
     wheels, ros = environment.put_wheels(rclpy), put_ros(tmp_path / 'jazzy')
     ros['LD_LIBRARY_PATH'] += f':{wheels["LD_LIBRARY_PATH"]}'
-    said = environment.says({**wheels, **ros})
-    assert str(tmp_path / 'jazzy') in said and 'do not mix: use a shell' in said
-
-
-@pytest.mark.parametrize('left', ['LD_LIBRARY_PATH', 'PYTHONPATH'])
-def test_one_path_left_of_a_sourced_ros_is_enough_to_refuse(environment, tmp_path, left):
-    wheels, ros = environment.put_wheels(), put_ros(tmp_path / 'jazzy')
-    ros['LD_LIBRARY_PATH'] += f':{wheels["LD_LIBRARY_PATH"]}'
-    said = environment.says({**wheels, left: ros[left]})
+    said = environment.says({**wheels, **({left: ros[left]} if left else ros)})
     assert str(tmp_path / 'jazzy') in said and 'do not mix' in said
+    assert left or 'use a shell' in said
 
 
 def test_a_mark_inherited_from_another_environment_is_named(environment):
@@ -125,13 +114,10 @@ def test_a_mark_inherited_from_another_environment_is_named(environment):
     assert said.endswith(f'unset {source.STARTED} LD_LIBRARY_PATH')
 
 
-def test_without_rclpy_the_remedy_is_named(environment):
+def test_without_rclpy_or_with_one_for_another_python_the_remedy_is_named(environment):
     said = environment.says()
     assert said.startswith('rclpy is not installed: ')
     assert 'pip install' in said or 'setup.bash' in said or 'apt-get' in said
-
-
-def test_an_rclpy_for_another_python_is_named(environment):
     put_rclpy(environment.site, '.cpython-38-x86_64-linux-gnu.so')
     assert 'built for another Python' in environment.says()
 
@@ -172,16 +158,12 @@ def test_make_refuses_wheels_in_a_sourced_ros(environment, tmp_path):
     assert done.stderr.count('\n') == 1 and 'do not mix' in done.stderr
 
 
-def test_make_uses_a_sourced_ros(environment, tmp_path):
+def test_make_uses_a_sourced_ros_and_wants_its_python(environment, tmp_path):
     ros = put_ros(tmp_path / 'jazzy')
     done = environment.run([ROOT / 'tools/rclpy_source', 'options'], ros)
     assert done.stdout == '--system-site-packages\n', done.stderr
     done = environment.run([ROOT / 'tools/rclpy_source', 'install'], ros)
     assert done.stdout == f'rclpy: {tmp_path}/jazzy/python/rclpy\n', done.stderr
-
-
-def test_make_wants_the_python_of_a_sourced_ros(environment, tmp_path):
-    ros = put_ros(tmp_path / 'jazzy')
     done = environment.run([ROOT / 'tools/rclpy_source', 'options'], {**ros, 'PYTHONPATH': ''})
     assert done.returncode == 2 and 'make PYTHON=' in done.stderr
 

@@ -1,4 +1,4 @@
-"""``dtvla topic`` as a user types it, against a second process."""
+"""``dtvla topic`` against a second process, and messages as plain dictionaries."""
 
 from __future__ import annotations
 
@@ -7,83 +7,70 @@ import sys
 from typing import Any
 
 import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import JointState
-from std_msgs.msg import String
+from std_msgs.msg import Float64, Header, String
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from dtvla_ros.ros.run import STEADY
+from dtvla_ros.ros.conversions import from_plain, to_plain
 
-
-def _topic(*words: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, '-m', 'dtvla_ros.cli', 'topic', *words], text=True,
-                          capture_output=True, timeout=timeout)
+COMMAND = [sys.executable, '-m', 'dtvla_ros.cli', 'topic']
 
 
-def test_list_shows_names_and_types(start_peer: Any) -> None:
+@pytest.fixture
+def topic(dtvla: Any, start_peer: Any) -> Any:
+    """Run ``dtvla topic`` here, beside a peer; return exit code, output and error."""
     assert start_peer().stdout.readline() == 'ready\n'
-    lines: list[str] = []
-    for seconds in ('1', '5', '25'):  # a busy machine needs more
-        done = _topic('list', '-t', '--spin-time', seconds)
-        assert done.returncode == 0, done.stderr
-        lines = done.stdout.splitlines()
+    return lambda *words: dtvla('topic', *words)
+
+
+def test_list_shows_names_and_types(topic: Any) -> None:
+    for seconds in (1, 5, 25):  # a busy machine needs more
+        code, out, err = topic('list', '-t', '--spin-time', seconds)
+        assert code == 0, err
+        lines = out.splitlines()
         if '/echoed [sensor_msgs/msg/Image]' in lines:
             break
-    assert '/echoed [sensor_msgs/msg/Image]' in lines
-    assert '/word [std_msgs/msg/String]' in lines
+    assert {'/echoed [sensor_msgs/msg/Image]', '/word [std_msgs/msg/String]'} <= set(lines)
     assert lines == sorted(lines)
 
 
-def test_echo_finds_type_and_qos(start_peer: Any) -> None:
-    assert start_peer().stdout.readline() == 'ready\n'
-    assert _topic('echo', 'word', '--once').stdout == 'data: latched before you came\n---\n'
-    done = _topic('echo', '/word', '--once', '--field', 'data')
-    assert done.stdout == 'latched before you came\n---\n'
-    wrong = _topic('echo', '/word', '--once', '--field', 'date')
-    assert (wrong.returncode, wrong.stdout) == (2, '')
-    assert wrong.stderr == "error: --field date: String has no field 'date'\n"
+def test_echo_finds_type_and_qos(topic: Any) -> None:
+    said = 'latched before you came\n---\n'
+    assert topic('echo', 'word', '--once')[1] == f'data: {said}'
+    assert topic('echo', '/word', '--once', '--field', 'data')[1] == said
+    assert topic('echo', '/word', '--once', '--field', 'date') == (
+        2, '', "error: --field date: String has no field 'date'\n")
 
 
-def test_pub_once_is_heard(make_node: Any, spin_until: Any) -> None:
-    node = make_node()
-    got: list[Any] = []
-    node.create_subscription(JointState, 'joints', got.append, 5)
-    command = subprocess.Popen([
-        sys.executable, '-m', 'dtvla_ros.cli', 'topic', 'pub', '/joints',
-        'sensor_msgs/msg/JointState',
-        '{header: {frame_id: base}, name: [a, b], position: [1, 2.5]}', '--once'])
-    assert spin_until(lambda: got, timeout=60.0)
-    assert command.wait(timeout=60) == 0
-    assert (got[0].header.frame_id, got[0].name, list(got[0].position)) == (
-        'base', ['a', 'b'], [1.0, 2.5])
-    assert len(got) == 1
+def test_call_prints_the_answer_and_nobody_is_one_line(topic: Any) -> None:
+    for asked, success in (('true', 'false'), ('false', 'true')):
+        code, out, err = topic('call', 'invert', f'{{data: {asked}}}', '--timeout', '50')
+        assert out == f'success: {success}\nmessage: inverted\n', err
+        assert code == (success == 'false')
+    code, out, err = topic('call', '/nothing', '--timeout', '0.5')
+    assert (code, out, err.count('\n')) == (2, '', 1)
+    assert err.startswith('error: nobody offers /nothing')
 
 
-@pytest.mark.parametrize('asked', ['true', 'false'])
-def test_call_prints_the_answer(start_peer: Any, asked: str) -> None:
-    assert start_peer().stdout.readline() == 'ready\n'
-    done = _topic('call', 'invert', f'{{data: {asked}}}', '--timeout', '50')
-    success = 'false' if asked == 'true' else 'true'
-    assert done.stdout == f'success: {success}\nmessage: inverted\n', done.stderr
-    assert done.returncode == (0 if success == 'true' else 1)
-
-
-def test_call_of_nothing_is_one_line(start_peer: Any) -> None:
-    done = _topic('call', '/nothing', '--timeout', '0.5')
-    assert (done.returncode, done.stdout) == (2, '')
-    assert done.stderr.startswith('error: nobody offers /nothing')
-    assert done.stderr.count('\n') == 1
-
-
-def test_hz_measures(make_node: Any, spin_until: Any) -> None:
-    node = make_node()
+def test_pub_once_is_heard_and_hz_measures(graph: Any) -> None:
+    node = graph.listen()
+    graph.hear('joints', JointState, 'joints', 5)
     publisher = node.create_publisher(String, 'beat', 5)
-    node.create_timer(0.05, lambda: publisher.publish(String(data='x')),
-                      clock=STEADY)
-    command = subprocess.Popen([sys.executable, '-m', 'dtvla_ros.cli', 'topic', 'hz', 'beat'],
-                               stdout=subprocess.PIPE, text=True)
-    assert spin_until(publisher.get_subscription_count, timeout=60.0)
-    assert not spin_until(lambda: False, timeout=2.5)
-    command.terminate()
-    out, _ = command.communicate(timeout=60)
+    graph.every(0.05, lambda: publisher.publish(String(data='x')))
+    hz = subprocess.Popen([*COMMAND, 'hz', 'beat'], stdout=subprocess.PIPE, text=True)
+    pub = subprocess.Popen([
+        *COMMAND, 'pub', '/joints', 'sensor_msgs/msg/JointState',
+        '{header: {frame_id: base}, name: [a, b], position: [1, 2.5]}', '--once'])
+    graph.spin(lambda: graph.last('joints'))
+    graph.spin(publisher.get_subscription_count)
+    graph.wait(2.5)
+    assert pub.wait(timeout=60) == 0
+    (_, joints), = graph.of('joints')
+    assert (joints.header.frame_id, joints.name, list(joints.position)) == (
+        'base', ['a', 'b'], [1.0, 2.5])
+    hz.terminate()
+    out, _ = hz.communicate(timeout=60)
     rates = [float(line.split()[-1]) for line in out.splitlines() if 'average rate' in line]
     # A busy machine skips ticks; it never adds any.
     assert 12.0 < rates[-1] < 22.0
@@ -96,17 +83,27 @@ def test_hz_measures(make_node: Any, spin_until: Any) -> None:
     (('pub', '/x', 'std_msgs/msg/String', '{date: x}'), "no field 'date'"),
     (('pub', '/x', 'std_msgs/msg/String', '{data: ['), 'std_msgs/msg/String'),
     (('echo', '/x', 'no/Type'), 'no/Type'), (('echo', 'bad name'), 'bad name')])
-def test_bad_input_is_one_line(words: tuple[str, ...], reason: str) -> None:
-    done = _topic(*words)
-    assert done.returncode == 2
-    assert done.stdout == ''
-    assert done.stderr.startswith('error: ')
-    assert reason in done.stderr
-    assert done.stderr.count('\n') == 1
+def test_bad_input_is_one_line(graph: Any, dtvla: Any, words: Any, reason: str) -> None:
+    code, out, err = dtvla('topic', *words)
+    assert (code, out, err.count('\n')) == (2, '', 1)
+    assert err.startswith('error: ') and reason in err
 
 
-@pytest.mark.parametrize('command', ['list', 'echo', 'hz', 'pub', 'call'])
-def test_help_teaches(command: str) -> None:
-    done = _topic(command, '--help')
-    assert done.returncode == 0
-    assert 'dtvla topic' in done.stdout
+def test_plain_round_trip() -> None:
+    trajectory = JointTrajectory(
+        header=Header(frame_id='f'), joint_names=['a'],
+        points=[JointTrajectoryPoint(positions=[1.0, 2.0])])
+    plain = to_plain(trajectory)
+    assert plain['points'][0]['positions'] == [1.0, 2.0]
+    assert to_plain(from_plain(JointTrajectory(), plain)) == plain
+    status = from_plain(DiagnosticStatus(), {'level': 2, 'values': [{'key': 'k', 'value': 'v'}]})
+    assert status.level == DiagnosticStatus.ERROR
+    assert to_plain(status)['level'] == 2
+
+
+@pytest.mark.parametrize(('values', 'reason'), [
+    ({'dat': 1}, "no field 'dat'"), ({'data': 'x'}, 'double expected'), ([1], 'fields of Float64'),
+    ({'data': True}, 'double expected')])
+def test_plain_names_what_is_wrong(values: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        from_plain(Float64(), values)

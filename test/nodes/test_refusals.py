@@ -1,0 +1,45 @@
+"""What nodes refuse at their start: bad parameters and files, and message packages not there."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+LEMON = 'put_the_lemon_in_the_blue_bin'
+
+
+@pytest.mark.parametrize(('name', 'parameters', 'words'), [
+    ('vla_node', ['policy:=no/such/policy', 'autostart:=true'], ['no/such/policy', 'manifest']),
+    ('vla_node', ['mode:=random'], ['mode', 'random', 'masked', 'dtvla eval --mode']),
+    ('sim_bridge', ['tasks:=[fly_to_the_moon]'], ['fly_to_the_moon', LEMON]),
+    ('sim_bridge', ['suite:=kitchen'], ['kitchen', 'tabletop']),
+    ('sim_bridge', ['step_count:=0'], ['step_count', '1']),
+    ('sim_bridge', ['reset_seed:=-7'], ['reset_seed', '-7']),
+    ('sim_bridge', ['reset_task:=fly_to_the_moon'], ['reset_task', LEMON]),
+    ('overlay', ['transport:=pigeon'], ['transport = "pigeon"; choose from raw, compressed']),
+    ('command_gate', ['linear_speed:=-1.0'], ['linear_speed', '-1.0', 'range'])])
+def test_a_bad_parameter_is_named(refusal, name, parameters, words):
+    line = refusal(name, *(word for p in parameters for word in ('-p', p)))
+    assert all(word in line for word in words), line
+
+
+def test_a_broken_parameter_file_is_named(refusal, tmp_path):
+    broken = tmp_path / 'broken.yaml'
+    broken.write_text('command_gate:\n  ros__parameters: [1, {\n')
+    assert 'broken.yaml' in refusal('command_gate', '--params-file', str(broken))
+
+
+@pytest.mark.parametrize(('name', 'parameters', 'package'), [
+    ('vla_node', ['pose_source:=tf'], 'tf2_msgs'),
+    ('command_gate', ['pose_source:=tf'], 'tf2_msgs'),
+    ('command_gate', ['preset:=servo', 'gripper:=gripper_command'], 'control_msgs'),
+    ('command_gate', ['preset:=crisp', 'gripper:=parallel_gripper_command'], 'control_msgs'),
+    ('command_gate', ['arm_status:=servo'], 'moveit_msgs')])
+def test_a_message_that_is_not_installed_is_named(refusal, monkeypatch, name, parameters, package):
+    for module in [m for m in sys.modules if m.partition('.')[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    line = refusal(name, *(word for p in parameters for word in ('-p', p)))
+    parameter, value = parameters[-1].split(':=')
+    assert line.startswith(f'error: parameter {parameter} = "{value}": ') and package in line

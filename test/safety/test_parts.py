@@ -1,0 +1,152 @@
+"""Grippers that are stuck, ages on the steady clock, and bounds for any sequence of actions."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from dtvla_ros.actions import osc
+from dtvla_ros.errors import UserError
+from dtvla_ros.safety.gripper import GripperMonitor
+from dtvla_ros.safety.limits import PROFILES, Limiter, Limits
+from dtvla_ros.safety.watchdog import Watchdog
+
+DT = 0.05
+SEQUENCES = arrays(np.float64, (20, 7), elements=st.floats(-1, 1))
+OPEN, CLOSE = -1.0, 1.0
+
+
+def watched(start, command, end, seconds, timeout=2.0, widest=0.08):
+    monitor = GripperMonitor(timeout)
+    monitor.measure(widest)
+    monitor.measure(start)
+    monitor.command(command, 10.0)
+    monitor.measure(end)
+    return monitor.fault(10.0 + seconds)
+
+
+@pytest.mark.parametrize(('start', 'command', 'end', 'seconds', 'word'), [
+    (0.08, CLOSE, 0.08, 2.1, 'does not close'),
+    (0.08, CLOSE, 0.08, 1.9, None),
+    (0.08, CLOSE, 0.04, 9.0, None),  # stalled on something: a grasp
+    (0.04, CLOSE, 0.04, 9.0, None),  # already holding it
+    (0.0, OPEN, 0.0, 2.1, 'does not open'),
+    (0.0, OPEN, 0.03, 2.1, None),
+    (0.08, OPEN, 0.08, 9.0, None),
+])
+def test_stuck_or_not(start, command, end, seconds, word):
+    told = watched(start, command, end, seconds)
+    assert told is None if word is None else word in told
+
+
+def test_nothing_is_watched_without_a_timeout_and_a_reset_forgives():
+    assert watched(0.08, CLOSE, 0.08, 99.0, timeout=0.0) is None
+    monitor = GripperMonitor(2.0)
+    monitor.measure(0.08)
+    monitor.command(CLOSE, 0.0)
+    assert monitor.fault(3.0)
+    monitor.reset()
+    assert monitor.fault(3.0) is None
+
+
+def test_commands_that_nobody_receives():
+    monitor = GripperMonitor(2.0)
+    monitor.listeners(0, 0.0)
+    assert monitor.fault(9.0) is None, 'nothing was commanded yet'
+    monitor.command(CLOSE, 9.0)
+    monitor.listeners(0, 9.0)
+    monitor.listeners(0, 10.0)
+    assert 'nobody' in monitor.fault(11.1)
+    monitor.listeners(1, 11.2)
+    assert monitor.fault(20.0) is None
+
+
+def watch(dog, start, stop, period=0.02):
+    """Call `late` regularly, as the gate does; return the last answer."""
+    steady, late = start, []
+    while steady <= stop:
+        late = dog.late(steady)
+        steady += period
+    return late
+
+
+def test_late_after_its_timeout_latest_first():
+    dog = Watchdog({'a': 0.1, 'b': 0.2, 'c': 0.0}, own_period=0.02)
+    assert dog.late(0.0) == ['a', 'b'], 'never seen is late'
+    dog.feed('a', 0.0)
+    dog.feed('b', 0.05)
+    assert watch(dog, 0.02, 0.09) == []
+    assert watch(dog, 0.10, 0.13) == ['a']
+    assert watch(dog, 0.14, 0.30) == ['a', 'b']
+    assert dog.age('c', 1.0) == math.inf
+
+
+def test_a_watcher_that_slept_gives_everyone_their_time_again():
+    dog = Watchdog({'a': 0.1}, own_period=0.02)
+    dog.feed('a', 1.0)
+    assert watch(dog, 1.0, 1.04) == []
+    assert dog.late(6.0) == []
+    assert watch(dog, 6.02, 6.20) == ['a']
+
+
+def test_negative_timeouts_are_refused():
+    with pytest.raises(ValueError, match='a'):
+        Watchdog({'a': -1.0}, own_period=0.02)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEQUENCES)
+def test_speed_and_acceleration_never_exceed_their_bounds(actions):
+    limits = Limits()
+    limiter = Limiter(limits, DT)
+    speed = np.array([osc.velocity(limiter.clamp(a)) for a in actions])
+    assert np.linalg.norm(speed[:, :3], axis=1).max() <= limits.linear_speed + 1e-9
+    assert np.linalg.norm(speed[:, 3:], axis=1).max() <= limits.angular_speed + 1e-9
+    steps = np.diff(np.vstack((np.zeros(3), speed[:, :3])), axis=0)
+    assert np.linalg.norm(steps, axis=1).max() <= limits.acceleration * DT + 1e-9
+
+
+def test_jerk_is_bounded_while_speeding_up_and_the_speed_is_reached():
+    limits = dataclasses.replace(Limits(), jerk=5.0)
+    limiter = Limiter(limits, DT)
+    v = [0.0] + [osc.velocity(limiter.clamp([1, 0, 0, 0, 0, 0, 0]))[0] for _ in range(20)]
+    acceleration = np.diff([0.0] + list(np.diff(v) / DT)) / DT
+    assert acceleration[:3].max() <= limits.jerk + 1e-9
+    assert v[-1] == pytest.approx(limits.linear_speed, rel=0.02)
+
+
+def test_braking_ignores_jerk_but_not_acceleration():
+    limiter = Limiter(Limits(), DT)
+    for _ in range(20):
+        limiter.clamp([1, 0, 0, 0, 0, 0, 0])
+    v = [osc.velocity(limiter.clamp(np.zeros(6)))[0] for _ in range(6)]
+    assert v[0] == pytest.approx(0.20, abs=0.01)  # 1 m/s^2 for 50 ms
+    assert abs(v[-1]) < 1e-9
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEQUENCES)
+def test_fidelity_lets_the_whole_action_cube_pass_untouched(actions):
+    limiter = Limiter(PROFILES['fidelity'], DT)
+    for a in actions:
+        np.testing.assert_allclose(limiter.clamp(a), a[:6], atol=1e-12)
+
+
+def test_targets_outside_the_box_are_named_and_the_way_back_is_free():
+    limiter = Limiter(Limits(), DT)
+    assert limiter.outside([1, 0, 0, 0, 0, 0, 0], [0.5, 0, 0.2]) is None
+    assert 'target x = 0.930' in limiter.outside([1, 0, 0, 0, 0, 0, 0], [0.88, 0, 0.2])
+    assert limiter.outside([-1, 0, 0, 0, 0, 0, 0], [0.99, 0, 0.2]) is None
+    assert limiter.outside([0, 0, 0, 0, 0, 0, 0], [0.99, 0, 0.2]) is not None
+
+
+@pytest.mark.parametrize(('change', 'word'), [
+    ({'linear_speed': 0.0}, 'linear_speed'), ({'jerk': float('nan')}, 'jerk'),
+    ({'workspace_low': (0.9, 0, 0), 'workspace_high': (0.2, 1, 1)}, 'on x')])
+def test_senseless_limits_are_refused_by_name(change, word):
+    with pytest.raises(UserError, match=word):
+        dataclasses.replace(Limits(), **change)
