@@ -312,7 +312,7 @@ def test_cameras_and_frames_are_mujocos(paused, env):
 @pytest.mark.parametrize(('config', 'steps'), [('sim', 14), ('sim_realtime', 120)])
 def test_a_pause_changes_no_decision_and_a_policy_that_gave_up_hears_its_task_again(
         graph, policy, config, steps):
-    start_all(graph, policy, config, '-p', f'max_steps:={steps}')
+    start_all(graph, policy, config, '-p', f'max_steps:={steps}', '-p', 'camera_every:=2')
     graph.spin(lambda: sum(motion(m).any() for _, m in graph.of('action')) >= 6, 90)
     assert graph.call(SetBool, '/sim/pause', SetBool.Request(data=True)).success
     graph.wait(1.0)
