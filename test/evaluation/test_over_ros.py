@@ -32,34 +32,24 @@ def evaluate(out: Path, *arguments: str) -> dict:
 
 
 @pytest.mark.slow
-def test_lock_step_over_ros_moves_the_arm_as_in_process(tmp_path):
-    here, there = (tmp_path / name for name in ('here', 'there'))
-    alone = evaluate(here, '--tasks', TASKS)
-    nodes = evaluate(there, '--tasks', TASKS, '--via', 'ros')
+@pytest.mark.parametrize('scene', [(), (
+    '--starts', 'jitter', '--perturb', 'layout:2', '--perturb', 'noise:1', '--max-steps', '70',
+    '--threads', '2')], ids=['plain', 'disturbed'])
+def test_lock_step_over_ros_moves_the_arm_as_in_process(tmp_path, scene):
+    alone = evaluate(tmp_path / 'here', '--tasks', TASKS, *scene)
+    nodes = evaluate(tmp_path / 'there', '--tasks', TASKS, *scene, '--via', 'ros')
     assert nodes['rows'].keys() == alone['rows'].keys() and len(alone['rows']) == 2
     for job, row in alone['rows'].items():
-        other = nodes['rows'][job]
         for key in ('success', 'steps', 'thoughts', 'decisions', 'commands'):
-            assert row[key] == other[key], (job, key)
-        assert len(row['commands']) == 16
-    assert 'over ROS in lock-step' in nodes['output']
-    assert (nodes['via'], nodes['realtime']) == ('ros', False)
-
-
-@pytest.mark.slow
-def test_other_starts_disturbances_and_limits_are_the_same_over_ros(tmp_path):
-    scene = ('--tasks', TASKS, '--starts', 'jitter', '--perturb', 'layout:2', '--perturb',
-             'noise:1', '--max-steps', '70', '--threads', '2')
-    here, there = (tmp_path / name for name in ('here', 'there'))
-    alone, nodes = evaluate(here, *scene), evaluate(there, *scene, '--via', 'ros')
-    assert nodes['rows'].keys() == alone['rows'].keys() and len(alone['rows']) == 2
-    for job, row in alone['rows'].items():
-        for key in ('success', 'steps', 'commands'):
             assert row[key] == nodes['rows'][job][key], (job, key)
+        assert len(row['commands']) == 16
     for key in ('starts', 'perturb', 'flags', 'device', 'threads'):
         assert nodes[key] == alone[key], key
-    assert (nodes['starts'], nodes['flags']['max_steps']) == ('jitter', 70)
-    assert max(e['steps'] for e in nodes['episodes']) <= 70
+    assert 'over ROS in lock-step' in nodes['output']
+    assert (nodes['via'], nodes['realtime']) == ('ros', False)
+    if scene:
+        assert (nodes['starts'], nodes['flags']['max_steps']) == ('jitter', 70)
+        assert max(e['steps'] for e in nodes['episodes']) <= 70
 
 
 @pytest.mark.slow
