@@ -7,24 +7,12 @@ own, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
-
-
-def held(
-    data: mujoco.MjData, geoms: Collection[int], fingers: Sequence[Collection[int]],
-) -> bool:
-    """Return whether each of the fingers' geoms touches one of an object's ``geoms``."""
-    touched = [False] * len(fingers)
-    for contact in data.contact[:data.ncon]:
-        for a, b in ((contact.geom1, contact.geom2), (contact.geom2, contact.geom1)):
-            if a in geoms:
-                touched = [done or b in finger for done, finger in zip(touched, fingers)]
-    return all(touched)
 
 
 class ArmControl:
@@ -64,6 +52,8 @@ class ArmControl:
         span = self.model.actuator_ctrlrange[self.finger_motors]  # [2, low/high]
         self.finger_bias = 0.5 * (span[:, 1] + span[:, 0])
         self.finger_weight = 0.5 * (span[:, 1] - span[:, 0])
+        self._finger_geoms = [{self.model.geom(g).id for g in robot.gripper.important_geoms[side]}
+                              for side in ('left_finger', 'right_finger')]
         self._jacobian = np.zeros((2, 3, self.model.nv))  # position, orientation
         self._mass = np.zeros((self.model.nv, self.model.nv))
 
@@ -82,6 +72,22 @@ class ArmControl:
             data.ctrl[self.finger_motors] = self.finger_bias + self.finger_weight * fingers
             mujoco.mj_step2(model, data)
             controller.new_update = True
+
+    def holds(self, geoms: Collection[int]) -> bool:
+        """Return whether both fingers touch one of an object's ``geoms``."""
+        touched = {b for contact in self.data.contact[:self.data.ncon]
+                   for a, b in ((contact.geom1, contact.geom2), (contact.geom2, contact.geom1))
+                   if a in geoms}
+        return all(touched & finger for finger in self._finger_geoms)
+
+    def end_effector(self) -> NDArray[np.float64]:
+        """World position [3] of the grip site [m]."""
+        return np.array(self.data.site_xpos[self.robot.eef_site_id])
+
+    def opening(self) -> float:
+        """Return the distance between the fingers [m]."""
+        left, right = self.data.qpos[self.robot._ref_gripper_joint_pos_indexes]
+        return float(left - right)
 
     def _read(self) -> None:
         """Bring to the controller what its own ``update`` would, without its ``mj_forward``."""

@@ -183,9 +183,6 @@ class PerturbedEnv:
                 found |= pair
         return found.difference(roots)
 
-    def _solved(self) -> bool:
-        return bool(self.env.success())
-
     def _background(self) -> list[int]:
         model = self.model
         return [
@@ -211,7 +208,7 @@ def _layout(env: PerturbedEnv, k: int, rng: Generator) -> None:
         for pile in _piles(env):
             _move(env, pile, k, rng)
         mujoco.mj_forward(env.model, data)
-        if not env._solved():
+        if not env.success():
             return
         data.qpos[:] = before
         mujoco.mj_forward(env.model, data)

@@ -118,12 +118,9 @@ def holds(scene: LiberoScene, goal: Sequence[str]) -> bool:
 
 def read_end_effector(env: LiberoEnv) -> EndEffector:
     """Return where the gripper is."""
-    scene = env.scene
-    fingers = scene.data.qpos[env.robot._ref_gripper_joint_pos_indexes]
-    return EndEffector(
-        np.array(scene.data.site_xpos[scene.site]),
-        Rotation.from_matrix(scene.data.site_xmat[scene.site].reshape(3, 3)),
-        float(fingers[0] - fingers[1]))
+    arm = env.scene.arm
+    turned = arm.data.site_xmat[env.robot.eef_site_id].reshape(3, 3)
+    return EndEffector(arm.end_effector(), Rotation.from_matrix(turned), arm.opening())
 
 
 def word_of(scene: LiberoScene, name: str) -> str:

@@ -71,7 +71,7 @@ class TabletopExpert:
         remaining = task.open_goals(scene)
         if not remaining:
             goal, phase, gripper, following = task.goals[-1], 'wait', OPEN, 'wait'
-            target = place = scene.end_effector()
+            target = place = scene.arm.end_effector()
         else:
             goal = remaining[0]
             if not scene.held(goal.object):
@@ -79,7 +79,7 @@ class TabletopExpert:
             decide = self._push if goal.verb == 'push' else self._pick_and_place
             phase, target, gripper, place, following = decide(goal)
         finished = [g.object for g in task.goals if g not in remaining]
-        ee = scene.end_effector()
+        ee = scene.arm.end_effector()
         thought = Thought(
             held=goal.object if scene.held(goal.object) else None,
             done=finished[-1] if finished else None,
@@ -102,7 +102,7 @@ class TabletopExpert:
 
     def _pick_and_place(self, goal: Goal) -> Choice:
         scene = self.env.scene
-        ee, opening = scene.end_effector(), scene.opening()
+        ee, opening = scene.arm.end_effector(), scene.arm.opening()
         at = scene.position(goal.object)
         upright = abs(self._axis(goal.object)[2]) > 0.7
         grip = at + [0.0, 0.0, GRIP_Z[goal.object] if upright else 0.0]
@@ -182,7 +182,7 @@ class TabletopExpert:
 
     def _push(self, goal: Goal) -> Choice:
         scene = self.env.scene
-        ee, opening = scene.end_effector(), scene.opening()
+        ee, opening = scene.arm.end_effector(), scene.arm.opening()
         at, to = scene.position(goal.object), scene.position(goal.destination)
         side = np.sign(to[1] - at[1])
         low = np.array([at[0], at[1], TABLE_TOP + 0.028])  # any lower, the palm presses
@@ -205,7 +205,7 @@ class TabletopExpert:
 
     def _servo(self, target, gripper: float, phase: str) -> NDArray[np.float32]:
         scene = self.env.scene
-        error = (target - scene.end_effector()) / 0.05  # units of action
+        error = (target - scene.arm.end_effector()) / 0.05  # units of action
         near = np.abs(error).max() < 1.0
         # The arm's joint friction leaves a droop of one to two centimetres without this.
         self._bias = np.clip(0.96 * self._bias + 0.06 * error, -0.4, 0.4) if near else (

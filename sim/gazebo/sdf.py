@@ -11,9 +11,7 @@ import numpy as np
 
 from . import surfaces
 from .model import (
-    Array,
     Geom,
-    Joint,
     Link,
     Model,
     add,
@@ -45,8 +43,8 @@ def world(
     """Return the document; meshes and textures it names are written into ``folder``."""
     root = ET.Element('sdf', version='1.9')
     scene = add(root, 'world', name='tabletop')
-    physics = add(scene, 'physics', name='default', type='ignored')
-    add_all(physics, max_step_size=m.opt.timestep, real_time_factor=1.0)
+    add_all(add(scene, 'physics', name='default', type='ignored'),
+            max_step_size=m.opt.timestep, real_time_factor=1.0)
     for filename, name in SYSTEMS.items():
         add(scene, 'plugin', filename=filename, name=name)
     sensors = add(scene, 'plugin', filename='gz-sim-sensors-system',
@@ -107,8 +105,8 @@ def _link(model: ET.Element, m: mujoco.MjModel, link: Link, folder: Path) -> ET.
             collision = add(element, 'collision', name=f'{name}_collision')
             add(collision, 'pose', f'{xyz(geom.pose)} {rpy(geom.pose)}')
             _shape(collision, m, geom, folder, seen=False)
-            ode = add(add(add(collision, 'surface'), 'friction'), 'ode')
-            add_all(ode, mu=geom.friction, mu2=geom.friction)
+            add_all(add(add(add(collision, 'surface'), 'friction'), 'ode'),
+                    mu=geom.friction, mu2=geom.friction)
     return element
 
 
@@ -147,16 +145,10 @@ def _joint(model: ET.Element, link: Link) -> None:
                   type=joint.kind if joint else 'fixed')
     add_all(element, parent=link.parent or 'world', child=link.name)
     if joint:
-        _axis(element, joint)
-
-
-def _axis(element: ET.Element, joint: Joint) -> None:
-    axis = add(element, 'axis')
-    add(axis, 'xyz', joint.axis)
-    limit = add(axis, 'limit')
-    add_all(limit, lower=joint.low, upper=joint.high, effort=joint.effort)
-    dynamics = add(axis, 'dynamics')
-    add_all(dynamics, damping=joint.damping, friction=joint.friction)
+        axis = add(element, 'axis')
+        add(axis, 'xyz', joint.axis)
+        add_all(add(axis, 'limit'), lower=joint.low, upper=joint.high, effort=joint.effort)
+        add_all(add(axis, 'dynamics'), damping=joint.damping, friction=joint.friction)
 
 
 def _standing_cameras(scene: ET.Element, m: mujoco.MjModel, size: int) -> None:
@@ -172,7 +164,7 @@ def _camera(link: ET.Element, m: mujoco.MjModel, k: int, size: int) -> None:
     name = CAMERAS.get(m.cam(k).name)
     if name is None:
         return
-    pose = camera_pose(m, k)
+    pose = matrix(m.cam_pos[k], m.cam_quat[k]) @ CAMERA_AXES
     sensor = add(link, 'sensor', name=name, type='camera')
     add(sensor, 'pose', f'{xyz(pose)} {rpy(pose)}')
     add(sensor, 'topic', f'{name}/image')  # camera_info appears beside it
@@ -180,12 +172,5 @@ def _camera(link: ET.Element, m: mujoco.MjModel, k: int, size: int) -> None:
     camera = add(sensor, 'camera')
     # Square images: the vertical field of view is the horizontal one.
     add(camera, 'horizontal_fov', float(np.radians(m.cam_fovy[k])))
-    image = add(camera, 'image')
-    add_all(image, width=str(size), height=str(size), format='R8G8B8')
-    clip = add(camera, 'clip')
-    add_all(clip, near=0.01, far=10.0)
-
-
-def camera_pose(m: mujoco.MjModel, k: int) -> Array:
-    """Return a camera's pose [4, 4] in its body, in Gazebo's axes."""
-    return matrix(m.cam_pos[k], m.cam_quat[k]) @ CAMERA_AXES
+    add_all(add(camera, 'image'), width=str(size), height=str(size), format='R8G8B8')
+    add_all(add(camera, 'clip'), near=0.01, far=10.0)

@@ -10,7 +10,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from ..control import ArmControl, held
+from ..control import ArmControl
 from .package import prepare
 from .tasks import LiberoTask
 
@@ -77,13 +77,8 @@ class LiberoScene:
         self.sim, self.robot = self.env.sim, self.env.robots[0]
         self.model: mujoco.MjModel = self.env.sim.model._model
         self.data: mujoco.MjData = self.env.sim.data._data
-        self._control = ArmControl(self.env)
-        robot = self.robot
-        self.site = robot.eef_site_id
-        self.base = self.model.body(robot.robot_model.root_body).id
-        self.finger_ids = tuple(
-            frozenset(self.model.geom(g).id for g in robot.gripper.important_geoms[side])
-            for side in ('left_finger', 'right_finger'))
+        self.arm = ArmControl(self.env)
+        self.base = self.model.body(self.robot.robot_model.root_body).id
         self.objects: tuple[str, ...] = tuple(self.env.objects_dict)
         self.fixtures: tuple[str, ...] = tuple(self.env.fixtures_dict)
         self.goals: list[list[str]] = self.env.parsed_problem['goal_state']
@@ -127,7 +122,7 @@ class LiberoScene:
 
     def step(self, action: NDArray[np.float64]) -> None:
         """Run one control step (50 ms) under a command [7]."""
-        self._control.step(action)
+        self.arm.step(action)
         self.env._post_process()
 
     def success(self) -> bool:
@@ -170,4 +165,4 @@ class LiberoScene:
 
     def held(self, name: str) -> bool:
         """Return whether both fingers touch the object."""
-        return held(self.data, self.geoms(name), self.finger_ids)
+        return self.arm.holds(self.geoms(name))

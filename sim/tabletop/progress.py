@@ -31,7 +31,7 @@ def remaining(scene: Any, task: Task) -> float:
     goals = task.open_goals(scene)
     if not goals:
         return 0.0
-    distance = _distance(scene, goals[0], scene.end_effector())
+    distance = _distance(scene, goals[0], scene.arm.end_effector())
     for last, goal in zip(goals, goals[1:]):
         back = _aside(scene.position(last.destination), scene.position(goal.object))
         distance += back + 2.0 * HOVER + GRASP + _delivery(scene, goal)
@@ -45,7 +45,7 @@ def _distance(scene: Any, goal: Goal, ee: NDArray[np.float64]) -> float:
         return _down_to(ee, low, HOVER) + _delivery(scene, goal)
     if scene.held(goal.object):
         return _delivery(scene, goal)
-    closed = OPENED if scene.opening() < WIDE and _aside(ee, at) > SLOPE else 0.0
+    closed = OPENED if scene.arm.opening() < WIDE and _aside(ee, at) > SLOPE else 0.0
     return _down_to(ee, at, HOVER) + closed + GRASP + _delivery(scene, goal)
 
 

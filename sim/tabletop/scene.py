@@ -20,7 +20,7 @@ from robosuite.models.tasks import ManipulationTask
 from robosuite.utils.mjcf_utils import CustomMaterial
 from scipy.spatial.transform import Rotation
 
-from ..control import ArmControl, held
+from ..control import ArmControl
 
 OBJECTS = ('red_cube', 'green_cube', 'can', 'bread', 'lemon')
 BINS = ('wooden_bin', 'blue_bin')
@@ -83,11 +83,11 @@ class TabletopScene(SingleArmEnv):
             ignore_done=True, hard_reset=False, **kwargs,
         )
         self.robot = self.robots[0]
-        self._control = ArmControl(self)
+        self.arm = ArmControl(self)
 
     def step(self, action: NDArray[np.float64]) -> None:
         """Run one control step (50 ms) under a command [7]: ``MujocoEnv.step``'s physics."""
-        self._control.step(action)
+        self.arm.step(action)
 
     def _load_model(self) -> None:
         super()._load_model()
@@ -131,10 +131,6 @@ class TabletopScene(SingleArmEnv):
         model = self.sim.model
         self.geom_ids = {
             n: {model.geom_name2id(g) for g in o.contact_geoms} for n, o in self.objects.items()}
-        important = self.robots[0].gripper.important_geoms
-        self.finger_ids = [
-            {model.geom_name2id(g) for g in important[side]}
-            for side in ('left_finger', 'right_finger')]
 
     def _setup_observables(self) -> dict:
         """No robosuite observables: the env above reads the state once per control step."""
@@ -162,15 +158,6 @@ class TabletopScene(SingleArmEnv):
         """World position [3] of an object's or fixture's origin [m]."""
         return np.array(self.sim.data.body_xpos[self.body_ids[name]])
 
-    def end_effector(self) -> NDArray[np.float64]:
-        """World position [3] of the grip site [m]."""
-        return np.array(self.sim.data.site_xpos[self.robot.eef_site_id])
-
-    def opening(self) -> float:
-        """Return the distance between the fingers [m]."""
-        left, right = self.sim.data.qpos[self.robot._ref_gripper_joint_pos_indexes]
-        return float(left - right)
-
     def held(self, name: str) -> bool:
         """Return whether both fingers touch the object."""
-        return held(self.sim.data._data, self.geom_ids[name], self.finger_ids)
+        return self.arm.holds(self.geom_ids[name])

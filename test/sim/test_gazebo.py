@@ -54,6 +54,7 @@ def env():
 
 
 def pose(text):
+    """Return [4, 4] of position and roll, pitch, yaw as text."""
     numbers = [float(x) for x in text.split()]
     made = np.eye(4)
     made[:3, :3] = Rotation.from_euler('xyz', numbers[3:]).as_matrix()
@@ -62,11 +63,13 @@ def pose(text):
 
 
 def origin(element):
+    """Return [4, 4] of a URDF element's origin."""
     made = element.find('origin')
     return pose(f'{made.get("xyz")} {made.get("rpy")}')
 
 
 def motion(kind, axis, q):
+    """Return [4, 4] of a joint of a kind at position ``q``."""
     made = np.eye(4)
     if kind == 'revolute':
         made[:3, :3] = Rotation.from_rotvec(q * axis).as_matrix()
@@ -94,6 +97,7 @@ def sdf_places(world, q):
 
 
 def urdf_places(urdf, base, q):
+    """Return the same of the URDF, from the base's pose on."""
     places = {'panda_link0': base}
     for joint in urdf.findall('joint'):
         moved = np.eye(4)
@@ -131,7 +135,7 @@ def test_gazebos_own_parser_finds_it_valid(folder):
 
 
 def test_masses_add_up_to_mujocos(world, env):
-    m, _ = env.model, env.data
+    m = env.model
     masses = {link.get('name'): float(link.findtext('inertial/mass'))
               for link in world.iter('link') if link.find('inertial') is not None}
     assert sum(masses.values()) == pytest.approx(m.body_mass.sum(), rel=1e-9)
@@ -221,6 +225,7 @@ def test_things_stand_where_the_seed_puts_them(world, env):
 
 
 def corners(path):
+    """Return the vertices [n, 3] and faces [m, 3] of a Wavefront file."""
     words = [line.split() for line in path.read_text().splitlines()]
     vertices = np.array([w[1:4] for w in words if w[0] == 'v'], float)
     faces = [[int(c.split('/')[0]) - 1 for c in w[1:]] for w in words if w[0] == 'f']

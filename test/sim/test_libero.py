@@ -195,12 +195,6 @@ def test_the_expert_solves_a_task_and_thinks_aloud(objects):
 
 
 @needs_libero
-def test_the_expert_takes_a_bowl_by_the_rim(spatial):
-    result, _ = run_expert_episode(spatial, make_expert(spatial), DRAWER, TEST_SEED)
-    assert result.success
-
-
-@needs_libero
 def test_the_expert_says_that_it_dropped_the_object_and_tries_again(objects):
     force = ForcedOpening(lambda step: step.phase == 'carry')
     result, _ = run_expert_episode(

@@ -41,7 +41,7 @@ def drive(env, skill, limit):
 
 def distance(env, name):
     """Return how far the gripper is from the colliding surface of an object or fixture [m]."""
-    gripper = env.scene.data.site_xpos[env.scene.site]
+    gripper = env.scene.arm.end_effector()
     return np.linalg.norm(surface(env.scene, name) - gripper, axis=1).min()
 
 

@@ -13,6 +13,7 @@ LOOK = 6  # control steps between measurements
 
 
 def drive(env, expert, steps):
+    """Let the expert act; return whether the task was done by then."""
     for _ in range(steps):
         _, _, success, _, _ = env.step(expert.act().action)
         if success:
