@@ -24,6 +24,7 @@ KEPT = {
     'dtvla_ros/cli/__init__.py': "'seam': 'continuity'",
     'dtvla_ros/cli/arguments.py': '--shove-share',
     'dtvla_ros/data/collect.py': 'shove',
+    'dtvla_ros/data/inspect.py': "'picture of'",
     'dtvla_ros/training/grpo/config.py': "'lanes': 'num_env_groups'",
     'dtvla_ros/training/grpo/train.py': "'drift': 'log_prob_mismatch'",
     'sim/experts/noise.py': 'shove',

@@ -76,7 +76,7 @@ class InferenceModel(nn.Module):
     def cache_attributes(self) -> None:
         """Make buffers and submodules plain attributes, as no weight is replaced from now on.
 
-        ``nn.Module`` looks both up in Python, which took 80 us of a token's 1240 (nano). Not for
+        ``nn.Module`` looks both up in Python, at every call. Not for
         a model that is traced: its weights would lose their names.
         """
         for module in self.modules():
@@ -244,7 +244,7 @@ def take(x: Tensor, read: Read) -> Tensor:
 def _norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     """Gemma's RMSNorm: float32 inside, ``gain`` [W] = 1 + weight.
 
-    One node of an exported graph; run eagerly these steps are faster (nano: 80 us a token).
+    One node of an exported graph; run eagerly these steps are faster.
     """
     y = x.float()
     if torch.compiler.is_exporting():
