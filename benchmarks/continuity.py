@@ -34,8 +34,8 @@ class Watch(Node):
         super().__init__('continuity')
         self.account: dict[str, float] = {}
         self.episodes: list[bool] = []
-        self.create_subscription(DiagnosticStatus, GATE_STATE, self._on_gate, qos.LATCHED_10)
-        self.create_subscription(String, EPISODE, self._on_episode, qos.LATCHED_10)
+        self.create_subscription(DiagnosticStatus, GATE_STATE, self._on_gate, qos.LATCHED_100)
+        self.create_subscription(String, EPISODE, self._on_episode, qos.LATCHED_100)
 
     def _on_gate(self, message: DiagnosticStatus) -> None:
         self.account = {key: float(value) for key, value in status_values(message).items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped, Twist, TwistStamped, Vector3
@@ -24,18 +24,11 @@ GRIPPERS = ('topic', 'gripper_command', 'parallel_gripper_command')
 Placed = tuple[NDArray[np.float64], NDArray[np.float64]]  # position [3] m, quaternion [4] xyzw
 
 
-class Gripper(Protocol):
-    """What opens and closes on the channel of an action: -1 open, +1 closed, 0 no command."""
-
-    def send(self, channel: float) -> None:
-        """Pass the command on."""
-
-    def listeners(self) -> int:
-        """Return how many receive it."""
-
-
 class GripperTopic:
-    """Gripper opening as Float64, 0 closed to 1 open, once there is a command."""
+    """Gripper opening as Float64, 0 closed to 1 open, once there is a command.
+
+    The channel of an action is -1 for open, +1 for closed, 0 for no command.
+    """
 
     def __init__(self, node: Node) -> None:
         self._publisher = node.create_publisher(Float64, relative(GRIPPER), qos.LATEST)
@@ -89,6 +82,9 @@ class GripperAction:
 
     def listeners(self) -> int:
         return int(self._client.server_is_ready())
+
+
+Gripper = GripperTopic | GripperAction
 
 
 class CommandAdapter(ABC):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.subscription import Subscription
-from sensor_msgs.msg import CompressedImage, Image, JointState
+from sensor_msgs.msg import JointState
 
 from dtvla_ros.conventions import CAMERAS, EE_POSE, IMAGES, JOINT_STATES, relative
 from dtvla_ros.nodes.pose_source import PoseSource
@@ -173,10 +173,10 @@ class Inputs:
     def open(self, settings: VlaSettings) -> None:
         """Subscribe, everything from before forgotten."""
         self._reset(settings)
-        node, raw = self._node, settings.transport == 'raw'
+        node, (kind, _, _) = self._node, images.TRANSPORTS[settings.transport]
         self._open = [node.create_subscription(
-            Image if raw else CompressedImage, topic, functools.partial(self._on_image, camera),
-            qos.NEWEST_FRAME, raw=True) for camera, topic in IMAGE_TOPICS.items()]
+            kind, topic, functools.partial(self._on_image, camera), qos.NEWEST_FRAME, raw=True)
+            for camera, topic in IMAGE_TOPICS.items()]
         self._open.append(node.create_subscription(
             JointState, JOINTS, self._on_joints, qos_profile_sensor_data))
         self._pose.open()
@@ -223,9 +223,7 @@ class Inputs:
         return self._node.get_clock().now().nanoseconds * 1e-9
 
     def _on_image(self, camera: str, data: bytes) -> None:
-        parse, decode = ((images.parse_image, images.image_to_numpy)
-                         if self._settings.transport == 'raw'
-                         else (images.parse_compressed, images.compressed_to_numpy))
+        _, parse, decode = images.TRANSPORTS[self._settings.transport]
         name, stamp = IMAGE_TOPICS[camera], math.nan  # of a message that cannot be parsed
         try:
             message = parse(data)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from builtin_interfaces.msg import Duration
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.subscription import Subscription
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import ColorRGBA, String
 from trajectory_msgs.msg import JointTrajectory
 from visualization_msgs.msg import Marker, MarkerArray
@@ -87,15 +86,10 @@ class Overlay(Node):
     def __init__(self) -> None:
         super().__init__('overlay')
         rate = declare(self, 'rate', 10.0, 'images per second while watched [Hz]', low=0.1)
-        transport = declare(
-            self, 'transport', 'raw', 'image topics', choices=('raw', 'compressed'))
+        self._image_type, self._parse, self._decode = images.TRANSPORTS[declare(
+            self, 'transport', 'raw', 'image topics', choices=images.TRANSPORTS)]
         self._quality = declare(self, 'jpeg_quality', 85, 'of the image, 1 to 100', low=1)
         self._base_frame = declare(self, 'base_frame', 'base', 'frame of planned_path')
-        self._image_type: Any
-        self._parse: Callable[[bytes], Any]
-        self._image_type, self._parse, self._decode = (
-            (Image, images.parse_image, images.image_to_numpy) if transport == 'raw'
-            else (CompressedImage, images.parse_compressed, images.compressed_to_numpy))
         self._cameras: list[Subscription] = []
         self._frames: dict[str, bytes] = {}  # as they came
         self._poses: dict[float, NDArray[np.float64]] = {}
@@ -106,7 +100,7 @@ class Overlay(Node):
         self._image = self.create_publisher(CompressedImage, relative(names.OVERLAY), qos.LATEST)
         self._path = self.create_publisher(MarkerArray, relative(names.PLANNED_PATH), qos.LATEST)
         self.create_subscription(
-            String, relative(names.REASONING), self._on_thought, qos.LATCHED_10)
+            String, relative(names.REASONING), self._on_thought, qos.LATCHED_100)
         self.create_subscription(
             JointTrajectory, relative(names.ACTION_CHUNK), self._on_chunk, qos.LATEST)
         self.create_subscription(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from dtvla_ros.ros import conversions, qos
 
 SOURCES = ('topic', 'tf')
 OnPose = Callable[[NDArray[np.float64], NDArray[np.float64], float], None]
-_Placed = tuple[NDArray[np.float64], Rotation, float]  # position, rotation, stamp
+_Placed = tuple[NDArray[np.float64], float]  # transform [4, 4] to the parent, stamp
 
 
 class FrameTree:
@@ -37,20 +38,24 @@ class FrameTree:
             if (np.isfinite(position).all() and abs(np.linalg.norm(quaternion) - 1) < 0.01
                     and entry.child_frame_id != entry.header.frame_id):
                 stamp = np.inf if static else conversions.seconds(entry.header.stamp)
+                placed = np.eye(4)
+                placed[:3, :3], placed[:3, 3] = (
+                    Rotation.from_quat(quaternion).as_matrix(), position)
                 self._frames[entry.child_frame_id.lstrip('/')] = (
-                    entry.header.frame_id.lstrip('/'),
-                    (position, Rotation.from_quat(quaternion), stamp))
+                    entry.header.frame_id.lstrip('/'), (placed, stamp))
 
-    def look_up(self, base: str, frame: str) -> _Placed | None:
-        """Return ``frame`` in ``base`` and the oldest stamp on the way, or None."""
+    def look_up(
+        self, base: str, frame: str,
+    ) -> tuple[NDArray[np.float64], Rotation, float] | None:
+        """Return position [3] and rotation of ``frame`` in ``base``, and the oldest stamp used."""
         to_frame, to_base = self._path(frame), self._path(base)
         common = next((name for name in to_frame if name in to_base), None)
         if common is None:
             return None
-        position, rotation, stamp = self._place(to_frame[:to_frame.index(common)])
-        origin, turn, when = self._place(to_base[:to_base.index(common)])
-        back = turn.inv()
-        return back.apply(position - origin), back * rotation, min(stamp, when)
+        there, stamp = self._place(to_frame[:to_frame.index(common)])
+        back, when = self._place(to_base[:to_base.index(common)])
+        placed = np.asarray(np.linalg.solve(back, there), np.float64)
+        return placed[:3, 3], Rotation.from_matrix(placed[:3, :3]), min(stamp, when)
 
     def _path(self, frame: str) -> list[str]:
         """Return the frame, its parent and so on; a loop ends where it closes."""
@@ -60,12 +65,9 @@ class FrameTree:
         return path
 
     def _place(self, path: list[str]) -> _Placed:
-        position, rotation, stamp = np.zeros(3), Rotation.identity(), np.inf
-        for frame in path:
-            offset, turn, when = self._frames[frame][1]
-            position, rotation = offset + turn.apply(position), turn * rotation
-            stamp = min(stamp, when)
-        return position, rotation, stamp
+        placed = [self._frames[frame][1] for frame in reversed(path)]
+        return (functools.reduce(np.matmul, (matrix for matrix, _ in placed), np.eye(4)),
+                min((stamp for _, stamp in placed), default=np.inf))
 
 
 class PoseSource:

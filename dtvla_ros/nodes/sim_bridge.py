@@ -131,20 +131,17 @@ class SimBridge(Node):
 
     def __init__(self) -> None:
         super().__init__('sim_bridge')
-        given = declare_all(self, SimSettings)
-        self._suite, self._perturb = given.suite, _named(given.perturb)
-        self._lockstep, self._every = given.lockstep, given.camera_every
-        self._max_steps, self._policy_timeout = given.max_steps, given.policy_timeout_s
+        given = self._given = declare_all(self, SimSettings)
         self._paused = given.start_paused
         self._result = Path(given.result_file).expanduser() if given.result_file else None
         if self._result is not None:
             require_writable(self._result)
             self._result.unlink(missing_ok=True)  # an old one must not pass for this run's
-        self._env = self._make_env(given)
+        self._env = self._make_env()
         tasks = _named(given.tasks)
         unknown = [t for t in tasks if t not in self._env.tasks]
         if unknown:
-            raise UserError(f'parameter tasks: unknown task "{unknown[0]}"; {self._suite} has: '
+            raise UserError(f'parameter tasks: unknown task "{unknown[0]}"; {given.suite} has: '
                             f'{", ".join(self._env.tasks)}')
         self._progress = Progress([(task, given.seed + k) for task in tasks or self._env.tasks
                                    for k in range(given.episodes)])
@@ -165,20 +162,21 @@ class SimBridge(Node):
         self._open_topics()
         self._open_services(given.reset_task)
         self.create_timer(0.1, self._on_timer, clock=STEADY)
-        if not self._lockstep:
+        if not self._given.lockstep:
             self.create_timer(self._period_ns * 1e-9, self._on_real_time, clock=STEADY)
         self._begin()
         for camera in names.CAMERAS:
             self._image(camera)  # the first drawing builds the renderer, which takes seconds
 
-    def _make_env(self, given: SimSettings) -> Any:
+    def _make_env(self) -> Any:
+        given = self._given
         chosen: dict[str, Any] = {
             name: value for name in ('image_size', 'starts') if (value := getattr(given, name))}
         drawing = {name: False for name in ('antialiasing', 'shadows') if not getattr(given, name)}
-        if drawing and self._suite not in dtvla_sim.LIBERO_SUITES:
+        if drawing and given.suite not in dtvla_sim.LIBERO_SUITES:
             raise UserError(
-                f'parameter {next(iter(drawing))}: {self._suite} is drawn without already')
-        return dtvla_sim.make(self._suite, self._perturb, **chosen, **drawing)
+                f'parameter {next(iter(drawing))}: {self._given.suite} is drawn without already')
+        return dtvla_sim.make(given.suite, _named(given.perturb), **chosen, **drawing)
 
     def _open_topics(self) -> None:
         sensor = qos_profile_sensor_data
@@ -189,7 +187,7 @@ class SimBridge(Node):
         self._pose = self.create_publisher(PoseStamped, relative(names.EE_POSE), sensor)
         self._instruction = self.create_publisher(
             String, relative(names.INSTRUCTION), qos.LATCHED)
-        self._episode = self.create_publisher(String, relative(names.EPISODE), qos.LATCHED_10)
+        self._episode = self.create_publisher(String, relative(names.EPISODE), qos.LATCHED_100)
         self._state = self.create_publisher(String, relative(names.SIM_STATE), qos.LATCHED)
         self._tasks = self.create_publisher(String, relative(names.SIM_TASKS), qos.LATCHED)
         self._frames = SimFrames(self, self._env)
@@ -205,7 +203,7 @@ class SimBridge(Node):
             raise UserError(unknown.format(task))
         refuse_changes(self, ('reset_task',), lambda p: None if p.value in known else (
             unknown.format(p.value)))
-        listed = json.dumps({'suite': self._suite, 'tasks': list(self._env.tasks)})
+        listed = json.dumps({'suite': self._given.suite, 'tasks': list(self._env.tasks)})
         self._tasks.publish(String(data=listed))
 
         def serve(name: str, carry_out: Callable[[Any], object], kind: Any = Trigger) -> None:
@@ -294,7 +292,7 @@ class SimBridge(Node):
             return
         if self._paused:
             return
-        if not self._lockstep:
+        if not self._given.lockstep:
             self._action, self._action_at = action, time.monotonic()
         elif self._running and abs(conversions.seconds(message.header.stamp) - self._now) < 1e-3:
             self._step(action)
@@ -318,12 +316,12 @@ class SimBridge(Node):
         if self._paused:
             return
         if not self._running:
-            if steady - self._began > self._policy_timeout:
-                end(UserError(f'no policy took the task within {self._policy_timeout:g} s '
+            if steady - self._began > self._given.policy_timeout_s:
+                end(UserError(f'no policy took the task within {self._given.policy_timeout_s:g} s '
                               '(policy_timeout_s): is vla_node running in this domain?'))
             elif steady - self._asked > ASK_AGAIN:
                 self._announce()
-        elif self._lockstep and steady - self._asked > ASK_AGAIN:
+        elif self._given.lockstep and steady - self._asked > ASK_AGAIN:
             self._show(cameras=True)
 
     def _pause(self, on: bool) -> None:
@@ -362,7 +360,7 @@ class SimBridge(Node):
         self._published = time.monotonic()
         text = json.dumps({
             'state': 'paused' if self._paused else 'playing' if self._running else 'stopped',
-            'suite': self._suite, 'task': self._progress.task, 'seed': self._progress.seed,
+            'suite': self._given.suite, 'task': self._progress.task, 'seed': self._progress.seed,
             'step': self._progress.step, 'time': self._now,
             'orders': self._orders, 'refused': self._refused})
         self._state.publish(String(data=text))
@@ -375,10 +373,10 @@ class SimBridge(Node):
         progress.step += 1
         self._clock_ns += self._period_ns
         done = terminated or (
-            progress.step >= self._max_steps if self._max_steps else truncated)
+            progress.step >= self._given.max_steps if self._given.max_steps else truncated)
         if not done:
             self._publish_episode(done=False, success=False)
-            self._show(cameras=self._paused or progress.step % self._every == 0)
+            self._show(cameras=self._paused or progress.step % self._given.camera_every == 0)
             return
         progress.count(success)
         self._show_cameras()  # without a pose: nobody is asked for another command
@@ -388,10 +386,12 @@ class SimBridge(Node):
             return
         self._running = self._paused = False
         self._finished_at = time.monotonic()
+        given = self._given
         if self._result is not None:
             write_json(self._result, {
-                'suite': self._suite, 'starts': self._env.starts, 'perturb': self._perturb,
-                'lockstep': self._lockstep, **progress.report()})
+                'suite': given.suite, 'starts': self._env.starts,
+                'perturb': _named(given.perturb), 'lockstep': given.lockstep,
+                **progress.report()})
         self._publish_episode(done=True, success=success)
         self._publish_state()
         for task, (successes, n) in progress.results.items():

@@ -80,7 +80,7 @@ class VlaNode(LifecycleNode):
         self._decisions = 0
 
         own = functools.partial(relative, namespace=NAMESPACE)
-        self._reasoning = self.create_publisher(String, own(names.REASONING), qos.LATCHED_10)
+        self._reasoning = self.create_publisher(String, own(names.REASONING), qos.LATCHED_100)
         self._chunks = self.create_publisher(JointTrajectory, own(names.ACTION_CHUNK), qos.LATEST)
         self._state = self.create_publisher(DiagnosticStatus, own(names.VLA_STATE), qos.LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)

@@ -46,13 +46,7 @@ _TOP_PAD = 4 * 2**20
 
 def wheels_installed() -> bool:
     """Return whether ROS has been installed with pip where this interpreter finds it."""
-    for name in WHEELS:
-        try:
-            importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        return True
-    return False
+    return any(True for name in WHEELS for _ in importlib.metadata.distributions(name=name))
 
 
 def why_no_wheels() -> str:
@@ -70,15 +64,15 @@ def why_no_wheels() -> str:
 def sourced_folders() -> list[str]:
     """Return the folders with an rclpy of their own that the shell has sourced."""
     here = Path(sys.prefix).resolve()
-    entries = [Path(entry) for entry in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep)
-               if entry]
-    found = [p for p in entries
+    found = [p for p in _entries('AMENT_PREFIX_PATH')
              if (p / 'share/ament_index/resource_index/packages/rclpy').exists()]
     # Where only the path of the libraries is left, they would still be loaded.
-    libraries = [Path(entry) for entry in os.environ.get('LD_LIBRARY_PATH', '').split(os.pathsep)
-                 if entry]
-    found += [p.parent for p in libraries if (p / 'librcl.so').exists()]
+    found += [p.parent for p in _entries('LD_LIBRARY_PATH') if (p / 'librcl.so').exists()]
     return list(dict.fromkeys(str(p) for p in found if p.resolve() != here))
+
+
+def _entries(variable: str) -> list[Path]:
+    return [Path(entry) for entry in os.environ.get(variable, '').split(os.pathsep) if entry]
 
 
 def rclpy_folder() -> Path | None:
@@ -101,8 +95,8 @@ def refuse_a_mix() -> None:
     if not wheels_installed():
         return
     here = Path(sys.prefix).resolve()
-    libraries = os.environ.get('LD_LIBRARY_PATH', '').split(os.pathsep)
-    if os.environ.get(STARTED) and not any(Path(p).resolve() == here / 'lib' for p in libraries):
+    libraries = [p.resolve() for p in _entries('LD_LIBRARY_PATH')]
+    if os.environ.get(STARTED) and here / 'lib' not in libraries:
         raise UserError(
             f'{STARTED} was inherited from another environment, so the libraries of ROS in '
             f'{sys.prefix} are not found: unset {STARTED} LD_LIBRARY_PATH')

@@ -31,8 +31,9 @@ SUMMARY_TIMEOUT = 3.0  # longest wait for the summary of a simulator that ended 
 VLA_NAMES = ('-r', '__ns:=/vla', *(word for topic in (
     *names.IMAGES.values(), names.JOINT_STATES, names.EE_POSE, names.INSTRUCTION, names.ESTOP,
     names.GATE_STATE) for word in ('-r', f'{names.relative(topic)}:={topic}')))
-# Deep, so that nothing is overwritten while an image is drawn.
-_LATCHED = qos.profile(100, reliable=True, latched=True)
+
+# On a busy machine a burst of thoughts must wait until the thread that draws lets go.
+_EVERYTHING = qos.profile(1000, reliable=True, latched=True)
 
 
 @dataclass(slots=True)
@@ -72,10 +73,11 @@ class Watcher(Node):
         for name, topic in names.IMAGES.items():
             self.create_subscription(Image, topic, functools.partial(self._image, name),
                                      qos_profile_sensor_data, raw=True)
-        self.create_subscription(String, names.REASONING, self._reasoning, _LATCHED)
-        self.create_subscription(String, names.EPISODE, self._episode, _LATCHED)
-        self.create_subscription(DiagnosticStatus, names.VLA_STATE, self._vla_state, _LATCHED)
-        self.create_subscription(DiagnosticStatus, names.GATE_STATE, self._gate_state, _LATCHED)
+        for kind, topic, listen in (
+                (String, names.REASONING, self._reasoning), (String, names.EPISODE, self._episode),
+                (DiagnosticStatus, names.VLA_STATE, self._vla_state),
+                (DiagnosticStatus, names.GATE_STATE, self._gate_state)):
+            self.create_subscription(kind, topic, listen, _EVERYTHING)
         self.create_subscription(JointTrajectory, names.ACTION, self._action, 100)
 
     def _image(self, name: str, data: bytes) -> None:

@@ -8,12 +8,14 @@ an image raises ImageError with the reason; nothing else escapes.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
 from numpy.typing import NDArray
+from sensor_msgs.msg import CompressedImage, Image
 
 _ORDERS = {'rgb': (3, (0, 1, 2)), 'bgr': (3, (2, 1, 0)), 'rgba': (4, (0, 1, 2)),
            'bgra': (4, (2, 1, 0)), 'mono': (1, (0, 0, 0))}
@@ -203,6 +205,12 @@ def compressed_to_numpy(message: Any) -> NDArray[np.uint8]:
     if bgr is None:
         raise ImageError(f'{message.format!r:.60} data of {data.size} bytes cannot be decoded')
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+TRANSPORTS: dict[str, tuple[Any, Callable[[bytes], Any], Callable[[Any], NDArray[np.uint8]]]] = {
+    'raw': (Image, parse_image, image_to_numpy),
+    'compressed': (CompressedImage, parse_compressed, compressed_to_numpy)}
+"""Message type, parser and decoder of each way to send images."""
 
 
 def _require_whole_chunks(png: NDArray[np.uint8]) -> None:

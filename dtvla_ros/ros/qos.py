@@ -20,7 +20,9 @@ def profile(depth: int, reliable: bool, latched: bool) -> QoSProfile:
 
 LATEST = profile(1, reliable=True, latched=False)
 LATCHED = profile(1, reliable=True, latched=True)
-LATCHED_10 = profile(10, reliable=True, latched=True)
+# Deep: what got lost is sent again only while its publisher still holds it, and a thought is a
+# burst of messages.
+LATCHED_100 = profile(100, reliable=True, latched=True)
 NEWEST_FRAME = profile(1, reliable=False, latched=False)
 ECHO = 0.1  # the same message within this time came over two subscriptions [s]
 

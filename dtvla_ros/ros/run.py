@@ -133,24 +133,9 @@ def _run(factory: Callable[[], Node], args: Sequence[str]) -> int:
                         '-r from:=to, --params-file FILE')
     _init(args)
     _outcomes.clear()
-    node = executor = None
-    try:
-        with _signals() as closing:
-            try:
-                node = _build(factory)
-                _settle()
-                executor = make_executor()
-                executor.add_node(node)
-                while rclpy.ok() and not _outcomes:
-                    executor.spin_once(timeout_sec=WAIT)
-            finally:
-                closing.append(True)
-                if executor is not None:
-                    executor.shutdown()
-                if node is not None:
-                    node.destroy_node()
-    finally:
-        rclpy.try_shutdown()
+    with _signals() as closing, _ready(factory, closing) as (_, executor):
+        while rclpy.ok() and not _outcomes:
+            executor.spin_once(timeout_sec=WAIT)
     outcome = _outcomes[0] if _outcomes else 0
     if isinstance(outcome, BaseException):
         raise outcome
@@ -171,6 +156,27 @@ def _init(args: Sequence[str]) -> None:
     finally:
         if get_logger_level(_RCL) == LoggingSeverity.FATAL:  # no --log-level rcl:=debug
             set_logger_level(_RCL, LoggingSeverity.UNSET)
+
+
+@contextmanager
+def _ready(
+    factory: Callable[[], AnyNode], closing: list[bool],
+) -> Iterator[tuple[AnyNode, Executor]]:
+    """Build a node and its executor; afterwards note that it is closing, and leave the graph."""
+    node = executor = None
+    try:
+        node = _build(factory)
+        _settle()
+        executor = make_executor()
+        executor.add_node(node)
+        yield node, executor
+    finally:
+        closing.append(True)
+        if executor is not None:
+            executor.shutdown()
+        if node is not None:
+            node.destroy_node()
+        rclpy.try_shutdown()
 
 
 def _build(factory: Callable[[], AnyNode]) -> AnyNode:
@@ -222,18 +228,9 @@ def joined(factory: Callable[[], AnyNode]) -> Iterator[tuple[AnyNode, Executor]]
     former = None
     if threading.current_thread() is threading.main_thread():
         former = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    node = executor = None
     try:
-        node = _build(factory)
-        _settle()
-        executor = make_executor()
-        executor.add_node(node)
-        yield node, executor
+        with _ready(factory, []) as (node, executor):
+            yield node, executor
     finally:
         if former is not None:
             signal.signal(signal.SIGTERM, former)
-        if executor is not None:
-            executor.shutdown()
-        if node is not None:
-            node.destroy_node()
-        rclpy.try_shutdown()

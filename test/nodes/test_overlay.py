@@ -42,7 +42,7 @@ class Robot:
         self.thought = 'holding nothing now reach can'
         self.cameras = {n: node.create_publisher(kind, f'/image_{n}', sensor) for n in CAMERAS}
         self.pose = node.create_publisher(PoseStamped, '/ee_pose', sensor)
-        self.thoughts = node.create_publisher(String, '/vla/reasoning', qos.LATCHED_10)
+        self.thoughts = node.create_publisher(String, '/vla/reasoning', qos.LATCHED_100)
         self.chunks = node.create_publisher(JointTrajectory, '/vla/action_chunk', qos.LATEST)
         self.states = {t: node.create_publisher(DiagnosticStatus, t, qos.LATCHED)
                        for t in ('/vla/state', '/gate_state')}

@@ -37,9 +37,9 @@ TOPICS = {
     'clock': (Clock, '/clock', 100), 'pose': (PoseStamped, '/ee_pose', qos_profile_sensor_data),
     **{f'{camera}_info': (CameraInfo, topic, qos_profile_sensor_data)
        for camera, topic in names.CAMERA_INFO.items()},
-    'state': (String, '/sim/state', qos.LATCHED_10),
+    'state': (String, '/sim/state', qos.LATCHED_100),
     'tasks': (String, '/sim/tasks', qos.LATCHED),
-    'episode': (String, '/sim/episode', qos.LATCHED_10),
+    'episode': (String, '/sim/episode', qos.LATCHED_100),
     'instruction': (String, '/instruction', qos.LATCHED),
 }
 
@@ -278,7 +278,7 @@ def test_cameras_and_frames_are_mujocos(paused, env):
     transforms = pytest.importorskip('tf2_msgs.msg', reason='tf2_msgs is not installed')
     graph, frames = paused.graph, FrameTree()
     graph.hear('tf', transforms.TFMessage, '/tf', 100)
-    graph.hear('tf_static', transforms.TFMessage, '/tf_static', qos.LATCHED_10)
+    graph.hear('tf_static', transforms.TFMessage, '/tf_static', qos.LATCHED_100)
     paused.watched.append('tf')
     graph.spin(lambda: graph.of('tf_static') and graph.node.count_publishers('/tf'), 20)
     seen = paused.shown('step')
