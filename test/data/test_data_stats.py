@@ -133,7 +133,7 @@ def test_damaged_numbers_are_noticed(numbers, change, check, said):
 
 
 def test_half_a_turn_is_no_outlier(numbers):
-    """A rotation vector of half a turn has two signs; the hand has not moved."""
+    """A rotation vector of half a turn has two signs; the gripper has not moved."""
     turns = Rotation.from_rotvec(numbers.state[:, 3:6]).as_rotvec()
     assert np.ptp(turns[:, 0]) > 6.0
     assert issues_of(check_numbers(numbers), 'outliers of state')[0].level == 'ok'
@@ -178,7 +178,7 @@ def test_frozen_and_dark_cameras_are_named_with_episode_and_frame(tmp_path):
 
 
 def test_nothing_is_claimed_from_too_little(good, numbers):
-    """Two episodes are not enough to call a image mirrored."""
+    """Two episodes are not enough to call an image mirrored."""
     few = sample_images(DatasetReader(good), numbers, 1)
     levels = {n.check: n for n in check_images(few)}
     assert levels['swapped cameras'].certainty == 'unclear'

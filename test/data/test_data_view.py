@@ -40,7 +40,7 @@ def page(arm, tmp_path_factory):
     return out
 
 
-def stories(text):
+def episodes_of(text):
     """Return the data of the sections of a page."""
     return [json.loads(unescape(data)) for data in re.findall(r'data-episode="([^"]*)"', text)]
 
@@ -56,7 +56,7 @@ def test_a_page_needs_nothing_else(page):
 def test_a_page_tells_each_frame_its_thought_and_phase(page):
     """In the order that was asked for; text is text, whatever characters it holds."""
     text = page.read_text()
-    two, zero = stories(text)
+    two, zero = episodes_of(text)
     assert (two['length'], zero['length']) == (27, 25)
     assert zero['runs'][1] == [5, 10, 'now <b>1</b> & on']
     assert zero['phases'][0] == 'reach' and zero['phases'][9] == 'carry'
@@ -69,10 +69,10 @@ def test_a_page_holds_every_image(page, arm):
     text = page.read_text()
     data, = re.findall(r'\.e0c1 \{[^}]*base64,([^)]*)\)', text)
     sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-    story = stories(text)[1]
+    episode = episodes_of(text)[1]
     camera = list(layout.CAMERAS)[1]
     for k, image in enumerate(DatasetReader(arm).frames(0, camera)):
-        down, across = divmod(k, story['columns'])
+        down, across = divmod(k, episode['columns'])
         part = sheet[64 * down:64 * down + 64, 64 * across:64 * across + 64]
         assert np.abs(part.astype(int) - image).mean() < 8
 
@@ -83,7 +83,7 @@ def test_a_contact_sheet_shows_the_images(arm, tmp_path):
     assert view(arm, out, [1]) == 1
     sheet = np.asarray(Image.open(out).convert('RGB')).astype(int)
     assert sheet.shape[1] == 1500 and sheet.std() > 20
-    bright = np.abs(sheet - (235, 225, 215)).max(-1) < 12  # the hand of the drawn arm
+    bright = np.abs(sheet - (235, 225, 215)).max(-1) < 12  # the drawn gripper
     assert bright[:200].sum() > 500
 
 
@@ -94,7 +94,7 @@ def test_ids_are_shown_as_text_only_with_their_tokenizer(tmp_path):
     view(root, out)
     assert 'This dataset holds no thought' in out.read_text()
     view(root, out, tokenizer=root)
-    assert stories(out.read_text())[0]['runs'][0][2].startswith('holding nothing now reach')
+    assert episodes_of(out.read_text())[0]['runs'][0][2].startswith('holding nothing now reach')
 
 
 def test_without_a_choice_every_task_is_shown(tmp_path):

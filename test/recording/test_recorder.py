@@ -74,6 +74,7 @@ class Source:
 
 
 def test_a_bag_holds_what_was_published_and_how_it_was_offered(graph, tmp_path):
+    """Messages bit by bit, profiles and definitions; other tools find all they need."""
     graph.listen()
     source = Source(graph)
     out = tmp_path / 'bag'
@@ -109,6 +110,7 @@ def test_a_bag_holds_what_was_published_and_how_it_was_offered(graph, tmp_path):
 
 
 def test_only_the_topics_asked_for_and_only_so_long(graph, tmp_path):
+    """It ends by itself."""
     graph.listen()
     source = Source(graph)
     source.heard = lambda: True
@@ -119,6 +121,7 @@ def test_only_the_topics_asked_for_and_only_so_long(graph, tmp_path):
 
 
 def test_a_later_publisher_that_offers_less_is_heard_too(graph, tmp_path):
+    """The subscription then asks for less, and both are heard."""
     node = graph.listen()
     first = node.create_publisher(String, '/instruction', LATCHED)
     first.publish(String(data='first'))
@@ -138,6 +141,7 @@ def test_a_later_publisher_that_offers_less_is_heard_too(graph, tmp_path):
 @pytest.mark.parametrize(('arguments', 'word'), [
     ((), 'exists already'), (('--topics', 'joint_states'), '/joint_states')])
 def test_bad_input_touches_nothing(tmp_path, arguments, word):
+    """What is in the folder stays as it was."""
     (tmp_path / 'kept').write_text('mine')
     done = CliRunner().invoke(app, ['record', '--out', str(tmp_path), *arguments])
     assert isinstance(done.exception, UserError) and word in str(done.exception)
@@ -159,6 +163,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.parametrize('kind', ['disk', 'file'])
 def test_a_full_disk_ends_the_recording_and_nothing_else(graph, tmp_path, kind, request):
+    """What fits is kept, indexed and readable; the publisher goes on."""
     folder = request.getfixturevalue('small_disk') if kind == 'disk' else tmp_path
     graph.listen()
     source = Source(graph, size=256)
@@ -187,6 +192,7 @@ def test_a_full_disk_ends_the_recording_and_nothing_else(graph, tmp_path, kind, 
 
 
 def test_the_last_messages_make_room_for_the_index(tmp_path):
+    """Whole chunks are given up, no more than needed."""
     bag = BagWriter(tmp_path / 'bag')
     topic = bag.add_topic('/word', 'std_msgs/msg/String', [bag_qos(True, False)])
     for k in range(8):  # two of them make a chunk
@@ -203,6 +209,7 @@ def test_the_last_messages_make_room_for_the_index(tmp_path):
 
 
 def test_a_disk_without_room_for_an_index_is_told(graph, tmp_path):
+    """By the same exit code, in one line."""
     graph.listen()
     Source(graph)
     recording = start(tmp_path / 'bag', '--seconds', '8', limit=300)
@@ -213,6 +220,7 @@ def test_a_disk_without_room_for_an_index_is_told(graph, tmp_path):
 
 
 def test_what_a_slow_disk_cannot_take_is_counted(tmp_path):
+    """Nobody waits for it; written and dropped add up."""
     bag = BagWriter(tmp_path / 'bag')
     gate = threading.Event()
     write = bag.write
@@ -234,6 +242,7 @@ def test_what_a_slow_disk_cannot_take_is_counted(tmp_path):
 
 
 def test_what_is_no_bag_or_cannot_be_one_is_named(tmp_path):
+    """By its path."""
     (tmp_path / 'bag.mcap').write_bytes(b'no bag')
     with pytest.raises(UserError, match='mcap/bag'):
         BagWriter(tmp_path / 'bag.mcap' / 'bag')

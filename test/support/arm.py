@@ -1,4 +1,4 @@
-"""An arm seen by two cameras, drawn so that every orientation of a image is known."""
+"""An arm seen by two cameras, drawn so that every orientation of an image is known."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dtvla_ros.data.layout import Episode
 
 SIDE = 64
 FPS = 10
-DOWN = np.array([np.pi, 0.0, 0.0])  # the hand points at the table
+DOWN = np.array([np.pi, 0.0, 0.0])  # the gripper points at the table
 PER_UNIT = 0.02  # metres a frame
 
 
@@ -26,18 +26,18 @@ def _ground(seed: int) -> np.ndarray:
 GROUND, WALL = _ground(0), _ground(1)
 
 
-def primary(hand: np.ndarray) -> np.ndarray:
+def primary(gripper: np.ndarray) -> np.ndarray:
     """Return what a camera facing the arm sees: +y right, +x down, +z up."""
     image = np.repeat((60 + WALL[:SIDE, :SIDE] // 3)[..., None], 3, 2).astype(np.uint8)
-    x, y, z = hand
+    x, y, z = gripper
     across, down = int(32 + 70 * y), int(36 + 45 * (x - 0.5) - 90 * (z - 0.1))
     cv2.circle(image, (across, down), 7, (235, 225, 215), -1)
     return image
 
 
-def wrist(hand: np.ndarray) -> np.ndarray:
-    """Return what a camera on the hand, looking down, sees: +x right, -y down."""
-    column, row = 200 + 150 * (hand[0] - 0.5), 200 - 150 * hand[1]
+def wrist(gripper: np.ndarray) -> np.ndarray:
+    """Return what a camera on the gripper, looking down, sees: +x right, -y down."""
+    column, row = 200 + 150 * (gripper[0] - 0.5), 200 - 150 * gripper[1]
     part = cv2.getRectSubPix(GROUND, (SIDE, SIDE), (float(column), float(row)))
     return np.repeat(part[..., None], 3, 2)
 
@@ -45,20 +45,20 @@ def wrist(hand: np.ndarray) -> np.ndarray:
 def arm_episode(seed: int, frames: int = 40) -> Episode:
     """Return an arm that moves about, closes its fingers and opens them again."""
     rng = np.random.default_rng(seed)
-    hand = np.array([0.5, 0.0, 0.12]) + rng.uniform(-0.1, 0.1, 3) * [1, 1, 0.3]
-    goal, wide = hand, 0.04
+    gripper = np.array([0.5, 0.0, 0.12]) + rng.uniform(-0.1, 0.1, 3) * [1, 1, 0.3]
+    goal, wide = gripper, 0.04
     states, actions, images = [], [], {key: [] for key in layout.CAMERAS}
     for k in range(frames):
         if k % 6 == 0:
             goal = np.array([0.5, 0.0, 0.12]) + rng.uniform(-1, 1, 3) * [0.2, 0.3, 0.1]
         close = frames // 3 <= k < 2 * frames // 3
         turn = Rotation.from_rotvec(DOWN + rng.normal(0, 0.02, 3)).as_rotvec()
-        states.append([*hand, *turn, wide, -wide])
-        action = np.clip((goal - hand) / 0.1, -1, 1)
+        states.append([*gripper, *turn, wide, -wide])
+        action = np.clip((goal - gripper) / 0.1, -1, 1)
         actions.append([*action, *rng.normal(0, 0.02, 3), 1.0 if close else -1.0])
-        images['observation.images.image'].append(primary(hand))
-        images['observation.images.wrist_image'].append(wrist(hand))
-        hand = hand + PER_UNIT * action + rng.normal(0, 0.0005, 3)
+        images['observation.images.image'].append(primary(gripper))
+        images['observation.images.wrist_image'].append(wrist(gripper))
+        gripper = gripper + PER_UNIT * action + rng.normal(0, 0.0005, 3)
         wide = np.clip(wide + (-0.012 if close else 0.012), 0.01, 0.04)
     return Episode(
         task='move about', images={key: np.stack(seen) for key, seen in images.items()},
