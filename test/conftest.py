@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from dtvla_ros.errors import UserError
 from dtvla_ros.ros.processes import remove_dead_segments
+from dtvla_sim.gl import choose_gl
 
 PATHS = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # support, benchmarks
 sys.path[:0] = PATHS
@@ -20,6 +23,9 @@ os.environ['PYTHONPATH'] = os.pathsep.join(
     path for path in (*PATHS, os.environ.get('PYTHONPATH')) if path)
 os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
 os.environ['ROS_DOMAIN_ID'] = import_module('support.domains').fresh_domain()
+
+with suppress(UserError):  # before anything imports MuJoCo; what draws says what is missing
+    choose_gl()
 
 HAS_ROS = find_spec('rclpy') is not None
 if not HAS_ROS:
