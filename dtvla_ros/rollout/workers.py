@@ -386,7 +386,7 @@ class RayWorkers(Workers):
             self._connected = False
 
     def _spawn(self) -> tuple[Any, Any]:
-        actor = self._actor.remote(self._make)
+        actor: Any = self._actor.remote(self._make)
         return actor, actor.exchange.remote()
 
     def _send(self, slot: int, message: Any) -> None:
