@@ -177,7 +177,7 @@ def test_jitter_moves_and_shuffle_permutes():
 
 @needs_libero
 def test_two_starts_and_tasks_that_do_not_exist_are_named(objects):
-    with pytest.raises(UserError, match='unknown starts "shuffle"; spatial has: bench'):
+    with pytest.raises(UserError, match='unknown starts "shuffle"; libero_spatial has: bench'):
         dtvla_sim.make('libero_spatial', starts='shuffle')
     with pytest.raises(UserError, match='unknown task "fly"'):
         objects.reset(seed=0, options={'task': 'fly'})
