@@ -1,4 +1,4 @@
-"""Names and rates that several packages share: cameras, joints, action channels, topics."""
+"""Names and rates that several packages share: cameras, joints, channels, engines, topics."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ ARM_JOINTS = tuple(f'panda_joint{i}' for i in range(1, 8))
 FINGER_JOINTS = ('panda_finger_joint1', 'panda_finger_joint2')
 CHANNELS = ('x', 'y', 'z', 'roll', 'pitch', 'yaw', 'gripper')
 """Channels of an action, LIBERO's OSC_POSE; its units are in `dtvla_ros.actions.osc`."""
+
+MODES = ('full', 'masked')
+"""Thoughts of a policy and its node: its own, or an empty one."""
+ENGINES = ('onnx', 'torch')
+DEVICES = ('cpu', 'cuda', 'tensorrt', 'auto')
+"""Where an engine runs; 'auto': on CUDA where it is there."""
 
 CONTROL_RATE = 20.0
 """Actions per second [Hz], unless a parameter says otherwise."""

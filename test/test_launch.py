@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dtvla_ros.nodes.settings import LIMITS, MODES
+from dtvla_ros.conventions import MODES
+from dtvla_ros.nodes.settings import LIMITS
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / 'launch').glob('*.launch.py'))

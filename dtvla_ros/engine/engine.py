@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from dtvla_ros.errors import OutOfMemory
 from dtvla_ros.policy.config import DecoderConfig
 
-MODES = ('full', 'masked')
-
 
 @dataclass(frozen=True, slots=True)
 class SpeculativeStats:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from dtvla_ros.conventions import DEVICES, ENGINES
 from dtvla_ros.engine.engine import Engine
 from dtvla_ros.engine.policy import Policy
 from dtvla_ros.engine.providers import multiplies_bytes
@@ -13,8 +14,6 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.policy.manifest import FLOAT_GRAPHS, GRAPHS, MANIFEST, PolicyManifest
 from dtvla_ros.policy.transform import transform_of
 
-ENGINES = ('onnx', 'torch')
-DEVICES = ('cpu', 'cuda', 'tensorrt', 'auto')
 DTYPES = ('float32', 'bfloat16', 'float16')
 
 

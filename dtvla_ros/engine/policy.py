@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dtvla_ros.engine.engine import MODES, Decision, Engine, Prefix, SpeculativeStats
+from dtvla_ros.conventions import MODES
+from dtvla_ros.engine.engine import Decision, Engine, Prefix, SpeculativeStats
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import SpecialIds
 from dtvla_ros.policy.transform import Observation, PolicyTransform

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dtvla_ros.conventions import DEVICES
 from dtvla_ros.errors import UserError
 
 CPUINFO = Path('/proc/cpuinfo')
@@ -19,11 +20,10 @@ _BYTES = {'avx512_vnni': 'VNNI', 'avx_vnni': 'VNNI', 'amx_int8': 'AMX', 'asimddp
 _WIDTHS = {'avx512f': 'AVX512', 'avx2': 'AVX2', 'avx': 'AVX', 'asimd': 'NEON'}
 _RESTRICTING = ('ATEN_CPU_CAPABILITY', 'ONEDNN_MAX_CPU_ISA', 'DNNL_MAX_CPU_ISA')
 
-PROVIDERS = ('cpu', 'cuda', 'tensorrt', 'auto')
 CPU = 'CPUExecutionProvider'
 CUDA = 'CUDAExecutionProvider'
 TENSORRT = 'TensorrtExecutionProvider'
-_WANTED = {'cpu': CPU, 'cuda': CUDA, 'tensorrt': TENSORRT}
+PROVIDERS = {'cpu': CPU, 'cuda': CUDA, 'tensorrt': TENSORRT}  # by device
 _REMEDY = {
     CUDA: 'pip install onnxruntime-gpu (instead of onnxruntime) and a CUDA 12 driver',
     TENSORRT: 'pip install onnxruntime-gpu (instead of onnxruntime) and tensorrt',
@@ -99,12 +99,12 @@ def place(provider: str) -> Placement:
     """
     import onnxruntime as ort
 
-    if provider not in PROVIDERS:
-        raise UserError(f'provider {provider!r} is none of {", ".join(PROVIDERS)}')
+    if provider not in DEVICES:
+        raise UserError(f'provider {provider!r} is none of {", ".join(DEVICES)}')
     there = ort.get_available_providers()
     if provider == 'auto':
         provider = 'cuda' if CUDA in there else 'cpu'
-    wanted = _WANTED[provider]
+    wanted = PROVIDERS[provider]
     if wanted not in there:
         _LOG.warning('provider %s: this ONNX Runtime has no %s; running on the CPU instead. '
                      'Remedy: %s', provider, wanted, _REMEDY[wanted])

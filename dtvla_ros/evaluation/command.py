@@ -17,8 +17,9 @@ from rich.table import Table
 
 import dtvla_sim
 from dtvla_ros import files
-from dtvla_ros.engine.engine import MODES as NODE_MODES
-from dtvla_ros.engine.load import DEVICES, ENGINES
+from dtvla_ros.conventions import DEVICES, ENGINES
+from dtvla_ros.conventions import MODES as NODE_MODES
+from dtvla_ros.engine.providers import PROVIDERS
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation import results, workers
 from dtvla_ros.evaluation.ablations import MODES
@@ -30,7 +31,6 @@ from dtvla_ros.rollout.env import SceneSetup
 from dtvla_ros.rollout.episode import EpisodeResult
 from dtvla_ros.rollout.workers import run_jobs
 
-GPU_PROVIDERS = {'cuda': 'CUDAExecutionProvider', 'tensorrt': 'TensorrtExecutionProvider'}
 VIAS = ('inprocess', 'ros')
 
 Job = tuple[Any, ...]  # task and seed, or a perturbation and those
@@ -196,7 +196,8 @@ def available_device(engine: str, device: str) -> str:
         import onnxruntime
 
         found = onnxruntime.get_available_providers()
-        available = [name for name, provider in GPU_PROVIDERS.items() if provider in found]
+        available = [name for name, provider in PROVIDERS.items()
+                     if name != 'cpu' and provider in found]
     if device == 'auto':
         return 'cuda' if 'cuda' in available else 'cpu'
     if device not in available:

@@ -19,14 +19,21 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from dtvla_ros.actions.queue import ChunkQueue
-from dtvla_ros.conventions import ARM_JOINTS, CONTROL_RATE, FINGER_JOINTS, HEARTBEAT_TIMEOUT
+from dtvla_ros.conventions import (
+    ARM_JOINTS,
+    CONTROL_RATE,
+    DEVICES,
+    ENGINES,
+    FINGER_JOINTS,
+    HEARTBEAT_TIMEOUT,
+    MODES,
+)
 from dtvla_ros.errors import UserError
 from dtvla_ros.safety.gate import HEARTBEAT, JOINTS, POSE, Gate, GateConfig
 from dtvla_ros.safety.gripper import GripperMonitor
 from dtvla_ros.safety.limits import PROFILES, Limiter, Limits
 from dtvla_ros.safety.watchdog import Watchdog
 
-MODES = ('full', 'masked')  # of the thought; the other ablations are evaluation's
 _LARGEST_INT = 2**63 - 1
 _SMALLEST_LIMIT = 1e-6
 _FINGERS_MEAN = 'joints whose absolute positions add up to the gripper opening'
@@ -128,9 +135,8 @@ class VlaSettings:
     """Parameters of the policy node."""
 
     policy: str = parameter('models/nano', 'folder of the policy, its manifest inside')
-    engine: str = parameter('onnx', 'what runs the policy', choices=('onnx', 'torch'))
-    device: str = parameter(
-        'cpu', 'where the policy runs', choices=('cpu', 'cuda', 'tensorrt', 'auto'))
+    engine: str = parameter('onnx', 'what runs the policy', choices=ENGINES)
+    device: str = parameter('cpu', 'where the policy runs', choices=DEVICES)
     threads: int = parameter(1, 'threads of the engine on a CPU', low=1)
     mode: str = parameter(
         'full', 'the thought, written by the policy or empty', choices=MODES,
