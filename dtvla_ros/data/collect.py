@@ -24,7 +24,7 @@ from dtvla_ros.data.writer import (
     write_shard,
 )
 from dtvla_ros.errors import UserError
-from dtvla_ros.rollout.env import SceneSetup
+from dtvla_ros.rollout.env import SceneSetup, require_tasks
 from dtvla_ros.rollout.workers import run_jobs
 
 SEEDS_PER_BASE = 100_000
@@ -53,13 +53,6 @@ def require_frame_rate(camera_every: int) -> None:
     if camera_every < 1 or 20 % camera_every:
         raise UserError(f'--camera-every {camera_every}: use 1, 2, 4, 5 or 10, so that the frame '
                         'rate is a whole number')
-
-
-def require_tasks(tasks: Sequence[str], known: Sequence[str], suite: str) -> None:
-    """Refuse a task that the suite does not have."""
-    for task in tasks:
-        if task not in known:
-            raise UserError(f'unknown task "{task}"; {suite} has: {", ".join(known)}')
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,8 +129,8 @@ class BatchSampler:
         self.banned = torch.from_numpy(suppressed_in_thought(transform))  # [V]
 
     def infer(self, observations: Sequence[Observation],
-               seeds: Sequence[int | None] | None = None,
-               copies: int = 1) -> list[SampledDecision]:
+              seeds: Sequence[int | None] | None = None,
+              copies: int = 1) -> list[SampledDecision]:
         """Return ``copies`` decisions per observation, in their order.
 
         ``seeds``: one per decision, needed where a temperature is positive; the same seed

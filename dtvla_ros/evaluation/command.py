@@ -27,7 +27,7 @@ from dtvla_ros.evaluation.report import write_html
 from dtvla_ros.evaluation.results import Rate, evaluation_seed
 from dtvla_ros.evaluation.workers import EvalOptions, task_of
 from dtvla_ros.policy.manifest import PolicyManifest
-from dtvla_ros.rollout.env import SceneSetup
+from dtvla_ros.rollout.env import SceneSetup, require_tasks
 from dtvla_ros.rollout.episode import EpisodeResult
 from dtvla_ros.rollout.workers import run_jobs
 
@@ -169,8 +169,7 @@ def inspect_scene(
 
     """
     with closing(setup.make()) as env:
-        for name in tasks:
-            one_of('task', name, tuple(env.tasks))
+        require_tasks(tasks, env.tasks, setup.suite)
         limit = {'max_steps': setup.max_steps} if setup.max_steps else {}
         return tuple(tasks) or tuple(env.tasks), {
             'suite': setup.suite, 'starts': env.starts, 'flags': {**env.flags, **limit}}

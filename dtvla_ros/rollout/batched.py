@@ -159,7 +159,7 @@ class BatchedRollouts:
         self.times.decisions += len(asked)
 
 
-def success_rate(
+def successes(
     rollouts: BatchedRollouts, sampler: Sampler, jobs: Sequence[Job],
 ) -> list[bool]:
     """Return which of the jobs succeeded, in no order; every decision is the sampler's."""

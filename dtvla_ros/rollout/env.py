@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -109,6 +109,13 @@ class Located(Protocol):
 
     def image_point(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return where world points [..., 3] appear in the third-person image, [..., 2]."""
+
+
+def require_tasks(tasks: Sequence[str], known: Sequence[str], suite: str) -> None:
+    """Refuse a task that the suite does not have."""
+    for task in tasks:
+        if task not in known:
+            raise UserError(f'unknown task "{task}"; {suite} has: {", ".join(known)}')
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,6 @@ from dtvla_ros.data.collect import (
     EpisodePlan,
     Frames,
     require_frame_rate,
-    require_tasks,
     require_training_block,
     task_in_turn,
 )
@@ -37,7 +36,7 @@ from dtvla_ros.data.writer import (
     write_shard,
 )
 from dtvla_ros.errors import UserError
-from dtvla_ros.rollout.env import Env, SceneSetup
+from dtvla_ros.rollout.env import Env, SceneSetup, require_tasks
 from dtvla_ros.rollout.episode import Infer, execute, observation_from_sim
 
 KIND = 'dagger'

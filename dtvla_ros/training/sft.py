@@ -28,7 +28,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.policy.manifest import ActionContract
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import PolicyTransform
-from dtvla_ros.rollout.batched import BatchedRollouts, success_rate
+from dtvla_ros.rollout.batched import BatchedRollouts, successes
 from dtvla_ros.rollout.env import SceneSetup
 from dtvla_ros.rollout.episode import EpisodeJob
 from dtvla_ros.rollout.workers import open_envs
@@ -255,7 +255,7 @@ def held_out_success(
             for task in envs.info.tasks for k in range(run.episodes)]
 
     def success(model: HybridDecoder) -> float:
-        found = success_rate(BatchedRollouts(envs), BatchSampler(model, transform), jobs)
+        found = successes(BatchedRollouts(envs), BatchSampler(model, transform), jobs)
         return sum(found) / len(found)
 
     return success

@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 
 import dtvla_sim
-from dtvla_ros.data.collect import require_tasks
 from dtvla_ros.engine.batch import BatchSampler
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.results import Rate, evaluation_seed
@@ -27,9 +26,9 @@ from dtvla_ros.rollout.batched import (
     Rollout,
     RolloutTimes,
     Sampler,
-    success_rate,
+    successes,
 )
-from dtvla_ros.rollout.env import SceneSetup
+from dtvla_ros.rollout.env import SceneSetup, require_tasks
 from dtvla_ros.rollout.episode import EpisodeJob
 from dtvla_ros.rollout.workers import Workers, open_envs
 from dtvla_ros.training import checkpoint
@@ -216,7 +215,7 @@ class GrpoTrainer:
         jobs = [EpisodeJob(task, first + k, self.replan_steps)
                 for task in self.tasks for k in range(self.config.evaluate_episodes)]
         mine = jobs[self.accelerator.process_index::self.accelerator.num_processes]
-        solved = sum(success_rate(self.engine, self.greedy, mine))
+        solved = sum(successes(self.engine, self.greedy, mine))
         return Rate(round(summed(self.accelerator, [solved])[0]), len(jobs))
 
     def evaluate_if_due(self, last: bool = False) -> None:
