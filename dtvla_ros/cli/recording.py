@@ -75,6 +75,7 @@ def from_bag(
 
     `dtvla data from-bag bags/sim --out data/good --successful --camera-every 2`
     """
+    require_one_ros()
     from dtvla_ros.conventions import FINGER_JOINTS
     from dtvla_ros.data.from_bag import ConvertOptions, convert
 

@@ -10,7 +10,7 @@ import json
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from dtvla_ros import conventions as topics
 from dtvla_ros.actions import osc
 from dtvla_ros.conventions import CHANNELS
 from dtvla_ros.errors import UserError
+from dtvla_ros.ros import conversions, images
 
 NEVER = 2**62  # later than anything [ns]
 
@@ -115,8 +116,6 @@ class Bag:
 
         Those that cannot be decoded are left out.
         """
-        from dtvla_ros.ros import images
-
         if not len(wanted):
             return {}
         connections: list[Connection] = [c for c in self.reader.connections if c.topic == topic]
@@ -126,14 +125,11 @@ class Bag:
         for connection, _, data in self.reader.messages(
                 connections, int(received.min()), int(received.max()) + 1):
             place = places.get(stamp_in(data))
-            if place is None or place in found:
-                continue
-            raw = connection.msgtype.endswith('/Image')
-            parse = images.image_to_numpy if raw else images.compressed_to_numpy
-            try:
-                found[place] = np.array(parse(decode(connection, data)))
-            except images.ImageError:
-                continue
+            if place is not None and place not in found:
+                raw = connection.msgtype.endswith('/Image')
+                parse = images.image_to_numpy if raw else images.compressed_to_numpy
+                with suppress(images.ImageError):
+                    found[place] = np.array(parse(decode(connection, data)))
         return found
 
 
@@ -146,19 +142,19 @@ def read_bag(reader: Reader, path: Path, command: str | None = None) -> Bag:
     command = _command_topic(reader, path, command)
     values: dict[str, Callable[[Any], Any]] = {
         command: lambda m: m,
-        topics.EE_POSE: lambda m: _position_quaternion(m.pose),
+        topics.EE_POSE: lambda m: conversions.pose_arrays(m.pose),
         topics.JOINT_STATES: lambda m: dict(zip(m.name, m.position.tolist())),
         topics.ACTION_CHUNK: lambda m: None,
         topics.REASONING: lambda m: m.data,
         topics.INSTRUCTION: lambda m: m.data.strip(),
         topics.EPISODE: lambda m: _report(path, m.data),
         topics.GRIPPER: lambda m: m.data}
-    images = topics.IMAGES.values()
+    cameras = topics.IMAGES.values()
     rows: dict[str, list[tuple[int, int, Any]]] = defaultdict(list)
     for connection, received, data in reader.messages(
-            [c for c in reader.connections if c.topic in {*values, *images}]):
+            [c for c in reader.connections if c.topic in {*values, *cameras}]):
         topic = connection.topic
-        if topic in images:
+        if topic in cameras:
             rows[topic].append((received, stamp_in(data), None))
             continue
         message = decode(connection, data)
@@ -168,7 +164,7 @@ def read_bag(reader: Reader, path: Path, command: str | None = None) -> Bag:
         if topic == topics.REASONING and message.data.endswith(topics.UNFINISHED):
             continue
         rows[topic].append((received, stamp, values[topic](message)))
-    tracks = {topic: _track(rows[topic]) for topic in (*values, *images)}
+    tracks = {topic: _track(rows[topic]) for topic in (*values, *cameras)}
     return Bag(reader, path, tracks, _actions(path, tracks, command))
 
 
@@ -181,26 +177,18 @@ def _command_topic(reader: Reader, path: Path, wanted: str | None) -> str:
     """Return the topic that commanded the arm. Raises ``UserError`` unless there is one."""
     counts = {c.topic: c.msgcount for c in reader.connections}
     found = [topic for topic in topics.COMMANDS if counts.get(topic)]
-    if wanted is None and len(found) == 1:
-        return found[0]
-    if wanted is not None and wanted in found:
-        return wanted
+    fitting = [topic for topic in found if wanted in (None, topic)]
+    if len(fitting) == 1:
+        return fitting[0]
     raise UserError(f'{path}: it has {" and ".join(found) or "no command"}; choose one of them '
                     f'with --command, or record one of {", ".join(topics.COMMANDS)}')
 
 
-def _position_quaternion(pose: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    p, q = pose.position, pose.orientation
-    return np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])
-
-
 def _report(path: Path, text: str) -> dict[str, Any]:
-    try:
+    with suppress(ValueError, TypeError):
         row = json.loads(text)
         if {'instruction', 'done', 'success'} <= set(row):
             return row
-    except (ValueError, TypeError):
-        pass
     raise UserError(f'{path}: {topics.EPISODE} says {text[:60]!r}, which is not what sim_bridge '
                     'says; record without it')
 
@@ -214,8 +202,8 @@ def _actions(path: Path, tracks: dict[str, Track], topic: str) -> Track:
         if topic == topics.ACTION:
             action = np.concatenate([point.positions for point in message.points] or [[]])
         else:
-            motion = _twist(message) if topic == topics.TWIST else _offset(
-                tracks[topics.EE_POSE], message)
+            motion = (osc.from_velocity(conversions.twist_array(message.twist))
+                      if topic == topics.TWIST else _offset(tracks[topics.EE_POSE], message))
             if motion is None:
                 continue
             # The gripper's channel is told before the next command: a tick's comes second.
@@ -233,18 +221,13 @@ def _actions(path: Path, tracks: dict[str, Track], topic: str) -> Track:
     return _track(rows)
 
 
-def _twist(message: Any) -> NDArray[np.float64]:
-    linear, angular = message.twist.linear, message.twist.angular
-    return osc.from_velocity([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z])
-
-
 def _offset(poses: Track, message: Any) -> NDArray[np.float64] | None:
     """Return the offset of a goal from the pose last measured before it, None if none was."""
     before = int(np.searchsorted(poses.stamps, stamp_of(message), side='right')) - 1
     if before < 0:
         return None
     position, quaternion = poses.values[before]
-    goal, turn = _position_quaternion(message.pose)
+    goal, turn = conversions.pose_arrays(message.pose)
     turned = Rotation.from_quat(turn) * Rotation.from_quat(quaternion).inv()
     return np.concatenate([(goal - position) / osc.METRES_PER_UNIT,
                            turned.as_rotvec() / osc.RADIANS_PER_UNIT])

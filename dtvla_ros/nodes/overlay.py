@@ -74,8 +74,7 @@ def path_marker(
 
 def latency_line(values: Mapping[str, str]) -> str:
     """Return the latency by phase, the sum first, from the values of ``vla/state``."""
-    taken = {key.removeprefix(names.LATENCY): 1e3 * float(value)
-             for key, value in values.items() if key.startswith(names.LATENCY)}
+    taken = {phase: 1e3 * value for phase, value in conversions.latencies(values).items()}
     first = [f'{taken.pop("total"):.0f} ms'] if 'total' in taken else []
     return ', '.join([*first, *(f'{phase} {ms:.0f}' for phase, ms in taken.items())])
 

@@ -13,10 +13,9 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, Literal
 
 from rclpy.node import Node
@@ -53,54 +52,37 @@ def bag_qos(reliable: bool, latched: bool, depth: int = 10) -> Qos:
         _FOREVER, _FOREVER, rosbag.QosLiveliness.AUTOMATIC, _FOREVER, False)
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """One chunk on the disk: where it ends, its messages by channel, their first and last time."""
-
-    end: int
-    counts: dict[int, int] = field(default_factory=dict)
-    first: int = 2**63 - 1
-    last: int = 0
-
-
 class _Mcap(McapWriter):
-    """Puts whole chunks on the disk or nothing, so that what is there can always be read."""
+    """Puts whole chunks on the disk or nothing, so that what is there can always be read.
+
+    ``held``: of the file's head, then of each chunk on the disk, where it ends, its messages by
+    channel, their first and last time.
+    """
 
     def __init__(self, path: Path, compression: CompressionMode) -> None:
         super().__init__(path, compression)
-        self.held = [_Held(self.bio.tell())]  # the file's head, then its chunks
+        self.held = [(self.bio.tell(), Counter[int](), 2**63 - 1, 0)]
 
     def close_chunk(self) -> None:
         chunk = self.chunk
-        try:
-            super().close_chunk()
-            self.bio.flush()
-        except OSError:
-            self.chunk = _empty_chunk()
-            raise
-        self.held.append(_Held(
-            self.bio.tell(), {channel: len(rows) for channel, rows in chunk.msgs.items()},
+        super().close_chunk()
+        self.bio.flush()
+        self.held.append((
+            self.bio.tell(), Counter({k: len(rows) for k, rows in chunk.msgs.items()}),
             chunk.message_start_time, chunk.message_end_time))
 
     def truncate(self, chunks: int) -> None:
         """Drop what is not on the disk yet and the last ``chunks`` of what is."""
         del self.held[max(1, len(self.held) - chunks):]
         del self.chunks[len(self.held) - 1:]
-        self.chunk = _empty_chunk()
-        self.channel_stats = {
-            channel: sum(held.counts.get(channel, 0) for held in self.held)
-            for channel in self.channel_stats}
-        self.message_start_time = min(held.first for held in self.held)
-        self.message_end_time = max(held.last for held in self.held)
+        ends, counts, firsts, lasts = zip(*self.held)
+        self.chunk = PendingChunk(2**63 - 1, 0, BytesIO(), defaultdict(list))
+        self.channel_stats = {k: sum(count[k] for count in counts) for k in self.channel_stats}
+        self.message_start_time, self.message_end_time = min(firsts), max(lasts)
         # Closed below its buffer: what could not be written must not be written later.
         self.bio.raw.close()  # type: ignore[attr-defined]
-        os.truncate(self.path, self.held[-1].end)
-        self.bio = os.fdopen(os.open(self.path, os.O_WRONLY), 'wb')
-        self.bio.seek(self.held[-1].end)
-
-
-def _empty_chunk() -> PendingChunk:
-    return PendingChunk(2**63 - 1, 0, BytesIO(), defaultdict(list))
+        os.truncate(self.path, ends[-1])
+        self.bio = self.path.open('ab')
 
 
 class BagWriter(Writer):
@@ -124,11 +106,6 @@ class BagWriter(Writer):
             raise UserError(f'cannot write {path}: {error.strerror}; choose another --out'
                             ) from error
 
-    def add_topic(self, topic: str, kind: str, profiles: list[Qos]) -> Connection:
-        """Begin a topic of type 'pkg/msg/Type'; its definition goes into the file."""
-        return self.add_connection(
-            topic, kind, typestore=message_types(), offered_qos_profiles=profiles)
-
     def write(self, connection: Connection, timestamp: int, data: bytes | memoryview) -> None:
         """Add a message; raise OSError when the disk takes no more, after which only `finish`."""
         try:
@@ -141,8 +118,6 @@ class BagWriter(Writer):
     def finish(self) -> None:
         """Write index and metadata; where they do not fit, give up the last messages for them."""
         storage = self.storage
-        if storage is None:
-            return
         assert isinstance(storage, _Mcap)
         for attempt in range(bool(self.truncated), len(storage.held) + 2):
             try:
@@ -157,13 +132,12 @@ class BagWriter(Writer):
                 return
             except OSError as error:
                 self.truncated = self.truncated or error.strerror or str(error)
-        self.storage = None
 
 
 class BagThread:
     """Writes in a thread of its own, so that a slow disk never keeps anybody waiting.
 
-    ``on_end`` is called from that thread when it ends by ``error``, mostly because the disk takes
+    ``on_end`` is called from that thread once an ``error`` ends it, mostly because the disk takes
     no more; what comes after that is ignored. ``dropped`` counts by topic what found the queue
     full.
     """
@@ -176,18 +150,16 @@ class BagThread:
         self.error: Exception | None = None
         self._on_end, self._limit = on_end, queue_bytes
         self._connections: dict[str, Connection] = {}
-        self._waiting: SimpleQueue[tuple[int, Callable[[], None]] | None] = SimpleQueue()
         self._bytes = 0
-        self._open = True
-        self._lock = threading.Lock()  # of the two above
-        self._thread = threading.Thread(target=self._run, name='bag', daemon=True)
-        self._thread.start()
+        self._lock = threading.Lock()  # of the bytes
+        self._thread = ThreadPoolExecutor(1, 'bag')
 
     def add_topic(self, name: str, kind: str, profiles: list[Qos]) -> None:
-        """Begin a topic; its messages come after this."""
+        """Begin a topic of type 'pkg/msg/Type'; its messages come after this."""
         def begin() -> None:
-            self._connections[name] = self.bag.add_topic(name, kind, profiles)
-        self._waiting.put((0, begin))
+            self._connections[name] = self.bag.add_connection(
+                name, kind, typestore=message_types(), offered_qos_profiles=profiles)
+        self._thread.submit(self._run, begin, 0)
 
     def add(self, topic: str, stamp: int, data: bytes) -> None:
         """Take a message received at ``stamp`` [ns]; never waits."""
@@ -195,35 +167,26 @@ class BagThread:
             self.bag.write(self._connections[topic], stamp, data)
             self.written[topic] += 1
         with self._lock:
-            if not self._open:
-                return
             if self._bytes + len(data) > self._limit:
-                self.dropped[topic] += 1
+                self.dropped[topic] += self.error is None
                 return
             self._bytes += len(data)
-            self._waiting.put((len(data), write))
+        self._thread.submit(self._run, write, len(data))
 
     def close(self) -> None:
         """Write what waits, and finish the bag."""
-        with self._lock:
-            self._open = False
-        self._waiting.put(None)
-        self._thread.join()
+        self._thread.submit(self.bag.finish).result()
+        self._thread.shutdown()
 
-    def _run(self) -> None:
+    def _run(self, task: Callable[[], None], size: int) -> None:
         try:
-            while (task := self._waiting.get()) is not None:
-                size, do = task
-                do()
-                with self._lock:
-                    self._bytes -= size
+            if self.error is None:
+                task()
         except Exception as error:  # noqa: BLE001 - the recorder raises it
             self.error = error
-            with self._lock:
-                self._open = False
             self._on_end()
-        finally:
-            self.bag.finish()
+        with self._lock:
+            self._bytes -= size
 
 
 class Recorder(Node):
@@ -257,8 +220,7 @@ class Recorder(Node):
                 self._subscribe(topic, publishers)
 
     def _subscribe(self, topic: str, publishers: Sequence[Any]) -> None:
-        offers = qos.offered(publishers)
-        reliable, latched = (all(column) for column in zip(*offers))
+        reliable, latched = qos.common(publishers)
         before = self._subscribed.get(topic)
         if before is not None:
             # A later publisher that offers less would not be heard.
@@ -276,7 +238,8 @@ class Recorder(Node):
             self.get_logger().error(f'{topic} is not recorded: its type {kind} is not known here')
             return
         if before is None:
-            self.writer.add_topic(topic, kind, [bag_qos(*offer) for offer in sorted(set(offers))])
+            self.writer.add_topic(topic, kind, [
+                bag_qos(*offer) for offer in sorted(set(qos.offered(publishers)))])
 
         def add(data: bytes) -> None:
             self.writer.add(topic, time.time_ns(), data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,9 +91,8 @@ class Viewer(Node):
             publishers = self.get_publishers_info_by_topic(topic)
             if publishers:
                 kind = publishers[0].topic_type
-                self.create_subscription(
-                    message_type(kind), topic, self._camera(name, kind.endswith('/Image')),
-                    qos_profile_sensor_data, raw=True)
+                self.create_subscription(message_type(kind), topic, self._camera(name, kind),
+                                         qos_profile_sensor_data, raw=True)
                 del self._undiscovered[name]
         if not self._undiscovered:
             self._discovery.cancel()
@@ -101,28 +100,25 @@ class Viewer(Node):
     def _log(self, entity: str, value: Any, stamp: float | None = None) -> None:
         """Log at a time [s]; what has no stamp happens with the last one."""
         self._now = self._now if stamp is None else stamp
-        if self._now < WALL_CLOCK:
-            self._rec.set_time('ros_time', duration=self._now)
-        else:
-            self._rec.set_time('ros_time', timestamp=self._now)
+        kind = 'duration' if self._now < WALL_CLOCK else 'timestamp'
+        self._rec.set_time('ros_time', **{kind: self._now})
         self._rec.log(entity, value)
 
-    def _camera(self, name: str, raw: bool) -> Callable[[bytes], None]:
+    def _camera(self, name: str, kind: str) -> Callable[[bytes], None]:
+        parse = images.parse_image if kind.endswith('/Image') else images.parse_compressed
+
         def show(message: bytes) -> None:
             try:
-                if raw:
-                    image = images.parse_image(message)
-                    shown = self._rr.Image(images.image_to_numpy(image)).compress(JPEG_QUALITY)
-                    self._log(f'camera/{name}', shown, image.stamp)
-                    return
-                frame = images.parse_compressed(message)
+                frame = parse(message)
+                if kind.endswith('/Image'):
+                    shown = self._rr.Image(images.image_to_numpy(frame)).compress(JPEG_QUALITY)
+                else:
+                    data = frame.data.tobytes()
+                    shown = self._rr.EncodedImage(contents=data, media_type=(
+                        'image/png' if data.startswith(PNG) else 'image/jpeg'))
+                self._log(f'camera/{name}', shown, frame.stamp)
             except images.ImageError as error:
                 self.get_logger().warning(f'{name}: {error}', throttle_duration_sec=1.0)
-                return
-            data = frame.data.tobytes()
-            kind = 'image/png' if data.startswith(PNG) else 'image/jpeg'
-            self._log(f'camera/{name}', self._rr.EncodedImage(contents=data, media_type=kind),
-                      frame.stamp)
         return show
 
     def _on_thought(self, message: String) -> None:
@@ -131,18 +127,15 @@ class Viewer(Node):
 
     def _on_policy(self, message: DiagnosticStatus) -> None:
         self._log_state('policy', message)
-        values = {pair.key: pair.value for pair in message.values}
-        if values.get('stamp', '') == self._decision:
-            return
-        self._decision = values.get('stamp', '')
-        for key, value in values.items():
-            if key.startswith(conventions.LATENCY):
-                self._log(f'latency/{key.removeprefix(conventions.LATENCY)}',
-                          self._rr.Scalars(float(value)))
+        values = conversions.status_values(message)
+        if (decision := values.get('stamp', '')) != self._decision:
+            self._decision = decision
+            for phase, value in conversions.latencies(values).items():
+                self._log(f'latency/{phase}', self._rr.Scalars(value))
 
     def _log_state(self, node: str, status: DiagnosticStatus) -> None:
         """Log a node's state when it changes."""
-        reason = next((pair.value for pair in status.values if pair.key == 'reason'), '')
+        reason = conversions.status_values(status).get('reason', '')
         if self._states.get(node) != (status.message, reason):
             self._states[node] = status.message, reason
             self._log(f'said/{node}', self._rr.TextLog(
@@ -153,16 +146,14 @@ class Viewer(Node):
             self._command(message.header, message.points[0].positions)
 
     def _on_twist(self, message: TwistStamped) -> None:
-        v, w = message.twist.linear, message.twist.angular
-        self._command(message.header, (v.x, v.y, v.z, w.x, w.y, w.z))
+        self._command(message.header, conversions.twist_array(message.twist))
 
-    def _command(self, header: Any, values: Sequence[float]) -> None:
+    def _command(self, header: Any, values: Any) -> None:
         self._log('command', self._rr.Scalars(np.asarray(values, np.float64)),
                   conversions.seconds(header.stamp))
 
     def _on_pose(self, message: PoseStamped) -> None:
-        p = message.pose.position
-        self._trail.append([p.x, p.y, p.z])
+        self._trail.append(conversions.pose_arrays(message.pose)[0].tolist())
         self._poses += 1
         self._log('arm/end_effector', self._rr.Points3D([self._trail[-1]], radii=0.008),
                   conversions.seconds(message.header.stamp))
@@ -171,9 +162,9 @@ class Viewer(Node):
 
     def _on_path(self, message: MarkerArray) -> None:
         for marker in message.markers:
-            points = [(p.x, p.y, p.z) for p in marker.points]
-            self._log('arm/plan', self._rr.LineStrips3D([points], radii=0.003),
-                      conversions.seconds(marker.header.stamp))
+            self._log('arm/plan', self._rr.LineStrips3D(
+                [[(p.x, p.y, p.z) for p in marker.points]], radii=0.003),
+                conversions.seconds(marker.header.stamp))
 
 
 def view(save: Path | None, spawn: bool) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -16,9 +16,10 @@ from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from dtvla_ros.actions.chunk import Chunk
-from dtvla_ros.conventions import CHANNELS
+from dtvla_ros.conventions import CHANNELS, LATENCY
 
 _ARRAY = re.compile(r'sequence<(?P<item>.+?)(?:, ?\d+)?>|(?P<fixed>.+)\[\d+\]')
+
 _SCALARS = {'float': float, 'double': float, 'boolean': bool, 'string': str, 'wstring': str}
 
 
@@ -27,15 +28,14 @@ def seconds(stamp: Any) -> float:
     return stamp.sec + stamp.nanosec * 1e-9
 
 
-def _split(value: float) -> tuple[int, int]:
-    sec, nanosec = divmod(round(value * 1e9), 1_000_000_000)
-    return int(sec), int(nanosec)
+def _time(kind: Any, value: float) -> Any:
+    sec, nanosec = divmod(round(value * 1e9), 10**9)
+    return kind(sec=int(sec), nanosec=int(nanosec))
 
 
 def time_message(value: float) -> Time:
     """Return seconds as a Time message."""
-    sec, nanosec = _split(value)
-    return Time(sec=sec, nanosec=nanosec)
+    return _time(Time, value)
 
 
 def header(stamp: float, frame_id: str = '') -> Header:
@@ -45,14 +45,10 @@ def header(stamp: float, frame_id: str = '') -> Header:
 
 def chunk_message(chunk: Chunk) -> JointTrajectory:
     """Return a chunk as one point per control step, ``joint_names`` being its channels."""
-    points = []
-    for k, row in enumerate(chunk.values):
-        sec, nanosec = _split(k * chunk.period)
-        points.append(JointTrajectoryPoint(
-            positions=row.astype(np.float64).tolist(),
-            time_from_start=Duration(sec=sec, nanosec=nanosec)))
     return JointTrajectory(
-        header=header(chunk.stamp), joint_names=list(chunk.channels), points=points)
+        header=header(chunk.stamp), joint_names=list(chunk.channels), points=[
+            JointTrajectoryPoint(positions=floats(row), time_from_start=_time(
+                Duration, k * chunk.period)) for k, row in enumerate(chunk.values)])
 
 
 def chunk_from(message: JointTrajectory, period: float) -> Chunk:
@@ -76,9 +72,7 @@ def status_message(
 ) -> DiagnosticStatus:
     """Return a DiagnosticStatus whose values are formatted for reading."""
     return DiagnosticStatus(
-        level=DiagnosticStatus.OK if level is None else level,
-        name=name,
-        message=message,
+        level=DiagnosticStatus.OK if level is None else level, name=name, message=message,
         values=[KeyValue(key=k, value=f'{v:.4f}' if isinstance(v, float) else str(v))
                 for k, v in values.items()])
 
@@ -88,10 +82,22 @@ def status_values(message: DiagnosticStatus) -> dict[str, str]:
     return {pair.key: pair.value for pair in message.values}
 
 
+def latencies(values: Mapping[str, str]) -> dict[str, float]:
+    """Return the seconds of each phase of a decision from the values of ``/vla/state``."""
+    return {key.removeprefix(LATENCY): float(value) for key, value in values.items()
+            if key.startswith(LATENCY)}
+
+
 def pose_arrays(message: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return position [3] and quaternion [4] xyzw of a Pose message."""
     p, q = message.position, message.orientation
     return np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])
+
+
+def twist_array(message: Any) -> NDArray[np.float64]:
+    """Return linear and angular velocity [6] of a Twist message."""
+    v, w = message.linear, message.angular
+    return np.array([v.x, v.y, v.z, w.x, w.y, w.z])
 
 
 def pose_message(head: Header, position: ArrayLike, quaternion: ArrayLike) -> PoseStamped:
@@ -148,15 +154,12 @@ def from_plain(message: Any, values: Any) -> Any:
 
     Raise ValueError naming the field that is wrong.
     """
+    kinds, kind = message.get_fields_and_field_types(), type(message).__name__
     if not isinstance(values, Mapping):
-        raise ValueError(f'fields of {type(message).__name__} expected, such as '
-                         f'{{{next(iter(message.get_fields_and_field_types()))}: ...}}, '
-                         f'got {values!r}')
-    kinds = message.get_fields_and_field_types()
+        raise ValueError(f'fields of {kind} ({", ".join(kinds)}) expected, got {values!r}')
     for name, value in values.items():
         if name not in kinds:
-            raise ValueError(f'{type(message).__name__} has no field {name!r}; it has '
-                             f'{", ".join(kinds)}')
+            raise ValueError(f'{kind} has no field {name!r}; it has {", ".join(kinds)}')
         try:
             setattr(message, name, _convert(kinds[name], value))
         except (TypeError, ValueError, AssertionError) as error:
@@ -165,21 +168,15 @@ def from_plain(message: Any, values: Any) -> Any:
 
 
 def _convert(kind: str, value: Any) -> Any:
-    array = _ARRAY.fullmatch(kind)
-    if array:
-        if not isinstance(value, Sequence) or isinstance(value, str):
+    if array := _ARRAY.fullmatch(kind):
+        if not isinstance(value, list):
             raise ValueError(f'a list expected, got {value!r}')
-        item = array['item'] or array['fixed']
-        return [_convert(item, entry) for entry in value]
+        return [_convert(array['item'] or array['fixed'], entry) for entry in value]
     if kind == 'octet':
         return bytes([value])
     if '/' in kind:
-        package, leaf = kind.split('/')
-        return from_plain(message_type(f'{package}/msg/{leaf}')(), value)
+        return from_plain(message_type(kind.replace('/', '/msg/'))(), value)
     scalar = _SCALARS.get(kind.partition('<')[0], int)
-    if isinstance(value, bool) is not (scalar is bool) or (
-            isinstance(value, str) is not (scalar is str)):
-        raise ValueError(f'{kind} expected, got {value!r}')
-    if scalar is int and not isinstance(value, int):
+    if type(value) is not scalar and (scalar, type(value)) != (float, int):
         raise ValueError(f'{kind} expected, got {value!r}')
     return scalar(value)

@@ -39,9 +39,8 @@ CHOICES = {
     'ROS_SECURITY_STRATEGY': ('Enforce', 'Permissive')}
 """Values which ROS knows; any other one it takes for its default, which may be 'no security'."""
 _LAST_DOMAIN = 232  # the ports of the next one are beyond 65535
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
-_KEPT = 64 * 2**20
-_TOP_PAD = 4 * 2**20
+# glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD of malloc.h.
+_MALLOPT = ((-1, 64 * 2**20), (-2, 4 * 2**20), (-3, 64 * 2**20))
 
 
 def wheels_installed() -> bool:
@@ -50,15 +49,15 @@ def wheels_installed() -> bool:
 
 
 def why_no_wheels() -> str:
-    """Return why the wheels of ROS cannot be installed here, '' if they can."""
-    if platform.system() != 'Linux' or platform.machine() != 'x86_64':
-        return f'{platform.system()} on {platform.machine()}'
-    if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
-        return f'Python {sys.version_info[0]}.{sys.version_info[1]}'
-    library, version = platform.libc_ver()
-    if library != 'glibc' or tuple(int(part) for part in version.split('.')[:2]) < GLIBC:
-        return f'{library or "no glibc"} {version}'.strip()
-    return ''
+    """Return what the wheels of ROS cannot be installed on here, '' if they can."""
+    system, machine, (library, version) = (
+        platform.system(), platform.machine(), platform.libc_ver())
+    if (system, machine, library) == ('Linux', 'x86_64', 'glibc') and (
+            PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]
+            and tuple(map(int, version.split('.')[:2])) >= GLIBC):
+        return ''
+    return (f'{system} on {machine} with Python {sys.version_info[0]}.{sys.version_info[1]} and '
+            f'{library or "no glibc"} {version}'.rstrip())
 
 
 def sourced_folders() -> list[str]:
@@ -84,12 +83,6 @@ def rclpy_folder() -> Path | None:
     return Path(spec.origin).parent if spec is not None and spec.origin else None
 
 
-def _built_for_another_python(folder: Path) -> bool:
-    built = {p.name for p in folder.glob('_rclpy_pybind11.*')}
-    fitting = {f'_rclpy_pybind11{end}' for end in importlib.machinery.EXTENSION_SUFFIXES}
-    return bool(built) and not built & fitting
-
-
 def refuse_a_mix() -> None:
     """Raise UserError if wheels of ROS and a sourced ROS would meet in this process."""
     if not wheels_installed():
@@ -100,18 +93,14 @@ def refuse_a_mix() -> None:
         raise UserError(
             f'{STARTED} was inherited from another environment, so the libraries of ROS in '
             f'{sys.prefix} are not found: unset {STARTED} LD_LIBRARY_PATH')
-    folders = sourced_folders()
-    if folders:
-        raise UserError(
-            f'ROS from wheels in {sys.prefix} and a sourced ROS in {folders[0]} do not mix: use a '
-            'shell that has not sourced ROS, or another environment, made with ROS sourced '
-            '(docs/install.md)')
     folder = rclpy_folder()
-    if folder is not None and not folder.resolve().is_relative_to(here):
+    others = [*sourced_folders(), *(
+        [] if folder is None or folder.resolve().is_relative_to(here) else [str(folder)])]
+    if others:
         raise UserError(
-            f'ROS from wheels and the rclpy in {folder} do not mix: take that folder out of '
-            'PYTHONPATH, or use an environment of its own that holds the wheels '
-            '(docs/install.md)')
+            f'ROS from wheels in {sys.prefix} and the one in {others[0]} do not mix: use a shell '
+            'that has not sourced ROS and has no PYTHONPATH, or another environment, made with '
+            'ROS sourced (docs/install.md)')
 
 
 def require_one_ros() -> None:
@@ -120,7 +109,9 @@ def require_one_ros() -> None:
     folder = rclpy_folder()
     if folder is None:
         raise UserError(f'rclpy is not installed: {_remedy()}')
-    if _built_for_another_python(folder):
+    built = [p.name for p in folder.glob('_rclpy_pybind11.*')]
+    fitting = tuple(importlib.machinery.EXTENSION_SUFFIXES)
+    if built and not any(name.removeprefix('_rclpy_pybind11') in fitting for name in built):
         raise UserError(
             f'the rclpy in {folder} is built for another Python than {sys.executable} '
             f'({sys.version_info[0]}.{sys.version_info[1]}): make the environment with the '
@@ -128,14 +119,12 @@ def require_one_ros() -> None:
 
 
 def _remedy(opt: Path = Path('/opt/ros')) -> str:
-    setups = sorted(opt.glob('*/setup.bash'))
-    if setups:
+    if setups := sorted(opt.glob('*/setup.bash')):
         return f'. {setups[-1]}'
-    reason = why_no_wheels()
-    if not reason:
-        return "pip install 'dtvla_ros[ros]', or source a ROS 2 (docs/install.md)"
-    return (f'there is no wheel of it for {reason}: apt-get install ros-jazzy-ros-base and source '
-            'it, or use pixi (docs/install.md)')
+    if reason := why_no_wheels():
+        return (f'there is no wheel of it for {reason}: apt-get install ros-jazzy-ros-base and '
+                'source it, or use pixi (docs/install.md)')
+    return "pip install 'dtvla_ros[ros]', or source a ROS 2 (docs/install.md)"
 
 
 def prepare() -> None:
@@ -159,9 +148,8 @@ def prepare() -> None:
     _choose_profile()
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # glibc's
     if mallopt is not None:
-        mallopt(_M_TRIM_THRESHOLD, _KEPT)
-        mallopt(_M_MMAP_THRESHOLD, _KEPT)
-        mallopt(_M_TOP_PAD, _TOP_PAD)
+        for option, size in _MALLOPT:
+            mallopt(option, size)
 
 
 def _require_known_values() -> None:
@@ -187,24 +175,13 @@ def _choose_profile() -> None:
     ours = {name: str(find_shared(name).resolve()) for name in (PROFILE, LOCAL_PROFILE)}
     given = {name: value for name in PROFILES
              if (value := os.environ.get(name)) and value not in ours.values()}
-    for name, value in given.items():
-        _require_xml(name, value)
+    for name, path in given.items():
+        try:  # Fast DDS goes on without a file it cannot read, and so without its restrictions
+            expat.ParserCreate().Parse(Path(path).read_bytes(), True)
+        except (OSError, expat.ExpatError) as error:
+            raise UserError(f'{name}: {path}: {error}') from error
     if not given:
-        chosen = ours[LOCAL_PROFILE if _is_local() else PROFILE]
-        os.environ.update(dict.fromkeys(PROFILES, chosen))
-
-
-def _is_local() -> bool:
-    return not any(os.environ.get(name) for name in OTHER_HOSTS) and (
-        os.environ.get(FORMER_DISCOVERY) == '1'
-        or os.environ.get(DISCOVERY) in ('LOCALHOST', 'OFF'))
-
-
-def _require_xml(name: str, path: str) -> None:
-    """Fast DDS goes on without a file that it cannot read, and so without its restrictions."""
-    try:
-        expat.ParserCreate().Parse(Path(path).read_bytes(), True)
-    except OSError as error:
-        raise UserError(f'{name}: {path}: {error.strerror}') from error
-    except expat.ExpatError as error:
-        raise UserError(f'{name}: {path}: {error}') from error
+        local = not any(map(os.environ.get, OTHER_HOSTS)) and (
+            os.environ.get(FORMER_DISCOVERY) == '1'
+            or os.environ.get(DISCOVERY) in ('LOCALHOST', 'OFF'))
+        os.environ.update(dict.fromkeys(PROFILES, ours[LOCAL_PROFILE if local else PROFILE]))

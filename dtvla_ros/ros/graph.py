@@ -115,14 +115,10 @@ class Watcher(Node):
     def _vla_state(self, message: DiagnosticStatus) -> None:
         self.seen.vla_state = message.message
         values = conversions.status_values(message)
-        decision = values.get('stamp', '')
-        if decision == self._decision:
-            return
-        self._decision = decision
-        for key, value in values.items():
-            if key.startswith(names.LATENCY):
-                phase = key.removeprefix(names.LATENCY)
-                self.seen.latency.setdefault(phase, []).append(float(value))
+        if (decision := values.get('stamp', '')) != self._decision:
+            self._decision = decision
+            for phase, value in conversions.latencies(values).items():
+                self.seen.latency.setdefault(phase, []).append(value)
 
     def _gate_state(self, message: DiagnosticStatus) -> None:
         self.seen.gate_state = message.message

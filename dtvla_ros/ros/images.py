@@ -10,12 +10,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
 from numpy.typing import NDArray
+from PIL import Image as Pillow
+from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
 
 _ORDERS = {'rgb': (3, (0, 1, 2)), 'bgr': (3, (2, 1, 0)), 'rgba': (4, (0, 1, 2)),
            'bgra': (4, (2, 1, 0)), 'mono': (1, (0, 0, 0))}
@@ -24,12 +28,10 @@ _COLOR = {f'{name}{bits}': (f'u{bits // 8}', *order) for bits in (8, 16)
 _WRITTEN = {'rgb8': (3, np.uint8), 'bgr8': (3, np.uint8), 'mono8': (1, np.uint8),
             '32FC1': (1, np.float32)}
 _ENCAPSULATION = 4  # bytes of a serialized message that say how the rest is encoded
-_LITTLE = b'\x00\x01\x00\x00'  # plain CDR, little endian
 MAX_SIDE = 16384
 """Largest height or width believed [pixels]; a wrong header must not make us reserve memory."""
 MAX_PIXELS = 2 ** 26
 """Largest compressed image decoded."""
-_HEADER = 2 ** 18  # bytes searched for a JPEG's size; EXIF and ICC data come before it
 
 
 class ImageError(ValueError):
@@ -98,8 +100,7 @@ class _Reader:
         return bytes(self._take(self.number())).rstrip(b'\0').decode('utf-8', 'replace')
 
     def bytes(self) -> NDArray[np.uint8]:
-        part = self._take(self.number())
-        return np.frombuffer(part, np.uint8) if len(part) else np.zeros(0, np.uint8)
+        return np.asarray(self._take(self.number()))
 
 
 def parse_image(message: bytes) -> RawImage:
@@ -129,7 +130,7 @@ def _rows(message: Any, itemsize: int, channels: int) -> NDArray[np.uint8]:
     row = width * channels * itemsize
     if step < row:
         raise ImageError(f'step {step} is less than the {row} bytes of a row')
-    data = np.frombuffer(message.data, np.uint8) if len(message.data) else np.zeros(0, np.uint8)
+    data = np.asarray(memoryview(message.data))
     needed = step * (height - 1) + row
     if data.size < needed:
         raise ImageError(f'{data.size} bytes of data, {needed} needed for {width}x{height}, '
@@ -167,14 +168,12 @@ def _from_cv_bridge(message: Any) -> NDArray[np.uint8]:
     _rows(message, 1, 1)
     try:
         from cv_bridge import CvBridge
-    except Exception as error:  # a cv_bridge built for another numpy raises about anything
-        raise ImageError(f'encoding {message.encoding!r:.60}: one of {", ".join(_COLOR)} '
-                         f'expected; others need cv_bridge ({type(error).__name__}: {error})'
-                         ) from error
-    try:
+
         image = CvBridge().imgmsg_to_cv2(message, desired_encoding='rgb8')
-    except Exception as error:
-        raise ImageError(f'encoding {message.encoding!r:.60}: cv_bridge: {error}') from error
+    except Exception as error:  # a cv_bridge built for another numpy raises about anything
+        raise ImageError(f'encoding {message.encoding!r:.60}: one of {", ".join(_COLOR)} expected;'
+                         f' others need cv_bridge ({type(error).__name__}: {error!s:.200})'
+                         ) from error
     if image.dtype != np.uint8 or image.shape != (message.height, message.width, 3):
         raise ImageError(f'encoding {message.encoding!r:.60}: cv_bridge made {image.dtype} '
                          f'{image.shape} of {message.width}x{message.height}')
@@ -189,21 +188,15 @@ def compressed_to_numpy(message: Any) -> NDArray[np.uint8]:
     """
     import cv2
 
-    data = np.frombuffer(message.data, np.uint8) if len(message.data) else np.zeros(0, np.uint8)
-    height, width = _promised_size(data[:_HEADER].tobytes())
-    if not 0 < height * width <= MAX_PIXELS:
-        raise ImageError(f'size {width}x{height} is not between 1 and {MAX_PIXELS} pixels')
-    if data[:2].tobytes() == b'\xff\xd8' and b'\xff\xd9' not in data[-16:].tobytes():
-        # OpenCV fills the missing rows with grey and only warns.
-        raise ImageError(f'JPEG of {data.size} bytes is cut off: no end marker')
-    if data[:1].tobytes() == b'\x89':
-        _require_whole_chunks(data)
+    data = np.asarray(memoryview(message.data))
+    told = f'{message.format!r:.60} data of {data.size} bytes'
+    _require_sound(data.tobytes(), told)
     try:
         bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
     except cv2.error as error:
-        raise ImageError(f'{message.format!r:.60} data of {data.size} bytes: {error}') from error
+        raise ImageError(f'{told}: {error}') from error
     if bgr is None:
-        raise ImageError(f'{message.format!r:.60} data of {data.size} bytes cannot be decoded')
+        raise ImageError(f'{told} cannot be decoded')
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
@@ -213,51 +206,28 @@ TRANSPORTS: dict[str, tuple[Any, Callable[[bytes], Any], Callable[[Any], NDArray
 """Message type, parser and decoder of each way to send images."""
 
 
-def _require_whole_chunks(png: NDArray[np.uint8]) -> None:
-    """Raise ImageError unless all chunks of a PNG lie within its bytes, up to the last.
+def _require_sound(data: bytes, told: str) -> None:
+    """Raise ImageError unless a JPEG or PNG is whole and of a size that can be believed.
 
-    OpenCV reserves what a chunk says it holds, gigabytes of it, before it reads.
+    OpenCV reserves what headers and chunks promise before it looks at the rest, and fills the
+    missing rows of a JPEG with grey.
     """
-    place, kind = 8, b''
-    while kind != b'IEND':
-        if place + 12 > png.size:
-            raise ImageError(f'PNG of {png.size} bytes is cut off: no end')
-        length, kind = struct.unpack_from('>I4s', png.data, place)
-        place += 12 + length
-        if place > png.size:
-            raise ImageError(f'PNG of {png.size} bytes is damaged: a chunk of {length} bytes')
+    try:
+        with Pillow.open(BytesIO(data), formats=('JPEG', 'PNG')) as head:  # decodes nothing
+            (width, height), kind = head.size, head.format
+            if kind == 'PNG':
+                head.verify()
+    except Exception as error:  # Pillow raises about anything
+        raise ImageError(f'{told}: no sound JPEG or PNG: {error!s:.200}') from error
+    if height * width > MAX_PIXELS:
+        raise ImageError(f'{told}: {width}x{height} is more than {MAX_PIXELS} pixels')
+    if kind != 'PNG' and b'\xff\xd9' not in data[-16:]:
+        raise ImageError(f'{told} is cut off: no end marker')
 
 
-def _promised_size(head: bytes) -> tuple[int, int]:
-    """Return height and width a PNG's or JPEG's header promises.
-
-    OpenCV reserves memory for them before it looks at the rest.
-    """
-    if head.startswith(b'\x89PNG\r\n\x1a\n') and len(head) >= 24:
-        width, height = struct.unpack_from('>II', head, 16)
-        return height, width
-    if not head.startswith(b'\xff\xd8'):
-        raise ImageError(f'{len(head)} bytes that are neither JPEG nor PNG')
-    place = 2
-    while place + 9 <= len(head) and head[place] == 0xff:
-        marker, length = head[place + 1], struct.unpack_from('>H', head, place + 2)[0]
-        if marker == 0xff:  # fill byte
-            place += 1
-        elif 0xc0 <= marker <= 0xcf and marker not in (0xc4, 0xc8, 0xcc):
-            height, width = struct.unpack_from('>HH', head, place + 5)
-            return height, width
-        else:
-            place += 2 + length
-    raise ImageError('JPEG without a frame header')
-
-
-def _text(value: str) -> bytes:
-    data = value.encode() + b'\0'
-    return struct.pack('<I', len(data)) + data
-
-
-def _padded(head: bytes) -> bytes:
-    return head + bytes(-len(head) % 4)
+def _serialized(message: Any, data: memoryview) -> bytes:
+    """Serialize a message whose last field, which is empty, is to hold ``data``."""
+    return b''.join((serialize_message(message)[:-4], struct.pack('<I', data.nbytes), data))
 
 
 def serialize_image(array: NDArray[Any], stamp: Time, frame_id: str = '',
@@ -275,10 +245,9 @@ def serialize_image(array: NDArray[Any], stamp: Time, frame_id: str = '',
         raise ImageError(f'{encoding} takes {np.dtype(dtype)} [H, W{", 3" * (channels == 3)}], '
                          f'got {array.dtype} {array.shape}')
     array = np.ascontiguousarray(array, array.dtype.newbyteorder('<'))
-    head = _padded(struct.pack('<iI', stamp.sec, stamp.nanosec) + _text(frame_id))
-    head += struct.pack('<II', array.shape[0], array.shape[1]) + _text(encoding) + b'\0'
-    head = _padded(head) + struct.pack('<II', array.strides[0], array.nbytes)
-    return b''.join((_LITTLE, head, array.data))
+    return _serialized(Image(
+        header=Header(stamp=stamp, frame_id=frame_id), height=array.shape[0],
+        width=array.shape[1], encoding=encoding, step=array.strides[0]), array.data)
 
 
 def serialize_compressed(array: NDArray[np.uint8], stamp: Time, frame_id: str = '',
@@ -292,6 +261,6 @@ def serialize_compressed(array: NDArray[np.uint8], stamp: Time, frame_id: str = 
                               [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise ImageError(f'cannot encode {array.shape} as JPEG')
-    head = _padded(struct.pack('<iI', stamp.sec, stamp.nanosec) + _text(frame_id))
-    head = _padded(head + _text('rgb8; jpeg compressed bgr8')) + struct.pack('<I', data.size)
-    return b''.join((_LITTLE, head, data.data))
+    return _serialized(CompressedImage(
+        header=Header(stamp=stamp, frame_id=frame_id), format='rgb8; jpeg compressed bgr8'),
+        data.data)

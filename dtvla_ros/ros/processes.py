@@ -10,8 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 from dtvla_ros.errors import NodeDied, UserError
 
@@ -73,14 +73,12 @@ class NodeProcesses:
             code = self.exit_code(name)
             if code is None or (code == 0 and name in may_end):
                 continue
-            line = self._last_line(name)
+            *_, line = ['it said nothing',
+                        *self.log(name).read_text(errors='replace').strip().splitlines()]
             if code == 2:
                 raise UserError(line.removeprefix('error: '))
-            raise NodeDied(f'{name} ended with {_meaning(code)}: {line} ({self.log(name)})')
-
-    def _last_line(self, name: str) -> str:
-        lines = self.log(name).read_text(errors='replace').strip().splitlines()
-        return lines[-1] if lines else 'it said nothing'
+            how = f'exit code {code}' if code >= 0 else signal.Signals(-code).name
+            raise NodeDied(f'{name} ended with {how}: {line} ({self.log(name)})')
 
     def stop(self, timeout: float = 4.0) -> None:
         """Interrupt every process, in the order of their start; kill what stays."""
@@ -92,19 +90,14 @@ class NodeProcesses:
                 process.send_signal(order)
             deadline = time.monotonic() + timeout
             for process in running:
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     process.wait(max(0.0, deadline - time.monotonic()))
-                except subprocess.TimeoutExpired:
-                    continue
         remove_dead_segments()
 
     def __enter__(self) -> NodeProcesses:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 
@@ -118,14 +111,12 @@ def remove_dead_segments(folder: Path = Path('/dev/shm')) -> int:
         segment = lock.with_name(lock.name.removesuffix('_el'))
         if segment.name.startswith('fastrtps_port'):
             continue
-        try:
-            with lock.open('rb') as held:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                segment.unlink(missing_ok=True)
-                lock.unlink(missing_ok=True)
-                removed += 1
-        except OSError:  # held, another user's, or gone meanwhile
-            continue
+        # Not where it is held, another user's, or gone meanwhile.
+        with suppress(OSError), lock.open('rb') as held:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            segment.unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
+            removed += 1
     return removed
 
 
@@ -133,7 +124,3 @@ def resident_memory(pid: int) -> float:
     """Return the resident memory of a process [MB]; Linux only."""
     with open(f'/proc/{pid}/statm') as statm:
         return int(statm.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
-
-
-def _meaning(code: int) -> str:
-    return f'exit code {code}' if code >= 0 else signal.Signals(-code).name

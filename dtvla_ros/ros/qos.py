@@ -34,9 +34,13 @@ def offered(publishers: Sequence[Any]) -> list[tuple[bool, bool]]:
             for end in publishers]
 
 
-def listen_to_anyone(
-    node: Node, kind: Any, name: str, on_message: Callable[[Any], None],
-) -> None:
+def common(publishers: Sequence[Any]) -> tuple[bool, bool]:
+    """Return whether all of some publishers are reliable, and whether all are latched."""
+    reliable, latched = (all(column) for column in zip(*offered(publishers)))
+    return reliable, latched
+
+
+def listen_to_anyone(node: Node, kind: Any, name: str, on_message: Callable[[Any], None]) -> None:
     """Subscribe so that no publisher's quality of service is incompatible.
 
     An e-stop or an instruction may be latched, as ours are, or not, as ``ros2 topic pub`` sends

@@ -16,13 +16,7 @@ from typing import Any, TypeVar
 import rclpy
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
-from rclpy.exceptions import (
-    InvalidParameterException,
-    InvalidParameterTypeException,
-    InvalidParameterValueException,
-    NameValidationException,
-    ParameterUninitializedException,
-)
+from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode as RclpyLifecycleNode
@@ -36,9 +30,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.ros.environment import prepare
 
 STEADY = Clock(clock_type=ClockType.STEADY_TIME)
-BAD_INPUT: tuple[type[Exception], ...] = (
-    UserError, InvalidParameterException, InvalidParameterTypeException,
-    InvalidParameterValueException, NameValidationException, ParameterUninitializedException)
+BAD_INPUT = (UserError, ParameterException, NameValidationException)
 """What is raised where the user is wrong, not the code."""
 ACKNOWLEDGED = 0.2  # longest wait for a subscriber to confirm a last message [s]
 _RCL = 'rcl'  # its logger
@@ -85,9 +77,8 @@ def call_soon(node: Node, callback: Callable[[], Any]) -> None:
             callback()
         except Exception as error:  # noqa: BLE001 - an events executor dies of a task's error
             end(error)
-    executor = node.executor
-    if executor is not None:
-        executor.create_task(guarded)
+    if node.executor is not None:
+        node.executor.create_task(guarded)
 
 
 def wait_until_heard(publisher: Publisher) -> None:
@@ -119,27 +110,30 @@ def run(factory: Callable[[], Node], args: Sequence[str] | None = None) -> int:
     context. ``args`` are the words after the program's name, ``sys.argv``'s if None. A UserError
     becomes one line on stderr and exit code 2.
     """
+    args, closing = list(sys.argv[1:] if args is None else args), list[bool]()
+    _outcomes.clear()
+
+    def handle(number: int, _: Any) -> None:
+        """End the run; a second Ctrl-C interrupts all but a node that sends its stop commands."""
+        if _outcomes and number == signal.SIGINT and not closing:
+            raise KeyboardInterrupt
+        end(0)
     try:
-        return _run(factory, sys.argv[1:] if args is None else args)
+        if args and args[0] != '--ros-args':
+            raise UserError(f'unknown argument {args[0]!r}: nodes take --ros-args -p name:=value, '
+                            '-r from:=to, --params-file FILE')
+        _init(args)
+        with _handling(handle, signal.SIGINT, signal.SIGTERM), _ready(
+                factory, closing) as (_, executor):
+            while rclpy.ok() and not _outcomes:
+                executor.spin_once(timeout_sec=WAIT)
+        outcome = _outcomes[0] if _outcomes else 0
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
     except BAD_INPUT as error:
         print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
         return 2
-
-
-def _run(factory: Callable[[], Node], args: Sequence[str]) -> int:
-    words = list(args[:args.index('--ros-args')]) if '--ros-args' in args else list(args)
-    if words:
-        raise UserError(f'unknown argument {words[0]!r}: nodes take --ros-args -p name:=value, '
-                        '-r from:=to, --params-file FILE')
-    _init(args)
-    _outcomes.clear()
-    with _signals() as closing, _ready(factory, closing) as (_, executor):
-        while rclpy.ok() and not _outcomes:
-            executor.spin_once(timeout_sec=WAIT)
-    outcome = _outcomes[0] if _outcomes else 0
-    if isinstance(outcome, BaseException):
-        raise outcome
-    return outcome
 
 
 def _init(args: Sequence[str]) -> None:
@@ -163,13 +157,18 @@ def _ready(
     factory: Callable[[], AnyNode], closing: list[bool],
 ) -> Iterator[tuple[AnyNode, Executor]]:
     """Build a node and its executor; afterwards note that it is closing, and leave the graph."""
+    warnings.filterwarnings('ignore', 'Failed to fini rosout publisher', RuntimeWarning)
     node = executor = None
     try:
-        node = _build(factory)
+        node = factory()
         _settle()
         executor = make_executor()
         executor.add_node(node)
         yield node, executor
+    except rclpy_implementation.RCLError as error:
+        if not str(error).startswith(_NOT_JOINED):
+            raise
+        raise UserError(_reason(error)) from error  # its environment keeps it from the graph
     finally:
         closing.append(True)
         if executor is not None:
@@ -179,43 +178,21 @@ def _ready(
         rclpy.try_shutdown()
 
 
-def _build(factory: Callable[[], AnyNode]) -> AnyNode:
-    """Return the node; joining the graph fails for what its environment says."""
-    warnings.filterwarnings('ignore', 'Failed to fini rosout publisher', RuntimeWarning)
-    try:
-        return factory()
-    except rclpy_implementation.RCLError as error:
-        if not str(error).startswith(_NOT_JOINED):
-            raise
-        raise UserError(_reason(error)) from error
-
-
 def _reason(error: Exception) -> str:
     """Return an error of rcl's without the places in its sources."""
     return re.sub(r'\s*, at \S+:\d+', '', str(error)).removeprefix('failed to initialize rcl: ')
 
 
 @contextmanager
-def _signals() -> Iterator[list[bool]]:
-    """Let SIGINT and SIGTERM `end` the run; the list says whether the node is closing already.
-
-    A second Ctrl-C interrupts whatever goes on, but not a node that sends its stop commands.
-    """
-    closing: list[bool] = []
-
-    def handle(number: int, _: Any) -> None:
-        if _outcomes and number == signal.SIGINT and not closing:
-            raise KeyboardInterrupt
-        end(0)
-    former = {}
-    if threading.current_thread() is threading.main_thread():
-        former = {number: signal.signal(number, handle)
-                  for number in (signal.SIGINT, signal.SIGTERM)}
+def _handling(handler: Callable[[int, Any], Any], *numbers: int) -> Iterator[None]:
+    """Let signals be handled so, where Python lets us: in the main thread."""
+    former = {number: signal.signal(number, handler) for number in numbers
+              if threading.current_thread() is threading.main_thread()}
     try:
-        yield closing
+        yield
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        for number, before in former.items():
+            signal.signal(number, before)
 
 
 @contextmanager
@@ -225,12 +202,5 @@ def joined(factory: Callable[[], AnyNode]) -> Iterator[tuple[AnyNode, Executor]]
     SIGTERM raises KeyboardInterrupt, as Ctrl-C does.
     """
     _init([])
-    former = None
-    if threading.current_thread() is threading.main_thread():
-        former = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with _ready(factory, []) as (node, executor):
-            yield node, executor
-    finally:
-        if former is not None:
-            signal.signal(signal.SIGTERM, former)
+    with _handling(signal.default_int_handler, signal.SIGTERM), _ready(factory, []) as made:
+        yield made

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -45,10 +46,8 @@ def _joined() -> Iterator[tuple[Any, Until]]:
 
     from dtvla_ros.ros.run import joined
 
-    def build() -> Node:
-        return Node(f'_dtvla_topic_{os.getpid()}', use_global_arguments=False)
-
-    with suppress(KeyboardInterrupt), joined(build) as (node, executor):
+    with suppress(KeyboardInterrupt), joined(lambda: Node(
+            f'_dtvla_topic_{os.getpid()}', use_global_arguments=False)) as (node, executor):
         def until(condition: Callable[[], Any], timeout: float = math.inf) -> Any:
             end = time.monotonic() + timeout
             while not (value := condition()) and time.monotonic() < end:
@@ -68,9 +67,8 @@ def _message_type(name: str) -> Any:
     require_one_ros()
     from dtvla_ros.ros.conversions import message_type
 
-    full = name if name.count('/') == 2 else name.replace('/', '/msg/', 1)
     try:
-        return message_type(full)
+        return message_type(name if name.count('/') == 2 else name.replace('/', '/msg/', 1))
     except KeyError:
         raise UserError(f'message type {name!r} is not known: write it as '
                         'std_msgs/msg/String') from None
@@ -87,8 +85,9 @@ def _fill(message: Any, type_name: str, values: str) -> Any:
 
 
 def _yaml(plain: Any) -> str:
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=99).rstrip() if (
-        isinstance(plain, (dict, list))) else str(plain)
+    if not isinstance(plain, (dict, list)):
+        return str(plain)
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=99).rstrip()
 
 
 def _listen(node: Any, until: Until, topic: str, type_name: str | None,
@@ -96,14 +95,12 @@ def _listen(node: Any, until: Until, topic: str, type_name: str | None,
     """Wait for the topic's first publisher; subscribe with a QoS that all of them satisfy."""
     from dtvla_ros.ros import qos
 
-    def publishers() -> Any:
-        return node.get_publishers_info_by_topic(topic)
+    publishers = partial(node.get_publishers_info_by_topic, topic)
     if not until(publishers, 2.0):
         node.get_logger().warning(f'nobody publishes {topic} yet; waiting (Ctrl-C to stop)')
     found = until(publishers)
-    reliable, latched = (all(column) for column in zip(*qos.offered(found)))
     node.create_subscription(_message_type(type_name or found[0].topic_type), topic, callback,
-                             qos.profile(50, reliable, latched))
+                             qos.profile(50, *qos.common(found)))
 
 
 @app.command('list')
@@ -205,6 +202,7 @@ def pub(
     message = _fill(kind(), type_name, values)
     with _joined() as (node, until):
         from dtvla_ros.ros import qos
+        from dtvla_ros.ros.run import STEADY
 
         publisher = node.create_publisher(
             kind, topic, qos.profile(1, reliable=True, latched=latched))
@@ -213,11 +211,8 @@ def pub(
             publisher.publish(message)
             until(lambda: False, _LEAVING)
             return
-        due = time.monotonic()
-        while True:
-            due += 1.0 / rate
-            until(lambda: False, due - time.monotonic())
-            publisher.publish(message)
+        node.create_timer(1.0 / rate, lambda: publisher.publish(message), clock=STEADY)
+        until(lambda: False)
 
 
 @app.command()
@@ -234,28 +229,21 @@ def call(
 
     `dtvla topic call /pause "{data: true}"`
     """
-    name = _absolute(service)
-    until_then = time.monotonic() + timeout
+    name, due = _absolute(service), time.monotonic() + timeout
     with _joined() as (node, until):
         from dtvla_ros.ros.conversions import message_type, to_plain
 
-        def wait(condition: Callable[[], Any], otherwise: Callable[[], str]) -> Any:
-            value = until(condition, until_then - time.monotonic())
-            if not value:
-                raise UserError(otherwise())
-            return value
-
-        def silent() -> str:
-            return f'{name} did not answer within {timeout:g} s'
-        kind = wait(
-            lambda: dict(node.get_service_names_and_types()).get(name), lambda:
-            f'nobody offers {name}; there is: '
-            f'{", ".join(other for other, _ in node.get_service_names_and_types())}')[0]
+        def offered() -> dict[str, list[str]]:
+            return dict(node.get_service_names_and_types())
+        if not until(lambda: name in offered(), timeout):
+            raise UserError(f'nobody offers {name}; there is: {", ".join(offered())}')
+        kind = offered()[name][0]
         client = node.create_client(message_type(kind), name)
         request = _fill(message_type(kind).Request(), kind, values)
-        wait(client.service_is_ready, silent)
+        until(client.service_is_ready, due - time.monotonic())
         future = client.call_async(request)
-        wait(future.done, silent)
+        if not until(future.done, due - time.monotonic()):
+            raise UserError(f'{name} did not answer within {timeout:g} s')
         print(_yaml(to_plain(future.result())))
         if not getattr(future.result(), 'success', True):
             raise typer.Exit(1)

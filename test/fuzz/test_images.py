@@ -5,7 +5,8 @@ from __future__ import annotations
 import resource
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -44,8 +45,12 @@ LOG_LINE = 500  # characters a refusal may take in a log
 RANDOM = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 
 
-def _array(data: bytes) -> NDArray[np.uint8]:
-    return np.frombuffer(data, np.uint8) if data else np.zeros(0, np.uint8)
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Require that a test reserves no gigabytes."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
 def _judged(decode: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8] | None:
@@ -60,6 +65,7 @@ def _judged(decode: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8] | None
 
 
 def _convert(message: Any) -> NDArray[np.uint8] | None:
+    """Judge it; the size must be what the header says."""
     result = _judged(lambda: image_to_numpy(message))
     assert result is None or result.shape == (message.height, message.width, 3)
     return result
@@ -70,7 +76,8 @@ def _convert(message: Any) -> NDArray[np.uint8] | None:
        encoding=ENCODINGS, big=st.integers(0, 255))
 def test_any_header(height: int, width: int, step: int, data: bytes, encoding: str,
                     big: int) -> None:
-    _convert(RawImage(0.0, '', height, width, encoding, big, step, _array(data)))
+    _convert(RawImage(0.0, '', height, width, encoding, big, step,
+                      np.asarray(memoryview(data))))
 
 
 @st.composite
@@ -105,7 +112,7 @@ WHOLE = {
 
 
 def _decode(kind: str, data: bytes) -> NDArray[np.uint8]:
-    return compressed_to_numpy(RawCompressedImage(0.0, '', kind, _array(data)))
+    return compressed_to_numpy(RawCompressedImage(0.0, '', kind, np.asarray(memoryview(data))))
 
 
 @st.composite
@@ -122,15 +129,27 @@ def _damaged(draw: Any) -> tuple[str, bytes]:
         bytes(data))
 
 
-def test_a_chunk_that_promises_gigabytes_is_refused_before_they_are_reserved() -> None:
-    data = bytearray(WHOLE['png'])
-    place = data.index(b'IDAT') - 4
-    data[place] = 0xc2  # 3 GB
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for bad in (bytes(data), WHOLE['png'][:-12], WHOLE['png'][:40]):
-        with pytest.raises(ImageError, match='PNG of'):
-            _decode('png', bad)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+def _changed(data: bytes, place: int, new: bytes) -> bytes:
+    return data[:place] + new + data[place + len(new):]
+
+
+def _png(height: int, width: int) -> bytes:
+    """Return a PNG with another size in its header."""
+    body = b'IHDR' + struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
+    return (b'\x89PNG\r\n\x1a\n' + struct.pack('>I', 13) + body
+            + struct.pack('>I', zlib.crc32(body)) + WHOLE['png'][33:])
+
+
+@pytest.mark.parametrize('data', [
+    _changed(WHOLE['png'], WHOLE['png'].index(b'IDAT') - 4, b'\xc2'),  # 3 GB in a chunk
+    WHOLE['png'][:-12], WHOLE['png'][:40], _png(60000, 60000), _png(30000, 20000), _png(0, 5),
+    _changed(WHOLE['jpeg'], WHOLE['jpeg'].index(b'\xff\xc0') + 5, b'\xff' * 4),
+    _changed(WHOLE['jpeg'], WHOLE['jpeg'].index(b'\xff\xc0') + 5, b'\x75\x30' * 2)])
+def test_what_is_cut_off_or_promises_gigabytes_is_refused_before_they_are_reserved(
+        little_memory: None, data: bytes) -> None:
+    """OpenCV itself would reserve 1.8 GB for 30000x20000."""
+    with pytest.raises(ImageError):
+        _decode('', data)
 
 
 @settings(max_examples=300, deadline=SOON)
@@ -144,24 +163,6 @@ def test_damaged_files(damaged: tuple[str, bytes]) -> None:
 def test_a_truncated_jpeg_is_never_half_an_image(size: int) -> None:
     with pytest.raises(ImageError):
         _decode('jpeg', WHOLE['jpeg'][:size])
-
-
-@pytest.mark.parametrize(('height', 'width'), [(60000, 60000), (30000, 20000), (0, 5)])
-def test_a_png_that_promises_the_moon(height: int, width: int) -> None:
-    """OpenCV itself would reserve 1.8 GB for 30000x20000."""
-    body = b'IHDR' + struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
-    png = (b'\x89PNG\r\n\x1a\n' + struct.pack('>I', 13) + body
-           + struct.pack('>I', zlib.crc32(body)) + WHOLE['png'][33:])
-    with pytest.raises(ImageError, match=f'{width}x{height}'):
-        _decode('png', png)
-
-
-def test_a_jpeg_that_promises_the_moon() -> None:
-    data = bytearray(WHOLE['jpeg'])
-    frame = data.index(b'\xff\xc0')
-    data[frame + 5:frame + 9] = b'\xff\xff\xff\xff'
-    with pytest.raises(ImageError, match='65535x65535'):
-        _decode('jpeg', bytes(data))
 
 
 def _serialized() -> dict[str, tuple[bytes, bool]]:
@@ -203,16 +204,12 @@ def _mutated(draw: Any) -> tuple[bytes, bool]:
 
 
 def _read(data: bytes, compressed: bool) -> None:
-    """Parse and decode the bytes of a message; the size must be what its header says."""
-    def decode() -> NDArray[np.uint8]:
-        if compressed:
-            return compressed_to_numpy(parse_compressed(data))
-        message = parse_image(data)
-        result = image_to_numpy(message)
-        assert result.shape == (message.height, message.width, 3)
-        return result
-
-    _judged(decode)
+    """Parse and decode the bytes of a message."""
+    if compressed:
+        _judged(lambda: compressed_to_numpy(parse_compressed(data)))
+    else:
+        with suppress(ImageError):
+            _convert(parse_image(data))
 
 
 @settings(max_examples=1500, deadline=SOON)
@@ -231,22 +228,12 @@ def test_any_bytes(data: bytes) -> None:
 def test_a_name_of_a_megabyte_is_not_repeated_in_the_log() -> None:
     name = 'x' * 10**6
     assert _convert(RawImage(0.0, '', 24, 32, name, 0, 96, RANDOM.ravel())) is None
-    with pytest.raises(ImageError) as refused:
-        _decode(name, b'\xff\xd8\xff\xc0' + bytes([0, 9, 8, 0, 9, 0, 9, 3]) + bytes(9)
-                + b'\xff\xd9')
-    assert len(str(refused.value)) < LOG_LINE
+    assert _judged(lambda: _decode(name, WHOLE['jpeg'][:400] + b'\xff\xd9')) is None
 
 
-def test_a_length_gone_wrong_reserves_no_memory() -> None:
+def test_a_length_gone_wrong_reserves_no_memory(little_memory: None) -> None:
     """Each of the four lengths in a message, and the size, says 4 GB."""
     whole = serialize_image(RANDOM, Time(), 'camera')
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for place in range(4, 60, 4):
-        data = bytearray(whole)
-        data[place:place + 4] = b'\xff' * 4
-        try:
-            message = parse_image(bytes(data))
-            _convert(replace(message, encoding='rgb8'))
-        except ImageError:
-            continue
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+        with suppress(ImageError):
+            _convert(replace(parse_image(_changed(whole, place, b'\xff' * 4)), encoding='rgb8'))

@@ -14,6 +14,7 @@ import pytest
 from dtvla_ros.ros import environment as source
 
 ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / 'tools/rclpy_source'
 SUFFIX = sysconfig.get_config_var('EXT_SUFFIX')
 ASK = """
 from dtvla_ros.errors import UserError
@@ -48,36 +49,31 @@ def put_ros(prefix):
 class Environment:
     """A virtual environment to put things into and to ask."""
 
-    def __init__(self, folder, **options):
-        venv.create(folder, symlinks=True, **options)
+    def __init__(self, folder):
+        venv.create(folder, symlinks=True)
         self.folder = folder
         self.python = folder / 'bin/python'
         self.site = folder / 'lib' / f'python{sys.version_info[0]}.{sys.version_info[1]}' \
             / 'site-packages'
 
-    def put_wheels(self, rclpy=True):
-        names = ('ros_wheels_bootstrapper', *(('ros_rclpy',) if rclpy else ()))
-        for name in names:
-            info = self.site / f'{name}-1.0.dist-info'
-            info.mkdir()
-            (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n')
-        if rclpy:
-            put_rclpy(self.site)
+    def put_wheels(self, name='ros_rclpy'):
+        info = self.site / f'{name}-1.0.dist-info'
+        info.mkdir()
+        (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n')
+        put_rclpy(self.site)
         (self.folder / 'lib/librcl.so').write_text('')
         return {'LD_LIBRARY_PATH': str(self.folder / 'lib'), source.STARTED: '1'}
 
     def run(self, words, environ):
         clean = {k: v for k, v in os.environ.items() if k not in {
             'AMENT_PREFIX_PATH', 'ROS_DISTRO', 'LD_LIBRARY_PATH', source.STARTED}}
-        merged = {**clean, **environ}
-        merged['PYTHONPATH'] = f'{environ.get("PYTHONPATH", "")}:{ROOT}'
-        return subprocess.run([self.python, *words], env=merged, text=True, capture_output=True,
+        clean |= {**environ, 'PYTHONPATH': f'{environ.get("PYTHONPATH", "")}:{ROOT}'}
+        return subprocess.run([self.python, *words], env=clean, text=True, capture_output=True,
                               timeout=60)
 
-    def says(self, environ=None):
-        done = self.run(['-c', ASK], environ or {})
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count('\n') == 1
+    def says(self, environ):
+        done = self.run(['-c', ASK], environ)
+        assert done.returncode == 0 and done.stdout.count('\n') == 1, done.stderr
         return done.stdout.strip()
 
 
@@ -97,15 +93,19 @@ def test_wheels_or_a_sourced_ros_and_a_workspace_of_the_users_are_one_ros(enviro
         assert environment.says({**wheels, 'AMENT_PREFIX_PATH': str(prefix)}) == 'one'
 
 
-@pytest.mark.parametrize('rclpy', [True, False])
-@pytest.mark.parametrize('left', ['', 'LD_LIBRARY_PATH', 'PYTHONPATH'])
+@pytest.mark.parametrize('left, wheel', [
+    ('', 'ros_rclpy'), ('PYTHONPATH', 'ros_rclpy'),
+    ('LD_LIBRARY_PATH', 'ros_wheels_bootstrapper')])
 def test_wheels_in_a_sourced_ros_or_one_path_left_of_it_are_refused(
-        environment, tmp_path, rclpy, left):
-    wheels, ros = environment.put_wheels(rclpy), put_ros(tmp_path / 'jazzy')
+        environment, tmp_path, left, wheel):
+    """Also by make."""
+    wheels, ros = environment.put_wheels(wheel), put_ros(tmp_path / 'jazzy')
     ros['LD_LIBRARY_PATH'] += f':{wheels["LD_LIBRARY_PATH"]}'
-    said = environment.says({**wheels, **({left: ros[left]} if left else ros)})
+    variables = {**wheels, **({left: ros[left]} if left else ros)}
+    said = environment.says(variables)
     assert str(tmp_path / 'jazzy') in said and 'do not mix' in said
-    assert left or 'use a shell' in said
+    done = environment.run([SOURCE, 'check'], variables)
+    assert (done.returncode, done.stderr) == (2, f'error: {said}\n')
 
 
 def test_a_mark_inherited_from_another_environment_is_named(environment):
@@ -115,11 +115,11 @@ def test_a_mark_inherited_from_another_environment_is_named(environment):
 
 
 def test_without_rclpy_or_with_one_for_another_python_the_remedy_is_named(environment):
-    said = environment.says()
+    said = environment.says({})
     assert said.startswith('rclpy is not installed: ')
     assert 'pip install' in said or 'setup.bash' in said or 'apt-get' in said
     put_rclpy(environment.site, '.cpython-38-x86_64-linux-gnu.so')
-    assert 'built for another Python' in environment.says()
+    assert 'built for another Python' in environment.says({})
 
 
 @pytest.mark.parametrize('system, machine, python, libc, reason', [
@@ -130,48 +130,33 @@ def test_without_rclpy_or_with_one_for_another_python_the_remedy_is_named(enviro
     ('Linux', 'x86_64', (3, 9, 9), ('glibc', '2.39'), 'Python 3.9'),
     ('Linux', 'x86_64', (3, 10, 0), ('glibc', '2.27'), 'glibc 2.27'),
     ('Linux', 'x86_64', (3, 10, 0), ('', ''), 'no glibc')])
-def test_where_there_is_no_wheel_the_reason_is_known(
+def test_where_there_is_no_wheel_the_reason_is_known_and_an_installed_ros_is_named_first(
         monkeypatch, tmp_path, system, machine, python, libc, reason):
     monkeypatch.setattr(source.platform, 'system', lambda: system)
     monkeypatch.setattr(source.platform, 'machine', lambda: machine)
     monkeypatch.setattr(source.platform, 'libc_ver', lambda: libc)
     monkeypatch.setattr(source.sys, 'version_info', python)
-    assert source.why_no_wheels() == reason
     said = source._remedy(tmp_path)
     assert ('pixi' in said and reason in said) if reason else ('pip install' in said)
-
-
-def test_an_installed_ros_is_named_first(tmp_path):
     (tmp_path / 'jazzy').mkdir()
     (tmp_path / 'jazzy/setup.bash').write_text('')
     assert source._remedy(tmp_path) == f'. {tmp_path}/jazzy/setup.bash'
 
 
-# The same for make.
-
-
-def test_make_refuses_wheels_in_a_sourced_ros(environment, tmp_path):
-    wheels, ros = environment.put_wheels(), put_ros(tmp_path / 'jazzy')
-    ros['LD_LIBRARY_PATH'] += f':{wheels["LD_LIBRARY_PATH"]}'
-    done = environment.run([ROOT / 'tools/rclpy_source', 'check'], {**wheels, **ros})
-    assert done.returncode == 2 and done.stderr.startswith('error: ')
-    assert done.stderr.count('\n') == 1 and 'do not mix' in done.stderr
-
-
 def test_make_uses_a_sourced_ros_and_wants_its_python(environment, tmp_path):
     ros = put_ros(tmp_path / 'jazzy')
-    done = environment.run([ROOT / 'tools/rclpy_source', 'options'], ros)
+    done = environment.run([SOURCE, 'options'], ros)
     assert done.stdout == '--system-site-packages\n', done.stderr
-    done = environment.run([ROOT / 'tools/rclpy_source', 'install'], ros)
+    done = environment.run([SOURCE, 'install'], ros)
     assert done.stdout == f'rclpy: {tmp_path}/jazzy/python/rclpy\n', done.stderr
-    done = environment.run([ROOT / 'tools/rclpy_source', 'options'], {**ros, 'PYTHONPATH': ''})
+    done = environment.run([SOURCE, 'options'], {**ros, 'PYTHONPATH': ''})
     assert done.returncode == 2 and 'make PYTHON=' in done.stderr
 
 
 def test_make_goes_on_where_there_is_neither(environment):
     program = ('import platform, runpy, sys; platform.machine = lambda: "aarch64"; '
                f'sys.argv = ["rclpy_source", "install"]; '
-               f'runpy.run_path({str(ROOT / "tools/rclpy_source")!r}, run_name="__main__")')
+               f'runpy.run_path({str(SOURCE)!r}, run_name="__main__")')
     done = environment.run(['-c', program], {})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('\n') == 1 and 'pixi' in done.stdout and 'apt' in done.stdout
