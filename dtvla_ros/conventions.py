@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import field
+from typing import Any
+
 CAMERAS = ('primary', 'wrist')
 """Third-person camera and the wrist's, in the order in which policies take them."""
 ARM_JOINTS = tuple(f'panda_joint{i}' for i in range(1, 8))
@@ -59,3 +62,8 @@ RECORDED = (
 def relative(topic: str, namespace: str = '') -> str:
     """Return a topic's name for a node in a namespace: '/vla/state' is 'state' in '/vla'."""
     return topic.removeprefix(f'{namespace}/')
+
+
+def parameter(default: Any, description: str, **checks: Any) -> Any:
+    """Return a dataclass field that is a node's parameter; checks as `nodes.settings.declare`."""
+    return field(default=default, metadata={'description': description, **checks})

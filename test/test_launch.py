@@ -15,13 +15,12 @@ import pytest
 import yaml
 
 from dtvla_ros.conventions import MODES
-from dtvla_ros.nodes.settings import LIMITS
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / 'launch').glob('*.launch.py'))
 COMMANDS = re.findall(r"'(\w+) = dtvla_ros", (ROOT / 'setup.py').read_text())
-PARAMETERS = {'use_sim_time', *LIMITS, *(
-    ''.join(found) for file in (ROOT / 'dtvla_ros' / 'nodes').glob('*.py') for found in re.findall(
+PARAMETERS = {'use_sim_time', *(
+    ''.join(found) for file in ROOT.glob('dtvla_ros/[ns]*/*.py') for found in re.findall(
         r"declare\(\s*\w+, '(\w+)'|^    (\w+): [^\n]+ = parameter\(", file.read_text(),
         re.MULTILINE))}
 
@@ -84,8 +83,8 @@ def test_a_result_counts_every_episode_and_says_what_ran_it():
     from dtvla_ros.nodes.sim_bridge import Progress
 
     progress = Progress([('a', 5), ('a', 6), ('b', 5)])
-    for steps, success in ((40, True), (180, False), (33, True)):
-        progress.index, progress.step = progress.index + 1, steps
+    for planned, (steps, success) in zip(progress.plan, ((40, True), (180, False), (33, True))):
+        (progress.task, progress.seed), progress.step = planned, steps
         progress.count(success)
     report = progress.report()
     assert (report['n'], report['successes']) == (3, 2)

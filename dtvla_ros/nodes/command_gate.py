@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import time
@@ -22,34 +23,29 @@ from trajectory_msgs.msg import JointTrajectory
 from dtvla_ros import conventions as names
 from dtvla_ros.conventions import relative
 from dtvla_ros.errors import UserError
-from dtvla_ros.nodes.arm_status import ArmStatus
-from dtvla_ros.nodes.command_adapters import make_adapter
+from dtvla_ros.nodes.command_adapters import PRESETS, make_adapter
 from dtvla_ros.nodes.pose_source import PoseSource
 from dtvla_ros.nodes.settings import (
-    LIMITS,
-    GateSettings,
-    build_gate,
+    FINGERS,
+    declare,
     declare_all,
-    declare_limits,
+    installed,
     read_all,
     refuse_changes,
 )
 from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.run import STEADY, run, wait_until_heard
-from dtvla_ros.safety.gate import Command, GateState
-from dtvla_ros.safety.limits import Limiter, Limits
+from dtvla_ros.safety.gate import Command, Gate, GateConfig, GateState
+from dtvla_ros.safety.limits import PROFILES, Limiter, Limits
 
 STATE_PERIOD = 0.05  # the policy's own watchdog lives on gate_state
 WATCH_PERIOD = 0.01  # a stop does not wait for the next tick
 GRAPH_PERIOD = 0.25  # between two looks for competing publishers and gripper listeners [s]
 SAME_TICK = 1e-3  # difference of two stamps of one lock-step tick [s]
 STILL_TICKS = 4  # commands of stillness that make a stop
-LEVELS = {
-    GateState.RUN: DiagnosticStatus.OK,
-    GateState.HOLD: DiagnosticStatus.OK,
-    GateState.STOP: DiagnosticStatus.WARN,
-    GateState.FAULT: DiagnosticStatus.ERROR,
-}
+LEVELS = {GateState.STOP: DiagnosticStatus.WARN, GateState.FAULT: DiagnosticStatus.ERROR}
+ARM_STATUS = {'none': '', 'bool': 'std_msgs/msg/Bool', 'int8': 'std_msgs/msg/Int8',
+              'servo': 'moveit_msgs/msg/ServoStatus'}
 
 
 class CommandGate(Node):
@@ -62,22 +58,25 @@ class CommandGate(Node):
 
     def __init__(self) -> None:
         super().__init__('command_gate')
-        settings = declare_all(self, GateSettings)
-        self._period, self._lockstep = 1.0 / settings.rate, settings.lockstep
-        self._fingers = settings.finger_joints
-        self._gate = build_gate(settings, declare_limits(self, settings.profile))
+        config = declare_all(self, GateConfig())
+        self._period, self._lockstep = 1.0 / config.rate, config.lockstep
+        preset = declare(self, 'preset', 'sim_osc', 'kind of arm', choices=PRESETS)
+        self._fingers = declare(self, 'finger_joints', names.FINGER_JOINTS, FINGERS)
+        profile = declare(self, 'profile', 'default', 'limits', choices=PROFILES)
+        self._gate = Gate(config, declare_all(self, PROFILES[profile], changeable=True))
         self._pose_source = PoseSource(self, self._on_pose)
-        self._adapter = make_adapter(
-            self, settings.preset, self.get_parameter('base_frame').value, self._period)
+        self._adapter = make_adapter(self, preset, self.get_parameter('base_frame').value)
         self._pending: float | None = None  # stamp of the tick to be answered in lock-step
         self._early: JointTrajectory | None = None  # a chunk for a tick that has not come yet
         self._last: Command | None = None
         self._drops = 0
-        self._reported = ('', '')
-        self._silent = False
-        self._new_limits = False
-        refuse_changes(self, LIMITS, self._judge_limit)
-        _take_priority(self, settings.priority)
+        self._reported = ''
+        self._silent = self._new_limits = False
+        limits = [limit.name for limit in dataclasses.fields(Limits)]
+        refuse_changes(self, limits, self._judge_limit)
+        self._take_priority(declare(
+            self, 'priority', 0, 'real-time priority (SCHED_FIFO) of the gate; 0: none',
+            low=0, high=90))
 
         self._state = self.create_publisher(
             DiagnosticStatus, relative(names.GATE_STATE), qos.LATCHED)
@@ -88,7 +87,7 @@ class CommandGate(Node):
         self.create_subscription(
             JointState, relative(names.JOINT_STATES), self._on_joints, qos_profile_sensor_data)
         self._pose_source.open()
-        self._arm = ArmStatus(self, self._on_arm)
+        self._follow_arm()
         qos.listen_to_anyone(self, Bool, relative(names.ESTOP), self._on_estop)
         orders = {'start': lambda _: self._gate.start(time.monotonic()),
                   'stop': lambda _: self._gate.stop('asked to stop'),
@@ -146,14 +145,14 @@ class CommandGate(Node):
         positions = dict(zip(message.name, message.position))
         fingers = [abs(positions.get(name, np.nan)) for name in self._fingers]
         if fingers and np.isfinite(fingers).all():
-            self._gate.on_gripper(sum(fingers))
+            self._gate.gripper.measure(sum(fingers))
 
     def _on_pose(self, position: NDArray[np.float64], quaternion: NDArray[np.float64],
                  stamp: float) -> None:
         if not (np.isfinite(position).all() and np.isfinite(quaternion).all()):
             return
         self._gate.on_pose(position, stamp, time.monotonic())
-        self._adapter.measure(position, quaternion)
+        self._adapter.measured = position, quaternion
         if self._lockstep:
             self._pending = stamp
             if self._last is not None and self._answered():
@@ -163,9 +162,30 @@ class CommandGate(Node):
             if early is not None:
                 self._on_chunk(early)
 
-    def _on_arm(self, unable: str) -> None:
-        self._gate.on_arm(unable)
-        self._on_watch()
+    def _follow_arm(self) -> None:
+        """Follow ``arm_status``: a Bool is true while the controller follows commands.
+
+        Int8 (MoveIt Servo on Humble) and ServoStatus (since Jazzy) carry a code;
+        ``arm_unable_codes`` are those of a halt.
+        """
+        kind = declare(self, 'arm_status', 'none', 'type of the topic arm_status',
+                       choices=ARM_STATUS)
+        halted = declare(self, 'arm_unable_codes', [-1, 2, 4, 5],
+                         "codes of MoveIt Servo's status in which the arm is halted")
+
+        def receive(message: Any) -> None:
+            if isinstance(message, Bool):
+                unable = '' if message.data else 'the controller does not follow commands'
+            else:
+                code = message.code if hasattr(message, 'code') else message.data
+                unable = '' if code not in halted else (
+                    f'the controller is halted: status {code} {getattr(message, "message", "")}')
+            self._gate.arm_unable = unable.rstrip()
+            self._on_watch()
+        if kind != 'none':
+            self.create_subscription(
+                installed(ARM_STATUS[kind], f'arm_status = "{kind}"', '"bool" or "int8"'),
+                'arm_status', receive, 1)
 
     def _on_estop(self, message: Bool) -> None:
         self._gate.on_estop(message.data)
@@ -185,11 +205,14 @@ class CommandGate(Node):
         self._silent = self._silent and refused is not None
         return refused
 
-    def _play_pending(self) -> None:
-        """Answer the simulator's tick if there is a row for it; stay silent otherwise."""
+    def _play_pending(self, paced: bool = False) -> None:
+        """Answer the simulator's tick if there is a row for it, or still the arm if ``paced``.
+
+        Stillness waits for the timer: simulated time must not race while stopped.
+        """
         if self._pending is not None and not self._answered():
             command = self._gate.tick(self._pending, time.monotonic())
-            if command.played:
+            if command.played or (paced and not command.waiting):
                 self._send(command)
         self._report_changes()
 
@@ -201,19 +224,16 @@ class CommandGate(Node):
         if self._new_limits:
             self._new_limits = False
             self._gate.limiter = Limiter(read_all(self, Limits), self._period)
-        if not self._lockstep:
+        if self._lockstep:
+            self._play_pending(paced=True)
+        else:
             self._send(self._gate.tick(self._now(), time.monotonic()))
-        elif self._pending is not None and not self._answered():
-            command = self._gate.tick(self._pending, time.monotonic())
-            # Stillness is paced by this timer: simulated time must not race while stopped.
-            if not command.waiting:
-                self._send(command)
-        self._report_changes()
+            self._report_changes()
 
     def _stop_now(self) -> None:
         """Command stillness at once if the last event ended the task."""
-        ended = self._gate.state in (GateState.STOP, GateState.FAULT)
-        if ended and not self._lockstep and self._last is not None and self._last.played:
+        if (self._gate.ended and not self._lockstep and self._last is not None
+                and self._last.played):
             self._on_timer()
         self._report_changes()
 
@@ -230,16 +250,15 @@ class CommandGate(Node):
         return self.count_publishers(self._adapter.topic) > 1
 
     def _watch_graph(self) -> None:
-        listeners = self._adapter.gripper_listeners()
-        if listeners is not None:
-            self._gate.on_gripper_listeners(listeners, time.monotonic())
+        if (gripper := self._adapter.gripper) is not None:
+            self._gate.gripper.listeners(gripper.listeners(), time.monotonic())
         if self._has_competition():
             self._silent = True  # two masters: the arm must not get a mixture
             self._gate.fault(f'another node publishes {self._adapter.topic}')
             self._report_changes()
 
     def _judge_limit(self, parameter: Parameter) -> str | None:
-        if self._gate.state in (GateState.RUN, GateState.HOLD):
+        if not self._gate.ended:
             return f'{parameter.name} limits a running arm: stop the gate first'
         try:
             read_all(self, Limits, **{parameter.name: parameter.value})
@@ -250,40 +269,31 @@ class CommandGate(Node):
 
     def _report_changes(self) -> None:
         # Thinking alternates with running at every chunk; it shows in the periodic report.
-        state, reason = self._gate.state, self._gate.reason
-        calm = state in (GateState.RUN, GateState.HOLD)
-        now = (state.value if not calm else 'calm', reason.split(' is ')[0] if not calm else '')
+        state, reason = self._gate.state.value, self._gate.reason
+        now = f'{state}: {reason.split(" is ")[0]}' if self._gate.ended else ''
         if now != self._reported:
             self._reported = now
-            if not calm:
-                self.get_logger().warning(f'{state.value}: {reason}')
+            if now:
+                self.get_logger().warning(f'{state}: {reason}')
             self._report()
 
     def _report(self) -> None:
-        gate = self._gate
+        state = self._gate.state
         self._state.publish(conversions.status_message(
-            self.get_fully_qualified_name(), gate.state.value,
-            {'reason': gate.reason, 'remaining': gate.remaining(), 'played': gate.played,
-             'dropped': self._drops, **gate.continuity.summary()},
-            LEVELS[gate.state]))
+            self.get_fully_qualified_name(), state.value,
+            {**self._gate.account(), 'dropped': self._drops}, LEVELS.get(state)))
+
+    def _take_priority(self, priority: int) -> None:
+        try:
+            # DDS's receiving threads too: a gate that is not told anything stops the arm.
+            for thread in os.listdir('/proc/self/task') if priority else ():
+                os.sched_setscheduler(int(thread), os.SCHED_FIFO, os.sched_param(priority))
+        except (OSError, AttributeError) as error:
+            self.get_logger().warning(f'parameter priority = {priority}: {error}; the gate runs '
+                                      'without; allow it with an rtprio limit for this user')
 
 
-def _take_priority(node: Node, priority: int) -> None:
-    if not priority:
-        return
-    try:
-        # DDS's receiving threads too: a gate that is not told anything stops the arm.
-        for thread in os.listdir('/proc/self/task'):
-            os.sched_setscheduler(int(thread), os.SCHED_FIFO, os.sched_param(priority))
-    except (OSError, AttributeError) as error:
-        node.get_logger().warning(f'parameter priority = {priority}: {error}; the gate runs '
-                                  'without; allow it with an rtprio limit for this user')
-
-
-def main(args: list[str] | None = None) -> int:
-    """Run the node."""
-    return run(CommandGate, args)
-
+main = functools.partial(run, CommandGate)
 
 if __name__ == '__main__':
     raise SystemExit(main())

@@ -8,21 +8,13 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dtvla_ros.safety.watchdog import Watchdog
 
 GATE = 'gate_state'
 INPUT_LOST = 5.0
 """Seconds without usable inputs after which holding becomes stopping."""
-
-
-class Phase(enum.Enum):
-    """How far the node is in its life cycle."""
-
-    UNCONFIGURED = 'not configured'
-    LOADING = "the policy's weights are being read"
-    INACTIVE = 'not activated'
-    ACTIVE = ''
 
 
 class DecisionState(str, enum.Enum):
@@ -39,8 +31,13 @@ class DecisionState(str, enum.Enum):
     FAULT = 'FAULT'
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+WAITING = {DecisionState.UNCONFIGURED: 'not configured',
+           DecisionState.LOADING: "the policy's weights are being read",
+           DecisionState.INACTIVE: 'not activated'}
+"""States of a node that is not active yet, and why it is in them."""
+
+
+class Status(NamedTuple):
     """A state and its reason."""
 
     state: DecisionState
@@ -51,12 +48,13 @@ class Status:
 class Readings:
     """What a tick is judged by.
 
-    ``busy_since``: when the running inference began, None without one. ``trouble``: why the arm
-    should hold, None with good inputs. ``missing``: what an observation lacks, '' when complete.
-    ``has_chunk``: the last decision's chunk was published.
+    ``waiting``: one of `WAITING`, None for an active node. ``busy_since``: when the running
+    inference began, None without one. ``trouble``: why the arm should hold, None with good
+    inputs. ``missing``: what an observation lacks, '' when complete. ``has_chunk``: the last
+    decision's chunk was published.
     """
 
-    phase: Phase
+    waiting: DecisionState | None = None
     busy_since: float | None = None
     trouble: str | None = None
     missing: str = ''
@@ -67,16 +65,15 @@ class DecisionMonitor:
     """Follows a task from its instruction to its end.
 
     ``note`` explains a state that is not an error, ``refusal`` why a transition was refused.
-    ``stopped`` is the reason why the task ended, '' while it goes on. ``period`` [s]: how often
-    `tick` is called.
+    ``stopped`` is the reason why the task ended, '' while it goes on; a new task begins again.
+    ``period`` [s]: how often `tick` is called.
     """
 
     def __init__(self, period: float) -> None:
         self._period = period
-        self.status = Status(DecisionState.UNCONFIGURED, Phase.UNCONFIGURED.value)
+        self.status = Status(*next(iter(WAITING.items())))
         self.note = self.refusal = self.stopped = ''
-        self.estop = False
-        self.has_task = False
+        self.estop = self.has_task = False
         self._lost_since: float | None = None
         self.configure(deadline=0.0, gate_timeout=0.0)
 
@@ -102,35 +99,30 @@ class DecisionMonitor:
         self._gate.feed(GATE, now)
         self._gate_heard = True
 
-    def stop(self, reason: str) -> None:
-        """End the task; a new one begins again."""
-        self.stopped = reason
-
     def tick(self, now: float, readings: Readings) -> Status:
         """Judge the present; may stop the task."""
-        self.status = self._judge(now, readings)
+        self.status = Status(*self._judge(now, readings))
         return self.status
 
-    def _judge(self, now: float, readings: Readings) -> Status:
-        phase, busy = readings.phase, readings.busy_since
+    def _judge(self, now: float, readings: Readings) -> tuple[DecisionState, str]:
+        waiting, busy = readings.waiting, readings.busy_since is not None
         if self.estop:
-            return Status(DecisionState.FAULT, 'e-stop')
-        if phase is not Phase.ACTIVE:
-            note = '' if phase is Phase.UNCONFIGURED else self.note
-            return Status(DecisionState[phase.name], self.refusal or note or phase.value)
+            return DecisionState.FAULT, 'e-stop'
+        if waiting is not None:
+            note = '' if waiting is DecisionState.UNCONFIGURED else self.note
+            return waiting, self.refusal or note or WAITING[waiting]
         if not self.stopped and self.has_task:
             self.stopped = self._why_stop(now, readings)
         if self.stopped:
-            return Status(DecisionState.STOPPED, self.stopped)
+            return DecisionState.STOPPED, self.stopped
         if not self.has_task:
-            return Status(DecisionState.IDLE, self.note or 'no instruction')
+            return DecisionState.IDLE, self.note or 'no instruction'
         if readings.trouble:
-            return Status(DecisionState.HOLDING, readings.trouble)
-        if busy is None and readings.missing:
-            return Status(DecisionState.THINKING, f'waiting for {readings.missing}')
-        if busy is not None or not readings.has_chunk:
-            return Status(DecisionState.THINKING, self.note)
-        return Status(DecisionState.ACTING, self.note)
+            return DecisionState.HOLDING, readings.trouble
+        if readings.missing and not busy:
+            return DecisionState.THINKING, f'waiting for {readings.missing}'
+        thinks = busy or not readings.has_chunk
+        return DecisionState.THINKING if thinks else DecisionState.ACTING, self.note
 
     def _why_stop(self, now: float, readings: Readings) -> str:
         """Return why the task must end now, '' if it need not."""
@@ -140,9 +132,8 @@ class DecisionMonitor:
             return f'no decision within {self._deadline:g} s'
         if not readings.trouble:
             self._lost_since = None
-            return ''
-        if self._lost_since is None:
+        elif self._lost_since is None:
             self._lost_since = now
-        if now - self._lost_since > INPUT_LOST:
+        elif now - self._lost_since > INPUT_LOST:
             return f'{readings.trouble} for {INPUT_LOST:g} s'
         return ''

@@ -46,44 +46,24 @@ class InferenceWorker:
     ``load(on_verified)`` returns the policy and its manifest, and calls ``on_verified`` once its
     files are known to be intact. ``wake`` is called from the worker after anything happened;
     results are then read with `take` in the caller's own thread. ``on_text`` gets the thought so
-    far, from the worker.
+    far, from the worker. `verified`: the files were checked, well or ill; `loaded`: policy and
+    manifest are there; `busy_since`: when the running inference began, None without one.
     """
+
+    policy: Policy
+    manifest: PolicyManifest
 
     def __init__(
         self, load: Load, on_text: Callable[[str], None], wake: Callable[[], None],
     ) -> None:
-        self._load = load
-        self._on_text = on_text
-        self._wake = wake
+        self._load, self._on_text, self._wake = load, on_text, wake
         self._work: queue.SimpleQueue[tuple[Observation, int] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        self._verified = threading.Event()
-        self._policy: Policy | None = None
-        self._manifest: PolicyManifest | None = None
-        self.loaded = threading.Event()
+        self.verified, self.loaded = threading.Event(), threading.Event()
         self.load_error: Exception | None = None
         self.busy_since: float | None = None
         self._thread = threading.Thread(target=self._run, name='inference', daemon=True)
-
-    @property
-    def policy(self) -> Policy:
-        """The policy, once it is `loaded`."""
-        assert self._policy is not None
-        return self._policy
-
-    @property
-    def manifest(self) -> PolicyManifest:
-        """The policy's manifest, once it is `loaded`."""
-        assert self._manifest is not None
-        return self._manifest
-
-    def start(self) -> None:
-        """Begin loading."""
         self._thread.start()
-
-    def wait_verified(self, timeout: float) -> bool:
-        """Wait until the policy's files were checked, well or ill; return whether they were."""
-        return self._verified.wait(timeout)
 
     def request(self, observation: Observation, request_id: int) -> None:
         """Ask for a decision; only while `busy_since` is None."""
@@ -106,16 +86,19 @@ class InferenceWorker:
 
     def _run(self) -> None:
         try:
-            self._policy, self._manifest = self._load(self._verified.set)
+            self.policy, self.manifest = self._load(self.verified.set)
             self.loaded.set()
         except Exception as error:  # handed to the executor, which reports it
             self.load_error = error
-        self._verified.set()
+        self.verified.set()
         self._wake()
-        while self._policy is not None and (work := self._work.get()) is not None:
+        while self.loaded.is_set() and (work := self._work.get()) is not None:
             self._done.put(self._infer(*work))
             self._wake()
-        self._policy = None  # its memory goes with the thread
+        if self.loaded.is_set():
+            self.loaded.clear()
+            self.load_error = UserError('it was released; clean up and configure again')
+            del self.policy  # its memory goes with the thread
 
     def _infer(self, observation: Observation, request_id: int) -> Outcome:
         started = time.perf_counter()
@@ -143,7 +126,15 @@ def load(
     from dtvla_ros.files import find_shared
 
     def verified(manifest: PolicyManifest) -> None:
-        _check_contract(settings.policy, manifest)
+        cameras, contract = tuple(manifest.config.vision.cameras), manifest.action
+        if cameras != CAMERAS:
+            raise UserError(
+                f'{settings.policy} wants cameras {cameras}; this node has {CAMERAS}')
+        if (contract.controller, contract.metres_per_unit, contract.radians_per_unit,
+                contract.gripper_close) != OSC_CONTRACT:
+            raise UserError(f'{settings.policy}: its actions are {contract.controller} with '
+                            f'{contract.metres_per_unit} m and {contract.radians_per_unit} '
+                            "rad per unit; the gate speaks LIBERO's OSC_POSE only")
         on_verified()
 
     return load_policy(
@@ -153,21 +144,8 @@ def load(
         max_think_seconds=settings.deadline_s, on_verified=verified)
 
 
-def _check_contract(path: str, manifest: PolicyManifest) -> None:
-    cameras = tuple(manifest.config.vision.cameras)
-    if cameras != CAMERAS:
-        raise UserError(f'{path} wants cameras {cameras}; this node has {CAMERAS}')
-    contract = manifest.action
-    if (contract.controller, contract.metres_per_unit, contract.radians_per_unit,
-            contract.gripper_close) != OSC_CONTRACT:
-        raise UserError(f'{path}: its actions are {contract.controller} with '
-                        f'{contract.metres_per_unit} m and {contract.radians_per_unit} '
-                        "rad per unit; the gate speaks LIBERO's OSC_POSE only")
-
-
 def give_back_memory() -> None:
     """Return what was freed to the system; the C library keeps it otherwise."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # glibc's
-    if trim is not None:
+    if trim := getattr(ctypes.CDLL(None), 'malloc_trim', None):  # glibc's
         trim(0)

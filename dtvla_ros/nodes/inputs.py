@@ -6,8 +6,8 @@ import functools
 import math
 import time
 import unicodedata
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,19 +53,16 @@ class Synchronizer:
     first camera's. ``missing``: what the last `poll` lacked.
     """
 
-    def __init__(
-        self, joints: Sequence[str], fingers: Sequence[str], max_skew: float,
-    ) -> None:
-        self._joints = (*joints, *fingers)
-        self._fingers = tuple(fingers)
+    def __init__(self, joints: Sequence[str], fingers: Sequence[str], max_skew: float) -> None:
+        self._joints, self._fingers = (*joints, *fingers), tuple(fingers)
         self._max_skew = max_skew
         self.missing = 'nothing seen yet'
         self.clear()
 
     def clear(self) -> None:
         """Forget everything seen: what comes next belongs to another task."""
-        self._samples: dict[str, OrderedDict[float, Any]] = {
-            name: OrderedDict() for name in (*CAMERAS, JOINTS, POSE)}
+        self._samples: dict[str, dict[float, Any]] = {
+            name: {} for name in (*CAMERAS, JOINTS, POSE)}
 
     def image(self, camera: str, image: NDArray[np.uint8], stamp: float) -> str | None:
         """Take an image [H, W, 3]; return why it was refused, or None."""
@@ -79,8 +76,7 @@ class Synchronizer:
         if len(names) != len(positions):
             return f'joint_states has {len(names)} names and {len(positions)} positions'
         state = {n: float(p) for n, p in zip(names, positions, strict=True)}
-        absent = [n for n in self._joints if n not in state]
-        if absent:
+        if absent := [n for n in self._joints if n not in state]:
             return f'joint_states lacks {absent[0]}'
         if not np.isfinite(list(state.values())).all():
             return 'joint_states has a non-finite position'
@@ -99,42 +95,33 @@ class Synchronizer:
 
     def poll(self, instruction: str) -> Observation | None:
         """Return the newest complete observation; None and `missing` where there is none."""
-        lacking = []
-        for stamp in reversed(self._samples[CAMERAS[0]]):
+        self.missing = f'{CAMERAS[0]} image'
+        for k, stamp in enumerate(reversed(self._samples[CAMERAS[0]])):
             parts = {name: self._nearest(name, stamp) for name in self._samples}
             absent = [name for name, part in parts.items() if part is None]
             if not absent:
                 self.missing = ''
-                return self._assemble(parts, instruction, stamp)
-            lacking.append(f'{absent[0]} within {self._max_skew:g} s of {CAMERAS[0]}')
-        self.missing = lacking[0] if lacking else f'{CAMERAS[0]} image'
+                state, (position, quaternion) = parts[JOINTS], parts[POSE]
+                return Observation(
+                    images={name: parts[name] for name in CAMERAS},
+                    joint_positions={n: state[n] for n in self._joints},
+                    ee_position=position, ee_quaternion=quaternion,
+                    gripper_opening=sum(abs(state[n]) for n in self._fingers),
+                    instruction=instruction, stamp=stamp)
+            if k == 0:
+                self.missing = f'{absent[0]} within {self._max_skew:g} s of {CAMERAS[0]}'
         return None
-
-    def _assemble(
-        self, parts: Mapping[str, Any], instruction: str, stamp: float,
-    ) -> Observation:
-        state, (position, quaternion) = parts[JOINTS], parts[POSE]
-        return Observation(
-            images={name: parts[name] for name in CAMERAS},
-            joint_positions={n: state[n] for n in self._joints},
-            ee_position=position,
-            ee_quaternion=quaternion,
-            gripper_opening=sum(abs(state[n]) for n in self._fingers),
-            instruction=instruction,
-            stamp=stamp)
 
     def _keep(self, name: str, stamp: float, sample: Any) -> None:
         samples = self._samples[name]
+        samples.pop(stamp, None)
         samples[stamp] = sample
-        samples.move_to_end(stamp)
         if len(samples) > KEEP:
-            samples.popitem(last=False)
+            del samples[next(iter(samples))]
 
     def _nearest(self, name: str, stamp: float) -> Any:
         samples = self._samples[name]
-        if not samples:
-            return None
-        best = min(samples, key=lambda t: abs(t - stamp))
+        best = min(samples, key=lambda t: abs(t - stamp), default=math.inf)
         return samples[best] if abs(best - stamp) <= self._max_skew else None
 
 
@@ -148,10 +135,9 @@ class Inputs:
 
     def __init__(self, node: Node, settings: VlaSettings, period: float,
                  on_sample: Callable[[int], None]) -> None:
-        self._node = node
-        self._period = period
-        self._on_sample = on_sample
-        self._pose = PoseSource(node, self._on_pose)
+        self._node, self._period, self._on_sample = node, period, on_sample
+        self._pose = PoseSource(node, lambda position, quaternion, stamp: self._received(
+            POSE, stamp, self._synchronizer.pose(position, quaternion, stamp)))
         self._open: list[Subscription] = []
         self._reset(settings)
 
@@ -162,12 +148,11 @@ class Inputs:
         timeouts = {} if settings.lockstep else dict.fromkeys(
             (*IMAGE_TOPICS.values(), JOINTS, POSE), settings.input_timeout_s)
         self._alive = Watchdog(timeouts, own_period=self._period)
-        self._stamps: dict[str, float] = {}
-        self._repeats: dict[str, int] = {}
+        self._stamps: dict[str, tuple[float, int]] = {}  # the last, and how often it came again
         self._cameras: dict[str, _FrozenCheck] = {}
         self._posture: NDArray[np.float64] | None = None
         self._wrong: dict[str, str] = {}
-        self.refused: dict[str, int] = {}
+        self.refused: Counter[str] = Counter()
         self.missing = ''
 
     def open(self, settings: VlaSettings) -> None:
@@ -210,14 +195,11 @@ class Inputs:
 
     def trouble(self, steady: float) -> str | None:
         """Return why the arm should hold, or None."""
-        late = self._alive.late(steady)
-        if late:
+        if late := self._alive.late(steady):
             why = self._wrong.get(late[0])
             return f'{late[0]} missing or late' + (f': {why}' if why else '')
-        for name, camera in self._cameras.items():
-            if camera.frozen:
-                return f'{name} shows the same image while the arm moves'
-        return None
+        return next((f'{name} shows the same image while the arm moves'
+                     for name, camera in self._cameras.items() if camera.frozen), None)
 
     def _now(self) -> float:
         return self._node.get_clock().now().nanoseconds * 1e-9
@@ -244,10 +226,6 @@ class Inputs:
             self._posture = np.array([positions[n] for n in self._settings.arm_joints])
         self._received(JOINTS, stamp, refused)
 
-    def _on_pose(self, position: NDArray[np.float64], quaternion: NDArray[np.float64],
-                 stamp: float) -> None:
-        self._received(POSE, stamp, self._synchronizer.pose(position, quaternion, stamp))
-
     def _received(self, name: str, stamp: float, refused: str | None) -> None:
         """Note a sample; a repeated stamp is no sign of life, but in lock-step a request."""
         if not refused and not self._settings.lockstep:
@@ -257,18 +235,17 @@ class Inputs:
                            'everywhere?')
         if refused:
             self._wrong[name] = refused
-            self.refused[name] = self.refused.get(name, 0) + 1
+            self.refused[name] += 1
             self._node.get_logger().warning(f'{name} refused: {refused}',
                                             throttle_duration_sec=1.0)
             return
         self._wrong.pop(name, None)
-        if self._stamps.get(name) != stamp:
-            self._stamps[name] = stamp
-            self._repeats[name] = 0
+        last, repeats = self._stamps.get(name, (None, 0))
+        repeats = repeats + 1 if last == stamp else 0
+        self._stamps[name] = stamp, repeats
+        if not repeats:
             self._alive.feed(name, time.monotonic())
-        else:
-            self._repeats[name] += 1
-        self._on_sample(self._repeats[name])
+        self._on_sample(repeats)
 
 
 class _FrozenCheck:

@@ -186,10 +186,7 @@ class Overlay(Node):
                 LEVEL_INK.get(status.level, FAINT))
 
 
-def main(args: list[str] | None = None) -> int:
-    """Run the node."""
-    return run(Overlay, args)
-
+main = functools.partial(run, Overlay)
 
 if __name__ == '__main__':
     raise SystemExit(main())

@@ -14,35 +14,31 @@ from rclpy.qos import qos_profile_sensor_data
 from scipy.spatial.transform import Rotation
 
 from dtvla_ros.conventions import EE_POSE, relative
-from dtvla_ros.errors import UserError
-from dtvla_ros.nodes.settings import declare
+from dtvla_ros.nodes.settings import declare, installed
 from dtvla_ros.ros import conversions, qos
 
-SOURCES = ('topic', 'tf')
 OnPose = Callable[[NDArray[np.float64], NDArray[np.float64], float], None]
-_Placed = tuple[NDArray[np.float64], float]  # transform [4, 4] to the parent, stamp
 
 
 class FrameTree:
     """The newest transform of every frame to its parent (REP 105)."""
 
     def __init__(self) -> None:
-        self._frames: dict[str, tuple[str, _Placed]] = {}
+        # Of each frame its parent, the transform [4, 4] to that, and the stamp [s].
+        self._frames: dict[str, tuple[str, NDArray[np.float64], float]] = {}
 
     def take(self, message: Any, static: bool) -> None:
         """Take a tf2_msgs/TFMessage; what is not finite or no rotation is left out."""
         for entry in message.transforms:
             t, q = entry.transform.translation, entry.transform.rotation
-            position = np.array([t.x, t.y, t.z])
-            quaternion = np.array([q.x, q.y, q.z, q.w])
-            if (np.isfinite(position).all() and abs(np.linalg.norm(quaternion) - 1) < 0.01
+            quaternion, placed = np.array([q.x, q.y, q.z, q.w]), np.eye(4)
+            placed[:3, 3] = t.x, t.y, t.z
+            if (np.isfinite(placed).all() and abs(np.linalg.norm(quaternion) - 1) < 0.01
                     and entry.child_frame_id != entry.header.frame_id):
-                stamp = np.inf if static else conversions.seconds(entry.header.stamp)
-                placed = np.eye(4)
-                placed[:3, :3], placed[:3, 3] = (
-                    Rotation.from_quat(quaternion).as_matrix(), position)
+                placed[:3, :3] = Rotation.from_quat(quaternion).as_matrix()
                 self._frames[entry.child_frame_id.lstrip('/')] = (
-                    entry.header.frame_id.lstrip('/'), (placed, stamp))
+                    entry.header.frame_id.lstrip('/'), placed,
+                    np.inf if static else conversions.seconds(entry.header.stamp))
 
     def look_up(
         self, base: str, frame: str,
@@ -52,10 +48,15 @@ class FrameTree:
         common = next((name for name in to_frame if name in to_base), None)
         if common is None:
             return None
-        there, stamp = self._place(to_frame[:to_frame.index(common)])
-        back, when = self._place(to_base[:to_base.index(common)])
-        placed = np.asarray(np.linalg.solve(back, there), np.float64)
-        return placed[:3, 3], Rotation.from_matrix(placed[:3, :3]), min(stamp, when)
+        stamp, ends = np.inf, []
+        for path in (to_base, to_frame):
+            end = np.eye(4)
+            for name in path[:path.index(common)]:
+                _, placed, when = self._frames[name]
+                end, stamp = placed @ end, min(stamp, when)
+            ends.append(end)
+        placed = np.asarray(np.linalg.solve(*ends), np.float64)
+        return placed[:3, 3], Rotation.from_matrix(placed[:3, :3]), stamp
 
     def _path(self, frame: str) -> list[str]:
         """Return the frame, its parent and so on; a loop ends where it closes."""
@@ -63,11 +64,6 @@ class FrameTree:
         while path[-1] in self._frames and self._frames[path[-1]][0] not in path:
             path.append(self._frames[path[-1]][0])
         return path
-
-    def _place(self, path: list[str]) -> _Placed:
-        placed = [self._frames[frame][1] for frame in reversed(path)]
-        return (functools.reduce(np.matmul, (matrix for matrix, _ in placed), np.eye(4)),
-                min((stamp for _, stamp in placed), default=np.inf))
 
 
 class PoseSource:
@@ -78,38 +74,27 @@ class PoseSource:
     """
 
     def __init__(self, node: Node, on_pose: OnPose) -> None:
-        self._node = node
-        self._on_pose = on_pose
-        self._source = declare(
-            node, 'pose_source', 'topic', 'of the end effector', choices=SOURCES)
+        self._node, self._on_pose = node, on_pose
+        source = declare(
+            node, 'pose_source', 'topic', 'of the end effector', choices=('topic', 'tf'))
         self._base = declare(node, 'base_frame', 'base', 'frame of poses and commands')
         self._frame = declare(
             node, 'ee_frame', 'gripper', 'frame of the gripper site, with pose_source tf')
-        self._type = self._transforms() if self._source == 'tf' else PoseStamped
+        self._type = None if source == 'topic' else installed(
+            'tf2_msgs/msg/TFMessage', 'pose_source = "tf"', '"topic"')
         self._tree = FrameTree()
         self._last = -np.inf
         self._open: list[Any] = []
 
-    def _transforms(self) -> Any:
-        try:
-            return conversions.message_type('tf2_msgs/msg/TFMessage')
-        except KeyError:
-            raise UserError(
-                'parameter pose_source = "tf": tf2_msgs is not installed; install '
-                'ros-$ROS_DISTRO-tf2-msgs, or use "topic"') from None
-
     def open(self) -> None:
         """Subscribe to ``ee_pose``, or to ``/tf`` and ``/tf_static``."""
-        node = self._node
-        if self._source == 'topic':
-            self._open = [node.create_subscription(
-                self._type, relative(EE_POSE), self._on_topic, qos_profile_sensor_data)]
-            return
-        self._open = [
-            node.create_subscription(self._type, '/tf', self._on_transforms,
-                                     qos.profile(100, reliable=True, latched=False)),
-            node.create_subscription(self._type, '/tf_static', self._on_static,
-                                     qos.profile(100, reliable=True, latched=True))]
+        subscribe = self._node.create_subscription
+        self._open = [subscribe(
+            PoseStamped, relative(EE_POSE), self._on_topic, qos_profile_sensor_data,
+        )] if self._type is None else [subscribe(
+            self._type, topic, functools.partial(self._on_transforms, static),
+            qos.profile(100, reliable=True, latched=static),
+        ) for topic, static in (('/tf', False), ('/tf_static', True))]
 
     def close(self) -> None:
         """Stop listening."""
@@ -121,13 +106,9 @@ class PoseSource:
         self._on_pose(*conversions.pose_arrays(message.pose),
                       conversions.seconds(message.header.stamp))
 
-    def _on_static(self, message: Any) -> None:
-        self._tree.take(message, static=True)
-
-    def _on_transforms(self, message: Any) -> None:
-        self._tree.take(message, static=False)
+    def _on_transforms(self, static: bool, message: Any) -> None:
+        self._tree.take(message, static)
         placed = self._tree.look_up(self._base, self._frame)
-        if placed is None or not np.isfinite(placed[2]) or placed[2] == self._last:
-            return
-        self._last = placed[2]
-        self._on_pose(placed[0], placed[1].as_quat(), placed[2])
+        if placed is not None and np.isfinite(placed[2]) and placed[2] != self._last:
+            self._last = placed[2]
+            self._on_pose(placed[0], placed[1].as_quat(), placed[2])

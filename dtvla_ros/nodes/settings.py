@@ -6,7 +6,7 @@ import dataclasses
 import math
 from array import array
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rcl_interfaces.msg import (
@@ -18,36 +18,19 @@ from rcl_interfaces.msg import (
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from dtvla_ros.actions.queue import ChunkQueue
 from dtvla_ros.conventions import (
     ARM_JOINTS,
-    CONTROL_RATE,
     DEVICES,
     ENGINES,
     FINGER_JOINTS,
-    HEARTBEAT_TIMEOUT,
     MODES,
+    parameter,
 )
 from dtvla_ros.errors import UserError
-from dtvla_ros.safety.gate import HEARTBEAT, JOINTS, POSE, Gate, GateConfig
-from dtvla_ros.safety.gripper import GripperMonitor
-from dtvla_ros.safety.limits import PROFILES, Limiter, Limits
-from dtvla_ros.safety.watchdog import Watchdog
+from dtvla_ros.ros.conversions import message_type
 
 _LARGEST_INT = 2**63 - 1
-_SMALLEST_LIMIT = 1e-6
-_FINGERS_MEAN = 'joints whose absolute positions add up to the gripper opening'
-LIMITS = {
-    'linear_speed': 'largest speed of the end effector [m/s]',
-    'angular_speed': 'largest angular speed of the end effector [rad/s]',
-    'acceleration': 'largest acceleration [m/s^2]',
-    'jerk': 'largest jerk while speeding up [m/s^3]',
-    'step_linear': 'largest offset of one step [m]',
-    'step_angular': 'largest turn of one step [rad]',
-    'workspace_low': 'lower corner of the box that goals must lie in, base frame [m]',
-    'workspace_high': 'upper corner of the box that goals must lie in, base frame [m]',
-    'per_axis': 'bound each axis instead of the length of the vector',
-}
+FINGERS = 'joints whose absolute positions add up to the gripper opening'
 Table = TypeVar('Table')
 
 
@@ -67,19 +50,19 @@ def declare(
         If the value given at start is outside of them.
 
     """
+    listed = ', '.join(filter(None, choices))
+
     def refuse(value: Any) -> str | None:
-        return None if value in choices else (
-            f'{name} = "{value}"; choose from {", ".join(choices)}{hint}')
+        return None if value in choices else f'{name} = "{value}"; choose from {listed}{hint}'
 
     if choices:
-        description += ': ' + ', '.join(choices)
+        description += f': {listed}'
     descriptor = ParameterDescriptor(description=description, read_only=not changeable)
     if (low, high) != (None, None):
-        whole = isinstance(default, int)
-        lowest, highest = (-_LARGEST_INT, _LARGEST_INT) if whole else (-math.inf, math.inf)
-        ends = {'from_value': lowest if low is None else type(lowest)(low),
-                'to_value': highest if high is None else type(highest)(high)}
-        if whole:
+        kind, most = (int, _LARGEST_INT) if isinstance(default, int) else (float, math.inf)
+        ends = {'from_value': kind(-most if low is None else low),
+                'to_value': kind(most if high is None else high)}
+        if kind is int:
             descriptor.integer_range = [IntegerRange(**ends)]
         else:
             descriptor.floating_point_range = [FloatingPointRange(**ends)]
@@ -97,29 +80,24 @@ def refuse_changes(
 ) -> None:
     """Ask ``why`` before any of the parameters ``names`` changes; a reason refuses the change."""
     def judge(parameters: list[Parameter]) -> SetParametersResult:
-        reasons = [why(p) for p in parameters if p.name in names]
-        reason = next(filter(None, reasons), '')
+        reason = next(filter(None, [why(p) for p in parameters if p.name in names]), '')
         return SetParametersResult(successful=not reason, reason=reason)
     node.add_on_set_parameters_callback(judge)
 
 
-def parameter(default: Any, description: str, **checks: Any) -> Any:
-    """Return an entry of a table: a dataclass field with the arguments of `declare`."""
-    return field(default=default, metadata={'description': description, **checks})
-
-
-def declare_all(node: Node, table: type[Table], changeable: bool = False) -> Table:
-    """Declare every parameter of a table and return the values.
+def declare_all(node: Node, defaults: Table, changeable: bool = False) -> Table:
+    """Declare every `parameter` of a table, its values being the defaults; return what is given.
 
     Raises
     ------
     UserError, InvalidParameterValueException
-        If a value given at start is out of range.
+        If a value given at start is out of range, or the table refuses them together.
 
     """
-    for entry in dataclasses.fields(table):  # type: ignore[arg-type]
-        declare(node, entry.name, entry.default, **{'changeable': changeable, **entry.metadata})
-    return read_all(node, table)
+    for entry in dataclasses.fields(defaults):  # type: ignore[arg-type]
+        declare(node, entry.name, getattr(defaults, entry.name),
+                **{'changeable': changeable, **entry.metadata})
+    return read_all(node, type(defaults))
 
 
 def read_all(node: Node, table: type[Table], **changed: Any) -> Table:
@@ -128,6 +106,22 @@ def read_all(node: Node, table: type[Table], **changed: Any) -> Table:
               for entry in dataclasses.fields(table)} | changed  # type: ignore[arg-type]
     return table(**{name: tuple(value) if isinstance(value, (list, array)) else value
                     for name, value in values.items()})
+
+
+def installed(name: str, parameter: str, instead: str) -> Any:
+    """Return the type 'pkg/msg/Type' that a parameter's value needs.
+
+    Raises
+    ------
+    UserError
+        If its package is not installed here or has no such type.
+
+    """
+    try:
+        return message_type(name)
+    except KeyError:
+        raise UserError(f'parameter {parameter}: {name} is not installed; install ros-$ROS_DISTRO-'
+                        f'{name.partition("/")[0].replace("_", "-")}, or use {instead}') from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +146,7 @@ class VlaSettings:
         0, 'control steps between decisions; 0: as the policy says', low=0)
     transport: str = parameter('raw', 'image topics', choices=('raw', 'compressed'))
     arm_joints: tuple[str, ...] = parameter(ARM_JOINTS, 'joints of the arm')
-    finger_joints: tuple[str, ...] = parameter(FINGER_JOINTS, _FINGERS_MEAN)
+    finger_joints: tuple[str, ...] = parameter(FINGER_JOINTS, FINGERS)
     max_skew_s: float = parameter(
         0.03, 'largest stamp difference in one observation', low=0.0)
     max_age_s: float = parameter(
@@ -165,9 +159,10 @@ class VlaSettings:
     on_unlisted: str = parameter(
         'reject', 'what to do with an instruction that is not allowed',
         choices=('reject', 'warn'))
+    autostart: bool = parameter(
+        False, 'configure and activate without a manager', changeable=False)
 
 
-SETTINGS = tuple(setting.name for setting in dataclasses.fields(VlaSettings))
 WITHOUT_EFFECT = ('seed', 'keep_thought')  # of thoughts that only `dtvla eval --mode` replaces
 
 
@@ -178,88 +173,5 @@ def declare_without_effect(node: Node) -> None:
     given = [name for name in WITHOUT_EFFECT
              if node.declare_parameter(name, None, descriptor).value is not None]
     if given:
-        node.get_logger().warning(
-            f'parameter {" and ".join(given)}: without effect in this node; remove it, and use '
-            'dtvla eval --mode for random, swapped and frozen thoughts')
-
-
-@dataclass(frozen=True, slots=True)
-class GateSettings:
-    """Parameters of the command gate; its limits are those of `Limits`."""
-
-    rate: float = parameter(CONTROL_RATE, 'control rate [Hz]', low=1.0, high=200.0)
-    chunk_rate: float = parameter(CONTROL_RATE, 'rows of a chunk per second [Hz]', low=1.0)
-    lockstep: bool = parameter(False, 'tick with the pose, not the clock')
-    preset: str = parameter(
-        'sim_osc', 'kind of arm', choices=('sim_osc', 'servo', 'crisp', 'fzi'))
-    finger_joints: tuple[str, ...] = parameter(FINGER_JOINTS, _FINGERS_MEAN)
-    priority: int = parameter(
-        0, 'real-time priority (SCHED_FIFO) of the gate; 0: none', low=0, high=90)
-    heartbeat_timeout_s: float = parameter(HEARTBEAT_TIMEOUT, 'silence of vla/state', low=0.05)
-    joints_timeout_s: float = parameter(0.1, 'silence of joint_states; 0: never', low=0)
-    pose_timeout_s: float = parameter(
-        0.1, "silence of the end effector's pose; 0: never", low=0)
-    clock_stall_s: float = parameter(
-        0.15, 'standstill of the clock before HOLD; 0: never', low=0)
-    clock_domain_s: float = parameter(
-        1.0, "distance of a measurement's stamp from this clock that shows another one; "
-        '0: never', low=0)
-    thinking_deadline_s: float = parameter(10.0, 'longest wait for a chunk before STOP', low=0)
-    heartbeat_stop_s: float = parameter(
-        0.0, 'age of the policy heartbeat at which HOLD becomes STOP', low=0)
-    contract_breaks: int = parameter(5, 'rows in a row beyond +-1 before FAULT', low=1)
-    auto_start: bool = parameter(
-        False, 'move without the start service, after each new task')
-    max_latency_s: float = parameter(
-        0.5, 'a chunk older than its length and this is dropped', low=0)
-    blend_steps: int = parameter(0, 'rows over which a new chunk is faded in', low=0)
-    gripper_timeout_s: float = parameter(
-        1.6, 'time without effect after which a gripper is stuck or absent; 0: not watched',
-        low=0)
-    profile: str = parameter('default', 'limits', choices=tuple(PROFILES))
-
-
-def declare_limits(node: Node, profile: str) -> Limits:
-    """Declare the limits that override those of a profile; return the ones in force.
-
-    Raises
-    ------
-    UserError, InvalidParameterValueException
-        If a limit is not positive or the workspace is empty.
-
-    """
-    for name, meaning in LIMITS.items():
-        default = getattr(PROFILES[profile], name)
-        declare(node, name, default, meaning, changeable=True,
-                low=_SMALLEST_LIMIT if isinstance(default, float) else None)
-    return read_all(node, Limits)
-
-
-def build_gate(given: GateSettings, limits: Limits) -> Gate:
-    """Return a gate as the parameters say.
-
-    Raises
-    ------
-    UserError
-        If the control rate is no multiple of the chunks'.
-
-    """
-    period = 1.0 / given.rate
-    ticks = round(given.rate / given.chunk_rate)
-    if ticks < 1 or abs(ticks * given.chunk_rate / given.rate - 1.0) > 1e-3:
-        raise UserError(f'parameter rate = {given.rate:g} Hz is no multiple of chunk_rate = '
-                        f'{given.chunk_rate:g} Hz')
-    timeouts = {HEARTBEAT: given.heartbeat_timeout_s}
-    stall = domain = 0.0
-    if not given.lockstep:  # else silent, and its clock stands, while the policy thinks
-        timeouts |= {JOINTS: given.joints_timeout_s, POSE: given.pose_timeout_s}
-        stall, domain = given.clock_stall_s, given.clock_domain_s
-    return Gate(
-        GateConfig(
-            period, ticks, given.thinking_deadline_s, given.heartbeat_stop_s,
-            contract_breaks=given.contract_breaks, clock_stall=stall, clock_domain=domain,
-            auto_start=given.auto_start),
-        ChunkQueue(max_latency=given.max_latency_s, blend_steps=given.blend_steps,
-                   ticks_per_row=ticks),
-        Limiter(limits, period), Watchdog(timeouts, own_period=period),
-        GripperMonitor(given.gripper_timeout_s))
+        node.get_logger().warning(f'parameter {" and ".join(given)}: without effect; remove it, '
+                                  'and use dtvla eval --mode for other thoughts')

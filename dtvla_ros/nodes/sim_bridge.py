@@ -27,10 +27,10 @@ from trajectory_msgs.msg import JointTrajectory
 
 import dtvla_sim
 from dtvla_ros import conventions as names
-from dtvla_ros.conventions import relative
+from dtvla_ros.conventions import parameter, relative
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import require_writable, write_json
-from dtvla_ros.nodes.settings import declare_all, parameter, refuse_changes
+from dtvla_ros.nodes.settings import declare, declare_all
 from dtvla_ros.nodes.sim_frames import BASE, VIEWS, Placed, SimFrames, optical_frame
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.run import STEADY, end, run
@@ -69,8 +69,6 @@ class SimSettings:
     shadows: bool = parameter(True, "in LIBERO's images")
     step_count: int = parameter(
         1, 'control steps of one sim/step', low=1, high=MOST_STEPS, changeable=True)
-    reset_task: str = parameter(
-        '', 'task that sim/reset begins; empty: the present one', changeable=True)
     reset_seed: int = parameter(
         -1, 'seed that sim/reset begins with; -1: the present one', low=-1, high=LARGEST_SEED,
         changeable=True)
@@ -80,37 +78,34 @@ class SimSettings:
 class Progress:
     """Which episode runs, and the results of the finished ones."""
 
-    plan: list[tuple[str, int]]
+    plan: list[tuple[str, int]]  # tasks and seeds
     index: int = -1
+    task: str = ''
+    seed: int = 0
     step: int = 0
     touched: bool = False  # somebody stepped, reset or loaded the running episode
-    results: dict[str, list[int]] = field(default_factory=dict)  # task -> [successes, episodes]
     episodes: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def task(self) -> str:
-        """The running episode's task."""
-        return self.plan[self.index][0]
-
-    @property
-    def seed(self) -> int:
-        """The running episode's seed."""
-        return self.plan[self.index][1]
 
     def count(self, success: bool) -> None:
         """Book the running episode."""
-        result = self.results.setdefault(self.task, [0, 0])
-        result[0] += int(success)
-        result[1] += 1
-        episode = {'task': self.task, 'seed': self.seed, 'success': success, 'steps': self.step}
-        self.episodes.append({**episode, 'touched': True} if self.touched else episode)
+        self.episodes.append(
+            {'task': self.task, 'seed': self.seed, 'success': success, 'steps': self.step}
+            | ({'touched': True} if self.touched else {}))
+
+    def results(self) -> dict[str, list[int]]:
+        """Return successes and episodes of every task that has been run."""
+        found: dict[str, list[int]] = {}
+        for episode in self.episodes:
+            result = found.setdefault(episode['task'], [0, 0])
+            result[:] = result[0] + episode['success'], result[1] + 1
+        return found
 
     def report(self) -> dict[str, Any]:
         """Return the finished episodes with their sums and what ran them."""
         return {
             'n': len(self.episodes), 'successes': sum(e['success'] for e in self.episodes),
             'tasks': {task: {'n': n, 'successes': successes}
-                      for task, (successes, n) in self.results.items()},
+                      for task, (successes, n) in self.results().items()},
             'episodes': self.episodes,
             'versions': {'python': platform.python_version(),
                          **{name: metadata.version(name) for name in SIMULATORS}}}
@@ -131,40 +126,38 @@ class SimBridge(Node):
 
     def __init__(self) -> None:
         super().__init__('sim_bridge')
-        given = self._given = declare_all(self, SimSettings)
+        given = self._given = declare_all(self, SimSettings())
         self._paused = given.start_paused
         self._result = Path(given.result_file).expanduser() if given.result_file else None
         if self._result is not None:
             require_writable(self._result)
             self._result.unlink(missing_ok=True)  # an old one must not pass for this run's
         self._env = self._make_env()
-        tasks = _named(given.tasks)
-        unknown = [t for t in tasks if t not in self._env.tasks]
-        if unknown:
+        known, tasks = self._env.tasks, _named(given.tasks)
+        if unknown := [task for task in tasks if task not in known]:
             raise UserError(f'parameter tasks: unknown task "{unknown[0]}"; {given.suite} has: '
-                            f'{", ".join(self._env.tasks)}')
-        self._progress = Progress([(task, given.seed + k) for task in tasks or self._env.tasks
+                            f'{", ".join(known)}')
+        declare(self, 'reset_task', '', 'task that sim/reset begins; empty: the present one',
+                choices=('', *known), changeable=True)
+        self._progress = Progress([(task, given.seed + k) for task in tasks or known
                                    for k in range(given.episodes)])
         self._period_ns = round(1e9 / self._env.control_rate)
-        self._clock_ns = 0
+        self._clock_ns = self._orders = 0
         self._running = False
         self._finished_at: float | None = None
         self._asked = self._began = self._published = time.monotonic()
         self._resumed = -np.inf
         self._policy: dict[str, str] = {}
-        self._task_before = ''
+        self._task_before = self._refused = ''
         self._obs: Mapping[str, Any] = {}
         self._info: dict[str, Any] = {}
-        self._action = np.zeros(7)
-        self._action_at = 0.0
-        self._orders = 0
-        self._refused = ''
+        self._action, self._action_at = np.zeros(7), 0.0
         self._open_topics()
-        self._open_services(given.reset_task)
+        self._open_services()
         self.create_timer(0.1, self._on_timer, clock=STEADY)
-        if not self._given.lockstep:
+        if not given.lockstep:
             self.create_timer(self._period_ns * 1e-9, self._on_real_time, clock=STEADY)
-        self._begin()
+        self._begin_next()
         for camera in names.CAMERAS:
             self._image(camera)  # the first drawing builds the renderer, which takes seconds
 
@@ -174,8 +167,7 @@ class SimBridge(Node):
             name: value for name in ('image_size', 'starts') if (value := getattr(given, name))}
         drawing = {name: False for name in ('antialiasing', 'shadows') if not getattr(given, name)}
         if drawing and given.suite not in dtvla_sim.LIBERO_SUITES:
-            raise UserError(
-                f'parameter {next(iter(drawing))}: {self._given.suite} is drawn without already')
+            raise UserError(f'parameter {next(iter(drawing))}: {given.suite} is drawn without')
         return dtvla_sim.make(given.suite, _named(given.perturb), **chosen, **drawing)
 
     def _open_topics(self) -> None:
@@ -196,30 +188,18 @@ class SimBridge(Node):
         self.create_subscription(
             DiagnosticStatus, relative(names.VLA_STATE), self._on_policy, qos.LATCHED)
 
-    def _open_services(self, task: str) -> None:
-        known = ('', *self._env.tasks)
-        unknown = 'parameter reset_task: unknown task "{}"; there is: ' + ', '.join(known[1:])
-        if task not in known:
-            raise UserError(unknown.format(task))
-        refuse_changes(self, ('reset_task',), lambda p: None if p.value in known else (
-            unknown.format(p.value)))
+    def _open_services(self) -> None:
         listed = json.dumps({'suite': self._given.suite, 'tasks': list(self._env.tasks)})
         self._tasks.publish(String(data=listed))
-
-        def serve(name: str, carry_out: Callable[[Any], object], kind: Any = Trigger) -> None:
-            self.create_service(kind, f'sim/{name}', functools.partial(
-                self._obey, name, carry_out))
-
-        def tell(name: str, text: Callable[[], str]) -> None:
-            def reply(_: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-                response.success, response.message = True, text()
-                return response
-            self.create_service(Trigger, f'sim/{name}', reply)
-        serve('pause', lambda request: self._pause(request.data), SetBool)
-        serve('step', lambda _: self._advance())
-        serve('reset', lambda _: self._begin_again())
-        tell('list_tasks', lambda: listed)
-        tell('get_state', self._publish_state)
+        orders: dict[str, Callable[[Any], object]] = {
+            'pause': lambda request: self._pause(request.data),
+            'step': lambda _: self._advance(), 'reset': lambda _: self._begin_again()}
+        for name, order in orders.items():
+            self.create_service(SetBool if name == 'pause' else Trigger, f'sim/{name}',
+                                functools.partial(self._obey, name, order))
+        questions = {'list_tasks': lambda: listed, 'get_state': self._publish_state}
+        for name, text in questions.items():
+            self.create_service(Trigger, f'sim/{name}', functools.partial(_answer, text))
 
     def _obey(
         self, order: str, carry_out: Callable[[Any], object], request: Any, response: Any,
@@ -247,15 +227,16 @@ class SimBridge(Node):
     def _now(self) -> float:
         return self._clock_ns * 1e-9
 
-    def _begin(self) -> None:
+    def _begin_next(self) -> None:
+        self._progress.index += 1
+        self._begin(*self._progress.plan[self._progress.index])
+
+    def _begin(self, task: str, seed: int, touched: bool = False) -> None:
         progress = self._progress
-        progress.index += 1
-        progress.step, progress.touched = 0, False
-        self._obs, self._info = self._env.reset(
-            seed=progress.seed, options={'task': progress.task})
+        progress.task, progress.seed, progress.step, progress.touched = task, seed, 0, touched
+        self._obs, self._info = self._env.reset(seed=seed, options={'task': task})
         self._clock_ns += round(BETWEEN_EPISODES * 1e9)
-        self._action = np.zeros(7)
-        self._running = False
+        self._action, self._running = np.zeros(7), False
         self._task_before = self._policy.get('task', '')
         self._began = time.monotonic()
         self._frames.begin(self._now, self._gripper())
@@ -270,16 +251,15 @@ class SimBridge(Node):
         self._instruction.publish(String(data=self._info['instruction']))
 
     def _on_policy(self, message: DiagnosticStatus) -> None:
-        self._policy = {**conversions.status_values(message), 'state': message.message}
-        taken = (self._policy.get('instruction') == self._info['instruction']
-                 and self._policy.get('task') != self._task_before
-                 and self._policy['state'] not in NOT_READY)
-        if (self._policy['state'] == 'STOPPED' and not self._paused
+        state, told = message.message, conversions.status_values(message)
+        self._policy = told
+        if (state == 'STOPPED' and not self._paused
                 and time.monotonic() - self._resumed < ANNOUNCE_AGAIN):
             self._resumed = -np.inf  # once: it gave the task up in the silence
             self._announce()
-        idle = not (self._running or self._paused or self._finished_at is not None)
-        if taken and idle:
+        taken = (told.get('instruction') == self._info['instruction']
+                 and told.get('task') != self._task_before and state not in NOT_READY)
+        if taken and not (self._running or self._paused or self._finished_at is not None):
             self._running = True
             self._show(cameras=True)
             self._publish_state()
@@ -325,43 +305,36 @@ class SimBridge(Node):
             self._show(cameras=True)
 
     def _pause(self, on: bool) -> None:
-        if on and self._paused:
-            self._show(cameras=True)  # for whoever has subscribed meanwhile
-        elif self._paused and not on:
-            self._began = self._resumed = time.monotonic()
-            if self._running:
-                self._show(cameras=True)
+        if self._paused:
+            if not on:
+                self._began = self._resumed = time.monotonic()
+            if on or self._running:
+                self._show(cameras=True)  # for whoever has subscribed meanwhile, too
         self._paused = on
 
     def _advance(self) -> None:
         """Run control steps without motion, the grip as it is; no further than the episode."""
         if not self._paused:
             raise UserError('step moves a paused simulation; pause it first')
-        progress = self._progress
-        index = progress.index
-        progress.touched = True
+        index, self._progress.touched = self._progress.index, True
         for _ in range(self.get_parameter('step_count').value):
             self._step(np.r_[np.zeros(6), self._action[6]])
-            if progress.index != index or self._finished_at is not None:
+            if self._progress.index != index or self._finished_at is not None:
                 break
 
     def _begin_again(self) -> None:
         """Put the episode of the reset parameters in the running one's place."""
-        progress = self._progress
         task, seed = (self.get_parameter(name).value for name in ('reset_task', 'reset_seed'))
-        progress.plan[progress.index] = (
-            task or progress.task, progress.seed if seed < 0 else seed)
-        progress.index -= 1
-        self._begin()
-        progress.touched = True
+        progress = self._progress
+        self._begin(task or progress.task, progress.seed if seed < 0 else seed, touched=True)
 
     def _publish_state(self) -> str:
         """Publish the state on ``sim/state``; return its JSON."""
-        self._published = time.monotonic()
+        self._published, progress = time.monotonic(), self._progress
         text = json.dumps({
             'state': 'paused' if self._paused else 'playing' if self._running else 'stopped',
-            'suite': self._given.suite, 'task': self._progress.task, 'seed': self._progress.seed,
-            'step': self._progress.step, 'time': self._now,
+            'suite': self._given.suite, 'task': progress.task, 'seed': progress.seed,
+            'step': progress.step, 'time': self._now,
             'orders': self._orders, 'refused': self._refused})
         self._state.publish(String(data=text))
         return text
@@ -382,8 +355,7 @@ class SimBridge(Node):
         self._show_cameras()  # without a pose: nobody is asked for another command
         if progress.index + 1 < len(progress.plan):
             self._publish_episode(done=True, success=success)
-            self._begin()
-            return
+            return self._begin_next()
         self._running = self._paused = False
         self._finished_at = time.monotonic()
         given = self._given
@@ -394,7 +366,7 @@ class SimBridge(Node):
                 **progress.report()})
         self._publish_episode(done=True, success=success)
         self._publish_state()
-        for task, (successes, n) in progress.results.items():
+        for task, (successes, n) in progress.results().items():
             self.get_logger().info(f'{task}: {successes} of {n}')
 
     def _show(self, cameras: bool) -> None:
@@ -442,18 +414,20 @@ class SimBridge(Node):
             'step': progress.step, 'success': success, 'done': done,
             'finished': done and progress.index + 1 == len(progress.plan)}
         if report['finished']:
-            report['summary'] = progress.results
+            report['summary'] = progress.results()
         self._episode.publish(String(data=json.dumps(report)))
+
+
+def _answer(text: Callable[[], str], _: Trigger.Request, response: Any) -> Any:
+    response.success, response.message = True, text()
+    return response
 
 
 def _named(values: Sequence[str]) -> list[str]:
     return [value for value in values if value]  # ROS has no empty list of strings
 
 
-def main(args: list[str] | None = None) -> int:
-    """Run the node."""
-    return run(SimBridge, args)
-
+main = functools.partial(run, SimBridge)
 
 if __name__ == '__main__':
     raise SystemExit(main())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -17,13 +17,11 @@ from dtvla_ros import conventions as names
 from dtvla_ros.actions.chunk import Chunk
 from dtvla_ros.conventions import HEARTBEAT_PERIOD, relative
 from dtvla_ros.errors import UserError
-from dtvla_ros.nodes.decision_monitor import DecisionMonitor, DecisionState, Phase, Readings
+from dtvla_ros.nodes.decision_monitor import WAITING, DecisionMonitor, DecisionState, Readings
 from dtvla_ros.nodes.inference_worker import InferenceWorker, Outcome, give_back_memory, load
 from dtvla_ros.nodes.inputs import Inputs, refuse_instruction
 from dtvla_ros.nodes.settings import (
-    SETTINGS,
     VlaSettings,
-    declare,
     declare_all,
     declare_without_effect,
     read_all,
@@ -39,11 +37,8 @@ RELEASE_TIMEOUT = 1.0  # longest wait for the worker to end [s]
 ASK_AGAIN = 1.0  # between attempts to activate [s]
 DONE, REFUSED = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 LEVELS = {
-    DecisionState.STOPPED: DiagnosticStatus.WARN, DecisionState.FAULT: DiagnosticStatus.ERROR,
-    DecisionState.HOLDING: DiagnosticStatus.WARN, DecisionState.LOADING: DiagnosticStatus.STALE,
-    DecisionState.UNCONFIGURED: DiagnosticStatus.STALE,
-    DecisionState.INACTIVE: DiagnosticStatus.STALE,
-}
+    **dict.fromkeys(WAITING, DiagnosticStatus.STALE), DecisionState.FAULT: DiagnosticStatus.ERROR,
+    DecisionState.HOLDING: DiagnosticStatus.WARN, DecisionState.STOPPED: DiagnosticStatus.WARN}
 
 
 class VlaNode(LifecycleNode):
@@ -62,22 +57,20 @@ class VlaNode(LifecycleNode):
 
     def __init__(self) -> None:
         super().__init__('vla_node')
-        self._settings = declare_all(self, VlaSettings, changeable=True)
+        self._settings = declare_all(self, VlaSettings(), changeable=True)
         declare_without_effect(self)
-        autostart = declare(self, 'autostart', False, 'configure and activate without a manager')
-        refuse_changes(self, SETTINGS, lambda p: None if self._worker is None else (
-            f'{p.name} is fixed while the node is configured: clean it up first'))
+        refuse_changes(self, [setting.name for setting in fields(VlaSettings)], lambda p:
+                       None if self._worker is None else
+                       f'{p.name} is fixed while the node is configured: clean it up first')
         self._inputs = Inputs(self, self._settings, HEARTBEAT_PERIOD, self._consider)
         self._monitor = DecisionMonitor(HEARTBEAT_PERIOD)
         self._worker: InferenceWorker | None = None
         self._is_active = False
         self._instruction = ''
-        self._task = 0
-        self._request_id = 0
+        self._task = self._request_id = self._decisions = 0
         self._decided: float | None = None  # stamp of the last observation decided on
         self._sent: JointTrajectory | None = None
         self._account: dict[str, object] = {}  # of the last decision
-        self._decisions = 0
 
         own = functools.partial(relative, namespace=NAMESPACE)
         self._reasoning = self.create_publisher(String, own(names.REASONING), qos.LATCHED_100)
@@ -91,7 +84,7 @@ class VlaNode(LifecycleNode):
         self.create_service(Trigger, 'reset_episode', self._on_reset)
         self.create_timer(HEARTBEAT_PERIOD, self._on_worker, clock=STEADY)
         self.create_timer(1.0, self._diagnose, clock=STEADY)
-        if autostart:
+        if self._settings.autostart:
             self._started = self.create_timer(0.0, self._start_by_itself, clock=STEADY)
 
     def destroy_node(self) -> None:
@@ -106,8 +99,7 @@ class VlaNode(LifecycleNode):
         settings = self._settings = read_all(self, VlaSettings)
         worker = InferenceWorker(functools.partial(load, settings), self._stream,
                                  lambda: call_soon(self, self._on_worker))
-        worker.start()
-        worker.wait_verified(VERIFY_TIMEOUT)
+        worker.verified.wait(VERIFY_TIMEOUT)
         if worker.load_error is not None:
             return self._refuse('configure', str(worker.load_error))
         self._worker = worker
@@ -123,8 +115,7 @@ class VlaNode(LifecycleNode):
             return self._refuse('activate', f'the policy was not loaded: {worker.load_error}')
         if not worker.loaded.is_set():
             return self._refuse('activate', 'the policy is still being loaded')
-        wrong = self._inputs.wrong()
-        if wrong:
+        if wrong := self._inputs.wrong():
             return self._refuse('activate', wrong)
         self._monitor.refusal = ''
         self._is_active = True
@@ -176,8 +167,7 @@ class VlaNode(LifecycleNode):
             self._started.cancel()
 
     def _on_instruction(self, message: String) -> None:
-        refused = refuse_instruction(message.data)
-        if refused:
+        if refused := refuse_instruction(message.data):
             self._reject(refused)
         else:
             self._take_instruction(message.data.strip())
@@ -187,16 +177,15 @@ class VlaNode(LifecycleNode):
         """Begin a task, unless the policy does not know the words or they are not allowed."""
         allowed = [t for t in self._settings.allowed_instructions if t]
         if allowed and text not in allowed:
+            unlisted = f'"{text}" is not among allowed_instructions'
             if self._settings.on_unlisted == 'reject':
-                self._reject(f'"{text}" is not among allowed_instructions')
-                return
-            self.get_logger().warning(f'instruction "{text}" is not among allowed_instructions')
+                return self._reject(unlisted)
+            self.get_logger().warning(f'instruction {unlisted}')
         if self._worker is not None and self._worker.loaded.is_set():
             try:
                 self._worker.policy.transform.check_instruction(text)
             except UserError as error:
-                self._reject(str(error))
-                return
+                return self._reject(str(error))
         self._instruction = text
         self._task += 1
         self._forget()
@@ -228,8 +217,7 @@ class VlaNode(LifecycleNode):
     def _forget(self) -> None:
         """Void the decision in flight and the memory of the last one."""
         self._request_id += 1
-        self._decided = None
-        self._sent = None
+        self._decided = self._sent = None
 
     def _consider(self, repeats: int = 0) -> None:
         """Start a decision if one is due; a moment shown again asks for what got lost."""
@@ -252,8 +240,7 @@ class VlaNode(LifecycleNode):
             interval = self._replan_steps(worker) / worker.manifest.action.rate_hz
             if 0 <= since < interval - 1e-6 and not queue_empty:
                 return
-        self._decided = observation.stamp
-        self._sent = None
+        self._decided, self._sent = observation.stamp, None
         worker.request(observation, self._request_id)
         self._heartbeat()
 
@@ -272,9 +259,7 @@ class VlaNode(LifecycleNode):
     def _publish(self, outcome: Outcome, worker: InferenceWorker) -> None:
         decision, stamp = outcome.decision, outcome.observation.stamp
         if decision is None:
-            assert outcome.error is not None
-            self._fail(outcome.error, worker)
-            return
+            return self._fail(outcome.error, worker)
         self._decisions += 1
         self._account = {
             'stamp': f'{stamp:.9f}',
@@ -287,22 +272,17 @@ class VlaNode(LifecycleNode):
             self._monitor.note = 'the thought was cut at its cap'
             self.get_logger().warning(self._monitor.note, throttle_duration_sec=1.0)
             if self._settings.on_cut == 'stop':
-                self._stop(self._monitor.note)
-                return
+                return self._stop(self._monitor.note)
         if not np.isfinite(decision.chunk).all():
-            self._stop('the policy chose a non-finite action')
-            return
-        rows = decision.chunk
-        if self._settings.lockstep:
-            rows = rows[:self._replan_steps(worker)]
+            return self._stop('the policy chose a non-finite action')
+        rows = decision.chunk[:self._replan_steps(worker) if self._settings.lockstep else None]
         self._sent = conversions.chunk_message(
             Chunk(stamp, 1.0 / worker.manifest.action.rate_hz, rows))
         self._chunks.publish(self._sent)
 
-    def _fail(self, error: Exception, worker: InferenceWorker) -> None:
+    def _fail(self, error: Exception | None, worker: InferenceWorker) -> None:
         if not isinstance(error, MemoryError):  # an engine raises OutOfMemory, which is one
-            self._stop(f'the policy failed: {type(error).__name__}: {error}')
-            return
+            return self._stop(f'the policy failed: {type(error).__name__}: {error}')
         self._stop('DEGRADED: out of memory, the policy was released; clean up and configure '
                    'again')
         self._heartbeat()
@@ -311,7 +291,7 @@ class VlaNode(LifecycleNode):
         give_back_memory()
 
     def _stop(self, reason: str) -> None:
-        self._monitor.stop(reason)
+        self._monitor.stopped = reason
         self._forget()
         self.get_logger().error(f'stopped: {reason}')
 
@@ -321,12 +301,12 @@ class VlaNode(LifecycleNode):
     def _readings(self, now: float) -> Readings:
         worker = self._worker
         if worker is None:
-            return Readings(Phase.UNCONFIGURED)
+            return Readings(DecisionState.UNCONFIGURED)
         if not self._is_active:
             loading = not worker.loaded.is_set() and worker.load_error is None
-            return Readings(Phase.LOADING if loading else Phase.INACTIVE)
+            return Readings(DecisionState.LOADING if loading else DecisionState.INACTIVE)
         trouble = self._inputs.trouble(now) if self._monitor.ready else None
-        return Readings(Phase.ACTIVE, worker.busy_since, trouble, self._inputs.missing,
+        return Readings(None, worker.busy_since, trouble, self._inputs.missing,
                         self._sent is not None)
 
     def _heartbeat(self) -> None:
@@ -339,15 +319,11 @@ class VlaNode(LifecycleNode):
 
     def _status(self, **more: object) -> DiagnosticStatus:
         """Return the monitor's last status with what belongs to it; judges nothing."""
-        status = self._monitor.status
-        values: dict[str, object] = {
-            'reason': status.reason, 'task': self._task, 'step': self._decisions,
-            'instruction': self._instruction}
-        if self._decided is not None:
-            values['observation_age'] = self._now() - self._decided
-        return conversions.status_message(
-            self.get_fully_qualified_name(), status.state.value,
-            {**values, **self._account, **more}, LEVELS.get(status.state, DiagnosticStatus.OK))
+        state, reason = self._monitor.status
+        age = {} if self._decided is None else {'observation_age': self._now() - self._decided}
+        return conversions.status_message(self.get_fully_qualified_name(), state.value, {
+            'reason': reason, 'task': self._task, 'step': self._decisions,
+            'instruction': self._instruction, **age, **self._account, **more}, LEVELS.get(state))
 
     def _diagnose(self) -> None:
         refused = {f'refused_{name}': n for name, n in self._inputs.refused.items()}
@@ -358,10 +334,7 @@ class VlaNode(LifecycleNode):
         return self.get_clock().now().nanoseconds * 1e-9
 
 
-def main(args: list[str] | None = None) -> int:
-    """Run the node."""
-    return run(VlaNode, args)
-
+main = functools.partial(run, VlaNode)
 
 if __name__ == '__main__':
     raise SystemExit(main())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +17,10 @@ from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import Chunk
 from dtvla_ros.actions.continuity import ContinuityMeter
 from dtvla_ros.actions.queue import ChunkQueue
-from dtvla_ros.conventions import CHANNELS
+from dtvla_ros.conventions import CHANNELS, CONTROL_RATE, HEARTBEAT_TIMEOUT, parameter
+from dtvla_ros.errors import UserError
 from dtvla_ros.safety.gripper import GripperMonitor
-from dtvla_ros.safety.limits import Limiter
+from dtvla_ros.safety.limits import Limiter, Limits
 from dtvla_ros.safety.watchdog import Watchdog
 
 HEARTBEAT, JOINTS, POSE = 'policy heartbeat', 'joint states', 'end-effector pose'
@@ -30,6 +30,8 @@ PAUSED = 'paused'
 NOT_READY = ('UNCONFIGURED', 'LOADING', 'INACTIVE')  # of the policy, before its first task
 ENDED = ('STOPPED', 'FAULT', *NOT_READY)
 MAX_ROWS = 256
+BAD_CHUNKS = 2  # non-finite ones in a row before STOP
+CLOCK_JUMP = 0.5  # step of the tick clock that voids every chunk [s]
 # Beyond float noise of de-normalised codes, a value past +-1 breaks the action contract.
 CONTRACT_MARGIN = 1.05
 
@@ -45,29 +47,49 @@ class GateState(str, enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class GateConfig:
-    """Time-outs and limits of the gate.
+    """Parameters of the gate; its limits are those of `Limits`.
 
-    ``period``: control period [s]. ``ticks_per_row``: control ticks that one row of a chunk
-    lasts. ``thinking_deadline``: longest wait for a chunk before STOP [s]. ``heartbeat_stop``:
-    age of the policy's heartbeat at which HOLD becomes STOP [s]; at most the watchdog's own
-    time-out means STOP at once. ``bad_chunks``: non-finite chunks in a row before STOP.
-    ``contract_breaks``: rows in a row beyond +-1 before FAULT. ``clock_jump``: step of the tick
-    clock that voids every chunk [s]. ``clock_stall``: longest standstill of that clock, in time
-    that really passed, before HOLD [s]; 0: it may stand. ``clock_domain``: distance of a
-    measurement's stamp from that clock beyond which it is another clock's [s]; 0: any.
-    ``auto_start``: begin, and begin again with each new task, without `Gate.start`.
+    Raises
+    ------
+    UserError
+        If the control rate is no multiple of the chunks'.
+
     """
 
-    period: float = 0.05
-    ticks_per_row: int = 1
-    thinking_deadline: float = 10.0
-    heartbeat_stop: float = 0.0
-    bad_chunks: int = 2
-    contract_breaks: int = 5
-    clock_jump: float = 0.5
-    clock_stall: float = 0.0
-    clock_domain: float = 0.0
-    auto_start: bool = False
+    rate: float = parameter(CONTROL_RATE, 'control rate [Hz]', low=1.0, high=200.0)
+    chunk_rate: float = parameter(CONTROL_RATE, 'rows of a chunk per second [Hz]', low=1.0)
+    lockstep: bool = parameter(False, 'tick with the pose, not the clock')
+    heartbeat_timeout_s: float = parameter(HEARTBEAT_TIMEOUT, 'silence of vla/state', low=0.05)
+    joints_timeout_s: float = parameter(0.1, 'silence of joint_states; 0: never', low=0)
+    pose_timeout_s: float = parameter(
+        0.1, "silence of the end effector's pose; 0: never", low=0)
+    clock_stall_s: float = parameter(
+        0.15, 'standstill of the clock before HOLD; 0: never', low=0)
+    clock_domain_s: float = parameter(
+        1.0, "distance of a measurement's stamp from this clock that shows another one; "
+        '0: never', low=0)
+    thinking_deadline_s: float = parameter(10.0, 'longest wait for a chunk before STOP', low=0)
+    heartbeat_stop_s: float = parameter(
+        0.0, 'age of the policy heartbeat at which HOLD becomes STOP', low=0)
+    contract_breaks: int = parameter(5, 'rows in a row beyond +-1 before FAULT', low=1)
+    auto_start: bool = parameter(
+        False, 'move without the start service, after each new task')
+    max_latency_s: float = parameter(
+        0.5, 'a chunk older than its length and this is dropped', low=0)
+    blend_steps: int = parameter(0, 'rows over which a new chunk is faded in', low=0)
+    gripper_timeout_s: float = parameter(
+        1.6, 'time without effect after which a gripper is stuck or absent; 0: not watched',
+        low=0)
+
+    def __post_init__(self) -> None:
+        if not math.isclose(self.ticks_per_row * self.chunk_rate, self.rate, rel_tol=1e-3):
+            raise UserError(f'parameter rate = {self.rate:g} Hz is no multiple of chunk_rate = '
+                            f'{self.chunk_rate:g} Hz')
+
+    @property
+    def ticks_per_row(self) -> int:
+        """Control ticks that one row of a chunk lasts."""
+        return round(self.rate / self.chunk_rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,33 +117,44 @@ class Command:
 class Gate:
     """Decides, once per control tick, which command the arm gets."""
 
-    def __init__(
-        self, config: GateConfig, queue: ChunkQueue, limiter: Limiter, watchdog: Watchdog,
-        gripper: GripperMonitor | None = None,
-    ) -> None:
-        self._config = config
-        self._queue = queue
-        self.limiter = limiter
-        self._watchdog = watchdog
-        self._monitor = gripper or GripperMonitor(timeout=0.0)
-        self.continuity = ContinuityMeter()
+    def __init__(self, config: GateConfig, limits: Limits) -> None:
+        self._config, period = config, 1.0 / config.rate
+        timeouts = {HEARTBEAT: config.heartbeat_timeout_s}
+        self._clock_stall = self._clock_domain = 0.0
+        if not config.lockstep:  # else silent, and its clock stands, while the policy thinks
+            timeouts |= {JOINTS: config.joints_timeout_s, POSE: config.pose_timeout_s}
+            self._clock_stall, self._clock_domain = config.clock_stall_s, config.clock_domain_s
+        self._watchdog = Watchdog(timeouts, own_period=period)
+        self.queue = ChunkQueue(max_latency=config.max_latency_s, blend_steps=config.blend_steps,
+                                ticks_per_row=config.ticks_per_row)
+        self.limiter = Limiter(limits, period)
+        self.gripper = GripperMonitor(config.gripper_timeout_s)
+        self.arm_unable = ''  # why the arm's controller does not follow commands
+        self._continuity = ContinuityMeter()
         self._position: NDArray[np.float64] | None = None
         self._stamps: dict[str, float] = {}
         self._foreign: dict[str, float] = {}
-        self._gripper = 0.0
-        self._estop = False
+        self._grip = 0.0  # the last command
+        self._estop = self._paused = False
         self._task: str | None = None
-        self._policy_state = 'IDLE'
-        self._policy_reason = ''
+        self._policy_state, self._policy_reason = 'IDLE', ''
         self._tick: float | None = None
         self._ticked_at = -math.inf
-        self._paused = False
-        self._arm_unable = ''
         self._empty_since: float | None = None
-        self._bad_chunks = 0
-        self._contract_breaks = 0
+        self._bad_chunks = self._contract_breaks = 0
         self.state = GateState.HOLD if config.auto_start else GateState.STOP
         self.reason = IDLE if config.auto_start else 'not started'
+
+    @property
+    def ended(self) -> bool:
+        """Whether the task is over: STOP or FAULT."""
+        return self.state in (GateState.STOP, GateState.FAULT)
+
+    def account(self) -> dict[str, object]:
+        """Return the reason, how many rows are left and were played, and `ContinuityMeter`'s."""
+        return {'reason': self.reason, 'played': self.queue.consumed,
+                'remaining': 0 if self._tick is None else self.queue.remaining(self._tick),
+                **self._continuity.summary()}
 
     def start(self, steady: float) -> str | None:
         """Leave STOP; return why not, or None."""
@@ -129,8 +162,7 @@ class Gate:
             return f'fault: {self.reason}; clear it first'
         if self.state is not GateState.STOP:
             return 'already started'
-        late = self._watchdog.late(steady)
-        if late:
+        if late := self._watchdog.late(steady):
             return self._why_late(late[0])
         self._begin()
         return None
@@ -138,20 +170,8 @@ class Gate:
     def pause(self, paused: bool) -> None:
         """Hold, the task unfinished, until this is taken back; void every chunk."""
         self._paused = paused
-        if self.state in (GateState.RUN, GateState.HOLD):
+        if not self.ended:
             self._enter(GateState.HOLD, PAUSED if paused else THINKING)
-
-    def on_arm(self, unable: str) -> None:
-        """Take why the arm's controller does not follow commands; empty when it does."""
-        self._arm_unable = unable
-
-    def on_gripper(self, opening: float) -> None:
-        """Take the measured opening between the fingers [m]."""
-        self._monitor.measure(opening)
-
-    def on_gripper_listeners(self, count: int, steady: float) -> None:
-        """Take how many subscribers the gripper's commands have."""
-        self._monitor.listeners(count, steady)
 
     def stop(self, reason: str) -> None:
         """End the task: still until `start`, or until a new task where ``auto_start`` is set."""
@@ -204,37 +224,34 @@ class Gate:
 
     def on_chunk(self, chunk: Chunk, now: float) -> str | None:
         """Take a chunk; return why it was dropped, or None."""
-        config = self._config
-        shape = chunk.values.shape
-        wrong = None
-        if tuple(chunk.channels) != CHANNELS:
-            wrong = f'chunk channels are {tuple(chunk.channels)}, not {CHANNELS}'
-        elif len(shape) != 2 or not 0 < shape[0] <= MAX_ROWS or shape[1] != len(CHANNELS):
-            wrong = f'chunk shape is {shape}, not [1..{MAX_ROWS}, {len(CHANNELS)}]'
-        elif not math.isclose(chunk.period, config.period * config.ticks_per_row, rel_tol=1e-3):
-            wrong = (f'chunk period is {chunk.period} s, '
-                     f'not {config.period * config.ticks_per_row:g} s')
-        if wrong:
-            self.stop(wrong)
-            return wrong
+        shape, period = chunk.values.shape, 1.0 / self._config.chunk_rate
+        for right, wrong in (
+                (tuple(chunk.channels) == CHANNELS,
+                 f'chunk channels are {tuple(chunk.channels)}, not {CHANNELS}'),
+                (len(shape) == 2 and 0 < shape[0] <= MAX_ROWS and shape[1] == len(CHANNELS),
+                 f'chunk shape is {shape}, not [1..{MAX_ROWS}, {len(CHANNELS)}]'),
+                (math.isclose(chunk.period, period, rel_tol=1e-3),
+                 f'chunk period is {chunk.period} s, not {period:g} s')):
+            if not right:
+                self.stop(wrong)
+                return wrong
         if not np.isfinite(chunk.values).all():
             self._bad_chunks += 1
             wrong = 'chunk has non-finite actions'
-            if self._bad_chunks >= config.bad_chunks:
+            if self._bad_chunks >= BAD_CHUNKS:
                 self.stop(f'{wrong}, {self._bad_chunks} in a row')
             return wrong
         self._bad_chunks = 0
-        if self.state in (GateState.STOP, GateState.FAULT):
+        if self.ended:
             return f'{self.state.value}: {self.reason}'
-        if chunk.stamp > now + config.clock_jump:
+        if chunk.stamp > now + CLOCK_JUMP:
             return f'observed {chunk.stamp - now:.3f} s in the future'
-        return self._queue.put(chunk)
+        return self.queue.put(chunk)
 
     def tick(self, now: float, steady: float) -> Command:
         """Decide the command at ``now``; call once per control period."""
-        config = self._config
-        if self._tick is not None and not -1e-6 <= now - self._tick <= config.clock_jump:
-            self._queue.flush(now)
+        if self._tick is not None and not -1e-6 <= now - self._tick <= CLOCK_JUMP:
+            self.queue.flush(now)
             self._stamps.clear()
             self.limiter.reset()
             self._empty_since = None
@@ -242,52 +259,37 @@ class Gate:
             self._ticked_at = steady
         self._tick = now
 
-        stuck = self._monitor.fault(steady)
-        if stuck:
+        if stuck := self.gripper.fault(steady):
             self.stop(stuck)
         hold = self._reason_to_hold(steady)
-        if self.state in (GateState.STOP, GateState.FAULT):
-            self._queue.flush(now)
-            return self._still(now)
-        if hold:
-            self._queue.flush(now)
+        if hold or self.ended:
+            self.queue.flush(now)
             self._empty_since = None
-            self._enter(GateState.HOLD, hold)
-            return self._braking(now)
-
-        before = self._queue.consumed
-        row = self._queue.take(now)
+            if hold and not self.ended:
+                self._enter(GateState.HOLD, hold)
+            return self._stay(now)
+        before = self.queue.consumed
+        row = self.queue.take(now)
         if row is None:
             return self._queue_empty(now, steady)
         self._empty_since = None
-        command = self._play(row, now, first_tick=self._queue.consumed > before)
+        command = self._play(row, now, first_tick=self.queue.consumed > before)
         if command.first_tick:
-            self.continuity.add(command.action, self._queue.at_boundary)
-        self._monitor.command(self._gripper, steady)
+            self._continuity.add(command.action, self.queue.at_boundary)
+        self.gripper.command(self._grip, steady)
         return command
 
     def has_stop_condition(self, steady: float) -> bool:
         """Whether an arm in motion should not wait for its next tick to be stopped."""
-        if self.state is not GateState.RUN:
-            return False
-        hold = self._reason_to_hold(steady)  # which may have ended the task
-        return hold is not None or self.state is not GateState.RUN
-
-    @property
-    def played(self) -> int:
-        """How many rows were played so far."""
-        return self._queue.consumed
-
-    def remaining(self) -> int:
-        """Return how many rows are left to play."""
-        return 0 if self._tick is None else self._queue.remaining(self._tick)
+        return self.state is GateState.RUN and (
+            self._reason_to_hold(steady) is not None or self.ended)
 
     def _reason_to_hold(self, steady: float) -> str | None:
         late = self._watchdog.late(steady)
         if HEARTBEAT in late and self._task is not None:
             age = self._watchdog.age(HEARTBEAT, steady)
             reason = f'{HEARTBEAT} is {age:.2f} s old'
-            if age > self._config.heartbeat_stop and self.state is not GateState.STOP:
+            if age > self._config.heartbeat_stop_s and self.state is not GateState.STOP:
                 self.stop(reason)
             return reason
         if self._task is None:
@@ -295,17 +297,14 @@ class Gate:
         if late:
             return self._why_late(late[0])
         if self._policy_state in ENDED:
-            if self.state is not GateState.FAULT:
-                self.stop(f'policy says {self._policy_state}: {self._policy_reason}')
+            self.stop(f'policy says {self._policy_state}: {self._policy_reason}')
         elif self._policy_state == 'HOLDING':
             return f'policy holds: {self._policy_reason}'
-        if self._arm_unable:
-            return self._arm_unable
-        if self._paused:
-            return PAUSED
-        stall = self._config.clock_stall
-        if stall and steady - self._ticked_at > stall:
-            return f'the clock has stood still for {steady - self._ticked_at:.2f} s'
+        if self.arm_unable or self._paused:
+            return self.arm_unable or PAUSED
+        stood = steady - self._ticked_at
+        if self._clock_stall and stood > self._clock_stall:
+            return f'the clock has stood still for {stood:.2f} s'
         return None
 
     def _why_late(self, name: str) -> str:
@@ -315,67 +314,57 @@ class Gate:
         return f'{name} missing or older than {self._watchdog.timeouts[name]:g} s'
 
     def _queue_empty(self, now: float, steady: float) -> Command:
-        if self._policy_state == 'IDLE':
-            self._empty_since = None
-            self._enter(GateState.HOLD, IDLE)
-            return self._braking(now)
-        if self._empty_since is None:
-            self._empty_since = steady
-        if steady - self._empty_since > self._config.thinking_deadline:
-            self.stop(f'no chunk within {self._config.thinking_deadline:g} s')
-            return self._still(now)
-        self._enter(GateState.HOLD, THINKING)
-        return self._braking(now)
+        idle = self._policy_state == 'IDLE'
+        if idle or self._empty_since is None:
+            self._empty_since = None if idle else steady
+        elif steady - self._empty_since > self._config.thinking_deadline_s:
+            self.stop(f'no chunk within {self._config.thinking_deadline_s:g} s')
+            return self._stay(now)
+        self._enter(GateState.HOLD, IDLE if idle else THINKING)
+        return self._stay(now)
 
     def _play(self, row: NDArray[np.float32], now: float, first_tick: bool) -> Command:
-        config = self._config
         if first_tick:
             broken = float(np.abs(row).max()) > CONTRACT_MARGIN
             self._contract_breaks = self._contract_breaks + 1 if broken else 0
-        if self._contract_breaks >= config.contract_breaks:
+        if self._contract_breaks >= self._config.contract_breaks:
             self.fault(f'{self._contract_breaks} actions in a row beyond +-1')
-            return self._still(now)
+            return self._stay(now)
         clipped = np.clip(row.astype(np.float64), -1.0, 1.0)
-        self._gripper = osc.gripper_command(float(clipped[6]), self._gripper)
-        if self._position is not None:
-            outside = self.limiter.outside(clipped, self._position)
-            if outside:
-                self._enter(GateState.HOLD, outside)
-                return self._braking(now, played=True)
+        self._grip = osc.gripper_command(float(clipped[6]), self._grip)
+        outside = self._position is not None and self.limiter.outside(clipped, self._position)
+        if outside:
+            self._enter(GateState.HOLD, outside)
+            return self._stay(now, played=True)
         self._enter(GateState.RUN, '')
-        return Command(now, self._with_gripper(self.limiter.clamp(clipped)),
-                       self.state, self.reason, played=True, first_tick=first_tick)
+        return self._command(now, self.limiter.clamp(clipped), True, first_tick)
 
-    def _braking(self, now: float, played: bool = False) -> Command:
-        self.continuity.pause()
-        motion = self.limiter.clamp(np.zeros(6))
-        return Command(now, self._with_gripper(motion), self.state, self.reason, played)
+    def _stay(self, now: float, played: bool = False) -> Command:
+        """Brake within the limits, or be still at once where the task has ended."""
+        self._continuity.pause()
+        return self._command(now, self.limiter.clamp(np.zeros(6)), played)
 
-    def _still(self, now: float) -> Command:
-        self.continuity.pause()
-        self.limiter.reset()
-        return Command(now, self._with_gripper(np.zeros(6)), self.state, self.reason, False)
-
-    def _with_gripper(self, motion: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.append(np.asarray(motion, np.float64), self._gripper)  # [7]
+    def _command(self, now: float, motion: NDArray[np.float64], played: bool,
+                 first_tick: bool = True) -> Command:
+        return Command(now, np.append(motion, self._grip), self.state, self.reason, played,
+                       first_tick)
 
     def _advances(self, name: str, stamp: float) -> bool:
         """Whether a sample is new and of this clock; a frozen driver repeats its stamps."""
-        domain = self._config.clock_domain
-        if domain and self._tick is not None and abs(stamp - self._tick) > domain:
-            self._foreign[name] = stamp - self._tick
+        away = 0.0 if self._tick is None else stamp - self._tick
+        if self._clock_domain and abs(away) > self._clock_domain:
+            self._foreign[name] = away
             return False
         self._foreign.pop(name, None)
-        last = self._stamps.get(name)
-        self._stamps[name] = stamp
-        return last is None or stamp != last
+        last, self._stamps[name] = self._stamps.get(name), stamp
+        return stamp != last
 
     def _begin(self) -> None:
         self._empty_since = None
-        self._monitor.reset()
+        self.gripper.reset()
         self._enter(GateState.HOLD, IDLE)
 
     def _enter(self, state: GateState, reason: str) -> None:
-        if state in (GateState.STOP, GateState.FAULT) and self.state is not state:
-            self.limiter.reset()
         self.state, self.reason = state, reason
+        if self.ended:
+            self.limiter.reset()

@@ -18,12 +18,11 @@ class GripperMonitor:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._command = 0.0
+        self._command = self._widest = 0.0
         self._commanded_at: float | None = None
+        self._unheard_since: float | None = None
         self._opening_then: float | None = None
         self._opening: float | None = None
-        self._widest = 0.0
-        self._unheard_since: float | None = None
 
     def measure(self, opening: float) -> None:
         """Take the opening between the fingers [m]."""
@@ -51,21 +50,18 @@ class GripperMonitor:
         """Return what is wrong with the gripper, or None."""
         if not self._timeout:
             return None
-        if (self._unheard_since is not None
-                and steady - self._unheard_since > self._timeout):
+        if self._unheard_since is not None and steady - self._unheard_since > self._timeout:
             return 'nobody receives the gripper commands'
         then, now = self._opening_then, self._opening
         if self._commanded_at is None or then is None or now is None:
             return None
-        if abs(now - then) > MOVED:
-            self._commanded_at = None
-            return None
-        if steady - self._commanded_at <= self._timeout:
-            return None
-        wide = now >= WIDE * self._widest
-        if self._command == osc.GRIPPER_CLOSED and wide and self._widest > MOVED:
-            return f'the gripper does not close: {now:.3f} m open'
-        if self._command == osc.GRIPPER_OPEN and not wide:
-            return f'the gripper does not open: {now:.3f} m open'
+        if abs(now - then) <= MOVED:
+            if steady - self._commanded_at <= self._timeout:
+                return None
+            wide = now >= WIDE * self._widest
+            if self._command == osc.GRIPPER_CLOSED and wide and self._widest > MOVED:
+                return f'the gripper does not close: {now:.3f} m open'
+            if self._command == osc.GRIPPER_OPEN and not wide:
+                return f'the gripper does not open: {now:.3f} m open'
         self._commanded_at = None
         return None

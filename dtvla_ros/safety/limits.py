@@ -9,33 +9,39 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dtvla_ros.actions import osc
-from dtvla_ros.errors import UserError
+from dtvla_ros.conventions import parameter
+
+TINY = 1e-6  # smallest bound; none of them may be zero
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Bounds on a commanded motion; the defaults are for an arm among people's things.
 
-    Speeds [m/s, rad/s], ``acceleration`` [m/s^2] and ``jerk`` [m/s^3] bound the norm of a
-    vector, or each axis alone where ``per_axis`` is set. ``step_*`` bound the offset of one
-    goal from the measured pose [m, rad]. The box bounds the goal, base frame [m].
+    Speeds, acceleration and jerk bound the norm of a vector, or each axis alone where
+    ``per_axis`` is set. ``step_*`` bound the offset of one goal from the measured pose.
+
+    Raises
+    ------
+    UserError
+        If the workspace box is empty.
+
     """
 
-    linear_speed: float = 0.25
-    angular_speed: float = 0.5
-    acceleration: float = 1.0
-    jerk: float = 10.0
-    step_linear: float = 0.05
-    step_angular: float = 0.5
-    workspace_low: tuple[float, float, float] = osc.WORKSPACE_LOW
-    workspace_high: tuple[float, float, float] = osc.WORKSPACE_HIGH
-    per_axis: bool = False
+    linear_speed: float = parameter(0.25, 'largest speed of the end effector [m/s]', low=TINY)
+    angular_speed: float = parameter(
+        0.5, 'largest angular speed of the end effector [rad/s]', low=TINY)
+    acceleration: float = parameter(1.0, 'largest acceleration [m/s^2]', low=TINY)
+    jerk: float = parameter(10.0, 'largest jerk while speeding up [m/s^3]', low=TINY)
+    step_linear: float = parameter(0.05, 'largest offset of one step [m]', low=TINY)
+    step_angular: float = parameter(0.5, 'largest turn of one step [rad]', low=TINY)
+    workspace_low: tuple[float, float, float] = parameter(
+        osc.WORKSPACE_LOW, 'lower corner of the box that goals must lie in, base frame [m]')
+    workspace_high: tuple[float, float, float] = parameter(
+        osc.WORKSPACE_HIGH, 'upper corner of the box that goals must lie in, base frame [m]')
+    per_axis: bool = parameter(False, 'bound each axis instead of the length of the vector')
 
     def __post_init__(self) -> None:
-        for name in ('linear_speed', 'angular_speed', 'acceleration', 'jerk',
-                     'step_linear', 'step_angular'):
-            if not getattr(self, name) > 0:
-                raise UserError(f'limit {name} = {getattr(self, name)} must be positive')
         osc.require_box(self.workspace_low, self.workspace_high)
 
 
@@ -43,15 +49,7 @@ PROFILES = {
     'default': Limits(),
     # LIBERO's whole action cube passes untouched, so that the simulator behaves as trained on.
     'fidelity': Limits(linear_speed=0.27, angular_speed=2.7, acceleration=math.inf,
-                       jerk=math.inf, per_axis=True),
-}
-
-
-def _shrink(vector: NDArray[np.float64], bound: float, per_axis: bool) -> NDArray[np.float64]:
-    if per_axis:
-        return np.clip(vector, -bound, bound)
-    norm = float(np.linalg.norm(vector))
-    return vector if norm <= bound else vector * (bound / norm)
+                       jerk=math.inf, per_axis=True)}
 
 
 class Limiter:
@@ -73,17 +71,15 @@ class Limiter:
 
     def clamp(self, action: ArrayLike) -> NDArray[np.float64]:
         """Return the normalised motion [6] nearest to ``action`` [>=6] that the limits allow."""
-        limits = self._limits
-        wanted = osc.velocity(action)
-        linear = _shrink(wanted[:3], limits.linear_speed, limits.per_axis)
-        angular = _shrink(wanted[3:], limits.angular_speed, limits.per_axis)
+        limits, wanted = self._limits, osc.velocity(action)
+        linear = self._shrink(wanted[:3], limits.linear_speed)
+        angular = self._shrink(wanted[3:], limits.angular_speed)
         motion = osc.from_velocity(np.concatenate((self._ramp(linear), angular)))
-        motion[:3] = _shrink(motion[:3], limits.step_linear / osc.METRES_PER_UNIT,
-                             limits.per_axis)
-        motion[3:] = _shrink(motion[3:], limits.step_angular / osc.RADIANS_PER_UNIT,
-                             limits.per_axis)
-        self._acceleration = (osc.velocity(motion)[:3] - self._velocity) / self._period
-        self._velocity = osc.velocity(motion)[:3]
+        motion[:3] = self._shrink(motion[:3], limits.step_linear / osc.METRES_PER_UNIT)
+        motion[3:] = self._shrink(motion[3:], limits.step_angular / osc.RADIANS_PER_UNIT)
+        velocity = osc.velocity(motion)[:3]
+        self._acceleration = (velocity - self._velocity) / self._period
+        self._velocity = velocity
         return motion
 
     def outside(self, action: ArrayLike, position: ArrayLike) -> str | None:
@@ -103,15 +99,20 @@ class Limiter:
 
     def _ramp(self, linear: NDArray[np.float64]) -> NDArray[np.float64]:
         limits, dt = self._limits, self._period
-        change = linear - self._velocity
-        bound = limits.acceleration
+        change, bound = linear - self._velocity, limits.acceleration
         speeding_up = np.linalg.norm(linear) > np.linalg.norm(self._velocity)
         if speeding_up:
             # Leave room to bring the acceleration back to zero before the target is reached.
             bound = min(bound, math.sqrt(2 * limits.jerk * float(np.linalg.norm(change))))
-        acceleration = _shrink(change / dt, bound, limits.per_axis)
+        acceleration = self._shrink(change / dt, bound)
         if speeding_up and math.isfinite(limits.jerk):
-            acceleration = self._acceleration + _shrink(
-                acceleration - self._acceleration, limits.jerk * dt, limits.per_axis)
-            acceleration = _shrink(acceleration, limits.acceleration, limits.per_axis)
-        return _shrink(self._velocity + acceleration * dt, limits.linear_speed, limits.per_axis)
+            acceleration = self._acceleration + self._shrink(
+                acceleration - self._acceleration, limits.jerk * dt)
+            acceleration = self._shrink(acceleration, limits.acceleration)
+        return self._shrink(self._velocity + acceleration * dt, limits.linear_speed)
+
+    def _shrink(self, vector: NDArray[np.float64], bound: float) -> NDArray[np.float64]:
+        if self._limits.per_axis:
+            return np.clip(vector, -bound, bound)
+        norm = float(np.linalg.norm(vector))
+        return vector if norm <= bound else vector * (bound / norm)

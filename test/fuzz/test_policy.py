@@ -99,13 +99,10 @@ POINT = st.builds(
        sec=st.integers(-2**31, 2**31 - 1), now=st.floats(0, 2e9))
 def test_any_trajectory_as_a_chunk(points: list[Any], names: list[str], sec: int,
                                    now: float) -> None:
-    from dtvla_ros.actions.queue import ChunkQueue
     from dtvla_ros.safety.gate import Gate, GateConfig
-    from dtvla_ros.safety.limits import Limiter, Limits
-    from dtvla_ros.safety.watchdog import Watchdog
+    from dtvla_ros.safety.limits import Limits
 
-    gate = Gate(GateConfig(auto_start=True), ChunkQueue(), Limiter(Limits(), 0.05),
-                Watchdog({}, own_period=0.05))
+    gate = Gate(GateConfig(auto_start=True, lockstep=True, max_latency_s=0.0), Limits())
     message = SimpleNamespace(
         points=points, joint_names=names,
         header=SimpleNamespace(stamp=SimpleNamespace(sec=sec, nanosec=0)))

@@ -20,7 +20,7 @@ def tell(graph):
     node = graph.listen(gripper=(Float64, '/gripper_cmd'))
 
     def build(preset):
-        adapter = make_adapter(node, preset, 'base', 0.05)
+        adapter = make_adapter(node, preset, 'base')
         graph.hear('command', KINDS[preset], adapter.topic, 10)
         graph.spin(lambda: node.count_subscribers(adapter.topic) > 0, 5)
 
@@ -58,23 +58,23 @@ def test_servo_gets_the_settled_speed_and_the_gripper_its_opening(tell, graph):
 
 def test_a_pose_arm_gets_measured_plus_offset_and_one_resting_place(tell):
     adapter, command = tell('crisp')
-    adapter.measure(np.array([0.5, 0, 0.2]), DOWN)
+    adapter.measured = (np.array([0.5, 0, 0.2]), DOWN)
     p, q = pose(command([1, 0, 0, 0, 0, 0.2, 0]))
     np.testing.assert_allclose(p, [0.55, 0, 0.2])
     turned = (Rotation.from_quat(q) * Rotation.from_quat(DOWN).inv()).as_rotvec()
     np.testing.assert_allclose(turned, [0, 0, 0.1], atol=1e-9)
 
-    adapter.measure(np.array([0.52, 0, 0.2]), DOWN)
+    adapter.measured = (np.array([0.52, 0, 0.2]), DOWN)
     _, kept = pose(command([1, 0, 0, 0, 0, 0, 0]))
     np.testing.assert_allclose(kept, q, err_msg='no rotation asked: the goal orientation stays')
 
     again, _ = pose(command([1, 0, 0, 0, 0, 0, 0], first_tick=False))
-    adapter.measure(np.array([0.53, 0, 0.2]), DOWN)
+    adapter.measured = (np.array([0.53, 0, 0.2]), DOWN)
     same, _ = pose(command([1, 0, 0, 0, 0, 0, 0], first_tick=False))
     np.testing.assert_allclose(same, again, err_msg='the ticks of a row have one measured pose')
 
     rest, _ = pose(command(np.zeros(7)))
     np.testing.assert_allclose(rest, [0.53, 0, 0.2], err_msg='stop = the measured pose')
-    adapter.measure(np.array([0.53, 0, 0.15]), DOWN)
+    adapter.measured = (np.array([0.53, 0, 0.15]), DOWN)
     sagged, _ = pose(command(np.zeros(7)))
     np.testing.assert_allclose(sagged, rest, err_msg='and it does not follow a sagging arm')

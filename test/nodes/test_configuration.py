@@ -44,7 +44,7 @@ def test_a_robots_gate_starts_from_its_file_and_does_not_move_by_itself(graph, p
                       str(ROOT / 'config' / f'robot_{preset}.yaml'))
     assert gate.get_parameter('preset').value == preset
     assert gate._gate.state is GateState.STOP and not gate._lockstep
-    assert gate._gate._config.heartbeat_stop == 0.0, 'a silent policy stops at once'
+    assert gate._gate._config.heartbeat_stop_s == 0.0, 'a silent policy stops at once'
 
 
 def test_former_parameters_are_declared_without_effect_and_warned_of_once(graph):

@@ -4,16 +4,16 @@ import pytest
 
 from dtvla_ros.nodes.decision_monitor import (
     INPUT_LOST,
+    WAITING,
     DecisionMonitor,
     DecisionState,
-    Phase,
     Readings,
 )
 
 PERIOD = 0.025
-GOOD = Readings(Phase.ACTIVE, has_chunk=True)
-BUSY = Readings(Phase.ACTIVE, busy_since=0.0)
-TROUBLE = Readings(Phase.ACTIVE, trouble='ee_pose missing or late')
+GOOD = Readings(has_chunk=True)
+BUSY = Readings(busy_since=0.0)
+TROUBLE = Readings(trouble='ee_pose missing or late')
 
 
 @pytest.fixture
@@ -35,38 +35,36 @@ def over_time(monitor, readings, seconds, start=0.0):
     return [(now, *judged(monitor, readings, now)) for now in times]
 
 
-@pytest.mark.parametrize(('phase', 'reason'), [
-    (Phase.UNCONFIGURED, 'not configured'), (Phase.INACTIVE, 'not activated'),
-    (Phase.LOADING, "the policy's weights are being read")])
-def test_before_it_is_active_the_phase_is_the_state_and_a_note_explains(monitor, phase, reason):
-    assert judged(monitor, Readings(phase)) == (phase.name, reason)
+@pytest.mark.parametrize('state', WAITING)
+def test_before_it_is_active_it_says_so_and_a_note_explains(monitor, state):
+    assert judged(monitor, Readings(state)) == (state.value, WAITING[state])
     monitor.note = 'instruction rejected: it is empty'
-    assert judged(monitor, Readings(phase))[0] == phase.name
+    assert judged(monitor, Readings(state))[0] == state.value
     assert judged(monitor, GOOD) == ('IDLE', monitor.note)
     monitor.refusal = 'file damaged'
-    assert judged(monitor, Readings(phase)) == (phase.name, 'file damaged')
+    assert judged(monitor, Readings(state)) == (state.value, 'file damaged')
     monitor.begin_task()
     assert judged(monitor, GOOD) == ('ACTING', '')
 
 
 def test_a_task_from_its_instruction_to_its_chunk(monitor):
-    assert judged(monitor, Readings(Phase.ACTIVE)) == ('IDLE', 'no instruction')
+    assert judged(monitor, Readings()) == ('IDLE', 'no instruction')
     assert not monitor.ready
     monitor.begin_task()
     assert monitor.ready
-    waiting = Readings(Phase.ACTIVE, missing='wrist image')
+    waiting = Readings(missing='wrist image')
     assert judged(monitor, waiting) == ('THINKING', 'waiting for wrist image')
     assert judged(monitor, BUSY) == ('THINKING', '')
-    assert judged(monitor, Readings(Phase.ACTIVE)) == ('THINKING', '')
+    assert judged(monitor, Readings()) == ('THINKING', '')
     assert judged(monitor, GOOD) == ('ACTING', '')
 
 
 def test_the_estop_wins_over_everything_and_ends_when_it_is_released(monitor):
     monitor.begin_task()
-    monitor.stop('failed')
+    monitor.stopped = 'failed'
     monitor.estop = True
     assert judged(monitor, GOOD) == ('FAULT', 'e-stop') and not monitor.ready
-    assert judged(monitor, Readings(Phase.UNCONFIGURED)) == ('FAULT', 'e-stop')
+    assert judged(monitor, Readings(DecisionState.UNCONFIGURED)) == ('FAULT', 'e-stop')
     monitor.estop = False
     assert judged(monitor, GOOD) == ('STOPPED', 'failed')
 

@@ -32,7 +32,7 @@ class Gripper:
 def test_a_goal_is_sent_when_the_command_changes_and_then_only(graph, kind):
     node = graph.listen('--ros-args', '-p', f'gripper:={kind}',
                         twist=(TwistStamped, '/twist_cmd'))
-    adapter = make_adapter(node, 'servo', 'base', 0.05)
+    adapter = make_adapter(node, 'servo', 'base')
 
     def command(*channels):
         for channel in channels:
@@ -46,10 +46,10 @@ def test_a_goal_is_sent_when_the_command_changes_and_then_only(graph, kind):
                 for g in gripper.goals]
 
     command(-1.0)
-    assert adapter.gripper_listeners() == 0
+    assert adapter.gripper.listeners() == 0
     gripper = Gripper(node, action.ParallelGripperCommand if kind.startswith('parallel')
                       else action.GripperCommand)
-    graph.spin(lambda: adapter.gripper_listeners() == 1, 20)
+    graph.spin(lambda: adapter.gripper.listeners() == 1, 20)
     command(0.0)
     graph.wait(0.2)
     assert not gripper.goals, 'no command yet'
@@ -65,4 +65,4 @@ def test_a_goal_is_sent_when_the_command_changes_and_then_only(graph, kind):
     if kind.startswith('parallel'):
         assert list(gripper.goals[0].name) == ['panda_finger_joint1']
     gripper.close()
-    graph.spin(lambda: adapter.gripper_listeners() == 0, 20)
+    graph.spin(lambda: adapter.gripper.listeners() == 0, 20)

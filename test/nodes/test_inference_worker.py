@@ -25,7 +25,6 @@ def test_results_and_errors_come_back_and_the_caller_is_never_blocked():
         return SimpleNamespace(infer=infer), None
 
     worker = InferenceWorker(load, texts.append, woken.release)
-    worker.start()
     assert woken.acquire(timeout=5) and worker.loaded.is_set()
     started = time.monotonic()
     worker.request('good', 7)
@@ -51,7 +50,6 @@ def test_a_policy_that_cannot_be_loaded_is_reported():
         raise UserError('no such policy')
 
     worker = InferenceWorker(load, print, woken.set)
-    worker.start()
     assert woken.wait(5)
     assert not worker.loaded.is_set()
     with pytest.raises(UserError):

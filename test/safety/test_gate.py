@@ -6,27 +6,23 @@ import numpy as np
 import pytest
 
 from dtvla_ros.actions.chunk import Chunk
-from dtvla_ros.actions.queue import ChunkQueue
-from dtvla_ros.safety.gate import HEARTBEAT, JOINTS, POSE, Gate, GateConfig, GateState
-from dtvla_ros.safety.gripper import GripperMonitor
-from dtvla_ros.safety.limits import PROFILES, Limiter, Limits
-from dtvla_ros.safety.watchdog import Watchdog
+from dtvla_ros.safety.gate import Gate, GateConfig, GateState
+from dtvla_ros.safety.limits import PROFILES, Limits
 
 DT = 0.05
 RUN, HOLD, STOP, FAULT = GateState
-TIMEOUTS = {HEARTBEAT: 0.12, JOINTS: 0.15, POSE: 0.15}
+UNLESS_TOLD = {
+    'auto_start': True, 'heartbeat_timeout_s': 0.12, 'joints_timeout_s': 0.15,
+    'pose_timeout_s': 0.15, 'clock_stall_s': 0.0, 'clock_domain_s': 0.0, 'gripper_timeout_s': 0.0}
 
 
 class Rig:
     """A gate fed like a live system at 20 Hz, unless told to leave something out."""
 
-    def __init__(self, limits=PROFILES['fidelity'], timeouts=TIMEOUTS, gripper=None, **config):
-        settings = {'auto_start': True, **config}
-        self.period = settings.get('period', DT)
-        self.gate = Gate(
-            GateConfig(**settings),
-            ChunkQueue(max_latency=0.5, ticks_per_row=settings.get('ticks_per_row', 1)),
-            Limiter(limits, self.period), Watchdog(timeouts, own_period=self.period), gripper)
+    def __init__(self, limits=PROFILES['fidelity'], **config):
+        config = GateConfig(**{**UNLESS_TOLD, **config})
+        self.period = 1.0 / config.rate
+        self.gate = Gate(config, limits)
         self.now, self.steady = 100.0, 7.0
         self.position = [0.5, 0.0, 0.3]
         self.task, self.policy_state = '0', 'THINKING'
@@ -112,7 +108,7 @@ def test_a_dead_policy_stops_the_arm_within_150_ms_and_its_chunk_is_discarded():
 
 
 def test_a_short_silence_can_be_a_hold():
-    rig = Rig(heartbeat_stop=1.0).moving()
+    rig = Rig(heartbeat_stop_s=1.0).moving()
     for _ in range(3):
         command = rig.tick(without=('heartbeat',))
     assert command.state is HOLD and still(command)
@@ -176,11 +172,11 @@ def test_a_target_outside_the_box_is_rejected():
 
 
 def test_thinking_has_a_deadline_and_idling_has_none():
-    rig = Rig(thinking_deadline=0.5)
+    rig = Rig(thinking_deadline_s=0.5)
     commands = [rig.tick() for _ in range(14)]
     assert commands[8].reason == 'thinking'
     assert commands[-1].state is STOP and 'no chunk within' in commands[-1].reason
-    rig = Rig(thinking_deadline=0.5)
+    rig = Rig(thinking_deadline_s=0.5)
     rig.policy_state = 'IDLE'
     assert [rig.tick().state for _ in range(30)][-1] is HOLD
 
@@ -257,8 +253,8 @@ def test_it_starts_when_told_and_once_and_with_measurements_only():
 @pytest.mark.parametrize('turn', ['pause', 'arm'])
 def test_pause_and_an_unable_arm_hold_and_go_on_with_a_new_chunk_only(turn):
     rig = Rig().moving()
-    switch = {'pause': rig.gate.pause,
-              'arm': lambda on: rig.gate.on_arm('servo halted' if on else '')}[turn]
+    switch = rig.gate.pause if turn == 'pause' else (
+        lambda on: setattr(rig.gate, 'arm_unable', 'servo halted' if on else ''))
     switch(True)
     command = rig.tick()
     assert command.state is HOLD and command.reason in ('paused', 'servo halted')
@@ -270,37 +266,37 @@ def test_pause_and_an_unable_arm_hold_and_go_on_with_a_new_chunk_only(turn):
 
 
 def test_a_standing_clock_holds_and_repeats_no_row():
-    rig = Rig(clock_stall=0.12).moving()
+    rig = Rig(clock_stall_s=0.12).moving()
     commands = [rig.tick(clock_stands=True) for _ in range(5)]
     assert commands[2].state is HOLD and 'stood still' in commands[2].reason
-    assert rig.gate.played == 1
+    assert rig.gate.queue.consumed == 1
     rig.resumes()
 
 
 def test_stamps_of_another_clock_hold_and_say_so():
-    rig = Rig(clock_domain=1.0).moving()
+    rig = Rig(clock_domain_s=1.0).moving()
     commands = [rig.tick(pose_ahead=1.7e9) for _ in range(4)]
     assert commands[-1].state is HOLD and 'use_sim_time' in commands[-1].reason
-    stopped = Rig(clock_domain=1.0, auto_start=False)
+    stopped = Rig(clock_domain_s=1.0, auto_start=False)
     for _ in range(6):
         stopped.tick(pose_ahead=-12.0)
     assert 'use_sim_time' in stopped.gate.start(stopped.steady)
 
 
 def test_a_faster_gate_plays_each_row_for_several_ticks():
-    rig = Rig(period=0.01, ticks_per_row=5)
+    rig = Rig(rate=100.0)
     rig.tick()
     assert rig.chunk(rows=2) is None
     commands = [rig.tick() for _ in range(11)]
     assert [c.first_tick for c in commands[:10]] == [True, *[False] * 4] * 2
     assert [c.state for c in commands] == [RUN] * 10 + [HOLD]
-    assert rig.gate.played == 2
+    assert rig.gate.queue.consumed == 2
     assert 'period' in rig.chunk(period=0.01)
 
 
 def test_a_stuck_gripper_stops_and_a_new_start_gives_it_a_chance():
-    rig = Rig(gripper=GripperMonitor(0.3), auto_start=False)
-    rig.gate.on_gripper(0.08)
+    rig = Rig(gripper_timeout_s=0.3, auto_start=False)
+    rig.gate.gripper.measure(0.08)
     rig.tick()
     rig.gate.start(rig.steady)
     rig.chunk(rows=20)
