@@ -22,7 +22,8 @@ setup(
     + [f'dtvla_sim.{p}' for p in find_packages('sim')],
     package_dir={'dtvla_sim': 'sim'},
     include_package_data=True,
-    package_data={'dtvla_ros': ['templates/*.html']},
+    package_data={'dtvla_ros': ['templates/*.html'],
+                  'dtvla_sim': ['gazebo/*.sdf', 'gazebo/*.urdf']},
     data_files=[
         ('share/ament_index/resource_index/packages', ['resource/dtvla_ros']),
         (SHARE, ['package.xml']),

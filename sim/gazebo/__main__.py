@@ -1,22 +1,43 @@
-"""``python3 -m dtvla_sim.gazebo --out FOLDER`` writes a world for gazebo.launch.py."""
+"""``python3 -m dtvla_sim.gazebo --out FOLDER`` writes a world for gazebo.launch.py.
+
+The documents are the templates beside this file, ``world.sdf`` for Gazebo Harmonic and later.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from dtvla_ros.conventions import FINGER_JOINTS
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import find_shared
 
 from ..suites import EVAL_SEED_START
 from ..tabletop.env import TabletopEnv
-from . import sdf, urdf
-from .model import matrix, models, write
+from .model import (
+    JOINTS,
+    SHAPES,
+    Link,
+    effort,
+    matrix,
+    models,
+    numbers,
+    pose_text,
+    topic_name,
+)
+from .surfaces import Surfaces
 
 CONTROLLERS = 'config/gazebo_controllers.yaml'
+CAMERAS = {'camera_primary': 'agentview', 'camera_wrist': 'robot0_eye_in_hand'}
+BASE = 'panda_link0'
+SPEEDS = {'revolute': 2.175, 'prismatic': 0.2}  # the Panda's data sheet [rad/s], [m/s]
+# MuJoCo's cameras look along -z with y up, Gazebo's along x with z up.
+CAMERA_AXES = np.array([[0, -1, 0, 0], [0, 0, 1, 0], [-1, 0, 0, 0], [0, 0, 0, 1]])
 
 
 def build(folder: Path, task: str, seed: int, image_size: int) -> str:
@@ -35,18 +56,30 @@ def build(folder: Path, task: str, seed: int, image_size: int) -> str:
     env = TabletopEnv(image_size)
     _, info = env.reset(seed=seed, options={'task': task or env.tasks[0]})
     m, d = env.model, env.data
-    folder.mkdir(parents=True, exist_ok=True)
     parts = list(models(m, d))
-    write(sdf.world(m, parts, folder, controllers.resolve(), image_size),
-              folder / 'world.sdf')
-    arm = next(p for p in parts if p.kind == 'arm')
-    robot = env.robot
-    flange = m.body(robot.robot_model.eef_name).id
-    site = robot.eef_site_id
+    arm: dict[str, Link] = {}  # from its base on, without the pedestal
+    for link in next(part for part in parts if part.kind == 'arm').links:
+        if link.name == BASE or link.parent in arm:
+            arm[link.name] = link
+    flange, site = m.body(env.robot.robot_model.eef_name).id, env.robot.eef_site_id
     # The policy's pose: the grip site's position, the flange's orientation.
     ee = np.linalg.inv(matrix(d.xpos[flange], d.xmat[flange])) @ matrix(
         d.site_xpos[site], d.xmat[flange])
-    write(urdf.robot(m, arm, ee, folder), folder / 'panda.urdf')
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True)
+    templates.filters |= {'n': numbers, 'pose': pose_text, 'topic': topic_name}
+    leader, follower = FINGER_JOINTS
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ('world.sdf', 'panda.urdf'):
+        (folder / name).write_text(templates.get_template(name).render(
+            m=m, d=d, parts=parts, links=[*arm.values()], ee=ee, folder=folder.resolve(),
+            controllers=controllers.resolve(), surfaces=Surfaces(m, folder), size=image_size,
+            cameras={name: m.camera(view) for name, view in CAMERAS.items()},
+            camera_pose=lambda c: matrix(c.pos, c.quat) @ CAMERA_AXES, matrix=matrix,
+            geoms=lambda body: [m.geom(g) for g in np.flatnonzero(m.geom_bodyid == body)],
+            kinds=SHAPES, joints=JOINTS, effort=partial(effort, m), speeds=SPEEDS,
+            leader=leader, follower=follower))
     env.close()
     return str(info['instruction'])
 
