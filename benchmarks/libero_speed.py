@@ -17,9 +17,10 @@ from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
 
 from dtvla_sim import EVAL_SEED_START
+from dtvla_sim.control import scene_settings
 from dtvla_sim.env import CAMERAS, REST, SETTLE_STEPS
 from dtvla_sim.libero.env import LiberoEnv
-from dtvla_sim.libero.scene import scene_settings, seeded
+from dtvla_sim.libero.scene import seeded
 from dtvla_sim.libero.tasks import read_init_states
 
 # Runs the actions of an evaluation episode; the first image and the positions [steps, nq].

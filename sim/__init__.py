@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from dtvla_ros.errors import UserError
 
-from .suites import EVAL_SEED_START as EVAL_SEED_START
-from .suites import LIBERO_SUITES as LIBERO_SUITES
-from .suites import SUITES as SUITES
-
 if TYPE_CHECKING:
     from .env import ArmEnv
     from .perturbation import PerturbedEnv
+
+LIBERO_SUITES = ('libero_spatial', 'libero_object', 'libero_goal', 'libero_10', 'libero_90')
+SUITES = ('tabletop', *LIBERO_SUITES)
+# Demonstrations and rollouts for training use seeds below this, evaluations the rest.
+EVAL_SEED_START = 1_000_000
 
 
 def make(suite: str, perturb: Sequence[str] = (), **options: Any) -> ArmEnv | PerturbedEnv:

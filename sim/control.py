@@ -15,6 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def scene_settings() -> dict[str, Any]:
+    """Return the arguments LIBERO's own evaluation gives to its environments, without cameras."""
+    from robosuite.controllers import load_controller_config
+
+    return {
+        'robots': ['Panda'], 'gripper_types': 'default', 'initialization_noise': None,
+        'controller_configs': load_controller_config(default_controller='OSC_POSE'),
+        'control_freq': 20, 'ignore_done': True, 'hard_reset': False, 'has_renderer': False,
+        'has_offscreen_renderer': False, 'use_camera_obs': False,
+    }
+
+
 class ArmControl:
     """Operational-space control of a robosuite Panda at the rate of the physics.
 

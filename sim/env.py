@@ -45,38 +45,24 @@ def valid_action(action: ArrayLike) -> NDArray[np.float64]:
 
 
 class LazyObservation(Mapping[str, NDArray]):
-    """Observation whose images are rendered when first read, at most once per control step.
+    """An observation whose images ``draw`` gives when they are first read, each once."""
 
-    Reading an image after the next ``step`` raises ``RuntimeError``: the scene has moved on.
-    """
-
-    def __init__(
-        self, state: dict[str, NDArray], draw: Callable[[str], NDArray[np.uint8]],
-        current: Callable[[], bool],
-    ):
-        self._values = dict(state)
-        self._draw = draw
-        self._current = current
+    def __init__(self, state: dict[str, NDArray], draw: Callable[[str], NDArray[np.uint8]]):
+        self._values, self._draw = dict(state), draw
 
     def __getitem__(self, key: str) -> NDArray:
-        """Return a value, rendering the image if it has not been rendered yet."""
         if key in CAMERAS and key not in self._values:
-            if not self._current():
-                raise RuntimeError(f'"{key}" was not read before the next step')
-            self._values[key] = self._draw(CAMERAS[key])
+            self._values[key] = self._draw(key)
         return self._values[key]
 
     def __contains__(self, key: object) -> bool:
-        """Return whether a key exists, without rendering."""
         return key in CAMERAS or key in self._values
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over every key, rendered or not."""
-        return iter({**dict.fromkeys(CAMERAS), **self._values})
+        return iter({**CAMERAS, **self._values})
 
     def __len__(self) -> int:
-        """Return the number of keys."""
-        return len(set(CAMERAS) | set(self._values))
+        return len({*CAMERAS, *self._values})
 
 
 class ArmEnv(gymnasium.Env):
@@ -89,7 +75,7 @@ class ArmEnv(gymnasium.Env):
     unit, base axes) and the gripper (-1 opens, +1 closes). Reward 1 and termination on success.
 
     A suite's class gives ``scene`` (with robosuite's ``sim`` and ``robot``), ``object_names``,
-    ``alternatives``, ``done``, ``asked``, ``success`` and ``start``. ``suite_tasks``: its tasks by
+    ``alternatives``, ``done``, ``asked`` and ``start``. ``suite_tasks``: its tasks by
     name. ``msaa``: samples of antialiasing. ``hidden``: groups of geoms that are not rendered.
     """
 
@@ -98,7 +84,6 @@ class ArmEnv(gymnasium.Env):
     one_scene: bool  # for all tasks; otherwise every task has its own
     max_steps: int  # control steps after which the present task counts as failed
     scene: Any  # the present task's
-    success: Callable[[], bool]  # whether the present task is done
     # Brings the scene to the start that a seed names; returns what ``info`` should tell of it.
     start: Callable[[int | None, Mapping[str, Any]], dict[str, Any]]
 
@@ -188,6 +173,10 @@ class ArmEnv(gymnasium.Env):
         return self.observe(), {'task': name, 'instruction': self.task.instruction,
                                 'success': False, **info}
 
+    def success(self) -> bool:
+        """Return whether the present task is done."""
+        return self.done(self.task.name)
+
     def step(
         self, action: NDArray[np.floating],
     ) -> tuple[LazyObservation, float, bool, bool, dict[str, Any]]:
@@ -199,7 +188,10 @@ class ArmEnv(gymnasium.Env):
         return self.observe(), float(success), success, truncated, {'success': success}
 
     def observe(self) -> LazyObservation:
-        """Return the scene as it is now, for instance after something moved it from outside."""
+        """Return the scene as it is now, for instance after something moved it from outside.
+
+        Reading an image after the next ``step`` raises ``RuntimeError``: the scene has moved on.
+        """
         self._tick += 1
         tick, robot, data = self._tick, self.robot, self.data
         eef = self.model.body(robot.robot_model.eef_name).id
@@ -210,7 +202,13 @@ class ArmEnv(gymnasium.Env):
             'robot0_joint_pos': np.array(robot._joint_positions),
             'robot0_joint_vel': np.array(robot._joint_velocities),
         }
-        return LazyObservation(state, self.draw, lambda: self._tick == tick)
+
+        def draw(key: str) -> NDArray[np.uint8]:
+            if self._tick != tick:
+                raise RuntimeError(f'"{key}" was not read before the next step')
+            return self.draw(CAMERAS[key])
+
+        return LazyObservation(state, draw)
 
     def draw(self, camera: str) -> NDArray[np.uint8]:
         """Return what a camera sees now, upright and not mirrored, [H, W, 3]."""

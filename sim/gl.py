@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import os
 import sys
+from ctypes.util import find_library
 
 from dtvla_ros.errors import UserError
 
-_LIBRARIES = {'egl': 'EGL', 'osmesa': 'OSMesa', 'glfw': 'glfw'}
-REMEDY = (
-    'no software renderer for MuJoCo found; on Debian or Ubuntu run '
-    '"apt-get install libosmesa6" or "apt-get install libegl1 libgl1-mesa-dri", '
-    'or set MUJOCO_GL to egl, osmesa or glfw yourself'
-)
+LIBRARIES = {'osmesa': 'OSMesa', 'egl': 'EGL'}  # the first needs no device
 
 
-def choose_gl() -> str:
-    """Set ``MUJOCO_GL`` and ``PYOPENGL_PLATFORM`` if unset; return the choice.
-
-    A choice of the user's is kept. Otherwise OSMesa is preferred (it needs no device), then EGL.
+def choose_gl() -> None:
+    """Set ``MUJOCO_GL`` and ``PYOPENGL_PLATFORM`` if unset; a choice of the user's is kept.
 
     Raises
     ------
     UserError
-        If neither library is installed.
+        If no library of a renderer is installed.
 
     """
     chosen = os.environ.get('MUJOCO_GL', '').lower()
-    if not chosen:
-        if sys.platform != 'linux':
-            return ''
-        found = [b for b in ('osmesa', 'egl') if ctypes.util.find_library(_LIBRARIES[b])]
-        if not found:
-            raise UserError(REMEDY)
-        chosen = found[0]
+    if not chosen and sys.platform == 'linux':
+        chosen = next((name for name, file in LIBRARIES.items() if find_library(file)), '')
+        if not chosen:
+            raise UserError('no software renderer for MuJoCo found; on Debian or Ubuntu run '
+                            '"apt-get install libosmesa6" or "apt-get install libegl1 '
+                            'libgl1-mesa-dri", or set MUJOCO_GL to egl, osmesa or glfw yourself')
         os.environ['MUJOCO_GL'] = chosen
-    if chosen in ('egl', 'osmesa'):
+    if chosen in LIBRARIES:
         os.environ.setdefault('PYOPENGL_PLATFORM', chosen)
-    return chosen

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,8 @@ from scipy.spatial.transform import Rotation
 
 from dtvla_ros.errors import UserError
 
-from .gl import choose_gl
+from .env import CAMERAS, LazyObservation, mujoco  # a renderer is chosen there
 from .rewording import reword
-
-choose_gl()  # must come before MuJoCo is imported
-
-import mujoco  # noqa: E402
 
 STRENGTHS = (1, 2, 3)
 TRIES = 30  # places tried before something stays where it is
@@ -44,30 +39,20 @@ _RESTORED = ('cam_pos', 'cam_quat', 'light_pos', 'light_dir', 'light_diffuse', '
 _HEADLIGHT = ('ambient', 'diffuse', 'specular')
 
 
-@dataclass(frozen=True, slots=True)
-class Perturbation:
-    """A family and its strength, 0 to 3; 0 changes nothing."""
+def parse(text: str) -> tuple[str, int]:
+    """Return a family and its strength, 0 to 3, of ``family:strength``; 0 changes nothing.
 
-    family: str
-    strength: int
+    Raises
+    ------
+    UserError
+        If there is no such family or strength.
 
-    @classmethod
-    def parse(cls, text: str) -> Perturbation:
-        """Return what ``family:strength`` says.
-
-        Raises
-        ------
-        UserError
-            If there is no such family or strength.
-
-        """
-        family, _, strength = text.partition(':')
-        if family not in FAMILIES:
-            raise UserError(f'unknown perturbation "{text}"; there is: {", ".join(FAMILIES)}, '
-                            'each as family:strength')
-        if strength not in ('0', '1', '2', '3'):
-            raise UserError(f'perturbation "{text}": the strength must be 1, 2 or 3 (camera:2)')
-        return cls(family, int(strength))
+    """
+    family, _, strength = text.partition(':')
+    if family not in FAMILIES or strength not in ('0', '1', '2', '3'):
+        raise UserError(f'unknown perturbation "{text}"; there is: {", ".join(FAMILIES)}, each '
+                        'as family:strength, which must be 1, 2 or 3 (camera:2)')
+    return family, int(strength)
 
 
 class PerturbedEnv:
@@ -80,7 +65,7 @@ class PerturbedEnv:
     def __init__(self, env: Any, perturbations: Sequence[str] = ()):
         self.env = env
         self._model: Any = None
-        self._saved: dict[str, NDArray] = {}
+        self._saved: list[tuple[NDArray, NDArray]] = []  # arrays of the model, as they were
         self._seed, self._step = 0, 0
         self.use(perturbations)
 
@@ -96,11 +81,10 @@ class PerturbedEnv:
             If one is unknown or a family comes twice.
 
         """
-        parsed = [Perturbation.parse(text) for text in perturbations]
-        families = [p.family for p in parsed]
-        if len(set(families)) < len(families):
+        parsed = dict(map(parse, perturbations))
+        if len(parsed) < len(perturbations):
             raise UserError(f'perturbation families must differ: {", ".join(perturbations)}')
-        self._active = {p.family: p.strength for p in parsed if p.strength}
+        self._active = {family: strength for family, strength in parsed.items() if strength}
 
     @property
     def active(self) -> tuple[str, ...]:
@@ -121,7 +105,8 @@ class PerturbedEnv:
         self, *, seed: int | None = None, options: dict[str, Any] | None = None,
     ) -> tuple[Mapping[str, Any], dict[str, Any]]:
         """Start as the environment does, then disturb."""
-        self._restore()
+        for array, value in self._saved:
+            array[:] = value
         obs, info = self.env.reset(seed=seed, options=options)
         if not self._active:
             return obs, info
@@ -130,11 +115,10 @@ class PerturbedEnv:
         self._step = 0
         for family, strength in self._active.items():
             rng = np.random.default_rng([zlib.crc32(family.encode()), self._seed])
-            FAMILIES[family](self, strength - 1, rng)
-        if 'language' in self._active:
-            rng = np.random.default_rng([zlib.crc32(b'language'), self._seed])
-            info = info | {
-                'instruction': reword(info['instruction'], self._active['language'], rng)}
+            if (change := FAMILIES[family]) is not None:
+                change(self, strength - 1, rng)
+            elif family == 'language':
+                info = info | {'instruction': reword(info['instruction'], strength, rng)}
         mujoco.mj_camlight(self.model, self.data)  # not mj_forward: physics must not notice
         return self._seen(self.env.observe()), info
 
@@ -145,29 +129,30 @@ class PerturbedEnv:
         return (self._seen(obs), *rest)  # type: ignore[return-value]
 
     def _seen(self, obs: Mapping[str, Any]) -> Mapping[str, Any]:
-        strength = self._active.get('noise')
-        if strength is None:
+        """Return what the policy sees: with noise, images out of focus and grainy."""
+        if 'noise' not in self._active:
             return obs
-        return NoisyObservation(obs, strength - 1, (self._seed, self._step))
+        k, seed = self._active['noise'] - 1, (self._seed, self._step)
+
+        def spoil(key: str) -> NDArray[np.uint8]:
+            image = obs[key]
+            rng = np.random.default_rng([zlib.crc32(key.encode()), *seed])
+            blur = BLUR[k] * image.shape[0] / 128.0
+            soft = gaussian_filter(image.astype(np.float32), (blur, blur, 0.0))
+            grain = GRAIN[k] * rng.standard_normal(image.shape, np.float32)
+            return np.clip(np.rint(soft + grain), 0, 255).astype(np.uint8)
+
+        return LazyObservation({key: obs[key] for key in obs if key not in CAMERAS}, spoil)
 
     def _save(self) -> None:
-        if self._model is self.model:
-            return
-        self._model = self.model
-        self._saved = {name: np.array(getattr(self._model, name)) for name in _RESTORED}
-        light = self._model.vis.headlight
-        self._saved |= {name: np.array(getattr(light, name)) for name in _HEADLIGHT}
-
-    def _restore(self) -> None:
-        if self._model is not None:
-            for name in _RESTORED:
-                getattr(self._model, name)[:] = self._saved[name]
-            for name in _HEADLIGHT:
-                getattr(self._model.vis.headlight, name)[:] = self._saved[name]
+        if self._model is not self.model:
+            self._model = model = self.model
+            arrays = [getattr(model, name) for name in _RESTORED]
+            arrays += [getattr(model.vis.headlight, name) for name in _HEADLIGHT]
+            self._saved = [(array, array.copy()) for array in arrays]
 
     def _free_joints(self) -> list[int]:
-        return [int(j) for j in np.flatnonzero(
-            self.model.jnt_type == int(mujoco.mjtJoint.mjJNT_FREE))]
+        return np.flatnonzero(self.model.jnt_type == int(mujoco.mjtJoint.mjJNT_FREE)).tolist()
 
     def _touching(self, roots: Collection[int]) -> set[int]:
         """Return which other bodies (their roots) touch those that begin at ``roots``."""
@@ -299,18 +284,14 @@ def _light(env: PerturbedEnv, k: int, rng: Generator) -> None:
     """Change brightness, colour and direction of the lights."""
     model = env.model
     gain = np.exp(BRIGHTNESS[k] * _far(rng, 1)) * (1.0 + COLOUR[k] * _far(rng, 3))  # [3]
-    turn = Rotation.from_rotvec(np.radians(SWING[k]) * np.append(_unit(rng), 0.0))
+    angle = rng.uniform(0.0, 2.0 * np.pi)
+    turn = Rotation.from_rotvec(np.radians(SWING[k]) * np.array([np.cos(angle), np.sin(angle), 0]))
     for light in (model.light_diffuse, model.light_ambient, model.light_specular):
         light[:] *= gain
     for name in _HEADLIGHT:
         getattr(model.vis.headlight, name)[:] *= gain
     model.light_dir[:] = turn.apply(model.light_dir)
     model.light_pos[:] = turn.apply(model.light_pos)
-
-
-def _unit(rng: Generator) -> NDArray[np.float64]:
-    angle = rng.uniform(0.0, 2.0 * np.pi)
-    return np.array([np.cos(angle), np.sin(angle)])
 
 
 def _texture(env: PerturbedEnv, k: int, rng: Generator) -> None:
@@ -338,37 +319,8 @@ def _texture(env: PerturbedEnv, k: int, rng: Generator) -> None:
         model.geom_matid[g] = material
 
 
-def _nothing_in_the_model(env: PerturbedEnv, k: int, rng: Generator) -> None:
-    """Families that act on what is read: the instruction, the images."""
-
-
-FAMILIES: dict[str, Callable[[PerturbedEnv, int, Generator], None]] = {
-    'layout': _layout, 'camera': _camera, 'robot': _robot, 'language': _nothing_in_the_model,
-    'light': _light, 'texture': _texture, 'noise': _nothing_in_the_model,
+# None: they act on what is read, the instruction or the images.
+FAMILIES: dict[str, Callable[[PerturbedEnv, int, Generator], None] | None] = {
+    'layout': _layout, 'camera': _camera, 'robot': _robot, 'language': None, 'light': _light,
+    'texture': _texture, 'noise': None,
 }
-
-
-class NoisyObservation(Mapping[str, Any]):
-    """An observation whose images are out of focus and grainy, spoiled when first read."""
-
-    def __init__(self, obs: Mapping[str, Any], k: int, seed: tuple[int, int]):
-        self._obs, self._k, self._seed = obs, k, seed
-        self._spoiled: dict[str, NDArray[np.uint8]] = {}
-
-    def __getitem__(self, key: str) -> Any:
-        value = self._obs[key]
-        if not key.endswith('_image'):
-            return value
-        if key not in self._spoiled:
-            rng = np.random.default_rng([zlib.crc32(key.encode()), *self._seed])
-            blur = BLUR[self._k] * value.shape[0] / 128.0
-            soft = gaussian_filter(value.astype(np.float32), (blur, blur, 0.0))
-            grain = GRAIN[self._k] * rng.standard_normal(value.shape, np.float32)
-            self._spoiled[key] = np.clip(np.rint(soft + grain), 0, 255).astype(np.uint8)
-        return self._spoiled[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._obs)
-
-    def __len__(self) -> int:
-        return len(self._obs)

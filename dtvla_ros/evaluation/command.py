@@ -124,7 +124,7 @@ def evaluate_robustness(
         or a policy that does not load.
 
     """
-    from dtvla_sim.perturbation import FAMILIES, STRENGTHS, Perturbation
+    from dtvla_sim.perturbation import FAMILIES, STRENGTHS, parse
 
     families = tuple(families) or tuple(FAMILIES)
     for strength in strengths:
@@ -133,7 +133,7 @@ def evaluate_robustness(
     if len(set(cells)) < len(cells):
         raise UserError('a family or strength is named twice')
     for cell in cells[1:]:
-        Perturbation.parse(cell)
+        parse(cell)
     _check(options)
     seed = evaluation_seed(options.seed)
     tasks, settings = inspect_scene(options.scene, options.tasks)

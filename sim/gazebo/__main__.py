@@ -17,7 +17,7 @@ from dtvla_ros.conventions import FINGER_JOINTS
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import find_shared
 
-from ..suites import EVAL_SEED_START
+from .. import EVAL_SEED_START
 from ..tabletop.env import TabletopEnv
 from .model import (
     JOINTS,

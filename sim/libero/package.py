@@ -69,18 +69,19 @@ def find_assets(given: str | os.PathLike[str] | None = None, download: bool = Fa
         If a place that was named holds no assets, or none do.
 
     """
-    named = [('the argument', given), *((v, os.environ.get(v)) for v in ENVIRONMENT)]
-    for who, place in named:
+    def missing(path: Path) -> str:
+        return next((part for part in PARTS if not (path / part).is_dir()), '')
+
+    for who, place in (('the argument', given), *((v, os.environ.get(v)) for v in ENVIRONMENT)):
         if place:
             path = Path(place).expanduser().resolve()
-            missing = [part for part in PARTS if not (path / part).is_dir()]
-            if missing:
-                raise UserError(f'{path} (named by {who}) holds no LIBERO assets: '
-                                f'{missing[0]}/ is missing; name the folder that has it')
+            if part := missing(path):
+                raise UserError(f'{path} (named by {who}) holds no LIBERO assets: {part}/ is '
+                                'missing; name the folder that has it')
             return path
     cache = Path.home() / CACHE
     for path in (root() / 'assets', cache):
-        if all((path / part).is_dir() for part in PARTS):
+        if not missing(path):
             return path
     if download or os.environ.get('DTVLA_LIBERO_DOWNLOAD') == '1':
         return _download(cache)
@@ -98,9 +99,6 @@ def _download(target: Path) -> Path:
         from libero.libero.utils.download_utils import HF_ASSETS_REPO_ID
 
         snapshot_download(HF_ASSETS_REPO_ID, repo_type='dataset', local_dir=target)
-    except ImportError as error:
-        raise UserError(f'cannot fetch the assets: {error}; run "pip install huggingface_hub", '
-                        f'or set {ENVIRONMENT[0]}') from error
     except Exception as error:  # the hub's errors have no common base
         raise UserError(f'cannot fetch the assets from the Hugging Face Hub: {error}; '
                         f'set {ENVIRONMENT[0]} to a folder that has them') from error
@@ -142,10 +140,9 @@ def prepare(assets: str | os.PathLike[str] | None = None, download: bool = False
     Raises
     ------
     UserError
-        If hf-libero, one of its own requirements or the assets are missing, or MuJoCo is wrong.
+        If hf-libero, one of its own requirements or the assets are missing.
 
     """
-    check_mujoco()
     folder = find_assets(assets, download)
     libero_modules()._assets_path_cache = str(folder)  # type: ignore[attr-defined]
     try:

@@ -10,13 +10,11 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from ..control import ArmControl
+from ..control import ArmControl, scene_settings
 from .package import prepare
 from .tasks import LiberoTask
 
 RESETS = 20
-
-Settings = dict[str, Any]
 
 
 @contextlib.contextmanager
@@ -28,18 +26,6 @@ def seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         np.random.set_state(before)
-
-
-def scene_settings() -> Settings:
-    """Return the arguments LIBERO's own evaluation gives to its environments, without cameras."""
-    from robosuite.controllers import load_controller_config
-
-    return {
-        'robots': ['Panda'], 'gripper_types': 'default', 'initialization_noise': None,
-        'controller_configs': load_controller_config(default_controller='OSC_POSE'),
-        'control_freq': 20, 'ignore_done': True, 'hard_reset': False, 'has_renderer': False,
-        'has_offscreen_renderer': False, 'use_camera_obs': False,
-    }
 
 
 class _Reduced:
@@ -84,7 +70,7 @@ class LiberoScene:
         self.goals: list[list[str]] = self.env.parsed_problem['goal_state']
         self.initial: list[list[str]] = self.env.parsed_problem['initial_state']
         self.regions: dict[str, Any] = self.env.parsed_problem['regions']
-        self._geoms: dict[str, tuple[int, ...]] = {}
+        self._geoms: dict[str, list[int]] = {}
 
     def reset(self, seed: int) -> None:
         """Sample the task's own random start; fixtures included, it depends on ``seed`` only.
@@ -101,11 +87,9 @@ class LiberoScene:
         gripper.current_action = np.zeros(gripper.dof)  # robosuite keeps the last one
         with seeded(seed):
             for _ in range(RESETS):
-                try:
+                with contextlib.suppress(RandomizationError):
                     self.env.reset()
                     break
-                except RandomizationError:
-                    continue
             else:
                 raise RuntimeError(f'no room for the objects in {RESETS} tries, seed {seed}')
         self.env._post_process()
@@ -144,24 +128,11 @@ class LiberoScene:
     def geoms(self, name: str) -> Sequence[int]:
         """Return the colliding geoms of an object or fixture, its moving parts included."""
         if name not in self._geoms:
-            model, root = self.model, self.body(name)
-            self._geoms[name] = tuple(
-                g for g in range(model.ngeom)
-                if (model.geom_contype[g] or model.geom_conaffinity[g])
-                and root in self._ancestors(int(model.geom_bodyid[g])))
+            model = self.model
+            mine = model.body_rootid[model.geom_bodyid] == self.body(name)
+            self._geoms[name] = np.flatnonzero(
+                mine & ((model.geom_contype | model.geom_conaffinity) != 0)).tolist()
         return self._geoms[name]
-
-    def _ancestors(self, body: int) -> set[int]:
-        chain = {body}
-        while body:
-            body = int(self.model.body_parentid[body])
-            chain.add(body)
-        return chain
-
-    def touching(self) -> set[tuple[int, int]]:
-        """Return the pairs of geoms in contact now, smaller index first."""
-        return {(min(c.geom1, c.geom2), max(c.geom1, c.geom2))
-                for c in self.data.contact[: self.data.ncon]}
 
     def held(self, name: str) -> bool:
         """Return whether both fingers touch the object."""

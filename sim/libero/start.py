@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
+from scipy.spatial.distance import pdist
 
 from dtvla_ros.errors import UserError
 
@@ -61,6 +64,11 @@ def rearrange(scene: LiberoScene, kind: str, rng: Generator) -> None:
     before = {n: scene.position(n) for n in scene.objects}
     base = scene.data.xpos[scene.base, :2].copy()
     touching = _touching(scene)
+    away = np.stack([before[n][:2] for n in standing])  # [n, 2]
+    farthest = max(REACH, np.linalg.norm(away - base, axis=1).max())
+    pairs = itertools.combinations(standing, 2)  # in the order of pdist
+    least = np.minimum(pdist(away) - 0.01, [
+        CONTAINER_APART if goal_containers.intersection(pair) else APART for pair in pairs])
     for _ in range(TRIES):
         offsets: dict[str, NDArray[np.float64]] = {}
         slots = {n: n for n in standing}
@@ -79,32 +87,16 @@ def rearrange(scene: LiberoScene, kind: str, rng: Generator) -> None:
                 address = scene.joint_address(name)
                 scene.data.qpos[address:address + 2] = before[name][:2] + offsets[root]
         scene.forward()
-        if _acceptable(scene, before, standing, goal_containers, base) and (
-                _touching(scene) <= touching) and not scene.success():
+        now = np.stack([scene.position(n)[:2] for n in standing])
+        if (np.linalg.norm(now - base, axis=1).max() <= farthest and (pdist(now) >= least).all()
+                and _touching(scene) <= touching and not scene.success()):
             return
     raise RuntimeError(f'no {kind} start found in {TRIES} tries')
-
-
-def _acceptable(
-    scene: LiberoScene, before: dict[str, NDArray[np.float64]], standing: list[str],
-    goal_containers: set[str], base: NDArray[np.float64],
-) -> bool:
-    now = {n: scene.position(n)[:2] for n in standing}
-    farthest = max([REACH, *(float(np.linalg.norm(before[n][:2] - base)) for n in standing)])
-    for k, name in enumerate(standing):
-        if np.linalg.norm(now[name] - base) > farthest:
-            return False
-        for other in standing[:k]:
-            least = CONTAINER_APART if {name, other} & goal_containers else APART
-            apart = float(np.linalg.norm(before[name][:2] - before[other][:2]))
-            least = min(least, apart - 0.01)
-            if np.linalg.norm(now[name] - now[other]) < least:
-                return False
-    return True
 
 
 def _touching(scene: LiberoScene) -> set[frozenset[str]]:
     """Return the pairs of objects and fixtures in contact."""
     owner = {g: n for n in (*scene.objects, *scene.fixtures) for g in scene.geoms(n)}
-    pairs = (frozenset({owner.get(a, ''), owner.get(b, '')}) for a, b in scene.touching())
+    pairs = (frozenset({owner.get(c.geom1, ''), owner.get(c.geom2, '')})
+             for c in scene.data.contact[:scene.data.ncon])
     return {p for p in pairs if len(p) == 2 and '' not in p}

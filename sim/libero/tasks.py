@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib.util
 import pickle
 import re
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 
 from dtvla_ros.errors import UserError
 
-from ..suites import LIBERO_SUITES
 from .package import root
 
 # Control steps after settling; those of the published evaluations (libero_90: OpenVLA's).
@@ -41,11 +41,9 @@ def suite_tasks(suite: str) -> dict[str, LiberoTask]:
     Raises
     ------
     UserError
-        If the suite is unknown or hf-libero is not installed, or without this suite's files.
+        If hf-libero is not installed, or without this suite's files.
 
     """
-    if suite not in LIBERO_SUITES:
-        raise UserError(f'unknown suite "{suite}"; there is: {", ".join(LIBERO_SUITES)}')
     base = root()
     # By path: the package it is in imports torch.
     path = base / 'benchmark' / 'libero_suite_task_map.py'
@@ -92,15 +90,14 @@ def read_problem(path: Path) -> Problem:
 class _ArraysOnly(pickle.Unpickler):
     """The files were written by torch.save, but hold one NumPy array and need no torch."""
 
+    # By name alone: NumPy 2 renamed a module.
+    parts = {part.__name__: part for part in (
+        np.empty(0).__reduce__()[0], np.ndarray, np.dtype, codecs.encode)}
+
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in {
-            ('numpy.core.multiarray', '_reconstruct'), ('numpy._core.multiarray', '_reconstruct'),
-            ('numpy', 'ndarray'), ('numpy', 'dtype'), ('_codecs', 'encode'),
-        }:
-            return super().find_class(module.replace('numpy.core', 'numpy._core')
-                                      if np.lib.NumpyVersion(np.__version__) >= '2.0.0'
-                                      else module.replace('numpy._core', 'numpy.core'), name)
-        raise pickle.UnpicklingError(f'{module}.{name} is not part of an array')
+        if name not in self.parts:
+            raise pickle.UnpicklingError(f'{module}.{name} is not part of an array')
+        return self.parts[name]
 
 
 def read_init_states(path: Path) -> NDArray[np.float64]:

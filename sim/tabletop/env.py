@@ -42,10 +42,6 @@ class TabletopEnv(ArmEnv):
         """Return whether all goals of a task hold now."""
         return not TASKS[name].open_goals(self.scene)
 
-    def success(self) -> bool:
-        """Return whether the present task is done."""
-        return not self.task.open_goals(self.scene)
-
     def remaining(self) -> float:
         """Return how far the present task is from done [m]; see ``progress``."""
         return remaining(self.scene, self.task)

@@ -54,7 +54,8 @@ def _delivery(scene: Any, goal: Goal) -> float:
     at, to = scene.position(goal.object), scene.position(goal.destination)
     if goal.verb == 'push':
         return _aside(at, to)
-    aim = np.array([to[0], to[1], _low(goal, to)])
+    low = float(to[2]) + 2 * CUBE_HALF if goal.verb == 'stack' else RELEASE_Z  # where it is let go
+    aim = np.array([to[0], to[1], low])
     return _down_to(at, aim, CARRY_Z - aim[2], ROOM if goal.verb == 'put' else 0.01) + GRASP
 
 
@@ -67,11 +68,6 @@ def _down_to(place: NDArray[np.float64], aim: NDArray[np.float64], height: float
     aside, above = _aside(place, aim), float(place[2] - aim[2])
     wall = height * min(max(aside - room, 0.0) / SLOPE, 1.0)
     return aside + abs(above) + 2.0 * max(wall - above, 0.0)
-
-
-def _low(goal: Goal, to: NDArray[np.float64]) -> float:
-    """Return the height of an object that is let go [m]."""
-    return float(to[2]) + 2 * CUBE_HALF if goal.verb == 'stack' else RELEASE_Z
 
 
 def _aside(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from robosuite.controllers import load_controller_config
 from robosuite.environments.manipulation.single_arm_env import SingleArmEnv
 from robosuite.models.arenas import TableArena
 from robosuite.models.objects import (
@@ -20,7 +19,7 @@ from robosuite.models.tasks import ManipulationTask
 from robosuite.utils.mjcf_utils import CustomMaterial
 from scipy.spatial.transform import Rotation
 
-from ..control import ArmControl
+from ..control import ArmControl, scene_settings
 
 OBJECTS = ('red_cube', 'green_cube', 'can', 'bread', 'lemon')
 BINS = ('wooden_bin', 'blue_bin')
@@ -74,14 +73,8 @@ def _bin(name: str, texture: str) -> CompositeObject:
 class TabletopScene(SingleArmEnv):
     """Physics of the suite; images and tasks are those of ``TabletopEnv``."""
 
-    def __init__(self, **kwargs: Any):
-        super().__init__(
-            robots='Panda', controller_configs=load_controller_config(
-                default_controller='OSC_POSE'),
-            gripper_types='default', initialization_noise=None, use_camera_obs=False,
-            has_renderer=False, has_offscreen_renderer=False, control_freq=20,
-            ignore_done=True, hard_reset=False, **kwargs,
-        )
+    def __init__(self) -> None:
+        super().__init__(**scene_settings())
         self.robot = self.robots[0]
         self.arm = ArmControl(self)
 
