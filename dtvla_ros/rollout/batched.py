@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dtvla_ros.engine.batch import SampledDecision
 from dtvla_ros.policy.transform import Observation
-from dtvla_ros.rollout.episode import Job, Result
+from dtvla_ros.rollout.episode import Job
 from dtvla_ros.rollout.workers import Ask, Lost, Workers
 
 Images = dict[str, NDArray[np.uint8]]
@@ -166,7 +166,7 @@ def successes(
     rest = iter([Rollout(job) for job in jobs])
     found: list[bool] = []
 
-    def done(_: Episode, result: Result) -> None:
+    def done(_: Episode, result: Any) -> None:
         found.append(result.success)
 
     rollouts.run(sampler, lambda: next(rest, None), done)

@@ -15,18 +15,6 @@ from dtvla_ros.errors import UserError
 SimObservation = Mapping[str, NDArray[Any]]
 
 
-class Task(Protocol):
-    """A task of a suite: its name, and the instruction a policy is given."""
-
-    @property
-    def name(self) -> str:
-        ...
-
-    @property
-    def instruction(self) -> str:
-        ...
-
-
 @runtime_checkable
 class Env(Protocol):
     """A language-conditioned arm under OSC_POSE, Gymnasium's ``reset`` and ``step`` included.
@@ -42,22 +30,11 @@ class Env(Protocol):
     image_size: int  # side of both images [px]
     control_rate: float  # [Hz]
     one_scene: bool  # for all tasks; otherwise another task builds another scene
-
-    @property
-    def task(self) -> Task:
-        """The present task."""
-
-    @property
-    def max_steps(self) -> int:
-        """Control steps after which the present task counts as failed."""
-
-    @property
-    def base_position(self) -> NDArray[np.float64]:
-        """World position [3] of the robot's base [m]."""
-
-    @property
-    def flags(self) -> dict[str, Any]:
-        """What else a success rate depends on."""
+    task: Any  # the present one, with ``name`` and ``instruction``
+    max_steps: int  # control steps after which the present task counts as failed
+    base_position: NDArray[np.float64]  # of the robot, world [3] m
+    flags: dict[str, Any]  # what else a success rate depends on
+    object_names: tuple[str, ...]  # all objects and fixtures of the suite
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None,
@@ -81,6 +58,12 @@ class Env(Protocol):
     def done(self, name: str) -> bool:
         """Return whether all goals of a task hold now."""
 
+    def place(self, name: str) -> NDArray[np.float64]:
+        """Return where an object is now, world [3] m; NaN if this scene has none."""
+
+    def image_point(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return where world points [..., 3] appear in the third-person image, [..., 2]."""
+
     def close(self) -> None:
         """Free the scene and its renderer."""
 
@@ -94,21 +77,6 @@ class Restorable(Protocol):
 
     def remaining(self) -> float:
         """Return how far the present task is from done [m]."""
-
-
-@runtime_checkable
-class Located(Protocol):
-    """An environment that knows where its objects are, in the world and in the image."""
-
-    @property
-    def object_names(self) -> tuple[str, ...]:
-        """All objects and fixtures of the suite."""
-
-    def place(self, name: str) -> NDArray[np.float64]:
-        """Return where an object is now, world [3] m; NaN if this scene has none."""
-
-    def image_point(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return where world points [..., 3] appear in the third-person image, [..., 2]."""
 
 
 def require_tasks(tasks: Sequence[str], known: Sequence[str], suite: str) -> None:
@@ -154,6 +122,5 @@ class SceneSetup:
             raise UserError(f'--no-{next(iter(self.fast_rendering))} is for LIBERO; '
                             f'{self.suite} is drawn without antialiasing and shadows')
         chosen = {'starts': self.starts, 'image_size': self.image_size}
-        return dtvla_sim.make(
-            self.suite, self.perturb, **{k: v for k, v in chosen.items() if v},
-            **self.fast_rendering)
+        return dtvla_sim.make(self.suite, self.perturb, **self.fast_rendering,
+                              **{name: value for name, value in chosen.items() if value})

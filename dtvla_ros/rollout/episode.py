@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -46,22 +47,13 @@ class EpisodeResult:
         return cls(**{'truncated' if key == 'cut' else key: v for key, v in row.items()})
 
 
-class Result(Protocol):
-    """What every kind of episode returns: whether it succeeded, control steps taken."""
-
-    @property
-    def success(self) -> bool:
-        ...
-
-    @property
-    def steps(self) -> int:
-        ...
-
-
 class Job(Protocol):
-    """An episode to run in a given environment; ``infer`` returns chunks [T, D]."""
+    """An episode to run in a given environment; ``infer`` returns chunks [T, D].
 
-    def run(self, env: Env, infer: Infer) -> Result:
+    Its result, which may come from another process, has ``success`` and control ``steps``.
+    """
+
+    def run(self, env: Env, infer: Infer) -> Any:
         ...
 
 
@@ -135,6 +127,10 @@ def execute(env: Env, actions: NDArray[np.floating], gripper: float,
     ``workspace``: lower and upper corner, base frame [m]; an episode whose end effector leaves
     it is over. ``timed``: it is also over when the environment truncates it.
     """
+    def inside(box: Box) -> bool:
+        position = np.asarray(obs['robot0_eef_pos'], np.float64) - env.base_position  # [3]
+        return bool((position >= box[0]).all() and (position <= box[1]).all())
+
     commands: list[NDArray[np.floating]] = []
     success = over = False
     for action in actions:
@@ -144,26 +140,15 @@ def execute(env: Env, actions: NDArray[np.floating], gripper: float,
         obs, _, terminated, truncated, info = env.step(command)
         success = bool(info['success'])
         over = terminated or success or (truncated and timed) or (
-            workspace is not None and not _inside(obs, env, workspace))
+            workspace is not None and not inside(workspace))
         if over:
             break
     return Executed(obs, commands, gripper, success, over)
 
 
-def _inside(obs: SimObservation, env: Env, box: Box) -> bool:
-    position = np.asarray(obs['robot0_eef_pos'], np.float64) - env.base_position  # [3]
-    return bool((position >= box[0]).all() and (position <= box[1]).all())
-
-
 def run_episode(
-    env: Env,
-    infer: Infer,
-    task: str,
-    seed: int,
-    replan_steps: int,
-    max_steps: int | None = None,
-    on_decision: OnDecision | None = None,
-    workspace: Box | None = None,
+    env: Env, infer: Infer, task: str, seed: int, replan_steps: int, max_steps: int | None = None,
+    on_decision: OnDecision | None = None, workspace: Box | None = None,
 ) -> EpisodeResult:
     """Run a policy from one start state; it replans after every ``replan_steps`` actions.
 
@@ -171,18 +156,16 @@ def run_episode(
     """
     obs, info = env.reset(seed=seed, options={'task': task})
     limit = max_steps or env.max_steps  # the task's own is known once it is set
-    step, done, success = 0, False, False
-    gripper = osc.GRIPPER_OPEN
-    latency: dict[str, list[float]] = {}
+    done, success, truncated, gripper = False, False, 0, osc.GRIPPER_OPEN
+    latency: defaultdict[str, list[float]] = defaultdict(list)
     thoughts: list[str] = []
     commands: list[NDArray[np.floating]] = []
-    truncated = 0
-    while not done and step < limit:
+    while not done and (step := len(commands)) < limit:
         observation = observation_from_sim(obs, info, env, step)
         decision = infer(observation)
         timings = {**decision.timings, 'total': sum(decision.timings.values())}
         for phase, seconds in timings.items():
-            latency.setdefault(phase, []).append(round(seconds, 6))
+            latency[phase].append(round(seconds, 6))
         thoughts.append(decision.reasoning)
         truncated += decision.outcome != 'complete'
         if on_decision is not None:
@@ -191,11 +174,10 @@ def run_episode(
                            workspace, max_steps is None)
         obs, gripper, done = executed.obs, executed.gripper, executed.over
         commands += executed.commands
-        step += len(executed.commands)
         success = success or executed.success
     return EpisodeResult(
-        task, seed, success, step, len(thoughts), truncated, latency, tuple(thoughts),
-        commands_hash(commands))
+        task, seed, success, len(commands), len(thoughts), truncated, dict(latency),
+        tuple(thoughts), commands_hash(commands))
 
 
 def run_replay_episode(
@@ -217,11 +199,7 @@ def run_replay_episode(
 
 
 def run_expert_episode(
-    env: Env,
-    expert: Any,
-    task: str,
-    seed: int,
-    max_steps: int | None = None,
+    env: Env, expert: Any, task: str, seed: int, max_steps: int | None = None,
     disturb: Callable[[Any], NDArray[np.float32]] | None = None,
 ) -> tuple[EpisodeResult, NDArray[np.float32]]:
     """Run a scripted expert; return the result and the executed actions [N, 7].

@@ -15,14 +15,14 @@ import signal
 import threading
 import time
 import traceback
-from abc import ABC, abstractmethod
-from collections import Counter
+from collections import deque
 from collections.abc import Callable, Collection, Generator, Hashable, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,23 +31,22 @@ from dtvla_ros.engine.engine import Decision
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.rollout.env import SceneSetup
-from dtvla_ros.rollout.episode import Infer, Job, Result
+from dtvla_ros.rollout.episode import Infer
 
 START_SECONDS = 300.0  # importing and compiling a simulator on a busy machine
 TRIES = 3  # of a job whose process is lost again and again
 
 
-class Worker(Protocol):
-    """What a process holds; ``info`` describes it to the caller.
+@dataclass
+class Worker:
+    """What a process holds: ``run`` does a job, ``infer`` asks the caller for a decision.
 
-    ``seconds``: spent in simulator steps so far.
+    ``info`` describes it to the caller; ``seconds``: spent in simulator steps so far.
     """
 
-    info: Any
-    seconds: float
-
-    def run(self, job: Any, infer: Infer) -> Any:
-        """Run a job and return its result; ``infer`` asks the caller for a decision."""
+    run: Callable[[Any, Infer], Any]
+    info: Any = None
+    seconds: float = 0.0
 
 
 MakeWorker = Callable[[], Worker]  # called in the process; must be picklable
@@ -80,49 +79,30 @@ class Lost:
 Event = Ask | End | Lost
 
 
-@dataclass(frozen=True, slots=True)
-class EnvInfo:
-    """What a suite says of itself: tasks, step limit, whether all tasks have one scene."""
+def env_worker(scene: SceneSetup) -> Worker:
+    """Return what runs ``episode.Job``s in one environment; the caller makes every decision.
 
-    tasks: tuple[str, ...]
-    max_steps: int
-    one_scene: bool
+    ``info`` has the suite's ``tasks``, its ``max_steps`` and ``one_scene``.
+    """
+    env = scene.make()
+    worker = Worker(lambda job, infer: job.run(env, infer), SimpleNamespace(
+        tasks=tuple(env.tasks), max_steps=env.max_steps, one_scene=env.one_scene))
 
+    def timed(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        result = call(*arguments, **options)
+        worker.seconds += time.perf_counter() - start
+        return result
 
-class EnvWorker:
-    """Runs ``episode.Job``s in one environment; every decision comes from the caller."""
-
-    def __init__(self, scene: SceneSetup):
-        self._env = env = scene.make()
-        self.info = EnvInfo(tuple(env.tasks), env.max_steps, env.one_scene)
-        self.seconds = 0.0
-        for name in ('reset', 'step'):
-            setattr(env, name, self._timed(getattr(env, name)))
-
-    def run(self, job: Job, infer: Infer) -> Result:
-        return job.run(self._env, infer)
-
-    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*arguments: Any, **options: Any) -> Any:
-            start = time.perf_counter()
-            result = call(*arguments, **options)
-            self.seconds += time.perf_counter() - start
-            return result
-
-        return timed
+    for name in ('reset', 'step'):
+        setattr(env, name, partial(timed, getattr(env, name)))
+    return worker
 
 
-class FunctionWorker:
-    """Runs jobs with the function that ``make(*setup)`` returns; they ask for nothing."""
-
-    info = None
-    seconds = 0.0
-
-    def __init__(self, make: Callable[..., Callable[[Any], Any]], *setup: Any):
-        self._function = make(*setup)
-
-    def run(self, job: Any, infer: Infer) -> Any:
-        return self._function(job)
+def function_worker(make: Callable[..., Callable[[Any], Any]], *setup: Any) -> Worker:
+    """Return what runs jobs with the function that ``make(*setup)`` returns; it asks nothing."""
+    function = make(*setup)
+    return Worker(lambda job, infer: function(job))
 
 
 def serve(receive: Callable[[], Any], send: Callable[[Any], None], make: MakeWorker) -> None:
@@ -159,7 +139,23 @@ def serve(receive: Callable[[], Any], send: Callable[[Any], None], make: MakeWor
         send(Lost(traceback.format_exc()))
 
 
-class Workers(ABC):
+@dataclass(slots=True)
+class Slot:
+    """A process, its answer that is waited for until ``deadline``, its job and lost tries."""
+
+    process: Any
+    answer: Any
+    limit: float = math.inf
+    deadline: float = math.inf
+    job: Any = None
+    losses: int = 0
+
+    def wait_for(self, limit: float) -> None:
+        """Expect the next answer within seconds from now."""
+        self.limit, self.deadline = limit, time.monotonic() + limit
+
+
+class Workers:
     """``size`` processes with a worker each: ``begin`` or ``answer`` a slot, then wait for it.
 
     A process that dies, raises, or does not answer within ``timeout`` seconds is replaced; its
@@ -167,6 +163,13 @@ class Workers(ABC):
     """
 
     info: Any  # of the worker
+    # What a kind of process defines. It starts with the worker's info as its answer; a message to
+    # a dead one goes nowhere, and ``Lost`` is read from it.
+    _spawn: Callable[[], tuple[Any, Any]]  # the process and its answer
+    _send: Callable[[Slot, Any], None]
+    _ready: Callable[[list[Any], float | None], Iterable[Any]]  # of answers, after s at the most
+    _read: Callable[[Any], Any]
+    _kill: Callable[[Slot], None]
 
     def __init__(self, make: MakeWorker, size: int, timeout: float = 60.0):
         if size < 1 or not timeout > 0.0:
@@ -174,15 +177,10 @@ class Workers(ABC):
                             'positive')
         self.size = size
         self._make, self._timeout = make, timeout
-        self._processes: dict[int, Any] = {}
-        self._answers: dict[int, Any] = {}  # by slot: what is waited for
-        self._limits: dict[int, float] = {}  # seconds for the answer that is waited for
-        self._deadlines: dict[int, float] = {}
-        self._jobs: dict[int, Any] = {}
-        self._losses: Counter[int] = Counter()  # by slot, of its present job
+        self._slots: dict[int, Slot] = {}
         try:
             for slot in range(size):
-                self._start(slot)
+                self._slots[slot] = self._start()
             for slot in range(size):
                 self.info = self._started(slot)
         except BaseException:
@@ -191,7 +189,7 @@ class Workers(ABC):
 
     def begin(self, slot: int, job: Any) -> None:
         """Start a job. A suite may build its scene now, which takes as long as a start."""
-        self._jobs[slot], self._losses[slot] = job, 0
+        self._slots[slot].job, self._slots[slot].losses = job, 0
         self._tell(slot, job, max(self._timeout, START_SECONDS))
 
     def answer(self, slot: int, chunk: NDArray[np.float32]) -> None:
@@ -211,10 +209,11 @@ class Workers(ABC):
         """
         answers: dict[int, Any] = {}
         while not answers:
-            answers = self._receive(slots, min(self._deadlines[slot] for slot in slots))
-            answers |= {slot: Lost(f'no answer within {self._limits[slot]:.0f} s')
-                        for slot in slots if slot not in answers
-                        and self._deadlines[slot] <= time.monotonic()}
+            answers = self._receive(slots)
+            now = time.monotonic()
+            answers |= {n: Lost(f'no answer within {slot.limit:.0f} s')
+                        for n, slot in self._slots.items()
+                        if n in slots and n not in answers and slot.deadline <= now}
         return {slot: self._event(slot, answer) for slot, answer in answers.items()}
 
     def wait(self, slots: Collection[int]) -> dict[int, Event]:
@@ -226,23 +225,21 @@ class Workers(ABC):
 
     def close(self) -> None:
         """End all processes; may be called twice."""
-        while self._processes:
-            self._kill(*self._processes.popitem())
+        while self._slots:
+            self._kill(self._slots.popitem()[1])
 
     def _tell(self, slot: int, message: Any, limit: float) -> None:
-        self._expect(slot, limit)
-        self._send(slot, message)
+        self._slots[slot].wait_for(limit)
+        self._send(self._slots[slot], message)
 
-    def _expect(self, slot: int, limit: float) -> None:
-        self._limits[slot], self._deadlines[slot] = limit, time.monotonic() + limit
-
-    def _start(self, slot: int) -> None:
-        self._expect(slot, START_SECONDS)
-        self._processes[slot], self._answers[slot] = self._spawn()
+    def _start(self) -> Slot:
+        slot = Slot(*self._spawn())
+        slot.wait_for(START_SECONDS)
+        return slot
 
     def _started(self, slot: int) -> Any:
         """Wait for a worker to be built; return its info."""
-        info = self._receive([slot], self._deadlines[slot]).get(slot, Lost('it does not answer'))
+        info = self._receive([slot]).get(slot, Lost('it does not answer'))
         if isinstance(info, UserError):
             raise info
         if isinstance(info, Lost):
@@ -255,43 +252,24 @@ class Workers(ABC):
         if isinstance(answer, UserError):
             raise answer
         if isinstance(answer, Lost):
-            job, losses = self._jobs[slot], self._losses[slot] + 1
+            job, losses = self._slots[slot].job, self._slots[slot].losses + 1
             if losses == TRIES:
                 raise RuntimeError(f'{job}: its process was lost {TRIES} times, at last: '
                                    f'{answer.reason}')
-            self._kill(slot, self._processes.pop(slot))
-            self._start(slot)
+            self._kill(self._slots.pop(slot))
+            self._slots[slot] = self._start()
             self._started(slot)
             self.begin(slot, job)
-            self._losses[slot] = losses
+            self._slots[slot].losses = losses
         return answer
 
-    def _receive(self, slots: Collection[int], deadline: float) -> dict[int, Any]:
-        """Return the answers that come first, none after the deadline."""
-        by_answer = {self._answers[slot]: slot for slot in slots}
+    def _receive(self, slots: Collection[int]) -> dict[int, Any]:
+        """Return the answers that come first, none after the first deadline."""
+        by_answer = {self._slots[slot].answer: slot for slot in slots}
+        deadline = min(self._slots[slot].deadline for slot in slots)
         left = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
         return {by_answer[ready]: self._read(ready)
                 for ready in self._ready(list(by_answer), left)}
-
-    @abstractmethod
-    def _spawn(self) -> tuple[Any, Any]:
-        """Start a process; return it and its answer, at first the worker's info."""
-
-    @abstractmethod
-    def _send(self, slot: int, message: Any) -> None:
-        """Send a message; to a dead process it goes nowhere, as ``_read`` finds."""
-
-    @abstractmethod
-    def _ready(self, answers: list[Any], seconds: float | None) -> Iterable[Any]:
-        """Return the answers that come first, none after ``seconds``."""
-
-    @abstractmethod
-    def _read(self, answer: Any) -> Any:
-        """Return what has come; ``Lost`` from a dead process."""
-
-    @abstractmethod
-    def _kill(self, slot: int, process: Any) -> None:
-        """End a process; it may be dead."""
 
 
 class ProcessWorkers(Workers):
@@ -305,9 +283,9 @@ class ProcessWorkers(Workers):
         theirs.close()
         return process, ours
 
-    def _send(self, slot: int, message: Any) -> None:
+    def _send(self, slot: Slot, message: Any) -> None:
         with suppress(OSError):
-            self._answers[slot].send(message)
+            slot.answer.send(message)
 
     def _ready(self, answers: list[Any], seconds: float | None) -> Iterable[Any]:
         return wait(answers, seconds)
@@ -318,10 +296,10 @@ class ProcessWorkers(Workers):
         except (EOFError, OSError):
             return Lost('its process died')
 
-    def _kill(self, slot: int, process: Any) -> None:
-        self._answers[slot].close()
-        process.kill()  # a worker saves nothing, and a hung one heeds nothing else
-        process.join(5.0)
+    def _kill(self, slot: Slot) -> None:
+        slot.answer.close()
+        slot.process.kill()  # a worker saves nothing, and a hung one heeds nothing else
+        slot.process.join(5.0)
 
 
 def _process(connection: Connection, make: MakeWorker) -> None:
@@ -389,8 +367,8 @@ class RayWorkers(Workers):
         actor: Any = self._actor.remote(self._make)
         return actor, actor.exchange.remote()
 
-    def _send(self, slot: int, message: Any) -> None:
-        self._answers[slot] = self._processes[slot].exchange.remote(message)
+    def _send(self, slot: Slot, message: Any) -> None:
+        slot.answer = slot.process.exchange.remote(message)
 
     def _ready(self, answers: list[Any], seconds: float | None) -> Iterable[Any]:
         return self._ray.wait(answers, num_returns=1, timeout=seconds)[0]
@@ -401,8 +379,8 @@ class RayWorkers(Workers):
         except self._ray.exceptions.RayError as error:
             return Lost(f'its process died ({str(error).splitlines()[0]})')
 
-    def _kill(self, slot: int, process: Any) -> None:
-        self._ray.kill(process)
+    def _kill(self, slot: Slot) -> None:
+        self._ray.kill(slot.process)
 
 
 class _Actor:
@@ -431,8 +409,8 @@ def open_workers(make: MakeWorker, size: int, timeout: float = 60.0,
 
 def open_envs(scene: SceneSetup, size: int, timeout: float = 60.0,
               ray: str | None = None) -> Workers:
-    """Return simulators that live as long as they are needed; ``info`` is an ``EnvInfo``."""
-    return open_workers(partial(EnvWorker, scene), size, timeout, ray)
+    """Return simulators that live as long as they are needed, as of ``env_worker``."""
+    return open_workers(partial(env_worker, scene), size, timeout, ray)
 
 
 class Backlog:
@@ -448,7 +426,7 @@ class Backlog:
             self._groups.setdefault(group(job), []).append(job)
         for rest in self._groups.values():
             rest.reverse()
-        self._begun: set[Hashable] = set()
+        self._fresh = deque(self._groups)
         self._at: dict[Hashable, Hashable] = {}  # who -> group
 
     def __len__(self) -> int:
@@ -458,11 +436,8 @@ class Backlog:
         """Return the next job of one that asks; there must be one."""
         group = self._at.get(who)
         if not self._groups.get(group):
-            left = {name: len(rest) for name, rest in self._groups.items() if rest}
-            new = [name for name in left if name not in self._begun]
-            group = new[0] if new else max(left, key=left.__getitem__)
-            self._at[who] = group
-            self._begun.add(group)
+            self._at[who] = group = self._fresh.popleft() if self._fresh else max(
+                self._groups, key=lambda name: len(self._groups[name]))
         return self._groups[group].pop()
 
 
@@ -479,7 +454,7 @@ def run_jobs(
     pending = Backlog(jobs, group)
     if not pending:
         return
-    make = partial(FunctionWorker, make_function, *setup)
+    make = partial(function_worker, make_function, *setup)
     with closing(open_workers(make, min(size, len(pending)), math.inf, ray)) as workers:
         current: dict[int, Any] = {}
 

@@ -50,8 +50,8 @@ def test_two_machines_do_what_one_does_whatever_befalls_a_simulator(play, cluste
         wanted, _ = play(envs)
     with closing(open_envs(ToyScene(fault=path), 2, 5.0, 'auto')) as envs:
         assert isinstance(envs, RayWorkers)
-        where = {ray.get(actor.__ray_call__.remote(lambda _: ray.get_runtime_context(
-            ).get_node_id())) for actor in envs._processes.values()}
+        where = {ray.get(slot.process.__ray_call__.remote(lambda _: ray.get_runtime_context(
+            ).get_node_id())) for slot in envs._slots.values()}
         assert len(where) == 2  # each node process has one
         with pytest.raises(UserError, match='has 2 CPUs'):
             open_envs(ToyScene(), 3, ray='auto')

@@ -45,7 +45,7 @@ def test_an_episode_is_the_one_that_evaluation_runs():
                 assert np.array_equal(ask.observation.images[name], image)
             envs.answer(0, LEFT)
         end = envs.wait([0])[0]
-        processes = [process.pid for process in envs._processes.values()]
+        processes = [slot.process.pid for slot in envs._slots.values()]
         envs.close()  # and again at the end of this block
     assert isinstance(end, End) and wanted.success
     assert (end.result.success, end.result.steps, end.result.commands) == (
@@ -106,7 +106,7 @@ def test_the_tabletop_suite_in_a_process():
             for name, image in want.images.items():
                 assert np.array_equal(ask.observation.images[name], image)
             if frozen:
-                os.kill(envs._processes[0].pid, signal.SIGSTOP)
+                os.kill(envs._slots[0].process.pid, signal.SIGSTOP)
                 envs.answer(0, LEFT)
                 lost = envs.wait([0])[0]
                 assert isinstance(lost, Lost) and 'within 5 s' in lost.reason

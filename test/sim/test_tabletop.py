@@ -11,7 +11,7 @@ from support.perturb import ForcedOpening
 
 import dtvla_sim
 from dtvla_ros.errors import UserError
-from dtvla_ros.rollout.env import Env, Located, Restorable
+from dtvla_ros.rollout.env import Env, Restorable
 from dtvla_ros.rollout.episode import run_expert_episode
 from dtvla_sim.experts import make_expert
 from dtvla_sim.tabletop.scene import BINS, MARK, OBJECTS, TabletopScene
@@ -20,7 +20,7 @@ from dtvla_sim.tabletop.tasks import TASKS, sample_start
 
 def test_the_contract_is_gymnasiums(tabletop):
     """With the abilities that rollouts ask for, and six tasks of four kinds."""
-    assert all(isinstance(tabletop, ability) for ability in (Env, Restorable, Located))
+    assert all(isinstance(tabletop, ability) for ability in (Env, Restorable))
     assert len(tabletop.tasks) >= 6 and max(len(t.goals) for t in TASKS.values()) == 2
     assert {g.verb for t in TASKS.values() for g in t.goals} == {'put', 'stack', 'push'}
     observation, info = tabletop.reset(seed=3, options={'task': tabletop.tasks[0]})
