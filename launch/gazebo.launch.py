@@ -4,8 +4,6 @@ The world comes from ``python3 -m dtvla_sim.gazebo --out FOLDER``; the Cartesian
 cartesian_motion_controller of FZI's cartesian_controllers.
 """
 
-from pathlib import Path
-
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, GroupAction, IncludeLaunchDescription
@@ -20,56 +18,44 @@ from launch_ros.actions import Node, SetRemap
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
+SHARE = get_package_share_directory('dtvla_ros')
+ARGUMENTS = {  # default, meaning, choices
+    'world': (None, 'Folder made by "python3 -m dtvla_sim.gazebo --out FOLDER".'),
+    'gui': ('true', "Open Gazebo's window; false: the server alone, drawing offscreen.",
+            'true', 'false'),
+    'params_file': (f'{SHARE}/config/gazebo.yaml', 'Parameters of all nodes.'),
+    'use_sim_time': ('true', "Gazebo's clock is the only one here.", 'true'),
+    'transport': ('raw', 'The bridge publishes sensor_msgs/Image.', 'raw')}
 CONTROLLERS = ('joint_state_broadcaster', 'cartesian_motion_controller', 'gripper_controller')
 # rcl remaps an action's services and topics, not its name.
 ACTION_PARTS = ('send_goal', 'cancel_goal', 'get_result', 'feedback', 'status')
 
 
 def generate_launch_description():
-    share = Path(get_package_share_directory('dtvla_ros'))
     world = LaunchConfiguration('world')
     on_simulated_time = {'use_sim_time': True}
-    arguments = [
-        DeclareLaunchArgument(
-            'world', description='Folder made by "python3 -m dtvla_sim.gazebo --out FOLDER".'),
-        DeclareLaunchArgument(
-            'gui', default_value='true', choices=['true', 'false'],
-            description="Open Gazebo's window; false: the server alone, drawing offscreen."),
-        DeclareLaunchArgument(
-            'params_file', default_value=str(share / 'config' / 'gazebo.yaml'),
-            description='Parameters of all nodes.'),
-        DeclareLaunchArgument(
-            'use_sim_time', default_value='true', choices=['true'],
-            description="Gazebo's clock is the only one here."),
-        DeclareLaunchArgument(
-            'transport', default_value='raw', choices=['raw'],
-            description='The bridge publishes sensor_msgs/Image.'),
-    ]
     headless = PythonExpression(
         ["'' if '", LaunchConfiguration('gui'), "' == 'true' else '-s --headless-rendering '"])
-    gazebo = IncludeLaunchDescription(
-        PythonLaunchDescriptionSource(PathJoinSubstitution(
-            [FindPackageShare('ros_gz_sim'), 'launch', 'gz_sim.launch.py'])),
-        launch_arguments={
-            'gz_args': ['-r ', headless, world, '/world.sdf'],
-            'on_exit_shutdown': 'true'}.items())
-    description = Command(['cat ', world, '/panda.urdf'])
-    robot = Node(
-        package='robot_state_publisher', executable='robot_state_publisher', output='screen',
-        parameters=[on_simulated_time, {
-            'robot_description': ParameterValue(description, value_type=str)}])
-    bridge = Node(
-        package='ros_gz_bridge', executable='parameter_bridge', output='screen',
-        parameters=[on_simulated_time, {'config_file': str(share / 'config' / 'gz_bridge.yaml')}])
-    controllers = Node(
-        package='controller_manager', executable='spawner', output='screen',
-        arguments=[*CONTROLLERS, '--controller-manager-timeout', '60'])
-    policy = GroupAction([
-        SetRemap(src='target_pose', dst='/cartesian_motion_controller/target_frame'),
-        *(SetRemap(src=f'gripper_action/_action/{part}',
-                   dst=f'/gripper_controller/gripper_cmd/_action/{part}')
-          for part in ACTION_PARTS),
+    description = ParameterValue(Command(['cat ', world, '/panda.urdf']), value_type=str)
+    return LaunchDescription([
+        *(DeclareLaunchArgument(
+            name, default_value=default, description=meaning, choices=choices or None)
+          for name, (default, meaning, *choices) in ARGUMENTS.items()),
         IncludeLaunchDescription(
-            PythonLaunchDescriptionSource(str(share / 'launch' / 'policy.launch.py'))),
-    ])
-    return LaunchDescription([*arguments, gazebo, robot, bridge, controllers, policy])
+            PythonLaunchDescriptionSource(PathJoinSubstitution(
+                [FindPackageShare('ros_gz_sim'), 'launch', 'gz_sim.launch.py'])),
+            launch_arguments={'gz_args': ['-r ', headless, world, '/world.sdf'],
+                              'on_exit_shutdown': 'true'}.items()),
+        Node(package='robot_state_publisher', executable='robot_state_publisher', output='screen',
+             parameters=[on_simulated_time, {'robot_description': description}]),
+        Node(package='ros_gz_bridge', executable='parameter_bridge', output='screen',
+             parameters=[on_simulated_time, {'config_file': f'{SHARE}/config/gz_bridge.yaml'}]),
+        Node(package='controller_manager', executable='spawner', output='screen',
+             arguments=[*CONTROLLERS, '--controller-manager-timeout', '60']),
+        GroupAction([
+            SetRemap(src='target_pose', dst='/cartesian_motion_controller/target_frame'),
+            *(SetRemap(src=f'gripper_action/_action/{part}',
+                       dst=f'/gripper_controller/gripper_cmd/_action/{part}')
+              for part in ACTION_PARTS),
+            IncludeLaunchDescription(
+                PythonLaunchDescriptionSource(f'{SHARE}/launch/policy.launch.py'))])])

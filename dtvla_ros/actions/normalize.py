@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,17 +38,15 @@ class ActionStatistics:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], dim: int | None = None) -> ActionStatistics:
         """Read ``{'q01': [...], 'q99': [...]}`` (or the same under 'action'), ``dim`` long."""
-        data = data.get('action', data)
-        for key in ('q01', 'q99'):
-            if not isinstance(data.get(key), Sequence):
-                raise UserError(f'action statistics: {key} is missing')
-            if dim is not None and len(data[key]) != dim:
-                raise UserError(f'action statistics: {key} has {len(data[key])} channels, '
-                                f'the policy {dim}')
         try:
-            return cls(tuple(map(float, data['q01'])), tuple(map(float, data['q99'])))
-        except (TypeError, ValueError) as error:
-            raise UserError(f'action statistics: {error}') from None
+            data = data.get('action', data)
+            made = cls(*(tuple(map(float, data[key])) for key in ('q01', 'q99')))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError('action statistics: q01 and q99 must be lists of numbers '
+                            f'({type(error).__name__}: {error})') from None
+        if dim not in (None, len(made.q01)):
+            raise UserError(f'action statistics: {len(made.q01)} channels, the policy has {dim}')
+        return made
 
     def to_dict(self) -> dict[str, list[float]]:
         """Return what ``from_dict`` reads."""

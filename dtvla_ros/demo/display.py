@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import queue
-import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -33,24 +31,13 @@ class Screen:
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console()
-        self._live = Live(console=self.console, auto_refresh=False, transient=True)
+        self.live = Live(console=self.console, auto_refresh=False, transient=True)
         self._printed = ''
-
-    def __enter__(self) -> Screen:
-        if self.console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._live.stop()
 
     def update(self, seen: Seen) -> None:
         """Show what is seen now."""
         if self.console.is_terminal:
-            self._live.update(self._panel(seen), refresh=True)
+            self.live.update(self._panel(seen), refresh=True)
         elif not seen.writing and seen.thought != self._printed:
             self._printed = seen.thought
             self.console.print(f'    thinks: {seen.thought}', highlight=False)
@@ -86,30 +73,30 @@ class Recorder:
 
     def __init__(self, film: Path, sheet: Path, rate: float):
         self._film, self._sheet = Film(film, rate), sheet
-        self._queue: queue.SimpleQueue[Shot | None] = queue.SimpleQueue()
+        self._thread = ThreadPoolExecutor(1, 'recorder')
+        self._drawn: list[Future[None]] = []
         self._episode: list[Shot] = []
         self._shown: dict[str, tuple[bool, list[Shot]]] = {}
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name='recorder', daemon=True)
-        self._thread.start()
 
     def add(self, images: dict[str, NDArray[np.uint8]], caption: Caption) -> None:
         """Take a pair of images; returns at once."""
         self._episode.append((images, caption))
-        self._queue.put((images, caption))
+        self._draw((images, caption))
+
+    def _draw(self, shot: Shot) -> None:
+        self._drawn.append(self._thread.submit(lambda: self._film.add(draw_frame(*shot))))
 
     def end_episode(self, task: str, success: bool) -> None:
         """Show how it ended, and keep it for the sheet if it is the task's best so far."""
         if not self._episode:
             return
         images, caption = self._episode[-1]
-        last = replace(caption, success=success)
+        self._episode[-1] = images, replace(caption, success=success)
         for _ in range(CLOSING_FRAMES):
-            self._queue.put((images, last))
+            self._draw(self._episode[-1])
         if task not in self._shown or success > self._shown[task][0]:
-            shots = [*self._episode[:-1], (images, last)]
-            moments = [shots[round(m * (len(shots) - 1))] for m in SHEET_MOMENTS]
-            self._shown[task] = (success, moments)
+            last = len(self._episode) - 1
+            self._shown[task] = success, [self._episode[round(m * last)] for m in SHEET_MOMENTS]
         self._episode = []
 
     def close(self) -> None:
@@ -121,18 +108,13 @@ class Recorder:
             If the film could not be written.
 
         """
-        self._queue.put(None)
-        self._thread.join()
-        if self._error is not None:
-            raise RuntimeError(f'cannot write {self._film.path}') from self._error
+        self._thread.shutdown()
+        try:
+            for frame in self._drawn:
+                frame.result()
+            self._film.close()
+        except Exception as error:
+            raise RuntimeError(f'cannot write {self._film.path}') from error
         frames = [draw_frame(*shot) for _, shots in self._shown.values() for shot in shots]
         if frames:
             contact_sheet(frames, self._sheet, columns=len(SHEET_MOMENTS))
-
-    def _run(self) -> None:
-        try:
-            while (shot := self._queue.get()) is not None:
-                self._film.add(draw_frame(*shot))
-            self._film.close()
-        except Exception as error:
-            self._error = error

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dtvla_ros.actions import osc
-from dtvla_ros.actions.chunk import Chunk
+from dtvla_ros.actions.chunk import Chunk, ChunkQueue
 from dtvla_ros.actions.continuity import ContinuityMeter
-from dtvla_ros.actions.queue import ChunkQueue
 from dtvla_ros.conventions import CHANNELS, CONTROL_RATE, HEARTBEAT_TIMEOUT, parameter
 from dtvla_ros.errors import UserError
 from dtvla_ros.safety.gripper import GripperMonitor

@@ -47,11 +47,11 @@ def test_order_is_reversed():
 
 
 @pytest.mark.parametrize(('q01', 'q99', 'word'), [
-    ([-1.0] * 7, None, 'q99 is missing'),
+    ([-1.0] * 7, None, 'lists of numbers'),
     ([-1.0] * 6, [1.0] * 7, 'q01 has 6 channels'),
     ([-1.0] * 6 + [-1.0], [1.0, 1.0, -1.0, 1.0, 1.0, 1.0, 1.0], 'channel 2'),
     ([float('nan')] + [-1.0] * 6, [1.0] * 7, 'channel 0 is not finite'),
-    (['a'] * 7, [1.0] * 7, 'could not convert'),
+    (['a'] * 7, [1.0] * 7, 'lists of numbers'),
 ])
 def test_bad_statistics(q01, q99, word):
     with pytest.raises(UserError, match=word):

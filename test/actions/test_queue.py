@@ -5,8 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from dtvla_ros.actions.chunk import Chunk
-from dtvla_ros.actions.queue import ChunkQueue, QueueInvariantError
+from dtvla_ros.actions.chunk import Chunk, ChunkQueue, QueueInvariantError
 
 DT = 0.05
 
