@@ -26,7 +26,6 @@ KEPT = {
     'dtvla_ros/data/collect.py': 'shove',
     'dtvla_ros/data/inspect.py': "'picture of'",
     'dtvla_ros/training/grpo/config.py': "'lanes': 'num_env_groups'",
-    'dtvla_ros/training/grpo/train.py': "'drift': 'log_prob_mismatch'",
     'sim/experts/noise.py': 'shove',
     'sim/rewording.py': "('slide', 'shove', 'move')",
     'docs/annotation.md': '--picture-tokens',

@@ -72,19 +72,6 @@ class DaggerOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Relabelled:
-    """An episode as the expert labels it; ``episode`` None: not even the expert solved it.
-
-    ``alone``: the policy solved it before the expert took over.
-    """
-
-    success: bool
-    steps: int
-    alone: bool
-    episode: Episode | None
-
-
-@dataclass(frozen=True, slots=True)
 class RelabelJob:
     """One episode to drive and relabel."""
 
@@ -93,8 +80,12 @@ class RelabelJob:
     chunk: int
     replan_steps: int
 
-    def run(self, env: Env, infer: Infer) -> Relabelled:
-        """Run it until it is solved, or the expert's steps are used up."""
+    def run(self, env: Env, infer: Infer) -> tuple[Episode | None, bool]:
+        """Run it until it is solved, or the expert's steps are used up.
+
+        Returns the episode as the expert labels it, None if not even the expert solved it, and
+        whether the policy did before the expert took over.
+        """
         from dtvla_sim.experts import make_expert
 
         plan, options = self.plan, self.options
@@ -120,7 +111,7 @@ class RelabelJob:
             executed = execute(env, pending.pop(0)[None], gripper)
             obs, gripper, success = executed.obs, executed.gripper, executed.success
         if not success:
-            return Relabelled(False, len(labels), False, None)
+            return None, False
         starts = np.arange(0, len(labels), options.camera_every)
         breaks = [driven] if driven < len(labels) else []
         episode = frames.episode(env, plan, labels, starts, self.chunk, breaks, True)
@@ -128,7 +119,7 @@ class RelabelJob:
         # one is kept as is executed before the next decision.
         padding = np.asarray(episode.columns[layout.ACTION_IS_PAD])
         padding[starts < driven, self.replan_steps:] = True
-        return Relabelled(True, len(labels), len(labels) <= driven, episode)
+        return episode, len(labels) <= driven
 
 
 def shard_plans(options: DaggerOptions, tasks: Sequence[str], number: int,
@@ -169,21 +160,20 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
         jobs = [Rollout(RelabelJob(plan, options, transform.config.chunk_steps,
                                    replan_steps or manifest.action.replan_steps))
                 for plans in shards.values() for plan in plans]
-        results: dict[int, Relabelled] = {}
-        alone: list[bool] = []
-        kept: list[bool] = []
         source = iter(jobs)
+        results: dict[int, Episode | None] = {}
+        solved: list[tuple[bool, bool]] = []  # by the policy alone, and in the end
         with tqdm(total=len(jobs), unit='ep', disable=not jobs) as bar:
-            def ended(episode: Driven, result: Relabelled) -> None:
-                index = episode.rollout.job.plan.index
-                number = index // EPISODES_PER_SHARD
-                results[index] = result
-                alone.append(result.alone)
-                kept.append(result.success)
+            def ended(driven: Driven, result: tuple[Episode | None, bool]) -> None:
+                index = driven.rollout.job.plan.index
+                results[index] = result[0]
+                solved.append((result[1], result[0] is not None))
+                alone, kept = np.mean(solved, 0)
                 bar.update(1)
-                bar.set_postfix(alone=f'{np.mean(alone):.0%}', kept=f'{np.mean(kept):.0%}')
+                bar.set_postfix(alone=f'{alone:.0%}', kept=f'{kept:.0%}')
+                number = index // EPISODES_PER_SHARD
                 if all(plan.index in results for plan in shards[number]):
-                    episodes = [results.pop(plan.index).episode for plan in shards[number]]
+                    episodes = [results.pop(plan.index) for plan in shards[number]]
                     write_shard(out, number, [e for e in episodes if e is not None],
                                 20 // options.camera_every)
 

@@ -1,7 +1,8 @@
-"""Groups of rollouts from one start, and how much better than its group each one was."""
+"""Rewards, groups of rollouts from one start, and how much better than its group each one was."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,13 +10,57 @@ from torch import Tensor
 
 import dtvla_sim
 from dtvla_ros.errors import UserError
+from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.rollout.batched import Rollout
 from dtvla_ros.rollout.episode import EpisodeJob
 from dtvla_ros.training.grpo.config import Algorithm, GrpoConfig
-from dtvla_ros.training.grpo.reward import Rewards
 from dtvla_ros.training.grpo.rollout import BranchJob, Trajectory
 
 _EQUAL = 1e-6  # rewards that differ by less are the same, whatever ``min_reward_range`` says
+
+# The words of ``dtvla_sim.experts.grammar.Thought.text``, in their order; names may be several.
+_NAME = r'[a-z0-9]+( [a-z0-9]+){0,5}'
+_GRAMMAR = re.compile(
+    rf'holding {_NAME} done {_NAME} now [a-z]+ {_NAME} at x\d+ y[+-]\d+ next [a-z]+ '
+    r'move (forward|back|still) (left|right|still) (up|down|still)')
+
+
+def well_formed(text: str, outcome: str, kind: str) -> bool:
+    """Return whether a thought ended by itself and, for 'grammar', reads as the experts' do."""
+    return outcome == 'complete' and (kind == 'closed' or _GRAMMAR.fullmatch(text) is not None)
+
+
+class Rewards:
+    """The reward function of a run; its default weights are those of the released recipe."""
+
+    def __init__(self, config: GrpoConfig, transform: PolicyTransform):
+        self._config, self._transform = config, transform
+
+    def format(self, trajectory: Trajectory) -> float:
+        """Return the share of decisions whose thought is well formed."""
+        formed = self._formed(trajectory)
+        return sum(formed) / len(formed)
+
+    def _formed(self, trajectory: Trajectory) -> list[bool]:
+        return [well_formed(self._transform.decode_thought(d.thought_tokens), d.outcome,
+                            self._config.format_reward) for d in trajectory.decisions]
+
+    def of(self, trajectories: Sequence[Trajectory]) -> Tensor:
+        """Return the rewards of N episodes [N]: success, and share of well-formed thoughts."""
+        success = torch.tensor([float(t.success) for t in trajectories])
+        formed = torch.tensor([self.format(t) for t in trajectories])
+        return self._config.success_weight * success + self._config.format_weight * formed
+
+    def of_group(self, samples: Sequence[Trajectory]) -> Tensor:
+        """Return what is compared of G samples [G, n]: n decisions per step, else one episode.
+
+        A decision's reward is its progress [m], and whether its thought is well formed.
+        """
+        if not self._config.per_step:
+            return self.of(samples)[:, None]
+        formed = torch.tensor([self._formed(t) for t in samples]).float()
+        return (self._config.progress_weight * torch.tensor([t.progress for t in samples])
+                + self._config.format_weight * formed)
 
 
 def group_advantages(rewards: Tensor, algorithm: Algorithm = 'grpo',
@@ -65,8 +110,7 @@ class Groups:
         self._first, self._rank, self._world = first, rank, world
         self._begun: dict[int, dict[int, Trajectory]] = {}
         self._todo: list[Rollout] = []
-        self._kept: list[int] = []
-        self._dropped: list[int] = []
+        self._keep: dict[int, bool] = {}  # of the starts that are decided
 
     def start(self, number: int) -> tuple[str, int]:
         """Return task and seed of a start."""
@@ -89,20 +133,17 @@ class Groups:
 
     def _begin(self) -> bool:
         """Begin another start; False if enough groups are kept or may be."""
-        undecided = len(self._begun) - len(self._kept) - len(self._dropped)
-        if len(self._kept) + undecided >= self._wanted or len(self._begun) >= self._limit:
+        config, begun = self._config, len(self._begun)
+        hopeless = list(self._keep.values()).count(False)
+        if begun - hopeless >= self._wanted or begun >= self._limit:
             return False
-        config = self._config
-        number = self._first + len(self._begun) * self._world + self._rank
-        task, seed = self.start(number)
+        number = self._first + begun * self._world + self._rank
         self._begun[number] = {}
-        job = EpisodeJob(task, seed, self._replan,
+        job = EpisodeJob(*self.start(number), self._replan,
                          workspace=(config.workspace_low, config.workspace_high))
-        if config.per_step:
-            self._todo = [Rollout(BranchJob(job), (config.seed, number, 0))]
-        else:
-            self._todo = [Rollout(job, (config.seed, number, sample))
-                          for sample in range(config.num_generations)]
+        self._todo = [Rollout(BranchJob(job) if config.per_step else job,
+                              (config.seed, number, sample))
+                      for sample in range(1 if config.per_step else config.num_generations)]
         return True
 
     def take(self, trajectory: Trajectory) -> None:
@@ -112,8 +153,7 @@ class Groups:
         samples[sample] = trajectory
         if len(samples) == self._config.num_generations:
             rewards = self._rewards.of_group([*samples.values()])
-            keep = self._config.per_step or bool(self._differ(rewards))
-            (self._kept if keep else self._dropped).append(number)
+            self._keep[number] = self._config.per_step or bool(self._differ(rewards))
 
     @property
     def tried(self) -> int:
@@ -134,7 +174,7 @@ class Groups:
     @property
     def kept(self) -> list[Trajectory]:
         """The samples of the kept groups, in the order of their starts."""
-        return [t for t in self.played if t.key[1] in self._kept]
+        return [t for t in self.played if self._keep.get(t.key[1])]
 
     def advantages(self) -> list[Tensor]:
         """Return the advantage of every decision of every kept trajectory, [n] each.
@@ -143,7 +183,8 @@ class Groups:
         """
         kept, size = self.kept, self._config.num_generations
         found: list[Tensor] = []
-        for samples in (kept[k:k + size] for k in range(0, len(kept), size)):
+        for first in range(0, len(kept), size):
+            samples = kept[first:first + size]
             rewards = self._rewards.of_group(samples)  # [G, n]
             values = group_advantages(rewards, self._config.algorithm)
             values = values.masked_fill(~self._differ(rewards), torch.nan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -64,9 +65,9 @@ def transitions(trajectories: Sequence[Trajectory],
 
 def by_observation(rows: Sequence[Transition]) -> list[list[Transition]]:
     """Return the transitions in groups of one observation: all samples of a decision share it."""
-    groups: dict[int, list[Transition]] = {}
+    groups: defaultdict[int, list[Transition]] = defaultdict(list)
     for row in rows:
-        groups.setdefault(id(row.frames), []).append(row)
+        groups[id(row.frames)].append(row)
     return list(groups.values())
 
 
@@ -115,15 +116,6 @@ class MicroBatch:
                          device=device))
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """Executed tokens, sampled tokens and episodes of an iteration, over all processes."""
-
-    executed: float
-    sampled: float
-    episodes: float
-
-
 class Learner:
     """Policy, frozen reference and optimizer.
 
@@ -157,10 +149,10 @@ class Learner:
             drawn = np.random.default_rng([config.seed, iteration]).random(len(rows))
             rows = [row for row, x in zip(rows, drawn, strict=True) if x < config.sample_fraction]
         thought = sum(len(row.decision.thought_log_probs) for row in rows)
-        totals = Totals(*summed(self.accelerator, [
+        totals = summed(self.accelerator, [
             thought + width * sum(row.executed for row in rows),
-            thought + sum(len(row.decision.action_log_probs) for row in rows), episodes]))
-        if not totals.sampled:
+            thought + sum(len(row.decision.action_log_probs) for row in rows), episodes])
+        if not totals[1]:
             return None
         groups, metrics = by_observation(rows), Metrics()
         for epoch in range(config.num_iterations):
@@ -174,7 +166,7 @@ class Learner:
 
     def try_out(self, rows: Sequence[Transition]) -> None:
         """Do what an update does with one micro-batch, and forget it."""
-        self._backward(rows, Totals(1.0, 1.0, 1.0), Metrics(), fresh=False)
+        self._backward(rows, (1.0, 1.0, 1.0), Metrics(), fresh=False)
         self.optimizer.zero_grad()
 
     def _micro_batches(self, groups: list[list[Transition]]) -> Iterator[list[Transition]]:
@@ -196,16 +188,20 @@ class Learner:
             banned=self.banned, thought_temperature=self.config.thought_temperature,
             action_temperature=self.config.action_temperature)
 
-    def _backward(self, rows: Sequence[Transition], totals: Totals, metrics: Metrics,
+    def _backward(self, rows: Sequence[Transition], totals: Sequence[float], metrics: Metrics,
                   fresh: bool) -> None:
-        """Add one micro-batch's gradient; ``fresh``: no step was taken since the sampling."""
-        config = self.config
+        """Add one micro-batch's gradient; ``fresh``: no step was taken since the sampling.
+
+        ``totals``: executed tokens, sampled tokens and episodes of an iteration, over all
+        processes.
+        """
+        config, (executed, sampled, episodes) = self.config, totals
         batch = MicroBatch.of(rows, self.transform, self.accelerator.device)
         with self.accelerator.autocast():
             with torch.no_grad():
                 reference, _ = self.log_probs(self.reference, batch)
             log_probs, entropy = self.log_probs(self.model, batch)
-        normalizer = normalizers(config.loss_agg_mode, totals.executed, totals.episodes,
+        normalizer = normalizers(config.loss_agg_mode, executed, episodes,
                                  config.sample_fraction * batch.episode_tokens)
         surrogate, diagnostics = policy_loss(
             log_probs, batch.old_log_probs, batch.advantages[:, None], batch.executed, normalizer,
@@ -213,7 +209,7 @@ class Learner:
             clip_ratio_c=config.clip_ratio_c)
         kl = kl_divergence(log_probs, reference).masked_fill(~batch.sampled, 0.0)
         share = 1.0 / config.num_minibatches  # of the iteration's tokens, in one optimizer step
-        loss = surrogate / share + config.beta * (kl.sum() / (share * totals.sampled))
+        loss = surrogate / share + config.beta * (kl.sum() / (share * sampled))
         self.accelerator.backward(loss)
         with torch.no_grad():
             columns = batch.tokens.input_ids.shape[1]
@@ -221,9 +217,9 @@ class Learner:
             for name, values in diagnostics.items():
                 metrics.add(name, values[batch.executed].sum(), batch.executed.sum())
             metrics.add('kl', kl.sum(), batch.sampled.sum())
-            metrics.add('thought_entropy', entropy[:, :columns].sum(),
-                        batch.tokens.thought_mask.sum())
-            metrics.add('action_entropy', entropy[:, columns:].sum(), entropy[:, columns:].numel())
+            thought, action = entropy[:, :columns], entropy[:, columns:]
+            metrics.add('thought_entropy', thought.sum(), batch.tokens.thought_mask.sum())
+            metrics.add('action_entropy', action.sum(), action.numel())
             if fresh:
                 mismatch = (log_probs - batch.old_log_probs)[batch.sampled].abs().max()
                 metrics.mismatch = max(metrics.mismatch, float(mismatch))
@@ -283,20 +279,18 @@ class Metrics:
     """Adds up what an update reports."""
 
     def __init__(self) -> None:
-        self._sums = dict.fromkeys(MEANS, 0.0)
-        self._counts = dict.fromkeys(MEANS, 0.0)
+        self._totals = {name: np.zeros(2) for name in MEANS}  # sums and counts
         self.gradients = GradientCosine()
         self.mismatch = 0.0
 
     def add(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
         """Add ``total``, a sum over ``count`` tokens or steps, to one of ``MEANS``."""
-        self._sums[name] += float(total)
-        self._counts[name] += float(count)
+        self._totals[name] += float(total), float(count)
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Return everything over all processes."""
-        sums, counts = np.split(np.array(summed(
-            accelerator, [*self._sums.values(), *self._counts.values()])), 2)
+        sums, counts = np.reshape(
+            summed(accelerator, np.concatenate([*self._totals.values()]).tolist()), (-1, 2)).T
         mismatch = accelerator.gather(torch.tensor([self.mismatch], device=accelerator.device))
         return dict(zip(MEANS, (sums / counts).tolist(), strict=True)) | {
             'gradient_cosine': self.gradients.mean, 'log_prob_mismatch': float(mismatch.max())}

@@ -48,32 +48,22 @@ def show(run: Path, history: Sequence[Row], config: GrpoConfig, writer: SummaryW
 
 def line(row: Row) -> str:
     """Return one iteration in a line."""
-    text = (f'iteration {row["iteration"]}: {_rate(row["success"])} of those played, '
-            f'{row["groups"]["kept"]} of {row["groups"]["tried"]} groups kept, '
-            f'format {row["format"]:.2f}, {row["thought_tokens"]:.1f} thought tokens')
-    if 'progress' in row:
-        text += f', {1000 * row["progress"]:.1f} mm of progress per decision'
-    if update := row['update']:
-        text += (f', KL {update["kl"]:.4f}, clipped {update["clip_fraction"]:.3f}, gradient '
-                 f'cosine {update["gradient_cosine"]:+.3f}, log-prob mismatch '
-                 f'{update["log_prob_mismatch"]:.0e}')
-    text += f', {_speed([row]):.3f} rollouts/s' if row['episodes'] else ', played before'
-    text += f', {row["seconds"]["learning"]:.0f} s to learn'
-    if 'evaluation' in row:
-        text += f'; held out {_rate(row["evaluation"])}'
-    return text
+    told = ', '.join(f'{name.split("/")[1].replace("_", " ")} {value:.3g}'
+                     for name, value in scalars(row).items() if not name.endswith('/success'))
+    held = f'; held out {_rate(row["evaluation"])}' if 'evaluation' in row else ''
+    return f'iteration {row["iteration"]}: {_rate(row["success"])} of those played; {told}{held}'
 
 
 def scalars(row: Row) -> dict[str, float]:
     """Return an iteration's numbers by their names in TensorBoard."""
-    found = {'rollouts/success': row['success']['rate'], 'rollouts/per_second': _speed([row]),
-             'rollouts/groups_kept': row['groups']['kept'] / row['groups']['tried']}
-    found |= {f'rollouts/{name}': row[name] for name in (
-        'reward', 'format', 'progress', 'steps', 'thought_tokens', 'truncated') if name in row}
-    found |= {f'update/{name}': value for name, value in (row['update'] or {}).items()}
-    if 'evaluation' in row:
-        found['held_out/success'] = row['evaluation']['rate']
-    return found
+    return {
+        'rollouts/success': row['success']['rate'], 'rollouts/per_second': _speed([row]),
+        'rollouts/groups_kept': row['groups']['kept'] / row['groups']['tried'],
+        **{f'rollouts/{name}': row[name] for name in (
+            'reward', 'format', 'progress', 'steps', 'thought_tokens', 'truncated')
+           if name in row},
+        **{f'update/{name}': value for name, value in (row['update'] or {}).items()},
+        **({'held_out/success': row['evaluation']['rate']} if 'evaluation' in row else {})}
 
 
 def where_time_goes(history: Sequence[Row]) -> str:
@@ -82,10 +72,9 @@ def where_time_goes(history: Sequence[Row]) -> str:
     if not rows:
         return 'nothing was played'
     total = {name: sum(row['seconds'][name] for row in rows) for name in rows[0]['seconds']}
-    whole = max(total['playing'] + total['learning'], 1e-9)
-    played = max(total['playing'], 1e-9)
-    simulating = max(total['stepping'] + total['drawing'], 1e-9)
-    others = total.get('others', 0.0)  # an older run did not tell
+    whole, played, simulating = (max(sum(total[name] for name in names), 1e-9) for names in (
+        ('playing', 'learning'), ('playing',), ('stepping', 'drawing')))
+    others = total['others']
     rest = max(played - total['waiting'] - total['deciding'] - others, 0.0)
     return (f'{_speed(rows):.3f} rollouts/s ({sum(r["episodes"] for r in rows)} in '
             f'{played:.0f} s), {3600 * len(rows) / whole:.1f} iterations/h\n'

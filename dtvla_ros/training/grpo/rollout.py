@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from dtvla_ros.engine.batch import SampledDecision
     from dtvla_ros.rollout.batched import BatchedRollouts, Episode, Images, Rollout, Sampler
 
-RAGGED = ('prompt_tokens', 'thought_tokens', 'thought_log_probs')
+# Arrays of a decision, as an episode's file holds them; the first two are tuples of ids.
+ARRAYS = ('prompt_tokens', 'thought_tokens', 'thought_log_probs', 'action_tokens', 'chunk',
+          'action_log_probs')
 # A moving arm overshoots: the distance is measured after so many control steps at rest.
 SETTLE_STEPS = 4
 
@@ -63,15 +65,10 @@ class Trajectory:
 
     def save(self, path: Path) -> None:
         """Write it as one safetensors file, in one step."""
-        tensors: dict[str, NDArray[Any]] = {}
-        for name in RAGGED:
-            rows = [np.asarray(getattr(d, name)) for d in self.decisions]
-            tensors[name] = np.concatenate(rows)
-            tensors[f'{name}.count'] = np.array([len(row) for row in rows])
-        for name in ('action_tokens', 'chunk', 'action_log_probs'):
-            tensors[name] = np.stack([getattr(d, name) for d in self.decisions])
-        for camera in self.frames[0]:
-            tensors[f'frames.{camera}'] = np.stack([f[camera] for f in self.frames])
+        tensors = {f'{k}.{name}': np.asarray(getattr(d, name))
+                   for k, d in enumerate(self.decisions) for name in ARRAYS}
+        tensors |= {f'{k}.frames.{camera}': image
+                    for k, images in enumerate(self.frames) for camera, image in images.items()}
         metadata = {'job': asdict(self.job), 'key': self.key, 'success': self.success,
                     'steps': self.steps, 'progress': self.progress,
                     'outcome': [d.outcome for d in self.decisions]}
@@ -87,25 +84,21 @@ class Trajectory:
 
         with safe_open(path, 'np') as file:
             metadata = json.loads(file.metadata()['trajectory'])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        ragged = {name: np.split(tensors[name], tensors[f'{name}.count'].cumsum()[:-1])
-                  for name in RAGGED}
-        cameras = [n.removeprefix('frames.') for n in tensors if n.startswith('frames.')]
-        decisions = tuple(SampledDecision(
-            prompt_tokens=tuple(ragged['prompt_tokens'][k].tolist()),
-            thought_tokens=tuple(ragged['thought_tokens'][k].tolist()), outcome=outcome,
-            action_tokens=tensors['action_tokens'][k], chunk=tensors['chunk'][k],
-            thought_log_probs=ragged['thought_log_probs'][k],
-            action_log_probs=tensors['action_log_probs'][k])
-            for k, outcome in enumerate(metadata['outcome']))
-        frames = tuple({c: tensors[f'frames.{c}'][k] for c in cameras}
-                       for k in range(len(decisions)))
+            rows: list[dict[str, Any]] = [{} for _ in metadata['outcome']]
+            for name in file.keys():  # noqa: SIM118
+                number, _, part = name.partition('.')
+                rows[int(number)][part] = file.get_tensor(name)
+        for row in rows:
+            row |= {name: tuple(row[name].tolist()) for name in ARRAYS[:2]}
+        decisions = tuple(SampledDecision(outcome=outcome, **{name: row[name] for name in ARRAYS})
+                          for row, outcome in zip(rows, metadata['outcome'], strict=True))
+        frames = tuple({part.removeprefix('frames.'): image for part, image in row.items()
+                        if part not in ARRAYS} for row in rows)
         job = EpisodeJob(**metadata['job'])
         if job.workspace is not None:
             job = replace(job, workspace=tuple(map(tuple, job.workspace)))
-        progress = metadata.get('progress', metadata.get('gains'))  # as an earlier version has it
-        return cls(job, tuple(metadata['key']), decisions, frames,
-                   metadata['success'], metadata['steps'], tuple(progress))
+        return cls(job, tuple(metadata['key']), decisions, frames, metadata['success'],
+                   metadata['steps'], tuple(metadata['progress']))
 
 
 @dataclass(frozen=True, slots=True)

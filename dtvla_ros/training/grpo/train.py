@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -35,10 +35,9 @@ from dtvla_ros.training import checkpoint
 from dtvla_ros.training.config import SELECTION_SEEDS
 from dtvla_ros.training.export import read_source
 from dtvla_ros.training.grpo import report
-from dtvla_ros.training.grpo.advantage import Groups
+from dtvla_ros.training.grpo.advantage import Groups, Rewards
 from dtvla_ros.training.grpo.config import GrpoConfig
 from dtvla_ros.training.grpo.learner import Learner, summed, transitions
-from dtvla_ros.training.grpo.reward import Rewards
 from dtvla_ros.training.grpo.rollout import BranchJob, Trajectory, run_rollouts
 
 # What a run may change when it goes on: how it is computed, not what is learnt.
@@ -46,10 +45,6 @@ MACHINE = ('num_envs', 'num_env_groups', 'step_timeout', 'micro_batch', 'evaluat
            'evaluate_episodes')
 MISMATCH_LIMIT = 0.05  # nats, without mixed precision; rounding stays below 1e-3
 PROBED = 5  # decisions of an episode from which the cost of an iteration is estimated
-# Names that the history of an earlier version's run may hold.
-METRIC_ALIASES = {'form': 'format', 'words': 'thought_tokens', 'cut': 'truncated',
-                  'gradient': 'grad_norm', 'agreement': 'gradient_cosine',
-                  'drift': 'log_prob_mismatch'}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +86,9 @@ def train_grpo(config: GrpoConfig, run: GrpoRun, estimate: bool = False,
     begun = time.perf_counter()
 
     def over() -> bool:
-        if run.iterations is not None:
-            return trainer.iteration >= run.iterations
-        assert run.minutes is not None
-        return time.perf_counter() - begun > 60.0 * run.minutes
+        if run.minutes is not None:
+            return time.perf_counter() - begun > 60.0 * run.minutes
+        return trainer.iteration >= (run.iterations or 0)
 
     main = trainer.accelerator.is_main_process
     with closing(trainer.pool):
@@ -144,16 +138,14 @@ class GrpoTrainer:
         self.history: list[dict[str, Any]] = [{'iteration': 0}]
         self.tried = 0  # starts used up
         self._resume()
-        if pool is None:
-            pool = open_envs(SceneSetup(run.suite, run.starts), config.num_envs,
-                             config.step_timeout, run.ray)
-        self.pool = pool
-        self.engine = BatchedRollouts(pool, config.num_env_groups)
-        self.tasks = run.tasks or pool.info.tasks
+        self.pool = pool or open_envs(SceneSetup(run.suite, run.starts), config.num_envs,
+                                      config.step_timeout, run.ray)
+        self.engine = BatchedRollouts(self.pool, config.num_env_groups)
+        self.tasks = run.tasks or self.pool.info.tasks
         try:
-            require_tasks(self.tasks, pool.info.tasks, run.suite)
+            require_tasks(self.tasks, self.pool.info.tasks, run.suite)
         except UserError:
-            pool.close()
+            self.pool.close()
             raise
 
     @property
@@ -170,9 +162,8 @@ class GrpoTrainer:
         times.others = time.perf_counter() - begun
         times.playing += times.others
         begun = time.perf_counter()
-        kept = groups.kept
-        update = self.learner.update(
-            transitions(kept, groups.advantages()), len(kept), self.iteration)
+        rows = transitions(groups.kept, groups.advantages())
+        update = self.learner.update(rows, len(groups.kept), self.iteration)
         mismatch = update['log_prob_mismatch'] if update else 0.0
         if self.config.precision == 'no' and mismatch > MISMATCH_LIMIT:
             raise UserError(f'a sampled log-prob is {mismatch:.3f} nats off the recomputed one: '
@@ -189,9 +180,13 @@ class GrpoTrainer:
 
     def roll_out(self) -> Groups:
         """Play this iteration's episodes; those that were finished before are read."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        groups = Groups(self.config, self.tasks, self.replan_steps, self.rewards, self.tried,
-                        rank, world, self._finished)
+        def finished(number: int, sample: int) -> Trajectory | None:
+            path = self._episode(number, sample)
+            return Trajectory.load(path) if path.exists() else None
+
+        groups = Groups(
+            self.config, self.tasks, self.replan_steps, self.rewards, self.tried,
+            self.accelerator.process_index, self.accelerator.num_processes, finished)
 
         def done(trajectory: Trajectory) -> None:
             trajectory.save(self._episode(*trajectory.key[1:]))
@@ -203,11 +198,10 @@ class GrpoTrainer:
     def _run_rollouts(self, sampler: Sampler, source: Callable[[], Rollout | None],
                       done: Callable[[Trajectory], None]) -> None:
         """Run episodes of the kind that the configuration compares."""
-        samples: list[int | None] = [0]
-        if self.config.per_step:
-            samples = [*([None] if self.config.continue_from == 'greedy' else []),
-                       *range(self.config.num_generations)]
-        run_rollouts(self.engine, sampler, source, done, samples)
+        config = self.config
+        samples = [*range(config.num_generations if config.per_step else 1)]
+        greedy = [None] if config.per_step and config.continue_from == 'greedy' else []
+        run_rollouts(self.engine, sampler, source, done, [*greedy, *samples])
 
     def evaluate(self) -> Rate:
         """Return the greedy policy's success on held-out starts, of every task as many."""
@@ -221,7 +215,7 @@ class GrpoTrainer:
     def evaluate_if_due(self, last: bool = False) -> None:
         """Evaluate what the config asks for and has not been evaluated yet."""
         row, config = self.history[-1], self.config
-        due = last or row['iteration'] % config.evaluate_every == 0
+        due = last or self.iteration % config.evaluate_every == 0
         if due and config.evaluate_episodes and 'evaluation' not in row:
             row['evaluation'] = self.evaluate().to_dict()
             self.save()
@@ -315,7 +309,7 @@ class GrpoTrainer:
             raise UserError(f'{self.run.out}: begun with another {", ".join(changed)}; use the '
                             'same or a new --out')
         learner.step, self.tried = state['step'], state['tried']
-        self.history = [_present(row) for row in state['history']]
+        self.history = state['history']
         self._forget()
 
     def _what(self) -> dict[str, Any]:
@@ -328,19 +322,8 @@ class GrpoTrainer:
         """Return where a finished episode of the present iteration is kept."""
         return self.run.out / 'rollouts' / f'{number:07d}-{sample:03d}.safetensors'
 
-    def _finished(self, number: int, sample: int) -> Trajectory | None:
-        """Return an episode of the present iteration that was played before."""
-        path = self._episode(number, sample)
-        return Trajectory.load(path) if path.exists() else None
-
     def _forget(self) -> None:
         """Delete the episodes of iterations that are done."""
         for path in self._episode(0, 0).parent.glob('*'):
             if int(path.name.split('-')[0]) < self.tried:
                 path.unlink()
-
-
-def _present(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of the history with the names of today."""
-    return {METRIC_ALIASES.get(name, name): _present(value) if isinstance(value, dict) else value
-            for name, value in row.items()}

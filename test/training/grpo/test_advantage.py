@@ -14,8 +14,7 @@ import dtvla_sim
 from dtvla_ros.engine.batch import SampledDecision
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.results import evaluation_seed
-from dtvla_ros.training.grpo.advantage import Groups, group_advantages
-from dtvla_ros.training.grpo.reward import Rewards, well_formed
+from dtvla_ros.training.grpo.advantage import Groups, Rewards, group_advantages, well_formed
 from dtvla_ros.training.grpo.rollout import Trajectory
 from dtvla_sim.experts.grammar import Thought
 

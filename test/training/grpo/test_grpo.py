@@ -22,7 +22,7 @@ from dtvla_ros.rollout.workers import open_envs
 from dtvla_ros.training import checkpoint
 from dtvla_ros.training.grpo.config import GrpoConfig
 from dtvla_ros.training.grpo.report import CURVES, REPORT, where_time_goes
-from dtvla_ros.training.grpo.train import METRIC_ALIASES, GrpoRun, GrpoTrainer, train_grpo
+from dtvla_ros.training.grpo.train import GrpoRun, GrpoTrainer, train_grpo
 
 TEST = Path(__file__).parents[2]
 SECONDS = ('seconds', 'episodes')  # what a run may differ in when it is repeated
@@ -142,19 +142,6 @@ def test_a_run_goes_on_only_with_its_own_configuration(whole, init):
         options = {'replan_steps': 2} | run
         with pytest.raises(UserError, match=f'another {named}'):
             GrpoTrainer(config, GrpoRun(init, out, 9, **options))
-
-
-def test_a_run_of_an_earlier_version_goes_on(whole, init):
-    out, history = whole
-    path = out / checkpoint.CHECKPOINT / 'state.json'
-    text = path.read_text()
-    for names in (GrpoConfig.aliases, METRIC_ALIASES):
-        for old, new in names.items():
-            text = text.replace(f'"{new}"', f'"{old}"')
-    text = text.replace('"episode"', '"episodes"').replace('"sample"', '"drawn"')
-    assert '"drift"' in text and '"episodes"' in text
-    path.write_text(text)
-    assert train(init, out, 3) == history
 
 
 def test_estimate_costs_nothing(init, tmp_path, capsys):
