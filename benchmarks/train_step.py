@@ -35,7 +35,7 @@ from dtvla_ros.training.collate import Batch
 from dtvla_ros.training.config import SftConfig
 from dtvla_ros.training.lora import add_adapters
 from dtvla_ros.training.loss import Objective
-from dtvla_ros.training.trainer import freeze, new_optimizer, recompute_layers
+from dtvla_ros.training.trainer import new_optimizer, recompute_layers
 
 KINDS = ('plain', 'supervised')
 PHASES = ('forward', 'backward', 'optimizer')
@@ -81,24 +81,20 @@ def small_policy(width: int, layers: int) -> HybridDecoder:
 def random_batch(count: int, thought: int, config: DecoderConfig) -> Batch:
     """Return ``count`` random sequences: two images, a prompt, a thought, a chunk."""
     rng = torch.Generator().manual_seed(1)
-    ids, slots = config.ids, config.slots
-    plain = min(200000, ids.bins_first)
-    words = torch.randint(5, plain, (count, INSTRUCTION + thought), generator=rng)
+    ids, slots, size = config.ids, config.slots, config.vision.image_size
+    word, bin_ = -1, -2  # stand for random ids
+    row = torch.tensor([
+        *[ids.image] * config.image_tokens, ids.bos, *[word] * INSTRUCTION, ids.semicolon,
+        ids.newline, ids.think, *[word] * thought, ids.think_end, ids.action, *[bin_] * slots,
+        ids.action_end, ids.eos])
+    words = torch.randint(5, min(200000, ids.bins_first), (count, len(row)), generator=rng)
     actions = torch.randint(ids.bins, (count, slots), generator=rng)
-
-    def column(*tokens: int) -> Tensor:
-        return torch.tensor(tokens).expand(count, -1)
-
-    sequence = torch.cat([
-        column(*[ids.image] * config.image_tokens, ids.bos), words[:, :INSTRUCTION],
-        column(ids.semicolon, ids.newline, ids.think), words[:, INSTRUCTION:],
-        column(ids.think_end, ids.action), actions + ids.bins_first,
-        column(ids.action_end, ids.eos)], 1)
+    sequence = torch.where(row == word, words, row)
+    sequence[:, row == bin_] = actions + ids.bins_first
     begin = config.image_tokens + INSTRUCTION + 3
     start = begin + thought + 2
-    supervised = torch.tensor([*range(begin, start + 1), start + slots + 1, start + slots + 2])
+    supervised = torch.tensor([*range(begin, start + 1), len(row) - 2, len(row) - 1])
     nothing = torch.zeros(count, 0, dtype=torch.int64)
-    size = config.vision.image_size
     return Batch(
         frames=torch.randint(256, (2, count, size, size, 3), generator=rng, dtype=torch.uint8),
         input_ids=sequence, attention_mask=torch.ones_like(sequence),
@@ -192,7 +188,6 @@ def time_steps(config: SftConfig, name: str, steps: int, thought: int) -> dict[s
         add_adapters(model, config.lora)
         model.to(device)
     objective = Objective(model, config)
-    freeze(objective, config)
     if config.checkpointing:
         recompute_layers(model)
     optimizer = new_optimizer(objective, config)

@@ -43,10 +43,9 @@ def export(
 
     `dtvla export runs/nano --success out/eval.json`
     """
-    from dtvla_ros.training.export import ExportOptions
     from dtvla_ros.training.export import export as run
 
-    folder, parity = run(source, ExportOptions(out, name, replan_steps, success, weights))
+    folder, parity = run(source, out, name, replan_steps, success, weights)
     print(f'{folder}: {parity}')
 
 

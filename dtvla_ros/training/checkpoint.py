@@ -6,9 +6,9 @@ Ours instead of accelerate's ``save_state``, which pickles the optimizer and the
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +18,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import read_json, write_json, write_text
+from dtvla_ros.files import read_json, write_json
 from dtvla_ros.policy.checkpoint import read_tensors
-from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
 
 WEIGHTS = 'model.safetensors'
 CHECKPOINT = 'checkpoint'
 ORIGIN = 'origin'  # folder with the manifest of the policy that the run began with
-HEAD = 'objective.auxiliary.localisation.head.'
-FORMER_HEAD = 'objective.head.'  # as checkpoints of earlier versions hold it
-
-
-def write_origin(folder: Path, manifest: PolicyManifest) -> None:
-    """Keep what a policy that the run began with promises, besides its files and successes."""
-    write_text(folder / ORIGIN / MANIFEST, replace(manifest, files={}, success={}).to_json())
-
-
-def read_origin(folder: Path) -> PolicyManifest | None:
-    """Read what ``write_origin`` wrote; None if the run was begun from scratch."""
-    origin = folder / ORIGIN
-    return PolicyManifest.read(origin) if (origin / MANIFEST).exists() else None
+HEAD = 'objective.auxiliary.localisation.'
+FORMER_HEADS = re.compile(r'^objective\.(auxiliary\.localisation\.)?head\.')
 
 
 def gathered(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
@@ -53,6 +41,19 @@ def gathered(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tens
     return out
 
 
+def _stored(objective: nn.Module, average: nn.Module | None,
+            frozen: Collection[str]) -> dict[str, Tensor]:
+    """Return the modules' tensors by their names in a checkpoint, but the frozen ones.
+
+    ``frozen``: names in ``objective``; the average's are those of ``objective.model``.
+    """
+    tensors = {f'objective.{k}': v for k, v in objective.state_dict().items() if k not in frozen}
+    if average is not None:
+        tensors |= {f'average.{k}': v for k, v in average.state_dict().items()
+                    if f'model.{k}' not in frozen}
+    return tensors
+
+
 def save_checkpoint(
     run: Path, objective: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer,
     state: dict[str, Any], frozen: Collection[str] = (), keep: bool = True,
@@ -60,18 +61,12 @@ def save_checkpoint(
     """Write everything a run needs to go on exactly, in one step.
 
     The optimizer's slots are all tensors (AdamW), named ``optimizer.<slot>.<k>`` for the k-th
-    parameter over all groups.
-    ``frozen``: names in ``objective`` that are not stored. Where FSDP shards the model every
-    process must call this; only the one with ``keep`` writes.
+    parameter over all groups. Where FSDP shards the model every process must call this; only the
+    one with ``keep`` writes.
     """
-    tensors: dict[str, Tensor] = {}
-    for prefix, module in (('objective', objective), ('average', average)):
-        if module is not None:
-            tensors |= {f'{prefix}.{k}': v for k, v in module.state_dict().items()
-                        if not _is_frozen(prefix, k, frozen)}
-    for k, slots in optimizer.state_dict()['state'].items():
-        tensors |= {f'optimizer.{slot}.{k}': value for slot, value in slots.items()}
-    tensors = gathered(tensors, keep)
+    tensors = gathered(_stored(objective, average, frozen) | {
+        f'optimizer.{slot}.{k}': value for k, slots in optimizer.state_dict()['state'].items()
+        for slot, value in slots.items()}, keep)
     if not keep:
         return
     work, old, final = (run / name for name in (
@@ -98,32 +93,24 @@ def load_checkpoint(
         if not folder.exists():
             return None
     state = read_json(folder / 'state.json', 'use a new --out')
-    tensors = {name.replace(FORMER_HEAD, HEAD): value for name, value
-               in read_tensors(folder / 'tensors.safetensors').items()}
+    tensors: dict[str, Tensor] = {}
     slots: dict[int, dict[str, Any]] = {}
-    for name, value in tensors.items():
+    for name, value in read_tensors(folder / 'tensors.safetensors').items():
         if name.startswith('optimizer.'):
             _, slot, k = name.split('.')
             slots.setdefault(int(k), {})[slot] = value
-    try:
-        for prefix, module in (('objective', objective), ('average', average)):
-            if module is None:
-                continue
-            kept = {k: v for k, v in module.state_dict().items() if _is_frozen(prefix, k, frozen)}
-            module.load_state_dict(kept | {
-                k.removeprefix(f'{prefix}.'): v for k, v in tensors.items()
-                if k.startswith(f'{prefix}.')})
-        groups = optimizer.state_dict()['param_groups']
-        optimizer.load_state_dict({'state': slots, 'param_groups': groups})
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f'{folder}: made for another model ({str(error).splitlines()[0]}); '
-                        'use a new --out') from error
+        else:
+            tensors[FORMER_HEADS.sub(HEAD, name)] = value
+    mine = _stored(objective, average, frozen)
+    here, there = ({(k, v.shape) for k, v in found.items()} for found in (mine, tensors))
+    if here != there:
+        raise UserError(f'{folder}: made for another model ({min(here ^ there)[0]}); use a new '
+                        '--out')
+    for name, value in mine.items():
+        value.copy_(tensors[name])
+    groups = optimizer.state_dict()['param_groups']
+    optimizer.load_state_dict({'state': slots, 'param_groups': groups})
     return state
-
-
-def _is_frozen(prefix: str, name: str, frozen: Collection[str]) -> bool:
-    """Return whether a tensor is frozen; the average's names are those of ``objective.model``."""
-    return (name if prefix == 'objective' else f'model.{name}') in frozen
 
 
 def reshard(optimizer: torch.optim.Optimizer, states: list[dict[str, Any]]) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -24,9 +23,8 @@ from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.training.auxiliary.direction_flip import DirectionFlip
 from dtvla_ros.training.config import SftConfig
 from dtvla_ros.training.data import (
-    AFTER_STATE,
     STATE_TOKENS,
-    StateTokens,
+    StateIds,
     TokenizedDataset,
     class_name,
     location_spans,
@@ -40,8 +38,7 @@ LENGTH_STEP = 8  # sequences are padded to a multiple of this
 LUMA = (0.299, 0.587, 0.114)
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """Tensors of one step; B sequences of L ids, R supervised tokens, S action slots.
 
     ``frames`` uint8 [C, B, H, W, 3]; ``input_ids`` and ``attention_mask`` [B, L];
@@ -71,17 +68,6 @@ class Batch:
         """
         return self.frames.float().div_(127.5).sub_(1.0).permute(1, 0, 4, 2, 3)
 
-    def to(self, device: torch.device) -> Batch:
-        """Return the batch on a device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Batch:
-        """Return the batch in memory that a GPU can copy from while it computes."""
-        return self._each(Tensor.pin_memory)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return Batch(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
-
 
 def _padded(length: NDArray[np.int64]) -> int:
     """Return the width of a batch of sequences of these lengths."""
@@ -109,10 +95,9 @@ class Collator:
         self._starts = np.cumsum([0, *map(len, frames)])
         self._ids = transform.config.ids
         self._slots = transform.config.slots
-        self._state_tokens = StateTokens.of(transform) if transform.state_in_prompt else None
+        self._state_ids = StateIds(transform) if transform.state_in_prompt else None
         self._spans = location_spans(transform.tokenizer)
-        flips = config.auxiliary.direction_flip
-        self._flip = DirectionFlip.of(transform) if flips else None
+        self._flip = DirectionFlip(transform) if config.auxiliary.direction_flip else None
         scenes = int(dataset.scene.max()) + 1
         held_out = np.random.default_rng(config.seed).permutation(scenes)
         held = np.isin(dataset.scene, held_out[:round(config.validation_share * scenes)])
@@ -142,9 +127,7 @@ class Collator:
         frames = self._images(index, rng, cameras=1)
         start = np.array(prompt_of(self._transform, CAPTION))
         prompt = np.repeat(start[None], len(index), axis=0)
-        if self._state_tokens is not None:
-            at = np.full(len(index), len(start) - AFTER_STATE - STATE_TOKENS)
-            prompt = self._noisy_state(prompt, index, rng, at)
+        self._noisy_state(prompt, index, rng, np.full(len(index), len(start)))
         spans = np.array(self._spans[:2])  # of the x and y tokens
         longest = sum(sorted(len(name) + 2 for name in self._names)[-CAPTIONED:])
         thought = np.full((len(index), longest + 3), ids.pad, np.int64)
@@ -167,7 +150,7 @@ class Collator:
         for step in range(steps):
             length = self._lengths(*self._choose(step, 0)[:2])
             rows += len(length) * _padded(length)
-            pads += len(length) * _padded(length) - int(length.sum())
+            pads += int((_padded(length) - length).sum())
         return pads / rows
 
     # --- which frames
@@ -193,9 +176,8 @@ class Collator:
 
     def _lengths(self, index: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Return the rows [B] of sequences without their pads."""
-        d = self._dataset
-        thought = np.where(kept, d.thought_length[index], 2)
-        return d.prompt_length[index] + thought + self._slots + 3
+        thought = np.where(kept, self._dataset.thought_length[index], 2)
+        return self._dataset.prompt_length[index] + thought + self._slots + 3
 
     def _cumulative(self, weight: NDArray[Any], weights: Sequence[float]) -> NDArray[np.float64]:
         """Return cumulative chances of all frames, each dataset's as its share of ``weights``."""
@@ -209,11 +191,9 @@ class Collator:
         index = np.searchsorted(cumulative, rng.random(self._config.batch_size))
         return np.minimum(index, len(cumulative) - 1)
 
-    def _others(self, index: NDArray[np.int64], rng: Random) -> NDArray[np.int64]:
-        """Return any frames [B] of the same datasets."""
-        which = np.searchsorted(self._starts, index, side='right') - 1
-        first, last = self._starts[which], self._starts[which + 1]
-        return first + (rng.random(len(index)) * (last - first)).astype(np.int64)
+    def _source(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return which of the concatenated datasets each frame [B] is of."""
+        return np.searchsorted(self._starts, index, side='right') - 1
 
     # --- sequences
 
@@ -228,7 +208,9 @@ class Collator:
             if self._config.counterfactual:
                 other = kept & (rng.random(count) < self._config.counterfactual)
                 supervised = kept & ~other
-                prompted = np.where(other, self._others(index, rng), index)
+                first, last = (self._starts[self._source(index) + k] for k in (0, 1))
+                anywhere = first + (rng.random(count) * (last - first)).astype(np.int64)
+                prompted = np.where(other, anywhere, index)
             given = self._noisy_locations(thought, rng)
             if self._flip is not None:
                 flipped = supervised & (
@@ -236,8 +218,8 @@ class Collator:
                 supervised = supervised & ~flipped
                 given[flipped], actions[flipped] = self._flip(given[flipped], actions[flipped])
         prompt = d.prompt[prompted]
-        if rng is not None and self._state_tokens is not None:
-            prompt = self._noisy_state(prompt, index, rng, d.state_at[prompted])
+        if rng is not None:
+            self._noisy_state(prompt, index, rng, d.prompt_length[prompted])
 
         # prompt, thought (with tags), <action>, slots, </action>, eos
         p, w = d.prompt_length[prompted], np.where(kept, d.thought_length[index], 2)
@@ -272,24 +254,17 @@ class Collator:
             d.positions[index], d.unambiguous[index], d.target_patches[index])))
 
     def _noisy_state(self, prompt: NDArray[np.int64], index: NDArray[np.int64], rng: Random,
-                     at: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Write the frames' state tokens, with noise, into ``prompt`` from the columns ``at``."""
-        assert self._state_tokens is not None
-        position, tilt, opening = self._config.state_noise
-        sigma = np.array([position] * 3 + [tilt] * 3 + [opening])
-        state = self._dataset.state[index] + sigma * rng.standard_normal(
-            (len(index), STATE_TOKENS))
-        out = prompt.copy()
-        np.put_along_axis(
-            out, at[:, None] + np.arange(STATE_TOKENS), self._state_tokens.ids(state), axis=1)
-        return out
+                     length: NDArray[np.int64]) -> None:
+        """Write the frames' state tokens, with noise, into prompts of ``length`` [B], if any."""
+        if self._state_ids is not None:
+            sigma = np.repeat(self._config.state_noise, (3, 3, 1))
+            noise = sigma * rng.standard_normal((len(index), STATE_TOKENS))
+            self._state_ids.write(prompt, length, self._dataset.state[index] + noise)
 
     def _noisy_locations(self, thought: NDArray[np.int64], rng: Random) -> NDArray[np.int64]:
         """Move location tokens a little, so that the actions also read the images."""
-        if self._config.place_noise <= 0.0:
-            return thought
         out = thought.copy()
-        for first, last in self._spans:
+        for first, last in self._spans if self._config.place_noise > 0.0 else ():
             inside = (thought >= first) & (thought <= last)
             move = np.rint(rng.normal(0.0, self._config.place_noise, thought.shape))
             out[inside] = np.clip(thought + move.astype(np.int64), first, last)[inside]
@@ -300,7 +275,7 @@ class Collator:
     def _images(self, index: NDArray[np.int64], rng: Random | None,
                 cameras: int | None = None) -> NDArray[np.uint8]:
         """Return frames [C, B, H, W, 3], shifted and recoloured if ``rng`` is given."""
-        which = np.searchsorted(self._starts, index, side='right') - 1
+        which = self._source(index)
         stored_cameras, *shape = self._frames[0].shape[1:]
         frames = np.empty((cameras or stored_cameras, len(index), *shape), np.uint8)
         for k, (part, frame) in enumerate(zip(which, index - self._starts[which], strict=True)):

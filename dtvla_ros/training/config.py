@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -62,15 +62,9 @@ class Config:
             return TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
             wrong = error.errors()[0]
-            sections = [str(part) for part in wrong['loc']]
-            text = f'train config: {".".join(sections)}: {wrong["msg"]}'
-            if wrong['type'] == 'unexpected_keyword_argument':
-                owner: Any = cls()
-                for name in sections[:-1]:
-                    owner = getattr(owner, name)
-                known = ', '.join(sorted(f.name for f in fields(owner)))
-                raise UserError(f'{text}; known: {known}') from error
-            raise UserError(f'{text}, got {wrong["input"]!r}') from error
+            raise UserError(
+                f'train config: {".".join(map(str, wrong["loc"]))}: {wrong["msg"]}, got '
+                f'{wrong["input"]!r}; {cls.example} has every key') from error
 
     @classmethod
     def read(cls: type[T], path: Path, changes: Sequence[str] = ()) -> T:

@@ -6,6 +6,7 @@ N frames, P prompt ids, W thought ids, S action slots (T * D), E objects.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -16,12 +17,18 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from dtvla_ros.actions.grid import CM_RANGE, OPENING_STEP_MM, TILT_STEP_DEG, word_groups
+from dtvla_ros.actions.grid import (
+    CM_RANGE,
+    OPENING_STEP_MM,
+    TILT_LIMIT_DEG,
+    TILT_STEP_DEG,
+    word_groups,
+)
 from dtvla_ros.data import layout
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.data.video import read_video
@@ -35,27 +42,23 @@ PADDED = ('prompt', 'thought')  # to their longest row
 AXES = ('x', 'y')
 ABSENT = -1000  # position of an object that is not there: far from every token's index
 NOWHERE = -1  # patch of an object outside the image
-FRAMES = '.frames'
+THREADS = 2  # that decode
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedDataset:
     """One row per frame; ids are padded on the right.
 
-    ``prompt`` [N, P] and ``prompt_length`` [N]; ``state_at`` [N]: column of the first of the
-    seven state tokens (0 when the prompt has none); ``state`` [N, 7]: what they quantise (cm,
-    tilt steps, opening in cm); ``thought`` [N, W] with tags and ``thought_length`` [N];
-    ``actions`` [N, S] ids and ``action_mask`` [N, S]; ``scene`` [N]: frames of
-    one scene stay together when some are held out; ``near_toggle`` and
-    ``near_start`` [N] bool; ``positions`` [N, E, 2]: index of each object's x and y token in its
-    group (``ABSENT`` for one that is not there, E = 0 when no dataset says); ``unambiguous``
-    [N, E] bool: whether its name means it alone; ``target_patches`` [N, E]: the first camera's
-    patch it appears in (``NOWHERE`` outside).
+    ``prompt`` [N, P] and ``prompt_length`` [N]; ``state`` [N, 7]: what its state tokens, if any,
+    quantise (cm, tilt steps, opening in cm); ``thought`` [N, W] with tags and ``thought_length``
+    [N]; ``actions`` [N, S] ids and ``action_mask`` [N, S]; ``scene`` [N]: frames of one scene stay
+    together when some are held out; ``near_toggle`` and ``near_start`` [N] bool; ``positions``,
+    ``unambiguous`` and ``target_patches`` of E objects as of ``locate``.
     """
 
     prompt: NDArray[np.int64]
     prompt_length: NDArray[np.int64]
-    state_at: NDArray[np.int64]
     state: NDArray[np.float32]
     thought: NDArray[np.int64]
     thought_length: NDArray[np.int64]
@@ -93,13 +96,10 @@ def tokenize(
     prompts = [prompt_of(transform, task) for task in reader.tasks]
     prompt, prompt_length = _pad(
         [prompts[int(task)] for task in reader.column('task_index')], config.ids.pad)
-    state_at = np.zeros(len(prompt), np.int64)
     state = np.zeros((len(prompt), STATE_TOKENS), np.float32)
     if transform.state_in_prompt:
         state = _state_steps(np.asarray(reader.column(layout.STATE)))
-        state_at = prompt_length - AFTER_STATE - STATE_TOKENS
-        columns = state_at[:, None] + np.arange(STATE_TOKENS)
-        np.put_along_axis(prompt, columns, StateTokens.of(transform).ids(state), axis=1)
+        StateIds(transform).write(prompt, prompt_length, state)
     thought, thought_length = _pad(
         list(map(cache(transform.encode_thought), reader.column(layout.REASONING))),
         config.ids.pad)
@@ -112,17 +112,12 @@ def tokenize(
     near = (closing != closing[:, :1]).any(1) | before
     near[1:] |= same & before[:-1]
 
-    positions = object_positions(reader, objects)
+    actions = transform.codec.encode(transform.statistics.normalize(chunk))
     return TokenizedDataset(
-        prompt=prompt, prompt_length=prompt_length, state_at=state_at, state=state,
-        thought=thought, thought_length=thought_length,
-        actions=transform.codec.encode(transform.statistics.normalize(chunk)).reshape(
-            len(chunk), -1),
-        action_mask=np.repeat(~padding, dim, axis=1), scene=_scenes(reader)[episode],
-        near_toggle=near,
-        near_start=np.asarray(reader.column('frame_index')) / reader.fps < 0.6,
-        positions=positions, unambiguous=unambiguous(positions, objects),
-        target_patches=target_patches(reader, objects, config.vision.tokens[0]))
+        prompt, prompt_length, state, thought, thought_length, actions.reshape(len(chunk), -1),
+        np.repeat(~padding, dim, axis=1), _scenes(reader)[episode], near,
+        np.asarray(reader.column('frame_index')) / reader.fps < 0.6,
+        *locate(reader, objects, config.vision.tokens[0]))
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -134,10 +129,10 @@ def _pad(rows: Sequence[Sequence[int]], value: int) -> tuple[NDArray[np.int64], 
 
 def _scenes(reader: DatasetReader) -> NDArray[np.int64]:
     """Return the scene [episodes] that each episode shows: several may show one."""
+    number: dict[object, int] = {}
     metadata = [json.loads(row.get('facts') or '{}') for row in reader.episodes]
-    keys = [entry.get('index', f'episode {k}') for k, entry in enumerate(metadata)]
-    number = {key: k for k, key in enumerate(dict.fromkeys(keys))}
-    return np.array([number[key] for key in keys])
+    return np.array([number.setdefault(entry.get('index', f'episode {k}'), len(number))
+                     for k, entry in enumerate(metadata)])
 
 
 def concatenate(parts: Sequence[TokenizedDataset], pad: int) -> TokenizedDataset:
@@ -182,34 +177,27 @@ def _state_steps(state: NDArray[np.float32]) -> NDArray[np.float32]:
         (state[:, 6:7] - state[:, 7:8]) * 100.0], axis=1).astype(np.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class StateTokens:
-    """Ids of the seven state tokens for whole batches, by arithmetic instead of text.
+class StateIds:
+    """Ids of the seven state tokens for whole batches, by arithmetic instead of text."""
 
-    ``first`` [7] id of each group and the values ``low`` .. ``high`` [7] it holds in steps.
-    """
+    def __init__(self, transform: PolicyTransform):
+        groups = [[word_id(transform.tokenizer, word) for word in words]
+                  for words in word_groups().values()]
+        if any(np.diff(ids).tolist() != [1] * (len(ids) - 1) for ids in groups):
+            raise UserError('tokenizer: the state words are not contiguous; build it again')
+        self._first, last = np.array([(ids[0], ids[-1]) for ids in groups]).T
+        # The lowest value of each group, in steps.
+        self._low = np.array([*(low for low, _ in CM_RANGE.values()),
+                              *(-(n // TILT_STEP_DEG) for n in TILT_LIMIT_DEG.values()), 0])
+        self._high = self._low + last - self._first
 
-    first: NDArray[np.int64]
-    low: NDArray[np.int64]
-    high: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, transform: PolicyTransform) -> StateTokens:
-        """Read the ids off the policy's tokenizer; each group must be contiguous."""
-        rows = []
-        for name, words in word_groups().items():
-            ids = [word_id(transform.tokenizer, word) for word in words]
-            if ids != list(range(ids[0], ids[0] + len(ids))):
-                raise UserError(f'tokenizer: the {name} words are not contiguous; build it again')
-            low = CM_RANGE[name][0] if name in CM_RANGE else 0 if name == 'g' else -(len(ids) // 2)
-            rows.append((ids[0], low, low + len(ids) - 1))
-        return cls(*np.array(rows).T)
-
-    def ids(self, state: NDArray[np.floating]) -> NDArray[np.int64]:
-        """Return ids [B, 7] of ``TokenizedDataset.state`` [B, 7]."""
+    def write(self, prompt: NDArray[np.int64], length: NDArray[np.int64],
+              state: NDArray[np.floating]) -> None:
+        """Write the tokens of ``TokenizedDataset.state`` [B, 7] into prompts of lengths [B]."""
         scale = np.array([1.0] * 6 + [10.0 / OPENING_STEP_MM])  # the opening's tokens count mm
-        steps = np.rint(state * scale).astype(np.int64)
-        return self.first - self.low + np.clip(steps, self.low, self.high)
+        steps = np.clip(np.rint(state * scale).astype(np.int64), self._low, self._high)
+        columns = length[:, None] - AFTER_STATE - STATE_TOKENS + np.arange(STATE_TOKENS)
+        np.put_along_axis(prompt, columns, self._first - self._low + steps, axis=1)
 
 
 # --- objects: the columns ``observation.places`` and ``observation.image_points``
@@ -230,90 +218,72 @@ def class_name(name: str) -> str:
     return re.sub(r'_\d+$', '', name).replace('_', ' ')
 
 
-def _object_column(
-    reader: DatasetReader, feature: str, objects: Sequence[str], width: int,
-) -> NDArray[np.float32]:
-    """Return a feature [N, E, width] of the dataset's own objects among ``objects``, else NaN."""
-    own = _own_objects(reader)
-    out = np.full((len(reader.table), len(objects), width), np.nan, np.float32)
-    if feature in reader.info['features'] and own and objects:
-        out[:, [list(objects).index(name) for name in own]] = np.asarray(
-            reader.column(feature)).reshape(len(out), len(own), width)
-    return out
+def locate(
+    reader: DatasetReader, objects: Sequence[str], tokens: int,
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+    """Return where the E ``objects`` are in each of a dataset's N frames.
 
-
-def object_positions(reader: DatasetReader, objects: Sequence[str]) -> NDArray[np.int64]:
-    """Return [N, E, 2]: for each frame the index of every object's x and y token in its group.
-
-    Read from the feature ``observation.places`` [E * 3], metres in the base frame; ``ABSENT``
-    for objects that are not in the scene, or in a dataset without it (a real robot's).
+    Positions [N, E, 2]: index of an object's x and y token in its group, by the feature
+    ``observation.places`` [m, base frame]; ``ABSENT`` for one that is not in the scene, or of
+    which the dataset says nothing (a real robot's). Bool [N, E]: whether it is there, alone of its
+    class. Patches [N, E]: which of the first camera's ``tokens`` patches, a square grid counted
+    row by row, it appears in by ``observation.image_points``, fractions of the image from its
+    upper left corner across and down; ``NOWHERE`` outside, or without that feature.
     """
-    metres = _object_column(reader, layout.PLACES, objects, 3)[..., :2]  # [N, E, 2]
+    own = _own_objects(reader)
+
+    def column(feature: str, width: int) -> NDArray[np.float32]:
+        out = np.full((len(reader.table), len(objects), width), np.nan, np.float32)
+        if feature in reader.info['features'] and own and objects:
+            out[:, [list(objects).index(name) for name in own]] = np.asarray(
+                reader.column(feature)).reshape(len(out), len(own), width)
+        return out
+
+    metres, points = column(layout.PLACES, 3)[..., :2], column(layout.POINTS, 2)  # [N, E, 2]
+    here = np.asarray(~np.isnan(metres).any(-1))
     low, high = np.array([CM_RANGE[axis] for axis in AXES]).T
-    here = ~np.isnan(metres).any(-1, keepdims=True)
-    tokens = np.rint(np.where(here, metres, 0.0) * 100.0).astype(np.int64)
-    return np.where(here, np.clip(tokens, low, high) - low, ABSENT)
-
-
-def unambiguous(positions: NDArray[np.int64], objects: Sequence[str]) -> NDArray[np.bool_]:
-    """Return [N, E]: whether an object of ``positions`` [N, E, 2] is there, alone of its class."""
-    here = positions[..., 0] != ABSENT
+    index = np.clip(np.rint(np.nan_to_num(metres) * 100.0).astype(np.int64), low, high) - low
     names = np.array([class_name(name) for name in objects])
     same = (names[:, None] == names).astype(np.int64)  # [E, E]
-    return here & (here.astype(np.int64) @ same == 1)
-
-
-def has_points(reader: DatasetReader) -> bool:
-    """Return whether a dataset says where its objects appear in the first camera's image."""
-    return {layout.PLACES, layout.POINTS} <= set(reader.info['features'])
-
-
-def patch_of(points: ArrayLike, tokens: int) -> NDArray[np.int64]:
-    """Return the patch [...] that points [..., 2] fall in, ``NOWHERE`` outside the image.
-
-    Points are fractions of the image from its upper left corner: across, down. The ``tokens``
-    patches are a square grid, row by row.
-    """
     side = math.isqrt(tokens)
-    cell = np.floor(np.asarray(points) * side).astype(np.int64)  # [..., 2]
+    cell = np.floor(np.nan_to_num(points, nan=-1.0) * side).astype(np.int64)
     inside = ((cell >= 0) & (cell < side)).all(-1)
-    return np.where(inside, cell[..., 1] * side + cell[..., 0], NOWHERE)
+    return (np.where(here[..., None], index, ABSENT), here & (here.astype(np.int64) @ same == 1),
+            np.where(inside, cell[..., 1] * side + cell[..., 0], NOWHERE))
 
 
-def target_patches(
-    reader: DatasetReader, objects: Sequence[str], tokens: int,
-) -> NDArray[np.int64]:
-    """Return [N, E]: each object's patch; all ``NOWHERE`` for a dataset without points."""
-    points = _object_column(reader, layout.POINTS, objects, 2)  # [N, E, 2]
-    return patch_of(np.where(np.isnan(points), -1.0, points), tokens)
+def have_points(readers: Sequence[DatasetReader]) -> bool:
+    """Return whether any dataset says where objects appear in the image; warn of those without."""
+    lacking = [str(reader.root) for reader in readers
+               if not {layout.PLACES, layout.POINTS} <= set(reader.info['features'])]
+    if lacking:
+        LOG.warning('%s: without %s attention is not supervised; collect again to have it',
+                    ', '.join(lacking), layout.POINTS)
+    return len(lacking) < len(readers)
 
 
 # --- images
 
 
-def open_frames(
-    reader: DatasetReader, transform: PolicyTransform, threads: int = 2,
-) -> NDArray[np.uint8]:
+def open_frames(reader: DatasetReader, transform: PolicyTransform) -> NDArray[np.uint8]:
     """Return a dataset's images [N, C, S, S, 3] as the policy sees them, memory-mapped.
 
     Images pass through ``transform.pixels``, so training and the node resize alike. They are
     decoded once, and again when the dataset, the image size or the cameras change.
     """
     vision = transform.config.vision
-    count = reader.info['total_frames']
-    shape = (count, len(vision.cameras), vision.image_size, vision.image_size, 3)
+    shape = (reader.info['total_frames'], len(vision.cameras), *[vision.image_size] * 2, 3)
     stamp = {'shape': list(shape), 'cameras': list(vision.cameras),
-             'dataset': (reader.root / layout.INFO).stat().st_mtime_ns}
-    if transform.mirrored:
-        stamp['mirrored'] = True
-    folder = reader.root / FRAMES
+             'dataset': (reader.root / layout.INFO).stat().st_mtime_ns,
+             **({'mirrored': True} if transform.mirrored else {})}
+    folder = reader.root / '.frames'
     path, made = folder / 'frames.u8', folder / 'frames.json'
     if not (made.exists() and json.loads(made.read_text()) == stamp):
         folder.mkdir(exist_ok=True)
         part = folder / f'frames.{os.getpid()}.part'  # another run may be reading the old file
         frames = np.memmap(part, np.uint8, 'w+', shape=shape)
         try:
-            _decode(reader, transform, frames, threads)
+            _decode(reader, transform, frames)
             frames.flush()
             made.unlink(missing_ok=True)
             part.replace(path)
@@ -323,29 +293,28 @@ def open_frames(
     return np.memmap(path, np.uint8, 'r', shape=shape)
 
 
-def _decode(reader: DatasetReader, transform: PolicyTransform, frames: NDArray[np.uint8],
-            threads: int) -> None:
+def _decode(reader: DatasetReader, transform: PolicyTransform, frames: NDArray[np.uint8]) -> None:
     """Fill ``frames``; the videos of one file hold several episodes."""
     keys = {layout.CAMERAS.get(key, key): key for key in reader.video_keys}
     cameras = transform.config.vision.cameras
-    files: dict[tuple[Path, ...], list[tuple[int, int]]] = {}
+    files: dict[tuple[Path, ...], list[int]] = {}
     for number, row in enumerate(reader.episodes):
         paths = tuple(reader.video_path(number, keys[name])[0] for name in cameras
                       if name in keys)
-        files.setdefault(paths, []).append((row['dataset_from_index'], row['length']))
+        start = row['dataset_from_index']
+        files.setdefault(paths, []).extend(range(start, start + row['length']))
 
-    def fill(paths: tuple[Path, ...], parts: list[tuple[int, int]]) -> int:
-        indices = (k for start, length in parts for k in range(start, start + length))
+    def fill(paths: tuple[Path, ...]) -> int:
         done = 0
-        for index, *images in zip(indices, *map(read_video, paths), strict=False):
+        for index, *images in zip(files[paths], *map(read_video, paths), strict=False):
             pixels = transform.pixels(dict(zip(cameras, images, strict=True)))  # [C, 3, S, S]
             frames[index] = np.rint((pixels + 1.0) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
             done += 1
         return done
 
-    with ThreadPoolExecutor(threads) as pool, tqdm(
+    with ThreadPoolExecutor(THREADS) as pool, tqdm(
             total=len(frames), desc='decode', unit='frame') as bar:
-        for done in pool.map(lambda item: fill(*item), files.items()):
+        for done in pool.map(fill, files):
             bar.update(done)
         if bar.n != len(frames):
             raise ValueError(f'{reader.root}: {bar.n} images for {len(frames)} frames')

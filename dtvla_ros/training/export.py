@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,56 +12,42 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.results import versions
 from dtvla_ros.policy.adapters import CONFIG as ADAPTER
 from dtvla_ros.policy.adapters import local_base, read_adapter
-from dtvla_ros.policy.checkpoint import load_model
+from dtvla_ros.policy.checkpoint import Stored, load_model
 from dtvla_ros.policy.manifest import GRAPHS, MANIFEST, ActionContract, PolicyManifest
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import PolicyTransform, read_transform, transform_of
-from dtvla_ros.training.checkpoint import WEIGHTS, read_origin
-from dtvla_ros.training.lora import merge
+from dtvla_ros.training.checkpoint import ORIGIN, WEIGHTS
 
 SIMULATOR = ('mujoco', 'robosuite')
-DEFAULT_NAME = 'nano'
 
 
-@dataclass(frozen=True, slots=True)
-class ExportOptions:
-    """What is exported how.
-
-    ``out`` None: ``models/nano`` for a small policy's run, ``models/RUN`` for one begun with a
-    released policy, beside the policy for a policy. ``name``,
-    ``replan_steps`` (actions executed before the next decision) and ``success`` (the JSON of an
-    evaluation, whose table goes into the manifest) None: as usual, or as the policy has them.
-    ``weights`` one of ``quantize.KINDS``, or 'auto' for the fastest on this CPU.
-    """
-
-    out: Path | None = None
-    name: str | None = None
-    replan_steps: int | None = None
-    success: Path | None = None
-    weights: str = 'fp32'
-
-
-def export(source: Path, options: ExportOptions) -> tuple[Path, Parity]:
+def export(
+    source: Path, out: Path | None = None, name: str | None = None,
+    replan_steps: int | None = None, success: Path | None = None, weights: str = 'fp32',
+) -> tuple[Path, Parity]:
     """Export a training run or a policy folder; return where to, and the measured parity.
 
-    Raises ``UserError`` when ``source`` is neither, or when the graphs do not agree with it.
+    ``out`` None: ``models/nano`` for a small policy's run, ``models/RUN`` for one begun with a
+    released policy, beside the policy for a policy. ``name``, ``replan_steps`` (actions executed
+    before the next decision) and ``success`` (the JSON of an evaluation, whose table goes into the
+    manifest) None: as usual, or as the policy has them. ``weights`` one of ``quantize.KINDS``, or
+    'auto' for the fastest on this CPU. Raises ``UserError`` when ``source`` is neither, or when
+    the graphs do not agree with it.
     """
     model, transform, manifest = read_source(source)
-    weights = options.weights
     if weights == 'auto':
         from dtvla_ros.engine.bench import fastest_weights
 
         weights = fastest_weights(model, manifest.max_thought_tokens)
-    out = options.out or (source.with_name(f'{source.name}-{weights}') if _is_policy(source)
-                          else Path('models') / manifest.name)
+    out = out or (source.with_name(f'{source.name}-{weights}') if _is_policy(source)
+                  else Path('models') / manifest.name)
     if out.resolve() == source.resolve() and GRAPHS[0] not in manifest.files:
         raise UserError(f'{out}: exporting would replace the checkpoint itself; choose another '
                         'folder with --out')
     manifest = replace(
-        manifest, name=options.name or manifest.name,
-        success=_table(options.success) if options.success else manifest.success,
-        action=replace(manifest.action,
-                       replan_steps=options.replan_steps or manifest.action.replan_steps))
+        manifest, name=name or manifest.name,
+        success=_table(success) if success else manifest.success, action=replace(
+            manifest.action, replan_steps=replan_steps or manifest.action.replan_steps))
     return out, export_policy(model, transform, out, manifest, weights)
 
 
@@ -74,40 +60,38 @@ def read_source(folder: Path) -> tuple[HybridDecoder, PolicyTransform, PolicyMan
 
     Raises ``UserError`` when it is neither.
     """
-    return _read_policy(folder) if _is_policy(folder) else _read_run(folder)
-
-
-def _read_run(run: Path) -> tuple[HybridDecoder, PolicyTransform, PolicyManifest]:
-    """Return the averaged weights of a training run, adapters merged, and its manifest."""
-    transform = read_transform(run)
-    if (run / ADAPTER).exists():
-        adapter = read_adapter(run)
-        model = read_source(local_base(run))[0]
-        merge(model, adapter)
-    else:
-        model = load_model(transform.config, run / WEIGHTS)
-    origin = read_origin(run)
-    if origin is not None:
-        return model, transform, replace(
-            origin, name=run.resolve().name, config=transform.config,
-            statistics=transform.statistics)
-    usual = ActionContract()
-    installed = versions()
-    return model, transform, PolicyManifest(
-        name=DEFAULT_NAME, license='Apache-2.0', config=transform.config,
-        statistics=transform.statistics, files={},
-        action=replace(usual, replan_steps=min(usual.replan_steps, transform.config.chunk_steps)),
-        simulator={package: installed[package] for package in SIMULATOR if package in installed})
-
-
-def _read_policy(folder: Path) -> tuple[HybridDecoder, PolicyTransform, PolicyManifest]:
-    """Return the model of a policy folder, hashes checked, and its manifest."""
+    if not _is_policy(folder):
+        return _read_run(folder)
     manifest = PolicyManifest.read(folder)
     if manifest.weights != 'fp32':
         raise UserError(f'{folder}: its weights are {manifest.weights} already; export the policy '
                         'it was made from')
     transform = transform_of(folder, manifest)
     return load_model(manifest.config, manifest.verified_weights(folder)), transform, manifest
+
+
+def _read_run(run: Path) -> tuple[HybridDecoder, PolicyTransform, PolicyManifest]:
+    """Return the averaged weights of a training run, adapters merged, and its manifest."""
+    transform = read_transform(run)
+    if (run / ADAPTER).exists():
+        adapter, model = read_adapter(run), read_source(local_base(run))[0]
+        state = model.state_dict()
+        adapter.check({name: Stored(run, name, tuple(value.shape), str(value.dtype))
+                       for name, value in state.items()})
+        for name in (*adapter.updates, *adapter.replaced):
+            state[name].copy_(adapter.merged(name, state[name]))
+    else:
+        model = load_model(transform.config, run / WEIGHTS)
+    if (run / ORIGIN / MANIFEST).exists():
+        return model, transform, replace(
+            PolicyManifest.read(run / ORIGIN), name=run.resolve().name, config=transform.config,
+            statistics=transform.statistics)
+    usual, installed = ActionContract(), versions()
+    return model, transform, PolicyManifest(
+        name='nano', license='Apache-2.0', config=transform.config,
+        statistics=transform.statistics, files={},
+        action=replace(usual, replan_steps=min(usual.replan_steps, transform.config.chunk_steps)),
+        simulator={package: installed[package] for package in SIMULATOR if package in installed})
 
 
 def _table(path: Path) -> dict[str, Any]:

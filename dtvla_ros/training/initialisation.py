@@ -48,22 +48,18 @@ def initialise(
     taken as it is, with the policy. Raises ``UserError`` where a part is to stay frozen and
     there is no policy to take it from.
     """
-    resumed = (run.out / 'config.json').exists()
+    begun = read_transform(run.out) if (run.out / 'config.json').exists() else None
     if run.init is None or not run.init.is_dir():
         if config.freezes:
             raise UserError('train config: lora and rates of 0 keep parts of an earlier policy; '
                             'name its folder with --init')
-        return Initialisation(
-            read_transform(run.out) if resumed else new_transform(config, readers))
-    if resumed and not config.freezes:
-        return Initialisation(read_transform(run.out))
+        return Initialisation(begun or new_transform(config, readers))
+    if begun and not config.freezes:
+        return Initialisation(begun)
     model, before, manifest = read_source(run.init)
     released = not location_spans(before.tokenizer)
     words = set() if released else dataset_words(readers)
-    if resumed:
-        transform = read_transform(run.out)
-    else:
-        transform = before if released else grown(before, words)
+    transform = begun or (before if released else grown(before, words))
     if config.freezes and transform.config != before.config:
         raise UserError(f'{run.init}: {run.out} has another vocabulary or size, and frozen parts '
                         'can not follow; train it whole, or begin anew')
@@ -74,7 +70,7 @@ def initialise(
 
 def new_transform(config: SftConfig, readers: Sequence[DatasetReader]) -> PolicyTransform:
     """Return the transform of a small policy made from scratch for these datasets."""
-    tokenizer = _vocabulary(dataset_words(readers))
+    tokenizer = build_tokenizer(sorted(dataset_words(readers)))
     decoder = DecoderConfig.nano(
         tokenizer.get_vocab_size(), special_ids(tokenizer), **asdict(config.model))
     actions = np.concatenate([np.asarray(r.column(layout.ACTION)) for r in readers])
@@ -90,22 +86,15 @@ def dataset_words(readers: Sequence[DatasetReader]) -> set[str]:
     return {word for text in texts for word in text.replace('_', ' ').split()}
 
 
-def _vocabulary(words: set[str], before: Tokenizer | None = None) -> Tokenizer:
-    """Return a tokenizer of small policies that knows ``words`` and all that ``before`` knew."""
-    known = set(build_tokenizer().get_vocab())
-    old = before.get_vocab() if before is not None else {}
-    more = [word for word in sorted(old, key=lambda word: old[word]) if word not in known]
-    return build_tokenizer([*more, *sorted(words - known - set(old))])
-
-
 def grown(transform: PolicyTransform, words: set[str]) -> PolicyTransform:
     """Return the transform with a vocabulary that holds ``words`` and today's location tokens.
 
     Itself if its own does already.
     """
-    if words | set(build_tokenizer().get_vocab()) <= set(transform.tokenizer.get_vocab()):
+    old = transform.tokenizer.get_vocab()
+    if words | set(build_tokenizer().get_vocab()) <= set(old):
         return transform
-    tokenizer = _vocabulary(words, transform.tokenizer)
+    tokenizer = build_tokenizer([*sorted(old, key=old.__getitem__), *sorted(words)])
     text = replace(transform.config.text, vocabulary=tokenizer.get_vocab_size())
     return replace(transform, tokenizer=tokenizer, config=replace(
         transform.config, text=text, ids=special_ids(tokenizer)))

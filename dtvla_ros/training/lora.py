@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.adapters import CONFIG, OTHERS, PREFIX, WEIGHTS, Adapter
-from dtvla_ros.policy.checkpoint import Stored, save_tensors
+from dtvla_ros.policy.adapters import OTHERS, PREFIX, WEIGHTS
+from dtvla_ros.policy.checkpoint import save_tensors
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.training.config import AdapterConfig
 
@@ -56,13 +56,3 @@ def save_adapters(tensors: dict[str, Tensor], whole: set[str], folder: Path,
         save_tensors(others, folder / OTHERS)
     _peft_config(config, inference_mode=True,
                  base_model_name_or_path=str(base.resolve())).save_pretrained(str(folder))
-    assert (folder / CONFIG).exists(), 'peft names its config as we read it'
-
-
-def merge(model: HybridDecoder, adapter: Adapter) -> None:
-    """Add an adapter's updates to the weights of the policy it was trained on."""
-    state = model.state_dict()
-    adapter.check({name: Stored(adapter.folder, name, tuple(value.shape), str(value.dtype))
-                   for name, value in state.items()})
-    for name in (*adapter.updates, *adapter.replaced):
-        state[name].copy_(adapter.merged(name, state[name]))

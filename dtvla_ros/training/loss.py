@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,9 +56,7 @@ def ordinal_cross_entropy(
     return losses
 
 
-def token_weights(
-    targets: Tensor, base: float, groups: Sequence[OrdinalGroup],
-) -> Tensor:
+def token_weights(targets: Tensor, base: float, groups: Sequence[OrdinalGroup]) -> Tensor:
     """Return the weight [R] of each target id: ``base``, times its group's weight."""
     weights = torch.full(targets.shape, base, device=targets.device)
     for group in groups:
@@ -86,9 +84,9 @@ def hybrid_loss(
     bins = action_logits.shape[-1]
     tokens = ordinal_cross_entropy(token_logits, token_targets, locations)  # [R]
     weights = token_weights(token_targets, thought_weight, locations)
-    group = [OrdinalGroup(0, bins - 1, action_sigma)]
     actions = ordinal_cross_entropy(
-        action_logits.reshape(-1, bins), action_targets.reshape(-1), group)  # [B * S]
+        action_logits.reshape(-1, bins), action_targets.reshape(-1),
+        [OrdinalGroup(0, bins - 1, action_sigma)])  # [B * S]
     real = action_mask.reshape(-1).float()
     total = (tokens * weights).sum() + (actions * real).sum()
     if divisor is None:
@@ -108,25 +106,12 @@ def hybrid_loss(
     return total / divisor, metrics
 
 
-class AuxiliaryLoss(nn.Module):
-    """A loss beside the cross-entropy; ``weight`` is its share in the sum."""
-
-    def __init__(self, weight: float):
-        super().__init__()
-        self.weight = weight
-
-    def forward(self, batch: Batch, features: Tensor) -> tuple[Tensor, Metrics]:
-        """Return the unweighted loss, after the decoder's pass, and its metrics.
-
-        ``features`` [B, image_tokens, w]: image rows.
-        """
-        raise NotImplementedError
-
-
 class Objective(nn.Module):
     """Maps a batch to its loss; logits are taken only at supervised rows.
 
-    ``spans``: (first, last) ids of each ordered group of location tokens.
+    ``spans``: (first, last) ids of each ordered group of location tokens. ``auxiliary``: modules
+    that map a batch and its image rows [B, image_tokens, w], after the decoder's pass, to a loss
+    and metrics; the sum takes their ``weight``.
     """
 
     # What FSDP shards one by one.
@@ -134,7 +119,7 @@ class Objective(nn.Module):
 
     def __init__(self, model: HybridDecoder, config: SftConfig,
                  spans: Sequence[tuple[int, int]] = (),
-                 auxiliary: Mapping[str, AuxiliaryLoss] | None = None):
+                 auxiliary: Mapping[str, nn.Module] | None = None):
         super().__init__()
         self.model = model
         self.auxiliary = nn.ModuleDict(auxiliary or {})
@@ -157,16 +142,15 @@ class Objective(nn.Module):
             token_logits, batch.token_targets, action_logits, batch.action_targets,
             batch.action_mask, locations=self.locations, action_sigma=self.action_sigma,
             thought_weight=self.thought_weight, divisor=divisor)
-        for module in self.auxiliary.values():
-            auxiliary = cast(AuxiliaryLoss, module)
+        for auxiliary in cast(Any, self.auxiliary).values():
             extra, more = auxiliary(batch, features)
             loss, metrics = loss + share * auxiliary.weight * extra, metrics | more
         return loss, metrics
 
     def logits(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return token logits [R, V] and action logits [B, S, bins] of ``hidden`` [B, L, w]."""
-        slots = torch.arange(self.model.config.slots, device=hidden.device)
-        slots = batch.action_start[:, None] + slots  # [B, S]
+        slots = batch.action_start[:, None] + torch.arange(
+            self.model.config.slots, device=hidden.device)  # [B, S]
         acting = hidden[torch.arange(len(slots), device=hidden.device)[:, None], slots]
         thinking = hidden[batch.token_rows[0], batch.token_rows[1]]  # [R, w]
         return self.model.token_logits(thinking), self.model.action_logits(acting)

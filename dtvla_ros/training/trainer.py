@@ -1,68 +1,142 @@
-"""One training step, the average of the weights, validation, and what a run leaves on disk."""
+"""Builds a run; its training step, validation, and what it leaves on disk."""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
-from torch import Tensor, nn
+from accelerate.utils import send_to_device
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import write_text
 from dtvla_ros.policy.checkpoint import save_tensors
-from dtvla_ros.policy.manifest import PolicyManifest
+from dtvla_ros.policy.manifest import MANIFEST
 from dtvla_ros.policy.model import HybridDecoder
-from dtvla_ros.policy.transform import PolicyTransform, write_transform
-from dtvla_ros.training.auxiliary.localisation import pretrain_captioning, pretrain_localisation
-from dtvla_ros.training.checkpoint import WEIGHTS, gathered, save_checkpoint, write_origin
+from dtvla_ros.policy.transform import write_transform
+from dtvla_ros.training.auxiliary.localisation import AttentionLoss, LocalisationLoss, pretrain
+from dtvla_ros.training.checkpoint import (
+    ORIGIN,
+    WEIGHTS,
+    gathered,
+    load_checkpoint,
+    reshard,
+    save_checkpoint,
+)
 from dtvla_ros.training.collate import Batch, Collator
 from dtvla_ros.training.config import SftConfig, SftRun, warm_cosine
-from dtvla_ros.training.lora import save_adapters
+from dtvla_ros.training.data import (
+    concatenate,
+    have_points,
+    location_spans,
+    object_names,
+    open_frames,
+    tokenize,
+)
+from dtvla_ros.training.initialisation import copy_weights, initialise
+from dtvla_ros.training.lora import add_adapters, save_adapters
 from dtvla_ros.training.loss import Metrics, Objective
 
 
-@dataclass
 class Trainer:
-    """One run: model, average, optimizer and the step it is at (see ``sft.build_trainer``).
+    """One run: model, average, optimizer and the step it is at.
 
     ``average`` is the model itself where the config keeps none; ``averaged`` is the objective
-    with it. ``objective`` and ``optimizer`` are as accelerate prepared them. ``frozen``: names
-    in the objective that are not trained. ``fresh``: whether the pre-training stages are due.
+    with it. ``wrapped`` and ``optimizer`` are as accelerate prepared them. ``origin``: manifest of
+    the released policy that it began with. ``frozen``: names in the objective that are not
+    trained. ``fresh``: whether the pre-training stages are due. ``sharded``: each process holds a
+    part of the model only (FSDP).
     """
 
-    config: SftConfig
-    run: SftRun
-    accelerator: Accelerator
-    transform: PolicyTransform
-    origin: PolicyManifest | None
-    batches: Collator
-    model: HybridDecoder
-    average: HybridDecoder
-    objective: Objective
-    averaged: Objective
-    optimizer: Any
-    frozen: frozenset[str]
-    fresh: bool
-    step: int = 0
-    seconds: float = 0.0
+    def __init__(self, config: SftConfig, run: SftRun) -> None:
+        """Build a run at its first step, or where its last checkpoint left it."""
+        if run.threads:
+            torch.set_num_threads(run.threads)
+        self.config, self.run = config, run
+        self.accelerator = accelerator = Accelerator(mixed_precision=config.precision)
+        self.sharded = accelerator.distributed_type == DistributedType.FSDP
+        if self.sharded and (
+                config.ema or run.episodes or run.compile or not accelerator.is_fsdp2):
+            raise UserError('FSDP holds no second model, drives no simulator and is not compiled '
+                            'here: launch with --fsdp_version 2, set ema to 0 in the config, '
+                            '--eval-episodes 0, and no --compile')
+
+        readers = [DatasetReader(path) for path in run.data]
+        start = initialise(config, run, readers)
+        self.origin, self.transform = start.origin, start.transform
+        transform = start.transform
+        spans = location_spans(transform.tokenizer)
+        objects = object_names(readers) if spans else ()
+        tokenized = [tokenize(reader, transform, objects) for reader in readers]
+        with accelerator.main_process_first():
+            frames = [open_frames(reader, transform) for reader in readers]
+        self.batches = Collator(
+            concatenate(tokenized, transform.config.ids.pad), frames, transform, config, objects,
+            run.weights, config.accumulate * accelerator.num_processes)
+
+        torch.manual_seed(config.seed)
+        self.model = self.average = model = start.model or HybridDecoder(transform.config)
+        if config.lora.rank:
+            add_adapters(model, config.lora)
+        if config.ema:
+            self.average = copy.deepcopy(model).requires_grad_(False).eval().to(accelerator.device)
+        keys = config.auxiliary
+        attending = keys.attention_weight > 0.0 and bool(spans) and have_points(readers)
+        shared: dict[str, nn.Module] = {}
+        if objects:
+            shared['localisation'] = LocalisationLoss(
+                keys.localisation_weight, transform.config, len(objects), config.place_sigma)
+
+        def objective_of(model: HybridDecoder) -> Objective:
+            attention = {'attention': AttentionLoss(
+                keys.attention_weight, spans, model, keys.attention_layer)} if attending else {}
+            return Objective(model, config, spans, shared | attention)
+
+        self.objective = self.averaged = objective_of(model)
+        if config.ema:
+            self.averaged = objective_of(self.average)
+        optimizer = new_optimizer(self.objective, config)
+        self.frozen = frozenset(name for name, parameter in self.objective.named_parameters()
+                                if not parameter.requires_grad)
+        if config.checkpointing:
+            recompute_layers(model)
+        state = load_checkpoint(run.out, self.objective, self.average if config.ema else None,
+                                optimizer, self.frozen)
+        if state is not None and SftConfig.from_dict(state['config']) != config:
+            raise UserError(f'{run.out}: begun with another config; use a new --out')
+        if state is None and run.init is not None and start.model is None:
+            copy_weights(model, transform.tokenizer, run.init)
+            self.average.load_state_dict(model.state_dict())
+        if run.compile:
+            for name in ('run', 'encode_images'):
+                setattr(model, name, torch.compile(getattr(model, name), dynamic=False))
+
+        slots = [optimizer.state.get(p, {}) for g in optimizer.param_groups for p in g['params']]
+        self.wrapped, self.optimizer = accelerator.prepare(self.objective, optimizer)
+        if self.sharded:
+            reshard(self.optimizer.optimizer, slots)
+        # A policy that goes on in scenes with words it did not know localises their objects first.
+        self.fresh = state is None and (run.init is None or start.new_words)
+        self.step: int = state['step'] if state else 0
+        self.seconds: float = state['seconds'] if state else 0.0
 
     def pretrain(self) -> None:
         """Put a run from scratch through the pre-training stages, and keep their result."""
-        if not (self.fresh and self.batches.objects):
-            return
-        objective = self.accelerator.unwrap_model(self.objective)
-        for stage in (pretrain_localisation, pretrain_captioning):
-            stage(objective, self.batches, self.config, self.accelerator, self.run.loaders)
-        self.average.load_state_dict(self.model.state_dict())
-        self.save()
+        if self.fresh and self.batches.objects:
+            pretrain(self.objective, self.batches, self.config, self.accelerator,
+                     self.run.loaders)
+            self.average.load_state_dict(self.model.state_dict())
+            self.save()
 
     def draw(self, step: int) -> list[Batch]:
         """Return this process's batches of a step."""
@@ -75,64 +149,41 @@ class Trainer:
 
     def train_step(self, *batches: Batch) -> Metrics:
         """Take one optimizer step over this process's batches; return everybody's ``loss`` etc."""
-        rate = self.config.learning_rate * warm_cosine(
-            self.step, self.config.warmup_steps, self.run.progress(self.step, self.seconds),
-            self.config.final_rate)
+        config, accelerator = self.config, self.accelerator
+        rate = config.learning_rate * warm_cosine(
+            self.step, config.warmup_steps, self.run.progress(self.step, self.seconds),
+            config.final_rate)
         for group in self.optimizer.param_groups:
             group['lr'] = group['factor'] * rate
-        parts = [batch.to(self.accelerator.device) for batch in batches]
-        divisor = self._divisor(parts)
+        self.model.train()
+        parts = send_to_device(list(batches), accelerator.device, non_blocking=True)
+        # The gradient of several processes is their mean, not their sum.
+        weight = torch.stack([self.objective.weight(part) for part in parts]).sum()
+        divisor = accelerator.reduce(weight, 'mean').clamp_min(1.0)
         self.optimizer.zero_grad()
         reports: list[Metrics] = []
         for k, part in enumerate(parts):
-            if self.config.lora.dropout:  # so that a resumed run drops the same
-                torch.manual_seed(hash((self.config.seed, self.step, self._first + k)))
+            if config.lora.dropout:  # so that a resumed run drops the same
+                torch.manual_seed(hash((config.seed, self.step, self._first + k)))
             last = k + 1 == len(parts)
-            with nullcontext() if last else self.accelerator.no_sync(self.objective):
-                loss, metrics = self.objective(part, divisor, 1.0 / len(parts))
-                self.accelerator.backward(loss)
+            with nullcontext() if last else accelerator.no_sync(self.wrapped):
+                loss, metrics = self.wrapped(part, divisor, 1.0 / len(parts))
+                accelerator.backward(loss)
             reports.append({'loss': loss.detach(), **metrics})
-        self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.gradient_clip)
+        accelerator.clip_grad_norm_(self.objective.parameters(), config.gradient_clip)
         self.optimizer.step()
         self.step += 1
-        if self.config.ema:
-            self._update_average()
-        return self._merged(reports)
-
-    def _divisor(self, parts: Sequence[Batch]) -> Tensor:
-        """Return what the losses of a step's parts are divided by, so that their mean is one."""
-        objective = self.accelerator.unwrap_model(self.objective)
-        weight = torch.stack([objective.weight(part) for part in parts]).sum()
-        # The gradient of several processes is their mean, not their sum.
-        return self.accelerator.reduce(weight, 'mean').clamp_min(1.0)
-
-    def _merged(self, reports: Sequence[Metrics]) -> Metrics:
-        """Return one report of a step whose batch came in parts, over all processes.
-
-        The parts' losses add up to this process's share; the metrics are averaged.
-        """
+        if config.ema:
+            # With a warm-up, which torch's AveragedModel has not.
+            decay = min(config.ema, (1 + self.step) / (10 + self.step))
+            with torch.no_grad():
+                torch._foreach_lerp_(
+                    list(self.average.parameters()), list(self.model.parameters()), 1.0 - decay)
+        # The parts' losses add up to this process's share; the metrics are averaged.
         values = torch.stack([torch.stack([v.float() for v in report.values()])
                               for report in reports])
         values = torch.cat([values[:, :1].sum(0), values[:, 1:].mean(0)])
-        return dict(zip(reports[0], self.accelerator.reduce(values, 'mean'), strict=True))
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        """Exponential moving average with a decay that warms up: min(ema, (1 + t) / (10 + t)).
-
-        Ours: torch's ``AveragedModel`` copies at its first update, and has no warm-up.
-        """
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(
-            list(self.average.parameters()), list(self.model.parameters()), 1.0 - decay)
-
-    @contextmanager
-    def evaluating(self) -> Iterator[HybridDecoder]:
-        """Give the averaged model, without dropout."""
-        self.average.eval()
-        yield self.average
-        if self.average is self.model:
-            self.model.train()
+        return dict(zip(reports[0], accelerator.reduce(values, 'mean'), strict=True))
 
     @torch.no_grad()
     def validate(self, limit: int = 1024) -> dict[str, float]:
@@ -141,26 +192,28 @@ class Trainer:
         frames = frames[np.linspace(0, len(frames) - 1, min(limit, len(frames))).astype(int)]
         size = self.config.batch_size
         sums: dict[str, float] = {}
-        with self.evaluating():
-            for k in range(0, len(frames), size):
-                batch = self.batches.plain(frames[k:k + size]).to(self.accelerator.device)
-                with self.accelerator.autocast():
-                    loss, metrics = self.averaged(batch)
-                share = len(batch.action_start) / len(frames)
-                for name, value in {'loss': loss, **metrics}.items():
-                    sums[name] = sums.get(name, 0.0) + float(value) * share
+        self.average.eval()
+        for k in range(0, len(frames), size):
+            batch = send_to_device(
+                self.batches.plain(frames[k:k + size]), self.accelerator.device)
+            with self.accelerator.autocast():
+                loss, metrics = self.averaged(batch)
+            share = len(batch.action_start) / len(frames)
+            for name, value in {'loss': loss, **metrics}.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * share
         return {name: value for name, value in sums.items() if not math.isnan(value)}
 
     def save(self) -> None:
         """Write the checkpoint and, for export, the averaged weights or the adapters."""
         main, out = self.accelerator.is_main_process, self.run.out
-        if not main and not is_sharded(self.accelerator):
+        if not main and not self.sharded:
             return
         tensors = gathered(self.average.state_dict(), main)
         if main:
             write_transform(out, self.transform)
-            if self.origin is not None:
-                write_origin(out, self.origin)
+            if self.origin is not None:  # what it promises, besides its files and successes
+                write_text(out / ORIGIN / MANIFEST,
+                           replace(self.origin, files={}, success={}).to_json())
             if self.config.lora.rank:
                 assert self.run.init is not None, 'adapters have a policy that they adapt'
                 trained = {name for name in tensors if f'model.{name}' not in self.frozen}
@@ -169,29 +222,9 @@ class Trainer:
                 save_tensors(tensors, out / WEIGHTS)
         del tensors
         save_checkpoint(
-            out, self.accelerator.unwrap_model(self.objective),
-            self.average if self.config.ema else None, self.optimizer.optimizer,
-            {'step': self.step, 'seconds': self.seconds, 'config': asdict(self.config)},
-            self.frozen, main)
-
-
-# --- distributed
-
-
-def is_sharded(accelerator: Accelerator) -> bool:
-    """Return whether each process holds a part of the model only (FSDP)."""
-    return accelerator.distributed_type == DistributedType.FSDP
-
-
-def check_sharded(accelerator: Accelerator, config: SftConfig, run: SftRun) -> None:
-    """Raise where a run asks for what a model in shards can not give."""
-    if not is_sharded(accelerator):
-        return
-    if not accelerator.is_fsdp2:
-        raise UserError('this is FSDP1; launch with --fsdp_version 2')
-    if config.ema or run.episodes or run.compile:
-        raise UserError('FSDP holds no second model, drives no simulator and is not compiled '
-                        'here: set ema to 0 in the config, --eval-episodes 0, and no --compile')
+            out, self.objective, self.average if self.config.ema else None,
+            self.optimizer.optimizer, {'step': self.step, 'seconds': self.seconds,
+                                       'config': asdict(self.config)}, self.frozen, main)
 
 
 # --- parameter groups
@@ -204,28 +237,22 @@ def group_of(name: str) -> str:
     return 'vision' if name.startswith('model.vision.') else 'decoder'
 
 
-def freeze(objective: nn.Module, config: SftConfig) -> frozenset[str]:
-    """Freeze the groups whose rate is 0; return the names of all that is frozen."""
-    for name, parameter in objective.named_parameters():
-        if getattr(config.rates, group_of(name)) == 0.0:
-            parameter.requires_grad_(False)
-    return frozenset(name for name, parameter in objective.named_parameters()
-                     if not parameter.requires_grad)
-
-
 def new_optimizer(objective: nn.Module, config: SftConfig) -> torch.optim.AdamW:
-    """Return AdamW over what is not frozen; a group's ``factor`` scales its learning rate."""
-    groups = []
-    named = [(getattr(config.rates, group_of(name)), parameter)
-             for name, parameter in objective.named_parameters() if parameter.requires_grad]
-    for factor in dict.fromkeys(factor for factor, _ in named):
-        mine = [parameter for own, parameter in named if own == factor]
-        for decay, parameters in (
-                (config.weight_decay, [p for p in mine if p.ndim > 1]),
-                (0.0, [p for p in mine if p.ndim <= 1])):
-            if parameters:
-                groups.append({'params': parameters, 'weight_decay': decay, 'factor': factor})
-    return torch.optim.AdamW(groups, config.learning_rate, betas=config.betas, fused=True)
+    """Return AdamW over what is not frozen; a group's ``factor`` scales its learning rate.
+
+    Parameters of a rate of 0 are frozen.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in objective.named_parameters():
+        factor = getattr(config.rates, group_of(name))
+        parameter.requires_grad_(parameter.requires_grad and factor > 0.0)
+        if parameter.requires_grad:
+            groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
+    return torch.optim.AdamW(
+        [{'params': groups[factor, wide], 'weight_decay': config.weight_decay * wide,
+          'factor': factor} for factor in dict.fromkeys(factor for factor, _ in groups)
+         for wide in (True, False) if (factor, wide) in groups],
+        config.learning_rate, betas=config.betas, fused=True)
 
 
 def recompute_layers(model: nn.Module) -> None:

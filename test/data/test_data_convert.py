@@ -101,12 +101,12 @@ def test_chunks_hold_the_next_actions(converted):
 
 def test_the_trainer_learns_from_it(converted, tmp_path):
     """A few steps on the converted thoughts, actions and images lower the loss."""
-    from dtvla_ros.training.sft import SftRun, build_trainer
+    from dtvla_ros.training.sft import SftRun, Trainer
 
     source, _, reader = converted
     if open_dataset(source).image_keys:
         pytest.skip('the same trainer, the same features')
-    trainer = build_trainer(CONFIG, SftRun(data=(reader.root,), out=tmp_path / 'run', steps=30))
+    trainer = Trainer(CONFIG, SftRun(data=(reader.root,), out=tmp_path / 'run', steps=30))
     losses = [float(trainer.train_step(trainer.batches.train(k, 0))['loss'])
               for k in range(30)]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])

@@ -23,7 +23,7 @@ from dtvla_ros.engine.published import Scene, scene
 from dtvla_ros.engine.quantize import in_floats, quantize
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.manifest import FLOAT_GRAPHS, GRAPHS, PolicyManifest
-from dtvla_ros.training.export import ExportOptions, export
+from dtvla_ros.training.export import export
 
 
 @pytest.fixture(scope='module')
@@ -219,7 +219,7 @@ def test_only_onnx_reads_quantised_weights(tmp_path):
     with pytest.raises(UserError, match='int8 weights; use the engine onnx'):
         load_policy(tmp_path / 'policy', 'torch')
     with pytest.raises(UserError, match='int8 already'):
-        export(tmp_path / 'policy', ExportOptions())
+        export(tmp_path / 'policy')
 
 
 def test_a_policy_is_exported_again(tmp_path):
@@ -239,7 +239,7 @@ def test_a_policy_is_exported_again(tmp_path):
 
 def test_a_policy_replaces_itself(tmp_path):
     write(tmp_path / 'policy')
-    out, _ = export(tmp_path / 'policy', ExportOptions(out=tmp_path / 'policy', name='other'))
+    out, _ = export(tmp_path / 'policy', tmp_path / 'policy', 'other')
     assert out == tmp_path / 'policy'
     assert PolicyManifest.read(out).name == 'other'
     load_policy(out)
@@ -254,9 +254,9 @@ def test_a_checkpoint_does_not_replace_itself(tmp_path):
                               | {'files': files}).to_json()
     (tmp_path / 'policy' / 'manifest.json').write_text(text)
     with pytest.raises(UserError, match='choose another folder'):
-        export(tmp_path / 'policy', ExportOptions(out=tmp_path / 'policy'))
+        export(tmp_path / 'policy', tmp_path / 'policy')
     with pytest.raises(UserError, match='is this the folder of a training run'):
-        export(tmp_path, ExportOptions(out=tmp_path / 'out'))
+        export(tmp_path, tmp_path / 'out')
 
 
 @pytest.mark.parametrize('weights', ['int8', 'w8a8'])

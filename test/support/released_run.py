@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 from dtvla_ros.data import layout, writer
 from dtvla_ros.policy.convert import ConvertOptions, convert
 from dtvla_ros.training.config import AdapterConfig, Rates, SftConfig
-from dtvla_ros.training.sft import SftRun, build_trainer
+from dtvla_ros.training.sft import SftRun, Trainer
 
 CHUNK = 10
 THOUGHTS = ('The gripper holds the butter.', 'push', 'The red cube lies on the plate; push it '
@@ -61,7 +61,7 @@ def released_dataset(folder: Path, episodes: int = 6) -> Path:
 
 def losses(config: SftConfig, run: SftRun, steps: int, save: bool = False) -> list[float]:
     """Train for some steps and return their losses."""
-    trainer = build_trainer(config, run)
+    trainer = Trainer(config, run)
     out = [trainer.train_step(*trainer.draw(trainer.step))['loss'].item() for _ in range(steps)]
     if save:
         trainer.save()

@@ -16,14 +16,10 @@ from dtvla_ros.data.collect import image_points
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import sequence_mask
 from dtvla_ros.policy.model import HybridDecoder
-from dtvla_ros.training.auxiliary.localisation import (
-    attention_targets,
-    pretrain_captioning,
-    pretrain_localisation,
-)
+from dtvla_ros.training.auxiliary.localisation import attention_targets, pretrain
 from dtvla_ros.training.config import AuxiliaryConfig
-from dtvla_ros.training.data import NOWHERE, patch_of
-from dtvla_ros.training.sft import SftRun, build_trainer
+from dtvla_ros.training.data import NOWHERE
+from dtvla_ros.training.sft import SftRun, Trainer
 
 AUXILIARY = AuxiliaryConfig(localisation_steps=0, captioning_steps=0, localisation_weight=0.0,
                             attention_weight=0.5, attention_layer=1)
@@ -33,19 +29,7 @@ SPANS = [(10, 19), (20, 39), (40, 49)]
 
 @pytest.fixture
 def trainer(dataset, tmp_path):
-    return build_trainer(ATTENTION, SftRun((dataset,), tmp_path, steps=2))
-
-
-@pytest.fixture
-def localising(dataset, tmp_path):
-    config = replace(CONFIG, batch_size=16, auxiliary=AuxiliaryConfig(
-        localisation_steps=150, localisation_rate=8e-3, captioning_steps=100))
-    return build_trainer(config, SftRun((dataset,), tmp_path, steps=2))
-
-
-def test_patches_are_counted_row_by_row():
-    points = [[0.0, 0.0], [0.99, 0.0], [0.3, 0.6], [0.5, 0.999], [1.0, 0.5], [0.5, -0.01]]
-    assert patch_of(points, 16).tolist() == [0, 3, 9, 14, NOWHERE, NOWHERE]
+    return Trainer(ATTENTION, SftRun((dataset,), tmp_path, steps=2))
 
 
 def test_a_recorded_object_is_where_its_point_says():
@@ -97,7 +81,7 @@ def test_the_loss_is_the_mean_cross_entropy_over_the_targets(trainer):
     assert float(metrics['attended']) == pytest.approx(np.exp(-np.array(losses)).mean(), abs=1e-5)
     loss.scores = torch.tensor(scores)
     value, metrics = loss(
-        replace(batch, target_patches=torch.full_like(batch.target_patches, NOWHERE)), None)
+        batch._replace(target_patches=torch.full_like(batch.target_patches, NOWHERE)), None)
     assert float(value) == 0.0
     assert math.isnan(float(metrics['attended']))
 
@@ -146,7 +130,7 @@ def test_the_gradient_enters_through_one_heads_queries_and_keys(trainer):
 
 def test_the_head_learns_to_attend(dataset, tmp_path):
     config = replace(ATTENTION, reasoning_dropout=0.0, batch_size=16)
-    trainer = build_trainer(config, SftRun((dataset,), tmp_path, steps=80))
+    trainer = Trainer(config, SftRun((dataset,), tmp_path, steps=80))
     before = trainer.validate()
     for step in range(80):
         metrics = trainer.train_step(trainer.batches.train(step))
@@ -158,21 +142,24 @@ def test_captioning_teaches_to_attend_too(dataset, tmp_path):
     # Some initialisations need hundreds of steps; this one is quick.
     config = replace(ATTENTION, batch_size=16, seed=2,
                      auxiliary=replace(AUXILIARY, captioning_steps=60))
-    trainer = build_trainer(config, SftRun((dataset,), tmp_path, steps=2))
+    trainer = Trainer(config, SftRun((dataset,), tmp_path, steps=2))
     before = trainer.validate()['attended']
-    pretrain_captioning(trainer.objective, trainer.batches, config, trainer.accelerator)
-    trainer.average.load_state_dict(trainer.model.state_dict())
+    trainer.pretrain()
     assert trainer.validate()['attended'] > 3 * before
 
 
 def test_a_layer_that_is_not_there_is_refused(dataset, tmp_path):
     config = replace(ATTENTION, auxiliary=replace(AUXILIARY, attention_layer=2))
     with pytest.raises(UserError, match='attention_layer 2'):
-        build_trainer(config, SftRun((dataset,), tmp_path, steps=2))
+        Trainer(config, SftRun((dataset,), tmp_path, steps=2))
 
 
-def test_pre_training_teaches_to_localise_and_then_to_say_it(localising):
-    trainer, config = localising, localising.config
+def test_pre_training_teaches_to_localise_and_then_to_say_it(dataset, tmp_path):
+    def stages(localisation, captioning):
+        return replace(CONFIG, batch_size=16, auxiliary=AuxiliaryConfig(
+            localisation, 8e-3, captioning))
+
+    trainer = Trainer(stages(150, 100), SftRun((dataset,), tmp_path, steps=2))
     objective, stem = trainer.objective, trainer.model.vision.stems[0]
     batch = trainer.batches.localisation(0)
     assert batch.input_ids[0, -1] == trainer.transform.config.ids.action
@@ -183,24 +170,23 @@ def test_pre_training_teaches_to_localise_and_then_to_say_it(localising):
     def loss():
         return objective.auxiliary['localisation'](batch, stem(batch.pixels()[:, 0]))[0].item()
     before, first = {k: v.clone() for k, v in trainer.model.state_dict().items()}, loss()
-    pretrain_localisation(objective, trainer.batches, config, trainer.accelerator)
+    pretrain(objective, trainer.batches, stages(150, 0), trainer.accelerator)
     assert loss() < 0.7 * first
     for name, value in trainer.model.state_dict().items():
         assert name.startswith('vision.stems.0.') != torch.equal(value, before[name]), name
 
-    one = replace(config, auxiliary=replace(config.auxiliary, captioning_steps=1))
-    untaught, taught = (pretrain_captioning(objective, trainer.batches, c, trainer.accelerator)
-                        for c in (one, config))
+    untaught, taught = (pretrain(objective, trainer.batches, stages(0, n), trainer.accelerator)[1]
+                        for n in (1, 100))
     assert taught > untaught + 0.1
 
 
 def test_pre_training_happens_once(dataset, tmp_path):
     run = SftRun((dataset,), tmp_path, steps=2)
     config = replace(CONFIG, auxiliary=AuxiliaryConfig(localisation_steps=2, captioning_steps=2))
-    trainer = build_trainer(config, run)
+    trainer = Trainer(config, run)
     trainer.pretrain()
     taught = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-    again = build_trainer(config, run)
+    again = Trainer(config, run)
     again.pretrain()
     for name, value in again.model.state_dict().items():
         assert torch.equal(value, taught[name])
@@ -211,7 +197,7 @@ def test_a_dataset_without_positions_trains_without_auxiliary_losses(tmp_path, c
     data = tiny_dataset(tmp_path / 'data', places=False)
     config = replace(ATTENTION, auxiliary=replace(AUXILIARY, localisation_steps=5))
     with caplog.at_level(logging.WARNING):
-        trainer = build_trainer(config, SftRun((data,), tmp_path / 'run', steps=2))
+        trainer = Trainer(config, SftRun((data,), tmp_path / 'run', steps=2))
     assert len(caplog.records) == 1
     assert str(data) in caplog.text
     before = [p.clone() for p in trainer.model.parameters()]

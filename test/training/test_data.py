@@ -91,7 +91,7 @@ def test_frames_are_decoded_once_and_again_when_the_size_changes(made):
 def test_training_batches_depend_on_the_step_alone(made):
     collator = made[-1]
     first, again, other = collator.train(7), collator.train(7), collator.train(8)
-    for name in first.__slots__:
+    for name in first._fields:
         assert (getattr(first, name) == getattr(again, name)).all()
     assert first.input_ids.shape != other.input_ids.shape or not (
         first.input_ids == other.input_ids).all()
@@ -145,7 +145,7 @@ def test_a_flipped_thought_has_mirrored_actions_along_its_axes(made):
     without = DIRECTIONS.replace('forward left still', 'still still still')
     thought = np.array([transform.encode_thought(DIRECTIONS), transform.encode_thought(without)])
     actions = np.repeat(transform.encode_actions(chunk)[None], 2, 0)
-    flip = DirectionFlip.of(transform)
+    flip = DirectionFlip(transform)
     flipped, mirrored = flip(thought, actions)
     assert flipped[0].tolist() == transform.encode_thought(turned_round(DIRECTIONS))
     assert flipped[1].tolist() == thought[1].tolist()
@@ -162,7 +162,7 @@ def test_a_flipped_thought_has_mirrored_actions_along_its_axes(made):
 def test_a_vocabulary_without_directions_is_refused(made, monkeypatch):
     monkeypatch.setattr('dtvla_ros.training.auxiliary.direction_flip.MARK', 'go')
     with pytest.raises(UserError, match='words for directions'):
-        DirectionFlip.of(made[1])
+        DirectionFlip(made[1])
 
 
 def test_held_out_episodes_are_never_drawn(made):

@@ -17,15 +17,8 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.training.collate import CAPTIONED
 from dtvla_ros.training.config import AuxiliaryConfig
-from dtvla_ros.training.data import (
-    ABSENT,
-    NOWHERE,
-    object_names,
-    object_positions,
-    target_patches,
-    unambiguous,
-)
-from dtvla_ros.training.sft import SftRun, build_trainer, train_sft
+from dtvla_ros.training.data import ABSENT, NOWHERE, locate, object_names
+from dtvla_ros.training.sft import SftRun, Trainer, train_sft
 
 BOWLS = ('black_bowl_1', 'black_bowl_2', 'plate_1')
 
@@ -38,6 +31,8 @@ def bowl_episode(seed):
     points = np.tile(np.array([0.3, 0.3, 0.6, 0.6, 0.5, 0.1], np.float32), (n, 1))
     if seed % 2:
         places[:, 6:], points[:, 4:] = np.nan, np.nan
+    if seed == 2:
+        points[:] = [0.0, 0.999, 1.0, 0.5, 0.5, -0.01]
     columns = dict(episode.columns) | {
         layout.PLACES: places, layout.POINTS: points,
         layout.REASONING: ['now reach black_bowl at x40 y+10'] * n}
@@ -57,17 +52,15 @@ def test_a_missing_object_is_absent_and_twins_are_ambiguous(dataset, bowls):
     readers = [DatasetReader(dataset), DatasetReader(bowls)]
     objects = object_names(readers)
     assert objects == ('can', *BOWLS)
-    tiny, other = (object_positions(reader, objects) for reader in readers)
+    (tiny, *_), (other, alone, patches) = (locate(reader, objects, 16) for reader in readers)
     assert (tiny[:, 0] != ABSENT).all() and (tiny[:, 1:] == ABSENT).all()
     assert (other[:, 0] == ABSENT).all()
     np.testing.assert_array_equal(other[0, 1], [40 - 20, 10 + 45])
-    alone = unambiguous(other, objects)
     assert not alone[:, :3].any(), 'two black bowls: the name means neither alone'
     frames = len(other) // 6
     np.testing.assert_array_equal(alone[::frames, 3], [True, False] * 3)
-    patches = target_patches(readers[1], objects, 16)
-    assert patches[0].tolist() == [NOWHERE, 5, 10, 2]
-    assert patches[frames].tolist() == [NOWHERE, 5, 10, NOWHERE]
+    assert patches[::frames][:3].tolist() == [
+        [NOWHERE, 5, 10, 2], [NOWHERE, 5, 10, NOWHERE], [NOWHERE, 12, NOWHERE, NOWHERE]]
 
 
 def test_statistics_of_absent_objects_are_numbers(bowls):
@@ -79,7 +72,7 @@ def test_statistics_of_absent_objects_are_numbers(bowls):
 def test_two_suites_train_one_policy_and_captions_name_what_is_there(dataset, bowls, tmp_path):
     config = replace(CONFIG, auxiliary=AuxiliaryConfig(localisation_steps=2, captioning_steps=2))
     run = SftRun((dataset, bowls), tmp_path, steps=2, weights=(1.0, 3.0))
-    trainer = build_trainer(config, run)
+    trainer = Trainer(config, run)
     assert trainer.batches.objects == ('can', *BOWLS)
     batch = trainer.batches.localisation(0)
     transform = trainer.transform
@@ -96,8 +89,8 @@ def test_two_suites_train_one_policy_and_captions_name_what_is_there(dataset, bo
 def test_a_policy_goes_on_with_new_words(dataset, bowls, tmp_path):
     first = tmp_path / 'first'
     train_sft(CONFIG, SftRun((dataset,), first, steps=3))
-    before = build_trainer(CONFIG, SftRun((dataset,), first, steps=3))
-    trainer = build_trainer(CONFIG, SftRun((bowls,), tmp_path / 'second', steps=3, init=first))
+    before = Trainer(CONFIG, SftRun((dataset,), first, steps=3))
+    trainer = Trainer(CONFIG, SftRun((bowls,), tmp_path / 'second', steps=3, init=first))
     old, new = (t.transform.tokenizer.get_vocab() for t in (before, trainer))
     assert set(new) - set(old) == {'black', 'bowl', 'plate'}
     assert trainer.fresh, 'it must localise the new objects first'
@@ -106,13 +99,13 @@ def test_a_policy_goes_on_with_new_words(dataset, bowls, tmp_path):
         assert torch.equal(a['embed_tokens.weight'][old[word]],
                            b['embed_tokens.weight'][new[word]])
     assert all(torch.equal(a[k], b[k]) for k in a if k != 'embed_tokens.weight')
-    same = build_trainer(CONFIG, SftRun((dataset,), tmp_path / 'third', steps=3, init=first))
+    same = Trainer(CONFIG, SftRun((dataset,), tmp_path / 'third', steps=3, init=first))
     assert not same.fresh
     assert same.transform.tokenizer.get_vocab() == old
 
 
 def test_a_policy_without_words_for_its_gripper_is_refused(dataset, tmp_path):
-    transform = build_trainer(CONFIG, SftRun((dataset,), tmp_path / 'run', steps=1)).transform
+    transform = Trainer(CONFIG, SftRun((dataset,), tmp_path / 'run', steps=1)).transform
     seen = Observation(
         images={}, joint_positions={}, ee_position=np.array([0.5, 0.0, 0.2]),
         ee_quaternion=np.array([1.0, 0.0, 0.0, 0.0]), gripper_opening=0.0, instruction='',

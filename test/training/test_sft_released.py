@@ -22,7 +22,7 @@ from dtvla_ros.policy.checkpoint import read_tensors
 from dtvla_ros.training.checkpoint import CHECKPOINT, WEIGHTS
 from dtvla_ros.training.config import AdapterConfig, Rates, SftConfig
 from dtvla_ros.training.export import read_source
-from dtvla_ros.training.sft import SftRun, build_trainer, train_sft
+from dtvla_ros.training.sft import SftRun, Trainer, train_sft
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +71,7 @@ def test_a_shipped_recipe_trains_and_keeps_the_promises(recipe, policy, data, tm
 
 def test_adapters_are_merged_into_what_was_trained(policy, data, tmp_path):
     run = SftRun((data,), tmp_path / 'run', init=policy, steps=9)
-    trainer = build_trainer(LORA, run)
+    trainer = Trainer(LORA, run)
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     for _ in range(4):
         trainer.train_step(*trainer.draw(trainer.step))
@@ -102,7 +102,7 @@ def test_a_resumed_run_has_the_same_next_losses(config, policy, data, tmp_path):
 
 def test_each_part_learns_at_its_own_rate(policy, data, tmp_path):
     config = replace(CONFIG, rates=Rates(vision=0.25, projector=0.0, decoder=1.0), warmup_steps=1)
-    trainer = build_trainer(config, SftRun((data,), tmp_path, init=policy, steps=1000))
+    trainer = Trainer(config, SftRun((data,), tmp_path, init=policy, steps=1000))
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     trainer.train_step(*trainer.draw(0))
     after = trainer.model.state_dict()
@@ -120,7 +120,7 @@ def test_recomputed_layers_learn_the_same(policy, data, tmp_path):
     run = SftRun((data,), tmp_path / 'run', init=policy, steps=20)
     kept = losses(CONFIG, run, 3)
     assert losses(replace(CONFIG, checkpointing=True), run, 3) == pytest.approx(kept, rel=1e-5)
-    trainer = build_trainer(replace(CONFIG, checkpointing=True), run)
+    trainer = Trainer(replace(CONFIG, checkpointing=True), run)
     calls = []
     layer = trainer.model.layers[0].mlp
     layer.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -130,8 +130,8 @@ def test_recomputed_layers_learn_the_same(policy, data, tmp_path):
 
 def test_batches_of_one_length_hold_the_same_frames(policy, data, tmp_path):
     run = SftRun((data,), tmp_path, init=policy, steps=20)
-    plain = build_trainer(CONFIG, run).batches
-    maker = build_trainer(replace(CONFIG, bucket=8, accumulate=2), run).batches
+    plain = Trainer(CONFIG, run).batches
+    maker = Trainer(replace(CONFIG, bucket=8, accumulate=2), run).batches
     assert maker.padding() < 0.5 * plain.padding()
     lengths = [[maker.train(step, rank).attention_mask.sum(1) for rank in range(2)]
                for step in range(8)]
@@ -173,7 +173,7 @@ def test_two_processes_resumed_learn_what_one_does(how, config, policy, data, tm
 @pytest.mark.parametrize('config', [LORA, replace(CONFIG, rates=Rates(vision=0.0))])
 def test_frozen_parts_need_a_policy(config, data, tmp_path):
     with pytest.raises(UserError, match='--init'):
-        build_trainer(config, SftRun((data,), tmp_path / 'run', steps=1))
+        Trainer(config, SftRun((data,), tmp_path / 'run', steps=1))
     assert not (tmp_path / 'run').exists()
 
 
@@ -191,4 +191,4 @@ def test_a_small_policy_gets_adapters_too(tmp_path):
 def test_lora_targets_must_exist(policy, data, tmp_path):
     config = replace(LORA, lora=AdapterConfig(rank=2, targets=('k_project',)))
     with pytest.raises(UserError, match='k_project'):
-        build_trainer(config, SftRun((data,), tmp_path, init=policy, steps=1))
+        Trainer(config, SftRun((data,), tmp_path, init=policy, steps=1))

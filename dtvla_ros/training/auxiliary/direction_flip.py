@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,40 +13,30 @@ AXES = 3  # of translation, the first of an action
 NO_AXIS = -1
 
 
-@dataclass(frozen=True, slots=True)
 class DirectionFlip:
-    """Ids of a policy's direction tokens, and every action bin's opposite.
+    """Reverses a policy's direction tokens, and mirrors action bins.
 
-    ``mark``: the id before the directions; ``opposite`` [V] and ``axis`` [V] of every id
-    (itself and ``NO_AXIS`` for other tokens); ``mirror`` [AXES, bins]: the bin, counted from the
-    first, of the negative value.
+    Tables: ``_opposite`` [V] and ``_axis`` [V] of every id (itself and ``NO_AXIS`` for other
+    tokens); ``_mirror`` [AXES, bins]: the bin, counted from the first, of the negative value.
     """
 
-    mark: int
-    opposite: NDArray[np.int64]
-    axis: NDArray[np.int64]
-    mirror: NDArray[np.int64]
-    action_dim: int
-    bins_first: int
-
-    @classmethod
-    def of(cls, transform: PolicyTransform) -> DirectionFlip:
+    def __init__(self, transform: PolicyTransform):
         """Build the tables. Raises ``UserError`` for a vocabulary without directions."""
         tokenizer, config = transform.tokenizer, transform.config
         if tokenizer.token_to_id(MARK) is None:
             raise UserError('train config: auxiliary.direction_flip needs a vocabulary with words '
                             'for directions')
-        opposite = np.arange(config.text.vocabulary)
-        axis = np.full(config.text.vocabulary, NO_AXIS)
-        for word, (number, _) in DIRECTIONS.items():
+        self._mark, self._config = word_id(tokenizer, MARK), config
+        self._opposite = np.arange(config.text.vocabulary)
+        self._axis = np.full(config.text.vocabulary, NO_AXIS)
+        for word, (axis, _) in DIRECTIONS.items():
             here = word_id(tokenizer, word)
-            opposite[here], axis[here] = word_id(tokenizer, OPPOSITE[word]), number
-        first, bins = config.ids.bins_first, config.ids.bins
-        mirror = np.empty((AXES, bins), np.int64)
-        for k in range(bins):
+            self._opposite[here], self._axis[here] = word_id(tokenizer, OPPOSITE[word]), axis
+        first = config.ids.bins_first
+        self._mirror = np.empty((AXES, config.ids.bins), np.int64)
+        for k in range(config.ids.bins):
             chunk = transform.decode_actions(np.full(config.slots, first + k))  # [T, D]
-            mirror[:, k] = transform.encode_actions(-chunk)[:AXES] - first
-        return cls(word_id(tokenizer, MARK), opposite, axis, mirror, config.action_dim, first)
+            self._mirror[:, k] = transform.encode_actions(-chunk)[:AXES] - first
 
     def __call__(self, thought: NDArray[np.int64],
                  actions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -57,16 +45,14 @@ class DirectionFlip:
         Along every axis that has a direction token the actions are mirrored; thoughts without
         one stay as they are.
         """
-        width = thought.shape[1]
-        marked = thought == self.mark  # [B, W]
+        width, first = thought.shape[1], self._config.ids.bins_first
+        marked = thought == self._mark  # [B, W]
         last = width - 1 - marked[:, ::-1].argmax(1)
         after = (np.arange(width) > last[:, None]) & marked.any(1)[:, None]
-        axes = np.where(after, self.axis[thought], NO_AXIS)
-        steps = actions.shape[1] // self.action_dim
-        out = actions.reshape(len(actions), steps, self.action_dim).copy()  # [B, T, D]
+        axes = np.where(after, self._axis[thought], NO_AXIS)
+        out = actions.copy()
+        chunk = out.reshape(len(out), self._config.chunk_steps, self._config.action_dim)
         for axis in range(AXES):
             rows = (axes == axis).any(1)
-            out[rows, :, axis] = self.bins_first + self.mirror[axis][
-                out[rows, :, axis] - self.bins_first]
-        return (np.where(axes != NO_AXIS, self.opposite[thought], thought),
-                out.reshape(actions.shape))
+            chunk[rows, :, axis] = first + self._mirror[axis][chunk[rows, :, axis] - first]
+        return np.where(axes != NO_AXIS, self._opposite[thought], thought), out

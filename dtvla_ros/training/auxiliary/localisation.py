@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, send_to_device
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from tqdm import tqdm
@@ -29,7 +29,7 @@ from dtvla_ros.policy.vision import ConvTower
 from dtvla_ros.training.collate import Batch, Collator, prefetch
 from dtvla_ros.training.config import SftConfig, warm_cosine
 from dtvla_ros.training.data import AXES, NOWHERE
-from dtvla_ros.training.loss import AuxiliaryLoss, Metrics, Objective, ordinal_cross_entropy
+from dtvla_ros.training.loss import Metrics, Objective, ordinal_cross_entropy
 
 NEAR = 3  # tokens, x and y together, between the location said and the object it is taken to mean
 SMOOTHING = 0.98  # of the losses shown
@@ -37,11 +37,17 @@ WARMUP = 100
 FLOOR = 0.05  # of the peak learning rate, at the end of a stage
 
 
-class LocalisationHead(nn.Module):
-    """One query per object over the rows of one camera: which x token, which y token."""
+class LocalisationLoss(nn.Module):
+    """Asks the first camera's rows where every object is: one query each, for its x and y token.
 
-    def __init__(self, width: int, objects: int):
+    Smoothed cross-entropy of both tokens, mean over the unambiguous objects. Metric
+    ``localised``: the share of them placed within one token on both axes.
+    """
+
+    def __init__(self, weight: float, decoder: DecoderConfig, objects: int, sigma: float):
         super().__init__()
+        width = decoder.text.width
+        self.weight, self.rows, self.sigma = weight, decoder.vision.tokens[0], sigma
         self.norm = nn.LayerNorm(width)
         self.question = nn.Parameter(torch.randn(objects, width) * width ** -0.5)
         self.key = nn.Linear(width, width)
@@ -49,32 +55,16 @@ class LocalisationHead(nn.Module):
         self.words = nn.ModuleList(
             nn.Linear(width, CM_RANGE[a][1] - CM_RANGE[a][0] + 1) for a in AXES)
 
-    def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """[B, n, width] -> logits [B, E, tokens] for x and for y."""
-        rows = self.norm(rows)
-        attention = (self.question @ self.key(rows).transpose(1, 2)).softmax(-1)  # [B, E, n]
-        found = F.gelu(attention @ self.value(rows))  # [B, E, width]
-        return tuple(axis(found) for axis in self.words)
-
-
-class LocalisationLoss(AuxiliaryLoss):
-    """Smoothed cross-entropy of both tokens, mean over the unambiguous objects.
-
-    Metric ``localised``: the share of them placed within one token on both axes.
-    """
-
-    def __init__(self, weight: float, decoder: DecoderConfig, objects: int, sigma: float):
-        super().__init__(weight)
-        self.head = LocalisationHead(decoder.text.width, objects)
-        self.rows, self.sigma = decoder.vision.tokens[0], sigma
-
     def forward(self, batch: Batch, features: Tensor) -> tuple[Tensor, Metrics]:
         """Read positions off the first camera's rows of ``features``."""
+        rows = self.norm(features[:, :self.rows])
+        attention = (self.question @ self.key(rows).transpose(1, 2)).softmax(-1)  # [B, E, n]
+        found = F.gelu(attention @ self.value(rows))  # [B, E, width]
         loss, near = features.new_zeros((), dtype=torch.float32), batch.unambiguous
-        for k, logits in enumerate(self.head(features[:, :self.rows])):
-            target = batch.positions[..., k]  # [B, E]
+        for k, axis in enumerate(self.words):
+            logits, target = axis(found), batch.positions[..., k]  # [B, E, tokens], [B, E]
             away = torch.arange(logits.shape[-1], device=logits.device) - target[..., None]
-            wanted = (-0.5 * (away / max(self.sigma, 1e-3)) ** 2).softmax(-1)  # [B, E, tokens]
+            wanted = (-0.5 * (away / max(self.sigma, 1e-3)) ** 2).softmax(-1)
             losses = -(wanted * logits.float().log_softmax(-1)).sum(-1)
             loss = loss + losses.where(batch.unambiguous, 0.0).sum()
             near = near & ((logits.argmax(-1) - target).abs() <= 1)
@@ -98,8 +88,8 @@ def attention_targets(
     (x_first, x_last), (y_first, y_last) = spans[:2]
     said, after = token_targets[:-1], token_targets[1:]
     pair = (said >= x_first) & (said <= x_last) & (after >= y_first) & (after <= y_last)
-    pair &= (token_rows[0, 1:] == token_rows[0, :-1]) & (token_rows[1, 1:]
-                                                         == token_rows[1, :-1] + 1)
+    step = token_rows[:, 1:] - token_rows[:, :-1]
+    pair &= (step[0] == 0) & (step[1] == 1)
     at = pair.nonzero()[:, 0]  # [K / 2]
     sequence, row = token_rows[:, at]
     location = torch.stack([said[at] - x_first, after[at] - y_first], 1)  # [K / 2, 2]
@@ -110,7 +100,7 @@ def attention_targets(
     return torch.stack([sequence.repeat(2), torch.cat([row, row + 1]), column.repeat(2)])
 
 
-class AttentionLoss(AuxiliaryLoss):
+class AttentionLoss(nn.Module):
     """Cross-entropy of the first head's attention in a decoder layer, over ``attention_targets``.
 
     Its mean, 0 when there are none. Metric ``attended``: their mean share of attention on the
@@ -121,8 +111,8 @@ class AttentionLoss(AuxiliaryLoss):
 
     def __init__(self, weight: float, spans: Sequence[tuple[int, int]], model: HybridDecoder,
                  layer: int):
-        super().__init__(weight)
-        self.spans = spans
+        super().__init__()
+        self.weight, self.spans = weight, spans
         self.scores: Tensor | None = None
         if not 0 <= layer < len(model.layers):
             raise UserError(f'train config: auxiliary.attention_layer {layer} is not one of '
@@ -152,60 +142,54 @@ class AttentionLoss(AuxiliaryLoss):
                 {'attended': losses.detach().neg().exp().mean()})
 
 
-def pretrain_localisation(objective: Objective, collator: Collator, config: SftConfig,
-                          accelerator: Accelerator, loaders: int = 1) -> float:
-    """Train the first camera's stem with the head; return the share localised."""
-    stem = _first_stem(objective.model)
-    localisation = objective.auxiliary['localisation']
+def pretrain(objective: Objective, collator: Collator, config: SftConfig,
+             accelerator: Accelerator, loaders: int = 1) -> list[float]:
+    """Run both pre-training stages; return the smoothed share that each gets right.
 
-    def loss(batch: Batch) -> tuple[Tensor, Tensor]:
+    In the first the first camera's stem learns with the localisation head where objects are, in
+    the second the decoder learns to write an object's location after its name.
+    """
+    model, keys = objective.model, config.auxiliary
+    auxiliary = cast(dict[str, Any], objective.auxiliary)
+    localisation = auxiliary['localisation']
+    # Policies made from scratch have one stem per camera.
+    stem, later = cast(ConvTower, model.vision).stems[0], sum(model.config.vision.tokens[1:])
+
+    def localise(batch: Batch) -> tuple[Tensor, Tensor]:
         value, metrics = localisation(batch, stem(batch.pixels()[:, 0]))
         return value, metrics['localised']
 
-    return _train_stage(
-        'localisation', loss, config.auxiliary.localisation_steps,
-        config.auxiliary.localisation_rate, [*stem.parameters(), *localisation.parameters()],
-        collator, config, accelerator, loaders)
-
-
-def pretrain_captioning(objective: Objective, collator: Collator, config: SftConfig,
-                        accelerator: Accelerator, loaders: int = 1) -> float:
-    """Train the decoder to write an object's location after its name; return the share right."""
-    model = objective.model
-    later = sum(model.config.vision.tokens[1:])
-
-    def loss(batch: Batch) -> tuple[Tensor, Tensor]:
-        rows = _first_stem(model)(batch.pixels()[:, 0])
+    def caption(batch: Batch) -> tuple[Tensor, Tensor]:
+        rows = stem(batch.pixels()[:, 0])
         features = torch.cat([rows, rows.new_zeros(len(rows), later, rows.shape[2])], 1)
         hidden = model.read(batch.input_ids, batch.attention_mask, features)
         logits = model.token_logits(hidden[batch.token_rows[0], batch.token_rows[1]])  # [R, V]
         near = (logits.argmax(-1) - batch.token_targets).abs() <= 1
         value = ordinal_cross_entropy(logits, batch.token_targets, objective.locations).mean()
-        if 'attention' in objective.auxiliary:
-            attention = cast(AttentionLoss, objective.auxiliary['attention'])
+        if 'attention' in auxiliary:
+            attention = auxiliary['attention']
             value = value + attention.weight * attention(batch, features)[0]
         return value, near.view(-1, 2).all(1).float().mean()
 
-    return _train_stage(
-        'location captioning', loss, config.auxiliary.captioning_steps, config.learning_rate,
-        list(model.parameters()), collator, config, accelerator, loaders)
-
-
-def _first_stem(model: HybridDecoder) -> nn.Module:
-    """Return the first camera's stem: policies made from scratch have one per camera."""
-    return cast(ConvTower, model.vision).stems[0]
+    return [
+        _train_stage(title, loss, steps, rate, parameters, collator, config, accelerator, loaders)
+        for title, loss, steps, rate, parameters in (
+            ('localisation', localise, keys.localisation_steps, keys.localisation_rate,
+             [*stem.parameters(), *localisation.parameters()]),
+            ('location captioning', caption, keys.captioning_steps, config.learning_rate,
+             [*model.parameters()]))]
 
 
 def _train_stage(
-    title: str, stage_loss: Callable[[Batch], tuple[Tensor, Tensor]], steps: int,
-    rate: float, parameters: Sequence[nn.Parameter], collator: Collator, config: SftConfig,
+    title: str, stage_loss: Callable[[Batch], tuple[Tensor, Tensor]], steps: int, rate: float,
+    parameters: Sequence[nn.Parameter], collator: Collator, config: SftConfig,
     accelerator: Accelerator, loaders: int,
 ) -> float:
     """Minimise a stage's loss with an AdamW of its own; return the smoothed share right."""
-    groups = [{'params': [p for p in parameters if p.ndim > 1],
-               'weight_decay': config.weight_decay},
-              {'params': [p for p in parameters if p.ndim <= 1], 'weight_decay': 0.0}]
-    optimizer = torch.optim.AdamW(groups, rate, betas=config.betas, fused=True)
+    optimizer = torch.optim.AdamW(
+        [{'params': [p for p in parameters if (p.ndim > 1) is wide],
+          'weight_decay': config.weight_decay * wide} for wide in (True, False)],
+        rate, betas=config.betas, fused=True)
     right = 0.0
     batches = prefetch(collator.localisation, 0, loaders, accelerator.device)
     with closing(batches), tqdm(
@@ -214,7 +198,8 @@ def _train_stage(
             for group in optimizer.param_groups:
                 group['lr'] = rate * warm_cosine(step, WARMUP, step / steps, FLOOR)
             with accelerator.autocast():
-                loss, share = stage_loss(batch.to(accelerator.device))
+                loss, share = stage_loss(
+                    send_to_device(batch, accelerator.device, non_blocking=True))
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
