@@ -167,7 +167,7 @@ class Source:
     def __init__(self, root: Path, objects: Sequence[str] = (), invert_gripper: bool = False):
         self.root = root
         self.reader = reader = DatasetReader(root)
-        state, names = reader.rows(layout.STATE), self._channels(layout.STATE)
+        state, names = reader.rows(layout.STATE), reader.channels(layout.STATE)
         axes = [names.index(a) for a in 'xyz'] if set('xyz') <= set(names) else [0, 1, 2]
         if state.shape[1] <= max(axes):
             raise UserError(f'{root}: {layout.STATE} has {state.shape[1]} channels; the position '
@@ -185,14 +185,11 @@ class Source:
         if layout.PLACES in reader.info['features']:
             places = reader.rows(layout.PLACES).reshape(len(state), -1, 3)
             self._places = {name.removesuffix('.x'): places[:, k] for k, name in enumerate(
-                self._channels(layout.PLACES)[::3])}
+                reader.channels(layout.PLACES)[::3])}
         self._known = tuple(objects) or tuple(self._places)
 
     def __len__(self) -> int:
         return len(self.reader.episodes)
-
-    def _channels(self, feature: str) -> list[str]:
-        return layout.flat_names(self.reader.info['features'].get(feature, {}).get('names'))
 
     @property
     def fingerprint(self) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import cv2
@@ -59,7 +60,7 @@ class Numbers:
     @classmethod
     def of(cls, reader: DatasetReader) -> Numbers:
         """Read them. Raises ``UserError`` when the dataset lacks one."""
-        lengths = [row['length'] for row in reader.episodes]
+        lengths = reader.lengths
         return cls(reader.rows(layout.STATE), reader.rows(layout.ACTION),
                    np.repeat(np.arange(len(lengths)), lengths),
                    np.concatenate([np.arange(n) for n in lengths]), float(reader.fps))
@@ -91,10 +92,10 @@ def check_numbers(numbers: Numbers) -> list[Issue]:
 def _constant(numbers: Numbers) -> Iterator[Issue]:
     for name, values in (('state', numbers.state), ('action', numbers.action)):
         still = np.flatnonzero(np.ptp(np.nan_to_num(values), 0) < 1e-6)
-        level, problem = (WARNING, f'channels {_listed(still)} of {name} never change: nothing '
-                          'can be learnt from them, and their quantiles coincide') if len(
-            still) else (OK, f'every channel of {name} moves')
-        yield _issue('constant channels', level, problem, 'certain')
+        yield _issue('constant channels', WARNING if len(still) else OK, f'channels '
+                     f'{_listed(still)} of {name} never change: nothing can be learnt from them, '
+                     'and their quantiles coincide' if len(still) else
+                     f'every channel of {name} moves', 'certain')
 
 
 def _not_finite(numbers: Numbers) -> Iterator[Issue]:
@@ -111,10 +112,8 @@ def gripper_opening(state: NDArray[np.float64]) -> NDArray[np.float64] | None:
     the last channel counts.
     """
     fingers = np.abs(state[:, -2:])
-    if state.shape[1] >= 8 and fingers.max() < FINGER:
-        wide = fingers.sum(1)
-    else:
-        wide = state[:, -1]
+    are_two = state.shape[1] >= 8 and fingers.max() < FINGER
+    wide = fingers.sum(1) if are_two else state[:, -1]
     return wide if np.ptp(wide) > 1e-6 else None
 
 
@@ -185,14 +184,6 @@ def _correlation(action: NDArray[np.float64], change: NDArray[np.float64],
     return a.T @ d / np.maximum(scale, 1e-12)
 
 
-def _scale(action: NDArray[np.float64], change: NDArray[np.float64],
-           ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return motion per unit [3] and the share of the motion [3] it explains, by channel."""
-    factor = (action * change).sum(0) / np.maximum((action ** 2).sum(0), 1e-12)
-    rest = ((change - factor * action) ** 2).sum(0)
-    return factor, 1 - rest / np.maximum((change ** 2).sum(0), 1e-12)
-
-
 def _agreement(numbers: Numbers, what: str, first: int, change: NDArray[np.float64], unit: str,
                ) -> Iterator[Issue]:
     """Check axes, signs, scale and delay of three action channels from ``first`` on."""
@@ -202,9 +193,11 @@ def _agreement(numbers: Numbers, what: str, first: int, change: NDArray[np.float
         return
     by_lag = {lag: float(np.diag(_correlation(*_pairs(numbers, change, first, lag))).mean())
               for lag in LAGS}
-    pairs = _pairs(numbers, change, first, 0)
-    moved = _correlation(*pairs)
-    factor, explained = _scale(*pairs)
+    action, motion = _pairs(numbers, change, first, 0)
+    moved = _correlation(action, motion)
+    factor = (action * motion).sum(0) / np.maximum((action ** 2).sum(0), 1e-12)
+    rest = ((motion - factor * action) ** 2).sum(0)
+    explained = 1 - rest / np.maximum((motion ** 2).sum(0), 1e-12)
     best, strong = np.abs(moved).argmax(0), np.abs(moved).max(0) > FOLLOWS
     wrong = next((k for k in range(3) if strong[k] and best[k] != k), None)
     reversed_ = next((k for k in range(3) if strong[k] and moved[k, k] < 0), None)
@@ -254,11 +247,10 @@ def _outliers(numbers: Numbers) -> Iterator[Issue]:
         episodes, where = np.unique(numbers.episode[found]), []
         for k in episodes[:8]:
             rows = found[numbers.episode[found] == k]
-            worst = int(rows[away[rows].max(1).argmax()])
-            channel = int(away[worst].argmax())
-            more = f', and {len(rows) - 1} frames more' if len(rows) > 1 else ''
-            where += [f'{place}: channel {channel} is {values[worst, channel]:.4g}{more}'
-                      for place in numbers.at([worst])]
+            worst = rows[away[rows].max(1).argmax()]
+            channel = away[worst].argmax()
+            where += [f'{numbers.at([worst])[0]}: channel {channel} is '
+                      f'{values[worst, channel]:.4g}, and {len(rows) - 1} frames more']
         yield _issue(f'outliers of {name}', WARNING, f'{len(found)} frames in {len(episodes)} '
                      'episodes lie far outside the rest', 'likely', where)
     beyond = np.flatnonzero((np.abs(numbers.action) > 1.001).any(1))
@@ -323,10 +315,8 @@ def sample_images(reader: DatasetReader, numbers: Numbers, episodes: int) -> lis
     moving = np.flatnonzero(lengths > SHORT * stride)
     if not len(moving):
         moving = np.arange(len(lengths))
-    chosen = moving[np.unique(np.linspace(
-        0, len(moving) - 1, min(episodes, len(moving))).astype(int))]
     samples = []
-    for number in tqdm(chosen.tolist(), desc='images', unit='ep'):
+    for number in tqdm(spread(moving, episodes), desc='images', unit='ep'):
         frames = np.arange(0, lengths[number], stride)
         grey = {key: _grey(reader, number, key, stride) for key in reader.camera_keys}
         count = min([len(frames), *map(len, grey.values())])
@@ -334,6 +324,12 @@ def sample_images(reader: DatasetReader, numbers: Numbers, episodes: int) -> lis
         samples.append(Sample(number, {key: part[:count] for key, part in grey.items()},
                               state[:, :3], state[:, 3:6], frames[:count]))
     return samples
+
+
+def spread(numbers: Sequence[int] | NDArray[np.int64], count: int) -> list[int]:
+    """Return ``count`` of some numbers, evenly spread among them; all of them if they are less."""
+    places = np.linspace(0, len(numbers) - 1, min(count, len(numbers))).astype(int)
+    return np.asarray(numbers)[np.unique(places)].tolist()
 
 
 def _grey(reader: DatasetReader, number: int, key: str, stride: int) -> NDArray[np.float32]:
@@ -346,19 +342,15 @@ def _grey(reader: DatasetReader, number: int, key: str, stride: int) -> NDArray[
 def check_images(samples: list[Sample]) -> list[Issue]:
     """Return what every check of the images says."""
     cameras = list(samples[0].grey) if samples else []
-    issues = [issue for key in cameras for issue in _dead(samples, key)]
     named = {layout.CAMERAS.get(key): key for key in cameras}
     primary, wrist = named.get('primary'), named.get('wrist')
-    if primary and wrist:
-        issues.append(_swapped(samples, primary, wrist))
-    else:
-        issues.append(_issue('swapped cameras', HINT, 'the dataset does not name a primary and '
-                             f'a wrist camera ({", ".join(cameras) or "none"})'))
-    if primary:
-        issues.append(_upright(samples, primary))
-    if wrist:
-        issues.append(_wrist_mirrored(samples, wrist))
-    return issues
+    return [
+        *(issue for key in cameras for issue in _dead(samples, key)),
+        _swapped(samples, primary, wrist) if primary and wrist else _issue(
+            'swapped cameras', HINT, 'the dataset does not name a primary and a wrist camera '
+            f'({", ".join(cameras) or "none"})'),
+        *([_upright(samples, primary)] if primary else []),
+        *([_wrist_mirrored(samples, wrist)] if wrist else [])]
 
 
 def _dead(samples: list[Sample], key: str) -> Iterator[Issue]:
@@ -373,10 +365,11 @@ def _dead(samples: list[Sample], key: str) -> Iterator[Issue]:
                          f'{sample.frames[int(empty.argmax())]}: {empty.sum()} of {len(grey)}')
             continue
         still = np.abs(np.diff(grey, axis=0)).max((1, 2), initial=0.0) < STILL
-        first, length = _longest_run(still & (sample.steps > MOVING))
-        if length >= 3:
+        first, last = max((run[1:] for run in runs(still & (sample.steps > MOVING)) if run[0]),
+                          key=lambda run: run[1] - run[0], default=(0, 0))
+        if last - first >= 3:
             frozen.append(f'episode {sample.number}, from frame {sample.frames[first]}: '
-                          f'{length + 1} images')
+                          f'{last - first + 1} images')
     for where, what in ((blank, 'is dark or blank'),
                         (frozen, 'shows a still image while the gripper moves')):
         if where:
@@ -390,11 +383,11 @@ def _dead(samples: list[Sample], key: str) -> Iterator[Issue]:
             yield issue(HINT, f'{text}; the gripper never moves in them')
 
 
-def _longest_run(flags: NDArray[np.bool_]) -> tuple[int, int]:
-    """Return where the longest run of true flags begins, and its length."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags, [0]])))
-    begins, lengths = edges[::2], edges[1::2] - edges[::2]
-    return (int(begins[lengths.argmax()]), int(lengths.max())) if len(edges) else (0, 0)
+def runs(values: Sequence[Any] | NDArray[Any]) -> Iterator[tuple[Any, int, int]]:
+    """Yield (value, first, last + 1) of what stays the same from frame to frame."""
+    for value, group in groupby(range(len(values)), key=lambda k: values[k]):
+        part = list(group)
+        yield value, part[0], part[-1] + 1
 
 
 def _swapped(samples: list[Sample], primary: str, wrist: str) -> Issue:
@@ -408,14 +401,14 @@ def _swapped(samples: list[Sample], primary: str, wrist: str) -> Issue:
         return issue(HINT, 'too few episodes in which the two differ')
     first, second = np.median(table, 0)
     right = float((table[:, 0] > table[:, 1]).mean())
-    share = max(right, 1 - right)
+    share = max(right, 1 - right) if len(table) >= 8 else min(max(right, 1 - right), 0.9)
     text = (f'{first:.0%} of the primary camera and {second:.0%} of the wrist camera never change '
             f'in an episode; the primary camera stands stiller in {right:.0%} of {len(table)} '
             'episodes')
     if right < 0.25:
         text += ': they look exchanged (dtvla data convert --rename names them)'
     return issue(OK if right > 0.75 else WARNING if right < 0.25 else HINT, text,
-                 _certainty(share if len(table) >= 8 else min(share, 0.9), 0.9, 0.75))
+                 _certainty(share, 0.9, 0.75))
 
 
 def _upright(samples: list[Sample], key: str) -> Issue:

@@ -40,19 +40,17 @@ SCENES = {'short_share': SHORT, 'observation_share': OBSERVATION}
 PERTURBATIONS = {'clean_share': 'clean', 'release_share': 'drop', 'push_share': 'shove'}
 
 
-def require_training_block(seed: int) -> None:
-    """Refuse a ``--seed`` whose block of start states is one that evaluations use."""
+def require_plan(seed: int, camera_every: int, episodes: int) -> None:
+    """Refuse start states of evaluations, and a frame rate that is no whole number."""
     last = dtvla_sim.EVAL_SEED_START // SEEDS_PER_BASE - 1
     if not 0 <= seed <= last:
         raise UserError(f'--seed {seed}: 0 to {last}; start states from '
                         f'{dtvla_sim.EVAL_SEED_START} on are kept for evaluation')
-
-
-def require_frame_rate(camera_every: int) -> None:
-    """Refuse a ``--camera-every`` that leaves no whole number of frames per second."""
     if camera_every < 1 or 20 % camera_every:
         raise UserError(f'--camera-every {camera_every}: use 1, 2, 4, 5 or 10, so that the frame '
                         'rate is a whole number')
+    if not 0 < episodes <= SEEDS_PER_BASE:
+        raise UserError(f'--episodes {episodes}: 1 to {SEEDS_PER_BASE} per seed')
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +85,12 @@ class CollectOptions:
     antialiasing: bool = True
 
     def __post_init__(self) -> None:
-        require_frame_rate(self.camera_every)
+        require_plan(self.seed, self.camera_every, self.episodes)
         for names in (SCENES, PERTURBATIONS):
             shares = [getattr(self, name) for name in names]
             if min(shares) < 0.0 or sum(shares) > 1.0:
                 raise UserError(f'the shares {", ".join(names)} are {shares}; they are fractions '
                                 'of one')
-        if self.episodes > SEEDS_PER_BASE:
-            raise UserError(f'--episodes {self.episodes}: at most {SEEDS_PER_BASE} per seed')
-        require_training_block(self.seed)
 
     @property
     def fps(self) -> int:
@@ -197,11 +192,10 @@ class Frames:
         ``layout.action_chunks``.
         """
         keep, clean = len(starts), np.stack(actions)
-        chunk, padding = layout.action_chunks(clean, starts, length, breaks)
         columns = {name: values[:keep] if isinstance(values[0], str) else np.stack(values[:keep])
                    for name, values in self.columns.items()}
-        columns |= {layout.ACTION: clean[starts], layout.ACTION_CHUNK: chunk,
-                    layout.ACTION_IS_PAD: padding}
+        columns |= {layout.ACTION: clean[starts],
+                    **layout.action_chunks(clean, starts, length, breaks)}
         return Episode(
             task=env.task.instruction,
             images={key: np.stack(images[:keep]) for key, images in self.images.items()},
@@ -219,9 +213,20 @@ def record(env: Any, plan: EpisodePlan, options: CollectOptions) -> list[Episode
     obs, _ = env.reset(seed=plan.seed, options={'task': plan.task})
     if plan.kind in SCENES.values():
         obs = random_initial_pose(env, obs, rng)
-    if plan.kind == OBSERVATION:
-        return _observe(env, obs, plan, options)
-    return _demonstrate(env, obs, plan, options, rng)
+    if plan.kind != OBSERVATION:
+        return _demonstrate(env, obs, plan, options, rng)
+    from dtvla_sim.experts import make_expert
+
+    episodes = []
+    for name in env.alternatives():  # how it would begin each of them from here; nothing moves
+        with env.asked(name):
+            act = make_expert(env).act()
+            frames = Frames()
+            frames.add(env, obs, act)
+            episodes.append(frames.episode(
+                env, plan, [np.asarray(act.action, np.float32)], np.zeros(1, np.int64),
+                options.chunk, [], False))
+    return episodes
 
 
 def _demonstrate(env: Any, obs: Any, plan: EpisodePlan, options: CollectOptions,
@@ -257,22 +262,6 @@ def _demonstrate(env: Any, obs: Any, plan: EpisodePlan, options: CollectOptions,
     return [frames.episode(env, plan, actions, starts, options.chunk, breaks, success)]
 
 
-def _observe(env: Any, obs: Any, plan: EpisodePlan, options: CollectOptions) -> list[Episode]:
-    """Ask the expert how it would begin each possible task from here; nothing moves."""
-    from dtvla_sim.experts import make_expert
-
-    episodes = []
-    for name in env.alternatives():
-        with env.asked(name):
-            act = make_expert(env).act()
-            frames = Frames()
-            frames.add(env, obs, act)
-            episodes.append(frames.episode(
-                env, plan, [np.asarray(act.action, np.float32)], np.zeros(1, np.int64),
-                options.chunk, [], False))
-    return episodes
-
-
 def random_initial_pose(env: Any, obs: Any, rng: np.random.Generator) -> Any:
     """Move the open gripper to a random pose; return the observation there."""
     for _ in range(int(rng.integers(0, 3))):
@@ -283,21 +272,15 @@ def random_initial_pose(env: Any, obs: Any, rng: np.random.Generator) -> Any:
     return obs
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedShard:
-    """A shard's files by name, how many of its episodes the expert solved, frames."""
+def make_recorder(options: CollectOptions, tasks: tuple[str, ...], one_scene: bool,
+                  ) -> Callable[[int], tuple[dict[str, bytes], int, int]]:
+    """Return what records the shard of a number, in a process that may be on another machine.
 
-    files: dict[str, bytes]
-    kept: int
-    frames: int
-
-
-def make_recorder(options: CollectOptions, tasks: tuple[str, ...],
-                  one_scene: bool) -> Callable[[int], RecordedShard]:
-    """Return what records the shard of a number, in a process that may be on another machine."""
+    It returns the shard's files by name, how many of its episodes the expert solved, and frames.
+    """
     env = options.scene.make()
 
-    def record_shard(number: int) -> RecordedShard:
+    def record_shard(number: int) -> tuple[dict[str, bytes], int, int]:
         recorded = [
             record(env, plan_episode(options, tasks, index, one_scene), options)
             for index in range(number * EPISODES_PER_SHARD, (number + 1) * EPISODES_PER_SHARD)]
@@ -305,7 +288,7 @@ def make_recorder(options: CollectOptions, tasks: tuple[str, ...],
         with tempfile.TemporaryDirectory(prefix='dtvla-shard-') as folder:
             shard = write_shard(Path(folder), number, episodes, options.fps)
             files = {path.name: path.read_bytes() for path in shard.iterdir()}
-        return RecordedShard(files, sum(map(bool, recorded)), sum(map(len, episodes)))
+        return files, sum(map(bool, recorded)), sum(map(len, episodes))
 
     return record_shard
 
@@ -332,9 +315,9 @@ def collect(root: Path, options: CollectOptions, workers: int = 2,
     with tqdm(total=len(todo) * size, unit='ep', disable=not todo) as bar, closing(run_jobs(
             todo, make_recorder, (options, tasks, one_scene), workers, ray=ray)) as recorded:
         try:
-            for number, shard in recorded:
-                keep_shard(root, number, shard.files)
-                tried, kept, frames = tried + size, kept + shard.kept, frames + shard.frames
+            for number, (files, solved, length) in recorded:
+                keep_shard(root, number, files)
+                tried, kept, frames = tried + size, kept + solved, frames + length
                 bar.update(size)
                 bar.set_postfix(success=f'{kept / tried:.0%}', frames=frames)
         except RuntimeError as error:

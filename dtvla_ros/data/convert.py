@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -78,16 +78,16 @@ def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
         thoughts = thoughts_of(reader, options.tokenizer)
     _begin(reader, out, options)
     count = len(reader.episodes)
-    files = {key: [(reader.video_path(k, key)[0], reader.episodes[k]['length'])
-                   for k in range(count)] for key in reader.video_keys}
+    files = {key: [(reader.video_path(k, key)[0], length)
+                   for k, length in enumerate(reader.lengths)] for key in reader.video_keys}
     copied = bool(files) and reader.is_v2 and all(
         can_join((path for path, _ in videos), reader.fps) for videos in files.values())
 
-    def writer(key: str, part: range) -> Callable[[Path], int]:
-        """Return what writes one camera's images of some episodes into a file."""
+    def write(path: Path, key: str, part: range) -> int:
+        """Write one camera's images of some episodes into a file."""
         if copied and key in files:
-            return partial(join_videos, files=[files[key][k] for k in part], fps=reader.fps)
-        return lambda path: write_video(
+            return join_videos(path, [files[key][k] for k in part], reader.fps)
+        return write_video(
             path, chain.from_iterable(reader.frames(k, key) for k in part), reader.fps)
 
     done = finished_shards(out)
@@ -95,41 +95,35 @@ def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
         part = range(first, min(first + EPISODES_PER_SHARD, count))
         if number not in done:
             write_shard(out, number, [_episode(reader, k, options, thoughts) for k in part],
-                        reader.fps, {options.new_name(key): writer(key, part)
+                        reader.fps, {options.new_name(key): partial(write, key=key, part=part)
                                      for key in reader.camera_keys})
     info = merge_shards(out, reader.info.get('robot_type') or 'unknown')
     if (source / layout.NORM_STATS).exists():
         shutil.copyfile(source / layout.NORM_STATS, out / layout.NORM_STATS)
     shutil.rmtree(out / SHARDS)
-    unthought = 0
-    if layout.REASONING in info['features']:
-        unthought = sum(not text for text in DatasetReader(out).column(layout.REASONING))
+    made = thoughts_of(DatasetReader(out)) or []
     several = sum(len(row['tasks']) > 1 for row in reader.episodes)
-    return Converted(info, unthought, several, copied)
+    return Converted(info, made.count(''), several, copied)
 
 
 def _require_features(reader: DatasetReader, options: ConvertOptions) -> None:
     """Refuse what the trainer could not read, before anything is written."""
     names = list(reader.info['features'])
     renamed, there = [*map(options.new_name, names)], f'it has {", ".join(names)}'
-    unknown = sorted(set(options.rename) - set(names))
-    if unknown:
+    if unknown := sorted(set(options.rename) - set(names)):
         raise UserError(f'--rename {unknown[0]}: {reader.root} has no such feature; {there}')
-    twice = next((name for name in renamed if renamed.count(name) > 1), None)
-    if twice:
+    if twice := next((name for name in renamed if renamed.count(name) > 1), None):
         raise UserError(f'--rename: two features would be called {twice}')
-    missing = [name for name in (layout.STATE, layout.ACTION, *layout.CAMERAS)
-               if name not in renamed]
-    if missing:
-        raise UserError(f'{reader.root}: no feature {", ".join(missing)}; say which it is with '
-                        f'--rename OLD={missing[0]} ({there})')
+    if missing := next((name for name in (layout.STATE, layout.ACTION, *layout.CAMERAS)
+                        if name not in renamed), None):
+        raise UserError(f'{reader.root}: no feature {missing}; say which it is with '
+                        f'--rename OLD={missing} ({there})')
     if float(reader.fps) != int(reader.fps):
         raise UserError(f'{reader.root / layout.INFO}: {reader.fps} frames a second; v3.0 needs '
                         'a whole number')
-    frames = sum(row['length'] for row in reader.episodes)
-    if len(reader.table) != frames:
-        raise UserError(f'{reader.root}: {len(reader.table)} rows, the metadata say {frames}; run '
-                        'dtvla data validate')
+    if len(reader.table) != sum(reader.lengths):
+        raise UserError(f'{reader.root}: {len(reader.table)} rows, the metadata say '
+                        f'{sum(reader.lengths)}; run dtvla data validate')
 
 
 def _begin(reader: DatasetReader, out: Path, options: ConvertOptions) -> None:
@@ -157,7 +151,6 @@ def _episode(reader: DatasetReader, number: int, options: ConvertOptions,
         columns[layout.REASONING] = thoughts[reader.span(number)]
     if layout.ACTION_CHUNK not in columns:
         actions = np.asarray(columns[layout.ACTION], np.float32)
-        columns[layout.ACTION_CHUNK], columns[layout.ACTION_IS_PAD] = layout.action_chunks(
-            actions, np.arange(len(actions)), options.chunk)
+        columns |= layout.action_chunks(actions, np.arange(len(actions)), options.chunk)
     names = {options.new_name(name): value for name, value in made.names.items()}
     return replace(made, columns=columns, names=names)

@@ -58,13 +58,6 @@ class Report:
     failed: int = 0
     gaps: Counter[str] = field(default_factory=Counter)
 
-    def why_empty(self) -> str:
-        """Return why no frame was kept."""
-        reasons = [f'{count} frames without {name}' for name, count in self.gaps.items()]
-        if self.failed:
-            reasons.append(f'{self.failed} episodes without success')
-        return ', '.join(reasons) or 'no command during a task'
-
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -106,8 +99,9 @@ def convert(bags: Sequence[Path], out: Path, options: ConvertOptions) -> Report:
                 for segment in split(converter.bag, converter.period):
                     converter.write(segment, out)
         if not report.frames:
-            raise UserError(f'{", ".join(map(str, bags))}: no frame to keep '
-                            f'({report.why_empty()})')
+            why = [f'{count} frames without {name}' for name, count in report.gaps.items()]
+            raise UserError(f'{", ".join(map(str, bags))}: no frame to keep ({", ".join(why)}; '
+                            f'{report.failed} episodes without success)')
         merge_shards(out, options.robot)
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
@@ -120,28 +114,24 @@ def split(bag: Bag, period: int) -> list[Segment]:
     begun: list[tuple[int, str, dict[str, Any]]] = []
     success: dict[int, bool] = {}
     reports, instructions = bag.tracks[topics.EPISODE], bag.tracks[topics.INSTRUCTION]
-    for at, row in zip(reports.received, reports.values):
-        metadata = {name: row.get(name) for name in ('task', 'seed', 'episode')}
-        if not begun or metadata != begun[-1][2]:
-            begun.append((at, row['instruction'], metadata))
-        if row['done']:
+    told = reports if reports.values else instructions
+    for at, row in zip(told.received, told.values):
+        task, metadata = (row, {}) if told is instructions else (
+            row['instruction'], {name: row.get(name) for name in ('task', 'seed', 'episode')})
+        if not begun or (metadata or task) != (begun[-1][2] or begun[-1][1]):
+            begun.append((at, task, metadata))
+        if metadata and row['done']:
             success[len(begun) - 1] = bool(row['success'])
-    if not begun:
-        for at, text in zip(instructions.received, instructions.values):
-            if not begun or text != begun[-1][1]:
-                begun.append((at, text, {}))
     if not begun:
         raise UserError(f'{bag.path}: it does not say what the task was; record '
                         f'{topics.INSTRUCTION} too')
-    stamps = bag.commands.stamps
+    stamps, times = bag.commands.stamps, [0, *(at for at, _, _ in begun[1:]), NEVER]
     # A command received late, or early, belongs where its stamp does.
     jumps = np.flatnonzero((np.diff(stamps) < 0) | (np.diff(stamps) > BREAK * period)) + 1
-    edges = [0]
-    for edge in np.searchsorted(bag.commands.received, [at for at, _, _ in begun[1:]]).tolist():
-        near = [int(k) for k in jumps if abs(k - edge) <= NEAR_BREAK]
-        edges.append(min(near, key=lambda k: abs(k - edge), default=edge))
-    edges.append(len(stamps))
-    times = [0, *(at for at, _, _ in begun[1:]), NEVER]
+    edges = [0, *(min([int(k) for k in jumps if abs(k - edge) <= NEAR_BREAK],
+                      key=lambda k: abs(k - edge), default=edge)
+                  for edge in np.searchsorted(bag.commands.received, times[1:-1]).tolist()),
+             len(stamps)]
     return [Segment(edges[k], edges[k + 1], times[k], times[k + 1], task, meta, success.get(k))
             for k, (_, task, meta) in enumerate(begun) if edges[k + 1] > edges[k]]
 
@@ -158,9 +148,8 @@ class _Converter:
         rate = options.rate or round(1e9 / self._spacing(bag.commands, 'commands'))
         self.period = round(1e9 / rate)
         divisors = [k for k in range(1, rate + 1) if rate % k == 0]
-        every = options.camera_every
+        every, topic = options.camera_every, topics.IMAGES['primary']
         if every is None:
-            topic = topics.IMAGES['primary']
             spacing = self._spacing(bag.tracks[topic], f'images on {topic}')
             every = next((k for k in divisors if k * self.period >= 0.9 * spacing), rate)
         if every not in divisors:
@@ -183,9 +172,7 @@ class _Converter:
         report = self.report
         if self.options.successful and not segment.success:
             report.failed += 1
-            return
-        pieces = list(self._pieces(segment))
-        if pieces:
+        elif pieces := list(self._pieces(segment)):
             write_shard(out, report.episodes, pieces, self.fps)
             report.episodes += 1
             report.pieces += len(pieces)
@@ -239,11 +226,9 @@ class _Converter:
                  ) -> Episode:
         """Return frames without a gap, of their images, poses and joints by topic."""
         options, path, joints = self.options, self.bag.path, values[topics.JOINT_STATES]
-        chunk, padding = layout.action_chunks(actions, starts, options.chunk)
         arm = [name for name in joints[0] if name not in options.fingers]
-        absent = next((name for seen in joints for name in (*options.fingers, *arm)
-                       if name not in seen), None)
-        if absent:
+        if absent := next((name for seen in joints for name in (*options.fingers, *arm)
+                           if name not in seen), None):
             raise UserError(f'{path}: {topics.JOINT_STATES} lacks {absent} (it has '
                             f'{", ".join(joints[0])}); name the gripper joints with --fingers')
         images = {key: values[topics.IMAGES[camera]] for key, camera in layout.CAMERAS.items()}
@@ -257,9 +242,8 @@ class _Converter:
                     for pose, seen in zip(values[topics.EE_POSE], joints, strict=True)]),
                 layout.JOINTS: np.array([[seen[name] for name in arm] for seen in joints],
                                         np.float32),
-                layout.REASONING: thoughts,
-                layout.ACTION: actions[starts], layout.ACTION_CHUNK: chunk,
-                layout.ACTION_IS_PAD: padding},
+                layout.REASONING: thoughts, layout.ACTION: actions[starts],
+                **layout.action_chunks(actions, starts, options.chunk)},
             metadata={**segment.metadata, 'kind': 'bag', 'bag': path.name,
                       'index': self.report.episodes, 'steps': len(actions),
                       'success': segment.success},

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dtvla_ros.data import layout
-from dtvla_ros.data.checks import Numbers, check_images, check_numbers, sample_images
+from dtvla_ros.data.checks import Numbers, check_images, check_numbers, sample_images, spread
 from dtvla_ros.data.reader import (
     DatasetReader,
     open_dataset,
@@ -44,7 +44,7 @@ def inspect_dataset(root: Path, tokenizer: Path | None = None) -> dict[str, Any]
     """
     reader = open_dataset(root)
     info = reader.info
-    lengths = np.array([row['length'] for row in reader.episodes] or [0])
+    lengths = np.array(reader.lengths or [0])
     said = Counter(task for row in reader.episodes for task in row['tasks'])
     return {
         'path': str(root), 'version': info['codebase_version'],
@@ -74,13 +74,11 @@ def _camera(key: str, feature: Mapping[str, Any]) -> dict[str, Any]:
 
 def _metadata(reader: DatasetReader) -> dict[str, Any]:
     """Return, for each scalar kept with episodes, its values counted, or its range."""
-    seen: dict[str, list[Any]] = {}
-    for number in range(len(reader.episodes)):
-        for name, value in reader.metadata(number).items():
-            seen.setdefault(name, []).append(value)
+    rows = [reader.metadata(number) for number in range(len(reader.episodes))]
     told: dict[str, Any] = {}
-    for name, values in seen.items():
-        counts = Counter(json.dumps(value) for value in values)
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row[name] for row in rows if name in row]
+        counts = Counter(map(json.dumps, values))
         if len(counts) <= SHOWN:
             told[name] = {key.strip('"'): count for key, count in counts.most_common()}
         elif all(isinstance(value, (int, float)) for value in values):
@@ -93,21 +91,17 @@ def _metadata(reader: DatasetReader) -> dict[str, Any]:
 def _thoughts(reader: DatasetReader, tokenizer: Path | None) -> dict[str, Any] | None:
     if layout.REASONING not in reader.info['features']:
         return None
-    ids, unit = thoughts_are_ids(reader), 'words'
-    if ids and tokenizer is None:
-        unit = 'token ids'
-        texts = [' '.join(map(str, row)) for row in unpadded(
-            np.asarray(reader.column(layout.REASONING)))]
-    else:
-        texts = thoughts_of(reader, tokenizer) or []
-    thoughts = [text.split() for text in texts]
-    there = np.array([len(thought) for thought in thoughts if thought])
+    ids = thoughts_are_ids(reader)
+    undecoded = ids and tokenizer is None
+    texts = [' '.join(map(str, row)) for row in unpadded(np.asarray(
+        reader.column(layout.REASONING)))] if undecoded else thoughts_of(reader, tokenizer) or []
+    lengths = [len(text.split()) for text in texts]
+    there = np.array([length for length in lengths if length] or [0])
     quantiles = {'shortest': 0.0, 'median': 0.5, 'p99': 0.99, 'longest': 1.0}
     return {
-        'stored_as': 'token ids' if ids else 'text', 'unit': unit,
-        'share': len(there) / max(len(thoughts), 1), 'different': len(set(map(tuple, thoughts))),
-        'length': {name: float(np.quantile(there, share)) if len(there) else 0.0
-                   for name, share in quantiles.items()},
+        'stored_as': 'token ids' if ids else 'text', 'unit': 'token ids' if undecoded else 'words',
+        'share': np.count_nonzero(lengths) / max(len(texts), 1), 'different': len(set(texts)),
+        'length': {name: float(np.quantile(there, share)) for name, share in quantiles.items()},
         'longest': max(texts, key=lambda text: len(text.split()), default='')}
 
 
@@ -170,23 +164,18 @@ def dataset_statistics(root: Path, episodes: int = 24, whole: bool = True) -> St
         issues += check_images(sample_images(reader, numbers, episodes))
     if whole:
         stats |= {key: image_statistics(_images(reader, key)) for key in reader.camera_keys}
-    return Statistics(root, stats, {name: _channels(reader.info['features'][name])
-                                    for name in (layout.STATE, layout.ACTION)}, issues)
-
-
-def _channels(feature: Mapping[str, Any]) -> list[str]:
-    names = layout.flat_names(feature.get('names'))
-    count = int(np.prod(feature['shape']))
-    return names if len(names) == count else [str(k) for k in range(count)]
+    channels: dict[str, Sequence[str]] = {}
+    for name in (layout.STATE, layout.ACTION):
+        named, numbered = reader.channels(name), list(map(str, range(len(stats[name]['min']))))
+        channels[name] = named if len(named) == len(numbered) else numbered
+    return Statistics(root, stats, channels, issues)
 
 
 def _images(reader: DatasetReader, key: str) -> np.ndarray:
     """Return images [N, H, W, 3] from all over the dataset: one of each of some episodes."""
-    numbers = np.unique(np.linspace(
-        0, len(reader.episodes) - 1, min(IMAGES, len(reader.episodes))).astype(int))
     rng = np.random.default_rng(0)
-    return np.stack([reader.image(k, int(rng.integers(reader.episodes[k]['length'])), key)
-                     for k in numbers.tolist()])
+    return np.stack([reader.image(k, int(rng.integers(reader.lengths[k])), key)
+                     for k in spread(range(len(reader.episodes)), IMAGES)])
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:

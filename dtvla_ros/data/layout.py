@@ -71,19 +71,11 @@ class Episode:
         return len(next(iter(self.columns.values())))
 
 
-def flat_names(names: Any) -> list[str]:
-    """Return a feature's channel names, which datasets also write as {'motors': [...]}."""
-    if isinstance(names, Mapping):
-        return [str(name) for part in names.values()
-                for name in (part if isinstance(part, list) else [part])]
-    return [str(name) for name in names or []]
-
-
 def action_chunks(
     actions: NDArray[np.float32], starts: NDArray[np.int64], length: int,
     breaks: Sequence[int] = (),
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return the next ``length`` actions from each start [N, length * D], and what is padding.
+) -> dict[str, NDArray[Any]]:
+    """Return columns: the next ``length`` actions from each start [N, length * D], the padding.
 
     Slots past the end repeat the last gripper command with no motion. ``breaks``: steps at which
     something the policy could not foresee happened; a chunk begun before is padding from there.
@@ -94,4 +86,4 @@ def action_chunks(
         padding |= (starts[:, None] < step) & (steps >= step)
     chunk = actions[np.minimum(steps, len(actions) - 1)]  # [N, length, D]
     chunk[steps >= len(actions), :6] = 0.0
-    return chunk.reshape(len(starts), -1), padding
+    return {ACTION_CHUNK: chunk.reshape(len(starts), -1), ACTION_IS_PAD: padding}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import islice
+from itertools import accumulate, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,16 @@ class DatasetReader:
 
     @cached_property
     def info(self) -> dict[str, Any]:
-        """``meta/info.json``. Raises ``UserError`` when it is missing or of another version."""
+        """``meta/info.json``. Raises ``UserError`` if it is missing or of another version."""
         path = self.root / layout.INFO
         info = read_json(path, 'run dtvla collect first, or copy the whole dataset')
         if info.get('codebase_version') not in self.versions:
             raise UserError(f'{path}: version {info.get("codebase_version")!r}, expected '
                             f'{" or ".join(self.versions)}; run dtvla data convert first')
+        fps = info.get('fps')
+        if 'features' not in info or not (isinstance(fps, (int, float)) and fps > 0):
+            raise UserError(f'{path}: fps is {fps!r}, or it lacks features; copy, convert or '
+                            'record the dataset again')
         return info
 
     @property
@@ -77,10 +81,8 @@ class DatasetReader:
     @cached_property
     def tasks(self) -> list[str]:
         """Instructions in the order of ``task_index``."""
-        if self.is_v2:
-            rows = _read_lines(self.root / layout.V21_TASKS)
-        else:
-            rows = pq.read_table(self.root / layout.TASKS).to_pylist()
+        rows = (_read_lines(self.root / layout.V21_TASKS) if self.is_v2 else
+                pq.read_table(self.root / layout.TASKS).to_pylist())
         name = 'task' if not rows or 'task' in rows[0] else '__index_level_0__'
         return [row[name] for row in sorted(rows, key=itemgetter('task_index'))]
 
@@ -90,19 +92,22 @@ class DatasetReader:
 
         What ``episodes.jsonl`` of v2.x says besides tasks and length becomes metadata.
         """
+        rows = _read_lines(self.root / layout.V21_EPISODES) if self.is_v2 else [
+            row for path in sorted((self.root / 'meta/episodes').glob('*/*.parquet'))
+            for row in pq.read_table(path).to_pylist()]
+        rows.sort(key=itemgetter('episode_index'))
         if not self.is_v2:
-            rows = [row for path in sorted((self.root / 'meta/episodes').glob('*/*.parquet'))
-                    for row in pq.read_table(path).to_pylist()]
-            return sorted(rows, key=itemgetter('episode_index'))
-        rows, begin, own = [], 0, ('episode_index', 'tasks', 'length')
-        lines = _read_lines(self.root / layout.V21_EPISODES)
-        for row in sorted(lines, key=itemgetter('episode_index')):
-            end = begin + row['length']
-            rows.append({name: row[name] for name in own} | {
-                'dataset_from_index': begin, 'dataset_to_index': end, layout.METADATA: json.dumps(
-                    {name: value for name, value in row.items() if name not in own})})
-            begin = end
-        return rows
+            return rows
+        own, ends = ('episode_index', 'tasks', 'length'), accumulate(r['length'] for r in rows)
+        return [{name: row[name] for name in own} | {
+            'dataset_from_index': end - row['length'], 'dataset_to_index': end,
+            layout.METADATA: json.dumps({k: v for k, v in row.items() if k not in own})}
+            for row, end in zip(rows, ends)]
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """The number of frames of each episode."""
+        return [row['length'] for row in self.episodes]
 
     @property
     def fps(self) -> int:
@@ -112,20 +117,25 @@ class DatasetReader:
     @property
     def video_keys(self) -> list[str]:
         """Features stored as video."""
-        return self._features('video')
+        return [key for key in self.camera_keys if self.info['features'][key]['dtype'] == 'video']
 
     @property
     def image_keys(self) -> list[str]:
         """Features stored as encoded images beside the numbers."""
-        return self._features('image')
+        return [key for key in self.camera_keys if key not in self.video_keys]
 
     @property
     def camera_keys(self) -> list[str]:
         """Features that are images, however they are stored."""
-        return self._features('video', 'image')
+        return [k for k, f in self.info['features'].items() if f['dtype'] in ('video', 'image')]
 
-    def _features(self, *dtypes: str) -> list[str]:
-        return [k for k, f in self.info['features'].items() if f['dtype'] in dtypes]
+    def channels(self, feature: str) -> list[str]:
+        """Return a feature's channel names, none where it has none."""
+        names = self.info['features'].get(feature, {}).get('names')
+        if isinstance(names, Mapping):  # datasets also write {'motors': [...]}
+            names = [name for part in names.values()
+                     for name in (part if isinstance(part, list) else [part])]
+        return [str(name) for name in names or []]
 
     @cached_property
     def table(self) -> pa.Table:
@@ -139,9 +149,8 @@ class DatasetReader:
 
     def numbers(self, path: Path) -> pa.Table:
         """Return what a data file holds besides images. Raises ``UserError``."""
-        images = set(self.image_keys)
         try:
-            names = [n for n in pq.read_schema(path).names if n not in images]
+            names = [n for n in pq.read_schema(path).names if n not in self.image_keys]
             return pq.read_table(path, columns=names)
         except (OSError, pa.ArrowException) as error:
             raise UserError(f'{path}: cannot read this file ({error}); copy or collect it '
@@ -156,8 +165,7 @@ class DatasetReader:
             raise UserError(f'{self.root}: the dataset has no feature {name!r}')
         column = self.table.column(name)
         if episode is not None:
-            part = self.span(episode)
-            column = column[part.start:part.stop]
+            column = column[self.span(episode)]
         if pa.types.is_string(column.type):
             return column.to_pylist()
         values = column_array(column)
@@ -228,16 +236,15 @@ class DatasetReader:
 
     def episode(self, number: int, images: bool = True) -> Episode:
         """Return one episode, with its ``images`` or without."""
-        features = self.info['features']
-        columns = [n for n in features
-                   if n not in self.camera_keys and n not in layout.INDEX_COLUMNS]
-        names = {name: layout.flat_names(features[name].get('names')) for name in columns}
+        columns = [name for name in self.info['features']
+                   if name not in (*self.camera_keys, *layout.INDEX_COLUMNS)]
         return Episode(
             task=self.task(number),
             images={key: np.stack(list(self.frames(number, key)))
                     for key in self.camera_keys} if images else {},
             columns={name: self.column(name, number) for name in columns},
-            metadata=self.metadata(number), names={k: v for k, v in names.items() if v})
+            metadata=self.metadata(number),
+            names={name: names for name in columns if (names := self.channels(name))})
 
 
 def open_dataset(root: Path) -> DatasetReader:
@@ -261,8 +268,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 def thoughts_are_ids(reader: DatasetReader) -> bool:
     """Return whether a dataset keeps its thoughts as padded token ids, not as text."""
-    feature = reader.info['features'].get(layout.REASONING)
-    return feature is not None and feature['dtype'] != 'string'
+    feature = reader.info['features'].get(layout.REASONING, {'dtype': 'string'})
+    return feature['dtype'] != 'string'
 
 
 def unpadded(ids: NDArray[np.integer]) -> list[NDArray[np.integer]]:

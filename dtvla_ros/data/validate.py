@@ -24,7 +24,6 @@ from dtvla_ros.policy.transform import PolicyTransform, read_transform, transfor
 
 TIME_TOLERANCE = 1e-3  # between a timestamp and its place in the episode [s]
 STALE = 1e-3  # of a channel's range, by which stored and true extremes may differ
-NEEDED = ('fps', 'features', 'total_episodes', 'total_frames', 'data_path')
 MAY_BE_NAN = (layout.PLACES, layout.POINTS)  # objects that are not in the scene
 AGAIN = 'copy, convert or record the dataset again'
 UNREADABLE = (OSError, pa.ArrowException, KeyError, TypeError, ValueError)
@@ -50,10 +49,10 @@ def validate(root: Path, decode: bool = False) -> list[Issue]:
 
     ``decode``: decode every frame of every video instead of counting them.
     """
-    issues = _issues(root / layout.INFO, _info(root))
-    if issues:
-        return issues
-    reader = open_dataset(root)
+    try:
+        reader = open_dataset(root)
+    except UserError as error:
+        return [Issue.from_error(error)]
     issues = _issues(root / (layout.V21_EPISODES if reader.is_v2 else 'meta/episodes'),
                      _episodes(reader))
     if any(word in issue.problem for issue in issues for word in ('episode_index', 'be read')):
@@ -97,49 +96,37 @@ def _file(path: Path, numbers: list[int], found: Found) -> list[Issue]:
 
 
 def _named(numbers: list[int]) -> str:
-    if len(numbers) == 1:
-        return f'episode {numbers[0]}'
-    return f'episodes {numbers[0]} to {numbers[-1]}'
-
-
-def _info(root: Path) -> Found:
-    info = open_dataset(root).info
-    missing = [name for name in NEEDED if name not in info]
-    if missing:
-        yield f'lacks {", ".join(missing)}', AGAIN
-    elif not (isinstance(info['fps'], (int, float)) and info['fps'] > 0):
-        yield f'fps is {info["fps"]!r}', 'write the frames a second'
+    return f'episode {numbers[0]}' + (f' to {numbers[-1]}' if len(numbers) > 1 else '')
 
 
 def _totals(reader: DatasetReader) -> Found:
-    info = reader.info
     for name, found in (('total_episodes', len(reader.episodes)),
-                        ('total_frames', sum(row['length'] for row in reader.episodes)),
+                        ('total_frames', sum(reader.lengths)),
                         ('total_tasks', len(reader.tasks))):
-        if info.get(name, found) != found:
-            yield (f'{name} is {info[name]}, the metadata hold {found}',
+        if reader.info.get(name) != found:
+            yield (f'{name} is {reader.info.get(name)}, the metadata hold {found}',
                    f'write {found}, or restore what is missing')
-    if reader.video_keys and not info.get('video_path'):
-        yield 'lacks video_path', 'write where the videos lie'
+    for name in ('data_path', *(['video_path'] if reader.video_keys else [])):
+        if not reader.info.get(name):
+            yield f'lacks {name}', 'write where the files lie'
 
 
 def _episodes(reader: DatasetReader) -> Found:
-    episodes, tasks, begin = reader.episodes, reader.tasks, 0
-    for k, row in enumerate(episodes):
+    tasks, begin = reader.tasks, 0
+    for k, row in enumerate(reader.episodes):
         if row['episode_index'] != k:
             yield f'episode_index {row["episode_index"]} where {k} is due', AGAIN
             return
         if row['length'] < 1:
             yield f'episode {k} has {row["length"]} frames', 'leave it out'
-        span, due = (row['dataset_from_index'], row['dataset_to_index']), (
-            begin, begin + row['length'])
-        if span != due:
-            yield f'episode {k} is said to be frames {span}, {due} are due', AGAIN
-        begin = due[1]
-        unknown = [task for task in row['tasks'] if task not in tasks]
-        if unknown or not row['tasks']:
-            yield (f'episode {k} has the task {(unknown or [None])[0]!r}, which is not among the '
-                   'tasks', 'add it to the tasks, or correct the episode')
+        due = slice(begin, begin := begin + row['length'])
+        if (span := reader.span(k)) != due:
+            yield (f'episode {k} is said to be frames {span.start} to {span.stop}, {due.start} to '
+                   f'{due.stop} are due', AGAIN)
+        for task in row['tasks'] or [None]:
+            if task not in tasks:
+                yield (f'episode {k} has the task {task!r}, which is not among the tasks',
+                       'add it to the tasks, or correct the episode')
     for k, task in enumerate(tasks):
         if not task.strip():
             yield f'task {k} is empty', 'write what to do'
@@ -148,7 +135,7 @@ def _episodes(reader: DatasetReader) -> Found:
 def _data_file(reader: DatasetReader, path: Path, numbers: list[int]) -> Found:
     schema, table = pq.read_schema(path), reader.numbers(path)
     yield from _schema(reader, schema)
-    lengths = [reader.episodes[k]['length'] for k in numbers]
+    lengths = [reader.lengths[k] for k in numbers]
     if len(table) != sum(lengths):
         yield f'{len(table)} rows, {_named(numbers)} have {sum(lengths)} frames', AGAIN
         return
@@ -160,12 +147,11 @@ def _data_file(reader: DatasetReader, path: Path, numbers: list[int]) -> Found:
                or pa.types.is_floating(_value_type(schema.field(name).type))}
     yield from _indices(reader, columns, episode, frame)
     for name, values in columns.items():
-        bad = np.flatnonzero(~np.isfinite(values).all(1))
+        bad = np.argwhere(~np.isfinite(values))
         if len(bad) and name not in MAY_BE_NAN:
-            at = bad[0]
-            channel = int(np.flatnonzero(~np.isfinite(values[at]))[0])
+            (at, channel), count = bad[0], len(np.unique(bad[:, 0]))
             yield (f'{name} is {values[at, channel]} in channel {channel} at episode '
-                   f'{episode[at]}, frame {frame[at]}, and not finite in {len(bad)} rows',
+                   f'{episode[at]}, frame {frame[at]}, and not finite in {count} rows',
                    'leave the episode out, or record it again')
 
 
@@ -173,13 +159,10 @@ def _schema(reader: DatasetReader, schema: pa.Schema) -> Found:
     features = reader.info['features']
     for name, feature in features.items():
         dtype, size = feature['dtype'], prod(feature['shape'])
-        if dtype == 'video':
-            continue
-        if name not in schema.names:
+        if dtype != 'video' and name not in schema.names:
             yield (f'lacks the column {name}',
                    f'convert the data again, or take {name} out of {layout.INFO}')
-            continue
-        if dtype == 'image':
+        if dtype in ('video', 'image') or name not in schema.names:
             continue
         kind = schema.field(name).type
         inner = _value_type(kind)
@@ -188,8 +171,7 @@ def _schema(reader: DatasetReader, schema: pa.Schema) -> Found:
         if pa.types.is_fixed_size_list(kind) and kind.list_size != size:
             yield (f'{name} has {kind.list_size} channels, {layout.INFO} says {size}',
                    'correct the shape, or convert again')
-    undeclared = next((name for name in schema.names if name not in features), None)
-    if undeclared is not None:
+    if undeclared := next((name for name in schema.names if name not in features), None):
         yield (f'has the column {undeclared}, which {layout.INFO} does not declare',
                'declare it under features, or drop it')
 
@@ -213,9 +195,7 @@ def _indices(reader: DatasetReader, columns: dict[str, NDArray[Any]],
            'task_index': np.array([task if task in said[k] else (said[k] or [-1])[0]
                                    for task, k in zip(given, episode, strict=True)])}
     for name, wanted in due.items():
-        if name not in columns:
-            continue
-        found = columns[name].ravel()
+        found = columns.get(name, wanted).ravel()
         tolerance = TIME_TOLERANCE if name == 'timestamp' else 0
         bad = np.flatnonzero(~(np.abs(found - wanted) <= tolerance))
         if len(bad):
@@ -230,7 +210,7 @@ def _video_file(reader: DatasetReader, key: str, path: Path, numbers: list[int],
                 ) -> Found:
     fps, kind = reader.fps, probe(path)
     count = sum(1 for _ in read_video(path)) if decode else count_frames(path)
-    rows = sum(reader.episodes[k]['length'] for k in numbers)
+    rows = sum(reader.lengths[k] for k in numbers)
     shape = tuple(reader.info['features'][key]['shape'][:2])
     if count != rows:
         yield (f'{count} images, {_named(numbers)} have {rows} rows',
@@ -247,7 +227,7 @@ def _video_file(reader: DatasetReader, key: str, path: Path, numbers: list[int],
         if abs(start - done / fps) > 0.5 / fps:
             yield (f'episode {k} is said to begin at {start:g} s, after {done} images '
                    f'{done / fps:g} s are due', 'correct from_timestamp in meta/episodes')
-        done += reader.episodes[k]['length']
+        done += reader.lengths[k]
 
 
 def _stored_image(reader: DatasetReader, key: str, number: int) -> Found:

@@ -50,8 +50,7 @@ def _opened(path: Path) -> Iterator[Any]:
                         'again') from error
     with container:
         if not container.streams.video:
-            raise UserError(f'{path}: cannot read this video (it has no images); copy or record '
-                            'it again')
+            raise UserError(f'{path}: this video has no images; copy or record it again')
         yield container
 
 

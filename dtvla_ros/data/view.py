@@ -9,7 +9,6 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dtvla_ros.data import layout
-from dtvla_ros.data.checks import gripper_opening
+from dtvla_ros.data.checks import gripper_opening, runs, spread
 from dtvla_ros.data.reader import DatasetReader, open_dataset, thoughts_are_ids, thoughts_of
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import require_writable
@@ -147,36 +146,26 @@ def _some(reader: DatasetReader) -> list[int]:
 
     Episodes of a single frame are shown only where there are no others.
     """
-    rows = reader.episodes
-    long = [k for k, row in enumerate(rows) if row['length'] > 1] or list(range(len(rows)))
-    first: dict[str, int] = {}
-    for number in long:
-        first.setdefault(reader.task(number), number)
-    spread = [long[k] for k in np.linspace(0, len(long) - 1, SHOWN).astype(int)]
-    return sorted(list(dict.fromkeys([*first.values(), *spread]))[:SHOWN])
-
-
-def _runs(values: Sequence[str]) -> Iterator[tuple[str, int, int]]:
-    """Yield (value, first, last + 1) of what stays the same from frame to frame."""
-    for value, group in groupby(range(len(values)), key=lambda k: values[k]):
-        part = list(group)
-        yield value, part[0], part[-1] + 1
+    long = [k for k, length in enumerate(reader.lengths) if length > 1] or list(
+        range(len(reader.lengths)))
+    first = {reader.task(number): number for number in reversed(long)}
+    return sorted(list(dict.fromkeys([*sorted(first.values()), *spread(long, SHOWN)]))[:SHOWN])
 
 
 def _page_values(shown: EpisodeView, colours: Mapping[str, str]) -> dict[str, Any]:
     """Return what the template needs of an episode; of each camera one image holds all frames."""
     columns = max(1, math.ceil(math.sqrt(len(shown.frames))))
     rows = max(1, math.ceil(len(shown.frames) / columns))
-    runs = list(_runs(shown.thoughts))
+    said = list(runs(shown.thoughts))
     data = {
         'length': len(shown), 'fps': shown.fps, 'images': len(shown.frames),
         'stride': int(shown.frames[1]) if len(shown.frames) > 1 else 1,
         'columns': columns, 'rows': rows, 'phases': shown.phases,
-        'runs': [[first, last, text] for text, first, last in runs]}
+        'runs': [[first, last, text] for text, first, last in said]}
     thoughts = [{'begin': first / shown.fps, 'end': last / shown.fps,
                  'phase': shown.phases[first] if shown.phases else '',
                  'parts': list(_changes(before.split(), text.split()))}
-                for (before, _, _), (text, first, last) in zip([('', 0, 0), *runs], runs)]
+                for (before, _, _), (text, first, last) in zip([('', 0, 0), *said], said)]
     return {
         'number': shown.number, 'task': shown.task, 'caption': shown.caption(),
         'data': json.dumps(data), 'columns': columns, 'rows': rows,
@@ -187,7 +176,7 @@ def _page_values(shown: EpisodeView, colours: Mapping[str, str]) -> dict[str, An
         'opening': shown.opening is not None,
         'phases': [{'name': name, 'colour': colours[name], 'begin': first / len(shown),
                     'width': (last - first) / len(shown)}
-                   for name, first, last in _runs(shown.phases)]}
+                   for name, first, last in runs(shown.phases)]}
 
 
 def _tiled(images: NDArray[np.uint8], columns: int, rows: int) -> bytes:
@@ -287,7 +276,7 @@ def _draw_episode(part: Any, shown: EpisodeView, height: float, cell: float,
     axes.set_xlim(0, len(shown))
     axes.set_ylim(0, 1)
     axes.axis('off')
-    for name, first, last in _runs(shown.phases):
+    for name, first, last in runs(shown.phases):
         axes.axvspan(first, last, color=colours[name], linewidth=0)
         if last - first > len(shown) * 0.04:
             axes.text((first + last) / 2, 0.45, name, ha='center', va='center', fontsize=7.5)

@@ -42,11 +42,9 @@ def _moments(rows: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
     values = np.asarray(rows, np.float64)
     values = np.where(np.isnan(values).all(0), 0.0, values)  # NaN: objects that are not there
     quantiles = np.nanquantile(values, list(QUANTILES.values()), axis=0)
-    return {
-        'min': np.nanmin(values, 0), 'max': np.nanmax(values, 0),
-        'mean': np.nanmean(values, 0), 'std': np.nanstd(values, 0),
-        **dict(zip(QUANTILES, quantiles, strict=True)),
-    }
+    return {'min': np.nanmin(values, 0), 'max': np.nanmax(values, 0),
+            'mean': np.nanmean(values, 0), 'std': np.nanstd(values, 0),
+            **dict(zip(QUANTILES, quantiles, strict=True))}
 
 
 def vector_statistics(rows: NDArray[Any]) -> dict[str, list[Any]]:
@@ -54,16 +52,15 @@ def vector_statistics(rows: NDArray[Any]) -> dict[str, list[Any]]:
 
     In the layout of LeRobot's ``meta/stats.json``.
     """
-    table = np.asarray(rows).reshape(len(rows), -1)
-    stats = {name: value.tolist() for name, value in _moments(table).items()}
-    return {**stats, 'count': [len(table)]}
+    moments = _moments(np.asarray(rows).reshape(len(rows), -1))
+    return {**{name: value.tolist() for name, value in moments.items()}, 'count': [len(rows)]}
 
 
 def image_statistics(images: NDArray[np.uint8]) -> dict[str, list[Any]]:
     """Return the same over the pixels of [N, H, W, 3], per channel [3, 1, 1], in 0..1."""
-    pixels = images.reshape(-1, 3)
-    stats = {k: (v / 255.0).reshape(3, 1, 1).tolist() for k, v in _moments(pixels).items()}
-    return {**stats, 'count': [len(images)]}
+    moments = _moments(images.reshape(-1, 3))
+    return {**{name: (value / 255.0).reshape(3, 1, 1).tolist()
+               for name, value in moments.items()}, 'count': [len(images)]}
 
 
 def require_same_options(path: Path, options: dict[str, Any], defaults: dict[str, Any]) -> None:
@@ -92,10 +89,7 @@ def shard_path(root: Path, number: int) -> Path:
 
 def finished_shards(root: Path) -> list[int]:
     """Return the numbers of the shards that are complete."""
-    folder = root / SHARDS
-    if not folder.is_dir():
-        return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+    return sorted(int(p.name) for p in (root / SHARDS).glob('*') if p.name.isdigit())
 
 
 def write_shard(
@@ -111,8 +105,9 @@ def write_shard(
     features: dict[str, Any] = {}
     with _new_shard(root, number) as work:
         if episodes:
-            pq.write_table(pa.concat_tables([_table(e, k) for k, e in enumerate(episodes)]),
-                           work / 'data.parquet', compression='snappy')
+            pq.write_table(pa.concat_tables([pa.table({name: _column(values) for name, values in (
+                *e.columns.items(), ('episode_index', np.full(len(e), k)))})
+                for k, e in enumerate(episodes)]), work / 'data.parquet', compression='snappy')
             for name, values in episodes[0].columns.items():
                 features[name] = _feature(values, episodes[0].names.get(name))
             if videos is None:
@@ -148,28 +143,17 @@ def _new_shard(root: Path, number: int) -> Iterator[Path]:
     os.replace(work, final)
 
 
-def _table(episode: Episode, number: int) -> pa.Table:
-    columns = {name: _column(values) for name, values in episode.columns.items()}
-    return pa.table({**columns,
-                     'episode_index': pa.array(np.full(len(episode), number, np.int64))})
-
-
 def _column(values: Any) -> pa.Array:
-    if isinstance(values, list):
-        return pa.array(values, pa.string())
     array = np.asarray(values)
-    flat = array.reshape(len(array), -1)
     if array.ndim == 1:
-        return pa.array(array)
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
+        return pa.array(values, pa.string() if isinstance(values, list) else None)
+    return pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), array[0].size)
 
 
 def _feature(values: Any, names: Sequence[str] | None) -> dict[str, Any]:
-    if isinstance(values, list):
-        return {'dtype': 'string', 'shape': [1], 'names': None}
     array = np.asarray(values)
-    shape = list(array.shape[1:]) or [1]
-    return {'dtype': str(array.dtype), 'shape': shape, 'names': list(names) if names else None}
+    return {'dtype': 'string' if isinstance(values, list) else str(array.dtype),
+            'shape': list(array.shape[1:]) or [1], 'names': list(names) if names else None}
 
 
 def _video_feature(path: Path, fps: int) -> dict[str, Any]:
@@ -218,7 +202,7 @@ class _Merged:
                             'collect into a new folder')
         self._features, self._fps = shard['features'], shard['fps']
         place = dict(zip(('chunk_index', 'file_index'),
-                         divmod(self._files, layout.FILES_PER_CHUNK), strict=True))
+                         divmod(self._files, layout.FILES_PER_CHUNK)))
         self._files += 1
         videos = [key for key, f in self._features.items() if f['dtype'] == 'video']
         table = pq.read_table(folder / 'data.parquet').drop_columns(['episode_index'])
@@ -273,8 +257,7 @@ class _Merged:
             'data_path': layout.DATA, 'video_path': layout.VIDEO,
             'features': self._features | {
                 name: {'dtype': 'float32' if name == 'timestamp' else 'int64', 'shape': [1],
-                       'names': None} for name in layout.INDEX_COLUMNS},
-        }
+                       'names': None} for name in layout.INDEX_COLUMNS}}
         target = self._root / layout.EPISODES.format(chunk_index=0, file_index=0)
         target.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(self.rows), target)

@@ -24,8 +24,7 @@ from dtvla_ros.data.collect import (
     SEEDS_PER_BASE,
     EpisodePlan,
     Frames,
-    require_frame_rate,
-    require_training_block,
+    require_plan,
     task_in_turn,
 )
 from dtvla_ros.data.layout import Episode
@@ -62,13 +61,10 @@ class DaggerOptions:
     antialiasing: bool = True
 
     def __post_init__(self) -> None:
-        require_training_block(self.seed)
+        require_plan(self.seed, self.camera_every, self.episodes)
         low, high = self.driven
         if not 0.0 <= low <= high:
             raise UserError(f'the policy drives for {low} to {high} of the steps; give a range')
-        require_frame_rate(self.camera_every)
-        if not 0 < self.episodes <= SEEDS_PER_BASE:
-            raise UserError(f'--episodes {self.episodes}: 1 to {SEEDS_PER_BASE} per seed')
 
 
 @dataclass(frozen=True, slots=True)

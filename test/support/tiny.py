@@ -37,14 +37,13 @@ def tiny_episode(seed: int, frames: int = 12) -> Episode:
         gripper = gripper + 0.02 * move
     steps = np.asarray(actions, np.float32)
     starts = 2 * np.arange(frames)
-    chunk, padding = layout.action_chunks(steps, starts, 8)
     where = f'{location_word("x", x)} {location_word("y", y)}'
     return Episode(
         task=TASKS[seed % 2],
         images={key: np.repeat(image[None], frames, 0) for key in layout.CAMERAS},
         columns={
             layout.STATE: np.asarray(states, np.float32)[starts], layout.ACTION: steps[starts],
-            layout.ACTION_CHUNK: chunk, layout.ACTION_IS_PAD: padding,
+            **layout.action_chunks(steps, starts, 8),
             layout.PLACES: np.repeat(np.array([[x, y, 0.0]], np.float32), frames, 0),
             layout.POINTS: np.repeat(
                 np.array([[column + 2.5, row + 2.5]], np.float32) / 32, frames, 0),
