@@ -127,5 +127,4 @@ def show(columns: Iterable[str], rows: Iterable[Iterable[Any]], below: str,
     console = Console(markup=False)
     console.print(table)
     console.print(below)
-    if json_file is not None:
-        write_json(json_file, result)
+    write_json(json_file, result)

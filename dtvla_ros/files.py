@@ -34,18 +34,19 @@ def find_shared(path: str | Path) -> Path:
     return next((root / path for root in roots if (root / path).exists()), path)
 
 
-def require_writable(path: Path) -> None:
+def require_writable(*paths: Path | None) -> None:
     """Find out before the work, not after it, that a result cannot be written.
 
     Raises
     ------
     UserError
-        If ``path`` is a folder or the nearest folder above it is not writable.
+        If a path that is not None is a folder or the nearest folder above it is not writable.
 
     """
-    above = next(p for p in path.absolute().parents if p.exists())
-    if path.is_dir() or not (above.is_dir() and os.access(above, os.W_OK)):
-        raise UserError(f'cannot write {path}; choose another file')
+    for path in filter(None, paths):
+        above = next(p for p in path.absolute().parents if p.exists())
+        if path.is_dir() or not (above.is_dir() and os.access(above, os.W_OK)):
+            raise UserError(f'cannot write {path}; choose another file')
 
 
 def read_json(path: Path, remedy: str = 'copy it again') -> dict[str, Any]:
@@ -68,9 +69,10 @@ def read_json(path: Path, remedy: str = 'copy it again') -> dict[str, Any]:
     return value
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all; errors as `write_text`."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + '\n')
+def write_json(path: Path | None, value: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all, if a path is given; errors as `write_text`."""
+    if path is not None:
+        write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + '\n')
 
 
 def write_text(path: Path, text: str) -> None:

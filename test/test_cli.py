@@ -74,8 +74,6 @@ REFUSED = {
     'page that is a folder': ((*EVAL, '--html', '.'), '--html'),
     'result below a file': (('experts', '--episodes', '1', '--json', __file__ + '/x.json'),
                             'x.json'),
-    'benchmark': (('soak', '--minutes', '3'), 'python -m benchmarks.soak'),
-    'training benchmark': (('train', 'time'), 'python -m benchmarks.train_step time'),
 }
 
 

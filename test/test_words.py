@@ -21,7 +21,6 @@ KEPT = {
     'dtvla_ros/annotation/label.py': "'pictures': question.images",
     'dtvla_ros/annotation/providers.py': "'pictures'",
     'dtvla_ros/annotation/question.py': 'the pictures and the motion show',
-    'dtvla_ros/cli/__init__.py': "'seam': 'continuity'",
     'dtvla_ros/cli/arguments.py': '--shove-share',
     'dtvla_ros/data/collect.py': 'shove',
     'dtvla_ros/data/inspect.py': "'picture of'",

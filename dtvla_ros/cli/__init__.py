@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dtvla_ros.cli import annotate, data, evaluation, models, recording, train
-from dtvla_ros.cli.arguments import NANO, Engine, Policy, Seed, group, names
+from dtvla_ros.cli.arguments import Given, call, group, names, takes
 from dtvla_ros.errors import NodeDied, UserError
 from dtvla_ros.ros import topic_cli
 
@@ -25,31 +25,15 @@ DEMO_TASKS = (
     'push_the_green_cube_onto_the_yellow_mark'
 )
 
-MOVED = {'latency': 'latency', 'soak': 'soak', 'seam': 'continuity', 'bench': 'train_step compare',
-         'time': 'train_step time'}
-"""Former commands that are benchmarks now; the last two stood under ``dtvla train``."""
-
-
-def moved(context: typer.Context) -> None:
-    """Say where a command went."""
-    raise UserError(f'{context.command_path} is a benchmark now; in a checkout of the package: '
-                    f'python -m benchmarks.{MOVED[str(context.info_name)]}')
-
-
-for former in MOVED:
-    (train.app if former in ('bench', 'time') else app).command(
-        former, hidden=True, context_settings={
-            'ignore_unknown_options': True, 'allow_extra_args': True})(moved)
-
 
 @app.command()
+@takes('policy tasks episodes seed mode engine out viz')
 def demo(
-    policy: Policy = NANO,
-    tasks: Annotated[str, typer.Option(help='Comma-separated task names.')] = DEMO_TASKS,
+    given: Given,
+    tasks: Annotated[str, typer.Option(callback=names,
+        help='Comma-separated task names.')] = DEMO_TASKS,
     episodes: Annotated[int, typer.Option(min=1, help='Episodes per task.')] = 5,
-    seed: Seed = None,
     mode: Annotated[str, typer.Option(help='Thought: full or masked (empty).')] = 'full',
-    engine: Engine = 'onnx',
     out: Annotated[Path, typer.Option(help='Folder for film, sheet and result.')] = Path('out'),
     viz: Annotated[str, typer.Option(help='rerun: also write demo.rrd for Rerun.')] = '',
 ) -> None:
@@ -69,7 +53,7 @@ def demo(
     """
     from dtvla_ros.demo.run import run_demo
 
-    run_demo(policy, names(tasks), episodes, seed, out, mode=mode, engine=engine, viz=viz)
+    call(run_demo, given)
 
 
 def main(commands: typer.Typer = app) -> None:

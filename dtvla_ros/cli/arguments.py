@@ -2,62 +2,116 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_origin
 
 import typer
 from typer.core import TyperCommand
 
+T = TypeVar('T')
+Given = Mapping[str, Any]  # all arguments of a command by name
 NANO = Path('models/nano')
 
-# Policies
 Policy = Annotated[Path, typer.Option(help='Folder of a policy (its manifest).')]
-Mode = Annotated[str, typer.Option(help="Thought: full, masked, random, swapped (another task's) "
-    'or frozen; where a policy is evaluated, replay, too: no policy, eyes closed.')]
-Engine = Annotated[str, typer.Option(help='onnx or torch.')]
-Device = Annotated[str, typer.Option(help='Where the policy runs: cpu, cuda, tensorrt or auto.')]
-Threads = Annotated[int, typer.Option(
-    min=1, help="Of the policy's engine on the CPU, in each process.")]
-Replan = Annotated[int | None, typer.Option('--replan', min=1,
-    help='Actions per decision. [default: as the policy promises]')]
-
-# Episodes
-Suite = Annotated[str, typer.Option(help='Scenes and tasks.')]
-Tasks = Annotated[str | None, typer.Option(
-    help='Comma-separated task names. [default: all of the suite]')]
-Starts = Annotated[str | None, typer.Option(help='Start states: benchmark, random, jitter or '
-    "shuffle, as the suite has them. [default: the suite's]")]
-Seed = Annotated[int | None, typer.Option(help='First seed. [default: the first evaluation seed]')]
-MaxSteps = Annotated[int | None, typer.Option(
-    min=1, help="Control steps per episode. [default: the suite's limit]")]
-Antialiasing = Annotated[bool, typer.Option('--antialiasing/--no-antialiasing', help='As LIBERO '
-    'draws, or in half the time; a policy should be tested on images like those it was '
-    'trained on.')]
-Shadows = Annotated[bool, typer.Option(
-    '--shadows/--no-shadows', help='As LIBERO draws; its own lights throw none.')]
-Workers = Annotated[int, typer.Option(min=1, help='Processes, one simulator each.')]
-Ray = Annotated[str | None, typer.Option(help='Address of a Ray cluster to put the simulators on; '
-    'auto: the one this machine belongs to. [default: this machine alone]')]
-
-# Datasets
-CameraEvery = Annotated[int, typer.Option(help='Keep every k-th control step as a frame.')]
 ChunkSteps = Annotated[int, typer.Option('--chunk', min=1,
     help='Actions stored with each frame.')]
 NewDataset = Annotated[Path, typer.Option(help='Folder of the new dataset.', file_okay=False)]
-
-# Training
 RunFolder = Annotated[Path, typer.Option(help='Folder of the run.', file_okay=False)]
 Config = Annotated[Path, typer.Option(help='Training config (YAML).', dir_okay=False)]
 Changes = Annotated[list[str] | None, typer.Option(
     '--set', metavar='KEY=VALUE', help="Instead of the config's value; repeatable.")]
-CpuThreads = Annotated[int | None, typer.Option(
-    '--threads', min=1, help='CPU threads of the network. [default: all cores]')]
 Compile = Annotated[bool, typer.Option('--compile', help='Compile the network first (needs a C++ '
     'compiler; always on cuda): half as many seconds a training step on a CPU.')]
-
-# Results
 Json = Annotated[Path | None, typer.Option('--json', help='Write the result here.',
     dir_okay=False)]
+
+
+def names(text: str | None) -> tuple[str, ...]:
+    """Return the comma-separated names in an argument."""
+    return tuple(name.strip() for name in (text or '').split(',') if name.strip())
+
+
+def shared(
+    policy: Policy = NANO,
+    mode: Annotated[str, typer.Option(help="Thought: full, masked, random, swapped (another "
+        "task's) or frozen; where a policy is evaluated, replay, too: no policy, eyes "
+        'closed.')] = 'full',
+    engine: Annotated[str, typer.Option(help='onnx or torch.')] = 'onnx',
+    device: Annotated[str, typer.Option(
+        help='Where the policy runs: cpu, cuda, tensorrt or auto.')] = 'cpu',
+    threads: Annotated[int, typer.Option(min=1,
+        help="Of the policy's engine on the CPU, in each process.")] = 1,
+    cpu_threads: Annotated[int | None, typer.Option('--threads', min=1,
+        help='CPU threads of the network. [default: all cores]')] = None,
+    replan_steps: Annotated[int | None, typer.Option('--replan', min=1,
+        help='Actions per decision. [default: as the policy promises]')] = None,
+    suite: Annotated[str, typer.Option(help='Scenes and tasks.')] = 'tabletop',
+    tasks: Annotated[str | None, typer.Option(callback=names,
+        help='Comma-separated task names. [default: all of the suite]')] = None,
+    starts: Annotated[str | None, typer.Option(help='Start states: benchmark, random, jitter or '
+        "shuffle, as the suite has them. [default: the suite's]")] = None,
+    seed: Annotated[int | None, typer.Option(
+        help='First seed. [default: the first evaluation seed]')] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1,
+        help="Control steps per episode. [default: the suite's limit]")] = None,
+    antialiasing: Annotated[bool, typer.Option('--antialiasing/--no-antialiasing', help='As '
+        'LIBERO draws, or in half the time; a policy should be tested on images like those it was '
+        'trained on.')] = True,
+    shadows: Annotated[bool, typer.Option('--shadows/--no-shadows',
+        help='As LIBERO draws; its own lights throw none.')] = True,
+    workers: Annotated[int, typer.Option(min=1, help='Processes, one simulator each.')] = 2,
+    ray: Annotated[str | None, typer.Option(help='Address of a Ray cluster to put the simulators '
+        'on; auto: the one this machine belongs to. [default: this machine alone]')] = None,
+    camera_every: Annotated[int, typer.Option(
+        help='Keep every k-th control step as a frame.')] = 2,
+    chunk: ChunkSteps = 8,
+    changes: Changes = None,
+    json_file: Json = None,
+) -> None:
+    """Declare the options that commands share, each with its usual default."""
+
+
+def sharing(prototype: Callable[..., None]) -> Callable[..., Any]:
+    """Return a decorator which gives commands the options of ``prototype``.
+
+    ``@takes('policy suite shown', suite='libero_10')`` lists the options of a command as help
+    shows them, and defaults that are not the usual ones. Those that a command declares itself
+    are its own. It is called with the parameters it names; ``given`` holds all arguments.
+    """
+    common = inspect.signature(prototype, eval_str=True).parameters
+
+    def takes(listed: str, **defaults: Any) -> Callable[[Callable[..., None]], Any]:
+        def decorate(command: Callable[..., None]) -> Any:
+            own = inspect.signature(command, eval_str=True).parameters
+            options = [own[name] if get_origin(getattr(own.get(name), 'annotation', None)) is
+                       Annotated else common[name] for name in listed.split()]
+
+            @wraps(command)
+            def run(**given: Any) -> None:
+                given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+                command(**{name: given.get(name, given) for name in own})
+
+            run.__annotations__ = {option.name: option.annotation for option in options}
+            run.__signature__ = inspect.Signature([option.replace(  # type: ignore[attr-defined]
+                kind=inspect.Parameter.KEYWORD_ONLY,
+                default=defaults.get(option.name, option.default)) for option in options])
+            return run
+
+        return decorate
+
+    return takes
+
+
+takes = sharing(shared)
+
+
+def call(function: Callable[..., T], given: Given, **more: Any) -> T:
+    """Call a function, or build a dataclass, with the arguments that it has parameters for."""
+    wanted = inspect.signature(function).parameters.keys() & given.keys()
+    return function(**{name: given[name] for name in wanted} | more)
 
 
 FORMER_NAMES = {'--drop-share': '--release-share', '--shove-share': '--push-share',
@@ -84,6 +138,7 @@ def group(name: str = '', help: str = '', **settings: Any) -> typer.Typer:  # no
         'help_option_names': ['-h', '--help']}, **named, **settings)
 
 
-def names(text: str | None) -> tuple[str, ...]:
-    """Return the comma-separated names in an argument."""
-    return tuple(name.strip() for name in (text or '').split(',') if name.strip())
+def counts(info: Given) -> str:
+    """Return how much is in a dataset."""
+    return (f'{info["total_episodes"]} episodes, {info["total_frames"]} frames, '
+            f'{info["total_tasks"]} tasks')

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from dtvla_ros.cli import arguments as args
-from dtvla_ros.cli.arguments import group, names
+from dtvla_ros.cli.arguments import Given, call, counts, group, names, takes
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import write_json
 
 app = group()
 data = group('data', 'Make, check and look at datasets.')
@@ -21,18 +22,14 @@ Tokenizer = Annotated[Path | None, typer.Option(
 
 
 @app.command(cls=args.Command)
+@takes('out suite starts tasks episodes workers ray seed camera_every chunk noise clean_share '
+       'release_share push_share short_share observation_share antialiasing')
 def collect(
+    given: Given,
     out: Annotated[Path, typer.Option(file_okay=False,
         help='Folder of the dataset.')] = Path('data/tabletop'),
-    suite: args.Suite = 'tabletop',
-    starts: args.Starts = None,
-    tasks: args.Tasks = None,
     episodes: Annotated[int, typer.Option(min=1, help='Episodes tried, over all tasks.')] = 1200,
-    workers: args.Workers = 2,
-    ray: args.Ray = None,
     seed: Annotated[int, typer.Option(min=0, help='Which block of start states.')] = 0,
-    camera_every: args.CameraEvery = 2,
-    chunk: args.ChunkSteps = 8,
     noise: Annotated[float, typer.Option(min=0.0, help='Strength of the injected noise.')] = 1.0,
     clean_share: Annotated[float, typer.Option(help='Demonstrations without noise.')] = 0.15,
     release_share: Annotated[float, typer.Option(
@@ -42,7 +39,6 @@ def collect(
         help='Episodes of the first second only, from a random initial pose.')] = 0.0,
     observation_share: Annotated[float, typer.Option(help='Episodes of one frame for each task '
         'that the scene allows, at a random initial pose.')] = 0.0,
-    antialiasing: args.Antialiasing = True,
 ) -> None:
     """Record the scripted experts into a LeRobot v3.0 dataset.
 
@@ -62,13 +58,8 @@ def collect(
     from dtvla_ros.data.collect import CollectOptions
     from dtvla_ros.data.collect import collect as run
 
-    info = run(out, CollectOptions(
-        suite=suite, starts=starts, tasks=names(tasks), episodes=episodes, seed=seed,
-        camera_every=camera_every, chunk=chunk, noise=noise, clean_share=clean_share,
-        release_share=release_share, push_share=push_share, short_share=short_share,
-        observation_share=observation_share, antialiasing=antialiasing), workers, ray)
-    print(f'{out}: {info["total_episodes"]} episodes, {info["total_frames"]} frames, '
-          f'{info["total_tasks"]} tasks')
+    info = run(out, call(CollectOptions, given), given['workers'], given['ray'])
+    print(f'{out}: {counts(info)}')
 
 
 @data.command()
@@ -97,14 +88,12 @@ def convert(
     from dtvla_ros.data.convert import convert as run
 
     pairs = [text.partition('=') for text in rename or ()]
-    wrong = next((old for old, sign, new in pairs if not (old and sign and new)), None)
-    if wrong is not None:
-        raise UserError(f'--rename {wrong}: write OLD=NEW')
+    if wrong := [old for old, _, new in pairs if not (old and new)]:
+        raise UserError(f'--rename {wrong[0]}: write OLD=NEW')
     report = run(source, out, ConvertOptions(
-        tokenizer=tokenizer, chunk=chunk, rename={old: new for old, _, new in pairs}))
-    info = report.info
-    print(f'{out}: {info["total_episodes"]} episodes, {info["total_frames"]} frames, '
-          f'{info["total_tasks"]} tasks; videos {"copied" if report.copied else "encoded anew"}')
+        tokenizer, chunk, {old: new for old, _, new in pairs}))
+    print(f'{out}: {counts(report.info)}; videos '
+          f'{"copied" if report.copied else "encoded anew"}')
     if report.unthought:
         print(f'  {report.unthought} frames without a thought')
     if report.several_tasks:
@@ -126,12 +115,10 @@ def inspect_(
     `dtvla data inspect libero_cot --tokenizer deepthinkvla_libero_cot_sft --json out/cot.json`
     """
     from dtvla_ros.data.inspect import inspect_dataset, show_inspection
-    from dtvla_ros.files import write_json
 
     found = inspect_dataset(dataset, tokenizer)
     show_inspection(found)
-    if json_file is not None:
-        write_json(json_file, found)
+    write_json(json_file, found)
 
 
 @data.command()
@@ -157,15 +144,13 @@ def validate(
     from dtvla_ros.data.inspect import show_issues
     from dtvla_ros.data.validate import fits_policy
     from dtvla_ros.data.validate import validate as run
-    from dtvla_ros.files import write_json
 
     issues = run(dataset, decode)
     if policy is not None and not issues:
         issues += fits_policy(dataset, policy, tokenizer)
-    if json_file is not None:
-        write_json(json_file, {'dataset': str(dataset), 'findings': [
-            {'file': issue.file, 'problem': issue.problem, 'remedy': issue.remedy}
-            for issue in issues]})
+    write_json(json_file, {'dataset': str(dataset), 'findings': [
+        {'file': issue.file, 'problem': issue.problem, 'remedy': issue.remedy}
+        for issue in issues]})
     show_issues(dataset, issues)
     if issues:
         raise typer.Exit(1)
@@ -193,14 +178,12 @@ def stats(
     `dtvla data stats data/libero --out data/libero/meta --json out/stats.json`
     """
     from dtvla_ros.data.inspect import dataset_statistics, show_statistics
-    from dtvla_ros.files import write_json
 
     found = dataset_statistics(dataset, episodes, whole=out is not None)
     show_statistics(found)
     if out is not None:
         found.write(out)
-    if json_file is not None:
-        write_json(json_file, found.to_dict())
+    write_json(json_file, found.to_dict())
 
 
 @data.command()
@@ -226,8 +209,7 @@ def view(
     from dtvla_ros.data.view import view as run
 
     numbers = names(episodes)
-    wrong = next((text for text in numbers if not text.isdecimal()), None)
-    if wrong is not None:
-        raise UserError(f'--episodes {wrong}: write numbers, as in 0,7,12')
+    if wrong := [text for text in numbers if not text.isdecimal()]:
+        raise UserError(f'--episodes {wrong[0]}: write numbers, as in 0,7,12')
     count = run(dataset, out, list(map(int, numbers)), tokenizer)
     print(f'{out}: {count} episode{"" if count == 1 else "s"}')

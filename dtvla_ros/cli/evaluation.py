@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dtvla_ros.cli import arguments as args
-from dtvla_ros.cli.arguments import group, names
+from dtvla_ros.cli.arguments import Given, call, group, names, takes
 
 if TYPE_CHECKING:
     from dtvla_ros.evaluation.workers import EvalOptions
@@ -17,37 +15,22 @@ if TYPE_CHECKING:
 app = group()
 
 
-def _options(given: dict[str, Any]) -> EvalOptions:
-    """Return a command's arguments as the options of those names, others left out."""
+def _options(given: Given) -> EvalOptions:
     from dtvla_ros.evaluation.workers import EvalOptions
     from dtvla_ros.rollout.env import SceneSetup
 
-    given = {**given, 'tasks': names(given['tasks']), 'perturb': tuple(given.get('perturb') or ())}
-    scene, options = ({field.name: given[field.name] for field in fields(kind)
-                       if field.name in given} for kind in (SceneSetup, EvalOptions))
-    return EvalOptions(**options | {'scene': SceneSetup(**scene)})
+    scene = call(SceneSetup, given, perturb=given.get('perturb') or ())
+    return call(EvalOptions, given, scene=scene)
 
 
 @app.command('eval')
+@takes('policy suite tasks episodes mode engine device threads workers ray seed replan_steps '
+       'starts perturb antialiasing shadows max_steps via realtime videos journal html json_file')
 def evaluate(
-    policy: args.Policy = args.NANO,
-    suite: args.Suite = 'tabletop',
-    tasks: args.Tasks = None,
+    given: Given,
     episodes: Annotated[int, typer.Option(min=1, help='Episodes per task.')] = 50,
-    mode: args.Mode = 'full',
-    engine: args.Engine = 'onnx',
-    device: args.Device = 'cpu',
-    threads: args.Threads = 1,
-    workers: args.Workers = 2,
-    ray: args.Ray = None,
-    seed: args.Seed = None,
-    replan_steps: args.Replan = None,
-    starts: args.Starts = None,
     perturb: Annotated[list[str] | None, typer.Option(help='Disturb the scene: family:strength, '
         'for instance camera:2; repeat for several (see dtvla robustness).')] = None,
-    antialiasing: args.Antialiasing = True,
-    shadows: args.Shadows = True,
-    max_steps: args.MaxSteps = None,
     via: Annotated[str, typer.Option(help='inprocess, or ros: simulator, policy and command gate '
         'as three processes.')] = 'inprocess',
     realtime: Annotated[bool, typer.Option('--realtime',
@@ -58,7 +41,6 @@ def evaluate(
         help='Journal of finished episodes, kept and continued.')] = None,
     html: Annotated[Path | None, typer.Option(dir_okay=False,
         help='Write a report with a still of every failure.')] = None,
-    json_file: args.Json = None,
 ) -> None:
     """Measure a policy's success per task, in lock-step: time waits for the policy.
 
@@ -84,34 +66,21 @@ def evaluate(
     """
     from dtvla_ros.evaluation.command import evaluate_policy
 
-    evaluate_policy(_options(locals()))
+    evaluate_policy(_options(given))
 
 
 @app.command()
+@takes('policy suite tasks episodes families strengths mode engine device threads workers ray '
+       'seed replan_steps starts antialiasing shadows max_steps journal json_file')
 def robustness(
-    policy: args.Policy = args.NANO,
-    suite: args.Suite = 'tabletop',
-    tasks: args.Tasks = None,
+    given: Given,
     episodes: Annotated[int, typer.Option(min=1,
         help='Episodes per task, family and strength.')] = 10,
     families: Annotated[str | None, typer.Option(help='Comma-separated: layout, camera, robot, '
         'language, light, texture, noise. [default: all]')] = None,
     strengths: Annotated[str, typer.Option(help='Comma-separated.')] = '1,2,3',
-    mode: args.Mode = 'full',
-    engine: args.Engine = 'onnx',
-    device: args.Device = 'cpu',
-    threads: args.Threads = 1,
-    workers: args.Workers = 2,
-    ray: args.Ray = None,
-    seed: args.Seed = None,
-    replan_steps: args.Replan = None,
-    starts: args.Starts = None,
-    antialiasing: args.Antialiasing = True,
-    shadows: args.Shadows = True,
-    max_steps: args.MaxSteps = None,
     journal: Annotated[Path | None, typer.Option('--resume', file_okay=False,
         help='Folder of finished episodes, kept and continued.')] = None,
-    json_file: args.Json = None,
 ) -> None:
     """Measure what disturbs a policy: seven families, as in LIBERO-Plus, at three strengths.
 
@@ -126,20 +95,14 @@ def robustness(
     """
     from dtvla_ros.evaluation.command import evaluate_robustness
 
-    evaluate_robustness(_options(locals()), names(families), names(strengths))
+    evaluate_robustness(_options(given), names(families), names(strengths))
 
 
 @app.command()
+@takes('policy suite tasks episodes starts workers ray seed json_file')
 def steer(
-    policy: args.Policy = args.NANO,
-    suite: args.Suite = 'tabletop',
-    tasks: args.Tasks = None,
+    given: Given,
     episodes: Annotated[int, typer.Option(min=1, help='Start states per task.')] = 10,
-    starts: args.Starts = None,
-    workers: args.Workers = 2,
-    ray: args.Ray = None,
-    seed: args.Seed = None,
-    json_file: args.Json = None,
 ) -> None:
     """Measure whether the arm does as its thought says.
 
@@ -154,21 +117,15 @@ def steer(
     """
     from dtvla_ros.evaluation.interventions import steer as run
 
-    run(_options(locals()))
+    run(_options(given))
 
 
 @app.command()
+@takes('policy suite tasks episodes starts workers ray seed shown json_file')
 def recover(
-    policy: args.Policy = args.NANO,
-    suite: args.Suite = 'tabletop',
-    tasks: args.Tasks = None,
+    given: Given,
     episodes: Annotated[int, typer.Option(min=1, help='Start states per task and mode.')] = 17,
-    starts: args.Starts = None,
-    workers: args.Workers = 2,
-    ray: args.Ray = None,
-    seed: args.Seed = None,
     shown: Annotated[int, typer.Option(min=0, help='Recoveries told thought by thought.')] = 2,
-    json_file: args.Json = None,
 ) -> None:
     """Knock the object out of the gripper once in every episode; count who succeeds anyway.
 
@@ -180,7 +137,7 @@ def recover(
     """
     from dtvla_ros.evaluation.interventions import recover as run
 
-    run(_options(locals()), shown)
+    run(_options(given), shown)
 
 
 @app.command()
@@ -209,18 +166,14 @@ def report(
 
 
 @app.command()
+@takes('suite tasks episodes noise workers ray seed starts json_file')
 def experts(
-    suite: args.Suite = 'tabletop',
-    tasks: args.Tasks = None,
+    given: Given,
     episodes: Annotated[int, typer.Option(min=1, help='Episodes per task.')] = 50,
     noise: Annotated[bool, typer.Option('--noise',
         help='Disturb the executed action as collection does.')] = False,
-    workers: args.Workers = 2,
-    ray: args.Ray = None,
     seed: Annotated[int | None, typer.Option(min=0, help='First seed. [default: 0; with --starts '
         'benchmark the first evaluation seed]')] = None,
-    starts: args.Starts = None,
-    json_file: args.Json = None,
 ) -> None:
     """Measure the scripted experts that make the demonstrations.
 
@@ -234,4 +187,4 @@ def experts(
     """
     from dtvla_ros.evaluation.command import evaluate_experts
 
-    evaluate_experts(_options(locals()), noise)
+    evaluate_experts(_options(given), noise)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dtvla_ros.cli.arguments import Compile, Json, group, names
+from dtvla_ros.cli.arguments import Compile, Json, call, group, names
+from dtvla_ros.files import find_shared, write_json
 
 app = group()
 
@@ -69,14 +70,12 @@ def inspect(
 
     `dtvla inspect deepthinkvla_libero_cot_rl/model-00001-of-00002.safetensors`
     """
-    from dtvla_ros.files import find_shared, write_json
     from dtvla_ros.policy.inspect import inspect as run
     from dtvla_ros.policy.inspect import show
 
     found = run(find_shared(path), hashes)
     show(found)
-    if json_file is not None:
-        write_json(json_file, found.to_dict())
+    write_json(json_file, found.to_dict())
 
 
 @app.command()
@@ -115,8 +114,7 @@ def convert(
     from dtvla_ros.policy.convert import ConvertOptions
     from dtvla_ros.policy.convert import convert as run
 
-    manifest = run(path, ConvertOptions(
-        names(cameras), name, license, statistics, suite_key, adapter, out, force))
+    manifest = run(path, call(ConvertOptions, locals(), cameras=names(cameras)))
     print(f'{out or path}: {manifest.name}, {len(manifest.files)} files hashed; next: '
           f'dtvla eval --policy {out or path} --engine torch')
 

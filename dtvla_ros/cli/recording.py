@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dtvla_ros.cli.arguments import ChunkSteps, NewDataset, group, names
+from dtvla_ros.cli.arguments import ChunkSteps, NewDataset, call, group, names
 from dtvla_ros.cli.data import data
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros.environment import require_one_ros
@@ -38,8 +38,7 @@ def record(
     from dtvla_ros.recording.record import record as run
 
     wanted = names(topics) or RECORDED
-    relative = [topic for topic in wanted if not topic.startswith('/')]
-    if relative:
+    if relative := [topic for topic in wanted if not topic.startswith('/')]:
         raise UserError(f'--topics {relative[0]}: write the whole name, /{relative[0]}')
     raise typer.Exit(run(out, wanted, seconds))
 
@@ -79,10 +78,8 @@ def from_bag(
     from dtvla_ros.conventions import FINGER_JOINTS
     from dtvla_ros.data.from_bag import ConvertOptions, convert
 
-    report = convert(bags, out, ConvertOptions(
-        rate=rate, camera_every=camera_every, tolerance=tolerance, chunk=chunk,
-        successful=successful, command=command, fingers=names(fingers) or FINGER_JOINTS,
-        robot=robot))
+    report = convert(bags, out, call(
+        ConvertOptions, locals(), fingers=names(fingers) or FINGER_JOINTS))
     print(f'{out}: {report.episodes} episodes in {report.pieces} pieces, {report.frames} frames'
           + (f', {report.unthought} of them before any thought' if report.unthought else '')
           + (f'; {report.failed} episodes without success left out' if report.failed else ''))

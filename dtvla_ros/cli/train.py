@@ -9,13 +9,16 @@ from typing import Annotated
 import typer
 
 from dtvla_ros.cli import arguments as args
-from dtvla_ros.cli.arguments import group, names
+from dtvla_ros.cli.arguments import Given, call, counts, group, takes
 
 app = group('train', 'Train policies: from demonstrations, and by practice.')
 
 
 @app.command('sft')
+@takes('data out config changes init minutes steps weights suite episodes evaluate_every '
+       'cpu_threads loaders compile')
 def train_sft(
+    given: Given,
     data: Annotated[list[Path], typer.Option(help='Dataset folder; repeat for several.')],
     out: args.RunFolder,
     config: args.Config = Path('config/train/nano.yaml'),
@@ -26,13 +29,14 @@ def train_sft(
         help='Training time (or give --steps).')] = None,
     steps: Annotated[int | None, typer.Option(min=1,
         help='Optimizer steps (or give --minutes).')] = None,
-    weight: Annotated[list[float] | None, typer.Option(
+    weights: Annotated[list[float] | None, typer.Option('--weight',
         help='Share of the samples, for each --data in turn. [default: by frames]')] = None,
-    eval_suite: Annotated[str, typer.Option(help='Suite of the evaluations.')] = 'tabletop',
-    eval_episodes: Annotated[int, typer.Option(min=0,
+    suite: Annotated[str, typer.Option('--eval-suite',
+        help='Suite of the evaluations.')] = 'tabletop',
+    episodes: Annotated[int, typer.Option('--eval-episodes', min=0,
         help='Held-out episodes per task at each evaluation.')] = 1,
-    eval_every: Annotated[float, typer.Option(help='Minutes between evaluations.')] = 10.0,
-    threads: args.CpuThreads = None,
+    evaluate_every: Annotated[float, typer.Option('--eval-every',
+        help='Minutes between evaluations.')] = 10.0,
     loaders: Annotated[int, typer.Option(min=1,
         help='Processes that make batches; 4 keep a GPU busy.')] = 1,
     compile: args.Compile = False,
@@ -56,15 +60,16 @@ def train_sft(
     from dtvla_ros.training.sft import SftRun
     from dtvla_ros.training.sft import train_sft as run
 
-    run(SftConfig.read(config, changes or ()), SftRun(
-        data=tuple(data), out=out, init=init, minutes=minutes, steps=steps,
-        evaluate_every=eval_every, episodes=eval_episodes, suite=eval_suite, threads=threads,
-        loaders=loaders, compile=compile, weights=tuple(weight or ())))
+    run(SftConfig.read(config, changes or ()), call(
+        SftRun, given, threads=given['cpu_threads'], weights=weights or ()))
     print(f'{out}: trained; next: dtvla export {out} --out models/{out.name}')
 
 
 @app.command('grpo')
+@takes('init out config changes iterations minutes suite tasks starts replan_steps workers '
+       'cpu_threads ray estimate')
 def train_grpo(
+    given: Given,
     init: Annotated[Path, typer.Option(file_okay=False,
         help='What to begin with: a training run or a policy.')],
     out: args.RunFolder,
@@ -74,14 +79,8 @@ def train_grpo(
         help='Iterations in all (or give --minutes).')] = None,
     minutes: Annotated[float | None, typer.Option(min=0.01,
         help='Time from now (or give --iterations).')] = None,
-    suite: args.Suite = 'tabletop',
-    tasks: args.Tasks = None,
-    starts: args.Starts = None,
-    replan: args.Replan = None,
     workers: Annotated[int | None, typer.Option(min=1,
         help='Simulators. [default: as the config says]')] = None,
-    threads: args.CpuThreads = None,
-    ray: args.Ray = None,
     estimate: Annotated[bool, typer.Option('--estimate',
         help='Only say what an iteration takes.')] = False,
 ) -> None:
@@ -108,30 +107,22 @@ def train_grpo(
     settings = GrpoConfig.read(config, changes or ())
     if workers is not None:
         settings = replace(settings, num_envs=workers)
-    run(settings, GrpoRun(
-        init=init, out=out, iterations=iterations, minutes=minutes, suite=suite,
-        tasks=names(tasks), starts=starts, replan_steps=replan, threads=threads, ray=ray),
-        estimate)
+    run(settings, call(GrpoRun, given, threads=given['cpu_threads']), estimate)
     if not estimate:
         print(f'{out / "report.html"}: what became of it; next: dtvla export {out} --out POLICY')
 
 
 @app.command('dagger')
+@takes('init out episodes suite tasks starts seed camera_every replan_steps workers ray '
+       'antialiasing', camera_every=4)
 def train_dagger(
+    given: Given,
     init: Annotated[Path, typer.Option(file_okay=False,
         help='The policy that drives: a training run or a policy.')],
     out: args.NewDataset,
     episodes: Annotated[int, typer.Option(min=1, help='Episodes, over all tasks.')] = 240,
-    suite: args.Suite = 'tabletop',
-    tasks: args.Tasks = None,
-    starts: args.Starts = None,
     seed: Annotated[int, typer.Option(min=0, max=9,
         help='Which block of start states; another one for every round.')] = 7,
-    camera_every: args.CameraEvery = 4,
-    replan: args.Replan = None,
-    workers: args.Workers = 2,
-    ray: args.Ray = None,
-    antialiasing: args.Antialiasing = True,
 ) -> None:
     """Let a policy drive and the scripted expert say what it should have done and thought.
 
@@ -148,8 +139,5 @@ def train_dagger(
     """
     from dtvla_ros.training.dagger import DaggerOptions, relabel
 
-    info = relabel(init, out, DaggerOptions(
-        suite=suite, tasks=names(tasks), starts=starts, episodes=episodes, seed=seed,
-        camera_every=camera_every, antialiasing=antialiasing), workers, replan, ray)
-    print(f'{out}: {info["total_episodes"]} episodes, {info["total_frames"]} frames, '
-          f'{info["total_tasks"]} tasks')
+    info = call(relabel, given, options=call(DaggerOptions, given))
+    print(f'{out}: {counts(info)}')

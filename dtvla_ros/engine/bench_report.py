@@ -56,14 +56,11 @@ def bench(options: BenchOptions, compiled: bool | None = None, json_file: Path |
             options.device.startswith('cuda') and torch.cuda.is_available()):
         raise UserError(f'--device {options.device}: not here; use cpu, or cuda on a machine '
                         'with an NVIDIA GPU and a CUDA build of torch')
-    for file in (json_file, plot_file, into):
-        if file is not None:
-            require_writable(file)
+    require_writable(json_file, plot_file, into)
     with tempfile.TemporaryDirectory() as folder:
         result = run_bench(options, _engine_maker(options, Path(folder), compiled))
     show(result, Console())
-    if json_file is not None:
-        write_json(json_file, result)
+    write_json(json_file, result)
     if into is not None:
         write_between(into, BEGIN, END, markdown(result))
     if plot_file is not None:

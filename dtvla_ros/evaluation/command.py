@@ -152,8 +152,7 @@ def evaluate_robustness(
     }
     Console().print(robustness_table(
         f'{options.scene.suite}: success under disturbances', summary))
-    if options.json_file is not None:
-        files.write_json(options.json_file, summary)
+    files.write_json(options.json_file, summary)
     return summary
 
 
@@ -243,9 +242,7 @@ def _policy_episodes(
 
 def _check(options: EvalOptions, modes: Sequence[str] = MODES) -> None:
     """Refuse options that are unknown or impossible together, before anything runs."""
-    for path in (options.json_file, options.html):
-        if path is not None:
-            files.require_writable(path)
+    files.require_writable(options.json_file, options.html)
     one_of('mode', options.mode, modes)
     one_of('engine', options.engine, ENGINES)
     one_of('via', options.via, VIAS)
@@ -354,8 +351,7 @@ def _finish(title: str, summary: dict[str, Any], json_file: Path | None) -> None
         console.print(f'{summary["refused"]} failed because the policy refused the sentence')
     for phase, row in summary['latency'].items():
         console.print(f'{phase:>10}  {row["p50_ms"]:7.1f} ms median {row["p99_ms"]:7.1f} ms p99')
-    if json_file is not None:
-        files.write_json(json_file, summary)
+    files.write_json(json_file, summary)
 
 
 def _cell(found: Sequence[EpisodeResult], tasks: Sequence[str]) -> dict[str, Any]:

@@ -115,8 +115,7 @@ def _measure(
     variants: Sequence[tuple[str, ...]], report: Callable[[Any], dict[str, Any]],
 ) -> dict[str, Any]:
     """Run (variant, task, seed) jobs in processes, report them, write the JSON."""
-    if options.json_file is not None:
-        files.require_writable(options.json_file)
+    files.require_writable(options.json_file)
     first = evaluation_seed(options.seed)
     how, decided = identify(options)
     tasks, settings = inspect_scene(options.scene, options.tasks)
@@ -130,8 +129,7 @@ def _measure(
         **settings, 'policy': how['policy'], 'files': how['files'],
         'seeds': [first, first + options.episodes - 1], 'versions': versions(),
         **report(results), 'episodes': [asdict(result) for result in results]}
-    if options.json_file is not None:
-        files.write_json(options.json_file, summary)
+    files.write_json(options.json_file, summary)
     return summary
 
 
