@@ -9,10 +9,12 @@ import tempfile
 from collections.abc import Callable, Mapping
 from operator import itemgetter
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from dtvla_ros.errors import UserError
+
+if TYPE_CHECKING:
+    from typing import Self
 
 Key = Callable[[Mapping[str, Any]], Any]  # what names a row
 BY_EPISODE: Key = itemgetter('episode')
@@ -115,22 +117,25 @@ def write_between(document: Path, begin: str, end: str, text: str) -> None:
     write_text(document, f'{before}{begin}\n{text}\n{end}{after}')
 
 
-def whole_lines(path: Path) -> list[bytes]:
-    """Return a file's complete lines (a kill may truncate the last); none if there is no file.
+def read_lines(path: Path, *keys: str) -> list[dict[str, Any]]:
+    """Return a file's complete JSON lines (a kill may truncate the last); none without a file.
 
     Raises
     ------
     UserError
-        If the file cannot be read.
+        If it cannot be read, or a line is no object with ``keys``.
 
     """
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        whole = path.read_bytes()
+        rows = [json.loads(line) for line in whole[:whole.rfind(b'\n') + 1].splitlines()]
+        [row[key] for row in rows for key in keys]
     except FileNotFoundError:
         return []
-    except OSError as error:
-        raise UserError(f'cannot read {path}: {error.strerror}') from error
-    return [line for line in lines if line.endswith(b'\n')]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path} cannot be read ({error}); delete it, or choose another'
+                        ) from error
+    return rows
 
 
 class JsonLines:
@@ -146,29 +151,29 @@ class JsonLines:
     def __init__(self, path: Path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            size = sum(map(len, whole_lines(path)))
-            self._file: IO[bytes] = path.open('r+b' if path.exists() else 'w+b')
+            self.file: IO[bytes] = path.open('a+b')
         except OSError as error:
             raise UserError(f'cannot write {path}: {error.strerror}; choose another folder'
                             ) from error
-        self._file.seek(size)
-        self._file.truncate()
+        self.file.truncate(path.read_bytes().rfind(b'\n') + 1)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a row; the operating system has it when this returns."""
-        self._file.write((json.dumps(row, ensure_ascii=False) + '\n').encode())
-        self._file.flush()
-
-    def fileno(self) -> int:
-        """Return the descriptor, for a lock."""
-        return self._file.fileno()
+        self.file.write((json.dumps(row, ensure_ascii=False) + '\n').encode())
+        self.file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self.file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
-class Journal:
+class Journal(JsonLines):
     """One JSON line per episode, in ``done`` by its key; the first line holds the settings.
 
     Raises
@@ -181,18 +186,15 @@ class Journal:
     def __init__(self, path: Path, header: Mapping[str, Any], key: Key = BY_EPISODE):
         self._key = key
         wanted = json.loads(json.dumps(dict(header)))
-        self.done: dict[Any, dict[str, Any]] = {}
-        known = bool(whole_lines(path))
-        if known:
-            found, rows = self.read(path, 'the same command', key)
-            if found != wanted:
-                changed = sorted(k for k in {**found, **wanted} if found.get(k) != wanted.get(k))
-                raise UserError(f'{path} was made with other settings ({", ".join(changed)} '
-                                'differ); choose another folder or delete the file')
-            self.done = {key(row): row for row in rows}
-        self._file = JsonLines(path)
-        if not known:
-            self._file.write(wanted)
+        found, rows = self.read(path, 'the same command', key) if read_lines(path) else ({}, [])
+        if found and found != wanted:
+            changed = sorted(k for k in {**found, **wanted} if found.get(k) != wanted.get(k))
+            raise UserError(f'{path} was made with other settings ({", ".join(changed)} '
+                            'differ); choose another folder or delete the file')
+        self.done: dict[Any, dict[str, Any]] = {key(row): row for row in rows}
+        super().__init__(path)
+        if not found:
+            self.write(wanted)
 
     @staticmethod
     def read(path: Path, maker: str, key: Key = BY_EPISODE,
@@ -201,23 +203,15 @@ class Journal:
 
         Raises ``UserError`` when it is missing or no journal; ``maker``: the command to run first.
         """
-        lines = whole_lines(path)
+        lines = read_lines(path)
         if not lines:
             raise UserError(f'{path}: no such file, or it is empty; run {maker} first')
         try:
-            header, *rows = map(json.loads, lines)
-            return header, list({key(row): row for row in rows}.values())
-        except (ValueError, TypeError, KeyError) as error:
+            return lines[0], list({key(row): row for row in lines[1:]}.values())
+        except (TypeError, KeyError) as error:
             raise UserError(f'{path} is not a journal of {maker} ({error}); delete it') from error
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep an episode's row."""
         self.done[self._key(row)] = row
-        self._file.write(row)
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self._file.close()
+        self.write(row)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from pathlib import Path
 
 from tqdm import tqdm
 
+from dtvla_ros.annotation.keyframes import read_keyframes
 from dtvla_ros.annotation.question import (
     FIELDS,
     NOTHING,
@@ -18,6 +21,7 @@ from dtvla_ros.annotation.rules import label_frames
 from dtvla_ros.annotation.source import Goal, Motion, Source
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.results import Rate
+from dtvla_ros.files import write_json
 from dtvla_ros.issues import Issue
 
 # Names of the checks; they are also in files of labels.
@@ -27,7 +31,6 @@ CYCLE = ('reach', 'lower', 'grasp', 'push', 'lift', 'carry', 'place', 'release',
 HOLDS = frozenset(('lift', 'carry', 'place'))
 COMMANDED_CLOSED = HOLDS | {'grasp'}
 COMMANDED_OPEN = frozenset(('reach', 'lower', 'release', 'retreat', 'retry'))
-ALL = 'all fields'
 
 
 def check_labels(motion: Motion, goal: Goal, keyframes: Sequence[int], labels: Labels,
@@ -40,7 +43,7 @@ def check_labels(motion: Motion, goal: Goal, keyframes: Sequence[int], labels: L
     found = [*_coverage(len(motion), keyframes, [frame for frame, _ in labels], first),
              *_content(motion, goal, labels)]
     return [Issue(text, check=check, frame=frame)
-            for frame, check, text in sorted(found, key=lambda row: row[0])]
+            for frame, check, text in sorted(found, key=itemgetter(0))]
 
 
 def _coverage(length: int, keyframes: Sequence[int], frames: Sequence[int],
@@ -73,10 +76,10 @@ def _content(motion: Motion, goal: Goal, labels: Labels) -> Iterator[tuple[int, 
             yield frame, DONE, f'{done} was done before {finished[-1]}'
         if done not in (NOTHING, *finished):
             finished.append(done)
-        if before is not None and {before.phase, phase} <= set(CYCLE) and not (
-                label.trouble != 'none' or before.done != done
-                or before.phase in ('release', 'retreat')) and (
-                CYCLE.index(phase) < CYCLE.index(before.phase)):
+        if (before is not None and {before.phase, phase} <= set(CYCLE)
+                and label.trouble == 'none' and before.done == done
+                and before.phase not in ('release', 'retreat')
+                and CYCLE.index(phase) < CYCLE.index(before.phase)):
             yield frame, PHASE, (f'goes back from {before.phase} to {phase} though nothing was '
                                  'finished or went wrong')
         before = label
@@ -98,14 +101,12 @@ def agreement(pairs: Iterable[tuple[Semantics, Semantics]]) -> dict[str, Rate]:
     """Return how often each field agrees, and how often all of them do."""
     rows = [(a.key(), b.key()) for a, b in pairs]
     rates = {name: Rate.of(a[k] == b[k] for a, b in rows) for k, name in enumerate(FIELDS)}
-    return rates | {ALL: Rate.of(a == b for a, b in rows)}
+    return rates | {'all fields': Rate.of(a == b for a, b in rows)}
 
 
-def print_agreement(title: str, rates: dict[str, Rate]) -> None:
+def print_agreement(title: str, rates: Mapping[str, Rate]) -> None:
     """Print rates with n and Wilson's 95 % interval."""
-    print(title)
-    for name, rate in rates.items():
-        print(f'  {name:<12} {rate}')
+    print('\n'.join([title, *(f'  {name:<12} {rate}' for name, rate in rates.items())]))
 
 
 def compare(source: Source, other: Source | None, episodes: Iterable[int],
@@ -131,3 +132,23 @@ def compare(source: Source, other: Source | None, episodes: Iterable[int],
     return agreement((a[0], b[0]) for a, b in both) | {
         'place': Rate.of(a[1] == b[1] for a, b in both),
         'move': Rate.of(x == y for a, b in both for x, y in zip(a[2].split(), b[2].split()))}
+
+
+def agree(source: Source, out: Path, other: Source | None = None, episodes: str = '',
+          all_frames: bool = False, json_file: Path | None = None) -> None:
+    """Print and write how far a dataset agrees with labels by rules, or all of it with another.
+
+    On key frames found in ``out``, or on all. ``episodes``: a number, or FIRST:END. Raises
+    ``UserError`` as `compare`.
+    """
+    first, _, end = episodes.rpartition(':')
+    try:
+        span = range(len(source))[int(first or 0):int(end or len(source))]
+    except ValueError as error:
+        raise UserError(f'--episodes {episodes!r}: give a number, or FIRST:END') from error
+    every = all_frames or other is not None
+    rates = compare(source, other, span, None if every else read_keyframes(out, source))
+    print_agreement(f'{other.root if other else "rules"} and {source.root} on '
+                    f'{"all" if every else "key"} frames of episodes {span.start} to '
+                    f'{span.stop - 1}', rates)
+    write_json(json_file, {name: rate.to_dict() for name, rate in rates.items()})

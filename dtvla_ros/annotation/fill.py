@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,12 +22,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from dtvla_ros.annotation.checks import COMMANDED_CLOSED, COMMANDED_OPEN, agreement
+from dtvla_ros.annotation.checks import (
+    COMMANDED_CLOSED,
+    COMMANDED_OPEN,
+    agreement,
+    print_agreement,
+)
 from dtvla_ros.annotation.question import FIELDS, Labels, Semantics, write_thoughts
 from dtvla_ros.annotation.source import Goal, Motion, Source
 from dtvla_ros.data import layout
+from dtvla_ros.data.writer import link_or_copy
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.results import Rate
 from dtvla_ros.files import write_json
@@ -206,7 +214,10 @@ class MotionLabeller:
             names = np.array(sorted(targets))
             for _ in tqdm(range(self._steps), desc='labeller', unit='step', disable=None):
                 chosen = rng.choice(names, min(self._batch, len(names)), replace=False)
-                x, y = self._collate([rows[k] for k in chosen], [targets[k] for k in chosen])
+                x = pad_sequence([self._normalised(rows[k]) for k in chosen], batch_first=True)
+                y = torch.full(x.shape[:2], -1)  # unknown
+                for row, k in zip(y, chosen):
+                    row[list(targets[k])] = torch.tensor(list(targets[k].values()))
                 loss = cross_entropy(self._network(x).flatten(0, 1), y.flatten(), ignore_index=-1)
                 optimizer.zero_grad()
                 loss.backward()
@@ -214,21 +225,13 @@ class MotionLabeller:
                 schedule.step()
         self._network.eval()
 
-    def _collate(self, rows: list[NDArray[np.float32]],
-                 targets: list[Mapping[int, int]]) -> tuple[Tensor, Tensor]:
-        """Return padded, normalised features [B, N, F] and classes [B, N], -1 where unknown."""
-        longest = max(map(len, rows))
-        x = np.zeros((len(rows), longest, rows[0].shape[1]), np.float32)
-        y = np.full((len(rows), longest), -1, np.int64)
-        for k, (row, known) in enumerate(zip(rows, targets)):
-            x[k, :len(row)] = (row - self._mean) / self._scale
-            y[k, list(known)] = list(known.values())
-        return torch.from_numpy(x), torch.from_numpy(y)
+    def _normalised(self, row: NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy((row - self._mean) / self._scale)
 
     def scores(self, source: Source, episode: int) -> NDArray[np.float64]:
-        x, _ = self._collate([features(source.motion(episode), source.goal(episode))], [{}])
+        x = self._normalised(features(source.motion(episode), source.goal(episode)))
         with torch.inference_mode():
-            return self._network(x)[0].log_softmax(-1).double().numpy()
+            return self._network(x[None])[0].log_softmax(-1).double().numpy()
 
 
 def learn(source: Source, accepted: Mapping[int, Labels], labeller: Labeller,
@@ -275,16 +278,17 @@ def thoughts(source: Source, episode: int, classes: Classes, labeller: Labeller,
     return write_thoughts(motion, labels, reason), [label.phase for label in labels]
 
 
-def fill(source: Source, accepted: Mapping[int, Labels], labeller: Labeller, out: Path,
-         held_out: float = 0.2, seed: int = 0, reason: bool = False) -> dict[str, Any]:
-    """Write a copy of the dataset whose ``reasoning`` is filled; return what was done.
+def fill(source: Source, accepted: Mapping[int, Labels], labeller: Labeller, to: Path,
+         held_out: float = 0.2, seed: int = 0, reason: bool = False,
+         json_file: Path | None = None) -> dict[str, Any]:
+    """Write a copy of the dataset whose ``reasoning`` is filled; print and return the outcome.
 
     ``held_out``: share of the accepted episodes the labeller never learns from, drawn with
     ``seed``. ``reason``: write each key frame's reason before its thought, and before those it
-    holds for. Raises ``UserError`` when ``out`` exists.
+    holds for. Raises ``UserError`` when ``to`` exists.
     """
-    if out.exists():
-        raise UserError(f'{out} exists; choose another folder, nothing is written in place')
+    if to.exists():
+        raise UserError(f'{to} exists; choose another folder, nothing is written in place')
     classes, rates = learn(source, accepted, labeller, held_out, seed)
     columns: dict[str, list[str]] = {layout.REASONING: [], layout.PHASE: []}
     for episode in tqdm(range(len(source)), desc='fill', unit='episode', disable=None):
@@ -296,15 +300,12 @@ def fill(source: Source, accepted: Mapping[int, Labels], labeller: Labeller, out
         'source': source.fingerprint, 'labeller': labeller.name, 'classes': len(classes),
         'accepted_frames': certain, 'filled_frames': len(columns[layout.PHASE]) - certain,
         'held_out': {name: rate.to_dict() for name, rate in rates.items()}}
-    _write(source, out, columns, provenance)
-    return provenance | {'rates': rates}
-
-
-def _link(origin: str, target: str) -> None:
-    try:
-        os.link(origin, target)
-    except OSError:
-        shutil.copyfile(origin, target)
+    _write(source, to, columns, provenance)
+    print_agreement(
+        f'{labeller.name} and accepted labels on key frames of held-out episodes', rates)
+    print(f'{to}: {certain} frames as accepted, {provenance["filled_frames"]} filled')
+    write_json(json_file, provenance)
+    return provenance
 
 
 def _write(source: Source, out: Path, columns: Mapping[str, list[str]],
@@ -313,17 +314,15 @@ def _write(source: Source, out: Path, columns: Mapping[str, list[str]],
     work = out.with_name(f'.{out.name}.{os.getpid()}')
     try:
         shutil.copytree(source.root / 'meta', work / 'meta')
-        if (source.root / 'videos').is_dir():
-            shutil.copytree(source.root / 'videos', work / 'videos', copy_function=_link)
+        for path in (source.root / 'videos').rglob('*.mp4'):
+            link_or_copy(path, work / path.relative_to(source.root))
         for path in sorted((source.root / 'data').glob('*/*.parquet')):
             table = pq.read_table(path)
             index = np.asarray(table.column('index'))
             for name, texts in columns.items():
-                column = pa.array([texts[k] for k in index], pa.string())
-                if name in table.column_names:
-                    table = table.set_column(table.column_names.index(name), name, column)
-                else:
-                    table = table.append_column(name, column)
+                at = table.schema.get_field_index(name)
+                place = table.append_column if at < 0 else partial(table.set_column, at)
+                table = place(name, pa.array([texts[k] for k in index], pa.string()))
             target = work / path.relative_to(source.root)
             target.parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(table, target, compression='snappy')

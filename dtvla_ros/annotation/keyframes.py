@@ -59,24 +59,24 @@ def find_keyframes(motion: Motion, options: KeyframeOptions) -> dict[int, str]:
 
 
 def write_keyframes(source: Source, out: Path, options: KeyframeOptions,
-                    episodes: int | None = None) -> Counter[str]:
+                    episodes: int | None = None) -> None:
     """Write ``out``/keyframes.jsonl, one line per episode; go on where an earlier run stopped.
 
-    Returns how many key frames there are for each reason. Raises ``UserError`` when the file is
-    of other settings or another dataset.
+    Prints how many there are for each reason. Raises ``UserError`` when the file is of other
+    settings or another dataset.
     """
     header = {'kind': 'keyframes', 'dataset': source.fingerprint, **asdict(options)}
-    counts = Counter({EDGE: 0, TOGGLE: 0, PAUSE: 0, GAP: 0})
+    counts, wanted = Counter(dict.fromkeys(COLOURS, 0)), range(len(source))[:episodes]
     with Journal(out / FILE, header) as journal:
-        for episode in tqdm(range(len(source))[:episodes], desc='key frames', unit='episode',
-                            disable=None):
+        for episode in tqdm(wanted, desc='key frames', unit='episode', disable=None):
             if episode not in journal.done:
                 motion = source.motion(episode)
                 found = find_keyframes(motion, options).items()
                 journal.add({'episode': episode, 'length': len(motion),
                              'keyframes': [{'frame': frame, 'why': why} for frame, why in found]})
             counts.update(row['why'] for row in journal.done[episode]['keyframes'])
-    return counts
+    why = ', '.join(f'{count} {name}' for name, count in counts.items())
+    print(f'{out / FILE}: {counts.total()} key frames of {len(wanted)} episodes ({why})')
 
 
 def read_keyframes(folder: Path, source: Source) -> dict[int, list[int]]:
@@ -88,7 +88,7 @@ def read_keyframes(folder: Path, source: Source) -> dict[int, list[int]]:
     return {episode: [k['frame'] for k in row['keyframes']] for episode, row in rows.items()}
 
 
-def plot_keyframes(source: Source, episode: int, options: KeyframeOptions, path: Path) -> None:
+def plot_keyframes(source: Source, episode: int, options: KeyframeOptions, plot: Path) -> None:
     """Draw speed, gripper and key frames of one episode as a PNG."""
     if not 0 <= episode < len(source):
         raise UserError(f'{source.root}: no episode {episode}; there are {len(source)}')
@@ -115,5 +115,6 @@ def plot_keyframes(source: Source, episode: int, options: KeyframeOptions, path:
             axes.vlines(times, 0, 1, colour, '--', linewidth=1, label=why,
                         transform=axes.get_xaxis_transform())
     top.legend(loc='upper left', fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    plot.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(plot, dpi=110)
+    print(plot)

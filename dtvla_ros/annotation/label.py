@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -38,7 +38,7 @@ from dtvla_ros.annotation.question import (
 )
 from dtvla_ros.annotation.source import Source
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import Journal, JsonLines, whole_lines
+from dtvla_ros.files import Journal, JsonLines, read_lines
 from dtvla_ros.issues import Issue
 
 LABELS = 'labels.jsonl'
@@ -56,28 +56,12 @@ class LabelOptions:
     corrections: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class LabelResult:
-    """How a run ended: counts, issues by check, and why episodes failed."""
+class Outcome(NamedTuple):
+    """Rows of labels, why other episodes failed; how many answers were ``asked``, ``cached``."""
 
-    episodes: int
-    keyframes: int
-    answered: int
-    cached: int
-    issues: Mapping[str, int]
-    failed: Mapping[int, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a run would ask for, if no answer had to be corrected."""
-
-    episodes: int
-    requests: int
-    images: int
-    tokens_read: int
-    tokens_written: int
-    cost: float
+    rows: list[dict[str, Any]]
+    failed: dict[int, str]
+    counts: Counter[str]
 
 
 class Unusable(Exception):
@@ -136,7 +120,7 @@ def labels_of(row: Mapping[str, Any]) -> list[tuple[int, Semantics]]:
 
 
 def label(source: Source, keyframes: Mapping[int, Sequence[int]], path: Path, provider: Provider,
-          options: LabelOptions, episodes: int | None = None) -> LabelResult:
+          options: LabelOptions, episodes: int | None = None) -> Outcome:
     """Label the episodes that have key frames into ``path``; go on where a run stopped.
 
     Answers are kept in ``answers.jsonl`` beside it, by provider and content of the question, so
@@ -144,34 +128,32 @@ def label(source: Source, keyframes: Mapping[int, Sequence[int]], path: Path, pr
     ``round``. Raises ``UserError`` at the end if an answer could not be had; what was labelled
     is kept.
     """
-    wanted = sorted(keyframes)[:episodes]
-    header = {'kind': 'labels', 'dataset': source.fingerprint, 'provider': provider.name,
+    wanted, name = sorted(keyframes)[:episodes], provider.name
+    header = {'kind': 'labels', 'dataset': source.fingerprint, 'provider': name,
               'looks': provider.needs_images, **asdict(options)}
-    failures = [json.loads(line) for line in whole_lines(path.parent / FAILED)]
-    rounds = Counter(row['episode'] for row in failures if row['provider'] == provider.name)
+    failures = read_lines(path.parent / FAILED, 'episode', 'provider')
+    rounds = Counter(row['episode'] for row in failures if row['provider'] == name)
     failed: dict[int, str] = {}
     counts, lock = Counter(asked=0, cached=0), threading.Lock()
     with Journal(path, header) as journal, ExitStack() as stack:
-        waiting = [k for k in wanted if k not in journal.done]
-        for k in set(wanted) - set(waiting):
+        for k in set(wanted) & journal.done.keys():
             if [row['frame'] for row in journal.done[k]['labels']] != list(keyframes[k]):
                 raise UserError(f'{path}: episode {k} is labelled at other key frames; choose '
                                 'another file or delete it')
         known = {(row['provider'], row['key'], row['round']): row
                  for row in read_answers(path.parent / ANSWERS)}
-        answers, failures_file = JsonLines(path.parent / ANSWERS), JsonLines(path.parent / FAILED)
-        stack.callback(answers.close)
-        stack.callback(failures_file.close)
+        answers, broken = (stack.enter_context(JsonLines(path.parent / file))
+                           for file in (ANSWERS, FAILED))
 
         def ask(question: Question, number: int) -> Answer:
-            row = known.get((provider.name, question.key, number))
+            row = known.get((name, question.key, number))
             answer = Answer.of(row) if row else provider.ask(question)
             with lock:
                 counts['cached' if row else 'asked'] += 1
                 if not row:
-                    row = {'key': question.key, 'provider': provider.name, 'round': number,
+                    row = {'key': question.key, 'provider': name, 'round': number,
                            'pictures': question.images, **asdict(answer)}
-                    known[provider.name, question.key, number] = row
+                    known[name, question.key, number] = row
                     answers.write(row)
             return answer
 
@@ -182,95 +164,78 @@ def label(source: Source, keyframes: Mapping[int, Sequence[int]], path: Path, pr
         pool = ThreadPoolExecutor(provider.parallel)
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         stack.callback(provider.stop)
+        waiting = [k for k in wanted if k not in journal.done]
         bar = stack.enter_context(tqdm(
             total=len(wanted), initial=len(wanted) - len(waiting), desc='label', unit='episode',
             disable=None))
-        for episode, job in _finished(pool, work, waiting, provider.parallel):
-            try:
-                journal.add(job.result())
-            except Unusable as error:
-                failed[episode] = str(error)
-                failures_file.write({'episode': episode, 'provider': provider.name,
-                                     'error': str(error)})
-            bar.update()
-            bar.set_postfix(counts, refresh=False)
-        rows = [journal.done[k] for k in wanted if k in journal.done]
-    return LabelResult(
-        episodes=len(rows), keyframes=sum(len(row['labels']) for row in rows),
-        answered=counts['asked'], cached=counts['cached'],
-        issues=Counter(issue['kind'] for row in rows for issue in row['findings']), failed=failed)
-
-
-def _finished(pool: ThreadPoolExecutor, work: Callable[[int], dict[str, Any]],
-              waiting: Sequence[int], parallel: int) -> Iterator[tuple[int, Future]]:
-    """Yield jobs as they end; no more are begun than can be worked on at once."""
-    queue = iter(waiting)
-    running: dict[Future, int] = {}
-    while True:
-        for episode in queue:
-            running[pool.submit(work, episode)] = episode
-            if len(running) >= parallel:
-                break
-        if not running:
-            return
-        for job in wait(running, return_when=FIRST_COMPLETED).done:
-            yield running.pop(job), job
+        queue = iter(waiting)  # no more is begun than can be worked on at once
+        running = {pool.submit(work, k): k for k in islice(queue, provider.parallel)}
+        while running:
+            for job in wait(running, return_when=FIRST_COMPLETED).done:
+                episode = running.pop(job)
+                try:
+                    journal.add(job.result())
+                except Unusable as error:
+                    failed[episode] = str(error)
+                    broken.write({'episode': episode, 'provider': name, 'error': str(error)})
+                running |= {pool.submit(work, k): k for k in islice(queue, 1)}
+                bar.update()
+                bar.set_postfix(counts, refresh=False)
+        return Outcome([journal.done[k] for k in wanted if k in journal.done], failed, counts)
 
 
 def estimate(source: Source, keyframes: Mapping[int, Sequence[int]], path: Path,
-             options: LabelOptions, budget: Budget, episodes: int | None = None) -> Estimate:
-    """Return what labelling the episodes that ``path`` lacks would take; nothing is asked."""
-    done = set()
-    if whole_lines(path):
-        done = {row['episode'] for row in Journal.read(path, 'dtvla annotate label')[1]}
+             options: LabelOptions, budget: Budget, episodes: int | None = None) -> Counter[str]:
+    """Return what labelling the episodes that ``path`` lacks would take; nothing is asked.
+
+    That is ``episodes``, ``requests``, ``images`` and tokens ``read`` and ``written``, if no
+    answer had to be corrected.
+    """
+    done = {row.get('episode') for row in read_lines(path)}
     waiting = [k for k in sorted(keyframes)[:episodes] if k not in done]
-    requests = images = read = written = 0
+    total = Counter(episodes=len(waiting))
     for episode in tqdm(waiting, desc='estimate', unit='episode', disable=None):
         for frames in windows(keyframes[episode], options.window):
             question = build_question(source, episode, keyframes[episode], frames, None, False)
-            shown = len(frames) * len(source.reader.camera_keys)
-            requests, images = requests + 1, images + shown
-            read += budget.tokens(question.characters, shown)
-            written += len(frames) * FRAME_TOKENS
-    return Estimate(len(waiting), requests, images, read, written, budget.price(read, written))
+            images = len(frames) * len(source.reader.camera_keys)
+            total.update(requests=1, images=images, written=len(frames) * FRAME_TOKENS,
+                         read=budget.tokens(question.characters, images))
+    return total
 
 
-def run_label(source: Source, folder: Path, labels: Path | None, provider: str,
-              answers: Path | None, options: LabelOptions, budget: Budget, http: HttpOptions,
-              only_estimate: bool, episodes: int | None) -> None:
+def run_label(source: Source, out: Path, labels: Path | None, provider: str, answers: Path | None,
+              options: LabelOptions, budget: Budget, http: HttpOptions, only_estimate: bool,
+              episodes: int | None) -> None:
     """Label into ``labels``, or tell what it would take; print the outcome.
 
     ``provider``: one of ``PROVIDERS``; ``answers``: those to replay. Raises ``UserError`` when an
     option does not fit, an answer could not be had or the budget is reached; what is labelled by
     then is kept.
     """
-    path = labels or folder / LABELS
-    if path.parent.resolve() != folder.resolve():
-        raise UserError(f'--labels {path}: must lie in {folder}, beside the answers')
-    keyframes = read_keyframes(folder, source)
+    path = labels or out / LABELS
+    if path.parent.resolve() != out.resolve():
+        raise UserError(f'--labels {path}: must lie in {out}, beside the answers')
+    keyframes = read_keyframes(out, source)
     if provider == 'rules':  # their answers are always the same
         options = LabelOptions(options.window, 0)
     if only_estimate:
         guess = estimate(source, keyframes, path, options, budget, episodes)
-        print(f'{guess.episodes} episodes to label: {guess.requests} requests with '
-              f'{guess.images} images, about {guess.tokens_read} tokens read and '
-              f'{guess.tokens_written} written, cost about {guess.cost:.2f}; nothing was asked')
+        print(f'{guess["episodes"]} episodes to label: {guess["requests"]} requests with '
+              f'{guess["images"]} images, about {guess["read"]} tokens read and '
+              f'{guess["written"]} written, cost about '
+              f'{budget.price(guess["read"], guess["written"]):.2f}; nothing was asked')
         print(f'with every answer sent back {options.corrections} times: about '
-              f'{(1 + options.corrections) * guess.requests} requests')
+              f'{(1 + options.corrections) * guess["requests"]} requests')
         return
-    asked = _provider(provider, folder, answers, budget, http)
-    try:
-        result = label(source, keyframes, path, asked, options, episodes)
-    finally:
-        asked.close()
-    issues = ', '.join(f'{count} {check}' for check, count in sorted(result.issues.items()))
-    print(f'{path}: {result.keyframes} key frames of {result.episodes} episodes; '
-          f'{result.answered} answers, {result.cached} from the cache; issues: '
-          f'{issues or "none"}')
-    if result.failed:
-        first = min(result.failed)
-        raise UserError(f'{len(result.failed)} episodes have no usable answer (episode {first}: '
-                        f'{result.failed[first]}); repeat the command to ask anew')
+    with closing(_provider(provider, out, answers, budget, http)) as asked:
+        rows, failed, counts = label(source, keyframes, path, asked, options, episodes)
+    issues = Counter(issue['kind'] for row in rows for issue in row['findings'])
+    print(f'{path}: {sum(len(row["labels"]) for row in rows)} key frames of {len(rows)} episodes; '
+          f'{counts["asked"]} answers, {counts["cached"]} from the cache; issues: ' +
+          (', '.join(f'{count} {check}' for check, count in sorted(issues.items())) or 'none'))
+    if failed:
+        raise UserError(f'{len(failed)} episodes have no usable answer (episode {min(failed)}: '
+                        f'{failed[min(failed)]}); repeat the command to ask anew')
 
 
 def _provider(name: str, folder: Path, answers: Path | None, budget: Budget,

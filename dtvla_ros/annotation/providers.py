@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import fcntl
 import ipaddress
 import json
@@ -11,6 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ import httpx
 from dtvla_ros.annotation.question import Question
 from dtvla_ros.annotation.rules import label_frames
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import JsonLines, whole_lines
+from dtvla_ros.files import JsonLines, read_lines
 
 ANSWERS = 'answers.jsonl'
 CHARACTERS_PER_TOKEN = 4
@@ -96,79 +96,57 @@ class ReplayProvider(Provider):
 
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of an answer file, in order.
-
-    Raises ``UserError`` when it is no such file.
-    """
-    try:
-        rows = [json.loads(line) for line in whole_lines(path)]
-        for row in rows:
-            row['key'], row['provider'], row['text'], row['round'], row['pictures']
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path} is not a file of answers ({error}); delete it') from error
-    return rows
+    """Return the rows of an answer file, in order; ``UserError`` when it is no such file."""
+    return read_lines(path, 'key', 'provider', 'text', 'round', 'pictures')
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
     """What tokens cost, and what may be spent.
 
-    ``read``, ``written``: the price of a million tokens, in whatever currency; ``image_tokens``
-    of one image. ``requests``, ``cost``: the most over all runs in a folder, None: no limit.
-
-    Raises
-    ------
-    UserError
-        If a cost is limited without prices.
-
+    ``price_in``, ``price_out``: of a million tokens read, written, in whatever currency;
+    ``picture_tokens`` of one image. ``max_requests``, ``max_cost``: over all runs in a folder,
+    None: no limit. Raises ``UserError`` if a cost is limited without prices.
     """
 
-    read: float = 0.0
-    written: float = 0.0
-    image_tokens: int = 260
-    requests: int | None = None
-    cost: float | None = None
+    price_in: float = 0.0
+    price_out: float = 0.0
+    picture_tokens: int = 260
+    max_requests: int | None = None
+    max_cost: float | None = None
 
     def __post_init__(self) -> None:
-        if self.cost is not None and not (self.read or self.written):
+        if self.max_cost is not None and not (self.price_in or self.price_out):
             raise UserError('--max-cost needs --price-in and --price-out to know what is spent')
 
     def price(self, read: int, written: int) -> float:
         """Return the price of so many tokens."""
-        return (read * self.read + written * self.written) / 1e6
+        return (read * self.price_in + written * self.price_out) / 1e6
 
     def tokens(self, characters: int, images: int) -> int:
         """Return about how many tokens a question has."""
-        return -(-characters // CHARACTERS_PER_TOKEN) + images * self.image_tokens
+        return -(-characters // CHARACTERS_PER_TOKEN) + images * self.picture_tokens
 
 
 class Ledger:
     """Keeps count of requests and their cost over all runs that share a file.
 
     A request is written down before it is sent, at the most it can cost, so that a killed run
-    has been counted too; what it did cost replaces that. One run at a time.
-
-    Raises
-    ------
-    UserError
-        If the file is no ledger, or another run uses it.
-
+    has been counted too; what it did cost replaces that. One run at a time: raises ``UserError``
+    if another one uses the file, or it is no ledger.
     """
 
     def __init__(self, path: Path, budget: Budget):
         self.budget = budget
         self._lock = threading.Lock()
         self._factor = 1.0  # largest ratio of a question's tokens to their estimate so far
+        self._costs: dict[int, float] = {
+            row['request']: row['cost'] for row in read_lines(path, 'request', 'cost')}
+        self._lines = JsonLines(path)
         try:
-            rows = [json.loads(line) for line in whole_lines(path)]
-            self._costs: dict[int, float] = {row['request']: row['cost'] for row in rows}
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f'{path} is not a ledger ({error}); choose another folder') from error
-        self._file = JsonLines(path)
-        try:
-            fcntl.flock(self._file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._lines.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self._file.close()
+            self.close()
             raise UserError(f'{path}: another run is spending from it; wait for its end') from None
 
     @property
@@ -185,13 +163,13 @@ class Ledger:
         with self._lock:
             limit, (requests, spent) = self.budget, self.spent
             cost = limit.price(int(read * self._factor), written)
-            if limit.requests is not None and requests + 1 > limit.requests:
+            if limit.max_requests is not None and requests + 1 > limit.max_requests:
                 raise UserError(f'budget: {requests} requests are sent and --max-requests is '
-                                f'{limit.requests}; raise it to go on')
-            if limit.cost is not None and spent + cost > limit.cost:
+                                f'{limit.max_requests}; raise it to go on')
+            if limit.max_cost is not None and spent + cost > limit.max_cost:
                 raise UserError(
                     f'budget: {spent:.4f} is spent, the next request may cost {cost:.4f} and '
-                    f'--max-cost is {limit.cost}; raise it to go on')
+                    f'--max-cost is {limit.max_cost}; raise it to go on')
             number = max(self._costs, default=-1) + 1
             self._keep(number, cost)
             return number
@@ -205,11 +183,11 @@ class Ledger:
 
     def _keep(self, number: int, cost: float) -> None:
         self._costs[number] = cost
-        self._file.write({'request': number, 'cost': cost})
+        self._lines.write({'request': number, 'cost': cost})
 
     def close(self) -> None:
         """Let another run spend."""
-        self._file.close()
+        self._lines.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +208,7 @@ class HttpOptions:
     first_wait: float = 1.0
     max_tokens: int = 4096
     response_format: str = 'json_schema'
-    parallel: int = 4
+    concurrency: int = 4
 
 
 class _Busy(Exception):
@@ -246,13 +224,8 @@ class HttpProvider(Provider):
 
     It is plain HTTP and not the openai client, which repeats requests past the ledger, sleeps
     past ``stop``, ignores a long Retry-After, and sends the headers that its environment
-    variables name (OPENAI_ORG_ID, OPENAI_CUSTOM_HEADERS) to any server.
-
-    Raises
-    ------
-    UserError
-        If the URL is none, or a key would travel unencrypted to another machine.
-
+    variables name (OPENAI_ORG_ID, OPENAI_CUSTOM_HEADERS) to any server. Raises ``UserError`` if
+    the URL is none, or a key would travel unencrypted to another machine.
     """
 
     needs_images = True
@@ -260,13 +233,13 @@ class HttpProvider(Provider):
     def __init__(self, options: HttpOptions, ledger: Ledger):
         try:
             url = httpx.URL(options.url)
-        except httpx.InvalidURL as error:
-            raise UserError(f'--url {options.url!r}: {error}') from error
+        except httpx.InvalidURL:
+            url = httpx.URL()
         if url.scheme not in ('http', 'https') or not url.host:
             raise UserError(f'--url {options.url!r} is no address; give one such as '
                             'http://127.0.0.1:8000/v1')
         local = url.host == 'localhost'
-        with contextlib.suppress(ValueError):
+        with suppress(ValueError):
             local = local or ipaddress.ip_address(url.host).is_loopback
         if options.key and url.scheme == 'http' and not local:
             raise UserError(f'--url {options.url}: a key is not sent unencrypted to another '
@@ -274,8 +247,7 @@ class HttpProvider(Provider):
         if options.response_format not in FORMATS:
             raise UserError(f'--response-format {options.response_format!r}; there is: '
                             f'{", ".join(FORMATS)}')
-        self.name = f'http:{options.model}'
-        self.parallel = options.parallel
+        self.name, self.parallel = f'http:{options.model}', options.concurrency
         self.ledger = ledger
         self._options, self._stopped = options, threading.Event()
         self._address = f'{options.url.rstrip("/")}/chat/completions'
@@ -319,10 +291,9 @@ class HttpProvider(Provider):
         except httpx.ConnectError as error:
             ledger.settle(number, estimated, 0, 0)
             raise _Busy(f'no connection ({error})') from error
-        except httpx.TimeoutException as error:  # it may have been worked on and be billed
-            raise _Busy(f'no answer in {options.timeout:g} s') from error
-        except httpx.HTTPError as error:
-            raise _Busy(f'the connection broke ({error or type(error).__name__})') from error
+        except httpx.HTTPError as error:  # it may have been worked on and be billed
+            raise _Busy(f'no answer in {options.timeout:g} s, or a broken one '
+                        f'({error or type(error).__name__})') from error
         if response.status_code != 200:
             ledger.settle(number, estimated, 0, 0)
             if response.status_code in BUSY or response.status_code >= 500:
@@ -370,6 +341,6 @@ def _retry_after(response: httpx.Response) -> float | None:
     """Return the seconds or the date of a Retry-After header as seconds from now."""
     value = response.headers.get('retry-after', '').strip()
     for read in (float, lambda date: parsedate_to_datetime(date).timestamp() - time.time()):
-        with contextlib.suppress(ValueError):
+        with suppress(ValueError):
             return max(0.0, read(value))
     return None

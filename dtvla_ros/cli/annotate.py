@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from dtvla_ros.cli.arguments import Json, group, names
+from dtvla_ros.cli.arguments import Given, Json, NewDataset, call, group, names, sharing
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import write_json
 
 if TYPE_CHECKING:
     from dtvla_ros.annotation.source import Source
@@ -19,39 +18,46 @@ if TYPE_CHECKING:
 app = group('annotate',
             'Write thoughts into demonstrations: key frames, labels, review, filling in.')
 
-Data = Annotated[Path, Option(help='Dataset folder; never changed.', file_okay=False)]
-Out = Annotated[Path, Option(help='Folder of the annotation.', file_okay=False)]
-Episodes = Annotated[int | None, Option(min=1, help='Only the first so many. [default: all]')]
-Objects = Annotated[str | None, Option(
-    help='Comma-separated names labels may use. [default: the objects whose places are recorded, '
-         'else those of the instruction]')]
-Invert = Annotated[bool, Option(
-    '--invert-gripper', help="Larger values of the action's last channel open the gripper.")]
-Labels = Annotated[Path | None, Option(
-    help='File of labels. [default: labels.jsonl in the folder]', dir_okay=False)]
-FOLDER = Path('out/annotation')
-TABLETOP = Path('data/tabletop')
+
+def _shared(
+    data: Annotated[Path, Option(
+        help='Dataset folder; never changed.', file_okay=False)] = Path('data/tabletop'),
+    out: Annotated[Path, Option(
+        help='Folder of the annotation.', file_okay=False)] = Path('out/annotation'),
+    labels: Annotated[Path | None, Option(
+        help='File of labels. [default: labels.jsonl in the folder]', dir_okay=False)] = None,
+    episodes: Annotated[int | None, Option(
+        min=1, help='Only the first so many. [default: all]')] = None,
+    objects: Annotated[str | None, Option(callback=names,
+        help='Comma-separated names labels may use. [default: the objects whose places are '
+             'recorded, else those of the instruction]')] = None,
+    invert_gripper: Annotated[bool, Option('--invert-gripper',
+        help="Larger values of the action's last channel open the gripper.")] = False,
+    json_file: Json = None,
+) -> None:
+    """Declare the options that these commands share."""
 
 
-def _source(data: Path, objects: str | None = None, invert: bool = False) -> Source:
+def _source(given: Given) -> Source:
     if missing := [name for name in ('pyarrow', 'pydantic', 'httpx') if find_spec(name) is None]:
         raise UserError(f'dtvla annotate needs {", ".join(missing)}; install it with '
                         'pip install "dtvla_ros[train,annotate]"')
     from dtvla_ros.annotation.source import Source
 
-    return Source(data, names(objects), invert)
+    return call(Source, given, root=given['data'])
+
+
+takes = sharing(_shared, source=_source)
 
 
 @app.command()
+@takes('data out min_gap max_gap prominence episodes invert_gripper plot episode')
 def keyframes(
-    data: Data = TABLETOP,
-    out: Out = FOLDER,
+    given: Given,
     min_gap: Annotated[float, Option(
         help='Between a velocity minimum and its neighbours [s].')] = 0.4,
     max_gap: Annotated[float, Option(help='Longest time without a key frame [s].')] = 1.0,
     prominence: Annotated[float, Option(help='Depth of a velocity minimum [m/s].')] = 0.04,
-    episodes: Episodes = None,
-    invert_gripper: Invert = False,
     plot: Annotated[Path | None, Option(
         help='Draw one episode here (PNG); nothing else is written.', dir_okay=False)] = None,
     episode: Annotated[int, Option(min=0, help='Which one to draw.')] = 0,
@@ -66,28 +72,21 @@ def keyframes(
 
     `dtvla annotate keyframes --data data/tabletop --plot out/keyframes.png --episode 7`
     """
-    source = _source(data, invert=invert_gripper)
     from dtvla_ros.annotation import keyframes as module
 
-    options = module.KeyframeOptions(min_gap, max_gap, prominence)
-    if plot is not None:
-        module.plot_keyframes(source, episode, options, plot)
-        print(plot)
-        return
-    counts = module.write_keyframes(source, out, options, episodes)
-    why = ', '.join(f'{count} {name}' for name, count in counts.items())
-    print(f'{out / module.FILE}: {counts.total()} key frames of '
-          f'{min(len(source), episodes or len(source))} episodes ({why})')
+    call(module.plot_keyframes if plot else module.write_keyframes, given,
+         options=call(module.KeyframeOptions, given))
 
 
 @app.command()
+@takes('data out provider labels url model key_env answers response_format concurrency timeout '
+       'tries max_tokens window corrections only_estimate price_in price_out picture_tokens '
+       'max_requests max_cost episodes objects invert_gripper')
 def label(
-    data: Data = TABLETOP,
-    out: Out = FOLDER,
+    given: Given,
     provider: Annotated[str, Option(
         help='rules, http (any OpenAI-compatible endpoint), local (a transformers model) or '
              'replay (the answers of an earlier run).')] = 'rules',
-    labels: Labels = None,
     url: Annotated[str, Option(help='http: the endpoint up to /v1.')] = 'http://127.0.0.1:8000/v1',
     model: Annotated[str, Option(help="http: the model's name; local: its folder.")] = '',
     key_env: Annotated[str, Option(
@@ -105,7 +104,7 @@ def label(
     window: Annotated[int, Option(min=1, help='Key frames in one request.')] = 16,
     corrections: Annotated[int, Option(
         min=0, help='How often an answer that cannot be right is sent back.')] = 1,
-    estimate: Annotated[bool, Option(
+    only_estimate: Annotated[bool, Option(
         '--estimate', help='Tell requests, tokens and cost; ask nothing.')] = False,
     price_in: Annotated[float, Option(help='Per million tokens read.')] = 0.0,
     price_out: Annotated[float, Option(help='Per million tokens written.')] = 0.0,
@@ -114,9 +113,6 @@ def label(
         min=0, help='Never send more, over all runs in this folder.')] = None,
     max_cost: Annotated[float | None, Option(
         min=0, help='Never spend more, over all runs in this folder.')] = None,
-    episodes: Episodes = None,
-    objects: Objects = None,
-    invert_gripper: Invert = False,
 ) -> None:
     """Label the key frames: what is held, done, handled, comes next, and why.
 
@@ -136,30 +132,23 @@ def label(
     `dtvla annotate label --provider replay --answers out/annotation/answers.jsonl
     --labels out/annotation/again.jsonl`
     """
-    source = _source(data, objects, invert_gripper)
     from dtvla_ros.annotation.label import LabelOptions, run_label
     from dtvla_ros.annotation.providers import Budget, HttpOptions
 
-    run_label(
-        source, out, labels, provider, answers, LabelOptions(window, corrections),
-        Budget(price_in, price_out, picture_tokens, max_requests, max_cost),
-        HttpOptions(url, model, os.environ.get(key_env), timeout, tries, max_tokens=max_tokens,
-                    response_format=response_format, parallel=concurrency), estimate, episodes)
+    call(run_label, given, options=call(LabelOptions, given),
+         budget=call(Budget, given), http=call(HttpOptions, given, key=os.environ.get(key_env)))
 
 
 @app.command()
+@takes('data out other all_frames episodes objects invert_gripper json_file')
 def agree(
-    data: Data = TABLETOP,
-    out: Out = FOLDER,
+    given: Given,
     other: Annotated[Path | None, Option(
         '--with', help='Compare with the thoughts of this dataset instead of rules.',
         file_okay=False)] = None,
     all_frames: Annotated[bool, Option(
         '--all-frames', help='Every frame, not only the key frames in the folder.')] = False,
     episodes: Annotated[str, Option(help='Number of episodes, or FIRST:END. [default: all]')] = '',
-    objects: Objects = None,
-    invert_gripper: Invert = False,
-    json_file: Json = None,
 ) -> None:
     """Compare labels by rules, or another dataset's thoughts, with a dataset's own (the experts').
 
@@ -171,36 +160,20 @@ def agree(
 
     `dtvla annotate agree --data data/tabletop --with data/tabletop-thoughts` after `fill`
     """
-    source = _source(data, objects, invert_gripper)
-    from dtvla_ros.annotation.checks import compare, print_agreement
-    from dtvla_ros.annotation.keyframes import read_keyframes
+    from dtvla_ros.annotation.checks import agree as run
 
-    first, _, end = episodes.rpartition(':')
-    try:
-        span = range(len(source))[int(first or 0):int(end or len(source))]
-    except ValueError as error:
-        raise UserError(f'--episodes {episodes!r}: give a number, or FIRST:END') from error
-    every = all_frames or other is not None
-    rates = compare(source, None if other is None else _source(other), span,
-                    None if every else read_keyframes(out, source))
-    print_agreement(f'{other or "rules"} and {data} on {"all" if every else "key"} frames of '
-                    f'episodes {span.start} to {span.stop - 1}', rates)
-    if json_file is not None:
-        write_json(json_file, {name: rate.to_dict() for name, rate in rates.items()})
+    call(run, given, other=other and _source({'data': other}))
 
 
 @app.command()
+@takes('data out labels page sample seed objects invert_gripper')
 def review(
-    data: Data = TABLETOP,
-    out: Out = FOLDER,
-    labels: Labels = None,
+    given: Given,
     page: Annotated[Path | None, Option(
         help='The page. [default: review.html in the folder]', dir_okay=False)] = None,
     sample: Annotated[int, Option(
         min=1, help='How many episodes: those with issues first, then at random.')] = 30,
     seed: Annotated[int, Option(help='Of the random choice.')] = 0,
-    objects: Objects = None,
-    invert_gripper: Invert = False,
 ) -> None:
     """Make a page to accept, edit or reject labels on; it opens offline in any browser.
 
@@ -211,31 +184,20 @@ def review(
 
     `dtvla annotate review --data data/tabletop --out out/annotation --sample 20`
     """
-    source = _source(data, objects, invert_gripper)
-    from dtvla_ros.annotation import review as module
-    from dtvla_ros.annotation.label import LABELS
+    from dtvla_ros.annotation.review import review as run
 
-    path, target = labels or out / LABELS, page or out / 'review.html'
-    digest, rows = module.read_labels(path, source)
-    chosen = module.choose(rows, sample, seed)
-    module.write_page(target, f'Review of {path.name}',
-                      module.page_data(source, digest, rows, chosen))
-    print(f'{target}: {sum(len(rows[k]["labels"]) for k in chosen)} key frames of {len(chosen)} '
-          'episodes; open it in a browser, then: dtvla annotate apply --decisions FILE')
+    call(run, given)
 
 
 @app.command()
+@takes('data out labels decisions accept_rest objects invert_gripper')
 def apply(
-    data: Data = TABLETOP,
-    out: Out = FOLDER,
-    labels: Labels = None,
+    given: Given,
     decisions: Annotated[list[Path] | None, Option(
         help='Downloaded from the review page; repeat for several, the last wins.',
         dir_okay=False)] = None,
     accept_rest: Annotated[bool, Option(
         '--accept-rest', help='Accept undecided labels without an issue.')] = False,
-    objects: Objects = None,
-    invert_gripper: Invert = False,
 ) -> None:
     """Merge decisions of the review page into accepted.jsonl, from which `fill` learns.
 
@@ -245,23 +207,18 @@ def apply(
 
     `dtvla annotate apply --out out/annotation --accept-rest`
     """
-    source = _source(data, objects, invert_gripper)
-    from dtvla_ros.annotation import review as module
-    from dtvla_ros.annotation.label import LABELS
+    from dtvla_ros.annotation.review import apply as run
 
-    digest, rows = module.read_labels(labels or out / LABELS, source)
-    counts = module.apply_decisions(
-        source, digest, rows, module.read_decisions(decisions or [], source, digest),
-        out / module.ACCEPTED, accept_rest)
-    print(f'{out / module.ACCEPTED}: '
-          f'{", ".join(f"{count} {name}" for name, count in counts.items())}')
+    call(run, given, decisions=decisions or ())
 
 
 @app.command()
+@takes('to data out labeller model steps epochs held_out reason seed objects invert_gripper '
+       'json_file')
 def fill(
-    to: Annotated[Path, Option(help='Folder of the new dataset.', file_okay=False)],
-    data: Data = TABLETOP,
-    out: Out = FOLDER,
+    given: Given,
+    to: NewDataset,
+    out: Path,
     labeller: Annotated[str, Option(
         help='motion: a small network on proprioception, seconds on a CPU; vlm: a transformers '
              'model with LoRA, for a GPU.')] = 'motion',
@@ -274,9 +231,6 @@ def fill(
     reason: Annotated[bool, Option(
         '--reason', help='Write reasons, too; for policies with an open vocabulary.')] = False,
     seed: Annotated[int, Option(help='Of the split and the training.')] = 0,
-    objects: Objects = None,
-    invert_gripper: Invert = False,
-    json_file: Json = None,
 ) -> None:
     """Train a local labeller on the accepted labels and let it fill all frames between.
 
@@ -289,25 +243,17 @@ def fill(
 
     `dtvla annotate fill --labeller vlm --model models/vlm --to data/thoughts` on a GPU
     """
-    source = _source(data, objects, invert_gripper)
     from dtvla_ros.annotation import fill as module
-    from dtvla_ros.annotation.checks import print_agreement
     from dtvla_ros.annotation.review import ACCEPTED, read_accepted
 
-    accepted = read_accepted(out / ACCEPTED, source)
+    accepted = read_accepted(out / ACCEPTED, given['source'])
     chosen: module.Labeller
     if labeller == 'motion':
-        chosen = module.MotionLabeller(steps=steps, seed=seed)
+        chosen = call(module.MotionLabeller, given)
     elif labeller == 'vlm' and model is not None:
         from dtvla_ros.annotation.vlm import VlmLabeller
 
-        chosen = VlmLabeller(model, out / 'adapters', epochs=epochs, seed=seed)
+        chosen = call(VlmLabeller, given, folder=model, adapters=out / 'adapters')
     else:
         raise UserError(f'--labeller {labeller}: give motion, or vlm with --model')
-    result = module.fill(source, accepted, chosen, to, held_out, seed, reason)
-    print_agreement(f'{chosen.name} and accepted labels on key frames of held-out episodes',
-                    result.pop('rates'))
-    print(f'{to}: {result["accepted_frames"]} frames as accepted, {result["filled_frames"]} '
-          'filled')
-    if json_file is not None:
-        write_json(json_file, result)
+    call(module.fill, given, accepted=accepted, labeller=chosen)

@@ -74,12 +74,13 @@ def shared(
     """Declare the options that commands share, each with its usual default."""
 
 
-def sharing(prototype: Callable[..., None]) -> Callable[..., Any]:
+def sharing(prototype: Callable[..., None], **made: Callable[[Given], Any]) -> Callable[..., Any]:
     """Return a decorator which gives commands the options of ``prototype``.
 
     ``@takes('policy suite shown', suite='libero_10')`` lists the options of a command as help
     shows them, and defaults that are not the usual ones. Those that a command declares itself
-    are its own. It is called with the parameters it names; ``given`` holds all arguments.
+    are its own. It is called with the parameters it names; ``given`` holds all arguments, and
+    what is ``made`` of them for every command.
     """
     common = inspect.signature(prototype, eval_str=True).parameters
 
@@ -92,6 +93,7 @@ def sharing(prototype: Callable[..., None]) -> Callable[..., Any]:
             @wraps(command)
             def run(**given: Any) -> None:
                 given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+                given |= {name: make(given) for name, make in made.items()}
                 command(**{name: given.get(name, given) for name in own})
 
             run.__annotations__ = {option.name: option.annotation for option in options}

@@ -216,7 +216,7 @@ class _Merged:
                 self._numbers[name].append(column_array(table.column(name)))
         for key in videos:
             video = folder / f'{key}.mp4'
-            _link(video, self._root / layout.VIDEO.format(video_key=key, **place))
+            link_or_copy(video, self._root / layout.VIDEO.format(video_key=key, **place))
             if sum(map(len, self._images[key])) < STATISTICS_FRAMES:
                 self._images[key].append(np.stack([*islice(read_video(video), 0, None, 20)]))
 
@@ -267,7 +267,8 @@ class _Merged:
         return info
 
 
-def _link(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system cannot."""
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     try:

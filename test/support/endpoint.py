@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -36,56 +36,52 @@ def wanted(request: dict) -> int:
     return schema['properties']['frames']['minItems']
 
 
-class Endpoint:
-    """``behave(number, request)`` gives the reply of the n-th request; None answers rightly.
+class Endpoint(ThreadingHTTPServer):
+    """Keeps the requests, their headers and when they came [s].
 
-    It keeps the requests, their hashes, their headers and when they came [s].
+    ``behave``: replies by number of the request, or a function of number and request that gives
+    them; where there is none the answer is right.
     """
 
-    def __init__(self, behave: Callable[[int, dict], Reply | None] = lambda n, r: None):
-        self.requests, self.hashes, self.headers, self.times = [], [], [], []
-        lock, endpoint = threading.Lock(), self
+    daemon_threads = True
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = 'HTTP/1.1'
+    def __init__(
+            self, behave: Callable[[int, dict], Reply | None] | Mapping[int, Reply] | None = None):
+        self.behave = behave if callable(behave) else lambda n, request: (behave or {}).get(n)
+        self.requests, self.headers, self.times, self.lock = [], [], [], threading.Lock()
+        super().__init__(('127.0.0.1', 0), _Handler)
+        self.url = f'http://127.0.0.1:{self.server_address[1]}/v1'
+        threading.Thread(target=self.serve_forever, daemon=True).start()
 
-            def do_POST(self):
-                raw = self.rfile.read(int(self.headers['Content-Length']))
-                request = json.loads(raw)
-                with lock:
-                    number = len(endpoint.requests)
-                    endpoint.requests.append(request)
-                    endpoint.hashes.append(hashlib.sha256(raw).hexdigest())
-                    endpoint.headers.append(dict(self.headers) | {'path': self.path})
-                    endpoint.times.append(time.monotonic())
-                reply = behave(number, request) or Reply()
-                time.sleep(reply.wait)
-                text = reply.text or json.dumps(answer_frames(wanted(request)))
-                body = reply.body or json.dumps({
-                    'choices': [{'message': {'role': 'assistant', 'content': text}}],
-                    'usage': USAGE}).encode()
-                self.close_connection = reply.truncated
-                try:
-                    self.send_response(reply.status)
-                    for name, value in reply.headers.items():
-                        self.send_header(name, value)
-                    self.send_header('Content-Length', str(len(body) + 10 * reply.truncated))
-                    self.end_headers()
-                    self.wfile.write(body)
-                except OSError:  # the client has gone
-                    self.close_connection = True
+    def __exit__(self, *error) -> None:
+        self.shutdown()
+        self.server_close()
 
-            def log_message(self, *args):
-                pass
 
-        self._server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f'http://127.0.0.1:{self._server.server_address[1]}/v1'
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
 
-    def __enter__(self) -> Endpoint:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
+    def do_POST(self):
+        request = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+        with self.server.lock:
+            number = len(self.server.requests)
+            self.server.requests.append(request)
+            self.server.headers.append(dict(self.headers) | {'path': self.path})
+            self.server.times.append(time.monotonic())
+        reply = self.server.behave(number, request) or Reply()
+        time.sleep(reply.wait)
+        text = reply.text or json.dumps(answer_frames(wanted(request)))
+        body = reply.body or json.dumps({
+            'choices': [{'message': {'role': 'assistant', 'content': text}}],
+            'usage': USAGE}).encode()
+        self.close_connection = reply.truncated
+        with suppress(OSError):  # the client has gone
+            self.send_response(reply.status)
+            for name, value in reply.headers.items():
+                self.send_header(name, value)
+            self.send_header('Content-Length', str(len(body) + 10 * reply.truncated))
+            self.end_headers()
+            self.wfile.write(body)
 
-    def __exit__(self, *args) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    def log_message(self, *args):
+        pass
