@@ -41,11 +41,12 @@ class ActionStatistics:
         try:
             data = data.get('action', data)
             made = cls(*(tuple(map(float, data[key])) for key in ('q01', 'q99')))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError('action statistics: q01 and q99 must be lists of numbers '
-                            f'({type(error).__name__}: {error})') from None
+        except KeyError as error:
+            raise UserError(f'action statistics: {error.args[0]} is missing') from None
+        except (TypeError, ValueError) as error:
+            raise UserError(f'action statistics: no lists of numbers: {error}') from None
         if dim not in (None, len(made.q01)):
-            raise UserError(f'action statistics: {len(made.q01)} channels, the policy has {dim}')
+            raise UserError(f'action statistics: q01 has {len(made.q01)} channels, the policy {dim}')
         return made
 
     def to_dict(self) -> dict[str, list[float]]:
