@@ -46,7 +46,7 @@ class ActionStatistics:
         except (TypeError, ValueError) as error:
             raise UserError(f'action statistics: no lists of numbers: {error}') from None
         if dim not in (None, len(made.q01)):
-            raise UserError(f'action statistics: q01 has {len(made.q01)} channels, the policy {dim}')
+            raise UserError(f'action statistics: q01 has {len(made.q01)} channels, not {dim}')
         return made
 
     def to_dict(self) -> dict[str, list[float]]:

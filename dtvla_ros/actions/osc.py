@@ -35,8 +35,7 @@ def require_box(low: Sequence[float], high: Sequence[float]) -> None:
     """Raise ``UserError`` unless ``low`` lies below ``high`` on every axis of a workspace [m]."""
     for axis, least, most in zip('xyz', low, high, strict=True):
         if not least < most:
-            raise UserError(
-                f'workspace is empty on {axis}: low {least} is not below high {most}')
+            raise UserError(f'workspace is empty on {axis}: low {least} is not below high {most}')
 
 
 def target_pose(

@@ -152,8 +152,7 @@ class PoseAdapter(CommandAdapter):
             # Once: following the measured pose from tick to tick would sag under gravity.
             self._goal = self.measured
         self._resting = resting
-        return conversions.pose_message(
-            conversions.header(stamp, self._base_frame), *self._goal)
+        return conversions.pose_message(conversions.header(stamp, self._base_frame), *self._goal)
 
 
 PRESETS: dict[str, type[CommandAdapter]] = {

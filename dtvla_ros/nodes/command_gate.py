@@ -217,8 +217,7 @@ class CommandGate(Node):
         self._report_changes()
 
     def _answered(self) -> bool:
-        return (self._last is not None and self._last.played
-                and self._last.stamp == self._pending)
+        return (self._last is not None and self._last.played and self._last.stamp == self._pending)
 
     def _on_timer(self) -> None:
         if self._new_limits:

@@ -110,9 +110,7 @@ class InferenceWorker:
         return Outcome(observation, request_id, decision, error, time.perf_counter() - started)
 
 
-def load(
-    settings: VlaSettings, on_verified: Callable[[], None],
-) -> tuple[Policy, PolicyManifest]:
+def load(settings: VlaSettings, on_verified: Callable[[], None]) -> tuple[Policy, PolicyManifest]:
     """Load the policy; ``on_verified`` is called once all its files are found to be intact.
 
     Raises
@@ -128,8 +126,7 @@ def load(
     def verified(manifest: PolicyManifest) -> None:
         cameras, contract = tuple(manifest.config.vision.cameras), manifest.action
         if cameras != CAMERAS:
-            raise UserError(
-                f'{settings.policy} wants cameras {cameras}; this node has {CAMERAS}')
+            raise UserError(f'{settings.policy} wants cameras {cameras}; this node has {CAMERAS}')
         if (contract.controller, contract.metres_per_unit, contract.radians_per_unit,
                 contract.gripper_close) != OSC_CONTRACT:
             raise UserError(f'{settings.policy}: its actions are {contract.controller} with '

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
+from collections import deque
 from collections.abc import Mapping
 
 import numpy as np
@@ -49,26 +51,20 @@ def planned_positions(position: NDArray[np.float64], chunk: Chunk) -> NDArray[np
     return np.concatenate([position[None], position + np.cumsum(steps, axis=0)])
 
 
-def path_marker(
-    position: NDArray[np.float64], chunk: Chunk, frame_id: str,
-) -> Marker:
+def path_marker(position: NDArray[np.float64], chunk: Chunk, frame_id: str) -> Marker:
     """Return a chunk's path as a LINE_STRIP coloured by the gripper's commands."""
-    commands, last = [], osc.GRIPPER_OPEN
+    grips = [osc.GRIPPER_OPEN]
     for row in chunk.values:
-        last = osc.gripper_command(float(row[6]), last)
-        commands.append(last)
-    shades = [CLOSED if grip == osc.GRIPPER_CLOSED else OPEN
-              for grip in [commands[0], *commands]]
+        grips.append(osc.gripper_command(float(row[6]), grips[-1]))
+    shades = [CLOSED if grip == osc.GRIPPER_CLOSED else OPEN for grip in (grips[1], *grips[1:])]
     lifetime = conversions.time_message(len(chunk.values) * chunk.period + LINGER)
     marker = Marker(
-        header=conversions.header(chunk.stamp, frame_id), ns=relative(names.PLANNED_PATH), id=0,
-        type=Marker.LINE_STRIP, action=Marker.ADD,
-        lifetime=Duration(sec=lifetime.sec, nanosec=lifetime.nanosec),
+        header=conversions.header(chunk.stamp, frame_id), ns=relative(names.PLANNED_PATH),
+        type=Marker.LINE_STRIP, lifetime=Duration(sec=lifetime.sec, nanosec=lifetime.nanosec),
         points=[Point(x=x, y=y, z=z)
                 for x, y, z in planned_positions(position, chunk).tolist()],
         colors=[ColorRGBA(r=r, g=g, b=b, a=1.0) for r, g, b in shades])
-    marker.pose.orientation.w = 1.0
-    marker.scale.x = LINE_WIDTH
+    marker.pose.orientation.w, marker.scale.x = 1.0, LINE_WIDTH
     return marker
 
 
@@ -87,14 +83,14 @@ class Overlay(Node):
         rate = declare(self, 'rate', 10.0, 'images per second while watched [Hz]', low=0.1)
         self._image_type, self._parse, self._decode = images.TRANSPORTS[declare(
             self, 'transport', 'raw', 'image topics', choices=images.TRANSPORTS)]
-        self._quality = declare(self, 'jpeg_quality', 85, 'of the image, 1 to 100', low=1)
+        self._quality = declare(self, 'jpeg_quality', 85, 'of the image', low=1, high=100)
         self._base_frame = declare(self, 'base_frame', 'base', 'frame of planned_path')
         self._cameras: list[Subscription] = []
         self._frames: dict[str, bytes] = {}  # as they came
-        self._poses: dict[float, NDArray[np.float64]] = {}
+        self._poses: deque[tuple[float, NDArray[np.float64]]] = deque(maxlen=POSES)  # by stamp [s]
         self._stamps: dict[str, float] = {}  # of the frames drawn last
         self._thought = ''
-        self._states: dict[str, tuple[float, DiagnosticStatus]] = {}
+        self._states: dict[str, tuple[float, DiagnosticStatus]] = {}  # when it was heard [s]
 
         self._image = self.create_publisher(CompressedImage, relative(names.OVERLAY), qos.LATEST)
         self._path = self.create_publisher(MarkerArray, relative(names.PLANNED_PATH), qos.LATEST)
@@ -118,52 +114,39 @@ class Overlay(Node):
     def _on_pose(self, message: PoseStamped) -> None:
         position, _ = conversions.pose_arrays(message.pose)
         if np.isfinite(position).all():
-            self._poses[conversions.seconds(message.header.stamp)] = position
-            while len(self._poses) > POSES:
-                del self._poses[next(iter(self._poses))]
+            self._poses.append((conversions.seconds(message.header.stamp), position))
 
     def _on_chunk(self, message: JointTrajectory) -> None:
-        if not self._path.get_subscription_count() or not self._poses:
-            return
         chunk = conversions.chunk_from(message, 1.0 / names.CONTROL_RATE)
-        values = chunk.values
-        if (not len(values) or values.shape[1] != len(names.CHANNELS)
-                or not np.isfinite(values).all()):
-            return
-        decided_at = min(self._poses, key=lambda stamp: abs(stamp - chunk.stamp))
-        self._path.publish(MarkerArray(markers=[
-            path_marker(self._poses[decided_at], chunk, self._base_frame)]))
+        rows, width = chunk.values.shape
+        if (self._path.get_subscription_count() and self._poses and rows
+                and width == len(names.CHANNELS) and np.isfinite(chunk.values).all()):
+            _, decided_at = min(self._poses, key=lambda pose: abs(pose[0] - chunk.stamp))
+            self._path.publish(MarkerArray(markers=[
+                path_marker(decided_at, chunk, self._base_frame)]))
 
-    def _follow_cameras(self, wanted: bool) -> None:
+    def _draw(self) -> None:
+        wanted = self._image.get_subscription_count() > 0
         if wanted and not self._cameras:
             self._cameras = [
                 self.create_subscription(
                     self._image_type, relative(topic),
                     functools.partial(self._frames.__setitem__, name), qos.NEWEST_FRAME, raw=True)
                 for name, topic in names.IMAGES.items()]
-        elif not wanted and self._cameras:
-            for subscription in self._cameras:
-                self.destroy_subscription(subscription)
-            self._cameras = []
-            self._frames.clear()
-
-    def _draw(self) -> None:
-        wanted = self._image.get_subscription_count() > 0
-        self._follow_cameras(wanted)
         if not wanted:
-            return
+            while self._cameras:
+                self.destroy_subscription(self._cameras.pop())
+            return self._frames.clear()
         frame = draw_frame({name: self._pixels(name) for name in names.CAMERAS}, self._caption())
-        stamp = self._stamps.get(
-            names.CAMERAS[0], self.get_clock().now().nanoseconds * 1e-9)
+        stamp = self._stamps.get(names.CAMERAS[0], self.get_clock().now().nanoseconds * 1e-9)
         self._image.publish(images.serialize_compressed(
-            frame, conversions.time_message(stamp), quality=min(self._quality, 100)))
+            frame, conversions.time_message(stamp), quality=self._quality))
 
     def _pixels(self, name: str) -> NDArray[np.uint8] | None:
-        data = self._frames.get(name)
-        if data is None:
+        if name not in self._frames:
             return None
         try:
-            frame = self._parse(data)
+            frame = self._parse(self._frames[name])
             self._stamps[name] = frame.stamp
             return self._decode(frame)
         except images.ImageError as error:
@@ -171,19 +154,16 @@ class Overlay(Node):
             return None
 
     def _caption(self) -> Caption:
-        _, policy = self._states.get(names.VLA_STATE, (0.0, None))
-        values = {} if policy is None else conversions.status_values(policy)
-        return Caption(values.get('instruction', ''), self._thought, states=(
-            self._line('policy', names.VLA_STATE), self._line('gate', names.GATE_STATE),
-            (latency_line(values), FAINT)))
-
-    def _line(self, who: str, topic: str) -> tuple[str, Ink]:
-        heard, status = self._states.get(topic, (0.0, None))
-        if status is None or time.monotonic() - heard > SILENT:
-            return f'{who}: silent', FAINT
-        reason = conversions.status_values(status).get('reason', '')
-        return (f'{who}: {status.message}{" - " if reason else ""}{reason}',
-                LEVEL_INK.get(status.level, FAINT))
+        lines: dict[str, tuple[str, Ink]] = {}
+        values: dict[str, dict[str, str]] = {}
+        for who, topic in (('policy', names.VLA_STATE), ('gate', names.GATE_STATE)):
+            heard, status = self._states.get(topic, (-math.inf, DiagnosticStatus()))
+            told = values[who] = conversions.status_values(status)
+            reason = f' - {told["reason"]}' if told.get('reason') else ''
+            lines[who] = (f'{who}: silent', FAINT) if time.monotonic() - heard > SILENT else (
+                f'{who}: {status.message}{reason}', LEVEL_INK.get(status.level, FAINT))
+        return Caption(values['policy'].get('instruction', ''), self._thought, states=(
+            *lines.values(), (latency_line(values['policy']), FAINT)))
 
 
 main = functools.partial(run, Overlay)

@@ -40,9 +40,7 @@ class FrameTree:
                     entry.header.frame_id.lstrip('/'), placed,
                     np.inf if static else conversions.seconds(entry.header.stamp))
 
-    def look_up(
-        self, base: str, frame: str,
-    ) -> tuple[NDArray[np.float64], Rotation, float] | None:
+    def look_up(self, base: str, frame: str) -> tuple[NDArray[np.float64], Rotation, float] | None:
         """Return position [3] and rotation of ``frame`` in ``base``, and the oldest stamp used."""
         to_frame, to_base = self._path(frame), self._path(base)
         common = next((name for name in to_frame if name in to_base), None)

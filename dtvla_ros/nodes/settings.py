@@ -18,14 +18,7 @@ from rcl_interfaces.msg import (
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from dtvla_ros.conventions import (
-    ARM_JOINTS,
-    DEVICES,
-    ENGINES,
-    FINGER_JOINTS,
-    MODES,
-    parameter,
-)
+from dtvla_ros.conventions import ARM_JOINTS, DEVICES, ENGINES, FINGER_JOINTS, MODES, parameter
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros.conversions import message_type
 
@@ -137,18 +130,15 @@ class VlaSettings:
         hint='; other thoughts are for dtvla eval --mode')
     max_thought_tokens: int = parameter(
         0, 'length at which a thought is truncated; 0: as the policy says', low=0)
-    deadline_s: float = parameter(
-        5.0, 'longest decision before the task is stopped', low=0.01)
-    on_cut: str = parameter(
-        'stop', 'what to do with a truncated thought', choices=('stop', 'act'))
+    deadline_s: float = parameter(5.0, 'longest decision before the task is stopped', low=0.01)
+    on_cut: str = parameter('stop', 'what to do with a truncated thought', choices=('stop', 'act'))
     lockstep: bool = parameter(False, 'simulated time waits for the policy; repeatable runs')
     replan_steps: int = parameter(
         0, 'control steps between decisions; 0: as the policy says', low=0)
     transport: str = parameter('raw', 'image topics', choices=('raw', 'compressed'))
     arm_joints: tuple[str, ...] = parameter(ARM_JOINTS, 'joints of the arm')
     finger_joints: tuple[str, ...] = parameter(FINGER_JOINTS, FINGERS)
-    max_skew_s: float = parameter(
-        0.03, 'largest stamp difference in one observation', low=0.0)
+    max_skew_s: float = parameter(0.03, 'largest stamp difference in one observation', low=0.0)
     max_age_s: float = parameter(
         0.5, 'age of an observation beyond which no decision is based on it', low=0.01)
     input_timeout_s: float = parameter(0.18, 'silence of an input before HOLDING', low=0.05)

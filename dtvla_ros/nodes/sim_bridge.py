@@ -58,8 +58,7 @@ class SimSettings:
     lockstep: bool = parameter(True, 'time waits for the policy')
     camera_every: int = parameter(1, 'control steps per frame', low=1)
     max_steps: int = parameter(0, 'per episode; 0: as the task says', low=0)
-    policy_timeout_s: float = parameter(
-        120.0, 'longest wait for the policy to take a task', low=1)
+    policy_timeout_s: float = parameter(120.0, 'longest wait for the policy to take a task', low=1)
     start_paused: bool = parameter(False, 'begin paused')
     result_file: str = parameter('', 'JSON of all episodes; empty: none')
     image_size: int = parameter(0, 'side of the images [px]; 0: as the suite has it', low=0)
@@ -177,8 +176,7 @@ class SimBridge(Node):
                          for name, topic in names.IMAGES.items()}
         self._joints = self.create_publisher(JointState, relative(names.JOINT_STATES), sensor)
         self._pose = self.create_publisher(PoseStamped, relative(names.EE_POSE), sensor)
-        self._instruction = self.create_publisher(
-            String, relative(names.INSTRUCTION), qos.LATCHED)
+        self._instruction = self.create_publisher(String, relative(names.INSTRUCTION), qos.LATCHED)
         self._episode = self.create_publisher(String, relative(names.EPISODE), qos.LATCHED_100)
         self._state = self.create_publisher(String, relative(names.SIM_STATE), qos.LATCHED)
         self._tasks = self.create_publisher(String, relative(names.SIM_TASKS), qos.LATCHED)
@@ -342,15 +340,13 @@ class SimBridge(Node):
     def _step(self, action: NDArray[np.float64]) -> None:
         self._action = action
         self._obs, _, terminated, truncated, info = self._env.step(action)
-        success, progress = bool(info['success']), self._progress
+        success, progress, given = bool(info['success']), self._progress, self._given
         progress.step += 1
         self._clock_ns += self._period_ns
-        done = terminated or (
-            progress.step >= self._given.max_steps if self._given.max_steps else truncated)
-        if not done:
+        if not (terminated or (
+                progress.step >= given.max_steps if given.max_steps else truncated)):
             self._publish_episode(done=False, success=False)
-            self._show(cameras=self._paused or progress.step % self._given.camera_every == 0)
-            return
+            return self._show(cameras=self._paused or progress.step % given.camera_every == 0)
         progress.count(success)
         self._show_cameras()  # without a pose: nobody is asked for another command
         if progress.index + 1 < len(progress.plan):
@@ -358,7 +354,6 @@ class SimBridge(Node):
             return self._begin_next()
         self._running = self._paused = False
         self._finished_at = time.monotonic()
-        given = self._given
         if self._result is not None:
             write_json(self._result, {
                 'suite': given.suite, 'starts': self._env.starts,
@@ -371,8 +366,7 @@ class SimBridge(Node):
 
     def _show(self, cameras: bool) -> None:
         """Publish the present moment; with ``cameras`` also their images, if subscribed to."""
-        self._asked = time.monotonic()
-        obs = self._obs
+        self._asked, obs, gripper = time.monotonic(), self._obs, self._gripper()
         self._clock_topic.publish(Clock(clock=conversions.time_message(self._now)))
         head = conversions.header(self._now, BASE)
         fingers = np.abs(obs['robot0_gripper_qpos'])
@@ -380,13 +374,11 @@ class SimBridge(Node):
             header=head, name=[*names.ARM_JOINTS, *names.FINGER_JOINTS],
             position=conversions.floats([*obs['robot0_joint_pos'], *fingers]),
             velocity=conversions.floats([*obs['robot0_joint_vel'], 0.0, 0.0])))
-        gripper = self._gripper()
         self._frames.show(self._now, gripper)
         if cameras:
             self._show_cameras()
         # Last: it is the gate's tick in lock-step, and the answer moves the scene on.
-        self._pose.publish(
-            conversions.pose_message(head, gripper[0], obs['robot0_eef_quat']))
+        self._pose.publish(conversions.pose_message(head, gripper[0], obs['robot0_eef_quat']))
 
     def _show_cameras(self) -> None:
         stamp = conversions.time_message(self._now)
@@ -408,14 +400,12 @@ class SimBridge(Node):
 
     def _publish_episode(self, done: bool, success: bool) -> None:
         progress = self._progress
-        report = {
+        finished = done and progress.index + 1 == len(progress.plan)
+        self._episode.publish(String(data=json.dumps({
             'episode': progress.index, 'episodes': len(progress.plan), 'task': progress.task,
             'seed': progress.seed, 'instruction': self._info['instruction'],
-            'step': progress.step, 'success': success, 'done': done,
-            'finished': done and progress.index + 1 == len(progress.plan)}
-        if report['finished']:
-            report['summary'] = progress.results()
-        self._episode.publish(String(data=json.dumps(report)))
+            'step': progress.step, 'success': success, 'done': done, 'finished': finished,
+            **({'summary': progress.results()} if finished else {})})))
 
 
 def _answer(text: Callable[[], str], _: Trigger.Request, response: Any) -> Any:

@@ -28,13 +28,6 @@ def optical_frame(camera: str) -> str:
     return f'camera_{camera}_optical_frame'
 
 
-def camera_matrix(fovy: float, width: int, height: int) -> NDArray[np.float64]:
-    """Return K [3, 3] for a vertical field of view [deg]; pixel centres are whole numbers."""
-    focal = height / 2.0 / np.tan(np.radians(fovy) / 2.0)
-    return np.array([[focal, 0.0, (width - 1) / 2.0], [0.0, focal, (height - 1) / 2.0],
-                     [0.0, 0.0, 1.0]])
-
-
 class SimFrames:
     """Publishes ``/tf``, ``/tf_static`` and a CameraInfo beside each image.
 
@@ -55,16 +48,14 @@ class SimFrames:
                 self._type, '/tf', qos.profile(100, reliable=True, latched=False))
             self._static = node.create_publisher(self._type, '/tf_static', qos.LATCHED)
         self._infos = {
-            name: node.create_publisher(
-                CameraInfo, relative(topic), qos_profile_sensor_data)
+            name: node.create_publisher(CameraInfo, relative(topic), qos_profile_sensor_data)
             for name, topic in CAMERA_INFO.items()}
 
     def begin(self, stamp: float, gripper: Placed) -> None:
         """Send where the cameras are mounted, the gripper being at ``gripper`` in the base."""
         if self._static is None:
             return
-        position, rotation = gripper
-        at, turn = self._camera('wrist')
+        (position, rotation), (at, turn) = gripper, self._camera('wrist')
         back = rotation.inv()
         self._static.publish(self._type(transforms=[
             _transform(stamp, BASE, optical_frame('primary'), self._camera('primary')),
@@ -78,24 +69,24 @@ class SimFrames:
                 transforms=[_transform(stamp, BASE, GRIPPER, gripper)]))
 
     def show_camera(self, camera: str, stamp: float) -> None:
-        """Send how a camera projects, if somebody listens."""
+        """Send how a camera projects, if somebody listens; pixel centres are whole numbers."""
         if self._infos[camera].get_subscription_count() == 0:
             return
         model, _ = _mujoco(self._env)
-        fovy = float(model.cam_fovy[model.camera(VIEWS[camera]).id])
-        k = camera_matrix(fovy, self._size, self._size)
+        fovy = np.radians(float(model.cam_fovy[model.camera(VIEWS[camera]).id]))  # vertical
+        focal, centre = self._size / 2.0 / np.tan(fovy / 2.0), (self._size - 1) / 2.0
+        p = np.array([[focal, 0.0, centre, 0.0], [0.0, focal, centre, 0.0], [0.0, 0.0, 1.0, 0.0]])
         self._infos[camera].publish(CameraInfo(
             header=conversions.header(stamp, optical_frame(camera)),
             width=self._size, height=self._size, distortion_model='plumb_bob', d=[0.0] * 5,
-            k=conversions.floats(k.ravel()), r=conversions.floats(np.eye(3).ravel()),
-            p=conversions.floats(np.hstack([k, np.zeros((3, 1))]).ravel())))
+            k=conversions.floats(p[:, :3].ravel()), r=conversions.floats(np.eye(3).ravel()),
+            p=conversions.floats(p.ravel())))
 
     def _camera(self, camera: str) -> Placed:
         model, data = _mujoco(self._env)
         number = model.camera(VIEWS[camera]).id
-        turn = np.reshape(data.cam_xmat[number], (3, 3))
-        return (np.array(data.cam_xpos[number]) - self._env.base_position,
-                Rotation.from_matrix(turn) * _OPTICAL)
+        turn = Rotation.from_matrix(np.reshape(data.cam_xmat[number], (3, 3)))
+        return np.array(data.cam_xpos[number]) - self._env.base_position, turn * _OPTICAL
 
 
 def _mujoco(env: Any) -> tuple[Any, Any]:

@@ -80,7 +80,8 @@ class VlaNode(LifecycleNode):
         qos.listen_to_anyone(self, String, relative(names.INSTRUCTION), self._on_instruction)
         qos.listen_to_anyone(self, Bool, relative(names.ESTOP), self._on_estop)
         self.create_subscription(
-            DiagnosticStatus, relative(names.GATE_STATE), self._on_gate, qos.LATCHED)
+            DiagnosticStatus, relative(names.GATE_STATE),
+            lambda _: self._monitor.on_gate(time.monotonic()), qos.LATCHED)
         self.create_service(Trigger, 'reset_episode', self._on_reset)
         self.create_timer(HEARTBEAT_PERIOD, self._on_worker, clock=STEADY)
         self.create_timer(1.0, self._diagnose, clock=STEADY)
@@ -111,11 +112,10 @@ class VlaNode(LifecycleNode):
         """Begin to decide, unless the policy or an input is not what it should be."""
         worker = self._worker
         assert worker is not None
-        if worker.load_error is not None:
-            return self._refuse('activate', f'the policy was not loaded: {worker.load_error}')
-        if not worker.loaded.is_set():
-            return self._refuse('activate', 'the policy is still being loaded')
-        if wrong := self._inputs.wrong():
+        wrong = (f'the policy was not loaded: {worker.load_error}' if worker.load_error else
+                 self._inputs.wrong() if worker.loaded.is_set() else
+                 'the policy is still being loaded')
+        if wrong:
             return self._refuse('activate', wrong)
         self._monitor.refusal = ''
         self._is_active = True
@@ -211,9 +211,6 @@ class VlaNode(LifecycleNode):
             self._forget()
         self._heartbeat()
 
-    def _on_gate(self, _: DiagnosticStatus) -> None:
-        self._monitor.on_gate(time.monotonic())
-
     def _forget(self) -> None:
         """Void the decision in flight and the memory of the last one."""
         self._request_id += 1
@@ -225,15 +222,13 @@ class VlaNode(LifecycleNode):
         if (worker is None or not self._is_active or not self._monitor.ready
                 or worker.busy_since is not None or self._inputs.trouble(time.monotonic())):
             return
-        observation = self._inputs.poll(self._instruction)
-        if observation is None:
+        if (observation := self._inputs.poll(self._instruction)) is None:
             return
         if self._decided is not None:
             since = observation.stamp - self._decided
             asked_again = repeats if settings.lockstep else 0
             if asked_again and since == 0 and self._sent is not None:
-                self._chunks.publish(self._sent)
-                return
+                return self._chunks.publish(self._sent)
             # The gate, too, repeats what it has; after a few requests it has nothing. A clock
             # that went back belongs to another run: decide again.
             queue_empty = asked_again >= REQUESTS_BEFORE_NEW and since > 0
@@ -283,8 +278,7 @@ class VlaNode(LifecycleNode):
     def _fail(self, error: Exception | None, worker: InferenceWorker) -> None:
         if not isinstance(error, MemoryError):  # an engine raises OutOfMemory, which is one
             return self._stop(f'the policy failed: {type(error).__name__}: {error}')
-        self._stop('DEGRADED: out of memory, the policy was released; clean up and configure '
-                   'again')
+        self._stop('DEGRADED: out of memory, policy released; clean up and configure again')
         self._heartbeat()
         error.__traceback__ = None  # its frames hold the policy
         worker.stop(RELEASE_TIMEOUT)

@@ -60,10 +60,8 @@ class GateConfig:
     lockstep: bool = parameter(False, 'tick with the pose, not the clock')
     heartbeat_timeout_s: float = parameter(HEARTBEAT_TIMEOUT, 'silence of vla/state', low=0.05)
     joints_timeout_s: float = parameter(0.1, 'silence of joint_states; 0: never', low=0)
-    pose_timeout_s: float = parameter(
-        0.1, "silence of the end effector's pose; 0: never", low=0)
-    clock_stall_s: float = parameter(
-        0.15, 'standstill of the clock before HOLD; 0: never', low=0)
+    pose_timeout_s: float = parameter(0.1, "silence of the end effector's pose; 0: never", low=0)
+    clock_stall_s: float = parameter(0.15, 'standstill of the clock before HOLD; 0: never', low=0)
     clock_domain_s: float = parameter(
         1.0, "distance of a measurement's stamp from this clock that shows another one; "
         '0: never', low=0)
@@ -71,8 +69,7 @@ class GateConfig:
     heartbeat_stop_s: float = parameter(
         0.0, 'age of the policy heartbeat at which HOLD becomes STOP', low=0)
     contract_breaks: int = parameter(5, 'rows in a row beyond +-1 before FAULT', low=1)
-    auto_start: bool = parameter(
-        False, 'move without the start service, after each new task')
+    auto_start: bool = parameter(False, 'move without the start service, after each new task')
     max_latency_s: float = parameter(
         0.5, 'a chunk older than its length and this is dropped', low=0)
     blend_steps: int = parameter(0, 'rows over which a new chunk is faded in', low=0)
