@@ -6,33 +6,13 @@ from scipy.spatial.transform import Rotation
 
 from dtvla_ros.actions import osc
 
-HOME = np.array([1.0, 0.0, 0.0, 0.0])
 
-
-def test_translation_is_five_centimetres_per_unit_in_base_axes():
-    goal, turned = osc.target_pose([1, -0.5, 0, 0, 0, 0, 1], [0.5, 0.0, 0.2], HOME)
-    np.testing.assert_allclose(goal, [0.55, -0.025, 0.2])
-    np.testing.assert_allclose(turned, HOME)
-
-
-def test_rotation_is_premultiplied_in_base_axes():
+def test_rotation_is_premultiplied_in_base_axes_and_values_beyond_one_are_clipped():
     tilted = Rotation.from_euler('x', 40, degrees=True)
-    _, turned = osc.target_pose([0, 0, 0, 0, 0, 1.0, 0], np.zeros(3), tilted.as_quat())
+    goal, turned = osc.target_pose([10, -0.5, 0, 0, 0, 1, 0], [0.5, 0.0, 0.2], tilted.as_quat())
+    np.testing.assert_allclose(goal, [0.55, -0.025, 0.2])
     expected = Rotation.from_rotvec([0, 0, 0.5]).as_matrix() @ tilted.as_matrix()
     np.testing.assert_allclose(Rotation.from_quat(turned).as_matrix(), expected, atol=1e-12)
-
-
-def test_values_beyond_one_are_clipped_as_robosuite_does():
-    goal, _ = osc.target_pose([10, 0, 0, 0, 0, 0, 0], np.zeros(3), HOME)
-    np.testing.assert_allclose(goal, [0.05, 0, 0])
-
-
-def test_last_goal_orientation_stays_without_rotation():
-    goal_q = Rotation.from_euler('z', 5, degrees=True).as_quat()
-    _, kept = osc.target_pose([1, 0, 0, 0, 0, 0, 0], np.zeros(3), HOME, goal_q)
-    np.testing.assert_allclose(kept, goal_q)
-    _, turned = osc.target_pose([1, 0, 0, 0, 0, 0.1, 0], np.zeros(3), HOME, goal_q)
-    assert not np.allclose(turned, goal_q)
 
 
 def test_velocity_is_the_settled_speed_not_offset_over_period():
