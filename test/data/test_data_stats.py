@@ -44,19 +44,12 @@ def issues_of(found, name):
     return [issue for issue in found if issue.check == name]
 
 
-def changed(seen, change, key):
-    """Return episodes with one camera's images changed."""
-    return [replace(e, grey=e.grey | {key: np.ascontiguousarray(change(e.grey[key]))})
-            for e in seen]
-
-
 def test_a_good_dataset_raises_no_warning(good):
     """Every check speaks, and none warns."""
     found = dataset_statistics(good, episodes=10)
     assert [n for n in found.issues if n.level == 'warning'] == []
     checks = {issue.check: issue for issue in found.issues}
-    assert {'gripper sign', 'action and next position', 'swapped cameras',
-            'orientation of primary', 'mirroring of wrist'} <= set(checks)
+    assert 'action and next position' in checks
     for name in ('gripper sign', 'swapped cameras', 'orientation of primary',
                  'mirroring of wrist'):
         assert (checks[name].level, checks[name].certainty) == ('ok', 'certain'), checks[name]
@@ -89,46 +82,37 @@ def test_the_scale_of_an_action_is_measured(numbers):
     np.testing.assert_allclose(scale, PER_UNIT * FPS, rtol=0.05)
 
 
-def scaled(*factors):
-    """Return a change that multiplies the channels of the action."""
-    return lambda n: replace(n, action=n.action * np.array(factors))
-
-
-def absolute(n):
-    """Command the next position instead of the change."""
-    return replace(n, action=np.hstack([np.roll(n.state[:, :3], -1, 0), n.action[:, 3:]]))
-
-
-def outlier(n):
+def misplaced(state, action):
     """Misplace one frame of episode 2."""
-    state = n.state.copy()
+    state = state.copy()
     state[2 * 40 + 7, 1] = 5.0
-    return replace(n, state=state)
+    return state, action
 
 
 @pytest.mark.parametrize('change, check, said', [
-    (scaled(1, 1, 1, 1, 1, 1, -1), 'gripper sign', 'opposite sign'),
-    (lambda n: replace(n, action=np.hstack([n.action[:, :6], (n.action[:, 6:] + 1) / 2])),
-     'gripper sign', 'coded 0 and 1'),
-    (lambda n: replace(n, action=n.action[:, [1, 0, 2, 3, 4, 5, 6]]),
+    (lambda s, a: (s, a * [1, 1, 1, 1, 1, 1, -1]), 'gripper sign', 'opposite sign'),
+    (lambda s, a: (s, np.hstack([a[:, :6], (a[:, 6:] + 1) / 2])), 'gripper sign', 'coded 0 and 1'),
+    (lambda s, a: (s, a[:, [1, 0, 2, 3, 4, 5, 6]]),
      'action and next position', 'axis x follows action channel 1, not 0'),
-    (scaled(1, 1, -1, 1, 1, 1, 1),
+    (lambda s, a: (s, a * [1, 1, -1, 1, 1, 1, 1]),
      'action and next position', 'axis z moves against action channel 2'),
-    (absolute, 'absolute actions', 'absolute targets'),
-    (lambda n: replace(n, action=np.roll(n.action, 2, 0)),
+    (lambda s, a: (s, np.hstack([np.roll(s[:, :3], -1, 0), a[:, 3:]])),
+     'absolute actions', 'absolute targets'),
+    (lambda s, a: (s, np.roll(a, 2, 0)),
      'delay of the position', 'moves 2 frames before the action'),
-    (scaled(1, 1, 1, 1, 0, 1, 1), 'constant channels', 'channels 4 of action never change'),
-    (lambda n: replace(n, action=n.action * np.where(np.arange(len(n.action)) == 3, np.nan, 1)[
-        :, None]), 'not finite', '1 frames hold NaN'),
-    (outlier, 'outliers of state', '1 frames in 1 episodes'),
-    (outlier, 'jumps', 'the gripper jumps'),
-])
+    (lambda s, a: (s, a * [1, 1, 1, 1, 0, 1, 1]),
+     'constant channels', 'channels 4 of action never change'),
+    (lambda s, a: (s, np.where(np.arange(len(a))[:, None] == 3, np.nan, a)),
+     'not finite', '1 frames hold NaN'),
+    (misplaced, 'outliers of state', '1 frames in 1 episodes'),
+    (misplaced, 'jumps', 'the gripper jumps')])
 def test_damaged_numbers_are_noticed(numbers, change, check, said):
     """With the check's name, what is wrong and where."""
-    issues = issues_of(check_numbers(change(numbers)), check)
+    state, action = change(numbers.state, numbers.action)
+    issues = issues_of(check_numbers(replace(numbers, state=state, action=action)), check)
     found = [issue for issue in issues if issue.level == 'warning']
     assert any(said in issue.problem for issue in found), issues
-    if change is outlier:
+    if change is misplaced:
         assert any('episode 2, frame 7' in place for place in found[0].where)
 
 
@@ -151,7 +135,9 @@ def test_half_a_turn_is_no_outlier(numbers):
 def test_a_turned_or_mirrored_image_is_told(seen, key, change, level, said):
     """Without knowing where the camera stands, or how it is turned about the gripper's axis."""
     check = 'orientation of primary' if key == PRIMARY else 'mirroring of wrist'
-    issue, = issues_of(check_images(changed(seen, change, key)), check)
+    turned = [replace(e, grey=e.grey | {key: np.ascontiguousarray(change(e.grey[key]))})
+              for e in seen]
+    issue, = issues_of(check_images(turned), check)
     assert issue.level == level and issue.problem.startswith(said), issue
 
 
@@ -171,18 +157,16 @@ def test_frozen_and_dark_cameras_are_named_with_episode_and_frame(tmp_path):
     told = dataset_statistics(arm_dataset(tmp_path, episodes), episodes=4)
     found = told.issues
     assert f'picture of {WRIST}' in {row['check'] for row in told.to_dict()['checks']}
-    wrist, = [n for n in issues_of(found, f'image of {WRIST}') if n.level == 'warning']
-    assert 'still image' in wrist.problem and wrist.where[0].startswith('episode 1, from frame 20')
-    primary, = [n for n in issues_of(found, f'image of {PRIMARY}') if n.level == 'warning']
-    assert 'dark' in primary.problem and primary.where == ('episode 3, from frame 0: 20 of 20',)
+    for key, said, where in ((WRIST, 'still image', 'episode 1, from frame 20'),
+                             (PRIMARY, 'dark', 'episode 3, from frame 0: 20 of 20')):
+        issue, = [n for n in issues_of(found, f'image of {key}') if n.level == 'warning']
+        assert said in issue.problem and issue.where[0].startswith(where)
 
 
-def test_nothing_is_claimed_from_too_little(good, numbers):
-    """Two episodes are not enough to call an image mirrored."""
-    few = sample_images(DatasetReader(good), numbers, 1)
-    levels = {n.check: n for n in check_images(few)}
-    assert levels['swapped cameras'].certainty == 'unclear'
-    assert levels['orientation of primary'].certainty == 'unclear'
+def test_nothing_is_claimed_from_too_little(seen):
+    """An episode is not enough to call an image mirrored."""
+    certainty = {issue.check: issue.certainty for issue in check_images(seen[:1])}
+    assert certainty['swapped cameras'] == certainty['orientation of primary'] == 'unclear'
 
 
 def test_two_cameras_that_stand_still_are_frozen_not_exchanged(dataset):

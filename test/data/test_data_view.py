@@ -32,12 +32,11 @@ def arm(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def page(arm, tmp_path_factory):
-    """Return the path of a page of two of them."""
+    """Return a page of two of them."""
     out = tmp_path_factory.mktemp('page') / 'sub' / 'page.html'
-    result = CliRunner().invoke(
-        app, ['view', str(arm), '--episodes', '2,0', '--out', str(out)])
+    result = CliRunner().invoke(app, ['view', str(arm), '--episodes', '2,0', '--out', str(out)])
     assert result.exit_code == 0, result.output
-    return out
+    return out.read_text()
 
 
 def episodes_of(text):
@@ -47,32 +46,27 @@ def episodes_of(text):
 
 def test_a_page_needs_nothing_else(page):
     """Neither network nor other files."""
-    text = page.read_text()
-    links = re.findall(r'(?:src|href)="([^"]+)"|url\(([^)]+)\)', text)
+    links = re.findall(r'(?:src|href)="([^"]+)"|url\(([^)]+)\)', page)
     assert links and all((a or b).startswith('data:') for a, b in links)
-    assert '<link' not in text and 'import ' not in text
+    assert '<link' not in page and 'import ' not in page
 
 
 def test_a_page_tells_each_frame_its_thought_and_phase(page):
     """In the order that was asked for; text is text, whatever characters it holds."""
-    text = page.read_text()
-    two, zero = episodes_of(text)
+    two, zero = episodes_of(page)
     assert (two['length'], zero['length']) == (27, 25)
     assert zero['runs'][1] == [5, 10, 'now <b>1</b> & on']
-    assert zero['phases'][0] == 'reach' and zero['phases'][9] == 'carry'
-    assert '<b>1</b>' not in text.replace('&lt;b&gt;1&lt;/b&gt;', '')
-    assert re.findall(r'<h2>Episode (\d)', text) == ['2', '0']
+    assert (zero['phases'][0], zero['phases'][9]) == ('reach', 'carry')
+    assert '<b>1</b>' not in page
+    assert re.findall(r'<h2>Episode (\d)', page) == ['2', '0']
 
 
 def test_a_page_holds_every_image(page, arm):
     """Frame k of a camera is where the script looks for it."""
-    text = page.read_text()
-    data, = re.findall(r'\.e0c1 \{[^}]*base64,([^)]*)\)', text)
+    data, = re.findall(r'\.e0c1 \{[^}]*base64,([^)]*)\)', page)
     sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-    episode = episodes_of(text)[1]
-    camera = list(layout.CAMERAS)[1]
-    for k, image in enumerate(DatasetReader(arm).frames(0, camera)):
-        down, across = divmod(k, episode['columns'])
+    for k, image in enumerate(DatasetReader(arm).frames(0, list(layout.CAMERAS)[1])):
+        down, across = divmod(k, episodes_of(page)[1]['columns'])
         part = sheet[64 * down:64 * down + 64, 64 * across:64 * across + 64]
         assert np.abs(part.astype(int) - image).mean() < 8
 
@@ -89,8 +83,7 @@ def test_a_contact_sheet_shows_the_images(arm, tmp_path):
 
 def test_ids_are_shown_as_text_only_with_their_tokenizer(tmp_path):
     """A v2.1 dataset can be looked at either way."""
-    root = published_dataset(tmp_path / 'cot', episodes=1)
-    out = tmp_path / 'page.html'
+    root, out = published_dataset(tmp_path / 'cot', episodes=1), tmp_path / 'page.html'
     view(root, out)
     assert 'This dataset holds no thought' in out.read_text()
     view(root, out, tokenizer=root)

@@ -28,11 +28,11 @@ OPEN, LOCAL = (str(find_shared(name).resolve())
 
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
-    """Return the environment that `prepare` makes of another one."""
+    """Return what gives the environment that `prepare` makes of another one."""
     def prepare(**variables: str) -> dict[str, str]:
-        monkeypatch.setattr(os, 'environ', dict(variables))
+        monkeypatch.setattr(os, 'environ', variables)
         environment.prepare()
-        return dict(os.environ)
+        return variables
     return prepare
 
 
@@ -46,6 +46,8 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
     ({'ROS_DISCOVERY_SERVER': 'robot:11811'}, 'LOCALHOST', OPEN),
     ({FORMER_DISCOVERY: '1'}, None, LOCAL),
     ({FORMER_DISCOVERY: '0'}, None, OPEN),
+    ({'ROS_DISTRO': 'humble', DISCOVERY: 'SUBNET'}, 'SUBNET', OPEN),
+    ({'ROS_DISTRO': 'humble'}, 'LOCALHOST', LOCAL),
     # What a parent chose that stays on this machine is not the choice of a child's user.
     ({DISCOVERY: 'SUBNET', **dict.fromkeys(PROFILES, LOCAL)}, 'SUBNET', OPEN)])
 def test_what_is_chosen(given: Any, variables: dict[str, str], reach: str | None,
@@ -53,12 +55,9 @@ def test_what_is_chosen(given: Any, variables: dict[str, str], reach: str | None
     made = given(**variables)
     assert made.get(DISCOVERY) == reach
     assert [made[name] for name in PROFILES] == [profile, profile]
-
-
-def test_humble_hears_of_it_by_the_former_name(given: Any) -> None:
-    assert given(ROS_DISTRO='humble')[FORMER_DISCOVERY] == '1'
-    assert FORMER_DISCOVERY not in given(ROS_DISTRO='humble', **{DISCOVERY: 'SUBNET'})
-    assert FORMER_DISCOVERY not in given(ROS_DISTRO='jazzy')
+    if FORMER_DISCOVERY not in variables:  # by which Humble hears of it
+        humble = made.get('ROS_DISTRO') == 'humble'
+        assert made.get(FORMER_DISCOVERY) == ('1' if humble and reach == 'LOCALHOST' else None)
 
 
 @pytest.mark.parametrize('name', PROFILES)
@@ -100,19 +99,14 @@ class Machine:
         """Start a node that says its name; without variables as a user starts it."""
         left = {key: value for key, value in os.environ.items()
                 if key not in (*PROFILES, DISCOVERY)}
-        with self._log(name).open('wb') as log:
+        with (self._logs / f'{name}.log').open('wb') as log:
             self._talkers[name] = subprocess.Popen(
                 self.inside(sys.executable, str(PEER)), stdout=log, stderr=subprocess.STDOUT,
                 env={**left, 'PEER': 'talker', 'NAME': name, **variables})
 
-    def _log(self, name: str) -> Path:
-        return self._logs / f'{name}.log'
-
-    def heard_by(self, name: str) -> set[str]:
-        return set(self._log(name).read_text().split()) - {'ready'}
-
-    def is_ready(self, name: str) -> bool:
-        return 'ready' in self._log(name).read_text()
+    def said_by(self, name: str) -> list[str]:
+        """Return 'ready', then the names a node has heard."""
+        return (self._logs / f'{name}.log').read_text().split()
 
     def bound(self, name: str) -> set[tuple[str, int]]:
         """Return addresses and ports of a node's UDP sockets."""
@@ -169,14 +163,14 @@ def machines(tmp_path: Path) -> Iterator[tuple[Machine, Machine]]:
 def _meet(here: Machine, there: Machine, mine: dict[str, str], theirs: dict[str, str]) -> bool:
     """Return whether a node hears one from there; a friend with its own variables it hears."""
     there.talk('stranger', **theirs)
-    assert _until(lambda: there.is_ready('stranger'))
+    assert _until(lambda: there.said_by('stranger'))
     here.talk('listener', **mine)
     here.talk('friend', **mine)
     if mine.get(DISCOVERY) == 'OFF':
-        assert _until(lambda: here.is_ready('listener') and here.is_ready('friend'))
+        assert _until(lambda: here.said_by('listener') and here.said_by('friend'))
     else:
-        assert _until(lambda: 'friend' in here.heard_by('listener'))
-    return _until(lambda: 'stranger' in here.heard_by('listener'), ABSENCE)
+        assert _until(lambda: 'friend' in here.said_by('listener'))
+    return _until(lambda: 'stranger' in here.said_by('listener'), ABSENCE)
 
 
 STRANGER = {DISCOVERY: 'SUBNET', 'ROS_STATIC_PEERS': '10.9.0.1'}
@@ -212,12 +206,11 @@ def test_sockets_listen_on_loopback(machines: tuple[Machine, Machine]) -> None:
 
     def listening(name: str, **variables: str) -> set[str]:
         machine.talk(name, **variables)
-        assert _until(lambda: machine.is_ready(name))
+        assert _until(lambda: machine.said_by(name))
         ends = {end for end in machine.bound(name) if not first <= end[1] <= last}
         assert len(ends) >= 2  # for discovery and for data
         return {address for address, _ in ends}
-    assert listening('first') == {'127.0.0.1'}
-    assert listening('second') == {'127.0.0.1'}
+    assert listening('first') == listening('second') == {'127.0.0.1'}
     assert listening('third', **{DISCOVERY: 'OFF'}) == {'127.0.0.1'}
     discovery_group = '0100FFEF'  # 239.255.0.1
     assert discovery_group not in machine.groups()

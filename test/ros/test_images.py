@@ -35,7 +35,8 @@ def _message(array: np.ndarray, encoding: str, step: int = 0, **fields: Any) -> 
 
 @pytest.mark.parametrize(('encoding', 'array'), [
     ('rgb8', FRAME), ('bgr8', FRAME[..., ::-1]), ('mono8', FRAME[..., 0]),
-    ('32FC1', FRAME[..., 0].astype(np.float32))])
+    ('32FC1', FRAME[..., 0].astype(np.float32)),
+    ('rgb8', FRAME[::-1, ::-1]), ('rgb8', FRAME[:, :3])])  # views are sent as they look
 @pytest.mark.parametrize('frame_id', ['', 'cam', 'came', 'kamera \u00f6'])
 def test_there_and_back(encoding: str, array: np.ndarray, frame_id: str) -> None:
     """Our bytes are rclpy's, both ways."""
@@ -48,9 +49,8 @@ def test_there_and_back(encoding: str, array: np.ndarray, frame_id: str) -> None
         for name in ('height', 'width', 'encoding', 'is_bigendian', 'step'):
             assert getattr(ours, name) == getattr(theirs, name)
         assert ours.data.tobytes() == bytes(theirs.data) == array.tobytes()
-        if encoding in ('rgb8', 'bgr8'):
-            np.testing.assert_array_equal(image_to_numpy(ours), FRAME)
-            np.testing.assert_array_equal(image_to_numpy(theirs), FRAME)
+        if encoding != '32FC1':
+            np.testing.assert_array_equal(image_to_numpy(ours), image_to_numpy(theirs))
 
 
 def test_truncated_messages_say_so_but_the_last_row_may_lack_its_padding() -> None:
@@ -119,14 +119,10 @@ def test_compressed_there_and_back() -> None:
     smooth[..., 2] = 30
     data = serialize_compressed(smooth, Time(sec=1), 'cam', 95)
     theirs = deserialize_message(data, CompressedImage)
-    assert (theirs.header.stamp.sec, theirs.header.frame_id) == (1, 'cam')
-    message = parse_compressed(serialize_message(theirs))
-    assert (message.stamp, message.frame_id, message.format) == (1.0, 'cam', theirs.format)
-    assert message.data.tobytes() == bytes(theirs.data)
-    result = compressed_to_numpy(parse_compressed(data))
-    np.testing.assert_array_equal(result, compressed_to_numpy(theirs))
-    assert result.shape == smooth.shape
-    assert np.abs(result.astype(int) - smooth).max() < 12
+    for message in (parse_compressed(data), parse_compressed(serialize_message(theirs))):
+        assert (message.stamp, message.frame_id, message.format) == (1.0, 'cam', theirs.format)
+        assert message.data.tobytes() == bytes(theirs.data)
+        assert np.abs(compressed_to_numpy(message).astype(int) - smooth).max() < 12
 
 
 @pytest.mark.parametrize(('array', 'encoding'), [
@@ -135,9 +131,3 @@ def test_compressed_there_and_back() -> None:
 def test_wrong_arrays_are_refused(array: np.ndarray, encoding: str) -> None:
     with pytest.raises(ImageError):
         serialize_image(array, Time(), '', encoding)
-
-
-def test_views_are_sent_as_they_look() -> None:
-    for view in (FRAME[::-1, ::-1], FRAME[:, :3]):
-        np.testing.assert_array_equal(
-            image_to_numpy(parse_image(serialize_image(view, Time()))), view)

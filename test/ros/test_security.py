@@ -46,17 +46,15 @@ def can_encrypt(keystore: Path) -> bool:
     return done.returncode == 3
 
 
-@pytest.mark.parametrize(('name', 'value', 'reason'), [
-    ('ROS_SECURITY_ENABLE', 'True', "ROS_SECURITY_ENABLE='True'"),
-    ('ROS_SECURITY_ENABLE', '1', "ROS_SECURITY_ENABLE='1'"),
-    ('ROS_SECURITY_STRATEGY', 'enforce', "ROS_SECURITY_STRATEGY='enforce'"),
-    ('ROS_SECURITY_STRATEGY', 'yes', "ROS_SECURITY_STRATEGY='yes'"),
-    ('ROS_SECURITY_KEYSTORE', '', 'ROS_SECURITY_KEYSTORE is not set')])
+@pytest.mark.parametrize(('name', 'value'), [
+    ('ROS_SECURITY_ENABLE', 'True'), ('ROS_SECURITY_ENABLE', '1'),
+    ('ROS_SECURITY_STRATEGY', 'enforce'), ('ROS_SECURITY_STRATEGY', 'yes'),
+    ('ROS_SECURITY_KEYSTORE', '')])
 def test_what_ros_would_take_for_no_is_refused(monkeypatch: pytest.MonkeyPatch, name: str,
-                                               value: str, reason: str) -> None:
+                                               value: str) -> None:
     for strategy in ('Enforce', 'Permissive'):
         monkeypatch.setattr(os, 'environ', {**_asked(Path('keystore'), strategy), name: value})
-        with pytest.raises(UserError, match=reason):
+        with pytest.raises(UserError, match=f'{name}={value!r}|{name} is not set'):
             environment.prepare()
 
 
