@@ -136,13 +136,12 @@ class Collator:
             tokens = [i for k in chosen for i in (
                 *self._names[k], *(spans[:, 0] + self._dataset.positions[frame, k]))]
             thought[row, :len(tokens) + 3] = [ids.think, *tokens, ids.think_end, ids.action]
-        sequence, column = np.nonzero(
-            ((thought[..., None] >= spans[:, 0]) & (thought[..., None] <= spans[:, 1])).any(-1))
         input_ids = np.concatenate([prompt, thought], axis=1)
+        learnt = np.any([(input_ids >= a) & (input_ids <= b) for a, b in spans], 0)
+        learnt[:, :len(start)] = False
         return self._batch(
-            index, frames, input_ids, input_ids != ids.pad, (sequence, column + len(start) - 1),
-            thought[sequence, column], np.argmax(input_ids == ids.action, 1),
-            np.zeros((len(index), 0), np.int64))
+            index, frames, input_ids, input_ids != ids.pad, learnt, input_ids,
+            np.argmax(input_ids == ids.action, 1), np.zeros((len(index), 0), np.int64))
 
     def padding(self, steps: int = 64) -> float:
         """Return the share of pads among all rows of the first training batches."""
@@ -224,34 +223,34 @@ class Collator:
         # prompt, thought (with tags), <action>, slots, </action>, eos
         p, w = d.prompt_length[prompted], np.where(kept, d.thought_length[index], 2)
         start = p + w  # A, the row of <action>
-        width = _padded(start + self._slots + 3)
-        input_ids = np.full((count, width), ids.pad, np.int64)
-        real = np.zeros((count, width), bool)
-        rows: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []  # supervised columns and ids
-        for k, (a, end) in enumerate(zip(start, start + self._slots + 3, strict=True)):
+        ends = start + self._slots + 3
+        input_ids = np.full((count, _padded(ends)), ids.pad, np.int64)
+        labels, learnt = input_ids.copy(), np.zeros(input_ids.shape, bool)
+        for k, (a, end) in enumerate(zip(start, ends, strict=True)):
+            tail = [ids.action, *actions[k], ids.action_end, ids.eos]
             tokens = given[k, :w[k]] if kept[k] else [ids.think, ids.think_end]
-            input_ids[k, :end] = np.concatenate(
-                [prompt[k, :p[k]], tokens, [ids.action], actions[k], [ids.action_end, ids.eos]])
-            real[k, :end] = True
+            input_ids[k, :end] = np.concatenate([prompt[k, :p[k]], tokens, tail])
+            labels[k, p[k]:end] = np.concatenate([thought[k, :w[k]], tail])
             # A dropped, flipped or counterfactual thought is input only.
-            target = thought[k, :w[k]] if supervised[k] else thought[k, :0]
-            rows.append((np.r_[a - len(target):a + 1, end - 2:end],
-                         np.r_[target, ids.action, ids.action_end, ids.eos]))
-        sequence = np.repeat(np.arange(count), [len(columns) for columns, _ in rows])
-        columns, targets = map(np.concatenate, zip(*rows, strict=True))
-        return self._batch(index, self._images(index, rng), input_ids, real,
-                           (sequence, columns - 1), targets, start, actions)
+            learnt[k, p[k] if supervised[k] else a:a + 1] = learnt[k, end - 2:end] = True
+        return self._batch(index, self._images(index, rng), input_ids,
+                           np.arange(input_ids.shape[1]) < ends[:, None], learnt, labels, start,
+                           actions)
 
     def _batch(self, index: NDArray[np.int64], frames: NDArray[np.uint8],
-               input_ids: NDArray[np.int64], real: NDArray[np.bool_],
-               rows: tuple[NDArray[np.int64], NDArray[np.int64]], targets: NDArray[np.int64],
-               start: NDArray[np.int64], actions: NDArray[np.int64]) -> Batch:
-        """Return the tensors of laid out sequences of the frames ``index`` [B]."""
-        d = self._dataset
+               input_ids: NDArray[np.int64], real: NDArray[np.bool_], learnt: NDArray[np.bool_],
+               labels: NDArray[np.int64], start: NDArray[np.int64],
+               actions: NDArray[np.int64]) -> Batch:
+        """Return the tensors of sequences [B, L] of the frames ``index`` [B].
+
+        The tokens ``labels`` [B, L] are supervised where they are ``learnt`` [B, L].
+        """
+        d, (sequence, column) = self._dataset, np.nonzero(learnt)
         return Batch(*map(torch.from_numpy, (
-            frames, input_ids, real.astype(np.int64), np.stack(rows), targets, start,
-            actions - self._ids.bins_first, d.action_mask[index, :actions.shape[1]],
-            d.positions[index], d.unambiguous[index], d.target_patches[index])))
+            frames, input_ids, real.astype(np.int64), np.stack([sequence, column - 1]),
+            labels[learnt], start, actions - self._ids.bins_first,
+            d.action_mask[index, :actions.shape[1]], d.positions[index], d.unambiguous[index],
+            d.target_patches[index])))
 
     def _noisy_state(self, prompt: NDArray[np.int64], index: NDArray[np.int64], rng: Random,
                      length: NDArray[np.int64]) -> None:
@@ -314,8 +313,8 @@ def prefetch(make: Callable[[int], T], first: int, processes: int,
              device: torch.device) -> Generator[T, None, None]:
     """Yield ``make(first)``, ``make(first + 1)`` and so on without end, made ahead in processes.
 
-    They are forked, so that they share the datasets' arrays instead of copying them. What is
-    yielded must know ``pin_memory`` if ``device`` is a GPU.
+    They are forked, so that they share the datasets' arrays instead of copying them. Tensors are
+    pinned if ``device`` is a GPU.
     """
     steps: Any = range(sys.maxsize)  # a dataset whose samples are their own numbers
     collate: Any = make

@@ -30,10 +30,8 @@ def _peft_config(config: AdapterConfig, **more: Any) -> LoraConfig:
 
 def add_adapters(model: HybridDecoder, config: AdapterConfig) -> None:
     """Put adapters beside the decoder's linear layers, in place; all else but towers is frozen."""
-    try:
-        from peft import inject_adapter_in_model
-    except ImportError as error:
-        raise UserError("lora needs peft: pip install 'dtvla_ros[train]'") from error
+    from peft import inject_adapter_in_model
+
     try:
         inject_adapter_in_model(_peft_config(config), model, NAME)
     except ValueError as error:
@@ -48,11 +46,9 @@ def save_adapters(tensors: dict[str, Tensor], whole: set[str], folder: Path,
 
     ``whole``: names of the weights trained beside them. ``base``: the policy they adapt.
     """
-    factors = {PREFIX + name.replace(f'.{NAME}.', '.'): tensor for name, tensor in tensors.items()
-               if '.lora_' in name}
-    save_tensors(factors, folder / WEIGHTS)
-    others = {name: tensors[name] for name in sorted(whole) if '.lora_' not in name}
-    if others:
+    save_tensors({PREFIX + name.replace(f'.{NAME}.', '.'): tensor
+                  for name, tensor in tensors.items() if '.lora_' in name}, folder / WEIGHTS)
+    if others := {name: tensors[name] for name in sorted(whole) if '.lora_' not in name}:
         save_tensors(others, folder / OTHERS)
     _peft_config(config, inference_mode=True,
                  base_model_name_or_path=str(base.resolve())).save_pretrained(str(folder))

@@ -227,16 +227,6 @@ class Trainer:
                                        'config': asdict(self.config)}, self.frozen, main)
 
 
-# --- parameter groups
-
-
-def group_of(name: str) -> str:
-    """Return which of ``Rates`` a parameter of an ``Objective`` belongs to."""
-    if name.startswith('model.vision.projector.'):
-        return 'projector'
-    return 'vision' if name.startswith('model.vision.') else 'decoder'
-
-
 def new_optimizer(objective: nn.Module, config: SftConfig) -> torch.optim.AdamW:
     """Return AdamW over what is not frozen; a group's ``factor`` scales its learning rate.
 
@@ -244,7 +234,8 @@ def new_optimizer(objective: nn.Module, config: SftConfig) -> torch.optim.AdamW:
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in objective.named_parameters():
-        factor = getattr(config.rates, group_of(name))
+        factor = next(getattr(config.rates, part) for part in ('projector', 'vision', 'decoder')
+                      if part == 'decoder' or f'.{part}.' in name)
         parameter.requires_grad_(parameter.requires_grad and factor > 0.0)
         if parameter.requires_grad:
             groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)

@@ -203,22 +203,19 @@ class GrpoTrainer:
         greedy = [None] if config.per_step and config.continue_from == 'greedy' else []
         run_rollouts(self.engine, sampler, source, done, [*greedy, *samples])
 
-    def evaluate(self) -> Rate:
-        """Return the greedy policy's success on held-out starts, of every task as many."""
+    def evaluate_if_due(self, last: bool = False) -> None:
+        """Let the greedy policy play held-out starts, of every task as many, if it has not yet."""
+        row, config, world = self.history[-1], self.config, self.accelerator.num_processes
+        due = last or self.iteration % config.evaluate_every == 0
+        if not due or not config.evaluate_episodes or 'evaluation' in row:
+            return
         first = evaluation_seed(dtvla_sim.EVAL_SEED_START + SELECTION_SEEDS)
         jobs = [EpisodeJob(task, first + k, self.replan_steps)
-                for task in self.tasks for k in range(self.config.evaluate_episodes)]
-        mine = jobs[self.accelerator.process_index::self.accelerator.num_processes]
-        solved = sum(successes(self.engine, self.greedy, mine))
-        return Rate(round(summed(self.accelerator, [solved])[0]), len(jobs))
-
-    def evaluate_if_due(self, last: bool = False) -> None:
-        """Evaluate what the config asks for and has not been evaluated yet."""
-        row, config = self.history[-1], self.config
-        due = last or self.iteration % config.evaluate_every == 0
-        if due and config.evaluate_episodes and 'evaluation' not in row:
-            row['evaluation'] = self.evaluate().to_dict()
-            self.save()
+                for task in self.tasks for k in range(config.evaluate_episodes)]
+        solved = successes(self.engine, self.greedy, jobs[self.accelerator.process_index::world])
+        row['evaluation'] = Rate(
+            round(summed(self.accelerator, [sum(solved)])[0]), len(jobs)).to_dict()
+        self.save()
 
     def _summary(self, groups: Groups, times: RolloutTimes) -> dict[str, Any]:
         """Return what was played, over all processes."""
