@@ -6,7 +6,6 @@ Random weights and sequences, made where they are needed: no download, no datase
 from __future__ import annotations
 
 import re
-import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -17,8 +16,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,11 +32,10 @@ from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.training.collate import Batch
 from dtvla_ros.training.config import SftConfig
 from dtvla_ros.training.lora import add_adapters
-from dtvla_ros.training.loss import Objective
+from dtvla_ros.training.loss import Metrics, Objective
 from dtvla_ros.training.trainer import new_optimizer, recompute_layers
 
 KINDS = ('plain', 'supervised')
-PHASES = ('forward', 'backward', 'optimizer')
 INSTRUCTION = 40  # tokens of the prompt
 app = group('train_step', 'Measure training steps on random weights.')
 
@@ -54,7 +51,7 @@ class PlainObjective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch, share: float = 1.0) -> tuple[Tensor, Metrics]:
         """Return the mean cross-entropy over thought, tags and actions."""
         hidden = self.model(batch.input_ids, batch.attention_mask, batch.pixels())
         logits = self.model.token_logits(hidden).float()  # [B, L, V]
@@ -62,7 +59,7 @@ class PlainObjective(nn.Module):
         labels[batch.token_rows[0], batch.token_rows[1]] = batch.token_targets
         rows = batch.action_start[:, None] + torch.arange(batch.action_targets.shape[1])
         labels.scatter_(1, rows, batch.action_targets + self.model.config.ids.bins_first)
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100), {}
 
 
 def small_policy(width: int, layers: int) -> HybridDecoder:
@@ -105,26 +102,50 @@ def random_batch(count: int, thought: int, config: DecoderConfig) -> Batch:
         unambiguous=nothing.bool(), target_patches=nothing)
 
 
+def timed_steps(objective: nn.Module, config: SftConfig, batch: Batch,
+                steps: int) -> tuple[dict[str, float], int]:
+    """Train on a batch; return a step's median seconds by phase, and its FLOP as torch counts.
+
+    A GPU is waited for after every phase; of a step's batches the times add up. The step whose
+    operations are counted is not timed.
+    """
+    optimizer, device = new_optimizer(objective, config), batch.frames.device
+
+    def step() -> dict[str, float]:
+        laps: dict[str, list[float]] = {}
+        watch = Watch(str(device), laps)
+        for _ in range(config.accumulate):
+            with torch.autocast(device.type, torch.bfloat16, config.precision == 'bf16'):
+                loss = objective(batch, share=1.0 / config.accumulate)[0]
+            watch.lap('forward')
+            loss.backward()
+            watch.lap('backward')
+        nn.utils.clip_grad_norm_(objective.parameters(), config.gradient_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        watch.lap('optimizer')
+        return {phase: sum(times) for phase, times in laps.items()}
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+    taken = [step() for _ in progress(range(steps), desc='steps')]
+    return ({phase: median(times[phase] for times in taken) for phase in taken[0]},
+            counter.get_total_flops())
+
+
 def measure(kind: str, batch: int, width: int, layers: int, thought: int, steps: int,
             threads: int) -> dict[str, float]:
     """Train in this process; return a step's median seconds and the peak memory [bytes]."""
     torch.set_num_threads(threads)
     model = small_policy(width, layers)
-    config = SftConfig(action_sigma=0.0, thought_weight=1.0)
+    config = SftConfig(action_sigma=0.0, thought_weight=1.0, precision='no')
     objective = Objective(model, config) if kind == 'supervised' else PlainObjective(model)
-    optimizer = new_optimizer(objective, config)
-    data = random_batch(batch, thought, model.config)
-    times = []
-    for _ in range(steps + 1):
-        begun = time.perf_counter()
-        loss = objective(data)
-        optimizer.zero_grad()
-        (loss if isinstance(loss, Tensor) else loss[0]).backward()
-        optimizer.step()
-        times.append(time.perf_counter() - begun)
+    seconds, _ = timed_steps(objective, config, random_batch(batch, thought, model.config), steps)
     # Linux lets a child inherit its parent's peak in `getrusage`, not in VmHWM [kB].
     peak = re.findall(r'VmHWM:\s*(\d+)', Path('/proc/self/status').read_text())
-    return {'seconds': median(times[1:]), 'memory': 1024 * int(peak[0])}
+    return {'seconds': sum(seconds.values()), 'memory': 1024 * int(peak[0])}
 
 
 Thought = Annotated[int, typer.Option(min=1, help='Tokens of the thought.')]
@@ -168,59 +189,33 @@ def compare(
 
 
 def time_steps(config: SftConfig, name: str, steps: int, thought: int) -> dict[str, Any]:
-    """Time a config's steps on the released layout of geometry ``name``.
+    """Time a config's steps on the released layout of geometry ``name``, on a GPU if there is one.
 
-    Thoughts have ``thought`` tokens. Where torch finds a GPU it is used, and waited for after
-    every phase. Returns medians over the steps: ``seconds`` of all of a step's batches by phase
-    and their ``total``, for ``samples`` sequences of ``tokens`` rows; ``flops`` of a step, as
-    torch counts them, and the machine's ``flops_per_s``; ``peak_bytes`` on the GPU (0 on a CPU);
-    parameters ``trained`` of all ``parameters``. Raises ``UserError`` for a geometry without
-    SigLIP, whose batches differ.
+    Thoughts have ``thought`` tokens. Returns ``seconds`` of a step by phase and their ``total``,
+    for ``samples`` sequences of ``tokens`` rows; ``flops`` of a step and the machine's
+    ``flops_per_s``; ``peak_bytes`` on the GPU (0 on a CPU); parameters ``trained`` of all
+    ``parameters``. Raises ``UserError`` for a geometry without SigLIP, whose batches differ.
     """
     policy = geometry(name)
     if policy.vision.kind != 'siglip':
         raise UserError(f'--geometry {name}: has not the released layout')
-    set_seed(config.seed)
-    accelerator = Accelerator(mixed_precision=config.precision)
-    device = accelerator.device
-    model = random_model(policy, str(device)).requires_grad_(True).train()
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    model = random_model(policy, device, seed=config.seed).requires_grad_(True).train()
     if config.lora.rank:
         add_adapters(model, config.lora)
         model.to(device)
     objective = Objective(model, config)
     if config.checkpointing:
         recompute_layers(model)
-    optimizer = new_optimizer(objective, config)
-    batch = random_batch(config.batch_size, thought, policy).to(device)
+    batch = send_to_device(random_batch(config.batch_size, thought, policy), device)
     limits = measure_limits(
-        str(device), torch.bfloat16 if config.precision == 'bf16' else torch.float32)
-
-    def step() -> dict[str, float]:
-        laps: dict[str, list[float]] = {}
-        watch = Watch(str(device), laps)
-        for _ in range(config.accumulate):
-            with accelerator.autocast():
-                loss = objective(batch, share=1.0 / config.accumulate)[0]
-            watch.lap('forward')
-            loss.backward()
-            watch.lap('backward')
-        torch.nn.utils.clip_grad_norm_(objective.parameters(), config.gradient_clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        watch.lap('optimizer')
-        return {phase: sum(laps[phase]) for phase in PHASES}
-
-    with FlopCounterMode(display=False) as counter:
-        step()
-    if device.type == 'cuda':
-        torch.cuda.reset_peak_memory_stats()
-    taken = [step() for _ in progress(range(steps), desc='steps')]
-    seconds = {phase: median(times[phase] for times in taken) for phase in PHASES}
+        device, torch.bfloat16 if config.precision == 'bf16' else torch.float32)
+    seconds, flops = timed_steps(objective, config, batch, steps)
     return {
         'seconds': seconds, 'total': sum(seconds.values()),
         'samples': config.batch_size * config.accumulate, 'tokens': batch.input_ids.shape[1],
-        'flops': counter.get_total_flops(), 'flops_per_s': limits.flops_per_s,
-        'peak_bytes': torch.cuda.max_memory_allocated() if device.type == 'cuda' else 0,
+        'flops': flops, 'flops_per_s': limits.flops_per_s,
+        'peak_bytes': torch.cuda.max_memory_allocated() if device == 'cuda' else 0,
         'trained': sum(p.numel() for p in objective.parameters() if p.requires_grad),
         'parameters': sum(p.numel() for p in objective.model.parameters())}
 

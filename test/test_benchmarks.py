@@ -95,7 +95,7 @@ def test_both_training_steps_learn_the_same_tokens():
         objective = Objective(model, SftConfig(action_sigma=0.0, thought_weight=1.0))
         hidden = model(batch.input_ids, batch.attention_mask, batch.pixels())
         said, acted = objective.logits(batch, hidden)
-        plain = PlainObjective(model)(batch)
+        plain, _ = PlainObjective(model)(batch)
         assert len(said) == 3 + 5
         assert batch.token_rows[1].min() == begin[0] - 1
         # Over the whole vocabulary at the same rows, action ids among all tokens.

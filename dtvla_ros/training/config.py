@@ -70,18 +70,14 @@ class Config:
     def read(cls: type[T], path: Path, changes: Sequence[str] = ()) -> T:
         """Read a YAML file; ``changes``: ``key=value`` each, instead of what the file says."""
         try:
-            data = yaml.safe_load(path.read_text())
+            data: Any = yaml.safe_load(path.read_text())
+            if not isinstance(data, Mapping):
+                raise UserError('expected "key: value" lines')
+            return cls.from_dict({**data, **dict(map(_change, changes))})
         except FileNotFoundError as error:
             raise UserError(f'{path}: no such config; try {cls.example}') from error
-        except yaml.YAMLError as error:
-            raise UserError(f'{path}: malformed YAML ({" ".join(str(error).split())}); '
-                            'mend the line it names') from error
-        if not isinstance(data, Mapping):
-            raise UserError(f'{path}: expected "key: value" lines')
-        try:
-            return cls.from_dict({**data, **dict(map(_change, changes))})
-        except UserError as error:
-            raise UserError(f'{path}: {error}') from error
+        except (yaml.YAMLError, UserError) as error:
+            raise UserError(f'{path}: {" ".join(str(error).split())}') from error
 
 
 def _change(text: str) -> tuple[str, Any]:
@@ -223,8 +219,8 @@ class SftConfig(Config):
 
     def __post_init__(self) -> None:
         if len(self.shift) != len(self.model.cameras):
-            raise UserError(f'train config: shift has {len(self.shift)} values for '
-                            f'{len(self.model.cameras)} cameras')
+            raise UserError(f'train config: shift needs {len(self.model.cameras)} values, one per '
+                            f'camera, got {self.shift}')
         if self.lora.rank and self.auxiliary.attention_weight:
             raise UserError('train config: attention cannot be supervised under lora; set '
                             'auxiliary.attention_weight to 0')
@@ -271,10 +267,7 @@ class SftRun:
 
     def progress(self, step: int, seconds: float) -> float:
         """Return how much of the run is done, 0..1."""
-        if self.steps is not None:
-            return step / self.steps
-        assert self.minutes is not None
-        return seconds / (60.0 * self.minutes)
+        return step / self.steps if self.steps else seconds / (60.0 * (self.minutes or 1.0))
 
 
 def warm_cosine(step: int, ramp: int, progress: float, floor: float) -> float:

@@ -56,7 +56,7 @@ def test_a_run_goes_on_only_with_its_own_config(dataset, tmp_path):
 
 SFT_ERRORS = [
     ('batch_size: many', 'batch_size'), ('bach_size: 3', 'bach_size.*nano.yaml'),
-    ('a: [1', 'malformed'), ('just words', 'key: value'), ('model: 3', 'model'),
+    ('a: [1', 'line 1'), ('just words', 'key: value'), ('model: 3', 'model'),
     ('reasoning_dropout: 2.0', 'reasoning_dropout'), ('shift: [1]', 'shift'),
     ('lora: 3', 'lora'), ('lora: {rank: -1}', 'rank'), ('lora: {ranks: 2}', 'ranks'),
     ('lora: {rank: 2}\npointing_weight: 1.0', 'attention_weight'), ('accumulate: 0', 'accumulate'),
