@@ -32,25 +32,18 @@ def made(dataset):
     return reader, transform, rows, frames, Collator(rows, [frames], transform, CONFIG)
 
 
-def observation(state, task):
-    return Observation(
-        images={}, joint_positions={}, ee_position=state[:3].astype(float),
-        ee_quaternion=Rotation.from_rotvec(state[3:6]).as_quat(),
-        gripper_opening=float(state[6] - state[7]), instruction=task, stamp=0.0)
-
-
 def test_plain_sequences_are_the_transforms(made):
     reader, transform, _, _, collator = made
-    index = np.array([0, 13, 29, 60])
+    index, ids = np.array([0, 13, 29, 60]), transform.config.ids
     batch = collator.plain(index)
-    state, thought = reader.column(layout.STATE), reader.column(layout.REASONING)
     chunk = reader.column(layout.ACTION_CHUNK).reshape(-1, 8, 7)
     for row, k in enumerate(index):
-        task = reader.tasks[reader.column('task_index')[k]]
-        prompt = transform.prompt_ids(task, observation(state[k], task))
-        said = transform.encode_thought(thought[k])
+        task, state = reader.tasks[reader.column('task_index')[k]], reader.column(layout.STATE)[k]
+        prompt = transform.prompt_ids(task, Observation(
+            {}, {}, state[:3].astype(float), Rotation.from_rotvec(state[3:6]).as_quat(),
+            float(state[6] - state[7]), task, 0.0))
+        said = transform.encode_thought(reader.column(layout.REASONING)[k])
         actions = transform.encode_actions(chunk[k, :4]).tolist()
-        ids = transform.config.ids
         wanted = [*prompt, *said, ids.action, *actions, ids.action_end, ids.eos]
         length = int(batch.attention_mask[row].sum())
         assert batch.input_ids[row, :length].tolist() == wanted
@@ -60,10 +53,7 @@ def test_plain_sequences_are_the_transforms(made):
         learnt = [*range(len(prompt), len(prompt) + len(said) + 1), length - 2, length - 1]
         assert columns.tolist() == learnt
         assert batch.token_targets[mine].tolist() == [wanted[c] for c in learnt]
-        np.testing.assert_allclose(
-            transform.decode_actions(batch.action_targets[row].numpy() + ids.bins_first),
-            np.clip(chunk[k, :4], *np.array([transform.statistics.q01, transform.statistics.q99])),
-            atol=2.5 * 2 / 255)
+        assert (batch.action_targets[row] + ids.bins_first).tolist() == actions
 
 
 def test_images_are_the_transforms(made):
@@ -86,15 +76,6 @@ def test_frames_are_decoded_once_and_again_when_the_size_changes(made):
     other = replace(CONFIG, model=ModelConfig(image_size=64, tokens=(16, 4)))
     assert open_frames(reader, new_transform(other, [reader])).shape[2:4] == (64, 64)
     assert open_frames(reader, transform).shape[2:4] == (32, 32)
-
-
-def test_training_batches_depend_on_the_step_alone(made):
-    collator = made[-1]
-    first, again, other = collator.train(7), collator.train(7), collator.train(8)
-    for name in first._fields:
-        assert (getattr(first, name) == getattr(again, name)).all()
-    assert first.input_ids.shape != other.input_ids.shape or not (
-        first.input_ids == other.input_ids).all()
 
 
 def thoughts(made, rows=None, **changes):
@@ -154,9 +135,8 @@ def test_a_flipped_thought_has_mirrored_actions_along_its_axes(made):
     width = (np.array(transform.statistics.q99) - transform.statistics.q01) / 256
     assert np.abs(after[:, :2] + before[:, :2]).max() < 4 * width[:2].max()
     assert np.array_equal(after[:, 2:], before[:, 2:])
-    for empty, same in zip((thought[:0], actions[:0]), flip(thought[:0], actions[:0]),
-                           strict=True):
-        assert empty.shape == same.shape
+    assert [x.shape for x in flip(thought[:0], actions[:0])] == [
+        thought[:0].shape, actions[:0].shape]
 
 
 def test_a_vocabulary_without_directions_is_refused(made, monkeypatch):
@@ -169,12 +149,8 @@ def test_held_out_episodes_are_never_drawn(made):
     *_, rows, frames, collator = made
     held = set(rows.scene[collator.validation])
     assert 0 < len(held) < 10
-    drawn = set()
-    for step in range(30):
-        rng = np.random.default_rng([CONFIG.seed, step, 0])
-        draw = np.searchsorted(collator._boosted, rng.random(CONFIG.batch_size))
-        drawn |= set(rows.scene[draw])
-    assert not held & drawn
+    drawn = [rows.scene[collator._choose(step, 0)[0]] for step in range(30)]
+    assert not held & set(np.concatenate(drawn))
 
 
 def test_frames_near_a_toggle_and_the_start_are_known(made):
