@@ -90,18 +90,20 @@ class Motion:
         return f'{"move " + " ".join(words) if words else "stay"}, gripper {gripper}'
 
 
+def latched(on: NDArray[np.bool_], off: NDArray[np.bool_], begin: bool = False
+            ) -> NDArray[np.bool_]:
+    """Return a state [N] that ``on`` [N] sets and ``off`` [N] clears; before that ``begin``."""
+    last = np.maximum.accumulate(np.where(on | off, np.arange(len(on)), -1))
+    return np.where(last < 0, begin, on[last])
+
+
 def hysteresis(level: Array) -> NDArray[np.bool_]:
     """Return whether a gripper level in 0 (open) .. 1 (closed) counts as closing [N].
 
     It changes above ``CLOSE_ABOVE`` and back below ``OPEN_BELOW``; noise in between does nothing.
     """
-    state = np.where(level >= CLOSE_ABOVE, 1, np.where(level <= OPEN_BELOW, 0, -1))
-    if not len(state):
-        return np.zeros(0, bool)
-    if state[0] < 0:
-        state[0] = level[0] > (CLOSE_ABOVE + OPEN_BELOW) / 2
-    last = np.maximum.accumulate(np.where(state >= 0, np.arange(len(state)), 0))
-    return state[last].astype(bool)
+    middle = (CLOSE_ABOVE + OPEN_BELOW) / 2
+    return latched(level >= CLOSE_ABOVE, level <= OPEN_BELOW, bool((level[:1] > middle).any()))
 
 
 @dataclass(frozen=True, slots=True)
