@@ -39,11 +39,7 @@ def find_shared(path: str | Path) -> Path:
 def require_writable(*paths: Path | None) -> None:
     """Find out before the work, not after it, that a result cannot be written.
 
-    Raises
-    ------
-    UserError
-        If a path that is not None is a folder or the nearest folder above it is not writable.
-
+    Raises ``UserError`` if a path is a folder or the nearest folder above it is not writable.
     """
     for path in filter(None, paths):
         above = next(p for p in path.absolute().parents if p.exists())
@@ -54,11 +50,7 @@ def require_writable(*paths: Path | None) -> None:
 def read_json(path: Path, remedy: str = 'copy it again') -> dict[str, Any]:
     """Return the object in a JSON file.
 
-    Raises
-    ------
-    UserError
-        If it is missing, damaged or holds no object; with ``remedy``.
-
+    Raises ``UserError`` with ``remedy`` if it is missing, damaged or holds no object.
     """
     try:
         value = json.loads(path.read_text())
@@ -78,14 +70,7 @@ def write_json(path: Path | None, value: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all.
-
-    Raises
-    ------
-    UserError
-        If the folder cannot be written.
-
-    """
+    """Write a file whole or not at all; ``UserError`` if the folder cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
@@ -98,14 +83,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_between(document: Path, begin: str, end: str, text: str) -> None:
-    """Replace what stands between two marker lines of a document.
-
-    Raises
-    ------
-    UserError
-        If the document or its markers are missing.
-
-    """
+    """Replace what stands between two lines of a document; ``UserError`` if one is missing."""
     try:
         whole = document.read_text()
     except OSError as error:
@@ -120,11 +98,7 @@ def write_between(document: Path, begin: str, end: str, text: str) -> None:
 def read_lines(path: Path, *keys: str) -> list[dict[str, Any]]:
     """Return a file's complete JSON lines (a kill may truncate the last); none without a file.
 
-    Raises
-    ------
-    UserError
-        If it cannot be read, or a line is no object with ``keys``.
-
+    Raises ``UserError`` if it cannot be read, or a line is no object with ``keys``.
     """
     try:
         whole = path.read_bytes()
@@ -133,19 +107,14 @@ def read_lines(path: Path, *keys: str) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path} cannot be read ({error}); delete it, or choose another'
-                        ) from error
+        raise UserError(f'{path} cannot be read ({error}); delete it or choose another') from error
     return rows
 
 
 class JsonLines:
     """Appends JSON lines to a file; a truncated last line is removed first.
 
-    Raises
-    ------
-    UserError
-        If the file cannot be written.
-
+    Raises ``UserError`` if the file cannot be written.
     """
 
     def __init__(self, path: Path):
@@ -162,25 +131,17 @@ class JsonLines:
         self.file.write((json.dumps(row, ensure_ascii=False) + '\n').encode())
         self.file.flush()
 
-    def close(self) -> None:
-        """Close the file."""
-        self.file.close()
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        self.file.close()
 
 
 class Journal(JsonLines):
     """One JSON line per episode, in ``done`` by its key; the first line holds the settings.
 
-    Raises
-    ------
-    UserError
-        If the file holds rows made with other settings.
-
+    Raises ``UserError`` if the file holds rows made with other settings.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any], key: Key = BY_EPISODE):

@@ -19,21 +19,13 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / 'templates'
 
 
-def render(template: str, **values: Any) -> str:
-    """Return the page of ``templates/<template>``; text is escaped unless it is ``Markup``.
-
-    Raises
-    ------
-    jinja2.UndefinedError
-        If the template needs a value that is not given.
-
-    """
-    return _environment().get_template(template).render(**values)
-
-
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Write a page whole or not at all; errors as `files.write_text`."""
-    write_text(path, render(template, **values))
+    """Write the page of ``templates/<template>`` whole or not at all.
+
+    Text is escaped unless it is ``Markup``. Errors as `files.write_text`; raises
+    ``jinja2.UndefinedError`` if the template needs a value that is not given.
+    """
+    write_text(path, _environment().get_template(template).render(**values))
 
 
 def data_uri(image: bytes | Path, kind: str = 'jpeg') -> str:

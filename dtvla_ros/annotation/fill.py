@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,11 +53,8 @@ Targets = Mapping[int, Mapping[int, int]]  # episode -> frame -> class
 
 
 def _generic(label: Semantics, goal: Goal) -> Key:
-    key = list(label.key())
-    for k in NAMED:
-        if key[k] in goal.names:
-            key[k] = f'#{goal.names.index(key[k])}'
-    return tuple(key)
+    return tuple(f'#{goal.names.index(word)}' if k in NAMED and word in goal.names else word
+                 for k, word in enumerate(label.key()))
 
 
 @dataclass(frozen=True)
@@ -72,11 +70,9 @@ class Classes:
         rows = [[_generic(label, goals[k]) for _, label in labels]
                 for k, labels in accepted.items()]
         keys = tuple(sorted({key for row in rows for key in row}))
-        number = {key: k for k, key in enumerate(keys)}
         follows = np.eye(len(keys), dtype=bool)
-        for row in rows:
-            for a, b in zip(row, row[1:]):
-                follows[number[a], number[b]] = True
+        for a, b in chain.from_iterable(map(pairwise, rows)):
+            follows[keys.index(a), keys.index(b)] = True
         return cls(keys, follows)
 
     def __len__(self) -> int:
@@ -106,9 +102,9 @@ class Classes:
         which no phase may contradict; ``known``: classes of frames that are certain. A change of
         class costs, more so one never seen between key frames.
         """
-        phases = [key[FIELDS.index('phase')] for key in self.keys]
-        closed, opened = (np.array([phase in commanded for phase in phases])
-                          for commanded in (COMMANDED_CLOSED, COMMANDED_OPEN))
+        closed, opened = (
+            np.array([key[FIELDS.index('phase')] in commanded for key in self.keys])
+            for commanded in (COMMANDED_CLOSED, COMMANDED_OPEN))
         contradicts = np.where(closing[:, None], opened, closed)
         emission = np.where(self.fits(goal) & ~contradicts, scores, IMPOSSIBLE)
         for frame, number in known.items():
@@ -122,24 +118,20 @@ class Classes:
             arrivals = value[:, None] + step
             back[frame] = arrivals.argmax(0)
             value = arrivals.max(0) + emission[frame]
-        path = [int(value.argmax())]
-        for frame in range(len(emission) - 1, 0, -1):
-            path.append(int(back[frame, path[-1]]))
+        path = [value.argmax()]
+        for step_back in back[:0:-1]:
+            path.append(step_back[path[-1]])
         return np.array(path[::-1])
 
 
 class Labeller(Protocol):
-    """Learns classes of frames from accepted labels, then scores every frame."""
+    """Learns the ``targets``, then returns log-probabilities [N, C] of an episode's frames."""
 
     name: str
 
-    def fit(self, source: Source, classes: Classes, targets: Targets) -> None:
-        """Learn ``targets``."""
-        ...
+    def fit(self, source: Source, classes: Classes, targets: Targets) -> None: ...
 
-    def scores(self, source: Source, episode: int) -> NDArray[np.float64]:
-        """Return log-probabilities [N, C] of an episode's frames."""
-        ...
+    def scores(self, source: Source, episode: int) -> NDArray[np.float64]: ...
 
 
 def features(motion: Motion, goal: Goal) -> NDArray[np.float32]:
@@ -242,8 +234,7 @@ def learn(source: Source, accepted: Mapping[int, Labels], labeller: Labeller,
     Raises ``UserError`` when none would be held out, or none left.
     """
     order = np.random.default_rng(seed).permutation(sorted(accepted)).tolist()
-    held = round(held_out * len(order))
-    if not 0 < held < len(order):
+    if not 0 < (held := round(held_out * len(order))) < len(order):
         raise UserError(f'{len(order)} accepted episodes and --held-out {held_out}: at least one '
                         'must be left on either side; accept more')
     goals = {k: source.goal(k) for k in accepted}
@@ -266,15 +257,11 @@ def thoughts(source: Source, episode: int, classes: Classes, labeller: Labeller,
     motion, goal = source.motion(episode), source.goal(episode)
     certain = {frame: classes.number(label, goal) for frame, label in known}
     path = classes.best_path(labeller.scores(source, episode), goal, motion.closing, certain)
-    accepted = dict(known)
-    labels: list[Semantics] = []
-    given = ''
+    given, labels = {frame: label.reason for frame, label in known}, []
     for frame, number in enumerate(path):
-        if frame in accepted:
-            given = accepted[frame].reason
-        elif number != path[frame - 1]:
-            given = ''  # nobody gave one for this
-        labels.append(classes.label(int(number), goal, given))
+        if number == path[frame - 1]:  # else nobody gave a reason for this
+            given.setdefault(frame, given.get(frame - 1, ''))
+        labels.append(classes.label(int(number), goal, given.get(frame, '')))
     return write_thoughts(motion, labels, reason), [label.phase for label in labels]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -45,15 +46,14 @@ def find_keyframes(motion: Motion, options: KeyframeOptions) -> dict[int, str]:
     count = len(motion)
     closest = max(1, round(options.min_gap * motion.fps))
     chosen = {0: EDGE, count - 1: EDGE} | {int(k): TOGGLE for k in motion.toggles}
-    minima, _ = find_peaks(-motion.speed, prominence=options.prominence)
-    for frame in sorted(map(int, minima), key=lambda k: motion.speed[k]):
+    speed = motion.speed
+    minima, _ = find_peaks(-speed, prominence=options.prominence)
+    for frame in sorted(map(int, minima), key=speed.__getitem__):
         if min(abs(frame - k) for k in chosen) >= closest:
             chosen[frame] = PAUSE
     longest = max(1, round(options.max_gap * motion.fps))
-    frames = sorted(chosen)
-    for before, after in zip(frames, frames[1:]):
-        pieces = -(-(after - before) // longest)
-        for k in np.linspace(before, after, pieces + 1)[1:-1]:
+    for before, after in pairwise(sorted(chosen)):
+        for k in np.linspace(before, after, -(-(after - before) // longest) + 1)[1:-1]:
             chosen.setdefault(int(round(k)), GAP)
     return dict(sorted(chosen.items()))
 
@@ -98,7 +98,7 @@ def plot_keyframes(source: Source, episode: int, options: KeyframeOptions, plot:
     time = np.arange(len(motion)) / motion.fps
     figure = Figure(figsize=(9, 4.8), layout='constrained')
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    top.set_title(f'{source.instruction(episode)} (episode {episode})', loc='left', fontsize=10)
+    top.set_title(f'{source.reader.task(episode)} (episode {episode})', loc='left', fontsize=10)
     top.set_ylabel('end effector speed [m/s]')
     top.plot(time, motion.speed, color='#16407a')
     bottom.set(xlabel='time [s]', ylabel='gripper\n0 open, 1 shut')
@@ -109,10 +109,10 @@ def plot_keyframes(source: Source, episode: int, options: KeyframeOptions, plot:
         bottom.plot(time, 1.0 - motion.opening / motion.widest, color='#c07a1e', label='fingers')
     bottom.legend(loc='upper left', fontsize=8)
     keyframes = find_keyframes(motion, options)
-    for why, colour in COLOURS.items():
+    for why in sorted(set(keyframes.values())):
         times = [frame / motion.fps for frame, reason in keyframes.items() if reason == why]
-        for axes in (top, bottom) if times else ():
-            axes.vlines(times, 0, 1, colour, '--', linewidth=1, label=why,
+        for axes in (top, bottom):
+            axes.vlines(times, 0, 1, COLOURS[why], '--', linewidth=1, label=why,
                         transform=axes.get_xaxis_transform())
     top.legend(loc='upper left', fontsize=8)
     plot.parent.mkdir(parents=True, exist_ok=True)

@@ -101,7 +101,7 @@ def label_episode(source: Source, episode: int, keyframes: Sequence[int], with_i
         if not best:
             raise Unusable(problem)
         labels += best
-    return row_of(episode, source.instruction(episode), labels,
+    return row_of(episode, source.reader.task(episode), labels,
                   check_labels(motion, goal, keyframes, labels))
 
 
@@ -152,7 +152,7 @@ def label(source: Source, keyframes: Mapping[int, Sequence[int]], path: Path, pr
                 counts['cached' if row else 'asked'] += 1
                 if not row:
                     row = {'key': question.key, 'provider': name, 'round': number,
-                           'pictures': question.images, **asdict(answer)}
+                           'pictures': question.images, **answer._asdict()}
                     known[name, question.key, number] = row
                     answers.write(row)
             return answer

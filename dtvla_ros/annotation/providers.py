@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import fcntl
 import ipaddress
 import json
@@ -14,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -22,6 +21,7 @@ from dtvla_ros.annotation.question import Question
 from dtvla_ros.annotation.rules import label_frames
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import JsonLines, read_lines
+from dtvla_ros.report import data_uri
 
 ANSWERS = 'answers.jsonl'
 CHARACTERS_PER_TOKEN = 4
@@ -29,8 +29,7 @@ FORMATS = ('json_schema', 'json_object', 'none')
 BUSY = frozenset((408, 409, 425, 429))
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """An answer's text, and how many tokens it took."""
 
     text: str
@@ -123,12 +122,12 @@ class Budget:
         """Return the price of so many tokens."""
         return (read * self.price_in + written * self.price_out) / 1e6
 
-    def tokens(self, characters: int, images: int) -> int:
+    def tokens(self, characters: int, images: int = 0) -> int:
         """Return about how many tokens a question has."""
         return -(-characters // CHARACTERS_PER_TOKEN) + images * self.picture_tokens
 
 
-class Ledger:
+class Ledger(JsonLines):
     """Keeps count of requests and their cost over all runs that share a file.
 
     A request is written down before it is sent, at the most it can cost, so that a killed run
@@ -137,16 +136,15 @@ class Ledger:
     """
 
     def __init__(self, path: Path, budget: Budget):
-        self.budget = budget
-        self._lock = threading.Lock()
+        self.budget, self._lock = budget, threading.Lock()
         self._factor = 1.0  # largest ratio of a question's tokens to their estimate so far
         self._costs: dict[int, float] = {
             row['request']: row['cost'] for row in read_lines(path, 'request', 'cost')}
-        self._lines = JsonLines(path)
+        super().__init__(path)
         try:
-            fcntl.flock(self._lines.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self.close()
+            self.file.close()
             raise UserError(f'{path}: another run is spending from it; wait for its end') from None
 
     @property
@@ -177,17 +175,12 @@ class Ledger:
     def settle(self, number: int, estimated: int, read: int, written: int) -> None:
         """Write down what an answered request did cost; 0 tokens for one that was turned away."""
         with self._lock:
-            if estimated:
-                self._factor = max(self._factor, read / estimated)
+            self._factor = max(self._factor, read / max(estimated, 1))
             self._keep(number, self.budget.price(read, written))
 
     def _keep(self, number: int, cost: float) -> None:
         self._costs[number] = cost
-        self._lines.write({'request': number, 'cost': cost})
-
-    def close(self) -> None:
-        """Let another run spend."""
-        self._lines.close()
+        self.write({'request': number, 'cost': cost})
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +189,7 @@ class HttpOptions:
 
     ``key``: sent as a header and never written anywhere; ``timeout`` [s] of one request;
     ``tries`` of one question; ``longest_wait`` [s] between them; ``first_wait`` [s]: the random
-    wait's first limit, which doubles.
+    wait's first limit, which doubles; ``concurrency``: requests at once.
     """
 
     url: str
@@ -212,11 +205,7 @@ class HttpOptions:
 
 
 class _Busy(Exception):
-    """Worth another try; ``after`` [s]: how long the server asks to wait."""
-
-    def __init__(self, text: str, after: float | None = None):
-        super().__init__(text)
-        self.after = after
+    """Worth another try; its second argument [s]: how long the server asks to wait, or None."""
 
 
 class HttpProvider(Provider):
@@ -248,12 +237,11 @@ class HttpProvider(Provider):
             raise UserError(f'--response-format {options.response_format!r}; there is: '
                             f'{", ".join(FORMATS)}')
         self.name, self.parallel = f'http:{options.model}', options.concurrency
-        self.ledger = ledger
-        self._options, self._stopped = options, threading.Event()
+        self._options, self._ledger, self._stopped = options, ledger, threading.Event()
         self._address = f'{options.url.rstrip("/")}/chat/completions'
-        headers = {'Authorization': f'Bearer {options.key}'} if options.key else {}
         # A proxy from the environment has no business between this process and this machine.
-        self._client = httpx.Client(headers=headers, timeout=options.timeout, trust_env=not local)
+        self._client = httpx.Client(timeout=options.timeout, trust_env=not local, headers={
+            'Authorization': f'Bearer {options.key}'} if options.key else {})
 
     def stop(self) -> None:
         """End waiting for another try."""
@@ -262,8 +250,8 @@ class HttpProvider(Provider):
     def close(self) -> None:
         """Close the connections and the ledger; print what was spent."""
         self._client.close()
-        print('sent in all: {} requests, cost {:.4f}'.format(*self.ledger.spent))
-        self.ledger.close()
+        print('sent in all: {} requests, cost {:.4f}'.format(*self._ledger.spent))
+        self._ledger.file.close()
 
     def ask(self, question: Question) -> Answer:
         options, wait = self._options, 0.0
@@ -276,24 +264,25 @@ class HttpProvider(Provider):
             try:
                 return self._once(question)
             except _Busy as error:
-                problem, limit = error, options.first_wait * 2 ** number
-                wait = error.after if error.after is not None else random.uniform(
-                    0, min(options.longest_wait, limit))
+                problem, after = error.args
+                wait = random.uniform(0, min(
+                    options.longest_wait, options.first_wait * 2 ** number)
+                ) if after is None else after
         raise UserError(f'{self._address}: {problem}, {options.tries} times; what is labelled is '
                         'kept, repeat the command later')
 
     def _once(self, question: Question) -> Answer:
-        options, ledger, budget = self._options, self.ledger, self.ledger.budget
+        options, ledger, budget = self._options, self._ledger, self._ledger.budget
         estimated = budget.tokens(question.characters, question.images)
         number = ledger.reserve(estimated, options.max_tokens)
         try:
             response = self._client.post(self._address, json=self._body(question))
         except httpx.ConnectError as error:
             ledger.settle(number, estimated, 0, 0)
-            raise _Busy(f'no connection ({error})') from error
+            raise _Busy(f'no connection ({error})', None) from error
         except httpx.HTTPError as error:  # it may have been worked on and be billed
             raise _Busy(f'no answer in {options.timeout:g} s, or a broken one '
-                        f'({error or type(error).__name__})') from error
+                        f'({error or type(error).__name__})', None) from error
         if response.status_code != 200:
             ledger.settle(number, estimated, 0, 0)
             if response.status_code in BUSY or response.status_code >= 500:
@@ -304,11 +293,11 @@ class HttpProvider(Provider):
             data = response.json()
             message = data['choices'][0]['message']
         except (ValueError, LookupError, TypeError):
-            raise _Busy('answered something else than a chat completion') from None
+            raise _Busy('answered something else than a chat completion', None) from None
         usage = data.get('usage') or {}
         text = str(message.get('content') or message.get('refusal') or '')
         answer = Answer(text, int(usage.get('prompt_tokens') or estimated),
-                        int(usage.get('completion_tokens') or budget.tokens(len(text), 0)))
+                        int(usage.get('completion_tokens') or budget.tokens(len(text))))
         ledger.settle(number, estimated, answer.tokens_read, answer.tokens_written)
         return answer
 
@@ -333,8 +322,7 @@ class HttpProvider(Provider):
 def _part(part: str | bytes) -> dict[str, Any]:
     if isinstance(part, str):
         return {'type': 'text', 'text': part}
-    data = base64.b64encode(part).decode()
-    return {'type': 'image_url', 'image_url': {'url': f'data:image/jpeg;base64,{data}'}}
+    return {'type': 'image_url', 'image_url': {'url': data_uri(part)}}
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -199,7 +199,7 @@ def build_question(source: Source, episode: int, keyframes: Sequence[int], frame
     """
     motion, objects = source.motion(episode), source.objects(episode)
     ends = dict(zip(keyframes, [*keyframes[1:], len(motion)]))
-    lines = [f'Instruction: {source.instruction(episode)}',
+    lines = [f'Instruction: {source.reader.task(episode)}',
              f'Things: {", ".join(objects) or "name them yourself, underscores for blanks"}']
     if before is None:
         lines.append(f'The episode begins with holding {NOTHING}, done {NOTHING}.')
@@ -226,20 +226,17 @@ _SENTENCE = re.compile(
 
 def parse_thought(text: str) -> tuple[Semantics, str, str] | None:
     """Return label, place words and move words of a thought; None if it is of no such form."""
-    match = _SENTENCE.match(text)
-    if not match:
+    if not (match := _SENTENCE.match(text)):
         return None
-    parts: dict[str, Any] = match.groupdict()
+    parts: dict[str, Any] = match.groupdict('none')
     place, move = parts.pop('place'), parts.pop('move')
-    return Semantics(**{**parts, 'trouble': parts['trouble'] or 'none'}), place, move
+    return Semantics(**parts), place, move
 
 
 def write_thought(label: Semantics, place: Array, move: Array, reason: bool = False) -> str:
     """Return the sentence of a label, a place [3] m and an offset [3] m, both in base axes."""
     text = Thought(
-        held=None if label.holding == NOTHING else label.holding,
-        done=None if label.done == NOTHING else label.done,
-        trouble=None if label.trouble == 'none' else label.trouble,
+        held=label.holding, done=label.done, trouble=label.trouble.replace('none', ''),
         phase=label.phase, object=label.object, place=place, following=label.next,
         move=move).text()
     return f'{label.reason.rstrip(".")}. {text}' if reason and label.reason else text
@@ -247,13 +244,13 @@ def write_thought(label: Semantics, place: Array, move: Array, reason: bool = Fa
 
 def write_thoughts(motion: Motion, labels: Sequence[Semantics], reason: bool = False) -> list[str]:
     """Return the sentences of the labels of all frames of an episode, in order."""
-    phases = [label.phase for label in labels]
-    ends = np.full(len(phases), len(phases) - 1)  # where the phase of each frame ends
-    for change in reversed(np.flatnonzero([a != b for a, b in zip(phases, phases[1:])]) + 1):
-        ends[:change] = change
-    moves = motion.position[ends] - motion.position
-    return [write_thought(label, place_of(motion, frame, label), moves[frame], reason)
-            for frame, label in enumerate(labels)]
+    texts, end = [], len(labels) - 1  # where the phase of a frame ends
+    for frame, label in reversed(list(enumerate(labels))):
+        if label.phase != labels[min(frame + 1, len(labels) - 1)].phase:
+            end = frame + 1
+        texts.append(write_thought(label, place_of(motion, frame, label),
+                                   motion.position[end] - motion.position[frame], reason))
+    return texts[::-1]
 
 
 def place_of(motion: Motion, frame: int, label: Semantics) -> Array:
@@ -266,7 +263,6 @@ def place_of(motion: Motion, frame: int, label: Semantics) -> Array:
         return motion.places[label.object][frame]
     if label.phase in ('grasp', 'lift', 'release') or label.holding == label.object:
         return motion.position[frame]
-    later = motion.toggles[motion.toggles > frame]
     opens = label.phase in DESTINATION_PHASES
-    ends = [int(k) for k in later if bool(motion.closing[k]) != opens]
-    return motion.position[ends[0] if ends else len(motion) - 1]
+    ends = (k for k in motion.toggles if k > frame and bool(motion.closing[k]) != opens)
+    return motion.position[next(ends, -1)]

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -82,11 +81,9 @@ class Motion:
         """Describe the motion from ``frame`` until before ``end`` in words."""
         offset = self.position[min(end, len(self) - 1)] - self.position[frame]
         words = [word for word in move_words(offset) if word != STILL]
-        now = bool(self.closing[frame])
-        if frame > 0 and bool(self.closing[frame - 1]) != now:
-            gripper = 'closes' if now else 'opens'
-        else:
-            gripper = 'stays closed' if now else 'stays open'
+        now, changes = self.closing[frame], frame in self.toggles
+        gripper = {(True, True): 'closes', (True, False): 'opens',
+                   (False, True): 'stays closed', (False, False): 'stays open'}[changes, bool(now)]
         return f'{"move " + " ".join(words) if words else "stay"}, gripper {gripper}'
 
 
@@ -201,10 +198,6 @@ class Source:
                    'hand': hashlib.sha256(self._position.tobytes()).hexdigest()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
-    @cached_property
-    def _thoughts(self) -> list[str]:
-        return list(self.reader.column(layout.REASONING))
-
     def motion(self, episode: int) -> Motion:
         """Return an episode's proprioception."""
         part = self.reader.span(episode)
@@ -218,13 +211,9 @@ class Source:
         """Return the gripper command [N] in 0 (open) .. 1 (closed)."""
         return self._level[self.reader.span(episode)]
 
-    def instruction(self, episode: int) -> str:
-        """Return the task's sentence."""
-        return str(self.reader.episodes[episode]['tasks'][0])
-
     def goal(self, episode: int) -> Goal:
         """Return the parsed instruction, in the names of ``objects``."""
-        return parse_instruction(self.instruction(episode), self._known)
+        return parse_instruction(self.reader.task(episode), self._known)
 
     def objects(self, episode: int) -> tuple[str, ...]:
         """Return the names a label may use in this episode."""
@@ -232,7 +221,7 @@ class Source:
 
     def thoughts(self, episode: int) -> list[str]:
         """Return the thoughts that the dataset holds; raises ``UserError`` if it has none."""
-        return self._thoughts[self.reader.span(episode)]
+        return list(self.reader.column(layout.REASONING, episode))
 
     def images(self, episode: int, frames: Sequence[int]) -> list[dict[str, NDArray[np.uint8]]]:
         """Return uint8 RGB [H, W, 3] by the policy's camera names, for each of ``frames``.

@@ -120,7 +120,7 @@ class VlmLabeller:
     def _prompt(self, source: Source, classes: Classes, episode: int, frame: int,
                 images: Mapping[str, NDArray[np.uint8]]) -> Turns:
         motion, goal = source.motion(episode), source.goal(episode)
-        lines = [f'Instruction: {source.instruction(episode)}',
+        lines = [f'Instruction: {source.reader.task(episode)}',
                  f'Motion of the next second: '
                  f'{motion.phrase(frame, frame + max(1, round(motion.fps)))}',
                  'Which describes this frame? Answer with its letter.']

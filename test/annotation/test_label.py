@@ -215,8 +215,8 @@ def test_one_run_spends_at_a_time(tmp_path):
     ledger = providers.Ledger(path, PRICES)
     with pytest.raises(UserError, match='another run'):
         providers.Ledger(path, PRICES)
-    ledger.close()
-    providers.Ledger(path, PRICES).close()
+    ledger.file.close()
+    providers.Ledger(path, PRICES)
 
 
 def test_an_estimate_is_of_what_is_left(one):
