@@ -24,6 +24,14 @@ dist = run_setup('setup.py', script_args=('--dry-run',), stop_after='config')
 keys = ('packages', 'package_dir', 'data_files', 'entry_points', 'python_requires')
 print({k: getattr(dist, k) for k in keys})
 """
+PACKAGE = ET.parse(ROOT / 'package.xml').getroot()
+DEPENDS = {e.text for e in PACKAGE.findall('exec_depend')}
+SETTINGS = configparser.ConfigParser()
+SETTINGS.read(ROOT / 'setup.cfg')
+EXTRAS = dict(SETTINGS['options.extras_require'])
+REQUIREMENTS = [
+    Requirement(line) for block in (SETTINGS['options']['install_requires'], *EXTRAS.values())
+    for line in block.splitlines() if line and not line.startswith('#')]
 
 
 @pytest.fixture(scope='module')
@@ -34,40 +42,13 @@ def told():
     return ast.literal_eval(done.stdout.splitlines()[-1])
 
 
-def setup_cfg():
-    settings = configparser.ConfigParser()
-    settings.read(ROOT / 'setup.cfg')
-    return settings
-
-
-def requirements():
-    settings = setup_cfg()
-    lines = [settings['options']['install_requires'],
-             *dict(settings['options.extras_require']).values()]
-    return [Requirement(line) for block in lines for line in block.splitlines()
-            if line and not line.startswith('#')]
-
-
-def imports(path):
-    """Return the packages that a file imports, inside functions, too."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.partition('.')[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module.partition('.')[0]
-
-
-def test_a_symlinked_colcon_build_can_follow_the_package_folders(told):
-    for package, folder in told['package_dir'].items():
+def test_every_module_is_in_a_package_that_a_symlinked_build_can_follow(told):
+    found = {'.'.join(p.relative_to(ROOT).parent.parts) for folder in ('dtvla_ros', 'sim')
+             for p in ROOT.glob(f'{folder}/**/*.py')}
+    assert {re.sub('^sim', 'dtvla_sim', name) for name in found} == set(told['packages'])
+    for folder in told['package_dir'].values():
         assert (ROOT / folder).is_dir()
-        assert folder not in told['package_dir'] and folder not in told['packages'], package
-
-
-def test_every_module_is_in_a_package(told):
-    found = {p.relative_to(ROOT).parent for p in ROOT.glob('dtvla_ros/**/*.py')}
-    found |= {p.relative_to(ROOT).parent for p in ROOT.glob('sim/**/*.py')}
-    named = {str(folder).replace('/', '.') for folder in found}
-    assert {re.sub('^sim', 'dtvla_sim', n) for n in named} == set(told['packages'])
+        assert folder not in told['package_dir'] and folder not in told['packages']
 
 
 def test_every_command_starts_something(told):
@@ -80,31 +61,24 @@ def test_launch_files_settings_and_models_are_installed_with_their_folders(told)
     installed = {f: where for where, files in told['data_files'] for f in files}
     for folder in ('launch', 'config', 'models'):
         for path in (ROOT / folder).rglob('*'):
-            name = str(path.relative_to(ROOT))
-            if path.is_file() and '__pycache__' not in name:
-                assert installed[name] == f'share/dtvla_ros/{Path(name).parent}'
+            name = path.relative_to(ROOT)
+            if path.is_file() and '__pycache__' not in name.parts:
+                assert installed[str(name)] == f'share/dtvla_ros/{name.parent}'
 
 
-def test_package_xml_agrees_with_setup_cfg(told):
-    package = ET.parse(ROOT / 'package.xml').getroot()
-    settings = setup_cfg()['metadata']
+def test_package_xml_agrees_with_setup_cfg_and_names_every_message_package():
     for key in ('name', 'version', 'license'):
-        assert package.findtext(key) == settings[key]
-    assert package.findtext('export/build_type') == 'ament_python'
-
-
-def test_package_xml_names_every_message_package():
-    package = ET.parse(ROOT / 'package.xml').getroot()
-    named = {e.text for e in package.findall('exec_depend')}
-    assert {'rclpy', 'launch', 'launch_ros'} <= named
-    imported = {name for path in ROOT.glob('dtvla_ros/**/*.py') for name in imports(path)}
-    assert {n for n in imported if re.search('_(msgs|srvs|interfaces)$', n)} <= named
+        assert PACKAGE.findtext(key) == SETTINGS['metadata'][key]
+    assert PACKAGE.findtext('export/build_type') == 'ament_python'
+    source = '\n'.join(path.read_text() for path in ROOT.glob('dtvla_ros/**/*.py'))
+    imported = set(re.findall(r'^ *(?:from|import) (\w+_(?:msgs|srvs|interfaces))', source, re.M))
+    assert imported and imported | {'rclpy', 'launch', 'launch_ros'} <= DEPENDS
 
 
 def pinned(name):
     """Return requirements file ``name`` as {package: [requirement, of which all are needed]}."""
-    text = (ROOT / 'constraints' / name).read_text()
     found = {}
+    text = (ROOT / 'constraints' / name).read_text()
     for line in re.sub(r'\\\n\s*', '', text).splitlines():
         if not line.startswith('#'):
             requirement, *hashes = line.split('--hash=')
@@ -115,14 +89,12 @@ def pinned(name):
 
 def test_the_extra_ros_and_the_hashes_name_the_same_wheels():
     wheels, generators = pinned('ros-jazzy-wheels.txt'), pinned('ros-jazzy-generators.txt')
-    extra = setup_cfg()['options.extras_require']['ros'].split()
-    assert extra
-    for wanted in map(Requirement, extra):
+    for wanted in map(Requirement, EXTRAS['ros'].split()):
         assert [r.specifier for r in wheels[wanted.name]] == [wanted.specifier]
     for name, wanted in wheels.items():  # or one would undo the other in the same environment
         assert generators[name] == wanted
         assert all(len(r.specifier) == 1 and '==' in str(r.specifier) for r in wanted)
-    by_name = {r.name.lower(): r for r in requirements()}
+    by_name = {r.name.lower(): r for r in REQUIREMENTS}
     for name in {'numpy', 'pyyaml', 'setuptools'} & set(generators):
         for wanted in generators[name]:
             [version] = wanted.specifier
@@ -132,22 +104,17 @@ def test_the_extra_ros_and_the_hashes_name_the_same_wheels():
 def test_pixi_brings_every_package_of_ros():
     tomllib = pytest.importorskip('tomllib', reason='Python 3.10 reads no TOML')
     pixi = tomllib.loads((ROOT / 'pixi.toml').read_text())
-    package = ET.parse(ROOT / 'package.xml').getroot()
-    needed = {f'ros-jazzy-{e.text.replace("_", "-")}' for e in package.findall('exec_depend')
-              if not e.text.startswith('python3-')}
-    assert needed <= set(pixi['dependencies'])
+    assert {f'ros-jazzy-{name.replace("_", "-")}' for name in DEPENDS
+            if not name.startswith('python3-')} <= set(pixi['dependencies'])
     tasks = pixi['tasks']
     assert {'demo', 'test', 'lint'} <= set(tasks)
     for task in tasks.values():
         assert set(task.get('depends-on', ())) <= set(tasks)
         for extra in re.findall(r"'\.\[([\w,]+)\]'", task['cmd']):
-            assert set(extra.split(',')) <= set(setup_cfg()['options.extras_require'])
+            assert set(extra.split(',')) <= set(EXTRAS)
 
 
-DISTRIBUTIONS = sorted(ROOT.glob('constraints/[!r]*.txt'))
-
-
-@pytest.mark.parametrize('path', DISTRIBUTIONS, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', sorted(ROOT.glob('constraints/[!r]*.txt')), ids=lambda p: p.stem)
 def test_constraints_leave_a_version_of_what_they_pin(path):
     text = path.read_text()
     python = re.search(r'Python (3\.\d+)', text)
@@ -155,45 +122,30 @@ def test_constraints_leave_a_version_of_what_they_pin(path):
     pins = {r.name: r for r in map(Requirement, filter(
         None, (line.partition('#')[0].strip() for line in text.splitlines())))}
     assert 'setuptools' in pins and 'numpy' in pins
-    bounds = {Version(s.version) for r in [*pins.values(), *requirements()] for s in r.specifier
+    bounds = {Version(s.version) for r in [*pins.values(), *REQUIREMENTS] for s in r.specifier
               if '*' not in s.version}
     # A bound itself, or a later bugfix of it: one of these satisfies whatever can be satisfied.
     candidates = {str(v) for v in bounds} | {f'{v}.1' for v in bounds} | {'4.10', '79.0', '2.1'}
-    for requirement in requirements():
+    for requirement in REQUIREMENTS:
         pin = pins.get(requirement.name)
-        if pin is None or (requirement.marker and not requirement.marker.evaluate(
+        if pin and not (requirement.marker and not requirement.marker.evaluate(
                 {'python_version': python[1]})):
-            continue
-        assert any(v in pin.specifier and v in requirement.specifier for v in candidates), (
-            requirement, pin)
-
-
-def dockerfile():
-    """Return (instruction, rest) of every instruction, continued lines joined."""
-    lines = [line for line in (ROOT / 'docker/Dockerfile').read_text().splitlines()
-             if not line.startswith('#')]
-    joined = re.sub(r'\\\n\s*', ' ', '\n'.join(lines))
-    return [tuple(line.split(None, 1)) for line in joined.splitlines() if line]
+            assert any(v in pin.specifier and v in requirement.specifier for v in candidates), (
+                requirement, pin)
 
 
 def test_the_image_is_built_from_what_is_here():
-    instructions = dockerfile()
-    assert [w for w, _ in instructions].count('FROM') == 1
-    for word, rest in instructions:
-        if word == 'COPY':
-            source = rest.split()[-2]
-            assert (ROOT / source).exists(), source
-        if word == 'RUN':
-            done = subprocess.run(['bash', '-n', '-c', rest], capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
+    text = re.sub('^#.*\n', '', (ROOT / 'docker/Dockerfile').read_text(), flags=re.M)
+    lines = [line.split(None, 1) for line in re.sub(r'\\\n\s*', ' ', text).splitlines() if line]
+    words = {word: [rest for other, rest in lines if other == word] for word, _ in lines}
+    assert len(words['FROM']) == 1
+    assert all((ROOT / rest.split()[-2]).exists() for rest in words['COPY'])
     entry = ROOT / 'docker/entrypoint'
-    assert entry.stat().st_mode & 0o111 and subprocess.run(['bash', '-n', entry]).returncode == 0
-    users = [rest for word, rest in instructions if word == 'USER']
-    assert users and 'root' not in users and users[-1] != '0'
-
-
-def test_the_image_draws_with_the_packages_that_make_installs():
-    script = (ROOT / 'tools/system_packages').read_text()
-    wanted = re.search(r'missing\+=\((libegl1[^)]*)\)', script)
-    installed = ' '.join(rest for word, rest in dockerfile() if word == 'RUN').split()
-    assert wanted and set(wanted[1].split()) <= set(installed)
+    for script in (*words['RUN'], entry.read_text()):
+        done = subprocess.run(['bash', '-n', '-c', script], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert entry.stat().st_mode & 0o111
+    assert not {'root', '0'} & set(words['USER'])
+    packages = re.search(r'missing\+=\((libegl1[^)]*)\)',
+                         (ROOT / 'tools/system_packages').read_text())[1].split()
+    assert set(packages) <= set(' '.join(words['RUN']).split())  # to draw without a display
