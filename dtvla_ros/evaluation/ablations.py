@@ -9,7 +9,6 @@ import numpy as np
 
 from dtvla_ros.engine.engine import Decision
 from dtvla_ros.engine.policy import Policy, act_on, suppressed_in_thought
-from dtvla_ros.errors import UserError
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.rollout.env import Env
 from dtvla_ros.rollout.episode import Infer
@@ -24,33 +23,27 @@ def ablated(policy: Policy, mode: str, seed: int = 0,
     """Return what decides for one episode, with a policy's thought or with another one.
 
     'full' and 'masked': as in `Policy`; 'random': tokens drawn by ``seed``; 'frozen': its own
-    thought, kept for some decisions; 'swapped': its thought for ``other_instruction()``, asked
-    for at every decision.
+    thought, kept for some decisions; 'swapped': its thought for ``other_instruction()``.
     """
     policy.reset()
-    if mode == 'full':
-        return policy.infer
     if mode == 'masked':
         return Policy(policy.engine, policy.transform, 'masked').infer
     if mode == 'random':
         return random_thought(policy, seed)
     if mode == 'frozen':
         return frozen_thought(policy)
-    if mode != 'swapped':
-        raise UserError(f'thought mode {mode!r} is none of {", ".join(MODES)}')
-    if other_instruction is None:
-        raise UserError('mode swapped needs to know the other tasks; there are none here')
-    return swapped_thought(policy, other_instruction)
+    if mode == 'swapped':
+        assert other_instruction is not None
+        return swapped_thought(policy, other_instruction)
+    return policy.infer
 
 
 def random_thought(policy: Policy, seed: int = 0, count: int = RANDOM_TOKENS) -> Infer:
     """Act on ``count`` tokens drawn uniformly from those a thought may hold."""
-    rng = np.random.default_rng(seed)
-    ids, tokenizer = policy.transform.config.ids, policy.transform.tokenizer
+    rng, ids = np.random.default_rng(seed), policy.transform.config.ids
     allowed = ~suppressed_in_thought(policy.transform)
     allowed[[ids.think_end, ids.newline]] = False
-    allowed[tokenizer.get_vocab_size():] = False
-    ordinary = np.flatnonzero(allowed)
+    ordinary = np.flatnonzero(allowed[:policy.transform.tokenizer.get_vocab_size()])
 
     def infer(observation: Observation) -> Decision:
         tokens = [ids.think, *rng.choice(ordinary, count).tolist(), ids.think_end]
@@ -70,7 +63,7 @@ def frozen_thought(policy: Policy, keep: int = KEEP) -> Infer:
         if thought and age < keep:
             return act_on(policy.engine, policy.transform, observation, thought)
         decision = policy.infer(observation)
-        thought, age = decision.thought_tokens, 0
+        age, thought = 0, decision.thought_tokens
         return decision
 
     return infer
@@ -87,18 +80,14 @@ def swapped_thought(policy: Policy, other_instruction: Callable[[], str]) -> Inf
 
     def infer(observation: Observation) -> Decision:
         other = policy.infer(replace(observation, instruction=other_instruction()))
-        acted = act_on(
-            policy.engine, policy.transform, observation, other.thought_tokens)
+        acted = act_on(policy.engine, policy.transform, observation, other.thought_tokens)
         return replace(other, chunk=acted.chunk, action_tokens=acted.action_tokens)
 
     return infer
 
 
 def other_instruction(env: Env, seed: int) -> str:
-    """Return the instruction of another task, drawn by the episode's seed.
-
-    One that could be asked for in the present scene; where there is none, any of the suite.
-    """
+    """Return the instruction of another task of the scene, else of the suite, by the seed."""
     present = env.task.name
     names = [name for name in env.alternatives() if name != present] or [
         name for name in env.tasks if name != present]

@@ -40,12 +40,8 @@ Source = Callable[[Sequence[Any]], Generator[tuple[Any, Any], None, None]]  # jo
 def evaluate_policy(options: EvalOptions) -> dict[str, Any]:
     """Print the success table of a policy, or of the open-loop replay; return what is written.
 
-    Raises
-    ------
-    UserError
-        For anything unknown or impossible together, a seed that was trained on, or a policy that
-        does not load.
-
+    Raises UserError for anything unknown or impossible together, a seed that was trained on, and
+    a policy that does not load.
     """
     _check(options, (*MODES, 'replay'))
     seed = evaluation_seed(options.seed)
@@ -65,13 +61,10 @@ def evaluate_policy(options: EvalOptions) -> dict[str, Any]:
                 from dtvla_ros.evaluation.ros_runner import run_over_ros
 
                 source = partial(run_over_ros, options)
-        summary = _evaluate(
-            f'{options.scene.suite}, {options.mode}', options, settings, tasks, seed, source)
-        summary['workers'] = options.workers if options.via == 'inprocess' else 1
-        title = _title(summary)
+        summary = _evaluate(options, settings, tasks, seed, source,
+                            workers=options.workers if options.via == 'inprocess' else 1)
         if options.html is not None:
-            write_html(options.html, title, summary, stills, options.videos)
-    _finish(title, summary, options.json_file)
+            write_html(options.html, _title(summary), summary, stills, options.videos)
     return summary
 
 
@@ -79,19 +72,12 @@ def evaluate_experts(options: EvalOptions, noise: bool = False) -> dict[str, Any
     """Print the success table of the scripted experts; return what is written.
 
     ``seed`` None: 0, or the first evaluation seed where the benchmark's own initial states are
-    asked for.
-
-    Raises
-    ------
-    UserError
-        For anything unknown, a suite without experts, or the benchmark's states at seeds that
-        have none.
-
+    asked for. Raises UserError for anything unknown, a suite without experts, and the benchmark's
+    states at seeds that have none.
     """
     _check(options)
     tasks, settings = inspect_scene(options.scene, options.tasks)
-    suite, asked, kind = options.scene.suite, options.scene.starts, settings['starts']
-    first = dtvla_sim.EVAL_SEED_START
+    asked, kind, first = options.scene.starts, settings['starts'], dtvla_sim.EVAL_SEED_START
     seed = options.seed
     if seed is None:
         seed = first if asked == 'benchmark' else 0
@@ -102,12 +88,8 @@ def evaluate_experts(options: EvalOptions, noise: bool = False) -> dict[str, Any
         kind = 'random'  # what such seeds have always begun from
     source = _processes(
         options, workers.make_expert_worker, replace(options.scene, starts=kind or None), noise)
-    summary = _evaluate(
-        f'{suite} experts', options,
-        {**settings, 'experts': True, 'noise': noise, 'starts': kind}, tasks, seed, source)
-    _finish(f'{suite}: scripted experts{f", {kind} starts" if kind else ""}'
-            f'{", disturbed" if noise else ""}', summary, options.json_file)
-    return summary
+    return _evaluate(options, {**settings, 'experts': True, 'noise': noise, 'starts': kind}, tasks,
+                     seed, source)
 
 
 def evaluate_robustness(
@@ -115,25 +97,18 @@ def evaluate_robustness(
 ) -> dict[str, Any]:
     """Print success by family (default: all) and strength; return what is written.
 
-    ``options.journal`` is a folder here. Every cell has the same tasks and seeds.
-
-    Raises
-    ------
-    UserError
-        For an unknown family, strength, suite, task, mode or engine, a seed that was trained on,
-        or a policy that does not load.
-
+    ``options.journal`` is a folder here. Every cell has the same tasks and seeds. Errors as of
+    ``evaluate_policy``.
     """
-    from dtvla_sim.perturbation import FAMILIES, STRENGTHS, parse
+    from dtvla_sim.perturbation import FAMILIES, STRENGTHS
 
+    for what, named, known in (('family', families, FAMILIES), ('strength', strengths, STRENGTHS)):
+        for value in named:
+            one_of(what, value, [*map(str, known)])
     families = tuple(families) or tuple(FAMILIES)
-    for strength in strengths:
-        one_of('strength', strength, tuple(map(str, STRENGTHS)))
     cells = ['', *(f'{family}:{k}' for family in families for k in strengths)]
     if len(set(cells)) < len(cells):
         raise UserError('a family or strength is named twice')
-    for cell in cells[1:]:
-        parse(cell)
     _check(options)
     seed = evaluation_seed(options.seed)
     tasks, settings = inspect_scene(options.scene, options.tasks)
@@ -161,11 +136,7 @@ def inspect_scene(
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Return the tasks in order, and what a result says of the scene: suite, starts, flags.
 
-    Raises
-    ------
-    UserError
-        If the suite, a task, the start distribution or a perturbation is unknown.
-
+    Raises UserError if the suite, a task, the starts or a perturbation is unknown.
     """
     with closing(setup.make()) as env:
         require_tasks(tasks, env.tasks, setup.suite)
@@ -177,11 +148,7 @@ def inspect_scene(
 def available_device(engine: str, device: str) -> str:
     """Return the device an engine will run on, 'auto' decided.
 
-    Raises
-    ------
-    UserError
-        If the device is not there: a node may go on with the CPU, a result may not.
-
+    Raises UserError if it is not there: a node may go on with the CPU, a result may not.
     """
     one_of('device', device, DEVICES)
     if device == 'cpu':
@@ -189,18 +156,15 @@ def available_device(engine: str, device: str) -> str:
     if engine == 'torch':
         import torch
 
-        available = ['cuda'] if torch.cuda.is_available() else []
+        available = ['cpu', 'cuda'] if torch.cuda.is_available() else ['cpu']
     else:
         import onnxruntime
 
         found = onnxruntime.get_available_providers()
-        available = [name for name, provider in PROVIDERS.items()
-                     if name != 'cpu' and provider in found]
+        available = [name for name, provider in PROVIDERS.items() if provider in found]
     if device == 'auto':
         return 'cuda' if 'cuda' in available else 'cpu'
-    if device not in available:
-        raise UserError(f'--device {device}: the engine {engine} has no such device here; it has: '
-                        f'{", ".join(["cpu", *available])}')
+    one_of(f'device of the engine {engine} here', device, available)
     return device
 
 
@@ -237,7 +201,8 @@ def _policy_episodes(
     """Yield episodes with a policy; what is kept of failures is kept on this machine."""
     with closing(_processes(options, workers.make_policy_worker, options)(jobs)) as evaluated:
         for job, episode in evaluated:
-            yield job, episode.keep(options)
+            workers.keep(options, *episode)
+            yield job, episode[0]
 
 
 def _check(options: EvalOptions, modes: Sequence[str] = MODES) -> None:
@@ -250,14 +215,12 @@ def _check(options: EvalOptions, modes: Sequence[str] = MODES) -> None:
         if options.realtime:
             raise UserError('--realtime needs --via ros: in process time waits for the policy')
         return
-    if options.ray is not None:
-        raise UserError('--ray runs episodes in process; leave out --via ros')
-    if options.mode not in NODE_MODES:
-        raise UserError(f'--mode {options.mode} works in process only: the policy node knows '
-                        f'{" and ".join(NODE_MODES)}; leave out --via ros')
-    if any(p.partition(':')[0] == 'language' for p in options.scene.perturb):
-        raise UserError('--perturb language works in process only, where a sentence that the '
-                        'policy refuses is counted; leave out --via ros')
+    for wrong, given in (
+            (options.ray is not None, '--ray'),
+            (options.mode not in NODE_MODES, f'--mode {options.mode}'),
+            (any(p.startswith('language') for p in options.scene.perturb), '--perturb language')):
+        if wrong:
+            raise UserError(f'{given} works in process only; leave out --via ros')
 
 
 @contextmanager
@@ -272,29 +235,36 @@ def _stills(options: EvalOptions) -> Iterator[Path | None]:
             yield Path(folder)
 
 
-def _title(summary: Mapping[str, Any]) -> str:
+def _title(settings: Mapping[str, Any]) -> str:
     """Return the heading of table and page: what was evaluated, and under what."""
-    mode = 'open-loop replay' if summary['mode'] == 'replay' else f'{summary["mode"]} thought'
-    parts = [f'{summary["suite"]}: {mode}']
-    if summary['starts']:
-        parts.append(f'{summary["starts"]} starts')
-    parts += summary['perturb']
-    if summary['via'] == 'ros':
-        parts.append('over ROS in ' + ('real time' if summary['realtime'] else 'lock-step'))
+    mode = settings.get('mode')
+    what = ('scripted experts' if mode is None else 'open-loop replay' if mode == 'replay' else
+            f'{mode} thought')
+    parts = [f'{settings["suite"]}: {what}', f'{settings["starts"]} starts',
+             *settings.get('perturb', ()), *(['disturbed'] if settings.get('noise') else ())]
+    if settings.get('via') == 'ros':
+        parts.append('over ROS in ' + ('real time' if settings['realtime'] else 'lock-step'))
     return ', '.join(parts)
 
 
 def _evaluate(
-    title: str, options: EvalOptions, settings: dict[str, Any], tasks: Sequence[str], seed: int,
-    source: Source,
+    options: EvalOptions, settings: dict[str, Any], tasks: Sequence[str], seed: int,
+    source: Source, **more: Any,
 ) -> dict[str, Any]:
-    """Run every task from as many seeds as asked for; return the summary."""
-    seeds = range(seed, seed + options.episodes)
+    """Run every task from as many seeds as asked for; print and write the summary."""
+    seeds, title, console = range(seed, seed + options.episodes), _title(settings), Console()
     found, = run_episodes(title, settings, tasks, seeds, source, options.journal)
-    return {
+    summary = {
         **settings, 'seeds': [seeds.start, seeds.stop - 1], 'versions': results.versions(),
-        **results.summarise(found, tasks),
+        **results.summarise(found, tasks), **more,
     }
+    console.print(results.table(title, summary))
+    if summary['refused']:
+        console.print(f'{summary["refused"]} failed because the policy refused the sentence')
+    for phase, row in summary['latency'].items():
+        console.print(f'{phase:>10}  {row["p50_ms"]:7.1f} ms median {row["p99_ms"]:7.1f} ms p99')
+    files.write_json(options.json_file, summary)
+    return summary
 
 
 def run_episodes(
@@ -341,17 +311,6 @@ def standing(wanted: Sequence[Job], done: Mapping[Job, EpisodeResult]) -> str:
         return rate
     begun, tasks = (len({task_of(job) for job in jobs}) for jobs in (have, wanted))
     return f'{begun}/{tasks} tasks: {rate}'
-
-
-def _finish(title: str, summary: dict[str, Any], json_file: Path | None) -> None:
-    """Print the success table and the latencies; write the JSON."""
-    console = Console()
-    console.print(results.table(title, summary))
-    if summary['refused']:
-        console.print(f'{summary["refused"]} failed because the policy refused the sentence')
-    for phase, row in summary['latency'].items():
-        console.print(f'{phase:>10}  {row["p50_ms"]:7.1f} ms median {row["p99_ms"]:7.1f} ms p99')
-    files.write_json(json_file, summary)
 
 
 def _cell(found: Sequence[EpisodeResult], tasks: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ Recovery asks how often an object is picked up again that was knocked out of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from dtvla_ros.engine.engine import Decision
 from dtvla_ros.engine.policy import Policy, act_on
 from dtvla_ros.evaluation.ablations import ablated, drawn, instruction_of, swapped_thought
 from dtvla_ros.evaluation.command import identify, inspect_scene
-from dtvla_ros.evaluation.results import Rate, evaluation_seed, plain_table, versions
+from dtvla_ros.evaluation.results import Rate, evaluation_seed, plain_table, rate_cells, versions
 from dtvla_ros.evaluation.workers import EvalOptions, Job, load, task_of
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.policy.vocabulary import directions, turned_round
@@ -41,9 +41,9 @@ BEFORE, AFTER = 2, 8  # thoughts kept around the knock
 class Steering:
     """Outcome of one start state.
 
-    ``said`` and ``asked``: whether the task of the thought, or of the instruction, was done.
-    ``along`` and ``turned``: of ``words`` direction words in the policy's own thoughts, with how
-    many the actions agreed; and with how many of the opposite words, where the thought had those.
+    ``said``, ``asked``: whether the task of the thought, or of the instruction, was done.
+    ``along``, ``turned``: with how many of the ``words`` of direction in the policy's own thoughts
+    the actions agreed, and with how many of the opposite words where the thought had those.
     """
 
     task: str
@@ -80,7 +80,7 @@ def steer(options: EvalOptions) -> dict[str, Any]:
         Console().print(plain_table(
             f'{options.scene.suite}: steered by the thought',
             ('changed in the thought', 'followed', *RATE),
-            [(what, followed, *_rate(summary[key][name]))
+            [(what, followed, *rate_cells(summary[key][name]))
              for what, key, name, followed in (
                  ('task', 'thing', 'said', 'the thought (its task done)'),
                  ('task', 'thing', 'asked', 'the instruction (its task done)'),
@@ -99,7 +99,7 @@ def recover(options: EvalOptions, shown: int = 0) -> dict[str, Any]:
         console.print(plain_table(
             f'{options.scene.suite}: knocked out of the gripper',
             ('thought', 'succeeds all the same', 'knocked', 'Wilson 95 %', 'never carried'),
-            [(mode, *_rate(summary[mode]), str(summary[mode]['never_carried']))
+            [(mode, *rate_cells(summary[mode]), str(summary[mode]['never_carried']))
              for mode in MODES]))
         for result in examples(results, shown):
             console.print(f'{result.task}, seed {result.seed}:')
@@ -131,12 +131,6 @@ def _measure(
         **report(results), 'episodes': [asdict(result) for result in results]}
     files.write_json(options.json_file, summary)
     return summary
-
-
-def _rate(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return a rate's share, n and interval as a table has them."""
-    low, high = row['wilson95']
-    return f'{row["rate"]:.0%}' if row['n'] else '-', str(row['n']), f'{low:.0%} - {high:.0%}'
 
 
 def agreeing(thought: str, chunk: NDArray[np.floating]) -> int:
@@ -198,12 +192,13 @@ def _other_task(env: Env, policy: Policy, task: str, seed: int,
 def steering_summary(results: Sequence[Steering]) -> dict[str, Any]:
     """Return how often thought and instruction were followed, with Wilson intervals."""
     steered = [r for r in results if r.other]
-    words = sum(r.words for r in results)
+    words, along, turned = (sum(getattr(r, name) for r in results)
+                            for name in ('words', 'along', 'turned'))
     return {
         'thing': {'said': Rate.of(r.said for r in steered).to_dict(),
                   'asked': Rate.of(r.asked for r in steered).to_dict()},
-        'direction': {'own': Rate(sum(r.along for r in results), words).to_dict(),
-                      'opposite': Rate(sum(r.turned for r in results), words).to_dict()},
+        'direction': {'own': Rate(along, words).to_dict(),
+                      'opposite': Rate(turned, words).to_dict()},
     }
 
 

@@ -37,40 +37,13 @@ Row = tuple[str, str]  # suite and start distribution
 
 
 def evaluation_seed(seed: int | None) -> int:
-    """Return ``seed``, or the first evaluation seed for None.
-
-    Raises
-    ------
-    UserError
-        If demonstrations may have begun from it.
-
-    """
-    first = EVAL_SEED_START
+    """Return ``seed``, None: the first for evaluation; below it raises UserError."""
     if seed is None:
-        return first
-    if seed < first:
-        raise UserError(f'seed {seed}: start states below {first} belong to the demonstrations; '
-                        f'use {first} or more')
+        return EVAL_SEED_START
+    if seed < EVAL_SEED_START:
+        raise UserError(f'seed {seed}: start states below {EVAL_SEED_START} belong to the '
+                        f'demonstrations; use {EVAL_SEED_START} or more')
     return seed
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Return Wilson's 95 % score interval of a success rate, (0, 1) for n = 0.
-
-    Raises
-    ------
-    ValueError
-        If not ``0 <= successes <= n``.
-
-    """
-    from scipy.stats import binomtest
-
-    if not 0 <= successes <= n:
-        raise ValueError(f'{successes} successes of {n} episodes')
-    if n == 0:
-        return 0.0, 1.0
-    low, high = binomtest(successes, n).proportion_ci(method='wilson')
-    return float(low), float(high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +65,19 @@ class Rate:
         return self.successes / self.n if self.n else math.nan
 
     @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % score interval, (0, 1) for n = 0; ValueError for impossible counts."""
+        from scipy.stats import binomtest
+
+        if self.n == 0:
+            return 0.0, 1.0
+        low, high = binomtest(self.successes, self.n).proportion_ci(method='wilson')
+        return float(low), float(high)
+
+    @property
     def counts(self) -> str:
         """Both counts, in brackets Wilson's interval."""
-        low, high = wilson(self.successes, self.n)
+        low, high = self.interval
         return f'{self.successes}/{self.n} ({low:.0%} - {high:.0%})'
 
     def __str__(self) -> str:
@@ -103,11 +86,10 @@ class Rate:
 
     def to_dict(self) -> dict[str, float | int | list[float]]:
         """Return what a result's JSON holds of it: both counts, the rate, Wilson's interval."""
-        low, high = wilson(self.successes, self.n)
         return {
             'successes': self.successes, 'n': self.n,
             'rate': round(self.value, 4) if self.n else 0.0,
-            'wilson95': [round(low, 4), round(high, 4)],
+            'wilson95': [round(end, 4) for end in self.interval],
         }
 
 
@@ -133,11 +115,9 @@ def summarise(results: Sequence[EpisodeResult], tasks: Sequence[str]) -> dict[st
     """Return success by task and in total, latency by phase and how many were truncated."""
     by_task: dict[str, Any] = {}
     for task in tasks:
-        mine = [r for r in results if r.task == task]
-        steps = [r.steps for r in mine if r.success]
-        by_task[task] = Rate.of(r.success for r in mine).to_dict()
-        by_task[task]['mean_steps_of_successes'] = (
-            round(sum(steps) / len(steps), 1) if steps else None)
+        steps = [r.steps for r in results if r.task == task and r.success]
+        by_task[task] = Rate.of(r.success for r in results if r.task == task).to_dict() | {
+            'mean_steps_of_successes': round(sum(steps) / len(steps), 1) if steps else None}
     latency: dict[str, list[float]] = defaultdict(list)
     for result in results:
         for phase, values in result.latency.items():
@@ -176,13 +156,17 @@ def plain_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     return view
 
 
+def rate_cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return share, n and interval of ``Rate.to_dict`` as a table has them."""
+    low, high = row['wilson95']
+    return f'{row["rate"]:.0%}' if row['n'] else '-', str(row['n']), f'{low:.0%} - {high:.0%}'
+
+
 def table(title: str, summary: Mapping[str, Any]) -> Table:
     """Return the success table as rich prints it."""
     def cells(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
-        low, high = row['wilson95']
         steps = row.get('mean_steps_of_successes')
-        return (name, f'{row["rate"]:.0%}', str(row['n']), f'{low:.0%} - {high:.0%}',
-                f'{steps:.0f}' if steps else '')
+        return name, *rate_cells(row), f'{steps:.0f}' if steps else ''
 
     return plain_table(
         title, ('task', 'success', 'n', 'Wilson 95 %', 'steps'),
@@ -192,12 +176,8 @@ def table(title: str, summary: Mapping[str, Any]) -> Table:
 def read_results(files: Sequence[Path]) -> dict[Row, Results]:
     """Return results of ``dtvla eval`` by suite and starts, then by mode.
 
-    Raises
-    ------
-    UserError
-        If a file is no such result, two are of one kind, or they are of different policies or
-        were measured in different ways.
-
+    Raises UserError for a file that is none, two of one kind, and where policies or the way of
+    measuring differ.
     """
     rows: dict[Row, Results] = {}
     for file in files:
@@ -213,22 +193,19 @@ def read_results(files: Sequence[Path]) -> dict[Row, Results]:
             raise UserError(f'{file}: a result of mode {mode} is already there; give one of each')
         row[mode] = result
     everything = [result for row in rows.values() for result in row.values()]
-    _require_same('policy', [r['files'] for r in everything if 'files' in r])
-    _require_same('perturb', [r.get('perturb') for r in everything])
+    same = [('policy', [r['files'] for r in everything if 'files' in r]),
+            ('perturb', [r.get('perturb') for r in everything])]
     for row in rows.values():  # fewer episodes are the first ones of more
-        _require_same('seeds', [r['seeds'][0] for r in row.values()])
+        same.append(('seeds', [r['seeds'][0] for r in row.values()]))
     for suite in {suite for suite, _ in rows}:
         mine = [r for r in everything if r['suite'] == suite]
-        _require_same('flags', [r.get('flags') for r in mine])
-        _require_same('tasks', [list(r['tasks']) for r in mine])
+        same += [('flags', [r.get('flags') for r in mine]),
+                 ('tasks', [list(r['tasks']) for r in mine])]
+    for what, values in same:
+        if any(value != values[0] for value in values):
+            raise UserError(f'the results differ in {what}; they are not comparable: evaluate '
+                            'all modes again')
     return rows
-
-
-def _require_same(what: str, values: Sequence[Any]) -> None:
-    """Refuse results that differ in what their numbers depend on."""
-    if any(value != values[0] for value in values):
-        raise UserError(f'the results differ in {what}; they are not comparable: evaluate all '
-                        'modes again')
 
 
 def markdown(rows: Mapping[Row, Results]) -> str:
@@ -247,17 +224,17 @@ def markdown(rows: Mapping[Row, Results]) -> str:
         cells = {', '.join(row): [rows[row][m]['total'] if m in rows[row] else None
                                   for m in modes] for row in sorted(rows, key=_order)}
     lines = [(what, *(COLUMNS[m] for m in modes))]
-    lines += [(label, *(_cell(row, interval=k == 0 or len(rows) > 1)
+    lines += [(label, *('-' if row is None else Rate(row['successes'], row['n']).counts
+                        if k == 0 or len(rows) > 1 else f'{row["successes"]}/{row["n"]}'
                         for k, row in enumerate(found))) for label, found in cells.items()]
     head, *body = [f'| {" | ".join(line)} |' for line in lines]
     return '\n'.join([head, '|---|' + '---:|' * len(modes), *body, '', _footnote(rows, modes[0])])
 
 
 def _order(row: Row) -> tuple[int, int, Row]:
-    """Return the sort key of a row: easy starts first."""
+    """Return the sort key of a row: easy starts first, what is unknown last."""
     suite, starts = row
-    return (SUITES.index(suite) if suite in SUITES else len(SUITES),
-            STARTS.index(starts) if starts in STARTS else len(STARTS), row)
+    return (*SUITES, suite).index(suite), (*STARTS, starts).index(starts), row
 
 
 def _footnote(rows: Mapping[Row, Results], mode: str) -> str:
@@ -283,30 +260,15 @@ def _footnote(rows: Mapping[Row, Results], mode: str) -> str:
 
 def _where(result: Mapping[str, Any]) -> str:
     """Return the device of a result, and how many episodes ran side by side."""
-    threads, workers = result.get('threads', 1), result.get('workers', 1)
-    device = result.get('device', 'cpu')
+    threads, workers, device = (result.get(key, default) for key, default in (
+        ('threads', 1), ('workers', 1), ('device', 'cpu')))
     text = f'on {device}' if device != 'cpu' else (
         'one thread' if threads == 1 else f'{threads} threads')
     return text + (f', while {workers} episodes ran side by side' if workers > 1 else '')
 
 
-def _cell(row: Mapping[str, Any] | None, interval: bool) -> str:
-    """Return successes and episodes, with Wilson's interval if asked for."""
-    if row is None:
-        return '-'
-    rate = Rate(row['successes'], row['n'])
-    return rate.counts if interval else f'{rate.successes}/{rate.n}'
-
-
 def write_manifest(policy: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put success and simulator versions into the policy's manifest.
-
-    Raises
-    ------
-    UserError
-        If the results are of another policy than this one.
-
-    """
+    """Put success and simulator versions into a policy's manifest; UserError if not its own."""
     manifest = PolicyManifest.read(policy)
     for mode, result in results.items():
         if result.get('files', manifest.files) != dict(manifest.files):
@@ -319,8 +281,8 @@ def write_manifest(policy: Path, results: Mapping[str, Mapping[str, Any]]) -> No
     }
     versions = next(iter(results.values()))['versions']
     simulator = {k: versions[k] for k in ('mujoco', 'robosuite') if k in versions}
-    whole = replace(manifest, success=success, simulator=simulator)
-    write_text(policy / MANIFEST, whole.to_json())
+    write_text(policy / MANIFEST, replace(
+        manifest, success=success, simulator=simulator).to_json())
 
 
 def compare(files: Sequence[Path], into: Path | None, policy: Path | None) -> None:

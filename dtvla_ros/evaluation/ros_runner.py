@@ -20,7 +20,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros.errors import NodeDied
 from dtvla_ros.evaluation.video import FailureRecord
-from dtvla_ros.evaluation.workers import EvalOptions, Job
+from dtvla_ros.evaluation.workers import EvalOptions, Job, keep
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.rollout.env import SceneSetup
 from dtvla_ros.rollout.episode import EpisodeResult, commands_hash
@@ -168,20 +168,20 @@ class Listener(Watcher):
             return
         if self._record is None:
             self._record = FailureRecord(
-                self._setup.videos, self._setup.stills, f'{row["task"]}-{row["seed"]}',
-                self._frame_rate)
+                self._setup.videos is not None, self._setup.stills is not None,
+                f'{row["task"]}-{row["seed"]}', self._frame_rate)
         self._record.add(images, row['instruction'], seen.thought, row['step'])
 
     def _end(self, row: dict[str, Any]) -> None:
         success = bool(row['success'])
-        if self._record is not None:
-            self._record.close(success)
-            self._record = None
         latency = {
             phase: [round(seconds, 6) for seconds in values[self._counted.get(phase, 0):]]
             for phase, values in self.seen.latency.items()}
         self._counted = {phase: len(values) for phase, values in self.seen.latency.items()}
         thoughts, self._thoughts = tuple(self._thoughts), []
-        self._waiting.append((time.monotonic(), EpisodeResult(
-            row['task'], row['seed'], success, row['step'], len(thoughts), latency=latency,
-            thoughts=thoughts)))
+        result = EpisodeResult(row['task'], row['seed'], success, row['step'], len(thoughts),
+                               latency=latency, thoughts=thoughts)
+        if self._record is not None:
+            keep(self._setup, result, self._record.close(success))
+            self._record = None
+        self._waiting.append((time.monotonic(), result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +21,7 @@ from dtvla_ros.policy.transform import Observation
 class Film:
     """An H.264 film, written as frames come; nothing is left behind where none came."""
 
-    def __init__(self, path: Path, rate: float):
+    def __init__(self, path: Path | io.BytesIO, rate: float):
         self.path = path
         self._rate = Fraction(rate).limit_denominator(1000)
         self._container: Any = None
@@ -29,8 +30,9 @@ class Film:
     def add(self, frame: NDArray[np.uint8]) -> None:
         """Append a frame [H, W, 3]; all have the size of the first, even in both directions."""
         if self._container is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._container = av.open(str(self.path), 'w')
+            if isinstance(self.path, Path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._container = av.open(self.path, 'w', format='mp4')
             self._stream = self._container.add_stream('libx264', rate=self._rate)
             self._stream.height, self._stream.width = frame.shape[:2]
             self._stream.pix_fmt = 'yuv420p'
@@ -63,16 +65,16 @@ def contact_sheet(
 
 
 class FailureRecord:
-    """Follows one episode and leaves a film and a still of its last frame only if it failed.
+    """Follows one episode for a film and a still of its last frame, should it fail.
 
-    ``films`` and ``stills`` are folders, or None for no such file; ``rate`` [frames/s].
+    ``films`` and ``stills``: whether these are wanted; ``rate`` [frames/s].
     """
 
-    def __init__(self, films: Path | None, stills: Path | None, name: str, rate: float):
-        self._name = name
+    def __init__(self, films: bool, stills: bool, name: str, rate: float):
+        self._name, self._stills = name, stills
         self._last: tuple[Mapping[str, NDArray[np.uint8]], Caption] | None = None
-        self._still = stills / f'{name}.jpg' if stills else None
-        self._film = Film(films / f'{name}.mp4', rate) if films else None
+        self._data = io.BytesIO()
+        self._film = Film(self._data, rate) if films else None
 
     def add(self, images: Mapping[str, NDArray[np.uint8]], instruction: str, thought: str,
             step: int) -> None:
@@ -85,16 +87,15 @@ class FailureRecord:
         """Note a decision made in this process."""
         self.add(observation.images, observation.instruction, decision.reasoning, step)
 
-    def close(self, success: bool) -> None:
-        """Finish the files, or drop them."""
+    def close(self, success: bool) -> dict[str, bytes]:
+        """Return what is kept of the episode, as ``videos`` and ``stills``: of success nothing."""
         if self._film is not None:
             self._film.close()
-            if success:
-                self._film.path.unlink(missing_ok=True)
-        if self._still is None or self._last is None:
-            return
-        if success:
-            self._still.unlink(missing_ok=True)
-            return
-        self._still.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw_frame(*self._last)).save(self._still, quality=85)
+        if success or self._last is None:
+            return {}
+        files = {} if self._film is None else {'videos': self._data.getvalue()}
+        if self._stills:
+            still = io.BytesIO()
+            Image.fromarray(draw_frame(*self._last)).save(still, 'JPEG', quality=85)
+            files['stills'] = still.getvalue()
+        return files

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,20 +31,17 @@ DEMONSTRATION_TRIES = 20
 def task_of(job: tuple[Any, ...]) -> str:
     """Return the task of a job, whatever stands before task and seed.
 
-    A LIBERO environment builds another scene for another task, which takes longer than some
-    episodes: jobs of one task should be consecutive, and run in the same process.
+    Jobs of one task should run in one process: LIBERO builds another scene for another task.
     """
-    task: str = job[-2]
-    return task
+    return str(job[-2])
 
 
 @dataclass(frozen=True, slots=True)
 class EvalOptions:
     """Options of an evaluation; None: as the policy or the suite says, or no such file.
 
-    ``device`` is one of the engine loader's, ``threads`` are those of an engine on the CPU.
-    ``ray``: address of the cluster whose machines run the episodes, None for this machine alone.
-    ``videos`` and ``stills`` are folders for what is kept of failures.
+    ``threads``: of an engine on the CPU. ``ray``: address of the cluster that runs the episodes,
+    None for this machine. ``videos`` and ``stills``: folders for what is kept of failures.
     """
 
     policy: Path = Path()
@@ -69,38 +65,22 @@ class EvalOptions:
     json_file: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluated:
-    """An episode's result, and the film and still of a failure as ``videos`` and ``stills``."""
-
-    result: EpisodeResult
-    files: Mapping[str, bytes]
-
-    def keep(self, options: EvalOptions) -> EpisodeResult:
-        """Write the files into the options' folders, in place of earlier ones; return the result.
-
-        The episode may have run on another machine.
-        """
-        for kind, folder, end in (
-                ('videos', options.videos, 'mp4'), ('stills', options.stills, 'jpg')):
-            if folder is None:
-                continue
-            path = folder / f'{self.result.task}-{self.result.seed}.{end}'
+def keep(options: EvalOptions, result: EpisodeResult, files: Mapping[str, bytes]) -> None:
+    """Write an episode's ``videos`` and ``stills`` where the options say, for earlier ones."""
+    for kind, folder, end in (
+            ('videos', options.videos, 'mp4'), ('stills', options.stills, 'jpg')):
+        if folder is not None:
+            path = folder / f'{result.task}-{result.seed}.{end}'
             path.unlink(missing_ok=True)
-            if kind in self.files:
+            if kind in files:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(self.files[kind])
-        return self.result
+                path.write_bytes(files[kind])
 
 
 def load(options: EvalOptions) -> tuple[Policy, int]:
     """Return the policy, thinking for itself, and how many actions are executed per decision.
 
-    Raises
-    ------
-    UserError
-        If the policy does not load, or runs on the CPU though another device was asked for.
-
+    Raises UserError if it does not load, or on the CPU though another device was asked for.
     """
     from dtvla_ros.engine.load import load_policy
 
@@ -112,8 +92,13 @@ def load(options: EvalOptions) -> tuple[Policy, int]:
     return policy, options.replan_steps or manifest.action.replan_steps
 
 
-def make_policy_worker(options: EvalOptions) -> Callable[[tuple[Any, ...]], Evaluated]:
-    """Return what runs (task, seed), or (perturbation or '', task, seed), with a policy."""
+def make_policy_worker(
+    options: EvalOptions,
+) -> Callable[[tuple[Any, ...]], tuple[EpisodeResult, dict[str, bytes]]]:
+    """Return what runs (task, seed), or (perturbation or '', task, seed), with a policy.
+
+    With the result comes what ``FailureRecord`` keeps: the machine may be another one.
+    """
     from dtvla_ros.evaluation.video import FailureRecord
     from dtvla_sim.perturbation import PerturbedEnv
 
@@ -121,26 +106,22 @@ def make_policy_worker(options: EvalOptions) -> Callable[[tuple[Any, ...]], Eval
     env = made if isinstance(made, PerturbedEnv) else PerturbedEnv(made)
     policy, replan = load(options)
 
-    def run(job: tuple[Any, ...]) -> Evaluated:
+    def run(job: tuple[Any, ...]) -> tuple[EpisodeResult, dict[str, bytes]]:
         *perturbations, task, seed = job
         if perturbations:
             env.use([name for name in perturbations if name])
         infer = ablated(policy, options.mode, seed, lambda: other_instruction(env, seed))
-        with tempfile.TemporaryDirectory(prefix='dtvla-failure-') as folder:
-            record = FailureRecord(
-                options.videos and Path(folder, 'videos'), options.stills and Path(
-                    folder, 'stills'), f'{task}-{seed}', env.control_rate / replan)
-            try:
-                result = run_episode(
-                    env, infer, task, seed, replan, options.scene.max_steps, record.on_decision)
-            except UserError:
-                if 'language' not in env.active:
-                    raise
-                # A policy with a closed vocabulary refuses other words: the arm does not move.
-                result = EpisodeResult(task, seed, False, 0)
-            record.close(result.success)
-            return Evaluated(result, {
-                path.parent.name: path.read_bytes() for path in Path(folder).glob('*/*')})
+        record = FailureRecord(options.videos is not None, options.stills is not None,
+                               f'{task}-{seed}', env.control_rate / replan)
+        try:
+            result = run_episode(
+                env, infer, task, seed, replan, options.scene.max_steps, record.on_decision)
+        except UserError:
+            if 'language' not in env.active:
+                raise
+            # A policy with a closed vocabulary refuses other words: the arm does not move.
+            result = EpisodeResult(task, seed, False, 0)
+        return result, record.close(result.success)
 
     return run
 

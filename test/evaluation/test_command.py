@@ -83,12 +83,12 @@ def test_a_result_never_comes_from_another_device_than_it_says(monkeypatch):
 
     monkeypatch.setattr(onnxruntime, 'get_available_providers', lambda: ['CPUExecutionProvider'])
     assert available_device('onnx', 'auto') == available_device('onnx', 'cpu') == 'cpu'
-    with pytest.raises(UserError, match='--device cuda: the engine onnx .* it has: cpu$'):
+    with pytest.raises(UserError, match='engine onnx here "cuda"; there is: cpu$'):
         available_device('onnx', 'cuda')
     monkeypatch.setattr(onnxruntime, 'get_available_providers', lambda: [
         'CUDAExecutionProvider', 'CPUExecutionProvider'])
     assert available_device('onnx', 'auto') == available_device('onnx', 'cuda') == 'cuda'
-    with pytest.raises(UserError, match='tensorrt.* it has: cpu, cuda$'):
+    with pytest.raises(UserError, match='tensorrt.* there is: cpu, cuda$'):
         available_device('onnx', 'tensorrt')
     with pytest.raises(UserError, match='engine torch'):
         available_device('torch', 'tensorrt')

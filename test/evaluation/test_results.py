@@ -29,7 +29,6 @@ from dtvla_ros.evaluation.results import (
     read_results,
     summarise,
     versions,
-    wilson,
 )
 from dtvla_ros.files import write_between
 from dtvla_ros.rollout.episode import EpisodeResult
@@ -47,23 +46,23 @@ HOSTILE = ('stack_the_cube', 'push_the_<b>cube')
     (1, 29, 0.0061, 0.1718),
 ])
 def test_published_intervals(successes, n, low, high):
-    assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
+    assert Rate(successes, n).interval == pytest.approx((low, high), abs=5e-5)
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_interval_holds_the_rate_and_is_symmetric(case):
     successes, n = case
-    low, high = wilson(successes, n)
+    low, high = Rate(successes, n).interval
     assert 0.0 <= low <= successes / n + 1e-12 and successes / n - 1e-12 <= high <= 1.0
-    assert wilson(n - successes, n) == pytest.approx((1 - high, 1 - low))
+    assert Rate(n - successes, n).interval == pytest.approx((1 - high, 1 - low))
 
 
 def test_nothing_is_known_without_episodes_and_impossible_counts_are_refused():
-    assert wilson(0, 0) == (0.0, 1.0)
+    assert Rate(0, 0).interval == (0.0, 1.0)
     assert math.isnan(Rate(0, 0).value)
     for successes in (-1, 4):
-        with pytest.raises(ValueError, match='successes'):
-            wilson(successes, 3)
+        with pytest.raises(ValueError):
+            Rate(successes, 3).to_dict()
 
 
 def test_latency_summary_in_milliseconds():
