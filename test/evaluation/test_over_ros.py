@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -39,10 +40,9 @@ def test_lock_step_over_ros_moves_the_arm_as_in_process(tmp_path, scene):
     alone = evaluate(tmp_path / 'here', '--tasks', TASKS, *scene)
     nodes = evaluate(tmp_path / 'there', '--tasks', TASKS, *scene, '--via', 'ros')
     assert nodes['rows'].keys() == alone['rows'].keys() and len(alone['rows']) == 2
-    for job, row in alone['rows'].items():
-        for key in ('success', 'steps', 'thoughts', 'decisions', 'commands'):
-            assert row[key] == nodes['rows'][job][key], (job, key)
-        assert len(row['commands']) == 16
+    for (job, row), key in itertools.product(alone['rows'].items(), (
+            'success', 'steps', 'thoughts', 'decisions', 'commands')):
+        assert row[key] == nodes['rows'][job][key] and len(row['commands']) == 16, (job, key)
     for key in ('starts', 'perturb', 'flags', 'device', 'threads'):
         assert nodes[key] == alone[key], key
     assert 'over ROS in lock-step' in nodes['output']
@@ -80,6 +80,3 @@ def test_jobs_become_few_runs_of_the_simulator():
     assert blocks(fresh[3:]) == [(['b'], range(8, 10)), (['a'], range(9, 10))]
     assert blocks([('a', 1), ('a', 4), ('b', 4)]) == [
         (['a'], range(1, 2)), (['a', 'b'], range(4, 5))]
-    for jobs in (fresh, fresh[3:]):
-        assert sorted((t, s) for tasks, seeds in blocks(jobs) for t in tasks for s in seeds) \
-            == sorted(jobs)
