@@ -61,14 +61,13 @@ def test_a_grip_that_is_lost_is_noticed_and_taken_anew(goal):
 
 
 def test_the_plate_is_pushed_without_being_held(goal):
-    expert = make_expert(goal)
     lifted = []
 
     def watch(step):
         lifted.append(goal.scene.position('plate_1')[2])
         return step.action
 
-    result, _ = run_expert_episode(goal, expert, PLATE, SEED, disturb=watch)
+    result, _ = run_expert_episode(goal, make_expert(goal), PLATE, SEED, disturb=watch)
     assert result.success and max(lifted) - lifted[0] < 0.02
     assert all(t.startswith('holding nothing') for t in result.thoughts)
 
@@ -101,13 +100,11 @@ def test_the_microwave_is_shut(ten):
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ['clean', 'noisy', 'shove'])
 @pytest.mark.parametrize(('suite', 'task'), [
-    ('libero_goal', MIDDLE), ('libero_goal', STOVE), ('libero_goal', PLATE),
-    ('libero_goal', INSIDE), ('libero_10', POT), ('libero_10', SHUT), ('libero_10', MUG)])
+    ('goal', MIDDLE), ('goal', STOVE), ('goal', PLATE), ('goal', INSIDE), ('ten', POT),
+    ('ten', SHUT), ('ten', MUG)])
 def test_tasks_are_solved_from_random_starts_and_in_spite_of_disturbances(
         request, suite, task, kind):
-    env = request.getfixturevalue('goal' if suite == 'libero_goal' else 'ten')
-    solved = 0
-    for seed in range(4):
-        disturb = Disturber(kind, np.random.default_rng(seed))
-        solved += run_expert_episode(env, make_expert(env), task, seed, disturb=disturb)[0].success
+    env = request.getfixturevalue(suite)
+    solved = sum(run_expert_episode(env, make_expert(env), task, seed, disturb=Disturber(
+        kind, np.random.default_rng(seed)))[0].success for seed in range(4))
     assert solved >= (4 if kind == 'clean' else 3), (task, kind, solved)

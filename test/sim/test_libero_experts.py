@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 from support.libero_here import needs_libero
 
-import dtvla_sim
 from dtvla_ros.errors import UserError
 from dtvla_ros.rollout.episode import run_expert_episode
 from dtvla_sim.experts import make_expert
@@ -24,13 +24,19 @@ BOWL = ('pick_up_the_black_bowl_in_the_top_drawer_of_the_wooden_cabinet_and_plac
         'plate')
 MICROWAVE = 'KITCHEN_SCENE6_put_the_yellow_and_white_mug_in_the_microwave_and_close_it'
 CANS = 'LIVING_ROOM_SCENE2_put_both_the_alphabet_soup_and_the_tomato_sauce_in_the_basket'
-SLOW_SUITES = ('libero_goal', 'libero_10')
 
 
 def phases(thoughts):
     """Return the phases in the order in which they were first thought of, with their objects."""
     said = [' '.join(t.split(' now ')[1].split()[:2]) for t in thoughts]
     return list(dict.fromkeys(said))
+
+
+def grasp_of(env):
+    """Return the grasp that an expert chooses now."""
+    expert = make_expert(env)
+    expert.act()
+    return expert._skill._grasp
 
 
 class _Scene:
@@ -85,8 +91,7 @@ def test_one_goal_of_a_suite(request, suite, task, seed):
 def test_a_closed_drawer_is_opened_before_something_goes_in(goal):
     result, _ = run_expert_episode(goal, make_expert(goal), DRAWER, 12)
     said = phases(result.thoughts)
-    assert result.success
-    assert said.index('open top_drawer') < said.index('grasp akita_black_bowl')
+    assert result.success and said.index('open top_drawer') < said.index('grasp akita_black_bowl')
     assert said[-1] in ('place top_drawer', 'release akita_black_bowl')
 
 
@@ -101,22 +106,21 @@ def test_the_microwave_is_closed_last(ten):
 
 @needs_libero
 def test_what_is_undone_is_done_again(ten):
-    expert, moved = make_expert(ten), []
+    home, moved = [], []
 
     def undo(step):
         """Put the first can back on the table while the second is reached for."""
         scene = ten.scene
+        address = scene.joint_address('alphabet_soup_1')
+        at = scene.data.qpos[address:address + 7]
+        home.append(at.copy())
         if not moved and step.phase == 'reach' and 'done alphabet_soup' in step.thought:
-            address = scene.joint_address('alphabet_soup_1')
-            scene.data.qpos[address:address + 7] = home
+            at[:] = home[0]
             scene.forward()
             moved.append(step)
         return step.action
 
-    ten.reset(seed=15, options={'task': CANS})
-    address = ten.scene.joint_address('alphabet_soup_1')
-    home = ten.scene.data.qpos[address:address + 7].copy()
-    result, _ = run_expert_episode(ten, expert, CANS, 15, disturb=undo)
+    result, _ = run_expert_episode(ten, make_expert(ten), CANS, 15, disturb=undo)
     assert moved and result.success
     after = result.thoughts[result.thoughts.index(moved[0].thought) + 1:]
     assert any('done nothing now reach alphabet_soup' in t for t in after)
@@ -124,67 +128,57 @@ def test_what_is_undone_is_done_again(ten):
 
 @pytest.mark.slow
 @needs_libero
-@pytest.mark.parametrize('suite', SLOW_SUITES)
-def test_every_task_of_the_suite(suite):
-    env = dtvla_sim.make(suite, starts='random', image_size=64)
-    expert = make_expert(env)
-    results = [run_expert_episode(env, expert, task, 20 + k)[0]
+@pytest.mark.parametrize('suite', ['goal', 'ten'])
+def test_every_task_of_the_suite(request, suite):
+    env = request.getfixturevalue(suite)
+    results = [run_expert_episode(env, make_expert(env), task, 20 + k)[0]
                for k, task in enumerate(env.tasks)]
-    env.close()
     assert sum(r.success for r in results) >= 9, [r.task for r in results if not r.success]
 
 
 @pytest.mark.slow
 @needs_libero
 def test_disturbed_execution_is_recovered_from(ten):
-    results = []
-    for seed, kind in enumerate(('noisy', 'drop', 'shove')):
-        disturb = Disturber(kind, np.random.default_rng(seed))
-        results.append(run_expert_episode(
-            ten, make_expert(ten), CANS, 30 + seed, disturb=disturb)[0])
+    results = [run_expert_episode(ten, make_expert(ten), CANS, 30 + seed, disturb=Disturber(
+        kind, np.random.default_rng(seed)))[0] for seed, kind in enumerate(
+            ('noisy', 'drop', 'shove'))]
     assert sum(r.success for r in results) >= 2
 
 
 @needs_libero
 def test_an_onlooker_says_what_the_arm_it_watches_can_do_next(goal):
     """Not what it would have asked for itself before: DAgger's labels belong to what is seen."""
-    goal.reset(seed=3, options={'task': CHEESE})
-    driver, said, onlookers = make_expert(goal), {}, {}
-    for _ in range(goal.max_steps):
-        step = driver.act()
-        if step.phase in ('lower', 'carry'):
+    onlookers, said = {}, {'lower': [], 'carry': []}
+
+    def watch(step):
+        if step.phase in said:
             onlooker = onlookers.setdefault(step.phase, make_expert(goal))
-            said.setdefault(step.phase, []).append(onlooker.act(driving=False))
-        _, _, success, _, _ = goal.step(step.action)
-        if success:
-            break
-    assert success
-    lowering = said['lower'][-6:]
+            said[step.phase].append(onlooker.act(driving=False))
+        return step.action
+
+    assert run_expert_episode(goal, make_expert(goal), CHEESE, 3, disturb=watch)[0].success
+    lowering, carrying = said['lower'][-6:], said['carry'][6:]  # five of touch
     assert {s.phase for s in lowering} <= {'lower', 'grasp'} and len(lowering) > 3
-    carrying = said['carry'][6:]  # five of touch
     assert {s.phase for s in carrying} <= {'lift', 'carry', 'place'} and len(carrying) > 3
     assert all(s.action[6] == 1.0 for s in carrying)
 
 
 @needs_libero
 def test_a_gripper_that_comes_in_low_over_the_destination_is_not_sent_up_again(goal):
-    goal.reset(seed=4, options={'task': ON_PLATE})
-    driver, onlooker, over = make_expert(goal), make_expert(goal), []
-    for _ in range(goal.max_steps):
-        step, label = driver.act(), onlooker.act(driving=False)
-        skill = onlooker._skill
+    onlooker, over = make_expert(goal), []
+
+    def keep_low(step):
+        label, skill, action = onlooker.act(driving=False), onlooker._skill, step.action.copy()
         if label.phase in ('carry', 'place') and label.action[6] > 0:
             off = skill.end_effector().position - skill._target
             if np.linalg.norm(off[:2]) < 0.015:
                 over.append(label.action[2])
-        action = step.action.copy()
         if step.phase in ('lift', 'carry'):
             action[2] = min(action[2], 0.3 if step.phase == 'lift' else 0.0)
-        _, _, success, _, _ = goal.step(action)
-        if success:
-            break
-    assert success and len(over) > 2
-    assert max(over) < 0.0
+        return action
+
+    assert run_expert_episode(goal, make_expert(goal), ON_PLATE, 4, disturb=keep_low)[0].success
+    assert len(over) > 2 and max(over) < 0.0
 
 
 @needs_libero
@@ -195,16 +189,12 @@ def test_which_grasp_is_taken_does_not_depend_on_how_the_gripper_is_turned(goal,
     for turn in (0.0, 0.5, -0.5):
         for _ in range(10):
             goal.step(np.array([0.0, 0.0, 0.0, 0.0, 0.0, turn, -1.0]))
-        expert = make_expert(goal)
-        expert.act()
-        grasps.append(expert._skill._grasp)
+        grasps.append(grasp_of(goal))
     assert [g.yaw for g in grasps] == pytest.approx([grasps[0].yaw] * 3)
     assert [g.angle for g in grasps] == [grasps[0].angle] * 3
 
 
 def test_small_offsets_are_pushed_against_friction():
-    from scipy.spatial.transform import Rotation
-
     ee = EndEffector(np.zeros(3), Rotation.identity(), 0.08)
     target = np.array([0.0, 0.005, -0.008])
     move = Move('lower', 'bowl', np.zeros(3), 'grasp', target, Rotation.identity(), -1.0)
@@ -216,17 +206,13 @@ def test_small_offsets_are_pushed_against_friction():
 
 
 @needs_libero
-def test_bowls_are_taken_by_the_same_side_wherever_there_is_room():
-    environment = dtvla_sim.make('libero_spatial', starts='random', image_size=64)
+def test_bowls_are_taken_by_the_same_side_wherever_there_is_room(spatial):
     angles = []
     for place in ('next_to_the_ramekin', 'on_the_cookie_box', 'on_the_stove'):
         for seed in range(4):
-            environment.reset(seed=seed, options={
+            spatial.reset(seed=seed, options={
                 'task': f'pick_up_the_black_bowl_{place}_and_place_it_on_the_plate'})
-            expert = make_expert(environment)
-            expert.act()
-            angles.append(expert._skill._grasp.angle)
-    environment.close()
+            angles.append(grasp_of(spatial).angle)
     assert angles == pytest.approx([np.pi] * len(angles))
 
 
