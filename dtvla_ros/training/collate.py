@@ -20,16 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dtvla_ros.policy.transform import PolicyTransform
+from dtvla_ros.training import data
 from dtvla_ros.training.auxiliary.direction_flip import DirectionFlip
 from dtvla_ros.training.config import SftConfig
-from dtvla_ros.training.data import (
-    STATE_TOKENS,
-    StateIds,
-    TokenizedDataset,
-    class_name,
-    location_spans,
-    prompt_of,
-)
 
 T = TypeVar('T')
 CAPTION = 'state the place'  # the instruction whose thought lists where everything is
@@ -83,20 +76,20 @@ class Collator:
     they have about the same length.
     """
 
-    def __init__(self, dataset: TokenizedDataset, frames: Sequence[NDArray[np.uint8]],
+    def __init__(self, dataset: data.TokenizedDataset, frames: Sequence[NDArray[np.uint8]],
                  transform: PolicyTransform, config: SftConfig, objects: Sequence[str] = (),
                  weights: Sequence[float] = (), parallel: int = 1):
         self.objects = tuple(objects)
         self._dataset, self._frames = dataset, frames
         self._transform, self._config, self._parallel = transform, config, parallel
         self._names = [
-            transform.tokenizer.encode(f'{class_name(name)} at', add_special_tokens=False).ids
+            transform.tokenizer.encode(f'{data.class_name(name)} at', add_special_tokens=False).ids
             for name in objects]
         self._starts = np.cumsum([0, *map(len, frames)])
         self._ids = transform.config.ids
         self._slots = transform.config.slots
-        self._state_ids = StateIds(transform) if transform.state_in_prompt else None
-        self._spans = location_spans(transform.tokenizer)
+        self._state_ids = data.StateIds(transform) if transform.state_in_prompt else None
+        self._spans = data.location_spans(transform.tokenizer)
         self._flip = DirectionFlip(transform) if config.auxiliary.direction_flip else None
         scenes = int(dataset.scene.max()) + 1
         held_out = np.random.default_rng(config.seed).permutation(scenes)
@@ -125,7 +118,7 @@ class Collator:
         ids, rng = self._ids, np.random.default_rng([self._config.seed, step, 0, 1])
         index = self._draw(self._even, rng)
         frames = self._images(index, rng, cameras=1)
-        start = np.array(prompt_of(self._transform, CAPTION))
+        start = np.array(data.prompt_of(self._transform, CAPTION))
         prompt = np.repeat(start[None], len(index), axis=0)
         self._noisy_state(prompt, index, rng, np.full(len(index), len(start)))
         spans = np.array(self._spans[:2])  # of the x and y tokens
@@ -257,7 +250,7 @@ class Collator:
         """Write the frames' state tokens, with noise, into prompts of ``length`` [B], if any."""
         if self._state_ids is not None:
             sigma = np.repeat(self._config.state_noise, (3, 3, 1))
-            noise = sigma * rng.standard_normal((len(index), STATE_TOKENS))
+            noise = sigma * rng.standard_normal((len(index), data.STATE_TOKENS))
             self._state_ids.write(prompt, length, self._dataset.state[index] + noise)
 
     def _noisy_locations(self, thought: NDArray[np.int64], rng: Random) -> NDArray[np.int64]:

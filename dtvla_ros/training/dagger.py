@@ -18,22 +18,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dtvla_ros.actions import osc
-from dtvla_ros.data import layout
-from dtvla_ros.data.collect import (
-    EPISODES_PER_SHARD,
-    SEEDS_PER_BASE,
-    EpisodePlan,
-    Frames,
-    require_plan,
-    task_in_turn,
-)
+from dtvla_ros.data import collect, layout, writer
 from dtvla_ros.data.layout import Episode
-from dtvla_ros.data.writer import (
-    finished_shards,
-    merge_shards,
-    require_same_options,
-    write_shard,
-)
 from dtvla_ros.errors import UserError
 from dtvla_ros.rollout.env import Env, SceneSetup, require_tasks
 from dtvla_ros.rollout.episode import Infer, execute, observation_from_sim
@@ -61,7 +47,7 @@ class DaggerOptions:
     antialiasing: bool = True
 
     def __post_init__(self) -> None:
-        require_plan(self.seed, self.camera_every, self.episodes)
+        collect.require_plan(self.seed, self.camera_every, self.episodes)
         low, high = self.driven
         if not 0.0 <= low <= high:
             raise UserError(f'the policy drives for {low} to {high} of the steps; give a range')
@@ -71,7 +57,7 @@ class DaggerOptions:
 class RelabelJob:
     """One episode to drive and relabel."""
 
-    plan: EpisodePlan
+    plan: collect.EpisodePlan
     options: DaggerOptions
     chunk: int
     replan_steps: int
@@ -88,7 +74,7 @@ class RelabelJob:
         obs, info = env.reset(seed=plan.seed, options={'task': plan.task})
         share = np.random.default_rng([options.seed, plan.index]).uniform(*options.driven)
         driven = round(share * env.max_steps)
-        expert, frames = make_expert(env), Frames()
+        expert, frames = make_expert(env), collect.Frames()
         labels: list[NDArray[np.float32]] = []
         pending: list[NDArray[np.float32]] = []
         gripper, success = osc.GRIPPER_OPEN, False
@@ -119,12 +105,13 @@ class RelabelJob:
 
 
 def shard_plans(options: DaggerOptions, tasks: Sequence[str], number: int,
-                one_scene: bool) -> list[EpisodePlan]:
+                one_scene: bool) -> list[collect.EpisodePlan]:
     """Return the episodes of a shard."""
-    first = number * EPISODES_PER_SHARD
-    return [EpisodePlan(index, task_in_turn(tasks, index, one_scene),
-                        options.seed * SEEDS_PER_BASE + index, KIND)
-            for index in range(first, min(first + EPISODES_PER_SHARD, options.episodes))]
+    first = number * collect.EPISODES_PER_SHARD
+    last = min(first + collect.EPISODES_PER_SHARD, options.episodes)
+    return [collect.EpisodePlan(index, collect.task_in_turn(tasks, index, one_scene),
+                                options.seed * collect.SEEDS_PER_BASE + index, KIND)
+            for index in range(first, last)]
 
 
 def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
@@ -141,17 +128,17 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
     from dtvla_ros.training.export import read_source
 
     model, transform, manifest = read_source(init)
-    require_same_options(out / 'dagger.json', asdict(options) | {'init': str(init)},
-                         asdict(DaggerOptions()))
+    writer.require_same_options(out / 'dagger.json', asdict(options) | {'init': str(init)},
+                                asdict(DaggerOptions()))
     scene = SceneSetup(options.suite, options.starts,
                        image_size=transform.config.vision.image_size,
                        antialiasing=options.antialiasing)
     with closing(open_envs(scene, workers, ray=ray)) as envs:
         tasks = options.tasks or envs.info.tasks
         require_tasks(tasks, envs.info.tasks, options.suite)
-        done = finished_shards(out)
+        done = writer.finished_shards(out)
         shards = {number: shard_plans(options, tasks, number, envs.info.one_scene)
-                  for number in range(-(-options.episodes // EPISODES_PER_SHARD))
+                  for number in range(-(-options.episodes // collect.EPISODES_PER_SHARD))
                   if number not in done}
         jobs = [Rollout(RelabelJob(plan, options, transform.config.chunk_steps,
                                    replan_steps or manifest.action.replan_steps))
@@ -167,13 +154,13 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
                 alone, kept = np.mean(solved, 0)
                 bar.update(1)
                 bar.set_postfix(alone=f'{alone:.0%}', kept=f'{kept:.0%}')
-                number = index // EPISODES_PER_SHARD
+                number = index // collect.EPISODES_PER_SHARD
                 if all(plan.index in results for plan in shards[number]):
                     episodes = [results.pop(plan.index) for plan in shards[number]]
-                    write_shard(out, number, [e for e in episodes if e is not None],
-                                20 // options.camera_every)
+                    writer.write_shard(out, number, [e for e in episodes if e is not None],
+                                       20 // options.camera_every)
 
             sampler = BatchSampler(model, transform,
                                    max_thought_tokens=manifest.max_thought_tokens)
             BatchedRollouts(envs).run(sampler, lambda: next(source, None), ended)
-    return merge_shards(out)
+    return writer.merge_shards(out)

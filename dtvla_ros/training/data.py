@@ -22,13 +22,7 @@ from scipy.spatial.transform import Rotation
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from dtvla_ros.actions.grid import (
-    CM_RANGE,
-    OPENING_STEP_MM,
-    TILT_LIMIT_DEG,
-    TILT_STEP_DEG,
-    word_groups,
-)
+from dtvla_ros.actions import grid
 from dtvla_ros.data import layout
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.data.video import read_video
@@ -158,7 +152,7 @@ def concatenate(parts: Sequence[TokenizedDataset], pad: int) -> TokenizedDataset
 
 def location_spans(tokenizer: Tokenizer) -> list[tuple[int, int]]:
     """Return (first, last) ids of the x, y and z tokens; none for a released vocabulary."""
-    known = any(tokenizer.token_to_id(word) is not None for word in word_groups()['x'])
+    known = any(tokenizer.token_to_id(word) is not None for word in grid.word_groups()['x'])
     return ordinal_groups(tokenizer) if known else []
 
 
@@ -173,7 +167,7 @@ def _state_steps(state: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return ``TokenizedDataset.state`` [N, 7] of ``observation.state`` [N, 8] (m, rad, m)."""
     tilt = (Rotation.from_rotvec(state[:, 3:6]) * HOME.inv()).as_rotvec()
     return np.concatenate([
-        state[:, :3] * 100.0, np.degrees(tilt) / TILT_STEP_DEG,
+        state[:, :3] * 100.0, np.degrees(tilt) / grid.TILT_STEP_DEG,
         (state[:, 6:7] - state[:, 7:8]) * 100.0], axis=1).astype(np.float32)
 
 
@@ -182,19 +176,19 @@ class StateIds:
 
     def __init__(self, transform: PolicyTransform):
         groups = [[word_id(transform.tokenizer, word) for word in words]
-                  for words in word_groups().values()]
+                  for words in grid.word_groups().values()]
         if any(np.diff(ids).tolist() != [1] * (len(ids) - 1) for ids in groups):
             raise UserError('tokenizer: the state words are not contiguous; build it again')
         self._first, last = np.array([(ids[0], ids[-1]) for ids in groups]).T
-        # The lowest value of each group, in steps.
-        self._low = np.array([*(low for low, _ in CM_RANGE.values()),
-                              *(-(n // TILT_STEP_DEG) for n in TILT_LIMIT_DEG.values()), 0])
+        self._low = np.array([  # the lowest value of each group, in steps
+            *(low for low, _ in grid.CM_RANGE.values()),
+            *(-(limit // grid.TILT_STEP_DEG) for limit in grid.TILT_LIMIT_DEG.values()), 0])
         self._high = self._low + last - self._first
 
     def write(self, prompt: NDArray[np.int64], length: NDArray[np.int64],
               state: NDArray[np.floating]) -> None:
         """Write the tokens of ``TokenizedDataset.state`` [B, 7] into prompts of lengths [B]."""
-        scale = np.array([1.0] * 6 + [10.0 / OPENING_STEP_MM])  # the opening's tokens count mm
+        scale = np.array([1.0] * 6 + [10.0 / grid.OPENING_STEP_MM])  # tokens count mm
         steps = np.clip(np.rint(state * scale).astype(np.int64), self._low, self._high)
         columns = length[:, None] - AFTER_STATE - STATE_TOKENS + np.arange(STATE_TOKENS)
         np.put_along_axis(prompt, columns, self._first - self._low + steps, axis=1)
@@ -241,7 +235,7 @@ def locate(
 
     metres, points = column(layout.PLACES, 3)[..., :2], column(layout.POINTS, 2)  # [N, E, 2]
     here = np.asarray(~np.isnan(metres).any(-1))
-    low, high = np.array([CM_RANGE[axis] for axis in AXES]).T
+    low, high = np.array([grid.CM_RANGE[axis] for axis in AXES]).T
     index = np.clip(np.rint(np.nan_to_num(metres) * 100.0).astype(np.int64), low, high) - low
     names = np.array([class_name(name) for name in objects])
     same = (names[:, None] == names).astype(np.int64)  # [E, E]

@@ -11,10 +11,10 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.utils.checkpoint
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import send_to_device
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dtvla_ros.data.reader import DatasetReader
@@ -24,25 +24,10 @@ from dtvla_ros.policy.checkpoint import save_tensors
 from dtvla_ros.policy.manifest import MANIFEST
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import write_transform
+from dtvla_ros.training import checkpoint, data
 from dtvla_ros.training.auxiliary.localisation import AttentionLoss, LocalisationLoss, pretrain
-from dtvla_ros.training.checkpoint import (
-    ORIGIN,
-    WEIGHTS,
-    gathered,
-    load_checkpoint,
-    reshard,
-    save_checkpoint,
-)
 from dtvla_ros.training.collate import Batch, Collator
 from dtvla_ros.training.config import SftConfig, SftRun, warm_cosine
-from dtvla_ros.training.data import (
-    concatenate,
-    have_points,
-    location_spans,
-    object_names,
-    open_frames,
-    tokenize,
-)
 from dtvla_ros.training.initialisation import copy_weights, initialise
 from dtvla_ros.training.lora import add_adapters, save_adapters
 from dtvla_ros.training.loss import Metrics, Objective
@@ -75,14 +60,14 @@ class Trainer:
         start = initialise(config, run, readers)
         self.origin, self.transform = start.origin, start.transform
         transform = start.transform
-        spans = location_spans(transform.tokenizer)
-        objects = object_names(readers) if spans else ()
-        tokenized = [tokenize(reader, transform, objects) for reader in readers]
+        spans = data.location_spans(transform.tokenizer)
+        objects = data.object_names(readers) if spans else ()
+        tokenized = [data.tokenize(reader, transform, objects) for reader in readers]
         with accelerator.main_process_first():
-            frames = [open_frames(reader, transform) for reader in readers]
-        self.batches = Collator(
-            concatenate(tokenized, transform.config.ids.pad), frames, transform, config, objects,
-            run.weights, config.accumulate * accelerator.num_processes)
+            frames = [data.open_frames(reader, transform) for reader in readers]
+        rows = data.concatenate(tokenized, transform.config.ids.pad)
+        self.batches = Collator(rows, frames, transform, config, objects, run.weights,
+                                config.accumulate * accelerator.num_processes)
 
         torch.manual_seed(config.seed)
         self.model = self.average = model = start.model or HybridDecoder(transform.config)
@@ -91,7 +76,7 @@ class Trainer:
         if config.ema:
             self.average = copy.deepcopy(model).requires_grad_(False).eval().to(accelerator.device)
         keys = config.auxiliary
-        attending = keys.attention_weight > 0.0 and bool(spans) and have_points(readers)
+        attending = keys.attention_weight > 0.0 and bool(spans) and data.have_points(readers)
         shared: dict[str, nn.Module] = {}
         if objects:
             shared['localisation'] = LocalisationLoss(
@@ -110,8 +95,8 @@ class Trainer:
                                 if not parameter.requires_grad)
         if config.checkpointing:
             recompute_layers(model)
-        state = load_checkpoint(run.out, self.objective, self.average if config.ema else None,
-                                optimizer, self.frozen)
+        state = checkpoint.load_checkpoint(
+            run.out, self.objective, self.average if config.ema else None, optimizer, self.frozen)
         if state is not None and SftConfig.from_dict(state['config']) != config:
             raise UserError(f'{run.out}: begun with another config; use a new --out')
         if state is None and run.init is not None and start.model is None:
@@ -124,7 +109,7 @@ class Trainer:
         slots = [optimizer.state.get(p, {}) for g in optimizer.param_groups for p in g['params']]
         self.wrapped, self.optimizer = accelerator.prepare(self.objective, optimizer)
         if self.sharded:
-            reshard(self.optimizer.optimizer, slots)
+            checkpoint.reshard(self.optimizer.optimizer, slots)
         # A policy that goes on in scenes with words it did not know localises their objects first.
         self.fresh = state is None and (run.init is None or start.new_words)
         self.step: int = state['step'] if state else 0
@@ -208,20 +193,20 @@ class Trainer:
         main, out = self.accelerator.is_main_process, self.run.out
         if not main and not self.sharded:
             return
-        tensors = gathered(self.average.state_dict(), main)
+        tensors = checkpoint.gathered(self.average.state_dict(), main)
         if main:
             write_transform(out, self.transform)
             if self.origin is not None:  # what it promises, besides its files and successes
-                write_text(out / ORIGIN / MANIFEST,
+                write_text(out / checkpoint.ORIGIN / MANIFEST,
                            replace(self.origin, files={}, success={}).to_json())
             if self.config.lora.rank:
                 assert self.run.init is not None, 'adapters have a policy that they adapt'
                 trained = {name for name in tensors if f'model.{name}' not in self.frozen}
                 save_adapters(tensors, trained, out, self.config.lora, self.run.init)
             else:
-                save_tensors(tensors, out / WEIGHTS)
+                save_tensors(tensors, out / checkpoint.WEIGHTS)
         del tensors
-        save_checkpoint(
+        checkpoint.save_checkpoint(
             out, self.objective, self.average if self.config.ema else None,
             self.optimizer.optimizer, {'step': self.step, 'seconds': self.seconds,
                                        'config': asdict(self.config)}, self.frozen, main)
@@ -252,4 +237,5 @@ def recompute_layers(model: nn.Module) -> None:
         if isinstance(module, GradientCheckpointingLayer):
             layer = cast(Any, module)
             layer.gradient_checkpointing = True
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+            layer._gradient_checkpointing_func = partial(
+                torch.utils.checkpoint.checkpoint, use_reentrant=False)
