@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -32,7 +32,6 @@ from dtvla_ros.policy.vocabulary import ordinal_groups, word_id
 
 STATE_TOKENS = 7  # position, tilt and opening, as in ``word_groups``
 AFTER_STATE = 2  # tokens between the state tokens and the prompt's end: ';' and newline
-PADDED = ('prompt', 'thought')  # to their longest row
 AXES = ('x', 'y')
 ABSENT = -1000  # position of an object that is not there: far from every token's index
 NOWHERE = -1  # patch of an object outside the image
@@ -69,49 +68,53 @@ class TokenizedDataset:
         return len(self.prompt)
 
 
-def tokenize(
-    reader: DatasetReader, transform: PolicyTransform, objects: Sequence[str],
-) -> TokenizedDataset:
-    """Tokenise a dataset; ``objects``: E names (see ``object_names``), none: no positions.
+def tokenize(readers: Sequence[DatasetReader], transform: PolicyTransform,
+             objects: Sequence[str]) -> TokenizedDataset:
+    """Tokenise datasets one after the other; ``objects``: E names, none: no positions.
 
-    Raises ``UserError`` when it does not fit the policy.
+    Raises ``UserError`` when one does not fit the policy.
     """
     config = transform.config
     steps, dim = config.chunk_steps, config.action_dim
-    chunk = np.asarray(reader.column(layout.ACTION_CHUNK))
-    stored = chunk.shape[1] // dim
-    if stored < steps:
-        raise UserError(f'{reader.root}: chunks of {stored} actions, the policy makes {steps}; '
-                        f'collect again with --chunk {steps}')
-    chunk = chunk.reshape(len(chunk), stored, dim)[:, :steps]  # [N, T, D]
-    padding = np.asarray(reader.column(layout.ACTION_IS_PAD))[:, :steps]  # [N, T]
-    episode = np.asarray(reader.column('episode_index'))
-
-    prompts = [prompt_of(transform, task) for task in reader.tasks]
-    prompt, prompt_length = _pad(
-        [prompts[int(task)] for task in reader.column('task_index')], config.ids.pad)
+    chunk = np.concatenate([_chunks(reader, steps, dim) for reader in readers])  # [N, T, D]
+    padding = np.concatenate([np.asarray(reader.column(layout.ACTION_IS_PAD))[:, :steps]
+                              for reader in readers])  # [N, T]
+    prompt_ids = cache(lambda task: prompt_of(transform, task))
+    prompt, prompt_length = _pad([prompt_ids(reader.tasks[int(task)]) for reader in readers
+                                  for task in reader.column('task_index')], config.ids.pad)
     state = np.zeros((len(prompt), STATE_TOKENS), np.float32)
     if transform.state_in_prompt:
-        state = _state_steps(np.asarray(reader.column(layout.STATE)))
+        state = _state_steps(np.concatenate([r.column(layout.STATE) for r in readers]))
         StateIds(transform).write(prompt, prompt_length, state)
-    thought, thought_length = _pad(
-        list(map(cache(transform.encode_thought), reader.column(layout.REASONING))),
-        config.ids.pad)
+    encode = cache(transform.encode_thought)
+    thought, thought_length = _pad([encode(text) for reader in readers
+                                    for text in reader.column(layout.REASONING)], config.ids.pad)
 
     # Frames whose chunk changes the gripper, and the two after a change.
+    frame = np.concatenate([reader.column('frame_index') for reader in readers])
     closing = chunk[..., -1] > 0  # [N, T]
+    same = frame[1:] > 0  # the episode of the frame before
     before = np.zeros(len(chunk), bool)
-    same = episode[1:] == episode[:-1]
     before[1:] = same & (closing[1:, 0] != closing[:-1, 0])
     near = (closing != closing[:, :1]).any(1) | before
     near[1:] |= same & before[:-1]
 
     actions = transform.codec.encode(transform.statistics.normalize(chunk))
+    rate = np.repeat([reader.fps for reader in readers], [len(r.table) for r in readers])
+    places = [locate(reader, objects, config.vision.tokens[0]) for reader in readers]
     return TokenizedDataset(
         prompt, prompt_length, state, thought, thought_length, actions.reshape(len(chunk), -1),
-        np.repeat(~padding, dim, axis=1), _scenes(reader)[episode], near,
-        np.asarray(reader.column('frame_index')) / reader.fps < 0.6,
-        *locate(reader, objects, config.vision.tokens[0]))
+        np.repeat(~padding, dim, axis=1), _scenes(readers), near, frame / rate < 0.6,
+        *map(np.concatenate, zip(*places, strict=True)))
+
+
+def _chunks(reader: DatasetReader, steps: int, dim: int) -> NDArray[np.float32]:
+    """Return the first ``steps`` actions of a dataset's chunks [N, steps, dim]."""
+    chunk = np.asarray(reader.column(layout.ACTION_CHUNK)).reshape(len(reader.table), -1, dim)
+    if chunk.shape[1] < steps:
+        raise UserError(f'{reader.root}: chunks of {chunk.shape[1]} actions, the policy makes '
+                        f'{steps}; collect again with --chunk {steps}')
+    return chunk[:, :steps]
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -121,30 +124,15 @@ def _pad(rows: Sequence[Sequence[int]], value: int) -> tuple[NDArray[np.int64], 
     return out, lengths
 
 
-def _scenes(reader: DatasetReader) -> NDArray[np.int64]:
-    """Return the scene [episodes] that each episode shows: several may show one."""
-    number: dict[object, int] = {}
-    metadata = [json.loads(row.get('facts') or '{}') for row in reader.episodes]
-    return np.array([number.setdefault(entry.get('index', f'episode {k}'), len(number))
-                     for k, entry in enumerate(metadata)])
-
-
-def concatenate(parts: Sequence[TokenizedDataset], pad: int) -> TokenizedDataset:
-    """Concatenate datasets made for the same objects; scenes are numbered through."""
-    offset, numbered = 0, []
-    for part in parts:
-        numbered.append(replace(part, scene=part.scene + offset))
-        offset += int(part.scene.max()) + 1
-
-    def column(name: str) -> NDArray:
-        arrays = [getattr(part, name) for part in numbered]
-        if name in PADDED:
-            width = max(a.shape[1] for a in arrays)
-            arrays = [np.pad(a, ((0, 0), (0, width - a.shape[1])), constant_values=pad)
-                      for a in arrays]
-        return np.concatenate(arrays)
-
-    return TokenizedDataset(**{f.name: column(f.name) for f in fields(TokenizedDataset)})
+def _scenes(readers: Sequence[DatasetReader]) -> NDArray[np.int64]:
+    """Return the scene that each frame [N] shows; several episodes of a dataset may show one."""
+    number: dict[tuple[int, object], int] = {}
+    scenes: list[int] = []
+    for k, reader in enumerate(readers):
+        for episode, length in enumerate(reader.lengths):
+            scene = reader.metadata(episode).get('index', f'episode {episode}')
+            scenes += [number.setdefault((k, scene), len(number))] * length
+    return np.array(scenes)
 
 
 # --- tokens
@@ -203,8 +191,7 @@ def object_names(readers: Sequence[DatasetReader]) -> tuple[str, ...]:
 
 
 def _own_objects(reader: DatasetReader) -> list[str]:
-    names = reader.info['features'].get(layout.PLACES, {}).get('names') or ()
-    return [name[:-2] for name in names if name.endswith('.x')]
+    return [name[:-2] for name in reader.channels(layout.PLACES) if name.endswith('.x')]
 
 
 def class_name(name: str) -> str:

@@ -62,10 +62,9 @@ class Trainer:
         transform = start.transform
         spans = data.location_spans(transform.tokenizer)
         objects = data.object_names(readers) if spans else ()
-        tokenized = [data.tokenize(reader, transform, objects) for reader in readers]
+        rows = data.tokenize(readers, transform, objects)
         with accelerator.main_process_first():
             frames = [data.open_frames(reader, transform) for reader in readers]
-        rows = data.concatenate(tokenized, transform.config.ids.pad)
         self.batches = Collator(rows, frames, transform, config, objects, run.weights,
                                 config.accumulate * accelerator.num_processes)
 

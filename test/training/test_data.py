@@ -27,7 +27,7 @@ DIRECTIONS = 'holding nothing now reach can at x45 y-12 next lower move forward 
 def made(dataset):
     reader = DatasetReader(dataset)
     transform = new_transform(CONFIG, [reader])
-    rows = tokenize(reader, transform, object_names([reader]))
+    rows = tokenize([reader], transform, object_names([reader]))
     frames = open_frames(reader, transform)
     return reader, transform, rows, frames, Collator(rows, [frames], transform, CONFIG)
 
@@ -181,4 +181,4 @@ def test_chunks_that_are_too_short_are_refused(made):
     reader = made[0]
     config = replace(CONFIG, model=replace(CONFIG.model, chunk_steps=12))
     with pytest.raises(UserError, match='--chunk 12'):
-        tokenize(reader, new_transform(config, [reader]), ())
+        tokenize([reader], new_transform(config, [reader]), ())

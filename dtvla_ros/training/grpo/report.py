@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -112,15 +111,15 @@ def write_report(run: Path, history: Sequence[Row], config: GrpoConfig) -> None:
     if held:
         summary += (f'Held-out success, greedy: {_rate(held[0]["evaluation"])} before, '
                     f'{_rate(held[-1]["evaluation"])} after iteration {held[-1]["iteration"]}. ')
-    (run / CURVES).write_bytes(curves(rows, held))
+    draw_curves(run / CURVES, rows, held)
     write_page(
         run / REPORT, 'grpo.html', title=f'GRPO: {run.name}', summary=summary,
         curves=run / CURVES, times=where_time_goes(history), config=asdict(config),
         examples=sorted((run / EXAMPLES).glob('*.jpg')), iterations=map(line, rows))
 
 
-def curves(rows: Sequence[Row], held: Sequence[Row]) -> bytes:
-    """Return the curves over iterations as a PNG."""
+def draw_curves(path: Path, rows: Sequence[Row], held: Sequence[Row]) -> None:
+    """Draw the curves over iterations."""
     from matplotlib.figure import Figure
 
     figure = Figure((14, 9), layout='constrained')
@@ -140,9 +139,7 @@ def curves(rows: Sequence[Row], held: Sequence[Row]) -> bytes:
     for ax in (first, *axes):
         if ax.lines:
             ax.legend(frameon=False)
-    out = io.BytesIO()
-    figure.savefig(out, format='png', dpi=90)
-    return out.getvalue()
+    figure.savefig(path, dpi=90)
 
 
 def _band(ax: Any, x: Sequence[int], rates: Sequence[Row], label: str, colour: str) -> None:
