@@ -107,8 +107,8 @@ def test_inspection_of_a_checkpoint(copy, dtvla, tmp_path):
 
 def test_inspection_of_one_file_and_of_an_adapter(copy, dtvla):
     found = inspect(copy / SHARD)
-    assert found.kind == 'weights' and found.weights.missing is None
-    assert 'image tower' in found.weights.parameters
+    assert found.kind == 'weights' and found.weights['missing'] is None
+    assert 'image tower' in found.weights['parameters']
     lora = copy / 'lora'
     lora.mkdir()
     (lora / 'adapter_config.json').write_text(json.dumps({

@@ -10,7 +10,7 @@ Shapes: B observations, b of them still thinking, S rows so far, n new rows, V v
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +26,7 @@ from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import Observation, PolicyTransform
 
 
-@dataclass(frozen=True, slots=True)
-class SampledDecision:
+class SampledDecision(NamedTuple):
     """One row of a batch.
 
     ``prompt_tokens`` and ``thought_tokens`` (tags included) are ids. ``outcome``: 'complete', or
@@ -77,8 +76,7 @@ def choose(log_probs: Tensor, noise: Tensor | None) -> Tensor:
     return torch.where(noise.isnan(), log_probs.argmax(-1), index)
 
 
-@dataclass(frozen=True, slots=True)
-class _Running:
+class _Running(NamedTuple):
     """Sequences begun: their numbers [b] in the batch, cache, and where it is real [b, S]."""
 
     number: Tensor
@@ -93,18 +91,17 @@ class _Running:
 
 def _gathered(parts: Sequence[_Running]) -> _Running:
     """Return sequences of several lengths as one batch, in the order of their numbers."""
-    number = torch.cat([part.number for part in parts])
-    order = number.argsort()
-    width = max(part.real.shape[1] for part in parts)
+    order = torch.cat([part.number for part in parts]).argsort()
+    lengths = [part.real.shape[1] for part in parts]
 
-    def joined(tensors: Iterable[Tensor]) -> Tensor:
-        return torch.cat([F.pad(t, (0, 0, 0, width - t.shape[2])) for t in tensors])[order]
+    def joined(tensors: Iterable[Tensor], *behind: int) -> Tensor:
+        return torch.cat([F.pad(t, (*behind, 0, max(lengths) - length))
+                          for t, length in zip(tensors, lengths)])[order]
 
-    cache = DynamicCache([(joined(keys for keys, *_ in layers),
-                           joined(values for _, values, *_ in layers))
+    cache = DynamicCache([(joined((keys for keys, *_ in layers), 0, 0),
+                           joined((values for _, values, *_ in layers), 0, 0))
                           for layers in zip(*(part.cache for part in parts))])
-    real = torch.cat([F.pad(part.real, (0, width - part.real.shape[1])) for part in parts])
-    return _Running(number[order], cache, real[order])
+    return _Running(order.sort().values, cache, joined(part.real for part in parts))
 
 
 class BatchSampler:
@@ -173,16 +170,15 @@ class BatchSampler:
         if seeds is None or len(seeds) != count:
             raise UserError(f'sampling for {count} observations needs {count} seeds, got '
                             f'{"none" if seeds is None else len(seeds)}')
-        device = self.model.embed_tokens.weight.device
-        streams = [None if seed is None else torch.Generator().manual_seed(seed)
-                   for seed in seeds]
-        slots, words = (torch.stack([
-            torch.full((size,), torch.nan, dtype=torch.float64) if stream is None
-            else torch.rand(size, generator=stream, dtype=torch.float64)
-            for stream in streams]).to(device)
-                        for size in (self.model.config.slots, self.max_thought_tokens))
-        return (words if self.thought_temperature else None,
-                slots if self.action_temperature else None)
+        slots = self.model.config.slots
+        size = slots + self.max_thought_tokens
+        noise = torch.stack([
+            torch.full((size,), torch.nan, dtype=torch.float64) if seed is None
+            else torch.rand(size, generator=torch.Generator().manual_seed(seed),
+                            dtype=torch.float64)
+            for seed in seeds]).to(self.model.embed_tokens.weight.device)
+        return (noise[:, slots:] if self.thought_temperature else None,
+                noise[:, :slots] if self.action_temperature else None)
 
     def _run(self, x: Tensor, real: Tensor, prompt_end: int, cache: DynamicCache,
              action_start: int | None = None) -> Tensor:
@@ -205,33 +201,29 @@ class BatchSampler:
         hidden = self._run(model.embed_prompt(input_ids, features), real, prompt_end, cache)
         source = number.repeat_interleave(copies)  # [B G]
         hidden = hidden[source, -1:]
-        rows = replace(_Running(number, cache, real).where(source),
-                       number=torch.arange(len(source), device=device))
+        rows = _Running(number, cache, real).where(source)._replace(
+            number=torch.arange(len(source), device=device))
         banned = self.banned.to(device)
         chosen: list[list[int]] = [[] for _ in source]
         values: list[list[float]] = [[] for _ in source]
         ended = []
         for step in range(self.max_thought_tokens):
-            log_probs = log_distribution(
-                model.token_logits(hidden[:, -1]), self.thought_temperature or 1.0,
-                banned)  # [b, V]
+            log_probs = log_distribution(model.token_logits(hidden[:, -1]),
+                                         self.thought_temperature or 1.0, banned)  # [b, V]
             token = choose(log_probs, None if noise is None else noise[rows.number, step])
             value = log_probs.gather(1, token[:, None])[:, 0]
             for k, t, v in zip(rows.number.tolist(), token.tolist(), value.tolist(), strict=True):
                 chosen[k].append(t)
                 values[k].append(v)
-            over = token == ids.think_end
-            if step + 1 == self.max_thought_tokens:
-                over = torch.ones_like(over)
-            if bool(over.all()):
-                ended.append(rows)
-                break
+            over = (token == ids.think_end) | (step + 1 == self.max_thought_tokens)
             if bool(over.any()):
                 ended.append(rows.where(over))
                 rows, token = rows.where(~over), token[~over]
+            if not len(token):
+                break
             real = F.pad(rows.real, (0, 1), value=True)
             hidden = self._run(model.embed(token[:, None]), real, prompt_end, rows.cache)
-            rows = replace(rows, real=real)
+            rows = rows._replace(real=real)
         return _gathered(ended), chosen, values
 
     def _act(self, rows: _Running, pending: Sequence[Sequence[int]], prompt_end: int,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -69,33 +69,32 @@ def run_bench(options: BenchOptions, make_engine: Callable[[str, HybridDecoder],
     for name in options.engines:
         contenders[name] = _Contender(make_engine(name, model), view, options)
     limits = measure_limits(options.device, dtype)
-    for name, kind in _turns(contenders, 1, 'warm-up'):
-        contenders[name].infer(kind)
-    for contender in contenders.values():
-        contender.decisions.clear()
-        contender.phases.clear()
-    for name, kind in _turns(contenders, options.rounds, 'bench'):
+    turns = [(contender, kind) for kind in KINDS for name, contender in contenders.items()
+             if not (name == PUBLISHED and kind == 'draft')]
+    for number, (contender, kind) in enumerate(tqdm(
+            turns * (1 + options.rounds), desc='bench', unit='decision', leave=False)):
+        if number == len(turns):  # the first round was to warm up
+            for other in contenders.values():
+                other.decisions.clear()
+                other.phases.clear()
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        contenders[name].infer(kind)
+        contender.infer(kind)
         if cuda:
-            contenders[name].memory_mb = torch.cuda.max_memory_allocated() / 2 ** 20
+            contender.memory_mb = torch.cuda.max_memory_allocated() / 2 ** 20
     costs = phase_costs(config, options)
     return {
-        'options': asdict(options), 'machine': _machine(options, limits),
+        'options': asdict(options), 'machine': {
+            'device': (torch.cuda.get_device_name() if cuda else
+                       f'{options.threads} of {os.cpu_count()} CPU cores, {describe()}'),
+            'GB_per_s': limits.bytes_per_s / 1e9, 'GFLOP_per_s': limits.flops_per_s / 1e9,
+            'load': os.getloadavg()[0], 'torch': torch.__version__},
         'parameters': sum(p.numel() for p in model.parameters()),
         'contenders': {name: contender.summary(contenders.get(PUBLISHED), limits, costs,
                                                name.split()[-1])
                        for name, contender in contenders.items()},
         'peak_rss_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-
-
-def _turns(contenders: Mapping[str, object], rounds: int,
-           title: str) -> Iterator[tuple[str, str]]:
-    order = [(name, kind) for _ in range(rounds) for kind in KINDS for name in contenders
-             if not (name == PUBLISHED and kind == 'draft')]
-    yield from tqdm(order, desc=title, unit='decision', leave=False)
 
 
 @dataclass(slots=True)
@@ -108,7 +107,7 @@ class _Contender:
     decisions: dict[str, list[float]] = field(default_factory=dict)
     phases: dict[str, list[float]] = field(default_factory=dict)
     thoughts: dict[str, list[int]] = field(default_factory=dict)
-    bins: dict[str, list[int]] = field(default_factory=dict)
+    bins: dict[str, np.ndarray] = field(default_factory=dict)
     stats: dict[str, SpeculativeStats] = field(default_factory=dict)
     memory_mb: float | None = None
 
@@ -119,7 +118,7 @@ class _Contender:
         """Decide once and keep the times and what was decided."""
         watch = Watch(self.options.device, self.phases)
         self.thoughts[kind], scores = self._decide(kind, watch)
-        self.bins[kind] = scores.argmax(-1).tolist()
+        self.bins[kind] = scores.argmax(-1)
         self.decisions.setdefault(kind, []).append(watch.total())
 
     def _decide(self, kind: str, watch: Watch) -> tuple[list[int], np.ndarray]:
@@ -158,8 +157,7 @@ class _Contender:
                 theirs = published.decisions[against]
                 row['times_faster'] = float(np.median(theirs) / np.median(times))
                 row['same_thought'] = self.thoughts[kind] == published.thoughts[against]
-                row['same_bins'] = float(np.mean(
-                    np.array(self.bins[kind]) == np.array(published.bins[against])))
+                row['same_bins'] = float(np.mean(self.bins[kind] == published.bins[against]))
             if kind in self.stats:
                 row['drafting'] = asdict(self.stats[kind])
             out['decisions'][kind] = row
@@ -228,8 +226,7 @@ def _milliseconds(times: list[float]) -> dict[str, float]:
     return {'min_ms': float(low), 'p50_ms': float(middle), 'p99_ms': float(high)}
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """What the machine can do: bytes per second read, operations per second multiplied."""
 
     bytes_per_s: float
@@ -239,13 +236,12 @@ class Limits:
 def measure_limits(device: str, dtype: torch.dtype) -> Limits:
     """Measure reading a large array and multiplying large matrices, the best of several."""
     def best(work: Callable[[], Any]) -> float:
-        times = []
+        phases: dict[str, list[float]] = {}
+        watch = Watch(device, phases)
         for _ in range(5):
-            watch = Watch(device, {})
             work()
             watch.lap('work')
-            times.append(watch.total())
-        return min(times)
+        return min(phases['work'])
 
     size = 8192 if device.startswith('cuda') else 2048
     a = torch.randn(size, size, device=device).to(dtype)
@@ -253,16 +249,7 @@ def measure_limits(device: str, dtype: torch.dtype) -> Limits:
     return Limits(big.nbytes / best(big.sum), 2.0 * size ** 3 / best(lambda: a @ a))
 
 
-def _machine(options: BenchOptions, limits: Limits) -> dict[str, Any]:
-    device = (torch.cuda.get_device_name() if options.device.startswith('cuda')
-              else f'{options.threads} of {os.cpu_count()} CPU cores, {describe()}')
-    return {'device': device, 'GB_per_s': limits.bytes_per_s / 1e9,
-            'GFLOP_per_s': limits.flops_per_s / 1e9, 'load': os.getloadavg()[0],
-            'torch': torch.__version__}
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(NamedTuple):
     """Arithmetic of a phase and the weights it must read at least once."""
 
     flops: float
@@ -304,11 +291,9 @@ def image_cost(config: DecoderConfig) -> Cost:
     if vision.kind != 'siglip':
         return Cost(0.0, 0.0)
     each = 4 * vision.width ** 2 + 2 * vision.width * vision.mlp
-    flops = 0.0
-    for count in vision.tokens:
-        flops += 2.0 * count * (vision.layers * each + 3 * vision.patch ** 2 * vision.width
-                                + vision.width * config.text.width)
-        flops += 4.0 * vision.layers * count ** 2 * vision.width
+    ends = vision.width * (3 * vision.patch ** 2 + config.text.width)
+    flops = sum(2.0 * count * (vision.layers * each + ends)
+                + 4.0 * vision.layers * count ** 2 * vision.width for count in vision.tokens)
     return Cost(flops, vision.layers * each + vision.width * config.text.width)
 
 

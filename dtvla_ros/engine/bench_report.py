@@ -1,20 +1,23 @@
-"""``dtvla bench``: choice of engines, printed tables, the document's table, the plot."""
+"""``dtvla bench``: choice of engines, tables on the terminal and in a document, the plot."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from dtvla_ros.engine.bench import PUBLISHED, BenchOptions, run_bench
 from dtvla_ros.engine.engine import Engine
+from dtvla_ros.engine.export import write_graphs
+from dtvla_ros.engine.onnx_engine import OnnxEngine
 from dtvla_ros.engine.providers import multiplies_bytes
-from dtvla_ros.engine.published import GEOMETRIES
+from dtvla_ros.engine.torch_engine import TorchEngine
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import require_writable, write_between, write_json
 
@@ -50,15 +53,25 @@ def contenders(engines: str, weights: str, device: str) -> tuple[str, ...]:
 def bench(options: BenchOptions, compiled: bool | None = None, json_file: Path | None = None,
           plot_file: Path | None = None, into: Path | None = None) -> dict[str, Any]:
     """Measure, print, and write the JSON, the plot and the table of a document."""
-    if options.geometry not in GEOMETRIES:
-        raise UserError(f'--geometry {options.geometry}: there is {", ".join(GEOMETRIES)}')
     if options.device != 'cpu' and not (
             options.device.startswith('cuda') and torch.cuda.is_available()):
         raise UserError(f'--device {options.device}: not here; use cpu, or cuda on a machine '
                         'with an NVIDIA GPU and a CUDA build of torch')
     require_writable(json_file, plot_file, into)
+
+    def make(name: str, model: Any) -> Engine:
+        kind, weights = name.split()
+        if kind == 'torch':
+            # Alone it may take the weights over; beside others they are needed as they are.
+            alone = not options.published and len(options.engines) == 1
+            return TorchEngine(model, int8=weights == 'int8', release=alone, compile=compiled)
+        (Path(folder) / weights).mkdir()
+        write_graphs(model, Path(folder) / weights, weights)
+        return OnnxEngine(Path(folder) / weights, model.config, options.threads,
+                          floats=weights != 'fp32' and not multiplies_bytes())
+
     with tempfile.TemporaryDirectory() as folder:
-        result = run_bench(options, _engine_maker(options, Path(folder), compiled))
+        result = run_bench(options, make)
     show(result, Console())
     write_json(json_file, result)
     if into is not None:
@@ -68,99 +81,58 @@ def bench(options: BenchOptions, compiled: bool | None = None, json_file: Path |
     return result
 
 
-def _engine_maker(options: BenchOptions, folder: Path, compiled: bool | None,
-                  ) -> Callable[[str, Any], Engine]:
-    """Return what builds a contender; ONNX graphs are exported into ``folder``."""
-    from dtvla_ros.engine.export import write_graphs
-    from dtvla_ros.engine.onnx_engine import OnnxEngine
-    from dtvla_ros.engine.torch_engine import TorchEngine
-
-    def make(name: str, model: Any) -> Engine:
-        kind, weights = name.split()
-        if kind == 'torch':
-            # Alone it may take the weights over; beside others they are needed as they are.
-            alone = not options.published and len(options.engines) == 1
-            return TorchEngine(model, int8=weights == 'int8', release=alone, compile=compiled)
-        (folder / weights).mkdir()
-        write_graphs(model, folder / weights, weights)
-        return OnnxEngine(folder / weights, model.config, options.threads,
-                          floats=weights != 'fp32' and not multiplies_bytes())
-
-    return make
-
-
-def show(result: dict[str, Any], console: Console) -> None:
-    """Print decisions with their ratios, then phases beside the machine's limits."""
-    machine, runs = result['machine'], result['contenders']
-    console.print(
-        f'{result["options"]["geometry"]}: {result["parameters"] / 1e6:.1f} M parameters on '
-        f'{machine["device"]}; it reads {machine["GB_per_s"]:.1f} GB/s and multiplies '
-        f'{machine["GFLOP_per_s"]:.0f} GFLOP/s; load {machine["load"]:.1f}')
-    decisions = Table('decision', 'engine', 'median ms', 'p99 ms', 'times faster',
-                      'same thought', 'same actions', 'passes', title='Decisions')
-    for kind, title in TITLES.items():
-        for name, run in runs.items():
-            if (row := run['decisions'].get(kind)) is None:
-                continue
-            beside = ('', '', '')
-            if _beside_published(name, row):
-                beside = (f'{row["times_faster"]:.2f}', 'yes' if row['same_thought'] else 'no',
-                          f'{row["same_bins"]:.0%}')
-            decisions.add_row(title, name, f'{row["p50_ms"]:.1f}', f'{row["p99_ms"]:.1f}',
-                              *beside, str(row.get('drafting', {}).get('passes', '')))
-    phases = Table('engine', 'phase', 'median ms', 'p99 ms', 'limit ms', 'GFLOP/s', 'GB/s',
-                   title='Phases (limit: the larger of arithmetic and bytes at the rates above)')
-    notes = []
-    for name, run in runs.items():
-        for phase, row in run['phases'].items():
-            phases.add_row(name, phase, f'{row["p50_ms"]:.2f}', f'{row["p99_ms"]:.2f}', *(
-                f'{row[key]:.{digits}f}' if key in row else ''
-                for key, digits in (('limit_ms', 2), ('GFLOP_per_s', 0), ('GB_per_s', 1))))
-        said = [text.format(run[key]) for key, text in (
-            ('tokens_per_s', '{:.0f} thought tokens/s'),
-            ('draft_to_masked', 'accepted draft / masked thought {:.2f}'),
-            ('peak_memory_mb', 'peak device memory {:.0f} MB')) if key in run]
-        if said:
-            notes.append(f'{name}: {"; ".join(said)}')
-    console.print(decisions, phases, *notes, sep='\n')
-    console.print(f'peak memory of the process, all engines loaded: '
-                  f'{result["peak_rss_mb"] / 1024:.2f} GB')
-
-
 def markdown(result: dict[str, Any]) -> str:
-    """Return decisions and phases as two tables."""
+    """Return what is shown as Markdown."""
+    text = StringIO()
+    show(result, Console(file=text, width=10_000), box.MARKDOWN)
+    return text.getvalue().strip()
+
+
+def show(result: dict[str, Any], console: Console, lines: box.Box = box.HEAVY_HEAD) -> None:
+    """Print decisions beside the published scheme's, then phases beside the machine's limits."""
     machine, runs = result['machine'], result['contenders']
-    lines = [
-        f'{result["options"]["geometry"]}, {result["parameters"] / 1e6:.0f} M parameters, '
-        f'{machine["device"]} ({machine["GB_per_s"]:.0f} GB/s, {machine["GFLOP_per_s"]:.0f} '
-        'GFLOP/s measured). Times faster than the published scheme, median milliseconds:', '',
-        f'| engine | {" | ".join(TITLES.values())} | accepted draft ÷ masked |',
-        '|---|' + '---:|' * (len(TITLES) + 1)]
+    decisions = Table('engine', box=lines)
+    for title in (*TITLES.values(), 'accepted draft ÷ masked', 'passes', 'p99', 'tokens/s',
+                  'same thought', 'same actions'):
+        decisions.add_column(title, justify='right')
+    phases = Table('engine', box=lines)
+    for title in PHASES:
+        phases.add_column(title, justify='right')
     for name, run in runs.items():
-        cells = []
-        for kind in TITLES:
-            row = run['decisions'].get(kind)
-            text = '' if row is None else f'{row["p50_ms"]:.0f} ms'
-            if row is not None and _beside_published(name, row):
-                text = f'**{row["times_faster"]:.2f}×** {text}'
-            cells.append(text)
-        ratio = f'{run["draft_to_masked"]:.2f}' if 'draft_to_masked' in run else ''
-        lines.append(f'| {name} | {" | ".join(cells)} | {ratio} |')
-    lines += ['', 'By phase, median milliseconds (in brackets the limit: the larger of arithmetic '
-              'and bytes, at the measured rates):', '',
-              f'| engine | {" | ".join(PHASES)} |', '|---|' + '---:|' * len(PHASES)]
-    for name, run in runs.items():
+        rows = [run['decisions'].get(kind, {}) for kind in TITLES]
+        fresh = rows[0] if name != PUBLISHED and 'same_thought' in rows[0] else {}
+        decisions.add_row(
+            name, *(_decision(name, row) for row in rows), _number(run, 'draft_to_masked', '.2f'),
+            ' / '.join(str(row['drafting']['passes']) for row in rows if 'drafting' in row),
+            ' / '.join(f'{row["p99_ms"]:.0f}' for row in rows if row),
+            _number(run, 'tokens_per_s', '.0f'),
+            ('yes' if fresh['same_thought'] else 'no') if fresh else '',
+            _number(fresh, 'same_bins', '.0%'))
         if name != PUBLISHED:
-            rows = [run['phases'].get(phase) for phase in PHASES]
-            lines.append(f'| {name} | ' + ' | '.join(
+            phases.add_row(name, *(
                 '' if row is None else f'{row["p50_ms"]:.1f}' + (
                     f' ({row["limit_ms"]:.1f})' if 'limit_ms' in row else '')
-                for row in rows) + ' |')
-    return '\n'.join(lines)
+                for row in map(run['phases'].get, PHASES)))
+    peaks = [f'{name} {run["peak_memory_mb"]:.0f} MB on the device' for name, run in runs.items()
+             if 'peak_memory_mb' in run]
+    console.print(
+        f'{result["options"]["geometry"]}, {result["parameters"] / 1e6:.0f} M parameters, '
+        f'{machine["device"]} ({machine["GB_per_s"]:.0f} GB/s, {machine["GFLOP_per_s"]:.0f} '
+        f'GFLOP/s measured; load {machine["load"]:.1f}). Times faster than the published scheme, '
+        'median milliseconds:\n', decisions, '\nBy phase, median milliseconds (in brackets the '
+        'limit: the larger of arithmetic and bytes, at the measured rates):\n', phases,
+        f'\nPeak memory: {"; ".join([*peaks, "the process with all engines"])} '
+        f'{result["peak_rss_mb"] / 1024:.2f} GB', sep='\n', highlight=False)
 
 
-def _beside_published(name: str, row: dict[str, Any]) -> bool:
-    return name != PUBLISHED and 'times_faster' in row
+def _number(row: dict[str, Any], key: str, form: str) -> str:
+    return f'{row[key]:{form}}' if key in row else ''
+
+
+def _decision(name: str, row: dict[str, Any]) -> str:
+    """Return how many times faster than the published scheme, and the median."""
+    faster = f'{row["times_faster"]:.2f}× ' if name != PUBLISHED and 'times_faster' in row else ''
+    return f'{faster}{row["p50_ms"]:.0f} ms' if row else ''
 
 
 def plot(result: dict[str, Any], file: Path) -> None:
@@ -177,9 +149,7 @@ def plot(result: dict[str, Any], file: Path) -> None:
         if kind == 'draft' and PUBLISHED in result['contenders']:
             runs = {PUBLISHED: result['contenders'][PUBLISHED]['decisions']['fresh'], **runs}
         bars = axis.barh(list(runs), [row['p50_ms'] for row in runs.values()])
-        axis.bar_label(bars, [f'{row["p50_ms"]:.0f} ms' + (
-            f'  ({row["times_faster"]:.1f}×)' if _beside_published(n, row) else '')
-            for n, row in runs.items()], padding=3)
+        axis.bar_label(bars, [_decision(n, row) for n, row in runs.items()], padding=3)
         axis.set_title(title, fontsize=10)
         axis.margins(x=0.35)
         axis.invert_yaxis()

@@ -123,11 +123,9 @@ def memory_guard() -> Iterator[None]:
     """
     try:
         yield
-    except MemoryError as error:
-        raise OutOfMemory(str(error)) from error
     except Exception as error:
         said = str(error).lower()
-        if any(sign in said for sign in (
+        if isinstance(error, MemoryError) or any(sign in said for sign in (
                 'out of memory', 'bad_alloc', 'failed to allocate', "can't allocate memory",
                 'not enough memory')):
             raise OutOfMemory(str(error)) from error

@@ -7,9 +7,9 @@ holds the graphs' own matrices, which only ONNX Runtime reads.
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -30,6 +30,7 @@ from dtvla_ros.policy.manifest import (
     TOKENIZER,
     WEIGHTS,
     PolicyManifest,
+    new_folder,
     sha256,
 )
 from dtvla_ros.policy.model import HybridDecoder
@@ -47,12 +48,11 @@ def write_graphs(model: HybridDecoder, folder: Path | str, weights: str = 'fp32'
     """
     folder = Path(folder)
     graphs = quantize(build_graphs(model), model.config, weights)
-    if weights != 'fp32':
-        graphs |= {name: in_floats(graphs[of]) for of, name in zip(GRAPHS, FLOAT_GRAPHS)}
     if weights == 'fp32':
         save_weights(model, folder / WEIGHTS)
         refer_to_model(graphs, folder / WEIGHTS, model.config)
     else:
+        graphs |= {name: in_floats(graphs[of]) for of, name in zip(GRAPHS, FLOAT_GRAPHS)}
         move_to(graphs, folder / WEIGHTS)
     for name, graph in graphs.items():
         onnx.save(graph, folder / name)
@@ -68,7 +68,7 @@ def gate(model: HybridDecoder, folder: Path, weights: str) -> Parity:
              for floats in ((False,) if exact else (False, True))]
     for parity in found:
         parity.check(exact)
-    return min(found, key=lambda parity: parity.cosine)
+    return min(found)
 
 
 def export_policy(model: HybridDecoder, transform: PolicyTransform, folder: Path | str,
@@ -79,34 +79,21 @@ def export_policy(model: HybridDecoder, transform: PolicyTransform, folder: Path
     ``UserError`` if the exported graphs do not agree with the float32 model: exactly, or, for
     quantised weights, as closely as the gate asks.
     """
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
-        raise UserError(f'{folder}: holds files but no policy; choose another folder')
     model = model.float().cpu().eval()
-    part = folder.with_name(folder.name + '.part')
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with new_folder(Path(folder)) as part:
         transform.tokenizer.save(str(part / TOKENIZER))
         write_graphs(model, part, weights)
         parity = gate(model, part, weights)
-        files = {name: sha256(part / name) for name in (
-            WEIGHTS, TOKENIZER, *GRAPHS, *(FLOAT_GRAPHS if weights != 'fp32' else ()))}
+        files = {path.name: sha256(path) for path in sorted(part.iterdir())}
         whole = replace(
             manifest, config=transform.config, statistics=transform.statistics, files=files,
             state_in_prompt=transform.state_in_prompt, preamble=transform.preamble,
             weights=weights)
         (part / MANIFEST).write_text(whole.to_json())
-        if folder.exists():
-            shutil.rmtree(folder)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return parity
 
 
-@dataclass(frozen=True, slots=True)
-class Parity:
+class Parity(NamedTuple):
     """Agreement over random images and prompts.
 
     ``cosine``: the lowest of all logit rows, text and action. ``thoughts``, ``chunks``: how many
@@ -150,9 +137,9 @@ def compare(reference: Engine, other: Engine, seed: int = 0) -> Parity:
         body = [w for w in rng.choice(words, _TOKENS).tolist() if w != ids.semicolon]
         prompt = [ids.image] * config.image_tokens + [ids.bos, *body, ids.semicolon, ids.newline]
         given = rng.choice(words, _TOKENS).tolist()
-        runs = [_run(engine, pixels.astype(np.float32), prompt, given)
-                for engine in (reference, other)]
-        (want_rows, want_bins, want_thought, want_chunk), (rows, bins, said, chunk) = runs
+        (want_rows, want_bins, want_thought, want_chunk), (rows, bins, said, chunk) = (
+            _run(engine, pixels.astype(np.float32), prompt, given)
+            for engine in (reference, other))
         cosines += [_cosine(want_rows, rows), _cosine(want_bins, bins)]
         near.append(np.abs(want_bins.argmax(-1) - bins.argmax(-1)) <= 1)
         thoughts += want_thought == said
@@ -174,6 +161,5 @@ def _run(engine: Engine, pixels: NDArray[np.float32], prompt: list[int],
 
 
 def _cosine(a: NDArray, b: NDArray) -> float:
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    return float(((a * b).sum(-1) / norms).min())
+    a, b = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in map(np.float64, (a, b)))
+    return float((a * b).sum(-1).min())

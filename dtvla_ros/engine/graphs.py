@@ -12,9 +12,9 @@ import json
 import logging
 import struct
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -24,8 +24,9 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 from torch.onnx.ops import rotary_embedding
 
-from dtvla_ros.engine.inference_model import InferenceModel, Read, take
+from dtvla_ros.engine.inference_model import InferenceModel, Read, cosines_and_sines, take
 from dtvla_ros.engine.onnx_engine import past_names
+from dtvla_ros.engine.quantize import rewrite
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.manifest import GRAPHS, WEIGHTS
 from dtvla_ros.policy.model import HybridDecoder
@@ -47,10 +48,10 @@ def build_graphs(model: HybridDecoder) -> dict[str, onnx.ModelProto]:
     cache = [(name, torch.zeros(so_far, text.kv_heads * text.head_dim), rows) for name in past]
     fast = InferenceModel(model)
     return {
-        GRAPHS[0]: _trace(_Vision(model), [
+        GRAPHS[0]: _trace(model, _see, [
             ('pixel_values', torch.zeros(len(vision.cameras), 3, *(vision.image_size,) * 2), {}),
         ], ['features'], VISION_OPSET),
-        GRAPHS[1]: _trace(_Decoder(fast), [
+        GRAPHS[1]: _trace(fast, _decode, [
             ('input_ids', torch.arange(new), rows), ('features', torch.zeros(2, text.width), rows),
             ('image_rows', torch.arange(2), rows),
             ('mask', torch.zeros(new, so_far + new), square),
@@ -58,7 +59,7 @@ def build_graphs(model: HybridDecoder) -> dict[str, onnx.ModelProto]:
             ('bin_rows', torch.arange(2), rows),
             ('penalty', torch.zeros(text.vocabulary - config.ids.bins), {}), *cache,
         ], ['choices', 'below', 'bins', 'above', *(f'new_{name}' for name in past)]),
-        GRAPHS[2]: _trace(_Act(fast), [
+        GRAPHS[2]: _trace(fast, _act, [
             ('input_ids', torch.arange(new), rows),
             ('mask', torch.zeros(block, so_far + block), square),
             ('position_ids', torch.arange(block), rows), *cache,
@@ -66,20 +67,16 @@ def build_graphs(model: HybridDecoder) -> dict[str, onnx.ModelProto]:
     }
 
 
-def _trace(module: nn.Module, inputs: list, outputs: list[str],
+def _trace(model: nn.Module, run: Callable[..., Any], inputs: list, outputs: list[str],
            opset: int = OPSET) -> onnx.ModelProto:
-    """Trace a module with ``inputs`` (name, example, free dimensions); forget its origin."""
-    shapes: list = [shape for _, _, shape in inputs]
-    past = [i for i, (name, *_) in enumerate(inputs) if name.startswith('keys.')]
-    if past:  # the variadic argument is one tuple to torch.export
-        shapes = [*shapes[:past[0]], tuple(shapes[past[0]:])]
+    """Trace ``run`` with ``inputs`` (name, example, free dimensions); forget its origin."""
+    names, examples, shapes = zip(*inputs)
     logging.getLogger('torch.onnx').setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')
         program = torch.onnx.export(
-            module.eval(), tuple(value for _, value, _ in inputs), dynamo=True,
-            opset_version=opset, dynamic_shapes=tuple(shapes),
-            input_names=[name for name, *_ in inputs], output_names=outputs, verbose=False)
+            _Graph(model, run).eval(), examples, dynamo=True, opset_version=opset,
+            dynamic_shapes=(shapes,), input_names=names, output_names=outputs, verbose=False)
     assert program is not None
     graph = program.model_proto
     # The exporter's notes hold stack traces with the paths of the machine it ran on.
@@ -90,53 +87,46 @@ def _trace(module: nn.Module, inputs: list, outputs: list[str],
     return graph
 
 
-class _Vision(nn.Module):
-    def __init__(self, model: HybridDecoder):
+class _Graph(nn.Module):
+    """What is traced: ``run`` of a model and the graph's inputs."""
+
+    def __init__(self, model: nn.Module, run: Callable[..., Any]):
         super().__init__()
-        self.model = model
+        self.model, self._run = model, run
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """[C, 3, H, W] -> [image_tokens, W]."""
-        return self.model.encode_images(pixel_values[None])[0]
-
-
-class _Decoder(nn.Module):
-    """Prompt, thought begun so far, and every later token."""
-
-    def __init__(self, model: InferenceModel):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, features: Tensor, image_rows: Tensor, mask: Tensor,
-                position_ids: Tensor, rows: Tensor, bin_rows: Tensor, penalty: Tensor,
-                *past: Tensor) -> tuple[Tensor, ...]:
-        """Return the likeliest ids of ``rows``, their logits, and the new keys and values.
-
-        ``bin_rows`` index ``rows``: action ids are never chosen, so their logits are computed
-        only on request.
-        """
-        model = self.model
-        attention = _GraphAttention(model, position_ids, mask, past)
-        hidden = model(model.embed_prompt(input_ids, features, image_rows), attention, rows)
-        below, above = model.below(hidden), model.above(hidden)
-        return (model.likeliest(below, above, penalty), below,
-                model.bins(hidden.index_select(0, bin_rows)), above, *attention.new)
+    def forward(self, *inputs: Tensor) -> Any:
+        return self._run(self.model, *inputs)
 
 
-class _Act(nn.Module):
-    """The action pass: the thought's last tokens, the slots, the tail."""
+def _see(model: HybridDecoder, pixel_values: Tensor) -> Tensor:
+    """[C, 3, H, W] -> [image_tokens, W]."""
+    return model.encode_images(pixel_values[None])[0]
 
-    def __init__(self, model: InferenceModel):
-        super().__init__()
-        self.model = model
 
-    def forward(self, input_ids: Tensor, mask: Tensor, position_ids: Tensor,
-                *past: Tensor) -> Tensor:
-        """Return logits [T*D, bins] of the row of ``<action>``, the last id, and of the slots."""
-        model = self.model
-        read = torch.arange(model.config.slots) + (input_ids.shape[0] - 1)
-        attention = _GraphAttention(model, position_ids, mask, past)
-        return model.bins(model(model.embed_action(input_ids), attention, read))
+def _decode(model: InferenceModel, input_ids: Tensor, features: Tensor, image_rows: Tensor,
+            mask: Tensor, position_ids: Tensor, rows: Tensor, bin_rows: Tensor, penalty: Tensor,
+            *past: Tensor) -> tuple[Tensor, ...]:
+    """Run a prompt, the thought begun so far, or later tokens.
+
+    Returns the likeliest ids of ``rows``, their logits, and the new keys and values. ``bin_rows``
+    index ``rows``: action ids are never chosen, their logits are computed only on request.
+    """
+    attention = _GraphAttention(model, position_ids, mask, past)
+    hidden = model(model.embed_prompt(input_ids, features, image_rows), attention, rows)
+    below, above = model.below(hidden), model.above(hidden)
+    return (model.likeliest(below, above, penalty), below,
+            model.bins(hidden.index_select(0, bin_rows)), above, *attention.new)
+
+
+def _act(model: InferenceModel, input_ids: Tensor, mask: Tensor, position_ids: Tensor,
+         *past: Tensor) -> Tensor:
+    """Run the thought's last tokens, the slots, the tail; return the slots' logits [T*D, bins].
+
+    The first slot's row is that of ``<action>``, the last of ``input_ids``.
+    """
+    read = torch.arange(model.config.slots) + (input_ids.shape[0] - 1)
+    attention = _GraphAttention(model, position_ids, mask, past)
+    return model.bins(model(model.embed_action(input_ids), attention, read))
 
 
 class _GraphAttention:
@@ -148,10 +138,9 @@ class _GraphAttention:
 
     def __init__(self, model: InferenceModel, position_ids: Tensor, mask: Tensor,
                  past: tuple[Tensor, ...]):
-        text = self._text = model.config.text
-        half = torch.arange(0, text.head_dim, 2).float() / text.head_dim
-        angle = position_ids[:, None].float() * (1.0 / text.rope_theta ** half)  # [n, d / 2]
-        self._cos, self._sin = angle.cos()[None], angle.sin()[None]
+        self._text = model.config.text
+        self._cos, self._sin = (
+            x[None] for x in cosines_and_sines(self._text, position_ids))  # [1, n, d / 2]
         self._mask, self._past = mask[:, None], past  # [n, 1, S + n]
         self.new: list[Tensor] = []
 
@@ -187,8 +176,7 @@ class _GraphAttention:
         return seen.view(shared, r, group, d).transpose(0, 1).reshape(r, -1)
 
 
-@dataclass(frozen=True, slots=True)
-class _Stored:
+class _Stored(NamedTuple):
     """A tensor in the weights file, or some of its rows."""
 
     begin: int
@@ -230,15 +218,14 @@ def refer_to_model(graphs: Mapping[str, onnx.ModelProto], path: Path,
             if not transposed:
                 kept.append(parts[0].tensor(tensor.name))
                 continue
-            outside = [part.tensor(f'{tensor.name}.{i}') for i, part in enumerate(parts)]
-            joined = outside[0].name
-            if len(outside) > 1:
+            names = [f'{tensor.name}.{i}' for i in range(len(parts))]
+            kept += [part.tensor(name) for part, name in zip(parts, names)]
+            if len(names) > 1:
                 joined = f'{tensor.name}.joined'
-                nodes.append(helper.make_node(
-                    'Concat', [part.name for part in outside], [joined], axis=0))
-            nodes.append(helper.make_node('Transpose', [joined], [tensor.name], perm=[1, 0]))
-            kept += outside
-        replace_constants(graph, kept, [*nodes, *graph.graph.node])
+                nodes.append(helper.make_node('Concat', names, [joined], axis=0))
+                names = [joined]
+            nodes.append(helper.make_node('Transpose', names, [tensor.name], perm=[1, 0]))
+        rewrite(graph, [*nodes, *graph.graph.node], kept)
 
 
 def move_to(graphs: Mapping[str, onnx.ModelProto], path: Path) -> None:
@@ -248,24 +235,15 @@ def move_to(graphs: Mapping[str, onnx.ModelProto], path: Path) -> None:
         for tensor in graph.graph.initializer:
             array = numpy_helper.to_array(tensor)
             if array.nbytes >= INLINE and array.dtype in _TYPES.values():
-                arrays[_digest(array).hex()] = np.ascontiguousarray(array)
+                arrays[_digest(array)] = np.ascontiguousarray(array)
     save_file(arrays, path, {'format': 'np'})
     path.chmod(0o644)  # the library makes it private
     stored = _read(path)
     for graph in graphs.values():
-        found = [(t, stored.get(_digest(numpy_helper.to_array(t)).hex()))
+        found = [(t, stored.get(_digest(numpy_helper.to_array(t))))
                  for t in graph.graph.initializer]
-        replace_constants(graph, [t if place is None else place.tensor(t.name)
-                                  for t, place in found], list(graph.graph.node))
-
-
-def replace_constants(graph: onnx.ModelProto, constants: list[TensorProto],
-                      nodes: list[onnx.NodeProto]) -> None:
-    """Give a graph new constants and nodes."""
-    del graph.graph.initializer[:]
-    graph.graph.initializer.extend(constants)
-    del graph.graph.node[:]
-    graph.graph.node.extend(nodes)
+        rewrite(graph, list(graph.graph.node),
+                [t if place is None else place.tensor(t.name) for t, place in found])
 
 
 def _sources(stored: Mapping[str, _Stored], config: DecoderConfig,
@@ -301,6 +279,6 @@ def _read(path: Path) -> dict[str, _Stored]:
     return stored
 
 
-def _digest(array: np.ndarray) -> bytes:
+def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(repr((array.shape, array.dtype.str)).encode()
-                          + array.tobytes()).digest()
+                          + array.tobytes()).hexdigest()

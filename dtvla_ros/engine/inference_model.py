@@ -51,11 +51,9 @@ class InferenceModel(nn.Module):
         ids, text = model.config.ids, model.config.text
         table = model.embed_tokens.weight.detach()
         self.register_buffer('embedding', table)
-        self.register_buffer(
-            'scale', torch.tensor(text.width ** 0.5, device=table.device).to(table.dtype))
-        slots = table.new_zeros(model.config.slots, text.width)
-        if model.slot_codes is not None:
-            slots = model.slot_codes.detach().to(table.dtype)
+        self.register_buffer('scale', table.new_tensor(text.width ** 0.5))
+        slots = (table.new_zeros(model.config.slots, text.width) if model.slot_codes is None
+                 else model.slot_codes.detach().to(table.dtype))
         tail = self.embed(torch.tensor([ids.action_end, ids.eos], device=table.device))
         self.register_buffer('block', torch.cat([slots, tail]))  # [T*D + 2, W]
         self.layers = nn.ModuleList()
@@ -74,13 +72,15 @@ class InferenceModel(nn.Module):
         self._rows_at_once = 64 if int8 and integers_pay() else None
 
     def cache_attributes(self) -> None:
-        """Make buffers and submodules plain attributes, as no weight is replaced from now on.
+        """Make buffers, modules and their products attributes: no weight is replaced any more.
 
-        ``nn.Module`` looks both up in Python, at every call. Not for
+        ``nn.Module`` looks them up in Python, and its call runs hooks, at every product. Not for
         a model that is traced: its weights would lose their names.
         """
-        for module in self.modules():
-            module.__dict__.update({**module._buffers, **module._modules})
+        for module in list(self.modules()):
+            module.__dict__.update(module._buffers | {
+                name: part.forward if isinstance(part, Linear) else part
+                for name, part in module._modules.items()})
 
     def embed(self, ids: Tensor) -> Tensor:
         """[n] -> [n, W], scaled."""
@@ -197,11 +197,8 @@ class StaticCache:
 
     def _angles(self) -> tuple[Tensor, Tensor]:
         """Return cosines and sines [capacity, 1, d]; the first half of the sines is negative."""
-        device, d = self.keys.device, self._text.head_dim
-        half = torch.arange(0, d, 2, device=device).float() / d
-        position = torch.arange(1, self.capacity + 1, device=device).float()  # from 1 on
-        angle = position[:, None, None] * (1.0 / self._text.rope_theta ** half)
-        cos, sin = angle.cos(), angle.sin()
+        position = torch.arange(1, self.capacity + 1, device=self.keys.device)  # from 1 on
+        cos, sin = (x[:, None] for x in cosines_and_sines(self._text, position))
         return (torch.cat([cos, cos], -1).to(self.keys.dtype),
                 torch.cat([-sin, sin], -1).to(self.keys.dtype))
 
@@ -234,6 +231,13 @@ class StaticCache:
             return seen.reshape(r, heads * d)
 
         return attend
+
+
+def cosines_and_sines(text: TextConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rotary cosines and sines [n, d / 2] of ``positions`` [n]."""
+    half = torch.arange(0, text.head_dim, 2, device=positions.device).float() / text.head_dim
+    angle = positions[:, None].float() * (1.0 / text.rope_theta ** half)
+    return angle.cos(), angle.sin()
 
 
 def take(x: Tensor, read: Read) -> Tensor:
@@ -274,9 +278,8 @@ class Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, in] -> [n, out]."""
-        if self.bias is None:
-            return torch.mm(x, self.matrix)
-        return torch.addmm(self.bias, x, self.matrix)
+        return (torch.mm(x, self.matrix) if self.bias is None
+                else torch.addmm(self.bias, x, self.matrix))
 
 
 class Int8(nn.Module):
@@ -320,6 +323,7 @@ class Rounded(nn.Module):
         super().__init__()
         steps, self.scale = _steps(weight)
         self._many = Dense(rounded(weight), bias)
+        self.bias = self._many.bias
         self._few = None
         there = 'fbgemm' in torch.backends.quantized.supported_engines
         if there and weight.dtype == torch.float32:
@@ -330,7 +334,7 @@ class Rounded(nn.Module):
         if self._few is None or len(x) > _FEW:
             return self._many(x)
         y = torch.ops.quantized.linear_dynamic_fp16(x, self._few).mul_(self.scale)
-        return y if self._many.bias is None else y.add_(self._many.bias)
+        return y if self.bias is None else y.add_(self.bias)
 
 
 Linear = Dense | Int8 | Rounded

@@ -32,11 +32,10 @@ def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1, device
     Raises ``UserError`` naming the file or value and what is wrong with it.
     """
     folder = Path(path)
-    for what, value, known in (('engine', engine, ENGINES), ('device', device, DEVICES)):
+    for what, value, known in (('engine', engine, ENGINES), ('device', device, DEVICES),
+                               ('type', dtype or DTYPES[0], DTYPES)):
         if value not in known:
             raise UserError(f'{what} {value!r} is none of {", ".join(known)}')
-    if dtype not in (None, *DTYPES):
-        raise UserError(f'type {dtype!r} is none of {", ".join(DTYPES)}')
     manifest = PolicyManifest.read(folder)
     if engine == 'onnx' and not any(name in manifest.files for name in GRAPHS):
         raise UserError(f'{folder / MANIFEST}: lists no ONNX graphs; use the engine torch')
@@ -46,33 +45,32 @@ def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1, device
     weights = manifest.verified_weights(folder)
     floats = not multiplies_bytes() and all(name in manifest.files for name in FLOAT_GRAPHS)
     if manifest.weights == 'w8a8' and device == 'cpu' and not floats and not multiplies_bytes():
-        raise UserError(f'{folder / MANIFEST}: these w8a8 weights were exported before they were '
-                        'made for a CPU without VNNI; export the policy again')
+        raise UserError(f'{folder / MANIFEST}: w8a8 weights of before they were made for a CPU '
+                        'without VNNI; export the policy again')
     if engine == 'onnx':
         for name in (*GRAPHS, *(FLOAT_GRAPHS if floats else ())):
             manifest.verified(folder, name)
     if on_verified is not None:
         on_verified(manifest)
-
-    def ready(run: Engine) -> tuple[Policy, PolicyManifest]:
-        return Policy(run, transform, mode, max_thought_tokens or manifest.max_thought_tokens,
-                      max_think_seconds), manifest
-
+    run: Engine
     if engine == 'onnx':
         from dtvla_ros.engine.onnx_engine import OnnxEngine
 
-        return ready(OnnxEngine(folder, manifest.config, threads, device, floats=floats))
-    import torch
+        run = OnnxEngine(folder, manifest.config, threads, device, floats=floats)
+    else:
+        import torch
 
-    from dtvla_ros.engine.torch_engine import TorchEngine
-    from dtvla_ros.policy.checkpoint import load_model
+        from dtvla_ros.engine.torch_engine import TorchEngine
+        from dtvla_ros.policy.checkpoint import load_model
 
-    if device == 'auto':
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if device == 'tensorrt' or (device == 'cuda' and not torch.cuda.is_available()):
-        raise UserError(f'device {device!r}: the torch engine does not have it here; use cpu, or '
-                        'cuda with a CUDA build of torch, or the engine onnx')
-    if device == 'cpu':
-        torch.set_num_threads(threads)
-    model = load_model(manifest.config, weights, device, getattr(torch, dtype or '', None))
-    return ready(TorchEngine(model, release=True))
+        if device == 'auto':
+            device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        if device == 'tensorrt' or (device == 'cuda' and not torch.cuda.is_available()):
+            raise UserError(f'device {device!r}: the torch engine does not have it here; use cpu, '
+                            'or cuda with a CUDA build of torch, or the engine onnx')
+        if device == 'cpu':
+            torch.set_num_threads(threads)
+        model = load_model(manifest.config, weights, device, getattr(torch, dtype or '', None))
+        run = TorchEngine(model, release=True)
+    return Policy(run, transform, mode, max_thought_tokens or manifest.max_thought_tokens,
+                  max_think_seconds), manifest

@@ -26,18 +26,6 @@ _NONE = np.zeros(0, np.int64)
 _FIRST = np.zeros(1, np.int64)
 
 
-def new_rows_mask(start: int, count: int, prompt_end: int,
-                  action_start: int | None = None) -> NDArray[np.float32]:
-    """Return what to add to the scores [1, 1, count, start + count] of rows start, start+1, ...
-
-    ``action_start`` is None while no ``<action>`` row is among them.
-    """
-    rows, columns = np.arange(start, start + count)[:, None], np.arange(start + count)[None]
-    end = start + count if action_start is None else action_start
-    seen = visible(rows, columns, prompt_end, end)
-    return np.where(seen, 0.0, MASKED).astype(np.float32)[None, None]
-
-
 class OnnxEngine(Engine):
     """Runs the vision, decoder and act graphs of one folder.
 
@@ -56,28 +44,25 @@ class OnnxEngine(Engine):
                  provider: str = 'cpu', spin: bool = False, floats: bool = False):
         self.config = config
         text = config.text
-        rows = config.image_tokens + ROOM + config.slots
         placement = place(provider)
-        sessions = _open(Path(folder), GRAPHS, placement, threads, spin)
-        if fallen_back(placement, sessions[1].get_providers()):
+        see, token, act = _open(Path(folder), GRAPHS, placement, threads, spin)
+        if fallen_back(placement, token.get_providers()):
             placement = place('cpu')
-            sessions = _open(Path(folder), GRAPHS, placement, threads, spin)
-        token = sessions[1]
-        self._floats = floats and placement.device == 'cpu'
-        if self._floats:
-            sessions = _open(Path(folder), FLOAT_GRAPHS, placement, threads, spin)
+            see, token, act = _open(Path(folder), GRAPHS, placement, threads, spin)
         self.device = placement.device  # where it runs, which may not be what was asked for
-        see, decode, act = sessions
+        decode = token
+        self._floats = floats and self.device == 'cpu'
+        if self._floats:
+            see, decode, act = _open(Path(folder), FLOAT_GRAPHS, placement, threads, spin)
         self._see = _Pass(see)
         # Bindings of their own, even of one session: what a token pass never changes stays bound.
         self._prefill, self._token, self._words = _Pass(decode), _Pass(token), _Pass(token)
         self._act = _Pass(act)
         self._shape = text.kv_heads * text.head_dim
-        self._buffers = [(name, self._empty(rows)) for name in past_names(config)]
-        self._capacity = rows
         self._unseen = np.zeros((0, text.width), np.float32)
         self._penalty = np.zeros(text.vocabulary - config.ids.bins, np.float32)
-        self._open_row = np.zeros((1, rows + 1), np.float32)  # the mask of a row that sees all
+        self._buffers: dict[str, ort.OrtValue] = {}
+        self._make_room(config.image_tokens + ROOM + config.slots, 0)
 
     def suppress_tokens(self, banned: NDArray[np.bool_]) -> None:
         ids = self.config.ids
@@ -106,10 +91,10 @@ class OnnxEngine(Engine):
         return self._choose(self._token if len(tokens) == 1 else self._words, cache, tokens)
 
     def decode_actions(self, cache: Prefix, tokens: Sequence[int]) -> NDArray[np.float32]:
-        slots, ids = self.config.slots, self.config.ids
+        slots = self.config.slots
         self._bind(self._act, cache, tokens, len(tokens) + slots + 2,
                    cache.count + len(tokens) - 1)
-        logits = self._act.get('logits', (slots, ids.bins), np.float32)
+        logits = self._act.get('logits', (slots, self.config.ids.bins), np.float32)
         self._act.run()
         return logits
 
@@ -117,11 +102,9 @@ class OnnxEngine(Engine):
                thought: Sequence[int]) -> NDArray[np.float32]:
         end = len(prompt_ids)
         if self._floats and thought:
-            first = self.logits(prompt_ids, features, ())
-            run = _Pass(self._words.session)
-            return np.concatenate([first, self._scores(run, Prefix(end, end), thought)])
-        run = _Pass(self._prefill.session)
-        return self._scores(run, Prefix(0, end), [*prompt_ids, *thought], features)
+            return np.concatenate([self.logits(prompt_ids, features, ()),
+                                   self._scores(self._words, Prefix(end, end), thought)])
+        return self._scores(self._prefill, Prefix(0, end), [*prompt_ids, *thought], features)
 
     def _choose(self, run: _Pass, cache: Prefix, tokens: Sequence[int],
                 features: ort.OrtValue | None = None) -> tuple[NDArray[np.int64], Prefix]:
@@ -132,15 +115,15 @@ class OnnxEngine(Engine):
         run.run()
         return chosen, Prefix(cache.count + len(tokens), cache.prompt_end)
 
-    def _scores(self, run: _Pass, cache: Prefix, tokens: Sequence[int],
+    def _scores(self, like: _Pass, cache: Prefix, tokens: Sequence[int],
                 features: ort.OrtValue | None = None) -> NDArray[np.float32]:
         """Run ``tokens`` behind ``cache``; return the logits of all ids [rows, V]."""
-        ids, vocabulary = self.config.ids, self.config.text.vocabulary
+        ids, run = self.config.ids, _Pass(like.session)
         rows = self._read(run, cache, tokens, features)
         run.put('bin_rows', np.arange(rows))
-        widths = {'below': ids.bins_first, 'bins': ids.bins,
-                  'above': vocabulary - ids.bins_last - 1}
-        parts = [run.get(name, (rows, width), np.float32) for name, width in widths.items()]
+        above = self.config.text.vocabulary - ids.bins_last - 1
+        parts = [run.get(name, (rows, width), np.float32) for name, width in (
+            ('below', ids.bins_first), ('bins', ids.bins), ('above', above))]
         run.run()
         return np.concatenate(parts, 1)
 
@@ -151,7 +134,7 @@ class OnnxEngine(Engine):
         With ``features`` the tokens begin with a prompt, which is read from its last row on.
         """
         count = len(tokens)
-        self._bind(run, cache, tokens, count, None)
+        self._bind(run, cache, tokens, count)
         if features is None:
             run.put('features', self._unseen)
             run.put('image_rows', _NONE)
@@ -169,45 +152,42 @@ class OnnxEngine(Engine):
         return count - cache.prompt_end + 1
 
     def _bind(self, run: _Pass, cache: Prefix, tokens: Sequence[int], count: int,
-              action_start: int | None) -> None:
+              action_start: int | None = None) -> None:
         """Bind ids, mask, positions, rows so far, and where new ones go (not in the act pass)."""
         start, end = cache.count, cache.count + count
-        acting = run is self._act
-        if end > self._capacity:
-            self._grow(end + ROOM, start)
-        if count == 1:
-            mask = self._open_row[:, :end]
-        else:
-            mask = new_rows_mask(start, count, cache.prompt_end, action_start)[0, 0]
+        if end >= self._open_row.shape[1]:
+            self._make_room(end + ROOM, start)
+        mask = self._open_row[:, :end]
+        if count > 1:
+            seen = visible(np.arange(start, end)[:, None], np.arange(end)[None], cache.prompt_end,
+                           end if action_start is None else action_start)
+            mask = np.where(seen, np.float32(0), np.float32(MASKED))
         run.put('input_ids', np.asarray(tokens, np.int64))
         run.put('mask', mask)
         run.put('position_ids', np.arange(start + 1, end + 1))
-        if not acting:
+        if action_start is None:
             run.put('penalty', self._penalty)
         width, bind, device = self._shape, run.binding, self.device
-        for name, buffer in self._buffers:
+        for name, buffer in self._buffers.items():
             place = buffer.data_ptr()
             bind.bind_input(name, device, 0, np.float32, (start, width), place)
-            if not acting:
+            if action_start is None:
                 bind.bind_output(f'new_{name}', device, 0, np.float32, (count, width),
                                  place + start * width * _FLOAT)
 
-    def _empty(self, rows: int) -> ort.OrtValue:
-        with memory_guard():
-            return ort.OrtValue.ortvalue_from_shape_and_type(
-                [rows, self._shape], np.float32, self.device, 0)
-
-    def _grow(self, capacity: int, keep: int) -> None:
-        """Move ``keep`` rows into larger buffers."""
-        grown = []
-        for name, buffer in self._buffers:
-            rows = np.zeros((capacity, self._shape), np.float32)
-            rows[:keep] = buffer.numpy()[:keep]
-            larger = self._empty(capacity)
-            larger.update_inplace(rows)
-            grown.append((name, larger))
-        self._buffers, self._capacity = grown, capacity
-        self._open_row = np.zeros((1, capacity + 1), np.float32)
+    def _make_room(self, capacity: int, keep: int) -> None:
+        """Make buffers of ``capacity`` rows; ``keep`` rows are moved there."""
+        buffers = {}
+        for name in past_names(self.config):
+            with memory_guard():
+                buffers[name] = ort.OrtValue.ortvalue_from_shape_and_type(
+                    [capacity, self._shape], np.float32, self.device, 0)
+            if keep:
+                rows = np.zeros((capacity, self._shape), np.float32)
+                rows[:keep] = self._buffers[name].numpy()[:keep]
+                buffers[name].update_inplace(rows)
+        self._buffers = buffers
+        self._open_row = np.zeros((1, capacity + 1), np.float32)  # the mask of a row that sees all
 
 
 class _Pass:

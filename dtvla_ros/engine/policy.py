@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -60,11 +61,8 @@ class Policy:
             raise UserError(f'max_thought_tokens must be at least 1, got {max_thought_tokens}')
         if not max_think_seconds > 0:
             raise UserError(f'max_think_seconds must be positive, got {max_think_seconds}')
-        self.engine = engine
-        self.transform = transform
-        self.mode = mode
-        self.max_thought_tokens = max_thought_tokens
-        self.max_think_seconds = max_think_seconds
+        self.engine, self.transform, self.mode = engine, transform, mode
+        self.max_thought_tokens, self.max_think_seconds = max_thought_tokens, max_think_seconds
         self._draft = draft
         self._last: list[int] = []  # the last thought, without <think>
         engine.suppress_tokens(suppressed_in_thought(transform))
@@ -90,13 +88,10 @@ class Policy:
         clock = _Clock()
         prompt, features = _encode(self.engine, self.transform, observation, clock)
         tokens, cache, stats = self._think(prompt, features, on_text, clock)
-        outcome, pending = 'complete', tokens[-1:]
-        if tokens[-1] != ids.think_end:
-            outcome = 'truncated'
-            tokens.append(ids.think_end)
-            pending = tokens[-2:]
-        return _act(self.engine, self.transform, cache, pending, [ids.think, *tokens], clock,
-                    outcome, stats)
+        outcome = 'complete' if tokens[-1] == ids.think_end else 'truncated'
+        closing = [] if outcome == 'complete' else [ids.think_end]
+        return _act(self.engine, self.transform, cache, [*tokens[-1:], *closing],
+                    [ids.think, *tokens, *closing], clock, outcome, stats)
 
     def _think(self, prompt: Sequence[int], features: Any,
                on_text: Callable[[str], None] | None,
@@ -144,27 +139,25 @@ def write_thought(engine: Engine, prompt: Sequence[int], features: Any, begun: S
         return ended
 
     while True:
-        right = agreement(proposal, answers)
-        taken = 0
+        right = len(commonprefix([proposal, answers]))
+        before = len(tokens)
         for token in answers[:right + 1]:
             tokens.append(token)
-            taken += 1
             if settled(tokens):
                 break
+        taken = len(tokens) - before
         proposed, accepted = proposed + len(proposal), accepted + min(right, taken)
         cache = engine.crop(cache, len(run) + 1 - taken)
-        if ended:
-            return tokens, cache, SpeculativeStats(proposed, accepted, passes)
         # Twice as much as was right last time, so that a wrong guess costs little.
         proposal = run = list(continuation(draft, tokens))[:2 * right + 4]
-        if not proposal:
+        if not (ended or proposal):
             before = len(tokens)
             cache = engine.generate(cache, tokens, lambda written: (
                 settled(written) or bool(continuation(draft, written))))
             passes += len(tokens) - before
-            if ended:
-                return tokens, cache, SpeculativeStats(proposed, accepted, passes)
             proposal = run = list(continuation(draft, tokens))[:4]
+        if ended:
+            return tokens, cache, SpeculativeStats(proposed, accepted, passes)
         chosen, cache = engine.verify(cache, [tokens[-1], *run])
         answers = chosen.tolist()
         passes += 1
@@ -185,18 +178,9 @@ def continuation(draft: Sequence[int], written: Sequence[int]) -> Sequence[int]:
                 return k
         return limit
 
-    ends = range(min(here, len(draft)), 0, -1), range(here + 1, len(draft) + 1)
-    places = sorted((end for part in ends for end in part), key=lambda end: abs(end - here))
+    places = sorted(range(1, len(draft) + 1), key=lambda end: abs(end - here))
     best = max(places, key=common, default=0)
     return draft[best if best and common(best) else here:]
-
-
-def agreement(proposed: Sequence[int], chosen: Sequence[int]) -> int:
-    """Return the length of the common beginning."""
-    for k, (a, b) in enumerate(zip(proposed, chosen, strict=False)):
-        if a != b:
-            return k
-    return min(len(proposed), len(chosen))
 
 
 def act_on(engine: Engine, transform: PolicyTransform, observation: Observation,

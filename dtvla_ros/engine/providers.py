@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dtvla_ros.conventions import DEVICES
 from dtvla_ros.errors import UserError
@@ -24,10 +24,8 @@ CPU = 'CPUExecutionProvider'
 CUDA = 'CUDAExecutionProvider'
 TENSORRT = 'TensorrtExecutionProvider'
 PROVIDERS = {'cpu': CPU, 'cuda': CUDA, 'tensorrt': TENSORRT}  # by device
-_REMEDY = {
-    CUDA: 'pip install onnxruntime-gpu (instead of onnxruntime) and a CUDA 12 driver',
-    TENSORRT: 'pip install onnxruntime-gpu (instead of onnxruntime) and tensorrt',
-}
+_REMEDY = {kind: f'pip install onnxruntime-gpu (instead of onnxruntime) and {more}'
+           for kind, more in ((CUDA, 'a CUDA 12 driver'), (TENSORRT, 'tensorrt'))}
 _LOG = logging.getLogger(__name__)
 
 
@@ -38,26 +36,19 @@ def flags() -> frozenset[str]:
     Where torch (``ATEN_CPU_CAPABILITY``) or oneDNN (``ONEDNN_MAX_CPU_ISA``) are held to less
     than AVX512, the rest of the process is taken to be: with AVX2 goes no product of bytes.
     """
-    try:
-        lines = CPUINFO.read_text().splitlines()
-    except OSError:
+    if not CPUINFO.exists():
         return frozenset()
-    names = next((line.partition(':')[2] for line in lines
-                  if line.startswith(('flags', 'Features'))), '')
-    found = frozenset(names.split())
-    if restricted():
-        return frozenset(name for name in found
-                         if not name.startswith(('avx512', 'amx')) and name not in _BYTES)
-    return found
+    found = re.search(r'^(?:flags|Features).*?:(.*)', CPUINFO.read_text(), re.M)
+    names = found[1].split() if found else []
+    return frozenset(name for name in names if not restricted() or not (
+        name.startswith(('avx512', 'amx')) or name in _BYTES))
 
 
 def restricted() -> str:
     """Return the setting that keeps this process from AVX512, '' if there is none."""
-    for name in _RESTRICTING:
-        value = os.environ.get(name, '').lower()
-        if value in ('default', 'sse41', 'avx', 'avx2'):
-            return f'{name}={value}'
-    return ''
+    values = {name: os.environ.get(name, '').lower() for name in _RESTRICTING}
+    return next((f'{name}={value}' for name, value in values.items()
+                 if value in ('default', 'sse41', 'avx', 'avx2')), '')
 
 
 def multiplies_bytes() -> bool:
@@ -74,8 +65,7 @@ def describe() -> str:
     return width + (f' with {names}' if names else '') + (f', restricted by {why}' if why else '')
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """Execution providers in order of preference; the device where keys and values are kept."""
 
     providers: tuple[str, ...]
@@ -86,8 +76,8 @@ class Placement:
         cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'dtvla/tensorrt'
         if TENSORRT in self.providers:
             cache.mkdir(parents=True, exist_ok=True)
-        tensorrt = {'trt_engine_cache_enable': True, 'trt_engine_cache_path': str(cache),
-                    'trt_timing_cache_enable': True, 'trt_timing_cache_path': str(cache)}
+        tensorrt = {key: value for kind in ('engine', 'timing') for key, value in (
+            (f'trt_{kind}_cache_enable', True), (f'trt_{kind}_cache_path', str(cache)))}
         return [(name, tensorrt if name == TENSORRT else {}) for name in self.providers]
 
 

@@ -10,20 +10,18 @@ towers included, with logits of the whole vocabulary at every row (specification
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import astuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import (
-    GemmaConfig,
     LogitsProcessor,
     LogitsProcessorList,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
-    SiglipVisionConfig,
     StoppingCriteria,
     StoppingCriteriaList,
 )
@@ -31,14 +29,10 @@ from transformers import (
 from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import additive
-from dtvla_ros.policy.config import (
-    DecoderConfig,
-    SpecialIds,
-    TextConfig,
-    VisionConfig,
-    visible,
-)
-from dtvla_ros.policy.model import HybridDecoder
+from dtvla_ros.policy.checkpoint import our_name
+from dtvla_ros.policy.config import DecoderConfig, SpecialIds, TextConfig, VisionConfig, visible
+from dtvla_ros.policy.model import HybridDecoder, gemma_config
+from dtvla_ros.policy.vision import siglip_config
 from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
 
 GEOMETRIES = ('nano', 'bench-60m', 'deepthinkvla-3b')
@@ -83,8 +77,7 @@ def random_model(config: DecoderConfig, device: str = 'cpu',
         torch.set_default_dtype(before)
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
+class Scene(NamedTuple):
     """One made-up input: ``prompt`` ids, ``pixels`` [C, 3, H, W], ``banned`` [V]."""
 
     prompt: list[int]
@@ -100,9 +93,7 @@ def scene(config: DecoderConfig, text_tokens: int = 35, seed: int = 0) -> Scene:
     """
     ids, rng = config.ids, np.random.default_rng(seed)
     banned = np.zeros(config.text.vocabulary, bool)
-    banned[ids.bins_first:] = True
-    banned[[ids.pad, ids.eos, ids.bos, ids.semicolon, ids.newline, ids.image, ids.think,
-            ids.think_end, ids.action, ids.action_end]] = True
+    banned[[*astuple(ids)[:-2], *range(ids.bins_first, len(banned))]] = True
     words = rng.choice(np.flatnonzero(~banned), text_tokens - 3).tolist()
     prompt = [ids.image] * config.image_tokens + [ids.bos, *words, ids.semicolon, ids.newline]
     size = config.vision.image_size
@@ -137,26 +128,16 @@ class PublishedScheme:
         self.config = config
         weight = model.embed_tokens.weight
         self._device, self._dtype = weight.device, weight.dtype
-        gemma = GemmaConfig(
-            hidden_size=text.width, intermediate_size=text.mlp, num_hidden_layers=text.layers,
-            num_attention_heads=text.heads, num_key_value_heads=text.kv_heads,
-            head_dim=text.head_dim, vocab_size=text.vocabulary, rms_norm_eps=text.norm_eps,
-            rope_parameters={'rope_type': 'default', 'rope_theta': text.rope_theta})
-        siglip = SiglipVisionConfig(
-            hidden_size=vision.width, intermediate_size=vision.mlp,
-            num_hidden_layers=vision.layers, num_attention_heads=vision.heads,
-            image_size=vision.image_size, patch_size=vision.patch,
-            layer_norm_eps=vision.norm_eps, vision_use_head=False)
+        ids = config.ids
         whole = PaliGemmaConfig(
-            text_config=gemma, vision_config=siglip, image_token_index=config.ids.image,
-            projection_dim=text.width, hidden_size=text.width)
-        whole.pad_token_id, whole.bos_token_id = config.ids.pad, config.ids.bos
-        whole.eos_token_id = config.ids.eos
+            text_config=gemma_config(text), vision_config=siglip_config(vision),
+            image_token_index=ids.image, projection_dim=text.width, hidden_size=text.width)
+        whole.pad_token_id, whole.bos_token_id, whole.eos_token_id = ids.pad, ids.bos, ids.eos
         with torch.device('meta'):
             self._model: Any = PaliGemmaForConditionalGeneration(whole)
+        state = model.state_dict() | {'lm_head.weight': weight}
         self._model.load_state_dict(
-            {_theirs(name): value for name, value in model.state_dict().items()}
-            | {'lm_head.weight': weight}, assign=True)
+            {name: state[our_name(name)] for name in self._model.state_dict()}, assign=True)
         # Buffers that no checkpoint holds are still on the meta device.
         self._model.model.language_model.rotary_emb = model.rotary
         embeddings = self._model.model.vision_tower.embeddings
@@ -212,10 +193,3 @@ class PublishedScheme:
     def _pixels(self, pixel_values: NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(pixel_values).to(self._device, self._dtype)
 
-
-def _theirs(name: str) -> str:
-    for ours, theirs in (('vision.tower.', 'model.vision_tower.'),
-                         ('vision.projector.', 'model.multi_modal_projector.linear.')):
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    return f'model.language_model.{name}'

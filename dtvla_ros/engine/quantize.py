@@ -54,7 +54,9 @@ def quantize(graphs: Mapping[str, onnx.ModelProto], config: DecoderConfig,
                         f'got {config.text.width}; export fp32')
     small = {}
     for name, graph in graphs.items():
-        products = _products(graph)
+        constants = {tensor.name for tensor in graph.graph.initializer}
+        products = [node for node in graph.graph.node
+                    if node.op_type == 'MatMul' and node.input[1] in constants]
         coarse = [n.name for n in products if kind == 'int4' and n.input[1].endswith(_COARSE)]
         normed = {n.output[0] for n in graph.graph.node if n.op_type in _NORMS}
         whole = [n.name for n in products if kind == 'w8a8' and n.input[0] in normed
@@ -78,33 +80,41 @@ def in_floats(graph: onnx.ModelProto) -> onnx.ModelProto:
     The weights are the same bytes; the runtime makes floats of them once, when it loads the graph.
     """
     graph = onnx.ModelProto.FromString(graph.SerializeToString())
-    nodes, made = [], [numpy_helper.from_array(np.array(value, kind), f'floats.{name}')
-                       for name, value, kind in (
-                           ('low', 15, np.uint8), ('four', 4, np.uint8), ('last', [-1], np.int64),
-                           ('middle8', 128.0, np.float32), ('middle4', 8.0, np.float32))]
+    nodes, made = [], _constants('floats', low=np.uint8(15), four=np.uint8(4), last=np.array([-1]),
+                                 middle8=np.float32(128.0), middle4=np.float32(8.0))
     for node in graph.graph.node:
         if node.op_type != 'MatMulNBits':
             nodes.append(node)
             continue
         sizes = {a.name: a.i for a in node.attribute}
         rows, stored, scales = node.input[:3]
-        nodes += _as_floats(stored, scales, sizes)
-        made += [numpy_helper.from_array(
-            np.array(shape), f'{stored}.{name}') for name, shape in (
-                ('blocks', [sizes['N'], -1, sizes['block_size']]),
-                ('scaling', [sizes['N'], -1, 1]), ('shape', [sizes['N'], sizes['K']]))]
-        nodes.append(helper.make_node('MatMul', [rows, f'{stored}.floats'], node.output))
-    del graph.graph.node[:]
-    graph.graph.node.extend(nodes)
-    graph.graph.initializer.extend(made)
+        out = sizes['N']
+        made += _constants(stored, blocks=np.array([out, -1, sizes['block_size']]),
+                           scaling=np.array([out, -1, 1]), shape=np.array([out, sizes['K']]))
+        nodes += [*_as_floats(stored, scales, sizes['bits']),
+                  helper.make_node('MatMul', [rows, f'{stored}.floats'], node.output)]
+    rewrite(graph, nodes, [*graph.graph.initializer, *made])
     return graph
 
 
-def _as_floats(stored: str, scales: str, sizes: Mapping[str, int]) -> list[onnx.NodeProto]:
+def rewrite(graph: onnx.ModelProto, nodes: list[onnx.NodeProto],
+            constants: list[onnx.TensorProto]) -> None:
+    """Give a graph new nodes and constants."""
+    for kept, new in ((graph.graph.node, nodes), (graph.graph.initializer, constants)):
+        del kept[:]
+        kept.extend(new)
+
+
+def _constants(prefix: str, **values: np.ndarray | np.generic) -> list[onnx.TensorProto]:
+    return [numpy_helper.from_array(np.asarray(value), f'{prefix}.{name}')
+            for name, value in values.items()]
+
+
+def _as_floats(stored: str, scales: str, bits: int) -> list[onnx.NodeProto]:
     """Return nodes that make ``stored``.floats [in, out] of constants alone."""
     node = helper.make_node
     nodes, steps = [], stored
-    if sizes['bits'] == 4:  # two to a byte, the first one low
+    if bits == 4:  # two to a byte, the first one low
         steps = f'{stored}.pairs'
         nodes = [node('BitwiseAnd', [stored, 'floats.low'], [f'{stored}.low']),
                  node('BitShift', [stored, 'floats.four'], [f'{stored}.high'], direction='RIGHT'),
@@ -113,7 +123,7 @@ def _as_floats(stored: str, scales: str, sizes: Mapping[str, int]) -> list[onnx.
                  node('Concat', [f'{stored}.even', f'{stored}.odd'], [steps], axis=-1)]
     return [*nodes,
             node('Cast', [steps], [f'{stored}.cast'], to=onnx.TensorProto.FLOAT),
-            node('Sub', [f'{stored}.cast', f'floats.middle{sizes["bits"]}'], [f'{stored}.steps']),
+            node('Sub', [f'{stored}.cast', f'floats.middle{bits}'], [f'{stored}.steps']),
             node('Reshape', [f'{stored}.steps', f'{stored}.blocks'], [f'{stored}.blockwise']),
             node('Reshape', [scales, f'{stored}.scaling'], [f'{stored}.scales']),
             node('Mul', [f'{stored}.blockwise', f'{stored}.scales'], [f'{stored}.scaled']),
@@ -124,12 +134,6 @@ def _as_floats(stored: str, scales: str, sizes: Mapping[str, int]) -> list[onnx.
 def _block(width: int) -> int:
     """Return the largest power of two up to ``BLOCK`` that divides ``width``."""
     return min(BLOCK, width & -width)
-
-
-def _products(graph: onnx.ModelProto) -> list[onnx.NodeProto]:
-    constants = {tensor.name for tensor in graph.graph.initializer}
-    return [node for node in graph.graph.node
-            if node.op_type == 'MatMul' and node.input[1] in constants]
 
 
 def _weights_only(graph: onnx.ModelProto, nodes: list[str], bits: int,
@@ -167,10 +171,8 @@ def _integers(graph: onnx.ModelProto, names: list[str]) -> None:
     bytes by signed ones.
     """
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
-    made = [numpy_helper.from_array(np.array(value, kind), f'w8a8.{name}')
-            for name, value, kind in (
-                ('last', [-1], np.int64), ('top', 127, np.float32), ('one', 1, np.float32),
-                ('middle', 128, np.uint8), ('least', 1e-20, np.float32))]
+    made = _constants('w8a8', last=np.array([-1]), top=np.float32(127), one=np.float32(1),
+                      middle=np.uint8(128), least=np.float32(1e-20))
     nodes: list[onnx.NodeProto] = []
     done: set[str] = set()
     for node in graph.graph.node:
@@ -180,24 +182,20 @@ def _integers(graph: onnx.ModelProto, names: list[str]) -> None:
         rows, matrix = node.input
         weight = numpy_helper.to_array(tensors[matrix])  # [in, out]
         step = _step(weight)  # [out]
-        made += [numpy_helper.from_array(np.rint(weight / step).astype(np.int8), f'{matrix}_I8'),
-                 numpy_helper.from_array(step / np.float32(127), f'{matrix}_scale')]
+        made += _constants(matrix, i8=np.rint(weight / step).astype(np.int8),
+                           scale=step / np.float32(127))
         if rows not in done:
             nodes += _round_rows(rows)
             done.add(rows)
         out = node.output[0]
         nodes += [
-            helper.make_node('MatMulInteger', [f'{rows}.i8', f'{matrix}_I8', 'w8a8.middle'],
+            helper.make_node('MatMulInteger', [f'{rows}.i8', f'{matrix}.i8', 'w8a8.middle'],
                              [f'{out}.sum']),
             helper.make_node('Cast', [f'{out}.sum'], [f'{out}.float'], to=onnx.TensorProto.FLOAT),
             helper.make_node('Mul', [f'{out}.float', f'{rows}.peak'], [f'{out}.rows']),
-            helper.make_node('Mul', [f'{out}.rows', f'{matrix}_scale'], [out])]
+            helper.make_node('Mul', [f'{out}.rows', f'{matrix}.scale'], [out])]
         del tensors[matrix]
-    del graph.graph.node[:]
-    graph.graph.node.extend(nodes)
-    constants = [*tensors.values(), *made]
-    del graph.graph.initializer[:]
-    graph.graph.initializer.extend(constants)
+    rewrite(graph, nodes, [*tensors.values(), *made])
 
 
 def _step(weight: np.ndarray) -> np.ndarray:
@@ -207,8 +205,7 @@ def _step(weight: np.ndarray) -> np.ndarray:
     255 * 128 < 2 ** 15.
     """
     sides = np.maximum([weight, -weight], 0)  # [2, in, out]
-    if len(weight) % 2:
-        sides = np.concatenate([sides, np.zeros_like(sides[:, :1])], 1)
+    sides = np.pad(sides, ((0, 0), (0, len(weight) % 2), (0, 0)))
     pairs = sides[:, ::2] + sides[:, 1::2]
     return np.maximum(pairs.max((0, 1)), np.float32(1e-20)) / np.float32(127)
 
@@ -237,15 +234,9 @@ def _table(graph: onnx.ModelProto,
 
 def _gather(graph: onnx.ModelProto, rows: np.ndarray, scales: np.ndarray, block: int) -> None:
     """Let the embedding be looked up in int8 ``rows``."""
-    constants = graph.graph.initializer
-    for i, node in enumerate(graph.graph.node):
-        if node.op_type == 'Gather' and node.input[0] == _EMBEDDING:
-            graph.graph.node.remove(node)
-            graph.graph.node.insert(i, helper.make_node(
-                'GatherBlockQuantized', ['embedding_Q8', node.input[1], 'embedding_scales'],
-                node.output, node.name, domain='com.microsoft', bits=8, block_size=block,
-                gather_axis=0, quantize_axis=1))
-            break
-    constants.remove(next(tensor for tensor in constants if tensor.name == _EMBEDDING))
-    constants.extend([numpy_helper.from_array(rows, 'embedding_Q8'),
-                      numpy_helper.from_array(scales, 'embedding_scales')])
+    nodes = [node if node.op_type != 'Gather' or node.input[0] != _EMBEDDING else helper.make_node(
+        'GatherBlockQuantized', ['embedding.i8', node.input[1], 'embedding.scales'], node.output,
+        node.name, domain='com.microsoft', bits=8, block_size=block, gather_axis=0,
+        quantize_axis=1) for node in graph.graph.node]
+    rewrite(graph, nodes, [*(t for t in graph.graph.initializer if t.name != _EMBEDDING),
+                           *_constants('embedding', i8=rows, scales=scales)])

@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from dtvla_ros.engine.engine import Engine, Prefix, memory_guard
 from dtvla_ros.engine.inference_model import (
@@ -30,9 +30,14 @@ ROOM = 512  # rows for words beside images and actions, at first; the cache grow
 
 
 def _phase(method: Callable[P, R]) -> Callable[P, R]:
-    """Run a phase of the engine without gradients; used-up memory becomes ``OutOfMemory``."""
+    """Run a phase of the engine without gradients; used-up memory becomes ``OutOfMemory``.
+
+    Within another phase nothing is entered again: a token of a small policy would tell.
+    """
     @functools.wraps(method)
     def run(*arguments: P.args, **named: P.kwargs) -> R:
+        if torch.is_inference_mode_enabled():
+            return method(*arguments, **named)
         with torch.inference_mode(), memory_guard():
             return method(*arguments, **named)
 
@@ -56,15 +61,13 @@ class TorchEngine(Engine):
         self.config = config = model.config
         table = model.embed_tokens.weight
         self._device, self._dtype = table.device, table.dtype
-        self._tower: nn.Module = model.vision.eval()
-        if int8:
-            self._tower = quantize_tower(copy.deepcopy(self._tower))
+        tower = model.vision.eval()
+        self._tower = quantize_tower(copy.deepcopy(tower)) if int8 else tower
         self._model = InferenceModel(model, int8, release)
         self._model.cache_attributes()
         self._cache = StaticCache(
             config.text, config.image_tokens + ROOM + config.slots, table)
-        self._penalty = torch.zeros(config.text.vocabulary - config.ids.bins,
-                                    device=self._device)
+        self._penalty = table.new_zeros(len(table) - config.ids.bins, dtype=torch.float32)
         self._compiled = self._device.type == 'cuda' if compile is None else compile
         self._loop: _TokenLoop | None = None
 
@@ -91,11 +94,18 @@ class TorchEngine(Engine):
         hidden, prefix = self._run(self._model.embed(self._ids(tokens)), cache)
         return self._chosen(hidden), prefix
 
+    @_phase
     def generate(self, cache: Prefix, tokens: list[int],
                  done: Callable[[list[int]], bool]) -> Prefix:
         if not self._compiled:
             return super().generate(cache, tokens, done)
-        return self._generate_compiled(cache, tokens, done)
+        count, ended = cache.count, False
+        while not ended:
+            self._make_room(count + 1)
+            if self._loop is None:
+                self._loop = _TokenLoop(self._model, self._cache, self._penalty)
+            count, ended = self._loop.run(count, tokens, done)
+        return Prefix(count, cache.prompt_end)
 
     @_phase
     def decode_actions(self, cache: Prefix, tokens: Sequence[int]) -> NDArray[np.float32]:
@@ -119,23 +129,6 @@ class TorchEngine(Engine):
             self._ids(ids), features, torch.from_numpy(image_rows).to(self._device))
         return self._run(x, Prefix(0, len(prompt_ids)), slice(len(prompt_ids) - 1, None))
 
-    @_phase
-    def _generate_compiled(self, cache: Prefix, tokens: list[int],
-                           done: Callable[[list[int]], bool]) -> Prefix:
-        count, ended = cache.count, False
-
-        def watched(written: list[int]) -> bool:
-            nonlocal ended
-            ended = done(written)
-            return ended
-
-        while not ended:
-            self._make_room(count + 1)
-            if self._loop is None:
-                self._loop = _TokenLoop(self._model, self._cache, self._penalty)
-            count = self._loop.run(count, tokens, watched)
-        return Prefix(count, cache.prompt_end)
-
     def _make_room(self, rows: int) -> None:
         if rows > self._cache.capacity:
             self._cache.grow(rows + ROOM)
@@ -155,7 +148,7 @@ class TorchEngine(Engine):
         acting = end if action_start is None else action_start
         mask = None
         # One row sees all there is; so do rows that are all prompt or all action.
-        if not (end - start == 1 or end <= cache.prompt_end or acting <= start):
+        if end - start > 1 and end > cache.prompt_end and acting > start:
             columns = torch.arange(end, device=self._device)
             seen = visible(rows[:, None], columns[None], cache.prompt_end, acting)
             mask = additive(seen[None], self._dtype)[0, 0]  # [n, end]
@@ -175,8 +168,8 @@ class _TokenLoop:
         device = cache.keys.device
         self._model, self._cache, self._penalty = model, cache, penalty
         self._cuda = device.type == 'cuda'
-        self._token = torch.zeros(1, dtype=torch.long, device=device)
-        self._row = torch.zeros(1, dtype=torch.long, device=device)
+        self._token, self._row = (
+            torch.zeros(1, dtype=torch.long, device=device) for _ in range(2))
         self._columns = torch.arange(cache.capacity, device=device)
         self._read = torch.zeros(2, dtype=torch.long, pin_memory=self._cuda)
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -184,10 +177,9 @@ class _TokenLoop:
 
     def _one(self, token: Tensor, row: Tensor) -> Tensor:
         cache = self._cache
-        seen = (self._columns <= row)[None, None]
-        mask = additive(seen, cache.keys.dtype)[0, 0]  # [1, capacity]
-        hidden = self._model(self._model.embed(token),
-                             cache.attention(row, cache.capacity, mask))
+        mask = additive((self._columns <= row)[None, None], cache.keys.dtype)[0, 0]
+        attention = cache.attention(row, cache.capacity, mask)  # mask [1, capacity]
+        hidden = self._model(self._model.embed(token), attention)
         return self._model.choose(hidden, self._penalty)
 
     def _advance(self) -> None:
@@ -206,8 +198,9 @@ class _TokenLoop:
             self._advance()
         return graph
 
-    def run(self, count: int, tokens: list[int], done: Callable[[list[int]], bool]) -> int:
-        """Extend ``tokens`` until ``done``; return how many rows are then held."""
+    def run(self, count: int, tokens: list[int],
+            done: Callable[[list[int]], bool]) -> tuple[int, bool]:
+        """Extend ``tokens`` until ``done`` or the cache is full; return its rows, and if done."""
         self._row.fill_(count)
         if self._cuda and self._graph is None:
             self._graph = self._capture()
@@ -222,10 +215,10 @@ class _TokenLoop:
             if ready is not None:
                 ready.synchronize()
             tokens.append(int(self._read[(step - 1) % 2]))
-            if done(tokens):
+            if ended := done(tokens):
                 break
             ready = ahead if self._cuda else self._ask(step)
-        return count + step
+        return count + step, ended
 
     def _ask(self, step: int) -> torch.cuda.Event | None:
         if self._graph is None:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,8 +35,7 @@ _UNSUPPORTED = ('use_dora', 'lora_bias', 'use_qalora', 'layer_replication', 'tar
 _CHANGES_BASE = ('pissa', 'olora', 'corda', 'loftq')
 
 
-@dataclass(frozen=True, slots=True)
-class LowRank:
+class LowRank(NamedTuple):
     """One weight's update; ``a`` [r, in...] and ``b`` [out, r...] as peft stores them.
 
     An embedding's factors are the transposed ones: ``a`` [r, rows], ``b`` [width, r].
@@ -69,18 +68,14 @@ class Adapter:
 
     def check(self, base: Mapping[str, Stored]) -> None:
         """Raise unless everything in the adapter has its place in a base checkpoint."""
-        remedy = 'give the base checkpoint the adapter was trained on'
         shapes = {our_name(name): stored.shape for name, stored in base.items()
                   if name not in HEADS}
-        parts: list[tuple[str, LowRank | Tensor]] = [
-            *self.updates.items(), *self.replaced.items()]
-        for name, value in parts:
-            if name not in shapes:
-                raise UserError(f'{self.folder}: adapts {name}, which the base does not have; '
-                                f'{remedy}')
-            if value.shape != shapes[name]:
-                raise UserError(f'{self.folder}: weights {tuple(value.shape)} do not fit {name} '
-                                f'{shapes[name]}; {remedy}')
+        for name, shape in [(name, tuple(value.shape)) for part in (self.updates, self.replaced)
+                            for name, value in part.items()]:
+            if shape != shapes.get(name):
+                raise UserError(
+                    f'{self.folder}: weights {shape} do not fit {name} {shapes.get(name)} of the '
+                    'base; give the base checkpoint the adapter was trained on')
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
         """Return a base weight (any layout's name) with its update, in its own type.
@@ -108,34 +103,32 @@ def read_adapter(folder: Path | str) -> Adapter:
     tensors = checkpoint.read_tensors(path)
     if (folder / OTHERS).exists():
         tensors |= checkpoint.read_tensors(folder / OTHERS)
-    factors: dict[str, dict[str, Tensor]] = {}
-    embeddings: set[str] = set()
+    factors: dict[tuple[str, bool], dict[str, Tensor]] = {}
     whole: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         module = name.removeprefix(PREFIX)
         if found := _FACTOR.match(module):
-            factors.setdefault(found['module'], {})[found['side']] = tensor
-            if found['embedding']:
-                embeddings.add(found['module'])
+            key = found['module'], bool(found['embedding'])
+            factors.setdefault(key, {})[found['side']] = tensor
         elif '.lora_' in module:
             raise UserError(f'{path}: {name} is no factor of a plain LoRA; merge this adapter '
                             'with peft and convert the result')
         elif '.original_module.' not in module:  # the base's own copy
             whole[our_name(_WRAPPER.sub('', module))] = tensor
     updates = {}
-    for module, pair in factors.items():
+    for (module, embedding), pair in factors.items():
         if set(pair) != {'A', 'B'}:
             raise UserError(f'{path}: {module} has only the factor {next(iter(pair))}; '
                             'copy the adapter again')
         rank = _by_pattern(config.get('rank_pattern'), module, config['r'])
-        for found_rank in (len(pair['A']), pair['B'].flatten(1).shape[1]):
-            if found_rank != rank:
-                raise UserError(f'{path}: {module} has rank {found_rank}, {CONFIG} says {rank}; '
-                                'they belong to different adapters')
+        ranks = len(pair['A']), pair['B'].flatten(1).shape[1]
+        if ranks != (rank, rank):
+            raise UserError(f'{path}: {module} has rank {max(ranks)}, {CONFIG} says {rank}; '
+                            'they belong to different adapters')
         alpha = _by_pattern(config.get('alpha_pattern'), module, config['lora_alpha'])
         updates[our_name(f'{module}.weight')] = LowRank(
             pair['A'], pair['B'], alpha / (rank ** 0.5 if config.get('use_rslora') else rank),
-            module in embeddings)
+            embedding)
     _settle_head(updates, whole, path)
     if not updates and not whole:
         raise UserError(f'{path}: holds no LoRA factors; copy the adapter again')
@@ -144,7 +137,7 @@ def read_adapter(folder: Path | str) -> Adapter:
 
 def local_base(adapter: Path) -> Path:
     """Return the base checkpoint an adapter names, if it is a folder here."""
-    named = str(read_config(adapter / CONFIG).get('base_model_name_or_path') or '')
+    named = read_config(adapter / CONFIG).get('base_model_name_or_path') or ''
     if not named or not Path(named).is_dir():
         raise UserError(f'{adapter}: its base checkpoint {named!r} is no folder here; name it: '
                         f'dtvla convert BASE --adapter {adapter} --out FOLDER')
@@ -172,10 +165,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _by_pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf'(?:.*\.)?(?:{pattern})$', module):
-            return value
-    return default
+    return next((value for pattern, value in (patterns or {}).items()
+                 if re.match(rf'(?:.*\.)?(?:{pattern})$', module)), default)
 
 
 def _settle_head(updates: dict[str, LowRank], whole: dict[str, Tensor], path: Path) -> None:

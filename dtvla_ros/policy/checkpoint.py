@@ -33,11 +33,8 @@ _RENAMES = (
 
 def our_name(name: str) -> str:
     """Return this package's name of a Hugging Face parameter (ours stay as they are)."""
-    for pattern, ours in _RENAMES:
-        renamed, count = pattern.subn(ours, name)
-        if count:
-            return renamed
-    return name
+    return next((pattern.sub(ours, name) for pattern, ours in _RENAMES if pattern.match(name)),
+                name)
 
 
 def refuse_pickle(path: Path) -> None:
@@ -60,13 +57,11 @@ def refuse_pickles(folder: Path) -> None:
 
 def weight_files(path: Path) -> list[Path]:
     """Return the safetensors files of one file or of a checkpoint folder; all exist."""
-    index = path / INDEX
-    if index.exists():
-        files = [path / shard for shard in read_index(index)]
+    files = [path / WEIGHTS if path.is_dir() else path]
+    missing = 'no such weights file'
+    if (path / INDEX).exists():
+        files = [path / shard for shard in read_index(path / INDEX)]
         missing = f'missing, though {INDEX} lists it; download it again'
-    else:
-        files = [path / WEIGHTS if path.is_dir() else path]
-        missing = 'no such weights file'
     for file in files:
         refuse_pickle(file)
         if not file.is_file():
@@ -123,14 +118,18 @@ class Fit:
     unexpected: tuple[str, ...]
     wrong_shape: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
 
+    def problems(self) -> list[str]:
+        """Return what does not fit, as sentences."""
+        wrong = [f'{name}: {stored}, the config says {wanted}'
+                 for name, stored, wanted in self.wrong_shape]
+        return [f'{len(names)} weights {what}, first {names[0]}' for what, names in (
+            ('missing', self.missing), ('unknown', self.unexpected), ('of a wrong shape', wrong))
+            if names]
+
     def check(self, path: Path) -> None:
         """Raise unless every name and shape fits."""
-        remedy = 'does config.json belong to these weights?'
-        for what, names in (('missing', self.missing), ('unknown', self.unexpected)):
-            if names:
-                raise UserError(f'{path}: {len(names)} weights {what}, first {names[0]}; {remedy}')
-        for name, stored, wanted in self.wrong_shape:
-            raise UserError(f'{path}: {name} is {stored}, the config says {wanted}; {remedy}')
+        for problem in self.problems():
+            raise UserError(f'{path}: {problem}; does config.json belong to these weights?')
 
 
 def fit(stored: Mapping[str, Stored], model: HybridDecoder) -> Fit:

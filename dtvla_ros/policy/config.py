@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from dtvla_ros.conventions import CAMERAS
@@ -11,6 +12,17 @@ from dtvla_ros.errors import UserError
 
 MASKED = -1e9  # finite, so that a row that sees nothing (a pad) yields numbers and not NaN
 VISION_KINDS = ('siglip', 'conv')
+# A released config.json's names of what is asked for here, with PaliGemma-3B's own values.
+_TEXT = {'width': ('hidden_size', 2048), 'layers': ('num_hidden_layers', 18),
+         'heads': ('num_attention_heads', 8), 'kv_heads': ('num_key_value_heads', 1),
+         'head_dim': ('head_dim', 256), 'mlp': ('intermediate_size', 16384),
+         'norm_eps': ('rms_norm_eps', 1e-6)}
+_VISION = {'width': ('hidden_size', 1152), 'layers': ('num_hidden_layers', 27),
+           'heads': ('num_attention_heads', 16), 'mlp': ('intermediate_size', 4304),
+           'norm_eps': ('layer_norm_eps', 1e-6)}
+_TAGS = {'think': 'think_start_token_index', 'think_end': 'think_end_token_index',
+         'action': 'action_start_token_index', 'action_end': 'action_end_token_index',
+         'bins_first': 'action_token_begin_idx', 'bins_last': 'action_token_end_idx'}
 
 
 def _require(good: bool, message: str) -> None:
@@ -20,8 +32,7 @@ def _require(good: bool, message: str) -> None:
 
 def _positive(owner: object, *names: str) -> None:
     for name in names:
-        value = getattr(owner, name)
-        _require(value > 0, f'{name} must be positive, got {value}')
+        _require(getattr(owner, name) > 0, f'{name} must be positive, got {getattr(owner, name)}')
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +93,7 @@ class VisionConfig:
             _require(len(self.channels) > 1, f'channels needs two stages, got {self.channels}')
             for count in self.tokens:
                 stride = self.image_size / max(count, 1) ** 0.5
-                _require(stride >= 8 and float(stride).is_integer()
-                         and int(stride).bit_count() == 1,
+                _require(stride >= 8 and math.log2(stride).is_integer(),
                          f'conv tokens must be (image_size / 2^k)^2 with 2^k >= 8, got {count}')
 
 
@@ -127,7 +137,6 @@ class DecoderConfig:
     chunk_steps: int = 10
     action_dim: int = 7
     slot_codes: bool = False
-    image_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
         _positive(self, 'chunk_steps', 'action_dim')
@@ -138,28 +147,29 @@ class DecoderConfig:
                      f'id {name}={value} is outside the vocabulary of {self.text.vocabulary}')
             _require(name.startswith('bins_') or not first <= value <= last,
                      f'id {name}={value} lies among the action ids')
-        object.__setattr__(self, 'image_tokens', sum(self.vision.tokens))
 
     @property
     def slots(self) -> int:
         """Action tokens per decision, T * D."""
         return self.chunk_steps * self.action_dim
 
+    @property
+    def image_tokens(self) -> int:
+        """Rows of all images."""
+        return sum(self.vision.tokens)
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dict that ``from_dict`` reads back."""
-        out = asdict(self)
-        del out['image_tokens']
-        return out
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DecoderConfig:
         """Read what ``to_dict`` wrote; a missing or unknown key is named in the error."""
-        rest = dict(data)
         try:
             vision: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v
-                                      for k, v in rest.pop('vision').items()}
-            return cls(text=TextConfig(**rest.pop('text')), vision=VisionConfig(**vision),
-                       ids=SpecialIds(**rest.pop('ids')), **rest)
+                                      for k, v in data['vision'].items()}
+            return cls(**{**data, 'text': TextConfig(**data['text']),
+                          'vision': VisionConfig(**vision), 'ids': SpecialIds(**data['ids'])})
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f'policy config: {error}; export the policy again') from None
 
@@ -184,36 +194,19 @@ class DecoderConfig:
                 bos=root.get('bos_token_id', 2), semicolon=extra.get('semicolon', 235289),
                 newline=extra.get('newline', 108),
                 image=root.get('image_token_index', root.get('image_token_id', 257152)),
-                think=root['think_start_token_index'], think_end=root['think_end_token_index'],
-                action=root['action_start_token_index'],
-                action_end=root['action_end_token_index'],
-                bins_first=root['action_token_begin_idx'],
-                bins_last=root['action_token_end_idx'],
-            )
+                **{ours: root[theirs] for ours, theirs in _TAGS.items()})
         except KeyError as error:
             raise UserError(f'config.json has no {error}: not a DeepThinkVLA checkpoint') from None
-        image_size, patch = vision.get('image_size', 224), vision.get('patch_size', 14)
+        size, patch = vision.get('image_size', 224), vision.get('patch_size', 14)
         return cls(
-            text=TextConfig(
-                width=text.get('hidden_size', 2048), layers=text.get('num_hidden_layers', 18),
-                heads=text.get('num_attention_heads', 8),
-                kv_heads=text.get('num_key_value_heads', 1),
-                head_dim=text.get('head_dim', 256), mlp=text.get('intermediate_size', 16384),
+            TextConfig(
+                **{ours: text.get(theirs, usual) for ours, (theirs, usual) in _TEXT.items()},
                 vocabulary=text.get('vocab_size', root.get('vocab_size', 257216)),
-                rope_theta=text.get('rope_theta', rope.get('rope_theta', 1e4)),
-                norm_eps=text.get('rms_norm_eps', 1e-6),
-            ),
-            vision=VisionConfig(
-                kind='siglip', cameras=cameras,
-                tokens=((image_size // patch) ** 2,) * len(cameras), image_size=image_size,
-                width=vision.get('hidden_size', 1152), layers=vision.get('num_hidden_layers', 27),
-                heads=vision.get('num_attention_heads', 16),
-                mlp=vision.get('intermediate_size', 4304), patch=patch,
-                norm_eps=vision.get('layer_norm_eps', 1e-6),
-            ),
-            ids=ids, chunk_steps=data.get('num_actions_chunk', 10),
-            action_dim=data.get('action_dim', 7),
-        )
+                rope_theta=text.get('rope_theta', rope.get('rope_theta', 1e4))),
+            VisionConfig(
+                'siglip', cameras, ((size // patch) ** 2,) * len(cameras), size, patch=patch,
+                **{ours: vision.get(theirs, usual) for ours, (theirs, usual) in _VISION.items()}),
+            ids, data.get('num_actions_chunk', 10), data.get('action_dim', 7))
 
     @classmethod
     def nano(cls, vocabulary: int, ids: SpecialIds, *, width: int = 192, layers: int = 4,
@@ -223,12 +216,10 @@ class DecoderConfig:
              slot_codes: bool = False) -> DecoderConfig:
         """Return the small preset: 2.5 million parameters, a tick of a laptop CPU."""
         return cls(
-            text=TextConfig(width=width, layers=layers, heads=4, kv_heads=1,
-                            head_dim=width // 4, mlp=3 * width, vocabulary=vocabulary),
-            vision=VisionConfig(kind='conv', cameras=cameras, tokens=tokens,
-                                image_size=image_size, channels=channels),
-            ids=ids, chunk_steps=chunk_steps, slot_codes=slot_codes,
-        )
+            TextConfig(width=width, layers=layers, heads=4, kv_heads=1, head_dim=width // 4,
+                       mlp=3 * width, vocabulary=vocabulary),
+            VisionConfig('conv', cameras, tokens, image_size, channels=channels), ids,
+            chunk_steps=chunk_steps, slot_codes=slot_codes)
 
 
 def visible(rows: Any, columns: Any, prompt_end: Any, action_start: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import read_json
+from dtvla_ros.files import read_json, write_text
 from dtvla_ros.policy.adapters import CONFIG as ADAPTER_CONFIG
 from dtvla_ros.policy.adapters import Adapter, local_base, read_adapter
 from dtvla_ros.policy.checkpoint import (
@@ -34,6 +35,8 @@ from dtvla_ros.policy.manifest import (
     ActionContract,
     ImageContract,
     PolicyManifest,
+    new_folder,
+    require_free,
     sha256,
 )
 from dtvla_ros.policy.vocabulary import SPECIAL_WORDS, load_tokenizer, word_id
@@ -57,10 +60,9 @@ def read_config(path: Path, tokenizer: Tokenizer | None = None,
     try:
         return DecoderConfig.from_huggingface({**data, 'config': data, 'ids': ids},
                                               cameras=cameras)
-    except UserError as error:
-        raise UserError(f'{path}: {error}') from None
-    except (TypeError, AttributeError, ValueError) as error:
-        raise UserError(f'{path}: {error}; copy it again') from None
+    except (UserError, TypeError, AttributeError, ValueError) as error:
+        remedy = '' if isinstance(error, UserError) else '; copy it again'
+        raise UserError(f'{path}: {error}{remedy}') from None
 
 
 def check_tokenizer(config: DecoderConfig, tokenizer: Tokenizer, path: Path) -> None:
@@ -91,15 +93,12 @@ def read_statistics(path: Path, key: str | None = None,
     if 'action' not in data and 'q01' not in data:
         suites = {name: part for name, part in data.items() if isinstance(part, Mapping)
                   and ('action' in part or 'q01' in part) and name != 'state'}
-        if key is None and len(suites) == 1:
-            key = next(iter(suites))
-        if key not in suites:
+        if key not in suites and (key is not None or len(suites) != 1):
             raise UserError(f'{path}: holds statistics of {", ".join(suites) or "no actions"}; '
                             'choose one with --suite-key, or another file with --statistics')
-        data = suites[key]
+        data = suites[key or next(iter(suites))]
     elif key is not None:
-        raise UserError(f'{path}: holds one set of statistics, none is named {key!r}; leave the '
-                        'key out')
+        raise UserError(f'{path}: holds one set of statistics, not {key!r}; leave the key out')
     try:
         return ActionStatistics.from_dict(data, dim)
     except UserError as error:
@@ -153,47 +152,32 @@ def convert(path: Path | str, options: ConvertOptions) -> PolicyManifest:
     check_tokenizer(config, tokenizer, folder / TOKENIZER)
     statistics_file = options.statistics or next(
         (place / STATISTICS for place in (adapter_folder, folder)
-         if place is not None and (place / STATISTICS).exists()), folder / STATISTICS)
-    if options.statistics is None and not statistics_file.exists():
-        raise UserError(f'{statistics_file}: no such file, and actions mean nothing without their '
-                        'statistics; give them with --statistics')
+         if place is not None and (place / STATISTICS).exists()), None)
+    if statistics_file is None:
+        raise UserError(f'{folder / STATISTICS}: no such file, and actions mean nothing without '
+                        'their statistics; give them with --statistics')
     statistics = read_statistics(statistics_file, options.suite_key, config.action_dim)
     headers = read_headers(folder)
     fit(headers, empty_model(config)).check(folder)
-    adapter = None
-    if adapter_folder is not None:
-        adapter = read_adapter(adapter_folder)
+    adapter = None if adapter_folder is None else read_adapter(adapter_folder)
+    if adapter is not None:
         adapter.check(headers)
     action, images = contracts(config)
-    apart = target != folder
-    weights = target.with_name(target.name + '.part') if apart else folder
-    try:
-        if apart:
-            shutil.rmtree(weights, ignore_errors=True)
-            weights.mkdir(parents=True)
+    with nullcontext(folder) if target == folder else new_folder(target) as made:
+        if made != folder:
             if adapter is None:
-                _link_weights(folder, weights)
+                _link_weights(folder, made)
             else:
-                _write_merged(folder, headers, adapter, weights)
+                _write_merged(folder, headers, adapter, made)
             for name in (INDEX, TOKENIZER, CONFIG):
                 if (folder / name).exists():
-                    shutil.copyfile(folder / name, weights / name)
-            shutil.copyfile(statistics_file, weights / STATISTICS)
+                    shutil.copyfile(folder / name, made / name)
+            shutil.copyfile(statistics_file, made / STATISTICS)
         manifest = PolicyManifest(
             name=options.name or target.resolve().name, license=options.license, config=config,
-            statistics=statistics, files=_hashes(weights), state_in_prompt=False,
-            preamble=PREAMBLE, max_thought_tokens=MAX_THOUGHT, action=action,
-            images=images)
-        part = weights / (MANIFEST + '.part')
-        part.write_text(manifest.to_json())
-        part.replace(weights / MANIFEST)
-        if apart:
-            if target.exists():
-                shutil.rmtree(target)
-            weights.rename(target)
-    finally:
-        if apart:
-            shutil.rmtree(weights, ignore_errors=True)
+            statistics=statistics, files=_hashes(made), state_in_prompt=False, preamble=PREAMBLE,
+            max_thought_tokens=MAX_THOUGHT, action=action, images=images)
+        write_text(made / MANIFEST, manifest.to_json())
     return manifest
 
 
@@ -206,8 +190,7 @@ def _target(folder: Path, adapter: Path | None, options: ConvertOptions) -> Path
         if target.resolve() in [source.resolve() for source in (folder, adapter) if source]:
             raise UserError(f'{target}: --out is the folder of the checkpoint or of the adapter; '
                             'choose another')
-        if target.exists() and any(target.iterdir()) and not (target / MANIFEST).exists():
-            raise UserError(f'{target}: holds files but no policy; choose another folder')
+        require_free(target)
     if (target / MANIFEST).exists() and not options.force:
         raise UserError(f'{target / MANIFEST}: exists already; replace it with --force')
     return target
@@ -235,6 +218,6 @@ def _hashes(folder: Path) -> dict[str, str]:
     """Return SHA-256 by name of a policy's files, with a progress bar over all bytes."""
     files = [folder / name for name in (INDEX, TOKENIZER) if (folder / name).exists()]
     files += weight_files(folder)
-    total = sum(path.stat().st_size for path in files)
-    with tqdm(total=total, desc='hashing', unit='B', unit_scale=True, disable=None) as bar:
+    with tqdm(total=sum(path.stat().st_size for path in files), desc='hashing', unit='B',
+              unit_scale=True, disable=None) as bar:
         return {path.name: sha256(path, bar.update) for path in files}

@@ -22,7 +22,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.files import read_json
 from dtvla_ros.issues import Issue
 from dtvla_ros.policy import adapters, checkpoint, convert
-from dtvla_ros.policy.checkpoint import EMBEDDING, HEADS, PICKLES, Fit, Stored, our_name
+from dtvla_ros.policy.checkpoint import HEADS, PICKLES, Fit, Stored, our_name
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.manifest import GRAPHS, INDEX, MANIFEST, TOKENIZER, PolicyManifest, sha256
 from dtvla_ros.policy.vocabulary import load_tokenizer
@@ -49,27 +49,13 @@ class FileState:
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """What the headers say: how many tensors, of which types, in whose names.
-
-    ``missing``, ``unexpected``, ``wrong_shape``: how they fit the config, None without one.
-    """
-
-    tensors: int
-    parameters: Mapping[str, int]
-    types: Mapping[str, int]
-    layout: str
-    head: str
-    missing: tuple[str, ...] | None = None
-    unexpected: tuple[str, ...] | None = None
-    wrong_shape: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Inspection:
     """All that could be found out; what could not is None and has its line in ``issues``.
 
     ``memory``: computed bytes of the weights by type, and what a decision reads and keeps.
+    ``weights``: what the headers say: how many ``tensors`` and ``parameters``, of which
+    ``types``, in whose names (``layout``), and how they fit the config: ``missing``,
+    ``unexpected``, ``wrong_shape``, None without one.
     """
 
     path: str
@@ -84,7 +70,7 @@ class Inspection:
     images: Mapping[str, Any] | None = None
     prompt: Mapping[str, Any] | None = None
     adapter: Mapping[str, Any] | None = None
-    weights: Weights | None = None
+    weights: Mapping[str, Any] | None = None
     files: tuple[FileState, ...] = ()
     engines: tuple[str, ...] = ()
     issues: tuple[Issue, ...] = ()
@@ -117,11 +103,7 @@ def inspect(path: Path | str, hashes: bool = False) -> Inspection:
     of them.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f'{path}: no such file or folder; give a policy, a checkpoint, an adapter '
-                        'or a .safetensors file')
-    if not path.is_dir():
-        checkpoint.refuse_pickle(path)
+    if path.is_file():
         return Inspection(
             str(path), 'weights', weights=_weights(checkpoint.read_headers(path), None),
             files=(FileState(path.name, path.stat().st_size, 'no manifest'),),
@@ -129,12 +111,13 @@ def inspect(path: Path | str, hashes: bool = False) -> Inspection:
                           'inspect its folder, with config.json and tokenizer.json beside it'),))
     if (path / MANIFEST).exists():
         return _policy(path, hashes)
-    if (path / adapters.CONFIG).exists():
-        return _adapter(path)
-    if (path / convert.CONFIG).exists():
-        return _checkpoint(path)
-    raise UserError(f'{path}: holds no {MANIFEST}, {convert.CONFIG} or {adapters.CONFIG}; give a '
-                    'policy, a checkpoint, an adapter or a .safetensors file')
+    for name, look in ((adapters.CONFIG, _adapter), (convert.CONFIG, _checkpoint)):
+        if (path / name).exists():
+            return look(path)
+    what = (f'holds no {MANIFEST}, {convert.CONFIG} or {adapters.CONFIG}' if path.exists()
+            else 'no such file or folder')
+    raise UserError(f'{path}: {what}; give a policy, a checkpoint, an adapter or a .safetensors '
+                    'file')
 
 
 def _policy(folder: Path, hashes: bool) -> Inspection:
@@ -218,37 +201,30 @@ def _fit(folder: Path, config: DecoderConfig,
     if stored is None:
         return {}, None
     found = checkpoint.fit(stored, checkpoint.empty_model(config))
-    remedy = 'take config.json and all weights from one download'
-    for what, names in (('missing', found.missing), ('unknown', found.unexpected)):
-        if names:
-            issues.add(f'{len(names)} weights {what}, first {names[0]}', remedy)
-    for name, shape, wanted in found.wrong_shape[:1]:
-        issues.add(f'{len(found.wrong_shape)} weights of a wrong shape, first {name}: {shape}, '
-                   f'the config says {wanted}', remedy)
+    for problem in found.problems():
+        issues.add(problem, 'take config.json and all weights from one download')
     return stored, found
 
 
-def _weights(stored: Mapping[str, Stored], fits: Fit | None) -> Weights | None:
+def _weights(stored: Mapping[str, Stored], fits: Fit | None) -> dict[str, Any] | None:
     """Return what headers say of the weights, None where there are none."""
     if not stored:
         return None
     names = [name for name in stored if name not in HEADS]
-    if any(name.startswith('base_model.') for name in names):
-        layout = 'peft adapter'
-    elif any(name.startswith('model.') for name in names):
-        layout = 'Hugging Face, new (transformers 4.52 and later)'
-    elif any(our_name(name) != name for name in names):
-        layout = 'Hugging Face, old (as released)'
-    else:
-        layout = 'this package'
-    return Weights(
-        tensors=len(stored),
-        parameters=_by_part({our_name(name): stored[name].shape for name in names}),
-        types=dict(Counter(tensor.dtype for tensor in stored.values())),
-        layout=layout, head='stored' if len(names) < len(stored) else 'tied, not stored',
-        missing=fits.missing if fits else None, unexpected=fits.unexpected if fits else None,
-        wrong_shape=tuple(f'{name} {shape}, the config says {wanted}'
-                          for name, shape, wanted in fits.wrong_shape) if fits else None)
+    layout = 'this package' if all(our_name(name) == name for name in names) else (
+        'Hugging Face, old (as released)')
+    for prefix, text in (('model.', 'Hugging Face, new (transformers 4.52 and later)'),
+                         ('base_model.', 'peft adapter')):
+        if any(name.startswith(prefix) for name in names):
+            layout = text
+    return {
+        'tensors': len(stored),
+        'parameters': _by_part({our_name(name): stored[name].shape for name in names}),
+        'types': dict(Counter(tensor.dtype for tensor in stored.values())), 'layout': layout,
+        'head': 'stored' if len(names) < len(stored) else 'tied, not stored',
+        'missing': fits.missing if fits else None, 'unexpected': fits.unexpected if fits else None,
+        'wrong_shape': [f'{name} {shape}, the config says {wanted}'
+                        for name, shape, wanted in fits.wrong_shape] if fits else None}
 
 
 def _sizes(config: DecoderConfig, thought: int) -> dict[str, Any]:
@@ -260,29 +236,26 @@ def _sizes(config: DecoderConfig, thought: int) -> dict[str, Any]:
     """
     model = checkpoint.empty_model(config)
     shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
-    every = sum(map(math.prod, shapes.values()))
+    parts = _by_part(shapes)
+    every, embedding = parts['total'], parts['embedding and tied head']
     matrices = sum(math.prod(shape) for name, shape in shapes.items()
                    if len(shape) == 2 and 'position' not in name)
-    small = matrices + math.prod(shapes[EMBEDDING])
     text = config.text
     kept = 2 * text.layers * text.kv_heads * text.head_dim  # keys and values of one row
     rows = config.image_tokens + PROMPT_TOKENS + thought + config.slots
-    return {'config': config.to_dict(), 'parameters': _by_part(shapes), 'memory': {
-        'float32': 4 * every, 'bfloat16': 2 * every,
-        'int8 (onnx)': round(small * (1 + 4 / SCALED_TOGETHER)) + 4 * (every - matrices),
+    return {'config': config.to_dict(), 'parameters': parts, 'memory': {
+        'float32': 4 * every, 'bfloat16': 2 * every, 'int8 (onnx)': round(
+            (matrices + embedding) * (1 + 4 / SCALED_TOGETHER)) + 4 * (every - matrices),
         'cache of a decision, bfloat16': 2 * kept * rows,
-        'read per token of a thought, bfloat16': 2 * sum(
-            math.prod(shape) for name, shape in shapes.items()
-            if name.startswith(('layers.', 'embed_tokens.')))}}
+        'read per token of a thought, bfloat16': 2 * (parts['decoder layers'] + embedding)}}
 
 
 def _by_part(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Return how many numbers each part of the network holds, and all of them."""
-    counts: Counter[str] = Counter()
+    counts = dict.fromkeys((part for part, _ in _PARTS), 0)
     for name, shape in shapes.items():
         counts[next(part for part, start in _PARTS if re.match(start, name))] += math.prod(shape)
-    return {part: counts[part] for part, _ in _PARTS if counts[part]} | {
-        'total': counts.total()}
+    return {part: n for part, n in counts.items() if n} | {'total': sum(counts.values())}
 
 
 def _state(folder: Path, name: str, digest: str, hashes: bool) -> FileState:
@@ -291,9 +264,8 @@ def _state(folder: Path, name: str, digest: str, hashes: bool) -> FileState:
     if not path.is_file():
         return FileState(name, None, 'missing')
     size = path.stat().st_size
-    if size > SMALL and not hashes:
-        return FileState(name, size, 'not checked')
-    return FileState(name, size, 'verified' if sha256(path) == digest else 'differs')
+    return FileState(name, size, 'not checked' if size > SMALL and not hashes
+                     else 'verified' if sha256(path) == digest else 'differs')
 
 
 def _listing(folder: Path) -> tuple[FileState, ...]:
@@ -330,7 +302,7 @@ def show(found: Inspection, console: Console | None = None) -> None:
         tables.append(_pairs('LoRA adapter', found.adapter))
     if found.weights:
         tables.append(_pairs('Weights', {
-            **asdict(found.weights), 'parameters': f'{found.weights.parameters["total"]:,}'}))
+            **found.weights, 'parameters': f'{found.weights["parameters"]["total"]:,}'}))
     if found.files:
         tables.append(_table('Files', ('name', 'size', 'hash'), (
             (escape(file.name), '' if file.size is None else decimal(file.size),

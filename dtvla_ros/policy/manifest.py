@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,9 +47,8 @@ class ActionContract:
 
     def __post_init__(self) -> None:
         for name in ('metres_per_unit', 'radians_per_unit', 'rate_hz', 'replan_steps'):
-            if not getattr(self, name) > 0:
-                raise UserError(f'action contract: {name} must be positive, '
-                                f'got {getattr(self, name)}')
+            if not (value := getattr(self, name)) > 0:
+                raise UserError(f'action contract: {name} must be positive, got {value}')
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,26 +128,46 @@ class PolicyManifest:
         except UserError as error:
             raise UserError(f'{path}: {error}') from None
 
-    def verified_weights(self, folder: Path | str) -> Path:
+    def verified_weights(self, folder: Path) -> Path:
         """Return the weights file, or the folder of shards, after checking every hash."""
-        folder = Path(folder)
         if INDEX not in self.files:
             return self.verified(folder, WEIGHTS)
         for shard in read_index(self.verified(folder, INDEX)):
             self.verified(folder, shard)
         return folder
 
-    def verified(self, folder: Path | str, name: str) -> Path:
+    def verified(self, folder: Path, name: str) -> Path:
         """Return the path of ``name`` after checking its hash; nothing is parsed before."""
-        path = Path(folder) / name
+        path = folder / name
         if name not in self.files:
-            raise UserError(f'{Path(folder) / MANIFEST}: lists no {name}; export the policy again')
-        if not path.is_file():
-            raise UserError(f'{path}: missing, though the manifest lists it; '
-                            'copy the policy again')
-        if sha256(path) != self.files[name]:
-            raise UserError(f'{path}: SHA-256 differs from the manifest; copy the policy again')
+            raise UserError(f'{folder / MANIFEST}: lists no {name}; export the policy again')
+        if not path.is_file() or sha256(path) != self.files[name]:
+            what = ('SHA-256 differs from the manifest' if path.is_file()
+                    else 'missing, though the manifest lists it')
+            raise UserError(f'{path}: {what}; copy the policy again')
         return path
+
+
+def require_free(folder: Path) -> None:
+    """Raise if a folder holds something that is no policy."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
+        raise UserError(f'{folder}: holds files but no policy; choose another folder')
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Give a folder to write a policy in; ``target`` becomes it whole, or stays as it is."""
+    require_free(target)
+    part = target.with_name(target.name + '.part')
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if target.exists():
+            shutil.rmtree(target)
+        part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def read_index(path: Path) -> list[str]:

@@ -10,36 +10,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import DynamicCache, GemmaConfig
-from transformers.models.gemma.modeling_gemma import (
-    GemmaDecoderLayer,
-    GemmaRMSNorm,
-    GemmaRotaryEmbedding,
-)
+from transformers.models.gemma import modeling_gemma as gemma_parts
 
 from dtvla_ros.policy.attention import MATMUL, action_start, additive, sequence_mask
-from dtvla_ros.policy.config import DecoderConfig
+from dtvla_ros.policy.config import DecoderConfig, TextConfig
 from dtvla_ros.policy.vision import build_tower
+
+
+def gemma_config(text: TextConfig) -> GemmaConfig:
+    """Return transformers' config of the text side."""
+    return GemmaConfig(
+        hidden_size=text.width, intermediate_size=text.mlp, num_hidden_layers=text.layers,
+        num_attention_heads=text.heads, num_key_value_heads=text.kv_heads,
+        head_dim=text.head_dim, vocab_size=text.vocabulary, rms_norm_eps=text.norm_eps,
+        rope_parameters={'rope_type': 'default', 'rope_theta': text.rope_theta})
 
 
 class HybridDecoder(nn.Module):
     """Image towers, Gemma layers and the head tied to the embedding."""
 
-    def __init__(self, config: DecoderConfig, attention: str = MATMUL):
+    def __init__(self, config: DecoderConfig):
         super().__init__()
         self.config = config
-        text = config.text
-        gemma = GemmaConfig(
-            hidden_size=text.width, intermediate_size=text.mlp, num_hidden_layers=text.layers,
-            num_attention_heads=text.heads, num_key_value_heads=text.kv_heads,
-            head_dim=text.head_dim, vocab_size=text.vocabulary, rms_norm_eps=text.norm_eps,
-            rope_parameters={'rope_type': 'default', 'rope_theta': text.rope_theta})
-        gemma._attn_implementation = attention
+        text, gemma = config.text, gemma_config(config.text)
+        gemma._attn_implementation = MATMUL
         self.vision = build_tower(config)
         self.embed_tokens = nn.Embedding(text.vocabulary, text.width)
         self.register_buffer('embed_scale', torch.tensor(text.width ** 0.5), persistent=False)
-        self.layers = nn.ModuleList(GemmaDecoderLayer(gemma, i) for i in range(text.layers))
-        self.norm = GemmaRMSNorm(text.width, text.norm_eps)
-        self.rotary = GemmaRotaryEmbedding(gemma)
+        self.layers = nn.ModuleList(
+            gemma_parts.GemmaDecoderLayer(gemma, i) for i in range(text.layers))
+        self.norm = gemma_parts.GemmaRMSNorm(text.width, text.norm_eps)
+        self.rotary = gemma_parts.GemmaRotaryEmbedding(gemma)
         self.slot_codes = (nn.Parameter(torch.randn(config.slots, text.width) * 0.5)
                            if config.slot_codes else None)
         self.reset_text()
@@ -81,9 +82,8 @@ class HybridDecoder(nn.Module):
         b = len(tokens)
         tail = tokens.new_tensor([[self.config.ids.action_end, self.config.ids.eos]])
         x = self.embed(torch.cat([tokens, tail.expand(b, 2)], 1))
-        slots = x.new_zeros(self.config.slots, x.shape[2])
-        if self.slot_codes is not None:
-            slots = self.slot_codes.to(x.dtype)
+        slots = (x.new_zeros(self.config.slots, x.shape[2]) if self.slot_codes is None
+                 else self.slot_codes.to(x.dtype))
         return torch.cat([x[:, :-2], slots.expand(b, -1, -1), x[:, -2:]], 1)
 
     def blank_slots(self, x: Tensor, start: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Training, evaluation and the node share it, so that they cannot differ.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -86,19 +86,20 @@ class PolicyTransform:
         """The codec of this policy's action ids."""
         return ActionCodec(self.config.ids.bins_first, self.config.ids.bins_last)
 
+    @property
+    def _chunk_shape(self) -> tuple[int, int]:
+        return self.config.chunk_steps, self.config.action_dim
+
     def check_instruction(self, instruction: str) -> str:
         """Return the instruction as the prompt writes it, or say why it can not be one."""
-        text = ' '.join(instruction.replace('_', ' ').lower().split(' ')).strip()
-        if not text:
-            raise UserError('instruction is empty')
-        if len(text) > MAX_INSTRUCTION:
-            raise UserError(f'instruction of {len(text)} characters; at most {MAX_INSTRUCTION}')
+        text = instruction.replace('_', ' ').lower().strip()
+        if not 0 < len(text) <= MAX_INSTRUCTION:
+            raise UserError(f'instruction of {len(text)} characters; give 1 to {MAX_INSTRUCTION}')
         if not text.isprintable():
             raise UserError(f'instruction {text[:40]!r} holds control characters')
         ids = self.config.ids
-        banned = {ids.pad, ids.eos, ids.bos, ids.image, ids.think, ids.think_end, ids.action,
-                  ids.action_end, ids.newline, self.tokenizer.token_to_id(UNKNOWN),
-                  *range(ids.bins_first, ids.bins_last + 1)}
+        banned = {*astuple(ids), self.tokenizer.token_to_id(UNKNOWN),
+                  *range(ids.bins_first, ids.bins_last)} - {ids.semicolon}
         self._encode(text, banned, f'instruction {text[:40]!r}:', 'is no word of this policy')
         return text
 
@@ -173,15 +174,14 @@ class PolicyTransform:
 
     def encode_actions(self, actions: ArrayLike) -> NDArray[np.int64]:
         """Return ids [T*D], time first, of a chunk [T, D] in the robot's units."""
-        x = np.asarray(actions, np.float64)
-        if x.shape != (self.config.chunk_steps, self.config.action_dim):
-            raise UserError(f'chunk of shape {x.shape}, the policy makes '
-                            f'{(self.config.chunk_steps, self.config.action_dim)}')
+        x, shape = np.asarray(actions, np.float64), self._chunk_shape
+        if x.shape != shape:
+            raise UserError(f'chunk of shape {x.shape}, the policy makes {shape}')
         return self.codec.encode(self.statistics.normalize(x)).reshape(-1)
 
     def decode_actions(self, tokens: ArrayLike) -> NDArray[np.float32]:
         """Return the chunk [T, D] in the robot's units of ids [T*D]."""
-        x = self.codec.decode(tokens).reshape(self.config.chunk_steps, self.config.action_dim)
+        x = self.codec.decode(tokens).reshape(self._chunk_shape)
         return self.statistics.unnormalize(x).astype(np.float32)
 
 

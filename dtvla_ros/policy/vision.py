@@ -9,6 +9,14 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 from dtvla_ros.policy.config import DecoderConfig, VisionConfig
 
 
+def siglip_config(vision: VisionConfig) -> SiglipVisionConfig:
+    """Return transformers' config of a 'siglip' tower."""
+    return SiglipVisionConfig(
+        hidden_size=vision.width, intermediate_size=vision.mlp, num_hidden_layers=vision.layers,
+        num_attention_heads=vision.heads, image_size=vision.image_size, patch_size=vision.patch,
+        layer_norm_eps=vision.norm_eps, hidden_act='gelu_pytorch_tanh', vision_use_head=False)
+
+
 class SiglipTower(nn.Module):
     """SigLIP and PaliGemma's linear projector, one tower for every camera.
 
@@ -16,15 +24,10 @@ class SiglipTower(nn.Module):
     Gemma multiplies every embedding by it.
     """
 
-    def __init__(self, config: VisionConfig, width: int, attention: str = 'sdpa'):
+    def __init__(self, config: VisionConfig, width: int):
         super().__init__()
-        siglip = SiglipVisionConfig(
-            hidden_size=config.width, intermediate_size=config.mlp,
-            num_hidden_layers=config.layers, num_attention_heads=config.heads,
-            image_size=config.image_size, patch_size=config.patch,
-            layer_norm_eps=config.norm_eps, hidden_act='gelu_pytorch_tanh',
-            vision_use_head=False)
-        siglip._attn_implementation = attention
+        siglip = siglip_config(config)
+        siglip._attn_implementation = 'sdpa'
         self.tower = SiglipVisionModel(siglip)
         self.projector = nn.Linear(config.width, width)
 
@@ -45,9 +48,7 @@ def position_codes(side: int, width: int) -> Tensor:
     wavelength = 2.0 * (2.0 * side) ** (torch.arange(count) / max(count - 1, 1))  # [count]
     phase = 2.0 * torch.pi * torch.arange(side)[:, None] / wavelength  # [side, count]
     wave = torch.cat([phase.sin(), phase.cos()], 1)  # [side, 2 * count]
-    rows = wave[:, None].expand(side, side, -1)
-    columns = wave[None].expand(side, side, -1)
-    out = torch.cat([rows, columns], 2).reshape(side * side, -1)
+    out = torch.cat([wave.repeat_interleave(side, 0), wave.repeat(side, 1)], 1)
     return nn.functional.pad(out, (0, width - out.shape[1]))
 
 

@@ -41,22 +41,15 @@ def _losses(model: HybridDecoder, case: dict, hidden: torch.Tensor) -> tuple[tor
 def _watched(model: HybridDecoder, ids: torch.Tensor, mask: torch.Tensor,
              pixels: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Return what enters each layer and leaves the last norm, and the positions."""
-    seen: list[torch.Tensor] = []
-    positions: list[torch.Tensor] = []
-
-    def entering(_, inputs, arguments):
-        seen.append(inputs[0])
-        positions.append(arguments['position_ids'])
-
-    hooks = [layer.register_forward_pre_hook(entering, with_kwargs=True)
-             for layer in model.layers]
-    try:
-        with torch.no_grad():
-            seen.append(model(ids, mask, pixels))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen, positions[0]
+    entered: list[tuple] = []
+    hooks = [layer.register_forward_pre_hook(
+        lambda _, inputs, named: entered.append((inputs[0], named['position_ids'])),
+        with_kwargs=True) for layer in model.layers]
+    with torch.no_grad():
+        out = model(ids, mask, pixels)
+    for hook in hooks:
+        hook.remove()
+    return [x for x, _ in entered] + [out], entered[0][1]
 
 
 def test_training_forward_loss_and_gradients(model):
@@ -86,12 +79,11 @@ def test_training_forward_loss_and_gradients(model):
     total = torch.stack([p.grad.double().norm() for p in model.parameters()]).norm()
     torch.testing.assert_close(total, case['out.grad_norm'][0], atol=0, rtol=1e-3)
     named = dict(model.named_parameters())
-    wanted = {name.removeprefix('grad.'): t for name, t in case.items()
-              if name.startswith('grad.')}
+    wanted = {name: t for name, t in case.items() if name.startswith('grad.')}
     assert wanted
     for name, want in wanted.items():
-        torch.testing.assert_close(named[our_name(name)].grad, want, rtol=1e-3,
-                                   atol=1e-3 * want.abs().max().item())
+        grad = named[our_name(name.removeprefix('grad.'))].grad
+        torch.testing.assert_close(grad, want, rtol=1e-3, atol=1e-3 * want.abs().max().item())
     model.zero_grad()
 
 
@@ -133,30 +125,27 @@ def test_action_pass_layer_by_layer(model):
 def test_ragged_batches_give_the_numbers_of_one_at_a_time(kv_heads, shapes, right, image_size,
                                                           seed):
     model = small_decoder(kv_heads, image_size)
-    rng = np.random.default_rng(seed)
+    rng, pad = np.random.default_rng(seed), model.config.ids.pad
     rows = [sequence(model.config, rng, words, thought) for words, thought, _ in shapes]
     left = [shape[2] for shape in shapes]
-    width = max(len(row) + first for row, first in zip(rows, left, strict=True)) + right
-    ids, mask = padded(rows, left, width, model.config.ids.pad)
+    ids, mask = padded(rows, left, max(map(len, rows)) + max(left) + right, pad)
     pixels = images(model.config, rng, len(rows))
     with torch.no_grad():
         batch = model(ids, mask, pixels)
         for k, (row, first) in enumerate(zip(rows, left, strict=True)):
-            alone = model(*padded([row], [0], len(row), model.config.ids.pad), pixels[k:k + 1])
+            alone = model(*padded([row], [0], len(row), pad), pixels[k:k + 1])
             _close(batch[k, first:first + len(row)], alone[0])
 
 
 def test_labels_in_the_slots_do_not_leak(model):
-    case = tensors('case_train_nopad')
-    ids, mask = case['in.input_ids'].clone(), case['in.attention_mask']
-    pixels = by_sample(case['in.pixel_values'], model)
+    case, spec = tensors('case_train_nopad'), model.config.ids
+    ids = case['in.input_ids']
+    slots = (ids >= spec.bins_first) & (ids <= spec.bins_last)
+    assert slots.sum() == len(ids) * model.config.slots
     with torch.no_grad():
-        before = model(ids, mask, pixels)
-        spec = model.config.ids
-        slots = (ids >= spec.bins_first) & (ids <= spec.bins_last)
-        assert slots.sum() == len(ids) * model.config.slots
-        ids[slots] = spec.bins_first
-        after = model(ids, mask, pixels)
+        before, after = (model(x, case['in.attention_mask'], by_sample(
+            case['in.pixel_values'], model)) for x in (ids, ids.masked_fill(
+                slots, spec.bins_first)))
     assert torch.equal(before, after)
 
 

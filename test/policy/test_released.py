@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from math import prod
 
 import pytest
 import torch
+from safetensors import safe_open
+from support.golden import golden
 from support.released import STATISTICS, gemma_like_tokenizer, released_name, write_checkpoint
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
@@ -26,41 +29,7 @@ CONFIG_JSON = {
     'action_start_token_index': 257155, 'action_end_token_index': 257156,
     'action_token_begin_idx': 254976, 'action_token_end_idx': 257023}
 PARAMETERS = 2_923_466_480
-
-
-def specified() -> dict[str, tuple[int, ...]]:
-    """Return every stored name of the released checkpoint and its shape."""
-    table: dict[str, tuple[int, ...]] = {}
-
-    def affine(name: str, out: int, *into: int) -> None:
-        table[f'{name}.weight'], table[f'{name}.bias'] = (out, *into), (out,)
-
-    tower = 'vision_tower.vision_model'
-    affine(f'{tower}.embeddings.patch_embedding', 1152, 3, 14, 14)
-    table[f'{tower}.embeddings.position_embedding.weight'] = (256, 1152)
-    for k in range(27):
-        layer = f'{tower}.encoder.layers.{k}'
-        for norm in ('layer_norm1', 'layer_norm2'):
-            affine(f'{layer}.{norm}', 1152)
-        for name in ('q_proj', 'k_proj', 'v_proj', 'out_proj'):
-            affine(f'{layer}.self_attn.{name}', 1152, 1152)
-        affine(f'{layer}.mlp.fc1', 4304, 1152)
-        affine(f'{layer}.mlp.fc2', 1152, 4304)
-    affine(f'{tower}.post_layernorm', 1152)
-    affine('multi_modal_projector.linear', 2048, 1152)
-    table['language_model.model.embed_tokens.weight'] = (257216, 2048)
-    for k in range(18):
-        layer = f'language_model.model.layers.{k}'
-        for name, shape in (('q', (2048, 2048)), ('k', (256, 2048)), ('v', (256, 2048)),
-                            ('o', (2048, 2048))):
-            table[f'{layer}.self_attn.{name}_proj.weight'] = shape
-        for name, shape in (('gate', (16384, 2048)), ('up', (16384, 2048)),
-                            ('down', (2048, 16384))):
-            table[f'{layer}.mlp.{name}_proj.weight'] = shape
-        for name in ('input_layernorm', 'post_attention_layernorm'):
-            table[f'{layer}.{name}.weight'] = (2048,)
-    table['language_model.model.norm.weight'] = (2048,)
-    return table
+NORM = 'language_model.model.norm.weight'
 
 
 @pytest.fixture(scope='module')
@@ -75,20 +44,18 @@ def new_layout(name: str) -> str:
 
 
 def test_every_name_and_shape(shapes):
-    table = specified()
-    assert sum(map(prod, table.values())) == PARAMETERS
+    """The released names are those of the golden weights; their shapes are transformers' own."""
     config = DecoderConfig.from_huggingface(CONFIG_JSON)
     assert config.image_tokens == 512 and config.slots == 70 and config.ids.bins == 2048
-    assert {our_name(name): shape for name, shape in table.items()} == shapes
-    assert {released_name(name): shape for name, shape in shapes.items()} == table
-    newer = {new_layout(name): shape for name, shape in table.items()}
+    released = {released_name(name): shape for name, shape in shapes.items()}
+    with safe_open(golden('weights_random.safetensors'), 'np') as file:
+        assert {re.sub(r'\.\d+\.', '.0.', name) for name in file.keys()} == {  # noqa: SIM118
+            re.sub(r'\.\d+\.', '.0.', name) for name in released}
+    newer = {new_layout(name): shape for name, shape in released.items()}
     newest = {name.replace('.vision_model.', '.'): shape for name, shape in newer.items()}
-    assert newest.keys().isdisjoint(table)
-    for layout in (newer, newest):
+    assert newest.keys().isdisjoint(released)
+    for layout in (released, newer, newest):
         assert {our_name(name): shape for name, shape in layout.items()} == shapes
-
-
-def test_the_installed_transformers_names_them_so(shapes):
     config = PaliGemmaConfig(
         text_config={'model_type': 'gemma', 'hidden_size': 2048, 'num_hidden_layers': 18,
                      'intermediate_size': 16384, 'num_attention_heads': 8,
@@ -103,31 +70,32 @@ def test_the_installed_transformers_names_them_so(shapes):
             if 'lm_head' not in name} == shapes
 
 
-def test_a_checkpoint_of_six_gigabytes_is_inspected_by_its_header(tmp_path):
+def test_a_checkpoint_of_six_gigabytes_is_inspected_by_its_header(shapes, tmp_path):
     header, end = {}, 0
-    for name, shape in specified().items():
-        header[name] = {'dtype': 'BF16', 'shape': shape,
-                        'data_offsets': [end, end + 2 * prod(shape)]}
+    for name, shape in shapes.items():
+        header[released_name(name)] = {'dtype': 'BF16', 'shape': shape,
+                                       'data_offsets': [end, end + 2 * prod(shape)]}
         end += 2 * prod(shape)
-    text = json.dumps(header).encode()
     path = tmp_path / 'model.safetensors'
-    with path.open('wb') as file:  # sparse: the file system stores the header alone
-        file.write(struct.pack('<Q', len(text)) + text)
-        file.truncate(8 + len(text) + end)
+
+    def write() -> None:
+        text = json.dumps(header).encode()
+        with path.open('wb') as file:  # sparse: the file system stores the header alone
+            file.write(struct.pack('<Q', len(text)) + text)
+            file.truncate(8 + len(text) + end)
+
+    write()
     (tmp_path / 'config.json').write_text(json.dumps(CONFIG_JSON))
     found = inspect(tmp_path)
-    assert found.parameters['total'] == found.weights.parameters['total'] == PARAMETERS
-    assert found.weights.types == {'BF16': len(header)}
-    assert not (found.weights.missing or found.weights.unexpected or found.weights.wrong_shape)
+    weights, memory = found.weights, found.memory
+    assert found.parameters['total'] == weights['parameters']['total'] == PARAMETERS
+    assert weights['types'] == {'BF16': len(header)}
+    assert not (weights['missing'] or weights['unexpected'] or weights['wrong_shape'])
     assert path.stat().st_blocks * 512 < 1 << 20
-    memory = found.memory
     assert memory['float32'] == 2 * memory['bfloat16'] == 4 * PARAMETERS
     assert memory['cache of a decision, bfloat16'] < 20e6
-    del header['language_model.model.norm.weight']
-    text = json.dumps(header).encode()
-    with path.open('wb') as file:
-        file.write(struct.pack('<Q', len(text)) + text)
-        file.truncate(8 + len(text) + end)
+    del header[NORM]
+    write()
     with pytest.raises(UserError, match='not a whole safetensors'):
         read_headers(path)  # a hole in the data: the last tensor's bytes belong to nobody
 
@@ -141,9 +109,14 @@ def test_the_memory_of_int8_is_what_its_graphs_take(tmp_path):
     assert written == pytest.approx(told['int8 (onnx)'], rel=0.05)
 
 
-def test_loading_leaves_nothing_on_the_meta_device(tmp_path):
+@pytest.fixture
+def download(tmp_path):
     tensors = write_checkpoint(tmp_path)
-    config = read_config(tmp_path / 'config.json', gemma_like_tokenizer())
+    return tensors, read_config(tmp_path / 'config.json', gemma_like_tokenizer())
+
+
+def test_loading_leaves_nothing_on_the_meta_device(download, tmp_path):
+    tensors, config = download
     model, plain = load_model(config, tmp_path), HybridDecoder(config)
     for name, buffer in plain.named_buffers():
         assert torch.equal(dict(model.named_buffers())[name], buffer), name
@@ -161,10 +134,8 @@ def test_loading_leaves_nothing_on_the_meta_device(tmp_path):
                        plain.read(batch, batch > -1, features))
 
 
-def test_the_weights_do_not_follow_their_file(tmp_path):
-    write_checkpoint(tmp_path)
-    config = read_config(tmp_path / 'config.json', gemma_like_tokenizer())
-    model = load_model(config, tmp_path, dtype=torch.bfloat16)
+def test_the_weights_do_not_follow_their_file(download, tmp_path):
+    model = load_model(download[1], tmp_path, dtype=torch.bfloat16)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     for shard in tmp_path.glob('*.safetensors'):
         with shard.open('r+b') as file:
@@ -174,12 +145,9 @@ def test_the_weights_do_not_follow_their_file(tmp_path):
         assert torch.equal(weight, before[name]), name
 
 
-def test_a_weight_stored_under_two_names_is_unexpected(tmp_path):
-    write_checkpoint(tmp_path)
-    config = read_config(tmp_path / 'config.json', gemma_like_tokenizer())
+def test_a_weight_stored_under_two_names_is_unexpected(download, tmp_path):
     headers = read_headers(tmp_path)
-    name = 'language_model.model.norm.weight'
-    found = fit({**headers, new_layout(name): headers[name]}, empty_model(config))
+    found = fit({**headers, new_layout(NORM): headers[NORM]}, empty_model(download[1]))
     assert found.unexpected == ('norm.weight',) and not found.missing
 
 

@@ -1,0 +1,163 @@
+"""Both engines against the decoder they are made of, phase by phase; ONNX Runtime's providers."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from support.decoders import small_decoder
+from support.policies import untrained
+
+from dtvla_ros.engine.export import write_graphs
+from dtvla_ros.engine.onnx_engine import OnnxEngine
+from dtvla_ros.engine.policy import banned_in_thought
+from dtvla_ros.engine.published import scene
+from dtvla_ros.engine.torch_engine import TorchEngine
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.model import HybridDecoder
+
+close = np.testing.assert_allclose
+
+
+@pytest.fixture(scope='module', params=['nano', 'shared', 'grouped', 'single', 'last'])
+def model(request) -> HybridDecoder:
+    if request.param == 'nano':
+        return untrained()[0]
+    if request.param == 'last':  # the action ids end the vocabulary
+        old = small_decoder(1).config
+        return HybridDecoder(replace(old, text=replace(
+            old.text, vocabulary=old.ids.bins_last + 1)))
+    return small_decoder({'shared': 1, 'grouped': 2, 'single': 4}[request.param])
+
+
+@pytest.fixture(scope='module', params=['torch', 'onnx'])
+def case(request, model, tmp_path_factory) -> SimpleNamespace:
+    """Return an engine, what it sees, a thought, and what is true by the decoder alone."""
+    config, view = model.config, scene(model.config, 8, seed=5)
+    if request.param == 'torch':
+        engine = TorchEngine(model)
+    else:
+        folder = tmp_path_factory.mktemp('graphs')
+        write_graphs(model, folder)
+        engine = OnnxEngine(folder, config)
+    banned = banned_in_thought(config.ids, config.text.vocabulary)
+    engine.suppress_tokens(banned)
+    words = np.random.default_rng(5).choice(np.flatnonzero(~view.banned), 11).tolist()
+
+    @torch.inference_mode()
+    def true(thought: list[int]) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """Return scores of words and of bins, and the words chosen, without any cache."""
+        ids, slots, end = config.ids, config.slots, len(view.prompt) + len(thought)
+        whole = torch.tensor([[*view.prompt, *thought, ids.action, *[ids.bins_first] * slots,
+                               ids.action_end, ids.eos]])
+        hidden = model(whole, torch.ones_like(whole), torch.from_numpy(view.pixels)[None])[0]
+        scores = model.token_logits(hidden[len(view.prompt) - 1:end]).numpy()
+        return (scores, model.action_logits(hidden[end:end + slots]).numpy(),
+                np.where(banned, -np.inf, scores).argmax(-1).tolist())
+
+    return SimpleNamespace(
+        engine=engine, prompt=view.prompt, features=engine.encode_images(view.pixels),
+        pixels=view.pixels, thought=[config.ids.think, *words], banned=banned, true=true)
+
+
+def test_scores(case, model):
+    with torch.inference_mode():
+        want = model.encode_images(torch.from_numpy(case.pixels)[None])[0]
+    close(case.features.numpy(), want, atol=1e-4)
+    close(case.engine.logits(case.prompt, case.features, case.thought),
+          case.true(case.thought)[0], atol=2e-4)
+
+
+def test_a_thought_in_one_pass_and_word_by_word(case):
+    engine, (_, _, want) = case.engine, case.true(case.thought)
+    chosen, cache = engine.prefill(case.prompt, case.features, case.thought)
+    assert chosen.tolist() == want and cache.count == len(case.prompt + case.thought)
+    chosen, cache = engine.prefill(case.prompt, case.features)
+    steps = chosen.tolist()
+    for token in case.thought:
+        chosen, cache = engine.verify(cache, [token])
+        steps += chosen.tolist()
+    assert steps == want
+
+
+def test_one_cache_is_continued_twice_and_rewound(case):
+    engine, thought = case.engine, case.thought
+    _, start = engine.prefill(case.prompt, case.features)
+    other = [*thought[:4], *reversed(thought)]
+    for words in (thought, other, thought):
+        chosen, cache = engine.verify(start, words)
+        assert chosen.tolist() == case.true(words)[2][1:]
+    _, cache = engine.verify(start, other)
+    chosen, cache = engine.verify(engine.crop(cache, len(other) - 4), thought[4:])
+    assert chosen.tolist() == case.true(thought)[2][5:]
+    pending = [*thought[-2:], engine.config.ids.action]
+    close(engine.decode_actions(engine.crop(cache, 2), pending), case.true(thought)[1], atol=2e-4)
+
+
+def test_act_leaves_the_cache_as_it_was(case):
+    engine = case.engine
+    _, cache = engine.prefill(case.prompt, case.features, case.thought)
+    first, again = (engine.decode_actions(cache, [engine.config.ids.action]) for _ in range(2))
+    close(first, case.true(case.thought)[1], atol=2e-4)
+    np.testing.assert_array_equal(again, first)
+
+
+def test_words_are_written_until_done(case):
+    chosen, cache = case.engine.prefill(case.prompt, case.features)
+    tokens, asked = chosen.tolist(), []
+    cache = case.engine.generate(cache, tokens, lambda t: asked.append(len(t)) or len(t) == 7)
+    assert asked == [2, 3, 4, 5, 6, 7]
+    assert cache.count == len(case.prompt) + 6
+    assert tokens == case.true(tokens[:-1])[2]
+
+
+def test_a_suppressed_word_is_not_chosen(case):
+    chosen, _ = case.engine.prefill(case.prompt, case.features)
+    banned = case.banned.copy()
+    banned[chosen] = True
+    case.engine.suppress_tokens(banned)
+    second, _ = case.engine.prefill(case.prompt, case.features)
+    want = np.where(banned, -np.inf, case.true([])[0]).argmax(-1)
+    assert second.tolist() == want.tolist() != chosen.tolist()
+    case.engine.suppress_tokens(case.banned)
+
+
+def test_the_cache_grows(case):
+    many = [case.thought[-1]] * 600  # more than there is room for at first
+    _, cache = case.engine.prefill(case.prompt, case.features, case.thought)
+    grown, cache = case.engine.verify(cache, many)
+    _, bins, words = case.true([*case.thought, *many])
+    assert grown[-5:].tolist() == words[-5:]
+    close(case.engine.decode_actions(cache, [case.engine.config.ids.action]), bins, atol=2e-4)
+
+
+def test_a_prompt_with_too_few_image_ids(case):
+    if case.engine.name == 'onnx':
+        with pytest.raises(ValueError, match='image ids'):
+            case.engine.prefill(case.prompt[1:], case.features)
+
+
+@pytest.mark.parametrize(('provider', 'missing'), [
+    ('cuda', 'CUDAExecutionProvider'), ('tensorrt', 'TensorrtExecutionProvider'), ('auto', '')])
+def test_a_missing_provider_is_named_once(tmp_path, caplog, provider, missing):
+    if (missing or 'CUDAExecutionProvider') in onnxruntime.get_available_providers():
+        pytest.skip(f'{provider} is here')
+    model = small_decoder(1)
+    write_graphs(model, tmp_path)
+    with caplog.at_level(logging.INFO):
+        engine = OnnxEngine(tmp_path, model.config, provider=provider)
+    records = [r.getMessage() for r in caplog.records if r.name.endswith('providers')]
+    assert len(records) == bool(missing)  # 'auto' is quiet
+    assert all(missing in r and 'pip install onnxruntime-gpu' in r for r in records)
+    view = scene(model.config, 8)
+    assert np.isfinite(engine.logits(view.prompt, engine.encode_images(view.pixels), [])).all()
+
+
+def test_an_unknown_provider(tmp_path):
+    with pytest.raises(UserError, match="provider 'tpu'"):
+        OnnxEngine(tmp_path, small_decoder(1).config, provider='tpu')
