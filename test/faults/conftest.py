@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,16 @@ from support.domains import fresh_domain
 from support.graph import ROOT, policy  # noqa: F401
 
 from dtvla_ros.files import write_between
-from test.faults.rig import PRIORITY, Rig
-from test.faults.table import ROWS
+from test.faults.rig import PRIORITY, Rig, T
 
 BEGIN = '<!-- fault table, written by make faults -->'
 END = '<!-- end of fault table -->'
+# What is injected, what must happen and within which time: README's table holds the tests to it.
+HEAD, RULE, *LINES = re.findall(
+    r'^\|.*\|$', (ROOT / 'README.md').read_text().split(BEGIN)[1].split(END)[0], re.MULTILINE)
+ROWS = {int(cells[0]): cells[1:4] for cells in (
+    [cell.strip() for cell in line.strip('|').split('|')] for line in LINES)}
+BOUNDS = {'T': T, '1 chunk': 0.5, 'deadline + T': T, '0.15 s + T': 0.15 + T}  # beside 'n ms' [s]
 # In a process of its own: in ours the delay would be the interpreter's lock.
 DELAYS = """
 import json, sys
@@ -28,7 +35,7 @@ with SchedulingDelay() as delays:
     sys.stdin.read()
 print(json.dumps(delays.summary()))
 """
-_measured: dict[int, list[float | str]] = {}
+_measured: dict[int, list[float | str]] = defaultdict(list)
 _machine: list[str] = []
 
 
@@ -54,18 +61,14 @@ def machine(strict: bool) -> Iterator[None]:
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     yield
     late = json.loads(process.communicate()[0])
-    _machine.append(f'A thread that sleeps 1 ms woke late by p50 {late["p50"]:.2f}, p99 '
-                    f'{late["p99"]:.2f} ms while this was measured; {_priority()}.')
-
-
-def _priority() -> str:
     # Asked of a process that ends: this one's priority would be inherited by all nodes.
     code = f'import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param({PRIORITY}))'
     allowed = subprocess.run([sys.executable, '-c', code], stderr=subprocess.DEVNULL)
-    nice = os.nice(0)
-    usual = f'nice {nice}' if nice else 'the ordinary one'
-    return (f'priority: {PRIORITY} (real-time) of the gate, {usual} of all else'
-            if allowed.returncode == 0 else f'priority: {usual} of all')
+    usual = f'nice {os.nice(0)}' if os.nice(0) else 'the ordinary one'
+    of_all = (f'{usual} of all' if allowed.returncode else
+              f'{PRIORITY} (real-time) of the gate, {usual} of all else')
+    _machine.append(f'A thread that sleeps 1 ms woke late by p50 {late["p50"]:.2f}, p99 '
+                    f'{late["p99"]:.2f} ms while this was measured; priority: {of_all}.')
 
 
 @pytest.fixture(scope='module')
@@ -82,11 +85,12 @@ def rig(tmp_path_factory: Any, policy: Any, strict: bool) -> Iterator[Rig]:  # n
 def check(strict: bool) -> Callable[..., None]:
     """Return a function that keeps what a row's reaction took; if `strict`, within its bound."""
     def hold(number: int, measured: float | None = None, said: str = '') -> None:
-        row = ROWS[number]
+        limit = ROWS[number][2]
         if measured is not None and strict:
-            assert row.bound is not None and measured <= row.bound, (
-                f'row {number}: {1e3 * measured:.0f} ms, at most {row.limit}')
-        _measured.setdefault(number, []).append(said if measured is None else measured)
+            found = re.match(r'\d+(?= ms)', limit)
+            bound = int(found[0]) / 1e3 if found else BOUNDS[limit]
+            assert measured <= bound, f'row {number}: {1e3 * measured:.0f} ms, at most {limit}'
+        _measured[number].append(said if measured is None else measured)
     return hold
 
 
@@ -97,24 +101,16 @@ def _cell(results: list[float | str]) -> str:
     return '; '.join(([f'{worst:.{0 if worst >= 10 else 1}f} ms'] if times else []) + words)
 
 
-def table() -> str:
-    """Return the rows that were tested in this run, and how late the machine was by itself."""
-    lines = ['| # | injected on the running graph | reaction | bound | measured |',
-             '|--:|---|---|---|---|']
-    lines += [f'| {n} | {ROWS[n].fault} | {ROWS[n].reaction} | {ROWS[n].limit} | '
-              f'{_cell(_measured[n])} |' for n in sorted(_measured)]
-    return '\n'.join([*lines, '', *_machine])
-
-
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if not _measured:
-        return
     path = config.getoption('--fault-table', default=None)
-    if path is None:
+    if not _measured or path is None:
         return
-    terminalreporter.write_line(table())
+    rows = [f'| {" | ".join((str(n), *ROWS[n], _cell(results)))} |'
+            for n, results in sorted(_measured.items())]
+    table = '\n'.join([HEAD, RULE, *rows, '', *_machine])
+    terminalreporter.write_line(table)
     missing = sorted(ROWS.keys() - _measured.keys())
     if missing:
         terminalreporter.write_line(f'rows not tested or failed, {path} unchanged: {missing}')
-        return
-    write_between(Path(path), BEGIN, END, table())
+    else:
+        write_between(Path(path), BEGIN, END, table)

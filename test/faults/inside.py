@@ -29,17 +29,13 @@ Clock.now = _shifted
 
 RIVAL = """
 import sys, time
-import rclpy
 from geometry_msgs.msg import TwistStamped
-from dtvla_ros.ros.environment import prepare
-prepare()
-rclpy.init()
-node = rclpy.create_node('rival')
-print(time.monotonic(), flush=True)
-node.create_publisher(TwistStamped, '/twist_cmd', 1)
-sys.stdin.read()
-node.destroy_node()
-rclpy.try_shutdown()
+from rclpy.node import Node
+from dtvla_ros.ros.run import joined
+with joined(lambda: Node('rival')) as (node, _):
+    print(time.monotonic(), flush=True)
+    node.create_publisher(TwistStamped, '/twist_cmd', 1)
+    sys.stdin.read()
 """
 """A program that only offers commands to the arm, until its input ends; it prints since when."""
 

@@ -17,7 +17,7 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
-from support.graph import IN_NAMESPACE, Graph, parameters
+from support.graph import Graph
 from trajectory_msgs.msg import JointTrajectory
 
 from benchmarks.arm import Robot
@@ -25,6 +25,7 @@ from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.ros import conversions, qos
 
 TASK = 'put the lemon in the blue bin'
+T = 0.05  # a control tick [s]
 STILL_TICKS = 4
 PRIORITY = 20  # of the gate where times are measured, as config/robot_*.yaml has it
 ORDERS = {'start': Trigger, 'stop': Trigger, 'clear_fault': Trigger, 'pause': SetBool}
@@ -73,7 +74,6 @@ class Rig(Graph):
         self.faults: dict[str, Callable[[Any], Any]] = {}
         self.commands: list[tuple[float, np.ndarray]] = []  # steady time, velocity [m/s] or goal
         self.stamps: list[float] = []  # of twists, as the gate wrote them [s]
-        self.vla_states: list[tuple[float, str, dict[str, str]]] = []
         node = self.join(partial(Node, 'watch'))
         self.robot = Robot(self.join(partial(Node, 'robot')))
         proxy = self.join(partial(Node, 'proxy'))
@@ -84,7 +84,7 @@ class Rig(Graph):
         latched = qos.profile(50, reliable=True, latched=True)
         node.create_subscription(TwistStamped, '/twist_cmd', self._on_twist, 50)
         node.create_subscription(PoseStamped, '/target_pose', self._on_target, 50)
-        node.create_subscription(DiagnosticStatus, '/vla/state', self._on_vla, latched)
+        self.hear('vla', DiagnosticStatus, '/vla/state', latched)
         self.hear('gate', DiagnosticStatus, '/gate_state', latched)
         self.hear('reasoning', String, '/vla/reasoning', latched)
         self.hear('chunk', JointTrajectory, '/vla/action_chunk', 50)
@@ -107,30 +107,19 @@ class Rig(Graph):
     def _on_target(self, message: Any) -> None:
         self.commands.append((time.monotonic(), conversions.pose_arrays(message.pose)[0]))
 
-    def _on_vla(self, message: Any) -> None:
-        self.vla_states.append(
-            (time.monotonic(), message.message, conversions.status_values(message)))
-
     def begin(self, name: str, *arguments: str, code: str = '', **values: object) -> None:
         """Start ``vla_node`` or ``command_gate`` with parameters; ``code`` is run in it before.
 
         ``arguments`` come before the usual ones: the first remapping that fits a name counts.
         """
         self.wait(0.1)  # what a former process of this name said last
-        (self.vla_states if name == 'vla_node' else self.heard['gate']).clear()
+        self.heard['vla' if name == 'vla_node' else 'gate'].clear()
         self.commands.clear()
-        if name == 'vla_node':
-            common = [*IN_NAMESPACE, *parameters(policy=self.policy, engine=self.engine)]
-        else:
-            common = [*parameters(**GATE), *GATE_REMAPS]
-        if not self.strict:
-            common += parameters(**PATIENT[name])
-        elif name == 'command_gate':
-            common += parameters(priority=PRIORITY)
-        module = f'dtvla_ros.nodes.{name}'
-        program = (['-c', f'{code}\nimport runpy\nrunpy.run_module({module!r}, '
-                          "run_name='__main__', alter_sys=True)"] if code else ['-m', module])
-        self.launch(name, *program, '--ros-args', *arguments, *common, *parameters(**values))
+        usual = GATE if name == 'command_gate' else {'policy': self.policy, 'engine': self.engine}
+        usual = usual | (PATIENT[name] if not self.strict else
+                         {'priority': PRIORITY} if name == 'command_gate' else {})
+        remaps = GATE_REMAPS if name == 'command_gate' else []
+        self.start(name, '', *arguments, *remaps, code=code, **usual | values)
 
     def order(self, name: str, **request: Any) -> Any:
         """Ask the gate to start, stop, clear_fault or pause; nobody waits for the answer."""
@@ -151,13 +140,11 @@ class Rig(Graph):
     @property
     def vla(self) -> tuple[str, str]:
         """The policy's last state and reason."""
-        if not self.vla_states:
-            return '', ''
-        return self.vla_states[-1][1], self.told('reason')
+        return self.said('vla')
 
     def told(self, key: str) -> str:
         """Return a value of the policy's last state."""
-        return self.vla_states[-1][2][key]
+        return conversions.status_values(self.last('vla'))[key]
 
     def inject(self, **faults: Callable[[Any], Any]) -> float:
         """Spoil topics from now on; return now."""
@@ -217,7 +204,3 @@ class Rig(Graph):
         last = self.still_after(since)
         assert last is not None
         return last - since
-
-    def silent_after(self, since: float) -> float:
-        """Return how long commands went on after ``since`` [s]."""
-        return max((t - since for t, _ in self.commands), default=0.0)

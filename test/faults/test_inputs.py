@@ -1,4 +1,4 @@
-"""Rows 1 to 11: what can be wrong with cameras, joints and the end effector's pose."""
+"""Rows 1 to 11 and 36: what can be wrong with cameras, joints and the end effector's pose."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from diagnostic_msgs.msg import DiagnosticArray
 from support.graph import noise
 
 from dtvla_ros.ros import conversions, images
+from dtvla_ros.ros.processes import resident_memory
 from test.faults.rig import drop
+
+GROWTH = 30.0  # of the policy's memory while frames wait in its reader [MB]
 
 
 @pytest.fixture(scope='module')
@@ -132,3 +135,24 @@ def test_10_shuffled_joints_change_nothing_and_missing_ones_are_named(moving, ch
     moving.stops(moving.inject(joint_states=lacking), 'HOLD', 'panda_joint1')
     moving.goes_on()
     check(10, said='refused, shuffled is fine')
+
+
+@pytest.mark.slow
+def test_36_a_flood_of_images(moving, check, request):
+    seconds = request.config.getoption('--flood-seconds', default=8)
+    process = moving.processes['vla_node']
+    # It is the camera that floods. Two publishers on one topic, one of images that DDS sends in
+    # fragments and one of smaller ones, let Fast DDS 2.14's reader grow without end.
+    moving.inject(image_primary=drop)
+    flood = moving.launch('flood', 'test/faults/flood.py', '/image_primary', str(seconds))
+    moving.wait(3.0)
+    before = resident_memory(process.pid)
+    moving.stamps.clear()
+    moving.spin(lambda: flood.poll() is not None, seconds + 30, 'the end of the flood')
+    rate, jitter = float(moving.log('flood')), np.abs(np.diff(moving.stamps) - 0.05)
+    assert process.poll() is None and moving.vla[0] in ('ACTING', 'THINKING', 'HOLDING', 'STOPPED')
+    grown = resident_memory(process.pid) - before
+    assert grown < GROWTH
+    moving.ready()
+    check(36, float(np.percentile(jitter, 99)))
+    check(36, said=f'p99; {rate:.0f} images/s, memory {grown:+.0f} MB')

@@ -8,7 +8,6 @@ import time
 import numpy as np
 import pytest
 from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
 from rosgraph_msgs.msg import Clock
 
 from dtvla_ros.ros import conversions, qos
@@ -34,7 +33,7 @@ def test_18_a_policy_out_of_memory_is_released_and_the_gate_lives(moving, check)
     (moving.folder / 'hungry').touch()
     begun = time.monotonic()
     moving.spin(lambda: moving.vla[0] == 'STOPPED', 3, 'STOPPED')
-    failed = moving.vla_states[-1][0]
+    failed = moving.heard['vla'][-1][0]
     assert 'DEGRADED' in moving.vla[1] and 'out of memory' in moving.vla[1]
     moving.stops(begun, 'STOP', 'DEGRADED')
     check(18, max(0.0, moving.still_after(begun) - failed))
@@ -60,7 +59,7 @@ def test_20_a_killed_gate(moving, check, sink):
     since, place = time.monotonic(), moving.robot.position.copy()
     moving.kill('command_gate')
     moving.spin(lambda: moving.vla[0] == 'STOPPED', 2, 'STOPPED')
-    check(20, next(t for t, s, _ in moving.vla_states if t > since and s == 'STOPPED') - since)
+    check(20, next(t for t, m in moving.of('vla', since) if m.message == 'STOPPED') - since)
     assert 'command_gate is silent' in moving.vla[1]
     moving.wait(1.0)
     gone = float(np.linalg.norm(moving.robot.position - place))
@@ -116,17 +115,13 @@ def test_24_simulated_time_that_pauses(moving, check):
 
 
 def test_37_deactivated_in_motion(moving, check):
-    def change(transition):
-        request = ChangeState.Request()
-        request.transition.id = transition
-        return moving.call(ChangeState, '/vla/vla_node/change_state', request)
     since = time.monotonic()
-    assert change(Transition.TRANSITION_DEACTIVATE).success
+    assert moving.change(Transition.TRANSITION_DEACTIVATE)
     check(37, moving.stops(since, 'STOP', 'INACTIVE', 'not activated'))
     stopped = moving.still_after(since)
     assert not moving.of('chunk', stopped + 0.05), 'no chunk after the stop'
     assert moving.vla == ('INACTIVE', 'not activated')
-    assert change(Transition.TRANSITION_ACTIVATE).success
+    assert moving.change(Transition.TRANSITION_ACTIVATE)
 
 
 @pytest.mark.parametrize('name', ['vla_node', 'command_gate'])

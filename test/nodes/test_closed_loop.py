@@ -12,7 +12,6 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
-from support.graph import IN_NAMESPACE
 from trajectory_msgs.msg import JointTrajectory
 
 import dtvla_sim
@@ -25,19 +24,17 @@ TICK = 0.05
 EVAL_SEED = 1_000_000
 
 
-def start_all(graph, policy, config, *bridge):
+def start_all(graph, policy, config, **bridge):
     """Start the three nodes with a file of parameters; return a node that listens to them."""
-    folder, engine = policy
-    params = ['--params-file', f'config/{config}.yaml']
     node = graph.listen(
         action=(JointTrajectory, '/action'), chunk=(JointTrajectory, '/vla/action_chunk'),
         reasoning=(String, '/vla/reasoning'), episode=(String, '/sim/episode'),
         gate=(DiagnosticStatus, '/gate_state'), vla=(DiagnosticStatus, '/vla/state'),
         joints=(JointState, '/joint_states'))
-    graph.start('vla_node', *IN_NAMESPACE, *params, '-p', f'policy:={folder}',
-                '-p', f'engine:={engine}', '-p', 'on_cut:=act', '-p', 'replan_steps:=4')
-    graph.start('command_gate', *params)
-    graph.start('sim_bridge', *params, '-p', f'tasks:=[{TASK}]', *bridge)
+    graph.start('vla_node', config, policy=policy[0], engine=policy[1], on_cut='act',
+                replan_steps=4)
+    graph.start('command_gate', config)
+    graph.start('sim_bridge', config, **{'tasks': f'[{TASK}]', **bridge})
     return node
 
 
@@ -53,23 +50,17 @@ def motion(message):
 
 def decide_in_process(policy, steps):
     """Return the chunks [n, 4, 7] and thoughts of the same episode without any topic."""
-    env = dtvla_sim.make('tabletop')
-    policy_, _ = load_policy(*policy)
-    rows, thoughts = [], []
-
-    def note(_, decision, __):
-        rows.append(decision.chunk[:4])
-        thoughts.append(decision.reasoning)
-
-    run_episode(env, policy_.infer, TASK, EVAL_SEED, 4, steps, on_decision=note)
+    env, decisions = dtvla_sim.make('tabletop'), []
+    run_episode(env, load_policy(*policy)[0].infer, TASK, EVAL_SEED, 4, steps,
+                on_decision=lambda _, decision, __: decisions.append(decision))
     env.close()
-    return np.array(rows), thoughts
+    return np.array([d.chunk[:4] for d in decisions]), [d.reasoning for d in decisions]
 
 
 @pytest.mark.slow
 def test_one_episode_in_lock_step_every_command_over_topics(graph, policy):
     steps = 22
-    start_all(graph, policy, 'sim', '-p', f'max_steps:={steps}', '-p', 'camera_every:=4')
+    start_all(graph, policy, 'sim', max_steps=steps, camera_every=4)
     graph.spin(lambda: finished(graph), 90)
     maps = Path(f'/proc/{graph.processes["command_gate"].pid}/maps').read_text()
     assert graph.processes['sim_bridge'].wait(15) == 0
@@ -112,7 +103,7 @@ def test_one_episode_in_lock_step_every_command_over_topics(graph, policy):
 
 @pytest.mark.slow
 def test_a_killed_policy_stops_the_arm_and_does_not_hang_a_lock_step_episode(graph, policy):
-    start_all(graph, policy, 'sim', '-p', 'max_steps:=80')
+    start_all(graph, policy, 'sim', max_steps=80)
     graph.spin(lambda: len(graph.of('action')) >= 10, 90)
     assert graph.kill('vla_node').wait(20) == -signal.SIGKILL
     graph.spin(lambda: finished(graph), 60)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from support.graph import ROOT, parameters
+from support.graph import ROOT
 
 from dtvla_ros.nodes.command_gate import CommandGate
 from dtvla_ros.nodes.overlay import Overlay
@@ -48,9 +48,7 @@ def test_a_robots_gate_starts_from_its_file_and_does_not_move_by_itself(graph, p
 
 
 def test_former_parameters_are_declared_without_effect_and_warned_of_once(graph):
-    process = graph.start('vla_node', *parameters(
-        seed=3, keep_thought=4, policy='nowhere', autostart='true'))
-    assert process.wait(60) == 2
+    assert graph.start('vla_node', seed=3, keep_thought=4, policy='nowhere').wait(60) == 2
     said = [line for line in graph.log('vla_node').splitlines() if 'without effect' in line]
     assert len(said) == 1 and 'seed and keep_thought' in said[0]
     assert 'dtvla eval --mode' in said[0]

@@ -30,8 +30,8 @@ class Gate:
         self._pose = node.create_publisher(PoseStamped, '/ee_pose', qos_profile_sensor_data)
         self.heartbeat = graph.every(0.02, lambda: state.publish(
             conversions.status_message('vla', 'ACTING', {'task': '1', 'reason': ''})))
-        graph.start('command_gate', '--params-file', 'config/sim.yaml',
-                    '-p', 'heartbeat_timeout_s:=1.0')  # a busy machine is no silent policy
+        # A busy machine is no silent policy.
+        graph.start('command_gate', 'sim', heartbeat_timeout_s=1.0)
         graph.spin(lambda: self._chunks.get_subscription_count()
                    and self._pose.get_subscription_count() and graph.of('gate')
                    and node.count_publishers('/action'), 30)

@@ -77,8 +77,7 @@ def decoded(message):
 def test_cameras_thought_and_path_once_somebody_watches(graph, transport):
     node = graph.listen(path=(MarkerArray, '/planned_path'))
     robot = Robot(graph, Image if transport == 'raw' else CompressedImage)
-    graph.start('overlay', '-p', f'transport:={transport}', '-p', 'rate:=20.0',
-                '-p', 'base_frame:=fr3_link0')
+    graph.start('overlay', transport=transport, rate=20.0, base_frame='fr3_link0')
     graph.spin(lambda: node.count_publishers('/overlay/compressed'), 30)
     graph.wait(0.5)
     assert node.count_subscribers('/image_primary') == 0, 'nobody watches: nothing is read'

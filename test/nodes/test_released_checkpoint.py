@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 from std_msgs.msg import String
-from support.graph import IN_NAMESPACE, ROOT, parameters
+from support.graph import ROOT
 from support.released import STATISTICS, write_checkpoint
 from trajectory_msgs.msg import JointTrajectory
 
@@ -47,9 +47,8 @@ def test_a_decision_over_topics(graph, converted):
                         reasoning=(String, '/vla/reasoning'))
     Robot(node, '', (256, 256), frame_rate=20.0)
     instruction = node.create_publisher(String, '/instruction', qos.LATCHED)
-    graph.start('vla_node', *IN_NAMESPACE, *parameters(
-        policy=converted, engine='torch', max_thought_tokens=12, on_cut='act', deadline_s=20.0,
-        max_age_s=5.0, input_timeout_s=1.0))
+    graph.start('vla_node', policy=converted, engine='torch', max_thought_tokens=12, on_cut='act',
+                deadline_s=20.0, max_age_s=5.0, input_timeout_s=1.0)
     instruction.publish(String(data=TASK))
     graph.spin(lambda: graph.of('chunk'), 90)
     message = graph.of('chunk')[0][1]

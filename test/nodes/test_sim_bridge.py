@@ -18,7 +18,6 @@ from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
-from support.graph import parameters
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from dtvla_ros import conventions as names
@@ -67,7 +66,7 @@ class Operator:
         self.watched = ['clock', 'pose', *CAMERAS, 'primary_info', 'wrist_info']
         self._action = node.create_publisher(JointTrajectory, '/action', qos.LATEST)
         self._policy = node.create_publisher(DiagnosticStatus, '/vla/state', qos.LATCHED)
-        graph.start('sim_bridge', *parameters(tasks=f'[{TASK}]', **values))
+        graph.start('sim_bridge', tasks=f'[{TASK}]', **values)
         graph.spin(lambda: graph.of('state'), 60)
 
     def state(self) -> dict[str, Any]:
@@ -312,7 +311,7 @@ def test_cameras_and_frames_are_mujocos(paused, env):
 @pytest.mark.parametrize(('config', 'steps'), [('sim', 14), ('sim_realtime', 120)])
 def test_a_pause_changes_no_decision_and_a_policy_that_gave_up_hears_its_task_again(
         graph, policy, config, steps):
-    start_all(graph, policy, config, '-p', f'max_steps:={steps}', '-p', 'camera_every:=2')
+    start_all(graph, policy, config, max_steps=steps, camera_every=2)
     graph.spin(lambda: sum(motion(m).any() for _, m in graph.of('action')) >= 6, 90)
     assert graph.call(SetBool, '/sim/pause', SetBool.Request(data=True)).success
     graph.wait(1.0)

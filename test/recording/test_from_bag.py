@@ -49,8 +49,7 @@ def test_a_real_run_there_and_back(graph, policy, tmp_path):
     recording = subprocess.Popen([
         sys.executable, '-m', 'dtvla_ros.cli', 'record', '--out', str(bag)], cwd=ROOT)
     try:
-        start_all(graph, policy, 'sim', '-p', f'tasks:=[{", ".join(TASKS)}]', '-p',
-                  f'max_steps:={steps}')
+        start_all(graph, policy, 'sim', tasks=f'[{", ".join(TASKS)}]', max_steps=steps)
         graph.spin(lambda: any(json.loads(m.data)['finished']
                                for _, m in graph.of('episode')), 120)
         assert graph.processes['sim_bridge'].wait(15) == 0  # its last words have left by then

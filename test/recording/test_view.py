@@ -141,8 +141,8 @@ def test_rviz_listens_as_reliably_as_the_topics_are_offered():
 def test_the_running_graph_has_them_all(graph, policy):
     from test.nodes.test_closed_loop import start_all
 
-    node = start_all(graph, policy, 'sim', '-p', 'max_steps:=60')
-    graph.start('overlay', '--params-file', 'config/sim.yaml')
+    node = start_all(graph, policy, 'sim', max_steps=60)
+    graph.start('overlay', 'sim')
     graph.spin(lambda: graph.of('action')
                and node.count_publishers(topics.PLANNED_PATH), 90)
     there = {name for name, _ in node.get_topic_names_and_types()}

@@ -16,8 +16,11 @@ import numpy as np
 import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
+from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.srv import SetParameters
 from rclpy.executors import Executor
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import String
@@ -31,13 +34,6 @@ from .domains import fresh_domain
 
 ROOT = Path(__file__).resolve().parents[2]
 NANO = ROOT / 'models' / 'nano'
-MANAGED = ['-p', 'autostart:=false', *VLA_NAMES]
-IN_NAMESPACE = ['-p', 'autostart:=true', *VLA_NAMES]
-
-
-def parameters(**values: object) -> list[str]:
-    """Return the arguments that set a node's parameters."""
-    return [word for name, value in values.items() for word in ('-p', f'{name}:={value}')]
 
 
 def noise(height: int = 128, width: int = 128) -> np.ndarray:
@@ -60,7 +56,7 @@ class Graph:
         self.heard: dict[str, list[tuple[float, Any]]] = defaultdict(list)
         self.nodes: list[Node] = []
         self._started: list[subprocess.Popen[str]] = []
-        self._logged: dict[str, int] = {}  # length of a log when its process began
+        self._logs: dict[str, Path] = {}
         self._executor: Executor | None = None
 
     @property
@@ -68,27 +64,34 @@ class Graph:
         """The first node of ours."""
         return self.nodes[0]
 
-    def launch(self, name: str, *words: str, **environment: str) -> subprocess.Popen[str]:
+    def launch(self, name: str, *words: str) -> subprocess.Popen[str]:
         """Start Python with these words; what it prints is `log`."""
-        path = self.folder / f'{name}.log'
-        self._logged[name] = path.stat().st_size if path.exists() else 0
-        with path.open('a') as log:
+        self._logs[name] = self.folder / f'{name}_{len(self._started)}.log'
+        with self._logs[name].open('w') as log:
             self.processes[name] = subprocess.Popen(
                 [sys.executable, *words], stdout=log, stderr=subprocess.STDOUT, text=True,
-                cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1', **environment})
+                cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'})
         self._started.append(self.processes[name])
         return self.processes[name]
 
-    def start(self, name: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """Start a node of ours with ``--ros-args`` and these arguments."""
-        return self.launch(name, '-m', f'dtvla_ros.nodes.{name}', '--ros-args', *arguments,
-                           **environment)
+    def start(self, name: str, config: str = '', *arguments: str, code: str = '',
+              **values: object) -> subprocess.Popen[str]:
+        """Start a node of ours with a file of config/ and parameters; ``code`` is run before it.
+
+        The policy's is put in its namespace, not managed unless ``autostart`` says so.
+        """
+        module = f'dtvla_ros.nodes.{name}'
+        program = ('-m', module) if not code else ('-c', (
+            f'{code}\nimport runpy\n'
+            f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"))
+        own = (*VLA_NAMES, '-p', 'autostart:=true') if name == 'vla_node' else ()
+        file = ('--params-file', f'config/{config}.yaml') if config else ()
+        words = [word for key, value in values.items() for word in ('-p', f'{key}:={value}')]
+        return self.launch(name, *program, '--ros-args', *arguments, *own, *file, *words)
 
     def log(self, name: str) -> str:
         """Return what a process has printed."""
-        with (self.folder / f'{name}.log').open() as log:
-            log.seek(self._logged[name])
-            return log.read()
+        return self._logs[name].read_text()
 
     def join(self, factory: Callable[[], Any], *arguments: str) -> Any:
         """Build a node of ours and let `spin` run it; the first one initialises rclpy."""
@@ -159,6 +162,18 @@ class Graph:
         self.spin(future.done, 30, name)
         self.node.destroy_client(client)
         return future.result()
+
+    def change(self, transition: int) -> bool:
+        """Ask the policy node for a transition; return whether it succeeded."""
+        request = ChangeState.Request()
+        request.transition.id = transition
+        return self.call(ChangeState, '/vla/vla_node/change_state', request).success
+
+    def set(self, node: str, **values: Any) -> list[Any]:
+        """Set a node's parameters as ``ros2 param set`` does; return the results."""
+        return self.call(SetParameters, f'{node}/set_parameters', SetParameters.Request(
+            parameters=[Parameter(name, value=value).to_parameter_msg()
+                        for name, value in values.items()])).results
 
     def every(self, period: float, *callbacks: Callable[[], Any]) -> Any:
         """Call back regularly, on the steady clock; return the timer."""
