@@ -46,13 +46,15 @@ SURE, LIKELY = 0.97, 0.85  # share of them that agree
 SHORT = 4  # images up to which an episode shows no motion
 FEW = 40  # pairs of images below which nothing is concluded
 
+Array = NDArray[np.float64]
+
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
     """State [N, S] and action [N, A] of all frames, with episode [N] and frame [N] numbers."""
 
-    state: NDArray[np.float64]
-    action: NDArray[np.float64]
+    state: Array
+    action: Array
     episode: NDArray[np.int64]
     frame: NDArray[np.int64]
     fps: float
@@ -65,7 +67,7 @@ class Numbers:
                    np.repeat(np.arange(len(lengths)), lengths),
                    np.concatenate([np.arange(n) for n in lengths]), float(reader.fps))
 
-    def at(self, rows: Iterable[int]) -> tuple[str, ...]:
+    def at(self, rows: Iterable[Any]) -> tuple[str, ...]:
         """Name the places of rows."""
         return tuple(f'episode {self.episode[k]}, frame {self.frame[k]}' for k in rows)
 
@@ -85,27 +87,25 @@ def _certainty(share: float, sure: float = SURE, likely: float = LIKELY) -> str:
 
 def check_numbers(numbers: Numbers) -> list[Issue]:
     """Return what every check of state and action says, passed ones included."""
-    return [*_constant(numbers), *_not_finite(numbers), _gripper(numbers), *_motion(numbers),
-            *_outliers(numbers), *_jumps(numbers), *_lengths(numbers)]
+    return [*_unusable(numbers), _gripper(numbers), *_motion(numbers), *_outliers(numbers),
+            *_jumps(numbers), *_lengths(numbers)]
 
 
-def _constant(numbers: Numbers) -> Iterator[Issue]:
+def _unusable(numbers: Numbers) -> Iterator[Issue]:
+    """Find channels that never change, and what is no number."""
     for name, values in (('state', numbers.state), ('action', numbers.action)):
         still = np.flatnonzero(np.ptp(np.nan_to_num(values), 0) < 1e-6)
         yield _issue('constant channels', WARNING if len(still) else OK, f'channels '
                      f'{_listed(still)} of {name} never change: nothing can be learnt from them, '
                      'and their quantiles coincide' if len(still) else
                      f'every channel of {name} moves', 'certain')
-
-
-def _not_finite(numbers: Numbers) -> Iterator[Issue]:
     bad = np.flatnonzero(~np.isfinite(np.hstack([numbers.state, numbers.action])).all(1))
     if len(bad):
         yield _issue('not finite', WARNING, f'{len(bad)} frames hold NaN or infinity', 'certain',
                      numbers.at(bad[:10]))
 
 
-def gripper_opening(state: NDArray[np.float64]) -> NDArray[np.float64] | None:
+def gripper_opening(state: Array) -> Array | None:
     """Return how open the gripper is [N], larger is wider; None when nothing tells.
 
     The coordinates of two fingers, which LIBERO gives opposite signs, are added; of anything else
@@ -125,25 +125,23 @@ def _gripper(numbers: Numbers) -> Issue:
         return issue(HINT, 'the state does not show the fingers')
     zero_one = command.min() >= 0.0 and command.max() > 0.5
     high = command > (0.5 if zero_one else 0.0)
-    after = max(1, round(GRIPPER_SECONDS * numbers.fps))
     toggles = 1 + np.flatnonzero(numbers.within() & (high[1:] != high[:-1]))
     ends = np.searchsorted(numbers.episode, numbers.episode[toggles], 'right') - 1
-    toggles, ends = toggles[ends > toggles], ends[ends > toggles]
-    change = wide[np.minimum(toggles + after, ends)] - wide[toggles]
-    moved = np.abs(change) > 0.05 * np.ptp(wide)
-    toggles, change = toggles[moved], change[moved]
+    after = np.minimum(toggles + max(1, round(GRIPPER_SECONDS * numbers.fps)), ends)
+    change = wide[after] - wide[toggles]
+    moved = (ends > toggles) & (np.abs(change) > 0.05 * np.ptp(wide))
+    toggles, closing = toggles[moved], high[toggles[moved]] == (change[moved] < 0)
     if len(toggles) < 3:
         return issue(HINT, f'only {len(toggles)} toggles move the fingers')
-    closing = high[toggles] == (change < 0)
     closes = closing.mean() > 0.5
     share = (closing == closes).mean()
     text = (f'the {"larger" if zero_one else "positive"} command {"closes" if closes else "opens"}'
             f' the fingers after {share:.0%} of {len(toggles)} toggles')
     level = HINT if share <= 0.8 else WARNING if zero_one or not closes else OK
     if level == WARNING:
-        faults = [fault for fault, there in (('is coded 0 and 1', zero_one),
-                                             ('has the opposite sign', not closes)) if there]
-        text += f'; here +1 closes and -1 opens: the last channel of action {" and ".join(faults)}'
+        text += '; here +1 closes and -1 opens: the last channel of action ' + ' and '.join(
+            [*(['is coded 0 and 1'] if zero_one else []),
+             *([] if closes else ['has the opposite sign'])])
     return issue(level, text,
                  _certainty(share if len(toggles) >= 10 else min(share, 0.95), 0.95, 0.8),
                  numbers.at(toggles[closing != closes][:5]))
@@ -155,20 +153,17 @@ def _motion(numbers: Numbers) -> Iterator[Issue]:
         yield _issue('action and next state', HINT, 'no pose of six numbers in the state, or no '
                      'seven actions: not checked')
         return
-    position = numbers.state[:, :3]
-    turns = Rotation.from_rotvec(numbers.state[:, 3:6])
-    turn = (turns[1:] * turns[:-1].inv()).as_rotvec()
+    position, turns = numbers.state[:, :3], Rotation.from_rotvec(numbers.state[:, 3:6])
     yield from _agreement(numbers, 'position', 0, np.diff(position, axis=0), 'm')
-    yield from _agreement(numbers, 'rotation', 3, turn, 'rad')
-    asked = numbers.action[:, :3]
-    if np.abs(asked - position).max(1).mean() < 0.1 * np.ptp(position, 0).max():
+    yield from _agreement(
+        numbers, 'rotation', 3, (turns[1:] * turns[:-1].inv()).as_rotvec(), 'rad')
+    if np.abs(numbers.action[:, :3] - position).max(1).mean() < 0.1 * np.ptp(position, 0).max():
         yield _issue('absolute actions', WARNING, 'the actions follow the position itself: they '
                      'look like absolute targets, this package learns changes (OSC_POSE)',
                      'likely')
 
 
-def _pairs(numbers: Numbers, change: NDArray[np.float64], first: int, lag: int,
-           ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _pairs(numbers: Numbers, change: Array, first: int, lag: int) -> tuple[Array, Array]:
     """Pair action t [P, 3] with the change [P, 3] from t + lag to t + lag + 1 of its episode."""
     episode = numbers.episode
     row = np.arange(max(0, -lag), len(episode) - 1 - max(0, lag))
@@ -176,15 +171,14 @@ def _pairs(numbers: Numbers, change: NDArray[np.float64], first: int, lag: int,
     return numbers.action[row, first:first + 3], change[row + lag]
 
 
-def _correlation(action: NDArray[np.float64], change: NDArray[np.float64],
-                 ) -> NDArray[np.float64]:
+def _correlation(action: Array, change: Array) -> Array:
     """Return [3, 3]: of each action channel (row) with each axis of motion (column)."""
     a, d = action - action.mean(0), change - change.mean(0)
     scale = np.outer(np.linalg.norm(a, axis=0), np.linalg.norm(d, axis=0))
     return a.T @ d / np.maximum(scale, 1e-12)
 
 
-def _agreement(numbers: Numbers, what: str, first: int, change: NDArray[np.float64], unit: str,
+def _agreement(numbers: Numbers, what: str, first: int, change: Array, unit: str,
                ) -> Iterator[Issue]:
     """Check axes, signs, scale and delay of three action channels from ``first`` on."""
     issue = partial(_issue, f'action and next {what}')
@@ -197,36 +191,34 @@ def _agreement(numbers: Numbers, what: str, first: int, change: NDArray[np.float
     moved = _correlation(action, motion)
     factor = (action * motion).sum(0) / np.maximum((action ** 2).sum(0), 1e-12)
     rest = ((motion - factor * action) ** 2).sum(0)
-    explained = 1 - rest / np.maximum((motion ** 2).sum(0), 1e-12)
+    explained = np.maximum(1 - rest / np.maximum((motion ** 2).sum(0), 1e-12), 0)
     best, strong = np.abs(moved).argmax(0), np.abs(moved).max(0) > FOLLOWS
-    wrong = next((k for k in range(3) if strong[k] and best[k] != k), None)
-    reversed_ = next((k for k in range(3) if strong[k] and moved[k, k] < 0), None)
     text = (f'correlation {_listed(np.diag(moved).round(2))}; a unit moves the gripper '
             f'{_listed((factor * numbers.fps).round(3))} {unit}/s and explains '
-            f'{", ".join(f"{share:.0%}" for share in np.maximum(explained, 0))} of it')
+            f'{", ".join(f"{share:.0%}" for share in explained)} of it')
     if what == 'position':
         text += f' (OSC_POSE settles at {METRES_PER_SECOND_PER_UNIT} m/s)'
-    if wrong is not None:
-        yield issue(WARNING, f'axis {"xyz"[wrong]} follows action channel {first + best[wrong]}, '
-                    f'not {first + wrong}: axes are exchanged, or actions are in another frame; '
-                    f'{text}', 'likely')
-    elif reversed_ is not None:
-        yield issue(WARNING, f'axis {"xyz"[reversed_]} moves against action channel '
-                    f'{first + reversed_}; {text}', 'likely')
+    wrong = [f'axis {"xyz"[k]} follows action channel {first + best[k]}, not {first + k}: axes '
+             'are exchanged, or actions are in another frame'
+             for k in range(3) if strong[k] and best[k] != k]
+    wrong += [f'axis {"xyz"[k]} moves against action channel {first + k}'
+              for k in range(3) if strong[k] and moved[k, k] < 0]
+    if wrong:
+        yield issue(WARNING, f'{wrong[0]}; {text}', 'likely')
     elif not strong.any():
         yield issue(HINT, f'the {what} does not follow the actions; {text}')
     else:
         yield issue(OK, text, 'certain' if strong.all() else 'likely')
     lag = max(by_lag, key=lambda k: by_lag[k])
     if lag != 0 and by_lag[lag] > max(by_lag[0] + 0.1, FOLLOWS):
+        when, why = ('before', 'actions are stored too late') if lag < 0 else (
+            'after', 'the arm is slow, or actions are stored too early')
         yield _issue(f'delay of the {what}', WARNING if lag < 0 else HINT, 'the gripper moves '
-                     f'{abs(lag)} frames {"before" if lag < 0 else "after"} the action that asks '
-                     f'for it (correlation {by_lag[lag]:.2f} against {by_lag[0]:.2f}): '
-                     + ('actions are stored too late' if lag < 0 else
-                        'the arm is slow, or actions are stored too early'), 'likely')
+                     f'{abs(lag)} frames {when} the action that asks for it (correlation '
+                     f'{by_lag[lag]:.2f} against {by_lag[0]:.2f}): {why}', 'likely')
 
 
-def _unwound(state: NDArray[np.float64]) -> NDArray[np.float64]:
+def _unwound(state: Array) -> Array:
     """Tell turns from their mean: rotation vectors of half a turn jump between two signs."""
     if state.shape[1] < 6 or not np.isfinite(state).all():
         return state
@@ -237,22 +229,19 @@ def _unwound(state: NDArray[np.float64]) -> NDArray[np.float64]:
 def _outliers(numbers: Numbers) -> Iterator[Issue]:
     for name, values in (('state', _unwound(numbers.state)), ('action', numbers.action)):
         low, middle, high = np.nanquantile(values, (0.01, 0.5, 0.99), axis=0)
-        away = np.abs(values - middle) / np.maximum(high - low, 1e-9)
-        away[:, high - low < 1e-6] = 0.0
+        away = np.abs(values - middle) / np.where(high - low < 1e-6, np.inf, high - low)
         found = np.flatnonzero((away > FAR).any(1))
-        if not len(found):
+        worst = [max(rows, key=lambda row: away[row].max())
+                 for _, rows in groupby(found, lambda row: numbers.episode[row])]
+        if worst:
+            channels = [away[row].argmax() for row in worst]
+            yield _issue(f'outliers of {name}', WARNING, f'{len(found)} frames in {len(worst)} '
+                         'episodes lie far outside the rest', 'likely', [
+                             f'{place}: channel {channel} is {values[row, channel]:.4g}' for
+                             place, row, channel in zip(numbers.at(worst[:8]), worst, channels)])
+        else:
             yield _issue(f'outliers of {name}', OK, f'no frame is more than {FAR:g} times the '
                          'span from 1 % to 99 % away from the median', 'certain')
-            continue
-        episodes, where = np.unique(numbers.episode[found]), []
-        for k in episodes[:8]:
-            rows = found[numbers.episode[found] == k]
-            worst = rows[away[rows].max(1).argmax()]
-            channel = away[worst].argmax()
-            where += [f'{numbers.at([worst])[0]}: channel {channel} is '
-                      f'{values[worst, channel]:.4g}, and {len(rows) - 1} frames more']
-        yield _issue(f'outliers of {name}', WARNING, f'{len(found)} frames in {len(episodes)} '
-                     'episodes lie far outside the rest', 'likely', where)
     beyond = np.flatnonzero((np.abs(numbers.action) > 1.001).any(1))
     if len(beyond):
         yield _issue('range of action', HINT, f'{len(beyond)} frames hold actions outside -1..1, '
@@ -260,14 +249,13 @@ def _outliers(numbers: Numbers) -> Iterator[Issue]:
 
 
 def _jumps(numbers: Numbers) -> Iterator[Issue]:
-    step = np.linalg.norm(np.diff(numbers.state[:, :3], axis=0), axis=1)
-    step[~numbers.within()] = 0.0
+    step = np.linalg.norm(np.diff(numbers.state[:, :3], axis=0), axis=1) * numbers.within()
     jumps = np.flatnonzero(step > JUMP * max(np.quantile(step, 0.99), 1e-6))
     if len(jumps):
-        where = [f'{place}: {step[k]:.3g} m'
-                 for place, k in zip(numbers.at(jumps[:8] + 1), jumps, strict=False)]
         yield _issue('jumps', WARNING, f'the gripper jumps between {len(jumps)} pairs of frames: '
-                     'some are missing, or two episodes are one', 'likely', where)
+                     'some are missing, or two episodes are one', 'likely', [
+                         f'{place}: {step[k]:.3g} m'
+                         for place, k in zip(numbers.at(jumps[:8] + 1), jumps)])
 
 
 def _lengths(numbers: Numbers) -> Iterator[Issue]:
@@ -295,12 +283,12 @@ class Sample:
 
     number: int
     grey: dict[str, NDArray[np.float32]]
-    position: NDArray[np.float64]
-    turn: NDArray[np.float64]
+    position: Array
+    turn: Array
     frames: NDArray[np.int64]
 
     @property
-    def steps(self) -> NDArray[np.float64]:
+    def steps(self) -> Array:
         """How far the gripper moves between two images [T - 1] m."""
         return np.linalg.norm(np.diff(self.position, axis=0), axis=1)
 
@@ -356,31 +344,29 @@ def check_images(samples: list[Sample]) -> list[Issue]:
 def _dead(samples: list[Sample], key: str) -> Iterator[Issue]:
     """Check for images that are blank, or still while the gripper moves."""
     issue = partial(_issue, f'image of {key}')
-    blank, frozen = [], []
+    found: dict[str, list[str]] = {}
     for sample in samples:
         grey = sample.grey[key]
         empty = grey.std((1, 2)) < BLANK
-        if empty.any():
-            blank.append(f'episode {sample.number}, from frame '
-                         f'{sample.frames[int(empty.argmax())]}: {empty.sum()} of {len(grey)}')
-            continue
         still = np.abs(np.diff(grey, axis=0)).max((1, 2), initial=0.0) < STILL
         first, last = max((run[1:] for run in runs(still & (sample.steps > MOVING)) if run[0]),
                           key=lambda run: run[1] - run[0], default=(0, 0))
-        if last - first >= 3:
-            frozen.append(f'episode {sample.number}, from frame {sample.frames[first]}: '
-                          f'{last - first + 1} images')
-    for where, what in ((blank, 'is dark or blank'),
-                        (frozen, 'shows a still image while the gripper moves')):
-        if where:
-            yield issue(WARNING, f'the camera {what} in {len(where)} of {len(samples)} episodes',
-                        'certain', where[:8])
-    if not (blank or frozen):
-        text = f'shows something in {len(samples)} episodes'
-        if any((sample.steps > MOVING).any() for sample in samples):
-            yield issue(OK, f'{text}, and changes while the gripper moves', 'certain')
-        else:
-            yield issue(HINT, f'{text}; the gripper never moves in them')
+        if empty.any():
+            found.setdefault('is dark or blank', []).append(
+                f'episode {sample.number}, from frame {sample.frames[int(empty.argmax())]}: '
+                f'{empty.sum()} of {len(grey)}')
+        elif last - first >= 3:
+            found.setdefault('shows a still image while the gripper moves', []).append(
+                f'episode {sample.number}, from frame {sample.frames[first]}: '
+                f'{last - first + 1} images')
+    for what, where in found.items():
+        yield issue(WARNING, f'the camera {what} in {len(where)} of {len(samples)} episodes',
+                    'certain', where[:8])
+    text = f'shows something in {len(samples)} episodes'
+    if not found and any((sample.steps > MOVING).any() for sample in samples):
+        yield issue(OK, f'{text}, and changes while the gripper moves', 'certain')
+    elif not found:
+        yield issue(HINT, f'{text}; the gripper never moves in them')
 
 
 def runs(values: Sequence[Any] | NDArray[Any]) -> Iterator[tuple[Any, int, int]]:
@@ -425,35 +411,33 @@ def _upright(samples: list[Sample], key: str) -> Issue:
         change[change < CHANGED] = 0.0
         mass = change.sum((1, 2))
         good = (sample.steps > MOVING) & (mass > CHANGED * 8)
-        if good.sum() < 4:
-            continue
-        centre = np.stack([(change[good] * axis).sum((1, 2)) / mass[good]
-                           for axis in (columns, rows)], 1)
-        middle = (sample.position[1:] + sample.position[:-1])[good] / 2
-        parts.append(np.hstack([middle - middle.mean(0), centre - centre.mean(0)]))
+        if good.sum() >= 4:
+            centre = np.stack([(change[good] * axis).sum((1, 2)) / mass[good]
+                               for axis in (columns, rows)], 1)
+            middle = (sample.position[1:] + sample.position[:-1])[good] / 2
+            parts.append(np.hstack([middle - middle.mean(0), centre - centre.mean(0)]))
     if sum(map(len, parts)) < FEW:
         return issue(HINT, 'too little motion to tell')
     fit, agree = _bootstrap(parts, _orientation)
     slopes = _slopes(np.vstack(parts))
-    text = (f'{fit}: what moves goes {_direction(slopes[0])} with +x of the gripper, '
-            f'{_direction(slopes[1])} with +y and {_direction(slopes[2])} with +z, in '
+    x, y, z = map(_direction, slopes)
+    text = (f'{fit}: what moves goes {x} with +x of the gripper, {y} with +y and {z} with +z, in '
             f'{len(parts)} episodes')
-    if fit == 'upright':
-        facing = slopes[1, 0] > 0 and slopes[0, 1] > 0
-        text += ('; the camera faces the robot, as the one of LIBERO does' if facing else
-                 '; not as in LIBERO, whose camera faces the robot (+y right, +x down)')
-        return issue(OK if facing else HINT, text, _certainty(agree))
-    return issue(WARNING if agree > LIKELY else HINT,
-                 f'{text}. This holds for a camera that looks at the arm from above at a slant',
-                 _certainty(agree))
+    if fit != 'upright':
+        return issue(WARNING if agree > LIKELY else HINT, f'{text}. This holds for a camera that '
+                     'looks at the arm from above at a slant', _certainty(agree))
+    facing = slopes[1, 0] > 0 and slopes[0, 1] > 0
+    text += ('; the camera faces the robot, as the one of LIBERO does' if facing else
+             '; not as in LIBERO, whose camera faces the robot (+y right, +x down)')
+    return issue(OK if facing else HINT, text, _certainty(agree))
 
 
-def _slopes(rows: NDArray[np.float64]) -> NDArray[np.floating]:
+def _slopes(rows: Array) -> NDArray[np.floating]:
     """Return [3, 2]: across and down of the motion per metre of the gripper's x, y and z."""
     return np.linalg.lstsq(rows[:, :3], rows[:, 3:5], rcond=None)[0]
 
 
-def _orientation(rows: NDArray[np.float64]) -> str:
+def _orientation(rows: Array) -> str:
     slopes = _slopes(rows)
     mirrored = np.linalg.det(slopes[:2]) > 0
     across, down = slopes[2]
@@ -485,13 +469,12 @@ def _wrist_mirrored(samples: list[Sample], key: str) -> Issue:
         return issue(HINT, 'too few images in which the shift can be measured')
     fit, agree = _bootstrap(parts, lambda rows: 'mirrored' if np.linalg.det(
         _slopes(rows)[:2]) < 0 else 'not mirrored')
-    level = HINT if agree <= LIKELY else WARNING if fit == 'mirrored' else OK
-    return issue(level, f'the image looks {fit}, from its shifts in {pairs} pairs of images',
+    return issue(HINT if agree <= LIKELY else WARNING if fit == 'mirrored' else OK,
+                 f'the image looks {fit}, from its shifts in {pairs} pairs of images',
                  _certainty(agree))
 
 
-def _bootstrap(parts: list[NDArray[np.float64]], decide: Callable[[NDArray[np.float64]], str],
-               ) -> tuple[str, float]:
+def _bootstrap(parts: list[Array], decide: Callable[[Array], str]) -> tuple[str, float]:
     """Return a decision, and in what share of the resampled episodes it is the same."""
     rng = np.random.default_rng(0)
     fit = decide(np.vstack(parts))
