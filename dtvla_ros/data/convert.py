@@ -64,12 +64,8 @@ class Converted:
 def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
     """Write ``source`` as a v3.0 dataset ``out``; the same call goes on where it was stopped.
 
-    Raises
-    ------
-    UserError
-        If ``out`` holds anything but the beginning of the same conversion, or the source lacks
-        what the trainer needs.
-
+    Raises ``UserError`` if ``out`` holds anything but the beginning of the same conversion, or the
+    source lacks what the trainer needs.
     """
     reader = open_dataset(source)
     _require_features(reader, options)

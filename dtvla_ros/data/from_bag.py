@@ -79,11 +79,8 @@ class Segment:
 def convert(bags: Sequence[Path], out: Path, options: ConvertOptions) -> Report:
     """Write a new dataset ``out`` from bags, every episode a shard.
 
-    Raises
-    ------
-    UserError
-        If ``out`` exists, a bag cannot be used, or nothing of it is worth keeping.
-
+    Raises ``UserError`` if ``out`` exists, a bag cannot be used, or nothing of it is worth
+    keeping.
     """
     if out.exists():
         raise UserError(f'{out} exists already; choose another --out')

@@ -107,11 +107,7 @@ def view(root: Path, out: Path, episodes: Sequence[int] = (), tokenizer: Path | 
          ) -> int:
     """Write a page (``.html``) or a contact sheet (``.png``); return how many episodes it shows.
 
-    Raises
-    ------
-    UserError
-        If ``out`` is neither, cannot be written, or an episode does not exist.
-
+    Raises ``UserError`` if ``out`` is neither, cannot be written, or an episode does not exist.
     """
     if out.suffix not in (PAGE, SHEET):
         raise UserError(f'--out {out}: give a name that ends in {PAGE} or {SHEET}')

@@ -172,99 +172,77 @@ def merge_shards(root: Path, robot_type: str = 'panda') -> dict[str, Any]:
     """
     for name in ('data', 'videos', 'meta/episodes'):
         shutil.rmtree(root / name, ignore_errors=True)
-    merged = _Merged(root)
-    for number in finished_shards(root):
-        folder = shard_path(root, number)
-        shard = json.loads((folder / 'shard.json').read_text())
-        if shard['episodes']:
-            merged.add(folder, shard)
-    if not merged.rows:
+    shards = [(folder, shard) for folder in (shard_path(root, k) for k in finished_shards(root))
+              if (shard := json.loads((folder / 'shard.json').read_text()))['episodes']]
+    if not shards:
         raise UserError(f'{root}: no finished episode; run dtvla collect first')
-    return merged.finish(robot_type)
-
-
-class _Merged:
-    """Shards that become one dataset, numbered through."""
-
-    def __init__(self, root: Path) -> None:
-        self.rows: list[dict[str, Any]] = []  # an episode each
-        self._root = root
-        self._tasks: dict[str, int] = {}
-        self._features: dict[str, Any] = {}
-        self._numbers: dict[str, list[np.ndarray]] = defaultdict(list)
-        self._images: dict[str, list[np.ndarray]] = defaultdict(list)
-        self._fps = self._frames = self._files = 0
-
-    def add(self, folder: Path, shard: Mapping[str, Any]) -> None:
-        """Append a shard that holds episodes. Raises ``UserError`` if its features differ."""
-        if self._features and (shard['features'] != self._features or shard['fps'] != self._fps):
+    features, fps = shards[0][1]['features'], shards[0][1]['fps']
+    videos = [key for key, feature in features.items() if feature['dtype'] == 'video']
+    tasks: dict[str, int] = {}
+    rows: list[dict[str, Any]] = []
+    numbers: dict[str, list[NDArray[Any]]] = defaultdict(list)
+    images: dict[str, list[NDArray[Any]]] = defaultdict(list)
+    for file, (folder, shard) in enumerate(shards):
+        if (shard['features'], shard['fps']) != (features, fps):
             raise UserError(f'{folder}: its features differ from those of the shards before it; '
                             'collect into a new folder')
-        self._features, self._fps = shard['features'], shard['fps']
-        place = dict(zip(('chunk_index', 'file_index'),
-                         divmod(self._files, layout.FILES_PER_CHUNK)))
-        self._files += 1
-        videos = [key for key, f in self._features.items() if f['dtype'] == 'video']
+        place = dict(zip(('chunk_index', 'file_index'), divmod(file, layout.FILES_PER_CHUNK)))
         table = pq.read_table(folder / 'data.parquet').drop_columns(['episode_index'])
-        for name, values in self._number(shard['episodes'], place, videos).items():
+        for name, values in _number(shard['episodes'], rows, tasks, place, videos, fps).items():
             table = table.append_column(name, pa.array(values))
-        target = self._root / layout.DATA.format(**place)
+        target = root / layout.DATA.format(**place)
         target.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, target, compression='snappy')
-        for name, feature in self._features.items():
+        for name, feature in features.items():
             if feature['dtype'] not in ('video', 'string', 'bool'):
-                self._numbers[name].append(column_array(table.column(name)))
+                numbers[name].append(column_array(table.column(name)))
         for key in videos:
-            video = folder / f'{key}.mp4'
-            link_or_copy(video, self._root / layout.VIDEO.format(video_key=key, **place))
-            if sum(map(len, self._images[key])) < STATISTICS_FRAMES:
-                self._images[key].append(np.stack([*islice(read_video(video), 0, None, 20)]))
+            link_or_copy(folder / f'{key}.mp4', root / layout.VIDEO.format(video_key=key, **place))
+            if sum(map(len, images[key])) < STATISTICS_FRAMES:
+                images[key].append(np.stack([
+                    *islice(read_video(folder / f'{key}.mp4'), 0, None, 20)]))
+    stats = {k: vector_statistics(np.concatenate(v)) for k, v in numbers.items()}
+    stats |= {k: image_statistics(np.concatenate(v)) for k, v in images.items()}
+    info = {
+        'codebase_version': layout.VERSION, 'robot_type': robot_type, 'total_episodes': len(rows),
+        'total_frames': rows[-1]['dataset_to_index'], 'total_tasks': len(tasks),
+        'chunks_size': layout.FILES_PER_CHUNK, 'data_files_size_in_mb': 100,
+        'video_files_size_in_mb': 200, 'fps': fps, 'splits': {'train': f'0:{len(rows)}'},
+        'data_path': layout.DATA, 'video_path': layout.VIDEO, 'features': features | {
+            name: {'dtype': 'float32' if name == 'timestamp' else 'int64', 'shape': [1],
+                   'names': None} for name in layout.INDEX_COLUMNS}}
+    target = root / layout.EPISODES.format(chunk_index=0, file_index=0)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), target)
+    _write_tasks(root / layout.TASKS, list(tasks))
+    (root / layout.STATS).write_text(json.dumps(stats, indent=1))
+    (root / layout.INFO).write_text(json.dumps(info, indent=1))
+    return info
 
-    def _number(self, episodes: Sequence[Mapping[str, Any]], place: Mapping[str, int],
-                videos: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Add the metadata of a shard's episodes; return the index columns of its frames."""
-        lengths = np.array([episode['length'] for episode in episodes])
-        frame = np.concatenate([np.arange(length) for length in lengths])
-        tasks = [self._tasks.setdefault(e['task'], len(self._tasks)) for e in episodes]
-        columns = ((frame / self._fps).astype(np.float32), frame,
-                   np.repeat(len(self.rows) + np.arange(len(episodes)), lengths),
-                   self._frames + np.arange(len(frame)), np.repeat(tasks, lengths))
-        files = {f'{kind}/{name}': value for kind in ('data', *(f'videos/{k}' for k in videos))
-                 for name, value in place.items()}
-        for episode, end in zip(episodes, np.cumsum(lengths).tolist(), strict=True):
-            begin = end - episode['length']
-            self.rows.append({
-                'episode_index': len(self.rows), 'tasks': [episode['task']],
-                'length': episode['length'], 'dataset_from_index': self._frames + begin,
-                'dataset_to_index': self._frames + end, 'meta/episodes/chunk_index': 0,
-                'meta/episodes/file_index': 0,
-                layout.METADATA: json.dumps(episode[layout.METADATA]), **files,
-                **{f'videos/{key}/from_timestamp': begin / self._fps for key in videos},
-                **{f'videos/{key}/to_timestamp': end / self._fps for key in videos}})
-        self._frames += len(frame)
-        return dict(zip(layout.INDEX_COLUMNS, columns, strict=True))
 
-    def finish(self, robot_type: str) -> dict[str, Any]:
-        """Write the metadata of the whole; return ``info.json``."""
-        stats = {k: vector_statistics(np.concatenate(v)) for k, v in self._numbers.items()}
-        stats |= {k: image_statistics(np.concatenate(v)) for k, v in self._images.items()}
-        info = {
-            'codebase_version': layout.VERSION, 'robot_type': robot_type,
-            'total_episodes': len(self.rows), 'total_frames': self._frames,
-            'total_tasks': len(self._tasks), 'chunks_size': layout.FILES_PER_CHUNK,
-            'data_files_size_in_mb': 100, 'video_files_size_in_mb': 200,
-            'fps': self._fps, 'splits': {'train': f'0:{len(self.rows)}'},
-            'data_path': layout.DATA, 'video_path': layout.VIDEO,
-            'features': self._features | {
-                name: {'dtype': 'float32' if name == 'timestamp' else 'int64', 'shape': [1],
-                       'names': None} for name in layout.INDEX_COLUMNS}}
-        target = self._root / layout.EPISODES.format(chunk_index=0, file_index=0)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(self.rows), target)
-        _write_tasks(self._root / layout.TASKS, list(self._tasks))
-        (self._root / layout.STATS).write_text(json.dumps(stats, indent=1))
-        (self._root / layout.INFO).write_text(json.dumps(info, indent=1))
-        return info
+def _number(episodes: Sequence[Mapping[str, Any]], rows: list[dict[str, Any]],
+            tasks: dict[str, int], place: Mapping[str, int], videos: Sequence[str], fps: int,
+            ) -> dict[str, NDArray[Any]]:
+    """Add a file's episodes to ``rows`` and ``tasks``; return the index columns of its frames."""
+    lengths = np.array([episode['length'] for episode in episodes])
+    frame = np.concatenate([np.arange(length) for length in lengths])
+    first, begin = len(rows), rows[-1]['dataset_to_index'] if rows else 0
+    files = {f'{kind}/{name}': value for kind in ('data', *(f'videos/{k}' for k in videos))
+             for name, value in place.items()}
+    for episode, end in zip(episodes, np.cumsum(lengths).tolist(), strict=True):
+        start = end - episode['length']
+        rows.append({
+            'episode_index': len(rows), 'tasks': [episode['task']], 'length': episode['length'],
+            'dataset_from_index': begin + start, 'dataset_to_index': begin + end,
+            'meta/episodes/chunk_index': 0, 'meta/episodes/file_index': 0,
+            layout.METADATA: json.dumps(episode[layout.METADATA]), **files,
+            **{f'videos/{key}/from_timestamp': start / fps for key in videos},
+            **{f'videos/{key}/to_timestamp': end / fps for key in videos}})
+    numbers = [tasks.setdefault(episode['task'], len(tasks)) for episode in episodes]
+    return dict(zip(layout.INDEX_COLUMNS, (
+        (frame / fps).astype(np.float32), frame,
+        np.repeat(first + np.arange(len(episodes)), lengths),
+        begin + np.arange(len(frame)), np.repeat(numbers, lengths)), strict=True))
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -279,11 +257,10 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 def _write_tasks(path: Path, tasks: Sequence[str]) -> None:
     # LeRobot reads this file with pandas and expects the task text to be the index.
-    columns = [{'name': name, 'field_name': name, 'pandas_type': kind, 'numpy_type': stored,
-                'metadata': None} for name, kind, stored in (
-                    ('task_index', 'int64', 'int64'), ('task', 'unicode', 'object'))]
     pandas = {'index_columns': ['task'], 'column_indexes': [], 'pandas_version': '2.2.0',
-              'columns': columns}
+              'columns': [{'name': name, 'field_name': name, 'pandas_type': kind,
+                           'numpy_type': stored, 'metadata': None} for name, kind, stored in (
+                               ('task_index', 'int64', 'int64'), ('task', 'unicode', 'object'))]}
     table = pa.table({'task_index': pa.array(range(len(tasks)), pa.int64()),
                       'task': pa.array(list(tasks), pa.string())})
     pq.write_table(table.replace_schema_metadata({b'pandas': json.dumps(pandas).encode()}), path)

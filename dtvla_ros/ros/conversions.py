@@ -116,11 +116,7 @@ def floats(values: ArrayLike) -> list[float]:
 def message_type(name: str) -> Any:
     """Return the class of 'pkg/msg/Type'.
 
-    Raises
-    ------
-    KeyError
-        If its package is not installed here or has no such type.
-
+    Raises ``KeyError`` if its package is not installed here or has no such type.
     """
     try:
         package, kind, leaf = name.split('/')

@@ -133,11 +133,7 @@ def prepare() -> None:
     Large freed blocks are kept by the process from here on: giving back the pages of every image
     costs more than copying it.
 
-    Raises
-    ------
-    UserError
-        If no rclpy is installed, or a sourced ROS and the wheels are mixed.
-
+    Raises ``UserError`` if no rclpy is installed, or a sourced ROS and the wheels are mixed.
     """
     require_one_ros()
     _require_known_values()

@@ -151,13 +151,8 @@ def start_nodes(nodes: NodeProcesses, config: str, policy: Mapping[str, object],
 def watch(executor: Executor, watcher: Watcher, nodes: NodeProcesses) -> Iterator[None]:
     """Spin the watcher until the last episode is over; yields many times a second.
 
-    Raises
-    ------
-    UserError
-        If a node refuses its input.
-    NodeDied
-        If a node dies, or the simulation makes no step for `SILENCE` seconds.
-
+    Raises ``UserError`` if a node refuses its input, ``NodeDied`` if a node dies, or the
+    simulation makes no step for `SILENCE` seconds.
     """
     seen = watcher.seen
     progress: tuple[Any, ...] = ()

@@ -61,13 +61,8 @@ class NodeProcesses:
     def require_running(self, may_end: Sequence[str] = ()) -> None:
         """Check that nobody has died; those in ``may_end`` may have ended well.
 
-        Raises
-        ------
-        UserError
-            If a node refused its input (exit code 2), with the node's own line.
-        NodeDied
-            If it died otherwise.
-
+        Raises ``UserError`` if a node refused its input (exit code 2), with the node's own line,
+        ``NodeDied`` if it died otherwise.
         """
         for name in self._processes:
             code = self.exit_code(name)
