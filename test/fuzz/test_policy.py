@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,42 +32,36 @@ if not (NANO / MANIFEST).exists():
     pytest.skip('models/nano is not there', allow_module_level=True)
 
 WHOLE = json.loads((NANO / MANIFEST).read_text())
+TRANSFORM = transform_of(NANO, PolicyManifest.read(NANO))
 
 
-def paths(tree: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the path to every value of a JSON tree."""
-    items = (tree.items() if isinstance(tree, dict) else
-             enumerate(tree) if isinstance(tree, list) else ())
-    return [path for key, value in items
-            for path in [(*above, key), *paths(value, (*above, key))]]
+def places(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield (container, key) of every value of a JSON tree."""
+    for key in (tree if isinstance(tree, dict) else
+                range(len(tree)) if isinstance(tree, list) else ()):
+        yield tree, key
+        yield from places(tree[key])
 
 
-PATHS = paths(WHOLE)
-
-
-def read(folder: Path, text: str | bytes) -> None:
-    path = folder / MANIFEST
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+def read(folder: Path, data: bytes) -> None:
+    (folder / MANIFEST).write_bytes(data)
     try:
-        manifest = PolicyManifest.read(folder)
-        manifest.verified_weights(folder)
+        PolicyManifest.read(folder).verified_weights(folder)
     except UserError as error:
-        assert str(path) in str(error) or str(folder) in str(error)
+        assert str(folder) in str(error)
 
 
 @settings(max_examples=800, deadline=SOON)
-@given(path=st.sampled_from(PATHS), value=VALUES | st.just(MISSING))
+@given(number=st.integers(0, len(list(places(WHOLE))) - 1), value=VALUES | st.just(MISSING))
 def test_a_manifest_with_any_value_or_none_in_any_place(
-        tmp_path_factory: Any, path: tuple[Any, ...], value: Any) -> None:
+        tmp_path_factory: Any, number: int, value: Any) -> None:
     tree = copy.deepcopy(WHOLE)
-    place = tree
-    for key in path[:-1]:
-        place = place[key]
+    place, key = list(places(tree))[number]
     if value is MISSING:
-        del place[path[-1]]
+        del place[key]
     else:
-        place[path[-1]] = value
-    read(tmp_path_factory.getbasetemp(), json.dumps(tree))
+        place[key] = value
+    read(tmp_path_factory.getbasetemp(), json.dumps(tree).encode())
 
 
 @settings(max_examples=200, deadline=SOON)
@@ -78,14 +74,9 @@ def test_any_bytes_as_a_manifest(tmp_path_factory: Any, content: bytes) -> None:
 @settings(max_examples=400, deadline=SOON)
 @given(text=st.text(max_size=200) | st.text('put the lemon in blue bin<>|_\n', max_size=400))
 def test_any_text_as_an_instruction(text: str) -> None:
-    manifest = PolicyManifest.read(NANO)
-    transform = transform_of(NANO, manifest)
-    if refuse_instruction(text):
-        return
-    try:
-        assert transform.check_instruction(text)
-    except UserError as error:
-        assert str(error)
+    if not refuse_instruction(text):
+        with suppress(UserError):
+            assert TRANSFORM.check_instruction(text)
 
 
 POINT = st.builds(

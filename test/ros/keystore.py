@@ -32,38 +32,29 @@ PERMISSIONS = """<?xml version="1.0" encoding="UTF-8"?>
 """
 
 
-def _openssl(*words: str | Path) -> None:
-    subprocess.run(['openssl', *map(str, words)], check=True, capture_output=True)
-
-
-def _key(path: Path) -> None:
-    _openssl('ecparam', '-name', 'prime256v1', '-genkey', '-noout', '-out', path)
-
-
-def _sign(text: str, into: Path, ca: Path, key: Path) -> None:
-    plain = into.with_suffix('.xml')
-    plain.write_text(text)
-    _openssl('smime', '-sign', '-text', '-in', plain, '-out', into, '-signer', ca, '-inkey', key)
+def _openssl(words: str, folder: Path) -> None:
+    subprocess.run(['openssl', *words.split()], cwd=folder, check=True, capture_output=True)
 
 
 def make_keystore(root: Path, *enclaves: str) -> Path:
     """Make a certificate authority and a folder for each enclave ('/name'); return ``root``."""
     root.mkdir(parents=True)
+    key = 'ecparam -name prime256v1 -genkey -noout -out'
+    _openssl(f'{key} ca.key.pem', root)
+    _openssl('req -x509 -new -key ca.key.pem -subj /CN=CA -days 365 -out ca.cert.pem', root)
     ca, ca_key = root / 'ca.cert.pem', root / 'ca.key.pem'
-    _key(ca_key)
-    _openssl('req', '-x509', '-new', '-key', ca_key, '-subj', '/CN=test CA', '-days', '365',
-             '-out', ca)
     for enclave in enclaves:
-        folder = root / 'enclaves' / enclave.lstrip('/')
+        name, folder = enclave.strip('/'), root / 'enclaves' / enclave.strip('/')
         folder.mkdir(parents=True)
-        subject = enclave.strip('/').replace('/', '_')  # openssl takes / for a separator
-        _key(folder / 'key.pem')
-        _openssl('req', '-new', '-key', folder / 'key.pem', '-subj', f'/CN={subject}',
-                 '-out', folder / 'request.pem')
-        _openssl('x509', '-req', '-in', folder / 'request.pem', '-CA', ca, '-CAkey', ca_key,
-                 '-CAcreateserial', '-days', '365', '-out', folder / 'cert.pem')
-        for name in ('identity_ca.cert.pem', 'permissions_ca.cert.pem'):
-            (folder / name).write_bytes(ca.read_bytes())
-        _sign(GOVERNANCE, folder / 'governance.p7s', ca, ca_key)
-        _sign(PERMISSIONS.format(name=subject), folder / 'permissions.p7s', ca, ca_key)
+        _openssl(f'{key} key.pem', folder)
+        _openssl(f'req -new -key key.pem -subj /CN={name} -out request.pem', folder)
+        _openssl(f'x509 -req -in request.pem -CA {ca} -CAkey {ca_key} -CAcreateserial -days 365 '
+                 '-out cert.pem', folder)
+        for copy in ('identity_ca.cert.pem', 'permissions_ca.cert.pem'):
+            (folder / copy).write_bytes(ca.read_bytes())
+        for signed, text in (('governance', GOVERNANCE),
+                             ('permissions', PERMISSIONS.format(name=name))):
+            (folder / f'{signed}.xml').write_text(text)
+            _openssl(f'smime -sign -text -in {signed}.xml -out {signed}.p7s -signer {ca} '
+                     f'-inkey {ca_key}', folder)
     return root

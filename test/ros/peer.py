@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from functools import partial
 
 import numpy as np
 from builtin_interfaces.msg import Time
@@ -23,8 +24,7 @@ HEIGHT, WIDTH, RATE, COUNT = 480, 640, 30.0, 90
 """Size [px], rate [Hz] and number of the images of `NumberedCamera`."""
 
 
-def say(line: str) -> None:
-    print(line, flush=True)
+say = partial(print, flush=True)
 
 
 class Peer(Node):
@@ -48,8 +48,7 @@ class Peer(Node):
             self.waiting.cancel()  # nothing wakes the node from here on
 
     def invert(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        response.success = not request.data
-        response.message = 'inverted'
+        response.success, response.message = not request.data, 'inverted'
         return response
 
     def destroy_node(self) -> None:
@@ -72,60 +71,50 @@ class NumberedCamera(Node):
         self.create_timer(1.0 / RATE, self._shoot, clock=run.STEADY)
 
     def _shoot(self) -> None:
-        if not self._out.get_subscription_count():
-            return
-        self._number += 1
-        number = self._number if self._number <= COUNT else 0
-        image = np.full((HEIGHT, WIDTH, 3), number, np.uint8)
-        self._out.publish(images.serialize_image(image, Time(sec=number), 'camera'))
+        if self._out.get_subscription_count():
+            self._number += 1
+            number = self._number if self._number <= COUNT else 0
+            image = np.full((HEIGHT, WIDTH, 3), number, np.uint8)
+            self._out.publish(images.serialize_image(image, Time(sec=number), 'camera'))
 
 
-class Talker(Node):
-    """Says its own name over and over, and prints the names it hears."""
+def talker() -> Node:
+    """Return a node that says its own name over and over, and prints the names it hears."""
+    node = Node(os.environ['NAME'])
+    heard = {node.get_name()}
 
-    def __init__(self) -> None:
-        super().__init__(os.environ['NAME'])
-        heard = {self.get_name()}
-
-        def hear(message: String) -> None:
-            if message.data not in heard:
-                heard.add(message.data)
-                say(message.data)
-        self.create_subscription(String, 'talk', hear, 5)
-        publisher = self.create_publisher(String, 'talk', 5)
-        self.create_timer(0.1, lambda: publisher.publish(String(data=self.get_name())))
-        say('ready')
-
-
-class Ending(Node):
-    """Ends by `run.end` with the exit code 3."""
-
-    def __init__(self) -> None:
-        super().__init__('ending')
-        self.create_timer(0.05, lambda: run.end(3))
+    def hear(message: String) -> None:
+        if message.data not in heard:
+            heard.add(message.data)
+            say(message.data)
+    node.create_subscription(String, 'talk', hear, 5)
+    publisher = node.create_publisher(String, 'talk', 5)
+    node.create_timer(0.1, lambda: publisher.publish(String(data=node.get_name())))
+    say('ready')
+    return node
 
 
-class Threaded(Node):
-    """A thread of its own calls into the executor, where an error awaits."""
+def ending() -> Node:
+    """Return a node that ends by `run.end` with the exit code 3."""
+    node = Node('ending')
+    node.create_timer(0.05, lambda: run.end(3))
+    return node
 
-    error: Exception = RuntimeError('from a task')
 
-    def __init__(self) -> None:
-        super().__init__('threaded')
-        threading.Thread(target=self.work).start()
+def threaded(error: Exception) -> Node:
+    """Return a node with a thread that calls into the executor, where an error awaits."""
+    node = Node('threaded')
 
-    def work(self) -> None:
-        while self.executor is None:
-            time.sleep(0.01)
-        run.call_soon(self, self.fail)
-
-    def fail(self) -> None:
+    def fail() -> None:
         assert threading.current_thread() is threading.main_thread()
-        raise self.error
+        raise error
 
-
-class ThreadedUser(Threaded):
-    error = UserError('no such\nthing')
+    def work() -> None:
+        while node.executor is None:
+            time.sleep(0.01)
+        run.call_soon(node, fail)
+    threading.Thread(target=work).start()
+    return node
 
 
 def join() -> int:
@@ -141,8 +130,9 @@ def join() -> int:
     return 0
 
 
-KINDS = {'': Peer, 'camera': NumberedCamera, 'talker': Talker, 'ending': Ending,
-         'threaded': Threaded, 'threaded user': ThreadedUser}
+KINDS = {'': Peer, 'camera': NumberedCamera, 'talker': talker, 'ending': ending,
+         'threaded': lambda: threaded(RuntimeError('from a task')),
+         'threaded user': lambda: threaded(UserError('no such\nthing'))}
 
 if __name__ == '__main__':
     kind = os.environ.get('PEER', '')
