@@ -58,23 +58,22 @@ def validate(root: Path, decode: bool = False) -> list[Issue]:
     if any(word in issue.problem for issue in issues for word in ('episode_index', 'be read')):
         return issues  # nothing else can be told apart
     issues += _issues(root / layout.INFO, _totals(reader))
+    damaged: list[Issue] = []
     every = range(len(reader.episodes))
     files = _by_file(map(reader.data_path, every))
-    data = [issue for path, numbers in files.items()
-            for issue in _file(path, numbers, _data_file(reader, path, numbers))]
-    damaged = {issue.file for issue in data}
-    issues += data
+    for path, numbers in files.items():
+        found = _issues(path, _data_file(reader, path, numbers))
+        if not found:
+            found = [issue for number in numbers for key in reader.image_keys
+                     for issue in _issues(path, _stored_image(reader, key, number))]
+        damaged += found
+    issues += damaged
     issues += [Issue('no episode is said to lie in this file',
                      'remove it, or restore the metadata that name it', file=str(path))
                for path in sorted((root / 'data').rglob('*.parquet')) if path not in files]
     for key in reader.video_keys:
         for path, numbers in _by_file(reader.video_path(k, key)[0] for k in every).items():
-            issues += _file(path, numbers, _video_file(reader, key, path, numbers, decode))
-    for key in reader.image_keys:
-        for number in every:
-            path = reader.data_path(number)
-            if str(path) not in damaged:
-                issues += _issues(path, _stored_image(reader, key, number))
+            issues += _issues(path, _video_file(reader, key, path, numbers, decode))
     if not (reader.is_v2 or damaged):
         issues += _issues(root / layout.STATS, _statistics(reader))
     return issues
@@ -86,13 +85,6 @@ def _by_file(paths: Iterable[Path]) -> dict[Path, list[int]]:
     for number, path in enumerate(paths):
         files[path].append(number)
     return files
-
-
-def _file(path: Path, numbers: list[int], found: Found) -> list[Issue]:
-    """Return what the check of a file of some episodes says, if the file is there."""
-    if path.is_file():
-        return _issues(path, found)
-    return [Issue(f'missing; {_named(numbers)} should be in it', AGAIN, file=str(path))]
 
 
 def _named(numbers: list[int]) -> str:
@@ -133,6 +125,9 @@ def _episodes(reader: DatasetReader) -> Found:
 
 
 def _data_file(reader: DatasetReader, path: Path, numbers: list[int]) -> Found:
+    if not path.is_file():
+        yield f'missing; {_named(numbers)} should be in it', AGAIN
+        return
     schema, table = pq.read_schema(path), reader.numbers(path)
     yield from _schema(reader, schema)
     lengths = [reader.lengths[k] for k in numbers]
@@ -208,6 +203,9 @@ def _indices(reader: DatasetReader, columns: dict[str, NDArray[Any]],
 
 def _video_file(reader: DatasetReader, key: str, path: Path, numbers: list[int], decode: bool,
                 ) -> Found:
+    if not path.is_file():
+        yield f'missing; {_named(numbers)} should be in it', AGAIN
+        return
     fps, kind = reader.fps, probe(path)
     count = sum(1 for _ in read_video(path)) if decode else count_frames(path)
     rows = sum(reader.lengths[k] for k in numbers)

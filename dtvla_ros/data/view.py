@@ -9,10 +9,13 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
@@ -44,14 +47,14 @@ CLOSED = '#e8b26a'
 class EpisodeView:
     """One episode to draw, N frames long.
 
-    ``images``: uint8 [M, H, W, 3] by camera, of the ``frames`` [M]. ``action`` [N, A];
-    ``opening`` [N] of the gripper, 0..1, or None. ``thoughts`` and ``phases``: N texts, none
-    where the dataset has none.
+    ``caption``: length and metadata. ``images``: uint8 [M, H, W, 3] by camera, of the ``frames``
+    [M]. ``action`` [N, A]; ``opening`` [N] of the gripper, 0..1, or None. ``thoughts`` and
+    ``phases``: N texts, none where the dataset has none.
     """
 
     number: int
     task: str
-    metadata: dict[str, Any]
+    caption: str
     fps: float
     images: dict[str, NDArray[np.uint8]]
     frames: NDArray[np.int64]
@@ -61,28 +64,28 @@ class EpisodeView:
     phases: list[str]
 
     def __len__(self) -> int:
-        """Return the number of frames."""
         return len(self.action)
 
     @classmethod
     def read(cls, reader: DatasetReader, number: int, thoughts: list[str] | None) -> EpisodeView:
         """Read an episode. ``thoughts``: those of the whole dataset, or None."""
-        row, part, features = reader.episodes[number], reader.span(number), reader.info['features']
-        stride = -(-row['length'] // MOST_FRAMES)
-        images = {key: np.stack([_shrunk(image) for k, image in enumerate(
-            reader.frames(number, key)) if k % stride == 0]) for key in reader.camera_keys}
+        length, features = reader.lengths[number], reader.info['features']
+        part, stride = reader.span(number), -(-length // MOST_FRAMES)
+        images = {key: np.stack([_shrunk(image) for image in islice(
+            reader.frames(number, key), 0, None, stride)]) for key in reader.camera_keys}
         count = min((len(p) for p in images.values()), default=0)
         opening = None
         if layout.STATE in features:
             opening = gripper_opening(reader.rows(layout.STATE)[part])
         if opening is not None:
             opening = (opening - opening.min()) / max(float(np.ptp(opening)), 1e-9)
+        kept = ''.join(f', {name} {value}' for name, value in reader.metadata(number).items())
         return cls(
-            number, reader.task(number), reader.metadata(number), float(reader.fps),
-            {key: p[:count] for key, p in images.items()},
-            np.arange(0, row['length'], stride)[:count], reader.rows(layout.ACTION)[part],
+            number, reader.task(number), f'{length} frames, {length / reader.fps:.1f} s{kept}',
+            float(reader.fps), {key: p[:count] for key, p in images.items()},
+            np.arange(0, length, stride)[:count], reader.rows(layout.ACTION)[part],
             opening, thoughts[part] if thoughts else [],
-            list(reader.column(layout.PHASE)[part]) if layout.PHASE in features else [])
+            list(reader.column(layout.PHASE, number)) if layout.PHASE in features else [])
 
     def shown(self, count: int) -> list[int]:
         """Return which images stand in the middle of ``count`` equal parts of the time."""
@@ -90,11 +93,6 @@ class EpisodeView:
             return []
         middles = (np.arange(count) + 0.5) * len(self) / count
         return [int(np.abs(self.frames + 0.5 - middle).argmin()) for middle in middles]
-
-    def caption(self) -> str:
-        """Return length and metadata in a line."""
-        kept = ''.join(f', {name} {value}' for name, value in self.metadata.items())
-        return f'{len(self)} frames, {len(self) / self.fps:.1f} s{kept}'
 
 
 def _shrunk(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -113,13 +111,11 @@ def view(root: Path, out: Path, episodes: Sequence[int] = (), tokenizer: Path | 
         raise UserError(f'--out {out}: give a name that ends in {PAGE} or {SHEET}')
     require_writable(out)
     reader = open_dataset(root)
-    count = len(reader.episodes)
-    beyond = next((k for k in episodes if not 0 <= k < count), None)
-    if beyond is not None:
-        raise UserError(f'--episodes {beyond}: {root} has the episodes 0 to {count - 1}')
-    thoughts = None
-    if not thoughts_are_ids(reader) or tokenizer is not None:
-        thoughts = thoughts_of(reader, tokenizer)
+    last = len(reader.episodes) - 1
+    if beyond := [k for k in episodes if not 0 <= k <= last]:
+        raise UserError(f'--episodes {beyond[0]}: {root} has the episodes 0 to {last}')
+    ids = thoughts_are_ids(reader) and tokenizer is None
+    thoughts = None if ids else thoughts_of(reader, tokenizer)
     views = [EpisodeView.read(reader, k, thoughts)
              for k in tqdm(list(episodes) or _some(reader), desc='read', unit='ep')]
     names = dict.fromkeys(phase for shown in views for phase in shown.phases)
@@ -142,8 +138,8 @@ def _some(reader: DatasetReader) -> list[int]:
 
     Episodes of a single frame are shown only where there are no others.
     """
-    long = [k for k, length in enumerate(reader.lengths) if length > 1] or list(
-        range(len(reader.lengths)))
+    every = range(len(reader.episodes))
+    long = [k for k in every if reader.lengths[k] > 1] or every
     first = {reader.task(number): number for number in reversed(long)}
     return sorted(list(dict.fromkeys([*sorted(first.values()), *spread(long, SHOWN)]))[:SHOWN])
 
@@ -151,7 +147,7 @@ def _some(reader: DatasetReader) -> list[int]:
 def _page_values(shown: EpisodeView, colours: Mapping[str, str]) -> dict[str, Any]:
     """Return what the template needs of an episode; of each camera one image holds all frames."""
     columns = max(1, math.ceil(math.sqrt(len(shown.frames))))
-    rows = max(1, math.ceil(len(shown.frames) / columns))
+    rows = max(1, -(-len(shown.frames) // columns))
     said = list(runs(shown.thoughts))
     data = {
         'length': len(shown), 'fps': shown.fps, 'images': len(shown.frames),
@@ -163,7 +159,7 @@ def _page_values(shown: EpisodeView, colours: Mapping[str, str]) -> dict[str, An
                  'parts': list(_changes(before.split(), text.split()))}
                 for (before, _, _), (text, first, last) in zip([('', 0, 0), *said], said)]
     return {
-        'number': shown.number, 'task': shown.task, 'caption': shown.caption(),
+        'number': shown.number, 'task': shown.task, 'caption': shown.caption,
         'data': json.dumps(data), 'columns': columns, 'rows': rows,
         'sheets': [{'camera': layout.CAMERAS.get(key, key), 'width': images.shape[2],
                     'height': images.shape[1], 'jpeg': _tiled(images, columns, rows)}
@@ -194,19 +190,6 @@ def _changes(old: Sequence[str], new: Sequence[str]) -> Iterator[tuple[str, bool
             yield ' '.join(new[first:last]), what != 'equal' and bool(old)
 
 
-def _pyplot() -> Any:
-    """Return matplotlib's pyplot without a window. Raises ``UserError`` where it is missing."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("matplotlib is not installed; run: pip install 'dtvla_ros[train]'"
-                        ) from error
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
-    return plt
-
-
 def _draw_commands(axes: Any, shown: EpisodeView) -> None:
     """Draw translation commands, and where the gripper is told to close, over the frames."""
     steps = np.arange(len(shown) + 1)
@@ -220,58 +203,51 @@ def _draw_commands(axes: Any, shown: EpisodeView) -> None:
     if shown.opening is not None:
         axes.plot(steps[:-1] + 0.5, 2.0 * shown.opening - 1.0, color='#333333', linewidth=1.1,
                   linestyle=(0, (3, 2)), label='opening')
-    axes.set_xlim(0, len(shown))
-    axes.set_ylim(-1.25, 1.25)
+    axes.set(xlim=(0, len(shown)), ylim=(-1.25, 1.25))
     axes.axis('off')
 
 
 def _curves_svg(shown: EpisodeView) -> bytes:
     """Return the commands as an SVG image as wide as the time, without margins."""
-    plt = _pyplot()
-    with plt.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'dtvla'}):
-        figure = plt.figure(figsize=(11, 1.25))
+    with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'dtvla'}):
+        figure, text = Figure(figsize=(11, 1.25)), io.StringIO()
         _draw_commands(figure.add_axes((0, 0, 1, 1)), shown)
-        text = io.StringIO()
         figure.savefig(text, format='svg', transparent=True, metadata={'Date': None})
-        plt.close(figure)
     return text.getvalue().replace('<svg ', '<svg preserveAspectRatio="none" ', 1).encode()
 
 
 def _write_sheet(path: Path, views: Sequence[EpisodeView], colours: Mapping[str, str]) -> None:
     """Write a PNG with all episodes below each other."""
-    plt = _pyplot()
     cell = WIDTH / COLUMNS
     heights = [cell * len(shown.images) + (1.25 if shown.thoughts else 0.25) + 1.6
                for shown in views]
-    figure = plt.figure(figsize=(WIDTH, sum(heights)), layout='none')
+    figure = Figure(figsize=(WIDTH, sum(heights)))
     parts = figure.subfigures(len(views), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, shown, height in zip(parts, views, heights, strict=True):
         _draw_episode(part, shown, height, cell, colours)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100, facecolor='white')
-    plt.close(figure)
 
 
 def _draw_episode(part: Any, shown: EpisodeView, height: float, cell: float,
                   colours: Mapping[str, str]) -> None:
     """Draw one episode: from the top a title, images, phases, thoughts, commands [inch]."""
+    def add_axes(left: float, top: float, width: float, high: float) -> Any:
+        axes = part.add_axes((left, 1 - (top + high) / height, width, high / height))
+        axes.axis('off')
+        return axes
     part.text(0.004, 1 - 0.16 / height, f'episode {shown.number}: {shown.task}', fontsize=11,
               fontweight='bold', va='center')
-    part.text(0.996, 1 - 0.16 / height, shown.caption(), fontsize=7.5, va='center', ha='right',
+    part.text(0.996, 1 - 0.16 / height, shown.caption, fontsize=7.5, va='center', ha='right',
               color='#555555')
-    chosen = shown.shown(COLUMNS)
-    top = 0.32
+    chosen, top = shown.shown(COLUMNS), 0.32
     for images in shown.images.values():
         for column, index in enumerate(chosen):
-            axes = part.add_axes((column / COLUMNS + 0.001, 1 - (top + cell) / height,
-                                  1 / COLUMNS - 0.002, cell / height))
-            axes.imshow(images[index], aspect='auto')
-            axes.axis('off')
+            add_axes(column / COLUMNS + 0.001, top, 1 / COLUMNS - 0.002, cell).imshow(
+                images[index], aspect='auto')
         top += cell
-    axes = part.add_axes((0, 1 - (top + 0.2) / height, 1, 0.17 / height))
-    axes.set_xlim(0, len(shown))
-    axes.set_ylim(0, 1)
-    axes.axis('off')
+    axes = add_axes(0, top + 0.03, 1, 0.17)
+    axes.set(xlim=(0, len(shown)), ylim=(0, 1))
     for name, first, last in runs(shown.phases):
         axes.axvspan(first, last, color=colours[name], linewidth=0)
         if last - first > len(shown) * 0.04:
@@ -284,7 +260,7 @@ def _draw_episode(part: Any, shown: EpisodeView, height: float, cell: float,
             part.text((column + 0.05) / COLUMNS, 1 - (top + 0.04) / height, lines, fontsize=7,
                       va='top', linespacing=1.15)
         top += 1.0
-    axes = part.add_axes((0, 1 - (top + 0.95) / height, 1, 0.9 / height))
+    axes = add_axes(0, top + 0.05, 1, 0.9)
     _draw_commands(axes, shown)
     axes.legend(loc='upper right', bbox_to_anchor=(1.0, -0.02), fontsize=7, ncols=5,
                 frameon=False, borderpad=0.2, handlelength=1.6)
