@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.files import read_json
 from dtvla_ros.policy.vocabulary import load_tokenizer
 
-THINK, END_THINK = '<think>', '</think>'
+_THOUGHT = re.compile('<think>(.*?)</think>', re.DOTALL)
 _NOT_TEXT = ('<pad>', '<bos>', '<eos>', '[PAD]', '<s>', '</s>')
 
 
@@ -220,9 +221,9 @@ class DatasetReader:
         table = pq.read_table(path, columns=[key],
                               filters=[('episode_index', '=', row['episode_index'])])
         for frame, cell in enumerate(table.column(key)[first:], first):
-            value = cell.as_py() or {}
-            data = value.get('bytes')
-            file = io.BytesIO(data) if data else self.root / (value.get('path') or '')
+            value = {'bytes': None, 'path': None} | (cell.as_py() or {})
+            file = io.BytesIO(value['bytes']) if value['bytes'] else self.root / (
+                value['path'] or '')
             try:
                 with Image.open(file) as image:
                     yield np.asarray(image.convert('RGB'))
@@ -294,19 +295,16 @@ def thoughts_of(reader: DatasetReader, tokenizer: Path | None = None) -> list[st
         raise UserError(f'{reader.root}: reasoning is token ids; give the folder or file of the '
                         'tokenizer they belong to with --tokenizer')
     table = load_tokenizer(tokenizer / 'tokenizer.json' if tokenizer.is_dir() else tokenizer)
-    size = table.get_vocab_size()
+    size, ids = table.get_vocab_size(), np.asarray(column, np.int64)
     skipped = {table.token_to_id(token) for token in _NOT_TEXT}
+    if len(unknown := ids[(ids < 0) | (ids >= size)]):
+        raise UserError(f'reasoning id {unknown[0]} is outside the {size} ids of {tokenizer}; '
+                        'give the tokenizer the dataset was made with')
 
     @lru_cache(4096)
     def decode(row: bytes) -> str:
-        ids = np.frombuffer(row, np.int64).tolist()
-        unknown = next((k for k in ids if not 0 <= k < size), None)
-        if unknown is not None:
-            raise UserError(f'reasoning id {unknown} is outside the {size} ids of {tokenizer}; '
-                            'give the tokenizer the dataset was made with')
-        text = table.decode([k for k in ids if k not in skipped], skip_special_tokens=False)
-        _, begun, rest = text.partition(THINK)
-        inside, ended, _ = rest.partition(END_THINK)
-        return inside.strip() if begun and ended else ''
+        shown = [k for k in np.frombuffer(row, np.int64).tolist() if k not in skipped]
+        found = _THOUGHT.search(table.decode(shown, skip_special_tokens=False))
+        return found[1].strip() if found else ''
 
-    return [decode(row.tobytes()) for row in np.asarray(column, np.int64)]
+    return [decode(row.tobytes()) for row in ids]

@@ -8,7 +8,7 @@ an image raises ImageError with the reason; nothing else escapes.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -65,42 +65,25 @@ class RawCompressedImage:
     data: NDArray[np.uint8]
 
 
-class _Reader:
-    """Reads the plain CDR of a serialized message from front to back."""
-
-    def __init__(self, message: bytes) -> None:
-        if len(message) < _ENCAPSULATION or message[0] != 0 or message[1] > 1:
-            raise ImageError(f'{len(message)} bytes that are no plain CDR message')
-        self._order = '<' if message[1] else '>'
-        self._body = memoryview(message)[_ENCAPSULATION:]
-        self._at = 0
-
-    def number(self, kind: str = 'I', size: int = 4) -> int:
-        self._at += -self._at % size
-        try:
-            value, = struct.unpack_from(self._order + kind, self._body, self._at)
-        except struct.error:
-            raise ImageError(f'message of {len(self._body)} bytes is cut off') from None
-        self._at += size
-        return int(value)
-
-    def _take(self, count: int) -> memoryview:
-        part = self._body[self._at:self._at + count]
-        if len(part) < count:
-            raise ImageError(f'message of {len(self._body)} bytes is cut off: {count} bytes from '
-                             f'{self._at} on promised')
-        self._at += count
-        return part
-
-    def stamp(self) -> float:
-        sec = self.number('i')
-        return sec + self.number() * 1e-9
-
-    def text(self) -> str:
-        return bytes(self._take(self.number())).rstrip(b'\0').decode('utf-8', 'replace')
-
-    def bytes(self) -> NDArray[np.uint8]:
-        return np.asarray(self._take(self.number()))
+def _fields(message: bytes, kinds: str) -> Iterator[Any]:
+    """Yield the fields of a plain CDR message: numbers as `struct` calls them, s texts, d data."""
+    if len(message) < _ENCAPSULATION or message[0] != 0 or message[1] > 1:
+        raise ImageError(f'{len(message)} bytes that are no plain CDR message')
+    order, body, at = '<' if message[1] else '>', memoryview(message)[_ENCAPSULATION:], 0
+    for kind in kinds:
+        size = 1 if kind == 'B' else 4
+        at += -at % size
+        value = body[at:at + size]
+        at += size
+        if len(value) == size:
+            value, = struct.unpack(order + ('I' if kind in 'sd' else kind), value)
+            if kind in 'sd':
+                size, value = value, body[at:at + value]
+                at += size
+        if at > len(body):
+            raise ImageError(f'message of {len(body)} bytes is cut off: {size} bytes promised')
+        yield (bytes(value).rstrip(b'\0').decode('utf-8', 'replace') if kind == 's' else
+               np.asarray(value) if kind == 'd' else value)
 
 
 def parse_image(message: bytes) -> RawImage:
@@ -108,18 +91,14 @@ def parse_image(message: bytes) -> RawImage:
 
     Raise ImageError where it is cut off.
     """
-    r = _Reader(message)
-    return RawImage(r.stamp(), r.text(), r.number(), r.number(), r.text(), r.number('B', 1),
-                    r.number(), r.bytes())
+    sec, nanosec, *rest = _fields(message, 'iIsIIsBId')
+    return RawImage(sec + nanosec * 1e-9, *rest)
 
 
 def parse_compressed(message: bytes) -> RawCompressedImage:
-    """Return the fields of a serialized sensor_msgs/CompressedImage, its data uncopied.
-
-    Raise ImageError where it is cut off.
-    """
-    r = _Reader(message)
-    return RawCompressedImage(r.stamp(), r.text(), r.text(), r.bytes())
+    """Return the same of a serialized sensor_msgs/CompressedImage."""
+    sec, nanosec, *rest = _fields(message, 'iIssd')
+    return RawCompressedImage(sec + nanosec * 1e-9, *rest)
 
 
 def _rows(message: Any, itemsize: int, channels: int) -> NDArray[np.uint8]:
