@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from dtvla_ros.cli import annotate, data, evaluation, models, recording, train
 from dtvla_ros.cli.arguments import Given, call, group, names, takes
@@ -30,12 +31,11 @@ DEMO_TASKS = (
 @takes('policy tasks episodes seed mode engine out viz')
 def demo(
     given: Given,
-    tasks: Annotated[str, typer.Option(callback=names,
-        help='Comma-separated task names.')] = DEMO_TASKS,
-    episodes: Annotated[int, typer.Option(min=1, help='Episodes per task.')] = 5,
-    mode: Annotated[str, typer.Option(help='Thought: full or masked (empty).')] = 'full',
-    out: Annotated[Path, typer.Option(help='Folder for film, sheet and result.')] = Path('out'),
-    viz: Annotated[str, typer.Option(help='rerun: also write demo.rrd for Rerun.')] = '',
+    tasks: Annotated[str, Option(callback=names, help='Comma-separated task names.')] = DEMO_TASKS,
+    episodes: Annotated[int, Option(min=1, help='Episodes per task.')] = 5,
+    mode: Annotated[str, Option(help='Thought: full or masked (empty).')] = 'full',
+    out: Annotated[Path, Option(help='Folder for film, sheet and result.')] = Path('out'),
+    viz: Annotated[str, Option(help='rerun: also write demo.rrd for Rerun.')] = '',
 ) -> None:
     """Watch a simulated arm think and act; every command travels over ROS 2 topics.
 

@@ -84,14 +84,12 @@ def keyframes(
        'max_requests max_cost episodes objects invert_gripper')
 def label(
     given: Given,
-    provider: Annotated[str, Option(
-        help='rules, http (any OpenAI-compatible endpoint), local (a transformers model) or '
-             'replay (the answers of an earlier run).')] = 'rules',
+    provider: Annotated[str, Option(help='rules, http (any OpenAI-compatible endpoint), local (a '
+        'transformers model) or replay (the answers of an earlier run).')] = 'rules',
     url: Annotated[str, Option(help='http: the endpoint up to /v1.')] = 'http://127.0.0.1:8000/v1',
     model: Annotated[str, Option(help="http: the model's name; local: its folder.")] = '',
-    key_env: Annotated[str, Option(
-        help='http: environment variable that holds the key; never written anywhere.'
-    )] = 'OPENAI_API_KEY',
+    key_env: Annotated[str, Option(help='http: environment variable that holds the key; never '
+        'written anywhere.')] = 'OPENAI_API_KEY',
     answers: Annotated[Path | None, Option(
         help='replay: the answers.jsonl to take from.', dir_okay=False)] = None,
     response_format: Annotated[str, Option(
@@ -143,9 +141,8 @@ def label(
 @takes('data out other all_frames episodes objects invert_gripper json_file')
 def agree(
     given: Given,
-    other: Annotated[Path | None, Option(
-        '--with', help='Compare with the thoughts of this dataset instead of rules.',
-        file_okay=False)] = None,
+    other: Annotated[Path | None, Option('--with', file_okay=False, help='Compare with the '
+        'thoughts of this dataset instead of rules.')] = None,
     all_frames: Annotated[bool, Option(
         '--all-frames', help='Every frame, not only the key frames in the folder.')] = False,
     episodes: Annotated[str, Option(help='Number of episodes, or FIRST:END. [default: all]')] = '',
@@ -193,9 +190,8 @@ def review(
 @takes('data out labels decisions accept_rest objects invert_gripper')
 def apply(
     given: Given,
-    decisions: Annotated[list[Path] | None, Option(
-        help='Downloaded from the review page; repeat for several, the last wins.',
-        dir_okay=False)] = None,
+    decisions: Annotated[list[Path] | None, Option(dir_okay=False, help='Downloaded from the '
+        'review page; repeat for several, the last wins.')] = None,
     accept_rest: Annotated[bool, Option(
         '--accept-rest', help='Accept undecided labels without an issue.')] = False,
 ) -> None:
@@ -219,9 +215,8 @@ def fill(
     given: Given,
     to: NewDataset,
     out: Path,
-    labeller: Annotated[str, Option(
-        help='motion: a small network on proprioception, seconds on a CPU; vlm: a transformers '
-             'model with LoRA, for a GPU.')] = 'motion',
+    labeller: Annotated[str, Option(help='motion: a small network on proprioception, seconds on a '
+        'CPU; vlm: a transformers model with LoRA, for a GPU.')] = 'motion',
     model: Annotated[Path | None, Option(
         help='vlm: folder of the model.', file_okay=False)] = None,
     steps: Annotated[int, Option(min=1, help='motion: training steps.')] = 600,

@@ -9,24 +9,23 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_origin
 
 import typer
+from typer import Option
 from typer.core import TyperCommand
 
 T = TypeVar('T')
 Given = Mapping[str, Any]  # all arguments of a command by name
 NANO = Path('models/nano')
 
-Policy = Annotated[Path, typer.Option(help='Folder of a policy (its manifest).')]
-ChunkSteps = Annotated[int, typer.Option('--chunk', min=1,
-    help='Actions stored with each frame.')]
-NewDataset = Annotated[Path, typer.Option(help='Folder of the new dataset.', file_okay=False)]
-RunFolder = Annotated[Path, typer.Option(help='Folder of the run.', file_okay=False)]
-Config = Annotated[Path, typer.Option(help='Training config (YAML).', dir_okay=False)]
-Changes = Annotated[list[str] | None, typer.Option(
+Policy = Annotated[Path, Option(help='Folder of a policy (its manifest).')]
+ChunkSteps = Annotated[int, Option('--chunk', min=1, help='Actions stored with each frame.')]
+NewDataset = Annotated[Path, Option(help='Folder of the new dataset.', file_okay=False)]
+RunFolder = Annotated[Path, Option(help='Folder of the run.', file_okay=False)]
+Config = Annotated[Path, Option(help='Training config (YAML).', dir_okay=False)]
+Changes = Annotated[list[str] | None, Option(
     '--set', metavar='KEY=VALUE', help="Instead of the config's value; repeatable.")]
-Compile = Annotated[bool, typer.Option('--compile', help='Compile the network first (needs a C++ '
+Compile = Annotated[bool, Option('--compile', help='Compile the network first (needs a C++ '
     'compiler; always on cuda): half as many seconds a training step on a CPU.')]
-Json = Annotated[Path | None, typer.Option('--json', help='Write the result here.',
-    dir_okay=False)]
+Json = Annotated[Path | None, Option('--json', dir_okay=False, help='Write the result here.')]
 
 
 def names(text: str | None) -> tuple[str, ...]:
@@ -36,37 +35,35 @@ def names(text: str | None) -> tuple[str, ...]:
 
 def shared(
     policy: Policy = NANO,
-    mode: Annotated[str, typer.Option(help="Thought: full, masked, random, swapped (another "
-        "task's) or frozen; where a policy is evaluated, replay, too: no policy, eyes "
-        'closed.')] = 'full',
-    engine: Annotated[str, typer.Option(help='onnx or torch.')] = 'onnx',
-    device: Annotated[str, typer.Option(
+    mode: Annotated[str, Option(help="Thought: full, masked, random, swapped (another task's) or "
+        'frozen; where a policy is evaluated, replay, too: no policy, eyes closed.')] = 'full',
+    engine: Annotated[str, Option(help='onnx or torch.')] = 'onnx',
+    device: Annotated[str, Option(
         help='Where the policy runs: cpu, cuda, tensorrt or auto.')] = 'cpu',
-    threads: Annotated[int, typer.Option(min=1,
+    threads: Annotated[int, Option(min=1,
         help="Of the policy's engine on the CPU, in each process.")] = 1,
-    cpu_threads: Annotated[int | None, typer.Option('--threads', min=1,
+    cpu_threads: Annotated[int | None, Option('--threads', min=1,
         help='CPU threads of the network. [default: all cores]')] = None,
-    replan_steps: Annotated[int | None, typer.Option('--replan', min=1,
+    replan_steps: Annotated[int | None, Option('--replan', min=1,
         help='Actions per decision. [default: as the policy promises]')] = None,
-    suite: Annotated[str, typer.Option(help='Scenes and tasks.')] = 'tabletop',
-    tasks: Annotated[str | None, typer.Option(callback=names,
+    suite: Annotated[str, Option(help='Scenes and tasks.')] = 'tabletop',
+    tasks: Annotated[str | None, Option(callback=names,
         help='Comma-separated task names. [default: all of the suite]')] = None,
-    starts: Annotated[str | None, typer.Option(help='Start states: benchmark, random, jitter or '
+    starts: Annotated[str | None, Option(help='Start states: benchmark, random, jitter or '
         "shuffle, as the suite has them. [default: the suite's]")] = None,
-    seed: Annotated[int | None, typer.Option(
+    seed: Annotated[int | None, Option(
         help='First seed. [default: the first evaluation seed]')] = None,
-    max_steps: Annotated[int | None, typer.Option(min=1,
+    max_steps: Annotated[int | None, Option(min=1,
         help="Control steps per episode. [default: the suite's limit]")] = None,
-    antialiasing: Annotated[bool, typer.Option('--antialiasing/--no-antialiasing', help='As '
+    antialiasing: Annotated[bool, Option('--antialiasing/--no-antialiasing', help='As '
         'LIBERO draws, or in half the time; a policy should be tested on images like those it was '
         'trained on.')] = True,
-    shadows: Annotated[bool, typer.Option('--shadows/--no-shadows',
+    shadows: Annotated[bool, Option('--shadows/--no-shadows',
         help='As LIBERO draws; its own lights throw none.')] = True,
-    workers: Annotated[int, typer.Option(min=1, help='Processes, one simulator each.')] = 2,
-    ray: Annotated[str | None, typer.Option(help='Address of a Ray cluster to put the simulators '
+    workers: Annotated[int, Option(min=1, help='Processes, one simulator each.')] = 2,
+    ray: Annotated[str | None, Option(help='Address of a Ray cluster to put the simulators '
         'on; auto: the one this machine belongs to. [default: this machine alone]')] = None,
-    camera_every: Annotated[int, typer.Option(
-        help='Keep every k-th control step as a frame.')] = 2,
+    camera_every: Annotated[int, Option(help='Keep every k-th control step as a frame.')] = 2,
     chunk: ChunkSteps = 8,
     changes: Changes = None,
     json_file: Json = None,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from dtvla_ros.cli import arguments as args
 from dtvla_ros.cli.arguments import Given, call, counts, group, names, takes
@@ -16,8 +17,8 @@ app = group()
 data = group('data', 'Make, check and look at datasets.')
 app.add_typer(data)
 
-Dataset = Annotated[Path, typer.Argument(help='Folder of a LeRobot dataset, v2.0 to v3.0.')]
-Tokenizer = Annotated[Path | None, typer.Option(
+Dataset = Annotated[Path, Argument(help='Folder of a LeRobot dataset, v2.0 to v3.0.')]
+Tokenizer = Annotated[Path | None, Option(
     help='tokenizer.json, or its folder, that thoughts stored as ids belong to.')]
 
 
@@ -26,18 +27,18 @@ Tokenizer = Annotated[Path | None, typer.Option(
        'release_share push_share short_share observation_share antialiasing')
 def collect(
     given: Given,
-    out: Annotated[Path, typer.Option(file_okay=False,
+    out: Annotated[Path, Option(file_okay=False,
         help='Folder of the dataset.')] = Path('data/tabletop'),
-    episodes: Annotated[int, typer.Option(min=1, help='Episodes tried, over all tasks.')] = 1200,
-    seed: Annotated[int, typer.Option(min=0, help='Which block of start states.')] = 0,
-    noise: Annotated[float, typer.Option(min=0.0, help='Strength of the injected noise.')] = 1.0,
-    clean_share: Annotated[float, typer.Option(help='Demonstrations without noise.')] = 0.15,
-    release_share: Annotated[float, typer.Option(
+    episodes: Annotated[int, Option(min=1, help='Episodes tried, over all tasks.')] = 1200,
+    seed: Annotated[int, Option(min=0, help='Which block of start states.')] = 0,
+    noise: Annotated[float, Option(min=0.0, help='Strength of the injected noise.')] = 1.0,
+    clean_share: Annotated[float, Option(help='Demonstrations without noise.')] = 0.15,
+    release_share: Annotated[float, Option(
         help='Demonstrations that lose the object once.')] = 0.12,
-    push_share: Annotated[float, typer.Option(help='Demonstrations pushed aside once.')] = 0.12,
-    short_share: Annotated[float, typer.Option(
+    push_share: Annotated[float, Option(help='Demonstrations pushed aside once.')] = 0.12,
+    short_share: Annotated[float, Option(
         help='Episodes of the first second only, from a random initial pose.')] = 0.0,
-    observation_share: Annotated[float, typer.Option(help='Episodes of one frame for each task '
+    observation_share: Annotated[float, Option(help='Episodes of one frame for each task '
         'that the scene allows, at a random initial pose.')] = 0.0,
 ) -> None:
     """Record the scripted experts into a LeRobot v3.0 dataset.
@@ -68,7 +69,7 @@ def convert(
     out: args.NewDataset,
     tokenizer: Tokenizer = None,
     chunk: args.ChunkSteps = 8,
-    rename: Annotated[list[str] | None, typer.Option(
+    rename: Annotated[list[str] | None, Option(
         help='OLD=NEW name of a feature; repeat for several.')] = None,
 ) -> None:
     """Turn a LeRobot dataset into one of v3.0 that `dtvla train sft` reads.
@@ -124,10 +125,10 @@ def inspect_(
 @data.command()
 def validate(
     dataset: Dataset,
-    policy: Annotated[Path | None, typer.Option(file_okay=False,
+    policy: Annotated[Path | None, Option(file_okay=False,
         help='Also check that this policy, or training run, could learn it.')] = None,
     tokenizer: Tokenizer = None,
-    decode: Annotated[bool, typer.Option('--decode',
+    decode: Annotated[bool, Option('--decode',
         help='Decode every image, not only count them.')] = False,
     json_file: args.Json = None,
 ) -> None:
@@ -159,10 +160,9 @@ def validate(
 @data.command()
 def stats(
     dataset: Dataset,
-    out: Annotated[Path | None, typer.Option(file_okay=False, help='Write stats.json (for '
+    out: Annotated[Path | None, Option(file_okay=False, help='Write stats.json (for '
         'LeRobot) and norm_stats.json (for a policy) into this folder.')] = None,
-    episodes: Annotated[int, typer.Option(min=0,
-        help='Episodes whose images are used; 0: none.')] = 24,
+    episodes: Annotated[int, Option(min=0, help='Episodes whose images are used; 0: none.')] = 24,
     json_file: args.Json = None,
 ) -> None:
     """Show statistics of state and action, and check that they make sense.
@@ -189,9 +189,9 @@ def stats(
 @data.command()
 def view(
     dataset: Dataset,
-    out: Annotated[Path, typer.Option(dir_okay=False,
+    out: Annotated[Path, Option(dir_okay=False,
         help='Page (.html) or contact sheet (.png).')] = Path('out/episodes.html'),
-    episodes: Annotated[str | None, typer.Option(
+    episodes: Annotated[str | None, Option(
         help='Comma-separated numbers. [default: one of each task, six in all]')] = None,
     tokenizer: Tokenizer = None,
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from dtvla_ros.cli.arguments import Given, call, group, names, takes
 
@@ -28,18 +28,18 @@ def _options(given: Given) -> EvalOptions:
        'starts perturb antialiasing shadows max_steps via realtime videos journal html json_file')
 def evaluate(
     given: Given,
-    episodes: Annotated[int, typer.Option(min=1, help='Episodes per task.')] = 50,
-    perturb: Annotated[list[str] | None, typer.Option(help='Disturb the scene: family:strength, '
+    episodes: Annotated[int, Option(min=1, help='Episodes per task.')] = 50,
+    perturb: Annotated[list[str] | None, Option(help='Disturb the scene: family:strength, '
         'for instance camera:2; repeat for several (see dtvla robustness).')] = None,
-    via: Annotated[str, typer.Option(help='inprocess, or ros: simulator, policy and command gate '
+    via: Annotated[str, Option(help='inprocess, or ros: simulator, policy and command gate '
         'as three processes.')] = 'inprocess',
-    realtime: Annotated[bool, typer.Option('--realtime',
+    realtime: Annotated[bool, Option('--realtime',
         help='With --via ros: the scene does not wait while the policy thinks.')] = False,
-    videos: Annotated[Path | None, typer.Option(file_okay=False,
+    videos: Annotated[Path | None, Option(file_okay=False,
         help='Write a film of every failure here.')] = None,
-    journal: Annotated[Path | None, typer.Option('--resume', dir_okay=False,
+    journal: Annotated[Path | None, Option('--resume', dir_okay=False,
         help='Journal of finished episodes, kept and continued.')] = None,
-    html: Annotated[Path | None, typer.Option(dir_okay=False,
+    html: Annotated[Path | None, Option(dir_okay=False,
         help='Write a report with a still of every failure.')] = None,
 ) -> None:
     """Measure a policy's success per task, in lock-step: time waits for the policy.
@@ -74,12 +74,11 @@ def evaluate(
        'seed replan_steps starts antialiasing shadows max_steps journal json_file')
 def robustness(
     given: Given,
-    episodes: Annotated[int, typer.Option(min=1,
-        help='Episodes per task, family and strength.')] = 10,
-    families: Annotated[str | None, typer.Option(help='Comma-separated: layout, camera, robot, '
+    episodes: Annotated[int, Option(min=1, help='Episodes per task, family and strength.')] = 10,
+    families: Annotated[str | None, Option(help='Comma-separated: layout, camera, robot, '
         'language, light, texture, noise. [default: all]')] = None,
-    strengths: Annotated[str, typer.Option(help='Comma-separated.')] = '1,2,3',
-    journal: Annotated[Path | None, typer.Option('--resume', file_okay=False,
+    strengths: Annotated[str, Option(help='Comma-separated.')] = '1,2,3',
+    journal: Annotated[Path | None, Option('--resume', file_okay=False,
         help='Folder of finished episodes, kept and continued.')] = None,
 ) -> None:
     """Measure what disturbs a policy: seven families, as in LIBERO-Plus, at three strengths.
@@ -102,7 +101,7 @@ def robustness(
 @takes('policy suite tasks episodes starts workers ray seed json_file')
 def steer(
     given: Given,
-    episodes: Annotated[int, typer.Option(min=1, help='Start states per task.')] = 10,
+    episodes: Annotated[int, Option(min=1, help='Start states per task.')] = 10,
 ) -> None:
     """Measure whether the arm does as its thought says.
 
@@ -124,8 +123,8 @@ def steer(
 @takes('policy suite tasks episodes starts workers ray seed shown json_file')
 def recover(
     given: Given,
-    episodes: Annotated[int, typer.Option(min=1, help='Start states per task and mode.')] = 17,
-    shown: Annotated[int, typer.Option(min=0, help='Recoveries told thought by thought.')] = 2,
+    episodes: Annotated[int, Option(min=1, help='Start states per task and mode.')] = 17,
+    shown: Annotated[int, Option(min=0, help='Recoveries told thought by thought.')] = 2,
 ) -> None:
     """Knock the object out of the gripper once in every episode; count who succeeds anyway.
 
@@ -142,10 +141,10 @@ def recover(
 
 @app.command()
 def report(
-    results: Annotated[list[Path], typer.Argument(help='Files of dtvla eval --json.')],
-    into: Annotated[Path | None, typer.Option(dir_okay=False,
+    results: Annotated[list[Path], Argument(help='Files of dtvla eval --json.')],
+    into: Annotated[Path | None, Option(dir_okay=False,
         help='Document whose success table is replaced.')] = None,
-    policy: Annotated[Path | None, typer.Option(file_okay=False,
+    policy: Annotated[Path | None, Option(file_okay=False,
         help='Policy whose manifest gets the success table.')] = None,
 ) -> None:
     """Put the success of several modes side by side.
@@ -169,10 +168,10 @@ def report(
 @takes('suite tasks episodes noise workers ray seed starts json_file')
 def experts(
     given: Given,
-    episodes: Annotated[int, typer.Option(min=1, help='Episodes per task.')] = 50,
-    noise: Annotated[bool, typer.Option('--noise',
+    episodes: Annotated[int, Option(min=1, help='Episodes per task.')] = 50,
+    noise: Annotated[bool, Option('--noise',
         help='Disturb the executed action as collection does.')] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help='First seed. [default: 0; with --starts '
+    seed: Annotated[int | None, Option(min=0, help='First seed. [default: 0; with --starts '
         'benchmark the first evaluation seed]')] = None,
 ) -> None:
     """Measure the scripted experts that make the demonstrations.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from dtvla_ros.cli.arguments import Compile, Json, call, group, names
 from dtvla_ros.files import find_shared, write_json
@@ -15,18 +15,17 @@ app = group()
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(file_okay=False,
+    source: Annotated[Path, Argument(file_okay=False,
         help='Folder of a training run or of a policy.')],
-    out: Annotated[Path | None, typer.Option(file_okay=False, help='Folder of the new policy. '
-        "[default: models/nano for a run, else the policy's with the weights' kind "
-        'behind]')] = None,
-    weights: Annotated[str, typer.Option(
+    out: Annotated[Path | None, Option(file_okay=False, help='Folder of the new policy. [default: '
+        "models/nano for a run, else the policy's with the weights' kind behind]")] = None,
+    weights: Annotated[str, Option(
         help='fp32, int8, w8a8, int4, or auto: the fastest on this CPU.')] = 'fp32',
-    name: Annotated[str | None, typer.Option(
+    name: Annotated[str | None, Option(
         help="The policy's name. [default: nano, or as it is]")] = None,
-    replan_steps: Annotated[int | None, typer.Option(min=1,
+    replan_steps: Annotated[int | None, Option(min=1,
         help='Actions executed per decision. [default: 6, or as it is]')] = None,
-    success: Annotated[Path | None, typer.Option(dir_okay=False,
+    success: Annotated[Path | None, Option(dir_okay=False,
         help='JSON of an evaluation, put into the manifest.')] = None,
 ) -> None:
     """Turn a training run or a policy into a policy folder: weights, ONNX graphs, hashes.
@@ -52,9 +51,9 @@ def export(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(
+    path: Annotated[Path, Argument(
         help='Policy, checkpoint or adapter folder, or a .safetensors file.')],
-    hashes: Annotated[bool, typer.Option('--hash',
+    hashes: Annotated[bool, Option('--hash',
         help='Check the large files of a policy too.')] = False,
     json_file: Json = None,
 ) -> None:
@@ -80,23 +79,22 @@ def inspect(
 
 @app.command()
 def convert(
-    path: Annotated[Path, typer.Argument(file_okay=False, help='Downloaded checkpoint folder.')],
-    cameras: Annotated[str, typer.Option(
+    path: Annotated[Path, Argument(file_okay=False, help='Downloaded checkpoint folder.')],
+    cameras: Annotated[str, Option(
         help='Comma-separated names, in the order of training.')] = 'primary,wrist',
-    name: Annotated[str | None, typer.Option(
-        help="The policy's name. [default: the folder's]")] = None,
-    license: Annotated[str, typer.Option(
+    name: Annotated[str | None, Option(help="The policy's name. [default: the folder's]")] = None,
+    license: Annotated[str, Option(
         help='Licence of the weights, as their publisher states it.')] = 'not stated',
-    statistics: Annotated[Path | None, typer.Option(dir_okay=False,
+    statistics: Annotated[Path | None, Option(dir_okay=False,
         help='Action statistics. [default: norm_stats.json]')] = None,
-    suite_key: Annotated[str | None, typer.Option(
+    suite_key: Annotated[str | None, Option(
         help='Which suite, where the statistics hold several.')] = None,
-    adapter: Annotated[Path | None, typer.Option(file_okay=False,
+    adapter: Annotated[Path | None, Option(file_okay=False,
         help='LoRA adapter merged into the weights.')] = None,
-    out: Annotated[Path | None, typer.Option(file_okay=False, help='Folder of the policy; a '
+    out: Annotated[Path | None, Option(file_okay=False, help='Folder of the policy; a '
         "checkpoint's weights get a second name there where the file system can. [default: the "
         'checkpoint itself]')] = None,
-    force: Annotated[bool, typer.Option('--force',
+    force: Annotated[bool, Option('--force',
         help='Replace a manifest that is there already.')] = False,
 ) -> None:
     """Make a downloaded DeepThinkVLA checkpoint a policy: a manifest with hashes beside it.
@@ -121,21 +119,21 @@ def convert(
 
 @app.command()
 def bench(
-    geometry: Annotated[str, typer.Option(
+    geometry: Annotated[str, Option(
         help='nano, bench-60m or deepthinkvla-3b; random weights.')] = 'bench-60m',
-    engine: Annotated[str, typer.Option(help='torch, onnx or both, with a comma.')] = 'torch,onnx',
-    weights: Annotated[str, typer.Option(
+    engine: Annotated[str, Option(help='torch, onnx or both, with a comma.')] = 'torch,onnx',
+    weights: Annotated[str, Option(
         help='fp32, int8; onnx also w8a8, int4; with commas. On cuda: bf16.')] = 'fp32,int8',
-    device: Annotated[str, typer.Option(help='cpu or cuda.')] = 'cpu',
-    threads: Annotated[int, typer.Option(min=1, help='CPU threads.')] = 2,
-    rounds: Annotated[int, typer.Option(min=1, help='Decisions of each kind.')] = 7,
-    thought: Annotated[int, typer.Option(min=2, help='Length of the thought.')] = 73,
-    published: Annotated[bool, typer.Option(help='Measure the published scheme beside.')] = True,
+    device: Annotated[str, Option(help='cpu or cuda.')] = 'cpu',
+    threads: Annotated[int, Option(min=1, help='CPU threads.')] = 2,
+    rounds: Annotated[int, Option(min=1, help='Decisions of each kind.')] = 7,
+    thought: Annotated[int, Option(min=2, help='Length of the thought.')] = 73,
+    published: Annotated[bool, Option(help='Measure the published scheme beside.')] = True,
     compile: Compile = False,
     json_file: Json = None,
-    plot: Annotated[Path | None, typer.Option(dir_okay=False,
+    plot: Annotated[Path | None, Option(dir_okay=False,
         help='Draw the decisions here (PNG; needs matplotlib).')] = None,
-    into: Annotated[Path | None, typer.Option(dir_okay=False,
+    into: Annotated[Path | None, Option(dir_okay=False,
         help='Document whose table of measurements is replaced.')] = None,
 ) -> None:
     """Measure how fast engines decide, beside the published scheme, and how far from the limit.

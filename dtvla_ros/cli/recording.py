@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from dtvla_ros.cli.arguments import ChunkSteps, NewDataset, call, group, names
 from dtvla_ros.cli.data import data
@@ -17,10 +18,10 @@ app = group()
 
 @app.command()
 def record(
-    out: Annotated[Path, typer.Option(help='Folder of the bag; must not exist.')],
-    topics: Annotated[str | None, typer.Option(
+    out: Annotated[Path, Option(help='Folder of the bag; must not exist.')],
+    topics: Annotated[str | None, Option(
         help='Comma-separated topics. [default: everything the package defines]')] = None,
-    seconds: Annotated[float, typer.Option(min=0.0, help='Stop by itself; 0: at Ctrl-C.')] = 0.0,
+    seconds: Annotated[float, Option(min=0.0, help='Stop by itself; 0: at Ctrl-C.')] = 0.0,
 ) -> None:
     """Record the running graph into a rosbag2 bag (MCAP).
 
@@ -45,22 +46,22 @@ def record(
 
 @data.command('from-bag')
 def from_bag(
-    bags: Annotated[list[Path], typer.Argument(help='Folders of bags, or .mcap files.')],
+    bags: Annotated[list[Path], Argument(help='Folders of bags, or .mcap files.')],
     out: NewDataset,
-    successful: Annotated[bool, typer.Option('--successful',
+    successful: Annotated[bool, Option('--successful',
         help='Keep only episodes that /sim/episode calls successful.')] = False,
-    rate: Annotated[int | None, typer.Option(min=1,
+    rate: Annotated[int | None, Option(min=1,
         help='Commands a second. [default: as their stamps show]')] = None,
-    camera_every: Annotated[int | None, typer.Option(min=1,
+    camera_every: Annotated[int | None, Option(min=1,
         help='Control steps per frame. [default: as the images come]')] = None,
-    tolerance: Annotated[float | None, typer.Option(min=0.0, help='Largest difference between the '
+    tolerance: Annotated[float | None, Option(min=0.0, help='Largest difference between the '
         'stamps of a frame [s]. [default: half a control period]')] = None,
     chunk: ChunkSteps = 8,
-    command: Annotated[str | None, typer.Option(
+    command: Annotated[str | None, Option(
         help='/action, /twist_cmd or /target_pose. [default: the one recorded]')] = None,
-    fingers: Annotated[str | None, typer.Option(
+    fingers: Annotated[str | None, Option(
         help='Comma-separated gripper joints. [default: those of a Panda]')] = None,
-    robot: Annotated[str, typer.Option(help='Name of the robot in the dataset.')] = 'panda',
+    robot: Annotated[str, Option(help='Name of the robot in the dataset.')] = 'panda',
 ) -> None:
     """Make a LeRobot v3.0 dataset of recorded runs, to train on what was really commanded.
 
@@ -89,8 +90,8 @@ def from_bag(
 
 @app.command()
 def view(
-    save: Annotated[Path | None, typer.Option(dir_okay=False, help='Write a Rerun file.')] = None,
-    spawn: Annotated[bool, typer.Option('--spawn', help='Open the Rerun viewer.')] = False,
+    save: Annotated[Path | None, Option(dir_okay=False, help='Write a Rerun file.')] = None,
+    spawn: Annotated[bool, Option('--spawn', help='Open the Rerun viewer.')] = False,
 ) -> None:
     """Show the running graph in Rerun: cameras, thoughts, commands, latency, path of the gripper.
 

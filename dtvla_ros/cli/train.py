@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from dtvla_ros.cli import arguments as args
 from dtvla_ros.cli.arguments import Given, call, counts, group, takes
@@ -19,25 +19,24 @@ app = group('train', 'Train policies: from demonstrations, and by practice.')
        'cpu_threads loaders compile')
 def train_sft(
     given: Given,
-    data: Annotated[list[Path], typer.Option(help='Dataset folder; repeat for several.')],
+    data: Annotated[list[Path], Option(help='Dataset folder; repeat for several.')],
     out: args.RunFolder,
     config: args.Config = Path('config/train/nano.yaml'),
     changes: args.Changes = None,
-    init: Annotated[Path | None, typer.Option(help='Begin with the weights of this run, policy or '
+    init: Annotated[Path | None, Option(help='Begin with the weights of this run, policy or '
         'safetensors file; words of the data that a small policy lacks are added.')] = None,
-    minutes: Annotated[float | None, typer.Option(min=0.01,
+    minutes: Annotated[float | None, Option(min=0.01,
         help='Training time (or give --steps).')] = None,
-    steps: Annotated[int | None, typer.Option(min=1,
+    steps: Annotated[int | None, Option(min=1,
         help='Optimizer steps (or give --minutes).')] = None,
-    weights: Annotated[list[float] | None, typer.Option('--weight',
+    weights: Annotated[list[float] | None, Option('--weight',
         help='Share of the samples, for each --data in turn. [default: by frames]')] = None,
-    suite: Annotated[str, typer.Option('--eval-suite',
-        help='Suite of the evaluations.')] = 'tabletop',
-    episodes: Annotated[int, typer.Option('--eval-episodes', min=0,
+    suite: Annotated[str, Option('--eval-suite', help='Suite of the evaluations.')] = 'tabletop',
+    episodes: Annotated[int, Option('--eval-episodes', min=0,
         help='Held-out episodes per task at each evaluation.')] = 1,
-    evaluate_every: Annotated[float, typer.Option('--eval-every',
+    evaluate_every: Annotated[float, Option('--eval-every',
         help='Minutes between evaluations.')] = 10.0,
-    loaders: Annotated[int, typer.Option(min=1,
+    loaders: Annotated[int, Option(min=1,
         help='Processes that make batches; 4 keep a GPU busy.')] = 1,
     compile: args.Compile = False,
 ) -> None:
@@ -70,18 +69,18 @@ def train_sft(
        'cpu_threads ray estimate')
 def train_grpo(
     given: Given,
-    init: Annotated[Path, typer.Option(file_okay=False,
+    init: Annotated[Path, Option(file_okay=False,
         help='What to begin with: a training run or a policy.')],
     out: args.RunFolder,
     config: args.Config = Path('config/train/grpo.yaml'),
     changes: args.Changes = None,
-    iterations: Annotated[int | None, typer.Option(min=1,
+    iterations: Annotated[int | None, Option(min=1,
         help='Iterations in all (or give --minutes).')] = None,
-    minutes: Annotated[float | None, typer.Option(min=0.01,
+    minutes: Annotated[float | None, Option(min=0.01,
         help='Time from now (or give --iterations).')] = None,
-    workers: Annotated[int | None, typer.Option(min=1,
+    workers: Annotated[int | None, Option(min=1,
         help='Simulators. [default: as the config says]')] = None,
-    estimate: Annotated[bool, typer.Option('--estimate',
+    estimate: Annotated[bool, Option('--estimate',
         help='Only say what an iteration takes.')] = False,
 ) -> None:
     """Let a policy practise: reward what succeeds more often than its like.
@@ -117,11 +116,11 @@ def train_grpo(
        'antialiasing', camera_every=4)
 def train_dagger(
     given: Given,
-    init: Annotated[Path, typer.Option(file_okay=False,
+    init: Annotated[Path, Option(file_okay=False,
         help='The policy that drives: a training run or a policy.')],
     out: args.NewDataset,
-    episodes: Annotated[int, typer.Option(min=1, help='Episodes, over all tasks.')] = 240,
-    seed: Annotated[int, typer.Option(min=0, max=9,
+    episodes: Annotated[int, Option(min=1, help='Episodes, over all tasks.')] = 240,
+    seed: Annotated[int, Option(min=0, max=9,
         help='Which block of start states; another one for every round.')] = 7,
 ) -> None:
     """Let a policy drive and the scripted expert say what it should have done and thought.
