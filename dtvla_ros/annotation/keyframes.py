@@ -102,7 +102,7 @@ def plot_keyframes(source: Source, episode: int, options: KeyframeOptions, plot:
     top.set_ylabel('end effector speed [m/s]')
     top.plot(time, motion.speed, color='#16407a')
     bottom.set(xlabel='time [s]', ylabel='gripper\n0 open, 1 shut')
-    bottom.plot(time, source.level(episode), color='#7c93b5', label='command')
+    bottom.plot(time, source.level[source.reader.span(episode)], color='#7c93b5', label='command')
     bottom.step(time, motion.closing, where='post', color='#1b1e23', linewidth=1,
                 label='with hysteresis')
     if motion.opening is not None and motion.widest > 0:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from dtvla_ros.annotation.question import Question
+from dtvla_ros.annotation.question import SYSTEM, Question
 from dtvla_ros.annotation.rules import label_frames
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import JsonLines, read_lines
@@ -303,7 +303,7 @@ class HttpProvider(Provider):
 
     def _body(self, question: Question) -> dict[str, Any]:
         options, form = self._options, self._options.response_format
-        system = question.system if form == 'json_schema' else question.system_with_schema
+        system = SYSTEM if form == 'json_schema' else question.system_with_schema
         messages: list[dict[str, Any]] = [{'role': 'system', 'content': system}]
         for role, parts in question.turns:
             content = ''.join(map(str, parts)) if role == 'assistant' else [*map(_part, parts)]

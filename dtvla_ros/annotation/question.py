@@ -132,7 +132,6 @@ class Question:
     motion: Motion
     goal: Goal
     frames: tuple[int, ...]
-    system: str = SYSTEM
 
     @cached_property
     def schema(self) -> Mapping[str, Any]:
@@ -142,7 +141,7 @@ class Question:
     @cached_property
     def key(self) -> str:
         """The SHA-256 of everything that is asked, images and motion included."""
-        digest = hashlib.sha256(self.system.encode())
+        digest = hashlib.sha256(SYSTEM.encode())
         digest.update(self.motion.position.tobytes() + repr(self.frames).encode())
         digest.update(json.dumps(self.schema, sort_keys=True).encode())
         for role, parts in self.turns:
@@ -155,7 +154,7 @@ class Question:
     @property
     def system_with_schema(self) -> str:
         """The system's text for models that are not given the schema apart."""
-        return f'{self.system}\nThe JSON schema of the answer:\n{json.dumps(self.schema)}'
+        return f'{SYSTEM}\nThe JSON schema of the answer:\n{json.dumps(self.schema)}'
 
     @property
     def images(self) -> int:
@@ -166,7 +165,7 @@ class Question:
     def characters(self) -> int:
         """Number of characters of text, the schema included."""
         texts = [part for _, parts in self.turns for part in parts if isinstance(part, str)]
-        return len(self.system) + len(json.dumps(self.schema)) + sum(map(len, texts))
+        return len(''.join((SYSTEM, json.dumps(self.schema), *texts)))
 
     def corrected(self, answer: str, complaint: str) -> Question:
         """Return the question that asks again after an unusable answer."""
@@ -175,12 +174,10 @@ class Question:
             ('user', (f'{complaint}\nAnswer again, the whole JSON object.',))))
 
 
-def jpeg(image: NDArray[np.uint8], quality: int = JPEG_QUALITY, largest: int | None = None
-         ) -> bytes:
-    """Encode an image uint8 RGB [H, W, 3], reduced to ``largest`` pixels a side if given."""
+def jpeg(image: NDArray[np.uint8], quality: int = JPEG_QUALITY, largest: int = 65535) -> bytes:
+    """Encode an image uint8 RGB [H, W, 3], reduced to ``largest`` pixels a side."""
     encoded, buffer = Image.fromarray(image), io.BytesIO()
-    if largest is not None:
-        encoded.thumbnail((largest, largest))
+    encoded.thumbnail((largest, largest))
     encoded.save(buffer, 'JPEG', quality=quality)
     return buffer.getvalue()
 
@@ -199,14 +196,14 @@ def build_question(source: Source, episode: int, keyframes: Sequence[int], frame
     """
     motion, objects = source.motion(episode), source.objects(episode)
     ends = dict(zip(keyframes, [*keyframes[1:], len(motion)]))
-    lines = [f'Instruction: {source.reader.task(episode)}',
-             f'Things: {", ".join(objects) or "name them yourself, underscores for blanks"}']
-    if before is None:
-        lines.append(f'The episode begins with holding {NOTHING}, done {NOTHING}.')
-    else:
-        values = ', '.join(f'{name} {getattr(before, name)}' for name in FIELDS)
-        lines.append(f'The key frame before these: {values}')
-    parts: list[str | bytes] = ['\n'.join([*lines, f'{len(frames)} key frames:'])]
+    known = f'The episode begins with holding {NOTHING}, done {NOTHING}.'
+    if before is not None:
+        values = ', '.join(map(' '.join, zip(FIELDS, before.key())))
+        known = f'The key frame before these: {values}'
+    parts: list[str | bytes] = [
+        f'Instruction: {source.reader.task(episode)}\n'
+        f'Things: {", ".join(objects) or "name them yourself, underscores for blanks"}\n'
+        f'{known}\n{len(frames)} key frames:']
     shown = source.images(episode, frames) if with_images else [{} for _ in frames]
     for number, (frame, images) in enumerate(zip(frames, shown), 1):
         text = (f'{number}. at {frame / motion.fps:.1f} s, until {ends[frame] / motion.fps:.1f} '

@@ -125,27 +125,23 @@ def parse_instruction(instruction: str, known: Sequence[str] = ()) -> Goal:
     text = ' '.join(instruction.replace('_', ' ').lower().rstrip('.').split())
     for form in _FORMS:
         if match := form.match(text):
-            parts = match.groupdict()
+            parts: dict[str, Any] = {'to': None} | match.groupdict()
             listed = re.split(r',| and ', _WHERE.sub('', parts['objects']))
             objects = tuple(name for part in listed if (name := _name(part, known)))
-            to = parts.get('to')
-            return Goal(parts['verb'], objects, _name(to, known) if to else None)
-    found = [(at, name) for name in known if (at := _find(name, text)) is not None]
-    return Goal('', tuple(name for _, name in sorted(found)), None)
+            return Goal(parts['verb'], objects, _name(parts['to'], known) if parts['to'] else None)
+    found = sorted((match.start(), name) for name in known if (match := _find(name, text)))
+    return Goal('', tuple(name for _, name in found), None)
 
 
-def _find(name: str, text: str) -> int | None:
-    match = re.search(rf'\b{re.escape(name.replace("_", " "))}\b', text)
-    return match.start() if match else None
+def _find(name: str, text: str) -> re.Match[str] | None:
+    return re.search(rf'\b{re.escape(name.replace("_", " "))}\b', text)
 
 
 def _name(phrase: str, known: Sequence[str]) -> str:
-    words = _ARTICLES.sub(' ', phrase).split()
+    text = ' '.join(_ARTICLES.sub(' ', phrase).split())
     # The longest known name that is part of the phrase ("yellow mark" is the mark).
-    for name in sorted(known, key=len, reverse=True):
-        if _find(name, ' '.join(words)) is not None:
-            return name
-    return '_'.join(_WHERE.sub('', ' '.join(words)).split())
+    inside = [name for name in known if _find(name, text)]
+    return max(inside, key=len, default='_'.join(_WHERE.sub('', text).split()))
 
 
 class Source:
@@ -154,13 +150,8 @@ class Source:
     The end effector's position is the state's channels named x, y, z, else its first three; the
     fingers are those named ``finger_*``, else channels 6 and 7 of an eight-channel state
     (LIBERO's layout). The command is the action's last channel, larger values close it unless
-    ``invert_gripper``. ``objects``: names to use where the dataset records no places.
-
-    Raises
-    ------
-    UserError
-        If the dataset has no such state or action.
-
+    ``invert_gripper``. ``objects``: names to use where the dataset records no places. Raises
+    ``UserError`` if the dataset has no such state or action.
     """
 
     def __init__(self, root: Path, objects: Sequence[str] = (), invert_gripper: bool = False):
@@ -172,19 +163,16 @@ class Source:
             raise UserError(f'{root}: {layout.STATE} has {state.shape[1]} channels; the position '
                             'of the end effector needs three')
         self._position = state[:, axes]
-        fingers = [k for k, name in enumerate(names) if name.startswith('finger')]
-        if not fingers and state.shape[1] == 8:
-            fingers = [6, 7]
+        fingers = [k for k, name in enumerate(names) if name.startswith('finger')] or (
+            [6, 7] if state.shape[1] == 8 else [])
         self._opening = np.abs(state[:, fingers]).sum(axis=1) if fingers else None
         self._widest = 0.0 if self._opening is None else float(np.quantile(self._opening, 0.99))
         command = reader.rows(layout.ACTION)[:, -1] * (-1.0 if invert_gripper else 1.0)
         low, span = float(command.min()), float(np.ptp(command))
-        self._level = (command - low) / span if span > 1e-6 else np.zeros(len(command))
-        self._places: dict[str, Array] = {}
-        if layout.PLACES in reader.info['features']:
-            places = reader.rows(layout.PLACES).reshape(len(state), -1, 3)
-            self._places = {name.removesuffix('.x'): places[:, k] for k, name in enumerate(
-                reader.channels(layout.PLACES)[::3])}
+        self.level = (command - low) / span if span > 1e-6 else np.zeros(len(command))
+        objects_x = reader.channels(layout.PLACES)[::3]
+        self._places = {name.removesuffix('.x'): reader.rows(layout.PLACES)[:, 3 * k:3 * k + 3]
+                        for k, name in enumerate(objects_x)}
         self._known = tuple(objects) or tuple(self._places)
 
     def __len__(self) -> int:
@@ -202,14 +190,10 @@ class Source:
         """Return an episode's proprioception."""
         part = self.reader.span(episode)
         return Motion(
-            position=self._position[part], closing=hysteresis(self._level[part]),
+            position=self._position[part], closing=hysteresis(self.level[part]),
             opening=None if self._opening is None else self._opening[part],
             widest=self._widest, fps=float(self.reader.fps),
             places={name: values[part] for name, values in self._places.items()})
-
-    def level(self, episode: int) -> Array:
-        """Return the gripper command [N] in 0 (open) .. 1 (closed)."""
-        return self._level[self.reader.span(episode)]
 
     def goal(self, episode: int) -> Goal:
         """Return the parsed instruction, in the names of ``objects``."""
@@ -228,16 +212,15 @@ class Source:
 
         ``frames`` must ascend. One image is found by random access, several by reading on.
         """
-        found: list[dict[str, NDArray[np.uint8]]] = [{} for _ in frames]
+        cameras = {}
         for key in self.reader.camera_keys:
             if len(frames) == 1:
-                images = iter([self.reader.image(episode, frames[0], key)])
+                images = [self.reader.image(episode, frames[0], key)]
             else:
                 stream = islice(self.reader.frames(episode, key), max(frames) + 1)
-                images = (image for k, image in enumerate(stream) if k in frames)
-            for views, image in zip(found, images):
-                views[layout.CAMERAS.get(key, key.rpartition('.')[2])] = image
-        return found
+                images = [image for k, image in enumerate(stream) if k in frames]
+            cameras[layout.CAMERAS.get(key, key.rpartition('.')[2])] = images
+        return [dict(zip(cameras, row)) for row in zip(*cameras.values())] or [{}] * len(frames)
 
     def read(self, path: Path, kind: str, maker: str
              ) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:

@@ -120,32 +120,32 @@ class VlmLabeller:
     def _prompt(self, source: Source, classes: Classes, episode: int, frame: int,
                 images: Mapping[str, NDArray[np.uint8]]) -> Turns:
         motion, goal = source.motion(episode), source.goal(episode)
+        moves = motion.phrase(frame, frame + max(1, round(motion.fps)))
         lines = [f'Instruction: {source.reader.task(episode)}',
-                 f'Motion of the next second: '
-                 f'{motion.phrase(frame, frame + max(1, round(motion.fps)))}',
+                 f'Motion of the next second: {moves}',
                  'Which describes this frame? Answer with its letter.']
         for number in np.flatnonzero(classes.fits(goal)):
             label = classes.label(int(number), goal)
+            letter = self._processor.tokenizer.decode([int(self._letters[number])]).strip()
             trouble = '' if label.trouble == 'none' else f', {label.trouble}'
-            lines.append(
-                f'{self._processor.tokenizer.decode([int(self._letters[number])]).strip()}: '
-                f'{label.phase} {label.object}, holding {label.holding}, done {label.done}'
-                f'{trouble}, next {label.next}')
+            lines.append(f'{letter}: {label.phase} {label.object}, holding {label.holding}, '
+                         f'done {label.done}{trouble}, next {label.next}')
         return [('user', (*(jpeg(image) for image in images.values()), '\n'.join(lines)))]
 
-    def _logits(self, turns: Turns, classes: int) -> Tensor:
+    def _logits(self, source: Source, episode: int, frame: int,
+                images: Mapping[str, NDArray[np.uint8]]) -> Tensor:
         """Return the letters' logits [C] after the prompt."""
+        turns = self._prompt(source, self._classes, episode, frame, images)
         inputs = encode(self._processor, turns, self._model.device)
         logits = self._model(**inputs, logits_to_keep=1).logits[0, -1]
-        return logits[self._letters[:classes].to(logits.device)].float()
+        return logits[self._letters[:len(self._classes)].to(logits.device)].float()
 
     def fit(self, source: Source, classes: Classes, targets: Targets) -> None:
         if len(classes) > len(self._letters):
             raise UserError(f'{len(classes)} different labels, but the tokenizer has '
                             f'{len(self._letters)} letters of one token; accept fewer kinds')
         self._classes = classes
-        rows = [(k, frame, number) for k, known in targets.items()
-                for frame, number in known.items()]
+        rows = [(k, *pair) for k, known in targets.items() for pair in known.items()]
         rng = np.random.default_rng(self._seed)
         weights = [p for p in self._model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(weights, self._rate, weight_decay=0.0)
@@ -154,9 +154,8 @@ class VlmLabeller:
         with tqdm(order, desc=self.name, unit='frame', disable=None) as bar:
             for count, k in enumerate(bar, 1):
                 episode, frame, number = rows[k]
-                logits = self._logits(
-                    self._prompt(source, classes, episode, frame,
-                                 source.images(episode, [frame])[0]), len(classes))
+                [images] = source.images(episode, [frame])
+                logits = self._logits(source, episode, frame, images)
                 loss = cross_entropy(logits[None], torch.tensor([number], device=logits.device))
                 (loss / self._batch).backward()
                 if count % self._batch == 0 or count == len(order):
@@ -170,7 +169,6 @@ class VlmLabeller:
     def scores(self, source: Source, episode: int) -> NDArray[np.float64]:
         views = source.images(episode, range(len(source.motion(episode))))
         with torch.inference_mode():
-            rows = [self._logits(self._prompt(source, self._classes, episode, frame, images),
-                                 len(self._classes)).log_softmax(-1)
+            rows = [self._logits(source, episode, frame, images).log_softmax(-1)
                     for frame, images in enumerate(views)]
         return torch.stack(rows).double().cpu().numpy()

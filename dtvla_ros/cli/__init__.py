@@ -52,7 +52,6 @@ def demo(
     `dtvla demo --mode masked --out out/masked` the same arm without a thought
     """
     from dtvla_ros.demo.run import run_demo
-
     call(run_demo, given)
 
 

@@ -43,7 +43,6 @@ def _source(given: Given) -> Source:
         raise UserError(f'dtvla annotate needs {", ".join(missing)}; install it with '
                         'pip install "dtvla_ros[train,annotate]"')
     from dtvla_ros.annotation.source import Source
-
     return call(Source, given, root=given['data'])
 
 
@@ -73,7 +72,6 @@ def keyframes(
     `dtvla annotate keyframes --data data/tabletop --plot out/keyframes.png --episode 7`
     """
     from dtvla_ros.annotation import keyframes as module
-
     call(module.plot_keyframes if plot else module.write_keyframes, given,
          options=call(module.KeyframeOptions, given))
 
@@ -132,7 +130,6 @@ def label(
     """
     from dtvla_ros.annotation.label import LabelOptions, run_label
     from dtvla_ros.annotation.providers import Budget, HttpOptions
-
     call(run_label, given, options=call(LabelOptions, given),
          budget=call(Budget, given), http=call(HttpOptions, given, key=os.environ.get(key_env)))
 
@@ -158,7 +155,6 @@ def agree(
     `dtvla annotate agree --data data/tabletop --with data/tabletop-thoughts` after `fill`
     """
     from dtvla_ros.annotation.checks import agree as run
-
     call(run, given, other=other and _source({'data': other}))
 
 
@@ -182,7 +178,6 @@ def review(
     `dtvla annotate review --data data/tabletop --out out/annotation --sample 20`
     """
     from dtvla_ros.annotation.review import review as run
-
     call(run, given)
 
 
@@ -204,7 +199,6 @@ def apply(
     `dtvla annotate apply --out out/annotation --accept-rest`
     """
     from dtvla_ros.annotation.review import apply as run
-
     call(run, given, decisions=decisions or ())
 
 
@@ -240,14 +234,12 @@ def fill(
     """
     from dtvla_ros.annotation import fill as module
     from dtvla_ros.annotation.review import ACCEPTED, read_accepted
-
     accepted = read_accepted(out / ACCEPTED, given['source'])
     chosen: module.Labeller
     if labeller == 'motion':
         chosen = call(module.MotionLabeller, given)
     elif labeller == 'vlm' and model is not None:
         from dtvla_ros.annotation.vlm import VlmLabeller
-
         chosen = call(VlmLabeller, given, folder=model, adapters=out / 'adapters')
     else:
         raise UserError(f'--labeller {labeller}: give motion, or vlm with --model')

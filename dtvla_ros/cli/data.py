@@ -58,7 +58,6 @@ def collect(
     """
     from dtvla_ros.data.collect import CollectOptions
     from dtvla_ros.data.collect import collect as run
-
     info = run(out, call(CollectOptions, given), given['workers'], given['ray'])
     print(f'{out}: {counts(info)}')
 
@@ -87,7 +86,6 @@ def convert(
     """
     from dtvla_ros.data.convert import ConvertOptions
     from dtvla_ros.data.convert import convert as run
-
     pairs = [text.partition('=') for text in rename or ()]
     if wrong := [old for old, _, new in pairs if not (old and new)]:
         raise UserError(f'--rename {wrong[0]}: write OLD=NEW')
@@ -116,7 +114,6 @@ def inspect_(
     `dtvla data inspect libero_cot --tokenizer deepthinkvla_libero_cot_sft --json out/cot.json`
     """
     from dtvla_ros.data.inspect import inspect_dataset, show_inspection
-
     found = inspect_dataset(dataset, tokenizer)
     show_inspection(found)
     write_json(json_file, found)
@@ -145,7 +142,6 @@ def validate(
     from dtvla_ros.data.inspect import show_issues
     from dtvla_ros.data.validate import fits_policy
     from dtvla_ros.data.validate import validate as run
-
     issues = run(dataset, decode)
     if policy is not None and not issues:
         issues += fits_policy(dataset, policy, tokenizer)
@@ -178,7 +174,6 @@ def stats(
     `dtvla data stats data/libero --out data/libero/meta --json out/stats.json`
     """
     from dtvla_ros.data.inspect import dataset_statistics, show_statistics
-
     found = dataset_statistics(dataset, episodes, whole=out is not None)
     show_statistics(found)
     if out is not None:
@@ -207,7 +202,6 @@ def view(
     `dtvla data view data/tabletop --episodes 208,388 --out out/odd.png`
     """
     from dtvla_ros.data.view import view as run
-
     numbers = names(episodes)
     if wrong := [text for text in numbers if not text.isdecimal()]:
         raise UserError(f'--episodes {wrong[0]}: write numbers, as in 0,7,12')

@@ -18,7 +18,6 @@ app = group()
 def _options(given: Given) -> EvalOptions:
     from dtvla_ros.evaluation.workers import EvalOptions
     from dtvla_ros.rollout.env import SceneSetup
-
     scene = call(SceneSetup, given, perturb=given.get('perturb') or ())
     return call(EvalOptions, given, scene=scene)
 
@@ -65,7 +64,6 @@ def evaluate(
     `dtvla eval --suite libero_10 --policy my_policy --max-steps 620 --device cuda`
     """
     from dtvla_ros.evaluation.command import evaluate_policy
-
     evaluate_policy(_options(given))
 
 
@@ -93,7 +91,6 @@ def robustness(
     `dtvla robustness --families camera,light --resume out/robustness --episodes 20`
     """
     from dtvla_ros.evaluation.command import evaluate_robustness
-
     evaluate_robustness(_options(given), names(families), names(strengths))
 
 
@@ -115,7 +112,6 @@ def steer(
     `dtvla steer --policy models/nano --episodes 20 --json out/steer.json`
     """
     from dtvla_ros.evaluation.interventions import steer as run
-
     run(_options(given))
 
 
@@ -135,7 +131,6 @@ def recover(
     `dtvla recover --policy models/nano --episodes 17 --json out/recover.json`
     """
     from dtvla_ros.evaluation.interventions import recover as run
-
     run(_options(given), shown)
 
 
@@ -160,7 +155,6 @@ def report(
     `dtvla report out/libero/my_policy/*.json` what `make libero-table` does at its end
     """
     from dtvla_ros.evaluation.results import compare
-
     compare(results, into, policy)
 
 
@@ -185,5 +179,4 @@ def experts(
     `dtvla experts --suite libero_object --starts random --episodes 50`
     """
     from dtvla_ros.evaluation.command import evaluate_experts
-
     evaluate_experts(_options(given), noise)

@@ -44,7 +44,6 @@ def export(
     `dtvla export runs/nano --success out/eval.json`
     """
     from dtvla_ros.training.export import export as run
-
     folder, parity = run(source, out, name, replan_steps, success, weights)
     print(f'{folder}: {parity}')
 
@@ -71,7 +70,6 @@ def inspect(
     """
     from dtvla_ros.policy.inspect import inspect as run
     from dtvla_ros.policy.inspect import show
-
     found = run(find_shared(path), hashes)
     show(found)
     write_json(json_file, found.to_dict())
@@ -111,7 +109,6 @@ def convert(
     """
     from dtvla_ros.policy.convert import ConvertOptions
     from dtvla_ros.policy.convert import convert as run
-
     manifest = run(path, call(ConvertOptions, locals(), cameras=names(cameras)))
     print(f'{out or path}: {manifest.name}, {len(manifest.files)} files hashed; next: '
           f'dtvla eval --policy {out or path} --engine torch')
@@ -153,7 +150,6 @@ def bench(
     from dtvla_ros.engine.bench import BenchOptions
     from dtvla_ros.engine.bench_report import bench as run
     from dtvla_ros.engine.bench_report import contenders
-
     run(BenchOptions(
         geometry=geometry, engines=contenders(engine, weights, device), device=device,
         threads=threads, rounds=rounds, thought_tokens=thought, published=published),

@@ -37,7 +37,6 @@ def record(
     require_one_ros()
     from dtvla_ros.conventions import RECORDED
     from dtvla_ros.recording.record import record as run
-
     wanted = names(topics) or RECORDED
     if relative := [topic for topic in wanted if not topic.startswith('/')]:
         raise UserError(f'--topics {relative[0]}: write the whole name, /{relative[0]}')
@@ -78,7 +77,6 @@ def from_bag(
     require_one_ros()
     from dtvla_ros.conventions import FINGER_JOINTS
     from dtvla_ros.data.from_bag import ConvertOptions, convert
-
     report = convert(bags, out, call(
         ConvertOptions, locals(), fingers=names(fingers) or FINGER_JOINTS))
     print(f'{out}: {report.episodes} episodes in {report.pieces} pieces, {report.frames} frames'
@@ -105,5 +103,4 @@ def view(
     """
     require_one_ros()
     from dtvla_ros.recording.view import view as run
-
     raise typer.Exit(run(save, spawn))

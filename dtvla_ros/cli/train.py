@@ -58,7 +58,6 @@ def train_sft(
     from dtvla_ros.training.config import SftConfig
     from dtvla_ros.training.sft import SftRun
     from dtvla_ros.training.sft import train_sft as run
-
     run(SftConfig.read(config, changes or ()), call(
         SftRun, given, threads=given['cpu_threads'], weights=weights or ()))
     print(f'{out}: trained; next: dtvla export {out} --out models/{out.name}')
@@ -102,7 +101,6 @@ def train_grpo(
     from dtvla_ros.training.grpo.config import GrpoConfig
     from dtvla_ros.training.grpo.train import GrpoRun
     from dtvla_ros.training.grpo.train import train_grpo as run
-
     settings = GrpoConfig.read(config, changes or ())
     if workers is not None:
         settings = replace(settings, num_envs=workers)
@@ -137,6 +135,5 @@ def train_dagger(
     --minutes 10`
     """
     from dtvla_ros.training.dagger import DaggerOptions, relabel
-
     info = call(relabel, given, options=call(DaggerOptions, given))
     print(f'{out}: {counts(info)}')

@@ -61,9 +61,8 @@ class Run:
         return estimate(self.source, self.keyframes, self.folder / LABELS, LabelOptions(), PRICES,
                         episodes)
 
-    def rows(self, folder='.'):
-        """Return the rows of labels in a folder below."""
-        return Journal.read(self.folder / folder / LABELS, '')[1]
+    def rows(self):
+        return Journal.read(self.folder / LABELS, '')[1]
 
 
 @pytest.fixture
@@ -125,10 +124,8 @@ def test_what_may_pass_is_tried_again(one, replies, billed, gap):
         assert one(endpoint, timeout=3.0).rows
     assert len(endpoint.requests) == one.spent[0] == len(replies) + 1
     assert endpoint.times[1] - endpoint.times[0] >= gap
-    if billed:
-        assert one.spent[1] > ONE + PRICES.price(0, 500)
-    else:
-        assert one.spent[1] == pytest.approx(ONE)
+    assert (one.spent[1] > ONE + PRICES.price(0, 500)) is billed
+    assert billed or one.spent[1] == pytest.approx(ONE)
 
 
 def test_it_gives_up_in_the_end(one):
@@ -176,16 +173,10 @@ def test_issues_are_sent_back_and_kept(one):
 
 def test_requests_run_side_by_side(run):
     run.episodes = 6
-    together = threading.Barrier(3)
-    waiting = []
-
-    def three_at_once(number, request):
-        waiting.append(together.n_waiting)
-        together.wait(60)  # breaks, and answers 500s, unless three are under way
-
-    with Endpoint(three_at_once) as endpoint:
+    together = threading.Barrier(3)  # breaks, and answers 500s, unless three are under way
+    with Endpoint(lambda n, r: together.wait(60) and None) as endpoint:
         rows = run(endpoint, concurrency=3, timeout=60.0).rows
-    assert len(endpoint.requests) == 6 and max(waiting) <= 2
+    assert len(endpoint.requests) == 6
     assert [row['episode'] for row in rows] == list(range(6))
 
 
@@ -212,10 +203,8 @@ def test_the_cost_stops_before_it_is_exceeded(run):
 
 def test_one_run_spends_at_a_time(tmp_path):
     path = tmp_path / 'ledger.jsonl'
-    ledger = providers.Ledger(path, PRICES)
-    with pytest.raises(UserError, match='another run'):
+    with providers.Ledger(path, PRICES), pytest.raises(UserError, match='another run'):
         providers.Ledger(path, PRICES)
-    ledger.file.close()
     providers.Ledger(path, PRICES)
 
 
@@ -247,15 +236,6 @@ def test_a_long_episode_is_asked_about_in_parts(one):
     assert 'The key frame before these' in str(endpoint.requests[1])
     with pytest.raises(UserError, match='window'):
         one(endpoint)  # other settings, same file
-
-
-def test_rules_are_deterministic(run):
-    for name in ('a', 'b'):
-        assert not any(row['findings'] for row in run.label(name, providers.RuleProvider()).rows)
-    first, second = ((run.folder / name / LABELS).read_bytes() for name in 'ab')
-    assert first == second
-    phases = {label['phase'] for row in run.rows('a') for label in row['labels']}
-    assert {'grasp', 'release', 'reach'} <= phases
 
 
 def test_killed_in_the_middle_it_goes_on_and_pays_for_nothing_twice(run, root):

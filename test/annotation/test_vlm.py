@@ -12,7 +12,7 @@ from support.tiny_vlm import make_vlm
 
 from dtvla_ros.annotation.fill import Classes
 from dtvla_ros.annotation.label import LABELS, LabelOptions, label
-from dtvla_ros.annotation.question import build_question
+from dtvla_ros.annotation.question import SYSTEM, build_question
 from dtvla_ros.annotation.rules import label_frames
 from dtvla_ros.annotation.vlm import LocalProvider, VlmLabeller, encode, load_vlm
 from dtvla_ros.errors import UserError
@@ -31,7 +31,7 @@ def folder(root, tmp_path_factory):
     from dtvla_ros.annotation.source import Source
 
     asked = question(Source(root))
-    texts = [asked.system, json.dumps(asked.schema), *[json.dumps(answer_frames(2))] * 20,
+    texts = [SYSTEM, json.dumps(asked.schema), *[json.dumps(answer_frames(2))] * 20,
              *(part for part in asked.turns[0][1] if isinstance(part, str))]
     return make_vlm(tmp_path_factory.mktemp('vlm') / 'tiny', texts)
 

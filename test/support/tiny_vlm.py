@@ -36,10 +36,9 @@ def make_vlm(folder: Path, texts: list[str], width: int = 48) -> Path:
         tokenizer_object=words, pad_token='<pad>', eos_token='<eos>', unk_token='<unk>',
         extra_special_tokens={'image_token': '<image>'})
     processor = LlavaProcessor(
-        CLIPImageProcessor(size={'shortest_edge': SIZE}, crop_size={'height': SIZE, 'width': SIZE}
-                           ),
-        tokenizer, patch_size=PATCH, vision_feature_select_strategy='default',
-        num_additional_image_tokens=1, image_token='<image>', chat_template=TEMPLATE)
+        CLIPImageProcessor(size={'shortest_edge': SIZE}, crop_size=SIZE), tokenizer,
+        patch_size=PATCH, vision_feature_select_strategy='default', image_token='<image>',
+        num_additional_image_tokens=1, chat_template=TEMPLATE)
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(LlavaConfig(
         vision_config=CLIPVisionConfig(
