@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.common import SchedulingDelay, load_average, progress, show
+from benchmarks.common import DELAY, load_average, progress, scheduling_delay, show
 from dtvla_ros.cli import main
 from dtvla_ros.cli.arguments import Json, group
 from dtvla_ros.errors import UserError
@@ -33,11 +33,10 @@ def run(checkout: Path, *words: str) -> None:
     """Run a command of a checkout in a ROS domain of its own; raise if it fails."""
     environment = {name: value for name, value in os.environ.items()
                    if not name.startswith(('PYTHON', 'VIRTUAL_ENV', '_ROS', 'LD_LIBRARY'))}
-    done = subprocess.run(
-        [checkout / '.venv/bin' / words[0], *words[1:]], cwd=checkout, capture_output=True,
-        text=True,
-        env={**environment, 'ROS_DOMAIN_ID': str(random.SystemRandom().randint(1, 100)),
-             'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'})
+    environment |= {'ROS_DOMAIN_ID': str(random.SystemRandom().randint(1, 100)),
+                    'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'}
+    done = subprocess.run([checkout / '.venv/bin' / words[0], *words[1:]], cwd=checkout,
+                          capture_output=True, text=True, env=environment)
     if done.returncode:
         raise UserError(f'{" ".join(words)} in {checkout}: {done.stderr[-2000:]}')
 
@@ -87,7 +86,7 @@ def beside(
     checkouts = {'new': HERE, 'former': other.resolve()}
     values: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     episodes: dict[str, list[str]] = {}
-    with SchedulingDelay() as delays, tempfile.TemporaryDirectory() as folder:
+    with scheduling_delay() as delays, tempfile.TemporaryDirectory() as folder:
         for number in progress(range(rounds), desc='rounds'):
             for side in sorted(checkouts, reverse=bool(number % 2)):
                 for key, value in latency(checkouts[side], priority, Path(folder)).items():
@@ -95,23 +94,21 @@ def beside(
                 seconds, episodes[side] = demo(checkouts[side], Path(folder))
                 values['CPU seconds of the demo', ''][side].append(seconds)
     rows = []
-    for (name, percentile), limit in LIMITS.items():
-        both = values[name, percentile]
-        new, former = (statistics.median(both[side]) for side in checkouts)
-        rows.append({'what': f'{name} {percentile}'.strip(), 'new': new, 'former': former,
+    for key, limit in LIMITS.items():
+        new, former = (statistics.median(values[key][side]) for side in checkouts)
+        rows.append({'what': ' '.join(key).strip(), 'new': new, 'former': former,
                      'ratio': new / former, 'limit': limit, 'met': new / former <= limit,
-                     'rounds': both})
-    same = episodes['new'] == episodes['former']
+                     'rounds': values[key]})
+    same, load = episodes['new'] == episodes['former'], load_average()
     show(('median of the rounds [ms, s]', 'new', 'former', 'new ÷ former', 'at most'), (
         (row['what'], f'{row["new"]:.3f}', f'{row["former"]:.3f}',
          f'{row["ratio"]:.2f} {"met" if row["met"] else "missed"}', f'{row["limit"]:.2f}')
         for row in rows),
-        f'{rounds} rounds, priority {priority}, {os.cpu_count()} cores, load average '
-        f"{load_average()}; {delays}; the demos' episodes are "
+        f'{rounds} rounds, priority {priority}, {os.cpu_count()} cores, load average {load}; '
+        f"{DELAY.format_map(delays)}; the demos' episodes are "
         f'{"the same" if same else "DIFFERENT"}', json_file, {
-            'rows': rows, 'rounds': rounds, 'priority': priority,
-            'scheduling_ms': delays.summary(), 'load_average': load_average(),
-            'same_episodes': same})
+            'rows': rows, 'rounds': rounds, 'priority': priority, 'scheduling_ms': delays,
+            'load_average': load, 'same_episodes': same})
 
 
 if __name__ == '__main__':

@@ -26,6 +26,7 @@ from dtvla_ros.ros.processes import NodeProcesses
 if TYPE_CHECKING:
     from rclpy.executors import Executor
 
+DELAY = 'a thread that sleeps 1 ms woke late by p50 {p50:.2f}, p99 {p99:.2f} ms'
 NAP = 1e-3  # s
 REST = 9e-3  # between two naps, so that the measurement costs nothing [s]
 progress = functools.partial(tqdm, leave=False, disable=None)
@@ -74,37 +75,25 @@ def own_graph(factory: Callable[[], Any]) -> Iterator[Graph]:
         yield Graph(node, executor, processes)
 
 
-class SchedulingDelay:
-    """How late the machine wakes a thread, measured while the block it manages runs."""
+@contextmanager
+def scheduling_delay() -> Iterator[dict[str, float]]:
+    """Give median and 99th percentile [ms] of how late a thread wakes, known after the block."""
+    late, over, found = [0.0], threading.Event(), dict[str, float]()
 
-    def __init__(self) -> None:
-        self._late = [0.0]
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._measure, name='delay', daemon=True)
-
-    def __enter__(self) -> SchedulingDelay:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def __str__(self) -> str:
-        """Return the delays so far as a sentence."""
-        return ('a thread that sleeps 1 ms woke late by p50 {p50:.2f}, p99 {p99:.2f} ms'
-                .format_map(self.summary()))
-
-    def _measure(self) -> None:
-        while not self._over.wait(REST):
+    def measure() -> None:
+        while not over.wait(REST):
             start = time.perf_counter()
             time.sleep(NAP)
-            self._late.append((time.perf_counter() - start - NAP) * 1e3)
+            late.append((time.perf_counter() - start - NAP) * 1e3)
 
-    def summary(self) -> dict[str, float]:
-        """Return median and 99th percentile of the delays so far [ms]."""
-        p50, p99 = np.percentile(self._late, [50, 99])
-        return {'p50': round(float(p50), 3), 'p99': round(float(p99), 3)}
+    thread = threading.Thread(target=measure, name='delay', daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        thread.join()
+        found['p50'], found['p99'] = np.percentile(late, [50, 99]).round(3).tolist()
 
 
 def load_average() -> float:
@@ -118,13 +107,10 @@ def show(columns: Iterable[str], rows: Iterable[Iterable[Any]], below: str,
 
     ``result`` is written to ``json_file``, where there is one.
     """
-    first, *others = columns
-    table = Table(first)
-    for name in others:
-        table.add_column(name, justify='right')
+    table = Table()
+    for name in columns:
+        table.add_column(name, justify='right' if table.columns else 'left')
     for row in rows:
         table.add_row(*map(str, row))
-    console = Console(markup=False)
-    console.print(table)
-    console.print(below)
+    Console(markup=False).print(table, below, sep='\n')
     write_json(json_file, result)

@@ -42,8 +42,7 @@ class Watch(Node):
                         if key in ACCOUNT}
 
     def _on_episode(self, message: String) -> None:
-        row = json.loads(message.data)
-        if row['done']:
+        if (row := json.loads(message.data))['done']:
             self.episodes.append(bool(row['success']))
 
 

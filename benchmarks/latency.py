@@ -18,7 +18,8 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import JointTrajectory
 
-from benchmarks.common import Graph, SchedulingDelay, load_average, own_graph, progress, show
+from benchmarks import common
+from benchmarks.common import Graph, load_average, own_graph, progress, show
 from dtvla_ros.actions.chunk import Chunk
 from dtvla_ros.cli import main
 from dtvla_ros.cli.arguments import Json, group
@@ -67,9 +68,8 @@ def measure_images(graph: Graph, count: int) -> list[float]:
 
     def on_image(data: bytes) -> None:
         message = images.parse_image(data)
-        array = images.image_to_numpy(message)
+        images.image_to_numpy(message)
         taken.append((time.time() - message.stamp) * 1e3)
-        assert array.shape == (HEIGHT, WIDTH, 3)
 
     graph.node.create_subscription(Image, 'image', on_image, qos_profile_sensor_data, raw=True)
     graph.processes.start('camera', 'benchmarks.latency', ['camera'])
@@ -78,15 +78,13 @@ def measure_images(graph: Graph, count: int) -> list[float]:
 
 
 class PolicyStandIn:
-    """What the gate needs to hear: a heartbeat, a pose, joints, and chunks."""
+    """What the gate needs to hear: a heartbeat, which it starts, a pose, joints, and chunks."""
 
     def __init__(self, node: Node) -> None:
-        """Start the heartbeat."""
         self.chunks = node.create_publisher(JointTrajectory, 'vla/action_chunk', qos.LATEST)
         self._state = node.create_publisher(DiagnosticStatus, 'vla/state', qos.LATCHED)
         self._poses = node.create_publisher(PoseStamped, 'ee_pose', qos_profile_sensor_data)
-        self._joints = node.create_publisher(
-            JointState, 'joint_states', qos_profile_sensor_data)
+        self._joints = node.create_publisher(JointState, 'joint_states', qos_profile_sensor_data)
         node.create_timer(0.04, lambda: self._state.publish(
             status_message('vla', 'ACTING', {'task': 1, 'reason': ''})), clock=STEADY)
 
@@ -157,28 +155,17 @@ def measure_regularity(graph: Graph, rate: float, seconds: float) -> tuple[list[
                 f'rate:={rate!r}', '-p', 'auto_start:=true', '-p', 'gripper_timeout_s:=0.0')
     graph.spin_until(policy.heard, 'the command gate')
     _collect(graph, came, WARM_UP + 1 + round(rate * seconds), f'gate at {rate:g} Hz')
-    gaps = np.diff(came[WARM_UP:]) * 1e3
-    return np.abs(gaps - 1e3 / rate).tolist(), states[-1] if states else ''
+    return np.abs(np.diff(came[WARM_UP:]) * 1e3 - 1e3 / rate).tolist(), (states or [''])[-1]
 
 
 def summary(name: str, taken: Sequence[float], target: tuple[str, float],
             **more: Any) -> dict[str, Any]:
     """Return percentiles of what was taken [ms], one of them held against a limit."""
-    p50, p99 = np.percentile(taken, [50, 99])
-    row = {'what': name, 'n': len(taken), 'p50_ms': round(float(p50), 3),
-           'p99_ms': round(float(p99), 3), 'max_ms': round(max(taken), 3), **more}
+    p50, p99, top = np.percentile(taken, [50, 99, 100]).round(3).tolist()
     percentile, limit = target
-    return row | {'target_ms': limit, 'target_of': percentile,
-                  'met': row[f'{percentile}_ms'] <= limit}
-
-
-def _take_priority(priority: int) -> None:
-    """Put this process, and so those it starts, above everything that is not real-time."""
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
-    except (OSError, AttributeError, ValueError) as error:
-        raise UserError(f'--priority {priority}: {error}; allow it with an rtprio limit for this '
-                        'user, or leave it out') from error
+    return {'what': name, 'n': len(taken), 'p50_ms': p50, 'p99_ms': p99, 'max_ms': top, **more,
+            'target_ms': limit, 'target_of': percentile,
+            'met': {'p50': p50, 'p99': p99}[percentile] <= limit}
 
 
 @app.command()
@@ -208,10 +195,14 @@ def latency(
     `sudo -E python -m benchmarks.latency --priority 20` when nothing ordinary may interrupt
     """
     if priority:
-        _take_priority(priority)
-    before = load_average()
+        try:  # also of the processes it starts
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+        except (OSError, AttributeError, ValueError) as error:
+            raise UserError(f'--priority {priority}: {error}; allow it with an rtprio limit for '
+                            'this user, or leave it out') from error
+    load = {'before': load_average()}
     # A graph of its own for each: a former gate would compete on its topic.
-    with SchedulingDelay() as delays:
+    with common.scheduling_delay() as delays:
         with own_graph(lambda: Node('latency')) as graph:
             rows = [summary(f'image {WIDTH}x{HEIGHT}, camera process to numpy here',
                             measure_images(graph, count), IMAGE)]
@@ -223,17 +214,17 @@ def latency(
                 off, state = measure_regularity(graph, hertz, seconds)
             rows.append(summary(f'command off its period at {hertz:g} Hz', off, JITTER,
                                 gate_state=state))
+    load['after'] = load_average()
     result = {
         'rmw': rclpy.get_rmw_implementation_identifier(), 'cores': os.cpu_count(),
-        'priority': priority, 'load_average': {'before': before, 'after': load_average()},
-        'scheduling_ms': delays.summary(), 'rows': rows}
+        'priority': priority, 'load_average': load, 'scheduling_ms': delays, 'rows': rows}
     show(('milliseconds', 'n', 'p50', 'p99', 'max', 'target'), (
         (row['what'], row['n'], *(f'{row[key]:.2f}' for key in ('p50_ms', 'p99_ms', 'max_ms')),
          f'{row["target_of"]} <= {row["target_ms"]:g} {"met" if row["met"] else "missed"}')
         for row in rows),
         f'{result["rmw"]}, {f"priority {priority}" if priority else "ordinary priority"}, '
-        f'{result["cores"]} cores, load average {before} before and '
-        f'{load_average()} after; {delays}', json_file, result)
+        f'{result["cores"]} cores, load average {load["before"]} before and {load["after"]} '
+        f'after; {common.DELAY.format_map(delays)}', json_file, result)
 
 
 if __name__ == '__main__':

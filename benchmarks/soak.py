@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import TwistStamped
@@ -44,21 +45,17 @@ class Watch(Node):
         self.stops: list[str] = []
         self._instruction = self.create_publisher(String, INSTRUCTION, qos.LATCHED)
         self._start = self.create_client(Trigger, '/start')
-        self.create_subscription(TwistStamped, TWIST, self._on_command, 50)
+        self.create_subscription(TwistStamped, TWIST, lambda message: self.stamps.append(
+            seconds_of(message.header.stamp)), 50)
         self.create_subscription(DiagnosticStatus, GATE_STATE, self._on_gate, qos.LATCHED)
-        self.create_subscription(DiagnosticStatus, VLA_STATE, self._on_policy, qos.LATCHED)
+        self.create_subscription(DiagnosticStatus, VLA_STATE, lambda message: setattr(
+            self, 'policy', message.message), qos.LATCHED)
         self.create_timer(0.5, self._keep_moving, clock=STEADY)
-
-    def _on_command(self, message: TwistStamped) -> None:
-        self.stamps.append(seconds_of(message.header.stamp))
 
     def _on_gate(self, message: DiagnosticStatus) -> None:
         if message.message == 'STOP' and self.gate in ('RUN', 'HOLD'):
             self.stops.append(status_values(message).get('reason', ''))
         self.gate = message.message
-
-    def _on_policy(self, message: DiagnosticStatus) -> None:
-        self.policy = message.message
 
     def _keep_moving(self) -> None:
         if self.policy in ('IDLE', 'STOPPED'):
@@ -70,17 +67,16 @@ class Watch(Node):
 def judge(stamps: list[float], stops: list[str], memory: Mapping[str, list[float]]
           ) -> dict[str, Any]:
     """Return late commands, stops and growth of memory [MB], and whether all are allowed."""
-    gaps = [later - earlier for earlier, later in zip(stamps, stamps[1:])]
-    late = [gap - PERIOD for gap in gaps if gap - PERIOD > LATE]
+    beyond = np.diff(stamps) - PERIOD
+    late = int((beyond > LATE).sum())
     tenth = max(1, len(next(iter(memory.values()))) // 10)
-    growth = {name: statistics.median(values[-tenth:]) - statistics.median(values[:tenth])
-              for name, values in memory.items()}
+    growth = {name: round(statistics.median(values[-tenth:]) - statistics.median(values[:tenth]),
+                          2) for name, values in memory.items()}
     return {
-        'commands': len(stamps), 'missed_deadlines': len(late),
-        'latest_ms': round(1e3 * (max(gaps) - PERIOD), 1), 'stops': stops,
+        'commands': len(stamps), 'missed_deadlines': late,
+        'latest_ms': round(1e3 * float(beyond.max()), 1), 'stops': stops,
         'memory_mb': {name: round(values[-1], 1) for name, values in memory.items()},
-        'growth_mb': {name: round(value, 2) for name, value in growth.items()},
-        'load_average': load_average(),
+        'growth_mb': growth, 'load_average': load_average(),
         'passed': not late and not stops and max(growth.values()) < GROWTH}
 
 

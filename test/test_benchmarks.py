@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -24,63 +25,46 @@ from dtvla_ros.training.config import AdapterConfig, Rates, SftConfig
 from dtvla_ros.training.loss import Objective
 
 LORA = SftConfig(batch_size=1, ema=0.0, precision='no', action_sigma=0.0, thought_weight=1.0,
-                 lora=AdapterConfig(rank=2, alpha=4),
-                 rates=Rates(vision=0.0), accumulate=2)
+                 lora=AdapterConfig(rank=2, alpha=4), rates=Rates(vision=0.0), accumulate=2)
+
+
+@pytest.fixture
+def latency():
+    pytest.importorskip('rclpy')
+    return import_module('benchmarks.latency')
 
 
 @pytest.mark.slow
-def test_latency_of_real_processes_is_written_as_it_is_printed(tmp_path, monkeypatch, capfd):
-    rclpy = pytest.importorskip('rclpy')
-    from benchmarks.latency import latency
-
+def test_latency_of_real_processes_is_written_as_it_is_printed(
+        latency, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv('COLUMNS', '200')
     path = tmp_path / 'latency.json'
-    latency(rate=[40.0], count=20, seconds=1.0, priority=0, json_file=path)
+    latency.latency(rate=[40.0], count=20, seconds=1.0, priority=0, json_file=path)
     printed = capfd.readouterr().out
     result = json.loads(path.read_text())
     assert [row['n'] for row in result['rows']] == [20, 20, 40]
     for row in result['rows']:
         assert 0 < row['p50_ms'] <= row['p99_ms'] <= row['max_ms']
-        assert row['met'] == (row[f'{row["target_of"]}_ms'] <= row['target_ms'])
         assert f'{row["p50_ms"]:.2f}' in printed
     # A machine this busy may well stop the gate.
     assert result['rows'][2]['gate_state'] in ('RUN', 'HOLD', 'STOP')
-    assert result['rmw'] == rclpy.get_rmw_implementation_identifier()
-    assert result['load_average']['before'] >= 0 and 'load average' in printed
+    assert result['rmw'] in printed and 'load average' in printed
 
 
-def test_a_rate_that_the_gate_refuses_is_told_by_the_gate(tmp_path):
-    pytest.importorskip('rclpy')
-    from rclpy.node import Node
-
-    from benchmarks.common import own_graph
-    from benchmarks.latency import measure_regularity
-
-    with own_graph(lambda: Node('latency')) as graph:
-        with pytest.raises(UserError, match='^parameter rate = 33 Hz'):
-            measure_regularity(graph, 33.0, 1.0)
-
-
-def test_no_arm_hears_a_benchmark(monkeypatch):
-    pytest.importorskip('rclpy')
-    from rclpy.node import Node
-
-    from benchmarks.common import own_graph
-
+def test_no_arm_hears_a_benchmark_and_the_gate_says_what_it_refuses(latency, monkeypatch):
     for name, value in (('ROS_DOMAIN_ID', '7'), ('ROS_AUTOMATIC_DISCOVERY_RANGE', 'SUBNET'),
                         ('ROS_STATIC_PEERS', '10.0.0.7')):
         monkeypatch.setenv(name, value)
-    with own_graph(lambda: Node('latency')):
+    with latency.own_graph(lambda: latency.Node('latency')) as graph:
         assert int(os.environ['ROS_DOMAIN_ID']) > 100
         assert os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] == 'LOCALHOST'
         assert os.environ['ROS_STATIC_PEERS'] == ''
+        with pytest.raises(UserError, match='^parameter rate = 33 Hz'):
+            latency.measure_regularity(graph, 33.0, 1.0)
 
 
-def test_rows_are_percentiles_of_what_was_taken():
-    pytest.importorskip('rclpy')
-    from benchmarks.latency import COMMAND, summary
-
-    row = summary('x', np.arange(101.0).tolist(), COMMAND)
+def test_rows_are_percentiles_of_what_was_taken(latency):
+    row = latency.summary('x', np.arange(101.0).tolist(), latency.COMMAND)
     assert (row['n'], row['p50_ms'], row['p99_ms'], row['max_ms']) == (101, 50.0, 99.0, 100.0)
     assert (row['target_ms'], row['target_of'], row['met']) == (2.0, 'p99', False)
 

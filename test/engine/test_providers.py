@@ -8,48 +8,27 @@ import torch
 from dtvla_ros.engine import providers
 from dtvla_ros.engine.inference_model import Int8, Rounded, rounded
 
+VNNI = 'flags\t\t: avx avx2 avx512f avx512_vnni'
 
-@pytest.fixture
-def cpu(tmp_path, monkeypatch):
+
+@pytest.mark.parametrize(('text', 'setting', 'bytes_too', 'said'), [
+    ('flags\t\t: fpu avx avx2 fma', '', False, 'AVX2'),
+    ('flags\t\t: avx avx2 avx512f avx512bw', '', False, 'AVX512'),
+    (f'{VNNI} amx_int8', '', True, 'AVX512 with VNNI and AMX'),
+    ('flags\t\t: avx2 avx_vnni', '', True, 'AVX2 with VNNI'),
+    ('Features\t: fp asimd asimddp', '', True, 'NEON with dot products'),
+    ('', '', False, 'unknown'), (None, '', False, 'unknown'),
+    (VNNI, 'ATEN_CPU_CAPABILITY', False, 'AVX2, restricted by ATEN_CPU_CAPABILITY=avx2'),
+    (VNNI, 'ONEDNN_MAX_CPU_ISA', False, 'AVX2, restricted by ONEDNN_MAX_CPU_ISA=avx2')])
+def test_what_linux_names(tmp_path, monkeypatch, request, text, setting, bytes_too, said):
     for name in providers._RESTRICTING:
-        monkeypatch.delenv(name, raising=False)
-
-    def pretend(text: str) -> None:
-        path = tmp_path / 'cpuinfo'
-        path.write_text(f'processor\t: 0\n{text}\n')
-        monkeypatch.setattr(providers, 'CPUINFO', path)
-        providers.flags.cache_clear()
-
-    yield pretend
+        monkeypatch.setenv(name, 'AVX2' if name == setting else '')
+    monkeypatch.setattr(providers, 'CPUINFO', tmp_path / 'cpuinfo')
+    if text is not None:  # None: no Linux
+        providers.CPUINFO.write_text(f'processor\t: 0\n{text}\n')
     providers.flags.cache_clear()
-
-
-@pytest.mark.parametrize(('text', 'bytes_too', 'said'), [
-    ('flags\t\t: fpu avx avx2 fma', False, 'AVX2'),
-    ('flags\t\t: avx avx2 avx512f avx512bw', False, 'AVX512'),
-    ('flags\t\t: avx2 avx512f avx512_vnni amx_int8', True, 'AVX512 with VNNI and AMX'),
-    ('flags\t\t: avx2 avx_vnni', True, 'AVX2 with VNNI'),
-    ('Features\t: fp asimd asimddp', True, 'NEON with dot products'),
-    ('', False, 'unknown')])
-def test_what_linux_names(cpu, text, bytes_too, said):
-    cpu(text)
+    request.addfinalizer(providers.flags.cache_clear)
     assert (providers.multiplies_bytes(), providers.describe()) == (bytes_too, said)
-
-
-@pytest.mark.parametrize('setting', [('ATEN_CPU_CAPABILITY', 'avx2'),
-                                     ('ONEDNN_MAX_CPU_ISA', 'AVX2')])
-def test_a_restricted_process_is_taken_at_its_word(cpu, monkeypatch, setting):
-    monkeypatch.setenv(*setting)
-    cpu('flags\t\t: avx avx2 avx512f avx512_vnni')
-    assert not providers.multiplies_bytes()
-    assert providers.describe() == f'AVX2, restricted by {setting[0]}=avx2'
-
-
-def test_without_linux(tmp_path, monkeypatch):
-    monkeypatch.setattr(providers, 'CPUINFO', tmp_path / 'none')
-    providers.flags.cache_clear()
-    assert not providers.multiplies_bytes()
-    providers.flags.cache_clear()
 
 
 @pytest.mark.parametrize('rows', [1, 3, 8, 9, 40])
