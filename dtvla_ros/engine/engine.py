@@ -32,7 +32,7 @@ class Decision:
     """One thought and the chunk that follows from it.
 
     ``reasoning``: text between the think tags. ``outcome``: ``'complete'`` or ``'truncated'``
-    (token or time cap hit before ``</think>``). ``chunk`` [T, D]: actions in the robot's units.
+    (a cap was hit before ``</think>``). ``chunk`` [T, D]: actions in the robot's units.
     ``action_tokens`` [T*D] ids, ``thought_tokens`` ids with tags. ``timings`` [s] by phase
     (prepare, see, prefill, think, act).
     """
@@ -112,6 +112,12 @@ class Engine(Protocol):
 
         For comparing engines: nothing is suppressed here, and every prefix is invalidated.
         """
+
+
+def penalty(config: DecoderConfig, banned: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return what is added to the scores of ids that are no bins [V - bins]: -inf or 0."""
+    words = np.delete(banned, slice(config.ids.bins_first, config.ids.bins_last + 1))
+    return np.where(words, np.float32('-inf'), np.float32(0))
 
 
 @contextmanager

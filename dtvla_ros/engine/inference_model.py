@@ -1,17 +1,15 @@
 """The hybrid decoder for inference: one forward over fused weights, with the cache outside.
 
-``InferenceModel`` is equal to the ``HybridDecoder`` it is built from, which stays for training
-and as the reference of the parity tests. torch runs it over a `StaticCache` and compiles its
-single-token step; the exporter traces it with the cache as inputs and outputs of the graph
-(`export`). Batch 1; n new rows, r of them read, W width, H heads, K key/value heads, d head
-size, V vocabulary.
+``InferenceModel`` equals the ``HybridDecoder`` it is built from. torch runs it over a
+`StaticCache`; the exporter traces it with the cache as inputs and outputs of the graph. Batch 1;
+n new rows, r of them read, W width, H heads, K key/value heads, d head size, V vocabulary.
 """
 
 from __future__ import annotations
 
-import functools
 import timeit
 from collections.abc import Callable
+from functools import cache, partial
 from typing import cast
 
 import torch
@@ -35,9 +33,8 @@ _FEW = 8  # rows that cost what reading their matrix does
 class InferenceModel(nn.Module):
     """Runs rows of one sequence.
 
-    ``int8`` quantises every matrix but the embedding. ``release`` frees the model's own layer
-    weights one by one as they are taken over, so that the two copies never stand side by side;
-    the model is of no use afterwards.
+    ``int8`` quantises every matrix but the embedding. ``release`` frees the model's own layers
+    one by one as they are taken over: the two copies never stand side by side.
     """
 
     embedding: Tensor
@@ -47,21 +44,20 @@ class InferenceModel(nn.Module):
 
     def __init__(self, model: HybridDecoder, int8: bool = False, release: bool = False):
         super().__init__()
-        self.config = model.config
-        ids, text = model.config.ids, model.config.text
+        self.config = config = model.config
+        ids, width = config.ids, config.text.width
         table = model.embed_tokens.weight.detach()
         self.register_buffer('embedding', table)
-        self.register_buffer('scale', table.new_tensor(text.width ** 0.5))
-        slots = (table.new_zeros(model.config.slots, text.width) if model.slot_codes is None
+        self.register_buffer('scale', table.new_tensor(width ** 0.5))
+        slots = (table.new_zeros(config.slots, width) if model.slot_codes is None
                  else model.slot_codes.detach().to(table.dtype))
         tail = self.embed(torch.tensor([ids.action_end, ids.eos], device=table.device))
         self.register_buffer('block', torch.cat([slots, tail]))  # [T*D + 2, W]
         self.layers = nn.ModuleList()
         for layer in model.layers:
             self.layers.append(_Layer(cast(GemmaDecoderLayer, layer), int8))
-            if release:
-                for parameter in layer.parameters():
-                    parameter.data = parameter.data.new_empty(0)
+            for parameter in layer.parameters() if release else ():
+                parameter.data = parameter.data.new_empty(0)
         self.register_buffer('final', _gain(model.norm))
         first, last = ids.bins_first, ids.bins_last + 1
         # Action bins can never be tokens of a thought: choosing one does not read their rows.
@@ -88,8 +84,7 @@ class InferenceModel(nn.Module):
 
     def embed_prompt(self, ids: Tensor, features: Tensor, image_rows: Tensor) -> Tensor:
         """Embed ids [n], those at ``image_rows`` as ``features`` [image_tokens, W]."""
-        x = self.embed(ids)
-        return x.index_put((image_rows,), features.to(x.dtype))
+        return self.embed(ids).index_put((image_rows,), features.to(self.embedding.dtype))
 
     def embed_action(self, ids: Tensor) -> Tensor:
         """Rows of the action pass [p + T*D + 2, W]; ``ids`` [p] end with ``<action>``."""
@@ -124,8 +119,8 @@ class InferenceModel(nn.Module):
         As ``likeliest``, without a copy of the scores: 1 ms of 40 rows of 32 k ids.
         """
         first, after = self.config.ids.bins_first, self.config.ids.bins_last + 1
-        parts = [(head, span, start) for head, span, start in (
-            (self.below, penalty[:first], 0), (self.above, penalty[first:], after)) if len(span)]
+        parts = [part for part in ((self.below, penalty[:first], 0),
+                                   (self.above, penalty[first:], after)) if len(part[1])]
 
         def best(rows: Tensor) -> Tensor:
             found = [(head(rows).float().add_(span).max(-1), start)
@@ -177,30 +172,21 @@ class StaticCache:
     """Keys and values [layers, K, capacity, d] of one sequence, written in place."""
 
     def __init__(self, text: TextConfig, capacity: int, like: Tensor):
-        shape = text.layers, text.kv_heads, capacity, text.head_dim
-        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        self.values = torch.zeros_like(self.keys)
         self._text = text
-        self._cos, self._sin = self._angles()
-
-    @property
-    def capacity(self) -> int:
-        """Rows there is room for."""
-        return self.keys.shape[2]
+        self.capacity = 0  # rows there is room for
+        self.keys = self.values = like.new_zeros(text.layers, text.kv_heads, 0, text.head_dim)
+        self.grow(capacity)
 
     def grow(self, capacity: int) -> None:
         """Make room for ``capacity`` rows; what is there stays."""
-        more = capacity - self.capacity
-        self.keys = F.pad(self.keys, (0, 0, 0, more))
-        self.values = F.pad(self.values, (0, 0, 0, more))
-        self._cos, self._sin = self._angles()
-
-    def _angles(self) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines [capacity, 1, d]; the first half of the sines is negative."""
-        position = torch.arange(1, self.capacity + 1, device=self.keys.device)  # from 1 on
-        cos, sin = (x[:, None] for x in cosines_and_sines(self._text, position))
-        return (torch.cat([cos, cos], -1).to(self.keys.dtype),
-                torch.cat([-sin, sin], -1).to(self.keys.dtype))
+        self.keys, self.values = (F.pad(x, (0, 0, 0, capacity - self.capacity))
+                                  for x in (self.keys, self.values))
+        self.capacity = capacity
+        positions = torch.arange(1, capacity + 1, device=self.keys.device)  # from 1 on
+        cos, sin = (x[:, None] for x in cosines_and_sines(self._text, positions))
+        # [capacity, 1, d]; the first half of the sines is negative.
+        self._cos = torch.cat([cos, cos], -1).to(self.keys.dtype)
+        self._sin = torch.cat([-sin, sin], -1).to(self.keys.dtype)
 
     def attention(self, rows: Tensor, end: int, mask: Tensor | None) -> Attention:
         """Return the attention of new rows, whose keys and values go to ``rows`` [n].
@@ -288,8 +274,7 @@ class Int8(nn.Module):
     Each row is quantised by itself, so that its result does not depend on the rows beside it:
     a verified draft stays identical to a thought written token by token, except where the float
     sums around it differ in their last bit and two tokens are as likely (random weights: 8 of 960
-    drafts). Products are summed in int32 (VNNI), scales applied in float32. By hand, as
-    docs/performance.md measures it beside float32.
+    drafts). Products are summed in int32 (VNNI), scales applied in float32.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
@@ -315,8 +300,8 @@ class Rounded(nn.Module):
     """Dense with the same 8-bit weights, calculated in float32, for a CPU without such products.
 
     A few rows read two bytes a weight (FBGEMM: float16 holds a whole number of steps exactly),
-    many rows read float32 as Dense does; the matrix is kept both ways, six bytes a weight. Both
-    calculate the same, so that verified drafts stay identical here, too.
+    many rows read float32; the matrix is kept both ways. Both calculate the same, so that
+    verified drafts stay identical here, too.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
@@ -324,10 +309,9 @@ class Rounded(nn.Module):
         steps, self.scale = _steps(weight)
         self._many = Dense(rounded(weight), bias)
         self.bias = self._many.bias
-        self._few = None
         there = 'fbgemm' in torch.backends.quantized.supported_engines
-        if there and weight.dtype == torch.float32:
-            self._few = torch.ops.quantized.linear_prepack_fp16(steps, None)
+        self._few = (torch.ops.quantized.linear_prepack_fp16(steps, None)
+                     if there and weight.dtype == torch.float32 else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, in] -> [n, out]."""
@@ -349,13 +333,12 @@ def make_linear(int8: bool, weight: Tensor, bias: Tensor | None = None) -> Linea
 
 def quantize_tower(tower: nn.Module) -> nn.Module:
     """Give the linear layers of an image tower int8 weights; convolutions stay as they are."""
-    for name, child in tower.named_children():
-        if not isinstance(child, nn.Linear):
-            quantize_tower(child)
-        elif integers_pay():
-            setattr(tower, name, Int8(child.weight, child.bias))
+    linear = {n: m for n, m in tower.named_modules() if isinstance(m, nn.Linear)}
+    for name, module in linear.items():
+        if integers_pay():
+            tower.set_submodule(name, Int8(module.weight, module.bias))
         else:  # a tower never reads few rows
-            child.weight.data = rounded(child.weight)
+            module.weight.data = rounded(module.weight)
     return tower
 
 
@@ -375,7 +358,7 @@ def _steps(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (w / scale[:, None]).round_(), scale
 
 
-@functools.cache
+@cache
 def integers_pay() -> bool:
     """Return whether torch multiplies bytes well here; measured once, in a few milliseconds.
 
@@ -384,9 +367,8 @@ def integers_pay() -> bool:
     """
     if not multiplies_bytes():
         return False
-    rows, matrix = torch.rand(64, 512), torch.rand(1024, 512)
-    small_rows, small_matrix = (x.mul(100).to(torch.int8) for x in (rows, matrix))
-    bytes_s, floats_s = (
-        min(timeit.repeat(product, number=1, repeat=7)) for product in (
-            lambda: torch._int_mm(small_rows, small_matrix.t()), lambda: rows @ matrix.t()))
+    floats = torch.rand(64, 512), torch.rand(1024, 512).t()
+    bytes_ = [x.mul(100).to(torch.int8) for x in floats]
+    bytes_s, floats_s = (min(timeit.repeat(partial(product, *operands), number=1, repeat=7))
+                         for product, operands in ((torch._int_mm, bytes_), (torch.mm, floats)))
     return bytes_s < floats_s / 1.5

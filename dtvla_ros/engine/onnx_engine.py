@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from dtvla_ros.engine.engine import Engine, Prefix, memory_guard
+from dtvla_ros.engine.engine import Engine, Prefix, memory_guard, penalty
 from dtvla_ros.engine.providers import Placement, fallen_back, place
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import MASKED, DecoderConfig, visible
@@ -30,12 +30,10 @@ class OnnxEngine(Engine):
     """Runs the vision, decoder and act graphs of one folder.
 
     ``provider`` 'cpu', 'cuda', 'tensorrt' or 'auto'; one that is not there is replaced by the
-    CPU, with the reason logged. ``spin``: threads wait busily, which is faster and burns the
-    cores that a simulator or the command gate may need. ``floats``: images, prompts and
-    actions are read by the second set of a quantised policy's graphs, as fast as by those of
-    float32 weights, and only a thought, word by word or as a draft, by the first: its words come
-    one by one, and fewer bytes to read are what counts then. It is meant for a CPU that multiplies
-    no bytes; on a GPU it has no effect.
+    CPU, with the reason logged. ``spin``: threads wait busily, which is faster and burns cores
+    that others may need. ``floats``, for a CPU that multiplies no bytes: the second set of a
+    quantised policy's graphs reads images, prompts and actions, and only thoughts, of which a
+    word or a draft is read at a time, the first; without effect on a GPU.
     """
 
     name = 'onnx'
@@ -60,14 +58,12 @@ class OnnxEngine(Engine):
         self._act = _Pass(act)
         self._shape = text.kv_heads * text.head_dim
         self._unseen = np.zeros((0, text.width), np.float32)
-        self._penalty = np.zeros(text.vocabulary - config.ids.bins, np.float32)
+        self.suppress_tokens(np.zeros(text.vocabulary, bool))
         self._buffers: dict[str, ort.OrtValue] = {}
         self._make_room(config.image_tokens + ROOM + config.slots, 0)
 
     def suppress_tokens(self, banned: NDArray[np.bool_]) -> None:
-        ids = self.config.ids
-        words = np.delete(banned, slice(ids.bins_first, ids.bins_last + 1))  # [V - bins]
-        self._penalty = np.where(words, np.float32('-inf'), np.float32(0))
+        self._penalty = penalty(self.config, banned)
 
     def encode_images(self, pixel_values: NDArray[np.float32]) -> ort.OrtValue:
         """[C, 3, H, W] in -1..1 -> features [image_tokens, width]."""
@@ -225,8 +221,7 @@ def past_names(config: DecoderConfig) -> list[str]:
 def _open(folder: Path, graphs: Sequence[str], placement: Placement, threads: int,
           spin: bool) -> list[ort.InferenceSession]:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
     options.add_session_config_entry('session.intra_op.allow_spinning', str(int(spin)))
     try:

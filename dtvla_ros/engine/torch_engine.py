@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dtvla_ros.engine.engine import Engine, Prefix, memory_guard
+from dtvla_ros.engine.engine import Engine, Prefix, memory_guard, penalty
 from dtvla_ros.engine.inference_model import (
     ALL,
     InferenceModel,
@@ -47,11 +47,9 @@ def _phase(method: Callable[P, R]) -> Callable[P, R]:
 class TorchEngine(Engine):
     """Runs a ``HybridDecoder`` on its own device and in its own type.
 
-    ``int8`` quantises every matrix but the embedding (CPU only); whether bytes are multiplied or
-    floats is measured (see ``inference_model``). ``release`` lets the engine take the model's
+    ``int8`` quantises every matrix but the embedding (CPU only). ``release`` takes the model's
     weights over instead of copying them; the model is of no use then. ``compile`` compiles the
-    token loop's step at its first use, which takes a minute and needs a C++ compiler; None: on
-    CUDA only.
+    token loop's step at its first use (a minute, needs a C++ compiler); None: on CUDA only.
     """
 
     name = 'torch'
@@ -73,9 +71,7 @@ class TorchEngine(Engine):
 
     @_phase
     def suppress_tokens(self, banned: NDArray[np.bool_]) -> None:
-        ids = self.config.ids
-        tokens = np.delete(banned, slice(ids.bins_first, ids.bins_last + 1))  # [V - bins]
-        self._penalty.copy_(torch.from_numpy(np.where(tokens, -np.inf, 0.0)))
+        self._penalty.copy_(torch.from_numpy(penalty(self.config, banned)))
 
     @_phase
     def encode_images(self, pixel_values: NDArray[np.float32]) -> Tensor:
@@ -144,13 +140,12 @@ class TorchEngine(Engine):
              action_start: int | None = None) -> tuple[Tensor, Prefix]:
         start, end = cache.count, cache.count + x.shape[0]
         self._make_room(end)
-        rows = torch.arange(start, end, device=self._device)
         acting = end if action_start is None else action_start
-        mask = None
+        rows, mask = torch.arange(start, end, device=self._device), None
         # One row sees all there is; so do rows that are all prompt or all action.
         if end - start > 1 and end > cache.prompt_end and acting > start:
             columns = torch.arange(end, device=self._device)
-            seen = visible(rows[:, None], columns[None], cache.prompt_end, acting)
+            seen = visible(rows[:, None], columns, cache.prompt_end, acting)
             mask = additive(seen[None], self._dtype)[0, 0]  # [n, end]
         hidden = self._model(x, self._cache.attention(rows, end, mask), read)
         return hidden, Prefix(end, cache.prompt_end)
@@ -160,8 +155,7 @@ class _TokenLoop:
     """The token loop as one compiled step of fixed shapes, on CUDA replayed as a graph.
 
     The step sees the whole static cache through a mask. On a device it reads the last token and
-    its row from memory and writes the next ones back; the host reads token t while the device
-    computes t + 1.
+    its row from memory and writes the next ones back.
     """
 
     def __init__(self, model: InferenceModel, cache: StaticCache, penalty: Tensor):
@@ -223,10 +217,7 @@ class _TokenLoop:
     def _ask(self, step: int) -> torch.cuda.Event | None:
         if self._graph is None:
             self._advance()
-            self._read[step % 2] = self._token[0]
-            return None
-        self._graph.replay()
+        else:
+            self._graph.replay()
         self._read[step % 2].copy_(self._token[0], non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        return event
+        return None if self._graph is None else torch.cuda.current_stream().record_event()
