@@ -29,29 +29,24 @@ class Rollout:
 class Sampler(Protocol):
     """Decides for a batch, ``copies`` times for each observation; see ``BatchSampler``."""
 
-    def infer(self, observations: Sequence[Observation],
-              seeds: Sequence[int | None] | None = None,
+    def infer(self, observations: Sequence[Observation], seeds: Sequence[int | None] | None = None,
               copies: int = 1) -> list[SampledDecision]:
         ...
 
 
 @dataclass
 class RolloutTimes:
-    """Seconds by activity; ``stepping`` and ``drawing`` add up over simulators side by side.
+    """Seconds by activity; ``stepping`` and ``drawing`` add up over simulators side by side."""
 
-    ``playing``: all of it; ``waiting``: this process for simulators; ``deciding``: inference;
-    ``others``: for other processes that had not finished. ``lost``: simulators replaced.
-    """
-
-    playing: float = 0.0
+    playing: float = 0.0  # all of it
     stepping: float = 0.0
     drawing: float = 0.0
-    waiting: float = 0.0
-    deciding: float = 0.0
-    others: float = 0.0
+    waiting: float = 0.0  # this process for simulators
+    deciding: float = 0.0  # inference
+    others: float = 0.0  # for other processes that had not finished
     episodes: int = 0
     decisions: int = 0
-    lost: int = 0
+    lost: int = 0  # simulators replaced
 
 
 @dataclass
@@ -73,9 +68,8 @@ class BatchedRollouts:
     """Runs episodes in simulators, with a sampler that decides for a whole group of them at once.
 
     The slots are dealt to ``env_groups``, which take turns: while one's batch is computed, the
-    simulators of the others step. A slot whose episode has ended gets the next one. Which
-    episodes share a batch depends on their lengths alone, so that a repeated run repeats its
-    numbers.
+    simulators of the others step. Which episodes share a batch depends on their lengths alone, so
+    that a repeated run repeats its numbers.
     """
 
     def __init__(self, envs: Workers, env_groups: int = 1):
@@ -90,19 +84,15 @@ class BatchedRollouts:
 
         ``source`` is asked whenever a slot is free, ``done`` gets each episode with its result.
         ``samples``: the numbers of a decision's samples, None for a greedy one. A job gets one
-        chunk [T, D], or, of G samples, chunks [G, T, D].
-
-        Errors as of ``Workers.poll``.
+        chunk [T, D], or, of G samples, chunks [G, T, D]. Errors as of ``Workers.poll``.
         """
         active: dict[int, Episode] = {}
-        start = time.perf_counter()
-        running = True
+        start, running = time.perf_counter(), True
         while running:
             running = False
             for group in self._groups:
                 self._fill(group, active, source)
-                mine = [slot for slot in group if slot in active]
-                if mine:
+                if mine := [slot for slot in group if slot in active]:
                     running = True
                     asked = self._advance(mine, active, done)
                     # A new start is set up while this batch is computed.
@@ -142,11 +132,10 @@ class BatchedRollouts:
 
     def _decide(self, asked: dict[int, Ask], active: dict[int, Episode], sampler: Sampler,
                 samples: Sequence[int | None]) -> None:
-        start = time.perf_counter()
+        start, copies = time.perf_counter(), len(samples)
         seeds = [None if sample is None else sampling_seed(
                      active[slot].rollout.key, len(active[slot].decisions), sample)
                  for slot in asked for sample in samples]
-        copies = len(samples)
         decisions = sampler.infer([ask.observation for ask in asked.values()], seeds, copies)
         for number, (slot, ask) in enumerate(asked.items()):
             mine = decisions[number * copies:(number + 1) * copies]
@@ -159,15 +148,9 @@ class BatchedRollouts:
         self.times.decisions += len(asked)
 
 
-def successes(
-    rollouts: BatchedRollouts, sampler: Sampler, jobs: Sequence[Job],
-) -> list[bool]:
+def successes(rollouts: BatchedRollouts, sampler: Sampler, jobs: Sequence[Job]) -> list[bool]:
     """Return which of the jobs succeeded, in no order; every decision is the sampler's."""
-    rest = iter([Rollout(job) for job in jobs])
+    rest = map(Rollout, jobs)
     found: list[bool] = []
-
-    def done(_: Episode, result: Any) -> None:
-        found.append(result.success)
-
-    rollouts.run(sampler, lambda: next(rest, None), done)
+    rollouts.run(sampler, lambda: next(rest, None), lambda _, result: found.append(result.success))
     return found

@@ -88,19 +88,15 @@ def require_tasks(tasks: Sequence[str], known: Sequence[str], suite: str) -> Non
 
 @dataclass(frozen=True, slots=True)
 class SceneSetup:
-    """Suite, start distribution, perturbations, side of the images [px].
-
-    None: the suite's own; so is ``max_steps``, the control steps after which an episode has
-    failed. ``antialiasing`` and ``shadows``: as LIBERO renders, or without.
-    """
+    """What ``dtvla_sim.make`` is asked for; None: the suite's own."""
 
     suite: str
-    starts: str | None = None
+    starts: str | None = None  # start distribution
     perturb: tuple[str, ...] = ()
-    image_size: int | None = None
-    antialiasing: bool = True
+    image_size: int | None = None  # side [px]
+    antialiasing: bool = True  # as LIBERO renders, or without
     shadows: bool = True
-    max_steps: int | None = None
+    max_steps: int | None = None  # control steps after which an episode has failed
 
     @property
     def fast_rendering(self) -> dict[str, bool]:
@@ -108,14 +104,7 @@ class SceneSetup:
         return {name: False for name in ('antialiasing', 'shadows') if not getattr(self, name)}
 
     def make(self) -> Env:
-        """Build the environment.
-
-        Raises
-        ------
-        UserError
-            If the suite does not have what is asked for.
-
-        """
+        """Build the environment; UserError if the suite does not have what is asked for."""
         import dtvla_sim
 
         if self.fast_rendering and self.suite not in dtvla_sim.LIBERO_SUITES:

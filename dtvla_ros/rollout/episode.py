@@ -24,22 +24,17 @@ OnDecision = Callable[[Observation, Decision, int], None]
 
 @dataclass(frozen=True, slots=True)
 class EpisodeResult:
-    """Outcome of one episode.
-
-    ``steps``: control steps taken. ``truncated``: thoughts that hit their cap. ``latency``:
-    seconds of every decision by phase, ``total`` included. ``thoughts``: one per decision.
-    ``commands``: `commands_hash` of what moved the arm, '' where unknown.
-    """
+    """Outcome of one episode."""
 
     task: str
     seed: int
     success: bool
-    steps: int
+    steps: int  # control steps taken
     decisions: int = 0
-    truncated: int = 0
-    latency: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    thoughts: Sequence[str] = ()
-    commands: str = ''
+    truncated: int = 0  # thoughts that hit their cap
+    latency: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of decisions, by phase
+    thoughts: Sequence[str] = ()  # one per decision
+    commands: str = ''  # `commands_hash` of what moved the arm, '' where unknown
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> EpisodeResult:
@@ -59,10 +54,7 @@ class Job(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EpisodeJob:
-    """A task, the seed of its start, and the actions executed per decision.
-
-    ``max_steps`` None: the task's own limit; ``workspace`` as of ``execute``.
-    """
+    """A task, the seed of its start, and the rest as of ``run_episode``."""
 
     task: str
     seed: int
@@ -84,19 +76,15 @@ def commands_hash(commands: Sequence[NDArray[np.floating]]) -> str:
 def observation_from_sim(
     obs: SimObservation, info: Mapping[str, Any], env: Env, step: int = 0
 ) -> Observation:
-    """Return the policy's view of a simulator observation; touching the images renders them.
+    """Return the policy's view of a simulator observation, positions in the robot's base frame.
 
-    LIBERO's positions are in the world frame; the policy's are in the robot's base frame. The
-    finger joints of a real Panda are both positive, the simulator's second one is negative.
+    The finger joints of a real Panda are both positive, the simulator's second one is negative.
     """
     fingers = np.asarray(obs['robot0_gripper_qpos'], np.float64)
-    joints = dict(zip(ARM_JOINTS, np.asarray(obs['robot0_joint_pos'], np.float64).tolist()))
-    joints.update(zip(FINGER_JOINTS, (float(fingers[0]), float(-fingers[1]))))
+    joints = np.append(obs['robot0_joint_pos'], fingers * [1.0, -1.0]).astype(np.float64)
     return Observation(
-        images={
-            'primary': obs['agentview_image'], 'wrist': obs['robot0_eye_in_hand_image'],
-        },
-        joint_positions=joints,
+        images={'primary': obs['agentview_image'], 'wrist': obs['robot0_eye_in_hand_image']},
+        joint_positions=dict(zip((*ARM_JOINTS, *FINGER_JOINTS), joints.tolist())),
         ee_position=np.asarray(obs['robot0_eef_pos'], np.float64) - env.base_position,
         ee_quaternion=np.asarray(obs['robot0_eef_quat'], np.float64),
         gripper_opening=float(fingers[0] - fingers[1]),
@@ -107,16 +95,13 @@ def observation_from_sim(
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """Outcome of some actions: the last observation, the commands sent, the gripper's command.
+    """Outcome of some actions."""
 
-    ``over``: the episode has ended, with ``success`` or without.
-    """
-
-    obs: SimObservation
-    commands: list[NDArray[np.floating]]
-    gripper: float
+    obs: SimObservation  # the last one
+    commands: list[NDArray[np.floating]]  # those sent
+    gripper: float  # its command
     success: bool
-    over: bool
+    over: bool  # the episode has ended, with ``success`` or without
 
 
 def execute(env: Env, actions: NDArray[np.floating], gripper: float,

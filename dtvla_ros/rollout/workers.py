@@ -1,8 +1,7 @@
 """Runs jobs in processes of their own: on this machine, or on those of a Ray cluster.
 
-A process builds its *worker* once (a simulator, a policy or both) and then runs one job after
-another. A job either runs to its end by itself, or asks the caller for each decision. Nothing of
-torch is imported here, so that a process that holds a simulator alone is small.
+A process builds its *worker* once (a simulator, a policy or both), then runs one job after
+another; a job may ask the caller for decisions. Without torch, so that simulators stay small.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +51,7 @@ class Worker:
 MakeWorker = Callable[[], Worker]  # called in the process; must be picklable
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """A decision is asked for; ``stepping`` and ``drawing``: seconds since the last one."""
 
     observation: Observation
@@ -61,16 +59,14 @@ class Ask:
     drawing: float
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(NamedTuple):
     """A job has ended; ``stepping``: seconds since the last decision."""
 
     result: Any
     stepping: float
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(NamedTuple):
     """A process died, raised or did not answer; its job has begun again in another one."""
 
     reason: str
@@ -173,8 +169,7 @@ class Workers:
 
     def __init__(self, make: MakeWorker, size: int, timeout: float = 60.0):
         if size < 1 or not timeout > 0.0:
-            raise UserError(f'{size} processes with a time-out of {timeout} s; both must be '
-                            'positive')
+            raise UserError(f'{size} processes, time-out {timeout} s: both must be positive')
         self.size = size
         self._make, self._timeout = make, timeout
         self._slots: dict[int, Slot] = {}
@@ -199,13 +194,8 @@ class Workers:
     def poll(self, slots: Collection[int]) -> dict[int, Event]:
         """Return the events of some of the slots, of one at least.
 
-        Raises
-        ------
-        UserError
-            If a worker refuses what it was asked for.
-        RuntimeError
-            If the process of one job is lost ``TRIES`` times.
-
+        Raises UserError if a worker refuses what it was asked for, RuntimeError if the process of
+        one job is lost ``TRIES`` times.
         """
         answers: dict[int, Any] = {}
         while not answers:
@@ -243,8 +233,7 @@ class Workers:
         if isinstance(info, UserError):
             raise info
         if isinstance(info, Lost):
-            raise RuntimeError(f'a worker process did not start; is there memory for it?\n'
-                               f'{info.reason}')
+            raise RuntimeError(f'no worker process started; is there memory?\n{info.reason}')
         return info
 
     def _event(self, slot: int, answer: Any) -> Event:
@@ -254,8 +243,7 @@ class Workers:
         if isinstance(answer, Lost):
             job, losses = self._slots[slot].job, self._slots[slot].losses + 1
             if losses == TRIES:
-                raise RuntimeError(f'{job}: its process was lost {TRIES} times, at last: '
-                                   f'{answer.reason}')
+                raise RuntimeError(f'{job}: process lost {TRIES} times, at last: {answer.reason}')
             self._kill(self._slots.pop(slot))
             self._slots[slot] = self._start()
             self._started(slot)
@@ -305,16 +293,13 @@ class ProcessWorkers(Workers):
 def _process(connection: Connection, make: MakeWorker) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    # EOFError and OSError: the parent is gone. robosuite's GL teardown may abort at the end of
-    # the interpreter, and there is nothing to save.
-    with suppress(EOFError, OSError):
+    with suppress(EOFError, OSError):  # the parent is gone
         serve(connection.recv, connection.send, make)
-    os._exit(0)
+    os._exit(0)  # robosuite's GL teardown may abort, and there is nothing to save
 
 
 def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
+    if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         os._exit(1)
 
@@ -323,22 +308,16 @@ class RayWorkers(Workers):
     """Workers on the machines of a Ray cluster, one CPU each, spread over them.
 
     ``address``: as ``ray.init`` takes it; 'auto' is the cluster this machine belongs to. Every
-    machine needs this package, and policies at the paths they have here.
-
-    Raises
-    ------
-    UserError
-        If Ray is not installed, or no cluster answers, or it has fewer CPUs.
-
+    machine needs this package, and policies at the paths they have here. Raises UserError if Ray
+    is not installed, no cluster answers, or it has fewer CPUs.
     """
 
     def __init__(self, make: MakeWorker, size: int, timeout: float = 60.0,
                  address: str = 'auto'):
         try:
             import ray
-        except ImportError as error:
-            raise UserError("--ray: Ray is not installed; pip install 'dtvla_ros[ray]'"
-                            ) from error
+        except ImportError:
+            raise UserError("--ray: not installed; pip install 'dtvla_ros[ray]'") from None
         self._ray = ray
         self._connected = not ray.is_initialized()
         if self._connected:
@@ -448,8 +427,8 @@ def run_jobs(
 ) -> Generator[tuple[Any, Any], None, None]:
     """Yield ``(job, result)`` as jobs end; each process runs them with ``make_function(*setup)``.
 
-    A process stays with jobs of one ``group`` as long as there are any. ``make_function`` must
-    be importable by name. Processes end with the generator, however it ends. Errors as ``poll``.
+    ``make_function`` must be importable by name. A process stays with jobs of one ``group`` as
+    long as there are any. Processes end with the generator. Errors as ``poll``.
     """
     pending = Backlog(jobs, group)
     if not pending:
