@@ -19,6 +19,7 @@ pytestmark = needs_libero
 MIDDLE = 'open_the_middle_drawer_of_the_cabinet'
 PLATE = 'push_the_plate_to_the_front_of_the_stove'
 STOVE = 'turn_on_the_stove'
+MILK = 'pick_up_the_milk_and_place_it_in_the_basket'
 INSIDE = 'open_the_top_drawer_and_put_the_bowl_inside'
 POT = 'KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it'
 SHUT = 'KITCHEN_SCENE4_put_the_black_bowl_in_the_bottom_drawer_of_the_cabinet_and_close_it'
@@ -53,11 +54,13 @@ def test_the_middle_drawer_is_pulled_open_and_said_to_be_held(goal):
     assert 'holding middle_drawer done nothing now open middle_drawer at x' in said
 
 
-def test_a_grip_that_is_lost_is_noticed_and_taken_anew(goal):
-    force = ForcedOpening(lambda step: step.phase == 'open')
-    result, _ = run_expert_episode(goal, make_expert(goal), MIDDLE, SEED + 1, disturb=force)
+@pytest.mark.parametrize('suite, task, phase, word', [
+    ('goal', MIDDLE, 'open', 'middle_drawer'), ('objects', MILK, 'carry', 'milk')])
+def test_a_grip_that_is_lost_is_noticed_and_taken_anew(request, suite, task, phase, word):
+    env, force = request.getfixturevalue(suite), ForcedOpening(lambda step: step.phase == phase)
+    result, _ = run_expert_episode(env, make_expert(env), task, SEED + 1, disturb=force)
     assert force.left == 0 and result.success
-    assert any(' dropped now retry middle_drawer ' in t for t in result.thoughts)
+    assert any(f' dropped now retry {word} ' in t for t in result.thoughts)
 
 
 def test_the_plate_is_pushed_without_being_held(goal):

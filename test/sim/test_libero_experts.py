@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
@@ -39,35 +41,33 @@ def grasp_of(env):
     return expert._skill._grasp
 
 
-class _Scene:
-    """What a choice of goals needs to know of a scene."""
-
-    objects = ('akita_black_bowl_1', 'plate_1')
-
-    def __init__(self, goals, regions):
-        self.goals = goals
-        self.regions = {r: {'target': t} for r, t in regions.items()}
+def scene_of(goals, regions):
+    """Return what a choice of goals needs to know of a scene."""
+    return SimpleNamespace(goals=goals, objects=('akita_black_bowl_1', 'plate_1'), regions={
+        region: {'target': target} for region, target in regions.items()})
 
 
 def test_goals_come_in_an_order_in_which_they_can_be_reached():
     drawer = 'white_cabinet_1_bottom_region'
-    scene = _Scene([['close', drawer], ['in', 'akita_black_bowl_1', drawer]],
+    scene = scene_of([['close', drawer], ['in', 'akita_black_bowl_1', drawer]],
                    {drawer: 'white_cabinet_1'})
     assert plan(scene) == [('in', 'akita_black_bowl_1', drawer), ('close', drawer)]
     assert needed_first(scene, ('in', 'akita_black_bowl_1', drawer)) == ('open', drawer)
     assert needed_first(scene, ('close', drawer)) is None
-    stove = _Scene([['on', 'moka_pot_1', 'flat_stove_1_cook_region'],
+    stove = scene_of([['on', 'moka_pot_1', 'flat_stove_1_cook_region'],
                     ['turnon', 'flat_stove_1']], {})
     assert [g[0] for g in plan(stove)] == ['turnon', 'on']
 
 
-def test_a_goal_without_a_skill_is_named():
+def test_a_goal_without_a_skill_and_a_suite_without_an_expert_are_named():
     with pytest.raises(UserError, match='goal "turnoff flat_stove_1"'):
-        skill_class(_Scene([], {}), ('turnoff', 'flat_stove_1'))
+        skill_class(scene_of([], {}), ('turnoff', 'flat_stove_1'))
+    with pytest.raises(UserError, match='no expert for libero_90'):
+        make_expert(SimpleNamespace(suite='libero_90'))
 
 
 def test_regions_have_short_words():
-    scene = _Scene([], {
+    scene = scene_of([], {
         'wooden_cabinet_1_top_region': 'wooden_cabinet_1',
         'wooden_cabinet_1_top_side': 'wooden_cabinet_1',
         'wine_rack_1_top_region': 'wine_rack_1',
