@@ -112,10 +112,7 @@ class Bag:
 
     def images(self, topic: str, wanted: NDArray[np.int64], track: Track,
                ) -> dict[int, NDArray[np.uint8]]:
-        """Return images [H, W, 3] of a camera by their index in ``track``.
-
-        Those that cannot be decoded are left out.
-        """
+        """Return images [H, W, 3] of a camera that can be decoded, by their index in ``track``."""
         if not len(wanted):
             return {}
         connections: list[Connection] = [c for c in self.reader.connections if c.topic == topic]

@@ -106,10 +106,7 @@ class CollectOptions:
 
 @dataclass(frozen=True, slots=True)
 class EpisodePlan:
-    """One episode to record; the same for every run with the same options.
-
-    ``kind``: 'noisy', or a value of ``PERTURBATIONS`` or ``SCENES``.
-    """
+    """One episode to record. ``kind``: 'noisy', or a value of ``PERTURBATIONS`` or ``SCENES``."""
 
     index: int
     task: str
@@ -117,9 +114,8 @@ class EpisodePlan:
     kind: str
 
 
-def plan_episode(
-    options: CollectOptions, tasks: Sequence[str], index: int, one_scene: bool = True,
-) -> EpisodePlan:
+def plan_episode(options: CollectOptions, tasks: Sequence[str], index: int,
+                 one_scene: bool = True) -> EpisodePlan:
     """Return what episode ``index`` is. Asking for more episodes later only adds to the plan."""
     seed = options.seed * SEEDS_PER_BASE + index
     draw = np.random.default_rng([options.seed, index]).random()
@@ -136,10 +132,7 @@ def plan_episode(
 
 
 def task_in_turn(tasks: Sequence[str], index: int, one_scene: bool) -> str:
-    """Return the task of episode ``index``.
-
-    Where every task has a scene of its own, a shard stays with a task.
-    """
+    """Return the task of episode ``index``; a shard stays with a task that has its own scene."""
     turn = index if one_scene else index // EPISODES_PER_SHARD
     return tasks[turn % len(tasks)]
 
@@ -209,14 +202,14 @@ class Frames:
 
 def record(env: Any, plan: EpisodePlan, options: CollectOptions) -> list[Episode]:
     """Run a planned episode; return what is worth keeping: nothing where the expert failed."""
+    from dtvla_sim.experts import make_expert
+
     rng = np.random.default_rng([options.seed, plan.index, 1])
     obs, _ = env.reset(seed=plan.seed, options={'task': plan.task})
     if plan.kind in SCENES.values():
         obs = random_initial_pose(env, obs, rng)
     if plan.kind != OBSERVATION:
         return _demonstrate(env, obs, plan, options, rng)
-    from dtvla_sim.experts import make_expert
-
     episodes = []
     for name in env.alternatives():  # how it would begin each of them from here; nothing moves
         with env.asked(name):

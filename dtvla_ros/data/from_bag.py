@@ -177,9 +177,8 @@ class _Converter:
 
     def _pieces(self, segment: Segment) -> Iterator[Episode]:
         """Yield the parts of an episode in which no frame is missing."""
-        bag = self.bag
-        stamps = bag.commands.stamps[segment.first:segment.last]
-        actions = np.stack(bag.commands.values[segment.first:segment.last])
+        bag, own = self.bag, slice(segment.first, segment.last)
+        stamps, actions = bag.commands.stamps[own], np.stack(bag.commands.values[own])
         late = np.flatnonzero(np.abs(np.diff(stamps)) > GAP * self.period) + 1
         self.report.gaps += Counter(command=len(late))
         decided, thoughts = _thoughts(bag, segment)
@@ -189,13 +188,12 @@ class _Converter:
         for first, last in zip([0, *late], [*late, len(stamps)]):
             steps, values = self._frames(tracks, stamps[first:last])
             breaks = np.flatnonzero(np.diff(steps) != self.every) + 1
-            for part in np.split(np.arange(len(steps)), breaks):
-                if len(part):
-                    texts = [thoughts[k] for k in np.searchsorted(
-                        decided, stamps[first + steps[part]], side='right')]
-                    self.report.unthought += texts.count('')
-                    own = {topic: [seen[k] for k in part] for topic, seen in values.items()}
-                    yield self._episode(segment, own, steps[part], actions[first:last], texts)
+            for part in np.split(np.arange(len(steps)), breaks) if len(steps) else ():
+                texts = [thoughts[k] for k in np.searchsorted(
+                    decided, stamps[first + steps[part]], side='right')]
+                self.report.unthought += texts.count('')
+                seen = {topic: [found[k] for k in part] for topic, found in values.items()}
+                yield self._episode(segment, seen, steps[part], actions[first:last], texts)
 
     def _frames(self, tracks: Mapping[str, Track], stamps: NDArray[np.int64],
                 ) -> tuple[NDArray[np.int64], dict[str, list[Any]]]:
@@ -212,10 +210,10 @@ class _Converter:
         values = {topic: self.bag.images(topic, places[there], tracks[topic])
                   if topic in cameras else dict(enumerate(tracks[topic].values))
                   for topic, places in found.items()}
-        kept = np.array([k for k in np.flatnonzero(there) if all(
-            places[k] in values[topic] for topic, places in found.items())], int)
+        kept = [k for k in np.flatnonzero(there) if all(
+            places[k] in values[topic] for topic, places in found.items())]
         self.report.gaps += Counter({'an image that can be decoded': int(there.sum()) - len(kept)})
-        return steps[kept], {topic: [values[topic][k] for k in places[kept].tolist()]
+        return steps[np.array(kept, int)], {topic: [values[topic][places[k]] for k in kept]
                              for topic, places in found.items()}
 
     def _episode(self, segment: Segment, values: Mapping[str, Sequence[Any]],
@@ -268,8 +266,6 @@ def _thoughts(bag: Bag, segment: Segment) -> tuple[NDArray[np.int64], list[str]]
 def _state(pose: tuple[NDArray[np.float64], NDArray[np.float64]], fingers: Sequence[float],
            ) -> NDArray[np.float32]:
     """Return [8] as ``dtvla collect`` writes it: LIBERO signs its two fingers."""
-    opening = float(np.abs(fingers).sum())
-    position, quaternion = pose
+    half = float(np.abs(fingers).sum()) / 2
     return np.concatenate([
-        position, Rotation.from_quat(quaternion).as_rotvec(), [opening / 2, -opening / 2],
-    ]).astype(np.float32)
+        pose[0], Rotation.from_quat(pose[1]).as_rotvec(), [half, -half]]).astype(np.float32)

@@ -27,10 +27,7 @@ V21_DATA = 'data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet'
 V21_VIDEO = 'videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4'
 
 # LeRobot's own names for the LIBERO camera pair -> the policy's camera names.
-CAMERAS = {
-    'observation.images.image': 'primary',
-    'observation.images.wrist_image': 'wrist',
-}
+CAMERAS = {'observation.images.image': 'primary', 'observation.images.wrist_image': 'wrist'}
 STATE = 'observation.state'
 STATE_NAMES = ('x', 'y', 'z', 'rx', 'ry', 'rz', 'finger_left', 'finger_right')
 JOINTS = 'observation.joint_positions'
@@ -71,10 +68,8 @@ class Episode:
         return len(next(iter(self.columns.values())))
 
 
-def action_chunks(
-    actions: NDArray[np.float32], starts: NDArray[np.int64], length: int,
-    breaks: Sequence[int] = (),
-) -> dict[str, NDArray[Any]]:
+def action_chunks(actions: NDArray[np.float32], starts: NDArray[np.int64], length: int,
+                  breaks: Sequence[int] = ()) -> dict[str, NDArray[Any]]:
     """Return columns: the next ``length`` actions from each start [N, length * D], the padding.
 
     Slots past the end repeat the last gripper command with no motion. ``breaks``: steps at which

@@ -92,10 +92,8 @@ def finished_shards(root: Path) -> list[int]:
     return sorted(int(p.name) for p in (root / SHARDS).glob('*') if p.name.isdigit())
 
 
-def write_shard(
-    root: Path, number: int, episodes: Sequence[Episode], fps: int,
-    videos: Mapping[str, Callable[[Path], int]] | None = None,
-) -> Path:
+def write_shard(root: Path, number: int, episodes: Sequence[Episode], fps: int,
+                videos: Mapping[str, Callable[[Path], int]] | None = None) -> Path:
     """Write episodes as shard ``number`` of ``root``; the folder appears when it is complete.
 
     A shard without episodes is legal: it records that nothing of it was worth keeping.

@@ -215,8 +215,8 @@ class Recorder(Node):
 
     def _discover(self) -> None:
         for topic in self._topics:
-            publishers = self.get_publishers_info_by_topic(topic)
-            if publishers and topic not in self._refused:
+            if topic not in self._refused and (
+                    publishers := self.get_publishers_info_by_topic(topic)):
                 self._subscribe(topic, publishers)
 
     def _subscribe(self, topic: str, publishers: Sequence[Any]) -> None:
@@ -230,9 +230,7 @@ class Recorder(Node):
             reliable, latched = reliable and before[1], latched and before[2]
         kind = publishers[0].topic_type
         try:
-            cls = message_type(kind)
-            if kind not in message_types().fielddefs:
-                raise KeyError(kind)
+            message, _ = message_type(kind), message_types().fielddefs[kind]
         except KeyError:
             self._refused.add(topic)
             self.get_logger().error(f'{topic} is not recorded: its type {kind} is not known here')
@@ -243,9 +241,9 @@ class Recorder(Node):
 
         def add(data: bytes) -> None:
             self.writer.add(topic, time.time_ns(), data)
-        profile = qos.profile(IMAGES_DEPTH if kind in IMAGES else DEPTH, reliable, latched)
-        self._subscribed[topic] = (
-            self.create_subscription(cls, topic, add, profile, raw=True), reliable, latched)
+        self._subscribed[topic] = (self.create_subscription(
+            message, topic, add, qos.profile(IMAGES_DEPTH if kind in IMAGES else DEPTH, reliable,
+                                             latched), raw=True), reliable, latched)
 
     def _show_progress(self) -> None:
         self._ticks += 1

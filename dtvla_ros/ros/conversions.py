@@ -67,9 +67,8 @@ def chunk_from(message: JointTrajectory, period: float) -> Chunk:
     return Chunk(seconds(message.header.stamp), period, values, tuple(message.joint_names))
 
 
-def status_message(
-    name: str, message: str, values: Mapping[str, object], level: bytes | None = None,
-) -> DiagnosticStatus:
+def status_message(name: str, message: str, values: Mapping[str, object],
+                   level: bytes | None = None) -> DiagnosticStatus:
     """Return a DiagnosticStatus whose values are formatted for reading."""
     return DiagnosticStatus(
         level=DiagnosticStatus.OK if level is None else level, name=name, message=message,

@@ -35,10 +35,9 @@ PROFILE = 'config/fastdds.xml'
 LOCAL_PROFILE = 'config/fastdds_localhost.xml'
 CHOICES = {
     DISCOVERY: ('LOCALHOST', 'SUBNET', 'OFF', 'SYSTEM_DEFAULT'),
-    'ROS_SECURITY_ENABLE': ('true', 'false'),
-    'ROS_SECURITY_STRATEGY': ('Enforce', 'Permissive')}
+    'ROS_SECURITY_ENABLE': ('true', 'false'), 'ROS_SECURITY_STRATEGY': ('Enforce', 'Permissive'),
+    DOMAIN: tuple(map(str, range(233)))}  # the ports of the next one are beyond 65535
 """Values which ROS knows; any other one it takes for its default, which may be 'no security'."""
-_LAST_DOMAIN = 232  # the ports of the next one are beyond 65535
 # glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD of malloc.h.
 _MALLOPT = ((-1, 64 * 2**20), (-2, 4 * 2**20), (-3, 64 * 2**20))
 
@@ -153,13 +152,11 @@ def _require_known_values() -> None:
     for name, choices in CHOICES.items():
         value = os.environ.get(name)
         if value and value not in choices:
-            raise UserError(f'{name}={value!r}: one of {", ".join(choices)} expected, just so')
+            known = ', '.join(choices) if len(choices) < 9 else f'{choices[0]} to {choices[-1]}'
+            raise UserError(f'{name}={value!r}: one of {known} expected, just so')
     if os.environ.get('ROS_SECURITY_ENABLE') == 'true' and not os.environ.get(KEYSTORE):
         raise UserError(f'ROS_SECURITY_ENABLE=true, but {KEYSTORE} is not set: make one with '
                         'ros2 security create_keystore')
-    domain = os.environ.get(DOMAIN)
-    if domain and not (domain.isascii() and domain.isdigit() and int(domain) <= _LAST_DOMAIN):
-        raise UserError(f'{DOMAIN}={domain!r}: a number from 0 to {_LAST_DOMAIN} expected')
 
 
 def _choose_profile() -> None:

@@ -104,13 +104,12 @@ class Watcher(Node):
         self.seen.thoughts += not self.seen.writing
 
     def _episode(self, message: String) -> None:
-        row = json.loads(message.data)
-        self.seen.episode = row
+        row = self.seen.episode = json.loads(message.data)
         if row.get('done'):
             self._hand_on()
             self.seen.episodes.append(row)
             self._on_episode(row)
-        self.seen.finished = self.seen.finished or bool(row.get('finished'))
+        self.seen.finished |= bool(row.get('finished'))
 
     def _vla_state(self, message: DiagnosticStatus) -> None:
         self.seen.vla_state = message.message
@@ -165,14 +164,13 @@ def watch(executor: Executor, watcher: Watcher, nodes: NodeProcesses) -> Iterato
             continue
         checked = now
         nodes.require_running(may_end=('sim_bridge',))
-        ended = nodes.exit_code('sim_bridge') == 0
-        if ended and not seen.finished and now - moved > SUMMARY_TIMEOUT:
-            raise NodeDied(
-                f'sim_bridge ended after {len(seen.episodes)} episodes without its summary')
         latest = (len(seen.episodes), seen.episode.get('step'), seen.thoughts)
         if latest != progress:
             progress, moved = latest, now
-        elif now - moved > SILENCE:
+        if nodes.exit_code('sim_bridge') == 0 and now - moved > SUMMARY_TIMEOUT:
+            raise NodeDied(
+                f'sim_bridge ended after {len(seen.episodes)} episodes without its summary')
+        if now - moved > SILENCE:
             raise NodeDied(
                 f'no step for {SILENCE:.0f} s (policy {seen.vla_state}, gate {seen.gate_state} '
                 f'{seen.gate_reason}); see {nodes.log("sim_bridge").parent}')

@@ -36,10 +36,8 @@ class NodeProcesses:
         self._logs = logs
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(
-        self, name: str, module: str, arguments: Sequence[str],
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
+    def start(self, name: str, module: str, arguments: Sequence[str],
+              environment: Mapping[str, str] | None = None) -> None:
         """Start one process. It is not interrupted by the terminal's Ctrl-C, but by `stop`."""
         self._logs.mkdir(parents=True, exist_ok=True)
         with self.log(name).open('wb') as log:
@@ -96,12 +94,11 @@ class NodeProcesses:
         self.stop()
 
 
-def remove_dead_segments(folder: Path = Path('/dev/shm')) -> int:
-    """Remove the shared memory that Fast DDS leaves behind when a process is killed; count it.
+def remove_dead_segments(folder: Path = Path('/dev/shm')) -> None:
+    """Remove the shared memory that Fast DDS leaves behind when a process is killed.
 
     The lock beside a segment is held by its process as long as that lives.
     """
-    removed = 0
     for lock in folder.glob('fastrtps_*_el'):
         segment = lock.with_name(lock.name.removesuffix('_el'))
         if segment.name.startswith('fastrtps_port'):
@@ -111,8 +108,6 @@ def remove_dead_segments(folder: Path = Path('/dev/shm')) -> int:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             segment.unlink(missing_ok=True)
             lock.unlink(missing_ok=True)
-            removed += 1
-    return removed
 
 
 def resident_memory(pid: int) -> float:
