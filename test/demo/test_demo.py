@@ -29,13 +29,9 @@ def start(out: Path, *arguments: str) -> subprocess.Popen[str]:
 def nodes_of(pid: int) -> dict[str, int]:
     """Return node name -> process id of a demo's children."""
     children = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
-    found = {}
-    for child in children:
-        words = Path(f'/proc/{child}/cmdline').read_bytes().split(b'\0')
-        for word in words:
-            if word.startswith(b'dtvla_ros.nodes.'):
-                found[word.decode().rpartition('.')[2]] = int(child)
-    return found
+    return {word.decode().rpartition('.')[2]: int(child) for child in children
+            for word in Path(f'/proc/{child}/cmdline').read_bytes().split(b'\0')
+            if word.startswith(b'dtvla_ros.nodes.')}
 
 
 @pytest.mark.slow
@@ -71,10 +67,8 @@ def test_nothing_survives_a_dead_node_or_ctrl_c(tmp_path, harm):
     finally:
         demo.kill()
     wait_for(lambda: not any(Path(f'/proc/{pid}').exists() for pid in nodes.values()))
-    if harm == 'ctrl-c':
-        assert demo.returncode == 130
-    else:
-        assert demo.returncode == 1
+    assert demo.returncode == (130 if harm == 'ctrl-c' else 1)
+    if harm != 'ctrl-c':
         assert errors.startswith('error: vla_node ended with SIGKILL') and errors.count('\n') == 1
 
 

@@ -24,43 +24,37 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_runs_until_left_and_then_stops(tmp_path):
-    with NodeProcesses(tmp_path) as nodes:
-        nodes.start('server', *SERVER)
-        pid = nodes.pid('server')
-        wait_for(lambda: nodes.log('server').read_text())
-        nodes.require_running()
-    assert not alive(pid)
-    assert nodes.exit_code('server') == 0
-
-
-def test_a_process_deaf_to_ctrl_c_is_killed(tmp_path):
+@pytest.fixture
+def nodes(tmp_path):
+    """Return processes of which one serves and one is deaf to Ctrl-C; both have said something."""
     (tmp_path / 'deaf.py').write_text(
         'import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n'
         'print("deaf", flush=True)\ntime.sleep(60)\n')
-    with NodeProcesses(tmp_path) as nodes:
-        nodes.start('deaf', 'deaf', [], {'PYTHONPATH': str(tmp_path)})
-        wait_for(lambda: nodes.log('deaf').read_text())
-        nodes.stop(timeout=0.3)
-        assert nodes.exit_code('deaf') == -signal.SIGKILL
+    with NodeProcesses(tmp_path) as started:
+        started.start('server', *SERVER)
+        started.start('deaf', 'deaf', [], {'PYTHONPATH': str(tmp_path)})
+        wait_for(lambda: all(started.log(name).read_text() for name in ('server', 'deaf')))
+        started.require_running()
+        yield started
+        started.stop(timeout=0.5)
 
 
-def test_refusal_of_a_node_is_the_users_error(tmp_path):
-    with NodeProcesses(tmp_path) as nodes:
-        nodes.start('cli', 'dtvla_ros.cli', ['nonsense'])
-        wait_for(lambda: nodes.exit_code('cli') is not None)
-        with pytest.raises(UserError, match="^No such command 'nonsense'"):
-            nodes.require_running(may_end=('cli',))
+def test_they_are_interrupted_and_then_killed(nodes):
+    pid = nodes.pid('server')
+    nodes.stop(timeout=0.5)
+    assert not alive(pid) and nodes.exit_code('server') == 0
+    assert nodes.exit_code('deaf') == -signal.SIGKILL
 
 
-def test_a_death_says_how_and_last_words(tmp_path):
-    with NodeProcesses(tmp_path) as nodes:
-        nodes.start('server', *SERVER)
-        wait_for(lambda: nodes.log('server').read_text())
-        os.kill(nodes.pid('server'), signal.SIGKILL)
-        wait_for(lambda: nodes.exit_code('server') is not None)
-        with pytest.raises(NodeDied, match='server ended with SIGKILL: Serving'):
-            nodes.require_running()
+def test_a_death_says_how_and_last_words_and_a_refusal_is_the_users_error(nodes):
+    os.kill(nodes.pid('server'), signal.SIGKILL)
+    wait_for(lambda: nodes.exit_code('server') is not None)
+    with pytest.raises(NodeDied, match='server ended with SIGKILL: Serving'):
+        nodes.require_running()
+    nodes.start('server', 'dtvla_ros.cli', ['nonsense'])
+    wait_for(lambda: nodes.exit_code('server') is not None)
+    with pytest.raises(UserError, match="^No such command 'nonsense'"):
+        nodes.require_running(may_end=('server',))
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='prctl is Linux')
@@ -71,7 +65,6 @@ def test_processes_end_with_a_killed_parent(tmp_path):
         f'nodes.start("server", *{SERVER!r})\nprint(nodes.pid("server"), flush=True)\n'
         'time.sleep(60)\n')
     parent = subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
     child = int(parent.stdout.readline())
     wait_for(lambda: (tmp_path / 'server.log').read_text())
     parent.kill()

@@ -72,26 +72,22 @@ def test_ticks_repetition_and_silence(graph, gate):
     assert gate.answers(2)[1] == gate.answers(2)[0], 'asked again: the same'
     gate.show(1.0 + TICK)
     assert gate.answers(3)[2] == (pytest.approx(1.0 + TICK), pytest.approx(0.4))
-
-    t = 2.0  # a jump: the old chunk would be void
-    for k in range(60):
+    for k in range(60):  # after a jump: the old chunk would be void
+        t = round(2.0 + k * TICK, 9)
         gate.show(t)
         gate.decide(t, [0.5])
         assert gate.answers(4 + k)[-1][0] == t
-        t = round(t + TICK, 9)
 
     count = len(gate.answers(0))
-    gate.show(t)
+    gate.show(t + TICK)
     gate.heartbeat.cancel()
     silent = time.monotonic()
     gate.answers(count + 5)
     zeros = graph.of('action', silent)
     assert all(not np.any(m.points[0].positions[:6]) for _, m in zeros)
     assert zeros[4][0] - silent > 0.12, 'stillness is paced: simulated time must not race'
-
     answer = graph.call(Trigger, '/stop')
     assert answer.success and answer.message == 'STOP: asked to stop'
-    graph.spin(lambda: graph.said('gate')[0] == 'STOP', 5)
 
 
 def test_a_chunk_that_overtakes_its_pose_or_is_early_waits_for_its_tick(gate):
@@ -103,16 +99,10 @@ def test_a_chunk_that_overtakes_its_pose_or_is_early_waits_for_its_tick(gate):
     gate.answers(1)
     gate.show(1.0 + TICK)
     assert gate.answers(2) == [(1.0, pytest.approx(0.1)), (1.0 + TICK, pytest.approx(0.2))]
-    later = 1.0 + 2 * TICK
-    gate.decide(later, [0.3])
+    gate.decide(1.0 + 3 * TICK, [0.4])
     gate.wait()
-    assert len(gate.answers(2)) == 2
-    gate.show(later)
-    assert gate.answers(3)[2] == (pytest.approx(later), pytest.approx(0.3))
-    gate.decide(later + 2 * TICK, [0.4])
+    gate.show(1.0 + 2 * TICK)
     gate.wait()
-    gate.show(later + TICK)
-    gate.wait()
-    assert len(gate.answers(3)) == 3, 'the policy still thinks about this tick'
-    gate.show(later + 2 * TICK)
-    assert gate.answers(4)[3] == (pytest.approx(later + 2 * TICK), pytest.approx(0.4))
+    assert len(gate.answers(2)) == 2, 'the policy still thinks about this tick'
+    gate.show(1.0 + 3 * TICK)
+    assert gate.answers(3)[2] == (pytest.approx(1.0 + 3 * TICK), pytest.approx(0.4))
