@@ -15,7 +15,8 @@ LEARNING = ('torch', 'transformers', 'onnxruntime')
     ('dtvla_ros', (*LEARNING, 'rclpy', 'numpy'), ''),
     ('dtvla_ros.cli', (*LEARNING, 'rclpy', 'mujoco', 'numpy'), ''),
     ('dtvla_ros.actions.codec, dtvla_ros.ros.run, dtvla_ros.ros.images', LEARNING, ''),
-    ('dtvla_ros.nodes.command_gate', (*LEARNING, 'mujoco', 'robosuite'), '')])
+    ('dtvla_ros.nodes.command_gate, dtvla_ros.nodes.overlay',
+     (*LEARNING, 'mujoco', 'robosuite'), '')])
 def test_a_process_loads_what_it_needs(modules, names, loaded):
     program = f'import sys, {modules}; print(*[n for n in {names!r} if n in sys.modules])'
     done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True,

@@ -26,6 +26,10 @@ PARAMETERS = {'use_sim_time', *(
         re.MULTILINE))}
 
 
+FOREIGN = {'robot_state_publisher': 'robot_state_publisher', 'ros_gz_bridge': 'parameter_bridge',
+           'controller_manager': 'spawner', 'ros_gz_sim': 'create'}
+
+
 def asked_of_launch(path):
     """Run a launch file with a stand-in for launch; return that, with the calls it got."""
     ros = MagicMock()
@@ -69,19 +73,19 @@ def test_there_is_a_launch_file_for_every_way_to_run_and_the_modes_are_the_nodes
 def prefix(tmp_path, monkeypatch):
     """Install the source tree the way colcon does, with scripts that stand for the nodes."""
     pytest.importorskip('launch_ros', reason='no launch_ros: it comes with a sourced ROS or pixi')
-    index = tmp_path / 'share/ament_index/resource_index/packages'
-    index.mkdir(parents=True)
-    (index / 'dtvla_ros').write_text('')
+    for package in ('dtvla_ros', *FOREIGN):  # the foreign ones: not where this test has ever run
+        for folder in ('share/ament_index/resource_index/packages', f'lib/{package}',
+                       f'share/{package}'):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'share/ament_index/resource_index/packages' / package).write_text('')
+        for name in COMMANDS if package == 'dtvla_ros' else [FOREIGN[package]]:
+            program = tmp_path / 'lib' / package / name
+            program.write_text('#!/bin/sh\n')
+            program.chmod(0o755)
     share = tmp_path / 'share/dtvla_ros'
-    share.mkdir()
     shutil.copytree(ROOT / 'launch', share / 'launch')  # ros2 launch follows no linked folder
     for folder in ('config', 'models'):
         (share / folder).symlink_to(ROOT / folder)
-    programs = tmp_path / 'lib/dtvla_ros'
-    programs.mkdir(parents=True)
-    for name in COMMANDS:
-        (programs / name).write_text('#!/bin/sh\n')
-        (programs / name).chmod(0o755)
     monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     monkeypatch.setenv(
         'AMENT_PREFIX_PATH', f'{tmp_path}:{os.environ.get("AMENT_PREFIX_PATH", "")}')
@@ -202,8 +206,6 @@ def test_gate_and_policy_meet_in_any_namespace_and_viewers_start_when_asked_for(
     assert set(started('policy')) == {'vla_node', 'command_gate'}
 
 
-FOREIGN = {'robot_state_publisher': 'robot_state_publisher', 'ros_gz_bridge': 'parameter_bridge',
-           'controller_manager': 'spawner', 'ros_gz_sim': 'create'}
 GZ_SIM = """
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, ExecuteProcess
@@ -217,11 +219,7 @@ def generate_launch_description():
 
 
 def test_gazebo_gets_the_world_and_the_gate_its_controllers(prefix, tmp_path):
-    for package, program in FOREIGN.items():  # not installed where this test has ever run
-        (prefix / f'share/ament_index/resource_index/packages/{package}').write_text('')
-        (prefix / f'share/{package}/launch').mkdir(parents=True)
-        (prefix / f'lib/{package}').mkdir()
-        (prefix / f'lib/{package}/{program}').symlink_to(prefix / 'lib/dtvla_ros/dtvla')
+    (prefix / 'share/ros_gz_sim/launch').mkdir()
     (prefix / 'share/ros_gz_sim/launch/gz_sim.launch.py').write_text(GZ_SIM)
     world = tmp_path / 'world'
     world.mkdir()

@@ -2,16 +2,13 @@
 
 import numpy as np
 import pytest
-from geometry_msgs.msg import PoseStamped, TwistStamped
 from scipy.spatial.transform import Rotation
 from std_msgs.msg import Float64
-from trajectory_msgs.msg import JointTrajectory
 
-from dtvla_ros.nodes.command_adapters import make_adapter
+from dtvla_ros.nodes.command_adapters import PRESETS, make_adapter
+from dtvla_ros.ros import conversions
 
 DOWN = np.array([1.0, 0, 0, 0])
-KINDS = {'sim_osc': JointTrajectory, 'servo': TwistStamped, 'crisp': PoseStamped,
-         'fzi': PoseStamped}
 
 
 @pytest.fixture
@@ -21,7 +18,7 @@ def tell(graph):
 
     def build(preset):
         adapter = make_adapter(node, preset, 'base')
-        graph.hear('command', KINDS[preset], adapter.topic, 10)
+        graph.hear('command', PRESETS[preset].kind, adapter.topic, 10)
         graph.spin(lambda: node.count_subscribers(adapter.topic) > 0, 5)
 
         def command(action, stamp=1.0, first_tick=True):
@@ -33,17 +30,12 @@ def tell(graph):
     return build
 
 
-def pose(message):
-    p, q = message.pose.position, message.pose.orientation
-    return np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])
-
-
 def test_the_simulator_gets_the_action_itself(tell):
     _, command = tell('sim_osc')
     message = command([0.1, 0, 0, 0, 0, -0.3, 1], stamp=12.35)
     np.testing.assert_array_equal(
         message.points[0].positions, np.float32([0.1, 0, 0, 0, 0, -0.3, 1]).astype(np.float64))
-    assert (message.header.stamp.sec, message.header.stamp.nanosec) == (12, 350_000_000)
+    assert conversions.seconds(message.header.stamp) == 12.35
 
 
 def test_servo_gets_the_settled_speed_and_the_gripper_its_opening(tell, graph):
@@ -58,23 +50,21 @@ def test_servo_gets_the_settled_speed_and_the_gripper_its_opening(tell, graph):
 
 def test_a_pose_arm_gets_measured_plus_offset_and_one_resting_place(tell):
     adapter, command = tell('crisp')
-    adapter.measured = (np.array([0.5, 0, 0.2]), DOWN)
-    p, q = pose(command([1, 0, 0, 0, 0, 0.2, 0]))
+
+    def goal(action, measured=None, first_tick=True):
+        if measured is not None:
+            adapter.measured = np.array(measured), DOWN
+        return conversions.pose_arrays(command(action, first_tick=first_tick).pose)
+    p, q = goal([1, 0, 0, 0, 0, 0.2, 0], [0.5, 0, 0.2])
     np.testing.assert_allclose(p, [0.55, 0, 0.2])
     turned = (Rotation.from_quat(q) * Rotation.from_quat(DOWN).inv()).as_rotvec()
     np.testing.assert_allclose(turned, [0, 0, 0.1], atol=1e-9)
-
-    adapter.measured = (np.array([0.52, 0, 0.2]), DOWN)
-    _, kept = pose(command([1, 0, 0, 0, 0, 0, 0]))
+    ahead = [1, 0, 0, 0, 0, 0, 0]
+    again, kept = goal(ahead, [0.52, 0, 0.2])
     np.testing.assert_allclose(kept, q, err_msg='no rotation asked: the goal orientation stays')
-
-    again, _ = pose(command([1, 0, 0, 0, 0, 0, 0], first_tick=False))
-    adapter.measured = (np.array([0.53, 0, 0.2]), DOWN)
-    same, _ = pose(command([1, 0, 0, 0, 0, 0, 0], first_tick=False))
+    same, _ = goal(ahead, [0.53, 0, 0.2], first_tick=False)
     np.testing.assert_allclose(same, again, err_msg='the ticks of a row have one measured pose')
-
-    rest, _ = pose(command(np.zeros(7)))
+    rest, _ = goal(np.zeros(7))
     np.testing.assert_allclose(rest, [0.53, 0, 0.2], err_msg='stop = the measured pose')
-    adapter.measured = (np.array([0.53, 0, 0.15]), DOWN)
-    sagged, _ = pose(command(np.zeros(7)))
+    sagged, _ = goal(np.zeros(7), [0.53, 0, 0.15])
     np.testing.assert_allclose(sagged, rest, err_msg='and it does not follow a sagging arm')

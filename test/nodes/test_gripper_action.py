@@ -14,8 +14,7 @@ action = pytest.importorskip('control_msgs.action', reason='control_msgs is not 
 
 @pytest.mark.parametrize('kind', ['gripper_command', 'parallel_gripper_command'])
 def test_a_goal_is_sent_when_the_command_changes_and_then_only(graph, kind):
-    node = graph.listen('--ros-args', '-p', f'gripper:={kind}',
-                        twist=(TwistStamped, '/twist_cmd'))
+    node = graph.listen('--ros-args', '-p', f'gripper:={kind}', twist=(TwistStamped, '/twist_cmd'))
     adapter = make_adapter(node, 'servo', 'base')
     goals, parallel = [], kind == 'parallel_gripper_command'
     server_type = action.ParallelGripperCommand if parallel else action.GripperCommand

@@ -14,8 +14,6 @@ LEMON = 'put_the_lemon_in_the_blue_bin'
     ('vla_node', ['mode:=random'], ['mode', 'random', 'masked', 'dtvla eval --mode']),
     ('sim_bridge', ['tasks:=[fly_to_the_moon]'], ['fly_to_the_moon', LEMON]),
     ('sim_bridge', ['suite:=kitchen'], ['kitchen', 'tabletop']),
-    ('sim_bridge', ['step_count:=0'], ['step_count', '1']),
-    ('sim_bridge', ['reset_seed:=-7'], ['reset_seed', '-7']),
     ('sim_bridge', ['reset_task:=fly_to_the_moon'], ['reset_task', LEMON]),
     ('overlay', ['transport:=pigeon'], ['transport = "pigeon"; choose from raw, compressed']),
     ('command_gate', ['linear_speed:=-1.0'], ['linear_speed', '-1.0', 'range'])])

@@ -1,17 +1,12 @@
 """The running simulator: pause, step, reset; its frames and cameras against MuJoCo's."""
 
-from __future__ import annotations
-
 import json
 import time
-from typing import Any
 
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
-from rcl_interfaces.srv import SetParameters
-from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
 from scipy.spatial.transform import Rotation
@@ -43,7 +38,7 @@ TOPICS = {
 }
 
 
-def stamp_of(message: Any) -> float:
+def stamp_of(message):
     """Return the moment that a message shows [s]."""
     if isinstance(message, bytes):
         return images.parse_image(message).stamp
@@ -56,7 +51,7 @@ def stamp_of(message: Any) -> float:
 class Operator:
     """Somebody at the simulator: hears all of it, gives orders, and can stand for the policy."""
 
-    def __init__(self, graph: Any, **values: object) -> None:
+    def __init__(self, graph, **values):
         self.graph = graph
         node = graph.listen()
         for key, topic in TOPICS.items():
@@ -69,17 +64,19 @@ class Operator:
         graph.start('sim_bridge', tasks=f'[{TASK}]', **values)
         graph.spin(lambda: graph.of('state'), 60)
 
-    def state(self) -> dict[str, Any]:
+    def state(self):
         return json.loads(self.graph.last('state').data)
 
-    def ask(self, name: str) -> Any:
+    def ask(self, name):
         """Call a service: 'pause', 'resume', or one that takes no argument."""
         if name in ('pause', 'resume'):
             return self.graph.call(SetBool, '/sim/pause', SetBool.Request(data=name == 'pause'))
         return self.graph.call(Trigger, f'/sim/{name}')
 
-    def order(self, name: str) -> dict[str, Any]:
-        """Give an order; return the state it led to, once the topic tells it as well."""
+    def order(self, name, **values):
+        """Set parameters, give an order; return its state, once the topic tells it as well."""
+        results = self.graph.set('/sim_bridge', **values) if values else []
+        assert all(result.successful for result in results), results
         answer = self.ask(name)
         assert answer.success, answer.message
         told = json.loads(answer.message)
@@ -87,38 +84,27 @@ class Operator:
         self.graph.spin(lambda: self.state()['orders'] >= told['orders'], 30)
         return told
 
-    def set(self, **values: Any) -> list[Any]:
-        """Set parameters as ``ros2 param set`` does; return the results."""
-        return self.graph.call(
-            SetParameters, '/sim_bridge/set_parameters', SetParameters.Request(parameters=[
-                Parameter(name, value=value).to_parameter_msg()
-                for name, value in values.items()])).results
-
-    def choose(self, **values: Any) -> None:
-        """Set parameters that must be taken."""
-        results = self.set(**values)
-        assert all(result.successful for result in results), results
-
-    def shown(self, name: str) -> dict[str, Any]:
+    def shown(self, name, **values):
         """Give an order that shows the moment; return what it showed, images as arrays."""
         since = time.monotonic()
-        state = self.order(name)
+        state = self.order(name, **values)
         self.graph.spin(lambda: all(
             heard and stamp_of(heard[-1][1]) == pytest.approx(state['time'], abs=1e-9)
             for heard in (self.graph.of(key, since) for key in self.watched)), 30)
         seen = {key: self.graph.last(key) for key in self.watched}
-        parsed = {name: images.parse_image(seen[name]) for name in CAMERAS}
-        return seen | {'state': state, 'now': conversions.seconds(seen['clock'].clock)} | {
-            name: images.image_to_numpy(image) for name, image in parsed.items()} | {
-            f'{name}_frame': image.frame_id for name, image in parsed.items()}
+        for camera in CAMERAS:
+            image = images.parse_image(seen[camera])
+            seen |= {camera: images.image_to_numpy(image), f'{camera}_frame': image.frame_id}
+        return seen | {'state': state, 'now': stamp_of(seen['clock'])}
 
-    def take_the_task(self) -> None:
+    def take_the_task(self):
         """Say on ``vla/state`` what a policy says that has understood its task."""
         self.graph.spin(lambda: self.graph.of('instruction'), 10)
         self._policy.publish(conversions.status_message('vla', 'THINKING', {
             'instruction': self.graph.last('instruction').data, 'task': time.monotonic_ns()}))
+        self.graph.spin(lambda: self.state()['state'] == 'playing', 10)
 
-    def act(self, action: list[float]) -> None:
+    def act(self, action):
         """Answer the newest moment."""
         self._action.publish(JointTrajectory(
             header=self.graph.last('pose').header,
@@ -157,30 +143,26 @@ def test_pause_step_reset_and_what_is_refused(paused, env):
     stepped = paused.shown('step')
     assert stepped['now'] == pytest.approx(first['now'] + TICK, abs=1e-9)
     assert stepped['state']['step'] == 1
-    paused.choose(step_count=30)
-    more = paused.shown('step')
+    more = paused.shown('step', step_count=30)
     assert more['now'] == pytest.approx(first['now'] + 31 * TICK, abs=1e-9)
     before, after = (conversions.pose_arrays(seen['pose'].pose)[0] for seen in (first, more))
     assert 0 < np.abs(after - before).max() < 0.01, 'steps are without motion'
 
+    def episode(seen):
+        return [seen['state'][key] for key in ('state', 'step', 'task', 'seed')]
     again = paused.shown('reset')
-    assert (again['state']['state'], again['state']['step']) == ('paused', 0)
-    assert (again['state']['task'], again['state']['seed']) == (TASK, SEED)
+    assert episode(again) == ['paused', 0, TASK, SEED]
     assert again['now'] > more['now'], 'time never goes back'
     for name in CAMERAS:
         np.testing.assert_array_equal(again[name], first[name])
     assert again['pose'].pose == first['pose'].pose
-
-    paused.choose(reset_task=OTHER, reset_seed=SEED + 7)
-    other = paused.shown('reset')
-    assert (other['state']['task'], other['state']['seed']) == (OTHER, SEED + 7)
+    other = paused.shown('reset', reset_task=OTHER, reset_seed=SEED + 7)
+    assert episode(other) == ['paused', 0, OTHER, SEED + 7]
     obs, info = env.reset(seed=SEED + 7, options={'task': OTHER})
     np.testing.assert_array_equal(other['primary'], obs['agentview_image'])
     paused.graph.spin(lambda: paused.graph.last('instruction').data == info['instruction'], 5)
-    paused.choose(reset_task='', reset_seed=SEED)
-    same = paused.shown('reset')
-    assert (same['state']['task'], same['state']['seed']) == (OTHER, SEED)
-
+    assert episode(paused.shown('reset', reset_task='', reset_seed=SEED)) == [
+        'paused', 0, OTHER, SEED]
     assert TASK in json.loads(paused.ask('list_tasks').message)['tasks']
     assert json.loads(paused.ask('get_state').message)['state'] == 'paused'
 
@@ -189,35 +171,32 @@ def test_pause_step_reset_and_what_is_refused(paused, env):
             ('step_count', (0, MOST_STEPS + 1), str(MOST_STEPS)),
             ('step_count', (2.5, 'two', True), 'INTEGER'),
             ('reset_seed', (-2, LARGEST_SEED + 1), str(LARGEST_SEED)),
-            ('reset_task', ('fly_to_the_moon',), TASK),
-            ('seed', (7,), 'read-only')):
+            ('reset_task', ('fly_to_the_moon',), TASK), ('seed', (7,), 'read-only')):
         for value in values:
-            [result] = paused.set(**{name: value})
-            assert not result.successful, (name, value)
-            assert why in result.reason, (name, value, result.reason)
+            [result] = paused.graph.set('/sim_bridge', **{name: value})
+            assert not result.successful and why in result.reason, (name, value, result.reason)
     assert paused.order('reset') == before | {
         'orders': before['orders'] + 1, 'time': paused.state()['time']}, 'nothing was taken'
-
     assert paused.order('resume')['state'] == 'stopped', 'no policy yet'
     before, answer = paused.state(), paused.ask('step')
     assert not answer.success and 'pause it first' in answer.message
     paused.graph.spin(lambda: paused.state()['orders'] > before['orders'], 10)
     assert paused.state() == before | {'refused': answer.message, 'orders': before['orders'] + 1}
-    assert paused.graph.processes['sim_bridge'].poll() is None
 
 
 def test_steps_end_with_their_episode_and_the_result_says_that_somebody_stepped(graph, tmp_path):
-    result = tmp_path / 'result.json'
-    operator = Operator(graph, start_paused='true', max_steps=3, episodes=2, result_file=result,
-                        step_count=MOST_STEPS)
+    operator = Operator(graph, start_paused='true', max_steps=3, episodes=2,
+                        result_file=tmp_path / 'result.json', step_count=MOST_STEPS)
     state = operator.order('step')
     assert (state['seed'], state['step'], state['state']) == (SEED + 1, 0, 'paused')
-    operator.choose(step_count=2)
-    operator.order('step')
+    operator.order('step', step_count=2)
     assert operator.order('step')['state'] == 'stopped'
     assert graph.processes['sim_bridge'].wait(15) == 0
-    episodes = json.loads(result.read_text())['episodes']
-    assert [(e['steps'], e['touched']) for e in episodes] == [(3, True), (3, True)]
+    result = json.loads((tmp_path / 'result.json').read_text())
+    assert [(e['steps'], e['touched']) for e in result['episodes']] == [(3, True), (3, True)]
+    assert (result['n'], result['successes'], result['tasks']) == (
+        2, 0, {TASK: {'n': 2, 'successes': 0}})
+    assert result['versions'].keys() == {'python', 'mujoco', 'robosuite'}
 
 
 @pytest.mark.parametrize('lockstep', [True, False])
@@ -230,8 +209,7 @@ def test_pause_in_a_running_episode(graph, lockstep):
         return conversions.pose_arrays(graph.last('pose').pose)[0][2]
 
     def run(steps):
-        goal = operator.state()['step'] + steps
-        heard = len(graph.of('pose'))
+        goal, heard = operator.state()['step'] + steps, -1
 
         def there():
             nonlocal heard
@@ -239,11 +217,9 @@ def test_pause_in_a_running_episode(graph, lockstep):
                 heard = len(graph.of('pose'))
                 operator.act(up)
             return json.loads(graph.last('episode').data)['step'] >= goal
-        if lockstep:
-            operator.act(up)
         graph.spin(there, 20)
 
-    graph.spin(lambda: operator.state()['state'] == 'playing' and graph.of('pose'), 10)
+    graph.spin(lambda: graph.of('pose'), 10)
     low = height()
     run(10)
     assert height() > low + 0.02
@@ -254,18 +230,13 @@ def test_pause_in_a_running_episode(graph, lockstep):
         operator.act(up)
         graph.wait(0.05)
     assert len(graph.of('clock')) == clocks and height() == still
-    before = conversions.seconds(graph.last('clock').clock)
-    since = time.monotonic()
+    before, since = stamp_of(graph.last('clock')), time.monotonic()
     assert operator.order('resume')['state'] == 'playing'
     run(3)
-    first = next(conversions.seconds(m.clock) for _, m in graph.of('clock', since)
-                 if conversions.seconds(m.clock) > before)
+    first = next(t for _, m in graph.of('clock', since) if (t := stamp_of(m)) > before)
     assert first == pytest.approx(before + TICK, abs=1e-9)
-
-    assert operator.order('reset')['step'] == 0
-    assert operator.state()['state'] == 'stopped', 'until the policy took the task again'
+    assert operator.order('reset')['state'] == 'stopped', 'until the policy takes the task again'
     operator.take_the_task()
-    graph.spin(lambda: operator.state()['state'] == 'playing', 10)
     assert not json.loads(graph.last('episode').data)['done']
 
 
@@ -273,14 +244,13 @@ def test_cameras_and_frames_are_mujocos(paused, env):
     env.reset(seed=SEED, options={'task': TASK})
     for _ in range(3):
         env.step(np.zeros(7))
-    paused.choose(step_count=3)
     transforms = pytest.importorskip('tf2_msgs.msg', reason='tf2_msgs is not installed')
     graph, frames = paused.graph, FrameTree()
     graph.hear('tf', transforms.TFMessage, '/tf', 100)
     graph.hear('tf_static', transforms.TFMessage, '/tf_static', qos.LATCHED_100)
     paused.watched.append('tf')
     graph.spin(lambda: graph.of('tf_static') and graph.node.count_publishers('/tf'), 20)
-    seen = paused.shown('step')
+    seen = paused.shown('step', step_count=3)
     for key in ('tf_static', 'tf'):
         frames.take(graph.last(key), key == 'tf_static')
     data, model = env.scene.sim.data, env.scene.sim.model
@@ -300,8 +270,7 @@ def test_cameras_and_frames_are_mujocos(paused, env):
         assert k[0, 0] == k[1, 1]
         np.testing.assert_allclose(np.reshape(info.p, (3, 4))[:, :3], k)
         position, rotation, _ = frames.look_up('base', optical_frame(name))
-        np.testing.assert_allclose(
-            position, data.cam_xpos[number] - env.base_position, atol=1e-5)
+        np.testing.assert_allclose(position, data.cam_xpos[number] - env.base_position, atol=1e-5)
         right, up, back = np.reshape(data.cam_xmat[number], (3, 3)).T
         np.testing.assert_allclose(  # REP 103: x right, y down, z forward
             rotation.as_matrix(), np.stack([right, -up, -back], axis=1), atol=1e-5)

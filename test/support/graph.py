@@ -96,8 +96,7 @@ class Graph:
     def join(self, factory: Callable[[], Any], *arguments: str) -> Any:
         """Build a node of ours and let `spin` run it; the first one initialises rclpy."""
         if not self.nodes:
-            rclpy.init(args=['test', *arguments],
-                       signal_handler_options=SignalHandlerOptions.NO)
+            rclpy.init(args=['test', *arguments], signal_handler_options=SignalHandlerOptions.NO)
             self._executor = make_executor()
         assert self._executor is not None
         self.nodes.append(factory())
