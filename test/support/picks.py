@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,46 +19,26 @@ NEXT = {'reach': 'lower', 'lower': 'grasp', 'grasp': 'lift', 'lift': 'carry', 'c
         'place': 'release', 'release': 'retreat'}
 
 
-@dataclass
-class Arm:
-    """Collects frames as it moves."""
-
-    position: np.ndarray
-    opening: float = WIDE
-    rows: list = field(default_factory=list)
-
-    def go(self, phase: str, to, gripper: float, holding: str) -> None:
-        path = np.asarray(to, float) - self.position
-        count = max(1, int(np.ceil(np.linalg.norm(path) / STEP)))
-        for _ in range(count):
-            self._keep(phase, gripper, holding)
-            self.position = self.position + path / count
-
-    def stay(self, phase: str, frames: int, gripper: float, opening: float, holding: str) -> None:
-        before = self.opening
-        for k in range(frames):
-            self.opening = before + (opening - before) * min(1.0, k / 2)
-            self._keep(phase, gripper, holding)
-
-    def _keep(self, phase: str, gripper: float, holding: str) -> None:
-        self.rows.append((self.position.copy(), self.opening, gripper, phase, holding))
-
-
 def pick(seed: int, task: str = TASK, name: str = 'can', to: str = 'blue_bin') -> Episode:
     """Return an episode; the name's place, the bin's and the start depend on the seed."""
     rng = np.random.default_rng(seed)
     at = np.array([rng.uniform(0.35, 0.6), rng.uniform(-0.2, -0.05), 0.0])
     bin_at = np.array([rng.uniform(0.4, 0.6), rng.uniform(0.15, 0.35), 0.0])
-    arm = Arm(np.array([0.45, 0.0, 0.15]) + rng.uniform(-0.05, 0.05, 3))
-    up = [0.0, 0.0, 0.12]
-    arm.go('reach', at + up, -1.0, 'nothing')
-    arm.go('lower', at, -1.0, 'nothing')
-    arm.stay('grasp', 3, 1.0, ON_CAN, 'nothing')
-    arm.go('lift', at + up, 1.0, name)
-    arm.go('carry', bin_at + up, 1.0, name)
-    arm.go('place', bin_at + [0.0, 0.0, 0.04], 1.0, name)
-    arm.stay('release', 3, -1.0, WIDE, 'nothing')
-    position, opening, gripper, phases, holding = map(list, zip(*arm.rows))
+    here, up = np.array([0.45, 0.0, 0.15]) + rng.uniform(-0.05, 0.05, 3), [0.0, 0.0, 0.12]
+    wide, rows = WIDE, []
+    for phase, goal, gripper, held_name in (
+            ('reach', at + up, -1.0, 'nothing'), ('lower', at, -1.0, 'nothing'),
+            ('grasp', ON_CAN, 1.0, 'nothing'), ('lift', at + up, 1.0, name),
+            ('carry', bin_at + up, 1.0, name), ('place', bin_at + [0.0, 0.0, 0.04], 1.0, name),
+            ('release', WIDE, -1.0, 'nothing')):
+        still = isinstance(goal, float)  # the fingers move, for three frames
+        path, before = (0.0 if still else goal - here), wide
+        count = 3 if still else max(1, int(np.ceil(np.linalg.norm(path) / STEP)))
+        for k in range(count):
+            wide = before + (goal - before) * min(1.0, k / 2) if still else wide
+            rows.append((here, wide, gripper, phase, held_name))
+            here = here + path / count
+    position, opening, gripper, phases, holding = map(list, zip(*rows))
     position = np.stack(position)
     held = np.array([name != 'nothing' for name in holding])
     last = np.flatnonzero(held)[-1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,24 +41,20 @@ class ToyEnv:
     def step(self, action):
         self._steps += 1
         self._y += 0.1 * float(action[1])
-        side = 1.0 if self._task == 'left' else -1.0
-        success = side * self._y > self._goal
+        success = self._left() < 0.0
         over = self._steps >= self.max_steps and not success
         return self._observe(), float(success), success, over, {'success': success}
 
     def remaining(self) -> float:
         """Return how far the end effector is from its spot [m]."""
-        side = 1.0 if self._task == 'left' else -1.0
-        return max(self._goal - side * self._y, 0.0)
+        return max(self._left(), 0.0)
+
+    def _left(self) -> float:
+        return self._goal - (1.0 if self._task == 'left' else -1.0) * self._y
 
     def snapshot(self):
         """Return what brings it back."""
-        y, steps = self._y, self._steps
-
-        def restore():
-            self._y, self._steps = y, steps
-
-        return restore
+        return partial(vars(self).update, vars(self).copy())
 
     def _observe(self) -> dict[str, np.ndarray]:
         image = np.full((SIZE, SIZE, 3), 120, np.uint8)

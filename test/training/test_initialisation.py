@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.policies import INSTRUCTION, observation, untrained
 from support.tiny import CONFIG, tiny_episode
 from tokenizers import Tokenizer
 
 from dtvla_ros.data import layout, writer
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.transform import Observation
 from dtvla_ros.training.collate import CAPTIONED
 from dtvla_ros.training.config import AuxiliaryConfig
 from dtvla_ros.training.data import ABSENT, NOWHERE, locate, object_names
@@ -104,15 +104,10 @@ def test_a_policy_goes_on_with_new_words(dataset, bowls, tmp_path):
     assert same.transform.tokenizer.get_vocab() == old
 
 
-def test_a_policy_without_words_for_its_gripper_is_refused(dataset, tmp_path):
-    transform = Trainer(CONFIG, SftRun((dataset,), tmp_path / 'run', steps=1)).transform
-    seen = Observation(
-        images={}, joint_positions={}, ee_position=np.array([0.5, 0.0, 0.2]),
-        ee_quaternion=np.array([1.0, 0.0, 0.0, 0.0]), gripper_opening=0.0, instruction='',
-        stamp=0.0)
-    assert transform.prompt_ids('put the can in the wooden bin', seen)
+def test_a_policy_without_words_for_its_gripper_is_refused():
+    _, transform = untrained()
     table = json.loads(transform.tokenizer.to_str())
-    table['model']['vocab']['g0'] = table['model']['vocab'].pop('g0mm')
+    table['model']['vocab']['g40'] = table['model']['vocab'].pop('g40mm')
     older = replace(transform, tokenizer=Tokenizer.from_str(json.dumps(table)))
-    with pytest.raises(UserError, match='g0mm'):
-        older.prompt_ids('put the can in the wooden bin', seen)
+    with pytest.raises(UserError, match='g40mm'):
+        older.prompt_ids(INSTRUCTION, observation())
