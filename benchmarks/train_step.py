@@ -31,9 +31,8 @@ from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.training.collate import Batch
 from dtvla_ros.training.config import SftConfig
-from dtvla_ros.training.lora import add_adapters
 from dtvla_ros.training.loss import Metrics, Objective
-from dtvla_ros.training.trainer import new_optimizer, recompute_layers
+from dtvla_ros.training.trainer import add_adapters, new_optimizer, recompute_layers
 
 KINDS = ('plain', 'supervised')
 INSTRUCTION = 40  # tokens of the prompt

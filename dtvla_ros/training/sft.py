@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from statistics import mean
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -20,8 +21,6 @@ import dtvla_sim
 from dtvla_ros.engine.batch import BatchSampler
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.manifest import ActionContract
-from dtvla_ros.policy.model import HybridDecoder
-from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.rollout.batched import BatchedRollouts, successes
 from dtvla_ros.rollout.env import SceneSetup
 from dtvla_ros.rollout.episode import EpisodeJob
@@ -47,7 +46,13 @@ def train_sft(config: SftConfig, run: SftRun) -> dict[str, float]:
     main = accelerator.is_main_process
     if main:
         tqdm.write(f'{trainer.batches.padding():.1%} of all rows are padding')
-    success = held_out_success(trainer.transform, run) if run.episodes else None
+    if run.episodes:
+        envs = open_envs(SceneSetup(
+            run.suite, image_size=trainer.transform.config.vision.image_size), SIMULATORS)
+        # Start states that no demonstration and no report uses.
+        jobs = [EpisodeJob(task, dtvla_sim.EVAL_SEED_START + SELECTION_SEEDS + k,
+                           ActionContract().replan_steps)
+                for task in envs.info.tasks for k in range(run.episodes)]
     writer = SummaryWriter(run.out / 'tensorboard', purge_step=trainer.step) if main else None
     shown: dict[str, float] = {}
     last: dict[str, float] = {}
@@ -62,8 +67,9 @@ def train_sft(config: SftConfig, run: SftRun) -> dict[str, float]:
         if not (main or trainer.sharded):
             return {}
         values = trainer.validate() if len(trainer.batches.validation) else {}
-        if success is not None:
-            values['success'] = success(trainer.average.eval())
+        if run.episodes:
+            sampler = BatchSampler(trainer.average.eval(), trainer.transform)
+            values['success'] = mean(successes(BatchedRollouts(envs), sampler, jobs))
         log('validation', values)
         if main:
             tqdm.write(f'step {trainer.step}, {trainer.seconds / 60:.1f} min: ' + ', '.join(
@@ -129,22 +135,3 @@ def _stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def held_out_success(transform: PolicyTransform, run: SftRun) -> Callable[[HybridDecoder], float]:
-    """Return a function that runs ``run.episodes`` per task and returns the share of successes.
-
-    On start states no demonstration and no report uses, in simulators that live as long as the
-    training.
-    """
-    envs = open_envs(SceneSetup(
-        run.suite, image_size=transform.config.vision.image_size), SIMULATORS)
-    first = dtvla_sim.EVAL_SEED_START + SELECTION_SEEDS
-    jobs = [EpisodeJob(task, first + k, ActionContract().replan_steps)
-            for task in envs.info.tasks for k in range(run.episodes)]
-
-    def success(model: HybridDecoder) -> float:
-        found = successes(BatchedRollouts(envs), BatchSampler(model, transform), jobs)
-        return sum(found) / len(found)
-
-    return success

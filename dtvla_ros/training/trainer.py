@@ -7,7 +7,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_text
+from dtvla_ros.policy import adapters
 from dtvla_ros.policy.checkpoint import save_tensors
 from dtvla_ros.policy.manifest import MANIFEST
 from dtvla_ros.policy.model import HybridDecoder
@@ -27,10 +28,14 @@ from dtvla_ros.policy.transform import write_transform
 from dtvla_ros.training import checkpoint, data
 from dtvla_ros.training.auxiliary.localisation import AttentionLoss, LocalisationLoss, pretrain
 from dtvla_ros.training.collate import Batch, Collator
-from dtvla_ros.training.config import SftConfig, SftRun, warm_cosine
+from dtvla_ros.training.config import AdapterConfig, SftConfig, SftRun, warm_cosine
 from dtvla_ros.training.initialisation import copy_weights, initialise
-from dtvla_ros.training.lora import add_adapters, save_adapters
 from dtvla_ros.training.loss import Metrics, Objective
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+ADAPTER = 'default'  # what peft calls an adapter that was given no name
 
 
 class Trainer:
@@ -200,8 +205,16 @@ class Trainer:
                            replace(self.origin, files={}, success={}).to_json())
             if self.config.lora.rank:
                 assert self.run.init is not None, 'adapters have a policy that they adapt'
-                trained = {name for name in tensors if f'model.{name}' not in self.frozen}
-                save_adapters(tensors, trained, out, self.config.lora, self.run.init)
+                factors = {adapters.PREFIX + name.replace(f'.{ADAPTER}.', '.'): tensors[name]
+                           for name in tensors if '.lora_' in name}
+                whole = {name: tensors[name] for name in sorted(tensors)
+                         if '.lora_' not in name and f'model.{name}' not in self.frozen}
+                for file, part in ((adapters.WEIGHTS, factors), (adapters.OTHERS, whole)):
+                    if part:
+                        save_tensors(part, out / file)
+                _peft_config(
+                    self.config.lora, inference_mode=True,
+                    base_model_name_or_path=str(self.run.init.resolve())).save_pretrained(str(out))
             else:
                 save_tensors(tensors, out / checkpoint.WEIGHTS)
         del tensors
@@ -238,3 +251,27 @@ def recompute_layers(model: nn.Module) -> None:
             layer.gradient_checkpointing = True
             layer._gradient_checkpointing_func = partial(
                 torch.utils.checkpoint.checkpoint, use_reentrant=False)
+
+
+# --- adapters (peft)
+
+
+def _peft_config(config: AdapterConfig, **more: Any) -> LoraConfig:
+    """Return peft's config; its pattern matches the decoder's layers, not SigLIP's."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout,
+        target_modules=rf'layers\.\d+\.\w+\.(?:{"|".join(config.targets)})', **more)
+
+
+def add_adapters(model: HybridDecoder, config: AdapterConfig) -> None:
+    """Put adapters beside the decoder's linear layers, in place; all else but towers is frozen."""
+    from peft import inject_adapter_in_model
+
+    try:
+        inject_adapter_in_model(_peft_config(config), model, ADAPTER)
+    except ValueError as error:
+        raise UserError(f'train config: lora targets {", ".join(config.targets)}: '
+                        f'{str(error).splitlines()[0]}') from error
+    model.vision.requires_grad_(True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support.small import small_run
+from support.tiny import CONFIG
 
 import dtvla_sim
 from dtvla_ros.data import layout
@@ -15,7 +16,6 @@ from dtvla_ros.data.collect import EpisodePlan
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.engine.engine import Decision
 from dtvla_ros.errors import UserError
-from dtvla_ros.training.config import AuxiliaryConfig, SftConfig
 from dtvla_ros.training.dagger import KIND, DaggerOptions, RelabelJob, relabel, shard_plans
 from dtvla_ros.training.sft import SftRun, Trainer
 
@@ -74,10 +74,8 @@ def test_a_round_is_a_dataset_that_training_goes_on_with(tmp_path):
     with pytest.raises(UserError, match='another camera_every'):
         relabel(init, out, replace(OPTIONS, camera_every=2), workers=1)
 
-    config = SftConfig(
-        batch_size=4, precision='no', shift=(1, 1), validation_share=0.0,
-        auxiliary=AuxiliaryConfig(localisation_steps=0, captioning_steps=0))
-    trainer = Trainer(config, SftRun((out,), tmp_path / 'more', init=init, steps=1))
+    trainer = Trainer(replace(CONFIG, validation_share=0.0),
+                      SftRun((out,), tmp_path / 'more', init=init, steps=1))
     assert torch.isfinite(trainer.train_step(trainer.batches.train(0))['loss'])
 
 

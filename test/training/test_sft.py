@@ -11,10 +11,7 @@ from support.released_run import losses
 from support.tiny import CONFIG
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.checkpoint import load_weights
-from dtvla_ros.policy.model import HybridDecoder
-from dtvla_ros.policy.transform import read_transform
-from dtvla_ros.training.checkpoint import CHECKPOINT, WEIGHTS
+from dtvla_ros.training.checkpoint import CHECKPOINT
 from dtvla_ros.training.config import AuxiliaryConfig, SftConfig
 from dtvla_ros.training.export import read_source
 from dtvla_ros.training.grpo.config import GrpoConfig
@@ -31,25 +28,14 @@ def test_a_resumed_run_has_the_same_next_losses(dataset, tmp_path):
 
 def test_training_lowers_the_loss_and_leaves_a_policy(dataset, tmp_path):
     out = tmp_path / 'run'
-    run = SftRun((dataset,), out, steps=90, evaluate_every=60.0)
+    run = SftRun((dataset,), out, steps=90)
     begin = Trainer(CONFIG, run).validate()
     end = train_sft(CONFIG, run)
-    assert end['loss'] < 0.8 * begin['loss']
-    assert end['thought'] < 0.6 * begin['thought']
-    transform = read_transform(out)
-    model = HybridDecoder(transform.config)
-    load_weights(model, out / WEIGHTS)
+    assert end['loss'] < 0.8 * begin['loss'] and end['thought'] < 0.6 * begin['thought']
+    read_source(out)
     assert not list(out.rglob('*.pt'))
     assert any((out / 'tensorboard').iterdir())
-    state = json.loads((out / CHECKPOINT / 'state.json').read_text())
-    assert state['step'] == 90
-
-
-def test_a_run_goes_on_only_with_its_own_config(dataset, tmp_path):
-    run = SftRun((dataset,), tmp_path, steps=2)
-    trainer = Trainer(CONFIG, run)
-    trainer.train_step(trainer.batches.train(0))
-    trainer.save()
+    assert json.loads((out / CHECKPOINT / 'state.json').read_text())['step'] == 90
     with pytest.raises(UserError, match='another config'):
         Trainer(replace(CONFIG, learning_rate=1.0), run)
 

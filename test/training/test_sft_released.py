@@ -15,7 +15,6 @@ import torch
 from accelerate.state import AcceleratorState
 from support.released_run import CONFIG, LORA, losses, released_dataset, released_policy
 from support.tiny import CONFIG as SMALL
-from support.tiny import tiny_dataset
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import read_tensors
@@ -44,6 +43,11 @@ def data(tmp_path_factory):
     return released_dataset(tmp_path_factory.mktemp('english'))
 
 
+@pytest.fixture
+def run(policy, data, tmp_path):
+    return SftRun((data,), tmp_path / 'run', init=policy, steps=20)
+
+
 def logits(model, batch):
     with torch.no_grad():
         hidden = model.eval()(batch.input_ids, batch.attention_mask, batch.pixels())
@@ -51,26 +55,21 @@ def logits(model, batch):
 
 
 @pytest.mark.parametrize('recipe', ['full', 'lora'])
-def test_a_shipped_recipe_trains_and_keeps_the_promises(recipe, policy, data, tmp_path):
+def test_a_shipped_recipe_trains_and_keeps_the_promises(recipe, run):
     config = SftConfig.read(ROOT / 'config' / 'train' / f'deepthinkvla-3b-{recipe}.yaml')
-    out = tmp_path / recipe
-    run = SftRun((data,), out, init=policy, steps=2)
-    train_sft(replace(config, batch_size=2, accumulate=2, bucket=2), run)
-    state = json.loads((out / CHECKPOINT / 'state.json').read_text())
-    assert state['step'] == 2
-    model, transform, manifest = read_source(out)
-    _, before, promised = read_source(policy)
-    assert manifest.name == recipe and not manifest.files
+    train_sft(replace(config, batch_size=2, accumulate=2, bucket=2), replace(run, steps=2))
+    _, transform, manifest = read_source(run.out)
+    _, before, promised = read_source(run.init)
+    assert manifest.name == run.out.name and not manifest.files
     for name in ('license', 'preamble', 'state_in_prompt', 'max_thought_tokens', 'action',
                  'images', 'statistics'):
         assert getattr(manifest, name) == getattr(promised, name), name
     assert transform.mirrored is before.mirrored is True
     assert transform.tokenizer.to_str() == before.tokenizer.to_str()
-    assert not list(out.rglob('*.bin'))
+    assert not list(run.out.rglob('*.bin'))
 
 
-def test_adapters_are_merged_into_what_was_trained(policy, data, tmp_path):
-    run = SftRun((data,), tmp_path / 'run', init=policy, steps=9)
+def test_adapters_are_merged_into_what_was_trained(run):
     trainer = Trainer(LORA, run)
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     for _ in range(4):
@@ -83,7 +82,7 @@ def test_adapters_are_merged_into_what_was_trained(policy, data, tmp_path):
     stored = read_tensors(run.out / CHECKPOINT / 'tensors.safetensors')
     assert not [name for name in stored if 'embed_tokens' in name or 'base_layer' in name]
     batch = trainer.batches.plain(np.array([0, 9]))
-    merged, base = read_source(run.out)[0], read_source(policy)[0]
+    merged, base = read_source(run.out)[0], read_source(run.init)[0]
     wanted = logits(trainer.model, batch)
     assert torch.allclose(logits(merged, batch), wanted, atol=1e-4)
     assert not torch.allclose(logits(base, batch), wanted, atol=1e-2)
@@ -92,44 +91,35 @@ def test_adapters_are_merged_into_what_was_trained(policy, data, tmp_path):
 @pytest.mark.parametrize('config', [
     replace(CONFIG, rates=Rates(vision=0.0), bucket=3),
     replace(LORA, accumulate=2, checkpointing=True)], ids=['full', 'lora'])
-def test_a_resumed_run_has_the_same_next_losses(config, policy, data, tmp_path):
-    run = SftRun((data,), tmp_path / 'whole', init=policy, steps=20)
+def test_a_resumed_run_has_the_same_next_losses(config, run):
     whole = losses(config, run, 5)
-    run = replace(run, out=tmp_path / 'halves')
     assert losses(config, run, 2, save=True) + losses(config, run, 3) == whole
     assert len(set(whole)) == 5
 
 
-def test_each_part_learns_at_its_own_rate(policy, data, tmp_path):
+def test_each_part_learns_at_its_own_rate(run):
     config = replace(CONFIG, rates=Rates(vision=0.25, projector=0.0, decoder=1.0), warmup_steps=1)
-    trainer = Trainer(config, SftRun((data,), tmp_path, init=policy, steps=1000))
+    trainer = Trainer(config, run)
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     trainer.train_step(*trainer.draw(0))
     after = trainer.model.state_dict()
 
-    def moved(name):
-        return (after[name] - before[name]).abs().max().item()
-    # Adam's first step is as long as the rate.
-    assert moved('layers.0.mlp.up_proj.weight') == pytest.approx(config.learning_rate, rel=0.05)
-    assert moved('vision.tower.encoder.layers.0.mlp.fc1.weight') == pytest.approx(
-        0.25 * config.learning_rate, rel=0.05)
-    assert moved('vision.projector.weight') == 0.0
+    moved = [(after[name] - before[name]).abs().max().item() / config.learning_rate for name in (
+        'layers.0.mlp.up_proj.weight', 'vision.tower.encoder.layers.0.mlp.fc1.weight',
+        'vision.projector.weight')]
+    assert moved == pytest.approx([1.0, 0.25, 0.0], rel=0.05)  # Adam's first step is the rate
 
 
-def test_recomputed_layers_learn_the_same(policy, data, tmp_path):
-    run = SftRun((data,), tmp_path / 'run', init=policy, steps=20)
-    kept = losses(CONFIG, run, 3)
-    assert losses(replace(CONFIG, checkpointing=True), run, 3) == pytest.approx(kept, rel=1e-5)
-    trainer = Trainer(replace(CONFIG, checkpointing=True), run)
-    calls = []
-    layer = trainer.model.layers[0].mlp
-    layer.register_forward_pre_hook(lambda *_: calls.append(1))
+def test_recomputed_layers_learn_the_same(run):
+    config, calls = replace(CONFIG, checkpointing=True), []
+    assert losses(config, run, 3) == pytest.approx(losses(CONFIG, run, 3), rel=1e-5)
+    trainer = Trainer(config, run)
+    trainer.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     trainer.train_step(*trainer.draw(0))
     assert len(calls) == 2, 'once forward, once again for the backward pass'
 
 
-def test_batches_of_one_length_hold_the_same_frames(policy, data, tmp_path):
-    run = SftRun((data,), tmp_path, init=policy, steps=20)
+def test_batches_of_one_length_hold_the_same_frames(run):
     plain = Trainer(CONFIG, run).batches
     maker = Trainer(replace(CONFIG, bucket=8, accumulate=2), run).batches
     assert maker.padding() < 0.5 * plain.padding()
@@ -148,9 +138,8 @@ def test_batches_of_one_length_hold_the_same_frames(policy, data, tmp_path):
     ['--multi_gpu'],
     ['--use_fsdp', '--fsdp_version', '2', '--fsdp_auto_wrap_policy', 'TRANSFORMER_BASED_WRAP',
      '--fsdp_cpu_ram_efficient_loading', 'false']], ids=['DDP', 'FSDP2'])
-def test_two_processes_resumed_learn_what_one_does(how, config, policy, data, tmp_path):
-    run = SftRun((data,), tmp_path / 'one', init=policy, steps=10)
-    wanted = losses(replace(config, accumulate=2), run, 3, save=True)
+def test_two_processes_resumed_learn_what_one_does(how, config, run, tmp_path):
+    wanted = losses(replace(config, accumulate=2), replace(run, steps=10), 3, save=True)
     said, out = tmp_path / 'losses.json', tmp_path / 'two'
     launch = [sys.executable, '-m', 'accelerate.commands.launch', *how,
               '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
@@ -159,7 +148,7 @@ def test_two_processes_resumed_learn_what_one_does(how, config, policy, data, tm
     told = []
     for steps in (2, 1):
         done = subprocess.run(
-            [*launch, json.dumps(asdict(config)), data, policy, out, said, str(steps)],
+            [*launch, json.dumps(asdict(config)), *run.data, run.init, out, said, str(steps)],
             cwd=ROOT, env=os.environ | {'ACCELERATE_USE_CPU': 'true', 'OMP_NUM_THREADS': '1'},
             capture_output=True, text=True, timeout=570)
         assert done.returncode == 0, done.stderr[-2000:]
@@ -171,24 +160,22 @@ def test_two_processes_resumed_learn_what_one_does(how, config, policy, data, tm
 
 
 @pytest.mark.parametrize('config', [LORA, replace(CONFIG, rates=Rates(vision=0.0))])
-def test_frozen_parts_need_a_policy(config, data, tmp_path):
+def test_frozen_parts_need_a_policy(config, run):
     with pytest.raises(UserError, match='--init'):
-        Trainer(config, SftRun((data,), tmp_path / 'run', steps=1))
-    assert not (tmp_path / 'run').exists()
+        Trainer(config, replace(run, init=None))
+    assert not run.out.exists()
 
 
-def test_a_small_policy_gets_adapters_too(tmp_path):
-    data = tiny_dataset(tmp_path / 'data', episodes=4)
-    train_sft(SMALL, SftRun((data,), tmp_path / 'first', steps=2))
-    config = replace(SMALL, lora=AdapterConfig(rank=2, alpha=4), rates=Rates(vision=0.0))
-    run = SftRun((data,), tmp_path / 'second', init=tmp_path / 'first', steps=2)
-    train_sft(config, run)
+def test_a_small_policy_gets_adapters_too(dataset, tmp_path):
+    run = SftRun((dataset,), tmp_path / 'first', steps=2)
+    train_sft(SMALL, run)
+    train_sft(replace(SMALL, lora=AdapterConfig(rank=2, alpha=4), rates=Rates(vision=0.0)),
+              replace(run, out=tmp_path / 'second', init=run.out))
     first, second = (read_source(tmp_path / name)[0].state_dict() for name in ('first', 'second'))
     changed = {name for name in first if not torch.equal(first[name], second[name])}
     assert changed == {name for name in first if name.startswith('layers.') and '_proj' in name}
 
 
-def test_lora_targets_must_exist(policy, data, tmp_path):
-    config = replace(LORA, lora=AdapterConfig(rank=2, targets=('k_project',)))
+def test_lora_targets_must_exist(run):
     with pytest.raises(UserError, match='k_project'):
-        Trainer(config, SftRun((data,), tmp_path, init=policy, steps=1))
+        Trainer(replace(LORA, lora=AdapterConfig(rank=2, targets=('k_project',))), run)

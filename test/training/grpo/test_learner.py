@@ -55,12 +55,13 @@ def learner_of(played, moved: bool = False, **changes) -> Learner:
 
 def test_a_saved_episode_is_the_same_and_knows_what_was_executed(played, tmp_path):
     for k, want in enumerate(played[2]):
+        want = replace(want, progress=(0.1,) * k)
         executed = [want.executed(k) for k in range(len(want.decisions))]
         assert sum(executed) == want.steps
         assert all(n == 3 for n in executed[:-1]) and 1 <= executed[-1] <= 3
         want.save(tmp_path / f'{k}.safetensors')
         found = Trajectory.load(tmp_path / f'{k}.safetensors')
-        for name in ('job', 'key', 'success', 'steps'):
+        for name in ('job', 'key', 'success', 'steps', 'progress'):
             assert getattr(found, name) == getattr(want, name)
         for mine, other in zip(found.decisions, want.decisions, strict=True):
             for name in type(other).__dataclass_fields__:
