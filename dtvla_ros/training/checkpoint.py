@@ -29,10 +29,7 @@ FORMER_HEADS = re.compile(r'^objective\.(auxiliary\.localisation\.)?head\.')
 
 
 def gathered(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
-    """Return whole tensors, those that FSDP shards on the CPU; nothing unless ``keep``.
-
-    Every process must call this: a tensor is put together by all that hold a part of it.
-    """
+    """Return whole tensors, or none unless ``keep``; under FSDP all processes must call this."""
     out = {}
     for name, value in tensors.items():
         whole = value.full_tensor() if isinstance(value, DTensor) else value
@@ -43,10 +40,7 @@ def gathered(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tens
 
 def _stored(objective: nn.Module, average: nn.Module | None,
             frozen: Collection[str]) -> dict[str, Tensor]:
-    """Return the modules' tensors by their names in a checkpoint, but the frozen ones.
-
-    ``frozen``: names in ``objective``; the average's are those of ``objective.model``.
-    """
+    """Return tensors by their names in a checkpoint, without ``frozen`` ones of ``objective``."""
     tensors = {f'objective.{k}': v for k, v in objective.state_dict().items() if k not in frozen}
     if average is not None:
         tensors |= {f'average.{k}': v for k, v in average.state_dict().items()
@@ -61,8 +55,7 @@ def save_checkpoint(
     """Write everything a run needs to go on exactly, in one step.
 
     The optimizer's slots are all tensors (AdamW), named ``optimizer.<slot>.<k>`` for the k-th
-    parameter over all groups. Where FSDP shards the model every process must call this; only the
-    one with ``keep`` writes.
+    parameter over all groups. Under FSDP every process must call this; one with ``keep`` writes.
     """
     tensors = gathered(_stored(objective, average, frozen) | {
         f'optimizer.{slot}.{k}': value for k, slots in optimizer.state_dict()['state'].items()

@@ -1,8 +1,7 @@
 """Batches of whole sequences with augmentation; a step's batch depends on the step alone.
 
-That makes resuming exact without storing any random state: step k of a resumed run draws the
-frames, noise and colours it would have drawn in the first run. Images are moved and recoloured,
-never flipped or rotated: a flip would exchange left and right in the thought and in the actions.
+That makes resuming exact without storing any random state. Images are moved and recoloured, never
+flipped or rotated: a flip would exchange left and right in the thought and in the actions.
 """
 
 from __future__ import annotations
@@ -34,12 +33,11 @@ LUMA = (0.299, 0.587, 0.114)
 class Batch(NamedTuple):
     """Tensors of one step; B sequences of L ids, R supervised tokens, S action slots.
 
-    ``frames`` uint8 [C, B, H, W, 3]; ``input_ids`` and ``attention_mask`` [B, L];
-    ``token_rows`` [2, R]: (sequence, row) that predicts ``token_targets`` [R];
-    ``action_start`` [B]; ``action_targets`` [B, S] counted from the first bin;
-    ``action_mask`` [B, S]; ``positions`` [B, E, 2], ``unambiguous`` [B, E] and
-    ``target_patches`` [B, E] as in ``TokenizedDataset``. A batch of the pre-training stages has
-    the first camera's frames, captions up to ``<action>``, and no actions (S = 0).
+    ``frames`` uint8 [C, B, H, W, 3]; ``input_ids`` and ``attention_mask`` [B, L]; ``token_rows``
+    [2, R]: (sequence, row) that predicts ``token_targets`` [R]; ``action_start`` [B];
+    ``action_targets`` [B, S] counted from the first bin; ``action_mask`` [B, S]; objects as in
+    ``TokenizedDataset``. A batch of the pre-training stages has the first camera's frames,
+    captions up to ``<action>``, and no actions (S = 0).
     """
 
     frames: Tensor
@@ -55,10 +53,7 @@ class Batch(NamedTuple):
     target_patches: Tensor
 
     def pixels(self) -> Tensor:
-        """Return images [B, C, 3, H, W] in -1..1.
-
-        A view in channels-last memory per camera, which is what a convolution wants.
-        """
+        """Return images [B, C, 3, H, W] in -1..1, channels-last in memory as convolutions want."""
         return self.frames.float().div_(127.5).sub_(1.0).permute(1, 0, 4, 2, 3)
 
 
@@ -236,7 +231,7 @@ class Collator:
                actions: NDArray[np.int64]) -> Batch:
         """Return the tensors of sequences [B, L] of the frames ``index`` [B].
 
-        The tokens ``labels`` [B, L] are supervised where they are ``learnt`` [B, L].
+        Tokens ``labels`` [B, L] are supervised where they are ``learnt`` [B, L].
         """
         d, (sequence, column) = self._dataset, np.nonzero(learnt)
         return Batch(*map(torch.from_numpy, (
@@ -282,10 +277,9 @@ class Collator:
 
 def augment(frame: NDArray[np.uint8], out: NDArray[np.uint8], rng: Random, shift: int,
             strength: float) -> None:
-    """Write ``frame`` [S, S, 3] into ``out``, moved by up to ``shift`` pixels and recoloured.
+    """Write ``frame`` [S, S, 3] into ``out``, moved by up to ``shift`` pixels, edges repeated.
 
-    Edges are repeated. The colours' affine map holds brightness, contrast about mid grey,
-    saturation and the colour of the light.
+    Changes brightness, contrast about mid grey, saturation and the colour of the light.
     """
     dy, dx = rng.integers(-shift, shift + 1, 2)
     cv2.warpAffine(frame, np.array([[1.0, 0.0, dx], [0.0, 1.0, dy]]), frame.shape[:2], dst=out,
@@ -306,8 +300,7 @@ def prefetch(make: Callable[[int], T], first: int, processes: int,
              device: torch.device) -> Generator[T, None, None]:
     """Yield ``make(first)``, ``make(first + 1)`` and so on without end, made ahead in processes.
 
-    They are forked, so that they share the datasets' arrays instead of copying them. Tensors are
-    pinned if ``device`` is a GPU.
+    These are forked, to share the datasets' arrays. Tensors are pinned if ``device`` is a GPU.
     """
     steps: Any = range(sys.maxsize)  # a dataset whose samples are their own numbers
     collate: Any = make

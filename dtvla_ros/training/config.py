@@ -45,10 +45,7 @@ class Config:
 
     @classmethod
     def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
-        """Build from a mapping; of two mentions of a key the later counts.
-
-        Raises ``UserError`` that names an unknown key or a wrong value.
-        """
+        """Build from a mapping, in which a later mention counts. Raises ``UserError``."""
         values: dict[str, Any] = {}
         for key, value in data.items():
             section, dot, name = cls.aliases.get(key, key).partition('.')
@@ -107,10 +104,9 @@ class ModelConfig:
 @known_keys
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """Low-rank updates (LoRA) of the decoder's layers instead of the layers themselves.
+    """Low-rank updates (LoRA) of the decoder's layers, times ``alpha / rank``.
 
-    ``rank`` 0: none. ``targets``: names of linear layers, as peft calls them; the update is
-    ``alpha / rank`` times the product of its factors.
+    ``rank`` 0: none. ``targets``: names of linear layers, as peft calls them.
     """
 
     rank: NonNegativeInt = 0
@@ -143,11 +139,10 @@ class AuxiliaryConfig:
     """Auxiliary supervision of small policies (``training/auxiliary/``).
 
     Before a run from scratch come two pre-training stages: ``localisation_steps`` at the rate
-    ``localisation_rate`` (the first camera's stem and the localisation head), then
-    ``captioning_steps`` (the decoder lists where objects are). ``localisation_weight`` and
-    ``attention_weight``: shares of the localisation and of the attention loss in the fine-tuning
-    that follows; the latter supervises the first head of decoder layer ``attention_layer`` (from
-    0). ``direction_flip``: share of rows whose direction words, and actions, are reversed.
+    ``localisation_rate``, then ``captioning_steps``. ``localisation_weight``,
+    ``attention_weight``: shares of both losses in the fine-tuning that follows; the latter
+    supervises the first head of decoder layer ``attention_layer`` (from 0). ``direction_flip``:
+    share of rows whose direction words, and actions, are reversed.
     """
 
     localisation_steps: int = 1500
@@ -168,12 +163,11 @@ class SftConfig(Config):
     state tokens (position [cm], tilt [steps], opening [cm]); ``place_noise``: of the location
     tokens in the thought the actions read [tokens]; sigmas are in tokens and bins.
     ``counterfactual``: share of rows with another task's instruction, whose thought is input and
-    not supervised, so that the actions follow the thought, not the instruction.
-    For large policies: ``lora`` and ``rates`` say what is trained; ``accumulate`` batches make
-    one step; ``checkpointing`` recomputes the layers' activations in the backward pass; batches
+    not supervised. For large policies: ``lora`` and ``rates`` say what is trained; ``accumulate``
+    batches make one step; ``checkpointing`` recomputes activations in the backward pass; batches
     of similar length are taken from ``bucket`` batches drawn together (1: no sorting); ``ema`` 0
     keeps no average of the weights. ``model`` means nothing to a run that begins with a policy
-    whose vocabulary holds no location tokens.
+    without location tokens.
     """
 
     example: ClassVar[str] = 'config/train/nano.yaml'
@@ -235,11 +229,10 @@ class SftConfig(Config):
 class SftRun:
     """Input, output and length of a run. Give ``minutes`` (of training time) or ``steps``.
 
-    ``evaluate_every`` and ``checkpoint_every`` are in minutes of training time;
-    ``episodes``: held-out episodes per task at each evaluation (0: losses only).
-    ``loaders``: processes that make batches ahead. ``compile``: fuse the network with
-    TorchInductor (needs a C++ compiler). ``weights``: each dataset's share of the draws; none: by
-    its number of frames.
+    ``evaluate_every``, ``checkpoint_every``: minutes of training time; ``episodes``: held-out ones
+    per task at each evaluation (0: losses only). ``loaders``: processes that make batches ahead.
+    ``compile``: fuse the network with TorchInductor (needs a C++ compiler). ``weights``: each
+    dataset's share of the draws; none: by its number of frames.
     """
 
     data: tuple[Path, ...]
@@ -273,8 +266,7 @@ class SftRun:
 def warm_cosine(step: int, ramp: int, progress: float, floor: float) -> float:
     """Return min(1, (step + 1) / ramp) times a cosine from 1 at ``progress`` 0 to ``floor`` at 1.
 
-    Ours instead of a torch scheduler because ``progress`` may be measured by the clock; beyond 1
-    the factor stays at ``floor``.
+    No torch scheduler, because ``progress`` may be measured by the clock.
     """
     cosine = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
     return min(1.0, (step + 1) / max(ramp, 1)) * (floor + (1.0 - floor) * cosine)

@@ -1,8 +1,7 @@
 """DAgger: the policy drives, the scripted expert labels what it would do and think instead.
 
-Ross, Gordon and Bagnell, "A reduction of imitation learning and structured prediction to
-no-regret online learning", 2011. After a while the expert takes over, so that the end of a task is
-seen, too.
+Ross, Gordon and Bagnell, "A reduction of imitation learning and structured prediction to no-regret
+online learning", 2011. After a while the expert takes over, so that the end is seen.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ class RelabelJob:
     def run(self, env: Env, infer: Infer) -> tuple[Episode | None, bool]:
         """Run it until it is solved, or the expert's steps are used up.
 
-        Returns the episode as the expert labels it, None if not even the expert solved it, and
+        Returns the episode with the expert's labels, None if not even the expert solved it, and
         whether the policy did before the expert took over.
         """
         from dtvla_sim.experts import make_expert

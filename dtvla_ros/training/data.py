@@ -64,16 +64,10 @@ class TokenizedDataset:
     unambiguous: NDArray[np.bool_]
     target_patches: NDArray[np.int64]
 
-    def __len__(self) -> int:
-        return len(self.prompt)
-
 
 def tokenize(readers: Sequence[DatasetReader], transform: PolicyTransform,
              objects: Sequence[str]) -> TokenizedDataset:
-    """Tokenise datasets one after the other; ``objects``: E names, none: no positions.
-
-    Raises ``UserError`` when one does not fit the policy.
-    """
+    """Tokenise datasets; ``objects``: E names. Raises ``UserError`` where one does not fit."""
     config = transform.config
     steps, dim = config.chunk_steps, config.action_dim
     chunk = np.concatenate([_chunks(reader, steps, dim) for reader in readers])  # [N, T, D]
@@ -249,8 +243,8 @@ def have_points(readers: Sequence[DatasetReader]) -> bool:
 def open_frames(reader: DatasetReader, transform: PolicyTransform) -> NDArray[np.uint8]:
     """Return a dataset's images [N, C, S, S, 3] as the policy sees them, memory-mapped.
 
-    Images pass through ``transform.pixels``, so training and the node resize alike. They are
-    decoded once, and again when the dataset, the image size or the cameras change.
+    Training and the node resize alike. Decoded once, and again when dataset, size or cameras
+    change.
     """
     vision = transform.config.vision
     shape = (reader.info['total_frames'], len(vision.cameras), *[vision.image_size] * 2, 3)

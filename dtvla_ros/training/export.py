@@ -56,10 +56,7 @@ def _is_policy(folder: Path) -> bool:
 
 
 def read_source(folder: Path) -> tuple[HybridDecoder, PolicyTransform, PolicyManifest]:
-    """Return model, transform and manifest of a training run or a policy folder.
-
-    Raises ``UserError`` when it is neither.
-    """
+    """Return model, transform and manifest of a run or a policy folder. Raises ``UserError``."""
     if not _is_policy(folder):
         return _read_run(folder)
     manifest = PolicyManifest.read(folder)

@@ -45,8 +45,8 @@ def initialise(
     """Return what the run begins with, or goes on with.
 
     A vocabulary with location tokens is a small policy's and grows with the data; any other is
-    taken as it is, with the policy. Raises ``UserError`` where a part is to stay frozen and
-    there is no policy to take it from.
+    taken as it is, with the policy. Raises ``UserError`` where frozen parts have no policy to come
+    from.
     """
     begun = read_transform(run.out) if (run.out / 'config.json').exists() else None
     if run.init is None or not run.init.is_dir():
@@ -87,10 +87,7 @@ def dataset_words(readers: Sequence[DatasetReader]) -> set[str]:
 
 
 def grown(transform: PolicyTransform, words: set[str]) -> PolicyTransform:
-    """Return the transform with a vocabulary that holds ``words`` and today's location tokens.
-
-    Itself if its own does already.
-    """
+    """Return the transform with ``words`` and today's location tokens in its vocabulary."""
     old = transform.tokenizer.get_vocab()
     if words | set(build_tokenizer().get_vocab()) <= set(old):
         return transform
@@ -104,8 +101,7 @@ def grown(transform: PolicyTransform, words: set[str]) -> PolicyTransform:
 def copy_weights(model: HybridDecoder, tokenizer: Tokenizer, source: Path) -> None:
     """Copy a weights file, or a run or policy folder word by word, into ``model``.
 
-    A word that the source lacks begins at random.
-    Raises ``UserError`` when the two differ in more than their words.
+    Words that the source lacks begin at random. Raises ``UserError`` for any other difference.
     """
     if not source.is_dir():
         load_weights(model, source)

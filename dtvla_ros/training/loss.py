@@ -71,15 +71,15 @@ def hybrid_loss(
 ) -> tuple[Tensor, Metrics]:
     """Weighted mean over every supervised token of one cross-entropy.
 
-    ``token_logits`` [R, V] and ``token_targets`` [R]: thought tokens and tags.
-    ``action_logits`` [B, S, bins], ``action_targets`` [B, S] counted from the first bin,
-    ``action_mask`` [B, S] False where the chunk is padding. With all weights 1 and all sigmas
-    0 this is the published mean over CoT, tags and actions. ``divisor``: the sum of all weights
-    that the mean is taken over, where this batch is only a part of it.
+    ``token_logits`` [R, V] and ``token_targets`` [R]: thought tokens and tags. ``action_logits``
+    [B, S, bins], ``action_targets`` [B, S] counted from the first bin, ``action_mask`` [B, S]
+    False where the chunk is padding. With all weights 1 and all sigmas 0 this is the published
+    mean over CoT, tags and actions. ``divisor``: the sum of weights of a whole of which this batch
+    is a part.
 
     Metrics, detached: ``thought`` and ``action``, plain means of their cross-entropies [nats];
-    ``tokens`` and ``locations``, share of right thought tokens and of right location tokens;
-    ``bins``, mean distance of the chosen action bin from the right one.
+    ``tokens`` and ``locations``, shares of right thought and location tokens; ``bins``, mean
+    distance of the chosen action bin from the right one.
     """
     bins = action_logits.shape[-1]
     tokens = ordinal_cross_entropy(token_logits, token_targets, locations)  # [R]
@@ -110,8 +110,8 @@ class Objective(nn.Module):
     """Maps a batch to its loss; logits are taken only at supervised rows.
 
     ``spans``: (first, last) ids of each ordered group of location tokens. ``auxiliary``: modules
-    that map a batch and its image rows [B, image_tokens, w], after the decoder's pass, to a loss
-    and metrics; the sum takes their ``weight``.
+    that map a batch and its image rows [B, image_tokens, w], after the decoder's pass, to a loss,
+    of which the sum takes their ``weight``, and metrics.
     """
 
     # What FSDP shards one by one.
@@ -132,8 +132,8 @@ class Objective(nn.Module):
                 share: float = 1.0) -> tuple[Tensor, Metrics]:
         """Return the loss and its metrics.
 
-        For a part of a step's batch: ``divisor`` is the whole batch's ``weight``, ``share`` the
-        part's share of the auxiliary losses.
+        ``divisor``: the ``weight`` of the whole step; ``share``: this part's of the auxiliary
+        losses.
         """
         features = self.model.encode_images(batch.pixels())  # [B, image_tokens, w]
         hidden = self.model.read(batch.input_ids, batch.attention_mask, features)  # [B, L, w]

@@ -36,9 +36,8 @@ SIMULATORS = 2  # processes that run held-out episodes
 def train_sft(config: SftConfig, run: SftRun) -> dict[str, float]:
     """Train until the time or the steps are over; return the last evaluation.
 
-    The run folder holds the averaged weights with config, tokenizer and statistics (what
-    ``dtvla export`` reads), a checkpoint to go on from, and TensorBoard logs. Repeating the
-    command goes on. Ctrl-C saves first.
+    The run folder holds the averaged weights and what ``dtvla export`` reads beside them, a
+    checkpoint, and TensorBoard logs. Repeating the command goes on. Ctrl-C saves first.
     """
     trainer = Trainer(config, run)
     trainer.pretrain()

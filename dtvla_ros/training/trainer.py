@@ -41,11 +41,10 @@ ADAPTER = 'default'  # what peft calls an adapter that was given no name
 class Trainer:
     """One run: model, average, optimizer and the step it is at.
 
-    ``average`` is the model itself where the config keeps none; ``averaged`` is the objective
-    with it. ``wrapped`` and ``optimizer`` are as accelerate prepared them. ``origin``: manifest of
-    the released policy that it began with. ``frozen``: names in the objective that are not
-    trained. ``fresh``: whether the pre-training stages are due. ``sharded``: each process holds a
-    part of the model only (FSDP).
+    ``average`` is the model itself where the config keeps none; ``averaged`` is the objective with
+    it. ``wrapped`` and ``optimizer`` are as accelerate prepared them. ``origin``: manifest of the
+    released policy that it began with. ``frozen``: names in the objective that are not trained.
+    ``fresh``: whether the pre-training stages are due. ``sharded``: by FSDP.
     """
 
     def __init__(self, config: SftConfig, run: SftRun) -> None:
@@ -54,6 +53,7 @@ class Trainer:
             torch.set_num_threads(run.threads)
         self.config, self.run = config, run
         self.accelerator = accelerator = Accelerator(mixed_precision=config.precision)
+        self._first = accelerator.process_index * config.accumulate  # batch of a step that is here
         self.sharded = accelerator.distributed_type == DistributedType.FSDP
         if self.sharded and (
                 config.ema or run.episodes or run.compile or not accelerator.is_fsdp2):
@@ -130,11 +130,6 @@ class Trainer:
     def draw(self, step: int) -> list[Batch]:
         """Return this process's batches of a step."""
         return [self.batches.train(step, self._first + k) for k in range(self.config.accumulate)]
-
-    @property
-    def _first(self) -> int:
-        """The number of this process's first batch in every step."""
-        return self.accelerator.process_index * self.config.accumulate
 
     def train_step(self, *batches: Batch) -> Metrics:
         """Take one optimizer step over this process's batches; return everybody's ``loss`` etc."""
@@ -225,10 +220,7 @@ class Trainer:
 
 
 def new_optimizer(objective: nn.Module, config: SftConfig) -> torch.optim.AdamW:
-    """Return AdamW over what is not frozen; a group's ``factor`` scales its learning rate.
-
-    Parameters of a rate of 0 are frozen.
-    """
+    """Freeze parameters of a rate of 0; return AdamW over the rest, with the rate's ``factor``."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in objective.named_parameters():
         factor = next(getattr(config.rates, part) for part in ('projector', 'vision', 'decoder')

@@ -113,8 +113,8 @@ def test_a_counterfactual_thought_is_read_and_not_learnt(made):
 def test_a_flipped_thought_is_read_and_not_learnt(made):
     _, transform, rows, *_ = made
     tokens, flipped = map(transform.encode_thought, (DIRECTIONS, turned_round(DIRECTIONS)))
-    rows = replace(rows, thought=np.tile(tokens, (len(rows), 1)),
-                   thought_length=np.full(len(rows), len(tokens)))
+    rows = replace(rows, thought=np.tile(tokens, (len(rows.thought), 1)),
+                   thought_length=np.full(len(rows.thought), len(tokens)))
     found = list(thoughts(made, rows, auxiliary=AuxiliaryConfig(direction_flip=0.5)))
     assert all(thought == (tokens if learnt else flipped) for _, thought, learnt in found)
     assert 20 < sum(not learnt for *_, learnt in found) < 44

@@ -42,8 +42,7 @@ class DirectionFlip:
                  actions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return thoughts [B, W] with their directions reversed, and their actions [B, S].
 
-        Along every axis that has a direction token the actions are mirrored; thoughts without
-        one stay as they are.
+        Actions are mirrored along every axis that has a direction token.
         """
         width, first = thought.shape[1], self._config.ids.bins_first
         marked = thought == self._mark  # [B, W]

@@ -1,10 +1,9 @@
 """Auxiliary losses and pre-training stages: object localisation and attention supervision.
 
 On demonstrations alone a policy trained from scratch ignores its images for thousands of steps:
-the gripper's own position predicts most actions and most location tokens. The simulator knows
-every object's position, so a small head on the image rows is asked for all of them
-(localisation), and the rows that predict a location attend to the patch it falls in (attention).
-Two pre-training stages come first: localisation, then location captioning.
+the gripper's own position predicts most tokens. The simulator knows every object's position, so a
+small head on the image rows is asked for all of them (localisation), and the rows that predict a
+location attend to the patch it falls in (attention).
 """
 
 from __future__ import annotations
@@ -79,11 +78,10 @@ def attention_targets(
     """Return [3, K]: the sequence, row and column of each row that should attend.
 
     A row attends when it predicts an x token, and the next when it predicts the y token after it.
-    ``token_rows`` [2, R] (sequence, row) and ``token_targets`` [R] as in ``Batch``; ``spans``:
-    (first, last) ids of the x tokens and of the y tokens; ``positions`` [B, E, 2] and
-    ``patches`` [B, E]. A location means the nearest object at most ``NEAR`` tokens away; nothing
-    is asked for when there is none, or when it is not in the image. The first camera's patches
-    are the first columns of every sequence.
+    ``token_rows`` [2, R] and ``token_targets`` [R] as in ``Batch``; ``spans``: (first, last) ids
+    of the x and of the y tokens; ``positions`` [B, E, 2], ``patches`` [B, E]. A location means the
+    nearest object at most ``NEAR`` tokens away; nothing is asked for when there is none, or when
+    it is not in the image, whose patches are the first columns of every sequence.
     """
     (x_first, x_last), (y_first, y_last) = spans[:2]
     said, after = token_targets[:-1], token_targets[1:]
@@ -104,9 +102,8 @@ class AttentionLoss(nn.Module):
     """Cross-entropy of the first head's attention in a decoder layer, over ``attention_targets``.
 
     Its mean, 0 when there are none. Metric ``attended``: their mean share of attention on the
-    right patch (nan without rows). ``scores`` [B, L, L]: what that head took its softmax of in
-    the layer's last pass, mask added, with its gradient. A hook computes them again from the
-    layer's input: of the whole layer's queries and keys one head is a thin slice.
+    right patch (nan without rows). ``scores`` [B, L, L]: what that head took its softmax of in the
+    layer's last pass, computed again from the layer's input by a hook.
     """
 
     def __init__(self, weight: float, spans: Sequence[tuple[int, int]], model: HybridDecoder,
@@ -146,8 +143,8 @@ def pretrain(objective: Objective, collator: Collator, config: SftConfig,
              accelerator: Accelerator, loaders: int = 1) -> list[float]:
     """Run both pre-training stages; return the smoothed share that each gets right.
 
-    In the first the first camera's stem learns with the localisation head where objects are, in
-    the second the decoder learns to write an object's location after its name.
+    First the first camera's stem learns with the localisation head where objects are, then the
+    decoder to write an object's location after its name.
     """
     model, keys = objective.model, config.auxiliary
     auxiliary = cast(dict[str, Any], objective.auxiliary)

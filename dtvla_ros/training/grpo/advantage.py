@@ -108,6 +108,7 @@ class Groups:
         self._wanted = config.num_starts // world
         self._limit = max(self._wanted, round(config.max_resample_factor * self._wanted))
         self._first, self._rank, self._world = first, rank, world
+        self.tried = 0  # starts begun
         self._begun: dict[int, dict[int, Trajectory]] = {}
         self._todo: list[Rollout] = []
         self._keep: dict[int, bool] = {}  # of the starts that are decided
@@ -133,11 +134,12 @@ class Groups:
 
     def _begin(self) -> bool:
         """Begin another start; False if enough groups are kept or may be."""
-        config, begun = self._config, len(self._begun)
-        hopeless = list(self._keep.values()).count(False)
-        if begun - hopeless >= self._wanted or begun >= self._limit:
+        config = self._config
+        dropped = list(self._keep.values()).count(False)
+        if self.tried - dropped >= self._wanted or self.tried >= self._limit:
             return False
-        number = self._first + begun * self._world + self._rank
+        number = self._first + self.tried * self._world + self._rank
+        self.tried += 1
         self._begun[number] = {}
         job = EpisodeJob(*self.start(number), self._replan,
                          workspace=(config.workspace_low, config.workspace_high))
@@ -149,16 +151,11 @@ class Groups:
     def take(self, trajectory: Trajectory) -> None:
         """Take a finished episode; the last of a group decides whether it is kept."""
         _, number, sample = trajectory.key
-        samples = self._begun[number]
+        samples, config = self._begun[number], self._config
         samples[sample] = trajectory
-        if len(samples) == self._config.num_generations:
-            rewards = self._rewards.of_group([*samples.values()])
-            self._keep[number] = self._config.per_step or bool(self._differ(rewards))
-
-    @property
-    def tried(self) -> int:
-        """Starts begun."""
-        return len(self._begun)
+        if len(samples) == config.num_generations:
+            self._keep[number] = config.per_step or bool(
+                self._differ(self._rewards.of_group([*samples.values()])))
 
     @property
     def played(self) -> list[Trajectory]:

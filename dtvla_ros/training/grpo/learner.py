@@ -55,12 +55,9 @@ class Transition:
 def transitions(trajectories: Sequence[Trajectory],
                 advantages: Sequence[Tensor]) -> list[Transition]:
     """Return every decision of every episode that has an advantage, of [decisions] each."""
-    rows: list[Transition] = []
-    for t, values in zip(trajectories, advantages, strict=True):
-        tokens = t.tokens
-        rows += [Transition(t.decisions[k], t.frames[k], t.executed(k), value, tokens)
-                 for k, value in enumerate(values.tolist()) if not math.isnan(value)]
-    return rows
+    return [Transition(t.decisions[k], t.frames[k], t.executed(k), value, tokens)
+            for t, values in zip(trajectories, advantages, strict=True) for tokens in [t.tokens]
+            for k, value in enumerate(values.tolist()) if not math.isnan(value)]
 
 
 def by_observation(rows: Sequence[Transition]) -> list[list[Transition]]:
@@ -119,9 +116,8 @@ class MicroBatch:
 class Learner:
     """Policy, frozen reference and optimizer.
 
-    Under ``accelerate launch`` every process learns from its own episodes and the gradients are
-    added up: the normalisers are those of all processes together, so that a token weighs the
-    same in whichever process and micro-batch it is learnt.
+    Under ``accelerate launch`` the gradients of all processes' episodes are added up, with common
+    normalisers, so that a token weighs the same in whichever process and micro-batch it is learnt.
     """
 
     def __init__(self, model: HybridDecoder, transform: PolicyTransform, banned: Tensor,
@@ -140,9 +136,9 @@ class Learner:
         """Take ``num_iterations * num_minibatches`` optimizer steps on ``sample_fraction``.
 
         ``episodes``: how many the transitions belong to. Returns ``MEANS``, ``gradient_cosine``
-        (see ``GradientCosine``) and ``log_prob_mismatch``: the largest difference [nats] between
-        a log-prob as sampled and as recomputed before the first step, which is rounding, or
-        sampler and learner do not run the same policy. None if no process has transitions.
+        and ``log_prob_mismatch``: the largest difference [nats] between a log-prob as sampled and
+        as recomputed before the first step, which is rounding, or sampler and learner do not run
+        the same policy. None if no process has transitions.
         """
         config, width = self.config, self.transform.config.action_dim
         if config.sample_fraction < 1.0:
@@ -192,8 +188,7 @@ class Learner:
                   fresh: bool) -> None:
         """Add one micro-batch's gradient; ``fresh``: no step was taken since the sampling.
 
-        ``totals``: executed tokens, sampled tokens and episodes of an iteration, over all
-        processes.
+        ``totals``: executed tokens, sampled tokens and episodes over all processes.
         """
         config, (executed, sampled, episodes) = self.config, totals
         batch = MicroBatch.of(rows, self.transform, self.accelerator.device)

@@ -1,8 +1,7 @@
 """Log-probs of sampled thoughts and actions, and the loss of GRPO on them.
 
-A token's columns are those of ``sequence_log_probs``: the L of the padded sequence, where the
-thought is, then the S = T*D action slots. Shapes: B sequences, V vocabulary, R sampled thought
-tokens of the whole batch.
+Columns [L + S]: the padded sequence with the thought, then the S = T*D action slots. Shapes: B
+sequences, V vocabulary, R sampled thought tokens of the whole batch.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ KL_LIMIT = 10.0  # of the estimate for one token [nats]
 class TokenBatch:
     """Padded whole sequences, and which of their thought tokens the policy sampled.
 
-    ``input_ids`` [B, L]: prompt, thought, ``<action>``, S action ids, ``</action>``, eos.
-    ``attention_mask`` [B, L]: 0 at pads, on either side. ``thought_mask`` [B, L] bool: True at
-    tokens drawn from the model; a tag that was put there counts for nothing.
+    ``input_ids`` [B, L]: prompt, thought, ``<action>``, S action ids, ``</action>``, eos;
+    ``attention_mask`` [B, L]: 0 at pads; ``thought_mask`` [B, L]: True at tokens drawn from the
+    model.
     """
 
     input_ids: Tensor
@@ -57,10 +56,10 @@ def sequence_log_probs(
     """Return log-probs and entropies of a batch's tokens [B, L + S], in nats and float32.
 
     Thought token i is predicted by the causal row i - 1, over the vocabulary without the
-    ``banned`` [V] ids, and only those rows get logits; columns outside the thought mask hold 0.
-    Action k is predicted by the bidirectional row A + k, A being the last ``<action>``, over the
-    bins alone. ``features`` [B, image_tokens, width]: ``model.encode_images``. The entropies are
-    those of the distributions the tokens were drawn from, without gradient.
+    ``banned`` [V] ids; columns outside the thought mask hold 0. Action k is predicted by the
+    bidirectional row A + k, A being the last ``<action>``, over the bins alone. ``features`` [B,
+    image_tokens, width]: ``model.encode_images``. The entropies are those of the sampled
+    distributions, without gradient.
     """
     ids, special, slots = tokens.input_ids, model.config.ids, model.config.slots
     hidden = model.read(ids, tokens.attention_mask, features)  # [B, L, w]
@@ -94,10 +93,9 @@ def _entropy(log_probs: Tensor) -> Tensor:
 def normalizers(mode: LossAggMode, tokens: float, sequences: float, lengths: Tensor) -> Tensor:
     """Return what the token losses of each row are divided by before they are added up [B].
 
-    ``mode`` with verl's names (``core_algos.agg_loss``), over the whole batch: 'token-mean', the
-    mean over all ``tokens`` alike; 'seq-mean-token-sum', the mean over ``sequences`` of their
-    sums, so long ones weigh more; 'seq-mean-token-mean', the mean over sequences of their means.
-    ``lengths`` [B]: tokens of the sequence that a row is part of.
+    ``mode`` with verl's names (``core_algos.agg_loss``): 'token-mean', over all ``tokens`` alike;
+    'seq-mean-token-sum', the mean over ``sequences`` of their sums; 'seq-mean-token-mean', of
+    their means. ``lengths`` [B]: tokens of the sequence that a row is part of.
     """
     if mode == 'seq-mean-token-mean':
         return sequences * lengths

@@ -1,9 +1,8 @@
 """Runs episodes into trajectories: whole ones, or per-step rollouts of every decision.
 
 An episode's end says little about any one of its thousand tokens. Per-step (vine) rollouts carry
-out several samples of each decision from the same simulator state, measure the distance that each
-leaves to the task's goal, and continue from the first. Simulator processes import this file, and
-no torch with it.
+out several samples of each decision from the same state, measure the distance each leaves to the
+task's goal, and continue from the first. Simulators import this file, and no torch with it.
 """
 
 from __future__ import annotations
@@ -105,8 +104,7 @@ class Trajectory:
 class BranchResult:
     """Outcome of an episode of per-step rollouts.
 
-    ``progress``: for each decision, by how much each of its samples shortened the distance to
-    the goal [m], once the arm had come to rest.
+    ``progress`` [m]: of each decision's samples, by how much the goal was nearer once at rest.
     """
 
     success: bool
@@ -144,8 +142,8 @@ class BranchJob:
                 gripper: float) -> tuple[Executed, float, list[float]]:
         """Carry out all samples from the present state, the first last.
 
-        Returns the outcome of the first, the distance that is left there [m], and the distance
-        that is left by each once the arm is at rest.
+        Returns the outcome of the first, the distance left there [m], and that of each once at
+        rest.
         """
         restore = state.snapshot()
         left: list[float] = []
@@ -171,9 +169,9 @@ def run_rollouts(
 ) -> None:
     """Run what ``source`` gives; ``done`` gets the trajectory of each episode.
 
-    Of a ``BranchJob`` it gets one for each of ``samples``, the numbers of a decision's samples:
-    they share the episode's images. The episode continues from the first; None is the greedy
-    decision, and no trajectory.
+    Of a ``BranchJob`` one for each of ``samples``, the numbers of a decision's samples, which
+    share images. The episode continues from the first; None is the greedy decision, and no
+    trajectory.
     """
     def ended(episode: Episode, result: Any) -> None:
         job, key = episode.rollout.job, episode.rollout.key

@@ -51,9 +51,9 @@ PROBED = 5  # decisions of an episode from which the cost of an iteration is est
 class GrpoRun:
     """Where and how long: until ``iterations`` are done, or for ``minutes`` from now.
 
-    ``init``: a training run or a policy. ``tasks`` empty: all of the suite. ``replan_steps``
-    and ``starts`` None: the policy's and the suite's own. ``ray``: address of the cluster whose
-    machines run the simulators ('auto': the one at hand; None: this machine alone).
+    ``init``: a training run or a policy. ``tasks`` empty: all of the suite. ``replan_steps``,
+    ``starts`` None: the policy's and the suite's own. ``ray``: address of the cluster that runs
+    the simulators ('auto': the one at hand; None: this machine alone).
     """
 
     init: Path
@@ -76,11 +76,10 @@ def train_grpo(config: GrpoConfig, run: GrpoRun, estimate: bool = False,
                pool: Workers | None = None) -> list[dict[str, Any]]:
     """Train until the iterations or the minutes are over; return the history.
 
-    The run folder holds the weights with config, tokenizer and statistics (what ``dtvla export``
-    reads), a checkpoint, the episodes of the iteration at hand, TensorBoard logs and
-    ``report.html``. It may be stopped or killed at any time: repeating the command goes on, and
-    an episode that was finished is not played again. ``estimate``: only say what an iteration
-    takes. ``pool`` None: simulators of the run's suite.
+    The run folder holds what ``dtvla export`` reads, a checkpoint, the episodes of the iteration
+    at hand, TensorBoard logs and ``report.html``. It may be killed at any time: repeating the
+    command goes on, and no finished episode is played again. ``estimate``: only say what an
+    iteration takes. ``pool`` None: simulators of the run's suite.
     """
     trainer = GrpoTrainer(config, run, pool)
     begun = time.perf_counter()
@@ -127,6 +126,9 @@ class GrpoTrainer:
             raise UserError(f'{run.init}: sees mirrored images, which a training run does not '
                             'record; begin with a policy that sees them upright')
         self.replan_steps = run.replan_steps or manifest.action.replan_steps
+        # What of the run, besides its configuration, must stay.
+        self._what = {'suite': run.suite, 'tasks': list(run.tasks), 'starts': run.starts,
+                      'replan_steps': self.replan_steps}
         sampler = partial(BatchSampler, model, self.transform,
                           max_thought_tokens=manifest.max_thought_tokens)
         self.sampler = sampler(thought_temperature=config.thought_temperature,
@@ -264,16 +266,16 @@ class GrpoTrainer:
         begun = time.perf_counter()
         self.learner.try_out(rows)
         learning = (time.perf_counter() - begun) / len(rows)
-        samples = config.num_generations if config.per_step else 1
-        episodes = (config.num_starts * config.num_generations // samples
-                    // self.accelerator.num_processes)
+        samples, each = ((config.num_generations, 1) if config.per_step
+                         else (1, config.num_generations))
+        episodes = config.num_starts * each // self.accelerator.num_processes
         decisions = -(-self.pool.info.max_steps // self.replan_steps)
         play = -(-episodes // size) * (reset + decisions * decision) / 60.0
         learn = (episodes * decisions * samples * config.sample_fraction
                  * config.num_iterations * learning / 60.0)
         frame = sum(image.nbytes for image in rows[0].frames.values())
         what = (f'{samples} samples of each decision' if config.per_step
-                else f'{config.num_starts} starts, {config.num_generations} each')
+                else f'{config.num_starts} starts, {each} each')
         return (f'an iteration: {episodes} episodes ({what}) of about {decisions} decisions at '
                 f'most, {play + learn:.1f} min: {play:.1f} to play, {learn:.1f} to learn'
                 f'{"" if config.per_step else " (more where groups are replaced)"}; '
@@ -287,7 +289,7 @@ class GrpoTrainer:
             save_weights(self.learner.model, out / checkpoint.WEIGHTS)
             checkpoint.save_checkpoint(
                 out, self.learner.model, self.learner.reference, self.learner.optimizer,
-                {'config': asdict(self.config), 'what': self._what(), 'tried': self.tried,
+                {'config': asdict(self.config), 'what': self._what, 'tried': self.tried,
                  'step': self.learner.step, 'history': self.history})
             self._forget()
         self.accelerator.wait_for_everyone()
@@ -299,7 +301,7 @@ class GrpoTrainer:
             self.run.out, learner.model, learner.reference, learner.optimizer)
         if state is None:
             return
-        mine = {k: v for k, v in asdict(self.config).items() if k not in MACHINE} | self._what()
+        mine = {k: v for k, v in asdict(self.config).items() if k not in MACHINE} | self._what
         theirs = asdict(GrpoConfig.from_dict(state['config'])) | state['what']
         changed = sorted(k for k, v in mine.items() if theirs[k] != v)
         if changed:
@@ -308,12 +310,6 @@ class GrpoTrainer:
         learner.step, self.tried = state['step'], state['tried']
         self.history = state['history']
         self._forget()
-
-    def _what(self) -> dict[str, Any]:
-        """Return what of the run, besides its configuration, must stay."""
-        run = self.run
-        return {'suite': run.suite, 'tasks': list(run.tasks), 'starts': run.starts,
-                'replan_steps': self.replan_steps}
 
     def _episode(self, number: int, sample: int) -> Path:
         """Return where a finished episode of the present iteration is kept."""
