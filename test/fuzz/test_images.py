@@ -203,26 +203,16 @@ def _mutated(draw: Any) -> tuple[bytes, bool]:
     return bytes(data), compressed
 
 
-def _read(data: bytes, compressed: bool) -> None:
-    """Parse and decode the bytes of a message."""
+@settings(max_examples=1500, deadline=SOON)
+@given(message=_mutated() | st.tuples(st.binary(max_size=200), st.booleans()))
+def test_one_thing_wrong_with_the_bytes_of_a_message_or_any_bytes(
+        message: tuple[bytes, bool]) -> None:
+    data, compressed = message
     if compressed:
         _judged(lambda: compressed_to_numpy(parse_compressed(data)))
     else:
         with suppress(ImageError):
             _convert(parse_image(data))
-
-
-@settings(max_examples=1500, deadline=SOON)
-@given(mutated=_mutated())
-def test_one_thing_wrong_with_the_bytes_of_a_message(mutated: tuple[bytes, bool]) -> None:
-    _read(*mutated)
-
-
-@settings(max_examples=300, deadline=SOON)
-@given(data=st.binary(max_size=200))
-def test_any_bytes(data: bytes) -> None:
-    for compressed in (False, True):
-        _read(data, compressed)
 
 
 def test_a_name_of_a_megabyte_is_not_repeated_in_the_log() -> None:

@@ -8,20 +8,15 @@ import threading
 import time
 from functools import partial
 
-import numpy as np
-from builtin_interfaces.msg import Time
 from rclpy.node import Node
-from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.ros import images, qos, run
+from dtvla_ros.ros import qos, run
 
 CAMERA = qos.profile(10, reliable=False, latched=False)
-HEIGHT, WIDTH, RATE, COUNT = 480, 640, 30.0, 90
-"""Size [px], rate [Hz] and number of the images of `NumberedCamera`."""
 
 
 say = partial(print, flush=True)
@@ -55,27 +50,6 @@ class Peer(Node):
         self.last_word.publish(String(data='stop commands go out last'))
         run.wait_until_heard(self.last_word)
         super().destroy_node()
-
-
-class NumberedCamera(Node):
-    """Publishes `COUNT` images, their number in the stamp and in every pixel, once it is heard.
-
-    The last one, number 0, says that it is over, again and again: it may be repeated, so it may
-    be lost.
-    """
-
-    def __init__(self) -> None:
-        super().__init__('numbered_camera')
-        self._out = self.create_publisher(Image, 'image', qos_profile_sensor_data)
-        self._number = 0
-        self.create_timer(1.0 / RATE, self._shoot, clock=run.STEADY)
-
-    def _shoot(self) -> None:
-        if self._out.get_subscription_count():
-            self._number += 1
-            number = self._number if self._number <= COUNT else 0
-            image = np.full((HEIGHT, WIDTH, 3), number, np.uint8)
-            self._out.publish(images.serialize_image(image, Time(sec=number), 'camera'))
 
 
 def talker() -> Node:
@@ -130,7 +104,7 @@ def join() -> int:
     return 0
 
 
-KINDS = {'': Peer, 'camera': NumberedCamera, 'talker': talker, 'ending': ending,
+KINDS = {'': Peer, 'talker': talker, 'ending': ending,
          'threaded': lambda: threaded(RuntimeError('from a task')),
          'threaded user': lambda: threaded(UserError('no such\nthing'))}
 
