@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from dtvla_ros.engine.load import load_policy
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.convert import ConvertOptions, convert
+from dtvla_ros.policy.convert import convert
 from dtvla_ros.policy.inspect import inspect
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.policy.transform import transform_of
@@ -69,7 +69,7 @@ def test_from_download_to_decision(copy, dtvla):
 
 
 def test_published_prompt(copy):
-    convert(copy, ConvertOptions())
+    convert(copy)
     manifest = PolicyManifest.read(copy)
     transform = transform_of(copy, manifest)
     ids, prompt = manifest.config.ids, transform.prompt_ids(TASK)
@@ -187,7 +187,7 @@ def test_damaged_checkpoint(copy, case):
     damage(copy)
     before = sorted(copy.iterdir())
     with pytest.raises(UserError, match=words):
-        convert(copy, ConvertOptions())
+        convert(copy)
     assert sorted(copy.iterdir()) == before, 'something was half-written'
     if case == 'tokenizer missing':  # then the newline is Gemma's, which needs Gemma's vocabulary
         edited('config.json', lambda d: d['text_config'].update(vocab_size=257216))(copy)
@@ -197,13 +197,13 @@ def test_damaged_checkpoint(copy, case):
 
 def test_config_without_the_tags_is_no_deepthinkvla(copy):
     edited('config.json', lambda d: d.pop('think_end_token_index'))(copy)
-    for act in (inspect, lambda path: convert(path, ConvertOptions())):
+    for act in (inspect, lambda path: convert(path)):
         with pytest.raises(UserError, match=r"config.json: .*'think_end_token_index'"):
             act(copy)
 
 
 def test_damaged_after_conversion(copy):
-    convert(copy, ConvertOptions())
+    convert(copy)
 
     def refused(words):
         with pytest.raises(UserError, match=words):
@@ -223,14 +223,14 @@ def test_damaged_after_conversion(copy):
 
 
 def test_a_manifest_is_not_overwritten_unasked(copy, dtvla):
-    convert(copy, ConvertOptions(name='mine'))
+    convert(copy, name='mine')
     code, _, error = dtvla('convert', copy)
     assert code == 2 and 'manifest.json: exists already; replace it with --force' in error
     assert PolicyManifest.read(copy).name == 'mine'
-    convert(copy, ConvertOptions(name='other', force=True))
+    convert(copy, name='other', force=True)
     assert PolicyManifest.read(copy).name == 'other'
     with pytest.raises(UserError, match='is the folder of the checkpoint'):
-        convert(copy, ConvertOptions(out=copy / '.', force=True))
+        convert(copy, out=copy / '.', force=True)
 
 
 def test_a_policy_apart_from_the_download(download, tmp_path, monkeypatch, dtvla):
@@ -242,21 +242,21 @@ def test_a_policy_apart_from_the_download(download, tmp_path, monkeypatch, dtvla
     assert issues(out) == '' and PolicyManifest.read(out).name == 'released'
     assert load_policy(out, 'torch')[1].max_thought_tokens == 300
     with pytest.raises(UserError, match='exists already; replace it with --force'):
-        convert(download, ConvertOptions(out=out))
-    convert(download, ConvertOptions(out=out, name='again', force=True))
+        convert(download, out=out)
+    convert(download, out=out, name='again', force=True)
     assert PolicyManifest.read(out).name == 'again'
     assert {path.name: path.read_bytes() for path in download.iterdir()} == before
 
     def no_links(*_):
         raise OSError('another file system')
     monkeypatch.setattr(Path, 'hardlink_to', no_links)
-    convert(download, ConvertOptions(out=tmp_path / 'copied'))
+    convert(download, out=tmp_path / 'copied')
     assert issues(tmp_path / 'copied') == ''
     assert not (tmp_path / 'copied' / SHARD).samefile(download / SHARD)
     (tmp_path / 'full').mkdir()
     (tmp_path / 'full' / 'letters').write_text('dear')
     with pytest.raises(UserError, match='holds files but no policy'):
-        convert(download, ConvertOptions(out=tmp_path / 'full'))
+        convert(download, out=tmp_path / 'full')
 
 
 def test_options_reach_the_manifest(copy, tmp_path, dtvla):

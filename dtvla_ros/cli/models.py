@@ -107,9 +107,8 @@ def convert(
 
     `dtvla convert deepthinkvla_base --adapter runs/lora --out models/merged`
     """
-    from dtvla_ros.policy.convert import ConvertOptions
     from dtvla_ros.policy.convert import convert as run
-    manifest = run(path, call(ConvertOptions, locals(), cameras=names(cameras)))
+    manifest = call(run, locals(), cameras=names(cameras))
     print(f'{out or path}: {manifest.name}, {len(manifest.files)} files hashed; next: '
           f'dtvla eval --policy {out or path} --engine torch')
 

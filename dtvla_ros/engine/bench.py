@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ PUBLISHED = 'published'
 BYTES = {'fp32': 4.0, 'bf16': 2.0, 'int8': 1.0, 'w8a8': 1.0, 'int4': 0.6}  # of a weight
 EXACT = ('fp32', 'bf16')
 _CANDIDATES = ('fp32', 'int8', 'w8a8')  # for the fastest weights; int4 is for memory
-_PROMPT, _ROUNDS = 35, 5  # tokens of their prompt, decisions of each
+_ROUNDS = 5  # decisions of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +105,8 @@ class _Contender:
     engine: Any
     scene: Scene
     options: BenchOptions
-    decisions: dict[str, list[float]] = field(default_factory=dict)
-    phases: dict[str, list[float]] = field(default_factory=dict)
+    decisions: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    phases: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     thoughts: dict[str, list[int]] = field(default_factory=dict)
     bins: dict[str, np.ndarray] = field(default_factory=dict)
     stats: dict[str, SpeculativeStats] = field(default_factory=dict)
@@ -119,7 +120,7 @@ class _Contender:
         watch = Watch(self.options.device, self.phases)
         self.thoughts[kind], scores = self._decide(kind, watch)
         self.bins[kind] = scores.argmax(-1)
-        self.decisions.setdefault(kind, []).append(watch.total())
+        self.decisions[kind].append(watch.total())
 
     def _decide(self, kind: str, watch: Watch) -> tuple[list[int], np.ndarray]:
         engine, view, length = self.engine, self.scene, self.options.thought_tokens
@@ -149,35 +150,31 @@ class _Contender:
     def summary(self, published: _Contender | None, limits: Limits,
                 costs: Mapping[str, Cost], weights: str) -> dict[str, Any]:
         """Return medians and ratios, JSON-ready; ``weights``: the kind that is read."""
-        out: dict[str, Any] = {'decisions': {}, 'phases': {}}
-        for kind, times in self.decisions.items():
-            row: dict[str, Any] = _milliseconds(times)
+        decisions, phases = ({name: _milliseconds(times) for name, times in taken.items()}
+                             for taken in (self.decisions, self.phases))
+        for kind, row in decisions.items():
             if published is not None:
                 against = 'masked' if kind == 'masked' else 'fresh'
-                theirs = published.decisions[against]
-                row['times_faster'] = float(np.median(theirs) / np.median(times))
+                theirs = _milliseconds(published.decisions[against])
+                row['times_faster'] = theirs['p50_ms'] / row['p50_ms']
                 row['same_thought'] = self.thoughts[kind] == published.thoughts[against]
                 row['same_bins'] = float(np.mean(self.bins[kind] == published.bins[against]))
             if kind in self.stats:
                 row['drafting'] = asdict(self.stats[kind])
-            out['decisions'][kind] = row
-        for phase, times in self.phases.items():
-            row = _milliseconds(times)
-            if phase in costs:
-                seconds, cost = row['p50_ms'] / 1e3, costs[phase]
-                read = cost.parameters * BYTES[weights]
-                row |= {'GFLOP_per_s': cost.flops / seconds / 1e9,
-                        'GB_per_s': read / seconds / 1e9}
-                # How fast integers could be multiplied was not measured.
-                if weights in EXACT:
-                    row['limit_ms'] = 1e3 * max(cost.flops / limits.flops_per_s,
-                                                read / limits.bytes_per_s)
-            out['phases'][phase] = row
-        if 'think per token' in out['phases']:
-            out['tokens_per_s'] = 1e3 / out['phases']['think per token']['p50_ms']
-        if {'draft', 'masked'} <= self.decisions.keys():
-            out['draft_to_masked'] = float(
-                np.median(self.decisions['draft']) / np.median(self.decisions['masked']))
+        for phase in phases.keys() & costs.keys():
+            row, cost = phases[phase], costs[phase]
+            read = cost.parameters * BYTES[weights]
+            row |= {'GFLOP_per_s': cost.flops / row['p50_ms'] / 1e6,
+                    'GB_per_s': read / row['p50_ms'] / 1e6}
+            # How fast integers could be multiplied was not measured.
+            if weights in EXACT:
+                row['limit_ms'] = 1e3 * max(cost.flops / limits.flops_per_s,
+                                            read / limits.bytes_per_s)
+        out: dict[str, Any] = {'decisions': decisions, 'phases': phases}
+        if 'think per token' in phases:
+            out['tokens_per_s'] = 1e3 / phases['think per token']['p50_ms']
+        if {'draft', 'masked'} <= decisions.keys():
+            out['draft_to_masked'] = decisions['draft']['p50_ms'] / decisions['masked']['p50_ms']
         if self.memory_mb is not None:
             out['peak_memory_mb'] = self.memory_mb
         return out
@@ -214,16 +211,16 @@ class Watch:
     def lap(self, phase: str, count: int = 1) -> None:
         self._wait()
         now = time.perf_counter()
-        self._phases.setdefault(phase, []).append((now - self._last) / count)
+        self._phases[phase].append((now - self._last) / count)
         self._last = now
 
     def total(self) -> float:
         return self._last - self.start
 
 
-def _milliseconds(times: list[float]) -> dict[str, float]:
-    low, middle, high = np.quantile(np.array(times) * 1e3, (0.0, 0.5, 0.99))
-    return {'min_ms': float(low), 'p50_ms': float(middle), 'p99_ms': float(high)}
+def _milliseconds(times: list[float]) -> dict[str, Any]:
+    return dict(zip(('min_ms', 'p50_ms', 'p99_ms'),
+                    np.quantile(np.array(times) * 1e3, (0.0, 0.5, 0.99)).tolist()))
 
 
 class Limits(NamedTuple):
@@ -236,7 +233,7 @@ class Limits(NamedTuple):
 def measure_limits(device: str, dtype: torch.dtype) -> Limits:
     """Measure reading a large array and multiplying large matrices, the best of several."""
     def best(work: Callable[[], Any]) -> float:
-        phases: dict[str, list[float]] = {}
+        phases: dict[str, list[float]] = defaultdict(list)
         watch = Watch(device, phases)
         for _ in range(5):
             work()
@@ -297,6 +294,11 @@ def image_cost(config: DecoderConfig) -> Cost:
     return Cost(flops, vision.layers * each + vision.width * config.text.width)
 
 
+def in_floats(weights: str) -> bool:
+    """Return whether graphs of such weights are better loaded with their second set here."""
+    return weights != 'fp32' and not multiplies_bytes()
+
+
 def fastest_weights(model: HybridDecoder, thought_tokens: int) -> str:
     """Return the kind of weights that decides fastest on this CPU, of those that pass the gate.
 
@@ -314,9 +316,9 @@ def fastest_weights(model: HybridDecoder, thought_tokens: int) -> str:
                 gate(model, folder, weights)
             except UserError:
                 continue
-            engine = OnnxEngine(folder, model.config, floats=(
-                weights != 'fp32' and not multiplies_bytes()))
-            contenders[weights] = _Contender(engine, scene(model.config, _PROMPT), options)
+            contenders[weights] = _Contender(
+                OnnxEngine(folder, model.config, floats=in_floats(weights)),
+                scene(model.config, options.text_tokens), options)
         for _ in range(_ROUNDS):
             for contender in contenders.values():
                 contender.infer('fresh')

@@ -12,11 +12,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dtvla_ros.engine.bench import PUBLISHED, BenchOptions, run_bench
+from dtvla_ros.engine.bench import PUBLISHED, BenchOptions, in_floats, run_bench
 from dtvla_ros.engine.engine import Engine
 from dtvla_ros.engine.export import write_graphs
 from dtvla_ros.engine.onnx_engine import OnnxEngine
-from dtvla_ros.engine.providers import multiplies_bytes
 from dtvla_ros.engine.torch_engine import TorchEngine
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import require_writable, write_between, write_json
@@ -68,7 +67,7 @@ def bench(options: BenchOptions, compiled: bool | None = None, json_file: Path |
         (Path(folder) / weights).mkdir()
         write_graphs(model, Path(folder) / weights, weights)
         return OnnxEngine(Path(folder) / weights, model.config, options.threads,
-                          floats=weights != 'fp32' and not multiplies_bytes())
+                          floats=in_floats(weights))
 
     with tempfile.TemporaryDirectory() as folder:
         result = run_bench(options, make)

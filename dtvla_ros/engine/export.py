@@ -19,6 +19,7 @@ from dtvla_ros.engine.engine import Engine
 from dtvla_ros.engine.graphs import build_graphs, move_to, refer_to_model
 from dtvla_ros.engine.onnx_engine import OnnxEngine
 from dtvla_ros.engine.policy import banned_in_thought, write_thought
+from dtvla_ros.engine.published import scene
 from dtvla_ros.engine.quantize import in_floats, quantize
 from dtvla_ros.engine.torch_engine import TorchEngine
 from dtvla_ros.errors import UserError
@@ -40,13 +41,12 @@ MIN_COSINE = 0.999
 _SAMPLES, _TOKENS = 4, 12  # of random inputs that engines are compared with
 
 
-def write_graphs(model: HybridDecoder, folder: Path | str, weights: str = 'fp32') -> None:
+def write_graphs(model: HybridDecoder, folder: Path, weights: str = 'fp32') -> None:
     """Write the three graphs and their weights into a folder that exists.
 
     Of quantised ones a second set, which shares their weights, calculates in floats. ``model`` is
     a float32 one on the CPU; ``weights`` one of ``quantize.KINDS``.
     """
-    folder = Path(folder)
     graphs = quantize(build_graphs(model), model.config, weights)
     if weights == 'fp32':
         save_weights(model, folder / WEIGHTS)
@@ -123,28 +123,21 @@ class Parity(NamedTuple):
 
 def compare(reference: Engine, other: Engine, seed: int = 0) -> Parity:
     """Run both engines on the same random inputs, through every phase."""
-    config = reference.config
-    ids, vocabulary = config.ids, config.text.vocabulary
-    rng = np.random.default_rng(seed)
-    banned = banned_in_thought(ids, vocabulary)
-    words = np.flatnonzero(~banned)
-    size = config.vision.image_size
+    config, rng = reference.config, np.random.default_rng(seed)
+    banned = banned_in_thought(config.ids, config.text.vocabulary)
     for engine in (reference, other):
         engine.suppress_tokens(banned)
     cosines, near, thoughts, chunks = [], [], 0, 0
     for _ in range(_SAMPLES):
-        pixels = rng.uniform(-1, 1, (len(config.vision.cameras), 3, size, size))
-        body = [w for w in rng.choice(words, _TOKENS).tolist() if w != ids.semicolon]
-        prompt = [ids.image] * config.image_tokens + [ids.bos, *body, ids.semicolon, ids.newline]
-        given = rng.choice(words, _TOKENS).tolist()
+        view = scene(config, _TOKENS + 3, int(rng.integers(2 ** 32)))
+        given = rng.choice(np.flatnonzero(~banned), _TOKENS).tolist()
         (want_rows, want_bins, want_thought, want_chunk), (rows, bins, said, chunk) = (
-            _run(engine, pixels.astype(np.float32), prompt, given)
-            for engine in (reference, other))
+            _run(engine, view.pixels, view.prompt, given) for engine in (reference, other))
         cosines += [_cosine(want_rows, rows), _cosine(want_bins, bins)]
         near.append(np.abs(want_bins.argmax(-1) - bins.argmax(-1)) <= 1)
         thoughts += want_thought == said
         chunks += bool((want_chunk == chunk).all())
-    return Parity(min(cosines), thoughts, chunks, _SAMPLES, float(np.mean(near)))
+    return Parity(float(np.min(cosines)), thoughts, chunks, _SAMPLES, float(np.mean(near)))
 
 
 def _run(engine: Engine, pixels: NDArray[np.float32], prompt: list[int],

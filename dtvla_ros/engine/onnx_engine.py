@@ -15,7 +15,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dtvla_ros.engine.engine import Engine, Prefix, memory_guard, penalty
-from dtvla_ros.engine.providers import Placement, fallen_back, place
+from dtvla_ros.engine.providers import fallen_back, options, place
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import MASKED, DecoderConfig, visible
 from dtvla_ros.policy.manifest import FLOAT_GRAPHS, GRAPHS
@@ -42,16 +42,17 @@ class OnnxEngine(Engine):
                  provider: str = 'cpu', spin: bool = False, floats: bool = False):
         self.config = config
         text = config.text
-        placement = place(provider)
-        see, token, act = _open(Path(folder), GRAPHS, placement, threads, spin)
-        if fallen_back(placement, token.get_providers()):
-            placement = place('cpu')
-            see, token, act = _open(Path(folder), GRAPHS, placement, threads, spin)
-        self.device = placement.device  # where it runs, which may not be what was asked for
+        providers = place(provider)
+        see, token, act = _open(Path(folder), GRAPHS, providers, threads, spin)
+        if fallen_back(providers[0], token.get_providers()):
+            providers = place('cpu')
+            see, token, act = _open(Path(folder), GRAPHS, providers, threads, spin)
+        # Where keys and values are, and it runs: that may not be what was asked for.
+        self.device = 'cpu' if len(providers) == 1 else 'cuda'
         decode = token
         self._floats = floats and self.device == 'cpu'
         if self._floats:
-            see, decode, act = _open(Path(folder), FLOAT_GRAPHS, placement, threads, spin)
+            see, decode, act = _open(Path(folder), FLOAT_GRAPHS, providers, threads, spin)
         self._see = _Pass(see)
         # Bindings of their own, even of one session: what a token pass never changes stays bound.
         self._prefill, self._token, self._words = _Pass(decode), _Pass(token), _Pass(token)
@@ -218,15 +219,15 @@ def past_names(config: DecoderConfig) -> list[str]:
     return [f'{kind}.{i}' for i in range(config.text.layers) for kind in ('keys', 'values')]
 
 
-def _open(folder: Path, graphs: Sequence[str], placement: Placement, threads: int,
+def _open(folder: Path, graphs: Sequence[str], providers: Sequence[str], threads: int,
           spin: bool) -> list[ort.InferenceSession]:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    options.add_session_config_entry('session.intra_op.allow_spinning', str(int(spin)))
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
+    settings.log_severity_level = 3
+    settings.add_session_config_entry('session.intra_op.allow_spinning', str(int(spin)))
     try:
-        return [ort.InferenceSession(str(folder / name), options,
-                                     providers=placement.options()) for name in graphs]
+        return [ort.InferenceSession(str(folder / name), settings, providers=options(providers))
+                for name in graphs]
     except Exception as error:  # the runtime's exceptions share no narrower base
         raise UserError(f'{folder}: ONNX Runtime can not load the graphs '
                         f'({str(error).splitlines()[0]}); export the policy again') from None

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from dtvla_ros.conventions import DEVICES
 from dtvla_ros.errors import UserError
@@ -65,24 +65,8 @@ def describe() -> str:
     return width + (f' with {names}' if names else '') + (f', restricted by {why}' if why else '')
 
 
-class Placement(NamedTuple):
-    """Execution providers in order of preference; the device where keys and values are kept."""
-
-    providers: tuple[str, ...]
-    device: str
-
-    def options(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return what a session is given; TensorRT keeps its engines in the user's cache."""
-        cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'dtvla/tensorrt'
-        if TENSORRT in self.providers:
-            cache.mkdir(parents=True, exist_ok=True)
-        tensorrt = {key: value for kind in ('engine', 'timing') for key, value in (
-            (f'trt_{kind}_cache_enable', True), (f'trt_{kind}_cache_path', str(cache)))}
-        return [(name, tensorrt if name == TENSORRT else {}) for name in self.providers]
-
-
-def place(provider: str) -> Placement:
-    """Return where a policy runs; a provider that is not there is replaced by the CPU.
+def place(provider: str) -> tuple[str, ...]:
+    """Return execution providers in order of preference; one that is not there becomes the CPU.
 
     The reason is logged once, with what to install. 'auto' takes CUDA where it is there and
     says nothing otherwise.
@@ -99,17 +83,24 @@ def place(provider: str) -> Placement:
         _LOG.warning('provider %s: this ONNX Runtime has no %s; running on the CPU instead. '
                      'Remedy: %s', provider, wanted, _REMEDY[wanted])
         wanted = CPU
-    if wanted == CPU:
-        return Placement((CPU,), 'cpu')
-    return Placement((CUDA, CPU) if wanted == CUDA else (TENSORRT, CUDA, CPU), 'cuda')
+    return {CPU: (CPU,), CUDA: (CUDA, CPU), TENSORRT: (TENSORRT, CUDA, CPU)}[wanted]
 
 
-def fallen_back(placement: Placement, running: Sequence[str]) -> bool:
+def options(providers: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Return what a session is given; TensorRT keeps its engines in the user's cache."""
+    cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'dtvla/tensorrt'
+    if TENSORRT in providers:
+        cache.mkdir(parents=True, exist_ok=True)
+    tensorrt = {key: value for kind in ('engine', 'timing') for key, value in (
+        (f'trt_{kind}_cache_enable', True), (f'trt_{kind}_cache_path', str(cache)))}
+    return [(name, tensorrt if name == TENSORRT else {}) for name in providers]
+
+
+def fallen_back(wanted: str, running: Sequence[str]) -> bool:
     """Return whether a session runs on the CPU though more was wanted; log what it lacks.
 
     ``running``: the session's providers. One that is installed can still fail to start.
     """
-    wanted = placement.providers[0]
     if wanted in running:
         return False
     _LOG.warning('%s is installed but does not start (driver or libraries missing?); running on '

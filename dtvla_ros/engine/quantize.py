@@ -49,7 +49,8 @@ def quantize(graphs: Mapping[str, onnx.ModelProto], config: DecoderConfig,
         raise UserError(f'weights {kind!r} are none of {", ".join(KINDS)}')
     if kind == 'fp32':
         return dict(graphs)
-    if config.text.width % SMALLEST_BLOCK:
+    block = min(BLOCK, config.text.width & -config.text.width)  # a power of two that divides it
+    if block < SMALLEST_BLOCK:
         raise UserError(f'{kind} weights need a width that is a multiple of {SMALLEST_BLOCK}, '
                         f'got {config.text.width}; export fp32')
     small = {}
@@ -64,13 +65,15 @@ def quantize(graphs: Mapping[str, onnx.ModelProto], config: DecoderConfig,
         fine = [n.name for n in products if n.name not in [*coarse, *whole]]
         if whole:
             _integers(graph, whole)
-        graph = _weights_only(graph, fine, 8, _block(config.text.width))
-        if coarse:
-            graph = _weights_only(graph, coarse, 4, BLOCK_INT4)
-        small[name] = graph
-    table = _table(small[GRAPHS[1]], config)
+        graph = _weights_only(graph, fine, 8, block)
+        small[name] = _weights_only(graph, coarse, 4, BLOCK_INT4) if coarse else graph
+    # The embedding [V, width] as the head stores it, and its scales [V, blocks].
+    stored = {t.name: numpy_helper.to_array(t) for t in small[GRAPHS[1]].graph.initializer}
+    rows, scales = (np.concatenate([stored[f'{head}_{part}'].reshape(-1, width)
+                                    for head in _HEADS]) for part, width in (
+        ('Q8', config.text.width), ('scales', config.text.width // block)))
     for name in GRAPHS[1:]:
-        _gather(small[name], *table, _block(config.text.width))
+        _gather(small[name], rows, scales, block)
     return small
 
 
@@ -129,11 +132,6 @@ def _as_floats(stored: str, scales: str, bits: int) -> list[onnx.NodeProto]:
             node('Mul', [f'{stored}.blockwise', f'{stored}.scales'], [f'{stored}.scaled']),
             node('Reshape', [f'{stored}.scaled', f'{stored}.shape'], [f'{stored}.rows']),
             node('Transpose', [f'{stored}.rows'], [f'{stored}.floats'], perm=[1, 0])]
-
-
-def _block(width: int) -> int:
-    """Return the largest power of two up to ``BLOCK`` that divides ``width``."""
-    return min(BLOCK, width & -width)
 
 
 def _weights_only(graph: onnx.ModelProto, nodes: list[str], bits: int,
@@ -220,16 +218,6 @@ def _round_rows(rows: str) -> list[onnx.NodeProto]:
             node('Mul', [rows, f'{rows}.up'], [f'{rows}.scaled']),
             node('QuantizeLinear', [f'{rows}.scaled', 'w8a8.one', 'w8a8.middle'],
                  [f'{rows}.i8'])]
-
-
-def _table(graph: onnx.ModelProto,
-           config: DecoderConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Return the embedding [V, width] as the head stores it, and its scales [V, blocks]."""
-    tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
-    rows = [numpy_helper.to_array(tensors[f'{head}_Q8']) for head in _HEADS]
-    scales = [numpy_helper.to_array(tensors[f'{head}_scales']) for head in _HEADS]
-    return (np.concatenate(rows).reshape(-1, config.text.width),
-            np.concatenate([s.reshape(len(r), -1) for r, s in zip(rows, scales)]))
 
 
 def _gather(graph: onnx.ModelProto, rows: np.ndarray, scales: np.ndarray, block: int) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import Tokenizer
 from tqdm import tqdm
@@ -105,113 +104,89 @@ def read_statistics(path: Path, key: str | None = None,
         raise UserError(f'{path}: {error}; give the right file with --statistics') from None
 
 
-def contracts(config: DecoderConfig) -> tuple[ActionContract, ImageContract]:
-    """Return what the published evaluation fixes: whole chunks, LIBERO's mirrored images."""
-    return ActionContract(replan_steps=config.chunk_steps), ImageContract(mirrored=True)
+def published(name: str, license: str, config: DecoderConfig, statistics: ActionStatistics | None,
+              files: Mapping[str, str]) -> PolicyManifest:
+    """Return a manifest with the published prompt, whole chunks, LIBERO's mirrored images."""
+    return PolicyManifest(
+        name, license, config, cast(ActionStatistics, statistics), files, False, PREAMBLE,
+        MAX_THOUGHT, ActionContract(replan_steps=config.chunk_steps), ImageContract(mirrored=True))
 
 
-@dataclass(frozen=True, slots=True)
-class ConvertOptions:
-    """What a checkpoint does not say itself.
-
-    ``cameras`` in the order of training. ``statistics``: file instead of ``norm_stats.json``,
-    ``suite_key`` names one of several sets in it. The policy goes to ``out``: with ``adapter``
-    its merged weights, else the checkpoint's own files, hard links where the file system has
-    them. ``out`` None: the manifest goes into the checkpoint's folder. ``force`` replaces a
-    manifest, or a policy in ``out``.
-    """
-
-    cameras: tuple[str, ...] = CAMERAS
-    name: str | None = None
-    license: str = 'not stated'
-    statistics: Path | None = None
-    suite_key: str | None = None
-    adapter: Path | None = None
-    out: Path | None = None
-    force: bool = False
-
-
-def convert(path: Path | str, options: ConvertOptions) -> PolicyManifest:
+def convert(path: Path | str, *, cameras: tuple[str, ...] = CAMERAS, name: str | None = None,
+            license: str = 'not stated', statistics: Path | None = None,
+            suite_key: str | None = None, adapter: Path | None = None, out: Path | None = None,
+            force: bool = False) -> PolicyManifest:
     """Make a checkpoint a policy, by a manifest beside its weights; return it.
 
-    ``path`` is a Hugging Face checkpoint folder, or an adapter folder whose base is here.
+    ``path`` is a Hugging Face checkpoint folder, or an adapter folder whose base is here;
+    ``cameras`` in the order of training; ``statistics`` a file instead of ``norm_stats.json``,
+    of whose sets ``suite_key`` names one. The policy goes to ``out``: with ``adapter`` its merged
+    weights, else the checkpoint's own files, hard links where the file system has them; None: the
+    manifest goes into the checkpoint's folder. ``force`` replaces a manifest or a policy there.
     Everything is checked before anything is written. Raises ``UserError`` naming the file,
     the value and the remedy.
     """
-    folder, adapter_folder = Path(path), options.adapter
+    folder, adapter_folder = Path(path), adapter
     if not folder.is_dir():
         raise UserError(f'{folder}: no such folder; give a downloaded checkpoint folder')
     if (folder / ADAPTER_CONFIG).exists():
         if adapter_folder is not None:
             raise UserError(f'{folder}: is an adapter itself; give its base checkpoint')
         folder, adapter_folder = local_base(folder), folder
-    target = _target(folder, adapter_folder, options)
+    target = out or folder
+    if adapter_folder is not None and out is None:
+        raise UserError(f'{adapter_folder}: merged weights need a folder of their own; give --out')
+    if out is not None:
+        if out.resolve() in [source.resolve() for source in (folder, adapter_folder) if source]:
+            raise UserError(f'{out}: --out is the folder of the checkpoint or of the adapter; '
+                            'choose another')
+        require_free(out)
+    if (target / MANIFEST).exists() and not force:
+        raise UserError(f'{target / MANIFEST}: exists already; replace it with --force')
     refuse_pickles(folder)
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    config = read_config(folder / CONFIG, tokenizer, options.cameras)
+    config = read_config(folder / CONFIG, tokenizer, cameras)
     check_tokenizer(config, tokenizer, folder / TOKENIZER)
-    statistics_file = options.statistics or next(
-        (place / STATISTICS for place in (adapter_folder, folder)
-         if place is not None and (place / STATISTICS).exists()), None)
-    if statistics_file is None:
+    file = statistics or next((place / STATISTICS for place in (adapter_folder, folder)
+                               if place is not None and (place / STATISTICS).exists()), None)
+    if file is None:
         raise UserError(f'{folder / STATISTICS}: no such file, and actions mean nothing without '
                         'their statistics; give them with --statistics')
-    statistics = read_statistics(statistics_file, options.suite_key, config.action_dim)
+    found = read_statistics(file, suite_key, config.action_dim)
     headers = read_headers(folder)
     fit(headers, empty_model(config)).check(folder)
-    adapter = None if adapter_folder is None else read_adapter(adapter_folder)
-    if adapter is not None:
-        adapter.check(headers)
-    action, images = contracts(config)
+    updates = None if adapter_folder is None else read_adapter(adapter_folder)
+    if updates is not None:
+        updates.check(headers)
     with nullcontext(folder) if target == folder else new_folder(target) as made:
         if made != folder:
-            if adapter is None:
-                _link_weights(folder, made)
-            else:
-                _write_merged(folder, headers, adapter, made)
-            for name in (INDEX, TOKENIZER, CONFIG):
-                if (folder / name).exists():
-                    shutil.copyfile(folder / name, made / name)
-            shutil.copyfile(statistics_file, made / STATISTICS)
-        manifest = PolicyManifest(
-            name=options.name or target.resolve().name, license=options.license, config=config,
-            statistics=statistics, files=_hashes(made), state_in_prompt=False, preamble=PREAMBLE,
-            max_thought_tokens=MAX_THOUGHT, action=action, images=images)
+            _write_weights(folder, headers, updates, made)
+            for kept in (INDEX, TOKENIZER, CONFIG):
+                if (folder / kept).exists():
+                    shutil.copyfile(folder / kept, made / kept)
+            shutil.copyfile(file, made / STATISTICS)
+        manifest = published(
+            name or target.resolve().name, license, config, found, _hashes(made))
         write_text(made / MANIFEST, manifest.to_json())
     return manifest
 
 
-def _target(folder: Path, adapter: Path | None, options: ConvertOptions) -> Path:
-    """Return the folder that becomes the policy; nothing in it is lost unasked."""
-    target = options.out or folder
-    if adapter is not None and options.out is None:
-        raise UserError(f'{adapter}: merged weights need a folder of their own; give --out')
-    if options.out is not None:
-        if target.resolve() in [source.resolve() for source in (folder, adapter) if source]:
-            raise UserError(f'{target}: --out is the folder of the checkpoint or of the adapter; '
-                            'choose another')
-        require_free(target)
-    if (target / MANIFEST).exists() and not options.force:
-        raise UserError(f'{target / MANIFEST}: exists already; replace it with --force')
-    return target
+def _write_weights(base: Path, headers: dict[str, Stored], adapter: Adapter | None,
+                   folder: Path) -> None:
+    """Write merged weights in the base's files and names, one file in memory at a time.
 
-
-def _link_weights(base: Path, part: Path) -> None:
-    """Give the weights a second name; another file system gets a copy."""
-    for file in weight_files(base):
-        source = file.resolve()  # a download's cache holds links to its blobs
+    Without an adapter the files get a second name; another file system gets a copy.
+    """
+    for file in tqdm(weight_files(base), desc='weights', unit='file', disable=None):
+        source, target = file.resolve(), folder / file.name  # a cache holds links to its blobs
+        if adapter is not None:
+            save_tensors({name: adapter.merged(name, stored.read()).contiguous()
+                          for name, stored in headers.items() if stored.file == file}, target)
+            continue
         try:
-            (part / file.name).hardlink_to(source)
+            target.hardlink_to(source)
         except OSError:
-            shutil.copyfile(source, part / file.name)
-
-
-def _write_merged(base: Path, headers: dict[str, Stored], adapter: Adapter, part: Path) -> None:
-    """Write the merged weights in the base's files and names, one file in memory at a time."""
-    for file in tqdm(weight_files(base), desc='merging', unit='file', disable=None):
-        save_tensors({name: adapter.merged(name, stored.read()).contiguous()
-                      for name, stored in headers.items() if stored.file == file},
-                     part / file.name)
+            shutil.copyfile(source, target)
 
 
 def _hashes(folder: Path) -> dict[str, str]:

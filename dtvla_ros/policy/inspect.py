@@ -135,14 +135,8 @@ def _policy(folder: Path, hashes: bool) -> Inspection:
         issues.add(f'{MANIFEST} does not list all weights', 'convert the policy again')
     graphs = all(name in manifest.files for name in GRAPHS)
     return Inspection(
-        str(folder), 'policy', manifest.name, manifest.license,
-        statistics=manifest.statistics.to_dict(), action=asdict(manifest.action),
-        images=asdict(manifest.images), prompt={
-            'preamble': manifest.preamble, 'state_in_prompt': manifest.state_in_prompt,
-            'max_thought_tokens': manifest.max_thought_tokens},
-        weights=_weights(weights, fits), files=files,
-        engines=('onnx', 'torch') if graphs else ('torch',), issues=tuple(issues),
-        **_sizes(manifest.config, manifest.max_thought_tokens))
+        str(folder), 'policy', weights=_weights(weights, fits), files=files, issues=tuple(issues),
+        engines=('onnx', 'torch') if graphs else ('torch',), **_contents(manifest))
 
 
 def _checkpoint(folder: Path) -> Inspection:
@@ -160,15 +154,10 @@ def _checkpoint(folder: Path) -> Inspection:
     issues.get(lambda: checkpoint.refuse_pickles(folder))
     weights, fits = _fit(folder, config, issues)
     issues.add(f'{folder / MANIFEST}: no such file', f'dtvla convert {folder}')
-    action, images = convert.contracts(config)
+    manifest = convert.published(folder.resolve().name, '', config, statistics, {})
     return Inspection(
-        str(folder), 'checkpoint', folder.resolve().name,
-        statistics=statistics.to_dict() if statistics else None, action=asdict(action),
-        images=asdict(images), prompt={
-            'preamble': convert.PREAMBLE, 'state_in_prompt': False,
-            'max_thought_tokens': convert.MAX_THOUGHT},
-        weights=_weights(weights, fits), files=_listing(folder), issues=tuple(issues),
-        **_sizes(config, convert.MAX_THOUGHT))
+        str(folder), 'checkpoint', weights=_weights(weights, fits), files=_listing(folder),
+        issues=tuple(issues), **_contents(manifest))
 
 
 def _adapter(folder: Path) -> Inspection:
@@ -192,6 +181,16 @@ def _adapter(folder: Path) -> Inspection:
             'lora_alpha': config.get('lora_alpha'), 'use_rslora': bool(config.get('use_rslora')),
             'adapted': dict(kinds), 'trained whole': [n for n in stored if '.lora_' not in n]},
         weights=_weights(stored, None), files=_listing(folder), issues=tuple(issues))
+
+
+def _contents(manifest: PolicyManifest) -> dict[str, Any]:
+    """Return what a manifest says, and the sizes of its network."""
+    return {'name': manifest.name, 'license': manifest.license,
+            'statistics': manifest.statistics.to_dict() if manifest.statistics else None,
+            'action': asdict(manifest.action), 'images': asdict(manifest.images),
+            'prompt': {key: getattr(manifest, key) for key in (
+                'preamble', 'state_in_prompt', 'max_thought_tokens')},
+            **_sizes(manifest.config, manifest.max_thought_tokens)}
 
 
 def _fit(folder: Path, config: DecoderConfig,

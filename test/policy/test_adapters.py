@@ -16,7 +16,7 @@ from dtvla_ros.engine.load import load_policy
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.adapters import read_adapter
 from dtvla_ros.policy.checkpoint import our_name, read_headers, read_tensors
-from dtvla_ros.policy.convert import ConvertOptions, convert
+from dtvla_ros.policy.convert import convert
 
 RANK = 4
 close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-3)  # sums of order 10, float32
@@ -134,8 +134,8 @@ def test_convert_writes_a_policy_with_merged_weights(base, tmp_path):
     adapter = write(tmp_path / 'lora', factors(base, [QUERY, EMBED]))
     out = tmp_path / 'models' / 'merged'
     with pytest.raises(UserError, match='give --out'):
-        convert(base, ConvertOptions(adapter=adapter))
-    convert(base, ConvertOptions(adapter=adapter, out=out))
+        convert(base, adapter=adapter)
+    convert(base, adapter=adapter, out=out)
     assert not (base / 'manifest.json').exists()
     _, manifest = load_policy(out, 'torch')
     assert manifest.name == 'merged' and 'config.json' not in manifest.files
@@ -153,9 +153,9 @@ def test_convert_writes_a_policy_with_merged_weights(base, tmp_path):
 def test_the_base_may_be_named_by_the_adapter(base, tmp_path):
     adapter = write(tmp_path / 'lora', factors(base, [QUERY]))
     with pytest.raises(UserError, match="'nobody/base' is no folder here; name it: dtvla convert"):
-        convert(adapter, ConvertOptions(out=tmp_path / 'merged'))
+        convert(adapter, out=tmp_path / 'merged')
     write(adapter, factors(base, [QUERY]), base_model_name_or_path=str(base))
-    convert(adapter, ConvertOptions(out=tmp_path / 'merged'))
+    convert(adapter, out=tmp_path / 'merged')
     assert f'{QUERY}.weight' in read_tensors(tmp_path / 'merged')
 
 

@@ -17,7 +17,7 @@ from accelerate import DistributedType, PartialState
 from accelerate.state import AcceleratorState
 
 from dtvla_ros.data import layout, writer
-from dtvla_ros.policy.convert import ConvertOptions, convert
+from dtvla_ros.policy.convert import convert
 from dtvla_ros.training.config import AdapterConfig, Rates, SftConfig
 from dtvla_ros.training.sft import SftRun, Trainer
 
@@ -36,7 +36,7 @@ def released_policy(folder: Path) -> Path:
     from support.released import write_checkpoint
 
     write_checkpoint(folder / 'download')
-    convert(folder / 'download', ConvertOptions(license='none', out=folder / 'policy'))
+    convert(folder / 'download', license='none', out=folder / 'policy')
     return folder / 'policy'
 
 
