@@ -64,9 +64,9 @@ def test_a_saved_episode_is_the_same_and_knows_what_was_executed(played, tmp_pat
         for name in ('job', 'key', 'success', 'steps', 'progress'):
             assert getattr(found, name) == getattr(want, name)
         for mine, other in zip(found.decisions, want.decisions, strict=True):
-            for name in type(other).__dataclass_fields__:
-                assert np.array_equal(getattr(mine, name), getattr(other, name)), name
-                assert type(getattr(mine, name)) is type(getattr(other, name))
+            for name, value in other._asdict().items():
+                assert np.array_equal(getattr(mine, name), value), name
+                assert type(getattr(mine, name)) is type(value)
         for mine, other in zip(found.frames, want.frames, strict=True):
             assert all(np.array_equal(mine[name], other[name]) for name in other)
     assert not list(tmp_path.glob('*.part'))
@@ -85,57 +85,48 @@ def test_sampled_log_probs_are_the_recomputed_ones_before_the_first_update(playe
 
 
 def plain(learner: Learner, trajectories, advantages):
-    """Return losses by mode, mean KL and mean entropies, one decision and token at a time."""
-    model, config, transform = learner.model, learner.config, learner.transform
-    ids = transform.config.ids
-    allowed = (~learner.banned).nonzero()[:, 0].tolist()
+    """Return losses by mode, mean KL and mean entropies by definition, a decision at a time."""
+    config, transform = learner.config, learner.transform
+    ids, terms, distances, entropies = transform.config.ids, [], [], ([], [])
 
-    def chosen(m, hidden, token, action):
-        """Return the distribution that a token was drawn from, and its number there."""
-        if action:
-            logits = m.action_logits(hidden) / config.action_temperature
-            return Categorical(logits=logits), torch.tensor(token - ids.bins_first)
-        logits = m.token_logits(hidden)[allowed] / config.thought_temperature
-        return Categorical(logits=logits), torch.tensor(allowed.index(token))
+    def distributions(model, row, d, frames):
+        """Return those that a decision's thought and actions were drawn from."""
+        first, start = len(d.prompt_tokens), len(d.prompt_tokens) + len(d.thought_tokens)
+        pixels = torch.from_numpy(transform.pixels(frames))[None]
+        hidden = model(row, torch.ones_like(row), pixels)[0]
+        thought = model.token_logits(hidden[first:first + len(d.thought_log_probs)])
+        action = model.action_logits(hidden[start:start + transform.config.slots])
+        thought = thought.masked_fill(learner.banned, -torch.inf) / config.thought_temperature
+        return Categorical(logits=thought), Categorical(logits=action / config.action_temperature)
 
-    terms, means, count, distances = 0.0, 0.0, 0, []
-    entropies: dict[bool, list[float]] = {False: [], True: []}
-    for trajectory, advantage in zip(trajectories, advantages, strict=True):
-        before = terms, count
-        for k, (d, frames) in enumerate(zip(trajectory.decisions, trajectory.frames,
-                                            strict=True)):
+    for t, advantage in zip(trajectories, advantages, strict=True):
+        losses = []
+        for k, (d, frames) in enumerate(zip(t.decisions, t.frames, strict=True)):
             row = [*d.prompt_tokens, *d.thought_tokens, ids.action, *d.action_tokens.tolist(),
                    ids.action_end, ids.eos]
-            pixels = torch.from_numpy(transform.pixels(frames))[None]
-            tokens = torch.tensor([row])
-            mine, reference = (m(tokens, torch.ones_like(tokens), pixels)[0]
-                               for m in (model, learner.reference))
-            first = len(d.prompt_tokens)
-            start = first + len(d.thought_tokens)
-
-            words = range(first, first + len(d.thought_log_probs))
-            actions = range(start, start + transform.config.slots)
-            moved = 7 * trajectory.executed(k)
-            olds = [*d.thought_log_probs, *d.action_log_probs]
-            for n, at in enumerate([*words, *actions]):
-                acts = at >= start
-                said, token = chosen(model, mine[at], row[at + 1], acts)
-                there, _ = chosen(learner.reference, reference[at], row[at + 1], acts)
-                new, old = said.log_prob(token), float(olds[n])
-                gap = there.log_prob(token).detach() - new
-                distances.append(gap.exp() - gap - 1)
-                entropies[acts].append(said.entropy().item())
-                if n < len(words) + moved:
-                    ratio = (new - old).exp()
-                    low, high = 1 - config.epsilon, 1 + config.epsilon_high
-                    loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(low, high))
-                    if advantage < 0:
-                        loss = loss.clamp(max=-advantage * config.clip_ratio_c)
-                    terms, count = terms + loss, count + 1
-        means = means + (terms - before[0]) / (count - before[1])
-    losses = {'token-mean': terms / count, 'seq-mean-token-mean': means / len(trajectories),
-              'seq-mean-token-sum': terms / len(trajectories)}
-    return losses, torch.stack(distances).mean(), [*map(np.mean, entropies.values())]
+            words = len(d.thought_log_probs)
+            tokens = (torch.tensor(d.thought_tokens[1:1 + words]),
+                      torch.from_numpy(d.action_tokens) - ids.bins_first)
+            said, there = (distributions(model, torch.tensor([row]), d, frames)
+                           for model in (learner.model, learner.reference))
+            new, reference = (torch.cat([one.log_prob(part) for one, part in zip(both, tokens)])
+                              for both in (said, there))
+            gap = reference.detach() - new
+            distances.append(gap.exp() - gap - 1)
+            for values, distribution in zip(entropies, said):
+                values.append(distribution.entropy())
+            ratio = (new - torch.tensor([*d.thought_log_probs, *d.action_log_probs])).exp()
+            clipped = ratio.clamp(1 - config.epsilon, 1 + config.epsilon_high)
+            loss = torch.maximum(-advantage * ratio, -advantage * clipped)
+            if advantage < 0:
+                loss = loss.clamp(max=-advantage * config.clip_ratio_c)
+            losses.append(loss[:words + 7 * t.executed(k)])
+        terms.append(torch.cat(losses))
+    losses = {'token-mean': torch.cat(terms).mean(),
+              'seq-mean-token-mean': torch.stack([loss.mean() for loss in terms]).mean(),
+              'seq-mean-token-sum': torch.stack([loss.sum() for loss in terms]).mean()}
+    return (losses, torch.cat(distances).mean(),
+            [torch.cat(values).mean().item() for values in entropies])
 
 
 def test_the_gradient_is_that_of_the_definition(played):
