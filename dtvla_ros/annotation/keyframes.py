@@ -39,10 +39,7 @@ class KeyframeOptions:
 
 
 def find_keyframes(motion: Motion, options: KeyframeOptions) -> dict[int, str]:
-    """Return an episode's key frames in order, and why each is one.
-
-    Toggles win over edges, edges over minima.
-    """
+    """Return key frames in order, and why: toggles win over edges, edges over minima."""
     count = len(motion)
     closest = max(1, round(options.min_gap * motion.fps))
     chosen = {0: EDGE, count - 1: EDGE} | {int(k): TOGGLE for k in motion.toggles}
@@ -80,10 +77,7 @@ def write_keyframes(source: Source, out: Path, options: KeyframeOptions,
 
 
 def read_keyframes(folder: Path, source: Source) -> dict[int, list[int]]:
-    """Return the key frames of each episode.
-
-    Raises ``UserError`` when there are none, or when they belong to another dataset.
-    """
+    """Return the key frames of each episode; ``UserError`` when there are none of this dataset."""
     _, rows = source.read(folder / FILE, 'keyframes', 'dtvla annotate keyframes')
     return {episode: [k['frame'] for k in row['keyframes']] for episode, row in rows.items()}
 

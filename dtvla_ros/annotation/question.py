@@ -82,10 +82,7 @@ Labels = Sequence[tuple[int, Semantics]]
 
 @cache
 def answer_model(objects: tuple[str, ...], count: int) -> type[BaseModel]:
-    """Return the model of an answer for ``count`` key frames about ``objects``.
-
-    Its ``frames`` are `Semantics` whose words are limited to the grammar and the objects' names.
-    """
+    """Return the model of an answer, its words limited to the grammar and the objects' names."""
     def limited(name: str, *allowed: str, **limits: Any) -> tuple[Any, Any]:
         words: Any = Literal[tuple(dict.fromkeys(allowed))] if allowed else str
         return words, Field(description=Semantics.model_fields[name].description, **limits)
@@ -102,10 +99,7 @@ def answer_model(objects: tuple[str, ...], count: int) -> type[BaseModel]:
 
 
 def read_answer(text: str, model: type[BaseModel]) -> list[Semantics]:
-    """Return the labels in a model's answer; a fence of backquotes around it is forgiven.
-
-    Raises ``ValueError`` with one line that names what is wrong.
-    """
+    """Return the labels in an answer, fenced or not; ``ValueError`` names what is wrong."""
     body = text.strip()
     if body.startswith('```') and body.endswith('```'):
         body = body[3:-3].removeprefix('json').strip()
@@ -190,10 +184,7 @@ def windows(keyframes: Sequence[int], size: int) -> list[tuple[int, ...]]:
 
 def build_question(source: Source, episode: int, keyframes: Sequence[int], frames: Sequence[int],
                    before: Semantics | None, with_images: bool) -> Question:
-    """Return the question about ``frames``, some of an episode's ``keyframes``.
-
-    ``before``: the label of the key frame before them.
-    """
+    """Return the question about some key frames; ``before``: the label of the one before them."""
     motion, objects = source.motion(episode), source.objects(episode)
     ends = dict(zip(keyframes, [*keyframes[1:], len(motion)]))
     known = f'The episode begins with holding {NOTHING}, done {NOTHING}.'

@@ -146,9 +146,6 @@ def apply(source: Source, out: Path, labels: Path | None = None, decisions: Sequ
 
 
 def read_accepted(path: Path, source: Source) -> dict[int, list[tuple[int, Semantics]]]:
-    """Return accepted labels by episode.
-
-    Raises ``UserError`` when there are none, or when they belong to another dataset.
-    """
+    """Return accepted labels by episode; ``UserError`` when there are none of this dataset."""
     _, rows = source.read(path, 'accepted', 'dtvla annotate apply')
     return {episode: labels_of(row) for episode, row in rows.items()}

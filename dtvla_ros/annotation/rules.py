@@ -110,10 +110,7 @@ class _Labeller:
                 reason=''))
 
     def _over(self, begin: int, end: int, target: Array) -> NDArray[np.bool_]:
-        """Return whether the gripper is over ``target`` [n, 3] or [3] at each frame.
-
-        With hysteresis, so that noise does not change it.
-        """
+        """Return whether the gripper is over ``target`` [n, 3] or [3] at each frame, latched."""
         off = np.linalg.norm((self.position[begin:end] - target)[:, :2], axis=1)
         return latched(off < OVER, off >= AWAY)
 

@@ -35,10 +35,7 @@ Turns = list[tuple[str, tuple[str | bytes, ...]]]
 
 
 def load_vlm(folder: Path) -> tuple[Any, Any]:
-    """Return a folder's model, on a GPU where there is one, and its processor.
-
-    Raises ``UserError`` when it is no such folder, or asks for code or pickles.
-    """
+    """Return model and processor; ``UserError`` if there are none, or code or pickles."""
     if not (folder / 'config.json').is_file():
         raise UserError(f'{folder}: no folder with a config.json; give the folder of a downloaded '
                         'vision-language model')
@@ -94,10 +91,7 @@ class LocalProvider(Provider):
 
 
 class VlmLabeller:
-    """Fine-tunes adapters of the model in ``folder``; they are saved in ``adapters``.
-
-    Raises ``UserError`` when it is no such model, or peft is not installed.
-    """
+    """Trains LoRA ``adapters`` of a folder's model; ``UserError`` if it or peft is not there."""
 
     def __init__(self, folder: Path, adapters: Path, epochs: int = 2, rank: int = 16,
                  learning_rate: float = 1e-4, batch: int = 8, seed: int = 0):

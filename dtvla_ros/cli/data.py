@@ -100,11 +100,7 @@ def convert(
 
 
 @data.command('inspect')
-def inspect_(
-    dataset: Dataset,
-    tokenizer: Tokenizer = None,
-    json_file: args.Json = None,
-) -> None:
+def inspect_(dataset: Dataset, tokenizer: Tokenizer = None, json_file: args.Json = None) -> None:
     """Show what a dataset is: robot, rate, tasks, features, cameras, thoughts.
 
     **Examples**
