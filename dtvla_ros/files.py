@@ -37,10 +37,7 @@ def find_shared(path: str | Path) -> Path:
 
 
 def require_writable(*paths: Path | None) -> None:
-    """Find out before the work, not after it, that a result cannot be written.
-
-    Raises ``UserError`` if a path is a folder or the nearest folder above it is not writable.
-    """
+    """Raise ``UserError`` before the work, not after it, if a result cannot be written there."""
     for path in filter(None, paths):
         above = next(p for p in path.absolute().parents if p.exists())
         if path.is_dir() or not (above.is_dir() and os.access(above, os.W_OK)):
@@ -48,10 +45,7 @@ def require_writable(*paths: Path | None) -> None:
 
 
 def read_json(path: Path, remedy: str = 'copy it again') -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Raises ``UserError`` with ``remedy`` if it is missing, damaged or holds no object.
-    """
+    """Return the object in a JSON file; ``UserError`` with ``remedy`` if there is none."""
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
@@ -112,10 +106,7 @@ def read_lines(path: Path, *keys: str) -> list[dict[str, Any]]:
 
 
 class JsonLines:
-    """Appends JSON lines to a file; a truncated last line is removed first.
-
-    Raises ``UserError`` if the file cannot be written.
-    """
+    """Appends JSON lines after removing a truncated one; ``UserError`` if that cannot be done."""
 
     def __init__(self, path: Path):
         try:

@@ -95,10 +95,7 @@ def latched(on: NDArray[np.bool_], off: NDArray[np.bool_], begin: bool = False
 
 
 def hysteresis(level: Array) -> NDArray[np.bool_]:
-    """Return whether a gripper level in 0 (open) .. 1 (closed) counts as closing [N].
-
-    It changes above ``CLOSE_ABOVE`` and back below ``OPEN_BELOW``; noise in between does nothing.
-    """
+    """Return whether a gripper level in 0 (open) .. 1 (closed) counts as closing [N]."""
     middle = (CLOSE_ABOVE + OPEN_BELOW) / 2
     return latched(level >= CLOSE_ABOVE, level <= OPEN_BELOW, bool((level[:1] > middle).any()))
 
@@ -118,10 +115,7 @@ class Goal:
 
 
 def parse_instruction(instruction: str, known: Sequence[str] = ()) -> Goal:
-    """Return what an instruction asks for; ``known`` names win over the instruction's words.
-
-    A sentence of another form names no verb, and as objects the known ones it mentions.
-    """
+    """Return what an instruction asks for, in ``known`` names first, or known objects."""
     text = ' '.join(instruction.replace('_', ' ').lower().rstrip('.').split())
     for form in _FORMS:
         if match := form.match(text):
@@ -224,10 +218,7 @@ class Source:
 
     def read(self, path: Path, kind: str, maker: str
              ) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
-        """Return header and rows by episode of a journal of key frames or labels.
-
-        Raises ``UserError`` when ``maker``, a command, has not made it, or of another dataset.
-        """
+        """Return header and rows by episode; ``UserError`` until ``maker`` made them."""
         header, rows = Journal.read(path, maker)
         if (header.get('kind'), header.get('dataset')) != (kind, self.fingerprint):
             raise UserError(f'{path}: no {kind} of {self.root}, but another file or of another '
