@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from support.picks import picks_dataset
 
@@ -123,11 +121,3 @@ def test_a_dropped_object_is_a_retry():
     after = labels[20]
     assert (after.phase, after.trouble, after.holding) == ('retry', 'dropped', 'nothing')
     assert labels[15].holding == 'can' and labels[39].done == 'nothing'
-
-
-def test_a_dataset_without_actions_is_refused(tmp_path, root):
-    shutil.copytree(root, tmp_path / 'd')
-    path = next((tmp_path / 'd/data').glob('*/*.parquet'))
-    pq.write_table(pq.read_table(path).drop_columns(['action']), path)
-    with pytest.raises(UserError, match="'action'"):
-        Source(tmp_path / 'd')

@@ -98,6 +98,9 @@ def test_what_is_asked(run):
     kind, _, data = images[0].partition(',')
     assert kind == 'data:image/jpeg;base64'
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (32, 32)
+    run.keyframes[1] = run.keyframes[1][:-2]
+    with pytest.raises(UserError, match='episode 1 is labelled at other key frames'):
+        run(endpoint)
 
 
 def test_the_key_is_sent_and_nowhere_else(run, caplog, capfd):
@@ -196,6 +199,9 @@ def test_the_cost_stops_before_it_is_exceeded(run):
         with pytest.raises(UserError, match='max-cost'):
             run(endpoint, budget=replace(PRICES, max_cost=most))
         assert 0 < run.spent[1] <= most and len(endpoint.requests) == 1
+        left = run.estimate(3)
+        assert left['requests'] == 2 and left['images'] == 2 * sum(
+            len(run.keyframes[k]) for k in (1, 2))
         assert len(run(endpoint, budget=replace(PRICES, max_cost=1.0)).rows) == 3
     with pytest.raises(UserError, match='price-in'):
         providers.Budget(max_cost=1.0)
@@ -206,15 +212,6 @@ def test_one_run_spends_at_a_time(tmp_path):
     with providers.Ledger(path, PRICES), pytest.raises(UserError, match='another run'):
         providers.Ledger(path, PRICES)
     providers.Ledger(path, PRICES)
-
-
-def test_an_estimate_is_of_what_is_left(one):
-    guess = one.estimate(3)
-    frames = sum(len(one.keyframes[k]) for k in range(3))
-    assert (guess['episodes'], guess['requests'], guess['images']) == (3, 3, 2 * frames)
-    with Endpoint() as endpoint:
-        one(endpoint)
-    assert one.estimate(3)['requests'] == 2
 
 
 def test_answers_are_replayed_without_a_server(run):
@@ -258,11 +255,3 @@ def test_killed_in_the_middle_it_goes_on_and_pays_for_nothing_twice(run, root):
         assert len(asked) == 7 and asked[3] == asked[4] and len(set(asked)) == 6
     assert 'sent in all: 7 requests' in done.stdout and KEY not in done.stdout + done.stderr
     assert [row['episode'] for row in run.rows()] == list(range(6))
-
-
-def test_labels_of_other_key_frames_are_refused(run):
-    with Endpoint() as endpoint:
-        run(endpoint)
-        run.keyframes[1] = run.keyframes[1][:-2]
-        with pytest.raises(UserError, match='episode 1 is labelled at other key frames'):
-            run(endpoint)
