@@ -9,14 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dtvla_ros.annotation.keyframes import read_keyframes
-from dtvla_ros.annotation.question import (
-    FIELDS,
-    NOTHING,
-    Labels,
-    Semantics,
-    parse_thought,
-    write_thoughts,
-)
+from dtvla_ros.annotation.question import FIELDS, NOTHING, Semantics, parse_thought, write_thoughts
 from dtvla_ros.annotation.rules import label_frames
 from dtvla_ros.annotation.source import Goal, Motion, Source
 from dtvla_ros.errors import UserError
@@ -33,8 +26,8 @@ COMMANDED_CLOSED = HOLDS | {'grasp'}
 COMMANDED_OPEN = frozenset(('reach', 'lower', 'release', 'retreat', 'retry'))
 
 
-def check_labels(motion: Motion, goal: Goal, keyframes: Sequence[int], labels: Labels,
-                 first: bool = True) -> list[Issue]:
+def check_labels(motion: Motion, goal: Goal, keyframes: Sequence[int],
+                 labels: Sequence[tuple[int, Semantics]], first: bool = True) -> list[Issue]:
     """Return what is wrong with labels that should cover ``keyframes``.
 
     A label holds from its frame until the next one, so the labels cover an episode without a gap
@@ -61,7 +54,8 @@ def _coverage(length: int, keyframes: Sequence[int], frames: Sequence[int],
             yield after, ORDER, f'comes after frame {before}'
 
 
-def _content(motion: Motion, goal: Goal, labels: Labels) -> Iterator[tuple[int, str, str]]:
+def _content(motion: Motion, goal: Goal, labels: Sequence[tuple[int, Semantics]],
+             ) -> Iterator[tuple[int, str, str]]:
     """Yield frame, check and problem of labels that cannot be right."""
     wide = motion.is_wide()
     finished: list[str] = []
@@ -104,7 +98,7 @@ def agreement(pairs: Iterable[tuple[Semantics, Semantics]]) -> dict[str, Rate]:
     return rates | {'all fields': Rate.of(a == b for a, b in rows)}
 
 
-def print_agreement(title: str, rates: Mapping[str, Rate]) -> None:
+def show_agreement(title: str, rates: Mapping[str, Rate]) -> None:
     """Print rates with n and Wilson's 95 % interval."""
     print('\n'.join([title, *(f'  {name:<12} {rate}' for name, rate in rates.items())]))
 
@@ -148,7 +142,7 @@ def agree(source: Source, out: Path, other: Source | None = None, episodes: str 
         raise UserError(f'--episodes {episodes!r}: give a number, or FIRST:END') from error
     every = all_frames or other is not None
     rates = compare(source, other, span, None if every else read_keyframes(out, source))
-    print_agreement(f'{other.root if other else "rules"} and {source.root} on '
+    show_agreement(f'{other.root if other else "rules"} and {source.root} on '
                     f'{"all" if every else "key"} frames of episodes {span.start} to '
                     f'{span.stop - 1}', rates)
     write_json(json_file, {name: rate.to_dict() for name, rate in rates.items()})

@@ -26,12 +26,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from dtvla_ros.annotation.checks import (
-    COMMANDED_CLOSED,
-    COMMANDED_OPEN,
-    agreement,
-    print_agreement,
-)
+from dtvla_ros.annotation.checks import COMMANDED_CLOSED, COMMANDED_OPEN, agreement, show_agreement
 from dtvla_ros.annotation.question import FIELDS, Labels, Semantics, write_thoughts
 from dtvla_ros.annotation.source import Goal, Motion, Source
 from dtvla_ros.data import layout
@@ -288,7 +283,7 @@ def fill(source: Source, accepted: Mapping[int, Labels], labeller: Labeller, to:
         'accepted_frames': certain, 'filled_frames': len(columns[layout.PHASE]) - certain,
         'held_out': {name: rate.to_dict() for name, rate in rates.items()}}
     _write(source, to, columns, provenance)
-    print_agreement(
+    show_agreement(
         f'{labeller.name} and accepted labels on key frames of held-out episodes', rates)
     print(f'{to}: {certain} frames as accepted, {provenance["filled_frames"]} filled')
     write_json(json_file, provenance)

@@ -12,30 +12,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
+from dtvla_ros.annotation import providers
 from dtvla_ros.annotation.checks import check_labels
 from dtvla_ros.annotation.keyframes import read_keyframes
-from dtvla_ros.annotation.providers import (
-    ANSWERS,
-    Answer,
-    Budget,
-    HttpOptions,
-    HttpProvider,
-    Ledger,
-    Provider,
-    ReplayProvider,
-    RuleProvider,
-    read_answers,
-)
-from dtvla_ros.annotation.question import (
-    Labels,
-    Question,
-    Semantics,
-    build_question,
-    read_answer,
-    windows,
-)
+from dtvla_ros.annotation.providers import Answer, Budget, HttpOptions, Provider, read_answers
+from dtvla_ros.annotation.question import Labels, Question, Semantics, build_question, read_answer
 from dtvla_ros.annotation.source import Source
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import Journal, JsonLines, read_lines
@@ -66,6 +50,12 @@ class Outcome(NamedTuple):
 
 class Unusable(Exception):
     """No answer about an episode was of the schema."""
+
+
+def windows(keyframes: Sequence[int], size: int) -> list[tuple[int, ...]]:
+    """Divide an episode's key frames into runs of at most ``size``, as equal as can be."""
+    pieces = -(-len(keyframes) // size)
+    return [tuple(int(k) for k in part) for part in np.array_split(keyframes, pieces)]
 
 
 def label_episode(source: Source, episode: int, keyframes: Sequence[int], with_images: bool,
@@ -141,9 +131,9 @@ def label(source: Source, keyframes: Mapping[int, Sequence[int]], path: Path, pr
                 raise UserError(f'{path}: episode {k} is labelled at other key frames; choose '
                                 'another file or delete it')
         known = {(row['provider'], row['key'], row['round']): row
-                 for row in read_answers(path.parent / ANSWERS)}
+                 for row in read_answers(path.parent / providers.ANSWERS)}
         answers, broken = (stack.enter_context(JsonLines(path.parent / file))
-                           for file in (ANSWERS, FAILED))
+                           for file in (providers.ANSWERS, FAILED))
 
         def ask(question: Question, number: int) -> Answer:
             row = known.get((name, question.key, number))
@@ -243,15 +233,15 @@ def _provider(name: str, folder: Path, answers: Path | None, budget: Budget,
     if name not in PROVIDERS:
         raise UserError(f'--provider {name!r}; there is: {", ".join(PROVIDERS)}')
     if name == 'rules':
-        return RuleProvider()
+        return providers.RuleProvider()
     if name == 'replay':
         if answers is None:
             raise UserError('--provider replay needs --answers, the answers.jsonl of a run')
-        return ReplayProvider(answers)
+        return providers.ReplayProvider(answers)
     if not http.model:
         raise UserError(f'--provider {name} needs --model')
     if name == 'http':
-        return HttpProvider(http, Ledger(folder / LEDGER, budget))
+        return providers.HttpProvider(http, providers.Ledger(folder / LEDGER, budget))
     from dtvla_ros.annotation.vlm import LocalProvider
 
     return LocalProvider(Path(http.model), http.max_tokens)

@@ -176,12 +176,6 @@ def jpeg(image: NDArray[np.uint8], quality: int = JPEG_QUALITY, largest: int = 6
     return buffer.getvalue()
 
 
-def windows(keyframes: Sequence[int], size: int) -> list[tuple[int, ...]]:
-    """Divide an episode's key frames into runs of at most ``size``, as equal as can be."""
-    pieces = -(-len(keyframes) // size)
-    return [tuple(int(k) for k in part) for part in np.array_split(keyframes, pieces)]
-
-
 def build_question(source: Source, episode: int, keyframes: Sequence[int], frames: Sequence[int],
                    before: Semantics | None, with_images: bool) -> Question:
     """Return the question about some key frames; ``before``: the label of the one before them."""

@@ -16,14 +16,7 @@ from tqdm import tqdm
 from dtvla_ros import report
 from dtvla_ros.annotation.checks import check_labels
 from dtvla_ros.annotation.label import LABELS, labels_of, row_of
-from dtvla_ros.annotation.question import (
-    PHASES,
-    TROUBLES,
-    Semantics,
-    answer_model,
-    jpeg,
-    read_answer,
-)
+from dtvla_ros.annotation.question import PHASES, TROUBLES, Labels, answer_model, jpeg, read_answer
 from dtvla_ros.annotation.source import Source
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import read_lines, write_text
@@ -119,7 +112,7 @@ def apply(source: Source, out: Path, labels: Path | None = None, decisions: Sequ
         {'kind': 'accepted', 'dataset': source.fingerprint, 'labels': digest}]
     for episode, row in sorted(rows.items()):
         flagged = {issue['frame'] for issue in row['findings']}
-        kept: list[tuple[int, Semantics]] = []
+        kept: list[Any] = []
         for frame, label in labels_of(row):
             decision = decided.get((episode, frame), {})
             outcome = decision.get('decision') or (
@@ -145,7 +138,7 @@ def apply(source: Source, out: Path, labels: Path | None = None, decisions: Sequ
     return counts
 
 
-def read_accepted(path: Path, source: Source) -> dict[int, list[tuple[int, Semantics]]]:
+def read_accepted(path: Path, source: Source) -> dict[int, Labels]:
     """Return accepted labels by episode; ``UserError`` when there are none of this dataset."""
     _, rows = source.read(path, 'accepted', 'dtvla annotate apply')
     return {episode: labels_of(row) for episode, row in rows.items()}

@@ -121,20 +121,16 @@ class Command(TyperCommand):
     """Accepts the former names of options, too; the help does not show them."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Return the arguments that are left, after former names have become today's."""
-        pairs = [arg.partition('=') for arg in args]
-        return super().parse_args(ctx, [
-            FORMER_NAMES.get(name, name) + sign + value for name, sign, value in pairs])
+        pairs = (arg.partition('=') for arg in args)
+        return super().parse_args(ctx, [''.join([FORMER_NAMES.get(name, name), *rest])
+                                        for name, *rest in pairs])
 
 
-def group(name: str = '', help: str = '', **settings: Any) -> typer.Typer:  # noqa: A002
-    """Return an empty group of commands, with the settings all of them share.
-
-    Without a ``name`` its commands stand directly under ``dtvla``.
-    """
-    named: dict[str, Any] = {'name': name, 'help': help, 'no_args_is_help': True} if name else {}
-    return typer.Typer(rich_markup_mode='markdown', context_settings={
-        'help_option_names': ['-h', '--help']}, **named, **settings)
+def group(name: str | None = None, help: str | None = None, **settings: Any) -> typer.Typer:
+    """Return an empty group; without a ``name`` its commands stand directly under ``dtvla``."""
+    return typer.Typer(
+        name=name, help=help, no_args_is_help=bool(name), rich_markup_mode='markdown',
+        context_settings={'help_option_names': ['-h', '--help']}, **settings)
 
 
 def counts(info: Given) -> str:
