@@ -1,11 +1,9 @@
 """Changes the thought, or the scene, during an episode: ``dtvla steer`` and ``dtvla recover``.
 
 Steering asks whether the arm does as its thought says. *Task*: the thought is that of another
-task in the same scene; which of the two is done, the thought's or the instruction's?
-*Direction*: the direction words of the thought are flipped; do the actions flip, too? A policy
-whose thought is decoration does its instruction's task, and goes the old way.
-
-Recovery asks how often an object is picked up again that was knocked out of the gripper.
+task in the same scene; which of the two is done? *Direction*: the direction words of the thought
+are flipped; do the actions flip, too? Recovery asks how often an object is picked up again that
+was knocked out of the gripper.
 """
 
 from __future__ import annotations
@@ -39,38 +37,30 @@ BEFORE, AFTER = 2, 8  # thoughts kept around the knock
 
 @dataclass(frozen=True, slots=True)
 class Steering:
-    """Outcome of one start state.
-
-    ``said``, ``asked``: whether the task of the thought, or of the instruction, was done.
-    ``along``, ``turned``: with how many of the ``words`` of direction in the policy's own thoughts
-    the actions agreed, and with how many of the opposite words where the thought had those.
-    """
+    """Outcome of one start state."""
 
     task: str
-    other: str
+    other: str  # task, whose thought it was
     seed: int
-    said: bool
-    asked: bool
-    words: int
-    along: int
-    turned: int
+    said: bool  # whether the task of the thought was done
+    asked: bool  # whether that of the instruction was
+    words: int  # of direction in the policy's own thoughts
+    along: int  # with how many of them the actions agreed
+    turned: int  # with how many of the opposite words, where the thought had those
 
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """Outcome of one episode: whether its object was knocked out of the gripper, and success.
-
-    ``thoughts``: those around the knock, the first one after it at index ``at``.
-    """
+    """Outcome of one episode."""
 
     mode: str
     task: str
     seed: int
-    knocked: bool
+    knocked: bool  # its object out of the gripper
     success: bool
     steps: int
-    thoughts: tuple[str, ...]
-    at: int
+    thoughts: tuple[str, ...]  # around the knock
+    at: int  # index of the first one after it
 
 
 def steer(options: EvalOptions) -> dict[str, Any]:
@@ -147,12 +137,12 @@ def make_steering_worker(options: EvalOptions) -> Callable[[Job], Steering]:
     def run(job: Job) -> Steering:
         task, seed = job
         other, said, asked = _other_task(env, policy, task, seed, replan)
-        infer = ablated(policy, 'full')
+        policy.reset()
         words = along = turned = 0
 
         def probe(observation: Observation) -> Decision:
             nonlocal words, along, turned
-            decision = infer(observation)
+            decision = policy.infer(observation)
             opposite = turned_round(decision.reasoning)
             if decision.outcome == 'complete' and opposite != decision.reasoning:
                 words += len(directions(opposite))
@@ -175,10 +165,9 @@ def _other_task(env: Env, policy: Policy, task: str, seed: int,
     others = [name for name in env.alternatives() if name != task and not env.done(name)]
     if not others:
         return '', False, False
-    other = drawn(others, seed)
+    other, said = drawn(others, seed), False
     instruction = instruction_of(env, other)
     misled = swapped_thought(policy, lambda: instruction)
-    said = False
 
     def infer(observation: Observation) -> Decision:
         nonlocal said
@@ -194,12 +183,10 @@ def steering_summary(results: Sequence[Steering]) -> dict[str, Any]:
     steered = [r for r in results if r.other]
     words, along, turned = (sum(getattr(r, name) for r in results)
                             for name in ('words', 'along', 'turned'))
-    return {
-        'thing': {'said': Rate.of(r.said for r in steered).to_dict(),
-                  'asked': Rate.of(r.asked for r in steered).to_dict()},
-        'direction': {'own': Rate(along, words).to_dict(),
-                      'opposite': Rate(turned, words).to_dict()},
-    }
+    return {'thing': {'said': Rate.of(r.said for r in steered).to_dict(),
+                      'asked': Rate.of(r.asked for r in steered).to_dict()},
+            'direction': {'own': Rate(along, words).to_dict(),
+                          'opposite': Rate(turned, words).to_dict()}}
 
 
 def make_recovery_worker(options: EvalOptions) -> Callable[[tuple[str, str, int]], Recovery]:
@@ -211,20 +198,17 @@ def make_recovery_worker(options: EvalOptions) -> Callable[[tuple[str, str, int]
 
     def run(job: tuple[str, str, int]) -> Recovery:
         mode, task, seed = job
-        thoughts: list[str] = []
-        knocks: list[int] = []
-
-        def note(_: Observation, decision: Decision, __: int) -> None:
-            if env.released and not knocks:
-                knocks.append(len(thoughts))
-            thoughts.append(decision.reasoning)
-
-        result = run_episode(
-            env, ablated(policy, mode, seed), task, seed, replan, on_decision=note)
-        first = max(0, knocks[0] - BEFORE) if knocks else 0
-        kept = tuple(thoughts[first:knocks[0] + AFTER]) if knocks else ()
-        return Recovery(mode, task, seed, env.released or bool(knocks), result.success,
-                        result.steps, kept, knocks[0] - first if knocks else 0)
+        released: list[bool] = []  # before each thought
+        result = run_episode(env, ablated(policy, mode, seed), task, seed, replan,
+                             on_decision=lambda *_: released.append(env.released))
+        kept: tuple[str, ...] = ()
+        at = 0
+        if any(released):
+            knock = released.index(True)
+            at = min(knock, BEFORE)
+            kept = tuple(result.thoughts[knock - at:knock + AFTER])
+        return Recovery(mode, task, seed, env.released or any(released), result.success,
+                        result.steps, kept, at)
 
     return run
 
@@ -232,9 +216,8 @@ def make_recovery_worker(options: EvalOptions) -> Callable[[tuple[str, str, int]
 def recovery_summary(results: Sequence[Recovery]) -> dict[str, Any]:
     """Return success after a knock by mode, with Wilson intervals, and how many lost nothing."""
     by_mode = {mode: [r for r in results if r.mode == mode] for mode in MODES}
-    return {
-        mode: Rate.of(r.success for r in mine if r.knocked).to_dict() | {
-            'episodes': len(mine), 'never_carried': sum(not r.knocked for r in mine)}
+    return {mode: Rate.of(r.success for r in mine if r.knocked).to_dict() | {
+        'episodes': len(mine), 'never_carried': sum(not r.knocked for r in mine)}
         for mode, mine in by_mode.items()}
 
 

@@ -95,11 +95,9 @@ class Rate:
 
 def latency_summary(samples: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
     """Return median, p95 and p99 [ms] of the samples [s] of every phase."""
-    return {
-        phase: {**{f'p{q}_ms': round(float(np.percentile(values, q)) * 1e3, 3)
-                   for q in (50, 95, 99)}, 'n': len(values)}
-        for phase, values in samples.items() if len(values)
-    }
+    return {phase: {**{f'p{q}_ms': round(float(np.percentile(values, q)) * 1e3, 3)
+                       for q in (50, 95, 99)}, 'n': len(values)}
+            for phase, values in samples.items() if len(values)}
 
 
 def versions() -> dict[str, str]:
@@ -122,18 +120,13 @@ def summarise(results: Sequence[EpisodeResult], tasks: Sequence[str]) -> dict[st
     for result in results:
         for phase, values in result.latency.items():
             latency[phase] += values
+    ordered = sorted(results, key=lambda r: (tasks.index(r.task), r.seed))
     return {
-        'tasks': by_task,
-        'total': Rate.of(r.success for r in results).to_dict(),
-        'latency': latency_summary(latency),
-        'decisions': sum(r.decisions for r in results),
-        'refused': refused(results),
-        'cut_thoughts': sum(r.truncated for r in results),
-        'episodes': [
-            {'task': r.task, 'seed': r.seed, 'success': r.success, 'steps': r.steps,
-             'commands': r.commands}
-            for r in sorted(results, key=lambda r: (tasks.index(r.task), r.seed))
-        ],
+        'tasks': by_task, 'total': Rate.of(r.success for r in results).to_dict(),
+        'latency': latency_summary(latency), 'decisions': sum(r.decisions for r in results),
+        'refused': refused(results), 'cut_thoughts': sum(r.truncated for r in results),
+        'episodes': [{'task': r.task, 'seed': r.seed, 'success': r.success, 'steps': r.steps,
+                      'commands': r.commands} for r in ordered],
     }
 
 
@@ -273,12 +266,10 @@ def write_manifest(policy: Path, results: Mapping[str, Mapping[str, Any]]) -> No
     for mode, result in results.items():
         if result.get('files', manifest.files) != dict(manifest.files):
             raise UserError(f'the result of mode {mode} is of another policy than {policy}')
-    success = {
-        mode: {
-            'seeds': r['seeds'], 'total': r['total'],
-            'tasks': {t: [row['successes'], row['n']] for t, row in r['tasks'].items()},
-        } for mode, r in results.items()
-    }
+    success = {mode: {
+        'seeds': r['seeds'], 'total': r['total'],
+        'tasks': {t: [row['successes'], row['n']] for t, row in r['tasks'].items()},
+    } for mode, r in results.items()}
     versions = next(iter(results.values()))['versions']
     simulator = {k: versions[k] for k in ('mujoco', 'robosuite') if k in versions}
     write_text(policy / MANIFEST, replace(

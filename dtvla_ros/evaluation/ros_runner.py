@@ -38,18 +38,10 @@ def run_over_ros(
 ) -> Generator[tuple[Job, EpisodeResult], None, None]:
     """Yield ``(job, result)`` as episodes end.
 
-    In lock-step a result holds the hash of the commands that moved the arm, as in process.
-
-    Raises
-    ------
-    UserError
-        If a node refuses its input.
-    NodeDied
-        If a node dies or nothing moves any more; the logs are kept.
-
+    In lock-step a result holds the hash of the commands that moved the arm, as in process. Raises
+    UserError if a node refuses its input, NodeDied if one dies or nothing moves any more; the
+    logs are kept then.
     """
-    if not jobs:
-        return
     os.environ.setdefault('ROS_DOMAIN_ID', str(random.SystemRandom().randint(1, 100)))
     logs = Path(tempfile.mkdtemp(prefix='dtvla-eval-'))
     keep_logs = False
@@ -121,7 +113,6 @@ class Listener(Watcher):
         self._setup, self._frame_rate, self._exact = setup, frame_rate, exact
         self._record: FailureRecord | None = None
         self._thoughts: list[str] = []
-        self._counted: dict[str, int] = {}  # latencies of earlier episodes, by phase
         self._commands: dict[int, NDArray[np.float64]] = {}  # by stamp [ns]
         self._waiting: list[tuple[float, EpisodeResult]] = []
 
@@ -174,10 +165,9 @@ class Listener(Watcher):
 
     def _end(self, row: dict[str, Any]) -> None:
         success = bool(row['success'])
-        latency = {
-            phase: [round(seconds, 6) for seconds in values[self._counted.get(phase, 0):]]
-            for phase, values in self.seen.latency.items()}
-        self._counted = {phase: len(values) for phase, values in self.seen.latency.items()}
+        latency = {phase: [round(seconds, 6) for seconds in values]
+                   for phase, values in self.seen.latency.items()}
+        self.seen.latency.clear()
         thoughts, self._thoughts = tuple(self._thoughts), []
         result = EpisodeResult(row['task'], row['seed'], success, row['step'], len(thoughts),
                                latency=latency, thoughts=thoughts)
