@@ -72,8 +72,7 @@ def frozen_thought(policy: Policy, keep: int = KEEP) -> Infer:
 def swapped_thought(policy: Policy, other_instruction: Callable[[], str]) -> Infer:
     """Act for the instruction on what the policy thinks, in the same scene, of another one.
 
-    ``other_instruction`` is asked for at every decision. All the thought says of the scene is
-    true, only what it wants is not what was asked for: a policy that does as it thinks does the
+    ``other_instruction`` is asked for at every decision. A policy that does as it thinks does the
     other task, one that ignores its thought succeeds as ever. Timings are those of the thought.
     """
     policy.reset()

@@ -315,11 +315,9 @@ def standing(wanted: Sequence[Job], done: Mapping[Job, EpisodeResult]) -> str:
 
 def _cell(found: Sequence[EpisodeResult], tasks: Sequence[str]) -> dict[str, Any]:
     """Return success in total and by task, and how often the policy refused the sentence."""
-    return {
-        **Rate.of(r.success for r in found).to_dict(), 'refused': results.refused(found),
-        'tasks': {task: [sum(r.success for r in found if r.task == task),
-                         sum(r.task == task for r in found)] for task in tasks},
-    }
+    return {**Rate.of(r.success for r in found).to_dict(), 'refused': results.refused(found),
+            'tasks': {task: [sum(r.success for r in found if r.task == task),
+                             sum(r.task == task for r in found)] for task in tasks}}
 
 
 def robustness_table(title: str, summary: Mapping[str, Any]) -> Table:

@@ -41,15 +41,12 @@ def _failure(
 ) -> dict[str, Any]:
     """Return what is shown of a failed episode; None for a file that is not there."""
     name = f'{episode["task"]}-{episode["seed"]}'
-    still = stills / f'{name}.jpg' if stills else None
-    film = films / f'{name}.mp4' if films else None
-    return {
-        'name': name,
-        'caption': f'{episode["task"].replace("_", " ")}, seed {episode["seed"]}, '
-                   f'{episode["steps"]} steps',
-        'still': still if still is not None and still.exists() else None,
-        'film': quote(os.path.relpath(film, beside)) if film is not None and film.exists()
-                else None}
+    still, film = (
+        folder / f'{name}.{end}' if folder and (folder / f'{name}.{end}').exists() else None
+        for folder, end in ((stills, 'jpg'), (films, 'mp4')))
+    return {'name': name, 'still': still, 'film': film and quote(os.path.relpath(film, beside)),
+            'caption': f'{episode["task"].replace("_", " ")}, seed {episode["seed"]}, '
+                       f'{episode["steps"]} steps'}
 
 
 def _flat(values: Mapping[str, Any], before: str = '') -> Iterable[tuple[str, str]]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.ablations import ablated, other_instruction
-from dtvla_ros.rollout.env import Env, SceneSetup
+from dtvla_ros.rollout.env import SceneSetup
 from dtvla_ros.rollout.episode import (
     EpisodeResult,
     run_episode,
@@ -128,28 +128,22 @@ def make_policy_worker(
 
 def make_replay_worker(scene: SceneSetup) -> Callable[[Job], EpisodeResult]:
     """Return what replays one undisturbed demonstration of a task, from a training seed."""
+    from dtvla_sim.experts import make_expert
     from dtvla_sim.perturbation import PerturbedEnv
 
     env = scene.make()
-    demonstration = functools.cache(functools.partial(
-        _demonstration, env.env if isinstance(env, PerturbedEnv) else env))
+    calm = env.env if isinstance(env, PerturbedEnv) else env
 
-    def run(job: Job) -> EpisodeResult:
-        task, seed = job
-        return run_replay_episode(env, demonstration(task), task, seed, scene.max_steps)
+    @functools.cache
+    def demonstration(task: str) -> NDArray[np.float32]:
+        """Return the actions [N, 7] of the expert's first success."""
+        for seed in range(DEMONSTRATION_TRIES):
+            result, actions = run_expert_episode(calm, make_expert(calm), task, seed)
+            if result.success:
+                return actions
+        raise RuntimeError(f'the expert failed {task} on {DEMONSTRATION_TRIES} training seeds')
 
-    return run
-
-
-def _demonstration(env: Env, task: str) -> NDArray[np.float32]:
-    """Return the actions [N, 7] of the expert's first success."""
-    from dtvla_sim.experts import make_expert
-
-    for seed in range(DEMONSTRATION_TRIES):
-        result, actions = run_expert_episode(env, make_expert(env), task, seed)
-        if result.success:
-            return actions
-    raise RuntimeError(f'the expert failed {task} on {DEMONSTRATION_TRIES} training seeds')
+    return lambda job: run_replay_episode(env, demonstration(job[0]), *job, scene.max_steps)
 
 
 def make_expert_worker(scene: SceneSetup, noise: bool) -> Callable[[Job], EpisodeResult]:

@@ -137,14 +137,14 @@ def serve(receive: Callable[[], Any], send: Callable[[Any], None], make: MakeWor
 
 @dataclass(slots=True)
 class Slot:
-    """A process, its answer that is waited for until ``deadline``, its job and lost tries."""
+    """A process, and what is waited for."""
 
     process: Any
     answer: Any
-    limit: float = math.inf
+    limit: float = math.inf  # seconds
     deadline: float = math.inf
     job: Any = None
-    losses: int = 0
+    losses: int = 0  # of its processes
 
     def wait_for(self, limit: float) -> None:
         """Expect the next answer within seconds from now."""
@@ -175,7 +175,7 @@ class Workers:
         self._slots: dict[int, Slot] = {}
         try:
             for slot in range(size):
-                self._slots[slot] = self._start()
+                self._start(slot)
             for slot in range(size):
                 self.info = self._started(slot)
         except BaseException:
@@ -222,10 +222,9 @@ class Workers:
         self._slots[slot].wait_for(limit)
         self._send(self._slots[slot], message)
 
-    def _start(self) -> Slot:
-        slot = Slot(*self._spawn())
-        slot.wait_for(START_SECONDS)
-        return slot
+    def _start(self, slot: int) -> None:
+        self._slots[slot] = Slot(*self._spawn())
+        self._slots[slot].wait_for(START_SECONDS)
 
     def _started(self, slot: int) -> Any:
         """Wait for a worker to be built; return its info."""
@@ -245,7 +244,7 @@ class Workers:
             if losses == TRIES:
                 raise RuntimeError(f'{job}: process lost {TRIES} times, at last: {answer.reason}')
             self._kill(self._slots.pop(slot))
-            self._slots[slot] = self._start()
+            self._start(slot)
             self._started(slot)
             self.begin(slot, job)
             self._slots[slot].losses = losses
@@ -381,9 +380,8 @@ class _Actor:
 def open_workers(make: MakeWorker, size: int, timeout: float = 60.0,
                  ray: str | None = None) -> Workers:
     """Return workers on this machine or, with the address of a Ray cluster, on its machines."""
-    if ray is None:
-        return ProcessWorkers(make, size, timeout)
-    return RayWorkers(make, size, timeout, ray)
+    return (ProcessWorkers(make, size, timeout) if ray is None
+            else RayWorkers(make, size, timeout, ray))
 
 
 def open_envs(scene: SceneSetup, size: int, timeout: float = 60.0,
