@@ -33,14 +33,12 @@ if __name__ == '__main__':
 
 
 def test_a_chunk_ends_where_something_unforeseen_begins():
-    """What is planned across it is padding."""
     made = layout.action_chunks(np.zeros((9, 7), np.float32), np.array([0, 2, 4]), 4, [4])
     np.testing.assert_array_equal(made[layout.ACTION_IS_PAD].astype(int).tolist(), [
         [0, 0, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]])
 
 
 def test_a_longer_plan_begins_with_the_shorter_one():
-    """So that a collection can be enlarged."""
     plans = [plan_episode(CollectOptions(episodes=n), TASKS, 5) for n in (8, 800)]
     assert plans[0] == plans[1]
     kinds = {plan_episode(CollectOptions(), TASKS, k).kind for k in range(200)}
@@ -48,7 +46,6 @@ def test_a_longer_plan_begins_with_the_shorter_one():
 
 
 def test_scenes_are_shares_of_all_and_disturbances_of_the_demonstrations():
-    """Within what two thousand draws allow."""
     def kinds(**shares):
         plans = [plan_episode(CollectOptions(**shares), TASKS, k).kind for k in range(2000)]
         return {kind: plans.count(kind) / len(plans) for kind in set(plans)}
@@ -65,7 +62,6 @@ def test_scenes_are_shares_of_all_and_disturbances_of_the_demonstrations():
     ({'release_share': 0.9, 'clean_share': 0.9}, 'shares'),
     ({'observation_share': 0.9, 'short_share': 0.2}, 'short_share, observation_share')])
 def test_bad_options_are_named(options, names):
-    """As the command line spells them."""
     with pytest.raises(UserError, match=names):
         CollectOptions(**options)
 

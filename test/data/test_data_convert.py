@@ -31,7 +31,6 @@ def published(request, tmp_path_factory):
 
 
 def again(source, out, **changes):
-    """Convert with the dataset's tokenizer."""
     return convert(source, out, ConvertOptions(**{'tokenizer': source, **changes}))
 
 
@@ -84,7 +83,6 @@ def test_chunks_hold_the_next_actions(converted):
 
 
 def test_the_trainer_learns_from_it(converted, tmp_path):
-    """A few steps on the converted thoughts, actions and images lower the loss."""
     from dtvla_ros.training.sft import SftRun, Trainer
 
     source, _, reader = converted
@@ -97,7 +95,6 @@ def test_the_trainer_learns_from_it(converted, tmp_path):
 
 
 def test_a_killed_conversion_goes_on(published, tmp_path, monkeypatch):
-    """Shards that are finished are not made again, and the result is the same."""
     monkeypatch.setattr(converting, 'EPISODES_PER_SHARD', 2)
     whole, out = tmp_path / 'whole', tmp_path / 'out'
     again(published, whole)
@@ -123,7 +120,6 @@ def test_a_killed_conversion_goes_on(published, tmp_path, monkeypatch):
 
 
 def test_nothing_is_overwritten(published, tmp_path):
-    """Neither a finished conversion, nor another one, nor anything else."""
     out, other = tmp_path / 'out', tmp_path / 'other'
     again(published, out)
     other.mkdir()
@@ -147,7 +143,6 @@ def test_nothing_is_overwritten(published, tmp_path):
 ])
 def test_what_cannot_be_trained_on_is_refused_at_once(
         published, tmp_path, monkeypatch, changes, message):
-    """The message says which option mends it, and nothing is left behind."""
     monkeypatch.chdir(tmp_path)
     Tokenizer(WordLevel({'<pad>': 0, '<unk>': 1}, unk_token='<unk>')).save('tokenizer.json')
     with pytest.raises(UserError, match=message):
@@ -158,7 +153,6 @@ def test_what_cannot_be_trained_on_is_refused_at_once(
 @pytest.mark.parametrize('encoder, codec, every', [
     ('libsvtav1', 'av1', 2), ('libx264', 'h264', 30), ('libx265', 'hevc', 12)])
 def test_videos_of_every_published_codec_are_joined(tmp_path, encoder, codec, every):
-    """Bit by bit, and each frame is found again by its time."""
     if encoder not in av.codecs_available:
         pytest.skip(f'no {encoder} here')
     clips = []
@@ -179,7 +173,6 @@ def test_videos_of_every_published_codec_are_joined(tmp_path, encoder, codec, ev
 
 
 def test_a_video_with_too_few_frames_is_named(tmp_path):
-    """Copying would shift the images of every later episode."""
     source = published_dataset(tmp_path / 'v21', episodes=2)
     video = source / 'videos/chunk-000/observation.images.image/episode_000001.mp4'
     encode(video, [np.zeros((32, 32, 3), np.uint8)] * 5)
@@ -188,7 +181,6 @@ def test_a_video_with_too_few_frames_is_named(tmp_path):
 
 
 def test_v3_of_another_writer_gets_chunks_and_names(dataset, tmp_path):
-    """A v3.0 dataset without chunks, with cameras of other names, is completed."""
     source = tmp_path / 'foreign'
     shutil.copytree(dataset, source)
     reader = DatasetReader(source)

@@ -23,29 +23,24 @@ PRIMARY, WRIST = layout.CAMERAS
 
 @pytest.fixture(scope='module')
 def good(tmp_path_factory):
-    """Return a dataset of ten episodes of an arm."""
     return arm_dataset(tmp_path_factory.mktemp('arm'), [arm_episode(k) for k in range(10)])
 
 
 @pytest.fixture(scope='module')
 def numbers(good):
-    """Return its state and action."""
     return Numbers.of(DatasetReader(good))
 
 
 @pytest.fixture(scope='module')
 def seen(good, numbers):
-    """Return its images."""
     return sample_images(DatasetReader(good), numbers, 10)
 
 
 def issues_of(found, name):
-    """Return the issues of one check."""
     return [issue for issue in found if issue.check == name]
 
 
 def test_a_good_dataset_raises_no_warning(good):
-    """Every check speaks, and none warns."""
     found = dataset_statistics(good, episodes=10)
     assert [n for n in found.issues if n.level == 'warning'] == []
     checks = {issue.check: issue for issue in found.issues}
@@ -56,7 +51,6 @@ def test_a_good_dataset_raises_no_warning(good):
 
 
 def test_statistics_are_those_of_the_frames_and_a_policy_reads_them(good, tmp_path):
-    """In LeRobot's form and in ours, from the same numbers."""
     out, told = tmp_path / 'meta', tmp_path / 'stats.json'
     result = CliRunner().invoke(
         app, ['stats', str(good), '--out', str(out), '--episodes', '0', '--json', str(told)])
@@ -75,7 +69,6 @@ def test_statistics_are_those_of_the_frames_and_a_policy_reads_them(good, tmp_pa
 
 
 def test_the_scale_of_an_action_is_measured(numbers):
-    """Metres a second per unit, from integrating the actions."""
     issue, = issues_of(check_numbers(numbers), 'action and next position')
     scale = [float(word.rstrip(',')) for word in
              issue.problem.split('moves the gripper ')[1].split(' m/s')[0].split()]
@@ -107,7 +100,6 @@ def misplaced(state, action):
     (misplaced, 'outliers of state', '1 frames in 1 episodes'),
     (misplaced, 'jumps', 'the gripper jumps')])
 def test_damaged_numbers_are_noticed(numbers, change, check, said):
-    """With the check's name, what is wrong and where."""
     state, action = change(numbers.state, numbers.action)
     issues = issues_of(check_numbers(replace(numbers, state=state, action=action)), check)
     found = [issue for issue in issues if issue.level == 'warning']
@@ -142,7 +134,6 @@ def test_a_turned_or_mirrored_image_is_told(seen, key, change, level, said):
 
 
 def test_exchanged_cameras_are_told(seen):
-    """The image that stands still is the primary camera's."""
     swapped = [replace(e, grey={PRIMARY: e.grey[WRIST], WRIST: e.grey[PRIMARY]}) for e in seen]
     issue, = issues_of(check_images(swapped), 'swapped cameras')
     assert (issue.level, issue.certainty) == ('warning', 'certain')
@@ -164,7 +155,6 @@ def test_frozen_and_dark_cameras_are_named_with_episode_and_frame(tmp_path):
 
 
 def test_nothing_is_claimed_from_too_little(seen):
-    """An episode is not enough to call an image mirrored."""
     certainty = {issue.check: issue.certainty for issue in check_images(seen[:1])}
     assert certainty['swapped cameras'] == certainty['orientation of primary'] == 'unclear'
 
@@ -179,7 +169,6 @@ def test_two_cameras_that_stand_still_are_frozen_not_exchanged(dataset):
 
 
 def test_episodes_of_a_single_frame_are_no_oddity(tmp_path):
-    """As single observations are; the images are then taken from the others."""
     single = [arm_episode(20 + k, frames=1) for k in range(12)]
     root = arm_dataset(tmp_path, [*single, *(arm_episode(k) for k in range(6))])
     found = dataset_statistics(root, episodes=6).issues

@@ -28,7 +28,6 @@ PRIMARY = 'observation.images.image'
 
 @pytest.fixture(scope='module')
 def published(tmp_path_factory):
-    """Return a v2.1 dataset."""
     return published_dataset(tmp_path_factory.mktemp('v21') / 'cot', episodes=3)
 
 
@@ -50,7 +49,6 @@ def edit(path, name, row, value):
 
 
 def edit_info(root, change):
-    """Change meta/info.json."""
     info = json.loads((root / layout.INFO).read_text())
     change(info)
     (root / layout.INFO).write_text(json.dumps(info))
@@ -64,13 +62,11 @@ def only(findings):
 
 
 def test_intact_datasets_have_no_findings(dataset, published):
-    """In neither version, also with every image decoded."""
     assert validate(dataset, decode=True) == []
     assert validate(published, decode=True) == []
 
 
 def test_images_beside_the_numbers_are_checked(tmp_path):
-    """Their size has to be the one that is declared."""
     root = published_dataset(tmp_path / 'png', episodes=2, png=True)
     assert validate(root) == []
     edit_info(root, lambda info: info['features'][PRIMARY].update(shape=[64, 64, 3]))
@@ -86,7 +82,6 @@ def test_images_beside_the_numbers_are_checked(tmp_path):
     ('observation.state', 26, float('nan'), 'nan in channel 2 at episode 2, frame 2'),
 ])
 def test_a_wrong_cell_is_named(broken, name, row, value, said):
-    """With the file, the episode, the frame and what should stand there."""
     edit(broken / DATA, name, row, value)
     findings = [f for f in validate(broken) if f.file.endswith('.parquet')]
     assert said in only(findings).problem
@@ -94,13 +89,11 @@ def test_a_wrong_cell_is_named(broken, name, row, value, said):
 
 
 def test_places_of_absent_things_may_be_nan(broken):
-    """A scene that lacks a thing is no damage."""
     edit(broken / DATA, layout.PLACES, 3, float('nan'))
     assert validate(broken) == []
 
 
 def test_stale_statistics_are_found_and_the_remedy_mends_them(broken):
-    """The command the finding names makes it go away."""
     edit(broken / DATA, layout.ACTION, 3, 1.5)
     finding = only(validate(broken))
     assert finding.file.endswith('stats.json') and 'dtvla data stats' in finding.remedy
@@ -109,7 +102,6 @@ def test_stale_statistics_are_found_and_the_remedy_mends_them(broken):
 
 
 def test_missing_and_short_files_of_v21(published, tmp_path):
-    """A lost parquet, a lost video, a video too short, in one go."""
     broken21 = shutil.copytree(published, tmp_path / 'broken')
     videos = broken21 / f'videos/chunk-000/{PRIMARY}'
     (broken21 / 'data/chunk-000/episode_000001.parquet').unlink()
@@ -122,7 +114,6 @@ def test_missing_and_short_files_of_v21(published, tmp_path):
 
 
 def test_a_damaged_video_is_found_by_decoding(broken):
-    """Counting alone does not notice; decoding does, as the option says."""
     video = next((broken / f'videos/{PRIMARY}').rglob('*.mp4'))
     data = bytearray(video.read_bytes())
     begin = data.find(b'mdat') + 400
@@ -132,7 +123,6 @@ def test_a_damaged_video_is_found_by_decoding(broken):
 
 
 def test_schema_and_totals(broken):
-    """What info.json says must be what the files hold."""
     edit_info(broken, lambda info: (
         info['features'][layout.ACTION].update(dtype='float64'),
         info['features'].pop(layout.PLACES), info.update(total_frames=7)))
@@ -143,7 +133,6 @@ def test_schema_and_totals(broken):
 
 
 def test_no_dataset_is_one_finding(tmp_path):
-    """Not a stack trace."""
     assert 'info.json' in only(validate(tmp_path)).file
     (tmp_path / 'meta').mkdir()
     for text, said in (('{', 'JSON'), ('{"codebase_version": "v3.0", "features": {}}', 'fps')):
@@ -163,14 +152,12 @@ def policy(dataset, tmp_path_factory):
 
 
 def test_a_dataset_in_the_words_of_a_policy_fits(dataset, published, policy):
-    """Also when its thoughts are ids, given their tokenizer."""
     assert fits_policy(dataset, policy) == []
     assert [f.problem for f in fits_policy(published, policy, published)] == [
         'no feature action_chunk']
 
 
 def test_words_a_policy_lacks_are_named_with_their_place(tmp_path, policy):
-    """Of the thought, of the instruction; and too short chunks."""
     made = replace(tiny_episode(0), task='juggle the can')
     made.columns[layout.REASONING][4] = 'holding nothing now juggle can'
     made.columns[layout.ACTION_CHUNK] = np.zeros((12, 14), np.float32)
@@ -183,7 +170,6 @@ def test_words_a_policy_lacks_are_named_with_their_place(tmp_path, policy):
 
 
 def test_exit_codes_and_json(broken, tmp_path):
-    """0 for an intact dataset, 1 with the findings in a file for a broken one."""
     run = CliRunner()
     assert run.invoke(app, ['validate', str(broken)]).exit_code == 0
     edit(broken / DATA, 'timestamp', 0, 5.0)

@@ -32,7 +32,6 @@ def arm(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def page(arm, tmp_path_factory):
-    """Return a page of two of them."""
     out = tmp_path_factory.mktemp('page') / 'sub' / 'page.html'
     result = CliRunner().invoke(app, ['view', str(arm), '--episodes', '2,0', '--out', str(out)])
     assert result.exit_code == 0, result.output
@@ -45,7 +44,6 @@ def episodes_of(text):
 
 
 def test_a_page_needs_nothing_else(page):
-    """Neither network nor other files."""
     links = re.findall(r'(?:src|href)="([^"]+)"|url\(([^)]+)\)', page)
     assert links and all((a or b).startswith('data:') for a, b in links)
     assert '<link' not in page and 'import ' not in page
@@ -62,7 +60,6 @@ def test_a_page_tells_each_frame_its_thought_and_phase(page):
 
 
 def test_a_page_holds_every_image(page, arm):
-    """Frame k of a camera is where the script looks for it."""
     data, = re.findall(r'\.e0c1 \{[^}]*base64,([^)]*)\)', page)
     sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
     for k, image in enumerate(DatasetReader(arm).frames(0, list(layout.CAMERAS)[1])):
@@ -72,7 +69,6 @@ def test_a_page_holds_every_image(page, arm):
 
 
 def test_a_contact_sheet_shows_the_images(arm, tmp_path):
-    """The image of an episode appears in it, in its colours."""
     out = tmp_path / 'sheet.png'
     assert view(arm, out, [1]) == 1
     sheet = np.asarray(Image.open(out).convert('RGB')).astype(int)
@@ -82,7 +78,6 @@ def test_a_contact_sheet_shows_the_images(arm, tmp_path):
 
 
 def test_ids_are_shown_as_text_only_with_their_tokenizer(tmp_path):
-    """A v2.1 dataset can be looked at either way."""
     root, out = published_dataset(tmp_path / 'cot', episodes=1), tmp_path / 'page.html'
     view(root, out)
     assert 'This dataset holds no thought' in out.read_text()
@@ -91,7 +86,6 @@ def test_ids_are_shown_as_text_only_with_their_tokenizer(tmp_path):
 
 
 def test_without_a_choice_every_task_is_shown(tmp_path):
-    """An episode each, and none of a single frame."""
     tasks = ['look', 'look', 'lift', 'push', 'lift']
     made = [replace(arm_episode(k, frames=1 if task == 'look' else 8), task=task)
             for k, task in enumerate(tasks)]
@@ -103,7 +97,6 @@ def test_without_a_choice_every_task_is_shown(tmp_path):
 @pytest.mark.parametrize('out, episodes, said', [
     ('sheet.gif', [], r'\.html or \.png'), ('page.html', [3], 'episodes 0 to 2')])
 def test_what_cannot_be_drawn_is_refused(arm, tmp_path, out, episodes, said):
-    """With what can be."""
     with pytest.raises(UserError, match=said):
         view(arm, tmp_path / out, episodes)
     assert not (tmp_path / out).exists()

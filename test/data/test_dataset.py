@@ -43,7 +43,6 @@ def dataset(tmp_path_factory):
 
 
 def test_numbers_and_text_are_exact(dataset):
-    """Columns, tasks and facts come back bit by bit."""
     episodes, reader = dataset
     assert reader.tasks == ['stack it', 'push it']
     assert reader.info['total_frames'] == 21 == len(reader.table)
@@ -57,7 +56,6 @@ def test_numbers_and_text_are_exact(dataset):
 
 
 def test_images_survive_the_video(dataset):
-    """Every frame of every episode is itself again, colours included."""
     episodes, reader = dataset
     for number, written in enumerate(episodes):
         read = reader.episode(number)
@@ -82,7 +80,6 @@ def test_layout_is_lerobot_v3(dataset):
 
 
 def test_merging_again_changes_nothing(dataset):
-    """The merge can be repeated after every new shard."""
     _, reader = dataset
     before = {p: p.read_bytes() for p in reader.root.rglob('*.parquet')}
     writer.merge_shards(reader.root)
@@ -90,7 +87,6 @@ def test_merging_again_changes_nothing(dataset):
 
 
 def test_what_cannot_be_merged_is_refused(tmp_path):
-    """Nothing at all, and more than one kind of data."""
     with pytest.raises(UserError, match='dtvla collect'):
         writer.merge_shards(tmp_path)
     writer.write_shard(tmp_path, 0, [episode(0, 3, 'a')], FPS)

@@ -113,7 +113,6 @@ class Bag:
         self._writer.write(self._topics[topic], self.received, data)
 
     def close(self):
-        """End the bag and return its path."""
         self._writer.close()
         return self.path
 
@@ -212,7 +211,6 @@ def pose(position, rotation):
 
 @pytest.mark.parametrize('preset', ['action', 'twist', 'target'])
 def test_every_kind_of_command_becomes_the_action_it_came_from(tmp_path, preset):
-    """Actions, twists and targets alike, with the state and the thought of their time."""
     robot = Robot(preset)
     report, reader = converted(tmp_path, robot.write(tmp_path / 'bag'))
     assert (report.episodes, report.frames) == (1, robot.steps)
@@ -240,7 +238,6 @@ def test_frames_follow_the_camera_and_keep_every_command(tmp_path):
 
 
 def test_episodes_end_with_their_instruction_and_fit_one_dataset(tmp_path):
-    """Where nobody publishes /sim/episode."""
     other = 'stack the red cube on the green cube'
     bag = Robot().write(tmp_path / 'a', Robot(task=other, clock=2.0))
     report, reader = converted(tmp_path, bag, Robot(steps=5).write(tmp_path / 'b'))
@@ -251,7 +248,6 @@ def test_episodes_end_with_their_instruction_and_fit_one_dataset(tmp_path):
 
 
 def test_a_command_received_late_stays_with_its_episode(tmp_path):
-    """Its stamp tells, not when it came."""
     first = Robot(late=True)
     _, reader = converted(tmp_path, first.write(
         tmp_path / 'bag', Robot(task='stack the red cube', clock=30.0)))
@@ -260,7 +256,6 @@ def test_a_command_received_late_stays_with_its_episode(tmp_path):
 
 
 def test_a_clock_that_starts_anew_mixes_nothing_up(tmp_path):
-    """Two episodes with the same stamps keep their own images."""
     _, reader = converted(tmp_path, Robot().write(
         tmp_path / 'bag', Robot(task='stack the red cube', shade=100)))
     first, second = (reader.episode(k).images[PRIMARY].astype(int) for k in (0, 1))
@@ -277,7 +272,6 @@ def test_a_missing_command_cuts_the_episode(tmp_path):
 
 
 def test_only_what_the_simulator_calls_successful(tmp_path):
-    """And a bag that does not tell is refused."""
     failed = Robot(task='stack the red cube on the green cube', clock=30.0)
     report, reader = converted(tmp_path, Robot().write(
         tmp_path / 'bag', failed, episode=True), successful=True)

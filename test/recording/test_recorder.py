@@ -48,7 +48,6 @@ def ended(graph, recording, code, seconds=60):
 
 
 def read(path):
-    """Return the messages of a bag by topic, decoded, in order."""
     found = {}
     with open_bag(path) as reader:
         for connection, _, data in reader.messages():
@@ -113,14 +112,12 @@ def test_a_bag_holds_what_was_published_and_how_it_was_offered(graph, tmp_path):
 
 
 def test_only_the_topics_asked_for_and_only_so_long(graph, tmp_path):
-    """It ends by itself."""
     Source(graph).heard = lambda: True
     ended(graph, start(tmp_path / 'bag', '--topics', '/joint_states', '--seconds', '6'), 0)
     assert set(read(tmp_path / 'bag')) == {'/joint_states'}
 
 
 def test_a_later_publisher_that_offers_less_is_heard_too(graph, tmp_path):
-    """The subscription then asks for less, and both are heard."""
     node = graph.listen()
     first = node.create_publisher(String, '/instruction', LATCHED)
     first.publish(String(data='first'))
@@ -141,7 +138,6 @@ def test_a_later_publisher_that_offers_less_is_heard_too(graph, tmp_path):
 @pytest.mark.parametrize(('arguments', 'word'), [
     ((), 'exists already'), (('--topics', 'joint_states'), '/joint_states')])
 def test_bad_input_touches_nothing(tmp_path, arguments, word):
-    """What is in the folder stays as it was."""
     (tmp_path / 'kept').write_text('mine')
     done = CliRunner().invoke(app, ['record', '--out', str(tmp_path), *arguments])
     assert isinstance(done.exception, UserError) and word in str(done.exception)
@@ -150,7 +146,6 @@ def test_bad_input_touches_nothing(tmp_path, arguments, word):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Return a folder on a disk of 6 MB."""
     folder = tmp_path / 'disk'
     folder.mkdir()
     done = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=6m', 'tmpfs', str(folder)],
@@ -206,14 +201,12 @@ def test_the_last_messages_make_room_for_the_index(tmp_path):
 
 
 def test_a_disk_without_room_for_an_index_is_told(graph, tmp_path):
-    """By the same exit code, in one line."""
     Source(graph)
     _, errors = ended(graph, start(tmp_path / 'bag', '--seconds', '8', limit=300), DISK_FULL)
     assert 'not even an index' in errors and 'Traceback' not in errors
 
 
 def test_what_a_slow_disk_cannot_take_is_counted(tmp_path):
-    """Nobody waits for it; written and dropped add up."""
     bag = BagWriter(tmp_path / 'bag')
     gate = threading.Event()
     write = bag.write
@@ -234,7 +227,6 @@ def test_what_a_slow_disk_cannot_take_is_counted(tmp_path):
 
 
 def test_what_is_no_bag_or_cannot_be_one_is_named(tmp_path):
-    """By its path."""
     (tmp_path / 'bag.mcap').write_bytes(b'no bag')
     with pytest.raises(UserError, match='mcap/bag'):
         BagWriter(tmp_path / 'bag.mcap' / 'bag')

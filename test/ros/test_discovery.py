@@ -128,7 +128,6 @@ class Machine:
 
 
 def _until(condition: Callable[[], Any], seconds: float = PATIENCE) -> bool:
-    """Return whether a condition holds in time."""
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)

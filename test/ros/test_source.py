@@ -47,7 +47,6 @@ def put_ros(prefix):
 
 
 class Environment:
-    """A virtual environment to put things into and to ask."""
 
     def __init__(self, folder):
         venv.create(folder, symlinks=True)
