@@ -294,10 +294,7 @@ class Sample:
 
 
 def sample_images(reader: DatasetReader, numbers: Numbers, episodes: int) -> list[Sample]:
-    """Decode some episodes, evenly spread among those in which something can move.
-
-    Raises ``UserError`` for a video that cannot be decoded.
-    """
+    """Decode episodes spread among those in which something can move. Raises ``UserError``."""
     stride = max(1, round(reader.fps / RATE))
     lengths = np.bincount(numbers.episode)
     moving = np.flatnonzero(lengths > SHORT * stride)

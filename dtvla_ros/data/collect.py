@@ -145,10 +145,7 @@ def image_points(env: Any) -> NDArray[np.float32]:
 
 @dataclass
 class Frames:
-    """Columns of the frames of an episode kept so far.
-
-    Everything is in the robot's base frame; objects that are not in the scene are NaN.
-    """
+    """Columns of the frames kept so far, in the base frame; of objects that are not there NaN."""
 
     images: dict[str, list[NDArray[np.uint8]]] = field(default_factory=lambda: defaultdict(list))
     columns: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))

@@ -77,11 +77,7 @@ class Segment:
 
 
 def convert(bags: Sequence[Path], out: Path, options: ConvertOptions) -> Report:
-    """Write a new dataset ``out`` from bags, every episode a shard.
-
-    Raises ``UserError`` if ``out`` exists, a bag cannot be used, or nothing of it is worth
-    keeping.
-    """
+    """Write a dataset from bags, every episode a shard. Raises ``UserError``, nothing is left."""
     if out.exists():
         raise UserError(f'{out} exists already; choose another --out')
     report, fps = Report(), 0

@@ -116,10 +116,7 @@ def _bytes(root: Path) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Statistics by feature as in ``meta/stats.json``, and what the checks say.
-
-    ``channels``: the names of the channels of state and action.
-    """
+    """Statistics and ``channels``' names by feature as in ``meta/stats.json``; what checks say."""
 
     path: Path
     stats: dict[str, Any]

@@ -158,10 +158,7 @@ class DatasetReader:
                             'again') from error
 
     def column(self, name: str, episode: int | None = None) -> NDArray[Any] | list[str]:
-        """Return a feature of an episode, or of all: an array [N, ...], or a list of strings.
-
-        Raises ``UserError`` when the dataset lacks it.
-        """
+        """Return a feature of an episode, or of all: [N, ...] or strings. Raises ``UserError``."""
         if name not in self.table.column_names:
             raise UserError(f'{self.root}: the dataset has no feature {name!r}')
         column = self.table.column(name)
@@ -249,10 +246,7 @@ class DatasetReader:
 
 
 def open_dataset(root: Path) -> DatasetReader:
-    """Return the reader of a LeRobot dataset of any version this package knows.
-
-    Raises ``UserError`` when ``root`` is none.
-    """
+    """Return the reader of a dataset of any known version. Raises ``UserError`` for no dataset."""
     reader = DatasetReader(root, (*layout.V21_VERSIONS, layout.VERSION))
     _ = reader.info
     return reader

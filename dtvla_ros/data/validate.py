@@ -256,10 +256,7 @@ def _statistics(reader: DatasetReader) -> Found:
 
 
 def fits_policy(root: Path, policy: Path, tokenizer: Path | None = None) -> list[Issue]:
-    """Return what of a dataset a policy, or a training run, could not learn.
-
-    Of the policy only configuration and tokenizer are read. Raises ``UserError`` for it.
-    """
+    """Return what a policy, of which only config and tokenizer are read, could not learn."""
     if (policy / MANIFEST).exists():
         manifest = PolicyManifest.read(policy)
         transform, longest = transform_of(policy, manifest), manifest.max_thought_tokens

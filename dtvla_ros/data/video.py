@@ -55,10 +55,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def read_video(path: Path, start: float = 0.0) -> Iterator[NDArray[np.uint8]]:
-    """Yield uint8 RGB frames [H, W, 3] from the frame shown at ``start`` [s] on.
-
-    Raises ``UserError`` when the file is missing or is no video.
-    """
+    """Yield RGB frames [H, W, 3] from the one shown at ``start`` [s] on. Raises ``UserError``."""
     with _opened(path) as container:
         stream = container.streams.video[0]
         stream.thread_count = 1
@@ -81,10 +78,7 @@ def _decode(container: Any, stream: av.VideoStream, begin: float, earliest: floa
 
 
 def probe(path: Path) -> dict[str, Any]:
-    """Return a video's height, width, codec, pixel format and frame rate, without decoding.
-
-    Raises ``UserError`` when the file is missing or is no video.
-    """
+    """Return size, codec, pixel format and rate, without decoding. Raises ``UserError``."""
     with _opened(path) as container:
         stream = container.streams.video[0]
         return {'height': stream.height, 'width': stream.width,

@@ -103,10 +103,7 @@ def _shrunk(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def view(root: Path, out: Path, episodes: Sequence[int] = (), tokenizer: Path | None = None,
          ) -> int:
-    """Write a page (``.html``) or a contact sheet (``.png``); return how many episodes it shows.
-
-    Raises ``UserError`` if ``out`` is neither, cannot be written, or an episode does not exist.
-    """
+    """Write a page (.html) or contact sheet (.png); return its episodes. Raises ``UserError``."""
     if out.suffix not in (PAGE, SHEET):
         raise UserError(f'--out {out}: give a name that ends in {PAGE} or {SHEET}')
     require_writable(out)

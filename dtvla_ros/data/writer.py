@@ -48,10 +48,7 @@ def _moments(rows: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
 
 
 def vector_statistics(rows: NDArray[Any]) -> dict[str, list[Any]]:
-    """Return min, max, mean, std, count and quantiles of [N, D] (or [N]) over the frames.
-
-    In the layout of LeRobot's ``meta/stats.json``.
-    """
+    """Return LeRobot's statistics of [N, D] (or [N]) over the frames: quantiles, mean, std."""
     moments = _moments(np.asarray(rows).reshape(len(rows), -1))
     return {**{name: value.tolist() for name, value in moments.items()}, 'count': [len(rows)]}
 
@@ -164,10 +161,7 @@ def _video_feature(path: Path, fps: int) -> dict[str, Any]:
 
 
 def merge_shards(root: Path, robot_type: str = 'panda') -> dict[str, Any]:
-    """Write data, videos and metadata of all finished shards of ``root``; return info.
-
-    Raises ``UserError`` when there is no episode, or when shards disagree on their features.
-    """
+    """Write all of a dataset but its shards, from them; return info. Raises ``UserError``."""
     for name in ('data', 'videos', 'meta/episodes'):
         shutil.rmtree(root / name, ignore_errors=True)
     shards = [(folder, shard) for folder in (shard_path(root, k) for k in finished_shards(root))

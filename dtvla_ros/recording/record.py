@@ -263,10 +263,7 @@ class Recorder(Node):
 
 
 def record(out: Path, topics: Sequence[str], seconds: float = 0.0) -> int:
-    """Record until Ctrl-C, SIGTERM or ``seconds`` are over; return the exit code.
-
-    Raises ``UserError`` if ``out`` exists or cannot be written.
-    """
+    """Record until Ctrl-C, SIGTERM or ``seconds``; return the exit code. Raises ``UserError``."""
     if out.exists():
         raise UserError(f'{out} exists already; choose another --out')
     made: list[Recorder] = []

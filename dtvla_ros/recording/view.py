@@ -168,11 +168,7 @@ class Viewer(Node):
 
 
 def view(save: Path | None, spawn: bool) -> int:
-    """Show the graph until Ctrl-C or SIGTERM; return the exit code.
-
-    Raises ``UserError`` if not exactly one of the two is asked for, the file cannot be written,
-    or Rerun is missing.
-    """
+    """Show the graph until Ctrl-C or SIGTERM; return the exit code. Raises ``UserError``."""
     if (save is None) is not spawn:
         raise UserError('give either --save FILE.rrd or --spawn')
     if save is not None:

@@ -113,10 +113,7 @@ def floats(values: ArrayLike) -> list[float]:
 
 
 def message_type(name: str) -> Any:
-    """Return the class of 'pkg/msg/Type'.
-
-    Raises ``KeyError`` if its package is not installed here or has no such type.
-    """
+    """Return the class of 'pkg/msg/Type'. Raises ``KeyError`` where it is not installed."""
     try:
         package, kind, leaf = name.split('/')
         return getattr(import_module(f'{package}.{kind}'), leaf)
@@ -125,10 +122,7 @@ def message_type(name: str) -> Any:
 
 
 def to_plain(value: Any, longest: int | None = None) -> Any:
-    """Return a message as dictionaries, lists and numbers.
-
-    Sequences of more than ``longest`` values end in '...' when it is given.
-    """
+    """Return a message as dictionaries, lists (of ``longest`` values, then '...') and numbers."""
     if hasattr(value, 'get_fields_and_field_types'):
         return {name: to_plain(getattr(value, name), longest)
                 for name in value.get_fields_and_field_types()
@@ -145,10 +139,7 @@ def to_plain(value: Any, longest: int | None = None) -> Any:
 
 
 def from_plain(message: Any, values: Any) -> Any:
-    """Fill a message from a dictionary; fields that are not named keep their defaults.
-
-    Raise ValueError naming the field that is wrong.
-    """
+    """Fill a message from a dictionary. Raise ValueError naming the field that is wrong."""
     kinds, kind = message.get_fields_and_field_types(), type(message).__name__
     if not isinstance(values, Mapping):
         raise ValueError(f'fields of {kind} ({", ".join(kinds)}) expected, got {values!r}')

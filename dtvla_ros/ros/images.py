@@ -40,10 +40,7 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class RawImage:
-    """Fields of a serialized sensor_msgs/Image; ``data`` is a view of the message.
-
-    ``stamp`` is in seconds; the others are named as in the message.
-    """
+    """Fields of a serialized sensor_msgs/Image; ``stamp`` [s], ``data`` a view of the message."""
 
     stamp: float
     frame_id: str
@@ -57,7 +54,7 @@ class RawImage:
 
 @dataclass(frozen=True, slots=True)
 class RawCompressedImage:
-    """Fields of a serialized sensor_msgs/CompressedImage; ``data`` is a view of the message."""
+    """The same of a sensor_msgs/CompressedImage."""
 
     stamp: float
     frame_id: str
@@ -87,10 +84,7 @@ def _fields(message: bytes, kinds: str) -> Iterator[Any]:
 
 
 def parse_image(message: bytes) -> RawImage:
-    """Return the fields of a serialized sensor_msgs/Image, its pixels uncopied.
-
-    Raise ImageError where it is cut off.
-    """
+    """Return the fields of a serialized sensor_msgs/Image. Raise ImageError if it is cut off."""
     sec, nanosec, *rest = _fields(message, 'iIsIIsBId')
     return RawImage(sec + nanosec * 1e-9, *rest)
 

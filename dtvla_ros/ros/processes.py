@@ -95,10 +95,7 @@ class NodeProcesses:
 
 
 def remove_dead_segments(folder: Path = Path('/dev/shm')) -> None:
-    """Remove the shared memory that Fast DDS leaves behind when a process is killed.
-
-    The lock beside a segment is held by its process as long as that lives.
-    """
+    """Remove memory Fast DDS left behind; a living process holds the lock beside its segment."""
     for lock in folder.glob('fastrtps_*_el'):
         segment = lock.with_name(lock.name.removesuffix('_el'))
         if segment.name.startswith('fastrtps_port'):

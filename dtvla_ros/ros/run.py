@@ -197,10 +197,7 @@ def _handling(handler: Callable[[int, Any], Any], *numbers: int) -> Iterator[Non
 
 @contextmanager
 def joined(factory: Callable[[], AnyNode]) -> Iterator[tuple[AnyNode, Executor]]:
-    """Join the graph with a node, for a program that has a loop of its own.
-
-    SIGTERM raises KeyboardInterrupt, as Ctrl-C does.
-    """
+    """Join the graph for a loop of one's own; SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
     _init([])
     with _handling(signal.default_int_handler, signal.SIGTERM), _ready(factory, []) as made:
         yield made
