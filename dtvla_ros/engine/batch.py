@@ -1,9 +1,8 @@
 """Batched decisions of a model in training: think and act for many observations, or sample.
 
-A file of its own, as `Policy` imports no torch. Prompts are left-padded, so that every sequence
-is at the same column while it thinks; a row that has ended its thought leaves the batch, and one
-action pass closes all of them. Pads are masked and no position is counted for them: a row's
-numbers do not depend on its neighbours.
+Prompts are left-padded, so that every sequence is at the same column while it thinks; a row that
+has ended its thought leaves the batch, and one action pass closes all of them. Pads are masked
+and not counted: a row's numbers do not depend on its neighbours.
 Shapes: B observations, b of them still thinking, S rows so far, n new rows, V vocabulary.
 """
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import DynamicCache
 
-from dtvla_ros.engine.policy import suppressed_in_thought
+from dtvla_ros.engine.policy import NOT_FINITE, suppressed_in_thought
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import additive, left_padded, new_rows_visible
 from dtvla_ros.policy.model import HybridDecoder
@@ -118,11 +117,9 @@ class BatchSampler:
         for name, value in (('thought', thought_temperature), ('action', action_temperature)):
             if not 0.0 <= value < float('inf'):
                 raise UserError(f'{name} temperature must be 0 (greedy) or positive, got {value}')
-        self.model = model
-        self.transform = transform
+        self.model, self.transform = model, transform
         self.max_thought_tokens = max_thought_tokens
-        self.thought_temperature = thought_temperature
-        self.action_temperature = action_temperature
+        self.thought_temperature, self.action_temperature = thought_temperature, action_temperature
         self.banned = torch.from_numpy(suppressed_in_thought(transform))  # [V]
 
     def infer(self, observations: Sequence[Observation],
@@ -237,8 +234,7 @@ class BatchSampler:
         hidden = self._run(x, real, prompt_end, rows.cache, rows.real.shape[1] + first)
         logits = model.action_logits(hidden[:, first:first + slots])  # [B, T*D, bins]
         if not bool(torch.isfinite(logits).all()):
-            raise FloatingPointError('action logits are not finite; the weights or the images '
-                                     'are damaged')
+            raise FloatingPointError(NOT_FINITE)
         log_probs = log_distribution(logits, self.action_temperature or 1.0)
         index = choose(log_probs, noise)
         value = log_probs.gather(2, index[..., None])[..., 0]

@@ -1,9 +1,7 @@
 """``Policy.infer``: prompt-lookup (speculative) decoding with the previous thought as draft.
 
-In reading order: images and prompt are encoded, the thought is decoded with the prefix computed
-once, the actions are decoded over its cache. Every token kept is the one greedy decoding would
-have chosen, so the thought is greedy decoding's; only the number of passes changes (Leviathan et
-al. 2023, with the previous output in place of a draft model, and temperature 0).
+Every token kept is the one greedy decoding would have chosen; only the number of passes changes
+(Leviathan et al. 2023, with the previous output in place of a draft model, and temperature 0).
 """
 
 from __future__ import annotations
@@ -25,6 +23,7 @@ from dtvla_ros.policy.transform import Observation, PolicyTransform
 from dtvla_ros.policy.vocabulary import UNKNOWN
 
 Done = Callable[[list[int]], bool]
+NOT_FINITE = 'action logits are not finite; the weights or the images are damaged'
 _CONTEXT = 8  # longest common ending that is compared
 
 
@@ -47,9 +46,8 @@ def suppressed_in_thought(transform: PolicyTransform) -> NDArray[np.bool_]:
 class Policy:
     """A policy: an observation in, a thought and a chunk of actions out.
 
-    ``mode`` 'full' thinks, 'masked' acts on an empty thought; other thoughts are the business of
-    `dtvla_ros.evaluation.ablations`. The last thought is the next one's draft (``draft``): the
-    result is the same, in fewer passes.
+    ``mode`` 'full' thinks, 'masked' acts on an empty thought. The last thought is the next one's
+    draft (``draft``): the result is the same, in fewer passes.
     """
 
     def __init__(self, engine: Engine, transform: PolicyTransform, mode: str = 'full',
@@ -85,20 +83,8 @@ class Policy:
             if on_text:
                 on_text('')
             return act_on(self.engine, self.transform, observation, [ids.think, ids.think_end])
-        clock = _Clock()
+        clock, deadline = _Clock(), math.inf
         prompt, features = _encode(self.engine, self.transform, observation, clock)
-        tokens, cache, stats = self._think(prompt, features, on_text, clock)
-        outcome = 'complete' if tokens[-1] == ids.think_end else 'truncated'
-        closing = [] if outcome == 'complete' else [ids.think_end]
-        return _act(self.engine, self.transform, cache, [*tokens[-1:], *closing],
-                    [ids.think, *tokens, *closing], clock, outcome, stats)
-
-    def _think(self, prompt: Sequence[int], features: Any,
-               on_text: Callable[[str], None] | None,
-               clock: _Clock) -> tuple[list[int], Prefix, SpeculativeStats]:
-        """Return a thought's tokens, the prefix without the last of them, and statistics."""
-        ids = self.transform.config.ids
-        deadline = math.inf
 
         def done(tokens: list[int]) -> bool:
             nonlocal deadline
@@ -113,8 +99,11 @@ class Policy:
         tokens, cache, stats = write_thought(
             self.engine, prompt, features, [ids.think], self._last if self._draft else [], done)
         clock.lap('think')
-        self._last = list(tokens)
-        return tokens, cache, stats
+        self._last = tokens
+        outcome = 'complete' if tokens[-1] == ids.think_end else 'truncated'
+        closing = [] if outcome == 'complete' else [ids.think_end]
+        return _act(self.engine, self.transform, cache, [*tokens[-1:], *closing],
+                    [ids.think, *tokens, *closing], clock, outcome, stats)
 
 
 def write_thought(engine: Engine, prompt: Sequence[int], features: Any, begun: Sequence[int],
@@ -130,8 +119,7 @@ def write_thought(engine: Engine, prompt: Sequence[int], features: Any, begun: S
     chosen, cache = engine.prefill(prompt, features, [*begun, *run])
     answers = chosen[len(begun):].tolist()
     tokens: list[int] = []
-    proposed, accepted, passes = 0, 0, 1
-    ended = False
+    proposed, accepted, passes, ended = 0, 0, 1, False
 
     def settled(written: list[int]) -> bool:
         nonlocal ended
@@ -211,8 +199,7 @@ def _act(engine: Engine, transform: PolicyTransform, cache: Prefix, pending: Seq
     ids = transform.config.ids
     scores = engine.decode_actions(cache, [*pending, ids.action])  # [T*D, bins]
     if not np.isfinite(scores).all():
-        raise FloatingPointError('action logits are not finite; the weights or the images '
-                                 'are damaged')
+        raise FloatingPointError(NOT_FINITE)
     tokens = scores.argmax(-1).astype(np.int64) + ids.bins_first
     clock.lap('act')
     return Decision(

@@ -37,17 +37,15 @@ def action_start(input_ids: Tensor, ids: SpecialIds) -> Tensor:
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Turn a bool mask [B, n, S] into scores to add [B, 1, n, S]."""
-    zero = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-    return zero.masked_fill_(~mask, MASKED).unsqueeze(1)
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, MASKED).unsqueeze(1)
 
 
 def sequence_mask(input_ids: Tensor, attention_mask: Tensor, ids: SpecialIds) -> Tensor:
     """Return the bool mask [B, L, L] of whole sequences, pads anywhere (mask 0)."""
     columns = torch.arange(input_ids.shape[1], device=input_ids.device)
-    seen = visible(columns[None, :, None], columns[None, None, :],
-                   prompt_end(input_ids, ids)[:, None, None],
+    seen = visible(columns[:, None], columns, prompt_end(input_ids, ids)[:, None, None],
                    action_start(input_ids, ids)[:, None, None])
-    return seen & attention_mask.bool()[:, None, :]
+    return seen & attention_mask.bool()[:, None]
 
 
 def new_rows_visible(real: Tensor, count: int, prompt_end: int,
@@ -58,20 +56,19 @@ def new_rows_visible(real: Tensor, count: int, prompt_end: int,
     sequences of the batch share, which left-padded prompts give; ``action_start`` is None while
     no ``<action>`` row is among the new ones.
     """
-    width = real.shape[1]
-    columns = torch.arange(width, device=real.device)
-    start = width if action_start is None else action_start
-    seen = visible(columns[-count:, None], columns[None], prompt_end, start)  # [count, S]
-    return seen & real[:, None, :]
+    columns = torch.arange(real.shape[1], device=real.device)
+    start = len(columns) if action_start is None else action_start
+    seen = visible(columns[-count:, None], columns, prompt_end, start)  # [count, S]
+    return seen & real[:, None]
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int,
                 device: torch.device | str = 'cpu') -> tuple[Tensor, Tensor]:
     """Return ids [B, n] of ragged rows that end in the same column, and where they are real."""
-    width = max(len(row) for row in rows)
+    width = max(map(len, rows))
     ids = [[pad] * (width - len(row)) + list(row) for row in rows]
-    real = [[False] * (width - len(row)) + [True] * len(row) for row in rows]
-    return torch.tensor(ids, device=device), torch.tensor(real, device=device)
+    real = torch.arange(width) >= width - torch.tensor([[len(row)] for row in rows])
+    return torch.tensor(ids, device=device), real.to(device)
 
 
 def grouped_matmul_attention(

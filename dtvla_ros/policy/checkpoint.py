@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -69,8 +69,7 @@ def weight_files(path: Path) -> list[Path]:
     return files
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """A tensor as a safetensors header describes it: its file, name there, shape and type."""
 
     file: Path
@@ -104,8 +103,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {name: stored.read() for name, stored in read_headers(path).items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Fit:
+class Fit(NamedTuple):
     """How stored weights fit a model.
 
     ``found`` maps our names to what is stored; ``head`` is the tied head where it is stored.
@@ -136,17 +134,15 @@ def fit(stored: Mapping[str, Stored], model: HybridDecoder) -> Fit:
     """Compare stored weights of any layout with what ``model`` holds."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found: dict[str, Stored] = {}
-    head, unexpected = None, []
+    unexpected = []
     for name, tensor in stored.items():
-        ours = our_name(name)
-        if name in HEADS:
-            head = tensor
-        elif ours in wanted and ours not in found:
+        if (ours := our_name(name)) in wanted and ours not in found:
             found[ours] = tensor
-        else:
+        elif name not in HEADS:
             unexpected.append(ours)
     return Fit(
-        found, head, tuple(sorted(wanted.keys() - found.keys())), tuple(sorted(unexpected)),
+        found, next((stored[name] for name in HEADS if name in stored), None),
+        tuple(sorted(wanted.keys() - found.keys())), tuple(sorted(unexpected)),
         tuple((name, tensor.shape, wanted[name]) for name, tensor in sorted(found.items())
               if tensor.shape != wanted[name]))
 

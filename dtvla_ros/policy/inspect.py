@@ -40,22 +40,12 @@ _T = TypeVar('_T')
 
 
 @dataclass(frozen=True, slots=True)
-class FileState:
-    """A file, its size [bytes], and what is known of its hash."""
-
-    name: str
-    size: int | None
-    state: str
-
-
-@dataclass(frozen=True, slots=True)
 class Inspection:
     """All that could be found out; what could not is None and has its line in ``issues``.
 
     ``memory``: computed bytes of the weights by type, and what a decision reads and keeps.
-    ``weights``: what the headers say: how many ``tensors`` and ``parameters``, of which
-    ``types``, in whose names (``layout``), and how they fit the config: ``missing``,
-    ``unexpected``, ``wrong_shape``, None without one.
+    ``weights``: how many, of which types, in whose names, and how they fit the config, where there
+    is one. ``files``: name, size [bytes], and the state of the hash.
     """
 
     path: str
@@ -71,7 +61,7 @@ class Inspection:
     prompt: Mapping[str, Any] | None = None
     adapter: Mapping[str, Any] | None = None
     weights: Mapping[str, Any] | None = None
-    files: tuple[FileState, ...] = ()
+    files: tuple[Mapping[str, Any], ...] = ()
     engines: tuple[str, ...] = ()
     issues: tuple[Issue, ...] = ()
 
@@ -106,7 +96,7 @@ def inspect(path: Path | str, hashes: bool = False) -> Inspection:
     if path.is_file():
         return Inspection(
             str(path), 'weights', weights=_weights(checkpoint.read_headers(path), None),
-            files=(FileState(path.name, path.stat().st_size, 'no manifest'),),
+            files=(_file(path, 'no manifest'),),
             issues=(Issue('a file of weights alone is no policy',
                           'inspect its folder, with config.json and tokenizer.json beside it'),))
     if (path / MANIFEST).exists():
@@ -124,10 +114,15 @@ def _policy(folder: Path, hashes: bool) -> Inspection:
     """Return what a policy folder holds, its hashes checked."""
     manifest = PolicyManifest.read(folder)
     issues = _Issues()
-    files = tuple(_state(folder, name, digest, hashes) for name, digest in manifest.files.items())
-    for file in files:
-        if file.state in ('missing', 'differs'):
-            issues.add(f'{file.name}: {file.state}', 'copy the policy again')
+    files = []
+    for name, digest in manifest.files.items():
+        path = folder / name
+        state = ('missing' if not path.is_file()
+                 else 'not checked' if path.stat().st_size > SMALL and not hashes
+                 else 'verified' if sha256(path) == digest else 'differs')
+        files.append(_file(path, state))
+        if state in ('missing', 'differs'):
+            issues.add(f'{name}: {state}', 'copy the policy again')
     if TOKENIZER not in manifest.files:
         issues.add(f'{MANIFEST} lists no {TOKENIZER}', 'export or convert the policy again')
     weights, fits = _fit(folder, manifest.config, issues)
@@ -135,8 +130,9 @@ def _policy(folder: Path, hashes: bool) -> Inspection:
         issues.add(f'{MANIFEST} does not list all weights', 'convert the policy again')
     graphs = all(name in manifest.files for name in GRAPHS)
     return Inspection(
-        str(folder), 'policy', weights=_weights(weights, fits), files=files, issues=tuple(issues),
-        engines=('onnx', 'torch') if graphs else ('torch',), **_contents(manifest))
+        str(folder), 'policy', weights=_weights(weights, fits), files=tuple(files),
+        issues=tuple(issues), engines=('onnx', 'torch') if graphs else ('torch',),
+        **_contents(manifest))
 
 
 def _checkpoint(folder: Path) -> Inspection:
@@ -230,8 +226,7 @@ def _sizes(config: DecoderConfig, thought: int) -> dict[str, Any]:
     """Return the config, its parameters and bytes of memory, of ``thought`` tokens, by part.
 
     int8 ONNX graphs hold one byte per weight of a matrix and a scale per block, and the head's
-    rows twice: to be multiplied, and to be looked up. A CPU that multiplies no bytes keeps float32
-    matrices beside them.
+    rows twice: to be multiplied, and to be looked up.
     """
     model = checkpoint.empty_model(config)
     shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
@@ -257,55 +252,49 @@ def _by_part(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     return {part: n for part, n in counts.items() if n} | {'total': sum(counts.values())}
 
 
-def _state(folder: Path, name: str, digest: str, hashes: bool) -> FileState:
-    """Compare a listed file with its hash, unless it is large and ``hashes`` is off."""
-    path = folder / name
-    if not path.is_file():
-        return FileState(name, None, 'missing')
-    size = path.stat().st_size
-    return FileState(name, size, 'not checked' if size > SMALL and not hashes
-                     else 'verified' if sha256(path) == digest else 'differs')
+def _file(path: Path, state: str) -> dict[str, Any]:
+    size = path.stat().st_size if path.is_file() else None
+    return {'name': path.name, 'size': size, 'state': state}
 
 
-def _listing(folder: Path) -> tuple[FileState, ...]:
+def _listing(folder: Path) -> tuple[dict[str, Any], ...]:
     """Return the files of a folder without a manifest, and which of them are read."""
     used = {convert.CONFIG, convert.STATISTICS, TOKENIZER, INDEX, adapters.CONFIG}
-    return tuple(
-        FileState(path.name, path.stat().st_size,
-                  'never opened' if path.suffix.lower() in PICKLES
-                  else 'no manifest' if path.name in used or path.suffix == '.safetensors'
-                  else 'not needed')
-        for path in sorted(folder.iterdir()) if path.is_file())
+    return tuple(_file(path, 'never opened' if path.suffix.lower() in PICKLES
+                       else 'no manifest' if path.name in used or path.suffix == '.safetensors'
+                       else 'not needed')
+                 for path in sorted(folder.iterdir()) if path.is_file())
 
 
 def show(found: Inspection, console: Console | None = None) -> None:
     """Print everything that was found out; the last table says what is missing."""
-    tables: list[Table | str] = [_pairs('', {
+    sections: dict[str, Any] = {'': {
         'path': found.path, 'kind': found.kind, 'name': found.name, 'licence': found.license,
-        'engines': found.engines})]
+        'engines': found.engines}}
     if config := found.config:
-        tables += [
-            _pairs('Parameters', {part: f'{n:,}' for part, n in found.parameters.items()}),
-            _pairs('Decoder', {**config['text'], 'chunk_steps': config['chunk_steps'],
-                               'action_dim': config['action_dim']}),
-            _pairs('Images', {**{key: value for key, value in config['vision'].items() if value},
-                              **(found.images or {})}),
-            _pairs('Memory, computed', {what: decimal(n) for what, n in found.memory.items()}),
-            _pairs('Special ids', config['ids']), _pairs('Action contract', found.action or {}),
-            _pairs('Prompt', found.prompt or {})]
+        sections |= {
+            'Parameters': {part: f'{n:,}' for part, n in found.parameters.items()},
+            'Decoder': {**config['text'], 'chunk_steps': config['chunk_steps'],
+                        'action_dim': config['action_dim']},
+            'Images': {**{key: value for key, value in config['vision'].items() if value},
+                       **(found.images or {})},
+            'Memory, computed': {what: decimal(n) for what, n in found.memory.items()},
+            'Special ids': config['ids'], 'Action contract': found.action,
+            'Prompt': found.prompt}
+    sections['LoRA adapter'] = found.adapter
+    if found.weights:
+        sections['Weights'] = {
+            **found.weights, 'parameters': f'{found.weights["parameters"]["total"]:,}'}
+    tables: list[Table | str] = [_pairs(title, rows) for title, rows in sections.items() if rows]
     if found.statistics:
         tables.append(_table('Action statistics', ('channel', 'q01', 'q99'), (
             (str(channel), f'{low:.5g}', f'{high:.5g}') for channel, (low, high) in enumerate(
                 zip(found.statistics['q01'], found.statistics['q99'], strict=True)))))
-    if found.adapter:
-        tables.append(_pairs('LoRA adapter', found.adapter))
-    if found.weights:
-        tables.append(_pairs('Weights', {
-            **found.weights, 'parameters': f'{found.weights["parameters"]["total"]:,}'}))
     if found.files:
         tables.append(_table('Files', ('name', 'size', 'hash'), (
-            (escape(file.name), '' if file.size is None else decimal(file.size),
-             f'[{_COLOURS.get(file.state, "default")}]{file.state}[/]') for file in found.files)))
+            (escape(name), '' if size is None else decimal(size),
+             f'[{_COLOURS.get(state, "default")}]{state}[/]')
+            for name, size, state in (file.values() for file in found.files))))
     tables.append('[green]Nothing is missing: it can run.[/]' if not found.issues else _table(
         'Missing before it runs', ('what', 'remedy'),
         ((escape(issue.problem), escape(issue.remedy)) for issue in found.issues)))
@@ -334,6 +323,4 @@ def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         more = [f'{len(value) - _SHOWN} more'] if len(value) > _SHOWN else []
         return ', '.join(map(str, [*value[:_SHOWN], *more])) or 'none'
-    if isinstance(value, bool):
-        return 'yes' if value else 'no'
-    return str(value)
+    return {True: 'yes', False: 'no'}[value] if isinstance(value, bool) else str(value)

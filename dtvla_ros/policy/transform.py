@@ -49,15 +49,14 @@ class Observation:
 
 def state_words(observation: Observation) -> str:
     """Return the gripper's position, tilt away from `HOME` and opening as location words."""
-    pose = np.concatenate([observation.ee_position, observation.ee_quaternion,
-                           [observation.gripper_opening]])
+    pose = np.hstack([observation.ee_position, observation.ee_quaternion,
+                      observation.gripper_opening])
     if pose.shape != (8,) or not np.isfinite(pose).all() or not pose[3:7].any():
         raise UserError(f'gripper state {pose.round(3).tolist()} is no position, quaternion and '
                         'opening')
     tilt = (Rotation.from_quat(observation.ee_quaternion) * HOME.inv()).as_rotvec()
-    words = [location_word(a, v) for a, v in zip('xyz', observation.ee_position, strict=True)]
-    words += [tilt_word(a, v) for a, v in zip('xyz', tilt, strict=True)]
-    return ' '.join([*words, opening_word(observation.gripper_opening)])
+    return ' '.join([*map(location_word, 'xyz', observation.ee_position),
+                     *map(tilt_word, 'xyz', tilt), opening_word(observation.gripper_opening)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,24 +124,21 @@ class PolicyTransform:
             text = f'{text} state {state_words(observation)};'
         body = self.tokenizer.encode(text, add_special_tokens=False).ids
         if self.tokenizer.token_to_id(UNKNOWN) in body:
-            raise UserError(f'this policy has not all words of {text!r}, so it can not be told '
-                            'where its gripper is; train it again from its data')
+            raise UserError(f'this policy has not all words of {text!r}; train it again from its '
+                            'data')
         if body[-1] != ids.semicolon:
             raise UserError(f'tokenizer gives {body[-1]} for the closing ";", the config says '
-                            f'{ids.semicolon}; tokenizer and config belong to different policies')
+                            f'{ids.semicolon}; they belong to different policies')
         return [ids.image] * self.config.image_tokens + [ids.bos, *body, ids.newline]
 
     def pixels(self, images: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Return [C, 3, H, W] in -1..1 from named uint8 RGB [H, W, 3] images."""
-        vision = self.config.vision
-        return np.stack([self._camera(name, images, vision.image_size)
-                         for name in vision.cameras])
+        if missing := [name for name in self.config.vision.cameras if name not in images]:
+            raise UserError(f'camera {missing[0]!r} is missing; got {sorted(images)}')
+        return np.stack([self._camera(name, images[name]) for name in self.config.vision.cameras])
 
-    def _camera(self, name: str, images: Mapping[str, NDArray[np.uint8]],
-                size: int) -> NDArray[np.float32]:
-        if name not in images:
-            raise UserError(f'camera {name!r} is missing; got {sorted(images)}')
-        image = np.asarray(images[name])
+    def _camera(self, name: str, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        image, size = np.asarray(image), self.config.vision.image_size
         if image.dtype != np.uint8:
             what = 'NaN in ' if image.dtype.kind == 'f' and not np.isfinite(image).all() else ''
             raise UserError(f'camera {name!r}: {what}{image.dtype} image, expected uint8 RGB')
@@ -151,8 +147,8 @@ class PolicyTransform:
         if self.mirrored:
             image = image[:, ::-1]
         if image.shape[:2] != (size, size):
-            image = np.asarray(Image.fromarray(image).resize((size, size),
-                                                             Image.Resampling.BILINEAR))
+            bilinear = Image.Resampling.BILINEAR
+            image = np.asarray(Image.fromarray(image).resize((size, size), bilinear))
         return (image.transpose(2, 0, 1).astype(np.float32) / 255.0 - 0.5) / 0.5
 
     def encode_thought(self, text: str) -> list[int]:
@@ -168,7 +164,7 @@ class PolicyTransform:
     def decode_thought(self, tokens: Sequence[int]) -> str:
         """Return a thought's text without its tags."""
         ids = self.config.ids
-        tags = {ids.think, ids.think_end, ids.action, ids.action_end}
+        tags = ids.think, ids.think_end, ids.action, ids.action_end
         return self.tokenizer.decode([int(t) for t in tokens if t not in tags],
                                      skip_special_tokens=False).strip()
 
