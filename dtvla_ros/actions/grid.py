@@ -38,15 +38,11 @@ def opening_word(metres: float) -> str:
 
 def word_groups() -> dict[str, list[str]]:
     """Return every location word, grouped by quantity, neighbours in order."""
-    groups = {
-        axis: [location_word(axis, cm / 100.0) for cm in range(low, high + 1)]
-        for axis, (low, high) in CM_RANGE.items()
-    }
+    groups = {axis: [location_word(axis, cm / 100.0) for cm in range(low, high + 1)]
+              for axis, (low, high) in CM_RANGE.items()}
     for axis, limit in TILT_LIMIT_DEG.items():
-        steps = limit // TILT_STEP_DEG
-        groups[f'r{axis}'] = [
-            tilt_word(axis, np.radians(k * TILT_STEP_DEG)) for k in range(-steps, steps + 1)
-        ]
-    groups['g'] = [opening_word(mm / 1000.0)
-                   for mm in range(OPENING_MM[0], OPENING_MM[1] + 1, OPENING_STEP_MM)]
+        groups[f'r{axis}'] = [tilt_word(axis, np.radians(degrees))
+                              for degrees in range(-limit, limit + 1, TILT_STEP_DEG)]
+    low, high = OPENING_MM
+    groups['g'] = [opening_word(mm / 1000.0) for mm in range(low, high + 1, OPENING_STEP_MM)]
     return groups

@@ -100,14 +100,7 @@ class Recorder:
         self._episode = []
 
     def close(self) -> None:
-        """Finish both files.
-
-        Raises
-        ------
-        RuntimeError
-            If the film could not be written.
-
-        """
+        """Finish both files; raise RuntimeError if the film could not be written."""
         self._thread.shutdown()
         try:
             for frame in self._drawn:

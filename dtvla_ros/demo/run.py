@@ -33,15 +33,9 @@ def run_demo(
 ) -> dict[str, Any]:
     """Run the episodes, write ``demo.mp4``, ``demo.png`` and ``demo.json``; return the latter.
 
-    ``viz``: ``'rerun'`` also writes ``demo.rrd``, from a process of its own.
-
-    Raises
-    ------
-    UserError
-        If a node refuses its input, or ``viz`` is not known.
-    NodeDied
-        If a node dies, or the simulation makes no step for `graph.SILENCE` seconds.
-
+    ``viz``: ``'rerun'`` also writes ``demo.rrd``, from a process of its own. Raises UserError if
+    a node refuses its input or ``viz`` is not known, NodeDied if a node dies or the simulation
+    makes no step for `graph.SILENCE` seconds.
     """
     if viz not in ('', 'rerun'):
         raise UserError(f'--viz {viz}: choose rerun')

@@ -162,11 +162,7 @@ PRESETS: dict[str, type[CommandAdapter]] = {
 def make_adapter(node: Node, preset: str, base_frame: str) -> CommandAdapter:
     """Build a preset's adapter; declares ``gripper`` where the arm's has a topic of its own.
 
-    Raises
-    ------
-    UserError
-        If the gripper's action type is not installed.
-
+    Raise UserError if the gripper's action type is not installed.
     """
     gripper: GripperTopic | GripperAction | None = None
     if preset != 'sim_osc':

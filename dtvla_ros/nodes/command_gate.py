@@ -195,7 +195,7 @@ class CommandGate(Node):
         refused = order(request)
         self._stop_now()
         response.success = refused is None
-        response.message = refused or f'{self._gate.state.value}: {self._gate.reason}'
+        response.message = refused or f'{self._gate.state.name}: {self._gate.reason}'
         return response
 
     def _clear_fault(self) -> str | None:
@@ -268,7 +268,7 @@ class CommandGate(Node):
 
     def _report_changes(self) -> None:
         # Thinking alternates with running at every chunk; it shows in the periodic report.
-        state, reason = self._gate.state.value, self._gate.reason
+        state, reason = self._gate.state.name, self._gate.reason
         now = f'{state}: {reason.split(" is ")[0]}' if self._gate.ended else ''
         if now != self._reported:
             self._reported = now
@@ -279,7 +279,7 @@ class CommandGate(Node):
     def _report(self) -> None:
         state = self._gate.state
         self._state.publish(conversions.status_message(
-            self.get_fully_qualified_name(), state.value,
+            self.get_fully_qualified_name(), state.name,
             {**self._gate.account(), 'dropped': self._drops}, LEVELS.get(state)))
 
     def _take_priority(self, priority: int) -> None:

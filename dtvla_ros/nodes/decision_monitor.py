@@ -17,20 +17,10 @@ INPUT_LOST = 5.0
 """Seconds without usable inputs after which holding becomes stopping."""
 
 
-class DecisionState(str, enum.Enum):
-    """What the policy node is doing, as published on its ``state`` topic."""
-
-    UNCONFIGURED = 'UNCONFIGURED'
-    LOADING = 'LOADING'
-    INACTIVE = 'INACTIVE'
-    IDLE = 'IDLE'
-    THINKING = 'THINKING'
-    ACTING = 'ACTING'
-    HOLDING = 'HOLDING'
-    STOPPED = 'STOPPED'
-    FAULT = 'FAULT'
-
-
+DecisionState = enum.Enum('DecisionState', (
+    'UNCONFIGURED', 'LOADING', 'INACTIVE', 'IDLE', 'THINKING', 'ACTING', 'HOLDING', 'STOPPED',
+    'FAULT'))
+"""What the policy node is doing; its ``state`` topic has the name."""
 WAITING = {DecisionState.UNCONFIGURED: 'not configured',
            DecisionState.LOADING: "the policy's weights are being read",
            DecisionState.INACTIVE: 'not activated'}

@@ -113,11 +113,7 @@ class InferenceWorker:
 def load(settings: VlaSettings, on_verified: Callable[[], None]) -> tuple[Policy, PolicyManifest]:
     """Load the policy; ``on_verified`` is called once all its files are found to be intact.
 
-    Raises
-    ------
-    UserError
-        If a file is missing or damaged, or the policy does not fit this node and its gate.
-
+    Raise UserError if a file is missing or damaged, or the policy does not fit node and gate.
     """
     # Here, not above: the imports take seconds and belong to the worker.
     from dtvla_ros.engine.load import load_policy

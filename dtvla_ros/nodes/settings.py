@@ -36,12 +36,7 @@ def declare(
 
     It is fixed at start unless ``changeable``. A set to something outside ``choices`` or
     ``low`` .. ``high`` is refused, the old value kept; ``hint`` ends the refusal of a choice.
-
-    Raises
-    ------
-    UserError, InvalidParameterValueException
-        If the value given at start is outside of them.
-
+    Raise UserError or InvalidParameterValueException if the one given at start is outside.
     """
     listed = ', '.join(filter(None, choices))
 
@@ -81,11 +76,7 @@ def refuse_changes(
 def declare_all(node: Node, defaults: Table, changeable: bool = False) -> Table:
     """Declare every `parameter` of a table, its values being the defaults; return what is given.
 
-    Raises
-    ------
-    UserError, InvalidParameterValueException
-        If a value given at start is out of range, or the table refuses them together.
-
+    Raises what `declare` does, and what the table refuses.
     """
     for entry in dataclasses.fields(defaults):  # type: ignore[arg-type]
         declare(node, entry.name, getattr(defaults, entry.name),
@@ -102,14 +93,7 @@ def read_all(node: Node, table: type[Table], **changed: Any) -> Table:
 
 
 def installed(name: str, parameter: str, instead: str) -> Any:
-    """Return the type 'pkg/msg/Type' that a parameter's value needs.
-
-    Raises
-    ------
-    UserError
-        If its package is not installed here or has no such type.
-
-    """
+    """Return the type 'pkg/msg/Type' of a parameter's value; UserError if it is not installed."""
     try:
         return message_type(name)
     except KeyError:

@@ -85,19 +85,12 @@ class Progress:
     touched: bool = False  # somebody stepped, reset or loaded the running episode
     episodes: list[dict[str, Any]] = field(default_factory=list)
 
-    def count(self, success: bool) -> None:
-        """Book the running episode."""
-        self.episodes.append(
-            {'task': self.task, 'seed': self.seed, 'success': success, 'steps': self.step}
-            | ({'touched': True} if self.touched else {}))
-
     def results(self) -> dict[str, list[int]]:
         """Return successes and episodes of every task that has been run."""
-        found: dict[str, list[int]] = {}
+        won: dict[str, list[bool]] = {}
         for episode in self.episodes:
-            result = found.setdefault(episode['task'], [0, 0])
-            result[:] = result[0] + episode['success'], result[1] + 1
-        return found
+            won.setdefault(episode['task'], []).append(episode['success'])
+        return {task: [sum(outcomes), len(outcomes)] for task, outcomes in won.items()}
 
     def report(self) -> dict[str, Any]:
         """Return the finished episodes with their sums and what ran them."""
@@ -267,20 +260,18 @@ class SimBridge(Node):
         action = np.array(points[0].positions if len(points) else [], np.float64)
         if action.shape != (7,) or not np.isfinite(action).all():
             self.get_logger().error('action is not one point of 7 finite numbers: ignored')
-            return
-        if self._paused:
-            return
-        if not self._given.lockstep:
+        elif self._paused:
+            pass
+        elif not self._given.lockstep:
             self._action, self._action_at = action, time.monotonic()
         elif self._running and abs(conversions.seconds(message.header.stamp) - self._now) < 1e-3:
             self._step(action)
 
     def _on_real_time(self) -> None:
-        if not self._running or self._paused:
-            return
-        if time.monotonic() - self._action_at > HOLD_ACTION:
-            self._action[:6] = 0.0  # the gripper keeps its grip
-        self._step(self._action)
+        if self._running and not self._paused:
+            if time.monotonic() - self._action_at > HOLD_ACTION:
+                self._action[:6] = 0.0  # the gripper keeps its grip
+            self._step(self._action)
 
     def _on_timer(self) -> None:
         """Ask again where an answer is overdue; give up, or end, when it is time."""
@@ -347,7 +338,9 @@ class SimBridge(Node):
                 progress.step >= given.max_steps if given.max_steps else truncated)):
             self._publish_episode(done=False, success=False)
             return self._show(cameras=self._paused or progress.step % given.camera_every == 0)
-        progress.count(success)
+        progress.episodes.append({
+            'task': progress.task, 'seed': progress.seed, 'success': success,
+            'steps': progress.step, **({'touched': True} if progress.touched else {})})
         self._show_cameras()  # without a pose: nobody is asked for another command
         if progress.index + 1 < len(progress.plan):
             self._publish_episode(done=True, success=success)

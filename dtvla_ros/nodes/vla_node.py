@@ -315,7 +315,7 @@ class VlaNode(LifecycleNode):
         """Return the monitor's last status with what belongs to it; judges nothing."""
         state, reason = self._monitor.status
         age = {} if self._decided is None else {'observation_age': self._now() - self._decided}
-        return conversions.status_message(self.get_fully_qualified_name(), state.value, {
+        return conversions.status_message(self.get_fully_qualified_name(), state.name, {
             'reason': reason, 'task': self._task, 'step': self._decisions,
             'instruction': self._instruction, **age, **self._account, **more}, LEVELS.get(state))
 

@@ -35,24 +35,15 @@ CLOCK_JUMP = 0.5  # step of the tick clock that voids every chunk [s]
 CONTRACT_MARGIN = 1.05
 
 
-class GateState(str, enum.Enum):
-    """RUN plays rows; HOLD is stillness that ends by itself, STOP and FAULT are not."""
-
-    RUN = 'RUN'
-    HOLD = 'HOLD'
-    STOP = 'STOP'
-    FAULT = 'FAULT'
+GateState = enum.Enum('GateState', ('RUN', 'HOLD', 'STOP', 'FAULT'))
+"""RUN plays rows; HOLD is stillness that ends by itself, STOP and FAULT are not."""
 
 
 @dataclass(frozen=True, slots=True)
 class GateConfig:
     """Parameters of the gate; its limits are those of `Limits`.
 
-    Raises
-    ------
-    UserError
-        If the control rate is no multiple of the chunks'.
-
+    Raises UserError if the control rate is no multiple of the chunks'.
     """
 
     rate: float = parameter(CONTROL_RATE, 'control rate [Hz]', low=1.0, high=200.0)
@@ -239,7 +230,7 @@ class Gate:
             return wrong
         self._bad_chunks = 0
         if self.ended:
-            return f'{self.state.value}: {self.reason}'
+            return f'{self.state.name}: {self.reason}'
         if chunk.stamp > now + CLOCK_JUMP:
             return f'observed {chunk.stamp - now:.3f} s in the future'
         return self.queue.put(chunk)

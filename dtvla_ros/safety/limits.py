@@ -19,13 +19,8 @@ class Limits:
     """Bounds on a commanded motion; the defaults are for an arm among people's things.
 
     Speeds, acceleration and jerk bound the norm of a vector, or each axis alone where
-    ``per_axis`` is set. ``step_*`` bound the offset of one goal from the measured pose.
-
-    Raises
-    ------
-    UserError
-        If the workspace box is empty.
-
+    ``per_axis`` is set. ``step_*`` bound the offset of one goal from the measured pose. Raises
+    UserError if the workspace box is empty.
     """
 
     linear_speed: float = parameter(0.25, 'largest speed of the end effector [m/s]', low=TINY)

@@ -41,16 +41,18 @@ with joined(lambda: Node('rival')) as (node, _):
 
 
 def policy_faults(folder: Path) -> str:
-    """Return code that makes decisions slow, endless or hungry.
+    """Return code that makes decisions slow, endless or hungry, and loading a policy slow.
 
     While ``folder`` has a file 'slow' a decision waits, and 'waits' is made when one does; with
-    'endless' no thought may end; with 'hungry' it asks for a pebibyte.
+    'endless' no thought may end; with 'hungry' it asks for a pebibyte; with 'loading' no engine
+    is built.
     """
     return f"""
 import pathlib, time
 import numpy as np
-from dtvla_ros.engine import policy
+from dtvla_ros.engine import onnx_engine, policy
 _folder, _decide = pathlib.Path({str(folder)!r}), policy.Policy.infer
+_build = onnx_engine.OnnxEngine.__init__
 def decide(self, *arguments):
     while (_folder / 'slow').exists():
         (_folder / 'waits').touch()
@@ -62,19 +64,9 @@ def decide(self, *arguments):
     banned[ids.think_end] = (_folder / 'endless').exists()
     self.engine.suppress_tokens(banned)
     return _decide(self, *arguments)
-policy.Policy.infer = decide
-"""
-
-
-def slow_loading(file: Path) -> str:
-    """Return code that keeps a policy from being loaded while ``file`` exists."""
-    return f"""
-import pathlib, time
-from dtvla_ros.engine import onnx_engine
-_build = onnx_engine.OnnxEngine.__init__
 def build(self, *arguments, **named):
-    while pathlib.Path({str(file)!r}).exists():
+    while (_folder / 'loading').exists():
         time.sleep(0.01)
     _build(self, *arguments, **named)
-onnx_engine.OnnxEngine.__init__ = build
+policy.Policy.infer, onnx_engine.OnnxEngine.__init__ = decide, build
 """

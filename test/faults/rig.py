@@ -54,6 +54,14 @@ def drop(_: Any) -> None:
     """Forward nothing."""
 
 
+def only_joints(part: slice) -> Callable[[Any], Any]:
+    """Return a fault that leaves this part of the joints, in this order."""
+    def fault(message: Any) -> Any:
+        message.name, message.position = list(message.name)[part], list(message.position)[part]
+        return message
+    return fault
+
+
 class Rig(Graph):
     """Robot, proxy, ``vla_node`` and ``command_gate`` on one graph.
 
@@ -152,9 +160,12 @@ class Rig(Graph):
         return time.monotonic()
 
     def goes_on(self) -> None:
-        """Heal everything; the arm must move again without being told."""
+        """Heal everything; the arm must move again without being told, by a new chunk."""
+        healed = time.monotonic()
         self.faults.clear()
         self.spin(self.moving, 10, 'motion by itself after the fault')
+        first = next(t for t, v in self.commands if t > healed and v.any())
+        assert any(t <= first for t, _ in self.of('chunk', healed)), 'by an old chunk'
 
     def decides(self) -> None:
         """Wait for some further decisions, and for motion then."""
@@ -171,6 +182,9 @@ class Rig(Graph):
     def ready(self, timeout: float = 60.0) -> Rig:
         """Heal everything and bring the arm to move under the policy, undisturbed."""
         self.faults.clear()
+        self.robot.grip_moves, self.robot.target = True, None
+        for switch in ('slow', 'waits', 'endless', 'hungry', 'offset'):
+            (self.folder / switch).unlink(missing_ok=True)
         self.estop.publish(Bool(data=False))
         end = time.monotonic() + timeout
         self.spin(lambda: self.vla[0] not in ('', 'UNCONFIGURED', 'LOADING', 'INACTIVE')

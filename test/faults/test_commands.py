@@ -33,31 +33,28 @@ def running(rig):
 @pytest.fixture
 def moving(running):
     """The arm in motion, nothing spoiled."""
-    running.robot.grip_moves = True
-    for name in ('slow', 'waits', 'endless', 'hungry'):
-        (running.folder / name).unlink(missing_ok=True)
     return running.ready()
 
 
-def noting(fault):
-    """Return (fault, times): the fault, and when it was done."""
+def spoil(rig, topic, fault):
+    """Change every message of a topic from now on; return the list of times it was done."""
     times = []
 
     def noted(message):
         times.append(time.monotonic())
         fault(message)
         return message
-    return noted, times
+    rig.faults[topic] = noted
+    return times
 
 
-def spoil(rig, change):
+def spoil_rows(rig, change):
     """Change the rows [n, 7] of every chunk from now on; return the list of times it was done."""
     def fault(message):
         values = np.array(change(conversions.chunk_from(message, T).values.copy()), np.float32)
         for point, row in zip(message.points, values):
             point.positions = row.astype(float).tolist()
-    rig.faults['action_chunk'], times = noting(fault)
-    return times
+    return spoil(rig, 'action_chunk', fault)
 
 
 def channel(index, value):
@@ -70,7 +67,7 @@ def channel(index, value):
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 def test_12_a_non_finite_action_drops_its_chunk_and_a_second_one_stops(moving, check, bad):
-    times = spoil(moving, channel(2, bad))
+    times = spoil_rows(moving, channel(2, bad))
     moving.spin(lambda: len(times) >= 2, 3, 'two chunks')
     check(12, moving.stops(times[1], 'STOP', 'non-finite', '2 in a row'))
     assert np.isfinite([v for _, v in moving.commands]).all()
@@ -81,39 +78,36 @@ def test_13_a_chunk_of_another_kind_stops(moving, check, what):
     def fault(message):
         if what == 'channels':
             message.joint_names = [*message.joint_names[:6], 'grip']
-        else:
-            for point in message.points:
-                point.positions = list(point.positions)[:5]
-    moving.faults['action_chunk'], times = noting(fault)
+        for point in message.points if what == 'shape' else ():
+            point.positions = list(point.positions)[:5]
+    times = spoil(moving, 'action_chunk', fault)
     moving.spin(lambda: times, 3, 'a chunk')
     check(13, moving.stops(times[0], 'STOP', what))
 
 
 def test_14_ten_times_too_much_is_clamped_and_five_in_a_row_are_a_fault(moving, check):
-    times = spoil(moving, lambda values: 10 * values)
+    times = spoil_rows(moving, lambda values: 10 * values)
     moving.spin(lambda: times, 3, 'a chunk')
     moving.stops(times[0], 'FAULT', '5 actions')
-    after = [v for t, v in moving.commands if t > times[0] + 0.004]
-    motion = [v for v in after if v.any()]
-    assert motion
-    if moving.strict:  # else commands of before may be among them
-        assert 3 <= len(motion) <= 5, 'still from the fifth row on'
-    assert np.abs(np.array(motion)[:, :3]).max() <= 0.27 + 1e-6
-    assert np.abs(np.array(motion)[:, 3:]).max() <= 2.7 + 1e-6
+    motion = np.array([v for t, v in moving.commands if t > times[0] + 0.004 and v.any()])
+    # Commands of before may be among them where times are not held.
+    assert 3 <= len(motion) <= 5 or (len(motion) and not moving.strict), 'still from the fifth on'
+    assert np.abs(motion[:, :3]).max() <= 0.27 + 1e-6
+    assert np.abs(motion[:, 3:]).max() <= 2.7 + 1e-6
     since = [t for t, v in moving.commands if v.any()][-1]
     still = next(t for t, v in moving.commands if t > since)
     check(14, max(0.0, still - since - T), 'clamped, still from the fifth row')
-    assert moving.gate[0] == 'FAULT'
 
 
 def test_15_a_target_outside_the_box_is_rejected(moving, check):
-    outward = spoil(moving, channel(0, 1.0))
+    outward = spoil_rows(moving, channel(0, 1.0))
     moving.spin(lambda: len(outward) >= 2 and moving.moving(), 3, 'motion outwards')
-    moving.faults['ee_pose'], times = noting(lambda m: setattr(
+    times = spoil(moving, 'ee_pose', lambda m: setattr(
         m.pose.position, 'x', osc.WORKSPACE_HIGH[0] - 0.01))
     moving.spin(lambda: times, 1, 'a pose')
     check(15, moving.stops(times[0], 'HOLD', 'target x', 'outside'))
-    moving.goes_on()
+    moving.faults.clear()
+    moving.spin(moving.moving, 10, 'motion by itself')
 
 
 def test_16_an_overrun_shows_thinking_holds_and_stops_at_the_deadline(moving, check):
@@ -144,23 +138,18 @@ def test_17_a_thought_that_never_ends_is_cut_and_ends_the_task(moving, check):
     assert len(written.split()) >= 20, 'it was written down to the cap'
 
 
-def test_28_bad_instructions_are_rejected_in_motion(moving, check):
+def test_28_and_29_bad_and_unlisted_instructions_are_rejected_in_motion(moving, check):
     task = moving.told('task')
-    for text, word in (('', 'empty'), ('x' * 10_000, '10000'), ('put it\x07', 'control')):
+    for row, text, word in (
+            (28, '', 'empty'), (28, 'x' * 10_000, '10000'), (28, 'put it\x07', 'control'),
+            (29, 'put the bread in the wooden bin', 'allowed_instructions')):
         sent = time.monotonic()
         moving.instruction.publish(String(data=text))
         moving.spin(lambda word=word: 'rejected' in moving.vla[1] and word in moving.vla[1], 2)
-        check(28, moving.heard['vla'][-1][0] - sent)
+        check(row, moving.heard['vla'][-1][0] - sent)
         assert moving.told('instruction') == TASK
     moving.spin(moving.moving, 3, 'the running task goes on')
     assert moving.told('task') == task
-
-
-def test_29_an_unlisted_instruction_is_rejected_and_a_listed_one_is_taken(moving, check):
-    sent = time.monotonic()
-    moving.instruction.publish(String(data='put the bread in the wooden bin'))
-    moving.spin(lambda: 'allowed_instructions' in moving.vla[1], 2, 'the reason')
-    check(29, moving.heard['vla'][-1][0] - sent)
     moving.instruction.publish(String(data=LISTED))
     moving.spin(lambda: moving.told('instruction') == LISTED, 2, 'the new task')
 
@@ -203,11 +192,8 @@ def test_32_a_halted_controller_holds_and_goes_on_from_where_it_is(moving, check
     moving.arm.publish(Bool(data=False))
     check(32, moving.stops(since, 'HOLD', 'controller'))
     moving.wait(0.3)
-    resumed = time.monotonic()
     moving.arm.publish(Bool(data=True))
-    moving.spin(moving.moving, 5, 'motion by itself')
-    first = next(t for t, v in moving.commands if t > resumed and v.any())
-    assert any(t <= first for t, _ in moving.of('chunk', resumed)), 'by a new chunk'
+    moving.goes_on()
 
 
 QUALITIES = {  # and how many subscriptions of each node hear such a publisher
@@ -238,29 +224,28 @@ def test_33_an_e_stop_while_the_policy_thinks(moving, check, quality):
 
 
 def test_34_grippers(moving, check):
-    spoil(moving, channel(6, -1.0))
-    moving.spin(lambda: moving.robot.opening > 0.079, 3, 'an open gripper')
-    spoil(moving, channel(6, 1.0))
-    moving.spin(lambda: moving.robot.opening < 0.05, 3, 'closing')
-    moving.robot.grip_moves = False
+    robot = moving.robot
+
+    def grip(value, until):
+        spoil_rows(moving, channel(6, value))
+        moving.spin(until, 3, f'a gripper told {value:g}')
+    grip(-1.0, lambda: robot.opening > 0.079)
+    grip(1.0, lambda: robot.opening < 0.05)
+    robot.grip_moves = False
     moving.wait(2.2 if moving.strict else 3.6)
     assert moving.gate[0] != 'STOP', 'a closing gripper that stalls holds something'
 
-    moving.robot.grip_moves = True
-    spoil(moving, channel(6, -1.0))
-    moving.spin(lambda: moving.robot.opening > 0.079, 3, 'an open gripper')
-    moving.robot.grip_moves = False
-    spoil(moving, channel(6, 1.0))
-    moving.spin(lambda: moving.robot.grip == 0.0, 3, 'the command to close')
+    robot.grip_moves = True
+    grip(-1.0, lambda: robot.opening > 0.079)
+    robot.grip_moves = False
+    grip(1.0, lambda: robot.grip == 0.0)
     check(34, moving.stops(time.monotonic(), 'STOP', 'does not close'))
-
     moving.ready()
-    moving.robot.disconnect_gripper()
-    since = time.monotonic()
+    robot.disconnect_gripper()
     try:
-        check(34, moving.stops(since, 'STOP', 'nobody receives', timeout=5))
+        check(34, moving.stops(time.monotonic(), 'STOP', 'nobody receives', timeout=5))
     finally:
-        moving.robot.connect_gripper()
+        robot.connect_gripper()
 
 
 def test_35_parameters_that_must_not_change(moving, check):

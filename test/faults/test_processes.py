@@ -19,8 +19,6 @@ from test.faults.rig import drop
 @pytest.fixture
 def moving(rig):
     """The arm in motion; whatever was killed before is started again."""
-    for name in ('slow', 'endless', 'hungry', 'offset'):
-        (rig.folder / name).unlink(missing_ok=True)
     if 'vla_node' not in rig.processes:
         rig.begin('vla_node', code=policy_faults(rig.folder))
     if 'command_gate' not in rig.processes:
@@ -68,7 +66,6 @@ def test_20_a_killed_gate(moving, check, sink):
     place = moving.robot.position.copy()
     moving.wait(0.3)
     assert np.abs(moving.robot.position - place).max() < 1e-3, 'the sink is at rest'
-    moving.robot.target = None
     check(20, said=f'{sink}: {1e3 * gone:.0f} mm')
 
 
@@ -92,7 +89,7 @@ def test_22_a_wall_clock_that_jumps(moving, check, seconds):
     check(22, moving.stops(time.monotonic(), 'HOLD'))
     moving.spin(lambda: 'stamped' in moving.gate[1], 2, "the arm's stamps to be another clock's")
     (moving.folder / 'offset').unlink()
-    moving.spin(moving.moving, 10, 'motion by itself')
+    moving.goes_on()
 
 
 def test_24_simulated_time_that_pauses(moving, check):
@@ -109,7 +106,7 @@ def test_24_simulated_time_that_pauses(moving, check):
     moving.wait(0.3)
     assert np.abs(moving.robot.position - place).max() < 1e-9, 'no drift'
     timer.reset()
-    moving.spin(moving.moving, 10, 'motion by itself')
+    moving.goes_on()
     moving.kill('command_gate')
     timer.cancel()
 
@@ -128,9 +125,8 @@ def test_37_deactivated_in_motion(moving, check):
 def test_37_interrupted_in_motion(moving, check, name):
     since = time.monotonic()
     process = moving.kill(name, signal.SIGINT)
-    last = {'vla_node': lambda: moving.vla[0] == 'UNCONFIGURED',
-            'command_gate': lambda: 'shut down' in moving.gate[1]}[name]
-    moving.spin(last, 3, 'the last message')
+    moving.spin(lambda: moving.vla[0] == 'UNCONFIGURED' or 'shut down' in moving.gate[1], 3,
+                'the last message')
     process.send_signal(signal.SIGINT)  # an impatient one must not cut the stop commands off
     moving.spin(lambda: moving.still_after(since) is not None, 3, 'stop commands')
     check(37, moving.still_after(since) - since)
@@ -144,15 +140,9 @@ def test_37_interrupted_in_motion(moving, check, name):
 
 def test_38_a_robot_lost_and_found(moving, check):
     topics = ('image_primary', 'image_wrist', 'joint_states', 'ee_pose')
-    since = time.monotonic()
-    moving.faults.update(dict.fromkeys(topics, drop))
-    check(38, moving.stops(since, 'HOLD'))
+    check(38, moving.stops(moving.inject(**dict.fromkeys(topics, drop)), 'HOLD'))
     moving.wait(1.0)
-    back = time.monotonic()
-    moving.faults.clear()
-    moving.spin(moving.moving, 10, 'motion by itself')
-    first = next(t for t, v in moving.commands if t > back and v.any())
-    assert any(t <= first for t, _ in moving.of('chunk', back)), 'by a new chunk'
+    moving.goes_on()
 
 
 def test_39_a_disk_that_is_full_while_recording(moving, check, tmp_path):

@@ -18,8 +18,8 @@ from support.graph import noise
 from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.policy.manifest import MANIFEST, sha256
 from dtvla_ros.ros import conversions, images
-from test.faults.inside import slow_loading
-from test.faults.rig import TASK, drop
+from test.faults.inside import policy_faults
+from test.faults.rig import TASK, drop, only_joints
 
 CONFIGURE, ACTIVATE = 1, 3
 
@@ -55,11 +55,7 @@ def configured(rig):
 
 def test_10_missing_joints_are_refused_by_name(managed, check):
     rig = managed()
-
-    def lacking(message):
-        message.name, message.position = list(message.name)[1:], list(message.position)[1:]
-        return message
-    rig.inject(joint_states=lacking)
+    rig.inject(joint_states=only_joints(slice(1, None)))
     configured(rig)
     rig.spin(lambda: 'joint_states refused' in rig.log('vla_node'), 5, 'the first joint states')
     done, reason = change(rig, ACTIVATE)
@@ -79,7 +75,7 @@ def test_23_another_clock_is_refused(managed, check):
 
 def test_activation_waits_for_the_policy(managed, rig):
     (rig.folder / 'loading').touch()
-    rig = managed(code=slow_loading(rig.folder / 'loading'))
+    rig = managed(code=policy_faults(rig.folder))
     assert not change(rig, ACTIVATE)[0], 'not before it is configured'
     assert change(rig, CONFIGURE)[0]
     done, reason = change(rig, ACTIVATE)
@@ -100,11 +96,13 @@ class Evil:
         return (open, (self.canary, 'w'))
 
 
-def edited(folder, edit):
-    """Edit the manifest's JSON in place."""
-    manifest = json.loads((folder / MANIFEST).read_text())
-    edit(manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+def edited(edit):
+    """Return a damage to the manifest's JSON."""
+    def damage(folder, weights):
+        manifest = json.loads((folder / MANIFEST).read_text())
+        edit(manifest, weights)
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+    return damage
 
 
 def truncate(folder, weights):
@@ -129,30 +127,17 @@ def put_pickle(folder, weights):
 def put_listed_pickle(folder, weights):
     put_pickle(folder, weights)
     weights.write_bytes(pickle.dumps(Evil(folder.parent / 'canary')))
-    edited(folder, lambda manifest: manifest['files'].update({weights.name: sha256(weights)}))
+    edited(lambda m, weights: m['files'].update({weights.name: sha256(weights)}))(folder, weights)
 
 
-def lose_statistics(folder, weights):
-    edited(folder, lambda manifest: manifest.pop('statistics'))
-
-
-def flatten_statistics(folder, weights):
-    def flatten(manifest):
-        manifest['statistics']['q99'][2] = manifest['statistics']['q01'][2]
-    edited(folder, flatten)
-
-
-def shorten_statistics(folder, weights):
-    edited(folder, lambda manifest: manifest['statistics']['q99'].pop())
-
-
-@pytest.mark.parametrize(('row', 'damage', 'words'), [
-    (25, truncate, ['SHA-256']), (25, flip, ['SHA-256']), (26, put_pickle, ['']),
-    (26, put_listed_pickle, ['']), (27, lose_statistics, ['statistics', 'q99']),
-    (27, flatten_statistics, ['statistics', 'q99']),
-    (27, shorten_statistics, ['statistics', 'q99'])])
+@pytest.mark.parametrize(('row', 'damage', 'word'), [
+    (25, truncate, 'SHA-256'), (25, flip, 'SHA-256'), (26, put_pickle, ''),
+    (26, put_listed_pickle, ''), (27, edited(lambda m, _: m.pop('statistics')), 'statistics'),
+    (27, edited(lambda m, _: m['statistics']['q99'].__setitem__(2, m['statistics']['q01'][2])),
+     'q99'),
+    (27, edited(lambda m, _: m['statistics']['q99'].pop()), 'statistics')])
 def test_a_damaged_policy_is_refused_before_it_is_parsed(
-        managed, policy, tmp_path, check, row, damage, words):
+        managed, policy, tmp_path, check, row, damage, word):
     folder = tmp_path / 'policy'
     shutil.copytree(policy[0], folder)
     weights = max(folder.iterdir(), key=lambda p: p.stat().st_size)
@@ -162,7 +147,7 @@ def test_a_damaged_policy_is_refused_before_it_is_parsed(
     if damage is put_listed_pickle and done:  # a right hash of a wrong file: found when it is read
         rig.spin(lambda: rig.vla[0] == 'INACTIVE', 20, 'the end of loading')
         done, reason = change(rig, ACTIVATE)
-    assert not done and reason and any(word in reason for word in words), reason
+    assert not done and reason and word in reason, reason
     if row == 25:
         assert weights.name in reason and rig.vla[0] == 'UNCONFIGURED'
     assert not (tmp_path / 'canary').exists(), 'the pickle or the code was run'

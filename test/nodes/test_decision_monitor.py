@@ -25,7 +25,7 @@ def monitor():
 def judged(monitor, readings, now=0.0):
     status = monitor.tick(now, readings)
     assert status is monitor.status
-    return status.state.value, status.reason
+    return status.state.name, status.reason
 
 
 def over_time(monitor, readings, seconds, start=0.0):
@@ -36,12 +36,12 @@ def over_time(monitor, readings, seconds, start=0.0):
 
 @pytest.mark.parametrize('state', WAITING)
 def test_before_it_is_active_it_says_so_and_a_note_explains(monitor, state):
-    assert judged(monitor, Readings(state)) == (state.value, WAITING[state])
+    assert judged(monitor, Readings(state)) == (state.name, WAITING[state])
     monitor.note = 'instruction rejected: it is empty'
-    assert judged(monitor, Readings(state))[0] == state.value
+    assert judged(monitor, Readings(state))[0] == state.name
     assert judged(monitor, GOOD) == ('IDLE', monitor.note)
     monitor.refusal = 'file damaged'
-    assert judged(monitor, Readings(state)) == (state.value, 'file damaged')
+    assert judged(monitor, Readings(state)) == (state.name, 'file damaged')
 
 
 def test_a_task_from_its_instruction_to_its_chunk_and_the_estop_that_wins(monitor):

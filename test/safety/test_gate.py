@@ -110,7 +110,7 @@ def test_a_fault_ends_motion_in_time_voids_what_was_decided_and_tells_why(
         assert 'pressed' in rig.gate.clear_fault()
     rig.heal()
     if state is not HOLD:
-        assert rig.tick().state is state and state.value in rig.chunk(), 'not with that task'
+        assert rig.tick().state is state and state.name in rig.chunk(), 'not with that task'
         assert rig.gate.clear_fault() is None
         rig.task = '1'
     if word != 'outside':  # where rows go on
