@@ -14,15 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dtvla_sim
-from dtvla_ros.data import layout
+from dtvla_ros.data import layout, writer
 from dtvla_ros.data.layout import Episode
-from dtvla_ros.data.writer import (
-    finished_shards,
-    keep_shard,
-    merge_shards,
-    require_same_options,
-    write_shard,
-)
 from dtvla_ros.errors import UserError
 from dtvla_ros.rollout.env import SceneSetup, require_tasks
 from dtvla_ros.rollout.workers import run_jobs
@@ -276,7 +269,7 @@ def make_recorder(options: CollectOptions, tasks: tuple[str, ...], one_scene: bo
             for index in range(number * EPISODES_PER_SHARD, (number + 1) * EPISODES_PER_SHARD)]
         episodes = [episode for made in recorded for episode in made]
         with tempfile.TemporaryDirectory(prefix='dtvla-shard-') as folder:
-            shard = write_shard(Path(folder), number, episodes, options.fps)
+            shard = writer.write_shard(Path(folder), number, episodes, options.fps)
             files = {path.name: path.read_bytes() for path in shard.iterdir()}
         return files, sum(map(bool, recorded)), sum(map(len, episodes))
 
@@ -296,9 +289,9 @@ def collect(root: Path, options: CollectOptions, workers: int = 2,
     with closing(options.scene.make()) as env:
         require_tasks(options.tasks, env.tasks, options.suite)
         tasks, one_scene = options.tasks or tuple(env.tasks), env.one_scene
-    require_same_options(root / 'collect.json', asdict(options) | {'tasks': tasks},
-                         asdict(CollectOptions()))
-    done = set(finished_shards(root))
+    writer.require_same_options(root / 'collect.json', asdict(options) | {'tasks': tasks},
+                                asdict(CollectOptions()))
+    done = set(writer.finished_shards(root))
     size = EPISODES_PER_SHARD
     todo = [n for n in range(-(-options.episodes // size)) if n not in done]
     tried = kept = frames = 0
@@ -306,11 +299,11 @@ def collect(root: Path, options: CollectOptions, workers: int = 2,
             todo, make_recorder, (options, tasks, one_scene), workers, ray=ray)) as recorded:
         try:
             for number, (files, solved, length) in recorded:
-                keep_shard(root, number, files)
+                writer.keep_shard(root, number, files)
                 tried, kept, frames = tried + size, kept + solved, frames + length
                 bar.update(size)
                 bar.set_postfix(success=f'{kept / tried:.0%}', frames=frames)
         except RuntimeError as error:
             raise UserError(f'shard {error}; run the same command again to go on (finished '
                             'shards are kept)') from error
-    return merge_shards(root)
+    return writer.merge_shards(root)

@@ -13,17 +13,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from dtvla_ros.data import layout
+from dtvla_ros.data import layout, writer
 from dtvla_ros.data.layout import Episode
-from dtvla_ros.data.reader import DatasetReader, open_dataset, thoughts_are_ids, thoughts_of
+from dtvla_ros.data.reader import DatasetReader, open_dataset
 from dtvla_ros.data.video import can_join, join_videos, write_video
-from dtvla_ros.data.writer import (
-    SHARDS,
-    finished_shards,
-    merge_shards,
-    require_same_options,
-    write_shard,
-)
 from dtvla_ros.errors import UserError
 
 EPISODES_PER_SHARD = 25
@@ -69,9 +62,8 @@ def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
     """
     reader = open_dataset(source)
     _require_features(reader, options)
-    thoughts = None
-    if thoughts_are_ids(reader) and layout.REASONING not in options.rename:
-        thoughts = thoughts_of(reader, options.tokenizer)
+    decoded = reader.thoughts_are_ids and layout.REASONING not in options.rename
+    thoughts = reader.thoughts(options.tokenizer) if decoded else []
     _begin(reader, out, options)
     count = len(reader.episodes)
     files = {key: [(reader.video_path(k, key)[0], length)
@@ -86,20 +78,20 @@ def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
         return write_video(
             path, chain.from_iterable(reader.frames(k, key) for k in part), reader.fps)
 
-    done = finished_shards(out)
+    done = writer.finished_shards(out)
     for number, first in enumerate(tqdm(range(0, count, EPISODES_PER_SHARD), desc='convert')):
         part = range(first, min(first + EPISODES_PER_SHARD, count))
         if number not in done:
-            write_shard(out, number, [_episode(reader, k, options, thoughts) for k in part],
-                        reader.fps, {options.new_name(key): partial(write, key=key, part=part)
-                                     for key in reader.camera_keys})
-    info = merge_shards(out, reader.info.get('robot_type') or 'unknown')
+            writer.write_shard(
+                out, number, [_episode(reader, k, options, thoughts) for k in part], reader.fps,
+                {options.new_name(key): partial(write, key=key, part=part)
+                 for key in reader.camera_keys})
+    info = writer.merge_shards(out, reader.info.get('robot_type') or 'unknown')
     if (source / layout.NORM_STATS).exists():
         shutil.copyfile(source / layout.NORM_STATS, out / layout.NORM_STATS)
-    shutil.rmtree(out / SHARDS)
-    made = thoughts_of(DatasetReader(out)) or []
+    shutil.rmtree(out / writer.SHARDS)
     several = sum(len(row['tasks']) > 1 for row in reader.episodes)
-    return Converted(info, made.count(''), several, copied)
+    return Converted(info, DatasetReader(out).thoughts().count(''), several, copied)
 
 
 def _require_features(reader: DatasetReader, options: ConvertOptions) -> None:
@@ -132,18 +124,18 @@ def _begin(reader: DatasetReader, out: Path, options: ConvertOptions) -> None:
     path = out / OPTIONS
     if out.exists() and any(out.iterdir()) and not path.exists():
         raise UserError(f'{out} exists and is no conversion that was begun; choose another --out')
-    if (out / layout.INFO).exists() and not (out / SHARDS).exists():
+    if (out / layout.INFO).exists() and not (out / writer.SHARDS).exists():
         raise UserError(f'{out} is converted already; choose another --out')
-    require_same_options(path, told, {})
+    writer.require_same_options(path, told, {})
 
 
 def _episode(reader: DatasetReader, number: int, options: ConvertOptions,
-             thoughts: list[str] | None) -> Episode:
+             thoughts: list[str]) -> Episode:
     """Return an episode's numbers and thoughts under their new names, with action chunks."""
     made = reader.episode(number, images=False)
     columns = {options.new_name(name): values if isinstance(values, list) or values.ndim == 1
                else values.reshape(len(values), -1) for name, values in made.columns.items()}
-    if thoughts is not None:
+    if thoughts:
         columns[layout.REASONING] = thoughts[reader.span(number)]
     if layout.ACTION_CHUNK not in columns:
         actions = np.asarray(columns[layout.ACTION], np.float32)

@@ -16,13 +16,7 @@ from rich.table import Table
 
 from dtvla_ros.data import layout
 from dtvla_ros.data.checks import Numbers, check_images, check_numbers, sample_images, spread
-from dtvla_ros.data.reader import (
-    DatasetReader,
-    open_dataset,
-    thoughts_are_ids,
-    thoughts_of,
-    unpadded,
-)
+from dtvla_ros.data.reader import DatasetReader, open_dataset, unpadded
 from dtvla_ros.data.writer import image_statistics, vector_statistics
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
@@ -91,10 +85,10 @@ def _metadata(reader: DatasetReader) -> dict[str, Any]:
 def _thoughts(reader: DatasetReader, tokenizer: Path | None) -> dict[str, Any] | None:
     if layout.REASONING not in reader.info['features']:
         return None
-    ids = thoughts_are_ids(reader)
+    ids = reader.thoughts_are_ids
     undecoded = ids and tokenizer is None
     texts = [' '.join(map(str, row)) for row in unpadded(np.asarray(
-        reader.column(layout.REASONING)))] if undecoded else thoughts_of(reader, tokenizer) or []
+        reader.column(layout.REASONING)))] if undecoded else reader.thoughts(tokenizer)
     lengths = [len(text.split()) for text in texts]
     there = np.array([length for length in lengths if length] or [0])
     quantiles = {'shortest': 0.0, 'median': 0.5, 'p99': 0.99, 'longest': 1.0}

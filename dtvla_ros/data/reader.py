@@ -244,6 +244,42 @@ class DatasetReader:
             metadata=self.metadata(number),
             names={name: names for name in columns if (names := self.channels(name))})
 
+    @property
+    def thoughts_are_ids(self) -> bool:
+        """Whether thoughts are kept as padded token ids, not as text."""
+        feature = self.info['features'].get(layout.REASONING, {'dtype': 'string'})
+        return feature['dtype'] != 'string'
+
+    def thoughts(self, tokenizer: Path | None = None) -> list[str]:
+        """Return the thought of every frame as text, none for a dataset without thoughts.
+
+        Of ids it is the text between the think tags, '' where there is none or a tag is missing.
+        ``tokenizer``: the ``tokenizer.json`` they belong to, or its folder. Raises ``UserError``
+        without it, and for an id that it does not have.
+        """
+        if layout.REASONING not in self.info['features']:
+            return []
+        column = self.column(layout.REASONING)
+        if not self.thoughts_are_ids:
+            return list(column)
+        if tokenizer is None:
+            raise UserError(f'{self.root}: reasoning is token ids; give the folder or file of the '
+                            'tokenizer they belong to with --tokenizer')
+        table = load_tokenizer(tokenizer / 'tokenizer.json' if tokenizer.is_dir() else tokenizer)
+        size, ids = table.get_vocab_size(), np.asarray(column, np.int64)
+        skipped = {table.token_to_id(token) for token in _NOT_TEXT}
+        if len(unknown := ids[(ids < 0) | (ids >= size)]):
+            raise UserError(f'reasoning id {unknown[0]} is outside the {size} ids of {tokenizer}; '
+                            'give the tokenizer the dataset was made with')
+
+        @lru_cache(4096)
+        def decode(row: bytes) -> str:
+            shown = [k for k in np.frombuffer(row, np.int64).tolist() if k not in skipped]
+            found = _THOUGHT.search(table.decode(shown, skip_special_tokens=False))
+            return found[1].strip() if found else ''
+
+        return [decode(row.tobytes()) for row in ids]
+
 
 def open_dataset(root: Path) -> DatasetReader:
     """Return the reader of a dataset of any known version. Raises ``UserError`` for no dataset."""
@@ -261,44 +297,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
                         ) from error
 
 
-def thoughts_are_ids(reader: DatasetReader) -> bool:
-    """Return whether a dataset keeps its thoughts as padded token ids, not as text."""
-    feature = reader.info['features'].get(layout.REASONING, {'dtype': 'string'})
-    return feature['dtype'] != 'string'
-
-
 def unpadded(ids: NDArray[np.integer]) -> list[NDArray[np.integer]]:
     """Return the rows of [N, W] without padding: the id that most begin or end with."""
     pad = Counter([*ids[:, 0].tolist(), *ids[:, -1].tolist()]).most_common(1)[0][0]
     return [row[row != pad] for row in ids]
-
-
-def thoughts_of(reader: DatasetReader, tokenizer: Path | None = None) -> list[str] | None:
-    """Return the thought of every frame as text; None for a dataset without thoughts.
-
-    Of ids it is the text between the think tags, '' where there is none or a tag is missing.
-    ``tokenizer``: the ``tokenizer.json`` they belong to, or its folder. Raises ``UserError``
-    without it, and for an id that it does not have.
-    """
-    if layout.REASONING not in reader.info['features']:
-        return None
-    column = reader.column(layout.REASONING)
-    if not thoughts_are_ids(reader):
-        return list(column)
-    if tokenizer is None:
-        raise UserError(f'{reader.root}: reasoning is token ids; give the folder or file of the '
-                        'tokenizer they belong to with --tokenizer')
-    table = load_tokenizer(tokenizer / 'tokenizer.json' if tokenizer.is_dir() else tokenizer)
-    size, ids = table.get_vocab_size(), np.asarray(column, np.int64)
-    skipped = {table.token_to_id(token) for token in _NOT_TEXT}
-    if len(unknown := ids[(ids < 0) | (ids >= size)]):
-        raise UserError(f'reasoning id {unknown[0]} is outside the {size} ids of {tokenizer}; '
-                        'give the tokenizer the dataset was made with')
-
-    @lru_cache(4096)
-    def decode(row: bytes) -> str:
-        shown = [k for k in np.frombuffer(row, np.int64).tolist() if k not in skipped]
-        found = _THOUGHT.search(table.decode(shown, skip_special_tokens=False))
-        return found[1].strip() if found else ''
-
-    return [decode(row.tobytes()) for row in ids]

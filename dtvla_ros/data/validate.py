@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dtvla_ros.data import layout
-from dtvla_ros.data.reader import DatasetReader, column_array, open_dataset, thoughts_of
+from dtvla_ros.data.reader import DatasetReader, column_array, open_dataset
 from dtvla_ros.data.video import count_frames, probe, read_video
 from dtvla_ros.errors import UserError
 from dtvla_ros.issues import Issue
@@ -317,7 +317,7 @@ def _thoughts(reader: DatasetReader, transform: PolicyTransform, longest: int | 
         return None
 
     places: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for k, text in enumerate(thoughts_of(reader, tokenizer) or ()):
+    for k, text in enumerate(reader.thoughts(tokenizer)):
         if (found := fault(text)) is not None:
             places[found].append(k)
     for (problem, remedy), frames in sorted(places.items(), key=lambda pair: -len(pair[1])):

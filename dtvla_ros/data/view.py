@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from dtvla_ros.data import layout
 from dtvla_ros.data.checks import gripper_opening, runs, spread
-from dtvla_ros.data.reader import DatasetReader, open_dataset, thoughts_are_ids, thoughts_of
+from dtvla_ros.data.reader import DatasetReader, open_dataset
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import require_writable
 from dtvla_ros.report import write_page
@@ -67,8 +67,8 @@ class EpisodeView:
         return len(self.action)
 
     @classmethod
-    def read(cls, reader: DatasetReader, number: int, thoughts: list[str] | None) -> EpisodeView:
-        """Read an episode. ``thoughts``: those of the whole dataset, or None."""
+    def read(cls, reader: DatasetReader, number: int, thoughts: list[str]) -> EpisodeView:
+        """Read an episode. ``thoughts``: those of the whole dataset, or none."""
         length, features = reader.lengths[number], reader.info['features']
         part, stride = reader.span(number), -(-length // MOST_FRAMES)
         images = {key: np.stack([_shrunk(image) for image in islice(
@@ -84,7 +84,7 @@ class EpisodeView:
             number, reader.task(number), f'{length} frames, {length / reader.fps:.1f} s{kept}',
             float(reader.fps), {key: p[:count] for key, p in images.items()},
             np.arange(0, length, stride)[:count], reader.rows(layout.ACTION)[part],
-            opening, thoughts[part] if thoughts else [],
+            opening, thoughts[part],
             list(reader.column(layout.PHASE, number)) if layout.PHASE in features else [])
 
     def shown(self, count: int) -> list[int]:
@@ -111,8 +111,8 @@ def view(root: Path, out: Path, episodes: Sequence[int] = (), tokenizer: Path | 
     last = len(reader.episodes) - 1
     if beyond := [k for k in episodes if not 0 <= k <= last]:
         raise UserError(f'--episodes {beyond[0]}: {root} has the episodes 0 to {last}')
-    ids = thoughts_are_ids(reader) and tokenizer is None
-    thoughts = None if ids else thoughts_of(reader, tokenizer)
+    ids = reader.thoughts_are_ids and tokenizer is None
+    thoughts = [] if ids else reader.thoughts(tokenizer)
     views = [EpisodeView.read(reader, k, thoughts)
              for k in tqdm(list(episodes) or _some(reader), desc='read', unit='ep')]
     names = dict.fromkeys(phase for shown in views for phase in shown.phases)

@@ -88,8 +88,7 @@ class _Mcap(McapWriter):
 class BagWriter(Writer):
     """A bag of raw CDR messages, to be ended with `finish`.
 
-    ``bytes`` counts the message data. ``truncated``: why the disk took no more, or ''.
-    ``finished``: index and metadata are there.
+    ``truncated``: why the disk took no more, or ''. ``finished``: index and metadata are there.
     """
 
     STORAGE_PLUGINS = {StoragePlugin.MCAP: _Mcap}
@@ -97,28 +96,22 @@ class BagWriter(Writer):
     def __init__(self, path: Path) -> None:
         """Create the folder, which must not exist. Raises ``UserError`` if that fails."""
         super().__init__(path, version=VERSION, storage_plugin=StoragePlugin.MCAP)
-        self.bytes = 0
-        self.truncated = ''
-        self.finished = False
+        self.truncated, self.finished = '', False
         try:
             self.open()
         except OSError as error:
             raise UserError(f'cannot write {path}: {error.strerror}; choose another --out'
                             ) from error
 
-    def write(self, connection: Connection, timestamp: int, data: bytes | memoryview) -> None:
-        """Add a message; raise OSError when the disk takes no more, after which only `finish`."""
-        try:
-            super().write(connection, timestamp, data)
-        except OSError as error:
-            self.truncated = error.strerror or str(error)
-            raise
-        self.bytes += len(data)
+    def finish(self, error: Exception | None = None) -> None:
+        """Write index and metadata; where they do not fit, give up the last messages for them.
 
-    def finish(self) -> None:
-        """Write index and metadata; where they do not fit, give up the last messages for them."""
+        ``error``: with which `write` failed, if it did.
+        """
         storage = self.storage
         assert isinstance(storage, _Mcap)
+        if isinstance(error, OSError):
+            self.truncated = error.strerror or str(error)
         for attempt in range(bool(self.truncated), len(storage.held) + 2):
             try:
                 if attempt:
@@ -138,19 +131,18 @@ class BagThread:
     """Writes in a thread of its own, so that a slow disk never keeps anybody waiting.
 
     ``on_end`` is called from that thread once an ``error`` ends it, mostly because the disk takes
-    no more; what comes after that is ignored. ``dropped`` counts by topic what found the queue
-    full.
+    no more. ``dropped`` counts by topic what found the queue full; ``bytes`` what was written.
     """
 
     def __init__(self, bag: BagWriter, on_end: Callable[[], None],
                  queue_bytes: int = QUEUE_BYTES) -> None:
-        self.bag = bag
+        self.bag, self.bytes = bag, 0
         self.dropped: Counter[str] = Counter()
         self.written: Counter[str] = Counter()
         self.error: Exception | None = None
         self._on_end, self._limit = on_end, queue_bytes
         self._connections: dict[str, Connection] = {}
-        self._bytes = 0
+        self._waiting = 0
         self._lock = threading.Lock()  # of the bytes
         self._thread = ThreadPoolExecutor(1, 'bag')
 
@@ -166,17 +158,18 @@ class BagThread:
         def write() -> None:
             self.bag.write(self._connections[topic], stamp, data)
             self.written[topic] += 1
+            self.bytes += len(data)
         with self._lock:
-            if self._bytes + len(data) > self._limit:
+            if self._waiting + len(data) > self._limit:
                 self.dropped[topic] += self.error is None
                 return
-            self._bytes += len(data)
+            self._waiting += len(data)
         self._thread.submit(self._run, write, len(data))
 
     def close(self) -> None:
         """Write what waits, and finish the bag."""
-        self._thread.submit(self.bag.finish).result()
         self._thread.shutdown()
+        self.bag.finish(self.error)
 
     def _run(self, task: Callable[[], None], size: int) -> None:
         try:
@@ -186,7 +179,7 @@ class BagThread:
             self.error = error
             self._on_end()
         with self._lock:
-            self._bytes -= size
+            self._waiting -= size
 
 
 class Recorder(Node):
@@ -258,7 +251,7 @@ class Recorder(Node):
         dropped = sum(writer.dropped.values())
         return (f'{self._out}: {time.monotonic() - self.started:.0f} s, '
                 f'{sum(writer.written.values())} messages on {len(self._subscribed)} topics, '
-                f'{writer.bag.bytes / 1e6:.1f} MB'
+                f'{writer.bytes / 1e6:.1f} MB'
                 + (f', {dropped} dropped: the disk is too slow' if dropped else ''))
 
 

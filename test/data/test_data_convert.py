@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from dtvla_ros.data import convert as converting
-from dtvla_ros.data import layout
+from dtvla_ros.data import layout, writer
 from dtvla_ros.data.convert import ConvertOptions, convert
 from dtvla_ros.data.reader import DatasetReader, open_dataset
 from dtvla_ros.data.video import can_join, join_videos, probe, read_video
@@ -98,7 +98,7 @@ def test_a_killed_conversion_goes_on(published, tmp_path, monkeypatch):
     monkeypatch.setattr(converting, 'EPISODES_PER_SHARD', 2)
     whole, out = tmp_path / 'whole', tmp_path / 'out'
     again(published, whole)
-    write = converting.write_shard
+    write = writer.write_shard
     made = []
 
     def dying(root, number, *rest):
@@ -107,7 +107,7 @@ def test_a_killed_conversion_goes_on(published, tmp_path, monkeypatch):
         made.append(number)
         return write(root, number, *rest)
 
-    monkeypatch.setattr(converting, 'write_shard', dying)
+    monkeypatch.setattr(writer, 'write_shard', dying)
     with pytest.raises(KeyboardInterrupt):
         again(published, out)
     assert finished_shards(out) == [0, 1]
