@@ -43,11 +43,9 @@ def test_the_policy_drives_until_the_expert_takes_over():
     assert not alone and steps > driven
     starts = np.arange(0, steps, OPTIONS.camera_every)
     assert len(episode) == len(starts)
-    state = np.asarray(episode.columns[layout.STATE])
-    ys = state[starts <= driven, 1]
-    assert ys[-1] - ys[0] > 0.1  # it went where the policy drove it
-    closed = state[starts <= driven, 6][-1]
-    assert closed < 0.01  # and closed the hand
+    state = np.asarray(episode.columns[layout.STATE])[starts <= driven]
+    assert state[-1, 1] - state[0, 1] > 0.1  # it went where the policy drove it
+    assert state[-1, 6] < 0.01  # and closed the hand
     action = np.asarray(episode.columns[layout.ACTION])
     assert (action[starts < driven, 6] < 0).all()  # which the expert would not have
     assert action[starts < driven, 1].max() < 0.9  # nor gone there
@@ -56,8 +54,6 @@ def test_the_policy_drives_until_the_expert_takes_over():
     assert not padding[starts < driven - REPLAN, :REPLAN].any()
     assert not padding[(starts >= driven) & (starts < steps - CHUNK)].any()
     assert all(text.startswith('holding ') for text in episode.columns[layout.REASONING])
-    assert episode.metadata['kind'] == KIND
-    assert episode.metadata['seed'] < dtvla_sim.EVAL_SEED_START
     env.close()
 
 
@@ -87,10 +83,8 @@ def test_a_shard_keeps_to_a_task_where_each_has_its_own_scene():
     assert apart == [['a'] * 8, ['b'] * 8, ['c'] * 4]
 
 
-def test_rounds_stay_below_the_evaluations_starts():
-    assert DaggerOptions(seed=9).seed == 9
-    for options, named in (
-            ({'seed': 10}, 'kept for evaluation'), ({'episodes': 0}, 'episodes'),
-            ({'camera_every': 3}, 'camera-every'), ({'driven': (0.9, 0.1)}, 'range')):
-        with pytest.raises(UserError, match=named):
-            DaggerOptions(**options)
+@pytest.mark.parametrize(('options', 'named'), [
+    ({'seed': 10}, 'kept for evaluation'), ({'driven': (0.9, 0.1)}, 'range')])
+def test_a_bad_round_is_named(options, named):
+    with pytest.raises(UserError, match=named):
+        DaggerOptions(**options)

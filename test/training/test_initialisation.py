@@ -61,9 +61,6 @@ def test_a_missing_object_is_absent_and_twins_are_ambiguous(dataset, bowls):
     np.testing.assert_array_equal(alone[::frames, 3], [True, False] * 3)
     assert patches[::frames][:3].tolist() == [
         [NOWHERE, 5, 10, 2], [NOWHERE, 5, 10, NOWHERE], [NOWHERE, 12, NOWHERE, NOWHERE]]
-
-
-def test_statistics_of_absent_objects_are_numbers(bowls):
     stats = json.loads((bowls / layout.STATS).read_text())[layout.PLACES]
     assert stats['mean'][6] == pytest.approx(0.5)
     assert np.isfinite(stats['min'] + stats['max'] + stats['q50']).all()
@@ -81,6 +78,10 @@ def test_two_suites_train_one_policy_and_captions_name_what_is_there(dataset, bo
         assert said.count(' at x') == min(int(asked.sum()), CAPTIONED)
         assert 'black bowl at' not in said
     trainer.pretrain()
+    again = Trainer(config, run)
+    again.pretrain()  # nothing: it was done
+    for model in (again.model, again.average):
+        assert all(map(torch.equal, model.parameters(), trainer.model.parameters()))
     assert torch.isfinite(trainer.train_step(trainer.batches.train(0))['loss'])
     share = np.mean([trainer.batches.train(k).unambiguous[:, 0].float().mean() for k in range(40)])
     assert 0.15 < share < 0.35, 'a quarter of the draws come from the first dataset'

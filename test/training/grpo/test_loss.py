@@ -8,14 +8,12 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from support.decoders import by_sample, golden_decoder, small_decoder
+from support.decoders import by_sample, golden_decoder
 from support.golden import document, tensors
 
-from dtvla_ros.engine.batch import SampledDecision
 from dtvla_ros.training.grpo.config import LossAggMode
 from dtvla_ros.training.grpo.loss import (
     TokenBatch,
-    collate,
     kl_divergence,
     normalizers,
     policy_loss,
@@ -46,22 +44,6 @@ def test_golden_log_probs():
     torch.testing.assert_close(found[:, thought], case['clean.cot_logprob'], atol=1e-4, rtol=0)
     torch.testing.assert_close(found[:, width:], case['clean.action_logprob'], atol=1e-4, rtol=0)
     assert not found[:, :width][~mask].any()
-
-
-def test_collate_marks_what_was_sampled():
-    ids = small_decoder().config.ids
-    think, end = ids.think, ids.think_end
-    tokens = collate([
-        SampledDecision((40, 41), (think, 30, 31, end), 'complete', np.array([70, 71]),
-                        np.zeros((1, 2)), np.zeros(3), np.zeros(2)),
-        SampledDecision((42,), (think, 32, end), 'truncated', np.array([72, 73]),
-                        np.zeros((1, 2)), np.zeros(1), np.zeros(2))], ids)
-    tail = [ids.action_end, ids.eos]
-    assert tokens.input_ids.tolist() == [
-        [40, 41, think, 30, 31, end, ids.action, 70, 71, *tail],
-        [ids.pad, ids.pad, 42, think, 32, end, ids.action, 72, 73, *tail]]
-    assert tokens.attention_mask.sum(1).tolist() == [11, 9]
-    assert tokens.input_ids[tokens.thought_mask].tolist() == [30, 31, end, 32]
 
 
 @pytest.fixture(scope='module')
