@@ -6,7 +6,6 @@ import copy
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -157,17 +156,12 @@ def test_the_gradient_is_that_of_the_definition(played):
         loss = (losses[mode] + 0.3 * kl).item()
         assert told == pytest.approx([loss, kl.item(), *entropies], rel=1e-3)
         for other, gradient in wanted.items():
-            with nullcontext() if other == mode else pytest.raises(AssertionError):
-                assert_gradient(found, gradient)
-
-
-def assert_gradient(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
-    """Each weight's within 2e-3 of its own largest or 1e-5 of the whole gradient's largest."""
-    whole = max(want.abs().max().item() for want in wanted.values())
-    for name, want in wanted.items():
-        torch.testing.assert_close(
-            found[name], want, rtol=2e-3,
-            atol=max(2e-3 * want.abs().max().item(), 1e-5 * whole), msg=name)
+            # Within 2e-3 of each weight's own largest or 1e-5 of the whole gradient's largest.
+            largest = {name: want.abs().max() for name, want in gradient.items()}
+            whole = max(largest.values())
+            close = [bool(((found[name] - want).abs() <= 2e-3 * want.abs() + max(
+                2e-3 * largest[name], 1e-5 * whole)).all()) for name, want in gradient.items()]
+            assert all(close) is (other == mode)
 
 
 @pytest.mark.parametrize('shift, wanted', [(0.0, 0.0), (1.0, 0.5), (100.0, 1.0)])
@@ -184,9 +178,7 @@ def test_gradients_are_as_similar_as_what_they_share(shift, wanted):
 
 def test_nothing_to_learn_is_nothing_done(played):
     learner = learner_of(played)
-    before = [p.clone() for p in learner.model.parameters()]
-    assert learner.update([], 0, 0) is None
-    assert all(map(torch.equal, before, learner.model.parameters()))
+    assert learner.update([], 0, 0) is None and learner.step == 0
 
 
 def test_a_fraction_of_the_decisions_is_learnt_from_and_no_other(played, monkeypatch):
