@@ -165,10 +165,6 @@ def compare(
 
     Both train the released layout with its 257,216 tokens at a small width, on the CPU, on the
     same random batch, each in a process of its own. Times are only good on an idle machine.
-
-    **Example**
-
-    `python -m benchmarks.train_step compare --steps 5`
     """
     measured = {}
     for kind in KINDS:

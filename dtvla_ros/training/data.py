@@ -78,7 +78,11 @@ def tokenize(readers: Sequence[DatasetReader], transform: PolicyTransform,
                                   for task in reader.column('task_index')], config.ids.pad)
     state = np.zeros((len(prompt), STATE_TOKENS), np.float32)
     if transform.state_in_prompt:
-        state = _state_steps(np.concatenate([r.column(layout.STATE) for r in readers]))
+        pose = np.concatenate([r.column(layout.STATE) for r in readers])  # [N, 8] m, rad, m
+        tilt = (Rotation.from_rotvec(pose[:, 3:6]) * HOME.inv()).as_rotvec()
+        state = np.concatenate([
+            pose[:, :3] * 100.0, np.degrees(tilt) / grid.TILT_STEP_DEG,
+            (pose[:, 6:7] - pose[:, 7:8]) * 100.0], axis=1).astype(np.float32)
         StateIds(transform).write(prompt, prompt_length, state)
     encode = cache(transform.encode_thought)
     thought, thought_length = _pad([encode(text) for reader in readers
@@ -143,14 +147,6 @@ def prompt_of(transform: PolicyTransform, task: str) -> list[int]:
     return transform.prompt_ids(task, Observation(
         images={}, joint_positions={}, ee_position=np.zeros(3), ee_quaternion=HOME.as_quat(),
         gripper_opening=0.0, instruction=task, stamp=0.0))
-
-
-def _state_steps(state: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return ``TokenizedDataset.state`` [N, 7] of ``observation.state`` [N, 8] (m, rad, m)."""
-    tilt = (Rotation.from_rotvec(state[:, 3:6]) * HOME.inv()).as_rotvec()
-    return np.concatenate([
-        state[:, :3] * 100.0, np.degrees(tilt) / grid.TILT_STEP_DEG,
-        (state[:, 6:7] - state[:, 7:8]) * 100.0], axis=1).astype(np.float32)
 
 
 class StateIds:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from dtvla_ros.engine.export import Parity, export_policy
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.results import versions
+from dtvla_ros.files import read_json
 from dtvla_ros.policy.adapters import CONFIG as ADAPTER
 from dtvla_ros.policy.adapters import local_base, read_adapter
 from dtvla_ros.policy.checkpoint import Stored, load_model
@@ -93,9 +93,8 @@ def _read_run(run: Path) -> tuple[HybridDecoder, PolicyTransform, PolicyManifest
 
 def _table(path: Path) -> dict[str, Any]:
     """Return the table of an evaluation, without its single episodes."""
-    try:
-        summary = json.loads(path.read_text())
-        return {key: summary[key] for key in ('tasks', 'total')}
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f'{path}: not the JSON of an evaluation ({error}); '
-                        'write one with dtvla eval --json') from error
+    remedy = 'write one with dtvla eval --json'
+    summary = read_json(path, remedy)
+    if not {'tasks', 'total'} <= summary.keys():
+        raise UserError(f'{path}: not the JSON of an evaluation; {remedy}')
+    return {key: summary[key] for key in ('tasks', 'total')}

@@ -108,9 +108,8 @@ class MicroBatch:
             torch.cat([tokens.thought_mask, torch.ones_like(moved)], 1),
             torch.cat([tokens.thought_mask, moved], 1),
             torch.cat([thought, action.to(device)], 1),
-            torch.tensor([row.advantage for row in rows], dtype=torch.float64, device=device),
-            torch.tensor([row.episode_tokens for row in rows], dtype=torch.float64,
-                         device=device))
+            *torch.tensor([(row.advantage, row.episode_tokens) for row in rows],
+                          dtype=torch.float64, device=device).T)
 
 
 class Learner:

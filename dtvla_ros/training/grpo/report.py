@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
 from dtvla_ros.caption import Caption, draw_frame
 from dtvla_ros.evaluation.results import Rate
@@ -24,25 +23,15 @@ EXAMPLES = 'examples'
 Row = Mapping[str, Any]
 
 # Curves, by the names of ``scalars``; the first panel has Wilson bands instead.
-PANELS: Mapping[str, tuple[str, ...]] = {
-    'reward and its parts': ('rollouts/reward', 'rollouts/format', 'rollouts/success'),
-    'KL [nats per token]': ('update/kl', 'update/approximate_kl'),
-    'entropy [nats per token]': ('update/thought_entropy', 'update/action_entropy'),
-    'share of tokens clipped': ('update/clip_fraction', 'update/lower_clip_fraction'),
-    'gradient: norm, cosine of steps': ('update/grad_norm', 'update/gradient_cosine'),
-    'rollouts per second': ('rollouts/per_second',),
-    'control steps, thought tokens': ('rollouts/steps', 'rollouts/thought_tokens'),
-    'share of groups kept; progress per decision [m]': (
-        'rollouts/groups_kept', 'rollouts/progress'),
-}
-
-
-def show(run: Path, history: Sequence[Row], config: GrpoConfig, writer: SummaryWriter) -> None:
-    """Print the last iteration, add it to TensorBoard, and write the report anew."""
-    print(line(history[-1]), flush=True)
-    for name, value in scalars(history[-1]).items():
-        writer.add_scalar(name, value, history[-1]['iteration'])
-    write_report(run, history, config)
+PANELS: Mapping[str, str] = {
+    'reward and its parts': 'rollouts/reward rollouts/format rollouts/success',
+    'KL [nats per token]': 'update/kl update/approximate_kl',
+    'entropy [nats per token]': 'update/thought_entropy update/action_entropy',
+    'share of tokens clipped': 'update/clip_fraction update/lower_clip_fraction',
+    'gradient: norm, cosine of steps': 'update/grad_norm update/gradient_cosine',
+    'rollouts per second': 'rollouts/per_second',
+    'control steps, thought tokens': 'rollouts/steps rollouts/thought_tokens',
+    'share of groups kept; progress per decision [m]': 'rollouts/groups_kept rollouts/progress'}
 
 
 def line(row: Row) -> str:
@@ -111,27 +100,31 @@ def write_report(run: Path, history: Sequence[Row], config: GrpoConfig) -> None:
     if held:
         summary += (f'Held-out success, greedy: {_rate(held[0]["evaluation"])} before, '
                     f'{_rate(held[-1]["evaluation"])} after iteration {held[-1]["iteration"]}. ')
-    draw_curves(run / CURVES, rows, held)
+    draw_curves(run / CURVES, history)
     write_page(
         run / REPORT, 'grpo.html', title=f'GRPO: {run.name}', summary=summary,
         curves=run / CURVES, times=where_time_goes(history), config=asdict(config),
         examples=sorted((run / EXAMPLES).glob('*.jpg')), iterations=map(line, rows))
 
 
-def draw_curves(path: Path, rows: Sequence[Row], held: Sequence[Row]) -> None:
+def draw_curves(path: Path, history: Sequence[Row]) -> None:
     """Draw the curves over iterations."""
     from matplotlib.figure import Figure
 
     figure = Figure((14, 9), layout='constrained')
     first, *axes = figure.subplots(3, 3).ravel()
-    x = [row['iteration'] for row in rows]
-    _band(first, x, [row['success'] for row in rows], 'played', '#7c93b5')
-    _band(first, [row['iteration'] for row in held], [row['evaluation'] for row in held],
-          'held out, greedy', '#16407a')
+    for key, label, colour in (('success', 'played', '#7c93b5'),
+                               ('evaluation', 'held out, greedy', '#16407a')):
+        if seen := [(row['iteration'], row[key]['rate'], *row[key]['wilson95'])
+                    for row in history if key in row]:
+            at, rate, low, high = np.transpose(seen)
+            first.plot(at, rate, marker='.', label=label, color=colour)
+            first.fill_between(at, low, high, alpha=0.2, color=colour, linewidth=0)
     first.set(title='success, 95 % Wilson band', ylim=(0, 1))
-    found = [scalars(row) for row in rows]
+    rows = [row for row in history if 'success' in row]
+    x, found = [row['iteration'] for row in rows], [scalars(row) for row in rows]
     for ax, (title, names) in zip(axes, PANELS.items(), strict=True):
-        for name in names:
+        for name in names.split():
             values = [one.get(name, np.nan) for one in found]
             if not np.isnan(values).all():
                 ax.plot(x, values, marker='.', label=name.split('/')[1].replace('_', ' '))
@@ -140,14 +133,6 @@ def draw_curves(path: Path, rows: Sequence[Row], held: Sequence[Row]) -> None:
         if ax.lines:
             ax.legend(frameon=False)
     figure.savefig(path, dpi=90)
-
-
-def _band(ax: Any, x: Sequence[int], rates: Sequence[Row], label: str, colour: str) -> None:
-    if not rates:
-        return
-    low, high = np.transpose([rate['wilson95'] for rate in rates])
-    ax.plot(x, [rate['rate'] for rate in rates], marker='.', label=label, color=colour)
-    ax.fill_between(x, low, high, alpha=0.2, color=colour, linewidth=0)
 
 
 def _rate(value: Row) -> str:

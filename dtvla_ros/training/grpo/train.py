@@ -105,7 +105,10 @@ def train_grpo(config: GrpoConfig, run: GrpoRun, estimate: bool = False,
             last = over()
             trainer.evaluate_if_due(last)
             if writer is not None:
-                report.show(run.out, trainer.history, config, writer)
+                print(report.line(trainer.history[-1]), flush=True)
+                for name, value in report.scalars(trainer.history[-1]).items():
+                    writer.add_scalar(name, value, trainer.iteration)
+                report.write_report(run.out, trainer.history, config)
         if writer is not None:
             writer.close()
             print(report.where_time_goes(trainer.history), flush=True)
