@@ -111,7 +111,7 @@ def test_04_cameras_that_disagree_about_the_time(moving, check):
 
 
 def test_09_twice_the_resolution_changes_nothing(moving):
-    moving.inject(image_primary=replaced(noise(240, 240)))
+    moving.inject(image_primary=lambda m: images.serialize_image(noise(240, 240), m.header.stamp))
     moving.decides()
 
 

@@ -14,8 +14,6 @@ from dtvla_ros.safety.gate import GateState
 
 FR3_ARM = [f'fr3_joint{k}' for k in range(1, 8)]
 FR3_FINGERS = ['fr3_finger_joint1', 'fr3_finger_joint2']
-
-
 NODES = {'vla_node': VlaNode, 'command_gate': CommandGate, 'sim_bridge': SimBridge,
          'overlay': Overlay}
 FILES = sorted(path for stem in ('sim*', 'robot_*', 'gazebo')
@@ -23,28 +21,22 @@ FILES = sorted(path for stem in ('sim*', 'robot_*', 'gazebo')
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
-def test_every_parameter_in_a_file_exists(graph, path):
+def test_every_parameter_in_a_file_exists_and_a_robot_does_not_move_by_itself(graph, path):
     given = {key.split('/')[-1]: section['ros__parameters']
              for key, section in yaml.safe_load(path.read_text()).items()}
     graph.listen('--ros-args', '--params-file', str(path))
+    # Not '/**': in rcl it would win over, or lose against, -p and launch files unexpectedly.
+    nodes = {name: graph.join(NODES[name]) for name in given}
     for name, values in given.items():
-        # Not '/**': in rcl it would win over, or lose against, -p and launch files unexpectedly.
-        node = graph.join(NODES[name])
         assert {'use_sim_time', 'lockstep'} <= values.keys() or path.stem == 'gazebo'
-        assert not [key for key in values if not node.has_parameter(key)], f'{path.name}: {name}'
-    vla, gate = given['vla_node'], given['command_gate']
+        assert not [key for key in values if not nodes[name].has_parameter(key)], name
     if path.stem.startswith('robot'):
+        vla, gate, made = given['vla_node'], given['command_gate'], nodes['command_gate']
         assert (vla['arm_joints'], vla['finger_joints'], gate['finger_joints']) == (
             FR3_ARM, FR3_FINGERS, FR3_FINGERS)
-
-
-@pytest.mark.parametrize('preset', ['servo', 'crisp', 'fzi'])
-def test_a_robots_gate_starts_from_its_file_and_does_not_move_by_itself(graph, preset):
-    gate = graph.join(CommandGate, '--ros-args', '--params-file',
-                      str(ROOT / 'config' / f'robot_{preset}.yaml'))
-    assert gate.get_parameter('preset').value == preset
-    assert gate._gate.state is GateState.STOP and not gate._lockstep
-    assert gate._gate._config.heartbeat_stop_s == 0.0, 'a silent policy stops at once'
+        assert made.get_parameter('preset').value == path.stem.removeprefix('robot_')
+        assert made._gate.state is GateState.STOP and not made._lockstep
+        assert made._gate._config.heartbeat_stop_s == 0.0, 'a silent policy stops at once'
 
 
 def test_former_parameters_are_declared_without_effect_and_warned_of_once(graph):

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import pytest
 
 LEMON = 'put_the_lemon_in_the_blue_bin'
+
+
+@pytest.fixture
+def refusal(graph, capfd):
+    """Return what runs a node here that must end with code 2; it returns its last line."""
+    def refused(name, *arguments):
+        assert import_module(f'dtvla_ros.nodes.{name}').main(['--ros-args', *arguments]) == 2
+        printed = capfd.readouterr().err
+        assert 'Traceback' not in printed
+        line = printed.splitlines()[-1]
+        assert line.startswith('error: '), printed
+        return line
+    return refused
 
 
 @pytest.mark.parametrize(('name', 'parameters', 'words'), [

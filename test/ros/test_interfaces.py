@@ -1,6 +1,6 @@
 """tf2_msgs, apt's or built by tools/build_interfaces, is ROS's own.
 
-Actions of control_msgs and transforms between nodes: test/nodes/test_gripper_action.py and
+Actions of control_msgs and transforms between nodes: test/nodes/test_command_adapters.py and
 test_sim_bridge.py.
 """
 

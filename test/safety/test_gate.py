@@ -94,6 +94,7 @@ def test_it_waits_plays_rows_and_waits_with_the_gripper_as_last_commanded():
     (1, STOP, 'shape', lambda rig: rig.chunk(values=np.zeros((8, 6), np.float32))),
     (1, STOP, 'shape', lambda rig: rig.chunk(rows=0)),
     (1, STOP, 'period', lambda rig: rig.chunk(period=0.1)),
+    (5, FAULT, 'beyond', lambda rig: rig.chunk(10.0, stamp=rig.now + 0.01)),
     (1, FAULT, 'e-stop', lambda rig: rig.gate.on_estop(True))])
 def test_a_fault_ends_motion_in_time_voids_what_was_decided_and_tells_why(
         ticks, state, word, fault):
@@ -103,11 +104,13 @@ def test_a_fault_ends_motion_in_time_voids_what_was_decided_and_tells_why(
         fault(rig)
     else:
         vars(rig).update(fault)
-    commands = [rig.tick() for _ in range(ticks)]
-    assert commands[-1].state is state and word in commands[-1].reason and still(commands[-1])
+    *before, last = [rig.tick() for _ in range(ticks)]
+    assert last.state is state and word in last.reason and still(last)
+    assert all(c.state in (RUN, HOLD) and np.abs(c.action).max() <= 1.0 for c in before)
     assert rig.gate.queue.consumed == played or not rig.clock_stands, 'no row twice'
     if state is FAULT:
-        assert 'pressed' in rig.gate.clear_fault()
+        assert word != 'e-stop' or 'pressed' in rig.gate.clear_fault()
+        assert 'clear it first' in rig.gate.start(rig.steady)
     rig.heal()
     if state is not HOLD:
         assert rig.tick().state is state and state.name in rig.chunk(), 'not with that task'
@@ -131,21 +134,6 @@ def test_one_non_finite_chunk_is_dropped_whole_and_the_good_one_plays_on():
     rig = Rig().moving()
     assert 'non-finite' in rig.chunk(np.nan)
     assert rig.tick().state is RUN
-
-
-def test_ten_times_too_large_is_clamped_then_a_fault_until_it_is_cleared():
-    rig = Rig()
-    rig.tick()
-    rig.chunk(value=10.0)
-    commands = [rig.tick() for _ in range(5)]
-    assert all(c.state is RUN and c.action[0] == pytest.approx(1.0) for c in commands[:4])
-    assert commands[4].state is FAULT and still(commands[4])
-    rig.task = '1'
-    assert rig.tick().state is FAULT, 'latched'
-    assert rig.gate.start(rig.steady) is not None
-    assert rig.gate.clear_fault() is None
-    assert rig.gate.start(rig.steady) is None
-    assert rig.tick().state is HOLD
 
 
 def test_the_safe_profile_clamps_without_a_fault_and_a_hold_brakes_within_its_acceleration():
@@ -199,19 +187,6 @@ def test_a_faster_gate_plays_each_row_for_several_ticks():
     assert [c.state for c in commands] == [RUN] * 10 + [HOLD]
     assert rig.gate.queue.consumed == 2
     assert 'period' in rig.chunk(period=0.01)
-
-
-def test_a_stuck_gripper_stops_and_a_new_start_gives_it_a_chance():
-    rig = Rig(gripper_timeout_s=0.3, auto_start=False)
-    rig.gate.gripper.measure(0.08)
-    rig.tick()
-    rig.gate.start(rig.steady)
-    rig.chunk(rows=20)
-    states = [rig.tick().state for _ in range(10)]
-    assert states[0] is RUN and states[-1] is STOP
-    assert 'does not close' in rig.gate.reason
-    assert rig.gate.start(rig.steady) is None
-    assert rig.tick().state is HOLD
 
 
 def test_a_policy_that_loads_holds_and_ends_no_task_before_there_was_one():

@@ -26,20 +26,18 @@ def _ground(seed: int) -> np.ndarray:
 GROUND, WALL = _ground(0), _ground(1)
 
 
-def primary(gripper: np.ndarray) -> np.ndarray:
-    """Return what a camera facing the arm sees: +y right, +x down, +z up."""
-    image = np.repeat((60 + WALL[:SIDE, :SIDE] // 3)[..., None], 3, 2).astype(np.uint8)
+def views(gripper: np.ndarray) -> dict[str, np.ndarray]:
+    """Return both images of a moment.
+
+    A camera faces the arm: +y right, +x down, +z up. The gripper's looks down: +x right, -y down.
+    """
+    facing = np.repeat((60 + WALL[:SIDE, :SIDE] // 3)[..., None], 3, 2).astype(np.uint8)
     x, y, z = gripper
     across, down = int(32 + 70 * y), int(36 + 45 * (x - 0.5) - 90 * (z - 0.1))
-    cv2.circle(image, (across, down), 7, (235, 225, 215), -1)
-    return image
-
-
-def wrist(gripper: np.ndarray) -> np.ndarray:
-    """Return what a camera on the gripper, looking down, sees: +x right, -y down."""
-    column, row = 200 + 150 * (gripper[0] - 0.5), 200 - 150 * gripper[1]
-    part = cv2.getRectSubPix(GROUND, (SIDE, SIDE), (float(column), float(row)))
-    return np.repeat(part[..., None], 3, 2)
+    cv2.circle(facing, (across, down), 7, (235, 225, 215), -1)
+    below = cv2.getRectSubPix(
+        GROUND, (SIDE, SIDE), (float(200 + 150 * (x - 0.5)), float(200 - 150 * y)))
+    return dict(zip(layout.CAMERAS, (facing, np.repeat(below[..., None], 3, 2))))
 
 
 def arm_episode(seed: int, frames: int = 40) -> Episode:
@@ -56,8 +54,8 @@ def arm_episode(seed: int, frames: int = 40) -> Episode:
         states.append([*gripper, *turn, wide, -wide])
         action = np.clip((goal - gripper) / 0.1, -1, 1)
         actions.append([*action, *rng.normal(0, 0.02, 3), 1.0 if close else -1.0])
-        images['observation.images.image'].append(primary(gripper))
-        images['observation.images.wrist_image'].append(wrist(gripper))
+        for key, image in views(gripper).items():
+            images[key].append(image)
         gripper = gripper + PER_UNIT * action + rng.normal(0, 0.0005, 3)
         wide = np.clip(wide + (-0.012 if close else 0.012), 0.01, 0.04)
     return Episode(
