@@ -30,8 +30,7 @@ MOTION = CONTROLLERS['cartesian_motion_controller']['ros__parameters']
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp('world')
-    assert main(['--out', str(made), '--task', TASK, '--seed', str(SEED),
-                 '--image-size', str(SIZE)]) == 0
+    assert main(f'--out {made} --task {TASK} --seed {SEED} --image-size {SIZE}'.split()) == 0
     return made
 
 
@@ -114,9 +113,8 @@ def test_gazebos_own_parser_finds_it_valid(folder):
     if tool is None:
         pytest.skip('neither gz nor ign is installed: on Debian, apt-get install ignition-tools '
                     'libsdformat-dev sdformat-sdf')
-    done = subprocess.run([tool, 'sdf', '-k', folder / 'world.sdf'], capture_output=True,
-                          text=True, timeout=60)
-    said = done.stdout + done.stderr
+    said = subprocess.run([tool, 'sdf', '-k', folder / 'world.sdf'], stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, timeout=60).stdout
     assert 'Valid.' in said and 'Error' not in said and 'Warning' not in said, said
 
 
@@ -194,9 +192,8 @@ def test_things_stand_where_the_seed_puts_them(world, env):
 def corners(path):
     """Return the vertices [n, 3] and faces [m, 3] of a Wavefront file."""
     words = [line.split() for line in path.read_text().splitlines()]
-    vertices = np.array([w[1:4] for w in words if w[0] == 'v'], float)
     faces = [[int(c.split('/')[0]) - 1 for c in w[1:]] for w in words if w[0] == 'f']
-    return vertices, np.array(faces)
+    return np.array([w[1:4] for w in words if w[0] == 'v'], float), np.array(faces)
 
 
 def test_what_collides_is_the_convex_hull_of_what_is_seen(folder, world):
@@ -220,10 +217,9 @@ def test_pictures_are_wrapped_as_the_artist_did(folder):
     if not source.exists():
         pytest.skip('robosuite keeps its can elsewhere')
 
-    def places(path):
-        return {tuple(np.round([float(x) for x in line.split()[1:3]], 3))
-                for line in path.read_text().splitlines() if line.startswith('vt ')}
-    mine, theirs = places(folder / 'meshes/can_mesh.obj'), places(source)
+    mine, theirs = ({tuple(vector(line[3:]).round(3)[:2]) for line in path.read_text().splitlines()
+                     if line.startswith('vt ')}
+                    for path in (folder / 'meshes/can_mesh.obj', source))
     assert len(mine & theirs) > 0.95 * len(mine)
     assert list((folder / 'textures').glob('*can*.png'))
 

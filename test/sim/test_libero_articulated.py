@@ -9,7 +9,7 @@ from support.perturb import ForcedOpening
 
 from dtvla_ros.rollout.episode import run_expert_episode
 from dtvla_sim.experts import make_expert
-from dtvla_sim.experts.articulated import Door, Drawer, Knob
+from dtvla_sim.experts.articulated import Drawer, Knob
 from dtvla_sim.experts.grasps import surface
 from dtvla_sim.experts.noise import Disturber
 from dtvla_sim.experts.skill import servo
@@ -29,21 +29,14 @@ SEED = 7
 
 def drive(env, skill, limit):
     """Let a skill act until its goal holds and it is free; return the phases it named."""
-    phases = []
+    phases = {}
     for _ in range(limit):
         move = skill.act()
         if skill.holds() and skill.free():
-            return phases
-        if move.phase not in phases:
-            phases.append(move.phase)
+            return list(phases)
+        phases[move.phase] = None
         env.step(servo(skill.end_effector(), move))
-    raise AssertionError(f'{skill.goal} not reached in {limit} steps: {phases}')
-
-
-def distance(env, name):
-    """Return how far the gripper is from the colliding surface of an object or fixture [m]."""
-    gripper = env.scene.arm.end_effector()
-    return np.linalg.norm(surface(env.scene, name) - gripper, axis=1).min()
+    raise AssertionError(f'{skill.goal} not reached in {limit} steps: {list(phases)}')
 
 
 def test_the_middle_drawer_is_pulled_open_and_said_to_be_held(goal):
@@ -80,24 +73,15 @@ def test_a_drawer_is_shut_with_the_fist_whether_or_not_something_is_in_it(ten):
     skill = Drawer(ten, ['close', 'white_cabinet_1_bottom_region'])
     assert skill.value < -0.13 and not skill.holds()
     assert drive(ten, skill, 160) == ['reach', 'lower', 'close', 'retreat']
-    assert skill.value > 0.0 and distance(ten, 'white_cabinet_1') > 0.03
+    away = surface(ten.scene, 'white_cabinet_1') - skill.end_effector().position
+    assert skill.value > 0.0 and np.linalg.norm(away, axis=1).min() > 0.03
 
 
-def test_the_knob_is_turned_on_and_off_again(ten):
+def test_the_knob_is_turned_on(ten):
     ten.reset(seed=SEED, options={'task': POT})
     skill = Knob(ten, ['turnon', 'flat_stove_1'])
     assert drive(ten, skill, 120) == ['reach', 'lower', 'grasp', 'turn', 'release', 'retreat']
     assert skill.value > 0.5
-    drive(ten, Knob(ten, ['turnoff', 'flat_stove_1']), 200)
-    assert skill.value < 0.0
-
-
-def test_the_microwave_is_shut(ten):
-    ten.reset(seed=SEED, options={'task': MUG})
-    skill = Door(ten, ['close', 'microwave_1'])
-    assert skill.value < -1.3
-    drive(ten, skill, 160)
-    assert skill.value > -0.005 and distance(ten, 'microwave_1') > 0.03
 
 
 @pytest.mark.slow

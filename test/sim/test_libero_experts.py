@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from scipy.spatial.transform import Rotation
 from support.libero_here import needs_libero
 
 from dtvla_ros.errors import UserError
@@ -15,7 +14,7 @@ from dtvla_sim.experts import make_expert
 from dtvla_sim.experts.grasps import Grasp, crowding
 from dtvla_sim.experts.libero import needed_first, plan, skill_class
 from dtvla_sim.experts.noise import Disturber
-from dtvla_sim.experts.skill import GAIN, STEP_LINEAR, EndEffector, Move, servo, word_of
+from dtvla_sim.experts.skill import word_of
 
 CHEESE = 'put_the_cream_cheese_in_the_bowl'
 ON_PLATE = 'put_the_bowl_on_the_plate'
@@ -192,17 +191,6 @@ def test_which_grasp_is_taken_does_not_depend_on_how_the_gripper_is_turned(goal,
         grasps.append(grasp_of(goal))
     assert [g.yaw for g in grasps] == pytest.approx([grasps[0].yaw] * 3)
     assert [g.angle for g in grasps] == [grasps[0].angle] * 3
-
-
-def test_small_offsets_are_pushed_against_friction():
-    ee = EndEffector(np.zeros(3), Rotation.identity(), 0.08)
-    target = np.array([0.0, 0.005, -0.008])
-    move = Move('lower', 'bowl', np.zeros(3), 'grasp', target, Rotation.identity(), -1.0)
-    action, offset_alone = servo(ee, move), GAIN * target / STEP_LINEAR
-    assert np.linalg.norm(action[:3]) == pytest.approx(np.linalg.norm(offset_alone) + 0.25)
-    assert action[1] > 1.5 * offset_alone[1] and action[2] < 1.5 * offset_alone[2]
-    there = servo(EndEffector(target, Rotation.identity(), 0.08), move)
-    np.testing.assert_array_equal(there[:3], 0.0)
 
 
 @needs_libero

@@ -146,11 +146,10 @@ def test_rewording_keeps_the_things(sentence, kept):
 
 def pairs_in_contact(env):
     """Return the deepest penetration [m] of each pair of bodies (their roots) in contact."""
-    deepest = {}
-    for contact in env.data.contact[:env.data.ncon]:
-        pair = frozenset(int(env.model.body_rootid[env.model.geom_bodyid[g]])
-                         for g in (contact.geom1, contact.geom2))
-        deepest[pair] = max(deepest.get(pair, 0.0), -contact.dist)
+    deepest, contacts = {}, env.data.contact
+    roots = env.model.body_rootid[env.model.geom_bodyid]
+    for pair, dist in zip(map(frozenset, roots[contacts.geom]), contacts.dist):
+        deepest[pair] = max(deepest.get(pair, 0.0), -dist)
     return deepest
 
 
