@@ -120,12 +120,12 @@ class BatchedRollouts:
             if isinstance(event, Lost):
                 self.times.lost += 1
                 active[slot] = Episode(active[slot].rollout)
-                continue
-            self.times.stepping += event.stepping
-            if isinstance(event, Ask):
+            elif isinstance(event, Ask):
                 asked[slot] = event
+                self.times.stepping += event.stepping
                 self.times.drawing += event.drawing
             else:
+                self.times.stepping += event.stepping
                 self.times.episodes += 1
                 done(active.pop(slot), event.result)
         return asked

@@ -165,22 +165,18 @@ def run_episode(
         tuple(thoughts), commands_hash(commands))
 
 
-def run_replay_episode(
-    env: Env, actions: NDArray[np.float32], task: str, seed: int,
-    max_steps: int | None = None,
-) -> EpisodeResult:
+def run_replay_episode(env: Env, actions: NDArray[np.float32], task: str, seed: int,
+                       max_steps: int | None = None) -> EpisodeResult:
     """Replay recorded actions [N, 7] open-loop; the last one is held for half a second."""
     env.reset(seed=seed, options={'task': task})
-    limit = max_steps or env.max_steps
     settle = np.repeat(actions[-1:], int(env.control_rate / 2), axis=0)
-    success, step = False, 0
-    for action in np.concatenate([actions, settle])[:limit]:
-        _, _, terminated, truncated, info = env.step(action)
+    step = 0
+    for action in np.concatenate([actions, settle])[:max_steps or env.max_steps]:
         step += 1
-        success = bool(info['success'])
-        if success or terminated or (truncated and max_steps is None):
+        _, _, terminated, truncated, info = env.step(action)
+        if info['success'] or terminated or (truncated and max_steps is None):
             break
-    return EpisodeResult(task, seed, success, step)
+    return EpisodeResult(task, seed, bool(info['success']), step)
 
 
 def run_expert_episode(
@@ -192,20 +188,17 @@ def run_expert_episode(
     ``disturb`` maps an expert's step to the action that is executed instead.
     """
     env.reset(seed=seed, options={'task': task})
-    max_steps = max_steps or env.max_steps
     expert.reset()
     executed: list[NDArray[np.float32]] = []
     thoughts: list[str] = []
-    success = False
-    while not success and len(executed) < max_steps:
+    over = False
+    while not over and len(executed) < (max_steps or env.max_steps):
         step = expert.act()
         action = step.action if disturb is None else disturb(step)
-        if not thoughts or thoughts[-1] != step.thought:
+        if thoughts[-1:] != [step.thought]:
             thoughts.append(step.thought)
         _, _, terminated, truncated, info = env.step(action)
         executed.append(np.asarray(action, np.float32))
-        success = bool(info['success'])
-        if terminated or truncated:
-            break
-    result = EpisodeResult(task, seed, success, len(executed), thoughts=tuple(thoughts))
-    return result, np.stack(executed)
+        over = info['success'] or terminated or truncated
+    return EpisodeResult(task, seed, bool(info['success']), len(executed),
+                         thoughts=tuple(thoughts)), np.stack(executed)

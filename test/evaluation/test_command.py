@@ -97,13 +97,10 @@ def test_an_engine_that_falls_back_to_the_cpu_gives_no_result(caplog):
 
 @needs_libero
 def test_what_differs_from_the_suites_own_is_in_the_flags():
-    def flags(suite, **changes):
-        found = inspect_scene(SceneSetup(suite, **changes))[1]['flags']
-        return found['msaa_samples'], found.get('shadows'), found.get('max_steps')
-
-    assert flags('libero_10') == (4, True, 520)
-    assert flags('libero_10', antialiasing=False, shadows=False, max_steps=620) == (0, False, 620)
-    assert flags('libero_10', shadows=False)[0] == 4
+    asked = {'antialiasing': False, 'shadows': False, 'max_steps': 620}
+    for changes, wanted in (({}, [4, True, 520]), (asked, [0, False, 620])):
+        flags = inspect_scene(SceneSetup('libero_10', **changes))[1]['flags']
+        assert [flags[name] for name in ('msaa_samples', 'shadows', 'max_steps')] == wanted
 
 
 def test_a_suite_names_its_starts():
@@ -150,11 +147,9 @@ def test_a_stopped_table_is_continued_cell_by_cell(tmp_path, capsys):
         return evaluate_robustness(replace(options, **changes), ('noise', 'language'), ('3',))
 
     first = robustness()
-    assert set(first['families']) == {'noise', 'language'} and first['strengths'] == ['3']
     assert first['undisturbed']['n'] == first['families']['noise']['3']['n'] == 1
     shown = capsys.readouterr().out
     assert 'strength 3' in shown and 'undisturbed' in shown
-
     assert {path.stem for path in journals.iterdir()} == {'undisturbed', 'noise-3', 'language-3'}
     # As after a kill: one cell has its header only, another a success that never was.
     lost, other = journals / 'noise-3.jsonl', journals / 'language-3.jsonl'
