@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
 
@@ -33,25 +34,17 @@ def check_labels(motion: Motion, goal: Goal, keyframes: Sequence[int],
     A label holds from its frame until the next one, so the labels cover an episode without a gap
     when the first frame and every key frame have one. ``first``: the episode begins here.
     """
-    found = [*_coverage(len(motion), keyframes, [frame for frame, _ in labels], first),
-             *_content(motion, goal, labels)]
+    frames, last = [frame for frame, _ in labels], len(motion) - 1
+    found = [] if frames[:1] == [0] or not first else [
+        (0, GAP, 'nothing is said about the first frame')]
+    found += [(frame, GAP, 'the key frame has no label') for frame in {*keyframes} - {*frames}]
+    found += [(frame, GAP, f'the episode ends at frame {last}')
+              for frame in frames if not 0 <= frame <= last]
+    found += [(after, ORDER, f'comes after frame {before}')
+              for before, after in pairwise(frames) if after <= before]
+    found += _content(motion, goal, labels)
     return [Issue(text, check=check, frame=frame)
             for frame, check, text in sorted(found, key=itemgetter(0))]
-
-
-def _coverage(length: int, keyframes: Sequence[int], frames: Sequence[int],
-              first: bool) -> Iterator[tuple[int, str, str]]:
-    """Yield frame, check and problem of missing and misplaced labels."""
-    if first and (not frames or frames[0] != 0):
-        yield 0, GAP, 'nothing is said about the first frame'
-    for frame in sorted(set(keyframes) - set(frames)):
-        yield frame, GAP, 'the key frame has no label'
-    for frame in frames:
-        if not 0 <= frame < length:
-            yield frame, GAP, f'the episode ends at frame {length - 1}'
-    for before, after in zip(frames, frames[1:]):
-        if after <= before:
-            yield after, ORDER, f'comes after frame {before}'
 
 
 def _content(motion: Motion, goal: Goal, labels: Sequence[tuple[int, Semantics]],

@@ -70,9 +70,6 @@ class Classes:
             follows[keys.index(a), keys.index(b)] = True
         return cls(keys, follows)
 
-    def __len__(self) -> int:
-        return len(self.keys)
-
     def number(self, label: Semantics, goal: Goal) -> int:
         """Return the class of a label that was among the accepted ones."""
         return self.keys.index(_generic(label, goal))
@@ -195,7 +192,7 @@ class MotionLabeller:
         self._mean, self._scale = together.mean(0), together.std(0) + 1e-3
         with torch.random.fork_rng():
             torch.manual_seed(self._seed)
-            self._network = _Network(together.shape[1], len(classes)).train()
+            self._network = _Network(together.shape[1], len(classes.keys)).train()
             optimizer = torch.optim.AdamW(self._network.parameters(), 3e-3, weight_decay=0.01)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self._steps)
             names = np.array(sorted(targets))
@@ -279,7 +276,7 @@ def fill(source: Source, accepted: Mapping[int, Labels], labeller: Labeller, to:
             column += texts
     certain = sum(map(len, accepted.values()))
     provenance = {
-        'source': source.fingerprint, 'labeller': labeller.name, 'classes': len(classes),
+        'source': source.fingerprint, 'labeller': labeller.name, 'classes': len(classes.keys),
         'accepted_frames': certain, 'filled_frames': len(columns[layout.PHASE]) - certain,
         'held_out': {name: rate.to_dict() for name, rate in rates.items()}}
     _write(source, to, columns, provenance)

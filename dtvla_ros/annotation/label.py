@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -38,14 +38,6 @@ class LabelOptions:
 
     window: int = 16
     corrections: int = 1
-
-
-class Outcome(NamedTuple):
-    """Rows of labels, why other episodes failed; how many answers were ``asked``, ``cached``."""
-
-    rows: list[dict[str, Any]]
-    failed: dict[int, str]
-    counts: Counter[str]
 
 
 class Unusable(Exception):
@@ -110,9 +102,11 @@ def labels_of(row: Mapping[str, Any]) -> list[tuple[int, Semantics]]:
 
 
 def label(source: Source, keyframes: Mapping[int, Sequence[int]], path: Path, provider: Provider,
-          options: LabelOptions, episodes: int | None = None) -> Outcome:
+          options: LabelOptions, episodes: int | None = None,
+          ) -> tuple[list[dict[str, Any]], dict[int, str], Counter[str]]:
     """Label the episodes that have key frames into ``path``; go on where a run stopped.
 
+    Returns the rows, why other episodes failed, and how many answers were asked and cached.
     Answers are kept in ``answers.jsonl`` beside it, by provider and content of the question, so
     nothing is asked twice; an episode whose answers were all unusable is asked anew in another
     ``round``. Raises ``UserError`` at the end if an answer could not be had; what was labelled
@@ -171,7 +165,7 @@ def label(source: Source, keyframes: Mapping[int, Sequence[int]], path: Path, pr
                 running |= {pool.submit(work, k): k for k in islice(queue, 1)}
                 bar.update()
                 bar.set_postfix(counts, refresh=False)
-        return Outcome([journal.done[k] for k in wanted if k in journal.done], failed, counts)
+        return [journal.done[k] for k in wanted if k in journal.done], failed, counts
 
 
 def estimate(source: Source, keyframes: Mapping[int, Sequence[int]], path: Path,

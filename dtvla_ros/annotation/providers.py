@@ -306,8 +306,11 @@ class HttpProvider(Provider):
         system = SYSTEM if form == 'json_schema' else question.system_with_schema
         messages: list[dict[str, Any]] = [{'role': 'system', 'content': system}]
         for role, parts in question.turns:
-            content = ''.join(map(str, parts)) if role == 'assistant' else [*map(_part, parts)]
-            messages.append({'role': role, 'content': content})
+            content = [
+                {'type': 'text', 'text': part} if isinstance(part, str) else
+                {'type': 'image_url', 'image_url': {'url': data_uri(part)}} for part in parts]
+            messages.append({'role': role, 'content': (
+                ''.join(map(str, parts)) if role == 'assistant' else content)})
         body: dict[str, Any] = {
             'model': options.model, 'messages': messages, 'temperature': 0.0,
             'max_tokens': options.max_tokens}
@@ -317,12 +320,6 @@ class HttpProvider(Provider):
             body['response_format']['json_schema'] = {
                 'name': 'labels', 'strict': True, 'schema': question.schema}
         return body
-
-
-def _part(part: str | bytes) -> dict[str, Any]:
-    if isinstance(part, str):
-        return {'type': 'text', 'text': part}
-    return {'type': 'image_url', 'image_url': {'url': data_uri(part)}}
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -132,11 +132,11 @@ class VlmLabeller:
         turns = self._prompt(source, self._classes, episode, frame, images)
         inputs = encode(self._processor, turns, self._model.device)
         logits = self._model(**inputs, logits_to_keep=1).logits[0, -1]
-        return logits[self._letters[:len(self._classes)].to(logits.device)].float()
+        return logits[self._letters[:len(self._classes.keys)].to(logits.device)].float()
 
     def fit(self, source: Source, classes: Classes, targets: Targets) -> None:
-        if len(classes) > len(self._letters):
-            raise UserError(f'{len(classes)} different labels, but the tokenizer has '
+        if len(classes.keys) > len(self._letters):
+            raise UserError(f'{len(classes.keys)} different labels, but the tokenizer has '
                             f'{len(self._letters)} letters of one token; accept fewer kinds')
         self._classes = classes
         rows = [(k, *pair) for k, known in targets.items() for pair in known.items()]

@@ -85,7 +85,7 @@ def test_classes_carry_over_to_other_things():
     goals = {0: Goal('put', ('can',), 'bin'), 1: Goal('put', ('lemon',), 'box')}
     carry = label('carry', 'bin', 'can')
     classes = Classes.of({0: [(0, label('reach')), (4, carry)]}, goals)
-    assert len(classes) == 2
+    assert len(classes.keys) == 2
     other = classes.label(classes.number(carry, goals[0]), goals[1])
     assert (other.object, other.holding) == ('box', 'lemon')
     assert classes.fits(Goal('lift', ('can',), None)).sum() == 1  # it has no destination

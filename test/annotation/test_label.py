@@ -124,7 +124,7 @@ def test_the_key_is_sent_and_nowhere_else(run, caplog, capfd):
 def test_what_may_pass_is_tried_again(one, replies, billed, gap):
     """And paid for, where the server may have worked on it."""
     with Endpoint(dict(enumerate(replies))) as endpoint:
-        assert one(endpoint, timeout=3.0).rows
+        assert one(endpoint, timeout=3.0)[0]
     assert len(endpoint.requests) == one.spent[0] == len(replies) + 1
     assert endpoint.times[1] - endpoint.times[0] >= gap
     assert (one.spent[1] > ONE + PRICES.price(0, 500)) is billed
@@ -149,7 +149,7 @@ def test_it_gives_up_in_the_end(one):
     (json.dumps(answer_frames(99, object='moon')), 'frames')])
 def test_an_unusable_answer_is_sent_back_once(one, text, wrong):
     with Endpoint({0: Reply(text=text)}) as endpoint:
-        assert one(endpoint).rows
+        assert one(endpoint)[0]
     again = endpoint.requests[1]['messages']
     assert [m['role'] for m in again] == ['system', 'user', 'assistant', 'user']
     assert again[2]['content'] == text and wrong in again[3]['content'][0]['text']
@@ -169,7 +169,7 @@ def test_an_episode_without_usable_answer_does_not_stop_the_others(run):
 def test_issues_are_sent_back_and_kept(one):
     with Endpoint(lambda n, r: Reply(
             text=json.dumps(answer_frames(wanted(r), holding='can')))) as endpoint:
-        [row] = one(endpoint).rows
+        [[row], *_] = one(endpoint)
     assert row['findings'][0]['kind'] == 'gripper'
     assert 'holding can with open fingers' in str(endpoint.requests[1]['messages'][3])
 
@@ -178,7 +178,7 @@ def test_requests_run_side_by_side(run):
     run.episodes = 6
     together = threading.Barrier(3)  # breaks, and answers 500s, unless three are under way
     with Endpoint(lambda n, r: together.wait(60) and None) as endpoint:
-        rows = run(endpoint, concurrency=3, timeout=60.0).rows
+        rows, *_ = run(endpoint, concurrency=3, timeout=60.0)
     assert len(endpoint.requests) == 6
     assert [row['episode'] for row in rows] == list(range(6))
 
@@ -189,7 +189,7 @@ def test_the_budget_stops_before_it_is_exceeded(run):
             with pytest.raises(UserError, match='2 requests are sent'):
                 run(endpoint, budget=replace(PRICES, max_requests=2))
             assert len(endpoint.requests) == 2 and len(run.rows()) == 2
-        assert len(run(endpoint, budget=replace(PRICES, max_requests=3)).rows) == 3
+        assert len(run(endpoint, budget=replace(PRICES, max_requests=3))[0]) == 3
 
 
 def test_the_cost_stops_before_it_is_exceeded(run):
@@ -202,7 +202,7 @@ def test_the_cost_stops_before_it_is_exceeded(run):
         left = run.estimate(3)
         assert left['requests'] == 2 and left['images'] == 2 * sum(
             len(run.keyframes[k]) for k in (1, 2))
-        assert len(run(endpoint, budget=replace(PRICES, max_cost=1.0)).rows) == 3
+        assert len(run(endpoint, budget=replace(PRICES, max_cost=1.0))[0]) == 3
     with pytest.raises(UserError, match='price-in'):
         providers.Budget(max_cost=1.0)
 

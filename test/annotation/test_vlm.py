@@ -79,7 +79,7 @@ def test_adapters_learn_labels(source, folder, tmp_path):
 
     def right():
         scores = labeller.scores(source, 0)
-        assert scores.shape == (len(source.motion(0)), len(classes))
+        assert scores.shape == (len(source.motion(0)), len(classes.keys))
         return sum(scores[frame, number] for frame, number in targets.items())
 
     untaught = right()
