@@ -44,11 +44,8 @@ def demo(
     `demo.png` and `demo.json`.
 
     **Examples**
-
     `dtvla demo`
-
     `dtvla demo --tasks put_the_lemon_in_the_blue_bin --episodes 10 --out out/lemon`
-
     `dtvla demo --mode masked --out out/masked` the same arm without a thought
     """
     from dtvla_ros.demo.run import run_demo

@@ -66,9 +66,7 @@ def keyframes(
     One JSON line per episode; repeat the command to go on.
 
     **Examples**
-
     `dtvla annotate keyframes --data data/tabletop --out out/annotation`
-
     `dtvla annotate keyframes --data data/tabletop --plot out/keyframes.png --episode 7`
     """
     from dtvla_ros.annotation import keyframes as module
@@ -117,14 +115,10 @@ def label(
     when the command is repeated, and pays for nothing twice.
 
     **Examples**
-
     `dtvla annotate label --data data/tabletop --out out/annotation` by rules, offline
-
     `dtvla annotate label --provider http --model MODEL --estimate --price-in 0.4 --price-out 1.6`
-
     `dtvla annotate label --provider http --url https://HOST/v1 --model MODEL --price-in 0.4
     --price-out 1.6 --max-cost 5 --labels out/annotation/cloud.jsonl`
-
     `dtvla annotate label --provider replay --answers out/annotation/answers.jsonl
     --labels out/annotation/again.jsonl`
     """
@@ -147,11 +141,8 @@ def agree(
     """Compare labels by rules, or another dataset's thoughts, with a dataset's own (the experts').
 
     **Examples**
-
     `dtvla annotate agree --data data/tabletop --out out/annotation`
-
     `dtvla annotate agree --data data/tabletop --all-frames --episodes 200:997`
-
     `dtvla annotate agree --data data/tabletop --with data/tabletop-thoughts` after `fill`
     """
     from dtvla_ros.annotation.checks import agree as run
@@ -174,7 +165,6 @@ def review(
     decided; its button downloads it for `dtvla annotate apply`.
 
     **Examples**
-
     `dtvla annotate review --data data/tabletop --out out/annotation --sample 20`
     """
     from dtvla_ros.annotation.review import review as run
@@ -193,9 +183,7 @@ def apply(
     """Merge decisions of the review page into accepted.jsonl, from which `fill` learns.
 
     **Examples**
-
     `dtvla annotate apply --out out/annotation --decisions ~/Downloads/decisions.jsonl`
-
     `dtvla annotate apply --out out/annotation --accept-rest`
     """
     from dtvla_ros.annotation.review import apply as run
@@ -227,9 +215,7 @@ def fill(
     dataset with the thoughts in `reasoning`.
 
     **Examples**
-
     `dtvla annotate fill --data data/tabletop --out out/annotation --to data/tabletop-thoughts`
-
     `dtvla annotate fill --labeller vlm --model models/vlm --to data/thoughts` on a GPU
     """
     from dtvla_ros.annotation import fill as module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -126,9 +127,21 @@ class Command(TyperCommand):
                                         for name, *rest in pairs])
 
 
+class Group(typer.Typer):
+    """In docstrings of its commands every example is a line, which help shows as a paragraph."""
+
+    def command(self, name: str | None = None, **settings: Any) -> Any:  # type: ignore[override]
+        def decorate(function: Callable[..., Any]) -> Any:
+            text, mark, examples = (inspect.getdoc(function) or '').partition('**Example')
+            text += mark + re.sub(r'\n(?=`dtvla )', '\n\n', examples)
+            return super(Group, self).command(name, help=text, **settings)(function)
+
+        return decorate
+
+
 def group(name: str | None = None, help: str | None = None, **settings: Any) -> typer.Typer:
     """Return an empty group; without a ``name`` its commands stand directly under ``dtvla``."""
-    return typer.Typer(
+    return Group(
         name=name, help=help, no_args_is_help=bool(name), rich_markup_mode='markdown',
         context_settings={'help_option_names': ['-h', '--help']}, **settings)
 

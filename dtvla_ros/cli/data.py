@@ -48,12 +48,9 @@ def collect(
     to add to them.
 
     **Examples**
-
     `dtvla collect --episodes 1200 --workers 2 --out data/tabletop`
-
     `dtvla collect --seed 1 --observation-share 1 --episodes 1200 --out data/localisation`
     teaches localisation, a dozen times cheaper
-
     `dtvla collect --suite libero_object --starts shuffle --out data/object` (docs/libero.md)
     """
     from dtvla_ros.data.collect import CollectOptions
@@ -78,9 +75,7 @@ def convert(
     it is repeated; a finished dataset is never overwritten.
 
     **Examples**
-
     `dtvla data convert libero_cot --tokenizer deepthinkvla_libero_cot_sft --out data/libero`
-
     `dtvla data convert aloha --rename observation.images.top=observation.images.image --rename
     observation.images.hand=observation.images.wrist_image --out data/aloha`
     """
@@ -104,9 +99,7 @@ def inspect_(dataset: Dataset, tokenizer: Tokenizer = None, json_file: args.Json
     """Show what a dataset is: robot, rate, tasks, features, cameras, thoughts.
 
     **Examples**
-
     `dtvla data inspect data/tabletop`
-
     `dtvla data inspect libero_cot --tokenizer deepthinkvla_libero_cot_sft --json out/cot.json`
     """
     from dtvla_ros.data.inspect import inspect_dataset, show_inspection
@@ -130,9 +123,7 @@ def validate(
     Every finding names the file, what was found in it, and what to do.
 
     **Examples**
-
     `dtvla data validate data/tabletop --policy models/nano`
-
     `dtvla data validate libero_cot --decode --json out/findings.json`
     """
     from dtvla_ros.data.inspect import show_issues
@@ -164,9 +155,7 @@ def stats(
     rotated or mirrored images. What cannot be known for certain says so.
 
     **Examples**
-
     `dtvla data stats data/tabletop`
-
     `dtvla data stats data/libero --out data/libero/meta --json out/stats.json`
     """
     from dtvla_ros.data.inspect import dataset_statistics, show_statistics
@@ -192,9 +181,7 @@ def view(
     with the thought that goes with it.
 
     **Examples**
-
     `dtvla data view data/tabletop`
-
     `dtvla data view data/tabletop --episodes 208,388 --out out/odd.png`
     """
     from dtvla_ros.data.view import view as run

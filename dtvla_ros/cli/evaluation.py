@@ -48,19 +48,12 @@ def evaluate(
     the same way as in process; in real time thinking takes time, and the result says so.
 
     **Examples**
-
     `dtvla eval --policy models/nano --episodes 50 --json out/eval.json --html out/eval.html`
-
     `dtvla eval --mode masked --episodes 20` acts without a thought
-
     `dtvla eval --mode replay` repeats one demonstration blindly: what needs no eyes scores here
-
     `dtvla eval --episodes 10 --videos out/failures --resume out/eval.jsonl`
-
     `dtvla eval --via ros --realtime --episodes 5`
-
     `dtvla eval --perturb camera:2 --perturb light:1 --episodes 10`
-
     `dtvla eval --suite libero_10 --policy my_policy --max-steps 620 --device cuda`
     """
     from dtvla_ros.evaluation.command import evaluate_policy
@@ -85,9 +78,7 @@ def robustness(
     below it.
 
     **Examples**
-
     `dtvla robustness --policy models/nano --episodes 10 --json out/robustness.json`
-
     `dtvla robustness --families camera,light --resume out/robustness --episodes 20`
     """
     from dtvla_ros.evaluation.command import evaluate_robustness
@@ -108,7 +99,6 @@ def steer(
     decoration ignores both.
 
     **Example**
-
     `dtvla steer --policy models/nano --episodes 20 --json out/steer.json`
     """
     from dtvla_ros.evaluation.interventions import steer as run
@@ -127,7 +117,6 @@ def recover(
     With the policy's own thought and with an empty one, on the same start states.
 
     **Example**
-
     `dtvla recover --policy models/nano --episodes 17 --json out/recover.json`
     """
     from dtvla_ros.evaluation.interventions import recover as run
@@ -147,11 +136,8 @@ def report(
     One suite and start distribution: tasks by modes. Several: those by modes, totals in the cells.
 
     **Examples**
-
     `dtvla report out/full.json out/masked.json out/random.json out/replay.json`
-
     `dtvla report out/full.json out/replay.json --into README.md --policy models/nano`
-
     `dtvla report out/libero/my_policy/*.json` what `make libero-table` does at its end
     """
     from dtvla_ros.evaluation.results import compare
@@ -171,11 +157,8 @@ def experts(
     """Measure the scripted experts that make the demonstrations.
 
     **Examples**
-
     `dtvla experts --suite tabletop --episodes 50`
-
     `dtvla experts --episodes 20 --noise --json out/experts.json`
-
     `dtvla experts --suite libero_object --starts random --episodes 50`
     """
     from dtvla_ros.evaluation.command import evaluate_experts

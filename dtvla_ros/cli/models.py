@@ -34,13 +34,9 @@ def export(
     weights that stray too far are refused.
 
     **Examples**
-
     `dtvla export runs/nano --out models/nano`
-
     `dtvla export models/nano --weights int8 --out models/nano-int8`
-
     `dtvla export runs/large --weights auto` measures which weights decide fastest here
-
     `dtvla export runs/nano --success out/eval.json`
     """
     from dtvla_ros.training.export import export as run
@@ -61,11 +57,8 @@ def inspect(
     Of the weights only headers are read, so the size does not matter.
 
     **Examples**
-
     `dtvla inspect models/nano --hash`
-
     `dtvla inspect deepthinkvla_libero_cot_rl --json out/inspect.json`
-
     `dtvla inspect deepthinkvla_libero_cot_rl/model-00001-of-00002.safetensors`
     """
     from dtvla_ros.policy.inspect import inspect as run
@@ -100,11 +93,8 @@ def convert(
     Names and shapes of all weights, the tokenizer and the statistics are checked first.
 
     **Examples**
-
     `dtvla convert deepthinkvla_libero_cot_rl --out models/released`
-
     `dtvla convert deepthinkvla_libero_cot_rl --statistics norm_stats.json --suite-key libero_10`
-
     `dtvla convert deepthinkvla_base --adapter runs/lora --out models/merged`
     """
     from dtvla_ros.policy.convert import convert as run
@@ -139,11 +129,8 @@ def bench(
     only good on an idle machine; ratios are taken within the run.
 
     **Examples**
-
     `dtvla bench --geometry bench-60m --json out/bench.json --plot out/bench.png`
-
     `dtvla bench --engine torch,onnx --weights int8`
-
     `dtvla bench --geometry deepthinkvla-3b --device cuda`
     """
     from dtvla_ros.engine.bench import BenchOptions

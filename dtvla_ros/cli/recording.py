@@ -29,9 +29,7 @@ def record(
     disk is full recording stops with exit code 3, and nothing else does.
 
     **Examples**
-
     `dtvla record --out bags/monday`
-
     `dtvla record --out bags/thoughts --topics /vla/reasoning,/vla/state --seconds 60`
     """
     require_one_ros()
@@ -69,9 +67,7 @@ def from_bag(
     something is a gap: the episode is cut there, and the gaps are told.
 
     **Examples**
-
     `dtvla data from-bag bags/monday bags/tuesday --out data/real`
-
     `dtvla data from-bag bags/sim --out data/good --successful --camera-every 2`
     """
     require_one_ros()
@@ -96,9 +92,7 @@ def view(
     Needs the extra `viz`: `pip install 'dtvla_ros[viz]'`. Ctrl-C ends it.
 
     **Examples**
-
     `dtvla view --spawn`
-
     `dtvla view --save out/run.rrd`, then `rerun out/run.rrd`
     """
     require_one_ros()

@@ -46,12 +46,9 @@ def train_sft(
     `tensorboard --logdir RUN/tensorboard`. Under `accelerate launch` it trains on many GPUs.
 
     **Examples**
-
     `dtvla train sft --data data/tabletop --out runs/nano --minutes 30`
-
     `dtvla train sft --data data/a --data data/b --out runs/more --init runs/nano --minutes 10
     --set learning_rate=5e-4`
-
     `dtvla train sft --data data/cot --init models/released --out runs/lora --steps 5000
     --config config/train/deepthinkvla-3b-lora.yaml --eval-episodes 0`
     """
@@ -90,11 +87,8 @@ def train_grpo(
     process plays and learns its share.
 
     **Examples**
-
     `dtvla train grpo --init runs/nano --out runs/grpo --iterations 20`
-
     `dtvla train grpo --init models/nano --out runs/grpo --iterations 1 --estimate`
-
     `dtvla train grpo --config config/train/grpo-decisions.yaml --init runs/few --out runs/better
     --iterations 20` compares the samples of every decision instead of whole episodes
     """
@@ -128,9 +122,7 @@ def train_dagger(
     demonstrations. Repeat the command to go on where it stopped.
 
     **Example**, a round
-
     `dtvla train dagger --init runs/nano --out data/round1 --seed 7`
-
     `dtvla train sft --init runs/nano --data data/tabletop --data data/round1 --out runs/round1
     --minutes 10`
     """
