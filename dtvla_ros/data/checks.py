@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import cv2
@@ -303,7 +303,11 @@ def sample_images(reader: DatasetReader, numbers: Numbers, episodes: int) -> lis
     samples = []
     for number in tqdm(spread(moving, episodes), desc='images', unit='ep'):
         frames = np.arange(0, lengths[number], stride)
-        grey = {key: _grey(reader, number, key, stride) for key in reader.camera_keys}
+        grey = {key: np.array([
+            cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (SIDE, SIDE),
+                       interpolation=cv2.INTER_AREA)
+            for image in islice(reader.frames(number, key), 0, None, stride)], np.float32).reshape(
+                -1, SIDE, SIDE) for key in reader.camera_keys}
         count = min([len(frames), *map(len, grey.values())])
         state = numbers.state[reader.span(number).start + frames[:count]]
         samples.append(Sample(number, {key: part[:count] for key, part in grey.items()},
@@ -315,13 +319,6 @@ def spread(numbers: Sequence[int] | NDArray[np.int64], count: int) -> list[int]:
     """Return ``count`` of some numbers, evenly spread among them; all of them if they are less."""
     places = np.linspace(0, len(numbers) - 1, min(count, len(numbers))).astype(int)
     return np.asarray(numbers)[np.unique(places)].tolist()
-
-
-def _grey(reader: DatasetReader, number: int, key: str, stride: int) -> NDArray[np.float32]:
-    small = [cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (SIDE, SIDE),
-                        interpolation=cv2.INTER_AREA)
-             for k, image in enumerate(reader.frames(number, key)) if k % stride == 0]
-    return np.asarray(small, np.float32).reshape(-1, SIDE, SIDE)
 
 
 def check_images(samples: list[Sample]) -> list[Issue]:

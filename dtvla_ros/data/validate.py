@@ -125,9 +125,6 @@ def _episodes(reader: DatasetReader) -> Found:
 
 
 def _data_file(reader: DatasetReader, path: Path, numbers: list[int]) -> Found:
-    if not path.is_file():
-        yield f'missing; {_named(numbers)} should be in it', AGAIN
-        return
     schema, table = pq.read_schema(path), reader.numbers(path)
     yield from _schema(reader, schema)
     lengths = [reader.lengths[k] for k in numbers]
@@ -203,9 +200,6 @@ def _indices(reader: DatasetReader, columns: dict[str, NDArray[Any]],
 
 def _video_file(reader: DatasetReader, key: str, path: Path, numbers: list[int], decode: bool,
                 ) -> Found:
-    if not path.is_file():
-        yield f'missing; {_named(numbers)} should be in it', AGAIN
-        return
     fps, kind = reader.fps, probe(path)
     count = sum(1 for _ in read_video(path)) if decode else count_frames(path)
     rows = sum(reader.lengths[k] for k in numbers)
@@ -231,7 +225,7 @@ def _video_file(reader: DatasetReader, key: str, path: Path, numbers: list[int],
 def _stored_image(reader: DatasetReader, key: str, number: int) -> Found:
     shape = tuple(reader.info['features'][key]['shape'])
     if len(shape) == 3 and shape[0] == 3 != shape[2]:
-        shape = (shape[1], shape[2], 3)
+        shape = (*shape[1:], 3)
     image = next(reader.frames(number, key), None)
     if image is not None and image.shape != shape:
         yield f'{key} of {image.shape}, {layout.INFO} says {shape}', 'correct the shape'
@@ -241,18 +235,13 @@ def _statistics(reader: DatasetReader) -> Found:
     """Compare the extremes in ``meta/stats.json`` with those of state and action."""
     remedy = f'run dtvla data stats {reader.root} --out {reader.root / "meta"}'
     for name in (layout.STATE, layout.ACTION):
-        if name not in reader.info['features']:
-            continue
-        if name not in reader.stats:
-            yield f'says nothing of {name}', remedy
-            continue
-        values = reader.rows(name)
-        span = np.maximum(np.ptp(values, 0), 1e-6)
-        for kind, true in (('min', values.min(0)), ('max', values.max(0))):
-            told = np.asarray(reader.stats[name].get(kind, np.nan), np.float64).ravel()
-            if told.shape != true.shape or not (np.abs(told - true) <= STALE * span).all():
-                yield f'{kind} of {name} is not that of the data', remedy
-                break
+        if name in reader.info['features']:
+            values, stats = reader.rows(name), reader.stats.get(name, {})
+            told = [np.ravel(stats.get(kind, np.nan)).tolist() for kind in ('min', 'max')]
+            true, span = (values.min(0), values.max(0)), np.maximum(np.ptp(values, 0), 1e-6)
+            if np.shape(told) != np.shape(true) or not (
+                    np.abs(np.subtract(told, true)) <= STALE * span).all():
+                yield f'the extremes of {name} are not those of the data', remedy
 
 
 def fits_policy(root: Path, policy: Path, tokenizer: Path | None = None) -> list[Issue]:

@@ -109,7 +109,7 @@ def test_missing_and_short_files_of_v21(published, tmp_path):
     encode(videos / 'episode_000002.mp4', [np.zeros((32, 32, 3), np.uint8)] * 7)
     found = {f.file.rsplit('/', 1)[1]: f.problem for f in validate(broken21)}
     assert sorted(found) == ['episode_000000.mp4', 'episode_000001.parquet', 'episode_000002.mp4']
-    for problem, said in zip(found.values(), ('missing', 'missing', '7 images'), strict=True):
+    for problem, said in zip(found.values(), ('No such', 'No such', '7 images'), strict=True):
         assert said in problem
 
 
