@@ -140,7 +140,6 @@ def image_points(env: Any) -> NDArray[np.float32]:
 class Frames:
     """Columns of the frames kept so far, in the base frame; of objects that are not there NaN."""
 
-    images: dict[str, list[NDArray[np.uint8]]] = field(default_factory=lambda: defaultdict(list))
     columns: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, env: Any, obs: Any, act: Any) -> None:
@@ -148,7 +147,7 @@ class Frames:
         from scipy.spatial.transform import Rotation
 
         for key, source in IMAGES.items():
-            self.images[key].append(np.array(obs[source]))
+            self.columns[key].append(np.array(obs[source]))
         base = env.base_position
         row = {
             # Gripper [m], rotation vector [rad], fingers [m].
@@ -175,19 +174,17 @@ class Frames:
         ``layout.action_chunks``.
         """
         keep, clean = len(starts), np.stack(actions)
-        columns = {name: values[:keep] if isinstance(values[0], str) else np.stack(values[:keep])
-                   for name, values in self.columns.items()}
+        columns: dict[str, Any] = {
+            name: values[:keep] if isinstance(values[0], str) else np.stack(values[:keep])
+            for name, values in self.columns.items()}
+        images = {key: columns.pop(key) for key in IMAGES}
         columns |= {layout.ACTION: clean[starts],
                     **layout.action_chunks(clean, starts, length, breaks)}
-        return Episode(
-            task=env.task.instruction,
-            images={key: np.stack(images[:keep]) for key, images in self.images.items()},
-            columns=columns, metadata=asdict(plan) | {'steps': len(actions), 'success': success},
-            names={layout.STATE: layout.STATE_NAMES,
-                   layout.PLACES: [f'{name}.{axis}' for name in env.object_names
-                                   for axis in 'xyz'],
-                   layout.POINTS: [f'{name}.{axis}' for name in env.object_names
-                                   for axis in ('across', 'down')]})
+        names = {kind: [f'{name}.{axis}' for name in env.object_names for axis in axes]
+                 for kind, axes in ((layout.PLACES, 'xyz'), (layout.POINTS, ('across', 'down')))}
+        return Episode(env.task.instruction, images, columns,
+                       asdict(plan) | {'steps': len(actions), 'success': success},
+                       {layout.STATE: layout.STATE_NAMES, **names})
 
 
 def record(env: Any, plan: EpisodePlan, options: CollectOptions) -> list[Episode]:
@@ -221,10 +218,9 @@ def _demonstrate(env: Any, obs: Any, plan: EpisodePlan, options: CollectOptions,
     expert = make_expert(env)
     perturb = Disturber('noisy' if short else plan.kind, rng, options.noise)
     limit = options.short_steps + options.chunk if short else options.max_steps
-    frames = Frames()
+    frames, success = Frames(), False
     actions: list[NDArray[np.float32]] = []
     breaks: list[int] = []
-    success = False
     for step in range(limit):
         act = expert.act()
         if step % options.camera_every == 0:
@@ -272,7 +268,6 @@ def make_recorder(options: CollectOptions, tasks: tuple[str, ...], one_scene: bo
             shard = writer.write_shard(Path(folder), number, episodes, options.fps)
             files = {path.name: path.read_bytes() for path in shard.iterdir()}
         return files, sum(map(bool, recorded)), sum(map(len, episodes))
-
     return record_shard
 
 
@@ -291,9 +286,8 @@ def collect(root: Path, options: CollectOptions, workers: int = 2,
         tasks, one_scene = options.tasks or tuple(env.tasks), env.one_scene
     writer.require_same_options(root / 'collect.json', asdict(options) | {'tasks': tasks},
                                 asdict(CollectOptions()))
-    done = set(writer.finished_shards(root))
     size = EPISODES_PER_SHARD
-    todo = [n for n in range(-(-options.episodes // size)) if n not in done]
+    todo = sorted({*range(-(-options.episodes // size))} - {*writer.finished_shards(root)})
     tried = kept = frames = 0
     with tqdm(total=len(todo) * size, unit='ep', disable=not todo) as bar, closing(run_jobs(
             todo, make_recorder, (options, tasks, one_scene), workers, ray=ray)) as recorded:

@@ -209,8 +209,8 @@ class _Converter:
         kept = [k for k in np.flatnonzero(there) if all(
             places[k] in values[topic] for topic, places in found.items())]
         self.report.gaps += Counter({'an image that can be decoded': int(there.sum()) - len(kept)})
-        return steps[np.array(kept, int)], {topic: [values[topic][places[k]] for k in kept]
-                             for topic, places in found.items()}
+        return steps[np.array(kept, int)], {
+            topic: [values[topic][places[k]] for k in kept] for topic, places in found.items()}
 
     def _episode(self, segment: Segment, values: Mapping[str, Sequence[Any]],
                  starts: NDArray[np.int64], actions: NDArray[np.float32], thoughts: list[str],

@@ -114,3 +114,15 @@ def test_images_cross_unchanged_and_a_burst_of_large_ones_whole(
     for frame, message in zip(sent, received(), strict=True):
         assert (message.stamp, message.frame_id) == (stamp.sec + stamp.nanosec * 1e-9, 'camera')
         np.testing.assert_array_equal(images.image_to_numpy(message), frame)
+
+
+def test_the_definitions_of_tf2_are_those_of_ros(graph: Any) -> None:
+    """From apt or built by tools/build_interfaces; their hashes are what peers compare."""
+    tf = pytest.importorskip('tf2_msgs.msg', reason='tf2_msgs is not there: make interfaces')
+    node = graph.listen()
+    node.create_publisher(tf.TFMessage, '/hash', 1)
+    [info] = node.get_publishers_info_by_topic('/hash')
+    if not hasattr(info, 'topic_type_hash'):
+        pytest.skip('this ROS has no hashes of types')
+    assert str(info.topic_type_hash) == (
+        'RIHS01_e369d0f05a23ae52508854b66f6aa0437f3449d652e8cbf22d5abe85d020f087')
