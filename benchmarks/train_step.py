@@ -40,10 +40,9 @@ app = group('train_step', 'Measure training steps on random weights.')
 
 
 class PlainObjective(nn.Module):
-    """The same model with logits over the whole vocabulary at every row.
+    """The same model as a causal language model's trainer has it: logits of every row and word.
 
-    That is what a causal language model's trainer does: logits [B, L, V], up-cast to float32,
-    and one cross-entropy that ignores what is not supervised.
+    [B, L, V], up-cast to float32, and one cross-entropy that ignores what is not supervised.
     """
 
     def __init__(self, model: HybridDecoder):
@@ -230,9 +229,7 @@ def time_command(
     Random weights are made on the spot, on the GPU where there is one: the 2.9 B policy needs
     24 GB there with adapters, 80 GB as a whole.
 
-    **Examples**
-
-    `python -m benchmarks.train_step time --config config/train/deepthinkvla-3b-lora.yaml`
+    **Example**
 
     `python -m benchmarks.train_step time --geometry bench-60m --steps 2 --set accumulate=1`
     """

@@ -133,14 +133,9 @@ class Collator:
 
     def padding(self, steps: int = 64) -> float:
         """Return the share of pads among all rows of the first training batches."""
-        pads = rows = 0
-        for step in range(steps):
-            length = self._lengths(*self._choose(step, 0)[:2])
-            rows += len(length) * _padded(length)
-            pads += int((_padded(length) - length).sum())
-        return pads / rows
-
-    # --- which frames
+        lengths = [self._lengths(*self._choose(step, 0)[:2]) for step in range(steps)]
+        rows = sum(len(length) * _padded(length) for length in lengths)
+        return 1.0 - sum(int(length.sum()) for length in lengths) / rows
 
     def _choose(self, step: int, rank: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], Random]:
         """Return a batch's frames [B], which keep their thought [B], and the noise's source.
@@ -181,8 +176,6 @@ class Collator:
     def _source(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return which of the concatenated datasets each frame [B] is of."""
         return np.searchsorted(self._starts, index, side='right') - 1
-
-    # --- sequences
 
     def _collate(self, index: NDArray[np.int64], kept: NDArray[np.bool_],
                  rng: Random | None) -> Batch:
@@ -257,8 +250,6 @@ class Collator:
             out[inside] = np.clip(thought + move.astype(np.int64), first, last)[inside]
         return out
 
-    # --- images
-
     def _images(self, index: NDArray[np.int64], rng: Random | None,
                 cameras: int | None = None) -> NDArray[np.uint8]:
         """Return frames [C, B, H, W, 3], shifted and recoloured if ``rng`` is given."""
@@ -291,9 +282,6 @@ def augment(frame: NDArray[np.uint8], out: NDArray[np.uint8], rng: Random, shift
     grey = 127.5
     offset = grey - contrast * light * grey + strength * rng.uniform(-0.15, 0.15) * grey
     cv2.transform(out, np.column_stack([matrix, offset]).astype(np.float32), dst=out)
-
-
-# --- loading
 
 
 def prefetch(make: Callable[[int], T], first: int, processes: int,

@@ -133,9 +133,6 @@ def _scenes(readers: Sequence[DatasetReader]) -> NDArray[np.int64]:
     return np.array(scenes)
 
 
-# --- tokens
-
-
 def location_spans(tokenizer: Tokenizer) -> list[tuple[int, int]]:
     """Return (first, last) ids of the x, y and z tokens; none for a released vocabulary."""
     known = any(tokenizer.token_to_id(word) is not None for word in grid.word_groups()['x'])
@@ -144,9 +141,8 @@ def location_spans(tokenizer: Tokenizer) -> list[tuple[int, int]]:
 
 def prompt_of(transform: PolicyTransform, task: str) -> list[int]:
     """Return a task's prompt ids, the state tokens standing for some pose."""
-    return transform.prompt_ids(task, Observation(
-        images={}, joint_positions={}, ee_position=np.zeros(3), ee_quaternion=HOME.as_quat(),
-        gripper_opening=0.0, instruction=task, stamp=0.0))
+    return transform.prompt_ids(
+        task, Observation({}, {}, np.zeros(3), HOME.as_quat(), 0.0, task, 0.0))
 
 
 class StateIds:
@@ -170,9 +166,6 @@ class StateIds:
         steps = np.clip(np.rint(state * scale).astype(np.int64), self._low, self._high)
         columns = length[:, None] - AFTER_STATE - STATE_TOKENS + np.arange(STATE_TOKENS)
         np.put_along_axis(prompt, columns, self._first - self._low + steps, axis=1)
-
-
-# --- objects: the columns ``observation.places`` and ``observation.image_points``
 
 
 def object_names(readers: Sequence[DatasetReader]) -> tuple[str, ...]:
@@ -231,9 +224,6 @@ def have_points(readers: Sequence[DatasetReader]) -> bool:
         LOG.warning('%s: without %s attention is not supervised; collect again to have it',
                     ', '.join(lacking), layout.POINTS)
     return len(lacking) < len(readers)
-
-
-# --- images
 
 
 def open_frames(reader: DatasetReader, transform: PolicyTransform) -> NDArray[np.uint8]:

@@ -18,8 +18,6 @@ from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import PolicyTransform, read_transform, transform_of
 from dtvla_ros.training.checkpoint import ORIGIN, WEIGHTS
 
-SIMULATOR = ('mujoco', 'robosuite')
-
 
 def export(
     source: Path, out: Path | None = None, name: str | None = None,
@@ -88,7 +86,7 @@ def _read_run(run: Path) -> tuple[HybridDecoder, PolicyTransform, PolicyManifest
         name='nano', license='Apache-2.0', config=transform.config,
         statistics=transform.statistics, files={},
         action=replace(usual, replan_steps=min(usual.replan_steps, transform.config.chunk_steps)),
-        simulator={package: installed[package] for package in SIMULATOR if package in installed})
+        simulator={k: v for k, v in installed.items() if k in ('mujoco', 'robosuite')})
 
 
 def _table(path: Path) -> dict[str, Any]:

@@ -44,9 +44,7 @@ def ordinal_cross_entropy(
     """
     logp = logits.float().log_softmax(-1)  # [R, V]
     losses = -logp.gather(1, targets[:, None])[:, 0]
-    for group in groups:
-        if group.sigma <= 0.0:
-            continue
+    for group in (group for group in groups if group.sigma > 0.0):
         rows = group.holds(targets).nonzero()[:, 0]
         ids = torch.arange(group.first, group.last + 1, device=logits.device)
         away = (ids - targets[rows, None]).float()  # [r, G]
@@ -125,8 +123,7 @@ class Objective(nn.Module):
         self.auxiliary = nn.ModuleDict(auxiliary or {})
         self.locations = [OrdinalGroup(first, last, config.place_sigma, config.place_weight)
                           for first, last in spans]
-        self.action_sigma = config.action_sigma
-        self.thought_weight = config.thought_weight
+        self.config = config
 
     def forward(self, batch: Batch, divisor: Tensor | None = None,
                 share: float = 1.0) -> tuple[Tensor, Metrics]:
@@ -140,8 +137,8 @@ class Objective(nn.Module):
         token_logits, action_logits = self.logits(batch, hidden)
         loss, metrics = hybrid_loss(
             token_logits, batch.token_targets, action_logits, batch.action_targets,
-            batch.action_mask, locations=self.locations, action_sigma=self.action_sigma,
-            thought_weight=self.thought_weight, divisor=divisor)
+            batch.action_mask, locations=self.locations, action_sigma=self.config.action_sigma,
+            thought_weight=self.config.thought_weight, divisor=divisor)
         for auxiliary in cast(Any, self.auxiliary).values():
             extra, more = auxiliary(batch, features)
             loss, metrics = loss + share * auxiliary.weight * extra, metrics | more
@@ -157,5 +154,6 @@ class Objective(nn.Module):
 
     def weight(self, batch: Batch) -> Tensor:
         """Return the sum of the weights of everything the batch supervises."""
-        tokens = token_weights(batch.token_targets, self.thought_weight, self.locations)
+        tokens = token_weights(
+            batch.token_targets, self.config.thought_weight, self.locations)
         return tokens.sum() + batch.action_mask.sum()

@@ -7,7 +7,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,9 +31,6 @@ from dtvla_ros.training.collate import Batch, Collator
 from dtvla_ros.training.config import AdapterConfig, SftConfig, SftRun, warm_cosine
 from dtvla_ros.training.initialisation import copy_weights, initialise
 from dtvla_ros.training.loss import Metrics, Objective
-
-if TYPE_CHECKING:
-    from peft import LoraConfig
 
 ADAPTER = 'default'  # what peft calls an adapter that was given no name
 
@@ -245,10 +242,7 @@ def recompute_layers(model: nn.Module) -> None:
                 torch.utils.checkpoint.checkpoint, use_reentrant=False)
 
 
-# --- adapters (peft)
-
-
-def _peft_config(config: AdapterConfig, **more: Any) -> LoraConfig:
+def _peft_config(config: AdapterConfig, **more: Any) -> Any:
     """Return peft's config; its pattern matches the decoder's layers, not SigLIP's."""
     from peft import LoraConfig
 

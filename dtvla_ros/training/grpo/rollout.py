@@ -93,11 +93,8 @@ class Trajectory:
                           for row, outcome in zip(rows, metadata['outcome'], strict=True))
         frames = tuple({part.removeprefix('frames.'): image for part, image in row.items()
                         if part not in ARRAYS} for row in rows)
-        job = EpisodeJob(**metadata['job'])
-        if job.workspace is not None:
-            job = replace(job, workspace=tuple(map(tuple, job.workspace)))
-        return cls(job, tuple(metadata['key']), decisions, frames, metadata['success'],
-                   metadata['steps'], tuple(metadata['progress']))
+        return cls(EpisodeJob(**metadata['job']), tuple(metadata['key']), decisions, frames,
+                   metadata['success'], metadata['steps'], tuple(metadata['progress']))
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,7 @@ def train_grpo(config: GrpoConfig, run: GrpoRun, estimate: bool = False,
 
     main = trainer.accelerator.is_main_process
     with closing(trainer.pool):
+        require_tasks(trainer.tasks, trainer.pool.info.tasks, run.suite)
         last = over()
         if main and (estimate or not last):
             print(trainer.estimate(), flush=True)
@@ -147,11 +148,6 @@ class GrpoTrainer:
                                       config.step_timeout, run.ray)
         self.engine = BatchedRollouts(self.pool, config.num_env_groups)
         self.tasks = run.tasks or self.pool.info.tasks
-        try:
-            require_tasks(self.tasks, self.pool.info.tasks, run.suite)
-        except UserError:
-            self.pool.close()
-            raise
 
     @property
     def iteration(self) -> int:

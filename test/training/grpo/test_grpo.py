@@ -154,4 +154,4 @@ def test_bad_runs_are_named(init, tmp_path):
             GrpoRun(init, tmp_path, **options)
     run = GrpoRun(init, tmp_path / 'run', 1, tasks=('fly',), replan_steps=2)
     with pytest.raises(UserError, match='unknown task "fly".*left, right'):
-        GrpoTrainer(CONFIG, run, open_envs(ToyScene(), 1))
+        train_grpo(CONFIG, run, pool=open_envs(ToyScene(), 1))
