@@ -265,9 +265,8 @@ class HttpProvider(Provider):
                 return self._once(question)
             except _Busy as error:
                 problem, after = error.args
-                wait = random.uniform(0, min(
-                    options.longest_wait, options.first_wait * 2 ** number)
-                ) if after is None else after
+                limit = min(options.longest_wait, options.first_wait * 2 ** number)
+                wait = random.uniform(0, limit) if after is None else after
         raise UserError(f'{self._address}: {problem}, {options.tries} times; what is labelled is '
                         'kept, repeat the command later')
 

@@ -80,8 +80,7 @@ def _read_decisions(paths: Sequence[Path], source: Source, labels: str) -> dict[
         if not lines:
             raise UserError(f'{path}: no such file, or it is empty; download it from the review '
                             'page')
-        if [lines[0].get(key) for key in ('kind', 'dataset', 'labels')] != [
-                'decisions', source.fingerprint, labels]:
+        if lines[0] != {'kind': 'decisions', 'dataset': source.fingerprint, 'labels': labels}:
             raise UserError(f'{path}: made for other labels; review the present ones again')
         try:
             odd = {row['decision'] for row in lines[1:]} - set(DECISIONS)

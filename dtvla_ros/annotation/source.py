@@ -81,9 +81,8 @@ class Motion:
         """Describe the motion from ``frame`` until before ``end`` in words."""
         offset = self.position[min(end, len(self) - 1)] - self.position[frame]
         words = [word for word in move_words(offset) if word != STILL]
-        now, changes = self.closing[frame], frame in self.toggles
-        gripper = {(True, True): 'closes', (True, False): 'opens',
-                   (False, True): 'stays closed', (False, False): 'stays open'}[changes, bool(now)]
+        names = ('opens', 'closes') if frame in self.toggles else ('stays open', 'stays closed')
+        gripper = names[int(self.closing[frame])]
         return f'{"move " + " ".join(words) if words else "stay"}, gripper {gripper}'
 
 

@@ -84,10 +84,10 @@ def convert(
     pairs = [text.partition('=') for text in rename or ()]
     if wrong := [old for old, _, new in pairs if not (old and new)]:
         raise UserError(f'--rename {wrong[0]}: write OLD=NEW')
-    report = run(source, out, ConvertOptions(
-        tokenizer, chunk, {old: new for old, _, new in pairs}))
-    print(f'{out}: {counts(report.info)}; videos '
-          f'{"copied" if report.copied else "encoded anew"}')
+    renamed = {old: new for old, _, new in pairs}
+    report = run(source, out, ConvertOptions(tokenizer, chunk, renamed))
+    how = 'copied' if report.copied else 'encoded anew'
+    print(f'{out}: {counts(report.info)}; videos {how}')
     if report.unthought:
         print(f'  {report.unthought} frames without a thought')
     if report.several_tasks:
@@ -133,8 +133,7 @@ def validate(
     if policy is not None and not issues:
         issues += fits_policy(dataset, policy, tokenizer)
     write_json(json_file, {'dataset': str(dataset), 'findings': [
-        {'file': issue.file, 'problem': issue.problem, 'remedy': issue.remedy}
-        for issue in issues]})
+        {key: getattr(issue, key) for key in ('file', 'problem', 'remedy')} for issue in issues]})
     show_issues(dataset, issues)
     if issues:
         raise typer.Exit(1)

@@ -113,7 +113,8 @@ def bench(
     device: Annotated[str, Option(help='cpu or cuda.')] = 'cpu',
     threads: Annotated[int, Option(min=1, help='CPU threads.')] = 2,
     rounds: Annotated[int, Option(min=1, help='Decisions of each kind.')] = 7,
-    thought: Annotated[int, Option(min=2, help='Length of the thought.')] = 73,
+    thought_tokens: Annotated[int, Option('--thought', min=2,
+        help='Length of the thought.')] = 73,
     published: Annotated[bool, Option(help='Measure the published scheme beside.')] = True,
     compile: Compile = False,
     json_file: Json = None,
@@ -136,7 +137,5 @@ def bench(
     from dtvla_ros.engine.bench import BenchOptions
     from dtvla_ros.engine.bench_report import bench as run
     from dtvla_ros.engine.bench_report import contenders
-    run(BenchOptions(
-        geometry=geometry, engines=contenders(engine, weights, device), device=device,
-        threads=threads, rounds=rounds, thought_tokens=thought, published=published),
-        True if compile else None, json_file, plot, into)
+    options = call(BenchOptions, locals(), engines=contenders(engine, weights, device))
+    run(options, True if compile else None, json_file, plot, into)

@@ -38,12 +38,15 @@ def folder(root, tmp_path_factory):
 
 def test_a_local_model_labels(source, folder, tmp_path):
     """A model that was taught one answer gives it; nonsense is a named failure."""
-    untaught = LocalProvider(folder, max_tokens=8)
-    rows, failed, _ = label(source, {0: FRAMES}, tmp_path / 'a' / LABELS, untaught, LabelOptions())
-    assert not rows and 'Invalid JSON' in failed[0]
+    provider = LocalProvider(folder, max_tokens=400)
+    assert provider.name == 'local:tiny'
 
-    model, processor = untaught.model, untaught.processor
-    asked = question(source)
+    def labelled(folder):
+        return label(source, {0: FRAMES}, tmp_path / folder / LABELS, provider, LabelOptions())
+
+    rows, failed, _ = labelled('untaught')
+    assert not rows and 'Invalid JSON' in failed[0]
+    model, processor, asked = provider.model, provider.processor, question(source)
     inputs = encode(
         processor, [('system', (asked.system_with_schema,)), *asked.turns], model.device)
     answer = processor.tokenizer(
@@ -59,13 +62,8 @@ def test_a_local_model_labels(source, folder, tmp_path):
         optimizer.step()
         if loss < 0.02:
             break
-    taught = folder.parent / 'taught'
-    model.save_pretrained(taught)
-    processor.save_pretrained(taught)
-    provider = LocalProvider(taught, max_tokens=400)
-    rows, failed, _ = label(source, {0: FRAMES}, tmp_path / 'b' / LABELS, provider, LabelOptions())
+    rows, failed, _ = labelled('taught')
     assert len(rows) == 1 and len(rows[0]['labels']) == 2 and not failed
-    assert provider.name == 'local:taught'
 
 
 def test_adapters_learn_labels(source, folder, tmp_path):
