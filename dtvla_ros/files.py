@@ -30,9 +30,9 @@ def find_shared(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if path.exists() or path.is_absolute():
         return path
-    prefixes = [p for p in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if p]
-    roots = [Path(__file__).resolve().parents[1]]
-    roots += [Path(p) / 'share' / 'dtvla_ros' for p in (*prefixes, sys.prefix)]
+    prefixes = filter(None, os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep))
+    roots = [Path(__file__).resolve().parents[1], *(
+        Path(p, 'share', 'dtvla_ros') for p in (*prefixes, sys.prefix))]
     return next((root / path for root in roots if (root / path).exists()), path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -95,9 +94,8 @@ def train_grpo(
     from dtvla_ros.training.grpo.config import GrpoConfig
     from dtvla_ros.training.grpo.train import GrpoRun
     from dtvla_ros.training.grpo.train import train_grpo as run
-    settings = GrpoConfig.read(config, changes or ())
-    if workers is not None:
-        settings = replace(settings, num_envs=workers)
+    simulators = [f'num_envs={workers}'] if workers else []
+    settings = GrpoConfig.read(config, [*(changes or ()), *simulators])
     run(settings, call(GrpoRun, given, threads=given['cpu_threads']), estimate)
     if not estimate:
         print(f'{out / "report.html"}: what became of it; next: dtvla export {out} --out POLICY')
