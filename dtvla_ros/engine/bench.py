@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
 from dtvla_ros.engine.engine import Engine, SpeculativeStats
@@ -111,40 +112,50 @@ class _Contender:
     bins: dict[str, np.ndarray] = field(default_factory=dict)
     stats: dict[str, SpeculativeStats] = field(default_factory=dict)
     memory_mb: float | None = None
+    last: float = 0.0
 
     def __post_init__(self) -> None:
         self.engine.suppress_tokens(self.scene.banned)
 
     def infer(self, kind: str) -> None:
         """Decide once and keep the times and what was decided."""
-        watch = Watch(self.options.device, self.phases)
-        self.thoughts[kind], scores = self._decide(kind, watch)
+        self.lap()
+        start = self.last
+        self.thoughts[kind], scores = self._decide(kind)
         self.bins[kind] = scores.argmax(-1)
-        self.decisions[kind].append(watch.total())
+        self.decisions[kind].append(self.last - start)
 
-    def _decide(self, kind: str, watch: Watch) -> tuple[list[int], np.ndarray]:
+    def lap(self, phase: str = '', count: int = 1) -> None:
+        """Wait for the device; what has passed since the last time is a phase's."""
+        if self.options.device.startswith('cuda'):
+            torch.cuda.synchronize()
+        last, self.last = self.last, time.perf_counter()
+        if phase:
+            self.phases[phase].append((self.last - last) / count)
+
+    def _decide(self, kind: str) -> tuple[list[int], np.ndarray]:
         engine, view, length = self.engine, self.scene, self.options.thought_tokens
         ids = engine.config.ids
         features = engine.encode_images(view.pixels)
-        watch.lap('see')
+        self.lap('see')
         if kind == 'masked':
             _, cache = engine.prefill(view.prompt, features)
-            watch.lap('prefill')
+            self.lap('prefill')
             tokens = pending = [ids.think, ids.think_end, ids.action]
         else:
             draft = self.thoughts['fresh'] if kind == 'draft' else []
 
             def done(written: list[int]) -> bool:
                 if len(written) == 1 and not draft:
-                    watch.lap('prefill')
+                    self.lap('prefill')
                 return len(written) >= length
 
             tokens, cache, self.stats[kind] = write_thought(
                 engine, view.prompt, features, [], draft, done)
-            watch.lap(*(('verify',) if draft else ('think per token', length - 1)))
+            self.lap(*(('verify',) if draft else ('think per token', length - 1)))
             pending = tokens[-1:]
         scores = engine.decode_actions(cache, pending)
-        watch.lap('act')
+        self.lap('act')
         return tokens, scores
 
     def summary(self, published: _Contender | None, limits: Limits,
@@ -186,36 +197,16 @@ class _Published(_Contender):
     def __post_init__(self) -> None:
         pass
 
-    def _decide(self, kind: str, watch: Watch) -> tuple[list[int], np.ndarray]:
+    def _decide(self, kind: str) -> tuple[list[int], np.ndarray]:
         view, ids = self.scene, self.engine.config.ids
         tokens = [ids.think, ids.think_end, ids.action]
         if kind != 'masked':
             tokens = self.engine.generate(view.prompt, view.pixels, view.banned,
                                           self.options.thought_tokens)
-            watch.lap('generate')
+            self.lap('generate')
         scores = self.engine.act(view.prompt, tokens, view.pixels)
-        watch.lap('act (whole pass)')
+        self.lap('act (whole pass)')
         return tokens, scores
-
-
-class Watch:
-    """Laps in seconds, with the device waited for."""
-
-    def __init__(self, device: str, phases: dict[str, list[float]]):
-        self._wait: Callable[[], Any] = (
-            torch.cuda.synchronize if device.startswith('cuda') else lambda: None)
-        self._phases = phases
-        self._wait()
-        self.start = self._last = time.perf_counter()
-
-    def lap(self, phase: str, count: int = 1) -> None:
-        self._wait()
-        now = time.perf_counter()
-        self._phases[phase].append((now - self._last) / count)
-        self._last = now
-
-    def total(self) -> float:
-        return self._last - self.start
 
 
 def _milliseconds(times: list[float]) -> dict[str, Any]:
@@ -233,12 +224,8 @@ class Limits(NamedTuple):
 def measure_limits(device: str, dtype: torch.dtype) -> Limits:
     """Measure reading a large array and multiplying large matrices, the best of several."""
     def best(work: Callable[[], Any]) -> float:
-        phases: dict[str, list[float]] = defaultdict(list)
-        watch = Watch(device, phases)
-        for _ in range(5):
-            work()
-            watch.lap('work')
-        return min(phases['work'])
+        timer = Timer('work()', globals={'work': work}, num_threads=torch.get_num_threads())
+        return min(timer.timeit(1).mean for _ in range(5))
 
     size = 8192 if device.startswith('cuda') else 2048
     a = torch.randn(size, size, device=device).to(dtype)
@@ -256,22 +243,19 @@ class Cost(NamedTuple):
 def phase_costs(config: DecoderConfig, options: BenchOptions) -> dict[str, Cost]:
     """Return what each phase has to compute and to read."""
     prompt, thought = config.image_tokens + options.text_tokens, options.thought_tokens
-    tokens = config.text.vocabulary - config.ids.bins
+    slots, tokens = config.slots, config.text.vocabulary - config.ids.bins
     return {
         'see': image_cost(config),
         'prefill': pass_cost(config, prompt, 0, 1, tokens),
         'think per token': pass_cost(config, 1, prompt + thought // 2, 1, tokens),
         'verify': pass_cost(config, prompt + thought - 1, 0, thought, tokens),
-        'act': pass_cost(config, config.slots + 3, prompt + thought - 1, config.slots,
-                         config.ids.bins),
-    }
+        'act': pass_cost(config, slots + 3, prompt + thought - 1, slots, config.ids.bins)}
 
 
 def pass_cost(config: DecoderConfig, rows: int, past: int, read: int, columns: int) -> Cost:
-    """Return the cost of a decoder pass.
+    """Return the cost of a decoder pass of ``rows`` over ``past`` cached ones.
 
-    ``rows`` new rows over ``past`` cached ones; ``read`` rows are scored against ``columns``
-    ids. Two operations per multiply-add; attention counted in full, as it is computed.
+    ``read`` rows are scored against ``columns`` ids. Two operations per multiply-add.
     """
     text = config.text
     projections = text.head_dim * (2 * text.heads + 2 * text.kv_heads)

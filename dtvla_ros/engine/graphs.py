@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import struct
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
@@ -132,8 +131,7 @@ def _act(model: InferenceModel, input_ids: Tensor, mask: Tensor, position_ids: T
 class _GraphAttention:
     """Attention of one pass whose rows so far are inputs of the graph, [S, K d] each.
 
-    ``new`` collects the keys and values of the pass, [n, K d] each: where they are kept is the
-    engine's business. Rows are two-dimensional, so that nothing is copied between passes.
+    ``new`` collects the keys and values of the pass, [n, K d] each.
     """
 
     def __init__(self, model: InferenceModel, position_ids: Tensor, mask: Tensor,
@@ -176,24 +174,15 @@ class _GraphAttention:
         return seen.view(shared, r, group, d).transpose(0, 1).reshape(r, -1)
 
 
-class _Stored(NamedTuple):
-    """A tensor in the weights file, or some of its rows."""
-
-    begin: int
-    array: np.ndarray
-
-    def rows(self, first: int, last: int) -> _Stored:
-        return _Stored(self.begin + first * self.array[:1].nbytes, self.array[first:last])
-
-    def tensor(self, name: str) -> TensorProto:
-        """Return a constant of a graph that refers to it."""
-        tensor = TensorProto(
-            name=name, data_type=helper.np_dtype_to_tensor_dtype(self.array.dtype),
-            dims=self.array.shape, data_location=TensorProto.EXTERNAL)
-        for key, value in (('location', WEIGHTS), ('offset', self.begin),
-                           ('length', self.array.nbytes)):
-            tensor.external_data.add(key=key, value=str(value))
-        return tensor
+def _reference(name: str, array: np.ndarray, file: np.memmap) -> TensorProto:
+    """Return a constant of a graph that is a part of the weights file."""
+    tensor = TensorProto(
+        name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape,
+        data_location=TensorProto.EXTERNAL)
+    for key, value in (('location', WEIGHTS), ('offset', array.ctypes.data - file.ctypes.data),
+                       ('length', array.nbytes)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
 
 
 def refer_to_model(graphs: Mapping[str, onnx.ModelProto], path: Path,
@@ -204,8 +193,9 @@ def refer_to_model(graphs: Mapping[str, onnx.ModelProto], path: Path,
     a Concat and a Transpose behind them, which the runtime folds when it loads the graph. They
     are found by their bytes: the exporter folds and renames what it traces.
     """
+    file, stored = _read(path)
     sources = {_digest(array): (parts, transposed)
-               for array, parts, transposed in _sources(_read(path), config)}
+               for array, parts, transposed in _sources(stored, config)}
     for graph in graphs.values():
         kept, nodes = [], []
         for tensor in graph.graph.initializer:
@@ -215,11 +205,11 @@ def refer_to_model(graphs: Mapping[str, onnx.ModelProto], path: Path,
                 kept.append(tensor)
                 continue
             parts, transposed = source
+            names = ([f'{tensor.name}.{i}' for i in range(len(parts))] if transposed
+                     else [tensor.name])
+            kept += [_reference(name, part, file) for name, part in zip(names, parts)]
             if not transposed:
-                kept.append(parts[0].tensor(tensor.name))
                 continue
-            names = [f'{tensor.name}.{i}' for i in range(len(parts))]
-            kept += [part.tensor(name) for part, name in zip(parts, names)]
             if len(names) > 1:
                 joined = f'{tensor.name}.joined'
                 nodes.append(helper.make_node('Concat', names, [joined], axis=0))
@@ -238,45 +228,40 @@ def move_to(graphs: Mapping[str, onnx.ModelProto], path: Path) -> None:
                 arrays[_digest(array)] = np.ascontiguousarray(array)
     save_file(arrays, path, {'format': 'np'})
     path.chmod(0o644)  # the library makes it private
-    stored = _read(path)
+    file, stored = _read(path)
     for graph in graphs.values():
         found = [(t, stored.get(_digest(numpy_helper.to_array(t))))
                  for t in graph.graph.initializer]
-        rewrite(graph, list(graph.graph.node),
-                [t if place is None else place.tensor(t.name) for t, place in found])
+        rewrite(graph, list(graph.graph.node), [
+            t if array is None else _reference(t.name, array, file) for t, array in found])
 
 
-def _sources(stored: Mapping[str, _Stored], config: DecoderConfig,
-             ) -> Iterator[tuple[np.ndarray, tuple[_Stored, ...], bool]]:
-    """Yield what a graph may hold, the stored tensors above each other, whether transposed."""
-    for tensor in stored.values():
-        yield tensor.array, (tensor,), False
-        if tensor.array.ndim == 2:
-            yield tensor.array.T, (tensor,), True
+def _sources(stored: Mapping[str, np.ndarray], config: DecoderConfig,
+             ) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...], bool]]:
+    """Yield what a graph may hold, the stored arrays above each other, whether transposed."""
+    for array in stored.values():
+        yield array, (array,), False
+        if array.ndim == 2:
+            yield array.T, (array,), True
     for i in range(config.text.layers):
         for names in (('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'),
                       ('mlp.gate_proj', 'mlp.up_proj')):
             parts = tuple(stored[f'layers.{i}.{name}.weight'] for name in names)
-            yield np.concatenate([part.array for part in parts]).T, parts, True
-    ids = config.ids
-    bounds = (0, ids.bins_first, ids.bins_last + 1, config.text.vocabulary)
-    for first, last in zip(bounds, bounds[1:]):
-        rows = stored['embed_tokens.weight'].rows(first, last)
-        yield rows.array.T, (rows,), True
+            yield np.concatenate(parts).T, parts, True
+    for rows in np.split(stored['embed_tokens.weight'],
+                         [config.ids.bins_first, config.ids.bins_last + 1]):
+        yield rows.T, (rows,), True
 
 
-def _read(path: Path) -> dict[str, _Stored]:
-    """Return what a safetensors file holds by name; its pages are read when they are used."""
-    with path.open('rb') as file:
-        size = struct.unpack('<Q', file.read(8))[0]
-        header = json.loads(file.read(size))
-    data, stored = np.memmap(path, np.uint8, 'r'), {}
-    for name, entry in header.items():
-        if name != '__metadata__' and entry['dtype'] in _TYPES:
-            begin, end = (offset + 8 + size for offset in entry['data_offsets'])
-            stored[name] = _Stored(
-                begin, data[begin:end].view(_TYPES[entry['dtype']]).reshape(entry['shape']))
-    return stored
+def _read(path: Path) -> tuple[np.memmap, dict[str, np.ndarray]]:
+    """Map a safetensors file; return it, and what it holds by name as views of it."""
+    data = np.memmap(path, np.uint8, 'r')
+    begin = 8 + int(data[:8].view('<u8')[0])
+    header = json.loads(data[8:begin].tobytes())
+    header.pop('__metadata__', None)
+    return data, {name: data[begin:][slice(*entry['data_offsets'])].view(
+        _TYPES[entry['dtype']]).reshape(entry['shape'])
+        for name, entry in header.items() if entry['dtype'] in _TYPES}
 
 
 def _digest(array: np.ndarray) -> str:

@@ -1,10 +1,9 @@
 """Subjects of ``dtvla bench``: named geometries, random inputs, and the published scheme.
 
-`PublishedScheme` is the baseline: a generic generate loop, then everything once more. It is what
-DeepThinkVLA's own code does, on current transformers: ``generate`` with a growing cache and
-whole-vocabulary logits, a ban list and a stop test, then one fresh pass without cache, image
-towers included, with logits of the whole vocabulary at every row (specification, sections 4 and
-9). For measuring and testing only.
+`PublishedScheme` is what DeepThinkVLA's own code does, on current transformers: ``generate`` with
+a growing cache and whole-vocabulary logits, a ban list and a stop test, then one fresh pass
+without cache, image towers included, with logits of the whole vocabulary at every row
+(specification, sections 4 and 9). For measuring and testing only.
 """
 
 from __future__ import annotations
@@ -36,11 +35,10 @@ from dtvla_ros.policy.vision import siglip_config
 from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
 
 GEOMETRIES = ('nano', 'bench-60m', 'deepthinkvla-3b')
-_RELEASED_IDS = {
+RELEASED_IDS = {
     'think_start_token_index': 257153, 'think_end_token_index': 257154,
     'action_start_token_index': 257155, 'action_end_token_index': 257156,
     'action_token_begin_idx': 254976, 'action_token_end_idx': 257023}
-_BENCH_TOKENS = 32768  # words before the action ids
 
 
 def geometry(name: str) -> DecoderConfig:
@@ -49,18 +47,17 @@ def geometry(name: str) -> DecoderConfig:
         tokenizer = build_tokenizer()
         return DecoderConfig.nano(tokenizer.get_vocab_size(), special_ids(tokenizer))
     if name == 'bench-60m':
-        v = _BENCH_TOKENS
-        ids = SpecialIds(
-            pad=0, eos=1, bos=2, semicolon=40, newline=41, image=v + 2048, think=v + 2049,
-            think_end=v + 2050, action=v + 2051, action_end=v + 2052, bins_first=v,
-            bins_last=v + 2047)
+        words, bins = 32768, 2048
+        image = words + bins
         return DecoderConfig(
             TextConfig(width=512, layers=8, heads=8, kv_heads=1, head_dim=64, mlp=2048,
-                       vocabulary=v + 2064),
+                       vocabulary=image + 16),
             VisionConfig('siglip', CAMERAS, (256, 256), 224, width=384, layers=6,
-                         heads=6, mlp=1536, patch=14), ids)
+                         heads=6, mlp=1536, patch=14),
+            SpecialIds(0, 1, 2, 40, 41, image, image + 1, image + 2, image + 3, image + 4,
+                       bins_first=words, bins_last=image - 1))
     if name == 'deepthinkvla-3b':
-        return DecoderConfig.from_huggingface(_RELEASED_IDS)
+        return DecoderConfig.from_huggingface(RELEASED_IDS)
     raise UserError(f'geometry {name!r} is none of {", ".join(GEOMETRIES)}')
 
 
@@ -168,15 +165,13 @@ class PublishedScheme:
 
         Returns logits [T*D, bins]; those of all other rows and words are computed as well.
         """
-        special, slots = self.config.ids, self.config.slots
+        special, slots, inner = self.config.ids, self.config.slots, self._model.model
         start = len(prompt_ids) + len(thought) - 1
         ids = self._ids([*prompt_ids, *thought, *[special.bos] * slots, special.action_end,
                          special.eos])
-        inner = self._model.model
         x = inner.get_input_embeddings()(ids)
         features = inner.get_image_features(self._pixels(pixel_values)).pooler_output
-        image = (ids == special.image)[..., None]
-        x = x.masked_scatter(image, features.to(x.dtype))
+        x = x.masked_scatter((ids == special.image)[..., None], features.to(x.dtype))
         x[:, start + 1:start + 1 + slots] = 0
         rows = torch.arange(ids.shape[1], device=ids.device)
         seen = visible(rows[:, None], rows[None], len(prompt_ids), start)

@@ -3,14 +3,11 @@
 int8 and int4 are weight-only: every matrix that rows are multiplied by becomes a MatMulNBits,
 in which blocks of weights along the input share one scale. w8a8 is int8, but rows that come out
 of a norm, and so are evenly spread, become int8 too, each with one scale, and integers are
-multiplied: on a CPU the fastest where many rows are read at once. In all of them norms, softmax,
-convolutions and the residual rows stay float32, and the embedding is the head's own int8 rows,
-gathered.
+multiplied. In all of them norms, softmax, convolutions and the residual rows stay float32, and
+the embedding is the head's own int8 rows, gathered.
 
-An x86 CPU without VNNI multiplies unsigned bytes of a row by signed ones of a column and adds
-pairs of products in sixteen bits, which saturate. Columns of w8a8 are therefore scaled so that
-no two neighbours can overflow, whatever row they meet; of their eight bits that costs a third of
-one on average.
+An x86 CPU without VNNI adds pairs of products of bytes in sixteen bits, which saturate. Columns
+of w8a8 are therefore scaled so that no two neighbours can overflow, whatever row they meet.
 """
 
 from __future__ import annotations

@@ -101,10 +101,7 @@ class PolicyManifest:
 
     def to_json(self) -> str:
         """Return the manifest as it is written."""
-        data = {'format': FORMAT, **{name: getattr(self, name) for name in self.__slots__}}
-        data |= {'config': self.config.to_dict(), 'statistics': self.statistics.to_dict(),
-                 'action': asdict(self.action), 'images': asdict(self.images)}
-        return json.dumps(data, indent=1) + '\n'
+        return json.dumps({'format': FORMAT, **asdict(self)}, indent=1) + '\n'
 
     @classmethod
     def read(cls, folder: Path | str) -> PolicyManifest:

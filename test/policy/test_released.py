@@ -15,7 +15,7 @@ from support.released import STATISTICS, gemma_like_tokenizer, released_name, wr
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
 from dtvla_ros.engine.export import write_graphs
-from dtvla_ros.engine.published import geometry, random_model
+from dtvla_ros.engine.published import RELEASED_IDS, geometry, random_model
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import empty_model, fit, load_model, our_name, read_headers
 from dtvla_ros.policy.config import DecoderConfig
@@ -24,10 +24,6 @@ from dtvla_ros.policy.inspect import _sizes, inspect
 from dtvla_ros.policy.manifest import GRAPHS, WEIGHTS
 from dtvla_ros.policy.model import HybridDecoder
 
-CONFIG_JSON = {
-    'think_start_token_index': 257153, 'think_end_token_index': 257154,
-    'action_start_token_index': 257155, 'action_end_token_index': 257156,
-    'action_token_begin_idx': 254976, 'action_token_end_idx': 257023}
 PARAMETERS = 2_923_466_480
 NORM = 'language_model.model.norm.weight'
 
@@ -35,7 +31,7 @@ NORM = 'language_model.model.norm.weight'
 @pytest.fixture(scope='module')
 def shapes() -> dict[str, tuple[int, ...]]:
     with torch.device('meta'):
-        model = HybridDecoder(DecoderConfig.from_huggingface(CONFIG_JSON))
+        model = HybridDecoder(DecoderConfig.from_huggingface(RELEASED_IDS))
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -45,7 +41,7 @@ def new_layout(name: str) -> str:
 
 def test_every_name_and_shape(shapes):
     """The released names are those of the golden weights; their shapes are transformers' own."""
-    config = DecoderConfig.from_huggingface(CONFIG_JSON)
+    config = DecoderConfig.from_huggingface(RELEASED_IDS)
     assert config.image_tokens == 512 and config.slots == 70 and config.ids.bins == 2048
     released = {released_name(name): shape for name, shape in shapes.items()}
     with safe_open(golden('weights_random.safetensors'), 'np') as file:
@@ -85,7 +81,7 @@ def test_a_checkpoint_of_six_gigabytes_is_inspected_by_its_header(shapes, tmp_pa
             file.truncate(8 + len(text) + end)
 
     write()
-    (tmp_path / 'config.json').write_text(json.dumps(CONFIG_JSON))
+    (tmp_path / 'config.json').write_text(json.dumps(RELEASED_IDS))
     found = inspect(tmp_path)
     weights, memory = found.weights, found.memory
     assert found.parameters['total'] == weights['parameters']['total'] == PARAMETERS
