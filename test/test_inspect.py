@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.released import STATISTICS, observation, write_checkpoint
+from support.policies import observation
+from support.released import STATISTICS, write_checkpoint
 from tokenizers import Tokenizer
 
 from dtvla_ros.engine.load import load_policy
@@ -55,13 +56,13 @@ def test_from_download_to_decision(copy, dtvla):
                                    'tokenizer.json'}
     assert (manifest.action.replan_steps, manifest.max_thought_tokens) == (10, 300)
     assert not manifest.state_in_prompt and manifest.images.mirrored and manifest.images.upright
-    decision = policy.infer(observation(TASK))
+    decision = policy.infer(observation(instruction=TASK))
     low, high = (STATISTICS['action'][key][:6] for key in ('q01', 'q99'))
     assert decision.chunk.shape == (10, 7)
     assert (decision.chunk[:, :6] >= low).all() and (decision.chunk[:, :6] <= high).all()
     assert load_policy(copy, 'torch')[0].max_thought_tokens == 300
     half, _ = load_policy(copy, 'torch', dtype='bfloat16', mode='masked')
-    assert np.isfinite(half.infer(observation(TASK)).chunk).all()
+    assert np.isfinite(half.infer(observation(instruction=TASK)).chunk).all()
     with pytest.raises(UserError, match="type 'int8' is none of"):
         load_policy(copy, 'torch', dtype='int8')
     with pytest.raises(UserError, match='manifest.json: lists no ONNX graphs; use the engine'):

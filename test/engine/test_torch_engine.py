@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.decoders import images, small_decoder
+from support.decoders import small_decoder
 from support.policies import untrained
 
 from dtvla_ros.engine import inference_model
@@ -74,12 +74,12 @@ def test_drafts_change_no_thought(kind, monkeypatch):
     for frame in (pair for pair in range(400) if pair % 20 < 2):
         engine = engines[frame % 2]
         ids = engine.config.ids
-        prompt, pixels = _frame(engine.config, frame)
-        features = engine.encode_images(pixels)
+        view = scene(engine.config, 9, frame)  # at which no int8 thought hangs on a rounding
+        features = engine.encode_images(view.pixels)
 
-        def said(draft: list[int], engine=engine, ids=ids, prompt=prompt, features=features):
+        def said(draft: list[int], engine=engine, ids=ids, view=view, features=features):
             tokens, cache, drafting = write_thought(
-                engine, prompt, features, [ids.think], draft,
+                engine, view.prompt, features, [ids.think], draft,
                 lambda tokens: tokens[-1] == ids.think_end or len(tokens) >= LIMIT)
             return tokens, engine.decode_actions(
                 cache, [tokens[-1], ids.action]).argmax(-1).tolist(), drafting
@@ -96,16 +96,6 @@ def test_drafts_change_no_thought(kind, monkeypatch):
     assert accepted > 1200
     assert len(thoughts) > 20 and np.mean([len(set(t)) for t in thoughts]) > 4
     assert len({len(t) for t in thoughts}) > 5  # some end by themselves
-
-
-def _frame(config, seed: int) -> tuple[list[int], np.ndarray]:
-    """Return a prompt and images at which no int8 thought hangs on a rounding."""
-    rng, ids = np.random.default_rng(seed), config.ids
-    banned = banned_in_thought(ids, config.text.vocabulary)
-    banned[[ids.semicolon, ids.newline]] = True
-    words = rng.choice(np.flatnonzero(~banned), 6).tolist()
-    prompt = [*[ids.image] * config.image_tokens, ids.bos, *words, ids.semicolon, ids.newline]
-    return prompt, images(config, rng, 1)[0].numpy()
 
 
 def _talkative(model):

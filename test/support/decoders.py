@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import astuple
 
 import numpy as np
 import torch
@@ -58,9 +59,7 @@ def sequence(config: DecoderConfig, rng: np.random.Generator, words: int,
              thought: int) -> list[int]:
     """Return a whole sequence; the prompt holds all four tags as literal text."""
     ids = config.ids
-    special = {ids.pad, ids.eos, ids.bos, ids.semicolon, ids.newline, ids.image, ids.think,
-               ids.think_end, ids.action, ids.action_end,
-               *range(ids.bins_first, ids.bins_last + 1)}
+    special = {*astuple(ids), *range(ids.bins_first, ids.bins_last)}
     ordinary = [i for i in range(config.text.vocabulary) if i not in special]
     said = rng.choice(ordinary, words + thought).tolist()
     actions = rng.integers(ids.bins_first, ids.bins_last + 1, config.slots).tolist()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers
@@ -14,7 +13,6 @@ from tokenizers.trainers import BpeTrainer
 
 from dtvla_ros.policy.convert import PREAMBLE, read_config
 from dtvla_ros.policy.model import HybridDecoder
-from dtvla_ros.policy.transform import Observation
 
 BINS = 16
 WIDTH, VISION = 32, 24
@@ -107,12 +105,3 @@ def write_checkpoint(folder: Path, seed: int = 0) -> dict[str, torch.Tensor]:
         'metadata': {'total_size': sum(t.nbytes for t in tensors.values())},
         'weight_map': places}))
     return tensors
-
-
-def observation(instruction: str, size: int = 64) -> Observation:
-    """Return an observation of noise."""
-    rng = np.random.default_rng(0)
-    images = {name: rng.integers(0, 256, (size, size, 3), np.uint8)
-              for name in ('primary', 'wrist')}
-    return Observation(images, {}, np.zeros(3), np.array([1.0, 0.0, 0.0, 0.0]), 0.04, instruction,
-                       0.0)
