@@ -107,55 +107,46 @@ class _Contender:
     scene: Scene
     options: BenchOptions
     decisions: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    phases: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    phases: dict[str, list[float]] = field(default_factory=dict)
     thoughts: dict[str, list[int]] = field(default_factory=dict)
     bins: dict[str, np.ndarray] = field(default_factory=dict)
     stats: dict[str, SpeculativeStats] = field(default_factory=dict)
     memory_mb: float | None = None
-    last: float = 0.0
 
     def __post_init__(self) -> None:
         self.engine.suppress_tokens(self.scene.banned)
 
     def infer(self, kind: str) -> None:
         """Decide once and keep the times and what was decided."""
-        self.lap()
-        start = self.last
-        self.thoughts[kind], scores = self._decide(kind)
+        watch = Watch(self.options.device, self.phases)
+        start = watch.last
+        self.thoughts[kind], scores = self._decide(kind, watch)
         self.bins[kind] = scores.argmax(-1)
-        self.decisions[kind].append(self.last - start)
+        self.decisions[kind].append(watch.last - start)
 
-    def lap(self, phase: str = '', count: int = 1) -> None:
-        """Wait for the device; what has passed since the last time is a phase's."""
-        if self.options.device.startswith('cuda'):
-            torch.cuda.synchronize()
-        last, self.last = self.last, time.perf_counter()
-        if phase:
-            self.phases[phase].append((self.last - last) / count)
-
-    def _decide(self, kind: str) -> tuple[list[int], np.ndarray]:
+    def _decide(self, kind: str, watch: Watch) -> tuple[list[int], np.ndarray]:
         engine, view, length = self.engine, self.scene, self.options.thought_tokens
         ids = engine.config.ids
         features = engine.encode_images(view.pixels)
-        self.lap('see')
+        watch.lap('see')
         if kind == 'masked':
             _, cache = engine.prefill(view.prompt, features)
-            self.lap('prefill')
+            watch.lap('prefill')
             tokens = pending = [ids.think, ids.think_end, ids.action]
         else:
             draft = self.thoughts['fresh'] if kind == 'draft' else []
 
             def done(written: list[int]) -> bool:
                 if len(written) == 1 and not draft:
-                    self.lap('prefill')
+                    watch.lap('prefill')
                 return len(written) >= length
 
             tokens, cache, self.stats[kind] = write_thought(
                 engine, view.prompt, features, [], draft, done)
-            self.lap(*(('verify',) if draft else ('think per token', length - 1)))
+            watch.lap(*(('verify',) if draft else ('think per token', length - 1)))
             pending = tokens[-1:]
         scores = engine.decode_actions(cache, pending)
-        self.lap('act')
+        watch.lap('act')
         return tokens, scores
 
     def summary(self, published: _Contender | None, limits: Limits,
@@ -191,21 +182,36 @@ class _Contender:
         return out
 
 
+class Watch:
+    """Laps in seconds by phase, with the device waited for."""
+
+    def __init__(self, device: str, phases: dict[str, list[float]]):
+        self._cuda, self._phases, self.last = device.startswith('cuda'), phases, 0.0
+        self.lap()
+
+    def lap(self, phase: str = '', count: int = 1) -> None:
+        if self._cuda:
+            torch.cuda.synchronize()
+        last, self.last = self.last, time.perf_counter()
+        if phase:
+            self._phases.setdefault(phase, []).append((self.last - last) / count)
+
+
 class _Published(_Contender):
     """The published scheme, which has two phases and knows no draft."""
 
     def __post_init__(self) -> None:
         pass
 
-    def _decide(self, kind: str) -> tuple[list[int], np.ndarray]:
+    def _decide(self, kind: str, watch: Watch) -> tuple[list[int], np.ndarray]:
         view, ids = self.scene, self.engine.config.ids
         tokens = [ids.think, ids.think_end, ids.action]
         if kind != 'masked':
             tokens = self.engine.generate(view.prompt, view.pixels, view.banned,
                                           self.options.thought_tokens)
-            self.lap('generate')
+            watch.lap('generate')
         scores = self.engine.act(view.prompt, tokens, view.pixels)
-        self.lap('act (whole pass)')
+        watch.lap('act (whole pass)')
         return tokens, scores
 
 
