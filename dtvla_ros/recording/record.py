@@ -55,8 +55,7 @@ def bag_qos(reliable: bool, latched: bool, depth: int = 10) -> Qos:
 class _Mcap(McapWriter):
     """Puts whole chunks on the disk or nothing, so that what is there can always be read.
 
-    ``held``: of the file's head, then of each chunk on the disk, where it ends, its messages by
-    channel, their first and last time.
+    ``held``: where the file's head and each chunk end, messages by channel, first and last time.
     """
 
     def __init__(self, path: Path, compression: CompressionMode) -> None:

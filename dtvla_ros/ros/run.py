@@ -30,8 +30,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.ros.environment import prepare
 
 STEADY = Clock(clock_type=ClockType.STEADY_TIME)
-BAD_INPUT = (UserError, ParameterException, NameValidationException)
-"""What is raised where the user is wrong, not the code."""
+BAD_INPUT = (UserError, ParameterException, NameValidationException)  # not the code's fault
 ACKNOWLEDGED = 0.2  # longest wait for a subscriber to confirm a last message [s]
 _RCL = 'rcl'  # its logger
 _NOT_JOINED = 'error creating node'
@@ -106,9 +105,8 @@ def _settle() -> None:
 def run(factory: Callable[[], Node], args: Sequence[str] | None = None) -> int:
     """Initialise, build a node, spin it until a signal, a shutdown or `end`; return the exit code.
 
-    The node can still publish in its ``destroy_node``: a signal ends the spinning, not the
-    context. ``args`` are the words after the program's name, ``sys.argv``'s if None. A UserError
-    becomes one line on stderr and exit code 2.
+    ``args``: the words after the program's name, ``sys.argv``'s if None. The node can still
+    publish in its ``destroy_node``. A UserError becomes one line on stderr and exit code 2.
     """
     args, closing = list(sys.argv[1:] if args is None else args), list[bool]()
     _outcomes.clear()

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from operator import attrgetter
 from typing import Annotated, Any
 
 import typer
@@ -36,10 +37,10 @@ _LEAVING = 0.5  # time that a last message gets to leave [s]
 
 @contextmanager
 def _joined() -> Iterator[tuple[Any, Until]]:
-    """Join the graph with a nameless helper node, until Ctrl-C.
+    """Join the graph with a nameless node, until Ctrl-C.
 
-    Yields the node and ``until(condition, timeout=inf)``, which spins it until the condition is
-    true or the timeout [s] is over and returns the condition's last value.
+    Yields it and ``until(condition, timeout=inf)``, which spins it until the condition is true or
+    the time [s] is over and returns the condition's last value.
     """
     require_one_ros()
     from rclpy.node import Node
@@ -131,11 +132,7 @@ def echo(
 ) -> None:
     """Print the messages of a topic as YAML.
 
-    **Examples**
-
-    `dtvla topic echo /vla/reasoning --field data`
-
-    `dtvla topic echo /joint_states --once`
+    **Examples:** `dtvla topic echo /vla/reasoning --field data`, `dtvla topic echo /clock --once`
     """
     topic = _absolute(topic)
     if type_name:
@@ -147,11 +144,10 @@ def echo(
         _listen(node, until, topic, type_name, messages.append)
         while until(lambda: messages):
             value = messages.pop(0)
-            for part in filter(None, field.split('.')):
-                if not hasattr(value, part):
-                    raise UserError(
-                        f'--field {field}: {type(value).__name__} has no field {part!r}')
-                value = getattr(value, part)
+            try:
+                value = attrgetter(field)(value) if field else value
+            except AttributeError as error:
+                raise UserError(f'--field {field}: {error}') from error
             print(f'{_yaml(to_plain(value, None if full else _LONGEST))}\n---', flush=True)
             if once:
                 return
@@ -223,11 +219,7 @@ def call(
 ) -> None:
     """Call a service and print its answer; exit code 1 if it says that it did not succeed.
 
-    **Examples**
-
-    `dtvla topic call /start`
-
-    `dtvla topic call /pause "{data: true}"`
+    **Examples:** `dtvla topic call /start`, `dtvla topic call /pause "{data: true}"`
     """
     name, due = _absolute(service), time.monotonic() + timeout
     with _joined() as (node, until):

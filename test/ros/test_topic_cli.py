@@ -39,7 +39,7 @@ def test_echo_finds_type_and_qos(topic: Any) -> None:
     assert topic('echo', 'word', '--once')[1] == f'data: {said}'
     assert topic('echo', '/word', '--once', '--field', 'data')[1] == said
     assert topic('echo', '/word', '--once', '--field', 'date') == (
-        2, '', "error: --field date: String has no field 'date'\n")
+        2, '', "error: --field date: 'String' object has no attribute 'date'\n")
 
 
 def test_call_prints_the_answer_and_nobody_is_one_line(topic: Any) -> None:
