@@ -71,31 +71,23 @@ def _convert(message: Any) -> NDArray[np.uint8] | None:
     return result
 
 
-@settings(max_examples=500, deadline=SOON)
-@given(height=SIZES, width=SIZES, step=SIZES | st.integers(0, 40), data=st.binary(max_size=400),
-       encoding=ENCODINGS, big=st.integers(0, 255))
-def test_any_header(height: int, width: int, step: int, data: bytes, encoding: str,
-                    big: int) -> None:
-    _convert(RawImage(0.0, '', height, width, encoding, big, step,
-                      np.asarray(memoryview(data))))
-
-
 @st.composite
 def _lying(draw: Any) -> Image:
-    """Draw a sound image of which one or two header fields lie by a little."""
+    """Draw a sound image of which one or two header fields lie, most often by a little."""
     height, width = draw(st.integers(1, 6)), draw(st.integers(1, 6))
     encoding = draw(st.sampled_from(sorted(ITEMS)))
     fields = {'height': height, 'width': width, 'step': width * ITEMS[encoding]}
     size = height * width * ITEMS[encoding]
     data = draw(st.binary(min_size=size, max_size=size))
     for name in draw(st.lists(st.sampled_from(sorted(fields)), min_size=1, max_size=2)):
-        fields[name] = max(0, fields[name] + draw(st.integers(-3, 3)))
-    return Image(encoding=encoding, data=data, is_bigendian=draw(st.integers(0, 1)), **fields)
+        fields[name] = draw(st.just(max(0, fields[name] + draw(st.integers(-3, 3)))) | SIZES)
+    return Image(encoding=draw(st.just(encoding) | ENCODINGS), data=data,
+                 is_bigendian=draw(st.integers(0, 255)), **fields)
 
 
-@settings(max_examples=400, deadline=SOON)
+@settings(max_examples=800, deadline=SOON)
 @given(message=_lying())
-def test_headers_that_lie_a_little(message: Image) -> None:
+def test_headers_that_lie(message: Image) -> None:
     """The message itself and what rmw makes of it are judged alike."""
     as_message, parsed = _convert(message), parse_image(serialize_message(message))
     as_bytes = _convert(parsed)
