@@ -28,7 +28,6 @@ from dtvla_ros.ros.run import STEADY, run
 TRAIL = 200  # poses in the path behind the end effector
 TRAIL_EVERY = 5  # poses between two drawings of it
 JPEG_QUALITY = 80
-PNG = b'\x89PNG'
 DISCOVERY_PERIOD = 0.1  # between two searches for the cameras' type [s]
 WALL_CLOCK = 1e8  # stamps from here on are dates, not seconds of a simulation
 LEVELS = {DiagnosticStatus.OK: 'INFO', DiagnosticStatus.WARN: 'WARN',
@@ -66,9 +65,7 @@ class Viewer(Node):
         super().__init__('viewer', use_global_arguments=False)
         self._rr, self._rec = rr, rec
         self._trail: deque[list[float]] = deque(maxlen=TRAIL)
-        self._poses = 0
-        self._now = 0.0
-        self._decision = ''
+        self._poses, self._now, self._decision = 0, 0.0, ''
         self._states: dict[str, tuple[str, str]] = {}
         rec.log('command', rr.SeriesLines(names=list(CHANNELS)), static=True)
         rec.log('arm', rr.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
@@ -88,8 +85,7 @@ class Viewer(Node):
     def _discover(self) -> None:
         """Subscribe to each camera once its type, raw or compressed, is known."""
         for name, topic in list(self._undiscovered.items()):
-            publishers = self.get_publishers_info_by_topic(topic)
-            if publishers:
+            if publishers := self.get_publishers_info_by_topic(topic):
                 kind = publishers[0].topic_type
                 self.create_subscription(message_type(kind), topic, self._camera(name, kind),
                                          qos_profile_sensor_data, raw=True)
@@ -115,7 +111,7 @@ class Viewer(Node):
                 else:
                     data = frame.data.tobytes()
                     shown = self._rr.EncodedImage(contents=data, media_type=(
-                        'image/png' if data.startswith(PNG) else 'image/jpeg'))
+                        'image/png' if data.startswith(b'\x89PNG') else 'image/jpeg'))
                 self._log(f'camera/{name}', shown, frame.stamp)
             except images.ImageError as error:
                 self.get_logger().warning(f'{name}: {error}', throttle_duration_sec=1.0)
@@ -171,13 +167,12 @@ def view(save: Path | None, spawn: bool) -> int:
     """Show the graph until Ctrl-C or SIGTERM; return the exit code. Raises ``UserError``."""
     if (save is None) is not spawn:
         raise UserError('give either --save FILE.rrd or --spawn')
-    if save is not None:
-        require_writable(save)
     rr = load_rerun()
     rec = rr.RecordingStream('dtvla')
     if save is None:
         rec.spawn(default_blueprint=blueprint(rr))
     else:
+        require_writable(save)
         save.parent.mkdir(parents=True, exist_ok=True)
         rec.save(str(save), default_blueprint=blueprint(rr))
     try:
