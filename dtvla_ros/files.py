@@ -113,8 +113,7 @@ class JsonLines:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file: IO[bytes] = path.open('a+b')
         except OSError as error:
-            raise UserError(f'cannot write {path}: {error.strerror}; choose another folder'
-                            ) from error
+            raise UserError(f'cannot write {path}: {error.strerror}; choose another') from error
         self.file.truncate(path.read_bytes().rfind(b'\n') + 1)
 
     def write(self, row: Mapping[str, Any]) -> None:

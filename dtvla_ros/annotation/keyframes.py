@@ -34,8 +34,7 @@ class KeyframeOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_gap < self.max_gap:
-            raise UserError(f'--min-gap {self.min_gap} s and --max-gap {self.max_gap} s: the '
-                            'first must be smaller, and not negative')
+            raise UserError(f'--min-gap {self.min_gap}: give 0 to below --max-gap {self.max_gap}')
 
 
 def find_keyframes(motion: Motion, options: KeyframeOptions) -> dict[int, str]:

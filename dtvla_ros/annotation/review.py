@@ -78,8 +78,7 @@ def _read_decisions(paths: Sequence[Path], source: Source, labels: str) -> dict[
     for path in paths:
         lines = read_lines(path)
         if not lines:
-            raise UserError(f'{path}: no such file, or it is empty; download it from the review '
-                            'page')
+            raise UserError(f'{path}: missing or empty; download it from the review page')
         if lines[0] != {'kind': 'decisions', 'dataset': source.fingerprint, 'labels': labels}:
             raise UserError(f'{path}: made for other labels; review the present ones again')
         try:
@@ -122,8 +121,7 @@ def apply(source: Source, out: Path, labels: Path | None = None, decisions: Sequ
                 try:
                     [label] = read_answer(answer, answer_model(source.objects(episode), 1))
                 except ValueError as error:
-                    raise UserError(f'edited label of episode {episode}, frame {frame}: {error}'
-                                    ) from error
+                    raise UserError(f'edited episode {episode} frame {frame}: {error}') from error
             if outcome not in ('undecided', 'reject'):
                 kept.append((frame, label))
         if kept:

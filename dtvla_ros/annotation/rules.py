@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from dtvla_ros.annotation.question import NOTHING, Semantics
+from dtvla_ros.annotation.question import DESTINATION_PHASES, NOTHING, Semantics
 from dtvla_ros.annotation.source import Array, Goal, Motion, latched
 
 # Horizontal offset [m] below which the gripper is over its target, and above which no longer.
@@ -45,11 +45,10 @@ class _Labeller:
     """Fills ``labels`` from the first frame to the last."""
 
     def __init__(self, motion: Motion, goal: Goal):
-        self.motion, self.goal = motion, goal
+        self.motion, self.wide, self.done = motion, motion.is_wide(), NOTHING
         self.position, self.places, self.opening = motion.position, motion.places, motion.opening
-        self.wide = motion.is_wide()
         self.labels: list[Semantics] = []
-        self.done = NOTHING
+        self.following = FOLLOWING | ({'lower': 'push'} if goal.verb == 'push' else {})
         self.objects = goal.objects or (UNKNOWN,)
         self.destination = goal.destination or self.objects[0]
 
@@ -62,10 +61,7 @@ class _Labeller:
             held = self._held(begin, end, name)
             delivered = held and self._delivered(begin, end, name, end == edges[-1])
             self._approach(free, begin, name)
-            if held:
-                self._hold(begin, end, name, delivered)
-            else:
-                self._add(['grasp'] * (end - begin), name)
+            self._hold(begin, end, name, held, delivered)
             free = self._let_go(end, name, held, delivered)
             if delivered:
                 self.done = name
@@ -101,13 +97,10 @@ class _Labeller:
              trouble: str = 'none') -> None:
         """Label the next frames; what carries, places or pushes is about the destination."""
         for phase in phases:
-            following = FOLLOWING[phase]
-            if (phase, self.goal.verb) == ('lower', 'push'):
-                following = 'push'
             self.labels.append(Semantics.model_construct(
-                holding=holding, done=self.done, trouble=trouble, phase=phase, next=following,
-                object=self.destination if phase in ('carry', 'place', 'push') else name,
-                reason=''))
+                holding=holding, done=self.done, trouble=trouble, phase=phase, reason='',
+                object=self.destination if phase in DESTINATION_PHASES else name,
+                next=self.following[phase]))
 
     def _over(self, begin: int, end: int, target: Array) -> NDArray[np.bool_]:
         """Return whether the gripper is over ``target`` [n, 3] or [3] at each frame, latched."""
@@ -117,13 +110,13 @@ class _Labeller:
     def _approach(self, begin: int, end: int, name: str) -> None:
         """Label the frames before a grip: reach, lower."""
         if begin < end:
-            target = (self.places[name][begin:end] if name in self.places
-                      else self.position[end - 1])
+            place = self.places.get(name)
+            target = self.position[end - 1] if place is None else place[begin:end]
             self._add(np.where(self._over(begin, end, target), 'lower', 'reach').tolist(), name)
 
-    def _hold(self, begin: int, end: int, name: str, delivered: bool) -> None:
-        """Label the frames of a grip: grasp, lift, carry, place."""
-        first = self._pressed(begin, end)
+    def _hold(self, begin: int, end: int, name: str, held: bool, delivered: bool) -> None:
+        """Label the frames of a grip: grasp and, if anything is held, lift, carry, place."""
+        first = self._pressed(begin, end) if held else end
         self._add(['grasp'] * (first - begin), name)
         there = min(end, len(self.motion) - 1)
         target = self.position[there]

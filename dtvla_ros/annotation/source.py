@@ -201,18 +201,13 @@ class Source:
         return list(self.reader.column(layout.REASONING, episode))
 
     def images(self, episode: int, frames: Sequence[int]) -> list[dict[str, NDArray[np.uint8]]]:
-        """Return uint8 RGB [H, W, 3] by the policy's camera names, for each of ``frames``.
-
-        ``frames`` must ascend. One image is found by random access, several by reading on.
-        """
+        """Return uint8 RGB [H, W, 3] by the policy's camera names; ``frames`` must ascend."""
         cameras = {}
         for key in self.reader.camera_keys:
-            if len(frames) == 1:
-                images = [self.reader.image(episode, frames[0], key)]
-            else:
-                stream = islice(self.reader.frames(episode, key), max(frames) + 1)
-                images = [image for k, image in enumerate(stream) if k in frames]
-            cameras[layout.CAMERAS.get(key, key.rpartition('.')[2])] = images
+            first, end = frames[0], frames[-1] + 1
+            stream = islice(self.reader.frames(episode, key, first), end - first)
+            cameras[layout.CAMERAS.get(key, key.rpartition('.')[2])] = [
+                image for k, image in enumerate(stream, first) if k in frames]
         return [dict(zip(cameras, row)) for row in zip(*cameras.values())] or [{}] * len(frames)
 
     def read(self, path: Path, kind: str, maker: str

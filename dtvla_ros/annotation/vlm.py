@@ -37,8 +37,7 @@ Turns = list[tuple[str, tuple[str | bytes, ...]]]
 def load_vlm(folder: Path) -> tuple[Any, Any]:
     """Return model and processor; ``UserError`` if there are none, or code or pickles."""
     if not (folder / 'config.json').is_file():
-        raise UserError(f'{folder}: no folder with a config.json; give the folder of a downloaded '
-                        'vision-language model')
+        raise UserError(f'{folder}: no config.json; give the folder of a vision-language model')
     refuse_pickles(folder)
     for path in sorted(folder.glob('*config.json')):
         if read_json(path).get('auto_map'):
@@ -55,8 +54,7 @@ def load_vlm(folder: Path) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(f'{folder}: {str(error).splitlines()[0]}') from error
     if not getattr(processor, 'chat_template', None):
-        raise UserError(f'{folder}: its processor has no chat template; give an instruction-tuned '
-                        'model')
+        raise UserError(f'{folder}: no chat template; give an instruction-tuned model')
     return cast(Any, model).to(device).eval(), processor
 
 
