@@ -12,13 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from benchmarks.train_step import (
-    PlainObjective,
-    measure,
-    random_batch,
-    small_policy,
-    time_steps,
-)
+from benchmarks.train_step import PlainObjective, measure, random_batch, small_policy, time_steps
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import action_start, prompt_end
 from dtvla_ros.training.config import AdapterConfig, Rates, SftConfig

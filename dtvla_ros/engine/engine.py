@@ -79,8 +79,7 @@ class Engine(Protocol):
         [1 + len(thought)], and the prefix they make.
         """
 
-    def verify(self, cache: Prefix,
-               tokens: Sequence[int]) -> tuple[NDArray[np.int64], Prefix]:
+    def verify(self, cache: Prefix, tokens: Sequence[int]) -> tuple[NDArray[np.int64], Prefix]:
         """Append thought tokens causally; return the id after each [len(tokens)], the prefix."""
 
     def generate(self, cache: Prefix, tokens: list[int],

@@ -123,8 +123,7 @@ class InferenceModel(nn.Module):
                                    (self.above, penalty[first:], after)) if len(part[1])]
 
         def best(rows: Tensor) -> Tensor:
-            found = [(head(rows).float().add_(span).max(-1), start)
-                     for head, span, start in parts]
+            found = [(head(rows).float().add_(span).max(-1), start) for head, span, start in parts]
             (low, offset), (high, above) = found[0], found[-1]
             return torch.where(high.values > low.values, high.indices + above,
                                low.indices + offset)

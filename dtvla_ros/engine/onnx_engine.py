@@ -137,8 +137,7 @@ class OnnxEngine(Engine):
             run.put('image_rows', _NONE)
             run.put('rows', _FIRST if count == 1 else np.arange(count))
             return count
-        image_rows = np.flatnonzero(
-            np.asarray(tokens[:cache.prompt_end]) == self.config.ids.image)
+        image_rows = np.flatnonzero(np.asarray(tokens[:cache.prompt_end]) == self.config.ids.image)
         if len(image_rows) != features.shape()[0]:
             raise ValueError(f'{len(image_rows)} image ids in the prompt for '
                              f'{features.shape()[0]} image features')
@@ -204,8 +203,7 @@ class _Pass:
     def get(self, name: str, shape: tuple[int, ...], kind: type) -> NDArray:
         """Return the array that the output ``name`` is written to."""
         out: NDArray = np.empty(shape, kind)
-        self.binding.bind_output(name, 'cpu', 0, kind, shape,
-                                 out.__array_interface__['data'][0])
+        self.binding.bind_output(name, 'cpu', 0, kind, shape, out.__array_interface__['data'][0])
         self.kept[name] = out
         return out
 

@@ -213,8 +213,7 @@ def _round_rows(rows: str) -> list[onnx.NodeProto]:
             node('Max', [f'{rows}.max', 'w8a8.least'], [f'{rows}.peak']),
             node('Div', ['w8a8.top', f'{rows}.peak'], [f'{rows}.up']),
             node('Mul', [rows, f'{rows}.up'], [f'{rows}.scaled']),
-            node('QuantizeLinear', [f'{rows}.scaled', 'w8a8.one', 'w8a8.middle'],
-                 [f'{rows}.i8'])]
+            node('QuantizeLinear', [f'{rows}.scaled', 'w8a8.one', 'w8a8.middle'], [f'{rows}.i8'])]
 
 
 def _gather(graph: onnx.ModelProto, rows: np.ndarray, scales: np.ndarray, block: int) -> None:

@@ -63,8 +63,7 @@ class TorchEngine(Engine):
         self._tower = quantize_tower(copy.deepcopy(tower)) if int8 else tower
         self._model = InferenceModel(model, int8, release)
         self._model.cache_attributes()
-        self._cache = StaticCache(
-            config.text, config.image_tokens + ROOM + config.slots, table)
+        self._cache = StaticCache(config.text, config.image_tokens + ROOM + config.slots, table)
         self._penalty = table.new_zeros(len(table) - config.ids.bins, dtype=torch.float32)
         self._compiled = self._device.type == 'cuda' if compile is None else compile
         self._loop: _TokenLoop | None = None

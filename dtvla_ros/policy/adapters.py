@@ -173,9 +173,8 @@ def _settle_head(updates: dict[str, LowRank], whole: dict[str, Tensor], path: Pa
     """Drop what leaves the head equal to the embedding; refuse what would part them."""
     for name in HEADS:
         update, head = updates.pop(name, None), whole.pop(name, None)
-        if update is not None and update.b.count_nonzero() and update.a.count_nonzero():
-            raise UserError(f'{path}: adapts {name} apart from the embedding, to which it is tied '
-                            'here; train without lm_head among the target modules')
-        if head is not None and not (EMBEDDING in whole and torch.equal(head, whole[EMBEDDING])):
+        if ((update is not None and update.b.count_nonzero() and update.a.count_nonzero())
+                or (head is not None and not (
+                    EMBEDDING in whole and torch.equal(head, whole[EMBEDDING])))):
             raise UserError(f'{path}: {name} was trained apart from the embedding, to which it is '
-                            'tied here; save embed_tokens with the same values')
+                            'tied here; train without lm_head, or save both with the same values')

@@ -39,11 +39,10 @@ def our_name(name: str) -> str:
 
 def refuse_pickle(path: Path) -> None:
     """Raise unless ``path`` is a safetensors file by name; nothing of it is read."""
-    if path.suffix.lower() in PICKLES:
-        raise UserError(f'{path}: pickle-like weights are refused unread; '
-                        'convert them to safetensors first')
     if path.suffix.lower() != '.safetensors':
-        raise UserError(f'{path}: weights must be a .safetensors file')
+        what = ('pickle-like weights are refused unread; convert them to safetensors first'
+                if path.suffix.lower() in PICKLES else 'weights must be a .safetensors file')
+        raise UserError(f'{path}: {what}')
 
 
 def refuse_pickles(folder: Path) -> None:
@@ -165,8 +164,7 @@ def load_model(config: DecoderConfig, path: Path | str, device: str = 'cpu',
     """
     model = empty_model(config)
     found = _fitting(model, Path(path))
-    if dtype is None:
-        dtype = torch.float32 if device == 'cpu' else found[EMBEDDING].read().dtype
+    dtype = dtype or (torch.float32 if device == 'cpu' else found[EMBEDDING].read().dtype)
     # A copy always: pages of a file would change when somebody writes to it.
     state = {name: stored.read().to(device, dtype, copy=True) for name, stored in found.items()}
     model.load_state_dict(state, assign=True)
@@ -191,13 +189,13 @@ def _fitting(model: HybridDecoder, path: Path) -> Mapping[str, Stored]:
 
 def save_weights(model: HybridDecoder, path: Path | str) -> None:
     """Write ``model`` as safetensors under this package's names, in one step."""
-    save_tensors({k: v.contiguous() for k, v in model.state_dict().items()}, Path(path))
+    save_tensors(model.state_dict(), Path(path))
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write one safetensors file in one step."""
     refuse_pickle(path)
     part = path.with_name(path.name + '.part')
-    save_file(tensors, part, {'format': 'pt'})
+    save_file({name: t.contiguous() for name, t in tensors.items()}, part, {'format': 'pt'})
     part.chmod(0o644)  # the library makes it private
     part.replace(path)

@@ -79,10 +79,8 @@ class VisionConfig:
     def __post_init__(self) -> None:
         _require(self.kind in VISION_KINDS,
                  f'vision kind must be one of {VISION_KINDS}, got {self.kind!r}')
-        _require(0 < len(self.cameras) == len(self.tokens),
-                 f'{len(self.cameras)} cameras but tokens for {len(self.tokens)}')
-        _require(len(set(self.cameras)) == len(self.cameras),
-                 f'a camera is named twice in {self.cameras}')
+        _require(0 < len(set(self.cameras)) == len(self.cameras) == len(self.tokens),
+                 f'cameras {self.cameras} must be different, each with its tokens {self.tokens}')
         _positive(self, 'image_size')
         if self.kind == 'siglip':
             _positive(self, 'width', 'layers', 'heads', 'mlp', 'patch')
@@ -187,7 +185,7 @@ class DecoderConfig:
             raise UserError('config.json asks for remote code (auto_map), which is never run; '
                             'remove the key if the weights are a plain DeepThinkVLA')
         text, vision = root.get('text_config', {}), root.get('vision_config', {})
-        rope = text.get('rope_parameters') or {}
+        theta = text.get('rope_theta', (text.get('rope_parameters') or {}).get('rope_theta', 1e4))
         try:
             ids = SpecialIds(
                 pad=root.get('pad_token_id', 0), eos=root.get('eos_token_id', 1),
@@ -202,7 +200,7 @@ class DecoderConfig:
             TextConfig(
                 **{ours: text.get(theirs, usual) for ours, (theirs, usual) in _TEXT.items()},
                 vocabulary=text.get('vocab_size', root.get('vocab_size', 257216)),
-                rope_theta=text.get('rope_theta', rope.get('rope_theta', 1e4))),
+                rope_theta=theta),
             VisionConfig(
                 'siglip', cameras, ((size // patch) ** 2,) * len(cameras), size, patch=patch,
                 **{ours: vision.get(theirs, usual) for ours, (theirs, usual) in _VISION.items()}),

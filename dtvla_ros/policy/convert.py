@@ -66,20 +66,18 @@ def read_config(path: Path, tokenizer: Tokenizer | None = None,
 
 def check_tokenizer(config: DecoderConfig, tokenizer: Tokenizer, path: Path) -> None:
     """Raise unless a tokenizer writes the published prompt with the config's ids."""
-    remedy = 'tokenizer and config belong to different checkpoints'
-    for key, word in SPECIAL_WORDS.items():
-        found, wanted = tokenizer.token_to_id(word), getattr(config.ids, key)
-        if found != wanted:
-            raise UserError(f'{path}: {word!r} is token {found}, {CONFIG} says {wanted}; {remedy}')
-    if tokenizer.get_vocab_size() > config.text.vocabulary:
-        raise UserError(f'{path}: {tokenizer.get_vocab_size()} tokens, {CONFIG} says '
-                        f'{config.text.vocabulary}; {remedy}')
-    ids = config.ids
+    ids, size = config.ids, tokenizer.get_vocab_size()
     written = tokenizer.encode(f'{PREAMBLE}Task: push it;\n', add_special_tokens=False).ids
     tags = [ids.think, ids.think_end, ids.action, ids.action_end]
+    wrong = [f'{word!r} is token {tokenizer.token_to_id(word)}, {CONFIG} says {getattr(ids, key)}'
+             for key, word in SPECIAL_WORDS.items()
+             if tokenizer.token_to_id(word) != getattr(ids, key)]
+    if size > config.text.vocabulary:
+        wrong.append(f'{size} tokens, {CONFIG} says {config.text.vocabulary}')
     if [i for i in written if i in tags] != tags or written[-2:] != [ids.semicolon, ids.newline]:
-        raise UserError(f'{path}: does not write the published prompt, its ids are {written}; '
-                        f'{remedy}')
+        wrong.append(f'does not write the published prompt, its ids are {written}')
+    if wrong:
+        raise UserError(f'{path}: {wrong[0]}; they belong to different checkpoints')
 
 
 def read_statistics(path: Path, key: str | None = None,
@@ -165,8 +163,7 @@ def convert(path: Path | str, *, cameras: tuple[str, ...] = CAMERAS, name: str |
                 if (folder / kept).exists():
                     shutil.copyfile(folder / kept, made / kept)
             shutil.copyfile(file, made / STATISTICS)
-        manifest = published(
-            name or target.resolve().name, license, config, found, _hashes(made))
+        manifest = published(name or target.resolve().name, license, config, found, _hashes(made))
         write_text(made / MANIFEST, manifest.to_json())
     return manifest
 
@@ -180,7 +177,7 @@ def _write_weights(base: Path, headers: dict[str, Stored], adapter: Adapter | No
     for file in tqdm(weight_files(base), desc='weights', unit='file', disable=None):
         source, target = file.resolve(), folder / file.name  # a cache holds links to its blobs
         if adapter is not None:
-            save_tensors({name: adapter.merged(name, stored.read()).contiguous()
+            save_tensors({name: adapter.merged(name, stored.read())
                           for name, stored in headers.items() if stored.file == file}, target)
             continue
         try:

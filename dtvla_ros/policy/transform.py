@@ -102,8 +102,7 @@ class PolicyTransform:
         self._encode(text, banned, f'instruction {text[:40]!r}:', 'is no word of this policy')
         return text
 
-    def _encode(self, text: str, banned: Container[int | None], which: str,
-                why: str) -> list[int]:
+    def _encode(self, text: str, banned: Container[int | None], which: str, why: str) -> list[int]:
         """Return the ids of a text; raise, naming the word, where one of them is banned."""
         encoded = self.tokenizer.encode(text, add_special_tokens=False)
         for token, (begin, end) in zip(encoded.ids, encoded.offsets, strict=True):

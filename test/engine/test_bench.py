@@ -40,8 +40,7 @@ def test_all_do_the_same_work(result):
         published = runs[PUBLISHED]['decisions']['masked' if kind == 'masked' else 'fresh']
         assert row['times_faster'] == pytest.approx(published['p50_ms'] / row['p50_ms'])
     assert exact['decisions']['fresh']['drafting']['passes'] == OPTIONS.thought_tokens
-    assert exact['decisions']['draft']['drafting'] == {
-        'proposed': 9, 'accepted': 9, 'passes': 1}
+    assert exact['decisions']['draft']['drafting'] == {'proposed': 9, 'accepted': 9, 'passes': 1}
     assert set(exact['phases']) == {'see', 'prefill', 'think per token', 'verify', 'act'}
 
 

@@ -176,7 +176,7 @@ def test_bad_configs(base, tmp_path, config, word):
     ({f'{QUERY}.lora_B.bias': (1,)}, 'lora_B.bias is no factor'),
     (None, 'holds no LoRA factors'),
     ({f'{HEAD}.lora_A.weight': (RANK, WIDTH), f'{HEAD}.lora_B.weight': (8, RANK)},
-     'lm_head.weight apart from the embedding'),
+     'lm_head.weight was trained apart from the embedding'),
     ({f'{HEAD}.weight': (8, WIDTH)}, 'lm_head.weight was trained apart')])
 def test_bad_factors(base, tmp_path, more, word):
     tensors = {} if more is None else factors(base, [QUERY]) | {

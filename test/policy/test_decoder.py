@@ -56,8 +56,7 @@ def test_training_forward_loss_and_gradients(model):
     case = tensors('case_train_nopad')
     ids, mask = case['in.input_ids'], case['in.attention_mask']
     pixels = by_sample(case['in.pixel_values'], model)
-    assert torch.equal(sequence_mask(ids, mask, model.config.ids),
-                       case['mask.visible'].bool())
+    assert torch.equal(sequence_mask(ids, mask, model.config.ids), case['mask.visible'].bool())
     features = model.encode_images(pixels)
     scale = model.config.text.width ** 0.5
     _close(features.view(case['image_features'].shape) / scale, case['image_features'])

@@ -137,5 +137,4 @@ def test_pixels_are_the_published_ones(transform, mirrored):
     np.testing.assert_allclose(pixels[:, :corner.shape[1], :corner.shape[2]], corner, atol=1e-6)
     levels = (pixels * 0.5 + 0.5) * 255.0
     np.testing.assert_allclose(levels, levels.round(), atol=1e-3)
-    assert np.array_equal(levels.round().astype(np.uint8).transpose(1, 2, 0),
-                          case['policy_uint8'])
+    assert np.array_equal(levels.round().astype(np.uint8).transpose(1, 2, 0), case['policy_uint8'])
