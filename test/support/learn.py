@@ -9,14 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from dtvla_ros.engine.batch import BatchSampler
 from dtvla_ros.training.grpo.learner import Learner, transitions
 from dtvla_ros.training.grpo.rollout import Trajectory
 
-from .small import CONFIG, small_policy
+from .small import CONFIG, learner_of, small_policy
 
 
 def alike(played: Sequence[Trajectory], advantages: Sequence[float]) -> list[torch.Tensor]:
@@ -26,10 +24,8 @@ def alike(played: Sequence[Trajectory], advantages: Sequence[float]) -> list[tor
 
 def learn(folder: Path, rank: int, world: int) -> tuple[Learner, dict[str, float]]:
     """Take two steps on the episodes of one process; process 0 gets three, process 1 one."""
-    model, transform = small_policy()
-    config = replace(CONFIG, beta=0.1, num_minibatches=1, num_iterations=2, micro_batch=5)
-    learner = Learner(model, transform, BatchSampler(model, transform).banned, config,
-                      Accelerator(cpu=True))
+    learner = learner_of(small_policy(), replace(
+        CONFIG, beta=0.1, num_minibatches=1, num_iterations=2, micro_batch=5))
     # Adam turns rounding of a tiny gradient into a step of full length; plain descent does not.
     learner.optimizer = torch.optim.SGD(learner.model.parameters(), 0.1)
     played = [Trajectory.load(path) for path in sorted(folder.glob('*.safetensors'))]

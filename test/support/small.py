@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.engine.batch import BatchSampler
@@ -19,6 +20,7 @@ from dtvla_ros.rollout.batched import BatchedRollouts, Rollout
 from dtvla_ros.rollout.workers import open_envs
 from dtvla_ros.training import checkpoint
 from dtvla_ros.training.grpo.config import GrpoConfig
+from dtvla_ros.training.grpo.learner import Learner
 from dtvla_ros.training.grpo.rollout import Trajectory, run_rollouts
 
 from .toy import SIZE, ToyScene
@@ -56,6 +58,11 @@ def sampler_of(model: HybridDecoder, transform: PolicyTransform,
     return BatchSampler(model, transform, max_thought_tokens=6,
                         thought_temperature=config.thought_temperature,
                         action_temperature=config.action_temperature)
+
+
+def learner_of(policy: tuple[HybridDecoder, PolicyTransform], config: GrpoConfig) -> Learner:
+    """Return a learner of a policy on the CPU."""
+    return Learner(*policy, sampler_of(*policy).banned, config, Accelerator(cpu=True))
 
 
 def run_toys(sampler: BatchSampler, rollouts: Iterable[Rollout], limit: int = 12, groups: int = 1,

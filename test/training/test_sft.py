@@ -43,11 +43,10 @@ def test_training_lowers_the_loss_and_leaves_a_policy(dataset, tmp_path):
 SFT_ERRORS = [
     ('batch_size: many', 'batch_size'), ('bach_size: 3', 'bach_size.*nano.yaml'),
     ('a: [1', 'line 1'), ('just words', 'key: value'), ('model: 3', 'model'),
-    ('reasoning_dropout: 2.0', 'reasoning_dropout'), ('shift: [1]', 'shift'),
-    ('lora: 3', 'lora'), ('lora: {rank: -1}', 'rank'), ('lora: {ranks: 2}', 'ranks'),
-    ('lora: {rank: 2}\npointing_weight: 1.0', 'attention_weight'), ('accumulate: 0', 'accumulate'),
-    ('rates: {vision: -1.0}', 'rates'), ('rates: {vision: 0, projector: 0, decoder: 0}', 'all 0'),
-    ('auxiliary: {pointing_weight: 1.0}', 'pointing_weight'), ('turned: 1.5', 'direction_flip')]
+    ('shift: [1]', 'shift'), ('lora: {rank: -1}', 'rank'), ('lora: {ranks: 2}', 'ranks'),
+    ('lora: {rank: 2}\npointing_weight: 1.0', 'attention_weight'),
+    ('turned: 1.5', 'direction_flip'), ('rates: {vision: 0, projector: 0, decoder: 0}', 'all 0'),
+    ('auxiliary: {pointing_weight: 1.0}', 'pointing_weight')]
 GRPO_ERRORS = [
     ('num_generations: 1', 'num_generations'), ('algorithm: ppo', 'ppo'),
     ('clip_ratio_c: 0.5', 'clip_ratio_c'), ('beta: -1', 'beta'), ('groups: 0', 'num_starts'),

@@ -13,7 +13,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+from support import small
 from support.learn import alike, learn
 from support.small import CONFIG, run_toys, sampler_of, small_policy
 from torch.distributions import Categorical
@@ -40,10 +40,7 @@ def played():
 
 def learner_of(played, moved: bool = False, **changes) -> Learner:
     """Return a learner; if ``moved``, no longer where it sampled: ratios are not one, nor KL 0."""
-    model, transform, _ = played
-    model = copy.deepcopy(model)
-    learner = Learner(model, transform, sampler_of(model, transform).banned,
-                      replace(HOT, **changes), Accelerator(cpu=True))
+    learner = small.learner_of(copy.deepcopy(played[:2]), replace(HOT, **changes))
     if moved:
         torch.manual_seed(0)
         with torch.no_grad():
