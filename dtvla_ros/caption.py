@@ -35,8 +35,7 @@ class Caption:
 
 
 def draw_frame(
-    images: Mapping[str, NDArray[np.uint8] | None], caption: Caption,
-) -> NDArray[np.uint8]:
+    images: Mapping[str, NDArray[np.uint8] | None], caption: Caption) -> NDArray[np.uint8]:
     """Return a frame [384, 1152, 3]: two cameras [H, W, 3] in order, then the caption."""
     frame = Image.new('RGB', (WIDTH, HEIGHT), PAPER)
     pen, small = ImageDraw.Draw(frame), ImageFont.load_default(15)

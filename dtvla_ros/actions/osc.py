@@ -42,8 +42,7 @@ def target_pose(
     action: ArrayLike,
     position: ArrayLike,
     quaternion: ArrayLike,
-    goal_quaternion: ArrayLike | None = None,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    goal_quaternion: ArrayLike | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the goal position [3] m and quaternion [4] xyzw of a normalised action [>=6].
 
     ``position`` and ``quaternion`` are measured, in the base frame. The rotation part is a

@@ -84,8 +84,7 @@ class CommandAdapter(ABC):
     name: ClassVar[str]
 
     def __init__(
-        self, node: Node, base_frame: str, gripper: GripperTopic | GripperAction | None,
-    ) -> None:
+        self, node: Node, base_frame: str, gripper: GripperTopic | GripperAction | None) -> None:
         self._publisher = node.create_publisher(self.kind, relative(self.name), qos.LATEST)
         self.topic: str = self._publisher.topic_name
         self._base_frame, self.gripper = base_frame, gripper

@@ -54,8 +54,7 @@ class InferenceWorker:
     manifest: PolicyManifest
 
     def __init__(
-        self, load: Load, on_text: Callable[[str], None], wake: Callable[[], None],
-    ) -> None:
+        self, load: Load, on_text: Callable[[str], None], wake: Callable[[], None]) -> None:
         self._load, self._on_text, self._wake = load, on_text, wake
         self._work: queue.SimpleQueue[tuple[Observation, int] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()

@@ -30,8 +30,7 @@ Table = TypeVar('Table')
 def declare(
     node: Node, name: str, default: Any, description: str, *, choices: Collection[str] = (),
     low: float | None = None, high: float | None = None, changeable: bool = False,
-    hint: str = '',
-) -> Any:
+    hint: str = '') -> Any:
     """Declare a parameter and return its value.
 
     It is fixed at start unless ``changeable``. A set to something outside ``choices`` or
@@ -64,8 +63,7 @@ def declare(
 
 
 def refuse_changes(
-    node: Node, names: Collection[str], why: Callable[[Parameter], str | None],
-) -> None:
+    node: Node, names: Collection[str], why: Callable[[Parameter], str | None]) -> None:
     """Ask ``why`` before any of the parameters ``names`` changes; a reason refuses the change."""
     def judge(parameters: list[Parameter]) -> SetParametersResult:
         reason = next(filter(None, [why(p) for p in parameters if p.name in names]), '')

@@ -193,8 +193,7 @@ class SimBridge(Node):
             self.create_service(Trigger, f'sim/{name}', functools.partial(_answer, text))
 
     def _obey(
-        self, order: str, carry_out: Callable[[Any], object], request: Any, response: Any,
-    ) -> Any:
+        self, order: str, carry_out: Callable[[Any], object], request: Any, response: Any) -> Any:
         """Carry an order out; answer with the state, or why not."""
         self._refused = ''
         try:

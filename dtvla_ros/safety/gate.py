@@ -185,8 +185,7 @@ class Gate:
             self.fault('e-stop')
 
     def on_heartbeat(
-        self, steady: float, state: str = 'ACTING', reason: str = '', task: str = '',
-    ) -> None:
+        self, steady: float, state: str = 'ACTING', reason: str = '', task: str = '') -> None:
         """Take the policy's sign of life, its own opinion of its state and its task counter."""
         if state in NOT_READY and self._task is None:
             return  # reading weights may stall that process, and nothing can move yet

@@ -52,8 +52,7 @@ def test_round_trip_is_one_bin_up(bins):
     ([-1.0] * 6, [1.0] * 7, 'q01 has 6 channels'),
     ([-1.0] * 6 + [-1.0], [1.0, 1.0, -1.0, 1.0, 1.0, 1.0, 1.0], 'channel 2'),
     ([float('nan')] + [-1.0] * 6, [1.0] * 7, 'channel 0 is not finite'),
-    (['a'] * 7, [1.0] * 7, 'lists of numbers'),
-])
+    (['a'] * 7, [1.0] * 7, 'lists of numbers')])
 def test_bad_statistics(q01, q99, word):
     with pytest.raises(UserError, match=word):
         ActionStatistics.from_dict({'q01': q01, 'q99': q99}, dim=7)

@@ -37,16 +37,14 @@ PATIENT: dict[str, dict[str, object]] = {
     'vla_node': {'input_timeout_s': 1.0, 'gate_timeout_s': 1.0, 'max_age_s': 0.7,
                  'max_skew_s': 0.2},
     'command_gate': {'heartbeat_timeout_s': 1.0, 'joints_timeout_s': 0.8, 'pose_timeout_s': 0.8,
-                     'clock_stall_s': 0.8, 'max_latency_s': 2.0, 'gripper_timeout_s': 3.0},
-}
+                     'clock_stall_s': 0.8, 'max_latency_s': 2.0, 'gripper_timeout_s': 3.0}}
 SENSOR = qos_profile_sensor_data
 ROUTES: dict[str, tuple[Any, str, str, QoSProfile]] = {
     **{f'image_{c}': (Image, f'/robot/image_{c}', f'/image_{c}', SENSOR) for c in CAMERAS},
     'joint_states': (JointState, '/robot/joint_states', '/joint_states', SENSOR),
     'ee_pose': (PoseStamped, '/robot/ee_pose', '/ee_pose', SENSOR),
     'action_chunk': (JointTrajectory, '/vla/action_chunk', '/proxied/action_chunk', qos.LATEST),
-    'state': (DiagnosticStatus, '/vla/state', '/proxied/state', qos.LATCHED),
-}
+    'state': (DiagnosticStatus, '/vla/state', '/proxied/state', qos.LATCHED)}
 """Topics that cross the proxy: type, where from, where to, quality of service."""
 
 

@@ -34,8 +34,7 @@ TOPICS = {
     'state': (String, '/sim/state', qos.LATCHED_100),
     'tasks': (String, '/sim/tasks', qos.LATCHED),
     'episode': (String, '/sim/episode', qos.LATCHED_100),
-    'instruction': (String, '/instruction', qos.LATCHED),
-}
+    'instruction': (String, '/instruction', qos.LATCHED)}
 
 
 def stamp_of(message):
