@@ -195,14 +195,11 @@ def test_gate_and_policy_meet_in_any_namespace_and_viewers_start_when_asked_for(
 
 
 GZ_SIM = """
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, ExecuteProcess
-from launch.substitutions import LaunchConfiguration
-
+from launch import LaunchDescription, actions, substitutions
 def generate_launch_description():
     return LaunchDescription([
-        DeclareLaunchArgument('gz_args'), DeclareLaunchArgument('on_exit_shutdown'),
-        ExecuteProcess(cmd=['gz_sim', LaunchConfiguration('gz_args')])])
+        *map(actions.DeclareLaunchArgument, ('gz_args', 'on_exit_shutdown')),
+        actions.ExecuteProcess(cmd=['gz_sim', substitutions.LaunchConfiguration('gz_args')])])
 """
 
 

@@ -27,19 +27,6 @@ Clock.now = _shifted
 """
 
 
-RIVAL = """
-import sys, time
-from geometry_msgs.msg import TwistStamped
-from rclpy.node import Node
-from dtvla_ros.ros.run import joined
-with joined(lambda: Node('rival')) as (node, _):
-    print(time.monotonic(), flush=True)
-    node.create_publisher(TwistStamped, '/twist_cmd', 1)
-    sys.stdin.read()
-"""
-"""A program that only offers commands to the arm, until its input ends; it prints since when."""
-
-
 def policy_faults(folder: Path) -> str:
     """Return code that makes decisions slow, endless or hungry, and loading a policy slow.
 

@@ -16,7 +16,7 @@ from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Bool, String
-from std_srvs.srv import SetBool, Trigger
+from std_srvs.srv import Trigger
 from support.graph import Graph
 from trajectory_msgs.msg import JointTrajectory
 
@@ -28,7 +28,6 @@ TASK = 'put the lemon in the blue bin'
 T = 0.05  # a control tick [s]
 STILL_TICKS = 4
 PRIORITY = 20  # of the gate where times are measured, as config/robot_*.yaml has it
-ORDERS = {'start': Trigger, 'stop': Trigger, 'clear_fault': Trigger, 'pause': SetBool}
 GATE_REMAPS = ['-r', 'vla/action_chunk:=/proxied/action_chunk', '-r', 'vla/state:=/proxied/state']
 # What a robot's gate has, but without ramps: how fast a stop begins is measured, not its length.
 GATE = {'preset': 'servo', 'profile': 'fidelity', 'max_latency_s': 0.5, 'blend_steps': 4}
@@ -96,8 +95,6 @@ class Rig(Graph):
         self.hear('chunk', JointTrajectory, '/vla/action_chunk', 50)
         self.instruction = node.create_publisher(String, '/instruction', qos.LATCHED)
         self.estop = node.create_publisher(Bool, '/estop', qos.LATCHED)
-        self._orders = {name: node.create_client(kind, f'/{name}')
-                        for name, kind in ORDERS.items()}
 
     def _forward(self, name: str, kind: Any, publisher: Any, data: bytes) -> None:
         fault = self.faults.get(name)
@@ -114,10 +111,12 @@ class Rig(Graph):
         self.commands.append((time.monotonic(), conversions.pose_arrays(message.pose)[0]))
 
     def begin(self, name: str, *arguments: str, code: str = '', **values: object) -> None:
-        """Start ``vla_node`` or ``command_gate`` with parameters; ``code`` is run in it before.
+        """Start ``vla_node`` or ``command_gate`` anew with parameters, after ``code``.
 
         ``arguments`` come before the usual ones: the first remapping that fits a name counts.
         """
+        if name in self.processes:
+            self.interrupt(name)
         self.wait(0.1)  # what a former process of this name said last
         self.heard['vla' if name == 'vla_node' else 'gate'].clear()
         self.commands.clear()
@@ -127,16 +126,13 @@ class Rig(Graph):
         remaps = GATE_REMAPS if name == 'command_gate' else []
         self.start(name, '', *arguments, *remaps, code=code, **usual | values)
 
-    def order(self, name: str, **request: Any) -> Any:
-        """Ask the gate to start, stop, clear_fault or pause; nobody waits for the answer."""
-        return self._orders[name].call_async(ORDERS[name].Request(**request))
+    def order(self, name: str) -> Any:
+        """Ask the gate to start, stop or clear_fault; nobody waits for the answer."""
+        return self.client(Trigger, f'/{name}').call_async(Trigger.Request())
 
-    def obeyed(self, name: str, **request: Any) -> Any:
+    def obeyed(self, name: str) -> Any:
         """Order the gate and return its answer."""
-        self.spin(self._orders[name].service_is_ready, 10, name)
-        future = self.order(name, **request)
-        self.spin(future.done, 5, name)
-        return future.result()
+        return self.call(Trigger, f'/{name}')
 
     @property
     def gate(self) -> tuple[str, str]:
@@ -164,12 +160,6 @@ class Rig(Graph):
         self.spin(self.moving, 10, 'motion by itself after the fault')
         first = next(t for t, v in self.commands if t > healed and v.any())
         assert any(t <= first for t, _ in self.of('chunk', healed)), 'by an old chunk'
-
-    def decides(self) -> None:
-        """Wait for some further decisions, and for motion then."""
-        decided = int(self.told('step'))
-        self.spin(lambda: int(self.told('step')) > decided + 3, 5, 'decisions')
-        self.spin(self.moving, 1, 'motion as before')
 
     def moving(self) -> bool:
         """Whether the last commands all move the arm."""

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
+from geometry_msgs.msg import TwistStamped
 from rcl_interfaces.srv import DescribeParameters, GetParameters
 from std_msgs.msg import Bool, String
-from support.graph import ROOT
 
 from dtvla_ros.actions import osc
 from dtvla_ros.ros import conversions, qos
-from test.faults.inside import RIVAL, policy_faults
+from test.faults.inside import policy_faults
 from test.faults.rig import TASK, T
 
 LISTED = 'put the can in the wooden bin'
@@ -113,10 +111,8 @@ def test_15_a_target_outside_the_box_is_rejected(moving, check):
 def test_16_an_overrun_shows_thinking_holds_and_stops_at_the_deadline(moving, check):
     (moving.folder / 'slow').touch()
     begun = time.monotonic()
-    moving.spin(lambda: moving.gate == ('HOLD', 'thinking'), 3, 'HOLD when the queue is empty')
+    last = begun + moving.stops(begun, 'HOLD', 'thinking')
     moving.spin(lambda: moving.vla[0] == 'THINKING', 1, 'THINKING')
-    moving.spin(lambda: moving.still_after(begun), 1, 'stillness')
-    last = moving.still_after(begun)
     moving.spin(lambda: moving.vla[0] == 'STOPPED', 3, 'STOPPED at the deadline')
     thinking = moving.heard['vla'][-1][0] - next(
         t for t, m in reversed(moving.heard['vla']) if m.message == 'ACTING')
@@ -171,11 +167,10 @@ def test_30_a_second_start_is_refused_and_a_stop_before_motion_is_honoured(movin
 
 
 def test_31_a_second_publisher_silences_the_gate(moving, check):
-    other = subprocess.Popen([sys.executable, '-c', RIVAL], cwd=ROOT, text=True,
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    since = time.monotonic()
+    other = moving.node.create_publisher(TwistStamped, '/twist_cmd', 1)
     moving.spin(lambda: moving.gate[0] == 'FAULT', 10, 'FAULT')
     moving.wait(0.3)
-    since = float(other.stdout.readline())
     check(31, max((t - since for t, _ in moving.commands), default=0.0))
     response = moving.obeyed('clear_fault')
     assert not response.success, 'not while the other one is there'
@@ -183,7 +178,7 @@ def test_31_a_second_publisher_silences_the_gate(moving, check):
     before = len(moving.commands)
     moving.wait(0.3)
     assert len(moving.commands) == before, 'silence'
-    other.communicate()
+    moving.node.destroy_publisher(other)
     moving.ready()
 
 

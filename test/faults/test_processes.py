@@ -51,7 +51,6 @@ def test_19_a_killed_policy(moving, check):
 @pytest.mark.parametrize('sink', ['servo', 'crisp'])
 def test_20_a_killed_gate(moving, check, sink):
     if sink == 'crisp':
-        moving.kill('command_gate')
         moving.begin('command_gate', preset='crisp', profile='default')
         moving.ready()
     since, place = time.monotonic(), moving.robot.position.copy()
@@ -93,7 +92,6 @@ def test_22_a_wall_clock_that_jumps(moving, check, seconds):
 
 
 def test_24_simulated_time_that_pauses(moving, check):
-    moving.kill('command_gate')
     publisher = moving.node.create_publisher(Clock, '/clock', qos.LATEST)
     timer = moving.every(0.01, lambda: publisher.publish(
         Clock(clock=conversions.time_message(time.time()))))

@@ -37,8 +37,6 @@ def change(rig, transition):
 def managed(rig):
     """Return a function that starts the policy node unconfigured, instead of a former one."""
     def start(*arguments, **values):
-        if 'vla_node' in rig.processes:
-            rig.interrupt('vla_node')
         rig.faults.clear()
         rig.begin('vla_node', *arguments, autostart='false', **values)
         rig.spin(lambda: rig.vla[0] == 'UNCONFIGURED', 20, 'UNCONFIGURED')
@@ -191,8 +189,6 @@ def test_11_no_pose_no_start(managed, check, source):
         tf2 = pytest.importorskip('tf2_msgs.msg', reason='tf2_msgs is not installed here')
         values = {'pose_source': 'tf', 'ee_frame': 'hand'}
     rig = managed(**values)
-    if 'command_gate' in rig.processes:
-        rig.interrupt('command_gate')
     rig.inject(ee_pose=drop)
     rig.begin('command_gate', **values)
     rig.spin(lambda: rig.gate[0], 20, 'the gate')

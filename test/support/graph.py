@@ -57,6 +57,7 @@ class Graph:
         self.nodes: list[Node] = []
         self._started: list[subprocess.Popen[str]] = []
         self._logs: dict[str, Path] = {}
+        self._clients: dict[str, Any] = {}
         self._executor: Executor | None = None
 
     @property
@@ -153,13 +154,18 @@ class Graph:
         end = time.monotonic() + seconds
         self.spin(lambda: time.monotonic() >= end, seconds + 10)
 
+    def client(self, kind: Any, name: str) -> Any:
+        """Return a client of a service, the same one each time: it has been discovered then."""
+        if name not in self._clients:
+            self._clients[name] = self.node.create_client(kind, name)
+        return self._clients[name]
+
     def call(self, kind: Any, name: str, request: Any = None) -> Any:
         """Call a service once it is there; return its response."""
-        client = self.node.create_client(kind, name)
+        client = self.client(kind, name)
         self.spin(client.service_is_ready, 30, name)
         future = client.call_async(kind.Request() if request is None else request)
         self.spin(future.done, 30, name)
-        self.node.destroy_client(client)
         return future.result()
 
     def change(self, transition: int) -> bool:
