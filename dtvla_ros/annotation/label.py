@@ -122,8 +122,7 @@ def label(source: Source, keyframes: Mapping[int, Sequence[int]], path: Path, pr
     with Journal(path, header) as journal, ExitStack() as stack:
         for k in set(wanted) & journal.done.keys():
             if [row['frame'] for row in journal.done[k]['labels']] != list(keyframes[k]):
-                raise UserError(f'{path}: episode {k} is labelled at other key frames; choose '
-                                'another file or delete it')
+                raise UserError(f'{path}: episode {k} is labelled at other key frames; delete it')
         known = {(row['provider'], row['key'], row['round']): row
                  for row in read_answers(path.parent / providers.ANSWERS)}
         answers, broken = (stack.enter_context(JsonLines(path.parent / file))

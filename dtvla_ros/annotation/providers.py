@@ -88,9 +88,8 @@ class ReplayProvider(Provider):
 
     def ask(self, question: Question) -> Answer:
         if question.key not in self._rows:
-            raise UserError(f'{self._path}: nobody answered this question about frames '
-                            f'{list(question.frames)}; use the data set, key frames and options '
-                            'of the run that is replayed')
+            raise UserError(f'{self._path}: nobody answered this about frames {question.frames}; '
+                            'use data, key frames and options of the run that is replayed')
         return Answer.of(self._rows[question.key])
 
 
@@ -257,8 +256,7 @@ class HttpProvider(Provider):
         options, wait = self._options, 0.0
         for number in range(options.tries):
             if wait > options.longest_wait:
-                raise UserError(f'{self._address}: asks to wait {wait:.0f} s; repeat the '
-                                'command then, what is labelled is kept')
+                raise UserError(f'{self._address}: asks to wait {wait:.0f} s; repeat it then')
             if self._stopped.wait(wait):
                 raise UserError('stopped')
             try:
@@ -267,8 +265,7 @@ class HttpProvider(Provider):
                 problem, after = error.args
                 limit = min(options.longest_wait, options.first_wait * 2 ** number)
                 wait = random.uniform(0, limit) if after is None else after
-        raise UserError(f'{self._address}: {problem}, {options.tries} times; what is labelled is '
-                        'kept, repeat the command later')
+        raise UserError(f'{self._address}: {problem}, {options.tries} times; repeat it later')
 
     def _once(self, question: Question) -> Answer:
         options, ledger, budget = self._options, self._ledger, self._ledger.budget

@@ -153,8 +153,7 @@ class Source:
         state, names = reader.rows(layout.STATE), reader.channels(layout.STATE)
         axes = [names.index(a) for a in 'xyz'] if set('xyz') <= set(names) else [0, 1, 2]
         if state.shape[1] <= max(axes):
-            raise UserError(f'{root}: {layout.STATE} has {state.shape[1]} channels; the position '
-                            'of the end effector needs three')
+            raise UserError(f"{root}: {layout.STATE} lacks the end effector's place; record it")
         self._position = state[:, axes]
         fingers = [k for k, name in enumerate(names) if name.startswith('finger')] or (
             [6, 7] if state.shape[1] == 8 else [])

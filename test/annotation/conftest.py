@@ -15,13 +15,10 @@ if any(find_spec(name) is None for name in ('pyarrow', 'pydantic', 'httpx', 'pef
 def root(tmp_path_factory) -> Path:
     """Return the folder of a dataset of twelve episodes; nobody may write there."""
     from support.picks import picks_dataset
-
     return picks_dataset(tmp_path_factory.mktemp('picks') / 'data', 12)
 
 
 @pytest.fixture
 def source(root):
-    """Return the dataset as the annotation reads it."""
     from dtvla_ros.annotation.source import Source
-
     return Source(root)

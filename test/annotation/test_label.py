@@ -52,12 +52,10 @@ class Run:
             provider.close()
 
     def label(self, folder, provider, options=LabelOptions()):
-        """Label with any provider into a folder below."""
         return label(self.source, self.keyframes, self.folder / folder / LABELS, provider,
                      options, self.episodes)
 
     def estimate(self, episodes):
-        """Return what labelling so many episodes would take."""
         return estimate(self.source, self.keyframes, self.folder / LABELS, LabelOptions(), PRICES,
                         episodes)
 

@@ -14,6 +14,7 @@ from dtvla_ros.annotation.fill import Classes
 from dtvla_ros.annotation.label import LABELS, LabelOptions, label
 from dtvla_ros.annotation.question import SYSTEM, build_question
 from dtvla_ros.annotation.rules import label_frames
+from dtvla_ros.annotation.source import Source
 from dtvla_ros.annotation.vlm import LocalProvider, VlmLabeller, encode, load_vlm
 from dtvla_ros.errors import UserError
 
@@ -21,15 +22,12 @@ FRAMES = [0, 12]
 
 
 def question(source):
-    """Return a question about two frames."""
     return build_question(source, 0, FRAMES, FRAMES, None, True)
 
 
 @pytest.fixture(scope='module')
 def folder(root, tmp_path_factory):
     """Return the folder of an untrained model that knows the words."""
-    from dtvla_ros.annotation.source import Source
-
     asked = question(Source(root))
     texts = [SYSTEM, json.dumps(asked.schema), *[json.dumps(answer_frames(2))] * 20,
              *(part for part in asked.turns[0][1] if isinstance(part, str))]
