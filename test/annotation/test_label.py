@@ -87,6 +87,10 @@ def test_what_is_asked(run):
     assert headers['Authorization'] == f'Bearer {KEY}'
     form = request['response_format']
     assert form['type'] == 'json_schema' and form['json_schema']['strict'] is True
+    frame = form['json_schema']['schema']['$defs']['Frame']
+    assert frame['additionalProperties'] is False
+    assert set(frame['required']) == set(answer_frames(1)['frames'][0])
+    assert frame['properties']['object']['enum'] == ['can', 'blue_bin']
     assert request['temperature'] == 0 and request['max_tokens'] == 500
     content = request['messages'][1]['content']
     text = '\n'.join(part['text'] for part in content if part['type'] == 'text')
@@ -142,15 +146,23 @@ def test_it_gives_up_in_the_end(one):
             one(endpoint, longest_wait=20.0)
 
 
-@pytest.mark.parametrize('text, wrong', [
-    ('{"frames": [', 'Invalid JSON'), (json.dumps({'frames': []}), 'at least'),
-    (json.dumps(answer_frames(99, object='moon')), 'frames')])
-def test_an_unusable_answer_is_sent_back_once(one, text, wrong):
-    with Endpoint({0: Reply(text=text)}) as endpoint:
+@pytest.mark.parametrize('answer, wrong', [
+    ('{"frames": [', 'the answer: Invalid JSON'), ('{"frames": []}', 'frames: '),
+    ({'object': 'moon'}, 'frames.0.object: '), ({'extra': 1}, 'frames.0.extra: '),
+    ({'reason': 'x' * 500}, 'frames.0.reason: ')])
+def test_an_unusable_answer_is_sent_back_once(one, answer, wrong):
+    def behave(number, request):
+        right = answer_frames(wanted(request))
+        if number:
+            return Reply(text=f'```json\n{json.dumps(right)}\n```')
+        return Reply(text=answer if isinstance(answer, str) else json.dumps(
+            {'frames': [frame | answer for frame in right['frames']]}))
+
+    with Endpoint(behave) as endpoint:
         assert one(endpoint)[0]
     again = endpoint.requests[1]['messages']
     assert [m['role'] for m in again] == ['system', 'user', 'assistant', 'user']
-    assert again[2]['content'] == text and wrong in again[3]['content'][0]['text']
+    assert 'frames' in again[2]['content'] and wrong in again[3]['content'][0]['text']
 
 
 def test_an_episode_without_usable_answer_does_not_stop_the_others(run):
