@@ -22,10 +22,7 @@ from dtvla_ros.rollout.workers import run_jobs
 
 SEEDS_PER_BASE = 100_000
 EPISODES_PER_SHARD = 8
-IMAGES = {
-    'observation.images.image': 'agentview_image',
-    'observation.images.wrist_image': 'robot0_eye_in_hand_image',
-}
+IMAGES = dict(zip(layout.CAMERAS, ('agentview_image', 'robot0_eye_in_hand_image')))
 ENVIRONMENT = 'observation.environment_state'
 # Kinds of episodes, as datasets name them, by the option that gives their share.
 SHORT, OBSERVATION = 'short', 'look'

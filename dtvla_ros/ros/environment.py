@@ -23,20 +23,16 @@ from dtvla_ros.files import find_shared
 WHEELS = ('ros-wheels-bootstrapper', 'ros-rclpy')
 # The wheels' start-up file sets this when it has set LD_LIBRARY_PATH. Child processes inherit it.
 STARTED = '_ROS_WHEELS_BOOTSTRAP_COMPLETE'
-PYTHONS = ((3, 10), (3, 13))
-GLIBC = (2, 28)
 DISCOVERY = 'ROS_AUTOMATIC_DISCOVERY_RANGE'
 FORMER_DISCOVERY = 'ROS_LOCALHOST_ONLY'  # up to Humble the only one
 OTHER_HOSTS = ('ROS_STATIC_PEERS', 'ROS_DISCOVERY_SERVER')  # name machines to talk to
-DOMAIN = 'ROS_DOMAIN_ID'
-KEYSTORE = 'ROS_SECURITY_KEYSTORE'
 PROFILES = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE')
 PROFILE = 'config/fastdds.xml'
 LOCAL_PROFILE = 'config/fastdds_localhost.xml'
 CHOICES = {
     DISCOVERY: ('LOCALHOST', 'SUBNET', 'OFF', 'SYSTEM_DEFAULT'),
     'ROS_SECURITY_ENABLE': ('true', 'false'), 'ROS_SECURITY_STRATEGY': ('Enforce', 'Permissive'),
-    DOMAIN: tuple(map(str, range(233)))}  # the ports of the next one are beyond 65535
+    'ROS_DOMAIN_ID': tuple(map(str, range(233)))}  # the ports of the next one are beyond 65535
 """Values which ROS knows; any other one it takes for its default, which may be 'no security'."""
 # glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD of malloc.h.
 _MALLOPT = ((-1, 64 * 2**20), (-2, 4 * 2**20), (-3, 64 * 2**20))
@@ -52,8 +48,8 @@ def why_no_wheels() -> str:
     system, machine, (library, version) = (
         platform.system(), platform.machine(), platform.libc_ver())
     if (system, machine, library) == ('Linux', 'x86_64', 'glibc') and (
-            PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]
-            and tuple(map(int, version.split('.')[:2])) >= GLIBC):
+            (3, 10) <= sys.version_info[:2] <= (3, 13)
+            and tuple(map(int, version.split('.')[:2])) >= (2, 28)):
         return ''
     return (f'{system} on {machine} with Python {sys.version_info[0]}.{sys.version_info[1]} and '
             f'{library or "no glibc"} {version}'.rstrip())
@@ -154,9 +150,10 @@ def _require_known_values() -> None:
         if value and value not in choices:
             known = ', '.join(choices) if len(choices) < 9 else f'{choices[0]} to {choices[-1]}'
             raise UserError(f'{name}={value!r}: one of {known} expected, just so')
-    if os.environ.get('ROS_SECURITY_ENABLE') == 'true' and not os.environ.get(KEYSTORE):
-        raise UserError(f'ROS_SECURITY_ENABLE=true, but {KEYSTORE} is not set: make one with '
-                        'ros2 security create_keystore')
+    if os.environ.get('ROS_SECURITY_ENABLE') == 'true' and not os.environ.get(
+            'ROS_SECURITY_KEYSTORE'):
+        raise UserError('ROS_SECURITY_ENABLE=true, but ROS_SECURITY_KEYSTORE is not set: make one '
+                        'with ros2 security create_keystore')
 
 
 def _choose_profile() -> None:

@@ -21,11 +21,8 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.ros.environment import require_one_ros
 
 app = typer.Typer(
-    name='topic',
-    help='List, print, measure and publish topics, and call services, without the ros2 tools.',
-    no_args_is_help=True,
-    context_settings={'help_option_names': ['-h', '--help']},
-)
+    name='topic', no_args_is_help=True, context_settings={'help_option_names': ['-h', '--help']},
+    help='List, print, measure and publish topics, and call services, without the ros2 tools.')
 
 Topic = Annotated[str, typer.Argument(help='Name of the topic, such as /vla/reasoning.')]
 Type = Annotated[str | None, typer.Argument(

@@ -89,8 +89,7 @@ def test_the_trainer_learns_from_it(converted, tmp_path):
     if open_dataset(source).image_keys:
         pytest.skip('the same trainer, the same features')
     trainer = Trainer(CONFIG, SftRun(data=(reader.root,), out=tmp_path / 'run', steps=30))
-    losses = [float(trainer.train_step(trainer.batches.train(k, 0))['loss'])
-              for k in range(30)]
+    losses = [float(trainer.train_step(trainer.batches.train(k, 0))['loss']) for k in range(30)]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
 
 

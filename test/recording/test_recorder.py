@@ -62,8 +62,7 @@ class Source:
         node = graph.listen()
         node.create_publisher(String, '/instruction', LATCHED).publish(
             String(data='put the lemon in the blue bin'))
-        self.joints = node.create_publisher(JointState, '/joint_states',
-                                            qos_profile_sensor_data)
+        self.joints = node.create_publisher(JointState, '/joint_states', qos_profile_sensor_data)
         self.camera = node.create_publisher(Image, '/image_primary', qos_profile_sensor_data)
         self.sent, self.size = 0, size
         node.create_timer(1.0 / rate, self.publish, clock=STEADY)
@@ -131,8 +130,7 @@ def test_a_later_publisher_that_offers_less_is_heard_too(graph, tmp_path):
         graph.wait(0.3)
     recording.send_signal(signal.SIGINT)
     assert recording.wait(20) == 0
-    assert {m.data for m in read(tmp_path / 'bag')['/instruction']} >= {
-        'first', 'second', 'third'}
+    assert {m.data for m in read(tmp_path / 'bag')['/instruction']} >= {'first', 'second', 'third'}
 
 
 @pytest.mark.parametrize(('arguments', 'word'), [

@@ -143,8 +143,7 @@ def test_the_running_graph_has_them_all(graph, policy):
 
     node = start_all(graph, policy, 'sim', max_steps=60)
     graph.start('overlay', 'sim')
-    graph.spin(lambda: graph.of('action')
-               and node.count_publishers(topics.PLANNED_PATH), 90)
+    graph.spin(lambda: graph.of('action') and node.count_publishers(topics.PLANNED_PATH), 90)
     there = {name for name, _ in node.get_topic_names_and_types()}
     for path, layout in LAYOUTS.items():
         assert named(layout) <= there, path
