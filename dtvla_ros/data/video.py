@@ -27,22 +27,20 @@ def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: int) -> in
     with av.open(str(path), 'w') as container:
         stream = container.add_stream(CODEC, rate=fps, options=OPTIONS)
         assert isinstance(stream, av.VideoStream)
-        stream.pix_fmt = PIXEL_FORMAT
-        stream.thread_count = 1
-        for image in frames:
-            if count == 0:
+        stream.pix_fmt, stream.thread_count = PIXEL_FORMAT, 1
+        for count, image in enumerate(frames, 1):
+            if count == 1:
                 stream.height, stream.width = image.shape[:2]
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format='rgb24')
-            frame.pts = count
+            frame.pts = count - 1
             container.mux(stream.encode(frame))
-            count += 1
         container.mux(stream.encode(None))
     return count
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Open a video to read it. Raises ``UserError`` when it is missing or is no video."""
+    """Open a video's stream to read it. Raises ``UserError`` when it is missing or is no video."""
     try:
         container = av.open(str(path))
     except (OSError, av.FFmpegError) as error:
@@ -51,36 +49,33 @@ def _opened(path: Path) -> Iterator[Any]:
     with container:
         if not container.streams.video:
             raise UserError(f'{path}: this video has no images; copy or record it again')
-        yield container
+        yield container.streams.video[0]
 
 
 def read_video(path: Path, start: float = 0.0) -> Iterator[NDArray[np.uint8]]:
     """Yield RGB frames [H, W, 3] from the one shown at ``start`` [s] on. Raises ``UserError``."""
-    with _opened(path) as container:
-        stream = container.streams.video[0]
+    with _opened(path) as stream:
         stream.thread_count = 1
         half = 0.5 / float(stream.average_rate)
-        first, frames = _decode(container, stream, start + half, start - half)
+        first, frames = _decode(stream, start + half, start - half)
         if first is None or first.time > start + half:
             # Some codecs cannot show every frame after a jump into the middle.
-            first, frames = _decode(container, stream, 0.0, start - half)
+            first, frames = _decode(stream, 0.0, start - half)
         for frame in chain([] if first is None else [first], frames):
             yield frame.to_ndarray(format='rgb24').astype(np.uint8, copy=False)
 
 
-def _decode(container: Any, stream: av.VideoStream, begin: float, earliest: float,
+def _decode(stream: Any, begin: float, earliest: float,
             ) -> tuple[av.VideoFrame | None, Iterator[av.VideoFrame]]:
     """Jump to ``begin`` [s]; return the first frame shown from ``earliest`` on, and the rest."""
-    assert stream.time_base
-    container.seek(int(begin / stream.time_base), stream=stream)
-    frames = container.decode(stream)
+    stream.container.seek(int(begin / stream.time_base), stream=stream)
+    frames = stream.container.decode(stream)
     return next((frame for frame in frames if frame.time >= earliest), None), frames
 
 
 def probe(path: Path) -> dict[str, Any]:
     """Return size, codec, pixel format and rate, without decoding. Raises ``UserError``."""
-    with _opened(path) as container:
-        stream = container.streams.video[0]
+    with _opened(path) as stream:
         return {'height': stream.height, 'width': stream.width,
                 'codec': stream.codec.canonical_name, 'pix_fmt': stream.pix_fmt,
                 'fps': float(stream.average_rate or 0),
@@ -89,8 +84,8 @@ def probe(path: Path) -> dict[str, Any]:
 
 def count_frames(path: Path) -> int:
     """Return how many frames a video file holds, without decoding. Raises ``UserError``."""
-    with _opened(path) as container:
-        return sum(packet.size > 0 for packet in container.demux(video=0))
+    with _opened(path) as stream:
+        return sum(packet.size > 0 for packet in stream.container.demux(stream))
 
 
 def can_join(paths: Iterable[Path], fps: int) -> bool:
@@ -105,25 +100,23 @@ def join_videos(path: Path, files: Sequence[tuple[Path, int]], fps: int) -> int:
     ``files``: paths, and how many frames each holds. No image is encoded anew. Raises
     ``UserError`` when one holds another number.
     """
-    done = 0
+    done, target = 0, None
     with av.open(str(path), 'w') as out:
-        target = None
         for file, length in files:
-            with _opened(file) as container:
-                source = container.streams.video[0]
+            with _opened(file) as source:
                 if target is None:
                     target = out.add_stream_from_template(source, opaque=True)
+                # The last one is empty and marks the end.
+                packets = [packet for packet in source.container.demux(source) if packet.size]
+                if len(packets) != length:
+                    raise UserError(
+                        f'{file}: {len(packets)} frames for {length} rows of data; run dtvla data '
+                        'validate, then copy or record this episode again')
                 offset = round(done / fps / source.time_base) - (source.start_time or 0)
-                count = 0
-                for packet in container.demux(source):
-                    if packet.size:  # the last one is empty and marks the end
-                        packet.pts += offset
-                        packet.dts += offset
-                        packet.stream = target
-                        out.mux(packet)
-                        count += 1
-            if count != length:
-                raise UserError(f'{file}: {count} frames for {length} rows of data; run dtvla '
-                                'data validate, then copy or record this episode again')
-            done += count
+                for packet in packets:
+                    packet.pts += offset
+                    packet.dts += offset
+                    packet.stream = target
+                    out.mux(packet)
+            done += length
     return done

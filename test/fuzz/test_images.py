@@ -79,7 +79,8 @@ def _lying(draw: Any) -> Image:
     fields = {'height': height, 'width': width, 'step': width * ITEMS[encoding]}
     size = height * width * ITEMS[encoding]
     data = draw(st.binary(min_size=size, max_size=size))
-    for name in draw(st.lists(st.sampled_from(sorted(fields)), min_size=1, max_size=2)):
+    for name in draw(st.lists(st.sampled_from(sorted(fields)), min_size=1, max_size=2,
+                              unique=True)):
         fields[name] = draw(st.just(max(0, fields[name] + draw(st.integers(-3, 3)))) | SIZES)
     return Image(encoding=draw(st.just(encoding) | ENCODINGS), data=data,
                  is_bigendian=draw(st.integers(0, 255)), **fields)
