@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from dtvla_ros.safety.watchdog import Watchdog
 
@@ -25,13 +24,6 @@ WAITING = {DecisionState.UNCONFIGURED: 'not configured',
            DecisionState.LOADING: "the policy's weights are being read",
            DecisionState.INACTIVE: 'not activated'}
 """States of a node that is not active yet, and why it is in them."""
-
-
-class Status(NamedTuple):
-    """A state and its reason."""
-
-    state: DecisionState
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +48,12 @@ class DecisionMonitor:
 
     ``note`` explains a state that is not an error, ``refusal`` why a transition was refused.
     ``stopped`` is the reason why the task ended, '' while it goes on; a new task begins again.
-    ``period`` [s]: how often `tick` is called.
+    ``status``: the state judged last and its reason. ``period`` [s]: how often `tick` is called.
     """
 
     def __init__(self, period: float) -> None:
         self._period = period
-        self.status = Status(*next(iter(WAITING.items())))
+        self.status = next(iter(WAITING.items()))
         self.note = self.refusal = self.stopped = ''
         self.estop = self.has_task = False
         self._lost_since: float | None = None
@@ -89,9 +81,9 @@ class DecisionMonitor:
         self._gate.feed(GATE, now)
         self._gate_heard = True
 
-    def tick(self, now: float, readings: Readings) -> Status:
+    def tick(self, now: float, readings: Readings) -> tuple[DecisionState, str]:
         """Judge the present; may stop the task."""
-        self.status = Status(*self._judge(now, readings))
+        self.status = self._judge(now, readings)
         return self.status
 
     def _judge(self, now: float, readings: Readings) -> tuple[DecisionState, str]:

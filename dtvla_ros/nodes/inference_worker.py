@@ -71,12 +71,10 @@ class InferenceWorker:
 
     def take(self) -> Outcome | None:
         """Return the next finished outcome, or None."""
-        try:
-            outcome = self._done.get_nowait()
-        except queue.Empty:
+        if self._done.empty():
             return None
         self.busy_since = None
-        return outcome
+        return self._done.get()
 
     def stop(self, timeout: float) -> None:
         """Ask the worker to end and wait at most ``timeout`` seconds for it."""

@@ -168,9 +168,8 @@ class Inputs:
 
     def close(self) -> None:
         """Stop listening."""
-        for subscription in self._open:
-            self._node.destroy_subscription(subscription)
-        self._open = []
+        while self._open:
+            self._node.destroy_subscription(self._open.pop())
         self._pose.close()
 
     def clear(self) -> None:
@@ -182,10 +181,9 @@ class Inputs:
         """Return the newest complete observation young enough to act on, or None."""
         observation = self._synchronizer.poll(instruction)
         self.missing = self._synchronizer.missing
-        if observation is None or self._settings.lockstep:
-            return observation
-        if self._now() - observation.stamp > self._settings.max_age_s:
-            self.missing = f'a complete observation younger than {self._settings.max_age_s:g} s'
+        oldest = math.inf if self._settings.lockstep else self._settings.max_age_s
+        if observation is not None and self._now() - observation.stamp > oldest:
+            self.missing = f'a complete observation younger than {oldest:g} s'
             return None
         return observation
 

@@ -96,9 +96,8 @@ class PoseSource:
 
     def close(self) -> None:
         """Stop listening."""
-        for subscription in self._open:
-            self._node.destroy_subscription(subscription)
-        self._open = []
+        while self._open:
+            self._node.destroy_subscription(self._open.pop())
 
     def _on_topic(self, message: PoseStamped) -> None:
         self._on_pose(*conversions.pose_arrays(message.pose),

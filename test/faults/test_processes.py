@@ -144,13 +144,12 @@ def test_38_a_robot_lost_and_found(moving, check):
 
 
 def test_39_a_disk_that_is_full_while_recording(moving, check, tmp_path):
-    bag, limit = tmp_path / 'bag', 3_000_000
     # A limit on the size of any file the recorder writes: the same error path as a full disk.
-    code = (f'import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
-            f'resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); '
+    code = ('import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
+            'resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000)); '
             'from dtvla_ros.cli import main; main()')
     before = len(moving.stamps)
-    done = moving.launch('record', '-c', code, 'record', '--out', str(bag))
+    done = moving.launch('record', '-c', code, 'record', '--out', str(tmp_path / 'bag'))
     moving.spin(lambda: done.poll() is not None, 40, 'the end of the recording')
     output = moving.log('record')
     assert done.returncode == 3, output

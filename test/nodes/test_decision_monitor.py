@@ -2,13 +2,7 @@
 
 import pytest
 
-from dtvla_ros.nodes.decision_monitor import (
-    INPUT_LOST,
-    WAITING,
-    DecisionMonitor,
-    DecisionState,
-    Readings,
-)
+from dtvla_ros.nodes.decision_monitor import INPUT_LOST, WAITING, DecisionMonitor, Readings
 
 PERIOD = 0.025
 GOOD, BUSY = Readings(has_chunk=True), Readings(busy_since=0.0)
@@ -23,9 +17,9 @@ def monitor():
 
 
 def judged(monitor, readings, now=0.0):
-    status = monitor.tick(now, readings)
+    state, reason = status = monitor.tick(now, readings)
     assert status is monitor.status
-    return status.state.name, status.reason
+    return state.name, reason
 
 
 def over_time(monitor, readings, seconds, start=0.0):
@@ -53,7 +47,7 @@ def test_a_task_from_its_instruction_to_its_chunk_and_the_estop_that_wins(monito
     assert judged(monitor, GOOD) == ('ACTING', '')
     monitor.stopped, monitor.estop = 'failed', True
     assert judged(monitor, GOOD) == ('FAULT', 'e-stop') and not monitor.ready
-    assert judged(monitor, Readings(DecisionState.UNCONFIGURED)) == ('FAULT', 'e-stop')
+    assert judged(monitor, Readings(next(iter(WAITING)))) == ('FAULT', 'e-stop')
     monitor.estop = False
     assert judged(monitor, GOOD) == ('STOPPED', 'failed')
 
