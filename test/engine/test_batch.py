@@ -124,6 +124,7 @@ def test_sampled_log_probs_are_those_that_learning_recomputes(policy, scenes, th
     for k, decision in enumerate(decisions):
         count = len(decision.thought_tokens) - 1 - (decision.outcome == 'truncated')
         assert len(decision.thought_log_probs) == count
+        assert not sampler.banned[list(decision.thought_tokens[1:1 + count])].any()
         np.testing.assert_allclose(again[k, :width][tokens.thought_mask[k]],
                                    decision.thought_log_probs, atol=1e-4)
         np.testing.assert_allclose(again[k, width:], decision.action_log_probs, atol=1e-4)
@@ -174,13 +175,6 @@ def test_choose_follows_the_distribution():
     assert edge.tolist() == [0, 3]
     first = torch.tensor([0.0, 1.0]).log()
     assert choose(first[None], torch.zeros(1, dtype=torch.float64)).tolist() == [1]
-
-
-def test_no_banned_word_is_written(policy, scenes):
-    sampler = BatchSampler(*policy, max_thought_tokens=LIMIT, thought_temperature=5.0)
-    for decision in sampler.infer(scenes, range(len(scenes))):
-        chosen = decision.thought_tokens[1:1 + len(decision.thought_log_probs)]
-        assert not sampler.banned[list(chosen)].any()
 
 
 def test_bad_requests(policy, scenes):

@@ -21,7 +21,7 @@ from dtvla_ros.engine.graphs import build_graphs
 from dtvla_ros.engine.load import load_policy
 from dtvla_ros.engine.policy import banned_in_thought, write_thought
 from dtvla_ros.engine.published import scene
-from dtvla_ros.engine.quantize import in_floats, quantize
+from dtvla_ros.engine.quantize import in_floats, quantize, rewrite
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.manifest import FLOAT_GRAPHS, GRAPHS, PolicyManifest
 from dtvla_ros.training.export import export
@@ -71,26 +71,26 @@ def test_the_gate_is_passed(tmp_path, weights):
 def test_floats_are_the_same_weights(traced, weights):
     """What the runtime makes of the bytes when it loads the second set of graphs."""
     graph = quantize(traced(), untrained()[1].config, weights)['act.onnx']
-    stored, floats = constants(graph), in_floats(graph)
+    stored, floats, want = constants(graph), in_floats(graph), []
+    del floats.graph.output[:]
     for node in (n for n in graph.graph.node if n.op_type == 'MatMulNBits'):
         sizes = {a.name: a.i for a in node.attribute}
         steps = stored[node.input[1]].reshape(sizes['N'], -1)
         if sizes['bits'] == 4:
             steps = np.stack([steps & 15, steps >> 4], -1).reshape(sizes['N'], -1)
         scales = stored[node.input[2]].reshape(sizes['N'], -1).repeat(sizes['block_size'], 1)
-        want = (steps - 2.0 ** (sizes['bits'] - 1)) * scales  # [out, in]
-        name = f'{node.input[1]}.floats'
-        parts = [n for n in floats.graph.node if n.output[0].startswith(f'{node.input[1]}.')
-                 or node.input[1] in n.input]
-        wanted = {i for n in parts for i in n.input}
-        small = onnx.helper.make_model(onnx.helper.make_graph(
-            [n for n in parts if n.op_type != 'MatMul'], 'weights', [],
-            [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)],
-            [t for t in floats.graph.initializer if t.name in wanted]),
-            opset_imports=[onnx.helper.make_opsetid('', 23)], ir_version=10)
-        got = onnxruntime.InferenceSession(small.SerializeToString()).run(None, {})[0]
-        np.testing.assert_allclose(got, want.T, rtol=1e-6)
-    assert not any(n.op_type == 'MatMulNBits' for n in floats.graph.node)
+        want.append((steps - 2.0 ** (sizes['bits'] - 1)) * scales)  # [out, in]
+        floats.graph.output.append(onnx.helper.make_tensor_value_info(
+            f'{node.input[1]}.floats', onnx.TensorProto.FLOAT, None))
+    assert want and not any(n.op_type == 'MatMulNBits' for n in floats.graph.node)
+    del floats.graph.input[:]  # the weights depend on none
+    made = {t.name for t in floats.graph.initializer}
+    nodes = [n for n in floats.graph.node
+             if made.issuperset(n.input) and not made.update(n.output)]
+    rewrite(floats, nodes, list(floats.graph.initializer))
+    got = onnxruntime.InferenceSession(floats.SerializeToString()).run(None, {})
+    for mine, wanted in zip(got, want, strict=True):
+        np.testing.assert_allclose(mine, wanted.T, rtol=1e-6)
 
 
 def unlist(folder: Path, graphs: tuple[str, ...]) -> None:
@@ -125,21 +125,19 @@ def test_the_cpu_chooses_the_graphs(tmp_path, monkeypatch, integers, weights):
 def test_the_fastest_weights_that_pass(tmp_path, monkeypatch):
     write(tmp_path / 'policy')
     monkeypatch.setattr(bench, '_CANDIDATES', ('int4', 'int8'))  # int4 is refused
-    result = CliRunner().invoke(app, ['export', str(tmp_path / 'policy'), '--weights', 'auto'])
-    assert result.exit_code == 0, result.output
+    export(tmp_path / 'policy', weights='auto')
     assert PolicyManifest.read(tmp_path / 'policy-int8').weights == 'int8'
     monkeypatch.setattr(bench, '_CANDIDATES', ('fp32', 'int8'))
     now = [0.0]
 
     class Slow(bench.OnnxEngine):
-        def encode_images(self, pixels):
-            # Quantised weights take a second, float32 ones two.
-            now[0] += 1.0 if 'int8' in self.folder else 2.0
-            return super().encode_images(pixels)
-
         def __init__(self, folder, *args, **options):
             super().__init__(folder, *args, **options)
-            self.folder = folder.name
+            self.seconds = 1.0 if folder.name == 'int8' else 2.0
+
+        def encode_images(self, pixels):
+            now[0] += self.seconds
+            return super().encode_images(pixels)
 
     monkeypatch.setattr(bench, 'OnnxEngine', Slow)
     monkeypatch.setattr(bench.time, 'perf_counter', lambda: now[0])
