@@ -20,12 +20,8 @@ EVAL_SEED_START = 1_000_000
 def make(suite: str, perturb: Sequence[str] = (), **options: Any) -> ArmEnv | PerturbedEnv:
     """Build a suite's environment, disturbed by ``perturb`` if any. One environment per process.
 
-    Raises
-    ------
-    UserError
-        If the suite or a perturbation is unknown, the suite is not installed, or no software
-        renderer is.
-
+    Raises UserError if the suite or a perturbation is unknown, the suite is not installed, or no
+    software renderer is.
     """
     if suite not in SUITES:
         raise UserError(f'unknown suite "{suite}"; there is: {", ".join(SUITES)}')

@@ -36,11 +36,7 @@ class ArmControl:
         A robosuite environment with one arm under ``OSC_POSE``: fixed impedance, deltas, no
         interpolation.
 
-    Raises
-    ------
-    ValueError
-        If the controller is set up otherwise.
-
+    Raises ValueError if the controller is set up otherwise.
     """
 
     def __init__(self, env: Any):

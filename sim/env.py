@@ -32,11 +32,7 @@ REST = np.array([0.0, 0, 0, 0, 0, 0, -1.0])  # the action that stays and opens t
 def valid_action(action: ArrayLike) -> NDArray[np.float64]:
     """Return an action [7] clipped to [-1, 1].
 
-    Raises
-    ------
-    UserError
-        If it has the wrong shape or is not finite.
-
+    Raises UserError if it has the wrong shape or is not finite.
     """
     values = np.asarray(action, np.float64)
     if values.shape != (7,) or not np.isfinite(values).all():

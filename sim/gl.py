@@ -14,11 +14,7 @@ LIBRARIES = {'osmesa': 'OSMesa', 'egl': 'EGL'}  # the first needs no device
 def choose_gl() -> None:
     """Set ``MUJOCO_GL`` and ``PYOPENGL_PLATFORM`` if unset; a choice of the user's is kept.
 
-    Raises
-    ------
-    UserError
-        If no library of a renderer is installed.
-
+    Raises UserError if no library of a renderer is installed.
     """
     chosen = os.environ.get('MUJOCO_GL', '').lower()
     if not chosen and sys.platform == 'linux':

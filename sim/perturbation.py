@@ -42,11 +42,7 @@ _HEADLIGHT = ('ambient', 'diffuse', 'specular')
 def parse(text: str) -> tuple[str, int]:
     """Return a family and its strength, 0 to 3, of ``family:strength``; 0 changes nothing.
 
-    Raises
-    ------
-    UserError
-        If there is no such family or strength.
-
+    Raises UserError if there is no such family or strength.
     """
     family, _, strength = text.partition(':')
     if family not in FAMILIES or strength not in ('0', '1', '2', '3'):
@@ -75,11 +71,7 @@ class PerturbedEnv:
     def use(self, perturbations: Sequence[str]) -> None:
         """Disturb by these from the next reset on.
 
-        Raises
-        ------
-        UserError
-            If one is unknown or a family comes twice.
-
+        Raises UserError if one is unknown or a family comes twice.
         """
         parsed = dict(map(parse, perturbations))
         if len(parsed) < len(perturbations):

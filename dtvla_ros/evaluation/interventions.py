@@ -31,7 +31,6 @@ from dtvla_ros.rollout.episode import run_episode
 from dtvla_ros.rollout.workers import run_jobs
 
 MODES = ('full', 'masked')  # of recovery
-RATE = ('share', 'n', 'Wilson 95 %')
 BEFORE, AFTER = 2, 8  # thoughts kept around the knock
 
 
@@ -67,16 +66,15 @@ def steer(options: EvalOptions) -> dict[str, Any]:
     """Print how often thought and instruction are followed; return what is written."""
     def report(results: Sequence[Steering]) -> dict[str, Any]:
         summary = steering_summary(results)
+        rates = (rate for part in summary.values() for rate in part.values())
         Console().print(plain_table(
             f'{options.scene.suite}: steered by the thought',
-            ('changed in the thought', 'followed', *RATE),
-            [(what, followed, *rate_cells(summary[key][name]))
-             for what, key, name, followed in (
-                 ('task', 'thing', 'said', 'the thought (its task done)'),
-                 ('task', 'thing', 'asked', 'the instruction (its task done)'),
-                 ('direction', 'direction', 'own', 'nothing changed: words agreed with'),
-                 ('direction', 'direction', 'opposite', 'opposite words agreed with'))],
-            names=2))
+            ('changed in the thought', 'followed', 'share', 'n', 'Wilson 95 %'),
+            [(*names, *rate_cells(rate)) for names, rate in zip((
+                ('task', 'the thought (its task done)'),
+                ('task', 'the instruction (its task done)'),
+                ('direction', 'nothing changed: words agreed with'),
+                ('direction', 'opposite words agreed with')), rates)], names=2))
         return summary
 
     return _measure(options, 'steered', make_steering_worker, [()], report)
@@ -179,7 +177,7 @@ def _other_task(env: Env, policy: Policy, task: str, seed: int,
 
 
 def steering_summary(results: Sequence[Steering]) -> dict[str, Any]:
-    """Return how often thought and instruction were followed, with Wilson intervals."""
+    """Return how often thought and instruction were followed, and words of direction."""
     steered = [r for r in results if r.other]
     words, along, turned = (sum(getattr(r, name) for r in results)
                             for name in ('words', 'along', 'turned'))

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,16 +45,10 @@ def run_over_ros(
     """
     os.environ.setdefault('ROS_DOMAIN_ID', str(random.SystemRandom().randint(1, 100)))
     logs = Path(tempfile.mkdtemp(prefix='dtvla-eval-'))
-    keep_logs = False
-    try:
+    with ExitStack() as stack:
+        stack.push(lambda kind, *_: None if kind is NodeDied else shutil.rmtree(logs, True))
         for number, (tasks, seeds) in enumerate(blocks(jobs)):
             yield from _block(setup, tasks, seeds, logs / str(number))
-    except NodeDied:
-        keep_logs = True
-        raise
-    finally:
-        if not keep_logs:
-            shutil.rmtree(logs, ignore_errors=True)
 
 
 def blocks(jobs: Iterable[Job]) -> list[tuple[list[str], range]]:
@@ -95,7 +90,7 @@ def _block(
             'seed': seeds.start, 'camera_every': every, **parameters(setup.scene)})
         for _ in watch(executor, listener, nodes):
             yield from listener.ended()
-        while listener.waits():
+        while listener.waiting:
             executor.spin_once(timeout_sec=0.05)
             yield from listener.ended()
 
@@ -114,16 +109,12 @@ class Listener(Watcher):
         self._record: FailureRecord | None = None
         self._thoughts: list[str] = []
         self._commands: dict[int, NDArray[np.float64]] = {}  # by stamp [ns]
-        self._waiting: list[tuple[float, EpisodeResult]] = []
-
-    def waits(self) -> bool:
-        """Whether a finished episode has not been handed out yet."""
-        return bool(self._waiting)
+        self.waiting: list[tuple[float, EpisodeResult]] = []  # not handed out yet
 
     def ended(self) -> Iterator[tuple[Job, EpisodeResult]]:
         """Yield what has finished since."""
-        while self._waiting:
-            since, result = self._waiting[0]
+        while self.waiting:
+            since, result = self.waiting[0]
             if self._exact:
                 mine = self._first_episode()
                 if len(mine) < result.steps and time.monotonic() - since < LATE_COMMANDS:
@@ -133,7 +124,7 @@ class Listener(Watcher):
                         [self._commands[stamp] for stamp in mine]))
                 for stamp in mine:
                     del self._commands[stamp]
-            self._waiting.pop(0)
+            self.waiting.pop(0)
             yield (result.task, result.seed), result
 
     def _first_episode(self) -> list[int]:
@@ -174,4 +165,4 @@ class Listener(Watcher):
         if self._record is not None:
             keep(self._setup, result, self._record.close(success))
             self._record = None
-        self._waiting.append((time.monotonic(), result))
+        self.waiting.append((time.monotonic(), result))

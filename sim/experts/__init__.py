@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 def make_expert(env: ArmEnv) -> TabletopExpert | LiberoExpert:
     """Return the expert for an environment.
 
-    Raises
-    ------
-    UserError
-        If there is none for its suite.
-
+    Raises UserError if there is none for its suite.
     """
     if env.suite == 'tabletop':
         from .tabletop import TabletopExpert

@@ -40,11 +40,7 @@ def needed_first(scene: LiberoScene, goal: Goal) -> Goal | None:
 def skill_class(scene: LiberoScene, goal: Goal) -> type[Skill]:
     """Return the skill that reaches a goal.
 
-    Raises
-    ------
-    UserError
-        If there is none.
-
+    Raises UserError if there is none.
     """
     verb, subject = goal[0], goal[1]
     if verb in ('open', 'close'):
@@ -77,11 +73,7 @@ class LiberoExpert:
         places goes by what is there (an object in the fingers is held, whoever took it), not by
         what it asked for before.
 
-        Raises
-        ------
-        UserError
-            If there is no skill for a goal of the task.
-
+        Raises UserError if there is no skill for a goal of the task.
         """
         scene = self.env.scene
         goals = plan(scene)

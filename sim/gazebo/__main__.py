@@ -43,11 +43,7 @@ CAMERA_AXES = np.array([[0, -1, 0, 0], [0, 0, 1, 0], [-1, 0, 0, 0], [0, 0, 0, 1]
 def build(folder: Path, task: str, seed: int, image_size: int) -> str:
     """Write world.sdf and panda.urdf with what they name; return the task's instruction.
 
-    Raises
-    ------
-    UserError
-        If the task is unknown or the package's controller settings are not installed.
-
+    Raises UserError if the task is unknown or the package's controller settings are not installed.
     """
     controllers = find_shared(CONTROLLERS)
     if not controllers.is_file():

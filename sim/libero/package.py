@@ -27,11 +27,7 @@ INSTALL = 'run "make libero" or see docs/libero.md'
 def root() -> Path:
     """Return the folder of ``libero.libero`` without importing it.
 
-    Raises
-    ------
-    UserError
-        If hf-libero is not installed.
-
+    Raises UserError if hf-libero is not installed.
     """
     found = importlib.util.find_spec('libero')
     places = list(found.submodule_search_locations or []) if found is not None else []
@@ -42,13 +38,9 @@ def root() -> Path:
 
 
 def check_mujoco(version: str | None = None) -> None:
-    """Refuse a MuJoCo on which the tasks are other tasks.
+    """Raise UserError for a MuJoCo on which the tasks are other tasks.
 
-    Raises
-    ------
-    UserError
-        Before 3.3 images break under NumPy 2; from 3.4 on objects jump while they settle.
-
+    Before 3.3 images break under NumPy 2; from 3.4 on objects jump while they settle.
     """
     version = version or metadata.version('mujoco')
     if version.split('.')[:2] != ['3', '3']:
@@ -63,11 +55,7 @@ def find_assets(given: str | os.PathLike[str] | None = None, download: bool = Fa
     ``download`` allows to fetch them from the Hugging Face Hub into the cache, which shows a
     progress bar; the environment variable ``DTVLA_LIBERO_DOWNLOAD=1`` does, too.
 
-    Raises
-    ------
-    UserError
-        If a place that was named holds no assets, or none do.
-
+    Raises UserError if a place that was named holds no assets, or none do.
     """
     def missing(path: Path) -> str:
         return next((part for part in PARTS if not (path / part).is_dir()), '')
@@ -137,11 +125,7 @@ def libero_modules() -> ModuleType:
 def prepare(assets: str | os.PathLike[str] | None = None, download: bool = False) -> Path:
     """Make ``libero.libero.envs`` importable and point it at the assets; return their folder.
 
-    Raises
-    ------
-    UserError
-        If hf-libero, one of its own requirements or the assets are missing.
-
+    Raises UserError if hf-libero, one of its own requirements or the assets are missing.
     """
     folder = find_assets(assets, download)
     libero_modules()._assets_path_cache = str(folder)  # type: ignore[attr-defined]

@@ -75,11 +75,7 @@ class LiberoScene:
     def reset(self, seed: int) -> None:
         """Sample the task's own random start; fixtures included, it depends on ``seed`` only.
 
-        Raises
-        ------
-        RuntimeError
-            If the objects find no room in their regions.
-
+        Raises RuntimeError if the objects find no room in their regions.
         """
         from robosuite.utils.errors import RandomizationError
 

@@ -46,13 +46,8 @@ def rearrange(scene: LiberoScene, kind: str, rng: Generator) -> None:
     Objects on a moved object move along, those in or on fixtures stay; containers are not
     permuted. Nothing touches what it did not touch before, and everything stays in reach.
 
-    Raises
-    ------
-    UserError
-        If there are not two objects to permute.
-    RuntimeError
-        If no such arrangement is found.
-
+    Raises UserError if there are not two objects to permute, RuntimeError if no such arrangement
+    is found.
     """
     on = supports(scene)
     rooted = {*scene.objects, *scene.fixtures}

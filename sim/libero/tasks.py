@@ -38,11 +38,7 @@ class LiberoTask:
 def suite_tasks(suite: str) -> dict[str, LiberoTask]:
     """Return the tasks of a suite by name, in the benchmark's order.
 
-    Raises
-    ------
-    UserError
-        If hf-libero is not installed, or without this suite's files.
-
+    Raises UserError if hf-libero is not installed, or without this suite's files.
     """
     base = root()
     # By path: the package it is in imports torch.
@@ -103,11 +99,7 @@ class _ArraysOnly(pickle.Unpickler):
 def read_init_states(path: Path) -> NDArray[np.float64]:
     """Return the benchmark's initial states [n, 1 + nq + nv] (time, positions, velocities).
 
-    Raises
-    ------
-    UserError
-        If the file is missing or holds anything but an array.
-
+    Raises UserError if the file is missing or holds anything but an array.
     """
     try:
         with zipfile.ZipFile(path) as archive:
