@@ -75,8 +75,6 @@ def swapped_thought(policy: Policy, other_instruction: Callable[[], str]) -> Inf
     ``other_instruction`` is asked for at every decision. A policy that does as it thinks does the
     other task, one that ignores its thought succeeds as ever. Timings are those of the thought.
     """
-    policy.reset()
-
     def infer(observation: Observation) -> Decision:
         other = policy.infer(replace(observation, instruction=other_instruction()))
         acted = act_on(policy.engine, policy.transform, observation, other.thought_tokens)

@@ -163,6 +163,7 @@ def _other_task(env: Env, policy: Policy, task: str, seed: int,
     others = [name for name in env.alternatives() if name != task and not env.done(name)]
     if not others:
         return '', False, False
+    policy.reset()
     other, said = drawn(others, seed), False
     instruction = instruction_of(env, other)
     misled = swapped_thought(policy, lambda: instruction)

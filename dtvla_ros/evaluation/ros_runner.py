@@ -99,8 +99,7 @@ class Listener(Watcher):
     """Builds an `EpisodeResult` of every episode on the topics, handed out by `ended`.
 
     ``exact``: with the hash of an episode's commands. Topics are not ordered among each other: a
-    result waits until as many commands have arrived as the episode had steps. Where some never
-    do, its hash stays empty.
+    result waits for as many commands as the episode had steps; if some never come it has none.
     """
 
     def __init__(self, setup: EvalOptions, frame_rate: float, exact: bool):
@@ -150,8 +149,7 @@ class Listener(Watcher):
             return
         if self._record is None:
             self._record = FailureRecord(
-                self._setup.videos is not None, self._setup.stills is not None,
-                f'{row["task"]}-{row["seed"]}', self._frame_rate)
+                self._setup, f'{row["task"]}-{row["seed"]}', self._frame_rate)
         self._record.add(images, row['instruction'], seen.thought, row['step'])
 
     def _end(self, row: dict[str, Any]) -> None:

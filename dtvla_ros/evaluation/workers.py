@@ -111,8 +111,7 @@ def make_policy_worker(
         if perturbations:
             env.use([name for name in perturbations if name])
         infer = ablated(policy, options.mode, seed, lambda: other_instruction(env, seed))
-        record = FailureRecord(options.videos is not None, options.stills is not None,
-                               f'{task}-{seed}', env.control_rate / replan)
+        record = FailureRecord(options, f'{task}-{seed}', env.control_rate / replan)
         try:
             result = run_episode(
                 env, infer, task, seed, replan, options.scene.max_steps, record.on_decision)

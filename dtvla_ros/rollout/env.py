@@ -81,9 +81,8 @@ class Restorable(Protocol):
 
 def require_tasks(tasks: Sequence[str], known: Sequence[str], suite: str) -> None:
     """Refuse a task that the suite does not have."""
-    for task in tasks:
-        if task not in known:
-            raise UserError(f'unknown task "{task}"; {suite} has: {", ".join(known)}')
+    if unknown := [task for task in tasks if task not in known]:
+        raise UserError(f'unknown task "{unknown[0]}"; {suite} has: {", ".join(known)}')
 
 
 @dataclass(frozen=True, slots=True)
