@@ -32,8 +32,8 @@ IMAGES = 16
 class Robot:
     """Follows ``/twist_cmd`` or ``/target_pose``; publishes below ``prefix``.
 
-    Joints move as fast as the arm is told to, even where it can reach no further. ``size``:
-    height and width of the images, which are noise and never the same twice in a row.
+    Joints move as the arm is told to, even out of reach. Images of ``size`` (height, width) are
+    noise and never the same twice in a row.
     """
 
     def __init__(self, node: Node, prefix: str = '/robot', size: tuple[int, int] = (128, 128),

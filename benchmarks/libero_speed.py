@@ -17,7 +17,6 @@ from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
 
 from dtvla_sim import EVAL_SEED_START
-from dtvla_sim.control import scene_settings
 from dtvla_sim.env import CAMERAS, REST, SETTLE_STEPS
 from dtvla_sim.libero.env import LiberoEnv
 from dtvla_sim.libero.scene import seeded
@@ -33,10 +32,8 @@ def compare(
 ) -> dict[str, Any]:
     """Run the same actions through both loops; return episodes a minute and the trajectories.
 
-    Episodes begin with a reset and settle; building and the first image are not counted.
-    ``replan_every``: steps between the images a policy reads in this package's loop.
-    ``trajectory`` [episodes, steps, nq] holds every position after every step, ``image``
-    [H, W, 3] the last start.
+    Building and the first image are not counted. ``replan_every``: steps between the images that
+    a policy reads. ``trajectory`` [episodes, steps, nq], ``image`` [H, W, 3] of the last start.
     """
     env = LiberoEnv(suite, image_size=image_size)
     actions = np.repeat(np.random.default_rng(0).uniform(-1.0, 1.0, (steps // 10 + 1, 7)), 10,
@@ -61,8 +58,7 @@ def our_loop(env: LiberoEnv, replan_every: int) -> Loop:
         image, path = obs['agentview_image'], []
         for k, action in enumerate(actions):
             if k % replan_every == 0:
-                for camera in CAMERAS:
-                    obs[camera]
+                _ = [obs[camera] for camera in CAMERAS]
             obs = env.step(action)[0]
             path.append(env.data.qpos.copy())
         return image, np.stack(path)
@@ -75,12 +71,9 @@ def stock_loop(env: LiberoEnv) -> Loop:
     env.reset(seed=0)  # loads LIBERO and its assets
     from libero.libero.envs import OffScreenRenderEnv
 
-    own = ('controller_configs', 'hard_reset', 'has_renderer', 'use_camera_obs',
-           'has_offscreen_renderer')
     stock = OffScreenRenderEnv(
         bddl_file_name=str(env.task.bddl), camera_heights=env.image_size,
-        camera_widths=env.image_size,
-        **{name: value for name, value in scene_settings().items() if name not in own})
+        camera_widths=env.image_size, ignore_done=True)
     states = read_init_states(env.task.init_states)
 
     def run(index: int, actions: NDArray) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
