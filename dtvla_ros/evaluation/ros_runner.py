@@ -149,7 +149,8 @@ class Listener(Watcher):
             return
         if self._record is None:
             self._record = FailureRecord(
-                self._setup, f'{row["task"]}-{row["seed"]}', self._frame_rate)
+                self._setup.videos, self._setup.stills, f'{row["task"]}-{row["seed"]}',
+                self._frame_rate)
         self._record.add(images, row['instruction'], seen.thought, row['step'])
 
     def _end(self, row: dict[str, Any]) -> None:

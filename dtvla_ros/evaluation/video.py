@@ -15,7 +15,6 @@ from PIL import Image
 
 from dtvla_ros.caption import PAPER, Caption, draw_frame
 from dtvla_ros.engine.engine import Decision
-from dtvla_ros.evaluation.workers import EvalOptions
 from dtvla_ros.policy.transform import Observation
 
 
@@ -68,14 +67,14 @@ def contact_sheet(
 class FailureRecord:
     """Follows one episode for a film and a still of its last frame, should it fail.
 
-    Either only if the options have a folder for it; ``rate`` [frames/s].
+    Either only if there is a folder for it; ``rate`` [frames/s].
     """
 
-    def __init__(self, options: EvalOptions, name: str, rate: float):
-        self._name, self._stills = name, options.stills is not None
+    def __init__(self, films: Path | None, stills: Path | None, name: str, rate: float):
+        self._name, self._stills = name, stills is not None
         self._last: tuple[Mapping[str, NDArray[np.uint8]], Caption] | None = None
         self._data = io.BytesIO()
-        self._film = Film(self._data, rate) if options.videos is not None else None
+        self._film = Film(self._data, rate) if films is not None else None
 
     def add(self, images: Mapping[str, NDArray[np.uint8]], instruction: str, thought: str,
             step: int) -> None:

@@ -111,7 +111,8 @@ def make_policy_worker(
         if perturbations:
             env.use([name for name in perturbations if name])
         infer = ablated(policy, options.mode, seed, lambda: other_instruction(env, seed))
-        record = FailureRecord(options, f'{task}-{seed}', env.control_rate / replan)
+        record = FailureRecord(
+            options.videos, options.stills, f'{task}-{seed}', env.control_rate / replan)
         try:
             result = run_episode(
                 env, infer, task, seed, replan, options.scene.max_steps, record.on_decision)
