@@ -80,11 +80,10 @@ def load_checkpoint(
     frozen: Collection[str] = (),
 ) -> dict[str, Any] | None:
     """Restore what ``save_checkpoint`` wrote and return its state; None if there is none."""
-    folder = run / CHECKPOINT
-    if not folder.exists():
-        folder = run / f'.{CHECKPOINT}.old'  # killed between the two renames
-        if not folder.exists():
-            return None
+    # The old one remains where a run was killed between the two renames.
+    folder = next(filter(Path.exists, (run / CHECKPOINT, run / f'.{CHECKPOINT}.old')), None)
+    if folder is None:
+        return None
     state = read_json(folder / 'state.json', 'use a new --out')
     tensors: dict[str, Tensor] = {}
     slots: dict[int, dict[str, Any]] = {}

@@ -35,7 +35,6 @@ AFTER_STATE = 2  # tokens between the state tokens and the prompt's end: ';' and
 AXES = ('x', 'y')
 ABSENT = -1000  # position of an object that is not there: far from every token's index
 NOWHERE = -1  # patch of an object outside the image
-THREADS = 2  # that decode
 LOG = logging.getLogger(__name__)
 
 
@@ -273,7 +272,7 @@ def _decode(reader: DatasetReader, transform: PolicyTransform, frames: NDArray[n
             done += 1
         return done
 
-    with ThreadPoolExecutor(THREADS) as pool, tqdm(
+    with ThreadPoolExecutor(2) as pool, tqdm(
             total=len(frames), desc='decode', unit='frame') as bar:
         for done in pool.map(fill, files):
             bar.update(done)

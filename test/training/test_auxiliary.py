@@ -12,7 +12,6 @@ import torch
 from scipy.special import log_softmax
 from support.tiny import CONFIG, tiny_dataset
 
-from dtvla_ros.data.collect import image_points
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import sequence_mask
 from dtvla_ros.policy.model import HybridDecoder
@@ -38,20 +37,6 @@ def asked(trainer):
     loss, batch = trainer.objective.auxiliary['attention'], trainer.batches.plain(np.arange(4))
     return loss, batch, attention_targets(batch.token_rows, batch.token_targets, loss.spans,
                                           batch.positions, batch.target_patches)
-
-
-def test_a_recorded_object_is_where_its_point_says():
-    import dtvla_sim
-
-    env = dtvla_sim.make('tabletop', image_size=64)
-    obs, _ = env.reset(seed=3)
-    image = np.array(obs['agentview_image']).astype(int)
-    points = dict(zip(env.object_names, image_points(env).reshape(-1, 2), strict=True))
-    env.close()
-    for name, channel in (('red_cube', 0), ('green_cube', 1)):
-        column, row = (points[name] * 64).astype(int)
-        colour = image[row, column]
-        assert colour[channel] > 1.2 * np.delete(colour, channel).max(), name
 
 
 def test_only_a_location_that_is_said_and_visible_is_a_target():

@@ -26,26 +26,18 @@ from dtvla_ros.training.sft import SftRun, Trainer, train_sft
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def any_precision():
-    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(scope='module')
-def policy(tmp_path_factory):
-    return released_policy(tmp_path_factory.mktemp('released'))
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    return released_dataset(tmp_path_factory.mktemp('english'))
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('released')
+    return released_policy(folder), released_dataset(folder / 'english')
 
 
 @pytest.fixture
-def run(policy, data, tmp_path):
-    return SftRun((data,), tmp_path / 'run', init=policy, steps=20)
+def run(made, tmp_path):
+    policy, data = made
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
+    yield SftRun((data,), tmp_path / 'run', init=policy, steps=20)
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def logits(model, batch):

@@ -25,15 +25,13 @@ class GrpoConfig(Config):
     ``rollouts`` 'episode': ``num_generations`` episodes of each start are one group, and
     ``num_starts`` starts make an iteration, over all processes. A group whose rewards differ by
     less than ``min_reward_range`` (largest minus smallest) is replaced by a new start, until
-    ``max_resample_factor`` times ``num_starts`` were played. 'per-step': one episode of each
-    start is played, and ``num_generations`` samples of each of its decisions, tried from the same
-    state (see ``branching``), are one group; progress, ``progress_weight`` per metre, takes the
-    place of success, and a decision below ``min_reward_range`` is left out. The episode goes on
-    with ``continue_from``: its first sample, or the greedy decision.
-    An episode whose end effector leaves the workspace [m, base frame] has failed. Starts count
-    from ``first_seed``. ``format_reward``: when a thought is well formed (see ``well_formed``).
-    ``sample_fraction``: of the decisions, drawn at random, that are learnt from (the decisions of
-    an episode share its advantage, so fewer of them cost less and mean the same).
+    ``max_resample_factor`` times ``num_starts`` were played. 'per-step': one episode of each start
+    is played, and ``num_generations`` samples of each of its decisions, tried from the same state,
+    are one group; progress, ``progress_weight`` per metre, takes the place of success, and a
+    decision below ``min_reward_range`` is left out. The episode goes on with ``continue_from``:
+    its first sample, or the greedy decision. An episode whose end effector leaves the workspace
+    [m, base frame] has failed. Starts count from ``first_seed``. ``format_reward``: as of
+    ``well_formed``. ``sample_fraction``: of the decisions, drawn at random, that are learnt from.
     An iteration takes ``num_iterations`` passes of ``num_minibatches`` optimizer steps each;
     ``micro_batch``: decisions in memory at once. ``beta``: weight of the KL divergence to the
     initial policy. ``num_envs``: simulators per process, in ``num_env_groups`` that take turns;

@@ -29,9 +29,8 @@ from dtvla_ros.training.grpo.loss import (
 )
 from dtvla_ros.training.grpo.rollout import Trajectory
 
-# What an update reports as means: over its optimizer steps (the loss, and the gradient's norm
-# before clipping), over executed tokens (clipping and KL of the update, see ``policy_loss``), over
-# sampled tokens (KL to the initial policy, entropies; nats).
+# What an update reports as means: over optimizer steps (loss, gradient's norm before clipping),
+# executed tokens (see ``policy_loss``), sampled tokens (KL to the first policy, entropies; nats).
 MEANS = ('loss', 'grad_norm', 'clip_fraction', 'lower_clip_fraction', 'approximate_kl', 'kl',
          'thought_entropy', 'action_entropy')
 _COMPARED = 65536  # values of a weight whose gradients are compared

@@ -139,13 +139,10 @@ def test_estimate_costs_nothing(init, tmp_path, capsys):
     assert 'an iteration: 8 episodes (2 starts, 4 each) of about 6 decisions' in told
 
 
-def test_options_of_earlier_versions_may_still_be_set():
-    path = TEST.parent / 'config' / 'train' / 'grpo-decisions.yaml'
-    found = GrpoConfig.read(path, ['follow=greedy', 'epochs=2'])
-    assert found == replace(
-        GrpoConfig.read(path), continue_from='greedy', num_iterations=2)
-    assert found.per_step and found.num_starts == 24 and found.beta == 0.02
-    assert GrpoConfig.read(path.with_name('grpo.yaml')) == GrpoConfig()
+def test_the_shipped_recipe_has_the_defaults():
+    path = TEST.parent / 'config' / 'train' / 'grpo.yaml'
+    assert GrpoConfig.read(path) == GrpoConfig()
+    assert GrpoConfig.read(path, ['follow=greedy']) == GrpoConfig(continue_from='greedy')
 
 
 def test_bad_runs_are_named(init, tmp_path):
