@@ -134,10 +134,7 @@ def evaluate_robustness(
 def inspect_scene(
     setup: SceneSetup, tasks: Sequence[str] = (),
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Return the tasks in order, and what a result says of the scene: suite, starts, flags.
-
-    Raises UserError if the suite, a task, the starts or a perturbation is unknown.
-    """
+    """Return the tasks, and a result's suite, starts and flags; UserError for unknown ones."""
     with closing(setup.make()) as env:
         require_tasks(tasks, env.tasks, setup.suite)
         limit = {'max_steps': setup.max_steps} if setup.max_steps else {}
@@ -146,10 +143,7 @@ def inspect_scene(
 
 
 def available_device(engine: str, device: str) -> str:
-    """Return the device an engine will run on, 'auto' decided.
-
-    Raises UserError if it is not there: a node may go on with the CPU, a result may not.
-    """
+    """Return the device an engine will run on, 'auto' decided; UserError if it is not there."""
     one_of('device', device, DEVICES)
     if device == 'cpu':
         return device

@@ -18,11 +18,7 @@ def write_html(
     path: Path, title: str, summary: Mapping[str, Any], stills: Path | None,
     films: Path | None = None,
 ) -> None:
-    """Write the report of ``dtvla eval``.
-
-    ``stills`` holds ``<task>-<seed>.jpg`` of failures, which become part of the page, ``films``
-    the same as ``.mp4``, which it links to.
-    """
+    """Write the report; ``stills`` (``<task>-<seed>.jpg``) become part of it, ``films`` links."""
     write_page(
         path, 'evaluation.html', title=title,
         success=[*summary['tasks'].items(),

@@ -65,10 +65,7 @@ def contact_sheet(
 
 
 class FailureRecord:
-    """Follows one episode for a film and a still of its last frame, should it fail.
-
-    Either only if there is a folder for it; ``rate`` [frames/s].
-    """
+    """Follows an episode for a film [frames/s] and a last still, if it fails and has folders."""
 
     def __init__(self, films: Path | None, stills: Path | None, name: str, rate: float):
         self._name, self._stills = name, stills is not None

@@ -29,10 +29,7 @@ DEMONSTRATION_TRIES = 20
 
 
 def task_of(job: tuple[Any, ...]) -> str:
-    """Return the task of a job, whatever stands before task and seed.
-
-    Jobs of one task should run in one process: LIBERO builds another scene for another task.
-    """
+    """Return the task of a job: those of one task share a process, for LIBERO builds scenes."""
     return str(job[-2])
 
 

@@ -183,10 +183,7 @@ def run_expert_episode(
     env: Env, expert: Any, task: str, seed: int, max_steps: int | None = None,
     disturb: Callable[[Any], NDArray[np.float32]] | None = None,
 ) -> tuple[EpisodeResult, NDArray[np.float32]]:
-    """Run a scripted expert; return the result and the executed actions [N, 7].
-
-    ``disturb`` maps an expert's step to the action that is executed instead.
-    """
+    """Run an expert, its steps mapped to actions by ``disturb``; return those [N, 7], too."""
     env.reset(seed=seed, options={'task': task})
     expert.reset()
     executed: list[NDArray[np.float32]] = []

@@ -38,14 +38,11 @@ TRIES = 3  # of a job whose process is lost again and again
 
 @dataclass
 class Worker:
-    """What a process holds: ``run`` does a job, ``infer`` asks the caller for a decision.
-
-    ``info`` describes it to the caller; ``seconds``: spent in simulator steps so far.
-    """
+    """What a process holds: ``run`` does a job, ``infer`` asks the caller for a decision."""
 
     run: Callable[[Any, Infer], Any]
-    info: Any = None
-    seconds: float = 0.0
+    info: Any = None  # describes it to the caller
+    seconds: float = 0.0  # spent in simulator steps so far
 
 
 MakeWorker = Callable[[], Worker]  # called in the process; must be picklable
@@ -76,10 +73,7 @@ Event = Ask | End | Lost
 
 
 def env_worker(scene: SceneSetup) -> Worker:
-    """Return what runs ``episode.Job``s in one environment; the caller makes every decision.
-
-    ``info`` has the suite's ``tasks``, its ``max_steps`` and ``one_scene``.
-    """
+    """Return what runs ``episode.Job``s; its info: ``tasks``, ``max_steps``, ``one_scene``."""
     env = scene.make()
     worker = Worker(lambda job, infer: job.run(env, infer), SimpleNamespace(
         tasks=tuple(env.tasks), max_steps=env.max_steps, one_scene=env.one_scene))
