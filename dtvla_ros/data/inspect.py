@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console, Group
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -193,7 +193,7 @@ def _text(value: Any) -> str:
     return text if len(text) <= EXAMPLE else f'{text[:EXAMPLE]} ...'
 
 
-def show_inspection(found: Mapping[str, Any], console: Console | None = None) -> None:
+def show_inspection(found: Mapping[str, Any]) -> None:
     """Print what ``inspect_dataset`` found: a table of each part, and one of the rest."""
     parts = {name: found[name] for name in ('tasks', 'cameras', 'features', layout.METADATA,
                                             'thoughts')}
@@ -206,30 +206,30 @@ def show_inspection(found: Mapping[str, Any], console: Console | None = None) ->
                 (key, *row.values()) for key, row in part.items()]))
         else:
             tables.append(_table(name, ('', ''), (part or {'': 'none'}).items()))
-    (console or Console()).print(Group(*tables))
+    Console().print(*tables)
 
 
-def show_issues(dataset: Path, issues: Sequence[Issue], console: Console | None = None) -> None:
+def show_issues(dataset: Path, issues: Sequence[Issue]) -> None:
     """Print what ``validate`` found, one after the other."""
-    console = console or Console()
+    console = Console(highlight=False, soft_wrap=True)
     for issue in issues:
         console.print(f'[red]{escape(issue.file)}[/red]\n  {escape(issue.problem)}\n'
-                      f'  [green]{escape(issue.remedy)}[/green]', highlight=False, soft_wrap=True)
+                      f'  [green]{escape(issue.remedy)}[/green]')
     console.print(f'{escape(str(dataset))}: {len(issues) or "no"} '
-                  f'finding{"" if len(issues) == 1 else "s"}', highlight=False, soft_wrap=True)
+                  f'finding{"" if len(issues) == 1 else "s"}')
 
 
-def show_statistics(found: Statistics, console: Console | None = None) -> None:
+def show_statistics(found: Statistics) -> None:
     """Print statistics of state and action, then what every check says."""
     kinds = ('min', 'q01', 'mean', 'std', 'q99', 'max')
     checks = _table('Checks', ('check', '', 'what was found'), ())
     for issue in found.issues:
-        sure = (f' ({issue.certainty})' if (issue.level, issue.certainty) != ('ok', 'certain')
-                else '')
+        sure = '' if (issue.level, issue.certainty) == ('ok', 'certain') else (
+            f' ({issue.certainty})')
         checks.add_row(issue.check, f'[{_COLOURS[issue.level]}]{issue.level}[/]',
                        escape('\n  '.join([f'{issue.problem}{sure}', *issue.where])))
-    (console or Console()).print(Group(
-        *(_table(name, ('channel', *kinds), [
+    Console().print(*(
+        _table(name, ('channel', *kinds), [
             (channel, *(f'{found.stats[name][kind][k]:.4f}' for kind in kinds))
             for k, channel in enumerate(channels)]) for name, channels in found.channels.items()),
-        checks))
+        checks)
