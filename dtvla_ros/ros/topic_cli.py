@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import pairwise
 from operator import attrgetter
 from typing import Annotated, Any
 
@@ -166,7 +167,7 @@ def hz(
         _listen(node, until, topic, type_name, lambda _: arrivals.append(time.monotonic()))
         while True:
             until(lambda: False, 1.0)
-            gaps = [later - earlier for earlier, later in zip(arrivals, list(arrivals)[1:])]
+            gaps = [later - earlier for earlier, later in pairwise(arrivals)]
             print(f'average rate: {len(gaps) / sum(gaps):.3f}\n\tmin: {min(gaps):.3f}s '
                   f'max: {max(gaps):.3f}s std dev: {statistics.pstdev(gaps):.5f}s '
                   f'window: {len(arrivals)}' if gaps else 'no new messages', flush=True)

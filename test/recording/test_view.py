@@ -112,9 +112,8 @@ LAYOUTS = {FOXGLOVE: json.loads(FOXGLOVE.read_text()), RVIZ: yaml.safe_load(RVIZ
 
 def test_layouts_name_only_topics_we_know():
     for path, layout in LAYOUTS.items():
-        found = named(layout)
-        assert {*topics.IMAGES.values(), topics.PLANNED_PATH} <= found, path
-        assert found <= {*topics.RECORDED, OVERLAY}, path
+        assert {*topics.IMAGES.values(), topics.PLANNED_PATH} <= named(layout) <= {
+            *topics.RECORDED, OVERLAY}, path
     assert {topics.REASONING, topics.VLA_STATE, topics.GATE_STATE} <= named(LAYOUTS[FOXGLOVE])
 
 
@@ -122,10 +121,7 @@ def test_every_panel_of_the_foxglove_layout_is_shown_once():
     layout = LAYOUTS[FOXGLOVE]
 
     def shown(node):
-        if isinstance(node, str):
-            return [node]
-        assert node['direction'] in ('row', 'column')
-        return shown(node['first']) + shown(node['second'])
+        return [node] if isinstance(node, str) else shown(node['first']) + shown(node['second'])
     assert sorted(shown(layout['layout'])) == sorted(layout['configById'])
 
 

@@ -85,6 +85,8 @@ def test_wheels_or_a_sourced_ros_and_a_workspace_of_the_users_are_one_ros(enviro
     assert environment.says(put_ros(tmp_path / 'jazzy')) == 'one'
     wheels = environment.put_wheels()
     assert environment.says(wheels) == 'one'
+    inherited = environment.says({**wheels, 'LD_LIBRARY_PATH': '/elsewhere/lib'})
+    assert inherited.endswith(f'unset {source.STARTED} LD_LIBRARY_PATH')
     index = tmp_path / 'install/share/ament_index/resource_index/packages'
     index.mkdir(parents=True)
     (index / 'my_robot').write_text('')
@@ -105,12 +107,6 @@ def test_wheels_in_a_sourced_ros_or_one_path_left_of_it_are_refused(
     assert str(tmp_path / 'jazzy') in said and 'do not mix' in said
     done = environment.run([SOURCE, 'check'], variables)
     assert (done.returncode, done.stderr) == (2, f'error: {said}\n')
-
-
-def test_a_mark_inherited_from_another_environment_is_named(environment):
-    wheels = environment.put_wheels()
-    said = environment.says({**wheels, 'LD_LIBRARY_PATH': '/elsewhere/lib'})
-    assert said.endswith(f'unset {source.STARTED} LD_LIBRARY_PATH')
 
 
 def test_without_rclpy_or_with_one_for_another_python_the_remedy_is_named(environment):
@@ -144,10 +140,10 @@ def test_where_there_is_no_wheel_the_reason_is_known_and_an_installed_ros_is_nam
 
 def test_make_uses_a_sourced_ros_and_wants_its_python(environment, tmp_path):
     ros = put_ros(tmp_path / 'jazzy')
-    done = environment.run([SOURCE, 'options'], ros)
-    assert done.stdout == '--system-site-packages\n', done.stderr
-    done = environment.run([SOURCE, 'install'], ros)
-    assert done.stdout == f'rclpy: {tmp_path}/jazzy/python/rclpy\n', done.stderr
+    for word, said in (('options', '--system-site-packages'), (
+            'install', f'rclpy: {tmp_path}/jazzy/python/rclpy')):
+        done = environment.run([SOURCE, word], ros)
+        assert done.stdout == f'{said}\n', done.stderr
     done = environment.run([SOURCE, 'options'], {**ros, 'PYTHONPATH': ''})
     assert done.returncode == 2 and 'make PYTHON=' in done.stderr
 
