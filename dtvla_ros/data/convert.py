@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -40,8 +40,7 @@ class ConvertOptions:
         return self.rename.get(name, name)
 
 
-@dataclass(frozen=True, slots=True)
-class Converted:
+class Converted(NamedTuple):
     """What became of a dataset.
 
     ``info`` of the new one; frames without a thought; episodes with several tasks, of which the

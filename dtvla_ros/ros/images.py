@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from builtin_interfaces.msg import Time
@@ -38,8 +37,7 @@ class ImageError(ValueError):
     """An image message that cannot be what it says."""
 
 
-@dataclass(frozen=True, slots=True)
-class RawImage:
+class RawImage(NamedTuple):
     """Fields of a serialized sensor_msgs/Image; ``stamp`` [s], ``data`` a view of the message."""
 
     stamp: float
@@ -52,8 +50,7 @@ class RawImage:
     data: NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True)
-class RawCompressedImage:
+class RawCompressedImage(NamedTuple):
     """The same of a sensor_msgs/CompressedImage."""
 
     stamp: float

@@ -7,7 +7,6 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -219,4 +218,4 @@ def test_a_length_gone_wrong_reserves_no_memory(little_memory: None) -> None:
     whole = serialize_image(RANDOM, Time(), 'camera')
     for place in range(4, 60, 4):
         with suppress(ImageError):
-            _convert(replace(parse_image(_changed(whole, place, b'\xff' * 4)), encoding='rgb8'))
+            _convert(parse_image(_changed(whole, place, b'\xff' * 4))._replace(encoding='rgb8'))
