@@ -51,13 +51,10 @@ def test_every_module_is_in_a_package_that_a_symlinked_build_can_follow(told):
         assert folder not in told['package_dir'] and folder not in told['packages']
 
 
-def test_every_command_starts_something(told):
+def test_commands_start_something_and_find_launch_files_settings_and_models(told):
     for line in told['entry_points']['console_scripts']:
         module, _, function = line.partition('=')[2].strip().partition(':')
         assert callable(getattr(import_module(module), function)), line
-
-
-def test_launch_files_settings_and_models_are_installed_with_their_folders(told):
     installed = {f: where for where, files in told['data_files'] for f in files}
     for folder in ('launch', 'config', 'models'):
         for path in (ROOT / folder).rglob('*'):

@@ -37,14 +37,12 @@ def test_from_key_frames_to_a_new_dataset(root, tmp_path):
         run('label', '--provider', provider, fails=message)
     run('label', '--labels', tmp_path / 'elsewhere.jsonl', fails='beside the answers')
     assert 'of 5 episodes' in run('review', '--sample', 5)
-    assert (out / 'review.html').read_text().startswith('<!DOCTYPE html>')
     run('fill', '--to', to, fails='dtvla annotate apply')
     assert 'accepted as faultless' in run('apply', '--accept-rest')
     shown = run('fill', '--to', to, '--steps', 30, '--json', tmp_path / 'fill.json')
     assert 'held-out episodes' in shown and 'phase' in shown
-    facts = json.loads((tmp_path / 'fill.json').read_text())
-    assert facts['filled_frames'] > facts['accepted_frames'] > 50
-    shown = run('agree', '--with', to)
-    assert shown.startswith(f'{to} and {root} on all frames of episodes 0 to 11')
+    assert json.loads((tmp_path / 'fill.json').read_text())['accepted_frames'] > 50
+    assert run('agree', '--with', to).startswith(
+        f'{to} and {root} on all frames of episodes 0 to 11')
     run('agree', '--episodes', 'few', fails='FIRST:END')
     run('fill', '--to', to, fails='nothing is written in place')

@@ -22,14 +22,12 @@ from dtvla_ros.errors import UserError
 @pytest.fixture
 def accepted(source):
     """Return right labels of the key frames of all episodes but the last."""
-    found = {}
-    for episode in range(len(source) - 1):
-        motion = source.motion(episode)
-        labels = label_frames(motion, source.goal(episode))
-        found[episode] = [
-            (k, labels[k].model_copy(update={'reason': f'as seen in {k}.'}))
-            for k in find_keyframes(motion, KeyframeOptions(max_gap=0.5))]
-    return found
+    motions = [source.motion(episode) for episode in range(len(source) - 1)]
+    return {episode: [
+        (k, label_frames(motion, source.goal(episode))[k].model_copy(
+            update={'reason': f'as seen in {k}.'}))
+        for k in find_keyframes(motion, KeyframeOptions(max_gap=0.5))]
+        for episode, motion in enumerate(motions)}
 
 
 def content(folder):
@@ -51,8 +49,7 @@ def test_a_new_dataset_with_every_thought(source, accepted, tmp_path):
     assert rates['phase'].value > 0.9 and rates['object'].value > 0.9
     assert compare(source, filled, [len(source) - 1])['phase'].value > 0.8  # never labelled
     key = filled.reader.video_keys[0]
-    np.testing.assert_array_equal(
-        filled.reader.image(3, 2, key), source.reader.image(3, 2, key))
+    np.testing.assert_array_equal(*(s.reader.image(3, 2, key) for s in (filled, source)))
 
 
 def test_a_dataset_without_thoughts_gets_the_column(accepted, source, tmp_path):

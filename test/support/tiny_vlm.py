@@ -50,8 +50,7 @@ def make_vlm(folder: Path, texts: list[str], width: int = 48) -> Path:
             initializer_range=0.2,  # frozen features that adapters can read something from
             max_position_embeddings=4096, pad_token_id=0, eos_token_id=1, bos_token_id=None),
         image_token_index=tokenizer.convert_tokens_to_ids('<image>')))
-    model.generation_config.eos_token_id = 1
-    model.generation_config.pad_token_id = 0
+    model.generation_config.update(eos_token_id=1, pad_token_id=0)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
