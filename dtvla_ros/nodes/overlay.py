@@ -39,30 +39,25 @@ LEVEL_INK = {DiagnosticStatus.OK: GOOD, DiagnosticStatus.WARN: WARNING,
 OPEN, CLOSED = (0.15, 0.75, 1.0), (1.0, 0.55, 0.1)  # colour of the path, by gripper
 
 
-def planned_positions(position: NDArray[np.float64], chunk: Chunk) -> NDArray[np.float64]:
-    """Return where a chunk leads from ``position`` [3] m: [T + 1, 3] m, the start included.
-
-    Each row adds the speed at which the arm settles times the period (`osc.velocity`: 0.267 m/s
-    per unit, 13 mm in 50 ms), not the 0.05 m by which its goal is ahead: the goal is re-based
-    on the measured pose every period and never reached.
-    """
-    rows = np.clip(chunk.values[:, :6], -1.0, 1.0)
-    steps = np.array([osc.velocity(row)[:3] for row in rows]).reshape(-1, 3) * chunk.period
-    return np.concatenate([position[None], position + np.cumsum(steps, axis=0)])
-
-
 def path_marker(position: NDArray[np.float64], chunk: Chunk, frame_id: str) -> Marker:
-    """Return a chunk's path as a LINE_STRIP coloured by the gripper's commands."""
+    """Return where a chunk leads from ``position`` [3] m as a LINE_STRIP, coloured by its grip.
+
+    Each row adds the speed at which the arm settles times the period (0.267 m/s per unit, 13 mm
+    in 50 ms), not the 0.05 m by which its goal is ahead: the goal is re-based on the measured
+    pose every period and never reached.
+    """
     grips = [osc.GRIPPER_OPEN]
     for row in chunk.values:
         grips.append(osc.gripper_command(float(row[6]), grips[-1]))
     shades = [CLOSED if grip == osc.GRIPPER_CLOSED else OPEN for grip in (grips[1], *grips[1:])]
+    steps = np.clip(chunk.values[:, :3].astype(np.float64), -1.0, 1.0) * (
+        osc.METRES_PER_SECOND_PER_UNIT * chunk.period)
+    places = np.vstack([position, position + np.cumsum(steps, axis=0)]).tolist()
     lifetime = conversions.time_message(len(chunk.values) * chunk.period + LINGER)
     marker = Marker(
         header=conversions.header(chunk.stamp, frame_id), ns=relative(names.PLANNED_PATH),
         type=Marker.LINE_STRIP, lifetime=Duration(sec=lifetime.sec, nanosec=lifetime.nanosec),
-        points=[Point(x=x, y=y, z=z)
-                for x, y, z in planned_positions(position, chunk).tolist()],
+        points=[Point(x=x, y=y, z=z) for x, y, z in places],
         colors=[ColorRGBA(r=r, g=g, b=b, a=1.0) for r, g, b in shades])
     marker.pose.orientation.w, marker.scale.x = 1.0, LINE_WIDTH
     return marker
