@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from dtvla_ros.errors import UserError
 
+from .seeds import EVAL_SEED_START as EVAL_SEED_START
+
 if TYPE_CHECKING:
     from .env import ArmEnv
     from .perturbation import PerturbedEnv
 
 LIBERO_SUITES = ('libero_spatial', 'libero_object', 'libero_goal', 'libero_10', 'libero_90')
 SUITES = ('tabletop', *LIBERO_SUITES)
-# Demonstrations and rollouts for training use seeds below this, evaluations the rest.
-EVAL_SEED_START = 1_000_000
 
 
 def make(suite: str, perturb: Sequence[str] = (), **options: Any) -> ArmEnv | PerturbedEnv:

@@ -12,9 +12,9 @@ import numpy as np
 
 from dtvla_ros.errors import UserError
 
-from .. import EVAL_SEED_START
 from ..env import ArmEnv
 from ..projection import unseen
+from ..seeds import EVAL_SEED_START
 from .package import check_mujoco
 from .scene import LiberoScene
 from .start import STARTS, rearrange
