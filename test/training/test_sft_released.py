@@ -151,10 +151,13 @@ def test_two_processes_resumed_learn_what_one_does(how, config, run, tmp_path):
         assert torch.allclose(value, theirs[name], atol=1e-4), name
 
 
-@pytest.mark.parametrize('config', [LORA, replace(CONFIG, rates=Rates(vision=0.0))])
-def test_frozen_parts_need_a_policy(config, run):
-    with pytest.raises(UserError, match='--init'):
-        Trainer(config, replace(run, init=None))
+@pytest.mark.parametrize(('config', 'changes', 'named'), [
+    (LORA, {'init': None}, '--init'),
+    (replace(CONFIG, rates=Rates(vision=0.0)), {'init': None}, '--init'),
+    (replace(LORA, lora=AdapterConfig(rank=2, targets=('k_project',))), {}, 'k_project')])
+def test_frozen_parts_need_a_policy_and_adapters_their_layers(config, changes, named, run):
+    with pytest.raises(UserError, match=named):
+        Trainer(config, replace(run, **changes))
     assert not run.out.exists()
 
 
@@ -166,8 +169,3 @@ def test_a_small_policy_gets_adapters_too(dataset, tmp_path):
     first, second = (read_source(tmp_path / name)[0].state_dict() for name in ('first', 'second'))
     changed = {name for name in first if not torch.equal(first[name], second[name])}
     assert changed == {name for name in first if name.startswith('layers.') and '_proj' in name}
-
-
-def test_lora_targets_must_exist(run):
-    with pytest.raises(UserError, match='k_project'):
-        Trainer(replace(LORA, lora=AdapterConfig(rank=2, targets=('k_project',))), run)
