@@ -90,23 +90,24 @@ def markdown(result: dict[str, Any]) -> str:
 def show(result: dict[str, Any], console: Console, lines: box.Box = box.HEAVY_HEAD) -> None:
     """Print decisions beside the published scheme's, then phases beside the machine's limits."""
     machine, runs = result['machine'], result['contenders']
-    decisions = Table('engine', box=lines)
-    for title in (*TITLES.values(), 'accepted draft ÷ masked', 'passes', 'p99', 'tokens/s',
-                  'same thought', 'same actions'):
-        decisions.add_column(title, justify='right')
-    phases = Table('engine', box=lines)
-    for title in PHASES:
-        phases.add_column(title, justify='right')
+    decisions, phases, notes = Table('engine', box=lines), Table('engine', box=lines), []
+    for table, titles in ((decisions, (*TITLES.values(), 'accepted draft ÷ masked')),
+                          (phases, PHASES)):
+        for title in titles:
+            table.add_column(title, justify='right')
     for name, run in runs.items():
         rows = [run['decisions'].get(kind, {}) for kind in TITLES]
-        fresh = rows[0] if name != PUBLISHED and 'same_thought' in rows[0] else {}
-        decisions.add_row(
-            name, *(_decision(name, row) for row in rows), _number(run, 'draft_to_masked', '.2f'),
-            ' / '.join(str(row['drafting']['passes']) for row in rows if 'drafting' in row),
-            ' / '.join(f'{row["p99_ms"]:.0f}' for row in rows if row),
-            _number(run, 'tokens_per_s', '.0f'),
-            ('yes' if fresh['same_thought'] else 'no') if fresh else '',
-            _number(fresh, 'same_bins', '.0%'))
+        decisions.add_row(name, *(_decision(name, row) for row in rows), (
+            f'{run["draft_to_masked"]:.2f}' if 'draft_to_masked' in run else ''))
+        percentiles = ' / '.join(f'{row["p99_ms"]:.0f}' for row in rows if row)
+        said = [f'p99 {percentiles} ms']
+        if name != PUBLISHED:
+            said += [f'passes {" / ".join(str(row["drafting"]["passes"]) for row in rows[:2])}',
+                     f'{run["tokens_per_s"]:.0f} tokens/s']
+            if 'same_thought' in rows[0]:
+                said.append(f'{"the same" if rows[0]["same_thought"] else "ANOTHER"} thought and '
+                            f'{rows[0]["same_bins"]:.0%} of the actions as published')
+        notes.append(f'- {name}: {", ".join(said)}')
         if name != PUBLISHED:
             phases.add_row(name, *(
                 '' if row is None else f'{row["p50_ms"]:.1f}' + (
@@ -118,14 +119,10 @@ def show(result: dict[str, Any], console: Console, lines: box.Box = box.HEAVY_HE
         f'{result["options"]["geometry"]}, {result["parameters"] / 1e6:.0f} M parameters, '
         f'{machine["device"]} ({machine["GB_per_s"]:.0f} GB/s, {machine["GFLOP_per_s"]:.0f} '
         f'GFLOP/s measured; load {machine["load"]:.1f}). Times faster than the published scheme, '
-        'median milliseconds:\n', decisions, '\nBy phase, median milliseconds (in brackets the '
-        'limit: the larger of arithmetic and bytes, at the measured rates):\n', phases,
-        f'\nPeak memory: {"; ".join([*peaks, "the process with all engines"])} '
+        'median milliseconds:\n', decisions, '', *notes, '\nBy phase, median milliseconds (in '
+        'brackets the limit: the larger of arithmetic and bytes, at the measured rates):\n',
+        phases, f'\nPeak memory: {"; ".join([*peaks, "the process with all engines"])} '
         f'{result["peak_rss_mb"] / 1024:.2f} GB', sep='\n', highlight=False)
-
-
-def _number(row: dict[str, Any], key: str, form: str) -> str:
-    return f'{row[key]:{form}}' if key in row else ''
 
 
 def _decision(name: str, row: dict[str, Any]) -> str:
