@@ -22,7 +22,7 @@ if 'PYTEST_XDIST_WORKER' in os.environ:  # workers side by side share the cores
 os.environ['PYTHONPATH'] = os.pathsep.join(
     path for path in (*PATHS, os.environ.get('PYTHONPATH')) if path)
 os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-os.environ['ROS_DOMAIN_ID'] = import_module('support.domains').fresh_domain()
+os.environ['ROS_DOMAIN_ID'] = import_module('support.beside').fresh_domain()
 
 with suppress(UserError):  # before anything imports MuJoCo; what draws says what is missing
     choose_gl()

@@ -1,8 +1,10 @@
-"""docs/architecture.md is true to the tree: walks, files, packages; imports have no cycle."""
+"""docs/architecture.md is true to the tree; imports have no cycle; what processes load."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import grimp
@@ -14,6 +16,7 @@ PAGE = (ROOT / 'docs' / 'architecture.md').read_text()
 WALKS = {'A camera frame': (12, 'nodes/inputs.py', 'nodes/command_adapters.py'),
          'A training sample': (5, 'training/data.py', 'training/loss.py'),
          'A GRPO iteration': (7, 'training/grpo/', 'training/grpo/')}
+LEARNING = ('torch', 'transformers', 'onnxruntime')
 BUILDERS = {'dtvla_ros.training.sft', 'dtvla_ros.engine.load'}  # of what runs elsewhere
 
 
@@ -50,3 +53,17 @@ def test_imports_have_no_cycle(graph):
         for module in free:
             del left[module]
     assert not left, sorted(left)
+
+
+@pytest.mark.parametrize('modules, names, loaded', [
+    ('json', ('json', *LEARNING), 'json'),  # the check sees what is loaded
+    ('dtvla_ros', (*LEARNING, 'rclpy', 'numpy'), ''),
+    ('dtvla_ros.cli', (*LEARNING, 'rclpy', 'mujoco', 'numpy'), ''),
+    ('dtvla_ros.actions.codec, dtvla_ros.ros.run, dtvla_ros.ros.images', LEARNING, ''),
+    ('dtvla_ros.nodes.command_gate, dtvla_ros.nodes.overlay',
+     (*LEARNING, 'mujoco', 'robosuite'), '')])
+def test_a_process_loads_what_it_needs(modules, names, loaded):
+    program = f'import sys, {modules}; print(*[n for n in {names!r} if n in sys.modules])'
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True,
+                          check=True, timeout=60)
+    assert done.stdout.strip() == loaded

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
-from support.arm import FPS, PER_UNIT, arm_dataset, arm_episode
+from support.arm import FPS, PER_UNIT, arm_episode
+from support.tiny import write_dataset
 from typer.testing import CliRunner
 
 from dtvla_ros.actions.normalize import ActionStatistics
@@ -23,7 +24,7 @@ PRIMARY, WRIST = layout.CAMERAS
 
 @pytest.fixture(scope='module')
 def good(tmp_path_factory):
-    return arm_dataset(tmp_path_factory.mktemp('arm'), [arm_episode(k) for k in range(10)])
+    return write_dataset(tmp_path_factory.mktemp('arm'), [arm_episode(k) for k in range(10)])
 
 
 @pytest.fixture(scope='module')
@@ -145,7 +146,7 @@ def test_frozen_and_dark_cameras_are_named_with_episode_and_frame(tmp_path):
     episodes = [arm_episode(k) for k in range(4)]
     episodes[1].images[WRIST][20:] = episodes[1].images[WRIST][20]
     episodes[3].images[PRIMARY][:] = 4
-    told = dataset_statistics(arm_dataset(tmp_path, episodes), episodes=4)
+    told = dataset_statistics(write_dataset(tmp_path, episodes), episodes=4)
     found = told.issues
     assert f'picture of {WRIST}' in {row['check'] for row in told.to_dict()['checks']}
     for key, said, where in ((WRIST, 'still image', 'episode 1, from frame 20'),
@@ -170,7 +171,7 @@ def test_two_cameras_that_stand_still_are_frozen_not_exchanged(dataset):
 
 def test_episodes_of_a_single_frame_are_no_oddity(tmp_path):
     single = [arm_episode(20 + k, frames=1) for k in range(12)]
-    root = arm_dataset(tmp_path, [*single, *(arm_episode(k) for k in range(6))])
+    root = write_dataset(tmp_path, [*single, *(arm_episode(k) for k in range(6))])
     found = dataset_statistics(root, episodes=6).issues
     length, = issues_of(found, 'episode lengths')
     assert length.level == 'ok' and '12 of 18' in length.problem

@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.arm import arm_dataset
 from support.published import encode, published_dataset
-from support.tiny import CONFIG, tiny_episode
+from support.tiny import CONFIG, tiny_episode, write_dataset
 from typer.testing import CliRunner
 
 from dtvla_ros.cli.data import data as app
@@ -157,7 +156,7 @@ def test_words_a_policy_lacks_are_named_with_their_place(tmp_path, policy):
     made = replace(tiny_episode(0), task='juggle the can')
     made.columns[layout.REASONING][4] = 'holding nothing now juggle can'
     made.columns[layout.ACTION_CHUNK] = np.zeros((12, 14), np.float32)
-    arm_dataset(tmp_path, [made])
+    write_dataset(tmp_path, [made])
     problems = [f.problem for f in fits_policy(tmp_path, policy)]
     for problem, said in zip(problems, (
             'chunks of 2 actions', "'juggle' is no word of this policy",

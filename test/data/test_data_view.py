@@ -12,8 +12,9 @@ from html import unescape
 import numpy as np
 import pytest
 from PIL import Image
-from support.arm import arm_dataset, arm_episode
+from support.arm import arm_episode
 from support.published import published_dataset
+from support.tiny import write_dataset
 from typer.testing import CliRunner
 
 from dtvla_ros.cli.data import data as app
@@ -26,7 +27,7 @@ from dtvla_ros.errors import UserError
 @pytest.fixture(scope='module')
 def arm(tmp_path_factory):
     """Return a dataset of three episodes; their thoughts hold HTML's own characters."""
-    return arm_dataset(tmp_path_factory.mktemp('arm'),
+    return write_dataset(tmp_path_factory.mktemp('arm'),
                        [arm_episode(k, frames=25 + k) for k in range(3)])
 
 
@@ -90,7 +91,7 @@ def test_without_a_choice_every_task_is_shown(tmp_path):
     made = [replace(arm_episode(k, frames=1 if task == 'look' else 8), task=task)
             for k, task in enumerate(tasks)]
     out = tmp_path / 'page.html'
-    assert view(arm_dataset(tmp_path / 'data', made), out) == 3
+    assert view(write_dataset(tmp_path / 'data', made), out) == 3
     assert re.findall(r'<h2>Episode (\d)', out.read_text()) == ['2', '3', '4']
 
 

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import av
 import pytest
-from support.domains import fresh_domain
+from support.beside import fresh_domain, wait_for
 from support.graph import NANO, ROOT
-from support.waiting import wait_for
 
 TASK = 'stack_the_red_cube_on_the_green_cube'
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from support.waiting import wait_for
+from support.beside import wait_for
 
 from dtvla_ros.errors import NodeDied
 from dtvla_ros.ros.processes import NodeProcesses

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.domains import fresh_domain
+from support.beside import fresh_domain
 from support.graph import ROOT, policy  # noqa: F401
 
 from dtvla_ros.files import write_between

@@ -77,22 +77,19 @@ def test_merged_weights_do_what_base_and_adapter_did(base, tmp_path, rslora, sca
     adapter = read_adapter(write(tmp_path, stored, use_rslora=rslora))
     adapter.check(read_headers(base))
     weights = {name: tensor.float() for name, tensor in read_tensors(base).items()}
-    for module in (QUERY, DOWN, PROJECTOR):
+    for module in (QUERY, DOWN, PROJECTOR, PATCHES):
         weight = weights[f'{module}.weight']
-        x = torch.randn(5, weight.shape[1])
-        expected = F.linear(x, weight) + scale * F.linear(F.linear(x, a[module]), b[module])
-        close(F.linear(x, adapter.merged(f'{module}.weight', weight)), expected)
+        x, into, out = ((torch.randn(1, 3, 28, 28), partial(F.conv2d, stride=14), F.conv2d)
+                        if module == PATCHES else
+                        (torch.randn(5, weight.shape[1]), F.linear, F.linear))
+        close(into(x, adapter.merged(f'{module}.weight', weight)),
+              into(x, weight) + scale * out(into(x, a[module]), b[module]))
     weight = weights[f'{EMBED}.weight']
     ids = torch.tensor([0, 7, weight.shape[0] - 1])
     expected = weight[ids] + scale * F.embedding(ids, a[EMBED].T) @ b[EMBED].T
     close(adapter.merged(f'{EMBED}.weight', weight)[ids], expected)
     assert torch.equal(adapter.merged('lm_head.weight', weight),
                        adapter.merged(f'{EMBED}.weight', weight))
-    weight = weights[f'{PATCHES}.weight']
-    x = torch.randn(1, 3, 28, 28)
-    expected = F.conv2d(x, weight, stride=14) + scale * F.conv2d(
-        F.conv2d(x, a[PATCHES], stride=14), b[PATCHES])
-    close(F.conv2d(x, adapter.merged(f'{PATCHES}.weight', weight), stride=14), expected)
     untouched = 'language_model.model.norm.weight'
     assert adapter.merged(untouched, weights[untouched]) is weights[untouched]
 
@@ -159,18 +156,12 @@ def test_the_base_may_be_named_by_the_adapter(base, tmp_path):
     assert f'{QUERY}.weight' in read_tensors(tmp_path / 'merged')
 
 
-@pytest.mark.parametrize(('config', 'word'), [
+@pytest.mark.parametrize(('changes', 'word'), [
     ({'peft_type': 'LOHA'}, 'peft_type is "LOHA".*merge this adapter with peft'),
     ({'use_dora': True}, 'use_dora is true'), ({'lora_bias': True}, 'lora_bias'),
     ({'init_lora_weights': 'pissa_niter_4'}, 'init_lora_weights is "pissa_niter_4"'),
     ({'r': 8}, 'rank 4, adapter_config.json says 8'), ({'lora_alpha': None}, 'lora_alpha is None'),
-    ({'r': 0}, 'r is 0'), ({'auto_mapping': {'auto_map': 'x'}}, 'remote code')])
-def test_bad_configs(base, tmp_path, config, word):
-    with pytest.raises(UserError, match=word):
-        read_adapter(write(tmp_path, factors(base, [QUERY]), **config))
-
-
-@pytest.mark.parametrize(('more', 'word'), [
+    ({'r': 0}, 'r is 0'), ({'auto_mapping': {'auto_map': 'x'}}, 'remote code'),
     ({f'{DOWN}.lora_A.weight': (RANK, 64)}, 'down_proj has only the factor A'),
     ({f'{QUERY}.lora_magnitude_vector': (1,)}, 'lora_magnitude_vector is no factor'),
     ({f'{QUERY}.lora_B.bias': (1,)}, 'lora_B.bias is no factor'),
@@ -178,11 +169,12 @@ def test_bad_configs(base, tmp_path, config, word):
     ({f'{HEAD}.lora_A.weight': (RANK, WIDTH), f'{HEAD}.lora_B.weight': (8, RANK)},
      'lm_head.weight was trained apart from the embedding'),
     ({f'{HEAD}.weight': (8, WIDTH)}, 'lm_head.weight was trained apart')])
-def test_bad_factors(base, tmp_path, more, word):
-    tensors = {} if more is None else factors(base, [QUERY]) | {
-        f'base_model.model.{name}': torch.ones(shape) for name, shape in more.items()}
+def test_bad_configs_and_factors(base, tmp_path, changes, word):
+    config = {key: value for key, value in (changes or {}).items() if '.' not in key}
+    tensors = {} if changes is None else factors(base, [QUERY]) | {
+        f'base_model.model.{name}': torch.ones(changes[name]) for name in changes.keys() - config}
     with pytest.raises(UserError, match=word):
-        read_adapter(write(tmp_path, tensors))
+        read_adapter(write(tmp_path, tensors, **config))
 
 
 def test_an_untrained_head_does_no_harm(base, tmp_path):

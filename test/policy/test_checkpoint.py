@@ -5,28 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.decoders import small_decoder
 from support.released import released_name
 
+from dtvla_ros.engine.published import random_model
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import load_weights, read_tensors, save_weights
-from dtvla_ros.policy.config import DecoderConfig, SpecialIds, TextConfig, VisionConfig
-from dtvla_ros.policy.model import HybridDecoder
-
-IDS = SpecialIds(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 19)
-
-
-def _small(seed: int = 1) -> HybridDecoder:
-    torch.manual_seed(seed)
-    return HybridDecoder(DecoderConfig(
-        TextConfig(16, 1, 2, 2, 8, 16, 24),
-        VisionConfig('siglip', ('a',), (4,), 28, width=16, layers=1, heads=2, mlp=16, patch=14),
-        IDS, chunk_steps=2, action_dim=3))
+from dtvla_ros.policy.config import DecoderConfig, TextConfig, VisionConfig
 
 
 @pytest.mark.parametrize('layout', ['ours', 'old', 'new'])
 @pytest.mark.parametrize('head', ['', 'language_model.lm_head.weight', 'lm_head.weight'])
 def test_layouts(tmp_path, layout, head):
-    model, other, path = _small(1), _small(2), tmp_path / 'model.safetensors'
+    model, path = small_decoder(), tmp_path / 'model.safetensors'
     if layout == 'ours':
         save_weights(model, path)
     else:
@@ -37,7 +28,7 @@ def test_layouts(tmp_path, layout, head):
         if head:
             tensors[head] = model.embed_tokens.weight.detach().clone()
         save_file(tensors, path)
-    load_weights(other, tmp_path)
+    load_weights(other := random_model(model.config), tmp_path)
     for name, tensor in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor)
     if head:
@@ -57,7 +48,7 @@ def test_bad_files(tmp_path):
     path.write_bytes(b'\x00' * 40)
     with pytest.raises(UserError, match='not a whole safetensors'):
         read_tensors(path)
-    model = _small()
+    model = small_decoder()
     save_file({**model.state_dict(), 'spare': torch.zeros(1)}, path)
     with pytest.raises(UserError, match='1 weights unknown, first spare'):
         load_weights(model, path)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from dtvla_ros.data import layout, writer
+from dtvla_ros.data import layout
 from dtvla_ros.data.layout import Episode
 
 SIDE = 64
@@ -65,10 +63,3 @@ def arm_episode(seed: int, frames: int = 40) -> Episode:
                  layout.PHASE: ['reach' if row[-1] < 0 else 'carry' for row in actions],
                  layout.REASONING: [f'now <b>{k // 5}</b> & on' for k in range(frames)]},
         metadata={'seed': seed})
-
-
-def arm_dataset(root: Path, episodes: list[Episode]) -> Path:
-    """Write episodes as a v3.0 dataset."""
-    writer.write_shard(root, 0, episodes, FPS)
-    writer.merge_shards(root)
-    return root

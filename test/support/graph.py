@@ -30,7 +30,7 @@ from dtvla_ros.ros.environment import prepare
 from dtvla_ros.ros.graph import VLA_NAMES
 from dtvla_ros.ros.run import STEADY, make_executor
 
-from .domains import fresh_domain
+from .beside import fresh_domain
 
 ROOT = Path(__file__).resolve().parents[2]
 NANO = ROOT / 'models' / 'nano'

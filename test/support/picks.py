@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from dtvla_ros.annotation.question import Semantics, write_thought
-from dtvla_ros.data import layout, writer
+from dtvla_ros.data import layout
 from dtvla_ros.data.layout import Episode
+from support.tiny import write_dataset
 
-FPS = 10
 STEP = 0.025  # [m] per frame
 WIDE, ON_CAN = 0.08, 0.05  # [m]
 TASK = 'put the can in the blue bin'
@@ -45,11 +45,9 @@ def pick(seed: int, task: str = TASK, name: str = 'can', to: str = 'blue_bin') -
     place = np.where(held[:, None], position, at)
     place[last:] = position[last]
     count = len(position)
-    state = np.zeros((count, 8), np.float32)
-    state[:, :3] = position
-    state[:, 6], state[:, 7] = np.array(opening) / 2, -np.array(opening) / 2
-    action = np.zeros((count, 7), np.float32)
-    action[:, 6] = gripper
+    finger = np.array(opening) / 2
+    state = np.column_stack([position, np.zeros((count, 3)), finger, -finger])
+    action = np.column_stack([np.zeros((count, 6)), gripper])
     image = np.full((32, 32, 3), 180, np.uint8)
     image[:8, :8] = rng.integers(0, 256, 3)
     thoughts = []
@@ -62,9 +60,8 @@ def pick(seed: int, task: str = TASK, name: str = 'can', to: str = 'blue_bin') -
     return Episode(
         task=task, images={key: np.repeat(image[None], count, 0) for key in layout.CAMERAS},
         columns={
-            layout.STATE: state, layout.ACTION: action,
-            layout.PLACES: np.concatenate(
-                [place, np.repeat(bin_at[None], count, 0)], axis=1).astype(np.float32),
+            layout.STATE: np.float32(state), layout.ACTION: np.float32(action),
+            layout.PLACES: np.float32(np.hstack([place, np.tile(bin_at, (count, 1))])),
             layout.PHASE: phases, layout.REASONING: thoughts},
         names={layout.STATE: STATE_NAMES,
                layout.PLACES: [f'{n}.{axis}' for n in (name, to) for axis in 'xyz']})
@@ -72,13 +69,8 @@ def pick(seed: int, task: str = TASK, name: str = 'can', to: str = 'blue_bin') -
 
 def picks_dataset(root: Path, episodes: int, places: bool = True) -> Path:
     """Write a dataset of picks."""
-    made = [pick(seed) for seed in range(episodes)]
-    if not places:
-        for episode in made:
-            del episode.columns[layout.PLACES], episode.columns[layout.REASONING]
-    writer.write_shard(root, 0, made, FPS)
-    writer.merge_shards(root)
-    return root
+    return write_dataset(root, [pick(seed) for seed in range(episodes)],
+                         () if places else (layout.PLACES, layout.REASONING))
 
 
 def answer_frames(count: int, **changes) -> dict:

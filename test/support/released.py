@@ -16,6 +16,7 @@ from dtvla_ros.policy.model import HybridDecoder
 
 BINS = 16
 WIDTH, VISION = 32, 24
+TAGS = ('<think>', '</think>', '<action>', '</action>')
 STATISTICS = {
     'state': {'mean': [0.0] * 8, 'std': [1.0] * 8, 'q01': [-1.0] * 8, 'q99': [1.0] * 8},
     'action': {'mean': [0.1] * 7, 'std': [0.2] * 7,
@@ -51,11 +52,9 @@ def gemma_like_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens(words[:3])
-    tokenizer.add_tokens([AddedToken('\n', normalized=False)])
-    tokenizer.add_tokens([AddedToken(f'<loc{k:04}>', normalized=False) for k in range(BINS)])
-    tokenizer.add_special_tokens(['<image>'])
-    tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False)
-                          for tag in ('<think>', '</think>', '<action>', '</action>')])
+    for words in (['\n', *(f'<loc{k:04}>' for k in range(BINS))], ['<image>'], TAGS):
+        tokenizer.add_tokens([AddedToken(word, normalized=False, special=word == '<image>')
+                              for word in words])
     return tokenizer
 
 
@@ -65,11 +64,9 @@ def config_json(tokenizer: Tokenizer) -> dict:
     return {
         'architectures': ['DeepThinkVLA'], 'model_type': 'paligemma', 'torch_dtype': 'bfloat16',
         'pad_token_id': 0, 'eos_token_id': 1, 'bos_token_id': 2, 'ignore_index': -100,
-        'image_token_index': tokenizer.token_to_id('<image>'),
-        'think_start_token_index': tokenizer.token_to_id('<think>'),
-        'think_end_token_index': tokenizer.token_to_id('</think>'),
-        'action_start_token_index': tokenizer.token_to_id('<action>'),
-        'action_end_token_index': tokenizer.token_to_id('</action>'),
+        **{f'{name}_token_index': tokenizer.token_to_id(tag) for name, tag in zip(
+            ('image', 'think_start', 'think_end', 'action_start', 'action_end'),
+            ('<image>', *TAGS), strict=True)},
         'action_token_begin_idx': first, 'action_token_end_idx': first + BINS - 1,
         'text_config': {
             'hidden_size': WIDTH, 'intermediate_size': 64, 'num_hidden_layers': 2,

@@ -16,10 +16,12 @@ import torch
 from accelerate import DistributedType, PartialState
 from accelerate.state import AcceleratorState
 
-from dtvla_ros.data import layout, writer
+from dtvla_ros.data import layout
 from dtvla_ros.policy.convert import convert
 from dtvla_ros.training.config import AdapterConfig, Rates, SftConfig
 from dtvla_ros.training.sft import SftRun, Trainer
+from support.released import write_checkpoint
+from support.tiny import tiny_episode, write_dataset
 
 CHUNK = 10
 THOUGHTS = ('The gripper holds the butter.', 'push', 'The red cube lies on the plate; push it '
@@ -33,8 +35,6 @@ LORA = replace(CONFIG, lora=AdapterConfig(rank=4, alpha=8, dropout=0.1),
 
 def released_policy(folder: Path) -> Path:
     """Convert a tiny checkpoint of the released layout."""
-    from support.released import write_checkpoint
-
     write_checkpoint(folder / 'download')
     convert(folder / 'download', license='none', out=folder / 'policy')
     return folder / 'policy'
@@ -42,8 +42,6 @@ def released_policy(folder: Path) -> Path:
 
 def released_dataset(folder: Path, episodes: int = 6) -> Path:
     """Write episodes with chunks of ten actions and thoughts in plain English, of no places."""
-    from support.tiny import tiny_episode
-
     made = []
     for number in range(episodes):
         episode = tiny_episode(number)
@@ -52,11 +50,8 @@ def released_dataset(folder: Path, episodes: int = 6) -> Path:
             chunk = np.asarray(columns[key])
             columns[key] = np.concatenate([chunk, chunk[:, -2 * width:]], 1)
         columns[layout.REASONING] = [THOUGHTS[(number + k) % 3] for k in range(len(episode))]
-        del columns[layout.PLACES], columns[layout.POINTS]
         made.append(episode)
-    writer.write_shard(folder, 0, made, 10)
-    writer.merge_shards(folder)
-    return folder
+    return write_dataset(folder, made, (layout.PLACES, layout.POINTS))
 
 
 def losses(config: SftConfig, run: SftRun, steps: int, save: bool = False) -> list[float]:

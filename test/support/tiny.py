@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,19 +45,22 @@ def tiny_episode(seed: int, frames: int = 12) -> Episode:
         columns={
             layout.STATE: np.asarray(states, np.float32)[starts], layout.ACTION: steps[starts],
             **layout.action_chunks(steps, starts, 8),
-            layout.PLACES: np.repeat(np.array([[x, y, 0.0]], np.float32), frames, 0),
-            layout.POINTS: np.repeat(
-                np.array([[column + 2.5, row + 2.5]], np.float32) / 32, frames, 0),
+            layout.PLACES: np.full((frames, 3), (x, y, 0.0), np.float32),
+            layout.POINTS: np.full((frames, 2), (column + 2.5, row + 2.5), np.float32) / 32,
             layout.REASONING: [f'holding nothing now reach can at {where}' for _ in starts]},
         names={layout.PLACES: ['can.x', 'can.y', 'can.z']})
 
 
-def tiny_dataset(root: Path, episodes: int = 10, places: bool = True) -> Path:
-    """Write a dataset of 10 frames a second."""
-    made = [tiny_episode(k) for k in range(episodes)]
-    if not places:
-        for episode in made:
-            del episode.columns[layout.PLACES], episode.columns[layout.POINTS]
-    writer.write_shard(root, 0, made, 10)
+def write_dataset(root: Path, episodes: list[Episode], without: Sequence[str] = ()) -> Path:
+    """Write episodes ``without`` some columns as a v3.0 dataset of 10 frames a second."""
+    for episode in episodes:
+        for column in without:
+            del episode.columns[column]
+    writer.write_shard(root, 0, episodes, 10)
     writer.merge_shards(root)
     return root
+
+
+def tiny_dataset(root: Path, episodes: int = 10, places: bool = True) -> Path:
+    return write_dataset(root, [tiny_episode(k) for k in range(episodes)],
+                         () if places else (layout.PLACES, layout.POINTS))

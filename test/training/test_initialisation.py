@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from support.policies import INSTRUCTION, observation, untrained
-from support.tiny import CONFIG, tiny_episode
+from support.tiny import CONFIG, tiny_episode, write_dataset
 from tokenizers import Tokenizer
 
-from dtvla_ros.data import layout, writer
+from dtvla_ros.data import layout
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
 from dtvla_ros.training.collate import CAPTIONED
@@ -43,8 +43,7 @@ def bowl_episode(seed):
 @pytest.fixture(scope='module')
 def bowls(tmp_path_factory):
     root = tmp_path_factory.mktemp('bowls')
-    writer.write_shard(root, 0, [bowl_episode(k) for k in range(6)], 10)
-    writer.merge_shards(root)
+    write_dataset(root, [bowl_episode(k) for k in range(6)])
     return root
 
 
