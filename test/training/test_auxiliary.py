@@ -107,24 +107,19 @@ def test_the_gradient_enters_through_one_heads_queries_and_keys(trainer, asked):
     assert model.vision.stems[0].place.grad.any()
 
 
-def test_the_head_learns_to_attend(dataset, tmp_path):
-    config = replace(ATTENTION, reasoning_dropout=0.0, batch_size=16)
-    trainer = Trainer(config, SftRun((dataset,), tmp_path, steps=80))
-    before = trainer.validate()
+def test_the_head_learns_to_attend_from_demonstrations_and_from_captions(dataset, tmp_path):
+    # Some initialisations need hundreds of steps for captions; seed 2 is quick.
+    demonstrated, captioned = (Trainer(replace(ATTENTION, batch_size=16, **changes), SftRun(
+        (dataset,), tmp_path / str(k), steps=80)) for k, changes in enumerate((
+            {'reasoning_dropout': 0.0},
+            {'seed': 2, 'auxiliary': replace(AUXILIARY, captioning_steps=60)})))
+    before = [trainer.validate()['attended'] for trainer in (demonstrated, captioned)]
     for step in range(80):
-        metrics = trainer.train_step(trainer.batches.train(step))
-    assert float(metrics['attended']) > 0.5 > 4 * before['attended']
-    assert trainer.validate()['attended'] > 4 * before['attended']
-
-
-def test_captioning_teaches_to_attend_too(dataset, tmp_path):
-    # Some initialisations need hundreds of steps; this one is quick.
-    config = replace(ATTENTION, batch_size=16, seed=2,
-                     auxiliary=replace(AUXILIARY, captioning_steps=60))
-    trainer = Trainer(config, SftRun((dataset,), tmp_path, steps=2))
-    before = trainer.validate()['attended']
-    trainer.pretrain()
-    assert trainer.validate()['attended'] > 3 * before
+        metrics = demonstrated.train_step(demonstrated.batches.train(step))
+    assert float(metrics['attended']) > 0.5 > 4 * before[0]
+    assert demonstrated.validate()['attended'] > 4 * before[0]
+    captioned.pretrain()
+    assert captioned.validate()['attended'] > 3 * before[1]
 
 
 def test_a_layer_that_is_not_there_is_refused(dataset, tmp_path):

@@ -17,6 +17,7 @@ from support import small
 from support.learn import alike, learn
 from support.small import CONFIG, run_toys, sampler_of, small_policy
 from torch.distributions import Categorical
+from torch.utils._pytree import tree_flatten
 
 from dtvla_ros.policy.checkpoint import read_tensors
 from dtvla_ros.rollout.batched import Rollout
@@ -57,14 +58,12 @@ def test_a_saved_episode_is_the_same_and_knows_what_was_executed(played, tmp_pat
         assert all(n == 3 for n in executed[:-1]) and 1 <= executed[-1] <= 3
         want.save(tmp_path / f'{k}.safetensors')
         found = Trajectory.load(tmp_path / f'{k}.safetensors')
-        for name in ('job', 'key', 'success', 'steps', 'progress'):
-            assert getattr(found, name) == getattr(want, name)
-        for mine, other in zip(found.decisions, want.decisions, strict=True):
-            for name, value in other._asdict().items():
-                assert np.array_equal(getattr(mine, name), value), name
-                assert type(getattr(mine, name)) is type(value)
-        for mine, other in zip(found.frames, want.frames, strict=True):
-            assert all(np.array_equal(mine[name], other[name]) for name in other)
+        (values, shape), (wanted, same) = (tree_flatten([
+            t.job, t.key, t.success, t.steps, t.progress, t.decisions, t.frames])
+            for t in (found, want))
+        assert shape == same
+        for value, other in zip(values, wanted, strict=True):
+            assert type(value) is type(other) and np.array_equal(value, other)
     assert not list(tmp_path.glob('*.part'))
 
 
