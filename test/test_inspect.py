@@ -158,16 +158,14 @@ def rewritten(change):
 
 DAMAGE = {
     'shard missing': (without(SHARD), f'{SHARD}: missing, though {INDEX} lists it'),
-    'shard truncated': (lambda folder: os.truncate(folder / SHARD, 5000),
-                        f'{SHARD}: not a whole safetensors file'),
+    'shard truncated': (lambda folder: os.truncate(folder / SHARD, 5000), 'not a whole safe'),
     'weight missing': (rewritten({'vision_model.post_layernorm.bias': None}),
                        '1 weights missing, first vision.tower.post_layernorm.bias'),
     'wrong shape': (rewritten({'encoder.layers.0.mlp.fc1.bias': torch.zeros(3)}),
                     r'vision.tower.encoder.layers.0.mlp.fc1.bias.* \(3,\), the config says \(40,'),
     'config of another': (edited('config.json', lambda d: d['text_config'].update(
         num_hidden_layers=3)), '9 weights missing, first layers.2'),
-    'statistics missing': (without('norm_stats.json'), 'norm_stats.json: no such file.*'
-                                                       '--statistics'),
+    'statistics missing': (without('norm_stats.json'), 'norm_stats.json: no such.*--statistics'),
     'suite ambiguous': (edited('norm_stats.json', lambda d: (
         d.update(a={'action': d['action']}, b={'action': d['action']}), d.pop('action'))),
         'norm_stats.json: holds statistics of a, b.*--suite-key'),
@@ -175,11 +173,10 @@ DAMAGE = {
     'tokenizer of another': (edited('tokenizer.json', lambda d: d['added_tokens'].pop()),
                              "'</action>' is token None"),
     'pickle present': (lambda folder: (folder / 'pytorch_model.bin').write_bytes(b'cos\nsystem'),
-                       'pytorch_model.bin: pickle-like weights are refused unread'),
+                       'pytorch_model.bin: pickle-like'),
     'index leaves the folder': (edited(INDEX, lambda d: d['weight_map'].update(
         x='../x.safetensors')), "shard '../x.safetensors' lies outside"),
-    'index without shards': (edited(INDEX, lambda d: d.update(weight_map={})), 'lists no shard'),
-}
+    'index without shards': (edited(INDEX, lambda d: d.update(weight_map={})), 'lists no shard')}
 
 
 @pytest.mark.parametrize('case', DAMAGE)
@@ -198,7 +195,7 @@ def test_damaged_checkpoint(copy, case):
 
 def test_config_without_the_tags_is_no_deepthinkvla(copy):
     edited('config.json', lambda d: d.pop('think_end_token_index'))(copy)
-    for act in (inspect, lambda path: convert(path)):
+    for act in (inspect, convert):
         with pytest.raises(UserError, match=r"config.json: .*'think_end_token_index'"):
             act(copy)
 
@@ -223,17 +220,6 @@ def test_damaged_after_conversion(copy):
     assert 'does not list all weights' in issues(copy)
 
 
-def test_a_manifest_is_not_overwritten_unasked(copy, dtvla):
-    convert(copy, name='mine')
-    code, _, error = dtvla('convert', copy)
-    assert code == 2 and 'manifest.json: exists already; replace it with --force' in error
-    assert PolicyManifest.read(copy).name == 'mine'
-    convert(copy, name='other', force=True)
-    assert PolicyManifest.read(copy).name == 'other'
-    with pytest.raises(UserError, match='is the folder of the checkpoint'):
-        convert(copy, out=copy / '.', force=True)
-
-
 def test_a_policy_apart_from_the_download(download, tmp_path, monkeypatch, dtvla):
     before = {path.name: path.read_bytes() for path in download.iterdir()}
     out = tmp_path / 'models' / 'released'
@@ -246,6 +232,8 @@ def test_a_policy_apart_from_the_download(download, tmp_path, monkeypatch, dtvla
         convert(download, out=out)
     convert(download, out=out, name='again', force=True)
     assert PolicyManifest.read(out).name == 'again'
+    with pytest.raises(UserError, match='is the folder of the checkpoint'):
+        convert(download, out=download / '.', force=True)
     assert {path.name: path.read_bytes() for path in download.iterdir()} == before
 
     def no_links(*_):

@@ -16,15 +16,11 @@ from dtvla_ros.errors import UserError
 DT = 0.05
 
 
-def test_golden_codec():
+def test_golden_codec_and_statistics():
     data = golden.document('action_codec')
     codec = ActionCodec(data['action_token_begin_idx'], data['action_token_end_idx'])
     assert codec.encode(data['values']).tolist() == data['token_ids']
     np.testing.assert_allclose(codec.decode(data['token_ids']), data['decoded'], atol=1e-6)
-
-
-def test_golden_statistics():
-    data = golden.document('action_codec')
     stats = ActionStatistics.from_dict(data, dim=len(data['q01']))
     normalized = stats.normalize(data['raw_actions'])
     np.testing.assert_allclose(normalized, data['normalized'], atol=2e-6)
@@ -48,11 +44,10 @@ def test_round_trip_is_one_bin_up(bins):
 
 
 @pytest.mark.parametrize(('q01', 'q99', 'word'), [
-    ([-1.0] * 7, None, 'lists of numbers'),
+    ([-1.0] * 7, None, 'lists of numbers'), (['a'] * 7, [1.0] * 7, 'lists of numbers'),
     ([-1.0] * 6, [1.0] * 7, 'q01 has 6 channels'),
-    ([-1.0] * 6 + [-1.0], [1.0, 1.0, -1.0, 1.0, 1.0, 1.0, 1.0], 'channel 2'),
-    ([float('nan')] + [-1.0] * 6, [1.0] * 7, 'channel 0 is not finite'),
-    (['a'] * 7, [1.0] * 7, 'lists of numbers')])
+    ([np.nan] + [-1.0] * 6, [1.0] * 7, 'channel 0 is not finite'),
+    ([-1.0] * 7, [1.0, 1.0, -1.0, 1.0, 1.0, 1.0, 1.0], 'channel 2')])
 def test_bad_statistics(q01, q99, word):
     with pytest.raises(UserError, match=word):
         ActionStatistics.from_dict({'q01': q01, 'q99': q99}, dim=7)
@@ -60,8 +55,7 @@ def test_bad_statistics(q01, q99, word):
 
 @pytest.mark.parametrize(('word', 'wrong'), [
     ('NaN', lambda: ActionCodec(5, 9).encode([0.0, np.nan])),
-    ('outside the action ids', lambda: ActionCodec(5, 9).decode([4])),
-    ('hold no bins', lambda: ActionCodec(5, 5)),
+    ('outside', lambda: ActionCodec(5, 9).decode([4])), ('no bins', lambda: ActionCodec(5, 5)),
     ('channels', lambda: ActionStatistics((0.0,) * 7, (1.0,) * 7).normalize(np.zeros((2, 6))))])
 def test_bad_values(word, wrong):
     with pytest.raises(UserError, match=word):
@@ -82,9 +76,8 @@ def test_velocity_is_the_settled_speed_not_offset_over_period():
     np.testing.assert_allclose(osc.from_velocity(speed), [1, 0, 0, 0, 1, 0])
 
 
-@pytest.mark.parametrize(
-    ('channel', 'last', 'expected'),
-    [(-1, 1, -1), (1, -1, 1), (0.0, 1, 1), (0.05, -1, -1), (-0.2, 1, -1), (0.0, 0.0, 0.0)])
+@pytest.mark.parametrize(('channel', 'last', 'expected'), [
+    (-1, 1, -1), (1, -1, 1), (0.0, 1, 1), (0.05, -1, -1), (-0.2, 1, -1), (0.0, 0.0, 0.0)])
 def test_gripper_sign_with_dead_band(channel, last, expected):
     assert osc.gripper_command(channel, last) == expected
 
@@ -92,16 +85,6 @@ def test_gripper_sign_with_dead_band(channel, last, expected):
 def chunk(stamp, rows=4, value=None):
     values = np.arange(rows * 7, dtype=np.float32).reshape(rows, 7)
     return Chunk(stamp, DT, values if value is None else np.full((rows, 7), value, np.float32))
-
-
-def test_rows_come_in_order_once_and_end_and_waiting_uses_up_none():
-    queue, c = ChunkQueue(max_latency=1.0), chunk(10.0)
-    assert [queue.take(10.0 + k * DT) for k in range(5)] == [None] * 5
-    assert queue.put(c) is None
-    for k in range(4):
-        for _ in range(2):  # the same tick again is the same row
-            np.testing.assert_array_equal(queue.take(10.25 + k * DT), c.values[k])
-    assert queue.take(10.45) is None and queue.consumed == 4
 
 
 def test_a_late_chunk_skips_exactly_the_rows_that_were_played_since_its_observation():

@@ -38,18 +38,15 @@ def test_a_chunk_ends_where_something_unforeseen_begins():
         [0, 0, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]])
 
 
-def test_a_longer_plan_begins_with_the_shorter_one():
+def test_a_longer_plan_begins_with_the_shorter_one_and_kinds_have_their_shares():
+    """Scenes are shares of all, disturbances of the demonstrations."""
     plans = [plan_episode(CollectOptions(episodes=n), TASKS, 5) for n in (8, 800)]
     assert plans[0] == plans[1]
-    kinds = {plan_episode(CollectOptions(), TASKS, k).kind for k in range(200)}
-    assert kinds == {'noisy', 'clean', 'drop', 'shove'}
 
-
-def test_scenes_are_shares_of_all_and_disturbances_of_the_demonstrations():
     def kinds(**shares):
         plans = [plan_episode(CollectOptions(**shares), TASKS, k).kind for k in range(2000)]
         return {kind: plans.count(kind) / len(plans) for kind in set(plans)}
-
+    assert kinds().keys() == {'noisy', 'clean', 'drop', 'shove'}
     assert kinds(observation_share=1.0) == {'look': 1.0}
     mixed = kinds(observation_share=0.5, short_share=0.25, clean_share=0.5, release_share=0.0,
                   push_share=0.0)

@@ -137,9 +137,7 @@ def test_nothing_is_overwritten(published, tmp_path):
 @pytest.mark.parametrize('changes, message', [
     ({'tokenizer': None}, '--tokenizer'), ({'tokenizer': Path('.')}, 'outside the 2 ids'),
     ({'rename': {'wrist': 'hand'}}, 'no such feature'),
-    ({'rename': {'observation.images.wrist_image': 'observation.images.hand'}},
-     'OLD=observation.images.wrist_image'),
-])
+    ({'rename': {layout.CAMERAS[1]: 'observation.images.hand'}}, f'OLD={layout.CAMERAS[1]}')])
 def test_what_cannot_be_trained_on_is_refused_at_once(
         published, tmp_path, monkeypatch, changes, message):
     monkeypatch.chdir(tmp_path)

@@ -42,7 +42,7 @@ def dataset(tmp_path_factory):
     return episodes, DatasetReader(root)
 
 
-def test_numbers_and_text_are_exact(dataset):
+def test_numbers_and_text_are_exact_and_images_survive_the_video(dataset):
     episodes, reader = dataset
     assert reader.tasks == ['stack it', 'push it']
     assert reader.info['total_frames'] == 21 == len(reader.table)
@@ -53,18 +53,12 @@ def test_numbers_and_text_are_exact(dataset):
         for name, values in written.columns.items():
             np.testing.assert_array_equal(read.columns[name], values, strict=not isinstance(
                 values, list))
-
-
-def test_images_survive_the_video(dataset):
-    episodes, reader = dataset
-    for number, written in enumerate(episodes):
-        read = reader.episode(number)
         for key, images in written.images.items():
             assert all(psnr(a, b) > 36 for a, b in zip(images, read.images[key], strict=True))
             np.testing.assert_array_equal(reader.image(number, 4, key), read.images[key][4])
 
 
-def test_layout_is_lerobot_v3(dataset):
+def test_layout_is_lerobot_v3_and_merging_again_changes_nothing(dataset):
     """Files, path templates, statistics and the columns that LeRobot's loader looks up."""
     episodes, reader = dataset
     actions = np.concatenate([e.columns[layout.ACTION] for e in episodes])
@@ -77,10 +71,6 @@ def test_layout_is_lerobot_v3(dataset):
     assert validate(reader.root) == [], 'indices run through over shards'
     metadata = json.loads(pq.read_schema(reader.root / layout.TASKS).metadata[b'pandas'])
     assert metadata['index_columns'] == ['task']
-
-
-def test_merging_again_changes_nothing(dataset):
-    _, reader = dataset
     before = {p: p.read_bytes() for p in reader.root.rglob('*.parquet')}
     writer.merge_shards(reader.root)
     assert {p: p.read_bytes() for p in reader.root.rglob('*.parquet')} == before

@@ -20,18 +20,7 @@ from numpy.typing import NDArray
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 
-from dtvla_ros.ros.images import (
-    MAX_PIXELS,
-    ImageError,
-    RawCompressedImage,
-    RawImage,
-    compressed_to_numpy,
-    image_to_numpy,
-    parse_compressed,
-    parse_image,
-    serialize_compressed,
-    serialize_image,
-)
+from dtvla_ros.ros import images
 
 SIZES = st.integers(0, 9) | st.sampled_from([16384, 16385, 2**16, 2**31, 2**32 - 1])
 ENCODINGS = st.sampled_from([
@@ -56,7 +45,7 @@ def _judged(decode: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8] | None
     """Return a copy of the image, or None where it was refused with a reason fit for a log."""
     try:
         result = decode()
-    except ImageError as error:
+    except images.ImageError as error:
         assert 0 < len(str(error)) < LOG_LINE
         return None
     assert result.dtype == np.uint8 and result.ndim == 3 and result.shape[2] == 3
@@ -65,7 +54,7 @@ def _judged(decode: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8] | None
 
 def _convert(message: Any) -> NDArray[np.uint8] | None:
     """Judge it; the size must be what the header says."""
-    result = _judged(lambda: image_to_numpy(message))
+    result = _judged(lambda: images.image_to_numpy(message))
     assert result is None or result.shape == (message.height, message.width, 3)
     return result
 
@@ -89,7 +78,7 @@ def _lying(draw: Any) -> Image:
 @given(message=_lying())
 def test_headers_that_lie(message: Image) -> None:
     """The message itself and what rmw makes of it are judged alike."""
-    as_message, parsed = _convert(message), parse_image(serialize_message(message))
+    as_message, parsed = _convert(message), images.parse_image(serialize_message(message))
     as_bytes = _convert(parsed)
     assert (as_message is None) == (as_bytes is None)
     if as_message is not None:
@@ -99,12 +88,13 @@ def test_headers_that_lie(message: Image) -> None:
 
 
 WHOLE = {
-    'jpeg': parse_compressed(serialize_compressed(RANDOM, Time())).data.tobytes(),
+    'jpeg': images.parse_compressed(images.serialize_compressed(RANDOM, Time())).data.tobytes(),
     'png': cv2.imencode('.png', np.arange(768, dtype=np.uint8).reshape(16, 16, 3))[1].tobytes()}
 
 
 def _decode(kind: str, data: bytes) -> NDArray[np.uint8]:
-    return compressed_to_numpy(RawCompressedImage(0.0, '', kind, np.asarray(memoryview(data))))
+    return images.compressed_to_numpy(images.RawCompressedImage(
+        0.0, '', kind, np.asarray(memoryview(data))))
 
 
 @st.composite
@@ -132,16 +122,18 @@ def _png(height: int, width: int) -> bytes:
             + struct.pack('>I', zlib.crc32(body)) + WHOLE['png'][33:])
 
 
-@pytest.mark.parametrize('data', [
-    _changed(WHOLE['png'], WHOLE['png'].index(b'IDAT') - 4, b'\xc2'),  # 3 GB in a chunk
-    WHOLE['png'][:-12], WHOLE['png'][:40], _png(60000, 60000), _png(30000, 20000), _png(0, 5),
-    _changed(WHOLE['jpeg'], WHOLE['jpeg'].index(b'\xff\xc0') + 5, b'\xff' * 4),
-    _changed(WHOLE['jpeg'], WHOLE['jpeg'].index(b'\xff\xc0') + 5, b'\x75\x30' * 2)])
 def test_what_is_cut_off_or_promises_gigabytes_is_refused_before_they_are_reserved(
-        little_memory: None, data: bytes) -> None:
+        little_memory: None) -> None:
     """OpenCV itself would reserve 1.8 GB for 30000x20000."""
-    with pytest.raises(ImageError):
-        _decode('', data)
+    png, jpeg = WHOLE['png'], WHOLE['jpeg']
+    size = jpeg.index(b'\xff\xc0') + 5
+    for data in (
+            _changed(png, png.index(b'IDAT') - 4, b'\xc2'),  # 3 GB in a chunk
+            png[:-12], png[:40], _png(60000, 60000), _png(30000, 20000), _png(0, 5),
+            _changed(jpeg, size, b'\xff' * 4), _changed(jpeg, size, b'\x75\x30' * 2),
+            *(jpeg[:end] for end in range(len(jpeg) - 2))):
+        with pytest.raises(images.ImageError):
+            _decode('', data)
 
 
 @settings(max_examples=300, deadline=SOON)
@@ -150,19 +142,12 @@ def test_damaged_files(damaged: tuple[str, bytes]) -> None:
     _judged(lambda: _decode(*damaged))
 
 
-@settings(max_examples=60, deadline=SOON)
-@given(size=st.integers(0, len(WHOLE['jpeg']) - 3))
-def test_a_truncated_jpeg_is_never_half_an_image(size: int) -> None:
-    with pytest.raises(ImageError):
-        _decode('jpeg', WHOLE['jpeg'][:size])
-
-
 def _serialized() -> dict[str, tuple[bytes, bool]]:
     """Return sound messages as they come over the wire, and whether each is compressed."""
     stamp = Time(sec=7, nanosec=8)
     found = {
-        'ours': (serialize_image(RANDOM, stamp, 'camera'), False),
-        'ours, compressed': (serialize_compressed(RANDOM, stamp, 'camera'), True),
+        'ours': (images.serialize_image(RANDOM, stamp, 'camera'), False),
+        'ours, compressed': (images.serialize_compressed(RANDOM, stamp, 'camera'), True),
         'png': (serialize_message(CompressedImage(format='png', data=WHOLE['png'])), True)}
     for encoding in ('rgb8', 'bgra8', 'mono16', 'bayer_rggb8'):
         size = 6 * 4 * ITEMS.get(encoding, 1)
@@ -173,7 +158,7 @@ def _serialized() -> dict[str, tuple[bytes, bool]]:
 
 SERIALIZED = _serialized()
 LENGTHS = st.integers(0, 40) | st.sampled_from(
-    [255, 2**16, 2**24, MAX_PIXELS, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1])
+    [255, 2**16, 2**24, images.MAX_PIXELS, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1])
 
 
 @st.composite
@@ -201,21 +186,22 @@ def test_one_thing_wrong_with_the_bytes_of_a_message_or_any_bytes(
         message: tuple[bytes, bool]) -> None:
     data, compressed = message
     if compressed:
-        _judged(lambda: compressed_to_numpy(parse_compressed(data)))
+        _judged(lambda: images.compressed_to_numpy(images.parse_compressed(data)))
     else:
-        with suppress(ImageError):
-            _convert(parse_image(data))
+        with suppress(images.ImageError):
+            _convert(images.parse_image(data))
 
 
 def test_a_name_of_a_megabyte_is_not_repeated_in_the_log() -> None:
     name = 'x' * 10**6
-    assert _convert(RawImage(0.0, '', 24, 32, name, 0, 96, RANDOM.ravel())) is None
+    assert _convert(images.RawImage(0.0, '', 24, 32, name, 0, 96, RANDOM.ravel())) is None
     assert _judged(lambda: _decode(name, WHOLE['jpeg'][:400] + b'\xff\xd9')) is None
 
 
 def test_a_length_gone_wrong_reserves_no_memory(little_memory: None) -> None:
     """Each of the four lengths in a message, and the size, says 4 GB."""
-    whole = serialize_image(RANDOM, Time(), 'camera')
+    whole = images.serialize_image(RANDOM, Time(), 'camera')
     for place in range(4, 60, 4):
-        with suppress(ImageError):
-            _convert(parse_image(_changed(whole, place, b'\xff' * 4))._replace(encoding='rgb8'))
+        with suppress(images.ImageError):
+            changed = images.parse_image(_changed(whole, place, b'\xff' * 4))
+            _convert(changed._replace(encoding='rgb8'))

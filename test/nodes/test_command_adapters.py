@@ -30,14 +30,6 @@ def tell(graph):
     return build
 
 
-def test_the_simulator_gets_the_action_itself(tell):
-    _, command = tell('sim_osc')
-    message = command([0.1, 0, 0, 0, 0, -0.3, 1], stamp=12.35)
-    np.testing.assert_array_equal(
-        message.points[0].positions, np.float32([0.1, 0, 0, 0, 0, -0.3, 1]).astype(np.float64))
-    assert conversions.seconds(message.header.stamp) == 12.35
-
-
 def test_servo_gets_the_settled_speed_and_the_gripper_its_opening(tell, graph):
     _, command = tell('servo')
     message = command([1, 0, 0, 0, 0, -0.5, -1])

@@ -28,16 +28,6 @@ def over_time(monitor, readings, seconds, start=0.0):
     return [(now, *judged(monitor, readings, now)) for now in times]
 
 
-@pytest.mark.parametrize('state', WAITING)
-def test_before_it_is_active_it_says_so_and_a_note_explains(monitor, state):
-    assert judged(monitor, Readings(state)) == (state.name, WAITING[state])
-    monitor.note = 'instruction rejected: it is empty'
-    assert judged(monitor, Readings(state))[0] == state.name
-    assert judged(monitor, GOOD) == ('IDLE', monitor.note)
-    monitor.refusal = 'file damaged'
-    assert judged(monitor, Readings(state)) == (state.name, 'file damaged')
-
-
 def test_a_task_from_its_instruction_to_its_chunk_and_the_estop_that_wins(monitor):
     assert judged(monitor, Readings()) == ('IDLE', 'no instruction') and not monitor.ready
     monitor.begin_task()
@@ -50,15 +40,6 @@ def test_a_task_from_its_instruction_to_its_chunk_and_the_estop_that_wins(monito
     assert judged(monitor, Readings(next(iter(WAITING)))) == ('FAULT', 'e-stop')
     monitor.estop = False
     assert judged(monitor, GOOD) == ('STOPPED', 'failed')
-
-
-def test_a_decision_past_its_deadline_stops_the_task_until_the_next(monitor):
-    monitor.begin_task()
-    assert judged(monitor, BUSY, 1.0)[0] == 'THINKING'
-    assert judged(monitor, BUSY, 1.01) == ('STOPPED', 'no decision within 1 s')
-    assert judged(monitor, GOOD, 1.02)[0] == 'STOPPED'
-    monitor.begin_task()
-    assert judged(monitor, GOOD, 1.03)[0] == 'ACTING'
 
 
 def test_inputs_in_trouble_hold_and_after_a_while_without_a_break_stop(monitor):

@@ -27,8 +27,8 @@ def refusal(graph, capfd):
     ('vla_node', ['policy:=no/such/policy', 'autostart:=true'], ['no/such/policy', 'manifest']),
     ('vla_node', ['mode:=random'], ['mode', 'random', 'masked', 'dtvla eval --mode']),
     ('sim_bridge', ['tasks:=[fly_to_the_moon]'], ['fly_to_the_moon', LEMON]),
-    ('sim_bridge', ['suite:=kitchen'], ['kitchen', 'tabletop']),
     ('sim_bridge', ['reset_task:=fly_to_the_moon'], ['reset_task', LEMON]),
+    ('sim_bridge', ['suite:=kitchen'], ['kitchen', 'tabletop']),
     ('overlay', ['transport:=pigeon'], ['transport = "pigeon"; choose from raw, compressed']),
     ('command_gate', ['linear_speed:=-1.0'], ['linear_speed', '-1.0', 'range'])])
 def test_a_bad_parameter_is_named(refusal, name, parameters, words):
@@ -36,15 +36,8 @@ def test_a_bad_parameter_is_named(refusal, name, parameters, words):
     assert all(word in line for word in words), line
 
 
-def test_a_broken_parameter_file_is_named(refusal, tmp_path):
-    broken = tmp_path / 'broken.yaml'
-    broken.write_text('command_gate:\n  ros__parameters: [1, {\n')
-    assert 'broken.yaml' in refusal('command_gate', '--params-file', str(broken))
-
-
 @pytest.mark.parametrize(('name', 'parameters', 'package'), [
-    ('vla_node', ['pose_source:=tf'], 'tf2_msgs'),
-    ('command_gate', ['pose_source:=tf'], 'tf2_msgs'),
+    *((name, ['pose_source:=tf'], 'tf2_msgs') for name in ('vla_node', 'command_gate')),
     ('command_gate', ['preset:=servo', 'gripper:=gripper_command'], 'control_msgs'),
     ('command_gate', ['preset:=crisp', 'gripper:=parallel_gripper_command'], 'control_msgs'),
     ('command_gate', ['arm_status:=servo'], 'moveit_msgs')])

@@ -31,8 +31,7 @@ TOPICS = {
     'clock': (Clock, '/clock', 100), 'pose': (PoseStamped, '/ee_pose', qos_profile_sensor_data),
     **{f'{camera}_info': (CameraInfo, topic, qos_profile_sensor_data)
        for camera, topic in names.CAMERA_INFO.items()},
-    'state': (String, '/sim/state', qos.LATCHED_100),
-    'tasks': (String, '/sim/tasks', qos.LATCHED),
+    'state': (String, '/sim/state', qos.LATCHED_100), 'tasks': (String, '/sim/tasks', qos.LATCHED),
     'episode': (String, '/sim/episode', qos.LATCHED_100),
     'instruction': (String, '/instruction', qos.LATCHED)}
 
@@ -167,10 +166,9 @@ def test_pause_step_reset_and_what_is_refused(paused, env):
 
     before = paused.state()
     for name, values, why in (
-            ('step_count', (0, MOST_STEPS + 1), str(MOST_STEPS)),
-            ('step_count', (2.5, 'two', True), 'INTEGER'),
-            ('reset_seed', (-2, LARGEST_SEED + 1), str(LARGEST_SEED)),
-            ('reset_task', ('fly_to_the_moon',), TASK), ('seed', (7,), 'read-only')):
+            ('step_count', (0, MOST_STEPS + 1), str(MOST_STEPS)), ('seed', (7,), 'read-only'),
+            ('step_count', (2.5, 'two', True), 'INTEGER'), ('reset_task', ('fly_away',), TASK),
+            ('reset_seed', (-2, LARGEST_SEED + 1), str(LARGEST_SEED))):
         for value in values:
             [result] = paused.graph.set('/sim_bridge', **{name: value})
             assert not result.successful and why in result.reason, (name, value, result.reason)

@@ -302,16 +302,13 @@ def test_a_missing_frame_cuts_the_episode_and_is_told(tmp_path):
 
 
 def test_what_cannot_be_used_is_named_and_leaves_nothing(tmp_path):
-    robot = Robot()
-    bag = robot.write(tmp_path / 'bag')
+    bag = Robot().write(tmp_path / 'bag')
     for options, bags, word in (
-            (ConvertOptions(fingers=('thumb',)), [bag], 'thumb'),
-            (ConvertOptions(camera_every=3), [bag], '1, 2, 4, 5'),
-            (ConvertOptions(command='/twist_cmd'), [bag], '/twist_cmd'),
-            (ConvertOptions(), [tmp_path / 'absent'], 'absent'),
-            (ConvertOptions(), [bag, Robot(camera_every=2).write(tmp_path / 'slow')], 'slow')):
+            ({'fingers': ('thumb',)}, [bag], 'thumb'), ({'camera_every': 3}, [bag], '1, 2, 4, 5'),
+            ({'command': '/twist_cmd'}, [bag], '/twist_cmd'), ({}, [tmp_path / 'no'], '/no'),
+            ({}, [bag, Robot(camera_every=2).write(tmp_path / 'slow')], 'slow')):
         with pytest.raises(UserError, match=word):
-            convert(bags, tmp_path / 'data', options)
+            convert(bags, tmp_path / 'data', ConvertOptions(**options))
         assert not (tmp_path / 'data').exists()
     (tmp_path / 'data').mkdir()
     with pytest.raises(UserError, match='exists already'):

@@ -52,9 +52,8 @@ def test_a_file_holds_what_was_heard(graph, tmp_path, kind):
     robot = Robot(graph, kind)
     actions = graph.node.create_publisher(JointTrajectory, '/action', qos.LATEST)
     path = tmp_path / 'more' / 'run.rrd'
-    viewing = subprocess.Popen(
-        [sys.executable, '-m', 'dtvla_ros.cli', 'view', '--save', str(path)],
-        stderr=subprocess.PIPE, text=True)
+    viewing = subprocess.Popen([sys.executable, '-m', 'dtvla_ros.cli', 'view', '--save', path],
+                               stderr=subprocess.PIPE, text=True)
     try:
         heard = (actions, robot.pose, robot.thoughts, *robot.cameras.values(),
                  *robot.states.values())
@@ -97,28 +96,20 @@ def test_without_rerun_the_remedy_is_named(tmp_path, monkeypatch):
     assert wanted in (ROOT / 'setup.cfg').read_text().split()
 
 
-def named(value):
-    """Return the topics named anywhere in a layout."""
-    if isinstance(value, dict):
-        return {t for item in value.items() for part in item for t in named(part)}
-    if isinstance(value, list):
-        return {t for item in value for t in named(item)}
-    match = re.match(r'/[\w/]+', value) if isinstance(value, str) else None
-    return {match[0]} if match else set()
-
-
-LAYOUTS = {FOXGLOVE: json.loads(FOXGLOVE.read_text()), RVIZ: yaml.safe_load(RVIZ.read_text())}
+NAMED = {path: set(re.findall(r'(?<=[\s"])/[\w/]+', path.read_text()))
+         for path in (FOXGLOVE, RVIZ)}
+"""The topics named anywhere in a layout."""
 
 
 def test_layouts_name_only_topics_we_know():
-    for path, layout in LAYOUTS.items():
-        assert {*topics.IMAGES.values(), topics.PLANNED_PATH} <= named(layout) <= {
+    for path, named in NAMED.items():
+        assert {*topics.IMAGES.values(), topics.PLANNED_PATH} <= named <= {
             *topics.RECORDED, OVERLAY}, path
-    assert {topics.REASONING, topics.VLA_STATE, topics.GATE_STATE} <= named(LAYOUTS[FOXGLOVE])
+    assert {topics.REASONING, topics.VLA_STATE, topics.GATE_STATE} <= NAMED[FOXGLOVE]
 
 
 def test_every_panel_of_the_foxglove_layout_is_shown_once():
-    layout = LAYOUTS[FOXGLOVE]
+    layout = json.loads(FOXGLOVE.read_text())
 
     def shown(node):
         return [node] if isinstance(node, str) else shown(node['first']) + shown(node['second'])
@@ -126,11 +117,11 @@ def test_every_panel_of_the_foxglove_layout_is_shown_once():
 
 
 def test_rviz_listens_as_reliably_as_the_topics_are_offered():
-    displays = LAYOUTS[RVIZ]['Visualization Manager']['Displays']
-    assert {d['Topic']['Value']: d['Topic']['Reliability Policy'] for d in displays
-            if 'Topic' in d} == {
-        '/image_primary': 'Best Effort', '/image_wrist': 'Best Effort',
-        '/ee_pose': 'Best Effort', '/planned_path': 'Reliable'}
+    displays = yaml.safe_load(RVIZ.read_text())['Visualization Manager']['Displays']
+    shown = (d['Topic'] for d in displays if 'Topic' in d)
+    assert {topic['Value']: topic['Reliability Policy'] for topic in shown} == {
+        **dict.fromkeys(('/image_primary', '/image_wrist', '/ee_pose'), 'Best Effort'),
+        '/planned_path': 'Reliable'}
 
 
 @pytest.mark.slow
@@ -141,8 +132,7 @@ def test_the_running_graph_has_them_all(graph, policy):
     graph.start('overlay', 'sim')
     graph.spin(lambda: graph.of('action') and node.count_publishers(topics.PLANNED_PATH), 90)
     there = {name for name, _ in node.get_topic_names_and_types()}
-    for path, layout in LAYOUTS.items():
-        assert named(layout) <= there, path
+    assert set().union(*NAMED.values()) <= there
     published = {name for name in there - set(INTERNAL) if node.count_publishers(name)
                  and not name.endswith('/transition_event')}
     assert published <= {*topics.RECORDED, OVERLAY}, 'dtvla record misses a topic'

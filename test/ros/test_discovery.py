@@ -37,17 +37,16 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
 
 
 @pytest.mark.parametrize(('variables', 'reach', 'profile'), [
-    ({}, 'LOCALHOST', LOCAL),
-    ({DISCOVERY: ''}, 'LOCALHOST', LOCAL),
-    ({DISCOVERY: 'OFF'}, 'OFF', LOCAL),
+    ({}, 'LOCALHOST', LOCAL), ({DISCOVERY: ''}, 'LOCALHOST', LOCAL),
     ({DISCOVERY: 'SUBNET'}, 'SUBNET', OPEN),
     ({DISCOVERY: 'SYSTEM_DEFAULT'}, 'SYSTEM_DEFAULT', OPEN),
     ({'ROS_STATIC_PEERS': 'robot'}, 'LOCALHOST', OPEN),
     ({'ROS_DISCOVERY_SERVER': 'robot:11811'}, 'LOCALHOST', OPEN),
-    ({FORMER_DISCOVERY: '1'}, None, LOCAL),
-    ({FORMER_DISCOVERY: '0'}, None, OPEN),
+    ({FORMER_DISCOVERY: '1'}, None, LOCAL), ({FORMER_DISCOVERY: '0'}, None, OPEN),
     ({'ROS_DISTRO': 'humble', DISCOVERY: 'SUBNET'}, 'SUBNET', OPEN),
     ({'ROS_DISTRO': 'humble'}, 'LOCALHOST', LOCAL),
+    ({'ROS_SECURITY_ENABLE': '', DISCOVERY: 'OFF'}, 'OFF', LOCAL),
+    ({'ROS_SECURITY_ENABLE': 'false', 'ROS_SECURITY_STRATEGY': 'Enforce'}, 'LOCALHOST', LOCAL),
     # What a parent chose that stays on this machine is not the choice of a child's user.
     ({DISCOVERY: 'SUBNET', **dict.fromkeys(PROFILES, LOCAL)}, 'SUBNET', OPEN)])
 def test_what_is_chosen(given: Any, variables: dict[str, str], reach: str | None,
@@ -177,18 +176,15 @@ LOCAL_FILE = 'a copy of the local profile, as a file of the user'
 
 
 @pytest.mark.parametrize(('there', 'mine', 'theirs', 'meet'), [
-    (1, {}, {}, False),
-    (1, {}, STRANGER, False),
+    (1, {}, {}, False), (1, {}, STRANGER, False), (1, {DISCOVERY: 'OFF'}, STRANGER, False),
     (1, {FORMER_DISCOVERY: '1'}, STRANGER, False),
-    (1, {DISCOVERY: 'OFF'}, STRANGER, False),
     (1, {DISCOVERY: 'SUBNET'}, {DISCOVERY: 'SUBNET'}, True),
     (1, {'ROS_STATIC_PEERS': '10.9.0.2'}, {'ROS_STATIC_PEERS': '10.9.0.1'}, True),
     (1, {DISCOVERY: 'SUBNET', PROFILES[0]: LOCAL_FILE}, {DISCOVERY: 'SUBNET'}, False),
-    (0, {}, {}, True),
-    (0, {}, {DISCOVERY: 'SUBNET'}, True),
+    (0, {}, {}, True), (0, {}, {DISCOVERY: 'SUBNET'}, True),
     (0, {}, {'ROS_STATIC_PEERS': '10.9.0.2'}, True),
-    (0, {}, {DISCOVERY: 'OFF'}, False),
-    (0, {DISCOVERY: 'OFF'}, {}, False)])
+    (0, {}, {DISCOVERY: 'OFF'}, False), (0, {DISCOVERY: 'OFF'}, {}, False),
+    (0, {'ROS_DOMAIN_ID': '7'}, {'ROS_DOMAIN_ID': '8'}, False)])
 def test_another_machine_and_the_same(
         machines: tuple[Machine, Machine], tmp_path: Path, there: int, mine: dict[str, str],
         theirs: dict[str, str], meet: bool) -> None:

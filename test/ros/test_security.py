@@ -58,14 +58,6 @@ def test_what_ros_would_take_for_no_is_refused(monkeypatch: pytest.MonkeyPatch, 
             environment.prepare()
 
 
-@pytest.mark.parametrize('variables', [
-    {}, {'ROS_SECURITY_ENABLE': ''},
-    {'ROS_SECURITY_ENABLE': 'false', 'ROS_SECURITY_STRATEGY': 'Enforce'}])
-def test_not_asked_for(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
-    monkeypatch.setattr(os, 'environ', dict(variables))
-    environment.prepare()
-
-
 def test_missing_enclave_is_refused_but_permissive_goes_on(keystore: Path, start_peer: Any,
                                                            refusal: Any) -> None:
     """The latter is ROS's own rule, and why the documentation asks for Enforce."""

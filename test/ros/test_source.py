@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import sysconfig
 import venv
 from pathlib import Path
@@ -20,11 +19,9 @@ ASK = """
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros.environment import require_one_ros
 try:
-    require_one_ros()
+    print(require_one_ros() or 'one')
 except UserError as error:
     print(error)
-else:
-    print('one')
 """
 
 
@@ -52,8 +49,7 @@ class Environment:
         venv.create(folder, symlinks=True)
         self.folder = folder
         self.python = folder / 'bin/python'
-        self.site = folder / 'lib' / f'python{sys.version_info[0]}.{sys.version_info[1]}' \
-            / 'site-packages'
+        self.site = next(folder.glob('lib/python*/site-packages'))
 
     def put_wheels(self, name='ros_rclpy'):
         info = self.site / f'{name}-1.0.dist-info'
@@ -64,10 +60,9 @@ class Environment:
         return {'LD_LIBRARY_PATH': str(self.folder / 'lib'), source.STARTED: '1'}
 
     def run(self, words, environ):
-        clean = {k: v for k, v in os.environ.items() if k not in {
-            'AMENT_PREFIX_PATH', 'ROS_DISTRO', 'LD_LIBRARY_PATH', source.STARTED}}
-        clean |= {**environ, 'PYTHONPATH': f'{environ.get("PYTHONPATH", "")}:{ROOT}'}
-        return subprocess.run([self.python, *words], env=clean, text=True, capture_output=True,
+        environ = environ | {'PYTHONPATH': f'{environ.get("PYTHONPATH", "")}:{ROOT}',
+                             'PATH': os.environ['PATH']}
+        return subprocess.run([self.python, *words], env=environ, text=True, capture_output=True,
                               timeout=60)
 
     def says(self, environ):

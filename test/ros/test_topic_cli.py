@@ -76,8 +76,7 @@ def test_pub_once_is_heard_and_hz_measures(graph: Any) -> None:
 
 
 @pytest.mark.parametrize(('words', 'reason'), [
-    (('pub', '/x', 'std_msgs/msg/Strin'), 'std_msgs/msg/Strin'),
-    (('pub', '/x', 'String'), 'String'),
+    (('pub', '/x', 'std_msgs/msg/Strin'), 'msg/Strin'), (('pub', '/x', 'String'), 'String'),
     (('pub', '/x', 'std_msgs/msg/String', '{data: 3}'), 'data: string expected'),
     (('pub', '/x', 'std_msgs/msg/Float64', '{data: true}'), 'data: double expected'),
     (('pub', '/x', 'std_msgs/msg/Float64', '[1]'), 'fields of Float64'),

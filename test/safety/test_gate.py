@@ -65,12 +65,14 @@ def still(command, gripper=1.0):
     return True
 
 
-def test_it_waits_plays_rows_and_waits_with_the_gripper_as_last_commanded():
+def test_it_waits_plays_rows_and_waits_and_one_non_finite_chunk_is_dropped_whole():
+    """The good one plays on, and the gripper stays as last commanded."""
     rig = Rig()
     command = rig.tick()
     assert (command.state, command.reason, command.waiting) == (HOLD, 'thinking', True)
     assert still(command, gripper=0.0)
     rig.moving()
+    assert 'non-finite' in rig.chunk(np.nan)
     assert [rig.tick().state for _ in range(8)] == [RUN] * 7 + [HOLD]
     assert still(rig.tick())
 
@@ -130,12 +132,6 @@ def test_a_short_silence_can_be_a_hold():
     assert [rig.tick().state for _ in range(22)][-1] is STOP
 
 
-def test_one_non_finite_chunk_is_dropped_whole_and_the_good_one_plays_on():
-    rig = Rig().moving()
-    assert 'non-finite' in rig.chunk(np.nan)
-    assert rig.tick().state is RUN
-
-
 def test_the_safe_profile_clamps_without_a_fault_and_a_hold_brakes_within_its_acceleration():
     rig = Rig(limits=Limits())
     rig.tick()
@@ -148,8 +144,11 @@ def test_the_safe_profile_clamps_without_a_fault_and_a_hold_brakes_within_its_ac
     assert 0 < braking[0].action[0] < fast[-1].action[0] and still(braking[-1])
 
 
-def test_thinking_has_a_deadline_and_idling_has_none():
+def test_thinking_has_a_deadline_and_idling_has_none_nor_ends_loading_a_task_there_was_not():
     rig = Rig(thinking_deadline_s=0.5)
+    rig.policy_state = 'LOADING'
+    assert rig.tick().state is HOLD
+    rig.heal()
     commands = [rig.tick() for _ in range(14)]
     assert commands[8].reason == 'thinking'
     assert commands[-1].state is STOP and 'no chunk within' in commands[-1].reason
@@ -187,11 +186,3 @@ def test_a_faster_gate_plays_each_row_for_several_ticks():
     assert [c.state for c in commands] == [RUN] * 10 + [HOLD]
     assert rig.gate.queue.consumed == 2
     assert 'period' in rig.chunk(period=0.01)
-
-
-def test_a_policy_that_loads_holds_and_ends_no_task_before_there_was_one():
-    rig = Rig()
-    rig.policy_state = 'LOADING'
-    assert rig.tick().state is HOLD
-    rig.heal()
-    rig.moving()

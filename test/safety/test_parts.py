@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from dtvla_ros.actions import osc
-from dtvla_ros.errors import UserError
 from dtvla_ros.safety.gripper import GripperMonitor
 from dtvla_ros.safety.limits import PROFILES, Limiter, Limits
 from dtvla_ros.safety.watchdog import Watchdog
@@ -109,8 +108,3 @@ def test_targets_outside_the_box_are_named_and_the_way_back_is_free():
     assert 'target x = 0.930' in limiter.outside([1, 0, 0, 0, 0, 0, 0], [0.88, 0, 0.2])
     assert limiter.outside([-1, 0, 0, 0, 0, 0, 0], [0.99, 0, 0.2]) is None
     assert limiter.outside([0, 0, 0, 0, 0, 0, 0], [0.99, 0, 0.2]) is not None
-
-
-def test_an_empty_workspace_is_refused_by_its_axis():
-    with pytest.raises(UserError, match='on x'):
-        Limits(workspace_low=(0.9, 0, 0), workspace_high=(0.2, 1, 1))
