@@ -7,16 +7,9 @@ import pytest
 from support.libero_here import needs_libero
 
 import dtvla_sim
+from dtvla_ros.data import collect as collecting
 from dtvla_ros.data import layout
-from dtvla_ros.data.collect import (
-    OBSERVATION,
-    CollectOptions,
-    EpisodePlan,
-    collect,
-    image_points,
-    plan_episode,
-    record,
-)
+from dtvla_ros.data.collect import CollectOptions, EpisodePlan, collect, plan_episode, record
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
 
@@ -38,7 +31,7 @@ def test_a_shard_stays_with_a_task():
 
 
 def test_a_look_asks_for_every_object_of_the_scene_that_has_a_task(env):
-    episodes = record(env, EpisodePlan(0, MILK, 7, OBSERVATION), OPTIONS)
+    episodes = record(env, EpisodePlan(0, MILK, 7, collecting.OBSERVATION), OPTIONS)
     names = {e.task for e in episodes}
     assert len(names) == len(episodes) > 3
     assert env.task.name == MILK
@@ -69,7 +62,7 @@ def test_a_point_of_the_image_moves_with_its_thing(env):
     env.reset(seed=3, options={'task': MILK})
     k = env.object_names.index('milk_1')
     before = np.array(env.draw('agentview')).astype(int)
-    first = image_points(env).reshape(-1, 2)[k]
+    first = collecting.image_points(env).reshape(-1, 2)[k]
     env.scene.data.qpos[env.scene.joint_address('milk_1') + 2] += 5.0  # out of the image
     env.scene.forward()
     changed = np.abs(np.array(env.draw('agentview')).astype(int) - before).sum(2) > 30

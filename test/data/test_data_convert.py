@@ -23,6 +23,8 @@ from dtvla_ros.data.video import can_join, join_videos, probe, read_video
 from dtvla_ros.data.writer import finished_shards
 from dtvla_ros.errors import UserError
 
+WRIST = list(layout.CAMERAS)[1]
+
 
 @pytest.fixture(scope='module', params=[False, True], ids=['videos', 'images'])
 def published(request, tmp_path_factory):
@@ -137,7 +139,7 @@ def test_nothing_is_overwritten(published, tmp_path):
 @pytest.mark.parametrize('changes, message', [
     ({'tokenizer': None}, '--tokenizer'), ({'tokenizer': Path('.')}, 'outside the 2 ids'),
     ({'rename': {'wrist': 'hand'}}, 'no such feature'),
-    ({'rename': {layout.CAMERAS[1]: 'observation.images.hand'}}, f'OLD={layout.CAMERAS[1]}')])
+    ({'rename': {WRIST: 'observation.images.hand'}}, f'OLD={WRIST}')])
 def test_what_cannot_be_trained_on_is_refused_at_once(
         published, tmp_path, monkeypatch, changes, message):
     monkeypatch.chdir(tmp_path)

@@ -82,6 +82,12 @@ def rig(tmp_path_factory: Any, policy: Any, strict: bool) -> Iterator[Rig]:  # n
 
 
 @pytest.fixture
+def moving(running: Rig) -> Rig:
+    """The arm of a module's ``running`` rig in motion, nothing spoiled."""
+    return running.ready()
+
+
+@pytest.fixture
 def check(strict: bool) -> Callable[..., None]:
     """Return a function that keeps what a row's reaction took; if `strict`, within its bound."""
     def hold(number: int, measured: float | None = None, said: str = '') -> None:

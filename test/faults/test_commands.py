@@ -28,12 +28,6 @@ def running(rig):
     return rig
 
 
-@pytest.fixture
-def moving(running):
-    """The arm in motion, nothing spoiled."""
-    return running.ready()
-
-
 def spoil(rig, topic, fault):
     """Change every message of a topic from now on; return the list of times it was done."""
     times = []

@@ -26,12 +26,6 @@ def running(rig):
     return rig
 
 
-@pytest.fixture
-def moving(running):
-    """The arm in motion, nothing spoiled."""
-    return running.ready()
-
-
 def spoiled(name, value):
     """Return a fault that puts what a function makes of the message into one of its fields."""
     *path, leaf = name.split('.')

@@ -49,8 +49,7 @@ class Robot:
                 conversions.header(stamp, 'base'), START + offset, [0.0, 0.0, 0.0, 1.0]))
         self.thoughts.publish(String(data=self.thought))
         self.states['/vla/state'].publish(conversions.status_message(
-            'vla', 'ACTING', {'instruction': 'put the can away', 'stamp': f'{STAMP:.9f}',
-                              'latency_think': 0.034}))
+            'vla', 'ACTING', {'instruction': 'put it up', 'stamp': STAMP, 'latency_think': 0.03}))
         self.states['/gate_state'].publish(
             conversions.status_message('gate', 'RUN', {'reason': ''}))
         rows = np.zeros((8, 7), np.float32)

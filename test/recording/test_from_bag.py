@@ -238,13 +238,16 @@ def test_frames_follow_the_camera_and_keep_every_command(tmp_path):
 
 
 def test_episodes_end_with_their_instruction_and_fit_one_dataset(tmp_path):
+    """A clock that starts anew mixes nothing up."""
     other = 'stack the red cube on the green cube'
-    bag = Robot().write(tmp_path / 'a', Robot(task=other, clock=2.0))
+    bag = Robot().write(tmp_path / 'a', Robot(task=other, shade=100))
     report, reader = converted(tmp_path, bag, Robot(steps=5).write(tmp_path / 'b'))
     assert (report.episodes, report.frames) == (3, 29)
     assert [row['tasks'][0] for row in reader.episodes] == [Robot.task, other, Robot.task]
     assert reader.lengths == [12, 12, 5]
     assert {t.split(' of ')[1] for t in reader.column(layout.REASONING)[12:24]} == {other}
+    first, second = (reader.episode(k).images[PRIMARY].astype(int) for k in (0, 1))
+    np.testing.assert_allclose((second - first).mean(axis=(1, 2, 3)), 100, atol=4)
 
 
 def test_a_command_received_late_stays_with_its_episode(tmp_path):
@@ -253,13 +256,6 @@ def test_a_command_received_late_stays_with_its_episode(tmp_path):
         tmp_path / 'bag', Robot(task='stack the red cube', clock=30.0)))
     assert reader.lengths == [12, 12]
     np.testing.assert_array_equal(reader.column(layout.ACTION)[11], first.actions[11])
-
-
-def test_a_clock_that_starts_anew_mixes_nothing_up(tmp_path):
-    _, reader = converted(tmp_path, Robot().write(
-        tmp_path / 'bag', Robot(task='stack the red cube', shade=100)))
-    first, second = (reader.episode(k).images[PRIMARY].astype(int) for k in (0, 1))
-    np.testing.assert_allclose((second - first).mean(axis=(1, 2, 3)), 100, atol=4)
 
 
 def test_a_missing_command_cuts_the_episode(tmp_path):

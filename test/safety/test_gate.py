@@ -157,26 +157,6 @@ def test_thinking_has_a_deadline_and_idling_has_none_nor_ends_loading_a_task_the
     assert [rig.tick().state for _ in range(30)][-1] is HOLD
 
 
-@pytest.mark.parametrize('fault', [{'silent': 'pose'}, {'pose_ahead': -12.0}])
-def test_it_starts_when_told_and_once_and_with_measurements_only(fault):
-    rig = Rig(auto_start=False)
-    vars(rig).update(fault)
-    for _ in range(6):
-        rig.tick()
-    refused = rig.gate.start(rig.steady)
-    assert 'end-effector pose' in refused
-    assert ('use_sim_time' in refused) is ('pose_ahead' in fault)
-    rig.heal()
-    assert 'not started' in rig.chunk() and rig.tick().state is STOP
-    assert rig.gate.start(rig.steady) is None
-    assert rig.gate.start(rig.steady) == 'already started'
-    rig.gate.stop('changed my mind')
-    assert 'changed my mind' in rig.chunk()
-    assert rig.tick().state is STOP, 'a stop before the first motion is honoured'
-    assert rig.gate.start(rig.steady) is None
-    rig.moving()
-
-
 def test_a_faster_gate_plays_each_row_for_several_ticks():
     rig = Rig(rate=100.0)
     rig.tick()
