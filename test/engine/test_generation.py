@@ -70,9 +70,6 @@ def test_generation(case):
     again, _, stats = write_thought(engine, prompt, features, [], want, done)
     assert again == want and stats.passes == 1
     assert stats.accepted == stats.proposed == len(want)
-    # Once more with the thought appended to the prefill, its end left to the action pass.
-    _, short = engine.prefill(prompt, features, tokens[:-2])
-    _close(engine, engine.decode_actions(short, tokens[-2:]), chunk)
 
 
 @pytest.mark.parametrize('case', CASES)

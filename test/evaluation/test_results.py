@@ -77,7 +77,7 @@ def test_table_holds_every_mode_and_the_total(tmp_path):
     assert '20 ms median' in lines[-1]
 
 
-def test_document_keeps_what_is_around_the_table(tmp_path):
+def test_document_keeps_what_is_around_the_table_and_what_is_no_result_is_refused(tmp_path):
     document = tmp_path / 'README.md'
     document.write_text(f'before\n{BEGIN}\nold\n{END}\nafter\n')
     compare([result(tmp_path, 'full', 10)], document, None)
@@ -88,9 +88,6 @@ def test_document_keeps_what_is_around_the_table(tmp_path):
     with pytest.raises(UserError, match=r'README\.md lacks'):
         compare([result(tmp_path, 'full', 10)], document, None)
     assert document.read_text() == 'no markers'
-
-
-def test_what_is_no_result_is_refused(tmp_path):
     (tmp_path / 'x.json').write_text('{"mode": "full"}')
     with pytest.raises(UserError, match=r'x\.json is not a result'):
         read_results([tmp_path / 'x.json'])

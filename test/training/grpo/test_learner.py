@@ -70,6 +70,7 @@ def test_a_saved_episode_is_the_same_and_knows_what_was_executed(played, tmp_pat
 def test_sampled_log_probs_are_the_recomputed_ones_before_the_first_update(played):
     """The invariant everything rests on: the first ratios are one, in every group and batch."""
     learner = learner_of(played, num_minibatches=1)
+    assert learner.update([], 0, 0) is None and learner.step == 0  # nothing to learn
     rows = transitions(played[2], alike(played[2], [1.0] * 4))
     report = learner.update(rows, 4, 0)
     assert report['log_prob_mismatch'] < 1e-4
@@ -170,11 +171,6 @@ def test_gradients_are_as_similar_as_what_they_share(shift, wanted):
         weight.grad = shift + torch.randn(200, 200, generator=rng)
         cosine.add([weight])
     assert cosine.mean == pytest.approx(wanted, abs=0.02)
-
-
-def test_nothing_to_learn_is_nothing_done(played):
-    learner = learner_of(played)
-    assert learner.update([], 0, 0) is None and learner.step == 0
 
 
 def test_a_fraction_of_the_decisions_is_learnt_from_and_no_other(played, monkeypatch):
