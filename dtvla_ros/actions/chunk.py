@@ -17,11 +17,10 @@ _NONE = np.empty((0, len(CHANNELS)), np.float32)
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Actions for consecutive control steps.
+    """Actions for consecutive control steps; row k is for ``stamp + k * period`` [s].
 
-    ``stamp`` is the time of the observation they answer [s]; row k is for
-    ``stamp + k * period``. ``values`` [T, D] are LIBERO's normalised OSC_POSE actions in
-    [-1, 1] (0.05 m and 0.5 rad of goal offset per unit; gripper -1 opens, +1 closes).
+    ``stamp`` is that of the observation they answer. ``values`` [T, D] are LIBERO's normalised
+    OSC_POSE actions in [-1, 1] (0.05 m, 0.5 rad of goal offset per unit; gripper -1 opens).
     """
 
     stamp: float
@@ -37,15 +36,12 @@ class QueueInvariantError(RuntimeError):
 class ChunkQueue:
     """Hands out one row per control tick and counts what was really played.
 
-    A row counts as consumed only when a tick played it: a chunk that answers the observation
-    of time s starts at the row after those played since s, because actions are offsets from
-    the measured pose and an arm that waited has not used any of them.
-
-    ``max_latency``: a chunk whose age exceeds its own length by more than this is dropped [s].
-    ``blend_steps``: rows over which a new chunk is faded in where the old one still had rows.
-    ``ticks_per_row``: control ticks that one row lasts, where the control rate is a multiple of
-    the chunks'. `at_boundary`: the row taken last is the first of a chunk that took over from one
-    which still had rows. `consumed`: rows played so far.
+    A chunk that answers the observation of time s starts at the row after those played since s:
+    actions are offsets from the measured pose, and an arm that waited has used none of them.
+    ``max_latency``: a chunk whose age exceeds its own length by more is dropped [s].
+    ``blend_steps``: rows over which a new chunk is faded in where the old one had rows.
+    ``ticks_per_row``: control ticks that a row lasts. `at_boundary`: the row taken last is the
+    first of a chunk that took over from one which had rows. `consumed`: rows played so far.
     """
 
     def __init__(self, *, max_latency: float = 0.0, blend_steps: int = 0,
@@ -80,9 +76,8 @@ class ChunkQueue:
     def take(self, now: float) -> NDArray[np.float32] | None:
         """Return the row [D] due at tick ``now`` and count it; None when there is none.
 
-        Asking again for the same tick gives the same row and counts nothing, as do the further
-        ticks of a row that lasts several. Going back in time without a flush raises
-        `QueueInvariantError`.
+        The same tick, and further ticks of a row that lasts several, give the same row and count
+        nothing. Going back in time without a flush raises `QueueInvariantError`.
         """
         if self._last is not None and now == self._last[0]:
             return self._last[1]

@@ -1,8 +1,7 @@
 """Actions as tokens: bins in reversed order, with the published one-bin bias.
 
-``encode`` gives the bucket ending at edge i, ``decode`` the midpoint of the bucket starting
-there, so a round trip adds one bin. Released checkpoints were trained with exactly that, and a
-corrected codec would be wrong by one bin for every one of them.
+``encode`` gives the bucket ending at edge i, ``decode`` the midpoint of the one starting there: a
+round trip adds one bin, and released checkpoints were trained with exactly that.
 """
 
 from __future__ import annotations
@@ -37,10 +36,7 @@ class ActionCodec:
         return np.linspace(-1.0, 1.0, self.bins)
 
     def encode(self, values: ArrayLike) -> NDArray[np.int64]:
-        """Return ids of normalised values (any shape); outside [-1, 1] is clipped.
-
-        The id is ``last`` minus the number of edges strictly below the value.
-        """
+        """Return ids of values (any shape, clipped): ``last`` minus the edges strictly below."""
         x = np.asarray(values, np.float64)
         if not np.isfinite(x).all():
             raise UserError('actions to encode hold NaN or infinity')

@@ -16,11 +16,7 @@ KEYS = {True: ('seam_jump', 'seams', 'backward_seams'),
 
 
 class ContinuityMeter:
-    """Changes of the commanded velocity [m/s] between neighbouring rows.
-
-    At a boundary a chunk took over from one that still had rows. A backward row moves against the
-    one before.
-    """
+    """Changes of the commanded velocity [m/s] from row to row; backward ones reverse it."""
 
     def __init__(self) -> None:
         self._jumps: dict[str, deque[float]] = {

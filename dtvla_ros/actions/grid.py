@@ -1,8 +1,7 @@
 """Location words: centimetres in the robot's base frame, written as single tokens.
 
-The expert's thought and the policy's prompt name positions with the same words, so that "the can
-is at x45 y-12" and "the gripper is at x43 y-10" can be compared by the model. The simulator's
-experts write them, and it may import nothing of ours but actions.
+Thoughts and prompts name positions with the same words, so that the model can compare them. The
+simulator's experts write them, and it may import nothing of ours but actions.
 """
 
 from __future__ import annotations

@@ -16,10 +16,7 @@ _EPSILON = 1e-8  # as published, so that released statistics give released numbe
 
 @dataclass(frozen=True, slots=True)
 class ActionStatistics:
-    """Quantiles 0.01 and 0.99 of each action channel; the last channel is the gripper.
-
-    The gripper is -1 (open) or +1 (closed) already and passes through untouched.
-    """
+    """Quantiles 0.01 and 0.99 of each channel; the last, a gripper at -1 or +1, is untouched."""
 
     q01: tuple[float, ...]
     q99: tuple[float, ...]

@@ -45,9 +45,8 @@ def target_pose(
     goal_quaternion: ArrayLike | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the goal position [3] m and quaternion [4] xyzw of a normalised action [>=6].
 
-    ``position`` and ``quaternion`` are measured, in the base frame. The rotation part is a
-    rotation vector in base axes (pre-multiplied). Without a rotation the last goal orientation
-    stays, as in robosuite, so that the measured sag is not adopted as the new goal.
+    ``position`` and ``quaternion``: as measured, base frame. The rotation is a rotation vector in
+    base axes (pre-multiplied); without one the last goal orientation stays, as in robosuite.
     """
     clipped = np.clip(np.asarray(action, np.float64)[:6], -1.0, 1.0)
     goal = np.asarray(position, np.float64) + METRES_PER_UNIT * clipped[:3]

@@ -29,10 +29,9 @@ COMMANDED_OPEN = frozenset(('reach', 'lower', 'release', 'retreat', 'retry'))
 
 def check_labels(motion: Motion, goal: Goal, keyframes: Sequence[int],
                  labels: Sequence[tuple[int, Semantics]], first: bool = True) -> list[Issue]:
-    """Return what is wrong with labels that should cover ``keyframes``.
+    """Return what is wrong with labels, which hold from their frame until the next one.
 
-    A label holds from its frame until the next one, so the labels cover an episode without a gap
-    when the first frame and every key frame have one. ``first``: the episode begins here.
+    The first frame, if the episode begins here (``first``), and every key frame need one.
     """
     frames, last = [frame for frame, _ in labels], len(motion) - 1
     found = [] if frames[:1] == [0] or not first else [

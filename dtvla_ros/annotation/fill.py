@@ -90,9 +90,8 @@ class Classes:
                   known: Mapping[int, int]) -> NDArray[np.int64]:
         """Return the likeliest class of each frame [N], by Viterbi's algorithm.
 
-        ``scores`` [N, C]: log-probabilities frame by frame; ``closing`` [N]: the gripper command,
-        which no phase may contradict; ``known``: classes of frames that are certain. A change of
-        class costs, more so one never seen between key frames.
+        ``scores`` [N, C]: log-probabilities; ``closing`` [N]: the gripper command, which no phase
+        may contradict; ``known``: certain classes. Changes cost, more so those never seen.
         """
         closed, opened = (
             np.array([key[FIELDS.index('phase')] in commanded for key in self.keys])
@@ -127,11 +126,7 @@ class Labeller(Protocol):
 
 
 def features(motion: Motion, goal: Goal) -> NDArray[np.float32]:
-    """Return the features of each frame [N, F]: past, present and future motion, and the task.
-
-    The whole recording is known, so the end effector's position at the next toggle of the gripper
-    gives away its target.
-    """
+    """Return the features of each frame [N, F]: past, present and future motion, and the task."""
     count, position, toggles = len(motion), motion.position, motion.toggles
     frames = np.arange(count)
     ahead = np.searchsorted(toggles, frames, side='right')

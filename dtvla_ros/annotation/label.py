@@ -107,10 +107,9 @@ def label(source: Source, keyframes: Mapping[int, Sequence[int]], path: Path, pr
     """Label the episodes that have key frames into ``path``; go on where a run stopped.
 
     Returns the rows, why other episodes failed, and how many answers were asked and cached.
-    Answers are kept in ``answers.jsonl`` beside it, by provider and content of the question, so
-    nothing is asked twice; an episode whose answers were all unusable is asked anew in another
-    ``round``. Raises ``UserError`` at the end if an answer could not be had; what was labelled
-    is kept.
+    ``answers.jsonl`` beside it keeps them by provider and content, so nothing is asked twice; an
+    episode whose answers were all unusable is asked anew in another ``round``. Raises
+    ``UserError`` at the end if an answer could not be had; what was labelled is kept.
     """
     wanted, name = sorted(keyframes)[:episodes], provider.name
     header = {'kind': 'labels', 'dataset': source.fingerprint, 'provider': name,
@@ -171,8 +170,7 @@ def estimate(source: Source, keyframes: Mapping[int, Sequence[int]], path: Path,
              options: LabelOptions, budget: Budget, episodes: int | None = None) -> Counter[str]:
     """Return what labelling the episodes that ``path`` lacks would take; nothing is asked.
 
-    That is ``episodes``, ``requests``, ``images`` and tokens ``read`` and ``written``, if no
-    answer had to be corrected.
+    ``episodes``, ``requests``, ``images``, tokens ``read`` and ``written``; without corrections.
     """
     done = {row.get('episode') for row in read_lines(path)}
     waiting = [k for k in sorted(keyframes)[:episodes] if k not in done]
@@ -191,9 +189,8 @@ def run_label(source: Source, out: Path, labels: Path | None, provider: str, ans
               episodes: int | None) -> None:
     """Label into ``labels``, or tell what it would take; print the outcome.
 
-    ``provider``: one of ``PROVIDERS``; ``answers``: those to replay. Raises ``UserError`` when an
-    option does not fit, an answer could not be had or the budget is reached; what is labelled by
-    then is kept.
+    ``provider``: one of ``PROVIDERS``; ``answers``: those to replay. Raises ``UserError`` for a
+    wrong option, a missing answer or a reached budget; what is labelled by then is kept.
     """
     path = labels or out / LABELS
     if path.parent.resolve() != out.resolve():

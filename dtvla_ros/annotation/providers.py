@@ -129,9 +129,8 @@ class Budget:
 class Ledger(JsonLines):
     """Keeps count of requests and their cost over all runs that share a file.
 
-    A request is written down before it is sent, at the most it can cost, so that a killed run
-    has been counted too; what it did cost replaces that. One run at a time: raises ``UserError``
-    if another one uses the file, or it is no ledger.
+    A request is written down before it is sent, at the most it can cost; what it did cost replaces
+    that. Raises ``UserError`` if another run uses the file, or it is no ledger.
     """
 
     def __init__(self, path: Path, budget: Budget):
@@ -152,10 +151,9 @@ class Ledger(JsonLines):
         return len(self._costs), sum(self._costs.values())
 
     def reserve(self, read: int, written: int) -> int:
-        """Return the number of a request of about ``read``, at most ``written`` tokens.
+        """Count a request of ``read``, at most ``written`` tokens, from now on; return its number.
 
-        It is counted from now on. Raises ``UserError``, and nothing may be sent, if it could
-        exceed what may be spent.
+        Raises ``UserError``, and nothing may be sent, if it could exceed what may be spent.
         """
         with self._lock:
             limit, (requests, spent) = self.budget, self.spent
@@ -210,10 +208,9 @@ class _Busy(Exception):
 class HttpProvider(Provider):
     """Asks an endpoint with OpenAI's chat completions, as far as the ledger's budget allows.
 
-    It is plain HTTP and not the openai client, which repeats requests past the ledger, sleeps
-    past ``stop``, ignores a long Retry-After, and sends the headers that its environment
-    variables name (OPENAI_ORG_ID, OPENAI_CUSTOM_HEADERS) to any server. Raises ``UserError`` if
-    the URL is none, or a key would travel unencrypted to another machine.
+    Not the openai client, which repeats requests past the ledger, sleeps past ``stop``, ignores a
+    long Retry-After and sends headers of its environment variables to any server. Raises
+    ``UserError`` if the URL is none, or a key would travel unencrypted to another machine.
     """
 
     needs_images = True

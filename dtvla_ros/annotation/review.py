@@ -30,8 +30,7 @@ def review(source: Source, out: Path, labels: Path | None = None, page: Path | N
            sample: int = 30, seed: int = 0) -> None:
     """Write a page with ``sample`` episodes: those with issues first, then others at random.
 
-    ``labels`` and ``page`` None: those in the folder ``out``. Raises ``UserError`` when there are
-    no labels, or when they belong to another dataset.
+    ``labels``, ``page`` None: those in ``out``. Raises ``UserError`` for no or foreign labels.
     """
     path, page = labels or out / LABELS, page or out / 'review.html'
     digest, rows = _read_labels(path, source)

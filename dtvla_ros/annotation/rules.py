@@ -1,8 +1,4 @@
-"""Labels frames by rules: from proprioception, the instruction and, where recorded, places.
-
-Deterministic and offline. The whole episode is known, so where the gripper will close or open
-gives away its target.
-"""
+"""Labels frames by rules from proprioception, instruction and places: repeatable, offline."""
 
 from __future__ import annotations
 

@@ -45,9 +45,8 @@ class Motion:
     """One episode's proprioception.
 
     ``position`` [N, 3] m of the end effector in base axes; ``closing`` [N] bool: the gripper
-    command; ``opening`` [N] m between the finger pads, None where it is not recorded; ``widest``
-    [m]: the opening of an empty open gripper; ``fps``; ``places`` [N, 3] m by object, where
-    recorded.
+    command; ``opening`` [N] m between the finger pads, if recorded; ``widest`` [m]: that of an
+    empty open gripper; ``fps``; ``places`` [N, 3] m by object, if recorded.
     """
 
     position: Array

@@ -131,10 +131,9 @@ class Bag:
 
 
 def read_bag(reader: Reader, path: Path, command: str | None = None) -> Bag:
-    """Read everything but images, of which only the stamps.
+    """Read everything but images, of which only the stamps; ``command``: the topic, if several.
 
-    ``command``: the topic that commanded, where there are several. Raises ``UserError`` when the
-    bag lacks commands, or a command is not one.
+    Raises ``UserError`` when the bag lacks commands, or a command is not one.
     """
     command = _command_topic(reader, path, command)
     values: dict[str, Callable[[Any], Any]] = {

@@ -1,8 +1,7 @@
 """Checks whether the numbers and images of a dataset mean what this package takes them to mean.
 
-Of the images only motion is used. Where the gripper goes is in the state; the images say where
-something moves. Which camera is which, whether one is stuck, and whether an image is rotated or
-mirrored follows from comparing the two.
+Of the images only motion is used, which is compared with where the gripper goes: which camera is
+which, whether one is stuck, and whether an image is rotated or mirrored.
 """
 
 from __future__ import annotations
@@ -108,8 +107,7 @@ def _unusable(numbers: Numbers) -> Iterator[Issue]:
 def gripper_opening(state: Array) -> Array | None:
     """Return how open the gripper is [N], larger is wider; None when nothing tells.
 
-    The coordinates of two fingers, which LIBERO gives opposite signs, are added; of anything else
-    the last channel counts.
+    Two fingers, which LIBERO gives opposite signs, are added; else the last channel counts.
     """
     fingers = np.abs(state[:, -2:])
     are_two = state.shape[1] >= 8 and fingers.max() < FINGER

@@ -42,9 +42,8 @@ OPEN, CLOSED = (0.15, 0.75, 1.0), (1.0, 0.55, 0.1)  # colour of the path, by gri
 def path_marker(position: NDArray[np.float64], chunk: Chunk, frame_id: str) -> Marker:
     """Return where a chunk leads from ``position`` [3] m as a LINE_STRIP, coloured by its grip.
 
-    Each row adds the speed at which the arm settles times the period (0.267 m/s per unit, 13 mm
-    in 50 ms), not the 0.05 m by which its goal is ahead: the goal is re-based on the measured
-    pose every period and never reached.
+    A row adds the speed at which the arm settles times the period (0.267 m/s per unit, 13 mm in 50
+    ms), not the 0.05 m its goal is ahead, which is re-based every period.
     """
     grips = [osc.GRIPPER_OPEN]
     for row in chunk.values:

@@ -72,10 +72,7 @@ def refuse_changes(
 
 
 def declare_all(node: Node, defaults: Table, changeable: bool = False) -> Table:
-    """Declare every `parameter` of a table, its values being the defaults; return what is given.
-
-    Raises what `declare` does, and what the table refuses.
-    """
+    """Declare every `parameter` of a table, its values the defaults; raise as `declare` does."""
     for entry in dataclasses.fields(defaults):  # type: ignore[arg-type]
         declare(node, entry.name, getattr(defaults, entry.name),
                 **{'changeable': changeable, **entry.metadata})

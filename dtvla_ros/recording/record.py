@@ -1,8 +1,7 @@
 """``dtvla record``: a node that writes every message of some topics into a bag, as it came.
 
-Bags are rosbag2's, with MCAP storage. They are written with ``rosbags``, which reads them and
-every other bag as well, and writes the metadata and message definitions that ``mcap`` alone does
-not. Its MCAP writer is extended here so that a bag stays readable when the disk fills up.
+Bags are rosbag2's, with MCAP storage, by ``rosbags``, which writes the metadata and message
+definitions that ``mcap`` does not; here a bag also stays readable when the disk fills up.
 """
 
 from __future__ import annotations

@@ -125,10 +125,8 @@ def _remedy(opt: Path = Path('/opt/ros')) -> str:
 def prepare() -> None:
     """Set what the user has not set: discovery on this host only, the Fast DDS profile.
 
-    Large freed blocks are kept by the process from here on: giving back the pages of every image
-    costs more than copying it.
-
-    Raises ``UserError`` if no rclpy is installed, or a sourced ROS and the wheels are mixed.
+    Large freed blocks stay with the process: giving back the pages of every image costs more than
+    copying it. Raises ``UserError`` if no rclpy is installed, or two ROS are mixed.
     """
     require_one_ros()
     _require_known_values()
@@ -157,11 +155,7 @@ def _require_known_values() -> None:
 
 
 def _choose_profile() -> None:
-    """Let Fast DDS read the user's profiles, else ours.
-
-    A child may have another range than its parent, so what a parent of ours chose does not count
-    as the user's.
-    """
+    """Let Fast DDS read the user's profiles, not what our parent process chose, else ours."""
     ours = {name: str(find_shared(name).resolve()) for name in (PROFILE, LOCAL_PROFILE)}
     given = {name: value for name in PROFILES
              if (value := os.environ.get(name)) and value not in ours.values()}

@@ -58,10 +58,7 @@ OnEpisode = Callable[[dict[str, Any]], None]
 
 
 class Watcher(Node):
-    """Collects `Seen`; hands on every pair of images and every finished episode.
-
-    A pair is handed on when the next one comes, so that the thought it led to is known by then.
-    """
+    """Collects `Seen`; hands on finished episodes, and pairs of images when the next one comes."""
 
     def __init__(self, on_frame: OnFrame, on_episode: OnEpisode):
         super().__init__('demo_watcher')

@@ -151,10 +151,9 @@ def _from_cv_bridge(message: Any) -> NDArray[np.uint8]:
 
 
 def compressed_to_numpy(message: Any) -> NDArray[np.uint8]:
-    """Return sensor_msgs/CompressedImage (jpeg, png) as RGB uint8 [H, W, 3].
+    """Return a CompressedImage (jpeg, png; message or raw) as RGB uint8 [H, W, 3].
 
-    ``message`` is a `RawCompressedImage` or a message. Raise ImageError when the data is neither
-    or cannot be decoded.
+    Raise ImageError when the data is neither or cannot be decoded.
     """
     import cv2
 
@@ -179,8 +178,7 @@ TRANSPORTS: dict[str, tuple[Any, Callable[[bytes], Any], Callable[[Any], NDArray
 def _require_sound(data: bytes, told: str) -> None:
     """Raise ImageError unless a JPEG or PNG is whole and of a size that can be believed.
 
-    OpenCV reserves what headers and chunks promise before it looks at the rest, and fills the
-    missing rows of a JPEG with grey.
+    OpenCV reserves what headers promise, and fills the missing rows of a JPEG with grey.
     """
     try:
         with Pillow.open(BytesIO(data), formats=('JPEG', 'PNG')) as head:  # decodes nothing

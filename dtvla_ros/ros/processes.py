@@ -19,11 +19,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _prepare_child() -> None:
-    """Make the child hear SIGINT, and end it when its parent dies.
-
-    A shell's background job ignores SIGINT and hands that on; a killed demo would leave an arm
-    running.
-    """
+    """Make the child hear SIGINT, which background jobs ignore, and end with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == 'linux':
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -41,11 +41,7 @@ def common(publishers: Sequence[Any]) -> tuple[bool, bool]:
 
 
 def listen_to_anyone(node: Node, kind: Any, name: str, on_message: Callable[[Any], None]) -> None:
-    """Subscribe so that no publisher's quality of service is incompatible.
-
-    An e-stop or an instruction may be latched, as ours are, or not, as ``ros2 topic pub`` sends
-    them; the last latched one is received on start.
-    """
+    """Subscribe so that no publisher's QoS, latched or not, is incompatible."""
     last: list[tuple[float, Any]] = []
 
     def receive(message: Any) -> None:

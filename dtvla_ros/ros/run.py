@@ -43,8 +43,7 @@ _outcomes: list[int | BaseException] = []  # why `run` ends, the first one count
 class LifecycleNode(RclpyLifecycleNode):
     """A managed node that answers no where a transition is impossible.
 
-    Up to Jazzy such a request over the network raises out of the service callback, and so ends
-    the process; later versions log it, as this does.
+    Up to Jazzy such a request raises out of the service callback, and ends the process.
     """
 
     def _LifecycleNodeMixin__change_state(self, transition_id: int) -> TransitionCallbackReturn:
@@ -93,9 +92,8 @@ def end(outcome: int | BaseException = 0) -> None:
 def _settle() -> None:
     """Do now what would cost time in the first fault, or again and again.
 
-    To name the caller of a first log message rclpy looks through all modules, about 0.1 s where a
-    policy is imported: the heartbeat would miss its time. And what lives as long as the process
-    need not be looked through at every collection of garbage.
+    To name the caller of a first log message rclpy looks through all modules (0.1 s: a missed
+    heartbeat); what lives as long as the process need not be looked through for garbage.
     """
     inspect.getmodule(inspect.currentframe())
     gc.collect()

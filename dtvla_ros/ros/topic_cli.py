@@ -37,8 +37,7 @@ _LEAVING = 0.5  # time that a last message gets to leave [s]
 def _joined() -> Iterator[tuple[Any, Until]]:
     """Join the graph with a nameless node, until Ctrl-C.
 
-    Yields it and ``until(condition, timeout=inf)``, which spins it until the condition is true or
-    the time [s] is over and returns the condition's last value.
+    Also yields ``until(condition, timeout=inf)``, which spins it and returns the last value.
     """
     require_one_ros()
     from rclpy.node import Node

@@ -41,10 +41,7 @@ GateState = enum.Enum('GateState', ('RUN', 'HOLD', 'STOP', 'FAULT'))
 
 @dataclass(frozen=True, slots=True)
 class GateConfig:
-    """Parameters of the gate; its limits are those of `Limits`.
-
-    Raises UserError if the control rate is no multiple of the chunks'.
-    """
+    """Parameters of the gate. Raises UserError if its rate is no multiple of the chunks'."""
 
     rate: float = parameter(CONTROL_RATE, 'control rate [Hz]', low=1.0, high=200.0)
     chunk_rate: float = parameter(CONTROL_RATE, 'rows of a chunk per second [Hz]', low=1.0)
@@ -81,11 +78,10 @@ class GateConfig:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One tick's outcome.
+    """One tick's outcome; ``action`` [7] is normalised and within limits.
 
-    ``action`` [7]: normalised, within limits; zero motion and the last gripper command unless
-    ``state`` is RUN or a HOLD is still braking. ``played``: a row was used up in this tick.
-    ``first_tick``: the tick is the first of its row.
+    Zero motion and the last grip unless ``state`` is RUN or a HOLD still brakes. ``played``: a row
+    was used up in this tick; ``first_tick``: it is the first of its row.
     """
 
     stamp: float

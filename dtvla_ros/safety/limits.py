@@ -18,9 +18,8 @@ TINY = 1e-6  # smallest bound; none of them may be zero
 class Limits:
     """Bounds on a commanded motion; the defaults are for an arm among people's things.
 
-    Speeds, acceleration and jerk bound the norm of a vector, or each axis alone where
-    ``per_axis`` is set. ``step_*`` bound the offset of one goal from the measured pose. Raises
-    UserError if the workspace box is empty.
+    Of a vector's norm, or of each axis with ``per_axis``; ``step_*`` bound the offset of a goal
+    from the measured pose. Raises UserError if the workspace box is empty.
     """
 
     linear_speed: float = parameter(0.25, 'largest speed of the end effector [m/s]', low=TINY)
@@ -50,8 +49,7 @@ PROFILES = {
 class Limiter:
     """Clamps the motion channels of normalised actions, one per control tick.
 
-    Remembers the last commanded velocity: acceleration is bounded always, jerk while the arm
-    speeds up. Braking is not slowed by the jerk bound.
+    Acceleration is bounded always, jerk while the arm speeds up: braking is not slowed by it.
     """
 
     def __init__(self, limits: Limits, period: float) -> None:
@@ -78,10 +76,7 @@ class Limiter:
         return motion
 
     def outside(self, action: ArrayLike, position: ArrayLike) -> str | None:
-        """Return how an action's goal leaves the workspace box, or None.
-
-        A goal outside is allowed where it brings an arm that is outside back.
-        """
+        """Return how a goal leaves the workspace box; None also where it brings the arm back."""
         here = np.asarray(position, np.float64)
         goal = here + osc.METRES_PER_UNIT * np.clip(np.asarray(action, np.float64)[:3], -1, 1)
         for axis, at, to, low, high in zip(

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 class Watchdog:
     """Ages of named inputs on the steady clock (``time.monotonic``), which callers pass in.
 
-    ``timeouts`` [s] by name; a name with timeout 0 is not watched. ``own_period`` [s]: how often
-    `late` is called. A watcher that was itself suspended for longer than three periods cannot
-    tell who is late, so its first call afterwards only restarts the clocks.
+    ``timeouts`` [s] by name, 0: not watched. ``own_period`` [s]: how often `late` is called; after
+    a suspension of three periods nobody is late, and the clocks start again.
     """
 
     def __init__(self, timeouts: Mapping[str, float], own_period: float) -> None:
