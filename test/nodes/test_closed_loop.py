@@ -20,7 +20,6 @@ from dtvla_ros.ros import conversions
 
 TASK = 'put_the_lemon_in_the_blue_bin'
 TICK = 0.05
-EVAL_SEED = 1_000_000
 
 
 def start_all(graph, policy, config, **bridge):
@@ -50,7 +49,7 @@ def motion(message):
 def decide_in_process(policy, steps):
     """Return the chunks [n, 4, 7] and thoughts of the same episode without any topic."""
     env, decisions = dtvla_sim.make('tabletop'), []
-    run_episode(env, load_policy(*policy)[0].infer, TASK, EVAL_SEED, 4, steps,
+    run_episode(env, load_policy(*policy)[0].infer, TASK, 1_000_000, 4, steps,
                 on_decision=lambda _, decision, __: decisions.append(decision))
     env.close()
     return np.array([d.chunk[:4] for d in decisions]), [d.reasoning for d in decisions]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -58,11 +57,6 @@ class Robot:
         self.chunks.publish(conversions.chunk_message(Chunk(STAMP, 0.05, rows)))
 
 
-def decoded(message):
-    return cv2.cvtColor(cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR),
-                        cv2.COLOR_BGR2RGB)
-
-
 @pytest.mark.parametrize('transport', ['raw', 'compressed'])
 def test_cameras_thought_and_path_once_somebody_watches(graph, transport):
     node = graph.listen(path=(MarkerArray, '/planned_path'))
@@ -76,11 +70,11 @@ def test_cameras_thought_and_path_once_somebody_watches(graph, transport):
     left, right = (TOP + CAMERA // 2, CAMERA // 2), (TOP + CAMERA // 2, CAMERA + CAMERA // 2)
 
     def complete():
-        image = decoded(graph.last('image'))
+        image = images.compressed_to_numpy(graph.last('image'))
         return (image[left][0] > 150 and image[right][2] > 150
                 and image[:, 2 * CAMERA:].max() > 200)
     graph.spin(lambda: graph.last('image') and complete(), 30)
-    before = decoded(graph.last('image'))
+    before = images.compressed_to_numpy(graph.last('image'))
     assert before.shape == (HEIGHT, WIDTH, 3)
     np.testing.assert_allclose([before[left], before[right]], [RED, BLUE], atol=12)
     assert conversions.seconds(graph.last('image').header.stamp) == STAMP
@@ -88,7 +82,7 @@ def test_cameras_thought_and_path_once_somebody_watches(graph, transport):
     robot.thought = 'holding can now carry it to the wooden bin'
 
     def change():
-        return np.abs(decoded(graph.last('image')).astype(int) - before)
+        return np.abs(images.compressed_to_numpy(graph.last('image')).astype(int) - before)
     graph.spin(lambda: change()[130:250, 2 * CAMERA:].max() > 120, 10)
     assert change()[:, :2 * CAMERA].max() < 30, 'the cameras stay as they are'
 

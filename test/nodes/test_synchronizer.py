@@ -6,7 +6,6 @@ import pytest
 from dtvla_ros.nodes.inputs import KEEP, Synchronizer
 
 IMAGE = np.full((8, 8, 3), 90, np.uint8)
-DOWN = np.array([1.0, 0, 0, 0])
 
 
 @pytest.fixture
@@ -18,7 +17,7 @@ def fill(o, stamp, *, wrist=0.0):
     o.image('primary', IMAGE, stamp)
     o.image('wrist', IMAGE, stamp + wrist)
     assert o.joints(['f2', 'j0', 'j2', 'j1', 'f1'], [-0.01, 0.0, 2.0, 1.0, 0.03], stamp) is None
-    assert o.pose(np.array([0.5, 0, 0.2]), DOWN, stamp) is None
+    assert o.pose(np.array([0.5, 0, 0.2]), np.array([1.0, 0, 0, 0]), stamp) is None
 
 
 def test_joints_are_matched_by_name_and_the_opening_ignores_the_fingers_sign(o):

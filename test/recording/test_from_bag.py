@@ -72,16 +72,12 @@ def test_a_real_run_there_and_back(graph, policy, tmp_path):
     padding = np.asarray(reader.column(layout.ACTION_IS_PAD))
     assert padding[steps - 1].tolist() == [False] + [True] * 7, 'nothing of the next episode'
     pixels = {stamp_of(m): images.image_to_numpy(m) for m in said['/image_wrist']}
-    poses = {stamp_of(m): m.pose.position for m in said['/ee_pose']}
     for number in (0, 1):
         episode = reader.episode(number)
         assert (episode.metadata['task'], episode.metadata['success']) == (TASKS[number], False)
-        own = stamps[number * steps:(number + 1) * steps]
-        for image, stamp in zip(episode.images[WRIST], own, strict=True):
-            assert np.abs(image.astype(int) - pixels[stamp]).mean() < 2.0, 'but for compression'
-        np.testing.assert_allclose(episode.columns[layout.STATE][:, :3], [
-            (poses[t].x, poses[t].y, poses[t].z) for t in own], atol=1e-6)
-
+        own = np.array([pixels[t] for t in stamps[number * steps:(number + 1) * steps]])
+        off = np.abs(np.array(episode.images[WRIST]).astype(int) - own)
+        assert off.mean((1, 2, 3)).max() < 2.0, 'but for compression'
     whole = [m.data for m in said['/vla/reasoning'] if not m.data.endswith('…')]
     thoughts = reader.column(layout.REASONING)
     assert [thoughts[stamps.index(stamp_of(m))] for m in said['/vla/action_chunk']] == whole
