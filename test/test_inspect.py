@@ -42,6 +42,7 @@ def copy(download, tmp_path) -> Path:
 
 
 def issues(path: Path) -> str:
+    """Return problem and remedy of every issue, one a line."""
     return '\n'.join(f'{issue.problem} -> {issue.remedy}' for issue in inspect(path).issues)
 
 
@@ -134,10 +135,12 @@ def test_what_holds_no_policy_is_refused(tmp_path, dtvla):
 
 
 def without(name):
+    """Return a damage that takes a file away."""
     return lambda folder: (folder / name).unlink()
 
 
 def edited(name, change):
+    """Return a damage that changes the data of a JSON file."""
     def edit(folder):
         data = json.loads((folder / name).read_text())
         change(data)

@@ -83,6 +83,7 @@ def test_gripper_sign_with_dead_band(channel, last, expected):
 
 
 def chunk(stamp, rows=4, value=None):
+    """Return a chunk whose rows count on, or are all of one value."""
     values = np.arange(rows * 7, dtype=np.float32).reshape(rows, 7)
     return Chunk(stamp, DT, values if value is None else np.full((rows, 7), value, np.float32))
 

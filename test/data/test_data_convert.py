@@ -33,6 +33,7 @@ def published(request, tmp_path_factory):
 
 
 def again(source, out, **changes):
+    """Convert with the tokenizer of the source, unless told otherwise."""
     return convert(source, out, ConvertOptions(**{'tokenizer': source, **changes}))
 
 

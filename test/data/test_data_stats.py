@@ -30,11 +30,13 @@ def good(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def numbers(good):
+    """Return the numbers of the good dataset, to be damaged."""
     return Numbers.of(DatasetReader(good))
 
 
 @pytest.fixture(scope='module')
 def seen(good, numbers):
+    """Return sampled images of the good dataset, to be turned or exchanged."""
     return sample_images(DatasetReader(good), numbers, 10)
 
 

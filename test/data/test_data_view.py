@@ -33,6 +33,7 @@ def arm(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def page(arm, tmp_path_factory):
+    """Return the text of a page of two episodes, the later one first."""
     out = tmp_path_factory.mktemp('page') / 'sub' / 'page.html'
     result = CliRunner().invoke(app, ['view', str(arm), '--episodes', '2,0', '--out', str(out)])
     assert result.exit_code == 0, result.output

@@ -17,6 +17,7 @@ SERVER = ('http.server', ['--bind', '127.0.0.1', '0'])
 
 
 def alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for does not."""
     try:
         with open(f'/proc/{pid}/stat') as file:
             return file.read().rsplit(')', 1)[1].split()[0] != 'Z'

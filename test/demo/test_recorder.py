@@ -1,3 +1,5 @@
+"""The film and the sheet of moments that a demo leaves."""
+
 from __future__ import annotations
 
 import av
@@ -10,6 +12,7 @@ from dtvla_ros.demo.display import CLOSING_FRAMES, SHEET_MOMENTS, Recorder
 
 
 def pair(value: int):
+    """Return the images of both cameras, one dark where the other is bright."""
     return {'primary': np.full((128, 128, 3), value, np.uint8),
             'wrist': np.full((64, 64, 3), 255 - value, np.uint8)}
 

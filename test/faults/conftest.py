@@ -101,6 +101,7 @@ def check(strict: bool) -> Callable[..., None]:
 
 
 def _cell(results: list[float | str]) -> str:
+    """Return a table's cell: the worst of the times, then what was said."""
     times = [r for r in results if isinstance(r, float)]
     words = list(dict.fromkeys(r for r in results if isinstance(r, str) and r))
     worst = 1e3 * max(times, default=0.0)

@@ -45,6 +45,7 @@ def managed(rig):
 
 
 def configured(rig):
+    """Configure the policy node and wait until its policy is loaded."""
     done, reason = change(rig, CONFIGURE)
     assert done, reason
     rig.spin(lambda: rig.vla[0] == 'INACTIVE', 30, 'the policy loaded')
@@ -114,6 +115,7 @@ def flip(folder, weights):
 
 
 def put_pickle(folder, weights):
+    """Put a pickle and code to import in place of the weights."""
     weights.unlink()
     canary = folder.parent / 'canary'
     (folder / 'pytorch_model.bin').write_bytes(pickle.dumps(Evil(canary)))
@@ -123,6 +125,7 @@ def put_pickle(folder, weights):
 
 
 def put_listed_pickle(folder, weights):
+    """Put a pickle under the name of the weights, with its right hash."""
     put_pickle(folder, weights)
     weights.write_bytes(pickle.dumps(Evil(folder.parent / 'canary')))
     edited(lambda m, weights: m['files'].update({weights.name: sha256(weights)}))(folder, weights)

@@ -99,6 +99,7 @@ def _decode(kind: str, data: bytes) -> NDArray[np.uint8]:
 
 @st.composite
 def _damaged(draw: Any) -> tuple[str, bytes]:
+    """Draw a format, and a file of one of both with one to four places spoiled."""
     kind = draw(st.sampled_from(sorted(WHOLE)))
     data = bytearray(WHOLE[kind])
     for _ in range(draw(st.integers(1, 4))):

@@ -44,6 +44,7 @@ def places(tree: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def read(folder: Path, data: bytes) -> None:
+    """Read these bytes as a manifest; a refusal must name the folder."""
     (folder / MANIFEST).write_bytes(data)
     try:
         PolicyManifest.read(folder).verified_weights(folder)

@@ -17,6 +17,7 @@ def monitor():
 
 
 def judged(monitor, readings, now=0.0):
+    """Return the state's name and reason after a tick."""
     state, reason = status = monitor.tick(now, readings)
     assert status is monitor.status
     return state.name, reason

@@ -14,6 +14,7 @@ def o():
 
 
 def fill(o, stamp, *, wrist=0.0):
+    """Give one sample of each topic, the joints in another order."""
     o.image('primary', IMAGE, stamp)
     o.image('wrist', IMAGE, stamp + wrist)
     assert o.joints(['f2', 'j0', 'j2', 'j1', 'f1'], [-0.01, 0.0, 2.0, 1.0, 0.03], stamp) is None

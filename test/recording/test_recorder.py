@@ -48,6 +48,7 @@ def ended(graph, recording, code, seconds=60):
 
 
 def read(path):
+    """Return the messages of a bag by topic."""
     found = {}
     with open_bag(path) as reader:
         for connection, _, data in reader.messages():
@@ -144,6 +145,7 @@ def test_bad_input_touches_nothing(tmp_path, arguments, word):
 
 @pytest.fixture
 def small_disk(tmp_path):
+    """Return a folder on a disk of 6 MB."""
     folder = tmp_path / 'disk'
     folder.mkdir()
     done = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=6m', 'tmpfs', str(folder)],

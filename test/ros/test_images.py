@@ -18,6 +18,7 @@ FRAME = RANDOM.integers(0, 256, (5, 7, 3), dtype=np.uint8)
 
 
 def _message(array: np.ndarray, encoding: str, step: int = 0, **fields: Any) -> Image:
+    """Return an image whose rows are padded up to ``step`` bytes."""
     rows = np.ascontiguousarray(array).reshape(array.shape[0], -1).view(np.uint8)
     padded = np.zeros((rows.shape[0], max(step, rows.shape[1])), np.uint8)
     padded[:, :rows.shape[1]] = rows

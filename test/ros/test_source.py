@@ -26,6 +26,7 @@ except UserError as error:
 
 
 def put_rclpy(folder, suffix=SUFFIX):
+    """Put an rclpy into a folder that ends whoever imports it."""
     (folder / 'rclpy').mkdir(parents=True)
     (folder / 'rclpy/__init__.py').write_text('raise SystemExit("it was imported")\n')
     (folder / f'rclpy/_rclpy_pybind11{suffix}').write_text('')
@@ -44,6 +45,7 @@ def put_ros(prefix):
 
 
 class Environment:
+    """A virtual environment into which a test puts what it needs."""
 
     def __init__(self, folder):
         venv.create(folder, symlinks=True)
