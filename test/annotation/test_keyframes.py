@@ -126,7 +126,7 @@ def test_a_dropped_object_is_a_retry():
 class Case:
     """An episode's key frames with right labels."""
 
-    def __init__(self, source):
+    def __init__(self, source: Source):
         self.motion, self.goal = source.motion(0), source.goal(0)
         every = label_frames(self.motion, self.goal)
         self.frames = sorted({0, 5, *map(int, self.motion.toggles), len(self.motion) - 1})

@@ -8,17 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from support.picks import answer_frames
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    CLIPImageProcessor,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
 
 from dtvla_ros.annotation.fill import Classes
 from dtvla_ros.annotation.label import LABELS, LabelOptions, label
@@ -45,21 +37,21 @@ def make_vlm(folder: Path, texts: list[str], width: int = 48) -> Path:
     words.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=700, special_tokens=special, show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token='<pad>', eos_token='<eos>', unk_token='<unk>',
         extra_special_tokens={'image_token': '<image>'})
-    processor = LlavaProcessor(
-        CLIPImageProcessor(size={'shortest_edge': SIZE}, crop_size=SIZE), tokenizer,
+    processor = transformers.LlavaProcessor(
+        transformers.CLIPImageProcessor(size={'shortest_edge': SIZE}, crop_size=SIZE), tokenizer,
         patch_size=PATCH, vision_feature_select_strategy='default', image_token='<image>',
         num_additional_image_tokens=1, chat_template=TEMPLATE)
     torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-            image_size=SIZE, patch_size=PATCH),
-        text_config=LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width,
-            num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+    layers = {'num_hidden_layers': 2, 'num_attention_heads': 2}
+    model = transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(
+            **layers, hidden_size=16, intermediate_size=16, image_size=SIZE, patch_size=PATCH),
+        text_config=transformers.LlamaConfig(
+            **layers, vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width,
+            num_key_value_heads=2,
             initializer_range=0.2,  # frozen features that adapters can read something from
             max_position_embeddings=4096, pad_token_id=0, eos_token_id=1, bos_token_id=None),
         image_token_index=tokenizer.convert_tokens_to_ids('<image>')))

@@ -147,17 +147,13 @@ def test_a_weight_stored_under_two_names_is_unexpected(download, tmp_path):
     assert found.unexpected == ('norm.weight',) and not found.missing
 
 
-def _stats(tmp_path, data):
-    path = tmp_path / 'norm_stats.json'
-    path.write_text(json.dumps(data))
-    return path
-
-
 def test_statistics_by_suite(tmp_path):
-    plain = read_statistics(_stats(tmp_path, STATISTICS), dim=7)
+    path = tmp_path / 'norm_stats.json'
+    path.write_text(json.dumps(STATISTICS))
+    plain = read_statistics(path, dim=7)
     assert plain.q01[0] == -0.70446 and plain.q99[0] == 0.9375
-    one = _stats(tmp_path, {'libero': STATISTICS})
-    assert read_statistics(one) == read_statistics(one, 'libero') == plain
+    path.write_text(json.dumps({'libero': STATISTICS}))
+    assert read_statistics(path) == read_statistics(path, 'libero') == plain
 
 
 @pytest.mark.parametrize(('data', 'key', 'word'), [
@@ -170,5 +166,7 @@ def test_statistics_by_suite(tmp_path):
     ({'action': {'q01': [0.0] * 6, 'q99': [1.0] * 6}}, None, 'q01 has 6 channels'),
     ([1], None, 'no JSON object')])
 def test_bad_statistics(tmp_path, data, key, word):
+    path = tmp_path / 'norm_stats.json'
+    path.write_text(json.dumps(data))
     with pytest.raises(UserError, match=f'norm_stats.json: .*{word}'):
-        read_statistics(_stats(tmp_path, data), key, dim=7)
+        read_statistics(path, key, dim=7)

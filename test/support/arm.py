@@ -56,10 +56,8 @@ def arm_episode(seed: int, frames: int = 40) -> Episode:
             images[key].append(image)
         gripper = gripper + PER_UNIT * action + rng.normal(0, 0.0005, 3)
         wide = np.clip(wide + (-0.012 if close else 0.012), 0.01, 0.04)
-    return Episode(
-        task='move about', images={key: np.stack(seen) for key, seen in images.items()},
-        columns={layout.STATE: np.asarray(states, np.float32),
-                 layout.ACTION: np.asarray(actions, np.float32),
-                 layout.PHASE: ['reach' if row[-1] < 0 else 'carry' for row in actions],
-                 layout.REASONING: [f'now <b>{k // 5}</b> & on' for k in range(frames)]},
+    return Episode('move about', {key: np.stack(seen) for key, seen in images.items()}, {
+        layout.STATE: np.float32(states), layout.ACTION: np.float32(actions),
+        layout.PHASE: ['reach' if row[-1] < 0 else 'carry' for row in actions],
+        layout.REASONING: [f'now <b>{k // 5}</b> & on' for k in range(frames)]},
         metadata={'seed': seed})

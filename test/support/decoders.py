@@ -14,16 +14,12 @@ from dtvla_ros.policy.model import HybridDecoder
 from support.golden import document, golden
 
 
-def golden_config() -> DecoderConfig:
-    data = document('config')
-    cameras = tuple(f'camera_{k}' for k in range(data.get('cameras', 2)))
-    return DecoderConfig.from_huggingface(data, cameras=cameras)
-
-
 @functools.cache
 def golden_decoder(weights: str) -> HybridDecoder:
     torch.set_num_threads(1)
-    model = HybridDecoder(golden_config())
+    data = document('config')
+    cameras = tuple(f'camera_{k}' for k in range(data.get('cameras', 2)))
+    model = HybridDecoder(DecoderConfig.from_huggingface(data, cameras=cameras))
     load_weights(model, golden(f'weights_{weights}.safetensors'))
     return model
 
@@ -41,13 +37,10 @@ def small_decoder(kv_heads: int = 2, image_size: int = 28, bins: int = 32) -> Hy
     torch.manual_seed(kv_heads)
     ids = SpecialIds(pad=7, eos=3, bos=9, semicolon=50, newline=12, image=4, think=61,
                      think_end=60, action=8, action_end=2, bins_first=70, bins_last=69 + bins)
-    config = DecoderConfig(
-        TextConfig(width=40, layers=2, heads=4, kv_heads=kv_heads, head_dim=16, mlp=56,
-                   vocabulary=80 + bins),
-        VisionConfig('siglip', ('left', 'right'), ((image_size // 14) ** 2,) * 2, image_size,
-                     width=24, layers=1, heads=2, mlp=32, patch=14),
-        ids, chunk_steps=3, action_dim=4)
-    model = HybridDecoder(config)
+    text = TextConfig(40, 2, 4, kv_heads, head_dim=16, mlp=56, vocabulary=80 + bins)
+    vision = VisionConfig('siglip', ('left', 'right'), ((image_size // 14) ** 2,) * 2, image_size,
+                          width=24, layers=1, heads=2, mlp=32, patch=14)
+    model = HybridDecoder(DecoderConfig(text, vision, ids, chunk_steps=3, action_dim=4))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 1 or 'norm' in name:

@@ -14,7 +14,6 @@ from support.tiny import write_dataset
 STEP = 0.025  # [m] per frame
 WIDE, ON_CAN = 0.08, 0.05  # [m]
 TASK = 'put the can in the blue bin'
-STATE_NAMES = ('x', 'y', 'z', 'rx', 'ry', 'rz', 'finger_left', 'finger_right')
 NEXT = {'reach': 'lower', 'lower': 'grasp', 'grasp': 'lift', 'lift': 'carry', 'carry': 'place',
         'place': 'release', 'release': 'retreat'}
 
@@ -57,14 +56,12 @@ def pick(seed: int, task: str = TASK, name: str = 'can', to: str = 'blue_bin') -
             object=to if phase in ('carry', 'place') else name, next=NEXT[phase])
         where = bin_at if label.object == to else place[k]
         thoughts.append(write_thought(label, where, np.zeros(3)))
-    return Episode(
-        task=task, images={key: np.repeat(image[None], count, 0) for key in layout.CAMERAS},
-        columns={
-            layout.STATE: np.float32(state), layout.ACTION: np.float32(action),
-            layout.PLACES: np.float32(np.hstack([place, np.tile(bin_at, (count, 1))])),
-            layout.PHASE: phases, layout.REASONING: thoughts},
-        names={layout.STATE: STATE_NAMES,
-               layout.PLACES: [f'{n}.{axis}' for n in (name, to) for axis in 'xyz']})
+    return Episode(task, {key: np.repeat(image[None], count, 0) for key in layout.CAMERAS}, {
+        layout.STATE: np.float32(state), layout.ACTION: np.float32(action),
+        layout.PLACES: np.float32(np.hstack([place, np.tile(bin_at, (count, 1))])),
+        layout.PHASE: phases, layout.REASONING: thoughts}, names={
+        layout.STATE: ('x', 'y', 'z', 'rx', 'ry', 'rz', 'finger_left', 'finger_right'),
+        layout.PLACES: [f'{n}.{axis}' for n in (name, to) for axis in 'xyz']})
 
 
 def picks_dataset(root: Path, episodes: int, places: bool = True) -> Path:

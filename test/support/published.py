@@ -15,7 +15,7 @@ from PIL import Image
 
 from dtvla_ros.data import layout
 from dtvla_ros.policy.vocabulary import build_tokenizer, word_id
-from support.tiny import tiny_episode
+from support.tiny import TASKS, tiny_episode
 
 FPS = 10
 WIDTH = 48  # ids in a row of thoughts
@@ -55,15 +55,11 @@ def published_dataset(root: Path, episodes: int = 6, png: bool = False) -> Path:
     """
     tokenizer = build_tokenizer()
     pad = word_id(tokenizer, '<pad>')
-    tasks: list[str] = []
+    tasks, begin = TASKS[:episodes], 0
     lines: list[dict] = []
-    begin = 0
-    shape = [32, 32, 3]
     for number in range(episodes):
         made = tiny_episode(number, frames=8 + number)
         length = len(made)
-        if made.task not in tasks:
-            tasks.append(made.task)
         ids = np.full((length, WIDTH), pad, np.int64)
         for k, text in enumerate(made.columns[layout.REASONING]):
             if (number, k) != (1, MISSING_THOUGHT):
@@ -71,10 +67,8 @@ def published_dataset(root: Path, episodes: int = 6, png: bool = False) -> Path:
                 ids[k, :len(row)] = row
         index = np.arange(length)
         columns = {
-            layout.STATE: _vectors(made.columns[layout.STATE]),
-            layout.ACTION: _vectors(made.columns[layout.ACTION]),
-            layout.REASONING: _vectors(ids),
-            'timestamp': pa.array((index / FPS).astype(np.float32)),
+            **{key: _vectors(made.columns[key]) for key in (layout.STATE, layout.ACTION)},
+            layout.REASONING: _vectors(ids), 'timestamp': pa.array(np.float32(index / FPS)),
             'frame_index': pa.array(index), 'episode_index': pa.array(np.full(length, number)),
             'index': pa.array(begin + index),
             'task_index': pa.array(np.full(length, tasks.index(made.task)))}
@@ -89,18 +83,14 @@ def published_dataset(root: Path, episodes: int = 6, png: bool = False) -> Path:
         lines.append({'episode_index': number, 'tasks': [made.task], 'length': length,
                       'success': number % 2 == 0, 'operator': f'person {number}'})
         begin += length
-    kind = 'image' if png else 'video'
-    features = {
-        layout.STATE: {'dtype': 'float32', 'shape': [8], 'names': {'motors': list('xyzrpqab')}},
-        layout.ACTION: {'dtype': 'float32', 'shape': [7], 'names': None},
-        layout.REASONING: {'dtype': 'int64', 'shape': [WIDTH], 'names': None},
-        **{key: {'dtype': kind, 'shape': shape, 'names': ['height', 'width', 'channel']}
-           for key in layout.CAMERAS},
-        'timestamp': {'dtype': 'float32', 'shape': [1], 'names': None},
-        **{name: {'dtype': 'int64', 'shape': [1], 'names': None}
-           for name in layout.INDEX_COLUMNS[1:]}}
-    meta = root / 'meta'
-    meta.mkdir(parents=True)
+    kind, axes = 'image' if png else 'video', ['height', 'width', 'channel']
+    features = {key: {'dtype': of, 'shape': shape, 'names': named} for key, of, shape, named in (
+        (layout.STATE, 'float32', [8], {'motors': list('xyzrpqab')}),
+        (layout.ACTION, 'float32', [7], None), (layout.REASONING, 'int64', [WIDTH], None),
+        *((key, kind, [32, 32, 3], axes) for key in layout.CAMERAS),
+        ('timestamp', 'float32', [1], None),
+        *((name, 'int64', [1], None) for name in layout.INDEX_COLUMNS[1:]))}
+    (meta := root / 'meta').mkdir()
     (meta / 'info.json').write_text(json.dumps({
         'codebase_version': 'v2.1', 'robot_type': 'panda', 'total_episodes': episodes,
         'total_frames': begin, 'total_tasks': len(tasks), 'chunks_size': 1000, 'fps': FPS,

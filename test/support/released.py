@@ -19,9 +19,8 @@ WIDTH, VISION = 32, 24
 TAGS = ('<think>', '</think>', '<action>', '</action>')
 STATISTICS = {
     'state': {'mean': [0.0] * 8, 'std': [1.0] * 8, 'q01': [-1.0] * 8, 'q99': [1.0] * 8},
-    'action': {'mean': [0.1] * 7, 'std': [0.2] * 7,
-               'q01': [-0.70446, -0.8, -0.9, -0.1, -0.2, -0.3, -1.0],
-               'q99': [0.9375, 0.8, 0.7, 0.1, 0.2, 0.3, 1.0]}}
+    'action': {'mean': [0.1] * 7, 'std': [0.2] * 7, 'q99': [0.9375, 0.8, 0.7, 0.1, 0.2, 0.3, 1.0],
+               'q01': [-0.70446, -0.8, -0.9, -0.1, -0.2, -0.3, -1.0]}}
 
 
 def released_name(name: str) -> str:
@@ -61,6 +60,7 @@ def gemma_like_tokenizer() -> Tokenizer:
 def config_json(tokenizer: Tokenizer) -> dict:
     """Return a ``config.json`` with the released keys and tiny sizes."""
     first = tokenizer.token_to_id('<loc0000>')
+    layers = {'num_hidden_layers': 2, 'num_attention_heads': 2}
     return {
         'architectures': ['DeepThinkVLA'], 'model_type': 'paligemma', 'torch_dtype': 'bfloat16',
         'pad_token_id': 0, 'eos_token_id': 1, 'bos_token_id': 2, 'ignore_index': -100,
@@ -69,12 +69,10 @@ def config_json(tokenizer: Tokenizer) -> dict:
             ('<image>', *TAGS), strict=True)},
         'action_token_begin_idx': first, 'action_token_end_idx': first + BINS - 1,
         'text_config': {
-            'hidden_size': WIDTH, 'intermediate_size': 64, 'num_hidden_layers': 2,
-            'num_attention_heads': 2, 'num_key_value_heads': 1, 'head_dim': 16,
-            'vocab_size': tokenizer.get_vocab_size() + 3},
-        'vision_config': {
-            'hidden_size': VISION, 'intermediate_size': 40, 'num_hidden_layers': 2,
-            'num_attention_heads': 2, 'image_size': 28, 'patch_size': 14}}
+            **layers, 'hidden_size': WIDTH, 'intermediate_size': 64, 'num_key_value_heads': 1,
+            'head_dim': 16, 'vocab_size': tokenizer.get_vocab_size() + 3},
+        'vision_config': {**layers, 'hidden_size': VISION, 'intermediate_size': 40,
+                          'image_size': 28, 'patch_size': 14}}
 
 
 def write_checkpoint(folder: Path, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -92,13 +90,12 @@ def write_checkpoint(folder: Path, seed: int = 0) -> dict[str, torch.Tensor]:
                 weight.normal_(0.0, 0.2)
     tensors = {released_name(name): weight.to(torch.bfloat16)
                for name, weight in model.state_dict().items()}
-    names = sorted(tensors)
-    places = {}
+    names, places = sorted(tensors), {}
     for k, part in enumerate((names[:len(names) // 2], names[len(names) // 2:]), 1):
         shard = f'model-{k:05}-of-00002.safetensors'
         save_file({name: tensors[name] for name in part}, folder / shard, {'format': 'pt'})
         places |= dict.fromkeys(part, shard)
-    (folder / 'model.safetensors.index.json').write_text(json.dumps({
-        'metadata': {'total_size': sum(t.nbytes for t in tensors.values())},
-        'weight_map': places}))
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    (folder / 'model.safetensors.index.json').write_text(json.dumps(
+        {'metadata': {'total_size': size}, 'weight_map': places}))
     return tensors

@@ -17,8 +17,7 @@ CONFIG = SftConfig(
     model=ModelConfig(width=32, layers=1, image_size=32, tokens=(16, 4), channels=(8, 8, 8),
                       chunk_steps=4),
     batch_size=8, auxiliary=AuxiliaryConfig(localisation_steps=0, captioning_steps=0),
-    warmup_steps=5, learning_rate=3e-3, shift=(1, 1),
-    validation_share=0.3, precision='no')
+    warmup_steps=5, learning_rate=3e-3, shift=(1, 1), validation_share=0.3, precision='no')
 
 
 def tiny_episode(seed: int, frames: int = 12) -> Episode:
@@ -39,15 +38,13 @@ def tiny_episode(seed: int, frames: int = 12) -> Episode:
     steps = np.asarray(actions, np.float32)
     starts = 2 * np.arange(frames)
     where = f'{location_word("x", x)} {location_word("y", y)}'
-    return Episode(
-        task=TASKS[seed % 2],
-        images={key: np.repeat(image[None], frames, 0) for key in layout.CAMERAS},
-        columns={
-            layout.STATE: np.asarray(states, np.float32)[starts], layout.ACTION: steps[starts],
-            **layout.action_chunks(steps, starts, 8),
-            layout.PLACES: np.full((frames, 3), (x, y, 0.0), np.float32),
-            layout.POINTS: np.full((frames, 2), (column + 2.5, row + 2.5), np.float32) / 32,
-            layout.REASONING: [f'holding nothing now reach can at {where}' for _ in starts]},
+    images = {key: np.repeat(image[None], frames, 0) for key in layout.CAMERAS}
+    return Episode(TASKS[seed % 2], images, {
+        layout.STATE: np.float32(states)[starts], layout.ACTION: steps[starts],
+        **layout.action_chunks(steps, starts, 8),
+        layout.PLACES: np.full((frames, 3), (x, y, 0.0), np.float32),
+        layout.POINTS: np.full((frames, 2), (column + 2.5, row + 2.5), np.float32) / 32,
+        layout.REASONING: [f'holding nothing now reach can at {where}'] * frames},
         names={layout.PLACES: ['can.x', 'can.y', 'can.z']})
 
 
