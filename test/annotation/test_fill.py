@@ -23,11 +23,10 @@ from dtvla_ros.errors import UserError
 def accepted(source):
     """Return right labels of the key frames of all episodes but the last."""
     motions = [source.motion(episode) for episode in range(len(source) - 1)]
-    return {episode: [
-        (k, label_frames(motion, source.goal(episode))[k].model_copy(
-            update={'reason': f'as seen in {k}.'}))
+    return {number: [(k, label_frames(motion, source.goal(number))[k].model_copy(
+        update={'reason': f'as seen in {k}.'}))
         for k in find_keyframes(motion, KeyframeOptions(max_gap=0.5))]
-        for episode, motion in enumerate(motions)}
+        for number, motion in enumerate(motions)}
 
 
 def content(folder):

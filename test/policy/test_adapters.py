@@ -38,19 +38,16 @@ def base(tmp_path_factory) -> Path:
 def factors(base: Path, modules: list[str], rank: int = RANK) -> dict[str, torch.Tensor]:
     """Return random factors for modules, named as peft names them."""
     torch.manual_seed(3)
-    weights = read_tensors(base)
-    out = {}
+    weights, out = read_tensors(base), {}
     for module in modules:
-        weight = weights[f'{EMBED if module == HEAD else module}.weight']
-        rows, into = weight.shape[0], weight.shape[1:]
+        rows, *into = weights[f'{EMBED if module == HEAD else module}.weight'].shape
         name = f'base_model.model.{module}'
         if module == EMBED:
             out[f'{name}.lora_embedding_A'] = torch.randn(rank, rows)
             out[f'{name}.lora_embedding_B'] = torch.randn(into[0], rank)
         else:
-            kernel = (1,) * (len(into) - 1)
             out[f'{name}.lora_A.weight'] = torch.randn(rank, *into)
-            out[f'{name}.lora_B.weight'] = torch.randn(rows, rank, *kernel)
+            out[f'{name}.lora_B.weight'] = torch.randn(rows, rank, *(1 for _ in into[1:]))
     return out
 
 
@@ -88,20 +85,19 @@ def test_merged_weights_do_what_base_and_adapter_did(base, tmp_path, rslora, sca
     ids = torch.tensor([0, 7, weight.shape[0] - 1])
     expected = weight[ids] + scale * F.embedding(ids, a[EMBED].T) @ b[EMBED].T
     close(adapter.merged(f'{EMBED}.weight', weight)[ids], expected)
-    assert torch.equal(adapter.merged('lm_head.weight', weight),
-                       adapter.merged(f'{EMBED}.weight', weight))
+    assert torch.equal(*(adapter.merged(name, weight)
+                         for name in ('lm_head.weight', f'{EMBED}.weight')))
     untouched = 'language_model.model.norm.weight'
     assert adapter.merged(untouched, weights[untouched]) is weights[untouched]
 
 
 def test_patterns_and_weights_trained_whole(base, tmp_path):
     whole = torch.randn(WIDTH)
-    adapter = read_adapter(write(
-        tmp_path, {
-            **factors(base, [QUERY], rank=2), **factors(base, [DOWN]),
-            'base_model.model.language_model.model.norm.weight': whole,
-            f'base_model.model.{PROJECTOR}.modules_to_save.default.bias': torch.randn(WIDTH),
-            f'base_model.model.{PROJECTOR}.original_module.weight': torch.zeros(1)},
+    adapter = read_adapter(write(tmp_path, {
+        **factors(base, [QUERY], rank=2), **factors(base, [DOWN]),
+        'base_model.model.language_model.model.norm.weight': whole,
+        f'base_model.model.{PROJECTOR}.modules_to_save.default.bias': torch.randn(WIDTH),
+        f'base_model.model.{PROJECTOR}.original_module.weight': torch.zeros(1)},
         rank_pattern={'layers.1.self_attn.q_proj': 2}, alpha_pattern={'q_proj': 6}))
     assert adapter.updates[our_name(f'{QUERY}.weight')].scale == 3.0
     assert adapter.updates[our_name(f'{DOWN}.weight')].scale == 4.0
@@ -114,8 +110,7 @@ def test_patterns_and_weights_trained_whole(base, tmp_path):
 def test_non_lora_weights_as_safetensors(base, tmp_path):
     write(tmp_path, factors(base, [QUERY]))
     (tmp_path / 'non_lora_state_dict.bin').write_bytes(b'cos\nsystem\n')
-    with pytest.raises(UserError, match=r'non_lora_state_dict.bin: .*refused unread; save its '
-                       r'tensors as non_lora_state_dict.safetensors'):
+    with pytest.raises(UserError, match=r'bin: .*refused unread; .* as non_lora_state_dict.saf'):
         read_adapter(tmp_path)
     (tmp_path / 'non_lora_state_dict.bin').unlink()
     (tmp_path / 'training_args.bin').write_bytes(b'cos\nsystem\n')  # no weights in there

@@ -63,8 +63,7 @@ def test_training_forward_loss_and_gradients(model):
     _close(seen[0] / scale, case['in.inputs_embeds'])
     assert torch.equal(positions, case['position_ids'].expand_as(positions))
     model.zero_grad()
-    hidden = model(ids, mask, pixels)
-    row = case['out.rows']
+    hidden, row = model(ids, mask, pixels), case['out.rows']
     _close(model.token_logits(hidden)[row[:, 0], row[:, 1]], case['out.logits_rows'])
     bins = model.action_logits(hidden)
     span = slice(model.config.ids.bins_first, model.config.ids.bins_last + 1)
@@ -140,10 +139,10 @@ def test_labels_in_the_slots_do_not_leak(model):
     ids = case['in.input_ids']
     slots = (ids >= spec.bins_first) & (ids <= spec.bins_last)
     assert slots.sum() == len(ids) * model.config.slots
+    mask, pixels = case['in.attention_mask'], by_sample(case['in.pixel_values'], model)
     with torch.no_grad():
-        before, after = (model(x, case['in.attention_mask'], by_sample(
-            case['in.pixel_values'], model)) for x in (ids, ids.masked_fill(
-                slots, spec.bins_first)))
+        before, after = (model(x, mask, pixels)
+                         for x in (ids, ids.masked_fill(slots, spec.bins_first)))
     assert torch.equal(before, after)
 
 

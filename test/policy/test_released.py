@@ -52,14 +52,13 @@ def test_every_name_and_shape(shapes):
     assert newest.keys().isdisjoint(released)
     for layout in (released, newer, newest):
         assert {our_name(name): shape for name, shape in layout.items()} == shapes
-    config = PaliGemmaConfig(
-        text_config={'model_type': 'gemma', 'hidden_size': 2048, 'num_hidden_layers': 18,
-                     'intermediate_size': 16384, 'num_attention_heads': 8,
-                     'num_key_value_heads': 1, 'vocab_size': 257216},
-        vision_config={'model_type': 'siglip_vision_model', 'hidden_size': 1152,
-                       'num_hidden_layers': 27, 'num_attention_heads': 16,
-                       'intermediate_size': 4304, 'patch_size': 14, 'image_size': 224,
-                       'vision_use_head': False})
+    config = PaliGemmaConfig(text_config={
+        'model_type': 'gemma', 'hidden_size': 2048, 'num_hidden_layers': 18, 'vocab_size': 257216,
+        'intermediate_size': 16384, 'num_attention_heads': 8, 'num_key_value_heads': 1,
+    }, vision_config={
+        'model_type': 'siglip_vision_model', 'hidden_size': 1152, 'num_hidden_layers': 27,
+        'num_attention_heads': 16, 'intermediate_size': 4304, 'patch_size': 14,
+        'image_size': 224, 'vision_use_head': False})
     with torch.device('meta'):
         theirs = PaliGemmaForConditionalGeneration(config).state_dict()
     assert {our_name(name): tuple(tensor.shape) for name, tensor in theirs.items()
@@ -69,9 +68,9 @@ def test_every_name_and_shape(shapes):
 def test_a_checkpoint_of_six_gigabytes_is_inspected_by_its_header(shapes, tmp_path):
     header, end = {}, 0
     for name, shape in shapes.items():
-        header[released_name(name)] = {'dtype': 'BF16', 'shape': shape,
-                                       'data_offsets': [end, end + 2 * prod(shape)]}
-        end += 2 * prod(shape)
+        begin, end = end, end + 2 * prod(shape)
+        header[released_name(name)] = {
+            'dtype': 'BF16', 'shape': shape, 'data_offsets': [begin, end]}
     path = tmp_path / 'model.safetensors'
 
     def write() -> None:
@@ -122,8 +121,8 @@ def test_loading_leaves_nothing_on_the_meta_device(download, tmp_path):
     half = load_model(config, tmp_path, dtype=torch.bfloat16)
     assert {w.dtype for w in half.parameters()} == {torch.bfloat16}
     assert half.embed_scale.dtype == half.rotary.inv_freq.dtype == torch.float32
-    batch = torch.tensor([[config.ids.bos, config.ids.semicolon, config.ids.newline,
-                           config.ids.action]])
+    ids = config.ids
+    batch = torch.tensor([[ids.bos, ids.semicolon, ids.newline, ids.action]])
     features = torch.zeros(1, config.image_tokens, config.text.width)
     plain.load_state_dict(model.state_dict())
     assert torch.equal(model.read(batch, batch > -1, features),
