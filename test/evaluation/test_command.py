@@ -11,14 +11,7 @@ from support.libero_here import needs_libero
 
 import dtvla_sim
 from dtvla_ros.errors import UserError
-from dtvla_ros.evaluation.command import (
-    available_device,
-    evaluate_experts,
-    evaluate_robustness,
-    inspect_scene,
-    run_episodes,
-    standing,
-)
+from dtvla_ros.evaluation import command
 from dtvla_ros.evaluation.workers import EvalOptions, load
 from dtvla_ros.rollout.env import SceneSetup
 from dtvla_ros.rollout.episode import EpisodeResult
@@ -38,7 +31,7 @@ def episodes(path, settings=SETTINGS):
             yield (task, seed), EpisodeResult(
                 task, seed, seed % 2 == 0, 80, 2, 0, {'think': [0.1, 0.2]}, ('a', 'b'))
 
-    found, = run_episodes('table', settings, ['stack'], range(1, 3), source, path)
+    found, = command.run_episodes('table', settings, ['stack'], range(1, 3), source, path)
     return ran, found
 
 
@@ -66,27 +59,28 @@ def test_a_foreign_file_is_refused_and_kept(tmp_path, text):
 
 def test_the_success_meanwhile_says_of_how_many_tasks_it_is():
     wanted = [(task, seed) for task in 'ab' for seed in (1, 2)]
-    assert standing(wanted, {}) == '0/2 tasks: -'
+    assert command.standing(wanted, {}) == '0/2 tasks: -'
     done = {job: EpisodeResult(*job, True, 9) for job in wanted[:2]}
-    assert standing(wanted, done).startswith('1/2 tasks: 100% (2/2, ')
+    assert command.standing(wanted, done).startswith('1/2 tasks: 100% (2/2, ')
     done |= {job: EpisodeResult(*job, False, 9) for job in wanted[2:]}
-    assert standing(wanted, done).startswith('50% (2/4, ')
+    assert command.standing(wanted, done).startswith('50% (2/4, ')
 
 
 def test_a_result_never_comes_from_another_device_than_it_says(monkeypatch):
     import onnxruntime
 
+    available = command.available_device
     monkeypatch.setattr(onnxruntime, 'get_available_providers', lambda: ['CPUExecutionProvider'])
-    assert available_device('onnx', 'auto') == available_device('onnx', 'cpu') == 'cpu'
+    assert available('onnx', 'auto') == available('onnx', 'cpu') == 'cpu'
     with pytest.raises(UserError, match='engine onnx here "cuda"; there is: cpu$'):
-        available_device('onnx', 'cuda')
+        available('onnx', 'cuda')
     monkeypatch.setattr(onnxruntime, 'get_available_providers', lambda: [
         'CUDAExecutionProvider', 'CPUExecutionProvider'])
-    assert available_device('onnx', 'auto') == available_device('onnx', 'cuda') == 'cuda'
+    assert available('onnx', 'auto') == available('onnx', 'cuda') == 'cuda'
     with pytest.raises(UserError, match='tensorrt.* there is: cpu, cuda$'):
-        available_device('onnx', 'tensorrt')
+        available('onnx', 'tensorrt')
     with pytest.raises(UserError, match='engine torch'):
-        available_device('torch', 'tensorrt')
+        available('torch', 'tensorrt')
 
 
 def test_an_engine_that_falls_back_to_the_cpu_gives_no_result(caplog):
@@ -99,20 +93,20 @@ def test_an_engine_that_falls_back_to_the_cpu_gives_no_result(caplog):
 def test_what_differs_from_the_suites_own_is_in_the_flags():
     asked = {'antialiasing': False, 'shadows': False, 'max_steps': 620}
     for changes, wanted in (({}, [4, True, 520]), (asked, [0, False, 620])):
-        flags = inspect_scene(SceneSetup('libero_10', **changes))[1]['flags']
+        flags = command.inspect_scene(SceneSetup('libero_10', **changes))[1]['flags']
         assert [flags[name] for name in ('msaa_samples', 'shadows', 'max_steps')] == wanted
 
 
 def test_a_suite_names_its_starts():
-    scene = inspect_scene(SceneSetup('tabletop', 'jitter', max_steps=90))[1]
+    scene = command.inspect_scene(SceneSetup('tabletop', 'jitter', max_steps=90))[1]
     assert scene['starts'] == 'jitter' and scene['flags']['max_steps'] == 90
-    scene = inspect_scene(SceneSetup('tabletop'))[1]
+    scene = command.inspect_scene(SceneSetup('tabletop'))[1]
     assert scene['starts'] == 'shuffle' and 'max_steps' not in scene['flags']
     assert scene['flags']['msaa_samples'] == 0 and scene['flags']['image_size'] == 128
 
 
 def experts(suite, task, starts, seed=None, episodes=1):
-    summary = evaluate_experts(EvalOptions(
+    summary = command.evaluate_experts(EvalOptions(
         scene=SceneSetup(suite, starts), tasks=(task,), episodes=episodes, workers=1, seed=seed))
     return summary['starts'], summary['seeds'], [e['steps'] for e in summary['episodes']]
 
@@ -144,7 +138,8 @@ def test_a_stopped_table_is_continued_cell_by_cell(tmp_path, capsys):
     options = EvalOptions(NANO, tasks=(LEMON,), episodes=1, workers=1, journal=journals)
 
     def robustness(**changes):
-        return evaluate_robustness(replace(options, **changes), ('noise', 'language'), ('3',))
+        return command.evaluate_robustness(
+            replace(options, **changes), ('noise', 'language'), ('3',))
 
     first = robustness()
     assert first['undisturbed']['n'] == first['families']['noise']['3']['n'] == 1

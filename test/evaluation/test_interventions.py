@@ -11,13 +11,7 @@ from support.libero_here import needs_libero
 import dtvla_sim
 from dtvla_ros.engine.load import load_policy
 from dtvla_ros.engine.policy import act_on
-from dtvla_ros.evaluation import interventions
-from dtvla_ros.evaluation.ablations import (
-    ablated,
-    frozen_thought,
-    other_instruction,
-    swapped_thought,
-)
+from dtvla_ros.evaluation import ablations, interventions
 from dtvla_ros.evaluation.workers import EvalOptions
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.policy.vocabulary import directions, turned_round
@@ -44,7 +38,7 @@ def observation():
     env = dtvla_sim.make('tabletop')
     obs, info = env.reset(seed=1_000_004, options={'task': TASK})
     seen = observation_from_sim(obs, info, env)
-    said, again = ([other_instruction(env, seed) for seed in range(30)] for _ in range(2))
+    said, again = ([ablations.other_instruction(env, k) for k in range(30)] for _ in range(2))
     assert env.task.name == TASK and said == again
     assert seen.instruction not in said and OTHER in said and len({*said}) == len(env.tasks) - 1
     env.close()
@@ -53,11 +47,11 @@ def observation():
 
 def test_the_thought_is_another_tasks_and_the_action_follows_from_it(policy, observation):
     own = policy.infer(observation)
-    swapped = swapped_thought(policy, lambda: OTHER)(observation)
+    swapped = ablations.swapped_thought(policy, lambda: OTHER)(observation)
     assert 'lemon' in swapped.reasoning and 'lemon' not in own.reasoning
     assert not np.array_equal(swapped.action_tokens, own.action_tokens)
     # With its own sentence as the other one it decides as ever, to the bit.
-    same = swapped_thought(policy, lambda: observation.instruction)(observation)
+    same = ablations.swapped_thought(policy, lambda: observation.instruction)(observation)
     assert same.thought_tokens == own.thought_tokens
     assert np.array_equal(same.chunk, own.chunk)
     nonsense = policy.transform.encode_thought(' '.join(['wooden'] * 16))
@@ -73,7 +67,7 @@ def noise(seed):
 
 
 def test_a_frozen_thought_is_kept(policy):
-    frozen = frozen_thought(policy, keep=3)
+    frozen = ablations.frozen_thought(policy, keep=3)
     thoughts = [frozen(noise(seed)).thought_tokens for seed in range(7)]
     fresh = [policy.infer(noise(seed)).thought_tokens for seed in range(7)]
     assert len(set(fresh)) > 1
@@ -81,7 +75,7 @@ def test_a_frozen_thought_is_kept(policy):
 
 
 def test_random_thoughts_differ_and_follow_the_seed(policy):
-    first, second = (ablated(policy, 'random', 5) for _ in range(2))
+    first, second = (ablations.ablated(policy, 'random', 5) for _ in range(2))
     a, b, c = (infer(noise(0)).thought_tokens for infer in (first, second, first))
     assert a == b != c and len(a) == 18
 
@@ -91,7 +85,7 @@ def test_random_thoughts_differ_and_follow_the_seed(policy):
 def test_another_task_of_a_libero_scene():
     spatial = dtvla_sim.make('libero_spatial', image_size=64)
     spatial.reset(seed=0)  # its scenes have one task each
-    assert other_instruction(spatial, 1) not in ('', spatial.task.instruction)
+    assert ablations.other_instruction(spatial, 1) not in ('', spatial.task.instruction)
 
 
 def test_words_agree_with_the_way_of_the_whole_chunk():

@@ -16,18 +16,8 @@ import pytest
 from PIL import Image
 
 from dtvla_ros.errors import UserError
+from dtvla_ros.evaluation import results
 from dtvla_ros.evaluation.report import write_html
-from dtvla_ros.evaluation.results import (
-    BEGIN,
-    END,
-    Rate,
-    compare,
-    latency_summary,
-    markdown,
-    read_results,
-    summarise,
-    versions,
-)
 from dtvla_ros.rollout.episode import EpisodeResult
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,18 +29,18 @@ def test_published_intervals():
     """Newcombe, "Two-sided confidence intervals for the single proportion", 1998, table I, 3."""
     for counts, interval in (((81, 263), (0.2553, 0.3662)), ((15, 148), (0.0624, 0.1605)),
                              ((0, 20), (0.0, 0.1611)), ((1, 29), (0.0061, 0.1718))):
-        assert Rate(*counts).interval == pytest.approx(interval, abs=5e-5)
+        assert results.Rate(*counts).interval == pytest.approx(interval, abs=5e-5)
 
 
 def test_nothing_is_known_without_episodes_and_impossible_counts_are_refused():
-    assert Rate(0, 0).interval == (0.0, 1.0) and math.isnan(Rate(0, 0).value)
+    assert results.Rate(0, 0).interval == (0.0, 1.0) and math.isnan(results.Rate(0, 0).value)
     for successes in (-1, 4):
         with pytest.raises(ValueError):
-            Rate(successes, 3).to_dict()
+            results.Rate(successes, 3).to_dict()
 
 
 def test_latency_summary_in_milliseconds():
-    row = latency_summary({'think': [0.001 * k for k in range(1, 101)], 'act': []})
+    row = results.latency_summary({'think': [0.001 * k for k in range(1, 101)], 'act': []})
     assert set(row) == {'think'} and row['think']['n'] == 100
     assert row['think']['p50_ms'] == pytest.approx(50.5)
 
@@ -61,7 +51,7 @@ def result(folder, mode, good, files=None, suite='tabletop', starts='shuffle', e
         EpisodeResult(task, 100 + k, k < good, 50, 1, 0, {'total': [0.02]})
         for task in TASKS for k in range(episodes)]
     row = {'suite': suite, 'starts': starts, 'mode': mode, 'seeds': [100, 99 + episodes],
-           'versions': versions(), **summarise(played, TASKS), **more,
+           'versions': results.versions(), **results.summarise(played, TASKS), **more,
            **({'files': files} if files else {})}
     path = folder / f'{suite}-{starts}-{mode}.json'
     path.write_text(json.dumps(row))
@@ -70,7 +60,7 @@ def result(folder, mode, good, files=None, suite='tabletop', starts='shuffle', e
 
 def test_table_holds_every_mode_and_the_total(tmp_path):
     files = [result(tmp_path, 'replay', 1), result(tmp_path, 'full', 9, {'a': 'x'})]
-    lines = markdown(read_results(files)).splitlines()
+    lines = results.markdown(results.read_results(files)).splitlines()
     assert lines[0] == '| task | thinks | open-loop replay |'
     assert lines[2] == '| stack the cube | 9/10 (60% - 98%) | 1/10 |'
     assert lines[4].startswith('| **all** | 18/20 (') and lines[4].endswith('| 2/20 |')
@@ -79,18 +69,19 @@ def test_table_holds_every_mode_and_the_total(tmp_path):
 
 def test_document_keeps_what_is_around_the_table_and_what_is_no_result_is_refused(tmp_path):
     document = tmp_path / 'README.md'
-    document.write_text(f'before\n{BEGIN}\nold\n{END}\nafter\n')
-    compare([result(tmp_path, 'full', 10)], document, None)
+    document.write_text(f'before\n{results.BEGIN}\nold\n{results.END}\nafter\n')
+    results.compare([result(tmp_path, 'full', 10)], document, None)
     text = document.read_text()
-    assert text.startswith(f'before\n{BEGIN}\n| task') and text.endswith(f'{END}\nafter\n')
+    assert text.startswith(f'before\n{results.BEGIN}\n| task')
+    assert text.endswith(f'{results.END}\nafter\n')
     assert 'old' not in text
     document.write_text('no markers')
     with pytest.raises(UserError, match=r'README\.md lacks'):
-        compare([result(tmp_path, 'full', 10)], document, None)
+        results.compare([result(tmp_path, 'full', 10)], document, None)
     assert document.read_text() == 'no markers'
     (tmp_path / 'x.json').write_text('{"mode": "full"}')
     with pytest.raises(UserError, match=r'x\.json is not a result'):
-        read_results([tmp_path / 'x.json'])
+        results.read_results([tmp_path / 'x.json'])
 
 
 def test_other_starts_and_suites_are_other_rows(tmp_path):
@@ -101,16 +92,16 @@ def test_other_starts_and_suites_are_other_rows(tmp_path):
         result(tmp_path, 'full', 10, policy, 'libero_object', 'benchmark', threads=2, workers=3),
         result(tmp_path, 'masked', 1, policy, 'libero_object', 'benchmark'),
         result(tmp_path, 'full', 9, policy, 'tabletop', 'shuffle')]
-    lines = markdown(read_results(files)).splitlines()
+    lines = results.markdown(results.read_results(files)).splitlines()
     assert lines[0] == '| suite, starts | thinks | empty thought | open-loop replay |'
     assert [line.split(' | ')[0] for line in lines[2:5]] == [
         '| tabletop, shuffle', '| libero_object, benchmark', '| libero_object, shuffle']
     assert lines[4] == ('| libero_object, shuffle | 16/20 (58% - 92%) | - | 4/20 (8% - 42%) |')
     assert lines[3].startswith('| libero_object, benchmark | 20/20 (84% - 100%) | 2/20 (')
     with pytest.raises(UserError, match='--policy: a manifest holds the success of one'):
-        compare(files, None, tmp_path)
+        results.compare(files, None, tmp_path)
     with pytest.raises(UserError, match='already there'):
-        read_results([*files, files[0]])
+        results.read_results([*files, files[0]])
 
 
 @pytest.mark.parametrize('key, value', [
@@ -120,15 +111,16 @@ def test_what_was_measured_otherwise_is_not_compared(tmp_path, key, value):
     full = result(tmp_path, 'full', 9, {'a': 'x'})
     other = result(tmp_path, 'replay', 9, **{key: value})
     with pytest.raises(UserError, match=f'differ in {key.replace("files", "policy")}'):
-        read_results([full, other])
+        results.read_results([full, other])
 
 
 def test_of_libero_it_is_said_how_it_is_drawn_and_a_cell_may_have_fewer_episodes(tmp_path):
     for suite in ('tabletop', 'libero_object'):
         file = result(tmp_path, 'full', 9, suite=suite, flags={'msaa_samples': 0})
-        assert ('antialiasing' in markdown(read_results([file]))) == (suite != 'tabletop')
+        text = results.markdown(results.read_results([file]))
+        assert ('antialiasing' in text) == (suite != 'tabletop')
     full, few = result(tmp_path, 'full', 10), result(tmp_path, 'replay', 10, episodes=4)
-    line = markdown(read_results([full, few])).splitlines()[4]
+    line = results.markdown(results.read_results([full, few])).splitlines()[4]
     assert line == '| **all** | 20/20 (84% - 100%) | 8/8 |'
 
 
@@ -164,7 +156,8 @@ def test_the_report_stands_alone_and_shows_every_failure(tmp_path):
         'suite': 'tabletop', 'mode': 'full', 'perturb': ['camera:2'], 'via': 'inprocess',
         'flags': {'msaa_samples': 0, 'shadows': False, 'gripper': '-1 opens, +1 closes'},
         'files': {'model.safetensors': 'acc5'}, 'replan_steps': 3, 'seeds': [7, 8],
-        'versions': versions(), **summarise(episodes, HOSTILE), 'cut_thoughts': 3, 'refused': 1}
+        'versions': results.versions(), **results.summarise(episodes, HOSTILE),
+        'cut_thoughts': 3, 'refused': 1}
     path = tmp_path / 'pages' / 'report.html'
     write_html(path, 'tabletop: <full> thought', summary, stills, films)
     page = path.read_text()

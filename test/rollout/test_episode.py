@@ -7,12 +7,7 @@ import pytest
 
 import dtvla_sim
 from dtvla_ros.engine.engine import Decision
-from dtvla_ros.rollout.episode import (
-    observation_from_sim,
-    run_episode,
-    run_expert_episode,
-    run_replay_episode,
-)
+from dtvla_ros.rollout import episode
 from dtvla_sim.experts import make_expert
 
 TASK = 'stack_the_red_cube_on_the_green_cube'
@@ -27,7 +22,7 @@ def env():
 
 def test_observation_is_in_the_base_frame(env):
     obs, info = env.reset(seed=5, options={'task': TASK})
-    seen = observation_from_sim(obs, info, env, step=3)
+    seen = episode.observation_from_sim(obs, info, env, step=3)
     assert set(seen.images) == {'primary', 'wrist'}
     assert all(i.dtype == np.uint8 and i.shape == (128, 128, 3) for i in seen.images.values())
     assert len(seen.joint_positions) == 9
@@ -47,17 +42,18 @@ def test_an_idle_policy_fails_when_time_is_up(env, monkeypatch):
         return Decision(
             'wait', 'truncated', still, (), np.zeros(0, np.int64), {'think': 0.001})
 
-    result = run_episode(env, decide, TASK, 7, 4, 10, lambda o, d, step: looked.append(step))
+    result = episode.run_episode(
+        env, decide, TASK, 7, 4, 10, lambda o, d, step: looked.append(step))
     assert (result.success, result.steps, result.decisions, result.truncated) == (False, 10, 3, 3)
     assert looked == [0, 4, 8] and result.latency['think'] == [0.001] * 3
     assert result.thoughts == ('wait',) * 3
-    assert run_episode(env, decide, TASK, 7, 4).steps == 5
-    assert run_replay_episode(env, np.zeros((20, 7), np.float32), TASK, 7, 13).steps == 13
+    assert episode.run_episode(env, decide, TASK, 7, 4).steps == 5
+    assert episode.run_replay_episode(env, np.zeros((20, 7), np.float32), TASK, 7, 13).steps == 13
 
 
 def test_replay_repeats_its_own_start_but_not_others(env):
-    result, actions = run_expert_episode(env, make_expert(env), TASK, 0, env.max_steps)
+    result, actions = episode.run_expert_episode(env, make_expert(env), TASK, 0, env.max_steps)
     assert result.success and actions.shape == (result.steps, 7)
-    assert run_replay_episode(env, actions, TASK, 0, env.max_steps).success
-    others = [run_replay_episode(env, actions, TASK, s, env.max_steps) for s in range(100, 106)]
-    assert sum(r.success for r in others) <= 1
+    assert episode.run_replay_episode(env, actions, TASK, 0, env.max_steps).success
+    assert sum(episode.run_replay_episode(env, actions, TASK, seed, env.max_steps).success
+               for seed in range(100, 106)) <= 1

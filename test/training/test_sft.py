@@ -58,8 +58,7 @@ def test_set_replaces_what_the_file_says(tmp_path):
     path = tmp_path / 'config.yaml'
     path.write_text('learning_rate: 0.001\nseed: 1')
     read = SftConfig.read(path, ['learning_rate=5e-4', 'shift=[2, 3]', 'precision=bf16'])
-    assert read == replace(SftConfig(), learning_rate=5e-4, seed=1, shift=(2, 3),
-                           precision='bf16')
+    assert read == replace(SftConfig(), learning_rate=5e-4, seed=1, shift=(2, 3), precision='bf16')
     for text, named in (('seed', 'key=value'), ('=3', 'key=value'), ('seed=[1', 'no YAML'),
                         ('sead=1', 'sead'), ('seed=two', 'seed')):
         with pytest.raises(UserError, match=named):

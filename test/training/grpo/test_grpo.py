@@ -104,8 +104,7 @@ def test_killed_in_the_middle_nothing_is_lost(whole, init, tmp_path):
     kept = {p: p.stat().st_mtime_ns for p in second_iteration(out)}
     assert len(kept) >= 3
 
-    trainer = GrpoTrainer(CONFIG, GrpoRun(init, out, 3, replan_steps=2),
-                          open_envs(ToyScene(), 2))
+    trainer = GrpoTrainer(CONFIG, GrpoRun(init, out, 3, replan_steps=2), open_envs(ToyScene(), 2))
     with closing(trainer.pool):
         assert trainer.iteration == 1
         assert all(p.stat().st_mtime_ns == stamp for p, stamp in kept.items())

@@ -103,8 +103,7 @@ def test_pads_count_for_nothing_and_slices_add_up(mode):
     normalizer = normalizers(mode, float(mask.sum()), 4.0, mask.sum(1).double())
     whole, _ = policy_loss(new, old, advantage, mask, normalizer)
     spoilt = [t.masked_fill(~mask, float('nan')) for t in (new, old, advantage)]
-    parts = sum(policy_loss(*(t[k:k + 2] for t in (*spoilt, mask, normalizer)))[0]
-                for k in (0, 2))
+    parts = sum(policy_loss(*(t[k:k + 2] for t in (*spoilt, mask, normalizer)))[0] for k in (0, 2))
     torch.testing.assert_close(parts, whole)
     for loss in (whole, parts):
         gradient, = torch.autograd.grad(loss, new)
