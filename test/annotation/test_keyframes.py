@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,8 +87,7 @@ def test_phrases_come_from_the_motion(source):
     ('Pick up the black bowl between the plate and the ramekin and place it on the plate.',
      'pick', ('black_bowl',), 'plate'),
     ('open the middle drawer of the cabinet', 'open', ('middle_drawer',), None),
-    ('show me the can', '', ('can',), None),
-])
+    ('show me the can', '', ('can',), None)])
 def test_instructions(sentence, verb, objects, destination):
     goal = parse_instruction(sentence, ('mark', 'can'))
     assert (goal.verb, goal.objects, goal.destination) == (verb, objects, destination)
@@ -123,26 +123,20 @@ def test_a_dropped_object_is_a_retry():
     assert labels[15].holding == 'can' and labels[39].done == 'nothing'
 
 
-class Case:
-    """An episode's key frames with right labels."""
-
-    def __init__(self, source: Source):
-        self.motion, self.goal = source.motion(0), source.goal(0)
-        every = label_frames(self.motion, self.goal)
-        self.frames = sorted({0, 5, *map(int, self.motion.toggles), len(self.motion) - 1})
-        self.labels = [(k, every[k]) for k in self.frames]
-
-    def found(self, labels=None, **changes):
-        """Return frame and check of what is wrong; ``changes`` of the fields, frame by frame."""
-        labels = labels or [(k, label.model_copy(update=changes.get(f'at{k}', {})))
-                            for k, label in self.labels]
-        return {(issue.frame, issue.check)
-                for issue in checks.check_labels(self.motion, self.goal, self.frames, labels)}
-
-
 @pytest.fixture
 def case(source):
-    return Case(source)
+    """Return an episode's key frames with right labels, and what finds wrong ones."""
+    motion, goal = source.motion(0), source.goal(0)
+    frames = sorted({0, 5, *map(int, motion.toggles), len(motion) - 1})
+    right = [(k, label_frames(motion, goal)[k]) for k in frames]
+
+    def found(labels=None, **changes):
+        """Return frame and check of what is wrong; ``changes`` of the fields, frame by frame."""
+        labels = labels or [(k, label.model_copy(update=changes.get(f'at{k}', {})))
+                            for k, label in right]
+        return {(e.frame, e.check) for e in checks.check_labels(motion, goal, frames, labels)}
+
+    return SimpleNamespace(motion=motion, frames=frames, labels=right, found=found)
 
 
 def test_gaps_and_disorder(case):

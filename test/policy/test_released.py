@@ -26,6 +26,7 @@ from dtvla_ros.policy.model import HybridDecoder
 
 PARAMETERS = 2_923_466_480
 NORM = 'language_model.model.norm.weight'
+TWO = {'libero_10': STATISTICS, 'libero_goal': STATISTICS}
 
 
 @pytest.fixture(scope='module')
@@ -157,13 +158,11 @@ def test_statistics_by_suite(tmp_path):
 
 @pytest.mark.parametrize(('data', 'key', 'word'), [
     (STATISTICS, 'libero_10', 'leave the key out'),
-    ({'libero_10': STATISTICS, 'libero_goal': STATISTICS}, None,
-     'libero_10, libero_goal; choose one with --suite-key'),
-    ({'libero_10': STATISTICS, 'libero_goal': STATISTICS}, 'kitchen', '--suite-key'),
+    (TWO, None, 'libero_10, libero_goal; choose one with --suite-key'),
+    (TWO, 'kitchen', '--suite-key'), ([1], None, 'no JSON object'),
     ({'state': STATISTICS['state']}, None, 'of no actions;.*--statistics'),
     ({'action': {'q01': [0.0] * 7}}, None, 'q99 is missing; give the right file'),
-    ({'action': {'q01': [0.0] * 6, 'q99': [1.0] * 6}}, None, 'q01 has 6 channels'),
-    ([1], None, 'no JSON object')])
+    ({'action': {'q01': [0.0] * 6, 'q99': [1.0] * 6}}, None, 'q01 has 6 channels')])
 def test_bad_statistics(tmp_path, data, key, word):
     path = tmp_path / 'norm_stats.json'
     path.write_text(json.dumps(data))

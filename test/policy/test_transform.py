@@ -57,12 +57,8 @@ def test_ordinal_groups_are_the_axes_in_order(transform):
         assert _words(transform, list(range(first, last + 1))) == groups[axis]
 
 
-def test_tokenizer_survives_its_file(transform, tmp_path):
-    path = tmp_path / 'tokenizer.json'
-    transform.tokenizer.save(str(path))
-    again, same = dataclasses.replace(transform, tokenizer=load_tokenizer(path)), observation()
-    assert again.prompt_ids(INSTRUCTION, same) == transform.prompt_ids(INSTRUCTION, same)
-    path.write_text('{"version"')
+def test_a_broken_tokenizer_is_named(tmp_path):
+    (path := tmp_path / 'tokenizer.json').write_text('{"version"')
     with pytest.raises(UserError, match='not a tokenizer file'):
         load_tokenizer(path)
 

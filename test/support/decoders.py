@@ -26,8 +26,7 @@ def golden_decoder(weights: str) -> HybridDecoder:
 
 def by_sample(pixel_values: torch.Tensor, model: HybridDecoder) -> torch.Tensor:
     """[B * C, 3, H, W] -> [B, C, 3, H, W]."""
-    cameras = len(model.config.vision.cameras)
-    return pixel_values.reshape(-1, cameras, *pixel_values.shape[1:])
+    return pixel_values.unflatten(0, (-1, len(model.config.vision.cameras)))
 
 
 @functools.cache
