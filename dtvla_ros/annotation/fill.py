@@ -215,9 +215,8 @@ class MotionLabeller:
 
 def learn(source: Source, accepted: Mapping[int, Labels], labeller: Labeller,
           held_out: float = 0.2, seed: int = 0) -> tuple[Classes, dict[str, Rate]]:
-    """Train ``labeller`` and return its agreement on key frames of held-out episodes.
+    """Train ``labeller``; return its agreement on key frames of a share ``held_out`` of episodes.
 
-    It learns nothing of those episodes, a share ``held_out``, not even their other key frames.
     Raises ``UserError`` when none would be held out, or none left.
     """
     order = np.random.default_rng(seed).permutation(sorted(accepted)).tolist()

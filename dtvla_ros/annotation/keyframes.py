@@ -58,8 +58,7 @@ def write_keyframes(source: Source, out: Path, options: KeyframeOptions,
                     episodes: int | None = None) -> None:
     """Write ``out``/keyframes.jsonl, one line per episode; go on where an earlier run stopped.
 
-    Prints how many there are for each reason. Raises ``UserError`` when the file is of other
-    settings or another dataset.
+    Prints counts by reason. Raises ``UserError`` for a file of other settings or data.
     """
     header = {'kind': 'keyframes', 'dataset': source.fingerprint, **asdict(options)}
     counts, wanted = Counter(dict.fromkeys(COLOURS, 0)), range(len(source))[:episodes]

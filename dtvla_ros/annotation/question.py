@@ -115,10 +115,9 @@ def read_answer(text: str, model: type[BaseModel]) -> list[Semantics]:
 
 @dataclass(frozen=True)
 class Question:
-    """One request: turns of a conversation, each a role and parts (text, or a JPEG as bytes).
+    """One request: turns of a role and parts (text, or a JPEG as bytes).
 
-    ``model``: the pydantic model of the answer. ``motion``, ``goal`` and ``frames``: what a rule
-    needs instead of images.
+    ``model``: pydantic, of the answer. ``motion``, ``goal``, ``frames``: for rules, not images.
     """
 
     turns: tuple[tuple[str, tuple[str | bytes, ...]], ...]

@@ -137,13 +137,11 @@ def _name(phrase: str, known: Sequence[str]) -> str:
 
 
 class Source:
-    """A LeRobot dataset with an end effector state and a gripper command.
+    """A LeRobot dataset with an end effector state and a gripper command, or ``UserError``.
 
-    The end effector's position is the state's channels named x, y, z, else its first three; the
-    fingers are those named ``finger_*``, else channels 6 and 7 of an eight-channel state
-    (LIBERO's layout). The command is the action's last channel, larger values close it unless
-    ``invert_gripper``. ``objects``: names to use where the dataset records no places. Raises
-    ``UserError`` if the dataset has no such state or action.
+    Positions are the state's channels x, y, z, else its first three; fingers ``finger_*``, else
+    channels 6 and 7 of eight (LIBERO). The action's last channel closes with larger values unless
+    ``invert_gripper``. ``objects``: names to use where the dataset records no places.
     """
 
     def __init__(self, root: Path, objects: Sequence[str] = (), invert_gripper: bool = False):

@@ -1,8 +1,7 @@
 """A vision-language model of transformers as provider, and with LoRA as labeller.
 
-It comes from a folder: safetensors only, no code of its own. As labeller its classes are lettered
-options of a multiple-choice question; the logits of the letters after the prompt are the scores,
-so nothing has to be generated or parsed.
+From a folder: safetensors only, no code of its own. As labeller the logits of the letters of a
+multiple-choice question are the scores, so nothing has to be generated or parsed.
 """
 
 from __future__ import annotations

@@ -47,13 +47,12 @@ def require_plan(seed: int, camera_every: int, episodes: int) -> None:
 class CollectOptions:
     """What to record. ``starts``: start distribution, None for the suite's own.
 
-    ``camera_every``: frames are stored every k-th control step (the dataset runs at 20/k fps);
-    each holds the chunk of the next ``chunk`` clean actions at 20 Hz. Of all episodes
-    ``short_share`` are the first ``short_steps`` steps from a random initial pose, and
-    ``observation_share`` one frame there for each task of the scene: a dozen times cheaper, and
-    they teach localisation. The others are whole demonstrations. Of these ``clean_share`` run
-    without noise, ``release_share`` and ``push_share`` with a perturbation to recover from: a
-    forced opening of the gripper, a push of the arm. ``antialiasing`` as of ``SceneSetup``.
+    Every ``camera_every``-th control step is stored (20/k fps), with the next ``chunk`` clean
+    actions at 20 Hz. ``short_share`` of all episodes are the first ``short_steps`` steps from a
+    random initial pose, ``observation_share`` one frame there for each task of the scene: cheap,
+    and they teach localisation. Of the others, whole demonstrations, ``clean_share`` run without
+    noise, ``release_share`` and ``push_share`` with a forced opening of the gripper or a push of
+    the arm to recover from. ``antialiasing`` as of ``SceneSetup``.
     """
 
     suite: str = 'tabletop'

@@ -30,11 +30,10 @@ SLACK = 500_000_000  # the same in time [ns]
 class ConvertOptions:
     """How bags become episodes.
 
-    ``rate`` [Hz] of the commands and ``camera_every`` (control steps per frame): None: as the
-    bag shows. ``tolerance`` [s]: largest difference of an image's or measurement's stamp from
-    the command's; None: half a control period. ``chunk``: actions kept with each frame.
-    ``command``: which topic commanded, where a bag has several. ``fingers``: joints whose
-    absolute positions add up to the gripper opening.
+    ``rate`` [Hz] of the commands, ``camera_every`` (control steps per frame): None: as the bag
+    shows. ``tolerance`` [s] of the stamps to the command's; None: half a control period.
+    ``chunk``: actions kept with each frame. ``command``: its topic, where there are several.
+    ``fingers``: joints whose absolute positions add up to the gripper opening.
     """
 
     rate: int | None = None
@@ -62,8 +61,7 @@ class Report:
 class Segment(NamedTuple):
     """Commands ``first`` to ``last`` (excluded) of one episode.
 
-    Its messages were received from ``since`` on and before ``until`` [ns]. ``success``: None
-    where nothing told.
+    Received from ``since`` on, before ``until`` [ns]. ``success``: None where nothing told.
     """
 
     first: int
@@ -243,9 +241,8 @@ class _Converter:
 def _thoughts(bag: Bag, segment: Segment) -> tuple[NDArray[np.int64], list[str]]:
     """Return when the decisions of an episode were observed [D], and D + 1 thoughts.
 
-    Thought k is the one after k decisions, the first one ''. A thought carries no stamp; it is
-    published just before its chunk, which does. Where both are as many they are paired in order,
-    else each chunk with the thought received nearest to it.
+    Thought k is the one after k decisions, the first one ''. Thoughts carry no stamp, their chunks
+    do: as many are paired in order, else each chunk with the thought received nearest to it.
     """
     chunks, thoughts = (bag.tracks[topic].during(segment.since, segment.until)
                         for topic in (topics.ACTION_CHUNK, topics.REASONING))

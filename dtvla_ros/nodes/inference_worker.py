@@ -43,11 +43,10 @@ class Outcome:
 class InferenceWorker:
     """Loads a policy, then infers from one observation at a time.
 
-    ``load(on_verified)`` returns the policy and its manifest, and calls ``on_verified`` once its
-    files are known to be intact. ``wake`` is called from the worker after anything happened;
-    results are then read with `take` in the caller's own thread. ``on_text`` gets the thought so
-    far, from the worker. `verified`: the files were checked, well or ill; `loaded`: policy and
-    manifest are there; `busy_since`: when the running inference began, None without one.
+    ``load(on_verified)`` returns policy and manifest, and calls ``on_verified`` once its files are
+    known to be intact. The worker calls ``wake`` after anything happened, for `take` in the
+    caller's own thread, and ``on_text`` with the thought so far. `verified`: the files were
+    checked, well or ill; `loaded`: all is there; `busy_since`: begin of the inference, or None.
     """
 
     policy: Policy

@@ -48,9 +48,8 @@ def refuse_instruction(text: str) -> str | None:
 class Synchronizer:
     """Pairs images and measurements by their header stamps.
 
-    ``fingers``: joints whose absolute positions add up to the gripper opening [m]; LIBERO signs
-    them, a real Franka does not. ``max_skew`` [s]: largest difference of any stamp from the
-    first camera's. ``missing``: what the last `poll` lacked.
+    ``fingers``: joints whose absolute positions add up to the gripper opening [m]. ``max_skew``
+    [s]: largest difference from the first camera's stamp. ``missing``: what `poll` lacked.
     """
 
     def __init__(self, joints: Sequence[str], fingers: Sequence[str], max_skew: float) -> None:
@@ -128,9 +127,8 @@ class Synchronizer:
 class Inputs:
     """Cameras, joint states and the end effector's pose of a policy node.
 
-    `open` subscribes. ``on_sample(repeats)`` is called after every accepted sample; ``repeats``
-    counts how often its stamp came again, which in lock-step asks for an answer that got lost.
-    Declares the parameters of `PoseSource`. ``period`` [s]: how often `trouble` is asked.
+    ``on_sample(repeats)`` follows every accepted sample; in lock-step a repeated stamp asks for an
+    answer that got lost. Declares as `PoseSource`. ``period`` [s]: how often `trouble` is asked.
     """
 
     def __init__(self, node: Node, settings: VlaSettings, period: float,

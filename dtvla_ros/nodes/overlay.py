@@ -122,10 +122,9 @@ class Overlay(Node):
     def _draw(self) -> None:
         wanted = self._image.get_subscription_count() > 0
         if wanted and not self._cameras:
-            self._cameras = [
-                self.create_subscription(
-                    self._image_type, relative(topic),
-                    functools.partial(self._frames.__setitem__, name), qos.NEWEST_FRAME, raw=True)
+            self._cameras = [self.create_subscription(
+                self._image_type, relative(topic), functools.partial(
+                    self._frames.__setitem__, name), qos.NEWEST_FRAME, raw=True)
                 for name, topic in names.IMAGES.items()]
         if not wanted:
             while self._cameras:

@@ -33,9 +33,8 @@ def declare(
     hint: str = '') -> Any:
     """Declare a parameter and return its value.
 
-    It is fixed at start unless ``changeable``. A set to something outside ``choices`` or
-    ``low`` .. ``high`` is refused, the old value kept; ``hint`` ends the refusal of a choice.
-    Raise UserError or InvalidParameterValueException if the one given at start is outside.
+    Fixed at start unless ``changeable``. A set outside ``choices`` or ``low`` .. ``high`` is
+    refused (``hint`` ends that of a choice); at start UserError or InvalidParameterValueException.
     """
     listed = ', '.join(filter(None, choices))
 

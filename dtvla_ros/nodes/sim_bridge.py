@@ -106,14 +106,11 @@ class Progress:
 class SimBridge(Node):
     """Runs episodes one after another and ends by itself after the last.
 
-    Lock-step: simulated time waits for the action stamped with the present tick. Otherwise the
-    scene runs at its control rate on the wall clock, whatever arrives. Every episode begins once
-    the policy has acknowledged its instruction on ``vla/state``. While paused, time stands still
-    and actions are not executed.
-
-    Orders are services with the meaning that they have in simulation_interfaces, in standard
-    types. The latched ``sim/state`` holds the number of orders heard and why the last one was
-    refused; the latched ``sim/tasks`` lists what can be reset to.
+    Lock-step: simulated time waits for the action stamped with the present tick; otherwise the
+    scene runs on the wall clock. Episodes begin once the policy has acknowledged the instruction
+    on ``vla/state``. While paused, time stands still. Orders are services as in
+    simulation_interfaces, in standard types. The latched ``sim/state`` holds the number of orders
+    heard and why the last one was refused; ``sim/tasks`` lists what can be reset to.
     """
 
     def __init__(self) -> None:

@@ -31,9 +31,8 @@ def optical_frame(camera: str) -> str:
 class SimFrames:
     """Publishes ``/tf``, ``/tf_static`` and a CameraInfo beside each image.
 
-    ``base`` to ``gripper`` moves; ``base`` to the third-person camera and ``gripper`` to the
-    wrist's are static and sent anew by `begin`, as another task may have another camera. Without
-    tf2_msgs there are no transforms.
+    ``base`` to ``gripper`` moves; those to the cameras are static and sent anew by `begin`, as
+    they depend on the task. Without tf2_msgs there are no transforms.
     """
 
     def __init__(self, node: Node, env: Any) -> None:

@@ -45,14 +45,10 @@ class VlaNode(LifecycleNode):
     """Decides on the newest complete observation and publishes its thought and its chunk.
 
     In lock-step it decides exactly every ``replan_steps`` control steps and publishes that many
-    rows, so that a run is the same however long a thought takes. Otherwise it decides as soon as
-    ``replan_steps`` have passed, thinks while the arm plays, and publishes the whole chunk,
-    whose tail covers the thinking.
-
-    Configure checks the policy's files and loads it in the background; activate is refused until
-    it is loaded. With ``autostart`` the node does both by itself, again and again while refused.
-
-    The heartbeat alone ticks the `DecisionMonitor`; everybody else reads its last status.
+    rows, so that a run is the same however long a thought takes. Otherwise it thinks while the arm
+    plays, as soon as ``replan_steps`` have passed, and publishes the whole chunk. Configure checks
+    the policy's files and loads it in the background; activate is refused until then. With
+    ``autostart`` the node does both by itself. The heartbeat alone ticks the `DecisionMonitor`.
     """
 
     def __init__(self) -> None:

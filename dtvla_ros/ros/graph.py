@@ -146,8 +146,7 @@ def start_nodes(nodes: NodeProcesses, config: str, policy: Mapping[str, object],
 def watch(executor: Executor, watcher: Watcher, nodes: NodeProcesses) -> Iterator[None]:
     """Spin the watcher until the last episode is over; yields many times a second.
 
-    Raises ``UserError`` if a node refuses its input, ``NodeDied`` if a node dies, or the
-    simulation makes no step for `SILENCE` seconds.
+    Raises ``UserError`` for refused input, ``NodeDied`` for a dead node or no step in `SILENCE`.
     """
     seen = watcher.seen
     progress: tuple[Any, ...] = ()

@@ -1,8 +1,7 @@
 """Camera images: serialized sensor_msgs messages to numpy and back, copied once at most.
 
-Subscribe with ``raw=True`` and `parse_image` what comes; `Publisher.publish` takes the bytes of
-`serialize_image`. rclpy would convert the pixels of a message on the way. Whatever is wrong with
-an image raises ImageError with the reason; nothing else escapes.
+Subscribe with ``raw=True`` and `parse_image`; publish what `serialize_image` returns: rclpy would
+convert the pixels. Whatever is wrong with an image raises ImageError, nothing else.
 """
 
 from __future__ import annotations
@@ -112,12 +111,10 @@ def _rows(message: Any, itemsize: int, channels: int) -> NDArray[np.uint8]:
 
 
 def image_to_numpy(message: Any) -> NDArray[np.uint8]:
-    """Return sensor_msgs/Image as RGB uint8 [H, W, 3].
+    """Return sensor_msgs/Image (a message or `RawImage`) as RGB uint8 [H, W, 3].
 
-    ``message`` is a `RawImage` or a message. An rgb8 image stays a view of it, which may be
-    read-only. Takes rgb, bgr, rgba, bgra and mono with 8 or 16 bits; of 16 the upper 8 are kept.
-    Where cv_bridge is installed it decodes what else it knows (bayer, yuv422). Raise ImageError
-    for anything else.
+    An rgb8 image stays a view, maybe read-only. Takes rgb, bgr, rgba, bgra and mono with 8 or 16
+    bits (the upper 8 are kept); else cv_bridge decodes it, or ImageError is raised.
     """
     try:
         kind, channels, order = _COLOR[message.encoding]
@@ -200,10 +197,9 @@ def _serialized(message: Any, data: memoryview) -> bytes:
 
 def serialize_image(array: NDArray[Any], stamp: Time, frame_id: str = '',
                     encoding: str = 'rgb8') -> bytes:
-    """Return a serialized sensor_msgs/Image of an array; ``stamp`` is a Time message.
+    """Return a serialized sensor_msgs/Image; raise ImageError if array and encoding disagree.
 
-    uint8 [H, W, 3] ('rgb8', 'bgr8'), uint8 [H, W] ('mono8') or float32 [H, W] ('32FC1'). Raise
-    ImageError if array and encoding disagree.
+    uint8 [H, W, 3] ('rgb8', 'bgr8'), uint8 [H, W] ('mono8') or float32 [H, W] ('32FC1').
     """
     if encoding not in _WRITTEN:
         raise ImageError(f'encoding {encoding!r}: one of {", ".join(_WRITTEN)} expected')

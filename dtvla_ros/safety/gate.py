@@ -34,7 +34,6 @@ CLOCK_JUMP = 0.5  # step of the tick clock that voids every chunk [s]
 # Beyond float noise of de-normalised codes, a value past +-1 breaks the action contract.
 CONTRACT_MARGIN = 1.05
 
-
 GateState = enum.Enum('GateState', ('RUN', 'HOLD', 'STOP', 'FAULT'))
 """RUN plays rows; HOLD is stillness that ends by itself, STOP and FAULT are not."""
 
@@ -319,17 +318,14 @@ class Gate:
             self._enter(GateState.HOLD, outside)
             return self._stay(now, played=True)
         self._enter(GateState.RUN, '')
-        return self._command(now, self.limiter.clamp(clipped), True, first_tick)
+        motion = np.append(self.limiter.clamp(clipped), self._grip)
+        return Command(now, motion, self.state, self.reason, True, first_tick)
 
     def _stay(self, now: float, played: bool = False) -> Command:
         """Brake within the limits, or be still at once where the task has ended."""
         self._continuity.pause()
-        return self._command(now, self.limiter.clamp(np.zeros(6)), played)
-
-    def _command(self, now: float, motion: NDArray[np.float64], played: bool,
-                 first_tick: bool = True) -> Command:
-        return Command(now, np.append(motion, self._grip), self.state, self.reason, played,
-                       first_tick)
+        motion = np.append(self.limiter.clamp(np.zeros(6)), self._grip)
+        return Command(now, motion, self.state, self.reason, played)
 
     def _advances(self, name: str, stamp: float) -> bool:
         """Whether a sample is new and of this clock; a frozen driver repeats its stamps."""
