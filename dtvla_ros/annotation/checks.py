@@ -62,9 +62,8 @@ def _content(motion: Motion, goal: Goal, labels: Sequence[tuple[int, Semantics]]
             yield frame, DONE, f'{done} was done before {finished[-1]}'
         if done not in (NOTHING, *finished):
             finished.append(done)
-        if (before is not None and {before.phase, phase} <= set(CYCLE)
-                and label.trouble == 'none' and before.done == done
-                and before.phase not in ('release', 'retreat')
+        if (before is not None and {before.phase, phase} <= {*CYCLE} and label.trouble == 'none'
+                and before.done == done and before.phase not in ('release', 'retreat')
                 and CYCLE.index(phase) < CYCLE.index(before.phase)):
             yield frame, PHASE, (f'goes back from {before.phase} to {phase} though nothing was '
                                  'finished or went wrong')

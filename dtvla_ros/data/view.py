@@ -131,10 +131,7 @@ def view(root: Path, out: Path, episodes: Sequence[int] = (), tokenizer: Path | 
 
 
 def _some(reader: DatasetReader) -> list[int]:
-    """Return an episode of each task, then others from all over the dataset.
-
-    Episodes of a single frame are shown only where there are no others.
-    """
+    """Return an episode of each task, then others; of a single frame only if there are none."""
     every = range(len(reader.episodes))
     long = [k for k in every if reader.lengths[k] > 1] or every
     first = {reader.task(number): number for number in reversed(long)}

@@ -217,7 +217,7 @@ class CommandGate(Node):
         self._report_changes()
 
     def _answered(self) -> bool:
-        return (self._last is not None and self._last.played and self._last.stamp == self._pending)
+        return self._last is not None and self._last.played and self._last.stamp == self._pending
 
     def _on_timer(self) -> None:
         if self._new_limits:
@@ -231,8 +231,7 @@ class CommandGate(Node):
 
     def _stop_now(self) -> None:
         """Command stillness at once if the last event ended the task."""
-        if (self._gate.ended and not self._lockstep and self._last is not None
-                and self._last.played):
+        if self._gate.ended and not self._lockstep and self._last and self._last.played:
             self._on_timer()
         self._report_changes()
 

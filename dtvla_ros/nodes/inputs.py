@@ -82,9 +82,8 @@ class Synchronizer:
         self._keep(JOINTS, stamp, state)
         return None
 
-    def pose(
-        self, position: NDArray[np.float64], quaternion: NDArray[np.float64], stamp: float,
-    ) -> str | None:
+    def pose(self, position: NDArray[np.float64], quaternion: NDArray[np.float64],
+             stamp: float) -> str | None:
         """Take the gripper pose in the base frame; return why it was refused, or None."""
         norm = float(np.linalg.norm(quaternion))
         if not np.isfinite(position).all() or not abs(norm - 1.0) < 0.01:
@@ -224,11 +223,10 @@ class Inputs:
 
     def _received(self, name: str, stamp: float, refused: str | None) -> None:
         """Note a sample; a repeated stamp is no sign of life, but in lock-step a request."""
-        if not refused and not self._settings.lockstep:
-            away = stamp - self._now()
-            if abs(away) > SAME_CLOCK:
-                refused = (f'stamped {away:.1f} s away from this clock: is use_sim_time the same '
-                           'everywhere?')
+        if not (refused or self._settings.lockstep) and abs(
+                away := stamp - self._now()) > SAME_CLOCK:
+            refused = (f'stamped {away:.1f} s away from this clock: is use_sim_time the same '
+                       'everywhere?')
         if refused:
             self._wrong[name] = refused
             self.refused[name] += 1

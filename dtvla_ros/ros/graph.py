@@ -135,12 +135,12 @@ def start_nodes(nodes: NodeProcesses, config: str, policy: Mapping[str, object],
 
     ``policy`` and ``scene``: parameters of vla_node and sim_bridge that differ from the file's.
     """
+    shared = ('--params-file', str(find_shared(config)))
     for name, remapped, values in (
             ('vla_node', VLA_NAMES, policy), ('command_gate', (), {}), ('sim_bridge', (), scene)):
         words = [word for key, value in values.items() for word in ('-p', f'{key}:={value}')]
-        nodes.start(
-            name, f'dtvla_ros.nodes.{name}', ['--ros-args', *remapped, '--params-file', str(
-                find_shared(config)), *words], {'OMP_NUM_THREADS': str(values.get('threads', 1))})
+        nodes.start(name, f'dtvla_ros.nodes.{name}', ['--ros-args', *remapped, *shared, *words],
+                    {'OMP_NUM_THREADS': str(values.get('threads', 1))})
 
 
 def watch(executor: Executor, watcher: Watcher, nodes: NodeProcesses) -> Iterator[None]:

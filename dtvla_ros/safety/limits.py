@@ -79,9 +79,8 @@ class Limiter:
         """Return how a goal leaves the workspace box; None also where it brings the arm back."""
         here = np.asarray(position, np.float64)
         goal = here + osc.METRES_PER_UNIT * np.clip(np.asarray(action, np.float64)[:3], -1, 1)
-        for axis, at, to, low, high in zip(
-                'xyz', here, goal, self._limits.workspace_low, self._limits.workspace_high,
-                strict=True):
+        box = zip(self._limits.workspace_low, self._limits.workspace_high)
+        for axis, at, to, (low, high) in zip('xyz', here, goal, box, strict=True):
             beyond = max(low - to, to - high)
             if beyond > 0 and beyond >= max(low - at, at - high):
                 return f'target {axis} = {to:.3f} m is outside [{low}, {high}]'
