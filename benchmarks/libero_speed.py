@@ -26,10 +26,8 @@ from dtvla_sim.libero.tasks import read_init_states
 Loop = Callable[[int, NDArray], tuple[NDArray[np.uint8], NDArray[np.float64]]]
 
 
-def compare(
-    suite: str = 'libero_object', steps: int = 60, replan_every: int = 10,
-    image_size: int = 256, episodes: int = 2,
-) -> dict[str, Any]:
+def compare(suite: str = 'libero_object', steps: int = 60, replan_every: int = 10,
+            image_size: int = 256, episodes: int = 2) -> dict[str, Any]:
     """Run the same actions through both loops; return episodes a minute and the trajectories.
 
     Building and the first image are not counted. ``replan_every``: steps between the images that

@@ -83,11 +83,9 @@ class ArmEnv(gymnasium.Env):
     # Brings the scene to the start that a seed names; returns what ``info`` should tell of it.
     start: Callable[[int | None, Mapping[str, Any]], dict[str, Any]]
 
-    def __init__(
-        self, suite: str, suite_tasks: Mapping[str, Any], starts: str, image_size: int,
-        msaa: int = 0, shadows: bool = False, reflections: bool = True,
-        hidden: tuple[int, ...] = (0,),
-    ):
+    def __init__(self, suite: str, suite_tasks: Mapping[str, Any], starts: str, image_size: int,
+                 msaa: int = 0, shadows: bool = False, reflections: bool = True,
+                 hidden: tuple[int, ...] = (0,)):
         if starts not in self.start_distributions:
             raise UserError(f'unknown starts "{starts}"; {suite} has: '
                             f'{", ".join(self.start_distributions)}')
@@ -152,9 +150,8 @@ class ArmEnv(gymnasium.Env):
             'control_rate_hz': self.control_rate, 'settle_steps': SETTLE_STEPS,
         }
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None,
-    ) -> tuple[LazyObservation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None,
+              options: dict[str, Any] | None = None) -> tuple[LazyObservation, dict[str, Any]]:
         """Start ``options['task']`` from the state that ``seed`` names, arm settled."""
         super().reset(seed=seed)
         options = options or {}

@@ -93,9 +93,8 @@ class PerturbedEnv:
         """MuJoCo's data."""
         return self.env.sim.data._data
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None,
-    ) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None,
+              options: dict[str, Any] | None = None) -> tuple[Mapping[str, Any], dict[str, Any]]:
         """Start as the environment does, then disturb."""
         for array, value in self._saved:
             array[:] = value

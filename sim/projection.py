@@ -9,9 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 PLANE, BOX = int(mujoco.mjtGeom.mjGEOM_PLANE), int(mujoco.mjtGeom.mjGEOM_BOX)
 
 
-def project(
-    model: mujoco.MjModel, data: mujoco.MjData, camera: str, points: ArrayLike,
-) -> NDArray[np.float64]:
+def project(model: mujoco.MjModel, data: mujoco.MjData, camera: str,
+            points: ArrayLike) -> NDArray[np.float64]:
     """Return (across, down) [..., 2] of world points [..., 3] in a camera's square image.
 
     Fractions of the image from its upper left corner; NaN for points behind the camera. A MuJoCo
@@ -24,18 +23,15 @@ def project(
     return 0.5 + focal * seen[..., :2] * [1.0, -1.0] / ahead
 
 
-def _from_camera(
-    data: mujoco.MjData, number: int, points: NDArray[np.float64],
-) -> NDArray[np.float64]:
+def _from_camera(data: mujoco.MjData, number: int,
+                 points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return world points [..., 3] in the camera's own axes: right, up, backwards."""
     seen: NDArray[np.float64] = (
         (points - data.cam_xpos[number]) @ data.cam_xmat[number].reshape(3, 3))
     return seen
 
 
-def unseen(
-    model: mujoco.MjModel, data: mujoco.MjData, camera: str,
-) -> NDArray[np.bool_]:
+def unseen(model: mujoco.MjModel, data: mujoco.MjData, camera: str) -> NDArray[np.bool_]:
     """Return which geoms [ngeom] appear nowhere in a camera's square image, mirrors included.
 
     By their bounding spheres; a geom without bounds is always kept. What is unseen may still

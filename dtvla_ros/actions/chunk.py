@@ -20,7 +20,8 @@ class Chunk:
     """Actions for consecutive control steps; row k is for ``stamp + k * period`` [s].
 
     ``stamp`` is that of the observation they answer. ``values`` [T, D] are LIBERO's normalised
-    OSC_POSE actions in [-1, 1] (0.05 m, 0.5 rad of goal offset per unit; gripper -1 opens).
+    OSC_POSE actions in [-1, 1] (0.05 m, 0.5 rad of goal offset per unit; gripper -1 opens,
+    +1 closes).
     """
 
     stamp: float

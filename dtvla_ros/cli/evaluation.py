@@ -87,10 +87,8 @@ def robustness(
 
 @app.command()
 @takes('policy suite tasks episodes starts workers ray seed json_file')
-def steer(
-    given: Given,
-    episodes: Annotated[int, Option(min=1, help='Start states per task.')] = 10,
-) -> None:
+def steer(given: Given,
+          episodes: Annotated[int, Option(min=1, help='Start states per task.')] = 10) -> None:
     """Measure whether the arm does as its thought says.
 
     Everything but the thought stays as it is. First it thinks what it would think of another

@@ -83,10 +83,8 @@ def from_bag(
 
 
 @app.command()
-def view(
-    save: Annotated[Path | None, Option(dir_okay=False, help='Write a Rerun file.')] = None,
-    spawn: Annotated[bool, Option('--spawn', help='Open the Rerun viewer.')] = False,
-) -> None:
+def view(save: Annotated[Path | None, Option(dir_okay=False, help='Write a Rerun file.')] = None,
+         spawn: Annotated[bool, Option('--spawn', help='Open the Rerun viewer.')] = False) -> None:
     """Show the running graph in Rerun: cameras, thoughts, commands, latency, path of the gripper.
 
     Needs the extra `viz`: `pip install 'dtvla_ros[viz]'`. Ctrl-C ends it.

@@ -27,10 +27,9 @@ CONFIG = 'config/sim.yaml'
 VIEWER_TIMEOUT = 20.0  # longest wait for it [s]
 
 
-def run_demo(
-    policy: Path, tasks: Sequence[str], episodes: int, seed: int | None, out: Path,
-    mode: str = 'full', engine: str = 'onnx', suite: str = 'tabletop', viz: str = '',
-) -> dict[str, Any]:
+def run_demo(policy: Path, tasks: Sequence[str], episodes: int, seed: int | None, out: Path,
+             mode: str = 'full', engine: str = 'onnx', suite: str = 'tabletop',
+             viz: str = '') -> dict[str, Any]:
     """Run the episodes, write ``demo.mp4``, ``demo.png`` and ``demo.json``; return the latter.
 
     ``viz``: ``'rerun'`` also writes ``demo.rrd``, from a process of its own. Raises UserError if

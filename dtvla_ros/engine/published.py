@@ -14,16 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    PaliGemmaConfig,
-    PaliGemmaForConditionalGeneration,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
 
 from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.errors import UserError
@@ -98,7 +91,7 @@ def scene(config: DecoderConfig, text_tokens: int = 35, seed: int = 0) -> Scene:
     return Scene(prompt, pixels.astype(np.float32), banned)
 
 
-class _Ban(LogitsProcessor):
+class _Ban(transformers.LogitsProcessor):
     def __init__(self, banned: Tensor):
         self._banned = banned
 
@@ -106,7 +99,7 @@ class _Ban(LogitsProcessor):
         return scores.masked_fill(self._banned, torch.finfo(scores.dtype).min)
 
 
-class _Tail(StoppingCriteria):
+class _Tail(transformers.StoppingCriteria):
     def __init__(self, tail: Sequence[int]):
         self._tail = list(tail)
 
@@ -126,12 +119,12 @@ class PublishedScheme:
         weight = model.embed_tokens.weight
         self._device, self._dtype = weight.device, weight.dtype
         ids = config.ids
-        whole = PaliGemmaConfig(
+        whole = transformers.PaliGemmaConfig(
             text_config=gemma_config(text), vision_config=siglip_config(vision),
             image_token_index=ids.image, projection_dim=text.width, hidden_size=text.width)
         whole.pad_token_id, whole.bos_token_id, whole.eos_token_id = ids.pad, ids.bos, ids.eos
         with torch.device('meta'):
-            self._model: Any = PaliGemmaForConditionalGeneration(whole)
+            self._model: Any = transformers.PaliGemmaForConditionalGeneration(whole)
         state = model.state_dict() | {'lm_head.weight': weight}
         self._model.load_state_dict(
             {name: state[our_name(name)] for name in self._model.state_dict()}, assign=True)
@@ -153,8 +146,8 @@ class PublishedScheme:
             input_ids=ids, pixel_values=self._pixels(pixel_values),
             attention_mask=torch.ones_like(ids), token_type_ids=torch.zeros_like(ids),
             max_new_tokens=limit, do_sample=False,
-            logits_processor=LogitsProcessorList([_Ban(torch.from_numpy(banned).to(ids.device))]),
-            stopping_criteria=StoppingCriteriaList([
+            logits_processor=transformers.LogitsProcessorList([_Ban(torch.from_numpy(banned).to(ids.device))]),
+            stopping_criteria=transformers.StoppingCriteriaList([
                 _Tail([self.config.ids.think_end, self.config.ids.action])]))
         return out[0, len(prompt_ids):].tolist()
 

@@ -12,14 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dtvla_ros.engine import inference_model as fused
 from dtvla_ros.engine.engine import Engine, Prefix, memory_guard, penalty
-from dtvla_ros.engine.inference_model import (
-    ALL,
-    InferenceModel,
-    Read,
-    StaticCache,
-    quantize_tower,
-)
 from dtvla_ros.policy.attention import additive
 from dtvla_ros.policy.config import visible
 from dtvla_ros.policy.model import HybridDecoder
@@ -60,10 +54,11 @@ class TorchEngine(Engine):
         table = model.embed_tokens.weight
         self._device, self._dtype = table.device, table.dtype
         tower = model.vision.eval()
-        self._tower = quantize_tower(copy.deepcopy(tower)) if int8 else tower
-        self._model = InferenceModel(model, int8, release)
+        self._tower = fused.quantize_tower(copy.deepcopy(tower)) if int8 else tower
+        self._model = fused.InferenceModel(model, int8, release)
         self._model.cache_attributes()
-        self._cache = StaticCache(config.text, config.image_tokens + ROOM + config.slots, table)
+        self._cache = fused.StaticCache(
+            config.text, config.image_tokens + ROOM + config.slots, table)
         self._penalty = table.new_zeros(len(table) - config.ids.bins, dtype=torch.float32)
         self._compiled = self._device.type == 'cuda' if compile is None else compile
         self._loop: _TokenLoop | None = None
@@ -135,7 +130,7 @@ class TorchEngine(Engine):
     def _chosen(self, hidden: Tensor) -> NDArray[np.int64]:
         return self._model.choose(hidden, self._penalty).cpu().numpy()
 
-    def _run(self, x: Tensor, cache: Prefix, read: Read = ALL,
+    def _run(self, x: Tensor, cache: Prefix, read: fused.Read = fused.ALL,
              action_start: int | None = None) -> tuple[Tensor, Prefix]:
         start, end = cache.count, cache.count + x.shape[0]
         self._make_room(end)
@@ -157,7 +152,7 @@ class _TokenLoop:
     its row from memory and writes the next ones back.
     """
 
-    def __init__(self, model: InferenceModel, cache: StaticCache, penalty: Tensor):
+    def __init__(self, model: fused.InferenceModel, cache: fused.StaticCache, penalty: Tensor):
         device = cache.keys.device
         self._model, self._cache, self._penalty = model, cache, penalty
         self._cuda = device.type == 'cuda'

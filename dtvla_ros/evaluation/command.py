@@ -92,9 +92,8 @@ def evaluate_experts(options: EvalOptions, noise: bool = False) -> dict[str, Any
                      seed, source)
 
 
-def evaluate_robustness(
-    options: EvalOptions, families: Sequence[str] = (), strengths: Sequence[str] = ('1', '2', '3'),
-) -> dict[str, Any]:
+def evaluate_robustness(options: EvalOptions, families: Sequence[str] = (),
+                        strengths: Sequence[str] = ('1', '2', '3')) -> dict[str, Any]:
     """Print success by family (default: all) and strength; return what is written.
 
     ``options.journal`` is a folder here. Every cell has the same tasks and seeds. Errors as of
@@ -131,9 +130,8 @@ def evaluate_robustness(
     return summary
 
 
-def inspect_scene(
-    setup: SceneSetup, tasks: Sequence[str] = (),
-) -> tuple[tuple[str, ...], dict[str, Any]]:
+def inspect_scene(setup: SceneSetup,
+                  tasks: Sequence[str] = ()) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Return the tasks, and a result's suite, starts and flags; UserError for unknown ones."""
     with closing(setup.make()) as env:
         require_tasks(tasks, env.tasks, setup.suite)
@@ -189,9 +187,8 @@ def _processes(options: EvalOptions, make_worker: Callable[..., Any], *setup: An
     return lambda jobs: run_jobs(jobs, make_worker, setup, options.workers, task_of, options.ray)
 
 
-def _policy_episodes(
-    options: EvalOptions, jobs: Sequence[Any],
-) -> Generator[tuple[Any, EpisodeResult], None, None]:
+def _policy_episodes(options: EvalOptions,
+                     jobs: Sequence[Any]) -> Generator[tuple[Any, EpisodeResult], None, None]:
     """Yield episodes with a policy; what is kept of failures is kept on this machine."""
     with closing(_processes(options, workers.make_policy_worker, options)(jobs)) as evaluated:
         for job, episode in evaluated:
@@ -241,10 +238,8 @@ def _title(settings: Mapping[str, Any]) -> str:
     return ', '.join(parts)
 
 
-def _evaluate(
-    options: EvalOptions, settings: dict[str, Any], tasks: Sequence[str], seed: int,
-    source: Source, **more: Any,
-) -> dict[str, Any]:
+def _evaluate(options: EvalOptions, settings: dict[str, Any], tasks: Sequence[str], seed: int,
+              source: Source, **more: Any) -> dict[str, Any]:
     """Run every task from as many seeds as asked for; print and write the summary."""
     seeds, title, console = range(seed, seed + options.episodes), _title(settings), Console()
     found, = run_episodes(title, settings, tasks, seeds, source, options.journal)
@@ -261,10 +256,9 @@ def _evaluate(
     return summary
 
 
-def run_episodes(
-    title: str, settings: Mapping[str, Any], tasks: Sequence[str], seeds: range, source: Source,
-    journal: Path | None, cells: Sequence[tuple[str, ...]] = ((),),
-) -> list[list[EpisodeResult]]:
+def run_episodes(title: str, settings: Mapping[str, Any], tasks: Sequence[str], seeds: range,
+                 source: Source, journal: Path | None,
+                 cells: Sequence[tuple[str, ...]] = ((),)) -> list[list[EpisodeResult]]:
     """Run every task from every seed in every cell, those in a journal excepted.
 
     A cell is what stands before task and seed in a job: nothing, or a perturbation, '' for none;

@@ -98,10 +98,9 @@ def recover(options: EvalOptions, shown: int = 0) -> dict[str, Any]:
     return _measure(options, 'knocked', make_recovery_worker, [(mode,) for mode in MODES], report)
 
 
-def _measure(
-    options: EvalOptions, what: str, make_worker: Callable[..., Any],
-    variants: Sequence[tuple[str, ...]], report: Callable[[Any], dict[str, Any]],
-) -> dict[str, Any]:
+def _measure(options: EvalOptions, what: str, make_worker: Callable[..., Any],
+             variants: Sequence[tuple[str, ...]],
+             report: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
     """Run (variant, task, seed) jobs in processes, report them, write the JSON."""
     files.require_writable(options.json_file)
     first = evaluation_seed(options.seed)

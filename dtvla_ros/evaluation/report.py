@@ -14,10 +14,8 @@ _RESULTS = ('tasks', 'total', 'latency', 'episodes', 'versions', 'decisions', 'c
             'refused')
 
 
-def write_html(
-    path: Path, title: str, summary: Mapping[str, Any], stills: Path | None,
-    films: Path | None = None,
-) -> None:
+def write_html(path: Path, title: str, summary: Mapping[str, Any], stills: Path | None,
+               films: Path | None = None) -> None:
     """Write the report; ``stills`` (``<task>-<seed>.jpg``) become part of it, ``films`` links."""
     write_page(
         path, 'evaluation.html', title=title,
@@ -32,9 +30,8 @@ def write_html(
         **{key: summary[key] for key in (*_RESULTS, 'seeds') if key not in ('tasks', 'latency')})
 
 
-def _failure(
-    episode: Mapping[str, Any], stills: Path | None, films: Path | None, beside: Path,
-) -> dict[str, Any]:
+def _failure(episode: Mapping[str, Any], stills: Path | None, films: Path | None,
+             beside: Path) -> dict[str, Any]:
     """Return what is shown of a failed episode; None for a file that is not there."""
     name = f'{episode["task"]}-{episode["seed"]}'
     still, film = (

@@ -34,9 +34,8 @@ BETWEEN = 500_000_000  # simulated time without a command that parts two episode
 LATE_COMMANDS = 1.0  # longest wait for them when their episode has ended, wall time [s]
 
 
-def run_over_ros(
-    setup: EvalOptions, jobs: Sequence[Job],
-) -> Generator[tuple[Job, EpisodeResult], None, None]:
+def run_over_ros(setup: EvalOptions,
+                 jobs: Sequence[Job]) -> Generator[tuple[Job, EpisodeResult], None, None]:
     """Yield ``(job, result)`` as episodes end.
 
     In lock-step a result holds the hash of the commands that moved the arm, as in process. Raises
@@ -73,9 +72,8 @@ def parameters(scene: SceneSetup) -> dict[str, str]:
             **{name: str(value).lower() for name, value in scene.fast_rendering.items()}}
 
 
-def _block(
-    setup: EvalOptions, tasks: Sequence[str], seeds: range, logs: Path,
-) -> Iterator[tuple[Job, EpisodeResult]]:
+def _block(setup: EvalOptions, tasks: Sequence[str], seeds: range,
+           logs: Path) -> Iterator[tuple[Job, EpisodeResult]]:
     manifest = PolicyManifest.read(setup.policy)
     every = 1 if setup.realtime else frame_interval(
         setup.replan_steps or manifest.action.replan_steps)

@@ -50,9 +50,8 @@ class Film:
             self._container = None
 
 
-def contact_sheet(
-    frames: Sequence[NDArray[np.uint8]], path: Path, columns: int = 2, width: int = 800
-) -> None:
+def contact_sheet(frames: Sequence[NDArray[np.uint8]], path: Path, columns: int = 2,
+                  width: int = 800) -> None:
     """Write frames of equal size as one PNG, row by row."""
     height = round(width * frames[0].shape[0] / frames[0].shape[1])
     rows = -(-len(frames) // columns)

@@ -71,10 +71,9 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int,
     return torch.tensor(ids, device=device), real.to(device)
 
 
-def grouped_matmul_attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor,
-    attention_mask: Tensor | None, scaling: float, dropout: float = 0.0, **_: Any,
-) -> tuple[Tensor, None]:
+def grouped_matmul_attention(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor,
+                             attention_mask: Tensor | None, scaling: float, dropout: float = 0.0,
+                             **_: Any) -> tuple[Tensor, None]:
     """Attend without repeating the shared key/value heads.
 
     ``query`` [B, H, n, d], ``key``, ``value`` [B, K, S, d] -> [B, n, H, d]. Written out because

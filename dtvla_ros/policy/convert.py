@@ -15,17 +15,9 @@ from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import read_json, write_text
+from dtvla_ros.policy import checkpoint
 from dtvla_ros.policy.adapters import CONFIG as ADAPTER_CONFIG
 from dtvla_ros.policy.adapters import Adapter, local_base, read_adapter
-from dtvla_ros.policy.checkpoint import (
-    Stored,
-    empty_model,
-    fit,
-    read_headers,
-    refuse_pickles,
-    save_tensors,
-    weight_files,
-)
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.manifest import (
     INDEX,
@@ -141,7 +133,7 @@ def convert(path: Path | str, *, cameras: tuple[str, ...] = CAMERAS, name: str |
         require_free(out)
     if (target / MANIFEST).exists() and not force:
         raise UserError(f'{target / MANIFEST}: exists already; replace it with --force')
-    refuse_pickles(folder)
+    checkpoint.refuse_pickles(folder)
     tokenizer = load_tokenizer(folder / TOKENIZER)
     config = read_config(folder / CONFIG, tokenizer, cameras)
     check_tokenizer(config, tokenizer, folder / TOKENIZER)
@@ -151,8 +143,8 @@ def convert(path: Path | str, *, cameras: tuple[str, ...] = CAMERAS, name: str |
         raise UserError(f'{folder / STATISTICS}: no such file, and actions mean nothing without '
                         'their statistics; give them with --statistics')
     found = read_statistics(file, suite_key, config.action_dim)
-    headers = read_headers(folder)
-    fit(headers, empty_model(config)).check(folder)
+    headers = checkpoint.read_headers(folder)
+    checkpoint.fit(headers, checkpoint.empty_model(config)).check(folder)
     updates = None if adapter_folder is None else read_adapter(adapter_folder)
     if updates is not None:
         updates.check(headers)
@@ -168,16 +160,16 @@ def convert(path: Path | str, *, cameras: tuple[str, ...] = CAMERAS, name: str |
     return manifest
 
 
-def _write_weights(base: Path, headers: dict[str, Stored], adapter: Adapter | None,
+def _write_weights(base: Path, headers: dict[str, checkpoint.Stored], adapter: Adapter | None,
                    folder: Path) -> None:
     """Write merged weights in the base's files and names, one file in memory at a time.
 
     Without an adapter the files get a second name; another file system gets a copy.
     """
-    for file in tqdm(weight_files(base), desc='weights', unit='file', disable=None):
+    for file in tqdm(checkpoint.weight_files(base), desc='weights', unit='file', disable=None):
         source, target = file.resolve(), folder / file.name  # a cache holds links to its blobs
         if adapter is not None:
-            save_tensors({name: adapter.merged(name, stored.read())
+            checkpoint.save_tensors({name: adapter.merged(name, stored.read())
                           for name, stored in headers.items() if stored.file == file}, target)
             continue
         try:
@@ -189,7 +181,7 @@ def _write_weights(base: Path, headers: dict[str, Stored], adapter: Adapter | No
 def _hashes(folder: Path) -> dict[str, str]:
     """Return SHA-256 by name of a policy's files, with a progress bar over all bytes."""
     files = [folder / name for name in (INDEX, TOKENIZER) if (folder / name).exists()]
-    files += weight_files(folder)
+    files += checkpoint.weight_files(folder)
     with tqdm(total=sum(path.stat().st_size for path in files), desc='hashing', unit='B',
               unit_scale=True, disable=None) as bar:
         return {path.name: sha256(path, bar.update) for path in files}

@@ -36,9 +36,8 @@ class Env(Protocol):
     flags: dict[str, Any]  # what else a success rate depends on
     object_names: tuple[str, ...]  # all objects and fixtures of the suite
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None,
-    ) -> tuple[SimObservation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None,
+              options: dict[str, Any] | None = None) -> tuple[SimObservation, dict[str, Any]]:
         """Start ``options['task']`` from the state that ``seed`` names, arm settled."""
 
     def step(

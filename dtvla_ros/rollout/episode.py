@@ -73,9 +73,8 @@ def commands_hash(commands: Sequence[NDArray[np.floating]]) -> str:
     return hashlib.sha256(rows.tobytes()).hexdigest()[:16]
 
 
-def observation_from_sim(
-    obs: SimObservation, info: Mapping[str, Any], env: Env, step: int = 0
-) -> Observation:
+def observation_from_sim(obs: SimObservation, info: Mapping[str, Any], env: Env,
+                         step: int = 0) -> Observation:
     """Return the policy's view of a simulator observation, positions in the robot's base frame.
 
     The finger joints of a real Panda are both positive, the simulator's second one is negative.
@@ -131,10 +130,9 @@ def execute(env: Env, actions: NDArray[np.floating], gripper: float,
     return Executed(obs, commands, gripper, success, over)
 
 
-def run_episode(
-    env: Env, infer: Infer, task: str, seed: int, replan_steps: int, max_steps: int | None = None,
-    on_decision: OnDecision | None = None, workspace: Box | None = None,
-) -> EpisodeResult:
+def run_episode(env: Env, infer: Infer, task: str, seed: int, replan_steps: int,
+                max_steps: int | None = None, on_decision: OnDecision | None = None,
+                workspace: Box | None = None) -> EpisodeResult:
     """Run a policy from one start state; it replans after every ``replan_steps`` actions.
 
     ``max_steps`` None: the task's own limit. ``workspace`` as of ``execute``.

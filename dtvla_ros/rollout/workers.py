@@ -412,11 +412,10 @@ class Backlog:
         return self._groups[group].pop()
 
 
-def run_jobs(
-    jobs: Iterable[Any], make_function: Callable[..., Callable[[Any], Any]],
-    setup: tuple[Any, ...], size: int, group: Callable[[Any], Hashable] = lambda job: None,
-    ray: str | None = None,
-) -> Generator[tuple[Any, Any], None, None]:
+def run_jobs(jobs: Iterable[Any], make_function: Callable[..., Callable[[Any], Any]],
+             setup: tuple[Any, ...], size: int,
+             group: Callable[[Any], Hashable] = lambda job: None,
+             ray: str | None = None) -> Generator[tuple[Any, Any], None, None]:
     """Yield ``(job, result)`` as jobs end; each process runs them with ``make_function(*setup)``.
 
     ``make_function`` must be importable by name. A process stays with jobs of one ``group`` as

@@ -149,9 +149,8 @@ def _init(args: Sequence[str]) -> None:
 
 
 @contextmanager
-def _ready(
-    factory: Callable[[], AnyNode], closing: list[bool],
-) -> Iterator[tuple[AnyNode, Executor]]:
+def _ready(factory: Callable[[], AnyNode],
+           closing: list[bool]) -> Iterator[tuple[AnyNode, Executor]]:
     """Build a node and its executor; afterwards note that it is closing, and leave the graph."""
     warnings.filterwarnings('ignore', 'Failed to fini rosout publisher', RuntimeWarning)
     node = executor = None

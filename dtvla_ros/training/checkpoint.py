@@ -48,10 +48,9 @@ def _stored(objective: nn.Module, average: nn.Module | None,
     return tensors
 
 
-def save_checkpoint(
-    run: Path, objective: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer,
-    state: dict[str, Any], frozen: Collection[str] = (), keep: bool = True,
-) -> None:
+def save_checkpoint(run: Path, objective: nn.Module, average: nn.Module | None,
+                    optimizer: torch.optim.Optimizer, state: dict[str, Any],
+                    frozen: Collection[str] = (), keep: bool = True) -> None:
     """Write everything a run needs to go on exactly, in one step.
 
     The optimizer's slots are all tensors (AdamW), named ``optimizer.<slot>.<k>`` for the k-th
@@ -75,10 +74,9 @@ def save_checkpoint(
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(
-    run: Path, objective: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer,
-    frozen: Collection[str] = (),
-) -> dict[str, Any] | None:
+def load_checkpoint(run: Path, objective: nn.Module, average: nn.Module | None,
+                    optimizer: torch.optim.Optimizer,
+                    frozen: Collection[str] = ()) -> dict[str, Any] | None:
     """Restore what ``save_checkpoint`` wrote and return its state; None if there is none."""
     # The old one remains where a run was killed between the two renames.
     folder = next(filter(Path.exists, (run / CHECKPOINT, run / f'.{CHECKPOINT}.old')), None)

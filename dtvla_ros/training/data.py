@@ -181,9 +181,8 @@ def class_name(name: str) -> str:
     return re.sub(r'_\d+$', '', name).replace('_', ' ')
 
 
-def locate(
-    reader: DatasetReader, objects: Sequence[str], tokens: int,
-) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+def locate(reader: DatasetReader, objects: Sequence[str],
+           tokens: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
     """Return where the E ``objects`` are in each of a dataset's N frames.
 
     Positions [N, E, 2]: index of an object's x and y token in its group, by the feature

@@ -19,10 +19,9 @@ from dtvla_ros.policy.transform import PolicyTransform, read_transform, transfor
 from dtvla_ros.training.checkpoint import ORIGIN, WEIGHTS
 
 
-def export(
-    source: Path, out: Path | None = None, name: str | None = None,
-    replan_steps: int | None = None, success: Path | None = None, weights: str = 'fp32',
-) -> tuple[Path, Parity]:
+def export(source: Path, out: Path | None = None, name: str | None = None,
+           replan_steps: int | None = None, success: Path | None = None,
+           weights: str = 'fp32') -> tuple[Path, Parity]:
     """Export a training run or a policy folder; return where to, and the measured parity.
 
     ``out`` None: ``models/nano`` for a small policy's run, ``models/RUN`` for one begun with a

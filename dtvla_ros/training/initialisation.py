@@ -39,9 +39,7 @@ class Initialisation:
     new_words: bool = False
 
 
-def initialise(
-    config: SftConfig, run: SftRun, readers: Sequence[DatasetReader],
-) -> Initialisation:
+def initialise(config: SftConfig, run: SftRun, readers: Sequence[DatasetReader]) -> Initialisation:
     """Return what the run begins with, or goes on with.
 
     A vocabulary with location tokens is a small policy's and grows with the data; any other is

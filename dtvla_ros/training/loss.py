@@ -34,9 +34,8 @@ class OrdinalGroup:
         return (ids >= self.first) & (ids <= self.last)
 
 
-def ordinal_cross_entropy(
-    logits: Tensor, targets: Tensor, groups: Sequence[OrdinalGroup] = (),
-) -> Tensor:
+def ordinal_cross_entropy(logits: Tensor, targets: Tensor,
+                          groups: Sequence[OrdinalGroup] = ()) -> Tensor:
     """Cross-entropy per row, [R, V] against ids [R] -> [R] in nats, float32.
 
     Rows whose target lies in a group get that group's smoothed target:
@@ -62,11 +61,10 @@ def token_weights(targets: Tensor, base: float, groups: Sequence[OrdinalGroup]) 
     return weights
 
 
-def hybrid_loss(
-    token_logits: Tensor, token_targets: Tensor, action_logits: Tensor, action_targets: Tensor,
-    action_mask: Tensor, *, locations: Sequence[OrdinalGroup], action_sigma: float = 0.0,
-    thought_weight: float = 1.0, divisor: Tensor | None = None,
-) -> tuple[Tensor, Metrics]:
+def hybrid_loss(token_logits: Tensor, token_targets: Tensor, action_logits: Tensor,
+                action_targets: Tensor, action_mask: Tensor, *, locations: Sequence[OrdinalGroup],
+                action_sigma: float = 0.0, thought_weight: float = 1.0,
+                divisor: Tensor | None = None) -> tuple[Tensor, Metrics]:
     """Weighted mean over every supervised token of one cross-entropy.
 
     ``token_logits`` [R, V] and ``token_targets`` [R]: thought tokens and tags. ``action_logits``

@@ -166,9 +166,7 @@ def _comfortable(yaw: float) -> tuple[float, float]:
     return best, float((pointing(best) * BEGIN.inv()).magnitude())
 
 
-def grasps_across(
-    scene: LiberoScene, name: str, depth: float = 0.03
-) -> list[tuple[float, Grasp]]:
+def grasps_across(scene: LiberoScene, name: str, depth: float = 0.03) -> list[tuple[float, Grasp]]:
     """Return grasps across the object near its top and their costs, none if it is too wide.
 
     The narrow, free and near sides are cheap.
@@ -203,10 +201,8 @@ def _unusual(angle: float, roomy: bool) -> float:
     return EIGHTH * abs(eighths) + (between if roomy else CRAMPED)
 
 
-def grasps_rim(
-    scene: LiberoScene, name: str, destination: Points,
-    avoid: Sequence[float] = (), depth: float = 0.018,
-) -> list[tuple[float, Grasp]]:
+def grasps_rim(scene: LiberoScene, name: str, destination: Points, avoid: Sequence[float] = (),
+               depth: float = 0.018) -> list[tuple[float, Grasp]]:
     """Return grasps over a rim, fingers radial, and their costs: free here, in reach there.
 
     ``destination`` [2] is where the middle will go; ``avoid`` lists angles on the rim that did

@@ -38,11 +38,9 @@ class LiberoEnv(ArmEnv):
 
     one_scene = False
 
-    def __init__(
-        self, suite: str, starts: str = STARTS[0], image_size: int = 256,
-        assets: str | os.PathLike[str] | None = None, download: bool = False,
-        antialiasing: bool = True, shadows: bool = True,
-    ):
+    def __init__(self, suite: str, starts: str = STARTS[0], image_size: int = 256,
+                 assets: str | os.PathLike[str] | None = None, download: bool = False,
+                 antialiasing: bool = True, shadows: bool = True):
         # libero_spatial names objects by their places, which shuffling would make untrue.
         self.start_distributions = tuple(
             s for s in STARTS if (suite, s) != ('libero_spatial', 'shuffle'))

@@ -22,9 +22,7 @@ class TabletopEnv(ArmEnv):
     start_distributions = STARTS
     one_scene = True
 
-    def __init__(
-        self, image_size: int = 128, steps_per_goal: int = 180, starts: str = STARTS[0],
-    ):
+    def __init__(self, image_size: int = 128, steps_per_goal: int = 180, starts: str = STARTS[0]):
         super().__init__('tabletop', TASKS, starts, image_size, reflections=False)
         self.steps_per_goal = steps_per_goal
         self.scene = TabletopScene()

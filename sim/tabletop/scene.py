@@ -133,9 +133,8 @@ class TabletopScene(SingleArmEnv):
         """Return 0: success is judged by the task."""
         return 0.0
 
-    def place(
-        self, objects: dict[str, NDArray[np.float64]], fixtures: dict[str, NDArray[np.float64]],
-    ) -> None:
+    def place(self, objects: dict[str, NDArray[np.float64]],
+              fixtures: dict[str, NDArray[np.float64]]) -> None:
         """Put free objects (x, y, yaw) and fixtures (x, y) on the table, world frame [m, rad]."""
         for name, (x, y, yaw) in objects.items():
             z = TABLE_TOP + REST_HEIGHT[name] + 2e-3

@@ -84,9 +84,8 @@ TASKS = {
 }
 
 
-def sample_start(
-    task: Task, rng: Generator, starts: str = 'shuffle',
-) -> tuple[Placement, Placement]:
+def sample_start(task: Task, rng: Generator,
+                 starts: str = 'shuffle') -> tuple[Placement, Placement]:
     """Return (objects: x, y, yaw; fixtures: x, y) in the world frame [m, rad].
 
     The five objects and the mark are permuted over nine slots. A pushed object gets the mark in

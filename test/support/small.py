@@ -31,9 +31,8 @@ CONFIG = GrpoConfig(
     evaluate_episodes=1)
 
 
-def small_policy(
-    image_size: int = SIZE, tokens: tuple[int, int] = (4, 4),
-) -> tuple[HybridDecoder, PolicyTransform]:
+def small_policy(image_size: int = SIZE,
+                 tokens: tuple[int, int] = (4, 4)) -> tuple[HybridDecoder, PolicyTransform]:
     """Return an untrained policy, for the toy suite's images; 4 actions a chunk."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer()

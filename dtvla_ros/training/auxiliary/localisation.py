@@ -71,10 +71,8 @@ class LocalisationLoss(nn.Module):
         return loss / count, {'localised': (near.sum() / count).detach()}
 
 
-def attention_targets(
-    token_rows: Tensor, token_targets: Tensor, spans: Sequence[tuple[int, int]],
-    positions: Tensor, patches: Tensor,
-) -> Tensor:
+def attention_targets(token_rows: Tensor, token_targets: Tensor, spans: Sequence[tuple[int, int]],
+                      positions: Tensor, patches: Tensor) -> Tensor:
     """Return [3, K]: the sequence, row and column of each row that should attend.
 
     A row attends when it predicts an x token, and the next when it predicts the y token after it.
@@ -177,11 +175,9 @@ def pretrain(objective: Objective, collator: Collator, config: SftConfig,
              [*model.parameters()]))]
 
 
-def _train_stage(
-    title: str, stage_loss: Callable[[Batch], tuple[Tensor, Tensor]], steps: int, rate: float,
-    parameters: Sequence[nn.Parameter], collator: Collator, config: SftConfig,
-    accelerator: Accelerator, loaders: int,
-) -> float:
+def _train_stage(title: str, stage_loss: Callable[[Batch], tuple[Tensor, Tensor]], steps: int,
+                 rate: float, parameters: Sequence[nn.Parameter], collator: Collator,
+                 config: SftConfig, accelerator: Accelerator, loaders: int) -> float:
     """Minimise a stage's loss with an AdamW of its own; return the smoothed share right."""
     optimizer = torch.optim.AdamW(
         [{'params': [p for p in parameters if (p.ndim > 1) is wide],

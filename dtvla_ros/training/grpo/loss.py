@@ -49,10 +49,9 @@ def collate(decisions: Sequence[SampledDecision], ids: SpecialIds,
     return TokenBatch(input_ids, real, sampled)
 
 
-def sequence_log_probs(
-    model: HybridDecoder, tokens: TokenBatch, features: Tensor, *, banned: Tensor | None = None,
-    thought_temperature: float = 1.0, action_temperature: float = 1.0,
-) -> tuple[Tensor, Tensor]:
+def sequence_log_probs(model: HybridDecoder, tokens: TokenBatch, features: Tensor, *,
+                       banned: Tensor | None = None, thought_temperature: float = 1.0,
+                       action_temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Return log-probs and entropies of a batch's tokens [B, L + S], in nats and float32.
 
     Thought token i is predicted by the causal row i - 1, over the vocabulary without the
@@ -102,11 +101,9 @@ def normalizers(mode: LossAggMode, tokens: float, sequences: float, lengths: Ten
     return torch.full_like(lengths, tokens if mode == 'token-mean' else sequences)
 
 
-def policy_loss(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor,
-    normalizer: Tensor, *, epsilon: float = 0.2, epsilon_high: float = 0.28,
-    clip_ratio_c: float = 3.0,
-) -> tuple[Tensor, dict[str, Tensor]]:
+def policy_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor,
+                normalizer: Tensor, *, epsilon: float = 0.2, epsilon_high: float = 0.28,
+                clip_ratio_c: float = 3.0) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the dual-clip PPO loss summed over the tokens in ``mask``, and diagnostics of each.
 
     With r = exp(new - old log-prob) and A the advantage, a token's loss is

@@ -160,10 +160,8 @@ class BranchJob:
         return executed, here, left
 
 
-def run_rollouts(
-    engine: BatchedRollouts, sampler: Sampler, source: Callable[[], Rollout | None],
-    done: Callable[[Trajectory], None], samples: Sequence[int | None] = (0,),
-) -> None:
+def run_rollouts(engine: BatchedRollouts, sampler: Sampler, source: Callable[[], Rollout | None],
+                 done: Callable[[Trajectory], None], samples: Sequence[int | None] = (0,)) -> None:
     """Run what ``source`` gives; ``done`` gets the trajectory of each episode.
 
     Of a ``BranchJob`` one for each of ``samples``, the numbers of a decision's samples, which

@@ -21,13 +21,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.results import Rate, evaluation_seed
 from dtvla_ros.policy.checkpoint import save_weights
 from dtvla_ros.policy.transform import write_transform
-from dtvla_ros.rollout.batched import (
-    BatchedRollouts,
-    Rollout,
-    RolloutTimes,
-    Sampler,
-    successes,
-)
+from dtvla_ros.rollout import batched
 from dtvla_ros.rollout.env import SceneSetup, require_tasks
 from dtvla_ros.rollout.episode import EpisodeJob
 from dtvla_ros.rollout.workers import Workers, open_envs
@@ -146,7 +140,7 @@ class GrpoTrainer:
         self._resume()
         self.pool = pool or open_envs(SceneSetup(run.suite, run.starts), config.num_envs,
                                       config.step_timeout, run.ray)
-        self.engine = BatchedRollouts(self.pool, config.num_env_groups)
+        self.engine = batched.BatchedRollouts(self.pool, config.num_env_groups)
         self.tasks = run.tasks or self.pool.info.tasks
 
     @property
@@ -156,7 +150,7 @@ class GrpoTrainer:
 
     def iterate(self) -> dict[str, Any]:
         """Roll out, update and return the new row of the history."""
-        times = self.engine.times = RolloutTimes()
+        times = self.engine.times = batched.RolloutTimes()
         groups = self.roll_out()
         begun = time.perf_counter()
         self.accelerator.wait_for_everyone()
@@ -196,7 +190,7 @@ class GrpoTrainer:
         self._run_rollouts(self.sampler, groups.next, done)
         return groups
 
-    def _run_rollouts(self, sampler: Sampler, source: Callable[[], Rollout | None],
+    def _run_rollouts(self, sampler: batched.Sampler, source: Callable[[], batched.Rollout | None],
                       done: Callable[[Trajectory], None]) -> None:
         """Run episodes of the kind that the configuration compares."""
         config = self.config
@@ -213,12 +207,13 @@ class GrpoTrainer:
         first = evaluation_seed(dtvla_sim.EVAL_SEED_START + SELECTION_SEEDS)
         jobs = [EpisodeJob(task, first + k, self.replan_steps)
                 for task in self.tasks for k in range(config.evaluate_episodes)]
-        solved = successes(self.engine, self.greedy, jobs[self.accelerator.process_index::world])
+        solved = batched.successes(
+            self.engine, self.greedy, jobs[self.accelerator.process_index::world])
         row['evaluation'] = Rate(
             round(summed(self.accelerator, [sum(solved)])[0]), len(jobs)).to_dict()
         self.save()
 
-    def _summary(self, groups: Groups, times: RolloutTimes) -> dict[str, Any]:
+    def _summary(self, groups: Groups, times: batched.RolloutTimes) -> dict[str, Any]:
         """Return what was played, over all processes."""
         played = groups.episodes
         decisions = [d for t in played for d in t.decisions]
@@ -246,7 +241,7 @@ class GrpoTrainer:
         config, size = self.config, self.pool.size
         job = EpisodeJob(self.tasks[0], config.first_seed, self.replan_steps,
                          PROBED * self.replan_steps)
-        jobs = iter([Rollout(BranchJob(job) if config.per_step else job, (k, 0))
+        jobs = iter([batched.Rollout(BranchJob(job) if config.per_step else job, (k, 0))
                      for k in range(size)])
         played: list[Trajectory] = []
         stamps: list[float] = []
