@@ -1,7 +1,5 @@
 """Tokens and statistics against golden vectors; the OSC_POSE law; which row of a chunk is due."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
@@ -101,13 +99,11 @@ def test_a_late_chunk_skips_exactly_the_rows_that_were_played_since_its_observat
 def test_older_and_expired_chunks_are_dropped_and_time_never_goes_back():
     queue = ChunkQueue()
     assert queue.put(chunk(5.0)) is None
-    assert 'not newer' in queue.put(chunk(4.9))
-    assert 'not newer' in queue.put(chunk(5.0))
+    assert all('not newer' in queue.put(chunk(stamp)) for stamp in (4.9, 5.0))
     assert queue.take(5.1) is not None
     with pytest.raises(QueueInvariantError):
         queue.take(5.0)
-    assert queue.take(5.2) is None  # 4 rows of 50 ms are over
-    assert queue.remaining(5.2) == 0
+    assert queue.take(5.2) is None and queue.remaining(5.2) == 0  # 4 rows of 50 ms are over
 
 
 def test_flush_refuses_what_was_observed_before_and_keeps_what_was_observed_then():

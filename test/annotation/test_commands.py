@@ -1,7 +1,5 @@
 """The commands, one after another, as a person types them."""
 
-from __future__ import annotations
-
 import json
 from functools import partial
 

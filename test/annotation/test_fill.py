@@ -1,7 +1,5 @@
 """A labeller learns accepted key frames and fills the frames between them."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

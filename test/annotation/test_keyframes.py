@@ -1,7 +1,5 @@
 """Key frames lie where something changes, labels by rules say what; wrong ones are found."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -32,8 +30,7 @@ def moving(along, **changes):
 
 def test_no_gap_is_longer_than_allowed():
     frames = list(find_keyframes(moving(np.zeros(101)), KeyframeOptions(max_gap=1.5)))
-    assert frames[0] == 0 and frames[-1] == 100
-    assert max(np.diff(frames)) <= 15 and len(frames) == 8
+    assert (frames[0], frames[-1], len(frames)) == (0, 100, 8) and max(np.diff(frames)) <= 15
 
 
 def test_a_pause_is_a_key_frame_and_toggles_are_always():

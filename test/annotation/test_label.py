@@ -156,8 +156,7 @@ def test_what_is_asked(run):
     assert counts['asked'] == 3 and not failed and not any(row['findings'] for row in rows)
     assert run.spent == (3, pytest.approx(3 * ONE))
     request, headers = endpoint.requests[0], endpoint.headers[0]
-    assert headers['path'] == '/v1/chat/completions'
-    assert headers['Authorization'] == f'Bearer {KEY}'
+    assert (headers['path'], headers['Authorization']) == ('/v1/chat/completions', f'Bearer {KEY}')
     form = request['response_format']
     assert form['type'] == 'json_schema' and form['json_schema']['strict'] is True
     frame = form['json_schema']['schema']['$defs']['Frame']
@@ -262,8 +261,7 @@ def test_requests_run_side_by_side(run):
     together = threading.Barrier(3)  # breaks, and answers 500s, unless three are under way
     with Endpoint(lambda n, r: together.wait(60) and None) as endpoint:
         rows, *_ = run(endpoint, concurrency=3, timeout=60.0)
-    assert len(endpoint.requests) == 6
-    assert [row['episode'] for row in rows] == list(range(6))
+    assert len(endpoint.requests) == 6 and [row['episode'] for row in rows] == list(range(6))
 
 
 def test_the_budget_stops_before_it_is_exceeded(run):

@@ -1,7 +1,5 @@
 """What the review page embeds, does in a browser and exports, and what becomes of that."""
 
-from __future__ import annotations
-
 import html
 import json
 import re

@@ -1,9 +1,6 @@
 """Collection records what the expert meant, and goes on where it was stopped."""
 
-from __future__ import annotations
-
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -96,7 +93,7 @@ def test_resume_after_a_kill(tmp_path):
             time.sleep(0.1)
         assert finished_shards(tmp_path) == [0]
     finally:
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
     first = (shard_path(tmp_path, 0) / 'data.parquet').stat().st_mtime_ns
     assert not (tmp_path / layout.INFO).exists()
@@ -115,9 +112,8 @@ def test_resume_after_a_kill(tmp_path):
             episode.columns[layout.ACTION_CHUNK][:, :7], episode.columns[layout.ACTION])
         assert all(image.std() > 5 for image in episode.images.values()), 'a camera saw nothing'
     assert all(' at x' in thought for thought in reader.column(layout.REASONING))
-    look = kinds.index('look')
     asked = [reader.episode(k) for k in range(len(reader.episodes))
-             if reader.metadata(k)['index'] == look]
+             if reader.metadata(k)['index'] == kinds.index('look')]
     assert len({episode.task for episode in asked}) == 6
     for episode in asked:
         before, at = episode.columns[layout.REASONING][0].split(' at ')[:2]

@@ -1,6 +1,6 @@
 """LIBERO's scenes are recorded as the tabletop's: what is here, what could be asked for, where."""
 
-from __future__ import annotations
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -20,9 +20,8 @@ OPTIONS = CollectOptions(suite='libero_object', image_size=64, starts='shuffle')
 
 @pytest.fixture(scope='module')
 def env():
-    environment = dtvla_sim.make('libero_object', image_size=64, starts='shuffle')
-    yield environment
-    environment.close()
+    with closing(dtvla_sim.make('libero_object', image_size=64, starts='shuffle')) as environment:
+        yield environment
 
 
 def test_a_shard_stays_with_a_task():
@@ -45,17 +44,13 @@ def test_a_look_asks_for_every_object_of_the_scene_that_has_a_task(env):
         x = places[f'{thing.replace(" ", "_")}_1.x']
         assert f'at x{round(100 * float(x))} ' in thought
     absent = [n for n in env.object_names if n not in env.scene.objects]
-    assert absent
-    assert all(np.isnan(places[f'{n}.x']) for n in absent)
+    assert absent and all(np.isnan(places[f'{n}.x']) for n in absent)
 
 
 def test_another_task_of_the_same_wish_is_no_alternative():
-    spatial = dtvla_sim.make('libero_spatial', image_size=64)
-    try:
+    with closing(dtvla_sim.make('libero_spatial', image_size=64)) as spatial:
         spatial.reset(seed=1)
         assert spatial.alternatives() == (spatial.task.name,)
-    finally:
-        spatial.close()
 
 
 def test_a_point_of_the_image_moves_with_its_thing(env):

@@ -1,7 +1,5 @@
 """A published v2.1 dataset becomes one of v3.0 that the trainer reads."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

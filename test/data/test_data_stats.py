@@ -1,7 +1,5 @@
 """The checks of numbers and images find what was done to a dataset, and pass a good one."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

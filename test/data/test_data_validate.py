@@ -1,7 +1,5 @@
 """Damage to a dataset is found, named and comes with a remedy; an intact one is left alone."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -55,8 +53,7 @@ def edit_info(root, change):
 
 def only(findings):
     """Return the one finding there is."""
-    assert len(findings) == 1, findings
-    assert findings[0].remedy
+    assert len(findings) == 1 and findings[0].remedy, findings
     return findings[0]
 
 

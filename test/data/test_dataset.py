@@ -30,9 +30,8 @@ def dataset(tmp_path_factory):
     """Write three episodes in two shards; return them with the reader."""
     root = tmp_path_factory.mktemp('dataset')
     episodes = [episode(0, 9, 'stack it'), episode(1, 5, 'push it'), episode(2, 7, 'stack it')]
-    writer.write_shard(root, 0, episodes[:2], FPS)
-    writer.write_shard(root, 1, [], FPS)
-    writer.write_shard(root, 2, episodes[2:], FPS)
+    for number, shard in enumerate((episodes[:2], [], episodes[2:])):
+        writer.write_shard(root, number, shard, FPS)
     writer.merge_shards(root)
     return episodes, DatasetReader(root)
 

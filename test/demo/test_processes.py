@@ -56,11 +56,10 @@ def test_a_death_says_how_and_last_words(nodes):
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='prctl is Linux')
 def test_processes_end_with_a_killed_parent(tmp_path):
-    program = (
-        'import pathlib, time\nfrom dtvla_ros.ros.processes import NodeProcesses\n'
-        f'nodes = NodeProcesses(pathlib.Path({str(tmp_path)!r}))\n'
-        f'nodes.start("server", *{SERVER!r})\nprint(nodes.pid("server"), flush=True)\n'
-        'time.sleep(60)\n')
+    program = ('import pathlib, time\nfrom dtvla_ros.ros.processes import NodeProcesses\n'
+               f'nodes = NodeProcesses(pathlib.Path({str(tmp_path)!r}))\n'
+               f'nodes.start("server", *{SERVER!r})\nprint(nodes.pid("server"), flush=True)\n'
+               'time.sleep(60)\n')
     parent = subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE, text=True)
     child = int(parent.stdout.readline())
     wait_for(lambda: (tmp_path / 'server.log').read_text())

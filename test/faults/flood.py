@@ -1,7 +1,5 @@
 """Publishes 1 MB images on a camera's topic, a thousand times a second, as fast as it can."""
 
-from __future__ import annotations
-
 import sys
 import time
 

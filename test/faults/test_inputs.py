@@ -1,7 +1,5 @@
 """Rows 1 to 11 and 36: what can be wrong with cameras, joints and the end effector's pose."""
 
-from __future__ import annotations
-
 import time
 from array import array
 from functools import reduce

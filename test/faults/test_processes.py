@@ -1,7 +1,5 @@
 """Rows 18 to 22, 24, 37 to 39: processes that die or sleep, clocks, and a full disk."""
 
-from __future__ import annotations
-
 import signal
 import time
 
@@ -37,8 +35,7 @@ def test_18_a_policy_out_of_memory_is_released_and_the_gate_lives(moving, check)
     check(18, max(0.0, moving.still_after(begun) - failed))
     moving.spin(lambda: resident_memory(moving.processes['vla_node'].pid) < before - 10, 1,
                 'the memory of the weights given back')
-    assert moving.processes['vla_node'].poll() is None
-    assert moving.processes['command_gate'].poll() is None
+    assert all(moving.processes[n].poll() is None for n in ('vla_node', 'command_gate'))
     moving.kill('vla_node')
 
 

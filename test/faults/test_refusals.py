@@ -1,9 +1,6 @@
 """Rows 8, 10, 11, 23, 25 to 27: what the managed node refuses, with the reason."""
 
-from __future__ import annotations
-
 import json
-import pickle
 import shutil
 import time
 
@@ -81,18 +78,12 @@ def test_activation_waits_for_the_policy(managed, rig):
     assert not done and 'still being loaded' in reason and rig.vla[0] == 'LOADING'
     (rig.folder / 'loading').unlink()
     rig.spin(lambda: rig.vla[0] == 'INACTIVE', 30, 'the policy loaded')
-    assert change(rig, ACTIVATE)[0]
-    assert rig.vla[0] == 'IDLE'
+    assert change(rig, ACTIVATE)[0] and rig.vla[0] == 'IDLE'
 
 
-class Evil:
-    """Unpickled, it leaves a canary."""
-
-    def __init__(self, canary):
-        self.canary = str(canary)
-
-    def __reduce__(self):
-        return (open, (self.canary, 'w'))
+def evil(canary):
+    """Return a pickle that leaves a canary once it is read: it calls io.open(canary, 'w')."""
+    return f'cio\nopen\n(V{canary}\nVw\ntR.'.encode()
 
 
 def edited(edit):
@@ -118,7 +109,7 @@ def put_pickle(folder, weights):
     """Put a pickle and code to import in place of the weights."""
     weights.unlink()
     canary = folder.parent / 'canary'
-    (folder / 'pytorch_model.bin').write_bytes(pickle.dumps(Evil(canary)))
+    (folder / 'pytorch_model.bin').write_bytes(evil(canary))
     (folder / 'modeling_evil.py').write_text(f'open({str(canary)!r}, "w")')
     (folder / 'config.json').write_text(json.dumps(
         {'auto_map': {'AutoModel': 'modeling_evil.Evil'}, 'model_type': 'evil'}))
@@ -127,7 +118,7 @@ def put_pickle(folder, weights):
 def put_listed_pickle(folder, weights):
     """Put a pickle under the name of the weights, with its right hash."""
     put_pickle(folder, weights)
-    weights.write_bytes(pickle.dumps(Evil(folder.parent / 'canary')))
+    weights.write_bytes(evil(folder.parent / 'canary'))
     edited(lambda m, weights: m['files'].update({weights.name: sha256(weights)}))(folder, weights)
 
 

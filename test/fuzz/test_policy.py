@@ -95,11 +95,9 @@ def test_any_trajectory_as_a_chunk(points: list[Any], names: list[str], sec: int
     from dtvla_ros.safety.limits import Limits
 
     gate = Gate(GateConfig(auto_start=True, lockstep=True, max_latency_s=0.0), Limits())
-    message = SimpleNamespace(
-        points=points, joint_names=names,
-        header=SimpleNamespace(stamp=SimpleNamespace(sec=sec, nanosec=0)))
+    message = SimpleNamespace(points=points, joint_names=names, header=SimpleNamespace(
+        stamp=SimpleNamespace(sec=sec, nanosec=0)))
     gate.on_heartbeat(1.0, 'ACTING', '', '1')
     dropped = gate.on_chunk(conversions.chunk_from(message, 0.05), now)
-    action = gate.tick(now, 1.0).action
-    assert abs(action).max() <= 1.0
+    assert abs(gate.tick(now, 1.0).action).max() <= 1.0
     assert dropped or len(names) == 7

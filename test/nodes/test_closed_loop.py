@@ -1,7 +1,5 @@
 """The three real processes: an episode over topics, and an arm whose policy is killed."""
 
-from __future__ import annotations
-
 import json
 import math
 import signal

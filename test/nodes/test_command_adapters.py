@@ -34,8 +34,7 @@ def test_servo_gets_the_settled_speed_and_the_gripper_its_opening(tell, graph):
     _, command = tell('servo')
     message = command([1, 0, 0, 0, 0, -0.5, -1])
     assert message.header.frame_id == 'base'
-    assert message.twist.linear.x == pytest.approx(0.267)
-    assert message.twist.angular.z == pytest.approx(-1.335)
+    assert (message.twist.linear.x, message.twist.angular.z) == pytest.approx((0.267, -1.335))
     graph.spin(lambda: graph.of('gripper'), 5)
     assert graph.last('gripper').data == 1.0
 

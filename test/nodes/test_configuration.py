@@ -1,7 +1,5 @@
 """Parameter files name only what the nodes really have, and the joints of the arm they are for."""
 
-from __future__ import annotations
-
 import pytest
 import yaml
 from support.graph import ROOT
@@ -41,6 +39,5 @@ def test_every_parameter_in_a_file_exists_and_a_robot_does_not_move_by_itself(gr
 
 def test_former_parameters_are_declared_without_effect_and_warned_of_once(graph):
     assert graph.start('vla_node', seed=3, keep_thought=4, policy='nowhere').wait(60) == 2
-    said = [line for line in graph.log('vla_node').splitlines() if 'without effect' in line]
-    assert len(said) == 1 and 'seed and keep_thought' in said[0]
-    assert 'dtvla eval --mode' in said[0]
+    [said] = [line for line in graph.log('vla_node').splitlines() if 'without effect' in line]
+    assert 'seed and keep_thought' in said and 'dtvla eval --mode' in said

@@ -1,7 +1,5 @@
 """A Franka FR3 played by the test: the shipped file, its joint names and the nodes fit."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus

@@ -1,7 +1,5 @@
 """The gate's own process in lock-step, with the test as simulator and policy."""
 
-from __future__ import annotations
-
 import time
 
 import numpy as np

@@ -3,8 +3,6 @@
 The checkpoint is a tiny one of the released layout; the real one is 6 GB.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -42,7 +42,7 @@ def converted(tmp_path, *bags, **options):
 
 @pytest.mark.slow
 def test_a_real_run_there_and_back(graph, policy, tmp_path):
-    from test.nodes.test_closed_loop import start_all
+    from test.nodes.test_closed_loop import finished, start_all
     from test.recording.test_recorder import read
 
     bag, steps = tmp_path / 'bag', 10
@@ -50,8 +50,7 @@ def test_a_real_run_there_and_back(graph, policy, tmp_path):
         sys.executable, '-m', 'dtvla_ros.cli', 'record', '--out', str(bag)], cwd=ROOT)
     try:
         start_all(graph, policy, 'sim', tasks=f'[{", ".join(TASKS)}]', max_steps=steps)
-        graph.spin(lambda: any(json.loads(m.data)['finished']
-                               for _, m in graph.of('episode')), 120)
+        graph.spin(lambda: finished(graph), 120)
         assert graph.processes['sim_bridge'].wait(15) == 0  # its last words have left by then
         recording.send_signal(signal.SIGINT)
         assert recording.wait(20) == 0

@@ -1,7 +1,5 @@
 """``dtvla record`` as a user runs it, against a node that really publishes."""
 
-from __future__ import annotations
-
 import resource
 import signal
 import subprocess
@@ -207,8 +205,7 @@ def test_a_disk_without_room_for_an_index_is_told(graph, tmp_path):
 
 
 def test_what_a_slow_disk_cannot_take_is_counted(tmp_path):
-    bag = BagWriter(tmp_path / 'bag')
-    gate = threading.Event()
+    bag, gate = BagWriter(tmp_path / 'bag'), threading.Event()
     write = bag.write
 
     def slowly(*arguments):

@@ -1,7 +1,5 @@
 """``dtvla view`` as a user runs it, and the layouts for other viewers."""
 
-from __future__ import annotations
-
 import json
 import re
 import signal

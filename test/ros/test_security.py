@@ -50,8 +50,7 @@ def can_encrypt(keystore: Path) -> bool:
     ('ROS_SECURITY_ENABLE', 'True'), ('ROS_SECURITY_ENABLE', '1'),
     ('ROS_SECURITY_STRATEGY', 'enforce'), ('ROS_SECURITY_STRATEGY', 'yes'),
     ('ROS_SECURITY_KEYSTORE', '')])
-def test_what_ros_would_take_for_no_is_refused(monkeypatch: pytest.MonkeyPatch, name: str,
-                                               value: str) -> None:
+def test_what_ros_would_take_for_no_is_refused(monkeypatch: Any, name: str, value: str) -> None:
     for strategy in ('Enforce', 'Permissive'):
         monkeypatch.setattr(os, 'environ', {**_asked(Path('keystore'), strategy), name: value})
         with pytest.raises(UserError, match=f'{name}={value!r}|{name} is not set'):

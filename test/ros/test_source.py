@@ -1,7 +1,5 @@
 """Wheels of ROS and a sourced ROS are told apart and never mixed; each remedy is one line."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sysconfig
@@ -124,9 +122,8 @@ def test_without_rclpy_or_with_one_for_another_python_the_remedy_is_named(enviro
     ('Linux', 'x86_64', (3, 10, 0), ('', ''), 'no glibc')])
 def test_where_there_is_no_wheel_the_reason_is_known_and_an_installed_ros_is_named_first(
         monkeypatch, tmp_path, system, machine, python, libc, reason):
-    monkeypatch.setattr(source.platform, 'system', lambda: system)
-    monkeypatch.setattr(source.platform, 'machine', lambda: machine)
-    monkeypatch.setattr(source.platform, 'libc_ver', lambda: libc)
+    for name, value in (('system', system), ('machine', machine), ('libc_ver', libc)):
+        monkeypatch.setattr(source.platform, name, lambda value=value: value)
     monkeypatch.setattr(source.sys, 'version_info', python)
     said = source._remedy(tmp_path)
     assert ('pixi' in said and reason in said) if reason else ('pip install' in said)

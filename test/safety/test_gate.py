@@ -11,9 +11,8 @@ from dtvla_ros.safety.limits import PROFILES, Limits
 
 DT = 0.05
 RUN, HOLD, STOP, FAULT = GateState
-USUAL = {
-    'auto_start': True, 'heartbeat_timeout_s': 0.12, 'joints_timeout_s': 0.15,
-    'pose_timeout_s': 0.15, 'clock_stall_s': 0.12, 'gripper_timeout_s': 0.0}
+USUAL = {'auto_start': True, 'heartbeat_timeout_s': 0.12, 'joints_timeout_s': 0.15,
+         'pose_timeout_s': 0.15, 'clock_stall_s': 0.12, 'gripper_timeout_s': 0.0}
 
 
 class Rig:
@@ -164,5 +163,4 @@ def test_a_faster_gate_plays_each_row_for_several_ticks():
     commands = [rig.tick() for _ in range(11)]
     assert [c.first_tick for c in commands[:10]] == [True, *[False] * 4] * 2
     assert [c.state for c in commands] == [RUN] * 10 + [HOLD]
-    assert rig.gate.queue.consumed == 2
-    assert 'period' in rig.chunk(period=0.01)
+    assert rig.gate.queue.consumed == 2 and 'period' in rig.chunk(period=0.01)
