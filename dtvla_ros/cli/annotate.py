@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from dtvla_ros.cli.arguments import Given, Json, NewDataset, call, group, names, sharing
+from dtvla_ros.cli import arguments as args
+from dtvla_ros.cli.arguments import File, Folder, Given, call, group, names, sharing
 from dtvla_ros.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,12 +21,10 @@ app = group('annotate',
 
 
 def _shared(
-    data: Annotated[Path, Option(
-        help='Dataset folder; never changed.', file_okay=False)] = Path('data/tabletop'),
-    out: Annotated[Path, Option(
-        help='Folder of the annotation.', file_okay=False)] = Path('out/annotation'),
-    labels: Annotated[Path | None, Option(
-        help='File of labels. [default: labels.jsonl in the folder]', dir_okay=False)] = None,
+    data: Annotated[Path, Folder(help='Dataset folder; never changed.')] = Path('data/tabletop'),
+    out: Annotated[Path, Folder(help='Folder of the annotation.')] = Path('out/annotation'),
+    labels: Annotated[Path | None, File(
+        help='File of labels. [default: labels.jsonl in the folder]')] = None,
     episodes: Annotated[int | None, Option(
         min=1, help='Only the first so many. [default: all]')] = None,
     objects: Annotated[str | None, Option(callback=names,
@@ -33,7 +32,7 @@ def _shared(
              'recorded, else those of the instruction]')] = None,
     invert_gripper: Annotated[bool, Option('--invert-gripper',
         help="Larger values of the action's last channel open the gripper.")] = False,
-    json_file: Json = None,
+    json_file: args.Json = None,
 ) -> None:
     """Declare the options that these commands share."""
 
@@ -57,8 +56,8 @@ def keyframes(
         help='Between a velocity minimum and its neighbours [s].')] = 0.4,
     max_gap: Annotated[float, Option(help='Longest time without a key frame [s].')] = 1.0,
     prominence: Annotated[float, Option(help='Depth of a velocity minimum [m/s].')] = 0.04,
-    plot: Annotated[Path | None, Option(
-        help='Draw one episode here (PNG); nothing else is written.', dir_okay=False)] = None,
+    plot: Annotated[Path | None, File(
+        help='Draw one episode here (PNG); nothing else is written.')] = None,
     episode: Annotated[int, Option(min=0, help='Which one to draw.')] = 0,
 ) -> None:
     """Find the frames at which something changes: gripper toggles, velocity minima, no long gap.
@@ -86,8 +85,7 @@ def label(
     model: Annotated[str, Option(help="http: the model's name; local: its folder.")] = '',
     key_env: Annotated[str, Option(help='http: environment variable that holds the key; never '
         'written anywhere.')] = 'OPENAI_API_KEY',
-    answers: Annotated[Path | None, Option(
-        help='replay: the answers.jsonl to take from.', dir_okay=False)] = None,
+    answers: Annotated[Path | None, File(help='replay: the answers.jsonl to take from.')] = None,
     response_format: Annotated[str, Option(
         help='http: json_schema, json_object or none, as the endpoint can.')] = 'json_schema',
     concurrency: Annotated[int, Option(min=1, help='http: requests at once.')] = 4,
@@ -132,8 +130,8 @@ def label(
 @takes('data out other all_frames episodes objects invert_gripper json_file')
 def agree(
     given: Given,
-    other: Annotated[Path | None, Option('--with', file_okay=False, help='Compare with the '
-        'thoughts of this dataset instead of rules.')] = None,
+    other: Annotated[Path | None, Folder(
+        '--with', help='Compare with the thoughts of this dataset instead of rules.')] = None,
     all_frames: Annotated[bool, Option(
         '--all-frames', help='Every frame, not only the key frames in the folder.')] = False,
     episodes: Annotated[str, Option(help='Number of episodes, or FIRST:END. [default: all]')] = '',
@@ -153,8 +151,8 @@ def agree(
 @takes('data out labels page sample seed objects invert_gripper')
 def review(
     given: Given,
-    page: Annotated[Path | None, Option(
-        help='The page. [default: review.html in the folder]', dir_okay=False)] = None,
+    page: Annotated[Path | None, File(
+        help='The page. [default: review.html in the folder]')] = None,
     sample: Annotated[int, Option(
         min=1, help='How many episodes: those with issues first, then at random.')] = 30,
     seed: Annotated[int, Option(help='Of the random choice.')] = 0,
@@ -175,8 +173,8 @@ def review(
 @takes('data out labels decisions accept_rest objects invert_gripper')
 def apply(
     given: Given,
-    decisions: Annotated[list[Path] | None, Option(dir_okay=False, help='Downloaded from the '
-        'review page; repeat for several, the last wins.')] = None,
+    decisions: Annotated[list[Path] | None, File(
+        help='Downloaded from the review page; repeat for several, the last wins.')] = None,
     accept_rest: Annotated[bool, Option(
         '--accept-rest', help='Accept undecided labels without an issue.')] = False,
 ) -> None:
@@ -195,12 +193,11 @@ def apply(
        'json_file')
 def fill(
     given: Given,
-    to: NewDataset,
+    to: args.NewDataset,
     out: Path,
     labeller: Annotated[str, Option(help='motion: a small network on proprioception, seconds on a '
         'CPU; vlm: a transformers model with LoRA, for a GPU.')] = 'motion',
-    model: Annotated[Path | None, Option(
-        help='vlm: folder of the model.', file_okay=False)] = None,
+    model: Annotated[Path | None, Folder(help='vlm: folder of the model.')] = None,
     steps: Annotated[int, Option(min=1, help='motion: training steps.')] = 600,
     epochs: Annotated[int, Option(min=1, help='vlm: passes over the labels.')] = 2,
     held_out: Annotated[float, Option(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_origin
 
@@ -16,17 +16,18 @@ from typer.core import TyperCommand
 T = TypeVar('T')
 Given = Mapping[str, Any]  # all arguments of a command by name
 NANO = Path('models/nano')
+File, Folder = partial(Option, dir_okay=False), partial(Option, file_okay=False)
 
 Policy = Annotated[Path, Option(help='Folder of a policy (its manifest).')]
 ChunkSteps = Annotated[int, Option('--chunk', min=1, help='Actions stored with each frame.')]
-NewDataset = Annotated[Path, Option(help='Folder of the new dataset.', file_okay=False)]
-RunFolder = Annotated[Path, Option(help='Folder of the run.', file_okay=False)]
-Config = Annotated[Path, Option(help='Training config (YAML).', dir_okay=False)]
+NewDataset = Annotated[Path, Folder(help='Folder of the new dataset.')]
+RunFolder = Annotated[Path, Folder(help='Folder of the run.')]
+Config = Annotated[Path, File(help='Training config (YAML).')]
 Changes = Annotated[list[str] | None, Option(
     '--set', metavar='KEY=VALUE', help="Instead of the config's value; repeatable.")]
 Compile = Annotated[bool, Option('--compile', help='Compile the network first (needs a C++ '
     'compiler; always on cuda): half as many seconds a training step on a CPU.')]
-Json = Annotated[Path | None, Option('--json', dir_okay=False, help='Write the result here.')]
+Json = Annotated[Path | None, File('--json', help='Write the result here.')]
 
 
 def names(text: str | None) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import typer
 from typer import Argument, Option
 
 from dtvla_ros.cli import arguments as args
-from dtvla_ros.cli.arguments import Given, call, counts, group, names, takes
+from dtvla_ros.cli.arguments import File, Folder, Given, call, counts, group, names, takes
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
 
@@ -27,8 +27,7 @@ Tokenizer = Annotated[Path | None, Option(
        'release_share push_share short_share observation_share antialiasing')
 def collect(
     given: Given,
-    out: Annotated[Path, Option(file_okay=False,
-        help='Folder of the dataset.')] = Path('data/tabletop'),
+    out: Annotated[Path, Folder(help='Folder of the dataset.')] = Path('data/tabletop'),
     episodes: Annotated[int, Option(min=1, help='Episodes tried, over all tasks.')] = 1200,
     seed: Annotated[int, Option(min=0, help='Which block of start states.')] = 0,
     noise: Annotated[float, Option(min=0.0, help='Strength of the injected noise.')] = 1.0,
@@ -111,7 +110,7 @@ def inspect_(dataset: Dataset, tokenizer: Tokenizer = None, json_file: args.Json
 @data.command()
 def validate(
     dataset: Dataset,
-    policy: Annotated[Path | None, Option(file_okay=False,
+    policy: Annotated[Path | None, Folder(
         help='Also check that this policy, or training run, could learn it.')] = None,
     tokenizer: Tokenizer = None,
     decode: Annotated[bool, Option('--decode',
@@ -142,8 +141,8 @@ def validate(
 @data.command()
 def stats(
     dataset: Dataset,
-    out: Annotated[Path | None, Option(file_okay=False, help='Write stats.json (for '
-        'LeRobot) and norm_stats.json (for a policy) into this folder.')] = None,
+    out: Annotated[Path | None, Folder(help='Write stats.json (for LeRobot) and norm_stats.json '
+        '(for a policy) into this folder.')] = None,
     episodes: Annotated[int, Option(min=0, help='Episodes whose images are used; 0: none.')] = 24,
     json_file: args.Json = None,
 ) -> None:
@@ -168,7 +167,7 @@ def stats(
 @data.command()
 def view(
     dataset: Dataset,
-    out: Annotated[Path, Option(dir_okay=False,
+    out: Annotated[Path, File(
         help='Page (.html) or contact sheet (.png).')] = Path('out/episodes.html'),
     episodes: Annotated[str | None, Option(
         help='Comma-separated numbers. [default: one of each task, six in all]')] = None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from dtvla_ros.cli.arguments import Given, call, group, names, takes
+from dtvla_ros.cli.arguments import File, Folder, Given, call, group, names, takes
 
 if TYPE_CHECKING:
     from dtvla_ros.evaluation.workers import EvalOptions
@@ -34,11 +34,10 @@ def evaluate(
         'as three processes.')] = 'inprocess',
     realtime: Annotated[bool, Option('--realtime',
         help='With --via ros: the scene does not wait while the policy thinks.')] = False,
-    videos: Annotated[Path | None, Option(file_okay=False,
-        help='Write a film of every failure here.')] = None,
-    journal: Annotated[Path | None, Option('--resume', dir_okay=False,
-        help='Journal of finished episodes, kept and continued.')] = None,
-    html: Annotated[Path | None, Option(dir_okay=False,
+    videos: Annotated[Path | None, Folder(help='Write a film of every failure here.')] = None,
+    journal: Annotated[Path | None, File(
+        '--resume', help='Journal of finished episodes, kept and continued.')] = None,
+    html: Annotated[Path | None, File(
         help='Write a report with a still of every failure.')] = None,
 ) -> None:
     """Measure a policy's success per task, in lock-step: time waits for the policy.
@@ -69,8 +68,8 @@ def robustness(
     families: Annotated[str | None, Option(help='Comma-separated: layout, camera, robot, '
         'language, light, texture, noise. [default: all]')] = None,
     strengths: Annotated[str, Option(help='Comma-separated.')] = '1,2,3',
-    journal: Annotated[Path | None, Option('--resume', file_okay=False,
-        help='Folder of finished episodes, kept and continued.')] = None,
+    journal: Annotated[Path | None, Folder(
+        '--resume', help='Folder of finished episodes, kept and continued.')] = None,
 ) -> None:
     """Measure what disturbs a policy: seven families, as in LIBERO-Plus, at three strengths.
 
@@ -124,9 +123,8 @@ def recover(
 @app.command()
 def report(
     results: Annotated[list[Path], Argument(help='Files of dtvla eval --json.')],
-    into: Annotated[Path | None, Option(dir_okay=False,
-        help='Document whose success table is replaced.')] = None,
-    policy: Annotated[Path | None, Option(file_okay=False,
+    into: Annotated[Path | None, File(help='Document whose success table is replaced.')] = None,
+    policy: Annotated[Path | None, Folder(
         help='Policy whose manifest gets the success table.')] = None,
 ) -> None:
     """Put the success of several modes side by side.

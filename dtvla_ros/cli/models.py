@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from dtvla_ros.cli.arguments import Compile, Json, call, group, names
+from dtvla_ros.cli.arguments import Compile, File, Folder, Json, call, group, names
 from dtvla_ros.files import find_shared, write_json
 
 app = group()
@@ -17,15 +17,15 @@ app = group()
 def export(
     source: Annotated[Path, Argument(file_okay=False,
         help='Folder of a training run or of a policy.')],
-    out: Annotated[Path | None, Option(file_okay=False, help='Folder of the new policy. [default: '
-        "models/nano for a run, else the policy's with the weights' kind behind]")] = None,
+    out: Annotated[Path | None, Folder(help='Folder of the new policy. [default: models/nano for '
+        "a run, else the policy's with the weights' kind behind]")] = None,
     weights: Annotated[str, Option(
         help='fp32, int8, w8a8, int4, or auto: the fastest on this CPU.')] = 'fp32',
     name: Annotated[str | None, Option(
         help="The policy's name. [default: nano, or as it is]")] = None,
     replan_steps: Annotated[int | None, Option(min=1,
         help='Actions executed per decision. [default: 6, or as it is]')] = None,
-    success: Annotated[Path | None, Option(dir_okay=False,
+    success: Annotated[Path | None, File(
         help='JSON of an evaluation, put into the manifest.')] = None,
 ) -> None:
     """Turn a training run or a policy into a policy folder: weights, ONNX graphs, hashes.
@@ -76,15 +76,13 @@ def convert(
     name: Annotated[str | None, Option(help="The policy's name. [default: the folder's]")] = None,
     license: Annotated[str, Option(
         help='Licence of the weights, as their publisher states it.')] = 'not stated',
-    statistics: Annotated[Path | None, Option(dir_okay=False,
+    statistics: Annotated[Path | None, File(
         help='Action statistics. [default: norm_stats.json]')] = None,
     suite_key: Annotated[str | None, Option(
         help='Which suite, where the statistics hold several.')] = None,
-    adapter: Annotated[Path | None, Option(file_okay=False,
-        help='LoRA adapter merged into the weights.')] = None,
-    out: Annotated[Path | None, Option(file_okay=False, help='Folder of the policy; a '
-        "checkpoint's weights get a second name there where the file system can. [default: the "
-        'checkpoint itself]')] = None,
+    adapter: Annotated[Path | None, Folder(help='LoRA adapter merged into the weights.')] = None,
+    out: Annotated[Path | None, Folder(help="Folder of the policy; a checkpoint's weights get a "
+        "second name there where the file system can. [default: the checkpoint itself]")] = None,
     force: Annotated[bool, Option('--force',
         help='Replace a manifest that is there already.')] = False,
 ) -> None:
@@ -117,9 +115,9 @@ def bench(
     published: Annotated[bool, Option(help='Measure the published scheme beside.')] = True,
     compile: Compile = False,
     json_file: Json = None,
-    plot: Annotated[Path | None, Option(dir_okay=False,
+    plot: Annotated[Path | None, File(
         help='Draw the decisions here (PNG; needs matplotlib).')] = None,
-    into: Annotated[Path | None, Option(dir_okay=False,
+    into: Annotated[Path | None, File(
         help='Document whose table of measurements is replaced.')] = None,
 ) -> None:
     """Measure how fast engines decide, beside the published scheme, and how far from the limit.

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from dtvla_ros.cli.arguments import ChunkSteps, NewDataset, call, group, names
+from dtvla_ros.cli.arguments import ChunkSteps, File, NewDataset, call, group, names
 from dtvla_ros.cli.data import data
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros.environment import require_one_ros
@@ -83,7 +83,7 @@ def from_bag(
 
 
 @app.command()
-def view(save: Annotated[Path | None, Option(dir_okay=False, help='Write a Rerun file.')] = None,
+def view(save: Annotated[Path | None, File(help='Write a Rerun file.')] = None,
          spawn: Annotated[bool, Option('--spawn', help='Open the Rerun viewer.')] = False) -> None:
     """Show the running graph in Rerun: cameras, thoughts, commands, latency, path of the gripper.
 

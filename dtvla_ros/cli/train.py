@@ -8,7 +8,7 @@ from typing import Annotated
 from typer import Option
 
 from dtvla_ros.cli import arguments as args
-from dtvla_ros.cli.arguments import Given, call, counts, group, takes
+from dtvla_ros.cli.arguments import Folder, Given, call, counts, group, takes
 
 app = group('train', 'Train policies: from demonstrations, and by practice.')
 
@@ -64,8 +64,7 @@ def train_sft(
        'cpu_threads ray estimate')
 def train_grpo(
     given: Given,
-    init: Annotated[Path, Option(file_okay=False,
-        help='What to begin with: a training run or a policy.')],
+    init: Annotated[Path, Folder(help='What to begin with: a training run or a policy.')],
     out: args.RunFolder,
     config: args.Config = Path('config/train/grpo.yaml'),
     changes: args.Changes = None,
@@ -106,8 +105,7 @@ def train_grpo(
        'antialiasing', camera_every=4)
 def train_dagger(
     given: Given,
-    init: Annotated[Path, Option(file_okay=False,
-        help='The policy that drives: a training run or a policy.')],
+    init: Annotated[Path, Folder(help='The policy that drives: a training run or a policy.')],
     out: args.NewDataset,
     episodes: Annotated[int, Option(min=1, help='Episodes, over all tasks.')] = 240,
     seed: Annotated[int, Option(min=0, max=9,

@@ -25,14 +25,7 @@ from dtvla_ros.conventions import relative
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.command_adapters import PRESETS, make_adapter
 from dtvla_ros.nodes.pose_source import PoseSource
-from dtvla_ros.nodes.settings import (
-    FINGERS,
-    declare,
-    declare_all,
-    installed,
-    read_all,
-    refuse_changes,
-)
+from dtvla_ros.nodes.settings import FINGERS, declare, declare_all, guard, installed, read_all
 from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.run import STEADY, run, wait_until_heard
 from dtvla_ros.safety.gate import Command, Gate, GateConfig, GateState
@@ -73,7 +66,7 @@ class CommandGate(Node):
         self._reported = ''
         self._silent = self._new_limits = False
         limits = [limit.name for limit in dataclasses.fields(Limits)]
-        refuse_changes(self, limits, self._judge_limit)
+        guard(self, limits, self._judge_limit)
         self._take_priority(declare(
             self, 'priority', 0, 'real-time priority (SCHED_FIFO) of the gate; 0: none',
             low=0, high=90))

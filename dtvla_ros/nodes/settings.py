@@ -9,12 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from rcl_interfaces.msg import (
-    FloatingPointRange,
-    IntegerRange,
-    ParameterDescriptor,
-    SetParametersResult,
-)
+from rcl_interfaces import msg
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
@@ -43,30 +38,30 @@ def declare(
 
     if choices:
         description += f': {listed}'
-    descriptor = ParameterDescriptor(description=description, read_only=not changeable)
+    descriptor = msg.ParameterDescriptor(description=description, read_only=not changeable)
     if (low, high) != (None, None):
         kind, most = (int, _LARGEST_INT) if isinstance(default, int) else (float, math.inf)
         ends = {'from_value': kind(-most if low is None else low),
                 'to_value': kind(most if high is None else high)}
         if kind is int:
-            descriptor.integer_range = [IntegerRange(**ends)]
+            descriptor.integer_range = [msg.IntegerRange(**ends)]
         else:
-            descriptor.floating_point_range = [FloatingPointRange(**ends)]
+            descriptor.floating_point_range = [msg.FloatingPointRange(**ends)]
     default = list(default) if isinstance(default, tuple) else default
     value: Any = node.declare_parameter(name, default, descriptor).value
     if choices and (refusal := refuse(value)):
         raise UserError(f'parameter {refusal}')
     if choices and changeable:
-        refuse_changes(node, (name,), lambda p: refuse(p.value))
+        guard(node, (name,), lambda p: refuse(p.value))
     return value
 
 
-def refuse_changes(
+def guard(
     node: Node, names: Collection[str], why: Callable[[Parameter], str | None]) -> None:
     """Ask ``why`` before any of the parameters ``names`` changes; a reason refuses the change."""
-    def judge(parameters: list[Parameter]) -> SetParametersResult:
+    def judge(parameters: list[Parameter]) -> msg.SetParametersResult:
         reason = next(filter(None, [why(p) for p in parameters if p.name in names]), '')
-        return SetParametersResult(successful=not reason, reason=reason)
+        return msg.SetParametersResult(successful=not reason, reason=reason)
     node.add_on_set_parameters_callback(judge)
 
 
@@ -134,9 +129,9 @@ class VlaSettings:
 WITHOUT_EFFECT = ('seed', 'keep_thought')  # of thoughts that only `dtvla eval --mode` replaces
 
 
-def declare_without_effect(node: Node) -> None:
+def declare_former(node: Node) -> None:
     """Declare the policy node's former parameters, read-only; warn once if some are given."""
-    descriptor = ParameterDescriptor(
+    descriptor = msg.ParameterDescriptor(
         description='without effect', read_only=True, dynamic_typing=True)
     given = [name for name in WITHOUT_EFFECT
              if node.declare_parameter(name, None, descriptor).value is not None]

@@ -20,13 +20,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.decision_monitor import WAITING, DecisionMonitor, DecisionState, Readings
 from dtvla_ros.nodes.inference_worker import InferenceWorker, Outcome, give_back_memory, load
 from dtvla_ros.nodes.inputs import Inputs, refuse_instruction
-from dtvla_ros.nodes.settings import (
-    VlaSettings,
-    declare_all,
-    declare_without_effect,
-    read_all,
-    refuse_changes,
-)
+from dtvla_ros.nodes.settings import VlaSettings, declare_all, declare_former, guard, read_all
 from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.run import STEADY, LifecycleNode, call_soon, end, run, wait_until_heard
 
@@ -54,8 +48,8 @@ class VlaNode(LifecycleNode):
     def __init__(self) -> None:
         super().__init__('vla_node')
         self._settings = declare_all(self, VlaSettings(), changeable=True)
-        declare_without_effect(self)
-        refuse_changes(self, [setting.name for setting in fields(VlaSettings)], lambda p:
+        declare_former(self)
+        guard(self, [setting.name for setting in fields(VlaSettings)], lambda p:
                        None if self._worker is None else
                        f'{p.name} is fixed while the node is configured: clean it up first')
         self._inputs = Inputs(self, self._settings, HEARTBEAT_PERIOD, self._consider)

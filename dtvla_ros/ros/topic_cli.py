@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 import yaml
+from typer import Argument, Option
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros.environment import require_one_ros
@@ -25,8 +26,8 @@ app = typer.Typer(
     name='topic', no_args_is_help=True, context_settings={'help_option_names': ['-h', '--help']},
     help='List, print, measure and publish topics, and call services, without the ros2 tools.')
 
-Topic = Annotated[str, typer.Argument(help='Name of the topic, such as /vla/reasoning.')]
-Type = Annotated[str | None, typer.Argument(
+Topic = Annotated[str, Argument(help='Name of the topic, such as /vla/reasoning.')]
+Type = Annotated[str | None, Argument(
     help='Its type, such as std_msgs/msg/String. [default: asked of the graph]')]
 Until = Callable[..., Any]
 _LONGEST = 24  # values printed of a sequence before it is cut short
@@ -103,10 +104,9 @@ def _listen(node: Any, until: Until, topic: str, type_name: str | None,
 
 @app.command('list')
 def list_topics(
-    show_types: Annotated[bool, typer.Option('-t', '--show-types',
+    show_types: Annotated[bool, Option('-t', '--show-types',
         help='Print the type beside the name.')] = False,
-    spin_time: Annotated[float, typer.Option(min=0.0,
-        help='Seconds to wait for discovery.')] = 1.0,
+    spin_time: Annotated[float, Option(min=0.0, help='Seconds to wait for discovery.')] = 1.0,
 ) -> None:
     """Print every topic on the graph.
 
@@ -122,10 +122,10 @@ def list_topics(
 def echo(
     topic: Topic,
     type_name: Type = None,
-    once: Annotated[bool, typer.Option('--once', help='Stop after one message.')] = False,
-    field: Annotated[str, typer.Option(
+    once: Annotated[bool, Option('--once', help='Stop after one message.')] = False,
+    field: Annotated[str, Option(
         help='Print only this field, such as data or pose.position.')] = '',
-    full: Annotated[bool, typer.Option('--full', help='Print long sequences whole.')] = False,
+    full: Annotated[bool, Option('--full', help='Print long sequences whole.')] = False,
 ) -> None:
     """Print the messages of a topic as YAML.
 
@@ -154,7 +154,7 @@ def echo(
 def hz(
     topic: Topic,
     type_name: Type = None,
-    window: Annotated[int, typer.Option(min=2, help='Messages to average over.')] = 1000,
+    window: Annotated[int, Option(min=2, help='Messages to average over.')] = 1000,
 ) -> None:
     """Print once a second how often a topic is published.
 
@@ -175,12 +175,11 @@ def hz(
 @app.command()
 def pub(
     topic: Topic,
-    type_name: Annotated[str, typer.Argument(help='Its type, such as std_msgs/msg/String.')],
-    values: Annotated[str, typer.Argument(help='The fields as YAML. [default: all zero]')] = '{}',
-    once: Annotated[bool, typer.Option('--once',
-        help='Publish once, when somebody listens.')] = False,
-    rate: Annotated[float, typer.Option(min=0.001, help='Messages per second.')] = 1.0,
-    latched: Annotated[bool, typer.Option('--latched',
+    type_name: Annotated[str, Argument(help='Its type, such as std_msgs/msg/String.')],
+    values: Annotated[str, Argument(help='The fields as YAML. [default: all zero]')] = '{}',
+    once: Annotated[bool, Option('--once', help='Publish once, when somebody listens.')] = False,
+    rate: Annotated[float, Option(min=0.001, help='Messages per second.')] = 1.0,
+    latched: Annotated[bool, Option('--latched',
         help='Keep the last message for late subscribers (transient local).')] = False,
 ) -> None:
     """Publish a message, over and over or once.
@@ -210,9 +209,9 @@ def pub(
 
 @app.command()
 def call(
-    service: Annotated[str, typer.Argument(help='Name of the service, such as /start.')],
-    values: Annotated[str, typer.Argument(help='The request as YAML. [default: all zero]')] = '{}',
-    timeout: Annotated[float, typer.Option(min=0.1, help='Seconds to wait for the answer.')] = 5.0,
+    service: Annotated[str, Argument(help='Name of the service, such as /start.')],
+    values: Annotated[str, Argument(help='The request as YAML. [default: all zero]')] = '{}',
+    timeout: Annotated[float, Option(min=0.1, help='Seconds to wait for the answer.')] = 5.0,
 ) -> None:
     """Call a service and print its answer; exit code 1 if it says that it did not succeed.
 
