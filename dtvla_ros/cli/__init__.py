@@ -21,10 +21,8 @@ app = group(
 for part in (topic_cli, models, recording, evaluation, annotate, data, train):
     app.add_typer(part.app)
 
-DEMO_TASKS = (
-    'put_the_can_in_the_wooden_bin,stack_the_red_cube_on_the_green_cube,'
-    'push_the_green_cube_onto_the_yellow_mark'
-)
+DEMO_TASKS = ('put_the_can_in_the_wooden_bin,stack_the_red_cube_on_the_green_cube,'
+              'push_the_green_cube_onto_the_yellow_mark')
 
 
 @app.command()

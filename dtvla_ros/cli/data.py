@@ -52,9 +52,8 @@ def collect(
     teaches localisation, a dozen times cheaper
     `dtvla collect --suite libero_object --starts shuffle --out data/object` (docs/libero.md)
     """
-    from dtvla_ros.data.collect import CollectOptions
-    from dtvla_ros.data.collect import collect as run
-    info = run(out, call(CollectOptions, given), given['workers'], given['ray'])
+    from dtvla_ros.data import collect as module
+    info = module.collect(out, call(module.CollectOptions, given), given['workers'], given['ray'])
     print(f'{out}: {counts(info)}')
 
 
@@ -78,13 +77,12 @@ def convert(
     `dtvla data convert aloha --rename observation.images.top=observation.images.image --rename
     observation.images.hand=observation.images.wrist_image --out data/aloha`
     """
-    from dtvla_ros.data.convert import ConvertOptions
-    from dtvla_ros.data.convert import convert as run
+    from dtvla_ros.data import convert as module
     pairs = [text.partition('=') for text in rename or ()]
     if wrong := [old for old, _, new in pairs if not (old and new)]:
         raise UserError(f'--rename {wrong[0]}: write OLD=NEW')
     renamed = {old: new for old, _, new in pairs}
-    report = run(source, out, ConvertOptions(tokenizer, chunk, renamed))
+    report = module.convert(source, out, module.ConvertOptions(tokenizer, chunk, renamed))
     how = 'copied' if report.copied else 'encoded anew'
     print(f'{out}: {counts(report.info)}; videos {how}')
     if report.unthought:
@@ -125,12 +123,11 @@ def validate(
     `dtvla data validate data/tabletop --policy models/nano`
     `dtvla data validate libero_cot --decode --json out/findings.json`
     """
+    from dtvla_ros.data import validate as module
     from dtvla_ros.data.inspect import show_issues
-    from dtvla_ros.data.validate import fits_policy
-    from dtvla_ros.data.validate import validate as run
-    issues = run(dataset, decode)
+    issues = module.validate(dataset, decode)
     if policy is not None and not issues:
-        issues += fits_policy(dataset, policy, tokenizer)
+        issues += module.fits_policy(dataset, policy, tokenizer)
     write_json(json_file, {'dataset': str(dataset), 'findings': [
         {key: getattr(issue, key) for key in ('file', 'problem', 'remedy')} for issue in issues]})
     show_issues(dataset, issues)

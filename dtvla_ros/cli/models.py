@@ -61,10 +61,9 @@ def inspect(
     `dtvla inspect deepthinkvla_libero_cot_rl --json out/inspect.json`
     `dtvla inspect deepthinkvla_libero_cot_rl/model-00001-of-00002.safetensors`
     """
-    from dtvla_ros.policy.inspect import inspect as run
-    from dtvla_ros.policy.inspect import show
-    found = run(find_shared(path), hashes)
-    show(found)
+    from dtvla_ros.policy import inspect as module
+    found = module.inspect(find_shared(path), hashes)
+    module.show(found)
     write_json(json_file, found.to_dict())
 
 
@@ -131,8 +130,8 @@ def bench(
     `dtvla bench --engine torch,onnx --weights int8`
     `dtvla bench --geometry deepthinkvla-3b --device cuda`
     """
+    from dtvla_ros.engine import bench_report
     from dtvla_ros.engine.bench import BenchOptions
-    from dtvla_ros.engine.bench_report import bench as run
-    from dtvla_ros.engine.bench_report import contenders
-    options = call(BenchOptions, locals(), engines=contenders(engine, weights, device))
-    run(options, True if compile else None, json_file, plot, into)
+    options = call(
+        BenchOptions, locals(), engines=bench_report.contenders(engine, weights, device))
+    bench_report.bench(options, True if compile else None, json_file, plot, into)

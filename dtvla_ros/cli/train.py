@@ -51,11 +51,10 @@ def train_sft(
     `dtvla train sft --data data/cot --init models/released --out runs/lora --steps 5000
     --config config/train/deepthinkvla-3b-lora.yaml --eval-episodes 0`
     """
+    from dtvla_ros.training import sft
     from dtvla_ros.training.config import SftConfig
-    from dtvla_ros.training.sft import SftRun
-    from dtvla_ros.training.sft import train_sft as run
-    run(SftConfig.read(config, changes or ()), call(
-        SftRun, given, threads=given['cpu_threads'], weights=weights or ()))
+    sft.train_sft(SftConfig.read(config, changes or ()), call(
+        sft.SftRun, given, threads=given['cpu_threads'], weights=weights or ()))
     print(f'{out}: trained; next: dtvla export {out} --out models/{out.name}')
 
 
@@ -90,12 +89,11 @@ def train_grpo(
     `dtvla train grpo --config config/train/grpo-decisions.yaml --init runs/few --out runs/better
     --iterations 20` compares the samples of every decision instead of whole episodes
     """
+    from dtvla_ros.training.grpo import train
     from dtvla_ros.training.grpo.config import GrpoConfig
-    from dtvla_ros.training.grpo.train import GrpoRun
-    from dtvla_ros.training.grpo.train import train_grpo as run
     simulators = [f'num_envs={workers}'] if workers else []
     settings = GrpoConfig.read(config, [*(changes or ()), *simulators])
-    run(settings, call(GrpoRun, given, threads=given['cpu_threads']), estimate)
+    train.train_grpo(settings, call(train.GrpoRun, given, threads=given['cpu_threads']), estimate)
     if not estimate:
         print(f'{out / "report.html"}: what became of it; next: dtvla export {out} --out POLICY')
 

@@ -78,8 +78,7 @@ class CollectOptions:
         for names in (SCENES, PERTURBATIONS):
             shares = [getattr(self, name) for name in names]
             if min(shares) < 0.0 or sum(shares) > 1.0:
-                raise UserError(f'the shares {", ".join(names)} are {shares}; they are fractions '
-                                'of one')
+                raise UserError(f'the shares {", ".join(names)} are {shares}; give fractions of 1')
 
     @property
     def fps(self) -> int:
@@ -170,9 +169,9 @@ class Frames:
         ``layout.action_chunks``.
         """
         keep, clean = len(starts), np.stack(actions)
-        columns: dict[str, Any] = {
-            name: values[:keep] if isinstance(values[0], str) else np.stack(values[:keep])
-            for name, values in self.columns.items()}
+        kept = {name: values[:keep] for name, values in self.columns.items()}
+        columns: dict[str, Any] = {name: values if isinstance(values[0], str) else np.stack(values)
+                                   for name, values in kept.items()}
         images = {key: columns.pop(key) for key in IMAGES}
         columns |= {layout.ACTION: clean[starts],
                     **layout.action_chunks(clean, starts, length, breaks)}
@@ -199,9 +198,8 @@ def record(env: Any, plan: EpisodePlan, options: CollectOptions) -> list[Episode
             act = make_expert(env).act()
             frames = Frames()
             frames.add(env, obs, act)
-            episodes.append(frames.episode(
-                env, plan, [np.asarray(act.action, np.float32)], np.zeros(1, np.int64),
-                options.chunk, [], False))
+            episodes.append(frames.episode(env, plan, [np.asarray(act.action, np.float32)],
+                                           np.zeros(1, np.int64), options.chunk, [], False))
     return episodes
 
 

@@ -154,8 +154,7 @@ class DatasetReader:
             names = [n for n in pq.read_schema(path).names if n not in self.image_keys]
             return pq.read_table(path, columns=names)
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f'{path}: cannot read this file ({error}); copy or collect it '
-                            'again') from error
+            raise UserError(f'{path}: unreadable ({error}); copy or collect it again') from error
 
     def column(self, name: str, episode: int | None = None) -> NDArray[Any] | list[str]:
         """Return a feature of an episode, or of all: [N, ...] or strings. Raises ``UserError``."""
@@ -218,9 +217,8 @@ class DatasetReader:
         table = pq.read_table(path, columns=[key],
                               filters=[('episode_index', '=', row['episode_index'])])
         for frame, cell in enumerate(table.column(key)[first:], first):
-            value = {'bytes': None, 'path': None} | (cell.as_py() or {})
-            file = io.BytesIO(value['bytes']) if value['bytes'] else self.root / (
-                value['path'] or '')
+            data, name = map((cell.as_py() or {}).get, ('bytes', 'path'))
+            file = io.BytesIO(data) if data else self.root / (name or '')
             try:
                 with Image.open(file) as image:
                     yield np.asarray(image.convert('RGB'))
@@ -293,8 +291,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        raise UserError(f'{path}: cannot be read ({error}); download the whole meta folder'
-                        ) from error
+        raise UserError(f'{path}: cannot be read ({error}); download the meta folder') from error
 
 
 def unpadded(ids: NDArray[np.integer]) -> list[NDArray[np.integer]]:

@@ -74,9 +74,8 @@ class EpisodeView:
         images = {key: np.stack([_shrunk(image) for image in islice(
             reader.frames(number, key), 0, None, stride)]) for key in reader.camera_keys}
         count = min((len(p) for p in images.values()), default=0)
-        opening = None
-        if layout.STATE in features:
-            opening = gripper_opening(reader.rows(layout.STATE)[part])
+        opening = (gripper_opening(reader.rows(layout.STATE)[part])
+                   if layout.STATE in features else None)
         if opening is not None:
             opening = (opening - opening.min()) / max(float(np.ptp(opening)), 1e-9)
         kept = ''.join(f', {name} {value}' for name, value in reader.metadata(number).items())

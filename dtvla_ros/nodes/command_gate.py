@@ -65,8 +65,7 @@ class CommandGate(Node):
         self._drops = 0
         self._reported = ''
         self._silent = self._new_limits = False
-        limits = [limit.name for limit in dataclasses.fields(Limits)]
-        guard(self, limits, self._judge_limit)
+        guard(self, [limit.name for limit in dataclasses.fields(Limits)], self._judge_limit)
         self._take_priority(declare(
             self, 'priority', 0, 'real-time priority (SCHED_FIFO) of the gate; 0: none',
             low=0, high=90))

@@ -12,13 +12,10 @@ from dataclasses import dataclass
 from dtvla_ros.safety.watchdog import Watchdog
 
 GATE = 'gate_state'
-INPUT_LOST = 5.0
-"""Seconds without usable inputs after which holding becomes stopping."""
+INPUT_LOST = 5.0  # without usable inputs, after which holding becomes stopping [s]
 
-
-DecisionState = enum.Enum('DecisionState', (
-    'UNCONFIGURED', 'LOADING', 'INACTIVE', 'IDLE', 'THINKING', 'ACTING', 'HOLDING', 'STOPPED',
-    'FAULT'))
+DecisionState = enum.Enum(
+    'DecisionState', 'UNCONFIGURED LOADING INACTIVE IDLE THINKING ACTING HOLDING STOPPED FAULT')
 """What the policy node is doing; its ``state`` topic has the name."""
 WAITING = {DecisionState.UNCONFIGURED: 'not configured',
            DecisionState.LOADING: "the policy's weights are being read",

@@ -56,8 +56,7 @@ def declare(
     return value
 
 
-def guard(
-    node: Node, names: Collection[str], why: Callable[[Parameter], str | None]) -> None:
+def guard(node: Node, names: Collection[str], why: Callable[[Parameter], str | None]) -> None:
     """Ask ``why`` before any of the parameters ``names`` changes; a reason refuses the change."""
     def judge(parameters: list[Parameter]) -> msg.SetParametersResult:
         reason = next(filter(None, [why(p) for p in parameters if p.name in names]), '')
@@ -98,9 +97,8 @@ class VlaSettings:
     engine: str = parameter('onnx', 'what runs the policy', choices=ENGINES)
     device: str = parameter('cpu', 'where the policy runs', choices=DEVICES)
     threads: int = parameter(1, 'threads of the engine on a CPU', low=1)
-    mode: str = parameter(
-        'full', 'the thought, written by the policy or empty', choices=MODES,
-        hint='; other thoughts are for dtvla eval --mode')
+    mode: str = parameter('full', 'the thought, written by the policy or empty', choices=MODES,
+                          hint='; other thoughts are for dtvla eval --mode')
     max_thought_tokens: int = parameter(
         0, 'length at which a thought is truncated; 0: as the policy says', low=0)
     deadline_s: float = parameter(5.0, 'longest decision before the task is stopped', low=0.01)
@@ -116,12 +114,10 @@ class VlaSettings:
         0.5, 'age of an observation beyond which no decision is based on it', low=0.01)
     input_timeout_s: float = parameter(0.18, 'silence of an input before HOLDING', low=0.05)
     gate_timeout_s: float = parameter(
-        0.15, 'silence of gate_state, once it was heard, before STOPPED; 0: not watched',
-        low=0.0)
+        0.15, 'silence of gate_state, once it was heard, before STOPPED; 0: not watched', low=0.0)
     allowed_instructions: tuple[str, ...] = parameter(('',), "instructions taken; ['']: all")
     on_unlisted: str = parameter(
-        'reject', 'what to do with an instruction that is not allowed',
-        choices=('reject', 'warn'))
+        'reject', 'what to do with an instruction that is not allowed', choices=('reject', 'warn'))
     autostart: bool = parameter(
         False, 'configure and activate without a manager', changeable=False)
 

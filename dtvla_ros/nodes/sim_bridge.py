@@ -68,9 +68,8 @@ class SimSettings:
     shadows: bool = parameter(True, "in LIBERO's images")
     step_count: int = parameter(
         1, 'control steps of one sim/step', low=1, high=MOST_STEPS, changeable=True)
-    reset_seed: int = parameter(
-        -1, 'seed that sim/reset begins with; -1: the present one', low=-1, high=LARGEST_SEED,
-        changeable=True)
+    reset_seed: int = parameter(-1, 'seed that sim/reset begins with; -1: the present one', low=-1,
+                                high=LARGEST_SEED, changeable=True)
 
 
 @dataclass(slots=True)
@@ -98,9 +97,9 @@ class Progress:
             'n': len(self.episodes), 'successes': sum(e['success'] for e in self.episodes),
             'tasks': {task: {'n': n, 'successes': successes}
                       for task, (successes, n) in self.results().items()},
-            'episodes': self.episodes,
-            'versions': {'python': platform.python_version(),
-                         **{name: metadata.version(name) for name in SIMULATORS}}}
+            'episodes': self.episodes, 'versions': {
+                'python': platform.python_version(),
+                **{name: metadata.version(name) for name in SIMULATORS}}}
 
 
 class SimBridge(Node):
@@ -185,8 +184,7 @@ class SimBridge(Node):
         for name, order in orders.items():
             self.create_service(SetBool if name == 'pause' else Trigger, f'sim/{name}',
                                 functools.partial(self._obey, name, order))
-        questions = {'list_tasks': lambda: listed, 'get_state': self._publish_state}
-        for name, text in questions.items():
+        for name, text in (('list_tasks', lambda: listed), ('get_state', self._publish_state)):
             self.create_service(Trigger, f'sim/{name}', functools.partial(_answer, text))
 
     def _obey(
@@ -345,9 +343,8 @@ class SimBridge(Node):
         self._finished_at = time.monotonic()
         if self._result is not None:
             write_json(self._result, {
-                'suite': given.suite, 'starts': self._env.starts,
-                'perturb': _named(given.perturb), 'lockstep': given.lockstep,
-                **progress.report()})
+                'suite': given.suite, 'starts': self._env.starts, 'perturb': _named(given.perturb),
+                'lockstep': given.lockstep, **progress.report()})
         self._publish_episode(done=True, success=success)
         self._publish_state()
         for task, (successes, n) in progress.results().items():

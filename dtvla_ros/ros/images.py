@@ -26,10 +26,8 @@ _COLOR = {f'{name}{bits}': (f'u{bits // 8}', *order) for bits in (8, 16)
 _WRITTEN = {'rgb8': (3, np.uint8), 'bgr8': (3, np.uint8), 'mono8': (1, np.uint8),
             '32FC1': (1, np.float32)}
 _ENCAPSULATION = 4  # bytes of a serialized message that say how the rest is encoded
-MAX_SIDE = 16384
-"""Largest height or width believed [pixels]; a wrong header must not make us reserve memory."""
-MAX_PIXELS = 2 ** 26
-"""Largest compressed image decoded."""
+MAX_SIDE = 16384  # height or width believed [px]: a wrong header must not reserve memory
+MAX_PIXELS = 2 ** 26  # of a compressed image that is decoded
 
 
 class ImageError(ValueError):
@@ -116,18 +114,15 @@ def image_to_numpy(message: Any) -> NDArray[np.uint8]:
     An rgb8 image stays a view, maybe read-only. Takes rgb, bgr, rgba, bgra and mono with 8 or 16
     bits (the upper 8 are kept); else cv_bridge decodes it, or ImageError is raised.
     """
-    try:
-        kind, channels, order = _COLOR[message.encoding]
-    except KeyError:
+    if message.encoding not in _COLOR:
         return _from_cv_bridge(message)
+    kind, channels, order = _COLOR[message.encoding]
     dtype = np.dtype(('>' if message.is_bigendian else '<') + kind)
     rows = _rows(message, dtype.itemsize, channels)
     if dtype.itemsize == 2:
         rows = rows[:, (0 if message.is_bigendian else 1)::2]
     pixels = rows.reshape(message.height, message.width, channels)
-    if order == (0, 1, 2):
-        return pixels[..., :3]
-    return np.ascontiguousarray(pixels[..., list(order)])
+    return pixels[..., :3] if order == (0, 1, 2) else np.ascontiguousarray(pixels[..., order])
 
 
 def _from_cv_bridge(message: Any) -> NDArray[np.uint8]:

@@ -33,7 +33,6 @@ STEADY = Clock(clock_type=ClockType.STEADY_TIME)
 BAD_INPUT = (UserError, ParameterException, NameValidationException)  # not the code's fault
 ACKNOWLEDGED = 0.2  # longest wait for a subscriber to confirm a last message [s]
 _RCL = 'rcl'  # its logger
-_NOT_JOINED = 'error creating node'
 WAIT = 0.5  # longest wait between two looks for the end [s]; signals and tasks cut it short
 
 AnyNode = TypeVar('AnyNode', bound=Node)
@@ -161,7 +160,7 @@ def _ready(factory: Callable[[], AnyNode],
         executor.add_node(node)
         yield node, executor
     except rclpy_implementation.RCLError as error:
-        if not str(error).startswith(_NOT_JOINED):
+        if not str(error).startswith('error creating node'):
             raise
         raise UserError(_reason(error)) from error  # its environment keeps it from the graph
     finally:

@@ -221,11 +221,10 @@ def call(
     with _joined() as (node, until):
         from dtvla_ros.ros.conversions import message_type, to_plain
 
-        def offered() -> dict[str, list[str]]:
-            return dict(node.get_service_names_and_types())
-        if not until(lambda: name in offered(), timeout):
-            raise UserError(f'nobody offers {name}; there is: {", ".join(offered())}')
-        kind = offered()[name][0]
+        services = node.get_service_names_and_types
+        if not (kinds := until(lambda: dict(services()).get(name), timeout)):
+            raise UserError(f'nobody offers {name}; there is: {", ".join(dict(services()))}')
+        kind = kinds[0]
         client = node.create_client(message_type(kind), name)
         request = _fill(message_type(kind).Request(), kind, values)
         until(client.service_is_ready, due - time.monotonic())
