@@ -163,6 +163,5 @@ class Journal(JsonLines):
             raise UserError(f'{path} is not a journal of {maker} ({error}); delete it') from error
 
     def add(self, row: dict[str, Any]) -> None:
-        """Keep an episode's row."""
         self.done[self._key(row)] = row
         self.write(row)

@@ -118,7 +118,6 @@ class Budget:
             raise UserError('--max-cost needs --price-in and --price-out to know what is spent')
 
     def price(self, read: int, written: int) -> float:
-        """Return the price of so many tokens."""
         return (read * self.price_in + written * self.price_out) / 1e6
 
     def tokens(self, characters: int, images: int = 0) -> int:

@@ -151,7 +151,6 @@ class Question:
 
     @property
     def images(self) -> int:
-        """Number of images."""
         return sum(isinstance(part, bytes) for _, parts in self.turns for part in parts)
 
     @property

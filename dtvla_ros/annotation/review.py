@@ -54,7 +54,6 @@ def _read_labels(path: Path, source: Source) -> tuple[str, dict[int, dict[str, A
 
 
 def _shown(source: Source, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the page embeds of an episode."""
     episode, pairs = row['episode'], labels_of(row)
     motion, frames = source.motion(episode), [frame for frame, _ in pairs]
     return {

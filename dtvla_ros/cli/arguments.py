@@ -149,5 +149,4 @@ def group(name: str | None = None, help: str | None = None, **settings: Any) -> 
 
 def counts(info: Given) -> str:
     """Return how much is in a dataset."""
-    return (f'{info["total_episodes"]} episodes, {info["total_frames"]} frames, '
-            f'{info["total_tasks"]} tasks')
+    return '{total_episodes} episodes, {total_frames} frames, {total_tasks} tasks'.format(**info)

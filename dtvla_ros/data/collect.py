@@ -82,12 +82,10 @@ class CollectOptions:
 
     @property
     def fps(self) -> int:
-        """Frames per second of the dataset."""
         return 20 // self.camera_every
 
     @property
     def scene(self) -> SceneSetup:
-        """How the simulator is built."""
         return SceneSetup(self.suite, self.starts, image_size=self.image_size,
                           antialiasing=self.antialiasing)
 

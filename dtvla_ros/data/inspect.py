@@ -124,7 +124,6 @@ class Statistics:
                 for name, feature in (('state', layout.STATE), ('action', layout.ACTION))}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything JSON-ready."""
         return {'path': str(self.path), 'norm_stats': self.norm_stats, 'checks': [
             {'check': issue.check.replace('image of', FORMER_IMAGE), 'level': issue.level,
              'text': issue.problem, 'certainty': issue.certainty, 'where': issue.where}
@@ -170,7 +169,6 @@ def _images(reader: DatasetReader, key: str) -> np.ndarray:
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """Return a table of escaped cells."""
     made = Table(*columns, title=title, title_justify='left', show_header=any(columns),
                  title_style='bold')
     for column in made.columns:

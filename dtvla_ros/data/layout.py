@@ -64,7 +64,6 @@ class Episode:
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """Return the number of frames."""
         return len(next(iter(self.columns.values())))
 
 

@@ -70,7 +70,6 @@ class DatasetReader:
 
     @property
     def is_v2(self) -> bool:
-        """Whether the files are those of v2.x."""
         return self.info['codebase_version'] in layout.V21_VERSIONS
 
     @cached_property
@@ -107,12 +106,10 @@ class DatasetReader:
 
     @cached_property
     def lengths(self) -> list[int]:
-        """The number of frames of each episode."""
         return [row['length'] for row in self.episodes]
 
     @property
     def fps(self) -> int:
-        """Frames per second."""
         return self.info['fps']
 
     @property
@@ -189,7 +186,6 @@ class DatasetReader:
         return slice(row['dataset_from_index'], row['dataset_to_index'])
 
     def data_path(self, episode: int) -> Path:
-        """Return the parquet file of an episode."""
         return self._path(self.info.get('data_path') or layout.V21_DATA, 'data', episode)
 
     def video_path(self, episode: int, key: str) -> tuple[Path, float]:

@@ -210,7 +210,6 @@ def _curves_svg(shown: EpisodeView) -> bytes:
 
 
 def _write_sheet(path: Path, views: Sequence[EpisodeView], colours: Mapping[str, str]) -> None:
-    """Write a PNG with all episodes below each other."""
     cell = WIDTH / COLUMNS
     heights = [cell * len(shown.images) + (1.25 if shown.thoughts else 0.25) + 1.6
                for shown in views]

@@ -164,7 +164,6 @@ class Inputs:
         self._pose.open()
 
     def close(self) -> None:
-        """Stop listening."""
         while self._open:
             self._node.destroy_subscription(self._open.pop())
         self._pose.close()

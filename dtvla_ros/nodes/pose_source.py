@@ -95,7 +95,6 @@ class PoseSource:
         ) for topic, static in (('/tf', False), ('/tf_static', True))]
 
     def close(self) -> None:
-        """Stop listening."""
         while self._open:
             self._node.destroy_subscription(self._open.pop())
 

@@ -204,7 +204,6 @@ class SimBridge(Node):
         return response
 
     def destroy_node(self) -> None:
-        """Free the renderer with the node."""
         self._env.close()
         super().destroy_node()
 

@@ -132,7 +132,6 @@ def run(factory: Callable[[], Node], args: Sequence[str] | None = None) -> int:
 
 
 def _init(args: Sequence[str]) -> None:
-    """Initialise rclpy for a node with these arguments."""
     prepare()
     set_logger_level(_RCL, LoggingSeverity.FATAL)  # its lines say again what the error says
     try:

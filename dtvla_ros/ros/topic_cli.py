@@ -74,7 +74,6 @@ def _message_type(name: str) -> Any:
 
 
 def _fill(message: Any, type_name: str, values: str) -> Any:
-    """Fill a message with fields written as YAML."""
     from dtvla_ros.ros.conversions import from_plain
 
     try:
