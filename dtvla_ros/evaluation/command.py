@@ -120,10 +120,8 @@ def evaluate_robustness(options: EvalOptions, families: Sequence[str] = (),
     rows = {cell: _cell(episodes, tasks) for cell, episodes in zip(cells, found, strict=True)}
     summary = {
         **settings, 'seeds': [seed, seed + options.episodes - 1], 'versions': results.versions(),
-        'strengths': list(strengths), 'undisturbed': rows[''],
-        'families': {family: {k: rows[f'{family}:{k}'] for k in strengths}
-                     for family in families},
-    }
+        'strengths': list(strengths), 'undisturbed': rows[''], 'families': {
+            family: {k: rows[f'{family}:{k}'] for k in strengths} for family in families}}
     Console().print(robustness_table(
         f'{options.scene.suite}: success under disturbances', summary))
     files.write_json(options.json_file, summary)
@@ -245,8 +243,7 @@ def _evaluate(options: EvalOptions, settings: dict[str, Any], tasks: Sequence[st
     found, = run_episodes(title, settings, tasks, seeds, source, options.journal)
     summary = {
         **settings, 'seeds': [seeds.start, seeds.stop - 1], 'versions': results.versions(),
-        **results.summarise(found, tasks), **more,
-    }
+        **results.summarise(found, tasks), **more}
     console.print(results.table(title, summary))
     if summary['refused']:
         console.print(f'{summary["refused"]} failed because the policy refused the sentence')

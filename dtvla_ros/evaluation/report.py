@@ -18,9 +18,8 @@ def write_html(path: Path, title: str, summary: Mapping[str, Any], stills: Path 
                films: Path | None = None) -> None:
     """Write the report; ``stills`` (``<task>-<seed>.jpg``) become part of it, ``films`` links."""
     write_page(
-        path, 'evaluation.html', title=title,
-        success=[*summary['tasks'].items(),
-                 ('all', summary['total'] | {'mean_steps_of_successes': None})],
+        path, 'evaluation.html', title=title, success=[*summary['tasks'].items(), (
+            'all', summary['total'] | {'mean_steps_of_successes': None})],
         latency_rows=[
             [phase, *(f'{row[k]:.1f}' for k in ('p50_ms', 'p95_ms', 'p99_ms')), row['n']]
             for phase, row in summary['latency'].items()],

@@ -22,16 +22,13 @@ from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
 from dtvla_ros.rollout.episode import EpisodeResult
 from dtvla_sim import EVAL_SEED_START, LIBERO_SUITES, SUITES
 
-PACKAGES = (
-    'dtvla_ros', 'numpy', 'mujoco', 'robosuite', 'hf-libero', 'bddl', 'gymnasium', 'onnxruntime',
-    'tokenizers', 'torch', 'transformers', 'ros-rclpy', 'rosbags',
-)
+PACKAGES = ('dtvla_ros', 'numpy', 'mujoco', 'robosuite', 'hf-libero', 'bddl', 'gymnasium',
+            'onnxruntime', 'tokenizers', 'torch', 'transformers', 'ros-rclpy', 'rosbags')
 BEGIN, END = '<!-- success table, written by dtvla report -->', '<!-- end of success table -->'
 STARTS = ('benchmark', 'random', 'jitter', 'shuffle')
-COLUMNS = {
-    'full': 'thinks', 'masked': 'empty thought', 'random': 'random thought',
-    'swapped': "another task's thought", 'frozen': 'thought kept', 'replay': 'open-loop replay',
-}
+COLUMNS = {'full': 'thinks', 'masked': 'empty thought', 'random': 'random thought',
+           'swapped': "another task's thought", 'frozen': 'thought kept',
+           'replay': 'open-loop replay'}
 Results = dict[str, dict[str, Any]]  # by mode
 Row = tuple[str, str]  # suite and start distribution
 
@@ -55,7 +52,6 @@ class Rate:
 
     @classmethod
     def of(cls, outcomes: Iterable[bool]) -> Rate:
-        """Return the rate of some episodes' outcomes."""
         outcomes = list(outcomes)
         return cls(sum(outcomes), len(outcomes))
 
@@ -85,12 +81,9 @@ class Rate:
         return f'{self.value:.0%} ({counts}, {interval}' if self.n else '-'
 
     def to_dict(self) -> dict[str, float | int | list[float]]:
-        """Return what a result's JSON holds of it: both counts, the rate, Wilson's interval."""
-        return {
-            'successes': self.successes, 'n': self.n,
-            'rate': round(self.value, 4) if self.n else 0.0,
-            'wilson95': [round(end, 4) for end in self.interval],
-        }
+        return {'successes': self.successes, 'n': self.n,
+                'rate': round(self.value, 4) if self.n else 0.0,
+                'wilson95': [round(end, 4) for end in self.interval]}
 
 
 def latency_summary(samples: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
@@ -121,13 +114,11 @@ def summarise(results: Sequence[EpisodeResult], tasks: Sequence[str]) -> dict[st
         for phase, values in result.latency.items():
             latency[phase] += values
     ordered = sorted(results, key=lambda r: (tasks.index(r.task), r.seed))
-    return {
-        'tasks': by_task, 'total': Rate.of(r.success for r in results).to_dict(),
-        'latency': latency_summary(latency), 'decisions': sum(r.decisions for r in results),
-        'refused': refused(results), 'cut_thoughts': sum(r.truncated for r in results),
-        'episodes': [{'task': r.task, 'seed': r.seed, 'success': r.success, 'steps': r.steps,
-                      'commands': r.commands} for r in ordered],
-    }
+    return {'tasks': by_task, 'total': Rate.of(r.success for r in results).to_dict(),
+            'latency': latency_summary(latency), 'decisions': sum(r.decisions for r in results),
+            'refused': refused(results), 'cut_thoughts': sum(r.truncated for r in results),
+            'episodes': [{'task': r.task, 'seed': r.seed, 'success': r.success, 'steps': r.steps,
+                          'commands': r.commands} for r in ordered]}
 
 
 def refused(results: Sequence[EpisodeResult]) -> int:
@@ -266,10 +257,9 @@ def write_manifest(policy: Path, results: Mapping[str, Mapping[str, Any]]) -> No
     for mode, result in results.items():
         if result.get('files', manifest.files) != dict(manifest.files):
             raise UserError(f'the result of mode {mode} is of another policy than {policy}')
-    success = {mode: {
-        'seeds': r['seeds'], 'total': r['total'],
-        'tasks': {t: [row['successes'], row['n']] for t, row in r['tasks'].items()},
-    } for mode, r in results.items()}
+    success = {mode: {'seeds': r['seeds'], 'total': r['total'], 'tasks': {
+        task: [row['successes'], row['n']] for task, row in r['tasks'].items()}}
+        for mode, r in results.items()}
     versions = next(iter(results.values()))['versions']
     simulator = {k: versions[k] for k in ('mujoco', 'robosuite') if k in versions}
     write_text(policy / MANIFEST, replace(

@@ -42,7 +42,6 @@ class Film:
             self._container.mux(packet)
 
     def close(self) -> None:
-        """Finish the file."""
         if self._container is not None:
             for packet in self._stream.encode():
                 self._container.mux(packet)
@@ -74,13 +73,11 @@ class FailureRecord:
 
     def add(self, images: Mapping[str, NDArray[np.uint8]], instruction: str, thought: str,
             step: int) -> None:
-        """Note the images and the thought of a control step."""
         self._last = images, Caption(instruction, thought, f'{self._name}   step {step}')
         if self._film is not None:
             self._film.add(draw_frame(*self._last))
 
     def on_decision(self, observation: Observation, decision: Decision, step: int) -> None:
-        """Note a decision made in this process."""
         self.add(observation.images, observation.instruction, decision.reasoning, step)
 
     def close(self, success: bool) -> dict[str, bytes]:

@@ -13,13 +13,9 @@ from numpy.typing import NDArray
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.ablations import ablated, other_instruction
+from dtvla_ros.rollout import episode
 from dtvla_ros.rollout.env import SceneSetup
-from dtvla_ros.rollout.episode import (
-    EpisodeResult,
-    run_episode,
-    run_expert_episode,
-    run_replay_episode,
-)
+from dtvla_ros.rollout.episode import EpisodeResult
 
 if TYPE_CHECKING:
     from dtvla_ros.engine.policy import Policy
@@ -64,10 +60,9 @@ class EvalOptions:
 
 def keep(options: EvalOptions, result: EpisodeResult, files: Mapping[str, bytes]) -> None:
     """Write an episode's ``videos`` and ``stills`` where the options say, for earlier ones."""
-    for kind, folder, end in (
-            ('videos', options.videos, 'mp4'), ('stills', options.stills, 'jpg')):
-        if folder is not None:
-            path = folder / f'{result.task}-{result.seed}.{end}'
+    for kind, into, end in (('videos', options.videos, 'mp4'), ('stills', options.stills, 'jpg')):
+        if into is not None:
+            path = into / f'{result.task}-{result.seed}.{end}'
             path.unlink(missing_ok=True)
             if kind in files:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,17 +76,15 @@ def load(options: EvalOptions) -> tuple[Policy, int]:
     """
     from dtvla_ros.engine.load import load_policy
 
-    policy, manifest = load_policy(
-        options.policy, options.engine, options.threads, options.device)
+    policy, manifest = load_policy(options.policy, options.engine, options.threads, options.device)
     if options.device != 'cpu' and getattr(policy.engine, 'device', None) == 'cpu':
         raise UserError(f'--device {options.device}: the engine {options.engine} fell back to the '
                         'CPU (the log says why); mend that, or use --device cpu')
     return policy, options.replan_steps or manifest.action.replan_steps
 
 
-def make_policy_worker(
-    options: EvalOptions,
-) -> Callable[[tuple[Any, ...]], tuple[EpisodeResult, dict[str, bytes]]]:
+def make_policy_worker(options: EvalOptions) -> Callable[
+        [tuple[Any, ...]], tuple[EpisodeResult, dict[str, bytes]]]:
     """Return what runs (task, seed), or (perturbation or '', task, seed), with a policy.
 
     With the result comes what ``FailureRecord`` keeps: the machine may be another one.
@@ -111,7 +104,7 @@ def make_policy_worker(
         record = FailureRecord(
             options.videos, options.stills, f'{task}-{seed}', env.control_rate / replan)
         try:
-            result = run_episode(
+            result = episode.run_episode(
                 env, infer, task, seed, replan, options.scene.max_steps, record.on_decision)
         except UserError:
             if 'language' not in env.active:
@@ -135,12 +128,13 @@ def make_replay_worker(scene: SceneSetup) -> Callable[[Job], EpisodeResult]:
     def demonstration(task: str) -> NDArray[np.float32]:
         """Return the actions [N, 7] of the expert's first success."""
         for seed in range(DEMONSTRATION_TRIES):
-            result, actions = run_expert_episode(calm, make_expert(calm), task, seed)
+            result, actions = episode.run_expert_episode(calm, make_expert(calm), task, seed)
             if result.success:
                 return actions
         raise RuntimeError(f'the expert failed {task} on {DEMONSTRATION_TRIES} training seeds')
 
-    return lambda job: run_replay_episode(env, demonstration(job[0]), *job, scene.max_steps)
+    return lambda job: episode.run_replay_episode(
+        env, demonstration(job[0]), *job, scene.max_steps)
 
 
 def make_expert_worker(scene: SceneSetup, noise: bool) -> Callable[[Job], EpisodeResult]:
@@ -152,8 +146,7 @@ def make_expert_worker(scene: SceneSetup, noise: bool) -> Callable[[Job], Episod
     expert = make_expert(env)
 
     def run(job: Job) -> EpisodeResult:
-        task, seed = job
-        disturb = Disturber('noisy', np.random.default_rng(seed)) if noise else None
-        return run_expert_episode(env, expert, task, seed, disturb=disturb)[0]
+        disturb = Disturber('noisy', np.random.default_rng(job[1])) if noise else None
+        return episode.run_expert_episode(env, expert, *job, disturb=disturb)[0]
 
     return run

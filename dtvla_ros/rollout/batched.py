@@ -73,8 +73,7 @@ class BatchedRollouts:
     """
 
     def __init__(self, envs: Workers, env_groups: int = 1):
-        self.envs = envs
-        self.times = RolloutTimes()
+        self.envs, self.times = envs, RolloutTimes()
         self._groups = [list(range(k, envs.size, env_groups))
                         for k in range(min(env_groups, envs.size))]
 

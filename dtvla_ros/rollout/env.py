@@ -40,9 +40,8 @@ class Env(Protocol):
               options: dict[str, Any] | None = None) -> tuple[SimObservation, dict[str, Any]]:
         """Start ``options['task']`` from the state that ``seed`` names, arm settled."""
 
-    def step(
-        self, action: NDArray[np.floating],
-    ) -> tuple[SimObservation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.floating]) -> tuple[
+            SimObservation, float, bool, bool, dict[str, Any]]:
         """Run one control step: observation, reward, terminated, truncated, info."""
 
     def observe(self) -> SimObservation:

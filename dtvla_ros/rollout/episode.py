@@ -86,10 +86,8 @@ def observation_from_sim(obs: SimObservation, info: Mapping[str, Any], env: Env,
         joint_positions=dict(zip((*ARM_JOINTS, *FINGER_JOINTS), joints.tolist())),
         ee_position=np.asarray(obs['robot0_eef_pos'], np.float64) - env.base_position,
         ee_quaternion=np.asarray(obs['robot0_eef_quat'], np.float64),
-        gripper_opening=float(fingers[0] - fingers[1]),
-        instruction=info['instruction'],
-        stamp=step / env.control_rate,
-    )
+        gripper_opening=float(fingers[0] - fingers[1]), instruction=info['instruction'],
+        stamp=step / env.control_rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +175,9 @@ def run_replay_episode(env: Env, actions: NDArray[np.float32], task: str, seed: 
     return EpisodeResult(task, seed, bool(info['success']), step)
 
 
-def run_expert_episode(
-    env: Env, expert: Any, task: str, seed: int, max_steps: int | None = None,
-    disturb: Callable[[Any], NDArray[np.float32]] | None = None,
-) -> tuple[EpisodeResult, NDArray[np.float32]]:
+def run_expert_episode(env: Env, expert: Any, task: str, seed: int, max_steps: int | None = None,
+                       disturb: Callable[[Any], NDArray[np.float32]] | None = None
+                       ) -> tuple[EpisodeResult, NDArray[np.float32]]:
     """Run an expert, its steps mapped to actions by ``disturb``; return those [N, 7], too."""
     env.reset(seed=seed, options={'task': task})
     expert.reset()

@@ -141,7 +141,6 @@ class Slot:
     losses: int = 0  # of its processes
 
     def wait_for(self, limit: float) -> None:
-        """Expect the next answer within seconds from now."""
         self.limit, self.deadline = limit, time.monotonic() + limit
 
 
@@ -164,8 +163,7 @@ class Workers:
     def __init__(self, make: MakeWorker, size: int, timeout: float = 60.0):
         if size < 1 or not timeout > 0.0:
             raise UserError(f'{size} processes, time-out {timeout} s: both must be positive')
-        self.size = size
-        self._make, self._timeout = make, timeout
+        self.size, self._make, self._timeout = size, make, timeout
         self._slots: dict[int, Slot] = {}
         try:
             for slot in range(size):
@@ -221,7 +219,6 @@ class Workers:
         self._slots[slot].wait_for(START_SECONDS)
 
     def _started(self, slot: int) -> Any:
-        """Wait for a worker to be built; return its info."""
         info = self._receive([slot]).get(slot, Lost('it does not answer'))
         if isinstance(info, UserError):
             raise info
@@ -305,14 +302,12 @@ class RayWorkers(Workers):
     is not installed, no cluster answers, or it has fewer CPUs.
     """
 
-    def __init__(self, make: MakeWorker, size: int, timeout: float = 60.0,
-                 address: str = 'auto'):
+    def __init__(self, make: MakeWorker, size: int, timeout: float = 60.0, address: str = 'auto'):
         try:
             import ray
         except ImportError:
             raise UserError("--ray: not installed; pip install 'dtvla_ros[ray]'") from None
-        self._ray = ray
-        self._connected = not ray.is_initialized()
+        self._ray, self._connected = ray, not ray.is_initialized()
         if self._connected:
             try:
                 ray.init(address, log_to_driver=False, configure_logging=False)
@@ -359,13 +354,11 @@ class _Actor:
     """A Ray actor: one thread serves, because a GL context belongs to the thread that made it."""
 
     def __init__(self, make: MakeWorker):
-        self._in: queue.Queue[Any] = queue.Queue()
-        self._out: queue.Queue[Any] = queue.Queue()
+        self._in, self._out = queue.Queue[Any](), queue.Queue[Any]()
         threading.Thread(
             target=serve, args=(self._in.get, self._out.put, make), daemon=True).start()
 
     def exchange(self, *messages: Any) -> Any:
-        """Send what is given; return the worker's next answer."""
         for message in messages:
             self._in.put(message)
         return self._out.get()

@@ -98,8 +98,7 @@ def load_checkpoint(run: Path, objective: nn.Module, average: nn.Module | None,
                         '--out')
     for name, value in mine.items():
         value.copy_(tensors[name])
-    groups = optimizer.state_dict()['param_groups']
-    optimizer.load_state_dict({'state': slots, 'param_groups': groups})
+    optimizer.load_state_dict(optimizer.state_dict() | {'state': slots})
     return state
 
 

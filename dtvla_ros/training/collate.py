@@ -193,8 +193,7 @@ class Collator:
                 prompted = np.where(other, anywhere, index)
             given = self._noisy_locations(thought, rng)
             if self._flip is not None:
-                flipped = supervised & (
-                    rng.random(count) < self._config.auxiliary.direction_flip)
+                flipped = supervised & (rng.random(count) < self._config.auxiliary.direction_flip)
                 supervised = supervised & ~flipped
                 given[flipped], actions[flipped] = self._flip(given[flipped], actions[flipped])
         prompt = d.prompt[prompted]

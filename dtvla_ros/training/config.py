@@ -8,24 +8,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+import pydantic
 import yaml
-from pydantic import (
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    TypeAdapter,
-    ValidationError,
-    with_config,
-)
 
 from dtvla_ros.errors import UserError
 
-Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Share = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
 T = TypeVar('T', bound='Config')
-known_keys = with_config(ConfigDict(extra='forbid'))
+known_keys = pydantic.with_config(pydantic.ConfigDict(extra='forbid'))
 
 # Held-out start states for choosing a checkpoint lie far above those of the final tables.
 SELECTION_SEEDS = 500_000
@@ -56,12 +46,11 @@ class Config:
             both = isinstance(old, dict) and isinstance(value, dict)
             values[section] = {**old, **value} if both else value
         try:
-            return TypeAdapter(cls).validate_python(values)
-        except ValidationError as error:
+            return pydantic.TypeAdapter(cls).validate_python(values)
+        except pydantic.ValidationError as error:
             wrong = error.errors()[0]
-            raise UserError(
-                f'train config: {".".join(map(str, wrong["loc"]))}: {wrong["msg"]}, got '
-                f'{wrong["input"]!r}; {cls.example} has every key') from error
+            raise UserError(f'train config: {".".join(map(str, wrong["loc"]))}: {wrong["msg"]}, '
+                            f'got {wrong["input"]!r}; {cls.example} has every key') from error
 
     @classmethod
     def read(cls: type[T], path: Path, changes: Sequence[str] = ()) -> T:
@@ -109,10 +98,10 @@ class AdapterConfig:
     ``rank`` 0: none. ``targets``: names of linear layers, as peft calls them.
     """
 
-    rank: NonNegativeInt = 0
-    alpha: PositiveInt = 64
+    rank: pydantic.NonNegativeInt = 0
+    alpha: pydantic.PositiveInt = 64
     dropout: Share = 0.0
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
+    targets: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] = (
         'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
 
 
@@ -124,9 +113,9 @@ class Rates:
     ``vision``: image towers without ``projector``, SigLIP's linear layer into the decoder.
     """
 
-    vision: NonNegativeFloat = 1.0
-    projector: NonNegativeFloat = 1.0
-    decoder: NonNegativeFloat = 1.0
+    vision: pydantic.NonNegativeFloat = 1.0
+    projector: pydantic.NonNegativeFloat = 1.0
+    decoder: pydantic.NonNegativeFloat = 1.0
 
     def __post_init__(self) -> None:
         if not any(asdict(self).values()):
@@ -181,13 +170,13 @@ class SftConfig(Config):
         'turned': 'auxiliary.direction_flip'}
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    batch_size: PositiveInt = 64
-    learning_rate: PositiveFloat = 1e-3
+    batch_size: pydantic.PositiveInt = 64
+    learning_rate: pydantic.PositiveFloat = 1e-3
     final_rate: float = 0.01
     warmup_steps: int = 200
     weight_decay: float = 0.02
     betas: tuple[float, float] = (0.9, 0.98)
-    gradient_clip: PositiveFloat = 1.0
+    gradient_clip: pydantic.PositiveFloat = 1.0
     ema: Share = 0.998
     reasoning_dropout: Share = 0.3
     shift: tuple[int, ...] = (2, 4)
@@ -207,9 +196,9 @@ class SftConfig(Config):
     seed: int = 0
     lora: AdapterConfig = field(default_factory=AdapterConfig)
     rates: Rates = field(default_factory=Rates)
-    accumulate: PositiveInt = 1
+    accumulate: pydantic.PositiveInt = 1
     checkpointing: bool = False
-    bucket: PositiveInt = 1
+    bucket: pydantic.PositiveInt = 1
 
     def __post_init__(self) -> None:
         if len(self.shift) != len(self.model.cameras):

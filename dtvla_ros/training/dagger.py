@@ -106,11 +106,10 @@ class RelabelJob:
 def shard_plans(options: DaggerOptions, tasks: Sequence[str], number: int,
                 one_scene: bool) -> list[collect.EpisodePlan]:
     """Return the episodes of a shard."""
-    first = number * collect.EPISODES_PER_SHARD
-    last = min(first + collect.EPISODES_PER_SHARD, options.episodes)
+    size = collect.EPISODES_PER_SHARD
     return [collect.EpisodePlan(index, collect.task_in_turn(tasks, index, one_scene),
                                 options.seed * collect.SEEDS_PER_BASE + index, KIND)
-            for index in range(first, last)]
+            for index in range(options.episodes)[number * size:(number + 1) * size]]
 
 
 def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
@@ -129,9 +128,8 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
     model, transform, manifest = read_source(init)
     writer.require_same_options(out / 'dagger.json', asdict(options) | {'init': str(init)},
                                 asdict(DaggerOptions()))
-    scene = SceneSetup(options.suite, options.starts,
-                       image_size=transform.config.vision.image_size,
-                       antialiasing=options.antialiasing)
+    scene = SceneSetup(options.suite, options.starts, antialiasing=options.antialiasing,
+                       image_size=transform.config.vision.image_size)
     with closing(open_envs(scene, workers, ray=ray)) as envs:
         tasks = options.tasks or envs.info.tasks
         require_tasks(tasks, envs.info.tasks, options.suite)

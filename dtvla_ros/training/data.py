@@ -258,8 +258,7 @@ def _decode(reader: DatasetReader, transform: PolicyTransform, frames: NDArray[n
     cameras = transform.config.vision.cameras
     files: dict[tuple[Path, ...], list[int]] = {}
     for number, row in enumerate(reader.episodes):
-        paths = tuple(reader.video_path(number, keys[name])[0] for name in cameras
-                      if name in keys)
+        paths = tuple(reader.video_path(number, keys[name])[0] for name in cameras if name in keys)
         start = row['dataset_from_index']
         files.setdefault(paths, []).extend(range(start, start + row['length']))
 

@@ -152,6 +152,5 @@ class Objective(nn.Module):
 
     def weight(self, batch: Batch) -> Tensor:
         """Return the sum of the weights of everything the batch supervises."""
-        tokens = token_weights(
-            batch.token_targets, self.config.thought_weight, self.locations)
+        tokens = token_weights(batch.token_targets, self.config.thought_weight, self.locations)
         return tokens.sum() + batch.action_mask.sum()

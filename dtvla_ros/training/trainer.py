@@ -119,13 +119,11 @@ class Trainer:
     def pretrain(self) -> None:
         """Put a run from scratch through the pre-training stages, and keep their result."""
         if self.fresh and self.batches.objects:
-            pretrain(self.objective, self.batches, self.config, self.accelerator,
-                     self.run.loaders)
+            pretrain(self.objective, self.batches, self.config, self.accelerator, self.run.loaders)
             self.average.load_state_dict(self.model.state_dict())
             self.save()
 
     def draw(self, step: int) -> list[Batch]:
-        """Return this process's batches of a step."""
         return [self.batches.train(step, self._first + k) for k in range(self.config.accumulate)]
 
     def train_step(self, *batches: Batch) -> Metrics:
@@ -161,8 +159,7 @@ class Trainer:
                 torch._foreach_lerp_(
                     list(self.average.parameters()), list(self.model.parameters()), 1.0 - decay)
         # The parts' losses add up to this process's share; the metrics are averaged.
-        values = torch.stack([torch.stack([v.float() for v in report.values()])
-                              for report in reports])
+        values = torch.stack([torch.stack([v.float() for v in r.values()]) for r in reports])
         values = torch.cat([values[:, :1].sum(0), values[:, 1:].mean(0)])
         return dict(zip(reports[0], accelerator.reduce(values, 'mean'), strict=True))
 
@@ -175,8 +172,7 @@ class Trainer:
         sums: dict[str, float] = {}
         self.average.eval()
         for k in range(0, len(frames), size):
-            batch = send_to_device(
-                self.batches.plain(frames[k:k + size]), self.accelerator.device)
+            batch = send_to_device(self.batches.plain(frames[k:k + size]), self.accelerator.device)
             with self.accelerator.autocast():
                 loss, metrics = self.averaged(batch)
             share = len(batch.action_start) / len(frames)
@@ -204,9 +200,8 @@ class Trainer:
                 for file, part in ((adapters.WEIGHTS, factors), (adapters.OTHERS, whole)):
                     if part:
                         save_tensors(part, out / file)
-                _peft_config(
-                    self.config.lora, inference_mode=True,
-                    base_model_name_or_path=str(self.run.init.resolve())).save_pretrained(str(out))
+                _peft_config(self.config.lora, inference_mode=True, base_model_name_or_path=str(
+                    self.run.init.resolve())).save_pretrained(str(out))
             else:
                 save_tensors(tensors, out / checkpoint.WEIGHTS)
         del tensors
@@ -246,9 +241,8 @@ def _peft_config(config: AdapterConfig, **more: Any) -> Any:
     """Return peft's config; its pattern matches the decoder's layers, not SigLIP's."""
     from peft import LoraConfig
 
-    return LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout,
-        target_modules=rf'layers\.\d+\.\w+\.(?:{"|".join(config.targets)})', **more)
+    return LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, **more,
+                      target_modules=rf'layers\.\d+\.\w+\.(?:{"|".join(config.targets)})')
 
 
 def add_adapters(model: HybridDecoder, config: AdapterConfig) -> None:

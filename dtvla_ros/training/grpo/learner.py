@@ -18,15 +18,8 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.rollout.batched import Images
+from dtvla_ros.training.grpo import loss as losses
 from dtvla_ros.training.grpo.config import GrpoConfig
-from dtvla_ros.training.grpo.loss import (
-    TokenBatch,
-    collate,
-    kl_divergence,
-    normalizers,
-    policy_loss,
-    sequence_log_probs,
-)
 from dtvla_ros.training.grpo.rollout import Trajectory
 
 # What an update reports as means: over optimizer steps (loss, gradient's norm before clipping),
@@ -77,7 +70,7 @@ class MicroBatch:
     [B, L + S]: as sampled. ``advantages`` and ``episode_tokens`` [B], float64.
     """
 
-    tokens: TokenBatch
+    tokens: losses.TokenBatch
     pixels: Tensor
     image: Tensor
     sampled: Tensor
@@ -93,7 +86,7 @@ class MicroBatch:
         config = transform.config
         groups = by_observation(rows)
         rows = [row for group in groups for row in group]
-        tokens = collate([row.decision for row in rows], config.ids, device)
+        tokens = losses.collate([row.decision for row in rows], config.ids, device)
         slot = torch.arange(config.slots, device=device) // config.action_dim
         moved = slot < torch.tensor([[row.executed] for row in rows], device=device)  # [B, S]
         thought = torch.zeros(tokens.thought_mask.shape, device=device)
@@ -177,7 +170,7 @@ class Learner:
 
     def log_probs(self, model: HybridDecoder, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return log-probs and entropies [B, L + S] at the temperatures of the sampling."""
-        return sequence_log_probs(
+        return losses.sequence_log_probs(
             model, batch.tokens, model.encode_images(batch.pixels)[batch.image],
             banned=self.banned, thought_temperature=self.config.thought_temperature,
             action_temperature=self.config.action_temperature)
@@ -194,13 +187,13 @@ class Learner:
             with torch.no_grad():
                 reference, _ = self.log_probs(self.reference, batch)
             log_probs, entropy = self.log_probs(self.model, batch)
-        normalizer = normalizers(config.loss_agg_mode, executed, episodes,
-                                 config.sample_fraction * batch.episode_tokens)
-        surrogate, diagnostics = policy_loss(
+        normalizer = losses.normalizers(config.loss_agg_mode, executed, episodes,
+                                        config.sample_fraction * batch.episode_tokens)
+        surrogate, diagnostics = losses.policy_loss(
             log_probs, batch.old_log_probs, batch.advantages[:, None], batch.executed, normalizer,
             epsilon=config.epsilon, epsilon_high=config.epsilon_high,
             clip_ratio_c=config.clip_ratio_c)
-        kl = kl_divergence(log_probs, reference).masked_fill(~batch.sampled, 0.0)
+        kl = losses.kl_divergence(log_probs, reference).masked_fill(~batch.sampled, 0.0)
         share = 1.0 / config.num_minibatches  # of the iteration's tokens, in one optimizer step
         loss = surrogate / share + config.beta * (kl.sum() / (share * sampled))
         self.accelerator.backward(loss)

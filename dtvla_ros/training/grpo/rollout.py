@@ -78,7 +78,6 @@ class Trajectory:
 
     @classmethod
     def load(cls, path: Path) -> Trajectory:
-        """Read what ``save`` wrote."""
         from dtvla_ros.engine.batch import SampledDecision
 
         with safe_open(path, 'np') as file:

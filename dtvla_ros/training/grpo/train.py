@@ -145,7 +145,6 @@ class GrpoTrainer:
 
     @property
     def iteration(self) -> int:
-        """Iterations done."""
         return self.history[-1]['iteration']
 
     def iterate(self) -> dict[str, Any]:
@@ -192,7 +191,6 @@ class GrpoTrainer:
 
     def _run_rollouts(self, sampler: batched.Sampler, source: Callable[[], batched.Rollout | None],
                       done: Callable[[Trajectory], None]) -> None:
-        """Run episodes of the kind that the configuration compares."""
         config = self.config
         samples = [*range(config.num_generations if config.per_step else 1)]
         greedy = [None] if config.per_step and config.continue_from == 'greedy' else []
@@ -251,8 +249,7 @@ class GrpoTrainer:
             return self.sampler.infer(*arguments)
 
         begun = time.perf_counter()
-        self._run_rollouts(
-            SimpleNamespace(infer=infer), partial(next, jobs, None), played.append)
+        self._run_rollouts(SimpleNamespace(infer=infer), partial(next, jobs, None), played.append)
         reset = stamps[0] - begun
         decision = (stamps[-1] - stamps[0]) / (PROBED - 1)
         rows = transitions(
@@ -306,11 +303,9 @@ class GrpoTrainer:
         self._forget()
 
     def _episode(self, number: int, sample: int) -> Path:
-        """Return where a finished episode of the present iteration is kept."""
         return self.run.out / 'rollouts' / f'{number:07d}-{sample:03d}.safetensors'
 
     def _forget(self) -> None:
-        """Delete the episodes of iterations that are done."""
         for path in self._episode(0, 0).parent.glob('*'):
             if int(path.name.split('-')[0]) < self.tried:
                 path.unlink()
