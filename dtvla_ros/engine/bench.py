@@ -95,8 +95,7 @@ def run_bench(options: BenchOptions, make_engine: Callable[[str, HybridDecoder],
         'contenders': {name: contender.summary(contenders.get(PUBLISHED), limits, costs,
                                                name.split()[-1])
                        for name, contender in contenders.items()},
-        'peak_rss_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
+        'peak_rss_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 @dataclass(slots=True)
@@ -117,7 +116,6 @@ class _Contender:
         self.engine.suppress_tokens(self.scene.banned)
 
     def infer(self, kind: str) -> None:
-        """Decide once and keep the times and what was decided."""
         watch = Watch(self.options.device, self.phases)
         start = watch.last
         self.thoughts[kind], scores = self._decide(kind, watch)

@@ -126,19 +126,16 @@ def show(result: dict[str, Any], console: Console, lines: box.Box = box.HEAVY_HE
 
 
 def _decision(name: str, row: dict[str, Any]) -> str:
-    """Return how many times faster than the published scheme, and the median."""
     faster = f'{row["times_faster"]:.2f}× ' if name != PUBLISHED and 'times_faster' in row else ''
     return f'{faster}{row["p50_ms"]:.0f} ms' if row else ''
 
 
 def plot(result: dict[str, Any], file: Path) -> None:
     """Draw the decisions as bars."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, len(TITLES), figsize=(12, 4), sharey=True)
+    figure = Figure(figsize=(12, 4))
+    axes = figure.subplots(1, len(TITLES), sharey=True)
     for axis, (kind, title) in zip(axes, TITLES.items(), strict=True):
         runs = {n: r['decisions'][kind] for n, r in result['contenders'].items()
                 if kind in r['decisions']}
@@ -153,4 +150,3 @@ def plot(result: dict[str, Any], file: Path) -> None:
     figure.supxlabel('median milliseconds per decision')
     figure.tight_layout()
     figure.savefig(file, dpi=120)
-    plt.close(figure)

@@ -23,17 +23,9 @@ from dtvla_ros.engine.published import scene
 from dtvla_ros.engine.quantize import in_floats, quantize
 from dtvla_ros.engine.torch_engine import TorchEngine
 from dtvla_ros.errors import UserError
+from dtvla_ros.policy import manifest as layout
 from dtvla_ros.policy.checkpoint import save_weights
-from dtvla_ros.policy.manifest import (
-    FLOAT_GRAPHS,
-    GRAPHS,
-    MANIFEST,
-    TOKENIZER,
-    WEIGHTS,
-    PolicyManifest,
-    new_folder,
-    sha256,
-)
+from dtvla_ros.policy.manifest import PolicyManifest, new_folder, sha256
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import PolicyTransform
 
@@ -49,11 +41,12 @@ def write_graphs(model: HybridDecoder, folder: Path, weights: str = 'fp32') -> N
     """
     graphs = quantize(build_graphs(model), model.config, weights)
     if weights == 'fp32':
-        save_weights(model, folder / WEIGHTS)
-        refer_to_model(graphs, folder / WEIGHTS, model.config)
+        save_weights(model, folder / layout.WEIGHTS)
+        refer_to_model(graphs, folder / layout.WEIGHTS, model.config)
     else:
-        graphs |= {name: in_floats(graphs[of]) for of, name in zip(GRAPHS, FLOAT_GRAPHS)}
-        move_to(graphs, folder / WEIGHTS)
+        graphs |= {name: in_floats(graphs[of])
+                   for of, name in zip(layout.GRAPHS, layout.FLOAT_GRAPHS)}
+        move_to(graphs, folder / layout.WEIGHTS)
     for name, graph in graphs.items():
         onnx.save(graph, folder / name)
 
@@ -81,7 +74,7 @@ def export_policy(model: HybridDecoder, transform: PolicyTransform, folder: Path
     """
     model = model.float().cpu().eval()
     with new_folder(Path(folder)) as part:
-        transform.tokenizer.save(str(part / TOKENIZER))
+        transform.tokenizer.save(str(part / layout.TOKENIZER))
         write_graphs(model, part, weights)
         parity = gate(model, part, weights)
         files = {path.name: sha256(path) for path in sorted(part.iterdir())}
@@ -89,7 +82,7 @@ def export_policy(model: HybridDecoder, transform: PolicyTransform, folder: Path
             manifest, config=transform.config, statistics=transform.statistics, files=files,
             state_in_prompt=transform.state_in_prompt, preamble=transform.preamble,
             weights=weights)
-        (part / MANIFEST).write_text(whole.to_json())
+        (part / layout.MANIFEST).write_text(whole.to_json())
     return parity
 
 

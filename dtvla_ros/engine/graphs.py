@@ -47,7 +47,7 @@ def build_graphs(model: HybridDecoder) -> dict[str, onnx.ModelProto]:
     cache = [(name, torch.zeros(so_far, text.kv_heads * text.head_dim), rows) for name in past]
     fast = InferenceModel(model)
     return {
-        GRAPHS[0]: _trace(model, _see, [
+        GRAPHS[0]: _trace(model, lambda towers, pixels: towers.encode_images(pixels[None])[0], [
             ('pixel_values', torch.zeros(len(vision.cameras), 3, *(vision.image_size,) * 2), {}),
         ], ['features'], VISION_OPSET),
         GRAPHS[1]: _trace(fast, _decode, [
@@ -61,9 +61,7 @@ def build_graphs(model: HybridDecoder) -> dict[str, onnx.ModelProto]:
         GRAPHS[2]: _trace(fast, _act, [
             ('input_ids', torch.arange(new), rows),
             ('mask', torch.zeros(block, so_far + block), square),
-            ('position_ids', torch.arange(block), rows), *cache,
-        ], ['logits']),
-    }
+            ('position_ids', torch.arange(block), rows), *cache], ['logits'])}
 
 
 def _trace(model: nn.Module, run: Callable[..., Any], inputs: list, outputs: list[str],
@@ -87,19 +85,12 @@ def _trace(model: nn.Module, run: Callable[..., Any], inputs: list, outputs: lis
 
 
 class _Graph(nn.Module):
-    """What is traced: ``run`` of a model and the graph's inputs."""
-
     def __init__(self, model: nn.Module, run: Callable[..., Any]):
         super().__init__()
         self.model, self._run = model, run
 
     def forward(self, *inputs: Tensor) -> Any:
         return self._run(self.model, *inputs)
-
-
-def _see(model: HybridDecoder, pixel_values: Tensor) -> Tensor:
-    """[C, 3, H, W] -> [image_tokens, W]."""
-    return model.encode_images(pixel_values[None])[0]
 
 
 def _decode(model: InferenceModel, input_ids: Tensor, features: Tensor, image_rows: Tensor,

@@ -183,7 +183,6 @@ def act_on(engine: Engine, transform: PolicyTransform, observation: Observation,
 
 def _encode(engine: Engine, transform: PolicyTransform, observation: Observation,
             clock: _Clock) -> tuple[list[int], Any]:
-    """Return the prompt's ids and the image features."""
     prompt = transform.prompt_ids(observation.instruction, observation)
     pixels = transform.pixels(observation.images)
     clock.lap('prepare')
@@ -209,10 +208,8 @@ def _act(engine: Engine, transform: PolicyTransform, cache: Prefix, pending: Seq
 
 
 class _Clock:
-    """Seconds by phase."""
-
     def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
+        self.laps: dict[str, float] = {}  # seconds by phase
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:

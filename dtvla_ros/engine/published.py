@@ -146,9 +146,8 @@ class PublishedScheme:
             input_ids=ids, pixel_values=self._pixels(pixel_values),
             attention_mask=torch.ones_like(ids), token_type_ids=torch.zeros_like(ids),
             max_new_tokens=limit, do_sample=False,
-            logits_processor=transformers.LogitsProcessorList([_Ban(torch.from_numpy(banned).to(ids.device))]),
-            stopping_criteria=transformers.StoppingCriteriaList([
-                _Tail([self.config.ids.think_end, self.config.ids.action])]))
+            logits_processor=[_Ban(torch.from_numpy(banned).to(ids.device))],
+            stopping_criteria=[_Tail([self.config.ids.think_end, self.config.ids.action])])
         return out[0, len(prompt_ids):].tolist()
 
     @torch.inference_mode()

@@ -134,14 +134,11 @@ def _as_floats(stored: str, scales: str, bits: int) -> list[onnx.NodeProto]:
 def _weights_only(graph: onnx.ModelProto, nodes: list[str], bits: int,
                   block: int) -> onnx.ModelProto:
     with _quiet():
-        from onnxruntime.quantization.matmul_nbits_quantizer import (
-            DefaultWeightOnlyQuantConfig,
-            MatMulNBitsQuantizer,
-        )
+        from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 
     others = [node.name for node in graph.graph.node if node.name not in nodes]
-    quantizer = MatMulNBitsQuantizer(
-        graph, nodes_to_exclude=others, algo_config=DefaultWeightOnlyQuantConfig(
+    quantizer = nbits.MatMulNBitsQuantizer(
+        graph, nodes_to_exclude=others, algo_config=nbits.DefaultWeightOnlyQuantConfig(
             block_size=block, is_symmetric=True, accuracy_level=INT8_ACTIVATIONS, bits=bits))
     quantizer.process()
     return quantizer.model.model

@@ -1,7 +1,6 @@
 """The decoder's attention over whole, padded sequences.
 
-Pads are seen by nobody and not counted as positions, so padding on either side changes no
-number.
+Pads are seen by nobody and not counted as positions: padding on either side changes nothing.
 """
 
 from __future__ import annotations

@@ -24,11 +24,10 @@ BOOKKEEPING = ('training_args.bin', 'optimizer', 'scheduler', 'scaler', 'rng_sta
 PICKLES = ('.pt', '.pth', '.bin', '.pkl', '.pickle', '.ckpt', '.joblib', '.npy', '.npz')
 # Old layout: vision_tower.vision_model.*, language_model.model.*; transformers 4.52 and later
 # put "model." in front and drop the inner names one by one.
-_RENAMES = (
-    (re.compile(r'^(?:model\.)?vision_tower\.(?:vision_model\.)?'), 'vision.tower.'),
-    (re.compile(r'^(?:model\.)?multi_modal_projector\.linear\.'), 'vision.projector.'),
-    (re.compile(r'^(?:model\.)?language_model\.(?:model\.)?'), ''),
-)
+_RENAMES = tuple((re.compile(r'^(?:model\.)?' + theirs), ours) for theirs, ours in (
+    (r'vision_tower\.(?:vision_model\.)?', 'vision.tower.'),
+    (r'multi_modal_projector\.linear\.', 'vision.projector.'),
+    (r'language_model\.(?:model\.)?', '')))
 
 
 def our_name(name: str) -> str:
@@ -116,7 +115,6 @@ class Fit(NamedTuple):
     wrong_shape: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
 
     def problems(self) -> list[str]:
-        """Return what does not fit, as sentences."""
         wrong = [f'{name}: {stored}, the config says {wanted}'
                  for name, stored, wanted in self.wrong_shape]
         return [f'{len(names)} weights {what}, first {names[0]}' for what, names in (

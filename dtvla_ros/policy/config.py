@@ -156,13 +156,9 @@ class DecoderConfig:
         """Rows of all images."""
         return sum(self.vision.tokens)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready dict that ``from_dict`` reads back."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DecoderConfig:
-        """Read what ``to_dict`` wrote; a missing or unknown key is named in the error."""
+        """Read what ``asdict`` makes of it; a missing or unknown key is named in the error."""
         try:
             vision: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v
                                       for k, v in data['vision'].items()}
@@ -209,9 +205,8 @@ class DecoderConfig:
     @classmethod
     def nano(cls, vocabulary: int, ids: SpecialIds, *, width: int = 192, layers: int = 4,
              image_size: int = 128, tokens: tuple[int, ...] = (64, 16),
-             cameras: tuple[str, ...] = CAMERAS,
-             channels: tuple[int, ...] = (32, 64, 128), chunk_steps: int = 8,
-             slot_codes: bool = False) -> DecoderConfig:
+             cameras: tuple[str, ...] = CAMERAS, channels: tuple[int, ...] = (32, 64, 128),
+             chunk_steps: int = 8, slot_codes: bool = False) -> DecoderConfig:
         """Return the small preset: 2.5 million parameters, a tick of a laptop CPU."""
         return cls(
             TextConfig(width=width, layers=layers, heads=4, kv_heads=1, head_dim=width // 4,

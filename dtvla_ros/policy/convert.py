@@ -16,20 +16,11 @@ from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import read_json, write_text
 from dtvla_ros.policy import checkpoint
+from dtvla_ros.policy import manifest as layout
 from dtvla_ros.policy.adapters import CONFIG as ADAPTER_CONFIG
 from dtvla_ros.policy.adapters import Adapter, local_base, read_adapter
 from dtvla_ros.policy.config import DecoderConfig
-from dtvla_ros.policy.manifest import (
-    INDEX,
-    MANIFEST,
-    TOKENIZER,
-    ActionContract,
-    ImageContract,
-    PolicyManifest,
-    new_folder,
-    require_free,
-    sha256,
-)
+from dtvla_ros.policy.manifest import INDEX, MANIFEST, TOKENIZER, PolicyManifest
 from dtvla_ros.policy.vocabulary import SPECIAL_WORDS, load_tokenizer, word_id
 
 CONFIG = 'config.json'
@@ -99,7 +90,8 @@ def published(name: str, license: str, config: DecoderConfig, statistics: Action
     """Return a manifest with the published prompt, whole chunks, LIBERO's mirrored images."""
     return PolicyManifest(
         name, license, config, cast(ActionStatistics, statistics), files, False, PREAMBLE,
-        MAX_THOUGHT, ActionContract(replan_steps=config.chunk_steps), ImageContract(mirrored=True))
+        MAX_THOUGHT, layout.ActionContract(replan_steps=config.chunk_steps),
+        layout.ImageContract(mirrored=True))
 
 
 def convert(path: Path | str, *, cameras: tuple[str, ...] = CAMERAS, name: str | None = None,
@@ -130,7 +122,7 @@ def convert(path: Path | str, *, cameras: tuple[str, ...] = CAMERAS, name: str |
         if out.resolve() in [source.resolve() for source in (folder, adapter_folder) if source]:
             raise UserError(f'{out}: --out is the folder of the checkpoint or of the adapter; '
                             'choose another')
-        require_free(out)
+        layout.require_free(out)
     if (target / MANIFEST).exists() and not force:
         raise UserError(f'{target / MANIFEST}: exists already; replace it with --force')
     checkpoint.refuse_pickles(folder)
@@ -148,7 +140,7 @@ def convert(path: Path | str, *, cameras: tuple[str, ...] = CAMERAS, name: str |
     updates = None if adapter_folder is None else read_adapter(adapter_folder)
     if updates is not None:
         updates.check(headers)
-    with nullcontext(folder) if target == folder else new_folder(target) as made:
+    with nullcontext(folder) if target == folder else layout.new_folder(target) as made:
         if made != folder:
             _write_weights(folder, headers, updates, made)
             for kept in (INDEX, TOKENIZER, CONFIG):
@@ -179,9 +171,8 @@ def _write_weights(base: Path, headers: dict[str, checkpoint.Stored], adapter: A
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """Return SHA-256 by name of a policy's files, with a progress bar over all bytes."""
     files = [folder / name for name in (INDEX, TOKENIZER) if (folder / name).exists()]
     files += checkpoint.weight_files(folder)
     with tqdm(total=sum(path.stat().st_size for path in files), desc='hashing', unit='B',
               unit_scale=True, disable=None) as bar:
-        return {path.name: sha256(path, bar.update) for path in files}
+        return {path.name: layout.sha256(path, bar.update) for path in files}

@@ -111,7 +111,6 @@ def inspect(path: Path | str, hashes: bool = False) -> Inspection:
 
 
 def _policy(folder: Path, hashes: bool) -> Inspection:
-    """Return what a policy folder holds, its hashes checked."""
     manifest = PolicyManifest.read(folder)
     issues = _Issues()
     files = []
@@ -136,7 +135,6 @@ def _policy(folder: Path, hashes: bool) -> Inspection:
 
 
 def _checkpoint(folder: Path) -> Inspection:
-    """Return what a downloaded checkpoint holds and lacks to become a policy."""
     issues = _Issues()
     tokenizer = issues.get(lambda: load_tokenizer(folder / TOKENIZER),
                            'copy tokenizer.json from the download')
@@ -157,7 +155,6 @@ def _checkpoint(folder: Path) -> Inspection:
 
 
 def _adapter(folder: Path) -> Inspection:
-    """Return what a LoRA adapter adapts, and whether its base is here."""
     issues = _Issues()
     config = read_json(folder / adapters.CONFIG)
     stored = issues.get(lambda: checkpoint.read_headers(folder / adapters.WEIGHTS)) or {}
@@ -180,7 +177,6 @@ def _adapter(folder: Path) -> Inspection:
 
 
 def _contents(manifest: PolicyManifest) -> dict[str, Any]:
-    """Return what a manifest says, and the sizes of its network."""
     return {'name': manifest.name, 'license': manifest.license,
             'statistics': manifest.statistics.to_dict() if manifest.statistics else None,
             'action': asdict(manifest.action), 'images': asdict(manifest.images),
@@ -202,7 +198,6 @@ def _fit(folder: Path, config: DecoderConfig,
 
 
 def _weights(stored: Mapping[str, Stored], fits: Fit | None) -> dict[str, Any] | None:
-    """Return what headers say of the weights, None where there are none."""
     if not stored:
         return None
     names = [name for name in stored if name not in HEADS]
@@ -237,7 +232,7 @@ def _sizes(config: DecoderConfig, thought: int) -> dict[str, Any]:
     text = config.text
     kept = 2 * text.layers * text.kv_heads * text.head_dim  # keys and values of one row
     rows = config.image_tokens + PROMPT_TOKENS + thought + config.slots
-    return {'config': config.to_dict(), 'parameters': parts, 'memory': {
+    return {'config': asdict(config), 'parameters': parts, 'memory': {
         'float32': 4 * every, 'bfloat16': 2 * every, 'int8 (onnx)': round(
             (matrices + embedding) * (1 + 4 / SCALED_TOGETHER)) + 4 * (every - matrices),
         'cache of a decision, bfloat16': 2 * kept * rows,
@@ -285,7 +280,10 @@ def show(found: Inspection, console: Console | None = None) -> None:
     if found.weights:
         sections['Weights'] = {
             **found.weights, 'parameters': f'{found.weights["parameters"]["total"]:,}'}
-    tables: list[Table | str] = [_pairs(title, rows) for title, rows in sections.items() if rows]
+    tables: list[Table | str] = [
+        _table(title, ('', ''), ((key.replace('_', ' '), escape(_text(value)))
+                                 for key, value in rows.items() if value not in (None, '')))
+        for title, rows in sections.items() if rows]
     if found.statistics:
         tables.append(_table('Action statistics', ('channel', 'q01', 'q99'), (
             (str(channel), f'{low:.5g}', f'{high:.5g}') for channel, (low, high) in enumerate(
@@ -309,12 +307,6 @@ def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) ->
     for row in rows:
         table.add_row(*row)
     return table
-
-
-def _pairs(title: str, values: Mapping[str, Any]) -> Table:
-    """Return a table of names and values, without those that are None or empty text."""
-    return _table(title, ('', ''), ((key.replace('_', ' '), escape(_text(value)))
-                                    for key, value in values.items() if value not in (None, '')))
 
 
 def _text(value: Any) -> str:

@@ -100,7 +100,6 @@ class PolicyManifest:
                             f'of {self.config.chunk_steps}')
 
     def to_json(self) -> str:
-        """Return the manifest as it is written."""
         return json.dumps({'format': FORMAT, **asdict(self)}, indent=1) + '\n'
 
     @classmethod

@@ -14,7 +14,7 @@ from transformers.models.gemma import modeling_gemma as gemma_parts
 
 from dtvla_ros.policy.attention import MATMUL, action_start, additive, sequence_mask
 from dtvla_ros.policy.config import DecoderConfig, TextConfig
-from dtvla_ros.policy.vision import build_tower
+from dtvla_ros.policy.vision import ConvTower, SiglipTower
 
 
 def gemma_config(text: TextConfig) -> GemmaConfig:
@@ -34,7 +34,8 @@ class HybridDecoder(nn.Module):
         self.config = config
         text, gemma = config.text, gemma_config(config.text)
         gemma._attn_implementation = MATMUL
-        self.vision = build_tower(config)
+        tower = SiglipTower if config.vision.kind == 'siglip' else ConvTower
+        self.vision = tower(config.vision, text.width)
         self.embed_tokens = nn.Embedding(text.vocabulary, text.width)
         self.register_buffer('embed_scale', torch.tensor(text.width ** 0.5), persistent=False)
         self.layers = nn.ModuleList(
@@ -56,7 +57,7 @@ class HybridDecoder(nn.Module):
                 nn.init.normal_(weight, std=scale * weight.shape[1] ** -0.5)
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """[B, C, 3, H, W] in -1..1 -> rows [B, image_tokens, width]."""
+        """[B, C, 3, H, W] in -1..1 -> rows [B, image_tokens, width], cameras in order."""
         return self.vision(pixel_values)
 
     def embed(self, input_ids: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Training, evaluation and the node share it, so that they cannot differ.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +82,6 @@ class PolicyTransform:
 
     @property
     def codec(self) -> ActionCodec:
-        """The codec of this policy's action ids."""
         return ActionCodec(self.config.ids.bins_first, self.config.ids.bins_last)
 
     @property
@@ -191,7 +190,7 @@ def transform_of(folder: Path, manifest: PolicyManifest) -> PolicyTransform:
 def write_transform(folder: Path, transform: PolicyTransform) -> None:
     """Write ``config.json``, ``tokenizer.json``, ``statistics.json`` and ``prompt.json``."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / 'config.json', transform.config.to_dict())
+    write_json(folder / 'config.json', asdict(transform.config))
     transform.tokenizer.save(str(folder / 'tokenizer.json'))
     write_json(folder / 'statistics.json', transform.statistics.to_dict())
     write_json(folder / 'prompt.json', {

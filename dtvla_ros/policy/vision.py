@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from dtvla_ros.policy.config import DecoderConfig, VisionConfig
+from dtvla_ros.policy.config import VisionConfig
 
 
 def siglip_config(vision: VisionConfig) -> SiglipVisionConfig:
@@ -87,20 +87,9 @@ class ConvTower(nn.Module):
 
     def __init__(self, config: VisionConfig, width: int):
         super().__init__()
-        self.stems = nn.ModuleList(
-            ConvStem(config.image_size, tokens, config.channels, width)
-            for tokens in config.tokens)
+        self.stems = nn.ModuleList(ConvStem(config.image_size, tokens, config.channels, width)
+                                   for tokens in config.tokens)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """[B, C, 3, H, W] -> [B, sum(tokens), width]."""
         return torch.cat([stem(pixel_values[:, c]) for c, stem in enumerate(self.stems)], 1)
-
-
-def build_tower(config: DecoderConfig) -> SiglipTower | ConvTower:
-    """Return the tower of ``config.vision``.
-
-    It maps [B, C, 3, H, W] in -1..1 to rows [B, sum(tokens), width], cameras in order.
-    """
-    if config.vision.kind == 'siglip':
-        return SiglipTower(config.vision, config.text.width)
-    return ConvTower(config.vision, config.text.width)

@@ -46,8 +46,7 @@ def build_tokenizer(more: Iterable[str] = (), bins: int = 256) -> Tokenizer:
     tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(table)}, unk_token=UNKNOWN))
     # A newline is a token of its own (it closes the prompt), the other blanks only separate.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.WhitespaceSplit(),
-        pre_tokenizers.Split(';', 'isolated'), pre_tokenizers.Split(':', 'isolated')])
+        pre_tokenizers.WhitespaceSplit(), *(pre_tokenizers.Split(x, 'isolated') for x in ';:')])
     tokenizer.add_tokens([AddedToken(w, normalized=False) for w in _FIRST_WORDS[4:10]])
     return tokenizer
 
@@ -75,10 +74,9 @@ def ordinal_groups(tokenizer: Tokenizer) -> list[tuple[int, int]]:
 
     A neighbour of the right word is nearly right; a loss can say so with smoothed targets.
     """
-    groups = word_groups()
     spans = []
     for axis in 'xyz':
-        ids = [word_id(tokenizer, word) for word in groups[axis]]
+        ids = [word_id(tokenizer, word) for word in word_groups()[axis]]
         if ids != list(range(ids[0], ids[0] + len(ids))):
             raise UserError(f'tokenizer: the {axis} words are not contiguous; build it again')
         spans.append((ids[0], ids[-1]))
