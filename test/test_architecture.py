@@ -1,7 +1,5 @@
 """docs/architecture.md is true to the tree; imports have no cycle; what processes load."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

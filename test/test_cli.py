@@ -59,9 +59,8 @@ def test_bad_input_is_one_line_and_exit_code_2(case, dtvla, tmp_path):
 
 
 def test_experts_write_their_success(dtvla, tmp_path):
-    code, said, _ = dtvla(
-        'experts', '--episodes', '2', '--workers', '2', '--noise', '--tasks',
-        'stack_the_red_cube_on_the_green_cube', '--json', 'experts.json')
+    code, said, _ = dtvla('experts', '--episodes', '2', '--workers', '2', '--noise', '--tasks',
+                          'stack_the_red_cube_on_the_green_cube', '--json', 'experts.json')
     assert code == 0 and 'stack_the_red_cube' in said
     result = json.loads((tmp_path / 'experts.json').read_text())
     assert result['total']['n'] == 2 and result['noise'] is True

@@ -23,11 +23,10 @@ DATASET = {
     'action_is_pad': '43c55c1c72748c91', 'observation.state': '684207735ede967f',
     'observation.joint_positions': 'eef525d0c302f852', 'observation.places': 'baa801f626b15f82',
     'observation.image_points': '855cbd669d8c2eb9', 'reasoning': 'ef481324004287da'}
-FROM_BAG = {
-    'action': '2741903bca5451b5', 'action_chunk': '4c00ec29d3c29acf',
-    'action_is_pad': '8a88db51fc995bca', 'observation.state': 'b76f43cab3c2a955',
-    'observation.joint_positions': 'd8746b70f8f3438f', 'reasoning': '973b82315e98856e',
-    'timestamp': 'f5137a4e22aef03f'}
+FROM_BAG = {'action': '2741903bca5451b5', 'action_chunk': '4c00ec29d3c29acf',
+            'action_is_pad': '8a88db51fc995bca', 'observation.state': 'b76f43cab3c2a955',
+            'observation.joint_positions': 'd8746b70f8f3438f',
+            'reasoning': '973b82315e98856e', 'timestamp': 'f5137a4e22aef03f'}
 
 
 @pytest.fixture(scope='module')
@@ -56,8 +55,7 @@ def test_a_dataset_is_read_and_found_intact(former):
     root = former / 'dataset'
     reader = open_dataset(root)
     assert (reader.info['total_episodes'], reader.info['total_frames']) == (8, 88)
-    assert digests(root, DATASET) == DATASET
-    assert validate(root, decode=True) == []
+    assert digests(root, DATASET) == DATASET and validate(root, decode=True) == []
 
 
 def test_a_bag_becomes_the_same_dataset(former, tmp_path):

@@ -1,7 +1,5 @@
 """Launch files: what they name exists; under genuine launch also what they would start."""
 
-from __future__ import annotations
-
 import os
 import re
 import runpy
@@ -23,8 +21,6 @@ PARAMETERS = {'use_sim_time', *(
     ''.join(found) for file in ROOT.glob('dtvla_ros/[ns]*/*.py') for found in re.findall(
         r"declare\(\s*\w+, '(\w+)'|^    (\w+): [^\n]+ = parameter\(", file.read_text(),
         re.MULTILINE))}
-
-
 FOREIGN = {'robot_state_publisher': 'robot_state_publisher', 'ros_gz_bridge': 'parameter_bridge',
            'controller_manager': 'spawner', 'ros_gz_sim': 'create'}
 
@@ -79,8 +75,7 @@ def prefix(tmp_path, monkeypatch):
     for folder in ('config', 'models'):
         (share / folder).symlink_to(ROOT / folder)
     monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-    monkeypatch.setenv(
-        'AMENT_PREFIX_PATH', f'{tmp_path}:{os.environ.get("AMENT_PREFIX_PATH", "")}')
+    monkeypatch.setenv('AMENT_PREFIX_PATH', str(tmp_path), os.pathsep)
     return tmp_path
 
 
@@ -141,9 +136,8 @@ def given_to(words):
                          ids=lambda p: p.stem)
 def test_ros_itself_shows_every_argument(prefix, path):
     program = 'import sys; from ros2cli.cli import main; sys.exit(main())'
-    done = subprocess.run(
-        [sys.executable, '-c', program, 'launch', 'dtvla_ros', path.name, '--show-args'],
-        capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, '-c', program, 'launch', 'dtvla_ros',
+                           path.name, '--show-args'], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert {'params_file', 'policy', 'use_sim_time', 'transport', 'overlay', 'viz', 'record',
             'namespace'} <= set(re.findall(r"'(\w+)':", done.stdout))

@@ -1,7 +1,5 @@
 """What colcon, pip and rosdep read about the package is true."""
 
-from __future__ import annotations
-
 import ast
 import configparser
 import re

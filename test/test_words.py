@@ -1,7 +1,5 @@
 """Code and docs use the field's words; the first version's stand only where files keep them."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 from pathlib import Path
@@ -19,15 +17,11 @@ KEPT = {
     'dtvla_ros/annotation/label.py': "'pictures': question.images",
     'dtvla_ros/annotation/providers.py': "'pictures'",
     'dtvla_ros/annotation/question.py': 'the pictures and the motion show',
-    'dtvla_ros/cli/arguments.py': '--shove-share',
-    'dtvla_ros/data/collect.py': 'shove',
-    'dtvla_ros/data/inspect.py': "'picture of'",
+    'dtvla_ros/cli/arguments.py': '--shove-share', 'dtvla_ros/data/collect.py': 'shove',
+    'dtvla_ros/data/inspect.py': "'picture of'", 'docs/annotation.md': '--picture-tokens',
     'dtvla_ros/training/grpo/config.py': "'lanes': 'num_env_groups'",
-    'sim/experts/noise.py': 'shove',
-    'sim/rewording.py': "('slide', 'shove', 'move')",
-    'docs/annotation.md': '--picture-tokens',
-    'README.md': r'\| (20|24|36) \|',
-}
+    'sim/experts/noise.py': 'shove', 'sim/rewording.py': "('slide', 'shove', 'move')",
+    'README.md': r'\| (20|24|36) \|'}
 
 
 @pytest.mark.skipif(not (ROOT / '.git').exists(), reason='not a checkout')

@@ -43,8 +43,7 @@ def scenes():
 
 
 def _same(mine, wanted) -> None:
-    assert mine.thought_tokens == wanted.thought_tokens
-    assert mine.outcome == wanted.outcome
+    assert mine.thought_tokens == wanted.thought_tokens and mine.outcome == wanted.outcome
     assert np.array_equal(mine.action_tokens, wanted.action_tokens)
     assert np.array_equal(mine.chunk, wanted.chunk)
 

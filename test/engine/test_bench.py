@@ -1,7 +1,5 @@
 """The benchmark: what it compares is the same work, what it prints adds up."""
 
-from __future__ import annotations
-
 import json
 from io import StringIO
 

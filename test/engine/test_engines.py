@@ -99,8 +99,7 @@ def test_words_are_written_until_done(case):
     tokens, asked = chosen.tolist(), []
     cache = case.engine.generate(cache, tokens, lambda t: asked.append(len(t)) or len(t) == 7)
     assert asked == [2, 3, 4, 5, 6, 7]
-    assert cache.count == len(case.prompt) + 6
-    assert tokens == case.true(tokens[:-1])[2]
+    assert cache.count == len(case.prompt) + 6 and tokens == case.true(tokens[:-1])[2]
 
 
 def test_a_suppressed_word_is_not_chosen(case):

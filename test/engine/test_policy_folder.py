@@ -128,9 +128,8 @@ def test_missing_file(copy):
 @pytest.mark.parametrize(('change', 'word'), [
     (lambda d: d['files'].update({'weights.pt': 'x'}), 'weights.pt.* refused unread'),
     (lambda d: d['files'].update({'../a.onnx': 'x'}), 'outside the policy folder'),
-    (lambda d: d.update(auto_map={}), 'remote code'),
-    (lambda d: d.update(format=9), 'format'),
-    (lambda d: d.pop('statistics'), 'statistics'),
+    (lambda d: d.update(auto_map={}), 'remote code'), (lambda d: d.update(novel=1), 'novel'),
+    (lambda d: d.update(format=9), 'format'), (lambda d: d.pop('statistics'), 'statistics'),
     (lambda d: d['statistics']['q01'].pop(), 'q01 has 6 channels'),
     (lambda d: d['statistics']['q01'].__setitem__(2, 0.9), 'channel 2'),
     (lambda d: d['config']['text'].update(heads=0), 'heads'),
@@ -138,9 +137,7 @@ def test_missing_file(copy):
     (lambda d: d['config']['ids'].update(eos=99999), 'eos=99999'),
     (lambda d: d['action'].update(replan_steps=9), 'replan_steps 9'),
     (lambda d: d['action'].update(rate_hz=0), 'rate_hz'),
-    (lambda d: d['files'].pop('tokenizer.json'), 'lists no tokenizer.json'),
-    (lambda d: d.update(novel=1), 'novel'),
-])
+    (lambda d: d['files'].pop('tokenizer.json'), 'lists no tokenizer.json')])
 def test_bad_manifest(folder, tmp_path, change, word):
     data = json.loads((folder / 'manifest.json').read_text())
     change(data)

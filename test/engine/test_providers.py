@@ -1,7 +1,5 @@
 """What the CPU is said to be able to, and what is made of it."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

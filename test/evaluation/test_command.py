@@ -1,7 +1,5 @@
 """The evaluation commands: devices, flags, start states, continued tables."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

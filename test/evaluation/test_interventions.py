@@ -1,7 +1,5 @@
 """A changed thought is changed where it should be; who was followed, and recovery, are counted."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +50,7 @@ def test_the_thought_is_another_tasks_and_the_action_follows_from_it(policy, obs
     assert not np.array_equal(swapped.action_tokens, own.action_tokens)
     # With its own sentence as the other one it decides as ever, to the bit.
     same = ablations.swapped_thought(policy, lambda: observation.instruction)(observation)
-    assert same.thought_tokens == own.thought_tokens
-    assert np.array_equal(same.chunk, own.chunk)
+    assert same.thought_tokens == own.thought_tokens and np.array_equal(same.chunk, own.chunk)
     nonsense = policy.transform.encode_thought(' '.join(['wooden'] * 16))
     assert not np.array_equal(
         act_on(policy.engine, policy.transform, observation, nonsense).chunk, own.chunk)
@@ -70,8 +67,7 @@ def test_a_frozen_thought_is_kept(policy):
     frozen = ablations.frozen_thought(policy, keep=3)
     thoughts = [frozen(noise(seed)).thought_tokens for seed in range(7)]
     fresh = [policy.infer(noise(seed)).thought_tokens for seed in range(7)]
-    assert len(set(fresh)) > 1
-    assert thoughts == [fresh[0]] * 3 + [fresh[3]] * 3 + [fresh[6]]
+    assert len(set(fresh)) > 1 and thoughts == [fresh[0]] * 3 + [fresh[3]] * 3 + [fresh[6]]
 
 
 def test_random_thoughts_differ_and_follow_the_seed(policy):
@@ -113,8 +109,7 @@ def test_summary_counts_starts_without_another_task_for_directions_only():
 def test_a_start_state_is_judged_for_both_tasks():
     result = interventions.make_steering_worker(SETUP)((CAN, 1_000_003))
     assert result.other not in ('', result.task) and not (result.said and result.asked)
-    assert result.words > 10
-    assert result.along > result.words / 2, 'its own words are what it does'
+    assert result.along > result.words / 2 > 5, 'its own words are what it does'
 
 
 @pytest.fixture(scope='module')
@@ -162,13 +157,11 @@ def test_success_counts_only_where_something_was_lost():
             interventions.Recovery('full', 'b', 1, True, True, 90, ('missed now reach',), 0)]
     summary = interventions.recovery_summary(rows)
     assert (summary['full']['successes'], summary['full']['n']) == (2, 2)
-    assert summary['full']['never_carried'] == 1
-    assert summary['masked']['rate'] == 0.0
+    assert summary['full']['never_carried'] == 1 and summary['masked']['rate'] == 0.0
     assert [r.task for r in interventions.examples(rows, 5)] == ['a', 'b']
 
 
 def test_a_policy_loses_its_object_and_its_thoughts_are_kept():
-    result = interventions.make_recovery_worker(SETUP)(
-        ('full', CAN, dtvla_sim.EVAL_SEED_START + 2))
-    assert result.knocked and len(result.thoughts) > 3
-    assert 0 <= result.at <= interventions.BEFORE
+    job = 'full', CAN, dtvla_sim.EVAL_SEED_START + 2
+    result = interventions.make_recovery_worker(SETUP)(job)
+    assert result.knocked and len(result.thoughts) > 3 and 0 <= result.at <= interventions.BEFORE

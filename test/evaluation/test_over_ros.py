@@ -54,9 +54,8 @@ def test_lock_step_over_ros_moves_the_arm_as_in_process(tmp_path, scene):
 
 @pytest.mark.slow
 def test_real_time_says_so_and_tells_how_long_it_thought(tmp_path):
-    result = evaluate(
-        tmp_path, '--tasks', TASKS.split(',')[0], '--via', 'ros', '--realtime',
-        '--html', str(tmp_path / 'r.html'), '--videos', str(tmp_path / 'films'))
+    result = evaluate(tmp_path, '--tasks', TASKS.split(',')[0], '--via', 'ros', '--realtime',
+                      '--html', str(tmp_path / 'r.html'), '--videos', str(tmp_path / 'films'))
     assert result['realtime'] and 'over ROS in real time' in result['output']
     assert result['total']['n'] == 1 and result['latency']['think']['n'] >= 3
     assert 'real time' in (tmp_path / 'r.html').read_text()

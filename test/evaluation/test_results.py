@@ -1,7 +1,5 @@
 """Rates, tables, comparisons and the HTML page of finished episodes."""
 
-from __future__ import annotations
-
 import base64
 import json
 import math
@@ -47,9 +45,8 @@ def test_latency_summary_in_milliseconds():
 
 def result(folder, mode, good, files=None, suite='tabletop', starts='shuffle', episodes=10,
            **more):
-    played = [
-        EpisodeResult(task, 100 + k, k < good, 50, 1, 0, {'total': [0.02]})
-        for task in TASKS for k in range(episodes)]
+    played = [EpisodeResult(task, 100 + k, k < good, 50, 1, 0, {'total': [0.02]})
+              for task in TASKS for k in range(episodes)]
     row = {'suite': suite, 'starts': starts, 'mode': mode, 'seeds': [100, 99 + episodes],
            'versions': results.versions(), **results.summarise(played, TASKS), **more,
            **({'files': files} if files else {})}
@@ -73,8 +70,7 @@ def test_document_keeps_what_is_around_the_table_and_what_is_no_result_is_refuse
     results.compare([result(tmp_path, 'full', 10)], document, None)
     text = document.read_text()
     assert text.startswith(f'before\n{results.BEGIN}\n| task')
-    assert text.endswith(f'{results.END}\nafter\n')
-    assert 'old' not in text
+    assert text.endswith(f'{results.END}\nafter\n') and 'old' not in text
     document.write_text('no markers')
     with pytest.raises(UserError, match=r'README\.md lacks'):
         results.compare([result(tmp_path, 'full', 10)], document, None)
@@ -108,10 +104,10 @@ def test_other_starts_and_suites_are_other_rows(tmp_path):
     ('perturb', ['camera:2']), ('flags', {'msaa_samples': 0}), ('seeds', [101, 110]),
     ('tasks', {'stack_the_cube': {'successes': 1, 'n': 1}}), ('files', {'a': 'y'})])
 def test_what_was_measured_otherwise_is_not_compared(tmp_path, key, value):
-    full = result(tmp_path, 'full', 9, {'a': 'x'})
-    other = result(tmp_path, 'replay', 9, **{key: value})
+    files = [result(tmp_path, 'full', 9, {'a': 'x'}),
+             result(tmp_path, 'replay', 9, **{key: value})]
     with pytest.raises(UserError, match=f'differ in {key.replace("files", "policy")}'):
-        results.read_results([full, other])
+        results.read_results(files)
 
 
 def test_of_libero_it_is_said_how_it_is_drawn_and_a_cell_may_have_fewer_episodes(tmp_path):
@@ -152,12 +148,11 @@ def test_the_report_stands_alone_and_shows_every_failure(tmp_path):
     Image.new('RGB', (8, 4), (200, 10, 10)).save(stills / f'{HOSTILE[0]}-7.jpg')
     films.mkdir()
     (films / f'{HOSTILE[0]}-7.mp4').write_bytes(b'film')
-    summary = {
-        'suite': 'tabletop', 'mode': 'full', 'perturb': ['camera:2'], 'via': 'inprocess',
-        'flags': {'msaa_samples': 0, 'shadows': False, 'gripper': '-1 opens, +1 closes'},
-        'files': {'model.safetensors': 'acc5'}, 'replan_steps': 3, 'seeds': [7, 8],
-        'versions': results.versions(), **results.summarise(episodes, HOSTILE),
-        'cut_thoughts': 3, 'refused': 1}
+    summary = {'suite': 'tabletop', 'mode': 'full', 'perturb': ['camera:2'], 'via': 'inprocess',
+               'flags': {'msaa_samples': 0, 'shadows': False, 'gripper': '-1 opens, +1 closes'},
+               'files': {'model.safetensors': 'acc5'}, 'replan_steps': 3, 'seeds': [7, 8],
+               'versions': results.versions(),
+               **results.summarise(episodes, HOSTILE), 'cut_thoughts': 3, 'refused': 1}
     path = tmp_path / 'pages' / 'report.html'
     write_html(path, 'tabletop: <full> thought', summary, stills, films)
     page = path.read_text()

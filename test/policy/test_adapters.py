@@ -159,8 +159,7 @@ def test_the_base_may_be_named_by_the_adapter(base, tmp_path):
     ({'r': 0}, 'r is 0'), ({'auto_mapping': {'auto_map': 'x'}}, 'remote code'),
     ({f'{DOWN}.lora_A.weight': (RANK, 64)}, 'down_proj has only the factor A'),
     ({f'{QUERY}.lora_magnitude_vector': (1,)}, 'lora_magnitude_vector is no factor'),
-    ({f'{QUERY}.lora_B.bias': (1,)}, 'lora_B.bias is no factor'),
-    (None, 'holds no LoRA factors'),
+    ({f'{QUERY}.lora_B.bias': (1,)}, 'lora_B.bias is no factor'), (None, 'holds no LoRA factors'),
     ({f'{HEAD}.lora_A.weight': (RANK, WIDTH), f'{HEAD}.lora_B.weight': (8, RANK)},
      'lm_head.weight was trained apart from the embedding'),
     ({f'{HEAD}.weight': (8, WIDTH)}, 'lm_head.weight was trained apart')])

@@ -1,7 +1,5 @@
 """Weights: every published layout in, nothing that could run code."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file

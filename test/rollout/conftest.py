@@ -1,7 +1,5 @@
 """Tiny models run on one thread."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from support.small import small_policy

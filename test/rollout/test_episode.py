@@ -1,7 +1,5 @@
 """Episodes in the real simulator; the scripted expert stands where a policy would."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -39,8 +37,7 @@ def test_an_idle_policy_fails_when_time_is_up(env, monkeypatch):
     still, looked = np.zeros((8, 7), np.float32), []
 
     def decide(observation):
-        return Decision(
-            'wait', 'truncated', still, (), np.zeros(0, np.int64), {'think': 0.001})
+        return Decision('wait', 'truncated', still, (), np.zeros(0, np.int64), {'think': 0.001})
 
     result = episode.run_episode(
         env, decide, TASK, 7, 4, 10, lambda o, d, step: looked.append(step))

@@ -1,7 +1,5 @@
 """Workers on a Ray cluster of two node processes do what workers on this machine do."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Workers in processes: what they answer, and what happens when one dies, hangs or raises."""
 
-from __future__ import annotations
-
 import functools
 import operator
 import os

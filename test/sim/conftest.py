@@ -1,7 +1,5 @@
 """Environments of the suites; one per file and kind, since building one takes seconds."""
 
-from __future__ import annotations
-
 import pytest
 
 import dtvla_sim

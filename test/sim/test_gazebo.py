@@ -1,7 +1,5 @@
 """The Gazebo world is the MuJoCo scene: same masses, joints, places, cameras and topics."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from pathlib import Path
@@ -21,9 +19,8 @@ from dtvla_sim.gazebo.model import topic_name
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK, SEED, SIZE = 'put_the_lemon_in_the_blue_bin', 1_000_007, 96
-CONTROLLERS, SETTINGS, BRIDGE = (
-    yaml.safe_load((ROOT / f'config/{name}.yaml').read_text())
-    for name in ('gazebo_controllers', 'gazebo', 'gz_bridge'))
+CONTROLLERS, SETTINGS, BRIDGE = (yaml.safe_load((ROOT / f'config/{name}.yaml').read_text())
+                                 for name in ('gazebo_controllers', 'gazebo', 'gz_bridge'))
 MOTION = CONTROLLERS['cartesian_motion_controller']['ros__parameters']
 
 

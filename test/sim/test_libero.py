@@ -1,7 +1,5 @@
 """LIBERO's suites: contract, independence of episodes, starts, experts, the same physics."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import subprocess

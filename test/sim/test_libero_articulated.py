@@ -1,7 +1,5 @@
 """Drawers, the stove's knob, the microwave's door and the pushed plate, each skill alone."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from support.libero_here import needs_libero

@@ -1,7 +1,5 @@
 """Every family changes what it is named after and nothing else, in the real scene."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from support.libero_here import needs_libero
@@ -63,8 +61,7 @@ def test_what_changes_looks_or_words_leaves_physics_alone(env, plain, family, st
         assert sentence != plain[2] and 'red cube' in sentence and 'green cube' in sentence
         return
     assert sentence == plain[2]
-    assert difference(pictures[0], plain[0][0]) > 1.0
-    assert difference(pictures[2], plain[0][2]) > 1.0
+    assert min(difference(pictures[k], plain[0][k]) for k in (0, 2)) > 1.0
     if family == 'camera':  # the wrist's camera is on the arm
         assert np.array_equal(pictures[1], plain[0][1])
 
@@ -72,9 +69,8 @@ def test_what_changes_looks_or_words_leaves_physics_alone(env, plain, family, st
 @pytest.mark.parametrize('family', LOOKS)
 def test_a_higher_strength_changes_more(env, plain, family):
     changes = [np.mean([
-        difference(run(env, f'{family}:{k}', seed=s, steps=0)[0][0],
-                   run(env, seed=s, steps=0)[0][0]) for s in range(SEED, SEED + 4)])
-        for k in STRENGTHS]
+        difference(*(run(env, *p, seed=s, steps=0)[0][0] for p in ((f'{family}:{k}',), ())))
+        for s in range(SEED, SEED + 4)]) for k in STRENGTHS]
     assert changes == sorted(changes) and changes[2] > 1.3 * changes[0]
 
 
@@ -132,8 +128,7 @@ def test_unknown_perturbations_are_refused_by_name(env):
     ('turn on the stove and put the moka pot on it', ('the stove', 'the moka pot')),
     ('pick up the black bowl next to the plate and place it on the plate',
      ('the black bowl next to the plate', 'the plate')),
-    ('open the middle drawer of the cabinet', ('the middle drawer of the cabinet',)),
-])
+    ('open the middle drawer of the cabinet', ('the middle drawer of the cabinet',))])
 def test_rewording_keeps_the_things(sentence, kept):
     for strength in STRENGTHS:
         said = {reword(sentence, strength, np.random.default_rng(k)) for k in range(20)}

@@ -1,7 +1,5 @@
 """Going back to a moment, and how much of a task is left."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """The tabletop suite: contract, start states, lazy images, experts."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Whether LIBERO and its assets are here, for tests that need them."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

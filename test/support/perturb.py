@@ -1,6 +1,5 @@
 """A disturbance of an expert's episode: its fingers are forced open for a while."""
 
-from __future__ import annotations
 
 
 class ForcedOpening:

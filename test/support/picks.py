@@ -51,9 +51,8 @@ def pick(seed: int, task: str = TASK, name: str = 'can', to: str = 'blue_bin') -
     image[:8, :8] = rng.integers(0, 256, 3)
     thoughts = []
     for k, phase in enumerate(phases):
-        label = Semantics(
-            holding=holding[k], done='nothing', trouble='none', phase=phase,
-            object=to if phase in ('carry', 'place') else name, next=NEXT[phase])
+        label = Semantics(holding=holding[k], done='nothing', trouble='none', phase=phase,
+                          object=to if phase in ('carry', 'place') else name, next=NEXT[phase])
         where = bin_at if label.object == to else place[k]
         thoughts.append(write_thought(label, where, np.zeros(3)))
     return Episode(task, {key: np.repeat(image[None], count, 0) for key in layout.CAMERAS}, {

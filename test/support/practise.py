@@ -1,7 +1,5 @@
 """A run on the toy suite, as a process that can be killed: practise INIT OUT ITERATIONS."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

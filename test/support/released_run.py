@@ -26,9 +26,8 @@ from support.tiny import tiny_episode, write_dataset
 CHUNK = 10
 THOUGHTS = ('The gripper holds the butter.', 'push', 'The red cube lies on the plate; push it '
             'until the gripper is over the plate.')
-CONFIG = SftConfig(
-    batch_size=4, learning_rate=3e-3, warmup_steps=2, ema=0.0, shift=(1, 1), precision='no',
-    validation_share=0.2, action_sigma=0.0, thought_weight=1.0)
+CONFIG = SftConfig(batch_size=4, learning_rate=3e-3, warmup_steps=2, ema=0.0, shift=(1, 1),
+                   precision='no', validation_share=0.2, action_sigma=0.0, thought_weight=1.0)
 LORA = replace(CONFIG, lora=AdapterConfig(rank=4, alpha=8, dropout=0.1),
                rates=Rates(vision=0.0, projector=0.5))
 

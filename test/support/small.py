@@ -25,10 +25,9 @@ from dtvla_ros.training.grpo.rollout import Trajectory, run_rollouts
 
 from .toy import SIZE, ToyScene
 
-CONFIG = GrpoConfig(
-    num_starts=2, num_generations=4, min_reward_range=0.0, format_reward='closed',
-    learning_rate=3e-3, num_minibatches=2, micro_batch=16, num_envs=2, evaluate_every=2,
-    evaluate_episodes=1)
+CONFIG = GrpoConfig(num_starts=2, num_generations=4, min_reward_range=0.0,
+                    format_reward='closed', learning_rate=3e-3, num_minibatches=2,
+                    micro_batch=16, num_envs=2, evaluate_every=2, evaluate_episodes=1)
 
 
 def small_policy(image_size: int = SIZE,

@@ -61,9 +61,8 @@ class ToyEnv:
         column = int(np.clip((self._y + 1.0) * SIZE / 2, 0, SIZE - 2))
         image[6:9, column:column + 2] = (220, 30, 30)
         return {'agentview_image': image, 'robot0_eye_in_hand_image': image[::-1].copy(),
-                'robot0_eef_pos': np.array([0.4, self._y, 0.1]),
-                'robot0_eef_quat': np.eye(4)[0], 'robot0_joint_pos': np.zeros(7),
-                'robot0_gripper_qpos': np.array([0.02, -0.02])}
+                'robot0_eef_pos': np.array([0.4, self._y, 0.1]), 'robot0_eef_quat': np.eye(4)[0],
+                'robot0_joint_pos': np.zeros(7), 'robot0_gripper_qpos': np.array([0.02, -0.02])}
 
 
 class FaultyEnv(ToyEnv):

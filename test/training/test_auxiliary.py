@@ -1,7 +1,5 @@
 """Auxiliary supervision: attention on the named object's patch, localisation and captioning."""
 
-from __future__ import annotations
-
 import logging
 import math
 from dataclasses import replace

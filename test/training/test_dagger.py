@@ -1,7 +1,5 @@
 """The policy drives, the expert relabels: a dataset that fine-tuning goes on with."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Datasets of several suites train one policy, and a policy goes on with words it lacked."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 
@@ -33,9 +31,8 @@ def bowl_episode(seed):
         places[:, 6:], points[:, 4:] = np.nan, np.nan
     if seed == 2:
         points[:] = [0.0, 0.999, 1.0, 0.5, 0.5, -0.01]
-    columns = dict(episode.columns) | {
-        layout.PLACES: places, layout.POINTS: points,
-        layout.REASONING: ['now reach black_bowl at x40 y+10'] * n}
+    columns = dict(episode.columns) | {layout.PLACES: places, layout.POINTS: points,
+                                       layout.REASONING: ['now reach black_bowl at x40 y+10'] * n}
     return replace(episode, task='put the black bowl on the plate', columns=columns, names={
         layout.PLACES: [f'{name}.{axis}' for name in BOWLS for axis in 'xyz']})
 
@@ -100,8 +97,7 @@ def test_a_policy_goes_on_with_new_words(dataset, bowls, tmp_path):
                            b['embed_tokens.weight'][new[word]])
     assert all(torch.equal(a[k], b[k]) for k in a if k != 'embed_tokens.weight')
     same = Trainer(CONFIG, SftRun((dataset,), tmp_path / 'third', steps=3, init=first))
-    assert not same.fresh
-    assert same.transform.tokenizer.get_vocab() == old
+    assert not same.fresh and same.transform.tokenizer.get_vocab() == old
 
 
 def test_a_policy_without_words_for_its_gripper_is_refused():

@@ -1,7 +1,5 @@
 """The hybrid loss against a plain computation, one token at a time, and its learning rate."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

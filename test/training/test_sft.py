@@ -1,7 +1,5 @@
 """Training learns, and says what of its settings is wrong."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 
@@ -23,8 +21,7 @@ def test_training_lowers_the_loss_and_leaves_a_policy(dataset, tmp_path):
     end = train_sft(CONFIG, run)
     assert end['loss'] < 0.8 * begin['loss'] and end['thought'] < 0.6 * begin['thought']
     read_source(out)
-    assert not list(out.rglob('*.pt'))
-    assert any((out / 'tensorboard').iterdir())
+    assert not list(out.rglob('*.pt')) and any((out / 'tensorboard').iterdir())
     assert json.loads((out / CHECKPOINT / 'state.json').read_text())['step'] == 90
     with pytest.raises(UserError, match='another config'):
         Trainer(replace(CONFIG, learning_rate=1.0), run)

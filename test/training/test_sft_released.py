@@ -1,7 +1,5 @@
 """The same trainer for a released policy: adapters, frozen parts, many processes."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -138,10 +136,9 @@ def test_batches_of_one_length_hold_the_same_frames(run):
 def test_two_processes_resumed_learn_what_one_does(how, config, run, tmp_path):
     wanted = losses(replace(config, accumulate=2), replace(run, steps=10), 3, save=True)
     said, out = tmp_path / 'losses.json', tmp_path / 'two'
-    launch = [sys.executable, '-m', 'accelerate.commands.launch', *how,
-              '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
-              '--dynamo_backend', 'no', '--main_process_port', '0',
-              ROOT / 'test' / 'support' / 'released_run.py']
+    launch = [sys.executable, '-m', 'accelerate.commands.launch', *how, '--num_processes',
+              '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend',
+              'no', '--main_process_port', '0', ROOT / 'test' / 'support' / 'released_run.py']
     told = []
     for steps in (2, 1):
         done = subprocess.run(
