@@ -21,6 +21,8 @@ PARAMETERS = {'use_sim_time', *(
     ''.join(found) for file in ROOT.glob('dtvla_ros/[ns]*/*.py') for found in re.findall(
         r"declare\(\s*\w+, '(\w+)'|^    (\w+): [^\n]+ = parameter\(", file.read_text(),
         re.MULTILINE))}
+
+
 FOREIGN = {'robot_state_publisher': 'robot_state_publisher', 'ros_gz_bridge': 'parameter_bridge',
            'controller_manager': 'spawner', 'ros_gz_sim': 'create'}
 
