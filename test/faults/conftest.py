@@ -30,10 +30,10 @@ BOUNDS = {'T': T, '1 chunk': 0.5, 'deadline + T': T, '0.15 s + T': 0.15 + T}  # 
 # In a process of its own: in ours the delay would be the interpreter's lock.
 DELAYS = """
 import json, sys
-from benchmarks.common import SchedulingDelay
-with SchedulingDelay() as delays:
+from benchmarks.common import scheduling_delay
+with scheduling_delay() as delays:
     sys.stdin.read()
-print(json.dumps(delays.summary()))
+print(json.dumps(delays))
 """
 _measured: dict[int, list[float | str]] = defaultdict(list)
 _machine: list[str] = []
