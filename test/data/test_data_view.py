@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from html import unescape
 
@@ -21,12 +23,14 @@ from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.data.view import view
 from dtvla_ros.errors import UserError
 
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
+
 
 @pytest.fixture(scope='module')
 def arm(tmp_path_factory):
     """Return a dataset of three episodes; their thoughts hold HTML's own characters."""
     return write_dataset(tmp_path_factory.mktemp('arm'),
-                       [arm_episode(k, frames=25 + k) for k in range(3)])
+                         [arm_episode(k, frames=25 + k) for k in range(3)])
 
 
 @pytest.fixture(scope='module')
@@ -65,6 +69,18 @@ def test_a_page_holds_every_image(page, arm):
         down, across = divmod(k, episodes_of(page)[1]['columns'])
         part = sheet[64 * down:64 * down + 64, 64 * across:64 * across + 64]
         assert np.abs(part.astype(int) - image).mean() < 8
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='needs chromium')
+def test_the_script_shows_the_first_frame(page, tmp_path):
+    """In a real browser, of both episodes."""
+    (tmp_path / 'page.html').write_text(page)
+    shown = subprocess.run(
+        [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--dump-dom',
+         f'--user-data-dir={tmp_path}/profile', (tmp_path / 'page.html').as_uri()],
+        capture_output=True, text=True, timeout=240).stdout
+    assert shown.count('0.00 s, frame 0') == 2
+    assert '<p class="said">now &lt;b&gt;0&lt;/b&gt; &amp; on</p>' in shown
 
 
 def test_a_contact_sheet_shows_the_images(arm, tmp_path):
