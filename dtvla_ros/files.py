@@ -137,7 +137,8 @@ class Journal(JsonLines):
     def __init__(self, path: Path, header: Mapping[str, Any], key: Key = BY_EPISODE):
         self._key = key
         wanted = json.loads(json.dumps(dict(header)))
-        found, rows = self.read(path, 'the same command', key) if read_lines(path) else ({}, [])
+        lines = read_lines(path)
+        found, rows = _header_and_rows(path, lines, 'the same command', key) if lines else ({}, [])
         if found and found != wanted:
             changed = sorted(k for k in {**found, **wanted} if found.get(k) != wanted.get(k))
             raise UserError(f'{path} was made with other settings ({", ".join(changed)} '
@@ -157,11 +158,16 @@ class Journal(JsonLines):
         lines = read_lines(path)
         if not lines:
             raise UserError(f'{path}: no such file, or it is empty; run {maker} first')
-        try:
-            return lines[0], list({key(row): row for row in lines[1:]}.values())
-        except (TypeError, KeyError) as error:
-            raise UserError(f'{path} is not a journal of {maker} ({error}); delete it') from error
+        return _header_and_rows(path, lines, maker, key)
 
     def add(self, row: dict[str, Any]) -> None:
         self.done[self._key(row)] = row
         self.write(row)
+
+
+def _header_and_rows(path: Path, lines: list[dict[str, Any]], maker: str, key: Key,
+                     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    try:
+        return lines[0], list({key(row): row for row in lines[1:]}.values())
+    except (TypeError, KeyError) as error:
+        raise UserError(f'{path} is not a journal of {maker} ({error}); delete it') from error
