@@ -24,6 +24,8 @@ HEARTBEAT_PERIOD = 0.025
 """Seconds between two messages on `VLA_STATE`."""
 HEARTBEAT_TIMEOUT = 0.1
 """Silence on `VLA_STATE` after which the gate stops the arm [s], unless a parameter differs."""
+CLOCK_DOMAIN = 1.0
+"""Distance of a stamp from a clock that shows another one [s], unless a parameter differs."""
 UNFINISHED = '…'
 """Ends a thought on `REASONING` that is still being generated."""
 LATENCY = 'latency_'

@@ -28,7 +28,6 @@ JOINTS, POSE = relative(JOINT_STATES), relative(EE_POSE)
 IMAGE_TOPICS = {camera: relative(topic) for camera, topic in IMAGES.items()}
 KEEP = 16  # samples per input; at 100 Hz joints and 30 Hz cameras this still spans a frame
 MAX_INSTRUCTION_BYTES = 10_000
-SAME_CLOCK = 1.0  # distance of a stamp from this node's clock that shows another clock [s]
 FROZEN_FOR = 0.4  # the same image for this long [s] ...
 FROZEN_MOTION = 0.02  # ... while a joint moved this far [rad] shows nothing of now
 SAME_SHAPE = 0.01  # relative change of an aspect ratio that still counts as the same
@@ -222,8 +221,8 @@ class Inputs:
 
     def _received(self, name: str, stamp: float, refused: str | None) -> None:
         """Note a sample; a repeated stamp is no sign of life, but in lock-step a request."""
-        if not (refused or self._settings.lockstep) and abs(
-                away := stamp - self._now()) > SAME_CLOCK:
+        limit = 0.0 if self._settings.lockstep else self._settings.clock_domain_s
+        if not refused and limit and abs(away := stamp - self._now()) > limit:
             refused = (f'stamped {away:.1f} s away from this clock: is use_sim_time the same '
                        'everywhere?')
         if refused:

@@ -13,7 +13,15 @@ from rcl_interfaces import msg
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from dtvla_ros.conventions import ARM_JOINTS, DEVICES, ENGINES, FINGER_JOINTS, MODES, parameter
+from dtvla_ros.conventions import (
+    ARM_JOINTS,
+    CLOCK_DOMAIN,
+    DEVICES,
+    ENGINES,
+    FINGER_JOINTS,
+    MODES,
+    parameter,
+)
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros.conversions import message_type
 
@@ -113,6 +121,9 @@ class VlaSettings:
     max_age_s: float = parameter(
         0.5, 'age of an observation beyond which no decision is based on it', low=0.01)
     input_timeout_s: float = parameter(0.18, 'silence of an input before HOLDING', low=0.05)
+    clock_domain_s: float = parameter(
+        CLOCK_DOMAIN, "distance of an input's stamp from this clock that shows another one; "
+        '0: never', low=0)
     gate_timeout_s: float = parameter(
         0.15, 'silence of gate_state, once it was heard, before STOPPED; 0: not watched', low=0.0)
     allowed_instructions: tuple[str, ...] = parameter(('',), "instructions taken; ['']: all")

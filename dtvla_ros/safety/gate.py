@@ -16,7 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import Chunk, ChunkQueue
 from dtvla_ros.actions.continuity import ContinuityMeter
-from dtvla_ros.conventions import CHANNELS, CONTROL_RATE, HEARTBEAT_TIMEOUT, parameter
+from dtvla_ros.conventions import (
+    CHANNELS,
+    CLOCK_DOMAIN,
+    CONTROL_RATE,
+    HEARTBEAT_TIMEOUT,
+    parameter,
+)
 from dtvla_ros.errors import UserError
 from dtvla_ros.safety.gripper import GripperMonitor
 from dtvla_ros.safety.limits import Limiter, Limits
@@ -50,7 +56,7 @@ class GateConfig:
     pose_timeout_s: float = parameter(0.1, "silence of the end effector's pose; 0: never", low=0)
     clock_stall_s: float = parameter(0.15, 'standstill of the clock before HOLD; 0: never', low=0)
     clock_domain_s: float = parameter(
-        1.0, "distance of a measurement's stamp from this clock that shows another one; "
+        CLOCK_DOMAIN, "distance of a measurement's stamp from this clock that shows another one; "
         '0: never', low=0)
     thinking_deadline_s: float = parameter(10.0, 'longest wait for a chunk before STOP', low=0)
     heartbeat_stop_s: float = parameter(
