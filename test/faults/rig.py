@@ -34,7 +34,7 @@ GATE = {'preset': 'servo', 'profile': 'fidelity', 'max_latency_s': 0.5, 'blend_s
 # A starved machine is late by itself: where no time is measured, that must not be a fault. What
 # ends the task is widest; a HOLD ends by itself.
 PATIENT: dict[str, dict[str, object]] = {
-    'vla_node': {'input_timeout_s': 1.5, 'gate_timeout_s': 5.0, 'max_age_s': 2.0,
+    'vla_node': {'input_timeout_s': 1.5, 'gate_timeout_s': 5.0, 'max_age_s': 1.2,
                  'max_skew_s': 0.2, 'clock_domain_s': 2.0, 'deadline_s': 20.0},
     'command_gate': {'heartbeat_timeout_s': 5.0, 'thinking_deadline_s': 30.0,
                      'joints_timeout_s': 1.5, 'pose_timeout_s': 1.5, 'clock_stall_s': 1.5,
@@ -77,7 +77,7 @@ class Rig(Graph):
         super().__init__(folder)
         self.policy, self.engine = policy
         self.strict = strict
-        self.patience = 0.0 if strict else 30.0  # where only the order of a reaction counts
+        self.patience = 0.0 if strict else 60.0  # where only the order of a reaction counts
         self.faults: dict[str, Callable[[Any], Any]] = {}
         self.commands: list[tuple[float, np.ndarray]] = []  # steady time, velocity [m/s] or goal
         self.stamps: list[float] = []  # of twists, as the gate wrote them [s]

@@ -98,6 +98,7 @@ def test_15_a_target_outside_the_box_is_rejected(moving, check):
 
 def test_16_an_overrun_shows_thinking_holds_and_stops_at_the_deadline(moving, check):
     (moving.folder / 'slow').touch()
+    moving.spin((moving.folder / 'waits').exists, 3, 'a decision begun')
     begun = time.monotonic()
     last = begun + moving.stops(begun, 'HOLD', 'thinking')
     moving.spin(lambda: moving.vla[0] == 'THINKING', 1, 'THINKING')

@@ -92,7 +92,7 @@ def test_01_a_camera_that_stops_holds_and_stops_for_good_after_5_s(moving, check
 
 
 def test_04_cameras_that_disagree_about_the_time(moving, check):
-    # Beyond the frames that are kept, and of this clock still.
+    # Of this clock still, but older than any frame that is decided on.
     since = moving.inject(image_wrist=later(-0.8 if moving.strict else -1.6))
     check(4, moving.stops(since, 'HOLD', 'thinking'))
     moving.spin(lambda: any(word in moving.vla[1] for word in ('wrist within', 'younger than')),
