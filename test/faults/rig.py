@@ -31,8 +31,7 @@ PRIORITY = 20  # of the gate where times are measured, as config/robot_*.yaml ha
 GATE_REMAPS = ['-r', 'vla/action_chunk:=/proxied/action_chunk', '-r', 'vla/state:=/proxied/state']
 # What a robot's gate has, but without ramps: how fast a stop begins is measured, not its length.
 GATE = {'preset': 'servo', 'profile': 'fidelity', 'max_latency_s': 0.5, 'blend_steps': 4}
-# A starved machine is late by itself: where no time is measured, that must not be a fault. What
-# ends the task is widest; a HOLD ends by itself.
+# A starved machine is late by itself: where no time is measured, that must not be a fault.
 PATIENT: dict[str, dict[str, object]] = {
     'vla_node': {'input_timeout_s': 1.5, 'gate_timeout_s': 5.0, 'max_age_s': 1.2,
                  'max_skew_s': 0.2, 'clock_domain_s': 2.0, 'deadline_s': 20.0},

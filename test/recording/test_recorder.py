@@ -121,6 +121,7 @@ def test_a_later_publisher_that_offers_less_is_heard_too(graph, tmp_path):
     first.publish(String(data='first'))
     recording = start(tmp_path / 'bag', '--topics', '/instruction')
     graph.spin(first.get_subscription_count, 60)
+    graph.wait(2.0)  # what is latched reaches reliable subscriptions only
     second = node.create_publisher(String, '/instruction', qos_profile_sensor_data)
     graph.spin(second.get_subscription_count, 10)
     for _ in range(5):  # each end finds the other in its own time
