@@ -23,7 +23,6 @@ os.environ['PYTHONPATH'] = os.pathsep.join(
     path for path in (*PATHS, os.environ.get('PYTHONPATH')) if path)
 os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
 os.environ['ROS_DOMAIN_ID'] = import_module('support.beside').fresh_domain()
-os.sched_setscheduler = lambda *_: None  # no gate built here makes tests real-time, as root
 
 with suppress(UserError):  # before anything imports MuJoCo; what draws says what is missing
     choose_gl()

@@ -66,9 +66,9 @@ class CommandGate(Node):
         self._reported = ''
         self._silent = self._new_limits = False
         guard(self, [limit.name for limit in dataclasses.fields(Limits)], self._judge_limit)
-        self._take_priority(declare(
-            self, 'priority', 0, 'real-time priority (SCHED_FIFO) of the gate; 0: none',
-            low=0, high=90))
+        self._priority = declare(
+            self, 'priority', 0, "real-time priority (SCHED_FIFO) of the gate's process; 0: none",
+            low=0, high=90)
 
         self._state = self.create_publisher(
             DiagnosticStatus, relative(names.GATE_STATE), qos.LATCHED)
@@ -273,17 +273,19 @@ class CommandGate(Node):
             self.get_fully_qualified_name(), state.name,
             {**self._gate.account(), 'dropped': self._drops}, LEVELS.get(state)))
 
-    def _take_priority(self, priority: int) -> None:
+    def take_priority(self) -> CommandGate:
+        """Give the whole process the gate's priority; return the gate."""
         try:
             # DDS's receiving threads too: a gate that is not told anything stops the arm.
-            for thread in os.listdir('/proc/self/task') if priority else ():
-                os.sched_setscheduler(int(thread), os.SCHED_FIFO, os.sched_param(priority))
+            for thread in os.listdir('/proc/self/task') if self._priority else ():
+                os.sched_setscheduler(int(thread), os.SCHED_FIFO, os.sched_param(self._priority))
         except (OSError, AttributeError) as error:
-            self.get_logger().warning(f'parameter priority = {priority}: {error}; the gate runs '
-                                      'without; allow it with an rtprio limit for this user')
+            self.get_logger().warning(f'parameter priority = {self._priority}: {error}; the gate '
+                                      'runs without; allow it with an rtprio limit for this user')
+        return self
 
 
-main = functools.partial(run, CommandGate)
+main = functools.partial(run, lambda: CommandGate().take_priority())
 
 if __name__ == '__main__':
     raise SystemExit(main())
