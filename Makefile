@@ -1,4 +1,4 @@
-# make demo | test | test-slow | lint | eval | experts | libero | libero-table | bench | latency | faults | soak | train | constraints | wheels | clean   (make help)
+# make demo | test | test-slow | lint | eval | experts | libero | libero-table | bench | latency | faults | soak | train | constraints | wheels | newcomer | clean   (make help)
 # Needs Python 3.10 - 3.13 and, as root on Debian or Ubuntu, installs the rest by itself.
 # A sourced ROS is used; without one, make installs rclpy from PyPI: docs/install.md.
 
@@ -18,7 +18,7 @@ COMPILE = $(if $(shell command -v g++),--compile)
 MINUTES ?= 60
 TEST_WORKERS ?= 4
 
-.PHONY: help demo test test-slow lint eval experts libero libero-table bench latency faults soak train constraints wheels interfaces clean one-ros
+.PHONY: help demo test test-slow lint eval experts libero libero-table bench latency faults soak train constraints wheels interfaces newcomer clean one-ros
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -127,6 +127,9 @@ constraints: $(VENV)/bin/python  ## which requirements resolve under each ROS di
 wheels: $(VENV)/bin/python  ## resolve the wheels of rclpy again, with their hashes
 	$(PIP) install -q uv
 	$(BIN)/python tools/ros_wheels
+
+newcomer:  ## type what README and the pages on recording, data, annotation and evaluation say, in a fresh clone
+	$(PYTHON) tools/newcomer
 
 clean:  ## remove what was built, keep data and runs
 	rm -rf $(VENV) $(OUT) build install log *.egg-info
