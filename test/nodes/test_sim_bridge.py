@@ -17,10 +17,10 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from dtvla_ros import conventions as names
 from dtvla_ros.conventions import CAMERAS
-from dtvla_ros.nodes.pose_source import FrameTree
 from dtvla_ros.nodes.sim_bridge import LARGEST_SEED, MOST_STEPS
 from dtvla_ros.nodes.sim_frames import VIEWS, optical_frame
 from dtvla_ros.ros import conversions, images, qos
+from dtvla_ros.ros.frames import FrameTree
 from dtvla_sim.tabletop.env import TabletopEnv  # chooses the renderer before MuJoCo is imported
 from test.nodes.test_closed_loop import decide_in_process, finished, motion, start_all
 
