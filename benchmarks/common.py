@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
+from dtvla_ros.ros.bringup import node_processes
 from dtvla_ros.ros.processes import NodeProcesses
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class Graph:
 
     def start(self, name: str, *arguments: str) -> None:
         """Start a node of the package with ROS arguments."""
-        self.processes.start(name, f'dtvla_ros.nodes.{name}', ['--ros-args', *arguments])
+        words = node_processes(simulated=True)[name].ros_arguments()
+        self.processes.start(name, f'dtvla_ros.nodes.{name}', [*words, *arguments])
 
     def spin(self, seconds: float) -> None:
         """Run callbacks for so long; raise UserError or NodeDied if a process ended."""

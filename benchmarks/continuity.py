@@ -19,7 +19,6 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.files import find_shared
 from dtvla_ros.ros import qos
 from dtvla_ros.ros.conversions import status_values
-from dtvla_ros.ros.graph import VLA_NAMES
 
 CONFIG = Path('config/sim_realtime.yaml')
 ACCOUNT = ('seam_jump', 'inside_jump', 'seams', 'insides', 'backward_seams', 'backward_insides')
@@ -50,7 +49,7 @@ def _measure(policy: Path, blend: int, seconds: float) -> dict[str, Any]:
     """Return the gate's account of ``seconds`` in real time, and the episodes won."""
     settings = ('--params-file', str(find_shared(CONFIG)))
     with own_graph(Watch) as graph:
-        graph.start('vla_node', *settings, *VLA_NAMES, '-p', f'policy:={policy}')
+        graph.start('vla_node', *settings, '-p', f'policy:={policy}')
         graph.start('command_gate', *settings, '-p', f'blend_steps:={blend}')
         graph.start('sim_bridge', *settings, '-p', 'episodes:=1000')
         for _ in progress(range(round(seconds)), unit='s', desc=f'blend {blend}'):

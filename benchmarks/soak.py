@@ -22,7 +22,6 @@ from dtvla_ros.files import find_shared
 from dtvla_ros.ros import qos
 from dtvla_ros.ros.conversions import seconds as seconds_of
 from dtvla_ros.ros.conversions import status_values
-from dtvla_ros.ros.graph import VLA_NAMES
 from dtvla_ros.ros.processes import resident_memory
 from dtvla_ros.ros.run import STEADY
 
@@ -103,7 +102,7 @@ def soak(
     with own_graph(Watch) as graph:
         watch = graph.node
         graph.processes.start('arm', 'benchmarks.arm', ['--ros-args'])
-        graph.start('vla_node', *VLA_NAMES, '-p', 'autostart:=true', '-p',
+        graph.start('vla_node', '-p', 'autostart:=true', '-p',
                     f'policy:={find_shared(policy)}')
         graph.start('command_gate', '-p', 'preset:=servo', '-p', 'blend_steps:=4', '-p',
                     'priority:=20')

@@ -25,7 +25,8 @@ ARGUMENTS = {  # default, meaning, choices
             'true', 'false'),
     'params_file': (f'{SHARE}/config/gazebo.yaml', 'Parameters of all nodes.'),
     'use_sim_time': ('true', "Gazebo's clock is the only one here.", 'true'),
-    'transport': ('raw', 'The bridge publishes sensor_msgs/Image.', 'raw')}
+    'transport': ('raw', 'The bridge publishes sensor_msgs/Image.', 'raw'),
+    'command_topic': ('/cartesian_motion_controller/target_frame', "The controller's input.")}
 CONTROLLERS = ('joint_state_broadcaster', 'cartesian_motion_controller', 'gripper_controller')
 # rcl remaps an action's services and topics, not its name.
 ACTION_PARTS = ('send_goal', 'cancel_goal', 'get_result', 'feedback', 'status')
@@ -53,7 +54,6 @@ def generate_launch_description():
         Node(package='controller_manager', executable='spawner', output='screen',
              arguments=[*CONTROLLERS, '--controller-manager-timeout', '60']),
         GroupAction([
-            SetRemap(src='target_pose', dst='/cartesian_motion_controller/target_frame'),
             *(SetRemap(src=f'gripper_action/_action/{part}',
                        dst=f'/gripper_controller/gripper_cmd/_action/{part}')
               for part in ACTION_PARTS),

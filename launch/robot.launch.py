@@ -5,15 +5,13 @@ Cameras and controller run already; nothing moves before the gate's start servic
 
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, GroupAction, IncludeLaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PythonExpression
-from launch_ros.actions import SetRemap
+
+from dtvla_ros.ros.bringup import COMMAND, COMMAND_TOPICS
 
 SHARE = get_package_share_directory('dtvla_ros')
-COMMAND_TOPICS = {
-    'servo': '/servo_node/delta_twist_cmds', 'crisp': '/target_pose',
-    'fzi': '/cartesian_compliance_controller/target_frame'}
 
 
 def generate_launch_description():
@@ -27,9 +25,6 @@ def generate_launch_description():
             description='Parameters of all nodes; set the workspace box to your cell first.'),
         DeclareLaunchArgument(
             'command_topic', default_value=PythonExpression([f"{COMMAND_TOPICS}['", preset, "']"]),
-            description="The controller's input, geometry_msgs/TwistStamped or PoseStamped."),
-        GroupAction([
-            *(SetRemap(src=name, dst=LaunchConfiguration('command_topic'))
-              for name in ('twist_cmd', 'target_pose')),
-            IncludeLaunchDescription(
-                PythonLaunchDescriptionSource(f'{SHARE}/launch/policy.launch.py'))])])
+            description=COMMAND['command_topic'][1]),
+        IncludeLaunchDescription(
+            PythonLaunchDescriptionSource(f'{SHARE}/launch/policy.launch.py'))])

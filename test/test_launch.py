@@ -34,6 +34,10 @@ def asked_of_launch(path):
     modules = re.findall(r'^from ((?:ament|launch)\S*) import', path.read_text(), re.MULTILINE)
     with patch.dict(sys.modules, dict.fromkeys(modules, ros)):
         runpy.run_path(str(path))['generate_launch_description']()
+        given = {name: made.kwargs.get('default_value') or ''
+                 for made in ros.DeclareLaunchArgument.call_args_list for name in made.args}
+        for made in ros.OpaqueFunction.call_args_list:
+            made.kwargs['function'](MagicMock(launch_configurations={**given, 'overlay': 'true'}))
     return ros
 
 
@@ -187,6 +191,9 @@ def test_gate_and_policy_meet_in_any_namespace_and_viewers_start_when_asked_for(
     assert words[1:] == ['record', '--out', 'out/bag of today']
     assert started('policy', viz='rerun')['dtvla'][1:] == ['view']
     assert set(started('policy')) == {'vla_node', 'command_gate'}
+    nodes = started('sim', namespace='mind', image_wrist='/hand')
+    assert given_to(nodes['sim_bridge'])[1].items() >= {
+        'vla/state': '/mind/state', 'image_wrist': '/hand'}.items()
 
 
 GZ_SIM = """

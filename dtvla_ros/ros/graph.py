@@ -22,16 +22,11 @@ from trajectory_msgs.msg import JointTrajectory
 from dtvla_ros import conventions as names
 from dtvla_ros.errors import NodeDied
 from dtvla_ros.files import find_shared
-from dtvla_ros.ros import conversions, images, qos
+from dtvla_ros.ros import bringup, conversions, images, qos
 from dtvla_ros.ros.processes import NodeProcesses
 
 SILENCE = 90.0  # longest wait for the next step of the simulation [s]
 SUMMARY_TIMEOUT = 3.0  # longest wait for the summary of a simulator that ended [s]
-# Arguments that put vla_node into its namespace, with the topics it shares with others outside.
-VLA_NAMES = ('-r', '__ns:=/vla', *(word for topic in (
-    *names.IMAGES.values(), names.JOINT_STATES, names.EE_POSE, names.INSTRUCTION, names.ESTOP,
-    names.GATE_STATE) for word in ('-r', f'{names.relative(topic)}:={topic}')))
-
 # On a busy machine a burst of thoughts must wait until the thread that draws lets go.
 _EVERYTHING = qos.profile(1000, reliable=True, latched=True)
 
@@ -135,11 +130,11 @@ def start_nodes(nodes: NodeProcesses, config: str, policy: Mapping[str, object],
 
     ``policy`` and ``scene``: parameters of vla_node and sim_bridge that differ from the file's.
     """
-    shared = ('--params-file', str(find_shared(config)))
-    for name, remapped, values in (
-            ('vla_node', VLA_NAMES, policy), ('command_gate', (), {}), ('sim_bridge', (), scene)):
-        words = [word for key, value in values.items() for word in ('-p', f'{key}:={value}')]
-        nodes.start(name, f'dtvla_ros.nodes.{name}', ['--ros-args', *remapped, *shared, *words],
+    given: dict[str, Mapping[str, object]] = {'vla_node': policy, 'sim_bridge': scene}
+    for name, node in bringup.node_processes(simulated=True).items():
+        values = given.get(name, {})
+        nodes.start(name, f'dtvla_ros.nodes.{name}',
+                    node.given(values).ros_arguments(str(find_shared(config))),
                     {'OMP_NUM_THREADS': str(values.get('threads', 1))})
 
 

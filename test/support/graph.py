@@ -25,8 +25,8 @@ from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import String
 
 from dtvla_ros.ros import conversions, qos
+from dtvla_ros.ros.bringup import node_processes
 from dtvla_ros.ros.environment import prepare
-from dtvla_ros.ros.graph import VLA_NAMES
 from dtvla_ros.ros.run import STEADY, make_executor
 
 from .beside import fresh_domain
@@ -84,10 +84,11 @@ class Graph:
         program = ('-m', module) if not code else ('-c', (
             f'{code}\nimport runpy\n'
             f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"))
-        own = (*VLA_NAMES, '-p', 'autostart:=true') if name == 'vla_node' else ()
-        file = ('--params-file', f'config/{config}.yaml') if config else ()
+        own = ('-p', 'autostart:=true') if name == 'vla_node' else ()
+        usual = node_processes({'overlay': 'true'}, simulated=True)[name].ros_arguments(
+            f'config/{config}.yaml' if config else '')
         words = [word for key, value in values.items() for word in ('-p', f'{key}:={value}')]
-        return self.launch(name, *program, '--ros-args', *arguments, *own, *file, *words)
+        return self.launch(name, *program, '--ros-args', *arguments, *usual[1:], *own, *words)
 
     def log(self, name: str) -> str:
         """Return what a process has printed."""

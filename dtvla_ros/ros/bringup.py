@@ -1,0 +1,155 @@
+"""Which processes make a running graph: names, namespaces, parameters, remappings.
+
+The launch files, ``dtvla run``, the demo and the evaluation over ROS start what is described here.
+Imports no ROS.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import yaml
+
+from dtvla_ros.errors import UserError
+
+Table = Mapping[str, tuple[str, ...]]
+"""Arguments of a start by name: default, meaning, choices."""
+
+POLICY: Table = {  # parameters of vla_node
+    'policy': ('models/nano', 'Folder of the policy, its manifest inside.'),
+    'engine': ('onnx', 'onnx needs exported graphs; torch runs a converted checkpoint as it is.',
+               'onnx', 'torch'),
+    'device': ('cpu', 'Where the policy runs.', 'cpu', 'cuda', 'tensorrt', 'auto'),
+    'mode': ('full', 'The thought: full is written by the policy, masked is empty.',
+             'full', 'masked')}
+GRAPH: Table = {
+    'namespace': ('vla', 'Namespace of the policy node, without a leading slash.'),
+    'use_sim_time': ('false', 'All nodes follow /clock, not the wall clock.', 'true', 'false'),
+    'transport': ('raw', 'Image topics: sensor_msgs/Image, or CompressedImage on '
+                  '<topic>/compressed.', 'raw', 'compressed')}
+VIEWERS: Table = {
+    'viz': ('none', 'Window to open: RViz, or Rerun by "dtvla view".', 'none', 'rviz', 'rerun'),
+    'overlay': ('false', 'Publish overlay/compressed, the cameras with the thought beside them, '
+                'and planned_path.', 'true', 'false'),
+    'record': ('', 'Folder of a new bag (MCAP) of the whole run; empty: do not record.')}
+IMAGES: Table = {
+    'image_primary': ('/image_primary', 'Topic of the third-person camera.'),
+    'image_wrist': ('/image_wrist', "Topic of the wrist's camera.")}
+TOPICS: Table = {
+    'joint_states': ('/joint_states', 'Topic of the joint states, sensor_msgs/JointState.'),
+    'ee_pose': ('/ee_pose', "Topic of the gripper's pose in the base frame, "
+                'geometry_msgs/PoseStamped.'),
+    'instruction': ('/instruction', 'Topic of the task in words, std_msgs/String.'),
+    'estop': ('/estop', 'Topic of the emergency stop, std_msgs/Bool.'),
+    'gate_state': ('/gate_state', "Topic of the command gate's state, "
+                   'diagnostic_msgs/DiagnosticStatus.')}
+COMMAND: Table = {
+    'command_topic': ('', "The controller's input, geometry_msgs/TwistStamped or PoseStamped; "
+                      "empty: the gate's own name for it.")}
+SIMULATION: Table = {  # parameters of sim_bridge
+    'suite': ('tabletop', 'Scenes and tasks.'),
+    'tasks': ("['']", "Task names, e.g. ['a', 'b']; ['']: all of the suite."),
+    'episodes': ('1', 'Episodes per task.'),
+    'seed': ('1000000', 'Seed of the first episode of each task; from 1000000 on nothing was '
+             'trained on.'),
+    'result_file': ('', 'JSON file for successes, seeds and versions; empty: none.')}
+TYPES = {'use_sim_time': bool, 'overlay': bool, 'tasks': list, 'episodes': int, 'seed': int}
+"""Of the arguments that are no text."""
+
+COMMAND_TOPICS = {
+    'servo': '/servo_node/delta_twist_cmds', 'crisp': '/target_pose',
+    'fzi': '/cartesian_compliance_controller/target_frame'}
+"""Input of each preset's controller under its usual name."""
+_OF_POLICY = ('action_chunk', 'state', 'reasoning')
+_OF_GATE = ('joint_states', 'ee_pose', 'estop', 'gate_state')
+_COMMANDS = ('twist_cmd', 'target_pose')
+
+
+@dataclass(frozen=True, slots=True)
+class NodeProcess:
+    """One node as a process: executable, module and node have the same ``name``."""
+
+    name: str
+    namespace: str = ''
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    remappings: tuple[tuple[str, str], ...] = ()
+
+    def given(self, parameters: Mapping[str, Any]) -> NodeProcess:
+        """Return the same process with more parameters."""
+        return replace(self, parameters={**self.parameters, **parameters})
+
+    def ros_arguments(self, params_file: str = '') -> list[str]:
+        """Return the words that follow the program's name."""
+        rules = [('__ns', f'/{self.namespace}')] if self.namespace else []
+        return ['--ros-args', *(word for source, target in (*rules, *self.remappings)
+                                for word in ('-r', f'{source}:={target}')),
+                *(['--params-file', params_file] if params_file else []),
+                *(word for name, value in self.parameters.items()
+                  for word in ('-p', f'{name}:={_yaml(value)}'))]
+
+
+def node_processes(given: Mapping[str, str] | None = None,
+                   simulated: bool = False) -> dict[str, NodeProcess]:
+    """Return the nodes of a graph by name, from the arguments that were given, as text.
+
+    Topics and namespace have their defaults; a parameter that is not given is left to the nodes'
+    parameter file. Raises UserError for a text that is no value of its argument.
+    """
+    given = given or {}
+
+    def values(*names: str) -> dict[str, Any]:
+        return {name: _value(name, given[name]) for name in names if name in given}
+
+    def name_of(topic: str) -> str:
+        return given.get(topic) or (IMAGES | TOPICS)[topic][0]  # type: ignore[operator]
+
+    def remapped(*topics: str) -> tuple[tuple[str, str], ...]:
+        return tuple((topic, name_of(topic)) for topic in topics)
+
+    namespace = given.get('namespace') or GRAPH['namespace'][0]
+    # image_transport's names: the compressed topic lies below the raw one.
+    suffix = '/compressed' if given.get('transport') == 'compressed' else ''
+    images = tuple((topic, f'{name_of(topic)}{suffix}') for topic in IMAGES)
+    of_policy = tuple((f'vla/{topic}', f'/{namespace}/{topic}') for topic in _OF_POLICY)
+    commands = tuple((name, given['command_topic']) for name in _COMMANDS
+                     if given.get('command_topic'))
+    found = [
+        NodeProcess('vla_node', namespace, values(*POLICY, 'use_sim_time', 'transport'),
+                    (*images, *remapped(*TOPICS))),
+        NodeProcess('command_gate', '', values('use_sim_time'),
+                    (*of_policy, *remapped(*_OF_GATE), *commands))]
+    if simulated:
+        found.append(NodeProcess('sim_bridge', '', values(*SIMULATION, 'use_sim_time'), (
+            *remapped(*IMAGES, 'joint_states', 'ee_pose', 'instruction'), *of_policy)))
+    if values('overlay').get('overlay'):
+        found.append(NodeProcess('overlay', '', values('use_sim_time', 'transport'), (
+            *images, *of_policy, *remapped('ee_pose', 'gate_state'))))
+    return {process.name: process for process in found}
+
+
+def viewer_commands(given: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the ``dtvla`` commands that run beside the nodes, by name."""
+    return {**({'view': ['view']} if given.get('viz') == 'rerun' else {}),
+            **({'record': ['record', '--out', given['record']]} if given.get('record') else {})}
+
+
+def _value(name: str, text: str) -> Any:
+    """Return an argument's value from its text."""
+    if (kind := TYPES.get(name)) is None:
+        return text
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
+    if type(value) is not kind:
+        raise UserError(f'{name}:={text}: a value of type {kind.__name__} expected')
+    return value
+
+
+def _yaml(value: Any) -> str:
+    """Return a parameter's value so that rcl reads it with its type."""
+    return json.dumps(list(value) if isinstance(value, tuple) else value, default=str,
+                      ensure_ascii=False)
