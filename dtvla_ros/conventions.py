@@ -40,6 +40,7 @@ ESTOP = '/estop'
 REASONING = '/vla/reasoning'
 ACTION_CHUNK = '/vla/action_chunk'
 VLA_STATE = '/vla/state'
+VLA_TASKS = '/vla/tasks'
 GATE_STATE = '/gate_state'
 ACTION = '/action'
 TWIST = '/twist_cmd'
@@ -56,7 +57,7 @@ COMMANDS = (ACTION, TWIST, TARGET_POSE)
 """Command topics; a graph has one of them, by the gate's preset."""
 RECORDED = (
     *IMAGES.values(), JOINT_STATES, EE_POSE, INSTRUCTION, ESTOP, REASONING, ACTION_CHUNK,
-    VLA_STATE, GATE_STATE, *COMMANDS, GRIPPER, EPISODE, SIM_STATE, SIM_TASKS,
+    VLA_STATE, VLA_TASKS, GATE_STATE, *COMMANDS, GRIPPER, EPISODE, SIM_STATE, SIM_TASKS,
     *CAMERA_INFO.values(), PLANNED_PATH, '/diagnostics', '/clock', '/tf', '/tf_static')
 """Topics of a bag."""
 

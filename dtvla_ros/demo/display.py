@@ -33,9 +33,13 @@ class Screen:
         self.console = console or Console()
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
         self._printed = ''
+        self._refusals = 0
 
     def update(self, seen: Seen) -> None:
         """Show what is seen now."""
+        if seen.refusals > self._refusals:
+            self.console.print(Text('you said: {} -> refused: {}'.format(*seen.rejected), 'red'))
+        self._refusals = seen.refusals
         if self.console.is_terminal:
             self.live.update(self._panel(seen), refresh=True)
         elif not seen.writing and seen.thought != self._printed:

@@ -84,6 +84,7 @@ def _block(setup: EvalOptions, tasks: Sequence[str], seeds: range,
             'policy': str(setup.policy), 'engine': setup.engine, 'mode': setup.mode,
             'device': setup.device, 'threads': setup.threads,
             'replan_steps': setup.replan_steps or 0,
+            'on_unlisted': 'warn',  # what it makes of other tasks is what is measured
         }, {'suite': setup.scene.suite, 'tasks': list(tasks), 'episodes': len(seeds),
             'seed': seeds.start, 'camera_every': every, **parameters(setup.scene)})
         for _ in watch(executor, listener, nodes):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import time
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,21 +26,9 @@ from dtvla_ros.safety.watchdog import Watchdog
 JOINTS, POSE = relative(JOINT_STATES), relative(EE_POSE)
 IMAGE_TOPICS = {camera: relative(topic) for camera, topic in IMAGES.items()}
 KEEP = 16  # samples per input; at 100 Hz joints and 30 Hz cameras this still spans a frame
-MAX_INSTRUCTION_BYTES = 10_000
 FROZEN_FOR = 0.4  # the same image for this long [s] ...
 FROZEN_MOTION = 0.02  # ... while a joint moved this far [rad] shows nothing of now
 SAME_SHAPE = 0.01  # relative change of an aspect ratio that still counts as the same
-
-
-def refuse_instruction(text: str) -> str | None:
-    """Return why an instruction cannot be given to the policy, or None."""
-    if not text.strip():
-        return 'it is empty'
-    if len(text.encode('utf-8', 'replace')) >= MAX_INSTRUCTION_BYTES:
-        return f'it is not shorter than {MAX_INSTRUCTION_BYTES} bytes'
-    if any(unicodedata.category(c) in ('Cc', 'Cs') for c in text):
-        return 'it has control characters'
-    return None
 
 
 class Synchronizer:

@@ -126,9 +126,11 @@ class VlaSettings:
         '0: never', low=0)
     gate_timeout_s: float = parameter(
         0.15, 'silence of gate_state, once it was heard, before STOPPED; 0: not watched', low=0.0)
-    allowed_instructions: tuple[str, ...] = parameter(('',), "instructions taken; ['']: all")
+    allowed_instructions: tuple[str, ...] = parameter(
+        ('',), "instructions taken; ['']: the policy's own tasks")
     on_unlisted: str = parameter(
-        'reject', 'what to do with an instruction that is not allowed', choices=('reject', 'warn'))
+        'reject', 'what to do with another instruction: reject, or warn and try it',
+        choices=('reject', 'warn'))
     autostart: bool = parameter(
         False, 'configure and activate without a manager', changeable=False)
 

@@ -30,6 +30,7 @@ from dtvla_ros import conventions as names
 from dtvla_ros.conventions import parameter, relative
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import require_writable, write_json
+from dtvla_ros.nodes.instructions import spelling
 from dtvla_ros.nodes.settings import declare, declare_all
 from dtvla_ros.nodes.sim_frames import BASE, VIEWS, Placed, SimFrames, optical_frame
 from dtvla_ros.ros import conversions, images, qos
@@ -236,12 +237,17 @@ class SimBridge(Node):
 
     def _on_policy(self, message: DiagnosticStatus) -> None:
         state, told = message.message, conversions.status_values(message)
-        self._policy = told
+        before, self._policy = self._policy, told
+        wanted = self._info['instruction']
+        if (before and not self._running and told.get('refusals') != before.get('refusals')
+                and told.get('rejected_instruction') == wanted):
+            return end(UserError(f'the policy refuses "{wanted}": {told["rejected"]} '
+                                 '(parameter on_unlisted = "warn" lets it try)'))
         if (state == 'STOPPED' and not self._paused
                 and time.monotonic() - self._resumed < ANNOUNCE_AGAIN):
             self._resumed = -np.inf  # once: it gave the task up in the silence
             self._announce()
-        taken = (told.get('instruction') == self._info['instruction']
+        taken = (spelling(told.get('instruction', '')) == spelling(wanted)
                  and told.get('task') != self._task_before and state not in NOT_READY)
         if taken and not (self._running or self._paused or self._finished_at is not None):
             self._running = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
 from dataclasses import asdict, fields
 
@@ -19,7 +20,8 @@ from dtvla_ros.conventions import HEARTBEAT_PERIOD, relative
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.decision_monitor import WAITING, DecisionMonitor, DecisionState, Readings
 from dtvla_ros.nodes.inference_worker import InferenceWorker, Outcome, give_back_memory, load
-from dtvla_ros.nodes.inputs import Inputs, refuse_instruction
+from dtvla_ros.nodes.inputs import Inputs
+from dtvla_ros.nodes.instructions import known_as, nearest, refuse_instruction, shown
 from dtvla_ros.nodes.settings import VlaSettings, declare_all, declare_former, guard, read_all
 from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.run import STEADY, LifecycleNode, call_soon, end, run, wait_until_heard
@@ -57,7 +59,8 @@ class VlaNode(LifecycleNode):
         self._worker: InferenceWorker | None = None
         self._is_active = False
         self._instruction = ''
-        self._task = self._request_id = self._decisions = 0
+        self._task = self._request_id = self._decisions = self._refusals = 0
+        self._rejected = dict.fromkeys(('rejected', 'rejected_instruction'), '')
         self._decided: float | None = None  # stamp of the last observation decided on
         self._sent: JointTrajectory | None = None
         self._account: dict[str, object] = {}  # of the last decision
@@ -66,6 +69,7 @@ class VlaNode(LifecycleNode):
         self._reasoning = self.create_publisher(String, own(names.REASONING), qos.LATCHED_100)
         self._chunks = self.create_publisher(JointTrajectory, own(names.ACTION_CHUNK), qos.LATEST)
         self._state = self.create_publisher(DiagnosticStatus, own(names.VLA_STATE), qos.LATCHED)
+        self._tasks = self.create_publisher(String, own(names.VLA_TASKS), qos.LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         qos.listen_to_anyone(self, String, relative(names.INSTRUCTION), self._on_instruction)
         qos.listen_to_anyone(self, Bool, relative(names.ESTOP), self._on_estop)
@@ -109,8 +113,15 @@ class VlaNode(LifecycleNode):
             return self._refuse('activate', wrong)
         self._monitor.refusal = ''
         self._is_active = True
-        if self._instruction:
-            self._take_instruction(self._instruction)
+        known, trained = self._known(), worker.manifest.tasks
+        self._tasks.publish(String(data=json.dumps(known)))
+        if trained and (new := next((t for t in known if not known_as(t, trained)), None)):
+            self.get_logger().warning(
+                f'allowed_instructions: the policy was not trained on "{shown(new)}"')
+        # What was told before may be none of its tasks.
+        told, self._instruction, self._monitor.has_task = self._instruction, '', False
+        if told:
+            self._take_instruction(told)
         self._heartbeat()
         return super().on_activate(state)
 
@@ -158,32 +169,46 @@ class VlaNode(LifecycleNode):
 
     def _on_instruction(self, message: String) -> None:
         if refused := refuse_instruction(message.data):
-            self._reject(refused)
+            self._reject(message.data, refused)
         else:
             self._take_instruction(message.data.strip())
         self._heartbeat()
 
+    def _known(self) -> tuple[str, ...]:
+        """Return what may be told: the given list, else the policy's tasks; empty: anything."""
+        worker = self._worker
+        if given := tuple(filter(None, self._settings.allowed_instructions)):
+            return given
+        return worker.manifest.tasks if worker is not None and worker.loaded.is_set() else ()
+
     def _take_instruction(self, text: str) -> None:
-        """Begin a task, unless the policy does not know the words or they are not allowed."""
-        allowed = [t for t in self._settings.allowed_instructions if t]
-        if allowed and text not in allowed:
-            unlisted = f'"{text}" is not among allowed_instructions'
+        """Begin a task, unless it is none of those that may be told, or the words are unknown."""
+        known = self._known()
+        sentence = known_as(text, known)
+        if known and sentence is None:
+            whose = ('in allowed_instructions' if any(self._settings.allowed_instructions) else
+                     f'among the {len(known)} tasks of the policy')
+            unlisted = f'it is not {whose}; nearest: "{nearest(text, known)}"'
             if self._settings.on_unlisted == 'reject':
-                return self._reject(unlisted)
-            self.get_logger().warning(f'instruction {unlisted}')
+                return self._reject(text, unlisted)
+            self.get_logger().warning(f'instruction "{shown(text)}": {unlisted}')
+        text = sentence or text
         if self._worker is not None and self._worker.loaded.is_set():
             try:
                 self._worker.policy.transform.check_instruction(text)
             except UserError as error:
-                return self._reject(str(error))
+                return self._reject(text, str(error))
         self._instruction = text
+        self._rejected = dict.fromkeys(self._rejected, '')
         self._task += 1
         self._forget()
         self._inputs.clear()
         self._monitor.begin_task()
 
-    def _reject(self, reason: str) -> None:
-        self._monitor.note = f'instruction rejected: {reason}'
+    def _reject(self, text: str, reason: str) -> None:
+        self._refusals += 1
+        self._rejected = {'rejected': reason, 'rejected_instruction': shown(text)}
+        self._monitor.note = f'instruction "{shown(text)}" rejected: {reason}'
         self.get_logger().error(self._monitor.note)
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -307,7 +332,8 @@ class VlaNode(LifecycleNode):
         age = {} if self._decided is None else {'observation_age': self._now() - self._decided}
         return conversions.status_message(self.get_fully_qualified_name(), state.name, {
             'reason': reason, 'task': self._task, 'step': self._decisions,
-            'instruction': self._instruction, **age, **self._account, **more}, LEVELS.get(state))
+            'instruction': self._instruction, 'refusals': self._refusals, **self._rejected,
+            **age, **self._account, **more}, LEVELS.get(state))
 
     def _diagnose(self) -> None:
         refused = {f'refused_{name}': n for name, n in self._inputs.refused.items()}

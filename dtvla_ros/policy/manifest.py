@@ -70,6 +70,7 @@ class PolicyManifest:
     """Identity, contracts and hashes of one policy folder.
 
     ``files`` maps names in the folder to SHA-256; nothing else in the folder is ever opened.
+    ``tasks``: the instructions it was trained on, as its data spells them; empty: not known.
     ``success`` holds the evaluation table, ``simulator`` the versions it was measured with.
     ``weights`` other than 'fp32' are quantised: only the ONNX graphs can read them.
     """
@@ -87,6 +88,7 @@ class PolicyManifest:
     simulator: Mapping[str, str] = field(default_factory=dict)
     success: Mapping[str, Any] = field(default_factory=dict)
     weights: str = 'fp32'
+    tasks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in self.files:
@@ -118,7 +120,8 @@ class PolicyManifest:
             return cls(
                 config=config, action=ActionContract(**data.pop('action')),
                 statistics=ActionStatistics.from_dict(data.pop('statistics'), config.action_dim),
-                images=ImageContract(**data.pop('images')), **data)
+                images=ImageContract(**data.pop('images')),
+                tasks=_sentences(data.pop('tasks', [])), **data)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise UserError(f'{path}: {error!r}; export the policy again') from None
         except UserError as error:
@@ -142,6 +145,12 @@ class PolicyManifest:
                     else 'missing, though the manifest lists it')
             raise UserError(f'{path}: {what}; copy the policy again')
         return path
+
+
+def _sentences(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(t, str) and t.strip() for t in value):
+        raise UserError(f'tasks: expected a list of sentences, got {value!r:.60}')
+    return tuple(value)
 
 
 def require_free(folder: Path) -> None:

@@ -40,6 +40,8 @@ class Seen:
     thoughts: int = 0
     commands: int = 0
     vla_state: str = 'starting'
+    refusals: int = 0  # instructions that the policy did not take, and the last one and why
+    rejected: tuple[str, str] = '', ''
     gate_state: str = 'starting'
     gate_reason: str = ''
     episode: dict[str, Any] = field(default_factory=dict)
@@ -106,6 +108,9 @@ class Watcher(Node):
     def _vla_state(self, message: DiagnosticStatus) -> None:
         self.seen.vla_state = message.message
         values = conversions.status_values(message)
+        before, self.seen.refusals = self.seen.refusals, int(values.get('refusals', 0))
+        if self.seen.refusals > before:
+            self.seen.rejected = values['rejected_instruction'], values['rejected']
         if (decision := values.get('stamp', '')) != self._decision:
             self._decision = decision
             for phase, value in conversions.latencies(values).items():

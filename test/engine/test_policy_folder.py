@@ -137,6 +137,8 @@ def test_missing_file(copy):
     (lambda d: d['config']['ids'].update(eos=99999), 'eos=99999'),
     (lambda d: d['action'].update(replan_steps=9), 'replan_steps 9'),
     (lambda d: d['action'].update(rate_hz=0), 'rate_hz'),
+    *((lambda d, bad=bad: d.update(tasks=bad), 'tasks: expected a list of sentences')
+      for bad in ('stack', ['stack', ''], [3], {'stack': 1}, None)),
     (lambda d: d['files'].pop('tokenizer.json'), 'lists no tokenizer.json')])
 def test_bad_manifest(folder, tmp_path, change, word):
     data = json.loads((folder / 'manifest.json').read_text())

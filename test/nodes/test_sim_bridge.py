@@ -98,9 +98,13 @@ class Operator:
     def take_the_task(self):
         """Say on ``vla/state`` what a policy says that has understood its task."""
         self.graph.spin(lambda: self.graph.of('instruction'), 10)
-        self._policy.publish(conversions.status_message('vla', 'THINKING', {
-            'instruction': self.graph.last('instruction').data, 'task': time.monotonic_ns()}))
+        self.say('THINKING', instruction=self.graph.last('instruction').data,
+                 task=time.monotonic_ns())
         self.graph.spin(lambda: self.state()['state'] == 'playing', 10)
+
+    def say(self, state, **values):
+        """Publish the state of a policy."""
+        self._policy.publish(conversions.status_message('vla', state, values))
 
     def act(self, action):
         """Answer the newest moment."""
@@ -194,6 +198,17 @@ def test_steps_end_with_their_episode_and_the_result_says_that_somebody_stepped(
     assert (result['n'], result['successes'], result['tasks']) == (
         2, 0, {TASK: {'n': 2, 'successes': 0}})
     assert result['versions'].keys() == {'python', 'mujoco', 'robosuite'}
+
+
+def test_a_policy_that_refuses_the_task_ends_the_simulator_with_its_reason(graph):
+    operator, text = Operator(graph), TASK.replace('_', ' ')
+    graph.spin(lambda: len(graph.of('instruction')) > 1, 20, 'the task announced again')
+    for refusals in (4, 5):  # the first one may be of another run
+        graph.wait(0.5)
+        assert graph.processes['sim_bridge'].poll() is None
+        operator.say('IDLE', refusals=refusals, rejected='why', rejected_instruction=text)
+    assert graph.processes['sim_bridge'].wait(15) == 2
+    assert f'error: the policy refuses "{text}": why' in graph.log('sim_bridge')
 
 
 @pytest.mark.parametrize('lockstep', [True, False])
