@@ -9,6 +9,8 @@ CAMERAS = ('primary', 'wrist')
 """Third-person camera and the wrist's, in the order in which policies take them."""
 ARM_JOINTS = tuple(f'panda_joint{i}' for i in range(1, 8))
 FINGER_JOINTS = ('panda_finger_joint1', 'panda_finger_joint2')
+WIDEST_GRIPPER = 0.15
+"""Opening beyond which joints of a gripper are in no metres; 0.08 m is what policies saw [m]."""
 CHANNELS = ('x', 'y', 'z', 'roll', 'pitch', 'yaw', 'gripper')
 """Channels of an action, LIBERO's OSC_POSE; its units are in `dtvla_ros.actions.osc`."""
 

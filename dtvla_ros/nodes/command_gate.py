@@ -28,7 +28,7 @@ from dtvla_ros.nodes.pose_source import PoseSource
 from dtvla_ros.nodes.settings import FINGERS, declare, declare_all, guard, installed, read_all
 from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.run import STEADY, run, wait_until_heard
-from dtvla_ros.safety.gate import Command, Gate, GateConfig, GateState
+from dtvla_ros.safety.gate import JOINTS, Command, Gate, GateConfig, GateState
 from dtvla_ros.safety.limits import PROFILES, Limiter, Limits
 
 STATE_PERIOD = 0.05  # the policy's own watchdog lives on gate_state
@@ -54,7 +54,10 @@ class CommandGate(Node):
         config = declare_all(self, GateConfig())
         self._period, self._lockstep = 1.0 / config.rate, config.lockstep
         preset = declare(self, 'preset', 'sim_osc', 'kind of arm', choices=PRESETS)
-        self._fingers = declare(self, 'finger_joints', names.FINGER_JOINTS, FINGERS)
+        arm = declare(self, 'arm_joints', names.ARM_JOINTS, 'joints of the arm')
+        fingers = declare(self, 'finger_joints', names.FINGER_JOINTS, FINGERS)
+        # Apart, because an arm must not stand still where its gripper falls silent.
+        self._arm, self._fingers = (conversions.JointReader(joints) for joints in (arm, fingers))
         profile = declare(self, 'profile', 'default', 'limits', choices=PROFILES)
         self._gate = Gate(config, declare_all(self, PROFILES[profile], changeable=True))
         self._pose_source = PoseSource(self, self._on_pose)
@@ -132,12 +135,17 @@ class CommandGate(Node):
         self._on_watch()
 
     def _on_joints(self, message: JointState) -> None:
-        self._gate.on_joints(message.position, conversions.seconds(message.header.stamp),
-                             time.monotonic())
-        positions = dict(zip(message.name, message.position))
-        fingers = [abs(positions.get(name, np.nan)) for name in self._fingers]
-        if fingers and np.isfinite(fingers).all():
-            self._gate.gripper.measure(sum(fingers))
+        sample = message.name, message.position, conversions.seconds(message.header.stamp)
+        if arm := self._arm.take(*sample):
+            self._gate.on_joints([*arm.positions.values()], arm.stamp, time.monotonic())
+        elif self._arm.why:
+            self._gate.on_refused(JOINTS, self._arm.why)
+        if fingers := self._fingers.take(*sample):
+            opening = sum(map(abs, fingers.positions.values()))
+            if refused := conversions.refuse_opening(opening):
+                self.get_logger().warning(refused, throttle_duration_sec=10.0)
+            else:
+                self._gate.gripper.measure(opening)
 
     def _on_pose(self, position: NDArray[np.float64], quaternion: NDArray[np.float64],
                  stamp: float) -> None:

@@ -6,7 +6,7 @@ import functools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from dtvla_ros.nodes.pose_source import PoseSource
 from dtvla_ros.nodes.settings import VlaSettings
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.ros import conversions, images, qos
+from dtvla_ros.safety.gate import NO_STAMP, OTHER_CLOCK
 from dtvla_ros.safety.watchdog import Watchdog
 
 JOINTS, POSE = relative(JOINT_STATES), relative(EE_POSE)
@@ -39,7 +40,7 @@ class Synchronizer:
     """
 
     def __init__(self, joints: Sequence[str], fingers: Sequence[str], max_skew: float) -> None:
-        self._joints, self._fingers = (*joints, *fingers), tuple(fingers)
+        self._reader, self._fingers = conversions.JointReader(joints, fingers), tuple(fingers)
         self._max_skew = max_skew
         self.missing = 'nothing seen yet'
         self.clear()
@@ -56,17 +57,22 @@ class Synchronizer:
         self._keep(camera, stamp, image)
         return None
 
-    def joints(self, names: Sequence[str], positions: Sequence[float], stamp: float) -> str | None:
-        """Take a joint state in any order; return why it was refused, or None."""
-        if len(names) != len(positions):
-            return f'joint_states has {len(names)} names and {len(positions)} positions'
-        state = {n: float(p) for n, p in zip(names, positions, strict=True)}
-        if absent := [n for n in self._joints if n not in state]:
-            return f'joint_states lacks {absent[0]}'
-        if not np.isfinite(list(state.values())).all():
-            return 'joint_states has a non-finite position'
-        self._keep(JOINTS, stamp, state)
-        return None
+    def joints(self, names: Sequence[str], positions: Sequence[float], stamp: float,
+               ) -> conversions.Joints | str:
+        """Take a joint state; return the set it completes, or why there is none.
+
+        '' for what can be ignored: a message about other joints, while ours are complete.
+        """
+        joints = self._reader.take(names, positions, stamp)
+        if joints is None:
+            return self._reader.why
+        if refused := conversions.refuse_opening(self._opening(joints.positions)):
+            return refused
+        self._keep(JOINTS, joints.stamp, joints.positions)
+        return joints
+
+    def _opening(self, positions: Mapping[str, float]) -> float:
+        return sum(abs(positions[n]) for n in self._fingers)
 
     def pose(self, position: NDArray[np.float64], quaternion: NDArray[np.float64],
              stamp: float) -> str | None:
@@ -88,9 +94,9 @@ class Synchronizer:
                 state, (position, quaternion) = parts[JOINTS], parts[POSE]
                 return Observation(
                     images={name: parts[name] for name in CAMERAS},
-                    joint_positions={n: state[n] for n in self._joints},
+                    joint_positions=dict(state),
                     ee_position=position, ee_quaternion=quaternion,
-                    gripper_opening=sum(abs(state[n]) for n in self._fingers),
+                    gripper_opening=self._opening(state),
                     instruction=instruction, stamp=stamp)
             if k == 0:
                 self.missing = f'{absent[0]} within {self._max_skew:g} s of {CAMERAS[0]}'
@@ -200,18 +206,18 @@ class Inputs:
 
     def _on_joints(self, message: JointState) -> None:
         stamp = conversions.seconds(message.header.stamp)
-        refused = self._synchronizer.joints(message.name, message.position, stamp)
-        if not refused:
-            positions = dict(zip(message.name, message.position))
-            self._posture = np.array([positions[n] for n in self._settings.arm_joints])
-        self._received(JOINTS, stamp, refused)
+        joints = self._synchronizer.joints(message.name, message.position, stamp)
+        if isinstance(joints, conversions.Joints):
+            self._posture = np.array([joints.positions[n] for n in self._settings.arm_joints])
+            self._received(JOINTS, joints.stamp, None)
+        elif joints:
+            self._received(JOINTS, stamp, joints)
 
     def _received(self, name: str, stamp: float, refused: str | None) -> None:
         """Note a sample; a repeated stamp is no sign of life, but in lock-step a request."""
         limit = 0.0 if self._settings.lockstep else self._settings.clock_domain_s
         if not refused and limit and abs(away := stamp - self._now()) > limit:
-            refused = (f'stamped {away:.1f} s away from this clock: is use_sim_time the same '
-                       'everywhere?')
+            refused = OTHER_CLOCK.format(away) if stamp else NO_STAMP
         if refused:
             self._wrong[name] = refused
             self.refused[name] += 1

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from builtin_interfaces.msg import Duration, Time
@@ -16,10 +17,13 @@ from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from dtvla_ros.actions.chunk import Chunk
-from dtvla_ros.conventions import CHANNELS, LATENCY
+from dtvla_ros.conventions import CHANNELS, LATENCY, WIDEST_GRIPPER
 
 _ARRAY = re.compile(r'sequence<(?P<item>.+?)(?:, ?\d+)?>|(?P<fixed>.+)\[\d+\]')
 
+MERGED = 0.15  # s over which JointStates are put together: a gripper may tell 10 times a second
+KINDS = 64  # of messages, by their joints' names, whose places are remembered
+LISTED = 4  # names told of many
 _SCALARS = {'float': float, 'double': float, 'boolean': bool, 'string': str, 'wstring': str}
 
 
@@ -97,6 +101,79 @@ def twist_array(message: Any) -> NDArray[np.float64]:
     """Return linear and angular velocity [6] of a Twist message."""
     v, w = message.linear, message.angular
     return np.array([v.x, v.y, v.z, w.x, w.y, w.z])
+
+
+class Joints(NamedTuple):
+    """Positions [rad or m] by name, and the stamp [s] of the oldest one of the arm."""
+
+    positions: dict[str, float]
+    stamp: float
+
+
+class JointReader:
+    """Reads the joints of an arm and its gripper out of JointStates, whoever sends them.
+
+    Joints are matched by name and may come in several messages: those of at most ``within`` s are
+    put together, by their stamps. Messages about other joints are ignored. ``why``: what the last
+    message was refused for, or which joints are still missing; '' with a complete set.
+    """
+
+    def __init__(self, arm: Sequence[str], fingers: Sequence[str] = (), within: float = MERGED,
+                 ) -> None:
+        self._arm, self._wanted, self._within = tuple(arm), (*arm, *fingers), within
+        self._positions: dict[str, float] = {}
+        self._stamps: dict[str, float] = {}
+        self._places: dict[tuple[str, ...], dict[str, int]] = {}
+        self.why = f'no {_listed(self._wanted)} yet'
+
+    def take(self, names: Sequence[str], positions: Sequence[float], stamp: float,
+             ) -> Joints | None:
+        """Take a message; return the complete set it belongs to, or None.
+
+        Joints that are not finite count as missing. A message is refused whole where it has other
+        than one position for each name, or a joint twice.
+        """
+        places = self._places.get(key := tuple(names))
+        if places is None:
+            if len(self._places) >= KINDS:
+                self._places.clear()
+            places = self._places[key] = {
+                name: k for k, name in enumerate(key) if name in self._wanted}
+        if not places:
+            if self.why:
+                self.why = (f'it has {_listed(key) or "no joints"}, none of '
+                            f'{_listed(self._wanted)}')
+            return None
+        if len(key) != len(positions):
+            self.why = f'it has {len(key)} names and {len(positions)} positions'
+            return None
+        if len(set(key)) != len(key) and (twice := [n for n in places if key.count(n) > 1]):
+            self.why = f'it has {_listed(twice)} twice'
+            return None
+        told = {name: float(positions[k]) for name, k in places.items()}
+        bad = [name for name, position in told.items() if not math.isfinite(position)]
+        self._positions = told if len(told) == len(self._wanted) else {**self._positions, **told}
+        self._stamps |= dict.fromkeys(told, stamp) | dict.fromkeys(bad, math.nan)
+        absent = bad if len(told) == len(self._wanted) else [
+            name for name in self._wanted
+            if not abs(self._stamps.get(name, math.nan) - stamp) <= self._within]
+        if absent:
+            self.why = (f'{bad[0]} is {told[bad[0]]}' if bad else f'it lacks {_listed(absent)}')
+            return None
+        self.why = ''
+        return Joints(self._positions, min([self._stamps[name] for name in self._arm]))
+
+
+def refuse_opening(opening: float) -> str | None:
+    """Return why the sum of the fingers' absolute positions is no opening in metres, or None."""
+    return None if opening <= WIDEST_GRIPPER else (
+        f'the gripper is {opening:g} m open by its finger_joints, more than {WIDEST_GRIPPER:g} m: '
+        'these are millimetres, counts or angles; publish metres, 0 for closed')
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f' and {len(names) - LISTED} more' if len(names) > LISTED else ''
+    return ', '.join(names[:LISTED]) + more
 
 
 def pose_message(head: Header, position: ArrayLike, quaternion: ArrayLike) -> PoseStamped:

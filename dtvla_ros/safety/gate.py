@@ -31,6 +31,8 @@ from dtvla_ros.safety.watchdog import Watchdog
 HEARTBEAT, JOINTS, POSE = 'policy heartbeat', 'joint states', 'end-effector pose'
 THINKING = 'thinking'
 IDLE = 'policy is idle'
+NO_STAMP = 'its stamp is 0: let its driver stamp what it publishes'
+OTHER_CLOCK = 'stamped {:.1f} s away from this clock: is use_sim_time the same everywhere?'
 PAUSED = 'paused'
 NOT_READY = ('UNCONFIGURED', 'LOADING', 'INACTIVE')  # of the policy, before its first task
 ENDED = ('STOPPED', 'FAULT', *NOT_READY)
@@ -121,7 +123,7 @@ class Gate:
         self._continuity = ContinuityMeter()
         self._position: NDArray[np.float64] | None = None
         self._stamps: dict[str, float] = {}
-        self._foreign: dict[str, float] = {}
+        self._refused: dict[str, str] = {}  # why what comes of an input does not count
         self._grip = 0.0  # the last command
         self._estop = self._paused = False
         self._task: str | None = None
@@ -198,8 +200,15 @@ class Gate:
                 and self.state is GateState.STOP):
             self._begin()
 
+    def on_refused(self, name: str, why: str) -> None:
+        """Take why a sample of JOINTS or POSE is no sign of life."""
+        self._refused[name] = why
+
     def on_joints(self, positions: ArrayLike, stamp: float, steady: float) -> None:
-        """Take joint positions [rad]; non-finite or repeated samples do not count as life."""
+        """Take positions of all the arm's joints [rad].
+
+        Non-finite or repeated samples do not count as life.
+        """
         if np.isfinite(positions).all() and self._advances(JOINTS, stamp):
             self._watchdog.feed(JOINTS, steady)
 
@@ -295,10 +304,8 @@ class Gate:
         return None
 
     def _why_late(self, name: str) -> str:
-        if name in self._foreign:
-            return (f'{name} stamped {self._foreign[name]:.1f} s away from this clock: is '
-                    'use_sim_time the same everywhere?')
-        return f'{name} missing or older than {self._watchdog.timeouts[name]:g} s'
+        late = f'{name} missing or older than {self._watchdog.timeouts[name]:g} s'
+        return f'{late}: {self._refused[name]}' if name in self._refused else late
 
     def _queue_empty(self, now: float, steady: float) -> Command:
         idle = self._policy_state == 'IDLE'
@@ -337,9 +344,9 @@ class Gate:
         """Whether a sample is new and of this clock; a frozen driver repeats its stamps."""
         away = 0.0 if self._tick is None else stamp - self._tick
         if self._clock_domain and abs(away) > self._clock_domain:
-            self._foreign[name] = away
+            self._refused[name] = OTHER_CLOCK.format(away) if stamp else NO_STAMP
             return False
-        self._foreign.pop(name, None)
+        self._refused.pop(name, None)
         last, self._stamps[name] = self._stamps.get(name), stamp
         return stamp != last
 
