@@ -1,4 +1,26 @@
-"""The errors a user is meant to read."""
+"""The errors a user is meant to read, and what is said of others that are not the code's fault."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+
+_ROOM = 'make room there or choose another place'
+_RIGHTS = 'choose a place that you may write to'
+DISK = {errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: 'raise the limit (ulimit -f)',
+        errno.EROFS: _RIGHTS, errno.EACCES: _RIGHTS, errno.EPERM: _RIGHTS,
+        errno.EIO: 'check the disk'}
+"""Remedies of what a file system answers, by error number."""
+EXTRAS = {
+    'sim': 'gymnasium mujoco numba robosuite termcolor',
+    'libero': 'bddl cloudpickle easydict future huggingface_hub libero',
+    'train': 'accelerate av matplotlib onnx onnxscript peft pyarrow pydantic tensorboard torch '
+             'transformers',
+    'annotate': 'httpx', 'ray': 'ray', 'viz': 'rerun'}
+"""Modules that only some commands import, by the extra of this package that installs them."""
+APART = {'robosuite': 'robosuite==1.4.0', 'libero': 'hf-libero==0.1.4', 'bddl': 'bddl==1.0.1'}
+"""Those that no extra installs: pip must not look at what they require."""
 
 
 class UserError(Exception):
@@ -11,3 +33,36 @@ class NodeDied(Exception):
 
 class OutOfMemory(MemoryError):
     """The memory of the device an engine runs on, or of the host, is used up."""
+
+
+def one_line(error: BaseException) -> str | None:
+    """Return what to tell a user of an error; None where only its traceback tells anything."""
+    if isinstance(error, UserError | NodeDied):
+        return ' '.join(str(error).split())
+    if isinstance(error, ModuleNotFoundError):
+        return _missing((error.name or '').partition('.')[0])
+    return disk_error(error)
+
+
+def _missing(module: str) -> str | None:
+    extra = next((name for name, modules in EXTRAS.items() if module in modules.split()), None)
+    if extra is None:
+        return None
+    commands = [f"pip install 'dtvla_ros[{extra}]'"]
+    if module in APART:
+        commands.append(f'pip install --no-deps {APART[module]}')
+    return f'this needs {module}, which is not installed: {" && ".join(commands)}'
+
+
+def disk_error(error: BaseException, place: object = None) -> str | None:
+    """Return what a full or read-only disk answered, and the remedy; None for other errors.
+
+    ``place`` is named where the error names no file.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (told := re.search(r'\(?os error (\d+)\)', str(error))):  # Rust's
+        number = int(told[1])
+    if number not in DISK:
+        return None
+    name = getattr(error, 'filename', None) or place
+    return f'{f"{name}: " if name else ""}{os.strerror(number)}; {DISK[number]}'

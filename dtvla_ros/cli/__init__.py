@@ -11,7 +11,7 @@ from typer import Option
 
 from dtvla_ros.cli import annotate, data, evaluation, models, recording, train
 from dtvla_ros.cli.arguments import Given, call, group, names, takes
-from dtvla_ros.errors import NodeDied, UserError
+from dtvla_ros.errors import NodeDied, one_line
 from dtvla_ros.ros import topic_cli
 
 app = group(
@@ -62,9 +62,9 @@ def main(commands: typer.Typer = app) -> None:
         if kind in ('NoArgsIsHelpError', 'Abort'):
             raise SystemExit(2 if kind == 'NoArgsIsHelpError' else 130) from None
         usage = getattr(error, 'format_message', None)
-        if not (usage or isinstance(error, UserError | NodeDied)):
+        message = f'{usage()} (see --help)' if usage else one_line(error)
+        if message is None:
             raise
-        message = f'{usage()} (see --help)' if usage else str(error)
         print('error: ' + ' '.join(message.split()), file=sys.stderr)
         raise SystemExit(1 if isinstance(error, NodeDied) else 2) from None
     raise SystemExit(code if isinstance(code, int) else 0)

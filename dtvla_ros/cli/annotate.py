@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,9 +37,6 @@ def _shared(
 
 
 def _source(given: Given) -> Source:
-    if missing := [name for name in ('pyarrow', 'pydantic', 'httpx') if find_spec(name) is None]:
-        raise UserError(f'dtvla annotate needs {", ".join(missing)}; install it with '
-                        'pip install "dtvla_ros[train,annotate]"')
     from dtvla_ros.annotation.source import Source
     return call(Source, given, root=given['data'])
 

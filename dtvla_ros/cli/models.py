@@ -40,7 +40,7 @@ def export(
     `dtvla export runs/nano --success out/eval.json`
     """
     from dtvla_ros.training.export import export as run
-    folder, parity = run(source, out, name, replan_steps, success, weights)
+    folder, parity = run(find_shared(source), out, name, replan_steps, success, weights)
     print(f'{folder}: {parity}')
 
 

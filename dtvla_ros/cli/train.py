@@ -9,6 +9,7 @@ from typer import Option
 
 from dtvla_ros.cli import arguments as args
 from dtvla_ros.cli.arguments import Folder, Given, call, counts, group, takes
+from dtvla_ros.files import find_shared
 
 app = group('train', 'Train policies: from demonstrations, and by practice.')
 
@@ -54,7 +55,8 @@ def train_sft(
     from dtvla_ros.training import sft
     from dtvla_ros.training.config import SftConfig
     sft.train_sft(SftConfig.read(config, changes or ()), call(
-        sft.SftRun, given, threads=given['cpu_threads'], weights=weights or ()))
+        sft.SftRun, given, threads=given['cpu_threads'], weights=weights or (),
+        init=init and find_shared(init)))
     print(f'{out}: trained; next: dtvla export {out} --out models/{out.name}')
 
 
@@ -93,7 +95,8 @@ def train_grpo(
     from dtvla_ros.training.grpo.config import GrpoConfig
     simulators = [f'num_envs={workers}'] if workers else []
     settings = GrpoConfig.read(config, [*(changes or ()), *simulators])
-    train.train_grpo(settings, call(train.GrpoRun, given, threads=given['cpu_threads']), estimate)
+    train.train_grpo(settings, call(
+        train.GrpoRun, given, threads=given['cpu_threads'], init=find_shared(init)), estimate)
     if not estimate:
         print(f'{out / "report.html"}: what became of it; next: dtvla export {out} --out POLICY')
 
@@ -121,5 +124,5 @@ def train_dagger(
     --minutes 10`
     """
     from dtvla_ros.training.dagger import DaggerOptions, relabel
-    info = call(relabel, given, options=call(DaggerOptions, given))
+    info = call(relabel, given, init=find_shared(init), options=call(DaggerOptions, given))
     print(f'{out}: {counts(info)}')

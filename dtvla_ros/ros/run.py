@@ -26,7 +26,7 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.signals import SignalHandlerOptions
 
-from dtvla_ros.errors import UserError
+from dtvla_ros.errors import UserError, one_line
 from dtvla_ros.ros.environment import prepare
 
 STEADY = Clock(clock_type=ClockType.STEADY_TIME)
@@ -126,8 +126,11 @@ def run(factory: Callable[[], Node], args: Sequence[str] | None = None) -> int:
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
-    except BAD_INPUT as error:
-        print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
+    except Exception as error:
+        message = str(error) if isinstance(error, BAD_INPUT) else one_line(error)
+        if message is None:
+            raise
+        print('error: ' + ' '.join(message.split()), file=sys.stderr)
         return 2
 
 

@@ -12,6 +12,7 @@ import pydantic
 import yaml
 
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import find_shared
 
 Share = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
 T = TypeVar('T', bound='Config')
@@ -54,14 +55,20 @@ class Config:
 
     @classmethod
     def read(cls: type[T], path: Path, changes: Sequence[str] = ()) -> T:
-        """Read a YAML file; ``changes``: ``key=value`` each, instead of what the file says."""
+        """Read a YAML file; ``changes``: ``key=value`` each, instead of what the file says.
+
+        Files of the package are found from any folder, as policies are. Raises ``UserError``.
+        """
+        path = find_shared(path)
         try:
             data: Any = yaml.safe_load(path.read_text())
             if not isinstance(data, Mapping):
                 raise UserError('expected "key: value" lines')
             return cls.from_dict({**data, **dict(map(_change, changes))})
         except FileNotFoundError as error:
-            raise UserError(f'{path}: no such config; try {cls.example}') from error
+            here = sorted(p.name for p in find_shared(cls.example).parent.glob('*.yaml'))
+            raise UserError(f'{path}: no such config; in {Path(cls.example).parent} there are '
+                            f'{", ".join(here) or "none"}') from error
         except (yaml.YAMLError, UserError) as error:
             raise UserError(f'{path}: {" ".join(str(error).split())}') from error
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from support.tiny import CONFIG
@@ -12,6 +13,8 @@ from dtvla_ros.training.config import AuxiliaryConfig, SftConfig
 from dtvla_ros.training.export import read_source
 from dtvla_ros.training.grpo.config import GrpoConfig
 from dtvla_ros.training.sft import SftRun, Trainer, train_sft
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_training_lowers_the_loss_and_leaves_a_policy(dataset, tmp_path):
@@ -49,6 +52,14 @@ def test_a_bad_config_is_named(tmp_path, kind, text, named):
     with pytest.raises(UserError, match=named) as caught:
         kind.read(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize('kind', [SftConfig, GrpoConfig])
+def test_the_packages_configs_are_found_from_any_folder(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    assert kind.read(Path(kind.example)) == kind.read(ROOT / kind.example)
+    with pytest.raises(UserError, match='mine.yaml: no such config; .*nano.yaml'):
+        kind.read(Path('mine.yaml'))
 
 
 def test_set_replaces_what_the_file_says(tmp_path):
