@@ -41,7 +41,8 @@ def one_line(error: BaseException) -> str | None:
         return ' '.join(str(error).split())
     if isinstance(error, ModuleNotFoundError):
         return _missing((error.name or '').partition('.')[0])
-    return disk_error(error)
+    reason, file = disk_error(error), getattr(error, 'filename', None)
+    return f'{file}: {reason}' if reason and file else reason
 
 
 def _missing(module: str) -> str | None:
@@ -54,15 +55,11 @@ def _missing(module: str) -> str | None:
     return f'this needs {module}, which is not installed: {" && ".join(commands)}'
 
 
-def disk_error(error: BaseException, place: object = None) -> str | None:
-    """Return what a full or read-only disk answered, and the remedy; None for other errors.
-
-    ``place`` is named where the error names no file.
-    """
+def disk_error(error: BaseException) -> str | None:
+    """Return what a full or read-only disk answered, and the remedy; None for other errors."""
     number = error.errno if isinstance(error, OSError) else None
     if number is None and (told := re.search(r'\(?os error (\d+)\)', str(error))):  # Rust's
         number = int(told[1])
     if number not in DISK:
         return None
-    name = getattr(error, 'filename', None) or place
-    return f'{f"{name}: " if name else ""}{os.strerror(number)}; {DISK[number]}'
+    return f'{os.strerror(number)}; {DISK[number]}'

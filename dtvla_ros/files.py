@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from operator import itemgetter
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from dtvla_ros.errors import UserError
+from dtvla_ros.errors import UserError, disk_error
 
 if TYPE_CHECKING:
     from typing import Self
@@ -65,15 +65,39 @@ def write_json(path: Path | None, value: Mapping[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all; ``UserError`` if the folder cannot be written."""
+    with written_whole(path) as part:
+        part.write_text(text, encoding='utf-8')
+
+
+@contextmanager
+def writing(place: Path, remedy: str = 'choose another place') -> Iterator[None]:
+    """Turn what the file system, or a library that writes, raises inside into a ``UserError``."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        with os.fdopen(handle, 'w', encoding='utf-8') as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f'cannot write {path}: {error.strerror}; choose another file') from error
+        yield
+    except Exception as error:
+        reason = disk_error(error)
+        if reason is None and isinstance(error, OSError) and error.strerror:
+            reason = f'{error.strerror}; {remedy}'
+        if reason is None:
+            raise
+        raise UserError(f'cannot write {place}: {reason}') from error
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a file beside ``path`` to write, which becomes it, or vanishes when that fails.
+
+    Its name ends as ``path`` does. Raises ``UserError`` if the folder cannot be written.
+    """
+    part = path.with_name(f'.{os.getpid()}.{path.name}')
+    with writing(path, 'choose another file'):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            os.replace(part, path)
+        finally:
+            with suppress(OSError):
+                part.unlink()
 
 
 def write_between(document: Path, begin: str, end: str, text: str) -> None:
@@ -114,12 +138,14 @@ class JsonLines:
             self.file: IO[bytes] = path.open('a+b')
         except OSError as error:
             raise UserError(f'cannot write {path}: {error.strerror}; choose another') from error
+        self.path = path
         self.file.truncate(path.read_bytes().rfind(b'\n') + 1)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row; the operating system has it when this returns."""
-        self.file.write((json.dumps(row, ensure_ascii=False) + '\n').encode())
-        self.file.flush()
+        """Append a row; the operating system has it when this returns. Raises ``UserError``."""
+        with writing(self.path):
+            self.file.write((json.dumps(row, ensure_ascii=False) + '\n').encode())
+            self.file.flush()
 
     def __enter__(self) -> Self:
         return self

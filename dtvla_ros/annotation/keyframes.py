@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from dtvla_ros.annotation.source import Motion, Source
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import Journal
+from dtvla_ros.files import Journal, written_whole
 
 FILE = 'keyframes.jsonl'
 EDGE, TOGGLE, PAUSE, GAP = 'edge', 'gripper', 'pause', 'gap'
@@ -107,6 +107,6 @@ def plot_keyframes(source: Source, episode: int, options: KeyframeOptions, plot:
             axes.vlines(times, 0, 1, COLOURS[why], '--', linewidth=1, label=why,
                         transform=axes.get_xaxis_transform())
     top.legend(loc='upper left', fontsize=8)
-    plot.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(plot, dpi=110)
+    with written_whole(plot) as part:
+        figure.savefig(part, dpi=110)
     print(plot)

@@ -12,6 +12,7 @@ from typer import Option
 from dtvla_ros.cli import annotate, data, evaluation, models, recording, train
 from dtvla_ros.cli.arguments import Given, call, group, names, takes
 from dtvla_ros.errors import NodeDied, one_line
+from dtvla_ros.interrupt import say, terminable
 from dtvla_ros.ros import topic_cli
 
 app = group(
@@ -53,14 +54,16 @@ def demo(
 def main(commands: typer.Typer = app) -> None:
     """Run a command; bad input is one line and exit code 2, a node that died 1, Ctrl-C 130."""
     try:
-        code = commands(standalone_mode=False)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    except Exception as error:
+        with terminable():
+            code = commands(standalone_mode=False)
+    except (KeyboardInterrupt, Exception) as error:
         # typer's own usage errors; which module defines their class depends on its version.
         kind = type(error).__name__
-        if kind in ('NoArgsIsHelpError', 'Abort'):
-            raise SystemExit(2 if kind == 'NoArgsIsHelpError' else 130) from None
+        if kind in ('KeyboardInterrupt', 'Abort'):  # which typer makes of it
+            say(str(error if kind == 'KeyboardInterrupt' else error.__cause__ or ''))
+            raise SystemExit(130) from None
+        if kind == 'NoArgsIsHelpError':
+            raise SystemExit(2) from None
         usage = getattr(error, 'format_message', None)
         message = f'{usage()} (see --help)' if usage else one_line(error)
         if message is None:

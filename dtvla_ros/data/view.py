@@ -24,7 +24,7 @@ from dtvla_ros.data import layout
 from dtvla_ros.data.checks import gripper_opening, runs, spread
 from dtvla_ros.data.reader import DatasetReader, open_dataset
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import require_writable
+from dtvla_ros.files import require_writable, written_whole
 from dtvla_ros.report import write_page
 
 SHOWN = 6  # episodes without --episodes
@@ -217,8 +217,8 @@ def _write_sheet(path: Path, views: Sequence[EpisodeView], colours: Mapping[str,
     parts = figure.subfigures(len(views), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, shown, height in zip(parts, views, heights, strict=True):
         _draw_episode(part, shown, height, cell, colours)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100, facecolor='white')
+    with written_whole(path) as made:
+        figure.savefig(made, dpi=100, facecolor='white')
 
 
 def _draw_episode(part: Any, shown: EpisodeView, height: float, cell: float,

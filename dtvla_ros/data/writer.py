@@ -28,7 +28,7 @@ from dtvla_ros.data.layout import Episode
 from dtvla_ros.data.reader import column_array
 from dtvla_ros.data.video import probe, read_video, write_video
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import read_json, write_json
+from dtvla_ros.files import read_json, write_json, writing
 
 SHARDS = '.shards'
 STATISTICS_FRAMES = 200
@@ -132,10 +132,14 @@ def _new_shard(root: Path, number: int) -> Iterator[Path]:
     """Make a folder that becomes the shard's once all is written."""
     final = shard_path(root, number)
     work = final.with_name(f'.{final.name}.{os.getpid()}')
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    yield work
-    os.replace(work, final)
+    with writing(root):
+        shutil.rmtree(work, ignore_errors=True)
+        try:
+            work.mkdir(parents=True)
+            yield work
+            os.replace(work, final)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _column(values: Any) -> pa.Array:

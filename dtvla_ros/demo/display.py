@@ -18,6 +18,7 @@ from rich.text import Text
 from dtvla_ros.caption import Caption, draw_frame
 from dtvla_ros.evaluation.results import Rate
 from dtvla_ros.evaluation.video import Film, contact_sheet
+from dtvla_ros.files import writing
 from dtvla_ros.ros.graph import Seen
 
 GATE_STYLE = {'RUN': 'green', 'HOLD': 'yellow', 'STOP': 'red', 'FAULT': 'bold red'}
@@ -104,14 +105,12 @@ class Recorder:
         self._episode = []
 
     def close(self) -> None:
-        """Finish both files; raise RuntimeError if the film could not be written."""
+        """Finish both files. Raises ``UserError`` if they cannot be written."""
         self._thread.shutdown()
-        try:
+        with writing(self._film.path):
             for frame in self._drawn:
                 frame.result()
             self._film.close()
-        except Exception as error:
-            raise RuntimeError(f'cannot write {self._film.path}') from error
         frames = [draw_frame(*shot) for _, shots in self._shown.values() for shot in shots]
         if frames:
             contact_sheet(frames, self._sheet, columns=len(SHEET_MOMENTS))

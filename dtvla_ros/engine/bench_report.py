@@ -18,7 +18,7 @@ from dtvla_ros.engine.export import write_graphs
 from dtvla_ros.engine.onnx_engine import OnnxEngine
 from dtvla_ros.engine.torch_engine import TorchEngine
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import require_writable, write_between, write_json
+from dtvla_ros.files import require_writable, write_between, write_json, written_whole
 
 BEGIN, END = '<!-- measured by dtvla bench -->', '<!-- end of what was measured -->'
 WEIGHTS = {'torch': ('fp32', 'int8'), 'onnx': ('fp32', 'int8', 'w8a8', 'int4')}
@@ -149,4 +149,5 @@ def plot(result: dict[str, Any], file: Path) -> None:
     figure.suptitle(f'{result["options"]["geometry"]}, {result["machine"]["device"]}')
     figure.supxlabel('median milliseconds per decision')
     figure.tight_layout()
-    figure.savefig(file, dpi=120)
+    with written_whole(file) as part:
+        figure.savefig(part, dpi=120)

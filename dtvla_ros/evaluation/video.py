@@ -15,6 +15,7 @@ from PIL import Image
 
 from dtvla_ros.caption import PAPER, Caption, draw_frame
 from dtvla_ros.engine.engine import Decision
+from dtvla_ros.files import written_whole
 from dtvla_ros.policy.transform import Observation
 
 
@@ -58,8 +59,8 @@ def contact_sheet(frames: Sequence[NDArray[np.uint8]], path: Path, columns: int 
     for k, frame in enumerate(frames):
         small = Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS)
         sheet.paste(small, (k % columns * width, k // columns * height))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, optimize=True)
+    with written_whole(path) as part:
+        sheet.save(part, optimize=True)
 
 
 class FailureRecord:

@@ -13,7 +13,7 @@ from typing import Any
 
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import read_json
+from dtvla_ros.files import read_json, writing
 from dtvla_ros.policy.config import DecoderConfig
 
 FORMAT = 1
@@ -164,15 +164,16 @@ def new_folder(target: Path) -> Iterator[Path]:
     """Give a folder to write a policy in; ``target`` becomes it whole, or stays as it is."""
     require_free(target)
     part = target.with_name(target.name + '.part')
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        if target.exists():
-            shutil.rmtree(target)
-        part.rename(target)
-    finally:
+    with writing(target):
         shutil.rmtree(part, ignore_errors=True)
+        try:
+            part.mkdir(parents=True)
+            yield part
+            if target.exists():
+                shutil.rmtree(target)
+            part.rename(target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def read_index(path: Path) -> list[str]:

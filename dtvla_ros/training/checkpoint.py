@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import read_json, write_json
+from dtvla_ros.files import read_json, write_json, writing
 from dtvla_ros.policy.checkpoint import read_tensors
 
 WEIGHTS = 'model.safetensors'
@@ -63,14 +63,18 @@ def save_checkpoint(run: Path, objective: nn.Module, average: nn.Module | None,
         return
     work, old, final = (run / name for name in (
         f'.{CHECKPOINT}.part', f'.{CHECKPOINT}.old', CHECKPOINT))
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    save_file(tensors, work / 'tensors.safetensors')
-    write_json(work / 'state.json', state)
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        os.replace(final, old)
-    os.replace(work, final)
+    try:
+        with writing(final):
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            save_file(tensors, work / 'tensors.safetensors')
+            write_json(work / 'state.json', state)
+            shutil.rmtree(old, ignore_errors=True)
+            if final.exists():
+                os.replace(final, old)
+            os.replace(work, final)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
 
 

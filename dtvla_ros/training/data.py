@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from dtvla_ros.data import layout
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.data.video import read_video
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import write_text
 from dtvla_ros.policy.transform import HOME, Observation, PolicyTransform
 from dtvla_ros.policy.vocabulary import ordinal_groups, word_id
 
@@ -227,8 +229,8 @@ def have_points(readers: Sequence[DatasetReader]) -> bool:
 def open_frames(reader: DatasetReader, transform: PolicyTransform) -> NDArray[np.uint8]:
     """Return a dataset's images [N, C, S, S, 3] as the policy sees them, memory-mapped.
 
-    Training and the node resize alike. Decoded once, and again when dataset, size or cameras
-    change.
+    Training and the node resize alike. Decoded once into ``.frames`` of the dataset, and again
+    when dataset, size or cameras change; into memory where the dataset cannot be written.
     """
     vision = transform.config.vision
     shape = (reader.info['total_frames'], len(vision.cameras), *[vision.image_size] * 2, 3)
@@ -238,15 +240,24 @@ def open_frames(reader: DatasetReader, transform: PolicyTransform) -> NDArray[np
     folder = reader.root / '.frames'
     path, made = folder / 'frames.u8', folder / 'frames.json'
     if not (made.exists() and json.loads(made.read_text()) == stamp):
-        folder.mkdir(exist_ok=True)
         part = folder / f'frames.{os.getpid()}.part'  # another run may be reading the old file
-        frames = np.memmap(part, np.uint8, 'w+', shape=shape)
         try:
+            folder.mkdir(exist_ok=True)
+            with part.open('wb') as file:  # or the first page that does not fit would kill us
+                os.posix_fallocate(file.fileno(), 0, max(math.prod(shape), 1))
+        except OSError:
+            with suppress(OSError):
+                part.unlink()
+            kept = np.empty(shape, np.uint8)
+            _decode(reader, transform, kept)
+            return kept
+        try:
+            frames = np.memmap(part, np.uint8, 'r+', shape=shape)
             _decode(reader, transform, frames)
             frames.flush()
             made.unlink(missing_ok=True)
             part.replace(path)
-            made.write_text(json.dumps(stamp))
+            write_text(made, json.dumps(stamp))
         finally:
             part.unlink(missing_ok=True)
     return np.memmap(path, np.uint8, 'r', shape=shape)

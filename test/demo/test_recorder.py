@@ -9,6 +9,7 @@ from PIL import Image
 
 from dtvla_ros.caption import HEIGHT, WIDTH, Caption
 from dtvla_ros.demo.display import CLOSING_FRAMES, SHEET_MOMENTS, Recorder
+from dtvla_ros.errors import UserError
 
 
 def pair(value: int):
@@ -43,5 +44,5 @@ def test_a_film_that_cannot_be_written_is_reported_and_of_nothing_nothing_is_lef
     (tmp_path / 'file').write_text('in the way')
     recorder = Recorder(tmp_path / 'file' / 'demo.mp4', tmp_path / 'demo.png', 5.0)
     recorder.add(pair(3), Caption('a', 'b', 'c'))
-    with pytest.raises(RuntimeError, match='cannot write'):
+    with pytest.raises(UserError, match='cannot write .*demo.mp4'):
         recorder.close()

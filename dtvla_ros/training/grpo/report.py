@@ -12,6 +12,7 @@ from PIL import Image
 
 from dtvla_ros.caption import Caption, draw_frame
 from dtvla_ros.evaluation.results import Rate
+from dtvla_ros.files import written_whole
 from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.report import write_page
 from dtvla_ros.training.grpo.config import GrpoConfig
@@ -132,7 +133,8 @@ def draw_curves(path: Path, history: Sequence[Row]) -> None:
     for ax in (first, *axes):
         if ax.lines:
             ax.legend(frameon=False)
-    figure.savefig(path, dpi=90)
+    with written_whole(path) as part:
+        figure.savefig(part, dpi=90)
 
 
 def _rate(value: Row) -> str:

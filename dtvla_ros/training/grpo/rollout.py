@@ -8,7 +8,6 @@ task's goal, and continue from the first. Simulators import this file, and no to
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.numpy import save_file
 
 from dtvla_ros.actions import osc
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import written_whole
 from dtvla_ros.rollout.env import Env, Restorable
 from dtvla_ros.rollout.episode import EpisodeJob, Executed, Infer, execute, observation_from_sim
 
@@ -71,10 +71,8 @@ class Trajectory:
         metadata = {'job': asdict(self.job), 'key': self.key, 'success': self.success,
                     'steps': self.steps, 'progress': self.progress,
                     'outcome': [d.outcome for d in self.decisions]}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix('.part')
-        save_file(tensors, part, {'trajectory': json.dumps(metadata)})
-        os.replace(part, path)
+        with written_whole(path) as part:
+            save_file(tensors, part, {'trajectory': json.dumps(metadata)})
 
     @classmethod
     def load(cls, path: Path) -> Trajectory:
