@@ -70,7 +70,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def writing(place: Path, remedy: str = 'choose another place') -> Iterator[None]:
+def writing(place: object, remedy: str = 'choose another place') -> Iterator[None]:
     """Turn what the file system, or a library that writes, raises inside into a ``UserError``."""
     try:
         yield
