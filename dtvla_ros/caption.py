@@ -18,13 +18,15 @@ WIDTH, HEIGHT = 1152, CAMERA + TOP
 COLUMNS, LINES = 40, 7  # of the thought
 INK, FAINT, PAPER = (235, 235, 235), (150, 150, 150), (24, 26, 30)
 GOOD, WARNING, BAD = (120, 220, 130), (240, 200, 90), (240, 120, 110)
+ALARM = (190, 25, 25)  # of the band across a frame
 
 
 @dataclass(frozen=True, slots=True)
 class Caption:
     """Text beside the cameras. ``success`` None: not decided yet.
 
-    ``states``: coloured lines in place of the footer.
+    ``states``: coloured lines in place of the footer. ``stopped``: why the arm was stopped, in a
+    band across the frame.
     """
 
     title: str
@@ -32,6 +34,7 @@ class Caption:
     footer: str = ''
     success: bool | None = None
     states: tuple[tuple[str, Ink], ...] = ()
+    stopped: str = ''
 
 
 def draw_frame(
@@ -51,6 +54,10 @@ def draw_frame(
         frame.paste(image, (k * CAMERA + (CAMERA - image.width) // 2,
                             TOP + (CAMERA - image.height) // 2))
     frame.paste(_draw_caption(caption), (2 * CAMERA, 0))
+    if caption.stopped:
+        pen.rectangle((0, 0, WIDTH, TOP), ALARM)
+        text = textwrap.shorten(f'STOPPED: {caption.stopped}', 100, placeholder=' ...')
+        pen.text((8, 4), text, INK, ImageFont.load_default(20))
     return np.asarray(frame)
 
 

@@ -30,6 +30,8 @@ CLOCK_DOMAIN = 1.0
 """Distance of a stamp from a clock that shows another one [s], unless a parameter differs."""
 UNFINISHED = '…'
 """Ends a thought on `REASONING` that is still being generated."""
+NOT_STARTED = 'not started'
+"""Reason of a gate in STOP that was never told to start."""
 LATENCY = 'latency_'
 """Begins the keys of `VLA_STATE` that hold the seconds of each phase of a decision."""
 

@@ -42,13 +42,17 @@ def demo(
     ROS installed, on start states nothing was trained on. Leaves `demo.mp4`, a contact sheet
     `demo.png` and `demo.json`.
 
+    SPACE presses the e-stop at once, c clears it: time stands still meanwhile, then the episode
+    begins anew. Where stdin is no terminal a stop that lasts 60 s ends the demo with exit code 1.
+
     **Examples**
     `dtvla demo`
     `dtvla demo --tasks put_the_lemon_in_the_blue_bin --episodes 10 --out out/lemon`
     `dtvla demo --mode masked --out out/masked` the same arm without a thought
     """
     from dtvla_ros.demo.run import run_demo
-    call(run_demo, given)
+    if call(run_demo, given)['ended']:
+        raise typer.Exit(1)
 
 
 def main(commands: typer.Typer = app) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,6 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from dtvla_ros.caption import Caption, draw_frame
-from dtvla_ros.evaluation.results import Rate
 from dtvla_ros.evaluation.video import Film, contact_sheet
 from dtvla_ros.files import writing
 from dtvla_ros.ros.graph import Seen
@@ -24,7 +25,14 @@ from dtvla_ros.ros.graph import Seen
 GATE_STYLE = {'RUN': 'green', 'HOLD': 'yellow', 'STOP': 'red', 'FAULT': 'bold red'}
 Shot = tuple[dict[str, NDArray[np.uint8]], Caption]
 CLOSING_FRAMES = 4
+STOPPED_SECONDS = 1.5  # of the film, for a stop
 SHEET_MOMENTS = (0.15, 0.55, 1.0)  # of the episode shown for each task
+
+
+def program() -> str:
+    """Return how this command was called, for lines that a person copies."""
+    here = Path(sys.argv[0]).name == 'dtvla' and not shutil.which('dtvla')
+    return sys.argv[0] if here else 'dtvla'
 
 
 class Screen:
@@ -36,29 +44,36 @@ class Screen:
         self._printed = ''
         self._refusals = 0
 
-    def update(self, seen: Seen) -> None:
-        """Show what is seen now."""
+    def update(self, seen: Seen, fault: str = '') -> None:
+        """Show what is seen now; ``fault``: why nothing moves until somebody clears it."""
         if seen.refusals > self._refusals:
-            self.console.print(Text('you said: {} -> refused: {}'.format(*seen.rejected), 'red'))
+            self.say('you said: {} -> refused: {}'.format(*seen.rejected), 'red')
         self._refusals = seen.refusals
         if self.console.is_terminal:
-            self.live.update(self._panel(seen), refresh=True)
-        elif not seen.writing and seen.thought != self._printed:
+            self.live.update(self._panel(seen, fault), refresh=True)
+        elif seen.thought and not seen.writing and seen.thought != self._printed:
             self._printed = seen.thought
-            self.console.print(f'    thinks: {seen.thought}', highlight=False)
+            self.say(f'    thinks: {seen.thought}')
+
+    def say(self, text: str, style: str = '') -> None:
+        """Leave a line above the panel."""
+        self.console.print(Text(text, style), soft_wrap=True)
 
     def episode_ended(self, row: dict[str, Any], seen: Seen) -> None:
         """Leave one line per episode above the panel."""
         mark, style = ('success', 'green') if row['success'] else ('failed ', 'red')
-        rate = Rate.of(bool(r['success']) for r in seen.episodes)
+        won = sum(bool(r['success']) for r in seen.episodes)
         number = f'{len(seen.episodes)}/{row["episodes"]}'
         self.console.print(Text.assemble(
             (f'{number:>7} ', 'bold'), (mark, style), f'  {row["instruction"]}',
-            (f'  seed {row["seed"]}, {row["step"]} steps; so far {rate}', 'dim')))
+            (f'  {row["reason"]}' if row.get('reason') else '', 'red'),
+            (f'  seed {row["seed"]}, {row["step"]} steps; so far {won} of {len(seen.episodes)}',
+             'dim')), soft_wrap=True)
 
-    def _panel(self, seen: Seen) -> Panel:
+    def _panel(self, seen: Seen, fault: str) -> Panel:
         episode = seen.episode
-        thought = Text(seen.thought, style='bold cyan')
+        thought = (Text(f'STOPPED: {fault}', 'bold white on red') if fault else
+                   Text(seen.thought, 'bold cyan'))
         if seen.writing:
             thought.append('▌', 'blink')
         total = episode.get('episodes') or 1
@@ -81,6 +96,7 @@ class Recorder:
         self._thread = ThreadPoolExecutor(1, 'recorder')
         self._drawn: list[Future[None]] = []
         self._episode: list[Shot] = []
+        self._rate = rate
         self._shown: dict[str, tuple[bool, list[Shot]]] = {}
 
     def add(self, images: dict[str, NDArray[np.uint8]], caption: Caption) -> None:
@@ -91,12 +107,20 @@ class Recorder:
     def _draw(self, shot: Shot) -> None:
         self._drawn.append(self._thread.submit(lambda: self._film.add(draw_frame(*shot))))
 
-    def end_episode(self, task: str, success: bool) -> None:
+    def stop(self, reason: str) -> None:
+        """Show for a while why everything stands still."""
+        for images, caption in self._episode[-1:]:
+            for _ in range(round(STOPPED_SECONDS * self._rate)):
+                self._draw((images, replace(
+                    caption, thought='', footer='', stopped=reason)))
+
+    def end_episode(self, task: str, success: bool, reason: str = '') -> None:
         """Show how it ended, and keep it for the sheet if it is the task's best so far."""
         if not self._episode:
             return
         images, caption = self._episode[-1]
-        self._episode[-1] = images, replace(caption, success=success)
+        self._episode[-1] = images, replace(
+            caption, success=success, footer=reason or caption.footer)
         for _ in range(CLOSING_FRAMES):
             self._draw(self._episode[-1])
         if task not in self._shown or success > self._shown[task][0]:

@@ -21,10 +21,76 @@ from dtvla_ros.ros.graph import Seen, Watcher, frame_interval, start_nodes, watc
 from dtvla_ros.ros.processes import NodeProcesses
 from dtvla_ros.ros.run import joined
 
-from .display import Recorder, Screen
+from .display import Recorder, Screen, program
+from .keyboard import STOP_KEYS, Keyboard
+from .stopping import EStop, SceneHalt
 
 CONFIG = 'config/sim.yaml'
 VIEWER_TIMEOUT = 20.0  # longest wait for it [s]
+UNATTENDED = 60.0  # longest stop where nobody can press a key [s]
+
+
+class Show(Watcher):
+    """Prints and films what it sees; the person stops and clears it.
+
+    Simulated time stands still while the gate is in FAULT; then the episode begins anew.
+    ``ended``: why nobody will go on, '' while somebody may.
+    """
+
+    def __init__(self, screen: Screen, recorder: Recorder) -> None:
+        super().__init__(self._film, self._end)
+        self._screen, self._recorder = screen, recorder
+        self._estop, self._halt = EStop(self), SceneHalt(self)
+        self.fault = self.ended = self._stopped = ''
+        self._since = 0.0
+        self._stops: list[str] = []  # of the running episode
+
+    def on_key(self, key: str) -> None:
+        """Take a key of the terminal, from any thread."""
+        if key in STOP_KEYS:
+            self._estop.press(STOP_KEYS[key])
+        elif key == 'c':
+            self._estop.clear()
+
+    def tick(self, keyboard: bool) -> None:
+        """Say what stopped or goes on; ``keyboard``: whether somebody can press a key."""
+        before, self.fault = self.fault, self._estop.tick(self.seen)
+        self._halt.tick(self.fault, self.seen)
+        if self.fault and self.fault != before:
+            self._since = time.monotonic()
+            self._stops += [self.fault] if self.seen.episode else []
+            self._recorder.stop(self.fault)
+            clear = 'c' if keyboard else (
+                f'ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]} {program()} stop --clear')
+            self._screen.say(f'STOPPED: {self.fault}; clear with {clear}', 'bold red')
+        elif before and not self.fault:
+            self._screen.say('cleared: the episode begins anew', 'green')
+        elif self.fault and not keyboard and time.monotonic() - self._since > UNATTENDED:
+            self.ended = f'{self.fault}, not cleared within {UNATTENDED:.0f} s'
+        if refused := self._estop.take_refusal():
+            self._screen.say(f'not cleared: {refused}', 'red')
+        stopped = '' if self.fault else self.seen.stopped
+        if stopped and stopped != self._stopped and not stopped.startswith('cleared'):
+            self._screen.say(f'stopped: {stopped}; it moves again in the next episode', 'red')
+        self._stopped = stopped
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the episodes; one that was stopped for good is among them."""
+        rows, running = self.seen.episodes, self.seen.episode
+        return rows if not (self.fault and running) else [
+            *rows, {**running, 'reason': f'stopped: {self.fault}', 'stops': self._stops}]
+
+    def _film(self, images: dict[str, Any], seen: Seen) -> None:
+        self._recorder.add(images, Caption(
+            seen.episode.get('instruction', ''), seen.thought,
+            f'episode {len(seen.episodes) + 1}   step {seen.episode.get("step", 0)}   '
+            f'gate {seen.gate_state}', stopped=self.fault or seen.stopped))
+
+    def _end(self, row: dict[str, Any]) -> None:
+        if self._stops:
+            row['stops'], self._stops = self._stops, []
+        self._recorder.end_episode(row['task'], bool(row['success']), row.get('reason', ''))
+        self._screen.episode_ended(row, self.seen)
 
 
 def run_demo(policy: Path, tasks: Sequence[str], episodes: int, seed: int | None, out: Path,
@@ -32,9 +98,10 @@ def run_demo(policy: Path, tasks: Sequence[str], episodes: int, seed: int | None
              viz: str = '') -> dict[str, Any]:
     """Run the episodes, write ``demo.mp4``, ``demo.png`` and ``demo.json``; return the latter.
 
-    ``viz``: ``'rerun'`` also writes ``demo.rrd``, from a process of its own. Raises UserError if
-    a node refuses its input or ``viz`` is not known, NodeDied if a node dies or the simulation
-    makes no step for `graph.SILENCE` seconds.
+    Its ``ended`` says why not all episodes ran, '' if they did. ``viz``: ``'rerun'`` also writes
+    ``demo.rrd``, from a process of its own. Raises UserError if a node refuses its input or
+    ``viz`` is not known, NodeDied if a node dies or the simulation makes no step for
+    `graph.SILENCE` seconds.
     """
     if viz not in ('', 'rerun'):
         raise UserError(f'--viz {viz}: choose rerun')
@@ -48,64 +115,66 @@ def run_demo(policy: Path, tasks: Sequence[str], episodes: int, seed: int | None
     os.environ.setdefault('ROS_DOMAIN_ID', str(random.SystemRandom().randint(1, 100)))
     screen, started = Screen(), time.monotonic()
     recorder = Recorder(out / 'demo.mp4', out / 'demo.png', manifest.action.rate_hz / camera_every)
-
-    def on_frame(images: dict[str, Any], seen: Seen) -> None:
-        recorder.add(images, Caption(
-            seen.episode.get('instruction', ''), seen.thought,
-            f'episode {len(seen.episodes) + 1}   step {seen.episode.get("step", 0)}   '
-            f'gate {seen.gate_state}'))
-
-    def on_episode(row: dict[str, Any]) -> None:
-        recorder.end_episode(row['task'], bool(row['success']))
-        screen.episode_ended(row, watcher.seen)
-
-    screen.console.print(
-        f'Watch along: ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]} dtvla topic echo '
-        '/vla/reasoning', style='dim', highlight=False)
+    screen.say(f'Watch along: ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]} {program()} topic echo '
+               '/vla/reasoning', 'dim')
     try:
-        with joined(lambda: Watcher(on_frame, on_episode)) as (watcher, executor), screen.live, \
+        with joined(lambda: Show(screen, recorder)) as (show, executor), \
+                Keyboard(show.on_key) as keyboard, screen.live, \
                 NodeProcesses(out / 'logs') as nodes:
+            if keyboard.present:
+                screen.say('SPACE stops the arm at once; c clears the stop', 'bold')
             if viz:
                 nodes.start('view', 'dtvla_ros.cli', ['view', '--save', str(out / 'demo.rrd')])
                 until = time.monotonic() + VIEWER_TIMEOUT
                 # Let it join first, or it misses how the first episode begins.
-                while watcher.count_subscribers(ACTION) < 2 and time.monotonic() < until:
+                while show.count_subscribers(ACTION) < 2 and time.monotonic() < until:
                     executor.spin_once(timeout_sec=0.1)
                     nodes.require_running()
             start_nodes(nodes, CONFIG, {'policy': folder, 'engine': engine, 'mode': mode}, {
                 'suite': suite, 'tasks': list(tasks), 'episodes': episodes, 'seed': seed,
                 'camera_every': camera_every})
             shown = time.monotonic()
-            for _ in watch(executor, watcher, nodes):
-                if time.monotonic() - shown > 0.05:
-                    screen.update(watcher.seen)
-                    shown = time.monotonic()
+            try:
+                for _ in watch(executor, show, nodes):
+                    show.tick(keyboard.present)
+                    if show.ended:
+                        break
+                    if time.monotonic() - shown > 0.05:
+                        screen.update(show.seen, show.fault)
+                        shown = time.monotonic()
+            except KeyboardInterrupt:
+                if not show.fault:
+                    raise
+                show.ended = f'{show.fault}, then Ctrl-C'
     finally:
         recorder.close()
     result = {
-        **_result(watcher.seen), 'seconds': round(time.monotonic() - started, 1),
+        **_result(show.rows(), show.seen), 'ended': show.ended,
+        'seconds': round(time.monotonic() - started, 1),
         'policy': {'path': str(policy), 'files': dict(manifest.files)},
         'versions': results.versions(), 'suite': suite, 'mode': mode, 'engine': engine}
     write_json(out / 'demo.json', result)
-    screen.console.print(
-        f'[bold]{Rate(result["successes"], result["n"])}[/bold] in {result["seconds"]:.0f} s; '
-        f'{result["commands"]} commands and {result["thoughts"]} thoughts over topics',
-        highlight=False)
+    if show.ended:
+        screen.say(f'ended: {show.ended}; {len(show.seen.episodes)} of '
+                   f'{show.seen.episode.get("episodes", 0)} episodes ran', 'bold red')
+    screen.say(f'{result["successes"]} of {result["n"]} succeeded in {result["seconds"]:.0f} s; '
+               f'{result["commands"]} commands and {result["thoughts"]} thoughts over topics')
     for end in ('mp4', 'png', 'json', *(['rrd'] if viz else [])):
-        screen.console.print(f'  {out / f"demo.{end}"}', highlight=False)
+        screen.say(f'  {out / f"demo.{end}"}')
     return result
 
 
-def _result(seen: Seen) -> dict[str, Any]:
+def _result(rows: Sequence[dict[str, Any]], seen: Seen) -> dict[str, Any]:
     won: dict[str, list[bool]] = {}
-    for row in seen.episodes:
+    for row in rows:
         won.setdefault(row['task'], []).append(bool(row['success']))
     rate = Rate.of(itertools.chain(*won.values())).to_dict()
     return {
         'success': rate['rate'], **rate,
         'tasks': {task: Rate.of(outcomes).to_dict() for task, outcomes in won.items()},
-        'seeds': sorted({row['seed'] for row in seen.episodes}),
+        'seeds': sorted({row['seed'] for row in rows}),
         'episodes': [
-            {k: row[k] for k in ('task', 'seed', 'success', 'step')} for row in seen.episodes],
+            {k: row[k] for k in ('task', 'seed', 'success', 'step', 'reason', 'stops')
+             if k in row} for row in rows],
         'latency': latency_summary(seen.latency),
         'thoughts': seen.thoughts, 'commands': seen.commands}

@@ -88,6 +88,8 @@ def _block(setup: EvalOptions, tasks: Sequence[str], seeds: range,
         }, {'suite': setup.scene.suite, 'tasks': list(tasks), 'episodes': len(seeds),
             'seed': seeds.start, 'camera_every': every, **parameters(setup.scene)})
         for _ in watch(executor, listener, nodes):
+            if listener.seen.gate_state == 'FAULT':
+                raise NodeDied(f'stopped: {listener.seen.gate_reason}; the episode is not counted')
             yield from listener.ended()
         while listener.waiting:
             executor.spin_once(timeout_sec=0.05)

@@ -83,7 +83,7 @@ class Overlay(Node):
         self._frames: dict[str, bytes] = {}  # as they came
         self._poses: deque[tuple[float, NDArray[np.float64]]] = deque(maxlen=POSES)  # by stamp [s]
         self._stamps: dict[str, float] = {}  # of the frames drawn last
-        self._thought = ''
+        self._thought = self._task = self._stopped = ''
         self._states: dict[str, tuple[float, DiagnosticStatus]] = {}  # when it was heard [s]
 
         self._image = self.create_publisher(CompressedImage, relative(names.OVERLAY), qos.LATEST)
@@ -104,6 +104,11 @@ class Overlay(Node):
 
     def _on_state(self, topic: str, message: DiagnosticStatus) -> None:
         self._states[topic] = time.monotonic(), message
+        task = conversions.status_values(message).get('task', self._task)
+        stopped = self._stopped if topic != names.GATE_STATE else conversions.stop_reason(message)
+        if task != self._task or (stopped and not self._stopped):
+            self._thought = ''  # it is of another task
+        self._task, self._stopped = task, stopped
 
     def _on_pose(self, message: PoseStamped) -> None:
         position, _ = conversions.pose_arrays(message.pose)
@@ -156,7 +161,7 @@ class Overlay(Node):
             lines[who] = (f'{who}: silent', FAINT) if time.monotonic() - heard > SILENT else (
                 f'{who}: {status.message}{reason}', LEVEL_INK.get(status.level, FAINT))
         return Caption(values['policy'].get('instruction', ''), self._thought, states=(
-            *lines.values(), (latency_line(values['policy']), FAINT)))
+            *lines.values(), (latency_line(values['policy']), FAINT)), stopped=self._stopped)
 
 
 main = functools.partial(run, Overlay)

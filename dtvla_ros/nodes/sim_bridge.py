@@ -36,6 +36,7 @@ from dtvla_ros.nodes.sim_frames import BASE, VIEWS, Placed, SimFrames, optical_f
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.run import STEADY, end, run
 from dtvla_ros.safety.gate import NOT_READY
+from dtvla_sim.forced_release import ForcedReleaseEnv
 
 ASK_AGAIN = 0.5  # wall time without an answer before the same moment is shown again [s]
 HOLD_ACTION = 0.15  # real time: age at which the last action is no longer repeated [s]
@@ -59,6 +60,8 @@ class SimSettings:
     lockstep: bool = parameter(True, 'time waits for the policy')
     camera_every: int = parameter(1, 'control steps per frame', low=1)
     max_steps: int = parameter(0, 'per episode; 0: as the task says', low=0)
+    endless: bool = parameter(
+        False, 'one scene that never ends: no limit, no success, no instruction')
     policy_timeout_s: float = parameter(120.0, 'longest wait for the policy to take a task', low=1)
     start_paused: bool = parameter(False, 'begin paused')
     result_file: str = parameter('', 'JSON of all episodes; empty: none')
@@ -121,15 +124,15 @@ class SimBridge(Node):
         if self._result is not None:
             require_writable(self._result)
             self._result.unlink(missing_ok=True)  # an old one must not pass for this run's
-        self._env = self._make_env()
+        self._env = ForcedReleaseEnv(self._make_env(), by_itself=False)
         known, tasks = self._env.tasks, _named(given.tasks)
         if unknown := [task for task in tasks if task not in known]:
             raise UserError(f'parameter tasks: unknown task "{unknown[0]}"; {given.suite} has: '
                             f'{", ".join(known)}')
         declare(self, 'reset_task', '', 'task that sim/reset begins; empty: the present one',
                 choices=('', *known), changeable=True)
-        self._progress = Progress([(task, given.seed + k) for task in tasks or known
-                                   for k in range(given.episodes)])
+        plan = [(task, given.seed + k) for task in tasks or known for k in range(given.episodes)]
+        self._progress = Progress(plan[:1] if given.endless else plan)
         self._period_ns = round(1e9 / self._env.control_rate)
         self._clock_ns = self._orders = 0
         self._running = False
@@ -137,6 +140,9 @@ class SimBridge(Node):
         self._asked = self._began = self._published = time.monotonic()
         self._resumed = -np.inf
         self._policy: dict[str, str] = {}
+        self._gate = ''  # why it ended the task
+        self._sentences: dict[str, str] = {}  # of the scene's tasks, where none is asked for
+        self._done = ''  # the told one, once it is done
         self._task_before = self._refused = ''
         self._obs: Mapping[str, Any] = {}
         self._info: dict[str, Any] = {}
@@ -175,13 +181,16 @@ class SimBridge(Node):
             JointTrajectory, relative(names.ACTION), self._on_action, qos.LATEST)
         self.create_subscription(
             DiagnosticStatus, relative(names.VLA_STATE), self._on_policy, qos.LATCHED)
+        self.create_subscription(
+            DiagnosticStatus, relative(names.GATE_STATE), self._on_gate, qos.LATCHED)
 
     def _open_services(self) -> None:
         listed = json.dumps({'suite': self._given.suite, 'tasks': list(self._env.tasks)})
         self._tasks.publish(String(data=listed))
         orders: dict[str, Callable[[Any], object]] = {
             'pause': lambda request: self._pause(request.data),
-            'step': lambda _: self._advance(), 'reset': lambda _: self._begin_again()}
+            'step': lambda _: self._advance(), 'reset': lambda _: self._begin_again(),
+            'release': lambda _: self._env.release()}
         for name, order in orders.items():
             self.create_service(SetBool if name == 'pause' else Trigger, f'sim/{name}',
                                 functools.partial(self._obey, name, order))
@@ -221,13 +230,17 @@ class SimBridge(Node):
         progress.task, progress.seed, progress.step, progress.touched = task, seed, 0, touched
         self._obs, self._info = self._env.reset(seed=seed, options={'task': task})
         self._clock_ns += round(BETWEEN_EPISODES * 1e9)
-        self._action, self._running = np.zeros(7), False
+        self._action, self._running = np.zeros(7), self._given.endless
         self._task_before = self._policy.get('task', '')
         self._began = time.monotonic()
         self._frames.begin(self._now, self._gripper())
-        self._announce()
-        self._publish_episode(done=False, success=False)
-        if self._paused:
+        if self._given.endless:
+            self._sentences = {spelling(self._sentence(name)): name
+                               for name in self._env.alternatives()}
+        else:
+            self._announce()
+            self._publish_episode(done=False, success=False)
+        if self._paused or self._running:
             self._show(cameras=True)
         self._publish_state()
 
@@ -237,12 +250,14 @@ class SimBridge(Node):
 
     def _on_policy(self, message: DiagnosticStatus) -> None:
         state, told = message.message, conversions.status_values(message)
-        before, self._policy = self._policy, told
+        before, self._policy = self._policy, told | {'state': state}
+        if self._given.endless:
+            return
         wanted = self._info['instruction']
         if (before and not self._running and told.get('refusals') != before.get('refusals')
                 and told.get('rejected_instruction') == wanted):
-            return end(UserError(f'the policy refuses "{wanted}": {told["rejected"]} '
-                                 '(parameter on_unlisted = "warn" lets it try)'))
+            end(UserError(f'the policy refuses "{wanted}": {told["rejected"]} '
+                          '(parameter on_unlisted = "warn" lets it try)'))
         if (state == 'STOPPED' and not self._paused
                 and time.monotonic() - self._resumed < ANNOUNCE_AGAIN):
             self._resumed = -np.inf  # once: it gave the task up in the silence
@@ -253,6 +268,9 @@ class SimBridge(Node):
             self._running = True
             self._show(cameras=True)
             self._publish_state()
+
+    def _on_gate(self, message: DiagnosticStatus) -> None:
+        self._gate = conversions.stop_reason(message)
 
     def _on_action(self, message: JointTrajectory) -> None:
         points = message.points
@@ -323,6 +341,7 @@ class SimBridge(Node):
             'state': 'paused' if self._paused else 'playing' if self._running else 'stopped',
             'suite': self._given.suite, 'task': progress.task, 'seed': progress.seed,
             'step': progress.step, 'time': self._now,
+            **({'done': self._done} if self._given.endless else {}),
             'orders': self._orders, 'refused': self._refused})
         self._state.publish(String(data=text))
         return text
@@ -333,13 +352,17 @@ class SimBridge(Node):
         success, progress, given = bool(info['success']), self._progress, self._given
         progress.step += 1
         self._clock_ns += self._period_ns
+        if given.endless:
+            self._judge()
+            return self._show(cameras=self._paused or progress.step % given.camera_every == 0)
         if not (terminated or (
                 progress.step >= given.max_steps if given.max_steps else truncated)):
             self._publish_episode(done=False, success=False)
             return self._show(cameras=self._paused or progress.step % given.camera_every == 0)
         progress.episodes.append({
             'task': progress.task, 'seed': progress.seed, 'success': success,
-            'steps': progress.step, **({'touched': True} if progress.touched else {})})
+            'steps': progress.step, **({} if success else {'reason': self._why_failed()}),
+            **({'touched': True} if progress.touched else {})})
         self._show_cameras()  # without a pose: nobody is asked for another command
         if progress.index + 1 < len(progress.plan):
             self._publish_episode(done=True, success=success)
@@ -354,6 +377,28 @@ class SimBridge(Node):
         self._publish_state()
         for task, (successes, n) in progress.results().items():
             self.get_logger().info(f'{task}: {successes} of {n}')
+
+    def _judge(self) -> None:
+        """Tell when the task that the policy was told becomes done, or undone."""
+        task = self._sentences.get(spelling(self._policy.get('instruction', '')), '')
+        done = task if task and self._env.done(task) else ''
+        if done != self._done:
+            self._done = done
+            self._publish_state()
+
+    def _sentence(self, task: str) -> str:
+        with self._env.asked(task):
+            return str(self._env.task.instruction)
+
+    def _why_failed(self) -> str:
+        told, asked = self._policy, self._info['instruction']
+        if told.get('state') in ('STOPPED', 'FAULT'):
+            return f'policy {told["state"]}: {told.get("reason", "")}'
+        if self._gate:
+            return f'stopped: {self._gate}'
+        if spelling(told.get('instruction', asked)) != spelling(asked):
+            return f'told otherwise: {told["instruction"]}'
+        return f'not done within {self._progress.step} steps'
 
     def _show(self, cameras: bool) -> None:
         """Publish the present moment; with ``cameras`` also their images, if subscribed to."""
@@ -396,6 +441,7 @@ class SimBridge(Node):
             'episode': progress.index, 'episodes': len(progress.plan), 'task': progress.task,
             'seed': progress.seed, 'instruction': self._info['instruction'],
             'step': progress.step, 'success': success, 'done': done, 'finished': finished,
+            **({'reason': self._why_failed()} if done and not success else {}),
             **({'summary': progress.results()} if finished else {})})))
 
 

@@ -17,7 +17,7 @@ from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from dtvla_ros.actions.chunk import Chunk
-from dtvla_ros.conventions import CHANNELS, LATENCY, WIDEST_GRIPPER
+from dtvla_ros.conventions import CHANNELS, LATENCY, NOT_STARTED, WIDEST_GRIPPER
 
 _ARRAY = re.compile(r'sequence<(?P<item>.+?)(?:, ?\d+)?>|(?P<fixed>.+)\[\d+\]')
 
@@ -25,6 +25,12 @@ MERGED = 0.15  # s over which JointStates are put together: a gripper may tell 1
 KINDS = 64  # of messages, by their joints' names, whose places are remembered
 LISTED = 4  # names told of many
 _SCALARS = {'float': float, 'double': float, 'boolean': bool, 'string': str, 'wstring': str}
+
+
+def stop_reason(gate: DiagnosticStatus) -> str:
+    """Return why the gate has ended a task, '' where it has not."""
+    reason = status_values(gate).get('reason', '')
+    return reason if gate.message in ('STOP', 'FAULT') and reason != NOT_STARTED else ''
 
 
 def seconds(stamp: Any) -> float:

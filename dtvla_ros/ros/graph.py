@@ -42,8 +42,11 @@ class Seen:
     vla_state: str = 'starting'
     refusals: int = 0  # instructions that the policy did not take, and the last one and why
     rejected: tuple[str, str] = '', ''
+    vla_reason: str = ''
+    told: str = ''  # the policy's instruction
     gate_state: str = 'starting'
     gate_reason: str = ''
+    stopped: str = ''  # why the gate has ended the task
     episode: dict[str, Any] = field(default_factory=dict)
     episodes: list[dict[str, Any]] = field(default_factory=list)
     finished: bool = False
@@ -55,7 +58,10 @@ OnEpisode = Callable[[dict[str, Any]], None]
 
 
 class Watcher(Node):
-    """Collects `Seen`; hands on finished episodes, and pairs of images when the next one comes."""
+    """Collects `Seen`; hands on finished episodes, and pairs of images when the next one comes.
+
+    A thought is forgotten when a task begins or is stopped.
+    """
 
     def __init__(self, on_frame: OnFrame, on_episode: OnEpisode):
         super().__init__('demo_watcher')
@@ -63,7 +69,7 @@ class Watcher(Node):
         self._on_frame, self._on_episode = on_frame, on_episode
         self._pair: dict[str, NDArray[np.uint8]] = {}
         self._stamp = -1.0
-        self._decision = ''
+        self._decision = self._task = ''
         for name, topic in names.IMAGES.items():
             self.create_subscription(Image, topic, functools.partial(self._image, name),
                                      qos_profile_sensor_data, raw=True)
@@ -94,8 +100,9 @@ class Watcher(Node):
 
     def _reasoning(self, message: String) -> None:
         self.seen.writing = message.data.endswith(names.UNFINISHED)
-        self.seen.thought = message.data.removesuffix(names.UNFINISHED)
         self.seen.thoughts += not self.seen.writing
+        if not (self.seen.writing and self.seen.stopped):  # what is void may be written on
+            self.seen.thought = message.data.removesuffix(names.UNFINISHED)
 
     def _episode(self, message: String) -> None:
         row = self.seen.episode = json.loads(message.data)
@@ -106,11 +113,15 @@ class Watcher(Node):
         self.seen.finished |= bool(row.get('finished'))
 
     def _vla_state(self, message: DiagnosticStatus) -> None:
-        self.seen.vla_state = message.message
         values = conversions.status_values(message)
         before, self.seen.refusals = self.seen.refusals, int(values.get('refusals', 0))
         if self.seen.refusals > before:
             self.seen.rejected = values['rejected_instruction'], values['rejected']
+        self.seen.vla_state, self.seen.vla_reason = message.message, values.get('reason', '')
+        self.seen.told = values.get('instruction', '')
+        if (task := values.get('task', '')) != self._task:
+            self._task = task
+            self._forget()
         if (decision := values.get('stamp', '')) != self._decision:
             self._decision = decision
             for phase, value in conversions.latencies(values).items():
@@ -119,6 +130,12 @@ class Watcher(Node):
     def _gate_state(self, message: DiagnosticStatus) -> None:
         self.seen.gate_state = message.message
         self.seen.gate_reason = conversions.status_values(message).get('reason', '')
+        before, self.seen.stopped = self.seen.stopped, conversions.stop_reason(message)
+        if self.seen.stopped and not before:
+            self._forget()
+
+    def _forget(self) -> None:
+        self.seen.thought, self.seen.writing = '', False
 
     def _action(self, message: JointTrajectory) -> None:
         self.seen.commands += 1
@@ -146,6 +163,7 @@ def start_nodes(nodes: NodeProcesses, config: str, policy: Mapping[str, object],
 def watch(executor: Executor, watcher: Watcher, nodes: NodeProcesses) -> Iterator[None]:
     """Spin the watcher until the last episode is over; yields many times a second.
 
+    A fault of the gate lasts until somebody clears it: no step is expected meanwhile.
     Raises ``UserError`` for refused input, ``NodeDied`` for a dead node or no step in `SILENCE`.
     """
     seen = watcher.seen
@@ -160,7 +178,7 @@ def watch(executor: Executor, watcher: Watcher, nodes: NodeProcesses) -> Iterato
         checked = now
         nodes.require_running(may_end=('sim_bridge',))
         latest = (len(seen.episodes), seen.episode.get('step'), seen.thoughts)
-        if latest != progress:
+        if latest != progress or seen.gate_state == 'FAULT':
             progress, moved = latest, now
         if nodes.exit_code('sim_bridge') == 0 and now - moved > SUMMARY_TIMEOUT:
             raise NodeDied(

@@ -21,6 +21,7 @@ from dtvla_ros.conventions import (
     CLOCK_DOMAIN,
     CONTROL_RATE,
     HEARTBEAT_TIMEOUT,
+    NOT_STARTED,
     parameter,
 )
 from dtvla_ros.errors import UserError
@@ -133,7 +134,7 @@ class Gate:
         self._empty_since: float | None = None
         self._bad_chunks = self._contract_breaks = 0
         self.state = GateState.HOLD if config.auto_start else GateState.STOP
-        self.reason = IDLE if config.auto_start else 'not started'
+        self.reason = IDLE if config.auto_start else NOT_STARTED
 
     @property
     def ended(self) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dtvla_ros.caption import HEIGHT, WIDTH, Caption
+from dtvla_ros.caption import HEIGHT, TOP, WIDTH, Caption
 from dtvla_ros.demo.display import CLOSING_FRAMES, SHEET_MOMENTS, Recorder
 from dtvla_ros.errors import UserError
 
@@ -36,6 +36,20 @@ def test_film_and_sheet_show_what_was_recorded(tmp_path):
     width = sheet.shape[1] // len(SHEET_MOMENTS)
     shown = sheet[sheet.shape[0] // 4, 60::width].mean(1)
     np.testing.assert_allclose(shown, 200, atol=3)  # the first task's success, not its failure
+
+
+def test_a_stop_is_a_red_band_across_the_film_and_a_failure_has_its_reason(tmp_path):
+    recorder = Recorder(tmp_path / 'demo.mp4', tmp_path / 'demo.png', 10.0)
+    recorder.stop('before the first image')
+    recorder.add(pair(20), Caption('stack', 'reach the cube', 'step 1'))
+    recorder.stop('e-stop (SPACE at 16:45:47)')
+    recorder.end_episode('stack', False, 'not done within 180 steps')
+    recorder.close()
+    with av.open(str(tmp_path / 'demo.mp4')) as film:
+        frames = [f.to_ndarray(format='rgb24') for f in film.decode(video=0)]
+    red = [bool((f[TOP // 2, ::8, 0].astype(int) - f[TOP // 2, ::8, 1] > 100).mean() > 0.6)
+           for f in frames]
+    assert red == [False] + [True] * 15 + [False] * CLOSING_FRAMES
 
 
 def test_a_film_that_cannot_be_written_is_reported_and_of_nothing_nothing_is_left(tmp_path):

@@ -9,6 +9,7 @@ from support.libero_here import needs_libero
 import dtvla_sim
 from dtvla_ros.engine.load import load_policy
 from dtvla_ros.engine.policy import act_on
+from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation import ablations, interventions
 from dtvla_ros.evaluation.workers import EvalOptions
 from dtvla_ros.policy.transform import Observation
@@ -148,6 +149,22 @@ def test_the_gripper_is_opened_once_and_the_expert_recovers(knocked, monkeypatch
     for _ in range(30):
         knocked.step(np.array([0, 0, 0, 0, 0, 0, 1.0]))
     assert not knocked.released, 'the gripper is empty'
+
+
+def test_a_release_on_request_drops_what_is_held_and_else_is_refused(knocked):
+    environment = ForcedReleaseEnv(knocked.env, by_itself=False)
+    environment.reset(seed=3, options={'task': CAN})
+    with pytest.raises(UserError, match='holds nothing'):
+        environment.release()
+    expert, wanted = make_expert(knocked.env), []
+    while not knocked.env.scene.held('can') or environment.env.place('can')[2] < 0.9:
+        environment.step(expert.act().action)
+        wanted.append(1)
+        assert len(wanted) < 200
+    environment.release()
+    for _ in range(FORCED):
+        environment.step(expert.act().action)
+    assert environment.released and not knocked.env.scene.held('can')
 
 
 def test_success_counts_only_where_something_was_lost():

@@ -28,7 +28,7 @@ class Robot:
     def __init__(self, graph, kind):
         node, sensor = graph.node, qos_profile_sensor_data
         self.serialize = images.serialize_image if kind is Image else images.serialize_compressed
-        self.thought = 'holding nothing now reach can'
+        self.thought, self.gate = 'holding nothing now reach can', ('RUN', '')
         self.cameras = {n: node.create_publisher(kind, f'/image_{n}', sensor) for n in CAMERAS}
         self.pose = node.create_publisher(PoseStamped, '/ee_pose', sensor)
         self.thoughts = node.create_publisher(String, '/vla/reasoning', qos.LATCHED_100)
@@ -44,11 +44,12 @@ class Robot:
         for stamp, offset in ((STAMP, 0.0), (STAMP + 0.05, 0.5)):
             self.pose.publish(conversions.pose_message(
                 conversions.header(stamp, 'base'), START + offset, [0.0, 0.0, 0.0, 1.0]))
-        self.thoughts.publish(String(data=self.thought))
+        if self.gate[0] == 'RUN':
+            self.thoughts.publish(String(data=self.thought))
         self.states['/vla/state'].publish(conversions.status_message(
             'vla', 'ACTING', {'instruction': 'put it up', 'stamp': STAMP, 'latency_think': 0.03}))
         self.states['/gate_state'].publish(
-            conversions.status_message('gate', 'RUN', {'reason': ''}))
+            conversions.status_message('gate', self.gate[0], {'reason': self.gate[1]}))
         rows = np.zeros((8, 7), np.float32)
         rows[:, [0, 2]] = 1.0, -0.5
         rows[:, 6] = [-1, -1, -1, -1, 1, 1, 0, 0]
@@ -95,6 +96,14 @@ def test_cameras_thought_and_path_once_somebody_watches(graph, transport):
     np.testing.assert_allclose(points[-1], START + 8 * metres * np.array([1, 0, -0.5]), atol=1e-9)
     shades = [(c.r, c.g, c.b) for c in marker.colors]
     assert [len(set(s)) for s in (shades, shades[:5], shades[5:])] == [2, 1, 1], 'a grip is kept'
+
+    robot.gate = ('FAULT', 'e-stop')
+
+    def band_and_no_thought():
+        image = images.compressed_to_numpy(graph.last('image')).astype(int)
+        red = image[TOP // 2, ::8, 0] - image[TOP // 2, ::8, 1] > 100
+        return red.mean() > 0.6 and image[136:250, 2 * CAMERA + 16:].max() < 60
+    graph.spin(band_and_no_thought, 10)
 
     node.destroy_subscription(watching)
     graph.spin(lambda: node.count_subscribers('/image_primary') == 0, 10)

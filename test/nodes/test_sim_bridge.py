@@ -194,7 +194,9 @@ def test_steps_end_with_their_episode_and_the_result_says_that_somebody_stepped(
     assert operator.order('step')['state'] == 'stopped'
     assert graph.processes['sim_bridge'].wait(15) == 0
     result = json.loads((tmp_path / 'result.json').read_text())
-    assert [(e['steps'], e['touched']) for e in result['episodes']] == [(3, True), (3, True)]
+    assert [(e['steps'], e['touched'], e['reason']) for e in result['episodes']] == [
+        (3, True, 'not done within 3 steps')] * 2
+    assert json.loads(graph.last('episode').data)['reason'] == 'not done within 3 steps'
     assert (result['n'], result['successes'], result['tasks']) == (
         2, 0, {TASK: {'n': 2, 'successes': 0}})
     assert result['versions'].keys() == {'python', 'mujoco', 'robosuite'}
@@ -209,6 +211,46 @@ def test_a_policy_that_refuses_the_task_ends_the_simulator_with_its_reason(graph
         operator.say('IDLE', refusals=refusals, rejected='why', rejected_instruction=text)
     assert graph.processes['sim_bridge'].wait(15) == 2
     assert f'error: the policy refuses "{text}": why' in graph.log('sim_bridge')
+
+
+def test_an_endless_scene_has_no_limit_no_instruction_and_lets_go_when_told(graph):
+    operator = Operator(graph, endless='true', max_steps=3)
+    graph.spin(lambda: operator.state()['state'] == 'playing', 10)
+    goal = -1
+    while operator.state()['step'] < 8:
+        graph.spin(lambda goal=goal: len(graph.of('pose')) > goal, 10)
+        goal = len(graph.of('pose'))
+        operator.act([0.0] * 6 + [-1.0])
+        operator.ask('get_state')
+    assert not graph.of('episode') and not graph.of('instruction')
+    answer = operator.ask('release')
+    assert not answer.success and 'holds nothing' in answer.message
+    told = operator.order('reset', reset_seed=SEED + 3)
+    assert (told['state'], told['step'], told['seed']) == ('playing', 0, SEED + 3)
+
+
+def test_a_failed_episode_says_why(graph):
+    operator = Operator(graph, max_steps=1, episodes=3)
+    gate = graph.node.create_publisher(DiagnosticStatus, '/gate_state', qos.LATCHED)
+    reasons = []
+    for policy, gate_state, reason in (
+            ({'state': 'FAULT', 'reason': 'e-stop'}, 'FAULT', 'policy FAULT: e-stop'),
+            ({}, 'STOP', 'stopped: of the gate'),
+            ({'instruction': 'do another thing'}, 'RUN', 'told otherwise: do another thing')):
+        graph.spin(lambda: operator.state()['seed'] == SEED + len(reasons), 10)
+        operator.take_the_task()
+        told = {'instruction': graph.last('instruction').data, 'task': 1, 'state': 'ACTING'}
+        told |= policy
+        gate.publish(conversions.status_message('gate', gate_state, {'reason': 'of the gate'}))
+        operator._policy.publish(conversions.status_message('vla', told.pop('state'), told))
+        graph.wait(0.3)
+        reasons.append(reason)
+
+        def ended(count=len(reasons)):
+            operator.act([0.0] * 7)
+            rows = [json.loads(m.data) for _, m in graph.of('episode')]
+            return [row['reason'] for row in rows if row['done']][:count] == reasons
+        graph.spin(ended, 20)
 
 
 @pytest.mark.parametrize('lockstep', [True, False])

@@ -1,0 +1,90 @@
+"""The person's stop: an e-stop pressed and released in the process that shows the arm."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rclpy.node import Node
+from std_msgs.msg import Bool
+from std_srvs.srv import SetBool, Trigger
+
+from dtvla_ros import conventions as names
+from dtvla_ros.ros import qos
+from dtvla_ros.ros.graph import Seen
+
+ASK_AGAIN = 0.3  # between attempts to clear a fault [s]
+CLEARED = 3.0  # longest wait for a fault to be cleared [s]
+
+
+class EStop:
+    """Presses the e-stop at once, from any thread; clears it in `tick`."""
+
+    def __init__(self, node: Node) -> None:
+        self._pressed = node.create_publisher(Bool, names.ESTOP, qos.LATCHED)
+        self._clear = node.create_client(Trigger, '/clear_fault')
+        self._by = self._since = ''
+        self._asked = self._clearing = -float('inf')
+        self._refused = ''
+
+    def press(self, by: str) -> None:
+        """Stop the arm; ``by``: what was pressed."""
+        self._pressed.publish(Bool(data=True))
+        self._clearing = -float('inf')
+        self._by = f'{by} at {time.strftime("%H:%M:%S")}'
+
+    def clear(self) -> None:
+        """Release the e-stop, and ask for the fault to be cleared until it is."""
+        self._pressed.publish(Bool(data=False))
+        self._clearing = time.monotonic()
+
+    def tick(self, seen: Seen) -> str:
+        """Go on clearing; return why the gate is in FAULT, who pressed and when, '' if not."""
+        if seen.gate_state != 'FAULT':
+            if self._since:
+                self._by = self._since = self._refused = ''
+            return ''
+        now = time.monotonic()
+        if now - self._clearing < CLEARED and now - self._asked > ASK_AGAIN:
+            self._asked = now
+            self._clear.call_async(Trigger.Request()).add_done_callback(
+                lambda future: self._answered(future.result()))
+        self._since = self._since or f'at {time.strftime("%H:%M:%S")}'
+        return f'{seen.gate_reason} ({self._by or self._since})'
+
+    def _answered(self, response: Trigger.Response) -> None:
+        if not response.success and time.monotonic() - self._clearing >= CLEARED - ASK_AGAIN:
+            self._refused = str(response.message)
+
+    def take_refusal(self) -> str:
+        """Return once why the fault was not cleared, else ''."""
+        refused, self._refused = self._refused, ''
+        return refused
+
+
+class SceneHalt:
+    """Lets simulated time stand still during a fault; then the episode begins anew."""
+
+    def __init__(self, node: Node) -> None:
+        self._pause = node.create_client(SetBool, '/sim/pause')
+        self._reset = node.create_client(Trigger, '/sim/reset')
+        self._order: Any = None  # the future of one that is not answered yet
+        self._halted = self._anew = False
+
+    def tick(self, reason: str, seen: Seen) -> None:
+        """Order what is next, one thing at a time; ``reason``: of the fault, '' without one."""
+        if self._order is not None and not self._order.done():
+            return
+        if reason and not self._halted:
+            self._send(self._pause, SetBool.Request(data=True))
+            self._halted, self._anew = self._order is not None, False
+        elif not reason and self._halted and seen.vla_state != 'FAULT':
+            if not self._anew:
+                self._send(self._reset, Trigger.Request())
+                self._anew = self._order is not None
+            else:
+                self._send(self._pause, SetBool.Request(data=False))
+                self._halted = self._order is None
+
+    def _send(self, client: Any, request: Any) -> None:
+        self._order = client.call_async(request) if client.service_is_ready() else None
