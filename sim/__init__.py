@@ -11,6 +11,7 @@ from .seeds import EVAL_SEED_START as EVAL_SEED_START
 
 if TYPE_CHECKING:
     from .env import ArmEnv
+    from .forced_release import ForcedReleaseEnv
     from .perturbation import PerturbedEnv
 
 LIBERO_SUITES = ('libero_spatial', 'libero_object', 'libero_goal', 'libero_10', 'libero_90')
@@ -36,3 +37,10 @@ def make(suite: str, perturb: Sequence[str] = (), **options: Any) -> ArmEnv | Pe
     from .tabletop.env import TabletopEnv
 
     return TabletopEnv(**options)
+
+
+def with_release(env: ArmEnv | PerturbedEnv) -> ForcedReleaseEnv:
+    """Return an environment whose ``release`` knocks what the gripper holds out of it."""
+    from .forced_release import ForcedReleaseEnv
+
+    return ForcedReleaseEnv(env, by_itself=False)

@@ -36,7 +36,6 @@ from dtvla_ros.nodes.sim_frames import BASE, VIEWS, Placed, SimFrames, optical_f
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.run import STEADY, end, run
 from dtvla_ros.safety.gate import NOT_READY
-from dtvla_sim.forced_release import ForcedReleaseEnv
 
 ASK_AGAIN = 0.5  # wall time without an answer before the same moment is shown again [s]
 HOLD_ACTION = 0.15  # real time: age at which the last action is no longer repeated [s]
@@ -124,7 +123,7 @@ class SimBridge(Node):
         if self._result is not None:
             require_writable(self._result)
             self._result.unlink(missing_ok=True)  # an old one must not pass for this run's
-        self._env = ForcedReleaseEnv(self._make_env(), by_itself=False)
+        self._env = dtvla_sim.with_release(self._make_env())
         known, tasks = self._env.tasks, _named(given.tasks)
         if unknown := [task for task in tasks if task not in known]:
             raise UserError(f'parameter tasks: unknown task "{unknown[0]}"; {given.suite} has: '
