@@ -37,9 +37,9 @@ class Robot:
     """
 
     def __init__(self, node: Node, prefix: str = '/robot', size: tuple[int, int] = (128, 128),
-                 frame_rate: float = 25.0) -> None:
+                 frame_rate: float = 25.0, base_frame: str = 'base') -> None:
         sensor = qos_profile_sensor_data
-        self._node = node
+        self._node, self._base_frame = node, base_frame
         self._images = np.random.default_rng(0).integers(0, 255, (IMAGES, *size, 3), np.uint8)
         self._frame = 0
         self.position, self.twist = HOME.copy(), np.zeros(3)
@@ -87,7 +87,7 @@ class Robot:
         self._travelled += STATE_PERIOD * float(np.abs(speed).sum())
         if self.grip_moves:
             self.opening += 0.2 * (WIDE * self.grip - self.opening)
-        head = Header(stamp=self._node.get_clock().now().to_msg(), frame_id='base')
+        head = Header(stamp=self._node.get_clock().now().to_msg(), frame_id=self._base_frame)
         self._joints.publish(JointState(
             header=head, name=[*ARM_JOINTS, *FINGER_JOINTS],
             position=[0.1 + self._travelled] * 7 + [self.opening / 2] * 2))

@@ -28,7 +28,7 @@ from dtvla_ros.nodes.pose_source import PoseSource
 from dtvla_ros.nodes.settings import FINGERS, declare, declare_all, guard, installed, read_all
 from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.run import STEADY, run, wait_until_heard
-from dtvla_ros.safety.gate import JOINTS, Command, Gate, GateConfig, GateState
+from dtvla_ros.safety.gate import JOINTS, POSE, Command, Gate, GateConfig, GateState
 from dtvla_ros.safety.limits import PROFILES, Limiter, Limits
 
 STATE_PERIOD = 0.05  # the policy's own watchdog lives on gate_state
@@ -57,10 +57,12 @@ class CommandGate(Node):
         arm = declare(self, 'arm_joints', names.ARM_JOINTS, 'joints of the arm')
         fingers = declare(self, 'finger_joints', names.FINGER_JOINTS, FINGERS)
         # Apart, because an arm must not stand still where its gripper falls silent.
-        self._arm, self._fingers = (conversions.JointReader(joints) for joints in (arm, fingers))
+        self._arm = conversions.JointReader(arm)
+        self._fingers = conversions.JointReader((), fingers)
         profile = declare(self, 'profile', 'default', 'limits', choices=PROFILES)
         self._gate = Gate(config, declare_all(self, PROFILES[profile], changeable=True))
-        self._pose_source = PoseSource(self, self._on_pose)
+        self._pose_source = PoseSource(
+            self, self._on_pose, functools.partial(self._refuse, POSE))
         self._adapter = make_adapter(self, preset, self.get_parameter('base_frame').value)
         self._pending: float | None = None  # stamp of the tick to be answered in lock-step
         self._early: JointTrajectory | None = None  # a chunk for a tick that has not come yet
@@ -139,18 +141,19 @@ class CommandGate(Node):
         if arm := self._arm.take(*sample):
             self._gate.on_joints([*arm.positions.values()], arm.stamp, time.monotonic())
         elif self._arm.why:
-            self._gate.on_refused(JOINTS, self._arm.why)
+            self._refuse(JOINTS, self._arm.why)
         if fingers := self._fingers.take(*sample):
-            opening = sum(map(abs, fingers.positions.values()))
-            if refused := conversions.refuse_opening(opening):
-                self.get_logger().warning(refused, throttle_duration_sec=10.0)
+            if refused := conversions.refuse_opening(fingers.opening):
+                self.get_logger().warning(refused, throttle_duration_sec=5.0)
             else:
-                self._gate.gripper.measure(opening)
+                self._gate.gripper.measure(fingers.opening)
+
+    def _refuse(self, name: str, why: str) -> None:
+        self._gate.on_refused(name, why)
+        self.get_logger().warning(f'{name} refused: {why}', throttle_duration_sec=5.0)
 
     def _on_pose(self, position: NDArray[np.float64], quaternion: NDArray[np.float64],
                  stamp: float) -> None:
-        if not (np.isfinite(position).all() and np.isfinite(quaternion).all()):
-            return
         self._gate.on_pose(position, stamp, time.monotonic())
         self._adapter.measured = position, quaternion
         if self._lockstep:

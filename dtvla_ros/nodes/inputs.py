@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from dtvla_ros.safety.watchdog import Watchdog
 
 JOINTS, POSE = relative(JOINT_STATES), relative(EE_POSE)
 IMAGE_TOPICS = {camera: relative(topic) for camera, topic in IMAGES.items()}
-KEEP = 16  # samples per input; at 100 Hz joints and 30 Hz cameras this still spans a frame
+KEEP = 16  # samples per input; they span a frame of a camera and its latency, because ...
+SPACING = 0.25  # ... of those that come faster, not all are kept: shares of the largest skew
 FROZEN_FOR = 0.4  # the same image for this long [s] ...
 FROZEN_MOTION = 0.02  # ... while a joint moved this far [rad] shows nothing of now
 SAME_SHAPE = 0.01  # relative change of an aspect ratio that still counts as the same
@@ -35,12 +37,11 @@ SAME_SHAPE = 0.01  # relative change of an aspect ratio that still counts as the
 class Synchronizer:
     """Pairs images and measurements by their header stamps.
 
-    ``fingers``: joints whose absolute positions add up to the gripper opening [m]. ``max_skew``
-    [s]: largest difference from the first camera's stamp. ``missing``: what `poll` lacked.
+    ``max_skew`` [s]: largest difference from the first camera's stamp. ``missing``: what `poll`
+    lacked.
     """
 
-    def __init__(self, joints: Sequence[str], fingers: Sequence[str], max_skew: float) -> None:
-        self._reader, self._fingers = conversions.JointReader(joints, fingers), tuple(fingers)
+    def __init__(self, max_skew: float) -> None:
         self._max_skew = max_skew
         self.missing = 'nothing seen yet'
         self.clear()
@@ -57,31 +58,14 @@ class Synchronizer:
         self._keep(camera, stamp, image)
         return None
 
-    def joints(self, names: Sequence[str], positions: Sequence[float], stamp: float,
-               ) -> conversions.Joints | str:
-        """Take a joint state; return the set it completes, or why there is none.
-
-        '' for what can be ignored: a message about other joints, while ours are complete.
-        """
-        joints = self._reader.take(names, positions, stamp)
-        if joints is None:
-            return self._reader.why
-        if refused := conversions.refuse_opening(self._opening(joints.positions)):
-            return refused
-        self._keep(JOINTS, joints.stamp, joints.positions)
-        return joints
-
-    def _opening(self, positions: Mapping[str, float]) -> float:
-        return sum(abs(positions[n]) for n in self._fingers)
+    def joints(self, joints: conversions.Joints) -> None:
+        """Take positions of all joints."""
+        self._keep(JOINTS, joints.stamp, joints)
 
     def pose(self, position: NDArray[np.float64], quaternion: NDArray[np.float64],
-             stamp: float) -> str | None:
-        """Take the gripper pose in the base frame; return why it was refused, or None."""
-        norm = float(np.linalg.norm(quaternion))
-        if not np.isfinite(position).all() or not abs(norm - 1.0) < 0.01:
-            return 'ee_pose is not finite or its quaternion is not of unit length'
-        self._keep(POSE, stamp, (position, quaternion / norm))
-        return None
+             stamp: float) -> None:
+        """Take the gripper's pose in the base frame."""
+        self._keep(POSE, stamp, (position, quaternion / np.linalg.norm(quaternion)))
 
     def poll(self, instruction: str) -> Observation | None:
         """Return the newest complete observation; None and `missing` where there is none."""
@@ -91,12 +75,12 @@ class Synchronizer:
             absent = [name for name, part in parts.items() if part is None]
             if not absent:
                 self.missing = ''
-                state, (position, quaternion) = parts[JOINTS], parts[POSE]
+                joints, (position, quaternion) = parts[JOINTS], parts[POSE]
                 return Observation(
                     images={name: parts[name] for name in CAMERAS},
-                    joint_positions=dict(state),
+                    joint_positions=joints.positions,
                     ee_position=position, ee_quaternion=quaternion,
-                    gripper_opening=self._opening(state),
+                    gripper_opening=joints.opening,
                     instruction=instruction, stamp=stamp)
             if k == 0:
                 self.missing = f'{absent[0]} within {self._max_skew:g} s of {CAMERAS[0]}'
@@ -105,6 +89,9 @@ class Synchronizer:
     def _keep(self, name: str, stamp: float, sample: Any) -> None:
         samples = self._samples[name]
         samples.pop(stamp, None)
+        newest = [*itertools.islice(reversed(samples), 2)]
+        if len(newest) == 2 and 0 <= stamp - newest[1] < self._max_skew * SPACING:
+            del samples[newest[0]]
         samples[stamp] = sample
         if len(samples) > KEEP:
             del samples[next(iter(samples))]
@@ -125,15 +112,15 @@ class Inputs:
     def __init__(self, node: Node, settings: VlaSettings, period: float,
                  on_sample: Callable[[int], None]) -> None:
         self._node, self._period, self._on_sample = node, period, on_sample
-        self._pose = PoseSource(node, lambda position, quaternion, stamp: self._received(
-            POSE, stamp, self._synchronizer.pose(position, quaternion, stamp)))
+        self._pose = PoseSource(node, self._on_pose,
+                                lambda why: self._received(POSE, math.nan, why))
         self._open: list[Subscription] = []
         self._reset(settings)
 
     def _reset(self, settings: VlaSettings) -> None:
         self._settings = settings
-        self._synchronizer = Synchronizer(
-            settings.arm_joints, settings.finger_joints, settings.max_skew_s)
+        self._joints = conversions.JointReader(settings.arm_joints, settings.finger_joints)
+        self._synchronizer = Synchronizer(settings.max_skew_s)
         timeouts = {} if settings.lockstep else dict.fromkeys(
             (*IMAGE_TOPICS.values(), JOINTS, POSE), settings.input_timeout_s)
         self._alive = Watchdog(timeouts, own_period=self._period)
@@ -196,28 +183,44 @@ class Inputs:
         try:
             message = parse(data)
             stamp = message.stamp
-            image = decode(message)
-            check = self._cameras.setdefault(name, _FrozenCheck(image, stamp, self._posture))
-            refused = check.follow(image, stamp, self._posture) or self._synchronizer.image(
-                camera, image, stamp)
+            refused = self._other_clock(stamp)
+            if not refused:
+                image = decode(message)
+                check = self._cameras.setdefault(name, _FrozenCheck(image, stamp, self._posture))
+                refused = check.follow(image, stamp, self._posture) or self._synchronizer.image(
+                    camera, image, stamp)
         except images.ImageError as error:
             refused = str(error)
         self._received(name, stamp, refused)
 
     def _on_joints(self, message: JointState) -> None:
         stamp = conversions.seconds(message.header.stamp)
-        joints = self._synchronizer.joints(message.name, message.position, stamp)
-        if isinstance(joints, conversions.Joints):
+        joints = self._joints.take(message.name, message.position, stamp)
+        if joints is None:
+            if self._joints.why:
+                self._received(JOINTS, stamp, self._joints.why)
+            return
+        refused = self._other_clock(joints.stamp) or conversions.refuse_opening(joints.opening)
+        if not refused:
             self._posture = np.array([joints.positions[n] for n in self._settings.arm_joints])
-            self._received(JOINTS, joints.stamp, None)
-        elif joints:
-            self._received(JOINTS, stamp, joints)
+            self._synchronizer.joints(joints)
+        self._received(JOINTS, joints.stamp, refused)
+
+    def _on_pose(self, position: NDArray[np.float64], quaternion: NDArray[np.float64],
+                 stamp: float) -> None:
+        if not (refused := self._other_clock(stamp)):
+            self._synchronizer.pose(position, quaternion, stamp)
+        self._received(POSE, stamp, refused)
+
+    def _other_clock(self, stamp: float) -> str | None:
+        """Return why a stamp [s] is none of this clock, or None."""
+        limit = 0.0 if self._settings.lockstep else self._settings.clock_domain_s
+        if limit and abs(away := stamp - self._now()) > limit:
+            return OTHER_CLOCK.format(away) if stamp else NO_STAMP
+        return None
 
     def _received(self, name: str, stamp: float, refused: str | None) -> None:
         """Note a sample; a repeated stamp is no sign of life, but in lock-step a request."""
-        limit = 0.0 if self._settings.lockstep else self._settings.clock_domain_s
-        if not refused and limit and abs(away := stamp - self._now()) > limit:
-            refused = OTHER_CLOCK.format(away) if stamp else NO_STAMP
         if refused:
             self._wrong[name] = refused
             self.refused[name] += 1

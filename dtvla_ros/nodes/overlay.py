@@ -111,8 +111,11 @@ class Overlay(Node):
         self._task, self._stopped = task, stopped
 
     def _on_pose(self, message: PoseStamped) -> None:
-        position, _ = conversions.pose_arrays(message.pose)
-        if np.isfinite(position).all():
+        position, quaternion = conversions.pose_arrays(message.pose)
+        if refused := (conversions.refuse_frame(message.header.frame_id, self._base_frame)
+                       or conversions.refuse_pose(position, quaternion)):
+            self.get_logger().warning(f'ee_pose refused: {refused}', throttle_duration_sec=5.0)
+        else:
             self._poses.append((conversions.seconds(message.header.stamp), position))
 
     def _on_chunk(self, message: JointTrajectory) -> None:

@@ -23,12 +23,13 @@ OnPose = Callable[[NDArray[np.float64], NDArray[np.float64], float], None]
 class PoseSource:
     """Calls ``on_pose(position [3] m, quaternion [4] xyzw, stamp s)`` for every new pose.
 
+    ``on_refused(why)``: instead, for one that is in another frame, not finite or no pose.
     Declares ``pose_source``, ``base_frame`` and ``ee_frame`` on the node it is built for; `open`
     subscribes, `close` takes that back. Raises UserError where tf2_msgs is needed and missing.
     """
 
-    def __init__(self, node: Node, on_pose: OnPose) -> None:
-        self._node, self._on_pose = node, on_pose
+    def __init__(self, node: Node, on_pose: OnPose, on_refused: Callable[[str], None]) -> None:
+        self._node, self._on_pose, self._on_refused = node, on_pose, on_refused
         source = declare(
             node, 'pose_source', 'topic', 'of the end effector', choices=('topic', 'tf'))
         self._base = declare(node, 'base_frame', 'base', 'frame of poses and commands')
@@ -55,12 +56,18 @@ class PoseSource:
             self._node.destroy_subscription(self._open.pop())
 
     def _on_topic(self, message: PoseStamped) -> None:
-        self._on_pose(*conversions.pose_arrays(message.pose),
-                      conversions.seconds(message.header.stamp))
+        position, quaternion = conversions.pose_arrays(message.pose)
+        if refused := (conversions.refuse_frame(message.header.frame_id, self._base)
+                       or conversions.refuse_pose(position, quaternion)):
+            return self._on_refused(refused)
+        self._on_pose(position, quaternion, conversions.seconds(message.header.stamp))
 
     def _on_transforms(self, static: bool, message: Any) -> None:
         self._tree.take(message, static)
-        placed = self._tree.look_up(self._base, self._frame)
-        if placed is not None and np.isfinite(placed[2]) and placed[2] != self._last:
+        placed = self._tree.look_up(self._base.lstrip('/'), self._frame.lstrip('/'))
+        if placed is None:
+            return self._on_refused(f'/tf has no way from ee_frame = "{self._frame}" to '
+                                    f'base_frame = "{self._base}"')
+        if np.isfinite(placed[2]) and placed[2] != self._last:
             self._last = placed[2]
             self._on_pose(placed[0], placed[1].as_quat(), placed[2])

@@ -110,10 +110,14 @@ def twist_array(message: Any) -> NDArray[np.float64]:
 
 
 class Joints(NamedTuple):
-    """Positions [rad or m] by name, and the stamp [s] of the oldest one of the arm."""
+    """Positions [rad or m] by name, stamp [s] of the arm's oldest one, opening of the gripper [m].
+
+    The opening is the sum of the fingers' absolute positions.
+    """
 
     positions: dict[str, float]
     stamp: float
+    opening: float
 
 
 class JointReader:
@@ -126,7 +130,8 @@ class JointReader:
 
     def __init__(self, arm: Sequence[str], fingers: Sequence[str] = (), within: float = MERGED,
                  ) -> None:
-        self._arm, self._wanted, self._within = tuple(arm), (*arm, *fingers), within
+        self._arm, self._fingers, self._within = tuple(arm), tuple(fingers), within
+        self._wanted = (*arm, *fingers)
         self._positions: dict[str, float] = {}
         self._stamps: dict[str, float] = {}
         self._places: dict[tuple[str, ...], dict[str, int]] = {}
@@ -167,7 +172,22 @@ class JointReader:
             self.why = (f'{bad[0]} is {told[bad[0]]}' if bad else f'it lacks {_listed(absent)}')
             return None
         self.why = ''
-        return Joints(self._positions, min([self._stamps[name] for name in self._arm]))
+        return Joints(self._positions, min([self._stamps[n] for n in self._arm], default=stamp),
+                      sum([abs(self._positions[n]) for n in self._fingers]))
+
+
+def refuse_frame(frame_id: str, base_frame: str) -> str | None:
+    """Return why coordinates in a frame are none in the base frame, or None; '' tells nothing."""
+    return None if frame_id.lstrip('/') in ('', base_frame.lstrip('/')) else (
+        f'its frame_id is "{frame_id:.60}", not base_frame = "{base_frame}": publish it in that '
+        'frame, name the frame it is in by base_frame, or use pose_source = "tf"')
+
+
+def refuse_pose(position: NDArray[np.float64], quaternion: NDArray[np.float64]) -> str | None:
+    """Return why a position [3] and a quaternion [4] are no pose, or None."""
+    if not np.isfinite(position).all() or not abs(np.linalg.norm(quaternion) - 1.0) < 0.01:
+        return 'it is not finite or its quaternion is not of unit length'
+    return None
 
 
 def refuse_opening(opening: float) -> str | None:

@@ -52,6 +52,26 @@ def drop(_: Any) -> None:
     """Forward nothing."""
 
 
+def wheels(message: Any) -> Any:
+    """Forward a mobile base's joints instead."""
+    message.name, message.position = ['left_wheel', 'right_wheel'], [1.0, 2.0]
+    return message
+
+
+def in_parts(message: Any) -> list[Any]:
+    """Forward fingers, wheels and arm apart."""
+    def part(names: list[str], positions: list[float]) -> Any:
+        return JointState(header=message.header, name=names, position=positions)
+    names, positions = list(message.name), list(message.position)
+    return [part(names[-2:], positions[-2:]), part(['left_wheel'], [1.0]),
+            part(names[:-2], positions[:-2])]
+
+
+def with_a_base(message: Any) -> list[Any]:
+    """Forward a mobile base's joints and an empty message, too."""
+    return [message, wheels(JointState(header=message.header)), JointState()]
+
+
 def only_joints(part: slice) -> Callable[[Any], Any]:
     """Return a fault that leaves this part of the joints, in this order."""
     def fault(message: Any) -> Any:
@@ -64,7 +84,8 @@ class Rig(Graph):
     """Robot, proxy, ``vla_node`` and ``command_gate`` on one graph.
 
     ``faults``: by route, what takes a message and returns what to forward: a message, serialized
-    or not, or None. What is not to be spoiled is forwarded as it came, never deserialized.
+    or not, a list of messages, or None. What is not to be spoiled is forwarded as it came, never
+    deserialized.
 
     ``strict``: reactions are timed, so nodes have their own time-outs and the gate its priority.
     Otherwise time-outs are wide and waiting is patient.
@@ -100,8 +121,8 @@ class Rig(Graph):
     def _forward(self, name: str, kind: Any, publisher: Any, data: bytes) -> None:
         fault = self.faults.get(name)
         out = fault(deserialize_message(data, kind)) if fault else data
-        if out is not None:
-            publisher.publish(out)
+        for message in out if isinstance(out, list) else [] if out is None else [out]:
+            publisher.publish(message)
 
     def _on_twist(self, message: Any) -> None:
         self.stamps.append(conversions.seconds(message.header.stamp))
@@ -168,9 +189,10 @@ class Rig(Graph):
         recent = [v for t, v in self.commands[-count:] if t > time.monotonic() - age]
         return len(recent) == count and all(v.any() for v in recent) and self.gate[0] == 'RUN'
 
-    def ready(self, timeout: float = 60.0) -> Rig:
+    def ready(self, timeout: float = 60.0, heal: bool = True) -> Rig:
         """Heal everything and bring the arm to move under the policy, undisturbed."""
-        self.faults.clear()
+        if heal:
+            self.faults.clear()
         self.robot.grip_moves, self.robot.target = True, None
         for switch in ('slow', 'waits', 'endless', 'hungry', 'offset'):
             (self.folder / switch).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Rows 1 to 11 and 36: what can be wrong with cameras, joints and the end effector's pose."""
+"""Rows 1 to 11, 36, 40 to 42: what can be wrong with cameras, joints and the gripper's pose."""
 
 import time
 from array import array
@@ -11,7 +11,7 @@ from support.graph import noise
 
 from dtvla_ros.ros import conversions, images
 from dtvla_ros.ros.processes import resident_memory
-from test.faults.rig import drop, only_joints
+from test.faults.rig import drop, in_parts, only_joints, wheels, with_a_base
 
 GROWTH = 30.0  # of the policy's memory while frames wait in its reader [MB]
 
@@ -49,6 +49,9 @@ def replaced(image, encoding='rgb8'):
     return lambda message: images.serialize_image(image, message.header.stamp, encoding=encoding)
 
 
+in_world = spoiled('header.frame_id', lambda m: 'world')
+
+
 def later(seconds):
     """Return a fault that adds to the stamp."""
     return spoiled('header.stamp', lambda m: conversions.time_message(
@@ -68,7 +71,8 @@ def later(seconds):
     (8, 'image_primary', spoiled('height', lambda m: 4000), ['bytes of data']),
     (9, 'image_primary', replaced(noise(120, 240)), ['image_primary', '240x120']),
     (10, 'joint_states', only_joints(slice(1, None)), ['panda_joint1']),
-    (11, 'ee_pose', drop, ['pose']), (11, 'ee_pose', later(-3.0), ['pose', 'stamped -3.'])])
+    (11, 'ee_pose', drop, ['pose']), (11, 'ee_pose', later(-3.0), ['pose', 'stamped -3.']),
+    (40, 'joint_states', wheels, ['joint']), (41, 'ee_pose', in_world, ['"world"', '"base"'])])
 def test_a_spoiled_topic_holds_and_once_healed_the_arm_goes_on(
         moving, check, row, topic, fault, words):
     took = moving.stops(moving.inject(**{topic: fault}), 'HOLD', *words)
@@ -111,6 +115,38 @@ def test_09_10_twice_the_resolution_and_shuffled_joints_change_nothing(moving, t
     decided = int(moving.told('step'))
     moving.spin(lambda: int(moving.told('step')) > decided + 3, 5, 'decisions')
     moving.spin(moving.moving, 1, 'motion as before')
+
+
+@pytest.mark.parametrize('fault', [in_parts, with_a_base])
+def test_42_joints_in_several_messages_change_nothing(moving, check, fault):
+    moving.inject(joint_states=fault)
+    moving.begin('vla_node')  # from the start, too
+    moving.begin('command_gate')
+    moving.ready(heal=False)
+    decided = int(moving.told('step'))
+    moving.spin(lambda: int(moving.told('step')) > decided + 3, 5, 'decisions')
+    moving.spin(moving.moving, 1, 'motion')
+    check(42, said='runs')
+
+
+@pytest.mark.parametrize(('row', 'topic', 'fault', 'words'), [
+    (40, 'joint_states', wheels, ['joint states', 'left_wheel', 'panda_joint1']),
+    (40, 'joint_states', only_joints(slice(0)), ['joint states', 'no joints', 'panda_joint1']),
+    (41, 'ee_pose', in_world, ['pose', '"world"', 'base_frame = "base"'])])
+def test_40_41_the_gate_does_not_start_without_its_arm_or_in_another_frame(
+        moving, check, row, topic, fault, words):
+    moving.inject(**{topic: fault})
+    moving.begin('command_gate')
+    moving.spin(lambda: moving.gate[0], 20, 'the gate')
+    said = []
+
+    def refused():
+        moving.wait(0.1)
+        said[:] = [moving.obeyed('start')]
+        assert not said[0].success
+        return all(word in said[0].message for word in words)
+    moving.spin(refused, 10, f'a refusal for {words}')
+    check(row, said='refused')
 
 
 @pytest.mark.slow

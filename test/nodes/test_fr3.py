@@ -20,7 +20,7 @@ def fr3(graph, monkeypatch):
     """Return a function that makes an FR3 which publishes; it stands still but for its chunks."""
     monkeypatch.setattr(arm, 'ARM_JOINTS', FR3_ARM)
     monkeypatch.setattr(arm, 'FINGER_JOINTS', FR3_FINGERS)
-    return lambda: arm.Robot(graph.node, '', (120, 160), frame_rate=10.0)
+    return lambda: arm.Robot(graph.node, '', (120, 160), frame_rate=10.0, base_frame='fr3_link0')
 
 
 def test_the_policy_sees_an_fr3_and_decides_and_every_state_has_its_reason(graph, policy, fr3):

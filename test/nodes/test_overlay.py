@@ -43,7 +43,7 @@ class Robot:
             publisher.publish(self.serialize(pixels, conversions.time_message(STAMP), name))
         for stamp, offset in ((STAMP, 0.0), (STAMP + 0.05, 0.5)):
             self.pose.publish(conversions.pose_message(
-                conversions.header(stamp, 'base'), START + offset, [0.0, 0.0, 0.0, 1.0]))
+                conversions.header(stamp, 'fr3_link0'), START + offset, [0.0, 0.0, 0.0, 1.0]))
         if self.gate[0] == 'RUN':
             self.thoughts.publish(String(data=self.thought))
         self.states['/vla/state'].publish(conversions.status_message(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dtvla_ros.ros.conversions import KINDS, MERGED, JointReader
+from dtvla_ros.ros.conversions import KINDS, MERGED, JointReader, refuse_opening
 
 ARM, FINGERS = ('a1', 'a2', 'a3'), ('f1', 'f2')
 ALL = {'a1': 0.1, 'a2': 0.2, 'a3': 0.3, 'f1': 0.04, 'f2': -0.04}
@@ -35,6 +35,7 @@ def told(reader, *messages, stamp=5.0):
 def test_they_are_found_by_name_and_put_together(reader, messages, stamp):
     found = told(reader, *messages)
     assert found.positions == ALL and found.stamp == pytest.approx(stamp) and reader.why == ''
+    assert found.opening == pytest.approx(0.08), 'whatever sign a finger has'
 
 
 @pytest.mark.parametrize('other', [{}, WHEELS])
@@ -73,6 +74,11 @@ def test_joints_that_fell_silent_are_missing(reader):
 def test_a_message_that_contradicts_itself_is_refused_whole(reader, names, positions, why):
     assert reader.take(names, positions, 1.0) is None and why in reader.why
     assert reader.take(['a1'], [0.0], 1.0) is None and 'lacks a2, a3' in reader.why
+
+
+@pytest.mark.parametrize('opening', [80.0, 255.0, 0.8, np.inf])
+def test_a_gripper_that_is_not_told_in_metres_is_refused(opening):
+    assert 'metres' in refuse_opening(opening) and refuse_opening(0.081) is None
 
 
 def test_memory_is_bounded(reader):
