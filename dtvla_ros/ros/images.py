@@ -6,6 +6,7 @@ convert the pixels. Whatever is wrong with an image raises ImageError, nothing e
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -25,6 +26,7 @@ _COLOR = {f'{name}{bits}': (f'u{bits // 8}', *order) for bits in (8, 16)
           for name, order in _ORDERS.items()}
 _WRITTEN = {'rgb8': (3, np.uint8), 'bgr8': (3, np.uint8), 'mono8': (1, np.uint8),
             '32FC1': (1, np.float32)}
+_NUMBERS = re.compile(r'(8|16|32|64)[USF]C\d*')  # encodings of OpenCV's matrices
 _ENCAPSULATION = 4  # bytes of a serialized message that say how the rest is encoded
 MAX_SIDE = 16384  # height or width believed [px]: a wrong header must not reserve memory
 MAX_PIXELS = 2 ** 26  # of a compressed image that is decoded
@@ -112,8 +114,10 @@ def image_to_numpy(message: Any) -> NDArray[np.uint8]:
     """Return sensor_msgs/Image (a message or `RawImage`) as RGB uint8 [H, W, 3].
 
     An rgb8 image stays a view, maybe read-only. Takes rgb, bgr, rgba, bgra and mono with 8 or 16
-    bits (the upper 8 are kept); else cv_bridge decodes it, or ImageError is raised.
+    bits (the upper 8 are kept); else cv_bridge decodes it, or ImageError is raised. Depths and
+    other numbers are no image: '16UC1', '32FC1'.
     """
+    _require_colours(message.encoding)
     if message.encoding not in _COLOR:
         return _from_cv_bridge(message)
     kind, channels, order = _COLOR[message.encoding]
@@ -123,6 +127,12 @@ def image_to_numpy(message: Any) -> NDArray[np.uint8]:
         rows = rows[:, (0 if message.is_bigendian else 1)::2]
     pixels = rows.reshape(message.height, message.width, channels)
     return pixels[..., :3] if order == (0, 1, 2) else np.ascontiguousarray(pixels[..., order])
+
+
+def _require_colours(encoding: str) -> None:
+    if _NUMBERS.fullmatch(encoding) or 'compressedDepth' in encoding:
+        raise ImageError(f'encoding {encoding!r:.60} holds depths or other numbers, no colours: '
+                         'name the topic of a colour camera')
 
 
 def _from_cv_bridge(message: Any) -> NDArray[np.uint8]:
@@ -145,13 +155,19 @@ def _from_cv_bridge(message: Any) -> NDArray[np.uint8]:
 def compressed_to_numpy(message: Any) -> NDArray[np.uint8]:
     """Return a CompressedImage (jpeg, png; message or raw) as RGB uint8 [H, W, 3].
 
-    Raise ImageError when the data is neither or cannot be decoded.
+    Raise ImageError when the data is neither or cannot be decoded, and for depths as
+    `image_to_numpy` does: by the format's encoding, or a grey PNG of 16 bits that says none.
     """
     import cv2
 
+    # As image_transport writes it: 'bgr8; jpeg compressed bgr8', '16UC1; compressedDepth png'.
+    encoding, _, way = message.format.partition(';')
+    _require_colours('compressedDepth' if 'compressedDepth' in way else encoding.strip())
     data = np.asarray(memoryview(message.data))
     told = f'{message.format!r:.60} data of {data.size} bytes'
-    _require_sound(data.tobytes(), told)
+    mode = _require_sound(data.tobytes(), told)
+    if mode.startswith('I') and encoding.strip() != 'mono16':
+        _require_colours('16UC1')
     try:
         bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
     except cv2.error as error:
@@ -167,14 +183,14 @@ TRANSPORTS: dict[str, tuple[Any, Callable[[bytes], Any], Callable[[Any], NDArray
 """Message type, parser and decoder of each way to send images."""
 
 
-def _require_sound(data: bytes, told: str) -> None:
-    """Raise ImageError unless a JPEG or PNG is whole and of a size that can be believed.
+def _require_sound(data: bytes, told: str) -> str:
+    """Return Pillow's mode of a JPEG or PNG; ImageError unless it is whole and of a fair size.
 
     OpenCV reserves what headers promise, and fills the missing rows of a JPEG with grey.
     """
     try:
         with Pillow.open(BytesIO(data), formats=('JPEG', 'PNG')) as head:  # decodes nothing
-            (width, height), kind = head.size, head.format
+            (width, height), kind, mode = head.size, head.format, head.mode
             if kind == 'PNG':
                 head.verify()
     except Exception as error:  # Pillow raises about anything
@@ -183,6 +199,7 @@ def _require_sound(data: bytes, told: str) -> None:
         raise ImageError(f'{told}: {width}x{height} is more than {MAX_PIXELS} pixels')
     if kind != 'PNG' and b'\xff\xd9' not in data[-16:]:
         raise ImageError(f'{told} is cut off: no end marker')
+    return mode
 
 
 def _serialized(message: Any, data: memoryview) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
@@ -115,6 +116,39 @@ def test_compressed_there_and_back() -> None:
         assert (message.stamp, message.frame_id, message.format) == (1.0, 'cam', theirs.format)
         assert message.data.tobytes() == bytes(theirs.data)
         assert np.abs(images.compressed_to_numpy(message).astype(int) - smooth).max() < 12
+
+
+def _png(array: np.ndarray, said: str, before: bytes = b'') -> CompressedImage:
+    return CompressedImage(format=said, data=before + cv2.imencode('.png', array)[1].tobytes())
+
+
+DEPTHS = RANDOM.integers(400, 4000, (5, 7)).astype(np.uint16)  # mm
+
+
+@pytest.mark.parametrize('message', [
+    _message(DEPTHS, '16UC1'), _message(DEPTHS.astype(np.float32), '32FC1'),
+    _message(FRAME, '8UC3'), _png(DEPTHS, '16UC1; png compressed '), _png(DEPTHS, 'png'),
+    _png(DEPTHS, ''), _png(DEPTHS, '16UC1;png compressed'),
+    _png(DEPTHS, '16UC1; compressedDepth png', bytes(12)),
+    _png(DEPTHS, '16UC1; compressedDepth rvl', bytes(12)),
+    _png(DEPTHS, '32FC1; compressedDepth', bytes(12)),
+    _png(FRAME[..., 0], '8UC1; jpeg compressed ')], ids=lambda m: str(
+        getattr(m, 'encoding', None) or m.format))
+def test_depths_are_no_image_however_they_are_sent(message: Any) -> None:
+    decode = (images.image_to_numpy if isinstance(message, Image) else
+              images.compressed_to_numpy)
+    with pytest.raises(images.ImageError, match='depths.*no colours'):
+        decode(message)
+
+
+@pytest.mark.parametrize('said', ['mono16; png compressed ', 'mono8; png compressed ', 'png',
+                                  'rgb8; png compressed bgr8', 'bgr8;png compressed bgr8'])
+def test_grey_and_coloured_png_are_read(said: str) -> None:
+    grey, deep = said.startswith('mono'), np.uint16(257) if '16' in said else np.uint8(1)
+    array = FRAME[..., 0] if grey else FRAME[..., ::-1]
+    np.testing.assert_array_equal(
+        images.compressed_to_numpy(_png(array * deep, said)),
+        np.stack([FRAME[..., 0]] * 3, -1) if grey else FRAME)
 
 
 @pytest.mark.parametrize(('array', 'encoding'), [
