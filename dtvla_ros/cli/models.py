@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Option
+from typer import Argument, Exit, Option
 
 from dtvla_ros.cli.arguments import Compile, File, Folder, Json, call, group, names
 from dtvla_ros.files import find_shared, write_json
@@ -27,6 +27,11 @@ def export(
         help='Actions executed per decision. [default: 6, or as it is]')] = None,
     success: Annotated[Path | None, File(
         help='JSON of an evaluation, put into the manifest.')] = None,
+    observations: Annotated[list[Path] | None, Folder(help='Dataset whose frames the policy '
+        'will prove itself on where it is loaded; repeat for several. [default: those the '
+        'source has]')] = None,
+    proof_only: Annotated[bool, Option('--proof-only',
+        help='Only record the observations, in the policy itself.')] = False,
 ) -> None:
     """Turn a training run or a policy into a policy folder: weights, ONNX graphs, hashes.
 
@@ -38,9 +43,16 @@ def export(
     `dtvla export models/nano --weights int8 --out models/nano-int8`
     `dtvla export runs/large --weights auto` measures which weights decide fastest here
     `dtvla export runs/nano --success out/eval.json`
+    `dtvla export runs/nano --observations data/tabletop`
+    `dtvla export models/released --observations data/tabletop --proof-only`
     """
+    from dtvla_ros.training.export import add_proof
     from dtvla_ros.training.export import export as run
-    folder, parity = run(find_shared(source), out, name, replan_steps, success, weights)
+    if proof_only:
+        add_proof(find_shared(source), observations or ())
+        return
+    folder, parity = run(find_shared(source), out, name, replan_steps, success, weights,
+                         observations or ())
     print(f'{folder}: {parity}')
 
 
@@ -50,6 +62,8 @@ def inspect(
         help='Policy, checkpoint or adapter folder, or a .safetensors file.')],
     hashes: Annotated[bool, Option('--hash',
         help='Check the large files of a policy too.')] = False,
+    prove: Annotated[bool, Option('--prove', help='Run the observations a policy carries on every '
+        'engine here; exit code 1 if one disagrees.')] = False,
     json_file: Json = None,
 ) -> None:
     """Show what a policy or checkpoint is made of, and what is missing to run it.
@@ -58,6 +72,7 @@ def inspect(
 
     **Examples**
     `dtvla inspect models/nano --hash`
+    `dtvla inspect models/nano --prove` does it compute here what was exported?
     `dtvla inspect deepthinkvla_libero_cot_rl --json out/inspect.json`
     `dtvla inspect deepthinkvla_libero_cot_rl/model-00001-of-00002.safetensors`
     """
@@ -65,6 +80,14 @@ def inspect(
     found = module.inspect(find_shared(path), hashes)
     module.show(found)
     write_json(json_file, found.to_dict())
+    if prove:
+        from rich.console import Console
+
+        from dtvla_ros.engine.load import prove_everywhere
+        table, proven = prove_everywhere(find_shared(path))
+        Console().print(table)
+        if not proven:
+            raise Exit(1)
 
 
 @app.command()
@@ -104,6 +127,8 @@ def convert(
 def bench(
     geometry: Annotated[str, Option(
         help='nano, bench-60m or deepthinkvla-3b; random weights.')] = 'bench-60m',
+    policy: Annotated[Path | None, Folder(
+        help='Measure this policy, as it is, instead of a geometry.')] = None,
     engine: Annotated[str, Option(help='torch, onnx or both, with a comma.')] = 'torch,onnx',
     weights: Annotated[str, Option(
         help='fp32, int8; onnx also w8a8, int4; with commas. On cuda: bf16.')] = 'fp32,int8',
@@ -128,10 +153,15 @@ def bench(
     **Examples**
     `dtvla bench --geometry bench-60m --json out/bench.json --plot out/bench.png`
     `dtvla bench --engine torch,onnx --weights int8`
+    `dtvla bench --policy models/nano --thought 16`
     `dtvla bench --geometry deepthinkvla-3b --device cuda`
     """
     from dtvla_ros.engine import bench_report
     from dtvla_ros.engine.bench import BenchOptions
-    options = call(
-        BenchOptions, locals(), engines=bench_report.contenders(engine, weights, device))
+    if policy is not None:
+        policy = find_shared(policy)
+        engines = bench_report.contenders_of(policy, engine)
+    else:
+        engines = bench_report.contenders(engine, weights, device)
+    options = call(BenchOptions, locals())
     bench_report.bench(options, True if compile else None, json_file, plot, into)

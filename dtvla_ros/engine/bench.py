@@ -24,7 +24,9 @@ from dtvla_ros.engine.policy import write_thought
 from dtvla_ros.engine.providers import describe, multiplies_bytes
 from dtvla_ros.engine.published import PublishedScheme, Scene, geometry, random_model, scene
 from dtvla_ros.errors import UserError
+from dtvla_ros.policy.checkpoint import empty_model
 from dtvla_ros.policy.config import DecoderConfig
+from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.policy.model import HybridDecoder
 
 KINDS = ('fresh', 'draft', 'masked')
@@ -39,6 +41,7 @@ _ROUNDS = 5  # decisions of each
 class BenchOptions:
     """Options of a benchmark.
 
+    ``policy``: a folder, measured as it is instead of a ``geometry`` of random weights.
     ``engines``: names such as 'torch fp32', 'torch int8', 'onnx int8'. ``rounds``: decisions of
     each kind and contender; contenders take turns, so that a busy moment hits all alike.
     """
@@ -51,22 +54,27 @@ class BenchOptions:
     text_tokens: int = 35
     thought_tokens: int = 73
     published: bool = True
+    policy: Path | None = None
 
 
-def run_bench(options: BenchOptions, make_engine: Callable[[str, HybridDecoder], Engine],
-              ) -> dict[str, Any]:
+def run_bench(options: BenchOptions,
+              make_engine: Callable[[str, HybridDecoder | None], Engine]) -> dict[str, Any]:
     """Measure and return everything that is printed, JSON-ready.
 
-    ``make_engine`` maps one of ``options.engines`` and the model to an engine.
+    ``make_engine`` maps one of ``options.engines`` and the model, None of a policy, to an engine.
     """
     torch.set_num_threads(options.threads)
     cuda = options.device.startswith('cuda')
     dtype = torch.bfloat16 if cuda else torch.float32
-    config = geometry(options.geometry)
-    model = random_model(config, options.device, dtype)
+    model = None
+    if options.policy is not None:
+        config = PolicyManifest.read(options.policy).config
+    else:
+        config = geometry(options.geometry)
+        model = random_model(config, options.device, dtype)
     view = scene(config, options.text_tokens)
     contenders: dict[str, _Contender] = {}
-    if options.published and config.vision.kind == 'siglip':
+    if model is not None and options.published and config.vision.kind == 'siglip':
         contenders[PUBLISHED] = _Published(PublishedScheme(model), view, options)
     for name in options.engines:
         contenders[name] = _Contender(make_engine(name, model), view, options)
@@ -86,12 +94,13 @@ def run_bench(options: BenchOptions, make_engine: Callable[[str, HybridDecoder],
             contender.memory_mb = torch.cuda.max_memory_allocated() / 2 ** 20
     costs = phase_costs(config, options)
     return {
-        'options': asdict(options), 'machine': {
+        'options': asdict(options) | {'policy': options.policy and str(options.policy)},
+        'machine': {
             'device': (torch.cuda.get_device_name() if cuda else
                        f'{options.threads} of {os.cpu_count()} CPU cores, {describe()}'),
             'GB_per_s': limits.bytes_per_s / 1e9, 'GFLOP_per_s': limits.flops_per_s / 1e9,
             'load': os.getloadavg()[0], 'torch': torch.__version__},
-        'parameters': sum(p.numel() for p in model.parameters()),
+        'parameters': sum(p.numel() for p in empty_model(config).parameters()),
         'contenders': {name: contender.summary(contenders.get(PUBLISHED), limits, costs,
                                                name.split()[-1])
                        for name, contender in contenders.items()},

@@ -15,10 +15,12 @@ from rich.table import Table
 from dtvla_ros.engine.bench import PUBLISHED, BenchOptions, in_floats, run_bench
 from dtvla_ros.engine.engine import Engine
 from dtvla_ros.engine.export import write_graphs
+from dtvla_ros.engine.load import load_policy
 from dtvla_ros.engine.onnx_engine import OnnxEngine
 from dtvla_ros.engine.torch_engine import TorchEngine
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import require_writable, write_between, write_json, written_whole
+from dtvla_ros.policy.manifest import GRAPHS, PolicyManifest
 
 BEGIN, END = '<!-- measured by dtvla bench -->', '<!-- end of what was measured -->'
 WEIGHTS = {'torch': ('fp32', 'int8'), 'onnx': ('fp32', 'int8', 'w8a8', 'int4')}
@@ -49,6 +51,18 @@ def contenders(engines: str, weights: str, device: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+def contenders_of(policy: Path, engines: str) -> tuple[str, ...]:
+    """Return names such as 'onnx int8' for those of the engines that can read a policy."""
+    manifest = PolicyManifest.read(policy)
+    able = {'onnx': GRAPHS[0] in manifest.files, 'torch': manifest.weights == 'fp32'}
+    names = [name.strip() for name in engines.split(',')]
+    found = tuple(f'{name} {manifest.weights}' for name in names if able.get(name))
+    if not found or not able.keys() >= {*names}:
+        raise UserError(f'--engine {engines}: {policy} is read by '
+                        f'{", ".join(name for name in able if able[name])}')
+    return found
+
+
 def bench(options: BenchOptions, compiled: bool | None = None, json_file: Path | None = None,
           plot_file: Path | None = None, into: Path | None = None) -> dict[str, Any]:
     """Measure, print, and write the JSON, the plot and the table of a document."""
@@ -60,6 +74,8 @@ def bench(options: BenchOptions, compiled: bool | None = None, json_file: Path |
 
     def make(name: str, model: Any) -> Engine:
         kind, weights = name.split()
+        if options.policy is not None:
+            return load_policy(options.policy, kind, options.threads, options.device)[0].engine
         if kind == 'torch':
             # Alone it may take the weights over; beside others they are needed as they are.
             alone = not options.published and len(options.engines) == 1
@@ -116,7 +132,7 @@ def show(result: dict[str, Any], console: Console, lines: box.Box = box.HEAVY_HE
     peaks = [f'{name} {run["peak_memory_mb"]:.0f} MB on the device' for name, run in runs.items()
              if 'peak_memory_mb' in run]
     console.print(
-        f'{result["options"]["geometry"]}, {result["parameters"] / 1e6:.0f} M parameters, '
+        f'{_subject(result)}, {result["parameters"] / 1e6:.0f} M parameters, '
         f'{machine["device"]} ({machine["GB_per_s"]:.0f} GB/s, {machine["GFLOP_per_s"]:.0f} '
         f'GFLOP/s measured; load {machine["load"]:.1f}). Times faster than the published scheme, '
         'median milliseconds:\n', decisions, '', *notes, '\nBy phase, median milliseconds (in '
@@ -128,6 +144,10 @@ def show(result: dict[str, Any], console: Console, lines: box.Box = box.HEAVY_HE
 def _decision(name: str, row: dict[str, Any]) -> str:
     faster = f'{row["times_faster"]:.2f}× ' if name != PUBLISHED and 'times_faster' in row else ''
     return f'{faster}{row["p50_ms"]:.0f} ms' if row else ''
+
+
+def _subject(result: dict[str, Any]) -> str:
+    return result['options']['policy'] or result['options']['geometry']
 
 
 def plot(result: dict[str, Any], file: Path) -> None:
@@ -146,7 +166,7 @@ def plot(result: dict[str, Any], file: Path) -> None:
         axis.set_title(title, fontsize=10)
         axis.margins(x=0.35)
         axis.invert_yaxis()
-    figure.suptitle(f'{result["options"]["geometry"]}, {result["machine"]["device"]}')
+    figure.suptitle(f'{_subject(result)}, {result["machine"]["device"]}')
     figure.supxlabel('median milliseconds per decision')
     figure.tight_layout()
     with written_whole(file) as part:

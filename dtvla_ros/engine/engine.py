@@ -63,6 +63,7 @@ class Engine(Protocol):
     """
 
     name: str
+    where: str  # provider or device, and the type it calculates in
     config: DecoderConfig
 
     def suppress_tokens(self, banned: NDArray[np.bool_]) -> None:

@@ -7,6 +7,7 @@ holds the graphs' own matrices, which only ONNX Runtime reads.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -18,13 +19,15 @@ from numpy.typing import NDArray
 from dtvla_ros.engine.engine import Engine
 from dtvla_ros.engine.graphs import build_graphs, move_to, refer_to_model
 from dtvla_ros.engine.onnx_engine import OnnxEngine
-from dtvla_ros.engine.policy import banned_in_thought, write_thought
+from dtvla_ros.engine.policy import Policy, banned_in_thought, write_thought
+from dtvla_ros.engine.proof import Agreement, Proof, wanted
 from dtvla_ros.engine.published import scene
 from dtvla_ros.engine.quantize import in_floats, quantize
 from dtvla_ros.engine.torch_engine import TorchEngine
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy import manifest as layout
 from dtvla_ros.policy.checkpoint import save_weights
+from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.manifest import PolicyManifest, new_folder, sha256
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import PolicyTransform
@@ -56,20 +59,27 @@ def gate(model: HybridDecoder, folder: Path, weights: str) -> Parity:
 
     Raises ``UserError`` if that is not close enough, so that a policy is one on every CPU.
     """
-    exact = weights == 'fp32'
-    found = [compare(TorchEngine(model), OnnxEngine(folder, model.config, floats=floats))
-             for floats in ((False,) if exact else (False, True))]
+    found = [compare(TorchEngine(model), engine)
+             for engine in _exported(folder, model.config, weights)]
     for parity in found:
-        parity.check(exact)
+        parity.check(weights == 'fp32')
     return min(found)
 
 
+def _exported(folder: Path, config: DecoderConfig, weights: str) -> Iterator[Engine]:
+    """Yield an engine of every set of graphs."""
+    for floats in (False,) if weights == 'fp32' else (False, True):
+        yield OnnxEngine(folder, config, floats=floats)
+
+
 def export_policy(model: HybridDecoder, transform: PolicyTransform, folder: Path | str,
-                  manifest: PolicyManifest, weights: str = 'fp32') -> Parity:
+                  manifest: PolicyManifest, weights: str = 'fp32',
+                  observations: Proof | None = None) -> Parity:
     """Write a policy folder whole or not at all; return what the parity gate measured.
 
-    ``manifest`` is completed with the config, statistics, kind of weights and hashes. Raises
-    ``UserError`` if the exported graphs do not agree with the float32 model: exactly, or, for
+    ``manifest`` is completed with the config, statistics, kind of weights and hashes.
+    ``observations``: what the policy will prove itself on where it is loaded. Raises ``UserError``
+    if the exported graphs do not agree with the float32 model: exactly, or, for
     quantised weights, as closely as the gate asks.
     """
     model = model.float().cpu().eval()
@@ -77,13 +87,35 @@ def export_policy(model: HybridDecoder, transform: PolicyTransform, folder: Path
         transform.tokenizer.save(str(part / layout.TOKENIZER))
         write_graphs(model, part, weights)
         parity = gate(model, part, weights)
+        proved = {} if observations is None else record_proof(
+            model, transform, part, replace(manifest, weights=weights), observations)
         files = {path.name: sha256(path) for path in sorted(part.iterdir())}
         whole = replace(
             manifest, config=transform.config, statistics=transform.statistics, files=files,
             state_in_prompt=transform.state_in_prompt, preamble=transform.preamble,
-            weights=weights)
+            weights=weights, proof=proved)
         (part / layout.MANIFEST).write_text(whole.to_json())
     return parity
+
+
+def record_proof(model: HybridDecoder, transform: PolicyTransform, folder: Path,
+                 manifest: PolicyManifest, observations: Proof) -> dict[str, float]:
+    """Write what a float32 model makes of observations beside its graphs, if there are any.
+
+    Returns what a manifest says in ``proof``: how far the graphs agree. Raises ``UserError`` where
+    float32 ones do not.
+    """
+    proof = observations.decided_by(Policy(
+        TorchEngine(model), transform, max_thought_tokens=manifest.max_thought_tokens))
+    proof.write(folder / layout.PROOF)
+    found = [proof.check(Policy(engine, transform))
+             for engine in _exported(folder, model.config, manifest.weights)
+             ] if (folder / layout.GRAPHS[0]).exists() else []
+    least = Agreement(min((f.tokens for f in found), default=1.0),
+                      min((f.bins for f in found), default=1.0), len(proof.observations), 0.0)
+    if manifest.weights == 'fp32' and not least.reaches(wanted(manifest)):
+        raise UserError(f'the graphs do not compute the trained policy: {least}')
+    return {'tokens': least.tokens, 'bins': least.bins}
 
 
 class Parity(NamedTuple):

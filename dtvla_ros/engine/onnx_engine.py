@@ -51,6 +51,7 @@ class OnnxEngine(Engine):
         self.device = 'cpu' if len(providers) == 1 else 'cuda'
         decode = token
         self._floats = floats and self.device == 'cpu'
+        self.where = token.get_providers()[0]
         if self._floats:
             see, decode, act = _open(Path(folder), FLOAT_GRAPHS, providers, threads, spin)
         self._see = _Pass(see)

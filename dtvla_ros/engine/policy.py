@@ -84,7 +84,7 @@ class Policy:
                 on_text('')
             return act_on(self.engine, self.transform, observation, [ids.think, ids.think_end])
         clock, deadline = _Clock(), math.inf
-        prompt, features = _encode(self.engine, self.transform, observation, clock)
+        prompt, features = encode(self.engine, self.transform, observation, clock.lap)
 
         def done(tokens: list[int]) -> bool:
             nonlocal deadline
@@ -175,19 +175,20 @@ def act_on(engine: Engine, transform: PolicyTransform, observation: Observation,
            thought: Sequence[int]) -> Decision:
     """Return the decision for a thought given as ids with tags; nothing is written."""
     clock = _Clock()
-    prompt, features = _encode(engine, transform, observation, clock)
+    prompt, features = encode(engine, transform, observation, clock.lap)
     _, cache = engine.prefill(prompt, features)
     clock.lap('prefill')
     return _act(engine, transform, cache, thought, thought, clock)
 
 
-def _encode(engine: Engine, transform: PolicyTransform, observation: Observation,
-            clock: _Clock) -> tuple[list[int], Any]:
+def encode(engine: Engine, transform: PolicyTransform, observation: Observation,
+           lap: Callable[[str], object] = lambda _: None) -> tuple[list[int], Any]:
+    """Return an observation's prompt ids and image features; ``lap`` is told each phase."""
     prompt = transform.prompt_ids(observation.instruction, observation)
     pixels = transform.pixels(observation.images)
-    clock.lap('prepare')
+    lap('prepare')
     features = engine.encode_images(pixels)
-    clock.lap('see')
+    lap('see')
     return prompt, features
 
 

@@ -53,6 +53,7 @@ class TorchEngine(Engine):
         self.config = config = model.config
         table = model.embed_tokens.weight
         self._device, self._dtype = table.device, table.dtype
+        self.where = f'{table.device.type} {str(table.dtype).removeprefix("torch.")}'
         tower = model.vision.eval()
         self._tower = fused.quantize_tower(copy.deepcopy(tower)) if int8 else tower
         self._model = fused.InferenceModel(model, int8, release)

@@ -26,7 +26,7 @@ from dtvla_ros.evaluation.ablations import MODES
 from dtvla_ros.evaluation.report import write_html
 from dtvla_ros.evaluation.results import Rate, evaluation_seed
 from dtvla_ros.evaluation.workers import EvalOptions, task_of
-from dtvla_ros.policy.manifest import PolicyManifest
+from dtvla_ros.policy.manifest import PROOF, PolicyManifest
 from dtvla_ros.rollout.env import SceneSetup, require_tasks
 from dtvla_ros.rollout.episode import EpisodeResult
 from dtvla_ros.rollout.workers import run_jobs
@@ -168,7 +168,8 @@ def identify(options: EvalOptions) -> tuple[dict[str, Any], EvalOptions]:
         options, policy=folder.resolve(), device=available_device(options.engine, options.device))
     return {
         'policy': str(options.policy), 'engine': options.engine, 'device': decided.device,
-        'threads': options.threads, 'files': dict(manifest.files),
+        'threads': options.threads,
+        'files': {name: digest for name, digest in manifest.files.items() if name != PROOF},
         'replan_steps': options.replan_steps or manifest.action.replan_steps,
         'images': {'upright': manifest.images.upright, 'mirrored': manifest.images.mirrored},
     }, decided

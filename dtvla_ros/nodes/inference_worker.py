@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dtvla_ros.engine.policy import Policy
 
 OSC_CONTRACT = ('OSC_POSE', osc.METRES_PER_UNIT, osc.RADIANS_PER_UNIT, osc.GRIPPER_CLOSED)
-Load = Callable[[Callable[[], None]], 'tuple[Policy, PolicyManifest]']
+Load = Callable[[], 'tuple[Policy, PolicyManifest]']
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,9 @@ class Outcome:
 class InferenceWorker:
     """Loads a policy, then infers from one observation at a time.
 
-    ``load(on_verified)`` returns policy and manifest, and calls ``on_verified`` once its files are
-    known to be intact. The worker calls ``wake`` after anything happened, for `take` in the
-    caller's own thread, and ``on_text`` with the thought so far. `verified`: the files were
-    checked, well or ill; `loaded`: all is there; `busy_since`: begin of the inference, or None.
+    ``load()`` returns policy and manifest. The worker calls ``wake`` after anything happened, for
+    `take` in the caller's own thread, and ``on_text`` with the thought so far. `settled`: loading
+    has ended, well or ill; `loaded`: all is there; `busy_since`: begin of the inference, or None.
     """
 
     policy: Policy
@@ -57,7 +56,7 @@ class InferenceWorker:
         self._load, self._on_text, self._wake = load, on_text, wake
         self._work: queue.SimpleQueue[tuple[Observation, int] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        self.verified, self.loaded = threading.Event(), threading.Event()
+        self.settled, self.loaded = threading.Event(), threading.Event()
         self.load_error: Exception | None = None
         self.busy_since: float | None = None
         self._thread = threading.Thread(target=self._run, name='inference', daemon=True)
@@ -82,11 +81,11 @@ class InferenceWorker:
 
     def _run(self) -> None:
         try:
-            self.policy, self.manifest = self._load(self.verified.set)
+            self.policy, self.manifest = self._load()
             self.loaded.set()
         except Exception as error:  # handed to the executor, which reports it
             self.load_error = error
-        self.verified.set()
+        self.settled.set()
         self._wake()
         while self.loaded.is_set() and (work := self._work.get()) is not None:
             self._done.put(self._infer(*work))
@@ -106,16 +105,17 @@ class InferenceWorker:
         return Outcome(observation, request_id, decision, error, time.perf_counter() - started)
 
 
-def load(settings: VlaSettings, on_verified: Callable[[], None]) -> tuple[Policy, PolicyManifest]:
-    """Load the policy; ``on_verified`` is called once all its files are found to be intact.
+def load(settings: VlaSettings) -> tuple[Policy, PolicyManifest]:
+    """Load the policy.
 
-    Raise UserError if a file is missing or damaged, or the policy does not fit node and gate.
+    Raises UserError if a file is missing or damaged, the policy does not fit node and gate, or
+    the engine here does not compute what the policy recorded.
     """
     # Here, not above: the imports take seconds and belong to the worker.
     from dtvla_ros.engine.load import load_policy
     from dtvla_ros.files import find_shared
 
-    def verified(manifest: PolicyManifest) -> None:
+    def fits(manifest: PolicyManifest) -> None:
         cameras, contract = tuple(manifest.config.vision.cameras), manifest.action
         if cameras != CAMERAS:
             raise UserError(f'{settings.policy} wants cameras {cameras}; this node has {CAMERAS}')
@@ -124,13 +124,12 @@ def load(settings: VlaSettings, on_verified: Callable[[], None]) -> tuple[Policy
             raise UserError(f'{settings.policy}: its actions are {contract.controller} with '
                             f'{contract.metres_per_unit} m and {contract.radians_per_unit} '
                             "rad per unit; the gate speaks LIBERO's OSC_POSE only")
-        on_verified()
 
     return load_policy(
         find_shared(settings.policy), engine=settings.engine, threads=settings.threads,
         device=settings.device, mode=settings.mode,
         max_thought_tokens=settings.max_thought_tokens or None,
-        max_think_seconds=settings.deadline_s, on_verified=verified)
+        max_think_seconds=settings.deadline_s, on_verified=fits)
 
 
 def give_back_memory() -> None:

@@ -28,7 +28,7 @@ from dtvla_ros.ros.run import STEADY, LifecycleNode, call_soon, end, run, wait_u
 
 NAMESPACE = '/vla'
 REQUESTS_BEFORE_NEW = 3  # repetitions of one moment after which a new decision is made
-VERIFY_TIMEOUT = 4.0  # a lifecycle manager waits for at most 5 s [s]
+LOAD_TIMEOUT = 4.0  # a lifecycle manager waits for at most 5 s [s]
 RELEASE_TIMEOUT = 1.0  # longest wait for the worker to end [s]
 ASK_AGAIN = 1.0  # between attempts to activate [s]
 DONE, REFUSED = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -42,8 +42,9 @@ class VlaNode(LifecycleNode):
 
     In lock-step it decides exactly every ``replan_steps`` control steps and publishes that many
     rows, so that a run is the same however long a thought takes. Otherwise it thinks while the arm
-    plays, as soon as ``replan_steps`` have passed, and publishes the whole chunk. Configure checks
-    the policy's files and loads it in the background; activate is refused until then. With
+    plays, as soon as ``replan_steps`` have passed, and publishes the whole chunk. Configure loads
+    the policy and lets it prove itself; what takes longer than ``LOAD_TIMEOUT`` goes on in the
+    background, and activate is refused until it is done. With
     ``autostart`` the node does both by itself. The heartbeat alone ticks the `DecisionMonitor`.
     """
 
@@ -90,11 +91,11 @@ class VlaNode(LifecycleNode):
         super().destroy_node()
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Check the policy's files, begin to load them, subscribe."""
+        """Begin to load the policy, wait for a small one, subscribe."""
         settings = self._settings = read_all(self, VlaSettings)
         worker = InferenceWorker(functools.partial(load, settings), self._stream,
                                  lambda: call_soon(self, self._on_worker))
-        worker.verified.wait(VERIFY_TIMEOUT)
+        worker.settled.wait(LOAD_TIMEOUT)
         if worker.load_error is not None:
             return self._refuse('configure', str(worker.load_error))
         self._worker = worker

@@ -24,7 +24,15 @@ from dtvla_ros.issues import Issue
 from dtvla_ros.policy import adapters, checkpoint, convert
 from dtvla_ros.policy.checkpoint import HEADS, PICKLES, Fit, Stored, our_name
 from dtvla_ros.policy.config import DecoderConfig
-from dtvla_ros.policy.manifest import GRAPHS, INDEX, MANIFEST, TOKENIZER, PolicyManifest, sha256
+from dtvla_ros.policy.manifest import (
+    GRAPHS,
+    INDEX,
+    MANIFEST,
+    PROOF,
+    TOKENIZER,
+    PolicyManifest,
+    sha256,
+)
 from dtvla_ros.policy.vocabulary import load_tokenizer
 
 SMALL = 32 << 20  # bytes; files up to this size are hashed unasked
@@ -45,7 +53,8 @@ class Inspection:
 
     ``memory``: computed bytes of the weights by type, and what a decision reads and keeps.
     ``weights``: how many, of which types, in whose names, and how they fit the config, where there
-    is one. ``files``: name, size [bytes], and the state of the hash.
+    is one. ``files``: name, size [bytes], and the state of the hash. ``proof``: whether a policy
+    has recorded observations to prove itself on.
     """
 
     path: str
@@ -63,6 +72,7 @@ class Inspection:
     weights: Mapping[str, Any] | None = None
     files: tuple[Mapping[str, Any], ...] = ()
     engines: tuple[str, ...] = ()
+    proof: str = ''
     issues: tuple[Issue, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,9 +138,11 @@ def _policy(folder: Path, hashes: bool) -> Inspection:
     if weights and not {stored.file.name for stored in weights.values()} <= set(manifest.files):
         issues.add(f'{MANIFEST} does not list all weights', 'convert the policy again')
     graphs = all(name in manifest.files for name in GRAPHS)
+    proof = (f'recorded; dtvla inspect {folder} --prove runs it' if PROOF in manifest.files else
+             f'none; dtvla export {folder} --observations DATASET --proof-only records one')
     return Inspection(
         str(folder), 'policy', weights=_weights(weights, fits), files=tuple(files),
-        issues=tuple(issues), engines=('onnx', 'torch') if graphs else ('torch',),
+        issues=tuple(issues), engines=('onnx', 'torch') if graphs else ('torch',), proof=proof,
         **_contents(manifest))
 
 
@@ -265,7 +277,7 @@ def show(found: Inspection, console: Console | None = None) -> None:
     """Print everything that was found out; the last table says what is missing."""
     sections: dict[str, Any] = {'': {
         'path': found.path, 'kind': found.kind, 'name': found.name, 'licence': found.license,
-        'engines': found.engines}}
+        'engines': found.engines, 'proof': found.proof}}
     if config := found.config:
         sections |= {
             'Parameters': {part: f'{n:,}' for part, n in found.parameters.items()},

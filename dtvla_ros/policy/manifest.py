@@ -21,6 +21,7 @@ MANIFEST = 'manifest.json'
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
 TOKENIZER = 'tokenizer.json'
+PROOF = 'proof.safetensors'  # recorded observations, thoughts and actions
 GRAPHS = ('vision.onnx', 'decoder.onnx', 'act.onnx')
 # The same with quantised weights multiplied as floats, for a CPU that multiplies no bytes.
 FLOAT_GRAPHS = ('vision.float.onnx', 'decoder.float.onnx', 'act.float.onnx')
@@ -72,7 +73,8 @@ class PolicyManifest:
     ``files`` maps names in the folder to SHA-256; nothing else in the folder is ever opened.
     ``tasks``: the instructions it was trained on, as its data spells them; empty: not known.
     ``success`` holds the evaluation table, ``simulator`` the versions it was measured with.
-    ``weights`` other than 'fp32' are quantised: only the ONNX graphs can read them.
+    ``weights`` other than 'fp32' are quantised: only the ONNX graphs can read them. ``proof``:
+    shares of recorded thought ``tokens`` and action ``bins`` that the exported engines reached.
     """
 
     name: str
@@ -89,8 +91,12 @@ class PolicyManifest:
     success: Mapping[str, Any] = field(default_factory=dict)
     weights: str = 'fp32'
     tasks: tuple[str, ...] = ()
+    proof: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for what, share in self.proof.items():
+            if not 0.0 <= share <= 1.0:
+                raise UserError(f'manifest: proof, {what}: {share} is no share from 0 to 1')
         for name in self.files:
             if Path(name).name != name:
                 raise UserError(f'manifest: file {name!r} lies outside the policy folder')

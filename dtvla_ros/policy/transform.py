@@ -136,18 +136,24 @@ class PolicyTransform:
         return np.stack([self._camera(name, images[name]) for name in self.config.vision.cameras])
 
     def _camera(self, name: str, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        image = self.resize(name, image, self.mirrored)
+        return (image.transpose(2, 0, 1).astype(np.float32) / 255.0 - 0.5) / 0.5
+
+    def resize(self, name: str, image: NDArray[np.uint8],
+               mirror: bool = False) -> NDArray[np.uint8]:
+        """Return a camera's image [H, W, 3] as large as the policy takes it, [S, S, 3]."""
         image, size = np.asarray(image), self.config.vision.image_size
         if image.dtype != np.uint8:
             what = 'NaN in ' if image.dtype.kind == 'f' and not np.isfinite(image).all() else ''
             raise UserError(f'camera {name!r}: {what}{image.dtype} image, expected uint8 RGB')
         if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise UserError(f'camera {name!r}: shape {image.shape}, expected [H, W, 3]')
-        if self.mirrored:
+        if mirror:
             image = image[:, ::-1]
         if image.shape[:2] != (size, size):
             bilinear = Image.Resampling.BILINEAR
             image = np.asarray(Image.fromarray(image).resize((size, size), bilinear))
-        return (image.transpose(2, 0, 1).astype(np.float32) / 255.0 - 0.5) / 0.5
+        return image
 
     def encode_thought(self, text: str) -> list[int]:
         """Return the ids of a thought, tags included; a word outside the vocabulary raises.

@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dtvla_ros.engine.export import Parity, export_policy
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from dtvla_ros.data import layout
+from dtvla_ros.data.reader import DatasetReader, open_dataset
+from dtvla_ros.engine.export import Parity, export_policy, record_proof
+from dtvla_ros.engine.proof import OBSERVATIONS, Proof
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.results import versions
-from dtvla_ros.files import read_json
+from dtvla_ros.files import read_json, write_text
 from dtvla_ros.policy.adapters import CONFIG as ADAPTER
 from dtvla_ros.policy.adapters import local_base, read_adapter
 from dtvla_ros.policy.checkpoint import Stored, load_model
-from dtvla_ros.policy.manifest import GRAPHS, MANIFEST, ActionContract, PolicyManifest
+from dtvla_ros.policy.manifest import (
+    GRAPHS,
+    MANIFEST,
+    PROOF,
+    ActionContract,
+    PolicyManifest,
+    sha256,
+)
 from dtvla_ros.policy.model import HybridDecoder
-from dtvla_ros.policy.transform import PolicyTransform, read_transform, transform_of
+from dtvla_ros.policy.transform import (
+    Observation,
+    PolicyTransform,
+    read_transform,
+    transform_of,
+)
 from dtvla_ros.training.checkpoint import ORIGIN, WEIGHTS
 
 
 def export(source: Path, out: Path | None = None, name: str | None = None,
            replan_steps: int | None = None, success: Path | None = None,
-           weights: str = 'fp32') -> tuple[Path, Parity]:
+           weights: str = 'fp32', observations: Sequence[Path] = ()) -> tuple[Path, Parity]:
     """Export a training run or a policy folder; return where to, and the measured parity.
 
     ``out`` None: ``models/nano`` for a small policy's run, ``models/RUN`` for one begun with a
     released policy, beside the policy for a policy. ``name``, ``replan_steps`` (actions executed
     before the next decision) and ``success`` (the JSON of an evaluation, whose table goes into the
     manifest) None: as usual, or as the policy has them. ``weights`` one of ``quantize.KINDS``, or
-    'auto' for the fastest on this CPU. Raises ``UserError`` when ``source`` is neither, or when
-    the graphs do not agree with it.
+    'auto' for the fastest on this CPU. ``observations``: datasets whose frames the policy will
+    prove itself on; none: those that ``source`` has, if any. Raises ``UserError`` when ``source``
+    is neither, or when the graphs do not agree with it.
     """
     model, transform, manifest = read_source(source)
+    proof = (sample([open_dataset(path) for path in observations], transform) if observations
+             else _own_observations(source, manifest, transform))
     if weights == 'auto':
         from dtvla_ros.engine.bench import fastest_weights
 
@@ -45,7 +67,61 @@ def export(source: Path, out: Path | None = None, name: str | None = None,
         manifest, name=name or manifest.name,
         success=_table(success) if success else manifest.success, action=replace(
             manifest.action, replan_steps=replan_steps or manifest.action.replan_steps))
-    return out, export_policy(model, transform, out, manifest, weights)
+    return out, export_policy(model, transform, out, manifest, weights, proof)
+
+
+def add_proof(folder: Path, observations: Sequence[Path]) -> None:
+    """Give a float32 policy observations to prove itself on; its other files stay as they are.
+
+    ``observations``: datasets. Raises ``UserError`` if it is no policy, or its graphs disagree.
+    """
+    if not (_is_policy(folder) and observations):
+        raise UserError(f'{folder}: --proof-only is for a policy, with --observations DATASET')
+    model, transform, manifest = read_source(folder)
+    shares = record_proof(model.float().eval(), transform, folder, manifest, sample(
+        [open_dataset(path) for path in observations], transform))
+    write_text(folder / MANIFEST, replace(manifest, proof=shares, files={
+        **manifest.files, PROOF: sha256(folder / PROOF)}).to_json())
+
+
+def _own_observations(source: Path, manifest: PolicyManifest,
+                      transform: PolicyTransform) -> Proof | None:
+    """Return what a run or a policy has to prove itself on."""
+    if not _is_policy(source):
+        path = source / PROOF
+        return Proof.read(path, transform) if path.exists() else None
+    if PROOF not in manifest.files:
+        return None
+    return Proof.read(manifest.verified(source, PROOF), transform)
+
+
+def sample(readers: Sequence[DatasetReader], transform: PolicyTransform) -> Proof:
+    """Return frames spread over datasets as a policy observes them. Raises ``UserError``."""
+    each = -(-OBSERVATIONS // len(readers))
+    return Proof.of([observation for reader in readers
+                     for observation in _observations(reader, transform, each)], transform)
+
+
+def _observations(reader: DatasetReader, transform: PolicyTransform,
+                  count: int) -> Iterator[Observation]:
+    keys = {layout.CAMERAS.get(key, key): key for key in reader.camera_keys}
+    cameras = transform.config.vision.cameras
+    if missing := [name for name in cameras if name not in keys]:
+        raise UserError(f'{reader.root}: has no camera {missing[0]!r}, only {", ".join(keys)}; '
+                        'choose another dataset')
+    states = reader.rows(layout.STATE)  # [N, 8] m, rad, m
+    if states.shape[1] != len(layout.STATE_NAMES):
+        raise UserError(f'{reader.root}: {layout.STATE} has {states.shape[1]} channels, expected '
+                        f'{", ".join(layout.STATE_NAMES)}; choose another dataset')
+    ends = np.cumsum(reader.lengths)
+    for row in np.linspace(0, ends[-1] - 1, min(count, ends[-1])).astype(int).tolist():
+        episode = int(np.searchsorted(ends, row, 'right'))
+        frame = row - int(ends[episode]) + reader.lengths[episode]
+        state, task = states[row], int(reader.column('task_index', episode)[frame])
+        yield Observation(
+            {name: reader.image(episode, frame, keys[name]) for name in cameras}, {}, state[:3],
+            Rotation.from_rotvec(state[3:6]).as_quat(), float(state[6] - state[7]),
+            reader.tasks[task], 0.0)
 
 
 def _is_policy(folder: Path) -> bool:

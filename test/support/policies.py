@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,9 @@ import torch
 
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.engine.export import export_policy
+from dtvla_ros.engine.proof import Proof
 from dtvla_ros.policy.config import DecoderConfig
-from dtvla_ros.policy.manifest import PolicyManifest
+from dtvla_ros.policy.manifest import MANIFEST, WEIGHTS, PolicyManifest, sha256
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import Observation, PolicyTransform
 from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
@@ -39,6 +42,38 @@ def write_untrained(folder: Path, layers: int = 2) -> HybridDecoder:
     export_policy(model, transform, folder, PolicyManifest(
         'untrained', 'Apache-2.0', transform.config, transform.statistics, {}))
     return model
+
+
+def write_proven(folder: Path, count: int = 6) -> None:
+    """Export an untrained policy with so many recorded observations into ``folder``."""
+    model, transform = untrained()
+    export_policy(model, transform, folder, PolicyManifest(
+        'proven', 'Apache-2.0', transform.config, transform.statistics, {}, max_thought_tokens=9),
+        observations=Proof.of([observation(seed, 160) for seed in range(count)], transform))
+
+
+def rehash(folder: Path, name: str) -> None:
+    """Let the manifest say that a file is as it should be."""
+    manifest = PolicyManifest.read(folder)
+    (folder / MANIFEST).write_text(replace(
+        manifest, files={**manifest.files, name: sha256(folder / name)}).to_json())
+
+
+def tamper(folder: Path) -> None:
+    """Make one matrix noise, so that every engine computes something else than was recorded.
+
+    Its bytes are replaced where they are: the graphs refer to them by their place.
+    """
+    path = folder / WEIGHTS
+    data = bytearray(path.read_bytes())
+    size = int.from_bytes(data[:8], 'little')
+    header = json.loads(data[8:8 + size])
+    begin, end = next(value['data_offsets'] for name, value in header.items()
+                      if name.endswith('down_proj.weight'))
+    noise = np.random.default_rng(0).normal(0.0, 0.3, (end - begin) // 4).astype(np.float32)
+    data[8 + size + begin:8 + size + end] = noise.tobytes()
+    path.write_bytes(data)
+    rehash(folder, WEIGHTS)
 
 
 def observation(seed: int = 0, size: int = 128, instruction: str = INSTRUCTION) -> Observation:
