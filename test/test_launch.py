@@ -188,8 +188,8 @@ def test_gate_and_policy_meet_in_any_namespace_and_viewers_start_when_asked_for(
     assert values['transport'] == 'compressed'
     assert remaps['image_wrist'] == '/image_wrist/compressed'
     words = started('policy', viz='rerun', record='out/bag of today')['dtvla']
-    assert words[1:] == ['record', '--out', 'out/bag of today']
-    assert started('policy', viz='rerun')['dtvla'][1:] == ['view']
+    assert words[1:5] == ['record', '--out', 'out/bag of today', '--params-file']
+    assert started('policy', viz='rerun')['dtvla'][1:] == ['view', '--spawn']
     assert set(started('policy')) == {'vla_node', 'command_gate'}
     nodes = started('sim', namespace='mind', image_wrist='/hand')
     assert given_to(nodes['sim_bridge'])[1].items() >= {

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from contextlib import suppress
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -15,30 +19,45 @@ from dtvla_ros.ros.environment import require_one_ros
 
 app = group()
 
+VALID_TOPIC = re.compile(r'(/[A-Za-z_][A-Za-z0-9_]*)+')
+
+
+Topics = Annotated[list[str] | None, Option('--topic', metavar='NAME=/TOPIC',
+    help='Topic of a name, as in image_primary=/front/image_raw; repeatable.')]
+ParamsFile = Annotated[Path | None, File(
+    help="Parameter file of the nodes: the robot's frames and joints are kept in the bag.")]
+
 
 @app.command()
 def record(
     out: Annotated[Path, Option(help='Folder of the bag; must not exist.')],
     topics: Annotated[str | None, Option(
         help='Comma-separated topics. [default: everything the package defines]')] = None,
+    topic: Topics = None,
+    params_file: ParamsFile = None,
     seconds: Annotated[float, Option(min=0.0, help='Stop by itself; 0: at Ctrl-C.')] = 0.0,
 ) -> None:
     """Record the running graph into a rosbag2 bag (MCAP).
 
-    `ros2 bag play` and Foxglove open it; `dtvla data from-bag` makes a dataset of it. When the
-    disk is full recording stops with exit code 3, and nothing else does.
+    `ros2 bag play` and Foxglove open it; `dtvla data from-bag` makes a dataset of it. What was
+    never heard is said at the end. When the disk is full recording stops with exit code 3, and
+    nothing else does.
 
     **Examples**
     `dtvla record --out bags/monday`
     `dtvla record --out bags/thoughts --topics /vla/reasoning,/vla/state --seconds 60`
+    `dtvla record --out bags/front --topic image_primary=/front/image_raw
+    --params-file config/robot_servo.yaml`
     """
     require_one_ros()
-    from dtvla_ros.conventions import RECORDED
+    from dtvla_ros.data.robot_names import RobotNames, names_in_params, parse_topics
     from dtvla_ros.recording.record import record as run
-    wanted = names(topics) or RECORDED
-    if relative := [topic for topic in wanted if not topic.startswith('/')]:
-        raise UserError(f'--topics {relative[0]}: write the whole name, /{relative[0]}')
-    raise typer.Exit(run(out, wanted, seconds))
+    if wrong := [topic for topic in names(topics) if not VALID_TOPIC.fullmatch(topic)]:
+        raise UserError(f'--topics {wrong[0]}: write the whole name of a topic, as in '
+                        '/joint_states')
+    told = RobotNames(parse_topics(topic or ())).over(
+        RobotNames() if params_file is None else names_in_params(params_file))
+    raise typer.Exit(run(out, names(topics), seconds, told))
 
 
 @data.command('from-bag')
@@ -52,39 +71,78 @@ def from_bag(
     camera_every: Annotated[int | None, Option(min=1,
         help='Control steps per frame. [default: as the images come]')] = None,
     tolerance: Annotated[float | None, Option(min=0.0, help='Largest difference between the '
-        'stamps of a frame [s]. [default: half a control period]')] = None,
+        'stamps of a frame [s]. [default: half of what lies between two images]')] = None,
     chunk: ChunkSteps = 8,
+    topic: Topics = None,
+    instruction: Annotated[str, Option(help='The task. [default: as the bag says]')] = '',
     command: Annotated[str | None, Option(
         help='/action, /twist_cmd or /target_pose. [default: the one recorded]')] = None,
+    gripper: Annotated[str | None, Option(metavar='CLOSED,OPEN', help="The gripper's command when "
+        'closed and when open; measured: as the fingers move. [default: 0,1; in /action 1,-1]',
+    )] = None,
     fingers: Annotated[str | None, Option(
-        help='Comma-separated gripper joints. [default: those of a Panda]')] = None,
+        help='Comma-separated gripper joints. [default: as kept in the bag, or a Panda]')] = None,
+    joints: Annotated[str | None, Option(
+        help='Comma-separated joints of the arm. [default: as kept in the bag or found]')] = None,
+    base_frame: Annotated[str, Option(help='Frame of poses and commands.')] = '',
+    ee_frame: Annotated[str, Option(
+        help='Frame of the gripper: its pose is then taken from /tf.')] = '',
+    stamps: Annotated[str, Option(metavar='header|received', help='When a message happened: as '
+        'its header says, or when it was received.')] = 'header',
     robot: Annotated[str, Option(help='Name of the robot in the dataset.')] = 'panda',
 ) -> None:
     """Make a LeRobot v3.0 dataset of recorded runs, to train on what was really commanded.
 
     Commands are turned back into OSC_POSE units, images and measurements are matched with
     them by their stamps, and the thought is the one that led to the command. A frame that lacks
-    something is a gap: the episode is cut there, and the gaps are told.
+    something is a gap: the episode is cut there, and the gaps are told. Exit code 1, the dataset
+    written, where that leaves more than two pieces an episode.
 
     **Examples**
     `dtvla data from-bag bags/monday bags/tuesday --out data/real`
     `dtvla data from-bag bags/sim --out data/good --successful --camera-every 2`
+    `dtvla data from-bag bags/front --out data/front --topic image_primary=/front/image_raw
+    --instruction "put the lemon in the blue bin"`
     """
     require_one_ros()
-    from dtvla_ros.conventions import FINGER_JOINTS
+    from dtvla_ros.data.bag import Told
     from dtvla_ros.data.from_bag import ConvertOptions, convert
-    report = convert(bags, out, call(
-        ConvertOptions, locals(), fingers=names(fingers) or FINGER_JOINTS))
+    from dtvla_ros.data.robot_names import RobotNames, parse_topics
+    if stamps not in ('header', 'received'):
+        raise UserError(f'--stamps {stamps}: choose header or received')
+    told = Told(RobotNames(parse_topics(topic or ()), base_frame, ee_frame, names(joints),
+                           names(fingers)), command, _ends(gripper), stamps == 'received')
+    report = convert(bags, out, call(ConvertOptions, locals()))
     print(f'{out}: {report.episodes} episodes in {report.pieces} pieces, {report.frames} frames'
           + (f', {report.unthought} of them before any thought' if report.unthought else '')
           + (f'; {report.failed} episodes without success left out' if report.failed else ''))
     for name, count in report.gaps.items():
         print(f'  gaps: {count} frames without {name}')
+    for why, count in report.left_out.items():
+        print(f'  left out: {count} messages on {why}')
+    if report.clipped:
+        print(f'  clipped: {report.clipped} commands beyond what an action can say')
+    if trouble := report.trouble():
+        print(f'error: {out}: {trouble}', file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _ends(text: str | None) -> tuple[float, float] | str | None:
+    """Return a gripper's commands when closed and open. Raises ``UserError``."""
+    if text in (None, 'measured'):
+        return text
+    with suppress(ValueError):
+        shut, wide = map(float, text.split(','))
+        if isfinite(shut) and isfinite(wide) and shut != wide:
+            return shut, wide
+    raise UserError(f'--gripper {text}: write CLOSED,OPEN, two different numbers as in 0,0.08, or '
+                    'measured')
 
 
 @app.command()
 def view(save: Annotated[Path | None, File(help='Write a Rerun file.')] = None,
-         spawn: Annotated[bool, Option('--spawn', help='Open the Rerun viewer.')] = False) -> None:
+         spawn: Annotated[bool, Option('--spawn', help='Open the Rerun viewer.')] = False,
+         topic: Topics = None) -> None:
     """Show the running graph in Rerun: cameras, thoughts, commands, latency, path of the gripper.
 
     Needs the extra `viz`: `pip install 'dtvla_ros[viz]'`. Ctrl-C ends it.
@@ -94,5 +152,6 @@ def view(save: Annotated[Path | None, File(help='Write a Rerun file.')] = None,
     `dtvla view --save out/run.rrd`, then `rerun out/run.rrd`
     """
     require_one_ros()
+    from dtvla_ros.data.robot_names import RobotNames, parse_topics
     from dtvla_ros.recording.view import view as run
-    raise typer.Exit(run(save, spawn))
+    raise typer.Exit(run(save, spawn, RobotNames(parse_topics(topic or ()))))

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import struct
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rosbags.interfaces import Connection
-from rosbags.rosbag2 import Reader, ReaderError
+from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 from rosbags.typesys.store import Typestore
-from scipy.spatial.transform import Rotation
 
 from dtvla_ros import conventions as topics
-from dtvla_ros.actions import osc
-from dtvla_ros.conventions import CHANNELS
+from dtvla_ros.data import bag_commands, bag_joints, robot_names
+from dtvla_ros.data.robot_names import CAMERAS, RobotNames, listed, remedy
+from dtvla_ros.data.track import Row, Track, Unusable
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros import conversions, images
+from dtvla_ros.ros.frames import FrameTree
 
-NEVER = 2**62  # later than anything [ns]
+UNIT = 0.01  # by which a quaternion's length may differ from 1
+OTHER_CLOCK = 10**9  # distance of stamps from all commands that shows another clock [ns]
+LOOKED_AT = 10  # images of a camera after which none is expected to be decodable
+STATED = ('ee_pose', 'joint_states', *CAMERAS)  # what a frame consists of, beside the command
 
 
 @cache
@@ -39,20 +43,41 @@ def message_types() -> Typestore:
     return get_typestore(Stores.ROS2_JAZZY)
 
 
+def _unreadable(path: Path, error: Exception) -> UserError:
+    told = ' '.join(str(error).split()) or type(error).__name__
+    return UserError(
+        f'{path}: cannot read this bag ({told:.300}); give a folder of dtvla record or ros2 bag '
+        'record, or its .mcap file; of a damaged or unfinished file mcap recover saves the rest')
+
+
 @contextmanager
 def open_bag(path: Path) -> Iterator[Reader]:
     """Open a bag's folder, or its .mcap or .db3 file alone. Raises ``UserError`` if it is none."""
     try:
         reader = Reader(path)
         reader.open()
-    except (ReaderError, OSError, KeyError) as error:
-        remedy = ('give a folder of dtvla record or ros2 bag record, or its .mcap file; after a '
-                  'recorder was killed, mcap recover writes one with an index')
-        raise UserError(f'{path}: cannot read this bag ({error}); {remedy}') from error
+    except Exception as error:  # noqa: BLE001 - of a damaged file about anything is raised
+        raise _unreadable(path, error) from None
     try:
         yield reader
     finally:
-        reader.close()
+        with suppress(Exception):
+            reader.close()
+
+
+def messages(reader: Reader, path: Path, connections: Collection[Connection],
+             start: int | None = None, stop: int | None = None,
+             ) -> Iterator[tuple[Connection, int, bytes]]:
+    """Yield (connection, received [ns], data) of an open bag. Raises ``UserError``."""
+    found = iter(reader.messages(connections, start, stop)) if connections else iter(())
+    while True:
+        try:
+            entry = next(found, None)
+        except Exception as error:  # noqa: BLE001 - as above
+            raise _unreadable(path, error) from None
+        if entry is None:
+            return
+        yield entry
 
 
 def decode(connection: Connection, data: bytes) -> Any:
@@ -72,158 +97,326 @@ def stamp_in(data: bytes | memoryview) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Track:
-    """Messages of one topic, in the order they were received: times [N] ns, N values."""
+class Told:
+    """What is told about a bag, and not found in it.
 
-    received: NDArray[np.int64]
-    stamps: NDArray[np.int64]
-    values: list[Any]
+    ``command``: name or topic of the commands, where there are several. ``gripper``: what its
+    command is when closed and open; 'measured': none was recorded, the fingers tell. ``arrival``:
+    the time a message was received counts as its stamp.
+    """
 
-    def during(self, since: int, until: int) -> Track:
-        """Return the messages received from ``since`` on and before ``until`` [ns]."""
-        kept = np.flatnonzero((since <= self.received) & (self.received < until))
-        return Track(self.received[kept], self.stamps[kept], [self.values[k] for k in kept])
-
-    def nearest(self, stamps: NDArray[np.int64], tolerance: int) -> NDArray[np.int64]:
-        """Return the index of the message nearest to each time, -1 where none is near [ns]."""
-        if not self.values:
-            return np.full(len(stamps), -1)
-        order = np.argsort(self.stamps, kind='stable')
-        known = self.stamps[order]
-        after = np.searchsorted(known, stamps)
-        before, after = np.maximum(after - 1, 0), np.minimum(after, len(known) - 1)
-        best = np.where(stamps - known[before] <= np.abs(known[after] - stamps), before, after)
-        return np.where(np.abs(known[best] - stamps) <= tolerance, order[best], -1)
+    names: RobotNames = field(default_factory=RobotNames)
+    command: str | None = None
+    gripper: tuple[float, float] | str | None = None
+    arrival: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Bag:
-    """An open bag: ``tracks`` by topic, and ``commands`` with actions [7] as values.
+    """An open bag: ``tracks`` by topic name, and ``commands`` with actions [7] as values.
 
     The values of a track: poses are (position [3] m, quaternion [4] xyzw) in the base frame,
     joints {name: rad or m}, reports what ``sim/episode`` said, the rest texts and numbers; images
-    have none. Thoughts (whole ones only), instructions and reports have no stamps.
+    have none. Thoughts (whole ones only), instructions and reports have no stamps. ``sources``:
+    the topic each track was recorded from; ``left_out``: messages that say nothing, by why;
+    ``clipped``: commands beyond what OSC_POSE can say.
     """
 
     reader: Reader
     path: Path
     tracks: dict[str, Track]
     commands: Track
+    sources: dict[str, str]
+    fingers: tuple[str, ...]
+    left_out: Counter[str]
+    clipped: int
 
-    def images(self, topic: str, wanted: NDArray[np.int64], track: Track,
+    def images(self, name: str, wanted: NDArray[np.int64], track: Track,
                ) -> dict[int, NDArray[np.uint8]]:
         """Return images [H, W, 3] of a camera that can be decoded, by their index in ``track``."""
         if not len(wanted):
             return {}
-        connections: list[Connection] = [c for c in self.reader.connections if c.topic == topic]
-        places = {int(track.stamps[k]): int(k) for k in wanted}
-        received = track.received[wanted]
+        connections = [c for c in self.reader.connections if c.topic == self.sources[name]]
+        places = {int(track.received[k]): int(k) for k in wanted}
         found: dict[int, NDArray[np.uint8]] = {}
-        for connection, _, data in self.reader.messages(
-                connections, int(received.min()), int(received.max()) + 1):
-            place = places.get(stamp_in(data))
+        for connection, received, data in messages(
+                self.reader, self.path, connections, min(places), max(places) + 1):
+            place = places.get(received)
             if place is not None and place not in found:
-                raw = connection.msgtype.endswith('/Image')
-                parse = images.image_to_numpy if raw else images.compressed_to_numpy
                 with suppress(images.ImageError):
-                    found[place] = np.array(parse(decode(connection, data)))
+                    found[place] = _image(connection, data)
         return found
 
 
-def read_bag(reader: Reader, path: Path, command: str | None = None) -> Bag:
-    """Read everything but images, of which only the stamps; ``command``: the topic, if several.
+def _image(connection: Connection, data: bytes) -> NDArray[np.uint8]:
+    """Return a recorded image [H, W, 3]. Raises ``ImageError``."""
+    _, parse, show = images.TRANSPORTS[
+        'raw' if connection.msgtype.endswith('/Image') else 'compressed']
+    return np.array(show(parse(bytes(data))))
 
-    Raises ``UserError`` when the bag lacks commands, or a command is not one.
+
+def read_bag(reader: Reader, path: Path, told: Told = Told()) -> Bag:
+    """Read everything but images, of which only the stamps.
+
+    Raises ``UserError`` when the bag lacks what a dataset needs, or says what cannot be meant.
     """
-    command = _command_topic(reader, path, command)
-    values: dict[str, Callable[[Any], Any]] = {
-        command: lambda m: m,
-        topics.EE_POSE: lambda m: conversions.pose_arrays(m.pose),
-        topics.JOINT_STATES: lambda m: dict(zip(m.name, m.position.tolist())),
-        topics.ACTION_CHUNK: lambda m: None,
-        topics.REASONING: lambda m: m.data,
-        topics.INSTRUCTION: lambda m: m.data.strip(),
-        topics.EPISODE: lambda m: _report(path, m.data),
-        topics.GRIPPER: lambda m: m.data}
-    cameras = topics.IMAGES.values()
-    rows: dict[str, list[tuple[int, int, Any]]] = defaultdict(list)
-    for connection, received, data in reader.messages(
-            [c for c in reader.connections if c.topic in {*values, *cameras}]):
-        topic = connection.topic
-        if topic in cameras:
-            rows[topic].append((received, stamp_in(data), None))
-            continue
+    return _Reading(reader, path, told).bag()
+
+
+def kept_names(reader: Reader, path: Path) -> RobotNames:
+    """Return the names a recorder kept in a bag. Raises ``UserError`` if they are damaged."""
+    custom = getattr(getattr(reader.storage, 'metadata', None), 'custom', None) or {}
+    try:
+        return RobotNames.from_text(custom[robot_names.KEY])
+    except KeyError:
+        return RobotNames()
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f'{path / "metadata.yaml"}: custom_data {robot_names.KEY}: {error}; '
+                        'remove that line, and give --topic NAME=/TOPIC where topics have other '
+                        'names') from None
+
+
+class _Reading:
+    """One pass over a bag."""
+
+    def __init__(self, reader: Reader, path: Path, told: Told) -> None:
+        self.reader, self.path, self.told = reader, path, told
+        self.names = told.names.over(kept_names(reader, path))
+        self.types = {c.topic: c.msgtype for c in reader.connections if c.msgcount}
+        self.left_out: Counter[str] = Counter()
+        self.frames: dict[str, set[str]] = defaultdict(set)
+        self.by_tf = not self._source('ee_pose') or bool(
+            self.names.ee_frame and self._source('tf'))
+        self.tree, self.last = FrameTree(), -1
+        self.shown: dict[str, str] = {}  # by camera: '' once an image was decoded, else why not
+        self.looked_at: Counter[str] = Counter()
+        self.command = self._command()
+        self.sources = {name: topic for name in robot_names.TYPES
+                        if (topic := self._source(name))}
+
+    def _source(self, name: str) -> str:
+        """Return the topic that a name stands for in this bag, '' if it is not there."""
+        counts = {c.topic: c.msgcount for c in self.reader.connections
+                  if c.msgcount and c.topic in self.names.candidates(name)}
+        if name in topics_of_commands():  # several may be remapped to one topic
+            counts = {topic: n for topic, n in counts.items()
+                      if self.types[topic] in robot_names.TYPES[name]}
+        if not counts:
+            return ''
+        topic = max(counts, key=lambda t: counts[t])
+        if self.types[topic] not in robot_names.TYPES[name]:
+            raise UserError(
+                f'{self.path}: {topic} is {self.types[topic]}, and {name} must be '
+                f'{" or ".join(robot_names.TYPES[name])}; '
+                + remedy(name, self.names, self.types))
+        return topic
+
+    def _command(self) -> str:
+        """Return the name of what commanded the arm. Raises ``UserError`` unless there is one."""
+        found = [name for name in topics_of_commands() if self._source(name)]
+        wanted = self.told.command
+        fitting = [n for n in found if wanted in (None, n, f'/{n}', self._source(n))]
+        if len(fitting) == 1:
+            return fitting[0]
+        if found:
+            raise UserError(
+                f'{self.path}: it has the commands {" and ".join(map(self._source, found))}'
+                + (f', not {wanted}' if wanted else '') + '; choose one of them with --command')
+        usual = ', '.join(map(self.names.topic, topics_of_commands()))
+        near = [f'--topic {name}={topic}' for name in topics_of_commands()
+                for topic in robot_names.nearest(name, self.names, self.types)[:1]]
+        cure = (f'if one of these moved the arm, give {" or ".join(near)}' if near else
+                'record what moves the arm, too')
+        raise UserError(f'{self.path}: it has no command ({usual}), but '
+                        f'{listed(list(self.types))}; {cure}')
+
+    def _missing(self, name: str) -> UserError:
+        return UserError(f'{self.path}: it has no {self.names.topic(name)}, but '
+                         f'{listed(list(self.types))}; {remedy(name, self.names, self.types)}')
+
+    def bag(self) -> Bag:
+        rows: dict[str, list[Row]] = defaultdict(list)
+        for name in (*CAMERAS, 'joint_states'):
+            if name not in self.sources:
+                raise self._missing(name)
+        wanted = {topic: name for name, topic in self.sources.items()
+                  if name not in topics_of_commands() or name == self.command}
+        if not self.by_tf:
+            wanted = {topic: name for topic, name in wanted.items() if 'tf' not in name}
+        elif not {'tf', 'tf_static'} & set(wanted.values()):
+            raise self._missing('ee_pose')
+        elif not (self.names.base_frame and self.names.ee_frame):
+            raise UserError(
+                f'{self.path}: it has no {self.names.topic("ee_pose")}; to take the pose from /tf '
+                'give --base-frame and --ee-frame; ' + self._known_frames(wanted))
+        for connection, received, data in messages(self.reader, self.path, [
+                c for c in self.reader.connections if c.topic in wanted]):
+            name = wanted[connection.topic]
+            try:
+                rows[self._track_of(name)] += self._read(
+                    name, connection, received, data, rows[self._track_of(name)])
+            except Unusable as error:
+                self.left_out[f'{connection.topic}: {error}'] += 1
+            except Exception as error:  # noqa: BLE001 - a damaged message raises about anything
+                self.left_out[f'{connection.topic}: cannot be decoded '
+                              f'({type(error).__name__})'] += 1
+        if self.by_tf and not rows['ee_pose']:
+            raise UserError(
+                f'{self.path}: /tf does not lead from {self.names.base_frame} to '
+                f'{self.names.ee_frame}; {self._known_frames(wanted)}; choose --base-frame and '
+                '--ee-frame among them')
+        self._require_images(wanted)
+        self._require_one_frame()
+        return self._tracks(rows)
+
+    def _tracks(self, rows: dict[str, list[Row]]) -> Bag:
+        rows['joint_states'], fingers, left_out = bag_joints.joint_rows(
+            rows['joint_states'], self.names, f'{self.path}: {self.sources["joint_states"]}')
+        self.left_out += left_out
+        tracks = {name: Track.of(rows[name]) for name in robot_names.TYPES}
+        source = dict(self.sources)
+        if self.by_tf:
+            source['ee_pose'] = self.sources.get('tf', '/tf_static')
+        for name in (self.command, *STATED):
+            self._require_stamps(source[name], tracks[name], tracks[self.command])
+        commands, clipped = bag_commands.actions(
+            tracks, self.command, fingers, self.told.gripper, self.path, source, self.left_out,
+            remedy('gripper_cmd', self.names, self.types))
+        return Bag(self.reader, self.path, tracks, commands, source, fingers, self.left_out,
+                   clipped)
+
+    def _track_of(self, name: str) -> str:
+        return 'ee_pose' if name in ('tf', 'tf_static') else name
+
+    def _read(self, name: str, connection: Connection, received: int, data: bytes,
+              before: list[Row]) -> list[Row]:
+        """Return the rows of a message. Raises ``Unusable`` saying why it has none."""
+        if name in CAMERAS:
+            self._look(name, connection, data)
+            return [(received, self._stamp(stamp_in(data), received), None)]
         message = decode(connection, data)
-        stamp = stamp_of(message) if hasattr(message, 'header') else 0
-        if topic == topics.ACTION_CHUNK and rows[topic] and stamp == rows[topic][-1][1]:
-            continue  # one sent again
-        if topic == topics.REASONING and message.data.endswith(topics.UNFINISHED):
-            continue
-        rows[topic].append((received, stamp, values[topic](message)))
-    tracks = {topic: _track(rows[topic]) for topic in (*values, *cameras)}
-    return Bag(reader, path, tracks, _actions(path, tracks, command))
+        if name in ('tf', 'tf_static'):
+            return self._placed(message, received, name == 'tf_static')
+        if not hasattr(message, 'header'):
+            value = self._plain(name, message)
+            return [] if value is None else [(received, 0, value)]
+        header = message.header
+        stamp = self._stamp(stamp_of(message), received)
+        if name == 'vla/action_chunk':
+            return [] if before and stamp == before[-1][1] else [(received, stamp, None)]
+        if name in ('ee_pose', 'twist_cmd', 'target_pose') and header.frame_id:
+            self.frames[connection.topic].add(header.frame_id.lstrip('/'))
+        if name == 'ee_pose':
+            return [(received, stamp, _sound_pose(message.pose))]
+        if name == 'joint_states':
+            return [(received, stamp, (message.name, message.position.tolist()))]
+        return [(received, stamp, message)]
+
+    def _stamp(self, stamp: int, received: int) -> int:
+        if self.told.arrival:
+            return received
+        return stamp
+
+    def _plain(self, name: str, message: Any) -> Any:
+        if name == 'sim/episode':
+            return _report(self.path, message.data)
+        if name == 'instruction':
+            return message.data.strip() or None
+        if name == 'vla/reasoning' and message.data.endswith(topics.UNFINISHED):
+            return None
+        if name == 'gripper_cmd' and not np.isfinite(message.data):
+            raise Unusable('not finite')
+        return message.data
+
+    def _placed(self, message: Any, received: int, static: bool,
+                ) -> list[Row]:
+        """Return where the gripper is now, after a message of transforms."""
+        self.tree.take(message, static)
+        placed = self.tree.look_up(self.names.base_frame, self.names.ee_frame)
+        if placed is None or not np.isfinite(placed[2]):
+            return []
+        stamp = self._stamp(round(placed[2] * 1e9), received)
+        if stamp == self.last:
+            return []
+        self.last = stamp
+        return [(received, stamp, (placed[0], placed[1].as_quat()))]
+
+    def _known_frames(self, wanted: dict[str, str]) -> str:
+        """Return which frames the transforms of the bag name."""
+        known: dict[str, None] = {}
+        for connection, _, data in messages(self.reader, self.path, [
+                c for c in self.reader.connections
+                if wanted.get(c.topic) in ('tf', 'tf_static')]):
+            with suppress(Exception):
+                for entry in decode(connection, data).transforms:
+                    known |= {entry.header.frame_id: None, entry.child_frame_id: None}
+        return f'its frames are {listed(list(known))}'
+
+    def _look(self, name: str, connection: Connection, data: bytes) -> None:
+        """Decode an image until one could be decoded: a depth camera never shows one."""
+        if self.shown.get(name, 'unseen') and self.looked_at[name] < LOOKED_AT:
+            self.looked_at[name] += 1
+            try:
+                _image(connection, data)
+                self.shown[name] = ''
+            except images.ImageError as error:
+                self.shown.setdefault(name, str(error))
+
+    def _require_images(self, wanted: dict[str, str]) -> None:
+        for name, why in self.shown.items():
+            if why:
+                topic = self.sources[name]
+                raise UserError(f'{self.path}: {topic} shows no colour image ({why:.300}); '
+                                + remedy(name, self.names, {
+                                    t: k for t, k in self.types.items() if t != topic}))
+
+    def _require_one_frame(self) -> None:
+        """Poses and commands are of one frame, the one that is told if one is."""
+        posed = self.sources.get('ee_pose', '')
+        base = self.names.base_frame.lstrip('/')
+        known = base or next(iter(sorted(self.frames.get(posed, ()))), '')
+        told = '--base-frame, or the bag, says' if base else f'{posed} is in'
+        for topic, found in self.frames.items():
+            if known and (other := sorted(found - {known})):
+                raise UserError(
+                    f'{self.path}: {topic}: header.frame_id is {other[0]!r}, {told} {known!r}; '
+                    + (f'give --base-frame {other[0]} if that is the frame of all poses and '
+                       'commands' if base and len(self.frames) == 1 else 'record both in one frame'
+                       ) + ', or take the pose from /tf with --base-frame and --ee-frame')
+
+    def _require_stamps(self, topic: str, track: Track, commands: Track) -> None:
+        """Refuse a topic without stamps, or with those of another clock."""
+        if not len(track.stamps):
+            return
+        if not track.stamps.any():
+            raise UserError(f'{self.path}: {topic}: header.stamp is 0 in all {len(track.stamps)} '
+                            'messages; --stamps received takes the times they were received')
+        low, high = commands.stamps.min(), commands.stamps.max()
+        inside = (low - OTHER_CLOCK <= track.stamps) & (track.stamps <= high + OTHER_CLOCK)
+        if not inside.any():
+            away = (track.stamps.min() - low) / 1e9
+            raise UserError(
+                f'{self.path}: {topic}: header.stamp is {away:+.1f} s from those of the commands: '
+                'another clock; --stamps received takes the times the messages were received')
 
 
-def _track(rows: list[tuple[int, int, Any]]) -> Track:
-    times = np.array([row[:2] for row in rows], np.int64).reshape(-1, 2)
-    return Track(times[:, 0], times[:, 1], [row[2] for row in rows])
+def topics_of_commands() -> tuple[str, ...]:
+    """Return the names of the commands."""
+    return tuple(topic[1:] for topic in topics.COMMANDS)
 
 
-def _command_topic(reader: Reader, path: Path, wanted: str | None) -> str:
-    """Return the topic that commanded the arm. Raises ``UserError`` unless there is one."""
-    counts = {c.topic: c.msgcount for c in reader.connections}
-    found = [topic for topic in topics.COMMANDS if counts.get(topic)]
-    fitting = [topic for topic in found if wanted in (None, topic)]
-    if len(fitting) == 1:
-        return fitting[0]
-    raise UserError(f'{path}: it has {" and ".join(found) or "no command"}; choose one of them '
-                    f'with --command, or record one of {", ".join(topics.COMMANDS)}')
+def _sound_pose(pose: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    position, quaternion = conversions.pose_arrays(pose)
+    norm = float(np.linalg.norm(quaternion))
+    if not np.isfinite(position).all() or not abs(norm - 1.0) < UNIT:
+        raise Unusable('not finite, or no rotation')
+    return position, quaternion
 
 
 def _report(path: Path, text: str) -> dict[str, Any]:
-    with suppress(ValueError, TypeError):
+    with suppress(ValueError, TypeError, AttributeError):
         row = json.loads(text)
-        if {'instruction', 'done', 'success'} <= set(row):
+        if {'instruction', 'done', 'success'} <= set(row) and isinstance(row['instruction'], str):
             return row
     raise UserError(f'{path}: {topics.EPISODE} says {text[:60]!r}, which is not what sim_bridge '
                     'says; record without it')
-
-
-def _actions(path: Path, tracks: dict[str, Track], topic: str) -> Track:
-    """Turn commands of any kind into normalised actions; one per stamp, the last one sent."""
-    sent, gripper = tracks[topic], tracks[topics.GRIPPER]
-    rows: list[tuple[int, int, Any]] = []
-    for received, stamp, message, until in zip(
-            sent.received, sent.stamps, sent.values, [*sent.received[1:], NEVER], strict=True):
-        if topic == topics.ACTION:
-            action = np.concatenate([point.positions for point in message.points] or [[]])
-        else:
-            motion = (osc.from_velocity(conversions.twist_array(message.twist))
-                      if topic == topics.TWIST else _offset(tracks[topics.EE_POSE], message))
-            if motion is None:
-                continue
-            # The gripper's channel is told before the next command: a tick's comes second.
-            k = int(np.searchsorted(gripper.received, until)) - 1
-            action = np.append(
-                motion, osc.GRIPPER_OPEN if k < 0 else 1.0 - 2.0 * gripper.values[k])
-        if action.shape != (len(CHANNELS),) or not np.isfinite(action).all():
-            raise UserError(f'{path}: a command on {topic} is not one point of {len(CHANNELS)} '
-                            'finite channels; record another one')
-        action = np.clip(action, -1.0, 1.0).astype(np.float32)
-        if rows and rows[-1][1] == stamp:
-            rows[-1] = (*rows[-1][:2], action)
-        else:
-            rows.append((received, stamp, action))
-    return _track(rows)
-
-
-def _offset(poses: Track, message: Any) -> NDArray[np.float64] | None:
-    """Return the offset of a goal from the pose last measured before it, None if none was."""
-    before = int(np.searchsorted(poses.stamps, stamp_of(message), side='right')) - 1
-    if before < 0:
-        return None
-    position, quaternion = poses.values[before]
-    goal, turn = conversions.pose_arrays(message.pose)
-    turned = Rotation.from_quat(turn) * Rotation.from_quat(quaternion).inv()
-    return np.concatenate([(goal - position) / osc.METRES_PER_UNIT,
-                           turned.as_rotvec() / osc.RADIANS_PER_UNIT])

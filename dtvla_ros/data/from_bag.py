@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from dtvla_ros import conventions as topics
 from dtvla_ros.data import layout
-from dtvla_ros.data.bag import NEVER, Bag, Track, open_bag, read_bag
+from dtvla_ros.data.bag import STATED, Bag, Told, open_bag, read_bag
+from dtvla_ros.data.bag_commands import NEVER
 from dtvla_ros.data.layout import Episode
+from dtvla_ros.data.robot_names import CAMERAS
+from dtvla_ros.data.track import Track
 from dtvla_ros.data.writer import merge_shards, write_shard
 from dtvla_ros.errors import UserError
 
@@ -24,6 +26,11 @@ GAP = 1.5  # control periods between two commands from which on one is missing
 BREAK = 4.0  # control periods that only a new episode leaves out
 NEAR_BREAK = 3  # commands: how far messages of several topics may be out of order
 SLACK = 500_000_000  # the same in time [ns]
+PAUSE = 10**9  # without a command, after which a new episode begins where nothing tells [ns]
+REGULAR = 0.1  # control periods by which images that come every k-th step may miss it
+WHOLE = 2  # pieces an episode, on average, from which on something is wrong with the bag
+COMMAND = 'command'
+FAR = 0.25  # distance from its command at which an image shows another moment [s]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +38,9 @@ class ConvertOptions:
     """How bags become episodes.
 
     ``rate`` [Hz] of the commands, ``camera_every`` (control steps per frame): None: as the bag
-    shows. ``tolerance`` [s] of the stamps to the command's; None: half a control period.
-    ``chunk``: actions kept with each frame. ``command``: its topic, where there are several.
-    ``fingers``: joints whose absolute positions add up to the gripper opening.
+    shows. ``tolerance`` [s] of the stamps to the command's; None: half of what lies between two
+    images, or measurements, or commands. ``chunk``: actions kept with each frame.
+    ``instruction``: the task, instead of what the bag says. ``told``: what else is not in the bag.
     """
 
     rate: int | None = None
@@ -41,21 +48,42 @@ class ConvertOptions:
     tolerance: float | None = None
     chunk: int = 8
     successful: bool = False
-    command: str | None = None
-    fingers: tuple[str, ...] = topics.FINGER_JOINTS
+    instruction: str = ''
+    told: Told = field(default_factory=Told)
     robot: str = 'panda'
 
 
 @dataclass(slots=True)
 class Report:
-    """What became of the bags. ``gaps``: frames missing, by what was missing."""
+    """What became of the bags.
+
+    ``gaps``: frames missing, by what was missing; ``nearest`` [s]: how far away what was missing
+    lay at most, in nine of ten cases. ``left_out``: messages that say nothing, by why.
+    ``clipped``: commands beyond what an action can say.
+    """
 
     episodes: int = 0
     pieces: int = 0
     frames: int = 0
     unthought: int = 0
     failed: int = 0
+    clipped: int = 0
     gaps: Counter[str] = field(default_factory=Counter)
+    nearest: dict[str, float] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def trouble(self) -> str:
+        """Return what is wrong with episodes in many pieces, and what to do; '' if nothing is."""
+        if self.pieces <= WHOLE * self.episodes:
+            return ''
+        name, count = self.gaps.most_common(1)[0]
+        near = [away for away in self.nearest.values() if away < FAR]
+        cure = (f'--tolerance {np.ceil(max(near) * 1e3 + 1) / 1e3:g} takes what is nearest, so '
+                'many seconds away' if self.nearest.get(name, np.inf) < FAR else
+                f'record again, and see that {name} comes without pauses')
+        return (f'{self.episodes} episodes fell into {self.pieces} pieces, mostly for want of '
+                f'{name} ({count} frames): {cure}. What is written can be used; dtvla data '
+                'validate finds pieces shorter than a chunk')
 
 
 class Segment(NamedTuple):
@@ -77,21 +105,22 @@ def convert(bags: Sequence[Path], out: Path, options: ConvertOptions) -> Report:
     """Write a dataset from bags, every episode a shard. Raises ``UserError``, nothing is left."""
     if out.exists():
         raise UserError(f'{out} exists already; choose another --out')
-    report, fps = Report(), 0
+    report, fps = Report(), 0.0
     try:
         for path in bags:
             with open_bag(path) as reader:
-                converter = _Converter(read_bag(reader, path, options.command), options, report)
+                converter = _Converter(read_bag(reader, path, options.told), options, report)
                 fps = fps or converter.fps
                 if converter.fps != fps:
-                    raise UserError(f'{path}: {converter.fps} frames a second, the bags before it '
-                                    f'{fps}; convert them apart')
-                for segment in split(converter.bag, converter.period):
+                    raise UserError(f'{path}: {converter.fps:g} frames a second, the bags before '
+                                    f'it {fps:g}; convert them apart')
+                for segment in split(converter.bag, converter.period, options.instruction):
                     converter.write(segment, out)
         if not report.frames:
             why = [f'{count} frames without {name}' for name, count in report.gaps.items()]
             raise UserError(f'{", ".join(map(str, bags))}: no frame to keep ({", ".join(why)}; '
-                            f'{report.failed} episodes without success)')
+                            f'{report.failed} episodes without success); record a run in which '
+                            'all of it comes')
         merge_shards(out, options.robot)
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
@@ -99,11 +128,14 @@ def convert(bags: Sequence[Path], out: Path, options: ConvertOptions) -> Report:
     return report
 
 
-def split(bag: Bag, period: int) -> list[Segment]:
-    """Return a bag's episodes: the simulator's where it tells, else one for each instruction."""
+def split(bag: Bag, period: int, instruction: str = '') -> list[Segment]:
+    """Return a bag's episodes: the simulator's where it tells, else one for each instruction.
+
+    Where neither is told and ``instruction`` says the task, one between two pauses.
+    """
     begun: list[tuple[int, str, dict[str, Any]]] = []
     success: dict[int, bool] = {}
-    reports, instructions = bag.tracks[topics.EPISODE], bag.tracks[topics.INSTRUCTION]
+    reports, instructions = bag.tracks['sim/episode'], bag.tracks['instruction']
     told = reports if reports.values else instructions
     for at, row in zip(told.received, told.values):
         task, metadata = (row, {}) if told is instructions else (
@@ -112,9 +144,13 @@ def split(bag: Bag, period: int) -> list[Segment]:
             begun.append((at, task, metadata))
         if metadata and row['done']:
             success[len(begun) - 1] = bool(row['success'])
+    if not begun and instruction:
+        pauses = np.flatnonzero(np.diff(bag.commands.received) > PAUSE) + 1
+        begun = [(0, instruction, {}), *((at, instruction, {})
+                                         for at in bag.commands.received[pauses])]
     if not begun:
-        raise UserError(f'{bag.path}: it does not say what the task was; record '
-                        f'{topics.INSTRUCTION} too')
+        raise UserError(f'{bag.path}: it does not say what the task was; give --instruction TEXT'
+                        ', or --topic instruction=/TOPIC if one says it')
     stamps, times = bag.commands.stamps, [0, *(at for at, _, _ in begun[1:]), NEVER]
     # A command received late, or early, belongs where its stamp does.
     jumps = np.flatnonzero((np.diff(stamps) < 0) | (np.diff(stamps) > BREAK * period)) + 1
@@ -122,40 +158,46 @@ def split(bag: Bag, period: int) -> list[Segment]:
                       key=lambda k: abs(k - edge), default=edge)
                   for edge in np.searchsorted(bag.commands.received, times[1:-1]).tolist()),
              len(stamps)]
-    return [Segment(edges[k], edges[k + 1], times[k], times[k + 1], task, meta, success.get(k))
+    return [Segment(edges[k], edges[k + 1], times[k], times[k + 1],
+                    instruction or task, meta, success.get(k))
             for k, (_, task, meta) in enumerate(begun) if edges[k + 1] > edges[k]]
 
 
 class _Converter:
     """Converts the episodes of one bag.
 
-    Control ``period`` and ``tolerance`` [ns], control steps per frame (``every``) and ``fps`` are
-    those of the options, else of the stamps. Raises ``UserError``.
+    Control ``period`` [ns], control steps per frame (``every``), ``fps`` and ``tolerances`` [ns]
+    by topic name are those of the options, else of the stamps. Raises ``UserError``.
     """
 
     def __init__(self, bag: Bag, options: ConvertOptions, report: Report) -> None:
         self.bag, self.options, self.report = bag, options, report
-        rate = options.rate or round(1e9 / self._spacing(bag.commands, 'commands'))
+        report.left_out += bag.left_out
+        report.clipped += bag.clipped
+        rate = options.rate or max(1, round(1e9 / self._spacing(bag.commands, 'commands')))
         self.period = round(1e9 / rate)
-        divisors = [k for k in range(1, rate + 1) if rate % k == 0]
-        every, topic = options.camera_every, topics.IMAGES['primary']
-        if every is None:
-            spacing = self._spacing(bag.tracks[topic], f'images on {topic}')
-            every = next((k for k in divisors if k * self.period >= 0.9 * spacing), rate)
-        if every not in divisors:
-            raise UserError(f'--camera-every {every}: {rate} commands a second leave no whole '
-                            f'frame rate; use {", ".join(map(str, divisors))}')
-        self.every, self.fps = every, rate // every
-        self.tolerance = (self.period // 2 if options.tolerance is None
-                          else round(options.tolerance * 1e9))
-        if options.successful and not bag.tracks[topics.EPISODE].values:
-            raise UserError(f'--successful: {bag.path} has no {topics.EPISODE} to tell')
+        images = max(self._spacing(bag.tracks[name], f'images on {bag.sources[name]}')
+                     for name in CAMERAS)
+        self.every = options.camera_every or _steps(images, rate)
+        whole, rest = divmod(rate, self.every)
+        self.fps = rate / self.every if rest else whole
+        self.tolerances = {
+            name: self._tolerance(name) if options.tolerance is None
+            else round(options.tolerance * 1e9) for name in STATED}
+        if options.successful and not bag.tracks['sim/episode'].values:
+            raise UserError(f'--successful: {bag.path} has no /sim/episode to tell')
 
     def _spacing(self, track: Track, what: str) -> float:
-        steps = np.diff(np.unique(track.stamps))
-        if not len(steps):
-            raise UserError(f'{self.bag.path}: fewer than two {what}')
-        return float(np.median(steps))
+        spacing = track.spacing()
+        if not spacing > 0:
+            raise UserError(f'{self.bag.path}: fewer than two {what}; record for longer')
+        return spacing
+
+    def _tolerance(self, name: str) -> float:
+        """Return half of what lies between two messages; a slow measurement is no frame's."""
+        spacing = np.nan_to_num(self.bag.tracks[name].spacing())
+        return max(self.period, spacing if name in CAMERAS else min(
+            spacing, self.every * self.period)) / 2
 
     def write(self, segment: Segment, out: Path) -> None:
         """Write what is good of an episode as one shard."""
@@ -172,62 +214,76 @@ class _Converter:
         """Yield the parts of an episode in which no frame is missing."""
         bag, own = self.bag, slice(segment.first, segment.last)
         stamps, actions = bag.commands.stamps[own], np.stack(bag.commands.values[own])
-        late = np.flatnonzero(np.abs(np.diff(stamps)) > GAP * self.period) + 1
-        self.report.gaps += Counter(command=len(late))
+        received, steps_on = bag.commands.received[own], np.diff(stamps)
+        late = np.flatnonzero((steps_on > GAP * self.period) | (steps_on < 0)) + 1
+        self.report.gaps += Counter({COMMAND: len(late)})
         decided, thoughts = _thoughts(bag, segment)
-        # What was received at another time may bear the same stamp: simulated clocks start anew.
-        tracks = {topic: bag.tracks[topic].during(segment.since - SLACK, segment.until + SLACK)
-                  for topic in (*topics.IMAGES.values(), topics.EE_POSE, topics.JOINT_STATES)}
         for first, last in zip([0, *late], [*late, len(stamps)]):
+            # What was received at another time may bear the same stamp: clocks start anew.
+            since = max(segment.since, int(received[first])) - SLACK
+            until = min(segment.until, int(received[last - 1])) + SLACK
+            tracks = {name: bag.tracks[name].during(since, until) for name in STATED}
             steps, values = self._frames(tracks, stamps[first:last])
             breaks = np.flatnonzero(np.diff(steps) != self.every) + 1
             for part in np.split(np.arange(len(steps)), breaks) if len(steps) else ():
                 texts = [thoughts[k] for k in np.searchsorted(
                     decided, stamps[first + steps[part]], side='right')]
                 self.report.unthought += texts.count('')
-                seen = {topic: [found[k] for k in part] for topic, found in values.items()}
+                seen = {name: [found[k] for k in part] for name, found in values.items()}
                 yield self._episode(segment, seen, steps[part], actions[first:last], texts)
 
     def _frames(self, tracks: Mapping[str, Track], stamps: NDArray[np.int64],
                 ) -> tuple[NDArray[np.int64], dict[str, list[Any]]]:
-        """Return the control steps [K] that lack nothing; K images, poses and joints by topic."""
-        cameras = topics.IMAGES.values()
-        seen = tracks[topics.IMAGES['primary']].nearest(stamps, self.tolerance) >= 0
-        steps = np.arange(int(seen.argmax()), len(stamps), self.every)
-        found = {topic: track.nearest(stamps[steps], self.tolerance)
-                 for topic, track in tracks.items()}
+        """Return the control steps [K] that lack nothing; K images, poses and joints by name."""
+        steps = self._steps(tracks[CAMERAS[0]], stamps)
+        found = {name: track.nearest(stamps[steps], self.tolerances[name])
+                 for name, track in tracks.items()}
         there = np.ones(len(steps), bool)
-        for topic, places in found.items():
-            self.report.gaps += Counter({topic: int((there & (places < 0)).sum())})
+        for name, places in found.items():
+            self._note(name, tracks[name], stamps[steps[there & (places < 0)]])
             there &= places >= 0
-        values = {topic: self.bag.images(topic, places[there], tracks[topic])
-                  if topic in cameras else dict(enumerate(tracks[topic].values))
-                  for topic, places in found.items()}
+        values = {name: self.bag.images(name, places[there], tracks[name])
+                  if name in CAMERAS else dict(enumerate(tracks[name].values))
+                  for name, places in found.items()}
         kept = [k for k in np.flatnonzero(there) if all(
-            places[k] in values[topic] for topic, places in found.items())]
+            places[k] in values[name] for name, places in found.items())]
         self.report.gaps += Counter({'an image that can be decoded': int(there.sum()) - len(kept)})
         return steps[np.array(kept, int)], {
-            topic: [values[topic][places[k]] for k in kept] for topic, places in found.items()}
+            name: [values[name][places[k]] for k in kept] for name, places in found.items()}
+
+    def _steps(self, images: Track, stamps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the control steps of a frame: those at which the images were taken."""
+        first = int((images.nearest(stamps, self.tolerances[CAMERAS[0]]) >= 0).argmax())
+        near = np.sort(images.stamps)
+        starts = [np.arange(k, len(stamps), self.every)
+                  for k in range(first, min(first + self.every, len(stamps)))]
+        return min(starts, key=lambda steps: np.median(_away(near, stamps[steps])))
+
+    def _note(self, name: str, track: Track, missing: NDArray[np.int64]) -> None:
+        """Note which frames lack a topic, and how far away its nearest message lies."""
+        if len(missing):
+            topic, report = self.bag.sources[name], self.report
+            report.gaps[topic] += len(missing)
+            away = float(np.quantile(_away(np.sort(track.stamps), missing), 0.9)) * 1e-9
+            report.nearest[topic] = max(away, report.nearest.get(topic, 0.0))
 
     def _episode(self, segment: Segment, values: Mapping[str, Sequence[Any]],
                  starts: NDArray[np.int64], actions: NDArray[np.float32], thoughts: list[str],
                  ) -> Episode:
-        """Return frames without a gap, of their images, poses and joints by topic."""
-        options, path, joints = self.options, self.bag.path, values[topics.JOINT_STATES]
-        arm = [name for name in joints[0] if name not in options.fingers]
-        if absent := next((name for seen in joints for name in (*options.fingers, *arm)
-                           if name not in seen), None):
-            raise UserError(f'{path}: {topics.JOINT_STATES} lacks {absent} (it has '
-                            f'{", ".join(joints[0])}); name the gripper joints with --fingers')
-        images = {key: values[topics.IMAGES[camera]] for key, camera in layout.CAMERAS.items()}
+        """Return frames without a gap, of their images, poses and joints by name."""
+        options, path, joints = self.options, self.bag.path, values['joint_states']
+        fingers = self.bag.fingers
+        arm = [name for name in joints[0] if name not in fingers]
+        images = {key: values[f'image_{camera}'] for key, camera in layout.CAMERAS.items()}
         if any(image.shape != seen[0].shape for seen in images.values() for image in seen):
-            raise UserError(f'{path}: images of several sizes; a dataset has one')
+            raise UserError(f'{path}: images of several sizes; a dataset has one: convert '
+                            'what was recorded of each size apart')
         return Episode(
             task=segment.task, images={key: np.stack(seen) for key, seen in images.items()},
             columns={
                 layout.STATE: np.stack([
-                    _state(pose, [seen[name] for name in options.fingers])
-                    for pose, seen in zip(values[topics.EE_POSE], joints, strict=True)]),
+                    _state(pose, [seen[name] for name in fingers])
+                    for pose, seen in zip(values['ee_pose'], joints, strict=True)]),
                 layout.JOINTS: np.array([[seen[name] for name in arm] for seen in joints],
                                         np.float32),
                 layout.REASONING: thoughts, layout.ACTION: actions[starts],
@@ -245,7 +301,7 @@ def _thoughts(bag: Bag, segment: Segment) -> tuple[NDArray[np.int64], list[str]]
     do: as many are paired in order, else each chunk with the thought received nearest to it.
     """
     chunks, thoughts = (bag.tracks[topic].during(segment.since, segment.until)
-                        for topic in (topics.ACTION_CHUNK, topics.REASONING))
+                        for topic in ('vla/action_chunk', 'vla/reasoning'))
     texts = thoughts.values
     if not texts:
         return np.zeros(0, np.int64), ['']
@@ -261,3 +317,24 @@ def _state(pose: tuple[NDArray[np.float64], NDArray[np.float64]], fingers: Seque
     half = float(np.abs(fingers).sum()) / 2
     return np.concatenate([
         pose[0], Rotation.from_quat(pose[1]).as_rotvec(), [half, -half]]).astype(np.float32)
+
+
+def _steps(spacing: float, rate: int) -> int:
+    """Return the control steps per frame of images that come every ``spacing`` ns.
+
+    As they come where that is every k-th step; else as few as leave a whole frame rate and have
+    an image each.
+    """
+    every = spacing * rate / 1e9
+    if every >= 1 - REGULAR and abs(every - round(every)) < REGULAR:
+        return round(every)
+    return next((k for k in range(1, rate + 1) if rate % k == 0 and k >= 0.9 * every), rate)
+
+
+def _away(stamps: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how far the nearest of sorted stamps is from each of some times [ns]."""
+    if not len(stamps):
+        return np.full(len(wanted), NEVER)
+    after = np.searchsorted(stamps, wanted)
+    return np.minimum(np.abs(wanted - stamps[np.maximum(after - 1, 0)]),
+                      np.abs(stamps[np.minimum(after, len(stamps) - 1)] - wanted))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ PIXEL_FORMAT = 'yuv444p'
 OPTIONS = {'crf': '14', 'preset': 'veryfast', 'g': '2', 'bf': '0'}
 
 
-def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: int) -> int:
+def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float) -> int:
     """Encode uint8 RGB frames [H, W, 3] at ``fps``; return how many were written."""
     count = 0
     with av.open(str(path), 'w') as container:
-        stream = container.add_stream(CODEC, rate=fps, options=OPTIONS)
+        stream = container.add_stream(
+            CODEC, rate=Fraction(fps).limit_denominator(1001), options=OPTIONS)
         assert isinstance(stream, av.VideoStream)
         stream.pix_fmt, stream.thread_count = PIXEL_FORMAT, 1
         for count, image in enumerate(frames, 1):

@@ -89,7 +89,7 @@ def finished_shards(root: Path) -> list[int]:
     return sorted(int(p.name) for p in (root / SHARDS).glob('*') if p.name.isdigit())
 
 
-def write_shard(root: Path, number: int, episodes: Sequence[Episode], fps: int,
+def write_shard(root: Path, number: int, episodes: Sequence[Episode], fps: float,
                 videos: Mapping[str, Callable[[Path], int]] | None = None) -> Path:
     """Write episodes as shard ``number`` of ``root``; the folder appears when it is complete.
 
@@ -155,7 +155,7 @@ def _feature(values: Any, names: Sequence[str] | None) -> dict[str, Any]:
             'shape': list(array.shape[1:]) or [1], 'names': list(names) if names else None}
 
 
-def _video_feature(path: Path, fps: int) -> dict[str, Any]:
+def _video_feature(path: Path, fps: float) -> dict[str, Any]:
     found = probe(path)
     told = {f'video.{name}': found[name] for name in ('height', 'width', 'codec', 'pix_fmt')}
     return {'dtype': 'video', 'shape': [found['height'], found['width'], 3],
@@ -217,7 +217,7 @@ def merge_shards(root: Path, robot_type: str = 'panda') -> dict[str, Any]:
 
 
 def _number(episodes: Sequence[Mapping[str, Any]], rows: list[dict[str, Any]],
-            tasks: dict[str, int], place: Mapping[str, int], videos: Sequence[str], fps: int,
+            tasks: dict[str, int], place: Mapping[str, int], videos: Sequence[str], fps: float,
             ) -> dict[str, NDArray[Any]]:
     """Add a file's episodes to ``rows`` and ``tasks``; return the index columns of its frames."""
     lengths = np.array([episode['length'] for episode in episodes])

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -24,7 +24,10 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.rosbag2.enums import CompressionMode
 from rosbags.rosbag2.storage_mcap import McapWriter, PendingChunk
 
+from dtvla_ros.conventions import COMMANDS
+from dtvla_ros.data import robot_names
 from dtvla_ros.data.bag import message_types
+from dtvla_ros.data.robot_names import CAMERAS, NAMES, RobotNames
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros import qos
 from dtvla_ros.ros.conversions import message_type
@@ -183,16 +186,22 @@ class BagThread:
 class Recorder(Node):
     """Subscribes to each of ``topics`` once somebody publishes it, as reliably as it is offered.
 
-    Ends by itself after ``seconds`` (0: never) and when the disk is full.
+    Of several in one entry the first one that is published. Ends by itself after ``seconds``
+    (0: never) and when the disk is full. ``published``: types by topic, as last seen.
     """
 
-    def __init__(self, out: Path, topics: Sequence[str], seconds: float) -> None:
+    def __init__(self, out: Path, topics: Sequence[Sequence[str]], seconds: float,
+                 names: RobotNames) -> None:
         super().__init__('recorder', use_global_arguments=False)
-        self._out, self._topics = out, tuple(topics)
+        self._out, self._topics = out, topics
+        self.published: dict[str, str] = {}
         self._subscribed: dict[str, tuple[Any, bool, bool]] = {}
         self._refused: set[str] = set()
         self._ticks = 0
-        self.writer = BagThread(BagWriter(out), end)
+        bag = BagWriter(out)
+        if names != RobotNames():
+            bag.set_custom_data(robot_names.KEY, names.to_text())
+        self.writer = BagThread(bag, end)
         self.started = time.monotonic()
         self.create_timer(DISCOVERY_PERIOD, self._discover, clock=STEADY)
         self.create_timer(PROGRESS_PERIOD, self._show_progress, clock=STEADY)
@@ -205,10 +214,12 @@ class Recorder(Node):
         super().destroy_node()
 
     def _discover(self) -> None:
-        for topic in self._topics:
-            if topic not in self._refused and (
-                    publishers := self.get_publishers_info_by_topic(topic)):
-                self._subscribe(topic, publishers)
+        for alternatives in self._topics:
+            for topic in alternatives:
+                if topic not in self._refused and (
+                        publishers := self.get_publishers_info_by_topic(topic)):
+                    self._subscribe(topic, publishers)
+                    break
 
     def _subscribe(self, topic: str, publishers: Sequence[Any]) -> None:
         reliable, latched = qos.common(publishers)
@@ -238,6 +249,7 @@ class Recorder(Node):
 
     def _show_progress(self) -> None:
         self._ticks += 1
+        self.published = {topic: kinds[0] for topic, kinds in self.get_topic_names_and_types()}
         terminal = sys.stderr.isatty()
         if terminal or self._ticks % PROGRESS_EVERY == 0:
             print(('\r\033[K' if terminal else '') + self.progress(), file=sys.stderr,
@@ -253,14 +265,51 @@ class Recorder(Node):
                 + (f', {dropped} dropped: the disk is too slow' if dropped else ''))
 
 
-def record(out: Path, topics: Sequence[str], seconds: float = 0.0) -> int:
-    """Record until Ctrl-C, SIGTERM or ``seconds``; return the exit code. Raises ``UserError``."""
+def wanted(names: RobotNames) -> list[list[str]]:
+    """Return the topics of a bag under a robot's names, each with what may stand in for it."""
+    return [list(found) for found in dict.fromkeys(
+        tuple(names.candidates(name)) for name in NAMES)]
+
+
+def silence(names: RobotNames, topics: Sequence[Sequence[str]], heard: Mapping[str, int],
+            published: Mapping[str, str]) -> list[str]:
+    """Return lines about topics that were never heard, first about those a dataset needs."""
+    def is_there(*of: str) -> bool:
+        return any(heard.get(topic) for name in of for topic in names.candidates(name))
+
+    commands = tuple(topic[1:] for topic in COMMANDS)
+    spare = {names.topic(name) for name in commands if is_there(*commands)}
+    silent = [alternatives[0] for alternatives in topics if alternatives[0] not in spare
+              and not any(heard.get(topic) for topic in alternatives)]
+    lines = []
+    if topics == wanted(names):
+        others = {topic: kind for topic, kind in published.items() if not heard.get(topic)}
+        for needed in (*((name,) for name in (*CAMERAS, 'joint_states')), ('ee_pose', 'tf'),
+                       ('instruction', 'sim/episode'), commands):
+            if not is_there(*needed):
+                near = [robot_names.remedy(name, names, others) for name in needed
+                        if robot_names.nearest(name, names, others)]
+                told = near[0] if near else f'nobody publishes {robot_names.TYPES[needed[0]][0]}'
+                lines.append(f'warning: nothing on {" or ".join(map(names.topic, needed))}, which '
+                             f'dtvla data from-bag needs: {told}')
+    mute = [f'{topic} (published, but nothing came)' if topic in published else topic
+            for topic in silent]
+    return [*lines, *([f'never heard: {", ".join(mute)}'] if mute else [])]
+
+
+def record(out: Path, topics: Sequence[str] = (), seconds: float = 0.0,
+           names: RobotNames = RobotNames()) -> int:
+    """Record until Ctrl-C, SIGTERM or ``seconds``; return the exit code. Raises ``UserError``.
+
+    ``topics``: none: everything the package defines, under the robot's ``names``.
+    """
+    listened = [[topic] for topic in topics] or wanted(names)
     if out.exists():
         raise UserError(f'{out} exists already; choose another --out')
     made: list[Recorder] = []
 
     def factory() -> Recorder:
-        made.append(Recorder(out, topics, seconds))
+        made.append(Recorder(out, listened, seconds, names))
         return made[0]
     code = run(factory, [])
     if not made:
@@ -272,6 +321,8 @@ def record(out: Path, topics: Sequence[str], seconds: float = 0.0) -> int:
     for topic in sorted(writer.written):
         lost = writer.dropped[topic]
         print(f'{topic:24} {writer.written[topic]:8}' + (f'  {lost} dropped' if lost else ''))
+    for line in silence(names, listened, writer.written, made[0].published):
+        print(line)
     if bag.truncated:
         what = (f'its first {sum(bag.counts.values())} messages are kept and can be read'
                 if bag.finished else 'not even an index could be written')

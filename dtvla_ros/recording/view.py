@@ -19,6 +19,7 @@ from visualization_msgs.msg import MarkerArray
 
 from dtvla_ros import conventions
 from dtvla_ros.conventions import CHANNELS
+from dtvla_ros.data.robot_names import TYPES, RobotNames
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import require_writable
 from dtvla_ros.ros import conversions, images, qos
@@ -61,7 +62,7 @@ def blueprint(rr: Any) -> Any:
 class Viewer(Node):
     """Hands on what it receives to a Rerun recording ``rec``."""
 
-    def __init__(self, rr: Any, rec: Any) -> None:
+    def __init__(self, rr: Any, rec: Any, names: RobotNames) -> None:
         super().__init__('viewer', use_global_arguments=False)
         self._rr, self._rec = rr, rec
         self._trail: deque[list[float]] = deque(maxlen=TRAIL)
@@ -78,17 +79,20 @@ class Viewer(Node):
                 (TwistStamped, conventions.TWIST, self._on_twist, DEPTH),
                 (PoseStamped, conventions.EE_POSE, self._on_pose, qos_profile_sensor_data),
                 (MarkerArray, conventions.PLANNED_PATH, self._on_path, 10)):
-            self.create_subscription(kind, topic, callback, profile)
-        self._undiscovered = dict(conventions.IMAGES)
+            self.create_subscription(kind, names.topic(topic[1:]), callback, profile)
+        self._undiscovered = {camera: names.candidates(topic[1:])
+                              for camera, topic in conventions.IMAGES.items()}
         self._discovery = self.create_timer(DISCOVERY_PERIOD, self._discover, clock=STEADY)
 
     def _discover(self) -> None:
         """Subscribe to each camera once its type, raw or compressed, is known."""
-        for name, topic in list(self._undiscovered.items()):
-            if publishers := self.get_publishers_info_by_topic(topic):
-                kind = publishers[0].topic_type
-                self.create_subscription(message_type(kind), topic, self._camera(name, kind),
-                                         qos_profile_sensor_data, raw=True)
+        for name, topics in list(self._undiscovered.items()):
+            kinds = {publisher.topic_type: topic for topic in reversed(topics)
+                     for publisher in self.get_publishers_info_by_topic(topic)}
+            if kind := next((kind for kind in TYPES[f'image_{name}'] if kind in kinds), ''):
+                self.create_subscription(message_type(kind), kinds[kind],
+                                         self._camera(name, kind), qos_profile_sensor_data,
+                                         raw=True)
                 del self._undiscovered[name]
         if not self._undiscovered:
             self._discovery.cancel()
@@ -163,8 +167,11 @@ class Viewer(Node):
                 conversions.seconds(marker.header.stamp))
 
 
-def view(save: Path | None, spawn: bool) -> int:
-    """Show the graph until Ctrl-C or SIGTERM; return the exit code. Raises ``UserError``."""
+def view(save: Path | None, spawn: bool, names: RobotNames = RobotNames()) -> int:
+    """Show the graph until Ctrl-C or SIGTERM; return the exit code. Raises ``UserError``.
+
+    ``names``: the topics where they have other names.
+    """
     if (save is None) is not spawn:
         raise UserError('give either --save FILE.rrd or --spawn')
     rr = load_rerun()
@@ -176,6 +183,6 @@ def view(save: Path | None, spawn: bool) -> int:
         save.parent.mkdir(parents=True, exist_ok=True)
         rec.save(str(save), default_blueprint=blueprint(rr))
     try:
-        return run(lambda: Viewer(rr, rec), [])
+        return run(lambda: Viewer(rr, rec, names), [])
     finally:
         rec.disconnect()

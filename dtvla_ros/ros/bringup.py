@@ -132,8 +132,14 @@ def node_processes(given: Mapping[str, str] | None = None,
 
 def viewer_commands(given: Mapping[str, str]) -> dict[str, list[str]]:
     """Return the ``dtvla`` commands that run beside the nodes, by name."""
-    return {**({'view': ['view']} if given.get('viz') == 'rerun' else {}),
-            **({'record': ['record', '--out', given['record']]} if given.get('record') else {})}
+    renamed = {name: topic for process in node_processes(given).values()
+               for name, topic in process.remappings if topic != f'/{name}'}
+    topics = [word for name, topic in renamed.items() for word in ('--topic', f'{name}={topic}')]
+    robot = ['--params-file', given['params_file']] if given.get('params_file') else []
+    return {
+        **({'view': ['view', '--spawn', *topics]} if given.get('viz') == 'rerun' else {}),
+        **({'record': ['record', '--out', given['record'], *topics, *robot]}
+           if given.get('record') else {})}
 
 
 def _value(name: str, text: str) -> Any:

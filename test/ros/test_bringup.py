@@ -61,7 +61,7 @@ def test_topics_reach_every_node_that_uses_them() -> None:
         'gate_state': '/g', 'twist_cmd': '/arm', 'target_pose': '/arm',
         'vla/state': '/mind/state'}.items()
     assert bringup.viewer_commands({'record': 'a b', 'viz': 'rerun'}) == {
-        'view': ['view'], 'record': ['record', '--out', 'a b']}
+        'view': ['view', '--spawn'], 'record': ['record', '--out', 'a b']}
 
 
 @pytest.mark.parametrize(('name', 'text'), [

@@ -1,0 +1,159 @@
+"""Recorded commands of any kind as normalised actions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from dtvla_ros.actions import osc
+from dtvla_ros.conventions import CHANNELS
+from dtvla_ros.data.track import Row, Track
+from dtvla_ros.errors import UserError
+from dtvla_ros.ros import conversions
+
+NEVER = 2**62  # later than anything [ns]
+BEYOND = 1.02  # of a channel: a command that OSC_POSE cannot say
+STROKE = 0.01  # change of the opening from which on the gripper moved [m]
+DELAY = 500_000_000  # after which fingers have followed their command [ns]
+LEAD = 250_000_000  # by which a command goes before the fingers [ns]
+METRES = 0.2  # largest command of a gripper that is told its opening in metres
+MEASURED = 'measured'
+
+
+def actions(tracks: Mapping[str, Track], name: str, fingers: Sequence[str],
+            told: tuple[float, float] | str | None, path: Path, sources: Mapping[str, str],
+            left_out: Counter[str], gripper_remedy: str) -> tuple[Track, int]:
+    """Return an action [7] per stamp, the last one sent, and how many were clipped to ±1.
+
+    ``told``: the gripper's command when closed and when open, or `MEASURED`. Raises ``UserError``
+    for commands of another shape, and for a gripper that does not do what it is told.
+    """
+    sent, topic = tracks[name], sources[name]
+    motions = [_motion(name, message, stamp, tracks['ee_pose'], f'{path}: {topic}')
+               for stamp, message in zip(sent.stamps, sent.values, strict=True)]
+    own = name == 'action'  # its seventh channel is the gripper's
+    ends = told if isinstance(told, tuple) else None
+    opening = Track(tracks['joint_states'].received, tracks['joint_states'].stamps, [
+        sum(abs(joints[finger]) for finger in fingers)
+        for joints in tracks['joint_states'].values])
+    if told == MEASURED:
+        gripper = _from_fingers(opening, sent.received)
+    elif own:
+        values = np.array([np.nan if motion is None else motion[-1] for motion in motions])
+        gripper = _channel(values, ends or (1.0, -1.0), f'{path}: {topic}')
+    else:
+        gripper = _from_topic(tracks['gripper_cmd'], sent, ends, opening, path, sources,
+                              gripper_remedy)
+    rows: list[Row] = []
+    clipped = 0
+    for received, stamp, motion, closing in zip(
+            sent.received, sent.stamps, motions, gripper, strict=True):
+        if motion is None:
+            continue
+        action = np.append(motion[:6], closing)
+        if not np.isfinite(action).all():
+            left_out[f'{topic}: not finite'] += 1
+            continue
+        clipped += bool(np.abs(action[:6]).max() > BEYOND)
+        row = received, stamp, np.clip(action, -1.0, 1.0).astype(np.float32)
+        if rows and rows[-1][1] == stamp:
+            rows[-1] = (*rows[-1][:2], row[2])
+        else:
+            rows.append(row)
+    found = Track.of(rows)
+    if told != MEASURED and (own or tracks['gripper_cmd'].values):
+        where = f'{path}: {topic if own else sources["gripper_cmd"]}'
+        _require_direction(found, opening, ends or ((1.0, -1.0) if own else (0.0, 1.0)), where)
+    return found, clipped
+
+
+def _motion(name: str, message: Any, stamp: int, poses: Track, where: str,
+            ) -> NDArray[np.float64] | None:
+    """Return what a command says [6 or 7], None where a goal has no pose before it."""
+    if name == 'action':
+        points = message.points
+        action = np.concatenate([point.positions for point in points] or [[]])
+        if action.shape != (len(CHANNELS),):
+            raise UserError(
+                f'{where}: {len(points)} points of {len(action)} values where one of '
+                f'{len(CHANNELS)} is due; choose another topic with --topic action=/...')
+        return action
+    if name == 'twist_cmd':
+        return np.asarray(osc.from_velocity(conversions.twist_array(message.twist)))
+    before = int(np.searchsorted(poses.stamps, stamp, side='right')) - 1
+    if before < 0:
+        return None
+    position, quaternion = poses.values[before]
+    goal, turn = conversions.pose_arrays(message.pose)
+    if not (np.isfinite(goal).all() and 0.5 < np.linalg.norm(turn) < 2.0):
+        return np.full(6, np.nan)
+    turned = Rotation.from_quat(turn) * Rotation.from_quat(quaternion).inv()
+    return np.concatenate([(goal - position) / osc.METRES_PER_UNIT,
+                           turned.as_rotvec() / osc.RADIANS_PER_UNIT])
+
+
+def _channel(values: NDArray[np.float64], ends: tuple[float, float], where: str,
+             ) -> NDArray[np.float64]:
+    """Return gripper commands as the action's channel; ``ends``: closed and open."""
+    shut, wide = ends
+    share = (values - shut) / (wide - shut)
+    outside = values[np.isfinite(values) & ((share < -0.05) | (share > 1.05))]
+    if len(outside):
+        raise UserError(f'{where}: a gripper command of {outside[0]:g} is not between {shut:g}, '
+                        f'closed, and {wide:g}, open; say what it is at both ends with --gripper '
+                        f'CLOSED,OPEN, or take --gripper {MEASURED}')
+    return np.asarray(1.0 - 2.0 * share)
+
+
+def _from_topic(gripper: Track, sent: Track, told: tuple[float, float] | None,
+                opening: Track, path: Path, sources: Mapping[str, str], remedy: str,
+                ) -> NDArray[np.float64]:
+    """Return the gripper's channel at every command, from a topic of its own."""
+    if not gripper.values:
+        stroke = float(np.ptp(opening.values)) if opening.values else 0.0
+        if stroke > STROKE:
+            raise UserError(f'{path}: the fingers move by {stroke:.3f} m and no gripper command '
+                            f'was recorded; {remedy}, or take --gripper {MEASURED}')
+        return np.full(len(sent.stamps), osc.GRIPPER_OPEN)
+    values = np.array(gripper.values, float)
+    where = f'{path}: {sources["gripper_cmd"]}'
+    if told is None and 0.0 < values.max() < METRES and not (values < 0).any():
+        raise UserError(f'{where}: the largest gripper command is {values.max():g}, where 1 is '
+                        'open: in metres? say what it is at both ends with --gripper CLOSED,OPEN, '
+                        f'as in --gripper 0,{values.max():g}')
+    channel = _channel(values, told or (0.0, 1.0), where)
+    # The gripper is told before the next command: a tick's comes second.
+    last = np.searchsorted(gripper.received, [*sent.received[1:], NEVER]) - 1
+    return np.where(last < 0, osc.GRIPPER_OPEN, channel[np.maximum(last, 0)])
+
+
+def _from_fingers(opening: Track, received: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return a gripper's channel at times [ns]: closing where the fingers soon are closed."""
+    values = np.array(opening.values or [0.0])
+    soon = np.searchsorted(opening.received, received + LEAD).clip(0, len(values) - 1)
+    still = np.ptp(values) < STROKE
+    return np.where(still | (values[soon] > (values.min() + values.max()) / 2), -1.0, 1.0)
+
+
+def _require_direction(sent: Track, opening: Track, ends: tuple[float, float], where: str,
+                       ) -> None:
+    """Refuse a gripper that stands open when it is told to close, and closed when to open."""
+    if not sent.values or not opening.values:
+        return
+    last = np.searchsorted(sent.received, opening.received - DELAY) - 1
+    told_to = np.array([action[6] for action in sent.values])[np.maximum(last, 0)]
+    before = np.searchsorted(sent.received, opening.received) - 1
+    now = np.array([action[6] for action in sent.values])[np.maximum(before, 0)]
+    values, settled = np.array(opening.values), (last >= 0) & (told_to == now)
+    shut, wide = values[settled & (told_to > 0.5)], values[settled & (told_to < -0.5)]
+    if min(len(shut), len(wide)) and shut.mean() > wide.mean() + STROKE:
+        raise UserError(
+            f'{where}: the fingers are {shut.mean():.3f} m apart when told to close and '
+            f'{wide.mean():.3f} m when told to open: the other way round; give --gripper '
+            f'{ends[1]:g},{ends[0]:g}')

@@ -1,0 +1,166 @@
+"""What a robot calls its topics, frames and joints: told once, kept in the bag, read from there.
+
+A *name* is the package's own for a topic, without the leading slash: ``image_primary``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from difflib import SequenceMatcher, get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dtvla_ros import conventions
+from dtvla_ros.errors import UserError
+
+KEY = 'dtvla'  # of the bag's custom data
+NEAR = 3  # topics named in an error
+LISTED = 12
+COMPRESSED = '/compressed'  # image_transport's name below the raw topic
+CAMERAS = tuple(topic[1:] for topic in conventions.IMAGES.values())
+TYPES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(CAMERAS, ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')),
+    'joint_states': ('sensor_msgs/msg/JointState',),
+    'ee_pose': ('geometry_msgs/msg/PoseStamped',),
+    'tf': ('tf2_msgs/msg/TFMessage',), 'tf_static': ('tf2_msgs/msg/TFMessage',),
+    'instruction': ('std_msgs/msg/String',), 'sim/episode': ('std_msgs/msg/String',),
+    'vla/reasoning': ('std_msgs/msg/String',),
+    'vla/action_chunk': ('trajectory_msgs/msg/JointTrajectory',),
+    'action': ('trajectory_msgs/msg/JointTrajectory',),
+    'twist_cmd': ('geometry_msgs/msg/TwistStamped',),
+    'target_pose': ('geometry_msgs/msg/PoseStamped',),
+    'gripper_cmd': ('std_msgs/msg/Float64',)}
+"""Message types of the topics that a dataset is made of, by name."""
+NAMES = tuple(topic[1:] for topic in conventions.RECORDED)
+
+
+@dataclass(frozen=True, slots=True)
+class RobotNames:
+    """What differs from the package's own names.
+
+    ``topics``: by name. ``base_frame``: of poses and commands. ``ee_frame``: of the gripper, where
+    its pose is to be taken from ``/tf``.
+    """
+
+    topics: Mapping[str, str] = field(default_factory=dict)
+    base_frame: str = ''
+    ee_frame: str = ''
+    arm_joints: tuple[str, ...] = ()
+    finger_joints: tuple[str, ...] = ()
+
+    def topic(self, name: str) -> str:
+        """Return the topic of a name."""
+        return self.topics.get(name, f'/{name}')
+
+    def candidates(self, name: str) -> list[str]:
+        """Return the topics that a name may stand for: images also come compressed."""
+        topic = self.topic(name)
+        compressed = name in CAMERAS and not topic.endswith(COMPRESSED)
+        return [topic, *([topic + COMPRESSED] if compressed else [])]
+
+    def over(self, other: RobotNames) -> RobotNames:
+        """Return these names, and where nothing is told those of ``other``."""
+        return RobotNames(
+            {**other.topics, **self.topics}, self.base_frame or other.base_frame,
+            self.ee_frame or other.ee_frame, self.arm_joints or other.arm_joints,
+            self.finger_joints or other.finger_joints)
+
+    def to_text(self) -> str:
+        """Return what is told as JSON."""
+        return json.dumps({key: value for key, value in asdict(self).items() if value})
+
+    @classmethod
+    def from_text(cls, text: object) -> RobotNames:
+        """Return what `to_text` wrote. Raises ``ValueError`` for anything else."""
+        data = json.loads(text) if isinstance(text, str) else None
+        kinds: dict[str, Any] = {f.name: type(getattr(cls(), f.name)) for f in fields(cls)}
+        if not isinstance(data, dict):
+            raise ValueError('no JSON object')
+        if unknown := sorted(data.keys() - kinds):
+            raise ValueError(f'{unknown[0]} unknown')
+        values = {key: tuple(value) if kinds[key] is tuple and isinstance(value, list) else value
+                  for key, value in data.items()}
+        for key, value in values.items():
+            parts = value.values() if isinstance(value, dict) else value
+            if type(value) is not kinds[key] or not all(isinstance(p, str) for p in parts):
+                raise ValueError(f'{key} is {value!r}')
+        return cls(**values)  # type: ignore[arg-type]
+
+
+def parse_topics(words: Iterable[str], option: str = '--topic') -> dict[str, str]:
+    """Return topics by name from ``NAME=/TOPIC`` words; ``NAME=`` alone says nothing.
+
+    Raises ``UserError`` naming the word.
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, topic = word.partition('=')
+        name = name.strip().strip('/')
+        if not equals or (topic and not topic.startswith('/')):
+            raise UserError(f'{option} {word}: write NAME=/TOPIC, as in '
+                            'image_primary=/front/image_raw')
+        if name not in NAMES:
+            near = get_close_matches(name, NAMES, 1, 0.5)
+            raise UserError(f'{option} {word}: no name {name!r}; ' + (
+                f'did you mean {near[0]}?' if near else f'choose from {", ".join(NAMES)}'))
+        if topic:
+            found[name] = topic.rstrip('/')
+    return found
+
+
+def names_in_params(path: Path) -> RobotNames:
+    """Return frames and joints in a parameter file of the nodes. Raises ``UserError``.
+
+    A node's own values count more than those of a wildcard.
+    """
+    try:
+        data: Any = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f'{path}: cannot be read ({" ".join(str(error).split())}); give the '
+                        'parameter file of the nodes with --params-file') from None
+    found: dict[str, Any] = {}
+    for _, parameters in sorted(_parameters(data, ''), key=lambda entry: '*' not in entry[0]):
+        found |= parameters
+    if found.get('pose_source') != 'tf':
+        found.pop('ee_frame', None)
+    told = {key: tuple(value) if isinstance(value, list) else value
+            for key, value in found.items() if key in RobotNames.__slots__ and key != 'topics'}
+    try:
+        return RobotNames.from_text(json.dumps(told))
+    except (TypeError, ValueError) as error:
+        raise UserError(f'{path}: {error}; write names') from None
+
+
+def _parameters(data: Any, node: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a node's name with its parameters, for every node below a mapping."""
+    for key, value in data.items() if isinstance(data, dict) else ():
+        if key == 'ros__parameters' and isinstance(value, dict):
+            yield node, value
+        else:
+            yield from _parameters(value, f'{node}/{key}')
+
+
+def nearest(name: str, names: RobotNames, published: Mapping[str, str]) -> list[str]:
+    """Return topics of a name's type, most alike first; ``published``: types by topic."""
+    wanted, known = names.topic(name), {names.topic(n) for n in TYPES if n != name}
+    fitting = [topic for topic, kind in published.items()
+               if kind in TYPES.get(name, (kind,)) and topic not in known]
+    return sorted(fitting, key=lambda t: -SequenceMatcher(None, wanted, t).ratio())[:NEAR]
+
+
+def remedy(name: str, names: RobotNames, published: Mapping[str, str]) -> str:
+    """Return what to do where the topic of a name is not among those published."""
+    if near := nearest(name, names, published):
+        others = f' (or {", ".join(near[1:])})' if len(near) > 1 else ''
+        return f'if it is {near[0]}{others}, give --topic {name}={near[0]}'
+    return f'publish and record one of type {" or ".join(TYPES[name])}'
+
+
+def listed(topics: Sequence[str]) -> str:
+    """Return topics in one line, not too many."""
+    more = f' and {len(topics) - LISTED} more' if len(topics) > LISTED else ''
+    return (', '.join(sorted(topics)[:LISTED]) or 'nothing') + more
