@@ -115,8 +115,8 @@ def run_demo(policy: Path, tasks: Sequence[str], episodes: int, seed: int | None
     os.environ.setdefault('ROS_DOMAIN_ID', str(random.SystemRandom().randint(1, 100)))
     screen, started = Screen(), time.monotonic()
     recorder = Recorder(out / 'demo.mp4', out / 'demo.png', manifest.action.rate_hz / camera_every)
-    screen.say(f'Watch along: ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]} {program()} topic echo '
-               '/vla/reasoning', 'dim')
+    screen.say(f'Watch along: ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]} {program()} watch; '
+               'tasks, tell and stop talk to it', 'dim')
     try:
         with joined(lambda: Show(screen, recorder)) as (show, executor), \
                 Keyboard(show.on_key) as keyboard, screen.live, \

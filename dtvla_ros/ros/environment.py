@@ -141,6 +141,14 @@ def prepare() -> None:
             mallopt(option, size)
 
 
+def scope() -> str:
+    """Return the settings by which this process, once prepared, finds others."""
+    return ' '.join(f'{name}={value}' for name, value in (
+        ('ROS_DOMAIN_ID', os.environ.get('ROS_DOMAIN_ID') or '0'),
+        *((name, os.environ.get(name)) for name in (DISCOVERY, FORMER_DISCOVERY, *OTHER_HOSTS)))
+        if value)
+
+
 def _require_known_values() -> None:
     """Refuse what ROS would silently take for something else."""
     for name, choices in CHOICES.items():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import statistics
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from operator import attrgetter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -22,6 +22,9 @@ from typer import Argument, Option
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros.environment import require_one_ros
 
+if TYPE_CHECKING:
+    from dtvla_ros.ros.guest import Guest
+
 app = typer.Typer(
     name='topic', no_args_is_help=True, context_settings={'help_option_names': ['-h', '--help']},
     help='List, print, measure and publish topics, and call services, without the ros2 tools.')
@@ -29,30 +32,19 @@ app = typer.Typer(
 Topic = Annotated[str, Argument(help='Name of the topic, such as /vla/reasoning.')]
 Type = Annotated[str | None, Argument(
     help='Its type, such as std_msgs/msg/String. [default: asked of the graph]')]
-Until = Callable[..., Any]
 _LONGEST = 24  # values printed of a sequence before it is cut short
+_SAID_AFTER = 2.0  # wait for the other side before it is said that it is missing [s]
 _LEAVING = 0.5  # time that a last message gets to leave [s]
 
 
 @contextmanager
-def _joined() -> Iterator[tuple[Any, Until]]:
-    """Join the graph with a nameless node, until Ctrl-C.
-
-    Also yields ``until(condition, timeout=inf)``, which spins it and returns the last value.
-    """
+def _visiting() -> Iterator[Guest]:
+    """Join the graph, until Ctrl-C."""
     require_one_ros()
-    from rclpy.node import Node
+    from dtvla_ros.ros.guest import visit
 
-    from dtvla_ros.ros.run import joined
-
-    with suppress(KeyboardInterrupt), joined(lambda: Node(
-            f'_dtvla_topic_{os.getpid()}', use_global_arguments=False)) as (node, executor):
-        def until(condition: Callable[[], Any], timeout: float = math.inf) -> Any:
-            end = time.monotonic() + timeout
-            while not (value := condition()) and time.monotonic() < end:
-                executor.spin_once(timeout_sec=0.02)
-            return value
-        yield node, until
+    with suppress(KeyboardInterrupt), visit() as guest:
+        yield guest
 
 
 def _absolute(topic: str) -> str:
@@ -88,17 +80,22 @@ def _yaml(plain: Any) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=99).rstrip()
 
 
-def _listen(node: Any, until: Until, topic: str, type_name: str | None,
+def _listen(guest: Guest, topic: str, type_name: str | None,
             callback: Callable[[Any], Any]) -> None:
     """Wait for the topic's first publisher; subscribe with a QoS that all of them satisfy."""
     from dtvla_ros.ros import qos
 
+    node = guest.node
     publishers = partial(node.get_publishers_info_by_topic, topic)
-    if not until(publishers, 2.0):
-        node.get_logger().warning(f'nobody publishes {topic} yet; waiting (Ctrl-C to stop)')
-    found = until(publishers)
+    if not guest.until(publishers, _SAID_AFTER):
+        _waiting(f'nobody publishes {topic}', guest.where(topic, node.count_publishers))
+    found = guest.until(publishers)
     node.create_subscription(_message_type(type_name or found[0].topic_type), topic, callback,
                              qos.profile(50, *qos.common(found)))
+
+
+def _waiting(what: str, where: str) -> None:
+    print(f'{what} yet; {where}; waiting (Ctrl-C to stop)', file=sys.stderr, flush=True)
 
 
 @app.command('list')
@@ -111,9 +108,9 @@ def list_topics(
 
     **Example:** `dtvla topic list -t`
     """
-    with _joined() as (node, until):
-        until(lambda: False, spin_time)
-        for topic, kinds in node.get_topic_names_and_types():
+    with _visiting() as guest:
+        guest.until(lambda: False, spin_time)
+        for topic, kinds in guest.node.get_topic_names_and_types():
             print(f'{topic} [{", ".join(kinds)}]' if show_types else topic)
 
 
@@ -134,11 +131,11 @@ def echo(
     if type_name:
         _message_type(type_name)
     messages: list[Any] = []
-    with _joined() as (node, until):
+    with _visiting() as guest:
         from dtvla_ros.ros.conversions import to_plain
 
-        _listen(node, until, topic, type_name, messages.append)
-        while until(lambda: messages):
+        _listen(guest, topic, type_name, messages.append)
+        while guest.until(lambda: messages):
             value = messages.pop(0)
             try:
                 value = attrgetter(field)(value) if field else value
@@ -161,10 +158,10 @@ def hz(
     """
     topic = _absolute(topic)
     arrivals: deque[float] = deque(maxlen=window)
-    with _joined() as (node, until):
-        _listen(node, until, topic, type_name, lambda _: arrivals.append(time.monotonic()))
+    with _visiting() as guest:
+        _listen(guest, topic, type_name, lambda _: arrivals.append(time.monotonic()))
         while True:
-            until(lambda: False, 1.0)
+            guest.until(lambda: False, 1.0)
             gaps = [later - earlier for earlier, later in pairwise(arrivals)]
             print(f'average rate: {len(gaps) / sum(gaps):.3f}\n\tmin: {min(gaps):.3f}s '
                   f'max: {max(gaps):.3f}s std dev: {statistics.pstdev(gaps):.5f}s '
@@ -177,33 +174,53 @@ def pub(
     type_name: Annotated[str, Argument(help='Its type, such as std_msgs/msg/String.')],
     values: Annotated[str, Argument(help='The fields as YAML. [default: all zero]')] = '{}',
     once: Annotated[bool, Option('--once', help='Publish once, when somebody listens.')] = False,
+    timeout: Annotated[float | None, Option(min=0.1, help='With --once: longest wait for a '
+        'listener [s]. [default: as long as it takes]')] = None,
     rate: Annotated[float, Option(min=0.001, help='Messages per second.')] = 1.0,
     latched: Annotated[bool, Option('--latched',
         help='Keep the last message for late subscribers (transient local).')] = False,
 ) -> None:
     """Publish a message, over and over or once.
 
+    With `--once` it waits for a listener. After 2 s it says that there is none and which topics
+    have a similar name; after `--timeout` it gives up with exit code 2.
+
+    To talk to the policy and to the gate: `dtvla tell`, `dtvla stop`.
+
     **Examples**
 
-    `dtvla topic pub /vla/instruction std_msgs/msg/String "{data: stack the red cube}" --once --latched`
+    `dtvla topic pub /instruction std_msgs/msg/String "{data: put the lemon in the blue bin}" --once`
 
     `dtvla topic pub /estop std_msgs/msg/Bool "{data: true}" --rate 10 --latched`
     """  # noqa: E501
     topic, kind = _absolute(topic), _message_type(type_name)
     message = _fill(kind(), type_name, values)
-    with _joined() as (node, until):
+    if timeout and not once:
+        raise UserError('--timeout is for --once: without it nobody is waited for')
+    with _visiting() as guest:
         from dtvla_ros.ros import qos
         from dtvla_ros.ros.run import STEADY
 
-        publisher = node.create_publisher(
+        publisher = guest.node.create_publisher(
             kind, topic, qos.profile(1, reliable=True, latched=latched))
         if once:
-            until(publisher.get_subscription_count)
+            _await_listener(guest, publisher, timeout)
             publisher.publish(message)
-            until(lambda: False, _LEAVING)
+            guest.until(lambda: False, _LEAVING)
             return
-        node.create_timer(1.0 / rate, lambda: publisher.publish(message), clock=STEADY)
-        until(lambda: False)
+        guest.node.create_timer(1.0 / rate, lambda: publisher.publish(message), clock=STEADY)
+        guest.until(lambda: False)
+
+
+def _await_listener(guest: Guest, publisher: Any, timeout: float | None) -> None:
+    """Wait until somebody listens; say after a while that nobody does."""
+    topic, listeners = publisher.topic_name, publisher.get_subscription_count
+    at_first = min(_SAID_AFTER, timeout or _SAID_AFTER)
+    if not guest.until(listeners, at_first):
+        nobody = f'nobody listens to {topic}'
+        _waiting(nobody, guest.where(topic, guest.node.count_subscribers))
+        if not guest.until(listeners, math.inf if timeout is None else timeout - at_first):
+            raise UserError(f'{nobody}: given up after {timeout:g} s')
 
 
 @app.command()
@@ -217,7 +234,8 @@ def call(
     **Examples:** `dtvla topic call /start`, `dtvla topic call /pause "{data: true}"`
     """
     name, due = _absolute(service), time.monotonic() + timeout
-    with _joined() as (node, until):
+    with _visiting() as guest:
+        node, until = guest.node, guest.until
         from dtvla_ros.ros.conversions import message_type, to_plain
 
         services = node.get_service_names_and_types

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -11,6 +12,8 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 
+from dtvla_ros import conventions
+from dtvla_ros.ros import topic_cli
 from dtvla_ros.ros.conversions import from_plain, to_plain
 
 COMMAND = [sys.executable, '-m', 'dtvla_ros.cli', 'topic']
@@ -73,6 +76,26 @@ def test_pub_once_is_heard_and_hz_measures(graph: Any) -> None:
     rates = [float(line.split()[-1]) for line in out.splitlines() if 'average rate' in line]
     # A busy machine skips ticks; it never adds any.
     assert 12.0 < rates[-1] < 22.0
+
+
+def test_pub_once_says_that_nobody_listens_and_what_is_near(
+        topic: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topic_cli, '_SAID_AFTER', 5.0)
+    code, out, err = topic('pub', '/there/sent', 'sensor_msgs/msg/Image', '--once',
+                           '--timeout', '5.2')
+    assert (code, out) == (2, '')
+    waiting, last = err.splitlines()
+    assert waiting.startswith('nobody listens to /there/sent yet; did you mean /sent? ')
+    assert f'ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]} ' in waiting and 'peer' in waiting
+    assert last == 'error: nobody listens to /there/sent: given up after 5.2 s'
+    code, _, err = topic('pub', '/x', 'std_msgs/msg/String', '--timeout', '1')
+    assert code == 2 and '--once' in err
+
+
+def test_the_examples_of_pub_name_topics_that_nodes_hear(dtvla: Any) -> None:
+    _, out, _ = dtvla('topic', 'pub', '--help')
+    for name in (conventions.INSTRUCTION, conventions.ESTOP):
+        assert f'dtvla topic pub {name} ' in out
 
 
 @pytest.mark.parametrize(('words', 'reason'), [
