@@ -55,6 +55,31 @@ def demo(
         raise typer.Exit(1)
 
 
+@app.command()
+@takes('policy suite scene seed mode engine out')
+def play(
+    given: Given,
+    scene: Annotated[str, Option(
+        help='A task whose scene it is, where every task has its own.')] = '',
+    mode: Annotated[str, Option(help='Thought: full or masked (empty).')] = 'full',
+    out: Annotated[Path, Option(help='Folder for films and logs.')] = Path('out/play'),
+) -> None:
+    """Play with a simulated arm: say what it should do, stop it, knock things out of its hand.
+
+    One scene without end, in real time, over the same ROS 2 topics as a robot. Nothing is scored
+    and nothing but you says what to do. Type a sentence, or the number of a task; `reset`, `knock`
+    and `film` are orders. SPACE on an empty line is the e-stop, ESC at any time. Ctrl-C ends.
+
+    **Examples**
+    `dtvla play`
+    `dtvla play --seed 1000007` other places of the same things
+    `dtvla play --suite libero_object --policy models/libero`
+    `dtvla topic call /sim/knock` from another terminal; also /sim/reset, /play/film
+    """
+    from dtvla_ros.demo.play import run_play
+    call(run_play, given)
+
+
 def main(commands: typer.Typer = app) -> None:
     """Run a command; bad input is one line and exit code 2, a node that died 1, Ctrl-C 130."""
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -57,7 +57,7 @@ class Screen:
 
     def say(self, text: str, style: str = '') -> None:
         """Leave a line above the panel."""
-        self.console.print(Text(text, style), soft_wrap=True)
+        self.console.print(Text(text, style), soft_wrap=not self.console.is_terminal)
 
     def episode_ended(self, row: dict[str, Any], seen: Seen) -> None:
         """Leave one line per episode above the panel."""
@@ -68,9 +68,9 @@ class Screen:
             (f'{number:>7} ', 'bold'), (mark, style), f'  {row["instruction"]}',
             (f'  {row["reason"]}' if row.get('reason') else '', 'red'),
             (f'  seed {row["seed"]}, {row["step"]} steps; so far {won} of {len(seen.episodes)}',
-             'dim')), soft_wrap=True)
+             'dim')), soft_wrap=not self.console.is_terminal)
 
-    def _panel(self, seen: Seen, fault: str) -> Panel:
+    def _panel(self, seen: Seen, fault: str) -> RenderableType:
         episode = seen.episode
         thought = (Text(f'STOPPED: {fault}', 'bold white on red') if fault else
                    Text(seen.thought, 'bold cyan'))
@@ -88,13 +88,36 @@ class Screen:
             height=8)
 
 
-class Recorder:
-    """Draws and encodes in a thread of its own; the sheet shows one good episode per task."""
+class Filming:
+    """A film that is drawn and encoded in a thread of its own."""
+
+    def __init__(self, path: Path, rate: float):
+        self.path = path
+        self._film = Film(path, rate)
+        self._thread = ThreadPoolExecutor(1, 'filming')
+        self._drawn: list[Future[None]] = []
+
+    def add(self, images: dict[str, NDArray[np.uint8]], caption: Caption) -> None:
+        """Take a pair of images; returns at once."""
+        self._drawn = [frame for frame in self._drawn if not frame.done() or frame.exception()]
+        self._drawn.append(self._thread.submit(
+            lambda: self._film.add(draw_frame(images, caption))))
+
+    def close(self) -> None:
+        """Finish the file. Raises ``UserError`` if it cannot be written."""
+        self._thread.shutdown()
+        with writing(self.path):
+            for frame in self._drawn:
+                frame.result()
+            self._film.close()
+
+
+class Recorder(Filming):
+    """Films episodes; the sheet shows one good episode per task."""
 
     def __init__(self, film: Path, sheet: Path, rate: float):
-        self._film, self._sheet = Film(film, rate), sheet
-        self._thread = ThreadPoolExecutor(1, 'recorder')
-        self._drawn: list[Future[None]] = []
+        super().__init__(film, rate)
+        self._sheet = sheet
         self._episode: list[Shot] = []
         self._rate = rate
         self._shown: dict[str, tuple[bool, list[Shot]]] = {}
@@ -102,17 +125,13 @@ class Recorder:
     def add(self, images: dict[str, NDArray[np.uint8]], caption: Caption) -> None:
         """Take a pair of images; returns at once."""
         self._episode.append((images, caption))
-        self._draw((images, caption))
-
-    def _draw(self, shot: Shot) -> None:
-        self._drawn.append(self._thread.submit(lambda: self._film.add(draw_frame(*shot))))
+        super().add(images, caption)
 
     def stop(self, reason: str) -> None:
         """Show for a while why everything stands still."""
         for images, caption in self._episode[-1:]:
             for _ in range(round(STOPPED_SECONDS * self._rate)):
-                self._draw((images, replace(
-                    caption, thought='', footer='', stopped=reason)))
+                super().add(images, replace(caption, thought='', footer='', stopped=reason))
 
     def end_episode(self, task: str, success: bool, reason: str = '') -> None:
         """Show how it ended, and keep it for the sheet if it is the task's best so far."""
@@ -122,7 +141,7 @@ class Recorder:
         self._episode[-1] = images, replace(
             caption, success=success, footer=reason or caption.footer)
         for _ in range(CLOSING_FRAMES):
-            self._draw(self._episode[-1])
+            super().add(*self._episode[-1])
         if task not in self._shown or success > self._shown[task][0]:
             last = len(self._episode) - 1
             self._shown[task] = success, [self._episode[round(m * last)] for m in SHEET_MOMENTS]
@@ -130,11 +149,7 @@ class Recorder:
 
     def close(self) -> None:
         """Finish both files. Raises ``UserError`` if they cannot be written."""
-        self._thread.shutdown()
-        with writing(self._film.path):
-            for frame in self._drawn:
-                frame.result()
-            self._film.close()
+        super().close()
         frames = [draw_frame(*shot) for _, shots in self._shown.values() for shot in shots]
         if frames:
             contact_sheet(frames, self._sheet, columns=len(SHEET_MOMENTS))

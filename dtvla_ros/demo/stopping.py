@@ -31,7 +31,8 @@ class EStop:
         """Stop the arm; ``by``: what was pressed."""
         self._pressed.publish(Bool(data=True))
         self._clearing = -float('inf')
-        self._by = f'{by} at {time.strftime("%H:%M:%S")}'
+        if not self._since:
+            self._by = f'{by} at {time.strftime("%H:%M:%S")}'
 
     def clear(self) -> None:
         """Release the e-stop, and ask for the fault to be cleared until it is."""

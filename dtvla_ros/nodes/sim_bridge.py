@@ -60,7 +60,8 @@ class SimSettings:
     camera_every: int = parameter(1, 'control steps per frame', low=1)
     max_steps: int = parameter(0, 'per episode; 0: as the task says', low=0)
     endless: bool = parameter(
-        False, 'one scene that never ends: no limit, no success, no instruction')
+        False, 'one scene that never ends: no limit, no success, no instruction, and in '
+        'lock-step no faster than time')
     policy_timeout_s: float = parameter(120.0, 'longest wait for the policy to take a task', low=1)
     start_paused: bool = parameter(False, 'begin paused')
     result_file: str = parameter('', 'JSON of all episodes; empty: none')
@@ -141,16 +142,19 @@ class SimBridge(Node):
         self._policy: dict[str, str] = {}
         self._gate = ''  # why it ended the task
         self._sentences: dict[str, str] = {}  # of the scene's tasks, where none is asked for
-        self._done = ''  # the told one, once it is done
+        self._done, self._open = '', False  # the told one, once it is done; whether it was not
         self._task_before = self._refused = ''
         self._obs: Mapping[str, Any] = {}
         self._info: dict[str, Any] = {}
         self._action, self._action_at = np.zeros(7), 0.0
+        self._next: NDArray[np.float64] | None = None  # of the step that is due
         self._open_topics()
         self._open_services()
         self.create_timer(0.1, self._on_timer, clock=STEADY)
-        if not given.lockstep:
-            self.create_timer(self._period_ns * 1e-9, self._on_real_time, clock=STEADY)
+        if given.endless or not given.lockstep:
+            self.create_timer(
+                self._period_ns * 1e-9, self._on_paced if given.lockstep else self._on_real_time,
+                clock=STEADY)
         self._begin_next()
         for camera in names.CAMERAS:
             self._image(camera)  # the first drawing builds the renderer, which takes seconds
@@ -189,7 +193,7 @@ class SimBridge(Node):
         orders: dict[str, Callable[[Any], object]] = {
             'pause': lambda request: self._pause(request.data),
             'step': lambda _: self._advance(), 'reset': lambda _: self._begin_again(),
-            'release': lambda _: self._env.release()}
+            'knock': lambda _: self._env.release()}
         for name, order in orders.items():
             self.create_service(SetBool if name == 'pause' else Trigger, f'sim/{name}',
                                 functools.partial(self._obey, name, order))
@@ -229,7 +233,7 @@ class SimBridge(Node):
         progress.task, progress.seed, progress.step, progress.touched = task, seed, 0, touched
         self._obs, self._info = self._env.reset(seed=seed, options={'task': task})
         self._clock_ns += round(BETWEEN_EPISODES * 1e9)
-        self._action, self._running = np.zeros(7), self._given.endless
+        self._action, self._next, self._running = np.zeros(7), None, self._given.endless
         self._task_before = self._policy.get('task', '')
         self._began = time.monotonic()
         self._frames.begin(self._now, self._gripper())
@@ -251,6 +255,10 @@ class SimBridge(Node):
         state, told = message.message, conversions.status_values(message)
         before, self._policy = self._policy, told | {'state': state}
         if self._given.endless:
+            if told.get('task') != before.get('task'):
+                self._open = False
+                if self._next is None:
+                    self._show(cameras=True)  # what it begins with
             return
         wanted = self._info['instruction']
         if (before and not self._running and told.get('refusals') != before.get('refusals')
@@ -281,6 +289,15 @@ class SimBridge(Node):
         elif not self._given.lockstep:
             self._action, self._action_at = action, time.monotonic()
         elif self._running and abs(conversions.seconds(message.header.stamp) - self._now) < 1e-3:
+            if self._given.endless:
+                self._next = action
+            else:
+                self._step(action)
+
+    def _on_paced(self) -> None:
+        """Run the step that was asked for, so that time waits for the policy but never runs."""
+        if self._next is not None and not self._paused:
+            action, self._next = self._next, None
             self._step(action)
 
     def _on_real_time(self) -> None:
@@ -378,9 +395,11 @@ class SimBridge(Node):
             self.get_logger().info(f'{task}: {successes} of {n}')
 
     def _judge(self) -> None:
-        """Tell when the task that the policy was told becomes done, or undone."""
+        """Tell when the task that the policy was told, and that was open then, becomes done."""
         task = self._sentences.get(spelling(self._policy.get('instruction', '')), '')
-        done = task if task and self._env.done(task) else ''
+        holds = bool(task) and self._env.done(task)
+        self._open |= not holds
+        done = task if holds and self._open else ''
         if done != self._done:
             self._done = done
             self._publish_state()

@@ -223,7 +223,7 @@ def test_an_endless_scene_has_no_limit_no_instruction_and_lets_go_when_told(grap
         operator.act([0.0] * 6 + [-1.0])
         operator.ask('get_state')
     assert not graph.of('episode') and not graph.of('instruction')
-    answer = operator.ask('release')
+    answer = operator.ask('knock')
     assert not answer.success and 'holds nothing' in answer.message
     told = operator.order('reset', reset_seed=SEED + 3)
     assert (told['state'], told['step'], told['seed']) == ('playing', 0, SEED + 3)

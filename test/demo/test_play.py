@@ -1,0 +1,214 @@
+"""A person at the prompt: what is typed reaches the graph, what happens is said."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import av
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from rcl_interfaces.srv import SetParameters
+from rich.console import Console
+from std_msgs.msg import Bool, String
+from std_srvs.srv import SetBool, Trigger
+from support.beside import fresh_domain
+from support.graph import Graph
+from support.terminal import terminal
+
+from dtvla_ros.demo import play
+from dtvla_ros.demo.play import PlayScreen, Prompt
+from dtvla_ros.ros import conversions, qos
+from test.demo.test_recorder import pair
+
+TASKS = ['put the can in the wooden bin', 'stack the red cube on the green cube']
+
+
+@pytest.mark.parametrize('keys, line', [
+    ('put it\n', 'put it'), ('pux\x7ft it\r', 'put it'), ('no\x15yes\n', 'yes'), ('\n', ''),
+    ('\x1b[Aput\x1b[D\n', 'put'), ('caf\u00e9\n', 'caf\u00e9')])
+def test_a_line_is_edited(keys, line):
+    from dtvla_ros.demo.keyboard import _KEY
+    prompt = Prompt()
+    *before, last = [prompt.press(key) for key in _KEY.findall(keys)]
+    assert before == [None] * len(before) and last == line and prompt.text == ''
+
+
+class Stage:
+    """A `Player` among a policy, a gate and a simulator that are ours."""
+
+    def __init__(self, folder):
+        self.graph, self.output, self.folder = Graph(folder), io.StringIO(), folder
+        node = self.graph.listen()
+        self.graph.hear('estop', Bool, '/estop', qos.LATCHED)
+        self.graph.hear('told', String, '/instruction', qos.LATCHED)
+        self._states = {topic: node.create_publisher(DiagnosticStatus, topic, qos.LATCHED)
+                        for topic in ('/vla/state', '/gate_state')}
+        self._tasks = node.create_publisher(String, '/vla/tasks', qos.LATCHED)
+        self._scene = node.create_publisher(String, '/sim/state', qos.LATCHED)
+        self.orders, self.refusal = [], ''
+        for name in ('/sim/reset', '/sim/knock', '/stop', '/clear_fault'):
+            node.create_service(Trigger, name, lambda _, answer, name=name: self._obey(
+                name, answer))
+        node.create_service(SetParameters, '/sim_bridge/set_parameters', self._set)
+        self.screen = PlayScreen(Prompt())
+        self.screen.console = Console(file=self.output, width=200)
+        self.player = self.graph.join(lambda: play.Player(self.screen, folder, 20.0, 1000))
+        self.graph.every(0.02, self.player.tick)
+
+    def _obey(self, name, answer):
+        self.orders.append(name)
+        answer.success, answer.message = not self.refusal, self.refusal
+        return answer
+
+    def _set(self, request, answer):
+        self.orders += [(p.name, p.value.integer_value) for p in request.parameters]
+        return answer
+
+    def status(self, gate=('RUN', ''), policy='ACTING', **values):
+        self._states['/vla/state'].publish(conversions.status_message(
+            'vla', policy, {'reason': '', 'instruction': '', 'task': 0} | values))
+        self._states['/gate_state'].publish(
+            conversions.status_message('gate', gate[0], {'reason': gate[1]}))
+
+    def scene(self, **values):
+        self._scene.publish(String(data=json.dumps({'done': ''} | values)))
+
+    def begin(self):
+        self._tasks.publish(String(data=json.dumps(TASKS)))
+        self.status()
+        self.until(lambda: self.player.tasks and self.player.seen.gate_state == 'RUN', 'states')
+        self.until(lambda: all(client.service_is_ready() for client in (
+            *self.player._orders.values(), self.player._start)), 'services')
+
+    def type(self, line):
+        for key in f'{line}\n':
+            self.player.on_key(key)
+
+    def until(self, condition, what):
+        self.graph.spin(condition, 10, what)
+
+    def says(self, text):
+        self.until(lambda: text in self.output.getvalue(), text)
+
+
+@pytest.fixture
+def stage(tmp_path, monkeypatch):
+    monkeypatch.setenv('ROS_DOMAIN_ID', fresh_domain())
+    made = Stage(tmp_path)
+    made.begin()
+    yield made
+    made.graph.close()
+
+
+@pytest.mark.parametrize('typed, told', [
+    ('2', TASKS[1]), ('put it there, please', 'put it there, please'), ('7', '7'),
+    ('reset the scene', 'reset the scene')])
+def test_a_sentence_or_the_number_of_a_task_is_told(stage, typed, told):
+    stage.type(typed)
+    stage.until(lambda: stage.graph.of('told'), 'the instruction')
+    assert stage.graph.last('told').data == told and not stage.graph.of('estop')
+    stage.status(instruction=told, task=1)
+    stage.says(f'told: {told}')
+
+
+def test_orders_reach_the_simulator_and_refusals_are_said(stage):
+    for typed, orders, said in (
+            ('reset', ['/sim/reset'], 'begins anew'), ('knock', ['/sim/knock'], 'knocked'),
+            ('reset 7', [('reset_seed', 1007), '/sim/reset'], 'begins anew')):
+        stage.orders.clear()
+        stage.output.truncate(0)
+        stage.type(typed)
+        stage.says(said)
+        assert stage.orders == orders
+    stage.refusal = 'the gripper holds nothing'
+    stage.type('knock')
+    stage.says('refused: the gripper holds nothing')
+    stage.type('tasks')
+    stage.says(f'2  {TASKS[1]}')
+    assert not stage.graph.of('told')
+    stage.type('quit')
+    stage.until(lambda: stage.player.over, 'the end')
+
+
+def test_space_stops_on_an_empty_line_and_esc_while_a_sentence_is_typed(stage):
+    for key in 'put it':
+        stage.player.on_key(key)
+    stage.graph.wait(0.2)
+    assert not stage.graph.of('estop') and stage.screen.prompt.text == 'put it'
+    for key, name in (('\x1b', 'ESC'), (' ', 'SPACE')):
+        since = len(stage.graph.of('estop'))
+        stage.player.on_key(key)
+        stage.until(lambda since=since: len(stage.graph.of('estop')) > since, 'the e-stop')
+        stage.status(gate=('FAULT', 'e-stop'), policy='FAULT')
+        stage.says(f'STOPPED: e-stop ({name} at ')
+        assert stage.screen.prompt.text == ''
+        stage.type('1')
+        stage.says('clear that with c first')
+        assert not stage.graph.of('told')
+        stage.type('c')
+        stage.until(lambda: '/clear_fault' in stage.orders, 'the order')
+        assert not stage.graph.last('estop').data
+        stage.status(gate=('STOP', 'cleared: e-stop'))
+        stage.says('cleared: ')
+        stage.output.truncate(0)
+        stage.orders.clear()
+
+
+def test_a_task_that_is_done_lets_the_arm_rest(stage):
+    stage.status(instruction=TASKS[0], task=1)
+    stage.says(f'told: {TASKS[0]}')
+    stage.scene(done='put_the_can_in_the_wooden_bin')
+    stage.says(f'done: {TASKS[0]}')
+    stage.until(lambda: stage.orders == ['/stop'], 'rest')
+    stage.status(gate=('STOP', 'asked to stop'), instruction=TASKS[0], task=1)
+    stage.graph.wait(0.2)
+    assert 'stopped: ' not in stage.output.getvalue()
+    stage.scene()
+    stage.status(instruction=TASKS[1], task=2)
+    stage.says(f'told: {TASKS[1]}')
+    stage.status(gate=('STOP', 'no chunk within 10 s'), instruction=TASKS[1], task=2)
+    stage.says('stopped: no chunk within 10 s; tell it again')
+
+
+def test_a_film_on_request_from_here_or_from_another_terminal(stage):
+    def shoot(images):
+        for _ in range(images):
+            stage.player._on_frame(pair(90), stage.player.seen)
+    shoot(3)
+    stage.type('film')
+    stage.says('filming')
+    shoot(8)
+    stage.type('film')
+    stage.says('filmed')
+    with av.open(str(stage.folder / 'play-1.mp4')) as film:
+        assert sum(1 for _ in film.decode(video=0)) == 4
+    for on, said in ((True, 'play-2.mp4'), (True, 'it is filming'), (False, 'play-2.mp4'),
+                     (False, 'not filming')):
+        answer = stage.graph.call(SetBool, '/play/film', SetBool.Request(data=on))
+        assert answer.success and said in answer.message
+        shoot(2)
+
+
+@pytest.mark.slow
+def test_a_person_plays(tmp_path):
+    with terminal('-m', 'dtvla_ros.cli', 'play', '--out', str(tmp_path),
+                  ROS_DOMAIN_ID=fresh_domain()) as shown:
+        shown.wait('From another terminal')
+        shown.press('film\nfly away\n')
+        shown.wait('refused: .* nearest')
+        shown.press('5\n')
+        shown.wait('told: push the green cube onto the yellow mark')
+        shown.wait('gate RUN')
+        shown.press(' ')
+        shown.wait(r'STOPPED: e-stop \(SPACE')
+        shown.press('c\n')
+        shown.wait('cleared')
+        shown.press('reset\n')
+        shown.wait('begins anew')
+        shown.press('5\n')
+        shown.wait('done: push', 120)
+        shown.press('\x03')
+        assert shown.process.wait(20) == 0
+        assert shown.modes == shown.before and 'Traceback' not in shown.shown
+    assert (tmp_path / 'play-1.mp4').stat().st_size > 10_000
