@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from dtvla_ros.cli import annotate, data, evaluation, models, recording, talk, train
+from dtvla_ros.cli import annotate, data, evaluation, models, recording, running, talk, train
 from dtvla_ros.cli.arguments import Given, call, group, names, takes
 from dtvla_ros.errors import NodeDied, one_line
 from dtvla_ros.interrupt import say, terminable
@@ -19,7 +19,7 @@ app = group(
     'dtvla',
     'A policy that writes down its thought, then acts: simulate, collect, train, evaluate.',
     add_completion=False, pretty_exceptions_enable=False)
-for part in (talk, topic_cli, models, recording, evaluation, annotate, data, train):
+for part in (talk, running, topic_cli, models, recording, evaluation, annotate, data, train):
     app.add_typer(part.app)
 
 DEMO_TASKS = ('put_the_can_in_the_wooden_bin,stack_the_red_cube_on_the_green_cube,'

@@ -29,7 +29,7 @@ GRAPH: Table = {
     'namespace': ('vla', 'Namespace of the policy node, without a leading slash.'),
     'use_sim_time': ('false', 'All nodes follow /clock, not the wall clock.', 'true', 'false'),
     'transport': ('raw', 'Image topics: sensor_msgs/Image, or CompressedImage on '
-                  '<topic>/compressed.', 'raw', 'compressed')}
+                  'TOPIC/compressed.', 'raw', 'compressed')}
 VIEWERS: Table = {
     'viz': ('none', 'Window to open: RViz, or Rerun by "dtvla view".', 'none', 'rviz', 'rerun'),
     'overlay': ('false', 'Publish overlay/compressed, the cameras with the thought beside them, '
@@ -51,13 +51,14 @@ COMMAND: Table = {
                       "empty: the gate's own name for it.")}
 SIMULATION: Table = {  # parameters of sim_bridge
     'suite': ('tabletop', 'Scenes and tasks.'),
-    'tasks': ("['']", "Task names, e.g. ['a', 'b']; ['']: all of the suite."),
+    'tasks': ("['']", "Task names, such as a,b or ['a', 'b']; ['']: all of the suite."),
     'episodes': ('1', 'Episodes per task.'),
     'seed': ('1000000', 'Seed of the first episode of each task; from 1000000 on nothing was '
              'trained on.'),
     'result_file': ('', 'JSON file for successes, seeds and versions; empty: none.')}
 TYPES = {'use_sim_time': bool, 'overlay': bool, 'tasks': list, 'episodes': int, 'seed': int}
 """Of the arguments that are no text."""
+_KINDS = {bool: 'true or false', int: 'a whole number', list: 'names'}
 
 COMMAND_TOPICS = {
     'servo': '/servo_node/delta_twist_cmds', 'crisp': '/target_pose',
@@ -150,8 +151,10 @@ def _value(name: str, text: str) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = None
+    if kind is list and isinstance(value, str):
+        value = [part.strip() for part in value.split(',')]
     if type(value) is not kind:
-        raise UserError(f'{name}:={text}: a value of type {kind.__name__} expected')
+        raise UserError(f'{name} {text}: {_KINDS[kind]} expected')
     return value
 
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -52,29 +52,38 @@ class NodeProcesses:
         """Return the exit code of a process, None while it runs."""
         return self._processes[name].poll()
 
+    def ended(self) -> Iterator[tuple[str, int, str]]:
+        """Yield name, exit code, and how it ended with its last words, of those that ended."""
+        for name in self._processes:
+            code = self.exit_code(name)
+            if code is not None:
+                *_, line = ['it said nothing',
+                            *self.log(name).read_text(errors='replace').strip().splitlines()]
+                how = f'exit code {code}' if code >= 0 else signal.Signals(-code).name
+                yield name, code, f'{how}: {line.removeprefix("error: ")}'
+
     def require_running(self, may_end: Sequence[str] = ()) -> None:
         """Check that nobody has died; those in ``may_end`` may have ended well.
 
         Raises ``UserError`` if a node refused its input (exit code 2), with the node's own line,
         ``NodeDied`` if it died otherwise.
         """
-        for name in self._processes:
-            code = self.exit_code(name)
-            if code is None or (code == 0 and name in may_end):
-                continue
-            *_, line = ['it said nothing',
-                        *self.log(name).read_text(errors='replace').strip().splitlines()]
+        for name, code, how in self.ended():
             if code == 2:
-                raise UserError(line.removeprefix('error: '))
-            how = f'exit code {code}' if code >= 0 else signal.Signals(-code).name
-            raise NodeDied(f'{name} ended with {how}: {line} ({self.log(name)})')
+                raise UserError(how.partition(': ')[2])
+            if code or name not in may_end:
+                raise NodeDied(f'{name} ended with {how} ({self.log(name)})')
 
-    def stop(self, timeout: float = 4.0) -> None:
-        """Interrupt every process, in the order of their start; kill what stays."""
+    def stop(self, names: Collection[str] | None = None, timeout: float = 4.0) -> None:
+        """Interrupt processes (all, or ``names``), in the order of their start; kill what stays.
+
+        ``timeout``: until they are killed [s].
+        """
         for order in (signal.SIGINT, signal.SIGKILL):
-            running = [p for p in self._processes.values() if p.poll() is None]
+            running = [p for name, p in self._processes.items()
+                       if p.poll() is None and (names is None or name in names)]
             if not running:
-                return
+                break
             for process in running:
                 process.send_signal(order)
             deadline = time.monotonic() + timeout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,12 @@ def test_values_keep_their_types_and_the_file_counts_where_nothing_is_given(
         'out': 'x', 'few': [1.5], 'use_sim_time': True}.items()
 
 
+def test_tasks_may_be_written_as_in_other_commands() -> None:
+    for text in ('a,b', 'a, b', "['a', 'b']", '[a, b]'):
+        bridge = bringup.node_processes({'tasks': text}, simulated=True)['sim_bridge']
+        assert bridge.parameters['tasks'] == ['a', 'b']
+
+
 def test_topics_reach_every_node_that_uses_them() -> None:
     nodes = bringup.node_processes({
         'image_wrist': '/hand', 'transport': 'compressed', 'gate_state': '/g', 'overlay': 'true',
@@ -65,8 +72,8 @@ def test_topics_reach_every_node_that_uses_them() -> None:
 
 
 @pytest.mark.parametrize(('name', 'text'), [
-    ('episodes', 'many'), ('episodes', '2.5'), ('use_sim_time', '1'), ('tasks', 'a'),
+    ('episodes', 'many'), ('episodes', '2.5'), ('use_sim_time', '1'), ('tasks', '3'),
     ('tasks', '[a')])
 def test_what_is_no_value_is_refused_by_name(name: str, text: str) -> None:
-    with pytest.raises(UserError, match=f'^{name}:='):
+    with pytest.raises(UserError, match=f'^{name} .*{re.escape(text)}'):
         bringup.node_processes({name: text}, simulated=True)
