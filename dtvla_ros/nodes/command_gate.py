@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,13 +28,24 @@ from dtvla_ros.nodes.pose_source import PoseSource
 from dtvla_ros.nodes.settings import FINGERS, declare, declare_all, guard, installed, read_all
 from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.run import STEADY, run, wait_until_heard
-from dtvla_ros.safety.gate import JOINTS, POSE, Command, Gate, GateConfig, GateState
+from dtvla_ros.ros.waiting import tell_what_lacks, why_silent
+from dtvla_ros.safety.gate import (
+    HEARTBEAT,
+    JOINTS,
+    NOT_STARTED,
+    POSE,
+    Command,
+    Gate,
+    GateConfig,
+    GateState,
+)
 from dtvla_ros.safety.limits import PROFILES, Limiter, Limits
 
 STATE_PERIOD = 0.05  # the policy's own watchdog lives on gate_state
 WATCH_PERIOD = 0.01  # a stop does not wait for the next tick
 GRAPH_PERIOD = 0.25  # between two looks for competing publishers and gripper listeners [s]
 SAME_TICK = 1e-3  # difference of two stamps of one lock-step tick [s]
+WITH_TASK = ('THINKING', 'ACTING')  # states of the policy
 STILL_TICKS = 4  # commands of stillness that make a stop
 LEVELS = {GateState.STOP: DiagnosticStatus.WARN, GateState.FAULT: DiagnosticStatus.ERROR}
 ARM_STATUS = {'none': '', 'bool': 'std_msgs/msg/Bool', 'int8': 'std_msgs/msg/Int8',
@@ -79,10 +90,12 @@ class CommandGate(Node):
             DiagnosticStatus, relative(names.GATE_STATE), qos.LATCHED)
         self.create_subscription(
             JointTrajectory, relative(names.ACTION_CHUNK), self._on_chunk, qos.LATEST)
-        self.create_subscription(
-            DiagnosticStatus, relative(names.VLA_STATE), self._on_heartbeat, qos.LATCHED)
-        self.create_subscription(
-            JointState, relative(names.JOINT_STATES), self._on_joints, qos_profile_sensor_data)
+        self._subscribed = {
+            HEARTBEAT: self.create_subscription(
+                DiagnosticStatus, relative(names.VLA_STATE), self._on_heartbeat, qos.LATCHED),
+            JOINTS: self.create_subscription(JointState, relative(
+                names.JOINT_STATES), self._on_joints, qos_profile_sensor_data)}
+        self._policy = ''  # its state and reason
         self._pose_source.open()
         self._follow_arm()
         qos.listen_to_anyone(self, Bool, relative(names.ESTOP), self._on_estop)
@@ -98,6 +111,7 @@ class CommandGate(Node):
             self.create_timer(WATCH_PERIOD, self._on_watch, clock=STEADY)
         self.create_timer(STATE_PERIOD, self._report, clock=STEADY)
         self.create_timer(GRAPH_PERIOD, self._watch_graph, clock=STEADY)
+        tell_what_lacks(self, self._lacking)
         self._report()
 
     def destroy_node(self) -> None:
@@ -132,8 +146,10 @@ class CommandGate(Node):
 
     def _on_heartbeat(self, message: DiagnosticStatus) -> None:
         values = conversions.status_values(message)
-        self._gate.on_heartbeat(time.monotonic(), message.message, values.get('reason', ''),
-                                values.get('task', ''))
+        reason = values.get('reason', '')
+        self._policy = f'{message.message} {reason}'
+        self._gate.on_heartbeat(
+            time.monotonic(), message.message, reason, values.get('task', ''))
         self._on_watch()
 
     def _on_joints(self, message: JointState) -> None:
@@ -246,6 +262,21 @@ class CommandGate(Node):
         self._last = command
         if not self._silent:
             self._adapter.send(command.action, command.stamp, command.first_tick)
+
+    def _lacking(self) -> Iterator[str]:
+        """Yield what the gate waits for before it can move the arm; a task is not among it."""
+        ready = self._gate.heard(HEARTBEAT)
+        if not ready:
+            yield (f'the policy: {self._policy}' if self._policy else
+                   why_silent(self, self._subscribed[HEARTBEAT]))
+        if ready or not self._lockstep:  # else the simulator waits for the policy, too
+            if not self._gate.heard(JOINTS):
+                yield why_silent(self, self._subscribed[JOINTS])
+            if not self._gate.heard(POSE):
+                yield self._pose_source.lacking()
+        if self._gate.reason == NOT_STARTED and self._policy.startswith(WITH_TASK):
+            start = self.resolve_service_name('start')
+            yield f'its start, the policy has a task: dtvla topic call {start}'
 
     def _has_competition(self) -> bool:
         return self.count_publishers(self._adapter.topic) > 1

@@ -7,7 +7,7 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from dtvla_ros.nodes.pose_source import PoseSource
 from dtvla_ros.nodes.settings import VlaSettings
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.ros import conversions, images, qos
+from dtvla_ros.ros.waiting import why_silent
 from dtvla_ros.safety.gate import NO_STAMP, OTHER_CLOCK
 from dtvla_ros.safety.watchdog import Watchdog
 
@@ -165,6 +166,15 @@ class Inputs:
     def wrong(self) -> str | None:
         """Return what was last refused of an input that gave nothing good since, or None."""
         return next((f'{name}: {why}' for name, why in self._wrong.items()), None)
+
+    def lacking(self) -> Iterator[str]:
+        """Yield why nothing came from each input that gave nothing, good or bad, since `open`."""
+        heard = self._stamps.keys() | self._wrong.keys()
+        for name, subscription in zip((*IMAGE_TOPICS.values(), JOINTS), self._open):
+            if name not in heard:
+                yield why_silent(self._node, subscription)
+        if POSE not in heard:
+            yield self._pose.lacking()
 
     def trouble(self, steady: float) -> str | None:
         """Return why the arm should hold, or None."""

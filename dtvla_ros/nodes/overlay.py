@@ -6,7 +6,7 @@ import functools
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from builtin_interfaces.msg import Duration
@@ -29,6 +29,7 @@ from dtvla_ros.conventions import relative
 from dtvla_ros.nodes.settings import declare
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.run import STEADY, run
+from dtvla_ros.ros.waiting import tell_what_lacks, why_silent
 
 SILENT = 2.0  # age at which a state is no longer believed [s]
 POSES = 64  # kept to find the one a chunk was decided at; at 100 Hz half a second
@@ -94,10 +95,20 @@ class Overlay(Node):
             JointTrajectory, relative(names.ACTION_CHUNK), self._on_chunk, qos.LATEST)
         self.create_subscription(
             PoseStamped, relative(names.EE_POSE), self._on_pose, qos_profile_sensor_data)
-        for topic in (names.VLA_STATE, names.GATE_STATE):
-            self.create_subscription(DiagnosticStatus, relative(topic),
-                                     functools.partial(self._on_state, topic), qos.LATCHED)
+        self._state_of = {topic: self.create_subscription(
+            DiagnosticStatus, relative(topic), functools.partial(self._on_state, topic),
+            qos.LATCHED) for topic in (names.VLA_STATE, names.GATE_STATE)}
+        tell_what_lacks(self, self._lacking)
         self.create_timer(1.0 / rate, self._draw, clock=STEADY)
+
+    def _lacking(self) -> Iterator[str]:
+        """Yield why what should be drawn for those who watch never came."""
+        for (name, _), subscription in zip(names.IMAGES.items(), self._cameras):
+            if name not in self._frames:
+                yield why_silent(self, subscription)
+        for topic, subscription in self._state_of.items():
+            if self._cameras and topic not in self._states:
+                yield why_silent(self, subscription)
 
     def _on_thought(self, message: String) -> None:
         self._thought = message.data.replace(names.UNFINISHED, ' ...')

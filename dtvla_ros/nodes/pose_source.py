@@ -16,6 +16,7 @@ from dtvla_ros.conventions import EE_POSE, relative
 from dtvla_ros.nodes.settings import declare, installed
 from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.frames import FrameTree
+from dtvla_ros.ros.waiting import why_silent
 
 OnPose = Callable[[NDArray[np.float64], NDArray[np.float64], float], None]
 
@@ -50,6 +51,10 @@ class PoseSource:
             self._type, topic, functools.partial(self._on_transforms, static),
             qos.profile(100, reliable=True, latched=static),
         ) for topic, static in (('/tf', False), ('/tf_static', True))]
+
+    def lacking(self) -> str:
+        """Return why no pose came, as far as the graph shows."""
+        return why_silent(self._node, self._open[0])
 
     def close(self) -> None:
         while self._open:

@@ -6,7 +6,7 @@ import functools
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +35,7 @@ from dtvla_ros.nodes.settings import declare, declare_all
 from dtvla_ros.nodes.sim_frames import BASE, VIEWS, Placed, SimFrames, optical_frame
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.run import STEADY, end, run
+from dtvla_ros.ros.waiting import PERIOD, tell_what_lacks, why_silent
 from dtvla_ros.safety.gate import NOT_READY
 
 ASK_AGAIN = 0.5  # wall time without an answer before the same moment is shown again [s]
@@ -144,6 +145,7 @@ class SimBridge(Node):
         self._sentences: dict[str, str] = {}  # of the scene's tasks, where none is asked for
         self._done, self._open = '', False  # the told one, once it is done; whether it was not
         self._task_before = self._refused = ''
+        self._moved = self._asked
         self._obs: Mapping[str, Any] = {}
         self._info: dict[str, Any] = {}
         self._action, self._action_at = np.zeros(7), 0.0
@@ -180,12 +182,13 @@ class SimBridge(Node):
         self._state = self.create_publisher(String, relative(names.SIM_STATE), qos.LATCHED)
         self._tasks = self.create_publisher(String, relative(names.SIM_TASKS), qos.LATCHED)
         self._frames = SimFrames(self, self._env)
-        self.create_subscription(
+        self._actions = self.create_subscription(
             JointTrajectory, relative(names.ACTION), self._on_action, qos.LATEST)
-        self.create_subscription(
+        self._policies = self.create_subscription(
             DiagnosticStatus, relative(names.VLA_STATE), self._on_policy, qos.LATCHED)
         self.create_subscription(
             DiagnosticStatus, relative(names.GATE_STATE), self._on_gate, qos.LATCHED)
+        tell_what_lacks(self, self._lacking)
 
     def _open_services(self) -> None:
         listed = json.dumps({'suite': self._given.suite, 'tasks': list(self._env.tasks)})
@@ -326,6 +329,22 @@ class SimBridge(Node):
         elif self._given.lockstep and steady - self._asked > ASK_AGAIN:
             self._show(cameras=True)
 
+    def _lacking(self) -> Iterator[str]:
+        """Yield what the scene waits for to move on."""
+        if self._paused or self._finished_at is not None:
+            return
+        told = self._policy
+        policy = (f'the policy is {told["state"]} {told.get("reason", "")}' if told else
+                  why_silent(self, self._policies)).rstrip()
+        if not self._running:
+            yield f'somebody to take "{self._info["instruction"]}": {policy}'
+        elif self._given.endless and not told:
+            yield policy
+        elif (self._given.lockstep and not self._given.endless
+                and time.monotonic() - self._moved > PERIOD):
+            yield (f'an action: {policy}' if self.count_publishers(self._actions.topic_name) else
+                   why_silent(self, self._actions))
+
     def _pause(self, on: bool) -> None:
         if self._paused:
             if not on:
@@ -367,6 +386,7 @@ class SimBridge(Node):
         self._obs, _, terminated, truncated, info = self._env.step(action)
         success, progress, given = bool(info['success']), self._progress, self._given
         progress.step += 1
+        self._moved = time.monotonic()
         self._clock_ns += self._period_ns
         if given.endless:
             self._judge()

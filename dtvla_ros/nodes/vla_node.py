@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 
 import numpy as np
@@ -25,6 +26,7 @@ from dtvla_ros.nodes.instructions import known_as, nearest, refuse_instruction, 
 from dtvla_ros.nodes.settings import VlaSettings, declare_all, declare_former, guard, read_all
 from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.run import STEADY, LifecycleNode, call_soon, end, run, wait_until_heard
+from dtvla_ros.ros.waiting import tell_what_lacks
 
 NAMESPACE = '/vla'
 REQUESTS_BEFORE_NEW = 3  # repetitions of one moment after which a new decision is made
@@ -80,6 +82,7 @@ class VlaNode(LifecycleNode):
         self.create_service(Trigger, 'reset_episode', self._on_reset)
         self.create_timer(HEARTBEAT_PERIOD, self._on_worker, clock=STEADY)
         self.create_timer(1.0, self._diagnose, clock=STEADY)
+        tell_what_lacks(self, self._lacking)
         if self._settings.autostart:
             self._started = self.create_timer(0.0, self._start_by_itself, clock=STEADY)
 
@@ -307,6 +310,18 @@ class VlaNode(LifecycleNode):
 
     def _stream(self, text: str) -> None:
         self._reasoning.publish(String(data=text + names.UNFINISHED))
+
+    def _lacking(self) -> Iterator[str]:
+        """Yield what the node waits for before it can decide; its next task is not among it."""
+        state, reason = self._monitor.status
+        if state in WAITING:
+            by_hand = state is not DecisionState.LOADING and not self._settings.autostart
+            yield f'its activation: {state.name}, {reason}' + (
+                f': ros2 lifecycle set {self.get_fully_qualified_name()} '
+                f'{"activate" if self._worker else "configure"}, or autostart: true'
+                if by_hand else '')
+        if self._worker is not None and (self._monitor.has_task or not self._settings.lockstep):
+            yield from self._inputs.lacking()
 
     def _readings(self, now: float) -> Readings:
         worker = self._worker

@@ -124,7 +124,8 @@ def node_processes(given: Mapping[str, str] | None = None,
                     (*of_policy, *remapped(*_OF_GATE), *commands))]
     if simulated:
         found.append(NodeProcess('sim_bridge', '', values(*SIMULATION, 'use_sim_time'), (
-            *remapped(*IMAGES, 'joint_states', 'ee_pose', 'instruction'), *of_policy)))
+            *remapped(*IMAGES, 'joint_states', 'ee_pose', 'instruction', 'gate_state'),
+            *of_policy)))
     if values('overlay').get('overlay'):
         found.append(NodeProcess('overlay', '', values('use_sim_time', 'transport'), (
             *images, *of_policy, *remapped('ee_pose', 'gate_state'))))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import inspect
 import re
+import shlex
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import rclpy
@@ -27,6 +29,7 @@ from rclpy.publisher import Publisher
 from rclpy.signals import SignalHandlerOptions
 
 from dtvla_ros.errors import UserError, one_line
+from dtvla_ros.ros.bringup import node_processes
 from dtvla_ros.ros.environment import prepare
 
 STEADY = Clock(clock_type=ClockType.STEADY_TIME)
@@ -114,6 +117,9 @@ def run(factory: Callable[[], Node], args: Sequence[str] | None = None) -> int:
             raise KeyboardInterrupt
         end(0)
     try:
+        if args and args[0] in ('-h', '--help'):
+            print(_help(factory))
+            return 0
         if args and args[0] != '--ros-args':
             raise UserError(f'unknown argument {args[0]!r}: nodes take --ros-args -p name:=value, '
                             '-r from:=to, --params-file FILE')
@@ -132,6 +138,20 @@ def run(factory: Callable[[], Node], args: Sequence[str] | None = None) -> int:
             raise
         print('error: ' + ' '.join(message.split()), file=sys.stderr)
         return 2
+
+
+def _help(factory: Callable[[], Node]) -> str:
+    """Return what a node does and how it is started, by hand and with the others."""
+    name = Path(sys.argv[0]).stem
+    process = node_processes({'overlay': 'true'}, simulated=True).get(name)
+    example = [] if process is None else [
+        'By itself, with names and parameters as the launch files give them:', '  ' + shlex.join(
+            [name, *process.ros_arguments('config/sim_realtime.yaml')]), '']
+    return '\n'.join([
+        f'usage: {name} [--ros-args [-p NAME:=VALUE] [-r FROM:=TO] [--params-file FILE] ...]', '',
+        (inspect.getdoc(factory) or '').replace('`', ''), '', *example,
+        'Together with the other nodes, from one parameter file: dtvla run',
+        'Topics, services and parameters: docs/nodes.md; of a running node: ros2 param describe.'])
 
 
 def _init(args: Sequence[str]) -> None:

@@ -35,6 +35,7 @@ IDLE = 'policy is idle'
 NO_STAMP = 'its stamp is 0: let its driver stamp what it publishes'
 OTHER_CLOCK = 'stamped {:.1f} s away from this clock: is use_sim_time the same everywhere?'
 PAUSED = 'paused'
+NOT_STARTED = 'not started'
 NOT_READY = ('UNCONFIGURED', 'LOADING', 'INACTIVE')  # of the policy, before its first task
 ENDED = ('STOPPED', 'FAULT', *NOT_READY)
 MAX_ROWS = 256
@@ -200,6 +201,10 @@ class Gate:
         if (new_task and state not in ENDED and self._config.auto_start
                 and self.state is GateState.STOP):
             self._begin()
+
+    def heard(self, name: str) -> bool:
+        """Return whether anything of HEARTBEAT, JOINTS or POSE came, be it refused."""
+        return name in self._refused or math.isfinite(self._watchdog.age(name, 0.0))
 
     def on_refused(self, name: str, why: str) -> None:
         """Take why a sample of JOINTS or POSE is no sign of life."""
