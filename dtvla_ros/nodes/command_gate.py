@@ -32,7 +32,6 @@ from dtvla_ros.ros.waiting import tell_what_lacks, why_silent
 from dtvla_ros.safety.gate import (
     HEARTBEAT,
     JOINTS,
-    NOT_STARTED,
     POSE,
     Command,
     Gate,
@@ -274,7 +273,7 @@ class CommandGate(Node):
                 yield why_silent(self, self._subscribed[JOINTS])
             if not self._gate.heard(POSE):
                 yield self._pose_source.lacking()
-        if self._gate.reason == NOT_STARTED and self._policy.startswith(WITH_TASK):
+        if self._gate.reason == names.NOT_STARTED and self._policy.startswith(WITH_TASK):
             start = self.resolve_service_name('start')
             yield f'its start, the policy has a task: dtvla topic call {start}'
 

@@ -35,7 +35,6 @@ IDLE = 'policy is idle'
 NO_STAMP = 'its stamp is 0: let its driver stamp what it publishes'
 OTHER_CLOCK = 'stamped {:.1f} s away from this clock: is use_sim_time the same everywhere?'
 PAUSED = 'paused'
-NOT_STARTED = 'not started'
 NOT_READY = ('UNCONFIGURED', 'LOADING', 'INACTIVE')  # of the policy, before its first task
 ENDED = ('STOPPED', 'FAULT', *NOT_READY)
 MAX_ROWS = 256
