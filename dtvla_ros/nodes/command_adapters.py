@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,13 +16,32 @@ from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import Chunk
-from dtvla_ros.conventions import ACTION, FINGER_JOINTS, GRIPPER, TARGET_POSE, TWIST, relative
-from dtvla_ros.nodes.settings import declare, installed
+from dtvla_ros.conventions import (
+    ACTION,
+    FINGER_JOINTS,
+    GRIPPER,
+    TARGET_POSE,
+    TWIST,
+    parameter,
+    relative,
+)
+from dtvla_ros.nodes.settings import declare_all, installed
 from dtvla_ros.ros import conversions, qos
 
 ACTIONS = {'gripper_command': 'control_msgs/action/GripperCommand',
            'parallel_gripper_command': 'control_msgs/action/ParallelGripperCommand'}
 Placed = tuple[NDArray[np.float64], NDArray[np.float64]]  # position [3] m, quaternion [4] xyzw
+
+
+@dataclass(frozen=True, slots=True)
+class GripperSettings:
+    """Parameters of the gripper's interface, of arms that have one."""
+
+    gripper: str = parameter('topic', 'interface of the gripper', choices=('topic', *ACTIONS))
+    gripper_open_position: float = parameter(
+        0.04, 'position of the open gripper; Franka: half the width [m]', low=0)
+    gripper_max_effort: float = parameter(20.0, 'of a grasp [N]', low=0)
+    gripper_joint: str = parameter(FINGER_JOINTS[0], 'joint of a parallel_gripper_command')
 
 
 class GripperTopic:
@@ -48,12 +68,8 @@ class GripperAction:
     the action's own result is not asked for; whether a goal was reached is measured elsewhere.
     """
 
-    def __init__(self, node: Node, kind: str) -> None:
-        self._open = declare(node, 'gripper_open_position', 0.04,
-                             'position of the open gripper; Franka: half the width [m]', low=0)
-        self._effort = declare(node, 'gripper_max_effort', 20.0, 'of a grasp [N]', low=0)
-        self._joint = declare(node, 'gripper_joint', FINGER_JOINTS[0],
-                              'joint of a parallel_gripper_command')
+    def __init__(self, node: Node, settings: GripperSettings) -> None:
+        kind, self._settings = settings.gripper, settings
         self._parallel = kind == 'parallel_gripper_command'
         self._type = installed(ACTIONS[kind], f'gripper = "{kind}"', '"topic"')
         self._client = ActionClient(node, self._type, 'gripper_action')
@@ -62,10 +78,11 @@ class GripperAction:
     def send(self, channel: float) -> None:
         if not channel or channel == self._last or not self._client.server_is_ready():
             return
-        self._last, position = channel, self._open if channel < 0 else 0.0
-        goal = self._type.Goal()
-        command = {'position': position, 'max_effort': self._effort} if not self._parallel else {
-            'name': [self._joint], 'position': [position], 'effort': [self._effort]}
+        given, goal = self._settings, self._type.Goal()
+        self._last, position = channel, given.gripper_open_position if channel < 0 else 0.0
+        effort = given.gripper_max_effort
+        command = {'position': position, 'max_effort': effort} if not self._parallel else {
+            'name': [given.gripper_joint], 'position': [position], 'effort': [effort]}
         for name, value in command.items():
             setattr(goal.command, name, value)
         self._client.send_goal_async(goal)
@@ -159,13 +176,13 @@ PRESETS: dict[str, type[CommandAdapter]] = {
 
 
 def make_adapter(node: Node, preset: str, base_frame: str) -> CommandAdapter:
-    """Build a preset's adapter; declares ``gripper`` where the arm's has a topic of its own.
+    """Build a preset's adapter; declares `GripperSettings`, which sim_osc has no use for.
 
     Raise UserError if the gripper's action type is not installed.
     """
+    settings = declare_all(node, GripperSettings())
     gripper: GripperTopic | GripperAction | None = None
     if preset != 'sim_osc':
-        kind = declare(node, 'gripper', 'topic', 'interface of the gripper',
-                       choices=('topic', *ACTIONS))
-        gripper = GripperTopic(node) if kind == 'topic' else GripperAction(node, kind)
+        gripper = (GripperTopic(node) if settings.gripper == 'topic' else
+                   GripperAction(node, settings))
     return PRESETS[preset](node, base_frame, gripper)

@@ -64,8 +64,8 @@ class CommandGate(Node):
         config = declare_all(self, GateConfig())
         self._period, self._lockstep = 1.0 / config.rate, config.lockstep
         preset = declare(self, 'preset', 'sim_osc', 'kind of arm', choices=PRESETS)
-        arm = declare(self, 'arm_joints', names.ARM_JOINTS, 'joints of the arm')
-        fingers = declare(self, 'finger_joints', names.FINGER_JOINTS, FINGERS)
+        arm = declare(self, 'arm_joints', names.ARM_JOINTS, 'joints of the arm', distinct=True)
+        fingers = declare(self, 'finger_joints', names.FINGER_JOINTS, FINGERS, distinct=True)
         # Apart, because an arm must not stand still where its gripper falls silent.
         self._arm = conversions.JointReader(arm)
         self._fingers = conversions.JointReader((), fingers)

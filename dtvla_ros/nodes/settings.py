@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rcl_interfaces import msg
+from rclpy.exceptions import InvalidParameterTypeException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
@@ -32,17 +33,26 @@ Table = TypeVar('Table')
 
 def declare(
     node: Node, name: str, default: Any, description: str, *, choices: Collection[str] = (),
-    low: float | None = None, high: float | None = None, changeable: bool = False,
-    hint: str = '') -> Any:
+    low: float | None = None, high: float | None = None, length: int | None = None,
+    distinct: bool = False, changeable: bool = False, hint: str = '') -> Any:
     """Declare a parameter and return its value.
 
     Fixed at start unless ``changeable``. A set outside ``choices`` or ``low`` .. ``high`` is
-    refused (``hint`` ends that of a choice); at start UserError or InvalidParameterValueException.
+    refused (``hint`` ends that of a choice), and a list of another ``length``, of no or equal
+    entries where they are ``distinct``; at start UserError or InvalidParameterValueException.
     """
     listed = ', '.join(filter(None, choices))
 
     def refuse(value: Any) -> str | None:
-        return None if value in choices else f'{name} = "{value}"; choose from {listed}{hint}'
+        if value is None:
+            return f'{name} is empty: give it a value, or leave it out for {default}'
+        if choices and value not in choices:
+            return f'{name} = "{value}"; choose from {listed}{hint}'
+        if length is not None and len(value) != length:
+            return f'{name} = {list(value)}: {len(value)} values, {length} expected'
+        if distinct and not (value and all(value) and len(set(value)) == len(value)):
+            return f'{name} = {list(value)}: names expected, none empty or twice'
+        return None
 
     if choices:
         description += f': {listed}'
@@ -56,10 +66,14 @@ def declare(
         else:
             descriptor.floating_point_range = [msg.FloatingPointRange(**ends)]
     default = list(default) if isinstance(default, tuple) else default
-    value: Any = node.declare_parameter(name, default, descriptor).value
-    if choices and (refusal := refuse(value)):
+    try:
+        value: Any = node.declare_parameter(name, default, descriptor).value
+    except InvalidParameterTypeException as error:
+        integer = "'INTEGER" in str(error) and "'DOUBLE" in str(error)
+        raise UserError(f'{error}{"; write 2.0 for 2" if integer else ""}') from error
+    if refusal := refuse(value):
         raise UserError(f'parameter {refusal}')
-    if choices and changeable:
+    if changeable:
         guard(node, (name,), lambda p: refuse(p.value))
     return value
 
@@ -115,8 +129,8 @@ class VlaSettings:
     replan_steps: int = parameter(
         0, 'control steps between decisions; 0: as the policy says', low=0)
     transport: str = parameter('raw', 'image topics', choices=('raw', 'compressed'))
-    arm_joints: tuple[str, ...] = parameter(ARM_JOINTS, 'joints of the arm')
-    finger_joints: tuple[str, ...] = parameter(FINGER_JOINTS, FINGERS)
+    arm_joints: tuple[str, ...] = parameter(ARM_JOINTS, 'joints of the arm', distinct=True)
+    finger_joints: tuple[str, ...] = parameter(FINGER_JOINTS, FINGERS, distinct=True)
     max_skew_s: float = parameter(0.03, 'largest stamp difference in one observation', low=0.0)
     max_age_s: float = parameter(
         0.5, 'age of an observation beyond which no decision is based on it', low=0.01)

@@ -31,6 +31,7 @@ from rclpy.signals import SignalHandlerOptions
 from dtvla_ros.errors import UserError, one_line
 from dtvla_ros.ros.bringup import node_processes
 from dtvla_ros.ros.environment import prepare
+from dtvla_ros.ros.parameters import require_known
 
 STEADY = Clock(clock_type=ClockType.STEADY_TIME)
 BAD_INPUT = (UserError, ParameterException, NameValidationException)  # not the code's fault
@@ -125,7 +126,8 @@ def run(factory: Callable[[], Node], args: Sequence[str] | None = None) -> int:
                             '-r from:=to, --params-file FILE')
         _init(args)
         with _handling(handle, signal.SIGINT, signal.SIGTERM), _ready(
-                factory, closing) as (_, executor):
+                factory, closing) as (node, executor):
+            require_known(node, args)
             while rclpy.ok() and not _outcomes:
                 executor.spin_once(timeout_sec=WAIT)
         outcome = _outcomes[0] if _outcomes else 0
@@ -136,7 +138,10 @@ def run(factory: Callable[[], Node], args: Sequence[str] | None = None) -> int:
         message = str(error) if isinstance(error, BAD_INPUT) else one_line(error)
         if message is None:
             raise
-        print('error: ' + ' '.join(message.split()), file=sys.stderr)
+        said = ' '.join(message.split())
+        files = [value for option, value in zip(args, args[1:])
+                 if option == '--params-file' and value not in said]
+        print(' '.join(['error:', said, *(f'({file})' for file in files)]), file=sys.stderr)
         return 2
 
 

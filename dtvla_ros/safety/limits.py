@@ -30,9 +30,11 @@ class Limits:
     step_linear: float = parameter(0.05, 'largest offset of one step [m]', low=TINY)
     step_angular: float = parameter(0.5, 'largest turn of one step [rad]', low=TINY)
     workspace_low: tuple[float, float, float] = parameter(
-        osc.WORKSPACE_LOW, 'lower corner of the box that goals must lie in, base frame [m]')
+        osc.WORKSPACE_LOW, 'lower corner of the box that goals must lie in, base frame [m]',
+        length=3)
     workspace_high: tuple[float, float, float] = parameter(
-        osc.WORKSPACE_HIGH, 'upper corner of the box that goals must lie in, base frame [m]')
+        osc.WORKSPACE_HIGH, 'upper corner of the box that goals must lie in, base frame [m]',
+        length=3)
     per_axis: bool = parameter(False, 'bound each axis instead of the length of the vector')
 
     def __post_init__(self) -> None:

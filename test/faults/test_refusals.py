@@ -1,4 +1,4 @@
-"""Rows 8, 10, 11, 23, 25 to 27: what the managed node refuses, with the reason."""
+"""Rows 8, 10, 11, 23, 25 to 27, 43: what a node refuses, with the reason."""
 
 import json
 import shutil
@@ -173,6 +173,24 @@ def test_08_a_truncated_jpeg_holds(managed, check):
     truncated.clear()
     rig.goes_on()
     timer.cancel()
+
+
+@pytest.mark.parametrize(('section', 'parameter', 'word'), [
+    ('/command_gate', 'workspace_hihg', 'the nearest is workspace_high'),
+    ('/**', 'workspace_hihg', 'the nearest is workspace_high'),
+    ('/my_gate', 'workspace_high', 'not for /command_gate')])
+def test_43_a_box_that_would_be_left_out_is_refused(
+        rig, tmp_path, check, section, parameter, word):
+    (tmp_path / 'cell.yaml').write_text(
+        f'{section}: {{ros__parameters: {{{parameter}: [0.7, 0.3, 0.5]}}}}')
+    rig.begin('command_gate', '--params-file', str(tmp_path / 'cell.yaml'))
+    process = rig.processes['command_gate']
+    rig.spin(lambda: process.poll() is not None, 30, 'the end of the gate')
+    del rig.processes['command_gate']
+    said = rig.log('command_gate').splitlines()[-1]
+    assert process.returncode == 2 and said.startswith('error: ') and word in said, said
+    assert not rig.commands
+    check(43, said='refused')
 
 
 @pytest.mark.parametrize('source', ['topic', 'tf'])

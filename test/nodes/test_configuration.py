@@ -1,5 +1,7 @@
 """Parameter files name only what the nodes really have, and the joints of the arm they are for."""
 
+from difflib import get_close_matches
+
 import pytest
 import yaml
 from support.graph import ROOT
@@ -8,6 +10,7 @@ from dtvla_ros.nodes.command_gate import CommandGate
 from dtvla_ros.nodes.overlay import Overlay
 from dtvla_ros.nodes.sim_bridge import SimBridge
 from dtvla_ros.nodes.vla_node import VlaNode
+from dtvla_ros.ros.parameters import MISSPELT, TWINS, require_known
 from dtvla_ros.safety.gate import GateState
 
 FR3_ARM = [f'fr3_joint{k}' for k in range(1, 8)]
@@ -26,7 +29,7 @@ def test_every_parameter_in_a_file_exists_and_a_robot_does_not_move_by_itself(gr
     # Not '/**': in rcl it would win over, or lose against, -p and launch files unexpectedly.
     nodes = {name: graph.join(NODES[name]) for name in given}
     for name, values in given.items():
-        assert {'use_sim_time', 'lockstep'} <= values.keys() or path.stem == 'gazebo'
+        assert {'use_sim_time', 'lockstep'} <= values.keys() or name == 'overlay'
         assert not [key for key in values if not nodes[name].has_parameter(key)], name
     if path.stem.startswith('robot'):
         vla, gate, made = given['vla_node'], given['command_gate'], nodes['command_gate']
@@ -35,6 +38,34 @@ def test_every_parameter_in_a_file_exists_and_a_robot_does_not_move_by_itself(gr
         assert made.get_parameter('preset').value == path.stem.removeprefix('robot_')
         assert made._gate.state is GateState.STOP and not made._lockstep
         assert made._gate._config.heartbeat_stop_s == 0.0, 'a silent policy stops at once'
+
+
+LEGAL = [  # whom a file is for, and what it says
+    (NODES, '/**: {ros__parameters: {use_sim_time: true, arm_joints: [a], rate: 20.0}}'),
+    (NODES, '/**: {ros__parameters: {autostart: true, auto_start: true, robot_description: x}}'),
+    (NODES, '/**: {ros__parameters: {qos_overrides: {/tf: {publisher: {depth: 3}}}}}'),
+    (['vla_node'], '/*/vla_node: {ros__parameters: {mode: full}}'),
+    (['vla_node'], '/vla/*: {ros__parameters: {mode: full}}'),
+    (['vla_node'], '/**/vla_node: {ros__parameters: {start_type_description_service: true}}'),
+    (['vla_node'], 'vla: {vla_node: {ros__parameters: {mode: full}}}'),
+    (['command_gate'], 'command_gate: {ros__parameters: {rate: 20.0}}'),
+    (['command_gate', 'overlay'], '/*: {ros__parameters: {rate: 20.0}}'),
+    (['command_gate'], '{/a: {ros__parameters: {x: 1}}, /command_gate: {ros__parameters: {}}}')]
+
+
+def test_files_with_wildcards_and_for_several_nodes_are_legal(graph, tmp_path):
+    graph.listen('--ros-args', '-r', 'vla_node:__ns:=/vla')
+    nodes, path = {name: graph.join(kind) for name, kind in NODES.items()}, tmp_path / 'cell.yaml'
+    for names, text in (*LEGAL, *((yaml.safe_load(text), text)
+                                  for text in (file.read_text() for file in FILES))):
+        path.write_text(text)
+        for name in names:
+            require_known(nodes[name.split('/')[-1]], ['--ros-args', '--params-file', str(path)])
+    had = {name: {*node._parameters} for name, node in nodes.items()}
+    assert not [(one, near) for mine in had.values() for others in had.values()
+                for one in others - mine
+                if (near := get_close_matches(one, mine, 1, MISSPELT)) and one not in TWINS], (
+        "nearly another node's name would be refused in a section for all nodes")
 
 
 def test_former_parameters_are_declared_without_effect_and_warned_of_once(graph):

@@ -33,6 +33,46 @@ def test_a_bad_parameter_is_named(refusal, name, parameters, words):
     assert all(word in line for word in words), line
 
 
+BOX = 'workspace_high: [0.7, 0.35, 0.5]'
+
+
+@pytest.mark.parametrize(('name', 'section', 'values', 'words'), [
+    ('command_gate', '/command_gate', 'workspace_high: [0.7, 0.35]',
+     ['workspace_high = [0.7, 0.35]', '2 values, 3 expected']),
+    ('command_gate', '/command_gate', 'workspace_low: [0.3, -0.3, 0.0, 0.1]', ['3 expected']),
+    ('command_gate', '/command_gate', 'workspace_low: [0, 0, 0]',
+     ['workspace_low', '[0, 0, 0]', 'DOUBLE_ARRAY', 'write 2.0 for 2']),
+    ('command_gate', '/command_gate', 'workspace_low: [.nan, 0.0, 0.0]', ['workspace', 'nan']),
+    ('command_gate', '/command_gate', 'linear_speed: .nan', ['linear_speed', 'nan', 'range']),
+    ('command_gate', '/command_gate', 'arm_joints: [a, b, a]', ['arm_joints', 'twice']),
+    ('vla_node', '/**', 'finger_joints: []', ['finger_joints is empty']),
+    ('command_gate', '/command_gate', 'workspace_hihg: [0.7, 0.3, 0.5]',
+     ['workspace_hihg', 'nearest is workspace_high']),
+    ('command_gate', '/**', 'workspace_hihg: [0.7, 0.3, 0.5]', ['nearest is workspace_high']),
+    ('command_gate', 'command_gate', 'limits: {linear_speed: 0.1}', ['limits.linear_speed']),
+    ('vla_node', '/**/vla_node', 'polcy: models/nano', ['polcy', 'nearest is policy']),
+    ('overlay', '/*', 'jpeg_qualtiy: 3', ['nearest is jpeg_quality']),
+    ('command_gate', '/gate', BOX, ['/gate', 'not for /command_gate', '"/command_gate"']),
+    ('command_gate', '/robot/command_gate', BOX, ['not for /command_gate']),
+    ('command_gate', '/*/command_gate', BOX, ['not for /command_gate']),
+    ('vla_node', 'vla_node', 'threads: 2', ['not for /vla/vla_node'])])
+def test_a_parameter_file_that_would_be_left_out_is_refused(
+        refusal, tmp_path, name, section, values, words):
+    path = tmp_path / 'cell.yaml'
+    path.write_text(f'{section}: {{ros__parameters: {{{values}}}}}')
+    names = ['-r', '__ns:=/vla'] if name == 'vla_node' else []
+    line = refusal(name, *names, '--params-file', str(path))
+    assert all(word in line for word in (*words, str(path))), line
+
+
+@pytest.mark.parametrize(('words', 'said'), [
+    (['-p', 'workspace_hihg:=[0.7]'], 'nearest is workspace_high'),
+    (['-p', 'moon:=3'], 'has no parameter moon; it has acceleration'),
+    (['-p', 'gate:rate:=20.0'], 'the node is /command_gate')])
+def test_a_parameter_on_the_command_line_that_would_be_left_out_is_refused(refusal, words, said):
+    assert said in refusal('command_gate', *words)
+
+
 @pytest.mark.parametrize(('name', 'parameters', 'package'), [
     *((name, ['pose_source:=tf'], 'tf2_msgs') for name in ('vla_node', 'command_gate')),
     ('command_gate', ['preset:=servo', 'gripper:=gripper_command'], 'control_msgs'),
