@@ -15,6 +15,7 @@ from typer import Argument, Option
 from dtvla_ros.cli.arguments import ChunkSteps, File, NewDataset, call, group, names
 from dtvla_ros.cli.data import data
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import find_shared
 from dtvla_ros.ros.environment import require_one_ros
 
 app = group()
@@ -56,7 +57,7 @@ def record(
         raise UserError(f'--topics {wrong[0]}: write the whole name of a topic, as in '
                         '/joint_states')
     told = RobotNames(parse_topics(topic or ())).over(
-        RobotNames() if params_file is None else names_in_params(params_file))
+        RobotNames() if params_file is None else names_in_params(find_shared(params_file)))
     raise typer.Exit(run(out, names(topics), seconds, told))
 
 

@@ -378,11 +378,12 @@ class _Reading:
         told = '--base-frame, or the bag, says' if base else f'{posed} is in'
         for topic, found in self.frames.items():
             if known and (other := sorted(found - {known})):
-                raise UserError(
-                    f'{self.path}: {topic}: header.frame_id is {other[0]!r}, {told} {known!r}; '
-                    + (f'give --base-frame {other[0]} if that is the frame of all poses and '
-                       'commands' if base and len(self.frames) == 1 else 'record both in one frame'
-                       ) + ', or take the pose from /tf with --base-frame and --ee-frame')
+                cures = ['record all poses and commands in one frame',
+                         *([f'give --base-frame {other[0]} if it is that of all'] if base else []),
+                         *([] if self.by_tf or 'tf' not in self.sources else [
+                             'take the pose from /tf with --base-frame and --ee-frame'])]
+                raise UserError(f'{self.path}: {topic}: header.frame_id is {other[0]!r}, {told} '
+                                f'{known!r}; {", or ".join(cures)}')
 
     def _require_stamps(self, topic: str, track: Track, commands: Track) -> None:
         """Refuse a topic without stamps, or with those of another clock."""

@@ -28,13 +28,14 @@ def joint_rows(rows: Sequence[Row], names: RobotNames, where: str,
             raise UserError(f'{where} lacks {absent[0]} (it has {listed(sorted(known))}); name '
                             f'the {kind} with {option}')
     reader, found, left_out = JointReader(arm, fingers), list[Row](), Counter[str]()
+    first = rows[0][1]  # seconds since then are exact
     for received, stamp, (told, positions) in rows:
-        joints = reader.take(told, positions, stamp * 1e-9)
+        joints = reader.take(told, positions, (stamp - first) * 1e-9)
         if joints is not None:
             opening = sum(abs(joints.positions[name]) for name in fingers)
             if refused := refuse_opening(opening):
                 raise UserError(f'{where}: {refused}')
-            found.append((received, stamp, {
+            found.append((received, first + round(joints.stamp * 1e9), {
                 name: joints.positions[name] for name in (*arm, *fingers)}))
         elif {*told} & {*arm, *fingers}:
             left_out[f'{where.rpartition(": ")[2]}: {reader.why}'] += 1

@@ -12,12 +12,13 @@ import yaml
 from builtin_interfaces.msg import Time
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from rosbags.interfaces import QosDurability, QosReliability
-from sensor_msgs.msg import Image, JointState
+from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 from typer.testing import CliRunner
 
 from dtvla_ros.cli import app
-from dtvla_ros.data.bag import decode, message_types, open_bag
+from dtvla_ros.data.bag import decode, kept_names, message_types, open_bag
+from dtvla_ros.data.robot_names import RobotNames
 from dtvla_ros.errors import UserError
 from dtvla_ros.recording.record import DISK_FULL, BagThread, BagWriter, bag_qos
 from dtvla_ros.ros import images
@@ -133,8 +134,36 @@ def test_a_later_publisher_that_offers_less_is_heard_too(graph, tmp_path):
     assert {m.data for m in read(tmp_path / 'bag')['/instruction']} >= {'first', 'second', 'third'}
 
 
+def test_other_names_are_recorded_and_kept_and_silence_is_told(graph, tmp_path):
+    """A camera that only comes compressed, too; what has a type that a dataset needs is named."""
+    node, out = graph.listen(), tmp_path / 'bag'
+    node.create_publisher(String, '/said', LATCHED).publish(String(data='put it there'))
+    node.create_publisher(CompressedImage, '/hand/compressed', LATCHED).publish(
+        CompressedImage(format='jpeg'))
+    node.create_publisher(Image, '/front/image_raw', LATCHED).publish(Image())
+    node.create_publisher(JointState, '/joint_states', LATCHED)
+    params = tmp_path / 'robot.yaml'
+    params.write_text('/**: {ros__parameters: {base_frame: base_link}}')
+    recording = start(out, '--topic', 'instruction=/said', '--topic', 'image_wrist=/hand',
+                      '--topic', 'target_pose=', '--params-file', str(params), '--seconds', '6')
+    printed, _ = ended(graph, recording, 0)
+    assert set(read(out)) == {'/said', '/hand/compressed'}
+    lines = printed.splitlines()
+    assert any('/image_primary' in line and '--topic image_primary=/front/image_raw' in line
+               for line in lines), printed
+    assert any('/joint_states' in line and line.startswith('warning: ') for line in lines)
+    silent = next(line for line in lines if line.startswith('never heard: '))
+    assert '/joint_states (published, but nothing came)' in silent and '/estop' in silent
+    assert '/said' not in silent and '/hand' not in silent
+    with open_bag(out) as reader:
+        assert kept_names(reader, out) == RobotNames(
+            {'instruction': '/said', 'image_wrist': '/hand'}, 'base_link')
+
+
 @pytest.mark.parametrize(('arguments', 'word'), [
-    ((), 'exists already'), (('--topics', 'joint_states'), '/joint_states')])
+    (('--topics', '/a b'), '/a b'), (('--topic', 'image=/a'), 'image'),
+    (('--params-file', 'no.yaml'), 'no.yaml'), ((), 'exists already'),
+    (('--topics', 'joint_states'), '/joint_states')])
 def test_bad_input_touches_nothing(tmp_path, arguments, word):
     (tmp_path / 'kept').write_text('mine')
     done = CliRunner().invoke(app, ['record', '--out', str(tmp_path), *arguments])

@@ -10,6 +10,7 @@ import pytest
 import rclpy
 from rclpy.node import Node
 
+from dtvla_ros.data.robot_names import parse_topics
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros import bringup
 
@@ -69,6 +70,15 @@ def test_topics_reach_every_node_that_uses_them() -> None:
         'vla/state': '/mind/state'}.items()
     assert bringup.viewer_commands({'record': 'a b', 'viz': 'rerun'}) == {
         'view': ['view', '--spawn'], 'record': ['record', '--out', 'a b']}
+    words = bringup.viewer_commands({
+        'record': 'bag', 'image_wrist': '/hand', 'transport': 'compressed', 'namespace': 'mind',
+        'command_topic': '/arm', 'params_file': 'robot.yaml'})['record']
+    assert words[:3] == ['record', '--out', 'bag']
+    assert words[-2:] == ['--params-file', 'robot.yaml']
+    assert parse_topics(words[4:-2:2]) == {
+        'image_primary': '/image_primary/compressed', 'image_wrist': '/hand/compressed',
+        'twist_cmd': '/arm', 'target_pose': '/arm', 'vla/action_chunk': '/mind/action_chunk',
+        'vla/state': '/mind/state', 'vla/reasoning': '/mind/reasoning'}
 
 
 @pytest.mark.parametrize(('name', 'text'), [

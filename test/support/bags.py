@@ -20,7 +20,7 @@ DOWN = Rotation.from_euler('xyz', [np.pi, 0.1, 0.2])
 
 
 class Bag:
-    """Writes messages, each received a millisecond after the one before."""
+    """Writes messages, each received a millisecond or more after the one before."""
 
     def __init__(self, path):
         self._writer = Writer(path, version=8, storage_plugin=StoragePlugin.MCAP)
@@ -57,6 +57,7 @@ class Robot:
     shade: int = 0
     late: bool = False  # the last step is received after the next run has begun
     actions: np.ndarray = field(init=False)
+    begun: int = 0
 
     def __post_init__(self):
         rng = np.random.default_rng(0)
@@ -69,6 +70,7 @@ class Robot:
         bag, before = Bag(path), None
         for run in (self, *more):
             bag.received += 2 * 10**9
+            run.begun = bag.received
             bag.put('/instruction', 'std_msgs/msg/String', data=run.task)
             if episode:
                 run._report(bag, False)
@@ -87,13 +89,14 @@ class Robot:
             'success': done and self.task.startswith('put'), 'done': done}))
 
     def _step(self, bag, k):
+        bag.received = max(bag.received, self.begun + k * 5 * 10**7)
         ns = round((self.clock + 0.05 * k) * 1e9)
         stamp = Message(sec=ns // 10**9, nanosec=ns % 10**9)
         head = Message(stamp=stamp, frame_id='base')
         silent = {topic for topic, step in self.without if step == k}
         for topic in {'/image_primary', '/image_wrist'} - silent:
             if k % self.camera_every == 0:
-                pixels = np.full((32, 32, 3), 10 * k + self.shade, np.uint8)
+                pixels = np.full((32, 32, 3), (10 * k + self.shade) % 256, np.uint8)
                 bag.put(topic, 'sensor_msgs/msg/CompressedImage',
                         data=images.serialize_compressed(pixels, stamp))
         none = np.zeros(0)
