@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from typing import Self
 
 Key = Callable[[Mapping[str, Any]], Any]  # what names a row
+LFS = b'version https://git-lfs.github.com/spec/'  # with which a Git LFS pointer begins
+SHOWN = 160  # characters of another library's message that are worth repeating
 BY_EPISODE: Key = itemgetter('episode')
 
 
@@ -44,14 +46,33 @@ def require_writable(*paths: Path | None) -> None:
             raise UserError(f'cannot write {path}; choose another file')
 
 
+def unreadable(path: Path, error: object, remedy: str = 'copy it again',
+               what: str = 'cannot be read') -> UserError:
+    """Return the error that says why a file cannot be read.
+
+    It is not there, a folder, empty, a Git LFS pointer, or ``what``, with what a library says.
+    """
+    if not os.path.exists(path):  # false, too, for names that no file can have
+        link = 'a link to nothing' if os.path.islink(path) else 'no such file'
+        return UserError(f'{path}: {link}; {remedy}')
+    try:
+        with path.open('rb') as file:
+            begin = file.read(len(LFS))
+    except OSError as failed:
+        return UserError(f'{path}: {failed.strerror}; {remedy}')
+    if begin == LFS:
+        return UserError(f'{path}: a Git LFS pointer, not the file itself; run git lfs pull where '
+                         'it was cloned')
+    said = ' '.join(str(error).replace(str(path), 'it').split())[:SHOWN]
+    return UserError(f'{path}: {f"{what} ({said})" if begin else "an empty file"}; {remedy}')
+
+
 def read_json(path: Path, remedy: str = 'copy it again') -> dict[str, Any]:
     """Return the object in a JSON file; ``UserError`` with ``remedy`` if there is none."""
     try:
         value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f'{path}: no such file; {remedy}') from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f'{path}: not readable JSON ({error}); {remedy}') from None
+        raise unreadable(path, error, remedy, 'not readable JSON') from None
     if not isinstance(value, dict):
         raise UserError(f'{path}: holds no JSON object; {remedy}')
     return value

@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from dtvla_ros.errors import UserError
 
 _EPSILON = 1e-8  # as published, so that released statistics give released numbers
+STILL = 1e-6  # span below which a channel counts as constant
+NARROW = 1e-3  # span to either side of a constant channel: what is decoded stays beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,23 @@ class ActionStatistics:
                 raise UserError(f'action statistics: channel {k} is not finite ({low}, {high})')
             if k < len(self.q01) - 1 and high <= low:
                 raise UserError(f'action statistics: channel {k} has q01 {low} >= q99 {high}; '
-                                'recompute them from the dataset')
+                                'make them with dtvla data stats DATASET --out FOLDER, which '
+                                'gives a constant channel a narrow span')
+
+    @classmethod
+    def of(cls, actions: ArrayLike) -> ActionStatistics:
+        """Return those of actions [N, D], N > 0.
+
+        Where the quantiles of a channel coincide its extremes stand for them, and where those do,
+        too, a narrow span around its value. Raises ``UserError`` for what is not finite.
+        """
+        values = np.asarray(actions, np.float64)
+        low, high = np.quantile(values, (0.01, 0.99), axis=0)
+        still = high - low < STILL
+        low, high = np.where(still, values.min(0), low), np.where(still, values.max(0), high)
+        still = high - low < STILL
+        return cls(tuple(np.where(still, low - NARROW, low)),
+                   tuple(np.where(still, high + NARROW, high)))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], dim: int | None = None) -> ActionStatistics:

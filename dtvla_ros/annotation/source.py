@@ -139,27 +139,26 @@ def _name(phrase: str, known: Sequence[str]) -> str:
 class Source:
     """A LeRobot dataset with an end effector state and a gripper command, or ``UserError``.
 
-    Positions are the state's channels x, y, z, else its first three; fingers ``finger_*``, else
-    channels 6 and 7 of eight (LIBERO). The action's last channel closes with larger values unless
-    ``invert_gripper``. ``objects``: names to use where the dataset records no places.
+    Positions and fingers are the state's channels that ``data.channels`` finds. The action's
+    last channel closes with larger values unless ``invert_gripper``. ``objects``: names to use
+    where the dataset records no places.
     """
 
     def __init__(self, root: Path, objects: Sequence[str] = (), invert_gripper: bool = False):
         self.root = root
         self.reader = reader = DatasetReader(root)
-        state, names = reader.rows(layout.STATE), reader.channels(layout.STATE)
-        axes = [names.index(a) for a in 'xyz'] if set('xyz') <= set(names) else [0, 1, 2]
-        if state.shape[1] <= max(axes):
-            raise UserError(f"{root}: {layout.STATE} lacks the end effector's place; record it")
-        self._position = state[:, axes]
-        fingers = [k for k, name in enumerate(names) if name.startswith('finger')] or (
-            [6, 7] if state.shape[1] == 8 else [])
-        self._opening = np.abs(state[:, fingers]).sum(axis=1) if fingers else None
+        reader.require_pose('position')
+        reader.require_finite(layout.STATE, layout.ACTION)
+        state, channels = reader.rows(layout.STATE), reader.end_effector
+        self._position = state[:, channels.position]
+        self._opening = (np.abs(state[:, channels.fingers]).sum(axis=1) if channels.fingers
+                         else None)
         self._widest = 0.0 if self._opening is None else float(np.quantile(self._opening, 0.99))
         command = reader.rows(layout.ACTION)[:, -1] * (-1.0 if invert_gripper else 1.0)
         low, span = float(command.min()), float(np.ptp(command))
         self.level = (command - low) / span if span > 1e-6 else np.zeros(len(command))
-        objects_x = reader.channels(layout.PLACES)[::3]
+        objects_x = (reader.channels(layout.PLACES)
+                     if layout.PLACES in reader.table.column_names else [])[::3]
         self._places = {name.removesuffix('.x'): reader.rows(layout.PLACES)[:, 3 * k:3 * k + 3]
                         for k, name in enumerate(objects_x)}
         self._known = tuple(objects) or tuple(self._places)
@@ -170,7 +169,8 @@ class Source:
     @property
     def fingerprint(self) -> str:
         """A short hash of the dataset's episodes, rate and motion."""
-        content = {'episodes': [[row['length'], row['tasks'][0]] for row in self.reader.episodes],
+        content = {'episodes': [[length, self.reader.task(k)]
+                                for k, length in enumerate(self.reader.lengths)],
                    'fps': self.reader.fps,
                    'hand': hashlib.sha256(self._position.tobytes()).hexdigest()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -97,6 +98,7 @@ def main(commands: typer.Typer = app) -> None:
         message = f'{usage()} (see --help)' if usage else one_line(error)
         if message is None:
             raise
+        traceback.clear_frames(error.__traceback__)  # progress bars end their line
         print('error: ' + ' '.join(message.split()), file=sys.stderr)
         raise SystemExit(1 if isinstance(error, NodeDied) else 2) from None
     raise SystemExit(code if isinstance(code, int) else 0)

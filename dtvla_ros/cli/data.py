@@ -87,6 +87,8 @@ def convert(
     print(f'{out}: {counts(report.info)}; videos {how}')
     if report.unthought:
         print(f'  {report.unthought} frames without a thought')
+    for key, why in report.left_out.items():
+        print(f'  left out: {key} ({why})')
     if report.several_tasks:
         print(f'  {report.several_tasks} episodes with several tasks: the first one is kept')
 

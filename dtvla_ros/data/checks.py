@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from dtvla_ros.actions.osc import METRES_PER_SECOND_PER_UNIT
 from dtvla_ros.data import layout
+from dtvla_ros.data.channels import EndEffector
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.issues import HINT, OK, WARNING, Issue
 
@@ -50,13 +51,17 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """State [N, S] and action [N, A] of all frames, with episode [N] and frame [N] numbers."""
+    """State [N, S] and action [N, A] of all frames, with episode [N] and frame [N] numbers.
+
+    ``channels``: which of the state's are the end effector's.
+    """
 
     state: Array
     action: Array
     episode: NDArray[np.int64]
     frame: NDArray[np.int64]
     fps: float
+    channels: EndEffector
 
     @classmethod
     def of(cls, reader: DatasetReader) -> Numbers:
@@ -64,7 +69,14 @@ class Numbers:
         lengths = reader.lengths
         return cls(reader.rows(layout.STATE), reader.rows(layout.ACTION),
                    np.repeat(np.arange(len(lengths)), lengths),
-                   np.concatenate([np.arange(n) for n in lengths]), float(reader.fps))
+                   np.concatenate([np.arange(n) for n in lengths]), float(reader.fps),
+                   reader.end_effector)
+
+    def at_end_effector(self, part: str, rows: Any = slice(None)) -> Array:
+        """Return its position [N, 3] m or rotation [N, 3] rad; 0 where the state has none."""
+        channels = getattr(self.channels, part)
+        state = self.state[rows]
+        return state[:, channels] if channels else np.zeros((len(state), 3))
 
     def at(self, rows: Iterable[Any]) -> tuple[str, ...]:
         """Name the places of rows."""
@@ -85,8 +97,14 @@ def _certainty(share: float, sure: float = SURE, likely: float = LIKELY) -> str:
 
 
 def check_numbers(numbers: Numbers) -> list[Issue]:
-    """Return what every check of state and action says, passed ones included."""
-    return [*_unusable(numbers), _gripper(numbers), *_motion(numbers), *_outliers(numbers),
+    """Return what every check of state and action says, passed ones included.
+
+    Where something is not finite nothing else is checked.
+    """
+    first = list(_unusable(numbers))
+    if not np.isfinite(numbers.state).all() or not np.isfinite(numbers.action).all():
+        return first
+    return [*first, _gripper(numbers), *_motion(numbers), *_outliers(numbers),
             *_jumps(numbers), *_lengths(numbers)]
 
 
@@ -104,13 +122,13 @@ def _unusable(numbers: Numbers) -> Iterator[Issue]:
                      numbers.at(bad[:10]))
 
 
-def gripper_opening(state: Array) -> Array | None:
+def gripper_opening(state: Array, channels: EndEffector) -> Array | None:
     """Return how open the gripper is [N], larger is wider; None when nothing tells.
 
     Two fingers, which LIBERO gives opposite signs, are added; else the last channel counts.
     """
-    fingers = np.abs(state[:, -2:])
-    are_two = state.shape[1] >= 8 and fingers.max() < FINGER
+    fingers = np.abs(state[:, channels.fingers or [-1]])
+    are_two = bool(channels.fingers) and fingers.max() < FINGER
     wide = fingers.sum(1) if are_two else state[:, -1]
     return wide if np.ptp(wide) > 1e-6 else None
 
@@ -118,7 +136,7 @@ def gripper_opening(state: Array) -> Array | None:
 def _gripper(numbers: Numbers) -> Issue:
     """Compare what the fingers do after a toggle with the command: here +1 closes."""
     issue = partial(_issue, 'gripper sign')
-    command, wide = numbers.action[:, -1], gripper_opening(numbers.state)
+    command, wide = numbers.action[:, -1], gripper_opening(numbers.state, numbers.channels)
     if wide is None:
         return issue(HINT, 'the state does not show the fingers')
     zero_one = command.min() >= 0.0 and command.max() > 0.5
@@ -147,11 +165,13 @@ def _gripper(numbers: Numbers) -> Issue:
 
 def _motion(numbers: Numbers) -> Iterator[Issue]:
     """Compare what the actions ask for with what the state does next."""
-    if numbers.state.shape[1] < 6 or numbers.action.shape[1] < 7:
+    if not (numbers.channels.position and numbers.channels.rotation) or (
+            numbers.action.shape[1] < 7):
         yield _issue('action and next state', HINT, 'no pose of six numbers in the state, or no '
                      'seven actions: not checked')
         return
-    position, turns = numbers.state[:, :3], Rotation.from_rotvec(numbers.state[:, 3:6])
+    position = numbers.at_end_effector('position')
+    turns = Rotation.from_rotvec(numbers.at_end_effector('rotation'))
     yield from _agreement(numbers, 'position', 0, np.diff(position, axis=0), 'm')
     yield from _agreement(
         numbers, 'rotation', 3, (turns[1:] * turns[:-1].inv()).as_rotvec(), 'rad')
@@ -216,16 +236,17 @@ def _agreement(numbers: Numbers, what: str, first: int, change: Array, unit: str
                      f'{by_lag[lag]:.2f} against {by_lag[0]:.2f}): {why}', 'likely')
 
 
-def _unwound(state: Array) -> Array:
+def _unwound(numbers: Numbers) -> Array:
     """Tell turns from their mean: rotation vectors of half a turn jump between two signs."""
-    if state.shape[1] < 6 or not np.isfinite(state).all():
-        return state
-    turns = Rotation.from_rotvec(state[:, 3:6])
-    return np.hstack([state[:, :3], (turns * turns.mean().inv()).as_rotvec(), state[:, 6:]])
+    state = numbers.state.copy()
+    if numbers.channels.rotation:
+        turns = Rotation.from_rotvec(numbers.at_end_effector('rotation'))
+        state[:, numbers.channels.rotation] = (turns * turns.mean().inv()).as_rotvec()
+    return state
 
 
 def _outliers(numbers: Numbers) -> Iterator[Issue]:
-    for name, values in (('state', _unwound(numbers.state)), ('action', numbers.action)):
+    for name, values in (('state', _unwound(numbers)), ('action', numbers.action)):
         low, middle, high = np.nanquantile(values, (0.01, 0.5, 0.99), axis=0)
         away = np.abs(values - middle) / np.where(high - low < 1e-6, np.inf, high - low)
         found = np.flatnonzero((away > FAR).any(1))
@@ -247,7 +268,10 @@ def _outliers(numbers: Numbers) -> Iterator[Issue]:
 
 
 def _jumps(numbers: Numbers) -> Iterator[Issue]:
-    step = np.linalg.norm(np.diff(numbers.state[:, :3], axis=0), axis=1) * numbers.within()
+    position = numbers.at_end_effector('position')
+    step = np.linalg.norm(np.diff(position, axis=0), axis=1) * numbers.within()
+    if not len(step):
+        return
     jumps = np.flatnonzero(step > JUMP * max(np.quantile(step, 0.99), 1e-6))
     if len(jumps):
         yield _issue('jumps', WARNING, f'the gripper jumps between {len(jumps)} pairs of frames: '
@@ -307,9 +331,11 @@ def sample_images(reader: DatasetReader, numbers: Numbers, episodes: int) -> lis
             for image in islice(reader.frames(number, key), 0, None, stride)], np.float32).reshape(
                 -1, SIDE, SIDE) for key in reader.camera_keys}
         count = min([len(frames), *map(len, grey.values())])
-        state = numbers.state[reader.span(number).start + frames[:count]]
-        samples.append(Sample(number, {key: part[:count] for key, part in grey.items()},
-                              state[:, :3], state[:, 3:6], frames[:count]))
+        rows = reader.span(number).start + frames[:count]
+        samples.append(Sample(
+            number, {key: part[:count] for key, part in grey.items()},
+            numbers.at_end_effector('position', rows), numbers.at_end_effector('rotation', rows),
+            frames[:count]))
     return samples
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from dtvla_ros.data.layout import Episode
 from dtvla_ros.data.reader import DatasetReader, open_dataset
 from dtvla_ros.data.video import can_join, join_videos, write_video
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import read_json, write_json
 
 EPISODES_PER_SHARD = 25
 OPTIONS = 'convert.json'
@@ -44,13 +46,14 @@ class Converted(NamedTuple):
     """What became of a dataset.
 
     ``info`` of the new one; frames without a thought; episodes with several tasks, of which the
-    first is kept; whether the videos were copied untouched.
+    first is kept; whether the videos were copied untouched; cameras left out, and why.
     """
 
     info: dict[str, Any]
     unthought: int
     several_tasks: int
     copied: bool
+    left_out: Mapping[str, str]
 
 
 def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
@@ -61,6 +64,8 @@ def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
     """
     reader = open_dataset(source)
     _require_features(reader, options)
+    told = source / layout.NORM_STATS
+    statistics = read_json(told, 'remove it, or copy it again') if os.path.lexists(told) else None
     decoded = reader.thoughts_are_ids and layout.REASONING not in options.rename
     thoughts = reader.thoughts(options.tokenizer) if decoded else []
     _begin(reader, out, options)
@@ -86,11 +91,12 @@ def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
                 {options.new_name(key): partial(write, key=key, part=part)
                  for key in reader.camera_keys})
     info = writer.merge_shards(out, reader.info.get('robot_type') or 'unknown')
-    if (source / layout.NORM_STATS).exists():
-        shutil.copyfile(source / layout.NORM_STATS, out / layout.NORM_STATS)
+    if statistics is not None:
+        write_json(out / layout.NORM_STATS, statistics)
     shutil.rmtree(out / writer.SHARDS)
     several = sum(len(row['tasks']) > 1 for row in reader.episodes)
-    return Converted(info, DatasetReader(out).thoughts().count(''), several, copied)
+    return Converted(info, DatasetReader(out).thoughts().count(''), several, copied,
+                     reader.left_out)
 
 
 def _require_features(reader: DatasetReader, options: ConvertOptions) -> None:
@@ -101,16 +107,18 @@ def _require_features(reader: DatasetReader, options: ConvertOptions) -> None:
         raise UserError(f'--rename {unknown[0]}: {reader.root} has no such feature; {there}')
     if twice := next((name for name in renamed if renamed.count(name) > 1), None):
         raise UserError(f'--rename: two features would be called {twice}')
-    if missing := next((name for name in (layout.STATE, layout.ACTION, *layout.CAMERAS)
-                        if name not in renamed), None):
+    needed = (layout.STATE, layout.ACTION, *layout.CAMERAS)
+    if deep := next((name for name in reader.left_out if options.new_name(name) in needed), None):
+        raise UserError(f'{reader.root}: {deep} is {reader.left_out[deep]}; say which camera is '
+                        f'{options.new_name(deep)} with --rename')
+    if missing := next((name for name in needed if name not in renamed), None):
         raise UserError(f'{reader.root}: no feature {missing}; say which it is with '
                         f'--rename OLD={missing} ({there})')
     if float(reader.fps) != int(reader.fps):
         raise UserError(f'{reader.root / layout.INFO}: {reader.fps} frames a second; v3.0 needs '
                         'a whole number')
-    if len(reader.table) != sum(reader.lengths):
-        raise UserError(f'{reader.root}: {len(reader.table)} rows, the metadata say '
-                        f'{sum(reader.lengths)}; run dtvla data validate')
+    reader.require_finite(*(name for name in names if options.new_name(name) in (
+        layout.STATE, layout.ACTION, layout.ACTION_CHUNK)))
 
 
 def _begin(reader: DatasetReader, out: Path, options: ConvertOptions) -> None:
@@ -136,8 +144,8 @@ def _episode(reader: DatasetReader, number: int, options: ConvertOptions,
                else values.reshape(len(values), -1) for name, values in made.columns.items()}
     if thoughts:
         columns[layout.REASONING] = thoughts[reader.span(number)]
-    if layout.ACTION_CHUNK not in columns:
-        actions = np.asarray(columns[layout.ACTION], np.float32)
+    if not {layout.ACTION_CHUNK, layout.ACTION_IS_PAD} <= columns.keys():
+        actions = np.asarray(columns[layout.ACTION], np.float32).reshape(len(made), -1)
         columns |= layout.action_chunks(actions, np.arange(len(actions)), options.chunk)
     names = {options.new_name(name): value for name, value in made.names.items()}
     return replace(made, columns=columns, names=names)

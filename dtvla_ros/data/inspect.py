@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dtvla_ros.data import layout
+from dtvla_ros.actions.normalize import ActionStatistics
+from dtvla_ros.data import layout, metadata
 from dtvla_ros.data.checks import Numbers, check_images, check_numbers, sample_images, spread
 from dtvla_ros.data.reader import DatasetReader, open_dataset, unpadded
 from dtvla_ros.data.writer import image_statistics, vector_statistics
-from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_json
 from dtvla_ros.issues import Issue
 
@@ -51,8 +51,9 @@ def inspect_dataset(root: Path, tokenizer: Path | None = None) -> dict[str, Any]
         'features': {name: {'dtype': feature['dtype'], 'shape': list(feature['shape']),
                             'names': feature.get('names')}
                      for name, feature in info['features'].items()
-                     if name not in reader.camera_keys},
-        'cameras': {key: _camera(key, info['features'][key]) for key in reader.camera_keys},
+                     if feature['dtype'] not in metadata.IMAGES},
+        'cameras': {key: _camera(key, info['features'][key]) for key in reader.camera_keys} | {
+            key: {'left_out': why} for key, why in reader.left_out.items()},
         layout.METADATA: _metadata(reader), 'thoughts': _thoughts(reader, tokenizer),
         'phases': dict(Counter(reader.column(layout.PHASE)).most_common()
                        ) if layout.PHASE in info['features'] else {},
@@ -60,7 +61,8 @@ def inspect_dataset(root: Path, tokenizer: Path | None = None) -> dict[str, Any]
 
 
 def _camera(key: str, feature: Mapping[str, Any]) -> dict[str, Any]:
-    video = feature.get('info') or feature.get('video_info') or {}
+    video = next((told for told in (feature.get('info'), feature.get('video_info'))
+                  if isinstance(told, Mapping)), {})
     return {'policy_camera': layout.CAMERAS.get(key), 'stored_as': feature['dtype'],
             'shape': list(feature['shape']),
             **{name: video.get(f'video.{name}') for name in ('codec', 'pix_fmt', 'fps')}}
@@ -87,8 +89,9 @@ def _thoughts(reader: DatasetReader, tokenizer: Path | None) -> dict[str, Any] |
         return None
     ids = reader.thoughts_are_ids
     undecoded = ids and tokenizer is None
-    texts = [' '.join(map(str, row)) for row in unpadded(np.asarray(
-        reader.column(layout.REASONING)))] if undecoded else reader.thoughts(tokenizer)
+    texts = reader.thoughts(tokenizer) if not undecoded else [
+        ' '.join(map(str, row)) for row in unpadded(
+            reader.rows(layout.REASONING).astype(np.int64))]
     lengths = [len(text.split()) for text in texts]
     there = np.array([length for length in lengths if length] or [0])
     quantiles = {'shortest': 0.0, 'median': 0.5, 'p99': 0.99, 'longest': 1.0}
@@ -110,18 +113,24 @@ def _bytes(root: Path) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Statistics and ``channels``' names by feature as in ``meta/stats.json``; what checks say."""
+    """Statistics and ``channels``' names by feature as in ``meta/stats.json``; what checks say.
+
+    ``action``: those by which a policy normalises, None where an action is not finite.
+    """
 
     path: Path
     stats: dict[str, Any]
     channels: dict[str, Sequence[str]]
     issues: list[Issue]
+    action: ActionStatistics | None
 
     @property
     def norm_stats(self) -> dict[str, Any]:
         """Statistics as a policy reads them: of ``state`` and ``action``."""
-        return {name: {kind: self.stats[feature][kind] for kind in PUBLISHED}
+        made = {name: {kind: self.stats[feature][kind] for kind in PUBLISHED}
                 for name, feature in (('state', layout.STATE), ('action', layout.ACTION))}
+        return made if self.action is None else {**made, 'action': {
+            **made['action'], **self.action.to_dict()}}
 
     def to_dict(self) -> dict[str, Any]:
         return {'path': str(self.path), 'norm_stats': self.norm_stats, 'checks': [
@@ -142,15 +151,16 @@ def dataset_statistics(root: Path, episodes: int = 24, whole: bool = True) -> St
     when the dataset cannot be read or has no state or action.
     """
     reader = open_dataset(root)
-    if not reader.episodes:
-        raise UserError(f'{root}: no episode in it; collect or download it again')
     numbers = Numbers.of(reader)
+    if whole:
+        reader.require_finite(layout.STATE, layout.ACTION)
     features = [name for name, feature in reader.info['features'].items()
                 if feature['dtype'] not in ('video', 'image', 'string', 'bool')]
     stats = {name: vector_statistics(np.asarray(reader.column(name)))
              for name in (features if whole else (layout.STATE, layout.ACTION))}
     issues = check_numbers(numbers)
-    if episodes and reader.camera_keys:
+    finite = np.isfinite(numbers.state).all() and np.isfinite(numbers.action).all()
+    if episodes and reader.camera_keys and finite:
         issues += check_images(sample_images(reader, numbers, episodes))
     if whole:
         stats |= {key: image_statistics(_images(reader, key)) for key in reader.camera_keys}
@@ -158,7 +168,8 @@ def dataset_statistics(root: Path, episodes: int = 24, whole: bool = True) -> St
     for name in (layout.STATE, layout.ACTION):
         named, numbered = reader.channels(name), list(map(str, range(len(stats[name]['min']))))
         channels[name] = named if len(named) == len(numbered) else numbered
-    return Statistics(root, stats, channels, issues)
+    return Statistics(root, stats, channels, issues,
+                      ActionStatistics.of(numbers.action) if finite else None)
 
 
 def _images(reader: DatasetReader, key: str) -> np.ndarray:

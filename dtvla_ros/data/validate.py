@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dtvla_ros.data import layout
-from dtvla_ros.data.reader import DatasetReader, column_array, open_dataset
+from dtvla_ros.data.reader import DatasetReader, column_array, open_dataset, value_type
 from dtvla_ros.data.video import count_frames, probe, read_video
 from dtvla_ros.errors import UserError
 from dtvla_ros.issues import Issue
@@ -25,7 +26,8 @@ from dtvla_ros.policy.transform import PolicyTransform, read_transform, transfor
 TIME_TOLERANCE = 1e-3  # between a timestamp and its place in the episode [s]
 STALE = 1e-3  # of a channel's range, by which stored and true extremes may differ
 MAY_BE_NAN = (layout.PLACES, layout.POINTS)  # objects that are not in the scene
-AGAIN = 'copy, convert or record the dataset again'
+AGAIN = 'copy or record the dataset again'
+NUMBER = 'number the frames again (dtvla data convert does)'
 UNREADABLE = (OSError, pa.ArrowException, KeyError, TypeError, ValueError)
 
 Found = Iterator[tuple[str, str]]  # problem and remedy
@@ -51,12 +53,11 @@ def validate(root: Path, decode: bool = False) -> list[Issue]:
     """
     try:
         reader = open_dataset(root)
+        _ = reader.tasks, reader.episodes  # without them nothing else can be told apart
     except UserError as error:
         return [Issue.from_error(error)]
     issues = _issues(root / (layout.V21_EPISODES if reader.is_v2 else 'meta/episodes'),
                      _episodes(reader))
-    if any(word in issue.problem for issue in issues for word in ('episode_index', 'be read')):
-        return issues  # nothing else can be told apart
     issues += _issues(root / layout.INFO, _totals(reader))
     damaged: list[Issue] = []
     every = range(len(reader.episodes))
@@ -65,7 +66,7 @@ def validate(root: Path, decode: bool = False) -> list[Issue]:
         found = _issues(path, _data_file(reader, path, numbers))
         if not found:
             found = [issue for number in numbers for key in reader.image_keys
-                     for issue in _issues(path, _stored_image(reader, key, number))]
+                     for issue in _issues(path, _stored_images(reader, key, number, decode))]
         damaged += found
     issues += damaged
     issues += [Issue('no episode is said to lie in this file',
@@ -104,17 +105,10 @@ def _totals(reader: DatasetReader) -> Found:
 
 
 def _episodes(reader: DatasetReader) -> Found:
-    tasks, begin = reader.tasks, 0
+    tasks = reader.tasks
+    if not reader.episodes:
+        yield 'no episode', AGAIN
     for k, row in enumerate(reader.episodes):
-        if row['episode_index'] != k:
-            yield f'episode_index {row["episode_index"]} where {k} is due', AGAIN
-            return
-        if row['length'] < 1:
-            yield f'episode {k} has {row["length"]} frames', 'leave it out'
-        due = slice(begin, begin := begin + row['length'])
-        if (span := reader.span(k)) != due:
-            yield (f'episode {k} is said to be frames {span.start} to {span.stop}, {due.start} to '
-                   f'{due.stop} are due', AGAIN)
         for task in row['tasks'] or [None]:
             if task not in tasks:
                 yield (f'episode {k} has the task {task!r}, which is not among the tasks',
@@ -125,7 +119,7 @@ def _episodes(reader: DatasetReader) -> Found:
 
 
 def _data_file(reader: DatasetReader, path: Path, numbers: list[int]) -> Found:
-    schema, table = pq.read_schema(path), reader.numbers(path)
+    table, schema = reader.numbers(path), pq.read_schema(path)
     yield from _schema(reader, schema)
     lengths = [reader.lengths[k] for k in numbers]
     if len(table) != sum(lengths):
@@ -136,7 +130,7 @@ def _data_file(reader: DatasetReader, path: Path, numbers: list[int]) -> Found:
     columns = {name: column_array(table.column(name)).reshape(len(table), -1)
                for name in table.column_names
                if name in layout.INDEX_COLUMNS
-               or pa.types.is_floating(_value_type(schema.field(name).type))}
+               or pa.types.is_floating(value_type(schema.field(name).type))}
     yield from _indices(reader, columns, episode, frame)
     for name, values in columns.items():
         bad = np.argwhere(~np.isfinite(values))
@@ -150,28 +144,18 @@ def _data_file(reader: DatasetReader, path: Path, numbers: list[int]) -> Found:
 def _schema(reader: DatasetReader, schema: pa.Schema) -> Found:
     features = reader.info['features']
     for name, feature in features.items():
-        dtype, size = feature['dtype'], prod(feature['shape'])
+        dtype = feature['dtype']
         if dtype != 'video' and name not in schema.names:
             yield (f'lacks the column {name}',
                    f'convert the data again, or take {name} out of {layout.INFO}')
         if dtype in ('video', 'image') or name not in schema.names:
             continue
-        kind = schema.field(name).type
-        inner = _value_type(kind)
+        inner = value_type(schema.field(name).type)
         if inner != pa.type_for_alias(dtype):
             yield f'{name} is {inner}, {layout.INFO} says {dtype}', 'write one or the other'
-        if pa.types.is_fixed_size_list(kind) and kind.list_size != size:
-            yield (f'{name} has {kind.list_size} channels, {layout.INFO} says {size}',
-                   'correct the shape, or convert again')
     if undeclared := next((name for name in schema.names if name not in features), None):
         yield (f'has the column {undeclared}, which {layout.INFO} does not declare',
                'declare it under features, or drop it')
-
-
-def _value_type(kind: pa.DataType) -> pa.DataType:
-    while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
-        kind = kind.value_type
-    return pa.string() if pa.types.is_large_string(kind) else kind
 
 
 def _indices(reader: DatasetReader, columns: dict[str, NDArray[Any]],
@@ -195,7 +179,7 @@ def _indices(reader: DatasetReader, columns: dict[str, NDArray[Any]],
             why = f' at {reader.fps} frames a second' if name == 'timestamp' else ''
             yield (f'{name} is {found[at]:g} at episode {episode[at]}, frame {frame[at]}, '
                    f'{wanted[at]:g} is due{why}; wrong in {len(bad)} rows',
-                   'number the frames again (dtvla data convert does)')
+                   NUMBER if name in ('timestamp', 'index') else AGAIN)
 
 
 def _video_file(reader: DatasetReader, key: str, path: Path, numbers: list[int], decode: bool,
@@ -222,13 +206,13 @@ def _video_file(reader: DatasetReader, key: str, path: Path, numbers: list[int],
         done += reader.lengths[k]
 
 
-def _stored_image(reader: DatasetReader, key: str, number: int) -> Found:
-    shape = tuple(reader.info['features'][key]['shape'])
-    if len(shape) == 3 and shape[0] == 3 != shape[2]:
-        shape = (*shape[1:], 3)
-    image = next(reader.frames(number, key), None)
-    if image is not None and image.shape != shape:
-        yield f'{key} of {image.shape}, {layout.INFO} says {shape}', 'correct the shape'
+
+
+def _stored_images(reader: DatasetReader, key: str, number: int, decode: bool) -> Found:
+    """Decode the images of an episode that lie beside the numbers, or only the first."""
+    for _ in islice(reader.frames(number, key), None if decode else 1):
+        pass
+    yield from ()
 
 
 def _statistics(reader: DatasetReader) -> Found:

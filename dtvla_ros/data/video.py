@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -14,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import unreadable
 
 CODEC = 'libx264'
 # Chroma is not subsampled: small coloured objects are what the policy has to find.
 PIXEL_FORMAT = 'yuv444p'
 # A key frame every second frame makes reading a random frame cost two decodes.
 OPTIONS = {'crf': '14', 'preset': 'veryfast', 'g': '2', 'bf': '0'}
+AGAIN = 'copy or record it again'
 
 
 def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float) -> int:
@@ -45,13 +48,17 @@ def _opened(path: Path) -> Iterator[Any]:
     """Open a video's stream to read it. Raises ``UserError`` when it is missing or is no video."""
     try:
         container = av.open(str(path))
-    except (OSError, av.FFmpegError) as error:
-        raise UserError(f'{path}: cannot read this video ({error}); copy or record it '
-                        'again') from error
+    except (OSError, ValueError, av.FFmpegError) as error:
+        raise unreadable(path, error, AGAIN, 'no video that can be read') from None
     with container:
-        if not container.streams.video:
-            raise UserError(f'{path}: this video has no images; copy or record it again')
-        yield container.streams.video[0]
+        if not container.streams.video or not container.streams.video[0].average_rate:
+            raise UserError(f'{path}: this video has no images; {AGAIN}')
+        try:
+            yield container.streams.video[0]
+        except (ValueError, av.FFmpegError) as error:
+            if getattr(error, 'errno', None) == errno.ENOSPC:  # of what is written meanwhile
+                raise
+            raise unreadable(path, error, AGAIN, 'a damaged video') from None
 
 
 def read_video(path: Path, start: float = 0.0) -> Iterator[NDArray[np.uint8]]:
@@ -72,7 +79,8 @@ def _decode(stream: Any, begin: float, earliest: float,
     """Jump to ``begin`` [s]; return the first frame shown from ``earliest`` on, and the rest."""
     stream.container.seek(int(begin / stream.time_base), stream=stream)
     frames = stream.container.decode(stream)
-    return next((frame for frame in frames if frame.time >= earliest), None), frames
+    return next((frame for frame in frames
+                 if frame.time is not None and frame.time >= earliest), None), frames
 
 
 def probe(path: Path) -> dict[str, Any]:

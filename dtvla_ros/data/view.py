@@ -74,7 +74,7 @@ class EpisodeView:
         images = {key: np.stack([_shrunk(image) for image in islice(
             reader.frames(number, key), 0, None, stride)]) for key in reader.camera_keys}
         count = min((len(p) for p in images.values()), default=0)
-        opening = (gripper_opening(reader.rows(layout.STATE)[part])
+        opening = (gripper_opening(reader.rows(layout.STATE)[part], reader.end_effector)
                    if layout.STATE in features else None)
         if opening is not None:
             opening = (opening - opening.min()) / max(float(np.ptp(opening)), 1e-9)
@@ -121,7 +121,7 @@ def view(root: Path, out: Path, episodes: Sequence[int] = (), tokenizer: Path | 
         write_page(
             out, 'episodes.html', title=root.resolve().name, thumbnails=THUMBNAILS, axes=AXES,
             closed=CLOSED, views=[_page_values(shown, colours) for shown in views],
-            summary=f'{len(views)} of {info["total_episodes"]} episodes, {info["fps"]} frames a '
+            summary=f'{len(views)} of {last + 1} episodes, {info["fps"]} frames a '
                     f'second, {info.get("robot_type") or "unknown robot"}, LeRobot '
                     f'{info["codebase_version"]}.')
     else:

@@ -40,7 +40,8 @@ QUANTILES = {'q01': 0.01, 'q10': 0.10, 'q50': 0.50, 'q90': 0.90, 'q99': 0.99}
 
 def _moments(rows: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
     values = np.asarray(rows, np.float64)
-    values = np.where(np.isnan(values).all(0), 0.0, values)  # NaN: objects that are not there
+    values = np.where(np.isfinite(values), values, np.nan)  # NaN: objects that are not there
+    values = np.where(np.isnan(values).all(0), 0.0, values)
     quantiles = np.nanquantile(values, list(QUANTILES.values()), axis=0)
     return {'min': np.nanmin(values, 0), 'max': np.nanmax(values, 0),
             'mean': np.nanmean(values, 0), 'std': np.nanstd(values, 0),

@@ -66,6 +66,19 @@ class TokenizedDataset:
     target_patches: NDArray[np.int64]
 
 
+def open_demonstrations(root: Path) -> DatasetReader:
+    """Return the reader of a dataset that can be learnt from. Raises ``UserError``."""
+    reader = DatasetReader(root)
+    features = (layout.STATE, layout.ACTION, layout.ACTION_CHUNK, layout.ACTION_IS_PAD)
+    if missing := [name for name in (*features, layout.REASONING)
+                   if name not in reader.info['features']]:
+        how = (f'dtvla annotate writes them into {root}' if missing == [layout.REASONING] else
+               f'run dtvla data convert {root} --out FOLDER')
+        raise UserError(f'{root}: no feature {", ".join(missing)}; {how}')
+    reader.require_finite(*features[:3])
+    return reader
+
+
 def tokenize(readers: Sequence[DatasetReader], transform: PolicyTransform,
              objects: Sequence[str]) -> TokenizedDataset:
     """Tokenise datasets; ``objects``: E names. Raises ``UserError`` where one does not fit."""
@@ -79,7 +92,10 @@ def tokenize(readers: Sequence[DatasetReader], transform: PolicyTransform,
                                   for task in reader.column('task_index')], config.ids.pad)
     state = np.zeros((len(prompt), STATE_TOKENS), np.float32)
     if transform.state_in_prompt:
-        pose = np.concatenate([r.column(layout.STATE) for r in readers])  # [N, 8] m, rad, m
+        for reader in readers:
+            reader.require_pose('position', 'rotation', 'fingers')
+        pose = np.concatenate([np.asarray(r.column(layout.STATE))[:, np.concatenate(
+            r.end_effector)] for r in readers])  # [N, 8] m, rad, m
         tilt = (Rotation.from_rotvec(pose[:, 3:6]) * HOME.inv()).as_rotvec()
         state = np.concatenate([
             pose[:, :3] * 100.0, np.degrees(tilt) / grid.TILT_STEP_DEG,
@@ -233,7 +249,7 @@ def open_frames(reader: DatasetReader, transform: PolicyTransform) -> NDArray[np
     when dataset, size or cameras change; into memory where the dataset cannot be written.
     """
     vision = transform.config.vision
-    shape = (reader.info['total_frames'], len(vision.cameras), *[vision.image_size] * 2, 3)
+    shape = (len(reader.table), len(vision.cameras), *[vision.image_size] * 2, 3)
     stamp = {'shape': list(shape), 'cameras': list(vision.cameras),
              'dataset': (reader.root / layout.INFO).stat().st_mtime_ns,
              **({'mirrored': True} if transform.mirrored else {})}
@@ -267,11 +283,20 @@ def _decode(reader: DatasetReader, transform: PolicyTransform, frames: NDArray[n
     """Fill ``frames``; the videos of one file hold several episodes."""
     keys = {layout.CAMERAS.get(key, key): key for key in reader.video_keys}
     cameras = transform.config.vision.cameras
+    if missing := [name for name in cameras if name not in keys]:
+        raise UserError(f'{reader.root}: no video of the camera {missing[0]} among '
+                        f'{", ".join(keys) or "none"}; run dtvla data convert {reader.root} --out '
+                        'FOLDER, with --rename where it is called otherwise')
     files: dict[tuple[Path, ...], list[int]] = {}
-    for number, row in enumerate(reader.episodes):
-        paths = tuple(reader.video_path(number, keys[name])[0] for name in cameras if name in keys)
-        start = row['dataset_from_index']
-        files.setdefault(paths, []).extend(range(start, start + row['length']))
+    for number in range(len(reader.episodes)):
+        places = [reader.video_path(number, keys[name]) for name in cameras]
+        rows, span = files.setdefault(tuple(path for path, _ in places), []), reader.span(number)
+        for path, begin in places:
+            if abs(begin - len(rows) / reader.fps) > 0.5 / reader.fps:
+                raise UserError(f'{path}: episode {number} begins at {begin:g} s, after '
+                                f'{len(rows)} images; run dtvla data convert {reader.root} --out '
+                                'FOLDER')
+        rows += range(span.start, span.stop)
 
     def fill(paths: tuple[Path, ...]) -> int:
         done = 0
@@ -279,11 +304,12 @@ def _decode(reader: DatasetReader, transform: PolicyTransform, frames: NDArray[n
             pixels = transform.pixels(dict(zip(cameras, images, strict=True)))  # [C, 3, S, S]
             frames[index] = np.rint((pixels + 1.0) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
             done += 1
+        if done != len(files[paths]):
+            raise UserError(f'{" or ".join(map(str, paths))}: {done} images for '
+                            f'{len(files[paths])} rows; copy or record these episodes again')
         return done
 
     with ThreadPoolExecutor(2) as pool, tqdm(
             total=len(frames), desc='decode', unit='frame') as bar:
         for done in pool.map(fill, files):
             bar.update(done)
-        if bar.n != len(frames):
-            raise ValueError(f'{reader.root}: {bar.n} images for {len(frames)} frames')

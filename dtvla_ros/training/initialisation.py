@@ -72,8 +72,7 @@ def new_transform(config: SftConfig, readers: Sequence[DatasetReader]) -> Policy
     decoder = DecoderConfig.nano(
         tokenizer.get_vocab_size(), special_ids(tokenizer), **asdict(config.model))
     actions = np.concatenate([np.asarray(r.column(layout.ACTION)) for r in readers])
-    low, high = np.quantile(actions.astype(np.float64), (0.01, 0.99), axis=0)
-    return PolicyTransform(decoder, tokenizer, ActionStatistics(tuple(low), tuple(high)))
+    return PolicyTransform(decoder, tokenizer, ActionStatistics.of(actions))
 
 
 def dataset_words(readers: Sequence[DatasetReader]) -> set[str]:

@@ -17,7 +17,6 @@ from accelerate.utils import send_to_device
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_text
 from dtvla_ros.policy import adapters
@@ -58,7 +57,7 @@ class Trainer:
                             'here: launch with --fsdp_version 2, set ema to 0 in the config, '
                             '--eval-episodes 0, and no --compile')
 
-        readers = [DatasetReader(path) for path in run.data]
+        readers = [data.open_demonstrations(path) for path in run.data]
         start = initialise(config, run, readers)
         self.origin, self.transform = start.origin, start.transform
         transform = start.transform
