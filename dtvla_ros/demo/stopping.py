@@ -40,8 +40,8 @@ class EStop:
         self._clearing = time.monotonic()
 
     def tick(self, seen: Seen) -> str:
-        """Go on clearing; return why the gate is in FAULT, who pressed and when, '' if not."""
-        if seen.gate_state != 'FAULT':
+        """Go on clearing; return why gate or policy are in FAULT, who pressed and when, or ''."""
+        if 'FAULT' not in (seen.gate_state, seen.vla_state):
             if self._since:
                 self._by = self._since = self._refused = ''
             return ''
@@ -51,7 +51,8 @@ class EStop:
             self._clear.call_async(Trigger.Request()).add_done_callback(
                 lambda future: self._answered(future.result()))
         self._since = self._since or f'at {time.strftime("%H:%M:%S")}'
-        return f'{seen.gate_reason} ({self._by or self._since})'
+        reason = seen.gate_reason if seen.gate_state == 'FAULT' else seen.vla_reason
+        return f'{reason} ({self._by or self._since})'
 
     def _answered(self, response: Trigger.Response) -> None:
         if not response.success and time.monotonic() - self._clearing >= CLEARED - ASK_AGAIN:

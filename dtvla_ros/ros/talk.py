@@ -144,6 +144,8 @@ def clear() -> str:
                             f'{_text(robot.gate)}')
         if not answer.success:
             raise UserError(f'not cleared: {answer.message}')
+        # The policy may be discovered later than the gate, and has to hear it, too.
+        guest.until(lambda: robot.policy.get('state', 'FAULT') != 'FAULT', ANSWER)
     return (f'cleared: gate {answer.message}\nThe next dtvla tell moves the arm where auto_start '
             'is set; elsewhere dtvla topic call /start does')
 

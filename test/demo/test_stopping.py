@@ -149,3 +149,14 @@ def test_a_task_that_ended_by_itself_and_why_an_episode_failed_are_said(stage):
 def test_a_new_task_clears_the_thought(stage):
     stage.status(task=2)
     stage.until(lambda: not stage.show.seen.thought, 'no thought of the former task')
+
+
+def test_a_policy_that_has_not_heard_of_the_release_is_still_stopped(stage):
+    fault(stage)
+    stage.status(gate=('STOP', 'cleared: e-stop'), policy='FAULT', reason='e-stop')
+    stage.until(lambda: stage.show.seen.gate_state == 'STOP', 'a cleared gate')
+    stage.graph.wait(0.2)
+    assert stage.show.fault.startswith('e-stop (at ') and stage.orders == [('pause', True)]
+    stage.show.on_key('c')
+    stage.until(lambda: stage.graph.of('estop'), 'the release')
+    assert not stage.graph.last('estop').data
