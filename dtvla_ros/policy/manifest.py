@@ -127,7 +127,7 @@ class PolicyManifest:
                 config=config, action=ActionContract(**data.pop('action')),
                 statistics=ActionStatistics.from_dict(data.pop('statistics'), config.action_dim),
                 images=ImageContract(**data.pop('images')),
-                tasks=_sentences(data.pop('tasks', [])), **data)
+                tasks=sentences(data.pop('tasks', []), 'tasks'), **data)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise UserError(f'{path}: {error!r}; export the policy again') from None
         except UserError as error:
@@ -153,9 +153,10 @@ class PolicyManifest:
         return path
 
 
-def _sentences(value: object) -> tuple[str, ...]:
+def sentences(value: object, what: str) -> tuple[str, ...]:
+    """Return a list of sentences from JSON; raise UserError naming ``what`` it should be."""
     if not isinstance(value, list) or not all(isinstance(t, str) and t.strip() for t in value):
-        raise UserError(f'tasks: expected a list of sentences, got {value!r:.60}')
+        raise UserError(f'{what}: expected a list of sentences, got {value!r:.60}')
     return tuple(value)
 
 

@@ -20,12 +20,25 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import read_json, write_json, writing
 from dtvla_ros.policy.checkpoint import read_tensors
+from dtvla_ros.policy.manifest import sentences
 
 WEIGHTS = 'model.safetensors'
 CHECKPOINT = 'checkpoint'
+TASKS = 'tasks.json'  # the instructions that the run is trained on
 ORIGIN = 'origin'  # folder with the manifest of the policy that the run began with
 HEAD = 'objective.auxiliary.localisation.'
 FORMER_HEADS = re.compile(r'^objective\.(auxiliary\.localisation\.)?head\.')
+
+
+def write_tasks(run: Path, tasks: Collection[str]) -> None:
+    """Keep the instructions that a run is trained on, for its policy's manifest."""
+    write_json(run / TASKS, {'tasks': list(tasks)})
+
+
+def read_tasks(run: Path) -> tuple[str, ...]:
+    """Return what `write_tasks` kept, empty where it has not been; UserError if it is damaged."""
+    path = run / TASKS
+    return sentences(read_json(path).get('tasks'), f'{path}: tasks') if path.exists() else ()
 
 
 def gathered(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:

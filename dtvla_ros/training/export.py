@@ -35,7 +35,7 @@ from dtvla_ros.policy.transform import (
     read_transform,
     transform_of,
 )
-from dtvla_ros.training.checkpoint import ORIGIN, WEIGHTS
+from dtvla_ros.training.checkpoint import ORIGIN, WEIGHTS, read_tasks
 
 
 def export(source: Path, out: Path | None = None, name: str | None = None,
@@ -155,11 +155,11 @@ def _read_run(run: Path) -> tuple[HybridDecoder, PolicyTransform, PolicyManifest
     if (run / ORIGIN / MANIFEST).exists():
         return model, transform, replace(
             PolicyManifest.read(run / ORIGIN), name=run.resolve().name, config=transform.config,
-            statistics=transform.statistics)
+            statistics=transform.statistics, tasks=read_tasks(run))
     usual, installed = ActionContract(), versions()
     return model, transform, PolicyManifest(
         name='nano', license='Apache-2.0', config=transform.config,
-        statistics=transform.statistics, files={},
+        statistics=transform.statistics, files={}, tasks=read_tasks(run),
         action=replace(usual, replan_steps=min(usual.replan_steps, transform.config.chunk_steps)),
         simulator={k: v for k, v in installed.items() if k in ('mujoco', 'robosuite')})
 

@@ -38,9 +38,10 @@ class Trainer:
     """One run: model, average, optimizer and the step it is at.
 
     ``average`` is the model itself where the config keeps none; ``averaged`` is the objective with
-    it. ``wrapped`` and ``optimizer`` are as accelerate prepared them. ``origin``: manifest of the
-    released policy that it began with. ``frozen``: names in the objective that are not trained.
-    ``fresh``: whether the pre-training stages are due. ``sharded``: by FSDP.
+    it. ``wrapped`` and ``optimizer`` are as accelerate prepared them. ``tasks``: the instructions
+    of its data. ``origin``: manifest of the released policy that it began with. ``frozen``: names
+    in the objective that are not trained. ``fresh``: whether the pre-training stages are due.
+    ``sharded``: by FSDP.
     """
 
     def __init__(self, config: SftConfig, run: SftRun) -> None:
@@ -66,6 +67,8 @@ class Trainer:
         rows = data.tokenize(readers, transform, objects)
         with accelerator.main_process_first():
             frames = [data.open_frames(reader, transform) for reader in readers]
+        self.tasks = dict.fromkeys(reader.tasks[task] for reader in readers
+                                   for task in sorted(set(reader.column('task_index'))))
         self.batches = Collator(rows, frames, transform, config, objects, run.weights,
                                 config.accumulate * accelerator.num_processes)
 
@@ -187,6 +190,7 @@ class Trainer:
         tensors = checkpoint.gathered(self.average.state_dict(), main)
         if main:
             write_transform(out, self.transform)
+            checkpoint.write_tasks(out, self.tasks)
             if self.origin is not None:  # what it promises, besides its files and successes
                 write_text(out / checkpoint.ORIGIN / MANIFEST,
                            replace(self.origin, files={}, success={}).to_json())

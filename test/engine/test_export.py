@@ -48,7 +48,7 @@ def constants(graph: onnx.ModelProto) -> dict[str, np.ndarray]:
 def write(folder: Path, weights: str = 'fp32') -> exporting.Parity:
     model, transform = untrained()
     manifest = PolicyManifest('untrained', 'MIT', transform.config, transform.statistics, {},
-                              max_thought_tokens=9, success={'total': 1})
+                              max_thought_tokens=9, success={'total': 1}, tasks=('stack it',))
     return exporting.export_policy(model, transform, folder, manifest, weights)
 
 
@@ -208,7 +208,7 @@ def test_a_policy_is_exported_again(tmp_path):
     old, new = (PolicyManifest.read(tmp_path / name) for name in ('policy', 'policy-int8'))
     assert new.weights == 'int8'
     for field in ('name', 'license', 'config', 'statistics', 'max_thought_tokens', 'success',
-                  'action', 'images'):
+                  'action', 'images', 'tasks'):
         assert getattr(new, field) == getattr(old, field)
     small, large = ((tmp_path / name / 'model.safetensors').stat().st_size
                     for name in ('policy-int8', 'policy'))

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from support.tiny import CONFIG
 
+from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
-from dtvla_ros.training.checkpoint import CHECKPOINT
+from dtvla_ros.training.checkpoint import CHECKPOINT, TASKS
 from dtvla_ros.training.config import AuxiliaryConfig, SftConfig
 from dtvla_ros.training.export import read_source
 from dtvla_ros.training.grpo.config import GrpoConfig
@@ -23,7 +24,13 @@ def test_training_lowers_the_loss_and_leaves_a_policy(dataset, tmp_path):
     begin = Trainer(CONFIG, run).validate()
     end = train_sft(CONFIG, run)
     assert end['loss'] < 0.8 * begin['loss'] and end['thought'] < 0.6 * begin['thought']
-    read_source(out)
+    manifest = read_source(out)[2]
+    assert manifest.tasks == tuple(DatasetReader(dataset).tasks)
+    (out / TASKS).write_text('{"tasks": "stack"}')
+    with pytest.raises(UserError, match=f'{TASKS}: tasks: expected a list of sentences'):
+        read_source(out)
+    (out / TASKS).unlink()  # as of a run of before
+    assert read_source(out)[2].tasks == ()
     assert not list(out.rglob('*.pt')) and any((out / 'tensorboard').iterdir())
     assert json.loads((out / CHECKPOINT / 'state.json').read_text())['step'] == 90
     with pytest.raises(UserError, match='another config'):

@@ -120,6 +120,7 @@ class GrpoTrainer:
         self.config, self.run = config, run
         self.accelerator = Accelerator(mixed_precision=config.precision)
         model, self.transform, manifest = read_source(run.init)
+        self.instructions = manifest.tasks
         if self.transform.mirrored:
             raise UserError(f'{run.init}: sees mirrored images, which a training run does not '
                             'record; begin with a policy that sees them upright')
@@ -277,6 +278,7 @@ class GrpoTrainer:
         if self.accelerator.is_main_process:
             out = self.run.out
             write_transform(out, self.transform)
+            checkpoint.write_tasks(out, self.instructions)
             save_weights(self.learner.model, out / checkpoint.WEIGHTS)
             checkpoint.save_checkpoint(
                 out, self.learner.model, self.learner.reference, self.learner.optimizer,
