@@ -44,7 +44,7 @@ class ParameterFile:
         """Return the parameters of a node by its full name; what is exact counts last."""
         found: dict[str, Any] = {}
         for pattern, values in sorted(self.sections, key=lambda section: '*' not in section[0]):
-            if re.fullmatch(_expression(pattern), node):
+            if applies(pattern, node):
                 found |= values
         return found
 
@@ -85,7 +85,9 @@ def _sections(tree: Mapping[Any, Any], above: str) -> Iterator[tuple[str, Mappin
             yield from _sections(below, name)
 
 
-def _expression(pattern: str) -> str:
-    """Return rcl's wildcards as a regular expression: * is one part of a name, ** any number."""
-    return ''.join('(/[^/]+)*' if part == '/**' else '/[^/]+' if part == '/*' else re.escape(part)
-                   for part in re.findall(r'/[^/]+', pattern))
+def applies(pattern: str, node: str) -> bool:
+    """Return whether a section is a node's; * is one part of its full name, ** any number."""
+    expression = ''.join(
+        '(/[^/]+)*' if part == '/**' else '/[^/]+' if part == '/*' else re.escape(part)
+        for part in re.findall(r'/[^/]+', pattern))
+    return re.fullmatch(expression, node) is not None
