@@ -41,6 +41,8 @@ def one_line(error: BaseException) -> str | None:
         return ' '.join(str(error).split())
     if isinstance(error, ModuleNotFoundError):
         return _missing((error.name or '').partition('.')[0])
+    if isinstance(error, FileNotFoundError) and 'temporary directory' in str(error):  # tempfile's
+        return f'{error.strerror}; set TMPDIR to a folder that you may write to'
     reason, file = disk_error(error), getattr(error, 'filename', None)
     return f'{file}: {reason}' if reason and file else reason
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,11 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from dtvla_ros.errors import UserError
 
-from .gl import choose_gl
+from .prepare import cannot_draw, prepare
 
-choose_gl()  # must come before MuJoCo is imported
-# robosuite asks for a private macro file at every import.
-logging.getLogger('robosuite_logs').addFilter(lambda record: record.levelno > logging.WARNING)
+prepare()  # before MuJoCo and robosuite are imported
 
 import mujoco  # noqa: E402
 
@@ -38,6 +35,15 @@ def valid_action(action: ArrayLike) -> NDArray[np.float64]:
     if values.shape != (7,) or not np.isfinite(values).all():
         raise UserError(f'action must be 7 finite numbers, got {values!r}')
     return np.clip(values, -1.0, 1.0)
+
+
+class _Renderer(mujoco.Renderer):
+    """One that could not be made is deleted without a complaint of what it lacks."""
+
+    _gl_context = _mjr_context = None
+
+
+mujoco.gl_context.GLContext._context = None
 
 
 class LazyObservation(Mapping[str, NDArray]):
@@ -210,7 +216,11 @@ class ArmEnv(gymnasium.Env):
             view.quality.offsamples = self._msaa
             view.global_.offwidth = max(view.global_.offwidth, size)
             view.global_.offheight = max(view.global_.offheight, size)
-            self._renderer = mujoco.Renderer(self.model, size, size)
+            try:
+                self._renderer = _Renderer(self.model, size, size)
+            # OpenGL's errors and those of a display share no narrower base.
+            except Exception as error:
+                raise cannot_draw(error) from None
         with self._culled(camera):
             self._renderer.update_scene(self.data, camera, self._options)
         flags = self._renderer.scene.flags

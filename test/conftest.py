@@ -13,7 +13,7 @@ import pytest
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros.processes import remove_dead_segments
-from dtvla_sim.gl import choose_gl
+from dtvla_sim.prepare import prepare
 
 PATHS = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # support, benchmarks
 sys.path[:0] = PATHS
@@ -25,7 +25,7 @@ os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
 os.environ['ROS_DOMAIN_ID'] = import_module('support.beside').fresh_domain()
 
 with suppress(UserError):  # before anything imports MuJoCo; what draws says what is missing
-    choose_gl()
+    prepare()
 
 HAS_ROS = find_spec('rclpy') is not None
 if not HAS_ROS:

@@ -13,6 +13,7 @@ import importlib.util
 import os
 import platform
 import sys
+import tempfile
 from pathlib import Path
 from xml.parsers import expat
 
@@ -123,7 +124,7 @@ def _remedy(opt: Path = Path('/opt/ros')) -> str:
 
 
 def prepare() -> None:
-    """Set what the user has not set: discovery on this host only, the Fast DDS profile.
+    """Set what the user has not set: discovery on this host only, the Fast DDS profile, logs.
 
     Large freed blocks stay with the process: giving back the pages of every image costs more than
     copying it. Raises ``UserError`` if no rclpy is installed, or two ROS are mixed.
@@ -135,6 +136,7 @@ def prepare() -> None:
         if os.environ.get('ROS_DISTRO') == 'humble':
             os.environ[FORMER_DISCOVERY] = '1'
     _choose_profile()
+    _choose_logs()
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # glibc's
     if mallopt is not None:
         for option, size in _MALLOPT:
@@ -160,6 +162,19 @@ def _require_known_values() -> None:
             'ROS_SECURITY_KEYSTORE'):
         raise UserError('ROS_SECURITY_ENABLE=true, but ROS_SECURITY_KEYSTORE is not set: make one '
                         'with ros2 security create_keystore')
+
+
+def _choose_logs() -> None:
+    """Let ROS write its logs to the temporary folder where the home folder takes none."""
+    home = Path(os.environ.get('ROS_HOME') or Path('~/.ros').expanduser())
+    folder = Path(os.environ.get('ROS_LOG_DIR') or home / 'log')
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return
+    except OSError:
+        pass
+    os.environ['ROS_LOG_DIR'] = tempfile.mkdtemp(prefix='ros-log-')
 
 
 def _choose_profile() -> None:

@@ -1,5 +1,5 @@
 """The LIBERO benchmark's tasks behind the same contract as the tabletop suite."""
 
-from ..gl import choose_gl
+from ..prepare import prepare
 
-choose_gl()  # before MuJoCo is imported, which reads MUJOCO_GL once
+prepare()  # before MuJoCo and robosuite are imported, which read the environment once

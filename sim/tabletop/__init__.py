@@ -1,5 +1,5 @@
 """The tabletop suite, made from robosuite's own packaged assets."""
 
-from ..gl import choose_gl
+from ..prepare import prepare
 
-choose_gl()  # before robosuite imports MuJoCo, which reads MUJOCO_GL once
+prepare()  # before MuJoCo and robosuite are imported, which read the environment once

@@ -149,3 +149,15 @@ def test_make_goes_on_where_there_is_neither(environment):
     done = environment.run(['-c', program], {})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('\n') == 1 and 'pixi' in done.stdout and 'apt' in done.stdout
+
+
+@pytest.mark.parametrize('kept', [False, True])
+def test_logs_go_to_the_temporary_folder_where_home_takes_none(monkeypatch, tmp_path, kept):
+    for name in ('ROS_HOME', 'ROS_LOG_DIR'):
+        monkeypatch.setenv(name, '')
+    monkeypatch.setenv('HOME', str(tmp_path) if kept else '/proc/nowhere')
+    source._choose_logs()
+    chosen = os.environ['ROS_LOG_DIR']
+    assert chosen == '' if kept else Path(chosen).is_dir()
+    source._choose_logs()
+    assert os.environ['ROS_LOG_DIR'] == chosen
