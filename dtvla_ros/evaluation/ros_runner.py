@@ -64,12 +64,11 @@ def blocks(jobs: Iterable[Job]) -> list[tuple[list[str], range]]:
     return [(tasks, range(*ends)) for ends, tasks in together.items()]
 
 
-def parameters(scene: SceneSetup) -> dict[str, str]:
+def parameters(scene: SceneSetup) -> dict[str, Any]:
     """Return a scene as parameters of `sim_bridge`, without what is left to the suite."""
     chosen = {'starts': scene.starts, 'image_size': scene.image_size,
               'max_steps': scene.max_steps, 'perturb': list(scene.perturb)}
-    return {**{name: str(value) for name, value in chosen.items() if value},
-            **{name: str(value).lower() for name, value in scene.fast_rendering.items()}}
+    return {**{name: value for name, value in chosen.items() if value}, **scene.fast_rendering}
 
 
 def _block(setup: EvalOptions, tasks: Sequence[str], seeds: range,

@@ -69,8 +69,8 @@ def test_the_simulator_is_told_only_what_is_asked_for():
     assert parameters(SceneSetup('tabletop')) == {}
     assert parameters(SceneSetup(
         'libero_10', 'jitter', ('camera:2', 'noise:1'), 128, shadows=False, max_steps=620)) == {
-            'starts': 'jitter', 'perturb': "['camera:2', 'noise:1']", 'image_size': '128',
-            'shadows': 'false', 'max_steps': '620'}
+            'starts': 'jitter', 'perturb': ['camera:2', 'noise:1'], 'image_size': 128,
+            'shadows': False, 'max_steps': 620}
 
 
 def test_jobs_become_few_runs_of_the_simulator():
