@@ -27,6 +27,8 @@ ANSWERS = 'answers.jsonl'
 CHARACTERS_PER_TOKEN = 4
 FORMATS = ('json_schema', 'json_object', 'none')
 BUSY = frozenset((408, 409, 425, 429))
+# What some models refuse, and what they take instead, if anything.
+REFUSED = {'max_tokens': 'max_completion_tokens', 'temperature': None}
 
 
 class Answer(NamedTuple):
@@ -233,6 +235,7 @@ class HttpProvider(Provider):
                             f'{", ".join(FORMATS)}')
         self.name, self.parallel = f'http:{options.model}', options.concurrency
         self._options, self._ledger, self._stopped = options, ledger, threading.Event()
+        self._refused: set[str] = set()  # of REFUSED, by this model
         self._address = f'{options.url.rstrip("/")}/chat/completions'
         # A proxy from the environment has no business between this process and this machine.
         self._client = httpx.Client(timeout=options.timeout, trust_env=not local, headers={
@@ -279,17 +282,19 @@ class HttpProvider(Provider):
             ledger.settle(number, estimated, 0, 0)
             if response.status_code in BUSY or response.status_code >= 500:
                 raise _Busy(f'answered {response.status_code}', _retry_after(response))
+            refused = {name for name in REFUSED.keys() - self._refused if name in response.text}
+            if response.status_code in (400, 422) and refused:
+                self._refused |= refused
+                return self._once(question)
             body = response.text.replace(options.key, '***') if options.key else response.text
             raise UserError(f'{self._address}: answered {response.status_code}: {body[:300]}')
         try:
             data = response.json()
-            message = data['choices'][0]['message']
-        except (ValueError, LookupError, TypeError):
+            usage, text = data.get('usage') or {}, _text_of(data['choices'][0]['message'])
+            answer = Answer(text, int(usage.get('prompt_tokens') or estimated),
+                            int(usage.get('completion_tokens') or budget.tokens(len(text))))
+        except (ValueError, LookupError, TypeError, AttributeError):
             raise _Busy('answered something else than a chat completion', None) from None
-        usage = data.get('usage') or {}
-        text = str(message.get('content') or message.get('refusal') or '')
-        answer = Answer(text, int(usage.get('prompt_tokens') or estimated),
-                        int(usage.get('completion_tokens') or budget.tokens(len(text))))
         ledger.settle(number, estimated, answer.tokens_read, answer.tokens_written)
         return answer
 
@@ -306,12 +311,28 @@ class HttpProvider(Provider):
         body: dict[str, Any] = {
             'model': options.model, 'messages': messages, 'temperature': 0.0,
             'max_tokens': options.max_tokens}
+        for name in self._refused:
+            value, other = body.pop(name), REFUSED[name]
+            if other:
+                body[other] = value
         if form != 'none':
             body['response_format'] = {'type': form}
         if form == 'json_schema':
             body['response_format']['json_schema'] = {
                 'name': 'labels', 'strict': True, 'schema': question.schema}
         return body
+
+
+def _text_of(message: Mapping[str, Any]) -> str:
+    """Return the text of an answer, wherever servers put it; the first with an object in it."""
+    texts = []
+    for name in ('content', 'reasoning_content', 'reasoning', 'refusal'):
+        value = message.get(name) or ''
+        if isinstance(value, list):  # of parts
+            value = ''.join(str(part.get('text') or '') if isinstance(part, Mapping) else str(part)
+                            for part in value)
+        texts.append(json.dumps(value) if isinstance(value, Mapping) else str(value))
+    return next((text for text in texts if '{' in text), next(filter(None, texts), ''))
 
 
 def _retry_after(response: httpx.Response) -> float | None:

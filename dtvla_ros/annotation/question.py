@@ -10,7 +10,8 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, Literal, cast
@@ -99,17 +100,41 @@ def answer_model(objects: tuple[str, ...], count: int) -> type[BaseModel]:
 
 
 def read_answer(text: str, model: type[BaseModel]) -> list[Semantics]:
-    """Return the labels in an answer, fenced or not; ``ValueError`` names what is wrong."""
-    body = text.strip()
-    if body.startswith('```') and body.endswith('```'):
-        body = body[3:-3].removeprefix('json').strip()
+    """Return the labels in the first JSON object of an answer that is of the schema.
+
+    What a model thinks aloud, words and a fence around it are passed over. ``ValueError`` names
+    what is wrong where there is none.
+    """
+    answer = text.rpartition('</think>')[2]
+    if '{' not in answer:
+        answer = text
+    for body in _objects(answer):
+        with suppress(ValidationError):
+            return _semantics(model.model_validate_json(body))
+    begin, end = answer.find('{'), answer.rfind('}') + 1
     try:
-        answer = model.model_validate_json(body)
+        return _semantics(model.model_validate_json(answer[max(begin, 0):end or None]))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = '.'.join(map(str, first['loc'])) or 'the answer'
         more = f' (and {error.error_count() - 1} more)' if error.error_count() > 1 else ''
         raise ValueError(f'{where}: {first["msg"]}{more}') from None
+
+
+def _objects(text: str) -> Iterator[str]:
+    """Yield the JSON objects in a text, one after the other."""
+    decoder, at = json.JSONDecoder(), 0
+    while (at := text.find('{', at)) >= 0:
+        try:
+            end = decoder.raw_decode(text, at)[1]
+        except (ValueError, RecursionError):
+            at += 1
+        else:
+            yield text[at:end]
+            at = end
+
+
+def _semantics(answer: BaseModel) -> list[Semantics]:
     return [Semantics(**frame.model_dump()) for frame in cast(Any, answer).frames]
 
 

@@ -197,9 +197,25 @@ def _require_sound(data: bytes, told: str) -> str:
         raise ImageError(f'{told}: no sound JPEG or PNG: {error!s:.200}') from error
     if height * width > MAX_PIXELS:
         raise ImageError(f'{told}: {width}x{height} is more than {MAX_PIXELS} pixels')
-    if kind != 'PNG' and b'\xff\xd9' not in data[-16:]:
+    if kind != 'PNG' and b'\xff\xd9' not in data[-16:] and not _has_end(data):
         raise ImageError(f'{told} is cut off: no end marker')
     return mode
+
+
+def _has_end(jpeg: bytes) -> bool:
+    """Return whether a JPEG has its end marker, whatever follows it.
+
+    The same two bytes may stand in a segment, for instance as the end of a thumbnail.
+    """
+    at = 2
+    while (at := jpeg.find(b'\xff', at)) >= 0 and at + 1 < len(jpeg):
+        marker = jpeg[at + 1]
+        if marker == 0xd9:
+            return True
+        # Stuffed bytes, restarts and filling stand alone, all else has a length.
+        alone = marker in (0x00, 0x01, 0xff) or 0xd0 <= marker <= 0xd8
+        at += 1 if alone else 2 + int.from_bytes(jpeg[at + 2:at + 4], 'big')
+    return False
 
 
 def _serialized(message: Any, data: memoryview) -> bytes:

@@ -237,6 +237,82 @@ def test_an_unusable_answer_is_sent_back_once(one, answer, wrong):
     assert 'frames' in again[2]['content'] and wrong in again[3]['content'][0]['text']
 
 
+def message_of(**fields):
+    """Return the body of an answer whose message has these fields."""
+    return json.dumps({'choices': [{'message': {'role': 'assistant', **fields}}],
+                       'usage': USAGE}).encode()
+
+
+@pytest.mark.parametrize('say', [
+    lambda right: {'content': f'<think>a {{"frames": []}} b {{</think>\n{right}'},
+    lambda right: {'content': f'the hand moves </think>{right}'},
+    lambda right: {'content': f'<think>\n\n</think>\n```json\n{right}\n```'},
+    lambda right: {'content': f'Here {{as asked}}:\n```json\n{right}\n```\nAnything else?'},
+    lambda right: {'content': f'```\n{right}\n```'},
+    lambda right: {'content': f'{right}\n{{"frames": []}} {{"note": "}}"}}'},
+    lambda right: {'content': right.replace('"reason": ""', '"reason": "a } and { in words"')},
+    lambda right: {'content': [{'type': 'thinking', 'thinking': 'hm {'},
+                               {'type': 'text', 'text': right[:9]}, right[9:]]},
+    lambda right: {'content': None, 'reasoning_content': f'Well. {right}'},
+    lambda right: {'content': '', 'reasoning': f'<think>Well. {right}</think>'},
+    lambda right: {'content': 'done', 'reasoning_content': right},
+    lambda right: {'content': json.loads(right)}])
+def test_an_answer_is_found_wherever_a_server_puts_it(one, say):
+    with Endpoint(lambda n, request: Reply(body=message_of(**say(json.dumps(
+            answer_frames(wanted(request))))))) as endpoint:
+        assert one(endpoint)[0]
+    assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize('say', [
+    lambda right: {'content': right.replace('}]}', '},]}')}, lambda right: {'content': None},
+    lambda right: {'content': f'<think>{right[:-9]}'}, lambda right: {'refusal': 'I will not'}])
+def test_an_answer_without_an_object_is_asked_for_again(one, say):
+    def behave(number, request):
+        return Reply(body=message_of(**say(json.dumps(
+            answer_frames(wanted(request)))))) if not number else None
+
+    with Endpoint(behave) as endpoint:
+        assert one(endpoint)[0]
+    again = endpoint.requests[1]['messages'][3]['content'][0]['text']
+    assert 'That is not valid: the answer: Invalid JSON' in again
+
+
+@pytest.mark.parametrize('body', [
+    b'[]', b'{"choices": [{"message": "hello"}]}',
+    b'{"choices": [{"message": {}}], "usage": {"prompt_tokens": "x"}}'])
+def test_something_else_than_a_completion_is_tried_again(one, body):
+    with Endpoint({0: Reply(body=body)}) as endpoint:
+        assert one(endpoint)[0]
+    assert len(endpoint.requests) == 2
+
+
+@pytest.mark.parametrize('status, refuse, seen', [
+    (400, ('max_tokens',), {'max_completion_tokens': 500, 'temperature': 0.0}),
+    (422, ('max_tokens', 'temperature'), {'max_completion_tokens': 500})])
+def test_a_model_that_refuses_a_parameter_gets_the_newer_one(run, status, refuse, seen):
+    """Once for a run; it costs nothing."""
+    def behave(number, request):
+        name = next((name for name in refuse if name in request), None)
+        return Reply(status, body=json.dumps({'error': {'message': (
+            f"Unsupported parameter: '{name}' is not supported with this model.")}}).encode()
+            ) if name else None
+
+    with Endpoint(behave) as endpoint:
+        assert len(run(endpoint)[0]) == 3
+    assert len(endpoint.requests) == 3 + len(refuse)
+    assert {k: v for k, v in endpoint.requests[-1].items()
+            if k.startswith(('max', 'temp'))} == seen
+    assert run.spent[1] == pytest.approx(3 * ONE)
+
+
+def test_a_refusal_of_both_names_of_a_parameter_is_told(one):
+    with Endpoint(lambda n, r: Reply(400, text='', body=b'max_tokens is too large')) as endpoint:
+        with pytest.raises(UserError, match='answered 400: max_tokens is too large'):
+            one(endpoint)
+    assert len(endpoint.requests) == 2
+
+
 def test_an_episode_without_usable_answer_does_not_stop_the_others(run):
     bad = Reply(text=json.dumps(answer_frames(1, phase='fly')))
     with Endpoint({1: bad, 2: bad}) as endpoint:

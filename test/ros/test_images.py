@@ -58,6 +58,39 @@ def test_truncated_messages_say_so_but_the_last_row_may_lack_its_padding() -> No
     np.testing.assert_array_equal(images.image_to_numpy(message), FRAME)
 
 
+@pytest.mark.parametrize('quality', [40, 95])
+@pytest.mark.parametrize('more', [b'', bytes(600), RANDOM.bytes(199), b'\xff' * 40,
+                                  b'\xff\xd8\xff\xe0\x00\x10JFIF'])
+def test_bytes_after_the_end_of_a_jpeg_are_no_matter(quality: int, more: bytes) -> None:
+    """A buffer of fixed size, or another image behind; a file cut off before them is refused."""
+    image = RANDOM.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    whole = images.parse_compressed(
+        images.serialize_compressed(image, Time(), quality=quality)).data.tobytes()
+    first, second = (images.compressed_to_numpy(CompressedImage(format='jpeg', data=data))
+                     for data in (whole, whole + more))
+    np.testing.assert_array_equal(first, second)
+    if more:
+        cut = CompressedImage(format='jpeg', data=whole[:len(whole) // 2] + bytes(600))
+        with pytest.raises(images.ImageError, match='cut off'):
+            images.compressed_to_numpy(cut)
+
+
+@pytest.mark.parametrize('settings', [[cv2.IMWRITE_JPEG_PROGRESSIVE, 1],
+                                      [cv2.IMWRITE_JPEG_RST_INTERVAL, 2]])
+def test_the_end_is_found_behind_every_kind_of_scan(settings: list[int]) -> None:
+    image = RANDOM.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    data = cv2.imencode('.jpg', image, settings)[1].tobytes()
+    thumbnail = b'\xff\xe1\x00\x06\xff\xd8\xff\xd9'  # the end of another image
+    for cut, good in ((0, True), (2, False), (300, False)):
+        made = data[:2] + thumbnail + data[2:len(data) - cut] + bytes(600)
+        message = CompressedImage(format='jpeg', data=made)
+        if good:
+            assert images.compressed_to_numpy(message).shape == (48, 64, 3)
+        else:
+            with pytest.raises(images.ImageError, match='cut off'):
+                images.compressed_to_numpy(message)
+
+
 GREY = FRAME[..., 0]
 RGBA = np.concatenate([FRAME, np.full((5, 7, 1), 9, np.uint8)], 2)
 
