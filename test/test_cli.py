@@ -30,6 +30,14 @@ def test_every_command_teaches_itself(command):
     assert 'Example' in done.output and 'dtvla ' + ' '.join(command) in done.output
 
 
+def test_the_help_lists_every_command_under_a_heading():
+    shown = CliRunner().invoke(cli.app, ['--help'], env={'COLUMNS': '100'}).output
+    assert '─ Commands ─' not in shown
+    heads = [shown.index(f'─ {heading} ─') for heading in cli.HELP]
+    assert heads == sorted(heads)
+    assert heads[0] < shown.index('│ demo ') < shown.index('│ tell ') < heads[1]
+
+
 # NANO: the policy of this checkout, and a file for the result.
 REFUSED = {
     'evaluate': 'evaluate', 'eval --speed 3': '--speed', 'eval --episodes many': '--episodes',

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Option
@@ -20,14 +20,22 @@ app = group(
     'dtvla',
     'A policy that writes down its thought, then acts: simulate, collect, train, evaluate.',
     add_completion=False, pretty_exceptions_enable=False)
-for part in (talk, running, topic_cli, models, recording, evaluation, annotate, data, train):
-    app.add_typer(part.app)
+WATCH = 'Watch and talk'
+HELP: dict[str, tuple[Any, ...]] = {  # modules by the heading under which the help lists them
+    WATCH: (talk,), 'Run and record': (running, recording, topic_cli), 'Data': (data, annotate),
+    'Policies': (train, models), 'Measure': (evaluation,)}
+for heading, parts in HELP.items():
+    for part in parts:
+        app.add_typer(part.app, rich_help_panel=heading)
+        if not isinstance(part.app.info.name, str):  # its commands stand directly under ours
+            for entry in (*part.app.registered_commands, *part.app.registered_groups):
+                entry.rich_help_panel = heading
 
 DEMO_TASKS = ('put_the_can_in_the_wooden_bin,stack_the_red_cube_on_the_green_cube,'
               'push_the_green_cube_onto_the_yellow_mark')
 
 
-@app.command()
+@app.command(rich_help_panel=WATCH)
 @takes('policy tasks episodes seed mode engine out viz')
 def demo(
     given: Given,
@@ -56,7 +64,7 @@ def demo(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=WATCH)
 @takes('policy suite scene seed mode engine out')
 def play(
     given: Given,

@@ -6,11 +6,13 @@ import itertools
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.graph import NANO
 
 from dtvla_ros.evaluation.ros_runner import blocks, parameters
 from dtvla_ros.rollout.env import SceneSetup
@@ -37,6 +39,12 @@ def evaluate(out: Path, *arguments: str) -> dict:
     '--starts', 'jitter', '--perturb', 'layout:2', '--perturb', 'noise:1', '--max-steps', '70',
     '--threads', '2')], ids=['plain', 'disturbed'])
 def test_lock_step_over_ros_moves_the_arm_as_in_process(tmp_path, scene):
+    if scene:  # what a policy was not trained on is measured, too
+        other = tmp_path / 'other'
+        shutil.copytree(NANO, other)
+        manifest = json.loads((other / 'manifest.json').read_text())
+        (other / 'manifest.json').write_text(json.dumps({**manifest, 'tasks': ['juggle']}))
+        scene = (*scene, '--policy', str(other))
     alone = evaluate(tmp_path / 'here', '--tasks', TASKS, *scene)
     nodes = evaluate(tmp_path / 'there', '--tasks', TASKS, *scene, '--via', 'ros')
     assert nodes['rows'].keys() == alone['rows'].keys() and len(alone['rows']) == 2
