@@ -46,9 +46,9 @@ def plan(file: ParameterFile, given: Mapping[str, str]) -> dict[str, bringup.Nod
     policy = f'/{given["namespace"]}/vla_node'
     for node in (policy, '/command_gate'):
         if not file.of(node):
-            there = ', '.join(pattern for pattern, _ in file.sections)
-            raise UserError(f'{file.path}: no parameters for {node}, only for {there}; rename a '
-                            'key, or choose another file')
+            raise UserError(f'{file.path}: no parameters for {node}, only for '
+                            f'{", ".join(pattern for pattern, _ in file.sections)}; rename a '
+                            'section, or choose another file')
     if not simulated and (usual := bringup.COMMAND_TOPICS.get(
             str(file.of('/command_gate').get('preset')))):
         given.setdefault('command_topic', usual)
@@ -76,8 +76,9 @@ def run_graph(file: ParameterFile, given: Mapping[str, str], console: Console) -
         for name, words in viewers.items():  # first: a bag should hold how it begins
             processes.start(name, 'dtvla_ros.cli', words)
         for name, node in nodes.items():
-            processes.start(name, f'dtvla_ros.nodes.{name}',
-                            node.ros_arguments(str(file.path.resolve())))
+            known = file.of(f'/{node.namespace}/{name}' if node.namespace else f'/{name}')
+            processes.start(name, f'dtvla_ros.nodes.{name}', node.ros_arguments(
+                str(file.path.resolve()) if known else ''))
         _follow(processes, lines, set(viewers) | {'overlay'}, console)
         console.print('all episodes ran', style='bold')
     except KeyboardInterrupt:
