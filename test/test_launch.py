@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / 'launch').glob('*.launch.py'))
 COMMANDS = re.findall(r"'(\w+) = dtvla_ros", (ROOT / 'setup.py').read_text())
 PARAMETERS = {'use_sim_time', *(
-    ''.join(found) for file in ROOT.glob('dtvla_ros/[ns]*/*.py') for found in re.findall(
+    ''.join(found) for file in ROOT.glob('dtvla_ros/[nrs]*/*.py') for found in re.findall(
         r"declare\(\s*\w+, '(\w+)'|^    (\w+): [^\n]+ = parameter\(", file.read_text(),
         re.MULTILINE))}
 

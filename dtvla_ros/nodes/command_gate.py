@@ -25,9 +25,10 @@ from dtvla_ros.conventions import relative
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.command_adapters import PRESETS, make_adapter
 from dtvla_ros.nodes.pose_source import PoseSource
-from dtvla_ros.nodes.settings import FINGERS, declare, declare_all, guard, installed, read_all
+from dtvla_ros.nodes.settings import declare, declare_all, guard, installed, read_all
 from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.run import STEADY, run, wait_until_heard
+from dtvla_ros.ros.settings import FINGERS
 from dtvla_ros.ros.waiting import tell_what_lacks, why_silent
 from dtvla_ros.safety.gate import (
     HEARTBEAT,

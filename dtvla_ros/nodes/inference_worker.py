@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from dtvla_ros.actions import osc
 from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.errors import UserError
-from dtvla_ros.nodes.settings import VlaSettings
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.policy.transform import Observation
+from dtvla_ros.ros.settings import VlaSettings
 
 if TYPE_CHECKING:
     from dtvla_ros.engine.engine import Decision

@@ -19,9 +19,9 @@ from sensor_msgs.msg import JointState
 
 from dtvla_ros.conventions import CAMERAS, EE_POSE, IMAGES, JOINT_STATES, relative
 from dtvla_ros.nodes.pose_source import PoseSource
-from dtvla_ros.nodes.settings import VlaSettings
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.ros import conversions, images, qos
+from dtvla_ros.ros.settings import VlaSettings
 from dtvla_ros.ros.waiting import why_silent
 from dtvla_ros.safety.gate import NO_STAMP, OTHER_CLOCK
 from dtvla_ros.safety.watchdog import Watchdog

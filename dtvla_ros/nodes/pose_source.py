@@ -13,9 +13,10 @@ from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 
 from dtvla_ros.conventions import EE_POSE, relative
-from dtvla_ros.nodes.settings import declare, installed
+from dtvla_ros.nodes.settings import declare_all, installed
 from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.frames import FrameTree
+from dtvla_ros.ros.settings import PoseSettings
 from dtvla_ros.ros.waiting import why_silent
 
 OnPose = Callable[[NDArray[np.float64], NDArray[np.float64], float], None]
@@ -31,12 +32,9 @@ class PoseSource:
 
     def __init__(self, node: Node, on_pose: OnPose, on_refused: Callable[[str], None]) -> None:
         self._node, self._on_pose, self._on_refused = node, on_pose, on_refused
-        source = declare(
-            node, 'pose_source', 'topic', 'of the end effector', choices=('topic', 'tf'))
-        self._base = declare(node, 'base_frame', 'base', 'frame of poses and commands')
-        self._frame = declare(
-            node, 'ee_frame', 'gripper', 'frame of the gripper site, with pose_source tf')
-        self._type = None if source == 'topic' else installed(
+        given = declare_all(node, PoseSettings())
+        self._base, self._frame = given.base_frame, given.ee_frame
+        self._type = None if given.pose_source == 'topic' else installed(
             'tf2_msgs/msg/TFMessage', 'pose_source = "tf"', '"topic"')
         self._tree = FrameTree()
         self._last = -np.inf

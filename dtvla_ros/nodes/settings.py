@@ -1,4 +1,4 @@
-"""Parameters of the nodes: one table per node, declared, described and checked."""
+"""Parameters of the nodes, from tables: declared, described and checked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import math
 from array import array
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rcl_interfaces import msg
@@ -14,20 +13,10 @@ from rclpy.exceptions import InvalidParameterTypeException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from dtvla_ros.conventions import (
-    ARM_JOINTS,
-    CLOCK_DOMAIN,
-    DEVICES,
-    ENGINES,
-    FINGER_JOINTS,
-    MODES,
-    parameter,
-)
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros.conversions import message_type
 
 _LARGEST_INT = 2**63 - 1
-FINGERS = 'joints whose absolute positions add up to the gripper opening'
 Table = TypeVar('Table')
 
 
@@ -109,44 +98,6 @@ def installed(name: str, parameter: str, instead: str) -> Any:
     except KeyError:
         raise UserError(f'parameter {parameter}: {name} is not installed; install ros-$ROS_DISTRO-'
                         f'{name.partition("/")[0].replace("_", "-")}, or use {instead}') from None
-
-
-@dataclass(frozen=True, slots=True)
-class VlaSettings:
-    """Parameters of the policy node."""
-
-    policy: str = parameter('models/nano', 'folder of the policy, its manifest inside')
-    engine: str = parameter('onnx', 'what runs the policy', choices=ENGINES)
-    device: str = parameter('cpu', 'where the policy runs', choices=DEVICES)
-    threads: int = parameter(1, 'threads of the engine on a CPU', low=1)
-    mode: str = parameter('full', 'the thought, written by the policy or empty', choices=MODES,
-                          hint='; other thoughts are for dtvla eval --mode')
-    max_thought_tokens: int = parameter(
-        0, 'length at which a thought is truncated; 0: as the policy says', low=0)
-    deadline_s: float = parameter(5.0, 'longest decision before the task is stopped', low=0.01)
-    on_cut: str = parameter('stop', 'what to do with a truncated thought', choices=('stop', 'act'))
-    lockstep: bool = parameter(False, 'simulated time waits for the policy; repeatable runs')
-    replan_steps: int = parameter(
-        0, 'control steps between decisions; 0: as the policy says', low=0)
-    transport: str = parameter('raw', 'image topics', choices=('raw', 'compressed'))
-    arm_joints: tuple[str, ...] = parameter(ARM_JOINTS, 'joints of the arm', distinct=True)
-    finger_joints: tuple[str, ...] = parameter(FINGER_JOINTS, FINGERS, distinct=True)
-    max_skew_s: float = parameter(0.03, 'largest stamp difference in one observation', low=0.0)
-    max_age_s: float = parameter(
-        0.5, 'age of an observation beyond which no decision is based on it', low=0.01)
-    input_timeout_s: float = parameter(0.18, 'silence of an input before HOLDING', low=0.05)
-    clock_domain_s: float = parameter(
-        CLOCK_DOMAIN, "distance of an input's stamp from this clock that shows another one; "
-        '0: never', low=0)
-    gate_timeout_s: float = parameter(
-        0.15, 'silence of gate_state, once it was heard, before STOPPED; 0: not watched', low=0.0)
-    allowed_instructions: tuple[str, ...] = parameter(
-        ('',), "instructions taken; ['']: the policy's own tasks")
-    on_unlisted: str = parameter(
-        'reject', 'what to do with another instruction: reject, or warn and try it',
-        choices=('reject', 'warn'))
-    autostart: bool = parameter(
-        False, 'configure and activate without a manager', changeable=False)
 
 
 WITHOUT_EFFECT = ('seed', 'keep_thought')  # of thoughts that only `dtvla eval --mode` replaces

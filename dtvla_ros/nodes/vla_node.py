@@ -23,9 +23,10 @@ from dtvla_ros.nodes.decision_monitor import WAITING, DecisionMonitor, DecisionS
 from dtvla_ros.nodes.inference_worker import InferenceWorker, Outcome, give_back_memory, load
 from dtvla_ros.nodes.inputs import Inputs
 from dtvla_ros.nodes.instructions import known_as, nearest, refuse_instruction, shown
-from dtvla_ros.nodes.settings import VlaSettings, declare_all, declare_former, guard, read_all
+from dtvla_ros.nodes.settings import declare_all, declare_former, guard, read_all
 from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.run import STEADY, LifecycleNode, call_soon, end, run, wait_until_heard
+from dtvla_ros.ros.settings import VlaSettings
 from dtvla_ros.ros.waiting import tell_what_lacks
 
 NAMESPACE = '/vla'

@@ -17,8 +17,8 @@ from dtvla_ros.engine.load import load_policy
 from dtvla_ros.engine.proof import FEWEST, Proof, wanted
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes import inference_worker
-from dtvla_ros.nodes.settings import VlaSettings
 from dtvla_ros.policy.manifest import MANIFEST, PROOF, PolicyManifest
+from dtvla_ros.ros.settings import VlaSettings
 from dtvla_ros.training.export import export, sample
 
 MODELS = Path(__file__).resolve().parents[2] / 'models'

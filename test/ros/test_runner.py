@@ -84,7 +84,7 @@ def test_namespace_transport_and_preset_come_from_the_file_unless_given(tmp_path
     ('sim --command-topic /x', '--command-topic is for an arm'),
     ('robot_servo --episodes 3', '--episodes is for a simulated arm'),
     ('config/gz_bridge.yaml', 'gz_bridge.yaml: no parameters'),
-    ('config/gazebo_controllers.yaml', 'no parameters for /vla/vla_node, only for /'),
+    ('config/gazebo_controllers.yaml', 'no parameters for /vla/vla_node, only for '),
     ('robot_crisp --namespace mind', 'no parameters for /mind/vla_node, only for /vla/vla_node'),
     ('sim --engine steam', '--engine steam: choose from onnx, torch'),
     ('sim --episodes many', 'episodes many: a whole number'),
