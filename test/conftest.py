@@ -29,7 +29,7 @@ with suppress(UserError):  # before anything imports MuJoCo; what draws says wha
 
 HAS_ROS = find_spec('rclpy') is not None
 if not HAS_ROS:
-    collect_ignore = ['ros', 'nodes', 'faults', 'demo', 'recording',
+    collect_ignore = ['ros', 'nodes', 'faults', 'demo', 'doctor', 'recording',
                       'fuzz/test_images.py', 'evaluation/test_over_ros.py']
 
 

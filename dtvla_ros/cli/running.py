@@ -1,17 +1,20 @@
-"""The command ``dtvla run``."""
+"""The commands ``dtvla run`` and ``dtvla doctor``."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from rich.console import Console
 from rich.table import Table
-from typer import Argument, Option
+from rich.text import Text
+from typer import Argument, Exit, Option
 
-from dtvla_ros.cli.arguments import group
+from dtvla_ros.cli.arguments import Json, group
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import write_json
 from dtvla_ros.ros import bringup
 from dtvla_ros.ros.environment import require_one_ros
 
@@ -24,13 +27,16 @@ PANELS: dict[str, bringup.Table] = {
 """Arguments of the launch files, by panel of the help; use_sim_time is left to the file."""
 
 
+MARKS = {True: ('ok', 'green'), False: ('NO', 'bold red'), None: ('-', 'dim')}
+
+
 def _option(name: str) -> str:
     return f'--{name.replace("_", "-")}'
 
 
-def _options() -> Iterator[inspect.Parameter]:
-    for panel, table in PANELS.items():
-        for name, (_, meaning, *choices) in table.items():
+def _options(panels: Iterable[str]) -> Iterator[inspect.Parameter]:
+    for panel in panels:
+        for name, (_, meaning, *choices) in PANELS[panel].items():
             is_flag = bringup.TYPES.get(name) is bool
             yield inspect.Parameter(
                 name, inspect.Parameter.KEYWORD_ONLY, default=False if is_flag else None,
@@ -50,22 +56,32 @@ def _given(options: Mapping[str, Any]) -> dict[str, str]:
     return given
 
 
-def _with_options(command: Callable[..., None]) -> Any:
-    """Give a command that takes ``config`` and ``given`` the launch files' arguments."""
-    own = inspect.signature(command, eval_str=True).parameters
+def _with_options(*panels: str) -> Any:
+    """Return a decorator which gives a command, as ``given``, the launch files' arguments."""
+    def decorate(command: Callable[..., None]) -> Any:
+        own = inspect.signature(command, eval_str=True).parameters
+        names = own.keys() - {'given'}
 
-    def run(config: str | None, **options: Any) -> None:
-        command(config, _given(options))
+        def run(**options: Any) -> None:
+            command(**{name: options.pop(name) for name in names}, given=_given(options))
 
-    parameters = [own['config'].replace(kind=inspect.Parameter.KEYWORD_ONLY), *_options()]
-    run.__doc__, run.__name__ = command.__doc__, command.__name__
-    run.__annotations__ = {each.name: each.annotation for each in parameters}
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return run
+        parameters = [*(own[name].replace(kind=inspect.Parameter.KEYWORD_ONLY)
+                        for name in own if name in names), *_options(panels)]
+        run.__doc__, run.__name__ = command.__doc__, command.__name__
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def _read(config: str) -> Any:
+    from dtvla_ros.ros import params_file
+    return params_file.ParameterFile.read(params_file.find_configuration(config))
 
 
 @app.command()
-@_with_options
+@_with_options(*PANELS)
 def run(config: Annotated[str | None, Argument(
         help='Name of a configuration, or a parameter file. [default: list them]')] = None,
         given: Mapping[str, str] = {}) -> None:
@@ -85,11 +101,11 @@ def run(config: Annotated[str | None, Argument(
     `dtvla run sim_realtime --tasks put_the_lemon_in_the_blue_bin --episodes 3`
     `dtvla run my_cell.yaml --image-primary /front/image_raw --record bags/first`
     """
-    from dtvla_ros.ros import params_file
+    from dtvla_ros.ros.params_file import configurations
     console = Console()
     if config is None:
         table = Table('configuration', 'what it is', box=None, pad_edge=False)
-        for name, meaning in params_file.configurations().items():
+        for name, meaning in configurations().items():
             table.add_row(name, meaning)
         console.print(table)
         console.print('\ndtvla run NAME, or the path of a copy; dtvla run --help', style='dim')
@@ -99,5 +115,49 @@ def run(config: Annotated[str | None, Argument(
                         'config/rviz/dtvla.rviz; or choose rerun')
     require_one_ros()
     from dtvla_ros.ros.runner import run_graph
-    run_graph(params_file.ParameterFile.read(params_file.find_configuration(config)), given,
-              console)
+    run_graph(_read(config), given, console)
+
+
+@app.command()
+@_with_options('Topics')
+def doctor(
+    config: Annotated[str | None, Argument(help='Configuration to check a robot against before '
+        'the nodes run. [default: the nodes that run]')] = None,
+    seconds: Annotated[float, Option(min=1.0, help='How long to listen.')] = 5.0,
+    json_file: Json = None,
+    given: Mapping[str, str] = {}) -> None:
+    """Check what the policy and the gate need of the running graph; one row per requirement.
+
+    Cameras (type, rate, stamps, latency, skew, encoding), joints by name, the pose and its frame,
+    clocks, the command topic's publishers and listeners, controllers, quality of service, the
+    policy. Where the nodes run their own parameters and topics count, else those of a
+    configuration. Says what was found, what is wanted and what helps; changes nothing.
+    Exit code 1 if anything is missing.
+
+    **Examples**
+    `dtvla doctor`
+    `dtvla doctor my_cell.yaml --image-primary /front/image_raw --json out/doctor.json`
+    """
+    require_one_ros()
+    from rich.progress import Progress
+
+    from dtvla_ros.doctor.checks import judge
+    from dtvla_ros.doctor.look import look
+    console = Console()
+    file = None if config is None else _read(config)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task('listening', total=seconds)
+        seen = look(file, given, seconds, lambda passed: progress.update(task, completed=passed))
+    rows = judge(seen)
+    table = Table('', 'requirement', 'found', 'wanted', 'remedy', box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(Text(*MARKS[row.ok]), *map(Text, (
+            row.requirement, row.found, *(('', '') if row.ok else (row.wanted, row.remedy)))))
+    console.print(table)
+    missing = [row.requirement for row in rows if row.ok is False]
+    console.print(f'{len(missing)} of {len(rows)} requirements missing: {", ".join(missing)}'
+                  if missing else 'nothing is missing',
+                  style='bold red' if missing else 'bold green', highlight=False)
+    write_json(json_file, {'source': seen.source, 'missing': missing,
+                           'rows': [asdict(row) for row in rows]})
+    raise Exit(bool(missing))

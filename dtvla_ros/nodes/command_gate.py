@@ -64,6 +64,7 @@ class CommandGate(Node):
         super().__init__('command_gate')
         config = declare_all(self, GateConfig())
         self._period, self._lockstep = 1.0 / config.rate, config.lockstep
+        self._starts_by_itself = config.auto_start
         preset = declare(self, 'preset', 'sim_osc', 'kind of arm', choices=PRESETS)
         arm = declare(self, 'arm_joints', names.ARM_JOINTS, 'joints of the arm', distinct=True)
         fingers = declare(self, 'finger_joints', names.FINGER_JOINTS, FINGERS, distinct=True)
@@ -274,7 +275,8 @@ class CommandGate(Node):
                 yield why_silent(self, self._subscribed[JOINTS])
             if not self._gate.heard(POSE):
                 yield self._pose_source.lacking()
-        if self._gate.reason == names.NOT_STARTED and self._policy.startswith(WITH_TASK):
+        if (self._gate.state is GateState.STOP and not self._starts_by_itself
+                and self._policy.startswith(WITH_TASK)):
             start = self.resolve_service_name('start')
             yield f'its start, the policy has a task: dtvla topic call {start}'
 

@@ -1,4 +1,4 @@
-"""Parameters of the policy node, and of where the end effector is, as tables; nothing is declared."""
+"""Parameters of the policy node and of where the end effector is, as tables to be declared."""
 
 from __future__ import annotations
 

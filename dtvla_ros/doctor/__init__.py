@@ -1,0 +1,1 @@
+"""A running graph, held against what the nodes of this package need."""
