@@ -88,7 +88,8 @@ def _block(setup: EvalOptions, tasks: Sequence[str], seeds: range,
             'seed': seeds.start, 'camera_every': every, **parameters(setup.scene)})
         for _ in watch(executor, listener, nodes):
             if listener.seen.gate_state == 'FAULT':
-                raise NodeDied(f'stopped: {listener.seen.gate_reason}; the episode is not counted')
+                raise NodeDied(f'the gate is in FAULT: {listener.seen.gate_reason}; repeat the '
+                               'command (--resume keeps the episodes before)')
             yield from listener.ended()
         while listener.waiting:
             executor.spin_once(timeout_sec=0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import queue
 import threading
@@ -44,15 +45,16 @@ class InferenceWorker:
     """Loads a policy, then infers from one observation at a time.
 
     ``load()`` returns policy and manifest. The worker calls ``wake`` after anything happened, for
-    `take` in the caller's own thread, and ``on_text`` with the thought so far. `settled`: loading
-    has ended, well or ill; `loaded`: all is there; `busy_since`: begin of the inference, or None.
+    `take` in the caller's own thread, and ``on_text`` with a request's number and the thought so
+    far. `settled`: loading has ended, well or ill; `loaded`: all is there; `busy_since`: begin of
+    the inference, or None.
     """
 
     policy: Policy
     manifest: PolicyManifest
 
     def __init__(
-        self, load: Load, on_text: Callable[[str], None], wake: Callable[[], None]) -> None:
+        self, load: Load, on_text: Callable[[int, str], None], wake: Callable[[], None]) -> None:
         self._load, self._on_text, self._wake = load, on_text, wake
         self._work: queue.SimpleQueue[tuple[Observation, int] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
@@ -99,7 +101,8 @@ class InferenceWorker:
         started = time.perf_counter()
         decision = error = None
         try:
-            decision = self.policy.infer(observation, self._on_text)
+            decision = self.policy.infer(
+                observation, functools.partial(self._on_text, request_id))
         except Exception as raised:  # out of memory included; the node stops
             error = raised
         return Outcome(observation, request_id, decision, error, time.perf_counter() - started)

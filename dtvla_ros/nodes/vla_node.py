@@ -309,8 +309,9 @@ class VlaNode(LifecycleNode):
         self._forget()
         self.get_logger().error(f'stopped: {reason}')
 
-    def _stream(self, text: str) -> None:
-        self._reasoning.publish(String(data=text + names.UNFINISHED))
+    def _stream(self, request_id: int, text: str) -> None:
+        if request_id == self._request_id:
+            self._reasoning.publish(String(data=text + names.UNFINISHED))
 
     def _lacking(self) -> Iterator[str]:
         """Yield what the node waits for before it can decide; its next task is not among it."""

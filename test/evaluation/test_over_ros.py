@@ -9,13 +9,19 @@ import random
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.graph import NANO
 
+from dtvla_ros.errors import NodeDied
+from dtvla_ros.evaluation import ros_runner
 from dtvla_ros.evaluation.ros_runner import blocks, parameters
+from dtvla_ros.evaluation.workers import EvalOptions
 from dtvla_ros.rollout.env import SceneSetup
+from dtvla_ros.ros.graph import Seen
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = 'push_the_green_cube_onto_the_yellow_mark,stack_the_red_cube_on_the_green_cube'
@@ -79,6 +85,16 @@ def test_the_simulator_is_told_only_what_is_asked_for():
         'libero_10', 'jitter', ('camera:2', 'noise:1'), 128, shadows=False, max_steps=620)) == {
             'starts': 'jitter', 'perturb': ['camera:2', 'noise:1'], 'image_size': 128,
             'shadows': False, 'max_steps': 620}
+
+
+def test_a_fault_of_the_gate_ends_it(monkeypatch, tmp_path):
+    listener = SimpleNamespace(seen=Seen(gate_state='FAULT', gate_reason='e-stop'))
+    for name, stand_in in (('joined', lambda _: nullcontext((listener, None))),
+                           ('start_nodes', lambda *_: None), ('watch', lambda *_: iter([None]))):
+        monkeypatch.setattr(ros_runner, name, stand_in)
+    setup = EvalOptions(policy=ROOT / 'models' / 'nano')
+    with pytest.raises(NodeDied, match='FAULT: e-stop; repeat'):
+        list(ros_runner._block(setup, ['a'], range(1), tmp_path))
 
 
 def test_jobs_become_few_runs_of_the_simulator():

@@ -190,12 +190,14 @@ def test_33_an_e_stop_while_the_policy_thinks(moving, check, quality, heard):
     moving.spin((moving.folder / 'waits').exists, 3, 'a decision begun')
     moving.wait(0.05)  # the chunk before it
     assert moving.moving() or not moving.strict
-    chunks, since = len(moving.of('chunk')), time.monotonic()
+    chunks, thoughts = len(moving.of('chunk')), len(moving.of('reasoning'))
+    since = time.monotonic()
     estop.publish(Bool(data=True))
     check(33, moving.stops(since, 'FAULT', 'e-stop'))
     (moving.folder / 'slow').unlink()
     moving.wait(0.5)
     assert len(moving.of('chunk')) == chunks, 'the chunk in flight is discarded'
+    assert len(moving.of('reasoning')) == thoughts, 'and its thought'
     estop.publish(Bool(data=False))
     moving.wait(0.3)
     assert moving.gate[0] == 'FAULT', 'latched'
