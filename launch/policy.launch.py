@@ -24,15 +24,16 @@ PARAMETER_TYPES = bringup.TYPES | {'tasks': list[str]}
 def start(context):
     given = context.launch_configurations
     dtvla = ExecutableInPackage(package='dtvla_ros', executable='dtvla')
+    nodes = bringup.node_processes(given, simulated='suite' in given)
     return [
         *(Node(package='dtvla_ros', executable=node.name, name=node.name, output='screen',
                namespace=node.namespace, remappings=node.remappings,
                parameters=[given['params_file'], {
                    name: ParameterValue(value, value_type=PARAMETER_TYPES.get(name, str))
                    for name, value in node.parameters.items()}])
-          for node in bringup.node_processes(given, simulated='suite' in given).values()),
+          for node in nodes.values()),
         *(ExecuteProcess(cmd=[dtvla, *words], output='screen')
-          for words in bringup.viewer_commands(given).values())]
+          for words in bringup.viewer_commands(given, nodes, given['params_file']).values())]
 
 
 def generate_launch_description():

@@ -15,7 +15,6 @@ from typer import Argument, Option
 from dtvla_ros.cli.arguments import ChunkSteps, File, NewDataset, call, group, names
 from dtvla_ros.cli.data import data
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import find_shared
 from dtvla_ros.ros.environment import require_one_ros
 
 app = group()
@@ -25,7 +24,7 @@ VALID_TOPIC = re.compile(r'(/[A-Za-z_][A-Za-z0-9_]*)+')
 
 Topics = Annotated[list[str] | None, Option('--topic', metavar='NAME=/TOPIC',
     help='Topic of a name, as in image_primary=/front/image_raw; repeatable.')]
-ParamsFile = Annotated[Path | None, File(
+ParamsFile = Annotated[str | None, Option(
     help="Parameter file of the nodes: the robot's frames and joints are kept in the bag.")]
 
 
@@ -53,11 +52,13 @@ def record(
     require_one_ros()
     from dtvla_ros.data.robot_names import RobotNames, names_in_params, parse_topics
     from dtvla_ros.recording.record import record as run
+    from dtvla_ros.ros.params_file import ParameterFile, find_configuration
     if wrong := [topic for topic in names(topics) if not VALID_TOPIC.fullmatch(topic)]:
         raise UserError(f'--topics {wrong[0]}: write the whole name of a topic, as in '
                         '/joint_states')
     told = RobotNames(parse_topics(topic or ())).over(
-        RobotNames() if params_file is None else names_in_params(find_shared(params_file)))
+        RobotNames() if params_file is None else
+        names_in_params(ParameterFile.read(find_configuration(params_file))))
     raise typer.Exit(run(out, names(topics), seconds, told))
 
 

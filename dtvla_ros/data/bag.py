@@ -56,6 +56,11 @@ def open_bag(path: Path) -> Iterator[Reader]:
     try:
         reader = Reader(path)
         reader.open()
+        for c in reader.connections:
+            if not (isinstance(c.topic, str) and isinstance(c.msgtype, str)
+                    and isinstance(c.msgcount, int)):
+                raise TypeError(f'metadata of topic {c.topic!r} of type {c.msgtype!r}: '
+                                f'{c.msgcount!r} messages')
     except Exception as error:  # noqa: BLE001 - of a damaged file about anything is raised
         raise _unreadable(path, error) from None
     try:
@@ -260,6 +265,11 @@ class _Reading:
             except Exception as error:  # noqa: BLE001 - a damaged message raises about anything
                 self.left_out[f'{connection.topic}: cannot be decoded '
                               f'({type(error).__name__})'] += 1
+        for name in ('joint_states', self.command, *(() if self.by_tf else ('ee_pose',))):
+            if not rows[name]:
+                why = '; '.join(self.left_out) or 'there are none'
+                raise UserError(f'{self.path}: no message on {self.sources[name]} can be used '
+                                f'({why:.300}); record it again')
         if self.by_tf and not rows['ee_pose']:
             raise UserError(
                 f'{self.path}: /tf does not lead from {self.names.base_frame} to '

@@ -27,6 +27,7 @@ BREAK = 4.0  # control periods that only a new episode leaves out
 NEAR_BREAK = 3  # commands: how far messages of several topics may be out of order
 SLACK = 500_000_000  # the same in time [ns]
 PAUSE = 10**9  # without a command, after which a new episode begins where nothing tells [ns]
+FASTEST, SLOWEST = 1000, 0.1  # commands and frames a second that are believed
 REGULAR = 0.1  # control periods by which images that come every k-th step may miss it
 WHOLE = 2  # pieces an episode, on average, from which on something is wrong with the bag
 COMMAND = 'command'
@@ -175,10 +176,16 @@ class _Converter:
         report.left_out += bag.left_out
         report.clipped += bag.clipped
         rate = options.rate or max(1, round(1e9 / self._spacing(bag.commands, 'commands')))
+        if rate > FASTEST:
+            raise UserError(f'{bag.path}: {rate} commands a second by their stamps; give --rate, '
+                            'or --stamps received')
         self.period = round(1e9 / rate)
         images = max(self._spacing(bag.tracks[name], f'images on {bag.sources[name]}')
                      for name in CAMERAS)
         self.every = options.camera_every or _steps(images, rate)
+        if rate < SLOWEST * self.every:
+            raise UserError(f'{bag.path}: an image every {images / 1e9:.0f} s by their stamps; '
+                            'give --stamps received, or record cameras that are faster')
         whole, rest = divmod(rate, self.every)
         self.fps = rate / self.every if rest else whole
         self.tolerances = {

@@ -6,16 +6,14 @@ A *name* is the package's own for a topic, without the leading slash: ``image_pr
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import SequenceMatcher, get_close_matches
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from dtvla_ros import conventions
 from dtvla_ros.errors import UserError
+from dtvla_ros.ros.params_file import ParameterFile
 
 KEY = 'dtvla'  # of the bag's custom data
 NEAR = 3  # topics named in an error
@@ -112,36 +110,22 @@ def parse_topics(words: Iterable[str], option: str = '--topic') -> dict[str, str
     return found
 
 
-def names_in_params(path: Path) -> RobotNames:
+def names_in_params(file: ParameterFile) -> RobotNames:
     """Return frames and joints in a parameter file of the nodes. Raises ``UserError``.
 
     A node's own values count more than those of a wildcard.
     """
-    try:
-        data: Any = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f'{path}: cannot be read ({" ".join(str(error).split())}); give the '
-                        'parameter file of the nodes with --params-file') from None
     found: dict[str, Any] = {}
-    for _, parameters in sorted(_parameters(data, ''), key=lambda entry: '*' not in entry[0]):
+    for _, parameters in sorted(file.sections, key=lambda section: '*' not in section[0]):
         found |= parameters
     if found.get('pose_source') != 'tf':
         found.pop('ee_frame', None)
-    told = {key: tuple(value) if isinstance(value, list) else value
-            for key, value in found.items() if key in RobotNames.__slots__ and key != 'topics'}
+    told = {key: value for key, value in found.items()
+            if key in RobotNames.__slots__ and key != 'topics'}
     try:
         return RobotNames.from_text(json.dumps(told))
     except (TypeError, ValueError) as error:
-        raise UserError(f'{path}: {error}; write names') from None
-
-
-def _parameters(data: Any, node: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield a node's name with its parameters, for every node below a mapping."""
-    for key, value in data.items() if isinstance(data, dict) else ():
-        if key == 'ros__parameters' and isinstance(value, dict):
-            yield node, value
-        else:
-            yield from _parameters(value, f'{node}/{key}')
+        raise UserError(f'{file.path}: {error}; write a name there') from None
 
 
 def nearest(name: str, names: RobotNames, published: Mapping[str, str]) -> list[str]:

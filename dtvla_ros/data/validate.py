@@ -8,6 +8,7 @@ from functools import cache
 from itertools import islice
 from math import prod
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dtvla_ros.conventions import CONTROL_RATE
 from dtvla_ros.data import layout
 from dtvla_ros.data.reader import DatasetReader, column_array, open_dataset, value_type
 from dtvla_ros.data.video import count_frames, probe, read_video
@@ -25,6 +27,7 @@ from dtvla_ros.policy.transform import PolicyTransform, read_transform, transfor
 
 TIME_TOLERANCE = 1e-3  # between a timestamp and its place in the episode [s]
 STALE = 1e-3  # of a channel's range, by which stored and true extremes may differ
+MEANT_SHORT = ('short', 'look')  # kinds of episodes that dtvla collect makes of a moment
 MAY_BE_NAN = (layout.PLACES, layout.POINTS)  # objects that are not in the scene
 AGAIN = 'copy or record the dataset again'
 NUMBER = 'number the frames again (dtvla data convert does)'
@@ -59,6 +62,8 @@ def validate(root: Path, decode: bool = False) -> list[Issue]:
     issues = _issues(root / (layout.V21_EPISODES if reader.is_v2 else 'meta/episodes'),
                      _episodes(reader))
     issues += _issues(root / layout.INFO, _totals(reader))
+    if not issues:
+        issues += _issues(root / 'meta', _short(reader))
     damaged: list[Issue] = []
     every = range(len(reader.episodes))
     files = _by_file(map(reader.data_path, every))
@@ -116,6 +121,23 @@ def _episodes(reader: DatasetReader) -> Found:
     for k, task in enumerate(tasks):
         if not task.strip():
             yield f'task {k} is empty', 'write what to do'
+
+
+def _short(reader: DatasetReader) -> Found:
+    """Find out whether most episodes end before their first chunk does."""
+    sizes = [prod(reader.info['features'].get(name, {}).get('shape') or [0])
+             for name in (layout.ACTION_CHUNK, layout.ACTION)]
+    lengths = [length for k, length in enumerate(reader.lengths)
+               if reader.metadata(k).get('kind') not in MEANT_SHORT]
+    if not (lengths and all(sizes)):
+        return
+    chunk = sizes[0] / sizes[1] / CONTROL_RATE
+    short = [length for length in lengths if length / reader.fps < chunk]
+    if len(short) > len(lengths) / 2:
+        yield (f'{len(short)} of {len(lengths)} episodes are shorter than a chunk of actions, '
+               f'{chunk:g} s; the median has {median(lengths):g} frames',
+               'a run fell into pieces: convert it again with the remedy that dtvla data from-bag '
+               'tells, or record again')
 
 
 def _data_file(reader: DatasetReader, path: Path, numbers: list[int]) -> Found:

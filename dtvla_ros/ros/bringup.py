@@ -132,16 +132,19 @@ def node_processes(given: Mapping[str, str] | None = None,
     return {process.name: process for process in found}
 
 
-def viewer_commands(given: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return the ``dtvla`` commands that run beside the nodes, by name."""
-    renamed = {name: topic for process in node_processes(given).values()
-               for name, topic in process.remappings if topic != f'/{name}'}
+def viewer_commands(given: Mapping[str, str], nodes: Mapping[str, NodeProcess],
+                    params_file: str) -> dict[str, list[str]]:
+    """Return the ``dtvla`` commands that run beside the nodes, by name.
+
+    They are told where the topics of the ``nodes`` have other names; a recording also keeps what
+    their parameter file says of frames and joints.
+    """
+    renamed = {name: topic for process in nodes.values() for name, topic in process.remappings
+               if topic != f'/{name}'}
     topics = [word for name, topic in renamed.items() for word in ('--topic', f'{name}={topic}')]
-    robot = ['--params-file', given['params_file']] if given.get('params_file') else []
-    return {
-        **({'view': ['view', '--spawn', *topics]} if given.get('viz') == 'rerun' else {}),
-        **({'record': ['record', '--out', given['record'], *topics, *robot]}
-           if given.get('record') else {})}
+    record = ['record', '--out', given.get('record', ''), *topics, '--params-file', params_file]
+    return {**({'view': ['view', '--spawn', *topics]} if given.get('viz') == 'rerun' else {}),
+            **({'record': record} if given.get('record') else {})}
 
 
 def _value(name: str, text: str) -> Any:

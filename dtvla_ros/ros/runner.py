@@ -62,7 +62,8 @@ def run_graph(file: ParameterFile, given: Mapping[str, str], console: Console) -
     Raises UserError where a node refuses its input, NodeDied where one ends that should not;
     logs are kept then.
     """
-    nodes, viewers = plan(file, given), bringup.viewer_commands(given)
+    nodes = plan(file, given)
+    viewers = bringup.viewer_commands(given, nodes, str(file.path.resolve()))
     prepare()
     logs = Path(tempfile.mkdtemp(prefix='dtvla-run-'))
     former = signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -23,7 +23,9 @@ from dtvla_ros.data.bag import Told, decode, message_types
 from dtvla_ros.data.from_bag import ConvertOptions, Report, convert
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.data.robot_names import RobotNames, names_in_params, parse_topics
+from dtvla_ros.data.validate import validate
 from dtvla_ros.errors import UserError
+from dtvla_ros.ros.params_file import ParameterFile
 
 BASE, HAND = 'base', 'fr3_hand_tcp'
 Entry = tuple[str, str, int, Any]  # topic, type, received [ns], message (or bytes of an image)
@@ -151,15 +153,13 @@ def test_frames_and_joints_come_from_the_nodes_parameters(tmp_path):
         'vla': {'vla_node': {'ros__parameters': {'arm_joints': ['a', 'b'], 'ee_frame': HAND}}},
         '/**': {'ros__parameters': {'base_frame': 'world', 'pose_source': 'tf'}},
         '/command_gate': {'ros__parameters': {'base_frame': BASE}}}))
-    assert names_in_params(path) == RobotNames({}, BASE, HAND, ('a', 'b'))
+    assert names_in_params(ParameterFile.read(path)) == RobotNames({}, BASE, HAND, ('a', 'b'))
     path.write_text(path.read_text().replace('pose_source: tf', 'pose_source: topic'))
-    assert names_in_params(path).ee_frame == ''
+    assert names_in_params(ParameterFile.read(path)).ee_frame == ''
     for text in ('a: [', '/n: {ros__parameters: {base_frame: 3}}'):
         path.write_text(text)
         with pytest.raises(UserError, match=str(path)):
-            names_in_params(path)
-    with pytest.raises(UserError, match='no'):
-        names_in_params(tmp_path / 'no.yaml')
+            names_in_params(ParameterFile.read(path))
 
 
 def test_damaged_names_in_a_bag_are_named(tmp_path, plain):
@@ -440,9 +440,12 @@ def test_many_pieces_are_an_error_with_a_remedy_that_works(tmp_path):
     error = done.output.strip().splitlines()[-1]
     assert done.exit_code == 1 and error.startswith('error: ') and '/image_wrist' in error
     assert DatasetReader(tmp_path / 'data').lengths == [2] * 8
+    (finding,) = validate(tmp_path / 'data')
+    assert '8 of 8 episodes are shorter than a chunk' in finding.problem
     remedy = error[error.index('--tolerance'):].split()[:2]
     again = command(bag, '--out', tmp_path / 'again', *remedy)
     assert again.exit_code == 0 and '1 episodes in 1 pieces, 24 frames' in again.output
+    assert validate(tmp_path / 'again') == []
     robot = Robot(steps=24, without=(('/image_wrist', 11),))
     assert command(robot.write(tmp_path / 'one'), '--out', tmp_path / 'c').exit_code == 0
 

@@ -68,17 +68,18 @@ def test_topics_reach_every_node_that_uses_them() -> None:
     assert rules['command_gate'].items() >= {
         'gate_state': '/g', 'twist_cmd': '/arm', 'target_pose': '/arm',
         'vla/state': '/mind/state'}.items()
-    assert bringup.viewer_commands({'record': 'a b', 'viz': 'rerun'}) == {
-        'view': ['view', '--spawn'], 'record': ['record', '--out', 'a b']}
-    words = bringup.viewer_commands({
-        'record': 'bag', 'image_wrist': '/hand', 'transport': 'compressed', 'namespace': 'mind',
-        'command_topic': '/arm', 'params_file': 'robot.yaml'})['record']
-    assert words[:3] == ['record', '--out', 'bag']
-    assert words[-2:] == ['--params-file', 'robot.yaml']
-    assert parse_topics(words[4:-2:2]) == {
+    assert set(bringup.viewer_commands({}, nodes, '')) == set()
+    words = bringup.viewer_commands({'record': 'a b', 'viz': 'rerun'}, nodes, 'robot.yaml')
+    renamed = {
         'image_primary': '/image_primary/compressed', 'image_wrist': '/hand/compressed',
-        'twist_cmd': '/arm', 'target_pose': '/arm', 'vla/action_chunk': '/mind/action_chunk',
-        'vla/state': '/mind/state', 'vla/reasoning': '/mind/reasoning'}
+        'gate_state': '/g', 'twist_cmd': '/arm', 'target_pose': '/arm',
+        'vla/action_chunk': '/mind/action_chunk', 'vla/state': '/mind/state',
+        'vla/reasoning': '/mind/reasoning'}
+    assert words['view'][:2] == ['view', '--spawn']
+    assert parse_topics(words['view'][3::2]) == renamed
+    assert words['record'][:3] == ['record', '--out', 'a b']
+    assert words['record'][-2:] == ['--params-file', 'robot.yaml']
+    assert parse_topics(words['record'][4:-2:2]) == renamed
 
 
 @pytest.mark.parametrize(('name', 'text'), [

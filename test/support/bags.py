@@ -22,8 +22,10 @@ DOWN = Rotation.from_euler('xyz', [np.pi, 0.1, 0.2])
 class Bag:
     """Writes messages, each received a millisecond or more after the one before."""
 
-    def __init__(self, path):
-        self._writer = Writer(path, version=8, storage_plugin=StoragePlugin.MCAP)
+    def __init__(self, path, storage=StoragePlugin.MCAP, **custom):
+        self._writer = Writer(path, version=8, storage_plugin=storage)
+        for key, text in custom.items():
+            self._writer.set_custom_data(key, text)
         self._writer.open()
         self._topics = {}
         self.path, self.received = path, 10**18
@@ -65,9 +67,9 @@ class Robot:
         self.actions[:, 6] = np.where(np.arange(self.steps) < 5, -1.0, 1.0)
         self.position = np.array([0.4, 0.0, 0.2]) + 0.01 * np.arange(self.steps)[:, None]
 
-    def write(self, path, *more, episode=False):
-        """Write this and ``more`` runs one after another into one bag."""
-        bag, before = Bag(path), None
+    def write(self, path, *more, episode=False, **kept):
+        """Write this and ``more`` runs one after another into one bag; ``kept``: as of `Bag`."""
+        bag, before = Bag(path, **kept), None
         for run in (self, *more):
             bag.received += 2 * 10**9
             run.begun = bag.received
