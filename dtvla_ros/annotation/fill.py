@@ -289,9 +289,12 @@ def _write(source: Source, out: Path, columns: Mapping[str, list[str]],
         shutil.copytree(source.root / 'meta', work / 'meta')
         for path in (source.root / 'videos').rglob('*.mp4'):
             link_or_copy(path, work / path.relative_to(source.root))
-        for path in sorted((source.root / 'data').glob('*/*.parquet')):
+        reader = source.reader
+        starts = np.array([reader.span(k).start for k in range(len(source))])
+        for path in dict.fromkeys(map(reader.data_path, range(len(source)))):
             table = pq.read_table(path)
-            index = np.asarray(table.column('index'))
+            index = starts[np.asarray(table.column('episode_index')).astype(int)] + (
+                np.asarray(table.column('frame_index')).astype(int))
             for name, texts in columns.items():
                 at = table.schema.get_field_index(name)
                 place = table.append_column if at < 0 else partial(table.set_column, at)

@@ -25,7 +25,7 @@ EPISODES_PER_SHARD = 8
 IMAGES = dict(zip(layout.CAMERAS, ('agentview_image', 'robot0_eye_in_hand_image')))
 ENVIRONMENT = 'observation.environment_state'
 # Kinds of episodes, as datasets name them, by the option that gives their share.
-SHORT, OBSERVATION = 'short', 'look'
+SHORT, OBSERVATION = 'short', layout.SINGLE
 SCENES = {'short_share': SHORT, 'observation_share': OBSERVATION}
 PERTURBATIONS = {'clean_share': 'clean', 'release_share': 'drop', 'push_share': 'shove'}
 

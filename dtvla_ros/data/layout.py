@@ -43,6 +43,7 @@ REASONING = 'reasoning'
 PHASE = 'phase'
 # JSON scalars kept with an episode: a column of ``meta/episodes``.
 METADATA = 'facts'
+KIND, SINGLE = 'kind', 'look'  # one of these scalars, and its value where one frame is meant
 
 # Columns every frame has, in LeRobot's order.
 INDEX_COLUMNS = ('timestamp', 'frame_index', 'episode_index', 'index', 'task_index')

@@ -80,6 +80,8 @@ def validate(root: Path, decode: bool = False) -> list[Issue]:
     for key in reader.video_keys:
         for path, numbers in _by_file(reader.video_path(k, key)[0] for k in every).items():
             issues += _issues(path, _video_file(reader, key, path, numbers, decode))
+    if not damaged:
+        issues += _issues(root / 'data', _lengths(reader))
     if not (reader.is_v2 or damaged):
         issues += _issues(root / layout.STATS, _statistics(reader))
     return issues
@@ -235,6 +237,24 @@ def _stored_images(reader: DatasetReader, key: str, number: int, decode: bool) -
     for _ in islice(reader.frames(number, key), None if decode else 1):
         pass
     yield from ()
+
+
+def _lengths(reader: DatasetReader) -> Found:
+    """Find demonstrations in pieces: most end before their first chunk of actions does.
+
+    Single frames that `dtvla collect` records to teach localisation are meant to.
+    """
+    if layout.ACTION_IS_PAD not in reader.info['features']:
+        return
+    meant = [k for k in range(len(reader.episodes))
+             if reader.metadata(k).get(layout.KIND) != layout.SINGLE]
+    padding = reader.rows(layout.ACTION_IS_PAD)  # [N, T]
+    short = [k for k in meant if padding[reader.span(k).start].any()]
+    if 2 * len(short) > len(meant):
+        lengths = [reader.lengths[k] for k in short]
+        yield (f'{len(short)} of {len(reader.episodes)} episodes, of {min(lengths)} to '
+               f'{max(lengths)} frames, are shorter than a chunk of {padding.shape[1]} actions',
+               'record whole episodes; from bags, see what dtvla data from-bag says of gaps')
 
 
 def _statistics(reader: DatasetReader) -> Found:

@@ -121,6 +121,21 @@ def test_schema_and_totals(broken):
         assert said in problems
 
 
+@pytest.mark.parametrize('lengths, kind, found', [
+    ([3, 3, 3], None, '3 of 3 episodes, of 3 to 3 frames, are shorter than a chunk of 8'),
+    ([1, 2, 12], None, '2 of 3 episodes, of 1 to 2 frames'), ([1, 12, 12], None, ''),
+    ([1, 1, 1], 'look', '')])
+def test_demonstrations_in_pieces_are_found(tmp_path, lengths, kind, found):
+    """A single short one is legal, and so are frames that are to teach localisation."""
+    made = [tiny_episode(k, n) for k, n in enumerate(lengths)]
+    for k, episode in enumerate(made):  # as of actions at the rate of the frames
+        columns = layout.action_chunks(episode.columns[layout.ACTION], np.arange(len(episode)), 8)
+        made[k] = replace(episode, columns={**episode.columns, **columns},
+                          metadata={'kind': kind} if kind else {})
+    root = write_dataset(tmp_path, made)
+    assert [f.problem.startswith(found) for f in validate(root)] == [True] * bool(found)
+
+
 def test_no_dataset_is_one_finding(tmp_path):
     assert 'info.json' in only(validate(tmp_path)).file
     (tmp_path / 'meta').mkdir()
