@@ -35,9 +35,10 @@ class EStop:
             self._by = f'{by} at {time.strftime("%H:%M:%S")}'
 
     def clear(self) -> None:
-        """Release the e-stop, and ask for the fault to be cleared until it is."""
-        self._pressed.publish(Bool(data=False))
-        self._clearing = time.monotonic()
+        """Release the e-stop, and ask for the fault to be cleared until it is; only in a fault."""
+        if self._since:
+            self._pressed.publish(Bool(data=False))
+            self._clearing = time.monotonic()
 
     def tick(self, seen: Seen) -> str:
         """Go on clearing; return why gate or policy are in FAULT, who pressed and when, or ''."""

@@ -14,6 +14,7 @@ import av
 import pytest
 from support.beside import fresh_domain, wait_for
 from support.graph import NANO, ROOT
+from support.terminal import terminal
 
 TASK = 'stack_the_red_cube_on_the_green_cube'
 
@@ -69,6 +70,27 @@ def test_nothing_survives_a_dead_node_or_ctrl_c(tmp_path, harm):
     assert demo.returncode == (130 if harm == 'ctrl-c' else 1)
     if harm != 'ctrl-c':
         assert errors.startswith('error: vla_node ended with SIGKILL') and errors.count('\n') == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('then', ['c', '\x03'], ids=['cleared', 'ctrl-c'])
+def test_a_stop_is_in_the_result_whether_it_is_cleared_or_not(tmp_path, then):
+    with terminal('-m', 'dtvla_ros.cli', 'demo', '--out', str(tmp_path), '--tasks', TASK,
+                  '--episodes', '1', ROS_DOMAIN_ID=fresh_domain()) as shown:
+        shown.wait(r'step [1-9]', 120)
+        shown.press(' ')
+        said = shown.wait(r'e-stop \(SPACE at [\d:]*\)')
+        shown.press(then)
+        code = shown.process.wait(120)
+        assert shown.modes == shown.before
+    result = json.loads((tmp_path / 'demo.json').read_text())
+    episode, = result['episodes']
+    assert episode['stops'] == [said]
+    if then == 'c':
+        assert (code, result['ended'], episode['success']) == (0, '', True)
+    else:
+        assert (code, result['ended']) == (1, f'{said}, then Ctrl-C')
+        assert (episode['success'], episode['reason']) == (False, f'stopped: {said}')
 
 
 def test_a_policy_with_a_wrong_hash_is_refused_in_one_line(dtvla, tmp_path):

@@ -97,6 +97,9 @@ def fault(stage, reason='e-stop'):
 
 def test_space_stops_and_c_clears_and_the_episode_begins_anew(stage):
     stage.show.on_key('x')
+    stage.show.on_key('c')
+    stage.graph.wait(0.1)
+    assert not stage.graph.of('estop'), 'nothing is there to be cleared'
     stage.show.on_key(' ')
     stage.until(lambda: stage.graph.of('estop'), 'the e-stop')
     fault(stage)
