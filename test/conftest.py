@@ -30,7 +30,7 @@ with suppress(UserError):  # before anything imports MuJoCo; what draws says wha
 HAS_ROS = find_spec('rclpy') is not None
 if not HAS_ROS:
     collect_ignore = ['ros', 'nodes', 'faults', 'demo', 'doctor', 'recording',
-                      'fuzz/test_images.py', 'evaluation/test_over_ros.py']
+                      'fuzz/test_images.py', 'fuzz/test_nodes.py', 'evaluation/test_over_ros.py']
 
 
 def pytest_report_header() -> str:
@@ -41,6 +41,12 @@ def pytest_report_header() -> str:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Tests kill nodes; give back the memory those shared."""
     remove_dead_segments()
+
+
+@pytest.fixture(autouse=True)
+def ordinary_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no gate built in this process make it real-time, and all that it starts from then on."""
+    monkeypatch.setattr(os, 'sched_setscheduler', lambda *_: None, raising=False)
 
 
 @pytest.fixture(scope='session')

@@ -75,7 +75,8 @@ class Overlay(Node):
 
     def __init__(self) -> None:
         super().__init__('overlay')
-        rate = declare(self, 'rate', 10.0, 'images per second while watched [Hz]', low=0.1)
+        rate = declare(self, 'rate', 10.0, 'images per second while watched [Hz]', low=0.1,
+                       high=100.0)
         self._image_type, self._parse, self._decode = images.TRANSPORTS[declare(
             self, 'transport', 'raw', 'image topics', choices=images.TRANSPORTS)]
         self._quality = declare(self, 'jpeg_quality', 85, 'of the image', low=1, high=100)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from dtvla_ros.actions.chunk import Chunk
 from dtvla_ros.conventions import CHANNELS, LATENCY, NOT_STARTED, WIDEST_GRIPPER
 
-_ARRAY = re.compile(r'sequence<(?P<item>.+?)(?:, ?\d+)?>|(?P<fixed>.+)\[\d+\]')
+_ARRAY = re.compile(
+    r'sequence<(?P<item>.+?)(?:, ?(?P<most>\d+))?>|(?P<fixed>.+)\[(?P<length>\d+)\]')
 
 MERGED = 0.15  # s over which JointStates are put together: a gripper may tell 10 times a second
 KINDS = 64  # of messages, by their joints' names, whose places are remembered
@@ -92,9 +94,16 @@ def status_values(message: DiagnosticStatus) -> dict[str, str]:
 
 
 def latencies(values: Mapping[str, str]) -> dict[str, float]:
-    """Return the seconds of each phase of a decision from the values of ``/vla/state``."""
-    return {key.removeprefix(LATENCY): float(value) for key, value in values.items()
-            if key.startswith(LATENCY)}
+    """Return the seconds of each phase of a decision from the values of ``/vla/state``.
+
+    What is no number is left out.
+    """
+    found: dict[str, float] = {}
+    for key, value in values.items():
+        if key.startswith(LATENCY):
+            with suppress(ValueError):
+                found[key.removeprefix(LATENCY)] = float(value)
+    return found
 
 
 def pose_arrays(message: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -185,7 +194,7 @@ def refuse_frame(frame_id: str, base_frame: str) -> str | None:
 
 def refuse_pose(position: NDArray[np.float64], quaternion: NDArray[np.float64]) -> str | None:
     """Return why a position [3] and a quaternion [4] are no pose, or None."""
-    if not np.isfinite(position).all() or not abs(np.linalg.norm(quaternion) - 1.0) < 0.01:
+    if not np.isfinite(position).all() or not abs(math.hypot(*quaternion) - 1.0) < 0.01:
         return 'it is not finite or its quaternion is not of unit length'
     return None
 
@@ -251,7 +260,7 @@ def from_plain(message: Any, values: Any) -> Any:
             raise ValueError(f'{kind} has no field {name!r}; it has {", ".join(kinds)}')
         try:
             setattr(message, name, _convert(kinds[name], value))
-        except (TypeError, ValueError, AssertionError) as error:
+        except (TypeError, ValueError, AssertionError, OverflowError) as error:
             raise ValueError(f'{name}: {error}') from error
     return message
 
@@ -260,6 +269,9 @@ def _convert(kind: str, value: Any) -> Any:
     if array := _ARRAY.fullmatch(kind):
         if not isinstance(value, list):
             raise ValueError(f'a list expected, got {value!r}')
+        if len(value) != int(array['length'] or len(value)) or len(value) > int(
+                array['most'] or len(value)):
+            raise ValueError(f'{kind} expected, got {len(value)} values')
         return [_convert(array['item'] or array['fixed'], entry) for entry in value]
     if kind == 'octet':
         return bytes([value])
@@ -268,4 +280,8 @@ def _convert(kind: str, value: Any) -> Any:
     scalar = _SCALARS.get(kind.partition('<')[0], int)
     if type(value) is not scalar and (scalar, type(value)) != (float, int):
         raise ValueError(f'{kind} expected, got {value!r}')
+    if scalar is int and not np.iinfo(kind).min <= value <= np.iinfo(kind).max:
+        raise ValueError(f'{kind} expected, got {value!r}, which is out of its range')
+    if scalar is str:
+        value.encode()  # UnicodeEncodeError is a ValueError
     return scalar(value)

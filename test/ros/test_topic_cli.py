@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
-from sensor_msgs.msg import JointState
+from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import String
 
 from dtvla_ros import conventions
@@ -116,3 +116,13 @@ def test_plain_round_trip() -> None:
     plain = to_plain(DiagnosticStatus(level=DiagnosticStatus.ERROR, values=[KeyValue(key='k')]))
     assert plain['level'] == 2 and plain['values'] == [{'key': 'k', 'value': ''}]
     assert to_plain(from_plain(DiagnosticStatus(), plain)) == plain
+
+
+@pytest.mark.parametrize(('kind', 'values', 'why'), [
+    (Image, {'height': -6}, 'uint32'), (Image, {'width': 2**32}, 'out of its range'),
+    (Image, {'is_bigendian': 10**30}, 'uint8'), (Image, {'data': [256]}, 'out of its range'),
+    (CameraInfo, {'k': [1.0] * 8}, r'double\[9\]'), (String, {'data': '\ud800'}, 'surrogates'),
+    (String, {'data': 3}, 'string')])
+def test_values_that_no_message_can_hold_are_refused(kind: Any, values: Any, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        from_plain(kind(), values)
