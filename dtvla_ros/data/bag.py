@@ -246,11 +246,11 @@ class _Reading:
                 raise self._missing(name)
         wanted = {topic: name for name, topic in self.sources.items()
                   if name not in topics_of_commands() or name == self.command}
-        if not self.by_tf:
-            wanted = {topic: name for topic, name in wanted.items() if 'tf' not in name}
-        elif not {'tf', 'tf_static'} & set(wanted.values()):
+        unused = ('ee_pose',) if self.by_tf else ('tf', 'tf_static')
+        wanted = {topic: name for topic, name in wanted.items() if name not in unused}
+        if self.by_tf and not {'tf', 'tf_static'} & set(wanted.values()):
             raise self._missing('ee_pose')
-        elif not (self.names.base_frame and self.names.ee_frame):
+        if self.by_tf and not (self.names.base_frame and self.names.ee_frame):
             raise UserError(
                 f'{self.path}: it has no {self.names.topic("ee_pose")}; to take the pose from /tf '
                 'give --base-frame and --ee-frame; ' + self._known_frames(wanted))

@@ -27,6 +27,7 @@ BREAK = 4.0  # control periods that only a new episode leaves out
 NEAR_BREAK = 3  # commands: how far messages of several topics may be out of order
 SLACK = 500_000_000  # the same in time [ns]
 PAUSE = 10**9  # without a command, after which a new episode begins where nothing tells [ns]
+ANOTHER = 1.5  # times a rate: another one, not the same with jitter
 FASTEST, SLOWEST = 1000, 0.1  # commands and frames a second that are believed
 REGULAR = 0.1  # control periods by which images that come every k-th step may miss it
 WHOLE = 2  # pieces an episode, on average, from which on something is wrong with the bag
@@ -175,7 +176,11 @@ class _Converter:
         self.bag, self.options, self.report = bag, options, report
         report.left_out += bag.left_out
         report.clipped += bag.clipped
-        rate = options.rate or max(1, round(1e9 / self._spacing(bag.commands, 'commands')))
+        stamped = 1e9 / self._spacing(bag.commands, 'commands')
+        rate = options.rate or max(1, round(stamped))
+        if not 1 / ANOTHER < rate / stamped < ANOTHER:
+            raise UserError(f'--rate {rate}: {bag.path} has {stamped:.3g} commands a second by '
+                            'their stamps; leave it away, or give --stamps received')
         if rate > FASTEST:
             raise UserError(f'{bag.path}: {rate} commands a second by their stamps; give --rate, '
                             'or --stamps received')

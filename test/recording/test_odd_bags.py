@@ -223,6 +223,9 @@ def test_the_pose_comes_from_transforms(tmp_path, plain):
     without = edited(bag, tmp_path / 'without', lambda topic, *rest: (
         [] if topic == '/ee_pose' else [(topic, *rest)]))
     refused(tmp_path, without, 'no /ee_pose')
+    both = edited(bag, tmp_path / 'both', lambda *entry: [*same(*entry), *(
+        on_tf(*entry) if entry[0] == '/ee_pose' else [])])
+    refused(tmp_path, both, 'does not lead', told=Told(RobotNames({}, BASE, 'elsewhere')))
     where = RobotNames({}, BASE, HAND)
     for k, (source, told) in enumerate((
             (on, where), (edited(bag, tmp_path / 'kept', on_tf, dtvla=where.to_text()),
@@ -430,6 +433,12 @@ def test_frames_come_as_the_images_do_even_at_no_whole_rate(tmp_path):
     assert (report.pieces, report.frames) == (1, 8) and reader.fps == pytest.approx(20 / 3)
     np.testing.assert_array_equal(columns(reader)[layout.ACTION], robot.actions[::3])
     assert reader.episode(0).images[next(iter(layout.CAMERAS))].shape[0] == 8
+
+
+def test_a_rate_that_stamps_speak_against_is_refused(tmp_path):
+    bag = Robot().write(tmp_path / 'bag')
+    refused(tmp_path, bag, '--rate 10', '20 commands a second', rate=10)
+    assert converted(tmp_path / 'data', bag, rate=19)[0].pieces == 1
 
 
 def test_many_pieces_are_an_error_with_a_remedy_that_works(tmp_path):
