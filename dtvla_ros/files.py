@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from operator import itemgetter
@@ -65,6 +66,14 @@ def unreadable(path: Path, error: object, remedy: str = 'copy it again',
                          'it was cloned')
     said = ' '.join(str(error).replace(str(path), 'it').split())[:SHOWN]
     return UserError(f'{path}: {f"{what} ({said})" if begin else "an empty file"}; {remedy}')
+
+
+def require_folder(folder: Path) -> None:
+    """Create a folder and try to write there, before the work. Raises ``UserError``."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b'0' * 4096)
 
 
 def read_json(path: Path, remedy: str = 'copy it again') -> dict[str, Any]:

@@ -15,13 +15,31 @@ GRACE = 2.0  # seconds that a dropped command has to leave in an orderly way
 
 
 class Stop:
-    """True once the command has been asked to stop."""
+    """True once the command has been asked to stop; ``count``: how often."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.count = 0
+        self._dropping = False
 
     def __bool__(self) -> bool:
-        return self.asked > 0
+        return self.count > 0
+
+    def ask(self) -> None:
+        """Note a signal; raise KeyboardInterrupt if what is at hand is to be dropped."""
+        self.count += 1
+        if self.count > 1 or self._dropping:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def dropping(self) -> Iterator[None]:
+        """Let the first signal raise KeyboardInterrupt, too, where nothing is lost by it."""
+        if self:
+            raise KeyboardInterrupt
+        self._dropping = True
+        try:
+            yield
+        finally:
+            self._dropping = False
 
 
 @contextmanager
@@ -37,15 +55,10 @@ def finishing(what: str) -> Iterator[Stop]:
         yield stop
         return
 
-    def handle(number: int, _: object) -> None:
-        stop.asked += 1
-        if stop.asked > 1:
-            raise KeyboardInterrupt
-
     left = threading.Event()
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    former = {number: signal.signal(number, handle) for number in SIGNALS}
+    former = {number: signal.signal(number, lambda *_: stop.ask()) for number in SIGNALS}
     wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_tell, args=(reader, what, left), daemon=True).start()
     try:

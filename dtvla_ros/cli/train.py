@@ -15,7 +15,7 @@ app = group('train', 'Train policies: from demonstrations, and by practice.')
 
 
 @app.command('sft')
-@takes('data out config changes init minutes steps weights suite episodes evaluate_every '
+@takes('data out config changes init minutes steps pretrain weights suite episodes evaluate_every '
        'cpu_threads loaders compile')
 def train_sft(
     given: Given,
@@ -26,9 +26,11 @@ def train_sft(
     init: Annotated[Path | None, Option(help='Begin with the weights of this run, policy or '
         'safetensors file; words of the data that a small policy lacks are added.')] = None,
     minutes: Annotated[float | None, Option(min=0.01,
-        help='Training time (or give --steps).')] = None,
+        help='Time in all, over repeated commands (or give --steps).')] = None,
     steps: Annotated[int | None, Option(min=1,
-        help='Optimizer steps (or give --minutes).')] = None,
+        help='Optimizer steps of the fine-tuning (or give --minutes).')] = None,
+    pretrain: Annotated[bool | None, Option('--pretrain/--no-pretrain', help='First learn where '
+        'objects are, from their recorded places. [default: only without --init]')] = None,
     weights: Annotated[list[float] | None, Option('--weight',
         help='Share of the samples, for each --data in turn. [default: by frames]')] = None,
     suite: Annotated[str, Option('--eval-suite', help='Suite of the evaluations.')] = 'tabletop',
@@ -36,19 +38,21 @@ def train_sft(
         help='Held-out episodes per task at each evaluation.')] = 1,
     evaluate_every: Annotated[float, Option('--eval-every',
         help='Minutes between evaluations.')] = 10.0,
-    loaders: Annotated[int, Option(min=1,
-        help='Processes that make batches; 4 keep a GPU busy.')] = 1,
+    loaders: Annotated[int, Option(min=0,
+        help='Processes that make batches; 4 keep a GPU busy, 0 need no shared memory.')] = 1,
     compile: args.Compile = False,
 ) -> None:
     """Teach a policy the demonstrations' thoughts and actions.
 
-    Repeat the command to go on where it stopped; Ctrl-C saves first. Watch it with
+    A few steps are timed first, and the plan is printed. The run is saved every minute; Ctrl-C
+    or SIGTERM save it, too, and the same command goes on there. Watch it with
     `tensorboard --logdir RUN/tensorboard`. Under `accelerate launch` it trains on many GPUs.
 
     **Examples**
-    `dtvla train sft --data data/tabletop --out runs/nano --minutes 30`
-    `dtvla train sft --data data/a --data data/b --out runs/more --init runs/nano --minutes 10
-    --set learning_rate=5e-4`
+    `dtvla train sft --init models/nano --data data/tabletop --out runs/mine --minutes 10
+    --set learning_rate=5e-4` goes on with a policy
+    `dtvla train sft --data data/tabletop --data data/places --out runs/nano --minutes 80`
+    begins a new one
     `dtvla train sft --data data/cot --init models/released --out runs/lora --steps 5000
     --config config/train/deepthinkvla-3b-lora.yaml --eval-episodes 0`
     """

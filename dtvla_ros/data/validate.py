@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dtvla_ros.conventions import CONTROL_RATE
+from dtvla_ros.conventions import CHANNELS, CONTROL_RATE
 from dtvla_ros.data import layout
 from dtvla_ros.data.reader import DatasetReader, column_array, open_dataset, value_type
 from dtvla_ros.data.video import count_frames, probe, read_video
 from dtvla_ros.errors import UserError
 from dtvla_ros.issues import Issue
+from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
 from dtvla_ros.policy.transform import PolicyTransform, read_transform, transform_of
 
@@ -278,14 +279,14 @@ def fits_policy(root: Path, policy: Path, tokenizer: Path | None = None) -> list
     else:
         transform, longest = read_transform(policy), None
     reader = open_dataset(root)
-    return [*_issues(root / layout.INFO, _contract(reader, transform, policy)),
+    return [*_issues(root / layout.INFO, contract(reader, transform.config, str(policy))),
             *_issues(root / 'meta', _instructions(reader, transform)),
             *_issues(root / 'data', _thoughts(reader, transform, longest, policy, tokenizer))]
 
 
-def _contract(reader: DatasetReader, transform: PolicyTransform, policy: Path) -> Found:
-    """Compare cameras, action size and chunk length."""
-    config, features = transform.config, reader.info['features']
+def contract(reader: DatasetReader, config: DecoderConfig, policy: str) -> Found:
+    """Compare cameras, thoughts, action size and chunk length with what a policy needs."""
+    features = reader.info['features']
     cameras = {layout.CAMERAS.get(key, key) for key in reader.camera_keys}
     for name in config.vision.cameras:
         if name not in cameras:
@@ -296,8 +297,9 @@ def _contract(reader: DatasetReader, transform: PolicyTransform, policy: Path) -
                'annotate the dataset, or train a policy without thoughts')
     action = features.get(layout.ACTION)
     if action is None or action['shape'] != [config.action_dim]:
-        yield (f'{layout.ACTION} of shape {action and action["shape"]}, {policy} makes '
-               f'{config.action_dim} numbers', 'use a policy of that size')
+        found = f'actions of {prod(action["shape"])} numbers' if action else 'no actions'
+        yield (f'{found}, {policy} makes {config.action_dim}',
+               f'it needs those of the end effector: {", ".join(CHANNELS)}')
         return
     if layout.ACTION_CHUNK not in features:
         yield f'no feature {layout.ACTION_CHUNK}', 'run dtvla data convert'

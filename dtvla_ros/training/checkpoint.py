@@ -94,7 +94,11 @@ def save_checkpoint(run: Path, objective: nn.Module, average: nn.Module | None,
 def load_checkpoint(run: Path, objective: nn.Module, average: nn.Module | None,
                     optimizer: torch.optim.Optimizer,
                     frozen: Collection[str] = ()) -> dict[str, Any] | None:
-    """Restore what ``save_checkpoint`` wrote and return its state; None if there is none."""
+    """Restore what ``save_checkpoint`` wrote and return its state; None if there is none.
+
+    In the midst of the pre-training stages the slots are those of another optimizer: they are
+    returned in the state's ``pretraining``.
+    """
     # The old one remains where a run was killed between the two renames.
     folder = next(filter(Path.exists, (run / CHECKPOINT, run / f'.{CHECKPOINT}.old')), None)
     if folder is None:
@@ -115,7 +119,10 @@ def load_checkpoint(run: Path, objective: nn.Module, average: nn.Module | None,
                         '--out')
     for name, value in mine.items():
         value.copy_(tensors[name])
-    optimizer.load_state_dict(optimizer.state_dict() | {'state': slots})
+    if 'pretraining' in state:
+        state['pretraining']['slots'] = slots
+    else:
+        optimizer.load_state_dict(optimizer.state_dict() | {'state': slots})
     return state
 
 

@@ -6,8 +6,9 @@ flipped or rotated: a flip would exchange left and right in the thought and in t
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import cv2
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from dtvla_ros.errors import UserError
 from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.training import data
 from dtvla_ros.training.auxiliary.direction_flip import DirectionFlip
@@ -287,12 +289,51 @@ def prefetch(make: Callable[[int], T], first: int, processes: int,
              device: torch.device) -> Generator[T, None, None]:
     """Yield ``make(first)``, ``make(first + 1)`` and so on without end, made ahead in processes.
 
-    These are forked, to share the datasets' arrays. Tensors are pinned if ``device`` is a GPU.
+    These are forked, to share the datasets' arrays, and leave signals to this process; with 0 all
+    is done here. Tensors are pinned if ``device`` is a GPU. Raises ``UserError`` where shared
+    memory, through which batches come, is used up.
     """
     steps: Any = range(sys.maxsize)  # a dataset whose samples are their own numbers
-    collate: Any = make
-    yield from DataLoader(
-        steps, batch_size=None, sampler=steps[first:], collate_fn=collate, num_workers=processes,
-        multiprocessing_context='fork', pin_memory=device.type == 'cuda',
-        # A fork has none of its parent's threads to wait for.
-        worker_init_fn=lambda _: cv2.setNumThreads(0))
+
+    def shared(step: int) -> Any:
+        batch = make(step)
+        if processes:
+            try:  # here, because the thread that would do it else only prints its error
+                for tensor in _tensors(batch):
+                    tensor.share_memory_()
+            except (RuntimeError, OSError) as error:
+                return _no_memory(processes, error)
+        return batch
+
+    collate: Any = shared
+    try:
+        batches = iter(DataLoader(
+            steps, batch_size=None, sampler=steps[first:], collate_fn=collate,
+            num_workers=processes, multiprocessing_context='fork' if processes else None,
+            pin_memory=device.type == 'cuda', worker_init_fn=_begin_worker))
+    except OSError as error:  # of the queues
+        raise _no_memory(processes, error) from error
+    for batch in batches:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def _begin_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # a fork has none of its parent's threads to wait for
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, list | tuple):
+        for part in batch:
+            yield from _tensors(part)
+
+
+def _no_memory(processes: int, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0]
+    return UserError(f'--loaders {processes}: no shared memory for batches ({reason}); use '
+                     '--loaders 0, or more of /dev/shm (docker run --shm-size 1g)')

@@ -223,10 +223,11 @@ class SftConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class SftRun:
-    """Input, output and length of a run. Give ``minutes`` (of training time) or ``steps``.
+    """Input, output and length of a run: ``minutes`` in all, or ``steps`` of the fine-tuning.
 
-    ``evaluate_every``, ``checkpoint_every``: minutes of training time; ``episodes``: held-out ones
-    per task at each evaluation (0: losses only). ``loaders``: processes that make batches ahead.
+    ``evaluate_every``, ``checkpoint_every``: minutes; ``episodes``: held-out ones per task at each
+    evaluation (0: losses only). ``pretrain``: whether the pre-training stages come first; None:
+    unless there is an ``init``. ``loaders``: processes that make batches ahead; 0: none.
     ``compile``: fuse the network with TorchInductor (needs a C++ compiler). ``weights``: each
     dataset's share of the draws; none: by its number of frames.
     """
@@ -237,13 +238,14 @@ class SftRun:
     minutes: float | None = None
     steps: int | None = None
     evaluate_every: float = 5.0
-    checkpoint_every: float = 3.0
+    checkpoint_every: float = 1.0
     episodes: int = 0
     suite: str = 'tabletop'
     threads: int | None = None
     loaders: int = 1
     compile: bool = False
     weights: tuple[float, ...] = ()
+    pretrain: bool | None = None
 
     def __post_init__(self) -> None:
         if (self.minutes is None) == (self.steps is None):
@@ -253,10 +255,6 @@ class SftRun:
         if self.weights and (len(self.weights) != len(self.data) or min(self.weights) <= 0):
             raise UserError(f'--weight: {len(self.weights)} for {len(self.data)} datasets; give '
                             'each one a positive share, or none')
-
-    def progress(self, step: int, seconds: float) -> float:
-        """Return how much of the run is done, 0..1."""
-        return step / self.steps if self.steps else seconds / (60.0 * (self.minutes or 1.0))
 
 
 def warm_cosine(step: int, ramp: int, progress: float, floor: float) -> float:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.data import layout
 from dtvla_ros.data.reader import DatasetReader
+from dtvla_ros.data.validate import contract
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import EMBEDDING, load_weights
 from dtvla_ros.policy.config import DecoderConfig
@@ -30,13 +31,12 @@ class Initialisation:
     """The transform of a run, and what an earlier policy gives it.
 
     ``model``: that policy's, where it is taken as it is. ``origin``: its manifest, where the
-    policy made of it promises the same. ``new_words``: whether the data hold words it lacked.
+    policy made of it promises the same.
     """
 
     transform: PolicyTransform
     model: HybridDecoder | None = None
     origin: PolicyManifest | None = None
-    new_words: bool = False
 
 
 def initialise(config: SftConfig, run: SftRun, readers: Sequence[DatasetReader]) -> Initialisation:
@@ -56,14 +56,19 @@ def initialise(config: SftConfig, run: SftRun, readers: Sequence[DatasetReader])
         return Initialisation(begun)
     model, before, manifest = read_source(run.init)
     released = not location_spans(before.tokenizer)
-    words = set() if released else dataset_words(readers)
-    transform = begun or (before if released else grown(before, words))
+    transform = begun or (before if released else grown(before, dataset_words(readers)))
     if config.freezes and transform.config != before.config:
         raise UserError(f'{run.init}: {run.out} has another vocabulary or size, and frozen parts '
                         'can not follow; train it whole, or begin anew')
     return Initialisation(
-        transform, model if released or config.freezes else None, manifest if released else None,
-        not words <= set(before.tokenizer.get_vocab()))
+        transform, model if released or config.freezes else None, manifest if released else None)
+
+
+def require_contract(readers: Sequence[DatasetReader], decoder: DecoderConfig) -> None:
+    """Raise ``UserError`` for the first thing of a dataset that a policy could not learn."""
+    for reader in readers:
+        for problem, remedy in contract(reader, decoder, 'the policy'):
+            raise UserError(f'{reader.root}: {problem}; {remedy}')
 
 
 def new_transform(config: SftConfig, readers: Sequence[DatasetReader]) -> PolicyTransform:
@@ -71,6 +76,7 @@ def new_transform(config: SftConfig, readers: Sequence[DatasetReader]) -> Policy
     tokenizer = build_tokenizer(sorted(dataset_words(readers)))
     decoder = DecoderConfig.nano(
         tokenizer.get_vocab_size(), special_ids(tokenizer), **asdict(config.model))
+    require_contract(readers, decoder)
     actions = np.concatenate([np.asarray(r.column(layout.ACTION)) for r in readers])
     return PolicyTransform(decoder, tokenizer, ActionStatistics.of(actions))
 

@@ -7,11 +7,13 @@ batch), ``trainer`` (a step), ``policy.model`` (the forward pass), ``loss``.
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from statistics import mean
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -20,6 +22,8 @@ from tqdm import tqdm
 import dtvla_sim
 from dtvla_ros.engine.batch import BatchSampler
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import writing
+from dtvla_ros.interrupt import Stop, finishing
 from dtvla_ros.policy.manifest import ActionContract
 from dtvla_ros.rollout.batched import BatchedRollouts, successes
 from dtvla_ros.rollout.env import SceneSetup
@@ -28,109 +32,165 @@ from dtvla_ros.rollout.workers import open_envs
 from dtvla_ros.training.auxiliary.localisation import SMOOTHING
 from dtvla_ros.training.collate import prefetch
 from dtvla_ros.training.config import SELECTION_SEEDS, SftConfig, SftRun
+from dtvla_ros.training.plan import describe
 from dtvla_ros.training.trainer import Trainer
 
 SIMULATORS = 2  # processes that run held-out episodes
+PROBED = 2  # decisions of an episode from which the duration of the evaluation is estimated
+VALIDATED = 1024  # held-out frames whose losses are taken, at most
+EVALUATION_SHARE = 0.3  # of a run's minutes that the last evaluation may take
+
+
+class HeldOut:
+    """Episodes from start states that no demonstration and no report uses."""
+
+    def __init__(self, run: SftRun, trainer: Trainer):
+        self._trainer = trainer
+        self.envs = open_envs(SceneSetup(
+            run.suite, image_size=trainer.transform.config.vision.image_size), SIMULATORS)
+        self.jobs = [EpisodeJob(task, dtvla_sim.EVAL_SEED_START + SELECTION_SEEDS + k,
+                                ActionContract().replan_steps)
+                     for task in self.envs.info.tasks for k in range(run.episodes)]
+
+    def success(self) -> float:
+        """Return the averaged policy's success rate."""
+        return mean(successes(BatchedRollouts(self.envs), self._sampler(), self.jobs))
+
+    def _sampler(self) -> BatchSampler:
+        return BatchSampler(self._trainer.average.eval(), self._trainer.transform)
+
+    def seconds(self) -> float:
+        """Play the beginning of two episodes; return how long all take at most."""
+        stamps: list[float] = []
+        sampler = self._sampler()
+
+        def infer(*arguments: Any) -> Any:
+            stamps.append(time.perf_counter())
+            return sampler.infer(*arguments)
+
+        begun, replan = time.perf_counter(), self.jobs[0].replan_steps
+        successes(BatchedRollouts(self.envs), SimpleNamespace(infer=infer), [
+            replace(self.jobs[0], max_steps=PROBED * replan)] * SIMULATORS)
+        decision = (stamps[-1] - stamps[0]) / (PROBED - 1)
+        each = stamps[0] - begun + -(-self.envs.info.max_steps // replan) * decision
+        return -(-len(self.jobs) // SIMULATORS) * each
 
 
 def train_sft(config: SftConfig, run: SftRun) -> dict[str, float]:
     """Train until the time or the steps are over; return the last evaluation.
 
     The run folder holds the averaged weights and what ``dtvla export`` reads beside them, a
-    checkpoint, and TensorBoard logs. Repeating the command goes on. Ctrl-C saves first.
+    checkpoint, and TensorBoard logs. Repeating the command goes on. Ctrl-C and SIGTERM let the
+    step at hand end and save: KeyboardInterrupt, which says where.
     """
     trainer = Trainer(config, run)
-    trainer.pretrain()
-    accelerator = trainer.accelerator
+    accelerator, clock = trainer.accelerator, trainer.clock
     main = accelerator.is_main_process
-    if main:
+    last: dict[str, float] = {}
+    with ExitStack() as stack:
+        held_out = None
+        if run.episodes and main:
+            held_out = HeldOut(run, trainer)
+            stack.enter_context(closing(held_out.envs))
+        held_out = _plan(trainer, held_out)
+        with finishing('the running step, then saving') as clock.stop:
+            trainer.pretrain()
+            if not clock.stopped:
+                last = _fine_tune(trainer, held_out, clock.stop)
+        accelerator.wait_for_everyone()
+    accelerator.end_training()  # gloo may spin for ever in a process that just ends
+    if clock.stopped:
+        stage = trainer.stages()
+        where = f'step {trainer.pretraining.step} of {stage[0].title}' if (
+            trainer.pretraining) else f'step {trainer.step}'
+        raise KeyboardInterrupt(f'{run.out}: saved at {where}, {clock.seconds / 60.0:.1f} min; '
+                                'repeat the command to go on' if main else '')
+    return last
+
+
+def _plan(trainer: Trainer, held_out: HeldOut | None) -> HeldOut | None:
+    """Time the run's parts and print the plan; return ``held_out`` where there is time for it."""
+    run, accelerator = trainer.run, trainer.accelerator
+    trainer.measure()
+    batches = -(-min(len(trainer.batches.validation), VALIDATED) // trainer.config.batch_size)
+    losses = batches * trainer.costs[-1] / 3.0  # a forward pass is about a third of a step
+    episodes = held_out.seconds() if held_out is not None else 0.0
+    text = f'{len(held_out.jobs)} held-out episodes' if held_out is not None else 'losses'
+    if episodes > EVALUATION_SHARE * 60.0 * (run.minutes or math.inf):
+        text = f'losses; {text} would take {episodes / 60.0:.1f} min: dtvla eval plays such'
+        held_out, episodes = None, 0.0
+    trainer.reserve = float(accelerator.reduce(torch.tensor(
+        (losses + episodes) * accelerator.is_main_process, device=accelerator.device), 'sum'))
+    trainer.clock.lap()
+    if accelerator.is_main_process:
         tqdm.write(f'{trainer.batches.padding():.1%} of all rows are padding')
-    if run.episodes:
-        envs = open_envs(SceneSetup(
-            run.suite, image_size=trainer.transform.config.vision.image_size), SIMULATORS)
-        # Start states that no demonstration and no report uses.
-        jobs = [EpisodeJob(task, dtvla_sim.EVAL_SEED_START + SELECTION_SEEDS + k,
-                           ActionContract().replan_steps)
-                for task in envs.info.tasks for k in range(run.episodes)]
+        tqdm.write(describe(trainer, text))
+    return held_out
+
+
+def _fine_tune(trainer: Trainer, held_out: HeldOut | None, asked: Stop) -> dict[str, float]:
+    """Train on the demonstrations until the end or a stop, and save; return the evaluation."""
+    config, run, clock = trainer.config, trainer.run, trainer.clock
+    accelerator, main = trainer.accelerator, trainer.accelerator.is_main_process
     writer = SummaryWriter(run.out / 'tensorboard', purge_step=trainer.step) if main else None
     shown: dict[str, float] = {}
     last: dict[str, float] = {}
-    first, before, stop = trainer.step, 0.0, False
+    first = trainer.step
 
     def log(kind: str, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             if writer is not None and not math.isnan(value):
-                writer.add_scalar(f'{kind}/{name}', value, trainer.step)
+                with writing(run.out):
+                    writer.add_scalar(f'{kind}/{name}', value, trainer.step)
 
     def evaluate() -> dict[str, float]:
         if not (main or trainer.sharded):
             return {}
-        values = trainer.validate() if len(trainer.batches.validation) else {}
-        if run.episodes:
-            sampler = BatchSampler(trainer.average.eval(), trainer.transform)
-            values['success'] = mean(successes(BatchedRollouts(envs), sampler, jobs))
+        values = trainer.validate(VALIDATED) if len(trainer.batches.validation) else {}
+        if held_out is not None:
+            try:
+                with asked.dropping():
+                    values['success'] = held_out.success()
+            except KeyboardInterrupt:
+                if asked.count > 1:
+                    raise
+                return {}
         log('validation', values)
         if main:
-            tqdm.write(f'step {trainer.step}, {trainer.seconds / 60:.1f} min: ' + ', '.join(
+            tqdm.write(f'step {trainer.step}, {clock.seconds / 60:.1f} min: ' + ', '.join(
                 f'{name} {value:.3f}' for name, value in values.items()))
         return values
 
-    def due(minutes: float) -> bool:
-        return trainer.seconds // (60.0 * minutes) > before // (60.0 * minutes)
-
-    with _stop_signals() as received, tqdm(
-            total=1.0, disable=not main, bar_format='{l_bar}{bar}| {elapsed}{postfix}') as bar:
-        for batches in prefetch(trainer.draw, trainer.step, run.loaders, accelerator.device):
-            if stop or run.progress(trainer.step, trainer.seconds) >= 1.0:
-                break
-            begun, before = time.perf_counter(), trainer.seconds
-            metrics = trainer.train_step(*batches)
+    batches = prefetch(trainer.draw, trainer.step, run.loaders, accelerator.device)
+    with closing(batches), tqdm(total=1.0, disable=not main,
+                                bar_format='{l_bar}{bar}| {elapsed}{postfix}') as bar:
+        while not clock.stopped and (trainer.progress < 1.0 or not trainer.step):
+            before = clock.seconds // (60.0 * run.evaluate_every)
+            metrics = trainer.train_step(*next(batches))
             values = torch.stack([v.float() for v in metrics.values()]).tolist()  # one wait
             for name, value in zip(metrics, values, strict=True):
                 shown[name] = SMOOTHING * shown.get(name, value) + (1 - SMOOTHING) * value
             if not math.isfinite(shown['loss']):
                 raise UserError(f'the loss is {shown["loss"]} at step {trainer.step}; lower '
                                 'learning_rate and start anew')
-            # All processes must agree on time and stop, or their collectives deadlock.
-            spent, stopping = accelerator.reduce(torch.tensor(
-                [time.perf_counter() - begun, float(bool(received))],
-                device=accelerator.device), 'mean').tolist()
-            trainer.seconds += spent
-            stop = stopping > 0.0
+            trainer.tick()
             if main:
                 speed = (trainer.step - first) * config.batch_size * config.accumulate
                 speed *= accelerator.num_processes / max(bar.format_dict['elapsed'], 1e-9)
-                bar.n = min(run.progress(trainer.step, trainer.seconds), 1.0)
+                bar.n = min(trainer.progress, 1.0)
                 bar.set_postfix(
                     step=trainer.step, rate=f'{speed:.3g}/s',
                     **{k: f'{shown[k]:.3f}' for k in ('thought', 'action', 'locations')},
                     **{k: f'{v:.0%}' for k, v in last.items() if k == 'success'})
             if trainer.step % 20 == 0:
                 log('train', shown)
-            if due(run.evaluate_every):
+            if clock.seconds // (60.0 * run.evaluate_every) > before and not clock.stopped:
                 last = evaluate()
-            if due(run.checkpoint_every):
-                trainer.save()
         trainer.save()
-        if not stop:
+        if not clock.stopped:
             last = evaluate()
-        accelerator.wait_for_everyone()
-    accelerator.end_training()  # gloo may spin for ever in a process that just ends
+            clock.lap()
     if writer is not None:
-        writer.close()
-    if stop:
-        raise KeyboardInterrupt
+        with writing(run.out):
+            writer.close()
     return last
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them, so that the state is saved."""
-    received: list[int] = []
-    before = {s: signal.signal(s, lambda number, _: received.append(number))
-              for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

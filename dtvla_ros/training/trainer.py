@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -18,18 +19,27 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import write_text
+from dtvla_ros.files import require_folder, write_text, writing
 from dtvla_ros.policy import adapters
 from dtvla_ros.policy.checkpoint import save_tensors
 from dtvla_ros.policy.manifest import MANIFEST
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import write_transform
 from dtvla_ros.training import checkpoint, data
-from dtvla_ros.training.auxiliary.localisation import AttentionLoss, LocalisationLoss, pretrain
+from dtvla_ros.training.auxiliary.localisation import (
+    AttentionLoss,
+    LocalisationLoss,
+    Pretraining,
+    Stage,
+    pretrain,
+    stages,
+)
+from dtvla_ros.training.clock import Clock
 from dtvla_ros.training.collate import Batch, Collator
 from dtvla_ros.training.config import AdapterConfig, SftConfig, SftRun, warm_cosine
-from dtvla_ros.training.initialisation import copy_weights, initialise
+from dtvla_ros.training.initialisation import copy_weights, initialise, require_contract
 from dtvla_ros.training.loss import Metrics, Objective
+from dtvla_ros.training.plan import step_seconds
 
 ADAPTER = 'default'  # what peft calls an adapter that was given no name
 
@@ -40,8 +50,10 @@ class Trainer:
     ``average`` is the model itself where the config keeps none; ``averaged`` is the objective with
     it. ``wrapped`` and ``optimizer`` are as accelerate prepared them. ``tasks``: the instructions
     of its data. ``origin``: manifest of the released policy that it began with. ``frozen``: names
-    in the objective that are not trained. ``fresh``: whether the pre-training stages are due.
-    ``sharded``: by FSDP.
+    in the objective that are not trained. ``pretraining``: where the pre-training stages are, None
+    when none are due. ``costs``: seconds of a step of each stage that is due, and of the
+    fine-tuning, once ``measure`` was called. ``begun``: when the fine-tuning began on the
+    ``clock``; ``reserve``: seconds kept for what follows it. ``sharded``: by FSDP.
     """
 
     def __init__(self, config: SftConfig, run: SftRun) -> None:
@@ -50,6 +62,7 @@ class Trainer:
             torch.set_num_threads(run.threads)
         self.config, self.run = config, run
         self.accelerator = accelerator = Accelerator(mixed_precision=config.precision)
+        self.clock = Clock(accelerator, run.checkpoint_every)
         self._first = accelerator.process_index * config.accumulate  # batch of a step that is here
         self.sharded = accelerator.distributed_type == DistributedType.FSDP
         if self.sharded and (
@@ -59,9 +72,11 @@ class Trainer:
                             '--eval-episodes 0, and no --compile')
 
         readers = [data.open_demonstrations(path) for path in run.data]
+        require_folder(run.out)
         start = initialise(config, run, readers)
         self.origin, self.transform = start.origin, start.transform
         transform = start.transform
+        require_contract(readers, transform.config)
         spans = data.location_spans(transform.tokenizer)
         objects = data.object_names(readers) if spans else ()
         rows = data.tokenize(readers, transform, objects)
@@ -113,17 +128,90 @@ class Trainer:
         self.wrapped, self.optimizer = accelerator.prepare(self.objective, optimizer)
         if self.sharded:
             checkpoint.reshard(self.optimizer.optimizer, slots)
-        # A policy that goes on in scenes with words it did not know localises their objects first.
-        self.fresh = state is None and (run.init is None or start.new_words)
-        self.step: int = state['step'] if state else 0
-        self.seconds: float = state['seconds'] if state else 0.0
+        state = state or {}
+        self.step: int = state.get('step', 0)
+        self.begun: float = state.get('begun', 0.0)
+        self.clock.seconds = state.get('seconds', 0.0)
+        self.costs: tuple[float, ...] = ()
+        self.reserve = 0.0
+        wanted = run.init is None if run.pretrain is None else run.pretrain
+        self.pretraining = None
+        if objects and ('pretraining' in state or (wanted and not state)):
+            self.pretraining = Pretraining(**state.get('pretraining', {}))
+
+    @property
+    def progress(self) -> float:
+        """How much of the fine-tuning is done, 0..1: of its steps, or of the time left for it."""
+        if self.run.steps:
+            return self.step / self.run.steps
+        left = 60.0 * (self.run.minutes or 0.0) - self.reserve - self.begun
+        return (self.clock.seconds - self.begun) / left if left > 0.0 else 1.0
 
     def pretrain(self) -> None:
-        """Put a run from scratch through the pre-training stages, and keep their result."""
-        if self.fresh and self.batches.objects:
-            pretrain(self.objective, self.batches, self.config, self.accelerator, self.run.loaders)
-            self.average.load_state_dict(self.model.state_dict())
+        """Put a run from scratch through the pre-training stages, and keep their result.
+
+        Those of a run in minutes get half of them, if they need so much. Where the run is stopped
+        in their midst, a checkpoint keeps it.
+        """
+        if self.pretraining is not None:
+            pretrain(self.objective, self.batches, self.config, self.accelerator,
+                     self.run.loaders, self.pretraining, self._stage_progress, self.tick)
+            if not self.clock.stopped:
+                self.average.load_state_dict(self.model.state_dict())
+                self.pretraining, self.begun = None, self.clock.seconds
             self.save()
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the pre-training stages that are due."""
+        if self.pretraining is None:
+            return ()
+        return stages(self.objective, self.config)[self.pretraining.number:]
+
+    def stage_seconds(self, begun: float) -> list[float]:
+        """Return how long each stage that is due may take, from ``begun`` on the clock."""
+        due = self.stages()
+        needed = [stage.steps * cost for stage, cost in zip(due, self.costs or [1.0] * len(due))]
+        if self.run.minutes is None:
+            return needed
+        left = max(30.0 * self.run.minutes - begun, 0.0)
+        return [left * part / max(sum(needed), 1e-9) for part in needed]
+
+    def _stage_progress(self, at: Pretraining, stage: Stage) -> float:
+        if not at.step:
+            at.begun = self.clock.seconds
+        if self.run.steps:
+            return at.progress(stage)
+        limit = self.stage_seconds(at.begun)[0]
+        spent = (self.clock.seconds - at.begun) / limit if limit > 0.0 else 1.0
+        return max(at.progress(stage), min(spent, 1.0))
+
+    def tick(self) -> bool:
+        """Count the time, save if it is time to; return whether to stop."""
+        self.clock.lap()
+        if self.clock.save_due and not self.clock.stopped:
+            self.save()
+        return self.clock.stopped
+
+    def measure(self) -> None:
+        """Time a few steps of each stage and of the fine-tuning that change nothing."""
+        accelerator, loaders = self.accelerator, self.run.loaders
+
+        def compute(batches: list[Batch]) -> None:
+            self._gradients(batches)
+
+        costs = []
+        for stage in self.stages():
+            def learn(batch: Batch, stage: Stage = stage) -> None:
+                with accelerator.autocast():
+                    loss, _ = stage.loss(send_to_device(batch, accelerator.device))
+                loss.backward()
+            costs.append(step_seconds(partial(self.batches.localisation, 0), learn, loaders,
+                                      accelerator.device))
+        costs.append(step_seconds(partial(self.draw, self.step), compute, loaders,
+                                  accelerator.device))
+        self.objective.zero_grad(set_to_none=True)
+        self.costs = tuple(accelerator.reduce(
+            torch.tensor(costs, device=accelerator.device), 'mean').tolist())
 
     def draw(self, step: int) -> list[Batch]:
         return [self.batches.train(step, self._first + k) for k in range(self.config.accumulate)]
@@ -132,10 +220,27 @@ class Trainer:
         """Take one optimizer step over this process's batches; return everybody's ``loss`` etc."""
         config, accelerator = self.config, self.accelerator
         rate = config.learning_rate * warm_cosine(
-            self.step, config.warmup_steps, self.run.progress(self.step, self.seconds),
-            config.final_rate)
+            self.step, config.warmup_steps, self.progress, config.final_rate)
         for group in self.optimizer.param_groups:
             group['lr'] = group['factor'] * rate
+        reports = self._gradients(batches)
+        accelerator.clip_grad_norm_(self.objective.parameters(), config.gradient_clip)
+        self.optimizer.step()
+        self.step += 1
+        if config.ema:
+            # With a warm-up, which torch's AveragedModel has not.
+            decay = min(config.ema, (1 + self.step) / (10 + self.step))
+            with torch.no_grad():
+                torch._foreach_lerp_(
+                    list(self.average.parameters()), list(self.model.parameters()), 1.0 - decay)
+        # The parts' losses add up to this process's share; the metrics are averaged.
+        values = torch.stack([torch.stack([v.float() for v in r.values()]) for r in reports])
+        values = torch.cat([values[:, :1].sum(0), values[:, 1:].mean(0)])
+        return dict(zip(reports[0], accelerator.reduce(values, 'mean'), strict=True))
+
+    def _gradients(self, batches: Sequence[Batch]) -> list[Metrics]:
+        """Compute the gradients of a step's batches; return each one's ``loss`` etc."""
+        config, accelerator = self.config, self.accelerator
         self.model.train()
         parts = send_to_device(list(batches), accelerator.device, non_blocking=True)
         # The gradient of several processes is their mean, not their sum.
@@ -151,19 +256,7 @@ class Trainer:
                 loss, metrics = self.wrapped(part, divisor, 1.0 / len(parts))
                 accelerator.backward(loss)
             reports.append({'loss': loss.detach(), **metrics})
-        accelerator.clip_grad_norm_(self.objective.parameters(), config.gradient_clip)
-        self.optimizer.step()
-        self.step += 1
-        if config.ema:
-            # With a warm-up, which torch's AveragedModel has not.
-            decay = min(config.ema, (1 + self.step) / (10 + self.step))
-            with torch.no_grad():
-                torch._foreach_lerp_(
-                    list(self.average.parameters()), list(self.model.parameters()), 1.0 - decay)
-        # The parts' losses add up to this process's share; the metrics are averaged.
-        values = torch.stack([torch.stack([v.float() for v in r.values()]) for r in reports])
-        values = torch.cat([values[:, :1].sum(0), values[:, 1:].mean(0)])
-        return dict(zip(reports[0], accelerator.reduce(values, 'mean'), strict=True))
+        return reports
 
     @torch.no_grad()
     def validate(self, limit: int = 1024) -> dict[str, float]:
@@ -183,14 +276,30 @@ class Trainer:
         return {name: value for name, value in sums.items() if not math.isnan(value)}
 
     def save(self) -> None:
-        """Write the checkpoint and, for export, the averaged weights or the adapters."""
+        """Write the checkpoint and, for export, the averaged weights or the adapters.
+
+        In the midst of the pre-training stages there is nothing to export yet.
+        """
+        with self.clock.saving(), writing(self.run.out):
+            self._save()
+
+    def _save(self) -> None:
         main, out = self.accelerator.is_main_process, self.run.out
         if not main and not self.sharded:
             return
-        tensors = checkpoint.gathered(self.average.state_dict(), main)
         if main:
             write_transform(out, self.transform)
             checkpoint.write_tasks(out, self.tasks)
+        state = {'step': self.step, 'seconds': self.clock.seconds, 'begun': self.begun,
+                 'config': asdict(self.config)}
+        average = self.average if self.config.ema else None
+        if self.pretraining is not None and self.pretraining.optimizer is not None:
+            checkpoint.save_checkpoint(
+                out, self.objective, average, self.pretraining.optimizer,
+                state | {'pretraining': self.pretraining.numbers()}, self.frozen, main)
+            return
+        tensors = checkpoint.gathered(self.average.state_dict(), main)
+        if main:
             if self.origin is not None:  # what it promises, besides its files and successes
                 write_text(out / checkpoint.ORIGIN / MANIFEST,
                            replace(self.origin, files={}, success={}).to_json())
@@ -208,10 +317,8 @@ class Trainer:
             else:
                 save_tensors(tensors, out / checkpoint.WEIGHTS)
         del tensors
-        checkpoint.save_checkpoint(
-            out, self.objective, self.average if self.config.ema else None,
-            self.optimizer.optimizer, {'step': self.step, 'seconds': self.seconds,
-                                       'config': asdict(self.config)}, self.frozen, main)
+        checkpoint.save_checkpoint(out, self.objective, average, self.optimizer.optimizer, state,
+                                   self.frozen, main)
 
 
 def new_optimizer(objective: nn.Module, config: SftConfig) -> torch.optim.AdamW:

@@ -87,17 +87,19 @@ def test_a_policy_goes_on_with_new_words(dataset, bowls, tmp_path):
     first = tmp_path / 'first'
     train_sft(CONFIG, SftRun((dataset,), first, steps=3))
     before = Trainer(CONFIG, SftRun((dataset,), first, steps=3))
-    trainer = Trainer(CONFIG, SftRun((bowls,), tmp_path / 'second', steps=3, init=first))
+    run = SftRun((bowls,), tmp_path / 'second', steps=3, init=first)
+    trainer = Trainer(CONFIG, run)
     old, new = (t.transform.tokenizer.get_vocab() for t in (before, trainer))
     assert set(new) - set(old) == {'black', 'bowl', 'plate'}
-    assert trainer.fresh, 'it must localise the new objects first'
+    assert trainer.pretraining is None
+    assert Trainer(CONFIG, replace(run, pretrain=True)).pretraining is not None
     a, b = before.average.state_dict(), trainer.average.state_dict()
     for word in ('can', 'x45', '<a17>', 'rz+96'):
         assert torch.equal(a['embed_tokens.weight'][old[word]],
                            b['embed_tokens.weight'][new[word]])
     assert all(torch.equal(a[k], b[k]) for k in a if k != 'embed_tokens.weight')
     same = Trainer(CONFIG, SftRun((dataset,), tmp_path / 'third', steps=3, init=first))
-    assert not same.fresh and same.transform.tokenizer.get_vocab() == old
+    assert same.transform.tokenizer.get_vocab() == old
 
 
 def test_a_policy_without_words_for_its_gripper_is_refused():

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
@@ -116,6 +117,8 @@ class AttentionLoss(nn.Module):
 
     def _read(self, module: nn.Module, inputs: tuple[Tensor, ...],
               options: dict[str, Any]) -> None:
+        if options.get('past_key_values') is not None:
+            return  # an evaluation writes a thought: nothing is supervised
         layer = cast(GemmaDecoderLayer, module)
         attention, size = layer.self_attn, layer.self_attn.head_dim
         x = layer.input_layernorm(inputs[0])
@@ -137,9 +140,18 @@ class AttentionLoss(nn.Module):
                 {'attended': losses.detach().neg().exp().mean()})
 
 
-def pretrain(objective: Objective, collator: Collator, config: SftConfig,
-             accelerator: Accelerator, loaders: int = 1) -> list[float]:
-    """Run both pre-training stages; return the smoothed share that each gets right.
+class Stage(NamedTuple):
+    """A pre-training stage: its loss, which also gives the share it gets right, and schedule."""
+
+    title: str
+    loss: Callable[[Batch], tuple[Tensor, Tensor]]
+    steps: int
+    rate: float
+    parameters: list[nn.Parameter]
+
+
+def stages(objective: Objective, config: SftConfig) -> tuple[Stage, ...]:
+    """Return both stages of a small policy.
 
     First the first camera's stem learns with the localisation head where objects are, then the
     decoder to write an object's location after its name.
@@ -166,43 +178,90 @@ def pretrain(objective: Objective, collator: Collator, config: SftConfig,
             value = value + attention.weight * attention(batch, features)[0]
         return value, near.view(-1, 2).all(1).float().mean()
 
-    return [
-        _train_stage(title, loss, steps, rate, parameters, collator, config, accelerator, loaders)
-        for title, loss, steps, rate, parameters in (
-            ('localisation', localise, keys.localisation_steps, keys.localisation_rate,
-             [*stem.parameters(), *localisation.parameters()]),
-            ('location captioning', caption, keys.captioning_steps, config.learning_rate,
-             [*model.parameters()]))]
+    return (Stage('localisation', localise, keys.localisation_steps, keys.localisation_rate,
+                  [*stem.parameters(), *localisation.parameters()]),
+            Stage('location captioning', caption, keys.captioning_steps, config.learning_rate,
+                  [*model.parameters()]))
 
 
-def _train_stage(title: str, stage_loss: Callable[[Batch], tuple[Tensor, Tensor]], steps: int,
-                 rate: float, parameters: Sequence[nn.Parameter], collator: Collator,
-                 config: SftConfig, accelerator: Accelerator, loaders: int) -> float:
-    """Minimise a stage's loss with an AdamW of its own; return the smoothed share right."""
-    optimizer = torch.optim.AdamW(
-        [{'params': [p for p in parameters if (p.ndim > 1) is wide],
+@dataclass
+class Pretraining:
+    """How far the stages are.
+
+    ``number``: the present one; ``step``: of it; ``begun``: when, on the run's clock [s];
+    ``right``: the smoothed share that each stage gets right; ``slots``: of the present one's
+    ``optimizer``, where a checkpoint left it.
+    """
+
+    number: int = 0
+    step: int = 0
+    begun: float = 0.0
+    right: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    slots: dict[int, Any] = field(default_factory=dict)
+    optimizer: torch.optim.Optimizer | None = None
+
+    def numbers(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps beside the optimizer."""
+        return {name: getattr(self, name) for name in ('number', 'step', 'begun', 'right')}
+
+    def progress(self, stage: Stage) -> float:
+        return self.step / stage.steps if self.step < stage.steps else 1.0
+
+
+def pretrain(objective: Objective, collator: Collator, config: SftConfig,
+             accelerator: Accelerator, loaders: int = 1, at: Pretraining | None = None,
+             progress: Callable[[Pretraining, Stage], float] = Pretraining.progress,
+             tick: Callable[[], bool] = lambda: False) -> list[float]:
+    """Run the stages from ``at`` on; return the smoothed share that each gets right.
+
+    ``progress``: of the present stage, 0..1, on which the learning rate depends. ``tick`` is
+    called after every step and returns whether to stop there, in the midst of a stage.
+    """
+    at = at or Pretraining()
+    for number, stage in enumerate(stages(objective, config)):
+        if number < at.number:
+            continue
+        if number > at.number:
+            at.number, at.step = number, 0
+        if not _train_stage(stage, at, progress, tick, collator, config, accelerator, loaders):
+            break
+    return at.right
+
+
+def _train_stage(stage: Stage, at: Pretraining, progress: Callable[[Pretraining, Stage], float],
+                 tick: Callable[[], bool], collator: Collator, config: SftConfig,
+                 accelerator: Accelerator, loaders: int) -> bool:
+    """Minimise a stage's loss with an AdamW of its own; return whether it was finished."""
+    at.optimizer = optimizer = torch.optim.AdamW(
+        [{'params': [p for p in stage.parameters if (p.ndim > 1) is wide],
           'weight_decay': config.weight_decay * wide} for wide in (True, False)],
-        rate, betas=config.betas, fused=True)
-    right = 0.0
-    batches = prefetch(collator.localisation, 0, loaders, accelerator.device)
-    with closing(batches), tqdm(
-            range(steps), desc=title, disable=not accelerator.is_main_process) as bar:
-        for step, batch in zip(bar, batches):
+        stage.rate, betas=config.betas, fused=True)
+    optimizer.load_state_dict(optimizer.state_dict() | {'state': at.slots})
+    at.slots = {}
+    batches = prefetch(collator.localisation, at.step, loaders, accelerator.device)
+    with closing(batches), tqdm(total=stage.steps, initial=at.step, desc=stage.title,
+                                disable=not accelerator.is_main_process) as bar:
+        while (done := progress(at, stage)) < 1.0:
             for group in optimizer.param_groups:
-                group['lr'] = rate * warm_cosine(step, WARMUP, step / steps, FLOOR)
+                group['lr'] = stage.rate * warm_cosine(at.step, WARMUP, done, FLOOR)
             with accelerator.autocast():
-                loss, share = stage_loss(
-                    send_to_device(batch, accelerator.device, non_blocking=True))
+                loss, share = stage.loss(
+                    send_to_device(next(batches), accelerator.device, non_blocking=True))
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
+            torch.nn.utils.clip_grad_norm_(stage.parameters, config.gradient_clip)
             optimizer.step()
-            if step % 10 == 0:
+            if at.step % 10 == 0:
                 # Ten steps are seen as one, so the weight of the past is that of ten.
-                blend = SMOOTHING ** 10 if step else 0.0
-                right = blend * right + (1.0 - blend) * share.item()
+                blend = SMOOTHING ** 10 if at.step else 0.0
+                right = blend * at.right[at.number] + (1.0 - blend) * share.item()
+                at.right[at.number] = right
                 bar.set_postfix(loss=f'{loss.item():.3f}', within_one=f'{right:.2f}')
+            at.step += 1
+            bar.update()
+            if tick():
+                return False
     if accelerator.num_processes > 1:  # every process took the same steps, rounding apart
-        for parameter in parameters:
+        for parameter in stage.parameters:
             parameter.data.copy_(broadcast(parameter.data))
-    return right
+    return True
