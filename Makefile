@@ -15,7 +15,7 @@ OUT ?= out
 DATA ?= data/tabletop
 RUN ?= runs/nano
 COMPILE = $(if $(shell command -v g++),--compile)
-MINUTES ?= 60
+MINUTES ?= 80
 TEST_WORKERS ?= 4
 
 .PHONY: help demo test test-slow lint eval experts libero libero-table bench latency faults soak train constraints wheels interfaces newcomer clean one-ros
@@ -107,7 +107,7 @@ faults: $(VENV)/.installed-dev $(VENV)/.interfaces  ## injects every fault of th
 soak: $(VENV)/.installed  ## ten minutes at 20 Hz with two cameras: late commands, memory
 	$(BIN)/python -m benchmarks.soak --policy $(POLICY) --json $(OUT)/soak.json
 
-train: $(VENV)/.installed-dev  ## record, train in two stages, export: DATA=data/tabletop RUN=runs/nano MINUTES=60
+train: $(VENV)/.installed-dev  ## record, train in two stages, export: DATA=data/tabletop RUN=runs/nano MINUTES=80
 	$(BIN)/dtvla collect --episodes 1000 --workers $(WORKERS) --camera-every 4 --out $(DATA)
 	$(BIN)/dtvla collect --episodes 2000 --workers $(WORKERS) --camera-every 4 --observation-share 1 \
 		--seed 1 --out $(DATA)-places
