@@ -1,10 +1,12 @@
-"""The clock of a run: how long it has taken, whether to save, whether it was asked to stop."""
+"""The clock of a run: how long it takes, whether to save, whether it was asked to stop."""
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
     from dtvla_ros.interrupt import Stop
 
+T = TypeVar('T')
+TIMED = 2  # steps, after one that is not counted
 SAVING = 0.1  # largest share of the time that checkpoints take
 
 
@@ -53,3 +57,24 @@ class Clock:
         begun = time.perf_counter()
         yield
         self._cost, self._unsaved = time.perf_counter() - begun, 0.0
+
+
+def step_seconds(make: Callable[[], T], compute: Callable[[T], None], loaders: int,
+                 device: torch.device) -> float:
+    """Return about how long a step takes whose batch ``loaders`` processes make meanwhile."""
+    making = computing = 0.0
+    for number in range(1 + TIMED):  # as many in all processes, which wait for each other
+        begun = time.perf_counter()
+        batch = make()
+        made = time.perf_counter()
+        compute(batch)
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
+        if number:
+            making += (made - begun) / TIMED
+            computing += (time.perf_counter() - made) / TIMED
+    if not loaders:
+        return making + computing
+    cores = len(os.sched_getaffinity(0))
+    shared = computing + making / cores if device.type == 'cpu' else computing
+    return max(shared, making / loaders)

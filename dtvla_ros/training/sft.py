@@ -32,7 +32,6 @@ from dtvla_ros.rollout.workers import open_envs
 from dtvla_ros.training.auxiliary.localisation import SMOOTHING
 from dtvla_ros.training.collate import prefetch
 from dtvla_ros.training.config import SELECTION_SEEDS, SftConfig, SftRun
-from dtvla_ros.training.plan import describe
 from dtvla_ros.training.trainer import Trainer
 
 SIMULATORS = 2  # processes that run held-out episodes
@@ -126,6 +125,35 @@ def _plan(trainer: Trainer, held_out: HeldOut | None) -> HeldOut | None:
         tqdm.write(f'{trainer.batches.padding():.1%} of all rows are padding')
         tqdm.write(describe(trainer, text))
     return held_out
+
+
+def describe(trainer: Trainer, evaluation: str = '') -> str:
+    """Return the plan of a run whose trainer has measured: parts, steps and minutes.
+
+    ``evaluation``: what its end evaluates; ``trainer.reserve`` is how long that takes.
+    """
+    run, now = trainer.run, trainer.clock.seconds
+    *costs, cost = trainer.costs
+    allowed = trainer.stage_seconds(now)
+    rows: list[tuple[str, str, float]] = []
+    for stage, each, limit in zip(trainer.stages(), costs, allowed, strict=True):
+        left = stage.steps - (trainer.pretraining.step if trainer.pretraining and not rows else 0)
+        seconds = min(left * each, limit)
+        cut = f' of {left}, as much as fits' if seconds < left * each else ''
+        rows.append((stage.title, f'{round(seconds / each)} steps{cut}', seconds))
+    spent = sum(seconds for *_, seconds in rows)
+    if run.steps:
+        steps = max(run.steps - trainer.step, 0)
+    else:
+        rest = 60.0 * (run.minutes or 0.0) - now - spent - trainer.reserve
+        steps = max(round(rest / cost), 0)
+    rows.append(('fine-tuning', f'{steps} steps', steps * cost))
+    if evaluation:
+        rows.append(('evaluation', evaluation, trainer.reserve))
+    whole = (f'{run.minutes:g} minutes, {now / 60.0:.1f} of them gone' if run.minutes else
+             f'about {sum(seconds for *_, seconds in rows) / 60.0:.1f} minutes')
+    return '\n'.join([f'{run.out}: {whole}', *(
+        f'  {title:20} {what}, about {seconds / 60.0:.1f} min' for title, what, seconds in rows)])
 
 
 def _fine_tune(trainer: Trainer, held_out: HeldOut | None, asked: Stop) -> dict[str, float]:

@@ -34,12 +34,11 @@ from dtvla_ros.training.auxiliary.localisation import (
     pretrain,
     stages,
 )
-from dtvla_ros.training.clock import Clock
+from dtvla_ros.training.clock import Clock, step_seconds
 from dtvla_ros.training.collate import Batch, Collator
 from dtvla_ros.training.config import AdapterConfig, SftConfig, SftRun, warm_cosine
 from dtvla_ros.training.initialisation import copy_weights, initialise, require_contract
 from dtvla_ros.training.loss import Metrics, Objective
-from dtvla_ros.training.plan import step_seconds
 
 ADAPTER = 'default'  # what peft calls an adapter that was given no name
 

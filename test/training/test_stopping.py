@@ -22,8 +22,7 @@ from dtvla_ros.training import checkpoint, data
 from dtvla_ros.training.collate import prefetch
 from dtvla_ros.training.config import AuxiliaryConfig, SftRun
 from dtvla_ros.training.export import read_source
-from dtvla_ros.training.plan import describe
-from dtvla_ros.training.sft import train_sft
+from dtvla_ros.training.sft import describe, train_sft
 from dtvla_ros.training.trainer import Trainer
 
 STAGED = replace(CONFIG, auxiliary=AuxiliaryConfig(
