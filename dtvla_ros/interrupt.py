@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -91,12 +91,12 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def resumable(told: str) -> Iterator[None]:
+def resumable(tell: Callable[[], str]) -> Iterator[None]:
     """Let a KeyboardInterrupt without a message of its own say what is kept and how to go on."""
     try:
         yield
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(str(error) or told) from None
+        raise KeyboardInterrupt(str(error) or tell()) from None
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from dtvla_ros.data.writer import link_or_copy
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.results import Rate
 from dtvla_ros.files import write_json
+from dtvla_ros.interrupt import resumable
 
 PROVENANCE = 'meta/annotation.json'
 Key = tuple[str, ...]
@@ -262,6 +263,12 @@ def fill(source: Source, accepted: Mapping[int, Labels], labeller: Labeller, to:
     """
     if to.exists():
         raise UserError(f'{to} exists; choose another folder, nothing is written in place')
+    with resumable(lambda: f'interrupted; {to} is not there'):
+        return _fill(source, accepted, labeller, to, held_out, seed, reason, json_file)
+
+
+def _fill(source: Source, accepted: Mapping[int, Labels], labeller: Labeller, to: Path,
+          held_out: float, seed: int, reason: bool, json_file: Path | None) -> dict[str, Any]:
     classes, rates = learn(source, accepted, labeller, held_out, seed)
     columns: dict[str, list[str]] = {layout.REASONING: [], layout.PHASE: []}
     for episode in tqdm(range(len(source)), desc='fill', unit='episode', disable=None):

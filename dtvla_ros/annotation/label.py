@@ -23,6 +23,7 @@ from dtvla_ros.annotation.question import Labels, Question, Semantics, build_que
 from dtvla_ros.annotation.source import Source
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import Journal, JsonLines, read_lines
+from dtvla_ros.interrupt import resumable
 from dtvla_ros.issues import Issue
 
 LABELS = 'labels.jsonl'
@@ -150,6 +151,9 @@ def label(source: Source, keyframes: Mapping[int, Sequence[int]], path: Path, pr
         bar = stack.enter_context(tqdm(
             total=len(wanted), initial=len(wanted) - len(waiting), desc='label', unit='episode',
             disable=None))
+        stack.enter_context(resumable(
+            lambda: f'{path}: {len(journal.done)} of {len(wanted)} episodes are labelled; repeat '
+                    'the command to go on'))
         queue = iter(waiting)  # no more is begun than can be worked on at once
         running = {pool.submit(work, k): k for k in islice(queue, provider.parallel)}
         while running:

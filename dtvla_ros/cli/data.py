@@ -28,7 +28,7 @@ Tokenizer = Annotated[Path | None, Option(
 def collect(
     given: Given,
     out: Annotated[Path, Folder(help='Folder of the dataset.')] = Path('data/tabletop'),
-    episodes: Annotated[int, Option(min=1, help='Episodes tried, over all tasks.')] = 1200,
+    episodes: Annotated[int, Option(min=1, help='Episodes, over all tasks.')] = 1200,
     seed: Annotated[int, Option(min=0, help='Which block of start states.')] = 0,
     noise: Annotated[float, Option(min=0.0, help='Strength of the injected noise.')] = 1.0,
     clean_share: Annotated[float, Option(help='Demonstrations without noise.')] = 0.15,
@@ -42,9 +42,10 @@ def collect(
 ) -> None:
     """Record the scripted experts into a LeRobot v3.0 dataset.
 
-    Noise disturbs the executed action; the expert's clean one is the label. Failed episodes
-    are dropped. Finished shards are kept: repeat the command to go on, or with more episodes
-    to add to them.
+    Noise disturbs the executed action; the expert's clean one is the label. An episode that
+    the expert does not solve is recorded again from another start state. Episodes come in
+    shards of 8; Ctrl-C finishes the running ones, and finished ones are kept: repeat the
+    command to go on, or with more episodes to add to them.
 
     **Examples**
     `dtvla collect --episodes 1200 --workers 2 --out data/tabletop`

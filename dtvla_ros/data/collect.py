@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,11 +17,13 @@ import dtvla_sim
 from dtvla_ros.data import layout, writer
 from dtvla_ros.data.layout import Episode
 from dtvla_ros.errors import UserError
+from dtvla_ros.interrupt import finishing
 from dtvla_ros.rollout.env import SceneSetup, require_tasks
 from dtvla_ros.rollout.workers import run_jobs
 
 SEEDS_PER_BASE = 100_000
 EPISODES_PER_SHARD = 8
+ATTEMPTS = 5  # at an episode that the expert does not solve
 IMAGES = dict(zip(layout.CAMERAS, ('agentview_image', 'robot0_eye_in_hand_image')))
 ENVIRONMENT = 'observation.environment_state'
 # Kinds of episodes, as datasets name them, by the option that gives their share.
@@ -101,9 +103,14 @@ class EpisodePlan:
 
 
 def plan_episode(options: CollectOptions, tasks: Sequence[str], index: int,
-                 one_scene: bool = True) -> EpisodePlan:
-    """Return what episode ``index`` is. Asking for more episodes later only adds to the plan."""
-    seed = options.seed * SEEDS_PER_BASE + index
+                 one_scene: bool = True, attempt: int = 0) -> EpisodePlan:
+    """Return what episode ``index`` is. Asking for more episodes later only adds to the plan.
+
+    Another ``attempt`` begins from another start state of the same block.
+    """
+    start = index if not attempt else int(np.random.default_rng(
+        [options.seed, index, 1 + attempt]).integers(SEEDS_PER_BASE))
+    seed = options.seed * SEEDS_PER_BASE + start
     draw = np.random.default_rng([options.seed, index]).random()
     kind = 'noisy'
     for names in (SCENES, PERTURBATIONS):
@@ -184,7 +191,8 @@ def record(env: Any, plan: EpisodePlan, options: CollectOptions) -> list[Episode
     """Run a planned episode; return what is worth keeping: nothing where the expert failed."""
     from dtvla_sim.experts import make_expert
 
-    rng = np.random.default_rng([options.seed, plan.index, 1])
+    again = [plan.seed] if plan.seed != options.seed * SEEDS_PER_BASE + plan.index else []
+    rng = np.random.default_rng([options.seed, plan.index, 1, *again])
     obs, _ = env.reset(seed=plan.seed, options={'task': plan.task})
     if plan.kind in SCENES.values():
         obs = random_initial_pose(env, obs, rng)
@@ -244,22 +252,27 @@ def random_initial_pose(env: Any, obs: Any, rng: np.random.Generator) -> Any:
 
 
 def make_recorder(options: CollectOptions, tasks: tuple[str, ...], one_scene: bool,
-                  ) -> Callable[[int], tuple[dict[str, bytes], int, int]]:
-    """Return what records the shard of a number, in a process that may be on another machine.
+                  ) -> Callable[[tuple[int, range]], Generator[bool, None, dict[str, bytes]]]:
+    """Return what records a shard, its number and plans, in a process maybe elsewhere.
 
-    It returns the shard's files by name, how many of its episodes the expert solved, and frames.
+    It yields of each episode whether the expert solved it, which it may try ``ATTEMPTS`` times,
+    and returns the shard's files by name.
     """
     env = options.scene.make()
 
-    def record_shard(number: int) -> tuple[dict[str, bytes], int, int]:
-        recorded = [
-            record(env, plan_episode(options, tasks, index, one_scene), options)
-            for index in range(number * EPISODES_PER_SHARD, (number + 1) * EPISODES_PER_SHARD)]
-        episodes = [episode for made in recorded for episode in made]
+    def record_shard(shard: tuple[int, range]) -> Generator[bool, None, dict[str, bytes]]:
+        number, plans = shard
+        episodes: list[Episode] = []
+        for index in plans:
+            tries = (record(env, plan_episode(options, tasks, index, one_scene, k), options)
+                     for k in range(ATTEMPTS))
+            made = next(filter(None, tries), [])
+            episodes += made
+            yield bool(made)
         with tempfile.TemporaryDirectory(prefix='dtvla-shard-') as folder:
-            shard = writer.write_shard(Path(folder), number, episodes, options.fps)
-            files = {path.name: path.read_bytes() for path in shard.iterdir()}
-        return files, sum(map(bool, recorded)), sum(map(len, episodes))
+            made_in = writer.write_shard(
+                Path(folder), number, episodes, options.fps, tried=len(plans))
+            return {path.name: path.read_bytes() for path in made_in.iterdir()}
     return record_shard
 
 
@@ -268,8 +281,10 @@ def collect(root: Path, options: CollectOptions, workers: int = 2,
     """Record ``options.episodes`` episodes into ``root`` and return the dataset's info.
 
     Finished shards are kept, so the same command goes on where it was stopped, and a larger
-    ``episodes`` adds to what is there. ``ray``: the cluster whose machines run the simulators.
-    Raises ``UserError`` for unknown tasks, or when a worker process dies again and again.
+    ``episodes`` adds to what is there. On Ctrl-C the running shards are finished, and
+    KeyboardInterrupt says how many episodes there are. ``ray``: the cluster whose machines run the
+    simulators. Raises ``UserError`` for unknown tasks, or when a worker process dies again and
+    again.
     """
     from tqdm import tqdm
 
@@ -278,18 +293,29 @@ def collect(root: Path, options: CollectOptions, workers: int = 2,
         tasks, one_scene = options.tasks or tuple(env.tasks), env.one_scene
     writer.require_same_options(root / 'collect.json', asdict(options) | {'tasks': tasks},
                                 asdict(CollectOptions()))
-    size = EPISODES_PER_SHARD
-    todo = sorted({*range(-(-options.episodes // size))} - {*writer.finished_shards(root)})
-    tried = kept = frames = 0
-    with tqdm(total=len(todo) * size, unit='ep', disable=not todo) as bar, closing(run_jobs(
-            todo, make_recorder, (options, tasks, one_scene), workers, ray=ray)) as recorded:
+    todo = writer.missing_shards(root, options.episodes, EPISODES_PER_SHARD)
+    left = sum(map(len, todo.values()))
+    solved: list[bool] = []
+    with finishing(f'the running shards, {EPISODES_PER_SHARD} episodes each') as stop, tqdm(
+            total=options.episodes, initial=options.episodes - left, unit='ep',
+            disable=not todo) as bar:
+        def tell(success: bool) -> None:
+            solved.append(success)
+            bar.update()
+            bar.set_postfix(success=f'{np.mean(solved):.0%}')
+
         try:
-            for number, (files, solved, length) in recorded:
-                writer.keep_shard(root, number, files)
-                tried, kept, frames = tried + size, kept + solved, frames + length
-                bar.update(size)
-                bar.set_postfix(success=f'{kept / tried:.0%}', frames=frames)
+            with closing(run_jobs([*todo.items()], make_recorder, (options, tasks, one_scene),
+                                  workers, ray=ray, tell=tell, stop=stop)) as recorded:
+                for (number, _), files in recorded:
+                    writer.keep_shard(root, number, files)
+                    del todo[number]
         except RuntimeError as error:
             raise UserError(f'shard {error}; run the same command again to go on (finished '
                             'shards are kept)') from error
-    return writer.merge_shards(root)
+        info = {} if stop and not writer.finished_shards(root) else writer.merge_shards(root)
+    if todo:
+        raise KeyboardInterrupt(
+            f'{root}: {options.episodes - sum(map(len, todo.values()))} of {options.episodes} '
+            'episodes are kept; repeat the command to go on')
+    return info

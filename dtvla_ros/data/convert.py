@@ -20,6 +20,7 @@ from dtvla_ros.data.reader import DatasetReader, open_dataset
 from dtvla_ros.data.video import can_join, join_videos, write_video
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import read_json, write_json
+from dtvla_ros.interrupt import resumable
 
 EPISODES_PER_SHARD = 25
 OPTIONS = 'convert.json'
@@ -83,13 +84,16 @@ def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
             path, chain.from_iterable(reader.frames(k, key) for k in part), reader.fps)
 
     done = writer.finished_shards(out)
-    for number, first in enumerate(tqdm(range(0, count, EPISODES_PER_SHARD), desc='convert')):
-        part = range(first, min(first + EPISODES_PER_SHARD, count))
-        if number not in done:
-            writer.write_shard(
-                out, number, [_episode(reader, k, options, thoughts) for k in part], reader.fps,
-                {options.new_name(key): partial(write, key=key, part=part)
-                 for key in reader.camera_keys})
+    with resumable(lambda: f'{out}: of {count} episodes {EPISODES_PER_SHARD} each are kept in '
+                           f'{len(writer.finished_shards(out))} shards; repeat the command to go '
+                           'on'):
+        for number, first in enumerate(tqdm(range(0, count, EPISODES_PER_SHARD), desc='convert')):
+            part = range(first, min(first + EPISODES_PER_SHARD, count))
+            if number not in done:
+                writer.write_shard(
+                    out, number, [_episode(reader, k, options, thoughts) for k in part],
+                    reader.fps, {options.new_name(key): partial(write, key=key, part=part)
+                                 for key in reader.camera_keys})
     info = writer.merge_shards(out, reader.info.get('robot_type') or 'unknown')
     if statistics is not None:
         write_json(out / layout.NORM_STATS, statistics)

@@ -2,7 +2,8 @@
 
 Episodes are written in *shards* (one parquet, one mp4 per camera) that appear atomically, so
 that a killed collection loses at most the shards in progress. ``merge_shards`` numbers them
-through and writes the metadata; it may be repeated whenever more shards have arrived.
+through, moves their files into the dataset and writes the metadata; it may be repeated whenever
+more shards have arrived.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.files import read_json, write_json, writing
 
 SHARDS = '.shards'
+SHARD = 'shard.json'
 STATISTICS_FRAMES = 200
 # Options as files written before call them.
 FORMER_NAMES = {'look_share': 'observation_share', 'drop_share': 'release_share',
@@ -90,13 +92,24 @@ def finished_shards(root: Path) -> list[int]:
     return sorted(int(p.name) for p in (root / SHARDS).glob('*') if p.name.isdigit())
 
 
+def missing_shards(root: Path, episodes: int, size: int) -> dict[int, range]:
+    """Return which of the planned episodes each shard of ``size`` holds that is not complete."""
+    plans = {number: range(first, min(first + size, episodes))
+             for number, first in enumerate(range(0, episodes, size))}
+    tried = {number: read_json(shard_path(root, number) / SHARD).get('tried', size)
+             for number in finished_shards(root)}
+    return {number: plan for number, plan in plans.items() if tried.get(number, 0) < len(plan)}
+
+
 def write_shard(root: Path, number: int, episodes: Sequence[Episode], fps: float,
-                videos: Mapping[str, Callable[[Path], int]] | None = None) -> Path:
+                videos: Mapping[str, Callable[[Path], int]] | None = None,
+                tried: int | None = None) -> Path:
     """Write episodes as shard ``number`` of ``root``; the folder appears when it is complete.
 
     A shard without episodes is legal: it records that nothing of it was worth keeping.
     ``videos``: instead of the episodes' ``images``, what writes all their frames into one mp4
-    file, by video key; each returns how many it wrote.
+    file, by video key; each returns how many it wrote. ``tried``: of the planned episodes, as of
+    ``missing_shards``.
     """
     features: dict[str, Any] = {}
     with _new_shard(root, number) as work:
@@ -115,9 +128,10 @@ def write_shard(root: Path, number: int, episodes: Sequence[Episode], fps: float
                 raise UserError(f'{root}: {count} images of {key} for {rows} rows of data; run '
                                 'dtvla data validate on the source')
             features[key] = _video_feature(work / f'{key}.mp4', fps)
-        (work / 'shard.json').write_text(json.dumps({'fps': fps, 'episodes': [
+        (work / SHARD).write_text(json.dumps({'fps': fps, 'episodes': [
             {'task': e.task, 'length': len(e), layout.METADATA: dict(e.metadata)}
-            for e in episodes], 'features': features}))
+            for e in episodes], 'features': features,
+            **({} if tried is None else {'tried': tried})}))
     return shard_path(root, number)
 
 
@@ -138,6 +152,7 @@ def _new_shard(root: Path, number: int) -> Iterator[Path]:
         try:
             work.mkdir(parents=True)
             yield work
+            shutil.rmtree(final, ignore_errors=True)  # the same, of fewer episodes
             os.replace(work, final)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -167,14 +182,42 @@ def _video_feature(path: Path, fps: float) -> dict[str, Any]:
 
 def merge_shards(root: Path, robot_type: str = 'panda') -> dict[str, Any]:
     """Write all of a dataset but its shards, from them; return info. Raises ``UserError``."""
-    for name in ('data', 'videos', 'meta/episodes'):
-        shutil.rmtree(root / name, ignore_errors=True)
     shards = [(folder, shard) for folder in (shard_path(root, k) for k in finished_shards(root))
-              if (shard := json.loads((folder / 'shard.json').read_text()))['episodes']]
+              if (shard := read_json(folder / SHARD))['episodes']]
     if not shards:
-        raise UserError(f'{root}: no finished episode; run dtvla collect first')
+        raise UserError(f'{root}: no episode was solved; try other --tasks or another --seed')
+    if (root / layout.INFO).exists() and all(
+            shard.get('file') == file for file, (_, shard) in enumerate(shards)):
+        return read_json(root / layout.INFO)  # nothing has been added
     features, fps = shards[0][1]['features'], shards[0][1]['fps']
     videos = [key for key, feature in features.items() if feature['dtype'] == 'video']
+    with writing(root):
+        for folder, shard in shards:
+            _take_back(root, folder, shard.pop('file', None), videos)
+        for name in ('data', 'videos', 'meta/episodes'):
+            shutil.rmtree(root / name, ignore_errors=True)
+        return _merge(root, robot_type, shards, features, fps, videos)
+
+
+def _files(root: Path, folder: Path, file: int, videos: Sequence[str]) -> dict[Path, Path]:
+    """Return where each file of a shard, the ``file``-th of the dataset, lies in either."""
+    place = dict(zip(('chunk_index', 'file_index'), divmod(file, layout.FILES_PER_CHUNK)))
+    return {folder / 'data.parquet': root / layout.DATA.format(**place), **{
+        folder / f'{key}.mp4': root / layout.VIDEO.format(video_key=key, **place)
+        for key in videos}}
+
+
+def _take_back(root: Path, folder: Path, file: int | None, videos: Sequence[str]) -> None:
+    """Move the files of a shard that was merged back into it."""
+    for kept, moved in ({} if file is None else _files(root, folder, file, videos)).items():
+        if not kept.exists():
+            if not moved.exists():
+                raise UserError(f'{moved}: no such file; delete {folder} to have it made again')
+            os.replace(moved, kept)
+
+
+def _merge(root: Path, robot_type: str, shards: Sequence[tuple[Path, dict[str, Any]]],
+           features: Mapping[str, Any], fps: float, videos: Sequence[str]) -> dict[str, Any]:
     tasks: dict[str, int] = {}
     rows: list[dict[str, Any]] = []
     numbers: dict[str, list[NDArray[Any]]] = defaultdict(list)
@@ -184,7 +227,8 @@ def merge_shards(root: Path, robot_type: str = 'panda') -> dict[str, Any]:
             raise UserError(f'{folder}: its features differ from those of the shards before it; '
                             'collect into a new folder')
         place = dict(zip(('chunk_index', 'file_index'), divmod(file, layout.FILES_PER_CHUNK)))
-        table = pq.read_table(folder / 'data.parquet').drop_columns(['episode_index'])
+        table = pq.read_table(folder / 'data.parquet')
+        table = table.drop_columns([n for n in layout.INDEX_COLUMNS if n in table.column_names])
         for name, values in _number(shard['episodes'], rows, tasks, place, videos, fps).items():
             table = table.append_column(name, pa.array(values))
         target = root / layout.DATA.format(**place)
@@ -214,6 +258,10 @@ def merge_shards(root: Path, robot_type: str = 'panda') -> dict[str, Any]:
     _write_tasks(root / layout.TASKS, list(tasks))
     (root / layout.STATS).write_text(json.dumps(stats, indent=1))
     (root / layout.INFO).write_text(json.dumps(info, indent=1))
+    for file, (folder, shard) in enumerate(shards):
+        write_json(folder / SHARD, shard | {'file': file})
+        for kept in _files(root, folder, file, videos):
+            kept.unlink()
     return info
 
 

@@ -26,6 +26,7 @@ from dtvla_ros.evaluation.ablations import MODES
 from dtvla_ros.evaluation.report import write_html
 from dtvla_ros.evaluation.results import Rate, evaluation_seed
 from dtvla_ros.evaluation.workers import EvalOptions, task_of
+from dtvla_ros.interrupt import resumable
 from dtvla_ros.policy.manifest import PROOF, PolicyManifest
 from dtvla_ros.rollout.env import SceneSetup, require_tasks
 from dtvla_ros.rollout.episode import EpisodeResult
@@ -265,7 +266,13 @@ def run_episodes(title: str, settings: Mapping[str, Any], tasks: Sequence[str], 
     wanted = [(*cell, task, seed) for task in tasks for seed in seeds for cell in cells]
     done: dict[Job, EpisodeResult] = {}
     journals: dict[Job, files.Journal] = {}
-    with ExitStack() as stack:
+
+    def kept() -> str:
+        return (f'{journal}: {len(done)} of {len(wanted)} episodes are kept; repeat the command '
+                'to go on' if journals else
+                'interrupted, and nothing is kept; with --resume finished episodes are')
+
+    with resumable(kept), ExitStack() as stack:
         if journal is not None:
             for cell in cells:
                 name = f'{cell[0].replace(":", "-") or "undisturbed"}.jsonl' if cell else ''

@@ -14,6 +14,7 @@ from typing import Any
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import read_json, writing
+from dtvla_ros.interrupt import resumable
 from dtvla_ros.policy.config import DecoderConfig
 
 FORMAT = 1
@@ -171,7 +172,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     """Give a folder to write a policy in; ``target`` becomes it whole, or stays as it is."""
     require_free(target)
     part = target.with_name(target.name + '.part')
-    with writing(target):
+    with resumable(lambda: f'interrupted; {target} is as it was'), writing(target):
         shutil.rmtree(part, ignore_errors=True)
         try:
             part.mkdir(parents=True)

@@ -6,11 +6,11 @@ another; a job may ask the caller for decisions. Without torch, so that simulato
 
 from __future__ import annotations
 
+import inspect
 import math
 import multiprocessing
 import os
 import queue
-import signal
 import threading
 import time
 import traceback
@@ -63,13 +63,19 @@ class End(NamedTuple):
     stepping: float
 
 
+class Part(NamedTuple):
+    """A job has done a part of its work, and goes on."""
+
+    result: Any
+
+
 class Lost(NamedTuple):
     """A process died, raised or did not answer; its job has begun again in another one."""
 
     reason: str
 
 
-Event = Ask | End | Lost
+Event = Ask | End | Part | Lost
 
 
 def env_worker(scene: SceneSetup) -> Worker:
@@ -90,7 +96,10 @@ def env_worker(scene: SceneSetup) -> Worker:
 
 
 def function_worker(make: Callable[..., Callable[[Any], Any]], *setup: Any) -> Worker:
-    """Return what runs jobs with the function that ``make(*setup)`` returns; it asks nothing."""
+    """Return what runs jobs with the function that ``make(*setup)`` returns; it asks nothing.
+
+    Of a generator each value is a ``Part``.
+    """
     function = make(*setup)
     return Worker(lambda job, infer: function(job))
 
@@ -98,8 +107,8 @@ def function_worker(make: Callable[..., Callable[[Any], Any]], *setup: Any) -> W
 def serve(receive: Callable[[], Any], send: Callable[[Any], None], make: MakeWorker) -> None:
     """Build a worker, send its info, run the jobs that ``receive`` returns, without end.
 
-    The answer to a job and to every chunk [T, D] is an ``Ask`` or an ``End``. The last one is
-    ``Lost``, or a ``UserError``: the request was bad, and repeating it is no use.
+    The answer to a job and to every chunk [T, D] is an ``Ask`` or an ``End``, after any ``Part``s.
+    The last one is ``Lost``, or a ``UserError``: the request was bad, and repeating it is no use.
     """
     start = before = 0.0
 
@@ -122,11 +131,23 @@ def serve(receive: Callable[[], Any], send: Callable[[Any], None], make: MakeWor
         while True:
             job = receive()
             start = time.perf_counter()
-            send(End(worker.run(job, infer), stepping()))
+            result = worker.run(job, infer)
+            if inspect.isgenerator(result):
+                result = _parts(result, send)
+            send(End(result, stepping()))
     except UserError as error:
         send(error)
     except Exception:
         send(Lost(traceback.format_exc()))
+
+
+def _parts(generator: Generator[Any, None, Any], send: Callable[[Any], None]) -> Any:
+    """Send what a generator yields, return what it returns."""
+    while True:
+        try:
+            send(Part(next(generator)))
+        except StopIteration as end:
+            return end.value
 
 
 @dataclass(slots=True)
@@ -239,7 +260,13 @@ class Workers:
             self._started(slot)
             self.begin(slot, job)
             self._slots[slot].losses = losses
+        elif isinstance(answer, Part):
+            self._slots[slot].wait_for(self._slots[slot].limit)
+            self._more(self._slots[slot])
         return answer
+
+    def _more(self, slot: Slot) -> None:
+        """Let the next answer come; nothing was told."""
 
     def _receive(self, slots: Collection[int]) -> dict[int, Any]:
         """Return the answers that come first, none after the first deadline."""
@@ -281,7 +308,7 @@ class ProcessWorkers(Workers):
 
 
 def _process(connection: Connection, make: MakeWorker) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.setsid()  # Ctrl-C, and what else a process group is sent, is the parent's to handle
     threading.Thread(target=_die_with_parent, daemon=True).start()
     with suppress(EOFError, OSError):  # the parent is gone
         serve(connection.recv, connection.send, make)
@@ -336,6 +363,9 @@ class RayWorkers(Workers):
 
     def _send(self, slot: Slot, message: Any) -> None:
         slot.answer = slot.process.exchange.remote(message)
+
+    def _more(self, slot: Slot) -> None:
+        slot.answer = slot.process.exchange.remote()
 
     def _ready(self, answers: list[Any], seconds: float | None) -> Iterable[Any]:
         return self._ray.wait(answers, num_returns=1, timeout=seconds)[0]
@@ -407,12 +437,14 @@ class Backlog:
 
 def run_jobs(jobs: Iterable[Any], make_function: Callable[..., Callable[[Any], Any]],
              setup: tuple[Any, ...], size: int,
-             group: Callable[[Any], Hashable] = lambda job: None,
-             ray: str | None = None) -> Generator[tuple[Any, Any], None, None]:
+             group: Callable[[Any], Hashable] = lambda job: None, ray: str | None = None,
+             tell: Callable[[Any], None] = lambda part: None, stop: object = False,
+             ) -> Generator[tuple[Any, Any], None, None]:
     """Yield ``(job, result)`` as jobs end; each process runs them with ``make_function(*setup)``.
 
     ``make_function`` must be importable by name. A process stays with jobs of one ``group`` as
-    long as there are any. Processes end with the generator. Errors as ``poll``.
+    long as there are any. Processes end with the generator. ``tell`` gets what the function, as a
+    generator, yields. None is begun once ``stop`` is true. Errors as ``poll``.
     """
     pending = Backlog(jobs, group)
     if not pending:
@@ -422,7 +454,7 @@ def run_jobs(jobs: Iterable[Any], make_function: Callable[..., Callable[[Any], A
         current: dict[int, Any] = {}
 
         def deal(slot: int) -> None:
-            if pending:
+            if pending and not stop:
                 current[slot] = pending.take(slot)
                 workers.begin(slot, current[slot])
 
@@ -434,3 +466,5 @@ def run_jobs(jobs: Iterable[Any], make_function: Callable[..., Callable[[Any], A
                     job = current.pop(slot)
                     deal(slot)
                     yield job, event.result
+                elif isinstance(event, Part):
+                    tell(event.result)

@@ -6,6 +6,7 @@ online learning", 2011. After a while the expert takes over, so that the end is 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from dtvla_ros.actions import osc
 from dtvla_ros.data import collect, layout, writer
 from dtvla_ros.data.layout import Episode
 from dtvla_ros.errors import UserError
+from dtvla_ros.interrupt import finishing
 from dtvla_ros.rollout.env import Env, SceneSetup, require_tasks
 from dtvla_ros.rollout.episode import Infer, execute, observation_from_sim
 
@@ -116,7 +118,8 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
             replan_steps: int | None = None, ray: str | None = None) -> dict[str, Any]:
     """Let the policy of a run or folder drive ``options.episodes`` episodes, write a dataset.
 
-    Returns the dataset's info. Finished shards are kept: the same command goes on. Raises
+    Returns the dataset's info. Finished shards are kept: the same command goes on. On Ctrl-C those
+    that have begun are finished; KeyboardInterrupt says how many episodes there are. Raises
     ``UserError`` for unknown tasks, or if ``out`` was made with other options.
     """
     from dtvla_ros.engine.batch import BatchSampler
@@ -133,17 +136,21 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
     with closing(open_envs(scene, workers, ray=ray)) as envs:
         tasks = options.tasks or envs.info.tasks
         require_tasks(tasks, envs.info.tasks, options.suite)
-        done = writer.finished_shards(out)
         shards = {number: shard_plans(options, tasks, number, envs.info.one_scene)
-                  for number in range(-(-options.episodes // collect.EPISODES_PER_SHARD))
-                  if number not in done}
-        jobs = [Rollout(RelabelJob(plan, options, transform.config.chunk_steps,
-                                   replan_steps or manifest.action.replan_steps))
-                for plans in shards.values() for plan in plans]
-        source = iter(jobs)
+                  for number in writer.missing_shards(out, options.episodes,
+                                                      collect.EPISODES_PER_SHARD)}
+        size = collect.EPISODES_PER_SHARD
+        rest = deque(Rollout(RelabelJob(plan, options, transform.config.chunk_steps,
+                                        replan_steps or manifest.action.replan_steps))
+                     for plans in shards.values() for plan in plans)
         results: dict[int, Episode | None] = {}
         solved: list[tuple[bool, bool]] = []  # by the policy alone, and in the end
-        with tqdm(total=len(jobs), unit='ep', disable=not jobs) as bar:
+        with finishing(f'the shards begun, {size} episodes each') as stop, tqdm(
+                total=len(rest), unit='ep', disable=not rest) as bar:
+            def source() -> Rollout | None:
+                begins = rest and rest[0].job.plan.index % size == 0
+                return rest.popleft() if rest and not (stop and begins) else None
+
             def ended(driven: Driven, result: tuple[Episode | None, bool]) -> None:
                 index = driven.rollout.job.plan.index
                 results[index] = result[0]
@@ -151,13 +158,17 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
                 alone, kept = np.mean(solved, 0)
                 bar.update(1)
                 bar.set_postfix(alone=f'{alone:.0%}', kept=f'{kept:.0%}')
-                number = index // collect.EPISODES_PER_SHARD
+                number = index // size
                 if all(plan.index in results for plan in shards[number]):
                     episodes = [results.pop(plan.index) for plan in shards[number]]
-                    writer.write_shard(out, number, [e for e in episodes if e is not None],
-                                       20 // options.camera_every)
+                    writer.write_shard(
+                        out, number, [e for e in episodes if e is not None],
+                        20 // options.camera_every, tried=len(episodes))
 
             sampler = BatchSampler(model, transform,
                                    max_thought_tokens=manifest.max_thought_tokens)
-            BatchedRollouts(envs).run(sampler, lambda: next(source, None), ended)
+            BatchedRollouts(envs).run(sampler, source, ended)
+    if rest:
+        done = f'{options.episodes - len(rest)} of {options.episodes} episodes'
+        raise KeyboardInterrupt(f'{out}: {done} are kept; repeat the command to go on')
     return writer.merge_shards(out)

@@ -95,11 +95,12 @@ def test_resume_after_a_kill(tmp_path):
     finally:
         process.kill()
         process.wait()
-    first = (shard_path(tmp_path, 0) / 'data.parquet').stat().st_mtime_ns
+    first = next(shard_path(tmp_path, 0).glob('*.mp4')).stat().st_mtime_ns
     assert not (tmp_path / layout.INFO).exists()
 
     info = collect(tmp_path, QUICK, 1)
-    assert (shard_path(tmp_path, 0) / 'data.parquet').stat().st_mtime_ns == first
+    assert first in [path.stat().st_mtime_ns for path in tmp_path.rglob('file-000.mp4')]
+    assert {path.name for path in (tmp_path / '.shards').rglob('*.*')} == {'shard.json'}
     assert finished_shards(tmp_path) == [0, 1]
     reader = DatasetReader(tmp_path)
     assert info['fps'] == 10

@@ -72,7 +72,7 @@ def test_layout_is_lerobot_v3_and_merging_again_changes_nothing(dataset):
 
 
 def test_what_cannot_be_merged_is_refused(tmp_path):
-    with pytest.raises(UserError, match='dtvla collect'):
+    with pytest.raises(UserError, match='another --seed'):
         writer.merge_shards(tmp_path)
     writer.write_shard(tmp_path, 0, [episode(0, 3, 'a')], FPS)
     writer.write_shard(tmp_path, 1, [episode(0, 3, 'a')], FPS * 2)

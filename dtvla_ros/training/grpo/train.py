@@ -19,6 +19,8 @@ import dtvla_sim
 from dtvla_ros.engine.batch import BatchSampler
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.results import Rate, evaluation_seed
+from dtvla_ros.files import require_folder, writing
+from dtvla_ros.interrupt import resumable
 from dtvla_ros.policy.checkpoint import save_weights
 from dtvla_ros.policy.transform import write_transform
 from dtvla_ros.rollout import batched
@@ -76,7 +78,12 @@ def train_grpo(config: GrpoConfig, run: GrpoRun, estimate: bool = False,
     iteration takes. ``pool`` None: simulators of the run's suite.
     """
     trainer = GrpoTrainer(config, run, pool)
-    begun = time.perf_counter()
+    with resumable(trainer.kept):
+        return _practise(trainer, estimate)
+
+
+def _practise(trainer: GrpoTrainer, estimate: bool) -> list[dict[str, Any]]:
+    config, run, begun = trainer.config, trainer.run, time.perf_counter()
 
     def over() -> bool:
         if run.minutes is not None:
@@ -117,6 +124,7 @@ class GrpoTrainer:
     def __init__(self, config: GrpoConfig, run: GrpoRun, pool: Workers | None = None):
         if run.threads:
             torch.set_num_threads(run.threads)
+        require_folder(run.out)
         self.config, self.run = config, run
         self.accelerator = Accelerator(mixed_precision=config.precision)
         model, self.transform, manifest = read_source(run.init)
@@ -277,9 +285,10 @@ class GrpoTrainer:
         """Write checkpoint and weights; the episodes that were learnt from may then go."""
         if self.accelerator.is_main_process:
             out = self.run.out
-            write_transform(out, self.transform)
-            checkpoint.write_tasks(out, self.instructions)
-            save_weights(self.learner.model, out / checkpoint.WEIGHTS)
+            with writing(out):
+                write_transform(out, self.transform)
+                checkpoint.write_tasks(out, self.instructions)
+                save_weights(self.learner.model, out / checkpoint.WEIGHTS)
             checkpoint.save_checkpoint(
                 out, self.learner.model, self.learner.reference, self.learner.optimizer,
                 {'config': asdict(self.config), 'what': self._what, 'tried': self.tried,
@@ -303,6 +312,12 @@ class GrpoTrainer:
         learner.step, self.tried = state['step'], state['tried']
         self.history = state['history']
         self._forget()
+
+    def kept(self) -> str:
+        """Say what an interrupted run has on disk."""
+        played = len([*self._episode(0, 0).parent.glob('*.safetensors')])
+        return (f'{self.run.out}: {self.iteration} iterations and {played} episodes of the next '
+                'are kept; repeat the command to go on')
 
     def _episode(self, number: int, sample: int) -> Path:
         return self.run.out / 'rollouts' / f'{number:07d}-{sample:03d}.safetensors'
