@@ -217,7 +217,7 @@ def _take_back(root: Path, folder: Path, file: int | None, videos: Sequence[str]
 
 
 def _merge(root: Path, robot_type: str, shards: Sequence[tuple[Path, dict[str, Any]]],
-           features: Mapping[str, Any], fps: float, videos: Sequence[str]) -> dict[str, Any]:
+           features: dict[str, Any], fps: float, videos: Sequence[str]) -> dict[str, Any]:
     tasks: dict[str, int] = {}
     rows: list[dict[str, Any]] = []
     numbers: dict[str, list[NDArray[Any]]] = defaultdict(list)

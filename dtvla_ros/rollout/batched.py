@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dtvla_ros.engine.batch import SampledDecision
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.rollout.episode import Job
-from dtvla_ros.rollout.workers import Ask, Lost, Workers
+from dtvla_ros.rollout.workers import Ask, End, Lost, Workers
 
 Images = dict[str, NDArray[np.uint8]]
 
@@ -123,7 +123,7 @@ class BatchedRollouts:
                 asked[slot] = event
                 self.times.stepping += event.stepping
                 self.times.drawing += event.drawing
-            else:
+            elif isinstance(event, End):
                 self.times.stepping += event.stepping
                 self.times.episodes += 1
                 done(active.pop(slot), event.result)

@@ -141,7 +141,7 @@ def serve(receive: Callable[[], Any], send: Callable[[Any], None], make: MakeWor
         send(Lost(traceback.format_exc()))
 
 
-def _parts(generator: Generator[Any, None, Any], send: Callable[[Any], None]) -> Any:
+def _parts(generator: Any, send: Callable[[Any], None]) -> Any:
     """Send what a generator yields, return what it returns."""
     while True:
         try:
