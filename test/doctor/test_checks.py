@@ -246,13 +246,12 @@ def test_nothing_to_judge_by_is_one_line(graph: Any, dtvla: Any) -> None:
     assert 'dtvla doctor robot_servo' in err
 
 
-@pytest.fixture(scope='module')
-def rig(tmp_path_factory: Any, policy: Any) -> Iterator[Rig]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('ROS_DOMAIN_ID', fresh_domain())
-        made = Rig(tmp_path_factory.mktemp('rig'), policy, strict=False)
-        yield made
-        made.close()
+@pytest.fixture
+def rig(tmp_path: Any, policy: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    monkeypatch.setenv('ROS_DOMAIN_ID', fresh_domain())
+    made = Rig(tmp_path, policy, strict=False)
+    yield made
+    made.close()
 
 
 def asked(rig: Rig, *words: str) -> tuple[int, dict[str, Row]]:
@@ -273,8 +272,9 @@ def stamped(message: Any, stamp: float = 0.0) -> Any:
     return message
 
 
-def grey(_: Image) -> bytes:
-    return images.serialize_image(np.ones((48, 64), np.float32), Time(sec=1), '', '32FC1')
+def depth(message: Image) -> bytes:
+    return images.serialize_image(
+        np.ones((48, 64), np.float32), message.header.stamp, '', '32FC1')
 
 
 def in_world(message: PoseStamped) -> PoseStamped:
@@ -297,7 +297,7 @@ def test_real_nodes_in_order_and_each_fault_by_itself(rig: Rig) -> None:
         rig.faults.clear()
     for route, fault, row, words in (
             ('image_primary', partial(stamped), '/image_primary: stamps', 'all 0'),
-            ('image_wrist', grey, '/image_wrist: image', '32FC1'),
+            ('image_wrist', depth, '/image_wrist: image', '32FC1'),
             ('joint_states', only_joints(slice(2, None)), 'joints', ARM_JOINTS[0]),
             ('ee_pose', in_world, '/ee_pose: frame', 'base_frame: world'),
             ('image_wrist', lambda _: None, '/image_wrist', 'nothing came')):
