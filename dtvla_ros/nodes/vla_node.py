@@ -127,6 +127,9 @@ class VlaNode(LifecycleNode):
         told, self._instruction, self._monitor.has_task = self._instruction, '', False
         if told:
             self._take_instruction(told)
+        else:
+            topic = self.resolve_topic_name(relative(names.INSTRUCTION))
+            self.get_logger().info(f'active, no task yet: dtvla tell TASK, which is on {topic}')
         self._heartbeat()
         return super().on_activate(state)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -57,7 +56,7 @@ def plan(file: ParameterFile, given: Mapping[str, str]) -> dict[str, bringup.Nod
 
 
 def run_graph(file: ParameterFile, given: Mapping[str, str], console: Console) -> None:
-    """Start the processes and print their lines until Ctrl-C, or until all episodes ran.
+    """Start the processes and print their lines until KeyboardInterrupt, or all episodes ran.
 
     Raises UserError where a node refuses its input, NodeDied where one ends that should not;
     logs are kept then.
@@ -66,13 +65,13 @@ def run_graph(file: ParameterFile, given: Mapping[str, str], console: Console) -
     viewers = bringup.viewer_commands(given, nodes, str(file.path.resolve()))
     prepare()
     logs = Path(tempfile.mkdtemp(prefix='dtvla-run-'))
-    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
     processes = NodeProcesses(logs)
     lines = Lines(console, [*viewers, *nodes], processes)
     console.print(f'{file.path}: {", ".join([*nodes, *viewers])}; ROS_DOMAIN_ID '
                   f'{os.environ.get("ROS_DOMAIN_ID", "0")}, discovery '
                   f'{os.environ.get(DISCOVERY) or "as set"}; Ctrl-C stops them', style='bold',
                   highlight=False)
+    console.print(f'in another terminal: {_next(file, nodes)}', style='dim', highlight=False)
     try:
         for name, words in viewers.items():  # first: a bag should hold how it begins
             processes.start(name, 'dtvla_ros.cli', words)
@@ -91,8 +90,16 @@ def run_graph(file: ParameterFile, given: Mapping[str, str], console: Console) -
         finally:
             processes.stop(timeout=0.0)
             lines.show()
-            signal.signal(signal.SIGTERM, former)
     shutil.rmtree(logs, ignore_errors=True)
+
+
+def _next(file: ParameterFile, nodes: Collection[str]) -> str:
+    """Return what a person does beside it."""
+    if 'sim_bridge' in nodes:
+        return 'dtvla watch'
+    started = file.of('/command_gate').get('auto_start')
+    return ('dtvla doctor says what is missing; dtvla tell TASK'
+            + ('' if started else '; nothing moves before dtvla topic call /start'))
 
 
 def _follow(processes: NodeProcesses, lines: Lines, optional: set[str], console: Console) -> None:

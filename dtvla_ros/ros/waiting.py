@@ -15,6 +15,7 @@ from dtvla_ros.ros import environment
 from dtvla_ros.ros.run import STEADY
 
 PERIOD = 5.0  # between two looks [s]; what is there by then was never waited for
+NOBODY = 'nobody publishes it'
 UNKNOWN = '_NODE_NAME_UNKNOWN_'
 MOST_NEAR, MOST_NODES = 3, 8  # names told
 
@@ -29,9 +30,10 @@ def tell_what_lacks(node: Node, lacking: Callable[[], Iterable[str]]) -> None:
     def look() -> None:
         nonlocal complained
         lacks = list(lacking())
-        for k, what in enumerate(lacks):
-            node.get_logger().warning(
-                f'waiting for {what}' + ('' if k else f' (nodes here: {present(node)})'))
+        alone = next((what for what in lacks if what.endswith(NOBODY)), None)
+        for what in lacks:
+            node.get_logger().warning(f'waiting for {what}' + (
+                f' (nodes here: {present(node)})' if what is alone else ''))
         if complained and not lacks:
             node.get_logger().info('waiting for nothing any more')
         complained = bool(lacks)
@@ -44,7 +46,7 @@ def why_silent(node: Node, subscription: Subscription) -> str:
     publishers = node.get_publishers_info_by_topic(topic)
     if not publishers:
         similar = near(node, topic, type_name(subscription))
-        return f'{topic}: nobody publishes it' + (
+        return f'{topic}: {NOBODY}' + (
             f'; similar: {", ".join(similar)}' if similar else '')
     return f'{topic}: ' + '; '.join(dict.fromkeys(
         f'{full_name(end)} {_why(end, subscription)}' for end in publishers))

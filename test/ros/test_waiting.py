@@ -60,10 +60,10 @@ def test_it_is_said_until_nothing_lacks_and_never_without_need(
     waiting.tell_what_lacks(node, lambda: iter(lacks))
     graph.wait(0.3)
     assert not said
-    lacks += ['a cable', 'a nut']
+    lacks += ['a cable', '/a: nobody publishes it', '/b: nobody publishes it']
     graph.spin(lambda: len(said) > 3)
-    assert said[0].startswith('waiting for a cable (nodes here: none; ROS_DOMAIN_ID=')
-    assert said[1] == 'waiting for a nut'
+    assert said[0] == 'waiting for a cable' and said[2] == 'waiting for /b: nobody publishes it'
+    assert said[1].startswith('waiting for /a: nobody publishes it (nodes here: none; ROS_DOMAIN')
     lacks.clear()
     graph.wait(0.3)
     assert said[-1] == 'waiting for nothing any more' and said.count(said[-1]) == 1
