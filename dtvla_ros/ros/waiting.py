@@ -15,6 +15,7 @@ from dtvla_ros.ros import environment
 from dtvla_ros.ros.run import STEADY
 
 PERIOD = 5.0  # between two looks [s]; what is there by then was never waited for
+CLOCK = '/clock'
 NOBODY = 'nobody publishes it'
 UNKNOWN = '_NODE_NAME_UNKNOWN_'
 MOST_NEAR, MOST_NODES = 3, 8  # names told
@@ -23,13 +24,14 @@ MOST_NEAR, MOST_NODES = 3, 8  # names told
 def tell_what_lacks(node: Node, lacking: Callable[[], Iterable[str]]) -> None:
     """Let a node ask ``lacking`` every `PERIOD` seconds and log each answer as a warning.
 
+    A simulated clock without a time comes before all else.
     Once nothing lacks any more that is logged, too; without a complaint before nothing is.
     """
     complained = False
 
     def look() -> None:
         nonlocal complained
-        lacks = list(lacking())
+        lacks = list(_time_that_lacks(node) or lacking())
         alone = next((what for what in lacks if what.endswith(NOBODY)), None)
         for what in lacks:
             node.get_logger().warning(f'waiting for {what}' + (
@@ -38,6 +40,17 @@ def tell_what_lacks(node: Node, lacking: Callable[[], Iterable[str]]) -> None:
             node.get_logger().info('waiting for nothing any more')
         complained = bool(lacks)
     node.create_timer(PERIOD, look, clock=STEADY)
+
+
+def _time_that_lacks(node: Node) -> list[str]:
+    """Return why a simulated clock has no time yet, which all else waits for."""
+    if not node.get_parameter('use_sim_time').value or node.get_clock().now().nanoseconds:
+        return []
+    clocks = node.get_publishers_info_by_topic(CLOCK)
+    if any((end.node_name, end.node_namespace) == (node.get_name(), node.get_namespace())
+           for end in clocks):
+        return []
+    return [f'{CLOCK}: {full_name(clocks[0])} has not begun' if clocks else f'{CLOCK}: {NOBODY}']
 
 
 def why_silent(node: Node, subscription: Subscription) -> str:

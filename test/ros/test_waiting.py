@@ -10,10 +10,11 @@ import pytest
 import rclpy
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
-from dtvla_ros.ros import images, qos, waiting
+from dtvla_ros.ros import conversions, images, qos, waiting
 
 
 @pytest.fixture
@@ -67,6 +68,20 @@ def test_it_is_said_until_nothing_lacks_and_never_without_need(
     lacks.clear()
     graph.wait(0.3)
     assert said[-1] == 'waiting for nothing any more' and said.count(said[-1]) == 1
+
+
+def test_a_simulated_clock_without_time_comes_first(
+        graph: Any, stranger: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, 'PERIOD', 0.05)
+    node, said = graph.listen('--ros-args', '-p', 'use_sim_time:=true'), []
+    logger = type('Logger', (), {'warning': said.append, 'info': said.append})
+    monkeypatch.setattr(node, 'get_logger', lambda: logger)
+    waiting.tell_what_lacks(node, lambda: iter(['a cable']))
+    graph.spin(lambda: said and said[-1].startswith('waiting for /clock: nobody publishes it'))
+    clock = stranger.create_publisher(Clock, '/clock', 1)
+    graph.spin(lambda: said[-1] == 'waiting for /clock: /stranger has not begun')
+    graph.every(0.1, lambda: clock.publish(Clock(clock=conversions.time_message(3.0))))
+    graph.spin(lambda: said[-1] == 'waiting for a cable')
 
 
 @pytest.mark.slow
