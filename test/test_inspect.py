@@ -215,7 +215,7 @@ def test_damaged_after_conversion(copy):
         refused(f'{name}: SHA-256 differs')
         (copy / name).unlink()
         refused(f'{name}: missing, though the manifest lists it')
-        assert f'{name}: missing -> copy the policy again' in issues(copy)
+        assert f'{name}: missing, though the manifest lists it -> copy' in issues(copy)
         (copy / name).write_bytes(whole)
     load_policy(copy, 'torch')
     edited('manifest.json', lambda d: d['files'].pop(SHARD))(copy)

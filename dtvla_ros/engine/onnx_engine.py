@@ -18,10 +18,11 @@ from dtvla_ros.engine.engine import Engine, Prefix, memory_guard, penalty
 from dtvla_ros.engine.providers import fallen_back, options, place
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import MASKED, DecoderConfig, visible
-from dtvla_ros.policy.manifest import FLOAT_GRAPHS, GRAPHS
+from dtvla_ros.policy.manifest import FLOAT_GRAPHS, GRAPHS, WEIGHTS
 
 ROOM = 320  # rows beside the images and the action pass, at first; the buffers grow when needed
 _FLOAT = 4  # bytes
+_IN_MEMORY = 'add_external_initializers_from_files_in_memory'  # not in old versions
 _NONE = np.zeros(0, np.int64)
 _FIRST = np.zeros(1, np.int64)
 
@@ -224,9 +225,23 @@ def _open(folder: Path, graphs: Sequence[str], providers: Sequence[str], threads
     settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
     settings.log_severity_level = 3
     settings.add_session_config_entry('session.intra_op.allow_spinning', str(int(spin)))
+    weights = folder / WEIGHTS
     try:
+        if hasattr(settings, _IN_MEMORY) and not all(
+                _lets_read(folder / name, weights) for name in graphs):
+            data = np.memmap(weights, np.uint8, 'r')  # until the sessions are made
+            getattr(settings, _IN_MEMORY)([WEIGHTS], [data], [len(data)])
         return [ort.InferenceSession(str(folder / name), settings, providers=options(providers))
                 for name in graphs]
     except Exception as error:  # the runtime's exceptions share no narrower base
         raise UserError(f'{folder}: ONNX Runtime can not load the graphs '
                         f'({str(error).splitlines()[0]}); export the policy again') from None
+
+
+def _lets_read(graph: Path, weights: Path) -> bool:
+    """Whether the runtime follows a graph to its weights: they are below its folder, links apart.
+
+    A store that folders link into may have another folder for every file.
+    """
+    return any(weights.resolve().is_relative_to(folder)
+               for folder in (graph.parent.resolve(), graph.resolve().parent))

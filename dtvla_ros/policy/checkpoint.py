@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import unreadable
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.manifest import INDEX, WEIGHTS, read_index
 from dtvla_ros.policy.model import HybridDecoder
@@ -90,9 +91,8 @@ def read_headers(path: Path) -> dict[str, Stored]:
                 for name in opened.keys():  # noqa: SIM118 - no mapping, it only has this method
                     part = opened.get_slice(name)
                     stored[name] = Stored(file, name, tuple(part.get_shape()), part.get_dtype())
-        except SafetensorError as error:
-            raise UserError(f'{file}: not a whole safetensors file ({error}); copy it again'
-                            ) from None
+        except (SafetensorError, OSError) as error:
+            raise unreadable(file, error, what='not a whole safetensors file') from None
     return stored
 
 

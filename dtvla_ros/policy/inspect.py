@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +32,6 @@ from dtvla_ros.policy.manifest import (
     PROOF,
     TOKENIZER,
     PolicyManifest,
-    sha256,
 )
 from dtvla_ros.policy.vocabulary import load_tokenizer
 
@@ -124,14 +124,13 @@ def _policy(folder: Path, hashes: bool) -> Inspection:
     manifest = PolicyManifest.read(folder)
     issues = _Issues()
     files = []
-    for name, digest in manifest.files.items():
+    for name in manifest.files:
         path = folder / name
-        state = ('missing' if not path.is_file()
-                 else 'not checked' if path.stat().st_size > SMALL and not hashes
-                 else 'verified' if sha256(path) == digest else 'differs')
+        state = 'not checked'
+        if hashes or not path.is_file() or path.stat().st_size <= SMALL:
+            found = issues.get(partial(manifest.verified, folder, name))
+            state = 'verified' if found else 'differs' if path.is_file() else 'missing'
         files.append(_file(path, state))
-        if state in ('missing', 'differs'):
-            issues.add(f'{name}: {state}', 'copy the policy again')
     if TOKENIZER not in manifest.files:
         issues.add(f'{MANIFEST} lists no {TOKENIZER}', 'export or convert the policy again')
     weights, fits = _fit(folder, manifest.config, issues)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import read_json, writing
+from dtvla_ros.files import read_json, unreadable, writing
 from dtvla_ros.interrupt import resumable
 from dtvla_ros.policy.config import DecoderConfig
 
@@ -144,13 +145,18 @@ class PolicyManifest:
 
     def verified(self, folder: Path, name: str) -> Path:
         """Return the path of ``name`` after checking its hash; nothing is parsed before."""
-        path = folder / name
+        path, remedy = folder / name, 'copy the policy again'
         if name not in self.files:
             raise UserError(f'{folder / MANIFEST}: lists no {name}; export the policy again')
-        if not path.is_file() or sha256(path) != self.files[name]:
-            what = ('SHA-256 differs from the manifest' if path.is_file()
-                    else 'missing, though the manifest lists it')
-            raise UserError(f'{path}: {what}; copy the policy again')
+        if not os.path.lexists(path):
+            raise UserError(f'{path}: missing, though the manifest lists it; {remedy}')
+        try:
+            digest = sha256(path)
+        except OSError as error:
+            raise unreadable(path, error, remedy) from None
+        if digest != self.files[name]:
+            raise unreadable(path, f'it is {digest[:12]}…', remedy,
+                             'SHA-256 differs from the manifest')
         return path
 
 
@@ -187,8 +193,8 @@ def new_folder(target: Path) -> Iterator[Path]:
 def read_index(path: Path) -> list[str]:
     """Return the shards' names that a ``model.safetensors.index.json`` lists, sorted."""
     try:
-        shards = sorted(set(json.loads(path.read_text())['weight_map'].values()))
-    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        shards = sorted(set(read_json(path)['weight_map'].values()))
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{path}: not an index of shards ({error!r}); copy it again') from None
     if not shards:
         raise UserError(f'{path}: lists no shard; copy it again')

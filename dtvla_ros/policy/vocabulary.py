@@ -10,6 +10,7 @@ from tokenizers.models import WordLevel
 
 from dtvla_ros.actions.grid import word_groups
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import unreadable
 from dtvla_ros.policy.config import SpecialIds
 
 UNKNOWN = '<unk>'
@@ -85,12 +86,10 @@ def ordinal_groups(tokenizer: Tokenizer) -> list[tuple[int, int]]:
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
     """Read a ``tokenizer.json``."""
-    if not Path(path).exists():
-        raise UserError(f'{path}: no such tokenizer file')
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust side raises bare Exception
-        raise UserError(f'{path}: not a tokenizer file ({error}); copy it again') from None
+        raise unreadable(Path(path), error, what='not a tokenizer file') from None
 
 
 def directions(thought: str) -> list[tuple[int, int]]:

@@ -17,6 +17,12 @@ from dtvla_ros.engine.load import load_policy
 from dtvla_ros.engine.onnx_engine import OnnxEngine
 from dtvla_ros.engine.policy import Policy, banned_in_thought
 from dtvla_ros.errors import UserError
+from dtvla_ros.policy.inspect import inspect
+from dtvla_ros.policy.manifest import sha256
+
+POINTER = (b'version https://git-lfs.github.com/spec/v1\n'
+           b'oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\n'
+           b'size 12345\n')
 
 
 @pytest.fixture(scope='module')
@@ -164,3 +170,51 @@ def test_export_spares_a_folder_that_is_no_policy(tmp_path):
     with pytest.raises(UserError, match='holds files but no policy'):
         write_untrained(tmp_path)
     assert (tmp_path / 'letter.txt').exists()
+
+
+def linked(folder: Path, store: Path, layout: str) -> None:
+    """Move files of a policy into a store as some tool has it, and leave links."""
+    for path in sorted(folder.iterdir()):
+        if layout == 'weights alone' and path.suffix != '.safetensors':
+            continue
+        place = {'hugging face': store / 'blobs' / path.stem}.get(
+            layout, store / sha256(path) / 'data')
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, place)
+        path.symlink_to(place)
+
+
+@pytest.mark.parametrize('layout', ['hugging face', 'a folder per hash', 'weights alone'])
+def test_links_into_a_store(copy, tmp_path, layout):
+    linked(copy, tmp_path / 'store', layout)
+    assert not inspect(copy).issues
+    for engine in ('onnx', 'torch'):
+        decision = load_policy(copy, engine, max_thought_tokens=4)[0].infer(observation())
+        assert np.isfinite(decision.chunk).all()
+
+
+def test_a_link_to_nothing(copy):
+    (copy / 'act.onnx').rename(copy.parent / 'act.onnx')
+    (copy / 'act.onnx').symlink_to(copy.parent / 'gone')
+    with pytest.raises(UserError, match='act.onnx: a link to nothing; copy the policy again'):
+        load_policy(copy)
+    assert 'act.onnx: a link to nothing' in inspect(copy).issues[0].problem
+
+
+@pytest.mark.parametrize('name', ['model.safetensors', 'tokenizer.json', 'vision.onnx',
+                                  'manifest.json'])
+def test_git_lfs_pointers(copy, name):
+    (copy / name).write_bytes(POINTER)
+    said = f'{name}: a Git LFS pointer, not the file itself; run git lfs pull'
+    with pytest.raises(UserError, match=said):
+        load_policy(copy)
+    if name == 'manifest.json':
+        return
+    assert any(f'{name}: a Git LFS pointer' in issue.problem and 'git lfs pull' in issue.remedy
+               for issue in inspect(copy).issues)
+
+
+def test_weights_alone_that_are_a_pointer(tmp_path):
+    (tmp_path / 'weights.safetensors').write_bytes(POINTER)
+    with pytest.raises(UserError, match='weights.safetensors: a Git LFS pointer'):
+        inspect(tmp_path / 'weights.safetensors')
