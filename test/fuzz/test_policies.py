@@ -18,7 +18,6 @@ from dtvla_ros.evaluation.workers import EvalOptions
 from dtvla_ros.nodes import inference_worker
 from dtvla_ros.nodes.settings import VlaSettings
 from dtvla_ros.policy.manifest import ActionContract, PolicyManifest
-
 from test.fuzz.mutations import damaged, one_line, one_line_of, seeds
 
 
