@@ -16,8 +16,8 @@ from dtvla_ros.engine.proof import Proof
 from dtvla_ros.evaluation import command
 from dtvla_ros.evaluation.workers import EvalOptions
 from dtvla_ros.nodes import inference_worker
-from dtvla_ros.nodes.settings import VlaSettings
 from dtvla_ros.policy.manifest import ActionContract, PolicyManifest
+from dtvla_ros.ros.settings import VlaSettings
 from test.fuzz.mutations import damaged, one_line, one_line_of, seeds
 
 
