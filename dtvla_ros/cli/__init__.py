@@ -75,9 +75,10 @@ def play(
 ) -> None:
     """Play with a simulated arm: say what it should do, stop it, knock things out of its hand.
 
-    One scene without end, in real time, over the same ROS 2 topics as a robot. Nothing is scored
-    and nothing but you says what to do. Type a sentence, or the number of a task; `reset`, `knock`
-    and `film` are orders. SPACE on an empty line is the e-stop, ESC at any time. Ctrl-C ends.
+    One scene without end, over the same ROS 2 topics as a robot; time runs as it does here, and
+    waits for the policy on a slow machine. Nothing is scored, and nothing but you says what to do.
+    Type a sentence, or the number of a task; `reset`, `knock` and `film` are orders. SPACE on an
+    empty line is the e-stop, ESC at any time. Ctrl-C ends.
 
     **Examples**
     `dtvla play`

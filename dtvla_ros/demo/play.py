@@ -94,8 +94,8 @@ class PlayScreen(Screen):
 class Player(Watcher):
     """Obeys the person at the terminal; the rest of the graph may say the same over topics.
 
-    ``tasks``: the sentences of the policy, None before it has named them. ``over``: whether the
-    person has had enough.
+    ``tasks``: the sentences of the policy, None before it has named them. ``ready``: whether all
+    nodes have been heard. ``over``: whether the person has had enough.
     """
 
     def __init__(self, screen: PlayScreen, folder: Path, rate: float, seed: int) -> None:
@@ -105,7 +105,7 @@ class Player(Watcher):
         self._estop = EStop(self)
         self._lines: queue.Queue[str] = queue.Queue()
         self.tasks: list[str] | None = None
-        self.over = False
+        self.over = self._scene = False
         self.fault = self._stopped = self._done = ''
         self._told: tuple[str, str] = '', ''  # task number and sentence that the policy has
         self._film: Filming | None = None
@@ -154,11 +154,15 @@ class Player(Watcher):
         if self._film is not None:
             self._screen.say(self._filming(False))
 
-    def teach(self) -> None:
-        """Print what may be said and typed."""
+    @property
+    def ready(self) -> bool:
+        return self._scene and self.tasks is not None and self.seen.gate_state != 'starting'
+
+    def teach(self, keys: bool = True) -> None:
+        """Print what may be said, and with ``keys`` what may be typed."""
         for k, task in enumerate(self.tasks or (), 1):
-            self._screen.say(f'  {k}  {task}')
-        for typed, meaning in ORDERS.items():
+            self._screen.say(f'  {k:>2}  {task}')
+        for typed, meaning in ORDERS.items() if keys else ():
             self._screen.say(f'  {typed:<36}{meaning}', 'dim')
 
     def _obey(self, line: str) -> None:
@@ -211,6 +215,7 @@ class Player(Watcher):
         self.tasks = json.loads(message.data)
 
     def _on_scene(self, message: String) -> None:
+        self._scene = True
         done = json.loads(message.data).get('done', '')
         before, self._done = self._done, done
         if not done or done == before or self._screen.resting:
@@ -284,9 +289,9 @@ def _loop(player: Player, screen: PlayScreen, keyboard: Keyboard, nodes: NodePro
     while not player.over:
         spin()
         now = time.monotonic()
-        if not ready and player.tasks is not None and player.seen.gate_state != 'starting':
+        if player.ready and not ready:
             ready = True
-            player.teach()
+            player.teach(keyboard.present)
             screen.say(f'From another terminal: export ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]}'
                        f'; {program()} tell "..."; {program()} stop', 'dim')
             if not keyboard.present:

@@ -77,7 +77,8 @@ class Stage:
     def begin(self):
         self._tasks.publish(String(data=json.dumps(TASKS)))
         self.status()
-        self.until(lambda: self.player.tasks and self.player.seen.gate_state == 'RUN', 'states')
+        self.scene()
+        self.until(lambda: self.player.ready, 'states')
         self.until(lambda: all(client.service_is_ready() for client in (
             *self.player._orders.values(), self.player._start)), 'services')
 
@@ -96,7 +97,9 @@ class Stage:
 def stage(tmp_path, monkeypatch):
     monkeypatch.setenv('ROS_DOMAIN_ID', fresh_domain())
     made = Stage(tmp_path)
+    assert not made.player.ready
     made.begin()
+    assert made.player.ready
     yield made
     made.graph.close()
 
