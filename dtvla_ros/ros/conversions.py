@@ -178,7 +178,11 @@ class JointReader:
             name for name in self._wanted
             if not abs(self._stamps.get(name, math.nan) - stamp) <= self._within]
         if absent:
-            self.why = (f'{bad[0]} is {told[bad[0]]}' if bad else f'it lacks {_listed(absent)}')
+            apart = [abs(told_at - stamp) for name in absent
+                     if not math.isnan(told_at := self._stamps.get(name, math.nan))]
+            self.why = (f'{bad[0]} is {told[bad[0]]}' if bad else f'it lacks {_listed(absent)}' + (
+                f', stamped {max(apart):.2f} s away from the rest' if len(apart) == len(absent)
+                else ''))
             return None
         self.why = ''
         return Joints(self._positions, min([self._stamps[n] for n in self._arm], default=stamp),
