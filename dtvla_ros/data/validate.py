@@ -8,7 +8,6 @@ from functools import cache
 from itertools import islice
 from math import prod
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from dtvla_ros.policy.transform import PolicyTransform, read_transform, transfor
 
 TIME_TOLERANCE = 1e-3  # between a timestamp and its place in the episode [s]
 STALE = 1e-3  # of a channel's range, by which stored and true extremes may differ
-MEANT_SHORT = ('short', 'look')  # kinds of episodes that dtvla collect makes of a moment
 MAY_BE_NAN = (layout.PLACES, layout.POINTS)  # objects that are not in the scene
 AGAIN = 'copy or record the dataset again'
 NUMBER = 'number the frames again (dtvla data convert does)'
@@ -63,8 +61,6 @@ def validate(root: Path, decode: bool = False) -> list[Issue]:
     issues = _issues(root / (layout.V21_EPISODES if reader.is_v2 else 'meta/episodes'),
                      _episodes(reader))
     issues += _issues(root / layout.INFO, _totals(reader))
-    if not issues:
-        issues += _issues(root / 'meta', _short(reader))
     damaged: list[Issue] = []
     every = range(len(reader.episodes))
     files = _by_file(map(reader.data_path, every))
@@ -124,23 +120,6 @@ def _episodes(reader: DatasetReader) -> Found:
     for k, task in enumerate(tasks):
         if not task.strip():
             yield f'task {k} is empty', 'write what to do'
-
-
-def _short(reader: DatasetReader) -> Found:
-    """Find out whether most episodes end before their first chunk does."""
-    sizes = [prod(reader.info['features'].get(name, {}).get('shape') or [0])
-             for name in (layout.ACTION_CHUNK, layout.ACTION)]
-    lengths = [length for k, length in enumerate(reader.lengths)
-               if reader.metadata(k).get('kind') not in MEANT_SHORT]
-    if not (lengths and all(sizes)):
-        return
-    chunk = sizes[0] / sizes[1] / CONTROL_RATE
-    short = [length for length in lengths if length / reader.fps < chunk]
-    if len(short) > len(lengths) / 2:
-        yield (f'{len(short)} of {len(lengths)} episodes are shorter than a chunk of actions, '
-               f'{chunk:g} s; the median has {median(lengths):g} frames',
-               'a run fell into pieces: convert it again with the remedy that dtvla data from-bag '
-               'tells, or record again')
 
 
 def _data_file(reader: DatasetReader, path: Path, numbers: list[int]) -> Found:
@@ -245,16 +224,17 @@ def _lengths(reader: DatasetReader) -> Found:
 
     Single frames that `dtvla collect` records to teach localisation are meant to.
     """
-    if layout.ACTION_IS_PAD not in reader.info['features']:
+    padding = reader.info['features'].get(layout.ACTION_IS_PAD)
+    if padding is None:
         return
     meant = [k for k in range(len(reader.episodes))
              if reader.metadata(k).get(layout.KIND) != layout.SINGLE]
-    padding = reader.rows(layout.ACTION_IS_PAD)  # [N, T]
-    short = [k for k in meant if padding[reader.span(k).start].any()]
+    steps = prod(padding['shape'])
+    short = [k for k in meant if reader.lengths[k] / reader.fps < steps / CONTROL_RATE]
     if 2 * len(short) > len(meant):
         lengths = [reader.lengths[k] for k in short]
         yield (f'{len(short)} of {len(reader.episodes)} episodes, of {min(lengths)} to '
-               f'{max(lengths)} frames, are shorter than a chunk of {padding.shape[1]} actions',
+               f'{max(lengths)} frames, are shorter than a chunk of {steps} actions',
                'record whole episodes; from bags, see what dtvla data from-bag says of gaps')
 
 
