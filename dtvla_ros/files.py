@@ -224,6 +224,8 @@ class Journal(JsonLines):
 def _header_and_rows(path: Path, lines: list[dict[str, Any]], maker: str, key: Key,
                      ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     try:
+        if not all(isinstance(line, dict) for line in lines):
+            raise TypeError('a line is no JSON object')
         return lines[0], list({key(row): row for row in lines[1:]}.values())
     except (TypeError, KeyError) as error:
         raise UserError(f'{path} is not a journal of {maker} ({error}); delete it') from error

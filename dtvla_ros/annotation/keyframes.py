@@ -19,7 +19,7 @@ from dtvla_ros.annotation.source import Motion, Source
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import Journal, written_whole
 
-FILE = 'keyframes.jsonl'
+FILE, MAKER = 'keyframes.jsonl', 'dtvla annotate keyframes'
 EDGE, TOGGLE, PAUSE, GAP = 'edge', 'gripper', 'pause', 'gap'
 COLOURS = {EDGE: '#545b66', TOGGLE: '#b3261e', PAUSE: '#1b7f4b', GAP: '#9aa3af'}
 
@@ -69,14 +69,15 @@ def write_keyframes(source: Source, out: Path, options: KeyframeOptions,
                 found = find_keyframes(motion, options).items()
                 journal.add({'episode': episode, 'length': len(motion),
                              'keyframes': [{'frame': frame, 'why': why} for frame, why in found]})
-            counts.update(row['why'] for row in journal.done[episode]['keyframes'])
+            row = source.checked(out / FILE, journal.done[episode], MAKER)
+            counts.update(part['why'] for part in row['keyframes'])
     why = ', '.join(f'{count} {name}' for name, count in counts.items())
     print(f'{out / FILE}: {counts.total()} key frames of {len(wanted)} episodes ({why})')
 
 
 def read_keyframes(folder: Path, source: Source) -> dict[int, list[int]]:
     """Return the key frames of each episode; ``UserError`` when there are none of this dataset."""
-    _, rows = source.read(folder / FILE, 'keyframes', 'dtvla annotate keyframes')
+    _, rows = source.read(folder / FILE, 'keyframes', MAKER)
     return {episode: [k['frame'] for k in row['keyframes']] for episode, row in rows.items()}
 
 

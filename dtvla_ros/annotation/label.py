@@ -26,7 +26,7 @@ from dtvla_ros.files import Journal, JsonLines, read_lines
 from dtvla_ros.interrupt import resumable
 from dtvla_ros.issues import Issue
 
-LABELS = 'labels.jsonl'
+LABELS, MAKER = 'labels.jsonl', 'dtvla annotate label'
 FAILED = 'failed.jsonl'
 LEDGER = 'ledger.jsonl'
 PROVIDERS = ('rules', 'http', 'local', 'replay')
@@ -97,9 +97,13 @@ def row_of(episode: int, instruction: str, labels: Labels, issues: Sequence[Issu
 
 
 def labels_of(row: Mapping[str, Any]) -> list[tuple[int, Semantics]]:
-    """Return (frame, label) pairs of a row."""
-    return [(label['frame'], Semantics(**{k: v for k, v in label.items() if k != 'frame'}))
-            for label in row['labels']]
+    """Return (frame, label) pairs of a row. Raises ``UserError`` for what is no label."""
+    try:
+        return [(label['frame'], Semantics(**{k: v for k, v in label.items() if k != 'frame'}))
+                for label in row['labels']]
+    except (TypeError, ValueError) as error:
+        raise UserError(f'labels of episode {row["episode"]}: {str(error).splitlines()[0]:.100}; '
+                        'label or apply them again into a new file') from None
 
 
 def label(source: Source, keyframes: Mapping[int, Sequence[int]], path: Path, provider: Provider,
@@ -121,7 +125,8 @@ def label(source: Source, keyframes: Mapping[int, Sequence[int]], path: Path, pr
     counts, lock = Counter(asked=0, cached=0), threading.Lock()
     with Journal(path, header) as journal, ExitStack() as stack:
         for k in set(wanted) & journal.done.keys():
-            if [row['frame'] for row in journal.done[k]['labels']] != list(keyframes[k]):
+            row = source.checked(path, journal.done[k], MAKER)
+            if [part['frame'] for part in row['labels']] != list(keyframes[k]):
                 raise UserError(f'{path}: episode {k} is labelled at other key frames; delete it')
         known = {(row['provider'], row['key'], row['round']): row
                  for row in read_answers(path.parent / providers.ANSWERS)}
@@ -176,7 +181,7 @@ def estimate(source: Source, keyframes: Mapping[int, Sequence[int]], path: Path,
 
     ``episodes``, ``requests``, ``images``, tokens ``read`` and ``written``; without corrections.
     """
-    done = {row.get('episode') for row in read_lines(path)}
+    done = {row['episode'] for row in read_lines(path)[1:] if 'episode' in row}
     waiting = [k for k in sorted(keyframes)[:episodes] if k not in done]
     total = Counter(episodes=len(waiting))
     for episode in tqdm(waiting, desc='estimate', unit='episode', disable=None):

@@ -24,6 +24,9 @@ from dtvla_ros.files import JsonLines, read_lines
 from dtvla_ros.report import data_uri
 
 ANSWERS = 'answers.jsonl'
+# Of a row of answers.
+ROW = {'key': str, 'provider': str, 'text': str, 'round': int, 'pictures': int,
+       'tokens_read': int, 'tokens_written': int}
 CHARACTERS_PER_TOKEN = 4
 FORMATS = ('json_schema', 'json_object', 'none')
 BUSY = frozenset((408, 409, 425, 429))
@@ -97,7 +100,11 @@ class ReplayProvider(Provider):
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
     """Return the rows of an answer file, in order; ``UserError`` when it is no such file."""
-    return read_lines(path, 'key', 'provider', 'text', 'round', 'pictures')
+    rows = read_lines(path, *ROW)
+    if wrong := next((row for row in rows if not all(
+            isinstance(row[name], kind) for name, kind in ROW.items())), None):
+        raise UserError(f'{path}: an answer is {wrong!r:.80}; delete it or choose another')
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +144,12 @@ class Ledger(JsonLines):
     def __init__(self, path: Path, budget: Budget):
         self.budget, self._lock = budget, threading.Lock()
         self._factor = 1.0  # largest ratio of a question's tokens to their estimate so far
-        self._costs: dict[int, float] = {
-            row['request']: row['cost'] for row in read_lines(path, 'request', 'cost')}
+        rows = read_lines(path, 'request', 'cost')
+        if wrong := next((row for row in rows if not (
+                isinstance(row['request'], int) and isinstance(row['cost'], int | float))), None):
+            raise UserError(f'{path}: {wrong!r:.80} is no request and its cost; choose another '
+                            'folder')
+        self._costs: dict[int, float] = {row['request']: row['cost'] for row in rows}
         super().__init__(path)
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dtvla_ros import report
 from dtvla_ros.annotation.checks import check_labels
-from dtvla_ros.annotation.label import LABELS, labels_of, row_of
+from dtvla_ros.annotation.label import LABELS, MAKER, labels_of, row_of
 from dtvla_ros.annotation.question import PHASES, TROUBLES, Labels, answer_model, jpeg, read_answer
 from dtvla_ros.annotation.source import Source
 from dtvla_ros.errors import UserError
@@ -48,7 +48,7 @@ def review(source: Source, out: Path, labels: Path | None = None, page: Path | N
 
 def _read_labels(path: Path, source: Source) -> tuple[str, dict[int, dict[str, Any]]]:
     """Return a hash of a file of labels, and its rows by episode."""
-    header, rows = source.read(path, 'labels', 'dtvla annotate label')
+    header, rows = source.read(path, 'labels', MAKER)
     content = json.dumps([header, *rows.values()], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16], rows
 

@@ -213,4 +213,23 @@ class Source:
         if (header.get('kind'), header.get('dataset')) != (kind, self.fingerprint):
             raise UserError(f'{path}: no {kind} of {self.root}, but another file or of another '
                             f'dataset; choose another folder and run {maker}')
-        return header, {row['episode']: row for row in rows}
+        return header, {row['episode']: self.checked(path, row, maker) for row in rows}
+
+    def checked(self, path: Path, row: dict[str, Any], maker: str) -> dict[str, Any]:
+        """Return a row about an episode's ``keyframes`` or ``labels``, or raise ``UserError``."""
+        try:
+            episode = row['episode']
+            frames = [part['frame'] for part in row.get('keyframes') or row['labels']]
+            if type(episode) is not int or {*map(type, frames)} != {int} or not (
+                    0 <= episode < len(self) and frames == sorted({*frames})
+                    and frames[0] >= 0 and frames[-1] < self.reader.lengths[episode]):
+                raise ValueError('no frames of an episode, in order')
+            if 'keyframes' in row:
+                _ = [str.lower(part['why']) for part in row['keyframes']]
+            else:
+                _ = [str.lower(row['instruction']), *(
+                    (part['frame'], part['kind'], part['text']) for part in row['findings'])]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f'{path}: the row of episode {row.get("episode")!r:.20} is damaged '
+                            f'({error!r:.80}); delete the file and run {maker}') from None
+        return row

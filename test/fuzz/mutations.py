@@ -38,7 +38,8 @@ import yaml
 from dtvla_ros.errors import UserError
 
 # Which part of all mutations is whose.
-SHARES = {'datasets': 0.5, 'policies': 0.15, 'parameters': 0.15, 'bags': 0.1, 'messages': 0.1}
+SHARES = {'datasets': 0.45, 'annotations': 0.05, 'policies': 0.15, 'parameters': 0.15,
+          'bags': 0.1, 'messages': 0.1}
 LONGEST = 700  # characters of an error a person reads
 DOCUMENTS = ('.json', '.jsonl', '.yaml', '.yml')
 LFS = (b'version https://git-lfs.github.com/spec/v1\n'
@@ -132,7 +133,8 @@ def mutate_folder(folder: Path, random: Random, kinds: str = '*') -> str:
     files = sorted(path for path in folder.rglob(kinds) if path.is_file())
     path = random.choice(files)
     name = path.relative_to(folder)
-    if random.random() < 1 / 3 or path.suffix not in (*DOCUMENTS, '.parquet'):
+    if random.random() < 1 / 3 or path.suffix not in (*DOCUMENTS, '.parquet') or not (
+            path.stat().st_size):
         return f'{name}: {_mutate_file(path, files, random)}'
     change = _mutate_parquet if path.suffix == '.parquet' else _mutate_document
     return f'{name}: {change(path, random)}'

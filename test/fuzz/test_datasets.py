@@ -89,3 +89,20 @@ def test_a_damaged_dataset_is_learnt_from_or_refused(
     for seed in seeds('datasets', total * TRAIN, PARTS):
         with damaged(sources['v30'], tmp_path, seed) as (folder, what):
             one_line_of(train, folder, tmp_path, what=f'seed {seed}: {what}')
+
+
+def test_a_damaged_annotation_is_answered_in_one_line(
+        sources: dict[str, Path], tmp_path: Path, total: int) -> None:
+    """Key frames, labels, answers, decisions and what was accepted, read by what comes after."""
+    data, sound = ('--data', sources['v30']), tmp_path / 'annotation'
+    for command in (('keyframes',), ('label',), ('apply', '--accept-rest')):
+        assert one_line('annotate', *command, *data, '--out', sound).code == 0
+    steps: tuple[tuple[object, ...], ...] = (
+        ('keyframes',), ('label',), ('label', '--estimate'), ('label', '--provider', 'replay'),
+        ('review',), ('apply', '--accept-rest'), ('agree',), ('fill', '--steps', 1))
+    for seed in seeds('annotations', total):
+        with damaged(sound, tmp_path / 'copies', seed) as (folder, what):
+            step = steps[seed % len(steps)]
+            more = (('--to', folder / 'to') if step[0] == 'fill' else
+                    ('--answers', folder / 'answers.jsonl') if 'replay' in step else ())
+            one_line('annotate', *step, *data, '--out', folder, *more, what=f'seed {seed}: {what}')
