@@ -56,7 +56,7 @@ def tasks() -> None:
     require_one_ros()
     from dtvla_ros.ros import talk
     listed = talk.tasks()
-    if listed.get('simulator') == listed.get('policy'):
+    if listed.get('simulator') == listed['policy']:
         del listed['simulator']
     for who, sentences in listed.items():
         print(f'{who}:' if sentences else f'{who}: names none, takes any sentence of its words')

@@ -58,7 +58,14 @@ class Robot:
         """Wait for a topic; raise UserError if nothing comes."""
         if not self.guest.until(heard, DISCOVERY):
             where = self.guest.where(topic, self.guest.node.count_publishers)
-            raise UserError(f'nothing is heard on {topic}; {where}; {START}')
+            raise UserError(f'nothing is heard on {topic}; ' + (
+                f'the policy is {_text(self.policy)}' if self.policy else f'{where}; {START}'))
+
+    def policy_follows(self, stopped: bool) -> bool:
+        """Wait until a policy, if there is one, has heard of the e-stop; return whether it has."""
+        self.guest.until(lambda: self.policy, SETTLING)
+        return bool(self.guest.until(lambda: not self.policy or (
+            self.policy['state'] == 'FAULT') == stopped, ANSWER))
 
 
 def _keep(heard: dict[str, str], message: DiagnosticStatus) -> None:
@@ -114,9 +121,11 @@ def stop() -> str:
                            and pressed.get_subscription_count(), ANSWER):
             raise UserError(f'the gate did not stop within {ANSWER:g} s: it says '
                             f'{_text(robot.gate)}; use the stop of the arm itself')
+        took = time.monotonic() - begun
+        robot.policy_follows(stopped=True)
         wait_until_heard(pressed)
-        return (f'stopped: gate {_text(robot.gate)}, {time.monotonic() - begun:.1f} s after '
-                'joining; release it with dtvla stop --clear')
+        return (f'stopped: gate {_text(robot.gate)}, {took:.1f} s after joining; release it with '
+                'dtvla stop --clear')
 
 
 def clear() -> str:
@@ -144,6 +153,9 @@ def clear() -> str:
                             f'{_text(robot.gate)}')
         if not answer.success:
             raise UserError(f'not cleared: {answer.message}')
+        if not robot.policy_follows(stopped=False):
+            raise UserError(f'the gate is cleared, the policy still says {_text(robot.policy)}: '
+                            'somebody else presses the e-stop')
         # The policy may be discovered later than the gate, and has to hear it, too.
         guest.until(lambda: robot.policy.get('state', 'FAULT') != 'FAULT', ANSWER)
     return (f'cleared: gate {answer.message}\nThe next dtvla tell moves the arm where auto_start '
@@ -151,12 +163,12 @@ def clear() -> str:
 
 
 def tasks() -> dict[str, list[str]]:
-    """Return what the policy may be told and which scenes the simulator has, by who says so.
+    """Return what 'policy' may be told and which scenes 'simulator' has, where there is one.
 
     Raises
     ------
     UserError
-        If neither is heard.
+        If no policy is heard.
 
     """
     heard: dict[str, list[str]] = {}
@@ -167,8 +179,8 @@ def tasks() -> dict[str, list[str]]:
         robot.listen(String, names.SIM_TASKS, lambda message: heard.update(
             simulator=[task.replace('_', ' ') for task in json.loads(message.data)['tasks']]),
             qos.LATCHED)
-        robot.need(lambda: heard, names.VLA_TASKS)
-        guest.until(lambda: len(heard) == 2, SETTLING)
+        robot.need(lambda: 'policy' in heard, names.VLA_TASKS)
+        guest.until(lambda: 'simulator' in heard, SETTLING)
     return dict(sorted(heard.items()))
 
 

@@ -106,6 +106,19 @@ def test_where_nobody_runs_the_settings_of_discovery_are_named(
     assert 'ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST: none' in err
 
 
+def test_a_policy_that_names_no_tasks_yet_says_what_it_is_about(
+        graph: Graph, monkeypatch: pytest.MonkeyPatch, dtvla: Any) -> None:
+    graph.start('vla_node', policy=NANO, autostart='false')
+    monkeypatch.setattr(talk, 'DISCOVERY', 60.0)
+    assert dtvla('tell', LEMON)[1].startswith(
+        f'taken: {LEMON}\npolicy UNCONFIGURED not configured\n')
+    monkeypatch.setattr(talk, 'DISCOVERY', 5.0)
+    code, _, err = dtvla('tasks')
+    assert code == 2
+    assert err == ('error: nothing is heard on /vla/tasks; the policy is UNCONFIGURED not '
+                   'configured\n')
+
+
 def test_the_screen_keeps_the_thought_in_place_and_what_happened_above_it() -> None:
     out = io.StringIO()
     screen = talk.Screen(Console(file=out, force_terminal=True, width=60, highlight=False))
