@@ -102,7 +102,7 @@ def run(config: Annotated[str | None, Argument(
     `dtvla run my_cell.yaml --image-primary /front/image_raw --record bags/first`
     """
     from dtvla_ros.ros.params_file import configurations
-    console = Console()
+    console = Console(markup=False, highlight=False)
     if config is None:
         table = Table('configuration', 'what it is', box=None, pad_edge=False)
         for name, meaning in configurations().items():
@@ -143,7 +143,7 @@ def doctor(
 
     from dtvla_ros.doctor.checks import judge
     from dtvla_ros.doctor.look import look
-    console = Console()
+    console = Console(markup=False, highlight=False)
     file = None if config is None else _read(config)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task('listening', total=seconds)
@@ -157,7 +157,7 @@ def doctor(
     missing = [row.requirement for row in rows if row.ok is False]
     console.print(f'{len(missing)} of {len(rows)} requirements missing: {", ".join(missing)}'
                   if missing else 'nothing is missing',
-                  style='bold red' if missing else 'bold green', highlight=False)
+                  style='bold red' if missing else 'bold green')
     write_json(json_file, {'source': seen.source, 'missing': missing,
                            'rows': [asdict(row) for row in rows]})
     raise Exit(bool(missing))

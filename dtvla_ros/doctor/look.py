@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -35,6 +35,7 @@ KINDS = ('vla_node', 'command_gate', 'sim_bridge', 'overlay')
 DISCOVERY = 3.0  # longest look for nodes of ours [s]
 SETTLE = 1.0  # ... and what is waited for others after them [s]
 ANSWER = 3.0  # longest wait for a service [s]
+OF_ROS = ('/rosout', '/parameter_events')
 SENSORS = qos.profile(20, reliable=False, latched=False)
 _COMMANDS = {'geometry_msgs/msg/TwistStamped', 'geometry_msgs/msg/PoseStamped',
              'trajectory_msgs/msg/JointTrajectory'}
@@ -102,9 +103,9 @@ class _Look:
             f'{space.rstrip("/")}/{name}'
             for name, space in self._node.get_node_names_and_namespaces()
             if not name.startswith('_'))
-        for node in (seen.policy, seen.gate):
-            for topic in node.topics.values():
-                seen.streams.setdefault(topic, Stream(topic))
+        for topic in (*seen.policy.topics.values(), *seen.gate.topics.values(),
+                      *self._topics_of(itertools.chain(*seen.ours.values()))):
+            seen.streams.setdefault(topic, Stream(topic))
         for stream in seen.streams.values():
             stream.publishers = self._ends(stream.name, self._node.get_publishers_info_by_topic)
             stream.subscribers = self._ends(
@@ -119,6 +120,14 @@ class _Look:
             if name in KINDS:
                 found.setdefault(name, []).append(f'{space.rstrip("/")}/{name}')
         return found
+
+    def _topics_of(self, nodes: Iterable[str]) -> Iterator[str]:
+        """Yield what running nodes publish and subscribe to."""
+        for node in nodes:
+            space, _, leaf = node.rpartition('/')
+            for ask in (self._node.get_subscriber_names_and_types_by_node,
+                        self._node.get_publisher_names_and_types_by_node):
+                yield from (topic for topic, _ in ask(leaf, space or '/') if topic not in OF_ROS)
 
     def _view(self, kind: str, ours: Mapping[str, list[str]], planned: bringup.NodeProcess,
               file: ParameterFile | None) -> NodeView:

@@ -10,7 +10,7 @@ from rclpy.qos import QoSCompatibility, qos_check_compatible
 
 from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.doctor.row import Row, listed
-from dtvla_ros.doctor.seen import Seen
+from dtvla_ros.doctor.seen import End, Seen, Stream
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import find_shared
 from dtvla_ros.policy.manifest import GRAPHS, MANIFEST, PolicyManifest
@@ -141,19 +141,31 @@ def controllers(seen: Seen) -> Iterator[Row]:
 
 def compatible(seen: Seen) -> Iterator[Row]:
     """Require qualities of service by which messages reach who subscribes."""
-    wrong = []
+    fine = True
     for stream in seen.streams.values():
-        for source, target in itertools.product(stream.publishers, stream.subscribers):
-            if source.qos is None or target.qos is None or source.kind != target.kind:
-                continue
-            verdict, reason = qos_check_compatible(source.qos, target.qos)
-            if verdict == QoSCompatibility.ERROR:
-                wrong.append(Row(f'{stream.name}: QoS', False, f'{source.node} to {target.node}: '
-                                 f'{reason.removeprefix("ERROR: ").rstrip(";")}',
-                                 'a publisher that offers what is requested',
-                                 f'reliable, or transient local, in {source.node}, or less in '
-                                 f'{target.node}'))
-    yield from wrong or [Row('QoS', True, 'compatible', 'compatible')]
+        unheard = [told for source in stream.publishers
+                   for target in dict.fromkeys(end.node for end in stream.subscribers)
+                   if (told := _unheard(stream, source, target))]
+        fine = fine and not unheard
+        if unheard:
+            yield Row(f'{stream.name}: QoS', False, '; '.join(unheard),
+                      'a publisher that offers what is requested', 'let the publisher offer more '
+                      '(reliable, transient local), or who subscribes request less')
+    if fine:
+        yield Row('QoS', True, 'compatible')
+
+
+def _unheard(stream: Stream, source: End, target: str) -> str:
+    """Return why none of a node's subscriptions hears a publisher; '' where one does."""
+    reasons = []
+    for end in stream.subscribers:
+        if end.node != target or end.kind != source.kind or None in (source.qos, end.qos):
+            continue
+        verdict, reason = qos_check_compatible(source.qos, end.qos)
+        if verdict != QoSCompatibility.ERROR:
+            return ''
+        reasons.append(reason)
+    return f'{source.node} to {target}: {reasons[0].removeprefix("ERROR: ")}' if reasons else ''
 
 
 def policy(seen: Seen) -> Iterator[Row]:

@@ -69,9 +69,8 @@ def run_graph(file: ParameterFile, given: Mapping[str, str], console: Console) -
     lines = Lines(console, [*viewers, *nodes], processes)
     console.print(f'{file.path}: {", ".join([*nodes, *viewers])}; ROS_DOMAIN_ID '
                   f'{os.environ.get("ROS_DOMAIN_ID", "0")}, discovery '
-                  f'{os.environ.get(DISCOVERY) or "as set"}; Ctrl-C stops them', style='bold',
-                  highlight=False)
-    console.print(f'in another terminal: {_next(file, nodes)}', style='dim', highlight=False)
+                  f'{os.environ.get(DISCOVERY) or "as set"}; Ctrl-C stops them', style='bold')
+    console.print(f'in another terminal: {_next(file, nodes)}', style='dim')
     try:
         for name, words in viewers.items():  # first: a bag should hold how it begins
             processes.start(name, 'dtvla_ros.cli', words)

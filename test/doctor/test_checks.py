@@ -188,6 +188,10 @@ FAULTS: dict[str, tuple[Callable[[Seen], object], str, str]] = {
     'no controller': (lambda seen: setattr(seen, 'controllers', {'other': 'inactive'}),
                       'controllers', 'none'),
     'quality of service': (mismatch, '/vla/action_chunk: QoS', '/proxy to /command_gate'),
+    'a status nobody hears': (lambda seen: seen.streams.update({'/arm_status': Stream(
+        '/arm_status', [End(ROBOT, 'x', qos.NEWEST_FRAME)],
+        [End('/command_gate', 'x', qos.LATEST), End('/bag', 'x', qos.NEWEST_FRAME)])}),
+        '/arm_status: QoS', '/robot to /command_gate'),
     'another namespace': (of('/vla/action_chunk', publishers=[]),
                           '/command_gate hears /vla/action_chunk', 'namespace'),
     'two gates': (lambda seen: seen.ours.update(command_gate=['/command_gate', '/a/command_gate']),
@@ -230,7 +234,10 @@ def in_lockstep(seen: Seen) -> None:
     lambda seen: on_sim_time(seen, ROBOT), lambda seen: seen.joints.update(wheel=np.nan),
     framed(''), framed('/base'), in_lockstep,
     lambda seen: setattr(seen, 'controllers', {'arm': 'active', 'other': 'inactive'}),
-    lambda seen: setattr(seen, 'controllers', 'not asked')])
+    lambda seen: setattr(seen, 'controllers', 'not asked'),
+    lambda seen: seen.streams.update({'/instruction': Stream(  # as who takes it from anybody
+        '/instruction', [End('/web', 'x', qos.LATEST)], [
+            End('/vla_node', 'x', profile) for profile in (qos.LATCHED, qos.LATEST)])})])
 def test_what_is_no_fault(healthy: Seen, harmless: Callable[[Seen], object]) -> None:
     harmless(healthy)
     assert not missing(healthy)
