@@ -68,5 +68,11 @@ class Keyboard:
             if not self._has_terminal():
                 self._closing.wait(LOOK)
             elif select.select([self._fd], [], [], LOOK)[0]:
-                for key in _KEY.findall(decoder.decode(os.read(self._fd, 4096))):
+                try:
+                    data = os.read(self._fd, 4096)
+                except OSError:
+                    data = b''
+                for key in _KEY.findall(decoder.decode(data)):
                     self._on_key(key)
+                if not data:  # hung up
+                    self._closing.wait(LOOK)

@@ -216,12 +216,13 @@ def test_a_policy_that_refuses_the_task_ends_the_simulator_with_its_reason(graph
 def test_an_endless_scene_has_no_limit_no_instruction_and_lets_go_when_told(graph):
     operator = Operator(graph, endless='true', max_steps=3)
     graph.spin(lambda: operator.state()['state'] == 'playing', 10)
-    goal = -1
+    goal, begun = -1, time.monotonic()
     while operator.state()['step'] < 8:
         graph.spin(lambda goal=goal: len(graph.of('pose')) > goal, 10)
         goal = len(graph.of('pose'))
         operator.act([0.0] * 6 + [-1.0])
         operator.ask('get_state')
+    assert time.monotonic() - begun > 6 * TICK, 'no faster than time'
     assert not graph.of('episode') and not graph.of('instruction')
     answer = operator.ask('knock')
     assert not answer.success and 'holds nothing' in answer.message
