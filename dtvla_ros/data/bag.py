@@ -342,7 +342,8 @@ class _Reading:
                 ) -> list[Row]:
         """Return where the gripper is now, after a message of transforms."""
         self.tree.take(message, static)
-        placed = self.tree.look_up(self.names.base_frame, self.names.ee_frame)
+        placed = self.tree.look_up(
+            self.names.base_frame.lstrip('/'), self.names.ee_frame.lstrip('/'))
         if placed is None or not np.isfinite(placed[2]):
             return []
         stamp = self._stamp(round(placed[2] * 1e9), received)

@@ -26,6 +26,7 @@ GAP = 1.5  # control periods between two commands from which on one is missing
 BREAK = 4.0  # control periods that only a new episode leaves out
 NEAR_BREAK = 3  # commands: how far messages of several topics may be out of order
 SLACK = 500_000_000  # the same in time [ns]
+BACK = 100_000_000  # by which stamps go back that were not only received out of order [ns]
 PAUSE = 10**9  # without a command, after which a new episode begins where nothing tells [ns]
 ANOTHER = 1.5  # times a rate: another one, not the same with jitter
 FASTEST, SLOWEST = 1000, 0.1  # commands and frames a second that are believed
@@ -235,6 +236,7 @@ class _Converter:
             since = max(segment.since, int(received[first])) - SLACK
             until = min(segment.until, int(received[last - 1])) + SLACK
             tracks = {name: bag.tracks[name].during(since, until) for name in STATED}
+            self._require_forward(tracks, since + 2 * SLACK, until - 2 * SLACK)
             steps, values = self._frames(tracks, stamps[first:last])
             breaks = np.flatnonzero(np.diff(steps) != self.every) + 1
             for part in np.split(np.arange(len(steps)), breaks) if len(steps) else ():
@@ -243,6 +245,16 @@ class _Converter:
                 self.report.unthought += texts.count('')
                 seen = {name: [found[k] for k in part] for name, found in values.items()}
                 yield self._episode(segment, seen, steps[part], actions[first:last], texts)
+
+    def _require_forward(self, tracks: Mapping[str, Track], since: int, until: int) -> None:
+        """Refuse a topic whose stamps go back while those of the commands go on."""
+        for name, track in tracks.items():
+            back = -np.diff(track.during(since, until).stamps).min(initial=0)
+            if back > BACK:
+                raise UserError(
+                    f'{self.bag.path}: {self.bag.sources[name]}: header.stamp goes back by '
+                    f'{back / 1e9:.2f} s within an episode: two publishers, or a clock that was '
+                    'set; --stamps received takes the times the messages were received')
 
     def _frames(self, tracks: Mapping[str, Track], stamps: NDArray[np.int64],
                 ) -> tuple[NDArray[np.int64], dict[str, list[Any]]]:

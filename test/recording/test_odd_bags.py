@@ -373,6 +373,14 @@ def test_a_clock_that_goes_back_cuts_the_episode(tmp_path):
     assert [len(row) for row in (reader.lengths,)] == [2] and sum(reader.lengths) == 24
 
 
+def test_stamps_of_one_topic_that_go_back_are_refused(tmp_path):
+    bag = edited(Robot(steps=60).write(tmp_path / 'bag'), tmp_path / 'odd', stamped(
+        lambda ns: ns - 10**9 if ns >= 85 * 10**8 else ns, '/image_primary'))
+    refused(tmp_path, bag, '/image_primary: header.stamp goes back by 0.95 s',
+            '--stamps received')
+    assert converted(tmp_path / 'data', bag, told=Told(arrival=True))[0].pieces == 1
+
+
 # Gripper
 
 
