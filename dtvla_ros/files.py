@@ -64,7 +64,8 @@ def unreadable(path: Path, error: object, remedy: str = 'copy it again',
     if begin == LFS:
         return UserError(f'{path}: a Git LFS pointer, not the file itself; run git lfs pull where '
                          'it was cloned')
-    said = ' '.join(str(error).replace(str(path), 'it').split())[:SHOWN]
+    told = str(getattr(error, 'strerror', None) or error)
+    said = ' '.join(told.replace(str(path), 'it').split())[:SHOWN]
     return UserError(f'{path}: {f"{what} ({said})" if begin else "an empty file"}; {remedy}')
 
 

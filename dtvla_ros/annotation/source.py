@@ -140,8 +140,8 @@ class Source:
     """A LeRobot dataset with an end effector state and a gripper command, or ``UserError``.
 
     Positions and fingers are the state's channels that ``data.channels`` finds. The action's
-    last channel closes with larger values unless ``invert_gripper``. ``objects``: names to use
-    where the dataset records no places.
+    channel called gripper, else its last, closes with larger values unless ``invert_gripper``.
+    ``objects``: names to use where the dataset records no places.
     """
 
     def __init__(self, root: Path, objects: Sequence[str] = (), invert_gripper: bool = False):
@@ -154,7 +154,11 @@ class Source:
         self._opening = (np.abs(state[:, channels.fingers]).sum(axis=1) if channels.fingers
                          else None)
         self._widest = 0.0 if self._opening is None else float(np.quantile(self._opening, 0.99))
-        command = reader.rows(layout.ACTION)[:, -1] * (-1.0 if invert_gripper else 1.0)
+        if (gripper := reader.gripper) is None:
+            raise UserError(f'{root / layout.INFO}: {layout.ACTION} '
+                            f'({", ".join(reader.channels(layout.ACTION)[:8])}) has no command of '
+                            'the gripper; record one, or name the channel that is it')
+        command = reader.rows(layout.ACTION)[:, gripper] * (-1.0 if invert_gripper else 1.0)
         low, span = float(command.min()), float(np.ptp(command))
         self.level = (command - low) / span if span > 1e-6 else np.zeros(len(command))
         objects_x = (reader.channels(layout.PLACES)

@@ -1,4 +1,4 @@
-"""Which channels of a state are the end effector's: by their names, where they have any."""
+"""Which channels of a state or an action are the end effector's, by names where there are any."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-_AXIS = re.compile(r'^(?:p|t|pos|ee|eef|tcp)?([xyz])$')
+_AXIS = re.compile(r'^(?:d|p|t|pos|ee|eef|tcp|delta)?([xyz])$')
 # Beside x, y, z they make something else than a place of them.
 _NO_PLACE = {
     'rot', 'rotation', 'rotvec', 'axis', 'angle', 'aa', 'orientation', 'quat', 'quaternion', 'q',
@@ -17,9 +17,29 @@ _NO_PLACE = {
 _OTHER = {'qx', 'qy', 'qz', 'qw', 'w', 'quat', 'quaternion', 'joint', 'vel', 'velocity', 'force',
           'torque'}
 _FINGERS = {'finger', 'fingers', 'gripper'}
+# Not motor: LeRobot's conversion from v1.6 calls everything motor_0, motor_1, ...
+_JOINTS = {'joint', 'joints', 'shoulder', 'elbow', 'wrist', 'waist', 'forearm', 'j'}
 # Numbered names that say nothing.
 _NUMBERED = re.compile(r'^(?:state|observation|obs|dim|channel|ch|feature|value|col|column|'
                        r'element|idx|index|s|c)?[ ._\[-]*\d+\]?$')
+
+
+def _words(name: str) -> list[str]:
+    return re.findall('[a-z]+|[0-9]+', name.lower())
+
+
+def are_joints(names: Sequence[str]) -> bool:
+    """Return whether any channel is called as a joint is."""
+    return any(_JOINTS & set(_words(name)) for name in names)
+
+
+def gripper_channel(names: Sequence[str], size: int) -> int | None:
+    """Return which of an action's ``size`` channels commands the gripper: the one called so.
+
+    Where none is it is the last, but for joints, of which the last may be anything.
+    """
+    found = [k for k, name in enumerate(names) if _FINGERS & set(_words(name))]
+    return found[-1] if found else None if are_joints(names) else size - 1
 
 
 class EndEffector(NamedTuple):
@@ -39,7 +59,7 @@ def end_effector(names: Sequence[str], size: int) -> EndEffector:
     Without names, or with numbers for names, they are those of LIBERO's state: x, y, z, a
     rotation vector, two fingers. Where names are there and are no pose nothing is assumed.
     """
-    words = [re.findall('[a-z]+|[0-9]+', name.lower()) for name in names]
+    words = list(map(_words, names))
     if not names or all(_NUMBERED.match(name.lower()) for name in names):
         return EndEffector([0, 1, 2] if size >= 3 else [], [3, 4, 5] if size >= 6 else [],
                            [6, 7] if size == 8 else [])

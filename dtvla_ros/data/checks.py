@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from dtvla_ros.actions.osc import METRES_PER_SECOND_PER_UNIT
 from dtvla_ros.data import layout
-from dtvla_ros.data.channels import EndEffector
+from dtvla_ros.data.channels import EndEffector, are_joints
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.issues import HINT, OK, WARNING, Issue
 
@@ -53,7 +53,8 @@ Array = NDArray[np.float64]
 class Numbers:
     """State [N, S] and action [N, A] of all frames, with episode [N] and frame [N] numbers.
 
-    ``channels``: which of the state's are the end effector's.
+    ``channels``: which of the state's are the end effector's. Of the action's channels
+    ``gripper`` commands the gripper, None where that is not known; ``joints``: they are joints'.
     """
 
     state: Array
@@ -62,6 +63,8 @@ class Numbers:
     frame: NDArray[np.int64]
     fps: float
     channels: EndEffector
+    gripper: int | None
+    joints: bool
 
     @classmethod
     def of(cls, reader: DatasetReader) -> Numbers:
@@ -70,7 +73,8 @@ class Numbers:
         return cls(reader.rows(layout.STATE), reader.rows(layout.ACTION),
                    np.repeat(np.arange(len(lengths)), lengths),
                    np.concatenate([np.arange(n) for n in lengths]), float(reader.fps),
-                   reader.end_effector)
+                   reader.end_effector, reader.gripper,
+                   are_joints(reader.channels(layout.ACTION)))
 
     def at_end_effector(self, part: str, rows: Any = slice(None)) -> Array:
         """Return its position [N, 3] m or rotation [N, 3] rad; 0 where the state has none."""
@@ -136,9 +140,12 @@ def gripper_opening(state: Array, channels: EndEffector) -> Array | None:
 def _gripper(numbers: Numbers) -> Issue:
     """Compare what the fingers do after a toggle with the command: here +1 closes."""
     issue = partial(_issue, 'gripper sign')
-    command, wide = numbers.action[:, -1], gripper_opening(numbers.state, numbers.channels)
+    wide = gripper_opening(numbers.state, numbers.channels)
     if wide is None:
         return issue(HINT, 'the state does not show the fingers')
+    if numbers.gripper is None:
+        return issue(HINT, 'no channel of the action is called gripper: not checked')
+    command = numbers.action[:, numbers.gripper]
     zero_one = command.min() >= 0.0 and command.max() > 0.5
     high = command > (0.5 if zero_one else 0.0)
     toggles = 1 + np.flatnonzero(numbers.within() & (high[1:] != high[:-1]))
@@ -166,9 +173,9 @@ def _gripper(numbers: Numbers) -> Issue:
 def _motion(numbers: Numbers) -> Iterator[Issue]:
     """Compare what the actions ask for with what the state does next."""
     if not (numbers.channels.position and numbers.channels.rotation) or (
-            numbers.action.shape[1] < 7):
+            numbers.action.shape[1] < 7) or numbers.joints:
         yield _issue('action and next state', HINT, 'no pose of six numbers in the state, or no '
-                     'seven actions: not checked')
+                     'seven actions that move it: not checked')
         return
     position = numbers.at_end_effector('position')
     turns = Rotation.from_rotvec(numbers.at_end_effector('rotation'))

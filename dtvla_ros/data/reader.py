@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dtvla_ros.data import layout, metadata
-from dtvla_ros.data.channels import EndEffector, end_effector
+from dtvla_ros.data.channels import EndEffector, are_joints, end_effector, gripper_channel
 from dtvla_ros.data.layout import Episode
 from dtvla_ros.data.video import probe, read_video
 from dtvla_ros.errors import UserError
@@ -225,6 +225,21 @@ class DatasetReader:
                     f'{self.root / layout.INFO}: {layout.STATE} ({shown or "too few channels"}) '
                     f'has no {part} of the end effector; record its pose, or name the channels '
                     f'that are it ({", ".join(layout.STATE_NAMES)})')
+
+    @property
+    def gripper(self) -> int | None:
+        """Which channel of the action commands the gripper, None where that is not known."""
+        shape = self.info['features'].get(layout.ACTION, {}).get('shape', [0])
+        return gripper_channel(self.channels(layout.ACTION), prod(shape))
+
+    def require_offsets(self) -> None:
+        """Raise ``UserError`` where the action's names say that it is of joints, or reordered."""
+        names = self.channels(layout.ACTION)
+        if are_joints(names) or self.gripper not in (None, len(names) - 1) and names:
+            raise UserError(
+                f'{self.root / layout.INFO}: {layout.ACTION} ({", ".join(names[:8])}) is not the '
+                "end effector's offset and turn, then the gripper, which policies here make; "
+                'record such actions (docs/recording.md)')
 
     @cached_property
     def table(self) -> pa.Table:

@@ -75,6 +75,7 @@ def open_demonstrations(root: Path) -> DatasetReader:
         how = (f'dtvla annotate writes them into {root}' if missing == [layout.REASONING] else
                f'run dtvla data convert {root} --out FOLDER')
         raise UserError(f'{root}: no feature {", ".join(missing)}; {how}')
+    reader.require_offsets()
     reader.require_finite(*features[:3])
     return reader
 

@@ -448,6 +448,51 @@ def test_joints_are_not_taken_for_a_pose(copied: Any, tmp_path: Path, dtvla: Any
     assert 'not checked' in checks['action and next state'].problem
 
 
+@pytest.mark.parametrize('names, gripper, learnt', [
+    (['x', 'y', 'z', 'roll', 'pitch', 'yaw', 'gripper'], 6, True),
+    ([f'delta_{k}' for k in 'abcdefg'], 6, True),
+    (['gripper', 'dx', 'dy', 'dz', 'rx', 'ry', 'rz'], 0, False),
+    ([f'joint_{k}' for k in range(6)] + ['gripper'], 6, False),
+    ([f'panda_joint{k}.vel' for k in range(7)], None, False),
+    (['shoulder_pan.pos', 'elbow_flex.pos', *'abcde'], None, False),
+    ([f'motor_{k}' for k in range(7)], 6, True)])
+def test_actions_are_what_they_are_called(
+        copied: Any, names: list[str], gripper: int | None, learnt: bool) -> None:
+    """Joints are not learnt as offsets, and the gripper's command is found by name."""
+    from dtvla_ros.annotation.source import Source
+
+    folder = copied('v30')
+    info = json.loads((folder / layout.INFO).read_text())
+    info['features'][layout.ACTION]['names'] = names
+    (folder / layout.INFO).write_text(json.dumps(info))
+    reader = DatasetReader(folder)
+    assert reader.gripper == gripper
+    if learnt:
+        learn(folder)
+    else:
+        with pytest.raises(UserError, match=f'action .{names[0]}.*not the end effector'):
+            learn(folder)
+    if gripper is None:
+        with pytest.raises(UserError, match='no command of the gripper'):
+            Source(folder)
+    else:
+        command = reader.rows(layout.ACTION)[:, gripper]
+        np.testing.assert_allclose(Source(folder).level, (command - command.min()) / np.ptp(
+            command))
+    assert validate(folder) == []
+
+
+def test_a_depth_video_is_known_by_its_flag(copied: Any, tmp_path: Path) -> None:
+    folder, key = copied('v21'), 'observation.images.depth'
+    info = json.loads((folder / layout.INFO).read_text())
+    info['features'][key] = info['features'][PRIMARY] | {'info': {'video.is_depth_map': True}}
+    (folder / layout.INFO).write_text(json.dumps(info))
+    shutil.copytree(folder / f'videos/chunk-000/{PRIMARY}', folder / f'videos/chunk-000/{key}')
+    assert not any(answers(folder, tmp_path).values())
+    assert list(open_dataset(folder).left_out) == [key]
+    assert key not in DatasetReader(tmp_path / 'new').camera_keys
+
+
 @pytest.mark.parametrize('command', ['keyframes', 'label'])
 def test_annotation_of_nothing_is_one_line(dtvla: Any, tmp_path: Path, command: str) -> None:
     for make in (lambda: None, (tmp_path / 'mine').mkdir):
