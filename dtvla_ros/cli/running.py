@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from typer import Argument, Exit, Option
 
@@ -149,10 +149,12 @@ def doctor(
         task = progress.add_task('listening', total=seconds)
         seen = look(file, given, seconds, lambda passed: progress.update(task, completed=passed))
     rows = judge(seen)
-    table = Table('', 'requirement', 'found', 'wanted', 'remedy', box=None, pad_edge=False)
+    table = Table('', Column('requirement', overflow='fold'), Column(
+        'found, wanted, remedy', overflow='fold'), box=None, pad_edge=False)
     for row in rows:
-        table.add_row(Text(*MARKS[row.ok]), *map(Text, (
-            row.requirement, row.found, *(('', '') if row.ok else (row.wanted, row.remedy)))))
+        helps = (('wanted', row.wanted), ('remedy', row.remedy)) if row.ok is False else ()
+        table.add_row(Text(*MARKS[row.ok]), row.requirement, Text.assemble(row.found, *(
+            part for name, text in helps for part in ((f'\n{name}  ', 'dim'), text))))
     console.print(table)
     missing = [row.requirement for row in rows if row.ok is False]
     console.print(f'{len(missing)} of {len(rows)} requirements missing: {", ".join(missing)}'

@@ -28,8 +28,8 @@ def published(seen: Seen) -> Iterator[Row]:
         kind = wanted_type(seen, topic)
         near = seen.nearby.get(stream.name, [])
         option = f'--{topic.replace("_", "-")}'
-        remedy = (f'{option} {near[0]}' if near else
-                  'start its driver') + f'; or remap it to {stream.name}'
+        remedy = (f'dtvla run ... {option} {near[0]}, or ros2 launch ... {topic}:={near[0]}'
+                  if near else f'start its driver, or name its topic by {option}')
         if not stream.publishers:
             yield Row(stream.name, False, 'nobody publishes it'
                       + (f'; there is {listed(near)}' if near else ''), kind, remedy)

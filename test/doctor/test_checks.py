@@ -269,7 +269,8 @@ def asked(rig: Rig, *words: str) -> tuple[int, dict[str, Row]]:
                                 '--seconds', '4', '--json', str(report)],
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     rig.spin(lambda: process.poll() is not None, 90, 'dtvla doctor')
-    assert report.exists(), process.communicate()[0]
+    said = process.communicate()[0]
+    assert report.exists() and 'missing' in said, said
     rows = [Row(**row) for row in json.loads(report.read_text())['rows']]
     return process.returncode, {row.requirement: row for row in rows if row.ok is False}
 
