@@ -10,7 +10,7 @@ from dtvla_ros.doctor.seen import Seen
 
 CHECKS: tuple[Callable[[Seen], Iterator[Row]], ...] = (
     nodes.discovery, nodes.nodes, nodes.states, nodes.connected, nodes.clock, nodes.policy,
-    inputs.published, inputs.rates, inputs.stamps, inputs.latencies, inputs.skew, inputs.pictures,
+    inputs.published, inputs.rates, inputs.stamps, inputs.latencies, inputs.skew, inputs.pixels,
     inputs.joints, inputs.pose, nodes.command, nodes.gripper, nodes.controllers, nodes.compatible)
 
 

@@ -112,7 +112,7 @@ def skew(seen: Seen) -> Iterator[Row]:
                   'publish it more often, or stamp it when it is measured')
 
 
-def pictures(seen: Seen) -> Iterator[Row]:
+def pixels(seen: Seen) -> Iterator[Row]:
     """Require images that can be read and show something."""
     for topic, stream in judged(seen):
         if topic not in CAMERA_TOPICS or stream.last is None:
