@@ -118,9 +118,9 @@ class VlaNode(LifecycleNode):
             return self._refuse('activate', wrong)
         self._monitor.refusal = ''
         self._is_active = True
-        known, trained = self._known(), worker.manifest.tasks
-        self._tasks.publish(String(data=json.dumps(known)))
-        if trained and (new := next((t for t in known if not known_as(t, trained)), None)):
+        allowed, trained = self._allowed(), self._trained()
+        self._tasks.publish(String(data=json.dumps(allowed or trained)))
+        if trained and (new := next((t for t in allowed if not known_as(t, trained)), None)):
             self.get_logger().warning(
                 f'allowed_instructions: the policy was not trained on "{shown(new)}"')
         # What was told before may be none of its tasks.
@@ -182,25 +182,27 @@ class VlaNode(LifecycleNode):
             self._take_instruction(message.data.strip())
         self._heartbeat()
 
-    def _known(self) -> tuple[str, ...]:
-        """Return what may be told: the given list, else the policy's tasks; empty: anything."""
+    def _allowed(self) -> tuple[str, ...]:
+        return tuple(text for text in self._settings.allowed_instructions if text.strip())
+
+    def _trained(self) -> tuple[str, ...]:
+        """Return the policy's tasks; empty: it names none, or is not loaded yet."""
         worker = self._worker
-        if given := tuple(filter(None, self._settings.allowed_instructions)):
-            return given
         return worker.manifest.tasks if worker is not None and worker.loaded.is_set() else ()
 
     def _take_instruction(self, text: str) -> None:
         """Begin a task, unless it is none of those that may be told, or the words are unknown."""
-        known = self._known()
+        trained = self._trained()
+        known = self._allowed() or trained
         sentence = known_as(text, known)
         if known and sentence is None:
-            whose = ('in allowed_instructions' if any(self._settings.allowed_instructions) else
+            whose = ('in allowed_instructions' if self._allowed() else
                      f'among the {len(known)} tasks of the policy')
             unlisted = f'it is not {whose}; nearest: "{nearest(text, known)}"'
             if self._settings.on_unlisted == 'reject':
                 return self._reject(text, unlisted)
             self.get_logger().warning(f'instruction "{shown(text)}": {unlisted}')
-        text = sentence or text
+        text = known_as(text, trained) or sentence or text  # as it was trained, if it was
         if self._worker is not None and self._worker.loaded.is_set():
             try:
                 self._worker.policy.transform.check_instruction(text)

@@ -105,13 +105,16 @@ def test_a_sentence_told_before_the_policy_was_there_is_judged_when_it_is(graph)
 
 
 def test_a_given_list_takes_the_place_of_the_tasks(graph):
-    told = Told(graph, allowed_instructions=f'["{LEMON}", "stack red on green"]')
+    told = Told(graph, allowed_instructions='["Put the lemon in the blue bin.", " ", '
+                                            '"stack red on green"]')
     told.reached('IDLE')
     assert 'was not trained on "stack red on green"' in graph.log('vla_node')
     assert 'allowed_instructions; nearest' in told.tell(STACK)['rejected']
     assert told.tell('Stack red on green')['instruction'] == 'stack red on green'
+    assert told.tell('PUT THE LEMON IN THE BLUE BIN')['instruction'] == LEMON, 'as it was trained'
     graph.spin(lambda: graph.last('tasks'), 10, 'the tasks')
-    assert json.loads(graph.last('tasks').data) == [LEMON, 'stack red on green']
+    assert json.loads(graph.last('tasks').data) == [
+        'Put the lemon in the blue bin.', 'stack red on green']
 
 
 @pytest.mark.parametrize('way', ['warn', 'no tasks named'])
