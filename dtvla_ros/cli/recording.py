@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from contextlib import suppress
 from math import isfinite
@@ -18,8 +17,6 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.ros.environment import require_one_ros
 
 app = group()
-
-VALID_TOPIC = re.compile(r'(/[A-Za-z_][A-Za-z0-9_]*)+')
 
 
 Topics = Annotated[list[str] | None, Option('--topic', metavar='NAME=/TOPIC',
@@ -50,7 +47,12 @@ def record(
     --params-file config/robot_servo.yaml`
     """
     require_one_ros()
-    from dtvla_ros.data.robot_names import RobotNames, names_in_params, parse_topics
+    from dtvla_ros.data.robot_names import (
+        VALID_TOPIC,
+        RobotNames,
+        names_in_params,
+        parse_topics,
+    )
     from dtvla_ros.recording.record import record as run
     from dtvla_ros.ros.params_file import ParameterFile, find_configuration
     if wrong := [topic for topic in names(topics) if not VALID_TOPIC.fullmatch(topic)]:

@@ -6,6 +6,7 @@ A *name* is the package's own for a topic, without the leading slash: ``image_pr
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import SequenceMatcher, get_close_matches
@@ -18,6 +19,7 @@ from dtvla_ros.ros.params_file import ParameterFile
 KEY = 'dtvla'  # of the bag's custom data
 NEAR = 3  # topics named in an error
 LISTED = 12
+VALID_TOPIC = re.compile(r'(/[A-Za-z_][A-Za-z0-9_]*)+')
 COMPRESSED = '/compressed'  # image_transport's name below the raw topic
 CAMERAS = tuple(topic[1:] for topic in conventions.IMAGES.values())
 TYPES: dict[str, tuple[str, ...]] = {
@@ -97,8 +99,8 @@ def parse_topics(words: Iterable[str], option: str = '--topic') -> dict[str, str
     found: dict[str, str] = {}
     for word in words:
         name, equals, topic = word.partition('=')
-        name = name.strip().strip('/')
-        if not equals or (topic and not topic.startswith('/')):
+        name, topic = name.strip().strip('/'), topic.strip()
+        if not equals or (topic and not VALID_TOPIC.fullmatch(topic)):
             raise UserError(f'{option} {word}: write NAME=/TOPIC, as in '
                             'image_primary=/front/image_raw')
         if name not in NAMES:
@@ -106,7 +108,7 @@ def parse_topics(words: Iterable[str], option: str = '--topic') -> dict[str, str
             raise UserError(f'{option} {word}: no name {name!r}; ' + (
                 f'did you mean {near[0]}?' if near else f'choose from {", ".join(NAMES)}'))
         if topic:
-            found[name] = topic.rstrip('/')
+            found[name] = topic
     return found
 
 

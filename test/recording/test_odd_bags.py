@@ -129,6 +129,7 @@ def test_a_camera_is_found_compressed(tmp_path, plain):
 
 @pytest.mark.parametrize(('word', 'told'), [
     ('image_primary', 'NAME=/TOPIC'), ('image_primary=front', 'NAME=/TOPIC'),
+    ('image_primary=/a b', 'NAME=/TOPIC'), ('image_primary=/a/', 'NAME=/TOPIC'),
     ('image_pirmary=/a', 'did you mean image_primary?'), ('x=/a', 'choose from image_primary')])
 def test_what_is_no_name_is_refused(word, told):
     with pytest.raises(UserError, match='--topic') as caught:
@@ -139,7 +140,7 @@ def test_what_is_no_name_is_refused(word, told):
 def test_names_survive_as_text_and_nothing_else_does():
     names = RobotNames({'action': '/a'}, BASE, HAND, ('a', 'b'), ('c',))
     assert RobotNames.from_text(names.to_text()) == names
-    assert parse_topics(['/action=/a/', 'instruction=']) == {'action': '/a'}
+    assert parse_topics(['/action= /a', 'instruction=']) == {'action': '/a'}
     for text in ('', 'null', '[]', '{"topics": []}', '{"topics": {"action": 3}}', '{"x": 1}',
                  '{"base_frame": 3}', '{"arm_joints": "abc"}', None, 3):
         with pytest.raises((ValueError, TypeError)):
