@@ -1,5 +1,7 @@
 """Start the policy and the command gate; cameras and arm are somebody else's."""
 
+from pathlib import Path
+
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction
@@ -10,6 +12,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import ExecutableInPackage
 
 from dtvla_ros.ros import bringup
+from dtvla_ros.ros.params_file import ParameterFile
 
 SHARE = get_package_share_directory('dtvla_ros')
 ARGUMENTS = {  # default, meaning, choices
@@ -25,10 +28,14 @@ def start(context):
     given = context.launch_configurations
     dtvla = ExecutableInPackage(package='dtvla_ros', executable='dtvla')
     nodes = bringup.node_processes(given, simulated='suite' in given)
+    file = ParameterFile.read(Path(given['params_file']))
+    # A file without a section for the overlay is refused by it.
+    files = {name: [] if name == 'overlay' and not file.of(node.full_name) else [str(file.path)]
+             for name, node in nodes.items()}
     return [
         *(Node(package='dtvla_ros', executable=node.name, name=node.name, output='screen',
                namespace=node.namespace, remappings=node.remappings,
-               parameters=[given['params_file'], {
+               parameters=[*files[node.name], {
                    name: ParameterValue(value, value_type=PARAMETER_TYPES.get(name, str))
                    for name, value in node.parameters.items()}])
           for node in nodes.values()),

@@ -187,6 +187,11 @@ def test_gate_and_policy_meet_in_any_namespace_and_viewers_start_when_asked_for(
         assert remaps['vla/action_chunk'] == '/mind/action_chunk'
     assert values['transport'] == 'compressed'
     assert remaps['image_wrist'] == '/image_wrist/compressed'
+    own = prefix / 'cell.yaml'
+    own.write_text('/vla/vla_node: {ros__parameters: {threads: 2}}\n'
+                   '/command_gate: {ros__parameters: {preset: crisp}}\n')
+    nodes = started('policy', params_file=str(own), overlay='true')
+    assert str(own) in nodes['command_gate'] and str(own) not in nodes['overlay']
     words = started('policy', viz='rerun', record='out/bag of today')['dtvla']
     assert words[1:5] == ['record', '--out', 'out/bag of today', '--params-file']
     assert started('policy', viz='rerun')['dtvla'][1:] == ['view', '--spawn']

@@ -78,6 +78,11 @@ class NodeProcess:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     remappings: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def full_name(self) -> str:
+        """The node's name with its namespace."""
+        return f'/{self.namespace}/{self.name}' if self.namespace else f'/{self.name}'
+
     def given(self, parameters: Mapping[str, Any]) -> NodeProcess:
         """Return the same process with more parameters."""
         return replace(self, parameters={**self.parameters, **parameters})

@@ -75,9 +75,9 @@ def run_graph(file: ParameterFile, given: Mapping[str, str], console: Console) -
         for name, words in viewers.items():  # first: a bag should hold how it begins
             processes.start(name, 'dtvla_ros.cli', words)
         for name, node in nodes.items():
-            known = file.of(f'/{node.namespace}/{name}' if node.namespace else f'/{name}')
-            processes.start(name, f'dtvla_ros.nodes.{name}', node.ros_arguments(
-                str(file.path.resolve()) if known else ''))
+            # A file without a section for the overlay is refused by it.
+            known = str(file.path.resolve()) if file.of(node.full_name) else ''
+            processes.start(name, f'dtvla_ros.nodes.{name}', node.ros_arguments(known))
         _follow(processes, lines, set(viewers) | {'overlay'}, console)
         console.print('all episodes ran', style='bold')
     except KeyboardInterrupt:
