@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.nodes.instructions import refuse_instruction
+from dtvla_ros.nodes.instructions import nearest, refuse_instruction, shown
 from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
 from dtvla_ros.policy.transform import transform_of
 from dtvla_ros.ros import conversions
@@ -32,6 +32,7 @@ if not (NANO / MANIFEST).exists():
     pytest.skip('models/nano is not there', allow_module_level=True)
 
 WHOLE = json.loads((NANO / MANIFEST).read_text())
+TASKS = PolicyManifest.read(NANO).tasks
 TRANSFORM = transform_of(NANO, PolicyManifest.read(NANO))
 
 
@@ -75,6 +76,7 @@ def test_any_bytes_as_a_manifest(tmp_path_factory: Any, content: bytes) -> None:
 @settings(max_examples=400, deadline=SOON)
 @given(text=st.text(max_size=200) | st.text('put the lemon in blue bin<>|_\n', max_size=400))
 def test_any_text_as_an_instruction(text: str) -> None:
+    assert nearest(text, TASKS) in TASKS and shown(text).isprintable()
     if not refuse_instruction(text):
         with suppress(UserError):
             assert TRANSFORM.check_instruction(text)
