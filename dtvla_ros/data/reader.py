@@ -184,7 +184,7 @@ class DatasetReader:
             return kind if kind.startswith('gray') and kind not in _NOT_DEEP else ''
         path = self.data_path(0)
         batch = next(pq.ParquetFile(path).iter_batches(1, columns=[key]), None)
-        if batch is None or not len(batch):
+        if batch is None or not len(batch) or not batch.num_columns:
             return ''
         with self._open_image(batch.column(0)[0].as_py()) as image:
             return f'mode {image.mode}' if image.mode.startswith(_DEPTH) else ''

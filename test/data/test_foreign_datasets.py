@@ -229,10 +229,12 @@ def test_files_of_two_precisions_are_read_as_declared(copied: Any, tmp_path: Pat
     assert DatasetReader(tmp_path / 'new').column(layout.ACTION).dtype == np.float32
 
 
-def test_a_column_one_file_lacks_is_named(copied: Any, tmp_path: Path) -> None:
-    folder, path = copied('v21'), V21.format(1)
-    pq.write_table(pq.read_table(folder / path).drop_columns([layout.ACTION]), folder / path)
-    refused(folder, tmp_path, path, 'lacks the column action', by='stats view convert validate')
+@pytest.mark.parametrize('number, name', [(1, layout.ACTION), (0, PRIMARY), (1, PRIMARY)])
+def test_a_column_one_file_lacks_is_named(
+        copied: Any, tmp_path: Path, number: int, name: str) -> None:
+    folder, path = copied('png'), V21.format(number)
+    pq.write_table(pq.read_table(folder / path).drop_columns([name]), folder / path)
+    refused(folder, tmp_path, path, f'lacks the column {name}', by='stats view convert validate')
 
 
 def test_text_where_numbers_are_due_is_refused(copied: Any, tmp_path: Path) -> None:
