@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -73,3 +76,27 @@ def test_experts_write_their_success(dtvla, tmp_path):
     result = json.loads((tmp_path / 'experts.json').read_text())
     assert result['total']['n'] == 2 and result['noise'] is True
     assert result['versions']['mujoco']
+
+
+def test_an_interrupted_command_says_what_is_kept(monkeypatch, dtvla):
+    def collecting(*_):
+        raise KeyboardInterrupt('data: 3 of 8 episodes are kept')
+    monkeypatch.setattr('dtvla_ros.data.collect.collect', collecting)
+    code, _, error = dtvla('collect', '--out', 'data')
+    assert (code, error.strip()) == (130, 'data: 3 of 8 episodes are kept')
+    monkeypatch.setattr('dtvla_ros.data.collect.collect', lambda *_: os.kill(
+        os.getpid(), signal.SIGTERM))
+    assert dtvla('collect', '--out', 'data')[0::2] == (130, '\ninterrupted\n')
+
+
+@pytest.mark.parametrize('error, said', [
+    (OSError(errno.ENOSPC, 'x', 'data/a'), 'data/a: No space left on device; make room'),
+    (PermissionError(errno.EACCES, 'x', 'data/a'), 'data/a: Permission denied; choose'),
+    (ValueError('I/O error: No space left on device (os error 28)'), 'No space left on device'),
+    (OSError(errno.EFBIG, 'x'), 'File too large; raise the limit')])
+def test_a_disk_that_refuses_is_one_line(monkeypatch, dtvla, error, said):
+    def collecting(*_):
+        raise error
+    monkeypatch.setattr('dtvla_ros.data.collect.collect', collecting)
+    code, _, told = dtvla('collect', '--out', 'data')
+    assert code == 2 and told.startswith(f'error: {said}') and told.count('\n') == 1

@@ -13,7 +13,7 @@ from typer import Option
 from dtvla_ros.cli import annotate, data, evaluation, models, recording, running, talk, train
 from dtvla_ros.cli.arguments import Given, call, group, names, takes
 from dtvla_ros.errors import NodeDied, one_line
-from dtvla_ros.interrupt import say, terminable
+from dtvla_ros.interrupt import terminable
 from dtvla_ros.ros import topic_cli
 
 app = group(
@@ -98,8 +98,7 @@ def main(commands: typer.Typer = app) -> None:
     except (KeyboardInterrupt, Exception) as error:
         # typer's own usage errors; which module defines their class depends on its version.
         kind = type(error).__name__
-        if kind in ('KeyboardInterrupt', 'Abort'):  # which typer makes of it
-            say(str(error if kind == 'KeyboardInterrupt' else error.__cause__ or ''))
+        if kind in ('KeyboardInterrupt', 'Abort'):  # which some make of it
             raise SystemExit(130) from None
         if kind == 'NoArgsIsHelpError':
             raise SystemExit(2) from None

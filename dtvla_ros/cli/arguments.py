@@ -13,6 +13,8 @@ import typer
 from typer import Option
 from typer.core import TyperCommand
 
+from dtvla_ros.interrupt import say
+
 T = TypeVar('T')
 Given = Mapping[str, Any]  # all arguments of a command by name
 NANO = Path('models/nano')
@@ -129,13 +131,25 @@ class Command(TyperCommand):
 
 
 class Group(typer.Typer):
-    """In docstrings of its commands every example is a line, which help shows as a paragraph."""
+    """Commands whose help shows every example of their docstring, a line, as a paragraph.
+
+    What a KeyboardInterrupt says, what is kept of the work, is printed.
+    """
 
     def command(self, name: str | None = None, **settings: Any) -> Any:  # type: ignore[override]
         def decorate(function: Callable[..., Any]) -> Any:
             text, mark, examples = (inspect.getdoc(function) or '').partition('**Example')
             text += mark + re.sub(r'\n(?=`dtvla )', '\n\n', examples)
-            return super(Group, self).command(name, help=text, **settings)(function)
+
+            @wraps(function)
+            def told(*arguments: Any, **options: Any) -> Any:
+                try:
+                    return function(*arguments, **options)
+                except KeyboardInterrupt as error:  # of which typer keeps only an exit code
+                    say(str(error))
+                    raise
+
+            return super(Group, self).command(name, help=text, **settings)(told)
 
         return decorate
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dtvla_ros.interrupt import Stop
 
 T = TypeVar('T')
-TIMED = 2  # steps, after one that is not counted
+TIMED = 1  # step, after one that is not counted
 SAVING = 0.1  # largest share of the time that checkpoints take
 
 

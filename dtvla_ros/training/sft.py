@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
-from dataclasses import replace
+from contextlib import ExitStack, closing, suppress
+from itertools import takewhile
 from statistics import mean
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +25,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.files import writing
 from dtvla_ros.interrupt import Stop, finishing
 from dtvla_ros.policy.manifest import ActionContract
-from dtvla_ros.rollout.batched import BatchedRollouts, successes
+from dtvla_ros.rollout.batched import BatchedRollouts, Rollout
 from dtvla_ros.rollout.env import SceneSetup
 from dtvla_ros.rollout.episode import EpisodeJob
 from dtvla_ros.rollout.workers import open_envs
@@ -35,9 +35,9 @@ from dtvla_ros.training.config import SELECTION_SEEDS, SftConfig, SftRun
 from dtvla_ros.training.trainer import Trainer
 
 SIMULATORS = 2  # processes that run held-out episodes
-PROBED = 2  # decisions of an episode from which the duration of the evaluation is estimated
 VALIDATED = 1024  # held-out frames whose losses are taken, at most
-EVALUATION_SHARE = 0.3  # of a run's minutes that the last evaluation may take
+EPISODE_SECONDS = 20.0  # that are kept for each of the last evaluation
+EVALUATION_SHARE = 0.2  # of a run's minutes that are kept for it, at most
 
 
 class HeldOut:
@@ -51,28 +51,27 @@ class HeldOut:
                                 ActionContract().replan_steps)
                      for task in self.envs.info.tasks for k in range(run.episodes)]
 
-    def success(self) -> float:
-        """Return the averaged policy's success rate."""
-        return mean(successes(BatchedRollouts(self.envs), self._sampler(), self.jobs))
+    def success(self, until: float = math.inf) -> dict[str, float]:
+        """Return the averaged policy's ``success`` rate; none if it was not even played once.
 
-    def _sampler(self) -> BatchSampler:
-        return BatchSampler(self._trainer.average.eval(), self._trainer.transform)
-
-    def seconds(self) -> float:
-        """Play the beginning of two episodes; return how long all take at most."""
-        stamps: list[float] = []
-        sampler = self._sampler()
+        Past ``until``, as of ``perf_counter``, nothing more is decided: what counts are the
+        first episodes up to one that had not ended.
+        """
+        sampler = BatchSampler(self._trainer.average.eval(), self._trainer.transform)
+        ended: dict[int, bool] = {}
 
         def infer(*arguments: Any) -> Any:
-            stamps.append(time.perf_counter())
+            if time.perf_counter() > until:
+                raise TimeoutError
             return sampler.infer(*arguments)
 
-        begun, replan = time.perf_counter(), self.jobs[0].replan_steps
-        successes(BatchedRollouts(self.envs), SimpleNamespace(infer=infer), [
-            replace(self.jobs[0], max_steps=PROBED * replan)] * SIMULATORS)
-        decision = (stamps[-1] - stamps[0]) / (PROBED - 1)
-        each = stamps[0] - begun + -(-self.envs.info.max_steps // replan) * decision
-        return -(-len(self.jobs) // SIMULATORS) * each
+        rest = iter([Rollout(job, (k,)) for k, job in enumerate(self.jobs)])
+        with suppress(TimeoutError):
+            BatchedRollouts(self.envs).run(
+                SimpleNamespace(infer=infer), lambda: next(rest, None),
+                lambda episode, result: ended.update({episode.rollout.key[0]: result.success}))
+        whole = [ended[k] for k in takewhile(ended.__contains__, range(len(self.jobs)))]
+        return {'success': mean(whole)} if whole else {}
 
 
 def train_sft(config: SftConfig, run: SftRun) -> dict[str, float]:
@@ -91,7 +90,7 @@ def train_sft(config: SftConfig, run: SftRun) -> dict[str, float]:
         if run.episodes and main:
             held_out = HeldOut(run, trainer)
             stack.enter_context(closing(held_out.envs))
-        held_out = _plan(trainer, held_out)
+        _plan(trainer, held_out)
         with finishing('the running step, then saving') as clock.stop:
             trainer.pretrain()
             if not clock.stopped:
@@ -107,24 +106,22 @@ def train_sft(config: SftConfig, run: SftRun) -> dict[str, float]:
     return last
 
 
-def _plan(trainer: Trainer, held_out: HeldOut | None) -> HeldOut | None:
-    """Time the run's parts and print the plan; return ``held_out`` where there is time for it."""
+def _plan(trainer: Trainer, held_out: HeldOut | None) -> None:
+    """Time the run's parts and print the plan."""
     run, accelerator = trainer.run, trainer.accelerator
     trainer.measure()
     batches = -(-min(len(trainer.batches.validation), VALIDATED) // trainer.config.batch_size)
-    losses = batches * trainer.costs[-1] / 3.0  # a forward pass is about a third of a step
-    episodes = held_out.seconds() if held_out is not None else 0.0
-    text = f'{len(held_out.jobs)} held-out episodes' if held_out is not None else 'losses'
-    if episodes > EVALUATION_SHARE * 60.0 * (run.minutes or math.inf):
-        text = f'losses; {text} would take {episodes / 60.0:.1f} min: dtvla eval plays such'
-        held_out, episodes = None, 0.0
+    seconds = batches * trainer.costs[-1] / 3.0  # a forward pass is about a third of a step
+    if held_out is not None:
+        seconds += min(EPISODE_SECONDS * len(held_out.jobs),
+                       EVALUATION_SHARE * 60.0 * (run.minutes or math.inf))
     trainer.reserve = float(accelerator.reduce(torch.tensor(
-        (losses + episodes) * accelerator.is_main_process, device=accelerator.device), 'sum'))
+        seconds * accelerator.is_main_process, device=accelerator.device), 'sum'))
     trainer.clock.lap()
     if accelerator.is_main_process:
         tqdm.write(f'{trainer.batches.padding():.1%} of all rows are padding')
-        tqdm.write(describe(trainer, text))
-    return held_out
+        tqdm.write(describe(trainer, f'losses, and {len(held_out.jobs)} held-out episodes'
+                            if held_out is not None else 'losses'))
 
 
 def describe(trainer: Trainer, evaluation: str = '') -> str:
@@ -171,14 +168,14 @@ def _fine_tune(trainer: Trainer, held_out: HeldOut | None, asked: Stop) -> dict[
                 with writing(run.out):
                     writer.add_scalar(f'{kind}/{name}', value, trainer.step)
 
-    def evaluate() -> dict[str, float]:
+    def evaluate(until: float = math.inf) -> dict[str, float]:
         if not (main or trainer.sharded):
             return {}
         values = trainer.validate(VALIDATED) if len(trainer.batches.validation) else {}
         if held_out is not None:
             try:
                 with asked.dropping():
-                    values['success'] = held_out.success()
+                    values |= held_out.success(until)
             except KeyboardInterrupt:
                 if asked.count > 1:
                     raise
@@ -216,7 +213,8 @@ def _fine_tune(trainer: Trainer, held_out: HeldOut | None, asked: Stop) -> dict[
                 last = evaluate()
         trainer.save()
         if not clock.stopped:
-            last = evaluate()
+            last = evaluate(math.inf if run.minutes is None else time.perf_counter() + max(
+                60.0 * run.minutes - clock.seconds, 0.0))
             clock.lap()
     if writer is not None:
         with writing(run.out):

@@ -8,15 +8,26 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from support.tiny import tiny_episode
 from typer.testing import CliRunner
 
 from dtvla_ros.actions.grid import location_word
 from dtvla_ros.cli import app
+from dtvla_ros.data import collect as module
 from dtvla_ros.data import layout
 from dtvla_ros.data.collect import CollectOptions, collect, plan_episode
 from dtvla_ros.data.reader import DatasetReader
-from dtvla_ros.data.writer import finished_shards, require_same_options, shard_path
+from dtvla_ros.data.validate import validate
+from dtvla_ros.data.writer import (
+    finished_shards,
+    merge_shards,
+    missing_shards,
+    require_same_options,
+    shard_path,
+    write_shard,
+)
 from dtvla_ros.errors import UserError
+from dtvla_ros.rollout.env import SceneSetup
 
 TASKS = ('a', 'b', 'c')
 QUICK = CollectOptions(
@@ -125,3 +136,44 @@ def test_resume_after_a_kill(tmp_path):
     assert height.min() > -0.12 and height.max() < 0.6, 'below the table, or too high'
     with pytest.raises(UserError, match='seed'):
         collect(tmp_path, replace(QUICK, seed=1), 1)
+
+
+def test_an_episode_that_the_expert_fails_is_recorded_again(monkeypatch, tmp_path):
+    plans = []
+
+    def record(env, plan, options):
+        plans.append(plan)
+        return [] if plan.index == 1 and len(plans) < 4 else [tiny_episode(plan.index)]
+    monkeypatch.setattr(module, 'record', record)
+    monkeypatch.setattr(SceneSetup, 'make', lambda self: None)
+    recording = module.make_recorder(QUICK, TASKS, True)((0, range(3)))
+    told = []
+    while True:
+        try:
+            told.append(next(recording))
+        except StopIteration as end:
+            shard = json.loads(end.value['shard.json'])
+            break
+    assert told == [True] * 3 and shard['tried'] == len(shard['episodes']) == 3
+    assert [plan.index for plan in plans] == [0, 1, 1, 1, 2]
+    assert [plan.seed for plan in plans][::4] == [0, 2]
+    assert len({plan.seed for plan in plans}) == 5 and max(p.seed for p in plans) < 100_000
+
+
+def test_as_many_episodes_as_asked_for_are_planned(tmp_path):
+    assert {k: len(plan) for k, plan in missing_shards(tmp_path, 36, 8).items()} == {
+        0: 8, 1: 8, 2: 8, 3: 8, 4: 4}
+    for number, tried in ((0, None), (1, 8), (2, 4)):  # one as written before
+        write_shard(tmp_path, number, [tiny_episode(number)], 10, tried=tried)
+    assert missing_shards(tmp_path, 20, 8) == {}
+    assert missing_shards(tmp_path, 24, 8) == {2: range(16, 24)}
+    first = merge_shards(tmp_path)
+    assert {path.name for path in (tmp_path / '.shards').rglob('*.*')} == {'shard.json'}
+    assert merge_shards(tmp_path) == first
+    write_shard(tmp_path, 2, [tiny_episode(k) for k in (2, 3)], 10, tried=8)
+    assert merge_shards(tmp_path)['total_episodes'] == 4
+    assert validate(tmp_path) == []
+    next(tmp_path.rglob('file-001.mp4')).unlink()
+    write_shard(tmp_path, 3, [tiny_episode(4)], 10, tried=8)
+    with pytest.raises(UserError, match='file-001.mp4: no such file; delete .*00001'):
+        merge_shards(tmp_path)
