@@ -19,7 +19,7 @@ from dtvla_ros.actions.codec import ActionCodec
 from dtvla_ros.actions.grid import location_word, opening_word, tilt_word
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import read_json, write_json
+from dtvla_ros.files import read_json, write_json, written_whole
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.manifest import TOKENIZER, PolicyManifest
 from dtvla_ros.policy.vocabulary import UNKNOWN, load_tokenizer
@@ -196,12 +196,13 @@ def transform_of(folder: Path, manifest: PolicyManifest) -> PolicyTransform:
 def write_transform(folder: Path, transform: PolicyTransform) -> None:
     """Write ``config.json``, ``tokenizer.json``, ``statistics.json`` and ``prompt.json``."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / 'config.json', asdict(transform.config))
-    transform.tokenizer.save(str(folder / 'tokenizer.json'))
+    with written_whole(folder / 'tokenizer.json') as part:
+        transform.tokenizer.save(str(part))
     write_json(folder / 'statistics.json', transform.statistics.to_dict())
     write_json(folder / 'prompt.json', {
         'state_in_prompt': transform.state_in_prompt, 'preamble': transform.preamble,
         'mirrored': transform.mirrored})
+    write_json(folder / 'config.json', asdict(transform.config))  # last: now there is one
 
 
 def read_transform(folder: Path) -> PolicyTransform:

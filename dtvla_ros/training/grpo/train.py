@@ -124,14 +124,14 @@ class GrpoTrainer:
     def __init__(self, config: GrpoConfig, run: GrpoRun, pool: Workers | None = None):
         if run.threads:
             torch.set_num_threads(run.threads)
-        require_folder(run.out)
         self.config, self.run = config, run
-        self.accelerator = Accelerator(mixed_precision=config.precision)
         model, self.transform, manifest = read_source(run.init)
         self.instructions = manifest.tasks
         if self.transform.mirrored:
             raise UserError(f'{run.init}: sees mirrored images, which a training run does not '
                             'record; begin with a policy that sees them upright')
+        require_folder(run.out)
+        self.accelerator = Accelerator(mixed_precision=config.precision)
         self.replan_steps = run.replan_steps or manifest.action.replan_steps
         # What of the run, besides its configuration, must stay.
         self._what = {'suite': run.suite, 'tasks': list(run.tasks), 'starts': run.starts,
