@@ -223,7 +223,7 @@ def _open(folder: Path, graphs: Sequence[str], providers: Sequence[str], threads
           spin: bool) -> list[ort.InferenceSession]:
     settings = ort.SessionOptions()
     settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
-    settings.log_severity_level = 3
+    settings.log_severity_level = 4  # errors are raised
     settings.add_session_config_entry('session.intra_op.allow_spinning', str(int(spin)))
     weights = folder / WEIGHTS
     try:
@@ -231,7 +231,9 @@ def _open(folder: Path, graphs: Sequence[str], providers: Sequence[str], threads
                 _lets_read(folder / name, weights) for name in graphs):
             data = np.memmap(weights, np.uint8, 'r')  # until the sessions are made
             getattr(settings, _IN_MEMORY)([WEIGHTS], [data], [len(data)])
-        return [ort.InferenceSession(str(folder / name), settings, providers=options(providers))
+        # Falling back from the CPU to the CPU it would print what is raised in any case.
+        return [ort.InferenceSession(str(folder / name), settings, providers=options(providers),
+                                     enable_fallback=int(len(providers) > 1))
                 for name in graphs]
     except Exception as error:  # the runtime's exceptions share no narrower base
         raise UserError(f'{folder}: ONNX Runtime can not load the graphs '

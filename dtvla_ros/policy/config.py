@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any, get_args, get_origin, get_type_hints
 
 from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.errors import UserError
 
 MASKED = -1e9  # finite, so that a row that sees nothing (a pad) yields numbers and not NaN
 VISION_KINDS = ('siglip', 'conv')
+_LARGEST = {'layers': 1000, 'image_size': 4096, 'chunk_steps': 1000, 'action_dim': 100,
+            'rope_theta': 1e9}
+GROUPS = 8  # of channels that are normalised together
 # A released config.json's names of what is asked for here, with PaliGemma-3B's own values.
 _TEXT = {'width': ('hidden_size', 2048), 'layers': ('num_hidden_layers', 18),
          'heads': ('num_attention_heads', 8), 'kv_heads': ('num_key_value_heads', 1),
@@ -32,7 +35,33 @@ def _require(good: bool, message: str) -> None:
 
 def _positive(owner: object, *names: str) -> None:
     for name in names:
-        _require(getattr(owner, name) > 0, f'{name} must be positive, got {getattr(owner, name)}')
+        value, most = getattr(owner, name), _LARGEST.get(name, 2 ** 20)
+        _require(0 < value <= most, f'{name} must be positive, at most {most}, got {value}')
+
+
+def require_types(owner: Any) -> None:
+    """Raise ``UserError`` unless every field of a dataclass holds what its annotation says.
+
+    Files are read into them, and JSON knows other types. Dataclasses in it see to themselves.
+    """
+    for name, hint in get_type_hints(type(owner)).items():
+        value = getattr(owner, name)
+        if not _fits(value, hint):
+            kind = getattr(hint, '__name__', '') if get_origin(hint) is None else str(hint)
+            raise UserError(f'{name} is {repr(value)[:60]}, expected {kind}')
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(part, inner[0]) for part in value)
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(
+            _fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool) and (
+            abs(value) < math.inf)
+    return hint is Any or is_dataclass(hint) or isinstance(value, hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +79,7 @@ class TextConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        require_types(self)
         _positive(self, *(f.name for f in fields(self)))
         _require(self.heads % self.kv_heads == 0,
                  f'heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})')
@@ -77,11 +107,14 @@ class VisionConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        require_types(self)
         _require(self.kind in VISION_KINDS,
                  f'vision kind must be one of {VISION_KINDS}, got {self.kind!r}')
         _require(0 < len(set(self.cameras)) == len(self.cameras) == len(self.tokens),
                  f'cameras {self.cameras} must be different, each with its tokens {self.tokens}')
         _positive(self, 'image_size')
+        _require(all(0 < count <= 2 ** 16 for count in self.tokens),
+                 f'tokens must be positive, got {self.tokens}')
         if self.kind == 'siglip':
             _positive(self, 'width', 'layers', 'heads', 'mlp', 'patch')
             side = self.image_size // self.patch
@@ -89,6 +122,8 @@ class VisionConfig:
                      f'siglip gives {side * side} tokens per camera, tokens says {self.tokens}')
         else:
             _require(len(self.channels) > 1, f'channels needs two stages, got {self.channels}')
+            _require(all(0 < n <= 2 ** 14 and n % GROUPS == 0 for n in self.channels),
+                     f'channels must be multiples of {GROUPS}, got {self.channels}')
             for count in self.tokens:
                 stride = self.image_size / max(count, 1) ** 0.5
                 _require(stride >= 8 and math.log2(stride).is_integer(),
@@ -115,6 +150,9 @@ class SpecialIds:
     bins_first: int
     bins_last: int
 
+    def __post_init__(self) -> None:
+        require_types(self)
+
     @property
     def bins(self) -> int:
         """Number of action bins."""
@@ -137,6 +175,7 @@ class DecoderConfig:
     slot_codes: bool = False
 
     def __post_init__(self) -> None:
+        require_types(self)
         _positive(self, 'chunk_steps', 'action_dim')
         first, last = self.ids.bins_first, self.ids.bins_last
         _require(self.ids.bins >= 2, f'action ids {first}..{last} hold no bins')

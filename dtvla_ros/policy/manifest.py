@@ -16,9 +16,10 @@ from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import read_json, unreadable, writing
 from dtvla_ros.interrupt import resumable
-from dtvla_ros.policy.config import DecoderConfig
+from dtvla_ros.policy.config import DecoderConfig, require_types
 
 FORMAT = 1
+MOST_TOKENS = 10_000  # of a thought
 MANIFEST = 'manifest.json'
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
@@ -49,6 +50,7 @@ class ActionContract:
     replan_steps: int = 6
 
     def __post_init__(self) -> None:
+        require_types(self)
         for name in ('metres_per_unit', 'radians_per_unit', 'rate_hz', 'replan_steps'):
             if not (value := getattr(self, name)) > 0:
                 raise UserError(f'action contract: {name} must be positive, got {value}')
@@ -66,6 +68,9 @@ class ImageContract:
     encoding: str = 'rgb8'
     upright: bool = True
     mirrored: bool = False
+
+    def __post_init__(self) -> None:
+        require_types(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,10 @@ class PolicyManifest:
     proof: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        require_types(self)
+        if not 0 < self.max_thought_tokens <= MOST_TOKENS:
+            raise UserError(f'manifest: max_thought_tokens {self.max_thought_tokens} is not from '
+                            f'1 to {MOST_TOKENS}')
         for what, share in self.proof.items():
             if not 0.0 <= share <= 1.0:
                 raise UserError(f'manifest: proof, {what}: {share} is no share from 0 to 1')

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from dtvla_ros.policy.config import VisionConfig
+from dtvla_ros.policy.config import GROUPS, VisionConfig
 
 
 def siglip_config(vision: VisionConfig) -> SiglipVisionConfig:
@@ -79,7 +79,7 @@ class ConvStem(nn.Module):
 
 
 def _norm(channels: int) -> tuple[nn.Module, nn.Module]:
-    return nn.GroupNorm(8, channels), nn.GELU()
+    return nn.GroupNorm(GROUPS, channels), nn.GELU()
 
 
 class ConvTower(nn.Module):

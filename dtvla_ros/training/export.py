@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy.spatial.transform import Rotation
-
-from dtvla_ros.data import layout
-from dtvla_ros.data.reader import DatasetReader, open_dataset
+from dtvla_ros.data.reader import open_dataset
 from dtvla_ros.engine.export import Parity, export_policy, record_proof
-from dtvla_ros.engine.proof import OBSERVATIONS, Proof
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.results import versions
 from dtvla_ros.files import read_json, write_text
@@ -29,13 +24,9 @@ from dtvla_ros.policy.manifest import (
     sha256,
 )
 from dtvla_ros.policy.model import HybridDecoder
-from dtvla_ros.policy.transform import (
-    Observation,
-    PolicyTransform,
-    read_transform,
-    transform_of,
-)
+from dtvla_ros.policy.transform import PolicyTransform, read_transform, transform_of
 from dtvla_ros.training.checkpoint import ORIGIN, WEIGHTS, read_tasks
+from dtvla_ros.training.observations import own_observations, sample
 
 
 def export(source: Path, out: Path | None = None, name: str | None = None,
@@ -53,7 +44,7 @@ def export(source: Path, out: Path | None = None, name: str | None = None,
     """
     model, transform, manifest = read_source(source)
     proof = (sample([open_dataset(path) for path in observations], transform) if observations
-             else _own_observations(source, manifest, transform))
+             else own_observations(source, transform))
     if weights == 'auto':
         from dtvla_ros.engine.bench import fastest_weights
 
@@ -82,46 +73,6 @@ def add_proof(folder: Path, observations: Sequence[Path]) -> None:
         [open_dataset(path) for path in observations], transform))
     write_text(folder / MANIFEST, replace(manifest, proof=shares, files={
         **manifest.files, PROOF: sha256(folder / PROOF)}).to_json())
-
-
-def _own_observations(source: Path, manifest: PolicyManifest,
-                      transform: PolicyTransform) -> Proof | None:
-    """Return what a run or a policy has to prove itself on."""
-    if not _is_policy(source):
-        path = source / PROOF
-        return Proof.read(path, transform) if path.exists() else None
-    if PROOF not in manifest.files:
-        return None
-    return Proof.read(manifest.verified(source, PROOF), transform)
-
-
-def sample(readers: Sequence[DatasetReader], transform: PolicyTransform) -> Proof:
-    """Return frames spread over datasets as a policy observes them. Raises ``UserError``."""
-    each = -(-OBSERVATIONS // len(readers))
-    return Proof.of([observation for reader in readers
-                     for observation in _observations(reader, transform, each)], transform)
-
-
-def _observations(reader: DatasetReader, transform: PolicyTransform,
-                  count: int) -> Iterator[Observation]:
-    keys = {layout.CAMERAS.get(key, key): key for key in reader.camera_keys}
-    cameras = transform.config.vision.cameras
-    if missing := [name for name in cameras if name not in keys]:
-        raise UserError(f'{reader.root}: has no camera {missing[0]!r}, only {", ".join(keys)}; '
-                        'choose another dataset')
-    states = reader.rows(layout.STATE)  # [N, 8] m, rad, m
-    if states.shape[1] != len(layout.STATE_NAMES):
-        raise UserError(f'{reader.root}: {layout.STATE} has {states.shape[1]} channels, expected '
-                        f'{", ".join(layout.STATE_NAMES)}; choose another dataset')
-    ends = np.cumsum(reader.lengths)
-    for row in np.linspace(0, ends[-1] - 1, min(count, ends[-1])).astype(int).tolist():
-        episode = int(np.searchsorted(ends, row, 'right'))
-        frame = row - int(ends[episode]) + reader.lengths[episode]
-        state, task = states[row], int(reader.column('task_index', episode)[frame])
-        yield Observation(
-            {name: reader.image(episode, frame, keys[name]) for name in cameras}, {}, state[:3],
-            Rotation.from_rotvec(state[3:6]).as_quat(), float(state[6] - state[7]),
-            reader.tasks[task], 0.0)
 
 
 def _is_policy(folder: Path) -> bool:

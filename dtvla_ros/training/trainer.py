@@ -22,7 +22,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.files import require_folder, write_text, writing
 from dtvla_ros.policy import adapters
 from dtvla_ros.policy.checkpoint import save_tensors
-from dtvla_ros.policy.manifest import MANIFEST
+from dtvla_ros.policy.manifest import MANIFEST, PROOF
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import write_transform
 from dtvla_ros.training import checkpoint, data
@@ -39,6 +39,7 @@ from dtvla_ros.training.collate import Batch, Collator
 from dtvla_ros.training.config import AdapterConfig, SftConfig, SftRun, warm_cosine
 from dtvla_ros.training.initialisation import copy_weights, initialise, require_contract
 from dtvla_ros.training.loss import Metrics, Objective
+from dtvla_ros.training.observations import observations_for
 
 ADAPTER = 'default'  # what peft calls an adapter that was given no name
 
@@ -83,6 +84,8 @@ class Trainer:
             frames = [data.open_frames(reader, transform) for reader in readers]
         self.tasks = dict.fromkeys(reader.tasks[task] for reader in readers
                                    for task in sorted(set(reader.column('task_index'))))
+        self.observations = observations_for(
+            run.out, readers, transform) if accelerator.is_main_process else None
         self.batches = Collator(rows, frames, transform, config, objects, run.weights,
                                 config.accumulate * accelerator.num_processes)
 
@@ -289,6 +292,9 @@ class Trainer:
         if main:
             write_transform(out, self.transform)
             checkpoint.write_tasks(out, self.tasks)
+            if self.observations is not None:
+                self.observations.write(out / PROOF)
+                self.observations = None
         state = {'step': self.step, 'seconds': self.clock.seconds, 'begun': self.begun,
                  'config': asdict(self.config)}
         average = self.average if self.config.ema else None

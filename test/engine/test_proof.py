@@ -19,7 +19,8 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.nodes import inference_worker
 from dtvla_ros.policy.manifest import MANIFEST, PROOF, PolicyManifest
 from dtvla_ros.ros.settings import VlaSettings
-from dtvla_ros.training.export import export, sample
+from dtvla_ros.training.export import export
+from dtvla_ros.training.observations import sample
 
 MODELS = Path(__file__).resolve().parents[2] / 'models'
 COUNT = 6

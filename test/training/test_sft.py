@@ -13,6 +13,7 @@ from dtvla_ros.training.checkpoint import CHECKPOINT, TASKS
 from dtvla_ros.training.config import AuxiliaryConfig, SftConfig
 from dtvla_ros.training.export import read_source
 from dtvla_ros.training.grpo.config import GrpoConfig
+from dtvla_ros.training.observations import own_observations
 from dtvla_ros.training.sft import SftRun, Trainer, train_sft
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +32,8 @@ def test_training_lowers_the_loss_and_leaves_a_policy(dataset, tmp_path):
         read_source(out)
     (out / TASKS).unlink()  # as of a run of before
     assert read_source(out)[2].tasks == ()
+    kept = own_observations(out, read_source(out)[1])
+    assert kept is not None and len(kept.observations) == min(24, len(DatasetReader(dataset).table))
     assert not list(out.rglob('*.pt')) and any((out / 'tensorboard').iterdir())
     assert json.loads((out / CHECKPOINT / 'state.json').read_text())['step'] == 90
     with pytest.raises(UserError, match='another config'):

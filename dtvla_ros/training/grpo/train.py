@@ -22,6 +22,7 @@ from dtvla_ros.evaluation.results import Rate, evaluation_seed
 from dtvla_ros.files import require_folder, writing
 from dtvla_ros.interrupt import resumable
 from dtvla_ros.policy.checkpoint import save_weights
+from dtvla_ros.policy.manifest import PROOF
 from dtvla_ros.policy.transform import write_transform
 from dtvla_ros.rollout import batched
 from dtvla_ros.rollout.env import SceneSetup, require_tasks
@@ -35,6 +36,7 @@ from dtvla_ros.training.grpo.advantage import Groups, Rewards
 from dtvla_ros.training.grpo.config import GrpoConfig
 from dtvla_ros.training.grpo.learner import Learner, summed, transitions
 from dtvla_ros.training.grpo.rollout import BranchJob, Trajectory, run_rollouts
+from dtvla_ros.training.observations import own_observations
 
 # What a run may change when it goes on: how it is computed, not what is learnt.
 MACHINE = ('num_envs', 'num_env_groups', 'step_timeout', 'micro_batch', 'evaluate_every',
@@ -126,6 +128,7 @@ class GrpoTrainer:
             torch.set_num_threads(run.threads)
         self.config, self.run = config, run
         model, self.transform, manifest = read_source(run.init)
+        self.observations = own_observations(run.init, self.transform)
         self.instructions = manifest.tasks
         if self.transform.mirrored:
             raise UserError(f'{run.init}: sees mirrored images, which a training run does not '
@@ -288,6 +291,8 @@ class GrpoTrainer:
             with writing(out):
                 write_transform(out, self.transform)
                 checkpoint.write_tasks(out, self.instructions)
+                if self.observations is not None:
+                    self.observations.write(out / PROOF)
                 save_weights(self.learner.model, out / checkpoint.WEIGHTS)
             checkpoint.save_checkpoint(
                 out, self.learner.model, self.learner.reference, self.learner.optimizer,
