@@ -33,7 +33,8 @@ def test_training_lowers_the_loss_and_leaves_a_policy(dataset, tmp_path):
     (out / TASKS).unlink()  # as of a run of before
     assert read_source(out)[2].tasks == ()
     kept = own_observations(out, read_source(out)[1])
-    assert kept is not None and len(kept.observations) == min(24, len(DatasetReader(dataset).table))
+    assert kept is not None
+    assert len(kept.observations) == min(24, len(DatasetReader(dataset).table))
     assert not list(out.rglob('*.pt')) and any((out / 'tensorboard').iterdir())
     assert json.loads((out / CHECKPOINT / 'state.json').read_text())['step'] == 90
     with pytest.raises(UserError, match='another config'):
