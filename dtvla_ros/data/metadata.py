@@ -7,7 +7,6 @@ functions raise ``UserError`` naming file, place and remedy.
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ TEXT, IMAGES = 'string', ('image', 'video')
 READ = (*layout.V21_VERSIONS, layout.VERSION)
 FASTEST = 1000  # frames a second that are believed
 MOST = 2 ** 40  # of anything that is counted
+LONGEST = 2 ** 30  # video [s]
 AGAIN = 'correct it, or copy the whole dataset again'
 # What the templates of paths may be filled with.
 FIELDS: dict[str, Any] = {'episode_index': 0, 'episode_chunk': 0, 'chunk_index': 0,
@@ -179,7 +179,7 @@ def _episode(place: str, row: Mapping[str, Any], is_v2: bool) -> dict[str, Any]:
         if name.endswith(('chunk_index', 'file_index')) or name.startswith('dataset_'):
             own[name] = _whole(row, name, place)
         elif name.endswith('/from_timestamp'):
-            if not isinstance(start := row[name], int | float) or not 0 <= start < math.inf:
+            if not isinstance(start := row[name], int | float) or not 0 <= start < LONGEST:
                 raise UserError(f'{place}: {name} of episode {number} is {start!r:.40}, no '
                                 f'seconds; {AGAIN}')
             own[name] = start

@@ -411,11 +411,11 @@ class DatasetReader:
         """Yield images that are stored beside the numbers."""
         path, number = self.data_path(episode), self.episodes[episode]['episode_index']
         try:
+            if key not in pq.read_schema(path).names:
+                raise UserError(f'{path}: lacks the column {key}; {RECORD}')
             table = pq.read_table(path, columns=[key], filters=[('episode_index', '=', number)])
         except (OSError, ValueError, pa.ArrowException) as error:
             raise unreadable(path, error, RECORD) from None
-        if key not in table.column_names:
-            raise UserError(f'{path}: lacks the column {key}; {RECORD}')
         for frame, cell in enumerate(table.column(key)[first:], first):
             try:
                 with self._open_image(cell.as_py()) as image:
