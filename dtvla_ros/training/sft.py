@@ -183,7 +183,9 @@ def _fine_tune(trainer: Trainer, held_out: HeldOut | None, asked: Stop) -> dict[
         log('validation', values)
         if main:
             tqdm.write(f'step {trainer.step}, {clock.seconds / 60:.1f} min: ' + ', '.join(
-                f'{name} {value:.3f}' for name, value in values.items()))
+                f'{name} {value:.3f}' for name, value in values.items()) + (
+                    '; no held-out episode ended within --minutes: dtvla eval plays such'
+                    if held_out is not None and 'success' not in values else ''))
         return values
 
     batches = prefetch(trainer.draw, trainer.step, run.loaders, accelerator.device)
