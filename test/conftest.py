@@ -43,12 +43,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     remove_dead_segments()
 
 
-@pytest.fixture(autouse=True)
-def ordinary_priority(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no gate built in this process make it real-time, and all that it starts from then on."""
-    monkeypatch.setattr(os, 'sched_setscheduler', lambda *_: None, raising=False)
-
-
 @pytest.fixture(scope='session')
 def dataset(tmp_path_factory):
     """Return the folder of a small dataset; nobody may write there."""
