@@ -101,8 +101,8 @@ bench: $(VENV)/.installed-dev  ## how fast engines decide, beside the published 
 latency: $(VENV)/.installed  ## what the path from camera to arm costs on this machine
 	$(BIN)/python -m benchmarks.latency --json $(OUT)/latency.json
 
-faults: $(VENV)/.installed-dev $(VENV)/.interfaces  ## injects every fault of the table on running nodes, writes it to README.md
-	$(BIN)/python -m pytest test/faults --fault-table README.md --flood-seconds 60
+faults: $(VENV)/.installed-dev $(VENV)/.interfaces  ## injects every fault of the table on running nodes, writes docs/faults.md
+	$(BIN)/python -m pytest test/faults --fault-table docs/faults.md --flood-seconds 60
 
 soak: $(VENV)/.installed  ## ten minutes at 20 Hz with two cameras: late commands, memory
 	$(BIN)/python -m benchmarks.soak --policy $(POLICY) --json $(OUT)/soak.json

@@ -20,8 +20,7 @@ KEPT = {
     'dtvla_ros/cli/arguments.py': '--shove-share', 'dtvla_ros/data/collect.py': 'shove',
     'dtvla_ros/data/inspect.py': "'picture of'", 'docs/annotation.md': '--picture-tokens',
     'dtvla_ros/training/grpo/config.py': "'lanes': 'num_env_groups'",
-    'sim/experts/noise.py': 'shove', 'sim/rewording.py': "('slide', 'shove', 'move')",
-    'README.md': r'\| (20|24|36) \|'}
+    'sim/experts/noise.py': 'shove', 'sim/rewording.py': "('slide', 'shove', 'move')"}
 
 
 @pytest.mark.skipif(not (ROOT / '.git').exists(), reason='not a checkout')

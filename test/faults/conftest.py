@@ -20,10 +20,11 @@ from dtvla_ros.files import write_between
 from test.faults.rig import PRIORITY, Rig, T
 
 BEGIN = '<!-- fault table, written by make faults -->'
+SHOWN = '<!-- rows of the fault table, written by make faults -->'
 END = '<!-- end of fault table -->'
-# What is injected, what must happen and within which time: README's table holds the tests to it.
+# What is injected, what must happen and within which time: the page's table holds the tests to it.
 HEAD, RULE, *LINES = re.findall(
-    r'^\|.*\|$', (ROOT / 'README.md').read_text().split(BEGIN)[1].split(END)[0], re.MULTILINE)
+    r'^\|.*\|$', (ROOT / 'docs/faults.md').read_text().split(BEGIN)[1].split(END)[0], re.MULTILINE)
 ROWS = {int(cells[0]): cells[1:4] for cells in (
     [cell.strip() for cell in line.strip('|').split('|')] for line in LINES)}
 BOUNDS = {'T': T, '1 chunk': 0.5, 'deadline + T': T, '0.15 s + T': 0.15 + T}  # beside 'n ms' [s]
@@ -108,6 +109,14 @@ def _cell(results: list[float | str]) -> str:
     return '; '.join(([f'{worst:.{0 if worst >= 10 else 1}f} ms'] if times else []) + words)
 
 
+def update_readme(rows: list[str], readme: Path = ROOT / 'README.md') -> None:
+    """Write those rows of the table anew that the README shows, too."""
+    _, _, rest = readme.read_text().partition(SHOWN)
+    shown = re.findall(r'^\| \d+ \|', rest.partition(END)[0], re.MULTILINE)
+    chosen = [row for row in rows if row.startswith(tuple(shown))]
+    write_between(readme, SHOWN, END, '\n'.join([HEAD, RULE, *chosen]))
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     path = config.getoption('--fault-table', default=None)
     if not _measured or path is None:
@@ -121,3 +130,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(f'rows not tested or failed, {path} unchanged: {missing}')
     else:
         write_between(Path(path), BEGIN, END, table)
+        update_readme(rows)
