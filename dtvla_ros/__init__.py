@@ -1,3 +1,1 @@
 """DeepThinkVLA as a ROS 2 package: a policy that writes down its thought, then acts."""
-
-__version__ = '0.1.0'

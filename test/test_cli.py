@@ -5,14 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
+import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from dtvla_ros import cli
+from dtvla_ros import cli, revision
+from dtvla_ros.cli.help import HELP
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,17 +32,55 @@ def commands(command=None, path=()) -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize('command', commands(), ids=' '.join)
 def test_every_command_teaches_itself(command):
-    done = CliRunner().invoke(cli.app, [*command, '--help'], env={'COLUMNS': '200'})
-    assert done.exit_code == 0, done.output
-    assert 'Example' in done.output and 'dtvla ' + ' '.join(command) in done.output
+    narrow, wide = (CliRunner().invoke(cli.app, [*command, '--help'], env={'COLUMNS': columns})
+                    for columns in ('80', '200'))
+    assert narrow.exit_code == wide.exit_code == 0, wide.output
+    assert 'Example' in wide.output and 'dtvla ' + ' '.join(command) in wide.output
+    assert '…' not in narrow.output, 'something is cut'
 
 
 def test_the_help_lists_every_command_under_a_heading():
     shown = CliRunner().invoke(cli.app, ['--help'], env={'COLUMNS': '100'}).output
+    assert set(typer.main.get_command(cli.app).commands) == set(' '.join(HELP.values()).split())
     assert '─ Commands ─' not in shown
-    heads = [shown.index(f'─ {heading} ─') for heading in cli.HELP]
+    heads = [shown.index(f'─ {heading} ─') for heading in (
+        'Start', 'Your data', 'Train', 'Evaluate', 'Robot', 'Measure')]
     assert heads == sorted(heads)
-    assert heads[0] < shown.index('│ demo ') < shown.index('│ tell ') < heads[1]
+    assert heads[0] < shown.index('│ demo ') < shown.index('│ play ') < heads[1]
+
+
+def test_an_example_can_be_copied_with_what_is_said_of_it():
+    shown = CliRunner().invoke(cli.app, ['play', '--help'], env={'COLUMNS': '200'}).output
+    assert re.search('dtvla play --seed 1000007 # other places of the same things *\n', shown)
+
+
+@pytest.mark.parametrize('typed, where', [
+    ('evaluate', 'dtvla'), ('eval --speed 3', 'dtvla eval'), ('data view', 'dtvla data view'),
+    ('eval --episodes 0', 'dtvla eval')])
+def test_an_error_of_usage_names_the_help_of_its_command(typed, where, dtvla):
+    code, _, error = dtvla(*typed.split())
+    assert code == 2 and error.endswith(f'; see {where} --help\n') and error.count('\n') == 1
+
+
+def test_the_version_names_the_revision(dtvla, monkeypatch, tmp_path):
+    number = metadata.version('dtvla_ros')
+    assert re.fullmatch(rf'dtvla {number}( \([-.\w]+\))?\n', dtvla('--version')[1])
+    monkeypatch.setattr(revision, 'BUILT', tmp_path / 'REVISION')
+    monkeypatch.setattr(revision, 'describe', lambda root: '')
+    assert dtvla('--version')[:2] == (0, f'dtvla {number}\n')
+    revision.BUILT.write_text('0.1.0-3-gabc\n')
+    assert dtvla('--version')[1] == f'dtvla {number} (0.1.0-3-gabc)\n'
+
+
+def test_the_revision_is_what_git_says_of_a_checkout_and_of_nothing_else(tmp_path, monkeypatch):
+    assert revision.describe(tmp_path) == ''
+    (tmp_path / '.git').mkdir()
+    assert revision.describe(tmp_path) == ''  # git: not a repository
+    for words in ('init -q', '-c user.name=a -c user.email=a commit -qm a --allow-empty', 'tag 1'):
+        subprocess.run(['git', '-C', tmp_path, *words.split()], check=True)
+    assert revision.describe(tmp_path) == '1'
+    monkeypatch.setenv('PATH', '')
+    assert revision.describe(tmp_path) == ''
 
 
 # NANO: the policy of this checkout, and a file for the result.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from typer import Option
 
 from dtvla_ros.cli import annotate, data, evaluation, models, recording, running, talk, train
 from dtvla_ros.cli.arguments import Given, call, group, names, takes
+from dtvla_ros.cli.help import Commands
 from dtvla_ros.errors import NodeDied, one_line
 from dtvla_ros.interrupt import terminable
 from dtvla_ros.ros import topic_cli
@@ -19,23 +20,30 @@ from dtvla_ros.ros import topic_cli
 app = group(
     'dtvla',
     'A policy that writes down its thought, then acts: simulate, collect, train, evaluate.',
-    add_completion=False, pretty_exceptions_enable=False)
-WATCH = 'Watch and talk'
-HELP: dict[str, tuple[Any, ...]] = {  # modules by the heading under which the help lists them
-    WATCH: (talk,), 'Run and record': (running, recording, topic_cli), 'Data': (data, annotate),
-    'Policies': (train, models), 'Measure': (evaluation,)}
-for heading, parts in HELP.items():
-    for part in parts:
-        app.add_typer(part.app, rich_help_panel=heading)
-        if not isinstance(part.app.info.name, str):  # its commands stand directly under ours
-            for entry in (*part.app.registered_commands, *part.app.registered_groups):
-                entry.rich_help_panel = heading
+    cls=Commands, add_completion=False, pretty_exceptions_enable=False)
+for part in (talk, running, recording, topic_cli, data, annotate, train, models, evaluation):
+    app.add_typer(part.app)
 
-DEMO_TASKS = ('put_the_can_in_the_wooden_bin,stack_the_red_cube_on_the_green_cube,'
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from dtvla_ros.revision import version
+        print(f'dtvla {version()}')
+        raise typer.Exit
+
+
+@app.callback()
+def _options(version: Annotated[bool, Option(
+        '--version', is_eager=True, callback=_show_version,
+        help='Show version and git revision, and exit.')] = False) -> None:
+    pass
+
+
+DEMO_TASKS = ('put_the_can_in_the_wooden_bin, stack_the_red_cube_on_the_green_cube, '
               'push_the_green_cube_onto_the_yellow_mark')
 
 
-@app.command(rich_help_panel=WATCH)
+@app.command()
 @takes('policy tasks episodes seed mode engine out viz')
 def demo(
     given: Given,
@@ -64,7 +72,7 @@ def demo(
         raise typer.Exit(1)
 
 
-@app.command(rich_help_panel=WATCH)
+@app.command()
 @takes('policy suite scene seed mode engine out')
 def play(
     given: Given,
@@ -94,7 +102,7 @@ def main(commands: typer.Typer = app) -> None:
     """Run a command; bad input is one line and exit code 2, a node that died 1, Ctrl-C 130."""
     try:
         with terminable():
-            code = commands(standalone_mode=False)
+            code = commands(prog_name='dtvla', standalone_mode=False)
     except (KeyboardInterrupt, Exception) as error:
         # typer's own usage errors; which module defines their class depends on its version.
         kind = type(error).__name__
@@ -103,7 +111,8 @@ def main(commands: typer.Typer = app) -> None:
         if kind == 'NoArgsIsHelpError':
             raise SystemExit(2) from None
         usage = getattr(error, 'format_message', None)
-        message = f'{usage()} (see --help)' if usage else one_line(error)
+        where = getattr(getattr(error, 'ctx', None), 'command_path', 'dtvla')
+        message = f'{usage().rstrip(".")}; see {where} --help' if usage else one_line(error)
         if message is None:
             raise
         traceback.clear_frames(error.__traceback__)  # progress bars end their line

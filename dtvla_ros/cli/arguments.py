@@ -131,7 +131,7 @@ class Command(TyperCommand):
 
 
 class Group(typer.Typer):
-    """Commands whose help shows every example of their docstring, a line, as a paragraph.
+    """Commands whose help shows every example of their docstring as a paragraph to copy.
 
     What a KeyboardInterrupt says, what is kept of the work, is printed.
     """
@@ -139,6 +139,7 @@ class Group(typer.Typer):
     def command(self, name: str | None = None, **settings: Any) -> Any:  # type: ignore[override]
         def decorate(function: Callable[..., Any]) -> Any:
             text, mark, examples = (inspect.getdoc(function) or '').partition('**Example')
+            examples = re.sub(r'(`[^`]*\bdtvla [^`]*`),?\s+(?=[^`\s])', r'\1 # ', examples)
             text += mark + re.sub(r'\n(?=`dtvla )', '\n\n', examples)
 
             @wraps(function)
