@@ -21,7 +21,6 @@ setup(
     + ['dtvla_sim']
     + [f'dtvla_sim.{p}' for p in find_packages('sim')],
     package_dir={'dtvla_sim': 'sim'},
-    include_package_data=True,
     package_data={'dtvla_ros': ['templates/*.html'],
                   'dtvla_sim': ['gazebo/*.sdf', 'gazebo/*.urdf']},
     data_files=[

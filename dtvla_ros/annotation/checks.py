@@ -124,13 +124,16 @@ def agree(source: Source, out: Path, other: Source | None = None, episodes: str 
     """Print and write how far a dataset agrees with labels by rules, or all of it with another.
 
     On key frames found in ``out``, or on all. ``episodes``: a number, or FIRST:END. Raises
-    ``UserError`` as `compare`.
+    ``UserError`` as `compare`, and when none of the episodes is there.
     """
     first, _, end = episodes.rpartition(':')
     try:
         span = range(len(source))[int(first or 0):int(end or len(source))]
     except ValueError as error:
         raise UserError(f'--episodes {episodes!r}: give a number, or FIRST:END') from error
+    if not span:
+        raise UserError(f'--episodes {episodes}: none of them is there; {source.root} has '
+                        f'episodes 0 to {len(source) - 1}')
     every = all_frames or other is not None
     rates = compare(source, other, span, None if every else read_keyframes(out, source))
     show_agreement(f'{other.root if other else "rules"} and {source.root} on '

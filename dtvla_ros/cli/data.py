@@ -187,4 +187,5 @@ def view(
     if wrong := [text for text in numbers if not text.isdecimal()]:
         raise UserError(f'--episodes {wrong[0]}: write numbers, as in 0,7,12')
     count = run(dataset, out, list(map(int, numbers)), tokenizer)
-    print(f'{out}: {count} episode{"" if count == 1 else "s"}')
+    print(f'{out}: {count} episode{"" if count == 1 else "s"}' +
+          ('; open it in a browser' if out.suffix == '.html' else ''))

@@ -181,7 +181,7 @@ def _fine_tune(trainer: Trainer, held_out: HeldOut | None, asked: Stop) -> dict[
                     raise
                 return {}
         log('validation', values)
-        if main:
+        if main and (values or held_out is not None):
             tqdm.write(f'step {trainer.step}, {clock.seconds / 60:.1f} min: ' + ', '.join(
                 f'{name} {value:.3f}' for name, value in values.items()) + (
                     '; no held-out episode ended within --minutes: dtvla eval plays such'

@@ -43,4 +43,5 @@ def test_from_key_frames_to_a_new_dataset(root, tmp_path):
     assert run('agree', '--with', to).startswith(
         f'{to} and {root} on all frames of episodes 0 to 11')
     run('agree', '--episodes', 'few', fails='FIRST:END')
+    run('agree', '--episodes', '200:997', fails=f'{root} has episodes 0 to 11')
     run('fill', '--to', to, fails='nothing is written in place')
