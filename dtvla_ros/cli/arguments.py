@@ -140,7 +140,7 @@ class Group(typer.Typer):
         def decorate(function: Callable[..., Any]) -> Any:
             text, mark, examples = (inspect.getdoc(function) or '').partition('**Example')
             examples = re.sub(r'(`[^`]*\bdtvla [^`]*`),?\s+(?=[^`\s])', r'\1 # ', examples)
-            text += mark + re.sub(r'\n(?=`dtvla )', '\n\n', examples)
+            text += mark + re.sub(r'\n(?=`[^`\n]*dtvla )', '\n\n', examples)
 
             @wraps(function)
             def told(*arguments: Any, **options: Any) -> Any:

@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import random
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,11 +38,12 @@ CONFIG = 'config/sim.yaml'
 FILM_EVERY = 2  # images: enough to see, half the drawing
 DRAW = 0.05  # between two drawings of the terminal [s]
 CHECK = 0.3  # between two looks whether every node lives [s]
+WAITING = 'waiting for a task'
 ORDERS = {
     'a number, or a sentence': 'what the arm should do',
     'SPACE on an empty line, ESC always': 'the e-stop, at once; also: stop',
     'clear, or c': 'clear a stop; the arm moves again when it is told something',
-    'reset, or reset 7': 'the scene as it began, or start state 7; what was told remains',
+    'reset, or reset 7': 'the scene as it began, or start state 7; an open task goes on',
     'knock': 'force the fingers open while they hold something',
     'film': 'begin a film; once more: end it',
     'tasks': 'list them again',
@@ -75,11 +77,13 @@ class PlayScreen(Screen):
     def __init__(self, prompt: Prompt) -> None:
         super().__init__()
         self.prompt = prompt
-        self.resting = ''  # the task that was done last, until another one is told
+        self.resting = ''  # why there is no thought until a task is told
 
     def _panel(self, seen: Seen, fault: str) -> Group:
         thought = (Text(f'STOPPED: {fault}; clear with c, then Enter', 'bold white on red')
-                   if fault else Text(f'done: {self.resting}', 'green') if self.resting else
+                   if fault else Text(
+                     f'{WAITING}: type a number or a sentence, then Enter'
+                     if self.resting == WAITING else self.resting, 'green') if self.resting else
                    Text(seen.thought + ('▌' if seen.writing else ''), 'bold cyan'))
         states = Text.assemble(
             'gate ', (seen.gate_state, GATE_STYLE.get(seen.gate_state, '')),
@@ -105,11 +109,11 @@ class Player(Watcher):
         self._estop = EStop(self)
         self._lines: queue.Queue[str] = queue.Queue()
         self.tasks: list[str] | None = None
-        self.over = self._scene = False
+        self.over = self._scene = self._begun = False
         self.fault = self._stopped = self._done = ''
         self._told: tuple[str, str] = '', ''  # task number and sentence that the policy has
         self._film: Filming | None = None
-        self._frames = 0
+        self._frames = self._step = 0
         self._instruction = self.create_publisher(String, names.INSTRUCTION, qos.LATCHED)
         self.create_subscription(String, names.VLA_TASKS, self._on_tasks, qos.LATCHED)
         self.create_subscription(String, names.SIM_STATE, self._on_scene, qos.LATCHED)
@@ -134,14 +138,15 @@ class Player(Watcher):
         say, seen = self._screen.say, self.seen
         before, self.fault = self.fault, self._estop.tick(seen)
         if self.fault and self.fault != before:
-            say(f'STOPPED: {self.fault}; clear with c', 'bold red')
+            say(f'STOPPED: {self.fault}; clear with c, then Enter', 'bold red')
         elif before and not self.fault:
+            self._screen.resting = WAITING
             say('cleared: it moves again when it is told something', 'green')
-        if refused := self._estop.take_refusal():
-            say(f'not cleared: {refused}', 'red')
+        if unsaid := self._estop.take_unsaid():
+            say(unsaid, 'red')
         if self._told != (self._task, seen.told):
             self._told = self._task, seen.told
-            self._screen.resting = ''
+            self._screen.resting = '' if seen.told or not self._begun else WAITING
             if seen.told:
                 say(f'told: {seen.told}', 'bold')
         stopped = '' if self.fault or self._screen.resting else seen.stopped
@@ -158,6 +163,12 @@ class Player(Watcher):
     def ready(self) -> bool:
         return self._scene and self.tasks is not None and self.seen.gate_state != 'starting'
 
+    def begin(self, keys: bool) -> None:
+        """Take orders from now on; say which, ``keys``: whether they can be typed."""
+        self._begun = True
+        self._screen.resting = self._screen.resting or ('' if self.seen.told else WAITING)
+        self.teach(keys)
+
     def teach(self, keys: bool = True) -> None:
         """Print what may be said, and with ``keys`` what may be typed."""
         for k, task in enumerate(self.tasks or (), 1):
@@ -168,10 +179,15 @@ class Player(Watcher):
     def _obey(self, line: str) -> None:
         order, _, rest = line.partition(' ')
         if order in ('c', 'clear') and not rest:
-            self._estop.clear()
+            if not self._estop.clear():
+                self._screen.say('nothing is stopped')
         elif order == 'stop' and not rest:
             self._estop.press('stop')
-        elif order == 'reset' and (not rest or rest.isdigit()):
+        elif order in ('quit', 'exit', 'q') and not rest:
+            self.over = True
+        elif not self._begun:
+            self._screen.say(f'"{line}" comes too early: the nodes still start', 'yellow')
+        elif order == 'reset' and re.fullmatch('[0-9]{0,9}', rest):
             self._reset(rest)
         elif order == 'knock' and not rest:
             self._order('/sim/knock', 'knocked: the fingers are forced open')
@@ -179,14 +195,14 @@ class Player(Watcher):
             self._screen.say(self._filming(self._film is None))
         elif order in ('tasks', 'help', '?') and not rest:
             self.teach()
-        elif order in ('quit', 'exit', 'q') and not rest:
-            self.over = True
-        elif self.fault:
-            self._screen.say('it is stopped: clear that with c first', 'red')
+        elif self.fault or self._estop.pending:
+            self._screen.say('it is stopped: clear that with c, then Enter', 'red')
         else:
-            known = dict(enumerate(self.tasks or (), 1))
-            sentence = known.get(int(line), line) if line.isdigit() else line
-            self._instruction.publish(String(data=sentence))
+            known = {str(k): task for k, task in enumerate(self.tasks or (), 1)}
+            if line.isdecimal() and known and line not in known:
+                return self._screen.say(f'there is no task {line}: 1 to {len(known)}', 'red')
+            self._instruction.publish(String(data=known.get(line, line)))
+        return None
 
     def _order(self, service: str, well: str, client: Any = None, request: Any = None) -> None:
         """Call a service; say how it went."""
@@ -201,8 +217,10 @@ class Player(Watcher):
 
     def _reset(self, start: str) -> None:
         """Begin the scene anew, from a start state if one is given."""
-        def reset(_: Any = None) -> None:
-            self._order('/sim/reset', 'the scene begins anew')
+        def reset(future: Any = None) -> None:
+            if future and (refused := [r for r in future.result().results if not r.successful]):
+                return self._screen.say(f'refused: {refused[0].reason}', 'red')
+            return self._order('/sim/reset', 'the scene begins anew')
         if not start:
             return reset()
         seed = Parameter('reset_seed', value=self._seed + int(start)).to_parameter_msg()
@@ -215,13 +233,16 @@ class Player(Watcher):
         self.tasks = json.loads(message.data)
 
     def _on_scene(self, message: String) -> None:
-        self._scene = True
-        done = json.loads(message.data).get('done', '')
+        self._scene, scene = True, json.loads(message.data)
+        step, self._step = self._step, scene.get('step', 0)
+        if self._screen.resting and self._step < step:
+            self._screen.resting = WAITING
+        done = scene.get('done', '')
         before, self._done = self._done, done
         if not done or done == before or self._screen.resting:
             return
-        self._screen.resting = self.seen.told
-        self._screen.say(f'done: {self.seen.told}', 'green')
+        self._screen.resting = f'done: {self.seen.told}'
+        self._screen.say(self._screen.resting, 'green')
         if self._orders['/stop'].service_is_ready():  # or the policy looks for more of the kind
             self._orders['/stop'].call_async(Trigger.Request())
 
@@ -240,7 +261,8 @@ class Player(Watcher):
         if not on and self._film is not None:
             film, self._film = self._film, None
             film.close()
-            return f'filmed {film.path}'
+            return (f'filmed {film.path}' if film.path.exists() else
+                    'nothing was filmed: no image came meanwhile')
         return 'it is filming' if on else 'it is not filming'
 
     def _on_frame(self, images: dict[str, Any], seen: Seen) -> None:
@@ -249,7 +271,7 @@ class Player(Watcher):
             resting = self._screen.resting
             self._film.add(images, Caption(
                 seen.told, '' if resting else seen.thought,
-                'done' if resting else f'gate {seen.gate_state}',
+                resting or f'gate {seen.gate_state}',
                 stopped=self.fault or ('' if resting else seen.stopped)))
 
 
@@ -268,6 +290,7 @@ def run_play(policy: Path, suite: str, scene: str, seed: int | None, out: Path,
         raise UserError(f'cannot write {out}: {error.strerror}; choose another --out') from error
     os.environ.setdefault('ROS_DOMAIN_ID', str(random.SystemRandom().randint(1, 100)))
     screen = PlayScreen(Prompt())
+    screen.say('starting the simulator, the policy and the command gate …', 'dim')
     try:
         with joined(lambda: Player(screen, out, rate, seed)) as (player, executor), \
                 Keyboard(player.on_key) as keyboard, screen.live, \
@@ -284,14 +307,13 @@ def run_play(policy: Path, suite: str, scene: str, seed: int | None, out: Path,
 
 def _loop(player: Player, screen: PlayScreen, keyboard: Keyboard, nodes: NodeProcesses,
           spin: Callable[[], None]) -> None:
-    screen.say('starting the simulator, the policy and the command gate …', 'dim')
     ready, drawn, checked = False, 0.0, time.monotonic()
     while not player.over:
         spin()
         now = time.monotonic()
         if player.ready and not ready:
             ready = True
-            player.teach(keyboard.present)
+            player.begin(keyboard.present)
             screen.say(f'From another terminal: export ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]}'
                        f'; {program()} tell "..."; {program()} stop', 'dim')
             if not keyboard.present:

@@ -67,8 +67,8 @@ class Show(Watcher):
             self._screen.say('cleared: the episode begins anew', 'green')
         elif self.fault and not keyboard and time.monotonic() - self._since > UNATTENDED:
             self.ended = f'{self.fault}, not cleared within {UNATTENDED:.0f} s'
-        if refused := self._estop.take_refusal():
-            self._screen.say(f'not cleared: {refused}', 'red')
+        if unsaid := self._estop.take_unsaid():
+            self._screen.say(unsaid, 'red')
         stopped = '' if self.fault else self.seen.stopped
         if stopped and stopped != self._stopped and not stopped.startswith('cleared'):
             self._screen.say(f'stopped: {stopped}; it moves again in the next episode', 'red')

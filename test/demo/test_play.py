@@ -8,6 +8,7 @@ import json
 import av
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
+from rcl_interfaces.msg import SetParametersResult
 from rcl_interfaces.srv import SetParameters
 from rich.console import Console
 from std_msgs.msg import Bool, String
@@ -63,6 +64,7 @@ class Stage:
 
     def _set(self, request, answer):
         self.orders += [(p.name, p.value.integer_value) for p in request.parameters]
+        answer.results = [SetParametersResult(successful=not self.refusal, reason=self.refusal)]
         return answer
 
     def status(self, gate=('RUN', ''), policy='ACTING', **values):
@@ -97,16 +99,15 @@ class Stage:
 def stage(tmp_path, monkeypatch):
     monkeypatch.setenv('ROS_DOMAIN_ID', fresh_domain())
     made = Stage(tmp_path)
-    assert not made.player.ready
     made.begin()
-    assert made.player.ready
+    made.player.begin(keys=True)
     yield made
     made.graph.close()
 
 
 @pytest.mark.parametrize('typed, told', [
-    ('2', TASKS[1]), ('put it there, please', 'put it there, please'), ('7', '7'),
-    ('reset the scene', 'reset the scene')])
+    ('2', TASKS[1]), ('put it there, please', 'put it there, please'),
+    ('reset the scene', 'reset the scene'), (f'reset {"9" * 20}', f'reset {"9" * 20}')])
 def test_a_sentence_or_the_number_of_a_task_is_told(stage, typed, told):
     stage.type(typed)
     stage.until(lambda: stage.graph.of('told'), 'the instruction')
@@ -118,15 +119,20 @@ def test_a_sentence_or_the_number_of_a_task_is_told(stage, typed, told):
 def test_orders_reach_the_simulator_and_refusals_are_said(stage):
     for typed, orders, said in (
             ('reset', ['/sim/reset'], 'begins anew'), ('knock', ['/sim/knock'], 'knocked'),
-            ('reset 7', [('reset_seed', 1007), '/sim/reset'], 'begins anew')):
+            ('reset 7', [('reset_seed', 1007), '/sim/reset'], 'begins anew'),
+            ('c', [], 'nothing is stopped'), ('7', [], 'there is no task 7: 1 to 2'),
+            (f'{"9" * 5000}', [], ': 1 to 2')):
         stage.orders.clear()
         stage.output.truncate(0)
         stage.type(typed)
         stage.says(said)
         assert stage.orders == orders
     stage.refusal = 'the gripper holds nothing'
-    stage.type('knock')
-    stage.says('refused: the gripper holds nothing')
+    for order in ('knock', 'reset 7'):
+        stage.output.truncate(0)
+        stage.type(order)
+        stage.says('refused: the gripper holds nothing')
+    assert stage.orders[-1] != '/sim/reset'
     stage.type('tasks')
     stage.says(f'2  {TASKS[1]}')
     assert not stage.graph.of('told')
@@ -147,7 +153,7 @@ def test_space_stops_on_an_empty_line_and_esc_while_a_sentence_is_typed(stage):
         stage.says(f'STOPPED: e-stop ({name} at ')
         assert stage.screen.prompt.text == ''
         stage.type('1')
-        stage.says('clear that with c first')
+        stage.says('clear that with c, then Enter')
         assert not stage.graph.of('told')
         stage.type('c')
         stage.until(lambda: '/clear_fault' in stage.orders and not (
@@ -161,17 +167,48 @@ def test_space_stops_on_an_empty_line_and_esc_while_a_sentence_is_typed(stage):
 def test_a_task_that_is_done_lets_the_arm_rest(stage):
     stage.status(instruction=TASKS[0], task=1)
     stage.says(f'told: {TASKS[0]}')
-    stage.scene(done='put_the_can_in_the_wooden_bin')
+    stage.scene(done='put_the_can_in_the_wooden_bin', step=9)
     stage.says(f'done: {TASKS[0]}')
     stage.until(lambda: stage.orders == ['/stop'], 'rest')
     stage.status(gate=('STOP', 'asked to stop'), instruction=TASKS[0], task=1)
     stage.graph.wait(0.2)
     assert 'stopped: ' not in stage.output.getvalue()
-    stage.scene()
+    assert stage.screen.resting == f'done: {TASKS[0]}'
+    stage.scene(step=0)
+    stage.until(lambda: stage.screen.resting == play.WAITING, 'a new scene')
     stage.status(instruction=TASKS[1], task=2)
     stage.says(f'told: {TASKS[1]}')
+    assert not stage.screen.resting
     stage.status(gate=('STOP', 'no chunk within 10 s'), instruction=TASKS[1], task=2)
     stage.says('stopped: no chunk within 10 s; tell it again')
+
+
+def test_before_the_nodes_are_heard_only_a_stop_counts(tmp_path, monkeypatch):
+    monkeypatch.setenv('ROS_DOMAIN_ID', fresh_domain())
+    stage = Stage(tmp_path)
+    assert not stage.player.ready
+    for line in ('1', 'film'):
+        stage.type(line)
+        stage.says(f'"{line}" comes too early: the nodes still start')
+    assert stage.player._film is None and not stage.graph.of('told')
+    stage.player.on_key(' ')
+    stage.says('e-stop pressed (SPACE at ')
+    stage.says('): the gate stops as soon as it hears it, it is starting')
+    stage.type('c')
+    stage.says('e-stop released')
+    stage.until(lambda: not stage.graph.last('estop').data, 'the release')
+    stage.player.on_key('\x1b')
+    stage.begin()
+    assert stage.player.ready
+    stage.player.begin(keys=True)
+    stage.type('1')
+    stage.says('it is stopped: clear that with c')
+    stage.status(gate=('FAULT', 'e-stop'), policy='FAULT')
+    stage.says('STOPPED: e-stop (ESC at ')
+    stage.type('quit')
+    stage.until(lambda: stage.player.over, 'the end')
+    assert not stage.graph.of('told')
+    stage.graph.close()
 
 
 def test_a_film_on_request_from_here_or_from_another_terminal(stage):
@@ -191,6 +228,10 @@ def test_a_film_on_request_from_here_or_from_another_terminal(stage):
         answer = stage.graph.call(SetBool, '/play/film', SetBool.Request(data=on))
         assert answer.success and said in answer.message
         shoot(2)
+    for said in ('filming', 'nothing was filmed: no image came meanwhile'):
+        stage.type('film')
+        stage.says(said)
+    assert not list(stage.folder.glob('*3.mp4'))
 
 
 @pytest.mark.slow
