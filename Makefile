@@ -1,4 +1,4 @@
-# make demo | test | test-slow | lint | eval | experts | libero | libero-table | bench | latency | faults | soak | train | constraints | wheels | newcomer | clean   (make help)
+# make demo | test | test-slow | test-wheel | lint | eval | experts | libero | libero-table | bench | latency | faults | soak | train | constraints | wheels | newcomer | clean   (make help)
 # Needs Python 3.10 - 3.13 and, as root on Debian or Ubuntu, installs the rest by itself.
 # A sourced ROS is used; without one, make installs rclpy from PyPI: docs/install.md.
 
@@ -18,7 +18,7 @@ COMPILE = $(if $(shell command -v g++),--compile)
 MINUTES ?= 80
 TEST_WORKERS ?= 4
 
-.PHONY: help demo test test-slow lint eval experts libero libero-table bench latency faults soak train constraints wheels interfaces newcomer clean one-ros
+.PHONY: help demo test test-slow test-wheel lint eval experts libero libero-table bench latency faults soak train constraints wheels interfaces newcomer clean one-ros
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -66,6 +66,10 @@ test: lint $(VENV)/.interfaces  ## lint, then all tests but the long ones, TEST_
 
 test-slow: $(VENV)/.installed-dev $(VENV)/.interfaces  ## the long tests
 	$(BIN)/python -m pytest -m slow
+
+test-wheel:  ## build the wheel of what is committed, use it outside the checkout: demo, record, data, eval
+	@bash tools/system_packages $(PYTHON)
+	tools/test_wheel $(PYTHON)
 
 eval: $(VENV)/.installed  ## success per task: EPISODES=50 WORKERS=2 POLICY=models/nano
 	$(BIN)/dtvla eval --suite tabletop --policy $(POLICY) --episodes $(EPISODES) \

@@ -2,8 +2,11 @@
 
 import os
 from glob import glob
+from pathlib import Path
+from runpy import run_path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 SHARE = 'share/dtvla_ros'
 
@@ -14,7 +17,19 @@ def shared_files(folder):
     return [(f'{SHARE}/{os.path.dirname(f)}', [f]) for f in files if '__pycache__' not in f]
 
 
+class BuildPy(build_py):
+    """Writes beside the modules which revision they are of; not into a checkout itself."""
+
+    def run(self):
+        super().run()
+        revision = run_path('dtvla_ros/revision.py')
+        folder = Path(self.build_lib, 'dtvla_ros')
+        if folder.is_dir():  # an editable installation copies nothing
+            (folder / revision['BUILT'].name).write_text(revision['describe'](Path.cwd()) + '\n')
+
+
 setup(
+    cmdclass={'build_py': BuildPy},
     # In setup.cfg it would become an object that colcon cannot read back.
     python_requires='>=3.10',
     packages=find_packages(include=['dtvla_ros', 'dtvla_ros.*'])

@@ -13,14 +13,16 @@ DISK = {errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: 'raise the limit 
         errno.EIO: 'check the disk'}
 """Remedies of what a file system answers, by error number."""
 EXTRAS = {
-    'sim': 'gymnasium mujoco numba robosuite termcolor',
+    'sim': 'av gymnasium mujoco numba robosuite termcolor',
     'libero': 'bddl cloudpickle easydict future huggingface_hub libero',
-    'train': 'accelerate av matplotlib onnx onnxscript peft pyarrow pydantic tensorboard torch '
-             'transformers',
+    'data': 'matplotlib pyarrow', 'torch': 'accelerate torch transformers',
+    'train': 'onnx onnxscript peft pydantic tensorboard',
     'annotate': 'httpx', 'ray': 'ray', 'viz': 'rerun'}
 """Modules that only some commands import, by the extra of this package that installs them."""
-APART = {'robosuite': 'robosuite==1.4.0', 'libero': 'hf-libero==0.1.4', 'bddl': 'bddl==1.0.1'}
-"""Those that no extra installs: pip must not look at what they require."""
+APART = {'sim': 'robosuite==1.4.0', 'libero': 'hf-libero==0.1.4 bddl==1.0.1'}
+"""What belongs to an extra, but pip must not look at what it requires."""
+WITHIN = {'train': ('torch', 'data'), 'libero': ('sim',)}
+"""Extras that others hold."""
 
 
 class UserError(Exception):
@@ -35,26 +37,31 @@ class OutOfMemory(MemoryError):
     """The memory of the device an engine runs on, or of the host, is used up."""
 
 
-def one_line(error: BaseException) -> str | None:
-    """Return what to tell a user of an error; None where only its traceback tells anything."""
+def one_line(error: BaseException, extras: str = '') -> str | None:
+    """Return what to tell a user of an error; None where only its traceback tells anything.
+
+    ``extras``: with commas, what else must be installed where a package is missing.
+    """
     if isinstance(error, UserError | NodeDied):
         return ' '.join(str(error).split())
     if isinstance(error, ModuleNotFoundError):
-        return _missing((error.name or '').partition('.')[0])
+        return _missing((error.name or '').partition('.')[0], extras)
     if isinstance(error, FileNotFoundError) and 'temporary directory' in str(error):  # tempfile's
         return f'{error.strerror}; set TMPDIR to a folder that you may write to'
     reason, file = disk_error(error), getattr(error, 'filename', None)
     return f'{file}: {reason}' if reason and file else reason
 
 
-def _missing(module: str) -> str | None:
-    extra = next((name for name, modules in EXTRAS.items() if module in modules.split()), None)
-    if extra is None:
+def _missing(module: str, wanted: str) -> str | None:
+    having = [extra for extra, modules in EXTRAS.items() if module in modules.split()]
+    if not having:
         return None
-    commands = [f"pip install 'dtvla_ros[{extra}]'"]
-    if module in APART:
-        commands.append(f'pip install --no-deps {APART[module]}')
-    return f'this needs {module}, which is not installed: {" && ".join(commands)}'
+    extras = list(filter(None, wanted.split(',')))
+    if not {*having} & {part for extra in extras for part in (extra, *WITHIN.get(extra, ()))}:
+        extras.append(having[0])
+    apart = ' '.join(APART[extra] for extra in extras if extra in APART)
+    return f"this needs {module}, which is not installed: pip install 'dtvla_ros[" + (
+        ','.join(extras) + "]'" + (f' && pip install --no-deps {apart}' if apart else ''))
 
 
 def disk_error(error: BaseException) -> str | None:

@@ -10,40 +10,30 @@ from pathlib import Path
 
 import pytest
 
-from dtvla_ros.errors import APART, EXTRAS, one_line
+from dtvla_ros.errors import APART, EXTRAS, WITHIN, one_line
+from test.test_cli import commands
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL = set(' '.join(EXTRAS.values()).split())
-# Commands that begin without any of them, and what they say instead.
-WITHOUT = {'report': 'not a result'}
-COMMANDS = """
-demo
-eval
-robustness
-steer
-recover
-experts
-collect
-data inspect D
-data validate D
-data stats D
-data view D
-data convert D --out new
-annotate keyframes --data D
-annotate label --data D
-annotate review --data D
-annotate agree --data D
-annotate apply --data D
-annotate fill --data D --to new
-train sft --data D --out new --steps 1
-train grpo --init D --out new --iterations 1
-train dagger --init D --out new
-export D --out new
-inspect D
-convert D
-bench
-report result.json
-"""
+# What every command says is to be installed where none of the extras is; '': it needs none.
+COMMANDS = {
+    'demo': 'sim', 'play': 'sim', 'eval': 'sim', 'robustness': 'sim', 'steer': 'sim',
+    'recover': 'sim', 'experts': 'sim', 'report result.json': '', 'collect': 'sim,data',
+    'data inspect D': 'data', 'data validate D': 'data', 'data stats D': 'data',
+    'data view D': 'data', 'data convert D --out new': 'data',
+    'data from-bag D --out new': 'data', 'annotate keyframes --data D': 'data',
+    'annotate label --data D': 'data', 'annotate review --data D': 'data',
+    'annotate agree --data D': 'data', 'annotate apply --data D': 'data',
+    'annotate fill --data D --to new': 'data', 'train sft --data D --out new --steps 1': 'train',
+    'train grpo --init D --out new --iterations 1': 'sim,train',
+    'train dagger --init D --out new': 'sim,train', 'export D --out new': 'train',
+    'inspect D': 'torch', 'convert D': 'train', 'bench': 'train', 'view --save x.rrd': 'viz',
+    'run': '', 'record --out no --topics x': '', 'doctor no.yaml': '', 'tell': '', 'stop --no': '',
+    'tasks no': '', 'watch no': '', 'topic list no': '', 'topic echo': '', 'topic hz': '',
+    'topic pub': '', 'topic call': ''}
+# What a command needs beside, by an option.
+MORE = [('libero', 'experts --suite libero_object --episodes 1', 'sim,libero'),
+        ('robosuite', 'experts --episodes 1 --workers 1', 'sim')]
 # Runs commands with modules that cannot be imported; pydantic stays, which typer itself needs.
 PROGRAM = """
 import importlib.abc, sys
@@ -72,23 +62,33 @@ def said(modules: list[str], commands: str, folder: Path) -> list[str]:
     return done.stderr.splitlines()
 
 
+def remedy(extras: str) -> str:
+    """Return the end of the line that says how to install extras."""
+    apart = ' '.join(APART[extra] for extra in extras.split(',') if extra in APART)
+    return f"pip install 'dtvla_ros[{extras}]'" + (
+        f' && pip install --no-deps {apart}' if apart else '')
+
+
 def test_every_command_names_the_extra(tmp_path):
+    named = {words for words in commands()
+             if any(command.startswith(' '.join(words)) for command in COMMANDS)}
+    assert named == set(commands()), 'the table lacks a command'
     (tmp_path / 'D').mkdir()
-    missing = sorted(OPTIONAL - {'pydantic'})
-    lines = said(missing, COMMANDS, tmp_path)
-    assert len(lines) == 2 * len(COMMANDS.split('\n')[1:-1]), '\n'.join(lines)
-    for error, end in zip(lines[::2], lines[1::2]):
-        command = end.partition(': ')[0]
-        wanted = WITHOUT.get(command.split()[0], r'this needs \w+, .*: pip install .dtvla_ros\[')
-        if 'rclpy' not in error:
-            assert re.match(f'error: .*{wanted}', error), f'{command}: {error}'
-        assert end.endswith('exit code 2')
+    lines = said(sorted(OPTIONAL - {'pydantic'}), '\n'.join(COMMANDS), tmp_path)
+    found = [line for line in lines if not line.startswith('error: this needs rclpy')]
+    errors = dict(zip([line.partition(': ')[0] for line in found[1::2]], found[::2]))
+    for command, extras in COMMANDS.items():
+        if extras:
+            assert re.match(r'error: this needs \w+, which', errors[command]), errors[command]
+            assert errors[command].endswith(remedy(extras)), f'{command}: {errors[command]}'
     assert [p.name for p in tmp_path.rglob('*')] == ['D']
 
 
-def test_what_no_extra_installs_is_named_with_its_release(tmp_path):
-    (error, _) = said(['robosuite'], 'experts --episodes 1 --workers 1', tmp_path)
-    assert error.endswith("pip install 'dtvla_ros[sim]' && pip install --no-deps robosuite==1.4.0")
+@pytest.mark.parametrize('module, command, extras', MORE)
+def test_an_option_that_needs_more_names_that_too(module, command, extras, tmp_path):
+    (tmp_path / 'D').mkdir()
+    *_, error, _ = said([module], command, tmp_path)
+    assert error.startswith(f'error: this needs {module}, ') and error.endswith(remedy(extras))
 
 
 def test_the_extras_are_those_of_the_package():
@@ -96,11 +96,19 @@ def test_the_extras_are_those_of_the_package():
     config.read(ROOT / 'setup.cfg')
     wanted = {extra: set(re.findall(r'^([\w-]+)', text, re.M))
               for extra, text in config['options.extras_require'].items()}
-    wanted['train'] |= wanted['torch']
     names = {'rerun': 'rerun-sdk'}
     for extra, modules in EXTRAS.items():
-        found = {names.get(module, module) for module in set(modules.split()) - set(APART)}
-        assert found <= wanted[extra], extra
+        apart = set(re.findall(r'([\w-]+)==', APART.get(extra, '').replace('hf-', '')))
+        assert {names.get(module, module) for module in modules.split()} - apart <= wanted[extra]
+        for within in WITHIN.get(extra, ()):
+            assert f'%({within})s' in config['options.extras_require'].get(extra, raw=True)
+
+
+@pytest.mark.parametrize('module, wanted, said', [
+    ('httpx', 'data', 'data,annotate'), ('pyarrow', 'train', 'train'), ('rerun', '', 'viz'),
+    ('bddl', 'sim', 'sim,libero'), ('torch', 'sim,train', 'sim,train')])
+def test_what_an_extra_holds_is_not_asked_for_twice(module, wanted, said):
+    assert one_line(ModuleNotFoundError('?', name=module), wanted).endswith(remedy(said))
 
 
 @pytest.mark.parametrize('error', [ModuleNotFoundError("No module named 'x'", name='x'),

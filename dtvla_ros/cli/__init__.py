@@ -12,6 +12,7 @@ from typer import Option
 
 from dtvla_ros.cli import annotate, data, evaluation, models, recording, running, talk, train
 from dtvla_ros.cli.arguments import Given, call, group, names, takes
+from dtvla_ros.cli.extras import extras_of
 from dtvla_ros.cli.help import Commands
 from dtvla_ros.errors import NodeDied, one_line
 from dtvla_ros.interrupt import terminable
@@ -112,7 +113,8 @@ def main(commands: typer.Typer = app) -> None:
             raise SystemExit(2) from None
         usage = getattr(error, 'format_message', None)
         where = getattr(getattr(error, 'ctx', None), 'command_path', 'dtvla')
-        message = f'{usage().rstrip(".")}; see {where} --help' if usage else one_line(error)
+        message = f'{usage().rstrip(".")}; see {where} --help' if usage else (
+            one_line(error, extras_of(sys.argv[1:])))
         if message is None:
             raise
         traceback.clear_frames(error.__traceback__)  # progress bars end their line

@@ -37,16 +37,6 @@ DEPTH = 100  # nothing is overwritten while an image is compressed
 LATCHED = qos.profile(DEPTH, reliable=True, latched=True)
 
 
-def load_rerun() -> Any:
-    """Return the ``rerun`` module; raise UserError with the remedy where it is missing."""
-    try:
-        import rerun
-    except ImportError as error:
-        raise UserError(
-            "Rerun is not installed; run: pip install 'rerun-sdk>=0.24,<0.42'") from error
-    return rerun
-
-
 def blueprint(rr: Any) -> Any:
     """Return how the views are laid out."""
     b = rr.blueprint
@@ -174,7 +164,8 @@ def view(save: Path | None, spawn: bool, names: RobotNames = RobotNames()) -> in
     """
     if (save is None) is not spawn:
         raise UserError('give either --save FILE.rrd or --spawn')
-    rr = load_rerun()
+    import rerun as rr
+
     rec = rr.RecordingStream('dtvla')
     if save is None:
         rec.spawn(default_blueprint=blueprint(rr))

@@ -17,8 +17,6 @@ from typer.testing import CliRunner
 
 from dtvla_ros import conventions as topics
 from dtvla_ros.cli import app
-from dtvla_ros.errors import UserError
-from dtvla_ros.recording.view import view
 from dtvla_ros.ros import conversions, qos
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,15 +80,6 @@ def test_a_file_holds_what_was_heard(graph, tmp_path, kind):
     (('demo', '--viz', 'crystal'), '--viz crystal: choose')])
 def test_where_to_show_must_be_said_once(arguments, said):
     assert said in str(CliRunner().invoke(app, arguments).exception)
-
-
-def test_without_rerun_the_remedy_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'rerun', None)
-    with pytest.raises(UserError, match="pip install 'rerun-sdk") as raised:
-        view(tmp_path / 'x.rrd', spawn=False)
-    assert not list(tmp_path.iterdir())
-    wanted = re.search(r"'(rerun-sdk[^']+)'", str(raised.value))[1]
-    assert wanted in (ROOT / 'setup.cfg').read_text().split()
 
 
 NAMED = {path: set(re.findall(r'(?<=[\s"])/[\w/]+', path.read_text()))
