@@ -48,6 +48,10 @@ def one_line(error: BaseException, extras: str = '') -> str | None:
         return _missing((error.name or '').partition('.')[0], extras)
     if isinstance(error, FileNotFoundError) and 'temporary directory' in str(error):  # tempfile's
         return f'{error.strerror}; set TMPDIR to a folder that you may write to'
+    if isinstance(error, FileNotFoundError) and error.filename is None:  # os.getcwd's
+        return 'the working directory is gone; go to another'
+    if isinstance(error, UnicodeEncodeError):
+        return f'{error.object[:80]!r} is no text that UTF-8 can hold; write it otherwise'
     reason, file = disk_error(error), getattr(error, 'filename', None)
     return f'{file}: {reason}' if reason and file else reason
 

@@ -77,10 +77,20 @@ def require_folder(folder: Path) -> None:
             file.write(b'0' * 4096)
 
 
+def parse_json(data: bytes) -> Any:
+    """Return what JSON says, in UTF-8 or -16, whether or not it begins with a byte order mark.
+
+    Raises ``ValueError``, for half a surrogate pair, too, which no file takes; ``RecursionError``.
+    """
+    value = json.loads(data)
+    json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
 def read_json(path: Path, remedy: str = 'copy it again') -> dict[str, Any]:
     """Return the object in a JSON file; ``UserError`` with ``remedy`` if there is none."""
     try:
-        value = json.loads(path.read_text())
+        value = parse_json(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise unreadable(path, error, remedy, 'not readable JSON') from None
     if not isinstance(value, dict):
@@ -151,11 +161,11 @@ def read_lines(path: Path, *keys: str) -> list[dict[str, Any]]:
     """
     try:
         whole = path.read_bytes()
-        rows = [json.loads(line) for line in whole[:whole.rfind(b'\n') + 1].splitlines()]
+        rows = [parse_json(line) for line in whole[:whole.rfind(b'\n') + 1].splitlines()]
         [row[key] for row in rows for key in keys]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f'{path} cannot be read ({error}); delete it or choose another') from error
     return rows
 

@@ -29,8 +29,10 @@ ROW = {'key': str, 'provider': str, 'text': str, 'round': int, 'pictures': int,
        'tokens_read': int, 'tokens_written': int}
 CHARACTERS_PER_TOKEN = 4
 FORMATS = ('json_schema', 'json_object', 'none')
+MOST_TOKENS = 2 ** 40  # that an answer is believed to have taken
 BUSY = frozenset((408, 409, 425, 429))
-# What some models refuse, and what they take instead, if anything.
+UNKNOWN = frozenset((401, 403, 404, 405))  # who asks, or what
+# What some models refuse, and what they take instead, if anything; of FORMATS the next one.
 REFUSED = {'max_tokens': 'max_completion_tokens', 'temperature': None}
 
 
@@ -247,7 +249,9 @@ class HttpProvider(Provider):
         self.name, self.parallel = f'http:{options.model}', options.concurrency
         self._options, self._ledger, self._stopped = options, ledger, threading.Event()
         self._refused: set[str] = set()  # of REFUSED, by this model
-        self._address = f'{options.url.rstrip("/")}/chat/completions'
+        self._form = options.response_format
+        end = '/chat/completions'
+        self._address = str(url.copy_with(path=url.path.rstrip('/').removesuffix(end) + end))
         # A proxy from the environment has no business between this process and this machine.
         self._client = httpx.Client(timeout=options.timeout, trust_env=not local, headers={
             'Authorization': f'Bearer {options.key}'} if options.key else {})
@@ -279,10 +283,11 @@ class HttpProvider(Provider):
 
     def _once(self, question: Question) -> Answer:
         options, ledger, budget = self._options, self._ledger, self._ledger.budget
+        form = self._form
         estimated = budget.tokens(question.characters, question.images)
         number = ledger.reserve(estimated, options.max_tokens)
         try:
-            response = self._client.post(self._address, json=self._body(question))
+            response = self._client.post(self._address, json=self._body(question, form))
         except httpx.ConnectError as error:
             ledger.settle(number, estimated, 0, 0)
             raise _Busy(f'no connection ({error})', None) from error
@@ -294,23 +299,38 @@ class HttpProvider(Provider):
             if response.status_code in BUSY or response.status_code >= 500:
                 raise _Busy(f'answered {response.status_code}', _retry_after(response))
             refused = {name for name in REFUSED.keys() - self._refused if name in response.text}
-            if response.status_code in (400, 422) and refused:
+            simpler = FORMATS[FORMATS.index(form) + 1:]
+            if response.status_code in (400, 422) and (refused or simpler and any(
+                    word in response.text for word in ('response_format', form))):
                 self._refused |= refused
+                self._form = form if refused else simpler[0]
                 return self._once(question)
-            body = response.text.replace(options.key, '***') if options.key else response.text
-            raise UserError(f'{self._address}: answered {response.status_code}: {body[:300]}')
+            if response.has_redirect_location:
+                where = response.headers['location']
+                raise UserError(f'{self._address}: sends on to {where:.200}; give the --url that '
+                                'it means')
+            raise UserError(
+                f'{self._address}: answered {response.status_code}: {self._shown(response)}'
+                + '; correct --url, --model or the key' * (response.status_code in UNKNOWN))
         try:
             data = response.json()
-            usage, text = data.get('usage') or {}, _text_of(data['choices'][0]['message'])
-            answer = Answer(text, int(usage.get('prompt_tokens') or estimated),
-                            int(usage.get('completion_tokens') or budget.tokens(len(text))))
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise _Busy('answered something else than a chat completion', None) from None
+            text = _text_of(data['choices'][0]['message'])
+            usage = data.get('usage')
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise _Busy('answered something else than a chat completion '
+                        f'({self._shown(response)})', None) from None
+        answer = Answer(text, _count(usage, 'prompt_tokens', estimated),
+                        _count(usage, 'completion_tokens', budget.tokens(len(text))))
         ledger.settle(number, estimated, answer.tokens_read, answer.tokens_written)
         return answer
 
-    def _body(self, question: Question) -> dict[str, Any]:
-        options, form = self._options, self._options.response_format
+    def _shown(self, response: httpx.Response) -> str:
+        """Return the beginning of an answer, without the key."""
+        key = self._options.key
+        return (response.text.replace(key, '***') if key else response.text)[:300]
+
+    def _body(self, question: Question, form: str) -> dict[str, Any]:
+        options = self._options
         system = SYSTEM if form == 'json_schema' else question.system_with_schema
         messages: list[dict[str, Any]] = [{'role': 'system', 'content': system}]
         for role, parts in question.turns:
@@ -336,14 +356,24 @@ class HttpProvider(Provider):
 
 def _text_of(message: Mapping[str, Any]) -> str:
     """Return the text of an answer, wherever servers put it; the first with an object in it."""
-    texts = []
-    for name in ('content', 'reasoning_content', 'reasoning', 'refusal'):
-        value = message.get(name) or ''
+    texts, calls = [], [{'function': message.get('function_call')},
+                        *(message.get('tool_calls') or ())]
+    values = [*map(message.get, ('content', 'reasoning_content', 'reasoning', 'refusal')), *(
+        (call.get('function') or {}).get('arguments') for call in calls)]
+    for value in values:
+        value = value or ''
         if isinstance(value, list):  # of parts
             value = ''.join(str(part.get('text') or '') if isinstance(part, Mapping) else str(part)
                             for part in value)
-        texts.append(json.dumps(value) if isinstance(value, Mapping) else str(value))
+        text = json.dumps(value) if isinstance(value, Mapping) else str(value)
+        texts.append(text.encode(errors='replace').decode())  # half a surrogate pair
     return next((text for text in texts if '{' in text), next(filter(None, texts), ''))
+
+
+def _count(usage: Any, name: str, estimated: int) -> int:
+    """Return how many tokens an answer says it took, or the estimate where it says none."""
+    value = usage.get(name) if isinstance(usage, Mapping) else None
+    return int(value) if isinstance(value, int | float) and 0 < value < MOST_TOKENS else estimated
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -102,6 +103,7 @@ def play(
 def main(commands: typer.Typer = app) -> None:
     """Run a command; bad input is one line and exit code 2, a node that died 1, Ctrl-C 130."""
     try:
+        os.getcwd()  # nothing works in a folder that was removed
         with terminable():
             code = commands(prog_name='dtvla', standalone_mode=False)
     except (KeyboardInterrupt, Exception) as error:

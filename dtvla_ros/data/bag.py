@@ -31,7 +31,6 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.ros import conversions, images
 from dtvla_ros.ros.frames import FrameTree
 
-UNIT = 0.01  # by which a quaternion's length may differ from 1
 OTHER_CLOCK = 10**9  # distance of stamps from all commands that shows another clock [ns]
 LOOKED_AT = 10  # images of a camera after which none is expected to be decodable
 STATED = ('ee_pose', 'joint_states', *CAMERAS)  # what a frame consists of, beside the command
@@ -45,9 +44,11 @@ def message_types() -> Typestore:
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     told = ' '.join(str(error).split()) or type(error).__name__
-    return UserError(
-        f'{path}: cannot read this bag ({told:.300}); give a folder of dtvla record or ros2 bag '
-        'record, or its .mcap file; of a damaged or unfinished file mcap recover saves the rest')
+    cure = ('give a folder of dtvla record or ros2 bag record, or its .mcap or .db3 file; of a '
+            'damaged or unfinished file mcap recover saves the rest')
+    if path.suffix == '.bag':  # of ROS 1
+        cure = f'rosbags-convert --src {path} --dst FOLDER makes a bag of ROS 2'
+    return UserError(f'{path}: cannot read this bag ({told:.300}); {cure}')
 
 
 @contextmanager
@@ -210,11 +211,13 @@ class _Reading:
             return ''
         topic = max(counts, key=lambda t: counts[t])
         if self.types[topic] not in robot_names.TYPES[name]:
-            raise UserError(
-                f'{self.path}: {topic} is {self.types[topic]}, and {name} must be '
-                f'{" or ".join(robot_names.TYPES[name])}; '
-                + remedy(name, self.names, self.types))
+            raise self._other_type(name, topic, self.types[topic])
         return topic
+
+    def _other_type(self, name: str, topic: str, kind: str) -> UserError:
+        return UserError(f'{self.path}: {topic} is {kind}, and {name} must be '
+                         f'{" or ".join(robot_names.TYPES[name])}; '
+                         + remedy(name, self.names, self.types))
 
     def _command(self) -> str:
         """Return the name of what commanded the arm. Raises ``UserError`` unless there is one."""
@@ -227,6 +230,9 @@ class _Reading:
             raise UserError(
                 f'{self.path}: it has the commands {" and ".join(map(self._source, found))}'
                 + (f', not {wanted}' if wanted else '') + '; choose one of them with --command')
+        for name in topics_of_commands():
+            if kind := self.types.get(topic := self.names.topic(name)):
+                raise self._other_type(name, topic, kind)
         usual = ', '.join(map(self.names.topic, topics_of_commands()))
         near = [f'--topic {name}={topic}' for name in topics_of_commands()
                 for topic in robot_names.nearest(name, self.names, self.types)[:1]]
@@ -248,12 +254,17 @@ class _Reading:
                   if name not in topics_of_commands() or name == self.command}
         unused = ('ee_pose',) if self.by_tf else ('tf', 'tf_static')
         wanted = {topic: name for topic, name in wanted.items() if name not in unused}
+        for name, topic in self.sources.items():
+            if topic in wanted and wanted[topic] != name and name not in topics_of_commands():
+                raise UserError(f'{self.path}: {topic} is said to be {name} and {wanted[topic]}; '
+                                'give each its own topic with --topic')
         if self.by_tf and not {'tf', 'tf_static'} & set(wanted.values()):
             raise self._missing('ee_pose')
         if self.by_tf and not (self.names.base_frame and self.names.ee_frame):
             raise UserError(
                 f'{self.path}: it has no {self.names.topic("ee_pose")}; to take the pose from /tf '
-                'give --base-frame and --ee-frame; ' + self._known_frames(wanted))
+                'give --base-frame and --ee-frame; its frames are '
+                + listed(self._known_frames(wanted)))
         for connection, received, data in messages(self.reader, self.path, [
                 c for c in self.reader.connections if c.topic in wanted]):
             name = wanted[connection.topic]
@@ -271,10 +282,12 @@ class _Reading:
                 raise UserError(f'{self.path}: no message on {self.sources[name]} can be used '
                                 f'({why:.300}); record it again')
         if self.by_tf and not rows['ee_pose']:
-            raise UserError(
-                f'{self.path}: /tf does not lead from {self.names.base_frame} to '
-                f'{self.names.ee_frame}; {self._known_frames(wanted)}; choose --base-frame and '
-                '--ee-frame among them')
+            known, ends = self._known_frames(wanted), (self.names.base_frame, self.names.ee_frame)
+            cure = 'choose --base-frame and --ee-frame among them' if (
+                {*ends} - {*known} or ends[0] == ends[1]) else (
+                'record transforms that are finite, and one parent of every frame')
+            raise UserError(f'{self.path}: /tf does not lead from {ends[0]} to {ends[1]}; its '
+                            f'frames are {listed(known)}; {cure}')
         self._require_images(wanted)
         self._require_one_frame()
         return self._tracks(rows)
@@ -352,7 +365,7 @@ class _Reading:
         self.last = stamp
         return [(received, stamp, (placed[0], placed[1].as_quat()))]
 
-    def _known_frames(self, wanted: dict[str, str]) -> str:
+    def _known_frames(self, wanted: dict[str, str]) -> list[str]:
         """Return which frames the transforms of the bag name."""
         known: dict[str, None] = {}
         for connection, _, data in messages(self.reader, self.path, [
@@ -361,7 +374,7 @@ class _Reading:
             with suppress(Exception):
                 for entry in decode(connection, data).transforms:
                     known |= {entry.header.frame_id: None, entry.child_frame_id: None}
-        return f'its frames are {listed(list(known))}'
+        return list(known)
 
     def _look(self, name: str, connection: Connection, data: bytes) -> None:
         """Decode an image until one could be decoded: a depth camera never shows one."""
@@ -377,9 +390,10 @@ class _Reading:
         for name, why in self.shown.items():
             if why:
                 topic = self.sources[name]
-                raise UserError(f'{self.path}: {topic} shows no colour image ({why:.300}); '
-                                + remedy(name, self.names, {
-                                    t: k for t, k in self.types.items() if t != topic}))
+                others = {t: k for t, k in self.types.items() if t != topic}
+                cure = remedy(name, self.names, others) if robot_names.nearest(
+                    name, self.names, others) else 'record it as rgb8, bgr8, mono8, JPEG or PNG'
+                raise UserError(f'{self.path}: {topic} shows no colour image ({why:.300}); {cure}')
 
     def _require_one_frame(self) -> None:
         """Poses and commands are of one frame, the one that is told if one is."""
@@ -400,9 +414,11 @@ class _Reading:
         """Refuse a topic without stamps, or with those of another clock."""
         if not len(track.stamps):
             return
-        if not track.stamps.any():
-            raise UserError(f'{self.path}: {topic}: header.stamp is 0 in all {len(track.stamps)} '
-                            'messages; --stamps received takes the times they were received')
+        if not track.stamps.any() or len(track.stamps) > 1 and not np.ptp(track.stamps):
+            raise UserError(
+                f'{self.path}: {topic}: header.stamp is {track.stamps[0] / 1e9:g} in all '
+                f'{len(track.stamps)} messages; --stamps received takes the times they were '
+                'received')
         low, high = commands.stamps.min(), commands.stamps.max()
         inside = (low - OTHER_CLOCK <= track.stamps) & (track.stamps <= high + OTHER_CLOCK)
         if not inside.any():
@@ -419,9 +435,8 @@ def topics_of_commands() -> tuple[str, ...]:
 
 def _sound_pose(pose: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     position, quaternion = conversions.pose_arrays(pose)
-    norm = float(np.linalg.norm(quaternion))
-    if not np.isfinite(position).all() or not abs(norm - 1.0) < UNIT:
-        raise Unusable('not finite, or no rotation')
+    if refused := conversions.refuse_pose(position, quaternion):
+        raise Unusable(refused)
     return position, quaternion
 
 

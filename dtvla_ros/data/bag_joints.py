@@ -21,6 +21,10 @@ def joint_rows(rows: Sequence[Row], names: RobotNames, where: str,
     """
     fingers = names.finger_joints or FINGER_JOINTS
     arm = names.arm_joints or _arm([message[0] for _, _, message in rows], fingers, where)
+    for name in (both := [*names.arm_joints, *fingers]):
+        if both.count(name) > 1:
+            raise UserError(f'{where}: {name} is told twice by --joints and --fingers; name every '
+                            'joint once')
     known = {name for _, _, message in rows for name in message[0]}
     for option, kind, wanted in (('--fingers', 'gripper joints', fingers),
                                  ('--joints', 'joints of the arm', arm)):

@@ -15,8 +15,9 @@ _NO_PLACE = {
     'acceleration', 'imu', 'gyro', 'object', 'target', 'goal', 'joint', 'motor'}
 # That make a channel something else than a coordinate of a rotation vector, or a finger.
 _OTHER = {'qx', 'qy', 'qz', 'qw', 'w', 'quat', 'quaternion', 'joint', 'vel', 'velocity', 'force',
-          'torque'}
+          'torque', 'roll', 'pitch', 'yaw', 'euler', 'rpy', 'd'}
 _FINGERS = {'finger', 'fingers', 'gripper'}
+_NUMBERED_JOINT = re.compile(r'(?:^|[^a-z])q[ ._]?\d')
 # Not motor: LeRobot's conversion from v1.6 calls everything motor_0, motor_1, ...
 _JOINTS = {'joint', 'joints', 'shoulder', 'elbow', 'wrist', 'waist', 'forearm', 'j'}
 # Numbered names that say nothing.
@@ -30,7 +31,8 @@ def _words(name: str) -> list[str]:
 
 def are_joints(names: Sequence[str]) -> bool:
     """Return whether any channel is called as a joint is."""
-    return any(_JOINTS & set(_words(name)) for name in names)
+    return any(_JOINTS & set(_words(name)) or _NUMBERED_JOINT.search(name.lower())
+               for name in names)
 
 
 def gripper_channel(names: Sequence[str], size: int) -> int | None:
@@ -63,15 +65,15 @@ def end_effector(names: Sequence[str], size: int) -> EndEffector:
     if not names or all(_NUMBERED.match(name.lower()) for name in names):
         return EndEffector([0, 1, 2] if size >= 3 else [], [3, 4, 5] if size >= 6 else [],
                            [6, 7] if size == 8 else [])
-    groups: dict[tuple[str, ...], dict[str, int]] = defaultdict(dict)
+    groups: dict[tuple[str, ...], list[tuple[str, int]]] = defaultdict(list)
     for channel, parts in enumerate(words):
         axes = [k for k, part in enumerate(parts) if _AXIS.match(part)]
         if len(axes) == 1 and not _NO_PLACE & set(parts):
             found = _AXIS.match(parts[axes[0]])
             assert found is not None
-            groups[(*parts[:axes[0]], *parts[axes[0] + 1:])][found[1]] = channel
-    places = {stem: [axes[axis] for axis in 'xyz'] for stem, axes in groups.items()
-              if len(axes) == 3}
+            groups[(*parts[:axes[0]], *parts[axes[0] + 1:])].append((found[1], channel))
+    places = {stem: [channel for _, channel in sorted(axes)] for stem, axes in groups.items()
+              if ''.join(sorted(axis for axis, _ in axes)) == 'xyz'}
     position = places[()] if () in places else next(iter(places.values())) if len(
         places) == 1 else []
     after = range(position[-1] + 1, position[-1] + 4) if position else range(0)

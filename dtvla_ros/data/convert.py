@@ -118,9 +118,6 @@ def _require_features(reader: DatasetReader, options: ConvertOptions) -> None:
     if missing := next((name for name in needed if name not in renamed), None):
         raise UserError(f'{reader.root}: no feature {missing}; say which it is with '
                         f'--rename OLD={missing} ({there})')
-    if float(reader.fps) != int(reader.fps):
-        raise UserError(f'{reader.root / layout.INFO}: {reader.fps} frames a second; v3.0 needs '
-                        'a whole number')
     reader.require_finite(*(name for name in names if options.new_name(name) in (
         layout.STATE, layout.ACTION, layout.ACTION_CHUNK)))
 

@@ -75,6 +75,10 @@ class Report:
     nearest: dict[str, float] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
 
+    def left_out_lines(self) -> list[str]:
+        """Return what was left out, and how often, as texts."""
+        return [f'{count} messages on {why}' for why, count in self.left_out.items()]
+
     def trouble(self) -> str:
         """Return what is wrong with episodes in many pieces, and what to do; '' if nothing is."""
         if self.pieces <= WHOLE * self.episodes:
@@ -120,10 +124,10 @@ def convert(bags: Sequence[Path], out: Path, options: ConvertOptions) -> Report:
                 for segment in split(converter.bag, converter.period, options.instruction):
                     converter.write(segment, out)
         if not report.frames:
-            why = [f'{count} frames without {name}' for name, count in report.gaps.items()]
-            raise UserError(f'{", ".join(map(str, bags))}: no frame to keep ({", ".join(why)}; '
-                            f'{report.failed} episodes without success); record a run in which '
-                            'all of it comes')
+            why = [*(f'{count} frames without {name}' for name, count in report.gaps.items()),
+                   *report.left_out_lines(), f'{report.failed} episodes without success']
+            raise UserError(f'{", ".join(map(str, bags))}: no frame to keep '
+                            f'({"; ".join(why):.400}); record a run in which all of it comes')
         merge_shards(out, options.robot)
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
@@ -203,7 +207,10 @@ class _Converter:
     def _spacing(self, track: Track, what: str) -> float:
         spacing = track.spacing()
         if not spacing > 0:
-            raise UserError(f'{self.bag.path}: fewer than two {what}; record for longer')
+            left_out = '; '.join(self.report.left_out_lines())
+            raise UserError(f'{self.bag.path}: fewer than two {what}'
+                            + (f' that can be used ({left_out:.300})' if left_out else '')
+                            + '; record for longer')
         return spacing
 
     def _tolerance(self, name: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,11 @@ class Episode:
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
+
+
+def own_files(folder: Path, pattern: str) -> list[Path]:
+    """Return the files of a pattern in order, without the ``._name`` that macOS puts beside."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith('.'))
 
 
 def action_chunks(actions: NDArray[np.float32], starts: NDArray[np.int64], length: int,

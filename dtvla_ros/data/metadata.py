@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from dtvla_ros.data import layout
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import read_json, unreadable
+from dtvla_ros.files import parse_json, read_json, unreadable
 
 NUMBERS = ('bool', 'float16', 'float32', 'float64', *(
     f'{sign}int{bits}' for sign in ('', 'u') for bits in (8, 16, 32, 64)))
@@ -26,6 +26,7 @@ READ = (*layout.V21_VERSIONS, layout.VERSION)
 FASTEST = 1000  # frames a second that are believed
 MOST = 2 ** 40  # of anything that is counted
 LONGEST = 2 ** 30  # video [s]
+LONGEST_NAME = 200  # of a feature [bytes]: files are called so
 AGAIN = 'correct it, or copy the whole dataset again'
 # What the templates of paths may be filled with.
 FIELDS: dict[str, Any] = {'episode_index': 0, 'episode_chunk': 0, 'chunk_index': 0,
@@ -91,12 +92,16 @@ def _version(root: Path, told: Any, versions: Sequence[str]) -> str:
 def _feature(path: Path, name: str, told: Any) -> dict[str, Any]:
     """Return one of ``features`` with its shape as a list."""
     what = f'{path}: feature {name}'
+    if '/' in name or not 0 < len(name.encode()) < LONGEST_NAME:
+        raise UserError(f'{path}: a feature is called {name!r:.80}, which cannot be the name of a '
+                        f'file; call it otherwise, without /, there and in the data')
     if not isinstance(told, Mapping):
         raise UserError(f'{what} is {told!r:.40}, not dtype, shape and names; {AGAIN}')
     dtype, shape = told.get('dtype'), told.get('shape')
     if dtype not in (*NUMBERS, TEXT, *IMAGES):
         raise UserError(f'{what} has dtype {dtype!r:.40}; there is {", ".join(NUMBERS)}, {TEXT}, '
-                        f'{", ".join(IMAGES)}: take it out of the features')
+                        f'{", ".join(IMAGES)}: take it out of the features, and its column, if '
+                        'there is one, out of the data')
     if not isinstance(shape, list) or not all(
             isinstance(size, int) and 0 < size < MOST for size in shape):
         raise UserError(f'{what} has shape {shape!r:.40}, no list of sizes; {AGAIN}')
@@ -138,7 +143,7 @@ def read_episodes(root: Path, info: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not is_v2 and not folder.is_dir():
         raise unreadable(folder, 'no folder', 'copy all of meta')
     places = list(_read_lines(root / layout.V21_EPISODES)) if is_v2 else [
-        pair for path in sorted(folder.glob('*/*.parquet')) for pair in _read_rows(path)]
+        pair for path in layout.own_files(folder, '*/*.parquet') for pair in _read_rows(path)]
     rows = sorted((_episode(place, row, is_v2) for place, row in places),
                   key=lambda row: row['episode_index'])
     begin = 0
@@ -234,13 +239,13 @@ def _read_lines(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     """Return the objects of a JSON-lines file, each with the file's name and its line."""
     rows = []
     try:
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        for number, line in enumerate(path.read_bytes().splitlines(), 1):
             if line.strip():
-                rows.append((f'{path}: line {number}', json.loads(line)))
+                rows.append((f'{path}: line {number}', parse_json(line)))
                 if not isinstance(rows[-1][1], dict):
                     raise ValueError(f'line {number}: no JSON object')
         if not rows:
             raise ValueError('no line')
     except (OSError, ValueError, RecursionError) as error:
-        raise unreadable(path, error, 'copy the meta folder again') from None
+        raise unreadable(path, error, 'correct it, or copy the meta folder again') from None
     return rows

@@ -33,19 +33,23 @@ _THOUGHT = re.compile('<think>(.*?)</think>', re.DOTALL)
 _NOT_TEXT = ('<pad>', '<bos>', '<eos>', '[PAD]', '<s>', '</s>')
 _DEPTH = ('I', 'F')  # with which Pillow's modes of more than 8 bits a channel begin
 _NOT_DEEP = ('gray', 'gray8')
+_FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'PPM', 'TIFF')  # others of Pillow's run programs
 
 
 def is_list(kind: pa.DataType) -> bool:
     """Return whether values of this type are lists, of fixed size or not."""
     return (pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)
-            or pa.types.is_large_list(kind))
+            or pa.types.is_large_list(kind) or pa.types.is_list_view(kind))
 
 
 def value_type(kind: pa.DataType) -> pa.DataType:
     """Return the type of a column's single values."""
-    while is_list(kind):
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    while is_list(kind) or pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return pa.string() if pa.types.is_large_string(kind) else kind
+    text = pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return pa.string() if text else kind
 
 
 def column_array(column: pa.ChunkedArray) -> NDArray[Any]:
@@ -75,7 +79,16 @@ def _normalised(column: pa.ChunkedArray, feature: Mapping[str, Any]) -> pa.Array
     array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     dtype, size, nested = feature['dtype'], prod(feature['shape']), is_list(array.type)
     if dtype == metadata.TEXT:
-        return pc.fill_null(array.cast(pa.string()), '')
+        array = pc.fill_null(array.cast(pa.string()), '')
+        for row, cell in enumerate(array.cast(pa.binary())):
+            try:
+                str(cell.as_buffer() or b'', 'utf-8')
+            except UnicodeDecodeError:
+                raise _BadCell(row, 'is no UTF-8') from None
+        return array
+    if isinstance(array, pa.ExtensionArray):  # a tensor
+        array = array.storage
+        nested = is_list(array.type)
     count, row = len(array), np.arange(len(array))
     while True:
         if array.null_count:
@@ -164,8 +177,8 @@ class DatasetReader:
         for key in self._image_features:
             try:
                 depth = self._depth(key)
-            except (UserError, OSError, ValueError, pa.ArrowException):
-                continue  # whoever reads it says what is wrong
+            except Exception:  # noqa: S112 - Pillow raises about anything; whoever reads it says so
+                continue
             if depth:
                 found[key] = f'{depth}: depth, not a colour image of 8 bits'
         return found
@@ -194,7 +207,8 @@ class DatasetReader:
         if not isinstance(cell, Mapping):
             raise ValueError('neither bytes nor path')
         data, name = cell.get('bytes'), cell.get('path')
-        return Image.open(io.BytesIO(data) if data else self.root / (name or ''))
+        return Image.open(io.BytesIO(data) if data else self.root / (name or ''),
+                          formats=_FORMATS)
 
     def channels(self, feature: str) -> list[str]:
         """Return a feature's channel names, none where it has none, or not one for each."""
@@ -219,11 +233,12 @@ class DatasetReader:
         """Raise ``UserError`` where the state's names say that it has no such ``parts``."""
         for part in parts:
             if not getattr(self.end_effector, part):
+                what = 'rotation vector' if part == 'rotation' else part
                 names = self.channels(layout.STATE)
                 shown = ', '.join(names[:8]) + (', ...' if len(names) > 8 else '')
                 raise UserError(
                     f'{self.root / layout.INFO}: {layout.STATE} ({shown or "too few channels"}) '
-                    f'has no {part} of the end effector; record its pose, or name the channels '
+                    f'has no {what} of the end effector; record its pose, or name the channels '
                     f'that are it ({", ".join(layout.STATE_NAMES)})')
 
     @property
@@ -395,9 +410,14 @@ class DatasetReader:
             path, images = self.data_path(episode), self._stored_images(episode, key, first)
         else:
             path, start = self.video_path(episode, key)
-            images = islice(read_video(path, start + first / self.fps), row['length'] - first)
+            # Of a file of its own nothing may be left.
+            images = islice(read_video(path, start + first / self.fps, self.fps),
+                            row['length'] - first + self.is_v2)
         frame = first
         for image in images:
+            if frame == row['length']:
+                raise UserError(f'{path}: more images than the {frame} rows of episode {episode}; '
+                                f'{RECORD}')
             if image.shape[:2] != due:
                 raise UserError(f'{path}: images of {image.shape[0]}x{image.shape[1]} of {key}, '
                                 f'{layout.INFO} says {due[0]}x{due[1]}; correct the shape')

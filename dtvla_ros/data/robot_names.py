@@ -113,13 +113,11 @@ def parse_topics(words: Iterable[str], option: str = '--topic') -> dict[str, str
 
 
 def names_in_params(file: ParameterFile) -> RobotNames:
-    """Return frames and joints in a parameter file of the nodes. Raises ``UserError``.
+    """Return frames and joints in a parameter file of the nodes; the later ones count.
 
-    A node's own values count more than those of a wildcard.
+    Raises ``UserError``.
     """
-    found: dict[str, Any] = {}
-    for _, parameters in sorted(file.sections, key=lambda section: '*' not in section[0]):
-        found |= parameters
+    found = {name: value for _, section in file.sections for name, value in section.items()}
     if found.get('pose_source') != 'tf':
         found.pop('ee_frame', None)
     told = {key: value for key, value in found.items()

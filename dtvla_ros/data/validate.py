@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dtvla_ros.conventions import CHANNELS, CONTROL_RATE
 from dtvla_ros.data import layout
 from dtvla_ros.data.reader import DatasetReader, column_array, open_dataset, value_type
-from dtvla_ros.data.video import count_frames, probe, read_video
+from dtvla_ros.data.video import RATE, count_frames, other_rate, probe, read_video
 from dtvla_ros.errors import UserError
 from dtvla_ros.issues import Issue
 from dtvla_ros.policy.config import DecoderConfig
@@ -73,7 +73,7 @@ def validate(root: Path, decode: bool = False) -> list[Issue]:
     issues += damaged
     issues += [Issue('no episode is said to lie in this file',
                      'remove it, or restore the metadata that name it', file=str(path))
-               for path in sorted((root / 'data').rglob('*.parquet')) if path not in files]
+               for path in layout.own_files(root / 'data', '**/*.parquet') if path not in files]
     for key in reader.video_keys:
         for path, numbers in _by_file(reader.video_path(k, key)[0] for k in every).items():
             issues += _issues(path, _video_file(reader, key, path, numbers, decode))
@@ -101,7 +101,7 @@ def _totals(reader: DatasetReader) -> Found:
                         ('total_frames', sum(reader.lengths)),
                         ('total_tasks', len(reader.tasks))):
         if reader.info.get(name) != found:
-            yield (f'{name} is {reader.info.get(name)}, the metadata hold {found}',
+            yield (f'{name} is {reader.info.get(name)!r}, the metadata hold {found}',
                    f'write {found}, or restore what is missing')
     for name in ('data_path', *(['video_path'] if reader.video_keys else [])):
         if not reader.info.get(name):
@@ -198,9 +198,9 @@ def _video_file(reader: DatasetReader, key: str, path: Path, numbers: list[int],
     if (kind['height'], kind['width']) != shape:
         yield (f'images of {kind["height"]}x{kind["width"]}, {layout.INFO} says '
                f'{"x".join(map(str, shape))}', 'correct the shape')
-    if abs(kind['fps'] - fps) > 0.01:
-        yield (f'{kind["fps"]:g} images a second, the dataset has {fps}',
-               'encode the video at the rate of the data')
+    if abs(kind['fps'] - fps) > RATE:
+        problem, _, remedy = other_rate(kind['fps'], fps).partition('; ')
+        yield problem, remedy
     done = 0
     for k in numbers:
         start = reader.video_path(k, key)[1]
@@ -208,7 +208,6 @@ def _video_file(reader: DatasetReader, key: str, path: Path, numbers: list[int],
             yield (f'episode {k} is said to begin at {start:g} s, after {done} images '
                    f'{done / fps:g} s are due', 'correct from_timestamp in meta/episodes')
         done += reader.lengths[k]
-
 
 
 

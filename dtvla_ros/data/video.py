@@ -23,6 +23,7 @@ PIXEL_FORMAT = 'yuv444p'
 # A key frame every second frame makes reading a random frame cost two decodes.
 OPTIONS = {'crf': '14', 'preset': 'veryfast', 'g': '2', 'bf': '0'}
 AGAIN = 'copy or record it again'
+RATE = 0.01  # frames a second by which a video's rate may differ from its dataset's
 
 
 def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float) -> int:
@@ -61,17 +62,30 @@ def _opened(path: Path) -> Iterator[Any]:
             raise unreadable(path, error, AGAIN, 'a damaged video') from None
 
 
-def read_video(path: Path, start: float = 0.0) -> Iterator[NDArray[np.uint8]]:
-    """Yield RGB frames [H, W, 3] from the one shown at ``start`` [s] on. Raises ``UserError``."""
+def read_video(path: Path, start: float = 0.0, fps: float | None = None,
+               ) -> Iterator[NDArray[np.uint8]]:
+    """Yield RGB frames [H, W, 3] from the one shown ``start`` [s] after the first one on.
+
+    Raises ``UserError``, also where it does not show ``fps`` frames a second.
+    """
     with _opened(path) as stream:
         stream.thread_count = 1
-        half = 0.5 / float(stream.average_rate)
+        rate = float(stream.average_rate)
+        if fps is not None and abs(rate - fps) > RATE:
+            raise UserError(f'{path}: {other_rate(rate, fps)}')
+        half = 0.5 / rate
+        start += float((stream.start_time or 0) * stream.time_base)
         first, frames = _decode(stream, start + half, start - half)
         if first is None or first.time > start + half:
             # Some codecs cannot show every frame after a jump into the middle.
             first, frames = _decode(stream, 0.0, start - half)
         for frame in chain([] if first is None else [first], frames):
             yield frame.to_ndarray(format='rgb24').astype(np.uint8, copy=False)
+
+
+def other_rate(rate: float, fps: float) -> str:
+    """Return what to say of a video that is not of its dataset's rate, and what to do."""
+    return f'{rate:g} images a second, the dataset has {fps:g}; encode it at the rate of the data'
 
 
 def _decode(stream: Any, begin: float, earliest: float,

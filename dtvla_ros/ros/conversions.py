@@ -26,6 +26,8 @@ _ARRAY = re.compile(
 MERGED = 0.15  # s over which JointStates are put together: a gripper may tell 10 times a second
 KINDS = 64  # of messages, by their joints' names, whose places are remembered
 LISTED = 4  # names told of many
+TURNED = 1e4  # rad or m from which on a joint's position is not believed
+REACH = 10.0  # m from the base within which an end effector is
 _SCALARS = {'float': float, 'double': float, 'boolean': bool, 'string': str, 'wstring': str}
 
 
@@ -171,7 +173,7 @@ class JointReader:
             self.why = f'it has {_listed(twice)} twice'
             return None
         told = {name: float(positions[k]) for name, k in places.items()}
-        bad = [name for name, position in told.items() if not math.isfinite(position)]
+        bad = [name for name, position in told.items() if not abs(position) < TURNED]
         self._positions = told if len(told) == len(self._wanted) else {**self._positions, **told}
         self._stamps |= dict.fromkeys(told, stamp) | dict.fromkeys(bad, math.nan)
         absent = bad if len(told) == len(self._wanted) else [
@@ -200,6 +202,8 @@ def refuse_pose(position: NDArray[np.float64], quaternion: NDArray[np.float64]) 
     """Return why a position [3] and a quaternion [4] are no pose, or None."""
     if not np.isfinite(position).all() or not abs(math.hypot(*quaternion) - 1.0) < 0.01:
         return 'it is not finite or its quaternion is not of unit length'
+    if np.abs(position).max() > REACH:
+        return f'it is more than {REACH:g} m away: are these millimetres? publish metres'
     return None
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from builtin_interfaces.msg import Time
 from numpy.typing import NDArray
 from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
@@ -194,7 +195,8 @@ def _require_sound(data: bytes, told: str) -> str:
             if kind == 'PNG':
                 head.verify()
     except Exception as error:  # Pillow raises about anything
-        raise ImageError(f'{told}: no sound JPEG or PNG: {error!s:.200}') from error
+        why = '' if isinstance(error, UnidentifiedImageError) else f': {error!s:.200}'
+        raise ImageError(f'{told}: no sound JPEG or PNG{why}') from error
     if height * width > MAX_PIXELS:
         raise ImageError(f'{told}: {width}x{height} is more than {MAX_PIXELS} pixels')
     if kind != 'PNG' and b'\xff\xd9' not in data[-16:] and not _has_end(data):

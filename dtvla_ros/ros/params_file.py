@@ -17,6 +17,19 @@ from dtvla_ros.files import find_shared
 PARAMETERS = 'ros__parameters'
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses what ROS reads otherwise than YAML says: keys given twice, and ``<<``."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if key == '<<' or keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f'{key} ' + ('is not for ROS' if key == '<<' else 'stands twice'),
+                    node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 @dataclass(frozen=True, slots=True)
 class ParameterFile:
     """``sections``: (pattern of full node names, parameters), in the order of the file."""
@@ -28,22 +41,22 @@ class ParameterFile:
     def read(cls, path: Path) -> ParameterFile:
         """Read a file. Raises UserError where it cannot be read or holds no node's parameters."""
         try:
-            tree = yaml.safe_load(path.read_text())
+            tree = yaml.load(path.read_text(encoding='utf-8-sig'), _Loader)
+            sections = tuple(_sections(tree, '')) if isinstance(tree, dict) else ()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f'{path}: {getattr(error, "strerror", None) or error}; '
                             'dtvla run lists configurations') from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError) as error:
             raise UserError(f'{path}: no YAML ({" ".join(str(error).split())})') from error
-        sections = tuple(_sections(tree, '')) if isinstance(tree, dict) else ()
         if not sections:
             raise UserError(f'{path}: no parameters of a node; a section is '
                             '/name: {ros__parameters: {...}}')
         return cls(path, sections)
 
     def of(self, node: str) -> dict[str, Any]:
-        """Return the parameters of a node by its full name; what is exact counts last."""
+        """Return the parameters of a node by its full name; as in ROS the later ones count."""
         found: dict[str, Any] = {}
-        for pattern, values in sorted(self.sections, key=lambda section: '*' not in section[0]):
+        for pattern, values in self.sections:
             if applies(pattern, node):
                 found |= values
         return found

@@ -256,7 +256,10 @@ def message_of(**fields):
     lambda right: {'content': None, 'reasoning_content': f'Well. {right}'},
     lambda right: {'content': '', 'reasoning': f'<think>Well. {right}</think>'},
     lambda right: {'content': 'done', 'reasoning_content': right},
-    lambda right: {'content': json.loads(right)}])
+    lambda right: {'content': json.loads(right)}, lambda right: {'content': f'\ufeff{right}'},
+    lambda right: {'content': f'{right} \ud83d'},
+    lambda right: {'content': None, 'tool_calls': [{'function': {'arguments': right}}]},
+    lambda right: {'content': None, 'function_call': {'name': 'labels', 'arguments': right}}])
 def test_an_answer_is_found_wherever_a_server_puts_it(one, say):
     with Endpoint(lambda n, request: Reply(body=message_of(**say(json.dumps(
             answer_frames(wanted(request))))))) as endpoint:
@@ -279,12 +282,67 @@ def test_an_answer_without_an_object_is_asked_for_again(one, say):
 
 
 @pytest.mark.parametrize('body', [
-    b'[]', b'{"choices": [{"message": "hello"}]}',
-    b'{"choices": [{"message": {}}], "usage": {"prompt_tokens": "x"}}'])
+    b'[]', b'{"choices": [{"message": "hello"}]}', b'[' * 10**5, b'<html>login</html>',
+    b'{"error": {"message": "no credits"}}'])
 def test_something_else_than_a_completion_is_tried_again(one, body):
+    """And told in the end."""
+    with Endpoint(lambda n, r: Reply(body=body)) as endpoint, pytest.raises(
+            UserError, match='than a chat completion') as told:
+        one(endpoint)
+    assert body[:200].decode() in str(told.value) and len(str(told.value)) < 500
     with Endpoint({0: Reply(body=body)}) as endpoint:
         assert one(endpoint)[0]
     assert len(endpoint.requests) == 2
+
+
+@pytest.mark.parametrize('usage', ['{"prompt_tokens": Infinity}', '{"prompt_tokens": "x"}', '[1]',
+                                   '{"prompt_tokens": NaN}', '{"prompt_tokens": -5}', 'null'])
+def test_an_answer_counts_whatever_it_says_of_tokens(one, usage):
+    def behave(number, request):
+        text = json.dumps(json.dumps(answer_frames(wanted(request))))
+        return Reply(body=(f'{{"choices": [{{"message": {{"content": {text}}}}}], '
+                           f'"usage": {usage}}}').encode())
+
+    with Endpoint(behave) as endpoint:
+        assert one(endpoint)[0]
+    assert len(endpoint.requests) == 1 and 0 < one.spent[1] < 1
+
+
+@pytest.mark.parametrize('path, asked', [
+    ('/v1/', '/v1/chat/completions'), ('/v1/chat/completions', '/v1/chat/completions'),
+    ('/v1?api-version=2', '/v1/chat/completions?api-version=2')])
+def test_an_address_may_be_given_whole(tmp_path, path, asked):
+    ledger = providers.Ledger(tmp_path / 'ledger.jsonl', PRICES)
+    made = providers.HttpProvider(providers.HttpOptions(f'http://127.0.0.1:1{path}', 'm'), ledger)
+    assert made._address == f'http://127.0.0.1:1{asked}'
+    made.close()
+
+
+@pytest.mark.parametrize('status, headers, told', [
+    (307, {'Location': 'https://other/v1'}, 'sends on to https://other/v1; give the --url'),
+    (404, {}, 'answered 404: .*correct --url, --model')])
+def test_another_address_is_told(one, status, headers, told):
+    with Endpoint(lambda n, r: Reply(status, body=b'not here', headers=headers)) as endpoint:
+        with pytest.raises(UserError, match=told):
+            one(endpoint)
+    assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize('refuse, said, form', [
+    (('json_schema',), 'This response_format type is unavailable now', {'type': 'json_object'}),
+    (('json_schema', 'json_object'), "unknown field 'response_format'", None)])
+def test_a_model_without_schemas_gets_the_next_form(run, refuse, said, form):
+    """The schema then stands in the prompt."""
+    def behave(number, request):
+        if request.get('response_format', {}).get('type') in refuse:
+            return Reply(400, '-', json.dumps({'error': {'message': said}}).encode())
+        schema = json.loads(request['messages'][0]['content'].rpartition('\n')[2])
+        return Reply(text=json.dumps(answer_frames(schema['properties']['frames']['minItems'])))
+
+    with Endpoint(behave) as endpoint:
+        assert len(run(endpoint)[0]) == 3
+    assert len(endpoint.requests) == 3 + len(refuse)
+    assert endpoint.requests[-1].get('response_format') == form
 
 
 @pytest.mark.parametrize('status, refuse, seen', [

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,8 +22,10 @@ from dtvla_ros.data import layout
 from dtvla_ros.data.channels import end_effector
 from dtvla_ros.data.convert import ConvertOptions, convert
 from dtvla_ros.data.inspect import dataset_statistics, inspect_dataset
+from dtvla_ros.data.metadata import READ
 from dtvla_ros.data.reader import DatasetReader, open_dataset
 from dtvla_ros.data.validate import validate
+from dtvla_ros.data.video import read_video
 from dtvla_ros.data.view import view
 from dtvla_ros.errors import UserError
 from dtvla_ros.training import data as training
@@ -281,6 +284,135 @@ def test_files_that_are_none_are_named(
     refused(folder, tmp_path, f'{named}', said, by=by)
 
 
+def test_text_that_editors_and_systems_write_is_read(copied: Any, tmp_path: Path) -> None:
+    """A byte order mark, UTF-16, line separators within a text, files of macOS beside others."""
+    folder = copied('v21')
+    info, episodes = folder / layout.INFO, folder / layout.V21_EPISODES
+    info.write_bytes(info.read_bytes().decode().encode('utf-16'))
+    for path in (episodes, folder / layout.V21_TASKS):
+        text = path.read_text().replace('put the', 'put\u2028the')
+        path.write_bytes(b'\xef\xbb\xbf' + text.encode())
+    for path in [*folder.rglob('*.parquet'), *folder.rglob('*.mp4')]:
+        path.with_name(f'._{path.name}').write_bytes(b'\0\5\x16\7')
+    assert not any(answers(folder, tmp_path).values())
+    assert any('\u2028' in task for task in open_dataset(folder).tasks)
+
+
+def test_files_of_macos_are_no_metadata(copied: Any, tmp_path: Path) -> None:
+    folder = copied('v30')
+    for name in (EPISODES, DATA):
+        (folder / name).with_name('._file-000.parquet').write_bytes(b'\0\5\x16\7')
+    assert not any(answers(folder, tmp_path).values())
+
+
+def test_half_a_character_is_refused(copied: Any, tmp_path: Path) -> None:
+    folder = copied('v21')
+    for name in (layout.V21_TASKS, layout.V21_EPISODES):
+        edit_line(folder / name, 0, lambda row: row.update(
+            {key: json.loads(json.dumps(value).replace('put the', 'put \\ud83d the'))
+             for key, value in row.items()}))
+    refused(folder, tmp_path, '.jsonl: cannot be read', 'surrogates not allowed', 'correct it')
+
+
+def test_text_that_is_no_utf8_is_refused(copied: Any, tmp_path: Path) -> None:
+    folder = copied('v30')
+    table = pq.read_table(folder / DATA)
+    cells = [text.encode() for text in table.column(layout.REASONING).to_pylist()]
+    cells[14] = b'\xff\xfe'
+    data = pa.array(cells, pa.binary())
+    pq.write_table(table.set_column(
+        table.column_names.index(layout.REASONING), layout.REASONING, pa.Array.from_buffers(
+            pa.string(), len(data), data.buffers())), folder / DATA)
+    refused(folder, tmp_path, f'{DATA}: {layout.REASONING} is no UTF-8 at episode 1, frame 2')
+
+
+def test_other_kinds_of_columns_are_read(copied: Any, tmp_path: Path) -> None:
+    """Tensors, views of lists and of texts, dictionaries."""
+    folder = copied('v30')
+    before = DatasetReader(folder).rows(layout.ACTION)
+    table = pq.read_table(folder / DATA)
+    for name, column in ((layout.ACTION, pa.FixedShapeTensorArray.from_numpy_ndarray(
+            before.astype(np.float32))), (layout.STATE, pa.array(
+                table.column(layout.STATE).to_pylist(), pa.list_view(pa.float32()))),
+            (layout.REASONING, table.column(layout.REASONING).cast(pa.string_view()))):
+        table = table.set_column(table.column_names.index(name), name, column)
+    pq.write_table(table, folder / DATA)
+    assert not any(answers(folder, tmp_path).values())
+    np.testing.assert_array_equal(DatasetReader(tmp_path / 'new').rows(layout.ACTION), before)
+
+
+@pytest.mark.parametrize('name', ['../../../elsewhere', '/elsewhere', 'images/front', 'x' * 300])
+def test_a_feature_that_is_no_name_of_a_file_is_refused(
+        copied: Any, tmp_path: Path, name: str) -> None:
+    folder = copied('png')
+    info = json.loads((folder / layout.INFO).read_text())
+    info['features'][name] = info['features'][PRIMARY]
+    (folder / layout.INFO).write_text(json.dumps(info))
+    refused(folder, tmp_path, f'a feature is called {name[:20]!r:.20}'.rstrip("'"), 'call it')
+
+
+def recode(folder: Path, rate: float = 10, offset: int = 0, more: int = 0) -> None:
+    """Encode every video again: at another rate, later in the file, with other lengths."""
+    for path in sorted(folder.rglob('*.mp4')):
+        frames = list(read_video(path))
+        with av.open(str(path), 'w') as container:
+            stream = container.add_stream('libx264', rate=rate)
+            stream.height, stream.width = frames[0].shape[:2]
+            for k, image in enumerate([*frames, *frames[-1:] * more]):
+                frame = av.VideoFrame.from_ndarray(image, format='rgb24')
+                frame.pts = k + offset
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize('change, said', [
+    ({'rate': 30}, '30 images a second, the dataset has 10'),
+    ({'more': 2}, 'more images than the')])
+def test_videos_that_are_not_beside_their_rows_are_refused(
+        copied: Any, tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    folder = copied('v21')
+    recode(folder, **change)
+    said_by = answers(folder, tmp_path)
+    for name in ('view', 'convert'):
+        assert '.mp4: ' in said_by[name]
+    assert said in said_by['view'] and '.mp4: ' in said_by['validate']
+    assert not (tmp_path / 'new' / layout.INFO).exists()
+
+
+@pytest.mark.parametrize('name', ['v30', 'v21'])
+def test_a_video_that_begins_later_shows_the_same_images(copied: Any, name: str) -> None:
+    folder = copied(name)
+    recode(folder)
+    before = [DatasetReader(folder, READ).image(k, frame, PRIMARY) for k, frame in (
+        (0, 0), (1, 3), (2, 5))]
+    recode(folder, offset=5)
+    for k, frame, image in zip((0, 1, 2), (0, 3, 5), before, strict=True):
+        after = DatasetReader(folder, READ).image(k, frame, PRIMARY)
+        assert np.abs(after.astype(int) - image).mean() < 2
+
+
+def test_a_rate_that_is_no_whole_number_is_kept(tmp_path: Path) -> None:
+    source = write_dataset(tmp_path / 'source', [tiny_episode(k) for k in range(2)], fps=20 / 3)
+    assert not any(answers(source, tmp_path).values())
+    assert DatasetReader(tmp_path / 'new').fps == pytest.approx(20 / 3)
+
+
+@pytest.mark.parametrize('data, said', [
+    (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n', 'no image'),
+    ('bomb', 'exceeds limit')])
+def test_images_that_would_run_a_program_or_fill_the_memory_are_refused(
+        copied: Any, tmp_path: Path, data: Any, said: str) -> None:
+    folder = copied('png')
+    if data == 'bomb':
+        Image.new('1', (30000, 30000)).save(folder / 'bomb.png')
+        data = (folder / 'bomb.png').read_bytes()
+    cell = {'bytes': data, 'path': None}
+    for path in sorted(folder.rglob('*.parquet')):
+        edit_column(path, PRIMARY, lambda cells: cells.__setitem__(
+            slice(None), [cell] * len(cells)))
+    refused(folder, tmp_path, 'frame 0', said, by='stats view convert validate')
+
+
 @pytest.mark.parametrize('share', [0.3, 0.9])
 def test_a_video_that_is_cut_off_or_damaged_is_named_and_no_picture_silently_missing(
         copied: Any, tmp_path: Path, share: float) -> None:
@@ -423,6 +555,7 @@ def test_statistics_of_a_channel_that_moves_once() -> None:
      [2, 3, 4]), ([f'panda_joint{k}' for k in range(8)], []),
     ([f'motor_{k}' for k in range(8)], []),
     (['left_x', 'left_y', 'left_z', 'right_x', 'right_y', 'right_z', 'a', 'b'], []),
+    (['x', 'y', 'z', 'x', 'y', 'z', 'a', 'b'], []),
     (['force_x', 'force_y', 'force_z', 'b', 'c', 'd', 'e', 'f'], [])])
 def test_a_position_is_what_is_called_so(names: list[str], position: list[int]) -> None:
     assert end_effector(names, 8).position == position
@@ -431,6 +564,18 @@ def test_a_position_is_what_is_called_so(names: list[str], position: list[int]) 
 def test_a_quaternion_is_no_rotation_vector_and_its_last_number_no_finger() -> None:
     names = ['x', 'y', 'z', 'qx', 'qy', 'qz', 'qw', 'gripper']
     assert end_effector(names, 8) == ([0, 1, 2], [], [])
+
+
+@pytest.mark.parametrize('turn', [('roll', 'pitch', 'yaw'), ('rot6d_0', 'rot6d_1', 'rot6d_2')])
+def test_other_rotations_are_no_rotation_vector(
+        copied: Any, tmp_path: Path, turn: tuple[str, ...]) -> None:
+    folder = copied('v30')
+    info = json.loads((folder / layout.INFO).read_text())
+    info['features'][layout.STATE]['names'] = ['x', 'y', 'z', *turn, 'finger_l', 'finger_r']
+    (folder / layout.INFO).write_text(json.dumps(info))
+    said = answers(folder, tmp_path)
+    assert 'has no rotation vector of the end effector' in said.pop('train')
+    assert not any(said.values())
 
 
 def test_joints_are_not_taken_for_a_pose(copied: Any, tmp_path: Path, dtvla: Any) -> None:
@@ -457,6 +602,7 @@ def test_joints_are_not_taken_for_a_pose(copied: Any, tmp_path: Path, dtvla: Any
     (['gripper', 'dx', 'dy', 'dz', 'rx', 'ry', 'rz'], 0, False),
     ([f'joint_{k}' for k in range(6)] + ['gripper'], 6, False),
     ([f'panda_joint{k}.vel' for k in range(7)], None, False),
+    ([f'q{k}' for k in range(6)] + ['gripper'], 6, False),
     (['shoulder_pan.pos', 'elbow_flex.pos', *'abcde'], None, False),
     ([f'motor_{k}' for k in range(7)], 6, True)])
 def test_actions_are_what_they_are_called(

@@ -32,7 +32,7 @@ def test_a_file_gives_each_node_what_rcl_gives_it(tmp_path: Path) -> None:
         '/*/vla_node: {ros__parameters: {threads: 3}}\n'
         'mind: {deep: {vla_node: {ros__parameters: {threads: 5}}}}\n'
         'command_gate: {ros__parameters: {preset: fzi}}\n'))
-    assert file.of('/mind/vla_node') == {'use_sim_time': True, 'mode': 'masked', 'threads': 3}
+    assert file.of('/mind/vla_node') == {'use_sim_time': True, 'mode': 'full', 'threads': 3}
     assert file.of('/mind/deep/vla_node') == {'use_sim_time': True, 'mode': 'full', 'threads': 5}
     assert file.of('/command_gate')['preset'] == 'fzi'
     assert file.named('vla_node') == ['/mind/vla_node', '/mind/deep/vla_node']

@@ -48,12 +48,13 @@ def tiny_episode(seed: int, frames: int = 12) -> Episode:
         names={layout.PLACES: ['can.x', 'can.y', 'can.z']})
 
 
-def write_dataset(root: Path, episodes: list[Episode], without: Sequence[str] = ()) -> Path:
-    """Write episodes ``without`` some columns as a v3.0 dataset of 10 frames a second."""
+def write_dataset(root: Path, episodes: list[Episode], without: Sequence[str] = (),
+                  fps: float = 10) -> Path:
+    """Write episodes ``without`` some columns as a v3.0 dataset of ``fps`` frames a second."""
     for episode in episodes:
         for column in without:
             del episode.columns[column]
-    writer.write_shard(root, 0, episodes, 10)
+    writer.write_shard(root, 0, episodes, fps)
     writer.merge_shards(root)
     return root
 
