@@ -142,3 +142,12 @@ def test_a_disk_that_refuses_is_one_line(monkeypatch, dtvla, error, said):
     monkeypatch.setattr('dtvla_ros.data.collect.collect', collecting)
     code, _, told = dtvla('collect', '--out', 'data')
     assert code == 2 and told.startswith(f'error: {said}') and told.count('\n') == 1
+
+
+def test_a_working_directory_that_was_removed_is_told(dtvla, tmp_path, monkeypatch):
+    (gone := tmp_path / 'gone').mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    code, _, error = dtvla('data', 'view', tmp_path, '--out', 'x.html')
+    monkeypatch.chdir(tmp_path)
+    assert code == 2 and error == 'error: the working directory is gone; go to another\n'

@@ -103,7 +103,8 @@ def play(
 def main(commands: typer.Typer = app) -> None:
     """Run a command; bad input is one line and exit code 2, a node that died 1, Ctrl-C 130."""
     try:
-        os.getcwd()  # nothing works in a folder that was removed
+        os.getcwd()  # nothing works in a folder that was removed, ...
+        [word.encode() for word in sys.argv]  # ... and no file holds other text
         with terminable():
             code = commands(prog_name='dtvla', standalone_mode=False)
     except (KeyboardInterrupt, Exception) as error:

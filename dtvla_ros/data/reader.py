@@ -80,11 +80,11 @@ def _normalised(column: pa.ChunkedArray, feature: Mapping[str, Any]) -> pa.Array
     dtype, size, nested = feature['dtype'], prod(feature['shape']), is_list(array.type)
     if dtype == metadata.TEXT:
         array = pc.fill_null(array.cast(pa.string()), '')
-        for row, cell in enumerate(array.cast(pa.binary())):
+        for at, cell in enumerate(array.cast(pa.binary())):
             try:
                 str(cell.as_buffer() or b'', 'utf-8')
             except UnicodeDecodeError:
-                raise _BadCell(row, 'is no UTF-8') from None
+                raise _BadCell(at, 'is no UTF-8') from None
         return array
     if isinstance(array, pa.ExtensionArray):  # a tensor
         array = array.storage

@@ -468,3 +468,88 @@ def test_many_pieces_are_an_error_with_a_remedy_that_works(tmp_path):
     assert command(robot.write(tmp_path / 'one'), '--out', tmp_path / 'c').exit_code == 0
 
 
+
+
+# What cannot be meant
+
+
+def each(topic: str, change: Any) -> Any:
+    """Return an edit that changes the messages of a topic in place, or returns others."""
+    def edit(name: str, kind: str, at: int, message: Any) -> list[Entry]:
+        return [(name, kind, at, change(message) or message if name == topic else message)]
+    return edit
+
+
+def at_second(sec: int) -> Any:
+    return lambda message: setattr(message.header, 'stamp', Message(sec=sec, nanosec=5))
+
+
+def millimetres(message: Any) -> None:
+    for axis in 'xyz':
+        setattr(message.pose.position, axis, 1000 * getattr(message.pose.position, axis))
+
+
+def joints(*positions: float, names: Any = None) -> Any:
+    def change(message: Any) -> None:
+        message.position = np.array(positions)
+        message.name = names or message.name
+    return change
+
+
+@pytest.mark.parametrize(('topic', 'change', 'said'), [
+    ('/ee_pose', millimetres, ['/ee_pose: it is more than 10 m away', 'millimetres']),
+    ('/joint_states', joints(1e308, 0.03, 0.03), ['24 messages on /joint_states', '1e+308']),
+    ('/joint_states', joints(np.nan, 0.03, 0.03), ['messages on /joint_states', 'is nan']),
+    ('/joint_states', joints(), ['it has 3 names and 0 positions']),
+    ('/joint_states', joints(0.1, 0.03, 0.03, 0.1, names=['panda_joint1', *FINGER_JOINTS,
+                                                          'panda_joint1']), ['twice']),
+    *((topic, at_second(7), [f'{topic}: header.stamp is 7 in all 24', '--stamps received'])
+      for topic in ('/ee_pose', '/joint_states', '/twist_cmd')),
+    ('/twist_cmd', lambda m: setattr(m.twist.linear, 'x', np.inf),
+     ['fewer than two commands that can be used', '24 messages on /twist_cmd: not finite']),
+    ('/image_primary', lambda m: setattr(m, 'data', np.frombuffer(b'RIFF____WEBP', np.uint8)),
+     ['no sound JPEG or PNG); record it as rgb8'])])
+def test_what_cannot_be_meant_is_told_with_its_reason(tmp_path, topic, change, said):
+    bag = Robot('twist', steps=24).write(tmp_path / 'bag')
+    text = refused(tmp_path, edited(bag, tmp_path / 'odd', each(topic, change)), *said)
+    assert '0x' not in text
+
+
+def test_a_command_of_another_type_is_told_so(tmp_path, plain):
+    bag = edited(plain[0], tmp_path / 'bag', lambda topic, kind, at, message: [(
+        topic, 'geometry_msgs/msg/Twist', at, message.twist)] if topic == '/twist_cmd' else [(
+            topic, kind, at, message)])
+    refused(tmp_path, bag, '/twist_cmd is geometry_msgs/msg/Twist', 'TwistStamped')
+
+
+@pytest.mark.parametrize(('names', 'said'), [
+    (RobotNames({'image_primary': '/image_wrist'}),
+     '/image_wrist is said to be image_primary and image_wrist'),
+    (RobotNames(arm_joints=('panda_joint1', 'panda_joint1')), 'panda_joint1 is told twice'),
+    (RobotNames(arm_joints=FINGER_JOINTS[:1]), f'{FINGER_JOINTS[0]} is told twice')])
+def test_names_told_twice_are_refused(tmp_path, plain, names, said):
+    refused(tmp_path, plain[0], said, told=Told(names))
+
+
+@pytest.mark.parametrize('placed', [
+    [(BASE, HAND, np.zeros(3)), ('world', HAND, np.zeros(3))], [(BASE, HAND, np.full(3, np.nan))],
+    [(BASE, 'a', np.zeros(3)), ('a', BASE, np.zeros(3)), ('b', HAND, np.zeros(3))]])
+def test_transforms_that_lead_nowhere_are_told(tmp_path, plain, placed):
+    bag = edited(plain[0], tmp_path / 'bag', lambda topic, kind, at, message: [(
+        '/tf', 'tf2_msgs/msg/TFMessage', at, transforms(message, *(
+            (*entry, Rotation.identity()) for entry in placed)))] if topic == '/ee_pose' else [(
+                topic, kind, at, message)])
+    refused(tmp_path, bag, f'does not lead from {BASE} to {HAND}', 'one parent of every frame',
+            told=Told(RobotNames({}, BASE, HAND)))
+
+
+def test_a_bag_of_ros_1_is_told_what_converts_it(tmp_path):
+    (bag := tmp_path / 'run.bag').write_bytes(b'#ROSBAG V2.0\n')
+    refused(tmp_path, bag, f'rosbags-convert --src {bag} --dst FOLDER')
+
+
+def test_an_instruction_that_is_no_text_is_one_line(tmp_path, plain, dtvla):
+    code, _, error = dtvla('data', 'from-bag', plain[0], '--out', tmp_path / 'new',
+                           '--instruction', 'put \udcff')
+    assert code == 2 and 'is no text that UTF-8 can hold' in error
+    assert not (tmp_path / 'new').exists()
