@@ -149,8 +149,8 @@ class Player(Watcher):
             self._screen.resting = '' if seen.told or not self._begun else WAITING
             if seen.told:
                 say(f'told: {seen.told}', 'bold')
-        stopped = '' if self.fault or self._screen.resting else seen.stopped
-        if stopped and stopped != self._stopped and not stopped.startswith('cleared'):
+        stopped = '' if self.fault or self._screen.resting else seen.stopped_task
+        if stopped and stopped != self._stopped:
             say(f'stopped: {stopped}; tell it again what to do', 'red')
         self._stopped = stopped
 
@@ -272,7 +272,7 @@ class Player(Watcher):
             self._film.add(images, Caption(
                 seen.told, '' if resting else seen.thought,
                 resting or f'gate {seen.gate_state}',
-                stopped=self.fault or ('' if resting else seen.stopped)))
+                stopped=self.fault or ('' if resting else seen.stopped_task)))
 
 
 def run_play(policy: Path, suite: str, scene: str, seed: int | None, out: Path,

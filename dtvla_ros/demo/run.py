@@ -69,8 +69,8 @@ class Show(Watcher):
             self.ended = f'{self.fault}, not cleared within {UNATTENDED:.0f} s'
         if unsaid := self._estop.take_unsaid():
             self._screen.say(unsaid, 'red')
-        stopped = '' if self.fault else self.seen.stopped
-        if stopped and stopped != self._stopped and not stopped.startswith('cleared'):
+        stopped = '' if self.fault else self.seen.stopped_task
+        if stopped and stopped != self._stopped:
             self._screen.say(f'stopped: {stopped}; it moves again in the next episode', 'red')
         self._stopped = stopped
 
@@ -84,7 +84,7 @@ class Show(Watcher):
         self._recorder.add(images, Caption(
             seen.episode.get('instruction', ''), seen.thought,
             f'episode {len(seen.episodes) + 1}   step {seen.episode.get("step", 0)}   '
-            f'gate {seen.gate_state}', stopped=self.fault or seen.stopped))
+            f'gate {seen.gate_state}', stopped=self.fault or seen.stopped_task))
 
     def _end(self, row: dict[str, Any]) -> None:
         if self._stops:

@@ -52,6 +52,11 @@ class Seen:
     finished: bool = False
     latency: dict[str, list[float]] = field(default_factory=dict)  # seconds, by phase
 
+    @property
+    def stopped_task(self) -> str:
+        """Why the gate has ended the task, '' where it only waits after a cleared fault."""
+        return '' if self.stopped.startswith('cleared') else self.stopped
+
 
 OnFrame = Callable[[dict[str, NDArray[np.uint8]], Seen], None]
 OnEpisode = Callable[[dict[str, Any]], None]

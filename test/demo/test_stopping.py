@@ -26,7 +26,8 @@ class Film:
 
     def __init__(self):
         self.stopped, self.ended = [], []
-        self.add = lambda *_: None
+        self.captions = []
+        self.add = lambda images, caption: self.captions.append(caption)
         self.stop, self.end_episode = self.stopped.append, lambda *row: self.ended.append(row)
 
 
@@ -116,6 +117,8 @@ def test_space_stops_and_c_clears_and_the_episode_begins_anew(stage):
     stage.said('cleared')
     stage.until(lambda: stage.orders[1:] == [('reset', None), ('pause', False)], 'a new beginning')
     assert not stage.show.ended and stage.show.rows() == []
+    stage.show._film({}, stage.show.seen)
+    assert stage.show.seen.stopped == 'cleared: e-stop' and not stage.film.captions[-1].stopped
     stage.status(task=2)
     stage.episode(done=True, success=True, step=90)
     stage.until(lambda: stage.show.rows(), 'the end')
