@@ -24,12 +24,14 @@ from dtvla_ros.ros.guest import Guest, visit
 from dtvla_ros.ros.run import wait_until_heard
 
 DISCOVERY = 5.0  # longest wait for a node that is needed [s]
+OTHER = 2.0  # longest wait for policy or gate beside the one that is needed [s]
 ANSWER = 3.0  # longest wait for what an order leads to [s]
 SETTLING = 0.5  # in which a state follows another node's [s]
 STOPPED = ('STOPPED', 'STOP', 'FAULT')
 STYLES = {**dict.fromkeys(STOPPED, 'bold red'), 'HOLDING': 'yellow', 'HOLD': 'yellow',
           'ACTING': 'green', 'RUN': 'green'}
-START = 'dtvla demo, play and run start them, and print the ROS_DOMAIN_ID they chose'
+START = ('start dtvla demo, play or run in another terminal, or export the ROS_DOMAIN_ID that it '
+         'prints')
 
 
 class Robot:
@@ -63,7 +65,7 @@ class Robot:
 
     def policy_follows(self, stopped: bool) -> bool:
         """Wait until a policy, if there is one, has heard of the e-stop; return whether it has."""
-        self.guest.until(lambda: self.policy, SETTLING)
+        self.guest.until(lambda: self.policy, OTHER)
         return bool(self.guest.until(lambda: not self.policy or (
             self.policy['state'] == 'FAULT') == stopped, ANSWER))
 
@@ -97,7 +99,8 @@ def tell(sentence: str) -> str:
         policy, gate = robot.policy, robot.gate
         if policy.get('refusals') != before.get('refusals'):
             raise UserError(f'refused: {policy["rejected"]} (dtvla tasks lists what it takes)')
-        guest.until(lambda: gate and gate['state'] not in STOPPED, SETTLING)
+        if guest.until(lambda: gate, OTHER):
+            guest.until(lambda: gate['state'] not in STOPPED, SETTLING)
     then = {'FAULT': 'dtvla stop --clear', 'STOP': 'dtvla topic call /start'}.get(
         gate.get('state', ''))
     return '\n'.join([f'taken: {policy["instruction"]}', f'policy {_text(policy)}',
@@ -192,7 +195,8 @@ def watch(console: Console) -> None:
                      qos.profile(100, reliable=True, latched=False))
         if not guest.until(lambda: robot.policy or robot.gate, DISCOVERY):
             where = guest.where(names.VLA_STATE, guest.node.count_publishers)
-            console.print(Text(f'nothing is heard yet; {where}; {START}', 'yellow'))
+            console.print(Text(f'nothing is heard yet; {where}; {START}; waiting '
+                               '(Ctrl-C to stop)', 'yellow'))
         with screen.live:
             while True:
                 guest.until(lambda: False, 0.05)

@@ -37,6 +37,8 @@ def nodes(tmp_path_factory: Any) -> Iterator[Graph]:
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait longer: nodes start meanwhile, and a busy machine discovers late."""
     monkeypatch.setattr(talk, 'DISCOVERY', 60.0)
+    monkeypatch.setattr(talk, 'OTHER', 30.0)
+    monkeypatch.setattr(talk, 'SETTLING', 0.0)  # only what has to be heard is waited for
     monkeypatch.setattr(talk, 'ANSWER', 30.0)
 
 
