@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtvla_ros.engine.engine import Decision
-from dtvla_ros.errors import UserError
+from dtvla_ros.errors import UserError, one_line
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.rollout.env import SceneSetup
 from dtvla_ros.rollout.episode import Infer
@@ -76,6 +76,7 @@ class Lost(NamedTuple):
 
 
 Event = Ask | End | Part | Lost
+HOPELESS = (UserError, ModuleNotFoundError)  # the request is bad, or a package is missing
 
 
 def env_worker(scene: SceneSetup) -> Worker:
@@ -108,7 +109,7 @@ def serve(receive: Callable[[], Any], send: Callable[[Any], None], make: MakeWor
     """Build a worker, send its info, run the jobs that ``receive`` returns, without end.
 
     The answer to a job and to every chunk [T, D] is an ``Ask`` or an ``End``, after any ``Part``s.
-    The last one is ``Lost``, or a ``UserError``: the request was bad, and repeating it is no use.
+    The last one is ``Lost``, or one of ``HOPELESS``: repeating it is no use.
     """
     start = before = 0.0
 
@@ -135,10 +136,9 @@ def serve(receive: Callable[[], Any], send: Callable[[Any], None], make: MakeWor
             if inspect.isgenerator(result):
                 result = _parts(result, send)
             send(End(result, stepping()))
-    except UserError as error:
-        send(error)
-    except Exception:
-        send(Lost(traceback.format_exc()))
+    except Exception as error:
+        hopeless = isinstance(error, HOPELESS) and one_line(error)
+        send(error if hopeless else Lost(traceback.format_exc()))
 
 
 def _parts(generator: Any, send: Callable[[Any], None]) -> Any:
@@ -241,7 +241,7 @@ class Workers:
 
     def _started(self, slot: int) -> Any:
         info = self._receive([slot]).get(slot, Lost('it does not answer'))
-        if isinstance(info, UserError):
+        if isinstance(info, HOPELESS):
             raise info
         if isinstance(info, Lost):
             raise RuntimeError(f'no worker process started; is there memory?\n{info.reason}')
@@ -249,7 +249,7 @@ class Workers:
 
     def _event(self, slot: int, answer: Any) -> Event:
         """Return an answer; the process of a lost job is replaced, and the job begins again."""
-        if isinstance(answer, UserError):
+        if isinstance(answer, HOPELESS):
             raise answer
         if isinstance(answer, Lost):
             job, losses = self._slots[slot].job, self._slots[slot].losses + 1

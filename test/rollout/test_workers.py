@@ -4,6 +4,7 @@ import functools
 import operator
 import os
 from contextlib import closing
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -114,10 +115,11 @@ def test_no_more_changes_of_task_than_must_be(sizes, order):
 
 @pytest.mark.parametrize('error, said, job, make, setup', [
     (UserError, 'suite "kitchen"', ('task', 1), make_replay_worker, (SceneSetup('kitchen'),)),
+    (ModuleNotFoundError, 'rerun', '', import_module, ('rerun.no_such_module',)),
     (RuntimeError, f'abc: .*lost {TRIES} times(?s:.*)IndexError', 'abc', operator.itemgetter,
      (9,)),
     (RuntimeError, f'3: .*lost {TRIES} times, at last: its process died', 3, functools.partial,
-     (os._exit,))], ids=['refused', 'raises', 'dies'])
+     (os._exit,))], ids=['refused', 'lacks a package', 'raises', 'dies'])
 def test_what_happens_in_a_worker_reaches_the_user(error, said, job, make, setup):
     with pytest.raises(error, match=said):
         list(run_jobs([job], make, setup, 1))
