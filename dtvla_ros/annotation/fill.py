@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, pairwise
@@ -173,6 +174,17 @@ class _Network(nn.Module):
         return self.last(x)  # [B, N, C]
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch use one thread: of products so small, others only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class MotionLabeller:
     """A temporal convolutional network on `features`; trains in seconds on a CPU."""
 
@@ -186,7 +198,7 @@ class MotionLabeller:
         rows = {k: features(source.motion(k), source.goal(k)) for k in targets}
         together = np.concatenate(list(rows.values()))
         self._mean, self._scale = together.mean(0), together.std(0) + 1e-3
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), _one_thread():
             torch.manual_seed(self._seed)
             self._network = _Network(together.shape[1], len(classes.keys)).train()
             optimizer = torch.optim.AdamW(self._network.parameters(), 3e-3, weight_decay=0.01)
