@@ -206,6 +206,7 @@ def watch(console: Console) -> None:
 class Screen:
     """The present thought in place, below a line for each task, refusal and stop.
 
+    A thought is forgotten when a task begins or is stopped.
     Where the console is no terminal every complete thought gets a line.
     """
 
@@ -226,12 +227,14 @@ class Screen:
         """Draw the thought and both states; print what was told, refused or stopped since."""
         before, self._before = self._before, dict(policy)
         if policy.get('instruction') and policy['task'] != before.get('task'):
+            self._thought = ''
             self._print(f'told: {policy["instruction"]}', 'bold')
         if policy.get('rejected') and policy['refusals'] != before.get('refusals'):
             self._print('refused: {rejected_instruction}: {rejected}'.format_map(policy), 'red')
         for who, status in (('policy', policy), ('gate', gate)):
             stopped = _text(status) if status.get('state') in STOPPED else ''
             if _numberless(stopped) != _numberless(self._stopped[who]):
+                self._thought = '' if stopped else self._thought
                 self._print(f'{who}: {stopped or "goes on"}', 'bold red' if stopped else 'green')
             self._stopped[who] = stopped
         if self._console.is_terminal:

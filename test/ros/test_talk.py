@@ -139,3 +139,22 @@ def test_the_screen_keeps_the_thought_in_place_and_what_happened_above_it() -> N
                  '\x1b[1;31mgate: STOP heartbeat'):
         assert shown.count(text) == 1, text
     assert shown.count('\x1b[2K') >= 2 * shown.count('now reach…') > 0, 'drawn over'
+
+
+def test_a_thought_is_forgotten_when_a_task_begins_or_is_stopped() -> None:
+    out = io.StringIO()
+    screen = talk.Screen(Console(file=out, force_terminal=True, width=60, highlight=False))
+    policy = {'state': 'ACTING', 'task': '1', 'instruction': LEMON, 'refusals': '0'}
+
+    def shows_its_thought(policy: dict[str, str], gate: dict[str, str]) -> bool:
+        out.truncate(out.seek(0))
+        screen.show(policy, gate)
+        return 'now reach' in out.getvalue()
+    with screen.live:
+        for changes, gate, shown in (
+                ({}, 'RUN', False), ({}, 'RUN', True), ({'task': '2'}, 'RUN', False),
+                ({}, 'STOP', False), ({'state': 'UNCONFIGURED'}, 'STOP', False)):
+            policy |= changes
+            assert shows_its_thought(policy, {'state': gate}) is shown, (changes, gate)
+            if gate == 'RUN':
+                screen.reasoning(String(data='now reach…'))
