@@ -147,6 +147,7 @@ def test_a_thought_is_forgotten_when_a_task_begins_or_is_stopped() -> None:
     policy = {'state': 'ACTING', 'task': '1', 'instruction': LEMON, 'refusals': '0'}
 
     def shows_its_thought(policy: dict[str, str], gate: dict[str, str]) -> bool:
+        screen.show(policy, gate)  # a line above it draws the former thought once more
         out.truncate(out.seek(0))
         screen.show(policy, gate)
         return 'now reach' in out.getvalue()
