@@ -77,25 +77,32 @@ class NodeProcesses:
     def stop(self, names: Collection[str] | None = None, timeout: float = 4.0) -> None:
         """Interrupt processes (all, or ``names``), in the order of their start; kill what stays.
 
-        ``timeout``: until they are killed [s].
+        ``timeout``: until they are killed [s]; a KeyboardInterrupt kills them at once.
         """
-        for order in (signal.SIGINT, signal.SIGKILL):
-            running = [p for name, p in self._processes.items()
-                       if p.poll() is None and (names is None or name in names)]
-            if not running:
-                break
-            for process in running:
-                process.send_signal(order)
-            deadline = time.monotonic() + timeout
-            for process in running:
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(max(0.0, deadline - time.monotonic()))
-        remove_dead_segments()
+        def running() -> list[subprocess.Popen[bytes]]:
+            return [p for name, p in self._processes.items()
+                    if p.poll() is None and (names is None or name in names)]
+        try:
+            for order in (signal.SIGINT, signal.SIGKILL):
+                for process in (asked := running()):
+                    process.send_signal(order)
+                deadline = time.monotonic() + timeout
+                for process in asked:
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(max(0.0, deadline - time.monotonic()))
+        except KeyboardInterrupt:
+            for process in running():
+                process.kill()
+            raise
+        finally:
+            remove_dead_segments()
 
     def __enter__(self) -> NodeProcesses:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is KeyboardInterrupt:
+            print('stopping the nodes; Ctrl-C again: at once', file=sys.stderr, flush=True)
         self.stop()
 
 

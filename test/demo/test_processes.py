@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from support.beside import wait_for
@@ -45,6 +46,16 @@ def test_they_are_interrupted_and_then_killed(nodes):
     nodes.stop(timeout=0.5)
     assert not alive(pid) and nodes.exit_code('server') == 0
     assert nodes.exit_code('deaf') == -signal.SIGKILL
+
+
+def test_ctrl_c_says_that_they_are_stopped_and_the_second_kills_them(nodes, tmp_path, capfd):
+    with pytest.raises(KeyboardInterrupt), NodeProcesses(tmp_path):
+        raise KeyboardInterrupt
+    assert capfd.readouterr().err == 'stopping the nodes; Ctrl-C again: at once\n'
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        nodes.stop(timeout=600.0)
+    wait_for(lambda: nodes.exit_code('deaf') == -signal.SIGKILL)
 
 
 def test_a_death_says_how_and_last_words(nodes):
