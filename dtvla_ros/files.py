@@ -70,11 +70,14 @@ def unreadable(path: Path, error: object, remedy: str = 'copy it again',
 
 
 def require_folder(folder: Path) -> None:
-    """Create a folder and try to write there, before the work. Raises ``UserError``."""
+    """Try to make a folder and to write there, and leave nothing. Raises ``UserError``."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b'0' * 4096)
+    for path in missing:
+        path.rmdir()
 
 
 def parse_json(data: bytes) -> Any:

@@ -313,10 +313,14 @@ def prefetch(make: Callable[[int], T], first: int, processes: int,
             pin_memory=device.type == 'cuda', worker_init_fn=_begin_worker))
     except OSError as error:  # of the queues
         raise _no_memory(processes, error) from error
-    for batch in batches:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    batch: Any = None
+    try:
+        for batch in batches:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    finally:  # an error's traceback keeps neither itself nor the processes, which end by this
+        del batch, batches
 
 
 def _begin_worker(_: int) -> None:

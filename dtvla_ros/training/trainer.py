@@ -72,7 +72,8 @@ class Trainer:
                             '--eval-episodes 0, and no --compile')
 
         readers = [data.open_demonstrations(path) for path in run.data]
-        require_folder(run.out)
+        if accelerator.is_main_process:
+            require_folder(run.out)
         start = initialise(config, run, readers)
         self.origin, self.transform = start.origin, start.transform
         transform = start.transform

@@ -178,6 +178,7 @@ def test_without_shared_memory_the_remedy_is_one_that_works(monkeypatch, run):
     monkeypatch.setattr(torch.Tensor, 'share_memory_', full)
     with pytest.raises(UserError, match='--loaders 2: no shared memory.*(28).*--loaders 0'):
         train_sft(CONFIG, replace(run, loaders=2))
+    assert not multiprocessing.active_children()
     assert train_sft(CONFIG, replace(run, loaders=0))
 
 

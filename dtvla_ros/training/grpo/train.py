@@ -133,8 +133,9 @@ class GrpoTrainer:
         if self.transform.mirrored:
             raise UserError(f'{run.init}: sees mirrored images, which a training run does not '
                             'record; begin with a policy that sees them upright')
-        require_folder(run.out)
         self.accelerator = Accelerator(mixed_precision=config.precision)
+        if self.accelerator.is_main_process:
+            require_folder(run.out)
         self.replan_steps = run.replan_steps or manifest.action.replan_steps
         # What of the run, besides its configuration, must stay.
         self._what = {'suite': run.suite, 'tasks': list(run.tasks), 'starts': run.starts,
