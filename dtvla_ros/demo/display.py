@@ -89,16 +89,18 @@ class Screen:
 
 
 class Filming:
-    """A film that is drawn and encoded in a thread of its own."""
+    """A film that is drawn and encoded in a thread of its own; ``written``: if it has images."""
 
     def __init__(self, path: Path, rate: float):
         self.path = path
+        self.written = False
         self._film = Film(path, rate)
         self._thread = ThreadPoolExecutor(1, 'filming')
         self._drawn: list[Future[None]] = []
 
     def add(self, images: dict[str, NDArray[np.uint8]], caption: Caption) -> None:
         """Take a pair of images; returns at once."""
+        self.written = True
         self._drawn = [frame for frame in self._drawn if not frame.done() or frame.exception()]
         self._drawn.append(self._thread.submit(
             lambda: self._film.add(draw_frame(images, caption))))

@@ -261,7 +261,7 @@ class Player(Watcher):
         if not on and self._film is not None:
             film, self._film = self._film, None
             film.close()
-            return (f'filmed {film.path}' if film.path.exists() else
+            return (f'filmed {film.path}' if film.written else
                     'nothing was filmed: no image came meanwhile')
         return 'it is filming' if on else 'it is not filming'
 

@@ -98,7 +98,8 @@ def run_demo(policy: Path, tasks: Sequence[str], episodes: int, seed: int | None
              viz: str = '') -> dict[str, Any]:
     """Run the episodes, write ``demo.mp4``, ``demo.png`` and ``demo.json``; return the latter.
 
-    Its ``ended`` says why not all episodes ran, '' if they did. ``viz``: ``'rerun'`` also writes
+    Its ``ended`` says why not all episodes ran, '' if they did; Ctrl-C before the first has ended
+    raises KeyboardInterrupt. ``viz``: ``'rerun'`` also writes
     ``demo.rrd``, from a process of its own. Raises UserError if a node refuses its input or
     ``viz`` is not known, NodeDied if a node dies or the simulation makes no step for
     `graph.SILENCE` seconds.
@@ -114,6 +115,7 @@ def run_demo(policy: Path, tasks: Sequence[str], episodes: int, seed: int | None
         raise UserError(f'cannot write {out}: {error.strerror}; choose another --out') from error
     os.environ.setdefault('ROS_DOMAIN_ID', str(random.SystemRandom().randint(1, 100)))
     screen, started = Screen(), time.monotonic()
+    show: Show | None = None
     recorder = Recorder(out / 'demo.mp4', out / 'demo.png', manifest.action.rate_hz / camera_every)
     screen.say(f'Watch along: ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]} {program()} watch; '
                'tasks, tell and stop talk to it', 'dim')
@@ -134,18 +136,18 @@ def run_demo(policy: Path, tasks: Sequence[str], episodes: int, seed: int | None
                 'suite': suite, 'tasks': list(tasks), 'episodes': episodes, 'seed': seed,
                 'camera_every': camera_every})
             shown = time.monotonic()
-            try:
-                for _ in watch(executor, show, nodes):
-                    show.tick(keyboard.present)
-                    if show.ended:
-                        break
-                    if time.monotonic() - shown > 0.05:
-                        screen.update(show.seen, show.fault)
-                        shown = time.monotonic()
-            except KeyboardInterrupt:
-                if not show.fault:
-                    raise
-                show.ended = f'{show.fault}, then Ctrl-C'
+            for _ in watch(executor, show, nodes):
+                show.tick(keyboard.present)
+                if show.ended:
+                    break
+                if time.monotonic() - shown > 0.05:
+                    screen.update(show.seen, show.fault)
+                    shown = time.monotonic()
+    except KeyboardInterrupt:
+        if show is None or not show.rows():
+            raise KeyboardInterrupt('interrupted before an episode ended' + (
+                f'; the film so far: {recorder.path}' if recorder.written else '')) from None
+        show.ended = f'{show.fault}, then Ctrl-C' if show.fault else 'Ctrl-C'
     finally:
         recorder.close()
     result = {
@@ -159,7 +161,7 @@ def run_demo(policy: Path, tasks: Sequence[str], episodes: int, seed: int | None
                    f'{show.seen.episode.get("episodes", 0)} episodes ran', 'bold red')
     screen.say(f'{result["successes"]} of {result["n"]} succeeded in {result["seconds"]:.0f} s; '
                f'{result["commands"]} commands and {result["thoughts"]} thoughts over topics')
-    for end in ('mp4', 'png', 'json', *(['rrd'] if viz else [])):
+    for end in (*(['mp4', 'png'] if recorder.written else []), 'json', *(['rrd'] if viz else [])):
         screen.say(f'  {out / f"demo.{end}"}')
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
 from support.beside import fresh_domain
-from support.graph import Graph
+from support.graph import NANO, Graph
 
 from dtvla_ros.demo import run
 from dtvla_ros.demo.display import Screen
@@ -166,3 +167,25 @@ def test_a_policy_that_has_not_heard_of_the_release_is_still_stopped(stage):
     stage.show.on_key('c')
     stage.until(lambda: stage.graph.of('estop'), 'the release')
     assert not stage.graph.last('estop').data
+
+
+@pytest.mark.parametrize('ended', [0, 1])
+def test_ctrl_c_keeps_the_episodes_that_ended(tmp_path, monkeypatch, capfd, ended):
+    def watch(_, show, nodes):
+        yield
+        show.seen.episodes += [ROW | {'success': True}] * ended
+        raise KeyboardInterrupt
+    monkeypatch.setenv('ROS_DOMAIN_ID', fresh_domain())
+    monkeypatch.setattr(run, 'watch', watch)
+    monkeypatch.setattr(run, 'start_nodes', lambda *_: None)
+    demo = functools.partial(run.run_demo, NANO, ['put_it'], 2, None, tmp_path)
+    if not ended:
+        with pytest.raises(KeyboardInterrupt, match='^interrupted before an episode ended$'):
+            demo()
+        assert not (tmp_path / 'demo.json').exists()
+        return
+    result = demo()
+    assert (result['ended'], result['successes'], result['n']) == ('Ctrl-C', 1, 1)
+    assert json.loads((tmp_path / 'demo.json').read_text()) == result
+    shown = capfd.readouterr().out
+    assert 'demo.json' in shown and 'demo.mp4' not in shown, 'nothing was filmed'
