@@ -97,7 +97,7 @@ $(TABLE)/%.json: $(POLICY)/manifest.json | $(VENV)/.installed
 		--resume $(@:.json=.jsonl) --json $@
 
 libero-table: $(CELLS:%=$(TABLE)/%.json)  ## success by suite, starts and thought; goes on where it was stopped: POLICY=... EPISODES=20 FLAGS=--no-antialiasing
-	$(BIN)/dtvla report $^ > $(TABLE)/table.md && cat $(TABLE)/table.md
+	$(BIN)/dtvla report $^ --html $(TABLE)/table.html > $(TABLE)/table.md && cat $(TABLE)/table.md
 
 bench: $(VENV)/.installed-dev  ## how fast engines decide, beside the published scheme
 	$(BIN)/dtvla bench --json $(OUT)/bench.json --plot $(OUT)/bench.png

@@ -110,4 +110,3 @@ def plot_keyframes(source: Source, episode: int, options: KeyframeOptions, plot:
     top.legend(loc='upper left', fontsize=8)
     with written_whole(plot) as part:
         figure.savefig(part, dpi=110)
-    print(plot)

@@ -41,6 +41,10 @@ def _source(given: Given) -> Source:
     return call(Source, given, root=given['data'])
 
 
+def _folders(given: Given) -> str:
+    return f'--data {given["data"]} --out {given["out"]}'
+
+
 takes = sharing(_shared, source=_source)
 
 
@@ -67,6 +71,8 @@ def keyframes(
     from dtvla_ros.annotation import keyframes as module
     call(module.plot_keyframes if plot else module.write_keyframes, given,
          options=call(module.KeyframeOptions, given))
+    if plot is None:
+        print(f'next: dtvla annotate label {_folders(given)}')
 
 
 @app.command()
@@ -120,6 +126,8 @@ def label(
     from dtvla_ros.annotation.providers import Budget, HttpOptions
     call(run_label, given, options=call(LabelOptions, given),
          budget=call(Budget, given), http=call(HttpOptions, given, key=os.environ.get(key_env)))
+    if not only_estimate:
+        print(f'next: dtvla annotate review {_folders(given)}')
 
 
 @app.command()
@@ -163,6 +171,8 @@ def review(
     """
     from dtvla_ros.annotation.review import review as run
     call(run, given)
+    print('open it in a browser, decide, download the decisions; next: '
+          f'dtvla annotate apply {_folders(given)} --decisions DOWNLOADED')
 
 
 @app.command()
@@ -182,6 +192,7 @@ def apply(
     """
     from dtvla_ros.annotation.review import apply as run
     call(run, given, decisions=decisions or ())
+    print(f'next: dtvla annotate fill {_folders(given)} --to {given["data"]}-thoughts')
 
 
 @app.command()
@@ -223,3 +234,4 @@ def fill(
     else:
         raise UserError(f'--labeller {labeller}: give motion, or vlm with --model')
     call(module.fill, given, accepted=accepted, labeller=chosen)
+    print(f'next: dtvla data validate {to} --policy models/nano')

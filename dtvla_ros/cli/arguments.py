@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
+import time
 from collections.abc import Callable, Mapping
 from functools import partial, wraps
 from pathlib import Path
@@ -130,9 +132,18 @@ class Command(TyperCommand):
                                         for name, *rest in pairs])
 
 
+def tell_written(options: Given, began: int) -> None:
+    """Print which files have been written since a time [ns]; of its ``out`` a command tells."""
+    for name, path in options.items():
+        if name != 'out' and isinstance(path, Path) and path.is_file() and (
+                path.stat().st_mtime_ns >= began):
+            print(f'wrote {path}', file=sys.stderr)
+
+
 class Group(typer.Typer):
     """Commands whose help shows every example of their docstring as a paragraph to copy.
 
+    Files that their options name are told when they are written.
     What a KeyboardInterrupt says, what is kept of the work, is printed.
     """
 
@@ -144,11 +155,17 @@ class Group(typer.Typer):
 
             @wraps(function)
             def told(*arguments: Any, **options: Any) -> Any:
+                began = time.time_ns()
                 try:
-                    return function(*arguments, **options)
+                    result = function(*arguments, **options)
                 except KeyboardInterrupt as error:  # of which typer keeps only an exit code
                     say(str(error))
                     raise
+                except typer.Exit:
+                    tell_written(options, began)
+                    raise
+                tell_written(options, began)
+                return result
 
             return super(Group, self).command(name, help=text, **settings)(told)
 

@@ -55,7 +55,8 @@ def collect(
     """
     from dtvla_ros.data import collect as module
     info = module.collect(out, call(module.CollectOptions, given), given['workers'], given['ray'])
-    print(f'{out}: {counts(info)}')
+    print(f'{out}: {counts(info)}; next: dtvla data view {out}, then '
+          f'dtvla train sft --init models/nano --data {out} --out runs/mine --minutes 10')
 
 
 @data.command()
@@ -92,6 +93,7 @@ def convert(
         print(f'  left out: {key} ({why})')
     if report.several_tasks:
         print(f'  {report.several_tasks} episodes with several tasks: the first one is kept')
+    print(f'next: dtvla data validate {out}')
 
 
 @data.command('inspect')
@@ -161,6 +163,7 @@ def stats(
     show_statistics(found)
     if out is not None:
         found.write(out)
+        print(f'wrote stats.json and norm_stats.json into {out}')
     write_json(json_file, found.to_dict())
 
 

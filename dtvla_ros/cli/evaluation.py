@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dtvla_ros.evaluation.workers import EvalOptions
 
 app = group()
+Page = Annotated[Path, File('--html', help='The page of the result.')]
 
 
 def _options(given: Given) -> EvalOptions:
@@ -61,7 +62,7 @@ def evaluate(
 
 @app.command()
 @takes('policy suite tasks episodes families strengths mode engine device threads workers ray '
-       'seed replan_steps starts antialiasing shadows max_steps journal json_file')
+       'seed replan_steps starts antialiasing shadows max_steps journal html json_file')
 def robustness(
     given: Given,
     episodes: Annotated[int, Option(min=1, help='Episodes per task, family and strength.')] = 10,
@@ -70,6 +71,7 @@ def robustness(
     strengths: Annotated[str, Option(help='Comma-separated.')] = '1,2,3',
     journal: Annotated[Path | None, Folder(
         '--resume', help='Folder of finished episodes, kept and continued.')] = None,
+    html: Page = Path('out/robustness.html'),
 ) -> None:
     """Measure what disturbs a policy: seven families, as in LIBERO-Plus, at three strengths.
 
@@ -85,9 +87,10 @@ def robustness(
 
 
 @app.command()
-@takes('policy suite tasks episodes starts workers ray seed json_file')
+@takes('policy suite tasks episodes starts workers ray seed html json_file')
 def steer(given: Given,
-          episodes: Annotated[int, Option(min=1, help='Start states per task.')] = 10) -> None:
+          episodes: Annotated[int, Option(min=1, help='Start states per task.')] = 10,
+          html: Page = Path('out/steer.html')) -> None:
     """Measure whether the arm does as its thought says.
 
     Everything but the thought stays as it is. First it thinks what it would think of another
@@ -103,11 +106,12 @@ def steer(given: Given,
 
 
 @app.command()
-@takes('policy suite tasks episodes starts workers ray seed shown json_file')
+@takes('policy suite tasks episodes starts workers ray seed shown html json_file')
 def recover(
     given: Given,
     episodes: Annotated[int, Option(min=1, help='Start states per task and mode.')] = 17,
     shown: Annotated[int, Option(min=0, help='Recoveries told thought by thought.')] = 2,
+    html: Page = Path('out/recover.html'),
 ) -> None:
     """Knock the object out of the gripper once in every episode; count who succeeds anyway.
 
@@ -126,6 +130,7 @@ def report(
     into: Annotated[Path | None, File(help='Document whose success table is replaced.')] = None,
     policy: Annotated[Path | None, Folder(
         help='Policy whose manifest gets the success table.')] = None,
+    html: Page = Path('out/report.html'),
 ) -> None:
     """Put the success of several modes side by side.
 
@@ -137,7 +142,7 @@ def report(
     `dtvla report out/libero/my_policy/*.json` what `make libero-table` does at its end
     """
     from dtvla_ros.evaluation.results import compare
-    compare(results, into, policy)
+    compare(results, into, policy, html)
 
 
 @app.command()

@@ -50,10 +50,12 @@ def export(
     from dtvla_ros.training.export import export as run
     if proof_only:
         add_proof(find_shared(source), observations or ())
+        print(f'{source}: observations recorded; next: dtvla inspect {source} --prove')
         return
     folder, parity = run(find_shared(source), out, name, replan_steps, success, weights,
                          observations or ())
-    print(f'{folder}: {parity}')
+    print(f'{folder}: {parity}; next: dtvla demo --policy {folder}, or '
+          f'dtvla eval --policy {folder} --episodes 10')
 
 
 @app.command()

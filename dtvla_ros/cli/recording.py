@@ -61,7 +61,10 @@ def record(
     told = RobotNames(parse_topics(topic or ())).over(
         RobotNames() if params_file is None else
         names_in_params(ParameterFile.read(find_configuration(params_file))))
-    raise typer.Exit(run(out, names(topics), seconds, told))
+    code = run(out, names(topics), seconds, told)
+    if code == 0:
+        print(f'wrote {out}; next: dtvla data from-bag {out} --out data/{out.name}')
+    raise typer.Exit(code)
 
 
 @data.command('from-bag')
@@ -129,6 +132,7 @@ def from_bag(
     if trouble := report.trouble():
         print(f'error: {out}: {trouble}', file=sys.stderr)
         raise typer.Exit(1)
+    print(f'next: dtvla data validate {out} --policy models/nano')
 
 
 def _ends(text: str | None) -> tuple[float, float] | str | None:

@@ -102,7 +102,8 @@ def train_grpo(
     train.train_grpo(settings, call(
         train.GrpoRun, given, threads=given['cpu_threads'], init=find_shared(init)), estimate)
     if not estimate:
-        print(f'{out / "report.html"}: what became of it; next: dtvla export {out} --out POLICY')
+        print(f'{out / "report.html"}: what became of it; next: dtvla export {out} --out '
+              f'models/{out.name}')
 
 
 @app.command('dagger')
@@ -129,4 +130,5 @@ def train_dagger(
     """
     from dtvla_ros.training.dagger import DaggerOptions, relabel
     info = call(relabel, given, init=find_shared(init), options=call(DaggerOptions, given))
-    print(f'{out}: {counts(info)}')
+    print(f'{out}: {counts(info)}; next: dtvla train sft --init {given["init"]} '
+          f'--data data/tabletop --data {out} --out runs/{out.name} --minutes 10')

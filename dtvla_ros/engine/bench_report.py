@@ -151,23 +151,23 @@ def _subject(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], file: Path) -> None:
-    """Draw the decisions as bars."""
+    """Draw the decisions of all kinds as bars on one axis, an engine in one colour."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 4))
-    axes = figure.subplots(1, len(TITLES), sharey=True)
-    for axis, (kind, title) in zip(axes, TITLES.items(), strict=True):
-        runs = {n: r['decisions'][kind] for n, r in result['contenders'].items()
-                if kind in r['decisions']}
-        if kind == 'draft' and PUBLISHED in result['contenders']:
-            runs = {PUBLISHED: result['contenders'][PUBLISHED]['decisions']['fresh'], **runs}
-        bars = axis.barh(list(runs), [row['p50_ms'] for row in runs.values()])
-        axis.bar_label(bars, [_decision(n, row) for n, row in runs.items()], padding=3)
-        axis.set_title(title, fontsize=10)
-        axis.margins(x=0.35)
-        axis.invert_yaxis()
-    figure.suptitle(f'{_subject(result)}, {result["machine"]["device"]}')
-    figure.supxlabel('median milliseconds per decision')
-    figure.tight_layout()
+    runs = result['contenders']
+    figure = Figure(figsize=(9, 1.5 + 0.4 * len(TITLES) * len(runs)))
+    axis, height = figure.subplots(), 0.8 / len(runs)
+    for place, (name, run) in enumerate(runs.items()):
+        rows = [run['decisions'].get(kind, {}) for kind in TITLES]
+        bars = axis.barh([kind + place * height for kind in range(len(rows))],
+                         [row.get('p50_ms', 0.0) for row in rows], height, label=name)
+        axis.bar_label(bars, [_decision(name, row) for row in rows], padding=3, fontsize=8)
+    axis.set_yticks([kind + 0.4 - height / 2 for kind in range(len(TITLES))],
+                    list(TITLES.values()))
+    axis.invert_yaxis()
+    axis.margins(x=0.2)
+    axis.set_xlabel('median milliseconds per decision')
+    axis.set_title(f'{_subject(result)}, {result["machine"]["device"]}', fontsize=10)
+    axis.legend(loc='upper left', bbox_to_anchor=(1.0, 1.0), fontsize=8)
     with written_whole(file) as part:
-        figure.savefig(part, dpi=120)
+        figure.savefig(part, dpi=120, bbox_inches='tight')

@@ -23,7 +23,7 @@ from dtvla_ros.engine.providers import PROVIDERS
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation import results, workers
 from dtvla_ros.evaluation.ablations import MODES
-from dtvla_ros.evaluation.report import write_html
+from dtvla_ros.evaluation.report import RateTable, write_html, write_rates
 from dtvla_ros.evaluation.results import Rate, evaluation_seed
 from dtvla_ros.evaluation.workers import EvalOptions, task_of
 from dtvla_ros.interrupt import resumable
@@ -128,8 +128,16 @@ def evaluate_robustness(options: EvalOptions, families: Sequence[str] = (),
         **settings, 'seeds': [seed, seed + options.episodes - 1], 'versions': results.versions(),
         'strengths': list(strengths), 'undisturbed': rows[''], 'families': {
             family: {k: rows[f'{family}:{k}'] for k in strengths} for family in families}}
-    Console().print(robustness_table(
-        f'{options.scene.suite}: success under disturbances', summary))
+    title, sentence = f'{options.scene.suite}: success under disturbances', weakness(rows)
+    Console().print(robustness_table(title, summary))
+    print(sentence)
+    cells_of = {name: [] for name in ('', *families)}  # type: dict[str, list[Any]]
+    for cell, row in rows.items():
+        family, _, strength = cell.partition(':')
+        cells_of[family].append(((strength or '-',), row))
+    write_rates(options.html, title, sentence, [
+        RateTable(name or 'undisturbed', ('strength',), mine) for name, mine in cells_of.items()],
+        {key: value for key, value in summary.items() if key not in ('undisturbed', 'families')})
     files.write_json(options.json_file, summary)
     return summary
 
@@ -316,6 +324,15 @@ def _cell(found: Sequence[EpisodeResult], tasks: Sequence[str]) -> dict[str, Any
     return {**Rate.of(r.success for r in found).to_dict(), 'refused': results.refused(found),
             'tasks': {task: [sum(r.success for r in found if r.task == task),
                              sum(r.task == task for r in found)] for task in tasks}}
+
+
+def weakness(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the sentence that names the cell with the lowest success; '' is the undisturbed."""
+    worst = min((cell for cell in rows if cell), key=lambda cell: rows[cell]['rate'])
+    family, _, strength = worst.partition(':')
+    return (f'Undisturbed the policy succeeds in {results.counted(rows[""])} episodes; what '
+            f'disturbs it most is {family} at strength {strength}: '
+            f'{results.counted(rows[worst])}.')
 
 
 def robustness_table(title: str, summary: Mapping[str, Any]) -> Table:

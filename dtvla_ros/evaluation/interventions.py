@@ -8,9 +8,9 @@ was knocked out of the gripper.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,15 @@ from dtvla_ros.engine.engine import Decision
 from dtvla_ros.engine.policy import Policy, act_on
 from dtvla_ros.evaluation.ablations import ablated, drawn, instruction_of, swapped_thought
 from dtvla_ros.evaluation.command import identify, inspect_scene
-from dtvla_ros.evaluation.results import Rate, evaluation_seed, plain_table, rate_cells, versions
+from dtvla_ros.evaluation.report import RateTable, write_rates
+from dtvla_ros.evaluation.results import (
+    Rate,
+    counted,
+    evaluation_seed,
+    plain_table,
+    rate_cells,
+    versions,
+)
 from dtvla_ros.evaluation.workers import EvalOptions, Job, load, task_of
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.policy.vocabulary import directions, turned_round
@@ -64,45 +72,60 @@ class Recovery:
 
 def steer(options: EvalOptions) -> dict[str, Any]:
     """Print how often thought and instruction are followed; return what is written."""
-    def report(results: Sequence[Steering]) -> dict[str, Any]:
+    def report(results: Sequence[Steering]) -> Outcome:
         summary = steering_summary(results)
-        rates = (rate for part in summary.values() for rate in part.values())
+        rows = list(zip((
+            ('task', 'the thought (its task done)'),
+            ('task', 'the instruction (its task done)'),
+            ('direction', 'nothing changed: words agreed with'),
+            ('direction', 'opposite words agreed with')),
+            (rate for part in summary.values() for rate in part.values())))
+        columns = 'changed in the thought', 'followed'
         Console().print(plain_table(
             f'{options.scene.suite}: steered by the thought',
-            ('changed in the thought', 'followed', 'share', 'n', 'Wilson 95 %'),
-            [(*names, *rate_cells(rate)) for names, rate in zip((
-                ('task', 'the thought (its task done)'),
-                ('task', 'the instruction (its task done)'),
-                ('direction', 'nothing changed: words agreed with'),
-                ('direction', 'opposite words agreed with')), rates)], names=2))
-        return summary
+            (*columns, 'share', 'n', 'Wilson 95 %'),
+            [(*names, *rate_cells(rate)) for names, rate in rows], names=2))
+        return Outcome(summary, steering_sentence(summary),
+                       [RateTable('What was followed', columns, rows)])
 
     return _measure(options, 'steered', make_steering_worker, [()], report)
 
 
 def recover(options: EvalOptions, shown: int = 0) -> dict[str, Any]:
     """Print success after a knock by mode and ``shown`` recoveries; return what is written."""
-    def report(results: Sequence[Recovery]) -> dict[str, Any]:
+    def report(results: Sequence[Recovery]) -> Outcome:
         summary, console = recovery_summary(results), Console()
         console.print(plain_table(
             f'{options.scene.suite}: knocked out of the gripper',
             ('thought', 'succeeds all the same', 'knocked', 'Wilson 95 %', 'never carried'),
             [(mode, *rate_cells(summary[mode]), str(summary[mode]['never_carried']))
              for mode in MODES]))
-        for result in examples(results, shown):
-            console.print(f'{result.task}, seed {result.seed}:')
-            for k, thought in enumerate(result.thoughts):
-                console.print(f'  {"knocked" if k == result.at else "":>8}  {thought}')
-        return summary
+        texts = [(f'{result.task}, seed {result.seed}', '\n'.join(
+            f'{"knocked" if k == result.at else "":>8}  {thought}'
+            for k, thought in enumerate(result.thoughts))) for result in examples(results, shown)]
+        for heading, text in texts:
+            console.print(f'{heading}:\n{text}')
+        return Outcome(summary, recovery_sentence(summary), [RateTable(
+            'Success after a knock', ('thought',), [((mode,), summary[mode]) for mode in MODES]),
+        ], texts)
 
     return _measure(options, 'knocked', make_recovery_worker, [(mode,) for mode in MODES], report)
 
 
+class Outcome(NamedTuple):
+    """What was found: for the JSON, in a sentence, as rates, and what else a page shows."""
+
+    summary: dict[str, Any]
+    sentence: str
+    tables: Sequence[RateTable]
+    texts: Sequence[tuple[str, str]] = ()
+
+
 def _measure(options: EvalOptions, what: str, make_worker: Callable[..., Any],
              variants: Sequence[tuple[str, ...]],
-             report: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    """Run (variant, task, seed) jobs in processes, report them, write the JSON."""
-    files.require_writable(options.json_file)
+             report: Callable[[Any], Outcome]) -> dict[str, Any]:
+    """Run (variant, task, seed) jobs in processes, report them, write page and JSON."""
+    files.require_writable(options.json_file, options.html)
     first = evaluation_seed(options.seed)
     how, decided = identify(options)
     tasks, settings = inspect_scene(options.scene, options.tasks)
@@ -112,10 +135,13 @@ def _measure(options: EvalOptions, what: str, make_worker: Callable[..., Any],
         run_jobs(wanted, make_worker, (decided,), options.workers, task_of, options.ray),
         f'{options.scene.suite}, {what}', len(wanted), console=Console(stderr=True)))
     results = [done[job] for job in wanted]
-    summary = {
-        **settings, 'policy': how['policy'], 'files': how['files'],
-        'seeds': [first, first + options.episodes - 1], 'versions': versions(),
-        **report(results), 'episodes': [asdict(result) for result in results]}
+    settings |= {'policy': how['policy'], 'files': how['files'],
+                 'seeds': [first, first + options.episodes - 1], 'versions': versions()}
+    outcome = report(results)
+    print(outcome.sentence)
+    write_rates(options.html, f'{options.scene.suite}: {what}', outcome.sentence, outcome.tables,
+                settings, outcome.texts)
+    summary = {**settings, **outcome.summary, 'episodes': [asdict(result) for result in results]}
     files.write_json(options.json_file, summary)
     return summary
 
@@ -187,6 +213,17 @@ def steering_summary(results: Sequence[Steering]) -> dict[str, Any]:
                           'opposite': Rate(turned, words).to_dict()}}
 
 
+def steering_sentence(summary: Mapping[str, Any]) -> str:
+    """Return what ``steering_summary`` found in a sentence."""
+    said, asked, opposite = (
+        summary['thing']['said'], summary['thing']['asked'], summary['direction']['opposite'])
+    task = (f'Given the thought of another task, the arm did that task in {counted(said)} '
+            f'episodes and its own in {asked["successes"]}' if said['n'] else
+            'No scene had another task to think of')
+    return (f'{task}; where the direction words of its thought were turned round, its motion '
+            f'agreed with {counted(opposite)} of them.')
+
+
 def make_recovery_worker(options: EvalOptions) -> Callable[[tuple[str, str, int]], Recovery]:
     """Return what runs (mode, task, seed) with a knock; simulator and policy are built once."""
     from dtvla_sim.forced_release import ForcedReleaseEnv
@@ -217,6 +254,13 @@ def recovery_summary(results: Sequence[Recovery]) -> dict[str, Any]:
     return {mode: Rate.of(r.success for r in mine if r.knocked).to_dict() | {
         'episodes': len(mine), 'never_carried': sum(not r.knocked for r in mine)}
         for mode, mine in by_mode.items()}
+
+
+def recovery_sentence(summary: Mapping[str, Any]) -> str:
+    """Return what ``recovery_summary`` found in a sentence."""
+    return ('Knocked out of the gripper, the object was brought where it belongs all the same in '
+            f'{counted(summary["full"])} episodes with the thought, in '
+            f'{counted(summary["masked"])} with an empty one.')
 
 
 def examples(results: Sequence[Recovery], count: int) -> list[Recovery]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from dtvla_ros.report import write_page
@@ -27,6 +27,26 @@ def write_html(path: Path, title: str, summary: Mapping[str, Any], stills: Path 
                   for episode in summary['episodes'] if not episode['success']],
         settings=list(_flat({k: v for k, v in summary.items() if k not in _RESULTS})),
         **{key: summary[key] for key in (*_RESULTS, 'seeds') if key not in ('tasks', 'latency')})
+
+
+class RateTable(NamedTuple):
+    """Rates as ``Rate.to_dict`` gives them, each with its names, one for every column."""
+
+    heading: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[Sequence[str], Mapping[str, Any]]]
+
+
+def write_rates(path: Path | None, title: str, sentence: str, tables: Sequence[RateTable],
+                settings: Mapping[str, Any], texts: Sequence[tuple[str, str]] = ()) -> None:
+    """Write a page of rates, if a path is given; ``texts``: headings and what stands there.
+
+    ``sentence`` says the result. ``settings``: how it was measured, and the ``versions``.
+    """
+    if path is not None:
+        write_page(path, 'rates.html', title=title, sentence=sentence, tables=tables, texts=texts,
+                   settings=list(_flat({k: v for k, v in settings.items() if k != 'versions'})),
+                   versions=settings['versions'])
 
 
 def _failure(episode: Mapping[str, Any], stills: Path | None, films: Path | None,

@@ -17,6 +17,7 @@ import numpy as np
 from rich.table import Table
 
 from dtvla_ros.errors import UserError
+from dtvla_ros.evaluation.report import RateTable, write_rates
 from dtvla_ros.files import write_between, write_text
 from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
 from dtvla_ros.rollout.episode import EpisodeResult
@@ -29,6 +30,9 @@ STARTS = ('benchmark', 'random', 'jitter', 'shuffle')
 COLUMNS = {'full': 'thinks', 'masked': 'empty thought', 'random': 'random thought',
            'swapped': "another task's thought", 'frozen': 'thought kept',
            'replay': 'open-loop replay'}
+SAID = {'full': 'with its own thought', 'masked': 'with an empty one',
+        'random': 'with a random one', 'swapped': "with another task's",
+        'frozen': 'with one that is kept', 'replay': 'by repeating a recording'}
 Results = dict[str, dict[str, Any]]  # by mode
 Row = tuple[str, str]  # suite and start distribution
 
@@ -124,6 +128,11 @@ def summarise(results: Sequence[EpisodeResult], tasks: Sequence[str]) -> dict[st
 def refused(results: Sequence[EpisodeResult]) -> int:
     """Return how many episodes the policy began with nothing: it did not take the sentence."""
     return sum(not r.steps for r in results)
+
+
+def counted(row: Mapping[str, Any]) -> str:
+    """Return both counts of ``Rate.to_dict`` as a sentence has them."""
+    return f'{row["successes"]} of {row["n"]}'
 
 
 def plain_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]],
@@ -266,8 +275,9 @@ def write_manifest(policy: Path, results: Mapping[str, Mapping[str, Any]]) -> No
         manifest, success=success, simulator=simulator).to_json())
 
 
-def compare(files: Sequence[Path], into: Path | None, policy: Path | None) -> None:
-    """Print the table of ``files``; write it into a document and a manifest if asked to."""
+def compare(files: Sequence[Path], into: Path | None, policy: Path | None,
+            html: Path | None = None) -> None:
+    """Print the table of ``files``; write it into a document, a manifest, a page if asked to."""
     rows = read_results(files)
     table = markdown(rows)
     if policy is not None:
@@ -278,3 +288,30 @@ def compare(files: Sequence[Path], into: Path | None, policy: Path | None) -> No
     if into is not None:
         write_between(into, BEGIN, END, table)
     print(table)
+    sentence = comparison(rows)
+    print(f'\n{sentence}')
+    first = next(result for row in rows.values() for result in row.values())
+    write_rates(html, 'Success by thought', sentence, [
+        RateTable(heading, ('thought',), cells) for heading, cells in _by_mode(rows)],
+        {'files': [str(file) for file in files], 'seeds': first['seeds'],
+         'versions': first['versions']})
+
+
+def comparison(rows: Mapping[Row, Results]) -> str:
+    """Return the sentence that says how often the policy succeeds in every mode."""
+    totals = {mode: [row[mode]['total'] for row in rows.values() if mode in row]
+              for mode in COLUMNS}
+    told = [f'in {sum(t["successes"] for t in mine)} of {sum(t["n"] for t in mine)} episodes '
+            f'{SAID[mode]}' for mode, mine in totals.items() if mine]
+    return f'The policy succeeds {", ".join(told)}.'
+
+
+def _by_mode(rows: Mapping[Row, Results]) -> Iterable[tuple[str, list[Any]]]:
+    """Yield totals of every suite and start distribution; of a single one its tasks, too."""
+    for row in sorted(rows, key=_order):
+        found = {mode: rows[row][mode] for mode in COLUMNS if mode in rows[row]}
+        yield ', '.join(row), [((COLUMNS[m],), r['total']) for m, r in found.items()]
+        if len(rows) == 1:
+            for task in next(iter(found.values()))['tasks']:
+                yield task.replace('_', ' '), [
+                    ((COLUMNS[m],), r['tasks'][task]) for m, r in found.items()]

@@ -1,6 +1,7 @@
 """The evaluation commands: devices, flags, start states, continued tables."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,6 +129,23 @@ def test_random_resets_of_libero_are_not_its_recorded_states():
     assert experts(suite, task, None, 5) == experts(suite, task, 'random', 5)
     with pytest.raises(UserError, match='seed 5 has no recorded state'):
         experts(suite, task, 'benchmark', 5)
+
+
+def test_robustness_leaves_a_page_and_names_what_disturbs_most(tmp_path, monkeypatch, capsys):
+    def played(options, jobs):
+        for job in jobs:
+            yield job, EpisodeResult(job[1], job[2], job[0] != 'camera:3', 50, 1, 0, {})
+
+    monkeypatch.setattr(command, '_policy_episodes', played)
+    page = tmp_path / 'page.html'
+    command.evaluate_robustness(EvalOptions(NANO, tasks=(LEMON,), episodes=2, html=page),
+                                ('light', 'camera'), ('1', '3'))
+    sentence = ('Undisturbed the policy succeeds in 2 of 2 episodes; what disturbs it most is '
+                'camera at strength 3: 0 of 2.')
+    assert sentence in ' '.join(capsys.readouterr().out.split())
+    text = page.read_text()
+    assert sentence in text and text.count('class="bar"') == 5
+    assert [*re.findall('<h2>(.*)</h2>', text)][:3] == ['undisturbed', 'light', 'camera']
 
 
 @pytest.mark.slow

@@ -105,6 +105,12 @@ def test_summary_counts_starts_without_another_task_for_directions_only():
     rates = {name: (row['successes'], row['n'])
              for part in summary.values() for name, row in part.items()}
     assert rates == {'said': (1, 2), 'asked': (1, 2), 'own': (21, 25), 'opposite': (6, 25)}
+    assert interventions.steering_sentence(summary) == (
+        'Given the thought of another task, the arm did that task in 1 of 2 episodes and its own '
+        'in 1; where the direction words of its thought were turned round, its motion agreed with '
+        '6 of 25 of them.')
+    alone = interventions.steering_sentence(interventions.steering_summary(rows[2:]))
+    assert alone.startswith('No scene had another task to think of; ')
 
 
 def test_a_start_state_is_judged_for_both_tasks():
@@ -176,6 +182,24 @@ def test_success_counts_only_where_something_was_lost():
     assert (summary['full']['successes'], summary['full']['n']) == (2, 2)
     assert summary['full']['never_carried'] == 1 and summary['masked']['rate'] == 0.0
     assert [r.task for r in interventions.examples(rows, 5)] == ['a', 'b']
+    assert interventions.recovery_sentence(summary).endswith(
+        'in 2 of 2 episodes with the thought, in 0 of 1 with an empty one.')
+
+
+def test_recovery_leaves_a_page_with_thoughts_and_one_sentence(monkeypatch, tmp_path, dtvla):
+    rows = {('full', CAN, 1_000_000): interventions.Recovery(
+                'full', CAN, 1_000_000, True, True, 90, ('carry <can>', 'reach can'), 1),
+            ('masked', CAN, 1_000_000): interventions.Recovery(
+                'masked', CAN, 1_000_000, True, False, 180, (), 0)}
+    monkeypatch.setattr(interventions, 'run_jobs', lambda jobs, *_: [(j, rows[j]) for j in jobs])
+    code, said, told = dtvla('recover', '--policy', NANO, '--tasks', CAN, '--episodes', '1',
+                             '--json', 'r.json')
+    sentence = 'in 1 of 1 episodes with the thought, in 0 of 1 with an empty one.'
+    page = (tmp_path / 'out/recover.html').read_text()
+    assert code == 0 and sentence in said and sentence in page
+    assert 'wrote out/recover.html\nwrote r.json\n' in told
+    assert page.count('class="bar"') == 2 and 'carry &lt;can&gt;' in page
+    assert ' knocked  reach can' in page and 'model.safetensors' in page
 
 
 def test_a_policy_loses_its_object_and_its_thoughts_are_kept():

@@ -140,6 +140,18 @@ def test_one_command_measures_every_cell_once(tmp_path):
     assert cells - wanted() == {('libero_object', 'jitter', 'full')}
 
 
+def test_a_comparison_leaves_a_page_and_one_sentence(tmp_path, capsys):
+    files = [result(tmp_path, 'full', 10), result(tmp_path, 'masked', 5)]
+    page = tmp_path / 'report.html'
+    results.compare(files, None, None, page)
+    sentence = ('The policy succeeds in 20 of 20 episodes with its own thought, in 10 of 20 '
+                'episodes with an empty one.')
+    assert capsys.readouterr().out.endswith(f'\n{sentence}\n')
+    text = page.read_text()
+    assert f'<p>{sentence}</p>' in text and text.count('class="bar"') == 2 * (1 + len(TASKS))
+    assert 'left:50.0%' in text and '<td>20/20</td>' in text and 'mujoco' in text
+
+
 def test_the_report_stands_alone_and_shows_every_failure(tmp_path):
     episodes = [EpisodeResult(task, seed, seed != failed, 50, 1, 0, {'total': [0.02]})
                 for task, failed in zip(HOSTILE, (7, 8)) for seed in (7, 8)]
