@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.policies import observation
+from support.policies import observation, rehash
 from support.released import STATISTICS, write_checkpoint
 from tokenizers import Tokenizer
 
@@ -132,6 +132,23 @@ def test_what_holds_no_policy_is_refused(tmp_path, dtvla):
     for path in ('nowhere', 'empty', 'weights.bin', 'letter.txt'):
         code, said, error = dtvla('inspect', tmp_path / path)
         assert (code, said, error.count('\n')) == (2, '', 1) and path in error
+
+
+@pytest.mark.parametrize('name, told', [
+    ('manifest.json', 'is a policy already; dtvla inspect'),
+    ('model.bin', 'holds no config.json')])
+def test_what_is_no_checkpoint_is_not_converted(tmp_path, dtvla, name, told):
+    (folder := tmp_path / 'other').mkdir()
+    (folder / name).write_text('{"model_type": "smolvla"}')
+    code, _, error = dtvla('convert', folder)
+    assert code == 2 and str(folder) in error and told in error
+
+
+def test_a_tokenizer_that_was_damaged_before_it_was_hashed_is_told(copy, dtvla):
+    assert dtvla('convert', copy)[0] == 0
+    (copy / 'tokenizer.json').write_bytes(b'\xef\xbb\xbf' + (copy / 'tokenizer.json').read_bytes())
+    rehash(copy, 'tokenizer.json')
+    assert 'not a tokenizer file' in issues(copy)
 
 
 def without(name):

@@ -115,6 +115,11 @@ def convert(path: Path | str, *, cameras: tuple[str, ...] = CAMERAS, name: str |
         if adapter_folder is not None:
             raise UserError(f'{folder}: is an adapter itself; give its base checkpoint')
         folder, adapter_folder = local_base(folder), folder
+    if not (folder / CONFIG).exists():
+        raise UserError(f'{folder}: ' + (
+            f'is a policy already; dtvla inspect {folder} says whether it can run'
+            if (folder / MANIFEST).exists() else
+            f'holds no {CONFIG}; give the folder of a downloaded DeepThinkVLA checkpoint'))
     target = out or folder
     if adapter_folder is not None and out is None:
         raise UserError(f'{adapter_folder}: merged weights need a folder of their own; give --out')

@@ -133,6 +133,8 @@ def _policy(folder: Path, hashes: bool) -> Inspection:
         files.append(_file(path, state))
     if TOKENIZER not in manifest.files:
         issues.add(f'{MANIFEST} lists no {TOKENIZER}', 'export or convert the policy again')
+    elif (folder / TOKENIZER).exists():
+        issues.get(lambda: load_tokenizer(folder / TOKENIZER))
     weights, fits = _fit(folder, manifest.config, issues)
     if weights and not {stored.file.name for stored in weights.values()} <= set(manifest.files):
         issues.add(f'{MANIFEST} does not list all weights', 'convert the policy again')

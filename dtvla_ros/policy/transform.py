@@ -122,8 +122,8 @@ class PolicyTransform:
             text = f'{text} state {state_words(observation)};'
         body = self.tokenizer.encode(text, add_special_tokens=False).ids
         if self.tokenizer.token_to_id(UNKNOWN) in body:
-            raise UserError(f'this policy has not all words of {text!r}; train it again from its '
-                            'data')
+            raise UserError(f'this policy has not all words of {text[-200:]!r}; train it again '
+                            'from its data')
         if body[-1] != ids.semicolon:
             raise UserError(f'tokenizer gives {body[-1]} for the closing ";", the config says '
                             f'{ids.semicolon}; they belong to different policies')
