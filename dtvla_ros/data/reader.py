@@ -80,11 +80,12 @@ def _normalised(column: pa.ChunkedArray, feature: Mapping[str, Any]) -> pa.Array
     dtype, size, nested = feature['dtype'], prod(feature['shape']), is_list(array.type)
     if dtype == metadata.TEXT:
         array = pc.fill_null(array.cast(pa.string()), '')
-        for at, cell in enumerate(array.cast(pa.binary())):
-            try:
-                str(cell.as_buffer() or b'', 'utf-8')
-            except UnicodeDecodeError:
-                raise _BadCell(at, 'is no UTF-8') from None
+        try:
+            array.validate(full=True)
+        except pa.ArrowInvalid:
+            cells = array.cast(pa.binary()).to_pylist()
+            raise _BadCell(next(k for k, cell in enumerate(cells) if cell.decode(
+                errors='replace').encode() != cell), 'is no UTF-8') from None
         return array
     if isinstance(array, pa.ExtensionArray):  # a tensor
         array = array.storage

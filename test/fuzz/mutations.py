@@ -144,7 +144,8 @@ def _mutate_file(path: Path, files: list[Path], random: Random) -> str:
     """Do to a file what copying, clouds and disks do to files."""
     data = path.read_bytes()
     what = random.choice(('deleted', 'emptied', 'cut off', 'garbage', 'one byte', 'a folder',
-                          'Git LFS pointer', 'dangling link', 'swapped', 'renamed', 'zeros'))
+                          'Git LFS pointer', 'dangling link', 'swapped', 'renamed', 'zeros',
+                          'byte order mark', 'UTF-16', 'of macOS beside it'))
     path.unlink()
     place = random.randrange(len(data)) if data else 0
     if what == 'emptied':
@@ -171,6 +172,13 @@ def _mutate_file(path: Path, files: list[Path], random: Random) -> str:
         path.with_name(f'{path.name}.bak').write_bytes(data)
     elif what == 'zeros':
         path.write_bytes(data[:place] + bytes(len(data) - place))
+    elif what == 'byte order mark':
+        path.write_bytes(b'\xef\xbb\xbf' + data)
+    elif what == 'UTF-16':
+        path.write_bytes(data.decode(errors='replace').encode('utf-16'))
+    elif what == 'of macOS beside it':
+        path.write_bytes(data)
+        path.with_name(f'._{path.name}').write_bytes(b'\0\5\x16\7')
     return what
 
 
@@ -232,7 +240,8 @@ def _others(old: Any) -> list[Any]:
     if isinstance(old, bool | int | float):
         values += [str(old), float(old), -old, old + 1, f' {old}', [old, old]]
     if isinstance(old, str):
-        values += [old * 2, old[:-1], old.upper(), f' {old} ', 'ü\n\t\x00', old.encode().hex()]
+        values += [old * 2, old[:-1], old.upper(), f' {old} ', 'ü\n\t\x00', old.encode().hex(),
+                   f'{old}\u2028', f'{old}\ud83d']
     if isinstance(old, list) and old:
         values += [old[:-1], old + old[:1], old[::-1], [None] * len(old), [*old[:-1], math.nan]]
     if isinstance(old, dict) and old:
