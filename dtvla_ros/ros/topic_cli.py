@@ -20,7 +20,7 @@ import yaml
 from typer import Argument, Option
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.ros.environment import require_one_ros
+from dtvla_ros.ros.environment import require_one_ros, scope
 
 if TYPE_CHECKING:
     from dtvla_ros.ros.guest import Guest
@@ -34,6 +34,7 @@ Type = Annotated[str | None, Argument(
     help='Its type, such as std_msgs/msg/String. [default: asked of the graph]')]
 _LONGEST = 24  # values printed of a sequence before it is cut short
 _SAID_AFTER = 2.0  # wait for the other side before it is said that it is missing [s]
+_EVERY_NODES = re.compile(r'/((describe|get|list|set)_parameter\w*|get_type_description)$')
 _LEAVING = 0.5  # time that a last message gets to leave [s]
 
 
@@ -240,7 +241,9 @@ def call(
 
         services = node.get_service_names_and_types
         if not (kinds := until(lambda: dict(services()).get(name), timeout)):
-            raise UserError(f'nobody offers {name}; there is: {", ".join(dict(services()))}')
+            there = [other for other in dict(services()) if not _EVERY_NODES.search(other)]
+            raise UserError(f'nobody offers {name}; there is: {", ".join(there) or "none"} '
+                            f'({scope()})')
         kind = kinds[0]
         client = node.create_client(message_type(kind), name)
         request = _fill(message_type(kind).Request(), kind, values)

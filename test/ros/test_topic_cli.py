@@ -52,7 +52,8 @@ def test_call_prints_the_answer_and_nobody_is_one_line(topic: Any) -> None:
         assert code == (success == 'false')
     code, out, err = topic('call', '/nothing', '--timeout', '0.5')
     assert (code, out, err.count('\n')) == (2, '', 1)
-    assert err.startswith('error: nobody offers /nothing')
+    assert err.startswith('error: nobody offers /nothing; there is: ')
+    assert '(ROS_DOMAIN_ID=' in err and '_parameters' not in err
 
 
 def test_pub_once_is_heard_and_hz_measures(graph: Any) -> None:
