@@ -106,7 +106,7 @@ def main(commands: typer.Typer = app) -> None:
         os.getcwd()  # nothing works in a folder that was removed, ...
         [word.encode() for word in sys.argv]  # ... and no file holds other text
         with terminable():
-            code = commands(prog_name='dtvla', standalone_mode=False)
+            code = commands(prog_name='dtvla' if commands is app else None, standalone_mode=False)
     except (KeyboardInterrupt, Exception) as error:
         # typer's own usage errors; which module defines their class depends on its version.
         kind = type(error).__name__
