@@ -9,25 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import find_shared
+from dtvla_ros.files import find_shared, read_yaml
 
 PARAMETERS = 'ros__parameters'
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses what ROS reads otherwise than YAML says: keys given twice, and ``<<``."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if key == '<<' or keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f'{key} ' + ('is not for ROS' if key == '<<' else 'stands twice'),
-                    node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +25,12 @@ class ParameterFile:
     @classmethod
     def read(cls, path: Path) -> ParameterFile:
         """Read a file. Raises UserError where it cannot be read or holds no node's parameters."""
+        remedy = 'dtvla run lists configurations'
         try:
-            tree = yaml.load(path.read_text(encoding='utf-8-sig'), _Loader)
+            tree = read_yaml(path, remedy)
             sections = tuple(_sections(tree, '')) if isinstance(tree, dict) else ()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f'{path}: {getattr(error, "strerror", None) or error}; '
-                            'dtvla run lists configurations') from error
-        except (yaml.YAMLError, RecursionError) as error:
-            raise UserError(f'{path}: no YAML ({" ".join(str(error).split())})') from error
+        except RecursionError:
+            raise UserError(f'{path}: a section holds itself; {remedy}') from None
         if not sections:
             raise UserError(f'{path}: no parameters of a node; a section is '
                             '/name: {ros__parameters: {...}}')

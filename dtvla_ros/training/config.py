@@ -12,11 +12,11 @@ import pydantic
 import yaml
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import find_shared
+from dtvla_ros.files import find_shared, read_yaml
 
 Share = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
 T = TypeVar('T', bound='Config')
-known_keys = pydantic.with_config(pydantic.ConfigDict(extra='forbid'))
+known_keys = pydantic.with_config(pydantic.ConfigDict(extra='forbid', allow_inf_nan=False))
 
 # Held-out start states for choosing a checkpoint lie far above those of the final tables.
 SELECTION_SEEDS = 500_000
@@ -60,17 +60,18 @@ class Config:
         Files of the package are found from any folder, as policies are. Raises ``UserError``.
         """
         path = find_shared(path)
-        try:
-            data: Any = yaml.safe_load(path.read_text())
-            if not isinstance(data, Mapping):
-                raise UserError('expected "key: value" lines')
-            return cls.from_dict({**data, **dict(map(_change, changes))})
-        except FileNotFoundError as error:
+        if not path.exists():
             here = sorted(p.name for p in find_shared(cls.example).parent.glob('*.yaml'))
             raise UserError(f'{path}: no such config; in {Path(cls.example).parent} there are '
-                            f'{", ".join(here) or "none"}') from error
-        except (yaml.YAMLError, UserError) as error:
-            raise UserError(f'{path}: {" ".join(str(error).split())}') from error
+                            f'{", ".join(here) or "none"}')
+        data = read_yaml(path, f'see {cls.example}')
+        try:
+            if not isinstance(data, Mapping):
+                raise UserError('expected "key: value" lines')
+            named = {str(key): value for key, value in data.items()}
+            return cls.from_dict({**named, **dict(map(_change, changes))})
+        except UserError as error:
+            raise UserError(f'{path}: {error}') from error
 
 
 def _change(text: str) -> tuple[str, Any]:

@@ -40,11 +40,11 @@ def test_a_file_gives_each_node_what_rcl_gives_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(('text', 'said'), [
     ('', 'no parameters of a node'), ('a: [', 'no YAML'), ('- 1', 'no parameters'),
-    ('a: {b: 3}', 'no parameters'), ('a: &a {b: *a}', 'no YAML'), ('{a: ' * 3000, 'no YAML'),
+    ('a: {b: 3}', 'no parameters'), ('a: &a {b: *a}', 'holds itself'), ('{a: ' * 3000, 'no YAML'),
     ('/a: {ros__parameters: {}}\n/a: {ros__parameters: {}}', '/a stands twice'),
     ('/a:\n  ros__parameters: {b: 1, b: 2}', 'b stands twice'),
-    ('/a:\n  ros__parameters:\n    <<: {b: 1}', '<< is not for ROS'),
-    (None, 'No such')])
+    ('/a:\n  ros__parameters:\n    <<: {b: 1}', '<< is not read'),
+    (None, 'no such file')])
 def test_what_is_no_parameter_file_is_one_line(
         tmp_path: Path, text: str | None, said: str) -> None:
     with pytest.raises(UserError, match=r'cell\.yaml: ') as refused:

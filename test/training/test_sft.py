@@ -43,7 +43,10 @@ def test_training_lowers_the_loss_and_leaves_a_policy(dataset, tmp_path):
 
 SFT_ERRORS = [
     ('batch_size: many', 'batch_size'), ('bach_size: 3', 'bach_size.*nano.yaml'),
-    ('a: [1', 'line 1'), ('just words', 'key: value'), ('model: 3', 'model'),
+    ('a: [1', 'line 1'), ('a: ' + '[' * 3000, 'no YAML'), ('1: 2', '1: Unexpected'),
+    ('batch_size: 8\nbatch_size: 9', 'batch_size stands twice'), ('learning_rate: .inf', 'finite'),
+    ('batch_size: 8\nmodel: {<<: {width: 8}}', '<< is not read'),
+    ('just words', 'key: value'), ('model: 3', 'model'),
     ('shift: [1]', 'shift'), ('lora: {rank: -1}', 'rank'), ('lora: {ranks: 2}', 'ranks'),
     ('lora: {rank: 2}\npointing_weight: 1.0', 'attention_weight'),
     ('turned: 1.5', 'direction_flip'), ('rates: {vision: 0, projector: 0, decoder: 0}', 'all 0'),
