@@ -43,8 +43,12 @@ def read_info(root: Path, versions: Sequence[str] = READ) -> dict[str, Any]:
         raise UserError(f'{root}: {"a file" if root.exists() else "no such folder"}; give the '
                         'folder of a dataset, which holds meta and data, or make one with dtvla '
                         'collect --out')
-    info = read_json(path, 'give the folder of a LeRobot dataset, which holds meta and data, or '
-                           'copy all of it')
+    remedy = 'give the folder of a LeRobot dataset, which holds meta and data, or copy all of it'
+    if not path.exists():  # Hugging Face's cache keeps datasets further down
+        inner = [found.parents[1] for pattern in ('*', 'snapshots/*')
+                 for found in sorted(root.glob(f'{pattern}/{layout.INFO}'))]
+        remedy = f'give {inner[0]}' if inner else remedy
+    info = read_json(path, remedy)
     info['codebase_version'] = _version(root, info.get('codebase_version'), versions)
     fps = info.get('fps')
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps <= FASTEST:

@@ -508,6 +508,13 @@ def test_files_may_be_links_into_a_store(sound: dict[str, Path], tmp_path: Path)
     assert not any(answers(folder, tmp_path).values())
 
 
+@pytest.mark.parametrize('place', ['snapshots/0a1b', 'pusht'])
+def test_a_folder_that_holds_datasets_names_one(
+        sound: dict[str, Path], tmp_path: Path, place: str) -> None:
+    shutil.copytree(sound['v30'], tmp_path / 'hub' / place)
+    refused(tmp_path / 'hub', tmp_path, 'no such file', f'give {tmp_path / "hub" / place}')
+
+
 @pytest.mark.parametrize('command', ['inspect', 'validate', 'stats', 'view', 'convert'])
 @pytest.mark.parametrize('make, said', [
     (lambda path: None, 'no such folder'), (lambda path: path.mkdir(), 'no such file'),
