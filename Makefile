@@ -1,4 +1,4 @@
-# make demo | test | test-slow | test-wheel | lint | eval | experts | libero | libero-table | bench | latency | faults | soak | train | constraints | wheels | newcomer | clean   (make help)
+# make demo | test | test-slow | test-wheel | lint | eval | experts | libero | libero-table | bench | latency | faults | soak | train | constraints | wheels | docs-test | newcomer | clean   (make help)
 # Needs Python 3.10 - 3.13 and, as root on Debian or Ubuntu, installs the rest by itself.
 # A sourced ROS is used; without one, make installs rclpy from PyPI: docs/install.md.
 
@@ -17,8 +17,11 @@ RUN ?= runs/nano
 COMPILE = $(if $(shell command -v g++),--compile)
 MINUTES ?= 80
 TEST_WORKERS ?= 4
+TAGS ?= quick
+NEWCOMER = README.md docs/your-data.md docs/recording.md docs/data.md docs/annotation.md \
+	docs/evaluation.md docs/thought.md
 
-.PHONY: help demo test test-slow test-wheel lint eval experts libero libero-table bench latency faults soak train constraints wheels interfaces newcomer clean one-ros
+.PHONY: help demo test test-slow test-wheel lint eval experts libero libero-table bench latency faults soak train constraints wheels interfaces docs-test newcomer clean one-ros
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -132,8 +135,11 @@ wheels: $(VENV)/bin/python  ## resolve the wheels of rclpy again, with their has
 	$(PIP) install -q uv
 	$(BIN)/python tools/ros_wheels
 
-newcomer:  ## type what README and the pages on recording, data, annotation and evaluation say, in a fresh clone
-	$(PYTHON) tools/newcomer
+docs-test: $(VENV)/.installed-dev  ## type the quick commands of README and docs/, a new clone for each page: TAGS='quick long' PAGES=docs/data.md
+	$(BIN)/python tools/docs_commands --tags $(TAGS) --limit 120 $(if $(PAGES),--pages $(PAGES))
+
+newcomer:  ## type README and the pages on your own data and evaluation in one fresh clone, which installs itself
+	$(PYTHON) tools/docs_commands --tags fresh quick --limit 15 --pages $(NEWCOMER)
 
 clean:  ## remove what was built, keep data and runs
 	rm -rf $(VENV) $(OUT) build install log *.egg-info

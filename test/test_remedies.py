@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import typer
+from support.sources import strings
 
 from dtvla_ros import cli
 
@@ -32,19 +32,6 @@ def named(text: str) -> Iterator[tuple[tuple[str, ...], Any, list[str]]]:
         rest = ' '.join(words[len(path):])
         if path or not re.match('command|node|process', rest):
             yield path, command, OPTION.findall(match[0])
-
-
-def strings(file: Path) -> Iterator[str]:
-    """Give the strings of a source file, what is formatted into one as a capital word."""
-    inside = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.JoinedStr):
-            inside |= {id(part) for part in node.values}
-            yield ''.join(part.value if isinstance(part, ast.Constant) else 'NAME'
-                          for part in node.values)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and (
-                id(node) not in inside):
-            yield node.value
 
 
 SOURCES = sorted([*(ROOT / 'dtvla_ros').rglob('*.py'), *(ROOT / 'sim').rglob('*.py'),

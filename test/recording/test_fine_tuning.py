@@ -1,4 +1,4 @@
-"""The first lines of docs/recording.md, as they stand: from a demo to a policy that went on."""
+"""The lines of docs/your-data.md, as they stand: from a demo to a policy that went on."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def test_a_policy_trained_on_a_recorded_demo_still_solves_its_task(tmp_path: Pat
     program.chmod(0o755)
     environment = {**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}',
                    'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])}
-    text = (ROOT / 'docs/recording.md').read_text()
-    block = re.search(r'```bash\n(.*?)```', text, re.DOTALL)
+    text = (ROOT / 'docs/your-data.md').read_text()
+    block = re.search(r'<!-- quick -->\n```bash\n(.*?)```', text, re.DOTALL)
     assert block is not None
     export, demo, record, *lines = block[1].replace('\\\n', ' ').strip().splitlines()
     assert export.startswith('export ROS_DOMAIN_ID=') and 'Ctrl-C' in record

@@ -1,4 +1,4 @@
-"""tools/newcomer fails on what a newcomer would call a failure."""
+"""tools/docs_commands fails on what a reader would call a failure."""
 
 import subprocess
 import sys
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).resolve().parents[1] / 'tools/newcomer'
+TOOL = Path(__file__).resolve().parents[1] / 'tools/docs_commands'
 
 
-def block(*lines):
-    return '\n'.join(['```bash', *lines, '```', ''])
+def block(*lines, tag='quick'):
+    return '\n'.join([f'<!-- {tag} -->', '```bash', *lines, '```', ''])
 
 
 def type_page(folder, text, *options):
@@ -18,7 +18,7 @@ def type_page(folder, text, *options):
     page.write_text(text)
     return subprocess.run(
         [sys.executable, str(TOOL), '--pages', str(page), '--clone', str(folder / 'home'),
-         *options], capture_output=True, text=True, timeout=60)
+         '--tags', 'fresh', 'quick', *options], capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize(('line', 'fault'), [
@@ -54,8 +54,8 @@ def test_lines_share_a_shell_and_go_on_beside_each_other(tmp_path):
 
 
 def test_what_needs_something_is_left_out_and_told(tmp_path):
-    said = type_page(tmp_path, '<!-- needs a robot -->\n' + block('false'))
-    assert said.returncode == 0 and 'left out, needs a robot: false' in said.stdout
+    said = type_page(tmp_path, block('false', tag='robot: with six joints'))
+    assert said.returncode == 0 and 'left out, robot with six joints: false' in said.stdout
     assert 'page.md: false' not in said.stdout
 
 
