@@ -29,6 +29,7 @@ class BuildPy(build_py):
 
 
 setup(
+    version='0.1.0',  # catkin_prepare_release looks for it here and in package.xml
     cmdclass={'build_py': BuildPy},
     # In setup.cfg it would become an object that colcon cannot read back.
     python_requires='>=3.10',

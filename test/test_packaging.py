@@ -19,7 +19,8 @@ ASK = """
 from setuptools import setup  # the distutils below are setuptools' own
 from distutils.core import run_setup
 dist = run_setup('setup.py', script_args=('--dry-run',), stop_after='config')
-keys = ('packages', 'package_dir', 'data_files', 'entry_points', 'python_requires')
+dist.version = dist.metadata.version
+keys = ('version', 'packages', 'package_dir', 'data_files', 'entry_points', 'python_requires')
 print({k: getattr(dist, k) for k in keys})
 """
 PACKAGE = ET.parse(ROOT / 'package.xml').getroot()
@@ -58,8 +59,9 @@ def test_commands_start_something_and_find_launch_files_settings_and_models(told
             assert installed[str(name)] == f'share/dtvla_ros/{name.parent}'
 
 
-def test_package_xml_agrees_with_setup_cfg_and_names_every_message_package():
-    for key in ('name', 'version', 'license'):
+def test_package_xml_agrees_with_the_wheel_and_names_every_message_package(told):
+    assert PACKAGE.findtext('version') == told['version']
+    for key in ('name', 'license'):
         assert PACKAGE.findtext(key) == SETTINGS['metadata'][key]
     assert PACKAGE.findtext('export/build_type') == 'ament_python'
     source = '\n'.join(path.read_text() for path in ROOT.glob('dtvla_ros/**/*.py'))

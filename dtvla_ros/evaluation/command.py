@@ -66,9 +66,6 @@ def evaluate_policy(options: EvalOptions) -> dict[str, Any]:
                             workers=options.workers if options.via == 'inprocess' else 1)
         if options.html is not None:
             write_html(options.html, _title(summary), summary, stills, options.videos)
-    for path in (options.json_file, options.html, options.journal):
-        if path is not None:
-            print(path)
     if options.videos is not None:
         print(f'{options.videos}: films of {len([*options.videos.glob("*.mp4")])} failures')
     return summary

@@ -28,6 +28,7 @@ from dtvla_ros.data.writer import (
 )
 from dtvla_ros.errors import UserError
 from dtvla_ros.rollout.env import SceneSetup
+from dtvla_sim.tabletop.tasks import TASKS as TABLETOP
 
 TASKS = ('a', 'b', 'c')
 QUICK = CollectOptions(
@@ -116,7 +117,8 @@ def test_resume_after_a_kill(tmp_path):
     reader = DatasetReader(tmp_path)
     assert info['fps'] == 10
     kinds = [plan_episode(QUICK, TASKS, k).kind for k in range(16)]
-    assert info['total_episodes'] == kinds.count('short') + 6 * kinds.count('look')
+    assert info['total_episodes'] == (
+        kinds.count('short') + len(TABLETOP) * kinds.count('look'))
     for number in (0, len(reader.episodes) - 1):
         episode = reader.episode(number)
         assert kinds[episode.metadata['index']] == episode.metadata['kind']
@@ -126,7 +128,7 @@ def test_resume_after_a_kill(tmp_path):
     assert all(' at x' in thought for thought in reader.column(layout.REASONING))
     asked = [reader.episode(k) for k in range(len(reader.episodes))
              if reader.metadata(k)['index'] == kinds.index('look')]
-    assert len({episode.task for episode in asked}) == 6
+    assert len({episode.task for episode in asked}) == len(TABLETOP)
     for episode in asked:
         before, at = episode.columns[layout.REASONING][0].split(' at ')[:2]
         index = episode.names[layout.PLACES].index(f'{before.split()[-1]}.x')
