@@ -43,7 +43,7 @@ def review(source: Source, out: Path, labels: Path | None = None, page: Path | N
             chosen, desc='review', unit='episode', disable=None)]}).replace('<', '\\u003c')
     report.write_page(page, 'review.html', title=f'Review of {path.name}', data=Markup(embedded))
     print(f'{page}: {sum(len(rows[k]["labels"]) for k in chosen)} key frames of {len(chosen)} '
-          'episodes; open it in a browser, then: dtvla annotate apply --decisions FILE')
+          'episodes; open it in a browser, decide, download the decisions')
 
 
 def _read_labels(path: Path, source: Source) -> tuple[str, dict[int, dict[str, Any]]]:

@@ -171,8 +171,7 @@ def review(
     """
     from dtvla_ros.annotation.review import review as run
     call(run, given)
-    print('open it in a browser, decide, download the decisions; next: '
-          f'dtvla annotate apply {_folders(given)} --decisions DOWNLOADED')
+    print(f'next: dtvla annotate apply {_folders(given)} --decisions FILE')
 
 
 @app.command()

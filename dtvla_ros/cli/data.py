@@ -55,8 +55,9 @@ def collect(
     """
     from dtvla_ros.data import collect as module
     info = module.collect(out, call(module.CollectOptions, given), given['workers'], given['ray'])
+    policy = 'models/nano' if given['suite'] == 'tabletop' else 'models/libero'
     print(f'{out}: {counts(info)}; next: dtvla data view {out}, then '
-          f'dtvla train sft --init models/nano --data {out} --out runs/mine --minutes 10')
+          f'dtvla train sft --init {policy} --data {out} --out runs/mine --minutes 10')
 
 
 @data.command()
