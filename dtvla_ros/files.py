@@ -12,8 +12,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import yaml
-
 from dtvla_ros.errors import UserError, disk_error
 
 if TYPE_CHECKING:
@@ -101,27 +99,6 @@ def read_json(path: Path, remedy: str = 'copy it again') -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f'{path}: holds no JSON object; {remedy}')
     return value
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses keys that stand twice, and ``<<``, which ROS takes for a key."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if key == '<<' or keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, '<< is not read' if key == '<<' else f'{key} stands twice',
-                    node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path, remedy: str) -> Any:
-    """Return what a YAML file says; ``UserError`` with ``remedy`` where it cannot be read."""
-    try:
-        return yaml.load(path.read_bytes(), _Loader)
-    except (OSError, yaml.YAMLError, RecursionError) as error:
-        raise unreadable(path, error, remedy, 'no YAML') from None
 
 
 def write_json(path: Path | None, value: Mapping[str, Any]) -> None:

@@ -19,7 +19,6 @@ from dtvla_ros.ros import conversions, images
 CAMERA_TOPICS = tuple(f'image_{camera}' for camera in CAMERAS)
 INPUTS = (*CAMERA_TOPICS, 'joint_states', 'ee_pose')
 AHEAD = 0.05  # how far a stamp may lie ahead of this machine's clock [s]
-LONGEST_ARM = 5.0  # distance from the base beyond which a position is in no metres [m]
 
 
 def published(seen: Seen) -> Iterator[Row]:
@@ -181,9 +180,6 @@ def pose(seen: Seen) -> Iterator[Row]:
     row = f'{seen.gate.topics["ee_pose"]}: '
     if refused := conversions.refuse_pose(position, quaternion):
         yield Row(f'{row}pose', False, refused, 'a pose', 'see what its publisher computes')
-    elif np.linalg.norm(position) > LONGEST_ARM:
-        yield Row(f'{row}pose', False, f'{np.linalg.norm(position):.0f} m from the base',
-                  'metres', 'publish metres')
     frame = message.header.frame_id
     if len(set(frames.values())) == 1:
         yield Row(f'{row}frame', conversions.refuse_frame(frame, base) is None,

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import find_shared, read_yaml
+from dtvla_ros.files import find_shared
+from dtvla_ros.yaml_files import read_yaml
 
 PARAMETERS = 'ros__parameters'
 

@@ -12,7 +12,8 @@ import pydantic
 import yaml
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import find_shared, read_yaml
+from dtvla_ros.files import find_shared
+from dtvla_ros.yaml_files import read_yaml
 
 Share = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
 T = TypeVar('T', bound='Config')

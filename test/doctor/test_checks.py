@@ -169,7 +169,7 @@ FAULTS: dict[str, tuple[Callable[[Seen], object], str, str]] = {
     "the gate's joints": (lambda seen: change(seen.gate, arm_joints=('a',)), "gate's joints", 'a'),
     'a frame': (framed('world'), '/ee_pose: frame', 'base_frame: world'),
     'two base frames': (lambda seen: change(seen.gate, base_frame='link0'), 'base_frame', 'link0'),
-    'millimetres': (framed(far=500.0), '/ee_pose: pose', '500 m'),
+    'millimetres': (framed(far=500.0), '/ee_pose: pose', 'are these millimetres'),
     'no rotation': (framed(turn=0.0), '/ee_pose: pose', 'unit length'),
     'no transform': (by_transform, '/tf', 'no way from gripper to base'),
     'two clocks': (lambda seen: seen.sim_time.update({'/vla_node': True}), 'use_sim_time',

@@ -1,0 +1,31 @@
+"""Reads YAML files in which nothing is said twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dtvla_ros.files import unreadable
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses keys that stand twice, and ``<<``, which ROS takes for a key."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if key == '<<' or keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, '<< is not read' if key == '<<' else f'{key} stands twice',
+                    node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path, remedy: str) -> Any:
+    """Return what a YAML file says; ``UserError`` with ``remedy`` where it cannot be read."""
+    try:
+        return yaml.load(path.read_bytes(), _Loader)
+    except (OSError, yaml.YAMLError, RecursionError) as error:
+        raise unreadable(path, error, remedy, 'no YAML') from None
