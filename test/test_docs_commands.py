@@ -48,7 +48,8 @@ def test_lines_share_a_shell_and_go_on_beside_each_other(tmp_path):
         'export NAME=value',
         'sleep 1; echo "$NAME" > beside &',
         'trap "cat beside > ended; exit" INT; while true; do sleep 0.1; done    # Ctrl-C ends it',
-        'cat ended | \\', '    grep value > after && true --out after'))
+        'cat ended | \\', '    grep value > after && true --out after',
+        'true --estimate --out nothing'))
     assert said.returncode == 0, said.stdout
     assert (tmp_path / 'home/work/after').read_text() == 'value\n'
 
