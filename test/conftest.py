@@ -43,6 +43,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     remove_dead_segments()
 
 
+@pytest.fixture(scope='module', autouse=True)
+def own_precision():
+    """Begin without the precision of what was trained before; a process has one."""
+    if 'accelerate.state' in sys.modules:
+        sys.modules['accelerate.state'].AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture(scope='session')
 def dataset(tmp_path_factory):
     """Return the folder of a small dataset; nobody may write there."""

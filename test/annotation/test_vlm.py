@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from accelerate.state import AcceleratorState
 from support.picks import answer_frames
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -124,7 +123,6 @@ def test_adapters_learn_labels(source, folder, tmp_path):
     assert right() > untaught + 3
     assert (tmp_path / 'adapters/adapter_model.safetensors').exists()
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
-    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
 
 
 def test_code_and_pickles_are_refused(folder, tmp_path):
