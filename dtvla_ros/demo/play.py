@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import random
 import re
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from dtvla_ros.evaluation.results import evaluation_seed
 from dtvla_ros.files import find_shared
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.ros import qos
+from dtvla_ros.ros.environment import take_domain
 from dtvla_ros.ros.graph import Seen, Watcher, start_nodes
 from dtvla_ros.ros.processes import NodeProcesses
 from dtvla_ros.ros.run import joined
@@ -288,7 +288,7 @@ def run_play(policy: Path, suite: str, scene: str, seed: int | None, out: Path,
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'cannot write {out}: {error.strerror}; choose another --out') from error
-    os.environ.setdefault('ROS_DOMAIN_ID', str(random.SystemRandom().randint(1, 100)))
+    take_domain()
     screen = PlayScreen(Prompt())
     screen.say('starting the simulator, the policy and the command gate …', 'dim')
     try:

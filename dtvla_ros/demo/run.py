@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from dtvla_ros.evaluation import results
 from dtvla_ros.evaluation.results import Rate, evaluation_seed, latency_summary
 from dtvla_ros.files import find_shared, write_json
 from dtvla_ros.policy.manifest import PolicyManifest
+from dtvla_ros.ros.environment import take_domain
 from dtvla_ros.ros.graph import Seen, Watcher, frame_interval, start_nodes, watch
 from dtvla_ros.ros.processes import NodeProcesses
 from dtvla_ros.ros.run import joined
@@ -113,7 +113,7 @@ def run_demo(policy: Path, tasks: Sequence[str], episodes: int, seed: int | None
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'cannot write {out}: {error.strerror}; choose another --out') from error
-    os.environ.setdefault('ROS_DOMAIN_ID', str(random.SystemRandom().randint(1, 100)))
+    take_domain()
     screen, started = Screen(), time.monotonic()
     show: Show | None = None
     recorder = Recorder(out / 'demo.mp4', out / 'demo.png', manifest.action.rate_hz / camera_every)

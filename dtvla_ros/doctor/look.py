@@ -28,7 +28,7 @@ from dtvla_ros.ros.guest import Guest, visit
 from dtvla_ros.ros.params_file import ParameterFile
 from dtvla_ros.ros.runner import plan
 from dtvla_ros.ros.settings import PoseSettings, VlaSettings
-from dtvla_ros.ros.waiting import by_likeness, full_name
+from dtvla_ros.ros.waiting import by_likeness, full_name, type_name
 from dtvla_ros.safety.gate import GateConfig
 
 KINDS = ('vla_node', 'command_gate', 'sim_bridge', 'overlay')
@@ -154,9 +154,9 @@ class _Look:
         subscribed = self._node.get_subscriber_names_and_types_by_node(leaf, space or '/')
         published = self._node.get_publisher_names_and_types_by_node(leaf, space or '/')
         by_type = {types[0]: topic for topic, types in subscribed}
-        for type_name, topic in _SUBSCRIBED[kind].items():
-            if type_name in by_type:
-                view.topics[topic] = by_type[type_name]
+        for message, topic in _SUBSCRIBED[kind].items():
+            if message in by_type:
+                view.topics[topic] = by_type[message]
         for topic, types in published:
             if types[0] == 'diagnostic_msgs/msg/DiagnosticStatus':
                 view.topics['state'] = topic
@@ -255,8 +255,7 @@ class _Look:
                    profile: Any = SENSORS, raw: bool = False) -> None:
         """Subscribe, unless a topic of this name has another type, which rows tell."""
         types = dict(self._node.get_topic_names_and_types()).get(topic, [])
-        name = f'{kind.__module__.split(".")[0]}/msg/{kind.__name__}'
-        if not types or name in types:
+        if not types or type_name(kind) in types:
             self._node.create_subscription(kind, topic, receive, profile, raw=raw)
 
     def _note(self, stream: Stream, stamp: float, message: Any) -> None:

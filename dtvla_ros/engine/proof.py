@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 from dtvla_ros.engine.policy import Policy, encode
 from dtvla_ros.engine.providers import describe
 from dtvla_ros.errors import OutOfMemory, UserError
+from dtvla_ros.files import written_whole
 from dtvla_ros.policy.manifest import PROOF, PolicyManifest
 from dtvla_ros.policy.transform import Observation, PolicyTransform
 
@@ -92,11 +93,11 @@ class Proof:
                   for name in self.observations[0].images}
         state = np.stack([np.hstack([o.ee_position, o.ee_quaternion, o.gripper_opening])
                           for o in self.observations])
-        part = path.with_name(f'{path.name}.part')
-        save_file({**images, 'state': state, 'thoughts': self.thoughts, 'actions': self.actions},
-                  part, {_INSTRUCTIONS: json.dumps([o.instruction for o in self.observations])})
-        part.chmod(0o644)  # the library makes it private
-        part.replace(path)
+        tensors = {**images, 'state': state, 'thoughts': self.thoughts, 'actions': self.actions}
+        said = json.dumps([o.instruction for o in self.observations])
+        with written_whole(path) as part:
+            save_file(tensors, part, {_INSTRUCTIONS: said})
+            part.chmod(0o644)  # the library makes it private
 
     @classmethod
     def read(cls, path: Path, transform: PolicyTransform) -> Proof:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import random
 import shutil
 import tempfile
 import time
@@ -25,6 +23,7 @@ from dtvla_ros.evaluation.workers import EvalOptions, Job, keep
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.rollout.env import SceneSetup
 from dtvla_ros.rollout.episode import EpisodeResult, commands_hash
+from dtvla_ros.ros.environment import take_domain
 from dtvla_ros.ros.graph import Seen, Watcher, frame_interval, start_nodes, watch
 from dtvla_ros.ros.processes import NodeProcesses
 from dtvla_ros.ros.run import joined
@@ -42,7 +41,7 @@ def run_over_ros(setup: EvalOptions,
     UserError if a node refuses its input, NodeDied if one dies or nothing moves any more; the
     logs are kept then.
     """
-    os.environ.setdefault('ROS_DOMAIN_ID', str(random.SystemRandom().randint(1, 100)))
+    take_domain()
     logs = Path(tempfile.mkdtemp(prefix='dtvla-eval-'))
     with ExitStack() as stack:
         stack.push(lambda kind, *_: None if kind is NodeDied else shutil.rmtree(logs, True))

@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import random
 import sys
 import tempfile
 from pathlib import Path
@@ -141,6 +142,11 @@ def prepare() -> None:
     if mallopt is not None:
         for option, size in _MALLOPT:
             mallopt(option, size)
+
+
+def take_domain() -> None:
+    """Choose a domain for this process and those it starts, unless one is set."""
+    os.environ.setdefault('ROS_DOMAIN_ID', str(random.SystemRandom().randint(1, 100)))
 
 
 def scope() -> str:

@@ -58,7 +58,7 @@ def why_silent(node: Node, subscription: Subscription) -> str:
     topic = subscription.topic_name
     publishers = node.get_publishers_info_by_topic(topic)
     if not publishers:
-        similar = near(node, topic, type_name(subscription))
+        similar = near(node, topic, type_name(subscription.msg_type))
         return f'{topic}: {NOBODY}' + (
             f'; similar: {", ".join(similar)}' if similar else '')
     return f'{topic}: ' + '; '.join(dict.fromkeys(
@@ -66,7 +66,7 @@ def why_silent(node: Node, subscription: Subscription) -> str:
 
 
 def _why(publisher: Any, subscription: Subscription) -> str:
-    if publisher.topic_type != (wanted := type_name(subscription)):
+    if publisher.topic_type != (wanted := type_name(subscription.msg_type)):
         return f'publishes {publisher.topic_type}, {wanted} is wanted'
     compatible, reason = qos_check_compatible(publisher.qos_profile, subscription.qos_profile)
     if compatible == QoSCompatibility.ERROR:
@@ -97,9 +97,8 @@ def present(node: Node) -> str:
     return f'{", ".join([*names[:MOST_NODES], *more]) or "none"}; {environment.scope()}'
 
 
-def type_name(end: Any) -> str:
-    """Return the type of a publisher or subscription as the graph has it, 'pkg/msg/Type'."""
-    kind = end.msg_type
+def type_name(kind: Any) -> str:
+    """Return a message's type as the graph has it, 'pkg/msg/Type'."""
     return f'{kind.__module__.split(".")[0]}/msg/{kind.__name__}'
 
 
