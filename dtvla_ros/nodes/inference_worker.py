@@ -22,9 +22,10 @@ from dtvla_ros.ros.settings import VlaSettings
 if TYPE_CHECKING:
     from dtvla_ros.engine.engine import Decision
     from dtvla_ros.engine.policy import Policy
+    from dtvla_ros.policy.understanding import Understanding
 
 OSC_CONTRACT = ('OSC_POSE', osc.METRES_PER_UNIT, osc.RADIANS_PER_UNIT, osc.GRIPPER_CLOSED)
-Load = Callable[[], 'tuple[Policy, PolicyManifest]']
+Load = Callable[[], 'tuple[Policy, PolicyManifest, Understanding]']
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +45,15 @@ class Outcome:
 class InferenceWorker:
     """Loads a policy, then infers from one observation at a time.
 
-    ``load()`` returns policy and manifest. The worker calls ``wake`` after anything happened, for
-    `take` in the caller's own thread, and ``on_text`` with a request's number and the thought so
-    far. `settled`: loading has ended, well or ill; `loaded`: all is there; `busy_since`: begin of
-    the inference, or None.
+    ``load()`` returns policy, manifest and what understands sentences. The worker calls ``wake``
+    after anything happened, for `take` in the caller's own thread, and ``on_text`` with a
+    request's number and the thought so far. `settled`: loading has ended, well or ill; `loaded`:
+    all is there; `busy_since`: begin of the inference, or None.
     """
 
     policy: Policy
     manifest: PolicyManifest
+    understanding: Understanding
 
     def __init__(
         self, load: Load, on_text: Callable[[int, str], None], wake: Callable[[], None]) -> None:
@@ -83,7 +85,7 @@ class InferenceWorker:
 
     def _run(self) -> None:
         try:
-            self.policy, self.manifest = self._load()
+            self.policy, self.manifest, self.understanding = self._load()
             self.loaded.set()
         except Exception as error:  # handed to the executor, which reports it
             self.load_error = error
@@ -108,8 +110,8 @@ class InferenceWorker:
         return Outcome(observation, request_id, decision, error, time.perf_counter() - started)
 
 
-def load(settings: VlaSettings) -> tuple[Policy, PolicyManifest]:
-    """Load the policy.
+def load(settings: VlaSettings) -> tuple[Policy, PolicyManifest, Understanding]:
+    """Load the policy, and what it understands.
 
     Raises UserError if a file is missing or damaged, the policy does not fit node and gate, or
     the engine here does not compute what the policy recorded.
@@ -117,6 +119,9 @@ def load(settings: VlaSettings) -> tuple[Policy, PolicyManifest]:
     # Here, not above: the imports take seconds and belong to the worker.
     from dtvla_ros.engine.load import load_policy
     from dtvla_ros.files import find_shared
+    from dtvla_ros.policy.understanding import understanding_of
+
+    folder = find_shared(settings.policy)
 
     def fits(manifest: PolicyManifest) -> None:
         cameras, contract = tuple(manifest.config.vision.cameras), manifest.action
@@ -128,11 +133,13 @@ def load(settings: VlaSettings) -> tuple[Policy, PolicyManifest]:
                             f'{contract.metres_per_unit} m and {contract.radians_per_unit} '
                             "rad per unit; the gate speaks LIBERO's OSC_POSE only")
 
-    return load_policy(
-        find_shared(settings.policy), engine=settings.engine, threads=settings.threads,
+    policy, manifest = load_policy(
+        folder, engine=settings.engine, threads=settings.threads,
         device=settings.device, mode=settings.mode,
         max_thought_tokens=settings.max_thought_tokens or None,
         max_think_seconds=settings.deadline_s, on_verified=fits)
+    allowed = [text for text in settings.allowed_instructions if text.strip()]
+    return policy, manifest, understanding_of(folder, manifest, allowed)
 
 
 def give_back_memory() -> None:

@@ -30,9 +30,9 @@ from dtvla_ros import conventions as names
 from dtvla_ros.conventions import parameter, relative
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import require_writable, write_json
-from dtvla_ros.nodes.instructions import spelling
 from dtvla_ros.nodes.settings import declare, declare_all
 from dtvla_ros.nodes.sim_frames import BASE, VIEWS, Placed, SimFrames, optical_frame
+from dtvla_ros.policy.instructions import spelling
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.run import STEADY, end, run
 from dtvla_ros.ros.waiting import PERIOD, tell_what_lacks, why_silent
@@ -416,7 +416,7 @@ class SimBridge(Node):
 
     def _judge(self) -> None:
         """Tell when the task that the policy was told, and that was open then, becomes done."""
-        task = self._sentences.get(spelling(self._policy.get('instruction', '')), '')
+        task = self._sentences.get(spelling(self._policy.get('understood', '')), '')
         holds = bool(task) and self._env.done(task)
         self._open |= not holds
         done = task if holds and self._open else ''

@@ -22,8 +22,9 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.decision_monitor import WAITING, DecisionMonitor, DecisionState, Readings
 from dtvla_ros.nodes.inference_worker import InferenceWorker, Outcome, give_back_memory, load
 from dtvla_ros.nodes.inputs import Inputs
-from dtvla_ros.nodes.instructions import known_as, nearest, refuse_instruction, shown
 from dtvla_ros.nodes.settings import declare_all, declare_former, guard, read_all
+from dtvla_ros.policy.instructions import refuse_instruction, shown
+from dtvla_ros.policy.understanding import NotUnderstood
 from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.run import STEADY, LifecycleNode, call_soon, end, run, wait_until_heard
 from dtvla_ros.ros.settings import VlaSettings
@@ -62,7 +63,7 @@ class VlaNode(LifecycleNode):
         self._monitor = DecisionMonitor(HEARTBEAT_PERIOD)
         self._worker: InferenceWorker | None = None
         self._is_active = False
-        self._instruction = ''
+        self._instruction = self._understood = ''  # what was said, and the task that it means
         self._task = self._request_id = self._decisions = self._refusals = 0
         self._rejected = dict.fromkeys(('rejected', 'rejected_instruction'), '')
         self._decided: float | None = None  # stamp of the last observation decided on
@@ -118,13 +119,14 @@ class VlaNode(LifecycleNode):
             return self._refuse('activate', wrong)
         self._monitor.refusal = ''
         self._is_active = True
-        allowed, trained = self._allowed(), self._trained()
-        self._tasks.publish(String(data=json.dumps(allowed or trained)))
-        if trained and (new := next((t for t in allowed if not known_as(t, trained)), None)):
+        taken, trained = worker.understanding.tasks, worker.manifest.tasks
+        self._tasks.publish(String(data=json.dumps(taken)))
+        if trained and (new := next((t for t in taken if t not in trained), None)):
             self.get_logger().warning(
                 f'allowed_instructions: the policy was not trained on "{shown(new)}"')
         # What was told before may be none of its tasks.
-        told, self._instruction, self._monitor.has_task = self._instruction, '', False
+        told, self._instruction, self._understood = self._instruction, '', ''
+        self._monitor.has_task = False
         if told:
             self._take_instruction(told)
         else:
@@ -182,38 +184,35 @@ class VlaNode(LifecycleNode):
             self._take_instruction(message.data.strip())
         self._heartbeat()
 
-    def _allowed(self) -> tuple[str, ...]:
-        return tuple(text for text in self._settings.allowed_instructions if text.strip())
-
-    def _trained(self) -> tuple[str, ...]:
-        """Return the policy's tasks; empty: it names none, or is not loaded yet."""
-        worker = self._worker
-        return worker.manifest.tasks if worker is not None and worker.loaded.is_set() else ()
-
     def _take_instruction(self, text: str) -> None:
-        """Begin a task, unless it is none of those that may be told, or the words are unknown."""
-        trained = self._trained()
-        known = self._allowed() or trained
-        sentence = known_as(text, known)
-        if known and sentence is None:
-            whose = ('in allowed_instructions' if self._allowed() else
-                     f'among the {len(known)} tasks of the policy')
-            unlisted = f'it is not {whose}; nearest: "{nearest(text, known)}"'
-            if self._settings.on_unlisted == 'reject':
-                return self._reject(text, unlisted)
-            self.get_logger().warning(f'instruction "{shown(text)}": {unlisted}')
-        text = known_as(text, trained) or sentence or text  # as it was trained, if it was
-        if self._worker is not None and self._worker.loaded.is_set():
-            try:
-                self._worker.policy.transform.check_instruction(text)
-            except UserError as error:
-                return self._reject(text, str(error))
+        """Begin the task that a sentence means; refuse what is none or has unknown words."""
+        try:
+            self._understood = self._meaning(text)
+        except UserError as error:
+            return self._reject(text, str(error))
+        if self._understood not in ('', text):
+            self.get_logger().info(f'understood as: {self._understood}')
         self._instruction = text
         self._rejected = dict.fromkeys(self._rejected, '')
         self._task += 1
         self._forget()
         self._inputs.clear()
         self._monitor.begin_task()
+
+    def _meaning(self, text: str) -> str:
+        """Return the task that a sentence means; '' before the policy is there to tell."""
+        worker = self._worker
+        if worker is None or not worker.loaded.is_set():
+            return ''
+        try:
+            task = worker.understanding.understand(text).task
+        except NotUnderstood as error:
+            if self._settings.on_unlisted == 'reject':
+                raise
+            self.get_logger().warning(f'instruction "{shown(text)}": {error}')
+            task = text
+        worker.policy.transform.check_instruction(task)
+        return task
 
     def _reject(self, text: str, reason: str) -> None:
         self._refusals += 1
@@ -247,7 +246,7 @@ class VlaNode(LifecycleNode):
         if (worker is None or not self._is_active or not self._monitor.ready
                 or worker.busy_since is not None or self._inputs.trouble(time.monotonic())):
             return
-        if (observation := self._inputs.poll(self._instruction)) is None:
+        if (observation := self._inputs.poll(self._understood)) is None:
             return
         if self._decided is not None:
             since = observation.stamp - self._decided
@@ -355,8 +354,9 @@ class VlaNode(LifecycleNode):
         age = {} if self._decided is None else {'observation_age': self._now() - self._decided}
         return conversions.status_message(self.get_fully_qualified_name(), state.name, {
             'reason': reason, 'task': self._task, 'step': self._decisions,
-            'instruction': self._instruction, 'refusals': self._refusals, **self._rejected,
-            **age, **self._account, **more}, LEVELS.get(state))
+            'instruction': self._instruction, 'understood': self._understood,
+            'refusals': self._refusals, **self._rejected, **age, **self._account, **more},
+            LEVELS.get(state))
 
     def _diagnose(self) -> None:
         refused = {f'refused_{name}': n for name, n in self._inputs.refused.items()}

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.nodes.instructions import nearest, refuse_instruction, shown
+from dtvla_ros.policy.instructions import nearest, refuse_instruction, shown
 from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
 from dtvla_ros.policy.transform import transform_of
 from dtvla_ros.ros import conversions

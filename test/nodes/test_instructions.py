@@ -10,7 +10,7 @@ from std_msgs.msg import String
 from support.graph import NANO
 
 import dtvla_sim
-from dtvla_ros.nodes.instructions import known_as, nearest, shown, spelling
+from dtvla_ros.policy.instructions import known_as, nearest, shown, spelling
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.ros import conversions, qos
 
@@ -82,14 +82,18 @@ def test_by_default_a_policy_takes_its_own_tasks_and_refuses_what_else_its_words
     graph.spin(lambda: graph.last('tasks'), 10, 'the tasks')
     assert json.loads(graph.last('tasks').data) == list(TASKS)
     values = told.tell('stack red on green')
-    assert (values['refusals'], values['rejected_instruction'], values['instruction']) == (
-        '1', 'stack red on green', '')
+    assert {key: values[key] for key in (
+        'refusals', 'rejected_instruction', 'instruction', 'understood')} == {
+            'refusals': '1', 'rejected_instruction': 'stack red on green', 'instruction': '',
+            'understood': ''}
     assert 'the 6 tasks of the policy' in values['rejected'] and STACK in values['rejected']
     assert graph.said('vla')[0] == 'IDLE' and values['rejected'] in values['reason']
     values = told.tell('Put the lemon in the blue bin.')
-    assert (values['instruction'], values['refusals'], values['rejected']) == (LEMON, '1', '')
+    assert (values['instruction'], values['understood'], values['refusals'], values['rejected']
+            ) == ('Put the lemon in the blue bin.', LEMON, '1', '')
+    assert f'understood as: {LEMON}' in graph.log('vla_node')
     assert told.tell('')['rejected'] == 'it is empty'
-    assert told.values()['instruction'] == LEMON, 'the task goes on'
+    assert told.values()['understood'] == LEMON, 'the task goes on'
 
 
 def test_a_sentence_told_before_the_policy_was_there_is_judged_when_it_is(graph):
@@ -110,11 +114,11 @@ def test_a_given_list_takes_the_place_of_the_tasks(graph):
     told.reached('IDLE')
     assert 'was not trained on "stack red on green"' in graph.log('vla_node')
     assert 'allowed_instructions; nearest' in told.tell(STACK)['rejected']
-    assert told.tell('Stack red on green')['instruction'] == 'stack red on green'
-    assert told.tell('PUT THE LEMON IN THE BLUE BIN')['instruction'] == LEMON, 'as it was trained'
+    assert told.tell('Stack red on green')['understood'] == 'stack red on green'
+    assert told.tell('PUT THE LEMON IN THE BLUE BIN')['understood'] == LEMON, 'as it was trained'
     graph.spin(lambda: graph.last('tasks'), 10, 'the tasks')
     assert json.loads(graph.last('tasks').data) == [
-        'Put the lemon in the blue bin.', 'stack red on green']
+        LEMON, 'stack red on green']
 
 
 @pytest.mark.parametrize('way', ['warn', 'no tasks named'])
@@ -130,6 +134,6 @@ def test_other_wording_is_tried_where_that_is_asked_for_or_the_policy_names_no_t
         values = {'policy': folder}
     told = Told(graph, **values)
     told.reached('IDLE')
-    assert told.tell('stack red on green')['instruction'] == 'stack red on green'
+    assert told.tell('stack red on green')['understood'] == 'stack red on green'
     assert ('nearest' in graph.log('vla_node')) == (way == 'warn')
     assert "'please' is no word" in told.tell('please stack red on green')['rejected']

@@ -1,0 +1,64 @@
+"""What a sentence means to a policy: one of its tasks, or nothing that it can do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.instructions import known_as, nearest, refuse_instruction
+from dtvla_ros.policy.manifest import PolicyManifest
+
+
+@dataclass(frozen=True, slots=True)
+class Understood:
+    """The task that a sentence means, in the words of the policy.
+
+    ``confidence``: from 0 to 1; 1 where the sentence is the task's own.
+    """
+
+    task: str
+    confidence: float = 1.0
+
+
+class NotUnderstood(UserError):
+    """A sentence means none of the tasks; says why, and which task is nearest."""
+
+
+class Understanding:
+    """Understands tasks by their spelling. Where there are none any sentence is its own task.
+
+    ``tasks``: all that may be understood. ``whose``: where they are listed, for a refusal.
+    """
+
+    def __init__(self, tasks: Sequence[str], whose: str) -> None:
+        self.tasks, self._whose = tuple(tasks), whose
+
+    def understand(self, text: str) -> Understood:
+        """Return what a sentence means. Raises NotUnderstood."""
+        if refused := refuse_instruction(text):
+            raise NotUnderstood(refused)
+        if not self.tasks:
+            return Understood(text.strip())
+        if (task := known_as(text, self.tasks)) is not None:
+            return Understood(task)
+        return self._infer(text)
+
+    def _infer(self, text: str) -> Understood:
+        """Return what a sentence that spells no task means. Raises NotUnderstood."""
+        raise NotUnderstood(f'it is not {self._whose}; nearest: "{nearest(text, self.tasks)}"')
+
+
+def understanding_of(folder: Path, manifest: PolicyManifest,
+                     allowed: Sequence[str] = ()) -> Understanding:
+    """Return how a policy in ``folder`` understands sentences.
+
+    It understands ``allowed``, those of its own tasks among them as its manifest spells them;
+    without them all tasks of the manifest; any sentence if that names none.
+    """
+    if not allowed:
+        own = manifest.tasks
+        return Understanding(own, f'among the {len(own)} tasks of the policy')
+    return Understanding([known_as(text, manifest.tasks) or text for text in allowed],
+                         'in allowed_instructions')
