@@ -26,7 +26,7 @@ class Caption:
     """Text beside the cameras. ``success`` None: not decided yet.
 
     ``states``: coloured lines in place of the footer. ``stopped``: why the arm was stopped, in a
-    band across the frame.
+    band across the frame. ``meaning``: what the title was understood as.
     """
 
     title: str
@@ -35,6 +35,7 @@ class Caption:
     success: bool | None = None
     states: tuple[tuple[str, Ink], ...] = ()
     stopped: str = ''
+    meaning: str = ''
 
 
 def draw_frame(
@@ -70,7 +71,9 @@ def _draw_caption(caption: Caption) -> Image.Image:
     thought = textwrap.wrap(caption.thought, COLUMNS)
     if len(thought) > LINES:
         thought = ['...', *thought[1 - LINES:]]
-    pen.text((20, 34), '\n'.join(textwrap.wrap(caption.title, COLUMNS)[:3]), INK, large)
+    pen.text((20, 34), '\n'.join(
+        textwrap.wrap(caption.title, COLUMNS)[:2 if caption.meaning else 3]), INK, large)
+    pen.text((20, 86), textwrap.shorten(caption.meaning, 60, placeholder=' ...'), GOOD, small)
     pen.text((20, 110), 'thinks', FAINT, small)
     pen.text((20, 134), '\n'.join(thought), INK, large)
     for row, (text, ink) in enumerate(caption.states):

@@ -18,8 +18,8 @@ def tell(
 ) -> None:
     """Tell the running policy its task.
 
-    It takes its own tasks, whatever their case, spaces and end mark. Anything else it refuses:
-    the reason and the nearest task are printed, exit code 2.
+    It does one of its own tasks or refuses: what it understood is printed, or the reason and the
+    nearest task, exit code 2.
 
     **Examples**
     `dtvla tell put the lemon in the blue bin`

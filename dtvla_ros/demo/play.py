@@ -149,6 +149,8 @@ class Player(Watcher):
             self._screen.resting = '' if seen.told or not self._begun else WAITING
             if seen.told:
                 say(f'told: {seen.told}', 'bold')
+                if seen.meaning:
+                    say(seen.meaning, 'bold')
         stopped = '' if self.fault or self._screen.resting else seen.stopped_task
         if stopped and stopped != self._stopped:
             say(f'stopped: {stopped}; tell it again what to do', 'red')
@@ -241,7 +243,7 @@ class Player(Watcher):
         before, self._done = self._done, done
         if not done or done == before or self._screen.resting:
             return
-        self._screen.resting = f'done: {self.seen.told}'
+        self._screen.resting = f'done: {self.seen.understood}'
         self._screen.say(self._screen.resting, 'green')
         if self._orders['/stop'].service_is_ready():  # or the policy looks for more of the kind
             self._orders['/stop'].call_async(Trigger.Request())
@@ -272,7 +274,7 @@ class Player(Watcher):
             self._film.add(images, Caption(
                 seen.told, '' if resting else seen.thought,
                 resting or f'gate {seen.gate_state}',
-                stopped=self.fault or ('' if resting else seen.stopped_task)))
+                stopped=self.fault or ('' if resting else seen.stopped_task), meaning=seen.meaning))
 
 
 def run_play(policy: Path, suite: str, scene: str, seed: int | None, out: Path,

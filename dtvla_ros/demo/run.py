@@ -43,6 +43,7 @@ class Show(Watcher):
         self._estop, self._halt = EStop(self), SceneHalt(self)
         self.fault = self.ended = self._stopped = ''
         self._since = 0.0
+        self._told = '', ''
         self._stops: list[str] = []  # of the running episode
 
     def on_key(self, key: str) -> None:
@@ -69,6 +70,10 @@ class Show(Watcher):
             self.ended = f'{self.fault}, not cleared within {UNATTENDED:.0f} s'
         if unsaid := self._estop.take_unsaid():
             self._screen.say(unsaid, 'red')
+        if self._told != (told := (self.seen.told, self.seen.meaning)):
+            self._told = told
+            if self.seen.meaning:
+                self._screen.say('you said: {} -> {}'.format(*told), 'bold')
         stopped = '' if self.fault else self.seen.stopped_task
         if stopped and stopped != self._stopped:
             self._screen.say(f'stopped: {stopped}; it moves again in the next episode', 'red')
@@ -84,7 +89,8 @@ class Show(Watcher):
         self._recorder.add(images, Caption(
             seen.episode.get('instruction', ''), seen.thought,
             f'episode {len(seen.episodes) + 1}   step {seen.episode.get("step", 0)}   '
-            f'gate {seen.gate_state}', stopped=self.fault or seen.stopped_task))
+            f'gate {seen.gate_state}', stopped=self.fault or seen.stopped_task,
+            meaning=seen.meaning if seen.told == seen.episode.get('instruction') else ''))
 
     def _end(self, row: dict[str, Any]) -> None:
         if self._stops:

@@ -14,6 +14,7 @@ from dtvla_ros.doctor.seen import End, Seen, Stream
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import find_shared
 from dtvla_ros.policy.manifest import GRAPHS, MANIFEST, PolicyManifest
+from dtvla_ros.ros import conversions
 
 READY = ('IDLE', 'THINKING', 'ACTING')
 
@@ -195,4 +196,6 @@ def policy(seen: Seen) -> Iterator[Row]:
     if values.get('rejected') and values.get('rejected_instruction') == seen.told:
         yield Row('task', False, values['rejected'], 'one of its tasks', 'dtvla tasks lists them')
     elif state:
-        yield Row('task', None, values.get('instruction') or 'none yet: dtvla tell')
+        told, meaning = values.get('instruction'), conversions.meaning(values)
+        yield Row('task', None, ', '.join(filter(None, (told, meaning))) or
+                  'none yet: dtvla tell')

@@ -175,8 +175,10 @@ class Overlay(Node):
             reason = f' - {told["reason"]}' if told.get('reason') else ''
             lines[who] = (f'{who}: silent', FAINT) if time.monotonic() - heard > SILENT else (
                 f'{who}: {status.message}{reason}', LEVEL_INK.get(status.level, FAINT))
-        return Caption(values['policy'].get('instruction', ''), self._thought, states=(
-            *lines.values(), (latency_line(values['policy']), FAINT)), stopped=self._stopped)
+        policy = values['policy']
+        return Caption(policy.get('instruction', ''), self._thought, states=(
+            *lines.values(), (latency_line(policy), FAINT)), stopped=self._stopped,
+            meaning=conversions.meaning(policy))
 
 
 main = functools.partial(run, Overlay)

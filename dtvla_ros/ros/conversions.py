@@ -37,6 +37,12 @@ def stop_reason(gate: DiagnosticStatus) -> str:
     return reason if gate.message in ('STOP', 'FAULT') and reason != NOT_STARTED else ''
 
 
+def meaning(policy: Mapping[str, str]) -> str:
+    """Return, for people, the task that a policy's state understands; '' where it was said so."""
+    task = policy.get('understood', '')
+    return '' if task == policy.get('instruction') or not task else f'understood as: {task}'
+
+
 def seconds(stamp: Any) -> float:
     """Return a Time or Duration message in seconds."""
     return stamp.sec + stamp.nanosec * 1e-9

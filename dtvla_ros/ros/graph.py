@@ -44,6 +44,8 @@ class Seen:
     rejected: tuple[str, str] = '', ''
     vla_reason: str = ''
     told: str = ''  # the policy's instruction
+    understood: str = ''  # the task that it means
+    meaning: str = ''  # what it was understood as, where that is another sentence
     gate_state: str = 'starting'
     gate_reason: str = ''
     stopped: str = ''  # why the gate has ended the task
@@ -124,6 +126,8 @@ class Watcher(Node):
             self.seen.rejected = values['rejected_instruction'], values['rejected']
         self.seen.vla_state, self.seen.vla_reason = message.message, values.get('reason', '')
         self.seen.told = values.get('instruction', '')
+        self.seen.understood = values.get('understood', '')
+        self.seen.meaning = conversions.meaning(values)
         if (task := values.get('task', '')) != self._task:
             self._task = task
             self._forget()

@@ -103,7 +103,8 @@ def tell(sentence: str) -> str:
             guest.until(lambda: gate['state'] not in STOPPED, SETTLING)
     then = {'FAULT': 'dtvla stop --clear', 'STOP': 'dtvla topic call /start'}.get(
         gate.get('state', ''))
-    return '\n'.join([f'taken: {policy["instruction"]}', f'policy {_text(policy)}',
+    meaning = conversions.meaning(policy)
+    return '\n'.join([f'taken: {policy["instruction"]}', *([meaning] if meaning else []), f'policy {_text(policy)}',
                       f'gate {_text(gate) or "not heard"}' + (f'; then: {then}' if then else '')])
 
 
@@ -229,6 +230,8 @@ class Screen:
         if policy.get('instruction') and policy['task'] != before.get('task'):
             self._thought = ''
             self._print(f'told: {policy["instruction"]}', 'bold')
+            if meaning := conversions.meaning(policy):
+                self._print(meaning, 'bold')
         if policy.get('rejected') and policy['refusals'] != before.get('refusals'):
             self._print('refused: {rejected_instruction}: {rejected}'.format_map(policy), 'red')
         for who, status in (('policy', policy), ('gate', gate)):

@@ -69,7 +69,8 @@ class Stage:
 
     def status(self, gate=('RUN', ''), policy='ACTING', **values):
         self._states['/vla/state'].publish(conversions.status_message(
-            'vla', policy, {'reason': '', 'instruction': '', 'task': 0} | values))
+            'vla', policy, {'reason': '', 'instruction': '', 'task': 0,
+                            'understood': values.get('instruction', '')} | values))
         self._states['/gate_state'].publish(
             conversions.status_message('gate', gate[0], {'reason': gate[1]}))
 
@@ -114,6 +115,9 @@ def test_a_sentence_or_the_number_of_a_task_is_told(stage, typed, told):
     assert stage.graph.last('told').data == told and not stage.graph.of('estop')
     stage.status(instruction=told, task=1)
     stage.says(f'told: {told}')
+    assert 'understood as' not in stage.output.getvalue()
+    stage.status(instruction=told, understood='push it', task=2)
+    stage.says('understood as: push it')
 
 
 def test_orders_reach_the_simulator_and_refusals_are_said(stage):

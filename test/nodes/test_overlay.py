@@ -123,6 +123,16 @@ def test_of_a_long_thought_the_end_is_shown_and_what_is_missing_is_named():
     assert ink(many)[TOP:, :CAMERA].max() > 100, 'no image_primary'
 
 
+def test_what_the_instruction_was_understood_as_stands_below_it():
+    def ink(**more):
+        return draw_frame(dict.fromkeys(CAMERAS), Caption('do it, please', 'now', **more)
+                          ).astype(int)
+
+    change = np.abs(ink(meaning='understood as: do it') - ink())
+    assert change[84:106, 2 * CAMERA:].max() > 100
+    assert not change[:84].any() and not change[106:].any()
+
+
 def test_the_latency_line_begins_with_the_sum():
     values = {'reason': '', 'latency_see': '0.0052', 'latency_think': '0.0314',
               'latency_total': '0.0601', 'draft_passes': '2'}

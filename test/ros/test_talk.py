@@ -49,8 +49,9 @@ def test_tasks_are_listed_and_a_task_is_taken_however_it_is_written(
     assert out.splitlines() == ['policy:', *(f'  {t}' for t in PolicyManifest.read(NANO).tasks)]
     code, out, err = dtvla('tell', 'Put', 'the', 'lemon', 'in the blue bin.')
     assert (code, err) == (0, '')
-    taken, policy, gate = out.splitlines()
-    assert taken == f'taken: {LEMON}'
+    taken, meaning, policy, gate = out.splitlines()
+    assert (taken, meaning) == (
+        'taken: Put the lemon in the blue bin.', f'understood as: {LEMON}')
     assert policy.split()[1] in ('THINKING', 'HOLDING')
     assert gate == 'gate STOP not started; then: dtvla topic call /start'
 
@@ -125,7 +126,7 @@ def test_the_screen_keeps_the_thought_in_place_and_what_happened_above_it() -> N
     out = io.StringIO()
     screen = talk.Screen(Console(file=out, force_terminal=True, width=60, highlight=False))
     policy = {'state': 'ACTING', 'task': '1', 'instruction': LEMON, 'refusals': '0',
-              'rejected': '', 'rejected_instruction': ''}
+              'understood': 'put it in', 'rejected': '', 'rejected_instruction': ''}
     refused = policy | {'refusals': '1', 'rejected': 'no', 'rejected_instruction': 'fly'}
     runs, late = {'state': 'RUN'}, {'state': 'STOP', 'reason': 'heartbeat is 0.30 s old'}
     with screen.live:
@@ -135,7 +136,7 @@ def test_the_screen_keeps_the_thought_in_place_and_what_happened_above_it() -> N
             screen.reasoning(String(data='now reach…'))
             screen.show(status, gate)
     shown = out.getvalue()
-    for text in (f'\x1b[1mtold: {LEMON}', '\x1b[31mrefused: fly: no', '\x1b[32mgate: goes on',
+    for text in (f'\x1b[1mtold: {LEMON}', '\x1b[1munderstood as: put it in', '\x1b[31mrefused: fly: no', '\x1b[32mgate: goes on',
                  '\x1b[1;31mgate: STOP heartbeat'):
         assert shown.count(text) == 1, text
     assert shown.count('\x1b[2K') >= 2 * shown.count('now reach…') > 0, 'drawn over'
