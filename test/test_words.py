@@ -12,7 +12,8 @@ WORDS = re.compile(
     r'\b(ThinkAct|think_act|Thinker|lay_out|told_apart|lessons?|telling|tickets?|patience|rivals?|'
     r'starved?|farewell|sinks?|drift|lanes?|wander|shove|Drafting|Finding|Lack|Story|Stretch|desk|'
     r'lean|tally|house|pictures?|heart|rewind|seam)\b')
-# Keys, kinds and prompts as files of earlier versions hold them, and texts that faults' table has.
+# Keys, kinds and prompts as files of earlier versions hold them, texts that faults' table has, and
+# what people say.
 KEPT = {
     'dtvla_ros/annotation/label.py': "'pictures': question.images",
     'dtvla_ros/annotation/providers.py': "'pictures'",
@@ -20,6 +21,7 @@ KEPT = {
     'dtvla_ros/cli/arguments.py': '--shove-share', 'dtvla_ros/data/collect.py': 'shove',
     'dtvla_ros/data/inspect.py': "'picture of'", 'docs/annotation.md': '--picture-tokens',
     'docs/migration.md': r'^\|',
+    **{f'config/instructions/{name}.yaml': '' for name in ('tabletop', 'tabletop_development')},
     'dtvla_ros/training/grpo/config.py': "'lanes': 'num_env_groups'",
     'sim/experts/noise.py': 'shove', 'sim/rewording.py': "('slide', 'shove', 'move')"}
 

@@ -274,7 +274,8 @@ class Player(Watcher):
             self._film.add(images, Caption(
                 seen.told, '' if resting else seen.thought,
                 resting or f'gate {seen.gate_state}',
-                stopped=self.fault or ('' if resting else seen.stopped_task), meaning=seen.meaning))
+                stopped=self.fault or ('' if resting else seen.stopped_task),
+                meaning=seen.meaning))
 
 
 def run_play(policy: Path, suite: str, scene: str, seed: int | None, out: Path,

@@ -103,9 +103,9 @@ def tell(sentence: str) -> str:
             guest.until(lambda: gate['state'] not in STOPPED, SETTLING)
     then = {'FAULT': 'dtvla stop --clear', 'STOP': 'dtvla topic call /start'}.get(
         gate.get('state', ''))
-    meaning = conversions.meaning(policy)
-    return '\n'.join([f'taken: {policy["instruction"]}', *([meaning] if meaning else []), f'policy {_text(policy)}',
-                      f'gate {_text(gate) or "not heard"}' + (f'; then: {then}' if then else '')])
+    return '\n'.join(filter(None, (
+        f'taken: {policy["instruction"]}', conversions.meaning(policy), f'policy {_text(policy)}',
+        f'gate {_text(gate) or "not heard"}' + (f'; then: {then}' if then else ''))))
 
 
 def stop() -> str:

@@ -136,7 +136,8 @@ def test_the_screen_keeps_the_thought_in_place_and_what_happened_above_it() -> N
             screen.reasoning(String(data='now reach…'))
             screen.show(status, gate)
     shown = out.getvalue()
-    for text in (f'\x1b[1mtold: {LEMON}', '\x1b[1munderstood as: put it in', '\x1b[31mrefused: fly: no', '\x1b[32mgate: goes on',
+    for text in (f'\x1b[1mtold: {LEMON}', '\x1b[1munderstood as: put it in',
+                 '\x1b[31mrefused: fly: no', '\x1b[32mgate: goes on',
                  '\x1b[1;31mgate: STOP heartbeat'):
         assert shown.count(text) == 1, text
     assert shown.count('\x1b[2K') >= 2 * shown.count('now reach…') > 0, 'drawn over'
