@@ -115,8 +115,8 @@ def compare(source: Source, other: Source | None, episodes: Iterable[int],
     if not both:
         raise UserError(f'{source.root}: no thought in its reasoning column is of the grammar')
     return agreement((a[0], b[0]) for a, b in both) | {
-        'place': Rate.of(a[1] == b[1] for a, b in both),
-        'move': Rate.of(x == y for a, b in both for x, y in zip(a[2].split(), b[2].split()))}
+        'place': Rate.of((a.x, a.y) == (b.x, b.y) for (_, a), (_, b) in both),
+        'move': Rate.of(x == y for (_, a), (_, b) in both for x, y in zip(a.move, b.move))}
 
 
 def agree(source: Source, out: Path, other: Source | None = None, episodes: str = '',

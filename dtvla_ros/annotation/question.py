@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,9 +21,9 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from dtvla_ros.annotation.source import Array, Goal, Motion, Source
-from dtvla_sim.experts.grammar import Thought
+from dtvla_ros.thought import NOTHING, Thought
+from dtvla_ros.thought import TROUBLES as TROUBLE_WORDS
 
-NOTHING = 'nothing'
 # The grammar's phases, with what each means for whoever writes a label.
 PHASES = {
     'reach': 'the open hand travels to above the object',
@@ -40,7 +39,7 @@ PHASES = {
     'wait': 'all is done, or nothing moves',
 }
 DESTINATION_PHASES = ('carry', 'place', 'push')
-TROUBLES = ('none', 'missed', 'dropped')
+TROUBLES = ('none', *TROUBLE_WORDS)
 FIELDS = ('holding', 'done', 'trouble', 'phase', 'object', 'next')
 MAX_REASON = 200  # characters
 JPEG_QUALITY = 90
@@ -223,32 +222,32 @@ def build_question(source: Source, episode: int, keyframes: Sequence[int], frame
         motion=motion, goal=source.goal(episode), frames=tuple(frames))
 
 
-_SENTENCE = re.compile(
-    rf'^holding (?P<holding>\S+) done (?P<done>\S+)(?: (?P<trouble>{"|".join(TROUBLES[1:])}))? '
-    rf'now (?P<phase>{"|".join(PHASES)}) (?P<object>\S+) at (?P<place>\S+ \S+) '
-    rf'next (?P<next>{"|".join(PHASES)}) move (?P<move>\S+ \S+ \S+)$')
-
-
-def parse_thought(text: str) -> tuple[Semantics, str, str] | None:
-    """Return label, place words and move words of a thought; None if it is of no such form."""
-    if not (match := _SENTENCE.match(text)):
+def parse_thought(text: str) -> tuple[Semantics, Thought] | None:
+    """Return a thought and its label; None if the text is not of the grammar."""
+    if (thought := Thought.parse(text)) is None:
         return None
-    parts: dict[str, Any] = match.groupdict('none')
-    place, move = parts.pop('place'), parts.pop('move')
-    return Semantics(**parts), place, move
+    fields: dict[str, Any] = {
+        'holding': _named(thought.held), 'done': _named(thought.done),
+        'trouble': thought.trouble or TROUBLES[0], 'phase': thought.phase,
+        'object': _named(thought.object), 'next': thought.following}
+    return Semantics(**fields), thought
+
+
+def _named(name: str | None) -> str:
+    return (name or NOTHING).replace(' ', '_')
 
 
 def write_thought(label: Semantics, place: Array, move: Array, reason: bool = False) -> str:
-    """Return the sentence of a label, a place [3] m and an offset [3] m, both in base axes."""
-    text = Thought(
+    """Return the thought of a label, a place [3] m and an offset [3] m, both in base axes."""
+    text = Thought.measured(
         held=label.holding, done=label.done, trouble=label.trouble.replace('none', ''),
         phase=label.phase, object=label.object, place=place, following=label.next,
-        move=move).text()
+        move=move).compact()
     return f'{label.reason.rstrip(".")}. {text}' if reason and label.reason else text
 
 
 def write_thoughts(motion: Motion, labels: Sequence[Semantics], reason: bool = False) -> list[str]:
-    """Return the sentences of the labels of all frames of an episode, in order."""
+    """Return the thoughts of the labels of all frames of an episode, in order."""
     texts, end = [], len(labels) - 1  # where the phase of a frame ends
     for frame, label in reversed(list(enumerate(labels))):
         if label.phase != labels[min(frame + 1, len(labels) - 1)].phase:

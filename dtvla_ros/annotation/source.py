@@ -19,7 +19,7 @@ from dtvla_ros.data import layout
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import Journal
-from dtvla_sim.experts.grammar import STILL, move_words
+from dtvla_ros.thought import STILL, move_words
 
 CLOSE_ABOVE, OPEN_BELOW = 0.65, 0.35  # of the gripper's range: it counts as closing, opening
 SMOOTHING = 0.15  # standard deviation of the filter on the speed [s]

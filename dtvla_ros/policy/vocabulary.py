@@ -12,6 +12,7 @@ from dtvla_ros.actions.grid import word_groups
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import unreadable
 from dtvla_ros.policy.config import SpecialIds
+from dtvla_ros.thought import AXIS_WORDS
 
 UNKNOWN = '<unk>'
 SPECIAL_WORDS = {
@@ -29,10 +30,9 @@ TABLETOP_WORDS = tuple((  # noqa: SIM905
     'bin yellow mark holding done nothing now at next move missed dropped reach lower grasp lift '
     'carry place release retreat retry wait forward back left right up down still').split())
 # Where a thought says the gripper should go, after MARK: word, axis of the base frame, sign.
-DIRECTIONS = {'forward': (0, 1), 'back': (0, -1), 'left': (1, 1), 'right': (1, -1),
-              'up': (2, 1), 'down': (2, -1)}
-OPPOSITE = {a: b for a, (axis, sign) in DIRECTIONS.items()
-            for b, other in DIRECTIONS.items() if other == (axis, -sign)}
+DIRECTIONS = {word: (axis, sign) for axis, words in enumerate(AXIS_WORDS)
+              for word, sign in zip(words, (1, -1))}
+OPPOSITE = {a: b for words in AXIS_WORDS for a, b in (words, words[::-1])}
 MARK = 'move'
 
 

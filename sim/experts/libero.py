@@ -6,12 +6,12 @@ It knows the true poses and surfaces, but only to choose targets: every motion i
 from __future__ import annotations
 
 from dtvla_ros.errors import UserError
+from dtvla_ros.thought import Thought
 
 from ..libero.env import LiberoEnv
 from ..libero.scene import LiberoScene
 from ..libero.start import owner
 from .articulated import Door, Drawer, Knob, Push
-from .grammar import Thought
 from .placing import Place
 from .skill import DRAWER_REGION, Move, Skill, holds, read_end_effector, servo, word_of
 from .tabletop import OPEN, ExpertStep
@@ -86,13 +86,13 @@ class LiberoExpert:
             self._skill.driving = driving
             move = self._skill.act()
         reached = [g for g in goals if holds(scene, g)]
-        thought = Thought(
+        thought = Thought.measured(
             held=word_of(scene, move.held) if move.held else None,
             done=word_of(scene, reached[-1][1]) if reached else None,
             trouble=move.trouble, phase=move.phase, object=word_of(scene, move.object),
             place=move.place - self.env.base_position, following=move.following,
             move=move.target - ee.position)
-        return ExpertStep(servo(ee, move), thought.text(), move.phase)
+        return ExpertStep(servo(ee, move), thought.compact(), move.phase)
 
     def _choose(self, goals: list[Goal]) -> None:
         """Go on with the present skill until the gripper is free, then take the next open goal."""

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from dtvla_ros.thought import Thought
+
 from ..tabletop.env import TabletopEnv
 from ..tabletop.progress import CARRY_Z, HOVER, RELEASE_Z
 from ..tabletop.scene import CUBE_HALF, TABLE_TOP
 from ..tabletop.tasks import Goal
-from .grammar import Thought
 
 OPEN, CLOSE = -1.0, 1.0
 GAIN = 1.8  # commanded offset per offset [-]
@@ -80,13 +81,13 @@ class TabletopExpert:
             phase, target, gripper, place, following = decide(goal)
         finished = [g.object for g in task.goals if g not in remaining]
         ee = scene.arm.end_effector()
-        thought = Thought(
+        thought = Thought.measured(
             held=goal.object if scene.held(goal.object) else None,
             done=finished[-1] if finished else None,
             trouble=self._trouble, phase=phase,
             object=goal.destination if phase in ('carry', 'place', 'push') else goal.object,
             place=place - self.env.base_position, following=following, move=target - ee)
-        return ExpertStep(self._servo(target, gripper, phase), thought.text(), phase)
+        return ExpertStep(self._servo(target, gripper, phase), thought.compact(), phase)
 
     def _axis(self, name: str) -> NDArray[np.float64]:
         scene = self.env.scene

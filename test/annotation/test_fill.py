@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 from support.picks import picks_dataset
 
+from dtvla_ros import thought
 from dtvla_ros.annotation import fill as module
 from dtvla_ros.annotation.checks import compare
 from dtvla_ros.annotation.fill import Classes, MotionLabeller, fill, learn
 from dtvla_ros.annotation.keyframes import KeyframeOptions, find_keyframes
-from dtvla_ros.annotation.question import Semantics, parse_thought, write_thought
+from dtvla_ros.annotation.question import PHASES, Semantics, parse_thought, write_thought
 from dtvla_ros.annotation.rules import label_frames
 from dtvla_ros.annotation.source import Goal, Source
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
+from dtvla_ros.thought import Thought
 
 
 @pytest.fixture
@@ -106,5 +108,7 @@ def test_thoughts_are_read_as_they_are_written():
     text = write_thought(missed, np.array([0.45, -0.12, 0]), np.array([0.05, -0.05, 0.0]))
     assert text == ('holding nothing done nothing missed now lower can at x45 y-12 next wait '
                     'move forward right still')
-    assert parse_thought(text) == (missed, 'x45 y-12', 'forward right still')
+    assert parse_thought(text) == (missed, Thought.parse(text))
+    assert parse_thought(text.replace('can', 'black bowl'))[0].object == 'black_bowl'
+    assert {*PHASES} < {*thought.PHASES}
     assert parse_thought('I think I will grasp the can') is None

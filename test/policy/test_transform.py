@@ -14,7 +14,7 @@ from dtvla_ros.actions.grid import word_groups
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.transform import HOME, PolicyTransform
 from dtvla_ros.policy.vocabulary import load_tokenizer, ordinal_groups
-from dtvla_sim.experts.grammar import Thought
+from dtvla_ros.thought import Thought
 from dtvla_sim.tabletop.tasks import TASKS
 
 
@@ -43,8 +43,9 @@ def test_every_task_and_thought_has_its_words(transform):
     for task in TASKS.values():
         transform.prompt_ids(task.instruction, observation())
         for name in (n for goal in task.goals for n in (goal.object, goal.destination)):
-            text = Thought(name, name, 'missed', 'reach', name, np.zeros(3), 'lower',
-                           np.array([0.1, -0.1, 0.0])).text()
+            text = Thought.measured(
+                held=name, done=name, trouble='missed', phase='reach', object=name,
+                place=np.zeros(3), following='lower', move=np.array([0.1, -0.1, 0.0])).compact()
             assert transform.decode_thought(transform.encode_thought(text)) == (
                 text.replace('_', ' '))
     with pytest.raises(UserError, match='unicorn'):

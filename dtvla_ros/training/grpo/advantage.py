@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,21 +12,16 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.rollout.batched import Rollout
 from dtvla_ros.rollout.episode import EpisodeJob
+from dtvla_ros.thought import Thought
 from dtvla_ros.training.grpo.config import Algorithm, GrpoConfig
 from dtvla_ros.training.grpo.rollout import BranchJob, Trajectory
 
 _EQUAL = 1e-6  # rewards that differ by less are the same, whatever ``min_reward_range`` says
 
-# The words of ``dtvla_sim.experts.grammar.Thought.text``, in their order; names may be several.
-_NAME = r'[a-z0-9]+( [a-z0-9]+){0,5}'
-_GRAMMAR = re.compile(
-    rf'holding {_NAME} done {_NAME} now [a-z]+ {_NAME} at x\d+ y[+-]\d+ next [a-z]+ '
-    r'move (forward|back|still) (left|right|still) (up|down|still)')
-
 
 def well_formed(text: str, outcome: str, kind: str) -> bool:
     """Return whether a thought ended by itself and, for 'grammar', reads as the experts' do."""
-    return outcome == 'complete' and (kind == 'closed' or _GRAMMAR.fullmatch(text) is not None)
+    return outcome == 'complete' and (kind == 'closed' or Thought.parse(text) is not None)
 
 
 class Rewards:

@@ -14,9 +14,9 @@ import dtvla_sim
 from dtvla_ros.engine.batch import SampledDecision
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.results import evaluation_seed
+from dtvla_ros.thought import Thought
 from dtvla_ros.training.grpo.advantage import Groups, Rewards, group_advantages, well_formed
 from dtvla_ros.training.grpo.rollout import Trajectory
-from dtvla_sim.experts.grammar import Thought
 
 TASKS = ('left', 'right', 'up')
 TRANSFORM = small_policy()[1]
@@ -151,7 +151,9 @@ def test_every_thought_of_an_expert_is_well_formed():
     for held, done, trouble, thing in (
             (None, None, None, 'can'), ('red cube', 'can', 'dropped', 'wooden bin'),
             (None, 'black_bowl', 'missed', 'akita_black_bowl')):
-        text = Thought(held, done, trouble, 'reach', thing, place, 'lower', move).text()
+        text = Thought.measured(
+            held=held, done=done, trouble=trouble, phase='reach', object=thing, place=place,
+            following='lower', move=move).compact()
         text = text.replace('_', ' ')
         assert well_formed(text, 'complete', 'grammar'), text
         assert not well_formed(text, 'truncated', 'grammar')
