@@ -24,7 +24,8 @@ Tokenizer = Annotated[Path | None, Option(
 
 @app.command(cls=args.Command)
 @takes('out suite starts tasks episodes workers ray seed camera_every chunk noise clean_share '
-       'release_share push_share short_share observation_share antialiasing')
+       'release_share push_share short_share observation_share done_share after_success '
+       'antialiasing')
 def collect(
     given: Given,
     out: Annotated[Path, Folder(help='Folder of the dataset.')] = Path('data/tabletop'),
@@ -39,6 +40,10 @@ def collect(
         help='Episodes of the first second only, from a random initial pose.')] = 0.0,
     observation_share: Annotated[float, Option(help='Episodes of one frame for each task '
         'that the scene allows, at a random initial pose.')] = 0.0,
+    done_share: Annotated[float, Option(help='Short episodes that begin where the task is done, '
+        'or nearly.')] = 0.0,
+    after_success: Annotated[int, Option(min=0,
+        help='Control steps that a demonstration goes on after success: the arm waits.')] = 20,
 ) -> None:
     """Record the scripted experts into a LeRobot v3.0 dataset.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ ATTEMPTS = 5  # at an episode that the expert does not solve
 IMAGES = dict(zip(layout.CAMERAS, ('agentview_image', 'robot0_eye_in_hand_image')))
 ENVIRONMENT = 'observation.environment_state'
 # Kinds of episodes, as datasets name them, by the option that gives their share.
-SHORT, OBSERVATION = 'short', layout.SINGLE
-SCENES = {'short_share': SHORT, 'observation_share': OBSERVATION}
+SHORT, OBSERVATION, DONE = 'short', layout.SINGLE, 'done'
+SCENES = {'short_share': SHORT, 'observation_share': OBSERVATION, 'done_share': DONE}
 PERTURBATIONS = {'clean_share': 'clean', 'release_share': 'drop', 'push_share': 'shove'}
 
 
@@ -52,9 +52,12 @@ class CollectOptions:
     Every ``camera_every``-th control step is stored (20/k fps), with the next ``chunk`` clean
     actions at 20 Hz. ``short_share`` of all episodes are the first ``short_steps`` steps from a
     random initial pose, ``observation_share`` one frame there for each task of the scene: cheap,
-    and they teach localisation. Of the others, whole demonstrations, ``clean_share`` run without
+    and they teach localisation. ``done_share`` is short, too, and begins where the task is done
+    already or nearly (beside the bin, one object of two), with one frame for each other task: it
+    teaches what done means. Of the others, whole demonstrations, ``clean_share`` run without
     noise, ``release_share`` and ``push_share`` with a forced opening of the gripper or a push of
-    the arm to recover from. ``antialiasing`` as of ``SceneSetup``.
+    the arm to recover from; they go on for ``after_success`` control steps in which the arm waits.
+    ``antialiasing`` as of ``SceneSetup``.
     """
 
     suite: str = 'tabletop'
@@ -72,11 +75,18 @@ class CollectOptions:
     push_share: float = 0.12
     short_share: float = 0.0
     observation_share: float = 0.0
+    done_share: float = 0.0
     short_steps: int = 20
+    after_success: int = 20
     antialiasing: bool = True
 
     def __post_init__(self) -> None:
         require_plan(self.seed, self.camera_every, self.episodes)
+        if self.done_share and self.suite != 'tabletop':
+            raise UserError(f'--done-share {self.done_share}: only the tabletop arranges scenes '
+                            'that are done; demonstrations show it with --after-success')
+        if self.after_success < 0:
+            raise UserError(f'--after-success {self.after_success}: 0 or more control steps')
         for names in (SCENES, PERTURBATIONS):
             shares = [getattr(self, name) for name in names]
             if min(shares) < 0.0 or sum(shares) > 1.0:
@@ -189,17 +199,27 @@ class Frames:
 
 def record(env: Any, plan: EpisodePlan, options: CollectOptions) -> list[Episode]:
     """Run a planned episode; return what is worth keeping: nothing where the expert failed."""
-    from dtvla_sim.experts import make_expert
-
     again = [plan.seed] if plan.seed != options.seed * SEEDS_PER_BASE + plan.index else []
     rng = np.random.default_rng([options.seed, plan.index, 1, *again])
     obs, _ = env.reset(seed=plan.seed, options={'task': plan.task})
+    if plan.kind == DONE:
+        obs = env.arrange(rng)
     if plan.kind in SCENES.values():
         obs = random_initial_pose(env, obs, rng)
-    if plan.kind != OBSERVATION:
-        return _demonstrate(env, obs, plan, options, rng)
-    episodes = []
-    for name in env.alternatives():  # how it would begin each of them from here; nothing moves
+    if plan.kind == OBSERVATION:
+        return _observe(env, obs, plan, options, env.alternatives())
+    others = [name for name in env.alternatives() if name != plan.task]
+    beside = _observe(env, obs, plan, options, others) if plan.kind == DONE else []
+    return _demonstrate(env, obs, plan, options, rng) + beside
+
+
+def _observe(env: Any, obs: Any, plan: EpisodePlan, options: CollectOptions,
+             tasks: Iterable[str]) -> list[Episode]:
+    """Return of each task the frame in which the expert begins it from here; nothing moves."""
+    from dtvla_sim.experts import make_expert
+
+    plan, episodes = replace(plan, kind=OBSERVATION), []
+    for name in tasks:
         with env.asked(name):
             act = make_expert(env).act()
             frames = Frames()
@@ -212,33 +232,36 @@ def record(env: Any, plan: EpisodePlan, options: CollectOptions) -> list[Episode
 def _demonstrate(env: Any, obs: Any, plan: EpisodePlan, options: CollectOptions,
                  rng: np.random.Generator) -> list[Episode]:
     from dtvla_sim.experts import make_expert
-    from dtvla_sim.experts.noise import Disturber
+    from dtvla_sim.experts.noise import Departure, Disturber
 
-    short = plan.kind == SHORT
+    short = plan.kind in (SHORT, DONE)
     expert = make_expert(env)
     perturb = Disturber('noisy' if short else plan.kind, rng, options.noise)
     limit = options.short_steps + options.chunk if short else options.max_steps
-    frames, success = Frames(), False
+    leave = Departure(rng.spawn(1)[0])  # what comes before does not depend on it
+    frames, success, solved = Frames(), False, 0  # control steps until success
     actions: list[NDArray[np.float32]] = []
     breaks: list[int] = []
-    for step in range(limit):
+    while len(actions) < (solved + options.after_success if solved else limit):
+        step = len(actions)
         act = expert.act()
         if step % options.camera_every == 0:
             frames.add(env, obs, act)
         actions.append(np.asarray(act.action, np.float32))
-        executed = perturb(act)
+        executed = leave(perturb(act)) if solved else perturb(act)
         if perturb.active and not breaks:
             breaks.append(step)
         # The evaluation's step limit does not bind here: recoveries may take their time.
         obs, _, success, _, _ = env.step(executed)
-        if success:
-            break
-    if not (success or short):
+        if success and not solved and plan.kind != DONE:
+            solved = len(actions)
+    if not (solved or short):
         return []
     starts = np.arange(0, len(actions), options.camera_every)
-    if short and not success:
+    if short and not solved:
         starts = starts[starts + options.chunk <= len(actions)]
-    return [frames.episode(env, plan, actions, starts, options.chunk, breaks, success)]
+    return [frames.episode(env, plan, actions, starts, options.chunk, breaks,
+                           bool(solved or success))]
 
 
 def random_initial_pose(env: Any, obs: Any, rng: np.random.Generator) -> Any:
@@ -292,7 +315,7 @@ def collect(root: Path, options: CollectOptions, workers: int = 2,
         require_tasks(options.tasks, env.tasks, options.suite)
         tasks, one_scene = options.tasks or tuple(env.tasks), env.one_scene
     writer.require_same_options(root / 'collect.json', asdict(options) | {'tasks': tasks},
-                                asdict(CollectOptions()))
+                                asdict(CollectOptions(after_success=0)))  # formerly it ended there
     todo = writer.missing_shards(root, options.episodes, EPISODES_PER_SHARD)
     left = sum(map(len, todo.values()))
     solved: list[bool] = []

@@ -76,7 +76,8 @@ def require_same_options(path: Path, options: dict[str, Any], defaults: dict[str
         return
     before = defaults | {FORMER_NAMES.get(name, name): value
                          for name, value in read_json(path, 'choose a new --out').items()}
-    changed = sorted(name for name in options if before.get(name) != options[name])
+    changed = sorted(f'{name} ({before.get(name)})' for name in options
+                     if before.get(name) != options[name])
     if changed:
         raise UserError(f'{path}: made with another {", ".join(changed)}; use the same options '
                         'or a new --out')

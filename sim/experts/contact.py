@@ -105,6 +105,10 @@ class ContactSkill(Skill):
     def begin(self) -> None:
         """Prepare for coming near, the first time or again."""
 
+    def moving(self) -> bool:
+        """Return whether the motion is under way and not yet enough."""
+        return self._phase == self.verb and not self.enough()
+
     def free(self) -> bool:
         """Return whether the gripper is clear of what it moves."""
         return self._phase in ('reach', 'wait')

@@ -12,6 +12,7 @@ from ..libero.env import LiberoEnv
 from ..libero.scene import LiberoScene
 from ..libero.start import owner
 from .articulated import Door, Drawer, Knob, Push
+from .destinations import anchor
 from .placing import Place
 from .skill import DRAWER_REGION, Move, Skill, holds, read_end_effector, servo, word_of
 from .tabletop import OPEN, ExpertStep
@@ -80,8 +81,8 @@ class LiberoExpert:
         ee = read_end_effector(self.env)
         self._choose(goals)
         if self._skill is None:
-            move = Move('wait', goals[-1][1], ee.position, 'wait', ee.position, ee.rotation,
-                        OPEN)
+            name = goals[-1][1]
+            move = Move('wait', name, anchor(scene, name), 'wait', ee.position, ee.rotation, OPEN)
         else:
             self._skill.driving = driving
             move = self._skill.act()
@@ -95,13 +96,17 @@ class LiberoExpert:
         return ExpertStep(servo(ee, move), thought.compact(), move.phase)
 
     def _choose(self, goals: list[Goal]) -> None:
-        """Go on with the present skill until the gripper is free, then take the next open goal."""
-        if self._skill is not None and not self._skill.free():
-            return
+        """Go on with the present skill until the gripper is free, then take the next open goal.
+
+        Where all goals hold, only a motion that is to end well beyond its limit goes on.
+        """
         scene = self.env.scene
         wanted = next((g for g in goals if not holds(scene, g)), None)
         if wanted is None:
-            self._skill = None
+            if self._skill is not None and not self._skill.moving():
+                self._skill = None
+            return
+        if self._skill is not None and not self._skill.free():
             return
         first = needed_first(scene, wanted)
         if first is not None and not holds(scene, first):

@@ -34,6 +34,30 @@ COARSE = NoiseScale(0.15, 0.04, 0.5, 0.10, 0.05)
 FINE = NoiseScale(0.06, 0.02, 0.2, 0.03, 0.02)
 
 
+class Departure:
+    """Moves the arm away from a finished task: in half of the episodes up, then anywhere.
+
+    So a policy learns to wait wherever the arm is. It begins when the fingers have opened.
+    """
+
+    def __init__(self, rng: Generator):
+        self._steps = int(rng.integers(5, 9)) if rng.random() < 0.5 else None
+        self._rise = int(rng.integers(3, 13))
+        self._up = rng.uniform(0.3, 1.0)
+        self._away = rng.uniform([-0.7, -0.7, -0.1], [0.7, 0.7, 0.4])
+
+    def __call__(self, executed: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the action [7] to execute in the next step after success instead."""
+        if self._steps is None:
+            return executed
+        self._steps -= 1
+        if self._steps >= 0:
+            return executed
+        offset = np.zeros(7)
+        offset[:3] = [0.0, 0.0, self._up] if self._steps >= -self._rise else self._away
+        return np.clip(executed + offset, -1.0, 1.0).astype(np.float32)
+
+
 class Disturber:
     """Turns the expert's clean action into the executed one.
 

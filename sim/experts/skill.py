@@ -86,6 +86,10 @@ class Skill(ABC):
     def free(self) -> bool:
         """Return whether the gripper is clear, so that another skill may take over."""
 
+    def moving(self) -> bool:
+        """Return whether the goal holds only just, and a motion is under way beyond its limit."""
+        return False
+
     @abstractmethod
     def act(self) -> Move:
         """Return what to do in this control step; with the goal reached, how to get clear."""

@@ -6,6 +6,7 @@ missed grasp, after the object was lost, or from a learner's own states.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from dtvla_ros.thought import Thought
 
+from ..env import REST
 from ..tabletop.env import TabletopEnv
 from ..tabletop.progress import CARRY_Z, HOVER, RELEASE_Z
 from ..tabletop.scene import CUBE_HALF, TABLE_TOP
@@ -24,6 +26,7 @@ GAIN = 1.8  # commanded offset per offset [-]
 FREE_Z = TABLE_TOP + 0.13  # below this height the gripper does not travel sideways [m]
 WIDE, EMPTY = 0.068, 0.006  # opening that counts as open, and as closed on nothing [m]
 GRASP_TIMEOUT = 20  # control steps after which a closing grasp counts as missed
+PUSHED = 0.025  # offset along the push at which it ends, well inside what counts as pushed [m]
 # Orientation of the grip site when the gripper points straight down, fingers along y.
 GRIPPER_DOWN = Rotation.from_matrix([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
 # Where to grip, relative to the object's origin [m].
@@ -44,7 +47,8 @@ class ExpertStep:
     @property
     def fine(self) -> bool:
         """Whether the phase needs a steady gripper (less noise is injected there)."""
-        return self.phase in ('lower', 'grasp', 'place', 'release', 'retry', 'open', 'turn')
+        return self.phase in (
+            'lower', 'grasp', 'place', 'release', 'retry', 'open', 'turn', 'wait')
 
 
 class TabletopExpert:
@@ -70,11 +74,12 @@ class TabletopExpert:
         """Return the next action for the present state of the environment, whoever drives."""
         scene, task = self.env.scene, self.env.task
         remaining = task.open_goals(scene)
-        if not remaining:
+        if self._finished(remaining):
             goal, phase, gripper, following = task.goals[-1], 'wait', OPEN, 'wait'
-            target = place = scene.arm.end_effector()
+            target, place = scene.arm.end_effector(), scene.position(goal.object)
+            self._trouble = None
         else:
-            goal = remaining[0]
+            goal = remaining[0] if remaining else task.goals[-1]
             if not scene.held(goal.object):
                 self._yaw = self._grip_yaw(goal.object)
             decide = self._push if goal.verb == 'push' else self._pick_and_place
@@ -87,7 +92,16 @@ class TabletopExpert:
             trouble=self._trouble, phase=phase,
             object=goal.destination if phase in ('carry', 'place', 'push') else goal.object,
             place=place - self.env.base_position, following=following, move=target - ee)
-        return ExpertStep(self._servo(target, gripper, phase), thought.compact(), phase)
+        action = REST if phase == 'wait' else self._servo(target, gripper, phase)
+        return ExpertStep(action.astype(np.float32), thought.compact(), phase)
+
+    def _finished(self, remaining: Sequence[Goal]) -> bool:
+        """Return whether nothing is left to do; a push under way goes on beyond its limit."""
+        goal = self.env.task.goals[-1]
+        if remaining or goal.verb != 'push' or not self._pushing:
+            return not remaining
+        at, to = map(self.env.scene.position, (goal.object, goal.destination))
+        return bool(abs(at[1] - to[1]) < PUSHED)
 
     def _axis(self, name: str) -> NDArray[np.float64]:
         scene = self.env.scene

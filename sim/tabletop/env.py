@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 
-from ..env import ArmEnv
+from ..env import REST, SETTLE_STEPS, ArmEnv, LazyObservation
+from .arrange import arrange
 from .progress import remaining
 from .scene import TabletopScene
 from .tasks import STARTS, TASKS, sample_start
@@ -52,6 +54,13 @@ class TabletopEnv(ArmEnv):
             yield
         finally:
             self.task = before
+
+    def arrange(self, rng: Generator) -> LazyObservation:
+        """Move objects so that the present task is done, or nearly, and let them settle."""
+        arrange(self.scene, self.task, rng)
+        for _ in range(2 * SETTLE_STEPS):
+            self.scene.step(REST)
+        return self.observe()
 
     @property
     def flags(self) -> dict[str, Any]:

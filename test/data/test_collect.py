@@ -15,7 +15,7 @@ from dtvla_ros.actions.grid import location_word
 from dtvla_ros.cli import app
 from dtvla_ros.data import collect as module
 from dtvla_ros.data import layout
-from dtvla_ros.data.collect import CollectOptions, collect, plan_episode
+from dtvla_ros.data.collect import CollectOptions, EpisodePlan, collect, plan_episode
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.data.validate import validate
 from dtvla_ros.data.writer import (
@@ -57,6 +57,7 @@ def test_a_longer_plan_begins_with_the_shorter_one_and_kinds_have_their_shares()
         return {kind: plans.count(kind) / len(plans) for kind in set(plans)}
     assert kinds().keys() == {'noisy', 'clean', 'drop', 'shove'}
     assert kinds(observation_share=1.0) == {'look': 1.0}
+    assert kinds(done_share=1.0) == {'done': 1.0}
     mixed = kinds(observation_share=0.5, short_share=0.25, clean_share=0.5, release_share=0.0,
                   push_share=0.0)
     for kind, share in (('look', 0.5), ('short', 0.25), ('clean', 0.125), ('noisy', 0.125)):
@@ -66,7 +67,9 @@ def test_a_longer_plan_begins_with_the_shorter_one_and_kinds_have_their_shares()
 @pytest.mark.parametrize('options, names', [
     ({'seed': 10}, '--seed 10'), ({'camera_every': 3}, '--camera-every 3'),
     ({'release_share': 0.9, 'clean_share': 0.9}, 'shares'),
-    ({'observation_share': 0.9, 'short_share': 0.2}, 'short_share, observation_share')])
+    ({'observation_share': 0.9, 'short_share': 0.2}, 'short_share, observation_share'),
+    ({'done_share': 0.1, 'suite': 'libero_goal'}, '--done-share 0.1: only the tabletop'),
+    ({'after_success': -1}, '--after-success -1')])
 def test_bad_options_are_named(options, names):
     with pytest.raises(UserError, match=names):
         CollectOptions(**options)
@@ -91,6 +94,60 @@ def test_former_names_of_options_are_accepted(tmp_path, monkeypatch):
     require_same_options(path, options | {'observation_share': 0.5}, {})
     with pytest.raises(UserError, match='another observation_share'):
         require_same_options(path, options | {'observation_share': 0.1}, {})
+
+
+def test_datasets_of_before_are_added_to_only_as_they_were_made(tmp_path, monkeypatch):
+    """Their demonstrations end with success, and their file does not say so."""
+    monkeypatch.setattr(module.writer, 'missing_shards', lambda *rest: {})
+    monkeypatch.setattr(module.writer, 'merge_shards', lambda root: {'as': 'before'})
+    before = asdict(QUICK) | {'tasks': list(TABLETOP)}
+    del before['after_success'], before['done_share']
+    (tmp_path / 'collect.json').write_text(json.dumps(before))
+    assert collect(tmp_path, replace(QUICK, after_success=0)) == {'as': 'before'}
+    with pytest.raises(UserError, match=r'another after_success \(0\); use the same'):
+        collect(tmp_path, QUICK)
+
+
+@pytest.fixture(scope='module')
+def env():
+    env = QUICK.scene.make()
+    yield env
+    env.close()
+
+
+def test_a_demonstration_goes_on_after_success_and_the_arm_waits(env):
+    """Its frames up to then are those of one that ends there."""
+    task = 'put_the_can_in_the_wooden_bin'
+    options = CollectOptions(camera_every=4, image_size=64)
+    ended, = module.record(env, EpisodePlan(0, task, 0, 'noisy'),
+                           replace(options, after_success=0))
+    whole, = module.record(env, EpisodePlan(0, task, 0, 'noisy'), options)
+    steps = ended.metadata['steps']
+    assert whole.metadata == ended.metadata | {'steps': steps + 20}
+    thoughts, first = whole.columns[layout.REASONING], len(ended)
+    assert thoughts[:first] == ended.columns[layout.REASONING]
+    assert not any(' now wait ' in text for text in thoughts[:first])
+    assert all(' done can now wait can at x' in text and text.endswith(
+        ' next wait move still still still') for text in thoughts[first:])
+    assert whole.columns[layout.ACTION][first:].tolist() == [[0, 0, 0, 0, 0, 0, -1]] * 5
+    for name in (layout.STATE, layout.ACTION):
+        np.testing.assert_array_equal(whole.columns[name][:first], ended.columns[name])
+
+
+@pytest.mark.parametrize('task', TABLETOP)
+def test_where_a_task_is_done_already_the_expert_waits_and_nearly_is_not_done(env, task):
+    options, seen = CollectOptions(camera_every=4, image_size=64, done_share=1.0), set()
+    for seed in range(20):
+        own, *others = module.record(env, EpisodePlan(seed, task, seed, 'done'), options)
+        assert own.metadata['kind'] == 'done' and len(own) == 6
+        assert {e.metadata['kind'] for e in others} == {'look'}
+        assert len({e.task for e in (own, *others)}) == len(TABLETOP)
+        waits = [' now wait ' in text for text in own.columns[layout.REASONING]]
+        assert own.metadata['success'] == waits[-1]
+        seen.add(waits[0])
+        if seen == {True, False}:
+            return
+    pytest.fail(f'{task}: in twenty scenes it was always, or never, done')
 
 
 def test_resume_after_a_kill(tmp_path):
