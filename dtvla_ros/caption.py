@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from dtvla_ros.thought import as_sentence
+
 Ink = tuple[int, int, int]
 CAMERA = 352  # side of a camera image in the frame [px]
 TOP = 32  # height of the cameras' names above them [px]
@@ -23,7 +25,7 @@ ALARM = (190, 25, 25)  # of the band across a frame
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """Text beside the cameras. ``success`` None: not decided yet.
+    """Text beside the cameras. ``thought``: a sentence, or compact. ``success`` None: undecided.
 
     ``states``: coloured lines in place of the footer. ``stopped``: why the arm was stopped, in a
     band across the frame. ``meaning``: what the title was understood as.
@@ -68,7 +70,7 @@ def _draw_caption(caption: Caption) -> Image.Image:
     panel = Image.new('RGB', (WIDTH - 2 * CAMERA, HEIGHT), PAPER)
     pen = ImageDraw.Draw(panel)
     large, small = ImageFont.load_default(20), ImageFont.load_default(15)
-    thought = textwrap.wrap(caption.thought, COLUMNS)
+    thought = textwrap.wrap(as_sentence(caption.thought), COLUMNS)
     if len(thought) > LINES:
         thought = ['...', *thought[1 - LINES:]]
     pen.text((20, 34), '\n'.join(

@@ -28,8 +28,6 @@ HEARTBEAT_TIMEOUT = 0.1
 """Silence on `VLA_STATE` after which the gate stops the arm [s], unless a parameter differs."""
 CLOCK_DOMAIN = 1.0
 """Distance of a stamp from a clock that shows another one [s], unless a parameter differs."""
-UNFINISHED = '…'
-"""Ends a thought on `REASONING` that is still being generated."""
 NOT_STARTED = 'not started'
 """Reason of a gate in STOP that was never told to start."""
 LATENCY = 'latency_'
@@ -42,6 +40,7 @@ EE_POSE = '/ee_pose'
 INSTRUCTION = '/instruction'
 ESTOP = '/estop'
 REASONING = '/vla/reasoning'
+REASONING_STREAM = '/vla/reasoning_stream'
 ACTION_CHUNK = '/vla/action_chunk'
 VLA_STATE = '/vla/state'
 VLA_TASKS = '/vla/tasks'

@@ -1,6 +1,8 @@
 """The thought's grammar: compact words, sentences, and back; phrases while it is written."""
 
 import itertools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from dtvla_ros.thought import (
 from dtvla_sim.tabletop.scene import OBJECTS
 from dtvla_sim.tabletop.tasks import TASKS
 
+GLOSSARY = Path(__file__).resolve().parents[1] / 'docs' / 'glossary.md'
 LOWER = 'holding nothing done nothing now lower can at x50 y-17 next grasp move still still down'
 CARRY = ('holding can done red cube now carry wooden bin at x43 y+35 next place move forward left '
          'up')
@@ -182,3 +185,12 @@ def test_phrases_begin_the_sentence_wherever_the_text_is_cut(thought, letters):
     ('holding nothing done what now. fly', 'Nothing in hand.')])
 def test_sentences_of_another_text_come_as_they_are_completed(text, heard):
     assert ''.join(phrases(text)) == heard
+
+
+def test_the_glossary_shows_every_phase_as_it_is_said():
+    rows = re.findall(r'^\|[^|]*\| `now (\w+) (.+?)(?: \.\.\. next wait)?` \| (.+?) \|$',
+                      GLOSSARY.read_text(), re.MULTILINE)
+    assert [phase for phase, _, _ in rows] == [*PHASES]
+    for phase, name, said in rows:
+        compact = LOWER.replace('lower can', f'{phase} {name}').replace('grasp', phase)
+        assert f'Nothing in hand. {said}, 50 cm ahead' in as_sentence(compact)

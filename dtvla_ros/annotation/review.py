@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from tqdm import tqdm
 
-from dtvla_ros import report
+from dtvla_ros import report, thought
 from dtvla_ros.annotation.checks import check_labels
 from dtvla_ros.annotation.label import LABELS, MAKER, labels_of, row_of
 from dtvla_ros.annotation.question import PHASES, TROUBLES, Labels, answer_model, jpeg, read_answer
@@ -39,7 +39,8 @@ def review(source: Source, out: Path, labels: Path | None = None, page: Path | N
     # A model's words stay data: no end tag or comment can be spelled in the embedded JSON.
     embedded = json.dumps({
         'dataset': source.fingerprint, 'labels': digest, 'phases': list(PHASES),
-        'troubles': list(TROUBLES), 'episodes': [_shown(source, rows[k]) for k in tqdm(
+        'says': thought.PHASES, 'troubles': list(TROUBLES),
+        'episodes': [_shown(source, rows[k]) for k in tqdm(
             chosen, desc='review', unit='episode', disable=None)]}).replace('<', '\\u003c')
     report.write_page(page, 'review.html', title=f'Review of {path.name}', data=Markup(embedded))
     print(f'{page}: {sum(len(rows[k]["labels"]) for k in chosen)} key frames of {len(chosen)} '

@@ -30,7 +30,9 @@ from dtvla_ros.data.track import Row, Track, Unusable
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros import conversions, images
 from dtvla_ros.ros.frames import FrameTree
+from dtvla_ros.thought import as_compact
 
+UNFINISHED = '…'  # ends a thought that was being written, in bags of version 0.1
 OTHER_CLOCK = 10**9  # distance of stamps from all commands that shows another clock [ns]
 LOOKED_AT = 10  # images of a camera after which none is expected to be decodable
 STATED = ('ee_pose', 'joint_states', *CAMERAS)  # what a frame consists of, beside the command
@@ -345,8 +347,8 @@ class _Reading:
             return _report(self.path, message.data)
         if name == 'instruction':
             return message.data.strip() or None
-        if name == 'vla/reasoning' and message.data.endswith(topics.UNFINISHED):
-            return None
+        if name == 'vla/reasoning':
+            return None if message.data.endswith(UNFINISHED) else as_compact(message.data)
         if name == 'gripper_cmd' and not np.isfinite(message.data):
             raise Unusable('not finite')
         return message.data

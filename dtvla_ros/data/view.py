@@ -26,6 +26,7 @@ from dtvla_ros.data.reader import DatasetReader, open_dataset
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import require_writable, written_whole
 from dtvla_ros.report import write_page
+from dtvla_ros.thought import as_sentence
 
 SHOWN = 6  # episodes without --episodes
 SIDE = 160  # longer side of an embedded image, at most [px]
@@ -48,8 +49,8 @@ class EpisodeView:
     """One episode to draw, N frames long.
 
     ``caption``: length and metadata. ``images``: uint8 [M, H, W, 3] by camera, of the ``frames``
-    [M]. ``action`` [N, A]; ``opening`` [N] of the gripper, 0..1, or None. ``thoughts`` and
-    ``phases``: N texts, none where the dataset has none.
+    [M]. ``action`` [N, A]; ``opening`` [N] of the gripper, 0..1, or None. ``thoughts``, in
+    sentences, and ``phases``: N texts, none where the dataset has none.
     """
 
     number: int
@@ -111,7 +112,7 @@ def view(root: Path, out: Path, episodes: Sequence[int] = (), tokenizer: Path | 
     if beyond := [k for k in episodes if not 0 <= k <= last]:
         raise UserError(f'--episodes {beyond[0]}: {root} has the episodes 0 to {last}')
     ids = reader.thoughts_are_ids and tokenizer is None
-    thoughts = [] if ids else reader.thoughts(tokenizer)
+    thoughts = [] if ids else [as_sentence(text) for text in reader.thoughts(tokenizer)]
     views = [EpisodeView.read(reader, k, thoughts)
              for k in tqdm(list(episodes) or _some(reader), desc='read', unit='ep')]
     names = dict.fromkeys(phase for shown in views for phase in shown.phases)

@@ -51,7 +51,7 @@ class Screen:
         self._refusals = seen.refusals
         if self.console.is_terminal:
             self.live.update(self._panel(seen, fault), refresh=True)
-        elif seen.thought and not seen.writing and seen.thought != self._printed:
+        elif seen.thought and seen.thought != self._printed:
             self._printed = seen.thought
             self.say(f'    thinks: {seen.thought}')
 
@@ -73,7 +73,7 @@ class Screen:
     def _panel(self, seen: Seen, fault: str) -> RenderableType:
         episode = seen.episode
         thought = (Text(f'STOPPED: {fault}', 'bold white on red') if fault else
-                   Text(seen.thought, 'bold cyan'))
+                   Text(seen.writing or seen.thought, 'bold cyan'))
         if seen.writing:
             thought.append('▌', 'blink')
         total = episode.get('episodes') or 1

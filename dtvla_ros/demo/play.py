@@ -84,15 +84,15 @@ class PlayScreen(Screen):
                    if fault else Text(
                      f'{WAITING}: type a number or a sentence, then Enter'
                      if self.resting == WAITING else self.resting, 'green') if self.resting else
-                   Text(seen.thought + ('▌' if seen.writing else ''), 'bold cyan'))
+                   Text(f'{seen.writing}▌' if seen.writing else seen.thought, 'bold cyan'))
         states = Text.assemble(
             'gate ', (seen.gate_state, GATE_STYLE.get(seen.gate_state, '')),
             (f' {seen.gate_reason}', 'dim'), f'   policy {seen.vla_state}',
             (f' {seen.vla_reason}', 'dim'), style='dim')
-        lines = (thought, states, Text(f'> {self.prompt.text}▏'))
-        for line in lines:
+        prompt = Text(f'> {self.prompt.text}▏')
+        for line in (states, prompt):
             line.no_wrap, line.overflow = True, 'ellipsis'
-        return Group(*lines)
+        return Group(thought, states, prompt)
 
 
 class Player(Watcher):

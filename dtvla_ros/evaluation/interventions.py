@@ -37,6 +37,7 @@ from dtvla_ros.policy.vocabulary import directions, turned_round
 from dtvla_ros.rollout.env import Env
 from dtvla_ros.rollout.episode import run_episode
 from dtvla_ros.rollout.workers import run_jobs
+from dtvla_ros.thought import as_sentence
 
 MODES = ('full', 'masked')  # of recovery
 BEFORE, AFTER = 2, 8  # thoughts kept around the knock
@@ -101,7 +102,7 @@ def recover(options: EvalOptions, shown: int = 0) -> dict[str, Any]:
             [(mode, *rate_cells(summary[mode]), str(summary[mode]['never_carried']))
              for mode in MODES]))
         texts = [(f'{result.task}, seed {result.seed}', '\n'.join(
-            f'{"knocked" if k == result.at else "":>8}  {thought}'
+            f'{"knocked" if k == result.at else "":>8}  {as_sentence(thought)}'
             for k, thought in enumerate(result.thoughts))) for result in examples(results, shown)]
         for heading, text in texts:
             console.print(f'{heading}:\n{text}')

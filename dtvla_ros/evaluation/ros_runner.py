@@ -27,6 +27,7 @@ from dtvla_ros.ros.environment import take_domain
 from dtvla_ros.ros.graph import Seen, Watcher, frame_interval, start_nodes, watch
 from dtvla_ros.ros.processes import NodeProcesses
 from dtvla_ros.ros.run import joined
+from dtvla_ros.thought import as_compact
 
 LOCKSTEP, REALTIME = 'config/sim.yaml', 'config/sim_realtime.yaml'
 BETWEEN = 500_000_000  # simulated time without a command that parts two episodes [ns]
@@ -140,8 +141,7 @@ class Listener(Watcher):
 
     def _reasoning(self, message: String) -> None:
         super()._reasoning(message)
-        if not self.seen.writing:
-            self._thoughts.append(self.seen.thought)
+        self._thoughts.append(as_compact(message.data))
 
     def _film(self, images: dict[str, NDArray[np.uint8]], seen: Seen) -> None:
         row = seen.episode

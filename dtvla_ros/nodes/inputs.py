@@ -137,7 +137,7 @@ class Inputs:
         self._reset(settings)
         node, (kind, _, _) = self._node, images.TRANSPORTS[settings.transport]
         self._open = [node.create_subscription(
-            kind, topic, functools.partial(self._on_image, camera), qos.NEWEST_FRAME, raw=True)
+            kind, topic, functools.partial(self._on_image, camera), qos.NEWEST, raw=True)
             for camera, topic in IMAGE_TOPICS.items()]
         self._open.append(node.create_subscription(
             JointState, JOINTS, self._on_joints, qos_profile_sensor_data))

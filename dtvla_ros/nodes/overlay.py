@@ -91,7 +91,7 @@ class Overlay(Node):
         self._image = self.create_publisher(CompressedImage, relative(names.OVERLAY), qos.LATEST)
         self._path = self.create_publisher(MarkerArray, relative(names.PLANNED_PATH), qos.LATEST)
         self.create_subscription(
-            String, relative(names.REASONING), self._on_thought, qos.LATCHED_100)
+            String, relative(names.REASONING), self._on_thought, qos.LATCHED_10)
         self.create_subscription(
             JointTrajectory, relative(names.ACTION_CHUNK), self._on_chunk, qos.LATEST)
         self.create_subscription(
@@ -112,7 +112,7 @@ class Overlay(Node):
                 yield why_silent(self, subscription)
 
     def _on_thought(self, message: String) -> None:
-        self._thought = message.data.replace(names.UNFINISHED, ' ...')
+        self._thought = message.data
 
     def _on_state(self, topic: str, message: DiagnosticStatus) -> None:
         self._states[topic] = time.monotonic(), message
@@ -144,7 +144,7 @@ class Overlay(Node):
         if wanted and not self._cameras:
             self._cameras = [self.create_subscription(
                 self._image_type, relative(topic), functools.partial(
-                    self._frames.__setitem__, name), qos.NEWEST_FRAME, raw=True)
+                    self._frames.__setitem__, name), qos.NEWEST, raw=True)
                 for name, topic in names.IMAGES.items()]
         if not wanted:
             while self._cameras:

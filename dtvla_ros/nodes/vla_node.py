@@ -29,6 +29,7 @@ from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.run import STEADY, LifecycleNode, call_soon, end, run, wait_until_heard
 from dtvla_ros.ros.settings import VlaSettings
 from dtvla_ros.ros.waiting import tell_what_lacks
+from dtvla_ros.thought import as_sentence, phrases
 
 NAMESPACE = '/vla'
 REQUESTS_BEFORE_NEW = 3  # repetitions of one moment after which a new decision is made
@@ -69,9 +70,11 @@ class VlaNode(LifecycleNode):
         self._decided: float | None = None  # stamp of the last observation decided on
         self._sent: JointTrajectory | None = None
         self._account: dict[str, object] = {}  # of the last decision
+        self._said = ''  # of the thought that is being written
 
         own = functools.partial(relative, namespace=NAMESPACE)
-        self._reasoning = self.create_publisher(String, own(names.REASONING), qos.LATCHED_100)
+        self._reasoning = self.create_publisher(String, own(names.REASONING), qos.LATCHED_10)
+        self._writing = self.create_publisher(String, own(names.REASONING_STREAM), qos.NEWEST)
         self._chunks = self.create_publisher(JointTrajectory, own(names.ACTION_CHUNK), qos.LATEST)
         self._state = self.create_publisher(DiagnosticStatus, own(names.VLA_STATE), qos.LATCHED)
         self._tasks = self.create_publisher(String, own(names.VLA_TASKS), qos.LATCHED)
@@ -281,11 +284,11 @@ class VlaNode(LifecycleNode):
             return self._fail(outcome.error, worker)
         self._decisions += 1
         self._account = {
-            'stamp': f'{stamp:.9f}',
+            'stamp': f'{stamp:.9f}', 'thought': decision.reasoning,
             **{f'{names.LATENCY}{phase}': seconds for phase, seconds in decision.timings.items()},
             f'{names.LATENCY}total': outcome.seconds,
             **{f'draft_{key}': n for key, n in asdict(decision.drafting).items()}}
-        self._reasoning.publish(String(data=decision.reasoning))
+        self._reasoning.publish(String(data=as_sentence(decision.reasoning)))
         self._monitor.note = ''
         if decision.outcome != 'complete':
             self._monitor.note = 'the thought was cut at its cap'
@@ -314,8 +317,11 @@ class VlaNode(LifecycleNode):
         self.get_logger().error(f'stopped: {reason}')
 
     def _stream(self, request_id: int, text: str) -> None:
-        if request_id == self._request_id:
-            self._reasoning.publish(String(data=text + names.UNFINISHED))
+        """Publish what a thought says so far, when another phrase of it is complete."""
+        said = ''.join(phrases(text))
+        if said not in ('', self._said) and request_id == self._request_id:
+            self._writing.publish(String(data=said))
+        self._said = said
 
     def _lacking(self) -> Iterator[str]:
         """Yield what the node waits for before it can decide; its next task is not among it."""

@@ -112,8 +112,7 @@ class Viewer(Node):
         return show
 
     def _on_thought(self, message: String) -> None:
-        if not message.data.endswith(conventions.UNFINISHED):
-            self._log('said/thought', self._rr.TextLog(message.data, level='INFO'))
+        self._log('said/thought', self._rr.TextLog(message.data, level='INFO'))
 
     def _on_policy(self, message: DiagnosticStatus) -> None:
         self._log_state('policy', message)

@@ -36,7 +36,7 @@ class Seen:
     """State of a running graph. ``episodes``: one row per finished episode."""
 
     thought: str = ''
-    writing: bool = False  # the thought is still being generated
+    writing: str = ''  # the next one as far as it is written, once it differs
     thoughts: int = 0
     commands: int = 0
     vla_state: str = 'starting'
@@ -85,6 +85,7 @@ class Watcher(Node):
                 (DiagnosticStatus, names.VLA_STATE, self._vla_state),
                 (DiagnosticStatus, names.GATE_STATE, self._gate_state)):
             self.create_subscription(kind, topic, listen, _EVERYTHING)
+        self.create_subscription(String, names.REASONING_STREAM, self._stream, qos.NEWEST)
         self.create_subscription(JointTrajectory, names.ACTION, self._action, 100)
 
     def _image(self, name: str, data: bytes) -> None:
@@ -106,10 +107,13 @@ class Watcher(Node):
         self._pair = {}
 
     def _reasoning(self, message: String) -> None:
-        self.seen.writing = message.data.endswith(names.UNFINISHED)
-        self.seen.thoughts += not self.seen.writing
-        if not (self.seen.writing and self.seen.stopped):  # what is void may be written on
-            self.seen.thought = message.data.removesuffix(names.UNFINISHED)
+        self.seen.thought, self.seen.writing = message.data, ''
+        self.seen.thoughts += 1
+
+    def _stream(self, message: String) -> None:
+        # What is void may be written on; what the last thought began with may also be late.
+        if not (self.seen.stopped or self.seen.thought.startswith(message.data)):
+            self.seen.writing = message.data
 
     def _episode(self, message: String) -> None:
         row = self.seen.episode = json.loads(message.data)
@@ -144,7 +148,7 @@ class Watcher(Node):
             self._forget()
 
     def _forget(self) -> None:
-        self.seen.thought, self.seen.writing = '', False
+        self.seen.thought = self.seen.writing = ''
 
     def _action(self, message: JointTrajectory) -> None:
         self.seen.commands += 1

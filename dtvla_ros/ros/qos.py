@@ -20,10 +20,10 @@ def profile(depth: int, reliable: bool, latched: bool) -> QoSProfile:
 
 LATEST = profile(1, reliable=True, latched=False)
 LATCHED = profile(1, reliable=True, latched=True)
-# Deep: what got lost is sent again only while its publisher still holds it, and a thought is a
-# burst of messages.
+# Deep: what got lost is sent again only while its publisher still holds it.
+LATCHED_10 = profile(10, reliable=True, latched=True)
 LATCHED_100 = profile(100, reliable=True, latched=True)
-NEWEST_FRAME = profile(1, reliable=False, latched=False)
+NEWEST = profile(1, reliable=False, latched=False)
 ECHO = 0.1  # the same message within this time came over two subscriptions [s]
 
 
@@ -49,5 +49,5 @@ def listen_to_anyone(node: Node, kind: Any, name: str, on_message: Callable[[Any
         if not (last and now - last[0][0] < ECHO and last[0][1] == message):
             on_message(message)
         last[:] = [(now, message)]
-    for qos in (LATCHED, LATEST, NEWEST_FRAME):
+    for qos in (LATCHED, LATEST, NEWEST):
         node.create_subscription(kind, name, receive, qos)

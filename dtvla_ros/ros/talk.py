@@ -193,7 +193,8 @@ def watch(console: Console) -> None:
     with suppress(KeyboardInterrupt), visit() as guest:
         robot, screen = Robot(guest), Screen(console)
         robot.listen(String, names.REASONING, screen.reasoning,
-                     qos.profile(100, reliable=True, latched=False))
+                     qos.profile(10, reliable=True, latched=False))
+        robot.listen(String, names.REASONING_STREAM, screen.stream, qos.NEWEST)
         if not guest.until(lambda: robot.policy or robot.gate, DISCOVERY):
             where = guest.where(names.VLA_STATE, guest.node.count_publishers)
             console.print(Text(f'nothing is heard yet; {where}; {START}; waiting '
@@ -216,19 +217,24 @@ class Screen:
         self.live = Live(console=console, auto_refresh=False, transient=True)
         self._stopped = {'policy': '', 'gate': ''}
         self._before: dict[str, str] = {}
-        self._thought = ''
+        self._thought = self._writing = ''
 
     def reasoning(self, message: String) -> None:
-        """Take a thought, or how far it is written."""
-        self._thought = message.data
-        if not (self._console.is_terminal or message.data.endswith(names.UNFINISHED)):
+        """Take a thought."""
+        self._thought, self._writing = message.data, ''
+        if not self._console.is_terminal:
             self._print(message.data, 'cyan')
+
+    def stream(self, message: String) -> None:
+        """Take how far the next thought is written; it counts once it differs from the last."""
+        if not self._thought.startswith(message.data):
+            self._writing = message.data
 
     def show(self, policy: dict[str, str], gate: dict[str, str]) -> None:
         """Draw the thought and both states; print what was told, refused or stopped since."""
         before, self._before = self._before, dict(policy)
         if policy.get('instruction') and policy['task'] != before.get('task'):
-            self._thought = ''
+            self._forget()
             self._print(f'told: {policy["instruction"]}', 'bold')
             if meaning := conversions.meaning(policy):
                 self._print(meaning, 'bold')
@@ -237,7 +243,8 @@ class Screen:
         for who, status in (('policy', policy), ('gate', gate)):
             stopped = _text(status) if status.get('state') in STOPPED else ''
             if _numberless(stopped) != _numberless(self._stopped[who]):
-                self._thought = '' if stopped else self._thought
+                if stopped:
+                    self._forget()
                 self._print(f'{who}: {stopped or "goes on"}', 'bold red' if stopped else 'green')
             self._stopped[who] = stopped
         if self._console.is_terminal:
@@ -245,7 +252,11 @@ class Screen:
                 (f'{who} {_text(status) or "not heard"}   ',
                  STYLES.get(status.get('state', ''), 'dim'))
                 for who, status in (('policy', policy), ('gate', gate))))
-            self.live.update(Group(Text(self._thought, 'cyan'), states), refresh=True)
+            thought = Text(self._writing or self._thought, 'cyan')
+            self.live.update(Group(thought, states), refresh=True)
+
+    def _forget(self) -> None:
+        self._thought = self._writing = ''
 
     def _print(self, text: str, style: str) -> None:
         self._console.print(Text(text, style), soft_wrap=not self._console.is_terminal)

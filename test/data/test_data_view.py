@@ -62,6 +62,18 @@ def test_a_page_tells_each_frame_its_thought_and_phase(page):
     assert '<b>1</b>' not in page and re.findall(r'<h2>Episode (\d)', page) == ['2', '0']
 
 
+def test_a_thought_is_shown_as_a_sentence(tmp_path):
+    episode = arm_episode(0, frames=10)
+    compact = ('holding can done nothing now carry wooden_bin at x43 y+35 next place move still '
+               'left up')
+    episode.columns[layout.REASONING] = [compact] * 10
+    view(write_dataset(tmp_path / 'data', [episode]), tmp_path / 'page.html')
+    page = (tmp_path / 'page.html').read_text()
+    assert episodes_of(page)[0]['runs'] == [[0, 10, (
+        'Holding the can. Carrying it to the wooden bin, 43 cm ahead and 35 cm to the left; then '
+        'place. Moving left and up.')]]
+
+
 def test_a_page_holds_every_image(page, arm):
     data, = re.findall(r'\.e0c1 \{[^}]*base64,([^)]*)\)', page)
     sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))

@@ -41,7 +41,8 @@ class Stage:
         self.graph.hear('estop', Bool, '/estop', qos.LATCHED)
         self._states = {topic: node.create_publisher(DiagnosticStatus, topic, qos.LATCHED)
                         for topic in ('/vla/state', '/gate_state')}
-        self._thought = node.create_publisher(String, '/vla/reasoning', qos.LATCHED_100)
+        self._thought = node.create_publisher(String, '/vla/reasoning', qos.LATCHED_10)
+        self._writing = node.create_publisher(String, '/vla/reasoning_stream', qos.NEWEST)
         self._row = node.create_publisher(String, '/sim/episode', qos.LATCHED_100)
         self.orders = []
         for name, kind in (('pause', SetBool), ('reset', Trigger)):
@@ -67,6 +68,9 @@ class Stage:
 
     def think(self, text):
         self._thought.publish(String(data=text))
+
+    def write(self, text):
+        self._writing.publish(String(data=text))
 
     def episode(self, **changes):
         self._row.publish(String(data=json.dumps(ROW | changes)))
@@ -110,9 +114,9 @@ def test_space_stops_and_c_clears_and_the_episode_begins_anew(stage):
     stage.said(f'STOPPED: {reason}; clear with c')
     assert stage.film.stopped == [reason] and stage.show.seen.thought == ''
     stage.until(lambda: stage.orders == [('pause', True)], 'time standing still')
-    stage.think('holding nothing now…')
+    stage.write('Nothing in hand.')
     stage.graph.wait(0.2)
-    assert stage.show.seen.thought == '', 'what is still written is void'
+    assert stage.show.seen.writing == '', 'what is still written is void'
     assert [row['reason'] for row in stage.show.rows()] == [f'stopped: {reason}']
     stage.show.on_key('c')
     stage.said('cleared')
@@ -154,8 +158,24 @@ def test_a_task_that_ended_by_itself_and_why_an_episode_failed_are_said(stage):
 
 
 def test_a_new_task_clears_the_thought(stage):
+    stage.write('Holding the can.')
+    stage.until(lambda: stage.show.seen.writing == 'Holding the can.', 'a thought being written')
     stage.status(task=2)
-    stage.until(lambda: not stage.show.seen.thought, 'no thought of the former task')
+    stage.until(lambda: not (stage.show.seen.thought or stage.show.seen.writing),
+                'no thought of the former task')
+
+
+def test_how_a_thought_is_written_counts_from_where_it_differs(stage):
+    stage.think('Nothing in hand. Reaching for the can.')
+    stage.until(lambda: stage.show.seen.thoughts == 2, 'the thought')
+    stage.write('Nothing in hand.')
+    stage.graph.wait(0.2)
+    assert not stage.show.seen.writing
+    stage.write('Nothing in hand. Lowering onto the can.')
+    stage.until(lambda: stage.show.seen.writing, 'the next thought')
+    stage.think('Nothing in hand. Lowering onto the can. Moving down.')
+    stage.until(lambda: not stage.show.seen.writing, 'the whole thought')
+    assert stage.show.seen.thought.endswith('Moving down.') and stage.show.seen.thoughts == 3
 
 
 def test_a_policy_that_has_not_heard_of_the_release_is_still_stopped(stage):

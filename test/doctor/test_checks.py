@@ -189,8 +189,8 @@ FAULTS: dict[str, tuple[Callable[[Seen], object], str, str]] = {
                       'controllers', 'none'),
     'quality of service': (mismatch, '/vla/action_chunk: QoS', '/proxy to /command_gate'),
     'a status nobody hears': (lambda seen: seen.streams.update({'/arm_status': Stream(
-        '/arm_status', [End(ROBOT, 'x', qos.NEWEST_FRAME)],
-        [End('/command_gate', 'x', qos.LATEST), End('/bag', 'x', qos.NEWEST_FRAME)])}),
+        '/arm_status', [End(ROBOT, 'x', qos.NEWEST)],
+        [End('/command_gate', 'x', qos.LATEST), End('/bag', 'x', qos.NEWEST)])}),
         '/arm_status: QoS', '/robot to /command_gate'),
     'another namespace': (of('/vla/action_chunk', publishers=[]),
                           '/command_gate hears /vla/action_chunk', 'namespace'),

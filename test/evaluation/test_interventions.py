@@ -188,7 +188,7 @@ def test_success_counts_only_where_something_was_lost():
 
 def test_recovery_leaves_a_page_with_thoughts_and_one_sentence(monkeypatch, tmp_path, dtvla):
     rows = {('full', CAN, 1_000_000): interventions.Recovery(
-                'full', CAN, 1_000_000, True, True, 90, ('carry <can>', 'reach can'), 1),
+                'full', CAN, 1_000_000, True, True, 90, ('carry <can>', THOUGHT), 1),
             ('masked', CAN, 1_000_000): interventions.Recovery(
                 'masked', CAN, 1_000_000, True, False, 180, (), 0)}
     monkeypatch.setattr(interventions, 'run_jobs', lambda jobs, *_: [(j, rows[j]) for j in jobs])
@@ -199,7 +199,8 @@ def test_recovery_leaves_a_page_with_thoughts_and_one_sentence(monkeypatch, tmp_
     assert code == 0 and sentence in said and sentence in page
     assert 'wrote out/recover.html\nwrote r.json\n' in told
     assert page.count('class="bar"') == 2 and 'carry &lt;can&gt;' in page
-    assert ' knocked  reach can' in page and 'model.safetensors' in page
+    assert ' knocked  Nothing in hand. Reaching for the can, 45 cm ahead' in page
+    assert 'model.safetensors' in page
 
 
 def test_a_policy_loses_its_object_and_its_thoughts_are_kept():

@@ -180,7 +180,7 @@ def test_32_a_halted_controller_holds_and_goes_on_from_where_it_is(moving, check
 
 # ``heard``: how many subscriptions of each node hear such a publisher.
 @pytest.mark.parametrize('quality, heard', [
-    (qos.LATCHED, 3), (qos.LATEST, 2), (qos.NEWEST_FRAME, 1)],
+    (qos.LATCHED, 3), (qos.LATEST, 2), (qos.NEWEST, 1)],
     ids=['latched', 'as ros2 topic pub', 'best effort'])
 def test_33_an_e_stop_while_the_policy_thinks(moving, check, quality, heard):
     estop = moving.node.create_publisher(Bool, '/estop', quality)

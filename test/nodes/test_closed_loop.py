@@ -15,6 +15,7 @@ import dtvla_sim
 from dtvla_ros.engine.load import load_policy
 from dtvla_ros.rollout.episode import run_episode
 from dtvla_ros.ros import conversions
+from dtvla_ros.thought import as_sentence
 
 TASK = 'put_the_lemon_in_the_blue_bin'
 TICK = 0.05
@@ -82,9 +83,8 @@ def test_one_episode_in_lock_step_every_command_over_topics(graph, policy):
     np.testing.assert_allclose([c.values for c in chunks], in_process, atol=1e-5)
 
     texts = [m.data for _, m in graph.of('reasoning')]
-    whole = [t for t in texts if not t.endswith('…')]
-    assert whole == thoughts, 'one complete thought per decision'
-    assert len(texts) > len(whole), 'and it was seen while it was written'
+    assert texts == [as_sentence(t) for t in thoughts], 'one complete sentence per decision'
+    assert conversions.status_values(graph.last('vla'))['thought'] == thoughts[-1]
 
     told = conversions.status_values(graph.last('vla'))
     assert int(told['draft_passes']) and (

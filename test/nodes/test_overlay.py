@@ -16,6 +16,7 @@ from dtvla_ros.caption import CAMERA, HEIGHT, LINES, TOP, WIDTH, Caption, draw_f
 from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.nodes.overlay import latency_line
 from dtvla_ros.ros import conversions, images, qos
+from dtvla_ros.thought import Thought
 
 STAMP = 12.5
 START = np.array([0.4, -0.1, 0.2])
@@ -31,7 +32,7 @@ class Robot:
         self.thought, self.gate = 'holding nothing now reach can', ('RUN', '')
         self.cameras = {n: node.create_publisher(kind, f'/image_{n}', sensor) for n in CAMERAS}
         self.pose = node.create_publisher(PoseStamped, '/ee_pose', sensor)
-        self.thoughts = node.create_publisher(String, '/vla/reasoning', qos.LATCHED_100)
+        self.thoughts = node.create_publisher(String, '/vla/reasoning', qos.LATCHED_10)
         self.chunks = node.create_publisher(JointTrajectory, '/vla/action_chunk', qos.LATEST)
         self.states = {t: node.create_publisher(DiagnosticStatus, t, qos.LATCHED)
                        for t in ('/vla/state', '/gate_state')}
@@ -121,6 +122,8 @@ def test_of_a_long_thought_the_end_is_shown_and_what_is_missing_is_named():
     assert change[134:134 + 24 * LINES].max() > 100
     assert not change[HEIGHT - 66:].any(), 'states keep their place'
     assert ink(many)[TOP:, :CAMERA].max() > 100, 'no image_primary'
+    sentence = Thought('can', None, None, 'lift', 'can', 50, 0, 'carry', ('still',) * 3)
+    np.testing.assert_array_equal(ink(sentence.compact()), ink(sentence.sentence()))
 
 
 def test_what_the_instruction_was_understood_as_stands_below_it():

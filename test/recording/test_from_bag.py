@@ -21,6 +21,7 @@ from dtvla_ros.data.robot_names import RobotNames
 from dtvla_ros.data.validate import fits_policy
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros import images
+from dtvla_ros.thought import as_compact, as_sentence
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ('put_the_lemon_in_the_blue_bin', 'stack_the_red_cube_on_the_green_cube')
@@ -70,7 +71,7 @@ def test_a_real_run_there_and_back(graph, policy, tmp_path):
         own = np.array([pixels[t] for t in stamps[number * steps:(number + 1) * steps]])
         off = np.abs(np.array(episode.images[WRIST]).astype(int) - own)
         assert off.mean((1, 2, 3)).max() < 2.0, 'but for compression'
-    whole = [m.data for m in said['/vla/reasoning'] if not m.data.endswith('…')]
+    whole = [as_compact(m.data) for m in said['/vla/reasoning']]
     thoughts = reader.column(layout.REASONING)
     assert [thoughts[stamps.index(stamp_of(m))] for m in said['/vla/action_chunk']] == whole
     assert set(thoughts) == set(whole)
@@ -94,6 +95,19 @@ def test_every_kind_of_command_becomes_the_action_it_came_from(tmp_path, preset)
     assert joints.shape == (robot.steps, 1), 'the arm without its fingers'
     assert reader.column(layout.REASONING) == [
         f'thought {k - k % 4} of {robot.task}' for k in range(robot.steps)]
+
+
+@pytest.mark.parametrize('published', [
+    lambda compact: (as_sentence(compact),),
+    lambda compact: (f'{compact[:20]}…', f'{compact[:40]}…', compact),  # by version 0.1
+], ids=['sentences', 'compact'])
+def test_thoughts_are_stored_compact(tmp_path, published):
+    def compact(k):
+        return (f'holding nothing done red cube missed now lower wooden bin at x{40 + k} y-17 '
+                'next grasp move still left down')
+    robot = Robot(thoughts=lambda k: published(compact(k)))
+    _, reader = converted(tmp_path, robot.write(tmp_path / 'bag'))
+    assert reader.column(layout.REASONING) == [compact(k - k % 4) for k in range(robot.steps)]
 
 
 def test_frames_follow_the_camera_and_keep_every_command(tmp_path):

@@ -133,14 +133,14 @@ def test_the_screen_keeps_the_thought_in_place_and_what_happened_above_it() -> N
         for status, gate in (
                 (policy, runs), (policy, runs), (refused, late),
                 (refused, late | {'reason': 'heartbeat is 0.35 s old'}), (policy, runs)):
-            screen.reasoning(String(data='now reach…'))
+            screen.reasoning(String(data='now reach.'))
             screen.show(status, gate)
     shown = out.getvalue()
     for text in (f'\x1b[1mtold: {LEMON}', '\x1b[1munderstood as: put it in',
                  '\x1b[31mrefused: fly: no', '\x1b[32mgate: goes on',
                  '\x1b[1;31mgate: STOP heartbeat'):
         assert shown.count(text) == 1, text
-    assert shown.count('\x1b[2K') >= 2 * shown.count('now reach…') > 0, 'drawn over'
+    assert shown.count('\x1b[2K') >= 2 * shown.count('now reach.') > 0, 'drawn over'
 
 
 def test_a_thought_is_forgotten_when_a_task_begins_or_is_stopped() -> None:
@@ -160,4 +160,23 @@ def test_a_thought_is_forgotten_when_a_task_begins_or_is_stopped() -> None:
             policy |= changes
             assert shows_its_thought(policy, {'state': gate}) is shown, (changes, gate)
             if gate == 'RUN':
-                screen.reasoning(String(data='now reach…'))
+                screen.reasoning(String(data='now reach'))
+
+
+def test_a_thought_that_differs_from_the_last_is_shown_while_it_is_written() -> None:
+    out = io.StringIO()
+    screen = talk.Screen(Console(file=out, force_terminal=True, width=60, highlight=False))
+
+    def shown() -> str:
+        out.truncate(out.seek(0))
+        screen.show({'state': 'ACTING'}, {'state': 'RUN'})
+        return out.getvalue()
+    last, following = 'Nothing in hand. Grasping the can.', 'Holding the can. Lifting it.'
+    with screen.live:
+        screen.reasoning(String(data=last))
+        screen.stream(String(data='Nothing in hand.'))  # late, or of the next one
+        assert last in shown()
+        screen.stream(String(data='Holding the can.'))
+        assert 'Holding the can.' in shown() and last not in shown()
+        screen.reasoning(String(data=following))
+        assert following in shown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace as Message
@@ -57,6 +58,7 @@ class Robot:
     camera_every: int = 1
     without: tuple[tuple[str, int], ...] = ()  # topic, step at which it is silent
     shade: int = 0
+    thoughts: Callable[[int], Sequence[str]] | None = None  # published at a step
     late: bool = False  # the last step is received after the next run has begun
     actions: np.ndarray = field(init=False)
     begun: int = 0
@@ -111,8 +113,8 @@ class Robot:
         trajectory = partial(bag.put, kind='trajectory_msgs/msg/JointTrajectory', header=head,
                              joint_names=[])
         if k % 4 == 0:
-            bag.put('/vla/reasoning', 'std_msgs/msg/String', data=f'thought {k}…')
-            bag.put('/vla/reasoning', 'std_msgs/msg/String', data=f'thought {k} of {self.task}')
+            for text in self.thoughts(k) if self.thoughts else (f'thought {k} of {self.task}',):
+                bag.put('/vla/reasoning', 'std_msgs/msg/String', data=text)
             trajectory('/vla/action_chunk', points=[])
         if 'command' in silent:
             return
