@@ -25,6 +25,7 @@ from dtvla_ros.ros.graph import Seen
 GATE_STYLE = {'RUN': 'green', 'HOLD': 'yellow', 'STOP': 'red', 'FAULT': 'bold red'}
 Shot = tuple[dict[str, NDArray[np.uint8]], Caption]
 CLOSING_FRAMES = 4
+SAID = 'done: the policy says so'
 STOPPED_SECONDS = 1.5  # of the film, for a stop
 SHEET_MOMENTS = (0.15, 0.55, 1.0)  # of the episode shown for each task
 
@@ -67,6 +68,7 @@ class Screen:
         self.console.print(Text.assemble(
             (f'{number:>7} ', 'bold'), (mark, style), f'  {row["instruction"]}',
             (f'  {row["reason"]}' if row.get('reason') else '', 'red'),
+            (f'  {SAID}' if row['success'] and 'said_done' in row else '', 'green'),
             (f'  seed {row["seed"]}, {row["step"]} steps; so far {won} of {len(seen.episodes)}',
              'dim')), soft_wrap=not self.console.is_terminal)
 

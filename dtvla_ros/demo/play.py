@@ -30,7 +30,7 @@ from dtvla_ros.ros.graph import Seen, Watcher, start_nodes
 from dtvla_ros.ros.processes import NodeProcesses
 from dtvla_ros.ros.run import joined
 
-from .display import GATE_STYLE, Filming, Screen, program
+from .display import GATE_STYLE, SAID, Filming, Screen, program
 from .keyboard import STOP_KEYS, Keyboard
 from .stopping import EStop
 
@@ -99,12 +99,15 @@ class Player(Watcher):
     """Obeys the person at the terminal; the rest of the graph may say the same over topics.
 
     ``tasks``: the sentences of the policy, None before it has named them. ``ready``: whether all
-    nodes have been heard. ``over``: whether the person has had enough.
+    nodes have been heard. ``over``: whether the person has had enough. ``says_done``: the policy
+    ends a task; for another the simulator's judgement does.
     """
 
-    def __init__(self, screen: PlayScreen, folder: Path, rate: float, seed: int) -> None:
+    def __init__(self, screen: PlayScreen, folder: Path, rate: float, seed: int,
+                 says_done: bool = False) -> None:
         super().__init__(self._on_frame, lambda row: None)
         self._screen, self._folder, self._seed = screen, folder, seed
+        self._says_done = says_done
         self._rate = rate / FILM_EVERY
         self._estop = EStop(self)
         self._lines: queue.Queue[str] = queue.Queue()
@@ -151,6 +154,9 @@ class Player(Watcher):
                 say(f'told: {seen.told}', 'bold')
                 if seen.meaning:
                     say(seen.meaning, 'bold')
+        if seen.vla_state == 'DONE' and not self._screen.resting:
+            self._rest(f'{SAID}: {seen.understood}' + (
+                '' if self._done else ' (the simulator does not)'))
         stopped = '' if self.fault or self._screen.resting else seen.stopped_task
         if stopped and stopped != self._stopped:
             say(f'stopped: {stopped}; tell it again what to do', 'red')
@@ -242,11 +248,18 @@ class Player(Watcher):
         done = scene.get('done', '')
         before, self._done = self._done, done
         if not done or done == before or self._screen.resting:
-            return
-        self._screen.resting = f'done: {self.seen.understood}'
-        self._screen.say(self._screen.resting, 'green')
+            return None
+        if self._says_done:
+            return self._screen.say(
+                f'done, as the simulator judges: {self.seen.understood}', 'green')
+        self._rest(f'done: {self.seen.understood}')
         if self._orders['/stop'].service_is_ready():  # or the policy looks for more of the kind
             self._orders['/stop'].call_async(Trigger.Request())
+        return None
+
+    def _rest(self, why: str) -> None:
+        self._screen.resting = why
+        self._screen.say(why, 'green')
 
     def _on_film(self, request: SetBool.Request, response: Any) -> Any:
         response.success, response.message = True, self._filming(request.data)
@@ -286,7 +299,7 @@ def run_play(policy: Path, suite: str, scene: str, seed: int | None, out: Path,
     Raises UserError if a node refuses its input, NodeDied if one dies.
     """
     seed, folder = evaluation_seed(seed), find_shared(policy)
-    rate = PolicyManifest.read(folder).action.rate_hz
+    manifest = PolicyManifest.read(folder)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -295,7 +308,8 @@ def run_play(policy: Path, suite: str, scene: str, seed: int | None, out: Path,
     screen = PlayScreen(Prompt())
     screen.say('starting the simulator, the policy and the command gate …', 'dim')
     try:
-        with joined(lambda: Player(screen, out, rate, seed)) as (player, executor), \
+        with joined(lambda: Player(screen, out, manifest.action.rate_hz, seed,
+                                   manifest.says_done)) as (player, executor), \
                 Keyboard(player.on_key) as keyboard, screen.live, \
                 NodeProcesses(out / 'logs') as nodes:
             try:

@@ -15,13 +15,14 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation import results
 from dtvla_ros.evaluation.results import Rate, evaluation_seed, latency_summary
 from dtvla_ros.files import find_shared, write_json
+from dtvla_ros.policy.completion import after_success
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.ros.environment import take_domain
 from dtvla_ros.ros.graph import Seen, Watcher, frame_interval, start_nodes, watch
 from dtvla_ros.ros.processes import NodeProcesses
 from dtvla_ros.ros.run import joined
 
-from .display import Recorder, Screen, program
+from .display import SAID, Recorder, Screen, program
 from .keyboard import STOP_KEYS, Keyboard
 from .stopping import EStop, SceneHalt
 
@@ -95,7 +96,8 @@ class Show(Watcher):
     def _end(self, row: dict[str, Any]) -> None:
         if self._stops:
             row['stops'], self._stops = self._stops, []
-        self._recorder.end_episode(row['task'], bool(row['success']), row.get('reason', ''))
+        self._recorder.end_episode(row['task'], bool(row['success']), row.get('reason') or (
+            SAID if 'said_done' in row else ''))
         self._screen.episode_ended(row, self.seen)
 
 
@@ -140,7 +142,8 @@ def run_demo(policy: Path, tasks: Sequence[str], episodes: int, seed: int | None
                     nodes.require_running()
             start_nodes(nodes, CONFIG, {'policy': folder, 'engine': engine, 'mode': mode}, {
                 'suite': suite, 'tasks': list(tasks), 'episodes': episodes, 'seed': seed,
-                'camera_every': camera_every})
+                'camera_every': camera_every,
+                'after_success': after_success(manifest, mode)})
             shown = time.monotonic()
             for _ in watch(executor, show, nodes):
                 show.tick(keyboard.present)
@@ -182,7 +185,8 @@ def _result(rows: Sequence[dict[str, Any]], seen: Seen) -> dict[str, Any]:
         'tasks': {task: Rate.of(outcomes).to_dict() for task, outcomes in won.items()},
         'seeds': sorted({row['seed'] for row in rows}),
         'episodes': [
-            {k: row[k] for k in ('task', 'seed', 'success', 'step', 'reason', 'stops')
+            {k: row[k] for k in (
+                'task', 'seed', 'success', 'step', 'said_done', 'too_early', 'reason', 'stops')
              if k in row} for row in rows],
         'latency': latency_summary(seen.latency),
         'thoughts': seen.thoughts, 'commands': seen.commands}

@@ -16,7 +16,7 @@ from dtvla_ros.files import find_shared
 from dtvla_ros.policy.manifest import GRAPHS, MANIFEST, PolicyManifest
 from dtvla_ros.ros import conversions
 
-READY = ('IDLE', 'THINKING', 'ACTING')
+READY = ('IDLE', 'THINKING', 'ACTING', 'DONE')
 
 
 def discovery(seen: Seen) -> Iterator[Row]:

@@ -27,6 +27,7 @@ from dtvla_ros.evaluation.report import RateTable, write_html, write_rates
 from dtvla_ros.evaluation.results import Rate, evaluation_seed
 from dtvla_ros.evaluation.workers import EvalOptions, task_of
 from dtvla_ros.interrupt import resumable
+from dtvla_ros.policy.completion import after_success
 from dtvla_ros.policy.manifest import PROOF, PolicyManifest
 from dtvla_ros.rollout.env import SceneSetup, require_tasks
 from dtvla_ros.rollout.episode import EpisodeResult
@@ -176,7 +177,8 @@ def identify(options: EvalOptions) -> tuple[dict[str, Any], EvalOptions]:
     for name in manifest.files:
         manifest.verified(folder, name)
     decided = replace(
-        options, policy=folder.resolve(), device=available_device(options.engine, options.device))
+        options, policy=folder.resolve(), device=available_device(options.engine, options.device),
+        after_success=after_success(manifest, options.mode))
     return {
         'policy': str(options.policy), 'engine': options.engine, 'device': decided.device,
         'threads': options.threads,
@@ -256,7 +258,11 @@ def _evaluate(options: EvalOptions, settings: dict[str, Any], tasks: Sequence[st
     summary = {
         **settings, 'seeds': [seeds.start, seeds.stop - 1], 'versions': results.versions(),
         **results.summarise(found, tasks), **more}
+    if options.after_success:
+        summary['done'] = results.said_done(found)
     console.print(results.table(title, summary))
+    if 'done' in summary:
+        console.print(results.told_done(summary['done']))
     if summary['refused']:
         console.print(f'{summary["refused"]} failed because the policy refused the sentence')
     for phase, row in summary['latency'].items():

@@ -19,6 +19,7 @@ from rich.table import Table
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.report import RateTable, write_rates
 from dtvla_ros.files import write_between, write_text
+from dtvla_ros.policy.completion import AFTER_SUCCESS
 from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
 from dtvla_ros.rollout.episode import EpisodeResult
 from dtvla_sim import EVAL_SEED_START, LIBERO_SUITES, SUITES
@@ -122,7 +123,31 @@ def summarise(results: Sequence[EpisodeResult], tasks: Sequence[str]) -> dict[st
             'latency': latency_summary(latency), 'decisions': sum(r.decisions for r in results),
             'refused': refused(results), 'cut_thoughts': sum(r.truncated for r in results),
             'episodes': [{'task': r.task, 'seed': r.seed, 'success': r.success, 'steps': r.steps,
-                          'commands': r.commands} for r in ordered]}
+                          'commands': r.commands, **(
+                              {} if r.said_done is None else
+                              {'said_done': r.said_done, 'too_early': r.too_early})}
+                         for r in ordered]}
+
+
+def said_done(results: Sequence[EpisodeResult]) -> dict[str, Any]:
+    """Return how often done was said in time, of all successes, and too early, of all episodes.
+
+    Both as [count, n], with Wilson's 95 % interval of each.
+    """
+    rates = {
+        'within_1_s': Rate.of(
+            r.said_done is not None and not r.too_early and r.said_done - r.steps <= AFTER_SUCCESS
+            for r in results if r.success),
+        'without_success': Rate.of(r.too_early for r in results)}
+    return {**{name: [rate.successes, rate.n] for name, rate in rates.items()}, 'wilson95': {
+        name: rate.to_dict()['wilson95'] for name, rate in rates.items()}}
+
+
+def told_done(done: Mapping[str, Any]) -> str:
+    """Return ``said_done`` as a sentence."""
+    in_time, early = (Rate(*done[name]) for name in ('within_1_s', 'without_success'))
+    return (f'done was said within 1 s of success in {in_time.counts} successes, without success '
+            f'in {early.counts} episodes')
 
 
 def refused(results: Sequence[EpisodeResult]) -> int:

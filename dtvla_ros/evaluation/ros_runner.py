@@ -85,7 +85,8 @@ def _block(setup: EvalOptions, tasks: Sequence[str], seeds: range,
             'replan_steps': setup.replan_steps or 0,
             'on_unlisted': 'warn',  # what it makes of other tasks is what is measured
         }, {'suite': setup.scene.suite, 'tasks': list(tasks), 'episodes': len(seeds),
-            'seed': seeds.start, 'camera_every': every, **parameters(setup.scene)})
+            'seed': seeds.start, 'camera_every': every,
+            'after_success': setup.after_success, **parameters(setup.scene)})
         for _ in watch(executor, listener, nodes):
             if listener.seen.gate_state == 'FAULT':
                 raise NodeDied(f'the gate is in FAULT: {listener.seen.gate_reason}; repeat the '
@@ -109,19 +110,20 @@ class Listener(Watcher):
         self._record: FailureRecord | None = None
         self._thoughts: list[str] = []
         self._commands: dict[int, NDArray[np.float64]] = {}  # by stamp [ns]
-        self.waiting: list[tuple[float, EpisodeResult]] = []  # not handed out yet
+        # Not handed out yet: since when, how many commands there were, and the result.
+        self.waiting: list[tuple[float, int, EpisodeResult]] = []
 
     def ended(self) -> Iterator[tuple[Job, EpisodeResult]]:
         """Yield what has finished since."""
         while self.waiting:
-            since, result = self.waiting[0]
+            since, count, result = self.waiting[0]
             if self._exact:
                 mine = self._first_episode()
-                if len(mine) < result.steps and time.monotonic() - since < LATE_COMMANDS:
+                if len(mine) < count and time.monotonic() - since < LATE_COMMANDS:
                     return
-                if len(mine) == result.steps:
+                if len(mine) == count:
                     result = replace(result, commands=commands_hash(
-                        [self._commands[stamp] for stamp in mine]))
+                        [self._commands[stamp] for stamp in mine[:result.steps]]))
                 for stamp in mine:
                     del self._commands[stamp]
             self.waiting.pop(0)
@@ -159,9 +161,11 @@ class Listener(Watcher):
                    for phase, values in self.seen.latency.items()}
         self.seen.latency.clear()
         thoughts, self._thoughts = tuple(self._thoughts), []
-        result = EpisodeResult(row['task'], row['seed'], success, row['step'], len(thoughts),
-                               latency=latency, thoughts=thoughts)
+        result = EpisodeResult(
+            row['task'], row['seed'], success, row['solved'] or row['step'], len(thoughts),
+            latency=latency, thoughts=thoughts, said_done=row.get('said_done'),
+            too_early=row.get('too_early', False))
         if self._record is not None:
             keep(self._setup, result, self._record.close(success))
             self._record = None
-        self.waiting.append((time.monotonic(), result))
+        self.waiting.append((time.monotonic(), row['step'], result))

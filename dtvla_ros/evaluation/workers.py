@@ -34,7 +34,8 @@ class EvalOptions:
     """Options of an evaluation; None: as the policy or the suite says, or no such file.
 
     ``threads``: of an engine on the CPU. ``ray``: address of the cluster that runs the episodes,
-    None for this machine. ``videos`` and ``stills``: folders for what is kept of failures.
+    None for this machine. ``after_success`` as of ``run_episode``. ``videos`` and ``stills``:
+    folders for what is kept of failures.
     """
 
     policy: Path = Path()
@@ -49,6 +50,7 @@ class EvalOptions:
     device: str = 'cpu'
     threads: int = 1
     replan_steps: int | None = None
+    after_success: int = 0
     via: str = 'inprocess'
     realtime: bool = False
     videos: Path | None = None
@@ -105,7 +107,8 @@ def make_policy_worker(options: EvalOptions) -> Callable[
             options.videos, options.stills, f'{task}-{seed}', env.control_rate / replan)
         try:
             result = episode.run_episode(
-                env, infer, task, seed, replan, options.scene.max_steps, record.on_decision)
+                env, infer, task, seed, replan, options.scene.max_steps, record.on_decision,
+                after_success=options.after_success)
         except UserError:
             if 'language' not in env.active:
                 raise

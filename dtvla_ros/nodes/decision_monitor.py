@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from dtvla_ros.safety.watchdog import Watchdog
 
 GATE = 'gate_state'
+COMPLETE = 'the policy says that the task is complete'
 INPUT_LOST = 5.0  # without usable inputs, after which holding becomes stopping [s]
 
 DecisionState = enum.Enum(
-    'DecisionState', 'UNCONFIGURED LOADING INACTIVE IDLE THINKING ACTING HOLDING STOPPED FAULT')
+    'DecisionState', ('UNCONFIGURED', 'LOADING', 'INACTIVE', 'IDLE', 'THINKING', 'ACTING',
+                      'HOLDING', 'DONE', 'STOPPED', 'FAULT'))
 """What the policy node is doing; its ``state`` topic has the name."""
 WAITING = {DecisionState.UNCONFIGURED: 'not configured',
            DecisionState.LOADING: "the policy's weights are being read",
@@ -44,7 +46,8 @@ class DecisionMonitor:
     """Follows a task from its instruction to its end.
 
     ``note`` explains a state that is not an error, ``refusal`` why a transition was refused.
-    ``stopped`` is the reason why the task ended, '' while it goes on; a new task begins again.
+    ``stopped`` is the reason why the task ended, '' while it goes on; ``done``: the policy says
+    that it is complete. A new task begins again.
     ``status``: the state judged last and its reason. ``period`` [s]: how often `tick` is called.
     """
 
@@ -52,7 +55,7 @@ class DecisionMonitor:
         self._period = period
         self.status = next(iter(WAITING.items()))
         self.note = self.refusal = self.stopped = ''
-        self.estop = self.has_task = False
+        self.estop = self.has_task = self.done = False
         self._lost_since: float | None = None
         self.configure(deadline=0.0, gate_timeout=0.0)
 
@@ -65,11 +68,11 @@ class DecisionMonitor:
     @property
     def ready(self) -> bool:
         """Whether an active node may begin a decision."""
-        return self.has_task and not self.estop and not self.stopped
+        return self.has_task and not (self.estop or self.stopped or self.done)
 
     def begin_task(self) -> None:
         """Start over with a new instruction."""
-        self.has_task = True
+        self.has_task, self.done = True, False
         self.note = self.stopped = ''
         self._lost_since = None
 
@@ -90,10 +93,12 @@ class DecisionMonitor:
         if waiting is not None:
             note = '' if waiting is DecisionState.UNCONFIGURED else self.note
             return waiting, self.refusal or note or WAITING[waiting]
-        if not self.stopped and self.has_task:
+        if self.has_task and not (self.stopped or self.done):
             self.stopped = self._why_stop(now, readings)
         if self.stopped:
             return DecisionState.STOPPED, self.stopped
+        if self.done:
+            return DecisionState.DONE, COMPLETE
         if not self.has_task:
             return DecisionState.IDLE, self.note or 'no instruction'
         if readings.trouble:

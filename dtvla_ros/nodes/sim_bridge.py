@@ -60,6 +60,8 @@ class SimSettings:
     lockstep: bool = parameter(True, 'time waits for the policy')
     camera_every: int = parameter(1, 'control steps per frame', low=1)
     max_steps: int = parameter(0, 'per episode; 0: as the task says', low=0)
+    after_success: int = parameter(
+        0, 'control steps that an episode goes on for the policy to say that it is done', low=0)
     endless: bool = parameter(
         False, 'one scene that never ends: no limit, no success, no instruction, and in '
         'lock-step no faster than time')
@@ -86,6 +88,7 @@ class Progress:
     task: str = ''
     seed: int = 0
     step: int = 0
+    solved: int | None = None  # step of the first success
     touched: bool = False  # somebody stepped, reset or loaded the running episode
     episodes: list[dict[str, Any]] = field(default_factory=list)
 
@@ -234,6 +237,7 @@ class SimBridge(Node):
     def _begin(self, task: str, seed: int, touched: bool = False) -> None:
         progress = self._progress
         progress.task, progress.seed, progress.step, progress.touched = task, seed, 0, touched
+        progress.solved = None
         self._obs, self._info = self._env.reset(seed=seed, options={'task': task})
         self._clock_ns += round(BETWEEN_EPISODES * 1e9)
         self._action, self._next, self._running = np.zeros(7), None, self._given.endless
@@ -245,7 +249,7 @@ class SimBridge(Node):
                                for name in self._env.alternatives()}
         else:
             self._announce()
-            self._publish_episode(done=False, success=False)
+            self._publish_episode(done=False)
         if self._paused or self._running:
             self._show(cameras=True)
         self._publish_state()
@@ -272,6 +276,9 @@ class SimBridge(Node):
                 and time.monotonic() - self._resumed < ANNOUNCE_AGAIN):
             self._resumed = -np.inf  # once: it gave the task up in the silence
             self._announce()
+        if state == 'DONE' and self._running:
+            return self._end_episode(
+                said_done=self._progress.step, too_early=not self._info['success'])
         taken = (spelling(told.get('instruction', '')) == spelling(wanted)
                  and told.get('task') != self._task_before and state not in NOT_READY)
         if taken and not (self._running or self._paused or self._finished_at is not None):
@@ -383,25 +390,36 @@ class SimBridge(Node):
 
     def _step(self, action: NDArray[np.float64]) -> None:
         self._action = action
-        self._obs, _, terminated, truncated, info = self._env.step(action)
-        success, progress, given = bool(info['success']), self._progress, self._given
+        self._obs, _, _, truncated, info = self._env.step(action)
+        progress, given = self._progress, self._given
+        self._info['success'] = success = bool(info['success'])
         progress.step += 1
         self._moved = time.monotonic()
         self._clock_ns += self._period_ns
         if given.endless:
             self._judge()
             return self._show(cameras=self._paused or progress.step % given.camera_every == 0)
-        if not (terminated or (
-                progress.step >= given.max_steps if given.max_steps else truncated)):
-            self._publish_episode(done=False, success=False)
-            return self._show(cameras=self._paused or progress.step % given.camera_every == 0)
+        if success and progress.solved is None:
+            progress.solved = progress.step
+        late = progress.step >= given.max_steps if given.max_steps else truncated
+        if (late if progress.solved is None else
+                progress.step >= progress.solved + given.after_success):
+            return self._end_episode()
+        self._publish_episode(done=False)
+        return self._show(cameras=self._paused or progress.step % given.camera_every == 0)
+
+    def _end_episode(self, **said: Any) -> None:
+        """Keep the episode's result, with when the policy ``said`` it, and begin the next one."""
+        progress, given = self._progress, self._given
+        success = progress.solved is not None
         progress.episodes.append({
             'task': progress.task, 'seed': progress.seed, 'success': success,
-            'steps': progress.step, **({} if success else {'reason': self._why_failed()}),
+            'steps': progress.solved or progress.step, **said,
+            **({} if success else {'reason': self._why_failed()}),
             **({'touched': True} if progress.touched else {})})
         self._show_cameras()  # without a pose: nobody is asked for another command
         if progress.index + 1 < len(progress.plan):
-            self._publish_episode(done=True, success=success)
+            self._publish_episode(done=True, **said)
             return self._begin_next()
         self._running = self._paused = False
         self._finished_at = time.monotonic()
@@ -409,7 +427,7 @@ class SimBridge(Node):
             write_json(self._result, {
                 'suite': given.suite, 'starts': self._env.starts, 'perturb': _named(given.perturb),
                 'lockstep': given.lockstep, **progress.report()})
-        self._publish_episode(done=True, success=success)
+        self._publish_episode(done=True, **said)
         self._publish_state()
         for task, (successes, n) in progress.results().items():
             self.get_logger().info(f'{task}: {successes} of {n}')
@@ -430,7 +448,7 @@ class SimBridge(Node):
 
     def _why_failed(self) -> str:
         told, asked = self._policy, self._info['instruction']
-        if told.get('state') in ('STOPPED', 'FAULT'):
+        if told.get('state') in ('STOPPED', 'FAULT', 'DONE'):
             return f'policy {told["state"]}: {told.get("reason", "")}'
         if self._gate:
             return f'stopped: {self._gate}'
@@ -472,13 +490,15 @@ class SimBridge(Node):
         return (np.asarray(self._obs['robot0_eef_pos'] - self._env.base_position),
                 Rotation.from_quat(self._obs['robot0_eef_quat']))
 
-    def _publish_episode(self, done: bool, success: bool) -> None:
+    def _publish_episode(self, done: bool, **said: Any) -> None:
         progress = self._progress
+        success = progress.solved is not None
         finished = done and progress.index + 1 == len(progress.plan)
         self._episode.publish(String(data=json.dumps({
             'episode': progress.index, 'episodes': len(progress.plan), 'task': progress.task,
             'seed': progress.seed, 'instruction': self._info['instruction'],
             'step': progress.step, 'success': success, 'done': done, 'finished': finished,
+            'solved': progress.solved, **said,
             **({'reason': self._why_failed()} if done and not success else {}),
             **({'summary': progress.results()} if finished else {})})))
 

@@ -23,6 +23,7 @@ from dtvla_ros.nodes.decision_monitor import WAITING, DecisionMonitor, DecisionS
 from dtvla_ros.nodes.inference_worker import InferenceWorker, Outcome, give_back_memory, load
 from dtvla_ros.nodes.inputs import Inputs
 from dtvla_ros.nodes.settings import declare_all, declare_former, guard, read_all
+from dtvla_ros.policy.completion import Completion
 from dtvla_ros.policy.instructions import refuse_instruction, shown
 from dtvla_ros.policy.understanding import NotUnderstood
 from dtvla_ros.ros import conversions, qos
@@ -36,7 +37,7 @@ REQUESTS_BEFORE_NEW = 3  # repetitions of one moment after which a new decision 
 LOAD_TIMEOUT = 4.0  # a lifecycle manager waits for at most 5 s [s]
 RELEASE_TIMEOUT = 1.0  # longest wait for the worker to end [s]
 ASK_AGAIN = 1.0  # between attempts to activate [s]
-DONE, REFUSED = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+SUCCEEDED, REFUSED = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 LEVELS = {
     **dict.fromkeys(WAITING, DiagnosticStatus.STALE), DecisionState.FAULT: DiagnosticStatus.ERROR,
     DecisionState.HOLDING: DiagnosticStatus.WARN, DecisionState.STOPPED: DiagnosticStatus.WARN}
@@ -44,6 +45,8 @@ LEVELS = {
 
 class VlaNode(LifecycleNode):
     """Decides on the newest complete observation and publishes its thought and its chunk.
+
+    A task ends when the thoughts say that it is complete: the arm holds still until the next one.
 
     In lock-step it decides exactly every ``replan_steps`` control steps and publishes that many
     rows, so that a run is the same however long a thought takes. Otherwise it thinks while the arm
@@ -69,6 +72,7 @@ class VlaNode(LifecycleNode):
         self._rejected = dict.fromkeys(('rejected', 'rejected_instruction'), '')
         self._decided: float | None = None  # stamp of the last observation decided on
         self._sent: JointTrajectory | None = None
+        self._completion = Completion()
         self._account: dict[str, object] = {}  # of the last decision
         self._said = ''  # of the thought that is being written
 
@@ -109,7 +113,7 @@ class VlaNode(LifecycleNode):
         self._worker = worker
         self._monitor.configure(settings.deadline_s, settings.gate_timeout_s)
         self._inputs.open(settings)
-        return DONE
+        return SUCCEEDED
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin to decide, unless the policy or an input is not what it should be."""
@@ -129,7 +133,7 @@ class VlaNode(LifecycleNode):
                 f'allowed_instructions: the policy was not trained on "{shown(new)}"')
         # What was told before may be none of its tasks.
         told, self._instruction, self._understood = self._instruction, '', ''
-        self._monitor.has_task = False
+        self._monitor.has_task = self._monitor.done = False
         if told:
             self._take_instruction(told)
         else:
@@ -148,7 +152,7 @@ class VlaNode(LifecycleNode):
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Release the policy and unsubscribe; the node can be configured again."""
         self._release()
-        return DONE
+        return SUCCEEDED
 
     on_shutdown = on_error = on_cleanup
 
@@ -171,13 +175,13 @@ class VlaNode(LifecycleNode):
     def _start_by_itself(self) -> None:
         if self._worker is None:
             self._started.cancel()
-            if self.trigger_configure() != DONE:
+            if self.trigger_configure() != SUCCEEDED:
                 end(UserError(self._monitor.refusal))
             self._started = self.create_timer(ASK_AGAIN, self._start_by_itself, clock=STEADY)
         elif self._worker.load_error is not None:
             self._started.cancel()
             end(self._worker.load_error)
-        elif self._worker.loaded.is_set() and self.trigger_activate() == DONE:
+        elif self._worker.loaded.is_set() and self.trigger_activate() == SUCCEEDED:
             self._started.cancel()
 
     def _on_instruction(self, message: String) -> None:
@@ -200,6 +204,7 @@ class VlaNode(LifecycleNode):
         self._task += 1
         self._forget()
         self._inputs.clear()
+        self._completion = Completion()
         self._monitor.begin_task()
 
     def _meaning(self, text: str) -> str:
@@ -297,6 +302,10 @@ class VlaNode(LifecycleNode):
                 return self._stop(self._monitor.note)
         if not np.isfinite(decision.chunk).all():
             return self._stop('the policy chose a non-finite action')
+        if self._completion.add(decision.reasoning):
+            self.get_logger().info(f'done: {self._instruction}')
+            self._monitor.done = True
+            return self._forget()
         rows = decision.chunk[:self._replan_steps(worker) if self._settings.lockstep else None]
         self._sent = conversions.chunk_message(
             Chunk(stamp, 1.0 / worker.manifest.action.rate_hz, rows))

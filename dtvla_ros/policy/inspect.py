@@ -194,7 +194,8 @@ def _contents(manifest: PolicyManifest) -> dict[str, Any]:
             'statistics': manifest.statistics.to_dict() if manifest.statistics else None,
             'action': asdict(manifest.action), 'images': asdict(manifest.images),
             'prompt': {key: getattr(manifest, key) for key in (
-                'preamble', 'state_in_prompt', 'max_thought_tokens', 'tasks')},
+                'preamble', 'state_in_prompt', 'max_thought_tokens', 'tasks',
+                'says_done')},
             **_sizes(manifest.config, manifest.max_thought_tokens)}
 
 

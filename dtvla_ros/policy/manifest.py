@@ -79,6 +79,7 @@ class PolicyManifest:
 
     ``files`` maps names in the folder to SHA-256; nothing else in the folder is ever opened.
     ``tasks``: the instructions it was trained on, as its data spells them; empty: not known.
+    ``says_done``: thoughts that say so are among what it was trained on.
     ``success`` holds the evaluation table, ``simulator`` the versions it was measured with.
     ``weights`` other than 'fp32' are quantised: only the ONNX graphs can read them. ``proof``:
     shares of recorded thought ``tokens`` and action ``bins`` that the exported engines reached.
@@ -98,6 +99,7 @@ class PolicyManifest:
     success: Mapping[str, Any] = field(default_factory=dict)
     weights: str = 'fp32'
     tasks: tuple[str, ...] = ()
+    says_done: bool = False
     proof: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dtvla_ros.actions import osc
 from dtvla_ros.conventions import ARM_JOINTS, FINGER_JOINTS
 from dtvla_ros.engine.engine import Decision
+from dtvla_ros.policy.completion import Completion
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.rollout.env import Env, SimObservation
 
@@ -29,12 +30,14 @@ class EpisodeResult:
     task: str
     seed: int
     success: bool
-    steps: int  # control steps taken
+    steps: int  # control steps taken, until success
     decisions: int = 0
     truncated: int = 0  # thoughts that hit their cap
     latency: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of decisions, by phase
     thoughts: Sequence[str] = ()  # one per decision
     commands: str = ''  # `commands_hash` of what moved the arm, '' where unknown
+    said_done: int | None = None  # control step at which the policy said so, if it did
+    too_early: bool = False  # it did while the task was not done
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> EpisodeResult:
@@ -102,12 +105,13 @@ class Executed:
 
 
 def execute(env: Env, actions: NDArray[np.floating], gripper: float,
-            workspace: Box | None = None, timed: bool = True) -> Executed:
+            workspace: Box | None = None, timed: bool = True, solved: bool = False) -> Executed:
     """Carry out actions [n, 7], n >= 1, until they are done or the episode is over.
 
     ``gripper``: its command so far; the next follows from the command gate's law, as over ROS.
     ``workspace``: lower and upper corner, base frame [m]; an episode whose end effector leaves
-    it is over. ``timed``: it is also over when the environment truncates it.
+    it is over. ``timed``: it is also over when the environment truncates it. ``solved``: success
+    was reached before, and neither it nor time ends the episode now.
     """
     def inside(box: Box) -> bool:
         position = np.asarray(obs['robot0_eef_pos'], np.float64) - env.base_position  # [3]
@@ -121,7 +125,7 @@ def execute(env: Env, actions: NDArray[np.floating], gripper: float,
         commands.append(command)
         obs, _, terminated, truncated, info = env.step(command)
         success = bool(info['success'])
-        over = terminated or success or (truncated and timed) or (
+        over = not solved and (terminated or success or (truncated and timed)) or (
             workspace is not None and not inside(workspace))
         if over:
             break
@@ -130,18 +134,21 @@ def execute(env: Env, actions: NDArray[np.floating], gripper: float,
 
 def run_episode(env: Env, infer: Infer, task: str, seed: int, replan_steps: int,
                 max_steps: int | None = None, on_decision: OnDecision | None = None,
-                workspace: Box | None = None) -> EpisodeResult:
+                workspace: Box | None = None, after_success: int = 0) -> EpisodeResult:
     """Run a policy from one start state; it replans after every ``replan_steps`` actions.
 
-    ``max_steps`` None: the task's own limit. ``workspace`` as of ``execute``.
+    ``max_steps`` None: the task's own limit. ``workspace`` as of ``execute``. The episode ends
+    when the policy says that it is done, or ``after_success`` control steps after success.
     """
     obs, info = env.reset(seed=seed, options={'task': task})
     limit = max_steps or env.max_steps  # the task's own is known once it is set
-    done, success, truncated, gripper = False, False, 0, osc.GRIPPER_OPEN
+    over, holds, truncated, gripper = False, False, 0, osc.GRIPPER_OPEN
+    solved = said_done = None  # control steps
+    completion = Completion()
     latency: defaultdict[str, list[float]] = defaultdict(list)
     thoughts: list[str] = []
     commands: list[NDArray[np.floating]] = []
-    while not done and (step := len(commands)) < limit:
+    while not over and (step := len(commands)) < limit:
         observation = observation_from_sim(obs, info, env, step)
         decision = infer(observation)
         timings = {**decision.timings, 'total': sum(decision.timings.values())}
@@ -151,14 +158,23 @@ def run_episode(env: Env, infer: Infer, task: str, seed: int, replan_steps: int,
         truncated += decision.outcome != 'complete'
         if on_decision is not None:
             on_decision(observation, decision, step)
-        executed = execute(env, decision.chunk[: min(replan_steps, limit - step)], gripper,
-                           workspace, max_steps is None)
-        obs, gripper, done = executed.obs, executed.gripper, executed.over
-        commands += executed.commands
-        success = success or executed.success
+        if completion.add(decision.reasoning):
+            said_done = step
+            break
+        rows = decision.chunk[:replan_steps]
+        while len(rows) and not over and len(commands) < limit:
+            executed = execute(env, rows[:limit - len(commands)], gripper, workspace,
+                               max_steps is None, solved is not None)
+            obs, gripper, holds = executed.obs, executed.gripper, executed.success
+            commands += executed.commands
+            rows, over = rows[len(executed.commands):], executed.over
+            if holds and solved is None:
+                solved = len(commands)
+                limit, over = solved + after_success, False
     return EpisodeResult(
-        task, seed, success, len(commands), len(thoughts), truncated, dict(latency),
-        tuple(thoughts), commands_hash(commands))
+        task, seed, solved is not None, solved or len(commands), len(thoughts), truncated,
+        dict(latency), tuple(thoughts), commands_hash(commands[:solved]), said_done,
+        said_done is not None and not holds)
 
 
 def run_replay_episode(env: Env, actions: NDArray[np.float32], task: str, seed: int,

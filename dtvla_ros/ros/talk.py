@@ -29,7 +29,7 @@ ANSWER = 3.0  # longest wait for what an order leads to [s]
 SETTLING = 0.5  # in which a state follows another node's [s]
 STOPPED = ('STOPPED', 'STOP', 'FAULT')
 STYLES = {**dict.fromkeys(STOPPED, 'bold red'), 'HOLDING': 'yellow', 'HOLD': 'yellow',
-          'ACTING': 'green', 'RUN': 'green'}
+          'ACTING': 'green', 'RUN': 'green', 'DONE': 'green'}
 START = ('start dtvla demo, play or run in another terminal, or export the ROS_DOMAIN_ID that it '
          'prints')
 
@@ -189,7 +189,7 @@ def tasks() -> dict[str, list[str]]:
 
 
 def watch(console: Console) -> None:
-    """Show the present thought, and a line for each task, refusal and stop, until Ctrl-C."""
+    """Show the present thought, and a line for each task, its end and refusals, until Ctrl-C."""
     with suppress(KeyboardInterrupt), visit() as guest:
         robot, screen = Robot(guest), Screen(console)
         robot.listen(String, names.REASONING, screen.reasoning,
@@ -206,7 +206,7 @@ def watch(console: Console) -> None:
 
 
 class Screen:
-    """The present thought in place, below a line for each task, refusal and stop.
+    """The present thought in place, below a line for each task, refusal, stop and end.
 
     A thought is forgotten when a task begins or is stopped.
     Where the console is no terminal every complete thought gets a line.
@@ -240,6 +240,8 @@ class Screen:
                 self._print(meaning, 'bold')
         if policy.get('rejected') and policy['refusals'] != before.get('refusals'):
             self._print('refused: {rejected_instruction}: {rejected}'.format_map(policy), 'red')
+        if policy.get('state') == 'DONE' != before.get('state'):
+            self._print(f'done: {policy["instruction"]}', 'bold green')
         for who, status in (('policy', policy), ('gate', gate)):
             stopped = _text(status) if status.get('state') in STOPPED else ''
             if _numberless(stopped) != _numberless(self._stopped[who]):

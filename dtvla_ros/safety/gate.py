@@ -32,6 +32,7 @@ from dtvla_ros.safety.watchdog import Watchdog
 HEARTBEAT, JOINTS, POSE = 'policy heartbeat', 'joint states', 'end-effector pose'
 THINKING = 'thinking'
 IDLE = 'policy is idle'
+DONE = 'policy says that the task is done'
 NO_STAMP = 'its stamp is 0: let its driver stamp what it publishes'
 OTHER_CLOCK = 'stamped {:.1f} s away from this clock: is use_sim_time the same everywhere?'
 PAUSED = 'paused'
@@ -102,7 +103,7 @@ class Command:
     @property
     def waiting(self) -> bool:
         """Whether the arm is still only because there is nothing to play yet."""
-        return self.state is GateState.HOLD and self.reason in (THINKING, IDLE)
+        return self.state is GateState.HOLD and self.reason in (THINKING, IDLE, DONE)
 
 
 class Gate:
@@ -301,6 +302,8 @@ class Gate:
             self.stop(f'policy says {self._policy_state}: {self._policy_reason}')
         elif self._policy_state == 'HOLDING':
             return f'policy holds: {self._policy_reason}'
+        elif self._policy_state == 'DONE':
+            return DONE
         if self.arm_unable or self._paused:
             return self.arm_unable or PAUSED
         stood = steady - self._ticked_at

@@ -30,15 +30,19 @@ HEAD = 'objective.auxiliary.localisation.'
 FORMER_HEADS = re.compile(r'^objective\.(auxiliary\.localisation\.)?head\.')
 
 
-def write_tasks(run: Path, tasks: Collection[str]) -> None:
-    """Keep the instructions that a run is trained on, for its policy's manifest."""
-    write_json(run / TASKS, {'tasks': list(tasks)})
+def write_tasks(run: Path, tasks: Collection[str], says_done: bool) -> None:
+    """Keep what a run is trained on, instructions and `says_done`, for its policy's manifest."""
+    write_json(run / TASKS, {'tasks': list(tasks), 'says_done': says_done})
 
 
-def read_tasks(run: Path) -> tuple[str, ...]:
-    """Return what `write_tasks` kept, empty where it has not been; UserError if it is damaged."""
+def read_tasks(run: Path) -> dict[str, Any]:
+    """Return what `write_tasks` kept, nothing where it has not; UserError if it is damaged."""
     path = run / TASKS
-    return sentences(read_json(path).get('tasks'), f'{path}: tasks') if path.exists() else ()
+    if not path.exists():
+        return {}
+    kept = read_json(path)
+    return {'tasks': sentences(kept.get('tasks'), f'{path}: tasks'),
+            'says_done': bool(kept.get('says_done'))}
 
 
 def gathered(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_text
 from dtvla_ros.policy.transform import HOME, Observation, PolicyTransform
 from dtvla_ros.policy.vocabulary import ordinal_groups, word_id
+from dtvla_ros.thought import Thought
 
 STATE_TOKENS = 7  # position, tilt and opening, as in ``word_groups``
 AFTER_STATE = 2  # tokens between the state tokens and the prompt's end: ';' and newline
@@ -149,6 +150,12 @@ def _scenes(readers: Sequence[DatasetReader]) -> NDArray[np.int64]:
             scene = reader.metadata(episode).get('index', f'episode {episode}')
             scenes += [number.setdefault((k, scene), len(number))] * length
     return np.array(scenes)
+
+
+def says_done(reader: DatasetReader) -> bool:
+    """Return whether any of a dataset's thoughts says that the task is complete."""
+    return any(' wait ' in text and (thought := Thought.parse(text)) is not None
+               and thought.finished for text in reader.column(layout.REASONING))
 
 
 def location_spans(tokenizer: Tokenizer) -> list[tuple[int, int]]:

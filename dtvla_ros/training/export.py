@@ -106,11 +106,11 @@ def _read_run(run: Path) -> tuple[HybridDecoder, PolicyTransform, PolicyManifest
     if (run / ORIGIN / MANIFEST).exists():
         return model, transform, replace(
             PolicyManifest.read(run / ORIGIN), name=run.resolve().name, config=transform.config,
-            statistics=transform.statistics, tasks=read_tasks(run))
+            statistics=transform.statistics, **read_tasks(run))
     usual, installed = ActionContract(), versions()
     return model, transform, PolicyManifest(
         name='nano', license='Apache-2.0', config=transform.config,
-        statistics=transform.statistics, files={}, tasks=read_tasks(run),
+        statistics=transform.statistics, files={}, **read_tasks(run),
         action=replace(usual, replan_steps=min(usual.replan_steps, transform.config.chunk_steps)),
         simulator={k: v for k, v in installed.items() if k in ('mujoco', 'robosuite')})
 

@@ -187,6 +187,26 @@ def test_a_task_that_is_done_lets_the_arm_rest(stage):
     stage.says('stopped: no chunk within 10 s; tell it again')
 
 
+@pytest.mark.parametrize('judged', [True, False])
+def test_a_policy_that_says_when_it_is_done_ends_the_task_itself(stage, judged):
+    """The simulator's judgement stands beside what it says."""
+    stage.player._says_done = True
+    stage.status(instruction=TASKS[0], task=1)
+    stage.says(f'told: {TASKS[0]}')
+    if judged:
+        stage.scene(done='put_the_can_in_the_wooden_bin', step=9)
+        stage.says(f'done, as the simulator judges: {TASKS[0]}')
+    assert not stage.screen.resting
+    stage.status(gate=('HOLD', 'policy says that the task is done'), policy='DONE',
+                 instruction=TASKS[0], task=1)
+    stage.says(f'done: the policy says so: {TASKS[0]}' + (
+        '' if judged else ' (the simulator does not)'))
+    assert not stage.orders
+    stage.status(instruction=TASKS[1], task=2)
+    stage.says(f'told: {TASKS[1]}')
+    assert not stage.screen.resting
+
+
 def test_before_the_nodes_are_heard_only_a_stop_counts(tmp_path, monkeypatch):
     monkeypatch.setenv('ROS_DOMAIN_ID', fresh_domain())
     stage = Stage(tmp_path)

@@ -43,6 +43,20 @@ def test_latency_summary_in_milliseconds():
     assert row['think']['p50_ms'] == pytest.approx(50.5)
 
 
+def test_when_done_was_said_is_counted_of_successes_and_too_early_of_all():
+    """20 control steps after success is in time; one who said it as success went away was not."""
+    def episode(success, steps, said=None, early=False):
+        return EpisodeResult('t', 0, success, steps, said_done=said, too_early=early)
+    done = results.said_done([
+        episode(True, 50, 56), episode(True, 50, 70), episode(True, 50), episode(True, 50, 71),
+        episode(True, 50, 56, True), episode(False, 30, 30, True), episode(False, 180)])
+    assert (done['within_1_s'], done['without_success']) == ([2, 5], [2, 7])
+    assert done['wilson95']['within_1_s'] == [0.1176, 0.7693]
+    assert results.told_done(done) == (
+        'done was said within 1 s of success in 2/5 (12% - 77%) successes, without success in '
+        '2/7 (8% - 64%) episodes')
+
+
 def result(folder, mode, good, files=None, suite='tabletop', starts='shuffle', episodes=10,
            **more):
     played = [EpisodeResult(task, 100 + k, k < good, 50, 1, 0, {'total': [0.02]})

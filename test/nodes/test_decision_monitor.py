@@ -2,7 +2,13 @@
 
 import pytest
 
-from dtvla_ros.nodes.decision_monitor import INPUT_LOST, WAITING, DecisionMonitor, Readings
+from dtvla_ros.nodes.decision_monitor import (
+    COMPLETE,
+    INPUT_LOST,
+    WAITING,
+    DecisionMonitor,
+    Readings,
+)
 
 PERIOD = 0.025
 GOOD, BUSY = Readings(has_chunk=True), Readings(busy_since=0.0)
@@ -41,6 +47,20 @@ def test_a_task_from_its_instruction_to_its_chunk_and_the_estop_that_wins(monito
     assert judged(monitor, Readings(next(iter(WAITING)))) == ('FAULT', 'e-stop')
     monitor.estop = False
     assert judged(monitor, GOOD) == ('STOPPED', 'failed')
+
+
+def test_a_task_that_is_done_waits_for_the_next_one_whatever_becomes_of_inputs_and_gate(monitor):
+    monitor.begin_task()
+    monitor.on_gate(0.0)
+    monitor.done = True
+    assert not monitor.ready
+    track = over_time(monitor, TROUBLE, INPUT_LOST + 1.0)
+    assert {(s, r) for _, s, r in track} == {('DONE', COMPLETE)}
+    monitor.estop = True
+    assert judged(monitor, GOOD) == ('FAULT', 'e-stop')
+    monitor.estop = False
+    monitor.begin_task()
+    assert monitor.ready and judged(monitor, GOOD, 0.1) == ('ACTING', '')
 
 
 def test_inputs_in_trouble_hold_and_after_a_while_without_a_break_stop(monitor):

@@ -254,6 +254,33 @@ def test_a_failed_episode_says_why(graph):
         graph.spin(ended, 20)
 
 
+def test_a_policy_that_says_it_is_done_ends_its_episode(graph, tmp_path):
+    """The next one, which it says of an earlier task, goes on."""
+    operator = Operator(graph, episodes=2, after_success=20, max_steps=4,
+                        result_file=tmp_path / 'result.json')
+    operator.take_the_task()
+
+    def act(steps):
+        def there():
+            operator.act([0.0] * 6 + [-1.0])
+            return json.loads(graph.last('episode').data)['step'] >= steps
+        graph.spin(there, 20)
+    act(2)
+    told = {'instruction': graph.last('instruction').data, 'task': time.monotonic_ns()}
+    operator.say('DONE', reason='it says so', **told)
+    graph.spin(lambda: operator.state()['seed'] == SEED + 1, 10)
+    operator.say('DONE', reason='it says so', **told)
+    graph.wait(0.2)
+    assert operator.state()['state'] == 'stopped'
+    operator.take_the_task()
+    act(4)
+    assert graph.processes['sim_bridge'].wait(15) == 0
+    first, last = json.loads((tmp_path / 'result.json').read_text())['episodes']
+    assert first == {'task': TASK, 'seed': SEED, 'success': False, 'steps': 2, 'said_done': 2,
+                     'too_early': True, 'reason': 'policy DONE: it says so'}
+    assert (last['steps'], last['reason']) == (4, 'not done within 4 steps')
+
+
 @pytest.mark.parametrize('lockstep', [True, False])
 def test_pause_in_a_running_episode(graph, lockstep):
     operator = Operator(graph, lockstep=str(lockstep).lower(), max_steps=40, episodes=2)

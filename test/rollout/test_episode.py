@@ -48,6 +48,58 @@ def test_an_idle_policy_fails_when_time_is_up(env, monkeypatch):
     assert episode.run_replay_episode(env, np.zeros((20, 7), np.float32), TASK, 7, 13).steps == 13
 
 
+STILL, UP = np.array([0, 0, 0, 0, 0, 0, -1.0]), np.array([0, 0, 0.5, 0, 0, 0, -1.0])
+WAIT = 'holding nothing done can now wait can at x50 y-17 next wait move still still still'
+
+
+class Scripted:
+    """Stands where the simulator would: the task is done from one control step to another."""
+
+    control_rate, max_steps, base_position = 20.0, 30, np.zeros(3)
+
+    def __init__(self, solved, undone=1000):
+        self.holds = range(solved, undone)
+
+    def reset(self, seed, options):
+        self.step_count = 0
+        return self.seen(), {'instruction': 'x'}
+
+    def seen(self):
+        return {name: np.zeros(size) for name, size in (
+            ('robot0_gripper_qpos', 2), ('robot0_joint_pos', 7), ('robot0_eef_pos', 3),
+            ('robot0_eef_quat', 4), ('agentview_image', 1), ('robot0_eye_in_hand_image', 1))}
+
+    def step(self, action):
+        self.step_count += 1
+        done = self.step_count in self.holds
+        return self.seen(), 0.0, done, self.step_count >= self.max_steps and not done, {
+            'success': done}
+
+
+@pytest.mark.parametrize(('holds', 'says_at', 'after', 'expected'), [
+    # (success, steps, said_done, too_early, decisions); every third step is decided on.
+    ((10,), 99, 0, (True, 10, None, False, 4)),
+    ((10,), 99, 20, (True, 10, None, False, 10)), ((10,), 11, 20, (True, 10, 15, False, 6)),
+    ((28,), 28, 20, (True, 28, 33, False, 12)), ((99,), 8, 20, (False, 12, 12, True, 5)),
+    ((99,), 8, 0, (False, 12, 12, True, 5)), ((99,), 99, 20, (False, 30, None, False, 10)),
+    ((10, 12), 11, 20, (True, 10, 15, True, 6))])
+def test_an_episode_ends_when_the_policy_says_so_and_waits_for_it_after_success(
+        holds, says_at, after, expected):
+    """Its steps and commands are those up to success."""
+    env = Scripted(*holds)
+
+    def decide(observation):
+        thought = WAIT if env.step_count >= says_at else 'x'
+        rows = np.array([STILL if thought == WAIT else UP] * 8, np.float32)
+        return Decision(thought, 'complete', rows, (), np.zeros(0, np.int64))
+
+    result = episode.run_episode(env, decide, TASK, 0, 3, after_success=after)
+    assert expected == (result.success, result.steps, result.said_done, result.too_early,
+                        result.decisions)
+    if result.success:
+        assert result.commands == episode.commands_hash([UP] * 10 if holds[0] == 10 else [UP] * 28)
+
+
 def test_replay_repeats_its_own_start_but_not_others(env):
     result, actions = episode.run_expert_episode(env, make_expert(env), TASK, 0, env.max_steps)
     assert result.success and actions.shape == (result.steps, 7)

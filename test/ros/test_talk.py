@@ -132,11 +132,13 @@ def test_the_screen_keeps_the_thought_in_place_and_what_happened_above_it() -> N
     with screen.live:
         for status, gate in (
                 (policy, runs), (policy, runs), (refused, late),
-                (refused, late | {'reason': 'heartbeat is 0.35 s old'}), (policy, runs)):
+                (refused, late | {'reason': 'heartbeat is 0.35 s old'}), (policy, runs),
+                (policy | {'state': 'DONE'}, runs), (policy | {'state': 'DONE'}, runs)):
             screen.reasoning(String(data='now reach.'))
             screen.show(status, gate)
     shown = out.getvalue()
-    for text in (f'\x1b[1mtold: {LEMON}', '\x1b[1munderstood as: put it in',
+    for text in (f'\x1b[1mtold: {LEMON}', f'\x1b[1;32mdone: {LEMON}',
+                 '\x1b[1munderstood as: put it in',
                  '\x1b[31mrefused: fly: no', '\x1b[32mgate: goes on',
                  '\x1b[1;31mgate: STOP heartbeat'):
         assert shown.count(text) == 1, text

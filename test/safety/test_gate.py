@@ -85,6 +85,7 @@ def test_it_waits_plays_rows_and_waits_and_one_non_finite_chunk_is_dropped_whole
     (3, HOLD, 'stood still', {'clock_stands': True}), (1, HOLD, '', {'now': 90.0}),
     (1, HOLD, '', {'now': 110.0}), (1, HOLD, 'outside', {'position': [0.899, 0.0, 0.3]}),
     (1, HOLD, 'policy holds: because', {'policy_state': 'HOLDING'}),
+    (1, HOLD, 'the task is done', {'policy_state': 'DONE'}),
     (1, HOLD, 'paused', lambda rig: rig.gate.pause(True)),
     (1, HOLD, 'servo halted', lambda rig: setattr(rig.gate, 'arm_unable', 'servo halted')),
     (3, STOP, 'heartbeat', {'silent': 'heartbeat'}),
@@ -119,6 +120,15 @@ def test_a_fault_ends_motion_in_time_voids_what_was_decided_and_tells_why(
         rig.task = '1'
     if word != 'outside':  # where rows go on
         assert rig.tick().waiting and rig.chunk(stamp=seen - DT), 'the old chunk is gone'
+    rig.moving()
+
+
+def test_a_task_that_is_done_holds_for_as_long_as_it_takes_and_lets_lock_step_wait():
+    rig = Rig(thinking_deadline_s=1.0).moving()
+    rig.policy_state = 'DONE'
+    commands = [rig.tick() for _ in range(60)]
+    assert all(c.state is HOLD and c.waiting and still(c) for c in commands)
+    rig.policy_state, rig.task = 'THINKING', '1'
     rig.moving()
 
 

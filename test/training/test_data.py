@@ -1,6 +1,7 @@
 """A batch is what the policy's own transform would say, and nothing is supervised by accident."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from dtvla_ros.policy.vocabulary import turned_round
 from dtvla_ros.training.auxiliary.direction_flip import DirectionFlip
 from dtvla_ros.training.collate import Collator, augment
 from dtvla_ros.training.config import AuxiliaryConfig, ModelConfig
-from dtvla_ros.training.data import object_names, open_frames, tokenize
+from dtvla_ros.training.data import object_names, open_frames, says_done, tokenize
 from dtvla_ros.training.initialisation import new_transform
 
 DIRECTIONS = 'holding nothing now reach can at x45 y-12 next lower move forward left still'
@@ -134,6 +135,14 @@ def test_a_vocabulary_without_directions_is_refused(made, monkeypatch):
     monkeypatch.setattr('dtvla_ros.training.auxiliary.direction_flip.MARK', 'go')
     with pytest.raises(UserError, match='words for directions'):
         DirectionFlip(made[1])
+
+
+@pytest.mark.parametrize(('phase', 'says'), [('reach', False), ('wait', True)])
+def test_whether_data_says_that_a_task_is_done_is_known(phase, says):
+    """A push is followed by waiting, which does not say so."""
+    thought = 'holding nothing done can now {} can at x50 y-17 next wait move still still still'
+    reader = SimpleNamespace(column=lambda name: ['', 'now wait', thought.format(phase)])
+    assert says_done(reader) is says
 
 
 def test_held_out_episodes_are_never_drawn(made):

@@ -9,7 +9,7 @@ from support.tiny import CONFIG
 
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.errors import UserError
-from dtvla_ros.training.checkpoint import CHECKPOINT, TASKS
+from dtvla_ros.training.checkpoint import CHECKPOINT, TASKS, write_tasks
 from dtvla_ros.training.config import AuxiliaryConfig, SftConfig
 from dtvla_ros.training.export import read_source
 from dtvla_ros.training.grpo.config import GrpoConfig
@@ -26,12 +26,14 @@ def test_training_lowers_the_loss_and_leaves_a_policy(dataset, tmp_path):
     end = train_sft(CONFIG, run)
     assert end['loss'] < 0.8 * begin['loss'] and end['thought'] < 0.6 * begin['thought']
     manifest = read_source(out)[2]
-    assert manifest.tasks == tuple(DatasetReader(dataset).tasks)
+    assert manifest.tasks == tuple(DatasetReader(dataset).tasks) and not manifest.says_done
+    write_tasks(out, manifest.tasks, True)
+    assert read_source(out)[2].says_done
     (out / TASKS).write_text('{"tasks": "stack"}')
     with pytest.raises(UserError, match=f'{TASKS}: tasks: expected a list of sentences'):
         read_source(out)
     (out / TASKS).unlink()  # as of a run of before
-    assert read_source(out)[2].tasks == ()
+    assert (read_source(out)[2].tasks, read_source(out)[2].says_done) == ((), False)
     kept = own_observations(out, read_source(out)[1])
     assert kept is not None
     assert len(kept.observations) == min(24, len(DatasetReader(dataset).table))

@@ -1,0 +1,31 @@
+"""When a policy counts as having said that its task is complete."""
+
+from dataclasses import replace
+
+import pytest
+from support.graph import NANO
+
+from dtvla_ros.policy.completion import AFTER_SUCCESS, IN_A_ROW, Completion, after_success
+from dtvla_ros.policy.manifest import PolicyManifest
+
+WAIT = 'holding nothing done can now wait can at x50 y-17 next wait move still still still'
+GOES_ON = 'holding nothing done can now reach can at x50 y-17 next lower move still left still'
+
+
+@pytest.mark.parametrize(('thoughts', 'complete'), [
+    ([WAIT] * IN_A_ROW, True), ([GOES_ON, WAIT, WAIT], True), ([WAIT], False),
+    ([WAIT, GOES_ON, WAIT], False), ([WAIT, '', WAIT], False),
+    (['now wait'] * 3, False), (['The task is complete; I wait.'] * 3, False),
+    ([WAIT.replace('next wait', 'next grasp')] * 2, True),
+    (['holding nothing done nothing now push mark at x50 y-17 next wait move still left still'] * 2,
+     False)])
+def test_it_must_be_said_in_decisions_in_a_row_and_in_the_words_of_the_grammar(thoughts, complete):
+    completion = Completion()
+    assert [completion.add(text) for text in thoughts][-1] is complete
+
+
+def test_only_a_policy_that_learnt_it_and_thinks_for_itself_is_waited_for():
+    manifest = PolicyManifest.read(NANO)
+    assert after_success(replace(manifest, says_done=True)) == AFTER_SUCCESS
+    assert after_success(replace(manifest, says_done=True), 'masked') == 0
+    assert after_success(replace(manifest, says_done=False)) == 0
