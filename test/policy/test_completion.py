@@ -9,6 +9,7 @@ from dtvla_ros.policy.completion import AFTER_SUCCESS, IN_A_ROW, Completion, aft
 from dtvla_ros.policy.manifest import PolicyManifest
 
 WAIT = 'holding nothing done can now wait can at x50 y-17 next wait move still still still'
+PUSHES = 'holding nothing done nothing now push mark at x50 y-17 next wait move still left still'
 GOES_ON = 'holding nothing done can now reach can at x50 y-17 next lower move still left still'
 
 
@@ -17,8 +18,7 @@ GOES_ON = 'holding nothing done can now reach can at x50 y-17 next lower move st
     ([WAIT, GOES_ON, WAIT], False), ([WAIT, '', WAIT], False),
     (['now wait'] * 3, False), (['The task is complete; I wait.'] * 3, False),
     ([WAIT.replace('next wait', 'next grasp')] * 2, True),
-    (['holding nothing done nothing now push mark at x50 y-17 next wait move still left still'] * 2,
-     False)])
+    ([PUSHES] * 2, False)])
 def test_it_must_be_said_in_decisions_in_a_row_and_in_the_words_of_the_grammar(thoughts, complete):
     completion = Completion()
     assert [completion.add(text) for text in thoughts][-1] is complete
