@@ -23,6 +23,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def read_nodes(path: Path, remedy: str) -> yaml.Node | None:
+    """Return a YAML file as nodes, which know their lines; errors as of `read_yaml`."""
+    read_yaml(path, remedy)
+    return yaml.compose(path.read_bytes(), yaml.SafeLoader)
+
+
 def read_yaml(path: Path, remedy: str) -> Any:
     """Return what a YAML file says; ``UserError`` with ``remedy`` where it cannot be read."""
     try:

@@ -112,6 +112,11 @@ class ArmEnv(gymnasium.Env):
         self._options.geomgroup[list(hidden)] = 0
 
     @property
+    def instructions(self) -> dict[str, str]:
+        """The sentence of every task."""
+        return {name: task.instruction for name, task in self._tasks.items()}
+
+    @property
     def sim(self) -> Any:
         """The present robosuite ``MjSim``: model and data."""
         return self.scene.sim

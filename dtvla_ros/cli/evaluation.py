@@ -24,11 +24,17 @@ def _options(given: Given) -> EvalOptions:
 
 
 @app.command('eval')
-@takes('policy suite tasks episodes mode engine device threads workers ray seed replan_steps '
-       'starts perturb antialiasing shadows max_steps via realtime videos journal html json_file')
+@takes('policy suite tasks episodes instructions understand_only mode engine device threads '
+       'workers ray seed replan_steps starts perturb antialiasing shadows max_steps via realtime '
+       'videos journal html json_file')
 def evaluate(
     given: Given,
-    episodes: Annotated[int, Option(min=1, help='Episodes per task.')] = 50,
+    episodes: Annotated[int | None, Option(min=1, help='Episodes per task, or of each wording in '
+        '--instructions. [default: 50, or 1]')] = None,
+    instructions: Annotated[Path | None, File(help='Tell the tasks in the words of this file '
+        '(YAML: task: [wording, ...]), and what it says must be refused.')] = None,
+    understand_only: Annotated[bool, Option('--understand-only', help='Print only how what '
+        '--instructions says is understood; no simulation.')] = False,
     perturb: Annotated[list[str] | None, Option(help='Disturb the scene: family:strength, '
         'for instance camera:2; repeat for several (see dtvla robustness).')] = None,
     via: Annotated[str, Option(help='inprocess, or ros: simulator, policy and command gate '
@@ -54,10 +60,15 @@ def evaluate(
     `dtvla eval --episodes 10 --videos out/failures --resume out/eval.jsonl`
     `dtvla eval --via ros --realtime --episodes 5`
     `dtvla eval --perturb camera:2 --perturb light:1 --episodes 10`
+    `dtvla eval --instructions wordings.yaml --understand-only` how they are understood, in seconds
+    `dtvla eval --instructions wordings.yaml --html out/wordings.html` an episode of each
     `dtvla eval --suite libero_10 --policy my_policy --max-steps 620 --device cuda`
     """
+    if understand_only:
+        from dtvla_ros.evaluation.wordings import show_understanding
+        return call(show_understanding, given)
     from dtvla_ros.evaluation.command import evaluate_policy
-    evaluate_policy(_options(given))
+    evaluate_policy(_options({**given, 'episodes': episodes or (1 if instructions else 50)}))
 
 
 @app.command()

@@ -88,15 +88,9 @@ def other_instruction(env: Env, seed: int) -> str:
     present = env.task.name
     names = [name for name in env.alternatives() if name != present] or [
         name for name in env.tasks if name != present]
-    return instruction_of(env, drawn(names, seed))
+    return env.instructions[drawn(names, seed)]
 
 
 def drawn(names: Sequence[str], seed: int) -> str:
     """Return one of the names, the same for the same seed."""
     return names[int(np.random.default_rng(seed).integers(len(names)))]
-
-
-def instruction_of(env: Env, task: str) -> str:
-    """Return a task's instruction; the scene stays as it is."""
-    with env.asked(task):
-        return env.task.instruction

@@ -25,10 +25,12 @@ from dtvla_ros.evaluation import results, workers
 from dtvla_ros.evaluation.ablations import MODES
 from dtvla_ros.evaluation.report import RateTable, write_html, write_rates
 from dtvla_ros.evaluation.results import Rate, evaluation_seed
+from dtvla_ros.evaluation.wordings import Meanings, Source, Trial, Wordings, meanings, tables
 from dtvla_ros.evaluation.workers import EvalOptions, task_of
 from dtvla_ros.interrupt import resumable
 from dtvla_ros.policy.completion import after_success
 from dtvla_ros.policy.manifest import PROOF, PolicyManifest
+from dtvla_ros.policy.understanding import understanding_of
 from dtvla_ros.rollout.env import SceneSetup, require_tasks
 from dtvla_ros.rollout.episode import EpisodeResult
 from dtvla_ros.rollout.workers import run_jobs
@@ -36,20 +38,26 @@ from dtvla_ros.rollout.workers import run_jobs
 VIAS = ('inprocess', 'ros')
 
 Job = tuple[Any, ...]  # task and seed, or a perturbation and those
-Source = Callable[[Sequence[Any]], Generator[tuple[Any, Any], None, None]]  # jobs -> results
 
 
 def evaluate_policy(options: EvalOptions) -> dict[str, Any]:
     """Print the success table of a policy, or of the open-loop replay; return what is written.
 
-    Raises UserError for anything unknown or impossible together, a seed that was trained on, and
-    a policy that does not load.
+    With ``options.instructions`` every wording in it is told, ``episodes`` times, and what must be
+    refused, too. Raises UserError for anything unknown or impossible together, a seed that was
+    trained on, and a policy that does not load.
     """
     _check(options, (*MODES, 'replay'))
-    seed = evaluation_seed(options.seed)
+    seed, trial = evaluation_seed(options.seed), None
     tasks, settings = inspect_scene(options.scene, options.tasks)
     settings |= {'mode': options.mode, 'perturb': list(options.scene.perturb),
                  'via': options.via, 'realtime': options.realtime}
+    if options.instructions is not None:
+        trial = _trial(options, options.instructions)
+        tasks = tuple(trial.wordings.tasks)
+        options = replace(options, said=trial.wordings.episodes(seed, options.episodes))
+        settings |= {'instructions': str(options.instructions), 'wordings': trial.wordings.digest,
+                     'episodes_per_wording': options.episodes}
     with _stills(options) as stills:
         options = replace(options, stills=stills, scene=replace(
             options.scene, image_size=settings['flags'].get('image_size')))
@@ -59,12 +67,17 @@ def evaluate_policy(options: EvalOptions) -> dict[str, Any]:
             how, options = identify(options)
             settings |= how
             source = partial(_policy_episodes, options)
+            meant: Meanings = partial(meanings, understanding_of(
+                options.policy, PolicyManifest.read(options.policy)))
             if options.via == 'ros':
-                from dtvla_ros.evaluation.ros_runner import run_over_ros
+                from dtvla_ros.evaluation import ros_runner
 
-                source = partial(run_over_ros, options)
-        summary = _evaluate(options, settings, tasks, seed, source,
-                            workers=options.workers if options.via == 'inprocess' else 1)
+                source = partial(ros_runner.run_over_ros, options)
+                meant = partial(ros_runner.meanings, options)
+        summary = _evaluate(options, settings, tasks, [*options.said] or _jobs(
+            tasks, seed, options.episodes), trial.judged(source) if trial else source,
+            (lambda summary: trial.complete(summary, meant)) if trial else None,
+            workers=options.workers if options.via == 'inprocess' else 1)
         if options.html is not None:
             write_html(options.html, _title(summary), summary, stills, options.videos)
     if options.videos is not None:
@@ -93,7 +106,7 @@ def evaluate_experts(options: EvalOptions, noise: bool = False) -> dict[str, Any
     source = _processes(
         options, workers.make_expert_worker, replace(options.scene, starts=kind or None), noise)
     return _evaluate(options, {**settings, 'experts': True, 'noise': noise, 'starts': kind}, tasks,
-                     seed, source)
+                     _jobs(tasks, seed, options.episodes), source)
 
 
 def evaluate_robustness(options: EvalOptions, families: Sequence[str] = (),
@@ -118,8 +131,8 @@ def evaluate_robustness(options: EvalOptions, families: Sequence[str] = (),
     how, options = identify(options)
     settings |= {'mode': options.mode, **how}
     found = run_episodes(
-        f'{options.scene.suite}, {len(cells)} cells', settings, tasks,
-        range(seed, seed + options.episodes), partial(_policy_episodes, options),
+        f'{options.scene.suite}, {len(cells)} cells', settings,
+        _jobs(tasks, seed, options.episodes), partial(_policy_episodes, options),
         options.journal, [(cell,) for cell in cells])
     rows = {cell: _cell(episodes, tasks) for cell, episodes in zip(cells, found, strict=True)}
     summary = {
@@ -208,12 +221,32 @@ def _policy_episodes(options: EvalOptions,
             yield job, episode[0]
 
 
+def _jobs(tasks: Sequence[str], seed: int, episodes: int) -> list[Job]:
+    return [(task, seed + k) for task in tasks for k in range(episodes)]
+
+
+def _trial(options: EvalOptions, path: Path) -> Trial:
+    """Return the wordings in a file, as the policy knows their tasks; UserError as of the file."""
+    if any(p.startswith('language') for p in options.scene.perturb):
+        raise UserError('--perturb language rewords what --instructions says; give one of them')
+    with closing(options.scene.make()) as env:
+        sentences = dict(env.instructions)
+    wordings = Wordings.read(path, sentences)
+    if not wordings.tasks:
+        raise UserError(f'{path}: no wordings of a task; write some, or try what must be refused '
+                        'alone with --understand-only')
+    return Trial.of(wordings.only(options.tasks or tuple(wordings.tasks)), sentences,
+                    PolicyManifest.read(files.find_shared(options.policy)).tasks)
+
+
 def _check(options: EvalOptions, modes: Sequence[str] = MODES) -> None:
     """Refuse options that are unknown or impossible together, before anything runs."""
     files.require_writable(options.json_file, options.html)
     one_of('mode', options.mode, modes)
     one_of('engine', options.engine, ENGINES)
     one_of('via', options.via, VIAS)
+    if options.mode == 'replay' and options.instructions is not None:
+        raise UserError('--mode replay hears nothing; leave out --instructions')
     if options.via != 'ros':
         if options.realtime:
             raise UserError('--realtime needs --via ros: in process time waits for the policy')
@@ -245,22 +278,30 @@ def _title(settings: Mapping[str, Any]) -> str:
             f'{mode} thought')
     parts = [f'{settings["suite"]}: {what}', f'{settings["starts"]} starts',
              *settings.get('perturb', ()), *(['disturbed'] if settings.get('noise') else ())]
+    if 'instructions' in settings:
+        parts.append(f'told as in {settings["instructions"]}')
     if settings.get('via') == 'ros':
         parts.append('over ROS in ' + ('real time' if settings['realtime'] else 'lock-step'))
     return ', '.join(parts)
 
 
-def _evaluate(options: EvalOptions, settings: dict[str, Any], tasks: Sequence[str], seed: int,
-              source: Source, **more: Any) -> dict[str, Any]:
-    """Run every task from as many seeds as asked for; print and write the summary."""
-    seeds, title, console = range(seed, seed + options.episodes), _title(settings), Console()
-    found, = run_episodes(title, settings, tasks, seeds, source, options.journal)
+def _evaluate(options: EvalOptions, settings: dict[str, Any], tasks: Sequence[str],
+              jobs: Sequence[Job], source: Source,
+              complete: Callable[[dict[str, Any]], None] | None = None,
+              **more: Any) -> dict[str, Any]:
+    """Run the episodes (task and seed); ``complete``, print and write the summary."""
+    title, console = _title(settings), Console()
+    found, = run_episodes(title, settings, jobs, source, options.journal)
     summary = {
-        **settings, 'seeds': [seeds.start, seeds.stop - 1], 'versions': results.versions(),
-        **results.summarise(found, tasks), **more}
+        **settings, 'seeds': [end(seed for _, seed in jobs) for end in (min, max)],
+        'versions': results.versions(), **results.summarise(found, tasks), **more}
     if options.after_success:
         summary['done'] = results.said_done(found)
+    if complete is not None:
+        complete(summary)
     console.print(results.table(title, summary))
+    for table in tables(summary) if complete is not None else ():
+        console.print(table)
     if 'done' in summary:
         console.print(results.told_done(summary['done']))
     if summary['refused']:
@@ -271,15 +312,15 @@ def _evaluate(options: EvalOptions, settings: dict[str, Any], tasks: Sequence[st
     return summary
 
 
-def run_episodes(title: str, settings: Mapping[str, Any], tasks: Sequence[str], seeds: range,
+def run_episodes(title: str, settings: Mapping[str, Any], jobs: Sequence[Job],
                  source: Source, journal: Path | None,
                  cells: Sequence[tuple[str, ...]] = ((),)) -> list[list[EpisodeResult]]:
-    """Run every task from every seed in every cell, those in a journal excepted.
+    """Run every task and seed in every cell, those in a journal excepted.
 
     A cell is what stands before task and seed in a job: nothing, or a perturbation, '' for none;
     then ``journal`` is a folder with a file of each. Result: the episodes of each cell.
     """
-    wanted = [(*cell, task, seed) for task in tasks for seed in seeds for cell in cells]
+    wanted = [(*cell, *job) for job in jobs for cell in cells]
     done: dict[Job, EpisodeResult] = {}
     journals: dict[Job, files.Journal] = {}
 
@@ -297,14 +338,14 @@ def run_episodes(title: str, settings: Mapping[str, Any], tasks: Sequence[str], 
                     itemgetter('task', 'seed')))
                 done |= {(*cell, *key): EpisodeResult.from_dict(row)
                          for key, row in journals[cell].done.items()}
-        jobs = [job for job in wanted if job not in done]
+        missing = [job for job in wanted if job not in done]
         bar = stack.enter_context(Progress(
             *Progress.get_default_columns(), TextColumn('{task.fields[rate]}'),
             console=Console(stderr=True)))
-        line = bar.add_task(title, total=len(wanted), completed=len(wanted) - len(jobs),
+        line = bar.add_task(title, total=len(wanted), completed=len(wanted) - len(missing),
                             rate=standing(wanted, done))
         # The processes end here, however this ends.
-        for job, result in stack.enter_context(closing(source(jobs))):
+        for job, result in stack.enter_context(closing(source(missing))):
             done[job] = result
             if journals:
                 journals[job[:-2]].add(asdict(result))

@@ -20,7 +20,7 @@ from rich.progress import track
 from dtvla_ros import files
 from dtvla_ros.engine.engine import Decision
 from dtvla_ros.engine.policy import Policy, act_on
-from dtvla_ros.evaluation.ablations import ablated, drawn, instruction_of, swapped_thought
+from dtvla_ros.evaluation.ablations import ablated, drawn, swapped_thought
 from dtvla_ros.evaluation.command import identify, inspect_scene
 from dtvla_ros.evaluation.report import RateTable, write_rates
 from dtvla_ros.evaluation.results import (
@@ -191,7 +191,7 @@ def _other_task(env: Env, policy: Policy, task: str, seed: int,
         return '', False, False
     policy.reset()
     other, said = drawn(others, seed), False
-    instruction = instruction_of(env, other)
+    instruction = env.instructions[other]
     misled = swapped_thought(policy, lambda: instruction)
 
     def infer(observation: Observation) -> Decision:

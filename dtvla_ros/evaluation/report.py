@@ -12,11 +12,13 @@ from dtvla_ros.report import write_page
 
 _RESULTS = ('tasks', 'total', 'latency', 'episodes', 'versions', 'decisions', 'cut_thoughts',
             'refused')
+MISHEARD = ('refused', 'another task')  # what became of wordings that were not understood
 
 
 def write_html(path: Path, title: str, summary: Mapping[str, Any], stills: Path | None,
                films: Path | None = None) -> None:
     """Write the report; ``stills`` (``<task>-<seed>.jpg``) become part of it, ``films`` links."""
+    refuse = summary.get('refuse')
     write_page(
         path, 'evaluation.html', title=title, success=[*summary['tasks'].items(), (
             'all', summary['total'] | {'mean_steps_of_successes': None})],
@@ -25,7 +27,10 @@ def write_html(path: Path, title: str, summary: Mapping[str, Any], stills: Path 
             for phase, row in summary['latency'].items()],
         failures=[_failure(episode, stills, films, path.parent)
                   for episode in summary['episodes'] if not episode['success']],
-        settings=list(_flat({k: v for k, v in summary.items() if k not in _RESULTS})),
+        refuse=[*refuse['groups'].items(), ('all', refuse['total'])] if refuse else (),
+        said=[*_said(summary)] if refuse else (),
+        misheard=MISHEARD if refuse else (),
+        settings=list(_flat({k: v for k, v in summary.items() if k not in (*_RESULTS, 'refuse')})),
         **{key: summary[key] for key in (*_RESULTS, 'seeds') if key not in ('tasks', 'latency')})
 
 
@@ -58,7 +63,20 @@ def _failure(episode: Mapping[str, Any], stills: Path | None, films: Path | None
         for folder, end in ((stills, 'jpg'), (films, 'mp4')))
     return {'name': name, 'still': still, 'film': film and quote(os.path.relpath(film, beside)),
             'caption': f'{episode["task"].replace("_", " ")}, seed {episode["seed"]}, '
-                       f'{episode["steps"]} steps'}
+                       f'{episode["steps"]} steps' + (
+                           f': "{episode["said"]}", {episode["outcome"]}'
+                           if 'said' in episode else '')}
+
+
+def _said(summary: Mapping[str, Any]) -> Iterable[tuple[str, str, str, str]]:
+    """Yield what was said: what it should be, the sentence, what it was taken for, the outcome."""
+    for row in summary['episodes']:
+        yield (row['task'].replace('_', ' '), row['said'], row['understood'] or row['refused'],
+               row['outcome'])
+    for row in summary['refuse']['sentences']:
+        group = '' if row['group'] == 'refuse' else f': {row["group"]}'
+        yield (f'refuse{group}', row['said'], row['understood'] or row['refused'],
+               'taken' if row['understood'] else 'refused')
 
 
 def _flat(values: Mapping[str, Any], before: str = '') -> Iterable[tuple[str, str]]:

@@ -17,7 +17,7 @@ import numpy as np
 from rich.table import Table
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.evaluation.report import RateTable, write_rates
+from dtvla_ros.evaluation.report import MISHEARD, RateTable, write_rates
 from dtvla_ros.files import write_between, write_text
 from dtvla_ros.policy.completion import AFTER_SUCCESS
 from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
@@ -125,7 +125,9 @@ def summarise(results: Sequence[EpisodeResult], tasks: Sequence[str]) -> dict[st
             'episodes': [{'task': r.task, 'seed': r.seed, 'success': r.success, 'steps': r.steps,
                           'commands': r.commands, **(
                               {} if r.said_done is None else
-                              {'said_done': r.said_done, 'too_early': r.too_early})}
+                              {'said_done': r.said_done, 'too_early': r.too_early}), **(
+                              {} if not r.said else
+                              {'said': r.said, 'understood': r.understood, 'refused': r.refused})}
                          for r in ordered]}
 
 
@@ -182,12 +184,15 @@ def rate_cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def table(title: str, summary: Mapping[str, Any]) -> Table:
     """Return the success table as rich prints it."""
+    misheard = [name for name in MISHEARD if name in summary['total']]
+
     def cells(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
         steps = row.get('mean_steps_of_successes')
-        return name, *rate_cells(row), f'{steps:.0f}' if steps else ''
+        return (name, *rate_cells(row), f'{steps:.0f}' if steps else '',
+                *(str(row[outcome]) for outcome in misheard))
 
     return plain_table(
-        title, ('task', 'success', 'n', 'Wilson 95 %', 'steps'),
+        title, ('task', 'success', 'n', 'Wilson 95 %', 'steps', *misheard),
         [cells(*item) for item in summary['tasks'].items()], cells('total', summary['total']))
 
 

@@ -6,7 +6,7 @@ import itertools
 import shutil
 import tempfile
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +17,22 @@ from numpy.typing import NDArray
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
+from dtvla_ros import conventions as names
 from dtvla_ros.errors import NodeDied
 from dtvla_ros.evaluation.video import FailureRecord
+from dtvla_ros.evaluation.wordings import Meaning
 from dtvla_ros.evaluation.workers import EvalOptions, Job, keep
+from dtvla_ros.files import find_shared
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.rollout.env import SceneSetup
 from dtvla_ros.rollout.episode import EpisodeResult, commands_hash
+from dtvla_ros.ros import bringup, qos
 from dtvla_ros.ros.environment import take_domain
-from dtvla_ros.ros.graph import Seen, Watcher, frame_interval, start_nodes, watch
+from dtvla_ros.ros.graph import SILENCE, Seen, Watcher, frame_interval, start_nodes, watch
+from dtvla_ros.ros.guest import visit
 from dtvla_ros.ros.processes import NodeProcesses
 from dtvla_ros.ros.run import joined
+from dtvla_ros.ros.talk import Robot
 from dtvla_ros.thought import as_compact
 
 LOCKSTEP, REALTIME = 'config/sim.yaml', 'config/sim_realtime.yaml'
@@ -83,10 +89,13 @@ def _block(setup: EvalOptions, tasks: Sequence[str], seeds: range,
             'policy': str(setup.policy), 'engine': setup.engine, 'mode': setup.mode,
             'device': setup.device, 'threads': setup.threads,
             'replan_steps': setup.replan_steps or 0,
-            'on_unlisted': 'warn',  # what it makes of other tasks is what is measured
+            # Without wordings, what it makes of other tasks is what is measured.
+            'on_unlisted': 'reject' if setup.said else 'warn',
         }, {'suite': setup.scene.suite, 'tasks': list(tasks), 'episodes': len(seeds),
             'seed': seeds.start, 'camera_every': every,
-            'after_success': setup.after_success, **parameters(setup.scene)})
+            'after_success': setup.after_success, **parameters(setup.scene),
+            **({'instructions': [setup.said[task, seed] for task in tasks for seed in seeds]}
+               if setup.said else {})})
         for _ in watch(executor, listener, nodes):
             if listener.seen.gate_state == 'FAULT':
                 raise NodeDied(f'the gate is in FAULT: {listener.seen.gate_reason}; repeat the '
@@ -95,6 +104,42 @@ def _block(setup: EvalOptions, tasks: Sequence[str], seeds: range,
         while listener.waiting:
             executor.spin_once(timeout_sec=0.05)
             yield from listener.ended()
+
+
+def meanings(setup: EvalOptions, texts: Sequence[str]) -> Iterator[Meaning]:
+    """Yield the task that a policy node understands by each sentence, or '' and why it refuses.
+
+    Raises UserError if the node refuses its input, NodeDied if it dies or does not answer.
+    """
+    if not texts:
+        return
+    take_domain()
+    policy = bringup.node_processes(simulated=True)['vla_node'].given({
+        'policy': str(setup.policy), 'engine': setup.engine, 'device': setup.device,
+        'threads': setup.threads})
+    with tempfile.TemporaryDirectory(prefix='dtvla-eval-') as logs, visit() as guest, \
+            NodeProcesses(Path(logs)) as nodes:
+        nodes.start('vla_node', 'dtvla_ros.nodes.vla_node',
+                    policy.ros_arguments(str(find_shared(LOCKSTEP))))
+        robot, said = Robot(guest), guest.node.create_publisher(
+            String, names.INSTRUCTION, qos.LATCHED)
+
+        def until(condition: Callable[[], object], what: str) -> None:
+            begun = time.monotonic()
+            while not guest.until(condition, 0.5):
+                nodes.require_running()
+                if time.monotonic() - begun > SILENCE:
+                    raise NodeDied(f'vla_node, {SILENCE:.0f} s: {what}')
+
+        def ask(text: str) -> Meaning:
+            before = robot.counts
+            said.publish(String(data=text))
+            until(lambda: robot.counts != before, f'no answer to "{text}"')
+            answer, refused = robot.policy, robot.counts[1] != before[1]
+            return ('', answer['rejected']) if refused else (answer['understood'], '')
+
+        until(lambda: robot.policy.get('state') == 'IDLE', 'it does not become IDLE')
+        yield from map(ask, texts)
 
 
 class Listener(Watcher):
@@ -117,7 +162,7 @@ class Listener(Watcher):
         """Yield what has finished since."""
         while self.waiting:
             since, count, result = self.waiting[0]
-            if self._exact:
+            if self._exact and count:
                 mine = self._first_episode()
                 if len(mine) < count and time.monotonic() - since < LATE_COMMANDS:
                     return
@@ -153,7 +198,7 @@ class Listener(Watcher):
             self._record = FailureRecord(
                 self._setup.videos, self._setup.stills, f'{row["task"]}-{row["seed"]}',
                 self._frame_rate)
-        self._record.add(images, row['instruction'], seen.thought, row['step'])
+        self._record.add(images, row['instruction'], seen.thought, row['step'], seen.meaning)
 
     def _end(self, row: dict[str, Any]) -> None:
         success = bool(row['success'])
@@ -165,6 +210,10 @@ class Listener(Watcher):
             row['task'], row['seed'], success, row['solved'] or row['step'], len(thoughts),
             latency=latency, thoughts=thoughts, said_done=row.get('said_done'),
             too_early=row.get('too_early', False))
+        if self._setup.said:
+            result = replace(
+                result, said=row['instruction'], understood=row['understood'],
+                refused='' if row['understood'] else row['reason'].removeprefix('refused: '))
         if self._record is not None:
             keep(self._setup, result, self._record.close(success))
             self._record = None

@@ -64,22 +64,28 @@ def contact_sheet(frames: Sequence[NDArray[np.uint8]], path: Path, columns: int 
 
 
 class FailureRecord:
-    """Follows an episode for a film [frames/s] and a last still, if it fails and has folders."""
+    """Follows an episode for a film [frames/s] and a last still, if it fails and has folders.
+
+    ``said``: what the policy was told in other words than its instruction's.
+    """
 
     def __init__(self, films: Path | None, stills: Path | None, name: str, rate: float):
-        self._name, self._stills = name, stills is not None
+        self._name, self._stills, self.said = name, stills is not None, ''
         self._last: tuple[Mapping[str, NDArray[np.uint8]], Caption] | None = None
         self._data = io.BytesIO()
         self._film = Film(self._data, rate) if films is not None else None
 
     def add(self, images: Mapping[str, NDArray[np.uint8]], instruction: str, thought: str,
-            step: int) -> None:
-        self._last = images, Caption(instruction, thought, f'{self._name}   step {step}')
+            step: int, meaning: str = '') -> None:
+        self._last = images, Caption(
+            instruction, thought, f'{self._name}   step {step}', meaning=meaning)
         if self._film is not None:
             self._film.add(draw_frame(*self._last))
 
     def on_decision(self, observation: Observation, decision: Decision, step: int) -> None:
-        self.add(observation.images, observation.instruction, decision.reasoning, step)
+        task = observation.instruction
+        self.add(observation.images, self.said or task, decision.reasoning, step,
+                 f'understood as: {task}' if self.said not in ('', task) else '')
 
     def close(self, success: bool) -> dict[str, bytes]:
         """Return what is kept of the episode, as ``videos`` and ``stills``: of success nothing."""

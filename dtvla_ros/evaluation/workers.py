@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.ablations import ablated, other_instruction
+from dtvla_ros.policy.manifest import PolicyManifest
+from dtvla_ros.policy.understanding import NotUnderstood, understanding_of
 from dtvla_ros.rollout import episode
 from dtvla_ros.rollout.env import SceneSetup
 from dtvla_ros.rollout.episode import EpisodeResult
@@ -35,7 +37,8 @@ class EvalOptions:
 
     ``threads``: of an engine on the CPU. ``ray``: address of the cluster that runs the episodes,
     None for this machine. ``after_success`` as of ``run_episode``. ``videos`` and ``stills``:
-    folders for what is kept of failures.
+    folders for what is kept of failures. ``instructions``: file of wordings; ``said``: the one of
+    each episode, in place of its task's own instruction.
     """
 
     policy: Path = Path()
@@ -58,6 +61,8 @@ class EvalOptions:
     journal: Path | None = None
     html: Path | None = None
     json_file: Path | None = None
+    instructions: Path | None = None
+    said: Mapping[Job, str] = field(default_factory=dict)
 
 
 def keep(options: EvalOptions, result: EpisodeResult, files: Mapping[str, bytes]) -> None:
@@ -97,6 +102,7 @@ def make_policy_worker(options: EvalOptions) -> Callable[
     made = options.scene.make()
     env = made if isinstance(made, PerturbedEnv) else PerturbedEnv(made)
     policy, replan = load(options)
+    understanding = understanding_of(options.policy, PolicyManifest.read(options.policy))
 
     def run(job: tuple[Any, ...]) -> tuple[EpisodeResult, dict[str, bytes]]:
         *perturbations, task, seed = job
@@ -105,16 +111,26 @@ def make_policy_worker(options: EvalOptions) -> Callable[
         infer = ablated(policy, options.mode, seed, lambda: other_instruction(env, seed))
         record = FailureRecord(
             options.videos, options.stills, f'{task}-{seed}', env.control_rate / replan)
+        said = options.said.get((task, seed))
+        told: dict[str, Any] = {}
+
+        def understand(instruction: str) -> str:
+            record.said = told['said'] = said or instruction
+            told['understood'] = task = understanding.understand(told['said']).task
+            try:  # a policy that names no tasks still has its words
+                policy.transform.check_instruction(task)
+            except UserError as error:
+                raise NotUnderstood(str(error)) from None
+            return task
+
         try:
             result = episode.run_episode(
                 env, infer, task, seed, replan, options.scene.max_steps, record.on_decision,
-                after_success=options.after_success)
-        except UserError:
-            if 'language' not in env.active:
-                raise
-            # A policy with a closed vocabulary refuses other words: the arm does not move.
-            result = EpisodeResult(task, seed, False, 0)
-        return result, record.close(result.success)
+                after_success=options.after_success,
+                understand=understand if said or 'language' in env.active else None)
+        except NotUnderstood as error:
+            result = EpisodeResult(task, seed, False, 0, refused=str(error))
+        return replace(result, **told), record.close(result.success)
 
     return run
 

@@ -32,7 +32,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.files import require_writable, write_json
 from dtvla_ros.nodes.settings import declare, declare_all
 from dtvla_ros.nodes.sim_frames import BASE, VIEWS, Placed, SimFrames, optical_frame
-from dtvla_ros.policy.instructions import spelling
+from dtvla_ros.policy.instructions import shown, spelling
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.run import STEADY, end, run
 from dtvla_ros.ros.waiting import PERIOD, tell_what_lacks, why_silent
@@ -56,6 +56,8 @@ class SimSettings:
     suite: str = parameter('tabletop', 'scenes and tasks')
     tasks: tuple[str, ...] = parameter(('',), 'task names; empty: all')
     episodes: int = parameter(1, 'episodes per task', low=1)
+    instructions: tuple[str, ...] = parameter(
+        ('',), "what is said in each episode, in order; empty: the task's own sentence")
     seed: int = parameter(1_000_000, 'of the first episode of each task', low=0)
     lockstep: bool = parameter(True, 'time waits for the policy')
     camera_every: int = parameter(1, 'control steps per frame', low=1)
@@ -137,6 +139,10 @@ class SimBridge(Node):
                 choices=('', *known), changeable=True)
         plan = [(task, given.seed + k) for task in tasks or known for k in range(given.episodes)]
         self._progress = Progress(plan[:1] if given.endless else plan)
+        self._said = given.instructions if any(given.instructions) else ()
+        if self._said and len(self._said) != len(plan):
+            raise UserError(f'parameter instructions: {len(self._said)} sentences for {len(plan)} '
+                            'episodes; give as many')
         self._period_ns = round(1e9 / self._env.control_rate)
         self._clock_ns = self._orders = 0
         self._running = False
@@ -147,7 +153,7 @@ class SimBridge(Node):
         self._gate = ''  # why it ended the task
         self._sentences: dict[str, str] = {}  # of the scene's tasks, where none is asked for
         self._done, self._open = '', False  # the told one, once it is done; whether it was not
-        self._task_before = self._refused = ''
+        self._task_before = self._refused = self._understood = self._refusal = ''
         self._moved = self._asked
         self._obs: Mapping[str, Any] = {}
         self._info: dict[str, Any] = {}
@@ -239,13 +245,17 @@ class SimBridge(Node):
         progress.task, progress.seed, progress.step, progress.touched = task, seed, 0, touched
         progress.solved = None
         self._obs, self._info = self._env.reset(seed=seed, options={'task': task})
+        if self._said and task == progress.plan[progress.index][0] and (
+                said := self._said[progress.index]):
+            self._info = {**self._info, 'instruction': said}
         self._clock_ns += round(BETWEEN_EPISODES * 1e9)
         self._action, self._next, self._running = np.zeros(7), None, self._given.endless
         self._task_before = self._policy.get('task', '')
+        self._understood = self._refusal = ''
         self._began = time.monotonic()
         self._frames.begin(self._now, self._gripper())
         if self._given.endless:
-            self._sentences = {spelling(self._sentence(name)): name
+            self._sentences = {spelling(self._env.instructions[name]): name
                                for name in self._env.alternatives()}
         else:
             self._announce()
@@ -269,7 +279,10 @@ class SimBridge(Node):
             return
         wanted = self._info['instruction']
         if (before and not self._running and told.get('refusals') != before.get('refusals')
-                and told.get('rejected_instruction') == wanted):
+                and told.get('rejected_instruction') == shown(wanted)):
+            if self._said and self._finished_at is None:
+                self._refusal = told['rejected']
+                return self._end_episode()
             end(UserError(f'the policy refuses "{wanted}": {told["rejected"]} '
                           '(parameter on_unlisted = "warn" lets it try)'))
         if (state == 'STOPPED' and not self._paused
@@ -282,7 +295,7 @@ class SimBridge(Node):
         taken = (spelling(told.get('instruction', '')) == spelling(wanted)
                  and told.get('task') != self._task_before and state not in NOT_READY)
         if taken and not (self._running or self._paused or self._finished_at is not None):
-            self._running = True
+            self._running, self._understood = True, told.get('understood', '')
             self._show(cameras=True)
             self._publish_state()
 
@@ -417,7 +430,8 @@ class SimBridge(Node):
             'steps': progress.solved or progress.step, **said,
             **({} if success else {'reason': self._why_failed()}),
             **({'touched': True} if progress.touched else {})})
-        self._show_cameras()  # without a pose: nobody is asked for another command
+        if progress.step:
+            self._show_cameras()  # without a pose: nobody is asked for another command
         if progress.index + 1 < len(progress.plan):
             self._publish_episode(done=True, **said)
             return self._begin_next()
@@ -442,12 +456,10 @@ class SimBridge(Node):
             self._done = done
             self._publish_state()
 
-    def _sentence(self, task: str) -> str:
-        with self._env.asked(task):
-            return str(self._env.task.instruction)
-
     def _why_failed(self) -> str:
         told, asked = self._policy, self._info['instruction']
+        if self._refusal:
+            return f'refused: {self._refusal}'
         if told.get('state') in ('STOPPED', 'FAULT', 'DONE'):
             return f'policy {told["state"]}: {told.get("reason", "")}'
         if self._gate:
@@ -497,8 +509,8 @@ class SimBridge(Node):
         self._episode.publish(String(data=json.dumps({
             'episode': progress.index, 'episodes': len(progress.plan), 'task': progress.task,
             'seed': progress.seed, 'instruction': self._info['instruction'],
-            'step': progress.step, 'success': success, 'done': done, 'finished': finished,
-            'solved': progress.solved, **said,
+            'understood': self._understood, 'step': progress.step, 'success': success,
+            'done': done, 'finished': finished, 'solved': progress.solved, **said,
             **({'reason': self._why_failed()} if done and not success else {}),
             **({'summary': progress.results()} if finished else {})})))
 

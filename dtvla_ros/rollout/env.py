@@ -26,6 +26,7 @@ class Env(Protocol):
     """
 
     tasks: tuple[str, ...]
+    instructions: Mapping[str, str]  # the sentence of every task
     starts: str  # the start distribution
     image_size: int  # side of both images [px]
     control_rate: float  # [Hz]

@@ -38,6 +38,10 @@ class EpisodeResult:
     commands: str = ''  # `commands_hash` of what moved the arm, '' where unknown
     said_done: int | None = None  # control step at which the policy said so, if it did
     too_early: bool = False  # it did while the task was not done
+    # Where the policy was told in other words: these, the task they meant to it, why it refused.
+    said: str = ''
+    understood: str = ''
+    refused: str = ''
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> EpisodeResult:
@@ -134,13 +138,17 @@ def execute(env: Env, actions: NDArray[np.floating], gripper: float,
 
 def run_episode(env: Env, infer: Infer, task: str, seed: int, replan_steps: int,
                 max_steps: int | None = None, on_decision: OnDecision | None = None,
-                workspace: Box | None = None, after_success: int = 0) -> EpisodeResult:
+                workspace: Box | None = None, after_success: int = 0,
+                understand: Callable[[str], str] | None = None) -> EpisodeResult:
     """Run a policy from one start state; it replans after every ``replan_steps`` actions.
 
     ``max_steps`` None: the task's own limit. ``workspace`` as of ``execute``. The episode ends
     when the policy says that it is done, or ``after_success`` control steps after success.
+    ``understand`` turns the environment's instruction into the policy's.
     """
     obs, info = env.reset(seed=seed, options={'task': task})
+    if understand is not None:
+        info = {**info, 'instruction': understand(info['instruction'])}
     limit = max_steps or env.max_steps  # the task's own is known once it is set
     over, holds, truncated, gripper = False, False, 0, osc.GRIPPER_OPEN
     solved = said_done = None  # control steps

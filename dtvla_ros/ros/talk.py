@@ -47,6 +47,11 @@ class Robot:
         for topic, heard in ((names.VLA_STATE, self.policy), (names.GATE_STATE, self.gate)):
             self.listen(DiagnosticStatus, topic, functools.partial(_keep, heard), qos.LATCHED)
 
+    @property
+    def counts(self) -> tuple[str, str]:
+        """How many tasks the policy has taken and how many sentences it has refused."""
+        return self.policy.get('task', ''), self.policy.get('refusals', '')
+
     def listen(self, kind: Any, topic: str, receive: Callable[[Any], None], profile: Any) -> None:
         self.guest.node.create_subscription(kind, topic, receive, profile)
 
@@ -87,17 +92,14 @@ def tell(sentence: str) -> str:
     with visit() as guest:
         robot = Robot(guest)
         robot.need(lambda: robot.policy, names.VLA_STATE)
-        before = dict(robot.policy)
-
-        def answered() -> bool:
-            return any(robot.policy.get(key) != before.get(key) for key in ('task', 'refusals'))
+        before = robot.counts
         robot.say(String, names.INSTRUCTION, sentence)
-        if not guest.until(answered, ANSWER):
+        if not guest.until(lambda: robot.counts != before, ANSWER):
             where = guest.where(names.INSTRUCTION, guest.node.count_subscribers)
             raise UserError(f'the policy did not answer within {ANSWER:g} s to what was said on '
                             f'{names.INSTRUCTION}; {where}')
         policy, gate = robot.policy, robot.gate
-        if policy.get('refusals') != before.get('refusals'):
+        if robot.counts[1] != before[1]:
             raise UserError(f'refused: {policy["rejected"]} (dtvla tasks lists what it takes)')
         if guest.until(lambda: gate, OTHER):
             guest.until(lambda: gate['state'] not in STOPPED, SETTLING)

@@ -30,7 +30,7 @@ def episodes(path, settings=SETTINGS):
             yield (task, seed), EpisodeResult(
                 task, seed, seed % 2 == 0, 80, 2, 0, {'think': [0.1, 0.2]}, ('a', 'b'))
 
-    found, = command.run_episodes('table', settings, ['stack'], range(1, 3), source, path)
+    found, = command.run_episodes('table', settings, [('stack', 1), ('stack', 2)], source, path)
     return ran, found
 
 

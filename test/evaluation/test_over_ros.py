@@ -67,6 +67,27 @@ def test_lock_step_over_ros_moves_the_arm_as_in_process(tmp_path, scene):
 
 
 @pytest.mark.slow
+def test_wordings_over_ros_end_as_in_process(tmp_path):
+    said = tmp_path / 'said.yaml'
+    said.write_text(json.dumps({'push the green cube onto the yellow mark': [
+        'PUSH the green cube, onto the yellow mark', 'Push the green cube onto the yellow mark.',
+        'stack the red cube on the green cube'],
+        'refuse': ['fly', 'put the lemon in the blue bin', "don't \"push\" it: no, käse!"]}))
+    words = ('--instructions', str(said), '--max-steps', '60')
+    alone = evaluate(tmp_path / 'here', *words)
+    nodes = evaluate(tmp_path / 'there', *words, '--via', 'ros')
+    for key in ('episodes', 'refuse', 'total', 'instructions'):
+        assert nodes[key] == alone[key], key
+    assert [e['outcome'] for e in nodes['episodes']][0::2] == ['refused', 'another task']
+    assert [e['understood'] for e in nodes['episodes']] == [
+        '', *TASKS.replace('_', ' ').split(',')]
+    assert [bool(row['understood']) for row in nodes['refuse']['sentences']] == [0, 1, 0]
+    rows = [json.loads(line) for line in (tmp_path / 'here/r.jsonl').read_text().splitlines()[1:]]
+    assert len(rows) == 3 and all(row['said'] for row in rows)
+    assert evaluate(tmp_path / 'here', *words)['episodes'] == alone['episodes'], 'continued'
+
+
+@pytest.mark.slow
 def test_real_time_says_so_and_tells_how_long_it_thought(tmp_path):
     result = evaluate(tmp_path, '--tasks', TASKS.split(',')[0], '--via', 'ros', '--realtime',
                       '--html', str(tmp_path / 'r.html'), '--videos', str(tmp_path / 'films'))

@@ -281,6 +281,34 @@ def test_a_policy_that_says_it_is_done_ends_its_episode(graph, tmp_path):
     assert (last['steps'], last['reason']) == (4, 'not done within 4 steps')
 
 
+def test_a_wording_that_the_policy_refuses_fails_and_the_next_one_is_told(graph):
+    wordings = [f'do as I say, please: {"now " * 80}', 'do "it": now', '']
+    operator = Operator(graph, max_steps=1, episodes=3, instructions=json.dumps(wordings))
+
+    def told():
+        return graph.last('instruction').data
+    graph.spin(lambda: len(graph.of('instruction')) > 1, 20, 'the task announced again')
+    assert told() == wordings[0]
+    operator.say('IDLE', refusals=0, task=0, instruction='')
+    graph.wait(0.5)
+    operator.say('IDLE', refusals=1, task=0, rejected='no such task', instruction='',
+                 rejected_instruction=f'{wordings[0][:200]}…')
+    graph.spin(lambda: told() == wordings[1], 10)
+    operator.say('ACTING', instruction=wordings[1], understood='do it', task=1, refusals=1)
+    graph.spin(lambda: operator.state()['state'] == 'playing', 10)
+
+    def ended():
+        operator.act([0.0] * 7)
+        return told() not in wordings
+    graph.spin(ended, 20)
+    assert told() == TASK.replace('_', ' '), 'its own words'
+    rows = [json.loads(m.data) for _, m in graph.of('episode')]
+    assert [[row[key] for key in ('instruction', 'understood', 'step', 'reason')]
+            for row in rows if row['done']] == [
+                [wordings[0], '', 0, 'refused: no such task'],
+                [wordings[1], 'do it', 1, 'not done within 1 steps']]
+
+
 @pytest.mark.parametrize('lockstep', [True, False])
 def test_pause_in_a_running_episode(graph, lockstep):
     operator = Operator(graph, lockstep=str(lockstep).lower(), max_steps=40, episodes=2)

@@ -22,6 +22,7 @@ class ToyEnv:
     """The end effector moves along y by a tenth of the action, and must be ``goal`` m aside."""
 
     tasks = tuple(INSTRUCTIONS)
+    instructions = INSTRUCTIONS
     image_size = SIZE
     control_rate = 20.0
     one_scene = True
