@@ -70,6 +70,8 @@ def shared(
     ray: Annotated[str | None, Option(help='Address of a Ray cluster to put the simulators '
         'on; auto: the one this machine belongs to. [default: this machine alone]')] = None,
     camera_every: Annotated[int, Option(help='Keep every k-th control step as a frame.')] = 2,
+    after_success: Annotated[int, Option(min=0, help='Control steps that an episode goes on '
+        'after success, in which the thought says that it is done.')] = 20,
     chunk: ChunkSteps = 8,
     changes: Changes = None,
     json_file: Json = None,

@@ -42,8 +42,6 @@ def collect(
         'that the scene allows, at a random initial pose.')] = 0.0,
     done_share: Annotated[float, Option(help='Short episodes that begin where the task is done, '
         'or nearly.')] = 0.0,
-    after_success: Annotated[int, Option(min=0,
-        help='Control steps that a demonstration goes on after success: the arm waits.')] = 20,
 ) -> None:
     """Record the scripted experts into a LeRobot v3.0 dataset.
 

@@ -107,8 +107,8 @@ def train_grpo(
 
 
 @app.command('dagger')
-@takes('init out episodes suite tasks starts seed camera_every replan_steps workers ray '
-       'antialiasing', camera_every=4)
+@takes('init out episodes suite tasks starts seed camera_every after_success replan_steps '
+       'workers ray antialiasing', camera_every=4)
 def train_dagger(
     given: Given,
     init: Annotated[Path, Folder(help='The policy that drives: a training run or a policy.')],

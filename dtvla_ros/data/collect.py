@@ -85,8 +85,6 @@ class CollectOptions:
         if self.done_share and self.suite != 'tabletop':
             raise UserError(f'--done-share {self.done_share}: only the tabletop arranges scenes '
                             'that are done; demonstrations show it with --after-success')
-        if self.after_success < 0:
-            raise UserError(f'--after-success {self.after_success}: 0 or more control steps')
         for names in (SCENES, PERTURBATIONS):
             shares = [getattr(self, name) for name in names]
             if min(shares) < 0.0 or sum(shares) > 1.0:

@@ -34,7 +34,8 @@ class DaggerOptions:
 
     The policy drives for a share of the task's step limit drawn from ``driven`` (least, most).
     ``camera_every`` as of ``CollectOptions``; ``expert_steps``: control steps the expert has once
-    it takes over. ``antialiasing`` as of ``SceneSetup``.
+    it takes over. ``after_success``: steps that an episode goes on then, so that what the policy does
+    with a finished task is labelled, too. ``antialiasing`` as of ``SceneSetup``.
     """
 
     suite: str = 'tabletop'
@@ -45,6 +46,7 @@ class DaggerOptions:
     camera_every: int = 4
     driven: tuple[float, float] = (0.2, 1.0)
     expert_steps: int = 300
+    after_success: int = 20
     antialiasing: bool = True
 
     def __post_init__(self) -> None:
@@ -64,7 +66,7 @@ class RelabelJob:
     replan_steps: int
 
     def run(self, env: Env, infer: Infer) -> tuple[Episode | None, bool]:
-        """Run it until it is solved, or the expert's steps are used up.
+        """Run it until some steps after it is solved, or the expert's steps are used up.
 
         Returns the episode with the expert's labels, None if not even the expert solved it, and
         whether the policy did before the expert took over.
@@ -78,8 +80,9 @@ class RelabelJob:
         expert, frames = make_expert(env), collect.Frames()
         labels: list[NDArray[np.float32]] = []
         pending: list[NDArray[np.float32]] = []
-        gripper, success = osc.GRIPPER_OPEN, False
-        while not success and len(labels) < driven + options.expert_steps:
+        gripper, solved = osc.GRIPPER_OPEN, 0  # control steps until success
+        while len(labels) < (solved + options.after_success if solved else
+                             driven + options.expert_steps):
             step = len(labels)
             act = expert.act(driving=step >= driven)
             if step % options.camera_every == 0:
@@ -87,13 +90,14 @@ class RelabelJob:
             labels.append(np.asarray(act.action, np.float32))
             if step >= driven:
                 obs, _, success, _, _ = env.step(act.action)
-                continue
-            if not pending:
-                seen = observation_from_sim(obs, info, env, step)
-                pending = list(infer(seen).chunk[:self.replan_steps])
-            executed = execute(env, pending.pop(0)[None], gripper)
-            obs, gripper, success = executed.obs, executed.gripper, executed.success
-        if not success:
+            else:
+                if not pending:
+                    seen = observation_from_sim(obs, info, env, step)
+                    pending = list(infer(seen).chunk[:self.replan_steps])
+                executed = execute(env, pending.pop(0)[None], gripper)
+                obs, gripper, success = executed.obs, executed.gripper, executed.success
+            solved = solved or success * len(labels)
+        if not solved:
             return None, False
         starts = np.arange(0, len(labels), options.camera_every)
         breaks = [driven] if driven < len(labels) else []
@@ -102,7 +106,7 @@ class RelabelJob:
         # one is kept as is executed before the next decision.
         padding = np.asarray(episode.columns[layout.ACTION_IS_PAD])
         padding[starts < driven, self.replan_steps:] = True
-        return episode, len(labels) <= driven
+        return episode, solved <= driven
 
 
 def shard_plans(options: DaggerOptions, tasks: Sequence[str], number: int,
@@ -130,7 +134,7 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
 
     model, transform, manifest = read_source(init)
     writer.require_same_options(out / 'dagger.json', asdict(options) | {'init': str(init)},
-                                asdict(DaggerOptions()))
+                                asdict(DaggerOptions(after_success=0)))
     scene = SceneSetup(options.suite, options.starts, antialiasing=options.antialiasing,
                        image_size=transform.config.vision.image_size)
     with closing(open_envs(scene, workers, ray=ray)) as envs:

@@ -37,6 +37,8 @@ def test_the_policy_drives_until_the_expert_takes_over():
     episode, alone = RelabelJob(plan, replace(OPTIONS, driven=(0.1, 0.1)), CHUNK, REPLAN).run(
         env, infer)
     driven, steps = round(0.1 * env.max_steps), episode.metadata['steps']
+    waits = [' now wait ' in text for text in episode.columns[layout.REASONING]]
+    assert waits[-5:] == [True] * 5 and not any(waits[:-5])
     assert len(seen) == -(-driven // REPLAN)
     assert not alone and steps > driven
     starts = np.arange(0, steps, OPTIONS.camera_every)
