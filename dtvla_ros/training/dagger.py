@@ -34,8 +34,8 @@ class DaggerOptions:
 
     The policy drives for a share of the task's step limit drawn from ``driven`` (least, most).
     ``camera_every`` as of ``CollectOptions``; ``expert_steps``: control steps the expert has once
-    it takes over. ``after_success``: steps that an episode goes on then, so that what the policy does
-    with a finished task is labelled, too. ``antialiasing`` as of ``SceneSetup``.
+    it takes over. ``after_success``: steps that an episode goes on then, so that what the policy
+    does with a finished task is labelled, too. ``antialiasing`` as of ``SceneSetup``.
     """
 
     suite: str = 'tabletop'
