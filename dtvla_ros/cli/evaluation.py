@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from dtvla_ros.cli.arguments import File, Folder, Given, call, group, names, takes
+from dtvla_ros.errors import UserError
 
 if TYPE_CHECKING:
     from dtvla_ros.evaluation.workers import EvalOptions
@@ -66,6 +67,9 @@ def evaluate(
     """
     if understand_only:
         from dtvla_ros.evaluation.wordings import show_understanding
+        for option, value in (('--html', html), ('--videos', videos), ('--resume', journal)):
+            if value is not None:
+                raise UserError(f'--understand-only runs no episode for {option}; leave it out')
         return call(show_understanding, given)
     from dtvla_ros.evaluation.command import evaluate_policy
     evaluate_policy(_options({**given, 'episodes': episodes or (1 if instructions else 50)}))

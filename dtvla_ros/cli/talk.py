@@ -51,6 +51,9 @@ def stop(clear: Annotated[bool, Option(
 def tasks() -> None:
     """List what the running policy may be told, and the scenes of the simulator.
 
+    Other wordings are understood as one of these or refused: `dtvla tell` says which, `dtvla eval
+    --instructions FILE --understand-only` of a whole list.
+
     **Example:** `dtvla tasks`
     """
     require_one_ros()

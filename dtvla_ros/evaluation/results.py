@@ -217,7 +217,8 @@ def read_results(files: Sequence[Path]) -> dict[Row, Results]:
         row[mode] = result
     everything = [result for row in rows.values() for result in row.values()]
     same = [('policy', [r['files'] for r in everything if 'files' in r]),
-            ('perturb', [r.get('perturb') for r in everything])]
+            ('perturb', [r.get('perturb') for r in everything]),
+            ('wordings', [r.get('wordings') for r in everything])]
     for row in rows.values():  # fewer episodes are the first ones of more
         same.append(('seeds', [r['seeds'][0] for r in row.values()]))
     for suite in {suite for suite, _ in rows}:

@@ -127,6 +127,8 @@ def test_how_a_list_is_understood_takes_no_episode(written, tmp_path, dtvla):
 
 @pytest.mark.parametrize(('words', 'error'), [
     (('--understand-only',), '--understand-only needs --instructions FILE'),
+    (('--instructions', 'FILE', '--understand-only', '--html', 'x.html'),
+     'no episode for --html'),
     (('--instructions', 'FILE', '--mode', 'replay'), '--mode replay hears nothing'),
     (('--instructions', 'FILE', '--perturb', 'language:1'), '--perturb language rewords'),
     (('--instructions', 'FILE', '--tasks', 'push_the_green_cube_onto_the_yellow_mark'),
