@@ -143,8 +143,10 @@ def phrases(text: str) -> list[str]:
     sentence of the whole. Of any other text they are its own complete sentences.
     """
     said = [say(fields) for (fields, _), (_, say) in zip(_steps(text), _STEPS)]
-    return [phrase for phrase in said if phrase] or re.findall(
-        r'.+?[.!?]+(?=\s)', text, re.DOTALL)
+    if any(said):
+        return [phrase for phrase in said if phrase]
+    complete = re.match(r'.*[.!?](?=\s)', text, re.DOTALL)
+    return re.findall(r'.+?[.!?](?=\s|$)', complete[0], re.DOTALL) if complete else []
 
 
 def as_sentence(text: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
+from rich.align import Align
 from rich.console import Group
 from rich.text import Text
 from std_msgs.msg import String
@@ -38,6 +39,7 @@ CONFIG = 'config/sim.yaml'
 FILM_EVERY = 2  # images: enough to see, half the drawing
 DRAW = 0.05  # between two drawings of the terminal [s]
 CHECK = 0.3  # between two looks whether every node lives [s]
+THOUGHT_LINES = 3  # of a terminal of 80 columns
 WAITING = 'waiting for a task'
 ORDERS = {
     'a number, or a sentence': 'what the arm should do',
@@ -92,7 +94,8 @@ class PlayScreen(Screen):
         prompt = Text(f'> {self.prompt.text}▏')
         for line in (states, prompt):
             line.no_wrap, line.overflow = True, 'ellipsis'
-        return Group(thought, states, prompt)
+        # As high for a short thought, or the prompt would jump.
+        return Group(Align(thought, vertical='top', height=THOUGHT_LINES), states, prompt)
 
 
 class Player(Watcher):
