@@ -1,4 +1,4 @@
-# make demo | test | test-slow | test-wheel | lint | eval | experts | libero | libero-table | bench | latency | faults | soak | train | constraints | wheels | docs-test | newcomer | clean   (make help)
+# make demo | test | test-slow | test-wheel | lint | eval | wordings | experts | libero | libero-table | bench | latency | faults | soak | train | constraints | wheels | docs-test | newcomer | clean   (make help)
 # Needs Python 3.10 - 3.13 and, as root on Debian or Ubuntu, installs the rest by itself.
 # A sourced ROS is used; without one, make installs rclpy from PyPI: docs/install.md.
 
@@ -21,7 +21,7 @@ TAGS ?= quick
 NEWCOMER = README.md docs/your-data.md docs/recording.md docs/data.md docs/annotation.md \
 	docs/evaluation.md docs/thought.md
 
-.PHONY: help demo test test-slow test-wheel lint eval experts libero libero-table bench latency faults soak train constraints wheels interfaces docs-test newcomer clean one-ros
+.PHONY: help demo test test-slow test-wheel lint eval wordings experts libero libero-table bench latency faults soak train constraints wheels interfaces docs-test newcomer clean one-ros
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -77,6 +77,11 @@ test-wheel:  ## build the wheel of what is committed, use it outside the checkou
 eval: $(VENV)/.installed  ## success per task: EPISODES=50 WORKERS=2 POLICY=models/nano
 	$(BIN)/dtvla eval --suite tabletop --policy $(POLICY) --episodes $(EPISODES) \
 		--workers $(WORKERS) --json $(OUT)/eval.json
+
+INSTRUCTIONS ?= config/instructions/tabletop.yaml
+wordings: $(VENV)/.installed  ## success in any words, and what must be refused; goes on where it was stopped: INSTRUCTIONS=...
+	$(BIN)/dtvla eval --policy $(POLICY) --instructions $(INSTRUCTIONS) --workers $(WORKERS) \
+		--resume $(OUT)/wordings.jsonl --json $(OUT)/wordings.json --html $(OUT)/wordings.html
 
 experts: $(VENV)/.installed  ## success of the scripted experts
 	$(BIN)/dtvla experts --suite tabletop --episodes $(EPISODES) --workers $(WORKERS) \

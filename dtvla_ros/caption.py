@@ -73,8 +73,9 @@ def _draw_caption(caption: Caption) -> Image.Image:
     thought = textwrap.wrap(as_sentence(caption.thought), COLUMNS)
     if len(thought) > LINES:
         thought = ['...', *thought[1 - LINES:]]
-    pen.text((20, 34), '\n'.join(
-        textwrap.wrap(caption.title, COLUMNS)[:2 if caption.meaning else 3]), INK, large)
+    pen.text((20, 34), textwrap.fill(
+        caption.title, COLUMNS, max_lines=2 if caption.meaning else 3, placeholder=' ...'),
+        INK, large)
     pen.text((20, 86), textwrap.shorten(caption.meaning, 60, placeholder=' ...'), GOOD, small)
     pen.text((20, 110), 'thinks', FAINT, small)
     pen.text((20, 134), '\n'.join(thought), INK, large)
