@@ -460,7 +460,9 @@ class SimBridge(Node):
         told, asked = self._policy, self._info['instruction']
         if self._refusal:
             return f'refused: {self._refusal}'
-        if told.get('state') in ('STOPPED', 'FAULT', 'DONE'):
+        if told.get('state') == 'DONE':
+            return 'the policy says that it is done'
+        if told.get('state') in ('STOPPED', 'FAULT'):
             return f'policy {told["state"]}: {told.get("reason", "")}'
         if self._gate:
             return f'stopped: {self._gate}'

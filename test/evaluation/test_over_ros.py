@@ -87,6 +87,45 @@ def test_wordings_over_ros_end_as_in_process(tmp_path):
     assert evaluate(tmp_path / 'here', *words)['episodes'] == alone['episodes'], 'continued'
 
 
+# The policy says so from its 17th decision on, at control step 48.
+SAYS_SO = """
+from dataclasses import replace
+from dtvla_ros.engine import policy
+_decide, _made = policy.Policy.infer, []
+def decide(self, *arguments):
+    _made.append(0)
+    decision = _decide(self, *arguments)
+    return decision if len(_made) <= 16 else replace(decision, reasoning=(
+        'holding nothing done can now wait can at x50 y-17 next wait move still still still'))
+policy.Policy.infer = decide
+"""
+
+
+@pytest.mark.slow
+def test_a_policy_that_says_that_it_is_done_ends_its_episode_over_ros_as_in_process(
+        tmp_path, monkeypatch):
+    policy = tmp_path / 'policy'
+    shutil.copytree(NANO, policy)
+    manifest = json.loads((policy / 'manifest.json').read_text())
+    (policy / 'manifest.json').write_text(json.dumps({**manifest, 'says_done': True}))
+    (tmp_path / 'sitecustomize.py').write_text(SAYS_SO)
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(
+        filter(None, (str(tmp_path), os.environ.get('PYTHONPATH')))))
+    rows = []
+    for via in ('inprocess', 'ros'):
+        result = evaluate(tmp_path / via, '--tasks', TASKS.split(',')[0], '--policy', str(policy),
+                          '--via', via)
+        row, = result['rows'].values()
+        rows.append({key: row[key] for key in (
+            'success', 'steps', 'commands', 'decisions', 'thoughts', 'said_done', 'too_early')})
+        assert (row['decisions'], row['said_done']) == (18, 51)
+        assert row['too_early'] is not row['success']
+        assert result['episodes'][0]['said_done'] == 51
+        assert result['done']['without_success'] == [int(row['too_early']), 1]
+        assert 'done was said within 1 s of success in ' in result['output']
+    assert rows[0] == rows[1]
+
+
 @pytest.mark.slow
 def test_real_time_says_so_and_tells_how_long_it_thought(tmp_path):
     result = evaluate(tmp_path, '--tasks', TASKS.split(',')[0], '--via', 'ros', '--realtime',

@@ -277,7 +277,7 @@ def test_a_policy_that_says_it_is_done_ends_its_episode(graph, tmp_path):
     assert graph.processes['sim_bridge'].wait(15) == 0
     first, last = json.loads((tmp_path / 'result.json').read_text())['episodes']
     assert first == {'task': TASK, 'seed': SEED, 'success': False, 'steps': 2, 'said_done': 2,
-                     'too_early': True, 'reason': 'policy DONE: it says so'}
+                     'too_early': True, 'reason': 'the policy says that it is done'}
     assert (last['steps'], last['reason']) == (4, 'not done within 4 steps')
 
 
