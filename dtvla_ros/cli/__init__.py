@@ -46,7 +46,7 @@ DEMO_TASKS = ('put_the_can_in_the_wooden_bin, stack_the_red_cube_on_the_green_cu
 
 
 @app.command()
-@takes('policy tasks episodes seed mode engine out viz')
+@takes('policy tasks episodes seed mode engine out viz say')
 def demo(
     given: Given,
     tasks: Annotated[str, Option(callback=names, help='Comma-separated task names.')] = DEMO_TASKS,
@@ -54,6 +54,8 @@ def demo(
     mode: Annotated[str, Option(help='Thought: full or masked (empty).')] = 'full',
     out: Annotated[Path, Option(help='Folder for film, sheet and result.')] = Path('out'),
     viz: Annotated[str, Option(help='rerun: also write demo.rrd for Rerun.')] = '',
+    say: Annotated[list[str] | None, Option(metavar='SENTENCE', help='Tell the policy this in the '
+        'last episode, to see what it understands or refuses; repeatable.')] = None,
 ) -> None:
     """Watch a simulated arm think and act; every command travels over ROS 2 topics.
 
@@ -68,9 +70,10 @@ def demo(
     `dtvla demo`
     `dtvla demo --tasks put_the_lemon_in_the_blue_bin --episodes 10 --out out/lemon`
     `dtvla demo --mode masked --out out/masked` the same arm without a thought
+    `dtvla demo --episodes 1 --say "Push the green cube onto the yellow mark!" --say "sing a song"`
     """
     from dtvla_ros.demo.run import run_demo
-    if call(run_demo, given)['ended']:
+    if call(run_demo, given, say=given.get('say') or ())['ended']:
         raise typer.Exit(1)
 
 

@@ -9,14 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from std_msgs.msg import String
+
 from dtvla_ros.caption import Caption
-from dtvla_ros.conventions import ACTION
+from dtvla_ros.conventions import ACTION, INSTRUCTION
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation import results
 from dtvla_ros.evaluation.results import Rate, evaluation_seed, latency_summary
 from dtvla_ros.files import find_shared, write_json
 from dtvla_ros.policy.completion import after_success
 from dtvla_ros.policy.manifest import PolicyManifest
+from dtvla_ros.ros import qos
 from dtvla_ros.ros.environment import take_domain
 from dtvla_ros.ros.graph import Seen, Watcher, frame_interval, start_nodes, watch
 from dtvla_ros.ros.processes import NodeProcesses
@@ -29,22 +32,25 @@ from .stopping import EStop, SceneHalt
 CONFIG = 'config/sim.yaml'
 VIEWER_TIMEOUT = 20.0  # longest wait for it [s]
 UNATTENDED = 60.0  # longest stop where nobody can press a key [s]
+SAY_EVERY = 20  # between two sentences [control steps]
 
 
 class Show(Watcher):
     """Prints and films what it sees; the person stops and clears it.
 
     Simulated time stands still while the gate is in FAULT; then the episode begins anew.
-    ``ended``: why nobody will go on, '' while somebody may.
+    ``ended``: why nobody will go on, '' while somebody may. ``say``: what the policy is told in
+    the last episode.
     """
 
-    def __init__(self, screen: Screen, recorder: Recorder) -> None:
+    def __init__(self, screen: Screen, recorder: Recorder, say: Sequence[str] = ()) -> None:
         super().__init__(self._film, self._end)
         self._screen, self._recorder = screen, recorder
         self._estop, self._halt = EStop(self), SceneHalt(self)
         self.fault = self.ended = self._stopped = ''
         self._since = 0.0
-        self._told = '', ''
+        self._say, self._said, self._told = say, 0, ('', '')
+        self._instruction = self.create_publisher(String, INSTRUCTION, qos.LATCHED)
         self._stops: list[str] = []  # of the running episode
 
     def on_key(self, key: str) -> None:
@@ -75,6 +81,11 @@ class Show(Watcher):
             self._told = told
             if self.seen.meaning:
                 self._screen.say('you said: {} -> {}'.format(*told), 'bold')
+        row = self.seen.episode
+        if (self._said < len(self._say) and row.get('episode', 0) + 1 == row.get('episodes')
+                and row['step'] >= SAY_EVERY * (self._said + 1)):
+            self._instruction.publish(String(data=self._say[self._said]))
+            self._said += 1
         stopped = '' if self.fault else self.seen.stopped_task
         if stopped and stopped != self._stopped:
             self._screen.say(f'stopped: {stopped}; it moves again in the next episode', 'red')
@@ -87,11 +98,12 @@ class Show(Watcher):
             *rows, {**running, 'reason': f'stopped: {self.fault}', 'stops': self._stops}]
 
     def _film(self, images: dict[str, Any], seen: Seen) -> None:
-        self._recorder.add(images, Caption(
-            seen.episode.get('instruction', ''), seen.thought,
+        footer = f'refused: {seen.refused}' if seen.refused else (
             f'episode {len(seen.episodes) + 1}   step {seen.episode.get("step", 0)}   '
-            f'gate {seen.gate_state}', stopped=self.fault or seen.stopped_task,
-            meaning=seen.meaning if seen.told == seen.episode.get('instruction') else ''))
+            f'gate {seen.gate_state}')
+        self._recorder.add(images, Caption(
+            seen.told or seen.episode.get('instruction', ''), seen.thought, footer,
+            stopped=self.fault or seen.stopped_task, meaning=seen.meaning))
 
     def _end(self, row: dict[str, Any]) -> None:
         if self._stops:
@@ -103,9 +115,10 @@ class Show(Watcher):
 
 def run_demo(policy: Path, tasks: Sequence[str], episodes: int, seed: int | None, out: Path,
              mode: str = 'full', engine: str = 'onnx', suite: str = 'tabletop',
-             viz: str = '') -> dict[str, Any]:
+             viz: str = '', say: Sequence[str] = ()) -> dict[str, Any]:
     """Run the episodes, write ``demo.mp4``, ``demo.png`` and ``demo.json``; return the latter.
 
+    In the last episode the policy is told ``say``, a sentence every `SAY_EVERY` control steps.
     Its ``ended`` says why not all episodes ran, '' if they did; Ctrl-C before the first has ended
     raises KeyboardInterrupt. ``viz``: ``'rerun'`` also writes
     ``demo.rrd``, from a process of its own. Raises UserError if a node refuses its input or
@@ -128,7 +141,7 @@ def run_demo(policy: Path, tasks: Sequence[str], episodes: int, seed: int | None
     screen.say(f'Watch along: ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]} {program()} watch; '
                'tasks, tell and stop talk to it', 'dim')
     try:
-        with joined(lambda: Show(screen, recorder)) as (show, executor), \
+        with joined(lambda: Show(screen, recorder, say)) as (show, executor), \
                 Keyboard(show.on_key) as keyboard, screen.live, \
                 NodeProcesses(out / 'logs') as nodes:
             if keyboard.present:

@@ -42,6 +42,7 @@ class Seen:
     vla_state: str = 'starting'
     refusals: int = 0  # instructions that the policy did not take, and the last one and why
     rejected: tuple[str, str] = '', ''
+    refused: str = ''  # what was refused since the present task began
     vla_reason: str = ''
     told: str = ''  # the policy's instruction
     understood: str = ''  # the task that it means
@@ -131,6 +132,7 @@ class Watcher(Node):
         self.seen.vla_state, self.seen.vla_reason = message.message, values.get('reason', '')
         self.seen.told = values.get('instruction', '')
         self.seen.understood = values.get('understood', '')
+        self.seen.refused = values.get('rejected_instruction', '')
         self.seen.meaning = conversions.meaning(values)
         if (task := values.get('task', '')) != self._task:
             self._task = task

@@ -36,9 +36,12 @@ def nodes_of(pid: int) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_one_episode_over_topics(tmp_path):
-    demo = start(tmp_path, '--tasks', TASK, '--episodes', '1')
+    said = 'STACK the red cube on the green cube!'
+    demo = start(tmp_path, '--tasks', TASK, '--episodes', '1', '--say', said, '--say', 'sing')
     output, errors = demo.communicate(timeout=240)
     assert demo.returncode == 0, errors + output
+    assert f'you said: {said} -> understood as: {TASK.replace("_", " ")}' in output
+    assert 'you said: sing -> refused: it is not among the 6 tasks of the policy' in output
     result = json.loads((tmp_path / 'demo.json').read_text())
     assert result['n'] == 1 and result['seeds'] == [1_000_000]
     steps = result['episodes'][0]['step']
