@@ -30,7 +30,8 @@ def write_html(path: Path, title: str, summary: Mapping[str, Any], stills: Path 
         refuse=[*refuse['groups'].items(), ('all', refuse['total'])] if refuse else (),
         said=[*_said(summary)] if refuse else (),
         misheard=MISHEARD if refuse else (),
-        settings=list(_flat({k: v for k, v in summary.items() if k not in (*_RESULTS, 'refuse')})),
+        done=summary.get('done'), settings=list(_flat({
+            k: v for k, v in summary.items() if k not in (*_RESULTS, 'refuse', 'done')})),
         **{key: summary[key] for key in (*_RESULTS, 'seeds') if key not in ('tasks', 'latency')})
 
 

@@ -178,10 +178,12 @@ def test_the_report_stands_alone_and_shows_every_failure(tmp_path):
                'flags': {'msaa_samples': 0, 'shadows': False, 'gripper': '-1 opens, +1 closes'},
                'files': {'model.safetensors': 'acc5'}, 'replan_steps': 3, 'seeds': [7, 8],
                'versions': results.versions(),
-               **results.summarise(episodes, HOSTILE), 'cut_thoughts': 3, 'refused': 1}
+               **results.summarise(episodes, HOSTILE), 'cut_thoughts': 3, 'refused': 1,
+               'done': results.said_done(episodes)}
     path = tmp_path / 'pages' / 'report.html'
     write_html(path, 'tabletop: <full> thought', summary, stills, films)
     page = path.read_text()
+    assert 'Done was said within 1 s of success in 0 of ' in page
     # As XML: every element is closed, and every text escaped.
     tree = ElementTree.fromstring(re.sub(r'<(!|meta)[^>]*>|(<img[^>]*)>', lambda tag: (
         f'{tag[2]}/>' if tag[2] else ''), page))
