@@ -154,7 +154,7 @@ def told_done(done: Mapping[str, Any]) -> str:
 
 def refused(results: Sequence[EpisodeResult]) -> int:
     """Return how many episodes the policy began with nothing: it did not take the sentence."""
-    return sum(not r.steps for r in results)
+    return sum(not r.steps and r.said_done is None for r in results)
 
 
 def counted(row: Mapping[str, Any]) -> str:

@@ -194,8 +194,8 @@ def tables(summary: Mapping[str, Any]) -> Iterator[Table | str]:
                if row['outcome'] in MISHEARD),
              *((row['group'], row) for row in refuse['sentences'] if row['understood'])]
     if wrong:
-        yield plain_table('taken wrongly', ('should be', 'said', 'taken for'), [
-            (should, row['said'], row['understood'] or 'refused') for should, row in wrong],
+        yield plain_table('taken wrongly', ('should be', 'said', 'taken for'), dict.fromkeys(
+            (should, row['said'], row['understood'] or 'refused') for should, row in wrong),
             names=3)
 
 

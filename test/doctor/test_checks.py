@@ -90,6 +90,12 @@ def test_a_graph_in_order_lacks_nothing(healthy: Seen) -> None:
     assert not missing(healthy) and len(judge(healthy)) > 30
 
 
+def test_the_task_is_told_with_what_it_was_understood_as(healthy: Seen) -> None:
+    healthy.status['policy'] = ('ACTING', {'instruction': 'do it, please', 'understood': 'do it'})
+    assert [row.found for row in judge(healthy) if row.requirement == 'task'] == [
+        'do it, please, understood as: do it']
+
+
 def change(view: NodeView, **values: Any) -> None:
     view.parameters = {**view.parameters, **values}
 
