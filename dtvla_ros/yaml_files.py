@@ -9,6 +9,9 @@ import yaml
 
 from dtvla_ros.files import unreadable
 
+# What the constructors of tags raise for values that are none of theirs, as !!int x, 2026-99-99.
+UNTAGGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
 
 class _Loader(yaml.SafeLoader):
     """Refuses keys that stand twice, and ``<<``, which ROS takes for a key."""
@@ -33,5 +36,5 @@ def read_yaml(path: Path, remedy: str) -> Any:
     """Return what a YAML file says; ``UserError`` with ``remedy`` where it cannot be read."""
     try:
         return yaml.load(path.read_bytes(), _Loader)
-    except (OSError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, yaml.YAMLError, RecursionError, *UNTAGGED) as error:
         raise unreadable(path, error, remedy, 'no YAML') from None

@@ -47,7 +47,10 @@ def test_tasks_are_named_by_name_or_sentence_and_refusals_have_groups(written):
 
 @pytest.mark.parametrize(('text', 'error'), [
     ('', 'an empty file|no tasks; write'), ('- a', 'no tasks; write "task'),
-    ('a: [', r'no YAML .*; write "task'), (f'{LEMON}: [a]\n{LEMON}: [b]', 'stands twice'),
+    ('a: [', r'no YAML .*; write "task'), (f'{LEMON}: [2026-99-99]', 'no YAML'),
+    (f'{LEMON}: [!!timestamp x]', 'no YAML'), (f'{LEMON}: [!!bool maybe]', 'no YAML'),
+    (f'{LEMON}: [!!int ""]', 'no YAML'), (f'{LEMON}: [!!map [x]]', 'no YAML'),
+    (f'{LEMON}: [a]\n{LEMON}: [b]', 'stands twice'),
     (f'{LEMON}: [a]\nturn on the stov: [b]',
      'line 2: unknown task "turn on the stov"; nearest: "turn on the stove"'),
     (f'{LEMON}: [a]\nput the lemon in the blue bin: [b]',

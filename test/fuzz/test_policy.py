@@ -19,6 +19,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.policy.instructions import nearest, refuse_instruction, shown
 from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
 from dtvla_ros.policy.transform import transform_of
+from dtvla_ros.policy.understanding import NotUnderstood, understanding_of
 from dtvla_ros.ros import conversions
 
 NANO = Path(__file__).resolve().parents[2] / 'models' / 'nano'
@@ -34,6 +35,7 @@ if not (NANO / MANIFEST).exists():
 WHOLE = json.loads((NANO / MANIFEST).read_text())
 TASKS = PolicyManifest.read(NANO).tasks
 TRANSFORM = transform_of(NANO, PolicyManifest.read(NANO))
+UNDERSTANDING = understanding_of(NANO, PolicyManifest.read(NANO))
 
 
 def places(tree: Any) -> Iterator[tuple[Any, Any]]:
@@ -80,6 +82,9 @@ def test_any_text_as_an_instruction(text: str) -> None:
     if not refuse_instruction(text):
         with suppress(UserError):
             assert TRANSFORM.check_instruction(text)
+    with suppress(NotUnderstood):
+        meant = UNDERSTANDING.understand(text)
+        assert meant.task in TASKS and 0.0 <= meant.confidence <= 1.0
 
 
 POINT = st.builds(
