@@ -115,7 +115,7 @@ class Player(Watcher):
         self._estop = EStop(self)
         self._lines: queue.Queue[str] = queue.Queue()
         self.tasks: list[str] | None = None
-        self.over = self._scene = self._begun = False
+        self.over = self._scene = self._begun = self._holds = False
         self.fault = self._stopped = self._done = ''
         self._told: tuple[str, str] = '', ''  # task number and sentence that the policy has
         self._film: Filming | None = None
@@ -159,7 +159,7 @@ class Player(Watcher):
                     say(seen.meaning, 'bold')
         if seen.vla_state == 'DONE' and not self._screen.resting:
             self._rest(f'{SAID}: {seen.understood}' + (
-                '' if self._done else ' (the simulator does not)'))
+                '' if self._holds else ' (the simulator does not)'))
         stopped = '' if self.fault or self._screen.resting else seen.stopped_task
         if stopped and stopped != self._stopped:
             say(f'stopped: {stopped}; tell it again what to do', 'red')
@@ -248,7 +248,7 @@ class Player(Watcher):
         step, self._step = self._step, scene.get('step', 0)
         if self._screen.resting and self._step < step:
             self._screen.resting = WAITING
-        done = scene.get('done', '')
+        done, self._holds = scene.get('done', ''), scene.get('holds', False)
         before, self._done = self._done, done
         if not done or done == before or self._screen.resting:
             return None

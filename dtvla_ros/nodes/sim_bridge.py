@@ -153,6 +153,7 @@ class SimBridge(Node):
         self._gate = ''  # why it ended the task
         self._sentences: dict[str, str] = {}  # of the scene's tasks, where none is asked for
         self._done, self._open = '', False  # the told one, once it is done; whether it was not
+        self._holds = False  # whether it is now, be it that it was before
         self._task_before = self._refused = self._understood = self._refusal = ''
         self._moved = self._asked
         self._obs: Mapping[str, Any] = {}
@@ -396,7 +397,7 @@ class SimBridge(Node):
             'state': 'paused' if self._paused else 'playing' if self._running else 'stopped',
             'suite': self._given.suite, 'task': progress.task, 'seed': progress.seed,
             'step': progress.step, 'time': self._now,
-            **({'done': self._done} if self._given.endless else {}),
+            **({'done': self._done, 'holds': self._holds} if self._given.endless else {}),
             'orders': self._orders, 'refused': self._refused})
         self._state.publish(String(data=text))
         return text
@@ -452,8 +453,8 @@ class SimBridge(Node):
         holds = bool(task) and self._env.done(task)
         self._open |= not holds
         done = task if holds and self._open else ''
-        if done != self._done:
-            self._done = done
+        if (done, holds) != (self._done, self._holds):
+            self._done, self._holds = done, holds
             self._publish_state()
 
     def _why_failed(self) -> str:

@@ -194,7 +194,7 @@ def test_a_policy_that_says_when_it_is_done_ends_the_task_itself(stage, judged):
     stage.status(instruction=TASKS[0], task=1)
     stage.says(f'told: {TASKS[0]}')
     if judged:
-        stage.scene(done='put_the_can_in_the_wooden_bin', step=9)
+        stage.scene(done='put_the_can_in_the_wooden_bin', holds=True, step=9)
         stage.says(f'done, as the simulator judges: {TASKS[0]}')
     assert not stage.screen.resting
     stage.status(gate=('HOLD', 'policy says that the task is done'), policy='DONE',
