@@ -188,7 +188,8 @@ def table(title: str, summary: Mapping[str, Any]) -> Table:
 
     def cells(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
         steps = row.get('mean_steps_of_successes')
-        return (name, *rate_cells(row), f'{steps:.0f}' if steps else '',
+        shown = name.replace('_', ' ') if misheard else name
+        return (shown, *rate_cells(row), f'{steps:.0f}' if steps else '',
                 *(str(row[outcome]) for outcome in misheard))
 
     return plain_table(
