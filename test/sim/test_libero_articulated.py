@@ -6,6 +6,7 @@ from support.libero_here import needs_libero
 from support.perturb import ForcedOpening
 
 from dtvla_ros.rollout.episode import run_expert_episode
+from dtvla_sim.env import REST
 from dtvla_sim.experts import make_expert
 from dtvla_sim.experts.articulated import Drawer, Knob
 from dtvla_sim.experts.grasps import surface
@@ -17,6 +18,7 @@ pytestmark = needs_libero
 MIDDLE = 'open_the_middle_drawer_of_the_cabinet'
 PLATE = 'push_the_plate_to_the_front_of_the_stove'
 STOVE = 'turn_on_the_stove'
+BOWL = 'put_the_bowl_on_the_stove'
 MILK = 'pick_up_the_milk_and_place_it_in_the_basket'
 INSIDE = 'open_the_top_drawer_and_put_the_bowl_inside'
 POT = 'KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it'
@@ -44,6 +46,21 @@ def test_the_middle_drawer_is_pulled_open_and_said_to_be_held(goal):
     said = ' | '.join(result.thoughts)
     assert 'now reach middle_drawer at x' in result.thoughts[0]
     assert 'holding middle_drawer done nothing now open middle_drawer at x' in said
+
+
+@pytest.mark.parametrize(('task', 'beyond'), [(MIDDLE, True), (STOVE, True), (BOWL, False)])
+def test_a_finished_task_is_waited_by_and_a_motion_under_way_ends_beyond_its_limit(
+        goal, task, beyond):
+    """Within a second; the arm is then still and the gripper open."""
+    expert = make_expert(goal)
+    assert run_expert_episode(goal, expert, task, SEED)[0].success
+    steps = []
+    for _ in range(20):
+        steps.append(expert.act())
+        goal.step(steps[-1].action)
+    waits = [step.phase == 'wait' for step in steps]
+    assert waits == sorted(waits) and waits[0] is not beyond and all(waits[-3:])
+    assert steps[-1].action.tolist() == REST.tolist() and goal.success()
 
 
 @pytest.mark.parametrize('suite, task, phase, word', [
