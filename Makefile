@@ -57,7 +57,9 @@ $(VENV)/.interfaces: tools/build_interfaces constraints/ros-jazzy-generators.txt
 interfaces: $(VENV)/.interfaces  ## tf2_msgs and gripper actions beside the wheels of ROS (needs g++)
 
 demo: $(VENV)/.installed  ## a simulated arm, driven over ROS 2 topics, thinks and acts: out/demo.mp4
-	$(BIN)/dtvla demo --policy $(POLICY) --out $(OUT)
+	$(BIN)/dtvla demo --policy $(POLICY) --out $(OUT) \
+		--say "Could you shove the green block over to the yellow patch, please?" \
+		--say "No, wait, put the banana in the fridge."
 
 lint: $(VENV)/.installed-dev  ## style, who may import whom, types
 	$(BIN)/ruff check .

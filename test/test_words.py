@@ -21,6 +21,7 @@ KEPT = {
     'dtvla_ros/cli/arguments.py': '--shove-share', 'dtvla_ros/data/collect.py': 'shove',
     'dtvla_ros/data/inspect.py': "'picture of'", 'docs/annotation.md': '--picture-tokens',
     'docs/migration.md': r'^\|',
+    'config/train/language.yaml': '',
     **{f'config/instructions/{name}.yaml': '' for name in ('tabletop', 'tabletop_development')},
     'dtvla_ros/training/grpo/config.py': "'lanes': 'num_env_groups'",
     'sim/experts/noise.py': 'shove', 'sim/rewording.py': "('slide', 'shove', 'move')"}

@@ -8,7 +8,7 @@ from typing import Annotated
 from typer import Option
 
 from dtvla_ros.cli import arguments as args
-from dtvla_ros.cli.arguments import Folder, Given, call, counts, group, takes
+from dtvla_ros.cli.arguments import File, Folder, Given, call, counts, group, takes
 from dtvla_ros.files import find_shared
 
 app = group('train', 'Train policies: from demonstrations, and by practice.')
@@ -62,6 +62,35 @@ def train_sft(
         sft.SftRun, given, threads=given['cpu_threads'], weights=weights or (),
         init=init and find_shared(init)))
     print(f'{out}: trained; next: dtvla export {out} --out models/{out.name}')
+
+
+@app.command('language')
+@takes('out config development policy minutes encoder seed')
+def train_language(
+    given: Given,
+    out: Annotated[Path, Folder(help='Folder to write, as models/language.')],
+    minutes: Annotated[float, Option(min=0.01, help='How long; Ctrl-C ends it early.')] = 20.0,
+    config: Annotated[Path, File(help='What people call things and how they ask for tasks (YAML).')
+        ] = Path('config/train/language.yaml'),
+    development: Annotated[Path, File(help='Sentences to choose the threshold by, as for '
+        '`dtvla eval --instructions`.')] = Path('config/instructions/tabletop_development.yaml'),
+    policy: args.Policy = Path('models/nano'),
+    encoder: Annotated[Path | None, Option(help='Make the vectors of words anew, by this '
+        'BERT-like sentence encoder: a folder with config.json, tokenizer.json and '
+        'model.safetensors. [default: those of models/language]')] = None,
+    seed: Annotated[int, Option(help='Of weights and sentences.')] = 0,
+) -> None:
+    """Teach what people say: which task a sentence in free wording asks for, if any.
+
+    The network is not part of a policy: models/language serves every policy that names its tasks.
+    New things or new ways to ask for them go into a copy of config/train/language.yaml.
+
+    **Examples**
+    `dtvla train language --minutes 20 --out models/language`
+    `dtvla train language --config my_language.yaml --out models/language`
+    """
+    from dtvla_ros.training.language.command import train_language as run
+    call(run, given)
 
 
 @app.command('grpo')

@@ -47,10 +47,10 @@ def build_graphs(model: HybridDecoder) -> dict[str, onnx.ModelProto]:
     cache = [(name, torch.zeros(so_far, text.kv_heads * text.head_dim), rows) for name in past]
     fast = InferenceModel(model)
     return {
-        GRAPHS[0]: _trace(model, lambda towers, pixels: towers.encode_images(pixels[None])[0], [
+        GRAPHS[0]: trace(model, lambda towers, pixels: towers.encode_images(pixels[None])[0], [
             ('pixel_values', torch.zeros(len(vision.cameras), 3, *(vision.image_size,) * 2), {}),
         ], ['features'], VISION_OPSET),
-        GRAPHS[1]: _trace(fast, _decode, [
+        GRAPHS[1]: trace(fast, _decode, [
             ('input_ids', torch.arange(new), rows), ('features', torch.zeros(2, text.width), rows),
             ('image_rows', torch.arange(2), rows),
             ('mask', torch.zeros(new, so_far + new), square),
@@ -58,13 +58,13 @@ def build_graphs(model: HybridDecoder) -> dict[str, onnx.ModelProto]:
             ('bin_rows', torch.arange(2), rows),
             ('penalty', torch.zeros(text.vocabulary - config.ids.bins), {}), *cache,
         ], ['choices', 'below', 'bins', 'above', *(f'new_{name}' for name in past)]),
-        GRAPHS[2]: _trace(fast, _act, [
+        GRAPHS[2]: trace(fast, _act, [
             ('input_ids', torch.arange(new), rows),
             ('mask', torch.zeros(block, so_far + block), square),
             ('position_ids', torch.arange(block), rows), *cache], ['logits'])}
 
 
-def _trace(model: nn.Module, run: Callable[..., Any], inputs: list, outputs: list[str],
+def trace(model: nn.Module, run: Callable[..., Any], inputs: list, outputs: list[str],
            opset: int = OPSET) -> onnx.ModelProto:
     """Trace ``run`` with ``inputs`` (name, example, free dimensions); forget its origin."""
     names, examples, shapes = zip(*inputs)

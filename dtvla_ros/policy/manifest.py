@@ -156,19 +156,27 @@ class PolicyManifest:
 
     def verified(self, folder: Path, name: str) -> Path:
         """Return the path of ``name`` after checking its hash; nothing is parsed before."""
-        path, remedy = folder / name, 'copy the policy again'
-        if name not in self.files:
-            raise UserError(f'{folder / MANIFEST}: lists no {name}; export the policy again')
-        if not os.path.lexists(path):
-            raise UserError(f'{path}: missing, though the manifest lists it; {remedy}')
-        try:
-            digest = sha256(path)
-        except OSError as error:
-            raise unreadable(path, error, remedy) from None
-        if digest != self.files[name]:
-            raise unreadable(path, f'it is {digest[:12]}…', remedy,
-                             'SHA-256 differs from the manifest')
-        return path
+        return verified(folder, self.files, name)
+
+
+def verified(folder: Path, files: Mapping[str, str], name: str) -> Path:
+    """Return the path of ``name`` in a folder whose manifest lists ``files`` with their SHA-256.
+
+    Raises UserError where it is not listed, not there, or another file.
+    """
+    path, remedy = folder / name, 'copy the policy again'
+    if name not in files:
+        raise UserError(f'{folder / MANIFEST}: lists no {name}; export the policy again')
+    if not os.path.lexists(path):
+        raise UserError(f'{path}: missing, though the manifest lists it; {remedy}')
+    try:
+        digest = sha256(path)
+    except OSError as error:
+        raise unreadable(path, error, remedy) from None
+    if digest != files[name]:
+        raise unreadable(path, f'it is {digest[:12]}…', remedy,
+                         'SHA-256 differs from the manifest')
+    return path
 
 
 def sentences(value: object, what: str) -> tuple[str, ...]:

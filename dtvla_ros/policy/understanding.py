@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dtvla_ros.errors import UserError
+from dtvla_ros.files import find_shared
 from dtvla_ros.policy.instructions import known_as, nearest, refuse_instruction
+from dtvla_ros.policy.language import FOLDER, Matcher, choose
 from dtvla_ros.policy.manifest import PolicyManifest
 
 
@@ -27,13 +29,14 @@ class NotUnderstood(UserError):
 
 
 class Understanding:
-    """Understands tasks by their spelling. Where there are none any sentence is its own task.
+    """Understands tasks in free wording. Where there are none any sentence is its own task.
 
     ``tasks``: all that may be understood. ``whose``: where they are listed, for a refusal.
+    ``matcher`` None: by their spelling only.
     """
 
-    def __init__(self, tasks: Sequence[str], whose: str) -> None:
-        self.tasks, self._whose = tuple(tasks), whose
+    def __init__(self, tasks: Sequence[str], whose: str, matcher: Matcher | None = None) -> None:
+        self.tasks, self._whose, self._matcher = tuple(tasks), whose, matcher
 
     def understand(self, text: str) -> Understood:
         """Return what a sentence means. Raises NotUnderstood."""
@@ -47,7 +50,19 @@ class Understanding:
 
     def _infer(self, text: str) -> Understood:
         """Return what a sentence that spells no task means. Raises NotUnderstood."""
-        raise NotUnderstood(f'it is not {self._whose}; nearest: "{nearest(text, self.tasks)}"')
+        if self._matcher is None:
+            raise NotUnderstood(f'it is not {self._whose}; nearest: "{nearest(text, self.tasks)}"')
+        try:
+            likely = self._matcher.probabilities(text, self.tasks)
+        except UserError as error:
+            raise NotUnderstood(str(error)) from None
+        if (chosen := choose(likely, self._matcher.threshold)) is not None:
+            return Understood(self.tasks[chosen], float(likely[chosen]))
+        first, *others = (f'"{self.tasks[k]}"' for k in likely.argsort()[::-1])
+        if likely.max() >= self._matcher.threshold:
+            raise NotUnderstood(f'it could mean {first} or {others[0]}; say which')
+        raise NotUnderstood(f'it does not ask for what is {self._whose}, or for more; '
+                            f'nearest: {first}')
 
 
 def understanding_of(folder: Path, manifest: PolicyManifest,
@@ -55,10 +70,13 @@ def understanding_of(folder: Path, manifest: PolicyManifest,
     """Return how a policy in ``folder`` understands sentences.
 
     It understands ``allowed``, those of its own tasks among them as its manifest spells them;
-    without them all tasks of the manifest; any sentence if that names none.
+    without them all tasks of the manifest; any sentence if that names none. Raises UserError if
+    the network that understands free wordings is damaged.
     """
+    network = find_shared(FOLDER)
+    matcher = Matcher(network) if network.is_dir() else None
     if not allowed:
         own = manifest.tasks
-        return Understanding(own, f'among the {len(own)} tasks of the policy')
+        return Understanding(own, f'among the {len(own)} tasks of the policy', matcher)
     return Understanding([known_as(text, manifest.tasks) or text for text in allowed],
-                         'in allowed_instructions')
+                         'in allowed_instructions', matcher)

@@ -1,0 +1,1 @@
+"""What people call things and tasks, and the network that learns it."""
