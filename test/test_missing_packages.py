@@ -25,6 +25,7 @@ COMMANDS = {
     'annotate label --data D': 'data', 'annotate review --data D': 'data',
     'annotate agree --data D': 'data', 'annotate apply --data D': 'data',
     'annotate fill --data D --to new': 'data', 'train sft --data D --out new --steps 1': 'train',
+    'train language --out new': 'sim,train',
     'train grpo --init D --out new --iterations 1': 'sim,train',
     'train dagger --init D --out new': 'sim,train', 'export D --out new': 'train',
     'inspect D': 'torch', 'convert D': 'train', 'bench': 'train', 'view --save x.rrd': 'viz',

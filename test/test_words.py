@@ -22,7 +22,7 @@ KEPT = {
     'dtvla_ros/data/inspect.py': "'picture of'", 'docs/annotation.md': '--picture-tokens',
     'docs/migration.md': r'^\|',
     'config/train/language.yaml': '',
-    **{f'config/instructions/{name}.yaml': '' for name in ('tabletop', 'tabletop_development')},
+    **{f'config/instructions/{name}.yaml': '' for name in ('tabletop', 'dev')},
     'dtvla_ros/training/grpo/config.py': "'lanes': 'num_env_groups'",
     'sim/experts/noise.py': 'shove', 'sim/rewording.py': "('slide', 'shove', 'move')"}
 

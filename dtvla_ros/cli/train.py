@@ -73,7 +73,7 @@ def train_language(
     config: Annotated[Path, File(help='What people call things and how they ask for tasks (YAML).')
         ] = Path('config/train/language.yaml'),
     development: Annotated[Path, File(help='Sentences to choose the threshold by, as for '
-        '`dtvla eval --instructions`.')] = Path('config/instructions/tabletop_development.yaml'),
+        '`dtvla eval --instructions`.')] = Path('config/instructions/dev.yaml'),
     policy: args.Policy = Path('models/nano'),
     encoder: Annotated[Path | None, Option(help='Make the vectors of words anew, by this '
         'BERT-like sentence encoder: a folder with config.json, tokenizer.json and '

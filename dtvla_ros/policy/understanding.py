@@ -61,7 +61,7 @@ class Understanding:
         first, *others = (f'"{self.tasks[k]}"' for k in likely.argsort()[::-1])
         if likely.max() >= self._matcher.threshold:
             raise NotUnderstood(f'it could mean {first} or {others[0]}; say which')
-        raise NotUnderstood(f'it does not ask for what is {self._whose}, or for more; '
+        raise NotUnderstood(f'it asks for nothing {self._whose}, or for more than that; '
                             f'nearest: {first}')
 
 

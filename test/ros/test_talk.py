@@ -57,8 +57,8 @@ def test_tasks_are_listed_and_a_task_is_taken_however_it_is_written(
 
 
 @pytest.mark.parametrize(('words', 'nearest'), [
-    ('stack red on green', 'stack the red cube on the green cube'),
-    ('please drop the lemon into the blue box', LEMON), ('', 'it is empty')])
+    ('stack green on red', 'stack the red cube on the green cube'),
+    ("please don't drop the lemon into the blue box", LEMON), ('', 'it is empty')])
 def test_what_the_policy_refuses_ends_with_the_reason(
         nodes: Graph, patient: None, dtvla: Any, words: str, nearest: str) -> None:
     code, out, err = dtvla('tell', words)
