@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from io import StringIO
 from pathlib import Path
@@ -100,7 +101,7 @@ def markdown(result: dict[str, Any]) -> str:
     """Return what is shown as Markdown."""
     text = StringIO()
     show(result, Console(file=text, width=10_000), box.MARKDOWN)
-    return text.getvalue().strip()
+    return re.sub(r'\s*\n\s*\n+', '\n\n', text.getvalue()).strip()  # rich pads blank lines
 
 
 def show(result: dict[str, Any], console: Console, lines: box.Box = box.HEAVY_HEAD) -> None:
