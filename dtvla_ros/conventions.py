@@ -70,6 +70,11 @@ def relative(topic: str, namespace: str = '') -> str:
     return topic.removeprefix(f'{namespace}/')
 
 
+def understood_as(task: str, said: str | None) -> str:
+    """Return, for people, the task that was understood; '' for none, and where it was said so."""
+    return f'understood as: {task}' if task not in ('', said) else ''
+
+
 def parameter(default: Any, description: str, **checks: Any) -> Any:
     """Return a dataclass field that is a node's parameter; checks as `nodes.settings.declare`."""
     return field(default=default, metadata={'description': description, **checks})

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dtvla_ros.caption import PAPER, Caption, draw_frame
+from dtvla_ros.conventions import understood_as
 from dtvla_ros.engine.engine import Decision
 from dtvla_ros.files import written_whole
 from dtvla_ros.policy.transform import Observation
@@ -85,7 +86,7 @@ class FailureRecord:
     def on_decision(self, observation: Observation, decision: Decision, step: int) -> None:
         task = observation.instruction
         self.add(observation.images, self.said or task, decision.reasoning, step,
-                 f'understood as: {task}' if self.said not in ('', task) else '')
+                 understood_as(task, self.said) if self.said else '')
 
     def close(self, success: bool) -> dict[str, bytes]:
         """Return what is kept of the episode, as ``videos`` and ``stills``: of success nothing."""

@@ -102,7 +102,9 @@ def make_policy_worker(options: EvalOptions) -> Callable[
     made = options.scene.make()
     env = made if isinstance(made, PerturbedEnv) else PerturbedEnv(made)
     policy, replan = load(options)
-    understanding = understanding_of(options.policy, PolicyManifest.read(options.policy))
+    # Made when the first episode is told in other words: most evaluations have none.
+    understanding = functools.cache(
+        lambda: understanding_of(options.policy, PolicyManifest.read(options.policy)))
 
     def run(job: tuple[Any, ...]) -> tuple[EpisodeResult, dict[str, bytes]]:
         *perturbations, task, seed = job
@@ -116,7 +118,7 @@ def make_policy_worker(options: EvalOptions) -> Callable[
 
         def understand(instruction: str) -> str:
             record.said = told['said'] = said or instruction
-            told['understood'] = task = understanding.understand(told['said']).task
+            told['understood'] = task = understanding().understand(told['said']).task
             try:  # a policy that names no tasks still has its words
                 policy.transform.check_instruction(task)
             except UserError as error:

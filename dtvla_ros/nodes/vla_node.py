@@ -197,8 +197,8 @@ class VlaNode(LifecycleNode):
             self._understood = self._meaning(text)
         except UserError as error:
             return self._reject(text, str(error))
-        if self._understood not in ('', text):
-            self.get_logger().info(f'understood as: {self._understood}')
+        if meaning := names.understood_as(self._understood, text):
+            self.get_logger().info(meaning)
         self._instruction = text
         self._rejected = dict.fromkeys(self._rejected, '')
         self._task += 1

@@ -97,8 +97,7 @@ class Vocabulary:
 
     def spell(self, word: str) -> str:
         """Return the known word that a misspelt one is meant to be, or the word itself."""
-        if (word in self.rows or word in self.frame_rows or word in self.domain
-                or not word.isalpha() or len(word) < 3):
+        if not word.isalpha() or len(word) < 3 or word in self.rows or word in self._first_choice:
             return word
         near = [known for short in shortened(word) for known in self.spellings.get(short, ())
                 if one_slip_apart(word, known)]

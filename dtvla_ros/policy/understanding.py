@@ -73,10 +73,7 @@ def understanding_of(folder: Path, manifest: PolicyManifest,
     without them all tasks of the manifest; any sentence if that names none. Raises UserError if
     the network that understands free wordings is damaged.
     """
-    network = find_shared(FOLDER)
-    matcher = Matcher(network) if network.is_dir() else None
-    if not allowed:
-        own = manifest.tasks
-        return Understanding(own, f'among the {len(own)} tasks of the policy', matcher)
-    return Understanding([known_as(text, manifest.tasks) or text for text in allowed],
-                         'in allowed_instructions', matcher)
+    own, network = manifest.tasks, find_shared(FOLDER)
+    tasks = [known_as(text, own) or text for text in allowed] or own
+    whose = 'in allowed_instructions' if allowed else f'among the {len(own)} tasks of the policy'
+    return Understanding(tasks, whose, Matcher(network) if tasks and network.is_dir() else None)

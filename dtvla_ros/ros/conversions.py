@@ -18,7 +18,13 @@ from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from dtvla_ros.actions.chunk import Chunk
-from dtvla_ros.conventions import CHANNELS, LATENCY, NOT_STARTED, WIDEST_GRIPPER
+from dtvla_ros.conventions import (
+    CHANNELS,
+    LATENCY,
+    NOT_STARTED,
+    WIDEST_GRIPPER,
+    understood_as,
+)
 
 _ARRAY = re.compile(
     r'sequence<(?P<item>.+?)(?:, ?(?P<most>\d+))?>|(?P<fixed>.+)\[(?P<length>\d+)\]')
@@ -39,8 +45,7 @@ def stop_reason(gate: DiagnosticStatus) -> str:
 
 def meaning(policy: Mapping[str, str]) -> str:
     """Return, for people, the task that a policy's state understands; '' where it was said so."""
-    task = policy.get('understood', '')
-    return '' if task == policy.get('instruction') or not task else f'understood as: {task}'
+    return understood_as(policy.get('understood', ''), policy.get('instruction'))
 
 
 def seconds(stamp: Any) -> float:

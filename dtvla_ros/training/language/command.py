@@ -26,7 +26,6 @@ from dtvla_ros.training.language.grammar import Grammar, Sampler
 
 SIZE, BATCH = 96, 256  # of a word's vector; pairs of a step
 THRESHOLDS = tuple(k / 20 for k in range(4, 20))
-NAMES = ('vectors', 'learnt', 'segments', 'positions')
 SLACK = 0.03  # of a sum of two shares
 LICENSE = 'Apache-2.0'
 
@@ -116,4 +115,5 @@ def _graph(network: nn.Module) -> onnx.ModelProto:
     rows = torch.ones(pairs, words, dtype=torch.long)
     return trace(network, lambda model, *inputs: model(*inputs), [
         ('vectors', torch.rand(pairs, words, SIZE), free),
-        *((name, rows.clone(), free) for name in NAMES[1:])], ['scores'])
+        *((name, rows.clone(), free) for name in ('learnt', 'segments', 'positions'))],
+        ['scores'])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -123,7 +124,7 @@ class Batches:
                  size: int):
         self._sampler, self._vocabulary, self._size = sampler, vocabulary, size
         self._vectors = torch.from_numpy(vectors)
-        self._spelt: dict[str, str] = {}
+        self._spell = functools.cache(vocabulary.spell)
 
     def __iter__(self) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
         """Yield (inputs of the network, whether it asks [P]) without end."""
@@ -144,11 +145,6 @@ class Batches:
         sentence, task = ([self._spell(word) for word in split_words(text)][:MOST_WORDS - 1]
                           for text in pair[:2])
         return sentence, task, pair[2]
-
-    def _spell(self, word: str) -> str:
-        if word not in self._spelt:
-            self._spelt[word] = self._vocabulary.spell(word)
-        return self._spelt[word]
 
 
 def train(network: MatcherNetwork, batches: Batches, minutes: float, report: Report,
