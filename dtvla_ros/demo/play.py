@@ -27,13 +27,13 @@ from dtvla_ros.files import find_shared
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.ros import qos
 from dtvla_ros.ros.environment import take_domain
+from dtvla_ros.ros.estop import EStop
 from dtvla_ros.ros.graph import Seen, Watcher, start_nodes
 from dtvla_ros.ros.processes import NodeProcesses
 from dtvla_ros.ros.run import joined
 
 from .display import GATE_STYLE, SAID, Filming, Screen, program
 from .keyboard import STOP_KEYS, Keyboard
-from .stopping import EStop
 
 CONFIG = 'config/sim.yaml'
 FILM_EVERY = 2  # images: enough to see, half the drawing
@@ -150,8 +150,8 @@ class Player(Watcher):
             say('cleared: it moves again when it is told something', 'green')
         if unsaid := self._estop.take_unsaid():
             say(unsaid, 'red')
-        if self._told != (self._task, seen.told):
-            self._told = self._task, seen.told
+        if self._told != (seen.task, seen.told):
+            self._told = seen.task, seen.told
             self._screen.resting = '' if seen.told or not self._begun else WAITING
             if seen.told:
                 say(f'told: {seen.told}', 'bold')

@@ -21,13 +21,14 @@ from dtvla_ros.policy.completion import after_success
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.ros import qos
 from dtvla_ros.ros.environment import take_domain
+from dtvla_ros.ros.estop import EStop
 from dtvla_ros.ros.graph import Seen, Watcher, frame_interval, start_nodes, watch
 from dtvla_ros.ros.processes import NodeProcesses
 from dtvla_ros.ros.run import joined
 
 from .display import SAID, Recorder, Screen, program
 from .keyboard import STOP_KEYS, Keyboard
-from .stopping import EStop, SceneHalt
+from .stopping import SceneHalt
 
 CONFIG = 'config/sim.yaml'
 VIEWER_TIMEOUT = 20.0  # longest wait for it [s]

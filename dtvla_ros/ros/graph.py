@@ -33,7 +33,10 @@ _EVERYTHING = qos.profile(1000, reliable=True, latched=True)
 
 @dataclass(slots=True)
 class Seen:
-    """State of a running graph. ``episodes``: one row per finished episode."""
+    """State of a running graph. ``episodes``: one row per finished episode.
+
+    A thought is forgotten when a task begins or is stopped.
+    """
 
     thought: str = ''
     writing: str = ''  # the next one as far as it is written, once it differs
@@ -44,6 +47,7 @@ class Seen:
     rejected: tuple[str, str] = '', ''
     refused: str = ''  # what was refused since the present task began
     vla_reason: str = ''
+    task: str = ''  # how many tasks the policy has taken
     told: str = ''  # the policy's instruction
     understood: str = ''  # the task that it means
     meaning: str = ''  # what it was understood as, where that is another sentence
@@ -60,16 +64,51 @@ class Seen:
         """Why the gate has ended the task, '' where it only waits after a cleared fault."""
         return '' if self.stopped.startswith('cleared') else self.stopped
 
+    def take_thought(self, sentence: str) -> None:
+        """Take a complete thought."""
+        self.thought, self.writing = sentence, ''
+        self.thoughts += 1
+
+    def take_writing(self, text: str) -> None:
+        """Take how far the next thought is written."""
+        # What is void may be written on; what the last thought began with may also be late.
+        if not (self.stopped or self.thought.startswith(text)):
+            self.writing = text
+
+    def take_policy(self, message: DiagnosticStatus) -> dict[str, str]:
+        """Take the policy's state; return its values."""
+        values = conversions.status_values(message)
+        before, self.refusals = self.refusals, int(values.get('refusals', 0))
+        if self.refusals > before:
+            self.rejected = values['rejected_instruction'], values['rejected']
+        self.vla_state, self.vla_reason = message.message, values.get('reason', '')
+        self.told = values.get('instruction', '')
+        self.understood = values.get('understood', '')
+        self.refused = values.get('rejected_instruction', '')
+        self.meaning = conversions.meaning(values)
+        if (task := values.get('task', '')) != self.task:
+            self.task = task
+            self._forget()
+        return values
+
+    def take_gate(self, message: DiagnosticStatus) -> None:
+        """Take the gate's state."""
+        self.gate_state = message.message
+        self.gate_reason = conversions.status_values(message).get('reason', '')
+        before, self.stopped = self.stopped, conversions.stop_reason(message)
+        if self.stopped and not before:
+            self._forget()
+
+    def _forget(self) -> None:
+        self.thought = self.writing = ''
+
 
 OnFrame = Callable[[dict[str, NDArray[np.uint8]], Seen], None]
 OnEpisode = Callable[[dict[str, Any]], None]
 
 
 class Watcher(Node):
-    """Collects `Seen`; hands on finished episodes, and pairs of images when the next one comes.
-
-    A thought is forgotten when a task begins or is stopped.
-    """
+    """Collects `Seen`; hands on finished episodes, and pairs of images when the next one comes."""
 
     def __init__(self, on_frame: OnFrame, on_episode: OnEpisode):
         super().__init__('demo_watcher')
@@ -77,14 +116,14 @@ class Watcher(Node):
         self._on_frame, self._on_episode = on_frame, on_episode
         self._pair: dict[str, NDArray[np.uint8]] = {}
         self._stamp = -1.0
-        self._decision = self._task = ''
+        self._decision = ''
         for name, topic in names.IMAGES.items():
             self.create_subscription(Image, topic, functools.partial(self._image, name),
                                      qos_profile_sensor_data, raw=True)
         for kind, topic, listen in (
                 (String, names.REASONING, self._reasoning), (String, names.EPISODE, self._episode),
                 (DiagnosticStatus, names.VLA_STATE, self._vla_state),
-                (DiagnosticStatus, names.GATE_STATE, self._gate_state)):
+                (DiagnosticStatus, names.GATE_STATE, self.seen.take_gate)):
             self.create_subscription(kind, topic, listen, _EVERYTHING)
         self.create_subscription(String, names.REASONING_STREAM, self._stream, qos.NEWEST)
         self.create_subscription(JointTrajectory, names.ACTION, self._action, 100)
@@ -108,13 +147,10 @@ class Watcher(Node):
         self._pair = {}
 
     def _reasoning(self, message: String) -> None:
-        self.seen.thought, self.seen.writing = message.data, ''
-        self.seen.thoughts += 1
+        self.seen.take_thought(message.data)
 
     def _stream(self, message: String) -> None:
-        # What is void may be written on; what the last thought began with may also be late.
-        if not (self.seen.stopped or self.seen.thought.startswith(message.data)):
-            self.seen.writing = message.data
+        self.seen.take_writing(message.data)
 
     def _episode(self, message: String) -> None:
         row = self.seen.episode = json.loads(message.data)
@@ -125,32 +161,11 @@ class Watcher(Node):
         self.seen.finished |= bool(row.get('finished'))
 
     def _vla_state(self, message: DiagnosticStatus) -> None:
-        values = conversions.status_values(message)
-        before, self.seen.refusals = self.seen.refusals, int(values.get('refusals', 0))
-        if self.seen.refusals > before:
-            self.seen.rejected = values['rejected_instruction'], values['rejected']
-        self.seen.vla_state, self.seen.vla_reason = message.message, values.get('reason', '')
-        self.seen.told = values.get('instruction', '')
-        self.seen.understood = values.get('understood', '')
-        self.seen.refused = values.get('rejected_instruction', '')
-        self.seen.meaning = conversions.meaning(values)
-        if (task := values.get('task', '')) != self._task:
-            self._task = task
-            self._forget()
+        values = self.seen.take_policy(message)
         if (decision := values.get('stamp', '')) != self._decision:
             self._decision = decision
             for phase, value in conversions.latencies(values).items():
                 self.seen.latency.setdefault(phase, []).append(value)
-
-    def _gate_state(self, message: DiagnosticStatus) -> None:
-        self.seen.gate_state = message.message
-        self.seen.gate_reason = conversions.status_values(message).get('reason', '')
-        before, self.seen.stopped = self.seen.stopped, conversions.stop_reason(message)
-        if self.seen.stopped and not before:
-            self._forget()
-
-    def _forget(self) -> None:
-        self.seen.thought = self.seen.writing = ''
 
     def _action(self, message: JointTrajectory) -> None:
         self.seen.commands += 1

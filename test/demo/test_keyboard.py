@@ -25,7 +25,7 @@ STOP = """
 import os
 from rclpy.node import Node
 from dtvla_ros.demo.keyboard import STOP_KEYS, Keyboard
-from dtvla_ros.demo.stopping import EStop
+from dtvla_ros.ros.estop import EStop
 from dtvla_ros.ros.run import joined
 with joined(lambda: Node('person')) as (node, executor):
     estop = EStop(node)

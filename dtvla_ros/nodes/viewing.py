@@ -1,0 +1,119 @@
+"""What nodes for people read: cameras while somebody watches, and where a chunk leads."""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+from geometry_msgs.msg import PoseStamped
+from numpy.typing import NDArray
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from rclpy.subscription import Subscription
+
+from dtvla_ros import conventions as names
+from dtvla_ros.actions import osc
+from dtvla_ros.actions.chunk import Chunk
+from dtvla_ros.conventions import relative
+from dtvla_ros.nodes.settings import declare
+from dtvla_ros.ros import conversions, images, qos
+from dtvla_ros.ros.waiting import why_silent
+
+POSES = 64  # kept to find the one a chunk was decided at; at 100 Hz half a second
+
+
+class Cameras:
+    """Both cameras, subscribed to only between `open` and `close`. Declares ``transport``."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._type, self._parse, self._decode = images.TRANSPORTS[declare(
+            node, 'transport', 'raw', 'image topics', choices=images.TRANSPORTS)]
+        self._open: list[Subscription] = []
+        self._frames: dict[str, bytes] = {}  # as they came
+
+    def open(self) -> None:
+        """Subscribe, unless that is done already."""
+        if not self._open:
+            self._open = [self._node.create_subscription(
+                self._type, relative(topic), functools.partial(self._frames.__setitem__, name),
+                qos.NEWEST, raw=True) for name, topic in names.IMAGES.items()]
+
+    def close(self) -> None:
+        """Unsubscribe, and forget the images."""
+        while self._open:
+            self._node.destroy_subscription(self._open.pop())
+        self._frames.clear()
+
+    def lacking(self) -> Iterator[str]:
+        """Yield why a camera that is subscribed to has sent nothing."""
+        for name, subscription in zip(names.IMAGES, self._open):
+            if name not in self._frames:
+                yield why_silent(self._node, subscription)
+
+    def newest(self, name: str) -> tuple[float, str, NDArray[np.uint8]] | None:
+        """Return a camera's newest image: stamp [s], frame_id, RGB [H, W, 3]; None without one.
+
+        One that cannot be read is logged.
+        """
+        if name not in self._frames:
+            return None
+        try:
+            frame = self._parse(self._frames[name])
+            return frame.stamp, frame.frame_id, self._decode(frame)
+        except images.ImageError as error:
+            self._node.get_logger().warning(f'image_{name}: {error}', throttle_duration_sec=1.0)
+            return None
+
+
+class Poses:
+    """The last poses of ``ee_pose``; one that is no pose in the base frame is logged."""
+
+    def __init__(self, node: Node, base_frame: str) -> None:
+        self._node, self._base_frame = node, base_frame
+        self.kept: deque[tuple[float, NDArray[np.float64]]] = deque(maxlen=POSES)  # stamp [s], [3]
+
+    def subscribe(self) -> Subscription:
+        """Begin to listen; return the subscription."""
+        return self._node.create_subscription(
+            PoseStamped, relative(names.EE_POSE), self._take, qos_profile_sensor_data)
+
+    def at(self, stamp: float) -> NDArray[np.float64] | None:
+        """Return the position [3] m that is nearest to a stamp [s]; None before the first."""
+        return min(self.kept, key=lambda pose: abs(pose[0] - stamp))[1] if self.kept else None
+
+    def _take(self, message: PoseStamped) -> None:
+        position, quaternion = conversions.pose_arrays(message.pose)
+        if refused := (conversions.refuse_frame(message.header.frame_id, self._base_frame)
+                       or conversions.refuse_pose(position, quaternion)):
+            self._node.get_logger().warning(
+                f'ee_pose refused: {refused}', throttle_duration_sec=5.0)
+        else:
+            self.kept.append((conversions.seconds(message.header.stamp), position))
+
+
+def leads_somewhere(chunk: Chunk) -> bool:
+    """Return whether a chunk has rows of finite actions."""
+    rows, width = chunk.values.shape
+    return bool(rows and width == len(names.CHANNELS) and np.isfinite(chunk.values).all())
+
+
+def path_of(position: NDArray[np.float64], chunk: Chunk) -> NDArray[np.float64]:
+    """Return where a chunk of T rows leads from ``position`` [3] m: [T + 1, 3] m.
+
+    A row adds the speed at which the arm settles times the period (0.267 m/s per unit, 13 mm in 50
+    ms), not the 0.05 m its goal is ahead, which is re-based every period.
+    """
+    steps = np.clip(chunk.values[:, :3].astype(np.float64), -1.0, 1.0) * (
+        osc.METRES_PER_SECOND_PER_UNIT * chunk.period)
+    return np.vstack([position, position + np.cumsum(steps, axis=0)])
+
+
+def closed_along(chunk: Chunk) -> list[bool]:
+    """Return whether the gripper is to be closed at each of the T + 1 points of `path_of`."""
+    grips = [osc.GRIPPER_OPEN]
+    for row in chunk.values:
+        grips.append(osc.gripper_command(float(row[6]), grips[-1]))
+    return [grip == osc.GRIPPER_CLOSED for grip in (grips[1], *grips[1:])]
