@@ -41,6 +41,7 @@ INSTRUCTION = '/instruction'
 ESTOP = '/estop'
 REASONING = '/vla/reasoning'
 REASONING_STREAM = '/vla/reasoning_stream'
+THOUGHT_OVERRIDE = '/vla/thought_override'
 ACTION_CHUNK = '/vla/action_chunk'
 VLA_STATE = '/vla/state'
 VLA_TASKS = '/vla/tasks'
@@ -59,9 +60,9 @@ OVERLAY = '/overlay/compressed'
 COMMANDS = (ACTION, TWIST, TARGET_POSE)
 """Command topics; a graph has one of them, by the gate's preset."""
 RECORDED = (
-    *IMAGES.values(), JOINT_STATES, EE_POSE, INSTRUCTION, ESTOP, REASONING, ACTION_CHUNK,
-    VLA_STATE, VLA_TASKS, GATE_STATE, *COMMANDS, GRIPPER, EPISODE, SIM_STATE, SIM_TASKS,
-    *CAMERA_INFO.values(), PLANNED_PATH, '/diagnostics', '/clock', '/tf', '/tf_static')
+    *IMAGES.values(), JOINT_STATES, EE_POSE, INSTRUCTION, ESTOP, REASONING, THOUGHT_OVERRIDE,
+    ACTION_CHUNK, VLA_STATE, VLA_TASKS, GATE_STATE, *COMMANDS, GRIPPER, EPISODE, SIM_STATE,
+    SIM_TASKS, *CAMERA_INFO.values(), PLANNED_PATH, '/diagnostics', '/clock', '/tf', '/tf_static')
 """Topics of a bag."""
 
 

@@ -36,6 +36,8 @@ PHASES = {
     'open': 'Opening', 'close': 'Closing', 'turn': 'Turning the knob of',
     'wait': 'Task complete, waiting by'}
 """What the arm does now, and how a sentence begins to say it."""
+DESTINATION_PHASES = ('carry', 'place', 'push')
+"""Phases about where something goes; the others are about the thing itself."""
 TROUBLES = ('missed', 'dropped')
 EXAMPLE = ('Nothing in hand. Lowering onto the can, 50 cm ahead and 17 cm to the right; then '
            'grasp. Moving down.')
@@ -56,7 +58,7 @@ class Thought:
 
     ``held``: what is in the hand, ``done``: what was finished last, if anything. ``trouble``, one
     of `TROUBLES` or None, ``phase`` and ``following``, of `PHASES`, are words of the grammar.
-    ``object``: what the phase is about; of carry, place and push the destination. It is ``x`` cm
+    ``object``: what the phase is about; of `DESTINATION_PHASES` the destination. It is ``x`` cm
     ahead of the arm's base and ``y`` cm to its left. ``move``: three words of direction. Names
     consist of lower-case words, with blanks between them as policies write them, or underscores
     as data sets do.
@@ -109,11 +111,10 @@ class Thought:
 def parse_sentence(text: str) -> Thought:
     """Return the thought of a sentence, which a person may have changed.
 
-    Case, blanks, articles and the last full stop do not matter. Raises ``UserError`` naming the
-    part that cannot be read, with an example.
+    Case, blanks, articles, the last full stop and a mark of `as_told` do not matter. Raises
+    ``UserError`` naming the part that cannot be read, with an example.
     """
-    marked = re.sub(r'\s*([.,;])\s*', r'\1 ', ' '.join(text.lower().split())).strip()
-    rest = marked.removesuffix('.') + '. '
+    rest = normalised(_TOLD.sub('', text)).removesuffix('.') + '. '
     fields: Fields = {}
     for pattern, what, example in _PARTS:
         if (match := pattern.match(rest)) is None:
@@ -131,8 +132,18 @@ def parse_sentence(text: str) -> Thought:
         raise UserError(f'thought: it does not say what follows; write as in: {EXAMPLE}')
     sideways = int(fields['y'] or 0) * (-1 if side == 'right' else 1)
     return Thought(**fields | {
-        'phase': phase, 'following': following, 'x': _within('x', int(fields['x'])),
-        'y': _within('y', sideways), 'move': _directions(fields['move'])})
+        'phase': phase, 'following': following, 'x': within('x', int(fields['x'])),
+        'y': within('y', sideways), 'move': directions_said(fields['move'])})
+
+
+def as_told(sentence: str, said: str) -> str:
+    """Return a thought's sentence, marked as one that has words of a person."""
+    return f'{sentence} (told: {said})'
+
+
+def normalised(text: str) -> str:
+    """Return a text in lower case, one blank between words and after every mark."""
+    return re.sub(r'\s*([.,;])\s*', r'\1 ', ' '.join(text.lower().split())).strip()
 
 
 def phrases(text: str) -> list[str]:
@@ -156,12 +167,23 @@ def as_sentence(text: str) -> str:
 
 
 def as_compact(text: str) -> str:
-    """Return the compact words of a sentence that `as_sentence` wrote, any other text as it is."""
+    """Return the compact words of a sentence that `as_sentence` wrote, any other text as it is.
+
+    A mark of `as_told` is lost.
+    """
     try:
         thought = parse_sentence(text)
     except UserError:
         return text
-    return thought.compact() if thought.sentence() == text else text
+    return thought.compact() if thought.sentence() == _TOLD.sub('', text) else text
+
+
+def settled(text: str) -> Fields:
+    """Return the fields that compact words have settled so far; more words may follow."""
+    fields: Fields = {}
+    for fields, _ in _steps(text):  # noqa: B007
+        pass
+    return fields
 
 
 def _steps(text: str) -> Iterator[tuple[Fields, int]]:
@@ -211,7 +233,7 @@ def _say_motion(fields: Fields) -> str:
         f' Moving {", ".join(more)}{" and " if more else ""}{last}.')
 
 
-def _within(axis: str, cm: int) -> int:
+def within(axis: str, cm: int) -> int:
     """Return a coordinate [cm] that the grammar has a word for, or say which ones it has."""
     low, high = CM_RANGE[axis]
     if not low <= cm <= high:
@@ -221,7 +243,7 @@ def _within(axis: str, cm: int) -> int:
     return cm
 
 
-def _directions(text: str) -> tuple[str, ...]:
+def directions_said(text: str) -> tuple[str, ...]:
     """Return the three words of a motion told as in 'forward, left and up', or 'still'."""
     said = text.replace(',', ' ').replace(' and ', ' ').split()
     move = tuple(next((word for word in axis if word in said), STILL) for axis in AXIS_WORDS)
@@ -235,6 +257,7 @@ def _one_of(words: Iterable[str]) -> str:
     return '|'.join(map(re.escape, words))
 
 
+_TOLD = re.compile(r'\s*\(told: [^()]*\)\s*$')
 _X, _Y = (_one_of(word[1:] for word in word_groups()[axis]) for axis in 'xy')
 _MARKS = _one_of(('holding', 'done', 'now', 'at', 'next', 'move', *TROUBLES))
 _WORD = rf"(?!(?:{_MARKS})(?![a-z0-9_'-]))[a-z0-9_'-]+"

@@ -30,7 +30,8 @@ COMMANDS = {
     'train dagger --init D --out new': 'sim,train', 'export D --out new': 'train',
     'inspect D': 'torch', 'convert D': 'train', 'bench': 'train', 'view --save x.rrd': 'viz',
     'run': '', 'record --out no --topics x': '', 'doctor no.yaml': '', 'tell': '', 'stop --no': '',
-    'tasks no': '', 'watch no': '', 'topic list no': '', 'topic echo': '', 'topic hz': '',
+    'think': '', 'tasks no': '', 'watch no': '', 'topic list no': '', 'topic echo': '',
+    'topic hz': '',
     'topic pub': '', 'topic call': ''}
 # What a command needs beside, by an option.
 MORE = [('libero', 'experts --suite libero_object --episodes 1', 'sim,libero'),

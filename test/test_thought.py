@@ -20,6 +20,7 @@ from dtvla_ros.thought import (
     Thought,
     as_compact,
     as_sentence,
+    as_told,
     parse_sentence,
     phrases,
 )
@@ -93,6 +94,12 @@ def test_any_thought_comes_back(thought):
 def test_sentences(compact, sentence):
     assert as_sentence(compact) == sentence
     assert Thought.parse(compact).finished == ('Task complete' in sentence)
+
+
+def test_the_mark_of_what_a_person_said_is_not_part_of_the_thought():
+    marked = as_told(EXAMPLE, 'reach the lemon, move left')
+    assert marked == f'{EXAMPLE} (told: reach the lemon, move left)'
+    assert parse_sentence(marked) == Thought.parse(LOWER) and as_compact(marked) == LOWER
 
 
 def test_names_of_data_sets_have_underscores():

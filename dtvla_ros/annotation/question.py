@@ -21,7 +21,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from dtvla_ros.annotation.source import Array, Goal, Motion, Source
-from dtvla_ros.thought import NOTHING, Thought
+from dtvla_ros.thought import DESTINATION_PHASES, NOTHING, Thought
 from dtvla_ros.thought import TROUBLES as TROUBLE_WORDS
 
 # The grammar's phases, with what each means for whoever writes a label.
@@ -38,7 +38,6 @@ PHASES = {
     'push': 'the object is pushed without a grasp',
     'wait': 'all is done, or nothing moves',
 }
-DESTINATION_PHASES = ('carry', 'place', 'push')
 TROUBLES = ('none', *TROUBLE_WORDS)
 FIELDS = ('holding', 'done', 'trouble', 'phase', 'object', 'next')
 MAX_REASON = 200  # characters

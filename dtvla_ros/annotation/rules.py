@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from dtvla_ros.annotation.question import DESTINATION_PHASES, NOTHING, Semantics
+from dtvla_ros.annotation.question import NOTHING, Semantics
 from dtvla_ros.annotation.source import Array, Goal, Motion, latched
+from dtvla_ros.thought import DESTINATION_PHASES
 
 # Horizontal offset [m] below which the gripper is over its target, and above which no longer.
 OVER, AWAY = 0.015, 0.035

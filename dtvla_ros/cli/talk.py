@@ -1,4 +1,4 @@
-"""``dtvla tell``, ``stop``, ``tasks`` and ``watch``: a person and a running robot."""
+"""``dtvla tell``, ``think``, ``stop``, ``tasks`` and ``watch``: a person and a running robot."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from dtvla_ros.cli.arguments import group
+from dtvla_ros.errors import UserError
 from dtvla_ros.ros.environment import require_one_ros
 
 app = group()
@@ -28,6 +29,31 @@ def tell(
     require_one_ros()
     from dtvla_ros.ros import talk
     print(talk.tell(' '.join(sentence)))
+
+
+@app.command()
+def think(
+    words: Annotated[list[str] | None, Argument(
+        help='A thought as a sentence, or parts of one.')] = None,
+    clear: Annotated[bool, Option('--clear', help='Let it think for itself again.')] = False,
+) -> None:
+    """Correct what the running policy thinks; it thinks and acts around these words.
+
+    They count until they are cleared, a task begins or ends or is stopped, or for as many
+    decisions as the node's parameter override_decisions says. What is no thought is refused, with
+    what could be said, exit code 2. docs/thought.md has the parts.
+
+    **Examples**
+    `dtvla think the lemon` that one instead of what it reaches for
+    `dtvla think the other bin`
+    `dtvla think "move left and up; then grasp"`
+    `dtvla think --clear`
+    """
+    if bool(words) == clear:
+        raise UserError('say the words that it should think, or --clear')
+    require_one_ros()
+    from dtvla_ros.ros import talk
+    print(talk.think(' '.join(words or ())))
 
 
 @app.command()

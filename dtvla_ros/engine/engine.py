@@ -34,7 +34,7 @@ class Decision:
     ``reasoning``: text between the think tags. ``outcome``: ``'complete'`` or ``'truncated'``
     (a cap was hit before ``</think>``). ``chunk`` [T, D]: actions in the robot's units.
     ``action_tokens`` [T*D] ids, ``thought_tokens`` ids with tags. ``timings`` [s] by phase
-    (prepare, see, prefill, think, act).
+    (prepare, see, prefill, think, act). ``forced``: fields of the thought that a correction gave.
     """
 
     reasoning: str
@@ -44,6 +44,7 @@ class Decision:
     action_tokens: NDArray[np.int64]
     timings: Mapping[str, float] = field(default_factory=dict)
     drafting: SpeculativeStats = SpeculativeStats()
+    forced: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 Every token kept is the one greedy decoding would have chosen; only the number of passes changes
 (Leviathan et al. 2023, with the previous output in place of a draft model, and temperature 0).
+Where a correction gives the next token that one is taken instead, and the rest is decoded behind
+it, with the draft or without.
 """
 
 from __future__ import annotations
@@ -9,13 +11,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from os.path import commonprefix
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dtvla_ros.conventions import MODES
+from dtvla_ros.correction import Correction
 from dtvla_ros.engine.engine import Decision, Engine, Prefix, SpeculativeStats
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import SpecialIds
@@ -23,6 +26,7 @@ from dtvla_ros.policy.transform import Observation, PolicyTransform
 from dtvla_ros.policy.vocabulary import UNKNOWN
 
 Done = Callable[[list[int]], bool]
+Forced = Callable[[list[int]], int | None]  # what must follow tokens written, None: anything
 NOT_FINITE = 'action logits are not finite; the weights or the images are damaged'
 _CONTEXT = 8  # longest common ending that is compared
 
@@ -69,14 +73,15 @@ class Policy:
         """Forget the last thought, which is only a draft."""
         self._last = []
 
-    def infer(self, observation: Observation,
-              on_text: Callable[[str], None] | None = None) -> Decision:
+    def infer(self, observation: Observation, on_text: Callable[[str], None] | None = None,
+              correction: Correction | None = None) -> Decision:
         """Return the decision for one observation.
 
-        ``on_text`` gets the thought's text so far after every token. A thought that hits a cap
-        is closed and acted on, and the outcome says ``'truncated'``: whether such a chunk may
-        move an arm is the caller's choice. Raises ``FloatingPointError`` if the network's output
-        is not finite, ``OutOfMemory`` if memory is used up.
+        ``on_text`` gets the thought's text so far after every token. ``correction`` gives words
+        of the thought, around which it is written; an empty one has none. A thought that hits a
+        cap is closed and acted on, and the outcome says ``'truncated'``: whether such a chunk
+        may move an arm is the caller's choice. Raises ``FloatingPointError`` if the network's
+        output is not finite, ``OutOfMemory`` if memory is used up.
         """
         ids = self.transform.config.ids
         if self.mode == 'masked':
@@ -97,25 +102,51 @@ class Policy:
                     or time.perf_counter() > deadline)
 
         tokens, cache, stats = write_thought(
-            self.engine, prompt, features, [ids.think], self._last if self._draft else [], done)
+            self.engine, prompt, features, [ids.think], self._last if self._draft else [], done,
+            self._forced(correction) if correction else lambda _: None)
         clock.lap('think')
         self._last = tokens
         outcome = 'complete' if tokens[-1] == ids.think_end else 'truncated'
         closing = [] if outcome == 'complete' else [ids.think_end]
-        return _act(self.engine, self.transform, cache, [*tokens[-1:], *closing],
-                    [ids.think, *tokens, *closing], clock, outcome, stats)
+        decision = _act(self.engine, self.transform, cache, [*tokens[-1:], *closing],
+                        [ids.think, *tokens, *closing], clock, outcome, stats)
+        return replace(decision, forced=correction.applied(decision.reasoning)
+                       ) if correction else decision
+
+    def _forced(self, correction: Correction) -> Forced:
+        """Return the token that a correction puts behind those written."""
+        transform, think_end = self.transform, self.transform.config.ids.think_end
+
+        def forced(tokens: list[int]) -> int | None:
+            if tokens[-1:] == [think_end]:
+                return None
+            text = transform.decode_thought(tokens)
+            if more := correction.follows(text):
+                return transform.next_token(text, more)
+            return think_end if correction.ends(text) else None
+
+        return forced
 
 
 def write_thought(engine: Engine, prompt: Sequence[int], features: Any, begun: Sequence[int],
-                  draft: Sequence[int], done: Done) -> tuple[list[int], Any, SpeculativeStats]:
+                  draft: Sequence[int], done: Done, forced: Forced = lambda _: None,
+                  ) -> tuple[list[int], Any, SpeculativeStats]:
     """Write a thought after ``prompt`` and the tokens ``begun``, until ``done(tokens)``.
 
     ``draft``: any tokens that the thought might consist of, or none. ``done`` is asked after
-    every token. Returns the tokens, the cache, which holds all of them but the last, and what
-    became of the draft.
+    every token, ``forced`` before every one. Returns the tokens, the cache, which holds all of
+    them but the last, and what became of the draft, in which tokens forced ahead do not count.
     """
+    def ahead(written: Sequence[int]) -> list[int]:
+        given: list[int] = []
+        while (token := forced([*written, *given])) is not None:
+            given.append(token)
+        return given
+
     # The last draft token need not be run: nobody asks here what follows it.
-    proposal, run = list(draft), list(draft[:-1])
+    sure = ahead([])
+    proposal = [*sure, *continuation(draft, sure)]
+    run = proposal[:-1]
     chosen, cache = engine.prefill(prompt, features, [*begun, *run])
     answers = chosen[len(begun):].tolist()
     tokens: list[int] = []
@@ -127,23 +158,28 @@ def write_thought(engine: Engine, prompt: Sequence[int], features: Any, begun: S
         return ended
 
     while True:
-        right = len(commonprefix([proposal, answers]))
-        before = len(tokens)
-        for token in answers[:right + 1]:
-            tokens.append(token)
-            if settled(tokens):
+        right = 0
+        for k, answer in enumerate(answers):
+            given = forced(tokens)
+            tokens.append(answer if given is None else given)
+            kept = proposal[k:k + 1] == tokens[-1:]
+            right += kept
+            if settled(tokens) or not kept:
                 break
-        taken = len(tokens) - before
-        proposed, accepted = proposed + len(proposal), accepted + min(right, taken)
-        cache = engine.crop(cache, len(run) + 1 - taken)
+        proposed += len(proposal) - len(sure)
+        accepted += max(0, right - len(sure))
+        cache = engine.crop(cache, len(run) - k)
         # Twice as much as was right last time, so that a wrong guess costs little.
-        proposal = run = list(continuation(draft, tokens))[:2 * right + 4]
+        sure = [] if ended else ahead(tokens)
+        proposal = run = [*sure, *continuation(draft, [*tokens, *sure])[:2 * right + 4]]
         if not (ended or proposal):
             before = len(tokens)
             cache = engine.generate(cache, tokens, lambda written: (
-                settled(written) or bool(continuation(draft, written))))
+                settled(written) or forced(written) is not None
+                or bool(continuation(draft, written))))
             passes += len(tokens) - before
-            proposal = run = list(continuation(draft, tokens))[:4]
+            sure = [] if ended else ahead(tokens)
+            proposal = run = [*sure, *continuation(draft, [*tokens, *sure])[:4]]
         if ended:
             return tokens, cache, SpeculativeStats(proposed, accepted, passes)
         chosen, cache = engine.verify(cache, [tokens[-1], *run])

@@ -20,6 +20,7 @@ from dtvla_ros.policy.transform import Observation
 from dtvla_ros.ros.settings import VlaSettings
 
 if TYPE_CHECKING:
+    from dtvla_ros.correction import Correction
     from dtvla_ros.engine.engine import Decision
     from dtvla_ros.engine.policy import Policy
     from dtvla_ros.policy.understanding import Understanding
@@ -32,11 +33,13 @@ Load = Callable[[], 'tuple[Policy, PolicyManifest, Understanding]']
 class Outcome:
     """The result of one request: a decision, or the error that prevented it.
 
-    ``request_id``: as given to `InferenceWorker.request`. ``seconds``: wall time of it all.
+    ``request_id`` and ``correction``: as given to `InferenceWorker.request`. ``seconds``: wall
+    time of it all.
     """
 
     observation: Observation
     request_id: int
+    correction: Correction | None
     decision: Decision | None
     error: Exception | None
     seconds: float
@@ -58,7 +61,8 @@ class InferenceWorker:
     def __init__(
         self, load: Load, on_text: Callable[[int, str], None], wake: Callable[[], None]) -> None:
         self._load, self._on_text, self._wake = load, on_text, wake
-        self._work: queue.SimpleQueue[tuple[Observation, int] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[
+            tuple[Observation, int, Correction | None] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self.settled, self.loaded = threading.Event(), threading.Event()
         self.load_error: Exception | None = None
@@ -66,10 +70,11 @@ class InferenceWorker:
         self._thread = threading.Thread(target=self._run, name='inference', daemon=True)
         self._thread.start()
 
-    def request(self, observation: Observation, request_id: int) -> None:
-        """Ask for a decision; only while `busy_since` is None."""
+    def request(self, observation: Observation, request_id: int,
+                correction: Correction | None = None) -> None:
+        """Ask for a decision, its thought corrected or not; only while `busy_since` is None."""
         self.busy_since = time.monotonic()
-        self._work.put((observation, request_id))
+        self._work.put((observation, request_id, correction))
 
     def take(self) -> Outcome | None:
         """Return the next finished outcome, or None."""
@@ -99,15 +104,17 @@ class InferenceWorker:
             self.load_error = UserError('it was released; clean up and configure again')
             del self.policy  # its memory goes with the thread
 
-    def _infer(self, observation: Observation, request_id: int) -> Outcome:
+    def _infer(self, observation: Observation, request_id: int,
+               correction: Correction | None) -> Outcome:
         started = time.perf_counter()
         decision = error = None
         try:
             decision = self.policy.infer(
-                observation, functools.partial(self._on_text, request_id))
+                observation, functools.partial(self._on_text, request_id), correction)
         except Exception as raised:  # out of memory included; the node stops
             error = raised
-        return Outcome(observation, request_id, decision, error, time.perf_counter() - started)
+        return Outcome(observation, request_id, correction, decision, error,
+                       time.perf_counter() - started)
 
 
 def load(settings: VlaSettings) -> tuple[Policy, PolicyManifest, Understanding]:

@@ -18,11 +18,13 @@ from trajectory_msgs.msg import JointTrajectory
 from dtvla_ros import conventions as names
 from dtvla_ros.actions.chunk import Chunk
 from dtvla_ros.conventions import HEARTBEAT_PERIOD, relative
+from dtvla_ros.correction import Correction
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.decision_monitor import WAITING, DecisionMonitor, DecisionState, Readings
 from dtvla_ros.nodes.inference_worker import InferenceWorker, Outcome, give_back_memory, load
 from dtvla_ros.nodes.inputs import Inputs
 from dtvla_ros.nodes.settings import declare_all, declare_former, guard, read_all
+from dtvla_ros.nodes.thought_override import ThoughtOverride, understood
 from dtvla_ros.policy.completion import Completion
 from dtvla_ros.policy.instructions import refuse_instruction, shown
 from dtvla_ros.policy.understanding import NotUnderstood
@@ -30,7 +32,7 @@ from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.run import STEADY, LifecycleNode, call_soon, end, run, wait_until_heard
 from dtvla_ros.ros.settings import VlaSettings
 from dtvla_ros.ros.waiting import tell_what_lacks
-from dtvla_ros.thought import as_sentence, phrases
+from dtvla_ros.thought import Thought, as_sentence, as_told, phrases
 
 NAMESPACE = '/vla'
 REQUESTS_BEFORE_NEW = 3  # repetitions of one moment after which a new decision is made
@@ -73,7 +75,9 @@ class VlaNode(LifecycleNode):
         self._decided: float | None = None  # stamp of the last observation decided on
         self._sent: JointTrajectory | None = None
         self._completion = Completion()
+        self._override = ThoughtOverride()
         self._account: dict[str, object] = {}  # of the last decision
+        self._thought = ''  # the last one on this task that is of the grammar, else the first
         self._said = ''  # of the thought that is being written
 
         own = functools.partial(relative, namespace=NAMESPACE)
@@ -84,6 +88,7 @@ class VlaNode(LifecycleNode):
         self._tasks = self.create_publisher(String, own(names.VLA_TASKS), qos.LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         qos.listen_to_anyone(self, String, relative(names.INSTRUCTION), self._on_instruction)
+        qos.listen_to_anyone(self, String, own(names.THOUGHT_OVERRIDE), self._on_override)
         qos.listen_to_anyone(self, Bool, relative(names.ESTOP), self._on_estop)
         self.create_subscription(
             DiagnosticStatus, relative(names.GATE_STATE),
@@ -228,6 +233,28 @@ class VlaNode(LifecycleNode):
         self._monitor.note = f'instruction "{shown(text)}" rejected: {reason}'
         self.get_logger().error(self._monitor.note)
 
+    def _on_override(self, message: String) -> None:
+        """Correct the thoughts from the next decision on, or refuse; '' corrects no more."""
+        text, decisions = message.data.strip(), self._settings.override_decisions
+        try:
+            self._override.take(self._correction(text) if text else None, decisions)
+        except UserError as error:
+            self._monitor.note = self._override.reject(text, str(error))
+            self.get_logger().error(self._monitor.note)
+        else:
+            stands = self._override.correction
+            self.get_logger().info('thought override ' + (
+                f'"{stands.said}" ' + (f'for {decisions} decisions' if decisions else
+                                       'until it is cleared') if stands else 'cleared'))
+        self._heartbeat()
+
+    def _correction(self, text: str) -> Correction:
+        worker = self._worker
+        if worker is None or not self._is_active or not self._monitor.ready:
+            state, reason = self._monitor.status
+            raise UserError(f'no task is being done ({state.name}, {reason}); tell one before')
+        return understood(text, worker, self._understood, self._thought)
+
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         """Begin the same task anew, as the same instruction once more does."""
         response.success = bool(self._instruction)
@@ -244,9 +271,11 @@ class VlaNode(LifecycleNode):
         self._heartbeat()
 
     def _forget(self) -> None:
-        """Void the decision in flight and the memory of the last one."""
+        """Void the decision in flight, the memory of the last one, what a person put into it."""
         self._request_id += 1
         self._decided = self._sent = None
+        self._thought = ''
+        self._override.clear()
 
     def _consider(self, repeats: int = 0) -> None:
         """Start a decision if one is due; a moment shown again asks for what got lost."""
@@ -268,7 +297,7 @@ class VlaNode(LifecycleNode):
             if 0 <= since < interval - 1e-6 and not queue_empty:
                 return
         self._decided, self._sent = observation.stamp, None
-        worker.request(observation, self._request_id)
+        worker.request(observation, self._request_id, self._override.correction)
         self._heartbeat()
 
     def _replan_steps(self, worker: InferenceWorker) -> int:
@@ -287,14 +316,24 @@ class VlaNode(LifecycleNode):
         decision, stamp = outcome.decision, outcome.observation.stamp
         if decision is None:
             return self._fail(outcome.error, worker)
+        if outcome.correction is not None and Thought.parse(decision.reasoning) is None:
+            return self._drop_correction(outcome.correction, decision.reasoning)
         self._decisions += 1
         self._account = {
             'stamp': f'{stamp:.9f}', 'thought': decision.reasoning,
+            'forced': json.dumps(decision.forced) if decision.forced else '',
             **{f'{names.LATENCY}{phase}': seconds for phase, seconds in decision.timings.items()},
             f'{names.LATENCY}total': outcome.seconds,
             **{f'draft_{key}': n for key, n in asdict(decision.drafting).items()}}
-        self._reasoning.publish(String(data=as_sentence(decision.reasoning)))
+        sentence = as_sentence(decision.reasoning)
+        if not self._thought or Thought.parse(decision.reasoning):
+            self._thought = decision.reasoning
+        if outcome.correction is not None and decision.forced:
+            sentence = as_told(sentence, outcome.correction.said)
+        self._reasoning.publish(String(data=sentence))
         self._monitor.note = ''
+        if self._override.count(outcome.correction):
+            self.get_logger().info('thought override over')
         if decision.outcome != 'complete':
             self._monitor.note = 'the thought was cut at its cap'
             self.get_logger().warning(self._monitor.note, throttle_duration_sec=1.0)
@@ -302,7 +341,8 @@ class VlaNode(LifecycleNode):
                 return self._stop(self._monitor.note)
         if not np.isfinite(decision.chunk).all():
             return self._stop('the policy chose a non-finite action')
-        if self._completion.add(decision.reasoning):
+        # That the task is complete only the policy says.
+        if self._completion.add('' if 'phase' in decision.forced else decision.reasoning):
             self.get_logger().info(f'done: {self._instruction}')
             self._monitor.done = True
             return self._forget()
@@ -310,6 +350,14 @@ class VlaNode(LifecycleNode):
         self._sent = conversions.chunk_message(
             Chunk(stamp, 1.0 / worker.manifest.action.rate_hz, rows))
         self._chunks.publish(self._sent)
+
+    def _drop_correction(self, correction: Correction, thought: str) -> None:
+        """Decide anew, without what the policy could not think around."""
+        self._override.clear()
+        self._monitor.note = self._override.reject(
+            correction.said, f'the policy wrote no whole thought around it: "{shown(thought)}"')
+        self.get_logger().error(self._monitor.note)
+        self._decided = None
 
     def _fail(self, error: Exception | None, worker: InferenceWorker) -> None:
         if not isinstance(error, MemoryError):  # an engine raises OutOfMemory, which is one
@@ -370,7 +418,8 @@ class VlaNode(LifecycleNode):
         return conversions.status_message(self.get_fully_qualified_name(), state.name, {
             'reason': reason, 'task': self._task, 'step': self._decisions,
             'instruction': self._instruction, 'understood': self._understood,
-            'refusals': self._refusals, **self._rejected, **age, **self._account, **more},
+            'refusals': self._refusals, **self._rejected, **self._override.values(), **age,
+            **self._account, **more},
             LEVELS.get(state))
 
     def _diagnose(self) -> None:

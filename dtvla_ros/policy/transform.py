@@ -172,6 +172,12 @@ class PolicyTransform:
         return self.tokenizer.decode([int(t) for t in tokens if t not in tags],
                                      skip_special_tokens=False).strip()
 
+    def next_token(self, thought: str, more: str) -> int:
+        """Return the id with which ``more`` begins behind a thought's text, both without tags."""
+        encode = self.tokenizer.encode
+        ids = encode(thought + more, add_special_tokens=False).ids
+        return int(ids[len(encode(thought, add_special_tokens=False).ids)])
+
     def encode_actions(self, actions: ArrayLike) -> NDArray[np.int64]:
         """Return ids [T*D], time first, of a chunk [T, D] in the robot's units."""
         x, shape = np.asarray(actions, np.float64), self._chunk_shape

@@ -60,5 +60,7 @@ class VlaSettings:
     on_unlisted: str = parameter(
         'reject', 'what to do with another instruction: reject, or warn and try it',
         choices=('reject', 'warn'))
+    override_decisions: int = parameter(
+        0, 'decisions for which thought_override counts; 0: until it is cleared', low=0)
     autostart: bool = parameter(
         False, 'configure and activate without a manager', changeable=False)

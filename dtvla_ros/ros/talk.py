@@ -110,6 +110,36 @@ def tell(sentence: str) -> str:
         f'gate {_text(gate) or "not heard"}' + (f'; then: {then}' if then else ''))))
 
 
+def think(text: str) -> str:
+    """Put words into the policy's thoughts, '' to take them back; return what became of it.
+
+    Raises
+    ------
+    UserError
+        If no policy is heard, or it refuses the words or does not answer.
+
+    """
+    with visit() as guest:
+        robot = Robot(guest)
+        robot.need(lambda: robot.policy, names.VLA_STATE)
+
+        def counts() -> tuple[str, ...]:
+            return tuple(robot.policy.get(key, '') for key in ('overrides', 'override_refusals'))
+
+        before = counts()
+        robot.say(String, names.THOUGHT_OVERRIDE, text)
+        if not guest.until(lambda: counts() != before, ANSWER):
+            where = guest.where(names.THOUGHT_OVERRIDE, guest.node.count_subscribers)
+            raise UserError(f'the policy did not answer within {ANSWER:g} s to what was said on '
+                            f'{names.THOUGHT_OVERRIDE}; {where}')
+        # What it can not think around it refuses with the next decision.
+        if guest.until(lambda: counts()[1] != before[1], SETTLING):
+            raise UserError(f'refused: {robot.policy["override_rejected"]}')
+        left = robot.policy['override_left']
+    return 'cleared: it thinks for itself' if not text else f'taken: {text}, ' + (
+        f'for {left} decisions' if left != '0' else 'until dtvla think --clear')
+
+
 def stop() -> str:
     """Press the e-stop; return what became of it.
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from dtvla_ros.thought import Thought
+from dtvla_ros.thought import DESTINATION_PHASES, Thought
 
 from ..env import REST
 from ..tabletop.env import TabletopEnv
@@ -90,7 +90,7 @@ class TabletopExpert:
             held=goal.object if scene.held(goal.object) else None,
             done=finished[-1] if finished else None,
             trouble=self._trouble, phase=phase,
-            object=goal.destination if phase in ('carry', 'place', 'push') else goal.object,
+            object=goal.destination if phase in DESTINATION_PHASES else goal.object,
             place=place - self.env.base_position, following=following, move=target - ee)
         action = REST if phase == 'wait' else self._servo(target, gripper, phase)
         return ExpertStep(action.astype(np.float32), thought.compact(), phase)

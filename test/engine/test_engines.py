@@ -15,7 +15,7 @@ from support.policies import untrained
 
 from dtvla_ros.engine.export import write_graphs
 from dtvla_ros.engine.onnx_engine import OnnxEngine
-from dtvla_ros.engine.policy import banned_in_thought
+from dtvla_ros.engine.policy import banned_in_thought, write_thought
 from dtvla_ros.engine.published import scene
 from dtvla_ros.engine.torch_engine import TorchEngine
 from dtvla_ros.errors import UserError
@@ -100,6 +100,29 @@ def test_words_are_written_until_done(case):
     cache = case.engine.generate(cache, tokens, lambda t: asked.append(len(t)) or len(t) == 7)
     assert asked == [2, 3, 4, 5, 6, 7]
     assert cache.count == len(case.prompt) + 6 and tokens == case.true(tokens[:-1])[2]
+
+
+def test_given_words_are_taken_and_the_rest_is_chosen_behind_them_with_any_draft(case):
+    engine, think, action = case.engine, case.thought[0], case.engine.config.ids.action
+    given = dict(zip((0, 3, 4, 8), case.thought[1:]))
+
+    def write(draft):
+        tokens, cache, drafting = write_thought(
+            engine, case.prompt, case.features, [think], draft, lambda t: len(t) == 10,
+            lambda t: given.get(len(t)))
+        assert cache.count == len(case.prompt) + len(tokens)
+        return tokens, engine.decode_actions(cache, [tokens[-1], action]), drafting
+
+    tokens, scores, drafting = write([])
+    _, bins, chosen = case.true([think, *tokens])
+    assert tokens == [given.get(k, chosen[1 + k]) for k in range(10)]
+    close(scores, bins, atol=2e-4)
+    assert drafting.proposed == 0 and drafting.passes == 7, 'what is given is not waited for'
+    for draft in (tokens, tokens[:6], tokens[::-1], case.thought, chosen[1:]):
+        again, same, _ = write(draft)
+        assert again == tokens
+        close(same, bins, atol=2e-4)
+    assert write(tokens)[2].passes == 1
 
 
 def test_a_suppressed_word_is_not_chosen(case):

@@ -7,6 +7,7 @@ import pytest
 from geometry_msgs.msg import TwistStamped
 from rcl_interfaces.srv import DescribeParameters, GetParameters
 from std_msgs.msg import Bool, String
+from std_srvs.srv import SetBool
 
 from dtvla_ros.actions import osc
 from dtvla_ros.ros import conversions, qos
@@ -258,3 +259,35 @@ def test_35_parameters_that_must_not_change(moving, check):
     assert [r.from_value for r in speed.floating_point_range] == [1e-6]
     assert [r.from_value for r in timeout.floating_point_range] == [0.05]
     assert not speed.read_only and timeout.read_only
+
+
+@pytest.mark.parametrize('how, state', [('pause', 'HOLD'), ('stop', 'STOP'), ('estop', 'FAULT')])
+def test_45_a_thought_override_moves_nothing_that_stands_still(moving, check, how, state):
+    override = moving.node.create_publisher(String, '/vla/thought_override', qos.LATEST)
+    moving.spin(lambda: override.get_subscription_count() == 2, 5, 'the policy listening')
+    moving.wait(0.3)  # until it knows of the publisher, too
+    since = time.monotonic()
+    if how == 'pause':
+        assert moving.call(SetBool, '/pause', SetBool.Request(data=True)).success
+    elif how == 'stop':
+        assert moving.obeyed('stop').success
+    else:
+        moving.estop.publish(Bool(data=True))
+    moving.stops(since, state)
+    moving.spin(lambda: (moving.vla[0] == 'FAULT') == (how == 'estop'), 2, 'the policy, too')
+    sent, taken, refused = time.monotonic(), moving.told('overrides'), moving.told(
+        'override_refusals')
+    override.publish(String(data='move up'))
+    moving.spin(lambda: (taken, refused) != (moving.told('overrides'), moving.told(
+        'override_refusals')), 2, 'an answer')
+    check(45, moving.heard['vla'][-1][0] - sent)
+    if how == 'estop':  # elsewhere it may stand until the arm goes on
+        assert 'FAULT, e-stop' in moving.told('override_rejected')
+        assert moving.told('override') == ''
+    moving.wait(0.5)
+    assert moving.gate[0] == state, moving.gate
+    assert not any(v.any() for t, v in moving.commands if t > sent)
+    if how == 'pause':
+        assert moving.call(SetBool, '/pause', SetBool.Request(data=False)).success
+    moving.node.destroy_publisher(override)
+    moving.ready()

@@ -1,4 +1,4 @@
-"""``dtvla tell``, ``stop``, ``tasks`` and ``watch`` against the real policy and gate."""
+"""``dtvla tell``, ``think``, ``stop``, ``tasks``, ``watch`` against the real policy and gate."""
 
 from __future__ import annotations
 
@@ -66,6 +66,23 @@ def test_what_the_policy_refuses_ends_with_the_reason(
     assert err.startswith('error: refused: ') and nearest in err and 'dtvla tasks' in err
 
 
+def test_a_thought_is_corrected_and_nonsense_refused_with_what_could_be_said(
+        nodes: Graph, patient: None, dtvla: Any) -> None:
+    for _ in range(20):  # until it is active
+        assert dtvla('tell', LEMON)[0] == 0
+        answer = dtvla('think', 'the', 'other', 'bin')
+        if 'no task is being done' not in answer[2]:
+            break
+    assert answer == (0, 'taken: the other bin, until dtvla think --clear\n', '')
+    code, out, err = dtvla('think', 'asdf')
+    assert (code, out, err.count('\n')) == (2, '', 1)
+    assert err.startswith('error: refused: "asdf": thought: "asdf" is no thing of this policy')
+    assert 'can, lemon' in err and '"then PHASE"' in err
+    assert dtvla('think', '--clear') == (0, 'cleared: it thinks for itself\n', '')
+    code, _, err = dtvla('think')
+    assert code == 2 and err == 'error: say the words that it should think, or --clear\n'
+
+
 def test_watch_tells_the_task_and_the_stop_that_dtvla_stop_makes_and_clears(
         nodes: Graph, patient: None, dtvla: Any) -> None:
     assert dtvla('tell', LEMON)[0] == 0
@@ -98,8 +115,8 @@ def test_watch_tells_the_task_and_the_stop_that_dtvla_stop_makes_and_clears(
 
 
 @pytest.mark.parametrize(('words', 'topic'), [
-    (('tell', LEMON), '/vla/state'), (('stop',), '/gate_state'),
-    (('stop', '--clear'), '/gate_state'), (('tasks',), '/vla/tasks')])
+    (('tell', LEMON), '/vla/state'), (('think', '--clear'), '/vla/state'),
+    (('stop',), '/gate_state'), (('stop', '--clear'), '/gate_state'), (('tasks',), '/vla/tasks')])
 def test_where_nobody_runs_the_settings_of_discovery_are_named(
         graph: Graph, monkeypatch: pytest.MonkeyPatch, dtvla: Any, words: Any, topic: str) -> None:
     monkeypatch.setattr(talk, 'DISCOVERY', 0.2)

@@ -1,0 +1,79 @@
+"""Which thing a correction names, by the tasks and the present thought, and what is refused."""
+
+import pytest
+
+from dtvla_ros.correction import parse_correction
+from dtvla_ros.errors import UserError
+from dtvla_ros.policy.things import Things, things, understand_correction
+from dtvla_ros.thought import Thought
+from dtvla_sim.tabletop.tasks import TASKS as TABLETOP
+
+TASKS = [task.instruction for task in TABLETOP.values()]
+CAN, STACK = TASKS[0], TASKS[3]
+REACH = 'holding nothing done nothing now reach can at x37 y-16 next lower move back right down'
+CARRY = ('holding can done nothing now carry wooden bin at x43 y+35 next place move forward left '
+         'up')
+
+
+@pytest.mark.parametrize(('task', 'named'), [
+    (CAN, ('can', 'wooden bin')), (STACK, ('red cube', 'green cube')),
+    ('Put the red cube and the can in the blue bin.', ('red cube', 'can', 'blue bin')),
+    ('pick up the black bowl between the plate and the ramekin and place it on the plate',
+     ('black bowl', 'plate', 'ramekin')),
+    ('put the yellow and white mug in the microwave and close it',
+     ('yellow and white mug', 'microwave')),
+    ('turn on the stove and put the moka pot on it', ('stove', 'moka pot')),
+    ('pick a lemon', ('lemon',)), ('wave', ())])
+def test_the_things_of_a_task(task, named):
+    assert things(task) == named
+
+
+def test_things_are_handled_or_where_those_go():
+    known = Things.of(TASKS)
+    assert known.objects == ('can', 'lemon', 'bread', 'red cube', 'green cube')
+    assert known.destinations == ('wooden bin', 'blue bin', 'green cube', 'yellow mark')
+    assert Things.of(['pick a lemon']) == Things(('lemon',), ())
+
+
+def understood(text, task=CAN, thought=REACH, tasks=TASKS):
+    return understand_correction(
+        parse_correction(text), tasks, task, thought and Thought.parse(thought)).fields
+
+
+@pytest.mark.parametrize(('text', 'task', 'thought', 'fields'), [
+    ('the lemon', CAN, REACH, {'object': 'lemon'}),
+    ('the other bin', CAN, REACH, {'destination': 'blue bin'}),
+    ('the other bin', CAN, CARRY.replace('wooden', 'blue'), {'destination': 'wooden bin'}),
+    ('the other bin', CAN, None, {'destination': 'blue bin'}),
+    ('the lemon to the other bin', CAN, REACH, {'object': 'lemon', 'destination': 'blue bin'}),
+    ('carry it to the other bin', CAN, CARRY, {'phase': 'carry', 'destination': 'blue bin'}),
+    ('the other cube', STACK, REACH.replace('can', 'red cube'), {'object': 'green cube'}),
+    ('the green cube', STACK, REACH.replace('can', 'red cube'), {'object': 'green cube'}),
+    ('the green cube', CAN, CARRY, {'destination': 'green cube'}),
+    ('the mark', CAN, REACH, {'destination': 'yellow mark'}),
+    ('the can', CAN, CARRY, {'object': 'can'}),
+    ('release the can', CAN, CARRY, {'phase': 'release', 'object': 'can'}),
+    ('nothing in hand; reach the lemon', CAN, CARRY,
+     {'held': None, 'phase': 'reach', 'object': 'lemon'}),
+    ('move left', CAN, CARRY, {'move': ('still', 'left', 'still')})])
+def test_names_are_told_apart(text, task, thought, fields):
+    assert understood(text, task, thought) == fields
+
+
+@pytest.mark.parametrize(('text', 'thought', 'told'), [
+    ('the banana', REACH, 'no thing of this policy\'s tasks: say one of can, lemon.*"move"'),
+    ('holding the banana', REACH, '"banana" is no thing'),
+    ('the cube', REACH, 'could be red cube or green cube; say which'),
+    ('the other lemon', REACH.replace('can', 'lemon'), '"other lemon" is no thing'),
+    ('carry the lemon', REACH, '"carry" names where it goes, one of wooden bin.*"the lemon"'),
+    ('the lemon', CARRY, 'the hand holds the can and would drop it; say "release the can" before'),
+    ('reach the can', CARRY, 'the hand holds the can'), ('wait', CARRY, 'the hand holds the can')])
+def test_what_is_nonsense_here_is_refused(text, thought, told):
+    with pytest.raises(UserError, match=told):
+        understood(text, thought=thought)
+
+
+def test_a_policy_without_tasks_takes_any_name_and_no_other_one():
+    assert understood('reach the fork', tasks=[]) == {'phase': 'reach', 'object': 'fork'}
+    with pytest.raises(UserError, match='"other fork" is no thing'):
+        understood('the other fork', tasks=[])
