@@ -41,12 +41,12 @@ $(VENV)/.rclpy: constraints/ros-jazzy-wheels.txt | one-ros
 	@touch $@
 
 $(VENV)/.installed: setup.cfg setup.py $(VENV)/.rclpy | one-ros
-	$(INSTALL) -e '.[sim]'
+	$(INSTALL) -e '.[sim,operator]'
 	$(INSTALL) --no-deps robosuite==1.4.0
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(INSTALL) -e '.[sim,train,test]'
+	$(INSTALL) -e '.[sim,operator,train,test]'
 	@touch $@
 
 # Not among the wheels. Built once, where a compiler is there; else it is asked for each time.

@@ -37,7 +37,7 @@ setup(
     + ['dtvla_sim']
     + [f'dtvla_sim.{p}' for p in find_packages('sim')],
     package_dir={'dtvla_sim': 'sim'},
-    package_data={'dtvla_ros': ['templates/*.html'],
+    package_data={'dtvla_ros': ['templates/*.html', 'operator/page/*'],
                   'dtvla_sim': ['gazebo/*.sdf', 'gazebo/*.urdf']},
     data_files=[
         ('share/ament_index/resource_index/packages', ['resource/dtvla_ros']),
@@ -53,6 +53,7 @@ setup(
             'command_gate = dtvla_ros.nodes.command_gate:main',
             'sim_bridge = dtvla_ros.nodes.sim_bridge:main',
             'overlay = dtvla_ros.nodes.overlay:main',
+            'operator = dtvla_ros.nodes.operator:main',
         ],
     },
 )

@@ -17,7 +17,7 @@ EXTRAS = {
     'libero': 'bddl cloudpickle easydict future huggingface_hub libero',
     'data': 'matplotlib pyarrow', 'torch': 'accelerate torch transformers',
     'train': 'onnx onnxscript peft pydantic tensorboard',
-    'annotate': 'httpx', 'ray': 'ray', 'viz': 'rerun'}
+    'annotate': 'httpx', 'ray': 'ray', 'viz': 'rerun', 'operator': 'starlette uvicorn websockets'}
 """Modules that only some commands import, by the extra of this package that installs them."""
 APART = {'sim': 'robosuite==1.4.0', 'libero': 'hf-libero==0.1.4 bddl==1.0.1'}
 """What belongs to an extra, but pip must not look at what it requires."""

@@ -29,9 +29,9 @@ def start(context):
     dtvla = ExecutableInPackage(package='dtvla_ros', executable='dtvla')
     nodes = bringup.node_processes(given, simulated='suite' in given)
     file = ParameterFile.read(Path(given['params_file']))
-    # A file without a section for the overlay is refused by it.
-    files = {name: [] if name == 'overlay' and not file.of(node.full_name) else [str(file.path)]
-             for name, node in nodes.items()}
+    # A file without a section for a node that shows is refused by it.
+    files = {name: [] if name in bringup.VIEWING and not file.of(node.full_name) else [
+        str(file.path)] for name, node in nodes.items()}
     return [
         *(Node(package='dtvla_ros', executable=node.name, name=node.name, output='screen',
                namespace=node.namespace, remappings=node.remappings,

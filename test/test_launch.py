@@ -37,7 +37,8 @@ def asked_of_launch(path):
         given = {name: made.kwargs.get('default_value') or ''
                  for made in ros.DeclareLaunchArgument.call_args_list for name in made.args}
         for made in ros.OpaqueFunction.call_args_list:
-            made.kwargs['function'](MagicMock(launch_configurations={**given, 'overlay': 'true'}))
+            made.kwargs['function'](MagicMock(
+                launch_configurations={**given, 'overlay': 'true', 'operator': 'true'}))
     return ros
 
 

@@ -35,7 +35,8 @@ COMMANDS = {
     'topic pub': '', 'topic call': ''}
 # What a command needs beside, by an option.
 MORE = [('libero', 'experts --suite libero_object --episodes 1', 'sim,libero'),
-        ('robosuite', 'experts --episodes 1 --workers 1', 'sim')]
+        ('robosuite', 'experts --episodes 1 --workers 1', 'sim'),
+        ('uvicorn', 'play --open', 'sim,operator')]
 # Runs commands with modules that cannot be imported; pydantic stays, which typer itself needs.
 PROGRAM = """
 import importlib.abc, sys

@@ -78,13 +78,15 @@ def demo(
 
 
 @app.command()
-@takes('policy suite scene seed mode engine out')
+@takes('policy suite scene seed mode engine out open_page')
 def play(
     given: Given,
     scene: Annotated[str, Option(
         help='A task whose scene it is, where every task has its own.')] = '',
     mode: Annotated[str, Option(help='Thought: full or masked (empty).')] = 'full',
     out: Annotated[Path, Option(help='Folder for films and logs.')] = Path('out/play'),
+    open_page: Annotated[bool, Option(
+        '--open', help="Open the operator's page in a browser, too.")] = False,
 ) -> None:
     """Play with a simulated arm: say what it should do, stop it, knock things out of its hand.
 
@@ -97,6 +99,7 @@ def play(
     `dtvla play`
     `dtvla play --seed 1000007` other places of the same things
     `dtvla play --suite libero_object --policy models/libero`
+    `dtvla play --open` and a page with both cameras, the thought and a STOP (docs/operator.md)
     `dtvla topic call /sim/knock` from another terminal; also /sim/reset, /play/film
     """
     from dtvla_ros.demo.play import run_play

@@ -6,8 +6,12 @@ import json
 import os
 import queue
 import re
+import socket
 import time
+import webbrowser
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from dtvla_ros import conventions as names
 from dtvla_ros.caption import Caption
-from dtvla_ros.errors import UserError
+from dtvla_ros.errors import EXTRAS, UserError
 from dtvla_ros.evaluation.results import evaluation_seed
 from dtvla_ros.files import find_shared
 from dtvla_ros.policy.manifest import PolicyManifest
@@ -36,6 +40,7 @@ from .display import GATE_STYLE, SAID, Filming, Screen, program
 from .keyboard import STOP_KEYS, Keyboard
 
 CONFIG = 'config/sim.yaml'
+PORT = 8088  # of the page, where it is free
 FILM_EVERY = 2  # images: enough to see, half the drawing
 DRAW = 0.05  # between two drawings of the terminal [s]
 CHECK = 0.3  # between two looks whether every node lives [s]
@@ -295,18 +300,24 @@ class Player(Watcher):
 
 
 def run_play(policy: Path, suite: str, scene: str, seed: int | None, out: Path,
-             mode: str = 'full', engine: str = 'onnx') -> None:
+             mode: str = 'full', engine: str = 'onnx', open_page: bool = False) -> None:
     """Play until the person ends it. Films and logs are in ``out``.
 
     ``scene``: the task whose scene it is, where every task has its own; '': the suite's first.
+    ``open_page``: serve the operator's page, and open it where there is a display.
     Raises UserError if a node refuses its input, NodeDied if one dies.
     """
+    for module in EXTRAS['operator'].split() if open_page else ():
+        import_module(module)  # or the page's node misses it a minute later
     seed, folder = evaluation_seed(seed), find_shared(policy)
     manifest = PolicyManifest.read(folder)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'cannot write {out}: {error.strerror}; choose another --out') from error
+    page = None
+    if open_page:
+        page = {'port': free_port(), **({} if suite == 'tabletop' else {'table_z': 0.0})}
     take_domain()
     screen = PlayScreen(Prompt())
     screen.say('starting the simulator, the policy and the command gate …', 'dim')
@@ -317,16 +328,25 @@ def run_play(policy: Path, suite: str, scene: str, seed: int | None, out: Path,
                 NodeProcesses(out / 'logs') as nodes:
             try:
                 start_nodes(nodes, CONFIG, {'policy': folder, 'engine': engine, 'mode': mode}, {
-                    'suite': suite, 'tasks': [scene], 'seed': seed, 'endless': True})
-                _loop(player, screen, keyboard, nodes, lambda: executor.spin_once(DRAW))
+                    'suite': suite, 'tasks': [scene], 'seed': seed, 'endless': True}, page)
+                _loop(player, screen, keyboard, nodes, lambda: executor.spin_once(DRAW),
+                      f'http://127.0.0.1:{page["port"]}/' if page else '')
             finally:
                 player.close()
     except KeyboardInterrupt:
         screen.say('ended')
 
 
+def free_port() -> int:
+    """Return a port of this machine that nobody uses, the operator's own if it is free."""
+    for port in (PORT, 0):
+        with suppress(OSError), socket.create_server(('127.0.0.1', port)) as free:
+            return int(free.getsockname()[1])
+    raise UserError('no port is free on this machine for the page; leave --open out')
+
+
 def _loop(player: Player, screen: PlayScreen, keyboard: Keyboard, nodes: NodeProcesses,
-          spin: Callable[[], None]) -> None:
+          spin: Callable[[], None], page: str) -> None:
     ready, drawn, checked = False, 0.0, time.monotonic()
     while not player.over:
         spin()
@@ -336,6 +356,10 @@ def _loop(player: Player, screen: PlayScreen, keyboard: Keyboard, nodes: NodePro
             player.begin(keyboard.present)
             screen.say(f'From another terminal: export ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]}'
                        f'; {program()} tell "..."; {program()} stop', 'dim')
+            if page:
+                screen.say(f'page: {page}', 'bold')
+                if os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY'):
+                    webbrowser.open(page)  # without a display it could take the terminal
             if not keyboard.present:
                 screen.say('stdin is no terminal: no keys are read', 'yellow')
         if now - drawn > DRAW:

@@ -31,7 +31,7 @@ from dtvla_ros.ros.settings import PoseSettings, VlaSettings
 from dtvla_ros.ros.waiting import by_likeness, full_name, type_name
 from dtvla_ros.safety.gate import GateConfig
 
-KINDS = ('vla_node', 'command_gate', 'sim_bridge', 'overlay')
+KINDS = ('vla_node', 'command_gate', 'sim_bridge', *bringup.VIEWING)
 DISCOVERY = 3.0  # longest look for nodes of ours [s]
 SETTLE = 1.0  # ... and what is waited for others after them [s]
 ANSWER = 3.0  # longest wait for a service [s]

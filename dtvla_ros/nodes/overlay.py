@@ -65,8 +65,8 @@ class Overlay(Node):
                        high=100.0)
         self._cameras = Cameras(self)
         self._quality = declare(self, 'jpeg_quality', 85, 'of the image', low=1, high=100)
-        self._base_frame = declare(self, 'base_frame', 'base', 'frame of planned_path')
-        self._poses = Poses(self, self._base_frame)
+        self._poses = Poses(self)
+        self._base_frame = self.get_parameter('base_frame').value
         self._thought = self._task = self._stopped = ''
         self._states: dict[str, tuple[float, DiagnosticStatus]] = {}  # when it was heard [s]
 
@@ -76,7 +76,7 @@ class Overlay(Node):
             String, relative(names.REASONING), self._on_thought, qos.LATCHED_10)
         self.create_subscription(
             JointTrajectory, relative(names.ACTION_CHUNK), self._on_chunk, qos.LATEST)
-        self._poses.subscribe()
+        self._poses.open()
         self._state_of = {topic: self.create_subscription(
             DiagnosticStatus, relative(topic), functools.partial(self._on_state, topic),
             qos.LATCHED) for topic in (names.VLA_STATE, names.GATE_STATE)}

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from geometry_msgs.msg import PoseStamped
 from numpy.typing import NDArray
 from rclpy.node import Node
-from rclpy.qos import qos_profile_sensor_data
 from rclpy.subscription import Subscription
 
 from dtvla_ros import conventions as names
 from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import Chunk
 from dtvla_ros.conventions import relative
+from dtvla_ros.nodes.pose_source import PoseSource
 from dtvla_ros.nodes.settings import declare
-from dtvla_ros.ros import conversions, images, qos
+from dtvla_ros.ros import images, qos
 from dtvla_ros.ros.waiting import why_silent
 
 POSES = 64  # kept to find the one a chunk was decided at; at 100 Hz half a second
+OnPosition = Callable[[float, NDArray[np.float64]], None]
 
 
 class Cameras:
@@ -69,29 +69,26 @@ class Cameras:
 
 
 class Poses:
-    """The last poses of ``ee_pose``; one that is no pose in the base frame is logged."""
+    """The last poses of the end effector. Declares the parameters of `PoseSource`.
 
-    def __init__(self, node: Node, base_frame: str) -> None:
-        self._node, self._base_frame = node, base_frame
-        self.kept: deque[tuple[float, NDArray[np.float64]]] = deque(maxlen=POSES)  # stamp [s], [3]
+    ``on_pose(stamp s, position [3] m)`` is called for each, too. `open` and `close` subscribe.
+    """
 
-    def subscribe(self) -> Subscription:
-        """Begin to listen; return the subscription."""
-        return self._node.create_subscription(
-            PoseStamped, relative(names.EE_POSE), self._take, qos_profile_sensor_data)
+    def __init__(self, node: Node, on_pose: OnPosition | None = None) -> None:
+        self._on_pose = on_pose
+        self._kept: deque[tuple[float, NDArray[np.float64]]] = deque(maxlen=POSES)
+        source = PoseSource(node, self._take, lambda why: node.get_logger().warning(
+            f'ee_pose refused: {why}', throttle_duration_sec=5.0))
+        self.open, self.close = source.open, source.close
 
     def at(self, stamp: float) -> NDArray[np.float64] | None:
         """Return the position [3] m that is nearest to a stamp [s]; None before the first."""
-        return min(self.kept, key=lambda pose: abs(pose[0] - stamp))[1] if self.kept else None
+        return min(self._kept, key=lambda pose: abs(pose[0] - stamp))[1] if self._kept else None
 
-    def _take(self, message: PoseStamped) -> None:
-        position, quaternion = conversions.pose_arrays(message.pose)
-        if refused := (conversions.refuse_frame(message.header.frame_id, self._base_frame)
-                       or conversions.refuse_pose(position, quaternion)):
-            self._node.get_logger().warning(
-                f'ee_pose refused: {refused}', throttle_duration_sec=5.0)
-        else:
-            self.kept.append((conversions.seconds(message.header.stamp), position))
+    def _take(self, position: NDArray[np.float64], _: NDArray[np.float64], stamp: float) -> None:
+        self._kept.append((stamp, position))
+        if self._on_pose is not None:
+            self._on_pose(stamp, position)
 
 
 def leads_somewhere(chunk: Chunk) -> bool:

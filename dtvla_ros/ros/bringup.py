@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from dtvla_ros.conventions import RECORDED
 from dtvla_ros.errors import UserError
 
 Table = Mapping[str, tuple[str, ...]]
@@ -34,6 +35,8 @@ VIEWERS: Table = {
     'viz': ('none', 'Window to open: RViz, or Rerun by "dtvla view".', 'none', 'rviz', 'rerun'),
     'overlay': ('false', 'Publish overlay/compressed, the cameras with the thought beside them, '
                 'and planned_path.', 'true', 'false'),
+    'operator': ('false', 'Serve a page for a browser on this machine: watch, tell, stop.',
+                 'true', 'false'),
     'record': ('', 'Folder of a new bag (MCAP) of the whole run; empty: do not record.')}
 IMAGES: Table = {
     'image_primary': ('/image_primary', 'Topic of the third-person camera.'),
@@ -56,7 +59,8 @@ SIMULATION: Table = {  # parameters of sim_bridge
     'seed': ('1000000', 'Seed of the first episode of each task; from 1000000 on nothing was '
              'trained on.'),
     'result_file': ('', 'JSON file for successes, seeds and versions; empty: none.')}
-TYPES = {'use_sim_time': bool, 'overlay': bool, 'tasks': list, 'episodes': int, 'seed': int}
+TYPES = {'use_sim_time': bool, 'overlay': bool, 'operator': bool, 'tasks': list, 'episodes': int,
+         'seed': int}
 """Of the arguments that are no text."""
 _KINDS = {bool: 'true or false', int: 'a whole number', list: 'names'}
 
@@ -64,7 +68,10 @@ COMMAND_TOPICS = {
     'servo': '/servo_node/delta_twist_cmds', 'crisp': '/target_pose',
     'fzi': '/cartesian_compliance_controller/target_frame'}
 """Input of each preset's controller under its usual name."""
+VIEWING = ('overlay', 'operator')
+"""Nodes that only show; a parameter file need have no section for them."""
 _OF_POLICY = ('action_chunk', 'state', 'reasoning')
+_OF_OPERATOR = (*_OF_POLICY, 'reasoning_stream', 'tasks', 'thought_override', 'reset_episode')
 _OF_GATE = ('joint_states', 'ee_pose', 'estop', 'gate_state')
 _COMMANDS = ('twist_cmd', 'target_pose')
 
@@ -119,21 +126,28 @@ def node_processes(given: Mapping[str, str] | None = None,
     # image_transport's names: the compressed topic lies below the raw one.
     suffix = '/compressed' if given.get('transport') == 'compressed' else ''
     images = tuple((topic, f'{name_of(topic)}{suffix}') for topic in IMAGES)
-    of_policy = tuple((f'vla/{topic}', f'/{namespace}/{topic}') for topic in _OF_POLICY)
+
+    def of_policy(topics: tuple[str, ...] = _OF_POLICY) -> tuple[tuple[str, str], ...]:
+        return tuple((f'vla/{topic}', f'/{namespace}/{topic}') for topic in topics)
+
     commands = tuple((name, given['command_topic']) for name in _COMMANDS
                      if given.get('command_topic'))
     found = [
         NodeProcess('vla_node', namespace, values(*POLICY, 'use_sim_time', 'transport'),
                     (*images, *remapped(*TOPICS))),
         NodeProcess('command_gate', '', values('use_sim_time'),
-                    (*of_policy, *remapped(*_OF_GATE), *commands))]
+                    (*of_policy(), *remapped(*_OF_GATE), *commands))]
     if simulated:
         found.append(NodeProcess('sim_bridge', '', values(*SIMULATION, 'use_sim_time'), (
             *remapped(*IMAGES, 'joint_states', 'ee_pose', 'instruction', 'gate_state'),
-            *of_policy)))
+            *of_policy())))
     if values('overlay').get('overlay'):
         found.append(NodeProcess('overlay', '', values('use_sim_time', 'transport'), (
-            *images, *of_policy, *remapped('ee_pose', 'gate_state'))))
+            *images, *of_policy(), *remapped('ee_pose', 'gate_state'))))
+    if values('operator').get('operator'):
+        found.append(NodeProcess('operator', '', values('use_sim_time', 'transport'), (
+            *images, *of_policy(_OF_OPERATOR), *commands,
+            *remapped('ee_pose', 'instruction', 'estop', 'gate_state'))))
     return {process.name: process for process in found}
 
 
@@ -145,7 +159,7 @@ def viewer_commands(given: Mapping[str, str], nodes: Mapping[str, NodeProcess],
     their parameter file says of frames and joints.
     """
     renamed = {name: topic for process in nodes.values() for name, topic in process.remappings
-               if topic != f'/{name}'}
+               if topic != f'/{name}' and f'/{name}' in RECORDED}
     topics = [word for name, topic in renamed.items() for word in ('--topic', f'{name}={topic}')]
     record = ['record', '--out', given.get('record', ''), *topics, '--params-file', params_file]
     return {**({'view': ['view', '--spawn', *topics]} if given.get('viz') == 'rerun' else {}),

@@ -177,13 +177,16 @@ def frame_interval(replan_steps: int) -> int:
 
 
 def start_nodes(nodes: NodeProcesses, config: str, policy: Mapping[str, object],
-                scene: Mapping[str, object]) -> None:
-    """Start the three nodes with a parameter file of the package.
+                scene: Mapping[str, object], page: Mapping[str, object] | None = None) -> None:
+    """Start the three nodes, and the operator's page if asked for, with a file of the package.
 
-    ``policy`` and ``scene``: parameters of vla_node and sim_bridge that differ from the file's.
+    ``policy``, ``scene`` and ``page``: parameters of vla_node, sim_bridge and operator that differ
+    from the file's.
     """
-    given: dict[str, Mapping[str, object]] = {'vla_node': policy, 'sim_bridge': scene}
-    for name, node in bringup.node_processes(simulated=True).items():
+    given: dict[str, Mapping[str, object]] = {
+        'vla_node': policy, 'sim_bridge': scene, 'operator': page or {}}
+    beside = {} if page is None else {'operator': 'true'}
+    for name, node in bringup.node_processes(beside, simulated=True).items():
         values = given.get(name, {})
         nodes.start(name, f'dtvla_ros.nodes.{name}',
                     node.given(values).ros_arguments(str(find_shared(config))),

@@ -244,9 +244,8 @@ def serialize_image(array: NDArray[Any], stamp: Time, frame_id: str = '',
         width=array.shape[1], encoding=encoding, step=array.strides[0]), array.data)
 
 
-def serialize_compressed(array: NDArray[np.uint8], stamp: Time, frame_id: str = '',
-                         quality: int = 90) -> bytes:
-    """Return a serialized sensor_msgs/CompressedImage, a JPEG of RGB uint8 [H, W, 3]."""
+def to_jpeg(array: NDArray[np.uint8], quality: int = 90) -> NDArray[np.uint8]:
+    """Return the bytes of a JPEG of RGB uint8 [H, W, 3]; raise ImageError for another array."""
     import cv2
 
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
@@ -255,6 +254,12 @@ def serialize_compressed(array: NDArray[np.uint8], stamp: Time, frame_id: str = 
                               [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise ImageError(f'cannot encode {array.shape} as JPEG')
+    return np.asarray(data)
+
+
+def serialize_compressed(array: NDArray[np.uint8], stamp: Time, frame_id: str = '',
+                         quality: int = 90) -> bytes:
+    """Return a serialized sensor_msgs/CompressedImage, a JPEG of RGB uint8 [H, W, 3]."""
     return _serialized(CompressedImage(
         header=Header(stamp=stamp, frame_id=frame_id), format='rgb8; jpeg compressed bgr8'),
-        data.data)
+        to_jpeg(array, quality).data)

@@ -1,5 +1,6 @@
 """Rows 12 to 16, 28 to 35: chunks, orders and everything else that reaches a running gate."""
 
+import re
 import time
 
 import numpy as np
@@ -203,6 +204,23 @@ def test_33_an_e_stop_while_the_policy_thinks(moving, check, quality, heard):
     moving.wait(0.3)
     assert moving.gate[0] == 'FAULT', 'latched'
     moving.node.destroy_publisher(estop)
+
+
+def test_46_stop_on_the_operators_page(moving, check):
+    pytest.importorskip('uvicorn', reason="the page needs pip install 'dtvla_ros[operator]'")
+    from websockets.sync.client import connect
+    moving.start('operator', port=0, allow_control='true')
+    moving.spin(lambda: 'page: ' in moving.log('operator'), 60, 'the page')
+    place = re.search(r'page: http://(\S+)/', moving.log('operator'))[1]
+    with connect(f'ws://{place}/live', origin=f'http://{place}') as browser:
+        moving.wait(1.0)  # until it knows of both nodes, and sends images
+        moving.ready()
+        since = time.monotonic()
+        browser.send('{"order": "stop"}')
+        check(46, moving.stops(since, 'FAULT', 'e-stop'))
+        moving.wait(0.5)
+        assert moving.gate[0] == 'FAULT', 'latched'
+    assert moving.interrupt('operator') == 0
 
 
 def test_34_grippers(moving, check):

@@ -7,16 +7,18 @@ import yaml
 from support.graph import ROOT
 
 from dtvla_ros.nodes.command_gate import CommandGate
+from dtvla_ros.nodes.operator import Operator
 from dtvla_ros.nodes.overlay import Overlay
 from dtvla_ros.nodes.sim_bridge import SimBridge
 from dtvla_ros.nodes.vla_node import VlaNode
+from dtvla_ros.ros.bringup import VIEWING
 from dtvla_ros.ros.parameters import MISSPELT, TWINS, require_known
 from dtvla_ros.safety.gate import GateState
 
 FR3_ARM = [f'fr3_joint{k}' for k in range(1, 8)]
 FR3_FINGERS = ['fr3_finger_joint1', 'fr3_finger_joint2']
 NODES = {'vla_node': VlaNode, 'command_gate': CommandGate, 'sim_bridge': SimBridge,
-         'overlay': Overlay}
+         'overlay': Overlay, 'operator': Operator}
 FILES = sorted(path for stem in ('sim*', 'robot_*', 'gazebo')
                for path in ROOT.glob(f'config/{stem}.yaml'))
 
@@ -29,13 +31,14 @@ def test_every_parameter_in_a_file_exists_and_a_robot_does_not_move_by_itself(gr
     # Not '/**': in rcl it would win over, or lose against, -p and launch files unexpectedly.
     nodes = {name: graph.join(NODES[name]) for name in given}
     for name, values in given.items():
-        assert {'use_sim_time', 'lockstep'} <= values.keys() or name == 'overlay'
+        assert {'use_sim_time', 'lockstep'} <= values.keys() or name in VIEWING
         assert not [key for key in values if not nodes[name].has_parameter(key)], name
     if path.stem.startswith('robot'):
         vla, gate, made = given['vla_node'], given['command_gate'], nodes['command_gate']
         assert (vla['arm_joints'], vla['finger_joints'], gate['finger_joints']) == (
             FR3_ARM, FR3_FINGERS, FR3_FINGERS)
         assert made.get_parameter('preset').value == path.stem.removeprefix('robot_')
+        assert not given['operator']['allow_control']
         assert made._gate.state is GateState.STOP and not made._lockstep
         assert made._gate._config.heartbeat_stop_s == 0.0, 'a silent policy stops at once'
 
@@ -49,7 +52,7 @@ LEGAL = [  # whom a file is for, and what it says
     (['vla_node'], '/**/vla_node: {ros__parameters: {start_type_description_service: true}}'),
     (['vla_node'], 'vla: {vla_node: {ros__parameters: {mode: full}}}'),
     (['command_gate'], 'command_gate: {ros__parameters: {rate: 20.0}}'),
-    (['command_gate', 'overlay'], '/*: {ros__parameters: {rate: 20.0}}'),
+    (['command_gate', 'overlay', 'operator'], '/*: {ros__parameters: {rate: 20.0}}'),
     (['command_gate'], '{/a: {ros__parameters: {x: 1}}, /command_gate: {ros__parameters: {}}}')]
 
 

@@ -27,6 +27,8 @@ def refusal(graph, capfd):
     ('sim_bridge', ['reset_task:=fly_to_the_moon'], ['reset_task', LEMON]),
     ('sim_bridge', ['suite:=kitchen'], ['kitchen', 'tabletop']),
     ('overlay', ['transport:=pigeon'], ['transport = "pigeon"; choose from raw, compressed']),
+    ('operator', ['host:=0.0.0.0'], ['host = "0.0.0.0"', 'set token', 'secrets']),
+    ('operator', ['token:=abc'], ['token: 3 characters', 'at least 16']),
     ('command_gate', ['linear_speed:=-1.0'], ['linear_speed', '-1.0', 'range'])])
 def test_a_bad_parameter_is_named(refusal, name, parameters, words):
     line = refusal(name, *(word for p in parameters for word in ('-p', p)))

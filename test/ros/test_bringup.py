@@ -10,6 +10,7 @@ import pytest
 import rclpy
 from rclpy.node import Node
 
+from dtvla_ros.conventions import RECORDED
 from dtvla_ros.data.robot_names import parse_topics
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros import bringup
@@ -58,23 +59,27 @@ def test_tasks_may_be_written_as_in_other_commands() -> None:
 def test_topics_reach_every_node_that_uses_them() -> None:
     nodes = bringup.node_processes({
         'image_wrist': '/hand', 'transport': 'compressed', 'gate_state': '/g', 'overlay': 'true',
-        'command_topic': '/arm', 'namespace': 'mind'})
+        'operator': 'true', 'command_topic': '/arm', 'namespace': 'mind'})
     rules = {name: dict(node.remappings) for name, node in nodes.items()}
-    assert set(rules) == {'vla_node', 'command_gate', 'overlay'}
-    for name in ('vla_node', 'overlay'):
+    assert set(rules) == {'vla_node', 'command_gate', 'overlay', 'operator'}
+    for name in ('vla_node', 'overlay', 'operator'):
         assert rules[name].items() >= {
             'image_primary': '/image_primary/compressed', 'image_wrist': '/hand/compressed',
             'gate_state': '/g'}.items()
     assert rules['command_gate'].items() >= {
         'gate_state': '/g', 'twist_cmd': '/arm', 'target_pose': '/arm',
         'vla/state': '/mind/state'}.items()
+    assert rules['operator'].items() >= {
+        'vla/reset_episode': '/mind/reset_episode', 'vla/tasks': '/mind/tasks',
+        'twist_cmd': '/arm', 'estop': '/estop', 'instruction': '/instruction'}.items()
     assert set(bringup.viewer_commands({}, nodes, '')) == set()
     words = bringup.viewer_commands({'record': 'a b', 'viz': 'rerun'}, nodes, 'robot.yaml')
     renamed = {
         'image_primary': '/image_primary/compressed', 'image_wrist': '/hand/compressed',
         'gate_state': '/g', 'twist_cmd': '/arm', 'target_pose': '/arm',
         'vla/action_chunk': '/mind/action_chunk', 'vla/state': '/mind/state',
-        'vla/reasoning': '/mind/reasoning'}
+        **{f'vla/{name}': f'/mind/{name}' for name in ('reasoning', 'tasks', 'thought_override')
+           if f'/vla/{name}' in RECORDED}}
     assert words['view'][:2] == ['view', '--spawn']
     assert parse_topics(words['view'][3::2]) == renamed
     assert words['record'][:3] == ['record', '--out', 'a b']

@@ -111,7 +111,7 @@ def test_real_nodes_say_what_they_wait_for_until_it_is_there(graph: Any) -> None
     assert '/ee_pose: nobody' in later and '/joint_states' not in later
 
 
-@pytest.mark.parametrize('node', ['vla_node', 'command_gate', 'overlay'])
+@pytest.mark.parametrize('node', ['vla_node', 'command_gate', 'overlay', 'operator'])
 def test_help_explains_how_a_node_is_started(start_peer: Any, graph: Any, node: str) -> None:
     graph.launch(node, '-m', f'dtvla_ros.nodes.{node}', '--help')
     assert graph.processes[node].wait(60) == 0

@@ -1,0 +1,413 @@
+"""Serves the operator's page: watch the arm think, talk to it, stop it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from numpy.typing import NDArray
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CameraInfo
+from std_msgs.msg import String
+from std_srvs.srv import SetBool, Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from dtvla_ros import conventions as names
+from dtvla_ros.actions import osc
+from dtvla_ros.actions.chunk import Chunk
+from dtvla_ros.conventions import parameter, relative
+from dtvla_ros.nodes.settings import declare_all
+from dtvla_ros.nodes.viewing import Cameras, Poses, closed_along, leads_somewhere, path_of
+from dtvla_ros.operator import marks
+from dtvla_ros.operator.access import Access
+from dtvla_ros.operator.history import Budget, Episodes, Motion, Thoughts, changes
+from dtvla_ros.ros import conversions, images, qos
+from dtvla_ros.ros.estop import EStop
+from dtvla_ros.ros.frames import FrameTree
+from dtvla_ros.ros.graph import Seen
+from dtvla_ros.ros.run import STEADY, call_soon, run
+from dtvla_ros.ros.waiting import type_name
+from dtvla_ros.thought import Thought
+
+if TYPE_CHECKING:
+    from dtvla_ros.operator.server import PageServer
+
+SILENT = 2.0  # age at which a state is no longer believed [s]
+LINGER = 0.5  # how long a path outlives its chunk [s]
+SAID = 6  # answers to orders that are kept
+SENSORS = qos.profile(20, reliable=False, latched=False)
+LEVELS = {DiagnosticStatus.OK: 'good', DiagnosticStatus.WARN: 'warn',
+          DiagnosticStatus.ERROR: 'bad', DiagnosticStatus.STALE: 'none'}
+READ_ONLY = 'this page is read-only: parameter allow_control'
+SERVICES: dict[str, tuple[Any, str]] = {
+    'start': (Trigger, 'start'), 'end': (Trigger, 'stop'), 'pause': (SetBool, 'pause'),
+    'again': (Trigger, 'vla/reset_episode'), 'sim_reset': (Trigger, 'sim/reset'),
+    'sim_pause': (SetBool, 'sim/pause'), 'sim_knock': (Trigger, 'sim/knock'),
+    'film': (SetBool, 'play/film')}
+"""Orders that are services of other nodes: their type and name."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorSettings:
+    """Parameters of the page."""
+
+    host: str = parameter('127.0.0.1', 'address that the page is served on')
+    port: int = parameter(8088, 'its port; 0: a free one', low=0, high=65535)
+    token: str = parameter('', 'secret in the address of the page; needed where host is not this '
+                           'machine')
+    allow_control: bool = parameter(False, 'the page may order; else it only shows')
+    rate: float = parameter(10.0, 'updates per second while somebody watches [Hz]', low=0.5,
+                            high=30.0)
+    jpeg_quality: int = parameter(80, 'of the images', low=1, high=100)
+    table_z: float = parameter(
+        0.0, 'height of the table in base_frame, where a place of the thought is marked [m]')
+
+
+class Controls:
+    """What the page may order, by topics and services that the graph has anyway.
+
+    ``say(text, level)`` is called with what became of an order.
+    """
+
+    def __init__(self, node: Node, say: Callable[[str, str], None]) -> None:
+        self._node, self._say = node, say
+        self._estop = EStop(node)
+        self._instruction = node.create_publisher(
+            String, relative(names.INSTRUCTION), qos.LATCHED)
+        self._override = node.create_publisher(
+            String, relative(names.THOUGHT_OVERRIDE), qos.LATEST)
+        self._clients = {order: node.create_client(kind, name)
+                         for order, (kind, name) in SERVICES.items()}
+
+    def stop(self) -> None:
+        """Press the e-stop, from any thread."""
+        self._estop.press('page')
+
+    def obey(self, order: str, value: str | bool) -> None:
+        """Carry an order out."""
+        if order == 'clear':
+            if not self._estop.clear():
+                self._say('nothing is stopped', 'none')
+        elif order == 'tell':
+            self._instruction.publish(String(data=str(value)))
+        elif order == 'override':
+            self._override.publish(String(data=str(value)))
+            self._say(f'thought: {value}' if value else "thought: the policy's own again", 'good')
+        elif order in self._clients:
+            self._call(order, bool(value))
+        else:
+            self._say(f'there is no order "{order[:40]}"', 'bad')
+
+    def tick(self, seen: Seen) -> str:
+        """Go on clearing a stop; return why gate or policy are in FAULT, ''."""
+        fault = self._estop.tick(seen)
+        if unsaid := self._estop.take_unsaid():
+            self._say(unsaid, 'bad')
+        return fault
+
+    def able(self) -> dict[str, bool]:
+        """Return of each order whether somebody is there to carry it out."""
+        return {**{order: client.service_is_ready() for order, client in self._clients.items()},
+                'tell': self._instruction.get_subscription_count() > 0,
+                'override': self._override.get_subscription_count() > 0,
+                'stop': True, 'clear': True}
+
+    def _call(self, order: str, value: bool) -> None:
+        kind, client = SERVICES[order][0], self._clients[order]
+        name = client.srv_name
+        if not client.service_is_ready():
+            return self._say(f'{name}: no node offers it', 'bad')
+        request = kind.Request(data=value) if kind is SetBool else kind.Request()
+
+        def answered(future: Any) -> None:
+            answer = future.result()
+            on = f' {str(value).lower()}' if kind is SetBool else ''
+            said = '' if answer.message.startswith('{') else f': {answer.message}'
+            self._say(f'{name}{on}{said}' if answer.success else f'{name} refused{said}',
+                      'good' if answer.success else 'bad')
+        return client.call_async(request).add_done_callback(answered)
+
+
+class Operator(Node):
+    """A page that shows what policy, gate and arm do, and lets a person order them.
+
+    It orders only with ``allow_control``, over the topics and services that others use, too, and
+    so through the gate. Cameras, poses and commands are subscribed to while somebody watches.
+    """
+
+    def __init__(self) -> None:
+        super().__init__('operator')
+        given = self._given = declare_all(self, OperatorSettings())
+        self._access = Access(given.host, given.token)
+        self._server: PageServer | None = None
+        self._motion = Motion()
+        self._cameras, self._poses = Cameras(self), Poses(self, self._motion.measure)
+        self._base = self.get_parameter('base_frame').value.lstrip('/')
+        self._seen, self._said = Seen(), deque[dict[str, str]](maxlen=SAID)
+        self._thoughts, self._episodes = Thoughts(), Episodes()
+        self._budget = Budget()
+        self._tree, self._lenses = FrameTree(), dict[str, marks.Lens]()
+        self._watching: list[Any] = []  # subscriptions while somebody watches
+        self._commands: dict[str, tuple[Any, Callable[[Any], None]]] = {
+            names.ACTION: (JointTrajectory, self._on_action),
+            names.TWIST: (TwistStamped, self._on_twist),
+            names.TARGET_POSE: (PoseStamped, self._on_target)}
+        self._commanded: set[str] = set()  # of these, those that are subscribed to
+        self._status: dict[str, tuple[float, DiagnosticStatus]] = {}  # when it was heard [s]
+        self._policy: dict[str, str] = {}
+        self._tasks: list[str] = []
+        self._scene: dict[str, Any] = {}
+        self._chunk: Chunk | None = None
+        self._latency: dict[str, Any] = {}
+        self._able: dict[str, bool] = {}
+        self._images: dict[str, tuple[float, bytes]] = {}  # stamp and JPEG as shown
+        self._controls = Controls(self, self._say) if given.allow_control else None
+        for kind, topic, receive, profile in (
+                (String, names.REASONING, self._on_thought, qos.LATCHED_10),
+                (String, names.REASONING_STREAM, lambda message: self._seen.take_writing(
+                    message.data), qos.NEWEST),
+                (String, names.VLA_TASKS, self._on_tasks, qos.LATCHED),
+                (String, names.SIM_STATE, self._on_scene, qos.LATCHED),
+                (String, names.EPISODE, self._on_episode, qos.LATCHED_100),
+                (JointTrajectory, names.ACTION_CHUNK, self._on_chunk, qos.LATEST),
+                (DiagnosticStatus, names.VLA_STATE, self._on_policy, qos.LATCHED),
+                (DiagnosticStatus, names.GATE_STATE, self._on_gate, qos.LATCHED)):
+            self.create_subscription(kind, relative(topic), receive, profile)
+        self.create_timer(1.0 / given.rate, self._show, clock=STEADY)
+        self.create_timer(1.0, self._look_around, clock=STEADY)
+
+    def serve(self) -> Operator:
+        """Open the page; return the node. Raises UserError where its address is taken."""
+        from dtvla_ros.operator.server import PageServer  # here: an extra, missed in one line
+        self._server = PageServer(self._access, self._given.port, self._on_order)
+        self.get_logger().info(f'page: {self._server.start()}' + (
+            '' if self._controls else ' (read-only: allow_control is false)'))
+        return self
+
+    def destroy_node(self) -> None:
+        """Close the page."""
+        if self._server is not None:
+            self._server.close()
+        super().destroy_node()
+
+    def _on_order(self, order: str, value: str | bool) -> None:
+        """Take an order in the server's thread; a stop does not wait for the executor."""
+        controls = self._controls
+        if controls is None:
+            call_soon(self, lambda: self._say(READ_ONLY, 'bad'))
+        elif order == 'stop':
+            controls.stop()
+            call_soon(self, self._show)
+        else:
+            call_soon(self, lambda: controls.obey(order, value))
+
+    def _say(self, text: str, level: str) -> None:
+        self._said.append({'at': _time_of_day(), 'text': text, 'level': level})
+
+    def _on_thought(self, message: String) -> None:
+        self._seen.take_thought(message.data)
+        self._thoughts.add(message.data, _time_of_day())
+
+    def _on_tasks(self, message: String) -> None:
+        self._tasks = json.loads(message.data)
+
+    def _on_scene(self, message: String) -> None:
+        self._scene = json.loads(message.data)
+        self._episodes.judged(self._scene.get('done', ''), time.monotonic(), self._step)
+
+    def _on_episode(self, message: String) -> None:
+        self._episodes.simulated(json.loads(message.data))
+
+    def _on_policy(self, message: DiagnosticStatus) -> None:
+        now, refusals = time.monotonic(), self._seen.refusals
+        self._status['policy'] = now, message
+        values = self._policy = self._seen.take_policy(message)
+        if self._seen.refusals > refusals:
+            self._say('refused: {}: {}'.format(*self._seen.rejected), 'bad')
+        self._episodes.policy(self._seen.task, self._seen.told, message.message,
+                              self._seen.vla_reason, self._step, now)
+        if taken := conversions.latencies(values):
+            total = taken.pop('total', sum(taken.values()))
+            self._latency |= {'total': total, 'phases': list(taken.items())}
+
+    @property
+    def _step(self) -> int:
+        return int(self._policy.get('step', 0))
+
+    def _on_gate(self, message: DiagnosticStatus) -> None:
+        now = time.monotonic()
+        self._status['gate'] = now, message
+        self._seen.take_gate(message)
+        self._episodes.gate(self._seen.stopped_task, now, self._step)
+
+    def _on_chunk(self, message: JointTrajectory) -> None:
+        chunk = conversions.chunk_from(message, 1.0 / names.CONTROL_RATE)
+        if leads_somewhere(chunk):
+            self._chunk = chunk
+            self._latency['budget'] = self._budget.add(
+                chunk.stamp, len(chunk.values) * chunk.period)
+
+    def _watch(self) -> None:
+        """Subscribe to what is only worth its cost while somebody watches."""
+        self._cameras.open()
+        self._poses.open()
+        subscribe = self.create_subscription
+        self._watching = [
+            *(subscribe(CameraInfo, relative(topic), functools.partial(self._on_lens, camera),
+                        qos_profile_sensor_data)
+              for camera, topic in names.CAMERA_INFO.items())]
+        try:
+            transforms = conversions.message_type('tf2_msgs/msg/TFMessage')
+        except KeyError:
+            return self._say('tf2_msgs is not installed: no marks in the images', 'none')
+        self._watching += [subscribe(
+            transforms, topic, functools.partial(self._on_transforms, static),
+            qos.profile(100, reliable=True, latched=static))
+            for topic, static in (('/tf', False), ('/tf_static', True))]
+
+    def _unwatch(self) -> None:
+        self._cameras.close()
+        self._poses.close()
+        while self._watching:
+            self.destroy_subscription(self._watching.pop())
+        self._commanded.clear()
+        self._images.clear()
+
+    def _on_transforms(self, static: bool, message: Any) -> None:
+        self._tree.take(message, static)
+
+    def _on_lens(self, camera: str, message: CameraInfo) -> None:
+        lens = marks.Lens(np.reshape(message.k, (3, 3)), np.array(message.d),
+                          (message.width, message.height))
+        if lens.sound and message.distortion_model in marks.MODELS:
+            self._lenses[camera] = lens
+
+    def _on_action(self, message: JointTrajectory) -> None:
+        chunk = conversions.chunk_from(message, 1.0 / names.CONTROL_RATE)
+        if leads_somewhere(chunk):
+            self._motion.command(chunk.stamp, np.clip(chunk.values[0, :3], -1.0, 1.0).astype(
+                np.float64) * osc.METRES_PER_SECOND_PER_UNIT)
+
+    def _on_twist(self, message: TwistStamped) -> None:
+        self._motion.command(conversions.seconds(message.header.stamp),
+                             conversions.twist_array(message.twist)[:3])
+
+    def _on_target(self, message: PoseStamped) -> None:
+        stamp = conversions.seconds(message.header.stamp)
+        if (position := self._poses.at(stamp)) is not None:
+            ahead = conversions.pose_arrays(message.pose)[0] - position
+            self._motion.command(
+                stamp, ahead * osc.METRES_PER_SECOND_PER_UNIT / osc.METRES_PER_UNIT)
+
+    def _look_around(self) -> None:
+        """See which services are there, and on which topic the arm is commanded."""
+        self._able = self._controls.able() if self._controls else {}
+        for topic, (kind, receive) in self._commands.items():
+            # Two of them may be one topic, of the type that the controller takes.
+            if self._watching and topic not in self._commanded and type_name(kind) in {
+                    end.topic_type for end in self.get_publishers_info_by_topic(
+                        self.resolve_topic_name(relative(topic)))}:
+                self._commanded.add(topic)
+                self._watching.append(self.create_subscription(
+                    kind, relative(topic), receive, SENSORS))
+
+    def _show(self) -> None:
+        """Send the page what there is; begin or cease to watch."""
+        fault = self._controls.tick(self._seen) if self._controls else (
+            self._seen.gate_reason if self._seen.gate_state == 'FAULT' else '')
+        server = self._server
+        if server is None or not server.watched:
+            if self._watching:
+                self._unwatch()
+            return
+        if not self._watching:
+            self._watch()
+        frames = dict.fromkeys(names.CAMERAS, b'')
+        marked: dict[str, Any] = {}
+        for camera in names.CAMERAS:
+            if (newest := self._cameras.newest(camera)) is not None:
+                stamp, frame_id, pixels = newest
+                if self._images.get(camera, (None,))[0] != stamp:
+                    self._images[camera] = stamp, images.to_jpeg(
+                        pixels, self._given.jpeg_quality).tobytes()
+                frames[camera] = self._images[camera][1]
+                marked[camera] = self._marks(camera, stamp, frame_id)
+        server.publish(self._state(fault) | {'marks': marked}, frames)
+
+    def _state(self, fault: str) -> dict[str, Any]:
+        """Return what the page shows beside the images."""
+        seen, told = self._seen, self._policy
+        sentence = seen.writing or seen.thought
+        proposed = int(told.get('draft_proposed', 0))
+        return {
+            'control': self._controls is not None, 'able': self._able, 'fault': fault,
+            'time': int(time.time()), 'cameras': list(names.CAMERAS),
+            'domain': os.environ.get('ROS_DOMAIN_ID', '0'),
+            'policy': self._light('policy'), 'gate': self._light('gate'),
+            'task': {'asked': seen.told, 'meaning': seen.meaning, 'refused': seen.refused,
+                     'why': told.get('rejected', '')},
+            'tasks': self._tasks, 'scene': self._scene,
+            'thought': {
+                'parts': changes(self._thoughts.last if seen.writing else '', sentence)
+                if seen.writing else [(sentence, False)], 'whole': not seen.writing,
+                'draft': f'{told["draft_accepted"]} of {proposed} drafted tokens kept'
+                if proposed else '', 'corrected': told.get('override', ''),
+                'refused': told.get('override_rejected', '')},
+            'thoughts': self._thoughts.rows(), 'latency': dict(self._latency),
+            'motion': self._motion.rows(), 'episodes': self._episodes.rows(),
+            'said': list(self._said)}
+
+    def _light(self, who: str) -> dict[str, str]:
+        """Return state, reason and level of policy or gate."""
+        heard, status = self._status.get(who, (-np.inf, DiagnosticStatus()))
+        if time.monotonic() - heard > SILENT:
+            return {'state': 'SILENT', 'reason': f'nothing is heard of the {who}', 'level': 'bad'}
+        return {'state': status.message, 'level': LEVELS.get(status.level, 'none'),
+                'reason': conversions.status_values(status).get('reason', '')}
+
+    def _marks(self, camera: str, stamp: float, frame_id: str) -> dict[str, Any]:
+        """Return what can be drawn into a camera's image: the named place and the chunk's path."""
+        lens = self._lenses.get(camera)
+        placed = self._tree.look_up(self._base, frame_id.lstrip('/'))
+        if lens is None or placed is None:
+            return {}
+        found: dict[str, Any] = {}
+        view = functools.partial(marks.project, lens=lens, position=placed[0], rotation=placed[1])
+        thought = Thought.parse(self._policy.get('thought', '')) if self._seen.thought else None
+        if thought is not None:
+            place = marks.ring(thought.x / 100, thought.y / 100, self._given.table_z)
+            found |= {'ring': view(place), 'name': thought.object.replace('_', ' ')}
+        path = self._path(stamp)
+        if path is not None and self._chunk is not None:
+            found |= {'path': view(path), 'closed': closed_along(self._chunk)}
+        return found
+
+    def _path(self, stamp: float) -> NDArray[np.float64] | None:
+        """Return where the newest chunk leads, if it is not over at a stamp [s]."""
+        chunk = self._chunk
+        if chunk is None or not (
+                0.0 <= stamp - chunk.stamp + LINGER
+                <= len(chunk.values) * chunk.period + 2 * LINGER):
+            return None
+        position = self._poses.at(chunk.stamp)
+        return None if position is None else path_of(position, chunk)
+
+
+def _time_of_day() -> str:
+    return time.strftime('%H:%M:%S')
+
+
+main = functools.partial(run, lambda: Operator().serve())
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""The operator's page: what it shows, who may open it, and its server. Knows no ROS."""
