@@ -141,6 +141,12 @@ def as_told(sentence: str, said: str) -> str:
     return f'{sentence} (told: {said})'
 
 
+def without_told(text: str) -> tuple[str, str]:
+    """Return a sentence without its mark, and what a person said, '' where it has no mark."""
+    match = _TOLD.search(text)
+    return (text[:match.start()], match[1]) if match else (text, '')
+
+
 def normalised(text: str) -> str:
     """Return a text in lower case, one blank between words and after every mark."""
     return re.sub(r'\s*([.,;])\s*', r'\1 ', ' '.join(text.lower().split())).strip()
@@ -257,7 +263,7 @@ def _one_of(words: Iterable[str]) -> str:
     return '|'.join(map(re.escape, words))
 
 
-_TOLD = re.compile(r'\s*\(told: [^()]*\)\s*$')
+_TOLD = re.compile(r'\s*\(told: ([^()]*)\)\s*$')
 _X, _Y = (_one_of(word[1:] for word in word_groups()[axis]) for axis in 'xy')
 _MARKS = _one_of(('holding', 'done', 'now', 'at', 'next', 'move', *TROUBLES))
 _WORD = rf"(?!(?:{_MARKS})(?![a-z0-9_'-]))[a-z0-9_'-]+"

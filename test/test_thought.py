@@ -23,6 +23,7 @@ from dtvla_ros.thought import (
     as_told,
     parse_sentence,
     phrases,
+    without_told,
 )
 from dtvla_sim.tabletop.scene import OBJECTS
 from dtvla_sim.tabletop.tasks import TASKS
@@ -100,6 +101,8 @@ def test_the_mark_of_what_a_person_said_is_not_part_of_the_thought():
     marked = as_told(EXAMPLE, 'reach the lemon, move left')
     assert marked == f'{EXAMPLE} (told: reach the lemon, move left)'
     assert parse_sentence(marked) == Thought.parse(LOWER) and as_compact(marked) == LOWER
+    assert without_told(marked) == (EXAMPLE, 'reach the lemon, move left')
+    assert without_told(EXAMPLE) == (EXAMPLE, '')
 
 
 def test_names_of_data_sets_have_underscores():

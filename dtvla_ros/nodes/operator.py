@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ from dtvla_ros.ros.frames import FrameTree
 from dtvla_ros.ros.graph import Seen
 from dtvla_ros.ros.run import STEADY, call_soon, run
 from dtvla_ros.ros.waiting import type_name
-from dtvla_ros.thought import Thought
+from dtvla_ros.thought import Thought, without_told
 
 if TYPE_CHECKING:
     from dtvla_ros.operator.server import PageServer
@@ -102,7 +102,6 @@ class Controls:
             self._instruction.publish(String(data=str(value)))
         elif order == 'override':
             self._override.publish(String(data=str(value)))
-            self._say(f'thought: {value}' if value else "thought: the policy's own again", 'good')
         elif order in self._clients:
             self._call(order, bool(value))
         else:
@@ -231,7 +230,9 @@ class Operator(Node):
     def _on_policy(self, message: DiagnosticStatus) -> None:
         now, refusals = time.monotonic(), self._seen.refusals
         self._status['policy'] = now, message
-        values = self._policy = self._seen.take_policy(message)
+        before, values = self._policy, self._seen.take_policy(message)
+        self._policy = values
+        self._tell_of_override(before, values)
         if self._seen.refusals > refusals:
             self._say('refused: {}: {}'.format(*self._seen.rejected), 'bad')
         self._episodes.policy(self._seen.task, self._seen.told, message.message,
@@ -239,6 +240,17 @@ class Operator(Node):
         if taken := conversions.latencies(values):
             total = taken.pop('total', sum(taken.values()))
             self._latency |= {'total': total, 'phases': list(taken.items())}
+
+    def _tell_of_override(self, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+        """Say whether what was put into the thought was taken."""
+        def more(key: str) -> bool:
+            return bool(before) and int(now.get(key, 0)) > int(before.get(key, 0))
+        if more('override_refusals'):
+            self._say(f'refused: {now.get("override_rejected", "")}', 'bad')
+        elif more('overrides'):
+            stands = now.get('override', '')
+            self._say(f'thought corrected: {stands}' if stands else
+                      "thought: the policy's own again", 'good')
 
     @property
     def _step(self) -> int:
@@ -254,8 +266,8 @@ class Operator(Node):
         chunk = conversions.chunk_from(message, 1.0 / names.CONTROL_RATE)
         if leads_somewhere(chunk):
             self._chunk = chunk
-            self._latency['budget'] = self._budget.add(
-                chunk.stamp, len(chunk.values) * chunk.period)
+            if budget := self._budget.add(chunk.stamp, len(chunk.values) * chunk.period):
+                self._latency['budget'] = budget
 
     def _watch(self) -> None:
         """Subscribe to what is only worth its cost while somebody watches."""
@@ -358,11 +370,10 @@ class Operator(Node):
                      'why': told.get('rejected', '')},
             'tasks': self._tasks, 'scene': self._scene,
             'thought': {
-                'parts': changes(self._thoughts.last if seen.writing else '', sentence)
-                if seen.writing else [(sentence, False)], 'whole': not seen.writing,
+                'parts': changes(self._thoughts.last, sentence) if seen.writing else [
+                    (without_told(sentence)[0], False)], 'whole': not seen.writing,
                 'draft': f'{told["draft_accepted"]} of {proposed} drafted tokens kept'
-                if proposed else '', 'corrected': told.get('override', ''),
-                'refused': told.get('override_rejected', '')},
+                if proposed else '', 'corrected': told.get('override', '')},
             'thoughts': self._thoughts.rows(), 'latency': dict(self._latency),
             'motion': self._motion.rows(), 'episodes': self._episodes.rows(),
             'said': list(self._said)}

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dtvla_ros.thought import without_told
+
 LISTED = 10  # thoughts and episodes
 WINDOW = 10.0  # of motion that is shown [s]
 SAMPLE = 0.045  # least time between two samples of motion [s]; a pose may come at 1 kHz
@@ -33,18 +35,20 @@ class Thoughts:
 
     def __init__(self) -> None:
         self._rows: deque[dict[str, Any]] = deque(maxlen=LISTED)
-        self.last = ''
+        self._whole = self.last = ''
 
     def add(self, sentence: str, at: str) -> None:
         """Take a complete thought and the time of day."""
-        if self._rows and sentence == self.last:
+        last, (self.last, told) = self.last, without_told(sentence)
+        if self._rows and sentence == self._whole:
             self._rows[-1] = self._rows[-1] | {'times': self._rows[-1]['times'] + 1}
         else:
-            self._rows.append({'at': at, 'parts': changes(self.last, sentence), 'times': 1})
-        self.last = sentence
+            self._rows.append(
+                {'at': at, 'parts': changes(last, self.last), 'times': 1, 'told': told})
+        self._whole = sentence
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return ``at``, ``parts`` and ``times`` of each, the newest first."""
+        """Return ``at``, ``parts``, ``times`` and what was ``told`` of each, the newest first."""
         return list(reversed(self._rows))
 
 

@@ -86,8 +86,8 @@ class Seen:
         self.understood = values.get('understood', '')
         self.refused = values.get('rejected_instruction', '')
         self.meaning = conversions.meaning(values)
-        if (task := values.get('task', '')) != self.task:
-            self.task = task
+        task, self.task = self.task, values.get('task', '')
+        if task not in ('', self.task):
             self._forget()
         return values
 

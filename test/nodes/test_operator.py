@@ -12,6 +12,7 @@ from std_msgs.msg import String
 from support.operated import SPEED, TASKS, Operated
 
 from dtvla_ros.conventions import CAMERAS
+from dtvla_ros.nodes.operator import READ_ONLY
 from dtvla_ros.ros import conversions, images, qos
 
 pytest.importorskip('uvicorn', reason="the page needs pip install 'dtvla_ros[operator]'")
@@ -98,7 +99,7 @@ def test_a_page_is_sent_what_the_nodes_say_and_costs_nothing_unwatched(operated,
                             'meaning': f'understood as: {TASKS[1]}'}
     assert told['thought'] == {'parts': [['Nothing in hand. Moving right.', False]],
                                'whole': True, 'draft': '12 of 16 drafted tokens kept',
-                               'corrected': '', 'refused': ''}
+                               'corrected': ''}
     assert told['thoughts'][0]['parts'] == [['Nothing in hand. Moving', False], ['right.', True]]
     assert told['latency']['total'] == 0.04 and told['latency']['phases'] == [['think', 0.03]]
     assert told['latency']['budget'] == pytest.approx(0.2)
@@ -117,14 +118,23 @@ def test_a_page_is_sent_what_the_nodes_say_and_costs_nothing_unwatched(operated,
     page.until(lambda: page.state['policy']['state'] == 'HOLDING', 'the state')
     operated.policy, operated.values['task'] = ('ACTING', ''), 2
     page.until(lambda: page.state['thought']['parts'] == [['', False]], 'a new task')
+    operated.values |= {'overrides': 1, 'override': 'move up', 'override_refusals': 0}
+    operated.say('/vla/reasoning', 'Nothing in hand. Moving up. (told: move up)')
+    page.until(lambda: page.state['thought']['corrected'] == 'move up' and page.said == (
+        'thought corrected: move up'), 'a correction')
+    assert page.state['thoughts'][0]['told'] == 'move up'
+    assert page.state['thoughts'][0]['parts'] == [['Nothing in hand. Moving', False],
+                                                  ['up.', True]]
+    operated.values |= {'override_refusals': 1, 'override_rejected': '"fly": no'}
+    page.until(lambda: page.said == 'refused: "fly": no', 'a refusal')
     operated.scene['done'] = 'put_it'
     page.until(lambda: page.state['episodes'], 'an episode')
     assert page.state['episodes'][0]['outcome'] == 'done, judges the simulator'
 
     page.order('stop')
     page.order('start')
-    page.until(lambda: len(page.state['said']) >= 2, 'that it is read-only')
-    assert all('read-only' in said['text'] for said in page.state['said'])
+    page.until(lambda: [said['text'] for said in page.state['said'][-2:]] == [READ_ONLY] * 2,
+               'that it is read-only')
     graph.wait(0.3)
     assert not operated.orders and not graph.of('estop')
     page.close()

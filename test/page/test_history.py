@@ -25,7 +25,7 @@ def test_the_last_thoughts_newest_first_and_repeated_ones_counted():
         thoughts.add(f'thought {k}', '12:59:59')
     rows = thoughts.rows()
     assert len(rows) == LISTED and rows[0] == {
-        'at': f'12:00:{LISTED + 1}', 'times': 2,
+        'at': f'12:00:{LISTED + 1}', 'times': 2, 'told': '',
         'parts': [('thought', False), (f'{LISTED + 1}', True)]}
 
 

@@ -9,9 +9,10 @@ const WINDOW = 10; // s of motion
 const SCALES = [50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000]; // ms
 const PHASES = ['#8c959f', '#54aeff', '#4ac26b', '#d4a72c', '#c297ff', '#ff8182'];
 const SILENT = 3000; // ms without news
+const KEPT = 10000; // ms for which a wider scale of the decision's time stays
 const AGAIN = 1000; // ms between attempts to connect
 const state = {};
-let socket = null, heard = 0;
+let socket = null, heard = 0, scale = 0, scaleUntil = 0;
 
 function connect() {
   const scheme = location.protocol === 'https:' ? 'wss:' : 'ws:';
@@ -51,9 +52,10 @@ function rows(list, items, fill) {
   }));
 }
 
-function label(row, said) {
+function label(row, said, kind = '') {
   const span = document.createElement('span');
   span.textContent = said;
+  span.className = kind;
   row.append(span);
 }
 
@@ -85,19 +87,19 @@ const SHOW = {
     }));
     showAble();
   },
-  thought({parts: list, whole, draft, corrected, refused}) {
+  thought({parts: list, whole, draft, corrected}) {
     byId('thought').replaceChildren();
     parts(byId('thought'), list);
     if (!whole) byId('thought').append(' ▌');
     text(byId('draft'), draft);
-    text(byId('corrected'), corrected ? `corrected: ${corrected}` : refused);
-    byId('corrected').className = corrected ? 'warn' : 'bad';
+    text(byId('corrected'), corrected ? `corrected: ${corrected}` : '');
   },
-  thoughts: list => rows(byId('thoughts'), list, (row, {at, parts: said, times}) => {
+  thoughts: list => rows(byId('thoughts'), list, (row, {at, parts: said, times, told}) => {
     label(row, times > 1 ? `${at} ×${times}` : at);
+    if (told) label(row, `told: ${told}`, 'warn');
     parts(row, said);
   }),
-  said: list => rows(byId('said'), list.slice(-2).reverse(), (row, {at, text: said, level}) => {
+  said: list => rows(byId('said'), list.slice(-3).reverse(), (row, {at, text: said, level}) => {
     label(row, at);
     row.append(said);
     row.className = level;
@@ -252,7 +254,11 @@ function drawLatency({total, phases, budget}) {
   if (total === undefined) return;
   const canvas = document.querySelector('#latency canvas'), pen = canvas.getContext('2d');
   const {width, height} = canvas, ms = value => 1000 * value;
-  const scale = SCALES.find(end => end >= Math.max(ms(total), ms(budget || 0))) || ms(total);
+  const needed = SCALES.find(end => end >= Math.max(ms(total), ms(budget || 0))) || ms(total);
+  if (needed >= scale || Date.now() > scaleUntil) {
+    scale = needed;
+    scaleUntil = Date.now() + KEPT;
+  }
   const across = value => ms(value) / scale * (width - 4);
   pen.clearRect(0, 0, width, height);
   pen.font = '20px system-ui, sans-serif';
@@ -274,7 +280,7 @@ function drawLatency({total, phases, budget}) {
     pen.fillRect(across(budget) - 2, 0, 4, height);
   }
   text(byId('took'), `${ms(total).toFixed(0)} ms` + (budget ?
-    ` of ${ms(budget).toFixed(0)} ms until the arm has no rows left` : '') + ': ' +
+    `, budget ${ms(budget).toFixed(0)} ms` : '') + ': ' +
     phases.map(([name, seconds]) => `${name} ${ms(seconds).toFixed(0)}`).join(', '));
 }
 
@@ -293,12 +299,14 @@ for (const id of ['tell', 'override']) {
 }
 byId('stop').addEventListener('pointerdown', () => order('stop'));
 byId('stop').addEventListener('click', () => order('stop')); // by the keyboard
-document.addEventListener('keydown', event => {
-  const typing = event.target.tagName === 'INPUT';
-  if (event.key === 'Escape' || event.key === ' ' && !typing) {
-    event.preventDefault();
-    if (state.control) order('stop');
-  }
-}, true);
+for (const kind of ['keydown', 'keyup']) { // a button takes a blank when it is released
+  document.addEventListener(kind, event => {
+    const typing = event.target.tagName === 'INPUT';
+    if (event.key === 'Escape' || event.key === ' ' && !typing) {
+      event.preventDefault();
+      if (state.control && kind === 'keydown') order('stop');
+    }
+  }, true);
+}
 setInterval(showConnection, 500);
 connect();
