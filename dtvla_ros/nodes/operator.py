@@ -418,7 +418,15 @@ def _time_of_day() -> str:
     return time.strftime('%H:%M:%S')
 
 
-main = functools.partial(run, lambda: Operator().serve())
+def serving() -> Operator:
+    """Serve a page for a browser, which shows what policy, gate and arm do.
+
+    With allow_control it orders, too. Its address is logged.
+    """
+    return Operator().serve()
+
+
+main = functools.partial(run, serving)
 
 if __name__ == '__main__':
     raise SystemExit(main())

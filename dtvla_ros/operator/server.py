@@ -63,8 +63,9 @@ class PageServer:
             self._socket = socket.create_server(
                 (host, self._port), family=socket.AF_INET6 if ':' in host else socket.AF_INET)
         except OSError as error:
-            raise UserError(f'the page cannot be served on {host} port {self._port}: '
-                            f'{error.strerror or error}; choose another port, 0 for a free one'
+            why = str(error.strerror or error).partition(' (while')[0]
+            raise UserError(f'the page cannot be served on {host} port {self._port}: {why}; '
+                            'choose another port, 0 for a free one, or a host of this machine'
                             ) from error
         self._thread.start()
         shown = f'[{host}]' if ':' in host else host

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import socket
+from contextlib import suppress
+from urllib.request import urlopen
 
 import av
 import pytest
@@ -258,11 +262,19 @@ def test_a_film_on_request_from_here_or_from_another_terminal(stage):
     assert not list(stage.folder.glob('*3.mp4'))
 
 
+def test_the_page_gets_a_port_of_its_own():
+    with suppress(OSError), socket.create_server(('127.0.0.1', play.PORT)):
+        assert play.free_port() not in (0, play.PORT)
+
+
 @pytest.mark.slow
 def test_a_person_plays(tmp_path):
-    with terminal('-m', 'dtvla_ros.cli', 'play', '--out', str(tmp_path),
-                  ROS_DOMAIN_ID=fresh_domain()) as shown:
+    with terminal('-m', 'dtvla_ros.cli', 'play', '--open', '--out', str(tmp_path), DISPLAY='',
+                  WAYLAND_DISPLAY='', ROS_DOMAIN_ID=fresh_domain()) as shown:
         shown.wait('From another terminal')
+        shown.wait(r'page: http://127\.0\.0\.1:\d+/')
+        with urlopen(re.search(r'page: (\S+)', shown.shown)[1], timeout=20) as page:
+            assert b'STOP' in page.read()
         shown.press('film\nfly away\n')
         shown.wait('refused: .* nearest')
         shown.press('5\n')
