@@ -102,9 +102,11 @@ def robustness(
 
 
 @app.command()
-@takes('policy suite tasks episodes starts workers ray seed html json_file')
+@takes('policy suite tasks episodes correct starts workers ray seed html json_file')
 def steer(given: Given,
           episodes: Annotated[int, Option(min=1, help='Start states per task.')] = 10,
+          correct: Annotated[bool, Option('--correct', help='Correct single words of the thought '
+              'as dtvla think does, and measure that instead.')] = False,
           html: Page = Path('out/steer.html')) -> None:
     """Measure whether the arm does as its thought says.
 
@@ -113,9 +115,18 @@ def steer(given: Given,
     the gripper should go are flipped: do the actions flip, too? A policy whose thought is
     decoration ignores both.
 
-    **Example**
+    With `--correct` a person's correction is measured: on its way to one thing the thought is
+    corrected to another, and where that goes; is that one done, and after clearing the one it was
+    told? And the motion of every thought to the opposite: do the actions agree with all its words?
+
+    **Examples**
     `dtvla steer --policy models/nano --episodes 20 --json out/steer.json`
+    `dtvla steer --correct --episodes 30 --json out/correct.json --html out/correct.html`
     """
+    if correct:
+        from dtvla_ros.evaluation.corrections import correct as run_corrected
+        run_corrected(_options(given))
+        return
     from dtvla_ros.evaluation.interventions import steer as run
     run(_options(given))
 

@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.progress import track
 
 from dtvla_ros import files
+from dtvla_ros.correction import Correction
 from dtvla_ros.engine.engine import Decision
-from dtvla_ros.engine.policy import Policy, act_on
+from dtvla_ros.engine.policy import Policy
 from dtvla_ros.evaluation.ablations import ablated, drawn, swapped_thought
 from dtvla_ros.evaluation.command import identify, inspect_scene
 from dtvla_ros.evaluation.report import RateTable, write_rates
@@ -37,7 +38,7 @@ from dtvla_ros.policy.vocabulary import directions, turned_round
 from dtvla_ros.rollout.env import Env
 from dtvla_ros.rollout.episode import run_episode
 from dtvla_ros.rollout.workers import run_jobs
-from dtvla_ros.thought import as_sentence
+from dtvla_ros.thought import Thought, as_sentence
 
 MODES = ('full', 'masked')  # of recovery
 BEFORE, AFTER = 2, 8  # thoughts kept around the knock
@@ -89,7 +90,7 @@ def steer(options: EvalOptions) -> dict[str, Any]:
         return Outcome(summary, steering_sentence(summary),
                        [RateTable('What was followed', columns, rows)])
 
-    return _measure(options, 'steered', make_steering_worker, [()], report)
+    return measure(options, 'steered', make_steering_worker, [()], report)
 
 
 def recover(options: EvalOptions, shown: int = 0) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def recover(options: EvalOptions, shown: int = 0) -> dict[str, Any]:
             'Success after a knock', ('thought',), [((mode,), summary[mode]) for mode in MODES]),
         ], texts)
 
-    return _measure(options, 'knocked', make_recovery_worker, [(mode,) for mode in MODES], report)
+    return measure(options, 'knocked', make_recovery_worker, [(mode,) for mode in MODES], report)
 
 
 class Outcome(NamedTuple):
@@ -122,9 +123,9 @@ class Outcome(NamedTuple):
     texts: Sequence[tuple[str, str]] = ()
 
 
-def _measure(options: EvalOptions, what: str, make_worker: Callable[..., Any],
-             variants: Sequence[tuple[str, ...]],
-             report: Callable[[Any], Outcome]) -> dict[str, Any]:
+def measure(options: EvalOptions, what: str, make_worker: Callable[..., Any],
+            variants: Sequence[tuple[str, ...]],
+            report: Callable[[Any], Outcome]) -> dict[str, Any]:
     """Run (variant, task, seed) jobs in processes, report them, write page and JSON."""
     files.require_writable(options.json_file, options.html)
     first = evaluation_seed(options.seed)
@@ -153,6 +154,13 @@ def agreeing(thought: str, chunk: NDArray[np.floating]) -> int:
     return sum(bool(motion[axis] * sign > 0) for axis, sign in directions(thought))
 
 
+def turned(thought: str) -> Correction | None:
+    """Return the correction that turns a thought's directions round, None where it has none."""
+    opposite = Thought.parse(turned_round(thought))
+    return None if opposite is None or opposite == Thought.parse(thought) else Correction(
+        'the opposite', {'move': opposite.move})
+
+
 def make_steering_worker(options: EvalOptions) -> Callable[[Job], Steering]:
     """Return what steers one start state; simulator and policy are built once."""
     env = options.scene.make()
@@ -162,22 +170,20 @@ def make_steering_worker(options: EvalOptions) -> Callable[[Job], Steering]:
         task, seed = job
         other, said, asked = _other_task(env, policy, task, seed, replan)
         policy.reset()
-        words = along = turned = 0
+        words = along = against = 0
 
         def probe(observation: Observation) -> Decision:
-            nonlocal words, along, turned
+            nonlocal words, along, against
             decision = policy.infer(observation)
-            opposite = turned_round(decision.reasoning)
-            if decision.outcome == 'complete' and opposite != decision.reasoning:
-                words += len(directions(opposite))
+            if opposite := turned(decision.reasoning):
+                words += len(directions(decision.reasoning))
                 along += agreeing(decision.reasoning, decision.chunk[:replan])
-                given = act_on(policy.engine, policy.transform, observation,
-                               policy.transform.encode_thought(opposite))
-                turned += agreeing(opposite, given.chunk[:replan])
+                given = policy.infer(observation, None, opposite)
+                against += agreeing(given.reasoning, given.chunk[:replan])
             return decision
 
         run_episode(env, probe, task, seed, replan)
-        return Steering(task, other, seed, said, asked, words, along, turned)
+        return Steering(task, other, seed, said, asked, words, along, against)
 
     return run
 
