@@ -2,8 +2,8 @@
 
 *Thing*: the instruction asks for one thing, and while the hand is on its way there the thought is
 corrected to another one, and where that goes; is that done? When it is and the hand has left it
-the correction is cleared; is the instruction done now? *Direction*: the motion of every thought is corrected to the opposite; do
-the actions agree with all of its words? Nobody acts on these.
+the correction is cleared; is the instruction done now? *Direction*: the motion of every thought
+is corrected to the opposite; do the actions agree with all of its words? Nobody acts on these.
 """
 
 from __future__ import annotations
