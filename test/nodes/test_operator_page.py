@@ -108,6 +108,11 @@ def test_each_control_does_to_the_graph_what_it_says(operated, page):
     page.page.keyboard.type('a b')
     assert page.page.locator('#tell input').input_value() == 'a b', 'a blank is typed in a field'
     assert graph.last('estop').data is False
+    operated.deaf = True
+    page.page.keyboard.press('Escape')
+    assert 'STOP sent, and no FAULT yet' in page.text('#banner')
+    operated.deaf = False
+    page.until(lambda: 'STOPPED: e-stop' in page.text('#banner'), 'the stop')
     assert not page.wrong and page.asked == {urlsplit(page.page.url).netloc}
 
 

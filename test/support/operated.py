@@ -34,12 +34,13 @@ class Operated:
     """What the node hears 20 times a second, and what it orders.
 
     ``heard`` of the graph: estop, told, override. ``orders``: (service, its data or None).
-    ``gate``, ``policy``: state and reason; ``values`` of the policy beside them.
+    ``gate``, ``policy``: state and reason; ``values`` of the policy beside them. ``deaf``: neither
+    obeys the e-stop.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.graph, self.orders, self.refusal = graph, list[tuple[str, Any]](), ''
-        self.gate, self.policy = ('RUN', ''), ('ACTING', '')
+        self.gate, self.policy, self.deaf = ('RUN', ''), ('ACTING', ''), False
         self.values: dict[str, Any] = {
             'task': 1, 'step': 3, 'instruction': 'the lemon, please', 'understood': TASKS[1],
             'thought': THOUGHT.compact(), 'stamp': '1.0', 'latency_think': 0.03,
@@ -91,7 +92,7 @@ class Operated:
     def _publish(self) -> None:
         self._tick += 1
         stamp = self._tick * PERIOD
-        if self.graph.heard['estop'] and self.graph.last('estop').data:
+        if not self.deaf and self.graph.heard['estop'] and self.graph.last('estop').data:
             self.gate, self.policy = ('FAULT', 'e-stop'), ('FAULT', 'e-stop')
         for topic, (state, reason), values in (('/vla/state', self.policy, self.values),
                                                ('/gate_state', self.gate, {})):

@@ -12,7 +12,7 @@ const SILENT = 3000; // ms without news
 const KEPT = 10000; // ms for which a wider scale of the decision's time stays
 const AGAIN = 1000; // ms between attempts to connect
 const state = {};
-let socket = null, heard = 0, scale = 0, scaleUntil = 0;
+let socket = null, heard = 0, pressed = false, scale = 0, scaleUntil = 0;
 
 function connect() {
   const scheme = location.protocol === 'https:' ? 'wss:' : 'ws:';
@@ -33,6 +33,10 @@ function connect() {
 function order(name, value = '') {
   if (socket && socket.readyState === WebSocket.OPEN) {
     socket.send(JSON.stringify({order: name, value}));
+  }
+  if (name === 'stop' || name === 'clear') {
+    pressed = name === 'stop';
+    showConnection();
   }
 }
 
@@ -122,6 +126,7 @@ const SHOW = {
 function show(changed) {
   Object.assign(state, changed);
   Object.keys(changed).forEach(key => SHOW[key] && SHOW[key](changed[key]));
+  if (state.fault) pressed = false;
   showConnection();
 }
 
@@ -153,7 +158,8 @@ function showConnection() {
   document.body.classList.toggle('lost', lost || late);
   stop.disabled = lost || !state.control;
   text(stop, lost ? 'not connected' : state.control ? 'STOP' : 'read-only: no STOP here');
-  const fault = state.fault ? `STOPPED: ${state.fault}. Clear stop, then tell it or start it.` : '';
+  const fault = state.fault ? `STOPPED: ${state.fault}. Clear stop, then tell it or start it.` :
+    pressed ? 'STOP sent, and no FAULT yet: if the arm moves, use its hardware emergency stop.' : '';
   text(banner, lost ?
     'Not connected to the operator node: what stands here is old, and nothing here stops the arm.'
     : late ? 'Nothing is heard of the operator node: what stands here is old.' : fault || (
