@@ -19,20 +19,19 @@ from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import String
-from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros import conventions as names
 from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import Chunk
 from dtvla_ros.conventions import parameter, relative
+from dtvla_ros.nodes.operator_controls import Controls
 from dtvla_ros.nodes.settings import declare_all
 from dtvla_ros.nodes.viewing import Cameras, Poses, closed_along, leads_somewhere, path_of
 from dtvla_ros.operator import marks
 from dtvla_ros.operator.access import Access
 from dtvla_ros.operator.history import Budget, Episodes, Motion, Thoughts, changes
 from dtvla_ros.ros import conversions, images, qos
-from dtvla_ros.ros.estop import EStop
 from dtvla_ros.ros.frames import FrameTree
 from dtvla_ros.ros.graph import Seen
 from dtvla_ros.ros.run import STEADY, call_soon, run
@@ -49,12 +48,6 @@ SENSORS = qos.profile(20, reliable=False, latched=False)
 LEVELS = {DiagnosticStatus.OK: 'good', DiagnosticStatus.WARN: 'warn',
           DiagnosticStatus.ERROR: 'bad', DiagnosticStatus.STALE: 'none'}
 READ_ONLY = 'this page is read-only: parameter allow_control'
-SERVICES: dict[str, tuple[Any, str]] = {
-    'start': (Trigger, 'start'), 'end': (Trigger, 'stop'), 'pause': (SetBool, 'pause'),
-    'again': (Trigger, 'vla/reset_episode'), 'sim_reset': (Trigger, 'sim/reset'),
-    'sim_pause': (SetBool, 'sim/pause'), 'sim_knock': (Trigger, 'sim/knock'),
-    'film': (SetBool, 'play/film')}
-"""Orders that are services of other nodes: their type and name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,70 +64,6 @@ class OperatorSettings:
     jpeg_quality: int = parameter(80, 'of the images', low=1, high=100)
     table_z: float = parameter(
         0.0, 'height of the table in base_frame, where a place of the thought is marked [m]')
-
-
-class Controls:
-    """What the page may order, by topics and services that the graph has anyway.
-
-    ``say(text, level)`` is called with what became of an order.
-    """
-
-    def __init__(self, node: Node, say: Callable[[str, str], None]) -> None:
-        self._node, self._say = node, say
-        self._estop = EStop(node)
-        self._instruction = node.create_publisher(
-            String, relative(names.INSTRUCTION), qos.LATCHED)
-        self._override = node.create_publisher(
-            String, relative(names.THOUGHT_OVERRIDE), qos.LATEST)
-        self._clients = {order: node.create_client(kind, name)
-                         for order, (kind, name) in SERVICES.items()}
-
-    def stop(self) -> None:
-        """Press the e-stop, from any thread."""
-        self._estop.press('page')
-
-    def obey(self, order: str, value: str | bool) -> None:
-        """Carry an order out."""
-        if order == 'clear':
-            if not self._estop.clear():
-                self._say('nothing is stopped', 'none')
-        elif order == 'tell':
-            self._instruction.publish(String(data=str(value)))
-        elif order == 'override':
-            self._override.publish(String(data=str(value)))
-        elif order in self._clients:
-            self._call(order, bool(value))
-        else:
-            self._say(f'there is no order "{order[:40]}"', 'bad')
-
-    def tick(self, seen: Seen) -> str:
-        """Go on clearing a stop; return why gate or policy are in FAULT, ''."""
-        fault = self._estop.tick(seen)
-        if unsaid := self._estop.take_unsaid():
-            self._say(unsaid, 'bad')
-        return fault
-
-    def able(self) -> dict[str, bool]:
-        """Return of each order whether somebody is there to carry it out."""
-        return {**{order: client.service_is_ready() for order, client in self._clients.items()},
-                'tell': self._instruction.get_subscription_count() > 0,
-                'override': self._override.get_subscription_count() > 0,
-                'stop': True, 'clear': True}
-
-    def _call(self, order: str, value: bool) -> None:
-        kind, client = SERVICES[order][0], self._clients[order]
-        name = client.srv_name
-        if not client.service_is_ready():
-            return self._say(f'{name}: no node offers it', 'bad')
-        request = kind.Request(data=value) if kind is SetBool else kind.Request()
-
-        def answered(future: Any) -> None:
-            answer = future.result()
-            on = f' {str(value).lower()}' if kind is SetBool else ''
-            said = '' if answer.message.startswith('{') else f': {answer.message}'
-            self._say(f'{name}{on}{said}' if answer.success else f'{name} refused{said}',
-                      'good' if answer.success else 'bad')
-        return client.call_async(request).add_done_callback(answered)
 
 
 class Operator(Node):
@@ -359,7 +288,8 @@ class Operator(Node):
     def _state(self, fault: str) -> dict[str, Any]:
         """Return what the page shows beside the images."""
         seen, told = self._seen, self._policy
-        sentence = seen.writing or seen.thought
+        parts = changes(self._thoughts.last, seen.writing) if seen.writing else [
+            (without_told(seen.thought)[0], False)]
         proposed = int(told.get('draft_proposed', 0))
         return {
             'control': self._controls is not None, 'able': self._able, 'fault': fault,
@@ -370,8 +300,7 @@ class Operator(Node):
                      'why': told.get('rejected', '')},
             'tasks': self._tasks, 'scene': self._scene,
             'thought': {
-                'parts': changes(self._thoughts.last, sentence) if seen.writing else [
-                    (without_told(sentence)[0], False)], 'whole': not seen.writing,
+                'parts': parts, 'whole': not seen.writing,
                 'draft': f'{told["draft_accepted"]} of {proposed} drafted tokens kept'
                 if proposed else '', 'corrected': told.get('override', '')},
             'thoughts': self._thoughts.rows(), 'latency': dict(self._latency),
@@ -406,9 +335,8 @@ class Operator(Node):
     def _path(self, stamp: float) -> NDArray[np.float64] | None:
         """Return where the newest chunk leads, if it is not over at a stamp [s]."""
         chunk = self._chunk
-        if chunk is None or not (
-                0.0 <= stamp - chunk.stamp + LINGER
-                <= len(chunk.values) * chunk.period + 2 * LINGER):
+        if chunk is None or not -LINGER <= stamp - chunk.stamp <= (
+                len(chunk.values) * chunk.period + LINGER):
             return None
         position = self._poses.at(chunk.stamp)
         return None if position is None else path_of(position, chunk)

@@ -17,7 +17,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros.actions.chunk import Chunk
 from dtvla_ros.conventions import CAMERA_INFO, CAMERAS
-from dtvla_ros.nodes.operator import SERVICES
+from dtvla_ros.nodes.operator_controls import SERVICES
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.thought import Thought
 
