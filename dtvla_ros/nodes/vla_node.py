@@ -76,6 +76,7 @@ class VlaNode(LifecycleNode):
         self._sent: JointTrajectory | None = None
         self._completion = Completion()
         self._override = ThoughtOverride()
+        self._gate_stopped = ''  # why the gate ended the task
         self._account: dict[str, object] = {}  # of the last decision
         self._thought = ''  # the last one on this task that is of the grammar, else the first
         self._said = ''  # of the thought that is being written
@@ -91,8 +92,7 @@ class VlaNode(LifecycleNode):
         qos.listen_to_anyone(self, String, own(names.THOUGHT_OVERRIDE), self._on_override)
         qos.listen_to_anyone(self, Bool, relative(names.ESTOP), self._on_estop)
         self.create_subscription(
-            DiagnosticStatus, relative(names.GATE_STATE),
-            lambda _: self._monitor.on_gate(time.monotonic()), qos.LATCHED)
+            DiagnosticStatus, relative(names.GATE_STATE), self._on_gate, qos.LATCHED)
         self.create_service(Trigger, 'reset_episode', self._on_reset)
         self.create_timer(HEARTBEAT_PERIOD, self._on_worker, clock=STEADY)
         self.create_timer(1.0, self._diagnose, clock=STEADY)
@@ -233,6 +233,12 @@ class VlaNode(LifecycleNode):
         self._monitor.note = f'instruction "{shown(text)}" rejected: {reason}'
         self.get_logger().error(self._monitor.note)
 
+    def _on_gate(self, message: DiagnosticStatus) -> None:
+        self._monitor.on_gate(time.monotonic())
+        self._gate_stopped = conversions.stop_reason(message)
+        if self._gate_stopped:
+            self._override.clear()
+
     def _on_override(self, message: String) -> None:
         """Correct the thoughts from the next decision on, or refuse; '' corrects no more."""
         text, decisions = message.data.strip(), self._settings.override_decisions
@@ -253,6 +259,8 @@ class VlaNode(LifecycleNode):
         if worker is None or not self._is_active or not self._monitor.ready:
             state, reason = self._monitor.status
             raise UserError(f'no task is being done ({state.name}, {reason}); tell one before')
+        if self._gate_stopped:
+            raise UserError(f'command_gate ended the task: {self._gate_stopped}; start it before')
         return understood(text, worker, self._understood, self._thought)
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
