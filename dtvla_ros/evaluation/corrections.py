@@ -23,6 +23,7 @@ from dtvla_ros.evaluation.interventions import Outcome, agreeing, measure, turne
 from dtvla_ros.evaluation.report import RateTable
 from dtvla_ros.evaluation.results import Rate, counted, plain_table, rate_cells
 from dtvla_ros.evaluation.workers import EvalOptions, Job, load
+from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.policy.things import things, understand_correction
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.policy.vocabulary import directions
@@ -70,6 +71,7 @@ def make_correction_worker(options: EvalOptions) -> Callable[[Job], Corrected]:
     """Return what corrects one start state; simulator and policy are built once."""
     env = options.scene.make()
     policy, replan = load(options)
+    names = PolicyManifest.read(options.policy).names
 
     def run(job: Job) -> Corrected:
         task, seed = job
@@ -90,7 +92,7 @@ def make_correction_worker(options: EvalOptions) -> Callable[[Job], Corrected]:
             if other and told is None and count >= BEFORE:
                 with suppress(UserError):  # something is in the hand
                     standing = understand_correction(
-                        parse_correction(said), list(env.instructions.values()),
+                        parse_correction(said), list(env.instructions.values()), names,
                         env.instructions[task], thought)
                     told = step
             decision = policy.infer(observation, None, standing)

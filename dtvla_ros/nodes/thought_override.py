@@ -76,7 +76,8 @@ def understood(text: str, worker: InferenceWorker, task: str, last: str) -> Corr
         raise UserError(f'mode: {policy.mode}: this policy writes no thought; start it with full')
     if last and Thought.parse(last) is None:
         raise UserError("this policy's thoughts are not of the grammar; give it an instruction")
-    correction = understand_correction(parse_correction(text), tasks, task, Thought.parse(last))
+    correction = understand_correction(
+        parse_correction(text), tasks, worker.manifest.names, task, Thought.parse(last))
     _require_words(policy.transform, correction)
     return correction
 

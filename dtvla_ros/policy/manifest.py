@@ -79,6 +79,7 @@ class PolicyManifest:
 
     ``files`` maps names in the folder to SHA-256; nothing else in the folder is ever opened.
     ``tasks``: the instructions it was trained on, as its data spells them; empty: not known.
+    ``names``: what its thoughts call things there; empty: not known.
     ``says_done``: thoughts that say so are among what it was trained on.
     ``success`` holds the evaluation table, ``simulator`` the versions it was measured with.
     ``weights`` other than 'fp32' are quantised: only the ONNX graphs can read them. ``proof``:
@@ -99,6 +100,7 @@ class PolicyManifest:
     success: Mapping[str, Any] = field(default_factory=dict)
     weights: str = 'fp32'
     tasks: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     says_done: bool = False
     proof: Mapping[str, float] = field(default_factory=dict)
 
@@ -140,7 +142,8 @@ class PolicyManifest:
                 config=config, action=ActionContract(**data.pop('action')),
                 statistics=ActionStatistics.from_dict(data.pop('statistics'), config.action_dim),
                 images=ImageContract(**data.pop('images')),
-                tasks=sentences(data.pop('tasks', []), 'tasks'), **data)
+                tasks=sentences(data.pop('tasks', []), 'tasks'),
+                names=sentences(data.pop('names', []), 'names'), **data)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise UserError(f'{path}: {error!r}; export the policy again') from None
         except UserError as error:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from dtvla_ros.correction import HOW, OPENING, Correction
 from dtvla_ros.errors import UserError
@@ -23,21 +23,37 @@ def things(task: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_THING.findall(spelling(task))))
 
 
+def called(thing: str, names: Sequence[str]) -> str:
+    """Return the only one of the names that ends with a thing, or with which it ends, or itself.
+
+    The mark of an instruction is 'yellow mark', a thought calls it 'mark'.
+    """
+    if thing in names:
+        return thing
+    same = {name for name in names if f' {name}'.endswith(f' {thing}')
+            or f' {thing}'.endswith(f' {name}')}
+    return same.pop() if len(same) == 1 else thing
+
+
 @dataclass(frozen=True, slots=True)
 class Things:
     """The things of some tasks by what is done to them; a thing may have both parts.
 
     ``objects`` are handled, ``destinations`` are where those go: the last of a task's things.
+    ``calls``: what a thing of the tasks is called among both.
     """
 
     objects: tuple[str, ...]
     destinations: tuple[str, ...]
+    calls: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @classmethod
-    def of(cls, tasks: Sequence[str]) -> Things:
-        named = [things(task) for task in tasks]
+    def of(cls, tasks: Sequence[str], names: Sequence[str] = ()) -> Things:
+        """Return the things of tasks, called by that of the ``names`` that means the same."""
+        calls = {thing: called(thing, names) for task in tasks for thing in things(task)}
+        named = [[calls[thing] for thing in things(task)] for task in tasks]
         return cls(tuple(dict.fromkeys(thing for task in named for thing in task[:-1] or task)),
-                   tuple(dict.fromkeys(task[-1] for task in named if len(task) > 1)))
+                   tuple(dict.fromkeys(task[-1] for task in named if len(task) > 1)), calls)
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -49,6 +65,7 @@ class Things:
 
         Without any things every name is one. Raises UserError naming those that there are.
         """
+        said = self.calls.get(said, said)
         if said in self.all or not (self.all or said.startswith(OTHER)):
             return said
         kind = said.removeprefix(OTHER)
@@ -64,20 +81,20 @@ class Things:
                         f'{", ".join(self.all)}, or {HOW}')
 
 
-def understand_correction(correction: Correction, tasks: Sequence[str], task: str,
-                          thought: Thought | None) -> Correction:
+def understand_correction(correction: Correction, tasks: Sequence[str], names: Sequence[str],
+                          task: str, thought: Thought | None) -> Correction:
     """Return a correction with the names that a policy's thoughts have.
 
-    ``tasks``: all of the policy. ``task``: the present one, ``thought``: the last one on it; by
-    these it is known what 'the other bin' is other than, whether a thing is handled or a
-    destination, and what is in the hand. Raises UserError for a thing that there is not, one that
-    could be two, and what would open the hand on something else.
+    ``tasks`` and ``names``: all of the policy, as its manifest has them. ``task``: the present
+    one, ``thought``: the last one on it; by these it is known what 'the other bin' is other than,
+    whether a thing is handled or a destination, and what is in the hand. Raises UserError for a
+    thing that there is not, one that could be two, and what would open the hand on something.
     """
-    fields, known, here = dict(correction.fields), Things.of(tasks), list(things(task))
-    if thought is not None:
-        here.insert(0, thought.object)
-        extra = tuple(filter(None, (thought.held, thought.done, thought.object)))
-        known = replace(known, objects=(*known.objects, *extra)) if known.all else known
+    seen = [] if thought is None else list(
+        filter(None, (thought.object, thought.held, thought.done)))
+    names = [*names, *seen]
+    fields, known = dict(correction.fields), Things.of(tasks, names)
+    here = [*seen[:1], *(called(thing, names) for thing in things(task))]
     for key in ('held', 'done', OBJECT, DESTINATION):
         if fields.get(key):
             fields[key] = known.named(fields[key], here)

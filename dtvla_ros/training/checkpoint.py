@@ -30,9 +30,11 @@ HEAD = 'objective.auxiliary.localisation.'
 FORMER_HEADS = re.compile(r'^objective\.(auxiliary\.localisation\.)?head\.')
 
 
-def write_tasks(run: Path, tasks: Collection[str], says_done: bool) -> None:
-    """Keep what a run is trained on, instructions and `says_done`, for its policy's manifest."""
-    write_json(run / TASKS, {'tasks': list(tasks), 'says_done': says_done})
+def write_tasks(run: Path, tasks: Collection[str], names: Collection[str],
+                says_done: bool) -> None:
+    """Keep what a run is trained on, as its policy's manifest has it."""
+    write_json(run / TASKS, {
+        'tasks': list(tasks), 'names': list(names), 'says_done': says_done})
 
 
 def read_tasks(run: Path) -> dict[str, Any]:
@@ -42,6 +44,7 @@ def read_tasks(run: Path) -> dict[str, Any]:
         return {}
     kept = read_json(path)
     return {'tasks': sentences(kept.get('tasks'), f'{path}: tasks'),
+            'names': sentences(kept.get('names', []), f'{path}: names'),
             'says_done': bool(kept.get('says_done'))}
 
 

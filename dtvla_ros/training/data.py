@@ -152,6 +152,14 @@ def _scenes(readers: Sequence[DatasetReader]) -> NDArray[np.int64]:
     return np.array(scenes)
 
 
+def thing_names(reader: DatasetReader) -> set[str]:
+    """Return what a dataset's thoughts call things, with blanks as the policy writes them."""
+    found = {thought for text in set(reader.column(layout.REASONING))
+             if (thought := Thought.parse(text)) is not None}
+    return {name.replace('_', ' ') for thought in found
+            for name in (thought.held, thought.done, thought.object) if name}
+
+
 def says_done(reader: DatasetReader) -> bool:
     """Return whether any of a dataset's thoughts says that the task is complete."""
     return any(' wait ' in text and (thought := Thought.parse(text)) is not None

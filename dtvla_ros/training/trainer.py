@@ -85,6 +85,7 @@ class Trainer:
             frames = [data.open_frames(reader, transform) for reader in readers]
         self.tasks = dict.fromkeys(reader.tasks[task] for reader in readers
                                    for task in sorted(set(reader.column('task_index'))))
+        self.names = sorted(set().union(*(data.thing_names(reader) for reader in readers)))
         self.says_done = any(data.says_done(reader) for reader in readers)
         self.observations = observations_for(
             run.out, readers, transform) if accelerator.is_main_process else None
@@ -293,7 +294,7 @@ class Trainer:
             return
         if main:
             write_transform(out, self.transform)
-            checkpoint.write_tasks(out, self.tasks, self.says_done)
+            checkpoint.write_tasks(out, self.tasks, self.names, self.says_done)
             if self.observations is not None:
                 self.observations.write(out / PROOF)
                 self.observations = None

@@ -35,9 +35,9 @@ def test_things_are_handled_or_where_those_go():
     assert Things.of(['pick a lemon']) == Things(('lemon',), ())
 
 
-def understood(text, task=CAN, thought=REACH, tasks=TASKS):
+def understood(text, task=CAN, thought=REACH, tasks=TASKS, names=()):
     return understand_correction(
-        parse_correction(text), tasks, task, thought and Thought.parse(thought)).fields
+        parse_correction(text), tasks, names, task, thought and Thought.parse(thought)).fields
 
 
 @pytest.mark.parametrize(('text', 'task', 'thought', 'fields'), [
@@ -61,6 +61,7 @@ def test_names_are_told_apart(text, task, thought, fields):
 
 
 @pytest.mark.parametrize(('text', 'thought', 'told'), [
+    ('pick up the can', REACH, '"pick up the can" is no thing'),
     ('the banana', REACH, 'no thing of this policy\'s tasks: say one of can, lemon.*"move"'),
     ('holding the banana', REACH, '"banana" is no thing'),
     ('the cube', REACH, 'could be red cube or green cube; say which'),
@@ -71,6 +72,19 @@ def test_names_are_told_apart(text, task, thought, fields):
 def test_what_is_nonsense_here_is_refused(text, thought, told):
     with pytest.raises(UserError, match=told):
         understood(text, thought=thought)
+
+
+def test_things_are_called_as_the_thoughts_call_them():
+    tasks = ['pick up the black bowl on the stove and place it on the plate']
+    names = ['akita black bowl', 'flat stove', 'plate']
+    known = Things.of(tasks, names)
+    assert known == Things(('akita black bowl', 'flat stove'), ('plate',))
+    for said in ('the black bowl', 'the akita black bowl', 'the bowl'):
+        assert understood(said, tasks[0], None, tasks, names) == {'object': 'akita black bowl'}
+    assert understood('the yellow mark', CAN, None, TASKS, ['mark']) == {'destination': 'mark'}
+    pushing = 'holding nothing done nothing now push mark at x43 y+35 next wait move still left up'
+    assert understood('push the yellow mark', TASKS[4], pushing) == {
+        'phase': 'push', 'destination': 'mark'}
 
 
 def test_a_policy_without_tasks_takes_any_name_and_no_other_one():

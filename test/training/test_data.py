@@ -16,7 +16,13 @@ from dtvla_ros.policy.vocabulary import turned_round
 from dtvla_ros.training.auxiliary.direction_flip import DirectionFlip
 from dtvla_ros.training.collate import Collator, augment
 from dtvla_ros.training.config import AuxiliaryConfig, ModelConfig
-from dtvla_ros.training.data import object_names, open_frames, says_done, tokenize
+from dtvla_ros.training.data import (
+    object_names,
+    open_frames,
+    says_done,
+    thing_names,
+    tokenize,
+)
 from dtvla_ros.training.initialisation import new_transform
 
 DIRECTIONS = 'holding nothing now reach can at x45 y-12 next lower move forward left still'
@@ -143,6 +149,7 @@ def test_whether_data_says_that_a_task_is_done_is_known(phase, says):
     thought = 'holding nothing done can now {} can at x50 y-17 next wait move still still still'
     reader = SimpleNamespace(column=lambda name: ['', 'now wait', thought.format(phase)])
     assert says_done(reader) is says
+    assert thing_names(reader) == {'can'}
 
 
 def test_held_out_episodes_are_never_drawn(made):
