@@ -130,6 +130,7 @@ class GrpoTrainer:
         model, self.transform, manifest = read_source(run.init)
         self.observations = own_observations(run.init, self.transform)
         self.instructions, self.says_done = manifest.tasks, manifest.says_done
+        self.names = manifest.names
         if self.transform.mirrored:
             raise UserError(f'{run.init}: sees mirrored images, which a training run does not '
                             'record; begin with a policy that sees them upright')
@@ -291,7 +292,7 @@ class GrpoTrainer:
             out = self.run.out
             with writing(out):
                 write_transform(out, self.transform)
-                checkpoint.write_tasks(out, self.instructions, self.says_done)
+                checkpoint.write_tasks(out, self.instructions, self.names, self.says_done)
                 if self.observations is not None:
                     self.observations.write(out / PROOF)
                 save_weights(self.learner.model, out / checkpoint.WEIGHTS)
