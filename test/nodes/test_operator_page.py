@@ -89,6 +89,10 @@ def test_each_control_does_to_the_graph_what_it_says(operated, page):
         field.press('Enter')
         page.until(lambda key=key, said=said: graph.heard[key]
                    and graph.last(key).data == said, form)
+    operated.say('/vla/reasoning', 'Nothing in hand. Moving left.')
+    page.until(lambda: page.text('#thought').endswith('left.'), 'the thought')
+    page.page.locator('#thought').click()
+    assert page.page.locator('#override input').input_value() == 'Nothing in hand. Moving left.'
     page.press('Its own again')
     page.until(lambda: graph.last('override').data == '', 'the end of a correction')
 

@@ -233,8 +233,17 @@ function drawRing(pen, points, name) {
   pen.fillText(name, left + 7, top - 6);
 }
 
+function fitted(selector) { // two pixels of a canvas for one of the page, however wide that is
+  const canvas = document.querySelector(selector), {clientWidth: w, clientHeight: h} = canvas;
+  if (canvas.width !== 2 * w || canvas.height !== 2 * h) {
+    canvas.width = 2 * w;
+    canvas.height = 2 * h;
+  }
+  return canvas;
+}
+
 function drawMotion(samples) {
-  const canvas = document.querySelector('#motion canvas'), pen = canvas.getContext('2d');
+  const canvas = fitted('#motion canvas'), pen = canvas.getContext('2d');
   const {width, height} = canvas, strip = height / 3, left = 74;
   pen.clearRect(0, 0, width, height);
   pen.font = '22px system-ui, sans-serif';
@@ -258,7 +267,7 @@ function drawMotion(samples) {
 
 function drawLatency({total, phases, budget}) {
   if (total === undefined) return;
-  const canvas = document.querySelector('#latency canvas'), pen = canvas.getContext('2d');
+  const canvas = fitted('#latency canvas'), pen = canvas.getContext('2d');
   const {width, height} = canvas, ms = value => 1000 * value;
   const needed = SCALES.find(end => end >= Math.max(ms(total), ms(budget || 0))) || ms(total);
   if (needed >= scale || Date.now() > scaleUntil) {
@@ -303,6 +312,11 @@ for (const id of ['tell', 'override']) {
     if (id === 'tell') field.value = '';
   });
 }
+byId('thought').addEventListener('click', ({currentTarget}) => {
+  const field = byId('override').elements.value;
+  field.value = currentTarget.textContent.replace(' ▌', '');
+  field.focus();
+});
 byId('stop').addEventListener('pointerdown', () => order('stop'));
 byId('stop').addEventListener('click', () => order('stop')); // by the keyboard
 for (const kind of ['keydown', 'keyup']) { // a button takes a blank when it is released
