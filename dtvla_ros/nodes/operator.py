@@ -8,6 +8,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -147,14 +148,23 @@ class Operator(Node):
         self._thoughts.add(message.data, _time_of_day())
 
     def _on_tasks(self, message: String) -> None:
-        self._tasks = json.loads(message.data)
+        self._tasks = [task for task in self._read(message, list) if isinstance(task, str)]
 
     def _on_scene(self, message: String) -> None:
-        self._scene = json.loads(message.data)
+        self._scene = self._read(message, dict)
         self._episodes.judged(self._scene.get('done', ''), time.monotonic(), self._step)
 
     def _on_episode(self, message: String) -> None:
-        self._episodes.simulated(json.loads(message.data))
+        self._episodes.simulated(self._read(message, dict))
+
+    def _read(self, message: String, kind: type) -> Any:
+        """Return a message's JSON; an empty one, and a warning, where it is none of this kind."""
+        with suppress(ValueError, RecursionError):
+            if isinstance(value := json.loads(message.data), kind):
+                return value
+        self.get_logger().warning(f'no JSON {kind.__name__}: {message.data[:60]!r}',
+                                  throttle_duration_sec=5.0)
+        return kind()
 
     def _on_policy(self, message: DiagnosticStatus) -> None:
         now, refusals = time.monotonic(), self._seen.refusals

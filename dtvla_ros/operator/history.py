@@ -85,14 +85,15 @@ class Episodes:
 
     def simulated(self, row: dict[str, Any]) -> None:
         """Take a row of ``sim/episode``; one that is done is listed in place of the task."""
-        if not self._judged:
+        if not self._judged and row:
             self._judged = True
             self._rows.clear()
         if row.get('done'):
+            good = bool(row.get('success'))
             self._rows.append({
-                'asked': row['instruction'], 'good': bool(row['success']),
-                'outcome': 'success' if row['success'] else f'failed: {row.get("reason", "")}',
-                'length': f'{row["step"]} steps'})
+                'asked': row.get('instruction', ''), 'good': good,
+                'outcome': 'success' if good else f'failed: {row.get("reason", "")}',
+                'length': f'{row.get("step", "?")} steps'})
 
     def _end(self, outcome: str, now: float, step: int) -> None:
         row, self._open = self._open, None

@@ -131,6 +131,10 @@ def test_a_page_is_sent_what_the_nodes_say_and_costs_nothing_unwatched(operated,
     page.until(lambda: page.state['episodes'], 'an episode')
     assert page.state['episodes'][0]['outcome'] == 'done, judges the simulator'
 
+    for topic in ('/vla/tasks', '/sim/episode', '/sim/state'):
+        for text in ('no JSON', '3', '{"done": 3}', '[' * 9000):
+            operated.say(topic, text)
+    page.until(lambda: page.state['tasks'] == [], 'that the tasks are none')
     page.order('stop')
     page.order('start')
     page.until(lambda: [said['text'] for said in page.state['said'][-2:]] == [READ_ONLY] * 2,
