@@ -23,7 +23,7 @@ class Corrected:
         self.graph = graph
         node = graph.listen(vla=(DiagnosticStatus, '/vla/state'),
                             chunk=(JointTrajectory, '/vla/action_chunk'),
-                            reasoning=(String, '/vla/reasoning'))
+                            reasoning=(String, '/vla/reasoning'), sim=(String, '/sim/tasks'))
         self._told, self._stop = (node.create_publisher(*topic, qos.LATCHED) for topic in (
             (String, '/instruction'), (Bool, '/estop')))
         # As ros2 topic pub has it.
@@ -32,6 +32,7 @@ class Corrected:
         graph.start('command_gate', 'sim')
         graph.start('sim_bridge', 'sim', endless='true')
         self.reached('IDLE')
+        graph.spin(lambda: graph.last('sim'), 90, 'the simulator')
 
     def values(self):
         return conversions.status_values(self.graph.last('vla'))
