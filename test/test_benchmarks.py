@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from benchmarks.train_step import PlainObjective, measure, random_batch, small_policy, time_steps
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import action_start, prompt_end
+from dtvla_ros.thought import Thought
 from dtvla_ros.training.config import AdapterConfig, Rates, SftConfig
 from dtvla_ros.training.loss import Objective
 
@@ -24,6 +25,12 @@ LORA = SftConfig(batch_size=1, ema=0.0, precision='no', action_sigma=0.0, though
 def latency():
     pytest.importorskip('rclpy')
     return import_module('benchmarks.latency')
+
+
+@pytest.fixture
+def places():
+    pytest.importorskip('rclpy')
+    return import_module('benchmarks.places')
 
 
 @pytest.mark.slow
@@ -99,3 +106,43 @@ def test_every_phase_of_a_step_is_timed():
     assert times['flops'] > 2 * 4 * times['tokens'] * 25e6
     with pytest.raises(UserError, match='released layout'):
         time_steps(LORA, 'nano', steps=1, thought=3)
+
+
+def test_places_of_a_policy_and_of_the_truth_are_counted(places):
+    cells = ['light:2']
+    scenes = [scene for _, scene in places.scenes('tabletop', cells, 2)]
+    assert [scene.object for scene in scenes] == ['can', 'lemon']  # of the first two tasks
+    true = iter(scenes)
+
+    def perfect(observation):
+        scene = next(true)
+        assert np.array_equal(observation.images['primary'],
+                              scene.observation.images['primary'])
+        x, y = scene.places[scene.object] / 100
+        return Thought.measured(
+            held=None, done=None, trouble=None, phase='reach', object=scene.object,
+            place=np.array([x, y, 0]), following='lower', move=np.zeros(3)).compact()
+
+    said = places.measure({'perfect': perfect, 'nano': places.thinker(places.NANO)}, 'tabletop',
+                          cells, 2)
+    row = places.summary('light:2', 'perfect', said['light:2', 'perfect'])
+    assert row['near'].value == row['named'].value == 1.0 and 0.0 < row['median_cm'] < 0.75
+    assert places.summary('light:2', 'nano', said['light:2', 'nano'])['near'].n == 2
+
+
+@pytest.mark.parametrize(('thought', 'named', 'off'), [
+    ('now reach can', False, np.inf),
+    ('holding nothing done nothing now reach can at x43 y+4 next lower move back still still',
+     True, 5.0),
+    ('holding nothing done nothing now reach lemon at x40 y+0 next lower move still still still',
+     False, 2.0),
+    ('holding nothing done nothing now reach soup at x40 y+0 next lower move still still still',
+     False, np.inf)], ids=['no grammar', 'right object', 'another', 'none'])
+def test_what_a_thought_says_is_compared_with_where_that_is(places, thought, named, off):
+    scene = places.Scene(None, 'can', {'can': np.array([40.0, 0.0]), 'lemon': np.array([40.0, 2])})
+    assert places.judge(thought, scene) == (named, off)
+
+
+def test_the_family_that_changes_no_image_is_refused(places):
+    with pytest.raises(UserError, match='language changes no image; use camera'):
+        places.places([], perturb=['language:1'])
