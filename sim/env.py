@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -35,6 +35,20 @@ def valid_action(action: ArrayLike) -> NDArray[np.float64]:
     if values.shape != (7,) or not np.isfinite(values).all():
         raise UserError(f'action must be 7 finite numbers, got {values!r}')
     return np.clip(values, -1.0, 1.0)
+
+
+class SceneGeom(NamedTuple):
+    """Something to draw that physics does not know.
+
+    ``kind``: of MuJoCo's ``mjtGeom``; ``size`` [3] m, ``position`` [3] m and ``rotation`` [3, 3]
+    in the world; ``colour`` [4], 0..1.
+    """
+
+    kind: mujoco.mjtGeom
+    size: NDArray[np.float64]
+    position: NDArray[np.float64]
+    rotation: NDArray[np.float64]
+    colour: NDArray[np.float64]
 
 
 class _Renderer(mujoco.Renderer):
@@ -79,6 +93,7 @@ class ArmEnv(gymnasium.Env):
     A suite's class gives ``scene`` (with robosuite's ``sim`` and ``robot``), ``object_names``,
     ``alternatives``, ``done``, ``asked`` and ``start``. ``suite_tasks``: its tasks by
     name. ``msaa``: samples of antialiasing. ``hidden``: groups of geoms that are not rendered.
+    ``clutter``: what is drawn besides.
     """
 
     control_rate = 20.0
@@ -107,6 +122,7 @@ class ArmEnv(gymnasium.Env):
             k: gymnasium.spaces.Box(-np.inf, np.inf, (n,)) for k, n in shapes.items()})
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (7,), np.float32)
         self._steps = self._tick = 0
+        self.clutter: Sequence[SceneGeom] = ()
         self._renderer: mujoco.Renderer | None = None
         self._options = mujoco.MjvOption()
         self._options.geomgroup[list(hidden)] = 0
@@ -228,10 +244,22 @@ class ArmEnv(gymnasium.Env):
                 raise cannot_draw(error) from None
         with self._culled(camera):
             self._renderer.update_scene(self.data, camera, self._options)
-        flags = self._renderer.scene.flags
+        scene = self._renderer.scene
+        for thing in self.clutter:
+            mujoco.mjv_initGeom(scene.geoms[scene.ngeom], thing.kind, thing.size, thing.position,
+                                thing.rotation.ravel(), thing.colour.astype(np.float32))
+            scene.ngeom += 1
+        flags = scene.flags
         flags[mujoco.mjtRndFlag.mjRND_SHADOW] = self._shadows
         flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = self._reflections
         return self._renderer.render()
+
+    def upload_textures(self, numbers: Collection[int]) -> None:
+        """Draw with these textures of the model as they are now."""
+        if self._renderer is not None:
+            self._renderer._gl_context.make_current()  # type: ignore[union-attr]
+            for number in numbers:
+                mujoco.mjr_uploadTexture(self.model, self._renderer._mjr_context, number)
 
     def _culled(self, camera: str) -> contextlib.AbstractContextManager[None]:
         """Leave out of the model what a camera cannot see, while the scene is collected."""

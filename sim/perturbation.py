@@ -5,7 +5,6 @@ The families are those of LIBERO-Plus (https://arxiv.org/abs/2510.13626).
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from dtvla_ros.errors import UserError
 
+from . import appearance
 from .env import CAMERAS, LazyObservation, mujoco  # a renderer is chosen there
 from .rewording import reword
 
@@ -31,12 +31,6 @@ JOINTS = (0.05, 0.1, 0.2)  # of every joint of the arm [rad]
 BRIGHTNESS, COLOUR, SWING = (0.25, 0.5, 1.0), (0.05, 0.12, 0.25), (10.0, 25.0, 50.0)  # [ln,-,deg]
 TINT = (0.2, 0.4, 0.6)  # largest loss of a colour channel [-]
 GRAIN, BLUR = (8.0, 16.0, 32.0), (0.4, 0.7, 1.2)  # [of 255, px of a image of 128]
-
-_BACKGROUND = re.compile('table|floor|wall')
-_RGB = int(mujoco.mjtTextureRole.mjTEXROLE_RGB)
-_RESTORED = ('cam_pos', 'cam_quat', 'light_pos', 'light_dir', 'light_diffuse', 'light_ambient',
-             'light_specular', 'geom_rgba', 'geom_matid')
-_HEADLIGHT = ('ambient', 'diffuse', 'specular')
 
 
 def parse(text: str) -> tuple[str, int]:
@@ -137,10 +131,8 @@ class PerturbedEnv:
 
     def _save(self) -> None:
         if self._model is not self.model:
-            self._model = model = self.model
-            arrays = [getattr(model, name) for name in _RESTORED]
-            arrays += [getattr(model.vis.headlight, name) for name in _HEADLIGHT]
-            self._saved = [(array, array.copy()) for array in arrays]
+            self._model = self.model
+            self._saved = [(array, array.copy()) for array in appearance.arrays(self.model)]
 
     def _free_joints(self) -> list[int]:
         return np.flatnonzero(self.model.jnt_type == int(mujoco.mjtJoint.mjJNT_FREE)).tolist()
@@ -158,14 +150,6 @@ class PerturbedEnv:
             if not pair.isdisjoint(roots):
                 found |= pair
         return found.difference(roots)
-
-    def _background(self) -> list[int]:
-        model = self.model
-        return [
-            g for g in range(model.ngeom)
-            if model.geom_group[g] != 0 and model.geom_rgba[g, 3] > 0 and (
-                model.geom_bodyid[g] == 0
-                or _BACKGROUND.search(model.body(model.geom_bodyid[g]).name))]
 
 
 def _far(rng: Generator, n: int) -> NDArray[np.float64]:
@@ -197,7 +181,8 @@ def _piles(env: PerturbedEnv) -> list[dict[int, int]]:
     """
     model = env.model
     joints = {int(model.body_rootid[model.jnt_bodyid[j]]): j for j in env._free_joints()}
-    background = {0, *(b for b in model.body_rootid if _BACKGROUND.search(model.body(b).name))}
+    background = {0, *(b for b in model.body_rootid
+                       if appearance.BACKGROUND.search(model.body(b).name))}
     touching = {body: env._touching([body]) for body in joints}
     piles, left = [], dict(joints)
     while left:
@@ -258,31 +243,19 @@ def _camera(env: PerturbedEnv, k: int, rng: Generator) -> None:
     azimuth, elevation, zoom = _far(rng, 3) * [AZIMUTH[k], ELEVATION[k], ZOOM[k]]
     heights = [env.data.qpos[model.jnt_qposadr[j] + 2] for j in env._free_joints()]
     height = float(np.mean(heights)) if heights else 0.0
-    for camera in np.flatnonzero(model.cam_bodyid == 0):
-        eye, pose = np.array(model.cam_pos[camera]), Rotation.from_quat(
-            model.cam_quat[camera][[1, 2, 3, 0]])
-        right, _, back = pose.as_matrix().T
-        if back[2] < 0.1:
-            continue  # does not look down on the scene
-        pivot = eye - back * (eye[2] - height) / back[2]
-        swing = (Rotation.from_euler('z', azimuth, degrees=True)
-                 * Rotation.from_rotvec(np.radians(elevation) * right))
-        model.cam_pos[camera] = pivot + swing.apply(eye - pivot) * (1.0 + zoom)
-        model.cam_quat[camera] = (swing * pose).as_quat()[[3, 0, 1, 2]]
+    for camera, pivot in appearance.views(model, height).items():
+        appearance.swing(model, camera, pivot, azimuth, elevation, zoom)
 
 
 def _light(env: PerturbedEnv, k: int, rng: Generator) -> None:
     """Change brightness, colour and direction of the lights."""
     model = env.model
     gain = np.exp(BRIGHTNESS[k] * _far(rng, 1)) * (1.0 + COLOUR[k] * _far(rng, 3))  # [3]
-    angle = rng.uniform(0.0, 2.0 * np.pi)
-    turn = Rotation.from_rotvec(np.radians(SWING[k]) * np.array([np.cos(angle), np.sin(angle), 0]))
-    for light in (model.light_diffuse, model.light_ambient, model.light_specular):
+    towards = rng.uniform(0.0, 2.0 * np.pi)
+    for light in (model.light_diffuse, model.light_ambient, model.light_specular,
+                  *appearance.headlight(model)):
         light[:] *= gain
-    for name in _HEADLIGHT:
-        getattr(model.vis.headlight, name)[:] *= gain
-    model.light_dir[:] = turn.apply(model.light_dir)
-    model.light_pos[:] = turn.apply(model.light_pos)
+    appearance.turn_lights(model, towards, SWING[k])
 
 
 def _texture(env: PerturbedEnv, k: int, rng: Generator) -> None:
@@ -291,9 +264,9 @@ def _texture(env: PerturbedEnv, k: int, rng: Generator) -> None:
     At strength 2 they get each other's, at 3 any of the scene's, the objects' included. A
     material is taken only where its image is wrapped the same way.
     """
-    model, geoms = env.model, env._background()
-    wrapping = {  # of every material with a image
-        m: int(model.tex_type[t]) for m, t in enumerate(model.mat_texid[:, _RGB]) if t >= 0}
+    model, geoms = env.model, appearance.background(env.model)
+    images = model.mat_texid[:, appearance.RGB]
+    wrapping = {m: int(model.tex_type[t]) for m, t in enumerate(images) if t >= 0}
     own = sorted({int(model.geom_matid[g]) for g in geoms})
     pool = [m for m in (own if k < 2 else wrapping) if m in wrapping]
     changed = {}

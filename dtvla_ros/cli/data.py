@@ -25,7 +25,7 @@ Tokenizer = Annotated[Path | None, Option(
 @app.command(cls=args.Command)
 @takes('out suite starts tasks episodes workers ray seed camera_every chunk noise clean_share '
        'release_share push_share short_share observation_share done_share after_success '
-       'antialiasing')
+       'randomised_share antialiasing')
 def collect(
     given: Given,
     out: Annotated[Path, Folder(help='Folder of the dataset.')] = Path('data/tabletop'),
@@ -42,6 +42,8 @@ def collect(
         'that the scene allows, at a random initial pose.')] = 0.0,
     done_share: Annotated[float, Option(help='Short episodes that begin where the task is done, '
         'or nearly.')] = 0.0,
+    randomised_share: Annotated[float, Option(help='Episodes with other surfaces, lights, '
+        'cameras and clutter.')] = 0.0,
 ) -> None:
     """Record the scripted experts into a LeRobot v3.0 dataset.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,8 @@ class CollectOptions:
     teaches what done means. Of the others, whole demonstrations, ``clean_share`` run without
     noise, ``release_share`` and ``push_share`` with a forced opening of the gripper or a push of
     the arm to recover from; they go on for ``after_success`` control steps in which the arm waits.
+    In ``randomised_share`` of the episodes, of any kind, surfaces, lights and cameras are others,
+    things lie about, and half of their demonstrations begin from a random pose.
     ``antialiasing`` as of ``SceneSetup``.
     """
 
@@ -78,6 +80,7 @@ class CollectOptions:
     done_share: float = 0.0
     short_steps: int = 20
     after_success: int = 20
+    randomised_share: float = 0.0
     antialiasing: bool = True
 
     def __post_init__(self) -> None:
@@ -89,6 +92,8 @@ class CollectOptions:
             shares = [getattr(self, name) for name in names]
             if min(shares) < 0.0 or sum(shares) > 1.0:
                 raise UserError(f'the shares {", ".join(names)} are {shares}; give fractions of 1')
+        if not 0.0 <= self.randomised_share <= 1.0:
+            raise UserError(f'--randomised-share {self.randomised_share}: give a fraction of 1')
 
     @property
     def fps(self) -> int:
@@ -102,12 +107,16 @@ class CollectOptions:
 
 @dataclass(frozen=True, slots=True)
 class EpisodePlan:
-    """One episode to record. ``kind``: 'noisy', or a value of ``PERTURBATIONS`` or ``SCENES``."""
+    """One episode to record. ``kind``: 'noisy', or a value of ``PERTURBATIONS`` or ``SCENES``.
+
+    ``randomised``: it looks different.
+    """
 
     index: int
     task: str
     seed: int
     kind: str
+    randomised: bool = False
 
 
 def plan_episode(options: CollectOptions, tasks: Sequence[str], index: int,
@@ -129,7 +138,9 @@ def plan_episode(options: CollectOptions, tasks: Sequence[str], index: int,
                 kind = value
             draw, rest = draw - share, rest - share
         draw /= rest or 1.0
-    return EpisodePlan(index, task_in_turn(tasks, index, one_scene), seed, kind)
+    drawn = np.random.default_rng([options.seed, index, 0]).random()
+    return EpisodePlan(index, task_in_turn(tasks, index, one_scene), seed, kind,
+                       drawn < options.randomised_share)
 
 
 def task_in_turn(tasks: Sequence[str], index: int, one_scene: bool) -> str:
@@ -197,18 +208,23 @@ class Frames:
 
 def record(env: Any, plan: EpisodePlan, options: CollectOptions) -> list[Episode]:
     """Run a planned episode; return what is worth keeping: nothing where the expert failed."""
+    from dtvla_sim.randomisation import randomised
+
     again = [plan.seed] if plan.seed != options.seed * SEEDS_PER_BASE + plan.index else []
     rng = np.random.default_rng([options.seed, plan.index, 1, *again])
     obs, _ = env.reset(seed=plan.seed, options={'task': plan.task})
     if plan.kind == DONE:
         obs = env.arrange(rng)
-    if plan.kind in SCENES.values():
+    looks = np.random.default_rng([options.seed, plan.index, 3])
+    if plan.kind in SCENES.values() or (plan.randomised and looks.random() < 0.5):
         obs = random_initial_pose(env, obs, rng)
-    if plan.kind == OBSERVATION:
-        return _observe(env, obs, plan, options, env.alternatives())
-    others = [name for name in env.alternatives() if name != plan.task]
-    beside = _observe(env, obs, plan, options, others) if plan.kind == DONE else []
-    return _demonstrate(env, obs, plan, options, rng) + beside
+    with randomised(env, looks) if plan.randomised else nullcontext():
+        obs = env.observe()
+        if plan.kind == OBSERVATION:
+            return _observe(env, obs, plan, options, env.alternatives())
+        others = [name for name in env.alternatives() if name != plan.task]
+        beside = _observe(env, obs, plan, options, others) if plan.kind == DONE else []
+        return _demonstrate(env, obs, plan, options, rng) + beside
 
 
 def _observe(env: Any, obs: Any, plan: EpisodePlan, options: CollectOptions,

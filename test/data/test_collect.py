@@ -58,6 +58,10 @@ def test_a_longer_plan_begins_with_the_shorter_one_and_kinds_have_their_shares()
     assert kinds().keys() == {'noisy', 'clean', 'drop', 'shove'}
     assert kinds(observation_share=1.0) == {'look': 1.0}
     assert kinds(done_share=1.0) == {'done': 1.0}
+    half = [plan_episode(CollectOptions(randomised_share=0.5), TASKS, k) for k in range(2000)]
+    assert 0.45 < np.mean([plan.randomised for plan in half]) < 0.55
+    assert [replace(plan, randomised=False) for plan in half] == [
+        plan_episode(CollectOptions(), TASKS, k) for k in range(2000)]
     mixed = kinds(observation_share=0.5, short_share=0.25, clean_share=0.5, release_share=0.0,
                   push_share=0.0)
     for kind, share in (('look', 0.5), ('short', 0.25), ('clean', 0.125), ('noisy', 0.125)):
@@ -147,6 +151,20 @@ def test_where_a_task_is_done_already_the_expert_waits_and_nearly_is_not_done(en
         if seen == {True, False}:
             return
     pytest.fail(f'{task}: in twenty scenes it was always, or never, done')
+
+
+@pytest.mark.parametrize('kind', ['look', 'done'])
+def test_a_randomised_episode_shows_the_same_scene_otherwise(env, kind):
+    options = CollectOptions(camera_every=4, image_size=64)
+    plan = EpisodePlan(3, 'put_the_can_in_the_wooden_bin', 3, kind)
+    plain, other = (module.record(env, replace(plan, randomised=looks), options)[0]
+                    for looks in (False, True))
+    assert other.metadata == plain.metadata | {'randomised': True}
+    assert other.columns[layout.REASONING] == plain.columns[layout.REASONING]
+    np.testing.assert_array_equal(other.columns[layout.PLACES], plain.columns[layout.PLACES])
+    assert np.abs(other.columns[layout.POINTS] - plain.columns[layout.POINTS]).max() > 0.01
+    assert all(np.abs(a.astype(float) - b).mean() > 8.0 for a, b in zip(
+        other.images.values(), plain.images.values(), strict=True))
 
 
 def test_resume_after_a_kill(tmp_path):
