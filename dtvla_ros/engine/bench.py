@@ -280,7 +280,7 @@ def pass_cost(config: DecoderConfig, rows: int, past: int, read: int, columns: i
 
 
 def image_cost(config: DecoderConfig) -> Cost:
-    """Return the cost of encoding all cameras with SigLIP (nothing is counted for 'conv')."""
+    """Return the cost of encoding all cameras with SigLIP; of other towers nothing is counted."""
     vision = config.vision
     if vision.kind != 'siglip':
         return Cost(0.0, 0.0)

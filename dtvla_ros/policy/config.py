@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.errors import UserError
 
 MASKED = -1e9  # finite, so that a row that sees nothing (a pad) yields numbers and not NaN
-VISION_KINDS = ('siglip', 'conv')
+VISION_KINDS = ('siglip', 'conv', 'lite0')
 _LARGEST = {'layers': 1000, 'image_size': 4096, 'chunk_steps': 1000, 'action_dim': 100,
             'rope_theta': 1e9}
 GROUPS = 8  # of channels that are normalised together
@@ -64,6 +64,22 @@ def _fits(value: Any, hint: Any) -> bool:
     return hint is Any or is_dataclass(hint) or isinstance(value, hint)
 
 
+class Lite0Stage(NamedTuple):
+    """A stage of EfficientNet-Lite0: blocks, the first of which has the stride."""
+
+    blocks: int
+    kernel: int
+    stride: int
+    expansion: int
+    channels: int
+
+
+LITE0_FIRST = 32  # channels of the convolution before the stages, whose stride is 2
+# Those whose grid has at least a sixteenth of the image's side.
+LITE0_STAGES = (Lite0Stage(1, 3, 1, 1, 16), Lite0Stage(2, 3, 2, 6, 24), Lite0Stage(2, 5, 2, 6, 40),
+                Lite0Stage(3, 3, 2, 6, 80), Lite0Stage(3, 5, 1, 6, 112))
+
+
 @dataclass(frozen=True, slots=True)
 class TextConfig:
     """Geometry of the Gemma decoder."""
@@ -91,7 +107,8 @@ class VisionConfig:
     """Cameras in their order, and the tower that turns an image into tokens.
 
     ``kind`` 'siglip' uses ``width, layers, heads, mlp, patch`` (one tower for every camera);
-    'conv' uses ``channels`` (one stem per camera, ``tokens`` a square number, each).
+    'conv' uses ``channels``, 'lite0' ``layers``, the number of EfficientNet-Lite0's stages (one
+    stem per camera, ``tokens`` a square number, each).
     """
 
     kind: str
@@ -120,6 +137,17 @@ class VisionConfig:
             side = self.image_size // self.patch
             _require(set(self.tokens) == {side * side},
                      f'siglip gives {side * side} tokens per camera, tokens says {self.tokens}')
+        elif self.kind == 'lite0':
+            _require(0 < self.layers <= len(LITE0_STAGES),
+                     f'layers must be 1 to {len(LITE0_STAGES)} stages, got {self.layers}')
+            stride = 2 * math.prod(stage.stride for stage in LITE0_STAGES[:self.layers])
+            grid, rest = divmod(self.image_size, stride)
+            _require(grid > 0 and rest == 0, f'image_size must be a multiple of {stride} for '
+                     f'{self.layers} stages, got {self.image_size}')
+            for count in self.tokens:
+                side = math.isqrt(count)
+                _require(side * side == count and grid % side == 0, f'lite0 tokens must be the '
+                         f'square of a divisor of {grid}, got {count}')
         else:
             _require(len(self.channels) > 1, f'channels needs two stages, got {self.channels}')
             _require(all(0 < n <= 2 ** 14 and n % GROUPS == 0 for n in self.channels),
@@ -245,12 +273,17 @@ class DecoderConfig:
     def nano(cls, vocabulary: int, ids: SpecialIds, *, width: int = 192, layers: int = 4,
              image_size: int = 128, tokens: tuple[int, ...] = (64, 16),
              cameras: tuple[str, ...] = CAMERAS, channels: tuple[int, ...] = (32, 64, 128),
-             chunk_steps: int = 8, slot_codes: bool = False) -> DecoderConfig:
-        """Return the small preset: 2.5 million parameters, a tick of a laptop CPU."""
+             chunk_steps: int = 8, slot_codes: bool = False, stem: str = 'conv',
+             stages: int = 0) -> DecoderConfig:
+        """Return the small preset: 2.5 million parameters, a tick of a laptop CPU.
+
+        ``stem`` 'conv' uses ``channels``, 'lite0' ``stages``.
+        """
+        sizes: dict[str, Any] = {'layers': stages} if stem == 'lite0' else {'channels': channels}
         return cls(
             TextConfig(width=width, layers=layers, heads=4, kv_heads=1, head_dim=width // 4,
                        mlp=3 * width, vocabulary=vocabulary),
-            VisionConfig('conv', cameras, tokens, image_size, channels=channels), ids,
+            VisionConfig(stem, cameras, tokens, image_size, **sizes), ids,
             chunk_steps=chunk_steps, slot_codes=slot_codes)
 
 

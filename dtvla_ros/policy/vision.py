@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from dtvla_ros.policy.config import GROUPS, VisionConfig
+from dtvla_ros.policy.lite0 import Lite0
 
 
 def siglip_config(vision: VisionConfig) -> SiglipVisionConfig:
@@ -82,13 +83,33 @@ def _norm(channels: int) -> tuple[nn.Module, nn.Module]:
     return nn.GroupNorm(GROUPS, channels), nn.GELU()
 
 
+class Lite0Stem(nn.Module):
+    """EfficientNet-Lite0's first stages, and a projector that also coarsens their grid."""
+
+    def __init__(self, image_size: int, tokens: int, stages: int, width: int):
+        super().__init__()
+        side = round(tokens ** 0.5)
+        self.net = Lite0(stages)
+        # Its features are ten times as strong as a row of the decoder.
+        self.norm = nn.GroupNorm(GROUPS, self.net.channels)
+        coarser = image_size // self.net.stride // side
+        self.projector = nn.Conv2d(self.net.channels, width, coarser, coarser)
+        self.place = nn.Parameter(position_codes(side, width))  # as of ConvStem
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, tokens, width]."""
+        return self.projector(self.norm(self.net(image))).flatten(2).transpose(1, 2) + self.place
+
+
 class ConvTower(nn.Module):
     """One stem per camera: views this different share nothing worth sharing."""
 
     def __init__(self, config: VisionConfig, width: int):
         super().__init__()
-        self.stems = nn.ModuleList(ConvStem(config.image_size, tokens, config.channels, width)
-                                   for tokens in config.tokens)
+        size = config.image_size
+        self.stems = nn.ModuleList(
+            Lite0Stem(size, tokens, config.layers, width) if config.kind == 'lite0' else
+            ConvStem(size, tokens, config.channels, width) for tokens in config.tokens)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """[B, C, 3, H, W] -> [B, sum(tokens), width]."""

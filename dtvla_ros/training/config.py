@@ -88,7 +88,10 @@ def _change(text: str) -> tuple[str, Any]:
 @known_keys
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Sizes of a small policy trained from scratch (see ``DecoderConfig.nano``)."""
+    """Sizes of a small policy trained from scratch (see ``DecoderConfig.nano``).
+
+    ``stem`` 'lite0' begins with the first ``stages`` of a pretrained EfficientNet-Lite0.
+    """
 
     width: int = 192
     layers: int = 4
@@ -97,6 +100,8 @@ class ModelConfig:
     channels: tuple[int, ...] = (32, 64, 128)
     cameras: tuple[str, ...] = ('primary', 'wrist')
     chunk_steps: int = 8
+    stem: Literal['conv', 'lite0'] = 'conv'
+    stages: int = 0
 
 
 @known_keys
@@ -164,8 +169,8 @@ class SftConfig(Config):
     not supervised. For large policies: ``lora`` and ``rates`` say what is trained; ``accumulate``
     batches make one step; ``checkpointing`` recomputes activations in the backward pass; batches
     of similar length are taken from ``bucket`` batches drawn together (1: no sorting); ``ema`` 0
-    keeps no average of the weights. ``model`` means nothing to a run that begins with a policy
-    without location tokens.
+    keeps no average of the weights. ``frozen_stages``: of a pretrained stem, they stay as they
+    are. ``model`` means nothing to a run that begins with a policy without location tokens.
     """
 
     example: ClassVar[str] = 'config/train/nano.yaml'
@@ -208,6 +213,7 @@ class SftConfig(Config):
     accumulate: pydantic.PositiveInt = 1
     checkpointing: bool = False
     bucket: pydantic.PositiveInt = 1
+    frozen_stages: pydantic.NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         if len(self.shift) != len(self.model.cameras):

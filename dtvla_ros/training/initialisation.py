@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,15 +16,21 @@ from dtvla_ros.data import layout
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.data.validate import contract
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.checkpoint import EMBEDDING, load_weights
+from dtvla_ros.files import find_shared
+from dtvla_ros.policy.checkpoint import EMBEDDING, load_weights, read_tensors
 from dtvla_ros.policy.config import DecoderConfig
-from dtvla_ros.policy.manifest import PolicyManifest
+from dtvla_ros.policy.lite0 import Lite0
+from dtvla_ros.policy.manifest import PolicyManifest, sha256
 from dtvla_ros.policy.model import HybridDecoder
 from dtvla_ros.policy.transform import PolicyTransform, read_transform
+from dtvla_ros.policy.vision import ConvTower, Lite0Stem
 from dtvla_ros.policy.vocabulary import build_tokenizer, special_ids
 from dtvla_ros.training.config import SftConfig, SftRun
 from dtvla_ros.training.data import class_name, location_spans, object_names
 from dtvla_ros.training.export import read_source
+
+STEM = Path('models/stem/lite0.safetensors')  # as tools/lite0_stem makes it
+STEM_SHA256 = 'e3c9a806ea5be65a0d37dc6797a227c87cc418f918046a828af2aee7f5e9a9df'
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,3 +124,34 @@ def copy_weights(model: HybridDecoder, tokenizer: Tokenizer, source: Path) -> No
         if word in old:
             rows[row] = state[EMBEDDING][old[word]]
     model.load_state_dict(state | {EMBEDDING: rows})
+
+
+def copy_stem(model: HybridDecoder) -> None:
+    """Copy EfficientNet-Lite0's weights into a model's stems, where they are of that kind.
+
+    Raises ``UserError`` if the file is not the one that is known.
+    """
+    if not (nets := _pretrained(model)):
+        return
+    path = find_shared(STEM)
+    tensors = read_tensors(path)
+    if (found := sha256(path)) != STEM_SHA256:
+        raise UserError(f'{path}: SHA-256 {found[:8]}..., expected {STEM_SHA256[:8]}...; take it '
+                        'from the repository, or make it with tools/lite0_stem')
+    for net in nets:
+        net.load_state_dict({name: tensors[name] for name in net.state_dict()})
+
+
+def freeze_stages(model: HybridDecoder, count: int) -> None:
+    """Train the first stages of pretrained stems no further; UserError unless one is left."""
+    nets = _pretrained(model)
+    if not nets or model.config.vision.layers <= count:
+        raise UserError(f'train config: frozen_stages {count} needs a stem of more pretrained '
+                        'stages; set model.stem to lite0 and model.stages')
+    for net in nets:
+        net.freeze(count)
+
+
+def _pretrained(model: HybridDecoder) -> list[Lite0]:
+    stems = cast(ConvTower, model.vision).stems if model.config.vision.kind == 'lite0' else ()
+    return [cast(Lite0Stem, stem).net for stem in stems]

@@ -37,7 +37,13 @@ from dtvla_ros.training.auxiliary.localisation import (
 from dtvla_ros.training.clock import Clock, step_seconds
 from dtvla_ros.training.collate import Batch, Collator
 from dtvla_ros.training.config import AdapterConfig, SftConfig, SftRun, warm_cosine
-from dtvla_ros.training.initialisation import copy_weights, initialise, require_contract
+from dtvla_ros.training.initialisation import (
+    copy_stem,
+    copy_weights,
+    freeze_stages,
+    initialise,
+    require_contract,
+)
 from dtvla_ros.training.loss import Metrics, Objective
 from dtvla_ros.training.observations import observations_for
 
@@ -50,9 +56,9 @@ class Trainer:
     ``average`` is the model itself where the config keeps none; ``averaged`` is the objective with
     it. ``wrapped`` and ``optimizer`` are as accelerate prepared them. ``tasks``: the instructions
     of its data. ``origin``: manifest of the released policy that it began with. ``frozen``: names
-    in the objective that are not trained. ``pretraining``: where the pre-training stages are, None
-    when none are due. ``costs``: seconds of a step of each stage that is due, and of the
-    fine-tuning, once ``measure`` was called. ``begun``: when the fine-tuning began on the
+    in the objective that stay as that policy has them. ``pretraining``: where the pre-training
+    stages are, None when none are due. ``costs``: seconds of a step of each stage that is due, and
+    of the fine-tuning, once ``measure`` was called. ``begun``: when the fine-tuning began on the
     ``clock``; ``reserve``: seconds kept for what follows it. ``sharded``: by FSDP.
     """
 
@@ -96,6 +102,8 @@ class Trainer:
         self.model = self.average = model = start.model or HybridDecoder(transform.config)
         if config.lora.rank:
             add_adapters(model, config.lora)
+        if config.frozen_stages:
+            freeze_stages(model, config.frozen_stages)
         if config.ema:
             self.average = copy.deepcopy(model).requires_grad_(False).eval().to(accelerator.device)
         keys = config.auxiliary
@@ -115,15 +123,18 @@ class Trainer:
             self.averaged = objective_of(self.average)
         optimizer = new_optimizer(self.objective, config)
         self.frozen = frozenset(name for name, parameter in self.objective.named_parameters()
-                                if not parameter.requires_grad)
+                                if config.freezes and not parameter.requires_grad)
         if config.checkpointing:
             recompute_layers(model)
         state = checkpoint.load_checkpoint(
             run.out, self.objective, self.average if config.ema else None, optimizer, self.frozen)
         if state is not None and SftConfig.from_dict(state['config']) != config:
             raise UserError(f'{run.out}: begun with another config; use a new --out')
-        if state is None and run.init is not None and start.model is None:
-            copy_weights(model, transform.tokenizer, run.init)
+        if state is None and start.model is None:
+            if run.init is not None:
+                copy_weights(model, transform.tokenizer, run.init)
+            else:
+                copy_stem(model)
             self.average.load_state_dict(model.state_dict())
         if run.compile:
             for name in ('run', 'encode_images'):

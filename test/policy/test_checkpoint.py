@@ -56,6 +56,9 @@ def test_bad_files(tmp_path):
     (lambda: TextConfig(16, 1, 3, 2, 8, 16, 24), 'heads'),
     (lambda: VisionConfig('eye', ('a',), (4,), 28), "kind must be .* 'eye'"),
     (lambda: VisionConfig('conv', ('a',), (49,), 128, channels=(8, 8)), 'conv tokens'),
+    (lambda: VisionConfig('lite0', ('a',), (64,), 128, layers=6), 'layers must be 1 to 5'),
+    (lambda: VisionConfig('lite0', ('a',), (64,), 120, layers=4), 'a multiple of 16'),
+    (lambda: VisionConfig('lite0', ('a',), (36,), 128, layers=4), 'square of a divisor of 8'),
     (lambda: DecoderConfig.from_huggingface({'auto_map': {'AutoModel': 'x.Y'}}), 'remote code'),
     (lambda: DecoderConfig.from_huggingface({'text_config': {}}), 'think_start_token_index')])
 def test_bad_geometry_names_the_value(make, word):
