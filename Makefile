@@ -16,6 +16,7 @@ DATA ?= data/tabletop
 RUN ?= runs/nano
 COMPILE = $(if $(shell command -v g++),--compile)
 MINUTES ?= 80
+COLLECT = $(BIN)/dtvla collect --workers $(WORKERS) --camera-every 4 --randomised-share 0.5
 TEST_WORKERS ?= 4
 TAGS ?= quick
 NEWCOMER = README.md docs/your-data.md docs/recording.md docs/data.md docs/annotation.md \
@@ -122,16 +123,16 @@ soak: $(VENV)/.installed  ## ten minutes at 20 Hz with two cameras: late command
 	$(BIN)/python -m benchmarks.soak --policy $(POLICY) --json $(OUT)/soak.json
 
 train: $(VENV)/.installed-dev  ## record, train in two stages, export: DATA=data/tabletop RUN=runs/nano MINUTES=80
-	$(BIN)/dtvla collect --episodes 1000 --workers $(WORKERS) --camera-every 4 --out $(DATA)
-	$(BIN)/dtvla collect --episodes 2000 --workers $(WORKERS) --camera-every 4 --observation-share 1 \
-		--seed 1 --out $(DATA)-places
-	$(BIN)/dtvla collect --episodes 192 --workers $(WORKERS) --camera-every 4 --release-share 0.55 \
-		--push-share 0.25 --seed 7 --out $(DATA)-lost
+	$(COLLECT) --episodes 1000 --out $(DATA)
+	$(COLLECT) --episodes 2000 --observation-share 1 --seed 1 --out $(DATA)-places
+	$(COLLECT) --episodes 300 --done-share 1 --seed 6 --out $(DATA)-done
+	$(COLLECT) --episodes 192 --release-share 0.55 --push-share 0.25 --seed 7 --out $(DATA)-lost
 	$(BIN)/dtvla train sft --data $(DATA) --data $(DATA)-places --out $(RUN) --minutes $(MINUTES) \
 		$(COMPILE)
 	$(BIN)/dtvla train sft --config config/train/nano-obeys.yaml --init $(RUN) \
-		--data $(DATA) --weight 0.42 --data $(DATA)-places --weight 0.3 \
-		--data $(DATA)-lost --weight 0.28 --out $(RUN)-obeys --minutes $(MINUTES) $(COMPILE)
+		--data $(DATA) --weight 0.28 --data $(DATA)-lost --weight 0.25 \
+		--data $(DATA)-places --weight 0.25 --data $(DATA)-done --weight 0.22 \
+		--out $(RUN)-obeys --minutes $(MINUTES) $(COMPILE)
 	$(BIN)/dtvla export $(RUN)-obeys --replan-steps 3 --out $(POLICY)
 
 constraints: $(VENV)/bin/python  ## which requirements resolve under each ROS distribution's pins

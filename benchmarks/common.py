@@ -111,7 +111,7 @@ def show(columns: Iterable[str], rows: Iterable[Iterable[Any]], below: str,
     """
     table = Table()
     for name in columns:
-        table.add_column(name, justify='right' if table.columns else 'left')
+        table.add_column(name, justify='right' if table.columns else 'left', overflow='fold')
     for row in rows:
         table.add_row(*map(str, row))
     Console(markup=False).print(table, below, sep='\n')
