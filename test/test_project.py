@@ -45,7 +45,7 @@ def test_every_asset_has_its_licence():
 def test_what_a_page_names_is_there(page):
     text = (ROOT / page).read_text()
     files = {name.partition('#')[0] for name in re.findall(r'\]\(([^)]+)\)', text)}
-    files |= {name for name in re.findall(r'[`\s]([\w.]+(?:/[\w.]+)+)', text)
+    files |= {name for name in re.findall(r'[`\s]([\w.]+(?:/[\w.-]+)+)', text)
               if not re.match(r'\.venv|data|runs|out|dist', name) and 'NAME' not in name}
     assert not [name for name in files if not (ROOT / name.rstrip('.')).exists()]
     assert all(re.search(f'^{target}:', MAKEFILE, re.M)

@@ -139,6 +139,7 @@ def deliver(nodes: list[Any], message: Any) -> None:
 def test_a_message_is_used_or_refused_and_commands_stay_finite(
         listening: list[Any], total: int) -> None:
     gate, vla, overlay = listening
+    cameras = overlay._cameras
     for seed in seeds('messages', total):
         random, now = Random(seed), time.time()
         sound = sound_messages(now)
@@ -152,12 +153,12 @@ def test_a_message_is_used_or_refused_and_commands_stay_finite(
                 deliver(listening, each)
             if kind in (Image, CompressedImage):
                 data = serialize_message(message)
-                _, overlay._parse, overlay._decode = images.TRANSPORTS[
+                _, cameras._parse, cameras._decode = images.TRANSPORTS[
                     'raw' if kind is Image else 'compressed']
-                overlay._frames.update(dict.fromkeys(CAMERAS, data))
+                cameras._frames.update(dict.fromkeys(CAMERAS, data))
             overlay._draw()
             overlay._caption()
-            [overlay._pixels(camera) for camera in overlay._frames]
+            [cameras.newest(camera) for camera in CAMERAS]
             gate._watch_graph()
             actions = [gate._gate.tick(now + k / RATES, time.monotonic()).action
                        for k in range(3)]
