@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from dtvla_ros.ros import qos
 from dtvla_ros.ros.estop import EStop
 from dtvla_ros.ros.graph import Seen
 
+PATIENCE = 5.0  # with a service that does not answer [s]
 SERVICES: dict[str, tuple[Any, str]] = {
     'start': (Trigger, 'start'), 'end': (Trigger, 'stop'), 'pause': (SetBool, 'pause'),
     'again': (Trigger, 'vla/reset_episode'), 'sim_reset': (Trigger, 'sim/reset'),
@@ -35,6 +37,7 @@ class Controls:
             String, relative(names.THOUGHT_OVERRIDE), qos.LATEST)
         self._clients = {order: node.create_client(kind, name)
                          for order, (kind, name) in SERVICES.items()}
+        self._asked: dict[Any, tuple[Any, float]] = {}  # by future: its client, until when [s]
 
     def stop(self) -> None:
         """Press the e-stop, from any thread."""
@@ -57,6 +60,12 @@ class Controls:
     def tick(self, seen: Seen) -> str:
         """Go on clearing a stop; return why gate or policy are in FAULT, '' where none is."""
         fault = self._estop.tick(seen)
+        for future, (client, until) in [*self._asked.items()]:
+            if time.monotonic() > until and not future.done():
+                del self._asked[future]
+                client.remove_pending_request(future)
+                self._say(f'{client.srv_name}: no answer for {PATIENCE:g} s; order it again',
+                          'bad')
         if unsaid := self._estop.take_unsaid():
             self._say(unsaid, 'bad')
         return fault
@@ -76,9 +85,12 @@ class Controls:
         request = kind.Request(data=value) if kind is SetBool else kind.Request()
 
         def answered(future: Any) -> None:
+            del self._asked[future]
             answer = future.result()
             on = f' {str(value).lower()}' if kind is SetBool else ''
             said = '' if answer.message.startswith('{') else f': {answer.message}'
             self._say(f'{name}{on}{said}' if answer.success else f'{name} refused{said}',
                       'good' if answer.success else 'bad')
-        return client.call_async(request).add_done_callback(answered)
+        future = client.call_async(request)
+        self._asked[future] = client, time.monotonic() + PATIENCE
+        return future.add_done_callback(answered)
