@@ -59,6 +59,8 @@ OVERLAY = '/overlay/compressed'
 
 COMMANDS = (ACTION, TWIST, TARGET_POSE)
 """Command topics; a graph has one of them, by the gate's preset."""
+PAGE_PORT = 8088
+"""Of the operator's page, unless it is told otherwise."""
 RECORDED = (
     *IMAGES.values(), JOINT_STATES, EE_POSE, INSTRUCTION, ESTOP, REASONING, THOUGHT_OVERRIDE,
     ACTION_CHUNK, VLA_STATE, VLA_TASKS, GATE_STATE, *COMMANDS, GRIPPER, EPISODE, SIM_STATE,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from . import appearance
-from .env import SceneGeom, mujoco  # a renderer is chosen there
+from .env import LazyObservation, SceneGeom, mujoco  # a renderer is chosen there
 
 PLAIN = 0.2  # share of surfaces of one colour
 SMALL_SWING, WIDE_SWING = (1.5, 1.0), ((15.0, 20.0), (8.0, 10.0))  # azimuth, elevation [deg]
@@ -31,21 +31,21 @@ CLEAR = 0.06  # between such a thing and what stands there [m]
 
 
 @contextmanager
-def randomised(env: Any, rng: Generator) -> Iterator[None]:
+def randomised(env: Any, rng: Generator) -> Iterator[LazyObservation]:
     """Draw how the present scene looks; afterwards it looks as before. Physics notices nothing.
 
-    Read images anew, by ``env.observe()``. The environment is one of this package.
+    Gives the observation of it. The environment is one of this package.
     """
-    model = env.model
+    model, standing = env.model, _standing(env)
     saved = [(array, array.copy()) for array in appearance.arrays(model)]
     textures = _surfaces(model, rng)
     _lights(model, rng)
-    _cameras(env, rng)
+    _cameras(model, standing, rng)
     mujoco.mj_camlight(model, env.data)
-    env.clutter = _clutter(env, rng)
+    env.clutter = _clutter(env, standing, rng)
     env.upload_textures(textures)
     try:
-        yield
+        yield env.observe()
     finally:
         for array, value in saved:
             array[:] = value
@@ -129,15 +129,14 @@ def _lights(model: mujoco.MjModel, rng: Generator) -> None:
                            rng.uniform(*WIDE_TURN) if wide else rng.uniform(0.0, SMALL_TURN))
 
 
-def _cameras(env: Any, rng: Generator) -> None:
+def _cameras(model: mujoco.MjModel, standing: NDArray[np.float64], rng: Generator) -> None:
     """Swing the cameras that stand in the world, aim them elsewhere, roll them, change lenses."""
-    model = env.model
     if rng.random() < 0.5:
         swing = rng.choice([-1.0, 1.0], 2) * [rng.uniform(*limits) for limits in WIDE_SWING]
         swing *= rng.permutation([0.0, 1.0]) if rng.random() < 0.5 else 1.0
     else:
         swing = rng.uniform(-1.0, 1.0, 2) * SMALL_SWING
-    height = float(np.mean([p[2] for p in _standing(env)])) if len(_standing(env)) else 0.0
+    height = float(standing[:, 2].mean()) if len(standing) else 0.0
     aim, roll, lens = rng.uniform(-AIM, AIM, 2), rng.uniform(-ROLL, ROLL), rng.uniform(-LENS, LENS)
     for camera, pivot in appearance.views(model, height).items():
         appearance.swing(model, camera, pivot, *swing)
@@ -153,35 +152,31 @@ def _standing(env: Any) -> NDArray[np.float64]:
     return places[np.isfinite(places).all(1)]
 
 
-def _clutter(env: Any, rng: Generator) -> Sequence[SceneGeom]:
+def _clutter(env: Any, standing: NDArray[np.float64], rng: Generator) -> Sequence[SceneGeom]:
     """Return things to draw on the table beside what stands there: books, pens and balls."""
-    model, data, standing = env.model, env.data, _standing(env)
-    surfaces, hit = set(appearance.background(model)), np.zeros(1, np.int32)
+    model, hit = env.model, np.zeros(1, np.int32)
+    surfaces, above = set(appearance.background(model)), standing[:, 2].max() + 0.15
     things: list[SceneGeom] = []
     for _ in range(int(rng.integers(0, THINGS + 1))):
         kind = rng.choice(['book', 'pen', 'ball'])
-        size = {
-            'book': np.append(rng.uniform(0.03, 0.07, 2), rng.uniform(0.002, 0.008)),
-            'pen': np.array([rng.uniform(0.004, 0.008), rng.uniform(0.04, 0.08), 0.0]),
-            'ball': np.full(3, rng.uniform(0.008, 0.014)),
-        }[kind]
+        book = np.append(rng.uniform(0.03, 0.07, 2), rng.uniform(0.002, 0.008))
+        pen = np.array([rng.uniform(0.004, 0.008), rng.uniform(0.04, 0.08), 0.0])
+        ball = np.full(3, rng.uniform(0.008, 0.014))
+        shape, size, half_height, pitch = {
+            'book': (mujoco.mjtGeom.mjGEOM_BOX, book, book[2], 0.0),
+            'pen': (mujoco.mjtGeom.mjGEOM_CAPSULE, pen, pen[0], np.pi / 2.0),  # lying
+            'ball': (mujoco.mjtGeom.mjGEOM_SPHERE, ball, ball[0], 0.0)}[kind]
         x, y = standing[:, :2].mean(0) + rng.uniform(-REACH, REACH, 2)
-        radius = float(size[:2].max())
-        if np.linalg.norm(standing[:, :2] - [x, y], axis=1).min() < radius + CLEAR:
+        room = np.linalg.norm(standing[:, :2] - [x, y], axis=1).min() - size[:2].max()
+        if room < CLEAR:
             continue
-        above = standing[:, 2].max() + 0.15
         down = mujoco.mj_ray(
-            model, data, np.array([x, y, above]), np.array([0.0, 0.0, -1.0]),
+            model, env.data, np.array([x, y, above]), np.array([0.0, 0.0, -1.0]),
             np.array([0, 1, 1, 0, 0, 0], np.uint8), 1, -1, hit)
         if down < 0.0 or int(hit[0]) not in surfaces or above - down < 0.1:
             continue  # nothing there, something else, or the floor
-        turn = Rotation.from_euler('z', rng.uniform(0.0, 2.0 * np.pi))
-        if kind == 'pen':
-            turn = turn * Rotation.from_euler('y', np.pi / 2.0)  # lying
-        up = {'book': size[2], 'pen': size[0], 'ball': size[0]}[kind]
+        turn = Rotation.from_euler('ZY', [rng.uniform(0.0, 2.0 * np.pi), pitch])
         things.append(SceneGeom(
-            {'book': mujoco.mjtGeom.mjGEOM_BOX, 'pen': mujoco.mjtGeom.mjGEOM_CAPSULE,
-             'ball': mujoco.mjtGeom.mjGEOM_SPHERE}[kind],
-            size, np.array([x, y, above - down + up]), turn.as_matrix(),
+            shape, size, np.array([x, y, above - down + half_height]), turn.as_matrix(),
             np.append(_colour(rng), 1.0)))
     return things

@@ -88,12 +88,10 @@ class CollectOptions:
         if self.done_share and self.suite != 'tabletop':
             raise UserError(f'--done-share {self.done_share}: only the tabletop arranges scenes '
                             'that are done; demonstrations show it with --after-success')
-        for names in (SCENES, PERTURBATIONS):
+        for names in (SCENES, PERTURBATIONS, ('randomised_share',)):
             shares = [getattr(self, name) for name in names]
             if min(shares) < 0.0 or sum(shares) > 1.0:
                 raise UserError(f'the shares {", ".join(names)} are {shares}; give fractions of 1')
-        if not 0.0 <= self.randomised_share <= 1.0:
-            raise UserError(f'--randomised-share {self.randomised_share}: give a fraction of 1')
 
     @property
     def fps(self) -> int:
@@ -218,8 +216,7 @@ def record(env: Any, plan: EpisodePlan, options: CollectOptions) -> list[Episode
     looks = np.random.default_rng([options.seed, plan.index, 3])
     if plan.kind in SCENES.values() or (plan.randomised and looks.random() < 0.5):
         obs = random_initial_pose(env, obs, rng)
-    with randomised(env, looks) if plan.randomised else nullcontext():
-        obs = env.observe()
+    with randomised(env, looks) if plan.randomised else nullcontext(obs) as obs:
         if plan.kind == OBSERVATION:
             return _observe(env, obs, plan, options, env.alternatives())
         others = [name for name in env.alternatives() if name != plan.task]

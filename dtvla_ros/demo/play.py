@@ -40,7 +40,6 @@ from .display import GATE_STYLE, SAID, Filming, Screen, program
 from .keyboard import STOP_KEYS, Keyboard
 
 CONFIG = 'config/sim.yaml'
-PORT = 8088  # of the page, where it is free
 FILM_EVERY = 2  # images: enough to see, half the drawing
 DRAW = 0.05  # between two drawings of the terminal [s]
 CHECK = 0.3  # between two looks whether every node lives [s]
@@ -339,7 +338,7 @@ def run_play(policy: Path, suite: str, scene: str, seed: int | None, out: Path,
 
 def free_port() -> int:
     """Return a port of this machine that nobody uses, the operator's own if it is free."""
-    for port in (PORT, 0):
+    for port in (names.PAGE_PORT, 0):
         with suppress(OSError), socket.create_server(('127.0.0.1', port)) as free:
             return int(free.getsockname()[1])
     raise UserError('no port is free on this machine for the page; leave --open out')

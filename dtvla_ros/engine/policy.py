@@ -103,7 +103,7 @@ class Policy:
 
         tokens, cache, stats = write_thought(
             self.engine, prompt, features, [ids.think], self._last if self._draft else [], done,
-            self._forced(correction) if correction else lambda _: None)
+            self._forced(correction))
         clock.lap('think')
         self._last = tokens
         outcome = 'complete' if tokens[-1] == ids.think_end else 'truncated'
@@ -113,12 +113,12 @@ class Policy:
         return replace(decision, forced=correction.applied(decision.reasoning)
                        ) if correction else decision
 
-    def _forced(self, correction: Correction) -> Forced:
-        """Return the token that a correction puts behind those written."""
+    def _forced(self, correction: Correction | None) -> Forced:
+        """Return what gives the token that a correction, if any, puts behind those written."""
         transform, think_end = self.transform, self.transform.config.ids.think_end
 
         def forced(tokens: list[int]) -> int | None:
-            if tokens[-1:] == [think_end]:
+            if correction is None or tokens[-1:] == [think_end]:
                 return None
             text = transform.decode_thought(tokens)
             if more := correction.follows(text):

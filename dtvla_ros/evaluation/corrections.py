@@ -13,15 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rich.console import Console
-
 from dtvla_ros.correction import Correction, parse_correction
 from dtvla_ros.engine.engine import Decision
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.ablations import drawn
-from dtvla_ros.evaluation.interventions import Outcome, agreeing, measure, turned
-from dtvla_ros.evaluation.report import RateTable
-from dtvla_ros.evaluation.results import Rate, counted, plain_table, rate_cells
+from dtvla_ros.evaluation.interventions import Outcome, agreeing, measure, show_followed, turned
+from dtvla_ros.evaluation.results import Rate, counted
 from dtvla_ros.evaluation.workers import EvalOptions, Job, load
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.policy.things import things, understand_correction
@@ -57,12 +54,9 @@ def correct(options: EvalOptions) -> dict[str, Any]:
             ('thing', 'another thing: its task done'),
             ('thing', 'cleared: the task of the instruction done'),
             ('direction', 'the opposite motion: decisions that follow')), summary.values()))
-        columns = 'corrected in the thought', 'what was followed'
-        Console().print(plain_table(
-            f'{options.scene.suite}: thoughts corrected', (*columns, 'share', 'n', 'Wilson 95 %'),
-            [(*names, *rate_cells(rate)) for names, rate in rows], names=2))
-        return Outcome(summary, correction_sentence(summary),
-                       [RateTable('What was followed', columns, rows)])
+        return show_followed(f'{options.scene.suite}: thoughts corrected', (
+            'corrected in the thought', 'what was followed'), rows, summary,
+            correction_sentence(summary))
 
     return measure(options, 'corrected', make_correction_worker, [()], report)
 

@@ -82,13 +82,8 @@ def steer(options: EvalOptions) -> dict[str, Any]:
             ('direction', 'nothing changed: words agreed with'),
             ('direction', 'opposite words agreed with')),
             (rate for part in summary.values() for rate in part.values())))
-        columns = 'changed in the thought', 'followed'
-        Console().print(plain_table(
-            f'{options.scene.suite}: steered by the thought',
-            (*columns, 'share', 'n', 'Wilson 95 %'),
-            [(*names, *rate_cells(rate)) for names, rate in rows], names=2))
-        return Outcome(summary, steering_sentence(summary),
-                       [RateTable('What was followed', columns, rows)])
+        return show_followed(f'{options.scene.suite}: steered by the thought', (
+            'changed in the thought', 'followed'), rows, summary, steering_sentence(summary))
 
     return measure(options, 'steered', make_steering_worker, [()], report)
 
@@ -121,6 +116,15 @@ class Outcome(NamedTuple):
     sentence: str
     tables: Sequence[RateTable]
     texts: Sequence[tuple[str, str]] = ()
+
+
+def show_followed(title: str, columns: tuple[str, str],
+                  rows: Sequence[tuple[tuple[str, str], Mapping[str, Any]]],
+                  summary: dict[str, Any], sentence: str) -> Outcome:
+    """Print rates, each by two names, and return them as what was found."""
+    Console().print(plain_table(title, (*columns, 'share', 'n', 'Wilson 95 %'),
+                                [(*names, *rate_cells(rate)) for names, rate in rows], names=2))
+    return Outcome(summary, sentence, [RateTable('What was followed', columns, rows)])
 
 
 def measure(options: EvalOptions, what: str, make_worker: Callable[..., Any],

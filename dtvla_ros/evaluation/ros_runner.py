@@ -132,11 +132,11 @@ def meanings(setup: EvalOptions, texts: Sequence[str]) -> Iterator[Meaning]:
                     raise NodeDied(f'vla_node, {SILENCE:.0f} s: {what}')
 
         def ask(text: str) -> Meaning:
-            before = robot.counts
+            refused = robot.answer()
             said.publish(String(data=text))
-            until(lambda: robot.counts != before, f'no answer to "{text}"')
-            answer, refused = robot.policy, robot.counts[1] != before[1]
-            return ('', answer['rejected']) if refused else (answer['understood'], '')
+            until(lambda: refused() is not None, f'no answer to "{text}"')
+            answer = robot.policy
+            return ('', answer['rejected']) if refused() else (answer['understood'], '')
 
         until(lambda: robot.policy.get('state') == 'IDLE', 'it does not become IDLE')
         yield from map(ask, texts)

@@ -28,7 +28,15 @@ from dtvla_ros.actions.chunk import Chunk
 from dtvla_ros.conventions import parameter, relative
 from dtvla_ros.nodes.operator_controls import Controls
 from dtvla_ros.nodes.settings import declare_all
-from dtvla_ros.nodes.viewing import Cameras, Poses, closed_along, leads_somewhere, path_of
+from dtvla_ros.nodes.viewing import (
+    LINGER,
+    SILENT,
+    Cameras,
+    Poses,
+    closed_along,
+    leads_somewhere,
+    path_of,
+)
 from dtvla_ros.operator import marks
 from dtvla_ros.operator.access import Access
 from dtvla_ros.operator.history import Budget, Episodes, Motion, Thoughts, changes
@@ -42,8 +50,6 @@ from dtvla_ros.thought import Thought, without_told
 if TYPE_CHECKING:
     from dtvla_ros.operator.server import PageServer
 
-SILENT = 2.0  # age at which a state is no longer believed [s]
-LINGER = 0.5  # how long a path outlives its chunk [s]
 SAID = 6  # answers to orders that are kept
 SENSORS = qos.profile(20, reliable=False, latched=False)
 LEVELS = {DiagnosticStatus.OK: 'good', DiagnosticStatus.WARN: 'warn',
@@ -56,7 +62,7 @@ class OperatorSettings:
     """Parameters of the page."""
 
     host: str = parameter('127.0.0.1', 'address that the page is served on')
-    port: int = parameter(8088, 'its port; 0: a free one', low=0, high=65535)
+    port: int = parameter(names.PAGE_PORT, 'its port; 0: a free one', low=0, high=65535)
     token: str = parameter('', 'secret in the address of the page; needed where host is not this '
                            'machine')
     allow_control: bool = parameter(False, 'the page may order; else it only shows')

@@ -23,14 +23,20 @@ from dtvla_ros.actions.chunk import Chunk
 from dtvla_ros.caption import BAD, FAINT, GOOD, WARNING, Caption, Ink, draw_frame
 from dtvla_ros.conventions import relative
 from dtvla_ros.nodes.settings import declare
-from dtvla_ros.nodes.viewing import Cameras, Poses, closed_along, leads_somewhere, path_of
+from dtvla_ros.nodes.viewing import (
+    LINGER,
+    SILENT,
+    Cameras,
+    Poses,
+    closed_along,
+    leads_somewhere,
+    path_of,
+)
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.run import STEADY, run
 from dtvla_ros.ros.waiting import tell_what_lacks, why_silent
 
-SILENT = 2.0  # age at which a state is no longer believed [s]
 LINE_WIDTH = 0.006  # [m]
-LINGER = 0.5  # how long a path outlives its chunk in a viewer [s]
 LEVEL_INK = {DiagnosticStatus.OK: GOOD, DiagnosticStatus.WARN: WARNING,
              DiagnosticStatus.ERROR: BAD}
 OPEN, CLOSED = (0.15, 0.75, 1.0), (1.0, 0.55, 0.1)  # colour of the path, by gripper

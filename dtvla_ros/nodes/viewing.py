@@ -20,6 +20,8 @@ from dtvla_ros.nodes.settings import declare
 from dtvla_ros.ros import images, qos
 from dtvla_ros.ros.waiting import why_silent
 
+SILENT = 2.0  # age at which a state is no longer believed [s]
+LINGER = 0.5  # how long a path is shown after its chunk [s]
 POSES = 64  # kept to find the one a chunk was decided at; at 100 Hz half a second
 OnPosition = Callable[[float, NDArray[np.float64]], None]
 

@@ -47,11 +47,6 @@ class Robot:
         for topic, heard in ((names.VLA_STATE, self.policy), (names.GATE_STATE, self.gate)):
             self.listen(DiagnosticStatus, topic, functools.partial(_keep, heard), qos.LATCHED)
 
-    @property
-    def counts(self) -> tuple[str, str]:
-        """How many tasks the policy has taken and how many sentences it has refused."""
-        return self.policy.get('task', ''), self.policy.get('refusals', '')
-
     def listen(self, kind: Any, topic: str, receive: Callable[[Any], None], profile: Any) -> None:
         self.guest.node.create_subscription(kind, topic, receive, profile)
 
@@ -60,6 +55,32 @@ class Robot:
         publisher = self.guest.node.create_publisher(kind, topic, qos.LATCHED)
         publisher.publish(kind(data=data))
         return publisher
+
+    def answer(self, taken: str = 'task', refusals: str = 'refusals',
+               ) -> Callable[[], bool | None]:
+        """Return what tells whether the policy refused what comes next; None without an answer.
+
+        ``taken``, ``refusals``: keys of its state that count what it took and refused.
+        """
+        def counts() -> tuple[str, str]:
+            return self.policy.get(taken, ''), self.policy.get(refusals, '')
+
+        before = counts()
+        return lambda: None if (now := counts()) == before else now[1] != before[1]
+
+    def tell(self, topic: str, text: str, *counters: str) -> Callable[[], bool | None]:
+        """Say a text to the policy and wait for its `answer`, which is returned.
+
+        Raises UserError if no policy is heard, or it does not answer.
+        """
+        self.need(lambda: self.policy, names.VLA_STATE)
+        refused = self.answer(*counters)
+        self.say(String, topic, text)
+        if not self.guest.until(lambda: refused() is not None, ANSWER):
+            where = self.guest.where(topic, self.guest.node.count_subscribers)
+            raise UserError(f'the policy did not answer within {ANSWER:g} s to what was said on '
+                            f'{topic}; {where}')
+        return refused
 
     def need(self, heard: Callable[[], Any], topic: str) -> None:
         """Wait for a topic; raise UserError if nothing comes."""
@@ -91,15 +112,9 @@ def tell(sentence: str) -> str:
     """
     with visit() as guest:
         robot = Robot(guest)
-        robot.need(lambda: robot.policy, names.VLA_STATE)
-        before = robot.counts
-        robot.say(String, names.INSTRUCTION, sentence)
-        if not guest.until(lambda: robot.counts != before, ANSWER):
-            where = guest.where(names.INSTRUCTION, guest.node.count_subscribers)
-            raise UserError(f'the policy did not answer within {ANSWER:g} s to what was said on '
-                            f'{names.INSTRUCTION}; {where}')
+        refused = robot.tell(names.INSTRUCTION, sentence)
         policy, gate = robot.policy, robot.gate
-        if robot.counts[1] != before[1]:
+        if refused():
             raise UserError(f'refused: {policy["rejected"]} (dtvla tasks lists what it takes)')
         if guest.until(lambda: gate, OTHER):
             guest.until(lambda: gate['state'] not in STOPPED, SETTLING)
@@ -121,19 +136,9 @@ def think(text: str) -> str:
     """
     with visit() as guest:
         robot = Robot(guest)
-        robot.need(lambda: robot.policy, names.VLA_STATE)
-
-        def counts() -> tuple[str, ...]:
-            return tuple(robot.policy.get(key, '') for key in ('overrides', 'override_refusals'))
-
-        before = counts()
-        robot.say(String, names.THOUGHT_OVERRIDE, text)
-        if not guest.until(lambda: counts() != before, ANSWER):
-            where = guest.where(names.THOUGHT_OVERRIDE, guest.node.count_subscribers)
-            raise UserError(f'the policy did not answer within {ANSWER:g} s to what was said on '
-                            f'{names.THOUGHT_OVERRIDE}; {where}')
+        refused = robot.tell(names.THOUGHT_OVERRIDE, text, 'overrides', 'override_refusals')
         # What it can not think around it refuses with the next decision.
-        if guest.until(lambda: counts()[1] != before[1], SETTLING):
+        if guest.until(refused, SETTLING):
             raise UserError(f'refused: {robot.policy["override_rejected"]}')
         left = robot.policy['override_left']
     return 'cleared: it thinks for itself' if not text else f'taken: {text}, ' + (

@@ -17,7 +17,7 @@ from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.data.validate import contract
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import find_shared
-from dtvla_ros.policy.checkpoint import EMBEDDING, load_weights, read_tensors
+from dtvla_ros.policy.checkpoint import EMBEDDING, load_weights, read_tensors, weight_files
 from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.lite0 import Lite0
 from dtvla_ros.policy.manifest import PolicyManifest, sha256
@@ -133,11 +133,11 @@ def copy_stem(model: HybridDecoder) -> None:
     """
     if not (nets := _pretrained(model)):
         return
-    path = find_shared(STEM)
-    tensors = read_tensors(path)
+    path, = weight_files(find_shared(STEM))
     if (found := sha256(path)) != STEM_SHA256:
         raise UserError(f'{path}: SHA-256 {found[:8]}..., expected {STEM_SHA256[:8]}...; take it '
                         'from the repository, or make it with tools/lite0_stem')
+    tensors = read_tensors(path)
     for net in nets:
         net.load_state_dict({name: tensors[name] for name in net.state_dict()})
 

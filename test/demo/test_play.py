@@ -21,6 +21,7 @@ from support.beside import fresh_domain
 from support.graph import Graph
 from support.terminal import terminal
 
+from dtvla_ros.conventions import PAGE_PORT
 from dtvla_ros.demo import play
 from dtvla_ros.demo.play import PlayScreen, Prompt
 from dtvla_ros.ros import conversions, qos
@@ -263,8 +264,8 @@ def test_a_film_on_request_from_here_or_from_another_terminal(stage):
 
 
 def test_the_page_gets_a_port_of_its_own():
-    with suppress(OSError), socket.create_server(('127.0.0.1', play.PORT)):
-        assert play.free_port() not in (0, play.PORT)
+    with suppress(OSError), socket.create_server(('127.0.0.1', PAGE_PORT)):
+        assert play.free_port() not in (0, PAGE_PORT)
 
 
 @pytest.mark.slow
