@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.thought import Thought
 
-# Decisions in a row. The chunk of the first one opens the gripper and lets the arm come to rest,
-# and a single slip ends nothing.
-IN_A_ROW = 2
+# Decisions in a row, nearly half a second: the chunk of the first one opens the gripper, arm and
+# object come to rest, and a slip or two end nothing.
+IN_A_ROW = 3
 
 
 AFTER_SUCCESS = 20  # control steps in which it should be said: a second

@@ -14,11 +14,11 @@ GOES_ON = 'holding nothing done can now reach can at x50 y-17 next lower move st
 
 
 @pytest.mark.parametrize(('thoughts', 'complete'), [
-    ([WAIT] * IN_A_ROW, True), ([GOES_ON, WAIT, WAIT], True), ([WAIT], False),
-    ([WAIT, GOES_ON, WAIT], False), ([WAIT, '', WAIT], False),
-    (['now wait'] * 3, False), (['The task is complete; I wait.'] * 3, False),
-    ([WAIT.replace('next wait', 'next grasp')] * 2, True),
-    ([PUSHES] * 2, False)])
+    ([WAIT] * IN_A_ROW, True), ([GOES_ON] + [WAIT] * IN_A_ROW, True),
+    ([WAIT] * (IN_A_ROW - 1), False), ([WAIT, WAIT, GOES_ON, WAIT], False),
+    ([WAIT, WAIT, '', WAIT], False), (['now wait'] * IN_A_ROW, False),
+    (['The task is complete; I wait.'] * IN_A_ROW, False),
+    ([WAIT.replace('next wait', 'next grasp')] * IN_A_ROW, True), ([PUSHES] * IN_A_ROW, False)])
 def test_it_must_be_said_in_decisions_in_a_row_and_in_the_words_of_the_grammar(thoughts, complete):
     completion = Completion()
     assert [completion.add(text) for text in thoughts][-1] is complete
