@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
@@ -78,6 +79,34 @@ def require_folder(folder: Path) -> None:
             file.write(b'0' * 4096)
     for path in missing:
         path.rmdir()
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to a folder meanwhile; it is made, and an empty one goes.
+
+    Raises ``UserError`` if one writes there already. A distributed run counts once.
+    """
+    if os.environ.get('RANK', '0') != '0':
+        yield
+        return
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system may have no locks
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f'{folder}: another process writes there; wait for its end, or '
+                                'choose another folder') from None
+        yield
+    finally:
+        os.close(held)
+        with suppress(OSError):
+            for path in missing:
+                path.rmdir()
 
 
 def parse_json(data: bytes) -> Any:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from dtvla_ros import cli, revision
 from dtvla_ros.cli.help import HELP
+from dtvla_ros.files import sole_writer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -118,6 +119,17 @@ def test_experts_write_their_success(dtvla, tmp_path):
     result = json.loads((tmp_path / 'experts.json').read_text())
     assert result['total']['n'] == 2 and result['noise'] is True
     assert result['versions']['mujoco']
+
+
+@pytest.mark.parametrize('command', [
+    'collect --out data', 'train sft --data d --minutes 1 --out data',
+    'train grpo --init models/nano --iterations 1 --out data',
+    'train dagger --init models/nano --out data'])
+def test_two_commands_do_not_write_to_one_folder(command, dtvla, tmp_path):
+    with sole_writer(tmp_path / 'data'):
+        code, _, error = dtvla(*command.split())
+    assert code == 2 and 'data: another process writes there; wait' in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupted_command_says_what_is_kept(monkeypatch, dtvla):

@@ -11,7 +11,7 @@ from typer import Argument, Option
 from dtvla_ros.cli import arguments as args
 from dtvla_ros.cli.arguments import File, Folder, Given, call, counts, group, names, takes
 from dtvla_ros.errors import UserError
-from dtvla_ros.files import write_json
+from dtvla_ros.files import sole_writer, write_json
 
 app = group()
 data = group('data', 'Make, check and look at datasets.')
@@ -59,7 +59,9 @@ def collect(
     `dtvla collect --suite libero_object --starts shuffle --out data/object` (docs/libero.md)
     """
     from dtvla_ros.data import collect as module
-    info = module.collect(out, call(module.CollectOptions, given), given['workers'], given['ray'])
+    with sole_writer(out):
+        info = module.collect(
+            out, call(module.CollectOptions, given), given['workers'], given['ray'])
     policy = 'models/nano' if given['suite'] == 'tabletop' else 'models/libero'
     print(f'{out}: {counts(info)}; next: dtvla data view {out}, then '
           f'dtvla train sft --init {policy} --data {out} --out runs/mine --minutes 10')

@@ -9,7 +9,7 @@ from typer import Option
 
 from dtvla_ros.cli import arguments as args
 from dtvla_ros.cli.arguments import File, Folder, Given, call, counts, group, takes
-from dtvla_ros.files import find_shared
+from dtvla_ros.files import find_shared, sole_writer
 
 app = group('train', 'Train policies: from demonstrations, and by practice.')
 
@@ -58,9 +58,10 @@ def train_sft(
     """
     from dtvla_ros.training import sft
     from dtvla_ros.training.config import SftConfig
-    sft.train_sft(SftConfig.read(config, changes or ()), call(
-        sft.SftRun, given, threads=given['cpu_threads'], weights=weights or (),
-        init=init and find_shared(init)))
+    with sole_writer(out):
+        sft.train_sft(SftConfig.read(config, changes or ()), call(
+            sft.SftRun, given, threads=given['cpu_threads'], weights=weights or (),
+            init=init and find_shared(init)))
     print(f'{out}: trained; next: dtvla export {out} --out models/{out.name}')
 
 
@@ -128,8 +129,9 @@ def train_grpo(
     from dtvla_ros.training.grpo.config import GrpoConfig
     simulators = [f'num_envs={workers}'] if workers else []
     settings = GrpoConfig.read(config, [*(changes or ()), *simulators])
-    train.train_grpo(settings, call(
-        train.GrpoRun, given, threads=given['cpu_threads'], init=find_shared(init)), estimate)
+    with sole_writer(out):
+        train.train_grpo(settings, call(
+            train.GrpoRun, given, threads=given['cpu_threads'], init=find_shared(init)), estimate)
     if not estimate:
         print(f'{out / "report.html"}: what became of it; next: dtvla export {out} --out '
               f'models/{out.name}')
@@ -158,6 +160,7 @@ def train_dagger(
     --minutes 10`
     """
     from dtvla_ros.training.dagger import DaggerOptions, relabel
-    info = call(relabel, given, init=find_shared(init), options=call(DaggerOptions, given))
+    with sole_writer(out):
+        info = call(relabel, given, init=find_shared(init), options=call(DaggerOptions, given))
     print(f'{out}: {counts(info)}; next: dtvla train sft --init {given["init"]} '
           f'--data data/tabletop --data {out} --out runs/{out.name} --minutes 10')
