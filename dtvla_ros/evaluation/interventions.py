@@ -194,14 +194,20 @@ def make_steering_worker(options: EvalOptions) -> Callable[[Job], Steering]:
 
 def _other_task(env: Env, policy: Policy, task: str, seed: int,
                 replan: int) -> tuple[str, bool, bool]:
-    """Run a task on the thoughts of another one; return that one, and which of the two is done."""
+    """Run a task on the thoughts of another one; return that one, and which of the two is done.
+
+    There is time for the longer of both.
+    """
     env.reset(seed=seed, options={'task': task})
+    limit = env.max_steps
     others = [name for name in env.alternatives() if name != task and not env.done(name)]
     if not others:
         return '', False, False
     policy.reset()
     other, said = drawn(others, seed), False
     instruction = env.instructions[other]
+    env.reset(seed=seed, options={'task': other})
+    limit = max(limit, env.max_steps)
     misled = swapped_thought(policy, lambda: instruction)
 
     def infer(observation: Observation) -> Decision:
@@ -209,7 +215,7 @@ def _other_task(env: Env, policy: Policy, task: str, seed: int,
         said = said or env.done(other)
         return misled(observation)
 
-    result = run_episode(env, infer, task, seed, replan)
+    result = run_episode(env, infer, task, seed, replan, limit)
     return other, said or env.done(other), result.success
 
 

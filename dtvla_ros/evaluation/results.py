@@ -20,7 +20,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.report import MISHEARD, RateTable, write_rates
 from dtvla_ros.files import write_between, write_text
 from dtvla_ros.policy.completion import AFTER_SUCCESS
-from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
+from dtvla_ros.policy.manifest import MANIFEST, PROOF, PolicyManifest
 from dtvla_ros.rollout.episode import EpisodeResult
 from dtvla_sim import EVAL_SEED_START, LIBERO_SUITES, SUITES
 
@@ -295,8 +295,9 @@ def _where(result: Mapping[str, Any]) -> str:
 def write_manifest(policy: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Put success and simulator versions into a policy's manifest; UserError if not its own."""
     manifest = PolicyManifest.read(policy)
+    files = {name: digest for name, digest in manifest.files.items() if name != PROOF}
     for mode, result in results.items():
-        if result.get('files', manifest.files) != dict(manifest.files):
+        if result.get('files', files) != files:
             raise UserError(f'the result of mode {mode} is of another policy than {policy}')
     success = {mode: {'seeds': r['seeds'], 'total': r['total'], 'tasks': {
         task: [row['successes'], row['n']] for task, row in r['tasks'].items()}}

@@ -16,6 +16,7 @@ from PIL import Image
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation import results
 from dtvla_ros.evaluation.report import write_html
+from dtvla_ros.policy.manifest import PROOF, PolicyManifest
 from dtvla_ros.rollout.episode import EpisodeResult
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +93,16 @@ def test_document_keeps_what_is_around_the_table_and_what_is_no_result_is_refuse
     (tmp_path / 'x.json').write_text('{"mode": "full"}')
     with pytest.raises(UserError, match=r'x\.json is not a result'):
         results.read_results([tmp_path / 'x.json'])
+
+
+def test_a_manifest_gets_the_success_of_its_own_policy_only(tmp_path):
+    shutil.copy(ROOT / 'models/nano/manifest.json', tmp_path)
+    told = PolicyManifest.read(tmp_path).files
+    own = {name: digest for name, digest in told.items() if name != PROOF}
+    results.compare([result(tmp_path, 'full', 7, own)], None, tmp_path)
+    assert PolicyManifest.read(tmp_path).success['full']['total']['successes'] == 14
+    with pytest.raises(UserError, match='mode full is of another policy'):
+        results.compare([result(tmp_path, 'full', 7, {**own, 'act.onnx': 'x'})], None, tmp_path)
 
 
 def test_other_starts_and_suites_are_other_rows(tmp_path):
