@@ -50,6 +50,8 @@ ACTION = '/action'
 TWIST = '/twist_cmd'
 TARGET_POSE = '/target_pose'
 GRIPPER = '/gripper_cmd'
+HUMAN_TWIST = '/human_twist'
+HUMAN_GRIPPER = '/human_gripper'
 EPISODE = '/sim/episode'
 SIM_STATE = '/sim/state'
 SIM_TASKS = '/sim/tasks'
@@ -63,8 +65,9 @@ PAGE_PORT = 8088
 """Of the operator's page, unless it is told otherwise."""
 RECORDED = (
     *IMAGES.values(), JOINT_STATES, EE_POSE, INSTRUCTION, ESTOP, REASONING, THOUGHT_OVERRIDE,
-    ACTION_CHUNK, VLA_STATE, VLA_TASKS, GATE_STATE, *COMMANDS, GRIPPER, EPISODE, SIM_STATE,
-    SIM_TASKS, *CAMERA_INFO.values(), PLANNED_PATH, '/diagnostics', '/clock', '/tf', '/tf_static')
+    ACTION_CHUNK, VLA_STATE, VLA_TASKS, GATE_STATE, *COMMANDS, GRIPPER, HUMAN_TWIST,
+    HUMAN_GRIPPER, EPISODE, SIM_STATE, SIM_TASKS, *CAMERA_INFO.values(), PLANNED_PATH,
+    '/diagnostics', '/clock', '/tf', '/tf_static')
 """Topics of a bag."""
 
 

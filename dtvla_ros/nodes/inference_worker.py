@@ -62,7 +62,7 @@ class InferenceWorker:
         self, load: Load, on_text: Callable[[int, str], None], wake: Callable[[], None]) -> None:
         self._load, self._on_text, self._wake = load, on_text, wake
         self._work: queue.SimpleQueue[
-            tuple[Observation, int, Correction | None] | None] = queue.SimpleQueue()
+            tuple[Observation, int, Correction | None, bool] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self.settled, self.loaded = threading.Event(), threading.Event()
         self.load_error: Exception | None = None
@@ -71,10 +71,13 @@ class InferenceWorker:
         self._thread.start()
 
     def request(self, observation: Observation, request_id: int,
-                correction: Correction | None = None) -> None:
-        """Ask for a decision, its thought corrected or not; only while `busy_since` is None."""
+                correction: Correction | None = None, first: bool = False) -> None:
+        """Ask for a decision, its thought corrected or not; only while `busy_since` is None.
+
+        ``first``: what was thought before it is no draft.
+        """
         self.busy_since = time.monotonic()
-        self._work.put((observation, request_id, correction))
+        self._work.put((observation, request_id, correction, first))
 
     def take(self) -> Outcome | None:
         """Return the next finished outcome, or None."""
@@ -105,10 +108,12 @@ class InferenceWorker:
             del self.policy  # its memory goes with the thread
 
     def _infer(self, observation: Observation, request_id: int,
-               correction: Correction | None) -> Outcome:
+               correction: Correction | None, first: bool) -> Outcome:
         started = time.perf_counter()
         decision = error = None
         try:
+            if first:
+                self.policy.reset()
             decision = self.policy.infer(
                 observation, functools.partial(self._on_text, request_id), correction)
         except Exception as raised:  # out of memory included; the node stops

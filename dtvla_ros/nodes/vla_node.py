@@ -32,6 +32,7 @@ from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.run import STEADY, LifecycleNode, call_soon, end, run, wait_until_heard
 from dtvla_ros.ros.settings import VlaSettings
 from dtvla_ros.ros.waiting import tell_what_lacks
+from dtvla_ros.safety.takeover import PERSON, POLICY
 from dtvla_ros.thought import Thought, as_sentence, as_told, phrases
 
 NAMESPACE = '/vla'
@@ -77,6 +78,7 @@ class VlaNode(LifecycleNode):
         self._completion = Completion()
         self._override = ThoughtOverride()
         self._gate_stopped = ''  # why the gate ended the task
+        self._driver = POLICY
         self._account: dict[str, object] = {}  # of the last decision
         self._thought = ''  # the last one on this task that is of the grammar, else the first
         self._said = ''  # of the thought that is being written
@@ -238,6 +240,14 @@ class VlaNode(LifecycleNode):
         self._gate_stopped = conversions.stop_reason(message)
         if self._gate_stopped:
             self._override.clear()
+        before = self._driver
+        self._driver = conversions.status_values(message).get('driver', POLICY)
+        if self._driver != before:
+            self._completion = Completion()
+            if self._driver == POLICY:  # which goes on by what it sees from now on
+                self._void()
+                self._inputs.clear()
+            self._heartbeat()
 
     def _on_override(self, message: String) -> None:
         """Correct the thoughts from the next decision on, or refuse; '' corrects no more."""
@@ -280,10 +290,13 @@ class VlaNode(LifecycleNode):
 
     def _forget(self) -> None:
         """Void the decision in flight, the memory of the last one, what a person put into it."""
+        self._void()
+        self._override.clear()
+
+    def _void(self) -> None:
         self._request_id += 1
         self._decided = self._sent = None
         self._thought = ''
-        self._override.clear()
 
     def _consider(self, repeats: int = 0) -> None:
         """Start a decision if one is due; a moment shown again asks for what got lost."""
@@ -304,8 +317,9 @@ class VlaNode(LifecycleNode):
             interval = self._replan_steps(worker) / worker.manifest.action.rate_hz
             if 0 <= since < interval - 1e-6 and not queue_empty:
                 return
+        first = self._decided is None
         self._decided, self._sent = observation.stamp, None
-        worker.request(observation, self._request_id, self._override.correction)
+        worker.request(observation, self._request_id, self._override.correction, first)
         self._heartbeat()
 
     def _replan_steps(self, worker: InferenceWorker) -> int:
@@ -349,8 +363,9 @@ class VlaNode(LifecycleNode):
                 return self._stop(self._monitor.note)
         if not np.isfinite(decision.chunk).all():
             return self._stop('the policy chose a non-finite action')
-        # That the task is complete only the policy says.
-        if self._completion.add('' if 'phase' in decision.forced else decision.reasoning):
+        # That the task is complete only the policy says, while it drives.
+        if self._driver != PERSON and self._completion.add(
+                '' if 'phase' in decision.forced else decision.reasoning):
             self.get_logger().info(f'done: {self._instruction}')
             self._monitor.done = True
             return self._forget()
@@ -424,7 +439,7 @@ class VlaNode(LifecycleNode):
         state, reason = self._monitor.status
         age = {} if self._decided is None else {'observation_age': self._now() - self._decided}
         return conversions.status_message(self.get_fully_qualified_name(), state.name, {
-            'reason': reason, 'task': self._task, 'step': self._decisions,
+            'reason': reason, 'driver': self._driver, 'task': self._task, 'step': self._decisions,
             'instruction': self._instruction, 'understood': self._understood,
             'refusals': self._refusals, **self._rejected, **self._override.values(), **age,
             **self._account, **more},
