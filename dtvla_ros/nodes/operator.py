@@ -45,6 +45,7 @@ from dtvla_ros.ros.frames import FrameTree
 from dtvla_ros.ros.graph import Seen
 from dtvla_ros.ros.run import STEADY, call_soon, run
 from dtvla_ros.ros.waiting import type_name
+from dtvla_ros.safety.takeover import POLICY
 from dtvla_ros.thought import Thought, without_told
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class Operator(Node):
         self._commanded: set[str] = set()  # of these, those that are subscribed to
         self._status: dict[str, tuple[float, DiagnosticStatus]] = {}  # when it was heard [s]
         self._policy: dict[str, str] = {}
+        self._driver = POLICY
         self._tasks: list[str] = []
         self._scene: dict[str, Any] = {}
         self._chunk: Chunk | None = None
@@ -124,7 +126,7 @@ class Operator(Node):
     def serve(self) -> Operator:
         """Open the page; return the node. Raises UserError where its address is taken."""
         from dtvla_ros.operator.server import PageServer  # here: an extra, missed in one line
-        self._server = PageServer(self._access, self._given.port, self._on_order)
+        self._server = PageServer(self._access, self._given.port, self._on_order, self._on_gone)
         self.get_logger().info(f'page: {self._server.start()}' + (
             '' if self._controls else ' (read-only: allow_control is false)'))
         return self
@@ -135,7 +137,7 @@ class Operator(Node):
             self._server.close()
         super().destroy_node()
 
-    def _on_order(self, order: str, value: str | bool) -> None:
+    def _on_order(self, order: str, value: str | bool, socket: int) -> None:
         """Take an order in the server's thread; a stop does not wait for the executor."""
         controls = self._controls
         if controls is None:
@@ -144,7 +146,11 @@ class Operator(Node):
             controls.stop()
             call_soon(self, self._show)
         else:
-            call_soon(self, lambda: controls.obey(order, value))
+            call_soon(self, lambda: controls.obey(order, value, socket))
+
+    def _on_gone(self, socket: int) -> None:
+        if (controls := self._controls) is not None:
+            call_soon(self, lambda: controls.driving.gone(socket))
 
     def _say(self, text: str, level: str) -> None:
         self._said.append({'at': _time_of_day(), 'text': text, 'level': level})
@@ -204,6 +210,9 @@ class Operator(Node):
     def _on_gate(self, message: DiagnosticStatus) -> None:
         now = time.monotonic()
         self._status['gate'] = now, message
+        self._driver = conversions.status_values(message).get('driver', POLICY)
+        if self._controls is not None:
+            self._controls.driving.follow(self._driver)
         self._seen.take_gate(message)
         self._episodes.gate(self._seen.stopped_task, now, self._step)
 
@@ -312,6 +321,8 @@ class Operator(Node):
             'time': int(time.time()), 'cameras': list(names.CAMERAS),
             'domain': os.environ.get('ROS_DOMAIN_ID', '0'),
             'policy': self._light('policy'), 'gate': self._light('gate'),
+            'driver': {'who': self._driver,
+                       'page': self._controls.driving.page if self._controls else ''},
             'task': {'asked': seen.told, 'meaning': seen.meaning, 'refused': seen.refused,
                      'why': told.get('rejected', '')},
             'tasks': self._tasks, 'scene': self._scene,

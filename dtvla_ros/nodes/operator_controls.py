@@ -12,6 +12,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from dtvla_ros import conventions as names
 from dtvla_ros.conventions import relative
+from dtvla_ros.nodes.operator_driving import Driving
 from dtvla_ros.ros import qos
 from dtvla_ros.ros.estop import EStop
 from dtvla_ros.ros.graph import Seen
@@ -31,6 +32,7 @@ class Controls:
     def __init__(self, node: Node, say: Callable[[str, str], None]) -> None:
         self._say = say
         self._estop = EStop(node)
+        self.driving = Driving(node, say)
         self._instruction = node.create_publisher(
             String, relative(names.INSTRUCTION), qos.LATCHED)
         self._override = node.create_publisher(
@@ -43,8 +45,8 @@ class Controls:
         """Press the e-stop, from any thread."""
         self._estop.press('page')
 
-    def obey(self, order: str, value: str | bool) -> None:
-        """Carry an order out."""
+    def obey(self, order: str, value: str | bool, socket: int) -> None:
+        """Carry an order out that came over the socket of this number."""
         if order == 'clear':
             if not self._estop.clear():
                 self._say('nothing is stopped', 'none')
@@ -52,6 +54,14 @@ class Controls:
             self._instruction.publish(String(data=str(value)))
         elif order == 'override':
             self._override.publish(String(data=str(value)))
+        elif order == 'takeover' and value:
+            self.driving.take_over(str(value), socket)
+        elif order == 'takeover':
+            self.driving.hand_back()
+        elif order == 'drive':
+            self.driving.drive(str(value), socket)
+        elif order == 'grip':
+            self.driving.grip(bool(value), socket)
         elif order in self._clients:
             self._call(order, bool(value))
         else:
@@ -59,6 +69,7 @@ class Controls:
 
     def tick(self, seen: Seen) -> str:
         """Go on clearing a stop; return why gate or policy are in FAULT, '' where none is."""
+        self.driving.tick()
         fault = self._estop.tick(seen)
         for future, (client, until) in [*self._asked.items()]:
             if time.monotonic() > until and not future.done():
@@ -75,7 +86,7 @@ class Controls:
         return {**{order: client.service_is_ready() for order, client in self._clients.items()},
                 'tell': self._instruction.get_subscription_count() > 0,
                 'override': self._override.get_subscription_count() > 0,
-                'stop': True, 'clear': True}
+                'takeover': self.driving.able(), 'stop': True, 'clear': True}
 
     def _call(self, order: str, value: bool) -> None:
         kind, client = SERVICES[order][0], self._clients[order]

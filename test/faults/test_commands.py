@@ -1,4 +1,4 @@
-"""Rows 12 to 16, 28 to 35, 45 to 49: chunks, orders, people: all that reaches a running gate."""
+"""Rows 12 to 16, 28 to 35, 45 to 50: chunks, orders, people: all that reaches a running gate."""
 
 import re
 import time
@@ -379,6 +379,27 @@ def test_48_a_person_who_wants_too_much_is_clipped_and_then_stopped(moving, chec
     moving.stops(since, 'FAULT', '5 actions', 'human_twist')
     assert max(np.abs(v).max() for t, v in moving.commands if t > since) <= 0.27 + 1e-6
     check(48, said='clipped')
+
+
+def test_50_the_page_of_the_person_who_drives_is_lost(moving, check):
+    pytest.importorskip('uvicorn', reason="the page needs pip install 'dtvla_ros[operator]'")
+    from websockets.sync.client import connect
+    moving.start('operator', port=0, allow_control='true')
+    moving.spin(lambda: 'page: ' in moving.log('operator'), 60, 'the page')
+    place = re.search(r'page: http://(\S+)/', moving.log('operator'))[1]
+    with connect(f'ws://{place}/live', origin=f'http://{place}') as browser:
+        moving.wait(1.0)  # until it knows of both nodes, and sends images
+        moving.ready()
+        browser.send('{"order": "takeover", "value": "me"}')
+        moving.spin(lambda: moving.told('driver') == 'person', 10, 'the takeover')
+        timer = moving.every(T, lambda: browser.send(
+            '{"order": "drive", "value": "0 0.05 0 0 0 0"}'))
+        moving.spin(lambda: np.allclose(moving.commands[-1][1][:3], [0.0, 0.05, 0.0], atol=1e-6),
+                    10, 'motion by the page')
+        timer.cancel()
+        since = time.monotonic()
+    check(50, moving.stops(since, 'STOP', timeout=5))
+    assert moving.interrupt('operator') == 0
 
 
 def test_49_two_drivers(moving, check, person):

@@ -191,3 +191,40 @@ def test_every_order_is_a_service_or_a_topic_that_others_use(operated, browser):
     browser.order('clear')
     browser.until(lambda: browser.state['fault'] == '', 'cleared')
     assert graph.last('estop').data is False and operated.orders[-1] == ('clear_fault', None)
+
+
+def test_one_page_drives_and_is_missed_when_it_is_gone(operated):
+    graph, address = operated.graph, operated.start(allow_control='true')
+    one, other = Browser(operated, address), Browser(operated, address)
+    one.until(lambda: one.state.get('able', {}).get('takeover'), 'a gate')
+    assert graph.node.count_publishers('/human_twist') == 0, 'others may drive'
+
+    def drives(who, page):
+        one.until(lambda: one.state['driver'] == {'who': who, 'page': page}, who)
+    one.order('takeover', 'me')
+    drives('person', 'me')
+    assert operated.orders[-1] == ('takeover', True)
+    one.order('drive', '0.1 0 0 0 0 0.2')
+    one.until(lambda: graph.of('twist'), 'a twist')
+    sent = graph.last('twist')
+    assert (sent.twist.linear.x, sent.twist.angular.z, sent.header.frame_id) == (0.1, 0.2, 'base')
+    for nonsense in ('nan 0 0 0 0 0', '1 2', 'x'):
+        one.order('drive', nonsense)
+    other.order('takeover', 'you')
+    other.until(lambda: other.said == 'a page drives already', 'the refusal')
+    other.order('drive', '0.3 0 0 0 0 0')
+    one.order('grip', True)
+    one.until(lambda: graph.of('grip'), 'a grip')
+    assert graph.last('grip').data == 0.0 and len(graph.of('twist')) == 1
+    one.order('takeover', '')
+    drives('policy', '')
+    operated.refusal = 'fault: e-stop'
+    one.order('takeover', 'me')
+    one.until(lambda: one.said == 'takeover refused: fault: e-stop', 'why not')
+    operated.refusal = ''
+    one.order('takeover', 'me')
+    drives('person', 'me')
+    one.close()
+    other.until(lambda: operated.orders[-1] == ('stop', None), 'the stop')
+    graph.spin(lambda: graph.node.count_publishers('/human_twist') == 0, 20, 'the publisher gone')
+    other.close()

@@ -107,6 +107,23 @@ def test_each_control_does_to_the_graph_what_it_says(operated, page):
     page.press('Its own again')
     page.until(lambda: graph.last('override').data == '', 'the end of a correction')
 
+    page.press('Take over')
+    page.until(lambda: page.text('#driver b') == 'PERSON' and 'hold Shift' in page.text(
+        '#driver i') and graph.heard['twist'], 'the page drives')
+    keyboard = page.page.keyboard
+    keyboard.down('w')
+    page.until(lambda: len(graph.heard['twist']) > 5, 'twists')
+    assert not any(m.twist.linear.x for _, m in graph.of('twist')), 'without the dead-man key'
+    keyboard.down('Shift')
+    page.until(lambda: graph.last('twist').twist.linear.x == 0.1, 'motion')
+    keyboard.up('Shift')
+    page.until(lambda: graph.last('twist').twist.linear.x == 0.0, 'released')
+    keyboard.up('w')
+    keyboard.press('g')
+    page.until(lambda: graph.heard['grip'] and graph.last('grip').data == 0.0, 'closed')
+    page.press('Hand back')
+    page.until(lambda: page.text('#driver b') == 'POLICY', 'handed back')
+
     for press in (lambda: page.page.locator('#stop').click(),
                   lambda: page.page.keyboard.press('Space'),
                   lambda: (page.page.locator('#tell input').focus(),
