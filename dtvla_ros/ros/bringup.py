@@ -37,6 +37,8 @@ VIEWERS: Table = {
                 'and planned_path.', 'true', 'false'),
     'operator': ('false', 'Serve a page for a browser on this machine: watch, tell, stop.',
                  'true', 'false'),
+    'task_server': ('false', 'Offer the action run_task; needs dtvla_interfaces.',
+                    'true', 'false'),
     'record': ('', 'Folder of a new bag (MCAP) of the whole run; empty: do not record.')}
 IMAGES: Table = {
     'image_primary': ('/image_primary', 'Topic of the third-person camera.'),
@@ -59,8 +61,8 @@ SIMULATION: Table = {  # parameters of sim_bridge
     'seed': ('1000000', 'Seed of the first episode of each task; from 1000000 on nothing was '
              'trained on.'),
     'result_file': ('', 'JSON file for successes, seeds and versions; empty: none.')}
-TYPES = {'use_sim_time': bool, 'overlay': bool, 'operator': bool, 'tasks': list, 'episodes': int,
-         'seed': int}
+TYPES = {'use_sim_time': bool, 'overlay': bool, 'operator': bool, 'task_server': bool,
+         'tasks': list, 'episodes': int, 'seed': int}
 """Of the arguments that are no text."""
 _KINDS = {bool: 'true or false', int: 'a whole number', list: 'names'}
 
@@ -68,10 +70,11 @@ COMMAND_TOPICS = {
     'servo': '/servo_node/delta_twist_cmds', 'crisp': '/target_pose',
     'fzi': '/cartesian_compliance_controller/target_frame'}
 """Input of each preset's controller under its usual name."""
-VIEWING = ('overlay', 'operator')
-"""Nodes that only show; a parameter file need have no section for them."""
+OPTIONAL = ('overlay', 'operator', 'task_server')
+"""Nodes that are started where asked for; a parameter file need have no section for them."""
 _OF_POLICY = ('action_chunk', 'state', 'reasoning')
 _OF_OPERATOR = (*_OF_POLICY, 'reasoning_stream', 'tasks', 'thought_override', 'reset_episode')
+_OF_TASK_SERVER = ('state', 'reasoning', 'tasks')
 _OF_GATE = ('joint_states', 'ee_pose', 'estop', 'gate_state')
 _COMMANDS = ('twist_cmd', 'target_pose')
 
@@ -148,6 +151,9 @@ def node_processes(given: Mapping[str, str] | None = None,
         found.append(NodeProcess('operator', '', values('use_sim_time', 'transport'), (
             *images, *of_policy(_OF_OPERATOR), *commands,
             *remapped('ee_pose', 'instruction', 'estop', 'gate_state'))))
+    if values('task_server').get('task_server'):
+        found.append(NodeProcess('task_server', '', values('use_sim_time'), (
+            *of_policy(_OF_TASK_SERVER), *remapped('instruction', 'gate_state'))))
     return {process.name: process for process in found}
 
 

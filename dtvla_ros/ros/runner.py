@@ -75,10 +75,10 @@ def run_graph(file: ParameterFile, given: Mapping[str, str], console: Console) -
         for name, words in viewers.items():  # first: a bag should hold how it begins
             processes.start(name, 'dtvla_ros.cli', words)
         for name, node in nodes.items():
-            # A file without a section for a node that shows is refused by it.
+            # A node refuses a file without a section for it; some need none.
             known = str(file.path.resolve()) if file.of(node.full_name) else ''
             processes.start(name, f'dtvla_ros.nodes.{name}', node.ros_arguments(known))
-        _follow(processes, lines, {*viewers, *bringup.VIEWING}, console)
+        _follow(processes, lines, {*viewers, *bringup.OPTIONAL}, console)
         console.print('all episodes ran', style='bold')
     except KeyboardInterrupt:
         console.print('stopping: policy and gate first (Ctrl-C again: at once)', style='bold')

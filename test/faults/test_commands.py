@@ -9,9 +9,11 @@ from geometry_msgs.msg import TwistStamped
 from rcl_interfaces.srv import DescribeParameters, GetParameters
 from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool
+from support.tasked import Client
 
 from dtvla_ros.actions import osc
-from dtvla_ros.ros import conversions, qos
+from dtvla_ros.nodes.task_run import Outcome
+from dtvla_ros.ros import conversions, interfaces, qos
 from test.faults.inside import policy_faults
 from test.faults.rig import TASK, T
 
@@ -221,6 +223,22 @@ def test_46_stop_on_the_operators_page(moving, check):
         moving.wait(0.5)
         assert moving.gate[0] == 'FAULT', 'latched'
     assert moving.interrupt('operator') == 0
+
+
+def test_51_a_goal_that_is_canceled_in_motion(moving, check):
+    if interfaces.action_type('RunTask') is None:
+        pytest.skip(interfaces.NOT_INSTALLED)
+    moving.start('task_server')
+    client = Client(moving)
+    goal = client.send(TASK)
+    moving.spin(lambda: any(f.state.startswith('policy') for f in client.feedback), 60, 'the task')
+    moving.ready(heal=False)
+    since = time.monotonic()
+    client.cancel(goal)
+    check(51, moving.stops(since, 'STOP', 'asked to stop'))
+    assert client.result(goal)[1:] == (Outcome.CANCELED, 'canceled')
+    client.leave()
+    assert moving.interrupt('task_server') == 0
 
 
 def test_34_grippers(moving, check):
