@@ -192,9 +192,10 @@ class TaskRun:
                 return f'nothing is heard of the {who}'
         return ''
 
-    def _begin_stop(self, now: float, why: Ending) -> None:
-        """Have the gate stopped before the task ends."""
+    def _begin_stop(self, now: float, why: Ending) -> Ending | None:
+        """Have the gate stopped before the task ends; return how it has ended: not yet."""
         self.stopping, self._ending, self._stops_since = True, why, now
+        return None
 
     def _stop(self, now: float, gate: Said) -> Ending | None:
         outcome, reason = self._ending
