@@ -15,13 +15,12 @@ from std_srvs.srv import SetBool
 from benchmarks.common import Graph, load_average, own_graph, progress, show
 from dtvla_ros.cli import main
 from dtvla_ros.cli.arguments import NANO, Json, Policy, group
-from dtvla_ros.conventions import GATE_STATE, HUMAN_TWIST
+from dtvla_ros.conventions import GATE_STATE, HUMAN_TWIST, PERSON, POLICY
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import find_shared
 from dtvla_ros.ros import qos
 from dtvla_ros.ros.conversions import status_values
 from dtvla_ros.ros.run import STEADY
-from dtvla_ros.safety.takeover import PERSON, POLICY
 
 CONFIG = Path('config/sim_realtime.yaml')
 TARGET = 1.2  # largest jump of a handover over the median jump inside chunks

@@ -28,6 +28,8 @@ HEARTBEAT_TIMEOUT = 0.1
 """Silence on `VLA_STATE` after which the gate stops the arm [s], unless a parameter differs."""
 CLOCK_DOMAIN = 1.0
 """Distance of a stamp from a clock that shows another one [s], unless a parameter differs."""
+POLICY, PERSON = 'policy', 'person'
+"""Who drives the arm: `driver` of `GATE_STATE` and `VLA_STATE`."""
 NOT_STARTED = 'not started'
 """Reason of a gate in STOP that was never told to start."""
 LATENCY = 'latency_'

@@ -33,7 +33,9 @@ TYPES: dict[str, tuple[str, ...]] = {
     'action': ('trajectory_msgs/msg/JointTrajectory',),
     'twist_cmd': ('geometry_msgs/msg/TwistStamped',),
     'target_pose': ('geometry_msgs/msg/PoseStamped',),
-    'gripper_cmd': ('std_msgs/msg/Float64',)}
+    'gripper_cmd': ('std_msgs/msg/Float64',),
+    'gate_state': ('diagnostic_msgs/msg/DiagnosticStatus',),
+    'vla/state': ('diagnostic_msgs/msg/DiagnosticStatus',)}
 """Message types of the topics that a dataset is made of, by name."""
 NAMES = tuple(topic[1:] for topic in conventions.RECORDED)
 

@@ -22,7 +22,7 @@ from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros import conventions as names
-from dtvla_ros.conventions import relative
+from dtvla_ros.conventions import PERSON, relative
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.command_adapters import PRESETS, make_adapter
 from dtvla_ros.nodes.pose_source import PoseSource
@@ -43,7 +43,6 @@ from dtvla_ros.safety.gate import (
     GateState,
 )
 from dtvla_ros.safety.limits import PROFILES, Limiter, Limits
-from dtvla_ros.safety.takeover import PERSON
 
 STATE_PERIOD = 0.05  # the policy's own watchdog lives on gate_state
 WATCH_PERIOD = 0.01  # a stop does not wait for the next tick

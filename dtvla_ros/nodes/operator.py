@@ -25,7 +25,7 @@ from trajectory_msgs.msg import JointTrajectory
 from dtvla_ros import conventions as names
 from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import Chunk
-from dtvla_ros.conventions import parameter, relative
+from dtvla_ros.conventions import POLICY, parameter, relative
 from dtvla_ros.nodes.operator_controls import Controls
 from dtvla_ros.nodes.settings import declare_all
 from dtvla_ros.nodes.viewing import (
@@ -45,7 +45,6 @@ from dtvla_ros.ros.frames import FrameTree
 from dtvla_ros.ros.graph import Seen
 from dtvla_ros.ros.run import STEADY, call_soon, run
 from dtvla_ros.ros.waiting import type_name
-from dtvla_ros.safety.takeover import POLICY
 from dtvla_ros.thought import Thought, without_told
 
 if TYPE_CHECKING:

@@ -13,9 +13,8 @@ from std_msgs.msg import Float64
 from std_srvs.srv import SetBool, Trigger
 
 from dtvla_ros import conventions as names
-from dtvla_ros.conventions import relative
+from dtvla_ros.conventions import PERSON, POLICY, relative
 from dtvla_ros.ros import conversions, qos
-from dtvla_ros.safety.takeover import PERSON, POLICY
 
 ASK_AGAIN = 0.2  # until the gate knows of the publisher [s]
 PATIENCE = 2.0  # after which its refusal counts [s]

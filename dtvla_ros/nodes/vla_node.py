@@ -17,7 +17,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros import conventions as names
 from dtvla_ros.actions.chunk import Chunk
-from dtvla_ros.conventions import HEARTBEAT_PERIOD, relative
+from dtvla_ros.conventions import HEARTBEAT_PERIOD, PERSON, POLICY, relative
 from dtvla_ros.correction import Correction
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.decision_monitor import WAITING, DecisionMonitor, DecisionState, Readings
@@ -32,7 +32,6 @@ from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.run import STEADY, LifecycleNode, call_soon, end, run, wait_until_heard
 from dtvla_ros.ros.settings import VlaSettings
 from dtvla_ros.ros.waiting import tell_what_lacks
-from dtvla_ros.safety.takeover import PERSON, POLICY
 from dtvla_ros.thought import Thought, as_sentence, as_told, phrases
 
 NAMESPACE = '/vla'

@@ -23,12 +23,14 @@ from dtvla_ros.conventions import (
     CONTROL_RATE,
     HEARTBEAT_TIMEOUT,
     NOT_STARTED,
+    PERSON,
+    POLICY,
     parameter,
 )
 from dtvla_ros.errors import UserError
 from dtvla_ros.safety.gripper import GripperMonitor
 from dtvla_ros.safety.limits import Limiter, Limits
-from dtvla_ros.safety.takeover import PERSON, POLICY, Handover, Person
+from dtvla_ros.safety.takeover import Handover, Person
 from dtvla_ros.safety.watchdog import Watchdog
 
 HEARTBEAT, JOINTS, POSE = 'policy heartbeat', 'joint states', 'end-effector pose'

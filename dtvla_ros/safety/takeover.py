@@ -9,9 +9,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from dtvla_ros.actions import osc
 
-POLICY, PERSON = 'policy', 'person'
-"""Who drives the arm."""
-
 
 class Person:
     """What the person who drives has commanded last.

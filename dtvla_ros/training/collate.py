@@ -95,6 +95,7 @@ class Collator:
         boost = np.where(dataset.near_toggle, config.toggle_boost, 1.0) * np.where(
             dataset.near_start, config.start_boost, 1.0)
         boost = np.minimum(boost, max(config.toggle_boost, config.start_boost))
+        boost *= np.where(dataset.intervention, config.intervention_boost, 1.0)
         self._even = self._cumulative(~held, weights)
         self._boosted = self._cumulative(boost * ~held, weights)
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace as Message
 
 import numpy as np
 import pytest
@@ -108,6 +109,33 @@ def test_thoughts_are_stored_compact(tmp_path, published):
     robot = Robot(thoughts=lambda k: published(compact(k)))
     _, reader = converted(tmp_path, robot.write(tmp_path / 'bag'))
     assert reader.column(layout.REASONING) == [compact(k - k % 4) for k in range(robot.steps)]
+
+
+class Driven(Robot):
+    """Driven by a person in steps 4 to 7; words were put into the thought of step 8."""
+
+    def _step(self, bag, k):
+        def status(topic, **values):
+            bag.put(topic, 'diagnostic_msgs/msg/DiagnosticStatus', level=0, name='', message='',
+                    hardware_id='', values=[Message(key=key, value=value)
+                                            for key, value in values.items()])
+        status('/gate_state', driver='person' if 4 <= k < 8 else 'policy')
+        super()._step(bag, k)
+        status('/vla/state', stamp=f'{self.clock + 0.05 * (k - k % 4):.9f}',
+               forced='{"object": "lemon"}' if k >= 8 else '')
+
+
+@pytest.mark.parametrize('preset', ['action', 'twist'])
+@pytest.mark.parametrize('stamps', [{}, {'told': Told(arrival=True)}], ids=['header', 'received'])
+def test_who_drove_and_which_thoughts_were_forced_are_columns(tmp_path, preset, stamps):
+    robot = Driven(preset)
+    _, reader = converted(tmp_path, robot.write(tmp_path / 'bag'), **stamps)
+    steps = np.arange(robot.steps)
+    assert np.ravel(reader.column(layout.INTERVENTION)).tolist() == (
+        (steps >= 4) & (steps < 8)).tolist()
+    assert np.ravel(reader.column(layout.FORCED)).tolist() == (steps >= 8).tolist()
+    _, reader = converted(tmp_path / 'b', Robot().write(tmp_path / 'former'))
+    assert not np.any(reader.column(layout.INTERVENTION)), 'a bag that does not say'
 
 
 def test_frames_follow_the_camera_and_keep_every_command(tmp_path):

@@ -5,9 +5,9 @@ import pytest
 from support.gate import DT, Rig, still
 
 from dtvla_ros.actions import osc
+from dtvla_ros.conventions import PERSON, POLICY
 from dtvla_ros.safety.gate import GateState
 from dtvla_ros.safety.limits import Limits
-from dtvla_ros.safety.takeover import PERSON, POLICY
 
 RUN, HOLD, STOP, FAULT = GateState
 UNIT = osc.METRES_PER_SECOND_PER_UNIT

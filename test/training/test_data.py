@@ -188,3 +188,16 @@ def test_chunks_that_are_too_short_are_refused(made):
     config = replace(CONFIG, model=replace(CONFIG.model, chunk_steps=12))
     with pytest.raises(UserError, match='--chunk 12'):
         tokenize([reader], new_transform(config, [reader]), ())
+
+
+@pytest.mark.parametrize('boost', [0.0, 1.0, 6.0])
+def test_what_a_person_drove_is_drawn_as_often_as_told(made, boost):
+    _, transform, rows, frames, _ = made
+    assert not rows.intervention.any(), 'the dataset does not say'
+    driven = rows.scene % 4 == 0
+    config = replace(CONFIG, batch_size=2000, intervention_boost=boost, toggle_boost=1.0,
+                     start_boost=1.0, validation_share=0.0)
+    index = Collator(replace(rows, intervention=driven), [frames], transform, config)._choose(
+        0, 0)[0]
+    wanted = driven.mean() * boost / (driven.mean() * boost + 1 - driven.mean())
+    assert driven[index].mean() == pytest.approx(wanted, abs=0.05)
