@@ -55,6 +55,7 @@ GRIPPER = '/gripper_cmd'
 HUMAN_TWIST = '/human_twist'
 HUMAN_GRIPPER = '/human_gripper'
 EPISODE = '/sim/episode'
+EPISODE_MARK = '/episode_mark'
 SIM_STATE = '/sim/state'
 SIM_TASKS = '/sim/tasks'
 CAMERA_INFO = {camera: f'/camera_{camera}/camera_info' for camera in CAMERAS}
@@ -63,13 +64,15 @@ OVERLAY = '/overlay/compressed'
 
 COMMANDS = (ACTION, TWIST, TARGET_POSE)
 """Command topics; a graph has one of them, by the gate's preset."""
+MARKS = {'success': True, 'failure': False}
+"""What a person says of an episode on `EPISODE_MARK`, and whether it succeeded."""
 PAGE_PORT = 8088
 """Of the operator's page, unless it is told otherwise."""
 RECORDED = (
     *IMAGES.values(), JOINT_STATES, EE_POSE, INSTRUCTION, ESTOP, REASONING, THOUGHT_OVERRIDE,
     ACTION_CHUNK, VLA_STATE, VLA_TASKS, GATE_STATE, *COMMANDS, GRIPPER, HUMAN_TWIST,
-    HUMAN_GRIPPER, EPISODE, SIM_STATE, SIM_TASKS, *CAMERA_INFO.values(), PLANNED_PATH,
-    '/diagnostics', '/clock', '/tf', '/tf_static')
+    HUMAN_GRIPPER, EPISODE_MARK, EPISODE, SIM_STATE, SIM_TASKS, *CAMERA_INFO.values(),
+    PLANNED_PATH, '/diagnostics', '/clock', '/tf', '/tf_static')
 """Topics of a bag."""
 
 

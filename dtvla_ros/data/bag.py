@@ -125,10 +125,11 @@ class Bag:
 
     The values of a track: poses are (position [3] m, quaternion [4] xyzw) in the base frame,
     joints {name: rad or m}, reports what ``sim/episode`` said, chunks the stamp in their header
-    [ns], states of the gate whether a person drives, those of the policy the stamp of a decision
-    whose thought was forced [ns], the rest texts and numbers; images have none. Thoughts (whole
-    ones only), instructions and reports have no stamps. ``sources``:
-    the topic each track was recorded from; ``left_out``: messages that say nothing, by why;
+    [ns], marks whether the episode succeeded, states of the gate whether a person drives, those of
+    the policy the stamp of a decision whose thought was forced [ns], the rest texts and numbers;
+    images have none. Thoughts (whole ones only), instructions, marks and reports have no stamps.
+    ``sources``: the topic each track was recorded from; ``left_out``: messages that say nothing,
+    by why;
     ``clipped``: commands beyond what OSC_POSE can say.
     """
 
@@ -350,6 +351,10 @@ class _Reading:
             return _report(self.path, message.data)
         if name == 'instruction':
             return message.data.strip() or None
+        if name == 'episode_mark':
+            if (succeeded := topics.MARKS.get(message.data.strip())) is None:
+                raise Unusable(f'neither {" nor ".join(topics.MARKS)}')
+            return succeeded
         if name == 'vla/reasoning':
             return None if message.data.endswith(UNFINISHED) else as_compact(message.data)
         if name == 'gate_state':

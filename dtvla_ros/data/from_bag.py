@@ -96,7 +96,8 @@ class Report:
 class Segment(NamedTuple):
     """Commands ``first`` to ``last`` (excluded) of one episode.
 
-    Received from ``since`` on, before ``until`` [ns]. ``success``: None where nothing told.
+    Received from ``since`` on, before ``until`` [ns]. ``success``: as the last mark of a person
+    says, else the simulator; None where neither does.
     """
 
     first: int
@@ -159,6 +160,9 @@ def split(bag: Bag, period: int, instruction: str = '') -> list[Segment]:
         raise UserError(f'{bag.path}: it does not say what the task was; give --instruction TEXT'
                         ', or --topic instruction=/TOPIC if one says it')
     stamps, times = bag.commands.stamps, [0, *(at for at, _, _ in begun[1:]), NEVER]
+    marks = bag.tracks['episode_mark']
+    success |= zip((np.searchsorted(times, marks.received, side='right') - 1).tolist(),
+                   marks.values)
     # A command received late, or early, belongs where its stamp does.
     jumps = np.flatnonzero((np.diff(stamps) < 0) | (np.diff(stamps) > BREAK * period)) + 1
     edges = [0, *(min([int(k) for k in jumps if abs(k - edge) <= NEAR_BREAK],
@@ -201,8 +205,10 @@ class _Converter:
         self.tolerances = {
             name: self._tolerance(name) if options.tolerance is None
             else round(options.tolerance * 1e9) for name in STATED}
-        if options.successful and not bag.tracks['sim/episode'].values:
-            raise UserError(f'--successful: {bag.path} has no /sim/episode to tell')
+        if options.successful and not (
+                bag.tracks['episode_mark'].values or bag.tracks['sim/episode'].values):
+            raise UserError(f'--successful: {bag.path} has no /episode_mark and no /sim/episode '
+                            'to tell; leave it away, and choose episodes by dtvla data view')
 
     def _spacing(self, track: Track, what: str) -> float:
         spacing = track.spacing()
@@ -324,7 +330,7 @@ class _Converter:
                 **layout.action_chunks(actions, starts, options.chunk)},
             metadata={**segment.metadata, 'kind': 'bag', 'bag': path.name,
                       'index': self.report.episodes, 'steps': len(actions),
-                      'success': segment.success},
+                      layout.SUCCESS: segment.success},
             names={layout.STATE: layout.STATE_NAMES, layout.JOINTS: arm})
 
 

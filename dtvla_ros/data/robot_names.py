@@ -28,6 +28,7 @@ TYPES: dict[str, tuple[str, ...]] = {
     'ee_pose': ('geometry_msgs/msg/PoseStamped',),
     'tf': ('tf2_msgs/msg/TFMessage',), 'tf_static': ('tf2_msgs/msg/TFMessage',),
     'instruction': ('std_msgs/msg/String',), 'sim/episode': ('std_msgs/msg/String',),
+    'episode_mark': ('std_msgs/msg/String',),
     'vla/reasoning': ('std_msgs/msg/String',),
     'vla/action_chunk': ('trajectory_msgs/msg/JointTrajectory',),
     'action': ('trajectory_msgs/msg/JointTrajectory',),

@@ -115,6 +115,7 @@ class Operator(Node):
                 (String, names.VLA_TASKS, self._on_tasks, qos.LATCHED),
                 (String, names.SIM_STATE, self._on_scene, qos.LATCHED),
                 (String, names.EPISODE, self._on_episode, qos.LATCHED_100),
+                (String, names.EPISODE_MARK, self._on_mark, qos.LATEST),
                 (JointTrajectory, names.ACTION_CHUNK, self._on_chunk, qos.LATEST),
                 (DiagnosticStatus, names.VLA_STATE, self._on_policy, qos.LATCHED),
                 (DiagnosticStatus, names.GATE_STATE, self._on_gate, qos.LATCHED)):
@@ -167,6 +168,15 @@ class Operator(Node):
 
     def _on_episode(self, message: String) -> None:
         self._episodes.simulated(self._read(message, dict))
+
+    def _on_mark(self, message: String) -> None:
+        mark = message.data.strip()
+        if (good := names.MARKS.get(mark)) is None:
+            self._say(f'{names.EPISODE_MARK}: "{mark[:40]}" is neither '
+                      f'{" nor ".join(names.MARKS)}', 'bad')
+        else:
+            self._episodes.mark(good)
+            self._say(f'marked: {mark}', 'good')
 
     def _read(self, message: String, kind: type) -> Any:
         """Return a message's JSON; an empty one, and a warning, where it is none of this kind."""

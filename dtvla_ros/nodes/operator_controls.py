@@ -37,6 +37,7 @@ class Controls:
             String, relative(names.INSTRUCTION), qos.LATCHED)
         self._override = node.create_publisher(
             String, relative(names.THOUGHT_OVERRIDE), qos.LATEST)
+        self._mark = node.create_publisher(String, relative(names.EPISODE_MARK), qos.LATEST)
         self._clients = {order: node.create_client(kind, name)
                          for order, (kind, name) in SERVICES.items()}
         self._asked: dict[Any, tuple[Any, float]] = {}  # by future: its client, until when [s]
@@ -54,6 +55,8 @@ class Controls:
             self._instruction.publish(String(data=str(value)))
         elif order == 'override':
             self._override.publish(String(data=str(value)))
+        elif order == 'mark' and value in names.MARKS:
+            self._mark.publish(String(data=str(value)))
         elif order == 'takeover' and value:
             self.driving.take_over(str(value), socket)
         elif order == 'takeover':
@@ -86,7 +89,7 @@ class Controls:
         return {**{order: client.service_is_ready() for order, client in self._clients.items()},
                 'tell': self._instruction.get_subscription_count() > 0,
                 'override': self._override.get_subscription_count() > 0,
-                'takeover': self.driving.able(), 'stop': True, 'clear': True}
+                'takeover': self.driving.able(), 'mark': True, 'stop': True, 'clear': True}
 
     def _call(self, order: str, value: bool) -> None:
         kind, client = SERVICES[order][0], self._clients[order]

@@ -24,7 +24,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.rosbag2.enums import CompressionMode
 from rosbags.rosbag2.storage_mcap import McapWriter, PendingChunk
 
-from dtvla_ros.conventions import COMMANDS
+from dtvla_ros.conventions import COMMANDS, EPISODE_MARK
 from dtvla_ros.data import robot_names
 from dtvla_ros.data.bag import message_types
 from dtvla_ros.data.robot_names import CAMERAS, NAMES, RobotNames
@@ -203,6 +203,10 @@ class Recorder(Node):
             bag.set_custom_data(robot_names.KEY, names.to_text())
         self.writer = BagThread(bag, end)
         self.started = time.monotonic()
+        mark = names.topic(EPISODE_MARK[1:])
+        if any(mark in alternatives for alternatives in topics):
+            # Not first discovered: who marks an episode from a terminal is soon gone.
+            self._subscribe(mark, robot_names.TYPES[EPISODE_MARK[1:]][0], [(True, False)])
         self.create_timer(DISCOVERY_PERIOD, self._discover, clock=STEADY)
         self.create_timer(PROGRESS_PERIOD, self._show_progress, clock=STEADY)
         if seconds:
@@ -218,11 +222,12 @@ class Recorder(Node):
             for topic in alternatives:
                 if topic not in self._refused and (
                         publishers := self.get_publishers_info_by_topic(topic)):
-                    self._subscribe(topic, publishers)
+                    self._subscribe(topic, publishers[0].topic_type, qos.offered(publishers))
                     break
 
-    def _subscribe(self, topic: str, publishers: Sequence[Any]) -> None:
-        reliable, latched = qos.common(publishers)
+    def _subscribe(self, topic: str, kind: str, offered: Sequence[tuple[bool, bool]]) -> None:
+        """Subscribe to a topic of a type; ``offered``: whether reliable, whether latched."""
+        reliable, latched = (all(column) for column in zip(*offered))
         before = self._subscribed.get(topic)
         if before is not None:
             # A later publisher that offers less would not be heard.
@@ -230,7 +235,6 @@ class Recorder(Node):
                 return
             self.destroy_subscription(before[0])
             reliable, latched = reliable and before[1], latched and before[2]
-        kind = publishers[0].topic_type
         try:
             message, _ = message_type(kind), message_types().fielddefs[kind]
         except KeyError:
@@ -239,7 +243,7 @@ class Recorder(Node):
             return
         if before is None:
             self.writer.add_topic(topic, kind, [
-                bag_qos(*offer) for offer in sorted(set(qos.offered(publishers)))])
+                bag_qos(*offer) for offer in sorted(set(offered))])
 
         def add(data: bytes) -> None:
             self.writer.add(topic, time.time_ns(), data)

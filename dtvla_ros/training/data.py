@@ -49,8 +49,8 @@ class TokenizedDataset:
     quantise (cm, tilt steps, opening in cm); ``thought`` [N, W] with tags and ``thought_length``
     [N]; ``actions`` [N, S] ids and ``action_mask`` [N, S]; ``scene`` [N]: frames of one scene stay
     together when some are held out; ``near_toggle`` and ``near_start`` [N] bool; ``intervention``
-    [N] bool: a person drove; ``positions``, ``unambiguous`` and ``target_patches`` of E objects as
-    of ``locate``.
+    [N] bool: a person drove; ``failed`` [N] bool: in the end the episode failed; ``positions``,
+    ``unambiguous`` and ``target_patches`` of E objects as of ``locate``.
     """
 
     prompt: NDArray[np.int64]
@@ -64,6 +64,7 @@ class TokenizedDataset:
     near_toggle: NDArray[np.bool_]
     near_start: NDArray[np.bool_]
     intervention: NDArray[np.bool_]
+    failed: NDArray[np.bool_]
     positions: NDArray[np.int64]
     unambiguous: NDArray[np.bool_]
     target_patches: NDArray[np.int64]
@@ -125,6 +126,7 @@ def tokenize(readers: Sequence[DatasetReader], transform: PolicyTransform,
         prompt, prompt_length, state, thought, thought_length, actions.reshape(len(chunk), -1),
         np.repeat(~padding, dim, axis=1), _scenes(readers), near, frame / rate < 0.6,
         np.concatenate([_interventions(reader) for reader in readers]),
+        np.concatenate([_failed(reader) for reader in readers]),
         *map(np.concatenate, zip(*places, strict=True)))
 
 
@@ -133,6 +135,12 @@ def _interventions(reader: DatasetReader) -> NDArray[np.bool_]:
     if layout.INTERVENTION not in reader.info['features']:
         return np.zeros(len(reader.table), bool)
     return np.asarray(reader.column(layout.INTERVENTION), bool).reshape(-1)
+
+
+def _failed(reader: DatasetReader) -> NDArray[np.bool_]:
+    """Return of each frame [N] whether its episode failed; not where nobody told."""
+    return np.repeat([reader.success(k) is False for k in range(len(reader.episodes))],
+                     reader.lengths).astype(bool)
 
 
 def _chunks(reader: DatasetReader, steps: int, dim: int) -> NDArray[np.float32]:

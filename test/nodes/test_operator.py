@@ -183,6 +183,20 @@ def test_every_order_is_a_service_or_a_topic_that_others_use(operated, browser):
         browser.order(order, text)
         browser.until(lambda key=key, text=text: graph.of(key)
                       and graph.last(key) == String(data=text), order)
+    operated.values['task'] = 2
+    browser.until(lambda: browser.state['task']['asked'], 'a task')
+    for mark in ('failure', 'success'):
+        browser.order('mark', mark)
+        browser.until(lambda mark=mark: browser.said == f'marked: {mark}', mark)
+        assert graph.last('mark') == String(data=mark)
+    operated.policy = ('DONE', '')
+    browser.until(lambda: browser.state['episodes'], 'an episode')
+    assert browser.state['episodes'][0]['outcome'] == 'success, says a person'
+    browser.order('mark', 'failure')
+    browser.until(lambda: not browser.state['episodes'][0]['good'], 'a later mark')
+    browser.order('mark', 'perhaps')
+    browser.until(lambda: 'no order "mark"' in browser.said, 'what is no mark')
+    operated.policy = ('ACTING', '')
     browser.order('fly')
     browser.until(lambda: 'no order "fly"' in browser.said, 'what is unknown')
     browser.order('stop')

@@ -100,6 +100,10 @@ def test_each_control_does_to_the_graph_what_it_says(operated, page):
         field.press('Enter')
         page.until(lambda key=key, said=said: graph.heard[key]
                    and graph.last(key).data == said, form)
+    for name in ('Success', 'Failure'):
+        page.press(name)
+        page.until(lambda name=name: graph.heard['mark']
+                   and graph.last('mark').data == name.lower(), name)
     operated.say('/vla/reasoning', 'Nothing in hand. Moving left.')
     page.until(lambda: page.text('#thought').endswith('left.'), 'the thought')
     page.page.locator('#thought').click()

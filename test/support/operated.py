@@ -33,7 +33,7 @@ SPEED = 0.1  # along x [m/s]
 class Operated:
     """What the node hears 20 times a second, and what it orders.
 
-    ``heard`` of the graph: estop, told, override, twist and grip of a person. ``orders``:
+    ``heard`` of the graph: estop, told, override, mark, twist and grip of a person. ``orders``:
     (service, its data or None). ``driver``: of the gate.
     ``gate``, ``policy``: state and reason; ``values`` of the policy beside them. ``deaf``: neither
     obeys the e-stop.
@@ -52,6 +52,7 @@ class Operated:
         node, sensor = graph.listen(), qos_profile_sensor_data
         for key, kind, topic in (('estop', Bool, '/estop'), ('told', String, '/instruction'),
                                  ('override', String, '/vla/thought_override'),
+                                 ('mark', String, '/episode_mark'),
                                  ('twist', TwistStamped, '/human_twist'),
                                  ('grip', Float64, '/human_gripper')):
             graph.hear(key, kind, topic, qos.profile(10, reliable=True, latched=False))
