@@ -50,7 +50,8 @@ class Samples(NamedTuple):
 
     def where(self, rows: NDArray[np.bool_]) -> Samples:
         """Return some of the decisions."""
-        return Samples(*(part[rows] for part in self))
+        return Samples(self.features[rows], self.success[rows], self.seeds[rows],
+                       self.weight[rows])
 
 
 class Bin(NamedTuple):
