@@ -44,6 +44,7 @@ ESTOP = '/estop'
 REASONING = '/vla/reasoning'
 REASONING_STREAM = '/vla/reasoning_stream'
 THOUGHT_OVERRIDE = '/vla/thought_override'
+QUESTION = '/vla/question'
 ACTION_CHUNK = '/vla/action_chunk'
 VLA_STATE = '/vla/state'
 VLA_TASKS = '/vla/tasks'
@@ -70,7 +71,7 @@ PAGE_PORT = 8088
 """Of the operator's page, unless it is told otherwise."""
 RECORDED = (
     *IMAGES.values(), JOINT_STATES, EE_POSE, INSTRUCTION, ESTOP, REASONING, THOUGHT_OVERRIDE,
-    ACTION_CHUNK, VLA_STATE, VLA_TASKS, GATE_STATE, *COMMANDS, GRIPPER, HUMAN_TWIST,
+    QUESTION, ACTION_CHUNK, VLA_STATE, VLA_TASKS, GATE_STATE, *COMMANDS, GRIPPER, HUMAN_TWIST,
     HUMAN_GRIPPER, EPISODE_MARK, EPISODE, SIM_STATE, SIM_TASKS, *CAMERA_INFO.values(),
     PLANNED_PATH, '/diagnostics', '/clock', '/tf', '/tf_static')
 """Topics of a bag."""

@@ -125,7 +125,7 @@ def calibrate(
     Runs episodes as `dtvla robustness` does, at seeds that no training and no evaluation uses,
     and fits success by logistic regression on how probable the words of the thought, those of
     its place, and the actions were. The result goes into the policy's manifest; from then on
-    every decision has a confidence.
+    every decision has a confidence, and `vla_node` can ask a person (`min_confidence`).
 
     **Examples**
     `dtvla calibrate models/nano --resume out/calibration`

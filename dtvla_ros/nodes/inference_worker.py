@@ -144,12 +144,23 @@ def load(settings: VlaSettings) -> tuple[Policy, PolicyManifest, Understanding]:
             raise UserError(f'{settings.policy}: its actions are {contract.controller} with '
                             f'{contract.metres_per_unit} m and {contract.radians_per_unit} '
                             "rad per unit; the gate speaks LIBERO's OSC_POSE only")
+        if settings.min_confidence and manifest.calibration is None:
+            raise UserError(
+                f'min_confidence {settings.min_confidence:g}: the confidence of {settings.policy} '
+                f'is not calibrated; run dtvla calibrate {settings.policy}, or leave it at 0')
 
     policy, manifest = load_policy(
         folder, engine=settings.engine, threads=settings.threads,
         device=settings.device, mode=settings.mode,
         max_thought_tokens=settings.max_thought_tokens or None,
         max_think_seconds=settings.deadline_s, on_verified=fits)
+    if settings.min_confidence and not policy.tells_confidence:
+        raise UserError(
+            f'min_confidence {settings.min_confidence:g}: {settings.policy} tells no confidence '
+            + ('without its own thought; use mode full' if settings.mode != 'full' else
+               'by these graphs, which are older than its calibration; dtvla export '
+               f'{settings.policy} --out {settings.policy} writes new ones')
+            + ', or leave it at 0')
     allowed = [text for text in settings.allowed_instructions if text.strip()]
     return policy, manifest, understanding_of(folder, manifest, allowed)
 

@@ -338,7 +338,8 @@ class Operator(Node):
             'thought': {
                 'parts': parts, 'whole': not seen.writing,
                 'draft': f'{told["draft_accepted"]} of {proposed} drafted tokens kept'
-                if proposed else '', 'corrected': told.get('override', '')},
+                if proposed else '', 'corrected': told.get('override', ''),
+                'confidence': told.get('confidence', ''), 'question': told.get('question', '')},
             'thoughts': self._thoughts.rows(), 'latency': dict(self._latency),
             'motion': self._motion.rows(), 'episodes': self._episodes.rows(),
             'said': list(self._said)}

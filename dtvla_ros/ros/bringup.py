@@ -73,7 +73,8 @@ COMMAND_TOPICS = {
 OPTIONAL = ('overlay', 'operator', 'task_server')
 """Nodes that are started where asked for; a parameter file need have no section for them."""
 _OF_POLICY = ('action_chunk', 'state', 'reasoning')
-_OF_OPERATOR = (*_OF_POLICY, 'reasoning_stream', 'tasks', 'thought_override', 'reset_episode')
+_OF_OPERATOR = (*_OF_POLICY, 'reasoning_stream', 'tasks', 'thought_override', 'question',
+                'reset_episode')
 _OF_TASK_SERVER = ('state', 'reasoning', 'tasks')
 _OF_GATE = ('joint_states', 'ee_pose', 'estop', 'gate_state')
 _COMMANDS = ('twist_cmd', 'target_pose')

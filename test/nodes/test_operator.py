@@ -99,7 +99,7 @@ def test_a_page_is_sent_what_the_nodes_say_and_costs_nothing_unwatched(operated,
                             'meaning': f'understood as: {TASKS[1]}'}
     assert told['thought'] == {'parts': [['Nothing in hand. Moving right.', False]],
                                'whole': True, 'draft': '12 of 16 drafted tokens kept',
-                               'corrected': ''}
+                               'corrected': '', 'confidence': '0.820', 'question': ''}
     assert told['thoughts'][0]['parts'] == [['Nothing in hand. Moving', False], ['right.', True]]
     assert told['latency']['total'] == 0.04 and told['latency']['phases'] == [['think', 0.03]]
     assert told['latency']['budget'] == pytest.approx(0.2)
@@ -115,7 +115,10 @@ def test_a_page_is_sent_what_the_nodes_say_and_costs_nothing_unwatched(operated,
     page.until(lambda: page.state['thought']['parts'][-1] == ['up.', True], 'the stream')
     assert not page.state['thought']['whole']
     operated.policy = ('HOLDING', 'image_primary is late')
-    page.until(lambda: page.state['policy']['state'] == 'HOLDING', 'the state')
+    operated.values['question'] = 'Which bin?'
+    page.until(lambda: page.state['policy']['state'] == 'HOLDING'
+               and page.state['thought']['question'] == 'Which bin?', 'the state and question')
+    operated.values['question'] = ''
     operated.policy, operated.values['task'] = ('ACTING', ''), 2
     page.until(lambda: page.state['thought']['parts'] == [['', False]], 'a new task')
     operated.values |= {'overrides': 1, 'override': 'move up', 'override_refusals': 0}

@@ -162,6 +162,7 @@ def test_what_is_shown_keeps_its_place_and_a_lost_node_is_said(operated, page):
     page.until(lambda: page.text('#thoughts mark') == 'right.', 'what changed')
     assert page.text('#asked') == 'the lemon, please' and page.text('#meaning') == TASKS[1]
     assert page.text('#draft') == '12 of 16 drafted tokens kept'
+    assert page.text('#sure') == 'confidence 82 %'
     page.until(lambda: '40 ms, budget 200 ms' in page.text('#took'), 'the budget')
     assert 'faces of people' in page.text('#cameras p')
     red = 'c => [...c.getContext("2d").getImageData(c.width / 2, c.height / 2, 1, 1).data]'
@@ -172,6 +173,10 @@ def test_what_is_shown_keeps_its_place_and_a_lost_node_is_said(operated, page):
     places = ('() => [...document.querySelectorAll("section, #stop, #policy, #banner")]'
               '.map(e => JSON.stringify(e.getBoundingClientRect()))')
     before = page.page.evaluate(places)
+    operated.values['question'] = 'Which bin? I am unsure about the blue bin.'
+    page.until(lambda: page.text('#banner') == f'The policy asks: {operated.values["question"]}',
+               'the question')
+    assert page.page.evaluate(places) == before, 'nothing jumps'
     long = 'very ' * 40
     operated.values |= {'refusals': 1, 'rejected': long, 'rejected_instruction': long}
     operated.policy, operated.gate = ('STOPPED', long), ('FAULT', long)

@@ -78,7 +78,8 @@ def test_topics_reach_every_node_that_uses_them() -> None:
         'image_primary': '/image_primary/compressed', 'image_wrist': '/hand/compressed',
         'gate_state': '/g', 'twist_cmd': '/arm', 'target_pose': '/arm',
         'vla/action_chunk': '/mind/action_chunk', 'vla/state': '/mind/state',
-        **{f'vla/{name}': f'/mind/{name}' for name in ('reasoning', 'tasks', 'thought_override')
+        **{f'vla/{name}': f'/mind/{name}'
+           for name in ('reasoning', 'tasks', 'thought_override', 'question')
            if f'/vla/{name}' in RECORDED}}
     assert words['view'][:2] == ['view', '--spawn']
     assert parse_topics(words['view'][3::2]) == renamed

@@ -107,11 +107,12 @@ const SHOW = {
     }));
     showAble();
   },
-  thought({parts: list, whole, draft, corrected}) {
+  thought({parts: list, whole, draft, corrected, confidence}) {
     byId('thought').replaceChildren();
     parts(byId('thought'), list);
     if (!whole) byId('thought').append(' ▌');
     text(byId('draft'), draft);
+    text(byId('sure'), confidence && `confidence ${Math.round(100 * confidence)} %`);
     text(byId('corrected'), corrected ? `corrected: ${corrected}` : '');
   },
   thoughts: list => rows(byId('thoughts'), list, (row, {at, parts: said, times, told}) => {
@@ -175,16 +176,19 @@ function showConnection() {
   document.body.classList.toggle('lost', lost || late);
   stop.disabled = lost || !state.control;
   text(stop, lost ? 'not connected' : state.control ? 'STOP' : 'read-only: no STOP here');
+  const question = (state.thought || {}).question;
   const fault = state.fault ? `STOPPED: ${state.fault}. Clear stop, then tell it or start it.` :
     pressed ? 'STOP sent, and no FAULT yet: if the arm moves, use its hardware emergency stop.' : '';
   text(banner, lost ?
     'Not connected to the operator node: what stands here is old, and nothing here stops the arm.'
     : late ? 'Nothing is heard of the operator node: what stands here is old.' : fault || (
+      question && `The policy asks: ${question}`) || (
       `ROS_DOMAIN_ID ${state.domain}` + (state.control ?
         ' · STOP, SPACE or ESC stops the arm; it replaces no hardware emergency stop' :
         ' · read-only: parameter allow_control')));
   byId('clear').classList.toggle('due', Boolean(fault));
   banner.classList.toggle('bad', Boolean(lost || late || fault));
+  banner.classList.toggle('asks', Boolean(question && !(lost || late || fault)));
 }
 
 async function showImage(data) {
