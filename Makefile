@@ -55,7 +55,7 @@ INTERFACES := $(shell find tools/interfaces dtvla_interfaces -type f)
 $(VENV)/.interfaces: tools/build_interfaces constraints/ros-jazzy-generators.txt $(INTERFACES) $(VENV)/.rclpy
 	@$(BIN)/python tools/build_interfaces $@
 
-interfaces: $(VENV)/.interfaces  ## tf2_msgs, gripper actions and run_task beside the wheels of ROS (needs g++)
+interfaces: $(VENV)/.interfaces  ## tf2_msgs, gripper actions and our own beside the wheels of ROS (needs g++)
 
 demo: $(VENV)/.installed  ## a simulated arm, driven over ROS 2 topics, thinks and acts: out/demo.mp4
 	$(BIN)/dtvla demo --policy $(POLICY) --out $(OUT) \

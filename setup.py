@@ -55,6 +55,7 @@ setup(
             'overlay = dtvla_ros.nodes.overlay:main',
             'operator = dtvla_ros.nodes.operator:main',
             'task_server = dtvla_ros.nodes.task_server:main',
+            'record_server = dtvla_ros.nodes.record_server:main',
         ],
     },
 )

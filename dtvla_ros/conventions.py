@@ -57,6 +57,7 @@ HUMAN_TWIST = '/human_twist'
 HUMAN_GRIPPER = '/human_gripper'
 EPISODE = '/sim/episode'
 EPISODE_MARK = '/episode_mark'
+RECORD_STATE = '/record_state'
 SIM_STATE = '/sim/state'
 SIM_TASKS = '/sim/tasks'
 CAMERA_INFO = {camera: f'/camera_{camera}/camera_info' for camera in CAMERAS}
@@ -67,6 +68,8 @@ COMMANDS = (ACTION, TWIST, TARGET_POSE)
 """Command topics; a graph has one of them, by the gate's preset."""
 MARKS = {'success': True, 'failure': False}
 """What a person says of an episode on `EPISODE_MARK`, and whether it succeeded."""
+RECORDING = 'RECORDING'
+"""State on `RECORD_STATE` while a bag is written."""
 PAGE_PORT = 8088
 """Of the operator's page, unless it is told otherwise."""
 RECORDED = (

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from dtvla_ros.operator.server import PageServer
 
 SAID = 6  # answers to orders that are kept
+LOST = 5.0  # age at which a recorder's state is no longer believed [s]
 SENSORS = qos.profile(20, reliable=False, latched=False)
 LEVELS = {DiagnosticStatus.OK: 'good', DiagnosticStatus.WARN: 'warn',
           DiagnosticStatus.ERROR: 'bad', DiagnosticStatus.STALE: 'none'}
@@ -100,6 +101,7 @@ class Operator(Node):
         self._commanded: set[str] = set()  # of these, those that are subscribed to
         self._status: dict[str, tuple[float, DiagnosticStatus]] = {}  # when it was heard [s]
         self._policy: dict[str, str] = {}
+        self._record = -np.inf, DiagnosticStatus()  # when the recorder's state was heard [s]
         self._driver = POLICY
         self._tasks: list[str] = []
         self._scene: dict[str, Any] = {}
@@ -117,6 +119,7 @@ class Operator(Node):
                 (String, names.EPISODE, self._on_episode, qos.LATCHED_100),
                 (String, names.EPISODE_MARK, self._on_mark, qos.LATEST),
                 (JointTrajectory, names.ACTION_CHUNK, self._on_chunk, qos.LATEST),
+                (DiagnosticStatus, names.RECORD_STATE, self._on_record, qos.LATCHED),
                 (DiagnosticStatus, names.VLA_STATE, self._on_policy, qos.LATCHED),
                 (DiagnosticStatus, names.GATE_STATE, self._on_gate, qos.LATCHED)):
             self.create_subscription(kind, relative(topic), receive, profile)
@@ -168,6 +171,12 @@ class Operator(Node):
 
     def _on_episode(self, message: String) -> None:
         self._episodes.simulated(self._read(message, dict))
+
+    def _on_record(self, message: DiagnosticStatus) -> None:
+        before = self._record[1].level
+        self._record = time.monotonic(), message
+        if message.level == DiagnosticStatus.ERROR != before:
+            self._say(conversions.status_values(message).get('reason', ''), 'bad')
 
     def _on_mark(self, message: String) -> None:
         mark = message.data.strip()
@@ -342,7 +351,15 @@ class Operator(Node):
                 'confidence': told.get('confidence', ''), 'question': told.get('question', '')},
             'thoughts': self._thoughts.rows(), 'latency': dict(self._latency),
             'motion': self._motion.rows(), 'episodes': self._episodes.rows(),
-            'said': list(self._said)}
+            'recording': self._recording(), 'said': list(self._said)}
+
+    def _recording(self) -> dict[str, Any]:
+        """Return whether a bag is written, and where, how long and how large it is."""
+        heard, status = self._record
+        on = status.message == names.RECORDING
+        if on and time.monotonic() - heard > LOST:
+            return {'on': False, 'said': 'nothing is heard of record_server any more'}
+        return {'on': on, 'said': conversions.status_values(status).get('reason', '')}
 
     def _light(self, who: str) -> dict[str, str]:
         """Return state, reason and level of policy or gate."""

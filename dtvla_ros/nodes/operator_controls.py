@@ -22,7 +22,7 @@ SERVICES: dict[str, tuple[Any, str]] = {
     'start': (Trigger, 'start'), 'end': (Trigger, 'stop'), 'pause': (SetBool, 'pause'),
     'again': (Trigger, 'vla/reset_episode'), 'sim_reset': (Trigger, 'sim/reset'),
     'sim_pause': (SetBool, 'sim/pause'), 'sim_knock': (Trigger, 'sim/knock'),
-    'film': (SetBool, 'play/film')}
+    'film': (SetBool, 'play/film'), 'record': (SetBool, 'record')}
 """Orders that are services of other nodes: their type and name."""
 
 

@@ -1,4 +1,4 @@
-"""The action of dtvla_interfaces, a package of its own, which may not be installed."""
+"""The actions of dtvla_interfaces, a package of its own, which may not be installed."""
 
 from __future__ import annotations
 

@@ -51,6 +51,7 @@ def plan(file: ParameterFile, given: Mapping[str, str]) -> dict[str, bringup.Nod
     if not simulated and (usual := bringup.COMMAND_TOPICS.get(
             str(file.of('/command_gate').get('preset')))):
         given.setdefault('command_topic', usual)
+    given.setdefault('params_file', str(file.path.resolve()))
     given.setdefault('transport', str(file.of(policy).get('transport', 'raw')))
     return bringup.node_processes(given, simulated)
 
@@ -84,8 +85,9 @@ def run_graph(file: ParameterFile, given: Mapping[str, str], console: Console) -
         console.print('stopping: policy and gate first (Ctrl-C again: at once)', style='bold')
     finally:
         try:
-            processes.stop(list(nodes))
-            processes.stop(list(viewers), RECORD_TIMEOUT)
+            recording = [*viewers, 'record_server']
+            processes.stop([name for name in nodes if name not in recording])
+            processes.stop(recording, RECORD_TIMEOUT)
         finally:
             processes.stop(timeout=0.0)
             lines.show()

@@ -9,6 +9,7 @@ from support.graph import ROOT
 from dtvla_ros.nodes.command_gate import CommandGate
 from dtvla_ros.nodes.operator import Operator
 from dtvla_ros.nodes.overlay import Overlay
+from dtvla_ros.nodes.record_server import RecordServer
 from dtvla_ros.nodes.sim_bridge import SimBridge
 from dtvla_ros.nodes.task_server import TaskServer
 from dtvla_ros.nodes.vla_node import VlaNode
@@ -19,7 +20,8 @@ from dtvla_ros.safety.gate import GateState
 FR3_ARM = [f'fr3_joint{k}' for k in range(1, 8)]
 FR3_FINGERS = ['fr3_finger_joint1', 'fr3_finger_joint2']
 NODES = {'vla_node': VlaNode, 'command_gate': CommandGate, 'sim_bridge': SimBridge,
-         'overlay': Overlay, 'operator': Operator, 'task_server': TaskServer}
+         'overlay': Overlay, 'operator': Operator, 'task_server': TaskServer,
+         'record_server': RecordServer}
 FILES = sorted(path for stem in ('sim*', 'robot_*', 'gazebo')
                for path in ROOT.glob(f'config/{stem}.yaml'))
 

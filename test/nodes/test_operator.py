@@ -173,7 +173,8 @@ def test_every_order_is_a_service_or_a_topic_that_others_use(operated, browser):
             ('pause', True, 'pause', True), ('pause', False, 'pause', False),
             ('again', '', 'vla/reset_episode', None), ('sim_reset', '', 'sim/reset', None),
             ('sim_knock', '', 'sim/knock', None), ('sim_pause', True, 'sim/pause', True),
-            ('film', True, 'play/film', True)):
+            ('film', True, 'play/film', True), ('record', True, 'record', True),
+            ('record', False, 'record', False)):
         browser.order(order, value)
         browser.until(lambda service=service, data=data: operated.orders[-1:] == [
             (service, data)], order)
@@ -181,6 +182,12 @@ def test_every_order_is_a_service_or_a_topic_that_others_use(operated, browser):
     browser.order('sim_knock')
     browser.until(lambda: browser.said == 'sim/knock refused: it holds nothing', 'the refusal')
     operated.refusal = ''
+    for state, level, said in (('RECORDING', b'\0', '3 s, into /bags/x'),
+                               ('IDLE', b'\2', '/bags/x: No space left on device')):
+        operated.tell_of_record(state, level, said)
+        browser.until(lambda state=state, said=said: browser.state['recording'] == {
+            'on': state == 'RECORDING', 'said': said}, said)
+    browser.until(lambda: browser.said == '/bags/x: No space left on device', 'the full disk')
     for order, key, text in (('tell', 'told', 'caf\u00e9, please'), ('tell', 'told', 'x' * 9000),
                              ('override', 'override', 'move left'), ('override', 'override', '')):
         browser.order(order, text)

@@ -81,7 +81,8 @@ CONTROLS = {'Start': ('start', None), 'Pause': ('pause', True), 'Resume': ('paus
             'End task': ('stop', None), 'Task anew': ('vla/reset_episode', None),
             'Stop time': ('sim/pause', True), 'Go on': ('sim/pause', False),
             'Reset': ('sim/reset', None), 'Knock': ('sim/knock', None),
-            'Film': ('play/film', True), 'End film': ('play/film', False)}
+            'Film': ('play/film', True), 'End film': ('play/film', False),
+            'Record': ('record', True), 'End recording': ('record', False)}
 
 
 @pytest.mark.parametrize('page', ['true'], indirect=True)
@@ -100,6 +101,9 @@ def test_each_control_does_to_the_graph_what_it_says(operated, page):
         field.press('Enter')
         page.until(lambda key=key, said=said: graph.heard[key]
                    and graph.last(key).data == said, form)
+    operated.tell_of_record('RECORDING', b'\0', '3 s, 14.1 MB, into /bags/x')
+    page.until(lambda: page.text('#recording') == '● recording 3 s, 14.1 MB, into /bags/x',
+               'the recording')
     for name in ('Success', 'Failure'):
         page.press(name)
         page.until(lambda name=name: graph.heard['mark']
@@ -180,6 +184,7 @@ def test_what_is_shown_keeps_its_place_and_a_lost_node_is_said(operated, page):
     long = 'very ' * 40
     operated.values |= {'refusals': 1, 'rejected': long, 'rejected_instruction': long}
     operated.policy, operated.gate = ('STOPPED', long), ('FAULT', long)
+    operated.tell_of_record('RECORDING', b'\0', long)
     operated.say('/vla/reasoning', f'Nothing {long}.')
     page.until(lambda: 'very' in page.text('#banner') and 'very' in page.text('#refused'),
                'long texts')

@@ -70,6 +70,7 @@ class Operated:
             ('/vla/tasks', qos.LATCHED), ('/sim/state', qos.LATCHED),
             ('/vla/reasoning', qos.LATCHED_10), ('/vla/reasoning_stream', qos.NEWEST),
             ('/sim/episode', qos.LATCHED_100))}
+        self._record = node.create_publisher(DiagnosticStatus, '/record_state', qos.LATCHED)
         self._cameras = {c: node.create_publisher(Image, f'/image_{c}', sensor) for c in CAMERAS}
         self._infos = {c: node.create_publisher(CameraInfo, topic, sensor)
                        for c, topic in CAMERA_INFO.items()}
@@ -81,6 +82,11 @@ class Operated:
 
     def say(self, topic: str, text: str) -> None:
         self._texts[topic].publish(String(data=text))
+
+    def tell_of_record(self, state: str, level: bytes, reason: str) -> None:
+        """Say what record_server says."""
+        self._record.publish(conversions.status_message(
+            'record_server', state, {'reason': reason}, level))
 
     def start(self, **parameters: object) -> str:
         """Start the node on a free port; return the page's address."""

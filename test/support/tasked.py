@@ -79,18 +79,21 @@ class Tasked:
 
 
 class Client:
-    """A client of run_task in a node of its own; ``feedback`` of its goals, in order."""
+    """A client of an action in a node of its own.
 
-    def __init__(self, graph: Graph) -> None:
+    ``feedback`` of its goals, in order; ``answer``: the last result.
+    """
+
+    def __init__(self, graph: Graph, kind: str = 'RunTask', name: str = '/run_task') -> None:
         self.graph, self.feedback = graph, list[Any]()
-        self.type = interfaces.action_type('RunTask')
+        self.type, self.answer = interfaces.action_type(kind), None
         self.node = graph.join(lambda: Node('client'))
-        self._client = ActionClient(self.node, self.type, '/run_task')
+        self._client = ActionClient(self.node, self.type, name)
 
-    def send(self, instruction: str, seconds: int = 0) -> Any:
+    def send(self, instruction: str = '', seconds: int = 0, **fields: str) -> Any:
         """Send a goal; return its handle once it is accepted."""
         self.graph.spin(self._client.server_is_ready, 120, 'the action server')
-        goal = self.type.Goal(instruction=instruction)
+        goal = self.type.Goal(instruction=instruction, **fields)
         goal.time_limit.sec = seconds
         sent = self._client.send_goal_async(
             goal, feedback_callback=lambda message: self.feedback.append(message.feedback))
@@ -103,7 +106,8 @@ class Client:
         found = handle.get_result_async()
         self.graph.spin(found.done, 60, 'the result')
         result = found.result()
-        return result.status, result.result.outcome, result.result.reason
+        self.answer = result.result
+        return result.status, self.answer.outcome, self.answer.reason
 
     def cancel(self, handle: Any) -> None:
         """Cancel a goal; nobody waits for the answer."""

@@ -133,6 +133,10 @@ const SHOW = {
       label(row, length);
       row.append(end, ` ${asked}`);
     }),
+  recording({on, said}) {
+    text(byId('recording'), on ? `● recording ${said}` : said);
+    byId('recording').classList.toggle('on', on);
+  },
   motion: drawMotion,
   latency: drawLatency,
   cameras: list => all('figcaption').forEach((caption, k) => text(caption, list[k] || '')),
