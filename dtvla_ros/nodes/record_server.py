@@ -165,7 +165,7 @@ class RecordServer(Node):
             recorder = Recorder(bag, wanted(self._names), 0.0, self._names,
                                 on_end=lambda: None, instruction=instruction)
         except UserError as error:
-            return str(error)
+            return f'{error} (parameter folder)'
         except (OSError, ValueError) as error:  # of a name that cannot be one
             return f'name {name[:60]!r}: {getattr(error, "strerror", error)}; give another name'
         assert self.executor is not None

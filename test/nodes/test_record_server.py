@@ -118,8 +118,8 @@ def test_a_bag_that_cannot_be_made_or_finished_is_said_in_one_line(served, graph
     (tmp_path / 'file').touch()
     served.start(tmp_path / 'file' / 'bags')
     good, said = served.record(True)
-    assert not good and re.fullmatch(r'cannot write \S+: Not a directory; choose another folder',
-                                     said)
+    assert not good and re.fullmatch(
+        r'cannot write \S+: Not a directory; choose another folder \(parameter folder\)', said)
     assert graph.interrupt('record_server') == 0 and 'Traceback' not in graph.log('record_server')
 
     camera = graph.node.create_publisher(Image, '/image_primary', qos_profile_sensor_data)
