@@ -66,7 +66,11 @@ def test_what_tells_nothing_is_refused():
 
 @pytest.fixture
 def policy(tmp_path):
-    return Path(shutil.copytree(NANO, tmp_path / 'policy'))
+    """Return a copy of the small policy that is not calibrated."""
+    folder = Path(shutil.copytree(NANO, tmp_path / 'policy'))
+    (folder / MANIFEST).write_text(replace(
+        PolicyManifest.read(folder), calibration=None).to_json())
+    return folder
 
 
 def test_a_calibration_is_put_into_the_manifest_and_told_by_results(

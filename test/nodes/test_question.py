@@ -1,6 +1,5 @@
 """A policy that is not sure holds and asks a person; whatever they do answers it."""
 
-import json
 import math
 import shutil
 from dataclasses import replace
@@ -47,10 +46,13 @@ def test_the_question_is_about_the_least_sure_field(field, words, question):
     assert question_of('move along', fields, sure, TASK) == how, 'no thought of the grammar'
 
 
-def calibrated(folder: Path, **weights: float) -> Path:
-    """Copy the small policy; its every decision has a confidence of 0.05, by these weights."""
+UNSURE = Calibration(math.log(0.05 / 0.95), {'action_mean': 0.0}, 0.0, 1, 1,
+                     (2_000_000, 2_000_000), 'tabletop')  # 0.05 for every decision
+
+
+def copied(folder: Path, fitted: Calibration | None) -> Path:
+    """Copy the small policy with another calibration."""
     shutil.copytree(NANO, folder)
-    fitted = Calibration(math.log(0.05 / 0.95), weights, 0.0, 1, 1, (2_000_000, 2_000_000), 'x')
     (folder / MANIFEST).write_text(replace(
         PolicyManifest.read(folder), calibration=fitted).to_json())
     return folder
@@ -63,7 +65,7 @@ def test_it_holds_and_asks_until_it_is_answered(graph, tmp_path):
     graph.hear('question', String, '/vla/question', qos.LATCHED)
     told, override = (node.create_publisher(String, topic, profile) for topic, profile in (
         ('/instruction', qos.LATCHED), ('/vla/thought_override', qos.LATEST)))
-    graph.start('vla_node', 'sim', policy=calibrated(tmp_path / 'policy', action_mean=0.0),
+    graph.start('vla_node', 'sim', policy=copied(tmp_path / 'policy', UNSURE),
                 min_confidence=0.5)
     graph.start('command_gate', 'sim')
     graph.start('sim_bridge', 'sim', endless='true')
@@ -118,16 +120,12 @@ def test_it_holds_and_asks_until_it_is_answered(graph, tmp_path):
     assert '' in said and len([text for text in said if text]) >= 4
 
 
-@pytest.mark.parametrize(('given', 'remedy'), [
-    ({'policy': NANO}, 'is not calibrated; run dtvla calibrate'),
-    ({'mode': 'masked'}, 'use mode full')])
-def test_it_can_only_ask_where_it_has_a_confidence(graph, tmp_path, given, remedy):
-    if 'policy' not in given:
-        given = {**given, 'policy': calibrated(tmp_path / 'policy', action_mean=0.0)}
-    elif json.loads((NANO / MANIFEST).read_text()).get('calibration'):
-        pytest.skip('the small policy is calibrated')
+@pytest.mark.parametrize(('fitted', 'mode', 'remedy'), [
+    (None, 'full', 'is not calibrated; run dtvla calibrate'), (UNSURE, 'masked', 'use mode full')])
+def test_it_can_only_ask_where_it_has_a_confidence(graph, tmp_path, fitted, mode, remedy):
     graph.listen(vla=(DiagnosticStatus, '/vla/state'))
-    graph.start('vla_node', 'sim', min_confidence=0.5, **given)
+    graph.start('vla_node', 'sim', min_confidence=0.5, mode=mode,
+                policy=copied(tmp_path / 'policy', fitted))
     graph.spin(lambda: remedy in graph.log('vla_node'), 60, remedy)
     assert 'or leave it at 0' in graph.log('vla_node')
     assert 'Traceback' not in graph.log('vla_node')
