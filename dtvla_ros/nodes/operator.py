@@ -40,6 +40,7 @@ from dtvla_ros.nodes.viewing import (
 from dtvla_ros.operator import marks
 from dtvla_ros.operator.access import Access
 from dtvla_ros.operator.history import Budget, Episodes, Motion, Thoughts, changes
+from dtvla_ros.operator.homing import Pose, read_pose
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.frames import FrameTree
 from dtvla_ros.ros.graph import Seen
@@ -87,7 +88,7 @@ class Operator(Node):
         self._access = Access(given.host, given.token)
         self._server: PageServer | None = None
         self._motion = Motion()
-        self._cameras, self._poses = Cameras(self), Poses(self, self._motion.measure)
+        self._cameras, self._poses = Cameras(self), Poses(self, self._on_pose)
         self._base = self.get_parameter('base_frame').value.lstrip('/')
         self._seen, self._said = Seen(), deque[dict[str, str]](maxlen=SAID)
         self._thoughts, self._episodes = Thoughts(), Episodes()
@@ -168,6 +169,8 @@ class Operator(Node):
     def _on_scene(self, message: String) -> None:
         self._scene = self._read(message, dict)
         self._episodes.judged(self._scene.get('done', ''), time.monotonic(), self._step)
+        if self._controls is not None:
+            self._controls.driving.home = read_pose(self._scene.get('home'))
 
     def _on_episode(self, message: String) -> None:
         self._episodes.simulated(self._read(message, dict))
@@ -281,6 +284,12 @@ class Operator(Node):
         if leads_somewhere(chunk):
             self._motion.command(chunk.stamp, np.clip(chunk.values[0, :3], -1.0, 1.0).astype(
                 np.float64) * osc.METRES_PER_SECOND_PER_UNIT)
+
+    def _on_pose(self, position: NDArray[np.float64], quaternion: NDArray[np.float64],
+                 stamp: float) -> None:
+        self._motion.measure(stamp, position)
+        if self._controls is not None:
+            self._controls.driving.at = Pose(position, quaternion)
 
     def _on_twist(self, message: TwistStamped) -> None:
         self._motion.command(conversions.seconds(message.header.stamp),

@@ -63,6 +63,8 @@ class Controls:
             self.driving.hand_back()
         elif order == 'drive':
             self.driving.drive(str(value), socket)
+        elif order == 'home':
+            self.driving.go_home(str(value), socket)
         elif order == 'grip':
             self.driving.grip(bool(value), socket)
         elif order in self._clients:
@@ -89,7 +91,8 @@ class Controls:
         return {**{order: client.service_is_ready() for order, client in self._clients.items()},
                 'tell': self._instruction.get_subscription_count() > 0,
                 'override': self._override.get_subscription_count() > 0,
-                'takeover': self.driving.able(), 'mark': True, 'stop': True, 'clear': True}
+                'takeover': self.driving.able(), 'home': self.driving.home is not None,
+                'mark': True, 'stop': True, 'clear': True}
 
     def _call(self, order: str, value: bool) -> None:
         kind, client = SERVICES[order][0], self._clients[order]

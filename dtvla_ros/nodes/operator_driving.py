@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from dtvla_ros import conventions as names
 from dtvla_ros.conventions import PERSON, POLICY, relative
+from dtvla_ros.operator.homing import Pose, way_home
 from dtvla_ros.ros import conversions, qos
 
 ASK_AGAIN = 0.2  # until the gate knows of the publisher [s]
@@ -24,7 +25,8 @@ class Driving:
     """Lets one page drive at a time; ``say(text, level)`` is called with what became of it.
 
     ``page``: the name by which the page that drives calls itself, '' without one. The topic has a
-    publisher only then, so that others may drive otherwise.
+    publisher only then, so that others may drive otherwise. ``home``: where the arm can go back
+    to, ``at``: where it is; None where nobody told.
     """
 
     def __init__(self, node: Node, say: Callable[[str, str], None]) -> None:
@@ -37,6 +39,8 @@ class Driving:
         self._wanted_since = self._asked = -float('inf')
         self._driver = POLICY
         self.page = ''
+        self.home: Pose | None = None
+        self.at: Pose | None = None
 
     def able(self) -> bool:
         """Return whether a gate is there that lets a person drive."""
@@ -67,19 +71,24 @@ class Driving:
 
     def drive(self, twist: str, socket: int) -> None:
         """Publish a twist, six numbers in m/s and rad/s."""
-        publishers = self._publishers
-        if publishers is None or socket != self._socket:
+        v = _numbers(twist)
+        if len(v) == 6:
+            self._publish(v, socket)
+
+    def go_home(self, speed: str, socket: int) -> None:
+        """Publish a twist that leads home, no faster than a speed in m/s."""
+        v = _numbers(speed)
+        if len(v) == 1 and self.home is not None and self.at is not None:
+            self._publish(way_home(self.home, self.at, abs(v[0])).tolist(), socket)
+
+    def _publish(self, twist: Sequence[float], socket: int) -> None:
+        if self._publishers is None or socket != self._socket:
             return
-        try:
-            v = [float(word) for word in twist.split()]
-        except ValueError:
-            return
-        if len(v) == 6 and np.isfinite(v).all():
-            message = TwistStamped(header=conversions.header(
-                self._node.get_clock().now().nanoseconds * 1e-9, self._frame))
-            linear, angular = message.twist.linear, message.twist.angular
-            linear.x, linear.y, linear.z, angular.x, angular.y, angular.z = v
-            publishers[0].publish(message)
+        message = TwistStamped(header=conversions.header(
+            self._node.get_clock().now().nanoseconds * 1e-9, self._frame))
+        linear, angular = message.twist.linear, message.twist.angular
+        linear.x, linear.y, linear.z, angular.x, angular.y, angular.z = twist
+        self._publishers[0].publish(message)
 
     def grip(self, closed: bool, socket: int) -> None:
         """Close the gripper, or open it."""
@@ -128,3 +137,12 @@ class Driving:
         self.page, self._socket, self._wanted_since = '', 0, -float('inf')
         for publisher in publishers or ():
             self._node.destroy_publisher(publisher)
+
+
+def _numbers(text: str) -> list[float]:
+    """Return the finite numbers that a text lists, none if anything else is in it."""
+    try:
+        numbers = [float(word) for word in text.split()]
+    except ValueError:
+        return []
+    return numbers if np.isfinite(numbers).all() else []

@@ -240,6 +240,14 @@ def test_one_page_drives_and_is_missed_when_it_is_gone(operated):
     one.order('grip', True)
     one.until(lambda: graph.of('grip'), 'a grip')
     assert graph.last('grip').data == 0.0 and len(graph.of('twist')) == 1
+    one.order('home', 'fast')
+    one.order('home', '0.1')
+    one.until(lambda: len(graph.of('twist')) == 2, 'the way home')
+    along = graph.last('twist').twist.linear
+    assert along.y < -0.05 < along.z == 0.0 and np.hypot(along.x, along.y) == pytest.approx(0.1)
+    del operated.scene['home']
+    one.until(lambda: not one.state['able']['home'], 'that no home is known')
+    one.order('home', '0.1')
     one.order('takeover', '')
     drives('policy', '')
     operated.refusal = 'fault: e-stop'

@@ -28,6 +28,7 @@ THOUGHT = Thought('lemon', None, None, 'carry', 'blue bin', 50, 0, 'place', ('fo
                                                                            'still'))
 PERIOD = 0.05
 SPEED = 0.1  # along x [m/s]
+HOME = [0.5, -0.4, 0.2, 0.0, 0.0, 0.0, 1.0]  # far beside the arm's way
 
 
 class Operated:
@@ -48,7 +49,7 @@ class Operated:
             'thought': THOUGHT.compact(), 'stamp': '1.0', 'latency_think': 0.03,
             'latency_total': 0.04, 'draft_proposed': 16, 'draft_accepted': 12,
             'confidence': '0.820'}
-        self.scene: dict[str, Any] = {'state': 'playing', 'done': ''}
+        self.scene: dict[str, Any] = {'state': 'playing', 'done': '', 'home': HOME}
         self._tick = 0
         node, sensor = graph.listen(), qos_profile_sensor_data
         for key, kind, topic in (('estop', Bool, '/estop'), ('told', String, '/instruction'),

@@ -20,7 +20,7 @@ const KEYS = { // while Shift is held: axis of the twist, and direction
 const HOLD = 5, CLOSE = 0, OPEN = 1; // buttons of a gamepad
 const state = {};
 const held = new Set();
-let buttons = [], moving = false;
+let buttons = [], moving = false, homing = false;
 let socket = null, heard = 0, pressed = false, scale = 0, scaleUntil = 0;
 
 function connect() {
@@ -86,9 +86,10 @@ const SHOW = {
   driver({who, page}) {
     const mine = page === ME && who === 'person';
     light('driver', {state: who.toUpperCase(), level: who === 'person' ? 'warn' : 'good', reason:
-      mine ? (moving ? 'this page: moving' : 'this page: hold Shift, W A S D R F Q E, G') :
+      mine ? (moving ? 'this page: moving' : 'this page: hold Shift, W A S D R F Q E H, G') :
         who === 'person' ? (page ? 'another page' : 'a teleoperation node') : ''});
     document.body.classList.toggle('driving', mine);
+    showAble();
   },
   task({asked, meaning, refused, why}) {
     text(byId('asked'), asked || 'nothing yet');
@@ -166,6 +167,9 @@ function markTold(button) {
 
 function showAble() {
   byId('take').disabled = !(state.control && state.able && state.able.takeover);
+  byId('home').disabled = !(state.able && state.able.home && drives());
+  byId('home').title = state.able && state.able.home ?
+    'hold it, or Shift and H, while this page drives' : 'no home is known of this arm';
   all('[data-order]').forEach(button => {
     const there = state.able && state.able[button.dataset.order];
     button.disabled = !(state.control && there);
@@ -360,9 +364,13 @@ function drives() {
   return Boolean(state.driver) && state.driver.page === ME;
 }
 
+function shifted() {
+  return held.has('ShiftLeft') || held.has('ShiftRight');
+}
+
 function wanted() {
   const twist = [0, 0, 0, 0, 0, 0];
-  if (held.has('ShiftLeft') || held.has('ShiftRight')) {
+  if (shifted()) {
     for (const key of held) if (KEYS[key]) twist[KEYS[key][0]] += KEYS[key][1];
   }
   const pad = [...navigator.getGamepads()].find(found => found && found.mapping === 'standard');
@@ -382,8 +390,10 @@ function wanted() {
 
 function driveOn() {
   if (!drives()) return;
-  const twist = wanted(), now = twist.some(v => v);
-  order('drive', twist.map(v => v.toFixed(4)).join(' '));
+  const home = !byId('home').disabled && (homing || shifted() && held.has('KeyH'));
+  const twist = wanted(), now = home || twist.some(v => v);
+  if (home) order('home', byId('speed').value);
+  else order('drive', twist.map(v => v.toFixed(4)).join(' '));
   if (now !== moving) {
     moving = now;
     SHOW.driver(state.driver);
@@ -404,8 +414,16 @@ for (const kind of ['keydown', 'keyup']) {
 }
 let closed = false;
 for (const [target, kind] of [[window, 'blur'], [document, 'visibilitychange']]) {
-  target.addEventListener(kind, () => held.clear()); // keys that are released elsewhere
+  target.addEventListener(kind, () => { // keys that are released elsewhere
+    held.clear();
+    homing = false;
+  });
 }
+byId('home').addEventListener('pointerdown', () => { homing = true; });
+for (const kind of ['pointerup', 'pointercancel']) {
+  document.addEventListener(kind, () => { homing = false; });
+}
+byId('home').addEventListener('pointerleave', () => { homing = false; });
 setInterval(driveOn, EVERY);
 setInterval(showConnection, 500);
 connect();
