@@ -54,6 +54,7 @@ class Seen:
     gate_state: str = 'starting'
     gate_reason: str = ''
     stopped: str = ''  # why the gate has ended the task
+    driver: str = names.POLICY
     episode: dict[str, Any] = field(default_factory=dict)
     episodes: list[dict[str, Any]] = field(default_factory=list)
     finished: bool = False
@@ -94,7 +95,9 @@ class Seen:
     def take_gate(self, message: DiagnosticStatus) -> None:
         """Take the gate's state."""
         self.gate_state = message.message
-        self.gate_reason = conversions.status_values(message).get('reason', '')
+        values = conversions.status_values(message)
+        self.gate_reason = values.get('reason', '')
+        self.driver = values.get('driver', names.POLICY)
         before, self.stopped = self.stopped, conversions.stop_reason(message)
         if self.stopped and not before:
             self._forget()
