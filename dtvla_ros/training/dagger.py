@@ -70,26 +70,26 @@ class DaggerOptions:
 class Overseer:
     """Watches a policy as somebody who knows the task, and says when to take over and hand back.
 
-    It takes over after ``patience`` control steps in a row in which the policy went less than a
+    It takes over after ``steps`` control steps in a row in which the policy went less than a
     fifth as far as the expert would have along the expert's way, or wanted the gripper otherwise.
     Of success it knows nothing: where the expert waits, the policy is let alone. It hands back
     once it has driven as long and the phase in which it took over is past. ``driving``: whether it
     does.
     """
 
-    def __init__(self, patience: int) -> None:
-        self._patience, self._count, self._phase = patience, 0, ''
+    def __init__(self, steps: int) -> None:
+        self._steps, self._count, self._phase = steps, 0, ''
         self.driving = False
 
     def watch(self, act: Any, executed: NDArray[np.floating]) -> None:
         """Take what the expert would have done in a control step, and the action [7] executed."""
         if self.driving:
             self._count += 1
-            if self._count >= self._patience and act.phase != self._phase:
+            if self._count >= self._steps and act.phase != self._phase:
                 self.driving, self._count = False, 0
             return
         self._count = self._count + 1 if astray(act, executed) else 0
-        if self._count >= self._patience:
+        if self._count >= self._steps:
             self.driving, self._count, self._phase = True, 0, act.phase
 
 
