@@ -51,11 +51,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 # Not among the wheels. Built once, where a compiler is there; else it is asked for each time.
-INTERFACES := $(shell find tools/interfaces -type f)
+INTERFACES := $(shell find tools/interfaces dtvla_interfaces -type f)
 $(VENV)/.interfaces: tools/build_interfaces constraints/ros-jazzy-generators.txt $(INTERFACES) $(VENV)/.rclpy
 	@$(BIN)/python tools/build_interfaces $@
 
-interfaces: $(VENV)/.interfaces  ## tf2_msgs and gripper actions beside the wheels of ROS (needs g++)
+interfaces: $(VENV)/.interfaces  ## tf2_msgs, gripper actions and our own beside the wheels of ROS (needs g++)
 
 demo: $(VENV)/.installed  ## a simulated arm, driven over ROS 2 topics, thinks and acts: out/demo.mp4
 	$(BIN)/dtvla demo --policy $(POLICY) --out $(OUT) \

@@ -54,6 +54,8 @@ setup(
             'sim_bridge = dtvla_ros.nodes.sim_bridge:main',
             'overlay = dtvla_ros.nodes.overlay:main',
             'operator = dtvla_ros.nodes.operator:main',
+            'task_server = dtvla_ros.nodes.task_server:main',
+            'record_server = dtvla_ros.nodes.record_server:main',
         ],
     },
 )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from dtvla_ros.thought import as_sentence
+from dtvla_ros.thought import as_sentence, without_told
 
 Ink = tuple[int, int, int]
 CAMERA = 352  # side of a camera image in the frame [px]
@@ -28,7 +28,8 @@ class Caption:
     """Text beside the cameras. ``thought``: a sentence, or compact. ``success`` None: undecided.
 
     ``states``: coloured lines in place of the footer. ``stopped``: why the arm was stopped, in a
-    band across the frame. ``meaning``: what the title was understood as.
+    band across the frame. ``meaning``: what the title was understood as. What a person put into
+    the thought stands below it in another colour.
     """
 
     title: str
@@ -70,7 +71,8 @@ def _draw_caption(caption: Caption) -> Image.Image:
     panel = Image.new('RGB', (WIDTH - 2 * CAMERA, HEIGHT), PAPER)
     pen = ImageDraw.Draw(panel)
     large, small = ImageFont.load_default(20), ImageFont.load_default(15)
-    thought = textwrap.wrap(as_sentence(caption.thought), COLUMNS)
+    said, told = without_told(as_sentence(caption.thought))
+    thought = textwrap.wrap(said, COLUMNS)
     if len(thought) > LINES:
         thought = ['...', *thought[1 - LINES:]]
     pen.text((20, 34), textwrap.fill(
@@ -79,6 +81,10 @@ def _draw_caption(caption: Caption) -> Image.Image:
     pen.text((20, 86), textwrap.shorten(caption.meaning, 60, placeholder=' ...'), GOOD, small)
     pen.text((20, 110), 'thinks', FAINT, small)
     pen.text((20, 134), '\n'.join(thought), INK, large)
+    if told:
+        below = pen.multiline_textbbox((20, 134), '\n'.join(thought), large)[3]
+        pen.text((20, below + 10), textwrap.shorten(f'told: {told}', 60, placeholder=' ...'),
+                 WARNING, small)
     for row, (text, ink) in enumerate(caption.states):
         line = textwrap.shorten(text, 60, placeholder=' ...')
         pen.text((20, HEIGHT - 66 + 21 * row), line, ink, small)

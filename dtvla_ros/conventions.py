@@ -28,6 +28,8 @@ HEARTBEAT_TIMEOUT = 0.1
 """Silence on `VLA_STATE` after which the gate stops the arm [s], unless a parameter differs."""
 CLOCK_DOMAIN = 1.0
 """Distance of a stamp from a clock that shows another one [s], unless a parameter differs."""
+POLICY, PERSON = 'policy', 'person'
+"""Who drives the arm: `driver` of `GATE_STATE` and `VLA_STATE`."""
 NOT_STARTED = 'not started'
 """Reason of a gate in STOP that was never told to start."""
 LATENCY = 'latency_'
@@ -42,6 +44,7 @@ ESTOP = '/estop'
 REASONING = '/vla/reasoning'
 REASONING_STREAM = '/vla/reasoning_stream'
 THOUGHT_OVERRIDE = '/vla/thought_override'
+QUESTION = '/vla/question'
 ACTION_CHUNK = '/vla/action_chunk'
 VLA_STATE = '/vla/state'
 VLA_TASKS = '/vla/tasks'
@@ -50,7 +53,11 @@ ACTION = '/action'
 TWIST = '/twist_cmd'
 TARGET_POSE = '/target_pose'
 GRIPPER = '/gripper_cmd'
+HUMAN_TWIST = '/human_twist'
+HUMAN_GRIPPER = '/human_gripper'
 EPISODE = '/sim/episode'
+EPISODE_MARK = '/episode_mark'
+RECORD_STATE = '/record_state'
 SIM_STATE = '/sim/state'
 SIM_TASKS = '/sim/tasks'
 CAMERA_INFO = {camera: f'/camera_{camera}/camera_info' for camera in CAMERAS}
@@ -59,12 +66,17 @@ OVERLAY = '/overlay/compressed'
 
 COMMANDS = (ACTION, TWIST, TARGET_POSE)
 """Command topics; a graph has one of them, by the gate's preset."""
+MARKS = {'success': True, 'failure': False}
+"""What a person says of an episode on `EPISODE_MARK`, and whether it succeeded."""
+RECORDING = 'RECORDING'
+"""State on `RECORD_STATE` while a bag is written."""
 PAGE_PORT = 8088
 """Of the operator's page, unless it is told otherwise."""
 RECORDED = (
     *IMAGES.values(), JOINT_STATES, EE_POSE, INSTRUCTION, ESTOP, REASONING, THOUGHT_OVERRIDE,
-    ACTION_CHUNK, VLA_STATE, VLA_TASKS, GATE_STATE, *COMMANDS, GRIPPER, EPISODE, SIM_STATE,
-    SIM_TASKS, *CAMERA_INFO.values(), PLANNED_PATH, '/diagnostics', '/clock', '/tf', '/tf_static')
+    QUESTION, ACTION_CHUNK, VLA_STATE, VLA_TASKS, GATE_STATE, *COMMANDS, GRIPPER, HUMAN_TWIST,
+    HUMAN_GRIPPER, EPISODE_MARK, EPISODE, SIM_STATE, SIM_TASKS, *CAMERA_INFO.values(),
+    PLANNED_PATH, '/diagnostics', '/clock', '/tf', '/tf_static')
 """Topics of a bag."""
 
 

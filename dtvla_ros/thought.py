@@ -222,10 +222,14 @@ def _say_past(fields: Fields) -> str:
 
 
 def _say_action(fields: Fields) -> str:
-    x, y = fields['x'], fields['y']
-    where = f'{x} cm ahead and {abs(y)} cm to the {AXIS_WORDS[1][y < 0]}' if y else (
-        f'{x} cm straight ahead')
+    where = said_place(fields['x'], fields['y'])
     return f' {PHASES[fields["phase"]]} {_name(fields["object"])}, {where}'
+
+
+def said_place(x: int, y: int) -> str:
+    """Return a place [cm] as a sentence has it."""
+    return f'{x} cm ahead and {abs(y)} cm to the {AXIS_WORDS[1][y < 0]}' if y else (
+        f'{x} cm straight ahead')
 
 
 def _say_following(fields: Fields) -> str:

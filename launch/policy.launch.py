@@ -29,8 +29,8 @@ def start(context):
     dtvla = ExecutableInPackage(package='dtvla_ros', executable='dtvla')
     nodes = bringup.node_processes(given, simulated='suite' in given)
     file = ParameterFile.read(Path(given['params_file']))
-    # A file without a section for a node that shows is refused by it.
-    files = {name: [] if name in bringup.VIEWING and not file.of(node.full_name) else [
+    # A node refuses a file without a section for it; these need none.
+    files = {name: [] if name in bringup.OPTIONAL and not file.of(node.full_name) else [
         str(file.path)] for name, node in nodes.items()}
     return [
         *(Node(package='dtvla_ros', executable=node.name, name=node.name, output='screen',

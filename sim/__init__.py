@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dtvla_ros.errors import UserError
 
+from .seeds import CALIBRATION_SEED_START as CALIBRATION_SEED_START
 from .seeds import EVAL_SEED_START as EVAL_SEED_START
 
 if TYPE_CHECKING:

@@ -58,7 +58,8 @@ def test_imports_have_no_cycle(graph):
     ('dtvla_ros', (*LEARNING, 'rclpy', 'numpy'), ''),
     ('dtvla_ros.cli', (*LEARNING, 'rclpy', 'mujoco', 'numpy'), ''),
     ('dtvla_ros.actions.codec, dtvla_ros.ros.run, dtvla_ros.ros.images', LEARNING, ''),
-    ('dtvla_ros.nodes.command_gate, dtvla_ros.nodes.overlay, dtvla_ros.nodes.operator',
+    ('dtvla_ros.nodes.command_gate, dtvla_ros.nodes.overlay, dtvla_ros.nodes.operator, '
+     'dtvla_ros.nodes.task_server, dtvla_ros.nodes.record_server',
      (*LEARNING, 'mujoco', 'robosuite'), '')])
 def test_a_process_loads_what_it_needs(modules, names, loaded):
     program = f'import sys, {modules}; print(*[n for n in {names!r} if n in sys.modules])'

@@ -93,6 +93,9 @@ def wrong_in_ours(words: list[str]) -> str:
     return ''
 
 
+RUNS_ANOTHER = 'tools/avx2'  # the program that its arguments name
+
+
 def wrong(words: list[str]) -> str:
     """Return what is wrong with a command: program, target, file, option; '' if nothing."""
     first = words[0].removeprefix('.venv/bin/')
@@ -101,7 +104,9 @@ def wrong(words: list[str]) -> str:
     if first == 'dtvla':
         return wrong_in_ours(words[1:])
     if first.startswith('tools/'):
-        return (wrong(words[1:]) if words[1:] else '') if (ROOT / first).exists() else 'no tool'
+        if not (ROOT / first).exists():
+            return 'no tool'
+        return wrong(words[1:]) if first == RUNS_ANOTHER and words[1:] else ''
     if first not in OTHERS:
         return f'unknown program {first}'
     if first == 'make':

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from dtvla_ros.conventions import MODES
+from dtvla_ros.ros.bringup import OPTIONAL
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / 'launch').glob('*.launch.py'))
@@ -37,8 +38,8 @@ def asked_of_launch(path):
         given = {name: made.kwargs.get('default_value') or ''
                  for made in ros.DeclareLaunchArgument.call_args_list for name in made.args}
         for made in ros.OpaqueFunction.call_args_list:
-            made.kwargs['function'](MagicMock(
-                launch_configurations={**given, 'overlay': 'true', 'operator': 'true'}))
+            made.kwargs['function'](MagicMock(launch_configurations={
+                **given, **dict.fromkeys(OPTIONAL, 'true')}))
     return ros
 
 

@@ -1,4 +1,4 @@
-"""The commands ``dtvla eval``, ``robustness``, ``steer``, ``recover``, ``report``, ``experts``."""
+"""Commands that evaluate: ``dtvla eval``, ``robustness``, ``calibrate``, ``steer`` and more."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 app = group()
 Page = Annotated[Path, File('--html', help='The page of the result.')]
+Families = Annotated[str | None, Option(help='Comma-separated: layout, camera, robot, language, '
+    'light, texture, noise. [default: all]')]
+Strengths = Annotated[str, Option(help='Comma-separated.')]
+JournalFolder = Annotated[Path | None, Folder(
+    '--resume', help='Folder of finished episodes, kept and continued.')]
 
 
 def _options(given: Given) -> EvalOptions:
@@ -77,28 +82,57 @@ def evaluate(
 
 @app.command()
 @takes('policy suite tasks episodes families strengths mode engine device threads workers ray '
-       'seed replan_steps starts antialiasing shadows max_steps journal html json_file')
+       'seed replan_steps starts antialiasing shadows max_steps journal confidence html json_file')
 def robustness(
     given: Given,
     episodes: Annotated[int, Option(min=1, help='Episodes per task, family and strength.')] = 10,
-    families: Annotated[str | None, Option(help='Comma-separated: layout, camera, robot, '
-        'language, light, texture, noise. [default: all]')] = None,
-    strengths: Annotated[str, Option(help='Comma-separated.')] = '1,2,3',
-    journal: Annotated[Path | None, Folder(
-        '--resume', help='Folder of finished episodes, kept and continued.')] = None,
+    families: Families = None,
+    strengths: Strengths = '1,2,3',
+    journal: JournalFolder = None,
     html: Page = Path('out/robustness.html'),
+    confidence: Annotated[bool, Option('--confidence', help='Also print which failures the '
+        "policy's confidence announced (after dtvla calibrate).")] = False,
 ) -> None:
     """Measure what disturbs a policy: seven families, as in LIBERO-Plus, at three strengths.
 
     Every cell of the table meets the same tasks and seeds, and so does the undisturbed scene
-    below it.
+    below it. With `--confidence` a failure is announced once the mean confidence of five
+    decisions is below the threshold that 5 % of the successful disturbed episodes cross.
 
     **Examples**
     `dtvla robustness --policy models/nano --episodes 10 --json out/robustness.json`
     `dtvla robustness --families camera,light --resume out/robustness --episodes 20`
+    `dtvla robustness --confidence --json out/robustness.json`
     """
     from dtvla_ros.evaluation.command import evaluate_robustness
-    evaluate_robustness(_options(given), names(families), names(strengths))
+    evaluate_robustness(_options(given), names(families), names(strengths), confidence)
+
+
+@app.command()
+@takes('policy suite tasks episodes families strengths engine device threads workers ray '
+       'replan_steps starts antialiasing shadows max_steps journal plot json_file')
+def calibrate(
+    given: Given,
+    policy: Annotated[Path, Argument(file_okay=False, help='Folder of the policy.')],
+    episodes: Annotated[int, Option(min=2, help='Episodes per task, family and strength.')] = 4,
+    families: Families = None,
+    strengths: Strengths = '1,2,3',
+    journal: JournalFolder = None,
+    plot: Annotated[Path, File(help='The reliability plot (PNG).')] = Path('out/confidence.png'),
+) -> None:
+    """Fit how sure a policy is: the chance of success, by the probabilities of a decision.
+
+    Runs episodes as `dtvla robustness` does, at seeds that no training and no evaluation uses,
+    and fits success by logistic regression on how probable the words of the thought, those of
+    its place, and the actions were. The result goes into the policy's manifest; from then on
+    every decision has a confidence, and `vla_node` can ask a person (`min_confidence`).
+
+    **Examples**
+    `dtvla calibrate models/nano --resume out/calibration`
+    `dtvla calibrate my_policy --families layout,texture --episodes 10 --json out/calibration.json`
+    """
+    from dtvla_ros.evaluation.calibration import calibrate as run
+    run(_options(given), names(families), names(strengths), plot)
 
 
 @app.command()

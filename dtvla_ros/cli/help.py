@@ -11,7 +11,8 @@ from typer.core import TyperGroup
 
 HELP = {
     'Start': 'demo play', 'Your data': 'collect record data annotate',
-    'Train': 'train export inspect convert', 'Evaluate': 'eval robustness report experts',
+    'Train': 'train export inspect convert',
+    'Evaluate': 'eval robustness calibrate report experts',
     'Robot': 'run doctor tell think stop tasks watch view topic', 'Measure': 'steer recover bench'}
 """Commands in the order of the help, by their heading."""
 

@@ -72,7 +72,8 @@ def from_bag(
     bags: Annotated[list[Path], Argument(help='Folders of bags, or .mcap files.')],
     out: NewDataset,
     successful: Annotated[bool, Option('--successful',
-        help='Keep only episodes that /sim/episode calls successful.')] = False,
+        help='Keep only episodes that a person (/episode_mark), or else the simulator, calls '
+        'successful.')] = False,
     rate: Annotated[int | None, Option(min=1,
         help='Commands a second. [default: as their stamps show]')] = None,
     camera_every: Annotated[int | None, Option(min=1,

@@ -138,8 +138,8 @@ def train_grpo(
 
 
 @app.command('dagger')
-@takes('init out episodes suite tasks starts seed camera_every after_success replan_steps '
-       'workers ray antialiasing', camera_every=4)
+@takes('init out episodes suite tasks starts seed camera_every after_success takeover '
+       'replan_steps workers ray antialiasing', camera_every=4)
 def train_dagger(
     given: Given,
     init: Annotated[Path, Folder(help='The policy that drives: a training run or a policy.')],
@@ -147,6 +147,9 @@ def train_dagger(
     episodes: Annotated[int, Option(min=1, help='Episodes, over all tasks.')] = 240,
     seed: Annotated[int, Option(min=0, max=9,
         help='Which block of start states; another one for every round.')] = 7,
+    takeover: Annotated[int, Option(min=0, help='The expert stands for a person: it takes over '
+        'once the policy went astray for so many control steps, and hands back. '
+        '0: it relabels.')] = 0,
 ) -> None:
     """Let a policy drive and the scripted expert say what it should have done and thought.
 
@@ -154,13 +157,18 @@ def train_dagger(
     takes over after a while and finishes. `dtvla train sft --init` goes on with it, beside the
     demonstrations. Repeat the command to go on where it stopped.
 
+    With `--takeover` nothing is relabelled: the expert drives where it sees the policy go astray,
+    as a person would, and `intervention` says in which frames; the others are the policy's own.
+
     **Example**, a round
     `dtvla train dagger --init runs/nano --out data/round1 --seed 7`
     `dtvla train sft --init runs/nano --data data/tabletop --data data/round1 --out runs/round1
     --minutes 10`
+    `dtvla train dagger --init runs/nano --out data/taken --takeover 15` takes over
     """
     from dtvla_ros.training.dagger import DaggerOptions, relabel
     with sole_writer(out):
         info = call(relabel, given, init=find_shared(init), options=call(DaggerOptions, given))
     print(f'{out}: {counts(info)}; next: dtvla train sft --init {given["init"]} '
-          f'--data data/tabletop --data {out} --out runs/{out.name} --minutes 10')
+          f'--data data/tabletop --data {out} --out runs/{out.name} --minutes 10'
+          f'{" --set intervention_boost=4" if given["takeover"] else ""}')

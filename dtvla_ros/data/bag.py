@@ -124,9 +124,12 @@ class Bag:
     """An open bag: ``tracks`` by topic name, and ``commands`` with actions [7] as values.
 
     The values of a track: poses are (position [3] m, quaternion [4] xyzw) in the base frame,
-    joints {name: rad or m}, reports what ``sim/episode`` said, the rest texts and numbers; images
-    have none. Thoughts (whole ones only), instructions and reports have no stamps. ``sources``:
-    the topic each track was recorded from; ``left_out``: messages that say nothing, by why;
+    joints {name: rad or m}, reports what ``sim/episode`` said, chunks the stamp in their header
+    [ns], marks whether the episode succeeded, states of the gate whether a person drives, those of
+    the policy the stamp of a decision whose thought was forced [ns], the rest texts and numbers;
+    images have none. Thoughts (whole ones only), instructions, marks and reports have no stamps.
+    ``sources``: the topic each track was recorded from; ``left_out``: messages that say nothing,
+    by why;
     ``clipped``: commands beyond what OSC_POSE can say.
     """
 
@@ -328,7 +331,8 @@ class _Reading:
         header = message.header
         stamp = self._stamp(stamp_of(message), received)
         if name == 'vla/action_chunk':
-            return [] if before and stamp == before[-1][1] else [(received, stamp, None)]
+            return [] if before and stamp == before[-1][1] else [
+                (received, stamp, stamp_of(message))]
         if name in ('ee_pose', 'twist_cmd', 'target_pose') and header.frame_id:
             self.frames[connection.topic].add(header.frame_id.lstrip('/'))
         if name == 'ee_pose':
@@ -347,8 +351,17 @@ class _Reading:
             return _report(self.path, message.data)
         if name == 'instruction':
             return message.data.strip() or None
+        if name == 'episode_mark':
+            if (succeeded := topics.MARKS.get(message.data.strip())) is None:
+                raise Unusable(f'neither {" nor ".join(topics.MARKS)}')
+            return succeeded
         if name == 'vla/reasoning':
             return None if message.data.endswith(UNFINISHED) else as_compact(message.data)
+        if name == 'gate_state':
+            return conversions.status_values(message).get('driver') == topics.PERSON
+        if name == 'vla/state':
+            told = conversions.status_values(message)
+            return round(float(told['stamp']) * 1e9) if told.get('forced') else None
         if name == 'gripper_cmd' and not np.isfinite(message.data):
             raise Unusable('not finite')
         return message.data

@@ -200,7 +200,7 @@ class Frames:
         names = {kind: [f'{name}.{axis}' for name in env.object_names for axis in axes]
                  for kind, axes in ((layout.PLACES, 'xyz'), (layout.POINTS, ('across', 'down')))}
         return Episode(env.task.instruction, images, columns,
-                       asdict(plan) | {'steps': len(actions), 'success': success},
+                       asdict(plan) | {'steps': len(actions), layout.SUCCESS: success},
                        {layout.STATE: layout.STATE_NAMES, **names})
 
 

@@ -96,7 +96,8 @@ class Report:
 class Segment(NamedTuple):
     """Commands ``first`` to ``last`` (excluded) of one episode.
 
-    Received from ``since`` on, before ``until`` [ns]. ``success``: None where nothing told.
+    Received from ``since`` on, before ``until`` [ns]. ``success``: as the last mark of a person
+    says, else the simulator; None where neither does.
     """
 
     first: int
@@ -159,6 +160,9 @@ def split(bag: Bag, period: int, instruction: str = '') -> list[Segment]:
         raise UserError(f'{bag.path}: it does not say what the task was; give --instruction TEXT'
                         ', or --topic instruction=/TOPIC if one says it')
     stamps, times = bag.commands.stamps, [0, *(at for at, _, _ in begun[1:]), NEVER]
+    marks = bag.tracks['episode_mark']
+    success |= zip((np.searchsorted(times, marks.received, side='right') - 1).tolist(),
+                   marks.values)
     # A command received late, or early, belongs where its stamp does.
     jumps = np.flatnonzero((np.diff(stamps) < 0) | (np.diff(stamps) > BREAK * period)) + 1
     edges = [0, *(min([int(k) for k in jumps if abs(k - edge) <= NEAR_BREAK],
@@ -201,8 +205,10 @@ class _Converter:
         self.tolerances = {
             name: self._tolerance(name) if options.tolerance is None
             else round(options.tolerance * 1e9) for name in STATED}
-        if options.successful and not bag.tracks['sim/episode'].values:
-            raise UserError(f'--successful: {bag.path} has no /sim/episode to tell')
+        if options.successful and not (
+                bag.tracks['episode_mark'].values or bag.tracks['sim/episode'].values):
+            raise UserError(f'--successful: {bag.path} has no /episode_mark and no /sim/episode '
+                            'to tell; leave it away, and choose episodes by dtvla data view')
 
     def _spacing(self, track: Track, what: str) -> float:
         spacing = track.spacing()
@@ -237,7 +243,8 @@ class _Converter:
         received, steps_on = bag.commands.received[own], np.diff(stamps)
         late = np.flatnonzero((steps_on > GAP * self.period) | (steps_on < 0)) + 1
         self.report.gaps += Counter({COMMAND: len(late)})
-        decided, thoughts = _thoughts(bag, segment)
+        decided, thoughts, forced = _thoughts(bag, segment)
+        driven = _driven(bag, bag.commands.received[own])
         for first, last in zip([0, *late], [*late, len(stamps)]):
             # What was received at another time may bear the same stamp: clocks start anew.
             since = max(segment.since, int(received[first])) - SLACK
@@ -247,11 +254,13 @@ class _Converter:
             steps, values = self._frames(tracks, stamps[first:last])
             breaks = np.flatnonzero(np.diff(steps) != self.every) + 1
             for part in np.split(np.arange(len(steps)), breaks) if len(steps) else ():
-                texts = [thoughts[k] for k in np.searchsorted(
-                    decided, stamps[first + steps[part]], side='right')]
+                thought = np.searchsorted(decided, stamps[first + steps[part]], side='right')
+                texts = [thoughts[k] for k in thought]
                 self.report.unthought += texts.count('')
                 seen = {name: [found[k] for k in part] for name, found in values.items()}
-                yield self._episode(segment, seen, steps[part], actions[first:last], texts)
+                yield self._episode(segment, seen, steps[part], actions[first:last], {
+                    layout.REASONING: texts, layout.FORCED: forced[thought],
+                    layout.INTERVENTION: driven[first + steps[part]]})
 
     def _require_forward(self, tracks: Mapping[str, Track], since: int, until: int) -> None:
         """Refuse a topic whose stamps go back while those of the commands go on."""
@@ -299,8 +308,8 @@ class _Converter:
             report.nearest[topic] = max(away, report.nearest.get(topic, 0.0))
 
     def _episode(self, segment: Segment, values: Mapping[str, Sequence[Any]],
-                 starts: NDArray[np.int64], actions: NDArray[np.float32], thoughts: list[str],
-                 ) -> Episode:
+                 starts: NDArray[np.int64], actions: NDArray[np.float32],
+                 columns: Mapping[str, Any]) -> Episode:
         """Return frames without a gap, of their images, poses and joints by name."""
         options, path, joints = self.options, self.bag.path, values['joint_states']
         fingers = self.bag.fingers
@@ -317,16 +326,24 @@ class _Converter:
                     for pose, seen in zip(values['ee_pose'], joints, strict=True)]),
                 layout.JOINTS: np.array([[seen[name] for name in arm] for seen in joints],
                                         np.float32),
-                layout.REASONING: thoughts, layout.ACTION: actions[starts],
+                **columns, layout.ACTION: actions[starts],
                 **layout.action_chunks(actions, starts, options.chunk)},
             metadata={**segment.metadata, 'kind': 'bag', 'bag': path.name,
                       'index': self.report.episodes, 'steps': len(actions),
-                      'success': segment.success},
+                      layout.SUCCESS: segment.success},
             names={layout.STATE: layout.STATE_NAMES, layout.JOINTS: arm})
 
 
-def _thoughts(bag: Bag, segment: Segment) -> tuple[NDArray[np.int64], list[str]]:
-    """Return when the decisions of an episode were observed [D], and D + 1 thoughts.
+def _driven(bag: Bag, received: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return whether a person drove when commands were received [N] ns, as the gate had said."""
+    states = bag.tracks['gate_state']
+    before = np.searchsorted(states.received, received, side='right')
+    return np.array([False, *states.values], bool)[before]
+
+
+def _thoughts(bag: Bag, segment: Segment,
+              ) -> tuple[NDArray[np.int64], list[str], NDArray[np.bool_]]:
+    """Return when the decisions of an episode were observed [D], D + 1 thoughts, which are forced.
 
     Thought k is the one after k decisions, the first one ''. Thoughts carry no stamp, their chunks
     do: as many are paired in order, else each chunk with the thought received nearest to it.
@@ -335,11 +352,13 @@ def _thoughts(bag: Bag, segment: Segment) -> tuple[NDArray[np.int64], list[str]]
                         for topic in ('vla/action_chunk', 'vla/reasoning'))
     texts = thoughts.values
     if not texts:
-        return np.zeros(0, np.int64), ['']
+        return np.zeros(0, np.int64), [''], np.zeros(1, bool)
     if len(texts) != len(chunks.values):
         texts = [texts[int(np.abs(thoughts.received - t).argmin())] for t in chunks.received]
     order = np.lexsort((texts, chunks.stamps))
-    return chunks.stamps[order], ['', *(texts[k] for k in order)]
+    forced = np.isin(np.array(chunks.values, np.int64)[order], bag.tracks['vla/state'].values)
+    return (chunks.stamps[order], ['', *(texts[k] for k in order)],
+            np.concatenate(([False], forced)))
 
 
 def _state(pose: tuple[NDArray[np.float64], NDArray[np.float64]], fingers: Sequence[float],

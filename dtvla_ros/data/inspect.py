@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from dtvla_ros.data.checks import Numbers, check_images, check_numbers, sample_i
 from dtvla_ros.data.reader import DatasetReader, open_dataset, unpadded
 from dtvla_ros.data.writer import image_statistics, vector_statistics
 from dtvla_ros.files import write_json
-from dtvla_ros.issues import Issue
+from dtvla_ros.issues import OK, Issue
 
 NOT_DATA = ('.frames', '.shards')  # what can be made again, and hard links to what is there
 PUBLISHED = ('mean', 'std', 'q01', 'q99', 'min', 'max')
@@ -158,7 +158,7 @@ def dataset_statistics(root: Path, episodes: int = 24, whole: bool = True) -> St
                 if feature['dtype'] not in ('video', 'image', 'string', 'bool')]
     stats = {name: vector_statistics(np.asarray(reader.column(name)))
              for name in (features if whole else (layout.STATE, layout.ACTION))}
-    issues = check_numbers(numbers)
+    issues = [*_outcomes(reader), *check_numbers(numbers)]
     finite = np.isfinite(numbers.state).all() and np.isfinite(numbers.action).all()
     if episodes and reader.camera_keys and finite:
         issues += check_images(sample_images(reader, numbers, episodes))
@@ -170,6 +170,15 @@ def dataset_statistics(root: Path, episodes: int = 24, whole: bool = True) -> St
         channels[name] = named if len(named) == len(numbered) else numbered
     return Statistics(root, stats, channels, issues,
                       ActionStatistics.of(numbers.action) if finite else None)
+
+
+def _outcomes(reader: DatasetReader) -> Iterator[Issue]:
+    """Say how many episodes succeeded, where any of them tells."""
+    told = Counter(reader.success(k) for k in range(len(reader.episodes)))
+    if told[True] or told[False]:
+        silent = f'; {told[None]} do not tell' if told[None] else ''
+        yield Issue(f'{told[True]} episodes succeeded, {told[False]} failed{silent}',
+                    check='success', level=OK, certainty='certain')
 
 
 def _images(reader: DatasetReader, key: str) -> np.ndarray:

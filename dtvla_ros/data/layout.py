@@ -42,8 +42,11 @@ PLACES = 'observation.places'
 POINTS = 'observation.image_points'
 REASONING = 'reasoning'
 PHASE = 'phase'
+INTERVENTION = 'intervention'  # whether a person drove: the action is theirs
+FORCED = 'thought_forced'  # whether a person put words into the thought
 # JSON scalars kept with an episode: a column of ``meta/episodes``.
 METADATA = 'facts'
+SUCCESS = 'success'  # one of these: whether the episode succeeded; null where nobody told
 KIND, SINGLE = 'kind', 'look'  # one of these scalars, and its value where one frame is meant
 
 # Columns every frame has, in LeRobot's order.

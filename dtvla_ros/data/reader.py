@@ -369,6 +369,13 @@ class DatasetReader:
                     f'episode {number}, frame {row - self.span(number).start}, and in '
                     f'{len(np.unique(bad[:, 0]))} rows; leave the episode out, or record it again')
 
+    def success(self, episode: int) -> bool | None:
+        """Return whether an episode succeeded; None where nobody told, or it is one moment."""
+        told = self.metadata(episode)
+        value = told.get(layout.SUCCESS)
+        return value if isinstance(value, bool) and (
+            told.get(layout.KIND) != layout.SINGLE) else None
+
     def metadata(self, episode: int) -> dict[str, Any]:
         """Return the JSON scalars kept with an episode."""
         return self.episodes[episode][layout.METADATA]

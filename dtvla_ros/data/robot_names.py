@@ -28,12 +28,15 @@ TYPES: dict[str, tuple[str, ...]] = {
     'ee_pose': ('geometry_msgs/msg/PoseStamped',),
     'tf': ('tf2_msgs/msg/TFMessage',), 'tf_static': ('tf2_msgs/msg/TFMessage',),
     'instruction': ('std_msgs/msg/String',), 'sim/episode': ('std_msgs/msg/String',),
+    'episode_mark': ('std_msgs/msg/String',),
     'vla/reasoning': ('std_msgs/msg/String',),
     'vla/action_chunk': ('trajectory_msgs/msg/JointTrajectory',),
     'action': ('trajectory_msgs/msg/JointTrajectory',),
     'twist_cmd': ('geometry_msgs/msg/TwistStamped',),
     'target_pose': ('geometry_msgs/msg/PoseStamped',),
-    'gripper_cmd': ('std_msgs/msg/Float64',)}
+    'gripper_cmd': ('std_msgs/msg/Float64',),
+    'gate_state': ('diagnostic_msgs/msg/DiagnosticStatus',),
+    'vla/state': ('diagnostic_msgs/msg/DiagnosticStatus',)}
 """Message types of the topics that a dataset is made of, by name."""
 NAMES = tuple(topic[1:] for topic in conventions.RECORDED)
 

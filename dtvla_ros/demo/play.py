@@ -24,7 +24,7 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
 from dtvla_ros import conventions as names
-from dtvla_ros.caption import Caption
+from dtvla_ros.caption import FAINT, WARNING, Caption
 from dtvla_ros.errors import EXTRAS, UserError
 from dtvla_ros.evaluation.results import evaluation_seed
 from dtvla_ros.files import find_shared
@@ -291,9 +291,11 @@ class Player(Watcher):
         self._frames += 1
         if self._film is not None and self._frames % FILM_EVERY == 0:
             resting = self._screen.resting
+            gate = f'gate {seen.gate_state}'
+            driven = seen.driver == names.PERSON
             self._film.add(images, Caption(
-                seen.told, '' if resting else seen.thought,
-                resting or f'gate {seen.gate_state}',
+                seen.told, '' if resting else seen.thought, '' if driven else resting or gate,
+                states=((gate, FAINT), ('a person drives', WARNING)) if driven else (),
                 stopped=self.fault or ('' if resting else seen.stopped_task),
                 meaning=seen.meaning))
 

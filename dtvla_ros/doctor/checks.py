@@ -11,7 +11,8 @@ from dtvla_ros.doctor.seen import Seen
 CHECKS: tuple[Callable[[Seen], Iterator[Row]], ...] = (
     nodes.discovery, nodes.nodes, nodes.states, nodes.connected, nodes.clock, nodes.policy,
     inputs.published, inputs.rates, inputs.stamps, inputs.latencies, inputs.skew, inputs.pixels,
-    inputs.joints, inputs.pose, nodes.command, nodes.gripper, nodes.controllers, nodes.compatible)
+    inputs.joints, inputs.pose, nodes.command, nodes.gripper, nodes.controllers, nodes.actions,
+    nodes.compatible)
 
 
 def judge(seen: Seen) -> list[Row]:

@@ -25,13 +25,14 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.ros import bringup, conversions, environment, images, qos
 from dtvla_ros.ros.frames import FrameTree
 from dtvla_ros.ros.guest import Guest, visit
+from dtvla_ros.ros.interfaces import PACKAGE, SEND_GOAL
 from dtvla_ros.ros.params_file import ParameterFile
 from dtvla_ros.ros.runner import plan
 from dtvla_ros.ros.settings import PoseSettings, VlaSettings
 from dtvla_ros.ros.waiting import by_likeness, full_name, type_name
 from dtvla_ros.safety.gate import GateConfig
 
-KINDS = ('vla_node', 'command_gate', 'sim_bridge', *bringup.VIEWING)
+KINDS = ('vla_node', 'command_gate', 'sim_bridge', *bringup.OPTIONAL)
 DISCOVERY = 3.0  # longest look for nodes of ours [s]
 SETTLE = 1.0  # ... and what is waited for others after them [s]
 ANSWER = 3.0  # longest wait for a service [s]
@@ -110,6 +111,10 @@ class _Look:
             stream.publishers = self._ends(stream.name, self._node.get_publishers_info_by_topic)
             stream.subscribers = self._ends(
                 stream.name, self._node.get_subscriptions_info_by_topic)
+        seen.actions = sorted(
+            name.removesuffix(SEND_GOAL)
+            for name, kinds in self._node.get_service_names_and_types()
+            if name.endswith(SEND_GOAL) and kinds[0].startswith(f'{PACKAGE}/'))
         seen.nearby = dict(self._nearby())
         seen.joints_lack = self._reader.why
         return seen

@@ -15,6 +15,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.files import find_shared
 from dtvla_ros.policy.manifest import GRAPHS, MANIFEST, PolicyManifest
 from dtvla_ros.ros import conversions
+from dtvla_ros.ros.interfaces import NOT_INSTALLED, action_type
 
 READY = ('IDLE', 'THINKING', 'ACTING', 'DONE')
 
@@ -138,6 +139,18 @@ def controllers(seen: Seen) -> Iterator[Row]:
               f'{owner}: {state}' if state else f'active: {listed(active) or "none"}',
               f'{owner} active' if state else 'an active controller',
               f'ros2 control switch_controllers --activate {owner if state else "NAME"}')
+
+
+def actions(seen: Seen) -> Iterator[Row]:
+    """Require that a node which is to offer actions does; tell how to get them elsewhere."""
+    if seen.actions:
+        yield Row('actions', True, listed(seen.actions))
+    elif seen.ours.get('task_server'):
+        yield Row('actions', False, 'task_server offers none', 'run_task', NOT_INSTALLED)
+    else:
+        yield Row('actions', None, 'not offered: ' + (
+            'task_server:=true, dtvla run --task-server' if action_type('RunTask') else
+            NOT_INSTALLED))
 
 
 def compatible(seen: Seen) -> Iterator[Row]:

@@ -70,6 +70,7 @@ class Seen:
     last. ``clocks``: time on /clock by steady arrival [s]. ``joints``: positions by name;
     ``complete``: whether the policy's reader got all it wants. ``controllers``: state by name, or
     why it is not known. ``nearby``: topics of a silent topic's type, the likest first.
+    ``actions``: those of dtvla_interfaces that are offered.
     """
 
     source: str
@@ -88,6 +89,7 @@ class Seen:
     frames: FrameTree | None = None
     controllers: dict[str, str] | str = ''
     told: str = ''
+    actions: list[str] = field(default_factory=list)
     nearby: dict[str, list[str]] = field(default_factory=dict)
 
     def stream(self, node: NodeView, topic: str) -> Stream:

@@ -148,7 +148,7 @@ class _Contender:
                     watch.lap('prefill')
                 return len(written) >= length
 
-            tokens, cache, self.stats[kind] = write_thought(
+            tokens, _, cache, self.stats[kind] = write_thought(
                 engine, view.prompt, features, [], draft, done)
             watch.lap(*(('verify',) if draft else ('think per token', length - 1)))
             pending = tokens[-1:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,11 @@ class Decision:
     (a cap was hit before ``</think>``). ``chunk`` [T, D]: actions in the robot's units.
     ``action_tokens`` [T*D] ids, ``thought_tokens`` ids with tags. ``timings`` [s] by phase
     (prepare, see, prefill, think, act). ``forced``: fields of the thought that a correction gave.
+    ``thought_log_probs``: natural logarithms of the probabilities with which the policy chose
+    ``thought_tokens``, not a number where it did not choose; () where it wrote no thought or the
+    engine does not tell. ``action_log_probs`` [T*D]: those of ``action_tokens``. ``certainty``:
+    features of both (`policy.confidence`); ``confidence``: the probability of success that a
+    calibrated policy makes of them, else None.
     """
 
     reasoning: str
@@ -45,6 +50,21 @@ class Decision:
     timings: Mapping[str, float] = field(default_factory=dict)
     drafting: SpeculativeStats = SpeculativeStats()
     forced: Mapping[str, Any] = field(default_factory=dict)
+    thought_log_probs: tuple[float, ...] = ()
+    action_log_probs: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    certainty: Mapping[str, float] = field(default_factory=dict)
+    confidence: float | None = None
+
+
+class Choices(NamedTuple):
+    """The likeliest permitted ids after some rows, int64 [r].
+
+    ``log_probs`` float32 [r]: their log softmax over the permitted ids, not a number from graphs
+    that were exported before they told it.
+    """
+
+    ids: NDArray[np.int64]
+    log_probs: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +86,7 @@ class Engine(Protocol):
     name: str
     where: str  # provider or device, and the type it calculates in
     config: DecoderConfig
+    tells_log_probs: bool = True  # of the ids it chooses
 
     def suppress_tokens(self, banned: NDArray[np.bool_]) -> None:
         """Never choose the ids marked in ``banned`` [V] from now on."""
@@ -74,28 +95,31 @@ class Engine(Protocol):
         """[C, 3, H, W] in -1..1 -> image features, kept where the engine runs."""
 
     def prefill(self, prompt_ids: Sequence[int], features: Any,
-                thought: Sequence[int] = ()) -> tuple[NDArray[np.int64], Prefix]:
+                thought: Sequence[int] = ()) -> tuple[Choices, Prefix]:
         """Run the bidirectional prompt and, causally, the thought begun so far.
 
-        Returns the likeliest permitted id after the prompt and after each thought token
-        [1 + len(thought)], and the prefix they make.
+        Returns the choices after the prompt and after each thought token [1 + len(thought)], and
+        the prefix they make.
         """
 
-    def verify(self, cache: Prefix, tokens: Sequence[int]) -> tuple[NDArray[np.int64], Prefix]:
-        """Append thought tokens causally; return the id after each [len(tokens)], the prefix."""
+    def verify(self, cache: Prefix, tokens: Sequence[int]) -> tuple[Choices, Prefix]:
+        """Append thought tokens causally; return the choices [len(tokens)] and the prefix."""
 
     def generate(self, cache: Prefix, tokens: list[int],
-                 done: Callable[[list[int]], bool]) -> Prefix:
+                 done: Callable[[list[int]], bool]) -> tuple[list[float], Prefix]:
         """Append at least one more to ``tokens``, the last of which has not been run.
 
         They grow in place, one likeliest permitted id at a time, until ``done(tokens)``, asked
-        after each. Returns the prefix, which holds all but the last token.
+        after each. Returns the log probabilities of those appended, and the prefix, which holds
+        all but the last token.
         """
+        log_probs: list[float] = []
         while True:
             chosen, cache = self.verify(cache, tokens[-1:])
-            tokens.append(int(chosen[0]))
+            tokens.append(int(chosen.ids[0]))
+            log_probs.append(float(chosen.log_probs[0]))
             if done(tokens):
-                return cache
+                return log_probs, cache
 
     def crop(self, cache: Prefix, count: int) -> Prefix:
         """Return the prefix without its last ``count`` rows."""

@@ -57,7 +57,8 @@ def build_graphs(model: HybridDecoder) -> dict[str, onnx.ModelProto]:
             ('position_ids', torch.arange(new), rows), ('rows', torch.arange(2), rows),
             ('bin_rows', torch.arange(2), rows),
             ('penalty', torch.zeros(text.vocabulary - config.ids.bins), {}), *cache,
-        ], ['choices', 'below', 'bins', 'above', *(f'new_{name}' for name in past)]),
+        ], ['choices', 'below', 'bins', 'above', *(f'new_{name}' for name in past),
+            'log_probs']),
         GRAPHS[2]: trace(fast, _act, [
             ('input_ids', torch.arange(new), rows),
             ('mask', torch.zeros(block, so_far + block), square),
@@ -98,14 +99,16 @@ def _decode(model: InferenceModel, input_ids: Tensor, features: Tensor, image_ro
             *past: Tensor) -> tuple[Tensor, ...]:
     """Run a prompt, the thought begun so far, or later tokens.
 
-    Returns the likeliest ids of ``rows``, their logits, and the new keys and values. ``bin_rows``
-    index ``rows``: action ids are never chosen, their logits are computed only on request.
+    Returns the likeliest ids of ``rows``, their logits, the new keys and values, and the ids' log
+    probabilities. ``bin_rows`` index ``rows``: action ids are never chosen, their logits are
+    computed only on request.
     """
     attention = _GraphAttention(model, position_ids, mask, past)
     hidden = model(model.embed_prompt(input_ids, features, image_rows), attention, rows)
     below, above = model.below(hidden), model.above(hidden)
-    return (model.likeliest(below, above, penalty), below,
-            model.bins(hidden.index_select(0, bin_rows)), above, *attention.new)
+    chosen, log_probs = model.likeliest(below, above, penalty)
+    return (chosen, below, model.bins(hidden.index_select(0, bin_rows)), above, *attention.new,
+            log_probs)
 
 
 def _act(model: InferenceModel, input_ids: Tensor, mask: Tensor, position_ids: Tensor,

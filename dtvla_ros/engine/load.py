@@ -82,7 +82,8 @@ def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1, device
         model = load_model(manifest.config, weights, device, getattr(torch, dtype or '', None))
         run = TorchEngine(model, release=True)
     policy = Policy(run, transform, mode, max_thought_tokens or manifest.max_thought_tokens,
-                    max_think_seconds)
+                    max_think_seconds, calibration=manifest.calibration,
+                    executed=manifest.action.replan_steps)
     if prove:
         proof.require(folder, policy, manifest)
     return policy, manifest

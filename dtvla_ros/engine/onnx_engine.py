@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from dtvla_ros.engine.engine import Engine, Prefix, memory_guard, penalty
+from dtvla_ros.engine.engine import Choices, Engine, Prefix, memory_guard, penalty
 from dtvla_ros.engine.providers import fallen_back, options, place
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.config import MASKED, DecoderConfig, visible
@@ -51,6 +51,7 @@ class OnnxEngine(Engine):
         # Where keys and values are, and it runs: that may not be what was asked for.
         self.device = 'cpu' if len(providers) == 1 else 'cuda'
         decode = token
+        self.tells_log_probs = 'log_probs' in {output.name for output in token.get_outputs()}
         self._floats = floats and self.device == 'cpu'
         self.where = token.get_providers()[0]
         if self._floats:
@@ -78,15 +79,16 @@ class OnnxEngine(Engine):
         return features
 
     def prefill(self, prompt_ids: Sequence[int], features: ort.OrtValue,
-                thought: Sequence[int] = ()) -> tuple[NDArray[np.int64], Prefix]:
+                thought: Sequence[int] = ()) -> tuple[Choices, Prefix]:
         if self._floats and thought:  # a draft is verified by what writes thoughts
             first, cache = self.prefill(prompt_ids, features)
             chosen, cache = self.verify(cache, thought)
-            return np.concatenate([first, chosen]), cache
+            return Choices(np.concatenate([first.ids, chosen.ids]),
+                           np.concatenate([first.log_probs, chosen.log_probs])), cache
         start = Prefix(0, len(prompt_ids))
         return self._choose(self._prefill, start, [*prompt_ids, *thought], features)
 
-    def verify(self, cache: Prefix, tokens: Sequence[int]) -> tuple[NDArray[np.int64], Prefix]:
+    def verify(self, cache: Prefix, tokens: Sequence[int]) -> tuple[Choices, Prefix]:
         return self._choose(self._token if len(tokens) == 1 else self._words, cache, tokens)
 
     def decode_actions(self, cache: Prefix, tokens: Sequence[int]) -> NDArray[np.float32]:
@@ -106,13 +108,15 @@ class OnnxEngine(Engine):
         return self._scores(self._prefill, Prefix(0, end), [*prompt_ids, *thought], features)
 
     def _choose(self, run: _Pass, cache: Prefix, tokens: Sequence[int],
-                features: ort.OrtValue | None = None) -> tuple[NDArray[np.int64], Prefix]:
-        """Run ``tokens`` behind ``cache``; return the likeliest ids and the longer prefix."""
+                features: ort.OrtValue | None = None) -> tuple[Choices, Prefix]:
+        """Run ``tokens`` behind ``cache``; return the choices and the longer prefix."""
         rows = self._read(run, cache, tokens, features)
         run.put('bin_rows', _NONE)
         chosen = run.get('choices', (rows,), np.int64)
+        log_probs = (run.get('log_probs', (rows,), np.float32) if self.tells_log_probs
+                     else np.full(rows, np.nan, np.float32))
         run.run()
-        return chosen, Prefix(cache.count + len(tokens), cache.prompt_end)
+        return Choices(chosen, log_probs), Prefix(cache.count + len(tokens), cache.prompt_end)
 
     def _scores(self, like: _Pass, cache: Prefix, tokens: Sequence[int],
                 features: ort.OrtValue | None = None) -> NDArray[np.float32]:

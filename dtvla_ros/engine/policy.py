@@ -8,11 +8,12 @@ it, with the draft or without.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from dtvla_ros.conventions import MODES
 from dtvla_ros.correction import Correction
 from dtvla_ros.engine.engine import Decision, Engine, Prefix, SpeculativeStats
 from dtvla_ros.errors import UserError
+from dtvla_ros.policy import confidence
+from dtvla_ros.policy.confidence import Calibration
 from dtvla_ros.policy.config import SpecialIds
 from dtvla_ros.policy.transform import Observation, PolicyTransform
 from dtvla_ros.policy.vocabulary import UNKNOWN
@@ -51,12 +54,15 @@ class Policy:
     """A policy: an observation in, a thought and a chunk of actions out.
 
     ``mode`` 'full' thinks, 'masked' acts on an empty thought. The last thought is the next one's
-    draft (``draft``): the result is the same, in fewer passes.
+    draft (``draft``): the result is the same, in fewer passes. ``calibration``: what makes a
+    confidence of the certainty of a decision that thinks, of its first ``executed`` actions (None:
+    all).
     """
 
     def __init__(self, engine: Engine, transform: PolicyTransform, mode: str = 'full',
                  max_thought_tokens: int = 48, max_think_seconds: float = math.inf,
-                 draft: bool = True):
+                 draft: bool = True, calibration: Calibration | None = None,
+                 executed: int | None = None):
         if mode not in MODES:
             raise UserError(f'thought mode {mode!r} is none of {", ".join(MODES)}')
         if max_thought_tokens < 1:
@@ -65,7 +71,8 @@ class Policy:
             raise UserError(f'max_think_seconds must be positive, got {max_think_seconds}')
         self.engine, self.transform, self.mode = engine, transform, mode
         self.max_thought_tokens, self.max_think_seconds = max_thought_tokens, max_think_seconds
-        self._draft = draft
+        self._draft, self.calibration, self._executed = draft, calibration, executed
+        self._word = functools.cache(lambda token: transform.decode_thought([token]))
         self._last: list[int] = []  # the last thought, without <think>
         engine.suppress_tokens(suppressed_in_thought(transform))
 
@@ -101,7 +108,7 @@ class Policy:
             return (tokens[-1] == ids.think_end or len(tokens) >= self.max_thought_tokens
                     or time.perf_counter() > deadline)
 
-        tokens, cache, stats = write_thought(
+        tokens, log_probs, cache, stats = write_thought(
             self.engine, prompt, features, [ids.think], self._last if self._draft else [], done,
             self._forced(correction))
         clock.lap('think')
@@ -110,8 +117,26 @@ class Policy:
         closing = [] if outcome == 'complete' else [ids.think_end]
         decision = _act(self.engine, self.transform, cache, [*tokens[-1:], *closing],
                         [ids.think, *tokens, *closing], clock, outcome, stats)
-        return replace(decision, forced=correction.applied(decision.reasoning)
-                       ) if correction else decision
+        told = ((math.nan, *log_probs, *[math.nan] * len(closing))
+                if self.engine.tells_log_probs else ())
+        certainty = confidence.certainty(
+            self.fields(decision.thought_tokens), told,
+            decision.action_log_probs.reshape(decision.chunk.shape)[:self._executed])
+        return replace(
+            decision, thought_log_probs=told, certainty=certainty,
+            confidence=self.calibration.confidence(certainty) if self.calibration else None,
+            forced=correction.applied(decision.reasoning) if correction else {})
+
+    @property
+    def tells_confidence(self) -> bool:
+        """Whether every decision that thinks has a confidence."""
+        known = confidence.FEATURES if self.engine.tells_log_probs else confidence.OF_ACTIONS
+        return (self.mode == 'full' and self.calibration is not None
+                and self.calibration.weights.keys() <= set(known))
+
+    def fields(self, thought: Sequence[int]) -> list[str]:
+        """Return of which field of the thought each of its tokens is, '' where of none."""
+        return confidence.fields_of([self._word(token) for token in thought])
 
     def _forced(self, correction: Correction | None) -> Forced:
         """Return what gives the token that a correction, if any, puts behind those written."""
@@ -128,14 +153,25 @@ class Policy:
         return forced
 
 
+class Written(NamedTuple):
+    """A thought's tokens, the cache, which holds all of them but the last, and the draft's fate.
+
+    ``log_probs``: of the tokens, not a number where they were forced or the engine does not tell.
+    """
+
+    tokens: list[int]
+    log_probs: list[float]
+    cache: Prefix
+    drafting: SpeculativeStats
+
+
 def write_thought(engine: Engine, prompt: Sequence[int], features: Any, begun: Sequence[int],
                   draft: Sequence[int], done: Done, forced: Forced = lambda _: None,
-                  ) -> tuple[list[int], Any, SpeculativeStats]:
+                  ) -> Written:
     """Write a thought after ``prompt`` and the tokens ``begun``, until ``done(tokens)``.
 
     ``draft``: any tokens that the thought might consist of, or none. ``done`` is asked after
-    every token, ``forced`` before every one. Returns the tokens, the cache, which holds all of
-    them but the last, and what became of the draft, in which tokens forced ahead do not count.
+    every token, ``forced`` before every one. What was forced ahead counts as no draft.
     """
     def ahead(written: Sequence[int]) -> list[int]:
         given: list[int] = []
@@ -148,8 +184,9 @@ def write_thought(engine: Engine, prompt: Sequence[int], features: Any, begun: S
     proposal = [*sure, *continuation(draft, sure)]
     run = proposal[:-1]
     chosen, cache = engine.prefill(prompt, features, [*begun, *run])
-    answers = chosen[len(begun):].tolist()
+    answers = [part[len(begun):].tolist() for part in chosen]  # ids, log probabilities
     tokens: list[int] = []
+    log_probs: list[float] = []
     proposed, accepted, passes, ended = 0, 0, 1, False
 
     def settled(written: list[int]) -> bool:
@@ -159,9 +196,10 @@ def write_thought(engine: Engine, prompt: Sequence[int], features: Any, begun: S
 
     while True:
         right = 0
-        for k, answer in enumerate(answers):
+        for k, (answer, log_prob) in enumerate(zip(*answers)):
             given = forced(tokens)
             tokens.append(answer if given is None else given)
+            log_probs.append(log_prob if given is None else math.nan)
             kept = proposal[k:k + 1] == tokens[-1:]
             right += kept
             if settled(tokens) or not kept:
@@ -174,16 +212,18 @@ def write_thought(engine: Engine, prompt: Sequence[int], features: Any, begun: S
         proposal = run = [*sure, *continuation(draft, [*tokens, *sure])[:2 * right + 4]]
         if not (ended or proposal):
             before = len(tokens)
-            cache = engine.generate(cache, tokens, lambda written: (
+            more, cache = engine.generate(cache, tokens, lambda written: (
                 settled(written) or forced(written) is not None
                 or bool(continuation(draft, written))))
+            log_probs += more
             passes += len(tokens) - before
             sure = [] if ended else ahead(tokens)
             proposal = run = [*sure, *continuation(draft, [*tokens, *sure])[:4]]
         if ended:
-            return tokens, cache, SpeculativeStats(proposed, accepted, passes)
+            return Written(tokens, log_probs, cache,
+                           SpeculativeStats(proposed, accepted, passes))
         chosen, cache = engine.verify(cache, [tokens[-1], *run])
-        answers = chosen.tolist()
+        answers = [part.tolist() for part in chosen]
         passes += 1
 
 
@@ -237,11 +277,12 @@ def _act(engine: Engine, transform: PolicyTransform, cache: Prefix, pending: Seq
     if not np.isfinite(scores).all():
         raise FloatingPointError(NOT_FINITE)
     tokens = scores.argmax(-1).astype(np.int64) + ids.bins_first
+    log_probs = -np.log(np.exp(scores - scores.max(-1, keepdims=True)).sum(-1))
     clock.lap('act')
     return Decision(
         reasoning=transform.decode_thought(thought), outcome=outcome,
         chunk=transform.decode_actions(tokens), thought_tokens=tuple(thought),
-        action_tokens=tokens, timings=clock.laps, drafting=stats)
+        action_tokens=tokens, timings=clock.laps, drafting=stats, action_log_probs=log_probs)
 
 
 class _Clock:

@@ -173,7 +173,7 @@ def _compare(policy: Policy, observation: Observation, thought: list[int],
     scores = policy.engine.decode_actions(cache, [thought[-1], *closing, ids.action])
     found = scores.argmax(-1) + ids.bins_first
     near = (np.abs(found - actions) <= 1) & np.isfinite(scores).all(-1)
-    return chosen[1:] == thought[1:], near
+    return chosen.ids[1:] == thought[1:], near
 
 
 def wanted(manifest: PolicyManifest, halved: bool = False) -> Agreement:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dtvla_ros.engine import inference_model as fused
-from dtvla_ros.engine.engine import Engine, Prefix, memory_guard, penalty
+from dtvla_ros.engine.engine import Choices, Engine, Prefix, memory_guard, penalty
 from dtvla_ros.policy.attention import additive
 from dtvla_ros.policy.config import visible
 from dtvla_ros.policy.model import HybridDecoder
@@ -76,27 +76,27 @@ class TorchEngine(Engine):
 
     @_phase
     def prefill(self, prompt_ids: Sequence[int], features: Tensor,
-                thought: Sequence[int] = ()) -> tuple[NDArray[np.int64], Prefix]:
+                thought: Sequence[int] = ()) -> tuple[Choices, Prefix]:
         hidden, prefix = self._prefill(prompt_ids, features, thought)
         return self._chosen(hidden), prefix
 
     @_phase
-    def verify(self, cache: Prefix, tokens: Sequence[int]) -> tuple[NDArray[np.int64], Prefix]:
+    def verify(self, cache: Prefix, tokens: Sequence[int]) -> tuple[Choices, Prefix]:
         hidden, prefix = self._run(self._model.embed(self._ids(tokens)), cache)
         return self._chosen(hidden), prefix
 
     @_phase
     def generate(self, cache: Prefix, tokens: list[int],
-                 done: Callable[[list[int]], bool]) -> Prefix:
+                 done: Callable[[list[int]], bool]) -> tuple[list[float], Prefix]:
         if not self._compiled:
             return super().generate(cache, tokens, done)
-        count, ended = cache.count, False
+        count, ended, log_probs = cache.count, False, list[float]()
         while not ended:
             self._make_room(count + 1)
             if self._loop is None:
                 self._loop = _TokenLoop(self._model, self._cache, self._penalty)
-            count, ended = self._loop.run(count, tokens, done)
-        return Prefix(count, cache.prompt_end)
+            count, ended = self._loop.run(count, tokens, log_probs, done)
+        return log_probs, Prefix(count, cache.prompt_end)
 
     @_phase
     def decode_actions(self, cache: Prefix, tokens: Sequence[int]) -> NDArray[np.float32]:
@@ -128,8 +128,9 @@ class TorchEngine(Engine):
     def _ids(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor(list(tokens), device=self._device)
 
-    def _chosen(self, hidden: Tensor) -> NDArray[np.int64]:
-        return self._model.choose(hidden, self._penalty).cpu().numpy()
+    def _chosen(self, hidden: Tensor) -> Choices:
+        chosen = self._model.choose(hidden, self._penalty).cpu().numpy()  # [r, 2]
+        return Choices(chosen[:, 0].astype(np.int64), chosen[:, 1])
 
     def _run(self, x: Tensor, cache: Prefix, read: fused.Read = fused.ALL,
              action_start: int | None = None) -> tuple[Tensor, Prefix]:
@@ -159,8 +160,9 @@ class _TokenLoop:
         self._cuda = device.type == 'cuda'
         self._token, self._row = (
             torch.zeros(1, dtype=torch.long, device=device) for _ in range(2))
+        self._chosen = torch.zeros(2, device=device)  # id and log probability
         self._columns = torch.arange(cache.capacity, device=device)
-        self._read = torch.zeros(2, dtype=torch.long, pin_memory=self._cuda)
+        self._read = torch.zeros(2, 2, pin_memory=self._cuda)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._step = torch.compile(self._one, fullgraph=True, dynamic=False)
 
@@ -172,7 +174,9 @@ class _TokenLoop:
         return self._model.choose(hidden, self._penalty)
 
     def _advance(self) -> None:
-        self._token.copy_(self._step(self._token, self._row))
+        chosen = self._step(self._token, self._row)  # [1, 2]
+        self._token.copy_(chosen[:, 0])
+        self._chosen.copy_(chosen[0])
         self._row.add_(1)
 
     def _capture(self) -> torch.cuda.CUDAGraph:
@@ -187,9 +191,12 @@ class _TokenLoop:
             self._advance()
         return graph
 
-    def run(self, count: int, tokens: list[int],
+    def run(self, count: int, tokens: list[int], log_probs: list[float],
             done: Callable[[list[int]], bool]) -> tuple[int, bool]:
-        """Extend ``tokens`` until ``done`` or the cache is full; return its rows, and if done."""
+        """Extend ``tokens`` until ``done`` or the cache is full; return its rows, and if done.
+
+        ``log_probs`` gets those of what is appended.
+        """
         self._row.fill_(count)
         if self._cuda and self._graph is None:
             self._graph = self._capture()
@@ -203,7 +210,9 @@ class _TokenLoop:
             ahead = self._ask(step) if self._cuda and step < last else None
             if ready is not None:
                 ready.synchronize()
-            tokens.append(int(self._read[(step - 1) % 2]))
+            token, log_prob = self._read[(step - 1) % 2].tolist()
+            tokens.append(int(token))
+            log_probs.append(log_prob)
             if ended := done(tokens):
                 break
             ready = ahead if self._cuda else self._ask(step)
@@ -214,5 +223,5 @@ class _TokenLoop:
             self._advance()
         else:
             self._graph.replay()
-        self._read[step % 2].copy_(self._token[0], non_blocking=True)
+        self._read[step % 2].copy_(self._chosen, non_blocking=True)
         return None if self._graph is None else torch.cuda.current_stream().record_event()

@@ -78,7 +78,8 @@ def swapped_thought(policy: Policy, other_instruction: Callable[[], str]) -> Inf
     def infer(observation: Observation) -> Decision:
         other = policy.infer(replace(observation, instruction=other_instruction()))
         acted = act_on(policy.engine, policy.transform, observation, other.thought_tokens)
-        return replace(other, chunk=acted.chunk, action_tokens=acted.action_tokens)
+        return replace(other, chunk=acted.chunk, action_tokens=acted.action_tokens,
+                       action_log_probs=acted.action_log_probs, certainty={}, confidence=None)
 
     return infer
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import Progress, TextColumn
@@ -23,6 +23,7 @@ from dtvla_ros.engine.providers import PROVIDERS
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation import results, workers
 from dtvla_ros.evaluation.ablations import MODES
+from dtvla_ros.evaluation.announcing import announced, require_calibrated, told_announced
 from dtvla_ros.evaluation.report import RateTable, write_html, write_rates
 from dtvla_ros.evaluation.results import Rate, evaluation_seed
 from dtvla_ros.evaluation.wordings import Meanings, Source, Trial, Wordings, meanings, tables
@@ -109,12 +110,21 @@ def evaluate_experts(options: EvalOptions, noise: bool = False) -> dict[str, Any
                      _jobs(tasks, seed, options.episodes), source)
 
 
-def evaluate_robustness(options: EvalOptions, families: Sequence[str] = (),
-                        strengths: Sequence[str] = ('1', '2', '3')) -> dict[str, Any]:
-    """Print success by family (default: all) and strength; return what is written.
+class Disturbed(NamedTuple):
+    """Episodes by cell, 'family:strength', '' the undisturbed one; how they were made."""
 
-    ``options.journal`` is a folder here. Every cell has the same tasks and seeds. Errors as of
-    ``evaluate_policy``.
+    options: EvalOptions
+    settings: dict[str, Any]
+    tasks: tuple[str, ...]
+    families: tuple[str, ...]
+    cells: dict[str, list[EpisodeResult]]
+
+
+def run_disturbed(options: EvalOptions, families: Sequence[str], strengths: Sequence[str],
+                  seed: int) -> Disturbed:
+    """Run the same tasks and seeds undisturbed, and under families (none: all) at strengths.
+
+    ``options.journal`` is a folder here. Errors as of ``evaluate_policy``.
     """
     from dtvla_sim.perturbation import FAMILIES, STRENGTHS
 
@@ -126,7 +136,6 @@ def evaluate_robustness(options: EvalOptions, families: Sequence[str] = (),
     if len(set(cells)) < len(cells):
         raise UserError('a family or strength is named twice')
     _check(options)
-    seed = evaluation_seed(options.seed)
     tasks, settings = inspect_scene(options.scene, options.tasks)
     how, options = identify(options)
     settings |= {'mode': options.mode, **how}
@@ -134,12 +143,31 @@ def evaluate_robustness(options: EvalOptions, families: Sequence[str] = (),
         f'{options.scene.suite}, {len(cells)} cells', settings,
         _jobs(tasks, seed, options.episodes), partial(_policy_episodes, options),
         options.journal, [(cell,) for cell in cells])
-    rows = {cell: _cell(episodes, tasks) for cell, episodes in zip(cells, found, strict=True)}
+    return Disturbed(options, settings | {'seeds': [seed, seed + options.episodes - 1]}, tasks,
+                     families, dict(zip(cells, found, strict=True)))
+
+
+def evaluate_robustness(options: EvalOptions, families: Sequence[str] = (),
+                        strengths: Sequence[str] = ('1', '2', '3'),
+                        confidence: bool = False) -> dict[str, Any]:
+    """Print success by family (default: all) and strength; return what is written.
+
+    ``options.journal`` is a folder here. Every cell has the same tasks and seeds. With
+    ``confidence`` it also says which failures were announced. Errors as of ``evaluate_policy``,
+    and with ``confidence`` for a policy that is not calibrated.
+    """
+    seed = evaluation_seed(options.seed)
+    calibration = require_calibrated(options) if confidence else None
+    options, settings, tasks, families, found = run_disturbed(options, families, strengths, seed)
+    rows = {cell: _cell(episodes, tasks) for cell, episodes in found.items()}
     summary = {
-        **settings, 'seeds': [seed, seed + options.episodes - 1], 'versions': results.versions(),
+        **settings, 'versions': results.versions(),
         'strengths': list(strengths), 'undisturbed': rows[''], 'families': {
             family: {k: rows[f'{family}:{k}'] for k in strengths} for family in families}}
     title, sentence = f'{options.scene.suite}: success under disturbances', weakness(rows)
+    if calibration is not None:
+        summary['confidence'] = announced(found, calibration, settings['replan_steps'])
+        sentence += f' {told_announced(summary["confidence"])}'
     Console().print(robustness_table(title, summary))
     print(sentence)
     cells_of = {name: [] for name in ('', *families)}  # type: dict[str, list[Any]]
@@ -148,7 +176,8 @@ def evaluate_robustness(options: EvalOptions, families: Sequence[str] = (),
         cells_of[family].append(((strength or '-',), row))
     write_rates(options.html, title, sentence, [
         RateTable(name or 'undisturbed', ('strength',), mine) for name, mine in cells_of.items()],
-        {key: value for key, value in summary.items() if key not in ('undisturbed', 'families')})
+        {key: value for key, value in summary.items()
+         if key not in ('undisturbed', 'families', 'confidence')})
     files.write_json(options.json_file, summary)
     return summary
 
@@ -191,7 +220,8 @@ def identify(options: EvalOptions) -> tuple[dict[str, Any], EvalOptions]:
         manifest.verified(folder, name)
     decided = replace(
         options, policy=folder.resolve(), device=available_device(options.engine, options.device),
-        after_success=after_success(manifest, options.mode))
+        after_success=after_success(manifest, options.mode),
+        calibration=manifest.calibration)
     return {
         'policy': str(options.policy), 'engine': options.engine, 'device': decided.device,
         'threads': options.threads,
@@ -294,7 +324,8 @@ def _evaluate(options: EvalOptions, settings: dict[str, Any], tasks: Sequence[st
     found, = run_episodes(title, settings, jobs, source, options.journal)
     summary = {
         **settings, 'seeds': [end(seed for _, seed in jobs) for end in (min, max)],
-        'versions': results.versions(), **results.summarise(found, tasks), **more}
+        'versions': results.versions(),
+        **results.summarise(found, tasks, options.calibration), **more}
     if options.after_success:
         summary['done'] = results.said_done(found)
     if complete is not None:

@@ -20,9 +20,10 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.report import MISHEARD, RateTable, write_rates
 from dtvla_ros.files import write_between, write_text
 from dtvla_ros.policy.completion import AFTER_SUCCESS
+from dtvla_ros.policy.confidence import Calibration
 from dtvla_ros.policy.manifest import MANIFEST, PROOF, PolicyManifest
 from dtvla_ros.rollout.episode import EpisodeResult
-from dtvla_sim import EVAL_SEED_START, LIBERO_SUITES, SUITES
+from dtvla_sim import CALIBRATION_SEED_START, EVAL_SEED_START, LIBERO_SUITES, SUITES
 
 PACKAGES = ('dtvla_ros', 'numpy', 'mujoco', 'robosuite', 'hf-libero', 'bddl', 'gymnasium',
             'onnxruntime', 'tokenizers', 'torch', 'transformers', 'ros-rclpy', 'rosbags')
@@ -39,12 +40,15 @@ Row = tuple[str, str]  # suite and start distribution
 
 
 def evaluation_seed(seed: int | None) -> int:
-    """Return ``seed``, None: the first for evaluation; below it raises UserError."""
+    """Return ``seed``, None: the first for evaluation; raises UserError for others' seeds."""
     if seed is None:
         return EVAL_SEED_START
     if seed < EVAL_SEED_START:
         raise UserError(f'seed {seed}: start states below {EVAL_SEED_START} belong to the '
                         f'demonstrations; use {EVAL_SEED_START} or more')
+    if seed >= CALIBRATION_SEED_START:
+        raise UserError(f'seed {seed}: start states from {CALIBRATION_SEED_START} on are kept for '
+                        f'dtvla calibrate; use {EVAL_SEED_START} or more')
     return seed
 
 
@@ -107,8 +111,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def summarise(results: Sequence[EpisodeResult], tasks: Sequence[str]) -> dict[str, Any]:
-    """Return success by task and in total, latency by phase and how many were truncated."""
+def summarise(results: Sequence[EpisodeResult], tasks: Sequence[str],
+              calibration: Calibration | None = None) -> dict[str, Any]:
+    """Return success by task and in total, latency by phase and how many were truncated.
+
+    With the policy's ``calibration`` an episode has the confidence of each decision.
+    """
     by_task: dict[str, Any] = {}
     for task in tasks:
         steps = [r.steps for r in results if r.task == task and r.success]
@@ -127,8 +135,17 @@ def summarise(results: Sequence[EpisodeResult], tasks: Sequence[str]) -> dict[st
                               {} if r.said_done is None else
                               {'said_done': r.said_done, 'too_early': r.too_early}), **(
                               {} if not r.said else
-                              {'said': r.said, 'understood': r.understood, 'refused': r.refused})}
+                              {'said': r.said, 'understood': r.understood, 'refused': r.refused}),
+                          **({'confidence': told} if calibration and (
+                              told := confidences(r, calibration)) else {})}
                          for r in ordered]}
+
+
+def confidences(result: EpisodeResult, calibration: Calibration) -> list[float]:
+    """Return the confidence of every decision of an episode, [] where its features are unknown."""
+    rows = [dict(zip(result.certainty, row)) for row in zip(*result.certainty.values())]
+    told = [calibration.confidence(row) for row in rows]
+    return [round(value, 4) for value in told if value is not None]
 
 
 def said_done(results: Sequence[EpisodeResult]) -> dict[str, Any]:

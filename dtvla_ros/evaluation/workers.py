@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.ablations import ablated, other_instruction
+from dtvla_ros.policy.confidence import Calibration
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.policy.understanding import NotUnderstood, understanding_of
 from dtvla_ros.rollout import episode
@@ -38,7 +39,7 @@ class EvalOptions:
     ``threads``: of an engine on the CPU. ``ray``: address of the cluster that runs the episodes,
     None for this machine. ``after_success`` as of ``run_episode``. ``videos`` and ``stills``:
     folders for what is kept of failures. ``instructions``: file of wordings; ``said``: the one of
-    each episode, in place of its task's own instruction.
+    each episode, in place of its task's own instruction. ``calibration``: the policy's, if any.
     """
 
     policy: Path = Path()
@@ -63,6 +64,7 @@ class EvalOptions:
     json_file: Path | None = None
     instructions: Path | None = None
     said: Mapping[Job, str] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
 
 def keep(options: EvalOptions, result: EpisodeResult, files: Mapping[str, bytes]) -> None:

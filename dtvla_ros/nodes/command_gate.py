@@ -11,17 +11,18 @@ from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import TwistStamped
 from numpy.typing import NDArray
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Bool
+from std_msgs.msg import Bool, Float64
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros import conventions as names
-from dtvla_ros.conventions import relative
+from dtvla_ros.conventions import PERSON, relative
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.command_adapters import PRESETS, make_adapter
 from dtvla_ros.nodes.pose_source import PoseSource
@@ -32,7 +33,9 @@ from dtvla_ros.ros.settings import FINGERS
 from dtvla_ros.ros.waiting import tell_what_lacks, why_silent
 from dtvla_ros.safety.gate import (
     HEARTBEAT,
+    HUMAN,
     JOINTS,
+    PERSON_DRIVES,
     POSE,
     Command,
     Gate,
@@ -47,17 +50,19 @@ GRAPH_PERIOD = 0.25  # between two looks for competing publishers and gripper li
 SAME_TICK = 1e-3  # difference of two stamps of one lock-step tick [s]
 WITH_TASK = ('THINKING', 'ACTING')  # states of the policy
 STILL_TICKS = 4  # commands of stillness that make a stop
+SWITCHES = ('pause', 'takeover')  # orders that are on or off
 LEVELS = {GateState.STOP: DiagnosticStatus.WARN, GateState.FAULT: DiagnosticStatus.ERROR}
 ARM_STATUS = {'none': '', 'bool': 'std_msgs/msg/Bool', 'int8': 'std_msgs/msg/Int8',
               'servo': 'moveit_msgs/msg/ServoStatus'}
 
 
 class CommandGate(Node):
-    """Plays chunks at the control rate.
+    """Plays chunks at the control rate, or a person's twists while one drives.
 
     In lock-step the tick is the simulator's: each new pose asks for one command, and nothing is
     sent while the policy is alive and thinking, so that simulated time waits for it. A steady
-    timer goes on beside it, to keep commanding stillness when the policy is dead.
+    timer goes on beside it, to keep commanding stillness when the policy is dead, and at which
+    a person's commands are sent.
     """
 
     def __init__(self) -> None:
@@ -75,7 +80,8 @@ class CommandGate(Node):
         self._gate = Gate(config, declare_all(self, PROFILES[profile], changeable=True))
         self._pose_source = PoseSource(
             self, self._on_pose, functools.partial(self._refuse, POSE))
-        self._adapter = make_adapter(self, preset, self.get_parameter('base_frame').value)
+        self._base: str = self.get_parameter('base_frame').value
+        self._adapter = make_adapter(self, preset, self._base)
         self._pending: float | None = None  # stamp of the tick to be answered in lock-step
         self._early: JointTrajectory | None = None  # a chunk for a tick that has not come yet
         self._last: Command | None = None
@@ -99,13 +105,20 @@ class CommandGate(Node):
         self._policy = ''  # its state and reason
         self._pose_source.open()
         self._follow_arm()
+        # Best effort: what got lost is old by the time it would be sent again.
+        self._human = self.create_subscription(
+            TwistStamped, relative(names.HUMAN_TWIST), self._on_human, qos.NEWEST)
+        self.create_subscription(
+            Float64, relative(names.HUMAN_GRIPPER), self._on_human_gripper, qos.LATEST)
         qos.listen_to_anyone(self, Bool, relative(names.ESTOP), self._on_estop)
         orders = {'start': lambda _: self._gate.start(time.monotonic()),
                   'stop': lambda _: self._gate.stop('asked to stop'),
                   'clear_fault': lambda _: self._clear_fault(),
-                  'pause': lambda request: self._gate.pause(request.data)}
+                  'pause': lambda request: self._gate.pause(request.data),
+                  'takeover': lambda request: (
+                      self._take_over() if request.data else self._gate.hand_back())}
         for name, order in orders.items():
-            self.create_service(SetBool if name == 'pause' else Trigger, name,
+            self.create_service(SetBool if name in SWITCHES else Trigger, name,
                                 functools.partial(self._on_order, order))
         self.create_timer(self._period, self._on_timer, clock=STEADY)
         if not self._lockstep:
@@ -138,7 +151,7 @@ class CommandGate(Node):
                 return
             now = max(now, self._pending)
         dropped = self._gate.on_chunk(conversions.chunk_from(message, self._period), now)
-        if dropped:
+        if dropped and dropped != PERSON_DRIVES:
             self._drops += 1
             self.get_logger().info(f'chunk dropped: {dropped}', throttle_duration_sec=1.0)
         if self._lockstep:
@@ -164,6 +177,29 @@ class CommandGate(Node):
                 self.get_logger().warning(refused, throttle_duration_sec=5.0)
             else:
                 self._gate.gripper.measure(fingers.opening)
+
+    def _on_human(self, message: TwistStamped) -> None:
+        refused = (conversions.refuse_frame(message.header.frame_id, self._base)
+                   if self._gate.driver == PERSON else None) or self._gate.on_human(
+            conversions.twist_array(message.twist), conversions.seconds(message.header.stamp),
+            time.monotonic())
+        if refused:
+            self._refuse(HUMAN, refused)
+        self._stop_now()
+
+    def _on_human_gripper(self, message: Float64) -> None:
+        self._gate.on_human_gripper(message.data)
+
+    def _take_over(self) -> str | None:
+        """Let a person drive if exactly one publishes what they want; return why not, or None."""
+        drivers = self.count_publishers(self._human.topic_name)
+        if drivers != 1:
+            return self._two_drivers(drivers) if drivers else (
+                f'{why_silent(self, self._human)}; start what drives the arm first')
+        return self._gate.take_over(time.monotonic())
+
+    def _two_drivers(self, count: int) -> str:
+        return f'{count} nodes publish {self._human.topic_name}: leave one of them'
 
     def _refuse(self, name: str, why: str) -> None:
         self._gate.on_refused(name, why)
@@ -214,6 +250,7 @@ class CommandGate(Node):
     def _on_order(self, order: Callable[[Any], str | None], request: Any, response: Any) -> Any:
         refused = order(request)
         self._stop_now()
+        self._report()
         response.success = refused is None
         response.message = refused or f'{self._gate.state.name}: {self._gate.reason}'
         return response
@@ -228,9 +265,10 @@ class CommandGate(Node):
     def _play_pending(self, paced: bool = False) -> None:
         """Answer the simulator's tick if there is a row for it, or still the arm if ``paced``.
 
-        Stillness waits for the timer: simulated time must not race while stopped.
+        Stillness waits for the timer, as a person's commands do: simulated time must not race.
         """
-        if self._pending is not None and not self._answered():
+        if self._pending is not None and not self._answered() and (
+                paced or self._gate.driver != PERSON):
             command = self._gate.tick(self._pending, time.monotonic())
             if command.played or (paced and not command.waiting):
                 self._send(command)
@@ -275,6 +313,8 @@ class CommandGate(Node):
                 yield why_silent(self, self._subscribed[JOINTS])
             if not self._gate.heard(POSE):
                 yield self._pose_source.lacking()
+        if self._gate.driver == PERSON and not self._gate.heard(HUMAN):
+            yield why_silent(self, self._human)
         if (self._gate.state is GateState.STOP and not self._starts_by_itself
                 and self._policy.startswith(WITH_TASK)):
             start = self.resolve_service_name('start')
@@ -290,6 +330,14 @@ class CommandGate(Node):
             self._silent = True  # two masters: the arm must not get a mixture
             self._gate.fault(f'another node publishes {self._adapter.topic}')
             self._report_changes()
+        if self._gate.driver == PERSON and (
+                drivers := self.count_publishers(self._human.topic_name)) != 1:
+            if drivers:
+                self._gate.fault(self._two_drivers(drivers))
+            else:
+                self._gate.stop(f'the person who drove is gone: nobody publishes '
+                                f'{self._human.topic_name}')
+            self._stop_now()
 
     def _judge_limit(self, parameter: Parameter) -> str | None:
         if not self._gate.ended:

@@ -47,14 +47,14 @@ class DecisionMonitor:
 
     ``note`` explains a state that is not an error, ``refusal`` why a transition was refused.
     ``stopped`` is the reason why the task ended, '' while it goes on; ``done``: the policy says
-    that it is complete. A new task begins again.
+    that it is complete; ``question``: what a person is asked meanwhile. A new task begins again.
     ``status``: the state judged last and its reason. ``period`` [s]: how often `tick` is called.
     """
 
     def __init__(self, period: float) -> None:
         self._period = period
         self.status = next(iter(WAITING.items()))
-        self.note = self.refusal = self.stopped = ''
+        self.note = self.refusal = self.stopped = self.question = ''
         self.estop = self.has_task = self.done = False
         self._lost_since: float | None = None
         self.configure(deadline=0.0, gate_timeout=0.0)
@@ -101,6 +101,8 @@ class DecisionMonitor:
             return DecisionState.DONE, COMPLETE
         if not self.has_task:
             return DecisionState.IDLE, self.note or 'no instruction'
+        if self.question:
+            return DecisionState.HOLDING, f'asks: {self.question}'
         if readings.trouble:
             return DecisionState.HOLDING, readings.trouble
         if readings.missing and not busy:
@@ -114,7 +116,7 @@ class DecisionMonitor:
             return 'command_gate is silent'
         if readings.busy_since is not None and now - readings.busy_since > self._deadline:
             return f'no decision within {self._deadline:g} s'
-        if not readings.trouble:
+        if self.question or not readings.trouble:  # a person may take their time
             self._lost_since = None
         elif self._lost_since is None:
             self._lost_since = now

@@ -62,7 +62,7 @@ class InferenceWorker:
         self, load: Load, on_text: Callable[[int, str], None], wake: Callable[[], None]) -> None:
         self._load, self._on_text, self._wake = load, on_text, wake
         self._work: queue.SimpleQueue[
-            tuple[Observation, int, Correction | None] | None] = queue.SimpleQueue()
+            tuple[Observation, int, Correction | None, bool] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self.settled, self.loaded = threading.Event(), threading.Event()
         self.load_error: Exception | None = None
@@ -71,10 +71,13 @@ class InferenceWorker:
         self._thread.start()
 
     def request(self, observation: Observation, request_id: int,
-                correction: Correction | None = None) -> None:
-        """Ask for a decision, its thought corrected or not; only while `busy_since` is None."""
+                correction: Correction | None = None, first: bool = False) -> None:
+        """Ask for a decision, its thought corrected or not; only while `busy_since` is None.
+
+        ``first``: what was thought before it is no draft.
+        """
         self.busy_since = time.monotonic()
-        self._work.put((observation, request_id, correction))
+        self._work.put((observation, request_id, correction, first))
 
     def take(self) -> Outcome | None:
         """Return the next finished outcome, or None."""
@@ -105,10 +108,12 @@ class InferenceWorker:
             del self.policy  # its memory goes with the thread
 
     def _infer(self, observation: Observation, request_id: int,
-               correction: Correction | None) -> Outcome:
+               correction: Correction | None, first: bool) -> Outcome:
         started = time.perf_counter()
         decision = error = None
         try:
+            if first:
+                self.policy.reset()
             decision = self.policy.infer(
                 observation, functools.partial(self._on_text, request_id), correction)
         except Exception as raised:  # out of memory included; the node stops
@@ -139,12 +144,23 @@ def load(settings: VlaSettings) -> tuple[Policy, PolicyManifest, Understanding]:
             raise UserError(f'{settings.policy}: its actions are {contract.controller} with '
                             f'{contract.metres_per_unit} m and {contract.radians_per_unit} '
                             "rad per unit; the gate speaks LIBERO's OSC_POSE only")
+        if settings.min_confidence and manifest.calibration is None:
+            raise UserError(
+                f'min_confidence {settings.min_confidence:g}: the confidence of {settings.policy} '
+                f'is not calibrated; run dtvla calibrate {settings.policy}, or leave it at 0')
 
     policy, manifest = load_policy(
         folder, engine=settings.engine, threads=settings.threads,
         device=settings.device, mode=settings.mode,
         max_thought_tokens=settings.max_thought_tokens or None,
         max_think_seconds=settings.deadline_s, on_verified=fits)
+    if settings.min_confidence and not policy.tells_confidence:
+        raise UserError(
+            f'min_confidence {settings.min_confidence:g}: {settings.policy} tells no confidence '
+            + ('without its own thought; use mode full' if settings.mode != 'full' else
+               'by these graphs, which are older than its calibration; dtvla export '
+               f'{settings.policy} --out {settings.policy} writes new ones')
+            + ', or leave it at 0')
     allowed = [text for text in settings.allowed_instructions if text.strip()]
     return policy, manifest, understanding_of(folder, manifest, allowed)
 

@@ -25,7 +25,7 @@ from trajectory_msgs.msg import JointTrajectory
 from dtvla_ros import conventions as names
 from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import Chunk
-from dtvla_ros.conventions import parameter, relative
+from dtvla_ros.conventions import POLICY, parameter, relative
 from dtvla_ros.nodes.operator_controls import Controls
 from dtvla_ros.nodes.settings import declare_all
 from dtvla_ros.nodes.viewing import (
@@ -40,6 +40,7 @@ from dtvla_ros.nodes.viewing import (
 from dtvla_ros.operator import marks
 from dtvla_ros.operator.access import Access
 from dtvla_ros.operator.history import Budget, Episodes, Motion, Thoughts, changes
+from dtvla_ros.operator.homing import Pose, read_pose
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.frames import FrameTree
 from dtvla_ros.ros.graph import Seen
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from dtvla_ros.operator.server import PageServer
 
 SAID = 6  # answers to orders that are kept
+LOST = 5.0  # age at which a recorder's state is no longer believed [s]
 SENSORS = qos.profile(20, reliable=False, latched=False)
 LEVELS = {DiagnosticStatus.OK: 'good', DiagnosticStatus.WARN: 'warn',
           DiagnosticStatus.ERROR: 'bad', DiagnosticStatus.STALE: 'none'}
@@ -86,7 +88,7 @@ class Operator(Node):
         self._access = Access(given.host, given.token)
         self._server: PageServer | None = None
         self._motion = Motion()
-        self._cameras, self._poses = Cameras(self), Poses(self, self._motion.measure)
+        self._cameras, self._poses = Cameras(self), Poses(self, self._on_pose)
         self._base = self.get_parameter('base_frame').value.lstrip('/')
         self._seen, self._said = Seen(), deque[dict[str, str]](maxlen=SAID)
         self._thoughts, self._episodes = Thoughts(), Episodes()
@@ -100,6 +102,8 @@ class Operator(Node):
         self._commanded: set[str] = set()  # of these, those that are subscribed to
         self._status: dict[str, tuple[float, DiagnosticStatus]] = {}  # when it was heard [s]
         self._policy: dict[str, str] = {}
+        self._record = -np.inf, DiagnosticStatus()  # when the recorder's state was heard [s]
+        self._driver = POLICY
         self._tasks: list[str] = []
         self._scene: dict[str, Any] = {}
         self._chunk: Chunk | None = None
@@ -114,7 +118,9 @@ class Operator(Node):
                 (String, names.VLA_TASKS, self._on_tasks, qos.LATCHED),
                 (String, names.SIM_STATE, self._on_scene, qos.LATCHED),
                 (String, names.EPISODE, self._on_episode, qos.LATCHED_100),
+                (String, names.EPISODE_MARK, self._on_mark, qos.LATEST),
                 (JointTrajectory, names.ACTION_CHUNK, self._on_chunk, qos.LATEST),
+                (DiagnosticStatus, names.RECORD_STATE, self._on_record, qos.LATCHED),
                 (DiagnosticStatus, names.VLA_STATE, self._on_policy, qos.LATCHED),
                 (DiagnosticStatus, names.GATE_STATE, self._on_gate, qos.LATCHED)):
             self.create_subscription(kind, relative(topic), receive, profile)
@@ -124,7 +130,7 @@ class Operator(Node):
     def serve(self) -> Operator:
         """Open the page; return the node. Raises UserError where its address is taken."""
         from dtvla_ros.operator.server import PageServer  # here: an extra, missed in one line
-        self._server = PageServer(self._access, self._given.port, self._on_order)
+        self._server = PageServer(self._access, self._given.port, self._on_order, self._on_gone)
         self.get_logger().info(f'page: {self._server.start()}' + (
             '' if self._controls else ' (read-only: allow_control is false)'))
         return self
@@ -135,7 +141,7 @@ class Operator(Node):
             self._server.close()
         super().destroy_node()
 
-    def _on_order(self, order: str, value: str | bool) -> None:
+    def _on_order(self, order: str, value: str | bool, socket: int) -> None:
         """Take an order in the server's thread; a stop does not wait for the executor."""
         controls = self._controls
         if controls is None:
@@ -144,7 +150,11 @@ class Operator(Node):
             controls.stop()
             call_soon(self, self._show)
         else:
-            call_soon(self, lambda: controls.obey(order, value))
+            call_soon(self, lambda: controls.obey(order, value, socket))
+
+    def _on_gone(self, socket: int) -> None:
+        if (controls := self._controls) is not None:
+            call_soon(self, lambda: controls.driving.gone(socket))
 
     def _say(self, text: str, level: str) -> None:
         self._said.append({'at': _time_of_day(), 'text': text, 'level': level})
@@ -159,9 +169,26 @@ class Operator(Node):
     def _on_scene(self, message: String) -> None:
         self._scene = self._read(message, dict)
         self._episodes.judged(self._scene.get('done', ''), time.monotonic(), self._step)
+        if self._controls is not None:
+            self._controls.driving.home = read_pose(self._scene.get('home'))
 
     def _on_episode(self, message: String) -> None:
         self._episodes.simulated(self._read(message, dict))
+
+    def _on_record(self, message: DiagnosticStatus) -> None:
+        before = self._record[1].level
+        self._record = time.monotonic(), message
+        if message.level == DiagnosticStatus.ERROR != before:
+            self._say(conversions.status_values(message).get('reason', ''), 'bad')
+
+    def _on_mark(self, message: String) -> None:
+        mark = message.data.strip()
+        if (good := names.MARKS.get(mark)) is None:
+            self._say(f'{names.EPISODE_MARK}: "{mark[:40]}" is neither '
+                      f'{" nor ".join(names.MARKS)}', 'bad')
+        else:
+            self._episodes.mark(good)
+            self._say(f'marked: {mark}', 'good')
 
     def _read(self, message: String, kind: type) -> Any:
         """Return a message's JSON; an empty one, and a warning, where it is none of this kind."""
@@ -204,6 +231,9 @@ class Operator(Node):
     def _on_gate(self, message: DiagnosticStatus) -> None:
         now = time.monotonic()
         self._status['gate'] = now, message
+        self._driver = conversions.status_values(message).get('driver', POLICY)
+        if self._controls is not None:
+            self._controls.driving.follow(self._driver)
         self._seen.take_gate(message)
         self._episodes.gate(self._seen.stopped_task, now, self._step)
 
@@ -254,6 +284,12 @@ class Operator(Node):
         if leads_somewhere(chunk):
             self._motion.command(chunk.stamp, np.clip(chunk.values[0, :3], -1.0, 1.0).astype(
                 np.float64) * osc.METRES_PER_SECOND_PER_UNIT)
+
+    def _on_pose(self, position: NDArray[np.float64], quaternion: NDArray[np.float64],
+                 stamp: float) -> None:
+        self._motion.measure(stamp, position)
+        if self._controls is not None:
+            self._controls.driving.at = Pose(position, quaternion)
 
     def _on_twist(self, message: TwistStamped) -> None:
         self._motion.command(conversions.seconds(message.header.stamp),
@@ -312,16 +348,27 @@ class Operator(Node):
             'time': int(time.time()), 'cameras': list(names.CAMERAS),
             'domain': os.environ.get('ROS_DOMAIN_ID', '0'),
             'policy': self._light('policy'), 'gate': self._light('gate'),
+            'driver': {'who': self._driver,
+                       'page': self._controls.driving.page if self._controls else ''},
             'task': {'asked': seen.told, 'meaning': seen.meaning, 'refused': seen.refused,
                      'why': told.get('rejected', '')},
             'tasks': self._tasks, 'scene': self._scene,
             'thought': {
                 'parts': parts, 'whole': not seen.writing,
                 'draft': f'{told["draft_accepted"]} of {proposed} drafted tokens kept'
-                if proposed else '', 'corrected': told.get('override', '')},
+                if proposed else '', 'corrected': told.get('override', ''),
+                'confidence': told.get('confidence', ''), 'question': told.get('question', '')},
             'thoughts': self._thoughts.rows(), 'latency': dict(self._latency),
             'motion': self._motion.rows(), 'episodes': self._episodes.rows(),
-            'said': list(self._said)}
+            'recording': self._recording(), 'said': list(self._said)}
+
+    def _recording(self) -> dict[str, Any]:
+        """Return whether a bag is written, and where, how long and how large it is."""
+        heard, status = self._record
+        on = status.message == names.RECORDING
+        if on and time.monotonic() - heard > LOST:
+            return {'on': False, 'said': 'nothing is heard of record_server any more'}
+        return {'on': on, 'said': conversions.status_values(status).get('reason', '')}
 
     def _light(self, who: str) -> dict[str, str]:
         """Return state, reason and level of policy or gate."""

@@ -12,6 +12,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from dtvla_ros import conventions as names
 from dtvla_ros.conventions import relative
+from dtvla_ros.nodes.operator_driving import Driving
 from dtvla_ros.ros import qos
 from dtvla_ros.ros.estop import EStop
 from dtvla_ros.ros.graph import Seen
@@ -21,7 +22,7 @@ SERVICES: dict[str, tuple[Any, str]] = {
     'start': (Trigger, 'start'), 'end': (Trigger, 'stop'), 'pause': (SetBool, 'pause'),
     'again': (Trigger, 'vla/reset_episode'), 'sim_reset': (Trigger, 'sim/reset'),
     'sim_pause': (SetBool, 'sim/pause'), 'sim_knock': (Trigger, 'sim/knock'),
-    'film': (SetBool, 'play/film')}
+    'film': (SetBool, 'play/film'), 'record': (SetBool, 'record')}
 """Orders that are services of other nodes: their type and name."""
 
 
@@ -31,10 +32,12 @@ class Controls:
     def __init__(self, node: Node, say: Callable[[str, str], None]) -> None:
         self._say = say
         self._estop = EStop(node)
+        self.driving = Driving(node, say)
         self._instruction = node.create_publisher(
             String, relative(names.INSTRUCTION), qos.LATCHED)
         self._override = node.create_publisher(
             String, relative(names.THOUGHT_OVERRIDE), qos.LATEST)
+        self._mark = node.create_publisher(String, relative(names.EPISODE_MARK), qos.LATEST)
         self._clients = {order: node.create_client(kind, name)
                          for order, (kind, name) in SERVICES.items()}
         self._asked: dict[Any, tuple[Any, float]] = {}  # by future: its client, until when [s]
@@ -43,8 +46,8 @@ class Controls:
         """Press the e-stop, from any thread."""
         self._estop.press('page')
 
-    def obey(self, order: str, value: str | bool) -> None:
-        """Carry an order out."""
+    def obey(self, order: str, value: str | bool, socket: int) -> None:
+        """Carry an order out that came over the socket of this number."""
         if order == 'clear':
             if not self._estop.clear():
                 self._say('nothing is stopped', 'none')
@@ -52,6 +55,18 @@ class Controls:
             self._instruction.publish(String(data=str(value)))
         elif order == 'override':
             self._override.publish(String(data=str(value)))
+        elif order == 'mark' and value in names.MARKS:
+            self._mark.publish(String(data=str(value)))
+        elif order == 'takeover' and value:
+            self.driving.take_over(str(value), socket)
+        elif order == 'takeover':
+            self.driving.hand_back()
+        elif order == 'drive':
+            self.driving.drive(str(value), socket)
+        elif order == 'home':
+            self.driving.go_home(str(value), socket)
+        elif order == 'grip':
+            self.driving.grip(bool(value), socket)
         elif order in self._clients:
             self._call(order, bool(value))
         else:
@@ -59,6 +74,7 @@ class Controls:
 
     def tick(self, seen: Seen) -> str:
         """Go on clearing a stop; return why gate or policy are in FAULT, '' where none is."""
+        self.driving.tick()
         fault = self._estop.tick(seen)
         for future, (client, until) in [*self._asked.items()]:
             if time.monotonic() > until and not future.done():
@@ -75,7 +91,8 @@ class Controls:
         return {**{order: client.service_is_ready() for order, client in self._clients.items()},
                 'tell': self._instruction.get_subscription_count() > 0,
                 'override': self._override.get_subscription_count() > 0,
-                'stop': True, 'clear': True}
+                'takeover': self.driving.able(), 'home': self.driving.home is not None,
+                'mark': True, 'stop': True, 'clear': True}
 
     def _call(self, order: str, value: bool) -> None:
         kind, client = SERVICES[order][0], self._clients[order]

@@ -134,6 +134,8 @@ class Overlay(Node):
             heard, status = self._states.get(topic, (-math.inf, DiagnosticStatus()))
             told = values[who] = conversions.status_values(status)
             reason = f' - {told["reason"]}' if told.get('reason') else ''
+            reason += ' - a person drives' if who == 'gate' and told.get(
+                'driver') == names.PERSON else ''
             lines[who] = (f'{who}: silent', FAINT) if time.monotonic() - heard > SILENT else (
                 f'{who}: {status.message}{reason}', LEVEL_INK.get(status.level, FAINT))
         policy = values['policy']

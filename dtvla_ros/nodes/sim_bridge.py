@@ -157,6 +157,7 @@ class SimBridge(Node):
         self._task_before = self._refused = self._understood = self._refusal = ''
         self._moved = self._asked
         self._obs: Mapping[str, Any] = {}
+        self._home: list[float] = []  # where the gripper began: position and quaternion
         self._info: dict[str, Any] = {}
         self._action, self._action_at = np.zeros(7), 0.0
         self._next: NDArray[np.float64] | None = None  # of the step that is due
@@ -246,6 +247,8 @@ class SimBridge(Node):
         progress.task, progress.seed, progress.step, progress.touched = task, seed, 0, touched
         progress.solved = None
         self._obs, self._info = self._env.reset(seed=seed, options={'task': task})
+        position, turned = self._gripper()
+        self._home = np.round([*position, *turned.as_quat()], 4).tolist()
         if self._said and task == progress.plan[progress.index][0] and (
                 said := self._said[progress.index]):
             self._info = {**self._info, 'instruction': said}
@@ -396,7 +399,7 @@ class SimBridge(Node):
         text = json.dumps({
             'state': 'paused' if self._paused else 'playing' if self._running else 'stopped',
             'suite': self._given.suite, 'task': progress.task, 'seed': progress.seed,
-            'step': progress.step, 'time': self._now,
+            'step': progress.step, 'time': self._now, 'home': self._home,
             **({'done': self._done, 'holds': self._holds} if self._given.endless else {}),
             'orders': self._orders, 'refused': self._refused})
         self._state.publish(String(data=text))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from dtvla_ros import conventions as names
 from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import Chunk
 from dtvla_ros.conventions import relative
-from dtvla_ros.nodes.pose_source import PoseSource
+from dtvla_ros.nodes.pose_source import OnPose, PoseSource
 from dtvla_ros.nodes.settings import declare
 from dtvla_ros.ros import images, qos
 from dtvla_ros.ros.waiting import why_silent
@@ -23,7 +23,6 @@ from dtvla_ros.ros.waiting import why_silent
 SILENT = 2.0  # age at which a state is no longer believed [s]
 LINGER = 0.5  # how long a path is shown after its chunk [s]
 POSES = 64  # kept to find the one a chunk was decided at; at 100 Hz half a second
-OnPosition = Callable[[float, NDArray[np.float64]], None]
 
 
 class Cameras:
@@ -73,10 +72,10 @@ class Cameras:
 class Poses:
     """The last poses of the end effector. Declares the parameters of `PoseSource`.
 
-    ``on_pose(stamp s, position [3] m)`` is called for each, too. `open` and `close` subscribe.
+    ``on_pose`` is called for each, too, as `PoseSource` does. `open` and `close` subscribe.
     """
 
-    def __init__(self, node: Node, on_pose: OnPosition | None = None) -> None:
+    def __init__(self, node: Node, on_pose: OnPose | None = None) -> None:
         self._on_pose = on_pose
         self._kept: deque[tuple[float, NDArray[np.float64]]] = deque(maxlen=POSES)
         source = PoseSource(node, self._take, lambda why: node.get_logger().warning(
@@ -87,10 +86,11 @@ class Poses:
         """Return the position [3] m that is nearest to a stamp [s]; None before the first."""
         return min(self._kept, key=lambda pose: abs(pose[0] - stamp))[1] if self._kept else None
 
-    def _take(self, position: NDArray[np.float64], _: NDArray[np.float64], stamp: float) -> None:
+    def _take(self, position: NDArray[np.float64], quaternion: NDArray[np.float64],
+              stamp: float) -> None:
         self._kept.append((stamp, position))
         if self._on_pose is not None:
-            self._on_pose(stamp, position)
+            self._on_pose(position, quaternion, stamp)
 
 
 def leads_somewhere(chunk: Chunk) -> bool:

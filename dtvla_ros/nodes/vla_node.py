@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -17,12 +18,13 @@ from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros import conventions as names
 from dtvla_ros.actions.chunk import Chunk
-from dtvla_ros.conventions import HEARTBEAT_PERIOD, relative
+from dtvla_ros.conventions import HEARTBEAT_PERIOD, PERSON, POLICY, relative
 from dtvla_ros.correction import Correction
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.decision_monitor import WAITING, DecisionMonitor, DecisionState, Readings
 from dtvla_ros.nodes.inference_worker import InferenceWorker, Outcome, give_back_memory, load
 from dtvla_ros.nodes.inputs import Inputs
+from dtvla_ros.nodes.question import Question, question_of
 from dtvla_ros.nodes.settings import declare_all, declare_former, guard, read_all
 from dtvla_ros.nodes.thought_override import ThoughtOverride, understood
 from dtvla_ros.policy.completion import Completion
@@ -33,6 +35,9 @@ from dtvla_ros.ros.run import STEADY, LifecycleNode, call_soon, end, run, wait_u
 from dtvla_ros.ros.settings import VlaSettings
 from dtvla_ros.ros.waiting import tell_what_lacks
 from dtvla_ros.thought import Thought, as_sentence, as_told, phrases
+
+if TYPE_CHECKING:
+    from dtvla_ros.engine.engine import Decision
 
 NAMESPACE = '/vla'
 REQUESTS_BEFORE_NEW = 3  # repetitions of one moment after which a new decision is made
@@ -76,7 +81,9 @@ class VlaNode(LifecycleNode):
         self._sent: JointTrajectory | None = None
         self._completion = Completion()
         self._override = ThoughtOverride()
+        self._question = Question()
         self._gate_stopped = ''  # why the gate ended the task
+        self._driver = POLICY
         self._account: dict[str, object] = {}  # of the last decision
         self._thought = ''  # the last one on this task that is of the grammar, else the first
         self._said = ''  # of the thought that is being written
@@ -87,6 +94,7 @@ class VlaNode(LifecycleNode):
         self._chunks = self.create_publisher(JointTrajectory, own(names.ACTION_CHUNK), qos.LATEST)
         self._state = self.create_publisher(DiagnosticStatus, own(names.VLA_STATE), qos.LATCHED)
         self._tasks = self.create_publisher(String, own(names.VLA_TASKS), qos.LATCHED)
+        self._questions = self.create_publisher(String, own(names.QUESTION), qos.LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         qos.listen_to_anyone(self, String, relative(names.INSTRUCTION), self._on_instruction)
         qos.listen_to_anyone(self, String, own(names.THOUGHT_OVERRIDE), self._on_override)
@@ -238,6 +246,16 @@ class VlaNode(LifecycleNode):
         self._gate_stopped = conversions.stop_reason(message)
         if self._gate_stopped:
             self._override.clear()
+            self._answered()
+        before = self._driver
+        self._driver = conversions.status_values(message).get('driver', POLICY)
+        if self._driver != before:
+            self._completion = Completion()
+            self._answered()
+            if self._driver == POLICY:  # which goes on by what it sees from now on
+                self._void()
+                self._inputs.clear()
+            self._heartbeat()
 
     def _on_override(self, message: String) -> None:
         """Correct the thoughts from the next decision on, or refuse; '' corrects no more."""
@@ -248,6 +266,7 @@ class VlaNode(LifecycleNode):
             self._monitor.note = self._override.reject(text, str(error))
             self.get_logger().error(self._monitor.note)
         else:
+            self._answered()
             stands = self._override.correction
             self.get_logger().info('thought override ' + (
                 f'"{stands.said}" ' + (f'for {decisions} decisions' if decisions else
@@ -280,16 +299,21 @@ class VlaNode(LifecycleNode):
 
     def _forget(self) -> None:
         """Void the decision in flight, the memory of the last one, what a person put into it."""
+        self._void()
+        self._override.clear()
+        self._answered()
+
+    def _void(self) -> None:
         self._request_id += 1
         self._decided = self._sent = None
         self._thought = ''
-        self._override.clear()
 
     def _consider(self, repeats: int = 0) -> None:
         """Start a decision if one is due; a moment shown again asks for what got lost."""
         worker, settings = self._worker, self._settings
         if (worker is None or not self._is_active or not self._monitor.ready
-                or worker.busy_since is not None or self._inputs.trouble(time.monotonic())):
+                or self._question.text or worker.busy_since is not None
+                or self._inputs.trouble(time.monotonic())):
             return
         if (observation := self._inputs.poll(self._understood)) is None:
             return
@@ -304,8 +328,9 @@ class VlaNode(LifecycleNode):
             interval = self._replan_steps(worker) / worker.manifest.action.rate_hz
             if 0 <= since < interval - 1e-6 and not queue_empty:
                 return
+        first = self._decided is None
         self._decided, self._sent = observation.stamp, None
-        worker.request(observation, self._request_id, self._override.correction)
+        worker.request(observation, self._request_id, self._override.correction, first)
         self._heartbeat()
 
     def _replan_steps(self, worker: InferenceWorker) -> int:
@@ -332,7 +357,8 @@ class VlaNode(LifecycleNode):
             'forced': json.dumps(decision.forced) if decision.forced else '',
             **{f'{names.LATENCY}{phase}': seconds for phase, seconds in decision.timings.items()},
             f'{names.LATENCY}total': outcome.seconds,
-            **{f'draft_{key}': n for key, n in asdict(decision.drafting).items()}}
+            **{f'draft_{key}': n for key, n in asdict(decision.drafting).items()},
+            'confidence': '' if (sure := decision.confidence) is None else f'{sure:.3f}'}
         sentence = as_sentence(decision.reasoning)
         if not self._thought or Thought.parse(decision.reasoning):
             self._thought = decision.reasoning
@@ -349,15 +375,36 @@ class VlaNode(LifecycleNode):
                 return self._stop(self._monitor.note)
         if not np.isfinite(decision.chunk).all():
             return self._stop('the policy chose a non-finite action')
-        # That the task is complete only the policy says.
-        if self._completion.add('' if 'phase' in decision.forced else decision.reasoning):
+        # That the task is complete only the policy says, while it drives.
+        if self._driver != PERSON and self._completion.add(
+                '' if 'phase' in decision.forced else decision.reasoning):
             self.get_logger().info(f'done: {self._instruction}')
             self._monitor.done = True
             return self._forget()
+        # A person who drives, or has said what to think, need not be asked.
+        if self._driver != PERSON and outcome.correction is None and self._question.due(
+                decision.confidence, self._settings.min_confidence):
+            return self._ask(decision, worker)
         rows = decision.chunk[:self._replan_steps(worker) if self._settings.lockstep else None]
         self._sent = conversions.chunk_message(
             Chunk(stamp, 1.0 / worker.manifest.action.rate_hz, rows))
         self._chunks.publish(self._sent)
+
+    def _ask(self, decision: Decision, worker: InferenceWorker) -> None:
+        """Hold, and ask a person; whatever they do answers it."""
+        self._question.text = self._monitor.question = question_of(
+            decision.reasoning, worker.policy.fields(decision.thought_tokens),
+            decision.thought_log_probs, self._instruction)
+        self._questions.publish(String(data=self._question.text))
+        self.get_logger().warning(f'asks: {self._question.text}')
+
+    def _answered(self) -> None:
+        """Take the question back, if there is one, and decide anew."""
+        if self._question.text:
+            self._questions.publish(String())
+            self._decided = self._sent = None
+        self._question.clear()
+        self._monitor.question = ''
 
     def _drop_correction(self, correction: Correction, thought: str) -> None:
         """Decide anew, without what the policy could not think around."""
@@ -424,9 +471,10 @@ class VlaNode(LifecycleNode):
         state, reason = self._monitor.status
         age = {} if self._decided is None else {'observation_age': self._now() - self._decided}
         return conversions.status_message(self.get_fully_qualified_name(), state.name, {
-            'reason': reason, 'task': self._task, 'step': self._decisions,
+            'reason': reason, 'driver': self._driver, 'task': self._task, 'step': self._decisions,
             'instruction': self._instruction, 'understood': self._understood,
             'refusals': self._refusals, **self._rejected, **self._override.values(), **age,
+            'question': self._question.text,
             **self._account, **more},
             LEVELS.get(state))
 

@@ -53,13 +53,17 @@ class Thoughts:
 
 
 class Episodes:
-    """Tasks that the policy was told, and how they ended; a simulator's judgement counts more."""
+    """Tasks that the policy was told, and how they ended.
+
+    A simulator's judgement counts more, a person's mark most.
+    """
 
     def __init__(self) -> None:
         self._rows: deque[dict[str, Any]] = deque(maxlen=LISTED)
         self._open: dict[str, Any] | None = None
         self._task: str | None = None
-        self._judged = False
+        self._judged = self._playing = False
+        self._mark: bool | None = None  # of the episode that goes on
 
     def policy(self, task: str, asked: str, state: str, reason: str, step: int,
                now: float) -> None:
@@ -88,23 +92,39 @@ class Episodes:
         if not self._judged and row:
             self._judged = True
             self._rows.clear()
+        self._playing = bool(row) and not row.get('done')
         if row.get('done'):
             good = bool(row.get('success'))
-            self._rows.append({
+            self._add({
                 'asked': row.get('instruction', ''), 'good': good,
                 'outcome': 'success' if good else f'failed: {row.get("reason", "")}',
                 'length': f'{row.get("step", "?")} steps'})
 
+    def mark(self, good: bool) -> None:
+        """Take a person's mark of the episode that goes on, else of the last one."""
+        if self._playing if self._judged else self._open is not None:
+            self._mark = good
+        elif self._rows:
+            self._rows[-1] = _marked(self._rows[-1], good)
+
     def _end(self, outcome: str, now: float, step: int) -> None:
         row, self._open = self._open, None
         if row is not None and not self._judged:
-            self._rows.append({
+            self._add({
                 'asked': row['asked'], 'outcome': outcome, 'good': outcome.startswith('done'),
                 'length': f'{now - row["since"]:.0f} s, {step - row["step"]} thoughts'})
+
+    def _add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row if self._mark is None else _marked(row, self._mark))
+        self._mark = None
 
     def rows(self) -> list[dict[str, Any]]:
         """Return ``asked``, ``outcome``, ``good`` and ``length`` of each, the newest first."""
         return list(reversed(self._rows))
+
+
+def _marked(row: dict[str, Any], good: bool) -> dict[str, Any]:
+    return row | {'good': good, 'outcome': f'{"success" if good else "failure"}, says a person'}
 
 
 class Motion:

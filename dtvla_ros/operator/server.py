@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import socket
 import threading
@@ -37,13 +38,15 @@ State = Mapping[str, Any]
 class PageServer:
     """Serves one page to any number of browsers.
 
-    ``on_order(order, value)`` is called in the server's thread for what a page orders, value a
-    text or bool. `start` and `close` frame all else.
+    ``on_order(order, value, socket)`` is called in the server's thread for what a page orders,
+    value a text or bool, over the socket of that number; ``on_gone(socket)`` when that is closed.
+    `start` and `close` frame all else.
     """
 
-    def __init__(self, access: Access, port: int, on_order: Callable[[str, str | bool], None],
-                 ) -> None:
+    def __init__(self, access: Access, port: int, on_order: Callable[[str, str | bool, int], None],
+                 on_gone: Callable[[int], None] = lambda _: None) -> None:
         self._access, self._port, self._on_order = access, port, on_order
+        self._on_gone, self._sockets = on_gone, itertools.count(1)
         self._clients: set[_Client] = set()
         app = Starlette(routes=[
             Route('/', self._page), WebSocketRoute('/live', self._live),
@@ -111,12 +114,12 @@ class PageServer:
                                              websocket.query_params.get('token', '')):
             return await websocket.close(REFUSED, why)
         await websocket.accept()
-        client = _Client(websocket)
+        client, number = _Client(websocket), next(self._sockets)
         self._clients.add(client)
         sending = asyncio.create_task(client.send_on())
         try:
             while True:
-                self._on_order(*read_order(await websocket.receive_text()))
+                self._on_order(*read_order(await websocket.receive_text()), number)
         except (ValueError, KeyError, RecursionError) as error:  # KeyError: bytes, not text
             with suppress(RuntimeError):
                 await websocket.close(REFUSED, f'no order: {error!s:.80}')
@@ -124,6 +127,7 @@ class PageServer:
             pass
         finally:
             self._clients.discard(client)
+            self._on_gone(number)
             sending.cancel()
         return None
 

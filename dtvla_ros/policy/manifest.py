@@ -16,6 +16,7 @@ from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import read_json, unreadable, writing
 from dtvla_ros.interrupt import resumable
+from dtvla_ros.policy.confidence import Calibration
 from dtvla_ros.policy.config import DecoderConfig, require_types
 
 FORMAT = 1
@@ -84,6 +85,7 @@ class PolicyManifest:
     ``success`` holds the evaluation table, ``simulator`` the versions it was measured with.
     ``weights`` other than 'fp32' are quantised: only the ONNX graphs can read them. ``proof``:
     shares of recorded thought ``tokens`` and action ``bins`` that the exported engines reached.
+    ``calibration``: what makes a confidence of its tokens' probabilities; None: nobody knows.
     """
 
     name: str
@@ -103,6 +105,7 @@ class PolicyManifest:
     names: tuple[str, ...] = ()
     says_done: bool = False
     proof: Mapping[str, float] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -123,7 +126,10 @@ class PolicyManifest:
                             f'of {self.config.chunk_steps}')
 
     def to_json(self) -> str:
-        return json.dumps({'format': FORMAT, **asdict(self)}, indent=1) + '\n'
+        data = asdict(self)
+        if self.calibration is None:  # so that versions without this key read it
+            del data['calibration']
+        return json.dumps({'format': FORMAT, **data}, indent=1) + '\n'
 
     @classmethod
     def read(cls, folder: Path | str) -> PolicyManifest:
@@ -143,7 +149,9 @@ class PolicyManifest:
                 statistics=ActionStatistics.from_dict(data.pop('statistics'), config.action_dim),
                 images=ImageContract(**data.pop('images')),
                 tasks=sentences(data.pop('tasks', []), 'tasks'),
-                names=sentences(data.pop('names', []), 'names'), **data)
+                names=sentences(data.pop('names', []), 'names'),
+                calibration=Calibration.from_dict(fitted) if (
+                    fitted := data.pop('calibration', None)) else None, **data)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise UserError(f'{path}: {error!r}; export the policy again') from None
         except UserError as error:

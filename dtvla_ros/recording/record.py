@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rclpy.node import Node
+from rclpy.serialization import serialize_message
 from rosbags import interfaces as rosbag
 from rosbags.interfaces import Connection, Qos, QosTime
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.rosbag2.enums import CompressionMode
 from rosbags.rosbag2.storage_mcap import McapWriter, PendingChunk
+from std_msgs.msg import String
 
-from dtvla_ros.conventions import COMMANDS
+from dtvla_ros.conventions import COMMANDS, EPISODE_MARK, INSTRUCTION
 from dtvla_ros.data import robot_names
 from dtvla_ros.data.bag import message_types
 from dtvla_ros.data.robot_names import CAMERAS, NAMES, RobotNames
@@ -101,7 +103,7 @@ class BagWriter(Writer):
         try:
             self.open()
         except OSError as error:
-            raise UserError(f'cannot write {path}: {error.strerror}; choose another --out'
+            raise UserError(f'cannot write {path}: {error.strerror}; choose another folder'
                             ) from error
 
     def finish(self, error: Exception | None = None) -> None:
@@ -186,27 +188,41 @@ class BagThread:
 class Recorder(Node):
     """Subscribes to each of ``topics`` once somebody publishes it, as reliably as it is offered.
 
-    Of several in one entry the first one that is published. Ends by itself after ``seconds``
-    (0: never) and when the disk is full. ``published``: types by topic, as last seen.
+    Of several in one entry the first one that is published. ``on_end`` is called after
+    ``seconds`` (0: never) and when the disk is full. ``instruction``: kept as the task, in place
+    of what is told meanwhile. ``published``: types by topic, as last seen. Raises ``UserError``
+    where the bag cannot be made.
     """
 
     def __init__(self, out: Path, topics: Sequence[Sequence[str]], seconds: float,
-                 names: RobotNames) -> None:
+                 names: RobotNames, on_end: Callable[[], None] = end,
+                 instruction: str = '') -> None:
+        bag = BagWriter(out)
         super().__init__('recorder', use_global_arguments=False)
-        self._out, self._topics = out, topics
+        told = names.topic(INSTRUCTION[1:])
+        self._out = out
+        self._topics = [alternatives for alternatives in topics
+                        if not (instruction and told in alternatives)]
         self.published: dict[str, str] = {}
         self._subscribed: dict[str, tuple[Any, bool, bool]] = {}
         self._refused: set[str] = set()
         self._ticks = 0
-        bag = BagWriter(out)
         if names != RobotNames():
             bag.set_custom_data(robot_names.KEY, names.to_text())
-        self.writer = BagThread(bag, end)
+        self.writer = BagThread(bag, on_end)
         self.started = time.monotonic()
+        mark = names.topic(EPISODE_MARK[1:])
+        if any(mark in alternatives for alternatives in topics):
+            # Not first discovered: who marks an episode from a terminal is soon gone.
+            self._subscribe(mark, robot_names.TYPES[EPISODE_MARK[1:]][0], [(True, False)])
+        if instruction:
+            self.writer.add_topic(told, robot_names.TYPES[INSTRUCTION[1:]][0],
+                                  [bag_qos(True, True)])
+            self.writer.add(told, time.time_ns(), serialize_message(String(data=instruction)))
         self.create_timer(DISCOVERY_PERIOD, self._discover, clock=STEADY)
         self.create_timer(PROGRESS_PERIOD, self._show_progress, clock=STEADY)
         if seconds:
-            self.create_timer(seconds, end, clock=STEADY)
+            self.create_timer(seconds, on_end, clock=STEADY)
 
     def destroy_node(self) -> None:
         """Finish the bag before the node leaves."""
@@ -218,11 +234,12 @@ class Recorder(Node):
             for topic in alternatives:
                 if topic not in self._refused and (
                         publishers := self.get_publishers_info_by_topic(topic)):
-                    self._subscribe(topic, publishers)
+                    self._subscribe(topic, publishers[0].topic_type, qos.offered(publishers))
                     break
 
-    def _subscribe(self, topic: str, publishers: Sequence[Any]) -> None:
-        reliable, latched = qos.common(publishers)
+    def _subscribe(self, topic: str, kind: str, offered: Sequence[tuple[bool, bool]]) -> None:
+        """Subscribe to a topic of a type; ``offered``: whether reliable, whether latched."""
+        reliable, latched = (all(column) for column in zip(*offered))
         before = self._subscribed.get(topic)
         if before is not None:
             # A later publisher that offers less would not be heard.
@@ -230,7 +247,6 @@ class Recorder(Node):
                 return
             self.destroy_subscription(before[0])
             reliable, latched = reliable and before[1], latched and before[2]
-        kind = publishers[0].topic_type
         try:
             message, _ = message_type(kind), message_types().fielddefs[kind]
         except KeyError:
@@ -239,7 +255,7 @@ class Recorder(Node):
             return
         if before is None:
             self.writer.add_topic(topic, kind, [
-                bag_qos(*offer) for offer in sorted(set(qos.offered(publishers)))])
+                bag_qos(*offer) for offer in sorted(set(offered))])
 
         def add(data: bytes) -> None:
             self.writer.add(topic, time.time_ns(), data)
@@ -252,17 +268,29 @@ class Recorder(Node):
         self.published = {topic: kinds[0] for topic, kinds in self.get_topic_names_and_types()}
         terminal = sys.stderr.isatty()
         if terminal or self._ticks % PROGRESS_EVERY == 0:
-            print(('\r\033[K' if terminal else '') + self.progress(), file=sys.stderr,
+            print(('\r\033[K' if terminal else '') + f'{self._out}: {self.progress()}',
+                  file=sys.stderr,
                   end='' if terminal else '\n', flush=True)
 
     def progress(self) -> str:
         """Return how far it got, in one line."""
         writer = self.writer
         dropped = sum(writer.dropped.values())
-        return (f'{self._out}: {time.monotonic() - self.started:.0f} s, '
+        return (f'{time.monotonic() - self.started:.0f} s, '
                 f'{sum(writer.written.values())} messages on {len(self._subscribed)} topics, '
                 f'{writer.bytes / 1e6:.1f} MB'
                 + (f', {dropped} dropped: the disk is too slow' if dropped else ''))
+
+    def trouble(self) -> str:
+        """Return why a bag that is closed is not whole, '' where it is."""
+        bag, error = self.writer.bag, self.writer.error
+        if error is not None and not isinstance(error, OSError):
+            return f'{self._out}: {type(error).__name__}: {error}'
+        if not bag.truncated:
+            return ''
+        what = (f'its first {sum(bag.counts.values())} messages are kept and can be read'
+                if bag.finished else 'not even an index could be written')
+        return f'{self._out}: {bag.truncated}; recording stopped, {what}'
 
 
 def wanted(names: RobotNames) -> list[list[str]]:
@@ -314,7 +342,7 @@ def record(out: Path, topics: Sequence[str] = (), seconds: float = 0.0,
     code = run(factory, [])
     if not made:
         return code
-    writer, bag = made[0].writer, made[0].writer.bag
+    writer = made[0].writer
     print('\r\033[K' if sys.stderr.isatty() else '', end='', file=sys.stderr)
     if writer.error is not None and not isinstance(writer.error, OSError):
         raise writer.error
@@ -323,10 +351,8 @@ def record(out: Path, topics: Sequence[str] = (), seconds: float = 0.0,
         print(f'{topic:24} {writer.written[topic]:8}' + (f'  {lost} dropped' if lost else ''))
     for line in silence(names, listened, writer.written, made[0].published):
         print(line)
-    if bag.truncated:
-        what = (f'its first {sum(bag.counts.values())} messages are kept and can be read'
-                if bag.finished else 'not even an index could be written')
-        print(f'error: {out}: {bag.truncated}; recording stopped, {what}', file=sys.stderr)
+    if trouble := made[0].trouble():
+        print(f'error: {trouble}', file=sys.stderr)
         return DISK_FULL
-    print(made[0].progress())
+    print(f'{out}: {made[0].progress()}')
     return code

@@ -42,6 +42,7 @@ class EpisodeResult:
     said: str = ''
     understood: str = ''
     refused: str = ''
+    certainty: Mapping[str, Sequence[float]] = field(default_factory=dict)  # features by name
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> EpisodeResult:
@@ -154,6 +155,7 @@ def run_episode(env: Env, infer: Infer, task: str, seed: int, replan_steps: int,
     solved = said_done = None  # control steps
     completion = Completion()
     latency: defaultdict[str, list[float]] = defaultdict(list)
+    certainty: defaultdict[str, list[float]] = defaultdict(list)
     thoughts: list[str] = []
     commands: list[NDArray[np.floating]] = []
     while not over and (step := len(commands)) < limit:
@@ -162,6 +164,8 @@ def run_episode(env: Env, infer: Infer, task: str, seed: int, replan_steps: int,
         timings = {**decision.timings, 'total': sum(decision.timings.values())}
         for phase, seconds in timings.items():
             latency[phase].append(round(seconds, 6))
+        for feature, value in decision.certainty.items():
+            certainty[feature].append(round(value, 5))
         thoughts.append(decision.reasoning)
         truncated += decision.outcome != 'complete'
         if on_decision is not None:
@@ -182,7 +186,7 @@ def run_episode(env: Env, infer: Infer, task: str, seed: int, replan_steps: int,
     return EpisodeResult(
         task, seed, solved is not None, solved or len(commands), len(thoughts), truncated,
         dict(latency), tuple(thoughts), commands_hash(commands[:solved]), said_done,
-        said_done is not None and not holds)
+        said_done is not None and not holds, certainty=dict(certainty))
 
 
 def run_replay_episode(env: Env, actions: NDArray[np.float32], task: str, seed: int,

@@ -7,7 +7,7 @@ Imports no ROS.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,6 +37,10 @@ VIEWERS: Table = {
                 'and planned_path.', 'true', 'false'),
     'operator': ('false', 'Serve a page for a browser on this machine: watch, tell, stop.',
                  'true', 'false'),
+    'task_server': ('false', 'Offer the action run_task; needs dtvla_interfaces.',
+                    'true', 'false'),
+    'record_server': ('false', 'Record when the page or the action record_episode asks for it.',
+                      'true', 'false'),
     'record': ('', 'Folder of a new bag (MCAP) of the whole run; empty: do not record.')}
 IMAGES: Table = {
     'image_primary': ('/image_primary', 'Topic of the third-person camera.'),
@@ -59,8 +63,8 @@ SIMULATION: Table = {  # parameters of sim_bridge
     'seed': ('1000000', 'Seed of the first episode of each task; from 1000000 on nothing was '
              'trained on.'),
     'result_file': ('', 'JSON file for successes, seeds and versions; empty: none.')}
-TYPES = {'use_sim_time': bool, 'overlay': bool, 'operator': bool, 'tasks': list, 'episodes': int,
-         'seed': int}
+TYPES = {'use_sim_time': bool, 'overlay': bool, 'operator': bool, 'task_server': bool,
+         'record_server': bool, 'tasks': list, 'episodes': int, 'seed': int}
 """Of the arguments that are no text."""
 _KINDS = {bool: 'true or false', int: 'a whole number', list: 'names'}
 
@@ -68,10 +72,12 @@ COMMAND_TOPICS = {
     'servo': '/servo_node/delta_twist_cmds', 'crisp': '/target_pose',
     'fzi': '/cartesian_compliance_controller/target_frame'}
 """Input of each preset's controller under its usual name."""
-VIEWING = ('overlay', 'operator')
-"""Nodes that only show; a parameter file need have no section for them."""
+OPTIONAL = ('overlay', 'operator', 'task_server', 'record_server')
+"""Nodes that are started where asked for; a parameter file need have no section for them."""
 _OF_POLICY = ('action_chunk', 'state', 'reasoning')
-_OF_OPERATOR = (*_OF_POLICY, 'reasoning_stream', 'tasks', 'thought_override', 'reset_episode')
+_OF_OPERATOR = (*_OF_POLICY, 'reasoning_stream', 'tasks', 'thought_override', 'question',
+                'reset_episode')
+_OF_TASK_SERVER = ('state', 'reasoning', 'tasks')
 _OF_GATE = ('joint_states', 'ee_pose', 'estop', 'gate_state')
 _COMMANDS = ('twist_cmd', 'target_pose')
 
@@ -148,6 +154,12 @@ def node_processes(given: Mapping[str, str] | None = None,
         found.append(NodeProcess('operator', '', values('use_sim_time', 'transport'), (
             *images, *of_policy(_OF_OPERATOR), *commands,
             *remapped('ee_pose', 'instruction', 'estop', 'gate_state'))))
+    if values('task_server').get('task_server'):
+        found.append(NodeProcess('task_server', '', values('use_sim_time'), (
+            *of_policy(_OF_TASK_SERVER), *remapped('instruction', 'gate_state'))))
+    if values('record_server').get('record_server'):
+        found.append(NodeProcess('record_server', '', values('params_file'), tuple(
+            _renamed(found).items())))
     return {process.name: process for process in found}
 
 
@@ -158,12 +170,17 @@ def viewer_commands(given: Mapping[str, str], nodes: Mapping[str, NodeProcess],
     They are told where the topics of the ``nodes`` have other names; a recording also keeps what
     their parameter file says of frames and joints.
     """
-    renamed = {name: topic for process in nodes.values() for name, topic in process.remappings
-               if topic != f'/{name}' and f'/{name}' in RECORDED}
-    topics = [word for name, topic in renamed.items() for word in ('--topic', f'{name}={topic}')]
+    topics = [word for name, topic in _renamed(nodes.values()).items()
+              for word in ('--topic', f'{name}={topic}')]
     record = ['record', '--out', given.get('record', ''), *topics, '--params-file', params_file]
     return {**({'view': ['view', '--spawn', *topics]} if given.get('viz') == 'rerun' else {}),
             **({'record': record} if given.get('record') else {})}
+
+
+def _renamed(nodes: Iterable[NodeProcess]) -> dict[str, str]:
+    """Return the topics of a bag that have other names, by name."""
+    return {name: topic for process in nodes for name, topic in process.remappings
+            if topic != f'/{name}' and f'/{name}' in RECORDED}
 
 
 def _value(name: str, text: str) -> Any:

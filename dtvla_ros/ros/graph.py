@@ -54,6 +54,7 @@ class Seen:
     gate_state: str = 'starting'
     gate_reason: str = ''
     stopped: str = ''  # why the gate has ended the task
+    driver: str = names.POLICY
     episode: dict[str, Any] = field(default_factory=dict)
     episodes: list[dict[str, Any]] = field(default_factory=list)
     finished: bool = False
@@ -94,7 +95,9 @@ class Seen:
     def take_gate(self, message: DiagnosticStatus) -> None:
         """Take the gate's state."""
         self.gate_state = message.message
-        self.gate_reason = conversions.status_values(message).get('reason', '')
+        values = conversions.status_values(message)
+        self.gate_reason = values.get('reason', '')
+        self.driver = values.get('driver', names.POLICY)
         before, self.stopped = self.stopped, conversions.stop_reason(message)
         if self.stopped and not before:
             self._forget()
@@ -178,14 +181,15 @@ def frame_interval(replan_steps: int) -> int:
 
 def start_nodes(nodes: NodeProcesses, config: str, policy: Mapping[str, object],
                 scene: Mapping[str, object], page: Mapping[str, object] | None = None) -> None:
-    """Start the three nodes, and the operator's page if asked for, with a file of the package.
+    """Start the three nodes, and if asked for the operator's page and what records for it.
 
+    They are given a file of the package.
     ``policy``, ``scene`` and ``page``: parameters of vla_node, sim_bridge and operator that differ
     from the file's.
     """
     given: dict[str, Mapping[str, object]] = {
         'vla_node': policy, 'sim_bridge': scene, 'operator': page or {}}
-    beside = {} if page is None else {'operator': 'true'}
+    beside = {} if page is None else {'operator': 'true', 'record_server': 'true'}
     for name, node in bringup.node_processes(beside, simulated=True).items():
         values = given.get(name, {})
         nodes.start(name, f'dtvla_ros.nodes.{name}',

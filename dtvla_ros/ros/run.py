@@ -29,7 +29,7 @@ from rclpy.publisher import Publisher
 from rclpy.signals import SignalHandlerOptions
 
 from dtvla_ros.errors import UserError, one_line
-from dtvla_ros.ros.bringup import VIEWING, node_processes
+from dtvla_ros.ros.bringup import OPTIONAL, node_processes
 from dtvla_ros.ros.environment import prepare
 from dtvla_ros.ros.parameters import require_known
 
@@ -148,7 +148,7 @@ def run(factory: Callable[[], Node], args: Sequence[str] | None = None) -> int:
 def _help(factory: Callable[[], Node]) -> str:
     """Return what a node does and how it is started, by hand and with the others."""
     name = Path(sys.argv[0]).stem
-    process = node_processes(dict.fromkeys(VIEWING, 'true'), simulated=True).get(name)
+    process = node_processes(dict.fromkeys(OPTIONAL, 'true'), simulated=True).get(name)
     example = [] if process is None else [
         'By itself, with names and parameters as the launch files give them:', '  ' + shlex.join(
             [name, *process.ros_arguments('config/sim_realtime.yaml')]), '']

@@ -51,6 +51,7 @@ def plan(file: ParameterFile, given: Mapping[str, str]) -> dict[str, bringup.Nod
     if not simulated and (usual := bringup.COMMAND_TOPICS.get(
             str(file.of('/command_gate').get('preset')))):
         given.setdefault('command_topic', usual)
+    given.setdefault('params_file', str(file.path.resolve()))
     given.setdefault('transport', str(file.of(policy).get('transport', 'raw')))
     return bringup.node_processes(given, simulated)
 
@@ -75,17 +76,18 @@ def run_graph(file: ParameterFile, given: Mapping[str, str], console: Console) -
         for name, words in viewers.items():  # first: a bag should hold how it begins
             processes.start(name, 'dtvla_ros.cli', words)
         for name, node in nodes.items():
-            # A file without a section for a node that shows is refused by it.
+            # A node refuses a file without a section for it; some need none.
             known = str(file.path.resolve()) if file.of(node.full_name) else ''
             processes.start(name, f'dtvla_ros.nodes.{name}', node.ros_arguments(known))
-        _follow(processes, lines, {*viewers, *bringup.VIEWING}, console)
+        _follow(processes, lines, {*viewers, *bringup.OPTIONAL}, console)
         console.print('all episodes ran', style='bold')
     except KeyboardInterrupt:
         console.print('stopping: policy and gate first (Ctrl-C again: at once)', style='bold')
     finally:
         try:
-            processes.stop(list(nodes))
-            processes.stop(list(viewers), RECORD_TIMEOUT)
+            recording = [*viewers, 'record_server']
+            processes.stop([name for name in nodes if name not in recording])
+            processes.stop(recording, RECORD_TIMEOUT)
         finally:
             processes.stop(timeout=0.0)
             lines.show()

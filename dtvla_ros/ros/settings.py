@@ -62,5 +62,8 @@ class VlaSettings:
         choices=('reject', 'warn'))
     override_decisions: int = parameter(
         0, 'decisions for which thought_override counts; 0: until it is cleared', low=0)
+    min_confidence: float = parameter(
+        0.0, 'mean confidence of five decisions below which the arm holds and a person is asked; '
+        '0: never', low=0.0, high=1.0)
     autostart: bool = parameter(
         False, 'configure and activate without a manager', changeable=False)

@@ -277,6 +277,8 @@ class Screen:
                 self._print(meaning, 'bold')
         if policy.get('rejected') and policy['refusals'] != before.get('refusals'):
             self._print('refused: {rejected_instruction}: {rejected}'.format_map(policy), 'red')
+        if policy.get('question') and policy['question'] != before.get('question'):
+            self._print(f'asks: {policy["question"]}', 'bold yellow')
         if policy.get('state') == 'DONE' != before.get('state'):
             self._print(f'done: {policy["instruction"]}', 'bold green')
         for who, status in (('policy', policy), ('gate', gate)):

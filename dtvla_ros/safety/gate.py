@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,27 +23,38 @@ from dtvla_ros.conventions import (
     CONTROL_RATE,
     HEARTBEAT_TIMEOUT,
     NOT_STARTED,
+    PERSON,
+    POLICY,
     parameter,
 )
 from dtvla_ros.errors import UserError
 from dtvla_ros.safety.gripper import GripperMonitor
 from dtvla_ros.safety.limits import Limiter, Limits
+from dtvla_ros.safety.takeover import Handover, Person
 from dtvla_ros.safety.watchdog import Watchdog
 
 HEARTBEAT, JOINTS, POSE = 'policy heartbeat', 'joint states', 'end-effector pose'
+HUMAN = 'human_twist'
 THINKING = 'thinking'
 IDLE = 'policy is idle'
 DONE = 'policy says that the task is done'
 NO_STAMP = 'its stamp is 0: let its driver stamp what it publishes'
 OTHER_CLOCK = 'stamped {:.1f} s away from this clock: is use_sim_time the same everywhere?'
 PAUSED = 'paused'
+TAKEN_OVER = 'taken over: no human_twist yet'
+PERSON_DRIVES = 'a person drives'
+OF_PERSON = (f': human_twist is more than {osc.METRES_PER_SECOND_PER_UNIT} m/s or '
+             f'{osc.RADIANS_PER_SECOND_PER_UNIT} rad/s; scale it down where it is published')
+HANDED_BACK = 'handed back, as it was before the person drove; start lets the policy begin'
 NOT_READY = ('UNCONFIGURED', 'LOADING', 'INACTIVE')  # of the policy, before its first task
 ENDED = ('STOPPED', 'FAULT', *NOT_READY)
 MAX_ROWS = 256
-BAD_CHUNKS = 2  # non-finite ones in a row before STOP
+BAD_CHUNKS = 2  # non-finite ones in a row before STOP; twists of a person, too
 CLOCK_JUMP = 0.5  # step of the tick clock that voids every chunk [s]
 # Beyond float noise of de-normalised codes, a value past +-1 breaks the action contract.
 CONTRACT_MARGIN = 1.05
+
+WAITING = (THINKING, IDLE, DONE)  # reasons of a HOLD in which nothing is wrong
 
 GateState = enum.Enum('GateState', ('RUN', 'HOLD', 'STOP', 'FAULT'))
 """RUN plays rows; HOLD is stillness that ends by itself, STOP and FAULT are not."""
@@ -56,6 +68,11 @@ class GateConfig:
     chunk_rate: float = parameter(CONTROL_RATE, 'rows of a chunk per second [Hz]', low=1.0)
     lockstep: bool = parameter(False, 'tick with the pose, not the clock')
     heartbeat_timeout_s: float = parameter(HEARTBEAT_TIMEOUT, 'silence of vla/state', low=0.05)
+    human_timeout_s: float = parameter(
+        0.2, 'silence of human_twist while a person drives', low=0.05)
+    handover_acceleration: float = parameter(
+        0.4, 'largest acceleration from one driver to the other, policy and person [m/s^2]',
+        low=1e-3)
     joints_timeout_s: float = parameter(0.1, 'silence of joint_states; 0: never', low=0)
     pose_timeout_s: float = parameter(0.1, "silence of the end effector's pose; 0: never", low=0)
     clock_stall_s: float = parameter(0.15, 'standstill of the clock before HOLD; 0: never', low=0)
@@ -103,15 +120,18 @@ class Command:
     @property
     def waiting(self) -> bool:
         """Whether the arm is still only because there is nothing to play yet."""
-        return self.state is GateState.HOLD and self.reason in (THINKING, IDLE, DONE)
+        return self.state is GateState.HOLD and self.reason in WAITING
 
 
 class Gate:
-    """Decides, once per control tick, which command the arm gets."""
+    """Decides, once per control tick, which command the arm gets.
+
+    ``driver``: whose commands these are, POLICY or PERSON.
+    """
 
     def __init__(self, config: GateConfig, limits: Limits) -> None:
         self._config, period = config, 1.0 / config.rate
-        timeouts = {HEARTBEAT: config.heartbeat_timeout_s}
+        timeouts = {HEARTBEAT: config.heartbeat_timeout_s, HUMAN: config.human_timeout_s}
         self._clock_stall = self._clock_domain = 0.0
         if not config.lockstep:  # else silent, and its clock stands, while the policy thinks
             timeouts |= {JOINTS: config.joints_timeout_s, POSE: config.pose_timeout_s}
@@ -127,13 +147,17 @@ class Gate:
         self._stamps: dict[str, float] = {}
         self._refused: dict[str, str] = {}  # why what comes of an input does not count
         self._grip = 0.0  # the last command
+        self.driver, self._person = POLICY, Person()
+        self._handover = Handover(config.handover_acceleration, period)
+        self._went_on = False  # whether the policy's task had not ended when a person took over
+        self._human_ticks = 0
         self._estop = self._paused = False
         self._task: str | None = None
         self._policy_state, self._policy_reason = 'IDLE', ''
         self._tick: float | None = None
         self._ticked_at = -math.inf
         self._empty_since: float | None = None
-        self._bad_chunks = self._contract_breaks = 0
+        self._bad_chunks = self._bad_twists = self._contract_breaks = 0
         self.state = GateState.HOLD if config.auto_start else GateState.STOP
         self.reason = IDLE if config.auto_start else NOT_STARTED
 
@@ -143,10 +167,10 @@ class Gate:
         return self.state in (GateState.STOP, GateState.FAULT)
 
     def account(self) -> dict[str, object]:
-        """Return the reason, how many rows are left and were played, and `ContinuityMeter`'s."""
-        return {'reason': self.reason, 'played': self.queue.consumed,
+        """Return the reason, who drives, rows left and played, and `ContinuityMeter`'s."""
+        return {'reason': self.reason, 'driver': self.driver, 'played': self.queue.consumed,
                 'remaining': 0 if self._tick is None else self.queue.remaining(self._tick),
-                **self._continuity.summary()}
+                **self._continuity.summary(), 'handover_jump': self._handover.largest}
 
     def start(self, steady: float) -> str | None:
         """Leave STOP; return why not, or None."""
@@ -154,9 +178,40 @@ class Gate:
             return f'fault: {self.reason}; clear it first'
         if self.state is not GateState.STOP:
             return 'already started'
-        if late := self._watchdog.late(steady):
+        if late := self._late(steady):
             return self._why_late(late[0])
         self._begin()
+        return None
+
+    def take_over(self, steady: float) -> str | None:
+        """Let a person drive in the policy's place, also out of STOP; return why not, or None."""
+        if self.state is GateState.FAULT:
+            return f'fault: {self.reason}; clear it first'
+        if self.driver == PERSON:
+            return f'{PERSON_DRIVES} already'
+        if late := [name for name in self._late(steady) if name != HEARTBEAT]:
+            return self._why_late(late[0])
+        self._went_on = not self.ended
+        self.driver, self._person = PERSON, Person()
+        self._bad_twists = self._contract_breaks = self._human_ticks = 0
+        self._handover.begin()
+        self.gripper.reset()
+        self._enter(GateState.HOLD, TAKEN_OVER)
+        return None
+
+    def hand_back(self) -> str | None:
+        """Let the policy go on by what it sees from now on; return why not, or None.
+
+        A task that had ended before the person drove stays ended.
+        """
+        if self.driver == POLICY:
+            return 'the policy drives already'
+        self.driver, self._empty_since, self._contract_breaks = POLICY, None, 0
+        self._handover.begin()
+        if self._went_on:
+            self._enter(GateState.HOLD, PAUSED if self._paused else THINKING)
+        else:
+            self.stop(HANDED_BACK)
         return None
 
     def pause(self, paused: bool) -> None:
@@ -202,6 +257,30 @@ class Gate:
                 and self.state is GateState.STOP):
             self._begin()
 
+    def on_human(self, twist: ArrayLike, stamp: float, steady: float) -> str | None:
+        """Take the twist [6] of the person who drives; return why it was refused, or None.
+
+        m/s and rad/s, base axes. Nothing counts, nor is refused, while the policy drives.
+        """
+        if self.driver == POLICY:
+            return None
+        if not self._of_this_clock(HUMAN, stamp):
+            return self._refused[HUMAN]
+        if not self._person.move(twist):
+            self._bad_twists += 1
+            wrong = f'{HUMAN} is not finite'
+            if self._bad_twists >= BAD_CHUNKS:
+                self.stop(f'{wrong}, {self._bad_twists} in a row')
+            return wrong
+        self._bad_twists = 0
+        self._watchdog.feed(HUMAN, steady)
+        return None
+
+    def on_human_gripper(self, opening: float) -> None:
+        """Take the gripper command of the person who drives, 0 closed to 1 open."""
+        if self.driver == PERSON:
+            self._person.grip(opening)
+
     def heard(self, name: str) -> bool:
         """Return whether anything of HEARTBEAT, JOINTS or POSE came, be it refused."""
         return name in self._refused or math.isfinite(self._watchdog.age(name, 0.0))
@@ -226,6 +305,8 @@ class Gate:
 
     def on_chunk(self, chunk: Chunk, now: float) -> str | None:
         """Take a chunk; return why it was dropped, or None."""
+        if self.driver == PERSON:
+            return PERSON_DRIVES
         shape, period = chunk.values.shape, 1.0 / self._config.chunk_rate
         for right, wrong in (
                 (tuple(chunk.channels) == CHANNELS,
@@ -260,6 +341,7 @@ class Gate:
         if now != self._tick:
             self._ticked_at = steady
         self._tick = now
+        self._handover.tick(now)
 
         if stuck := self.gripper.fault(steady):
             self.stop(stuck)
@@ -270,6 +352,9 @@ class Gate:
             if hold and not self.ended:
                 self._enter(GateState.HOLD, hold)
             return self._stay(now)
+        if self.driver == PERSON:
+            self.queue.flush(now)
+            return self._drive(now, steady)
         before = self.queue.consumed
         row = self.queue.take(now)
         if row is None:
@@ -287,18 +372,20 @@ class Gate:
             self._reason_to_hold(steady) is not None or self.ended)
 
     def _reason_to_hold(self, steady: float) -> str | None:
-        late = self._watchdog.late(steady)
-        if HEARTBEAT in late and self._task is not None:
+        late = self._late(steady)
+        if self.driver == POLICY and self._task is None:
+            return IDLE
+        if HEARTBEAT in late:
             age = self._watchdog.age(HEARTBEAT, steady)
             reason = f'{HEARTBEAT} is {age:.2f} s old'
             if age > self._config.heartbeat_stop_s and self.state is not GateState.STOP:
                 self.stop(reason)
             return reason
-        if self._task is None:
-            return IDLE
         if late:
             return self._why_late(late[0])
-        if self._policy_state in ENDED:
+        if self.driver == PERSON:
+            pass
+        elif self._policy_state in ENDED:
             self.stop(f'policy says {self._policy_state}: {self._policy_reason}')
         elif self._policy_state == 'HOLDING':
             return f'policy holds: {self._policy_reason}'
@@ -310,6 +397,12 @@ class Gate:
         if self._clock_stall and stood > self._clock_stall:
             return f'the clock has stood still for {stood:.2f} s'
         return None
+
+    def _late(self, steady: float) -> list[str]:
+        """Return which inputs are late, latest first, of those that the present driver needs."""
+        needless = {HUMAN} if self.driver == POLICY else {HEARTBEAT} if (
+            self._person.twist is not None) else {HEARTBEAT, HUMAN}
+        return [name for name in self._watchdog.late(steady) if name not in needless]
 
     def _why_late(self, name: str) -> str:
         late = f'{name} missing or older than {self._watchdog.timeouts[name]:g} s'
@@ -325,38 +418,63 @@ class Gate:
         self._enter(GateState.HOLD, IDLE if idle else THINKING)
         return self._stay(now)
 
-    def _play(self, row: NDArray[np.float32], now: float, first_tick: bool) -> Command:
+    def _drive(self, now: float, steady: float) -> Command:
+        """Command what the person wants, as `_play` does what the policy wants."""
+        self._continuity.pause()
+        action = self._person.action()
+        if action is None:
+            self._enter(GateState.HOLD, TAKEN_OVER)
+            return self._stay(now)
+        first_tick = self._human_ticks % self._config.ticks_per_row == 0
+        self._human_ticks += 1
+        command = self._play(action, now, first_tick)
+        self.gripper.command(self._grip, steady)
+        return command
+
+    def _play(self, row: NDArray[Any], now: float, first_tick: bool) -> Command:
         if first_tick:
             broken = float(np.abs(row).max()) > CONTRACT_MARGIN
             self._contract_breaks = self._contract_breaks + 1 if broken else 0
         if self._contract_breaks >= self._config.contract_breaks:
-            self.fault(f'{self._contract_breaks} actions in a row beyond +-1')
+            self.fault(f'{self._contract_breaks} actions in a row beyond +-1' + (
+                OF_PERSON if self.driver == PERSON else ''))
             return self._stay(now)
         clipped = np.clip(row.astype(np.float64), -1.0, 1.0)
+        clipped[:6] = self._handover.ease(clipped[:6])
         self._grip = osc.gripper_command(float(clipped[6]), self._grip)
         outside = self._position is not None and self.limiter.outside(clipped, self._position)
         if outside:
             self._enter(GateState.HOLD, outside)
             return self._stay(now, played=True)
         self._enter(GateState.RUN, '')
-        motion = np.append(self.limiter.clamp(clipped), self._grip)
-        return Command(now, motion, self.state, self.reason, True, first_tick)
+        motion = self.limiter.clamp(clipped)
+        self._handover.note(motion, eased=True)
+        return Command(now, np.append(motion, self._grip), self.state, self.reason, True,
+                       first_tick)
 
     def _stay(self, now: float, played: bool = False) -> Command:
         """Brake within the limits, or be still at once where the task has ended."""
         self._continuity.pause()
-        motion = np.append(self.limiter.clamp(np.zeros(6)), self._grip)
-        return Command(now, motion, self.state, self.reason, played)
+        eased = self.state is GateState.HOLD and self.reason in (TAKEN_OVER, *WAITING)
+        rest = self._handover.ease(np.zeros(6)) if eased else np.zeros(6)
+        motion = self.limiter.clamp(rest)
+        self._handover.note(motion, eased)
+        return Command(now, np.append(motion, self._grip), self.state, self.reason, played)
 
     def _advances(self, name: str, stamp: float) -> bool:
         """Whether a sample is new and of this clock; a frozen driver repeats its stamps."""
+        if not self._of_this_clock(name, stamp):
+            return False
+        last, self._stamps[name] = self._stamps.get(name), stamp
+        return stamp != last
+
+    def _of_this_clock(self, name: str, stamp: float) -> bool:
         away = 0.0 if self._tick is None else stamp - self._tick
         if self._clock_domain and abs(away) > self._clock_domain:
             self._refused[name] = OTHER_CLOCK.format(away) if stamp else NO_STAMP
             return False
         self._refused.pop(name, None)
-        last, self._stamps[name] = self._stamps.get(name), stamp
-        return stamp != last
+        return True
 
     def _begin(self) -> None:
         self._empty_since = None
@@ -366,4 +484,5 @@ class Gate:
     def _enter(self, state: GateState, reason: str) -> None:
         self.state, self.reason = state, reason
         if self.ended:
+            self.driver = POLICY
             self.limiter.reset()

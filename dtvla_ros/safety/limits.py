@@ -12,6 +12,7 @@ from dtvla_ros.actions import osc
 from dtvla_ros.conventions import parameter
 
 TINY = 1e-6  # smallest bound; none of them may be zero
+EXACT = 1e-9  # difference of two speeds that are the same [m/s]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,10 @@ class Limiter:
             acceleration = self._acceleration + self._shrink(
                 acceleration - self._acceleration, limits.jerk * dt)
             acceleration = self._shrink(acceleration, limits.acceleration)
-        return self._shrink(self._velocity + acceleration * dt, limits.linear_speed)
+        reached = self._velocity + acceleration * dt
+        if np.abs(reached - linear).max() < EXACT:  # else a stop would leave a rounding error
+            return linear
+        return self._shrink(reached, limits.linear_speed)
 
     def _shrink(self, vector: NDArray[np.float64], bound: float) -> NDArray[np.float64]:
         if self._limits.per_axis:

@@ -95,6 +95,12 @@ class Collator:
         boost = np.where(dataset.near_toggle, config.toggle_boost, 1.0) * np.where(
             dataset.near_start, config.start_boost, 1.0)
         boost = np.minimum(boost, max(config.toggle_boost, config.start_boost))
+        boost *= np.where(dataset.intervention, config.intervention_boost, 1.0)
+        boost *= np.where(dataset.failed, config.failure_boost, 1.0)
+        if not (boost * ~held).any():
+            raise UserError(f'failure_boost {config.failure_boost:g}, intervention_boost '
+                            f'{config.intervention_boost:g}: no frame is left to draw; give '
+                            'other --data too, or larger values')
         self._even = self._cumulative(~held, weights)
         self._boosted = self._cumulative(boost * ~held, weights)
 

@@ -204,6 +204,8 @@ class SftConfig(Config):
     place_weight: float = 2.0
     toggle_boost: float = 2.5
     start_boost: float = 2.5
+    intervention_boost: pydantic.NonNegativeFloat = 1.0
+    failure_boost: pydantic.NonNegativeFloat = 1.0
     auxiliary: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
     validation_share: Share = 0.04
     precision: Literal['no', 'bf16'] = 'bf16'

@@ -1,7 +1,10 @@
 """DAgger: the policy drives, the scripted expert labels what it would do and think instead.
 
 Ross, Gordon and Bagnell, "A reduction of imitation learning and structured prediction to no-regret
-online learning", 2011. After a while the expert takes over, so that the end is seen.
+online learning", 2011. After a while the expert takes over, so that the end is seen. Or the expert
+stands for a person at the operator's page: it only watches, takes over where the policy goes
+astray, and hands back; Mandlekar et al., "Human-in-the-Loop Imitation Learning using Remote
+Teleoperation", 2020.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,12 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.interrupt import finishing
 from dtvla_ros.rollout.env import Env, SceneSetup, require_tasks
 from dtvla_ros.rollout.episode import Infer, execute, observation_from_sim
+from dtvla_ros.thought import Thought
 
-KIND = 'dagger'
+KIND, TAKEOVER = 'dagger', 'takeover'
+STILL = 0.1  # length of an action in which the expert hardly moves
+ALONG = 0.2  # share of the expert's own motion below which the policy is not on its way
+WAIT = 'wait'  # phase of an expert that sees nothing left to do
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +43,9 @@ class DaggerOptions:
     ``camera_every`` as of ``CollectOptions``; ``expert_steps``: control steps the expert has once
     it takes over. ``after_success``: steps that an episode goes on then, so that what the policy
     does with a finished task is labelled, too. ``antialiasing`` as of ``SceneSetup``.
+
+    ``takeover`` above 0: nothing is relabelled and ``driven`` does not count. The expert takes
+    over once the policy has gone astray for so many control steps in a row, as `Overseer` sees it.
     """
 
     suite: str = 'tabletop'
@@ -48,12 +58,107 @@ class DaggerOptions:
     expert_steps: int = 300
     after_success: int = 20
     antialiasing: bool = True
+    takeover: int = 0
 
     def __post_init__(self) -> None:
         collect.require_plan(self.seed, self.camera_every, self.episodes)
         low, high = self.driven
         if not 0.0 <= low <= high:
             raise UserError(f'the policy drives for {low} to {high} of the steps; give a range')
+
+
+class Overseer:
+    """Watches a policy as somebody who knows the task, and says when to take over and hand back.
+
+    It takes over after ``steps`` control steps in a row in which the policy went less than a
+    fifth as far as the expert would have along the expert's way, or wanted the gripper otherwise.
+    Of success it knows nothing: where the expert waits, the policy is let alone. It hands back
+    once it has driven as long and the phase in which it took over is past. ``driving``: whether it
+    does.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._steps, self._count, self._phase = steps, 0, ''
+        self.driving = False
+
+    def watch(self, act: Any, executed: NDArray[np.floating]) -> None:
+        """Take what the expert would have done in a control step, and the action [7] executed."""
+        if self.driving:
+            self._count += 1
+            if self._count >= self._steps and act.phase != self._phase:
+                self.driving, self._count = False, 0
+            return
+        self._count = self._count + 1 if astray(act, executed) else 0
+        if self._count >= self._steps:
+            self.driving, self._count, self._phase = True, 0, act.phase
+
+
+def astray(act: Any, executed: NDArray[np.floating]) -> bool:
+    """Return whether an action [7] is not what an expert's step is after."""
+    if act.phase == WAIT:
+        return False
+    wanted, went = np.asarray(act.action, np.float64), np.asarray(executed, np.float64)
+    way = wanted[:3]
+    return bool(wanted[6] * went[6] < 0.0 or (
+        np.linalg.norm(way) > STILL and went[:3] @ way < ALONG * (way @ way)))
+
+
+@dataclass(frozen=True, slots=True)
+class TakeoverJob:
+    """One episode in which the policy drives and the expert takes over where it goes astray."""
+
+    plan: collect.EpisodePlan
+    options: DaggerOptions
+    chunk: int
+    replan_steps: int
+
+    def run(self, env: Env, infer: Infer) -> tuple[Episode | None, bool]:
+        """Run it until some steps after success, or all steps are used up.
+
+        A frame has the thought and the action of who drove. Returns the episode, None if it was
+        not solved, and whether nobody took over.
+        """
+        from dtvla_sim.experts import make_expert
+
+        plan, options = self.plan, self.options
+        obs, info = env.reset(seed=plan.seed, options={'task': plan.task})
+        expert, frames, overseer = make_expert(env), collect.Frames(), Overseer(options.takeover)
+        actions: list[NDArray[np.float32]] = []
+        driven: list[bool] = []  # by the expert, of each control step
+        pending: list[NDArray[np.float32]] = []
+        thought, gripper, solved = '', osc.GRIPPER_OPEN, 0  # control steps until success
+        while len(actions) < (solved + options.after_success if solved else
+                              env.max_steps + options.expert_steps):
+            step = len(actions)
+            act = expert.act(driving=overseer.driving)
+            if not (overseer.driving or pending):
+                decision = infer(observation_from_sim(obs, info, env, step))
+                pending = list(decision.chunk[:self.replan_steps])
+                thought = decision.reasoning
+            action = np.asarray(act.action if overseer.driving else pending.pop(0), np.float32)
+            if step % options.camera_every == 0:
+                frames.add(env, obs, act if overseer.driving else told(act, thought))
+            driven.append(overseer.driving)
+            executed = execute(env, action[None], gripper)
+            obs, gripper = executed.obs, executed.gripper
+            actions.append(np.asarray(executed.commands[0], np.float32))
+            solved = solved or executed.success * len(actions)
+            overseer.watch(act, actions[-1])
+            if overseer.driving:
+                pending = []
+        if not solved:
+            return None, False
+        starts = np.arange(0, len(actions), options.camera_every)
+        breaks = (np.flatnonzero(np.diff(driven)) + 1).tolist()
+        episode = frames.episode(env, plan, actions, starts, self.chunk, breaks, True)
+        return replace(episode, columns={
+            **episode.columns, layout.INTERVENTION: np.array(driven)[starts]}), not any(driven)
+
+
+def told(act: Any, thought: str) -> Any:
+    """Return an expert's step with the thought that a policy had, if that is one."""
+    parsed = Thought.parse(thought)
+    return act if parsed is None else replace(act, thought=thought, phase=parsed.phase)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +219,8 @@ def shard_plans(options: DaggerOptions, tasks: Sequence[str], number: int,
     """Return the episodes of a shard."""
     size = collect.EPISODES_PER_SHARD
     return [collect.EpisodePlan(index, collect.task_in_turn(tasks, index, one_scene),
-                                options.seed * collect.SEEDS_PER_BASE + index, KIND)
+                                options.seed * collect.SEEDS_PER_BASE + index,
+                                TAKEOVER if options.takeover else KIND)
             for index in range(options.episodes)[number * size:(number + 1) * size]]
 
 
@@ -144,8 +250,9 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
                   for number in writer.missing_shards(out, options.episodes,
                                                       collect.EPISODES_PER_SHARD)}
         size = collect.EPISODES_PER_SHARD
-        rest = deque(Rollout(RelabelJob(plan, options, transform.config.chunk_steps,
-                                        replan_steps or manifest.action.replan_steps))
+        job = TakeoverJob if options.takeover else RelabelJob
+        rest = deque(Rollout(job(plan, options, transform.config.chunk_steps,
+                                 replan_steps or manifest.action.replan_steps))
                      for plans in shards.values() for plan in plans)
         results: dict[int, Episode | None] = {}
         solved: list[tuple[bool, bool]] = []  # by the policy alone, and in the end

@@ -48,7 +48,8 @@ class TokenizedDataset:
     ``prompt`` [N, P] and ``prompt_length`` [N]; ``state`` [N, 7]: what its state tokens, if any,
     quantise (cm, tilt steps, opening in cm); ``thought`` [N, W] with tags and ``thought_length``
     [N]; ``actions`` [N, S] ids and ``action_mask`` [N, S]; ``scene`` [N]: frames of one scene stay
-    together when some are held out; ``near_toggle`` and ``near_start`` [N] bool; ``positions``,
+    together when some are held out; ``near_toggle`` and ``near_start`` [N] bool; ``intervention``
+    [N] bool: a person drove; ``failed`` [N] bool: in the end the episode failed; ``positions``,
     ``unambiguous`` and ``target_patches`` of E objects as of ``locate``.
     """
 
@@ -62,6 +63,8 @@ class TokenizedDataset:
     scene: NDArray[np.int64]
     near_toggle: NDArray[np.bool_]
     near_start: NDArray[np.bool_]
+    intervention: NDArray[np.bool_]
+    failed: NDArray[np.bool_]
     positions: NDArray[np.int64]
     unambiguous: NDArray[np.bool_]
     target_patches: NDArray[np.int64]
@@ -122,7 +125,22 @@ def tokenize(readers: Sequence[DatasetReader], transform: PolicyTransform,
     return TokenizedDataset(
         prompt, prompt_length, state, thought, thought_length, actions.reshape(len(chunk), -1),
         np.repeat(~padding, dim, axis=1), _scenes(readers), near, frame / rate < 0.6,
+        np.concatenate([_interventions(reader) for reader in readers]),
+        np.concatenate([_failed(reader) for reader in readers]),
         *map(np.concatenate, zip(*places, strict=True)))
+
+
+def _interventions(reader: DatasetReader) -> NDArray[np.bool_]:
+    """Return of each frame [N] whether a person drove; none where the dataset does not say."""
+    if layout.INTERVENTION not in reader.info['features']:
+        return np.zeros(len(reader.table), bool)
+    return np.asarray(reader.column(layout.INTERVENTION), bool).reshape(-1)
+
+
+def _failed(reader: DatasetReader) -> NDArray[np.bool_]:
+    """Return of each frame [N] whether its episode failed; not where nobody told."""
+    return np.repeat([reader.success(k) is False for k in range(len(reader.episodes))],
+                     reader.lengths).astype(bool)
 
 
 def _chunks(reader: DatasetReader, steps: int, dim: int) -> NDArray[np.float32]:

@@ -106,7 +106,7 @@ def _read_run(run: Path) -> tuple[HybridDecoder, PolicyTransform, PolicyManifest
     if (run / ORIGIN / MANIFEST).exists():
         return model, transform, replace(
             PolicyManifest.read(run / ORIGIN), name=run.resolve().name, config=transform.config,
-            statistics=transform.statistics, **read_tasks(run))
+            statistics=transform.statistics, calibration=None, **read_tasks(run))
     usual, installed = ActionContract(), versions()
     return model, transform, PolicyManifest(
         name='nano', license='Apache-2.0', config=transform.config,

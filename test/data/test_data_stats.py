@@ -52,6 +52,19 @@ def test_a_good_dataset_raises_no_warning(good):
         assert (checks[name].level, checks[name].certainty) == ('ok', 'certain'), checks[name]
 
 
+@pytest.mark.parametrize('told, said', [
+    (({'success': True}, {'success': False}, {'success': True}),
+     ['2 episodes succeeded, 1 failed']),
+    (({'success': None}, {'success': False}, {'success': False, 'kind': layout.SINGLE}),
+     ['0 episodes succeeded, 1 failed; 2 do not tell']),
+    (({}, {'success': None}, {'success': 'yes'}), [])])
+def test_how_many_episodes_succeeded_is_told(tmp_path, told, said):
+    root = write_dataset(tmp_path, [replace(arm_episode(k), metadata=row)
+                                    for k, row in enumerate(told)])
+    found = dataset_statistics(root, episodes=0, whole=False)
+    assert [issue.problem for issue in issues_of(found.issues, 'success')] == said
+
+
 def test_statistics_are_those_of_the_frames_and_a_policy_reads_them(good, tmp_path):
     out, told = tmp_path / 'meta', tmp_path / 'stats.json'
     result = CliRunner().invoke(

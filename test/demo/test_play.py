@@ -263,6 +263,25 @@ def test_a_film_on_request_from_here_or_from_another_terminal(stage):
     assert not list(stage.folder.glob('*3.mp4'))
 
 
+def test_a_film_says_that_a_person_drives(stage):
+    class Kept(list):
+        def add(self, images, caption):
+            self.append(caption)
+
+        def close(self):
+            pass
+    stage.player._film = film = Kept()
+    for driver in ('policy', 'person'):
+        stage.player.seen.take_gate(conversions.status_message('gate', 'RUN', {'driver': driver}))
+        stage.player._screen.resting = ''
+        for _ in range(play.FILM_EVERY):
+            stage.player._on_frame(pair(90), stage.player.seen)
+    stage.player._film = None
+    own, driven = film
+    assert (own.footer, own.states) == ('gate RUN', ())
+    assert [text for text, _ in driven.states] == ['gate RUN', 'a person drives']
+
+
 def test_the_page_gets_a_port_of_its_own():
     with suppress(OSError), socket.create_server(('127.0.0.1', PAGE_PORT)):
         assert play.free_port() not in (0, PAGE_PORT)

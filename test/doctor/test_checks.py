@@ -22,7 +22,7 @@ from std_msgs.msg import String
 from support.beside import fresh_domain
 
 from dtvla_ros.conventions import ARM_JOINTS, FINGER_JOINTS
-from dtvla_ros.doctor import look
+from dtvla_ros.doctor import look, nodes
 from dtvla_ros.doctor.checks import judge
 from dtvla_ros.doctor.row import Row
 from dtvla_ros.doctor.seen import End, NodeView, Seen, Stream
@@ -94,6 +94,21 @@ def test_the_task_is_told_with_what_it_was_understood_as(healthy: Seen) -> None:
     healthy.status['policy'] = ('ACTING', {'instruction': 'do it, please', 'understood': 'do it'})
     assert [row.found for row in judge(healthy) if row.requirement == 'task'] == [
         'do it, please, understood as: do it']
+
+
+@pytest.mark.parametrize('offered, running, installed, ok, words', [
+    (['/run_task'], True, True, True, '/run_task'),
+    ([], True, False, False, 'offers none'),
+    ([], False, True, None, 'dtvla run --task-server'),
+    ([], False, False, None, 'make interfaces')])
+def test_actions_are_told_and_how_to_get_them(
+        healthy: Seen, monkeypatch: pytest.MonkeyPatch, offered: list[str], running: bool,
+        installed: bool, ok: bool | None, words: str) -> None:
+    monkeypatch.setattr(nodes, 'action_type', lambda _: object() if installed else None)
+    healthy.actions = offered
+    healthy.ours['task_server'] = ['/task_server'] * running
+    [row] = [row for row in judge(healthy) if row.requirement == 'actions']
+    assert row.ok is ok and words in row.found and bool(row.remedy) == (ok is False)
 
 
 def change(view: NodeView, **values: Any) -> None:

@@ -60,8 +60,13 @@ def case(request, model, tmp_path_factory) -> SimpleNamespace:
         return (scores, model.action_logits(hidden[end:end + slots]).numpy(),
                 np.where(banned, -np.inf, scores).argmax(-1).tolist())
 
+    def sure(thought: list[int]) -> np.ndarray:
+        """Return the log softmax of the words chosen over those that are permitted."""
+        scores = np.where(banned, -np.inf, true(thought)[0]).astype(np.float64)
+        return scores.max(-1) - np.log(np.exp(scores).sum(-1))
+
     return SimpleNamespace(
-        engine=engine, prompt=view.prompt, features=engine.encode_images(view.pixels),
+        sure=sure, engine=engine, prompt=view.prompt, features=engine.encode_images(view.pixels),
         pixels=view.pixels, thought=[config.ids.think, *words], banned=banned, true=true)
 
 
@@ -77,16 +82,18 @@ def test_one_cache_is_continued_twice_and_rewound(case):
     """Acting leaves it as it was."""
     engine, thought = case.engine, case.thought
     chosen, cache = engine.prefill(case.prompt, case.features, thought)
-    assert chosen.tolist() == case.true(thought)[2]
+    assert chosen.ids.tolist() == case.true(thought)[2]
+    close(chosen.log_probs, case.sure(thought), atol=2e-4)
     assert cache.count == len(case.prompt + thought)
     _, start = engine.prefill(case.prompt, case.features)
     other = [*thought[:4], *reversed(thought)]
     for words in (thought, other, thought):
         chosen, cache = engine.verify(start, words)
-        assert chosen.tolist() == case.true(words)[2][1:]
+        assert chosen.ids.tolist() == case.true(words)[2][1:]
+        close(chosen.log_probs, case.sure(words)[1:], atol=2e-4)
     _, cache = engine.verify(start, other)
     chosen, cache = engine.verify(engine.crop(cache, len(other) - 4), thought[4:])
-    assert chosen.tolist() == case.true(thought)[2][5:]
+    assert chosen.ids.tolist() == case.true(thought)[2][5:]
     pending = [*thought[-2:], engine.config.ids.action]
     cache = engine.crop(cache, 2)
     first, again = (engine.decode_actions(cache, pending) for _ in range(2))
@@ -96,10 +103,12 @@ def test_one_cache_is_continued_twice_and_rewound(case):
 
 def test_words_are_written_until_done(case):
     chosen, cache = case.engine.prefill(case.prompt, case.features)
-    tokens, asked = chosen.tolist(), []
-    cache = case.engine.generate(cache, tokens, lambda t: asked.append(len(t)) or len(t) == 7)
+    tokens, asked = chosen.ids.tolist(), []
+    more, cache = case.engine.generate(
+        cache, tokens, lambda t: asked.append(len(t)) or len(t) == 7)
     assert asked == [2, 3, 4, 5, 6, 7]
     assert cache.count == len(case.prompt) + 6 and tokens == case.true(tokens[:-1])[2]
+    close([*chosen.log_probs, *more], case.sure(tokens[:-1]), atol=2e-4)
 
 
 def test_given_words_are_taken_and_the_rest_is_chosen_behind_them_with_any_draft(case):
@@ -107,10 +116,13 @@ def test_given_words_are_taken_and_the_rest_is_chosen_behind_them_with_any_draft
     given = dict(zip((0, 3, 4, 8), case.thought[1:]))
 
     def write(draft):
-        tokens, cache, drafting = write_thought(
+        tokens, log_probs, cache, drafting = write_thought(
             engine, case.prompt, case.features, [think], draft, lambda t: len(t) == 10,
             lambda t: given.get(len(t)))
         assert cache.count == len(case.prompt) + len(tokens)
+        sure = [np.nan if k in given else value for k, value in enumerate(
+            case.sure([think, *tokens])[1:-1])]
+        close(log_probs, sure, atol=2e-4)  # what is given has no probability
         return tokens, engine.decode_actions(cache, [tokens[-1], action]), drafting
 
     tokens, scores, drafting = write([])
@@ -128,11 +140,11 @@ def test_given_words_are_taken_and_the_rest_is_chosen_behind_them_with_any_draft
 def test_a_suppressed_word_is_not_chosen(case):
     chosen, _ = case.engine.prefill(case.prompt, case.features)
     banned = case.banned.copy()
-    banned[chosen] = True
+    banned[chosen.ids] = True
     case.engine.suppress_tokens(banned)
     second, _ = case.engine.prefill(case.prompt, case.features)
     want = np.where(banned, -np.inf, case.true([])[0]).argmax(-1)
-    assert second.tolist() == want.tolist() != chosen.tolist()
+    assert second.ids.tolist() == want.tolist() != chosen.ids.tolist()
     case.engine.suppress_tokens(case.banned)
 
 
@@ -141,7 +153,7 @@ def test_the_cache_grows(case):
     _, cache = case.engine.prefill(case.prompt, case.features, case.thought)
     grown, cache = case.engine.verify(cache, many)
     _, bins, words = case.true([*case.thought, *many])
-    assert grown[-5:].tolist() == words[-5:]
+    assert grown.ids[-5:].tolist() == words[-5:]
     close(case.engine.decode_actions(cache, [case.engine.config.ids.action]), bins, atol=2e-4)
 
 

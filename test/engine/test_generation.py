@@ -63,11 +63,11 @@ def test_generation(case):
     features = engine.encode_images(pixels)
     steps = engine.logits(prompt, features, want[:-1])
     np.testing.assert_allclose(steps, data[f'{case}.step_logits'], atol=1e-4)
-    tokens, cache, drafting = write_thought(engine, prompt, features, [], [], done)
+    tokens, _, cache, drafting = write_thought(engine, prompt, features, [], [], done)
     assert tokens == want and drafting.passes == len(want)
     chunk = data[f'{case}.chunk'].numpy()
     _close(engine, engine.decode_actions(cache, tokens[-1:]), chunk)
-    again, _, stats = write_thought(engine, prompt, features, [], want, done)
+    again, _, _, stats = write_thought(engine, prompt, features, [], want, done)
     assert again == want and stats.passes == 1
     assert stats.accepted == stats.proposed == len(want)
 

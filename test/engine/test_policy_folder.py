@@ -6,19 +6,22 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-from support.policies import observation, write_untrained
+from support.policies import observation, rehash, write_untrained
 
 from dtvla_ros.engine.export import compare
 from dtvla_ros.engine.load import load_policy
 from dtvla_ros.engine.onnx_engine import OnnxEngine
 from dtvla_ros.engine.policy import Policy, banned_in_thought
 from dtvla_ros.errors import UserError
+from dtvla_ros.policy.confidence import FEATURES, OF_ACTIONS, Calibration
 from dtvla_ros.policy.inspect import inspect
-from dtvla_ros.policy.manifest import sha256
+from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest, sha256
 
 POINTER = (b'version https://git-lfs.github.com/spec/v1\n'
            b'oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\n'
@@ -50,6 +53,10 @@ def test_engines_agree(folder):
         assert mine.thought_tokens == theirs.thought_tokens
         np.testing.assert_array_equal(mine.chunk, theirs.chunk)
         assert mine.chunk.shape == (8, 7) and mine.outcome == theirs.outcome
+        for said in ('thought_log_probs', 'action_log_probs'):
+            np.testing.assert_allclose(getattr(mine, said), getattr(theirs, said), atol=1e-4)
+        assert mine.certainty == pytest.approx(theirs.certainty, abs=1e-4)
+        assert tuple(mine.certainty) == (FEATURES if mode == 'full' else ())
 
 
 def test_an_engine_that_differs_is_noticed(folder, opened):
@@ -88,6 +95,45 @@ def test_drafts_change_no_decision(opened):
         mine, theirs = (p.infer(observation(seed)) for p in (with_drafts, without))
         assert mine.thought_tokens == theirs.thought_tokens
         np.testing.assert_array_equal(mine.chunk, theirs.chunk)
+        np.testing.assert_allclose(mine.thought_log_probs, theirs.thought_log_probs, atol=1e-5)
+
+
+def calibrate(folder: Path, **weights: float) -> Calibration:
+    """Let a policy's manifest say what its features are worth."""
+    fitted = Calibration(0.3, weights, 0.05, 10, 200, (2_000_000, 2_000_004), 'tabletop')
+    manifest = PolicyManifest.read(folder)
+    (folder / MANIFEST).write_text(replace(manifest, calibration=fitted).to_json())
+    return fitted
+
+
+def test_a_calibrated_policy_tells_its_confidence_where_it_thinks(copy):
+    assert 'calibration' not in json.loads((copy / MANIFEST).read_text())
+    assert load_policy(copy)[0].infer(observation()).confidence is None
+    fitted = calibrate(copy, thought_mean=0.7, action_least=0.1)
+    policy, manifest = load_policy(copy)
+    assert manifest.calibration == fitted and policy.tells_confidence
+    decision = policy.infer(observation())
+    assert decision.confidence == fitted.confidence(decision.certainty)
+    rows = decision.action_log_probs.reshape(8, 7)[:manifest.action.replan_steps]
+    assert decision.certainty['action_least'] == rows.min()
+    masked, _ = load_policy(copy, mode='masked')
+    assert not masked.tells_confidence and masked.infer(observation()).confidence is None
+
+
+def test_graphs_without_log_probs_run_and_tell_of_their_actions_alone(copy, opened):
+    path = copy / 'decoder.onnx'
+    graph = onnx.load(path, load_external_data=False)
+    assert graph.graph.output.pop().name == 'log_probs'
+    onnx.save(graph, path)
+    rehash(copy, path.name)
+    want = Policy(*opened, max_thought_tokens=32).infer(observation())
+    for weights, told in (({'action_mean': 0.2}, True), ({'thought_mean': 0.7}, False)):
+        calibrate(copy, **weights)
+        policy, _ = load_policy(copy)
+        decision = policy.infer(observation())
+        assert decision.thought_tokens == want.thought_tokens
+        assert decision.thought_log_probs == () and tuple(decision.certainty) == OF_ACTIONS
+        assert policy.tells_confidence == told == (decision.confidence is not None)
 
 
 @pytest.mark.parametrize('cap', [{'max_thought_tokens': 3}, {'max_think_seconds': 1e-6}])

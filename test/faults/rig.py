@@ -37,7 +37,8 @@ PATIENT: dict[str, dict[str, object]] = {
                  'max_skew_s': 0.2, 'clock_domain_s': 2.0, 'deadline_s': 20.0},
     'command_gate': {'heartbeat_timeout_s': 5.0, 'thinking_deadline_s': 30.0,
                      'joints_timeout_s': 1.5, 'pose_timeout_s': 1.5, 'clock_stall_s': 1.5,
-                     'clock_domain_s': 2.0, 'max_latency_s': 4.0, 'gripper_timeout_s': 5.0}}
+                     'clock_domain_s': 2.0, 'max_latency_s': 4.0, 'gripper_timeout_s': 5.0,
+                     'human_timeout_s': 1.5}}
 SENSOR = qos_profile_sensor_data
 ROUTES: dict[str, tuple[Any, str, str, QoSProfile]] = {
     **{f'image_{c}': (Image, f'/robot/image_{c}', f'/image_{c}', SENSOR) for c in CAMERAS},

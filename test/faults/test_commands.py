@@ -1,4 +1,4 @@
-"""Rows 12 to 16, 28 to 35: chunks, orders and everything else that reaches a running gate."""
+"""Rows 12 to 16, 28 to 35, 45 to 50: chunks, orders, people: all that reaches a running gate."""
 
 import re
 import time
@@ -9,9 +9,11 @@ from geometry_msgs.msg import TwistStamped
 from rcl_interfaces.srv import DescribeParameters, GetParameters
 from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool
+from support.tasked import Client
 
 from dtvla_ros.actions import osc
-from dtvla_ros.ros import conversions, qos
+from dtvla_ros.nodes.task_run import Outcome
+from dtvla_ros.ros import conversions, interfaces, qos
 from test.faults.inside import policy_faults
 from test.faults.rig import TASK, T
 
@@ -223,6 +225,22 @@ def test_46_stop_on_the_operators_page(moving, check):
     assert moving.interrupt('operator') == 0
 
 
+def test_51_a_goal_that_is_canceled_in_motion(moving, check):
+    if interfaces.action_type('RunTask') is None:
+        pytest.skip(interfaces.NOT_INSTALLED)
+    moving.start('task_server')
+    client = Client(moving)
+    goal = client.send(TASK)
+    moving.spin(lambda: any(f.state.startswith('policy') for f in client.feedback), 60, 'the task')
+    moving.ready(heal=False)
+    since = time.monotonic()
+    client.cancel(goal)
+    check(51, moving.stops(since, 'STOP', 'asked to stop'))
+    assert client.result(goal)[1:] == (Outcome.CANCELED, 'canceled')
+    client.leave()
+    assert moving.interrupt('task_server') == 0
+
+
 def test_34_grippers(moving, check):
     robot = moving.robot
 
@@ -312,3 +330,122 @@ def test_45_a_thought_override_moves_nothing_that_stands_still(moving, check, ho
         assert moving.call(SetBool, '/pause', SetBool.Request(data=False)).success
     moving.node.destroy_publisher(override)
     moving.ready()
+
+
+class Person:
+    """Drives to the left with 0.05 m/s, 20 times a second, once the gate was told."""
+
+    def __init__(self, rig):
+        self.rig, self.speed = rig, 0.05
+        self.topic = rig.node.create_publisher(TwistStamped, '/human_twist', qos.LATEST)
+        self.timer = rig.every(T, self.say)
+        rig.spin(lambda: self.topic.get_subscription_count() == 1, 5, 'the gate listening')
+        rig.wait(0.5)  # until it knows of the publisher, too
+
+    def say(self):
+        message = TwistStamped()
+        message.header.stamp = self.rig.node.get_clock().now().to_msg()
+        message.twist.linear.y = self.speed
+        self.topic.publish(message)
+
+    def order(self, on):
+        return self.rig.call(SetBool, '/takeover', SetBool.Request(data=on))
+
+    def drives(self):
+        return self.rig.gate[0] == 'RUN' and np.allclose(
+            self.rig.commands[-1][1][:3], [0.0, 0.05, 0.0], atol=1e-6)
+
+    def take_over(self):
+        answer = self.order(True)
+        assert answer.success, answer.message
+        self.rig.spin(self.drives, 10, 'motion by the person')
+
+    def leave(self):
+        self.timer.cancel()
+        self.rig.node.destroy_publisher(self.topic)
+
+
+@pytest.fixture
+def person(moving):
+    made = Person(moving)
+    yield made
+    if not made.timer.is_canceled():
+        made.leave()
+    moving.ready()
+
+
+def test_47_the_person_who_drives_falls_silent_and_is_gone(moving, check, person):
+    person.take_over()
+    assert moving.told('driver') == 'person'
+    person.timer.cancel()
+    check(47, moving.stops(time.monotonic(), 'HOLD', 'human_twist'))
+    person.timer.reset()
+    moving.spin(person.drives, 10, 'motion by itself')
+    person.leave()
+    check(47, moving.stops(time.monotonic(), 'STOP', 'is gone', timeout=10))
+    moving.spin(lambda: moving.told('driver') == 'policy', 2, 'the policy knowing')
+
+
+def test_48_a_person_who_wants_too_much_is_clipped_and_then_stopped(moving, check, person):
+    person.take_over()
+    moving.faults['ee_pose'] = lambda m: setattr(
+        m.pose.position, 'y', osc.WORKSPACE_HIGH[1] - 0.001) or m
+    check(48, moving.stops(time.monotonic(), 'HOLD', 'target y', 'outside'))
+    moving.faults.clear()
+    moving.spin(person.drives, 10, 'motion by itself')
+    person.speed, since = 2.0, time.monotonic()
+    moving.stops(since, 'FAULT', '5 actions', 'human_twist')
+    assert max(np.abs(v).max() for t, v in moving.commands if t > since) <= 0.27 + 1e-6
+    check(48, said='clipped')
+
+
+def test_50_the_page_of_the_person_who_drives_is_lost(moving, check):
+    pytest.importorskip('uvicorn', reason="the page needs pip install 'dtvla_ros[operator]'")
+    from websockets.sync.client import connect
+    moving.start('operator', port=0, allow_control='true')
+    moving.spin(lambda: 'page: ' in moving.log('operator'), 60, 'the page')
+    place = re.search(r'page: http://(\S+)/', moving.log('operator'))[1]
+    with connect(f'ws://{place}/live', origin=f'http://{place}') as browser:
+        moving.wait(1.0)  # until it knows of both nodes, and sends images
+        moving.ready()
+        browser.send('{"order": "takeover", "value": "me"}')
+        moving.spin(lambda: moving.told('driver') == 'person', 10, 'the takeover')
+        timer = moving.every(T, lambda: browser.send(
+            '{"order": "drive", "value": "0 0.05 0 0 0 0"}'))
+        moving.spin(lambda: np.allclose(moving.commands[-1][1][:3], [0.0, 0.05, 0.0], atol=1e-6),
+                    10, 'motion by the page')
+        timer.cancel()
+        since = time.monotonic()
+    check(50, moving.stops(since, 'STOP', timeout=5))
+    assert moving.interrupt('operator') == 0
+
+
+def test_49_two_drivers(moving, check, person):
+    other = moving.node.create_publisher(TwistStamped, '/human_twist', 1)
+    moving.spin(lambda: other.get_subscription_count() == 1, 5, 'the gate listening')
+    moving.wait(0.5)
+    answer = person.order(True)
+    assert not answer.success and '2 nodes publish /human_twist' in answer.message
+    moving.wait(0.5)
+    assert moving.moving(), 'nothing to the policy'
+    moving.node.destroy_publisher(other)
+    moving.wait(0.5)
+    person.take_over()
+    since = time.monotonic()
+    other = moving.node.create_publisher(TwistStamped, '/human_twist', 1)
+    check(49, moving.stops(since, 'FAULT', '2 nodes publish', timeout=10))
+    moving.node.destroy_publisher(other)
+
+
+def test_a_person_takes_over_and_hands_back(moving, person):
+    person.take_over()
+    assert moving.told('driver') == 'person'
+    step = int(moving.told('step'))
+    moving.spin(lambda: int(moving.told('step')) > step + 1, 10, 'a policy that thinks on')
+    assert person.drives()
+    since = time.monotonic()
+    assert person.order(False).success
+    moving.spin(lambda: moving.told('driver') == 'policy', 2, 'the policy knowing')
+    moving.spin(lambda: moving.of('vla', since) and moving.told('draft_proposed') == '0', 5,
+                'a thought without a draft')
+    moving.spin(moving.moving, 10, 'motion by the policy')

@@ -9,16 +9,19 @@ from support.graph import ROOT
 from dtvla_ros.nodes.command_gate import CommandGate
 from dtvla_ros.nodes.operator import Operator
 from dtvla_ros.nodes.overlay import Overlay
+from dtvla_ros.nodes.record_server import RecordServer
 from dtvla_ros.nodes.sim_bridge import SimBridge
+from dtvla_ros.nodes.task_server import TaskServer
 from dtvla_ros.nodes.vla_node import VlaNode
-from dtvla_ros.ros.bringup import VIEWING
+from dtvla_ros.ros.bringup import OPTIONAL
 from dtvla_ros.ros.parameters import MISSPELT, TWINS, require_known
 from dtvla_ros.safety.gate import GateState
 
 FR3_ARM = [f'fr3_joint{k}' for k in range(1, 8)]
 FR3_FINGERS = ['fr3_finger_joint1', 'fr3_finger_joint2']
 NODES = {'vla_node': VlaNode, 'command_gate': CommandGate, 'sim_bridge': SimBridge,
-         'overlay': Overlay, 'operator': Operator}
+         'overlay': Overlay, 'operator': Operator, 'task_server': TaskServer,
+         'record_server': RecordServer}
 FILES = sorted(path for stem in ('sim*', 'robot_*', 'gazebo')
                for path in ROOT.glob(f'config/{stem}.yaml'))
 
@@ -31,7 +34,7 @@ def test_every_parameter_in_a_file_exists_and_a_robot_does_not_move_by_itself(gr
     # Not '/**': in rcl it would win over, or lose against, -p and launch files unexpectedly.
     nodes = {name: graph.join(NODES[name]) for name in given}
     for name, values in given.items():
-        assert {'use_sim_time', 'lockstep'} <= values.keys() or name in VIEWING
+        assert {'use_sim_time', 'lockstep'} <= values.keys() or name in OPTIONAL
         assert not [key for key in values if not nodes[name].has_parameter(key)], name
     if path.stem.startswith('robot'):
         vla, gate, made = given['vla_node'], given['command_gate'], nodes['command_gate']
@@ -39,6 +42,7 @@ def test_every_parameter_in_a_file_exists_and_a_robot_does_not_move_by_itself(gr
             FR3_ARM, FR3_FINGERS, FR3_FINGERS)
         assert made.get_parameter('preset').value == path.stem.removeprefix('robot_')
         assert not given['operator']['allow_control']
+        assert not given['task_server']['start_gate']
         assert made._gate.state is GateState.STOP and not made._lockstep
         assert made._gate._config.heartbeat_stop_s == 0.0, 'a silent policy stops at once'
 

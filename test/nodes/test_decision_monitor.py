@@ -49,6 +49,17 @@ def test_a_task_from_its_instruction_to_its_chunk_and_the_estop_that_wins(monito
     assert judged(monitor, GOOD) == ('STOPPED', 'failed')
 
 
+def test_a_question_holds_for_as_long_as_it_stands(monitor):
+    monitor.begin_task()
+    monitor.question = 'Which bin?'
+    track = over_time(monitor, TROUBLE, INPUT_LOST + 1.0)
+    assert {(s, r) for _, s, r in track} == {('HOLDING', 'asks: Which bin?')}
+    monitor.question = ''
+    assert judged(monitor, TROUBLE, 7.0) == ('HOLDING', TROUBLE.trouble)
+    monitor.question, monitor.estop = 'Which bin?', True
+    assert judged(monitor, GOOD, 7.1) == ('FAULT', 'e-stop')
+
+
 def test_a_task_that_is_done_waits_for_the_next_one_whatever_becomes_of_inputs_and_gate(monitor):
     monitor.begin_task()
     monitor.on_gate(0.0)

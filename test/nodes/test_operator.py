@@ -99,7 +99,7 @@ def test_a_page_is_sent_what_the_nodes_say_and_costs_nothing_unwatched(operated,
                             'meaning': f'understood as: {TASKS[1]}'}
     assert told['thought'] == {'parts': [['Nothing in hand. Moving right.', False]],
                                'whole': True, 'draft': '12 of 16 drafted tokens kept',
-                               'corrected': ''}
+                               'corrected': '', 'confidence': '0.820', 'question': ''}
     assert told['thoughts'][0]['parts'] == [['Nothing in hand. Moving', False], ['right.', True]]
     assert told['latency']['total'] == 0.04 and told['latency']['phases'] == [['think', 0.03]]
     assert told['latency']['budget'] == pytest.approx(0.2)
@@ -115,7 +115,10 @@ def test_a_page_is_sent_what_the_nodes_say_and_costs_nothing_unwatched(operated,
     page.until(lambda: page.state['thought']['parts'][-1] == ['up.', True], 'the stream')
     assert not page.state['thought']['whole']
     operated.policy = ('HOLDING', 'image_primary is late')
-    page.until(lambda: page.state['policy']['state'] == 'HOLDING', 'the state')
+    operated.values['question'] = 'Which bin?'
+    page.until(lambda: page.state['policy']['state'] == 'HOLDING'
+               and page.state['thought']['question'] == 'Which bin?', 'the state and question')
+    operated.values['question'] = ''
     operated.policy, operated.values['task'] = ('ACTING', ''), 2
     page.until(lambda: page.state['thought']['parts'] == [['', False]], 'a new task')
     operated.values |= {'overrides': 1, 'override': 'move up', 'override_refusals': 0}
@@ -170,7 +173,8 @@ def test_every_order_is_a_service_or_a_topic_that_others_use(operated, browser):
             ('pause', True, 'pause', True), ('pause', False, 'pause', False),
             ('again', '', 'vla/reset_episode', None), ('sim_reset', '', 'sim/reset', None),
             ('sim_knock', '', 'sim/knock', None), ('sim_pause', True, 'sim/pause', True),
-            ('film', True, 'play/film', True)):
+            ('film', True, 'play/film', True), ('record', True, 'record', True),
+            ('record', False, 'record', False)):
         browser.order(order, value)
         browser.until(lambda service=service, data=data: operated.orders[-1:] == [
             (service, data)], order)
@@ -178,11 +182,31 @@ def test_every_order_is_a_service_or_a_topic_that_others_use(operated, browser):
     browser.order('sim_knock')
     browser.until(lambda: browser.said == 'sim/knock refused: it holds nothing', 'the refusal')
     operated.refusal = ''
+    for state, level, said in (('RECORDING', b'\0', '3 s, into /bags/x'),
+                               ('IDLE', b'\2', '/bags/x: No space left on device')):
+        operated.tell_of_record(state, level, said)
+        browser.until(lambda state=state, said=said: browser.state['recording'] == {
+            'on': state == 'RECORDING', 'said': said}, said)
+    browser.until(lambda: browser.said == '/bags/x: No space left on device', 'the full disk')
     for order, key, text in (('tell', 'told', 'caf\u00e9, please'), ('tell', 'told', 'x' * 9000),
                              ('override', 'override', 'move left'), ('override', 'override', '')):
         browser.order(order, text)
         browser.until(lambda key=key, text=text: graph.of(key)
                       and graph.last(key) == String(data=text), order)
+    operated.values['task'] = 2
+    browser.until(lambda: browser.state['task']['asked'], 'a task')
+    for mark in ('failure', 'success'):
+        browser.order('mark', mark)
+        browser.until(lambda mark=mark: browser.said == f'marked: {mark}', mark)
+        assert graph.last('mark') == String(data=mark)
+    operated.policy = ('DONE', '')
+    browser.until(lambda: browser.state['episodes'], 'an episode')
+    assert browser.state['episodes'][0]['outcome'] == 'success, says a person'
+    browser.order('mark', 'failure')
+    browser.until(lambda: not browser.state['episodes'][0]['good'], 'a later mark')
+    browser.order('mark', 'perhaps')
+    browser.until(lambda: 'no order "mark"' in browser.said, 'what is no mark')
+    operated.policy = ('ACTING', '')
     browser.order('fly')
     browser.until(lambda: 'no order "fly"' in browser.said, 'what is unknown')
     browser.order('stop')
@@ -191,3 +215,48 @@ def test_every_order_is_a_service_or_a_topic_that_others_use(operated, browser):
     browser.order('clear')
     browser.until(lambda: browser.state['fault'] == '', 'cleared')
     assert graph.last('estop').data is False and operated.orders[-1] == ('clear_fault', None)
+
+
+def test_one_page_drives_and_is_missed_when_it_is_gone(operated):
+    graph, address = operated.graph, operated.start(allow_control='true')
+    one, other = Browser(operated, address), Browser(operated, address)
+    one.until(lambda: one.state.get('able', {}).get('takeover'), 'a gate')
+    assert graph.node.count_publishers('/human_twist') == 0, 'others may drive'
+
+    def drives(who, page):
+        one.until(lambda: one.state['driver'] == {'who': who, 'page': page}, who)
+    one.order('takeover', 'me')
+    drives('person', 'me')
+    assert operated.orders[-1] == ('takeover', True)
+    one.order('drive', '0.1 0 0 0 0 0.2')
+    one.until(lambda: graph.of('twist'), 'a twist')
+    sent = graph.last('twist')
+    assert (sent.twist.linear.x, sent.twist.angular.z, sent.header.frame_id) == (0.1, 0.2, 'base')
+    for nonsense in ('nan 0 0 0 0 0', '1 2', 'x'):
+        one.order('drive', nonsense)
+    other.order('takeover', 'you')
+    other.until(lambda: other.said == 'a page drives already', 'the refusal')
+    other.order('drive', '0.3 0 0 0 0 0')
+    one.order('grip', True)
+    one.until(lambda: graph.of('grip'), 'a grip')
+    assert graph.last('grip').data == 0.0 and len(graph.of('twist')) == 1
+    one.order('home', 'fast')
+    one.order('home', '0.1')
+    one.until(lambda: len(graph.of('twist')) == 2, 'the way home')
+    along = graph.last('twist').twist.linear
+    assert along.y < -0.05 < along.z == 0.0 and np.hypot(along.x, along.y) == pytest.approx(0.1)
+    del operated.scene['home']
+    one.until(lambda: not one.state['able']['home'], 'that no home is known')
+    one.order('home', '0.1')
+    one.order('takeover', '')
+    drives('policy', '')
+    operated.refusal = 'fault: e-stop'
+    one.order('takeover', 'me')
+    one.until(lambda: one.said == 'takeover refused: fault: e-stop', 'why not')
+    operated.refusal = ''
+    one.order('takeover', 'me')
+    drives('person', 'me')
+    one.close()
+    other.until(lambda: operated.orders[-1] == ('stop', None), 'the stop')
+    graph.spin(lambda: graph.node.count_publishers('/human_twist') == 0, 20, 'the publisher gone')
+    other.close()

@@ -81,7 +81,8 @@ CONTROLS = {'Start': ('start', None), 'Pause': ('pause', True), 'Resume': ('paus
             'End task': ('stop', None), 'Task anew': ('vla/reset_episode', None),
             'Stop time': ('sim/pause', True), 'Go on': ('sim/pause', False),
             'Reset': ('sim/reset', None), 'Knock': ('sim/knock', None),
-            'Film': ('play/film', True), 'End film': ('play/film', False)}
+            'Film': ('play/film', True), 'End film': ('play/film', False),
+            'Record': ('record', True), 'End recording': ('record', False)}
 
 
 @pytest.mark.parametrize('page', ['true'], indirect=True)
@@ -100,12 +101,47 @@ def test_each_control_does_to_the_graph_what_it_says(operated, page):
         field.press('Enter')
         page.until(lambda key=key, said=said: graph.heard[key]
                    and graph.last(key).data == said, form)
+    operated.tell_of_record('RECORDING', b'\0', '3 s, 14.1 MB, into /bags/x')
+    page.until(lambda: page.text('#recording') == '● recording 3 s, 14.1 MB, into /bags/x',
+               'the recording')
+    for name in ('Success', 'Failure'):
+        page.press(name)
+        page.until(lambda name=name: graph.heard['mark']
+                   and graph.last('mark').data == name.lower(), name)
     operated.say('/vla/reasoning', 'Nothing in hand. Moving left.')
     page.until(lambda: page.text('#thought').endswith('left.'), 'the thought')
     page.page.locator('#thought').click()
     assert page.page.locator('#override input').input_value() == 'Nothing in hand. Moving left.'
     page.press('Its own again')
     page.until(lambda: graph.last('override').data == '', 'the end of a correction')
+
+    page.press('Take over')
+    page.until(lambda: page.text('#driver b') == 'PERSON' and 'hold Shift' in page.text(
+        '#driver i') and graph.heard['twist'], 'the page drives')
+    keyboard = page.page.keyboard
+    keyboard.down('w')
+    page.until(lambda: len(graph.heard['twist']) > 5, 'twists')
+    assert not any(m.twist.linear.x for _, m in graph.of('twist')), 'without the dead-man key'
+    keyboard.down('Shift')
+    page.until(lambda: graph.last('twist').twist.linear.x == 0.1, 'motion')
+    keyboard.up('Shift')
+    page.until(lambda: graph.last('twist').twist.linear.x == 0.0, 'released')
+    keyboard.up('w')
+    keyboard.down('Shift')
+    keyboard.down('h')
+    page.until(lambda: graph.last('twist').twist.linear.y < 0.0, 'on the way home')
+    keyboard.up('h')
+    keyboard.up('Shift')
+    page.until(lambda: graph.last('twist').twist.linear.y == 0.0, 'released')
+    page.page.locator('#home').hover()
+    page.page.mouse.down()
+    page.until(lambda: graph.last('twist').twist.linear.y < 0.0, 'on the way home')
+    page.page.mouse.up()
+    page.until(lambda: graph.last('twist').twist.linear.y == 0.0, 'released')
+    keyboard.press('g')
+    page.until(lambda: graph.heard['grip'] and graph.last('grip').data == 0.0, 'closed')
+    page.press('Hand back')
+    page.until(lambda: page.text('#driver b') == 'POLICY', 'handed back')
 
     for press in (lambda: page.page.locator('#stop').click(),
                   lambda: page.page.keyboard.press('Space'),
@@ -141,6 +177,7 @@ def test_what_is_shown_keeps_its_place_and_a_lost_node_is_said(operated, page):
     page.until(lambda: page.text('#thoughts mark') == 'right.', 'what changed')
     assert page.text('#asked') == 'the lemon, please' and page.text('#meaning') == TASKS[1]
     assert page.text('#draft') == '12 of 16 drafted tokens kept'
+    assert page.text('#sure') == 'confidence 82 %'
     page.until(lambda: '40 ms, budget 200 ms' in page.text('#took'), 'the budget')
     assert 'faces of people' in page.text('#cameras p')
     red = 'c => [...c.getContext("2d").getImageData(c.width / 2, c.height / 2, 1, 1).data]'
@@ -151,9 +188,14 @@ def test_what_is_shown_keeps_its_place_and_a_lost_node_is_said(operated, page):
     places = ('() => [...document.querySelectorAll("section, #stop, #policy, #banner")]'
               '.map(e => JSON.stringify(e.getBoundingClientRect()))')
     before = page.page.evaluate(places)
+    operated.values['question'] = 'Which bin? I am unsure about the blue bin.'
+    page.until(lambda: page.text('#banner') == f'The policy asks: {operated.values["question"]}',
+               'the question')
+    assert page.page.evaluate(places) == before, 'nothing jumps'
     long = 'very ' * 40
     operated.values |= {'refusals': 1, 'rejected': long, 'rejected_instruction': long}
     operated.policy, operated.gate = ('STOPPED', long), ('FAULT', long)
+    operated.tell_of_record('RECORDING', b'\0', long)
     operated.say('/vla/reasoning', f'Nothing {long}.')
     page.until(lambda: 'very' in page.text('#banner') and 'very' in page.text('#refused'),
                'long texts')

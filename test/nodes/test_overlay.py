@@ -136,6 +136,16 @@ def test_what_the_instruction_was_understood_as_stands_below_it():
     assert not change[:84].any() and not change[106:].any()
 
 
+def test_what_a_person_put_into_the_thought_stands_below_it_in_another_colour():
+    def ink(thought):
+        return draw_frame(dict.fromkeys(CAMERAS), Caption('do it', thought)).astype(int)
+
+    change = ink('Moving left. (told: move left)') - ink('Moving left.')
+    assert not change[:150].any(), 'the sentence is as without'
+    told = change[150:200, 2 * CAMERA:]
+    assert told[..., 0].max() > 150 > 80 > told[..., 2].max(), 'yellow'
+
+
 def test_the_latency_line_begins_with_the_sum():
     values = {'reason': '', 'latency_see': '0.0052', 'latency_think': '0.0314',
               'latency_total': '0.0601', 'draft_passes': '2'}

@@ -149,6 +149,8 @@ def test_pause_step_reset_and_what_is_refused(paused, env):
     assert more['now'] == pytest.approx(first['now'] + 31 * TICK, abs=1e-9)
     before, after = (conversions.pose_arrays(seen['pose'].pose)[0] for seen in (first, more))
     assert 0 < np.abs(after - before).max() < 0.01, 'steps are without motion'
+    np.testing.assert_allclose(more['state']['home'], np.concatenate(
+        conversions.pose_arrays(first['pose'].pose)), atol=1e-4)
 
     def episode(seen):
         return [seen['state'][key] for key in ('state', 'step', 'task', 'seed')]

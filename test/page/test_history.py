@@ -70,6 +70,36 @@ def test_where_a_simulator_has_episodes_they_count():
         {'asked': 'put it', 'good': False, 'outcome': 'failed: too late', 'length': '7 steps'}]
 
 
+def test_a_persons_mark_counts_most_and_the_last_one():
+    episodes = Episodes()
+    episodes.mark(True)
+    policy(episodes, 1)
+    policy(episodes, 2)
+    episodes.mark(True)
+    episodes.mark(False)
+    assert episodes.rows() == [], 'it goes on'
+    policy(episodes, 2, 'DONE')
+    assert [(row['outcome'], row['good']) for row in episodes.rows()] == [
+        ('failure, says a person', False)]
+    before = episodes.rows()
+    episodes.mark(True)
+    assert episodes.rows() != before, 'what was sent once is not changed'
+    policy(episodes, 3)
+    episodes.gate('e-stop', 1.0, 1)
+    assert [row['outcome'] for row in episodes.rows()] == [
+        'stopped: e-stop', 'success, says a person']
+
+    row = {'instruction': 'put it', 'success': True, 'step': 7, 'done': False}
+    for mark, done in ((False, True), (None, True)):
+        episodes.simulated(row)
+        if mark is not None:
+            episodes.mark(mark)
+        episodes.simulated(row | {'done': done})
+    assert [row['good'] for row in episodes.rows()] == [True, False]
+    episodes.mark(False)
+    assert [row['good'] for row in episodes.rows()] == [False, False]
+
+
 def test_motion_is_sampled_and_a_command_grows_old():
     motion = Motion()
     motion.command(10.0, np.array([0.1, 0.0, -0.2]))

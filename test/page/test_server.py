@@ -68,7 +68,7 @@ class Served:
 
     def __init__(self, access):
         self.orders = []
-        self.server = PageServer(access, 0, lambda *order: self.orders.append(order))
+        self.server = PageServer(access, 0, lambda *order: self.orders.append(order[:2]))
         self.address = urlsplit(self.server.start())
 
     def get(self, path):

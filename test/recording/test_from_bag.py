@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace as Message
 
 import numpy as np
 import pytest
@@ -110,6 +111,33 @@ def test_thoughts_are_stored_compact(tmp_path, published):
     assert reader.column(layout.REASONING) == [compact(k - k % 4) for k in range(robot.steps)]
 
 
+class Driven(Robot):
+    """Driven by a person in steps 4 to 7; words were put into the thought of step 8."""
+
+    def _step(self, bag, k):
+        def status(topic, **values):
+            bag.put(topic, 'diagnostic_msgs/msg/DiagnosticStatus', level=0, name='', message='',
+                    hardware_id='', values=[Message(key=key, value=value)
+                                            for key, value in values.items()])
+        status('/gate_state', driver='person' if 4 <= k < 8 else 'policy')
+        super()._step(bag, k)
+        status('/vla/state', stamp=f'{self.clock + 0.05 * (k - k % 4):.9f}',
+               forced='{"object": "lemon"}' if k >= 8 else '')
+
+
+@pytest.mark.parametrize('preset', ['action', 'twist'])
+@pytest.mark.parametrize('stamps', [{}, {'told': Told(arrival=True)}], ids=['header', 'received'])
+def test_who_drove_and_which_thoughts_were_forced_are_columns(tmp_path, preset, stamps):
+    robot = Driven(preset)
+    _, reader = converted(tmp_path, robot.write(tmp_path / 'bag'), **stamps)
+    steps = np.arange(robot.steps)
+    assert np.ravel(reader.column(layout.INTERVENTION)).tolist() == (
+        (steps >= 4) & (steps < 8)).tolist()
+    assert np.ravel(reader.column(layout.FORCED)).tolist() == (steps >= 8).tolist()
+    _, reader = converted(tmp_path / 'b', Robot().write(tmp_path / 'former'))
+    assert not np.any(reader.column(layout.INTERVENTION)), 'a bag that does not say'
+
+
 def test_frames_follow_the_camera_and_keep_every_command(tmp_path):
     """A slower camera leaves fewer frames, each with the chunk at the control rate."""
     robot = Robot(camera_every=2)
@@ -158,9 +186,54 @@ def test_only_what_the_simulator_calls_successful(tmp_path):
         tmp_path / 'bag', failed, episode=True), successful=True)
     assert (report.episodes, report.failed) == (1, 1)
     assert reader.episode(0).metadata['success'] is True
-    with pytest.raises(UserError, match='--successful.*sim/episode'):
+    with pytest.raises(UserError, match='--successful.*episode_mark.*sim/episode'):
         convert([Robot().write(tmp_path / 'silent')], tmp_path / 'none',
                 ConvertOptions(successful=True))
+
+
+class Marked(Robot):
+    """Marked by a person at steps, and in the pause after it."""
+
+    def __init__(self, marks, *afterwards, **given):
+        super().__init__(**given)
+        self.marks, self.afterwards = marks, afterwards
+
+    def _step(self, bag, k):
+        super()._step(bag, k)
+        for text in [self.marks[k]] if k in self.marks else []:
+            bag.put('/episode_mark', 'std_msgs/msg/String', data=text)
+        for text in self.afterwards if k == self.steps - 1 else ():
+            bag.put('/episode_mark', 'std_msgs/msg/String', data=text)
+
+
+LAST = 'put the can in the wooden bin'
+
+
+@pytest.mark.parametrize('episode, marks, success', [
+    (False, ({}, {}, {}), [None, None, None]),
+    (False, ({3: 'success'}, {3: 'success', 5: 'failure'}, {}), [True, False, None]),
+    (False, ({3: 'failure', 11: ' success '}, {0: 'perhaps'}, {}), [True, None, None]),
+    (True, ({}, {}, {}), [True, False, True]),
+    (True, ({3: 'failure'}, {3: 'success'}, {}), [False, True, True])])
+def test_the_last_mark_of_a_person_counts_more_than_the_simulator(tmp_path, episode, marks,
+                                                                  success):
+    first, *more = (Marked(told, task=task, clock=10.0 * k) for k, (told, task) in enumerate(
+        zip(marks, (Robot.task, 'stack the red cube', LAST)), 1))
+    report, reader = converted(tmp_path, first.write(tmp_path / 'bag', *more, episode=episode))
+    assert [reader.success(k) for k in range(3)] == success
+    assert report.left_out == ({'/episode_mark: neither success nor failure': 1}
+                               if 'perhaps' in marks[1].values() else {})
+    kept = [task for task, good in zip(reader.tasks, success) if good]
+    if kept:
+        report, reader = converted(tmp_path / 'kept', tmp_path / 'bag', successful=True)
+        assert reader.tasks == kept and report.failed == 3 - len(kept)
+
+
+def test_a_mark_in_the_pause_is_of_the_episode_before(tmp_path):
+    first = Marked({}, 'failure', 'success', task='')
+    bag = first.write(tmp_path / 'bag', Marked({}, 'failure', task='', clock=30.0))
+    _, reader = converted(tmp_path, bag, instruction=Robot.task)
+    assert [reader.success(k) for k in range(2)] == [True, False]
 
 
 def test_a_missing_frame_cuts_the_episode_and_is_told(tmp_path):

@@ -83,11 +83,17 @@ def test_a_bag_holds_what_was_published_and_how_it_was_offered(graph, tmp_path):
     """Messages bit by bit, of a camera at full size and rate; other tools find all they need."""
     source, out = Source(graph, size=480, rate=30.0), tmp_path / 'bag'
     recording = start(out)
+    graph.spin(lambda: graph.node.count_subscribers('/episode_mark'), 60,
+               'a listener before anybody marks')
+    mark = graph.node.create_publisher(String, '/episode_mark', 1)
+    graph.spin(mark.get_subscription_count, 20, 'the listener')
+    mark.publish(String(data='success'))
     graph.spin(lambda: source.sent >= 60, 60)
     recording.send_signal(signal.SIGINT)
     printed, _ = ended(graph, recording, 0)
 
     found = read(out)
+    assert [m.data for m in found['/episode_mark']] == ['success']
     assert found['/instruction'][0].data == 'put the lemon in the blue bin', 'latched before'
     stamps = [m.header.stamp.sec for m in found['/image_primary']]
     assert len(stamps) > 30 and stamps == list(range(stamps[0], stamps[0] + len(stamps)))

@@ -79,10 +79,10 @@ class Scripted:
 @pytest.mark.parametrize(('holds', 'says_at', 'after', 'expected'), [
     # (success, steps, said_done, too_early, decisions); every third step is decided on.
     ((10,), 99, 0, (True, 10, None, False, 4)),
-    ((10,), 99, 20, (True, 10, None, False, 10)), ((10,), 11, 20, (True, 10, 15, False, 6)),
-    ((28,), 28, 20, (True, 28, 33, False, 12)), ((99,), 8, 20, (False, 12, 12, True, 5)),
-    ((99,), 8, 0, (False, 12, 12, True, 5)), ((99,), 99, 20, (False, 30, None, False, 10)),
-    ((10, 12), 11, 20, (True, 10, 15, True, 6))])
+    ((10,), 99, 20, (True, 10, None, False, 10)), ((10,), 11, 20, (True, 10, 18, False, 7)),
+    ((28,), 28, 20, (True, 28, 36, False, 13)), ((99,), 8, 20, (False, 15, 15, True, 6)),
+    ((99,), 8, 0, (False, 15, 15, True, 6)), ((99,), 99, 20, (False, 30, None, False, 10)),
+    ((10, 12), 11, 20, (True, 10, 18, True, 7))])
 def test_an_episode_ends_when_the_policy_says_so_and_waits_for_it_after_success(
         holds, says_at, after, expected):
     """Its steps and commands are those up to success."""

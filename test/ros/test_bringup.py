@@ -59,9 +59,10 @@ def test_tasks_may_be_written_as_in_other_commands() -> None:
 def test_topics_reach_every_node_that_uses_them() -> None:
     nodes = bringup.node_processes({
         'image_wrist': '/hand', 'transport': 'compressed', 'gate_state': '/g', 'overlay': 'true',
-        'operator': 'true', 'command_topic': '/arm', 'namespace': 'mind'})
+        'operator': 'true', 'record_server': 'true', 'command_topic': '/arm',
+        'namespace': 'mind'})
     rules = {name: dict(node.remappings) for name, node in nodes.items()}
-    assert set(rules) == {'vla_node', 'command_gate', 'overlay', 'operator'}
+    assert set(rules) == {'vla_node', 'command_gate', 'overlay', 'operator', 'record_server'}
     for name in ('vla_node', 'overlay', 'operator'):
         assert rules[name].items() >= {
             'image_primary': '/image_primary/compressed', 'image_wrist': '/hand/compressed',
@@ -78,8 +79,10 @@ def test_topics_reach_every_node_that_uses_them() -> None:
         'image_primary': '/image_primary/compressed', 'image_wrist': '/hand/compressed',
         'gate_state': '/g', 'twist_cmd': '/arm', 'target_pose': '/arm',
         'vla/action_chunk': '/mind/action_chunk', 'vla/state': '/mind/state',
-        **{f'vla/{name}': f'/mind/{name}' for name in ('reasoning', 'tasks', 'thought_override')
+        **{f'vla/{name}': f'/mind/{name}'
+           for name in ('reasoning', 'tasks', 'thought_override', 'question')
            if f'/vla/{name}' in RECORDED}}
+    assert rules['record_server'] == renamed
     assert words['view'][:2] == ['view', '--spawn']
     assert parse_topics(words['view'][3::2]) == renamed
     assert words['record'][:3] == ['record', '--out', 'a b']

@@ -25,7 +25,7 @@ from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import String
 
 from dtvla_ros.ros import conversions, qos
-from dtvla_ros.ros.bringup import VIEWING, node_processes
+from dtvla_ros.ros.bringup import OPTIONAL, node_processes
 from dtvla_ros.ros.environment import prepare
 from dtvla_ros.ros.run import STEADY, make_executor
 
@@ -85,8 +85,8 @@ class Graph:
             f'{code}\nimport runpy\n'
             f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"))
         own = ('-p', 'autostart:=true') if name == 'vla_node' else ()
-        usual = node_processes(dict.fromkeys(VIEWING, 'true'), simulated=True)[name].ros_arguments(
-            f'config/{config}.yaml' if config else '')
+        process = node_processes(dict.fromkeys(OPTIONAL, 'true'), simulated=True)[name]
+        usual = process.ros_arguments(f'config/{config}.yaml' if config else '')
         words = [word for key, value in values.items() for word in ('-p', f'{key}:={value}')]
         return self.launch(name, *program, '--ros-args', *arguments, *usual[1:], *own, *words)
 

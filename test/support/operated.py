@@ -11,8 +11,8 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
-from std_msgs.msg import Bool, String
-from std_srvs.srv import Trigger
+from std_msgs.msg import Bool, Float64, String
+from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros.actions.chunk import Chunk
@@ -28,32 +28,41 @@ THOUGHT = Thought('lemon', None, None, 'carry', 'blue bin', 50, 0, 'place', ('fo
                                                                            'still'))
 PERIOD = 0.05
 SPEED = 0.1  # along x [m/s]
+HOME = [0.5, -0.4, 0.2, 0.0, 0.0, 0.0, 1.0]  # far beside the arm's way
 
 
 class Operated:
     """What the node hears 20 times a second, and what it orders.
 
-    ``heard`` of the graph: estop, told, override. ``orders``: (service, its data or None).
+    ``heard`` of the graph: estop, told, override, mark, twist and grip of a person. ``orders``:
+    (service, its data or None). ``driver``: of the gate.
     ``gate``, ``policy``: state and reason; ``values`` of the policy beside them. ``deaf``: neither
     obeys the e-stop.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.graph, self.orders, self.refusal = graph, list[tuple[str, Any]](), ''
+        self.driver = 'policy'
         self.gate, self.policy, self.deaf = ('RUN', ''), ('ACTING', ''), False
         self.values: dict[str, Any] = {
             'task': 1, 'step': 3, 'instruction': 'the lemon, please', 'understood': TASKS[1],
             'thought': THOUGHT.compact(), 'stamp': '1.0', 'latency_think': 0.03,
-            'latency_total': 0.04, 'draft_proposed': 16, 'draft_accepted': 12}
-        self.scene: dict[str, Any] = {'state': 'playing', 'done': ''}
+            'latency_total': 0.04, 'draft_proposed': 16, 'draft_accepted': 12,
+            'confidence': '0.820'}
+        self.scene: dict[str, Any] = {'state': 'playing', 'done': '', 'home': HOME}
         self._tick = 0
         node, sensor = graph.listen(), qos_profile_sensor_data
         for key, kind, topic in (('estop', Bool, '/estop'), ('told', String, '/instruction'),
-                                 ('override', String, '/vla/thought_override')):
+                                 ('override', String, '/vla/thought_override'),
+                                 ('mark', String, '/episode_mark'),
+                                 ('twist', TwistStamped, '/human_twist'),
+                                 ('grip', Float64, '/human_gripper')):
             graph.hear(key, kind, topic, qos.profile(10, reliable=True, latched=False))
         for kind, name in SERVICES.values():
             node.create_service(kind, name, lambda request, answer, name=name: self._obey(
                 name, getattr(request, 'data', None), answer))
+        node.create_service(SetBool, 'takeover', lambda request, answer: self._obey(
+            'takeover', request.data, answer))
         node.create_service(Trigger, 'clear_fault', lambda request, answer: self._obey(
             'clear_fault', None, answer))
         self._states = {topic: node.create_publisher(DiagnosticStatus, topic, qos.LATCHED)
@@ -62,6 +71,7 @@ class Operated:
             ('/vla/tasks', qos.LATCHED), ('/sim/state', qos.LATCHED),
             ('/vla/reasoning', qos.LATCHED_10), ('/vla/reasoning_stream', qos.NEWEST),
             ('/sim/episode', qos.LATCHED_100))}
+        self._record = node.create_publisher(DiagnosticStatus, '/record_state', qos.LATCHED)
         self._cameras = {c: node.create_publisher(Image, f'/image_{c}', sensor) for c in CAMERAS}
         self._infos = {c: node.create_publisher(CameraInfo, topic, sensor)
                        for c, topic in CAMERA_INFO.items()}
@@ -74,6 +84,11 @@ class Operated:
     def say(self, topic: str, text: str) -> None:
         self._texts[topic].publish(String(data=text))
 
+    def tell_of_record(self, state: str, level: bytes, reason: str) -> None:
+        """Say what record_server says."""
+        self._record.publish(conversions.status_message(
+            'record_server', state, {'reason': reason}, level))
+
     def start(self, **parameters: object) -> str:
         """Start the node on a free port; return the page's address."""
         self.graph.start('operator', port=0, **parameters)
@@ -85,6 +100,8 @@ class Operated:
     def _obey(self, name: str, data: Any, answer: Any) -> Any:
         self.orders.append((name, data))
         answer.success, answer.message = not self.refusal, self.refusal
+        if name == 'takeover' and not self.refusal:
+            self.driver = 'person' if data else 'policy'
         if name == 'clear_fault':
             self.gate, self.policy = ('STOP', 'cleared: e-stop'), ('THINKING', '')
         return answer
@@ -95,7 +112,8 @@ class Operated:
         if not self.deaf and self.graph.heard['estop'] and self.graph.last('estop').data:
             self.gate, self.policy = ('FAULT', 'e-stop'), ('FAULT', 'e-stop')
         for topic, (state, reason), values in (('/vla/state', self.policy, self.values),
-                                               ('/gate_state', self.gate, {})):
+                                               ('/gate_state', self.gate, {
+                                                   'driver': self.driver})):
             self._states[topic].publish(conversions.status_message(
                 topic, state, {'reason': reason, **values},
                 DiagnosticStatus.ERROR if state == 'FAULT' else DiagnosticStatus.OK))

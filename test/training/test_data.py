@@ -188,3 +188,21 @@ def test_chunks_that_are_too_short_are_refused(made):
     config = replace(CONFIG, model=replace(CONFIG.model, chunk_steps=12))
     with pytest.raises(UserError, match='--chunk 12'):
         tokenize([reader], new_transform(config, [reader]), ())
+
+
+@pytest.mark.parametrize('boost', [0.0, 1.0, 6.0])
+@pytest.mark.parametrize('column, key', [('intervention', 'intervention_boost'),
+                                         ('failed', 'failure_boost')])
+def test_what_a_person_drove_and_what_failed_is_drawn_as_often_as_told(made, boost, column, key):
+    _, transform, rows, frames, _ = made
+    assert not getattr(rows, column).any(), 'the dataset does not say'
+    some = rows.scene % 4 == 0
+    config = replace(CONFIG, batch_size=2000, toggle_boost=1.0, start_boost=1.0,
+                     validation_share=0.0, **{key: boost})
+    index = Collator(replace(rows, **{column: some}), [frames], transform, config)._choose(
+        0, 0)[0]
+    wanted = some.mean() * boost / (some.mean() * boost + 1 - some.mean())
+    assert some[index].mean() == pytest.approx(wanted, abs=0.05)
+    if not boost:
+        with pytest.raises(UserError, match=f'{key} 0.*no frame is left to draw'):
+            Collator(replace(rows, **{column: some | True}), [frames], transform, config)

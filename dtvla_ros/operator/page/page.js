@@ -11,7 +11,16 @@ const PHASES = ['#8c959f', '#54aeff', '#4ac26b', '#d4a72c', '#c297ff', '#ff8182'
 const SILENT = 3000; // ms without news
 const KEPT = 10000; // ms for which a wider scale of the decision's time stays
 const AGAIN = 1000; // ms between attempts to connect
+const ME = [...crypto.getRandomValues(new Uint32Array(2))].join('-'); // of all pages
+const EVERY = 50; // ms between two twists
+const TURN = 2.5; // rad/s for 1 m/s of the chosen speed
+const KEYS = { // while Shift is held: axis of the twist, and direction
+  KeyW: [0, 1], KeyS: [0, -1], KeyA: [1, 1], KeyD: [1, -1], KeyR: [2, 1], KeyF: [2, -1],
+  KeyQ: [5, 1], KeyE: [5, -1]};
+const HOLD = 5, CLOSE = 0, OPEN = 1; // buttons of a gamepad
 const state = {};
+const held = new Set();
+let buttons = [], moving = false, homing = false;
 let socket = null, heard = 0, pressed = false, scale = 0, scaleUntil = 0;
 
 function connect() {
@@ -74,6 +83,14 @@ function parts(element, list) {
 const SHOW = {
   policy: value => light('policy', value),
   gate: value => light('gate', value),
+  driver({who, page}) {
+    const mine = page === ME && who === 'person';
+    light('driver', {state: who.toUpperCase(), level: who === 'person' ? 'warn' : 'good', reason:
+      mine ? (moving ? 'this page: moving' : 'this page: hold Shift, W A S D R F Q E H, G') :
+        who === 'person' ? (page ? 'another page' : 'a teleoperation node') : ''});
+    document.body.classList.toggle('driving', mine);
+    showAble();
+  },
   task({asked, meaning, refused, why}) {
     text(byId('asked'), asked || 'nothing yet');
     text(byId('meaning'), meaning.replace('understood as: ', '') || (asked ? 'as it was said' : ''));
@@ -91,11 +108,12 @@ const SHOW = {
     }));
     showAble();
   },
-  thought({parts: list, whole, draft, corrected}) {
+  thought({parts: list, whole, draft, corrected, confidence}) {
     byId('thought').replaceChildren();
     parts(byId('thought'), list);
     if (!whole) byId('thought').append(' ▌');
     text(byId('draft'), draft);
+    text(byId('sure'), confidence && `confidence ${Math.round(100 * confidence)} %`);
     text(byId('corrected'), corrected ? `corrected: ${corrected}` : '');
   },
   thoughts: list => rows(byId('thoughts'), list, (row, {at, parts: said, times, told}) => {
@@ -116,6 +134,10 @@ const SHOW = {
       label(row, length);
       row.append(end, ` ${asked}`);
     }),
+  recording({on, said}) {
+    text(byId('recording'), on ? `● recording ${said}` : said);
+    byId('recording').classList.toggle('on', on);
+  },
   motion: drawMotion,
   latency: drawLatency,
   cameras: list => all('figcaption').forEach((caption, k) => text(caption, list[k] || '')),
@@ -144,6 +166,10 @@ function markTold(button) {
 }
 
 function showAble() {
+  byId('take').disabled = !(state.control && state.able && state.able.takeover);
+  byId('home').disabled = !(state.able && state.able.home && drives());
+  byId('home').title = state.able && state.able.home ?
+    'hold it, or Shift and H, while this page drives' : 'no home is known of this arm';
   all('[data-order]').forEach(button => {
     const there = state.able && state.able[button.dataset.order];
     button.disabled = !(state.control && there);
@@ -158,16 +184,19 @@ function showConnection() {
   document.body.classList.toggle('lost', lost || late);
   stop.disabled = lost || !state.control;
   text(stop, lost ? 'not connected' : state.control ? 'STOP' : 'read-only: no STOP here');
+  const question = (state.thought || {}).question;
   const fault = state.fault ? `STOPPED: ${state.fault}. Clear stop, then tell it or start it.` :
     pressed ? 'STOP sent, and no FAULT yet: if the arm moves, use its hardware emergency stop.' : '';
   text(banner, lost ?
     'Not connected to the operator node: what stands here is old, and nothing here stops the arm.'
     : late ? 'Nothing is heard of the operator node: what stands here is old.' : fault || (
+      question && `The policy asks: ${question}`) || (
       `ROS_DOMAIN_ID ${state.domain}` + (state.control ?
         ' · STOP, SPACE or ESC stops the arm; it replaces no hardware emergency stop' :
         ' · read-only: parameter allow_control')));
   byId('clear').classList.toggle('due', Boolean(fault));
   banner.classList.toggle('bad', Boolean(lost || late || fault));
+  banner.classList.toggle('asks', Boolean(question && !(lost || late || fault)));
 }
 
 async function showImage(data) {
@@ -328,5 +357,73 @@ for (const kind of ['keydown', 'keyup']) { // a button takes a blank when it is 
     }
   }, true);
 }
+byId('take').addEventListener('click', () => order('takeover', ME));
+
+// Driving: a twist goes out again and again; without the dead-man key it is zero.
+function drives() {
+  return Boolean(state.driver) && state.driver.page === ME;
+}
+
+function shifted() {
+  return held.has('ShiftLeft') || held.has('ShiftRight');
+}
+
+function wanted() {
+  const twist = [0, 0, 0, 0, 0, 0];
+  if (shifted()) {
+    for (const key of held) if (KEYS[key]) twist[KEYS[key][0]] += KEYS[key][1];
+  }
+  const pad = [...navigator.getGamepads()].find(found => found && found.mapping === 'standard');
+  if (pad) {
+    const axis = k => Math.abs(pad.axes[k]) > 0.1 ? -pad.axes[k] : 0;
+    if (pad.buttons[HOLD].pressed) {
+      [[0, 1], [1, 0], [2, 3], [5, 2]].forEach(([to, from]) => { twist[to] += axis(from); });
+    }
+    const now = pad.buttons.map(button => button.pressed);
+    if (now[CLOSE] && !buttons[CLOSE]) order('grip', true);
+    if (now[OPEN] && !buttons[OPEN]) order('grip', false);
+    buttons = now;
+  }
+  const speed = Number(byId('speed').value);
+  return twist.map((v, k) => Math.max(-1, Math.min(1, v)) * speed * (k < 3 ? 1 : TURN));
+}
+
+function driveOn() {
+  if (!drives()) return;
+  const home = !byId('home').disabled && (homing || shifted() && held.has('KeyH'));
+  const twist = wanted(), now = home || twist.some(v => v);
+  if (home) order('home', byId('speed').value);
+  else order('drive', twist.map(v => v.toFixed(4)).join(' '));
+  if (now !== moving) {
+    moving = now;
+    SHOW.driver(state.driver);
+  }
+}
+
+for (const kind of ['keydown', 'keyup']) {
+  document.addEventListener(kind, event => {
+    if (!drives() || event.target.tagName === 'INPUT') return;
+    if (kind === 'keyup') held.delete(event.code);
+    else held.add(event.code);
+    if (kind === 'keydown' && event.code === 'KeyG' && !event.repeat) {
+      closed = !closed;
+      order('grip', closed);
+    }
+    if (KEYS[event.code]) event.preventDefault();
+  });
+}
+let closed = false;
+for (const [target, kind] of [[window, 'blur'], [document, 'visibilitychange']]) {
+  target.addEventListener(kind, () => { // keys that are released elsewhere
+    held.clear();
+    homing = false;
+  });
+}
+byId('home').addEventListener('pointerdown', () => { homing = true; });
+for (const kind of ['pointerup', 'pointercancel']) {
+  document.addEventListener(kind, () => { homing = false; });
+}
+byId('home').addEventListener('pointerleave', () => { homing = false; });
+setInterval(driveOn, EVERY);
 setInterval(showConnection, 500);
 connect();
