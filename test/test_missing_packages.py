@@ -18,7 +18,7 @@ OPTIONAL = set(' '.join(EXTRAS.values()).split())
 # What every command says is to be installed where none of the extras is; '': it needs none.
 COMMANDS = {
     'demo': 'sim', 'play': 'sim', 'eval': 'sim', 'robustness': 'sim', 'steer': 'sim',
-    'recover': 'sim', 'calibrate D': 'sim', 'experts': 'sim', 'report result.json': '',
+    'recover': 'sim', 'calibrate D': 'sim,data', 'experts': 'sim', 'report result.json': '',
     'collect': 'sim,data',
     'data inspect D': 'data', 'data validate D': 'data', 'data stats D': 'data',
     'data view D': 'data', 'data convert D --out new': 'data',

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 EXTRAS = {
-    'sim': 'demo play eval robustness steer recover experts', 'sim,data': 'collect',
+    'sim': 'demo play eval robustness steer recover experts', 'sim,data': 'collect calibrate',
     'data': 'data annotate', 'torch': 'inspect', 'train': 'export convert bench',
     'sim,train': 'train', 'viz': 'view'}
 """Commands by the extras they need; what else an option of theirs needs comes on top."""

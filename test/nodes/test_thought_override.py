@@ -15,11 +15,25 @@ from dtvla_ros.thought import EXAMPLE, as_sentence, parse_sentence
 CAN = 'put the can in the wooden bin'
 WAIT = 'Nothing in hand. Task complete, waiting by the can, 50 cm straight ahead. Keeping still.'
 
+# A policy that finds no way on from 'wait'.
+NO_WAY_ON = """
+from dataclasses import replace
+from dtvla_ros.engine import policy
+_decide = policy.Policy.infer
+def decide(self, observation, on_text=None, correction=None):
+    decision = _decide(self, observation, on_text, correction)
+    if correction is None or correction.said != 'wait':
+        return decision
+    begun = decision.reasoning.partition(' next ')[0]
+    return replace(decision, reasoning=begun, outcome='truncated')
+policy.Policy.infer = decide
+"""
+
 
 class Corrected:
     """Policy, gate and simulator, and what the policy says of its thoughts."""
 
-    def __init__(self, graph, **values):
+    def __init__(self, graph, code='', **values):
         self.graph = graph
         node = graph.listen(vla=(DiagnosticStatus, '/vla/state'),
                             chunk=(JointTrajectory, '/vla/action_chunk'),
@@ -28,7 +42,7 @@ class Corrected:
             (String, '/instruction'), (Bool, '/estop')))
         # As ros2 topic pub has it.
         self._override = node.create_publisher(String, '/vla/thought_override', qos.LATEST)
-        graph.start('vla_node', 'sim', **{'policy': NANO} | values)
+        graph.start('vla_node', 'sim', code=code, **{'policy': NANO} | values)
         graph.start('command_gate', 'sim')
         graph.start('sim_bridge', 'sim', endless='true')
         self.reached('IDLE')
@@ -97,7 +111,7 @@ def test_a_corrected_thought_is_marked_followed_and_ends(graph):
 
 
 def test_it_counts_for_so_many_decisions_and_no_stop_leaves_it(graph):
-    policy = Corrected(graph, override_decisions=3)
+    policy = Corrected(graph, NO_WAY_ON, override_decisions=3)
     policy.tell()
     policy.decided(lambda v: v.get('thought'), 'a thought')
     assert policy.say('move up')['override_left'] == '3'
@@ -107,7 +121,7 @@ def test_it_counts_for_so_many_decisions_and_no_stop_leaves_it(graph):
     policy.say(WAIT)
     policy.decided(lambda v: v['override'] == '', 'three decisions')
     assert graph.said('vla')[0] in ('THINKING', 'ACTING'), 'only the policy says done'
-    refusals = int(policy.say('wait')['override_refusals'])  # of which models/nano knows nothing
+    refusals = int(policy.say('wait')['override_refusals'])
     values = policy.decided(lambda v: int(v['override_refusals']) > refusals, 'the refusal')
     assert '"wait": the policy wrote no whole thought around it: "' in values['override_rejected']
     assert values['override'] == '' and not any(
