@@ -251,7 +251,8 @@ def test_34_grippers(moving, check):
     grip(1.0, lambda: robot.opening < 0.05)
     robot.grip_moves = False
     moving.wait(2.2 if moving.strict else 5.6)
-    assert moving.gate[0] != 'STOP', 'a closing gripper that stalls holds something'
+    assert moving.gate[0] != 'STOP', (
+        f'a closing gripper that stalls holds something: {moving.gate}')
 
     robot.grip_moves = True
     grip(-1.0, lambda: robot.opening > 0.079)
