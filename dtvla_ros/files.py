@@ -72,13 +72,8 @@ def unreadable(path: Path, error: object, remedy: str = 'copy it again',
 
 def require_folder(folder: Path) -> None:
     """Try to make a folder and to write there, and leave nothing. Raises ``UserError``."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b'0' * 4096)
-    for path in missing:
-        path.rmdir()
+    with writing(folder), _made(folder), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b'0' * 4096)
 
 
 @contextmanager
@@ -90,20 +85,30 @@ def sole_writer(folder: Path) -> Iterator[None]:
     if os.environ.get('RANK', '0') != '0':
         yield
         return
+    with _made(folder):
+        with writing(folder):
+            held = os.open(folder, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system may have no locks
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise UserError(f'{folder}: another process writes there; wait for its end, '
+                                    'or choose another folder') from None
+            yield
+        finally:
+            os.close(held)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder; in the end it goes again, and those above it, where nothing came into it."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        held = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a file system may have no locks
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f'{folder}: another process writes there; wait for its end, or '
-                                'choose another folder') from None
         yield
     finally:
-        os.close(held)
         with suppress(OSError):
             for path in missing:
                 path.rmdir()

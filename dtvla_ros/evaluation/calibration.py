@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from scipy.special import expit
 
 from dtvla_ros import files
 from dtvla_ros.errors import UserError
@@ -129,7 +130,7 @@ def fit(samples: Samples) -> tuple[float, Array]:
     def loss(given: Array) -> tuple[float, Array]:
         odds = rows @ given
         value = weight @ (np.logaddexp(0.0, odds) - success * odds) + ridge @ given ** 2 / 2
-        return float(value), rows.T @ (weight * (_sigmoid(odds) - success)) + ridge * given
+        return float(value), rows.T @ (weight * (expit(odds) - success)) + ridge * given
 
     found = minimize(loss, np.zeros(rows.shape[1]), jac=True, method='BFGS').x
     weights = found[1:] / spread
@@ -148,7 +149,7 @@ def left_out(samples: Samples) -> Array:
     for fold in range(min(FOLDS, len(kinds))):
         out = np.isin(samples.seeds, kinds[fold::FOLDS])
         bias, weights = fit(samples.where(~out))
-        told[out] = _sigmoid(samples.features[out] @ weights + bias)
+        told[out] = expit(samples.features[out] @ weights + bias)
     return told
 
 
@@ -182,7 +183,3 @@ def draw(bins: Sequence[Bin], fitted: Calibration, path: Path) -> None:
     axis.legend(loc='upper left', fontsize=8)
     with files.written_whole(path) as part:
         figure.savefig(part, dpi=120, bbox_inches='tight')
-
-
-def _sigmoid(odds: Array) -> Array:
-    return 1.0 / (1.0 + np.exp(-np.clip(odds, -50.0, 50.0)))

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
-from rclpy.action import ActionServer, CancelResponse
-from rclpy.action.server import GoalEvent, ServerGoalHandle
+from rclpy.action.server import ServerGoalHandle
 from rclpy.node import Node
 from std_msgs.msg import String
 from std_srvs.srv import SetBool
@@ -107,10 +106,7 @@ class RecordServer(Node):
         if self._type is None:
             self.get_logger().info(f'record_episode is not offered: {interfaces.NOT_INSTALLED}')
         else:
-            self._server = ActionServer(
-                self, self._type, 'record_episode', lambda handle: None,
-                handle_accepted_callback=self._on_goal,
-                cancel_callback=lambda handle: CancelResponse.ACCEPT)
+            self._server = interfaces.serve(self, self._type, 'record_episode', self._on_goal)
         self.create_timer(PERIOD, self._tick, clock=STEADY)
         self._tell()
 
@@ -144,8 +140,6 @@ class RecordServer(Node):
         return answer
 
     def _on_goal(self, handle: ServerGoalHandle) -> None:
-        # Not `execute`: its callback would have to wait, which keeps an events executor busy.
-        handle._update_state(GoalEvent.EXECUTE)
         goal = handle.request
         if refused := self._begin(goal.name, goal.instruction.strip(),
                                   conversions.seconds(goal.time_limit), handle):

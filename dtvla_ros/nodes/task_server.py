@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
-from rclpy.action import ActionServer, CancelResponse
-from rclpy.action.server import GoalEvent, ServerGoalHandle
+from rclpy.action.server import ServerGoalHandle
 from rclpy.node import Node
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -76,9 +75,8 @@ class TaskServer(Node):
                 (String, names.VLA_TASKS, self._on_tasks, qos.LATCHED),
                 (String, names.REASONING, self._on_thought, qos.LATEST)):
             self.create_subscription(kind, relative(topic), receive, profile)
-        self._server = ActionServer(
-            self, self._type, 'run_task', lambda handle: None,
-            handle_accepted_callback=self._on_goal, cancel_callback=self._on_cancel)
+        self._server = interfaces.serve(
+            self, self._type, 'run_task', self._on_goal, self._on_cancel)
         self._status_topic = self.resolve_topic_name('run_task/_action/status')
         self.create_timer(PERIOD, self._judge, clock=STEADY)
 
@@ -103,8 +101,6 @@ class TaskServer(Node):
 
     def _on_goal(self, handle: ServerGoalHandle) -> None:
         now, request = time.monotonic(), handle.request
-        # Not `execute`: its callback would have to wait, which keeps an events executor busy.
-        handle._update_state(GoalEvent.EXECUTE)
         for goal in self._goals.copy():
             if not goal.run.told:
                 self._end(goal, (Outcome.PREEMPTED, 'another goal came before the policy was '
@@ -114,12 +110,11 @@ class TaskServer(Node):
         self._heard_client = now
         self._judge()
 
-    def _on_cancel(self, handle: ServerGoalHandle) -> CancelResponse:
+    def _on_cancel(self, handle: ServerGoalHandle) -> None:
         for goal in self._goals:
             if goal.handle == handle:
                 goal.run.cancel()
                 self._follow(goal, time.monotonic())  # the stop does not wait for a tick
-        return CancelResponse.ACCEPT
 
     def _judge(self) -> None:
         now = time.monotonic()

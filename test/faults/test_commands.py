@@ -2,6 +2,7 @@
 
 import re
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -208,7 +209,9 @@ def test_33_an_e_stop_while_the_policy_thinks(moving, check, quality, heard):
     moving.node.destroy_publisher(estop)
 
 
-def test_46_stop_on_the_operators_page(moving, check):
+@contextmanager
+def operators_page(moving):
+    """Open the page, which may order; give the socket that a browser would have."""
     pytest.importorskip('uvicorn', reason="the page needs pip install 'dtvla_ros[operator]'")
     from websockets.sync.client import connect
     moving.start('operator', port=0, allow_control='true')
@@ -217,6 +220,11 @@ def test_46_stop_on_the_operators_page(moving, check):
     with connect(f'ws://{place}/live', origin=f'http://{place}') as browser:
         moving.wait(1.0)  # until it knows of both nodes, and sends images
         moving.ready()
+        yield browser
+
+
+def test_46_stop_on_the_operators_page(moving, check):
+    with operators_page(moving) as browser:
         since = time.monotonic()
         browser.send('{"order": "stop"}')
         check(46, moving.stops(since, 'FAULT', 'e-stop'))
@@ -401,14 +409,7 @@ def test_48_a_person_who_wants_too_much_is_clipped_and_then_stopped(moving, chec
 
 
 def test_50_the_page_of_the_person_who_drives_is_lost(moving, check):
-    pytest.importorskip('uvicorn', reason="the page needs pip install 'dtvla_ros[operator]'")
-    from websockets.sync.client import connect
-    moving.start('operator', port=0, allow_control='true')
-    moving.spin(lambda: 'page: ' in moving.log('operator'), 60, 'the page')
-    place = re.search(r'page: http://(\S+)/', moving.log('operator'))[1]
-    with connect(f'ws://{place}/live', origin=f'http://{place}') as browser:
-        moving.wait(1.0)  # until it knows of both nodes, and sends images
-        moving.ready()
+    with operators_page(moving) as browser:
         browser.send('{"order": "takeover", "value": "me"}')
         moving.spin(lambda: moving.told('driver') == 'person', 10, 'the takeover')
         timer = moving.every(T, lambda: browser.send(
