@@ -95,10 +95,10 @@ libero: $(VENV)/.installed  ## installs the LIBERO benchmark's environments (ass
 	$(INSTALL) --no-deps hf-libero==0.1.4 bddl==1.0.1
 
 TABLE ?= $(OUT)/libero/$(notdir $(POLICY))
-SUITES ?= libero_object libero_spatial
+SUITES ?= libero_object libero_spatial libero_goal libero_10
 STARTS ?= benchmark jitter shuffle
 MODES ?= full masked random swapped replay
-CELLS = $(filter-out libero_spatial-shuffle-%,$(foreach suite,$(SUITES),$(foreach starts,$(STARTS),\
+CELLS = $(filter-out $(foreach suite,spatial goal 10,libero_$(suite)-shuffle-%),$(foreach suite,$(SUITES),$(foreach starts,$(STARTS),\
 	$(MODES:%=$(suite)-$(starts)-%))))
 part = $(word $(1),$(subst -, ,$*))
 
