@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from rclpy.node import Node
@@ -15,8 +15,15 @@ from dtvla_ros.actions.joints import JointCommand
 from dtvla_ros.conventions import ACTION, relative
 from dtvla_ros.ros import conversions, qos
 
-if TYPE_CHECKING:
-    from dtvla_ros.nodes.command_adapters import GripperAction, GripperTopic
+
+class Gripper(Protocol):
+    """A gripper with a topic or an action of its own; see `command_adapters`."""
+
+    def send(self, channel: float) -> None:
+        """Command it: -1 open, +1 closed, 0 no command."""
+
+    def listeners(self) -> int:
+        """Return how many there are to hear that."""
 
 
 class JointAdapter(ABC):
@@ -29,8 +36,7 @@ class JointAdapter(ABC):
     kind: ClassVar[Any]
     name: ClassVar[str]
 
-    def __init__(
-        self, node: Node, base_frame: str, gripper: GripperTopic | GripperAction | None) -> None:
+    def __init__(self, node: Node, base_frame: str, gripper: Gripper | None) -> None:
         self._publisher = node.create_publisher(self.kind, relative(self.name), qos.LATEST)
         self.topic: str = self._publisher.topic_name
         self.gripper = gripper
