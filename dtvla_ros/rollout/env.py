@@ -92,10 +92,10 @@ def require_contract(contract: ActionContract, cameras: Sequence[str], policy: s
     ``env``: the environment, or what has its ``suite``, ``contract`` and ``views``.
     """
     if told := differences(contract, env.contract):
-        raise UserError(f'{policy}: in the suite {env.suite} {told[0]}; choose another --suite')
+        raise UserError(f'{policy}: in the suite {env.suite} {told[0]}; choose another suite')
     if missing := [name for name in cameras if name not in env.views]:
         raise UserError(f'{policy}: the suite {env.suite} has no camera {missing[0]!r}, only '
-                        f'{", ".join(env.views)}; choose another --suite')
+                        f'{", ".join(env.views)}; choose another suite')
 
 
 def require_tasks(tasks: Sequence[str], known: Sequence[str], suite: str) -> None:
