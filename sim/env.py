@@ -39,7 +39,8 @@ def valid_action(action: ArrayLike, contract: ActionContract = OSC_CONTRACT,
         raise UserError(f'action must be {contract.dim} finite numbers, got {values!r}')
     if not contract.is_joints:
         return np.clip(values, -1.0, 1.0)
-    values[contract.gripper_index] = np.clip(values[contract.gripper_index], -1.0, 1.0)
+    if (k := contract.gripper_index) is not None:
+        values[k] = np.clip(values[k], -1.0, 1.0)
     return values
 
 

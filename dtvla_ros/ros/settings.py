@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dtvla_ros.actions import osc
 from dtvla_ros.actions.contract import GRIPPER, OSC_POSE, SPACES, ActionContract
@@ -45,8 +46,9 @@ class ActionSettings:
 
     def contract(self, joints: Sequence[str], rate_hz: float) -> ActionContract:
         """Return the contract of an arm of these joints whose rows last 1 / ``rate_hz``."""
-        given = {'rate_hz': rate_hz, 'gripper_open': self.gripper_opens_at,
-                 'gripper_close': self.gripper_closes_at}
+        given: dict[str, Any] = {
+            'rate_hz': rate_hz, 'gripper_open': self.gripper_opens_at,
+            'gripper_close': self.gripper_closes_at}
         if self.action_space == OSC_POSE:
             return ActionContract(**given)
         return ActionContract.of_joints(
