@@ -23,15 +23,13 @@ ONE_CAMERA = replace(CONFIG, model=replace(CONFIG.model, cameras=('front',), tok
 
 
 @pytest.mark.slow
-def test_five_joints_and_a_gripper_seen_by_one_camera(tmp_path, dataset):
+def test_five_joints_and_a_gripper_seen_by_one_camera(tmp_path):
     data, run = tmp_path / 'data', tmp_path / 'run'
     collect(data, CollectOptions('tabletop_joints', tasks=(LEMON,), episodes=8, image_size=32,
                                  short_share=1.0), workers=1)
     contract = DatasetReader(data).contract
-    with pytest.raises(UserError, match='no camera'):
+    with pytest.raises(UserError, match="no camera 'primary' among front"):
         train_sft(CONFIG, SftRun((data,), run, steps=4))
-    with pytest.raises(UserError, match='not OSC_POSE|not JOINT_POSITION|6 numbers|7 numbers'):
-        train_sft(CONFIG, SftRun((dataset, data), run, steps=4))
     train_sft(ONE_CAMERA, SftRun((data,), run, steps=4))
     folder, _ = export(run, tmp_path / 'policy', replan_steps=2)
     action = PolicyManifest.read(folder).action
