@@ -313,13 +313,14 @@ class SimBridge(Node):
     def _on_action(self, message: JointTrajectory) -> None:
         points = message.points
         action = np.array(points[0].positions if len(points) else [], np.float64)
-        wanted = self._contract.channels
-        if action.shape != (len(wanted),) or not np.isfinite(action).all():
+        wanted, told = self._contract.channels, tuple(message.joint_names)
+        if told not in ((), wanted):
+            end(UserError(f'the gate commands {", ".join(told)}, the arm of {self._given.suite} '
+                          f'takes {", ".join(wanted)}: choose another suite, or the preset, '
+                          'action_space and arm_joints of this one'))
+        elif action.shape != (len(wanted),) or not np.isfinite(action).all():
             self.get_logger().error(
                 f'action is not one point of {len(wanted)} finite numbers: ignored')
-        elif self._contract.is_joints and tuple(message.joint_names) != wanted:
-            self.get_logger().error(f'action is of {", ".join(message.joint_names)}, not of '
-                                    f'{", ".join(wanted)}: ignored')
         elif self._paused:
             pass
         elif not self._given.lockstep:
