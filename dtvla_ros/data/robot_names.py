@@ -18,12 +18,14 @@ from dtvla_ros.ros.params_file import ParameterFile
 
 KEY = 'dtvla'  # of the bag's custom data
 NEAR = 3  # topics named in an error
+MISSPELT = 0.88  # alikeness from which on a camera's name is a usual one misspelt
 LISTED = 12
 VALID_TOPIC = re.compile(r'(/[A-Za-z_][A-Za-z0-9_]*)+')
 COMPRESSED = '/compressed'  # image_transport's name below the raw topic
 CAMERAS = tuple(topic[1:] for topic in conventions.IMAGES.values())
+IMAGES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 TYPES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(CAMERAS, ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')),
+    **dict.fromkeys(CAMERAS, IMAGES),
     'joint_states': ('sensor_msgs/msg/JointState',),
     'ee_pose': ('geometry_msgs/msg/PoseStamped',),
     'tf': ('tf2_msgs/msg/TFMessage',), 'tf_static': ('tf2_msgs/msg/TFMessage',),
@@ -41,12 +43,18 @@ TYPES: dict[str, tuple[str, ...]] = {
 NAMES = tuple(topic[1:] for topic in conventions.RECORDED)
 
 
+def types_of(name: str) -> tuple[str, ...]:
+    """Return the message types of a name; a camera may have any, of others some have none."""
+    return TYPES.get(name, IMAGES if name.startswith('image_') else ())
+
+
 @dataclass(frozen=True, slots=True)
 class RobotNames:
     """What differs from the package's own names.
 
     ``topics``: by name. ``base_frame``: of poses and commands. ``ee_frame``: of the gripper, where
-    its pose is to be taken from ``/tf``.
+    its pose is to be taken from ``/tf``. ``cameras``: the policy's, where they are not the usual
+    ones.
     """
 
     topics: Mapping[str, str] = field(default_factory=dict)
@@ -54,6 +62,20 @@ class RobotNames:
     ee_frame: str = ''
     arm_joints: tuple[str, ...] = ()
     finger_joints: tuple[str, ...] = ()
+    cameras: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Names of the cameras' topics."""
+        return tuple(conventions.image_topic(camera)[1:]
+                     for camera in self.cameras or conventions.CAMERAS)
+
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """Names of the topics of a bag."""
+        others = [camera for camera in self.cameras if camera not in conventions.CAMERAS]
+        return (*self.images, *(name for name in NAMES if name not in CAMERAS),
+                *(conventions.camera_info_topic(camera)[1:] for camera in others))
 
     def topic(self, name: str) -> str:
         """Return the topic of a name."""
@@ -62,7 +84,7 @@ class RobotNames:
     def candidates(self, name: str) -> list[str]:
         """Return the topics that a name may stand for: images also come compressed."""
         topic = self.topic(name)
-        compressed = name in CAMERAS and not topic.endswith(COMPRESSED)
+        compressed = types_of(name) == IMAGES and not topic.endswith(COMPRESSED)
         return [topic, *([topic + COMPRESSED] if compressed else [])]
 
     def over(self, other: RobotNames) -> RobotNames:
@@ -70,7 +92,7 @@ class RobotNames:
         return RobotNames(
             {**other.topics, **self.topics}, self.base_frame or other.base_frame,
             self.ee_frame or other.ee_frame, self.arm_joints or other.arm_joints,
-            self.finger_joints or other.finger_joints)
+            self.finger_joints or other.finger_joints, self.cameras or other.cameras)
 
     def to_text(self) -> str:
         """Return what is told as JSON."""
@@ -106,7 +128,8 @@ def parse_topics(words: Iterable[str], option: str = '--topic') -> dict[str, str
         if not equals or (topic and not VALID_TOPIC.fullmatch(topic)):
             raise UserError(f'{option} {word}: write NAME=/TOPIC, as in '
                             'image_primary=/front/image_raw')
-        if name not in NAMES:
+        camera = name.startswith('image_') and not get_close_matches(name, CAMERAS, 1, MISSPELT)
+        if name not in NAMES and not camera:
             near = get_close_matches(name, NAMES, 1, 0.5)
             raise UserError(f'{option} {word}: no name {name!r}; ' + (
                 f'did you mean {near[0]}?' if near else f'choose from {", ".join(NAMES)}'))
@@ -135,7 +158,7 @@ def nearest(name: str, names: RobotNames, published: Mapping[str, str]) -> list[
     """Return topics of a name's type, most alike first; ``published``: types by topic."""
     wanted, known = names.topic(name), {names.topic(n) for n in TYPES if n != name}
     fitting = [topic for topic, kind in published.items()
-               if kind in TYPES.get(name, (kind,)) and topic not in known]
+               if kind in (types_of(name) or (kind,)) and topic not in known]
     return sorted(fitting, key=lambda t: -SequenceMatcher(None, wanted, t).ratio())[:NEAR]
 
 
@@ -144,7 +167,7 @@ def remedy(name: str, names: RobotNames, published: Mapping[str, str]) -> str:
     if near := nearest(name, names, published):
         others = f' (or {", ".join(near[1:])})' if len(near) > 1 else ''
         return f'if it is {near[0]}{others}, give --topic {name}={near[0]}'
-    return f'publish and record one of type {" or ".join(TYPES[name])}'
+    return f'publish and record one of type {" or ".join(types_of(name))}'
 
 
 def listed(topics: Sequence[str]) -> str:

@@ -25,8 +25,10 @@ from dtvla_ros.conventions import (
     parameter,
     relative,
 )
+from dtvla_ros.nodes.joint_adapters import JointAdapter, SimJointAdapter
 from dtvla_ros.nodes.settings import declare_all, installed
 from dtvla_ros.ros import conversions, qos
+from dtvla_ros.ros.bringup import SIMULATED
 
 ACTIONS = {'gripper_command': 'control_msgs/action/GripperCommand',
            'parallel_gripper_command': 'control_msgs/action/ParallelGripperCommand'}
@@ -171,18 +173,19 @@ class PoseAdapter(CommandAdapter):
         return conversions.pose_message(conversions.header(stamp, self._base_frame), *self._goal)
 
 
-PRESETS: dict[str, type[CommandAdapter]] = {
-    'sim_osc': OscAdapter, 'servo': TwistAdapter, 'crisp': PoseAdapter, 'fzi': PoseAdapter}
+PRESETS: dict[str, type[CommandAdapter] | type[JointAdapter]] = {
+    'sim_osc': OscAdapter, 'servo': TwistAdapter, 'crisp': PoseAdapter, 'fzi': PoseAdapter,
+    'sim_joints': SimJointAdapter}
 
 
-def make_adapter(node: Node, preset: str, base_frame: str) -> CommandAdapter:
-    """Build a preset's adapter; declares `GripperSettings`, which sim_osc has no use for.
+def make_adapter(node: Node, preset: str, base_frame: str) -> CommandAdapter | JointAdapter:
+    """Build a preset's adapter; declares `GripperSettings`, which `SIMULATED` have no use for.
 
     Raise UserError if the gripper's action type is not installed.
     """
     settings = declare_all(node, GripperSettings())
     gripper: GripperTopic | GripperAction | None = None
-    if preset != 'sim_osc':
+    if preset not in SIMULATED:
         gripper = (GripperTopic(node) if settings.gripper == 'topic' else
                    GripperAction(node, settings))
     return PRESETS[preset](node, base_frame, gripper)

@@ -29,7 +29,7 @@ from std_msgs.msg import String
 from dtvla_ros.conventions import COMMANDS, EPISODE_MARK, INSTRUCTION
 from dtvla_ros.data import robot_names
 from dtvla_ros.data.bag import message_types
-from dtvla_ros.data.robot_names import CAMERAS, NAMES, RobotNames
+from dtvla_ros.data.robot_names import RobotNames
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros import qos
 from dtvla_ros.ros.conversions import message_type
@@ -296,7 +296,7 @@ class Recorder(Node):
 def wanted(names: RobotNames) -> list[list[str]]:
     """Return the topics of a bag under a robot's names, each with what may stand in for it."""
     return [list(found) for found in dict.fromkeys(
-        tuple(names.candidates(name)) for name in NAMES)]
+        tuple(names.candidates(name)) for name in names.recorded)]
 
 
 def silence(names: RobotNames, topics: Sequence[Sequence[str]], heard: Mapping[str, int],
@@ -312,12 +312,13 @@ def silence(names: RobotNames, topics: Sequence[Sequence[str]], heard: Mapping[s
     lines = []
     if topics == wanted(names):
         others = {topic: kind for topic, kind in published.items() if not heard.get(topic)}
-        for needed in (*((name,) for name in (*CAMERAS, 'joint_states')), ('ee_pose', 'tf'),
+        for needed in (*((name,) for name in (*names.images, 'joint_states')), ('ee_pose', 'tf'),
                        ('instruction', 'sim/episode'), commands):
             if not is_there(*needed):
                 near = [robot_names.remedy(name, names, others) for name in needed
                         if robot_names.nearest(name, names, others)]
-                told = near[0] if near else f'nobody publishes {robot_names.TYPES[needed[0]][0]}'
+                kind = robot_names.types_of(needed[0])[0]
+                told = near[0] if near else f'nobody publishes {kind}'
                 lines.append(f'warning: nothing on {" or ".join(map(names.topic, needed))}, which '
                              f'dtvla data from-bag needs: {told}')
     mute = [f'{topic} (published, but nothing came)' if topic in published else topic

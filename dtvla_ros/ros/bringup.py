@@ -72,6 +72,8 @@ COMMAND_TOPICS = {
     'servo': '/servo_node/delta_twist_cmds', 'crisp': '/target_pose',
     'fzi': '/cartesian_compliance_controller/target_frame'}
 """Input of each preset's controller under its usual name."""
+SIMULATED = ('sim_osc', 'sim_joints')
+"""Presets of the gate for `sim_bridge`, whose gripper is a channel of the action."""
 OPTIONAL = ('overlay', 'operator', 'task_server', 'record_server')
 """Nodes that are started where asked for; a parameter file need have no section for them."""
 _OF_POLICY = ('action_chunk', 'state', 'reasoning')

@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dtvla_ros.actions import osc
+from dtvla_ros.actions.contract import require_offsets
 from dtvla_ros.data import collect, layout, writer
 from dtvla_ros.data.layout import Episode
 from dtvla_ros.errors import UserError
 from dtvla_ros.interrupt import finishing
-from dtvla_ros.rollout.env import Env, SceneSetup, require_tasks
+from dtvla_ros.rollout.env import Env, SceneSetup, require_contract, require_tasks
 from dtvla_ros.rollout.episode import Infer, execute, observation_from_sim
 from dtvla_ros.thought import Thought
 
@@ -239,6 +240,7 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
     from dtvla_ros.training.export import read_source
 
     model, transform, manifest = read_source(init)
+    require_offsets(transform.contract, str(init), 'dtvla train dagger')
     writer.require_same_options(out / 'dagger.json', asdict(options) | {'init': str(init)},
                                 asdict(DaggerOptions(after_success=0)))
     scene = SceneSetup(options.suite, options.starts, antialiasing=options.antialiasing,
@@ -246,6 +248,7 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
     with closing(open_envs(scene, workers, ray=ray)) as envs:
         tasks = options.tasks or envs.info.tasks
         require_tasks(tasks, envs.info.tasks, options.suite)
+        require_contract(transform.contract, transform.config.vision.cameras, str(init), envs.info)
         shards = {number: shard_plans(options, tasks, number, envs.info.one_scene)
                   for number in writer.missing_shards(out, options.episodes,
                                                       collect.EPISODES_PER_SHARD)}

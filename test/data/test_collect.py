@@ -102,7 +102,7 @@ def test_former_names_of_options_are_accepted(tmp_path, monkeypatch):
 def test_datasets_of_before_are_added_to_only_as_they_were_made(tmp_path, monkeypatch):
     """Their demonstrations end with success, and their file does not say so."""
     monkeypatch.setattr(module.writer, 'missing_shards', lambda *rest: {})
-    monkeypatch.setattr(module.writer, 'merge_shards', lambda root: {'as': 'before'})
+    monkeypatch.setattr(module.writer, 'merge_shards', lambda root, **_: {'as': 'before'})
     before = asdict(QUICK) | {'tasks': list(TABLETOP)}
     del before['after_success'], before['done_share']
     (tmp_path / 'collect.json').write_text(json.dumps(before))

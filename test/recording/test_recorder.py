@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,10 +19,18 @@ from typer.testing import CliRunner
 
 from dtvla_ros.cli import app
 from dtvla_ros.data.bag import decode, kept_names, message_types, open_bag
-from dtvla_ros.data.robot_names import RobotNames
+from dtvla_ros.data.robot_names import RobotNames, names_in_params, parse_topics
 from dtvla_ros.errors import UserError
-from dtvla_ros.recording.record import DISK_FULL, BagThread, BagWriter, bag_qos
+from dtvla_ros.recording.record import (
+    DISK_FULL,
+    BagThread,
+    BagWriter,
+    bag_qos,
+    silence,
+    wanted,
+)
 from dtvla_ros.ros import images
+from dtvla_ros.ros.params_file import ParameterFile
 from dtvla_ros.ros.run import STEADY
 
 LATCHED = QoSProfile(depth=3, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -266,3 +275,23 @@ def test_what_is_no_bag_or_cannot_be_one_is_named(tmp_path):
     for path in (tmp_path, tmp_path / 'bag.mcap', tmp_path / 'absent'):
         with pytest.raises(UserError, match=str(path)), open_bag(path):
             pass
+
+
+def test_a_bag_holds_the_cameras_that_the_parameter_file_names():
+    config = Path(__file__).parents[2] / 'config/sim_joints.yaml'
+    told = names_in_params(ParameterFile.read(config))
+    assert told.cameras == ('front',)
+    topics = wanted(told)
+    assert topics[0] == ['/image_front', '/image_front/compressed']
+    assert not any('primary' in topic or 'wrist' in topic for topic in topics[0] + topics[1])
+    assert ['/camera_front/camera_info'] in topics
+    lines = silence(told, topics, {}, {'/cam/image_raw': 'sensor_msgs/msg/Image'})
+    assert any(line.startswith('warning: nothing on /image_front,')
+               and '--topic image_front=/cam/image_raw' in line for line in lines)
+    usual = [found for found in wanted(RobotNames()) if 'image' in found[0]]
+    assert usual == [[f'/image_{name}', f'/image_{name}/compressed']
+                     for name in ('primary', 'wrist')]
+    assert RobotNames.from_text(told.to_text()) == told
+    assert parse_topics(['image_front=/cam/image_raw']) == {'image_front': '/cam/image_raw'}
+    with pytest.raises(UserError, match='did you mean image_primary'):
+        parse_topics(['image_primery=/cam/image_raw'])

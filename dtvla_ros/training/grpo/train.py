@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 
 import dtvla_sim
+from dtvla_ros.actions.contract import require_offsets
 from dtvla_ros.engine.batch import BatchSampler
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.results import Rate, evaluation_seed
@@ -25,7 +26,7 @@ from dtvla_ros.policy.checkpoint import save_weights
 from dtvla_ros.policy.manifest import PROOF
 from dtvla_ros.policy.transform import write_transform
 from dtvla_ros.rollout import batched
-from dtvla_ros.rollout.env import SceneSetup, require_tasks
+from dtvla_ros.rollout.env import SceneSetup, require_contract, require_tasks
 from dtvla_ros.rollout.episode import EpisodeJob
 from dtvla_ros.rollout.workers import Workers, open_envs
 from dtvla_ros.training import checkpoint
@@ -95,6 +96,8 @@ def _practise(trainer: GrpoTrainer, estimate: bool) -> list[dict[str, Any]]:
     main = trainer.accelerator.is_main_process
     with closing(trainer.pool):
         require_tasks(trainer.tasks, trainer.pool.info.tasks, run.suite)
+        require_contract(trainer.transform.contract, trainer.transform.config.vision.cameras,
+                         str(run.init), trainer.pool.info)
         last = over()
         if main and (estimate or not last):
             print(trainer.estimate(), flush=True)
@@ -128,6 +131,7 @@ class GrpoTrainer:
             torch.set_num_threads(run.threads)
         self.config, self.run = config, run
         model, self.transform, manifest = read_source(run.init)
+        require_offsets(self.transform.contract, str(run.init), 'dtvla train grpo')
         self.observations = own_observations(run.init, self.transform)
         self.instructions, self.says_done = manifest.tasks, manifest.says_done
         self.names = manifest.names
