@@ -15,6 +15,7 @@ from typing import Any
 from dtvla_ros import conventions
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros.params_file import ParameterFile
+from dtvla_ros.ros.settings import OpeningSettings
 
 KEY = 'dtvla'  # of the bag's custom data
 NEAR = 3  # topics named in an error
@@ -34,7 +35,8 @@ TYPES: dict[str, tuple[str, ...]] = {
     'action': ('trajectory_msgs/msg/JointTrajectory',),
     'twist_cmd': ('geometry_msgs/msg/TwistStamped',),
     'target_pose': ('geometry_msgs/msg/PoseStamped',),
-    'gripper_cmd': ('std_msgs/msg/Float64',),
+    'gripper_cmd': ('std_msgs/msg/Float64', 'std_msgs/msg/Float64MultiArray',
+                    'trajectory_msgs/msg/JointTrajectory'),
     'gate_state': ('diagnostic_msgs/msg/DiagnosticStatus',),
     'vla/state': ('diagnostic_msgs/msg/DiagnosticStatus',)}
 """Message types of the topics that a dataset is made of, by name."""
@@ -46,7 +48,8 @@ class RobotNames:
     """What differs from the package's own names.
 
     ``topics``: by name. ``base_frame``: of poses and commands. ``ee_frame``: of the gripper, where
-    its pose is to be taken from ``/tf``.
+    its pose is to be taken from ``/tf``. ``gripper_width`` and the fingers' positions: where these
+    are in no metres, as `OpeningSettings`.
     """
 
     topics: Mapping[str, str] = field(default_factory=dict)
@@ -54,6 +57,15 @@ class RobotNames:
     ee_frame: str = ''
     arm_joints: tuple[str, ...] = ()
     finger_joints: tuple[str, ...] = ()
+    gripper_width: float = 0.0
+    finger_open_position: float = 0.0
+    finger_closed_position: float = 0.0
+
+    @property
+    def opening(self) -> OpeningSettings:
+        """How the fingers' positions tell the opening."""
+        return OpeningSettings(
+            self.gripper_width, self.finger_open_position, self.finger_closed_position)
 
     def topic(self, name: str) -> str:
         """Return the topic of a name."""
@@ -67,10 +79,12 @@ class RobotNames:
 
     def over(self, other: RobotNames) -> RobotNames:
         """Return these names, and where nothing is told those of ``other``."""
+        told = (self if self.gripper_width else other).opening
         return RobotNames(
             {**other.topics, **self.topics}, self.base_frame or other.base_frame,
             self.ee_frame or other.ee_frame, self.arm_joints or other.arm_joints,
-            self.finger_joints or other.finger_joints)
+            self.finger_joints or other.finger_joints, told.gripper_width,
+            told.finger_open_position, told.finger_closed_position)
 
     def to_text(self) -> str:
         """Return what is told as JSON."""
@@ -89,7 +103,8 @@ class RobotNames:
                   for key, value in data.items()}
         for key, value in values.items():
             parts = value.values() if isinstance(value, dict) else value
-            if type(value) is not kinds[key] or not all(isinstance(p, str) for p in parts):
+            if type(value) is not kinds[key] or (kinds[key] is not float and not all(
+                    isinstance(p, str) for p in parts)):
                 raise ValueError(f'{key} is {value!r}')
         return cls(**values)  # type: ignore[arg-type]
 

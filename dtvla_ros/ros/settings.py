@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dtvla_ros.conventions import (
@@ -11,10 +12,12 @@ from dtvla_ros.conventions import (
     ENGINES,
     FINGER_JOINTS,
     MODES,
+    WIDEST_GRIPPER,
     parameter,
 )
+from dtvla_ros.errors import UserError
 
-FINGERS = 'joints whose absolute positions add up to the gripper opening'
+FINGERS = 'joints whose absolute positions add up to the opening of the gripper, or tell it'
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,43 @@ class PoseSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class VlaSettings:
+class OpeningSettings:
+    """How the positions of the finger joints tell the opening of the gripper.
+
+    In metres, or where ``gripper_width`` is set in any unit that goes with the opening, as a
+    knuckle's angle: linear from ``finger_closed_position`` to ``finger_open_position``. Raises
+    UserError where only a part of these is set.
+    """
+
+    gripper_width: float = parameter(
+        0.0, 'opening of the open gripper, where finger_joints are in no metres; 0: they are [m]',
+        low=0.0, high=WIDEST_GRIPPER)
+    finger_open_position: float = parameter(
+        0.0, 'sum of the positions of finger_joints when open, with gripper_width')
+    finger_closed_position: float = parameter(
+        0.0, 'sum of the positions of finger_joints when closed, with gripper_width')
+
+    def __post_init__(self) -> None:
+        differ = self.finger_open_position != self.finger_closed_position
+        if self.gripper_width and not differ:
+            raise UserError(f'parameter gripper_width = {self.gripper_width:g}: set '
+                            'finger_open_position and finger_closed_position, too: what '
+                            'finger_joints add up to when open and when closed')
+        if differ and not self.gripper_width:
+            raise UserError(f'parameter finger_open_position = {self.finger_open_position:g}: set '
+                            'gripper_width, too: the opening in metres of the open gripper')
+
+    def metres(self, positions: Sequence[float]) -> float:
+        """Return the opening [m] for the positions of all finger joints."""
+        if not self.gripper_width:
+            return sum(abs(position) for position in positions)
+        closed = self.finger_closed_position
+        share = (sum(positions) - closed) / (self.finger_open_position - closed)
+        return self.gripper_width * max(share, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class VlaSettings(OpeningSettings):
     """Parameters of the policy node."""
 
     policy: str = parameter('models/nano', 'folder of the policy, its manifest inside')
