@@ -14,6 +14,7 @@ from typing import Any
 
 from dtvla_ros import conventions
 from dtvla_ros.errors import UserError
+from dtvla_ros.ros.bringup import COMMAND_NAMES, told_by
 from dtvla_ros.ros.params_file import ParameterFile
 from dtvla_ros.ros.settings import OpeningSettings
 
@@ -131,7 +132,7 @@ def parse_topics(words: Iterable[str], option: str = '--topic') -> dict[str, str
 
 
 def names_in_params(file: ParameterFile) -> RobotNames:
-    """Return frames and joints in a parameter file of the nodes; the later ones count.
+    """Return topics, frames and joints in a parameter file of the nodes; the later ones count.
 
     Raises ``UserError``.
     """
@@ -140,6 +141,10 @@ def names_in_params(file: ParameterFile) -> RobotNames:
         found.pop('ee_frame', None)
     told = {key: value for key, value in found.items()
             if key in RobotNames.__slots__ and key != 'topics'}
+    topics = told_by(file)
+    topics |= dict.fromkeys(COMMAND_NAMES if 'command_topic' in topics else (),
+                            topics.get('command_topic', ''))
+    told['topics'] = {name: topic for name, topic in topics.items() if name in NAMES}
     try:
         return RobotNames.from_text(json.dumps(told))
     except (TypeError, ValueError) as error:

@@ -14,14 +14,9 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from dtvla_ros.conventions import FINGER_JOINTS, GRIPPER, parameter, relative
 from dtvla_ros.nodes.settings import installed
-from dtvla_ros.ros import qos
+from dtvla_ros.ros import conversions, qos
+from dtvla_ros.ros.settings import GRIPPER_ACTIONS, GRIPPER_TOPICS
 
-TOPICS: dict[str, type] = {
-    'topic': Float64, 'float64': Float64, 'float64_multi_array': Float64MultiArray,
-    'joint_trajectory': JointTrajectory}
-"""Message of each kind of gripper that has a topic, ``gripper_cmd``."""
-ACTIONS = {'gripper_command': 'control_msgs/action/GripperCommand',
-           'parallel_gripper_command': 'control_msgs/action/ParallelGripperCommand'}
 STROKE_TIME = Duration(nanosec=500_000_000)  # in which a trajectory opens or closes
 
 
@@ -29,7 +24,8 @@ STROKE_TIME = Duration(nanosec=500_000_000)  # in which a trajectory opens or cl
 class GripperSettings:
     """Parameters of the gripper's interface, of arms that have one."""
 
-    gripper: str = parameter('topic', 'interface of the gripper', choices=(*TOPICS, *ACTIONS))
+    gripper: str = parameter('topic', 'interface of the gripper',
+                             choices=(*GRIPPER_TOPICS, *GRIPPER_ACTIONS))
     gripper_open_position: float = parameter(
         0.04, "command of the open gripper in its driver's unit, metres or radians; Franka: half "
         'the width; gripper topic: always 1')
@@ -55,7 +51,8 @@ class GripperTopic:
 
     def __init__(self, node: Node, settings: GripperSettings) -> None:
         self._publisher = node.create_publisher(
-            TOPICS[settings.gripper], relative(GRIPPER), qos.LATEST)
+            conversions.message_type(GRIPPER_TOPICS[settings.gripper]), relative(GRIPPER),
+            qos.LATEST)
         self.topic: str = self._publisher.topic_name
         self._again = settings.gripper != 'joint_trajectory'  # else it would begin anew each time
         self._last = 0.0
@@ -90,7 +87,7 @@ class GripperAction:
     def __init__(self, node: Node, settings: GripperSettings) -> None:
         kind, self._settings = settings.gripper, settings
         self._parallel = kind == 'parallel_gripper_command'
-        self._type = installed(ACTIONS[kind], f'gripper = "{kind}"', '"topic"')
+        self._type = installed(GRIPPER_ACTIONS[kind], f'gripper = "{kind}"', '"topic"')
         self._client = ActionClient(node, self._type, 'gripper_action')
         self._last = 0.0
 
@@ -111,5 +108,5 @@ class GripperAction:
 
 def make_gripper(node: Node, settings: GripperSettings) -> GripperTopic | GripperAction:
     """Build what commands a gripper; UserError if the action's type is not installed."""
-    made = GripperTopic if settings.gripper in TOPICS else GripperAction
+    made = GripperTopic if settings.gripper in GRIPPER_TOPICS else GripperAction
     return made(node, settings)

@@ -17,6 +17,14 @@ from dtvla_ros.conventions import (
 )
 from dtvla_ros.errors import UserError
 
+GRIPPER_TOPICS = {
+    'topic': 'std_msgs/msg/Float64', 'float64': 'std_msgs/msg/Float64',
+    'float64_multi_array': 'std_msgs/msg/Float64MultiArray',
+    'joint_trajectory': 'trajectory_msgs/msg/JointTrajectory'}
+"""Message of each kind of gripper that has a topic, ``gripper_cmd``."""
+GRIPPER_ACTIONS = {'gripper_command': 'control_msgs/action/GripperCommand',
+                   'parallel_gripper_command': 'control_msgs/action/ParallelGripperCommand'}
+"""Type of each kind of gripper that has an action, ``gripper_action``."""
 FINGERS = 'joints whose absolute positions add up to the opening of the gripper, or tell it'
 
 

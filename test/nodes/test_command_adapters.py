@@ -8,8 +8,8 @@ from std_msgs.msg import Float64
 
 from dtvla_ros.nodes import command_adapters
 from dtvla_ros.nodes.command_adapters import PRESETS, SWITCH, TwistAdapter, make_adapter
-from dtvla_ros.nodes.grippers import TOPICS
 from dtvla_ros.ros import conversions
+from dtvla_ros.ros.settings import GRIPPER_TOPICS
 
 DOWN = np.array([1.0, 0, 0, 0])
 
@@ -78,7 +78,8 @@ def test_a_gripper_is_told_in_the_unit_of_its_driver(graph, unit, kind):
                         '-p', 'gripper_joint:=knuckle')
     adapter = make_adapter(node, 'servo', 'base')
     adapter.gripper.send(1.0)
-    graph.hear('gripper', TOPICS[kind], adapter.gripper.topic, 10)
+    message_type = conversions.message_type(GRIPPER_TOPICS[kind])
+    graph.hear('gripper', message_type, adapter.gripper.topic, 10)
     graph.spin(lambda: adapter.gripper.listeners() == 1, 20)
     expected = {-1.0: 1.0, 1.0: 0.0} if kind == 'topic' else {-1.0: wide, 1.0: shut}
     for channel in (0.0, -1.0, -1.0, 1.0):

@@ -13,38 +13,43 @@ from dtvla_ros.nodes.record_server import RecordServer
 from dtvla_ros.nodes.sim_bridge import SimBridge
 from dtvla_ros.nodes.task_server import TaskServer
 from dtvla_ros.nodes.vla_node import VlaNode
-from dtvla_ros.ros.bringup import OPTIONAL
+from dtvla_ros.ros.bringup import OPTIONAL, SECTION
 from dtvla_ros.ros.parameters import MISSPELT, TWINS, require_known
 from dtvla_ros.safety.gate import GateState
 
+SHARED = ('arm_joints', 'finger_joints', 'base_frame', 'pose_source', 'ee_frame', 'gripper_width',
+          'finger_open_position', 'finger_closed_position')  # of policy and gate
 FR3_ARM = [f'fr3_joint{k}' for k in range(1, 8)]
 FR3_FINGERS = ['fr3_finger_joint1', 'fr3_finger_joint2']
 NODES = {'vla_node': VlaNode, 'command_gate': CommandGate, 'sim_bridge': SimBridge,
          'overlay': Overlay, 'operator': Operator, 'task_server': TaskServer,
          'record_server': RecordServer}
-FILES = sorted(path for stem in ('sim*', 'robot_*', 'gazebo')
+FILES = sorted(path for stem in ('sim*', 'gazebo', 'robots/*')
                for path in ROOT.glob(f'config/{stem}.yaml'))
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
 def test_every_parameter_in_a_file_exists_and_a_robot_does_not_move_by_itself(graph, path):
     given = {key.split('/')[-1]: section['ros__parameters']
-             for key, section in yaml.safe_load(path.read_text()).items()}
+             for key, section in yaml.safe_load(path.read_text()).items() if key != SECTION}
     graph.listen('--ros-args', '--params-file', str(path))
     # Not '/**': in rcl it would win over, or lose against, -p and launch files unexpectedly.
     nodes = {name: graph.join(NODES[name]) for name in given}
     for name, values in given.items():
         assert {'use_sim_time', 'lockstep'} <= values.keys() or name in OPTIONAL
         assert not [key for key in values if not nodes[name].has_parameter(key)], name
-    if path.stem.startswith('robot'):
+    if path.parent.name == 'robots':
         vla, gate, made = given['vla_node'], given['command_gate'], nodes['command_gate']
-        assert (vla['arm_joints'], vla['finger_joints'], gate['finger_joints']) == (
-            FR3_ARM, FR3_FINGERS, FR3_FINGERS)
-        assert made.get_parameter('preset').value == path.stem.removeprefix('robot_')
-        assert not given['operator']['allow_control']
+        shared = {*SHARED} & vla.keys()
+        assert {'arm_joints', 'finger_joints', 'base_frame'} <= shared
+        assert [vla[name] for name in shared] == [gate[name] for name in shared]
         assert not given['task_server']['start_gate']
         assert made._gate.state is GateState.STOP and not made._lockstep
         assert made._gate._config.heartbeat_stop_s == 0.0, 'a silent policy stops at once'
+        if 'sim_bridge' not in given:
+            assert 'ntested against hardware' in path.read_text().split('/bringup')[0]
+            assert not given['operator']['allow_control']
+            assert made.get_parameter('preset').value == path.stem.partition('_')[2]
 
 
 LEGAL = [  # whom a file is for, and what it says
