@@ -19,9 +19,9 @@ _NONE = np.empty((0, len(CHANNELS)), np.float32)
 class Chunk:
     """Actions for consecutive control steps; row k is for ``stamp + k * period`` [s].
 
-    ``stamp`` is that of the observation they answer. ``values`` [T, D] are LIBERO's normalised
-    OSC_POSE actions in [-1, 1] (0.05 m, 0.5 rad of goal offset per unit; gripper -1 opens,
-    +1 closes).
+    ``stamp`` is that of the observation they answer. ``values`` [T, D] are what the
+    `ActionContract` says, usually normalised OSC_POSE actions in [-1, 1] (0.05 m, 0.5 rad of goal
+    offset per unit; gripper -1 opens, +1 closes).
     """
 
     stamp: float
@@ -41,14 +41,17 @@ class ChunkQueue:
     actions are offsets from the measured pose, and an arm that waited has used none of them.
     ``max_latency``: a chunk whose age exceeds its own length by more is dropped [s].
     ``blend_steps``: rows over which a new chunk is faded in where the old one had rows.
-    ``ticks_per_row``: control ticks that a row lasts. `at_boundary`: the row taken last is the
-    first of a chunk that took over from one which had rows. `consumed`: rows played so far.
+    ``ticks_per_row``: control ticks that a row lasts. ``motion``: channels that may be faded; the
+    gripper is a switch, and half open is not between open and closed. `at_boundary`: the row
+    taken last is the first of a chunk that took over from one which had rows. `consumed`: rows
+    played so far.
     """
 
     def __init__(self, *, max_latency: float = 0.0, blend_steps: int = 0,
-                 ticks_per_row: int = 1) -> None:
+                 ticks_per_row: int = 1,
+                 motion: NDArray[np.intp] | slice = slice(len(CHANNELS) - 1)) -> None:
         self._max_latency, self._blend_steps = max_latency, blend_steps
-        self._ticks_per_row = ticks_per_row
+        self._ticks_per_row, self._motion = ticks_per_row, motion
         self._rows = _NONE  # left to play, [n, D], of the chunk of `_stamp`, until `_end`
         self._stamp = self._end = self._not_before = -math.inf
         self._played: deque[float] = deque(maxlen=HISTORY)  # first ticks of rows, ascending
@@ -68,8 +71,8 @@ class ChunkQueue:
         self._taken_over = len(self._rows) > 0
         if n := min(self._blend_steps, len(self._rows), len(rows)):
             rows, weight = rows.copy(), (np.arange(1, n + 1, dtype=np.float32) / (n + 1))[:, None]
-            # The gripper channel is a switch: half open is not between open and closed.
-            rows[:n, :6] = (1 - weight) * self._rows[:n, :6] + weight * rows[:n, :6]
+            old, new = self._rows[:n, self._motion], rows[:n, self._motion]
+            rows[:n, self._motion] = (1 - weight) * old + weight * new
         self._stamp, self._rows = chunk.stamp, rows
         self._end = chunk.stamp + len(chunk.values) * chunk.period + self._max_latency
         return None

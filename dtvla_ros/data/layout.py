@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dtvla_ros.actions.contract import ActionContract
+
 VERSION = 'v3.0'
 FILES_PER_CHUNK = 1000
 INFO = 'meta/info.json'
@@ -29,6 +31,8 @@ V21_VIDEO = 'videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index
 
 # LeRobot's own names for the LIBERO camera pair -> the policy's camera names.
 CAMERAS = {'observation.images.image': 'primary', 'observation.images.wrist_image': 'wrist'}
+IMAGES = 'observation.images.'  # before the name of any other camera
+CONTRACT = 'action_contract'  # key of info.json: what the actions are, where not OSC_POSE
 STATE = 'observation.state'
 STATE_NAMES = ('x', 'y', 'z', 'rx', 'ry', 'rz', 'finger_left', 'finger_right')
 JOINTS = 'observation.joint_positions'
@@ -72,22 +76,34 @@ class Episode:
         return len(next(iter(self.columns.values())))
 
 
+def camera_of(key: str) -> str:
+    """Return what policies call the camera of a video key."""
+    return CAMERAS.get(key) or key.removeprefix(IMAGES)
+
+
+def camera_key(camera: str) -> str:
+    """Return the video key of a camera that policies call so; inverse of `camera_of`."""
+    return next((key for key, name in CAMERAS.items() if name == camera), IMAGES + camera)
+
+
 def own_files(folder: Path, pattern: str) -> list[Path]:
     """Return the files of a pattern in order, without the ``._name`` that macOS puts beside."""
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith('.'))
 
 
 def action_chunks(actions: NDArray[np.float32], starts: NDArray[np.int64], length: int,
-                  breaks: Sequence[int] = ()) -> dict[str, NDArray[Any]]:
+                  breaks: Sequence[int] = (), contract: ActionContract = ActionContract(),
+                  ) -> dict[str, NDArray[Any]]:
     """Return columns: the next ``length`` actions from each start [N, length * D], the padding.
 
-    Slots past the end repeat the last gripper command with no motion. ``breaks``: steps at which
-    something the policy could not foresee happened; a chunk begun before is padding from there.
+    Slots past the end repeat the last gripper command with no motion, as ``contract`` has it.
+    ``breaks``: steps at which something the policy could not foresee happened; a chunk begun
+    before is padding from there.
     """
     steps = starts[:, None] + np.arange(length)  # [N, length]
     padding = steps >= len(actions)
     for step in breaks:
         padding |= (starts[:, None] < step) & (steps >= step)
     chunk = actions[np.minimum(steps, len(actions) - 1)]  # [N, length, D]
-    chunk[steps >= len(actions), :6] = 0.0
+    chunk[steps >= len(actions)] = contract.at_rest(actions[-1])
     return {ACTION_CHUNK: chunk.reshape(len(starts), -1), ACTION_IS_PAD: padding}

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.config import require_types
+from dtvla_ros.field_types import require_types
 
 OF_ACTIONS = ('action_mean', 'action_least')
 FEATURES = ('thought_mean', 'thought_least', 'place_mean', *OF_ACTIONS)

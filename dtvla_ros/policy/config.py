@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple
 
 from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.errors import UserError
+from dtvla_ros.field_types import require_types
 
 MASKED = -1e9  # finite, so that a row that sees nothing (a pad) yields numbers and not NaN
 VISION_KINDS = ('siglip', 'conv', 'lite0')
@@ -37,31 +38,6 @@ def _positive(owner: object, *names: str) -> None:
     for name in names:
         value, most = getattr(owner, name), _LARGEST.get(name, 2 ** 20)
         _require(0 < value <= most, f'{name} must be positive, at most {most}, got {value}')
-
-
-def require_types(owner: Any) -> None:
-    """Raise ``UserError`` unless every field of a dataclass holds what its annotation says.
-
-    Files are read into them, and JSON knows other types. Dataclasses in it see to themselves.
-    """
-    for name, hint in get_type_hints(type(owner)).items():
-        value = getattr(owner, name)
-        if not _fits(value, hint):
-            kind = getattr(hint, '__name__', '') if get_origin(hint) is None else str(hint)
-            raise UserError(f'{name} is {repr(value)[:60]}, expected {kind}')
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(part, inner[0]) for part in value)
-    if origin is Mapping:
-        return isinstance(value, Mapping) and all(
-            _fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
-    if hint in (int, float):
-        return isinstance(value, (int, hint)) and not isinstance(value, bool) and (
-            abs(value) < math.inf)
-    return hint is Any or is_dataclass(hint) or isinstance(value, hint)
 
 
 class Lite0Stage(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any, cast
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from dtvla_ros.actions.contract import ActionContract
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.errors import UserError
@@ -90,7 +91,7 @@ def published(name: str, license: str, config: DecoderConfig, statistics: Action
     """Return a manifest with the published prompt, whole chunks, LIBERO's mirrored images."""
     return PolicyManifest(
         name, license, config, cast(ActionStatistics, statistics), files, False, PREAMBLE,
-        MAX_THOUGHT, layout.ActionContract(replan_steps=config.chunk_steps),
+        MAX_THOUGHT, ActionContract(replan_steps=config.chunk_steps),
         layout.ImageContract(mirrored=True))
 
 

@@ -12,14 +12,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dtvla_ros.actions.contract import ActionContract
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.errors import UserError
+from dtvla_ros.field_types import require_types
 from dtvla_ros.files import read_json, unreadable, writing
 from dtvla_ros.interrupt import resumable
 from dtvla_ros.policy.confidence import Calibration
-from dtvla_ros.policy.config import DecoderConfig, require_types
+from dtvla_ros.policy.config import DecoderConfig
 
-FORMAT = 1
+FORMATS = (1, 2)  # of end-effector offsets, which every version reads, and of other actions
 MOST_TOKENS = 10_000  # of a thought
 MANIFEST = 'manifest.json'
 WEIGHTS = 'model.safetensors'
@@ -30,31 +32,6 @@ GRAPHS = ('vision.onnx', 'decoder.onnx', 'act.onnx')
 # The same with quantised weights multiplied as floats, for a CPU that multiplies no bytes.
 FLOAT_GRAPHS = ('vision.float.onnx', 'decoder.float.onnx', 'act.float.onnx')
 ALLOWED = ('.safetensors', '.onnx', '.json')
-
-
-@dataclass(frozen=True, slots=True)
-class ActionContract:
-    """What a number in a chunk means to an arm.
-
-    OSC_POSE: a unit moves the goal by ``metres_per_unit`` or ``radians_per_unit`` away from the
-    measured pose, in axes of ``frame``, at ``rate_hz``. Of a chunk ``replan_steps`` rows are
-    meant to be executed before the next decision.
-    """
-
-    controller: str = 'OSC_POSE'
-    metres_per_unit: float = 0.05
-    radians_per_unit: float = 0.5
-    frame: str = 'base'
-    rate_hz: float = 20.0
-    gripper_open: float = -1.0
-    gripper_close: float = 1.0
-    replan_steps: int = 6
-
-    def __post_init__(self) -> None:
-        require_types(self)
-        for name in ('metres_per_unit', 'radians_per_unit', 'rate_hz', 'replan_steps'):
-            if not (value := getattr(self, name)) > 0:
-                raise UserError(f'action contract: {name} must be positive, got {value}')
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +98,19 @@ class PolicyManifest:
             if Path(name).suffix.lower() not in ALLOWED:
                 raise UserError(f'manifest: {name!r} is refused unread; a policy holds only '
                                 f'{", ".join(ALLOWED)} (pickle can run code)')
+        if self.action.dim != self.config.action_dim:
+            raise UserError(f'manifest: action has {self.action.dim} channels, the network '
+                            f'{self.config.action_dim}')
         if self.action.replan_steps > self.config.chunk_steps:
             raise UserError(f'manifest: replan_steps {self.action.replan_steps} exceeds the chunk '
                             f'of {self.config.chunk_steps}')
 
     def to_json(self) -> str:
-        data = asdict(self)
+        data = asdict(self) | {'action': self.action.to_dict(),
+                               'statistics': self.statistics.to_dict()}
         if self.calibration is None:  # so that versions without this key read it
             del data['calibration']
-        return json.dumps({'format': FORMAT, **data}, indent=1) + '\n'
+        return json.dumps({'format': FORMATS[self.action.is_joints], **data}, indent=1) + '\n'
 
     @classmethod
     def read(cls, folder: Path | str) -> PolicyManifest:
@@ -140,13 +121,16 @@ class PolicyManifest:
         data = read_json(path)
         if 'auto_map' in data:
             raise UserError(f'{path}: asks for remote code (auto_map), which is never run')
-        if data.pop('format', None) != FORMAT:
-            raise UserError(f'{path}: manifest format is not {FORMAT}; export the policy again')
+        if data.pop('format', None) not in FORMATS:
+            raise UserError(f'{path}: manifest format is none of {", ".join(map(str, FORMATS))}; '
+                            'export the policy again, or install the version it was made with')
         try:
             config = DecoderConfig.from_dict(data.pop('config'))
+            action = ActionContract.from_dict(data.pop('action'))
             return cls(
-                config=config, action=ActionContract(**data.pop('action')),
-                statistics=ActionStatistics.from_dict(data.pop('statistics'), config.action_dim),
+                config=config, action=action,
+                statistics=ActionStatistics.from_dict(
+                    data.pop('statistics'), config.action_dim, action.gripper_index),
                 images=ImageContract(**data.pop('images')),
                 tasks=sentences(data.pop('tasks', []), 'tasks'),
                 names=sentences(data.pop('names', []), 'names'),

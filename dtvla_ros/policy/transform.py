@@ -6,7 +6,7 @@ Training, evaluation and the node share it, so that they cannot differ.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from scipy.spatial.transform import Rotation
 from tokenizers import Tokenizer
 
 from dtvla_ros.actions.codec import ActionCodec
+from dtvla_ros.actions.contract import ActionContract
 from dtvla_ros.actions.grid import location_word, opening_word, tilt_word
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.errors import UserError
@@ -25,6 +26,7 @@ from dtvla_ros.policy.manifest import TOKENIZER, PolicyManifest
 from dtvla_ros.policy.vocabulary import UNKNOWN, load_tokenizer
 
 HOME = Rotation.from_quat([1.0, 0.0, 0.0, 0.0])  # gripper pointing straight down, base frame
+ACTION = 'action.json'  # of a training run: its action contract
 MAX_INSTRUCTION = 512  # characters; longer is a mistake or an attack, never a task
 
 
@@ -65,7 +67,7 @@ class PolicyTransform:
 
     ``state_in_prompt`` adds the gripper's state words (the released model sees none);
     ``preamble`` is the released prompt's sentence before ``Task:``. ``mirrored`` exchanges left
-    and right of every image, for policies trained on such.
+    and right of every image, for policies trained on such. ``contract``: what actions are.
     """
 
     config: DecoderConfig
@@ -74,10 +76,14 @@ class PolicyTransform:
     state_in_prompt: bool = True
     preamble: str = ''
     mirrored: bool = False
+    contract: ActionContract = ActionContract()
 
     def __post_init__(self) -> None:
         if len(self.statistics.q01) != self.config.action_dim:
             raise UserError(f'statistics of {len(self.statistics.q01)} channels for a policy of '
+                            f'{self.config.action_dim}')
+        if self.contract.dim != self.config.action_dim:
+            raise UserError(f'action contract of {self.contract.dim} channels for a policy of '
                             f'{self.config.action_dim}')
 
     @property
@@ -179,16 +185,21 @@ class PolicyTransform:
         return int(ids[len(encode(thought, add_special_tokens=False).ids)])
 
     def encode_actions(self, actions: ArrayLike) -> NDArray[np.int64]:
-        """Return ids [T*D], time first, of a chunk [T, D] in the robot's units."""
+        """Return ids [..., T*D], time first, of chunks [..., T, D] in the robot's units."""
         x, shape = np.asarray(actions, np.float64), self._chunk_shape
-        if x.shape != shape:
+        if x.shape[-2:] != shape:
             raise UserError(f'chunk of shape {x.shape}, the policy makes {shape}')
-        return self.codec.encode(self.statistics.normalize(x)).reshape(-1)
+        x = self.statistics.normalize(x)
+        if (gripper := self.contract.gripper_index) is not None:
+            x[..., gripper] = self.contract.switch(x[..., gripper])
+        return self.codec.encode(x).reshape(*x.shape[:-2], -1)
 
     def decode_actions(self, tokens: ArrayLike) -> NDArray[np.float32]:
         """Return the chunk [T, D] in the robot's units of ids [T*D]."""
-        x = self.codec.decode(tokens).reshape(self._chunk_shape)
-        return self.statistics.unnormalize(x).astype(np.float32)
+        x = self.statistics.unnormalize(self.codec.decode(tokens).reshape(self._chunk_shape))
+        if (gripper := self.contract.gripper_index) is not None:
+            x[:, gripper] = self.contract.from_switch(x[:, gripper])
+        return x.astype(np.float32)
 
 
 def transform_of(folder: Path, manifest: PolicyManifest) -> PolicyTransform:
@@ -196,11 +207,13 @@ def transform_of(folder: Path, manifest: PolicyManifest) -> PolicyTransform:
     return PolicyTransform(
         manifest.config, load_tokenizer(manifest.verified(folder, TOKENIZER)),
         manifest.statistics, manifest.state_in_prompt, manifest.preamble,
-        manifest.images.mirrored)
+        manifest.images.mirrored,
+        # How often it decides is the policy's, and no part of what its actions mean.
+        replace(manifest.action, replan_steps=ActionContract().replan_steps))
 
 
 def write_transform(folder: Path, transform: PolicyTransform) -> None:
-    """Write ``config.json``, ``tokenizer.json``, ``statistics.json`` and ``prompt.json``."""
+    """Write ``config.json``, ``tokenizer.json``, and statistics, prompt and action likewise."""
     folder.mkdir(parents=True, exist_ok=True)
     with written_whole(folder / 'tokenizer.json') as part:
         transform.tokenizer.save(str(part))
@@ -208,6 +221,7 @@ def write_transform(folder: Path, transform: PolicyTransform) -> None:
     write_json(folder / 'prompt.json', {
         'state_in_prompt': transform.state_in_prompt, 'preamble': transform.preamble,
         'mirrored': transform.mirrored})
+    write_json(folder / ACTION, transform.contract.to_dict())
     write_json(folder / 'config.json', asdict(transform.config))  # last: now there is one
 
 
@@ -217,5 +231,9 @@ def read_transform(folder: Path) -> PolicyTransform:
         read_json(folder / name, 'is this the folder of a training run?')
         for name in ('config.json', 'statistics.json', 'prompt.json'))
     decoder = DecoderConfig.from_dict(config)
-    return PolicyTransform(decoder, load_tokenizer(folder / 'tokenizer.json'),
-                           ActionStatistics.from_dict(statistics, decoder.action_dim), **prompt)
+    told = folder / ACTION  # runs of earlier versions have none
+    contract = ActionContract.from_dict(read_json(told)) if told.exists() else ActionContract()
+    return PolicyTransform(
+        decoder, load_tokenizer(folder / 'tokenizer.json'), ActionStatistics.from_dict(
+            statistics, decoder.action_dim, contract.gripper_index),
+        **prompt, contract=contract)

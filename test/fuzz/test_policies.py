@@ -9,6 +9,7 @@ import pytest
 from support.policies import observation, rehash
 from support.small import small_policy
 
+from dtvla_ros.actions.contract import ActionContract
 from dtvla_ros.engine import bench_report
 from dtvla_ros.engine.export import export_policy
 from dtvla_ros.engine.load import load_policy
@@ -16,7 +17,7 @@ from dtvla_ros.engine.proof import Proof
 from dtvla_ros.evaluation import command
 from dtvla_ros.evaluation.workers import EvalOptions
 from dtvla_ros.nodes import inference_worker
-from dtvla_ros.policy.manifest import ActionContract, PolicyManifest
+from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.ros.settings import VlaSettings
 from test.fuzz.mutations import damaged, one_line, one_line_of, seeds
 

@@ -1,0 +1,208 @@
+"""What the numbers of an action mean to an arm: space, channels, units, gripper, rate.
+
+A policy's manifest, a dataset, a simulated scene and a robot file each say it; whoever brings two
+of them together asks `differences`, and nobody else knows how many channels there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dtvla_ros.actions import osc
+from dtvla_ros.conventions import CHANNELS, CONTROL_RATE
+from dtvla_ros.errors import UserError
+from dtvla_ros.field_types import require_types
+
+OSC_POSE, JOINT_POSITION, JOINT_DELTA = 'OSC_POSE', 'JOINT_POSITION', 'JOINT_DELTA'
+SPACES = {
+    OSC_POSE: "end effector's offset from the measured pose",
+    JOINT_POSITION: 'positions of the joints',
+    JOINT_DELTA: 'offsets from the measured positions of the joints'}
+"""Action spaces by ``controller``, named as robosuite names its controllers."""
+JOINT_SPACES = (JOINT_POSITION, JOINT_DELTA)
+GRIPPER = CHANNELS[-1]
+UNITS = ('rad', 'm')
+"""Of joints: revolute and prismatic."""
+OSC_UNITS = (*['0.05 m'] * 3, *['0.5 rad'] * 3, 'open -1, closed 1')
+_OF_OSC = ('metres_per_unit', 'radians_per_unit', 'frame')
+_OF_JOINTS = ('channels', 'units', 'gripper')
+
+
+@dataclass(frozen=True, slots=True)
+class ActionContract:
+    """What a number in a chunk means to an arm.
+
+    ``controller``: the space, one of `SPACES`. OSC_POSE: a unit moves the goal by
+    ``metres_per_unit`` or ``radians_per_unit`` away from the measured pose, in axes of ``frame``.
+    Joint spaces: ``channels`` are the joints' names, ``units`` theirs, 'rad' or 'm'; offsets are
+    from the positions measured when their row begins. In all of them the channel ``gripper`` is a
+    switch from ``gripper_open`` to ``gripper_close``; '': the arm has none. A row lasts
+    1 / ``rate_hz``; of a chunk ``replan_steps`` rows are meant to be executed before the next
+    decision. Raises ``UserError`` naming the field that is wrong.
+    """
+
+    controller: str = OSC_POSE
+    metres_per_unit: float = osc.METRES_PER_UNIT
+    radians_per_unit: float = osc.RADIANS_PER_UNIT
+    frame: str = 'base'
+    rate_hz: float = CONTROL_RATE
+    gripper_open: float = osc.GRIPPER_OPEN
+    gripper_close: float = osc.GRIPPER_CLOSED
+    replan_steps: int = 6
+    channels: tuple[str, ...] = CHANNELS
+    units: tuple[str, ...] = OSC_UNITS
+    gripper: str = GRIPPER
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        for name in ('metres_per_unit', 'radians_per_unit', 'rate_hz', 'replan_steps'):
+            if not (value := getattr(self, name)) > 0:
+                raise UserError(f'action contract: {name} must be positive, got {value}')
+        if not self.gripper_open != self.gripper_close:
+            raise UserError(f'action contract: gripper_open and gripper_close are both '
+                            f'{self.gripper_open}')
+        if self.is_joints:
+            self._require_joints()
+        elif self.channels != CHANNELS or self.gripper != GRIPPER:
+            raise UserError(f'action contract: {self.controller} has the channels '
+                            f'{", ".join(CHANNELS)}, got {", ".join(self.channels)}')
+
+    def _require_joints(self) -> None:
+        names = self.channels
+        if not names or not all(names) or len(set(names)) != len(names):
+            raise UserError(f'action contract: channels {list(names)} must be names, each once')
+        if len(self.units) != len(names):
+            raise UserError(f'action contract: {len(self.units)} units for {len(names)} channels')
+        if self.gripper and self.gripper not in names:
+            raise UserError(f'action contract: gripper {self.gripper!r} is none of the channels '
+                            f'{", ".join(names)}')
+        if not self.joints:
+            raise UserError('action contract: no channel but the gripper')
+        for name, unit in zip(names, self.units, strict=True):
+            if name != self.gripper and unit not in UNITS:
+                raise UserError(f'action contract: unit of {name} must be one of '
+                                f'{", ".join(UNITS)}, got {unit!r}')
+
+    @classmethod
+    def of_joints(cls, joints: Sequence[str], controller: str = JOINT_POSITION,
+                  gripper: str = GRIPPER, **others: Any) -> ActionContract:
+        """Return the contract of revolute joints and, behind them, a gripper at -1 or +1."""
+        tail = [gripper] if gripper else []
+        return cls(controller=controller, channels=(*joints, *tail), gripper=gripper,
+                   units=(*['rad'] * len(joints), *['open -1, closed 1'] * len(tail)), **others)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ActionContract:
+        """Read what `to_dict` returns, of a file. Raises ``UserError`` for an unknown field."""
+        known = [entry.name for entry in fields(cls)]
+        if unknown := next((name for name in data if name not in known), None):
+            raise UserError(f'action contract: no field {unknown!r}; there are '
+                            f'{", ".join(known)}')
+        if data.get('controller') in JOINT_SPACES and (
+                missing := next((name for name in _OF_JOINTS if name not in data), None)):
+            raise UserError(f'action contract: {missing} is missing')
+        return cls(**{name: tuple(value) if isinstance(value, list) else value
+                      for name, value in data.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields that this space has; of OSC_POSE those of the first versions."""
+        left_out = _OF_OSC if self.is_joints else _OF_JOINTS
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+    @property
+    def is_joints(self) -> bool:
+        """Whether the channels are joints."""
+        return self.controller in JOINT_SPACES
+
+    @property
+    def dim(self) -> int:
+        """Number of channels, D."""
+        return len(self.channels)
+
+    @property
+    def joints(self) -> tuple[str, ...]:
+        """The joints' names; none where the channels are no joints."""
+        return tuple(n for n in self.channels if n != self.gripper) if self.is_joints else ()
+
+    @property
+    def gripper_index(self) -> int | None:
+        """Which channel is the gripper's."""
+        return self.channels.index(self.gripper) if self.gripper else None
+
+    @property
+    def motion(self) -> NDArray[np.intp]:
+        """Which channels move the arm, [D - 1] or [D]."""
+        return np.array([k for k, name in enumerate(self.channels) if name != self.gripper])
+
+    @property
+    def is_offset(self) -> bool:
+        """Whether zeros in all channels that move the arm keep it where it is."""
+        return self.controller != JOINT_POSITION
+
+    def switch(self, values: ArrayLike) -> NDArray[np.float64]:
+        """Return what a gripper channel says, -1 open to +1 closed, from its own numbers."""
+        x = np.asarray(values, np.float64)
+        if (self.gripper_open, self.gripper_close) == (osc.GRIPPER_OPEN, osc.GRIPPER_CLOSED):
+            return x
+        return 2.0 * (x - self.gripper_open) / (self.gripper_close - self.gripper_open) - 1.0
+
+    def from_switch(self, values: ArrayLike) -> NDArray[np.float64]:
+        """Return a gripper channel's own numbers; inverse of `switch`."""
+        x = np.asarray(values, np.float64)
+        if (self.gripper_open, self.gripper_close) == (osc.GRIPPER_OPEN, osc.GRIPPER_CLOSED):
+            return x
+        return self.gripper_open + 0.5 * (x + 1.0) * (self.gripper_close - self.gripper_open)
+
+    def closes(self, actions: ArrayLike) -> NDArray[np.bool_]:
+        """Return of actions [..., D] whether the gripper is told to close, [...]."""
+        x = np.asarray(actions)
+        if self.gripper_index is None:
+            return np.zeros(x.shape[:-1], bool)
+        return self.switch(x[..., self.gripper_index]) > 0
+
+    def at_rest(self, action: ArrayLike) -> NDArray[np.float32]:
+        """Return the action [D] that keeps arm and gripper where ``action`` [D] leads them."""
+        rest = np.array(action, np.float32)
+        if self.is_offset:
+            rest[self.motion] = 0.0
+        return rest
+
+
+def differences(wanted: ActionContract, found: ActionContract) -> list[str]:
+    """Return in what ``found`` is another contract than ``wanted``, in words; replanning is free.
+
+    Each reads '... is A, not B', B being what is wanted.
+    """
+    told: list[str] = []
+    if wanted.controller != found.controller:
+        return [f'the action space is {found.controller} ({SPACES.get(found.controller, "?")}), '
+                f'not {wanted.controller} ({SPACES.get(wanted.controller, "?")})']
+    if wanted.channels != found.channels:
+        told.append(f'the channels are {", ".join(found.channels)}, not '
+                    f'{", ".join(wanted.channels)}')
+    elif wanted.units != found.units and wanted.is_joints:
+        told += [f'the unit of {name} is {b}, not {a}' for name, a, b in zip(
+            wanted.channels, wanted.units, found.units, strict=True)
+            if a != b and name != wanted.gripper]
+    if wanted.gripper != found.gripper:
+        told.append(f'the gripper is {found.gripper or "none"}, not {wanted.gripper or "none"}')
+    for name in ('gripper_open', 'gripper_close', *(() if wanted.is_joints else _OF_OSC)):
+        a, b = getattr(wanted, name), getattr(found, name)
+        if a != b:
+            told.append(f'{name} is {b}, not {a}')
+    if not math.isclose(wanted.rate_hz, found.rate_hz, rel_tol=1e-3):
+        told.append(f'the rate is {found.rate_hz:g} Hz, not {wanted.rate_hz:g} Hz')
+    return told
+
+
+def require_offsets(contract: ActionContract, policy: str, command: str) -> None:
+    """Raise ``UserError`` where what makes sense for OSC_POSE only is asked of another policy."""
+    if contract.is_joints:
+        raise UserError(f'{policy}: its actions are {contract.controller}, {command} is for '
+                        f'{OSC_POSE}; use dtvla train sft and dtvla eval')
