@@ -17,14 +17,18 @@ from rclpy.action import ActionServer
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import Float64MultiArray
 from tf2_msgs.msg import TFMessage
+from trajectory_msgs.msg import JointTrajectory
 
 from benchmarks.arm import GAIN, HOME, SERVO_TIMEOUT
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.run import STEADY
 
-PERIOD = 0.02  # of joint states and poses [s]; robot_state_publisher's publish_frequency: 50.0
-IMAGES_PERIOD = 0.05
+from .controllers import ForwardController, TrajectoryController
+
+PERIOD = 0.03  # of joint states and poses [s]
+IMAGES_PERIOD = 0.1
 DOWN = [1.0, 0.0, 0.0, 0.0]  # the gripper's orientation
 HALF_TURN = [0.0, 0.0, 1.0, 0.0]  # about z
 
@@ -48,6 +52,18 @@ class Driver:
     links: tuple[str, ...]
     turned: str = ''
     pose: tuple[str, str] = ('', '')
+    gripper_type: Any = GripperCommand
+    cameras: tuple[str, str] = (
+        '/camera/primary/color/image_raw', '/camera/wrist/color/image_raw')
+    joint_states: str = '/joint_states'
+
+    @property
+    def by_joints(self) -> bool:
+        """Whether its controller takes positions of the joints."""
+        return self.kind in CONTROLLERS
+
+
+CONTROLLERS = {JointTrajectory: TrajectoryController, Float64MultiArray: ForwardController}
 
 
 # franka_ros2, franka_bringup/config/controllers.yaml: "- fr3_joint1"; franka_gripper,
@@ -93,9 +109,11 @@ class DrivenArm:
         self.position, self._twist, self._twist_at = HOME.copy(), np.zeros(3), 0.0
         self._target: Any = None
         self._closed = 0.0  # 0 open, 1 closed
+        self.controller = CONTROLLERS[driver.kind](
+            driver.arm, np.zeros(len(driver.arm))) if driver.by_joints else None
         self.goals: list[float] = []
         self.refused: list[str] = []
-        self._joints = node.create_publisher(JointState, '/joint_states', 10)
+        self._joints = node.create_publisher(JointState, driver.joint_states, 10)
         self._pose = node.create_publisher(
             PoseStamped, driver.pose[0], QoSProfile(depth=10)) if driver.pose[0] else None
         self._tf = node.create_publisher(TFMessage, '/tf', 100)
@@ -107,11 +125,11 @@ class DrivenArm:
             fixed.append(self._transform(
                 driver.links[0], driver.turned, [0.0, 0.0, 0.0], HALF_TURN))
         static.publish(TFMessage(transforms=fixed))
-        self._cameras = [node.create_publisher(
-            Image, f'/camera/{name}/color/image_raw', sensor) for name in ('primary', 'wrist')]
+        self._cameras = [node.create_publisher(Image, name, sensor) for name in driver.cameras]
         node.create_subscription(driver.kind, driver.command, {
-            TwistStamped: self._on_twist, PoseStamped: self._on_target}[driver.kind], 10)
-        self.server = ActionServer(node, GripperCommand, driver.gripper, self._on_goal)
+            TwistStamped: self._on_twist, PoseStamped: self._on_target}.get(
+                driver.kind, self._on_joints), 10)
+        self.server = ActionServer(node, driver.gripper_type, driver.gripper, self._on_goal)
         self._noise = np.random.default_rng(0)
         node.create_timer(PERIOD, self._move, clock=STEADY)
         node.create_timer(IMAGES_PERIOD, self._publish_images, clock=STEADY)
@@ -142,8 +160,12 @@ class DrivenArm:
         if self._in_base(message):
             self._target = conversions.pose_arrays(message.pose)[0]
 
+    def _on_joints(self, message: Any) -> None:
+        assert self.controller is not None
+        self.controller.take(message, time.monotonic())
+
     def _on_goal(self, goal: Any) -> Any:
-        told, (low, high) = goal.request.command.position, self._driver.takes
+        told, (low, high) = np.ravel(goal.request.command.position)[0], self._driver.takes
         self.goals.append(told)
         if low <= told <= high:
             wide, shut = self._driver.closes
@@ -152,7 +174,7 @@ class DrivenArm:
         else:
             self.refused.append(f'a goal of {told}')
             goal.abort()
-        return GripperCommand.Result()
+        return self._driver.gripper_type.Result()
 
     def _move(self) -> None:
         if time.monotonic() - self._twist_at > SERVO_TIMEOUT:
@@ -160,13 +182,15 @@ class DrivenArm:
         speed = self._twist if self._target is None else GAIN * (self._target - self.position)
         self.position = self.position + PERIOD * speed
         driver, (wide, shut) = self._driver, self._driver.closes
-        angle = float(self.position.sum())
+        angles = [float(self.position.sum())] * len(driver.arm)
+        if self.controller is not None:
+            angles = self.controller.move(time.monotonic()).tolist()
+            self.position = HOME + 0.1 * np.array(angles[:3])
         finger = wide + (shut - wide) * self._closed
-        # The gripper's driver publishes in a message of its own.
-        for names, values in ((driver.arm, [angle] * len(driver.arm)),
-                              (driver.gripper_joints, [finger] * len(driver.gripper_joints))):
-            self._joints.publish(JointState(
-                header=self._head(), name=list(names), position=values))
+        # joint_state_broadcaster, or joint_state_publisher over both drivers, merges them.
+        self._joints.publish(JointState(
+            header=self._head(), name=[*driver.arm, *driver.gripper_joints],
+            position=angles + [finger] * len(driver.gripper_joints)))
         self._tf.publish(TFMessage(transforms=[self._transform(
             driver.links[0], driver.links[1], self.position, DOWN)]))
         if self._pose is not None:
@@ -181,6 +205,6 @@ class DrivenArm:
 
 
 def moved(arm: DrivenArm, distance: float = 0.01) -> Callable[[], bool]:
-    """Return what tells whether an arm has moved from where it is now [m]."""
+    """Return what tells whether an arm has moved so far [m] from where it is now."""
     place = arm.position.copy()
     return lambda: bool(np.linalg.norm(arm.position - place) > distance)
