@@ -36,7 +36,25 @@ LATENCY = 'latency_'
 """Begins the keys of `VLA_STATE` that hold the seconds of each phase of a decision."""
 
 # Topics, absolute. Nodes use them relative to their namespace, so that it can be remapped.
-IMAGES = {camera: f'/image_{camera}' for camera in CAMERAS}
+def image_topic(camera: str) -> str:
+    """Return the topic of a camera's images."""
+    return f'/image_{camera}'
+
+
+def image_input(camera: str) -> str:
+    """Return what nodes call the topic of a camera that they look through.
+
+    The usual ones' is relative, and launch files remap it; any other's is absolute.
+    """
+    return f'image_{camera}' if camera in CAMERAS else image_topic(camera)
+
+
+def camera_info_topic(camera: str) -> str:
+    """Return the topic that says how a camera projects."""
+    return f'/camera_{camera}/camera_info'
+
+
+IMAGES = {camera: image_topic(camera) for camera in CAMERAS}
 JOINT_STATES = '/joint_states'
 EE_POSE = '/ee_pose'
 INSTRUCTION = '/instruction'
@@ -62,7 +80,7 @@ EPISODE_MARK = '/episode_mark'
 RECORD_STATE = '/record_state'
 SIM_STATE = '/sim/state'
 SIM_TASKS = '/sim/tasks'
-CAMERA_INFO = {camera: f'/camera_{camera}/camera_info' for camera in CAMERAS}
+CAMERA_INFO = {camera: camera_info_topic(camera) for camera in CAMERAS}
 PLANNED_PATH = '/planned_path'
 OVERLAY = '/overlay/compressed'
 

@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from .perturbation import PerturbedEnv
 
 LIBERO_SUITES = ('libero_spatial', 'libero_object', 'libero_goal', 'libero_10', 'libero_90')
-SUITES = ('tabletop', *LIBERO_SUITES)
+TABLETOPS = ('tabletop', 'tabletop_joints')
+JOINT_SUITES = ('tabletop_joints',)
+"""Suites whose arm is commanded by its joints."""
+SUITES = (*TABLETOPS, *LIBERO_SUITES)
+
+
+def require_offsets(suite: str, command: str) -> None:
+    """Raise UserError where a command cannot drive an arm by its joints."""
+    if suite in JOINT_SUITES:
+        raise UserError(f'the arm of {suite} is commanded by its joints, {command} is for offsets '
+                        f'of the end effector; choose another suite, or dtvla eval')
 
 
 def make(suite: str, perturb: Sequence[str] = (), **options: Any) -> ArmEnv | PerturbedEnv:
@@ -35,9 +45,11 @@ def make(suite: str, perturb: Sequence[str] = (), **options: Any) -> ArmEnv | Pe
         from .libero.env import LiberoEnv
 
         return LiberoEnv(suite, **options)
-    from .tabletop.env import TabletopEnv
+    from .tabletop.env import JointTabletopEnv, TabletopEnv
 
-    return TabletopEnv(**options)
+    kinds: dict[str, type[TabletopEnv]] = {
+        kind.name: kind for kind in (TabletopEnv, JointTabletopEnv)}
+    return kinds[suite](**options)
 
 
 def with_release(env: ArmEnv | PerturbedEnv) -> ForcedReleaseEnv:

@@ -7,7 +7,7 @@ own, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import mujoco
@@ -68,18 +68,21 @@ class ArmControl:
     def step(self, action: NDArray[np.float64]) -> None:
         """Run one control step (50 ms) under a command [7], as ``MujocoEnv.step`` would."""
         model, data, controller = self.model, self.data, self.robot.controller
-        motion, grip = action[: controller.control_dim], action[controller.control_dim:]
+        motion, grip = action[:-1], action[-1:]
         for substep in range(self.substeps):
             mujoco.mj_step1(model, data)
             if controller.new_update:  # robosuite begins an episode with what it read in reset
                 self._read()
             if substep == 0:
-                controller.set_goal(motion)
+                self._set_goal(motion)
             fingers = self.robot.gripper.format_action(grip)
             data.ctrl[self.arm_motors] = np.clip(self._torques(), *self.torque_limits)
             data.ctrl[self.finger_motors] = self.finger_bias + self.finger_weight * fingers
             mujoco.mj_step2(model, data)
             controller.new_update = True
+
+    def _set_goal(self, motion: NDArray[np.float64]) -> None:
+        self.robot.controller.set_goal(motion)
 
     def holds(self, geoms: Collection[int]) -> bool:
         """Return whether both fingers touch one of an object's ``geoms``."""
@@ -130,3 +133,52 @@ class ArmControl:
         torques += law.nullspace_torques(
             c.mass_matrix, nullspace, c.initial_joint, c.joint_pos, c.joint_vel)
         return np.array(torques)
+
+
+class JointControl(ArmControl):
+    """Position control of some of a Panda's joints; the others hold where an episode begins.
+
+    robosuite's JOINT_POSITION law, towards absolute positions. ``joints``: which ones of the arm's
+    are commanded, from 0.
+    """
+
+    KP = 300.0  # [1/s^2], critically damped
+    # Offset of a goal that moves the end effector as fast as a unit of OSC_POSE does [m, rad].
+    METRES_PER_UNIT, RADIANS_PER_UNIT = 0.0375, 0.375
+    TURN_WEIGHT = 0.2  # of a radian against a metre
+    DAMPING = 1e-3  # of the least squares
+    MARGIN = 0.01  # of goals from the ends of a joint's range [rad]
+
+    def __init__(self, env: Any, joints: Sequence[int]):
+        super().__init__(env)
+        self.joints = list(joints)
+        self._goal = np.array(self.robot.init_qpos, np.float64)
+        ids = [self.model.joint(name).id for name in self.robot.robot_joints]
+        self._range = self.model.jnt_range[ids][self.joints].T + [[self.MARGIN], [-self.MARGIN]]
+
+    def positions(self) -> NDArray[np.float64]:
+        """Return where the commanded joints are [rad]."""
+        return np.array(self.data.qpos[self.qpos][self.joints])
+
+    def towards(self, action: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return the positions that lead where an action of OSC_POSE [>=6] does, from here.
+
+        By damped least squares; what the joints cannot turn stays as it is.
+        """
+        mujoco.mj_jacSite(self.model, self.data, *self._jacobian, self.site)
+        jacobian = self._jacobian.reshape(6, -1)[:, np.array(self.qvel)[self.joints]]
+        weights = np.repeat([1.0, self.TURN_WEIGHT], 3)
+        units = np.repeat([self.METRES_PER_UNIT, self.RADIANS_PER_UNIT], 3)
+        wanted = weights * units * np.clip(np.asarray(action, np.float64)[:6], -1.0, 1.0)
+        weighted = weights[:, None] * jacobian  # [6, J]
+        offset = np.linalg.solve(
+            weighted.T @ weighted + self.DAMPING * np.eye(len(self.joints)), weighted.T @ wanted)
+        return np.clip(self.positions() + offset, *self._range)
+
+    def _set_goal(self, motion: NDArray[np.float64]) -> None:
+        self._goal[self.joints] = np.clip(motion, *self._range)
+
+    def _torques(self) -> NDArray[np.float64]:
+        c = self.robot.controller
+        wanted = self.KP * (self._goal - c.joint_pos) - 2.0 * np.sqrt(self.KP) * c.joint_vel
+        return np.array(c.mass_matrix @ wanted + self.data.qfrc_bias[self.qvel])

@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dtvla_ros.actions.contract import ActionContract
 from dtvla_ros.errors import UserError
 
 from .prepare import cannot_draw, prepare
@@ -23,18 +24,23 @@ from .projection import project  # noqa: E402
 
 CAMERAS = {'agentview_image': 'agentview', 'robot0_eye_in_hand_image': 'robot0_eye_in_hand'}
 SETTLE_STEPS = 10
-REST = np.array([0.0, 0, 0, 0, 0, 0, -1.0])  # the action that stays and opens the gripper
+REST = np.array([0.0, 0, 0, 0, 0, 0, -1.0])  # of OSC_POSE: stays and opens the gripper
+OSC_CONTRACT = ActionContract()
 
 
-def valid_action(action: ArrayLike) -> NDArray[np.float64]:
-    """Return an action [7] clipped to [-1, 1].
+def valid_action(action: ArrayLike, contract: ActionContract = OSC_CONTRACT,
+                 ) -> NDArray[np.float64]:
+    """Return an action [D]; of OSC_POSE it is clipped to [-1, 1], of joints only its gripper.
 
     Raises UserError if it has the wrong shape or is not finite.
     """
-    values = np.asarray(action, np.float64)
-    if values.shape != (7,) or not np.isfinite(values).all():
-        raise UserError(f'action must be 7 finite numbers, got {values!r}')
-    return np.clip(values, -1.0, 1.0)
+    values = np.array(action, np.float64)
+    if values.shape != (contract.dim,) or not np.isfinite(values).all():
+        raise UserError(f'action must be {contract.dim} finite numbers, got {values!r}')
+    if not contract.is_joints:
+        return np.clip(values, -1.0, 1.0)
+    values[contract.gripper_index] = np.clip(values[contract.gripper_index], -1.0, 1.0)
+    return values
 
 
 class SceneGeom(NamedTuple):
@@ -87,8 +93,10 @@ class ArmEnv(gymnasium.Env):
     Observations (LIBERO's names): ``agentview_image`` and ``robot0_eye_in_hand_image`` uint8
     [H, W, 3], upright as the camera sees; ``robot0_eef_pos`` [3] world m, ``robot0_eef_quat``
     [4] xyzw, ``robot0_gripper_qpos`` [2] m, ``robot0_joint_pos`` [7] and ``robot0_joint_vel``
-    [7] rad. Actions [7] in [-1, 1]: position and rotation-vector offsets (0.05 m, 0.5 rad per
-    unit, base axes) and the gripper (-1 opens, +1 closes). Reward 1 and termination on success.
+    [7] rad. Actions [D] are what ``contract`` says, usually [7] in [-1, 1]: position and
+    rotation-vector offsets (0.05 m, 0.5 rad per unit, base axes) and the gripper (-1 opens, +1
+    closes). ``views``: what policies call the cameras, and the observations that are theirs.
+    Reward 1 and termination on success.
 
     A suite's class gives ``scene`` (with robosuite's ``sim`` and ``robot``), ``object_names``,
     ``alternatives``, ``done``, ``asked`` and ``start``. ``suite_tasks``: its tasks by
@@ -96,7 +104,10 @@ class ArmEnv(gymnasium.Env):
     ``clutter``: what is drawn besides.
     """
 
-    control_rate = 20.0
+    control_rate = OSC_CONTRACT.rate_hz
+    contract = OSC_CONTRACT
+    views: Mapping[str, str] = {
+        'primary': 'agentview_image', 'wrist': 'robot0_eye_in_hand_image'}
     start_distributions: tuple[str, ...]  # the first is the default
     one_scene: bool  # for all tasks; otherwise every task has its own
     max_steps: int  # control steps after which the present task counts as failed
@@ -120,7 +131,10 @@ class ArmEnv(gymnasium.Env):
                   'robot0_joint_pos': 7, 'robot0_joint_vel': 7}
         self.observation_space = gymnasium.spaces.Dict(dict.fromkeys(CAMERAS, image) | {
             k: gymnasium.spaces.Box(-np.inf, np.inf, (n,)) for k, n in shapes.items()})
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (7,), np.float32)
+        bound = np.full(self.contract.dim, np.inf if self.contract.is_joints else 1.0, np.float32)
+        if self.contract.gripper_index is not None:
+            bound[self.contract.gripper_index] = 1.0
+        self.action_space = gymnasium.spaces.Box(-bound, bound, dtype=np.float32)
         self._steps = self._tick = 0
         self.clutter: Sequence[SceneGeom] = ()
         self._renderer: mujoco.Renderer | None = None
@@ -168,6 +182,13 @@ class ArmEnv(gymnasium.Env):
         """Return where world points [..., 3] appear in the third-person view (``project``)."""
         return project(self.model, self.data, 'agentview', points)
 
+    def action_of(self, action: ArrayLike) -> NDArray[np.float64]:
+        """Return what an action of OSC_POSE [7], as the experts choose, is in this action space.
+
+        In the present state: another one may need another action.
+        """
+        return np.asarray(action, np.float64)
+
     @property
     def flags(self) -> dict[str, Any]:
         """What else a success rate depends on."""
@@ -188,10 +209,14 @@ class ArmEnv(gymnasium.Env):
         self.task = self._tasks[name]
         info = self.start(seed, options)
         self._steps = 0
-        for _ in range(SETTLE_STEPS):
-            self.scene.step(REST)
+        self._settle(SETTLE_STEPS)
         return self.observe(), {'task': name, 'instruction': self.task.instruction,
                                 'success': False, **info}
+
+    def _settle(self, steps: int) -> None:
+        rest = self.action_of(REST)
+        for _ in range(steps):
+            self.scene.step(rest)
 
     def success(self) -> bool:
         """Return whether the present task is done."""
@@ -201,7 +226,7 @@ class ArmEnv(gymnasium.Env):
         self, action: NDArray[np.floating],
     ) -> tuple[LazyObservation, float, bool, bool, dict[str, Any]]:
         """Run one control step (50 ms); errors as `valid_action`."""
-        self.scene.step(valid_action(action))
+        self.scene.step(valid_action(action, self.contract))
         self._steps += 1
         success = self.success()
         truncated = self._steps >= self.max_steps and not success

@@ -51,15 +51,16 @@ class ForcedReleaseEnv:
 
     def step(self, action: NDArray[np.floating]) -> Any:
         """Run one control step, with the fingers forced open when it is time."""
+        gripper = self.env.contract.gripper_index
         if self._forced and self._wait <= 0:
             action = np.array(action)
-            action[6] = -1.0
+            action[gripper] = -1.0
             self._forced -= 1
             out = self.env.step(action)
             self.released = self._forced == 0 and not self._carried()
             return out
         out = self.env.step(action)
-        if self._forced and action[6] > 0.0 and self._carried():
+        if self._forced and action[gripper] > 0.0 and self._carried():
             self._wait -= 1
         return out
 

@@ -7,8 +7,6 @@ from collections import Counter, deque
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dtvla_ros.actions import osc
-
 KEPT = 512  # changes of each kind that the medians are taken of
 # Keys of `gate_state`, by whether a chunk took over: median jump, rows, backward rows.
 KEYS = {True: ('seam_jump', 'seams', 'backward_seams'),
@@ -16,7 +14,10 @@ KEYS = {True: ('seam_jump', 'seams', 'backward_seams'),
 
 
 class ContinuityMeter:
-    """Changes of the commanded velocity [m/s] from row to row; backward ones reverse it."""
+    """Changes of the commanded velocity [m/s] from row to row; backward ones reverse it.
+
+    Of an arm that is commanded by its joints it is theirs [rad/s].
+    """
 
     def __init__(self) -> None:
         self._jumps: dict[str, deque[float]] = {
@@ -28,9 +29,9 @@ class ContinuityMeter:
         """Note that the arm stood still: what comes next has no neighbour."""
         self._last = None
 
-    def add(self, action: ArrayLike, boundary: bool) -> None:
-        """Take the normalised action [>=6] of the next row as it was commanded."""
-        speed = osc.velocity(action)[:3]
+    def add(self, velocity: ArrayLike, boundary: bool) -> None:
+        """Take the velocity [3] or [J] of the next row as it was commanded."""
+        speed = np.asarray(velocity, np.float64)
         last, self._last = self._last, speed
         if last is None:
             return
@@ -40,7 +41,7 @@ class ContinuityMeter:
         self._counts[backward] += bool(speed @ last < 0)
 
     def summary(self) -> dict[str, float]:
-        """Return medians [m/s] and counts for `gate_state`; empty before there are both kinds."""
+        """Return medians and counts for `gate_state`; empty before there are both kinds."""
         if not all(self._jumps.values()):
             return {}
         medians = {key: float(np.median(jumps)) for key, jumps in self._jumps.items()}

@@ -72,6 +72,10 @@ class ActionContract:
         elif self.channels != CHANNELS or self.gripper != GRIPPER:
             raise UserError(f'action contract: {self.controller} has the channels '
                             f'{", ".join(CHANNELS)}, got {", ".join(self.channels)}')
+        elif (self.gripper_open, self.gripper_close) != (osc.GRIPPER_OPEN, osc.GRIPPER_CLOSED):
+            raise UserError(f'action contract: {self.controller} opens the gripper at '
+                            f'{osc.GRIPPER_OPEN:g} and closes it at {osc.GRIPPER_CLOSED:g}, got '
+                            f'{self.gripper_open:g} and {self.gripper_close:g}')
 
     def _require_joints(self) -> None:
         names = self.channels

@@ -83,6 +83,9 @@ def _motion(name: str, message: Any, stamp: int, poses: Track, where: str,
             raise UserError(
                 f'{where}: {len(points)} points of {len(action)} values where one of '
                 f'{len(CHANNELS)} is due; choose another topic with --topic action=/...')
+        if (channels := tuple(message.joint_names)) not in ((), CHANNELS):
+            raise UserError(f'{where}: commands of {", ".join(channels)}; datasets are made of '
+                            'bags whose arm was commanded at its end effector')
         return action
     if name == 'twist_cmd':
         return np.asarray(osc.from_velocity(conversions.twist_array(message.twist)))

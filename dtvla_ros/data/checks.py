@@ -268,7 +268,7 @@ def _outliers(numbers: Numbers) -> Iterator[Issue]:
         else:
             yield _issue(f'outliers of {name}', OK, f'no frame is more than {FAR:g} times the '
                          'span from 1 % to 99 % away from the median', 'certain')
-    beyond = np.flatnonzero((np.abs(numbers.action) > 1.001).any(1))
+    beyond = np.flatnonzero((np.abs(numbers.action) > 1.001).any(1) & (not numbers.joints))
     if len(beyond):
         yield _issue('range of action', HINT, f'{len(beyond)} frames hold actions outside -1..1, '
                      'which OSC_POSE clips', 'certain', numbers.at(beyond[:5]))

@@ -24,7 +24,6 @@ from dtvla_ros.rollout.workers import run_jobs
 SEEDS_PER_BASE = 100_000
 EPISODES_PER_SHARD = 8
 ATTEMPTS = 5  # at an episode that the expert does not solve
-IMAGES = dict(zip(layout.CAMERAS, ('agentview_image', 'robot0_eye_in_hand_image')))
 ENVIRONMENT = 'observation.environment_state'
 # Kinds of episodes, as datasets name them, by the option that gives their share.
 SHORT, OBSERVATION, DONE = 'short', layout.SINGLE, 'done'
@@ -85,7 +84,7 @@ class CollectOptions:
 
     def __post_init__(self) -> None:
         require_plan(self.seed, self.camera_every, self.episodes)
-        if self.done_share and self.suite != 'tabletop':
+        if self.done_share and self.suite not in dtvla_sim.TABLETOPS:
             raise UserError(f'--done-share {self.done_share}: only the tabletop arranges scenes '
                             'that are done; demonstrations show it with --after-success')
         for names in (SCENES, PERTURBATIONS, ('randomised_share',)):
@@ -163,8 +162,8 @@ class Frames:
         """Keep what is observed now and what the expert makes of it."""
         from scipy.spatial.transform import Rotation
 
-        for key, source in IMAGES.items():
-            self.columns[key].append(np.array(obs[source]))
+        for camera, source in env.views.items():
+            self.columns[layout.camera_key(camera)].append(np.array(obs[source]))
         base = env.base_position
         row = {
             # Gripper [m], rotation vector [rad], fingers [m].
@@ -194,14 +193,16 @@ class Frames:
         kept = {name: values[:keep] for name, values in self.columns.items()}
         columns: dict[str, Any] = {name: values if isinstance(values[0], str) else np.stack(values)
                                    for name, values in kept.items()}
-        images = {key: columns.pop(key) for key in IMAGES}
+        images = {key: columns.pop(key) for key in map(layout.camera_key, env.views)}
+        contract = env.contract
         columns |= {layout.ACTION: clean[starts],
-                    **layout.action_chunks(clean, starts, length, breaks)}
+                    **layout.action_chunks(clean, starts, length, breaks, contract)}
         names = {kind: [f'{name}.{axis}' for name in env.object_names for axis in axes]
                  for kind, axes in ((layout.PLACES, 'xyz'), (layout.POINTS, ('across', 'down')))}
         return Episode(env.task.instruction, images, columns,
                        asdict(plan) | {'steps': len(actions), layout.SUCCESS: success},
-                       {layout.STATE: layout.STATE_NAMES, **names})
+                       {layout.STATE: layout.STATE_NAMES, **names,
+                        **({layout.ACTION: contract.channels} if contract.is_joints else {})})
 
 
 def record(env: Any, plan: EpisodePlan, options: CollectOptions) -> list[Episode]:
@@ -235,8 +236,9 @@ def _observe(env: Any, obs: Any, plan: EpisodePlan, options: CollectOptions,
             act = make_expert(env).act()
             frames = Frames()
             frames.add(env, obs, act)
-            episodes.append(frames.episode(env, plan, [np.asarray(act.action, np.float32)],
-                                           np.zeros(1, np.int64), options.chunk, [], False))
+            clean = np.asarray(env.action_of(act.action), np.float32)
+            episodes.append(frames.episode(
+                env, plan, [clean], np.zeros(1, np.int64), options.chunk, [], False))
     return episodes
 
 
@@ -258,12 +260,12 @@ def _demonstrate(env: Any, obs: Any, plan: EpisodePlan, options: CollectOptions,
         act = expert.act()
         if step % options.camera_every == 0:
             frames.add(env, obs, act)
-        actions.append(np.asarray(act.action, np.float32))
+        actions.append(np.asarray(env.action_of(act.action), np.float32))
         executed = leave(perturb(act)) if solved else perturb(act)
         if perturb.active and not breaks:
             breaks.append(step)
         # The evaluation's step limit does not bind here: recoveries may take their time.
-        obs, _, success, _, _ = env.step(executed)
+        obs, _, success, _, _ = env.step(env.action_of(executed))
         if success and not solved and plan.kind != DONE:
             solved = len(actions)
     if not (solved or short):
@@ -281,7 +283,7 @@ def random_initial_pose(env: Any, obs: Any, rng: np.random.Generator) -> Any:
         action = np.concatenate([rng.uniform([-1, -1, -0.5], [1, 1, 0.4]),
                                  rng.normal(0.0, 0.08, 3), [-1.0]])
         for _ in range(int(rng.integers(3, 14))):
-            obs = env.step(action.astype(np.float32))[0]
+            obs = env.step(env.action_of(action.astype(np.float32)))[0]
     return obs
 
 
@@ -325,6 +327,7 @@ def collect(root: Path, options: CollectOptions, workers: int = 2,
     with closing(options.scene.make()) as env:
         require_tasks(options.tasks, env.tasks, options.suite)
         tasks, one_scene = options.tasks or tuple(env.tasks), env.one_scene
+        contract = env.contract
     writer.require_same_options(root / 'collect.json', asdict(options) | {'tasks': tasks},
                                 asdict(CollectOptions(after_success=0)))  # formerly it ended there
     todo = writer.missing_shards(root, options.episodes, EPISODES_PER_SHARD)
@@ -347,7 +350,8 @@ def collect(root: Path, options: CollectOptions, workers: int = 2,
         except RuntimeError as error:
             raise UserError(f'shard {error}; run the same command again to go on (finished '
                             'shards are kept)') from error
-        info = {} if stop and not writer.finished_shards(root) else writer.merge_shards(root)
+        info = {} if stop and not writer.finished_shards(root) else writer.merge_shards(
+            root, contract=contract)
     if todo:
         raise KeyboardInterrupt(
             f'{root}: {options.episodes - sum(map(len, todo.values()))} of {options.episodes} '

@@ -94,7 +94,8 @@ def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
                     out, number, [_episode(reader, k, options, thoughts) for k in part],
                     reader.fps, {options.new_name(key): partial(write, key=key, part=part)
                                  for key in reader.camera_keys})
-    info = writer.merge_shards(out, reader.info.get('robot_type') or 'unknown')
+    info = writer.merge_shards(
+        out, reader.info.get('robot_type') or 'unknown', reader.contract)
     if statistics is not None:
         write_json(out / layout.NORM_STATS, statistics)
     shutil.rmtree(out / writer.SHARDS)
@@ -111,7 +112,8 @@ def _require_features(reader: DatasetReader, options: ConvertOptions) -> None:
         raise UserError(f'--rename {unknown[0]}: {reader.root} has no such feature; {there}')
     if twice := next((name for name in renamed if renamed.count(name) > 1), None):
         raise UserError(f'--rename: two features would be called {twice}')
-    needed = (layout.STATE, layout.ACTION, *layout.CAMERAS)
+    cameras = () if reader.contract.is_joints else layout.CAMERAS  # a policy has its own names
+    needed = (layout.STATE, layout.ACTION, *cameras)
     if deep := next((name for name in reader.left_out if options.new_name(name) in needed), None):
         raise UserError(f'{reader.root}: {deep} is {reader.left_out[deep]}; say which camera is '
                         f'{options.new_name(deep)} with --rename')
@@ -147,6 +149,7 @@ def _episode(reader: DatasetReader, number: int, options: ConvertOptions,
         columns[layout.REASONING] = thoughts[reader.span(number)]
     if not {layout.ACTION_CHUNK, layout.ACTION_IS_PAD} <= columns.keys():
         actions = np.asarray(columns[layout.ACTION], np.float32).reshape(len(made), -1)
-        columns |= layout.action_chunks(actions, np.arange(len(actions)), options.chunk)
+        columns |= layout.action_chunks(
+            actions, np.arange(len(actions)), options.chunk, contract=reader.contract)
     names = {options.new_name(name): value for name, value in made.names.items()}
     return replace(made, columns=columns, names=names)

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from dtvla_ros.actions.contract import ActionContract
 from dtvla_ros.data import layout, metadata
 from dtvla_ros.data.channels import EndEffector, are_joints, end_effector, gripper_channel
 from dtvla_ros.data.layout import Episode
@@ -242,14 +243,36 @@ class DatasetReader:
                     f'has no {what} of the end effector; record its pose, or name the channels '
                     f'that are it ({", ".join(layout.STATE_NAMES)})')
 
+    @cached_property
+    def contract(self) -> ActionContract:
+        """What the dataset says that its actions are; today's usual ones where it says nothing.
+
+        Raises ``UserError`` where that is damaged.
+        """
+        told = self.info.get(layout.CONTRACT)
+        if told is None:
+            return ActionContract()
+        try:
+            return ActionContract.from_dict(told)
+        except (UserError, AttributeError) as error:
+            raise UserError(f'{self.root / layout.INFO}: {layout.CONTRACT}: {error}; copy or '
+                            'convert the dataset again') from None
+
     @property
     def gripper(self) -> int | None:
         """Which channel of the action commands the gripper, None where that is not known."""
+        if layout.CONTRACT in self.info:
+            return self.contract.gripper_index
         shape = self.info['features'].get(layout.ACTION, {}).get('shape', [0])
         return gripper_channel(self.channels(layout.ACTION), prod(shape))
 
     def require_offsets(self) -> None:
-        """Raise ``UserError`` where the action's names say that it is of joints, or reordered."""
+        """Raise ``UserError`` where the action's names say that it is of joints, or reordered.
+
+        Not where the dataset says what its actions are.
+        """
+        if layout.CONTRACT in self.info:
+            return
         names = self.channels(layout.ACTION)
         if are_joints(names) or self.gripper not in (None, len(names) - 1) and names:
             raise UserError(

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dtvla_ros.conventions import CHANNELS, CONTROL_RATE
+from dtvla_ros.actions.contract import ActionContract, differences
 from dtvla_ros.data import layout
 from dtvla_ros.data.reader import DatasetReader, column_array, open_dataset, value_type
 from dtvla_ros.data.video import RATE, count_frames, other_rate, probe, read_video
@@ -229,7 +229,7 @@ def _lengths(reader: DatasetReader) -> Found:
     meant = [k for k in range(len(reader.episodes))
              if reader.metadata(k).get(layout.KIND) != layout.SINGLE]
     steps = prod(padding['shape'])
-    short = [k for k in meant if reader.lengths[k] / reader.fps < steps / CONTROL_RATE]
+    short = [k for k in meant if reader.lengths[k] / reader.fps < steps / reader.contract.rate_hz]
     if 2 * len(short) > len(meant):
         lengths = [reader.lengths[k] for k in short]
         yield (f'{len(short)} of {len(reader.episodes)} episodes, of {min(lengths)} to '
@@ -258,15 +258,17 @@ def fits_policy(root: Path, policy: Path, tokenizer: Path | None = None) -> list
     else:
         transform, longest = read_transform(policy), None
     reader = open_dataset(root)
-    return [*_issues(root / layout.INFO, contract(reader, transform.config, str(policy))),
+    return [*_issues(root / layout.INFO, contract(
+                reader, transform.config, str(policy), transform.contract)),
             *_issues(root / 'meta', _instructions(reader, transform)),
             *_issues(root / 'data', _thoughts(reader, transform, longest, policy, tokenizer))]
 
 
-def contract(reader: DatasetReader, config: DecoderConfig, policy: str) -> Found:
-    """Compare cameras, thoughts, action size and chunk length with what a policy needs."""
+def contract(reader: DatasetReader, config: DecoderConfig, policy: str,
+             wanted: ActionContract = ActionContract()) -> Found:
+    """Compare cameras, thoughts, actions and chunk length with what a policy needs."""
     features = reader.info['features']
-    cameras = {layout.CAMERAS.get(key, key) for key in reader.camera_keys}
+    cameras = {layout.camera_of(key) for key in reader.camera_keys}
     for name in config.vision.cameras:
         if name not in cameras:
             yield (f'no camera {name!r} among {", ".join(sorted(cameras))}; {policy} looks '
@@ -278,8 +280,10 @@ def contract(reader: DatasetReader, config: DecoderConfig, policy: str) -> Found
     if action is None or action['shape'] != [config.action_dim]:
         found = f'actions of {prod(action["shape"])} numbers' if action else 'no actions'
         yield (f'{found}, {policy} makes {config.action_dim}',
-               f'it needs those of the end effector: {", ".join(CHANNELS)}')
+               f'it needs {", ".join(wanted.channels)}')
         return
+    for told in differences(wanted, reader.contract):
+        yield f'{told}: {policy} makes others', 'choose a dataset of the same arm, or a new policy'
     if layout.ACTION_CHUNK not in features:
         yield f'no feature {layout.ACTION_CHUNK}', 'run dtvla data convert'
         return

@@ -83,7 +83,7 @@ class EpisodeView:
         return cls(
             number, reader.task(number), f'{length} frames, {length / reader.fps:.1f} s{kept}',
             float(reader.fps), {key: p[:count] for key, p in images.items()},
-            np.arange(0, length, stride)[:count], reader.rows(layout.ACTION)[part],
+            np.arange(0, length, stride)[:count], _drawn(reader)[part],
             opening, thoughts[part],
             list(reader.column(layout.PHASE, number)) if layout.PHASE in features else [])
 
@@ -93,6 +93,15 @@ class EpisodeView:
             return []
         middles = (np.arange(count) + 0.5) * len(self) / count
         return [int(np.abs(self.frames + 0.5 - middle).argmin()) for middle in middles]
+
+
+def _drawn(reader: DatasetReader) -> NDArray[np.float64]:
+    """Return the actions [N, A], the gripper last; of joints, which are no axes, only that."""
+    action, contract = reader.rows(layout.ACTION), reader.contract
+    if not contract.is_joints:
+        return action
+    k = contract.gripper_index
+    return np.zeros((len(action), 1)) if k is None else contract.switch(action[:, [k]])
 
 
 def _shrunk(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

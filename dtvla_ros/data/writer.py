@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dtvla_ros.actions.contract import ActionContract
 from dtvla_ros.data import layout
 from dtvla_ros.data.layout import Episode
 from dtvla_ros.data.reader import column_array
@@ -181,8 +182,12 @@ def _video_feature(path: Path, fps: float) -> dict[str, Any]:
                      'has_audio': False}}
 
 
-def merge_shards(root: Path, robot_type: str = 'panda') -> dict[str, Any]:
-    """Write all of a dataset but its shards, from them; return info. Raises ``UserError``."""
+def merge_shards(root: Path, robot_type: str = 'panda',
+                 contract: ActionContract = ActionContract()) -> dict[str, Any]:
+    """Write all of a dataset but its shards, from them; return info. Raises ``UserError``.
+
+    ``contract``: what the actions are.
+    """
     shards = [(folder, shard) for folder in (shard_path(root, k) for k in finished_shards(root))
               if (shard := read_json(folder / SHARD))['episodes']]
     if not shards:
@@ -197,7 +202,7 @@ def merge_shards(root: Path, robot_type: str = 'panda') -> dict[str, Any]:
             _take_back(root, folder, shard.pop('file', None), videos)
         for name in ('data', 'videos', 'meta/episodes'):
             shutil.rmtree(root / name, ignore_errors=True)
-        return _merge(root, robot_type, shards, features, fps, videos)
+        return _merge(root, robot_type, contract, shards, features, fps, videos)
 
 
 def _files(root: Path, folder: Path, file: int, videos: Sequence[str]) -> dict[Path, Path]:
@@ -217,8 +222,9 @@ def _take_back(root: Path, folder: Path, file: int | None, videos: Sequence[str]
             os.replace(moved, kept)
 
 
-def _merge(root: Path, robot_type: str, shards: Sequence[tuple[Path, dict[str, Any]]],
-           features: dict[str, Any], fps: float, videos: Sequence[str]) -> dict[str, Any]:
+def _merge(root: Path, robot_type: str, contract: ActionContract,
+           shards: Sequence[tuple[Path, dict[str, Any]]], features: dict[str, Any], fps: float,
+           videos: Sequence[str]) -> dict[str, Any]:
     tasks: dict[str, int] = {}
     rows: list[dict[str, Any]] = []
     numbers: dict[str, list[NDArray[Any]]] = defaultdict(list)
@@ -252,7 +258,8 @@ def _merge(root: Path, robot_type: str, shards: Sequence[tuple[Path, dict[str, A
         'video_files_size_in_mb': 200, 'fps': fps, 'splits': {'train': f'0:{len(rows)}'},
         'data_path': layout.DATA, 'video_path': layout.VIDEO, 'features': features | {
             name: {'dtype': 'float32' if name == 'timestamp' else 'int64', 'shape': [1],
-                   'names': None} for name in layout.INDEX_COLUMNS}}
+                   'names': None} for name in layout.INDEX_COLUMNS},
+        **({layout.CONTRACT: contract.to_dict()} if contract.is_joints else {})}
     target = root / layout.EPISODES.format(chunk_index=0, file_index=0)
     target.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), target)

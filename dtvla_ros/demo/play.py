@@ -23,7 +23,9 @@ from rich.text import Text
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
+import dtvla_sim
 from dtvla_ros import conventions as names
+from dtvla_ros.actions.contract import require_offsets
 from dtvla_ros.caption import FAINT, WARNING, Caption
 from dtvla_ros.errors import EXTRAS, UserError
 from dtvla_ros.evaluation.results import evaluation_seed
@@ -312,6 +314,8 @@ def run_play(policy: Path, suite: str, scene: str, seed: int | None, out: Path,
         import_module(module)  # or the page's node misses it a minute later
     seed, folder = evaluation_seed(seed), find_shared(policy)
     manifest = PolicyManifest.read(folder)
+    require_offsets(manifest.action, str(policy), 'dtvla play')
+    dtvla_sim.require_offsets(suite, 'dtvla play')
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -11,6 +11,8 @@ from typing import Any
 
 from std_msgs.msg import String
 
+import dtvla_sim
+from dtvla_ros.actions.contract import require_offsets
 from dtvla_ros.caption import Caption
 from dtvla_ros.conventions import ACTION, INSTRUCTION
 from dtvla_ros.errors import UserError
@@ -130,6 +132,8 @@ def run_demo(policy: Path, tasks: Sequence[str], episodes: int, seed: int | None
         raise UserError(f'--viz {viz}: choose rerun')
     seed, folder = evaluation_seed(seed), find_shared(policy)
     manifest = PolicyManifest.read(folder)
+    require_offsets(manifest.action, str(policy), 'dtvla demo')
+    dtvla_sim.require_offsets(suite, 'dtvla demo')
     camera_every = frame_interval(manifest.action.replan_steps)
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -14,12 +14,10 @@ import numpy as np
 
 from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.doctor.row import Row, listed
-from dtvla_ros.doctor.seen import Seen, Stream
+from dtvla_ros.doctor.seen import NodeView, Seen, Stream
 from dtvla_ros.ros import conversions, images
 from dtvla_ros.ros.settings import OpeningSettings
 
-CAMERA_TOPICS = tuple(f'image_{camera}' for camera in CAMERAS)
-INPUTS = (*CAMERA_TOPICS, 'joint_states', 'ee_pose')
 AHEAD = 0.05  # how far a stamp may lie ahead of this machine's clock [s]
 
 
@@ -96,7 +94,8 @@ def latencies(seen: Seen) -> Iterator[Row]:
 def skew(seen: Seen) -> Iterator[Row]:
     """Require like stamps of what belongs to one observation."""
     streams = dict(trusted(seen))
-    first = streams.get(CAMERA_TOPICS[0])
+    cameras = camera_topics(seen.policy)
+    first = streams.get(cameras[0])
     limit = seen.policy.parameters['max_skew_s']
     for topic, stream in streams.items():
         if first is None or stream is first or len(first.stamps) < 2 or len(stream.stamps) < 2:
@@ -109,14 +108,14 @@ def skew(seen: Seen) -> Iterator[Row]:
                   f'{1e3 * median:.0f} ms from {first.name}' if away else
                   f'never at the time of {first.name}',
                   f'at most {1e3 * limit:.0f} ms (max_skew_s)',
-                  'trigger the cameras together' if topic in CAMERA_TOPICS else
+                  'trigger the cameras together' if topic in cameras else
                   'publish it more often, or stamp it when it is measured')
 
 
 def pixels(seen: Seen) -> Iterator[Row]:
     """Require images that can be read and show something."""
     for topic, stream in judged(seen):
-        if topic not in CAMERA_TOPICS or stream.last is None:
+        if topic not in camera_topics(seen.policy) or stream.last is None:
             continue
         _, parse, decode = images.TRANSPORTS[seen.policy.parameters['transport']]
         row, remedy = f'{stream.name}: image', "set the driver's pixel format to rgb8 or bgr8"
@@ -193,9 +192,14 @@ def pose(seen: Seen) -> Iterator[Row]:
                   'the workspace box in it), publish it in that frame, or pose_source: tf')
 
 
+def camera_topics(policy: NodeView) -> tuple[str, ...]:
+    """Return our names for the topics of the policy's cameras, in its order."""
+    return tuple(f'image_{camera}' for camera in policy.parameters.get('cameras', CAMERAS))
+
+
 def inputs(seen: Seen) -> Iterator[tuple[str, Stream]]:
     """Yield the policy's inputs that are topics, by our name for them."""
-    for topic in INPUTS:
+    for topic in (*camera_topics(seen.policy), 'joint_states', 'ee_pose'):
         if topic != 'ee_pose' or seen.policy.parameters['pose_source'] == 'topic':
             yield topic, seen.stream(seen.policy, topic)
 
@@ -214,7 +218,7 @@ def trusted(seen: Seen) -> Iterator[tuple[str, Stream]]:
 
 def wanted_type(seen: Seen, topic: str) -> str:
     """Return the type of an input as the graph has it."""
-    if topic in CAMERA_TOPICS:
+    if topic in camera_topics(seen.policy):
         compressed = seen.policy.parameters['transport'] == 'compressed'
         return 'sensor_msgs/msg/CompressedImage' if compressed else 'sensor_msgs/msg/Image'
     return 'sensor_msgs/msg/JointState' if topic == 'joint_states' else (

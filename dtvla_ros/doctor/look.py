@@ -19,8 +19,8 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 
-from dtvla_ros.conventions import ACTION, ARM_JOINTS, FINGER_JOINTS, GRIPPER
-from dtvla_ros.doctor.inputs import CAMERA_TOPICS
+from dtvla_ros.conventions import ACTION, ARM_JOINTS, CAMERAS, FINGER_JOINTS, GRIPPER
+from dtvla_ros.doctor.inputs import camera_topics
 from dtvla_ros.doctor.seen import End, NodeView, Seen, Stream
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros import bringup, conversions, environment, images, qos
@@ -32,6 +32,7 @@ from dtvla_ros.ros.runner import plan
 from dtvla_ros.ros.settings import (
     GRIPPER_ACTIONS,
     GRIPPER_TOPICS,
+    ActionSettings,
     PoseSettings,
     VlaSettings,
 )
@@ -42,10 +43,11 @@ KINDS = ('vla_node', 'command_gate', 'sim_bridge', *bringup.OPTIONAL)
 DISCOVERY = 3.0  # longest look for nodes of ours [s]
 SETTLE = 1.0  # ... and what is waited for others after them [s]
 ANSWER = 3.0  # longest wait for a service [s]
+PAIR = tuple(f'image_{camera}' for camera in CAMERAS)
 OF_ROS = ('/rosout', '/parameter_events')
 SENSORS = qos.profile(20, reliable=False, latched=False)
 _COMMANDS = {'geometry_msgs/msg/TwistStamped', 'geometry_msgs/msg/PoseStamped',
-             'trajectory_msgs/msg/JointTrajectory'}
+             'trajectory_msgs/msg/JointTrajectory', 'std_msgs/msg/Float64MultiArray'}
 _INPUTS = {'sensor_msgs/msg/JointState': 'joint_states',
            'geometry_msgs/msg/PoseStamped': 'ee_pose'}
 _SUBSCRIBED = {  # types of which a node subscribes to one topic
@@ -58,6 +60,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     'vla_node': {**dataclasses.asdict(VlaSettings()), **dataclasses.asdict(PoseSettings()),
                  'use_sim_time': False},
     'command_gate': {**dataclasses.asdict(GateConfig()), **dataclasses.asdict(PoseSettings()),
+                     **dataclasses.asdict(ActionSettings()),
                      'arm_joints': ARM_JOINTS, 'finger_joints': FINGER_JOINTS,
                      'preset': 'sim_osc', 'gripper': 'topic', 'use_sim_time': False}}
 """Parameters that are judged, as the nodes have them unless they are given."""
@@ -154,9 +157,12 @@ class _Look:
             'command': rules.get('twist_cmd', ACTION)}
         if kind not in ours:
             name = f'{space}/{kind}'
-            return NodeView(name, False, {
+            view = NodeView(name, False, {
                 **_DEFAULTS[kind], **(file.of(name) if file else {}), **planned.parameters},
                 topics)
+            for topic in camera_topics(view) if kind == 'vla_node' else ():
+                view.topics.setdefault(topic, f'/{topic}')
+            return view
         name = ours[kind][0]
         view = NodeView(name, True, {**_DEFAULTS[kind], **self._parameters(
             name, list(_DEFAULTS[kind]))}, topics)
@@ -183,12 +189,20 @@ class _Look:
         cameras = sorted(topic for topic, types in subscribed
                          if types[0] in ('sensor_msgs/msg/Image',
                                          'sensor_msgs/msg/CompressedImage'))
-        if kind == 'vla_node' and len(cameras) == len(CAMERA_TOPICS):
+        if kind != 'vla_node':
+            return
+        wanted = camera_topics(view)
+        if wanted != PAIR:
+            for name in wanted:
+                view.topics[name] = next((topic for topic in cameras if topic.endswith(name)),
+                                         cameras[0] if len(cameras) == len(wanted) == 1 else
+                                         f'/{name}')
+        elif len(cameras) == len(PAIR):
             # Which is which only names can tell.
             first, second = cameras
             if 'wrist' in first or 'primary' in second or 'hand' in first:
                 first, second = second, first
-            view.topics.update(zip(CAMERA_TOPICS, (first, second)))
+            view.topics.update(zip(PAIR, (first, second)))
 
     def _find_commands(self, view: NodeView, published: Mapping[str, str]) -> None:
         """Tell a running gate's commands to arm and gripper apart, of which types may be one."""
@@ -250,7 +264,7 @@ class _Look:
     def _listen(self) -> None:
         seen = self._seen
         kind, parse, _ = images.TRANSPORTS[str(seen.policy.parameters['transport'])]
-        for topic in CAMERA_TOPICS:
+        for topic in camera_topics(seen.policy):
             stream = seen.stream(seen.policy, topic)
             self._subscribe(kind, stream.name, functools.partial(self._on_image, parse, stream),
                             raw=True)
@@ -325,7 +339,8 @@ class _Look:
         there = self._node.get_topic_names_and_types()
         seen = self._seen
         mine = {topic for node in (seen.policy, seen.gate) for topic in node.topics.values()}
-        wanted = {**{seen.policy.topics[topic]: 'sensor_msgs/msg/' for topic in CAMERA_TOPICS},
+        wanted = {**{seen.policy.topics[topic]: 'sensor_msgs/msg/'
+                     for topic in camera_topics(seen.policy)},
                   seen.policy.topics['joint_states']: 'sensor_msgs/msg/JointState',
                   seen.policy.topics['ee_pose']: 'geometry_msgs/msg/PoseStamped'}
         for topic, kind in wanted.items():

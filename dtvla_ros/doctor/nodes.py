@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import fields
 
 from rclpy.qos import QoSCompatibility, qos_check_compatible
 
+from dtvla_ros.actions.contract import differences
 from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.doctor.row import Row, listed
 from dtvla_ros.doctor.seen import End, Seen, Stream
@@ -15,8 +17,9 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.files import find_shared
 from dtvla_ros.policy.manifest import GRAPHS, MANIFEST, PolicyManifest
 from dtvla_ros.ros import conversions
+from dtvla_ros.ros.bringup import SIMULATED
 from dtvla_ros.ros.interfaces import NOT_INSTALLED, action_type
-from dtvla_ros.ros.settings import GRIPPER_ACTIONS
+from dtvla_ros.ros.settings import GRIPPER_ACTIONS, ActionSettings
 
 READY = ('IDLE', 'THINKING', 'ACTING', 'DONE')
 
@@ -121,7 +124,7 @@ def gripper(seen: Seen) -> Iterator[Row]:
     """Require somebody who moves the fingers."""
     given = seen.gate.parameters
     kind, needless = str(given.get('gripper', 'topic')), not given.get('gripper_timeout_s')
-    if given.get('preset') == 'sim_osc':
+    if given.get('preset') in SIMULATED:
         return
     remedy = ('start it, name its input by --gripper-topic, choose another gripper: interface, or '
               'gripper_timeout_s: 0.0 for an arm without one')
@@ -209,8 +212,17 @@ def policy(seen: Seen) -> Iterator[Row]:
     cameras = manifest.config.vision.cameras
     lacks = [graph for graph in GRAPHS if graph not in manifest.files]
     rate = seen.gate.parameters['chunk_rate']
-    yield Row('policy: cameras', set(cameras) == set(CAMERAS), listed(cameras), listed(CAMERAS),
-              'a policy of these two cameras')
+    mine = given.get('cameras', CAMERAS)
+    yield Row('policy: cameras', set(cameras) == set(mine), listed(cameras), listed(mine),
+              'a policy of these cameras, or cameras: those of the policy')
+    for kind, view in (('policy', seen.policy), ('gate', seen.gate)):
+        table = view.parameters
+        arm = ActionSettings(**{entry.name: table[entry.name] for entry in fields(
+            ActionSettings) if entry.name in table}).contract(
+                table['arm_joints'], manifest.action.rate_hz)
+        if told := differences(arm, manifest.action):
+            yield Row(f'policy: actions for the {kind}', False, told[0], arm.controller,
+                      'action_space, arm_joints and gripper_channel as the manifest has them')
     if given['engine'] == 'onnx' and lacks:
         yield Row('policy: engine', False, f'no {lacks[0]}', 'onnx needs its graphs',
                   'dtvla export, or engine: torch')

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dtvla_ros.actions.contract import require_offsets
 from dtvla_ros.correction import Correction, parse_correction
 from dtvla_ros.engine.engine import Decision
 from dtvla_ros.errors import UserError
@@ -65,6 +66,7 @@ def make_correction_worker(options: EvalOptions) -> Callable[[Job], Corrected]:
     """Return what corrects one start state; simulator and policy are built once."""
     env = options.scene.make()
     policy, replan = load(options)
+    require_offsets(policy.transform.contract, str(options.policy), 'dtvla steer --correct')
     names = PolicyManifest.read(options.policy).names
 
     def run(job: Job) -> Corrected:

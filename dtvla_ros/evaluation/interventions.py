@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from dtvla_ros import files
+from dtvla_ros.actions.contract import require_offsets
 from dtvla_ros.correction import Correction
 from dtvla_ros.engine.engine import Decision
 from dtvla_ros.engine.policy import Policy
@@ -35,7 +36,7 @@ from dtvla_ros.evaluation.results import (
 from dtvla_ros.evaluation.workers import EvalOptions, Job, load, task_of
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.policy.vocabulary import directions, turned_round
-from dtvla_ros.rollout.env import Env
+from dtvla_ros.rollout.env import Env, require_contract
 from dtvla_ros.rollout.episode import run_episode
 from dtvla_ros.rollout.workers import run_jobs
 from dtvla_ros.thought import Thought, as_sentence
@@ -169,6 +170,7 @@ def make_steering_worker(options: EvalOptions) -> Callable[[Job], Steering]:
     """Return what steers one start state; simulator and policy are built once."""
     env = options.scene.make()
     policy, replan = load(options)
+    require_offsets(policy.transform.contract, str(options.policy), 'dtvla steer')
 
     def run(job: Job) -> Steering:
         task, seed = job
@@ -247,6 +249,8 @@ def make_recovery_worker(options: EvalOptions) -> Callable[[tuple[str, str, int]
 
     env = ForcedReleaseEnv(options.scene.make())
     policy, replan = load(options)
+    require_contract(policy.transform.contract, policy.transform.config.vision.cameras,
+                     str(options.policy), env)
 
     def run(job: tuple[str, str, int]) -> Recovery:
         mode, task, seed = job

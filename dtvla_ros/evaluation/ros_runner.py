@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
+import dtvla_sim
 from dtvla_ros import conventions as names
-from dtvla_ros.errors import NodeDied
+from dtvla_ros.errors import NodeDied, UserError
 from dtvla_ros.evaluation.video import FailureRecord
 from dtvla_ros.evaluation.wordings import Meaning
 from dtvla_ros.evaluation.workers import EvalOptions, Job, keep
@@ -36,6 +37,7 @@ from dtvla_ros.ros.talk import Robot
 from dtvla_ros.thought import as_compact
 
 LOCKSTEP, REALTIME = 'config/sim.yaml', 'config/sim_realtime.yaml'
+JOINTS = 'config/sim_joints.yaml'  # in lock-step, of scenes whose arm is commanded by its joints
 BETWEEN = 500_000_000  # simulated time without a command that parts two episodes [ns]
 LATE_COMMANDS = 1.0  # longest wait for them when their episode has ended, wall time [s]
 
@@ -83,9 +85,18 @@ def _block(setup: EvalOptions, tasks: Sequence[str], seeds: range,
     every = 1 if setup.realtime else frame_interval(
         setup.replan_steps or manifest.action.replan_steps)
     rate = manifest.action.rate_hz / every
-    with joined(lambda: Listener(setup, rate, exact=not setup.realtime)) as (listener, executor), \
+    if manifest.action.is_joints != (setup.scene.suite in dtvla_sim.JOINT_SUITES):
+        raise UserError(f'{setup.policy}: its actions are {manifest.action.controller}, the arm '
+                        f'of {setup.scene.suite} takes others; choose another --suite')
+    if manifest.action.is_joints and setup.realtime:
+        raise UserError(f'{setup.policy}: its actions are {manifest.action.controller}, for which '
+                        'there are no nodes in real time; leave out --realtime')
+    config = JOINTS if manifest.action.is_joints else REALTIME if setup.realtime else LOCKSTEP
+    with joined(lambda: Listener(setup, rate, exact=not setup.realtime,
+                                 cameras=manifest.config.vision.cameras)) as (
+                                     listener, executor), \
             NodeProcesses(logs) as nodes:
-        start_nodes(nodes, REALTIME if setup.realtime else LOCKSTEP, {
+        start_nodes(nodes, config, {
             'policy': str(setup.policy), 'engine': setup.engine, 'mode': setup.mode,
             'device': setup.device, 'threads': setup.threads,
             'replan_steps': setup.replan_steps or 0,
@@ -114,13 +125,14 @@ def meanings(setup: EvalOptions, texts: Sequence[str]) -> Iterator[Meaning]:
     if not texts:
         return
     take_domain()
+    is_joints = PolicyManifest.read(setup.policy).action.is_joints
     policy = bringup.node_processes(simulated=True)['vla_node'].given({
         'policy': str(setup.policy), 'engine': setup.engine, 'device': setup.device,
         'threads': setup.threads})
     with tempfile.TemporaryDirectory(prefix='dtvla-eval-') as logs, visit() as guest, \
             NodeProcesses(Path(logs)) as nodes:
         nodes.start('vla_node', 'dtvla_ros.nodes.vla_node',
-                    policy.ros_arguments(str(find_shared(LOCKSTEP))))
+                    policy.ros_arguments(str(find_shared(JOINTS if is_joints else LOCKSTEP))))
         robot, said = Robot(guest), guest.node.create_publisher(
             String, names.INSTRUCTION, qos.LATCHED)
 
@@ -149,8 +161,9 @@ class Listener(Watcher):
     result waits for as many commands as the episode had steps; if some never come it has none.
     """
 
-    def __init__(self, setup: EvalOptions, frame_rate: float, exact: bool):
-        super().__init__(self._film, self._end)
+    def __init__(self, setup: EvalOptions, frame_rate: float, exact: bool,
+                 cameras: Sequence[str] = names.CAMERAS):
+        super().__init__(self._film, self._end, cameras)
         self._setup, self._frame_rate, self._exact = setup, frame_rate, exact
         self._record: FailureRecord | None = None
         self._thoughts: list[str] = []

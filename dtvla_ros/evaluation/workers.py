@@ -17,7 +17,7 @@ from dtvla_ros.policy.confidence import Calibration
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.policy.understanding import NotUnderstood, understanding_of
 from dtvla_ros.rollout import episode
-from dtvla_ros.rollout.env import SceneSetup
+from dtvla_ros.rollout.env import SceneSetup, require_contract
 from dtvla_ros.rollout.episode import EpisodeResult
 
 if TYPE_CHECKING:
@@ -104,6 +104,8 @@ def make_policy_worker(options: EvalOptions) -> Callable[
     made = options.scene.make()
     env = made if isinstance(made, PerturbedEnv) else PerturbedEnv(made)
     policy, replan = load(options)
+    require_contract(policy.transform.contract, policy.transform.config.vision.cameras,
+                     str(options.policy), env)
     # Made when the first episode is told in other words: most evaluations have none.
     understanding = functools.cache(
         lambda: understanding_of(options.policy, PolicyManifest.read(options.policy)))

@@ -16,8 +16,15 @@ from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import Chunk
 from dtvla_ros.conventions import ACTION, TARGET_POSE, TWIST, relative
 from dtvla_ros.nodes.grippers import GripperAction, GripperSettings, GripperTopic, make_gripper
+from dtvla_ros.nodes.joint_adapters import (
+    ForwardPositionAdapter,
+    JointAdapter,
+    JointTrajectoryAdapter,
+    SimJointAdapter,
+)
 from dtvla_ros.nodes.settings import declare_all
 from dtvla_ros.ros import conversions, qos
+from dtvla_ros.ros.bringup import SIMULATED
 
 Placed = tuple[NDArray[np.float64], NDArray[np.float64]]  # position [3] m, quaternion [4] xyzw
 SWITCH = 'moveit_msgs/srv/ServoCommandType'
@@ -156,15 +163,17 @@ class PoseAdapter(CommandAdapter):
         return conversions.pose_message(conversions.header(stamp, self._base_frame), *self._goal)
 
 
-PRESETS: dict[str, type[CommandAdapter]] = {
-    'sim_osc': OscAdapter, 'servo': TwistAdapter, 'crisp': PoseAdapter, 'fzi': PoseAdapter}
+PRESETS: dict[str, type[CommandAdapter] | type[JointAdapter]] = {
+    'sim_osc': OscAdapter, 'servo': TwistAdapter, 'crisp': PoseAdapter, 'fzi': PoseAdapter,
+    'joint_trajectory': JointTrajectoryAdapter, 'forward_position': ForwardPositionAdapter,
+    'sim_joints': SimJointAdapter}
 
 
-def make_adapter(node: Node, preset: str, base_frame: str) -> CommandAdapter:
-    """Build a preset's adapter; declares `GripperSettings`, which sim_osc has no use for.
+def make_adapter(node: Node, preset: str, base_frame: str) -> CommandAdapter | JointAdapter:
+    """Build a preset's adapter; declares `GripperSettings`, which `SIMULATED` have no use for.
 
     Raise UserError if the gripper's action type is not installed.
     """
     settings = declare_all(node, GripperSettings())
-    gripper = None if preset == 'sim_osc' else make_gripper(node, settings)
+    gripper = None if preset in SIMULATED else make_gripper(node, settings)
     return PRESETS[preset](node, base_frame, gripper)

@@ -24,12 +24,13 @@ from trajectory_msgs.msg import JointTrajectory
 from dtvla_ros import conventions as names
 from dtvla_ros.conventions import PERSON, relative
 from dtvla_ros.errors import UserError
-from dtvla_ros.nodes.command_adapters import PRESETS, make_adapter
+from dtvla_ros.nodes.command_adapters import PRESETS, CommandAdapter, make_adapter
+from dtvla_ros.nodes.joint_adapters import JointAdapter
 from dtvla_ros.nodes.pose_source import PoseSource
 from dtvla_ros.nodes.settings import declare, declare_all, guard, installed, read_all
 from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.run import STEADY, run, wait_until_heard
-from dtvla_ros.ros.settings import FINGERS, OpeningSettings
+from dtvla_ros.ros.settings import FINGERS, ActionSettings, OpeningSettings
 from dtvla_ros.ros.waiting import tell_what_lacks, why_silent
 from dtvla_ros.safety.gate import (
     HEARTBEAT,
@@ -42,6 +43,9 @@ from dtvla_ros.safety.gate import (
     GateConfig,
     GateState,
 )
+from dtvla_ros.safety.joint_gate import JointGate
+from dtvla_ros.safety.joint_limits import PROFILES as JOINT_PROFILES
+from dtvla_ros.safety.joint_limits import JointLimits, bounds_of
 from dtvla_ros.safety.limits import PROFILES, Limiter, Limits
 
 STATE_PERIOD = 0.05  # the policy's own watchdog lives on gate_state
@@ -74,11 +78,24 @@ class CommandGate(Node):
         arm = declare(self, 'arm_joints', names.ARM_JOINTS, 'joints of the arm', distinct=True)
         fingers = declare(self, 'finger_joints', names.FINGER_JOINTS, FINGERS, distinct=True)
         # Apart, because an arm must not stand still where its gripper falls silent.
-        self._arm = conversions.JointReader(arm)
+        self._arm, self._joint_names = conversions.JointReader(arm), tuple(arm)
         self._fingers = conversions.JointReader(
             (), fingers, opening=declare_all(self, OpeningSettings()).metres)
         profile = declare(self, 'profile', 'default', 'limits', choices=PROFILES)
-        self._gate = Gate(config, declare_all(self, PROFILES[profile], changeable=True))
+        contract = declare_all(self, ActionSettings()).contract(arm, config.chunk_rate)
+        self._limits: type[Limits] | type[JointLimits] = Limits
+        if contract.is_joints:
+            self._limits = JointLimits
+            limits = declare_all(self, JOINT_PROFILES[profile], changeable=True)
+            self._gate: Gate = JointGate(config, bounds_of(arm, limits), contract)
+        else:
+            self._gate = Gate(
+                config, declare_all(self, PROFILES[profile], changeable=True), contract)
+        if contract.is_joints != issubclass(PRESETS[preset], JointAdapter):
+            fits = ', '.join(name for name, kind in PRESETS.items()
+                             if contract.is_joints == issubclass(kind, JointAdapter))
+            raise UserError(f'parameter preset = "{preset}" takes no {contract.controller}, which '
+                            f'action_space is; choose one of {fits}, or another action_space')
         self._pose_source = PoseSource(
             self, self._on_pose, functools.partial(self._refuse, POSE))
         self._base: str = self.get_parameter('base_frame').value
@@ -89,7 +106,7 @@ class CommandGate(Node):
         self._drops = 0
         self._reported = ''
         self._silent = self._new_limits = False
-        guard(self, [limit.name for limit in dataclasses.fields(Limits)], self._judge_limit)
+        guard(self, [limit.name for limit in dataclasses.fields(self._limits)], self._judge_limit)
         self._priority = declare(
             self, 'priority', 0, "real-time priority (SCHED_FIFO) of the gate's process; 0: none",
             low=0, high=90)
@@ -170,7 +187,8 @@ class CommandGate(Node):
     def _on_joints(self, message: JointState) -> None:
         sample = message.name, message.position, conversions.seconds(message.header.stamp)
         if arm := self._arm.take(*sample):
-            self._gate.on_joints([*arm.positions.values()], arm.stamp, time.monotonic())
+            self._gate.on_joints([arm.positions[name] for name in self._joint_names], arm.stamp,
+                                 time.monotonic())
         elif self._arm.why:
             self._refuse(JOINTS, self._arm.why)
         if fingers := self._fingers.take(*sample):
@@ -209,7 +227,8 @@ class CommandGate(Node):
     def _on_pose(self, position: NDArray[np.float64], quaternion: NDArray[np.float64],
                  stamp: float) -> None:
         self._gate.on_pose(position, stamp, time.monotonic())
-        self._adapter.measured = position, quaternion
+        if isinstance(self._adapter, CommandAdapter):
+            self._adapter.measured = position, quaternion
         if self._lockstep:
             self._pending = stamp
             if self._last is not None and self._answered():
@@ -281,7 +300,10 @@ class CommandGate(Node):
     def _on_timer(self) -> None:
         if self._new_limits:
             self._new_limits = False
-            self._gate.limiter = Limiter(read_all(self, Limits), self._period)
+            if isinstance(self._gate, JointGate):
+                self._gate.use(bounds_of(self._joint_names, read_all(self, JointLimits)))
+            else:
+                self._gate.limiter = Limiter(read_all(self, Limits), self._period)
         if self._lockstep:
             self._play_pending(paced=True)
         else:
@@ -300,8 +322,12 @@ class CommandGate(Node):
 
     def _send(self, command: Command) -> None:
         self._last = command
-        if not self._silent:
+        if self._silent:
+            return
+        if isinstance(self._adapter, CommandAdapter):
             self._adapter.send(command.action, command.stamp, command.first_tick)
+        elif command.joints is not None:
+            self._adapter.send_joints(command.joints)
 
     def _lacking(self) -> Iterator[str]:
         """Yield what the gate waits for before it can move the arm; a task is not among it."""
@@ -312,7 +338,7 @@ class CommandGate(Node):
         if ready or not self._lockstep:  # else the simulator waits for the policy, too
             if not self._gate.heard(JOINTS):
                 yield why_silent(self, self._subscribed[JOINTS])
-            if not self._gate.heard(POSE):
+            if not (self._gate.heard(POSE) or isinstance(self._gate, JointGate)):
                 yield self._pose_source.lacking()
         if self._gate.driver == PERSON and not self._gate.heard(HUMAN):
             yield why_silent(self, self._human)
@@ -345,7 +371,9 @@ class CommandGate(Node):
         if not self._gate.ended:
             return f'{parameter.name} limits a running arm: stop the gate first'
         try:
-            read_all(self, Limits, **{parameter.name: parameter.value})
+            limits = read_all(self, self._limits, **{parameter.name: parameter.value})
+            if isinstance(limits, JointLimits):
+                bounds_of(self._joint_names, limits)
         except (UserError, TypeError, ValueError) as error:
             return str(error)
         self._new_limits = True

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dtvla_ros.actions import osc
-from dtvla_ros.conventions import CAMERAS
+from dtvla_ros.actions.contract import differences
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.manifest import PolicyManifest
 from dtvla_ros.policy.transform import Observation
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from dtvla_ros.engine.policy import Policy
     from dtvla_ros.policy.understanding import Understanding
 
-OSC_CONTRACT = ('OSC_POSE', osc.METRES_PER_UNIT, osc.RADIANS_PER_UNIT, osc.GRIPPER_CLOSED)
 Load = Callable[[], 'tuple[Policy, PolicyManifest, Understanding]']
 
 
@@ -136,14 +134,15 @@ def load(settings: VlaSettings) -> tuple[Policy, PolicyManifest, Understanding]:
     folder = find_shared(settings.policy)
 
     def fits(manifest: PolicyManifest) -> None:
-        cameras, contract = tuple(manifest.config.vision.cameras), manifest.action
-        if cameras != CAMERAS:
-            raise UserError(f'{settings.policy} wants cameras {cameras}; this node has {CAMERAS}')
-        if (contract.controller, contract.metres_per_unit, contract.radians_per_unit,
-                contract.gripper_close) != OSC_CONTRACT:
-            raise UserError(f'{settings.policy}: its actions are {contract.controller} with '
-                            f'{contract.metres_per_unit} m and {contract.radians_per_unit} '
-                            "rad per unit; the gate speaks LIBERO's OSC_POSE only")
+        cameras, action = manifest.config.vision.cameras, manifest.action
+        if set(cameras) != set(settings.cameras):
+            raise UserError(f'{settings.policy} wants the cameras {", ".join(cameras)}; parameter '
+                            f'cameras is {", ".join(settings.cameras)}')
+        arm = settings.contract(settings.arm_joints, action.rate_hz)
+        if told := differences(arm, action):
+            raise UserError(f'{settings.policy}: {told[0]}, which this robot takes; choose '
+                            'another policy, or the parameters action_space, arm_joints and '
+                            'gripper_channel of the robot that it was trained on')
         if settings.min_confidence and manifest.calibration is None:
             raise UserError(
                 f'min_confidence {settings.min_confidence:g}: the confidence of {settings.policy} '

@@ -7,7 +7,7 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from rclpy.qos import qos_profile_sensor_data
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import JointState
 
-from dtvla_ros.conventions import CAMERAS, EE_POSE, IMAGES, JOINT_STATES, relative
+from dtvla_ros.conventions import CAMERAS, EE_POSE, JOINT_STATES, image_input, relative
 from dtvla_ros.nodes.pose_source import PoseSource
 from dtvla_ros.policy.transform import Observation
 from dtvla_ros.ros import conversions, images, qos
@@ -27,7 +27,6 @@ from dtvla_ros.safety.gate import NO_STAMP, OTHER_CLOCK
 from dtvla_ros.safety.watchdog import Watchdog
 
 JOINTS, POSE = relative(JOINT_STATES), relative(EE_POSE)
-IMAGE_TOPICS = {camera: relative(topic) for camera, topic in IMAGES.items()}
 KEEP = 16  # samples per input; they span a frame of a camera and its latency, because ...
 SPACING = 0.25  # ... of those that come faster, not all are kept: shares of the largest skew
 FROZEN_FOR = 0.4  # the same image for this long [s] ...
@@ -38,19 +37,19 @@ SAME_SHAPE = 0.01  # relative change of an aspect ratio that still counts as the
 class Synchronizer:
     """Pairs images and measurements by their header stamps.
 
-    ``max_skew`` [s]: largest difference from the first camera's stamp. ``missing``: what `poll`
-    lacked.
+    ``max_skew`` [s]: largest difference from the stamp of the first of ``cameras``. ``missing``:
+    what `poll` lacked.
     """
 
-    def __init__(self, max_skew: float) -> None:
-        self._max_skew = max_skew
+    def __init__(self, max_skew: float, cameras: Sequence[str] = CAMERAS) -> None:
+        self._max_skew, self._cameras = max_skew, tuple(cameras)
         self.missing = 'nothing seen yet'
         self.clear()
 
     def clear(self) -> None:
         """Forget everything seen: what comes next belongs to another task."""
         self._samples: dict[str, dict[float, Any]] = {
-            name: {} for name in (*CAMERAS, JOINTS, POSE)}
+            name: {} for name in (*self._cameras, JOINTS, POSE)}
 
     def image(self, camera: str, image: NDArray[np.uint8], stamp: float) -> str | None:
         """Take an image [H, W, 3]; return why it was refused, or None."""
@@ -70,21 +69,22 @@ class Synchronizer:
 
     def poll(self, instruction: str) -> Observation | None:
         """Return the newest complete observation; None and `missing` where there is none."""
-        self.missing = f'{CAMERAS[0]} image'
-        for k, stamp in enumerate(reversed(self._samples[CAMERAS[0]])):
+        first = self._cameras[0]
+        self.missing = f'{first} image'
+        for k, stamp in enumerate(reversed(self._samples[first])):
             parts = {name: self._nearest(name, stamp) for name in self._samples}
             absent = [name for name, part in parts.items() if part is None]
             if not absent:
                 self.missing = ''
                 joints, (position, quaternion) = parts[JOINTS], parts[POSE]
                 return Observation(
-                    images={name: parts[name] for name in CAMERAS},
+                    images={name: parts[name] for name in self._cameras},
                     joint_positions=joints.positions,
                     ee_position=position, ee_quaternion=quaternion,
                     gripper_opening=joints.opening,
                     instruction=instruction, stamp=stamp)
             if k == 0:
-                self.missing = f'{absent[0]} within {self._max_skew:g} s of {CAMERAS[0]}'
+                self.missing = f'{absent[0]} within {self._max_skew:g} s of {first}'
         return None
 
     def _keep(self, name: str, stamp: float, sample: Any) -> None:
@@ -122,9 +122,10 @@ class Inputs:
         self._settings = settings
         self._joints = conversions.JointReader(
             settings.arm_joints, settings.finger_joints, opening=settings.metres)
-        self._synchronizer = Synchronizer(settings.max_skew_s)
+        self._topics = {name: image_input(name) for name in settings.cameras}
+        self._synchronizer = Synchronizer(settings.max_skew_s, settings.cameras)
         timeouts = {} if settings.lockstep else dict.fromkeys(
-            (*IMAGE_TOPICS.values(), JOINTS, POSE), settings.input_timeout_s)
+            (*self._topics.values(), JOINTS, POSE), settings.input_timeout_s)
         self._alive = Watchdog(timeouts, own_period=self._period)
         self._stamps: dict[str, tuple[float, int]] = {}  # the last, and how often it came again
         self._cameras: dict[str, _FrozenCheck] = {}
@@ -139,7 +140,7 @@ class Inputs:
         node, (kind, _, _) = self._node, images.TRANSPORTS[settings.transport]
         self._open = [node.create_subscription(
             kind, topic, functools.partial(self._on_image, camera), qos.NEWEST, raw=True)
-            for camera, topic in IMAGE_TOPICS.items()]
+            for camera, topic in self._topics.items()]
         self._open.append(node.create_subscription(
             JointState, JOINTS, self._on_joints, qos_profile_sensor_data))
         self._pose.open()
@@ -171,7 +172,7 @@ class Inputs:
     def lacking(self) -> Iterator[str]:
         """Yield why nothing came from each input that gave nothing, good or bad, since `open`."""
         heard = self._stamps.keys() | self._wrong.keys()
-        for name, subscription in zip((*IMAGE_TOPICS.values(), JOINTS), self._open):
+        for name, subscription in zip((*self._topics.values(), JOINTS), self._open):
             if name not in heard:
                 yield why_silent(self._node, subscription)
         if POSE not in heard:
@@ -190,7 +191,7 @@ class Inputs:
 
     def _on_image(self, camera: str, data: bytes) -> None:
         _, parse, decode = images.TRANSPORTS[self._settings.transport]
-        name, stamp = IMAGE_TOPICS[camera], math.nan  # of a message that cannot be parsed
+        name, stamp = self._topics[camera], math.nan  # of a message that cannot be parsed
         try:
             message = parse(data)
             stamp = message.stamp

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from builtin_interfaces.msg import Duration
@@ -20,9 +20,6 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.nodes.settings import declare_all
 from dtvla_ros.ros import conversions, qos
 
-if TYPE_CHECKING:
-    from dtvla_ros.nodes.grippers import GripperAction, GripperTopic
-
 AHEAD = 2  # control periods in which a joint is to reach its target; commands may come late
 
 
@@ -33,6 +30,16 @@ class JointControllerSettings:
     controller_timeout_s: float = parameter(
         0.0, 'silence after which the controller of forward_position holds the arm by itself; '
         '0: it is not stated, and forward_position is refused', low=0.0)
+
+
+class Gripper(Protocol):
+    """A gripper with a topic or an action of its own; see `command_adapters`."""
+
+    def send(self, channel: float) -> None:
+        """Command it: -1 open, +1 closed, 0 no command."""
+
+    def listeners(self) -> int:
+        """Return how many there are to hear that."""
 
 
 class JointAdapter(ABC):
@@ -47,8 +54,7 @@ class JointAdapter(ABC):
     name: ClassVar[str]
     on_silence: str
 
-    def __init__(
-        self, node: Node, base_frame: str, gripper: GripperTopic | GripperAction | None) -> None:
+    def __init__(self, node: Node, base_frame: str, gripper: Gripper | None) -> None:
         self._publisher = node.create_publisher(self.kind, relative(self.name), qos.LATEST)
         self.topic: str = self._publisher.topic_name
         self.gripper = gripper
@@ -107,8 +113,7 @@ class ForwardPositionAdapter(JointAdapter):
 
     kind, name = Float64MultiArray, JOINT_COMMANDS
 
-    def __init__(
-        self, node: Node, base_frame: str, gripper: GripperTopic | GripperAction | None) -> None:
+    def __init__(self, node: Node, base_frame: str, gripper: Gripper | None) -> None:
         given = declare_all(node, JointControllerSettings())
         if not given.controller_timeout_s:
             raise UserError(

@@ -252,7 +252,8 @@ class Operator(Node):
         self._watching = [
             *(subscribe(CameraInfo, relative(topic), functools.partial(self._on_lens, camera),
                         qos_profile_sensor_data)
-              for camera, topic in names.CAMERA_INFO.items())]
+              for camera, topic in ((name, names.camera_info_topic(name))
+                                    for name in self._cameras.names))]
         try:
             transforms = conversions.message_type('tf2_msgs/msg/TFMessage')
         except KeyError:
@@ -325,9 +326,9 @@ class Operator(Node):
             return
         if not self._watching:
             self._watch()
-        frames = dict.fromkeys(names.CAMERAS, b'')
+        frames = dict.fromkeys(self._cameras.names, b'')
         marked: dict[str, Any] = {}
-        for camera in names.CAMERAS:
+        for camera in self._cameras.names:
             if (newest := self._cameras.newest(camera)) is not None:
                 stamp, frame_id, pixels = newest
                 if self._images.get(camera, (None,))[0] != stamp:
@@ -345,7 +346,7 @@ class Operator(Node):
         proposed = int(told.get('draft_proposed', 0))
         return {
             'control': self._controls is not None, 'able': self._able, 'fault': fault,
-            'time': int(time.time()), 'cameras': list(names.CAMERAS),
+            'time': int(time.time()), 'cameras': list(self._cameras.names),
             'domain': os.environ.get('ROS_DOMAIN_ID', '0'),
             'policy': self._light('policy'), 'gate': self._light('gate'),
             'driver': {'who': self._driver,

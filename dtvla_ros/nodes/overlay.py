@@ -119,10 +119,10 @@ class Overlay(Node):
         if not self._image.get_subscription_count():
             return self._cameras.close()
         self._cameras.open()
-        shown = {name: self._cameras.newest(name) for name in names.CAMERAS}
+        shown = {name: self._cameras.newest(name) for name in self._cameras.names}
         frame = draw_frame({name: image and image[2] for name, image in shown.items()},
                            self._caption())
-        first = shown[names.CAMERAS[0]]
+        first = shown[self._cameras.names[0]]
         stamp = first[0] if first else self.get_clock().now().nanoseconds * 1e-9
         self._image.publish(images.serialize_compressed(
             frame, conversions.time_message(stamp), quality=self._quality))

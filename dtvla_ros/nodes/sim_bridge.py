@@ -1,4 +1,4 @@
-"""The simulator as a robot with two cameras: runs episodes, counts successes, takes orders."""
+"""The simulator as a robot with cameras: runs episodes, counts successes, takes orders."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ from trajectory_msgs.msg import JointTrajectory
 
 import dtvla_sim
 from dtvla_ros import conventions as names
+from dtvla_ros.actions.contract import ActionContract
 from dtvla_ros.conventions import parameter, relative
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import require_writable, write_json
 from dtvla_ros.nodes.settings import declare, declare_all
-from dtvla_ros.nodes.sim_frames import BASE, VIEWS, Placed, SimFrames, optical_frame
+from dtvla_ros.nodes.sim_frames import BASE, Placed, SimFrames, optical_frame
 from dtvla_ros.policy.instructions import shown, spelling
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.run import STEADY, end, run
@@ -159,7 +160,8 @@ class SimBridge(Node):
         self._obs: Mapping[str, Any] = {}
         self._home: list[float] = []  # where the gripper began: position and quaternion
         self._info: dict[str, Any] = {}
-        self._action, self._action_at = np.zeros(7), 0.0
+        self._contract: ActionContract = self._env.contract
+        self._action, self._action_at = np.zeros(self._contract.dim), 0.0
         self._next: NDArray[np.float64] | None = None  # of the step that is due
         self._open_topics()
         self._open_services()
@@ -169,7 +171,7 @@ class SimBridge(Node):
                 self._period_ns * 1e-9, self._on_paced if given.lockstep else self._on_real_time,
                 clock=STEADY)
         self._begin_next()
-        for camera in names.CAMERAS:
+        for camera in self._env.views:
             self._image(camera)  # the first drawing builds the renderer, which takes seconds
 
     def _make_env(self) -> Any:
@@ -184,8 +186,9 @@ class SimBridge(Node):
     def _open_topics(self) -> None:
         sensor = qos_profile_sensor_data
         self._clock_topic = self.create_publisher(Clock, '/clock', qos.LATEST)
-        self._cameras = {name: self.create_publisher(Image, relative(topic), sensor)
-                         for name, topic in names.IMAGES.items()}
+        self._cameras = {
+            name: self.create_publisher(Image, relative(names.image_topic(name)), sensor)
+            for name in self._env.views}
         self._joints = self.create_publisher(JointState, relative(names.JOINT_STATES), sensor)
         self._pose = self.create_publisher(PoseStamped, relative(names.EE_POSE), sensor)
         self._instruction = self.create_publisher(String, relative(names.INSTRUCTION), qos.LATCHED)
@@ -253,7 +256,8 @@ class SimBridge(Node):
                 said := self._said[progress.index]):
             self._info = {**self._info, 'instruction': said}
         self._clock_ns += round(BETWEEN_EPISODES * 1e9)
-        self._action, self._next, self._running = np.zeros(7), None, self._given.endless
+        self._action = self._env.action_of(np.zeros(len(names.CHANNELS)))
+        self._next, self._running = None, self._given.endless
         self._task_before = self._policy.get('task', '')
         self._understood = self._refusal = ''
         self._began = time.monotonic()
@@ -309,8 +313,13 @@ class SimBridge(Node):
     def _on_action(self, message: JointTrajectory) -> None:
         points = message.points
         action = np.array(points[0].positions if len(points) else [], np.float64)
-        if action.shape != (7,) or not np.isfinite(action).all():
-            self.get_logger().error('action is not one point of 7 finite numbers: ignored')
+        wanted = self._contract.channels
+        if action.shape != (len(wanted),) or not np.isfinite(action).all():
+            self.get_logger().error(
+                f'action is not one point of {len(wanted)} finite numbers: ignored')
+        elif self._contract.is_joints and tuple(message.joint_names) != wanted:
+            self.get_logger().error(f'action is of {", ".join(message.joint_names)}, not of '
+                                    f'{", ".join(wanted)}: ignored')
         elif self._paused:
             pass
         elif not self._given.lockstep:
@@ -330,7 +339,7 @@ class SimBridge(Node):
     def _on_real_time(self) -> None:
         if self._running and not self._paused:
             if time.monotonic() - self._action_at > HOLD_ACTION:
-                self._action[:6] = 0.0  # the gripper keeps its grip
+                self._action = self._contract.at_rest(self._action)
             self._step(self._action)
 
     def _on_timer(self) -> None:
@@ -383,7 +392,7 @@ class SimBridge(Node):
             raise UserError('step moves a paused simulation; pause it first')
         index, self._progress.touched = self._progress.index, True
         for _ in range(self.get_parameter('step_count').value):
-            self._step(np.r_[np.zeros(6), self._action[6]])
+            self._step(self._contract.at_rest(self._action))
             if self._progress.index != index or self._finished_at is not None:
                 break
 
@@ -500,7 +509,7 @@ class SimBridge(Node):
 
     def _image(self, camera: str) -> NDArray[np.uint8]:
         """Return a camera's image of now; the first reading of a moment draws it."""
-        image: NDArray[np.uint8] = self._obs[f'{VIEWS[camera]}_image']
+        image: NDArray[np.uint8] = self._obs[self._env.views[camera]]
         return image
 
     def _gripper(self) -> Placed:

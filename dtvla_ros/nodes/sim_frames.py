@@ -12,11 +12,11 @@ from rclpy.qos import qos_profile_sensor_data
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo
 
-from dtvla_ros.conventions import CAMERA_INFO, relative
+from dtvla_ros.conventions import camera_info_topic, relative
 from dtvla_ros.ros import conversions, qos
 
 BASE, GRIPPER = 'base', 'gripper'
-VIEWS = {'primary': 'agentview', 'wrist': 'robot0_eye_in_hand'}  # MuJoCo's names
+IN_HAND = 'robot0_eye_in_hand'  # MuJoCo's name of the camera that moves with the gripper
 # REP 103: an optical frame looks along z with y down; MuJoCo's cameras along -z with y up.
 _OPTICAL = Rotation.from_euler('x', 180, degrees=True)
 
@@ -48,18 +48,20 @@ class SimFrames:
             self._static = node.create_publisher(self._type, '/tf_static', qos.LATCHED)
         self._infos = {
             name: node.create_publisher(CameraInfo, relative(topic), qos_profile_sensor_data)
-            for name, topic in CAMERA_INFO.items()}
+            for name, topic in ((name, camera_info_topic(name)) for name in env.views)}
 
     def begin(self, stamp: float, gripper: Placed) -> None:
         """Send where the cameras are mounted, the gripper being at ``gripper`` in the base."""
         if self._static is None:
             return
-        (position, rotation), (at, turn) = gripper, self._camera('wrist')
+        (position, rotation), found = gripper, []
         back = rotation.inv()
-        self._static.publish(self._type(transforms=[
-            _transform(stamp, BASE, optical_frame('primary'), self._camera('primary')),
-            _transform(stamp, GRIPPER, optical_frame('wrist'),
-                       (back.apply(at - position), back * turn))]))
+        for camera in self._env.views:
+            parent, (at, turn) = BASE, self._camera(camera)
+            if self._view(camera) == IN_HAND:
+                parent, at, turn = GRIPPER, back.apply(at - position), back * turn
+            found.append(_transform(stamp, parent, optical_frame(camera), (at, turn)))
+        self._static.publish(self._type(transforms=found))
 
     def show(self, stamp: float, gripper: Placed) -> None:
         """Send where the gripper is."""
@@ -72,7 +74,7 @@ class SimFrames:
         if self._infos[camera].get_subscription_count() == 0:
             return
         model, _ = _mujoco(self._env)
-        fovy = np.radians(float(model.cam_fovy[model.camera(VIEWS[camera]).id]))  # vertical
+        fovy = np.radians(float(model.cam_fovy[model.camera(self._view(camera)).id]))  # vertical
         focal, centre = self._size / 2.0 / np.tan(fovy / 2.0), (self._size - 1) / 2.0
         p = np.array([[focal, 0.0, centre, 0.0], [0.0, focal, centre, 0.0], [0.0, 0.0, 1.0, 0.0]])
         self._infos[camera].publish(CameraInfo(
@@ -81,9 +83,13 @@ class SimFrames:
             k=conversions.floats(p[:, :3].ravel()), r=conversions.floats(np.eye(3).ravel()),
             p=conversions.floats(p.ravel())))
 
+    def _view(self, camera: str) -> str:
+        """Return MuJoCo's name of a camera."""
+        return str(self._env.views[camera]).removesuffix('_image')
+
     def _camera(self, camera: str) -> Placed:
         model, data = _mujoco(self._env)
-        number = model.camera(VIEWS[camera]).id
+        number = model.camera(self._view(camera)).id
         turn = Rotation.from_matrix(np.reshape(data.cam_xmat[number], (3, 3)))
         return np.array(data.cam_xpos[number]) - self._env.base_position, turn * _OPTICAL
 

@@ -14,7 +14,6 @@ from rclpy.subscription import Subscription
 from dtvla_ros import conventions as names
 from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import Chunk
-from dtvla_ros.conventions import relative
 from dtvla_ros.nodes.pose_source import OnPose, PoseSource
 from dtvla_ros.nodes.settings import declare
 from dtvla_ros.ros import images, qos
@@ -26,10 +25,15 @@ POSES = 64  # kept to find the one a chunk was decided at; at 100 Hz half a seco
 
 
 class Cameras:
-    """Both cameras, subscribed to only between `open` and `close`. Declares ``transport``."""
+    """The cameras ``names``, subscribed to only between `open` and `close`.
+
+    Declares ``cameras`` and ``transport``.
+    """
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self.names: tuple[str, ...] = tuple(declare(
+            node, 'cameras', names.CAMERAS, 'cameras to show, each on image_NAME', distinct=True))
         self._type, self._parse, self._decode = images.TRANSPORTS[declare(
             node, 'transport', 'raw', 'image topics', choices=images.TRANSPORTS)]
         self._open: list[Subscription] = []
@@ -39,8 +43,9 @@ class Cameras:
         """Subscribe, unless that is done already."""
         if not self._open:
             self._open = [self._node.create_subscription(
-                self._type, relative(topic), functools.partial(self._frames.__setitem__, name),
-                qos.NEWEST, raw=True) for name, topic in names.IMAGES.items()]
+                self._type, names.image_input(name),
+                functools.partial(self._frames.__setitem__, name), qos.NEWEST, raw=True)
+                for name in self.names]
 
     def close(self) -> None:
         """Unsubscribe, and forget the images."""
@@ -50,7 +55,7 @@ class Cameras:
 
     def lacking(self) -> Iterator[str]:
         """Yield why a camera that is subscribed to has sent nothing."""
-        for name, subscription in zip(names.IMAGES, self._open):
+        for name, subscription in zip(self.names, self._open):
             if name not in self._frames:
                 yield why_silent(self._node, subscription)
 
@@ -94,9 +99,10 @@ class Poses:
 
 
 def leads_somewhere(chunk: Chunk) -> bool:
-    """Return whether a chunk has rows of finite actions."""
+    """Return whether a chunk has rows of finite offsets of the end effector."""
     rows, width = chunk.values.shape
-    return bool(rows and width == len(names.CHANNELS) and np.isfinite(chunk.values).all())
+    return bool(rows and width == len(names.CHANNELS) and chunk.channels in ((), names.CHANNELS)
+                and np.isfinite(chunk.values).all())
 
 
 def path_of(position: NDArray[np.float64], chunk: Chunk) -> NDArray[np.float64]:

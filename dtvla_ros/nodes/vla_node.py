@@ -386,8 +386,9 @@ class VlaNode(LifecycleNode):
                 decision.confidence, self._settings.min_confidence):
             return self._ask(decision, worker)
         rows = decision.chunk[:self._replan_steps(worker) if self._settings.lockstep else None]
+        action = worker.manifest.action
         self._sent = conversions.chunk_message(
-            Chunk(stamp, 1.0 / worker.manifest.action.rate_hz, rows))
+            Chunk(stamp, 1.0 / action.rate_hz, rows, action.channels))
         self._chunks.publish(self._sent)
 
     def _ask(self, decision: Decision, worker: InferenceWorker) -> None:

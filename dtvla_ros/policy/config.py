@@ -12,6 +12,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.field_types import require_types
 
 MASKED = -1e9  # finite, so that a row that sees nothing (a pad) yields numbers and not NaN
+MOST_CAMERAS = 4
 VISION_KINDS = ('siglip', 'conv', 'lite0')
 _LARGEST = {'layers': 1000, 'image_size': 4096, 'chunk_steps': 1000, 'action_dim': 100,
             'rope_theta': 1e9}
@@ -105,6 +106,8 @@ class VisionConfig:
                  f'vision kind must be one of {VISION_KINDS}, got {self.kind!r}')
         _require(0 < len(set(self.cameras)) == len(self.cameras) == len(self.tokens),
                  f'cameras {self.cameras} must be different, each with its tokens {self.tokens}')
+        _require(len(self.cameras) <= MOST_CAMERAS, f'at most {MOST_CAMERAS} cameras, got '
+                 f'{len(self.cameras)}')
         _positive(self, 'image_size')
         _require(all(0 < count <= 2 ** 16 for count in self.tokens),
                  f'tokens must be positive, got {self.tokens}')

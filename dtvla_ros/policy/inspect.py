@@ -192,7 +192,7 @@ def _adapter(folder: Path) -> Inspection:
 def _contents(manifest: PolicyManifest) -> dict[str, Any]:
     return {'name': manifest.name, 'license': manifest.license,
             'statistics': manifest.statistics.to_dict() if manifest.statistics else None,
-            'action': asdict(manifest.action), 'images': asdict(manifest.images),
+            'action': manifest.action.to_dict(), 'images': asdict(manifest.images),
             'prompt': {key: getattr(manifest, key) for key in (
                 'preamble', 'state_in_prompt', 'max_thought_tokens', 'tasks',
                 'says_done')},

@@ -131,7 +131,8 @@ class Viewer(Node):
                 f'{status.message} {reason}'.strip(), level=LEVELS.get(status.level, 'DEBUG')))
 
     def _on_action(self, message: JointTrajectory) -> None:
-        if len(message.points) and len(message.points[0].positions) == len(CHANNELS):
+        if tuple(message.joint_names) in ((), CHANNELS) and len(message.points) and len(
+                message.points[0].positions) == len(CHANNELS):
             self._command(message.header, message.points[0].positions)
 
     def _on_twist(self, message: TwistStamped) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from dtvla_ros.actions.contract import ActionContract, differences
 from dtvla_ros.errors import UserError
 
 SimObservation = Mapping[str, NDArray[Any]]
@@ -17,19 +18,22 @@ SimObservation = Mapping[str, NDArray[Any]]
 
 @runtime_checkable
 class Env(Protocol):
-    """A language-conditioned arm under OSC_POSE, Gymnasium's ``reset`` and ``step`` included.
+    """A language-conditioned arm, Gymnasium's ``reset`` and ``step`` included.
 
     Observations hold LIBERO's names: ``agentview_image`` and ``robot0_eye_in_hand_image`` uint8
     [H, W, 3], ``robot0_eef_pos`` [3] world m, ``robot0_eef_quat`` [4] xyzw,
-    ``robot0_gripper_qpos`` [2] m, ``robot0_joint_pos`` [7] rad. Actions [7] in [-1, 1].
+    ``robot0_gripper_qpos`` [2] m, ``robot0_joint_pos`` [7] rad. Actions [D] as of ``contract``.
     ``info`` holds ``instruction`` after a reset and ``success`` after a step.
     """
 
+    suite: str
     tasks: tuple[str, ...]
     instructions: Mapping[str, str]  # the sentence of every task
     starts: str  # the start distribution
     image_size: int  # side of both images [px]
     control_rate: float  # [Hz]
+    contract: ActionContract  # what actions are
+    views: Mapping[str, str]  # what policies call the cameras, and their observations' names
     one_scene: bool  # for all tasks; otherwise another task builds another scene
     task: Any  # the present one, with ``name`` and ``instruction``
     max_steps: int  # control steps after which the present task counts as failed
@@ -44,6 +48,9 @@ class Env(Protocol):
     def step(self, action: NDArray[np.floating]) -> tuple[
             SimObservation, float, bool, bool, dict[str, Any]]:
         """Run one control step: observation, reward, terminated, truncated, info."""
+
+    def action_of(self, action: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return what an action of OSC_POSE [7] is in the present state, [D]."""
 
     def observe(self) -> SimObservation:
         """Return the scene as it is now."""
@@ -76,6 +83,19 @@ class Restorable(Protocol):
 
     def remaining(self) -> float:
         """Return how far the present task is from done [m]."""
+
+
+def require_contract(contract: ActionContract, cameras: Sequence[str], policy: str,
+                     env: Any) -> None:
+    """Raise ``UserError`` in what a policy fits another arm, or other cameras, than a scene's.
+
+    ``env``: the environment, or what has its ``suite``, ``contract`` and ``views``.
+    """
+    if told := differences(contract, env.contract):
+        raise UserError(f'{policy}: in the suite {env.suite} {told[0]}; choose another --suite')
+    if missing := [name for name in cameras if name not in env.views]:
+        raise UserError(f'{policy}: the suite {env.suite} has no camera {missing[0]!r}, only '
+                        f'{", ".join(env.views)}; choose another --suite')
 
 
 def require_tasks(tasks: Sequence[str], known: Sequence[str], suite: str) -> None:

@@ -76,7 +76,7 @@ class EpisodeJob:
 
 
 def commands_hash(commands: Sequence[NDArray[np.floating]]) -> str:
-    """Return a 16-digit hash of commands [N, 7]."""
+    """Return a 16-digit hash of commands [N, D]."""
     rows = np.asarray(commands, np.float32) + 0.0  # -0 and 0 move the same
     return hashlib.sha256(rows.tobytes()).hexdigest()[:16]
 
@@ -90,7 +90,7 @@ def observation_from_sim(obs: SimObservation, info: Mapping[str, Any], env: Env,
     fingers = np.asarray(obs['robot0_gripper_qpos'], np.float64)
     joints = np.append(obs['robot0_joint_pos'], fingers * [1.0, -1.0]).astype(np.float64)
     return Observation(
-        images={'primary': obs['agentview_image'], 'wrist': obs['robot0_eye_in_hand_image']},
+        images={name: obs[key] for name, key in env.views.items()},
         joint_positions=dict(zip((*ARM_JOINTS, *FINGER_JOINTS), joints.tolist())),
         ee_position=np.asarray(obs['robot0_eef_pos'], np.float64) - env.base_position,
         ee_quaternion=np.asarray(obs['robot0_eef_quat'], np.float64),
@@ -111,9 +111,10 @@ class Executed:
 
 def execute(env: Env, actions: NDArray[np.floating], gripper: float,
             workspace: Box | None = None, timed: bool = True, solved: bool = False) -> Executed:
-    """Carry out actions [n, 7], n >= 1, until they are done or the episode is over.
+    """Carry out actions [n, D], n >= 1, until they are done or the episode is over.
 
-    ``gripper``: its command so far; the next follows from the command gate's law, as over ROS.
+    ``gripper``: its command so far, -1 open to +1 closed; the next follows from the command
+    gate's law, as over ROS.
     ``workspace``: lower and upper corner, base frame [m]; an episode whose end effector leaves
     it is over. ``timed``: it is also over when the environment truncates it. ``solved``: success
     was reached before, and neither it nor time ends the episode now.
@@ -123,10 +124,13 @@ def execute(env: Env, actions: NDArray[np.floating], gripper: float,
         return bool((position >= box[0]).all() and (position <= box[1]).all())
 
     commands: list[NDArray[np.floating]] = []
-    success = over = False
+    success, over, contract = False, False, env.contract
+    k = contract.gripper_index
     for action in actions:
-        command = np.clip(action, -1.0, 1.0)
-        command[6] = gripper = osc.gripper_command(float(action[6]), gripper)
+        command = np.array(action) if contract.is_joints else np.clip(action, -1.0, 1.0)
+        if k is not None:
+            gripper = osc.gripper_command(float(contract.switch(action[k])), gripper)
+            command[k] = contract.from_switch(gripper)
         commands.append(command)
         obs, _, terminated, truncated, info = env.step(command)
         success = bool(info['success'])
@@ -191,7 +195,7 @@ def run_episode(env: Env, infer: Infer, task: str, seed: int, replan_steps: int,
 
 def run_replay_episode(env: Env, actions: NDArray[np.float32], task: str, seed: int,
                        max_steps: int | None = None) -> EpisodeResult:
-    """Replay recorded actions [N, 7] open-loop; the last one is held for half a second."""
+    """Replay recorded actions [N, D] open-loop; the last one is held for half a second."""
     env.reset(seed=seed, options={'task': task})
     settle = np.repeat(actions[-1:], int(env.control_rate / 2), axis=0)
     step = 0
@@ -206,7 +210,10 @@ def run_replay_episode(env: Env, actions: NDArray[np.float32], task: str, seed: 
 def run_expert_episode(env: Env, expert: Any, task: str, seed: int, max_steps: int | None = None,
                        disturb: Callable[[Any], NDArray[np.float32]] | None = None
                        ) -> tuple[EpisodeResult, NDArray[np.float32]]:
-    """Run an expert, its steps mapped to actions by ``disturb``; return those [N, 7], too."""
+    """Run an expert, its steps mapped to actions of OSC_POSE by ``disturb``.
+
+    Return what the arm was commanded [N, D], too.
+    """
     env.reset(seed=seed, options={'task': task})
     expert.reset()
     executed: list[NDArray[np.float32]] = []
@@ -214,7 +221,7 @@ def run_expert_episode(env: Env, expert: Any, task: str, seed: int, max_steps: i
     over = False
     while not over and len(executed) < (max_steps or env.max_steps):
         step = expert.act()
-        action = step.action if disturb is None else disturb(step)
+        action = env.action_of(step.action if disturb is None else disturb(step))
         if thoughts[-1:] != [step.thought]:
             thoughts.append(step.thought)
         _, _, terminated, truncated, info = env.step(action)

@@ -80,10 +80,11 @@ HOPELESS = (UserError, ModuleNotFoundError)  # the request is bad, or a package 
 
 
 def env_worker(scene: SceneSetup) -> Worker:
-    """Return what runs ``episode.Job``s; its info: ``tasks``, ``max_steps``, ``one_scene``."""
+    """Return what runs ``episode.Job``s; its info: what the environment says of itself."""
     env = scene.make()
     worker = Worker(lambda job, infer: job.run(env, infer), SimpleNamespace(
-        tasks=tuple(env.tasks), max_steps=env.max_steps, one_scene=env.one_scene))
+        tasks=tuple(env.tasks), max_steps=env.max_steps, one_scene=env.one_scene,
+        suite=env.suite, contract=env.contract, views=dict(env.views)))
 
     def timed(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         start = time.perf_counter()

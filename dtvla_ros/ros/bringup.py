@@ -56,7 +56,7 @@ TOPICS: Table = {
     'gate_state': ('/gate_state', "Topic of the command gate's state, "
                    'diagnostic_msgs/DiagnosticStatus.')}
 COMMAND: Table = {
-    'command_topic': ('', "The controller's input, geometry_msgs/TwistStamped or PoseStamped; "
+    'command_topic': ('', "The controller's input, of the type that the gate's preset has; "
                       "empty: the gate's own name for it."),
     'gripper_topic': ('', "The gripper's input: a topic, or an action by its name; empty: the "
                       "gate's own name for it.")}
@@ -74,8 +74,12 @@ _KINDS = {bool: 'true or false', int: 'a whole number', list: 'names'}
 
 COMMAND_TOPICS = {
     'servo': '/servo_node/delta_twist_cmds', 'crisp': '/target_pose',
-    'fzi': '/cartesian_compliance_controller/target_frame'}
+    'fzi': '/cartesian_compliance_controller/target_frame',
+    'joint_trajectory': '/joint_trajectory_controller/joint_trajectory',
+    'forward_position': '/forward_position_controller/commands'}
 """Input of each preset's controller under its usual name."""
+SIMULATED = ('sim_osc', 'sim_joints')
+"""Presets of the gate for `sim_bridge`, whose gripper is a channel of the action."""
 OPTIONAL = ('overlay', 'operator', 'task_server', 'record_server')
 """Nodes that are started where asked for; a parameter file need have no section for them."""
 _OF_POLICY = ('action_chunk', 'state', 'reasoning')
@@ -83,7 +87,7 @@ _OF_OPERATOR = (*_OF_POLICY, 'reasoning_stream', 'tasks', 'thought_override', 'q
                 'reset_episode')
 _OF_TASK_SERVER = ('state', 'reasoning', 'tasks')
 _OF_GATE = ('joint_states', 'ee_pose', 'estop', 'gate_state')
-COMMAND_NAMES = ('twist_cmd', 'target_pose')
+COMMAND_NAMES = ('twist_cmd', 'target_pose', 'joint_trajectory', 'joint_commands')
 """The gate's own names for its command topic, by preset."""
 ACTION_PARTS = ('send_goal', 'cancel_goal', 'get_result', 'feedback', 'status')
 """Services and topics of an action: rcl remaps these, not its name."""

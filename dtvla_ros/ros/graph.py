@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,18 +111,24 @@ OnEpisode = Callable[[dict[str, Any]], None]
 
 
 class Watcher(Node):
-    """Collects `Seen`; hands on finished episodes, and pairs of images when the next one comes."""
+    """Collects `Seen`; hands on finished episodes, and each moment's images when the next comes.
 
-    def __init__(self, on_frame: OnFrame, on_episode: OnEpisode):
+    ``cameras``: whose.
+    """
+
+    def __init__(self, on_frame: OnFrame, on_episode: OnEpisode,
+                 cameras: Sequence[str] = names.CAMERAS):
         super().__init__('demo_watcher')
         self.seen = Seen()
         self._on_frame, self._on_episode = on_frame, on_episode
+        self._cameras = tuple(cameras)
         self._pair: dict[str, NDArray[np.uint8]] = {}
         self._stamp = -1.0
         self._decision = ''
-        for name, topic in names.IMAGES.items():
-            self.create_subscription(Image, topic, functools.partial(self._image, name),
-                                     qos_profile_sensor_data, raw=True)
+        for name in self._cameras:
+            self.create_subscription(
+                Image, names.image_topic(name), functools.partial(self._image, name),
+                qos_profile_sensor_data, raw=True)
         for kind, topic, listen in (
                 (String, names.REASONING, self._reasoning), (String, names.EPISODE, self._episode),
                 (DiagnosticStatus, names.VLA_STATE, self._vla_state),
@@ -144,9 +150,9 @@ class Watcher(Node):
         self._pair[name] = image
 
     def _hand_on(self) -> None:
-        """Hand on the pair that is waiting for its thought."""
-        if len(self._pair) == len(names.CAMERAS):
-            self._on_frame({k: self._pair[k] for k in names.CAMERAS}, self.seen)
+        """Hand on the images that are waiting for their thought."""
+        if len(self._pair) == len(self._cameras):
+            self._on_frame({k: self._pair[k] for k in self._cameras}, self.seen)
         self._pair = {}
 
     def _reasoning(self, message: String) -> None:

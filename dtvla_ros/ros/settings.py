@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dtvla_ros.actions import osc
+from dtvla_ros.actions.contract import GRIPPER, OSC_POSE, SPACES, ActionContract
 from dtvla_ros.conventions import (
     ARM_JOINTS,
+    CAMERAS,
     CLOCK_DOMAIN,
     DEVICES,
     ENGINES,
@@ -37,7 +40,7 @@ class PoseSettings:
     ee_frame: str = parameter('gripper', 'frame of the gripper site, with pose_source tf')
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: `VlaSettings` has another base that has them
 class OpeningSettings:
     """How the positions of the finger joints tell the opening of the gripper.
 
@@ -74,7 +77,30 @@ class OpeningSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class VlaSettings(OpeningSettings):
+class ActionSettings:
+    """Parameters of whoever must know what the arm is commanded by: policy node and gate."""
+
+    action_space: str = parameter(
+        OSC_POSE, 'what the arm is commanded by, as in the manifest', choices=SPACES)
+    gripper_channel: str = parameter(
+        GRIPPER, 'channel of the gripper behind arm_joints in joint spaces; empty: none')
+    gripper_opens_at: float = parameter(
+        osc.GRIPPER_OPEN, 'value of that channel that opens the gripper')
+    gripper_closes_at: float = parameter(
+        osc.GRIPPER_CLOSED, 'value of that channel that closes the gripper')
+
+    def contract(self, joints: Sequence[str], rate_hz: float) -> ActionContract:
+        """Return the contract of an arm of these joints whose rows last 1 / ``rate_hz``."""
+        given = {'rate_hz': rate_hz, 'gripper_open': self.gripper_opens_at,
+                 'gripper_close': self.gripper_closes_at}
+        if self.action_space == OSC_POSE:
+            return ActionContract(**given)
+        return ActionContract.of_joints(
+            joints, self.action_space, self.gripper_channel, **given)
+
+
+@dataclass(frozen=True, slots=True)
+class VlaSettings(ActionSettings, OpeningSettings):
     """Parameters of the policy node."""
 
     policy: str = parameter('models/nano', 'folder of the policy, its manifest inside')
@@ -90,6 +116,8 @@ class VlaSettings(OpeningSettings):
     lockstep: bool = parameter(False, 'simulated time waits for the policy; repeatable runs')
     replan_steps: int = parameter(
         0, 'control steps between decisions; 0: as the policy says', low=0)
+    cameras: tuple[str, ...] = parameter(
+        CAMERAS, 'cameras of the policy, each on image_NAME', distinct=True)
     transport: str = parameter('raw', 'image topics', choices=('raw', 'compressed'))
     arm_joints: tuple[str, ...] = parameter(ARM_JOINTS, 'joints of the arm', distinct=True)
     finger_joints: tuple[str, ...] = parameter(FINGER_JOINTS, FINGERS, distinct=True)

@@ -17,8 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import Chunk, ChunkQueue
 from dtvla_ros.actions.continuity import ContinuityMeter
+from dtvla_ros.actions.contract import ActionContract
+from dtvla_ros.actions.joints import JointCommand
 from dtvla_ros.conventions import (
-    CHANNELS,
     CLOCK_DOMAIN,
     CONTROL_RATE,
     HEARTBEAT_TIMEOUT,
@@ -107,7 +108,8 @@ class Command:
     """One tick's outcome; ``action`` [7] is normalised and within limits.
 
     Zero motion and the last grip unless ``state`` is RUN or a HOLD still brakes. ``played``: a row
-    was used up in this tick; ``first_tick``: it is the first of its row.
+    was used up in this tick; ``first_tick``: it is the first of its row. ``joints``: of an arm
+    that is commanded by its joints (`JointGate`), once they were measured.
     """
 
     stamp: float
@@ -116,6 +118,7 @@ class Command:
     reason: str
     played: bool
     first_tick: bool = True
+    joints: JointCommand | None = None
 
     @property
     def waiting(self) -> bool:
@@ -126,11 +129,14 @@ class Command:
 class Gate:
     """Decides, once per control tick, which command the arm gets.
 
-    ``driver``: whose commands these are, POLICY or PERSON.
+    ``contract``: what the rows of chunks are. ``driver``: whose commands these are, POLICY or
+    PERSON.
     """
 
-    def __init__(self, config: GateConfig, limits: Limits) -> None:
+    def __init__(self, config: GateConfig, limits: Limits,
+                 contract: ActionContract = ActionContract()) -> None:
         self._config, period = config, 1.0 / config.rate
+        self._contract = contract
         timeouts = {HEARTBEAT: config.heartbeat_timeout_s, HUMAN: config.human_timeout_s}
         self._clock_stall = self._clock_domain = 0.0
         if not config.lockstep:  # else silent, and its clock stands, while the policy thinks
@@ -138,7 +144,7 @@ class Gate:
             self._clock_stall, self._clock_domain = config.clock_stall_s, config.clock_domain_s
         self._watchdog = Watchdog(timeouts, own_period=period)
         self.queue = ChunkQueue(max_latency=config.max_latency_s, blend_steps=config.blend_steps,
-                                ticks_per_row=config.ticks_per_row)
+                                ticks_per_row=config.ticks_per_row, motion=contract.motion)
         self.limiter = Limiter(limits, period)
         self.gripper = GripperMonitor(config.gripper_timeout_s)
         self.arm_unable = ''  # why the arm's controller does not follow commands
@@ -308,11 +314,12 @@ class Gate:
         if self.driver == PERSON:
             return PERSON_DRIVES
         shape, period = chunk.values.shape, 1.0 / self._config.chunk_rate
+        channels = self._contract.channels
         for right, wrong in (
-                (tuple(chunk.channels) == CHANNELS,
-                 f'chunk channels are {tuple(chunk.channels)}, not {CHANNELS}'),
-                (len(shape) == 2 and 0 < shape[0] <= MAX_ROWS and shape[1] == len(CHANNELS),
-                 f'chunk shape is {shape}, not [1..{MAX_ROWS}, {len(CHANNELS)}]'),
+                (tuple(chunk.channels) == channels,
+                 f'chunk channels are {tuple(chunk.channels)}, not {channels}'),
+                (len(shape) == 2 and 0 < shape[0] <= MAX_ROWS and shape[1] == len(channels),
+                 f'chunk shape is {shape}, not [1..{MAX_ROWS}, {len(channels)}]'),
                 (math.isclose(chunk.period, period, rel_tol=1e-3),
                  f'chunk period is {chunk.period} s, not {period:g} s')):
             if not right:
@@ -362,9 +369,13 @@ class Gate:
         self._empty_since = None
         command = self._play(row, now, first_tick=self.queue.consumed > before)
         if command.first_tick:
-            self._continuity.add(command.action, self.queue.at_boundary)
+            self._continuity.add(self._speed(command), self.queue.at_boundary)
         self.gripper.command(self._grip, steady)
         return command
+
+    def _speed(self, command: Command) -> NDArray[np.float64]:
+        """Return the velocity that a command asks for, whose jumps are watched."""
+        return osc.velocity(command.action)[:3]
 
     def has_stop_condition(self, steady: float) -> bool:
         """Whether an arm in motion should not wait for its next tick to be stopped."""

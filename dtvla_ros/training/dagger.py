@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dtvla_ros.actions import osc
+from dtvla_ros.actions.contract import require_offsets
 from dtvla_ros.data import collect, layout, writer
 from dtvla_ros.data.layout import Episode
 from dtvla_ros.errors import UserError
@@ -239,6 +240,7 @@ def relabel(init: Path, out: Path, options: DaggerOptions, workers: int = 2,
     from dtvla_ros.training.export import read_source
 
     model, transform, manifest = read_source(init)
+    require_offsets(transform.contract, str(init), 'dtvla train dagger')
     writer.require_same_options(out / 'dagger.json', asdict(options) | {'init': str(init)},
                                 asdict(DaggerOptions(after_success=0)))
     scene = SceneSetup(options.suite, options.starts, antialiasing=options.antialiasing,

@@ -112,18 +112,18 @@ def tokenize(readers: Sequence[DatasetReader], transform: PolicyTransform,
 
     # Frames whose chunk changes the gripper, and the two after a change.
     frame = np.concatenate([reader.column('frame_index') for reader in readers])
-    closing = chunk[..., -1] > 0  # [N, T]
+    closing = transform.contract.closes(chunk)  # [N, T]
     same = frame[1:] > 0  # the episode of the frame before
     before = np.zeros(len(chunk), bool)
     before[1:] = same & (closing[1:, 0] != closing[:-1, 0])
     near = (closing != closing[:, :1]).any(1) | before
     near[1:] |= same & before[:-1]
 
-    actions = transform.codec.encode(transform.statistics.normalize(chunk))
+    actions = transform.encode_actions(chunk)  # [N, T * D]
     rate = np.repeat([reader.fps for reader in readers], [len(r.table) for r in readers])
     places = [locate(reader, objects, config.vision.tokens[0]) for reader in readers]
     return TokenizedDataset(
-        prompt, prompt_length, state, thought, thought_length, actions.reshape(len(chunk), -1),
+        prompt, prompt_length, state, thought, thought_length, actions,
         np.repeat(~padding, dim, axis=1), _scenes(readers), near, frame / rate < 0.6,
         np.concatenate([_interventions(reader) for reader in readers]),
         np.concatenate([_failed(reader) for reader in readers]),
@@ -315,7 +315,7 @@ def open_frames(reader: DatasetReader, transform: PolicyTransform) -> NDArray[np
 
 def _decode(reader: DatasetReader, transform: PolicyTransform, frames: NDArray[np.uint8]) -> None:
     """Fill ``frames``; the videos of one file hold several episodes."""
-    keys = {layout.CAMERAS.get(key, key): key for key in reader.video_keys}
+    keys = {layout.camera_of(key): key for key in reader.video_keys}
     cameras = transform.config.vision.cameras
     if missing := [name for name in cameras if name not in keys]:
         raise UserError(f'{reader.root}: no video of the camera {missing[0]} among '

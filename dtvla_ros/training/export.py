@@ -19,7 +19,6 @@ from dtvla_ros.policy.manifest import (
     GRAPHS,
     MANIFEST,
     PROOF,
-    ActionContract,
     PolicyManifest,
     sha256,
 )
@@ -107,7 +106,7 @@ def _read_run(run: Path) -> tuple[HybridDecoder, PolicyTransform, PolicyManifest
         return model, transform, replace(
             PolicyManifest.read(run / ORIGIN), name=run.resolve().name, config=transform.config,
             statistics=transform.statistics, calibration=None, **read_tasks(run))
-    usual, installed = ActionContract(), versions()
+    usual, installed = transform.contract, versions()
     return model, transform, PolicyManifest(
         name='nano', license='Apache-2.0', config=transform.config,
         statistics=transform.statistics, files={}, **read_tasks(run),

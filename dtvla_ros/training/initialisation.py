@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from dtvla_ros.actions.contract import ActionContract
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.data import layout
 from dtvla_ros.data.reader import DatasetReader
@@ -71,10 +72,11 @@ def initialise(config: SftConfig, run: SftRun, readers: Sequence[DatasetReader])
         transform, model if released or config.freezes else None, manifest if released else None)
 
 
-def require_contract(readers: Sequence[DatasetReader], decoder: DecoderConfig) -> None:
+def require_contract(readers: Sequence[DatasetReader], decoder: DecoderConfig,
+                     actions: ActionContract) -> None:
     """Raise ``UserError`` for the first thing of a dataset that a policy could not learn."""
     for reader in readers:
-        for problem, remedy in contract(reader, decoder, 'the policy'):
+        for problem, remedy in contract(reader, decoder, 'the policy', actions):
             raise UserError(f'{reader.root}: {problem}; {remedy}')
 
 
@@ -83,9 +85,12 @@ def new_transform(config: SftConfig, readers: Sequence[DatasetReader]) -> Policy
     tokenizer = build_tokenizer(sorted(dataset_words(readers)))
     decoder = DecoderConfig.nano(
         tokenizer.get_vocab_size(), special_ids(tokenizer), **asdict(config.model))
-    require_contract(readers, decoder)
+    told = readers[0].contract
+    decoder = replace(decoder, action_dim=told.dim)
+    require_contract(readers, decoder, told)
     actions = np.concatenate([np.asarray(r.column(layout.ACTION)) for r in readers])
-    return PolicyTransform(decoder, tokenizer, ActionStatistics.of(actions))
+    return PolicyTransform(
+        decoder, tokenizer, ActionStatistics.of(actions, told.gripper_index), contract=told)
 
 
 def dataset_words(readers: Sequence[DatasetReader]) -> set[str]:

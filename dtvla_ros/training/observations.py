@@ -50,7 +50,7 @@ def sample(readers: Sequence[DatasetReader], transform: PolicyTransform) -> Proo
 
 def _observations(reader: DatasetReader, transform: PolicyTransform,
                   count: int) -> Iterator[Observation]:
-    keys = {layout.CAMERAS.get(key, key): key for key in reader.camera_keys}
+    keys = {layout.camera_of(key): key for key in reader.camera_keys}
     cameras = transform.config.vision.cameras
     if missing := [name for name in cameras if name not in keys]:
         raise UserError(f'{reader.root}: has no camera {missing[0]!r}, only {", ".join(keys)}; '

@@ -24,9 +24,8 @@ from dtvla_ros.engine.batch import BatchSampler
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import writing
 from dtvla_ros.interrupt import Stop, finishing
-from dtvla_ros.policy.manifest import ActionContract
 from dtvla_ros.rollout.batched import BatchedRollouts, Rollout
-from dtvla_ros.rollout.env import SceneSetup
+from dtvla_ros.rollout.env import SceneSetup, require_contract
 from dtvla_ros.rollout.episode import EpisodeJob
 from dtvla_ros.rollout.workers import open_envs
 from dtvla_ros.training.auxiliary.localisation import SMOOTHING
@@ -47,8 +46,11 @@ class HeldOut:
         self._trainer = trainer
         self.envs = open_envs(SceneSetup(
             run.suite, image_size=trainer.transform.config.vision.image_size), SIMULATORS)
+        transform = trainer.transform
+        require_contract(transform.contract, transform.config.vision.cameras, str(run.out),
+                         self.envs.info)
         self.jobs = [EpisodeJob(task, dtvla_sim.EVAL_SEED_START + SELECTION_SEEDS + k,
-                                ActionContract().replan_steps)
+                                trainer.transform.contract.replan_steps)
                      for task in self.envs.info.tasks for k in range(run.episodes)]
 
     def success(self, until: float = math.inf) -> dict[str, float]:

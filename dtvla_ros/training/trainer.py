@@ -83,7 +83,7 @@ class Trainer:
         start = initialise(config, run, readers)
         self.origin, self.transform = start.origin, start.transform
         transform = start.transform
-        require_contract(readers, transform.config)
+        require_contract(readers, transform.config, transform.contract)
         spans = data.location_spans(transform.tokenizer)
         objects = data.object_names(readers) if spans else ()
         rows = data.tokenize(readers, transform, objects)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .. import TABLETOPS
+
 if TYPE_CHECKING:
     from ..env import ArmEnv
     from .libero import LiberoExpert
@@ -15,7 +17,7 @@ def make_expert(env: ArmEnv) -> TabletopExpert | LiberoExpert:
 
     Raises UserError if there is none for its suite.
     """
-    if env.suite == 'tabletop':
+    if env.suite in TABLETOPS:
         from .tabletop import TabletopExpert
 
         return TabletopExpert(env)

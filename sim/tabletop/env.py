@@ -4,30 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import ArrayLike, NDArray
 
-from ..env import REST, SETTLE_STEPS, ArmEnv, LazyObservation
+from dtvla_ros.actions.contract import ActionContract
+from dtvla_ros.conventions import ARM_JOINTS
+
+from ..control import JointControl
+from ..env import SETTLE_STEPS, ArmEnv, LazyObservation
 from .arrange import arrange
 from .progress import remaining
 from .scene import TabletopScene
 from .tasks import STARTS, TASKS, sample_start
 
+JOINTS = (0, 1, 3, 5, 6)  # of the Panda, that the arm of another shape has
 HOME_NOISE = 0.02  # standard deviation of the initial joint positions [rad]
 
 
 class TabletopEnv(ArmEnv):
     """The tabletop suite's tasks, all in one scene; observations and actions as of ``ArmEnv``."""
 
+    name = 'tabletop'
     start_distributions = STARTS
     one_scene = True
 
     def __init__(self, image_size: int = 128, steps_per_goal: int = 180, starts: str = STARTS[0]):
-        super().__init__('tabletop', TASKS, starts, image_size, reflections=False)
+        super().__init__(self.name, TASKS, starts, image_size, reflections=False)
         self.steps_per_goal = steps_per_goal
-        self.scene = TabletopScene()
+        self.scene = self._make_scene()
+
+    def _make_scene(self) -> TabletopScene:
+        return TabletopScene()
 
     @property
     def object_names(self) -> tuple[str, ...]:
@@ -58,8 +69,7 @@ class TabletopEnv(ArmEnv):
     def arrange(self, rng: Generator) -> LazyObservation:
         """Move objects so that the present task is done, or nearly, and let them settle."""
         arrange(self.scene, self.task, rng)
-        for _ in range(2 * SETTLE_STEPS):
-            self.scene.step(REST)
+        self._settle(2 * SETTLE_STEPS)
         return self.observe()
 
     @property
@@ -84,3 +94,25 @@ class TabletopEnv(ArmEnv):
         robot.controller.update(force=True)
         robot.controller.reset_goal()
         return {}
+
+
+class JointTabletopEnv(TabletopEnv):
+    """The same tasks for an arm of another shape: five joints, a gripper, one camera.
+
+    The Panda's joints 3 and 5 hold still, so that what is left turns as a small table-top arm
+    does: pan, lift, elbow, flex and roll. Actions [6]: positions of these five [rad], and the
+    gripper (-1 opens, +1 closes).
+    """
+
+    name = 'tabletop_joints'
+    contract = ActionContract.of_joints(
+        tuple(ARM_JOINTS[k] for k in JOINTS), rate_hz=TabletopEnv.control_rate)
+    views = {'front': 'agentview_image'}
+
+    def _make_scene(self) -> TabletopScene:
+        return TabletopScene(partial(JointControl, joints=JOINTS))
+
+    def action_of(self, action: ArrayLike) -> NDArray[np.float64]:
+        """Return the positions [6] that lead where an action of OSC_POSE [7] does, from here."""
+        values = np.asarray(action, np.float64)
+        return np.append(self.scene.arm.towards(values), values[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -73,13 +74,13 @@ def _bin(name: str, texture: str) -> CompositeObject:
 class TabletopScene(SingleArmEnv):
     """Physics of the suite; images and tasks are those of ``TabletopEnv``."""
 
-    def __init__(self) -> None:
+    def __init__(self, control: Callable[[Any], ArmControl] = ArmControl) -> None:
         super().__init__(**scene_settings())
         self.robot = self.robots[0]
-        self.arm = ArmControl(self)
+        self.arm: Any = control(self)
 
     def step(self, action: NDArray[np.float64]) -> None:
-        """Run one control step (50 ms) under a command [7]: ``MujocoEnv.step``'s physics."""
+        """Run one control step (50 ms) under a command [D]: ``MujocoEnv.step``'s physics."""
         self.arm.step(action)
 
     def _load_model(self) -> None:

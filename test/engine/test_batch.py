@@ -13,6 +13,7 @@ from support.policies import observation, untrained
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
+from dtvla_ros.actions.contract import ActionContract
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.engine.batch import BatchSampler, choose
 from dtvla_ros.engine.policy import Policy
@@ -66,7 +67,9 @@ def test_golden_batch():
     case, model = tensors('case_generate'), golden_decoder('trained')
     ids, size = model.config.ids, model.config.action_dim
     transform = PolicyTransform(model.config, Tokenizer(WordLevel({}, unk_token='')),
-                                ActionStatistics((-1.0,) * size, (1.0,) * size))
+                                ActionStatistics((-1.0,) * size, (1.0,) * size),
+                                contract=ActionContract.of_joints(
+                                    [f'joint{k}' for k in range(size - 1)]))
     rows = zip(case['batch.in.input_ids'], case['batch.in.attention_mask'].bool(), strict=True)
     prompts = [row[real].tolist() for row, real in rows]
     longest = case['batch.out.input_cot_ids'].shape[1]

@@ -29,7 +29,20 @@ def refusal(graph, capfd):
     ('overlay', ['transport:=pigeon'], ['transport = "pigeon"; choose from raw, compressed']),
     ('operator', ['host:=0.0.0.0'], ['host = "0.0.0.0"', 'set token', 'secrets']),
     ('operator', ['token:=abc'], ['token: 3 characters', 'at least 16']),
-    ('command_gate', ['linear_speed:=-1.0'], ['linear_speed', '-1.0', 'range'])])
+    ('command_gate', ['linear_speed:=-1.0'], ['linear_speed', '-1.0', 'range']),
+    ('command_gate', ['action_space:=POSE'], ['action_space = "POSE"; choose from OSC_POSE']),
+    ('command_gate', ['preset:=sim_joints'],
+     ['preset = "sim_joints" takes no OSC_POSE', 'sim_osc, servo']),
+    ('command_gate', ['action_space:=JOINT_POSITION', 'preset:=sim_joints'],
+     ['joint_lower: no lower limit of panda_joint1']),
+    ('command_gate', ['action_space:=JOINT_DELTA', 'joint_lower:=[-3.0]', 'joint_upper:=[3.0]'],
+     ['preset = "sim_osc" takes no JOINT_DELTA', 'sim_joints']),
+    ('vla_node', ['cameras:=[front]', 'autostart:=true'],
+     ['models/nano wants the cameras primary, wrist', 'cameras is front']),
+    ('vla_node', ['action_space:=JOINT_POSITION', 'autostart:=true'],
+     ['models/nano', 'the action space is OSC_POSE', 'not JOINT_POSITION', 'arm_joints']),
+    ('vla_node', ['gripper_opens_at:=0.0', 'autostart:=true'],
+     ['OSC_POSE opens the gripper at -1 and closes it at 1, got 0 and 1'])])
 def test_a_bad_parameter_is_named(refusal, name, parameters, words):
     line = refusal(name, *(word for p in parameters for word in ('-p', p)))
     assert all(word in line for word in words), line

@@ -18,7 +18,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from dtvla_ros import conventions as names
 from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.nodes.sim_bridge import LARGEST_SEED, MOST_STEPS
-from dtvla_ros.nodes.sim_frames import VIEWS, optical_frame
+from dtvla_ros.nodes.sim_frames import optical_frame
 from dtvla_ros.ros import conversions, images, qos
 from dtvla_ros.ros.frames import FrameTree
 from dtvla_sim.tabletop.env import TabletopEnv  # chooses the renderer before MuJoCo is imported
@@ -371,7 +371,8 @@ def test_cameras_and_frames_are_mujocos(paused, env):
     np.testing.assert_allclose(position, told, atol=1e-12)
     assert (rotation.inv() * Rotation.from_quat(quaternion)).magnitude() < 1e-9
     assert stamp == pytest.approx(seen['now'])
-    for name, camera in VIEWS.items():
+    for name, view in env.views.items():
+        camera = view.removesuffix('_image')
         number = model.camera_name2id(camera)
         info = seen[f'{name}_info']
         assert (info.width, info.height) == (128, 128) == seen[name].shape[1::-1]

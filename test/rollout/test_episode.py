@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import dtvla_sim
+from dtvla_ros.actions.contract import ActionContract
 from dtvla_ros.engine.engine import Decision
 from dtvla_ros.rollout import episode
 from dtvla_sim.experts import make_expert
@@ -56,6 +57,8 @@ class Scripted:
     """Stands where the simulator would: the task is done from one control step to another."""
 
     control_rate, max_steps, base_position = 20.0, 30, np.zeros(3)
+    contract = ActionContract()
+    views = {'primary': 'agentview_image', 'wrist': 'robot0_eye_in_hand_image'}
 
     def __init__(self, solved, undone=1000):
         self.holds = range(solved, undone)

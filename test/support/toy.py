@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from dtvla_ros.actions.contract import ActionContract
+
 SIZE = 16  # side of the images [px]
 INSTRUCTIONS = {'left': 'push the can left', 'right': 'push the can right'}
 
@@ -23,6 +25,9 @@ class ToyEnv:
 
     tasks = tuple(INSTRUCTIONS)
     instructions = INSTRUCTIONS
+    suite = 'toy'
+    contract = ActionContract()
+    views = {'primary': 'agentview_image', 'wrist': 'robot0_eye_in_hand_image'}
     image_size = SIZE
     control_rate = 20.0
     one_scene = True

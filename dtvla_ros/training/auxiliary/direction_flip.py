@@ -23,6 +23,10 @@ class DirectionFlip:
     def __init__(self, transform: PolicyTransform):
         """Build the tables. Raises ``UserError`` for a vocabulary without directions."""
         tokenizer, config = transform.tokenizer, transform.config
+        if transform.contract.is_joints:
+            raise UserError('train config: auxiliary.direction_flip reverses offsets of the end '
+                            f'effector, these actions are {transform.contract.controller}; set it '
+                            'to 0')
         if tokenizer.token_to_id(MARK) is None:
             raise UserError('train config: auxiliary.direction_flip needs a vocabulary with words '
                             'for directions')

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 
 import dtvla_sim
+from dtvla_ros.actions.contract import require_offsets
 from dtvla_ros.engine.batch import BatchSampler
 from dtvla_ros.errors import UserError
 from dtvla_ros.evaluation.results import Rate, evaluation_seed
@@ -128,6 +129,7 @@ class GrpoTrainer:
             torch.set_num_threads(run.threads)
         self.config, self.run = config, run
         model, self.transform, manifest = read_source(run.init)
+        require_offsets(self.transform.contract, str(run.init), 'dtvla train grpo')
         self.observations = own_observations(run.init, self.transform)
         self.instructions, self.says_done = manifest.tasks, manifest.says_done
         self.names = manifest.names
