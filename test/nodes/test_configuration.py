@@ -17,8 +17,10 @@ from dtvla_ros.ros.bringup import OPTIONAL, SECTION
 from dtvla_ros.ros.parameters import MISSPELT, TWINS, require_known
 from dtvla_ros.safety.gate import GateState
 
+PRESET = {'crisp': 'crisp', 'servo': 'servo', 'fzi': 'fzi', 'jtc': 'joint_trajectory',
+          'so101': 'joint_trajectory'}  # of the gate, by the end of a file's name
 SHARED = ('arm_joints', 'finger_joints', 'base_frame', 'pose_source', 'ee_frame', 'gripper_width',
-          'finger_open_position', 'finger_closed_position')  # of policy and gate
+          'finger_open_position', 'finger_closed_position', 'action_space')  # of policy and gate
 FR3_ARM = [f'fr3_joint{k}' for k in range(1, 8)]
 FR3_FINGERS = ['fr3_finger_joint1', 'fr3_finger_joint2']
 NODES = {'vla_node': VlaNode, 'command_gate': CommandGate, 'sim_bridge': SimBridge,
@@ -49,7 +51,7 @@ def test_every_parameter_in_a_file_exists_and_a_robot_does_not_move_by_itself(gr
         if 'sim_bridge' not in given:
             assert 'ntested against hardware' in path.read_text().split('/bringup')[0]
             assert not given['operator']['allow_control']
-            assert made.get_parameter('preset').value == path.stem.partition('_')[2]
+            assert made.get_parameter('preset').value == PRESET[path.stem.rpartition('_')[2]]
 
 
 LEGAL = [  # whom a file is for, and what it says

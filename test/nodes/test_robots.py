@@ -5,15 +5,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
+from support.graph import NANO
 from support.robots import DRIVERS, DrivenArm, moved
+from trajectory_msgs.msg import JointTrajectory
 
+from dtvla_ros.actions.chunk import Chunk
+from dtvla_ros.actions.contract import ActionContract
+from dtvla_ros.actions.normalize import ActionStatistics
+from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
 from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.params_file import ParameterFile, find_robot, robots
 from dtvla_ros.ros.runner import plan
@@ -47,7 +57,7 @@ def begun(graph: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('robot', DRIVERS)
+@pytest.mark.parametrize('robot', [name for name in DRIVERS if not DRIVERS[name].by_joints])
 def test_from_doctor_to_a_moving_chunk(graph: Any, tmp_path: Any, robot: str) -> None:
     node = graph.listen(vla=(DiagnosticStatus, '/vla/state'),
                         gate=(DiagnosticStatus, '/gate_state'))
@@ -65,6 +75,57 @@ def test_from_doctor_to_a_moving_chunk(graph: Any, tmp_path: Any, robot: str) ->
     told = conversions.status_values(graph.last('gate'))['on_silence']
     assert told.startswith('MoveIt Servo halts' if 'servo' in robot else 'keeps the last target')
     assert graph.call(Trigger, '/stop').success
+    arm.server.destroy()
+
+
+def of_joints(folder: Path, joints: Sequence[str]) -> Path:
+    """Write the manifest of a policy of joint positions; return its folder."""
+    read = PolicyManifest.read(NANO)
+    contract = ActionContract.of_joints(joints)
+    manifest = replace(
+        read, action=contract, config=replace(read.config, action_dim=contract.dim),
+        statistics=ActionStatistics((-1.0,) * contract.dim, (1.0,) * contract.dim,
+                                    contract.gripper_index))
+    (folder / MANIFEST).write_text(manifest.to_json())
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('robot', [name for name in DRIVERS if DRIVERS[name].by_joints])
+def test_from_doctor_to_a_moving_chunk_of_joints(graph: Any, tmp_path: Any, robot: str) -> None:
+    node = graph.listen(gate=(DiagnosticStatus, '/gate_state'))
+    driver = DRIVERS[robot]
+    arm = DrivenArm(node, driver)
+    unfit = lacking(graph, tmp_path, '--robot', robot)
+    assert unfit and all(row['requirement'].startswith('policy: actions') for row in unfit), (
+        'the shipped policy makes offsets of the end effector')
+    own = tmp_path / 'cell.yaml'
+    text = find_robot(robot).read_text().replace(
+        'policy: models/nano', f'policy: {of_joints(tmp_path, driver.arm)}')
+    own.write_text(text)
+    assert lacking(graph, tmp_path, str(own)) == []
+    gate = plan(ParameterFile.read(own), {})['command_gate'].given(
+        {**PATIENT['command_gate'], 'priority': 0})
+    graph.launch('command_gate', '-m', 'dtvla_ros.nodes.command_gate',
+                 *gate.ros_arguments(str(own)))
+    chunks = node.create_publisher(JointTrajectory, '/vla/action_chunk', qos.LATEST)
+    state = node.create_publisher(DiagnosticStatus, '/vla/state', qos.LATCHED)
+    graph.every(0.05, lambda: state.publish(
+        conversions.status_message('vla', 'ACTING', {'task': '1', 'reason': ''})))
+
+    def decided() -> None:
+        """Send a chunk that turns every joint from where it is, and closes the gripper."""
+        ahead = arm.controller.at + 0.02 * np.arange(1, 17)[:, None]
+        rows = np.column_stack((ahead, np.ones(16))).astype(np.float32)
+        chunks.publish(conversions.chunk_message(Chunk(
+            node.get_clock().now().nanoseconds * 1e-9, 0.05, rows, (*driver.arm, 'gripper'))))
+    graph.every(0.2, decided)
+    graph.spin(lambda: graph.said('gate')[1] == 'not started', 120, 'the gate')
+    assert graph.call(Trigger, '/start').success
+    graph.spin(moved(arm), 60, 'motion')
+    graph.spin(lambda: arm.goals, 30, 'a goal of the gripper')
+    assert arm.goals[0] == pytest.approx(driver.closes[1]) and not arm.refused
+    assert 'last target' in conversions.status_values(graph.last('gate'))['on_silence']
     arm.server.destroy()
 
 

@@ -71,7 +71,10 @@ def test_every_configuration_starts_what_its_launch_file_starts(name: str) -> No
     rules = dict(nodes['command_gate'].remappings)
     assert rules.get('twist_cmd') == {
         'servo': SERVO, 'crisp': '/target_pose',
-        'fzi': '/cartesian_compliance_controller/target_frame'}.get(name.rpartition('_')[2])
+        'fzi': '/cartesian_compliance_controller/target_frame',
+        'jtc': '/scaled_joint_trajectory_controller/joint_trajectory',
+        'so101': '/follower/arm_trajectory_controller/joint_trajectory',
+    }.get(name.rpartition('_')[2])
     assert find_configuration(name) == find_configuration(f'{name}.yaml')
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from control_msgs.action import GripperCommand
+from control_msgs.action import GripperCommand, ParallelGripperCommand
 from geometry_msgs.msg import PoseStamped, Transform, TransformStamped, TwistStamped, Vector3
 from rclpy.action import ActionServer
 from rclpy.node import Node
@@ -96,6 +96,22 @@ DRIVERS = {
         gripper='/robotiq_gripper_controller/gripper_cmd', takes=(0.0, 0.8),
         command='/servo_node/delta_twist_cmds', kind=TwistStamped,
         links=('base_link', 'wrist_3_link', 'flange', 'tool0'), turned='base')}
+DRIVERS['ur5e_jtc'] = replace(  # ur_controllers.yaml: "scaled_joint_trajectory_controller:"
+    DRIVERS['ur5e_servo'], kind=JointTrajectory,
+    command='/scaled_joint_trajectory_controller/joint_trajectory')
+# so101-ros-physical-ai, moveit_controllers.yaml: "follower/arm_trajectory_controller",
+# "- wrist_roll", "type: ParallelGripperCommand"; so101.yaml: "/follower/joint_states",
+# "/follower/image_raw", "/static_camera/image_raw". lerobot-ros, config.py: the gripper's
+# gripper_open_position=1.74533.
+DRIVERS['so101'] = Driver(
+    arm=('shoulder_pan', 'shoulder_lift', 'elbow_flex', 'wrist_flex', 'wrist_roll'),
+    gripper_joints=('gripper',), closes=(1.74533, 0.0),
+    gripper='/follower/gripper_controller/gripper_cmd', takes=(0.0, 1.74533),
+    gripper_type=ParallelGripperCommand, kind=JointTrajectory,
+    command='/follower/arm_trajectory_controller/joint_trajectory',
+    joint_states='/follower/joint_states',
+    cameras=('/static_camera/image_raw', '/follower/image_raw'),
+    links=('base_link', 'shoulder_link', 'wrist_link', 'gripper_link'))
 
 
 class DrivenArm:
