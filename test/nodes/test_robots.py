@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
-from geometry_msgs.msg import PoseStamped
+from geometry_msgs.msg import PoseStamped, TwistStamped
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from support.graph import NANO
 from support.robots import DRIVERS, DrivenArm, moved
 from trajectory_msgs.msg import JointTrajectory
 
+from benchmarks.arm import HOME
 from dtvla_ros.actions.chunk import Chunk
 from dtvla_ros.actions.contract import ActionContract
 from dtvla_ros.actions.normalize import ActionStatistics
+from dtvla_ros.conventions import CHANNELS
 from dtvla_ros.policy.manifest import MANIFEST, PolicyManifest
 from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.params_file import ParameterFile, find_robot, robots
@@ -56,28 +58,6 @@ def begun(graph: Any) -> None:
     assert graph.call(Trigger, '/start').success
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('robot', [name for name in DRIVERS if not DRIVERS[name].by_joints])
-def test_from_doctor_to_a_moving_chunk(graph: Any, tmp_path: Any, robot: str) -> None:
-    node = graph.listen(vla=(DiagnosticStatus, '/vla/state'),
-                        gate=(DiagnosticStatus, '/gate_state'))
-    arm = DrivenArm(node, DRIVERS[robot])
-    assert lacking(graph, tmp_path, '--robot', robot) == []
-    file = ParameterFile.read(find_robot(robot))
-    for name, process in plan(file, {}).items():
-        own = process.given({**PATIENT[name], **(
-            {'on_cut': 'act', 'threads': 1} if name == 'vla_node' else {'priority': 0})})
-        graph.launch(name, '-m', f'dtvla_ros.nodes.{name}', *own.ros_arguments(str(file.path)))
-    begun(graph)
-    graph.spin(moved(arm), 60, 'motion')
-    graph.spin(lambda: arm.goals, 30, 'a goal of the gripper')
-    assert not arm.refused
-    told = conversions.status_values(graph.last('gate'))['on_silence']
-    assert told.startswith('MoveIt Servo halts' if 'servo' in robot else 'keeps the last target')
-    assert graph.call(Trigger, '/stop').success
-    arm.server.destroy()
-
-
 def of_joints(folder: Path, joints: Sequence[str]) -> Path:
     """Write the manifest of a policy of joint positions; return its folder."""
     read = PolicyManifest.read(NANO)
@@ -90,42 +70,59 @@ def of_joints(folder: Path, joints: Sequence[str]) -> Path:
     return folder
 
 
+def ready(graph: Any, folder: Path, robot: str) -> Path:
+    """Return the robot's file once doctor finds nothing missing; of joints with a policy of them.
+    """
+    if not DRIVERS[robot].by_joints:
+        assert lacking(graph, folder, '--robot', robot) == []
+        return find_robot(robot)
+    unfit = lacking(graph, folder, '--robot', robot)
+    assert unfit and all(row['requirement'].startswith('policy: actions') for row in unfit), (
+        'the shipped policy makes offsets of the end effector')
+    own = folder / 'cell.yaml'
+    own.write_text(find_robot(robot).read_text().replace(
+        'policy: models/nano', f'policy: {of_joints(folder, DRIVERS[robot].arm)}'))
+    assert lacking(graph, folder, str(own)) == []
+    return own
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('robot', [name for name in DRIVERS if DRIVERS[name].by_joints])
-def test_from_doctor_to_a_moving_chunk_of_joints(graph: Any, tmp_path: Any, robot: str) -> None:
+@pytest.mark.parametrize('robot', DRIVERS)
+def test_from_doctor_to_a_moving_chunk(graph: Any, tmp_path: Any, robot: str) -> None:
+    """The chunk is the test's: what a policy sees of such an arm is in test_fr3."""
     node = graph.listen(gate=(DiagnosticStatus, '/gate_state'))
     driver = DRIVERS[robot]
     arm = DrivenArm(node, driver)
-    unfit = lacking(graph, tmp_path, '--robot', robot)
-    assert unfit and all(row['requirement'].startswith('policy: actions') for row in unfit), (
-        'the shipped policy makes offsets of the end effector')
-    own = tmp_path / 'cell.yaml'
-    text = find_robot(robot).read_text().replace(
-        'policy: models/nano', f'policy: {of_joints(tmp_path, driver.arm)}')
-    own.write_text(text)
-    assert lacking(graph, tmp_path, str(own)) == []
-    gate = plan(ParameterFile.read(own), {})['command_gate'].given(
+    file = ready(graph, tmp_path, robot)
+    gate = plan(ParameterFile.read(file), {})['command_gate'].given(
         {**PATIENT['command_gate'], 'priority': 0})
-    graph.launch('command_gate', '-m', 'dtvla_ros.nodes.command_gate',
-                 *gate.ros_arguments(str(own)))
     chunks = node.create_publisher(JointTrajectory, '/vla/action_chunk', qos.LATEST)
     state = node.create_publisher(DiagnosticStatus, '/vla/state', qos.LATCHED)
     graph.every(0.05, lambda: state.publish(
         conversions.status_message('vla', 'ACTING', {'task': '1', 'reason': ''})))
 
     def decided() -> None:
-        """Send a chunk that turns every joint from where it is, and closes the gripper."""
-        ahead = arm.controller.at + 0.02 * np.arange(1, 17)[:, None]
+        """Send a chunk that goes up, or turns every joint, and closes the gripper."""
+        if arm.controller is not None:
+            ahead, channels = arm.controller.at + 0.02 * np.arange(1, 17)[:, None], (
+                *driver.arm, 'gripper')
+        else:
+            ahead, channels = np.tile([0.0, 0, 0.4, 0, 0, 0], (16, 1)), CHANNELS
         rows = np.column_stack((ahead, np.ones(16))).astype(np.float32)
         chunks.publish(conversions.chunk_message(Chunk(
-            node.get_clock().now().nanoseconds * 1e-9, 0.05, rows, (*driver.arm, 'gripper'))))
+            node.get_clock().now().nanoseconds * 1e-9, 0.05, rows, channels)))
     graph.every(0.2, decided)
+    graph.launch('command_gate', '-m', 'dtvla_ros.nodes.command_gate',
+                 *gate.ros_arguments(str(file)))
     graph.spin(lambda: graph.said('gate')[1] == 'not started', 120, 'the gate')
     assert graph.call(Trigger, '/start').success
     graph.spin(moved(arm), 60, 'motion')
     graph.spin(lambda: arm.goals, 30, 'a goal of the gripper')
     assert arm.goals[0] == pytest.approx(driver.closes[1]) and not arm.refused
-    assert 'last target' in conversions.status_values(graph.last('gate'))['on_silence']
+    assert driver.by_joints or arm.position[2] > HOME[2], 'up, as the base frame has it'
+    told = conversions.status_values(graph.last('gate'))['on_silence']
+    assert told.startswith('MoveIt Servo halts') if driver.kind is TwistStamped else (
+        'last target' in told)
     arm.server.destroy()
 
 

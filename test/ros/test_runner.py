@@ -111,7 +111,7 @@ def test_namespace_transport_and_preset_come_from_the_file_unless_given(tmp_path
 
 
 @pytest.mark.parametrize(('words', 'said'), [
-    ('fr3_serv', 'did you mean fr3_servo?'), ('nowhere', 'choose from sim, sim_realtime'),
+    ('fr3_serv', 'did you mean fr3_servo?'), ('nowhere', 'choose from sim, '),
     ('robot_servo', 'dtvla run --robot fr3_servo'), ('--robot crisp', 'did you mean fr3_crisp?'),
     ('config/robot_fzi.yaml', 'dtvla run --robot fr3_fzi'),
     ('--robot abb', 'choose from fr3_crisp'), ('sim --robot fr3_crisp', 'name one of them'),
