@@ -10,6 +10,7 @@ import numpy as np
 from geometry_msgs.msg import PoseStamped, Twist, TwistStamped, Vector3
 from numpy.typing import NDArray
 from rclpy.node import Node
+from scipy.spatial.transform import Rotation
 from trajectory_msgs.msg import JointTrajectory
 
 from dtvla_ros.actions import osc
@@ -156,11 +157,20 @@ class PoseAdapter(CommandAdapter):
                 self._from = self.measured
             goal_quaternion = None if self._goal is None else self._goal[1]
             self._goal = osc.target_pose(action, *self._from, goal_quaternion)
-        elif not self._resting or self._goal is None:
-            # Once: following the measured pose from tick to tick would sag under gravity.
+        elif not self._resting or self._goal is None or self._moved_away(*self._goal):
+            # Once: following the measured pose from tick to tick would sag under gravity. But an
+            # arm that was guided by hand must not be pulled back when its controller goes on.
             self._goal = self.measured
         self._resting = resting
         return conversions.pose_message(conversions.header(stamp, self._base_frame), *self._goal)
+
+
+    def _moved_away(self, position: NDArray[np.float64], quaternion: NDArray[np.float64]) -> bool:
+        """Whether the arm is further from a resting place than two steps can lead it."""
+        assert self.measured is not None
+        turned = Rotation.from_quat(quaternion).inv() * Rotation.from_quat(self.measured[1])
+        return bool(np.linalg.norm(self.measured[0] - position) > 2 * osc.METRES_PER_UNIT
+                    or turned.magnitude() > 2 * osc.RADIANS_PER_UNIT)
 
 
 PRESETS: dict[str, type[CommandAdapter] | type[JointAdapter]] = {

@@ -61,6 +61,8 @@ def test_a_pose_arm_gets_measured_plus_offset_and_one_resting_place(tell):
     np.testing.assert_allclose(rest, [0.53, 0, 0.2], err_msg='stop = the measured pose')
     sagged, _ = goal(np.zeros(7), [0.53, 0, 0.15])
     np.testing.assert_allclose(sagged, rest, err_msg='and it does not follow a sagging arm')
+    guided, _ = goal(np.zeros(7), [0.53, 0.3, 0.2])
+    np.testing.assert_allclose(guided, [0.53, 0.3, 0.2], err_msg='but one that a hand has moved')
 
 
 # What a gripper's driver is told, in its own unit: metres of a finger, a knuckle's angle.
