@@ -70,6 +70,8 @@ GATE_STATE = '/gate_state'
 ACTION = '/action'
 TWIST = '/twist_cmd'
 TARGET_POSE = '/target_pose'
+JOINT_TRAJECTORY = '/joint_trajectory'
+JOINT_COMMANDS = '/joint_commands'
 GRIPPER = '/gripper_cmd'
 HUMAN_TWIST = '/human_twist'
 HUMAN_GRIPPER = '/human_gripper'
@@ -83,7 +85,9 @@ PLANNED_PATH = '/planned_path'
 OVERLAY = '/overlay/compressed'
 
 COMMANDS = (ACTION, TWIST, TARGET_POSE)
-"""Command topics; a graph has one of them, by the gate's preset."""
+"""Command topics of which datasets are made."""
+JOINT_TARGETS = (JOINT_TRAJECTORY, JOINT_COMMANDS)
+"""Command topics of arms that are commanded by their joints. A graph has one of all of these."""
 MARKS = {'success': True, 'failure': False}
 """What a person says of an episode on `EPISODE_MARK`, and whether it succeeded."""
 RECORDING = 'RECORDING'
@@ -92,9 +96,9 @@ PAGE_PORT = 8088
 """Of the operator's page, unless it is told otherwise."""
 RECORDED = (
     *IMAGES.values(), JOINT_STATES, EE_POSE, INSTRUCTION, ESTOP, REASONING, THOUGHT_OVERRIDE,
-    QUESTION, ACTION_CHUNK, VLA_STATE, VLA_TASKS, GATE_STATE, *COMMANDS, GRIPPER, HUMAN_TWIST,
-    HUMAN_GRIPPER, EPISODE_MARK, EPISODE, SIM_STATE, SIM_TASKS, *CAMERA_INFO.values(),
-    PLANNED_PATH, '/diagnostics', '/clock', '/tf', '/tf_static')
+    QUESTION, ACTION_CHUNK, VLA_STATE, VLA_TASKS, GATE_STATE, *COMMANDS, *JOINT_TARGETS,
+    GRIPPER, HUMAN_TWIST, HUMAN_GRIPPER, EPISODE_MARK, EPISODE, SIM_STATE,
+    SIM_TASKS, *CAMERA_INFO.values(), PLANNED_PATH, '/diagnostics', '/clock', '/tf', '/tf_static')
 """Topics of a bag."""
 
 

@@ -27,8 +27,9 @@ PARAMETER_TYPES = bringup.TYPES | {'tasks': list[str]}
 def start(context):
     given = context.launch_configurations
     dtvla = ExecutableInPackage(package='dtvla_ros', executable='dtvla')
-    nodes = bringup.node_processes(given, simulated='suite' in given)
     file = ParameterFile.read(Path(given['params_file']))
+    simulated = 'suite' in given or bool(file.named('sim_bridge') and 'robot' in given)
+    nodes = bringup.node_processes(given, simulated)
     # A node refuses a file without a section for it; these need none.
     files = {name: [] if name in bringup.OPTIONAL and not file.of(node.full_name) else [
         str(file.path)] for name, node in nodes.items()}

@@ -13,7 +13,10 @@ import pytest
 import yaml
 
 from dtvla_ros.conventions import MODES
+from dtvla_ros.errors import UserError
 from dtvla_ros.ros.bringup import OPTIONAL
+from dtvla_ros.ros.params_file import ParameterFile, find_robot, robots
+from dtvla_ros.ros.runner import plan
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / 'launch').glob('*.launch.py'))
@@ -35,7 +38,8 @@ def asked_of_launch(path):
     modules = re.findall(r'^from ((?:ament|launch)\S*) import', path.read_text(), re.MULTILINE)
     with patch.dict(sys.modules, dict.fromkeys(modules, ros)):
         runpy.run_path(str(path))['generate_launch_description']()
-        given = {name: made.kwargs.get('default_value') or ''
+        given = {name: made.kwargs.get('default_value') or next(
+                     filter(None, made.kwargs.get('choices') or ()), '')
                  for made in ros.DeclareLaunchArgument.call_args_list for name in made.args}
         for made in ros.OpaqueFunction.call_args_list:
             made.kwargs['function'](MagicMock(launch_configurations={
@@ -165,18 +169,35 @@ def test_arguments_win_over_the_parameter_file_and_an_evaluation_leaves_its_resu
         'episodes': 50, 'result_file': 'evaluation.json', 'lockstep': True}.items()
 
 
-@pytest.mark.parametrize('preset, command, topic', [
-    ('crisp', 'target_pose', '/target_pose'),
-    ('servo', 'twist_cmd', '/servo_node/delta_twist_cmds'),
-    ('fzi', 'target_pose', '/cartesian_compliance_controller/target_frame')])
-def test_a_robots_gate_speaks_to_its_controller_and_waits_to_be_started(
-        prefix, preset, command, topic):
-    values, remaps = given_to(started('robot', preset=preset)['command_gate'])
-    assert remaps[command] == topic
-    assert (values['preset'], values['auto_start'], values['use_sim_time']) == (
-        preset, False, False)
-    nodes = started('robot', preset=preset, command_topic='/mine')
-    assert given_to(nodes['command_gate'])[1][command] == '/mine'
+@pytest.mark.parametrize('robot', robots())
+def test_a_robots_launch_file_starts_what_dtvla_run_starts(prefix, robot):
+    planned = plan(ParameterFile.read(find_robot(robot)), {})
+    nodes = started('robot', robot=robot)
+    assert nodes.keys() == planned.keys()
+    for name, words in nodes.items():
+        values, remaps = given_to(words)
+        assert dict(planned[name].remappings).items() <= remaps.items(), name
+        assert values['use_sim_time'] is (robot == 'panda_sim')
+    values, _ = given_to(nodes['command_gate'])
+    assert values['auto_start'] is False
+    if robot != 'panda_sim':
+        nodes = started('robot', robot=robot, command_topic='/mine', image_wrist='/hand')
+        assert given_to(nodes['command_gate'])[1]['twist_cmd'] == '/mine'
+        assert given_to(nodes['vla_node'])[1]['image_wrist'] == '/hand'
+
+
+def test_a_file_of_your_own_takes_a_robots_place_and_former_names_say_what_to_use(prefix):
+    own = prefix / 'cell.yaml'
+    own.write_text('/bringup: {ros__parameters: {image_wrist: /hand}}\n'
+                   '/vla/vla_node: {ros__parameters: {threads: 2}}\n'
+                   '/command_gate: {ros__parameters: {preset: servo}}\n')
+    nodes = started('robot', params_file=str(own))
+    assert given_to(nodes['vla_node'])[1]['image_wrist'] == '/hand'
+    assert given_to(nodes['command_gate'])[1]['twist_cmd'] == '/servo_node/delta_twist_cmds'
+    with pytest.raises(UserError, match='robot:=fr3_crisp'):
+        started('robot', preset='crisp')
+    with pytest.raises(UserError, match='robot:= is missing; choose from .*fr3_servo'):
+        started('robot')
 
 
 def test_gate_and_policy_meet_in_any_namespace_and_viewers_start_when_asked_for(prefix):

@@ -44,7 +44,7 @@ def record(
     `dtvla record --out bags/monday`
     `dtvla record --out bags/thoughts --topics /vla/reasoning,/vla/state --seconds 60`
     `dtvla record --out bags/front --topic image_primary=/front/image_raw
-    --params-file config/robot_servo.yaml`
+    --params-file config/robots/fr3_servo.yaml`
     """
     require_one_ros()
     from dtvla_ros.data.robot_names import (

@@ -75,16 +75,25 @@ def _with_options(*panels: str) -> Any:
     return decorate
 
 
-def _read(config: str) -> Any:
+Robot = Annotated[str | None, Option(
+    '--robot', metavar='NAME', help='An arm that starts as shipped, of config/robots.')]
+
+
+def _read(config: str | None, robot: str | None) -> Any:
+    """Return a parameter file by either of its names, None where none is given."""
     from dtvla_ros.ros import params_file
-    return params_file.ParameterFile.read(params_file.find_configuration(config))
+    if config and robot:
+        raise UserError(f'{config} and --robot {robot}: name one of them')
+    if robot:
+        return params_file.ParameterFile.read(params_file.find_robot(robot))
+    return config and params_file.ParameterFile.read(params_file.find_configuration(config))
 
 
 @app.command()
 @_with_options(*PANELS)
 def run(config: Annotated[str | None, Argument(
         help='Name of a configuration, or a parameter file. [default: list them]')] = None,
-        given: Mapping[str, str] = {}) -> None:
+        robot: Robot = None, given: Mapping[str, str] = {}) -> None:
     """Run policy, command gate and, where the file names it, the simulator, without ros2 launch.
 
     Starts what the launch files start, from the same parameter files, with or without a ROS
@@ -92,18 +101,18 @@ def run(config: Annotated[str | None, Argument(
     begins with its process; a process that waits says for what. Ctrl-C stops the policy and the
     gate, then the rest; one that dies ends the rest. A simulated arm ends after its episodes.
 
-    For an arm of your own copy config/robot_servo.yaml, robot_crisp.yaml or robot_fzi.yaml, set
-    workspace box and joint names, and ask `dtvla doctor` what is missing. Nothing moves before
-    `dtvla topic call /start`.
+    For an arm of your own copy the nearest file of config/robots, set workspace box and names, and
+    ask `dtvla doctor` what is missing. Nothing moves before `dtvla topic call /start`.
 
     **Examples**
     `dtvla run` lists the configurations
     `dtvla run sim_realtime --tasks put_the_lemon_in_the_blue_bin --episodes 3`
+    `dtvla run --robot ur5e_servo`
     `dtvla run my_cell.yaml --image-primary /front/image_raw --record bags/first`
     """
     from dtvla_ros.ros.params_file import configurations
     console = Console(markup=False, highlight=False)
-    if config is None:
+    if config is None and robot is None:
         table = Table('configuration', 'what it is', box=None, pad_edge=False)
         for name, meaning in configurations().items():
             table.add_row(name, meaning)
@@ -115,7 +124,7 @@ def run(config: Annotated[str | None, Argument(
                         'config/rviz/dtvla.rviz; or choose rerun')
     require_one_ros()
     from dtvla_ros.ros.runner import run_graph
-    run_graph(_read(config), given, console)
+    run_graph(_read(config, robot), given, console)
 
 
 @app.command()
@@ -123,6 +132,7 @@ def run(config: Annotated[str | None, Argument(
 def doctor(
     config: Annotated[str | None, Argument(help='Configuration to check a robot against before '
         'the nodes run. [default: the nodes that run]')] = None,
+    robot: Robot = None,
     seconds: Annotated[float, Option(min=1.0, help='How long to listen.')] = 5.0,
     json_file: Json = None,
     given: Mapping[str, str] = {}) -> None:
@@ -136,6 +146,7 @@ def doctor(
 
     **Examples**
     `dtvla doctor`
+    `dtvla doctor --robot fr3_crisp`
     `dtvla doctor my_cell.yaml --image-primary /front/image_raw --json out/doctor.json`
     """
     require_one_ros()
@@ -144,7 +155,7 @@ def doctor(
     from dtvla_ros.doctor.checks import judge
     from dtvla_ros.doctor.look import look
     console = Console(markup=False, highlight=False)
-    file = None if config is None else _read(config)
+    file = _read(config, robot)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task('listening', total=seconds)
         seen = look(file, given, seconds, lambda passed: progress.update(task, completed=passed))

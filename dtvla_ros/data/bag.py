@@ -362,8 +362,8 @@ class _Reading:
         if name == 'vla/state':
             told = conversions.status_values(message)
             return round(float(told['stamp']) * 1e9) if told.get('forced') else None
-        if name == 'gripper_cmd' and not np.isfinite(message.data):
-            raise Unusable('not finite')
+        if name == 'gripper_cmd':
+            return _gripper_command(message)
         return message.data
 
     def _placed(self, message: Any, received: int, static: bool,
@@ -453,6 +453,15 @@ def _sound_pose(pose: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if refused := conversions.refuse_pose(position, quaternion):
         raise Unusable(refused)
     return position, quaternion
+
+
+def _gripper_command(message: Any) -> float:
+    """Return what a Float64, a Float64MultiArray or a JointTrajectory tells a gripper."""
+    values = np.ravel(message.data if hasattr(message, 'data') else
+                      message.points[-1].positions if message.points else [])
+    if not len(values) or not np.isfinite(values[0]):
+        raise Unusable('not finite')
+    return float(values[0])
 
 
 def _report(path: Path, text: str) -> dict[str, Any]:

@@ -16,6 +16,8 @@ def joint_rows(rows: Sequence[Row], names: RobotNames, where: str,
                ) -> tuple[list[Row], tuple[str, ...], Counter[str]]:
     """Return whole sets of joints {name: rad or m}, the fingers' names, and what was left out.
 
+    The fingers are in metres, whatever they were told in: each has its part of the opening.
+
     ``rows``: (names, positions) of each message; ``where``: bag and topic. Raises ``UserError``
     where the joints are not there, or it is not known which of several sets is the arm's.
     """
@@ -31,16 +33,18 @@ def joint_rows(rows: Sequence[Row], names: RobotNames, where: str,
         if absent := [name for name in wanted if name not in known]:
             raise UserError(f'{where} lacks {absent[0]} (it has {listed(sorted(known))}); name '
                             f'the {kind} with {option}')
-    reader, found, left_out = JointReader(arm, fingers), list[Row](), Counter[str]()
+    reader = JointReader(arm, fingers, opening=names.opening.metres)
+    found, left_out = list[Row](), Counter[str]()
     first = rows[0][1]  # seconds since then are exact
     for received, stamp, (told, positions) in rows:
         joints = reader.take(told, positions, (stamp - first) * 1e-9)
         if joints is not None:
-            opening = sum(abs(joints.positions[name]) for name in fingers)
-            if refused := refuse_opening(opening):
+            if refused := refuse_opening(joints.opening):
                 raise UserError(f'{where}: {refused}')
+            metres = dict.fromkeys(fingers, joints.opening / len(fingers)) if (
+                names.gripper_width) else {}
             found.append((received, first + round(joints.stamp * 1e9), {
-                name: joints.positions[name] for name in (*arm, *fingers)}))
+                name: joints.positions[name] for name in (*arm, *fingers)} | metres))
         elif {*told} & {*arm, *fingers}:
             left_out[f'{where.rpartition(": ")[2]}: {reader.why}'] += 1
     return found, fingers, left_out

@@ -14,7 +14,9 @@ from typing import Any
 
 from dtvla_ros import conventions
 from dtvla_ros.errors import UserError
+from dtvla_ros.ros.bringup import COMMAND_NAMES, told_by
 from dtvla_ros.ros.params_file import ParameterFile
+from dtvla_ros.ros.settings import OpeningSettings
 
 KEY = 'dtvla'  # of the bag's custom data
 NEAR = 3  # topics named in an error
@@ -36,7 +38,8 @@ TYPES: dict[str, tuple[str, ...]] = {
     'action': ('trajectory_msgs/msg/JointTrajectory',),
     'twist_cmd': ('geometry_msgs/msg/TwistStamped',),
     'target_pose': ('geometry_msgs/msg/PoseStamped',),
-    'gripper_cmd': ('std_msgs/msg/Float64',),
+    'gripper_cmd': ('std_msgs/msg/Float64', 'std_msgs/msg/Float64MultiArray',
+                    'trajectory_msgs/msg/JointTrajectory'),
     'gate_state': ('diagnostic_msgs/msg/DiagnosticStatus',),
     'vla/state': ('diagnostic_msgs/msg/DiagnosticStatus',)}
 """Message types of the topics that a dataset is made of, by name."""
@@ -54,7 +57,8 @@ class RobotNames:
 
     ``topics``: by name. ``base_frame``: of poses and commands. ``ee_frame``: of the gripper, where
     its pose is to be taken from ``/tf``. ``cameras``: the policy's, where they are not the usual
-    ones.
+    ones. ``gripper_width`` and the fingers' positions: where these are in no metres, as
+    `OpeningSettings`.
     """
 
     topics: Mapping[str, str] = field(default_factory=dict)
@@ -63,6 +67,9 @@ class RobotNames:
     arm_joints: tuple[str, ...] = ()
     finger_joints: tuple[str, ...] = ()
     cameras: tuple[str, ...] = ()
+    gripper_width: float = 0.0
+    finger_open_position: float = 0.0
+    finger_closed_position: float = 0.0
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -77,6 +84,12 @@ class RobotNames:
         return (*self.images, *(name for name in NAMES if name not in CAMERAS),
                 *(conventions.camera_info_topic(camera)[1:] for camera in others))
 
+    @property
+    def opening(self) -> OpeningSettings:
+        """How the fingers' positions tell the opening."""
+        return OpeningSettings(
+            self.gripper_width, self.finger_open_position, self.finger_closed_position)
+
     def topic(self, name: str) -> str:
         """Return the topic of a name."""
         return self.topics.get(name, f'/{name}')
@@ -89,10 +102,12 @@ class RobotNames:
 
     def over(self, other: RobotNames) -> RobotNames:
         """Return these names, and where nothing is told those of ``other``."""
+        told = (self if self.gripper_width else other).opening
         return RobotNames(
             {**other.topics, **self.topics}, self.base_frame or other.base_frame,
             self.ee_frame or other.ee_frame, self.arm_joints or other.arm_joints,
-            self.finger_joints or other.finger_joints, self.cameras or other.cameras)
+            self.finger_joints or other.finger_joints, self.cameras or other.cameras,
+            told.gripper_width, told.finger_open_position, told.finger_closed_position)
 
     def to_text(self) -> str:
         """Return what is told as JSON."""
@@ -111,7 +126,8 @@ class RobotNames:
                   for key, value in data.items()}
         for key, value in values.items():
             parts = value.values() if isinstance(value, dict) else value
-            if type(value) is not kinds[key] or not all(isinstance(p, str) for p in parts):
+            if type(value) is not kinds[key] or (kinds[key] is not float and not all(
+                    isinstance(p, str) for p in parts)):
                 raise ValueError(f'{key} is {value!r}')
         return cls(**values)  # type: ignore[arg-type]
 
@@ -139,7 +155,7 @@ def parse_topics(words: Iterable[str], option: str = '--topic') -> dict[str, str
 
 
 def names_in_params(file: ParameterFile) -> RobotNames:
-    """Return frames and joints in a parameter file of the nodes; the later ones count.
+    """Return topics, frames and joints in a parameter file of the nodes; the later ones count.
 
     Raises ``UserError``.
     """
@@ -148,6 +164,10 @@ def names_in_params(file: ParameterFile) -> RobotNames:
         found.pop('ee_frame', None)
     told = {key: value for key, value in found.items()
             if key in RobotNames.__slots__ and key != 'topics'}
+    topics = told_by(file)
+    topics |= dict.fromkeys(COMMAND_NAMES if 'command_topic' in topics else (),
+                            topics.get('command_topic', ''))
+    told['topics'] = {name: topic for name, topic in topics.items() if name in NAMES}
     try:
         return RobotNames.from_text(json.dumps(told))
     except (TypeError, ValueError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator
+from dataclasses import fields
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from dtvla_ros.conventions import CAMERAS
 from dtvla_ros.doctor.row import Row, listed
 from dtvla_ros.doctor.seen import NodeView, Seen, Stream
 from dtvla_ros.ros import conversions, images
+from dtvla_ros.ros.settings import OpeningSettings
 
 AHEAD = 0.05  # how far a stamp may lie ahead of this machine's clock [s]
 
@@ -149,10 +151,14 @@ def joints(seen: Seen) -> Iterator[Row]:
               'arm_joints and finger_joints (policy and gate) as the robot names them'
               if absent and other else 'publish them all, finite, together or within 0.15 s')
     if fine:
-        opening = sum(abs(seen.joints[name]) for name in seen.policy.parameters['finger_joints'])
+        given = seen.policy.parameters
+        fingers = [seen.joints[name] for name in given['finger_joints']]
+        opening = OpeningSettings(**{
+            entry.name: given[entry.name] for entry in fields(OpeningSettings)}).metres(fingers)
         refused = conversions.refuse_opening(opening)
         yield Row('gripper', refused is None, refused or f'{1e3 * opening:.0f} mm open', 'metres',
-                  'publish metres, 0 for closed')
+                  'publish metres, 0 for closed, or say by gripper_width, finger_open_position '
+                  'and finger_closed_position what the joints are')
     theirs = seen.gate.parameters['arm_joints']
     if list(theirs) != list(seen.policy.parameters['arm_joints']):
         yield Row("gate's joints", False, listed(theirs), listed(wanted[:len(theirs)]),

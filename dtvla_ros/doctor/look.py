@@ -12,6 +12,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.srv import GetParameters
+from rclpy.action import get_action_client_names_and_types_by_node
 from rclpy.parameter import parameter_value_to_python
 from rclpy.utilities import get_rmw_implementation_identifier
 from rosgraph_msgs.msg import Clock
@@ -28,7 +29,13 @@ from dtvla_ros.ros.guest import Guest, visit
 from dtvla_ros.ros.interfaces import PACKAGE, SEND_GOAL
 from dtvla_ros.ros.params_file import ParameterFile
 from dtvla_ros.ros.runner import plan
-from dtvla_ros.ros.settings import ActionSettings, PoseSettings, VlaSettings
+from dtvla_ros.ros.settings import (
+    GRIPPER_ACTIONS,
+    GRIPPER_TOPICS,
+    ActionSettings,
+    PoseSettings,
+    VlaSettings,
+)
 from dtvla_ros.ros.waiting import by_likeness, full_name, type_name
 from dtvla_ros.safety.gate import GateConfig
 
@@ -40,7 +47,7 @@ PAIR = tuple(f'image_{camera}' for camera in CAMERAS)
 OF_ROS = ('/rosout', '/parameter_events')
 SENSORS = qos.profile(20, reliable=False, latched=False)
 _COMMANDS = {'geometry_msgs/msg/TwistStamped', 'geometry_msgs/msg/PoseStamped',
-             'trajectory_msgs/msg/JointTrajectory'}
+             'trajectory_msgs/msg/JointTrajectory', 'std_msgs/msg/Float64MultiArray'}
 _INPUTS = {'sensor_msgs/msg/JointState': 'joint_states',
            'geometry_msgs/msg/PoseStamped': 'ee_pose'}
 _SUBSCRIBED = {  # types of which a node subscribes to one topic
@@ -79,7 +86,7 @@ class _Look:
         if file is None and not ours:
             raise UserError('neither vla_node nor command_gate runs here '
                             f'({environment.scope()}): start them, or name what they would be '
-                            'started with, dtvla doctor robot_servo; dtvla run lists '
+                            'started with, dtvla doctor --robot fr3_servo; dtvla run lists '
                             'configurations')
         planned = plan(file, given) if file is not None else bringup.node_processes(given)
         source = 'the running nodes' if ours else str(file.path if file else '')
@@ -113,10 +120,12 @@ class _Look:
             stream.publishers = self._ends(stream.name, self._node.get_publishers_info_by_topic)
             stream.subscribers = self._ends(
                 stream.name, self._node.get_subscriptions_info_by_topic)
-        seen.actions = sorted(
-            name.removesuffix(SEND_GOAL)
-            for name, kinds in self._node.get_service_names_and_types()
-            if name.endswith(SEND_GOAL) and kinds[0].startswith(f'{PACKAGE}/'))
+        servers = {name.removesuffix(SEND_GOAL): kinds[0]
+                   for name, kinds in self._node.get_service_names_and_types()
+                   if name.endswith(SEND_GOAL)}
+        seen.actions = sorted(n for n, kind in servers.items() if kind.startswith(f'{PACKAGE}/'))
+        seen.grippers = {name: kind.removesuffix('_SendGoal') for name, kind in servers.items()
+                         if kind.removesuffix('_SendGoal') in GRIPPER_ACTIONS.values()}
         seen.nearby = dict(self._nearby())
         seen.joints_lack = self._reader.why
         return seen
@@ -142,7 +151,9 @@ class _Look:
         space = f'/{planned.namespace}' if planned.namespace else ''
         rules = dict(planned.remappings)
         topics = {**rules, 'state': f'{space}/state'} if kind == 'vla_node' else {
-            **rules, 'state': rules['gate_state'], 'gripper': GRIPPER,
+            **rules, 'state': rules['gate_state'], 'gripper': rules.get('gripper_cmd', GRIPPER),
+            'gripper_action': rules.get(
+                f'gripper_action{SEND_GOAL}', '/gripper_action').removesuffix(SEND_GOAL),
             'command': rules.get('twist_cmd', ACTION)}
         if kind not in ours:
             name = f'{space}/{kind}'
@@ -170,10 +181,11 @@ class _Look:
         for topic, types in published:
             if types[0] == 'diagnostic_msgs/msg/DiagnosticStatus':
                 view.topics['state'] = topic
-            elif kind == 'command_gate' and types[0] in _COMMANDS:
-                view.topics['command'] = topic
-            elif kind == 'command_gate' and types[0] == 'std_msgs/msg/Float64':
-                view.topics['gripper'] = topic
+        if kind == 'command_gate':
+            self._find_commands(view, {topic: types[0] for topic, types in published})
+            for name, _ in get_action_client_names_and_types_by_node(
+                    self._node, leaf, space or '/'):
+                view.topics['gripper_action'] = name
         cameras = sorted(topic for topic, types in subscribed
                          if types[0] in ('sensor_msgs/msg/Image',
                                          'sensor_msgs/msg/CompressedImage'))
@@ -191,6 +203,19 @@ class _Look:
             if 'wrist' in first or 'primary' in second or 'hand' in first:
                 first, second = second, first
             view.topics.update(zip(PAIR, (first, second)))
+
+    def _find_commands(self, view: NodeView, published: Mapping[str, str]) -> None:
+        """Tell a running gate's commands to arm and gripper apart, of which types may be one."""
+        commands = [topic for topic, kind in published.items() if kind in _COMMANDS]
+        of_gripper = GRIPPER_TOPICS.get(str(view.parameters['gripper']))
+        grippers = [topic for topic, kind in published.items() if kind == of_gripper]
+        if set(commands) <= set(grippers):  # only names can tell
+            grippers = [topic for topic in grippers if 'grip' in topic]
+        for topic in grippers:
+            view.topics['gripper'] = topic
+        for topic in commands:
+            if topic not in grippers:
+                view.topics['command'] = topic
 
     def _parameters(self, node: str, names: list[str]) -> dict[str, Any]:
         """Return parameters of a running node; none where it does not answer."""

@@ -19,7 +19,7 @@ from dtvla_ros.policy.manifest import GRAPHS, MANIFEST, PolicyManifest
 from dtvla_ros.ros import conversions
 from dtvla_ros.ros.bringup import SIMULATED
 from dtvla_ros.ros.interfaces import NOT_INSTALLED, action_type
-from dtvla_ros.ros.settings import ActionSettings
+from dtvla_ros.ros.settings import GRIPPER_ACTIONS, ActionSettings
 
 READY = ('IDLE', 'THINKING', 'ACTING', 'DONE')
 
@@ -64,6 +64,8 @@ def states(seen: Seen) -> Iterator[Row]:
             'LOADING': 'wait for it', 'HOLDING': 'see the rows below; it goes on by itself',
             'STOPPED': 'give it the task again: dtvla tell', 'FAULT': 'dtvla stop --clear'}
         ok = state in READY if who == 'policy' else state != 'FAULT'
+        if told := values.get('on_silence'):
+            yield Row('the arm when commands stop', None, told)
         yield Row(f"{who}'s state", ok, f'{state} {reason}'.rstrip(),
                   ', '.join(READY) if who == 'policy' else 'no FAULT',
                   remedies.get(state, ''))
@@ -119,15 +121,24 @@ def command(seen: Seen) -> Iterator[Row]:
 
 
 def gripper(seen: Seen) -> Iterator[Row]:
-    """Require somebody who moves the fingers, where a topic commands them."""
+    """Require somebody who moves the fingers."""
     given = seen.gate.parameters
-    if given.get('preset') in SIMULATED or given.get('gripper', 'topic') != 'topic':
+    kind, needless = str(given.get('gripper', 'topic')), not given.get('gripper_timeout_s')
+    if given.get('preset') in SIMULATED:
+        return
+    remedy = ('start it, name its input by --gripper-topic, choose another gripper: interface, or '
+              'gripper_timeout_s: 0.0 for an arm without one')
+    if wanted := GRIPPER_ACTIONS.get(kind):
+        name = seen.gate.topics['gripper_action']
+        found = seen.grippers.get(name)
+        others = [f'{other} ({of})' for other, of in seen.grippers.items() if other != name]
+        yield Row(f'{name}: action', found == wanted or needless, found or 'nobody offers it' + (
+            f'; there is {listed(others)}' if others else ''), wanted, remedy)
         return
     stream = seen.stream(seen.gate, 'gripper')
     listeners = [end.node for end in stream.subscribers]
-    yield Row(f'{stream.name}: listeners', bool(listeners) or not given.get('gripper_timeout_s'),
-              listed(listeners) or 'none', "the gripper's driver", 'start it, choose gripper: '
-              'gripper_command, or gripper_timeout_s: 0.0 for an arm without one')
+    yield Row(f'{stream.name}: listeners', bool(listeners) or needless,
+              listed(listeners) or 'none', "the gripper's driver", remedy)
 
 
 def controllers(seen: Seen) -> Iterator[Row]:

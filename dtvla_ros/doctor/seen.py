@@ -52,7 +52,8 @@ class Stream:
 class NodeView:
     """One of our nodes, as it runs or as a configuration would start it.
 
-    ``topics``: full names by the names that `ros.bringup` has, and 'command', 'state', 'gripper'.
+    ``topics``: full names by the names that `ros.bringup` has, and 'command', 'state', 'gripper',
+    'gripper_action'.
     """
 
     name: str
@@ -70,7 +71,8 @@ class Seen:
     last. ``clocks``: time on /clock by steady arrival [s]. ``joints``: positions by name;
     ``complete``: whether the policy's reader got all it wants. ``controllers``: state by name, or
     why it is not known. ``nearby``: topics of a silent topic's type, the likest first.
-    ``actions``: those of dtvla_interfaces that are offered.
+    ``actions``: those of dtvla_interfaces that are offered; ``grippers``: types of the grippers'
+    by name.
     """
 
     source: str
@@ -90,6 +92,7 @@ class Seen:
     controllers: dict[str, str] | str = ''
     told: str = ''
     actions: list[str] = field(default_factory=list)
+    grippers: dict[str, str] = field(default_factory=dict)
     nearby: dict[str, list[str]] = field(default_factory=dict)
 
     def stream(self, node: NodeView, topic: str) -> Stream:

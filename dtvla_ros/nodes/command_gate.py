@@ -30,7 +30,7 @@ from dtvla_ros.nodes.pose_source import PoseSource
 from dtvla_ros.nodes.settings import declare, declare_all, guard, installed, read_all
 from dtvla_ros.ros import conversions, qos
 from dtvla_ros.ros.run import STEADY, run, wait_until_heard
-from dtvla_ros.ros.settings import FINGERS, ActionSettings
+from dtvla_ros.ros.settings import FINGERS, ActionSettings, OpeningSettings
 from dtvla_ros.ros.waiting import tell_what_lacks, why_silent
 from dtvla_ros.safety.gate import (
     HEARTBEAT,
@@ -79,7 +79,8 @@ class CommandGate(Node):
         fingers = declare(self, 'finger_joints', names.FINGER_JOINTS, FINGERS, distinct=True)
         # Apart, because an arm must not stand still where its gripper falls silent.
         self._arm, self._joint_names = conversions.JointReader(arm), tuple(arm)
-        self._fingers = conversions.JointReader((), fingers)
+        self._fingers = conversions.JointReader(
+            (), fingers, opening=declare_all(self, OpeningSettings()).metres)
         profile = declare(self, 'profile', 'default', 'limits', choices=PROFILES)
         contract = declare_all(self, ActionSettings()).contract(arm, config.chunk_rate)
         self._limits: type[Limits] | type[JointLimits] = Limits
@@ -350,6 +351,7 @@ class CommandGate(Node):
         return self.count_publishers(self._adapter.topic) > 1
 
     def _watch_graph(self) -> None:
+        self._adapter.look_around()
         if (gripper := self._adapter.gripper) is not None:
             self._gate.gripper.listeners(gripper.listeners(), time.monotonic())
         if self._has_competition():
@@ -391,7 +393,8 @@ class CommandGate(Node):
         state = self._gate.state
         self._state.publish(conversions.status_message(
             self.get_fully_qualified_name(), state.name,
-            {**self._gate.account(), 'dropped': self._drops}, LEVELS.get(state)))
+            {**self._gate.account(), 'dropped': self._drops,
+             'on_silence': self._adapter.on_silence}, LEVELS.get(state)))
 
     def take_priority(self) -> CommandGate:
         """Give the whole process the gate's priority; return the gate."""

@@ -120,7 +120,8 @@ class Inputs:
 
     def _reset(self, settings: VlaSettings) -> None:
         self._settings = settings
-        self._joints = conversions.JointReader(settings.arm_joints, settings.finger_joints)
+        self._joints = conversions.JointReader(
+            settings.arm_joints, settings.finger_joints, opening=settings.metres)
         self._topics = {name: image_input(name) for name in settings.cameras}
         self._synchronizer = Synchronizer(settings.max_skew_s, settings.cameras)
         timeouts = {} if settings.lockstep else dict.fromkeys(

@@ -26,7 +26,7 @@ from rosbags.rosbag2.enums import CompressionMode
 from rosbags.rosbag2.storage_mcap import McapWriter, PendingChunk
 from std_msgs.msg import String
 
-from dtvla_ros.conventions import COMMANDS, EPISODE_MARK, INSTRUCTION
+from dtvla_ros.conventions import COMMANDS, EPISODE_MARK, INSTRUCTION, JOINT_TARGETS
 from dtvla_ros.data import robot_names
 from dtvla_ros.data.bag import message_types
 from dtvla_ros.data.robot_names import RobotNames
@@ -306,7 +306,8 @@ def silence(names: RobotNames, topics: Sequence[Sequence[str]], heard: Mapping[s
         return any(heard.get(topic) for name in of for topic in names.candidates(name))
 
     commands = tuple(topic[1:] for topic in COMMANDS)
-    spare = {names.topic(name) for name in commands if is_there(*commands)}
+    every = (*commands, *(topic[1:] for topic in JOINT_TARGETS))  # the gate has one of them
+    spare = {names.topic(name) for name in every if is_there(*every)}
     silent = [alternatives[0] for alternatives in topics if alternatives[0] not in spare
               and not any(heard.get(topic) for topic in alternatives)]
     lines = []

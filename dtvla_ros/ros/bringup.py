@@ -6,6 +6,7 @@ Imports no ROS.
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ import yaml
 
 from dtvla_ros.conventions import RECORDED
 from dtvla_ros.errors import UserError
+from dtvla_ros.ros.params_file import ParameterFile
 
 Table = Mapping[str, tuple[str, ...]]
 """Arguments of a start by name: default, meaning, choices."""
@@ -54,8 +56,10 @@ TOPICS: Table = {
     'gate_state': ('/gate_state', "Topic of the command gate's state, "
                    'diagnostic_msgs/DiagnosticStatus.')}
 COMMAND: Table = {
-    'command_topic': ('', "The controller's input, geometry_msgs/TwistStamped or PoseStamped; "
-                      "empty: the gate's own name for it.")}
+    'command_topic': ('', "The controller's input, of the type that the gate's preset has; "
+                      "empty: the gate's own name for it."),
+    'gripper_topic': ('', "The gripper's input: a topic, or an action by its name; empty: the "
+                      "gate's own name for it.")}
 SIMULATION: Table = {  # parameters of sim_bridge
     'suite': ('tabletop', 'Scenes and tasks.'),
     'tasks': ("['']", "Task names, such as a,b or ['a', 'b']; ['']: all of the suite."),
@@ -70,7 +74,9 @@ _KINDS = {bool: 'true or false', int: 'a whole number', list: 'names'}
 
 COMMAND_TOPICS = {
     'servo': '/servo_node/delta_twist_cmds', 'crisp': '/target_pose',
-    'fzi': '/cartesian_compliance_controller/target_frame'}
+    'fzi': '/cartesian_compliance_controller/target_frame',
+    'joint_trajectory': '/joint_trajectory_controller/joint_trajectory',
+    'forward_position': '/forward_position_controller/commands'}
 """Input of each preset's controller under its usual name."""
 SIMULATED = ('sim_osc', 'sim_joints')
 """Presets of the gate for `sim_bridge`, whose gripper is a channel of the action."""
@@ -81,7 +87,13 @@ _OF_OPERATOR = (*_OF_POLICY, 'reasoning_stream', 'tasks', 'thought_override', 'q
                 'reset_episode')
 _OF_TASK_SERVER = ('state', 'reasoning', 'tasks')
 _OF_GATE = ('joint_states', 'ee_pose', 'estop', 'gate_state')
-_COMMANDS = ('twist_cmd', 'target_pose')
+COMMAND_NAMES = ('twist_cmd', 'target_pose', 'joint_trajectory', 'joint_commands')
+"""The gate's own names for its command topic, by preset."""
+ACTION_PARTS = ('send_goal', 'cancel_goal', 'get_result', 'feedback', 'status')
+"""Services and topics of an action: rcl remaps these, not its name."""
+SECTION = '/bringup'
+"""Of a parameter file: arguments of a start that belong to the robot, as its topics' names."""
+_OF_ROBOT: Table = {**GRAPH, **IMAGES, **TOPICS, **COMMAND}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +124,23 @@ class NodeProcess:
                   for word in ('-p', f'{name}:={_yaml(value)}'))]
 
 
+def told_by(file: ParameterFile) -> dict[str, str]:
+    """Return the arguments that a file gives in its section `SECTION`, as text.
+
+    Raises UserError for one that there is not.
+    """
+    found: dict[str, str] = {}
+    for pattern, values in file.sections:
+        for name, value in values.items() if pattern == SECTION else ():
+            if name not in _OF_ROBOT:
+                near = difflib.get_close_matches(name, _OF_ROBOT, 1)
+                raise UserError(f'{file.path}: {SECTION} has no argument {name}; ' + (
+                    f'did you mean {near[0]}?' if near else
+                    f'choose from {", ".join(_OF_ROBOT)}'))
+            found[name] = value if isinstance(value, str) else json.dumps(value)
+    return found
+
+
 def node_processes(given: Mapping[str, str] | None = None,
                    simulated: bool = False) -> dict[str, NodeProcess]:
     """Return the nodes of a graph by name, from the arguments that were given, as text.
@@ -138,13 +167,16 @@ def node_processes(given: Mapping[str, str] | None = None,
     def of_policy(topics: tuple[str, ...] = _OF_POLICY) -> tuple[tuple[str, str], ...]:
         return tuple((f'vla/{topic}', f'/{namespace}/{topic}') for topic in topics)
 
-    commands = tuple((name, given['command_topic']) for name in _COMMANDS
+    commands = tuple((name, given['command_topic']) for name in COMMAND_NAMES
                      if given.get('command_topic'))
+    gripper = given.get('gripper_topic')
+    grippers = () if not gripper else (('gripper_cmd', gripper), *(
+        (f'gripper_action/_action/{part}', f'{gripper}/_action/{part}') for part in ACTION_PARTS))
     found = [
         NodeProcess('vla_node', namespace, values(*POLICY, 'use_sim_time', 'transport'),
                     (*images, *remapped(*TOPICS))),
         NodeProcess('command_gate', '', values('use_sim_time'),
-                    (*of_policy(), *remapped(*_OF_GATE), *commands))]
+                    (*of_policy(), *remapped(*_OF_GATE), *commands, *grippers))]
     if simulated:
         found.append(NodeProcess('sim_bridge', '', values(*SIMULATION, 'use_sim_time'), (
             *remapped(*IMAGES, 'joint_states', 'ee_pose', 'instruction', 'gate_state'),

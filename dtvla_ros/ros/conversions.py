@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from dtvla_ros.conventions import (
     WIDEST_GRIPPER,
     understood_as,
 )
+from dtvla_ros.ros.settings import OpeningSettings
 
 _ARRAY = re.compile(
     r'sequence<(?P<item>.+?)(?:, ?(?P<most>\d+))?>|(?P<fixed>.+)\[(?P<length>\d+)\]')
@@ -132,10 +133,7 @@ def twist_array(message: Any) -> NDArray[np.float64]:
 
 
 class Joints(NamedTuple):
-    """Positions [rad or m] by name, stamp [s] of the arm's oldest one, opening of the gripper [m].
-
-    The opening is the sum of the fingers' absolute positions.
-    """
+    """Positions [rad, m] by name, stamp [s] of the arm's oldest one, gripper opening [m]."""
 
     positions: dict[str, float]
     stamp: float
@@ -148,11 +146,13 @@ class JointReader:
     Joints are matched by name and may come in several messages: those of at most ``within`` s are
     put together, by their stamps. Messages about other joints are ignored. ``why``: what the last
     message was refused for, or which joints are still missing; '' with a complete set.
+    ``opening``: metres of opening by the fingers' positions.
     """
 
     def __init__(self, arm: Sequence[str], fingers: Sequence[str] = (), within: float = MERGED,
-                 ) -> None:
+                 opening: Callable[[Sequence[float]], float] = OpeningSettings().metres) -> None:
         self._arm, self._fingers, self._within = tuple(arm), tuple(fingers), within
+        self._opening = opening
         self._wanted = (*arm, *fingers)
         self._positions: dict[str, float] = {}
         self._stamps: dict[str, float] = {}
@@ -199,7 +199,7 @@ class JointReader:
             return None
         self.why = ''
         return Joints(self._positions, min([self._stamps[n] for n in self._arm], default=stamp),
-                      sum([abs(self._positions[n]) for n in self._fingers]))
+                      self._opening([self._positions[n] for n in self._fingers]))
 
 
 def refuse_frame(frame_id: str, base_frame: str) -> str | None:
@@ -219,10 +219,11 @@ def refuse_pose(position: NDArray[np.float64], quaternion: NDArray[np.float64]) 
 
 
 def refuse_opening(opening: float) -> str | None:
-    """Return why the sum of the fingers' absolute positions is no opening in metres, or None."""
+    """Return why what the fingers tell is no opening in metres, or None."""
     return None if opening <= WIDEST_GRIPPER else (
         f'the gripper is {opening:g} m open by its finger_joints, more than {WIDEST_GRIPPER:g} m: '
-        'these are millimetres, counts or angles; publish metres, 0 for closed')
+        'these are millimetres, counts or angles; set gripper_width, finger_open_position and '
+        'finger_closed_position')
 
 
 def _listed(names: Sequence[str]) -> str:

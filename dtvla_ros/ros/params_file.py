@@ -14,6 +14,11 @@ from dtvla_ros.files import find_shared
 from dtvla_ros.yaml_files import read_yaml
 
 PARAMETERS = 'ros__parameters'
+ROBOTS = 'config/robots'
+"""Folder of the arms that start as shipped, a file each."""
+FORMER = {'robot_servo': 'fr3_servo', 'robot_crisp': 'fr3_crisp', 'robot_fzi': 'fr3_fzi',
+          'servo': 'fr3_servo', 'crisp': 'fr3_crisp', 'fzi': 'fr3_fzi'}
+"""Former configurations, and values of the launch argument ``preset``, and what they are now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +59,16 @@ class ParameterFile:
 def configurations() -> dict[str, str]:
     """Return the package's own files by name, with the sentence that each begins with."""
     folder = find_shared('config')
-    paths = [path for kind in ('sim*', 'robot_*') for path in sorted(folder.glob(f'{kind}.yaml'))]
-    return {path.stem: re.split(r'[.;]\s', path.read_text().removeprefix('# '))[0].replace(
-        '\n# ', ' ') for path in paths}
+    return {path.stem: _sentence(path) for path in sorted(folder.glob('sim*.yaml'))} | robots()
+
+
+def robots() -> dict[str, str]:
+    """Return the arms that start as shipped, by name, with the sentence of each."""
+    return {path.stem: _sentence(path) for path in sorted(find_shared(ROBOTS).glob('*.yaml'))}
+
+
+def _sentence(path: Path) -> str:
+    return re.split(r'[.;]\s', path.read_text().removeprefix('# '))[0].replace('\n# ', ' ')
 
 
 def find_configuration(name: str) -> Path:
@@ -64,13 +76,27 @@ def find_configuration(name: str) -> Path:
 
     A file of the working directory comes first.
     """
-    for candidate in (name, f'config/{name}', f'config/{name}.yaml'):
+    for candidate in (name, f'config/{name}', f'config/{name}.yaml', f'{ROBOTS}/{name}',
+                      f'{ROBOTS}/{name}.yaml'):
         if (path := find_shared(candidate)).is_file():
             return path
+    if robot := FORMER.get(Path(name).stem):
+        raise UserError(f'{name}: is {ROBOTS}/{robot}.yaml now: dtvla run --robot {robot}')
     known = configurations()
     near = difflib.get_close_matches(Path(name).stem, known, 1)
     raise UserError(f'{name}: no such configuration; ' + (
         f'did you mean {near[0]}?' if near else f'choose from {", ".join(known)}, or name a file'))
+
+
+def find_robot(name: str) -> Path:
+    """Return the file of an arm that starts as shipped; UserError with the nearest if none is."""
+    known = robots()
+    if name in known:
+        return find_shared(f'{ROBOTS}/{name}.yaml')
+    near = [FORMER[name]] if name in FORMER else difflib.get_close_matches(name, known, 1)
+    raise UserError(f'--robot {name}: no such robot; ' + (
+        f'did you mean {near[0]}?' if near else f'choose from {", ".join(known)}; of another arm '
+        'copy the file of the nearest, and name it in place of --robot'))
 
 
 def _sections(tree: Mapping[Any, Any], above: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

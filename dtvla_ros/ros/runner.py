@@ -31,22 +31,24 @@ COLORS = ('cyan', 'magenta', 'green', 'blue')
 def plan(file: ParameterFile, given: Mapping[str, str]) -> dict[str, bringup.NodeProcess]:
     """Return the nodes of a configuration by name, as the launch files start them.
 
-    ``given``: arguments of `bringup` as text. A simulator is among them where the file names it;
-    an arm's controller has the usual topic of the preset. Raises UserError where file and
-    arguments do not fit each other.
+    ``given``: arguments of `bringup` as text; the file's own, below `bringup.SECTION`, count where
+    none is given. A simulator is among the nodes where the file names it; an arm's controller has
+    the usual topic of the preset. Raises UserError where file and arguments do not fit each other.
     """
     given, simulated = dict(given), bool(file.named('sim_bridge'))
-    wrong = {'command_topic'} if simulated else set(bringup.SIMULATION)
+    wrong = set(bringup.COMMAND if simulated else bringup.SIMULATION)
     for name in sorted(wrong & given.keys()):
         raise UserError(f'--{name.replace("_", "-")} is for {"an" if simulated else "a simulated"}'
                         f' arm; {file.path} {"has" if simulated else "starts no"} sim_bridge')
+    given = bringup.told_by(file) | given
     policies = file.named('vla_node')
     given.setdefault('namespace', (policies[0] if policies else '/vla/').split('/')[1])
     policy = f'/{given["namespace"]}/vla_node'
     for node in (policy, '/command_gate'):
         if not file.of(node):
+            named = [pattern for pattern, _ in file.sections if pattern != bringup.SECTION]
             raise UserError(f'{file.path}: no parameters for {node}, only for '
-                            f'{", ".join(pattern for pattern, _ in file.sections)}; rename a '
+                            f'{", ".join(named)}; rename a '
                             'section, or choose another file')
     if not simulated and (usual := bringup.COMMAND_TOPICS.get(
             str(file.of('/command_gate').get('preset')))):

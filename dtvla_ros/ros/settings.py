@@ -16,10 +16,20 @@ from dtvla_ros.conventions import (
     ENGINES,
     FINGER_JOINTS,
     MODES,
+    WIDEST_GRIPPER,
     parameter,
 )
+from dtvla_ros.errors import UserError
 
-FINGERS = 'joints whose absolute positions add up to the gripper opening'
+GRIPPER_TOPICS = {
+    'topic': 'std_msgs/msg/Float64', 'float64': 'std_msgs/msg/Float64',
+    'float64_multi_array': 'std_msgs/msg/Float64MultiArray',
+    'joint_trajectory': 'trajectory_msgs/msg/JointTrajectory'}
+"""Message of each kind of gripper that has a topic, ``gripper_cmd``."""
+GRIPPER_ACTIONS = {'gripper_command': 'control_msgs/action/GripperCommand',
+                   'parallel_gripper_command': 'control_msgs/action/ParallelGripperCommand'}
+"""Type of each kind of gripper that has an action, ``gripper_action``."""
+FINGERS = 'joints whose absolute positions add up to the opening of the gripper, or tell it'
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +39,42 @@ class PoseSettings:
     pose_source: str = parameter('topic', 'of the end effector', choices=('topic', 'tf'))
     base_frame: str = parameter('base', 'frame of poses and commands')
     ee_frame: str = parameter('gripper', 'frame of the gripper site, with pose_source tf')
+
+
+@dataclass(frozen=True)  # without slots: `VlaSettings` has another base that has them
+class OpeningSettings:
+    """How the positions of the finger joints tell the opening of the gripper.
+
+    In metres, or where ``gripper_width`` is set in any unit that goes with the opening, as a
+    knuckle's angle: linear from ``finger_closed_position`` to ``finger_open_position``. Raises
+    UserError where only a part of these is set.
+    """
+
+    gripper_width: float = parameter(
+        0.0, 'opening of the open gripper, where finger_joints are in no metres; 0: they are [m]',
+        low=0.0, high=WIDEST_GRIPPER)
+    finger_open_position: float = parameter(
+        0.0, 'sum of the positions of finger_joints when open, with gripper_width')
+    finger_closed_position: float = parameter(
+        0.0, 'sum of the positions of finger_joints when closed, with gripper_width')
+
+    def __post_init__(self) -> None:
+        differ = self.finger_open_position != self.finger_closed_position
+        if self.gripper_width and not differ:
+            raise UserError(f'parameter gripper_width = {self.gripper_width:g}: set '
+                            'finger_open_position and finger_closed_position, too: what '
+                            'finger_joints add up to when open and when closed')
+        if differ and not self.gripper_width:
+            raise UserError(f'parameter finger_open_position = {self.finger_open_position:g}: set '
+                            'gripper_width, too: the opening in metres of the open gripper')
+
+    def metres(self, positions: Sequence[float]) -> float:
+        """Return the opening [m] for the positions of all finger joints."""
+        if not self.gripper_width:
+            return sum(abs(position) for position in positions)
+        closed = self.finger_closed_position
+        share = (sum(positions) - closed) / (self.finger_open_position - closed)
+        return self.gripper_width * max(share, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +102,7 @@ class ActionSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class VlaSettings(ActionSettings):
+class VlaSettings(ActionSettings, OpeningSettings):
     """Parameters of the policy node."""
 
     policy: str = parameter('models/nano', 'folder of the policy, its manifest inside')

@@ -31,6 +31,7 @@ from dtvla_ros.ros.bringup import node_processes
 from dtvla_ros.ros.frames import FrameTree
 from test.faults.rig import Rig, only_joints
 
+GRIPPER_ACTION = 'control_msgs/action/GripperCommand'
 NOW = 1_700_000_000.0
 ROBOT = '/robot'
 IMAGE, JOINTS, POSE = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/JointState',
@@ -204,6 +205,13 @@ FAULTS: dict[str, tuple[Callable[[Seen], object], str, str]] = {
                            '/arm: publishers', '/joy'),
     'nobody listens': (of('/arm', subscribers=[]), '/arm: listeners', '--command-topic'),
     'no gripper': (of('/grip', subscribers=[]), '/grip: listeners', 'gripper_timeout_s'),
+    "no gripper's action": (lambda seen: (
+        change(seen.gate, gripper='gripper_command'), seen.gate.topics.update(
+            gripper_action='/hand/grip'), seen.grippers.update({'/claw': GRIPPER_ACTION})),
+        '/hand/grip: action', f'there is /claw ({GRIPPER_ACTION})'),
+    'a knuckle told in radians': (lambda seen: (
+        change(seen.policy, finger_joints=('knuckle',)), seen.joints.update(knuckle=0.8)),
+        'gripper', 'gripper_width'),
     'a controller': (lambda seen: setattr(seen, 'controllers', {'arm': 'inactive'}), 'controllers',
                      'arm: inactive'),
     'no controller': (lambda seen: setattr(seen, 'controllers', {'other': 'inactive'}),
@@ -256,6 +264,10 @@ def in_lockstep(seen: Seen) -> None:
     framed(''), framed('/base'), in_lockstep,
     lambda seen: setattr(seen, 'controllers', {'arm': 'active', 'other': 'inactive'}),
     lambda seen: setattr(seen, 'controllers', 'not asked'),
+    lambda seen: (change(seen.gate, gripper='gripper_command'), seen.gate.topics.update(
+        gripper_action='/hand/grip'), seen.grippers.update({'/hand/grip': GRIPPER_ACTION})),
+    lambda seen: (change(seen.policy, finger_joints=('knuckle',), gripper_width=0.085,
+                         finger_closed_position=0.8), seen.joints.update(knuckle=0.2)),
     lambda seen: seen.streams.update({'/instruction': Stream(  # as who takes it from anybody
         '/instruction', [End('/web', 'x', qos.LATEST)], [
             End('/vla_node', 'x', profile) for profile in (qos.LATCHED, qos.LATEST)])})])
@@ -271,7 +283,7 @@ def test_nothing_to_judge_by_is_one_line(graph: Any, dtvla: Any) -> None:
     code, _, err = dtvla('doctor')
     assert code == 2
     assert err.splitlines()[-1].startswith('error: neither vla_node nor command_gate runs here')
-    assert 'dtvla doctor robot_servo' in err
+    assert 'dtvla doctor --robot fr3_servo' in err
 
 
 @pytest.fixture
@@ -353,8 +365,10 @@ def test_a_robot_is_judged_by_a_file_before_the_nodes_run(graph: Any, tmp_path: 
     graph.launch('arm', '-m', 'benchmarks.arm')
     graph.spin(lambda: node.count_publishers('/image_wrist'), 60, 'the arm')
     graph.folder, graph.faults = tmp_path, {}
-    code, lacking = asked(graph, 'robot_crisp')
-    assert code == 1 and set(lacking) == {'joints', '/ee_pose: frame'}
+    names = [word for name in ('image_primary', 'image_wrist', 'ee_pose')
+             for word in (f'--{name.replace("_", "-")}', f'/{name}')]
+    code, lacking = asked(graph, '--robot', 'fr3_crisp', *names)
+    assert code == 1 and set(lacking) == {'joints', '/fr3_gripper/gripper_action: action'}
     assert 'fr3_joint1' in lacking['joints'].found and 'arm_joints' in lacking['joints'].remedy
     node.create_publisher(Clock, '/clock', 1)
     node.create_publisher(Image, '/front/image_raw', qos_profile_sensor_data)

@@ -50,6 +50,8 @@ def test_20_a_killed_gate(moving, check, sink):
     if sink == 'crisp':
         moving.begin('command_gate', preset='crisp', profile='default')
         moving.ready()
+    said = conversions.status_values(moving.last('gate'))['on_silence']
+    assert said.startswith('MoveIt Servo halts' if sink == 'servo' else 'keeps the last target')
     since, place = time.monotonic(), moving.robot.position.copy()
     moving.kill('command_gate')
     moving.spin(lambda: moving.vla[0] == 'STOPPED', 2, 'STOPPED')

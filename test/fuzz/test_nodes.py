@@ -34,7 +34,7 @@ from dtvla_ros.safety.limits import PROFILES
 from test.fuzz.mutations import LONGEST, mutate_folder, mutated, one_line_of, seeds
 
 NODES = {'/command_gate': CommandGate, '/vla/vla_node': VlaNode, '/overlay': Overlay}
-FILES = [ROOT / f'config/{name}.yaml' for name in ('robot_servo', 'sim_realtime', 'gazebo')]
+FILES = [ROOT / f'config/{name}.yaml' for name in ('robots/ur5e_servo', 'sim_realtime', 'gazebo')]
 RATES = 20.0  # of control [Hz]
 
 

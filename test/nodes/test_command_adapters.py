@@ -6,8 +6,10 @@ from rclpy.action import ActionServer
 from scipy.spatial.transform import Rotation
 from std_msgs.msg import Float64
 
-from dtvla_ros.nodes.command_adapters import PRESETS, make_adapter
+from dtvla_ros.nodes import command_adapters
+from dtvla_ros.nodes.command_adapters import PRESETS, SWITCH, TwistAdapter, make_adapter
 from dtvla_ros.ros import conversions
+from dtvla_ros.ros.settings import GRIPPER_TOPICS
 
 DOWN = np.array([1.0, 0, 0, 0])
 
@@ -59,6 +61,135 @@ def test_a_pose_arm_gets_measured_plus_offset_and_one_resting_place(tell):
     np.testing.assert_allclose(rest, [0.53, 0, 0.2], err_msg='stop = the measured pose')
     sagged, _ = goal(np.zeros(7), [0.53, 0, 0.15])
     np.testing.assert_allclose(sagged, rest, err_msg='and it does not follow a sagging arm')
+    guided, _ = goal(np.zeros(7), [0.53, 0.3, 0.2])
+    np.testing.assert_allclose(guided, [0.53, 0.3, 0.2], err_msg='but one that a hand has moved')
+
+
+# What a gripper's driver is told, in its own unit: metres of a finger, a knuckle's angle.
+UNITS = {'metres': (0.04, 0.0), 'knuckle': (0.0, 0.8)}
+
+
+@pytest.mark.parametrize(('unit', 'kind'), [
+    ('metres', 'topic'), ('knuckle', 'topic'), ('knuckle', 'float64'),
+    ('knuckle', 'float64_multi_array'), ('knuckle', 'joint_trajectory'),
+    ('metres', 'joint_trajectory')])
+def test_a_gripper_is_told_in_the_unit_of_its_driver(graph, unit, kind):
+    wide, shut = UNITS[unit]
+    node = graph.listen('--ros-args', '-p', f'gripper:={kind}', '-p',
+                        f'gripper_open_position:={wide}', '-p', f'gripper_closed_position:={shut}',
+                        '-p', 'gripper_joint:=knuckle')
+    adapter = make_adapter(node, 'servo', 'base')
+    adapter.gripper.send(1.0)
+    message_type = conversions.message_type(GRIPPER_TOPICS[kind])
+    graph.hear('gripper', message_type, adapter.gripper.topic, 10)
+    graph.spin(lambda: adapter.gripper.listeners() == 1, 20)
+    expected = {-1.0: 1.0, 1.0: 0.0} if kind == 'topic' else {-1.0: wide, 1.0: shut}
+    for channel in (0.0, -1.0, -1.0, 1.0):
+        adapter.gripper.send(channel)
+    count = 2 if kind == 'joint_trajectory' else 3  # told once, or as often as it is commanded
+    graph.spin(lambda: len(graph.of('gripper')) >= count, 20)
+
+    def position(message):
+        if kind != 'joint_trajectory':
+            return message.data[0] if kind == 'float64_multi_array' else message.data
+        assert message.joint_names == ['knuckle'] and len(message.points) == 1
+        assert conversions.seconds(message.points[0].time_from_start) > 0
+        return message.points[0].positions[0]
+    told = [position(message) for _, message in graph.of('gripper')]
+    assert [told[0], told[-1], len(told)] == [expected[-1.0], expected[1.0], count]
+
+
+class Service:
+    """A graph in which MoveIt Servo has, or has not, its service; notes what it is asked."""
+
+    def __init__(self, *names, success=True):
+        self.names, self.success, self.asked, self.said = list(names), success, [], []
+
+    def get_service_names_and_types(self):
+        return [('/other/trigger', ['std_srvs/srv/Trigger']),
+                *((name, [SWITCH]) for name in self.names)]
+
+    def create_client(self, kind, name):
+        self.asked.append(name)
+        return self
+
+    def destroy_client(self, client):
+        assert client is self
+
+    def call_async(self, request):
+        assert request == {'command_type': 1}, 'ServoCommandType.TWIST'
+        return self
+
+    def add_done_callback(self, callback):
+        callback(self)
+
+    def exception(self):
+        return None
+
+    def result(self):
+        return self
+
+    def get_logger(self):
+        return self
+
+    def info(self, text):
+        self.said.append(f'info {text}')
+
+    def warning(self, text):
+        self.said.append(f'warning {text}')
+
+
+@pytest.fixture
+def servo(graph, monkeypatch):
+    """Return a function: a graph's service -> what looks for it, its topic Servo's."""
+    node = graph.listen('--ros-args', '-r', 'twist_cmd:=/servo_node/delta_twist_cmds')
+
+    class Kind:
+        Request = dict
+    monkeypatch.setattr(command_adapters.conversions, 'message_type', lambda name: Kind)
+
+    def build(service):
+        adapter = TwistAdapter(node, 'base', None)
+        adapter._node = service
+        return adapter.look_around
+    return build
+
+
+OWN = '/servo_node/switch_command_type'
+
+
+def test_servo_is_told_to_take_twists_once_it_is_there_and_again_after_a_restart(servo):
+    service = Service()
+    look = servo(service)
+    look()
+    assert not service.asked, 'a Servo without the service (Humble) needs nothing'
+    service.names = ['/left/servo_node/switch_command_type', OWN]
+    look()
+    look()
+    assert service.asked == [OWN], 'the one that gets our commands, once'
+    assert service.said == [f'info {OWN}: MoveIt Servo takes twists']
+    service.names = []
+    look()
+    service.names = [OWN]
+    look()
+    assert service.asked == [OWN, OWN]
+
+
+def test_what_to_call_is_said_where_servo_refuses_or_moveit_msgs_is_missing(servo, monkeypatch):
+    by_hand = f"ros2 service call {OWN} {SWITCH} '{{command_type: 1}}'"
+    service = Service(OWN, success=False)
+    servo(service)()
+    assert [said for said in service.said if said.startswith('warning') and by_hand in said]
+
+    def missing(name):
+        raise KeyError(name)
+    monkeypatch.setattr(command_adapters.conversions, 'message_type', missing)
+    service = Service(OWN)
+    look = servo(service)
+    look()
+    look()
+    assert not service.asked and len(service.said) == 1
+    assert 'moveit_msgs is not installed' in service.said[0] and by_hand in service.said[0]
 
 
 @pytest.mark.parametrize('kind', ['gripper_command', 'parallel_gripper_command'])

@@ -20,7 +20,7 @@ def fr3(graph, monkeypatch):
     """Return a function that makes an FR3 which publishes; it stands still but for its chunks."""
     monkeypatch.setattr(arm, 'ARM_JOINTS', FR3_ARM)
     monkeypatch.setattr(arm, 'FINGER_JOINTS', FR3_FINGERS)
-    return lambda: arm.Robot(graph.node, '', (120, 160), frame_rate=10.0, base_frame='fr3_link0')
+    return lambda: arm.Robot(graph.node, '', (120, 160), frame_rate=10.0)
 
 
 def test_the_policy_sees_an_fr3_and_decides_and_every_state_has_its_reason(graph, policy, fr3):
@@ -28,7 +28,7 @@ def test_the_policy_sees_an_fr3_and_decides_and_every_state_has_its_reason(graph
                         diagnostics=(DiagnosticArray, '/diagnostics'))
     fr3()
     instruction = node.create_publisher(String, '/instruction', qos.LATCHED)
-    graph.start('vla_node', 'robot_crisp', policy=policy[0], engine=policy[1], on_cut='act',
+    graph.start('vla_node', 'robots/fr3_crisp', policy=policy[0], engine=policy[1], on_cut='act',
                 input_timeout_s=2.0, max_age_s=5.0, max_skew_s=0.15, deadline_s=30.0)
 
     def reached(state, reason):
@@ -65,8 +65,9 @@ def test_the_gate_feels_an_fr3_and_its_stuck_gripper_and_can_be_paused(graph, fr
     graph.every(0.05, lambda: state.publish(
         conversions.status_message('vla', 'ACTING', {'task': '1', 'reason': ''})))
     # Time-outs as wide as a busy machine needs; the file's own are stricter.
-    graph.start('command_gate', 'robot_crisp', joints_timeout_s=2.0, pose_timeout_s=2.0,
-                heartbeat_timeout_s=2.0, gripper_timeout_s=1.0, max_latency_s=2.0)
+    graph.start('command_gate', 'robots/fr3_crisp', gripper='topic', joints_timeout_s=2.0,
+                pose_timeout_s=2.0, heartbeat_timeout_s=2.0, gripper_timeout_s=1.0,
+                max_latency_s=2.0)
 
     def pause(on):
         answer = graph.call(SetBool, '/pause', SetBool.Request(data=on))
@@ -84,7 +85,7 @@ def test_the_gate_feels_an_fr3_and_its_stuck_gripper_and_can_be_paused(graph, fr
     graph.every(0.2, lambda: chunks.publish(conversions.chunk_message(
         Chunk(node.get_clock().now().nanoseconds * 1e-9, 0.05, close))))
     graph.spin(lambda: graph.last('grip') and graph.last('grip').data == 0.0, 30)
-    assert graph.last('target').header.frame_id == 'fr3_link0'
+    assert graph.last('target').header.frame_id == 'base'
     graph.spin(lambda: graph.said('gate')[0] == 'STOP', 30)
     assert graph.said('gate')[1] == 'the gripper does not close: 0.080 m open'
     assert pause(True).startswith('STOP: the gripper')

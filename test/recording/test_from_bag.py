@@ -98,6 +98,14 @@ def test_every_kind_of_command_becomes_the_action_it_came_from(tmp_path, preset)
         f'thought {k - k % 4} of {robot.task}' for k in range(robot.steps)]
 
 
+def test_a_knuckles_angle_becomes_the_opening_in_metres(tmp_path):
+    robot = Robot()  # its fingers' positions add up to 0.06, half way from open to closed here
+    told = Told(RobotNames(gripper_width=0.08, finger_closed_position=0.12))
+    _, reader = converted(tmp_path, robot.write(tmp_path / 'bag'), told=told)
+    state = np.asarray(reader.column(layout.STATE))
+    np.testing.assert_allclose(state[:, 6:], [[0.02, -0.02]] * robot.steps, atol=1e-7)
+
+
 @pytest.mark.parametrize('published', [
     lambda compact: (as_sentence(compact),),
     lambda compact: (f'{compact[:20]}…', f'{compact[:40]}…', compact),  # by version 0.1

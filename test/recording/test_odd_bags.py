@@ -138,11 +138,13 @@ def test_what_is_no_name_is_refused(word, told):
 
 
 def test_names_survive_as_text_and_nothing_else_does():
-    names = RobotNames({'action': '/a'}, BASE, HAND, ('a', 'b'), ('c',))
+    names = RobotNames({'action': '/a'}, BASE, HAND, ('a', 'b'), ('c',), 0.085, 0.0, 0.8)
+    assert names.over(RobotNames()) == RobotNames().over(names) == names
     assert RobotNames.from_text(names.to_text()) == names
     assert parse_topics(['/action= /a', 'instruction=']) == {'action': '/a'}
     for text in ('', 'null', '[]', '{"topics": []}', '{"topics": {"action": 3}}', '{"x": 1}',
-                 '{"base_frame": 3}', '{"arm_joints": "abc"}', None, 3):
+                 '{"base_frame": 3}', '{"arm_joints": "abc"}', '{"gripper_width": "wide"}', None,
+                 3):
         with pytest.raises((ValueError, TypeError)):
             RobotNames.from_text(text)
 

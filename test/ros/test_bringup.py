@@ -77,7 +77,7 @@ def test_topics_reach_every_node_that_uses_them() -> None:
     words = bringup.viewer_commands({'record': 'a b', 'viz': 'rerun'}, nodes, 'robot.yaml')
     renamed = {
         'image_primary': '/image_primary/compressed', 'image_wrist': '/hand/compressed',
-        'gate_state': '/g', 'twist_cmd': '/arm', 'target_pose': '/arm',
+        'gate_state': '/g', **dict.fromkeys(bringup.COMMAND_NAMES, '/arm'),
         'vla/action_chunk': '/mind/action_chunk', 'vla/state': '/mind/state',
         **{f'vla/{name}': f'/mind/{name}'
            for name in ('reasoning', 'tasks', 'thought_override', 'question')

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from dtvla_ros.errors import UserError
 from dtvla_ros.ros.conversions import KINDS, MERGED, JointReader, refuse_opening
+from dtvla_ros.ros.settings import OpeningSettings
 
 ARM, FINGERS = ('a1', 'a2', 'a3'), ('f1', 'f2')
 ALL = {'a1': 0.1, 'a2': 0.2, 'a3': 0.3, 'f1': 0.04, 'f2': -0.04}
@@ -85,3 +87,25 @@ def test_memory_is_bounded(reader):
     for k in range(10 * KINDS):
         reader.take([f'other_{k}'], [0.0], 1.0)
     assert len(reader._places) <= KINDS
+
+
+@pytest.mark.parametrize(('settings', 'positions', 'opening'), [
+    (OpeningSettings(), [0.03, -0.03], 0.06),
+    (OpeningSettings(0.085, 0.0, 0.8), [0.0], 0.085),  # a knuckle that closes by its angle
+    (OpeningSettings(0.085, 0.0, 0.8), [0.8], 0.0),
+    (OpeningSettings(0.085, 0.0, 0.8), [0.2], 0.06375),
+    (OpeningSettings(0.085, 0.0, 0.8), [0.81], 0.0),  # a little beyond its stop
+    (OpeningSettings(0.07, 1.7, -0.1), [0.8], 0.035)])
+def test_an_opening_is_told_in_metres_or_by_an_angle(settings, positions, opening):
+    reader = JointReader(['a1'], FINGERS[:len(positions)], opening=settings.metres)
+    found = reader.take(['a1', *FINGERS[:len(positions)]], [0.0, *positions], 1.0)
+    assert found.opening == pytest.approx(opening)
+
+
+@pytest.mark.parametrize(('values', 'word'), [
+    ({'gripper_width': 0.085}, 'finger_open_position'),
+    ({'gripper_width': 0.085, 'finger_open_position': 0.8, 'finger_closed_position': 0.8},
+     'finger_closed_position'), ({'finger_closed_position': 0.8}, 'gripper_width')])
+def test_half_of_what_an_angle_needs_is_refused(values, word):
+    with pytest.raises(UserError, match=word):
+        OpeningSettings(**values)

@@ -12,8 +12,15 @@ from typing import Any
 import pytest
 from support.beside import wait_for
 
+from dtvla_ros.data.robot_names import names_in_params
 from dtvla_ros.errors import UserError
-from dtvla_ros.ros.params_file import ParameterFile, configurations, find_configuration
+from dtvla_ros.ros.bringup import told_by
+from dtvla_ros.ros.params_file import (
+    ParameterFile,
+    configurations,
+    find_configuration,
+    find_robot,
+)
 from dtvla_ros.ros.runner import plan
 
 SERVO = '/servo_node/delta_twist_cmds'
@@ -58,14 +65,35 @@ def test_what_is_no_parameter_file_is_one_line(
 @pytest.mark.parametrize('name', configurations())
 def test_every_configuration_starts_what_its_launch_file_starts(name: str) -> None:
     nodes = plan(ParameterFile.read(find_configuration(name)), {})
-    simulated = {'sim_bridge'} if name.startswith('sim') else set()
+    simulated = {'sim_bridge'} if 'sim' in name else set()
     assert nodes.keys() == {'vla_node', 'command_gate'} | simulated
     assert nodes['vla_node'].namespace == 'vla' and configurations()[name]
     rules = dict(nodes['command_gate'].remappings)
     assert rules.get('twist_cmd') == {
-        'robot_servo': SERVO, 'robot_crisp': '/target_pose',
-        'robot_fzi': '/cartesian_compliance_controller/target_frame'}.get(name)
-    assert find_configuration(f'config/{name}.yaml') == find_configuration(f'{name}.yaml')
+        'servo': SERVO, 'crisp': '/target_pose',
+        'fzi': '/cartesian_compliance_controller/target_frame',
+        'jtc': '/scaled_joint_trajectory_controller/joint_trajectory',
+        'so101': '/follower/arm_trajectory_controller/joint_trajectory',
+    }.get(name.rpartition('_')[2])
+    assert find_configuration(name) == find_configuration(f'{name}.yaml')
+
+
+def test_a_robots_file_names_its_topics_and_what_is_given_counts_more(tmp_path: Path) -> None:
+    file = ParameterFile.read(find_robot('ur5e_servo'))
+    nodes = plan(file, {'image_wrist': '/hand'})
+    policy, gate = (dict(nodes[name].remappings) for name in ('vla_node', 'command_gate'))
+    assert policy['image_primary'] == '/camera/primary/color/image_raw'
+    assert policy['image_wrist'] == '/hand'
+    assert gate['gripper_action/_action/send_goal'] == (
+        '/robotiq_gripper_controller/gripper_cmd/_action/send_goal')
+    assert dict(plan(file, {'gripper_topic': '/mine'})['command_gate'].remappings)[
+        'gripper_cmd'] == '/mine'
+    told = names_in_params(file)
+    assert told.topics['image_wrist'] == '/camera/wrist/color/image_raw'
+    assert told.topics['twist_cmd'] == SERVO and told.opening.metres([0.4]) == 0.0425
+    wrong = written(tmp_path, '/bringup: {ros__parameters: {image_wirst: /hand}}\n')
+    with pytest.raises(UserError, match='no argument image_wirst; did you mean image_wrist'):
+        told_by(wrong)
 
 
 def test_namespace_transport_and_preset_come_from_the_file_unless_given(tmp_path: Path) -> None:
@@ -83,12 +111,16 @@ def test_namespace_transport_and_preset_come_from_the_file_unless_given(tmp_path
 
 
 @pytest.mark.parametrize(('words', 'said'), [
-    ('robot_serv', 'did you mean robot_servo?'), ('nowhere', 'choose from sim, sim_realtime'),
+    ('fr3_serv', 'did you mean fr3_servo?'), ('nowhere', 'choose from sim, '),
+    ('robot_servo', 'dtvla run --robot fr3_servo'), ('--robot crisp', 'did you mean fr3_crisp?'),
+    ('config/robot_fzi.yaml', 'dtvla run --robot fr3_fzi'),
+    ('--robot abb', 'choose from fr3_crisp'), ('sim --robot fr3_crisp', 'name one of them'),
+    ('--robot panda_sim --gripper-topic /x', '--gripper-topic is for an arm'),
     ('sim --command-topic /x', '--command-topic is for an arm'),
-    ('robot_servo --episodes 3', '--episodes is for a simulated arm'),
+    ('fr3_servo --episodes 3', '--episodes is for a simulated arm'),
     ('config/gz_bridge.yaml', 'gz_bridge.yaml: no parameters'),
     ('config/gazebo_controllers.yaml', 'no parameters for /vla/vla_node, only for '),
-    ('robot_crisp --namespace mind', 'no parameters for /mind/vla_node, only for /vla/vla_node'),
+    ('fr3_crisp --namespace mind', 'no parameters for /mind/vla_node, only for /vla/vla_node'),
     ('sim --engine steam', '--engine steam: choose from onnx, torch'),
     ('sim --episodes many', 'episodes many: a whole number'),
     ('sim --viz rviz', 'rviz2 -d')])
@@ -134,7 +166,7 @@ class Run:
 @pytest.mark.skipif(sys.platform != 'linux', reason='looks into /proc')
 @pytest.mark.slow
 def test_ctrl_c_ends_all_and_a_death_ends_the_rest(graph: Any, tmp_path: Path) -> None:
-    run = Run(tmp_path, 'robot_crisp')
+    run = Run(tmp_path, 'fr3_crisp')
     wait_for(lambda: all(f'\n{name} ' in run.said() for name in ('vla_node    ', 'command_gate')))
     children = [run.child(name) for name in ('vla_node', 'command_gate')]
     run.process.send_signal(signal.SIGINT)
@@ -142,7 +174,7 @@ def test_ctrl_c_ends_all_and_a_death_ends_the_rest(graph: Any, tmp_path: Path) -
     assert 'stopping' in run.said() and not [c for c in children if Path(f'/proc/{c}').exists()]
     assert not list(tmp_path.glob('dtvla-run-*'))
 
-    run = Run(tmp_path, 'robot_crisp')
+    run = Run(tmp_path, 'fr3_crisp')
     wait_for(lambda: '\ncommand_gate ' in run.said())
     policy, gate = (run.child(name) for name in ('vla_node', 'command_gate'))
     os.kill(gate, signal.SIGKILL)
@@ -154,7 +186,7 @@ def test_ctrl_c_ends_all_and_a_death_ends_the_rest(graph: Any, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_what_a_node_refuses_ends_the_run_with_its_name(graph: Any, tmp_path: Path) -> None:
-    run = Run(tmp_path, 'robot_crisp', '--policy', 'no/such/folder')
+    run = Run(tmp_path, 'fr3_crisp', '--policy', 'no/such/folder')
     assert run.process.wait(60) == 2
     last = run.said().splitlines()[-1]
     assert last.startswith('error: vla_node ended with exit code 2: no/such/folder'), run.said()

@@ -92,8 +92,8 @@ def test_real_nodes_say_what_they_wait_for_until_it_is_there(graph: Any) -> None
     node = graph.listen()
     node.create_publisher(Image, '/front/image_raw', qos_profile_sensor_data)
     joints = node.create_publisher(JointState, '/joint_states', 10)
-    graph.start('vla_node', 'robot_crisp')
-    graph.start('command_gate', 'robot_crisp')
+    graph.start('vla_node', 'robots/fr3_crisp')
+    graph.start('command_gate', 'robots/fr3_crisp')
     for name, words in (
             ('vla_node', '/image_primary: nobody publishes it; similar: /front/image_raw'),
             ('vla_node', '/joint_states: /listener publishes it, but nothing of use has come'),
