@@ -118,8 +118,9 @@ def test_everything_stays_where_it_is_and_the_fingers_close_again(program, folde
     assert np.allclose(opened['joints'], [*arm, *OPEN], atol=1e-3)
     assert np.allclose(closed['joints'], [*arm, *CLOSED], atol=1e-3)
     for name in ('red_cube', 'green_cube', 'can', 'bread', 'lemon'):
-        moved = np.linalg.norm(opened[name] - env.place(name))
-        assert moved < (4e-3 if name == 'lemon' else 1e-3), name  # a lemon finds its side
+        *aside, up = np.abs(opened[name] - env.place(name))
+        assert np.hypot(*aside) < (4e-3 if name == 'lemon' else 5e-4), name  # it finds its side
+        assert up < 1.5e-3, name  # MuJoCo's contacts give way by a millimetre
 
 
 def test_a_finger_at_its_very_limit_would_stay_there(program, folder, env):
