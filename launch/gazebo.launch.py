@@ -1,4 +1,4 @@
-"""The tabletop in Gazebo (Jazzy and later): world, controllers, policy and command gate.
+"""The tabletop in Gazebo (Jazzy): world, controllers, policy and command gate.
 
 The world comes from ``python3 -m dtvla_sim.gazebo --out FOLDER``; the Cartesian controller is
 cartesian_motion_controller of FZI's cartesian_controllers.
@@ -27,6 +27,7 @@ ARGUMENTS = {  # default, meaning, choices
     'use_sim_time': ('true', "Gazebo's clock is the only one here.", 'true'),
     'transport': ('raw', 'The bridge publishes sensor_msgs/Image.', 'raw'),
     'command_topic': ('/cartesian_motion_controller/target_frame', "The controller's input.")}
+CONTROL_RATE = 100.0  # [Hz], config/gazebo_controllers.yaml's; a slower /tf makes old poses
 CONTROLLERS = ('joint_state_broadcaster', 'cartesian_motion_controller', 'gripper_controller')
 # rcl remaps an action's services and topics, not its name.
 ACTION_PARTS = ('send_goal', 'cancel_goal', 'get_result', 'feedback', 'status')
@@ -48,7 +49,8 @@ def generate_launch_description():
             launch_arguments={'gz_args': ['-r ', headless, world, '/world.sdf'],
                               'on_exit_shutdown': 'true'}.items()),
         Node(package='robot_state_publisher', executable='robot_state_publisher', output='screen',
-             parameters=[on_simulated_time, {'robot_description': description}]),
+             parameters=[on_simulated_time, {'robot_description': description,
+                                             'publish_frequency': CONTROL_RATE}]),
         Node(package='ros_gz_bridge', executable='parameter_bridge', output='screen',
              parameters=[on_simulated_time, {'config_file': f'{SHARE}/config/gz_bridge.yaml'}]),
         Node(package='controller_manager', executable='spawner', output='screen',

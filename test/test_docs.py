@@ -44,8 +44,8 @@ LAUNCH = '\n'.join(path.read_text() for path in (
     *(ROOT / 'launch').glob('*.py'), ROOT / 'dtvla_ros/ros/bringup.py'))
 # Of the system, of ROS and of others' packages; ours are checked further.
 OTHERS = re.findall(r'\S+', """. accelerate cat cd colcon cp docker done dtvla export fi git gz
-    make mkdir pip pixi pytest python python3 ray rerun ros2 rviz2 source ss sudo tensorboard touch
-    unset uv vllm""")
+    make mkdir pip pixi pytest python python3 ray rerun ros2 rosdep rviz2 source ss sudo
+    tensorboard touch unset uv vllm""")
 
 
 def where(fence) -> str:

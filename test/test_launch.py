@@ -251,3 +251,5 @@ def test_gazebo_gets_the_world_and_the_gate_its_controllers(prefix, tmp_path):
         '/gripper_controller/gripper_cmd/_action/send_goal')
     described, _ = given_to([*processes['robot_state_publisher'], '-r', '__node:=rsp'])
     assert described['robot_description'] == '<robot name="panda"/>'
+    assert described['publish_frequency'] == settings[
+        'controller_manager']['ros__parameters']['update_rate']

@@ -30,7 +30,7 @@ from .model import (
     pose_text,
     topic_name,
 )
-from .surfaces import Surfaces
+from .surfaces import Surfaces, linear
 
 CONTROLLERS = 'config/gazebo_controllers.yaml'
 CAMERAS = {'camera_primary': 'agentview', 'camera_wrist': 'robot0_eye_in_hand'}
@@ -66,16 +66,19 @@ def build(folder: Path, task: str, seed: int, image_size: int) -> str:
         trim_blocks=True, lstrip_blocks=True)
     templates.filters |= {'n': numbers, 'pose': pose_text, 'topic': topic_name}
     leader, follower = FINGER_JOINTS
+    fingers = [link.body for link in arm.values() if 'finger' in link.name]
+    grip = m.geom_friction[np.isin(m.geom_bodyid, fingers), 0].max()  # the pads'
     folder.mkdir(parents=True, exist_ok=True)
+    surfaces = Surfaces(m, folder)
     for name in ('world.sdf', 'panda.urdf'):
         (folder / name).write_text(templates.get_template(name).render(
             m=m, d=d, parts=parts, links=[*arm.values()], ee=ee, folder=folder.resolve(),
-            controllers=controllers.resolve(), surfaces=Surfaces(m, folder), size=image_size,
+            controllers=controllers.resolve(), surfaces=surfaces, size=image_size,
             cameras={name: m.camera(view) for name, view in CAMERAS.items()},
             camera_pose=lambda c: matrix(c.pos, c.quat) @ CAMERA_AXES, matrix=matrix,
             geoms=lambda body: [m.geom(g) for g in np.flatnonzero(m.geom_bodyid == body)],
             kinds=SHAPES, joints=JOINTS, effort=partial(effort, m), speeds=SPEEDS,
-            leader=leader, follower=follower))
+            leader=leader, follower=follower, grip=grip, linear=linear))
     env.close()
     return str(info['instruction'])
 

@@ -1,5 +1,6 @@
 """The Gazebo world is the MuJoCo scene: same masses, joints, places, cameras and topics."""
 
+import copy
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,13 +10,17 @@ import mujoco
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from scipy.spatial import ConvexHull
 from scipy.spatial.transform import Rotation
+from support.motion_control import Chain, settled_speed
 
 import dtvla_sim
+from dtvla_ros.actions.osc import METRES_PER_UNIT, RADIANS_PER_UNIT
 from dtvla_ros.conventions import ARM_JOINTS, FINGER_JOINTS, IMAGES
 from dtvla_sim.gazebo.__main__ import main
 from dtvla_sim.gazebo.model import topic_name
+from dtvla_sim.gazebo.surfaces import Surfaces
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK, SEED, SIZE = 'put_the_lemon_in_the_blue_bin', 1_000_007, 96
@@ -186,25 +191,175 @@ def test_things_stand_where_the_seed_puts_them(world, env):
         assert (model.findtext('static') == 'true') == (name in env.scene.fixtures), name
 
 
-def corners(path):
-    """Return the vertices [n, 3] and faces [m, 3] of a Wavefront file."""
-    words = [line.split() for line in path.read_text().splitlines()]
-    faces = [[int(c.split('/')[0]) - 1 for c in w[1:]] for w in words if w[0] == 'f']
-    return np.array([w[1:4] for w in words if w[0] == 'v'], float), np.array(faces)
+STL_FACE = np.dtype([('normal', '<f4', 3), ('corners', '<f4', (3, 3)), ('attribute', '<u2')])
 
 
-def test_what_collides_is_the_convex_hull_of_what_is_seen(folder, world):
+def test_what_collides_is_nearly_the_convex_hull_of_what_is_seen(folder, world, env):
     named = [e.text for e in world.iter('uri')]
     assert len(set(named)) > 50
     assert all(not Path(n).is_absolute() and (folder / n).is_file() for n in named)
-    for name in ('can_mesh', 'lemon_mesh', 'gripper0_hand'):
-        seen, _ = corners(folder / f'meshes/{name}.obj')
-        hull, faces = corners(folder / f'meshes/{name}_hull.obj')
-        a, b, c = (hull[faces[:, i]] for i in range(3))
-        normals = np.cross(b - a, c - a)
-        assert np.einsum('fi,fi->f', normals, a - hull.mean(0)).min() > -1e-12, 'faces look out'
+    collided = {e.text for e in world.findall('.//collision//uri')}
+    assert len(collided) == 12  # both fingers have one
+    for name in collided:
+        mesh = env.model.mesh(Path(name).stem.removesuffix('_hull')).id
+        first, count = env.model.mesh_vertadr[mesh], env.model.mesh_vertnum[mesh]
+        whole = ConvexHull(env.model.mesh_vert[first:first + count].astype(float))
+        count, faces = (np.fromfile(folder / name, kind, offset=at)
+                        for kind, at in (('<u4', 80), (STL_FACE, 84)))
+        assert count[0] == len(faces) and len(faces) <= 100, name
+        a, b, c = faces['corners'].astype(float).transpose(1, 0, 2)
+        across = np.cross(b - a, c - a)
+        across /= np.linalg.norm(across, axis=1, keepdims=True)
+        # DART ignores a mesh that has not one for each face.
+        assert np.allclose(faces['normal'], across, atol=1e-3), name
+        assert np.einsum('fi,fi->f', across, a - faces['corners'].mean((0, 1))).min() > 0, name
         volume = np.einsum('fi,fi->f', np.cross(a, b), c).sum() / 6
-        assert volume == pytest.approx(ConvexHull(seen).volume, rel=1e-3)
+        assert volume == pytest.approx(whole.volume, rel=1e-3), name
+        beyond = whole.points @ across.T - np.einsum('fi,fi->f', across, a)
+        assert beyond.max() < (2e-3 if '_mesh_' in name else 4e-3), name  # an object's, the arm's
+
+
+def test_files_of_an_earlier_world_are_written_anew(env, tmp_path):
+    surfaces, geom = Surfaces(env.model, tmp_path), env.model.geom('bread_g0_visual').id
+    names = [surfaces.seen(geom), surfaces.felt(geom), surfaces.texture(geom)]
+    made = [(tmp_path / name).read_bytes() for name in names]
+    for name in names:
+        (tmp_path / name).write_bytes(b'half')
+    surfaces = Surfaces(env.model, tmp_path)
+    assert [surfaces.seen(geom), surfaces.felt(geom), surfaces.texture(geom)] == names
+    assert [(tmp_path / name).read_bytes() for name in names] == made
+
+
+def test_every_mesh_that_is_seen_has_its_material_beside_it(folder, world, urdf):
+    seen = {folder / e.text for e in world.findall('.//visual//uri')} | {
+        Path(e.get('filename').removeprefix('file://')) for e in urdf.iter('mesh')}
+    assert len(seen) > 50
+    for path in seen:
+        library, used = (line.split() for line in path.read_text().splitlines()[:2])
+        assert (library[0], used[0]) == ('mtllib', 'usemtl'), path
+        assert f'newmtl {used[1]}' in (path.parent / library[1]).read_text().splitlines()
+
+
+def screen(colour):
+    """Return what a screen is told of light [3]: sRGB."""
+    colour = np.asarray(colour)
+    return np.where(colour < 0.0031308, 12.92 * colour, 1.055 * colour ** (1 / 2.4) - 0.055)
+
+
+def test_colours_are_the_light_that_mujoco_draws(folder, world, env):
+    env.reset(seed=SEED, options={'task': TASK})
+    m, flat = copy.copy(env.model), mujoco.MjvOption()
+    for light in (m.light_ambient, m.light_diffuse, m.light_specular,
+                  m.vis.headlight.diffuse, m.vis.headlight.specular):
+        light[:] = 0
+    m.vis.headlight.ambient[:] = 1  # now a surface appears as it is
+    m.vis.quality.offsamples = 0  # and ends where its pixels end
+    flat.geomgroup[:] = np.arange(len(flat.geomgroup)) == 1
+    flat.sitegroup[:] = 0
+    told = {}
+    for visual in world.iter('visual'):
+        material = visual.find('material')
+        assert material.findtext('ambient') == material.findtext('diffuse')
+        picture = material.findtext('pbr/metal/albedo_map')
+        told[visual.get('name').removesuffix('_visual')] = (
+            (screen(vector(material.findtext('diffuse'))[:3]), 0.05) if picture is None
+            # which is seen in part
+            else (np.asarray(Image.open(folder / picture)).reshape(-1, 3).mean(0) / 255, 0.1))
+    compared = set()
+    with mujoco.Renderer(m, 256, 256) as renderer:
+        for camera in ('agentview', 'robot0_eye_in_hand'):
+            renderer.update_scene(env.data, camera, flat)
+            image = renderer.render() / 255.0
+            renderer.enable_segmentation_rendering()
+            shown = renderer.render()[..., 0]
+            renderer.disable_segmentation_rendering()
+            for geom in np.unique(shown[shown >= 0]):
+                inside, name = shown == geom, topic_name(m.geom(geom).name)
+                if inside.sum() > 200:
+                    colour, near = told[name]
+                    assert np.allclose(image[inside].mean(0), colour, atol=near), name
+                    compared.add(name)
+    assert {'floor', 'bread_g0_visual', 'red_cube_g0_vis', 'blue_bin_g0_vis'} <= compared
+
+
+def test_a_picture_without_places_repeats_as_mujoco_repeats_it(folder, env):
+    for name, geom in (('floor', 'floor'), ('bread_mesh', 'bread_g0_visual')):
+        words = [line.split() for line in (folder / f'meshes/{name}.obj').read_text().splitlines()]
+        at, uv = (np.array([w[1:] for w in words if w[0] == kind], float)
+                  for kind in ('v', 'vt'))
+        times = env.model.mat_texrepeat[env.model.geom(geom).matid[0]] / 2  # every two metres
+        assert len(uv) == len(at) and np.ptp(at[:, :2], 0).min() > 0.03
+        assert np.allclose(uv, at[:, :2] * times + 0.5, atol=1e-4)
+
+
+def test_an_object_slides_and_holds_with_mujocos_friction(world, env):
+    """Of a pair MuJoCo takes the larger friction, DART the smaller."""
+    m = env.model
+    found = {c.get('name').removesuffix('_collision'): float(c.findtext('.//mu'))
+             for c in world.iter('collision')}
+    theirs = {name: m.geom_friction[g, 0] for g in range(m.ngeom)
+              if (name := topic_name(m.geom(g).name)) in found}
+    free = {c.get('name').removesuffix('_collision') for model in world.findall('model')
+            if model.find('static') is None and model.get('name') != 'panda'
+            for c in model.iter('collision')}
+    assert len(free) == 5 and found.keys() == theirs.keys()
+    for thing in free:
+        for other in found.keys() - free:
+            assert min(found[thing], found[other]) == pytest.approx(
+                max(theirs[thing], theirs[other])), (thing, other)
+
+
+def test_no_finger_reaches_the_end_of_its_way(world, urdf):
+    """DART before 6.16 keeps a driven joint that has reached its limit there for good."""
+    commanded = SETTINGS['/command_gate']['ros__parameters']['gripper_open_position']
+    for name, sign in zip(FINGER_JOINTS, (1, -1)):
+        limit = world.find(f".//joint[@name='{name}']/axis/limit")
+        low, high = (float(limit.findtext(end)) for end in ('lower', 'upper'))
+        assert low == pytest.approx(min(0, sign * commanded) - 1e-3)
+        assert high == pytest.approx(max(0, sign * commanded) + 1e-3)
+        limit = urdf.find(f"joint[@name='{name}']/limit")  # what the controllers know
+        assert sorted((float(limit.get('lower')), float(limit.get('upper')))) == sorted(
+            (0, sign * commanded))
+
+
+@pytest.fixture
+def control(world, urdf):
+    """Return the law's arguments, from the world and the controllers' file that it names."""
+    plugin = world.find("model[@name='panda']/plugin")
+    settings = yaml.safe_load(Path(plugin.findtext('parameters')).read_text())
+    motion = settings['cartesian_motion_controller']['ros__parameters']
+    rows = {name: (parent, at, None if axis is None else vector(axis))
+            for name, parent, at, _, axis in urdf_rows(urdf)}
+    names = [motion['end_effector_link']]
+    while rows[names[0]][0] != motion['robot_base_link']:
+        names.insert(0, rows[names[0]][0])
+    rate = settings['controller_manager']['ros__parameters']['update_rate']
+    starts = {j.get('name'): float(j.findtext('state_interface/param'))
+              for j in urdf.findall('ros2_control/joint')}
+    return {
+        'chain': Chain([rows[n][1] for n in names], [rows[n][2] for n in names]),
+        'q': [starts[name] for name in ARM_JOINTS], 'pose_age': 1 / rate, 'rate': rate,
+        'gains': [motion['pd_gains'][f'{kind}_{axis}']['p']
+                  for kind in ('trans', 'rot') for axis in 'xyz'],
+        'iterations': motion['solver']['iterations'],
+        'error_scale': motion['solver']['error_scale'],
+        'position_gain': float(plugin.findtext('position_proportional_gain'))}
+
+
+@pytest.mark.parametrize('channel', range(6))
+def test_the_arm_moves_as_fast_as_an_action_says(control, channel):
+    offset = np.zeros(6)
+    offset[channel] = METRES_PER_UNIT if channel < 3 else RADIANS_PER_UNIT
+    speed = settled_speed(offset=offset, **control)[channel]
+    low, high = (0.2, 0.3) if channel < 3 else (2.0, 3.0)  # MuJoCo: 0.267 m/s, 2.67 rad/s
+    assert low < speed < high
+
+
+def test_the_numbers_say_what_a_whole_gazebo_showed(control):
+    """With the plugin's own gain and FZI's example values it moved by 0.013 m/s per unit."""
+    former = {**control, 'position_gain': 0.1, 'gains': [1.0] * 3 + [0.5] * 3}
+    speed = settled_speed(offset=np.array([METRES_PER_UNIT, 0, 0, 0, 0, 0]), **former)
+    assert speed[0] == pytest.approx(0.013, abs=1e-3)
 
 
 def test_pictures_are_wrapped_as_the_artist_did(folder):
