@@ -45,7 +45,8 @@ def shared(
         'frozen; where a policy is evaluated, replay, too: no policy, eyes closed.')] = 'full',
     engine: Annotated[str, Option(help='onnx or torch.')] = 'onnx',
     device: Annotated[str, Option(
-        help='Where the policy runs: cpu, cuda, tensorrt or auto.')] = 'cpu',
+        help='Where the policy runs: cpu, cuda, tensorrt or auto; onnx on cuda or tensorrt is '
+        'untested.')] = 'cpu',
     threads: Annotated[int, Option(min=1,
         help="Of the policy's engine on the CPU, in each process.")] = 1,
     cpu_threads: Annotated[int | None, Option('--threads', min=1,

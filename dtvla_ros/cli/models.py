@@ -166,4 +166,4 @@ def bench(
     else:
         engines = bench_report.contenders(engine, weights, device)
     options = call(BenchOptions, locals())
-    bench_report.bench(options, True if compile else None, json_file, plot, into)
+    bench_report.bench(options, json_file, plot, into)

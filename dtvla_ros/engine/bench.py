@@ -23,6 +23,8 @@ from dtvla_ros.engine.onnx_engine import OnnxEngine
 from dtvla_ros.engine.policy import write_thought
 from dtvla_ros.engine.providers import describe, multiplies_bytes
 from dtvla_ros.engine.published import PublishedScheme, Scene, geometry, random_model, scene
+from dtvla_ros.engine.static_passes import Warmed
+from dtvla_ros.engine.torch_engine import TorchEngine
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.checkpoint import empty_model
 from dtvla_ros.policy.config import DecoderConfig
@@ -31,7 +33,8 @@ from dtvla_ros.policy.model import HybridDecoder
 
 KINDS = ('fresh', 'draft', 'masked')
 PUBLISHED = 'published'
-BYTES = {'fp32': 4.0, 'bf16': 2.0, 'int8': 1.0, 'w8a8': 1.0, 'int4': 0.6}  # of a weight
+# Of a weight.
+BYTES = {'fp32': 4.0, 'bf16': 2.0, 'fp8': 1.0, 'int8': 1.0, 'w8a8': 1.0, 'int4': 0.6}
 EXACT = ('fp32', 'bf16')
 _CANDIDATES = ('fp32', 'int8', 'w8a8')  # for the fastest weights; int4 is for memory
 _ROUNDS = 5  # decisions of each
@@ -44,6 +47,8 @@ class BenchOptions:
     ``policy``: a folder, measured as it is instead of a ``geometry`` of random weights.
     ``engines``: names such as 'torch fp32', 'torch int8', 'onnx int8'. ``rounds``: decisions of
     each kind and contender; contenders take turns, so that a busy moment hits all alike.
+    ``record``: record the passes of torch engines, ``compile``: and compile the token loop's; on a
+    GPU both are done always.
     """
 
     geometry: str = 'bench-60m'
@@ -55,6 +60,18 @@ class BenchOptions:
     thought_tokens: int = 73
     published: bool = True
     policy: Path | None = None
+    record: bool = False
+    compile: bool = False
+
+    @property
+    def cuda(self) -> bool:
+        """Whether a GPU is measured."""
+        return self.device.startswith('cuda')
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the random weights."""
+        return torch.bfloat16 if self.cuda else torch.float32
 
 
 def run_bench(options: BenchOptions,
@@ -64,39 +81,25 @@ def run_bench(options: BenchOptions,
     ``make_engine`` maps one of ``options.engines`` and the model, None of a policy, to an engine.
     """
     torch.set_num_threads(options.threads)
-    cuda = options.device.startswith('cuda')
-    dtype = torch.bfloat16 if cuda else torch.float32
     model = None
     if options.policy is not None:
         config = PolicyManifest.read(options.policy).config
     else:
         config = geometry(options.geometry)
-        model = random_model(config, options.device, dtype)
+        model = random_model(config, options.device, options.dtype)
     view = scene(config, options.text_tokens)
-    contenders: dict[str, _Contender] = {}
+    contenders: dict[str, Contender] = {}
     if model is not None and options.published and config.vision.kind == 'siglip':
-        contenders[PUBLISHED] = _Published(PublishedScheme(model), view, options)
+        contenders[PUBLISHED] = Published(PublishedScheme(model), view, options)
     for name in options.engines:
-        contenders[name] = _Contender(make_engine(name, model), view, options)
-    limits = measure_limits(options.device, dtype)
-    turns = [(contender, kind) for kind in KINDS for name, contender in contenders.items()
-             if not (name == PUBLISHED and kind == 'draft')]
-    for number, (contender, kind) in enumerate(tqdm(
-            turns * (1 + options.rounds), desc='bench', unit='decision', leave=False)):
-        if number == len(turns):  # the first round was to warm up
-            for other in contenders.values():
-                other.decisions.clear()
-                other.phases.clear()
-        if cuda:
-            torch.cuda.reset_peak_memory_stats()
-        contender.infer(kind)
-        if cuda:
-            contender.memory_mb = torch.cuda.max_memory_allocated() / 2 ** 20
+        contenders[name] = Contender(make_engine(name, model), view, options)
+    limits = measure_limits(options.device, options.dtype)
+    take_turns(contenders, options)
     costs = phase_costs(config, options)
     return {
         'options': asdict(options) | {'policy': options.policy and str(options.policy)},
         'machine': {
-            'device': (torch.cuda.get_device_name() if cuda else
+            'device': (torch.cuda.get_device_name() if options.cuda else
                        f'{options.threads} of {os.cpu_count()} CPU cores, {describe()}'),
             'GB_per_s': limits.bytes_per_s / 1e9, 'GFLOP_per_s': limits.flops_per_s / 1e9,
             'load': os.getloadavg()[0], 'torch': torch.__version__},
@@ -107,8 +110,26 @@ def run_bench(options: BenchOptions,
         'peak_rss_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
+def take_turns(contenders: Mapping[str, Contender], options: BenchOptions) -> None:
+    """Let all decide ``rounds`` times in every kind, after one round to warm up."""
+    turns = [(contender, kind) for kind in KINDS for name, contender in contenders.items()
+             if not (name == PUBLISHED and kind == 'draft')]
+    for number, (contender, kind) in enumerate(tqdm(
+            turns * (1 + options.rounds), desc='bench', unit='decision', leave=False)):
+        if number == len(turns):
+            for other in contenders.values():
+                other.decisions.clear()
+                other.phases.clear()
+        if options.cuda:
+            torch.cuda.reset_peak_memory_stats()
+        contender.infer(kind)
+        if options.cuda:
+            contender.memory_mb = max(contender.memory_mb or 0.0,
+                                      torch.cuda.max_memory_allocated() / 2 ** 20)
+
+
 @dataclass(slots=True)
-class _Contender:
+class Contender:
     """An engine, and seconds of its ``decisions`` by kind and of its ``phases`` by name."""
 
     engine: Any
@@ -120,9 +141,13 @@ class _Contender:
     bins: dict[str, np.ndarray] = field(default_factory=dict)
     stats: dict[str, SpeculativeStats] = field(default_factory=dict)
     memory_mb: float | None = None
+    warmed: Warmed | None = None
 
     def __post_init__(self) -> None:
         self.engine.suppress_tokens(self.scene.banned)
+        compiled = self.options.cuda or self.options.compile
+        if isinstance(self.engine, TorchEngine) and (compiled or self.options.record):
+            self.warmed = self.engine.warm_up(self.options.thought_tokens, compiled)
 
     def infer(self, kind: str) -> None:
         watch = Watch(self.options.device, self.phases)
@@ -156,7 +181,7 @@ class _Contender:
         watch.lap('act')
         return tokens, scores
 
-    def summary(self, published: _Contender | None, limits: Limits,
+    def summary(self, published: Contender | None, limits: Limits,
                 costs: Mapping[str, Cost], weights: str) -> dict[str, Any]:
         """Return medians and ratios, JSON-ready; ``weights``: the kind that is read."""
         decisions, phases = ({name: _milliseconds(times) for name, times in taken.items()}
@@ -186,6 +211,8 @@ class _Contender:
             out['draft_to_masked'] = decisions['draft']['p50_ms'] / decisions['masked']['p50_ms']
         if self.memory_mb is not None:
             out['peak_memory_mb'] = self.memory_mb
+        if self.warmed is not None:
+            out['warm_up'] = self.warmed._asdict()
         return out
 
 
@@ -204,7 +231,7 @@ class Watch:
             self._phases.setdefault(phase, []).append((self.last - last) / count)
 
 
-class _Published(_Contender):
+class Published(Contender):
     """The published scheme, which has two phases and knows no draft."""
 
     def __post_init__(self) -> None:
@@ -303,7 +330,7 @@ def fastest_weights(model: HybridDecoder, thought_tokens: int) -> str:
     """
     model = model.float().cpu().eval()
     options = BenchOptions(thought_tokens=thought_tokens)
-    contenders: dict[str, _Contender] = {}
+    contenders: dict[str, Contender] = {}
     with TemporaryDirectory() as base:
         for weights in _CANDIDATES:
             folder = Path(base) / weights
@@ -313,7 +340,7 @@ def fastest_weights(model: HybridDecoder, thought_tokens: int) -> str:
                 gate(model, folder, weights)
             except UserError:
                 continue
-            contenders[weights] = _Contender(
+            contenders[weights] = Contender(
                 OnnxEngine(folder, model.config, floats=in_floats(weights)),
                 scene(model.config, options.text_tokens), options)
         for _ in range(_ROUNDS):

@@ -64,8 +64,8 @@ def contenders_of(policy: Path, engines: str) -> tuple[str, ...]:
     return found
 
 
-def bench(options: BenchOptions, compiled: bool | None = None, json_file: Path | None = None,
-          plot_file: Path | None = None, into: Path | None = None) -> dict[str, Any]:
+def bench(options: BenchOptions, json_file: Path | None = None, plot_file: Path | None = None,
+          into: Path | None = None) -> dict[str, Any]:
     """Measure, print, and write the JSON, the plot and the table of a document."""
     if options.device != 'cpu' and not (
             options.device.startswith('cuda') and torch.cuda.is_available()):
@@ -80,7 +80,7 @@ def bench(options: BenchOptions, compiled: bool | None = None, json_file: Path |
         if kind == 'torch':
             # Alone it may take the weights over; beside others they are needed as they are.
             alone = not options.published and len(options.engines) == 1
-            return TorchEngine(model, int8=weights == 'int8', release=alone, compile=compiled)
+            return TorchEngine(model, 'int8' if weights == 'int8' else None, alone)
         (Path(folder) / weights).mkdir()
         write_graphs(model, Path(folder) / weights, weights)
         return OnnxEngine(Path(folder) / weights, model.config, options.threads,

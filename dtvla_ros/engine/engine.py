@@ -86,6 +86,7 @@ class Engine(Protocol):
     name: str
     where: str  # provider or device, and the type it calculates in
     config: DecoderConfig
+    ready: str = ''  # what getting ready took in time and memory, if it took any
     tells_log_probs: bool = True  # of the ids it chooses
 
     def suppress_tokens(self, banned: NDArray[np.bool_]) -> None:

@@ -26,7 +26,9 @@ from dtvla_ros.policy.model import HybridDecoder
 Attention = Callable[[int, Tensor, 'Read'], Tensor]
 Read = slice | Tensor
 ALL = slice(None)
+QUANTISED = ('int8', 'fp8')
 _STEPS = 127.0  # of a signed byte, symmetric
+_LARGEST_E4M3 = torch.finfo(torch.float8_e4m3fn).max
 _FEW = 8  # rows that cost what reading their matrix does
 _LOWEST = torch.finfo(torch.float32).min
 
@@ -34,8 +36,9 @@ _LOWEST = torch.finfo(torch.float32).min
 class InferenceModel(nn.Module):
     """Runs rows of one sequence.
 
-    ``int8`` quantises every matrix but the embedding. ``release`` frees the model's own layers
-    one by one as they are taken over: the two copies never stand side by side.
+    ``weights``: one of ``QUANTISED``, for every matrix but the embedding; None keeps the model's
+    type. ``release`` frees the model's own layers one by one as they are taken over: the two
+    copies never stand side by side.
     """
 
     embedding: Tensor
@@ -43,7 +46,8 @@ class InferenceModel(nn.Module):
     block: Tensor
     final: Tensor
 
-    def __init__(self, model: HybridDecoder, int8: bool = False, release: bool = False):
+    def __init__(self, model: HybridDecoder, weights: str | None = None,
+                 release: bool = False):
         super().__init__()
         self.config = config = model.config
         ids, width = config.ids, config.text.width
@@ -56,17 +60,19 @@ class InferenceModel(nn.Module):
         self.register_buffer('block', torch.cat([slots, tail]))  # [T*D + 2, W]
         self.layers = nn.ModuleList()
         for layer in model.layers:
-            self.layers.append(_Layer(cast(GemmaDecoderLayer, layer), int8))
+            self.layers.append(_Layer(cast(GemmaDecoderLayer, layer), weights))
             for parameter in layer.parameters() if release else ():
                 parameter.data = parameter.data.new_empty(0)
         self.register_buffer('final', _gain(model.norm))
         first, last = ids.bins_first, ids.bins_last + 1
         # Action bins can never be tokens of a thought: choosing one does not read their rows.
-        self.below = make_linear(int8 and first > 0, table[:first])
-        self.bins = make_linear(int8, table[first:last])
-        self.above = make_linear(int8 and last < len(table), table[last:])
+        self.below = make_linear(weights if first > 0 else None, table[:first])
+        self.bins = make_linear(weights, table[first:last])
+        self.above = make_linear(weights if last < len(table) else None, table[last:])
+        self._weights = weights
+        self._words: tuple[Callable[[Tensor], Tensor], Tensor] | None = None
         # Eight-bit products are so fast that what counts is to keep their results in the cache.
-        self._rows_at_once = 64 if int8 and integers_pay() else None
+        self._rows_at_once = 64 if weights == 'int8' and integers_pay() else None
 
     def cache_attributes(self) -> None:
         """Make buffers, modules and their products attributes: no weight is replaced any more.
@@ -78,6 +84,22 @@ class InferenceModel(nn.Module):
             module.__dict__.update(module._buffers | {
                 name: part.forward if isinstance(part, Linear) else part
                 for name, part in module._modules.items()})
+
+    def restrict(self, permitted: Tensor) -> bool:
+        """Choose among the ids ``permitted`` [k] alone; return whether anything changed.
+
+        Only where they are at most half of those that are no bins: their rows of the head are
+        copied. The same ids are chosen as with the others suppressed.
+        """
+        before = self._words
+        if 2 * len(permitted) > len(self.embedding) - self.config.ids.bins:
+            self._words = None
+            return before is not None
+        if before is not None and torch.equal(before[1], permitted):
+            return False
+        head = make_linear(self._weights, self.embedding.index_select(0, permitted))
+        self._words = head.forward, permitted
+        return True
 
     def embed(self, ids: Tensor) -> Tensor:
         """[n] -> [n, W], scaled."""
@@ -125,8 +147,11 @@ class InferenceModel(nn.Module):
         log softmax an id is one transfer; a float holds ids below 2 ** 24 exactly.
         """
         first, after = self.config.ids.bins_first, self.config.ids.bins_last + 1
-        parts = [part for part in ((self.below, penalty[:first], 0),
-                                   (self.above, penalty[first:], after)) if len(part[1])]
+        parts: list[tuple[Callable[[Tensor], Tensor], Tensor, int]] = [
+            part for part in ((self.below, penalty[:first], 0),
+                              (self.above, penalty[first:], after)) if len(part[1])]
+        if (words := self._words) is not None:
+            parts = [(words[0], penalty.new_zeros(()), 0)]
 
         def best(rows: Tensor) -> Tensor:
             found = []
@@ -141,6 +166,8 @@ class InferenceModel(nn.Module):
                 top = torch.maximum(low, high)
                 mass = mass * (low - top).exp() + more * (high - top).exp()
                 first_id = torch.where(high > low, last_id, first_id)
+            if words is not None:
+                first_id = words[1].index_select(0, first_id)
             return torch.stack([first_id.float(), -mass.log()], -1)
 
         return self._by_rows(best, hidden)
@@ -162,12 +189,12 @@ class _Layer(nn.Module):
     before: Tensor  # [W], the gains of both norms
     after: Tensor
 
-    def __init__(self, layer: GemmaDecoderLayer, int8: bool):
+    def __init__(self, layer: GemmaDecoderLayer, weights: str | None):
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
 
         def joined(*parts: nn.Linear) -> Linear:
-            return make_linear(int8, torch.cat([part.weight.detach() for part in parts]))
+            return make_linear(weights, torch.cat([part.weight.detach() for part in parts]))
 
         self.register_buffer('before', _gain(layer.input_layernorm))
         self.register_buffer('after', _gain(layer.post_attention_layernorm))
@@ -202,6 +229,11 @@ class StaticCache:
         self._cos = torch.cat([cos, cos], -1).to(self.keys.dtype)
         self._sin = torch.cat([-sin, sin], -1).to(self.keys.dtype)
 
+    def clear(self, first: int) -> None:
+        """Set the rows from ``first`` on to zero: no mask hides a number that is none."""
+        self.keys[:, :, first:].zero_()
+        self.values[:, :, first:].zero_()
+
     def attention(self, rows: Tensor, end: int, mask: Tensor | None) -> Attention:
         """Return the attention of new rows, whose keys and values go to ``rows`` [n].
 
@@ -210,7 +242,7 @@ class StaticCache:
         """
         heads, shared, d = self._text.heads, self._text.kv_heads, self._text.head_dim
         each = heads // shared
-        cos, sin = self._cos[rows], self._sin[rows]
+        cos, sin = self._cos.index_select(0, rows), self._sin.index_select(0, rows)
 
         def attend(number: int, qkv: Tensor, read: Read) -> Tensor:
             qkv = qkv.view(-1, heads + 2 * shared, d)
@@ -219,12 +251,12 @@ class StaticCache:
             keys, values = self.keys[number], self.values[number]
             keys.index_copy_(1, rows, rotated[:, heads:].transpose(0, 1))
             values.index_copy_(1, rows, qkv[:, heads + shared:].transpose(0, 1))
-            query = rotated[read, :heads]  # [r, H, d]
+            query = take(rotated, read)[:, :heads]  # [r, H, d]
             r = query.shape[0]
             # The queries of one key head become rows of one product: [1, K, each * r, d].
             query = query.view(r, shared, each, d).permute(1, 2, 0, 3)
             query = query.reshape(1, shared, each * r, d)
-            wide = None if mask is None else mask[read].repeat(each, 1)
+            wide = None if mask is None else take(mask, read).repeat(each, 1)
             seen = F.scaled_dot_product_attention(
                 query, keys[None, :, :end], values[None, :, :end], wide)
             seen = seen.view(shared, each, r, d).permute(2, 0, 1, 3)  # [r, K, each, d]
@@ -335,21 +367,63 @@ class Rounded(nn.Module):
         return y if self.bias is None else y.add_(self.bias)
 
 
-Linear = Dense | Int8 | Rounded
+class Float8(nn.Module):
+    """Dense with 8-bit floats (e4m3): weights with a scale per output, rows with a scale per row.
+
+    A GPU multiplies them as they are (``torch._scaled_mm``, from Hopper on; untried on a device).
+    Elsewhere the same numbers are multiplied in float32: a reference, which saves nothing.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        super().__init__()
+        self._multiplies = weight.device.type == 'cuda'
+        if self._multiplies and torch.cuda.get_device_capability(weight.device) < (9, 0):
+            raise UserError(f'fp8 weights: {torch.cuda.get_device_name(weight.device)} does not '
+                            'multiply 8-bit floats row by row; use bf16')
+        w = weight.detach().float()
+        self.scale = w.abs().amax(1).clamp_min(1e-12)[None] / _LARGEST_E4M3  # [1, out]
+        self.matrix = _to_e4m3(w / self.scale.t()).t()  # [in, out], column-major
+        self.bias = None if bias is None else bias.detach().float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        if x.dim() > 2:
+            return self(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        step = x.abs().amax(-1, True).float().clamp_min(1e-12) / _LARGEST_E4M3  # [n, 1]
+        rows = _to_e4m3(x / step)
+        if self._multiplies:
+            y = torch._scaled_mm(rows, self.matrix, scale_a=step, scale_b=self.scale,
+                                 out_dtype=torch.bfloat16)
+        else:
+            y = rows.float() @ self.matrix.float() * step * self.scale
+        if self.bias is not None:
+            y = y + self.bias
+        return y.to(x.dtype)
 
 
-def make_linear(int8: bool, weight: Tensor, bias: Tensor | None = None) -> Linear:
-    """Return a matrix [out, in] in its own type, or quantised as this CPU likes it."""
-    if not int8:
+def _to_e4m3(x: Tensor) -> Tensor:
+    return x.clamp(-_LARGEST_E4M3, _LARGEST_E4M3).to(torch.float8_e4m3fn)
+
+
+Linear = Dense | Int8 | Rounded | Float8
+
+
+def make_linear(weights: str | None, weight: Tensor, bias: Tensor | None = None) -> Linear:
+    """Return a matrix [out, in] in its own type, or quantised (int8: as this CPU likes it)."""
+    if weights is None:
         return Dense(weight, bias)
+    if weights == 'fp8':
+        return Float8(weight, bias)
     return Int8(weight, bias) if integers_pay() else Rounded(weight, bias)
 
 
-def quantize_tower(tower: nn.Module) -> nn.Module:
-    """Give the linear layers of an image tower int8 weights; convolutions stay as they are."""
+def quantize_tower(tower: nn.Module, weights: str) -> nn.Module:
+    """Give the linear layers of an image tower 8-bit weights; convolutions stay as they are."""
     linear = {n: m for n, m in tower.named_modules() if isinstance(m, nn.Linear)}
     for name, module in linear.items():
-        if integers_pay():
+        if weights == 'fp8':
+            tower.set_submodule(name, Float8(module.weight, module.bias))
+        elif integers_pay():
             tower.set_submodule(name, Int8(module.weight, module.bias))
         else:  # a tower never reads few rows
             module.weight.data = rounded(module.weight)

@@ -32,7 +32,8 @@ def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1, device
 
     ``device`` is one of ``DEVICES``; on the CPU ``threads`` threads are used. ``engine`` 'onnx'
     imports no torch; without the GPU that is asked for it logs why and runs on the CPU. 'torch'
-    runs in ``dtype`` (None: float32 on the CPU, elsewhere as stored) and knows no TensorRT.
+    runs in ``dtype`` (None: float32 on the CPU, elsewhere as stored) and knows no TensorRT; on
+    CUDA all of its passes are recorded here; the engine's ``ready`` says what that took.
     ``max_thought_tokens`` None: as the manifest says. ``on_verified`` is called when every file
     is known to be intact, before the weights are read. ``prove``: run the recorded observations
     that the folder carries, if any, and refuse an engine that computes something else.
@@ -62,6 +63,7 @@ def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1, device
     if on_verified is not None:
         on_verified(manifest)
     run: Engine
+    warm_up: Callable[[int], object] | None = None
     if engine == 'onnx':
         from dtvla_ros.engine.onnx_engine import OnnxEngine
 
@@ -81,9 +83,12 @@ def load_policy(path: Path | str, engine: str = 'onnx', threads: int = 1, device
             torch.set_num_threads(threads)
         model = load_model(manifest.config, weights, device, getattr(torch, dtype or '', None))
         run = TorchEngine(model, release=True)
+        warm_up = run.warm_up if device == 'cuda' else None
     policy = Policy(run, transform, mode, max_thought_tokens or manifest.max_thought_tokens,
                     max_think_seconds, calibration=manifest.calibration,
                     executed=manifest.action.replan_steps)
+    if warm_up is not None:
+        warm_up(policy.max_thought_tokens)
     if prove:
         proof.require(folder, policy, manifest)
     return policy, manifest

@@ -3,7 +3,8 @@
 The policy folder's ``proof.safetensors`` holds, for N observations, images, gripper state and
 instruction, the thought that the exported float32 model wrote, and its action tokens. An engine is
 given each recorded thought and must choose the same next token after every one, and the same
-action bins, as often as the manifest's ``proof`` says.
+action bins, as often as the manifest's ``proof`` says. It is asked as it will run, on its device
+or provider and in its type: by whole passes, and again, for some tokens, word by word.
 """
 
 from __future__ import annotations
@@ -32,12 +33,17 @@ OBSERVATIONS = 24  # recorded at export
 LOAD_SECONDS = 1.5  # after which loading leaves it at the observations proved so far
 FEWEST = 4  # of them, however long they take
 EXACT, MARGIN = 0.99, 0.02  # wanted of float32; less than at the export allowed to coarser types
+_WRITTEN = 6  # tokens of each thought that are asked for one by one, at most
 _NOTHING = -1  # behind the end of a thought
 _INSTRUCTIONS = 'instructions'
+_HALVED = {'bfloat16', 'float16', 'fp8'}  # words of an engine's ``where``
 
 
 class Agreement(NamedTuple):
-    """Shares of thought tokens equal and of action values within one bin; seconds it took."""
+    """Shares of thought tokens equal and of action values within one bin; seconds it took.
+
+    ``tokens`` is the mean of two shares: of those one pass chooses, of those written one by one.
+    """
 
     tokens: float
     bins: float
@@ -140,15 +146,18 @@ class Proof:
             raise UserError('no thoughts are recorded with the observations; export it again')
         started = time.perf_counter()
         right: list[NDArray[np.bool_]] = []
+        one_by_one: list[bool] = []
         near: list[NDArray[np.bool_]] = []
         try:
             for number, observation in enumerate(self.observations):
                 if number >= FEWEST and time.perf_counter() - started > seconds:
                     break
                 thought = self.thoughts[number]
-                tokens, bins = _compare(policy, observation, thought[thought != _NOTHING].tolist(),
-                                        self.actions[number])
+                tokens, written, bins = _compare(
+                    policy, observation, thought[thought != _NOTHING].tolist(),
+                    self.actions[number])
                 right.append(tokens)
+                one_by_one += written
                 near.append(bins)
         except OutOfMemory:
             raise
@@ -159,27 +168,39 @@ class Proof:
             raise UserError(f'the engine {_name(policy)} fails at a recorded observation '
                             f'({_first_line(error)}); copy the policy again, or use another '
                             'engine or device') from None
-        return Agreement(float(np.concatenate(right).mean()), float(np.concatenate(near).mean()),
-                         len(near), time.perf_counter() - started)
+        tokens_equal = (np.concatenate(right).mean() + np.mean(one_by_one)) / 2
+        return Agreement(float(tokens_equal), float(np.concatenate(near).mean()), len(near),
+                         time.perf_counter() - started)
 
 
-def _compare(policy: Policy, observation: Observation, thought: list[int],
-             actions: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which tokens [len(thought) - 1] are equal, which action values within one bin."""
-    ids = policy.transform.config.ids
-    prompt, features = encode(policy.engine, policy.transform, observation)
-    chosen, cache = policy.engine.prefill(prompt, features, thought[:-1])
+def _compare(
+    policy: Policy, observation: Observation, thought: list[int], actions: NDArray[np.int64],
+) -> tuple[NDArray[np.bool_], list[bool], NDArray[np.bool_]]:
+    """Return which tokens [len(thought) - 1] and which written ones are equal, and which bins.
+
+    Tokens are those of one pass over the thought; ``_WRITTEN`` of them are asked for again by what
+    writes thoughts, whose passes of one row may be other kernels. Bins [T*D] count within one.
+    """
+    ids, engine = policy.transform.config.ids, policy.engine
+    prompt, features = encode(engine, policy.transform, observation)
+    chosen, cache = engine.prefill(prompt, features, thought[:-1])
     closing = [] if thought[-1] == ids.think_end else [ids.think_end]
-    scores = policy.engine.decode_actions(cache, [thought[-1], *closing, ids.action])
+    scores = engine.decode_actions(cache, [thought[-1], *closing, ids.action])
     found = scores.argmax(-1) + ids.bins_first
     near = (np.abs(found - actions) <= 1) & np.isfinite(scores).all(-1)
-    return chosen.ids[1:] == thought[1:], near
+    written = []
+    # The last one first: what an engine computes ahead lies in rows that are not asked for again.
+    for k in np.unique(np.linspace(len(thought) - 1, 1, _WRITTEN, dtype=int))[::-1].tolist():
+        tokens = thought[:k]
+        engine.generate(engine.crop(cache, len(thought) - k), tokens, lambda _: True)
+        written.append(tokens[-1] == thought[k])
+    return chosen.ids[1:] == thought[1:], written, near
 
 
 def wanted(manifest: PolicyManifest, halved: bool = False) -> Agreement:
     """Return what is asked of an engine: as at the export, less for weights of fewer bits.
 
-    ``halved``: the engine calculates in a type of sixteen bits.
+    ``halved``: the engine calculates in a type of sixteen bits or less.
     """
     exact = manifest.weights == 'fp32'
     tokens, bins = (EXACT if exact else manifest.proof.get(what, 1.0)
@@ -201,10 +222,10 @@ def require(folder: Path, policy: Policy, manifest: PolicyManifest,
         found = proof.check(policy, seconds)
     except UserError as error:
         raise UserError(f'{folder}: {error}') from None
-    want = wanted(manifest, '16' in policy.engine.where)
+    want = wanted(manifest, not _HALVED.isdisjoint(policy.engine.where.split()))
     if not found.reaches(want):
         raise UserError(
-            f'{folder}: the engine {_name(policy)} on this CPU ({describe()}) does not compute '
+            f'{folder}: the engine {_name(policy)}{_place(policy)} does not compute '
             f'the exported policy: {found} over {found.observations} recorded observations, '
             f'wanted {want.tokens:.0%} and {want.bins:.0%}; {_remedy(policy, manifest)}; '
             f'"dtvla inspect {folder} --prove" tries all engines')
@@ -219,8 +240,16 @@ def _name(policy: Policy) -> str:
     return f'{policy.engine.name}, {policy.engine.where}'
 
 
+def _on_cpu(policy: Policy) -> bool:
+    return 'cpu' in policy.engine.where.lower()
+
+
+def _place(policy: Policy) -> str:
+    return f' on this CPU ({describe()})' if _on_cpu(policy) else ''
+
+
 def _remedy(policy: Policy, manifest: PolicyManifest) -> str:
-    if 'CPU' not in policy.engine.where and 'cpu' not in policy.engine.where:
+    if not _on_cpu(policy):
         return 'use the device cpu'
     if manifest.weights != 'fp32':
         return 'export the float32 policy again on this machine'

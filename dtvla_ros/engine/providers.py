@@ -69,7 +69,8 @@ def place(provider: str) -> tuple[str, ...]:
     """Return execution providers in order of preference; one that is not there becomes the CPU.
 
     The reason is logged once, with what to install. 'auto' takes CUDA where it is there and
-    says nothing otherwise.
+    says nothing otherwise. CUDA and TensorRT have not been tried with these graphs, which is
+    logged, too; what they compute is judged by the policy's proof.
     """
     import onnxruntime as ort
 
@@ -83,6 +84,9 @@ def place(provider: str) -> tuple[str, ...]:
         _LOG.warning('provider %s: this ONNX Runtime has no %s; running on the CPU instead. '
                      'Remedy: %s', provider, wanted, _REMEDY[wanted])
         wanted = CPU
+    if wanted != CPU:
+        _LOG.warning('provider %s: untested with these graphs; the engine torch has been measured '
+                     'on CUDA', provider)
     return {CPU: (CPU,), CUDA: (CUDA, CPU), TENSORRT: (TENSORRT, CUDA, CPU)}[wanted]
 
 

@@ -1,4 +1,4 @@
-"""The decoder run by torch: fused, over a static cache."""
+"""The decoder run by torch: fused, over a static cache, by recorded passes once warmed up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dtvla_ros.engine import inference_model as fused
+from dtvla_ros.engine.capture import Recorder
 from dtvla_ros.engine.engine import Choices, Engine, Prefix, memory_guard, penalty
+from dtvla_ros.engine.static_passes import PENDING, StaticPasses, Warmed
+from dtvla_ros.errors import UserError
 from dtvla_ros.policy.attention import additive
 from dtvla_ros.policy.config import visible
 from dtvla_ros.policy.model import HybridDecoder
@@ -38,68 +41,125 @@ def _phase(method: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def _choices(found: NDArray[np.float32]) -> Choices:
+    """[r, 2], id and log probability, as ``InferenceModel.choose`` gives them."""
+    return Choices(found[:, 0].astype(np.int64), found[:, 1])
+
+
 class TorchEngine(Engine):
     """Runs a ``HybridDecoder`` on its own device and in its own type.
 
-    ``int8`` quantises every matrix but the embedding (CPU only). ``release`` takes the model's
-    weights over instead of copying them; the model is of no use then. ``compile`` compiles the
-    token loop's step at its first use (a minute, needs a C++ compiler); None: on CUDA only.
+    ``weights``: None for the model's own type, or every matrix but the embedding quantised:
+    'int8' (CPU only) or 'fp8' (for a GPU; elsewhere a slow reference). ``release`` takes the
+    model's weights over instead of copying them; the model is of no use then. Kernel by kernel,
+    over as many rows as there are, until ``warm_up``.
     """
 
     name = 'torch'
 
-    def __init__(self, model: HybridDecoder, int8: bool = False, release: bool = False,
-                 compile: bool | None = None):  # noqa: A002
+    def __init__(self, model: HybridDecoder, weights: str | None = None,
+                 release: bool = False):
         self.config = config = model.config
         table = model.embed_tokens.weight
         self._device, self._dtype = table.device, table.dtype
         self.where = f'{table.device.type} {str(table.dtype).removeprefix("torch.")}'
+        if weights is not None:
+            if weights not in fused.QUANTISED:
+                raise UserError(f'weights {weights!r} are none of {", ".join(fused.QUANTISED)}')
+            self.where += f' with {weights} weights'
         tower = model.vision.eval()
-        self._tower = fused.quantize_tower(copy.deepcopy(tower)) if int8 else tower
-        self._model = fused.InferenceModel(model, int8, release)
+        self._tower = (tower if weights is None else
+                       fused.quantize_tower(copy.deepcopy(tower), weights))
+        self._model = fused.InferenceModel(model, weights, release)
         self._model.cache_attributes()
         self._cache = fused.StaticCache(
             config.text, config.image_tokens + ROOM + config.slots, table)
         self._penalty = table.new_zeros(len(table) - config.ids.bins, dtype=torch.float32)
-        self._compiled = self._device.type == 'cuda' if compile is None else compile
-        self._loop: _TokenLoop | None = None
+        self._static: StaticPasses | None = None
+
+    @_phase
+    def warm_up(self, thought_tokens: int = ROOM, compiled: bool | None = None,
+                recorder: Recorder | None = None) -> Warmed:
+        """Record every phase as passes of fixed shapes, which are replayed from now on.
+
+        They hold prompts of up to ``static_passes.TEXT[-1]`` words, with thoughts of
+        ``thought_tokens`` behind them. What is longer runs as before, kernel by kernel, in a cache
+        of its own; nothing is recorded again. ``compiled``, ``recorder``: see `StaticPasses`;
+        None compiles on CUDA only.
+        """
+        self._static = StaticPasses(
+            self._model, self._tower, self._penalty, thought_tokens,
+            self._device.type == 'cuda' if compiled is None else compiled, recorder)
+        self._cache = self._static.cache
+        self.ready = str(self._static.warmed)
+        return self._static.warmed
+
+    @property
+    def _passes(self) -> StaticPasses | None:
+        """The recorded passes, unless the sequence has outgrown them."""
+        static = self._static
+        return static if static is not None and self._cache is static.cache else None
 
     @_phase
     def suppress_tokens(self, banned: NDArray[np.bool_]) -> None:
         self._penalty.copy_(torch.from_numpy(penalty(self.config, banned)))
+        ids = self.config.ids
+        words = np.setdiff1d(np.flatnonzero(~banned), np.arange(ids.bins_first, ids.bins_last + 1))
+        if self._model.restrict(torch.from_numpy(words).to(self._device)):
+            self._static = None  # recorded with another head; warm_up records anew
 
     @_phase
     def encode_images(self, pixel_values: NDArray[np.float32]) -> Tensor:
         """[C, 3, H, W] in -1..1 -> features [image_tokens, width]."""
+        if self._static is not None:
+            return self._static.see(pixel_values)
         pixels = torch.from_numpy(pixel_values)[None].to(self._device, self._dtype)
         return self._tower(pixels)[0]
 
     @_phase
     def prefill(self, prompt_ids: Sequence[int], features: Tensor,
                 thought: Sequence[int] = ()) -> tuple[Choices, Prefix]:
-        hidden, prefix = self._prefill(prompt_ids, features, thought)
-        return self._chosen(hidden), prefix
+        if self._static is None or (room := self._static.room_beside(len(prompt_ids))) < 0:
+            if self._passes is not None:
+                self._cache.clear(0)
+            hidden, prefix = self._prefill(prompt_ids, features, thought)
+            return self._chosen(hidden), prefix
+        self._cache = self._static.cache
+        found, prefix = self._static.prefill(prompt_ids, features, thought[:room])
+        chosen = _choices(found)
+        if rest := thought[room:]:
+            more, prefix = self.verify(prefix, rest)
+            chosen = Choices(np.concatenate([chosen.ids, more.ids]),
+                             np.concatenate([chosen.log_probs, more.log_probs]))
+        return chosen, prefix
 
     @_phase
     def verify(self, cache: Prefix, tokens: Sequence[int]) -> tuple[Choices, Prefix]:
+        if (passes := self._passes) is not None and passes.fits(cache.count, len(tokens)):
+            found, prefix = passes.verify(cache, tokens)
+            return _choices(found), prefix
         hidden, prefix = self._run(self._model.embed(self._ids(tokens)), cache)
         return self._chosen(hidden), prefix
 
     @_phase
     def generate(self, cache: Prefix, tokens: list[int],
                  done: Callable[[list[int]], bool]) -> tuple[list[float], Prefix]:
-        if not self._compiled:
-            return super().generate(cache, tokens, done)
-        count, ended, log_probs = cache.count, False, list[float]()
-        while not ended:
-            self._make_room(count + 1)
-            if self._loop is None:
-                self._loop = _TokenLoop(self._model, self._cache, self._penalty)
-            count, ended = self._loop.run(count, tokens, log_probs, done)
-        return log_probs, Prefix(count, cache.prompt_end)
+        log_probs, ended = list[float](), False
+        while (passes := self._passes) is not None and cache.count < passes.cache.capacity:
+            count, ended = passes.tokens.run(cache.count, tokens, log_probs, done)
+            cache = Prefix(count, cache.prompt_end)
+            if ended:
+                return log_probs, cache
+        more, cache = super().generate(cache, tokens, done)
+        return log_probs + more, cache
 
     @_phase
     def decode_actions(self, cache: Prefix, tokens: Sequence[int]) -> NDArray[np.float32]:
+        if self._passes is not None and len(tokens) > PENDING:
+            _, cache = self.verify(cache, tokens[:-PENDING])
+            tokens = tokens[-PENDING:]
+        if (passes := self._passes) is not None and passes.can_act(cache.count):
+            return passes.act(cache, tokens)
         first = len(tokens) - 1
         x = self._model.embed_action(self._ids(tokens))
         hidden, _ = self._run(x, cache, slice(first, first + self.config.slots),
@@ -122,15 +182,15 @@ class TorchEngine(Engine):
 
     def _make_room(self, rows: int) -> None:
         if rows > self._cache.capacity:
+            if self._passes is not None:
+                self._cache = copy.copy(self._cache)  # the recorded passes keep theirs
             self._cache.grow(rows + ROOM)
-            self._loop = None
 
     def _ids(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor(list(tokens), device=self._device)
 
     def _chosen(self, hidden: Tensor) -> Choices:
-        chosen = self._model.choose(hidden, self._penalty).cpu().numpy()  # [r, 2]
-        return Choices(chosen[:, 0].astype(np.int64), chosen[:, 1])
+        return _choices(self._model.choose(hidden, self._penalty).cpu().numpy())
 
     def _run(self, x: Tensor, cache: Prefix, read: fused.Read = fused.ALL,
              action_start: int | None = None) -> tuple[Tensor, Prefix]:
@@ -145,83 +205,3 @@ class TorchEngine(Engine):
             mask = additive(seen[None], self._dtype)[0, 0]  # [n, end]
         hidden = self._model(x, self._cache.attention(rows, end, mask), read)
         return hidden, Prefix(end, cache.prompt_end)
-
-
-class _TokenLoop:
-    """The token loop as one compiled step of fixed shapes, on CUDA replayed as a graph.
-
-    The step sees the whole static cache through a mask. On a device it reads the last token and
-    its row from memory and writes the next ones back.
-    """
-
-    def __init__(self, model: fused.InferenceModel, cache: fused.StaticCache, penalty: Tensor):
-        device = cache.keys.device
-        self._model, self._cache, self._penalty = model, cache, penalty
-        self._cuda = device.type == 'cuda'
-        self._token, self._row = (
-            torch.zeros(1, dtype=torch.long, device=device) for _ in range(2))
-        self._chosen = torch.zeros(2, device=device)  # id and log probability
-        self._columns = torch.arange(cache.capacity, device=device)
-        self._read = torch.zeros(2, 2, pin_memory=self._cuda)
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._step = torch.compile(self._one, fullgraph=True, dynamic=False)
-
-    def _one(self, token: Tensor, row: Tensor) -> Tensor:
-        cache = self._cache
-        mask = additive((self._columns <= row)[None, None], cache.keys.dtype)[0, 0]
-        attention = cache.attention(row, cache.capacity, mask)  # mask [1, capacity]
-        hidden = self._model(self._model.embed(token), attention)
-        return self._model.choose(hidden, self._penalty)
-
-    def _advance(self) -> None:
-        chosen = self._step(self._token, self._row)  # [1, 2]
-        self._token.copy_(chosen[:, 0])
-        self._chosen.copy_(chosen[0])
-        self._row.add_(1)
-
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self._step(self._token, self._row)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._advance()
-        return graph
-
-    def run(self, count: int, tokens: list[int], log_probs: list[float],
-            done: Callable[[list[int]], bool]) -> tuple[int, bool]:
-        """Extend ``tokens`` until ``done`` or the cache is full; return its rows, and if done.
-
-        ``log_probs`` gets those of what is appended.
-        """
-        self._row.fill_(count)
-        if self._cuda and self._graph is None:
-            self._graph = self._capture()
-            self._row.fill_(count)
-        self._token.fill_(tokens[-1])
-        last = self._cache.capacity - count  # steps there is room for
-        ready = self._ask(0)
-        for step in range(1, last + 1):
-            # Asked for before the last answer is read, so that a device never waits. What it
-            # computes beyond the end lies in rows that are written again.
-            ahead = self._ask(step) if self._cuda and step < last else None
-            if ready is not None:
-                ready.synchronize()
-            token, log_prob = self._read[(step - 1) % 2].tolist()
-            tokens.append(int(token))
-            log_probs.append(log_prob)
-            if ended := done(tokens):
-                break
-            ready = ahead if self._cuda else self._ask(step)
-        return count + step, ended
-
-    def _ask(self, step: int) -> torch.cuda.Event | None:
-        if self._graph is None:
-            self._advance()
-        else:
-            self._graph.replay()
-        self._read[step % 2].copy_(self._chosen, non_blocking=True)
-        return None if self._graph is None else torch.cuda.current_stream().record_event()

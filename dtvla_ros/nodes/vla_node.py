@@ -138,6 +138,8 @@ class VlaNode(LifecycleNode):
         if wrong:
             return self._refuse('activate', wrong)
         self._monitor.refusal = ''
+        if ready := worker.policy.engine.ready:
+            self.get_logger().info(ready)
         self._is_active = True
         taken, trained = worker.understanding.tasks, worker.manifest.tasks
         self._tasks.publish(String(data=json.dumps(taken)))

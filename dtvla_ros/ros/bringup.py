@@ -25,7 +25,8 @@ POLICY: Table = {  # parameters of vla_node
     'policy': ('models/nano', 'Folder of the policy, its manifest inside.'),
     'engine': ('onnx', 'onnx needs exported graphs; torch runs a converted checkpoint as it is.',
                'onnx', 'torch'),
-    'device': ('cpu', 'Where the policy runs.', 'cpu', 'cuda', 'tensorrt', 'auto'),
+    'device': ('cpu', 'Where the policy runs; onnx on cuda or tensorrt is untested.',
+               'cpu', 'cuda', 'tensorrt', 'auto'),
     'mode': ('full', 'The thought: full is written by the policy, masked is empty.',
              'full', 'masked')}
 GRAPH: Table = {

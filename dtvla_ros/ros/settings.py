@@ -107,7 +107,8 @@ class VlaSettings(ActionSettings, OpeningSettings):
 
     policy: str = parameter('models/nano', 'folder of the policy, its manifest inside')
     engine: str = parameter('onnx', 'what runs the policy', choices=ENGINES)
-    device: str = parameter('cpu', 'where the policy runs', choices=DEVICES)
+    device: str = parameter(
+        'cpu', 'where the policy runs; onnx on cuda or tensorrt is untested', choices=DEVICES)
     threads: int = parameter(1, 'threads of the engine on a CPU', low=1)
     mode: str = parameter('full', 'the thought, written by the policy or empty', choices=MODES,
                           hint='; other thoughts are for dtvla eval --mode')

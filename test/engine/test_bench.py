@@ -23,7 +23,7 @@ def result(monkeypatch):
     config = small_decoder(1).config
     monkeypatch.setattr(bench, 'geometry', lambda name: config)
     monkeypatch.setattr(bench, 'measure_limits', lambda *_: Limits(1e10, 1e11))
-    return run(OPTIONS, lambda name, model: TorchEngine(model, int8='int8' in name))
+    return run(OPTIONS, lambda name, model: TorchEngine(model, 'int8' if 'int8' in name else None))
 
 
 def test_all_do_the_same_work(result):

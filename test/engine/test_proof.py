@@ -15,6 +15,7 @@ from support.policies import rehash, tamper, write_proven
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.engine.load import load_policy
 from dtvla_ros.engine.proof import FEWEST, Proof, wanted
+from dtvla_ros.engine.torch_engine import TorchEngine
 from dtvla_ros.errors import UserError
 from dtvla_ros.nodes import inference_worker
 from dtvla_ros.policy.manifest import MANIFEST, PROOF, PolicyManifest
@@ -70,6 +71,17 @@ def test_an_engine_that_computes_something_else_is_refused(copy, engine, other):
             f'{other}, or copy the policy again')):
         load_policy(copy, engine)
     load_policy(copy, engine, prove=False)
+
+
+def test_what_writes_thoughts_is_proven_too(folder, monkeypatch):
+    """Where it is broken alone, no length of a thought and no type lets the policy pass."""
+    def stuck(self, cache, tokens, done):
+        tokens.append(tokens[-1])
+        return [0.0], cache
+
+    monkeypatch.setattr(TorchEngine, 'generate', stuck)
+    with pytest.raises(UserError, match=rf'torch, cpu bfloat16 on this CPU .* {DIFFERS}'):
+        load_policy(folder, 'torch', dtype='bfloat16')
 
 
 def test_whatever_loads_it_refuses_it(copy, dtvla):

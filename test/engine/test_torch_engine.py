@@ -12,6 +12,7 @@ from support.policies import untrained
 
 from dtvla_ros.engine import inference_model
 from dtvla_ros.engine.export import compare
+from dtvla_ros.engine.inference_model import Float8
 from dtvla_ros.engine.policy import banned_in_thought, continuation, write_thought
 from dtvla_ros.engine.published import scene
 from dtvla_ros.engine.torch_engine import TorchEngine
@@ -37,7 +38,8 @@ def test_an_engine_may_take_the_weights_over():
 def test_a_compiled_token_loop_writes_the_same():
     model = small_decoder()
     view = scene(model.config, 9, 5)
-    plain, compiled = _engine(model), _engine(model, compile=True)
+    plain, compiled = _engine(model), _engine(model)
+    compiled.warm_up(32, compiled=True)
     for limit in (1, 2, 17):
         wrote = []
         for engine in (plain, compiled):
@@ -55,7 +57,7 @@ def test_int8_weights_keep_the_direction(floats, monkeypatch):
     if floats:
         monkeypatch.setattr(inference_model, 'integers_pay', lambda: False)
     model, _ = untrained(layers=2)
-    parity = compare(TorchEngine(model), TorchEngine(model, int8=True), seed=1)
+    parity = compare(TorchEngine(model), TorchEngine(model, 'int8'), seed=1)
     parity.check(exact=False)
     assert parity.bins > 0.5
     with pytest.raises(UserError, match='cosine .* required'):
@@ -63,12 +65,43 @@ def test_int8_weights_keep_the_direction(floats, monkeypatch):
         compare(TorchEngine(model), TorchEngine(other)).check(exact=False)
 
 
+@pytest.mark.parametrize('rows', [1, 7])
+@pytest.mark.parametrize('bias', [False, True])
+def test_fp8_is_the_product_of_rounded_rows_and_weights(rows, bias):
+    torch.manual_seed(rows)
+    weight, x = torch.randn(48, 32), torch.randn(rows, 32)
+    b = torch.randn(48) if bias else None
+    layer = Float8(weight, b)
+    assert layer.matrix.dtype == torch.float8_e4m3fn
+    whole = layer.matrix.t().float() * layer.scale.t()  # three bits of mantissa
+    assert ((whole - weight).abs() <= weight.abs() / 16 + layer.scale.t() / 512).all()
+    step = x.abs().amax(-1, keepdim=True) / 448
+    want = ((x / step).clamp(-448, 448).to(torch.float8_e4m3fn).float() * step) @ whole.t()
+    torch.testing.assert_close(layer(x), want if b is None else want + b, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layer(x[None])[0], layer(x))
+    assert torch.isfinite(layer(1e30 * x)).all() and layer(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_the_gate_refuses_fp8():
+    """Three bits of mantissa are too few for it, of random weights at least."""
+    model, _ = untrained(layers=2)
+    engine = TorchEngine(model, 'fp8')
+    assert engine.where == 'cpu float32 with fp8 weights'
+    parity = compare(TorchEngine(model), engine, seed=1)
+    assert parity.cosine > 0.98 and parity.bins > 0.9
+    with pytest.raises(UserError, match='cosine .* required'):
+        parity.check(exact=False)
+    with pytest.raises(UserError, match="weights 'fp4'"):
+        TorchEngine(model, 'fp4')
+
+
 @pytest.mark.parametrize('kind', ['fp32', 'int8', 'int8 in floats'])
 def test_drafts_change_no_thought(kind, monkeypatch):
     """Draft verification gives plain greedy decoding, whatever the draft and the frame."""
     if kind == 'int8 in floats':  # as on a CPU that multiplies no bytes
         monkeypatch.setattr(inference_model, 'integers_pay', lambda: False)
-    engines = [_engine(_talkative(small_decoder(kv)), int8=kind != 'fp32') for kv in (2, 1)]
+    engines = [_engine(_talkative(small_decoder(kv)),
+                       weights=None if kind == 'fp32' else 'int8') for kv in (2, 1)]
     accepted, thoughts = 0, set()
     for frame in (pair for pair in range(400) if pair % 20 < 2):
         engine = engines[frame % 2]
