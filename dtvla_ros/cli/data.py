@@ -24,8 +24,8 @@ Tokenizer = Annotated[Path | None, Option(
 
 @app.command(cls=args.Command)
 @takes('out suite starts tasks episodes workers ray seed camera_every chunk noise clean_share '
-       'release_share push_share short_share observation_share done_share after_success '
-       'randomised_share antialiasing')
+       'release_share push_share switch_share short_share observation_share done_share '
+       'after_success randomised_share antialiasing')
 def collect(
     given: Given,
     out: Annotated[Path, Folder(help='Folder of the dataset.')] = Path('data/tabletop'),
@@ -36,6 +36,8 @@ def collect(
     release_share: Annotated[float, Option(
         help='Demonstrations that lose the object once.')] = 0.12,
     push_share: Annotated[float, Option(help='Demonstrations pushed aside once.')] = 0.12,
+    switch_share: Annotated[float, Option(
+        help='Demonstrations that begin in the midst of another task, or after it.')] = 0.0,
     short_share: Annotated[float, Option(
         help='Episodes of the first second only, from a random initial pose.')] = 0.0,
     observation_share: Annotated[float, Option(help='Episodes of one frame for each task '

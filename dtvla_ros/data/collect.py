@@ -26,9 +26,12 @@ EPISODES_PER_SHARD = 8
 ATTEMPTS = 5  # at an episode that the expert does not solve
 ENVIRONMENT = 'observation.environment_state'
 # Kinds of episodes, as datasets name them, by the option that gives their share.
-SHORT, OBSERVATION, DONE = 'short', layout.SINGLE, 'done'
+SHORT, OBSERVATION, DONE, SWITCH = 'short', layout.SINGLE, 'done', 'switch'
 SCENES = {'short_share': SHORT, 'observation_share': OBSERVATION, 'done_share': DONE}
-PERTURBATIONS = {'clean_share': 'clean', 'release_share': 'drop', 'push_share': 'shove'}
+PERTURBATIONS = {'clean_share': 'clean', 'release_share': 'drop', 'push_share': 'shove',
+                 'switch_share': SWITCH}
+APPROACH = ('reach', 'lower')  # phases before something is in the hand
+APPROACHING = 30  # control steps on the way to another task's thing, at most
 
 
 def require_plan(seed: int, camera_every: int, episodes: int) -> None:
@@ -55,7 +58,9 @@ class CollectOptions:
     already or nearly (beside the bin, one object of two), with one frame for each other task: it
     teaches what done means. Of the others, whole demonstrations, ``clean_share`` run without
     noise, ``release_share`` and ``push_share`` with a forced opening of the gripper or a push of
-    the arm to recover from; they go on for ``after_success`` control steps in which the arm waits.
+    the arm to recover from, ``switch_share`` begin in the midst of another task: on the way to its
+    thing, or when it is done; they go on for ``after_success`` control steps in which the arm
+    waits.
     In ``randomised_share`` of the episodes, of any kind, surfaces, lights and cameras are others,
     things lie about, and half of their demonstrations begin from a random pose.
     ``antialiasing`` as of ``SceneSetup``.
@@ -74,6 +79,7 @@ class CollectOptions:
     clean_share: float = 0.15
     release_share: float = 0.12
     push_share: float = 0.12
+    switch_share: float = 0.0
     short_share: float = 0.0
     observation_share: float = 0.0
     done_share: float = 0.0
@@ -221,6 +227,8 @@ def record(env: Any, plan: EpisodePlan, options: CollectOptions) -> list[Episode
         if plan.kind == OBSERVATION:
             return _observe(env, obs, plan, options, env.alternatives())
         others = [name for name in env.alternatives() if name != plan.task]
+        if plan.kind == SWITCH and others:
+            obs = _begin(env, obs, options, others[int(rng.integers(len(others)))], rng)
         beside = _observe(env, obs, plan, options, others) if plan.kind == DONE else []
         return _demonstrate(env, obs, plan, options, rng) + beside
 
@@ -249,7 +257,8 @@ def _demonstrate(env: Any, obs: Any, plan: EpisodePlan, options: CollectOptions,
 
     short = plan.kind in (SHORT, DONE)
     expert = make_expert(env)
-    perturb = Disturber('noisy' if short else plan.kind, rng, options.noise)
+    kind = 'noisy' if short or plan.kind == SWITCH else plan.kind
+    perturb = Disturber(kind, rng, options.noise)
     limit = options.short_steps + options.chunk if short else options.max_steps
     leave = Departure(rng.spawn(1)[0])  # what comes before does not depend on it
     frames, success, solved = Frames(), False, 0  # control steps until success
@@ -275,6 +284,31 @@ def _demonstrate(env: Any, obs: Any, plan: EpisodePlan, options: CollectOptions,
         starts = starts[starts + options.chunk <= len(actions)]
     return [frames.episode(env, plan, actions, starts, options.chunk, breaks,
                            bool(solved or success))]
+
+
+def _begin(env: Any, obs: Any, options: CollectOptions, task: str, rng: np.random.Generator,
+           ) -> Any:
+    """Let the expert begin another task, or do it; return the observation where it breaks off.
+
+    Nothing is in the hand there.
+    """
+    from dtvla_sim.experts import make_expert
+    from dtvla_sim.experts.noise import Disturber
+
+    finishes, stays = rng.random() < 0.5, int(rng.integers(options.after_success + 1))
+    approaching = int(rng.integers(1, APPROACHING))
+    with env.asked(task):
+        expert, perturb = make_expert(env), Disturber('noisy', rng, options.noise)
+        for step in range(options.max_steps):
+            act = expert.act()
+            if not finishes and (step == approaching or act.phase not in APPROACH):
+                break
+            obs = env.step(env.action_of(perturb(act)))[0]
+            if env.done(task):
+                if not stays:
+                    break
+                stays -= 1
+    return obs
 
 
 def random_initial_pose(env: Any, obs: Any, rng: np.random.Generator) -> Any:

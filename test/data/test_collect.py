@@ -62,6 +62,7 @@ def test_a_longer_plan_begins_with_the_shorter_one_and_kinds_have_their_shares()
     assert 0.45 < np.mean([plan.randomised for plan in half]) < 0.55
     assert [replace(plan, randomised=False) for plan in half] == [
         plan_episode(CollectOptions(), TASKS, k) for k in range(2000)]
+    assert kinds(switch_share=0.76, clean_share=0.0).keys() == {'drop', 'shove', 'switch'}
     mixed = kinds(observation_share=0.5, short_share=0.25, clean_share=0.5, release_share=0.0,
                   push_share=0.0)
     for kind, share in (('look', 0.5), ('short', 0.25), ('clean', 0.125), ('noisy', 0.125)):
@@ -135,6 +136,28 @@ def test_a_demonstration_goes_on_after_success_and_the_arm_waits(env):
     assert whole.columns[layout.ACTION][first:].tolist() == [[0, 0, 0, 0, 0, 0, -1]] * 5
     for name in (layout.STATE, layout.ACTION):
         np.testing.assert_array_equal(whole.columns[name][:first], ended.columns[name])
+
+
+def test_a_demonstration_begins_in_the_midst_of_another_task(env):
+    """On the way to its thing, and where it is done; with an empty hand."""
+    task, options, seen = 'put_the_lemon_in_the_blue_bin', CollectOptions(
+        camera_every=4, image_size=64), set()
+    fresh, = module.record(env, EpisodePlan(0, task, 0, 'clean'), options)
+    height = fresh.columns[layout.STATE][0, 2]
+    for seed in range(12):
+        made, = module.record(env, EpisodePlan(seed, task, seed, 'switch'), options)
+        assert made.metadata['kind'] == 'switch' and made.metadata['success']
+        assert made.task == env.instructions[task]
+        words = made.columns[layout.REASONING]
+        assert words[0].startswith('holding nothing ') and ' lemon at ' in words[0]
+        assert np.ptp(made.columns[layout.STATE][0, 6:]) > 0.06, 'the hand is open'
+        if done := [name for name in TABLETOP if name != task and env.done(name)]:
+            seen.add('done')
+        elif made.columns[layout.STATE][0, 2] < height - 0.02:
+            seen.add('on the way')
+        if seen == {'done', 'on the way'}:
+            return
+    pytest.fail(f'in twelve scenes only {seen}, the last with {done}')
 
 
 @pytest.mark.parametrize('task', TABLETOP)
