@@ -111,8 +111,9 @@ class ActionContract:
         if data.get('controller') in JOINT_SPACES and (
                 missing := next((name for name in _OF_JOINTS if name not in data), None)):
             raise UserError(f'action contract: {missing} is missing')
-        return cls(**{name: tuple(value) if isinstance(value, list) else value
-                      for name, value in data.items()})
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
+                                  for name, value in data.items()}
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that this space has; of OSC_POSE those of the first versions."""

@@ -66,7 +66,8 @@ class ActionStatistics:
         """Read ``{'q01': [...], 'q99': [...]}`` (or the same under 'action'), ``dim`` long."""
         try:
             data = data.get('action', data)
-            made = cls(*(tuple(map(float, data[key])) for key in ('q01', 'q99')), gripper)
+            low, high = (tuple(map(float, data[key])) for key in ('q01', 'q99'))
+            made = cls(low, high, gripper)
         except KeyError as error:
             raise UserError(f'action statistics: {error.args[0]} is missing') from None
         except (TypeError, ValueError) as error:

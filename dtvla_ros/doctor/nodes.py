@@ -220,8 +220,8 @@ def policy(seen: Seen) -> Iterator[Row]:
         arm = ActionSettings(**{entry.name: table[entry.name] for entry in fields(
             ActionSettings) if entry.name in table}).contract(
                 table['arm_joints'], manifest.action.rate_hz)
-        if told := differences(arm, manifest.action):
-            yield Row(f'policy: actions for the {kind}', False, told[0], arm.controller,
+        if others := differences(arm, manifest.action):
+            yield Row(f'policy: actions for the {kind}', False, others[0], arm.controller,
                       'action_space, arm_joints and gripper_channel as the manifest has them')
     if given['engine'] == 'onnx' and lacks:
         yield Row('policy: engine', False, f'no {lacks[0]}', 'onnx needs its graphs',

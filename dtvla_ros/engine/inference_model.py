@@ -163,8 +163,8 @@ class InferenceModel(nn.Module):
                 found.append((finite, mass, top.indices + start))
             (low, mass, first_id), (high, more, last_id) = found[0], found[-1]
             if len(found) > 1:
-                top = torch.maximum(low, high)
-                mass = mass * (low - top).exp() + more * (high - top).exp()
+                most = torch.maximum(low, high)
+                mass = mass * (low - most).exp() + more * (high - most).exp()
                 first_id = torch.where(high > low, last_id, first_id)
             if words is not None:
                 first_id = words[1].index_select(0, first_id)

@@ -415,7 +415,7 @@ class SimBridge(Node):
         self._state.publish(String(data=text))
         return text
 
-    def _step(self, action: NDArray[np.float64]) -> None:
+    def _step(self, action: NDArray[np.floating]) -> None:
         self._action = action
         self._obs, _, _, truncated, info = self._env.step(action)
         progress, given = self._progress, self._given
