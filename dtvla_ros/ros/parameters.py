@@ -17,6 +17,7 @@ from dtvla_ros.errors import UserError
 from dtvla_ros.ros.params_file import ParameterFile, applies
 
 ANYBODYS = ('use_sim_time', 'start_type_description_service', 'qos_overrides.')  # of rclpy itself
+LISTED = 12  # names told where none is near
 NEAR = 0.6  # similarity from which on a name is told as the nearest
 MISSPELT = 0.88  # ... and from which on one for several nodes must be meant for this one, ...
 TWINS = ('autostart', 'auto_start')  # ... unless it is another node's
@@ -65,7 +66,9 @@ def _require_declared(node: Node, name: str, where: str, cutoff: float) -> None:
     if node.has_parameter(name) or name.startswith(ANYBODYS) or several and name in TWINS:
         return
     known = [p for p in node._parameters if not p.startswith(ANYBODYS)]
-    near = get_close_matches(name, known, 1, cutoff)
+    near = get_close_matches(name.lower(), known, 1, cutoff)
     if near or not several:
+        listed = ', '.join(sorted(known)[:LISTED])
         raise UserError(f'{where}: {node.get_name()} has no parameter {name}' + (
-            f'; the nearest is {near[0]}' if near else f'; it has {", ".join(sorted(known))}'))
+            f'; the nearest is {near[0]}' if near else
+            f'; it has {listed} and others, which docs/nodes.md explains'))

@@ -35,7 +35,7 @@ class Surfaces:
     def seen(self, geom: int) -> str:
         """Return where a geom's mesh lies below the folder, '' for a shape that Gazebo has.
 
-        A plane with a picture is a mesh, too: Gazebo would stretch the picture over all of it.
+        A plane with a texture is a mesh, too: Gazebo would stretch the texture over all of it.
         """
         m = self._m
         if m.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH:
@@ -65,7 +65,7 @@ class Surfaces:
         return place
 
     def texture(self, geom: int) -> str | None:
-        """Return where the picture wrapped around a geom's mesh lies, None if there is none."""
+        """Return where the texture wrapped around a geom's mesh lies, None if there is none."""
         m, texture = self._m, self._texture(geom)
         if texture is None or self._places(geom) is None:
             return None
@@ -107,12 +107,12 @@ class Surfaces:
         shape = (m.tex_height[texture], m.tex_width[texture], m.tex_nchannel[texture])
         first = m.tex_adr[texture]
         image = m.tex_data[first:first + int(np.prod(shape))].reshape(shape)[..., :3] / 255.0
-        # OpenGL makes such a picture linear where it reads it; nothing undoes that.
+        # OpenGL makes such a texture linear where it reads it; nothing undoes that.
         srgb = m.tex_colorspace[texture] == mujoco.mjtColorSpace.mjCOLORSPACE_SRGB
         return linear(image) if srgb else image
 
     def _places(self, geom: int) -> Array | None:
-        """Return u, v [n, 2] of the picture around a mesh or on a plane, None if there is none."""
+        """Return u, v [n, 2] of the texture around a mesh or on a plane, None if there is none."""
         m, mesh, texture = self._m, int(self._m.geom_dataid[geom]), self._texture(geom)
         if texture is None or m.tex_type[texture] != mujoco.mjtTexture.mjTEXTURE_2D:
             return None

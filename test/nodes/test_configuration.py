@@ -70,8 +70,9 @@ LEGAL = [  # whom a file is for, and what it says
 def test_files_with_wildcards_and_for_several_nodes_are_legal(graph, tmp_path):
     graph.listen('--ros-args', '-r', 'vla_node:__ns:=/vla')
     nodes, path = {name: graph.join(kind) for name, kind in NODES.items()}, tmp_path / 'cell.yaml'
-    for names, text in (*LEGAL, *((yaml.safe_load(text), text)
-                                  for text in (file.read_text() for file in FILES))):
+    texts = [text for text in (file.read_text() for file in FILES)
+             if 'action_space:' not in text]  # a gate of joints has other parameters
+    for names, text in (*LEGAL, *((yaml.safe_load(text), text) for text in texts)):
         path.write_text(text)
         for name in {*names} - {SECTION}:
             require_known(nodes[name.split('/')[-1]], ['--ros-args', '--params-file', str(path)])

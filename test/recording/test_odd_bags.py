@@ -138,7 +138,8 @@ def test_what_is_no_name_is_refused(word, told):
 
 
 def test_names_survive_as_text_and_nothing_else_does():
-    names = RobotNames({'action': '/a'}, BASE, HAND, ('a', 'b'), ('c',), 0.085, 0.0, 0.8)
+    names = RobotNames(
+        {'action': '/a'}, BASE, HAND, ('a', 'b'), ('c',), ('front',), 0.085, 0.0, 0.8)
     assert names.over(RobotNames()) == RobotNames().over(names) == names
     assert RobotNames.from_text(names.to_text()) == names
     assert parse_topics(['/action= /a', 'instruction=']) == {'action': '/a'}
