@@ -68,7 +68,8 @@ lint: $(VENV)/.installed-dev  ## style, who may import whom, types
 	$(BIN)/mypy
 
 test: lint $(VENV)/.interfaces  ## lint, then all tests but the long ones, TEST_WORKERS=4 side by side (no GPU, no ROS installation, no display)
-	$(BIN)/python -m pytest -m 'not slow' -n $(TEST_WORKERS) --dist loadscope
+	$(BIN)/python -m pytest -m 'not slow' -n $(TEST_WORKERS) --dist loadscope \
+		--max-worker-restart 0
 
 test-slow: $(VENV)/.installed-dev $(VENV)/.interfaces  ## the long tests
 	$(BIN)/python -m pytest -m slow

@@ -63,7 +63,8 @@ def test_20_a_killed_gate_of_an_arm_commanded_by_its_joints(graph, check, preset
         'joint_lower': '[-3.0]', 'joint_upper': '[3.0]', 'gripper_timeout_s': 0.0,
         **({'controller_timeout_s': 1.0} if preset == 'forward_position' else {})})
     graph.spin(lambda: graph.said('gate')[1] == 'not started', 60, 'the gate')
-    assert graph.call(Trigger, '/start').success
+    # Refused until it has heard the policy.
+    graph.spin(lambda: graph.call(Trigger, '/start').success, 60, 'the start')
     graph.spin(lambda: abs(arm.at[0]) > 0.1, 60, 'motion')
     said = conversions.status_values(graph.last('gate'))['on_silence']
     assert 'last target' in said

@@ -55,7 +55,7 @@ def begun(graph: Any) -> None:
     graph.spin(lambda: graph.said('vla')[0] == 'IDLE', 240, 'IDLE')
     instruction.publish(String(data=TASK))
     graph.spin(lambda: graph.said('vla')[0] == 'ACTING', 90, 'ACTING')
-    assert graph.call(Trigger, '/start').success
+    graph.spin(lambda: graph.call(Trigger, '/start').success, 60, 'the start')  # it hears us
 
 
 def of_joints(folder: Path, joints: Sequence[str]) -> Path:
@@ -111,7 +111,7 @@ def test_from_doctor_to_a_moving_chunk(graph: Any, tmp_path: Any, robot: str) ->
     graph.launch('command_gate', '-m', 'dtvla_ros.nodes.command_gate',
                  *gate.ros_arguments(str(file)))
     graph.spin(lambda: graph.said('gate')[1] == 'not started', 120, 'the gate')
-    assert graph.call(Trigger, '/start').success
+    graph.spin(lambda: graph.call(Trigger, '/start').success, 60, 'the start')  # it hears us
     graph.spin(moved(arm), 60, 'motion')
     graph.spin(lambda: arm.goals, 30, 'a goal of the gripper')
     assert arm.goals[0] == pytest.approx(driver.closes[1]) and not arm.refused
