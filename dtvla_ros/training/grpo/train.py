@@ -334,6 +334,7 @@ class GrpoTrainer:
         return self.run.out / 'rollouts' / f'{number:07d}-{sample:03d}.safetensors'
 
     def _forget(self) -> None:
+        """Remove the episodes that were learnt from, and what a kill left half written."""
         for path in self._episode(0, 0).parent.glob('*'):
-            if int(path.name.split('-')[0]) < self.tried:
+            if path.name.startswith('.') or int(path.name.split('-')[0]) < self.tried:
                 path.unlink()
