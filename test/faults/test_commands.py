@@ -239,7 +239,7 @@ def test_51_a_goal_that_is_canceled_in_motion(moving, check):
     moving.start('task_server')
     client = Client(moving)
     goal = client.send(TASK)
-    moving.spin(lambda: any(f.state.startswith('policy') for f in client.feedback), 60, 'the task')
+    moving.spin(lambda: any(f.thought for f in client.feedback), 60, 'a thought on the task')
     moving.ready(heal=False)
     since = time.monotonic()
     client.cancel(goal)
