@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator
-from dataclasses import fields
 
 import numpy as np
 
@@ -151,10 +150,8 @@ def joints(seen: Seen) -> Iterator[Row]:
               'arm_joints and finger_joints (policy and gate) as the robot names them'
               if absent and other else 'publish them all, finite, together or within 0.15 s')
     if fine:
-        given = seen.policy.parameters
-        fingers = [seen.joints[name] for name in given['finger_joints']]
-        opening = OpeningSettings(**{
-            entry.name: given[entry.name] for entry in fields(OpeningSettings)}).metres(fingers)
+        fingers = [seen.joints[name] for name in seen.policy.parameters['finger_joints']]
+        opening = seen.policy.settings(OpeningSettings).metres(fingers)
         refused = conversions.refuse_opening(opening)
         yield Row('gripper', refused is None, refused or f'{1e3 * opening:.0f} mm open', 'metres',
                   'publish metres, 0 for closed, or say by gripper_width, finger_open_position '

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import fields
 
 from rclpy.qos import QoSCompatibility, qos_check_compatible
 
@@ -216,10 +215,8 @@ def policy(seen: Seen) -> Iterator[Row]:
     yield Row('policy: cameras', set(cameras) == set(mine), listed(cameras), listed(mine),
               'a policy of these cameras, or cameras: those of the policy')
     for kind, view in (('policy', seen.policy), ('gate', seen.gate)):
-        table = view.parameters
-        arm = ActionSettings(**{entry.name: table[entry.name] for entry in fields(
-            ActionSettings) if entry.name in table}).contract(
-                table['arm_joints'], manifest.action.rate_hz)
+        arm = view.settings(ActionSettings).contract(
+            view.parameters['arm_joints'], manifest.action.rate_hz)
         if others := differences(arm, manifest.action):
             yield Row(f'policy: actions for the {kind}', False, others[0], arm.controller,
                       'action_space, arm_joints and gripper_channel as the manifest has them')

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 from dtvla_ros.ros.frames import FrameTree
+
+T = TypeVar('T')
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,12 @@ class NodeView:
     running: bool
     parameters: Mapping[str, Any]
     topics: dict[str, str] = field(default_factory=dict)
+
+    def settings(self, kind: type[T]) -> T:
+        """Return a dataclass of parameters as they are here, of those not known the defaults."""
+        names: Any = kind
+        return kind(**{entry.name: self.parameters[entry.name] for entry in fields(names)
+                       if entry.name in self.parameters})
 
 
 @dataclass(slots=True)
