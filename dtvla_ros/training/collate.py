@@ -6,6 +6,7 @@ flipped or rotated: a flip would exchange left and right in the thought and in t
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dtvla_ros.errors import UserError
+from dtvla_ros.policy.confidence import PLACE, fields_of
 from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.training import data
 from dtvla_ros.training.auxiliary.direction_flip import DirectionFlip
@@ -88,6 +90,7 @@ class Collator:
         self._state_ids = data.StateIds(transform) if transform.state_in_prompt else None
         self._spans = data.location_spans(transform.tokenizer)
         self._flip = DirectionFlip(transform) if config.auxiliary.direction_flip else None
+        self._word = functools.cache(lambda token: transform.decode_thought([token]))
         scenes = int(dataset.scene.max()) + 1
         held_out = np.random.default_rng(config.seed).permutation(scenes)
         held = np.isin(dataset.scene, held_out[:round(config.validation_share * scenes)])
@@ -192,6 +195,7 @@ class Collator:
         thought, actions = d.thought[index], d.actions[index]
         # Whose prompt and which thought is the input, and whether the thought is supervised.
         prompted, given, supervised = index, thought, kept
+        other = np.zeros(count, bool)
         if rng is not None:
             if self._config.counterfactual:
                 other = kept & (rng.random(count) < self._config.counterfactual)
@@ -219,11 +223,25 @@ class Collator:
             tokens = given[k, :w[k]] if kept[k] else [ids.think, ids.think_end]
             input_ids[k, :end] = np.concatenate([prompt[k, :p[k]], tokens, tail])
             labels[k, p[k]:end] = np.concatenate([thought[k, :w[k]], tail])
-            # A dropped, flipped or counterfactual thought is input only.
+            # A dropped or flipped thought is input only, a counterfactual one in part.
             learnt[k, p[k] if supervised[k] else a:a + 1] = learnt[k, end - 2:end] = True
+            if other[k]:
+                learnt[k, p[k]:a] = self._whatever_asked(thought[k, :w[k]])
         return self._batch(index, self._images(index, rng), input_ids,
                            np.arange(input_ids.shape[1]) < ends[:, None], learnt, labels, start,
                            actions)
+
+    def _whatever_asked(self, thought: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which tokens [W] of a thought do not depend on the instruction.
+
+        What is in the hand the images say; all behind the thing follows from that. Around words
+        of a person a policy writes both under an instruction that asks for something else.
+        """
+        fields = fields_of([self._word(int(token)) for token in thought])
+        learnt = np.array([field == 'held' for field in fields])
+        if PLACE in fields:
+            learnt[fields.index(PLACE):] = True
+        return learnt
 
     def _batch(self, index: NDArray[np.int64], frames: NDArray[np.uint8],
                input_ids: NDArray[np.int64], real: NDArray[np.bool_], learnt: NDArray[np.bool_],

@@ -166,11 +166,12 @@ class SftConfig(Config):
     state tokens (position [cm], tilt [steps], opening [cm]); ``place_noise``: of the location
     tokens in the thought the actions read [tokens]; sigmas are in tokens and bins.
     ``counterfactual``: share of rows with another task's instruction, whose thought is input and
-    not supervised. For large policies: ``lora`` and ``rates`` say what is trained; ``accumulate``
-    batches make one step; ``checkpointing`` recomputes activations in the backward pass; batches
-    of similar length are taken from ``bucket`` batches drawn together (1: no sorting); ``ema`` 0
-    keeps no average of the weights. ``frozen_stages``: of a pretrained stem, they stay as they
-    are. ``model`` means nothing to a run that begins with a policy without location tokens.
+    supervised only in what does not depend on that. For large policies: ``lora`` and ``rates`` say
+    what is trained; ``accumulate`` batches make one step; ``checkpointing`` recomputes activations
+    in the backward pass; batches of similar length are taken from ``bucket`` batches drawn
+    together (1: no sorting); ``ema`` 0 keeps no average of the weights. ``frozen_stages``: of a
+    pretrained stem, they stay as they are. ``model`` means nothing to a run that begins with a
+    policy without location tokens.
     """
 
     example: ClassVar[str] = 'config/train/nano.yaml'

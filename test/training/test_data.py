@@ -77,7 +77,7 @@ def test_images_are_the_transforms_decoded_once_and_again_when_the_size_changes(
 
 
 def thoughts(made, rows=None, **changes):
-    """Yield task, thought ids and whether they are learnt, of the 64 rows of a batch."""
+    """Yield task, thought ids and which of these are learnt, of the 64 rows of a batch."""
     _, transform, tokenized, frames, _ = made
     config = replace(CONFIG, **{'batch_size': 64, 'reasoning_dropout': 0.0, 'place_noise': 0.0}
                      | changes)
@@ -87,25 +87,38 @@ def thoughts(made, rows=None, **changes):
     for b, start in enumerate(batch.action_start.tolist()):
         row = batch.input_ids[b].tolist()
         think = row.index(ids.think)
-        targets = batch.token_targets[batch.token_rows[0] == b].tolist()
-        assert targets in (after, [*row[think:start], *after])
+        mine = batch.token_rows[0] == b
+        targets, places = batch.token_targets[mine].tolist(), batch.token_rows[1, mine].tolist()
+        assert targets == [row[k + 1] for k in places] and targets[-3:] == after
         task = transform.decode_thought(row[:think]).split(';')[0]
-        yield task, row[think:start], targets != after
+        yield task, row[think:start], targets[:-3]
 
 
 def test_a_dropped_thought_is_empty_and_not_learnt(made):
     found = list(thoughts(made, reasoning_dropout=0.99))
-    assert all((len(thought) > 2) == learnt for _, thought, learnt in found)
+    assert all(learnt == (thought if len(thought) > 2 else []) for _, thought, learnt in found)
     assert sum(not learnt for *_, learnt in found) > 55
 
 
-def test_a_counterfactual_thought_is_read_and_not_learnt(made):
+def test_a_counterfactual_thought_is_read_and_not_learnt_as_a_whole(made):
     rows = made[2]
     own = {tuple(t[:n]) for t, n in zip(rows.thought, rows.thought_length, strict=True)}
     found = list(thoughts(made, counterfactual=0.8))
     assert all(tuple(thought) in own for _, thought, _ in found)
-    assert 40 < sum(not learnt for *_, learnt in found) < 60
+    assert 40 < sum(learnt != thought for _, thought, learnt in found) < 60
     assert len({task for task, *_ in found}) == 2
+
+
+def test_what_no_task_changes_is_learnt_of_a_counterfactual_thought(made):
+    _, transform, rows, *_ = made
+    tokens = transform.encode_thought(DIRECTIONS)
+    rows = replace(rows, thought=np.tile(tokens, (len(rows.thought), 1)),
+                   thought_length=np.full(len(rows.thought), len(tokens)))
+    found = [learnt for *_, learnt in thoughts(made, rows, counterfactual=0.8)
+             if learnt != tokens]
+    said = {transform.decode_thought(learnt) for learnt in found}
+    assert 40 < len(found) < 60
+    assert said == {DIRECTIONS.replace('holding ', '').replace('now reach can at ', '')}
 
 
 def test_a_flipped_thought_is_read_and_not_learnt(made):
@@ -114,7 +127,8 @@ def test_a_flipped_thought_is_read_and_not_learnt(made):
     rows = replace(rows, thought=np.tile(tokens, (len(rows.thought), 1)),
                    thought_length=np.full(len(rows.thought), len(tokens)))
     found = list(thoughts(made, rows, auxiliary=AuxiliaryConfig(direction_flip=0.5)))
-    assert all(thought == (tokens if learnt else flipped) for _, thought, learnt in found)
+    assert all((thought, learnt) in ((tokens, tokens), (flipped, []))
+               for _, thought, learnt in found)
     assert 20 < sum(not learnt for *_, learnt in found) < 44
 
 
