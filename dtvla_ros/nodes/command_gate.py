@@ -317,7 +317,7 @@ class CommandGate(Node):
         self._report_changes()
 
     def _on_watch(self) -> None:
-        if not self._lockstep and self._gate.has_stop_condition(time.monotonic()):
+        if not self._lockstep and self._gate.has_stop_condition(self._now(), time.monotonic()):
             self._on_timer()
 
     def _send(self, command: Command) -> None:

@@ -161,7 +161,7 @@ class Gate:
         self._task: str | None = None
         self._policy_state, self._policy_reason = 'IDLE', ''
         self._tick: float | None = None
-        self._ticked_at = -math.inf
+        self._clock, self._clock_went_at = math.nan, -math.inf
         self._empty_since: float | None = None
         self._bad_chunks = self._bad_twists = self._contract_breaks = 0
         self.state = GateState.HOLD if config.auto_start else GateState.STOP
@@ -345,8 +345,7 @@ class Gate:
             self._stamps.clear()
             self.limiter.reset()
             self._empty_since = None
-        if now != self._tick:
-            self._ticked_at = steady
+        self._see_clock(now, steady)
         self._tick = now
         self._handover.tick(now)
 
@@ -377,10 +376,15 @@ class Gate:
         """Return the velocity that a command asks for, whose jumps are watched."""
         return osc.velocity(command.action)[:3]
 
-    def has_stop_condition(self, steady: float) -> bool:
+    def has_stop_condition(self, now: float, steady: float) -> bool:
         """Whether an arm in motion should not wait for its next tick to be stopped."""
+        self._see_clock(now, steady)
         return self.state is GateState.RUN and (
             self._reason_to_hold(steady) is not None or self.ended)
+
+    def _see_clock(self, now: float, steady: float) -> None:
+        if now != self._clock:
+            self._clock, self._clock_went_at = now, steady
 
     def _reason_to_hold(self, steady: float) -> str | None:
         late = self._late(steady)
@@ -404,7 +408,7 @@ class Gate:
             return DONE
         if self.arm_unable or self._paused:
             return self.arm_unable or PAUSED
-        stood = steady - self._ticked_at
+        stood = steady - self._clock_went_at
         if self._clock_stall and stood > self._clock_stall:
             return f'the clock has stood still for {stood:.2f} s'
         return None

@@ -95,17 +95,19 @@ def test_24_simulated_time_that_pauses(moving, check):
     timer = moving.every(0.01, lambda: publisher.publish(
         Clock(clock=conversions.time_message(time.time()))))
     moving.begin('command_gate', use_sim_time='true')
-    moving.ready()
-    since = time.monotonic()
-    timer.cancel()
-    check(24, moving.stops(since, 'HOLD', 'stood still'))
-    place = moving.robot.position.copy()
-    moving.wait(0.3)
-    assert np.abs(moving.robot.position - place).max() < 1e-9, 'no drift'
-    timer.reset()
-    moving.goes_on()
-    moving.kill('command_gate')
-    timer.cancel()
+    try:
+        moving.ready()
+        since = time.monotonic()
+        timer.cancel()
+        check(24, moving.stops(since, 'HOLD', 'stood still'))
+        place = moving.robot.position.copy()
+        moving.wait(0.3)
+        assert np.abs(moving.robot.position - place).max() < 1e-9, 'no drift'
+        timer.reset()
+        moving.goes_on()
+    finally:
+        moving.kill('command_gate')  # the next test's has the usual clock again
+        timer.cancel()
 
 
 def test_37_deactivated_in_motion(moving, check):

@@ -22,6 +22,16 @@ def test_it_waits_plays_rows_and_waits_and_one_non_finite_chunk_is_dropped_whole
     assert still(rig.tick())
 
 
+def test_a_clock_that_stands_still_is_noticed_from_when_it_last_went():
+    rig = Rig(heartbeat_timeout_s=1.0, joints_timeout_s=1.0, pose_timeout_s=1.0).moving()
+    gate, now, steady = rig.gate, rig.now + 0.02, rig.steady
+    assert not gate.has_stop_condition(now, steady + 0.02)
+    rig.now, rig.clock_stands = now, True
+    assert [rig.tick().state for _ in range(2)] == [RUN] * 2, 'the tick sees what the watch saw'
+    assert not gate.has_stop_condition(now, steady + 0.135)
+    assert gate.has_stop_condition(now, steady + 0.145)
+
+
 @pytest.mark.parametrize(('ticks', 'state', 'word', 'fault'), [
     # Of 50 ms, the last one still in time.
     (4, HOLD, 'joint states', {'silent': 'joints'}), (4, HOLD, 'pose', {'silent': 'pose'}),
