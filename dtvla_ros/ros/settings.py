@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from dtvla_ros.actions import osc
-from dtvla_ros.actions.contract import GRIPPER, OSC_POSE, SPACES, ActionContract
+from dtvla_ros.actions.contract import (
+    GRIPPER,
+    OSC_POSE,
+    OSC_POSE_ABSOLUTE,
+    SPACES,
+    ActionContract,
+)
 from dtvla_ros.conventions import (
     ARM_JOINTS,
     CAMERAS,
@@ -97,6 +103,8 @@ class ActionSettings:
             'gripper_close': self.gripper_closes_at}
         if self.action_space == OSC_POSE:
             return ActionContract(**given)
+        if self.action_space == OSC_POSE_ABSOLUTE:
+            return ActionContract.of_pose(**given)
         return ActionContract.of_joints(
             joints, self.action_space, self.gripper_channel, **given)
 
