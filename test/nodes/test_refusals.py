@@ -56,6 +56,8 @@ def refusal(graph, capfd):
      ['models/nano', 'the action space is OSC_POSE', 'not JOINT_POSITION', 'arm_joints']),
     ('vla_node', ['action_space:=OSC_POSE_ABSOLUTE', 'autostart:=true'],
      ['models/nano', 'the action space is OSC_POSE', 'not OSC_POSE_ABSOLUTE']),
+    ('vla_node', ['chunk_rate:=10.0', 'autostart:=true'],
+     ['models/nano', 'the rate is 20 Hz, not 10 Hz', 'chunk_rate']),
     ('vla_node', ['gripper_opens_at:=0.0', 'autostart:=true'],
      ['OSC_POSE opens the gripper at -1 and closes it at 1, got 0 and 1'])])
 def test_a_bad_parameter_is_named(refusal, name, parameters, words):
