@@ -13,6 +13,8 @@ WIDEST_GRIPPER = 0.15
 """Opening beyond which joints of a gripper are in no metres; 0.08 m is what policies saw [m]."""
 CHANNELS = ('x', 'y', 'z', 'roll', 'pitch', 'yaw', 'gripper')
 """Channels of an action, LIBERO's OSC_POSE; its units are in `dtvla_ros.actions.osc`."""
+POSE_CHANNELS = ('x', 'y', 'z', 'rx', 'ry', 'rz', 'gripper')
+"""Channels of an action that is a pose: a place and a rotation vector."""
 
 MODES = ('full', 'masked')
 """Thoughts of a policy and its node: its own, or an empty one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dtvla_ros.actions.contract import JOINT_POSITION, OSC_POSE, OSC_POSE_ABSOLUTE
 from dtvla_ros.errors import UserError
 
 from .seeds import CALIBRATION_SEED_START as CALIBRATION_SEED_START
@@ -16,17 +17,21 @@ if TYPE_CHECKING:
     from .perturbation import PerturbedEnv
 
 LIBERO_SUITES = ('libero_spatial', 'libero_object', 'libero_goal', 'libero_10', 'libero_90')
-TABLETOPS = ('tabletop', 'tabletop_joints')
-JOINT_SUITES = ('tabletop_joints',)
-"""Suites whose arm is commanded by its joints."""
+TABLETOPS = ('tabletop', 'tabletop_joints', 'tabletop_poses')
 SUITES = (*TABLETOPS, *LIBERO_SUITES)
+_CONTROLLERS = {'tabletop_joints': JOINT_POSITION, 'tabletop_poses': OSC_POSE_ABSOLUTE}
+
+
+def controller(suite: str) -> str:
+    """Return the action space of a suite's arm."""
+    return _CONTROLLERS.get(suite, OSC_POSE)
 
 
 def require_offsets(suite: str, command: str) -> None:
-    """Raise UserError where a command cannot drive an arm by its joints."""
-    if suite in JOINT_SUITES:
-        raise UserError(f'the arm of {suite} is commanded by its joints, {command} is for offsets '
-                        f'of the end effector; choose another suite, or dtvla eval')
+    """Raise UserError where a command cannot drive a suite's arm, which takes no offsets."""
+    if (space := controller(suite)) != OSC_POSE:
+        raise UserError(f'the arm of {suite} takes {space}, {command} is for {OSC_POSE}; choose '
+                        'another suite, or dtvla eval')
 
 
 def make(suite: str, perturb: Sequence[str] = (), **options: Any) -> ArmEnv | PerturbedEnv:
@@ -45,10 +50,10 @@ def make(suite: str, perturb: Sequence[str] = (), **options: Any) -> ArmEnv | Pe
         from .libero.env import LiberoEnv
 
         return LiberoEnv(suite, **options)
-    from .tabletop.env import JointTabletopEnv, TabletopEnv
+    from .tabletop.env import JointTabletopEnv, PoseTabletopEnv, TabletopEnv
 
     kinds: dict[str, type[TabletopEnv]] = {
-        kind.name: kind for kind in (TabletopEnv, JointTabletopEnv)}
+        kind.name: kind for kind in (TabletopEnv, JointTabletopEnv, PoseTabletopEnv)}
     return kinds[suite](**options)
 
 

@@ -13,6 +13,9 @@ from typing import Any
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from dtvla_ros.actions import osc
 
 
 def scene_settings() -> dict[str, Any]:
@@ -81,6 +84,13 @@ class ArmControl:
             mujoco.mj_step2(model, data)
             controller.new_update = True
 
+    def towards(self, action: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return the motion part of what leads where an action of OSC_POSE [>=6] does, from here.
+
+        As `step` takes it, without the gripper.
+        """
+        return np.asarray(action, np.float64)[:6]
+
     def _set_goal(self, motion: NDArray[np.float64]) -> None:
         self.robot.controller.set_goal(motion)
 
@@ -133,6 +143,36 @@ class ArmControl:
         torques += law.nullspace_torques(
             c.mass_matrix, nullspace, c.initial_joint, c.joint_pos, c.joint_vel)
         return np.array(torques)
+
+
+class PoseControl(ArmControl):
+    """The same law towards poses in the base frame, rows of OSC_POSE_ABSOLUTE."""
+
+    def towards(self, action: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return the pose [6] to which an action of OSC_POSE [>=6] leads, from here."""
+        goal = Rotation.from_matrix(self.robot.controller.goal_ori) * self._mount()
+        return osc.pose_row(*osc.target_pose(
+            action, self.end_effector() - self._base(), self._turned().as_quat(), goal.as_quat()))
+
+    def _set_goal(self, motion: NDArray[np.float64]) -> None:
+        position, turned = osc.pose_of(motion)
+        goal = Rotation.from_quat(turned) * self._mount().inv()
+        self.robot.controller.goal_pos = self._base() + position
+        self.robot.controller.goal_ori = goal.as_matrix()
+
+    def _turned(self) -> Rotation:
+        """Orientation of the gripper, as observations have it."""
+        body = self.model.body(self.robot.robot_model.eef_name).id
+        return Rotation.from_matrix(self.data.xmat[body].reshape(3, 3))
+
+    def _mount(self) -> Rotation:
+        """How the gripper is turned away from the grip site, whose goals the controller has."""
+        return Rotation.from_matrix(
+            self.data.site_xmat[self.site].reshape(3, 3)).inv() * self._turned()
+
+    def _base(self) -> NDArray[np.float64]:
+        """World position [3] of the robot's base [m]; its axes are the world's."""
+        return np.array(self.data.xpos[self.model.body(self.robot.robot_model.root_body).id])
 
 
 class JointControl(ArmControl):

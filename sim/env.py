@@ -30,14 +30,14 @@ OSC_CONTRACT = ActionContract()
 
 def valid_action(action: ArrayLike, contract: ActionContract = OSC_CONTRACT,
                  ) -> NDArray[np.float64]:
-    """Return an action [D]; of OSC_POSE it is clipped to [-1, 1], of joints only its gripper.
+    """Return an action [D]; of OSC_POSE it is clipped to [-1, 1], of others only its gripper.
 
     Raises UserError if it has the wrong shape or is not finite.
     """
     values = np.array(action, np.float64)
     if values.shape != (contract.dim,) or not np.isfinite(values).all():
         raise UserError(f'action must be {contract.dim} finite numbers, got {values!r}')
-    if not contract.is_joints:
+    if contract.is_normalised:
         return np.clip(values, -1.0, 1.0)
     if (k := contract.gripper_index) is not None:
         values[k] = np.clip(values[k], -1.0, 1.0)
@@ -132,9 +132,10 @@ class ArmEnv(gymnasium.Env):
                   'robot0_joint_pos': 7, 'robot0_joint_vel': 7}
         self.observation_space = gymnasium.spaces.Dict(dict.fromkeys(CAMERAS, image) | {
             k: gymnasium.spaces.Box(-np.inf, np.inf, (n,)) for k, n in shapes.items()})
-        bound = np.full(self.contract.dim, np.inf if self.contract.is_joints else 1.0, np.float32)
-        if self.contract.gripper_index is not None:
-            bound[self.contract.gripper_index] = 1.0
+        contract = self.contract
+        bound = np.full(contract.dim, 1.0 if contract.is_normalised else np.inf, np.float32)
+        if contract.gripper_index is not None:
+            bound[contract.gripper_index] = 1.0
         self.action_space = gymnasium.spaces.Box(-bound, bound, dtype=np.float32)
         self._steps = self._tick = 0
         self.clutter: Sequence[SceneGeom] = ()

@@ -94,7 +94,7 @@ def test_transform_keeps_its_contract_in_a_run_and_earlier_runs_have_none(tmp_pa
 
 
 def test_only_what_moves_is_faded():
-    queue = ChunkQueue(blend_steps=1, motion=JAW_FIRST.motion)
+    queue = ChunkQueue(blend_steps=1, fade=JAW_FIRST.fade)
     queue.put(Chunk(0.0, 0.05, np.array([[0.0, 0.0, 0.0]] * 8, np.float32)))
     queue.put(Chunk(0.01, 0.05, np.array([[100.0, 1.0, 2.0]] * 8, np.float32)))
     np.testing.assert_allclose(queue.take(0.05), [100.0, 0.5, 1.0])

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dtvla_ros.actions.contract import ActionContract
 from dtvla_ros.conventions import CHANNELS
 
 HISTORY = 1024  # ticks remembered; at 100 Hz more than any sane decision takes
 _NONE = np.empty((0, len(CHANNELS)), np.float32)
+Rows = NDArray[np.float32]  # [n, D]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +44,16 @@ class ChunkQueue:
     actions are offsets from the measured pose, and an arm that waited has used none of them.
     ``max_latency``: a chunk whose age exceeds its own length by more is dropped [s].
     ``blend_steps``: rows over which a new chunk is faded in where the old one had rows.
-    ``ticks_per_row``: control ticks that a row lasts. ``motion``: channels that may be faded; the
-    gripper is a switch, and half open is not between open and closed. `at_boundary`: the row
-    taken last is the first of a chunk that took over from one which had rows. `consumed`: rows
-    played so far.
+    ``ticks_per_row``: control ticks that a row lasts. ``fade``: as `ActionContract.fade`.
+    `at_boundary`: the row taken last is the first of a chunk that took over from one which had
+    rows. `consumed`: rows played so far.
     """
 
     def __init__(self, *, max_latency: float = 0.0, blend_steps: int = 0,
                  ticks_per_row: int = 1,
-                 motion: NDArray[np.intp] | slice = slice(len(CHANNELS) - 1)) -> None:
+                 fade: Callable[[Rows, Rows, Rows], Rows] = ActionContract().fade) -> None:
         self._max_latency, self._blend_steps = max_latency, blend_steps
-        self._ticks_per_row, self._motion = ticks_per_row, motion
+        self._ticks_per_row, self._fade = ticks_per_row, fade
         self._rows = _NONE  # left to play, [n, D], of the chunk of `_stamp`, until `_end`
         self._stamp = self._end = self._not_before = -math.inf
         self._played: deque[float] = deque(maxlen=HISTORY)  # first ticks of rows, ascending
@@ -70,9 +72,8 @@ class ChunkQueue:
             return 'all its rows are in the past'
         self._taken_over = len(self._rows) > 0
         if n := min(self._blend_steps, len(self._rows), len(rows)):
-            rows, weight = rows.copy(), (np.arange(1, n + 1, dtype=np.float32) / (n + 1))[:, None]
-            old, new = self._rows[:n, self._motion], rows[:n, self._motion]
-            rows[:n, self._motion] = (1 - weight) * old + weight * new
+            weight = np.arange(1, n + 1, dtype=np.float32) / np.float32(n + 1)
+            rows = np.concatenate([self._fade(self._rows[:n], rows[:n], weight), rows[n:]])
         self._stamp, self._rows = chunk.stamp, rows
         self._end = chunk.stamp + len(chunk.values) * chunk.period + self._max_latency
         return None

@@ -15,23 +15,28 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dtvla_ros.actions import osc
-from dtvla_ros.conventions import CHANNELS, CONTROL_RATE
+from dtvla_ros.conventions import CHANNELS, CONTROL_RATE, POSE_CHANNELS
 from dtvla_ros.errors import UserError
 from dtvla_ros.field_types import require_types
 
-OSC_POSE, JOINT_POSITION, JOINT_DELTA = 'OSC_POSE', 'JOINT_POSITION', 'JOINT_DELTA'
+OSC_POSE, OSC_POSE_ABSOLUTE = 'OSC_POSE', 'OSC_POSE_ABSOLUTE'
+JOINT_POSITION, JOINT_DELTA = 'JOINT_POSITION', 'JOINT_DELTA'
 SPACES = {
     OSC_POSE: "end effector's offset from the measured pose",
+    OSC_POSE_ABSOLUTE: "end effector's pose in the base frame",
     JOINT_POSITION: 'positions of the joints',
     JOINT_DELTA: 'offsets from the measured positions of the joints'}
-"""Action spaces by ``controller``, named as robosuite names its controllers."""
+"""Action spaces by ``controller``, named as robosuite names its controllers and their input."""
 JOINT_SPACES = (JOINT_POSITION, JOINT_DELTA)
 GRIPPER = CHANNELS[-1]
 UNITS = ('rad', 'm')
 """Of joints: revolute and prismatic."""
 OSC_UNITS = (*['0.05 m'] * 3, *['0.5 rad'] * 3, 'open -1, closed 1')
-_OF_OSC = ('metres_per_unit', 'radians_per_unit', 'frame')
-_OF_JOINTS = ('channels', 'units', 'gripper')
+_HOME = ', '.join(f'{part:g}' for part in osc.HOME.as_quat())
+POSE_UNITS = (*['m'] * 3, *[f'rad from quaternion ({_HOME})'] * 3, 'open -1, closed 1')
+_OF_OFFSETS = ('metres_per_unit', 'radians_per_unit')
+_OF_END_EFFECTOR = (*_OF_OFFSETS, 'frame')
+_OF_CHANNELS = ('channels', 'units', 'gripper')  # written where they are not the usual ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,7 @@ class ActionContract:
 
     ``controller``: the space, one of `SPACES`. OSC_POSE: a unit moves the goal by
     ``metres_per_unit`` or ``radians_per_unit`` away from the measured pose, in axes of ``frame``.
+    OSC_POSE_ABSOLUTE: a position in ``frame`` [m] and a rotation vector from `osc.HOME` [rad].
     Joint spaces: ``channels`` are the joints' names, ``units`` theirs, 'rad' or 'm'; offsets are
     from the positions measured when their row begins. In all of them the channel ``gripper`` is a
     switch from ``gripper_open`` to ``gripper_close``; '': the arm has none. A row lasts
@@ -69,9 +75,13 @@ class ActionContract:
                             f'{self.gripper_open}')
         if self.is_joints:
             self._require_joints()
-        elif self.channels != CHANNELS or self.gripper != GRIPPER:
+        elif self.channels != (usual := POSE_CHANNELS if self.is_pose else CHANNELS) or (
+                self.gripper != GRIPPER):
             raise UserError(f'action contract: {self.controller} has the channels '
-                            f'{", ".join(CHANNELS)}, got {", ".join(self.channels)}')
+                            f'{", ".join(usual)}, got {", ".join(self.channels)}')
+        elif self.is_pose and self.units != POSE_UNITS:
+            raise UserError(f'action contract: {self.controller} has the units '
+                            f'{"; ".join(POSE_UNITS)}, got {"; ".join(self.units)}')
         elif (self.gripper_open, self.gripper_close) != (osc.GRIPPER_OPEN, osc.GRIPPER_CLOSED):
             raise UserError(f'action contract: {self.controller} opens the gripper at '
                             f'{osc.GRIPPER_OPEN:g} and closes it at {osc.GRIPPER_CLOSED:g}, got '
@@ -102,14 +112,20 @@ class ActionContract:
                    units=(*['rad'] * len(joints), *['open -1, closed 1'] * len(tail)), **others)
 
     @classmethod
+    def of_pose(cls, **others: Any) -> ActionContract:
+        """Return the contract of end-effector poses and, behind them, a gripper at -1 or +1."""
+        return cls(controller=OSC_POSE_ABSOLUTE, channels=POSE_CHANNELS, units=POSE_UNITS,
+                   **others)
+
+    @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ActionContract:
         """Read what `to_dict` returns, of a file. Raises ``UserError`` for an unknown field."""
         known = [entry.name for entry in fields(cls)]
         if unknown := next((name for name in data if name not in known), None):
             raise UserError(f'action contract: no field {unknown!r}; there are '
                             f'{", ".join(known)}')
-        if data.get('controller') in JOINT_SPACES and (
-                missing := next((name for name in _OF_JOINTS if name not in data), None)):
+        if data.get('controller') in (OSC_POSE_ABSOLUTE, *JOINT_SPACES) and (
+                missing := next((name for name in _OF_CHANNELS if name not in data), None)):
             raise UserError(f'action contract: {missing} is missing')
         values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
                                   for name, value in data.items()}
@@ -117,13 +133,28 @@ class ActionContract:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that this space has; of OSC_POSE those of the first versions."""
-        left_out = _OF_OSC if self.is_joints else _OF_JOINTS
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
+        return {name: value for name, value in asdict(self).items() if name not in self._unused}
+
+    @property
+    def _unused(self) -> tuple[str, ...]:
+        """The fields that say nothing of this space."""
+        return (_OF_END_EFFECTOR if self.is_joints else _OF_OFFSETS if self.is_pose else
+                _OF_CHANNELS)
 
     @property
     def is_joints(self) -> bool:
         """Whether the channels are joints."""
         return self.controller in JOINT_SPACES
+
+    @property
+    def is_pose(self) -> bool:
+        """Whether rows are poses of the end effector, not offsets of it."""
+        return self.controller == OSC_POSE_ABSOLUTE
+
+    @property
+    def is_normalised(self) -> bool:
+        """Whether rows are offsets of the end effector, each channel from -1 to 1."""
+        return not (self.is_joints or self.is_pose)
 
     @property
     def dim(self) -> int:
@@ -148,7 +179,7 @@ class ActionContract:
     @property
     def is_offset(self) -> bool:
         """Whether zeros in all channels that move the arm keep it where it is."""
-        return self.controller != JOINT_POSITION
+        return self.controller not in (JOINT_POSITION, OSC_POSE_ABSOLUTE)
 
     def switch(self, values: ArrayLike) -> NDArray[np.float64]:
         """Return what a gripper channel says, -1 open to +1 closed, from its own numbers."""
@@ -178,6 +209,19 @@ class ActionContract:
             rest[self.motion] = 0.0
         return rest
 
+    def fade(self, old: NDArray[np.float32], new: NDArray[np.float32],
+             weight: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return rows [n, D] between ``old`` and ``new`` [n, D], by the ``weight`` [n] of new.
+
+        The gripper is a switch, and half open is not between open and closed: it is new's. Turns
+        go the shorter way.
+        """
+        rows, motion, share = new.copy(), self.motion, weight[:, None]
+        rows[:, motion] = (1 - share) * old[:, motion] + share * new[:, motion]
+        if self.is_pose:
+            rows[:, 3:6] = osc.between(old[:, 3:6], new[:, 3:6], weight)
+        return rows
+
 
 def differences(wanted: ActionContract, found: ActionContract) -> list[str]:
     """Return in what ``found`` is another contract than ``wanted``, in words; replanning is free.
@@ -197,7 +241,8 @@ def differences(wanted: ActionContract, found: ActionContract) -> list[str]:
             if a != b and name != wanted.gripper]
     if wanted.gripper != found.gripper:
         told.append(f'the gripper is {found.gripper or "none"}, not {wanted.gripper or "none"}')
-    for name in ('gripper_open', 'gripper_close', *(() if wanted.is_joints else _OF_OSC)):
+    for name in ('gripper_open', 'gripper_close', *(
+            field for field in _OF_END_EFFECTOR if field not in wanted._unused)):
         a, b = getattr(wanted, name), getattr(found, name)
         if a != b:
             told.append(f'{name} is {b}, not {a}')
@@ -208,6 +253,6 @@ def differences(wanted: ActionContract, found: ActionContract) -> list[str]:
 
 def require_offsets(contract: ActionContract, policy: str, command: str) -> None:
     """Raise ``UserError`` where what makes sense for OSC_POSE only is asked of another policy."""
-    if contract.is_joints:
+    if not contract.is_normalised:
         raise UserError(f'{policy}: its actions are {contract.controller}, {command} is for '
                         f'{OSC_POSE}; use dtvla train sft and dtvla eval')

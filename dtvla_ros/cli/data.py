@@ -60,13 +60,13 @@ def collect(
     teaches localisation, a dozen times cheaper
     `dtvla collect --suite libero_object --starts shuffle --out data/object` (docs/libero.md)
     """
-    import dtvla_sim
     from dtvla_ros.data import collect as module
     with sole_writer(out):
         info = module.collect(
             out, call(module.CollectOptions, given), given['workers'], given['ray'])
     suite = given['suite']
-    begin = ('--config config/train/joints.yaml' if suite in dtvla_sim.JOINT_SUITES else
+    recipe = {'tabletop_joints': 'joints', 'tabletop_poses': 'nano'}.get(suite)
+    begin = (f'--config config/train/{recipe}.yaml' if recipe else
              f'--init models/{"nano" if suite == "tabletop" else "libero"}')
     print(f'{out}: {counts(info)}; next: dtvla data view {out}, then '
           f'dtvla train sft {begin} --data {out} --out runs/mine --minutes 10')

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 from dtvla_ros.actions import osc
 from dtvla_ros.conventions import CHANNELS
@@ -96,9 +95,7 @@ def _motion(name: str, message: Any, stamp: int, poses: Track, where: str,
     goal, turn = conversions.pose_arrays(message.pose)
     if not (np.isfinite(goal).all() and 0.5 < np.linalg.norm(turn) < 2.0):
         return np.full(6, np.nan)
-    turned = Rotation.from_quat(turn) * Rotation.from_quat(quaternion).inv()
-    return np.concatenate([(goal - position) / osc.METRES_PER_UNIT,
-                           turned.as_rotvec() / osc.RADIANS_PER_UNIT])
+    return osc.action_towards(position, quaternion, goal, turn)
 
 
 def _channel(values: NDArray[np.float64], ends: tuple[float, float], where: str,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from dtvla_ros.actions.osc import METRES_PER_SECOND_PER_UNIT
+from dtvla_ros.actions import osc
 from dtvla_ros.data import layout
 from dtvla_ros.data.channels import EndEffector, are_joints
 from dtvla_ros.data.reader import DatasetReader
@@ -54,7 +54,9 @@ class Numbers:
     """State [N, S] and action [N, A] of all frames, with episode [N] and frame [N] numbers.
 
     ``channels``: which of the state's are the end effector's. Of the action's channels
-    ``gripper`` commands the gripper, None where that is not known; ``joints``: they are joints'.
+    ``gripper`` commands the gripper, None where that is not known; ``joints``: they are joints',
+    or else nothing that the state's end effector shows. Actions that are poses are read as the
+    offsets to them from the state; ``poses`` says so.
     """
 
     state: Array
@@ -65,16 +67,19 @@ class Numbers:
     channels: EndEffector
     gripper: int | None
     joints: bool
+    poses: bool = False
 
     @classmethod
     def of(cls, reader: DatasetReader) -> Numbers:
         """Read them. Raises ``UserError`` when the dataset lacks one."""
-        lengths = reader.lengths
-        return cls(reader.rows(layout.STATE), reader.rows(layout.ACTION),
+        lengths, channels, are_poses = reader.lengths, reader.end_effector, reader.contract.is_pose
+        poses = are_poses and bool(channels.position and channels.rotation)
+        state, action = reader.rows(layout.STATE), reader.rows(layout.ACTION)
+        return cls(state, _offsets(state, action, channels) if poses else action,
                    np.repeat(np.arange(len(lengths)), lengths),
                    np.concatenate([np.arange(n) for n in lengths]), float(reader.fps),
-                   reader.end_effector, reader.gripper,
-                   are_joints(reader.channels(layout.ACTION)))
+                   channels, reader.gripper,
+                   are_joints(reader.channels(layout.ACTION)) or are_poses != poses, poses)
 
     def at_end_effector(self, part: str, rows: Any = slice(None)) -> Array:
         """Return its position [N, 3] m or rotation [N, 3] rad; 0 where the state has none."""
@@ -89,6 +94,13 @@ class Numbers:
     def within(self) -> NDArray[np.bool_]:
         """Return for each row but the last whether the next is of the same episode."""
         return self.episode[1:] == self.episode[:-1]
+
+
+def _offsets(state: Array, action: Array, channels: EndEffector) -> Array:
+    """Return poses [N, 7] as the offsets to them from the state [N, S]."""
+    turned = Rotation.from_rotvec(state[:, channels.rotation]).as_quat()
+    away = osc.action_towards(state[:, channels.position], turned, *osc.pose_of(action))
+    return np.hstack([away, action[:, 6:]])
 
 
 def _issue(check: str, level: str, problem: str, certainty: str = 'unclear',
@@ -222,7 +234,7 @@ def _agreement(numbers: Numbers, what: str, first: int, change: Array, unit: str
             f'{_listed((factor * numbers.fps).round(3))} {unit}/s and explains '
             f'{", ".join(f"{share:.0%}" for share in explained)} of it')
     if what == 'position':
-        text += f' (OSC_POSE settles at {METRES_PER_SECOND_PER_UNIT} m/s)'
+        text += f' (OSC_POSE settles at {osc.METRES_PER_SECOND_PER_UNIT} m/s)'
     wrong = [f'axis {"xyz"[k]} follows action channel {first + best[k]}, not {first + k}: axes '
              'are exchanged, or actions are in another frame'
              for k in range(3) if strong[k] and best[k] != k]
@@ -270,8 +282,10 @@ def _outliers(numbers: Numbers) -> Iterator[Issue]:
                          'span from 1 % to 99 % away from the median', 'certain')
     beyond = np.flatnonzero((np.abs(numbers.action) > 1.001).any(1) & (not numbers.joints))
     if len(beyond):
-        yield _issue('range of action', HINT, f'{len(beyond)} frames hold actions outside -1..1, '
-                     'which OSC_POSE clips', 'certain', numbers.at(beyond[:5]))
+        yield _issue('range of action', HINT, f'{len(beyond)} frames hold ' + (
+            f'poses more than {osc.METRES_PER_UNIT:g} m or {osc.RADIANS_PER_UNIT:g} rad away '
+            'from the state, where one row does not lead' if numbers.poses else
+            'actions outside -1..1, which OSC_POSE clips'), 'certain', numbers.at(beyond[:5]))
 
 
 def _jumps(numbers: Numbers) -> Iterator[Issue]:

@@ -203,12 +203,12 @@ class Frames:
         contract = env.contract
         columns |= {layout.ACTION: clean[starts],
                     **layout.action_chunks(clean, starts, length, breaks, contract)}
+        told = {} if contract.is_normalised else {layout.ACTION: contract.channels}
         names = {kind: [f'{name}.{axis}' for name in env.object_names for axis in axes]
                  for kind, axes in ((layout.PLACES, 'xyz'), (layout.POINTS, ('across', 'down')))}
         return Episode(env.task.instruction, images, columns,
                        asdict(plan) | {'steps': len(actions), layout.SUCCESS: success},
-                       {layout.STATE: layout.STATE_NAMES, **names,
-                        **({layout.ACTION: contract.channels} if contract.is_joints else {})})
+                       {layout.STATE: layout.STATE_NAMES, **names, **told})
 
 
 def record(env: Any, plan: EpisodePlan, options: CollectOptions) -> list[Episode]:

@@ -112,7 +112,7 @@ def _require_features(reader: DatasetReader, options: ConvertOptions) -> None:
         raise UserError(f'--rename {unknown[0]}: {reader.root} has no such feature; {there}')
     if twice := next((name for name in renamed if renamed.count(name) > 1), None):
         raise UserError(f'--rename: two features would be called {twice}')
-    cameras = () if reader.contract.is_joints else layout.CAMERAS  # a policy has its own names
+    cameras = layout.CAMERAS if reader.contract.is_normalised else ()  # or the policy's own
     needed = (layout.STATE, layout.ACTION, *cameras)
     if deep := next((name for name in reader.left_out if options.new_name(name) in needed), None):
         raise UserError(f'{reader.root}: {deep} is {reader.left_out[deep]}; say which camera is '

@@ -96,9 +96,9 @@ class EpisodeView:
 
 
 def _drawn(reader: DatasetReader) -> NDArray[np.float64]:
-    """Return the actions [N, A], the gripper last; of joints, which are no axes, only that."""
+    """Return the actions [N, A], the gripper last; of what is no offset on axes only that."""
     action, contract = reader.rows(layout.ACTION), reader.contract
-    if not contract.is_joints:
+    if contract.is_normalised:
         return action
     k = contract.gripper_index
     return np.zeros((len(action), 1)) if k is None else contract.switch(action[:, [k]])

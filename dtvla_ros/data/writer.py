@@ -259,7 +259,7 @@ def _merge(root: Path, robot_type: str, contract: ActionContract,
         'data_path': layout.DATA, 'video_path': layout.VIDEO, 'features': features | {
             name: {'dtype': 'float32' if name == 'timestamp' else 'int64', 'shape': [1],
                    'names': None} for name in layout.INDEX_COLUMNS},
-        **({layout.CONTRACT: contract.to_dict()} if contract.is_joints else {})}
+        **({} if contract.is_normalised else {layout.CONTRACT: contract.to_dict()})}
     target = root / layout.EPISODES.format(chunk_index=0, file_index=0)
     target.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), target)

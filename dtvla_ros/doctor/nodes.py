@@ -210,7 +210,6 @@ def policy(seen: Seen) -> Iterator[Row]:
         return
     cameras = manifest.config.vision.cameras
     lacks = [graph for graph in GRAPHS if graph not in manifest.files]
-    rate = seen.gate.parameters['chunk_rate']
     mine = given.get('cameras', CAMERAS)
     yield Row('policy: cameras', set(cameras) == set(mine), listed(cameras), listed(mine),
               'a policy of these cameras, or cameras: those of the policy')
@@ -223,9 +222,11 @@ def policy(seen: Seen) -> Iterator[Row]:
     if given['engine'] == 'onnx' and lacks:
         yield Row('policy: engine', False, f'no {lacks[0]}', 'onnx needs its graphs',
                   'dtvla export, or engine: torch')
-    yield Row('policy: rate', math.isclose(manifest.action.rate_hz, rate),
-              f'{manifest.action.rate_hz:g} actions a second', f'{rate:g} (chunk_rate)',
-              f'chunk_rate: {manifest.action.rate_hz:g} for the gate')
+    rates = {view.parameters['chunk_rate'] for view in (seen.policy, seen.gate)}
+    yield Row('policy: rate', all(math.isclose(manifest.action.rate_hz, rate) for rate in rates),
+              f'{manifest.action.rate_hz:g} actions a second',
+              f'{" and ".join(f"{rate:g}" for rate in sorted(rates))} (chunk_rate)',
+              f'chunk_rate: {manifest.action.rate_hz:g} for policy and gate')
     state, values = seen.status.get('policy', ('', {}))
     if values.get('rejected') and values.get('rejected_instruction') == seen.told:
         yield Row('task', False, values['rejected'], 'one of its tasks', 'dtvla tasks lists them')

@@ -85,12 +85,12 @@ def _block(setup: EvalOptions, tasks: Sequence[str], seeds: range,
     every = 1 if setup.realtime else frame_interval(
         setup.replan_steps or manifest.action.replan_steps)
     rate = manifest.action.rate_hz / every
-    if manifest.action.is_joints != (setup.scene.suite in dtvla_sim.JOINT_SUITES):
-        raise UserError(f'{setup.policy}: its actions are {manifest.action.controller}, the arm '
-                        f'of {setup.scene.suite} takes others; choose another --suite')
+    if (space := manifest.action.controller) != (taken := dtvla_sim.controller(setup.scene.suite)):
+        raise UserError(f'{setup.policy}: its actions are {space}, the arm of '
+                        f'{setup.scene.suite} takes {taken}; choose another --suite')
     if manifest.action.is_joints and setup.realtime:
-        raise UserError(f'{setup.policy}: its actions are {manifest.action.controller}, for which '
-                        'there are no nodes in real time; leave out --realtime')
+        raise UserError(f'{setup.policy}: its actions are {space}, for which there are no nodes '
+                        'in real time; leave out --realtime')
     config = JOINTS if manifest.action.is_joints else REALTIME if setup.realtime else LOCKSTEP
     with joined(lambda: Listener(setup, rate, exact=not setup.realtime,
                                  cameras=manifest.config.vision.cameras)) as (
@@ -98,7 +98,7 @@ def _block(setup: EvalOptions, tasks: Sequence[str], seeds: range,
             NodeProcesses(logs) as nodes:
         start_nodes(nodes, config, {
             'policy': str(setup.policy), 'engine': setup.engine, 'mode': setup.mode,
-            'device': setup.device, 'threads': setup.threads,
+            'device': setup.device, 'threads': setup.threads, 'action_space': space,
             'replan_steps': setup.replan_steps or 0,
             # Without wordings, what it makes of other tasks is what is measured.
             'on_unlisted': 'reject' if setup.said else 'warn',
@@ -125,14 +125,14 @@ def meanings(setup: EvalOptions, texts: Sequence[str]) -> Iterator[Meaning]:
     if not texts:
         return
     take_domain()
-    is_joints = PolicyManifest.read(setup.policy).action.is_joints
+    action = PolicyManifest.read(setup.policy).action
     policy = bringup.node_processes(simulated=True)['vla_node'].given({
         'policy': str(setup.policy), 'engine': setup.engine, 'device': setup.device,
-        'threads': setup.threads})
+        'threads': setup.threads, 'action_space': action.controller})
     with tempfile.TemporaryDirectory(prefix='dtvla-eval-') as logs, visit() as guest, \
             NodeProcesses(Path(logs)) as nodes:
-        nodes.start('vla_node', 'dtvla_ros.nodes.vla_node',
-                    policy.ros_arguments(str(find_shared(JOINTS if is_joints else LOCKSTEP))))
+        file = str(find_shared(JOINTS if action.is_joints else LOCKSTEP))
+        nodes.start('vla_node', 'dtvla_ros.nodes.vla_node', policy.ros_arguments(file))
         robot, said = Robot(guest), guest.node.create_publisher(
             String, names.INSTRUCTION, qos.LATCHED)
 

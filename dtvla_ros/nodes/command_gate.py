@@ -226,7 +226,7 @@ class CommandGate(Node):
 
     def _on_pose(self, position: NDArray[np.float64], quaternion: NDArray[np.float64],
                  stamp: float) -> None:
-        self._gate.on_pose(position, stamp, time.monotonic())
+        self._gate.on_pose(position, quaternion, stamp, time.monotonic())
         if isinstance(self._adapter, CommandAdapter):
             self._adapter.measured = position, quaternion
         if self._lockstep:

@@ -138,11 +138,11 @@ def load(settings: VlaSettings) -> tuple[Policy, PolicyManifest, Understanding]:
         if set(cameras) != set(settings.cameras):
             raise UserError(f'{settings.policy} wants the cameras {", ".join(cameras)}; parameter '
                             f'cameras is {", ".join(settings.cameras)}')
-        arm = settings.contract(settings.arm_joints, action.rate_hz)
+        arm = settings.contract(settings.arm_joints, settings.chunk_rate)
         if told := differences(arm, action):
             raise UserError(f'{settings.policy}: {told[0]}, which this robot takes; choose '
-                            'another policy, or the parameters action_space, arm_joints and '
-                            'gripper_channel of the robot that it was trained on')
+                            'another policy, or the parameters action_space, arm_joints, '
+                            'gripper_channel and chunk_rate of the robot that it was trained on')
         if settings.min_confidence and manifest.calibration is None:
             raise UserError(
                 f'min_confidence {settings.min_confidence:g}: the confidence of {settings.policy} '

@@ -160,7 +160,9 @@ class SimBridge(Node):
         self._obs: Mapping[str, Any] = {}
         self._home: list[float] = []  # where the gripper began: position and quaternion
         self._info: dict[str, Any] = {}
-        self._contract: ActionContract = self._env.contract
+        # The gate turns poses into offsets; joints it commands by their names.
+        self._contract: ActionContract = (
+            self._env.contract if self._env.contract.is_joints else ActionContract())
         self._action, self._action_at = np.zeros(self._contract.dim), 0.0
         self._next: NDArray[np.float64] | None = None  # of the step that is due
         self._open_topics()
@@ -256,7 +258,8 @@ class SimBridge(Node):
                 said := self._said[progress.index]):
             self._info = {**self._info, 'instruction': said}
         self._clock_ns += round(BETWEEN_EPISODES * 1e9)
-        self._action = self._env.action_of(np.zeros(len(names.CHANNELS)))
+        rest = np.zeros(len(names.CHANNELS))
+        self._action = self._env.action_of(rest) if self._contract.is_joints else rest
         self._next, self._running = None, self._given.endless
         self._task_before = self._policy.get('task', '')
         self._understood = self._refusal = ''
@@ -417,7 +420,8 @@ class SimBridge(Node):
 
     def _step(self, action: NDArray[np.floating]) -> None:
         self._action = action
-        self._obs, _, _, truncated, info = self._env.step(action)
+        self._obs, _, _, truncated, info = self._env.step(
+            action if self._contract.is_joints else self._env.action_of(action))
         progress, given = self._progress, self._given
         self._info['success'] = success = bool(info['success'])
         progress.step += 1

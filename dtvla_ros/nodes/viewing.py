@@ -99,18 +99,21 @@ class Poses:
 
 
 def leads_somewhere(chunk: Chunk) -> bool:
-    """Return whether a chunk has rows of finite offsets of the end effector."""
+    """Return whether a chunk has rows of finite offsets or poses of the end effector."""
     rows, width = chunk.values.shape
-    return bool(rows and width == len(names.CHANNELS) and chunk.channels in ((), names.CHANNELS)
-                and np.isfinite(chunk.values).all())
+    return bool(rows and width == len(names.CHANNELS) and chunk.channels in (
+        (), names.CHANNELS, names.POSE_CHANNELS) and np.isfinite(chunk.values).all())
 
 
 def path_of(position: NDArray[np.float64], chunk: Chunk) -> NDArray[np.float64]:
     """Return where a chunk of T rows leads from ``position`` [3] m: [T + 1, 3] m.
 
-    A row adds the speed at which the arm settles times the period (0.267 m/s per unit, 13 mm in 50
-    ms), not the 0.05 m its goal is ahead, which is re-based every period.
+    A row of poses leads there. One of offsets adds the speed at which the arm settles times the
+    period (0.267 m/s per unit, 13 mm in 50 ms), not the 0.05 m its goal is ahead, which is
+    re-based every period.
     """
+    if chunk.channels == names.POSE_CHANNELS:
+        return np.vstack([position, chunk.values[:, :3].astype(np.float64)])
     steps = np.clip(chunk.values[:, :3].astype(np.float64), -1.0, 1.0) * (
         osc.METRES_PER_SECOND_PER_UNIT * chunk.period)
     return np.vstack([position, position + np.cumsum(steps, axis=0)])

@@ -110,7 +110,8 @@ class PolicyManifest:
                                'statistics': self.statistics.to_dict()}
         if self.calibration is None:  # so that versions without this key read it
             del data['calibration']
-        return json.dumps({'format': FORMATS[self.action.is_joints], **data}, indent=1) + '\n'
+        number = FORMATS[not self.action.is_normalised]
+        return json.dumps({'format': number, **data}, indent=1) + '\n'
 
     @classmethod
     def read(cls, folder: Path | str) -> PolicyManifest:

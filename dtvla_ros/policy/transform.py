@@ -15,6 +15,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 from tokenizers import Tokenizer
 
+from dtvla_ros.actions import osc
 from dtvla_ros.actions.codec import ActionCodec
 from dtvla_ros.actions.contract import ActionContract
 from dtvla_ros.actions.grid import location_word, opening_word, tilt_word
@@ -25,7 +26,6 @@ from dtvla_ros.policy.config import DecoderConfig
 from dtvla_ros.policy.manifest import TOKENIZER, PolicyManifest
 from dtvla_ros.policy.vocabulary import UNKNOWN, load_tokenizer
 
-HOME = Rotation.from_quat([1.0, 0.0, 0.0, 0.0])  # gripper pointing straight down, base frame
 ACTION = 'action.json'  # of a training run: its action contract
 MAX_INSTRUCTION = 512  # characters; longer is a mistake or an attack, never a task
 
@@ -50,13 +50,13 @@ class Observation:
 
 
 def state_words(observation: Observation) -> str:
-    """Return the gripper's position, tilt away from `HOME` and opening as location words."""
+    """Return the gripper's position, tilt away from `osc.HOME` and opening as location words."""
     pose = np.hstack([observation.ee_position, observation.ee_quaternion,
                       observation.gripper_opening])
     if pose.shape != (8,) or not np.isfinite(pose).all() or not pose[3:7].any():
         raise UserError(f'gripper state {pose.round(3).tolist()} is no position, quaternion and '
                         'opening')
-    tilt = (Rotation.from_quat(observation.ee_quaternion) * HOME.inv()).as_rotvec()
+    tilt = osc.tilt(Rotation.from_quat(observation.ee_quaternion))
     return ' '.join([*map(location_word, 'xyz', observation.ee_position),
                      *map(tilt_word, 'xyz', tilt), opening_word(observation.gripper_opening)])
 

@@ -127,7 +127,7 @@ def execute(env: Env, actions: NDArray[np.floating], gripper: float,
     success, over, contract = False, False, env.contract
     k = contract.gripper_index
     for action in actions:
-        command = np.array(action) if contract.is_joints else np.clip(action, -1.0, 1.0)
+        command = np.clip(action, -1.0, 1.0) if contract.is_normalised else np.array(action)
         if k is not None:
             gripper = osc.gripper_command(float(contract.switch(action[k])), gripper)
             command[k] = contract.from_switch(gripper)

@@ -191,10 +191,11 @@ def start_nodes(nodes: NodeProcesses, config: str, policy: Mapping[str, object],
 
     They are given a file of the package.
     ``policy``, ``scene`` and ``page``: parameters of vla_node, sim_bridge and operator that differ
-    from the file's.
+    from the file's; of the policy's the gate gets ``action_space``, too.
     """
     given: dict[str, Mapping[str, object]] = {
-        'vla_node': policy, 'sim_bridge': scene, 'operator': page or {}}
+        'vla_node': policy, 'sim_bridge': scene, 'operator': page or {},
+        'command_gate': {name: policy[name] for name in ('action_space',) if name in policy}}
     beside = {} if page is None else {'operator': 'true', 'record_server': 'true'}
     for name, node in bringup.node_processes(beside, simulated=True).items():
         values = given.get(name, {})

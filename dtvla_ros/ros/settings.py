@@ -7,11 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from dtvla_ros.actions import osc
-from dtvla_ros.actions.contract import GRIPPER, OSC_POSE, SPACES, ActionContract
+from dtvla_ros.actions.contract import (
+    GRIPPER,
+    OSC_POSE,
+    OSC_POSE_ABSOLUTE,
+    SPACES,
+    ActionContract,
+)
 from dtvla_ros.conventions import (
     ARM_JOINTS,
     CAMERAS,
     CLOCK_DOMAIN,
+    CONTROL_RATE,
     DEVICES,
     ENGINES,
     FINGER_JOINTS,
@@ -97,6 +104,8 @@ class ActionSettings:
             'gripper_close': self.gripper_closes_at}
         if self.action_space == OSC_POSE:
             return ActionContract(**given)
+        if self.action_space == OSC_POSE_ABSOLUTE:
+            return ActionContract.of_pose(**given)
         return ActionContract.of_joints(
             joints, self.action_space, self.gripper_channel, **given)
 
@@ -117,6 +126,8 @@ class VlaSettings(ActionSettings, OpeningSettings):
     deadline_s: float = parameter(5.0, 'longest decision before the task is stopped', low=0.01)
     on_cut: str = parameter('stop', 'what to do with a truncated thought', choices=('stop', 'act'))
     lockstep: bool = parameter(False, 'simulated time waits for the policy; repeatable runs')
+    chunk_rate: float = parameter(
+        CONTROL_RATE, 'rows of a chunk per second, as the gate has it [Hz]', low=1.0)
     replan_steps: int = parameter(
         0, 'control steps between decisions; 0: as the policy says', low=0)
     cameras: tuple[str, ...] = parameter(

@@ -20,6 +20,7 @@ from dtvla_ros.actions.continuity import ContinuityMeter
 from dtvla_ros.actions.contract import ActionContract
 from dtvla_ros.actions.joints import JointCommand
 from dtvla_ros.conventions import (
+    CHANNELS,
     CLOCK_DOMAIN,
     CONTROL_RATE,
     HEARTBEAT_TIMEOUT,
@@ -41,6 +42,7 @@ IDLE = 'policy is idle'
 DONE = 'policy says that the task is done'
 NO_STAMP = 'its stamp is 0: let its driver stamp what it publishes'
 OTHER_CLOCK = 'stamped {:.1f} s away from this clock: is use_sim_time the same everywhere?'
+NOT_PLACED = 'no end-effector pose yet'
 PAUSED = 'paused'
 TAKEN_OVER = 'taken over: no human_twist yet'
 PERSON_DRIVES = 'a person drives'
@@ -129,14 +131,18 @@ class Command:
 class Gate:
     """Decides, once per control tick, which command the arm gets.
 
-    ``contract``: what the rows of chunks are. ``driver``: whose commands these are, POLICY or
-    PERSON.
+    ``contract``: what the rows of chunks are, offsets or poses of the end effector. ``driver``:
+    whose commands these are, POLICY or PERSON.
     """
 
     def __init__(self, config: GateConfig, limits: Limits,
                  contract: ActionContract = ActionContract()) -> None:
         self._config, period = config, 1.0 / config.rate
         self._contract = contract
+        if contract.is_pose and not (config.pose_timeout_s or config.lockstep):
+            raise UserError(f'parameter pose_timeout_s = 0: with {contract.controller} the arm '
+                            'goes from where it is measured to where it shall be; give the '
+                            'silence after which it holds')
         timeouts = {HEARTBEAT: config.heartbeat_timeout_s, HUMAN: config.human_timeout_s}
         self._clock_stall = self._clock_domain = 0.0
         if not config.lockstep:  # else silent, and its clock stands, while the policy thinks
@@ -144,12 +150,15 @@ class Gate:
             self._clock_stall, self._clock_domain = config.clock_stall_s, config.clock_domain_s
         self._watchdog = Watchdog(timeouts, own_period=period)
         self.queue = ChunkQueue(max_latency=config.max_latency_s, blend_steps=config.blend_steps,
-                                ticks_per_row=config.ticks_per_row, motion=contract.motion)
+                                ticks_per_row=config.ticks_per_row, fade=contract.fade)
         self.limiter = Limiter(limits, period)
         self.gripper = GripperMonitor(config.gripper_timeout_s)
         self.arm_unable = ''  # why the arm's controller does not follow commands
         self._continuity = ContinuityMeter()
         self._position: NDArray[np.float64] | None = None
+        self._quaternion = osc.HOME.as_quat()  # of the same measurement
+        self._row: NDArray[Any] | None = None  # the present one of poses
+        self._action = np.zeros(len(CHANNELS))  # ... and what it asks for
         self._stamps: dict[str, float] = {}
         self._refused: dict[str, str] = {}  # why what comes of an input does not count
         self._grip = 0.0  # the last command
@@ -303,10 +312,16 @@ class Gate:
         if np.isfinite(positions).all() and self._advances(JOINTS, stamp):
             self._watchdog.feed(JOINTS, steady)
 
-    def on_pose(self, position: ArrayLike, stamp: float, steady: float) -> None:
-        """Take the measured position [3] m; non-finite or repeated samples do not count."""
-        if np.isfinite(position).all() and self._advances(POSE, stamp):
+    def on_pose(self, position: ArrayLike, quaternion: ArrayLike, stamp: float,
+                steady: float) -> None:
+        """Take the measured position [3] m and quaternion [4] xyzw.
+
+        Non-finite or repeated samples do not count.
+        """
+        finite = np.isfinite(position).all() and np.isfinite(quaternion).all()
+        if finite and self._advances(POSE, stamp):
             self._position = np.asarray(position, np.float64)
+            self._quaternion = np.asarray(quaternion, np.float64)
             self._watchdog.feed(POSE, steady)
 
     def on_chunk(self, chunk: Chunk, now: float) -> str | None:
@@ -366,7 +381,8 @@ class Gate:
         if row is None:
             return self._queue_empty(now, steady)
         self._empty_since = None
-        command = self._play(row, now, first_tick=self.queue.consumed > before)
+        play = self._lead if self._contract.is_pose else self._play
+        command = play(row, now, first_tick=self.queue.consumed > before)
         if command.first_tick:
             self._continuity.add(self._speed(command), self.queue.at_boundary)
         self.gripper.command(self._grip, steady)
@@ -445,6 +461,26 @@ class Gate:
         command = self._play(action, now, first_tick)
         self.gripper.command(self._grip, steady)
         return command
+
+    def _lead(self, row: NDArray[Any], now: float, first_tick: bool) -> Command:
+        """Play a row of poses: the offset to it from where the arm is when the row begins.
+
+        A pose further away than an action reaches is approached as fast as one may; one whose
+        place lies outside the workspace is not approached at all.
+        """
+        if self._position is None:
+            self._enter(GateState.HOLD, NOT_PLACED)
+            return self._stay(now, played=True)
+        if outside := self.limiter.beyond(row[:3], self._position):
+            self._enter(GateState.HOLD, outside)
+            return self._stay(now, played=True)
+        if row is not self._row:
+            self._row = row
+            away = osc.action_towards(self._position, self._quaternion, *osc.pose_of(row))
+            for part in (slice(3), slice(3, 6)):  # the direction stays
+                away[part] /= max(1.0, float(np.abs(away[part]).max()))
+            self._action = np.append(away, row[6])
+        return self._play(self._action, now, first_tick)
 
     def _play(self, row: NDArray[Any], now: float, first_tick: bool) -> Command:
         if first_tick:

@@ -80,8 +80,12 @@ class Limiter:
 
     def outside(self, action: ArrayLike, position: ArrayLike) -> str | None:
         """Return how a goal leaves the workspace box; None also where it brings the arm back."""
-        here = np.asarray(position, np.float64)
-        goal = here + osc.METRES_PER_UNIT * np.clip(np.asarray(action, np.float64)[:3], -1, 1)
+        step = osc.METRES_PER_UNIT * np.clip(np.asarray(action, np.float64)[:3], -1, 1)
+        return self.beyond(np.asarray(position, np.float64) + step, position)
+
+    def beyond(self, goal: ArrayLike, position: ArrayLike) -> str | None:
+        """Return how a goal [3] m lies outside the workspace box, as `outside` does."""
+        here, goal = np.asarray(position, np.float64), np.asarray(goal, np.float64)
         box = zip(self._limits.workspace_low, self._limits.workspace_high)
         for axis, at, to, (low, high) in zip('xyz', here, goal, box, strict=True):
             beyond = max(low - to, to - high)

@@ -23,13 +23,13 @@ from scipy.spatial.transform import Rotation
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from dtvla_ros.actions import grid
+from dtvla_ros.actions import grid, osc
 from dtvla_ros.data import layout
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.data.video import read_video
 from dtvla_ros.errors import UserError
 from dtvla_ros.files import write_text
-from dtvla_ros.policy.transform import HOME, Observation, PolicyTransform
+from dtvla_ros.policy.transform import Observation, PolicyTransform
 from dtvla_ros.policy.vocabulary import ordinal_groups, word_id
 from dtvla_ros.thought import Thought
 
@@ -101,7 +101,7 @@ def tokenize(readers: Sequence[DatasetReader], transform: PolicyTransform,
             reader.require_pose('position', 'rotation', 'fingers')
         pose = np.concatenate([np.asarray(r.column(layout.STATE))[:, np.concatenate(
             r.end_effector)] for r in readers])  # [N, 8] m, rad, m
-        tilt = (Rotation.from_rotvec(pose[:, 3:6]) * HOME.inv()).as_rotvec()
+        tilt = osc.tilt(Rotation.from_rotvec(pose[:, 3:6]))
         state = np.concatenate([
             pose[:, :3] * 100.0, np.degrees(tilt) / grid.TILT_STEP_DEG,
             (pose[:, 6:7] - pose[:, 7:8]) * 100.0], axis=1).astype(np.float32)
@@ -193,7 +193,7 @@ def location_spans(tokenizer: Tokenizer) -> list[tuple[int, int]]:
 def prompt_of(transform: PolicyTransform, task: str) -> list[int]:
     """Return a task's prompt ids, the state tokens standing for some pose."""
     return transform.prompt_ids(
-        task, Observation({}, {}, np.zeros(3), HOME.as_quat(), 0.0, task, 0.0))
+        task, Observation({}, {}, np.zeros(3), osc.HOME.as_quat(), 0.0, task, 0.0))
 
 
 class StateIds:

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from dtvla_ros.actions import osc
 from dtvla_ros.data import layout
 from dtvla_ros.data.reader import DatasetReader
 from dtvla_ros.engine.proof import OBSERVATIONS, Proof
 from dtvla_ros.errors import UserError
 from dtvla_ros.policy.manifest import MANIFEST, PROOF, PolicyManifest
-from dtvla_ros.policy.transform import HOME, Observation, PolicyTransform
+from dtvla_ros.policy.transform import Observation, PolicyTransform
 
 LOG = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def _observations(reader: DatasetReader, transform: PolicyTransform,
         raise UserError(f'{reader.root}: has no camera {missing[0]!r}, only {", ".join(keys)}; '
                         'choose another dataset')
     states = reader.rows(layout.STATE) if transform.state_in_prompt else np.tile(
-        np.hstack([np.zeros(3), HOME.as_rotvec(), np.zeros(2)]), (sum(reader.lengths), 1))
+        np.hstack([np.zeros(3), osc.HOME.as_rotvec(), np.zeros(2)]), (sum(reader.lengths), 1))
     if states.shape[1] != len(layout.STATE_NAMES):
         raise UserError(f'{reader.root}: {layout.STATE} has {states.shape[1]} channels, expected '
                         f'{", ".join(layout.STATE_NAMES)}; choose another dataset')

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from dtvla_ros.actions.contract import ActionContract
 from dtvla_ros.conventions import ARM_JOINTS
 
-from ..control import JointControl
+from ..control import JointControl, PoseControl
 from ..env import SETTLE_STEPS, ArmEnv, LazyObservation
 from .arrange import arrange
 from .progress import remaining
@@ -39,6 +39,11 @@ class TabletopEnv(ArmEnv):
 
     def _make_scene(self) -> TabletopScene:
         return TabletopScene()
+
+    def action_of(self, action: ArrayLike) -> NDArray[np.float64]:
+        """Return what leads where an action of OSC_POSE [7] does, from here, [D]."""
+        values = np.asarray(action, np.float64)
+        return np.append(self.scene.arm.towards(values), values[-1])
 
     @property
     def object_names(self) -> tuple[str, ...]:
@@ -112,7 +117,16 @@ class JointTabletopEnv(TabletopEnv):
     def _make_scene(self) -> TabletopScene:
         return TabletopScene(partial(JointControl, joints=JOINTS))
 
-    def action_of(self, action: ArrayLike) -> NDArray[np.float64]:
-        """Return the positions [6] that lead where an action of OSC_POSE [7] does, from here."""
-        values = np.asarray(action, np.float64)
-        return np.append(self.scene.arm.towards(values), values[-1])
+
+class PoseTabletopEnv(TabletopEnv):
+    """The same arm and tasks, commanded by poses of the end effector.
+
+    Actions [7]: where the gripper shall be, base frame [m], how it shall be turned away from
+    pointing straight down [rad], and the gripper (-1 opens, +1 closes).
+    """
+
+    name = 'tabletop_poses'
+    contract = ActionContract.of_pose(rate_hz=TabletopEnv.control_rate)
+
+    def _make_scene(self) -> TabletopScene:
+        return TabletopScene(PoseControl)

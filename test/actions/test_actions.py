@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from support import golden
 
 from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import Chunk, ChunkQueue, QueueInvariantError
 from dtvla_ros.actions.codec import ActionCodec
+from dtvla_ros.actions.contract import ActionContract
 from dtvla_ros.actions.normalize import ActionStatistics
 from dtvla_ros.errors import UserError
 
@@ -125,3 +128,29 @@ def test_blending_fades_motion_but_never_the_gripper():
     rows = [queue.take((k + 1) * DT) for k in range(5)]
     np.testing.assert_allclose([r[0] for r in rows], [0.25, 0.5, 0.75, 1.0, 1.0])
     np.testing.assert_allclose([r[6] for r in rows], 1.0)
+
+
+TURNS = st.tuples(*[st.floats(-1.5, 1.5)] * 3)
+
+
+@given(TURNS, TURNS, TURNS)
+def test_a_pose_is_a_row_and_the_action_that_leads_there(place, turn, action):
+    quaternion = (Rotation.from_rotvec(turn) * osc.HOME).as_quat()
+    row = osc.pose_row(place, quaternion)
+    np.testing.assert_allclose(row, [*place, *turn], atol=1e-9)
+    again, turned = osc.pose_of(row)
+    np.testing.assert_allclose(Rotation.from_quat(turned).as_matrix(),
+                               Rotation.from_quat(quaternion).as_matrix(), atol=1e-9)
+    told = np.clip([*action, *turn], -1.0, 1.0)
+    np.testing.assert_allclose(osc.action_towards(again, turned, *osc.target_pose(
+        told, again, turned)), told, atol=1e-6)
+
+
+def test_fading_poses_goes_the_shorter_way_round():
+    fade = ActionContract.of_pose().fade
+    old, new = np.zeros((2, 3, 7), np.float32)
+    old[:, 5], new[:, 5], new[:, 0], new[:, 6] = np.radians(170), np.radians(-170), 0.4, 1.0
+    rows = fade(old, new, np.array([0.25, 0.5, 1.0], np.float32))
+    np.testing.assert_allclose(rows[:, 0], [0.1, 0.2, 0.4], atol=1e-6)
+    np.testing.assert_allclose(np.degrees(np.abs(rows[:, 5])), [175, 180, 170], atol=1e-3)
+    np.testing.assert_allclose(rows[:, 6], 1.0)

@@ -8,11 +8,13 @@ from dtvla_ros.actions.contract import (
     JOINT_POSITION,
     ActionContract,
     differences,
+    require_offsets,
 )
 from dtvla_ros.errors import UserError
 
 ARM = ('pan', 'lift', 'elbow', 'flex', 'roll')
 JOINTS = ActionContract.of_joints(ARM)
+POSES = ActionContract.of_pose()
 COUNTS = ActionContract(
     controller=JOINT_POSITION, channels=('jaw', 'slide', 'turn'), units=('%', 'm', 'rad'),
     gripper='jaw', gripper_open=100.0, gripper_close=0.0)
@@ -25,7 +27,7 @@ def test_todays_contract_is_written_as_it_was():
         'replan_steps': 3}
 
 
-@pytest.mark.parametrize('contract', [ActionContract(), JOINTS, COUNTS])
+@pytest.mark.parametrize('contract', [ActionContract(), POSES, JOINTS, COUNTS])
 def test_contract_survives_its_file(contract):
     assert ActionContract.from_dict(json.loads(json.dumps(contract.to_dict()))) == contract
 
@@ -65,6 +67,35 @@ def test_wrong_contract_is_named(changed, named):
         ActionContract.from_dict(JOINTS.to_dict() | changed)
 
 
+def test_a_pose_says_where_its_turns_begin_and_nothing_of_units_per_step():
+    told = POSES.to_dict()
+    assert told['units'] == (*['m'] * 3, *['rad from quaternion (1, 0, 0, 0)'] * 3,
+                             'open -1, closed 1')
+    assert told['channels'] == ('x', 'y', 'z', 'rx', 'ry', 'rz', 'gripper')
+    assert told['frame'] == 'base' and 'metres_per_unit' not in told
+    np.testing.assert_allclose(POSES.at_rest([1.0] * 7), 1.0)
+    assert not (POSES.is_offset or POSES.is_normalised or POSES.is_joints)
+
+
+@pytest.mark.parametrize(('changed', 'named'), [
+    ({'units': ['m'] * 7}, 'OSC_POSE_ABSOLUTE has the units m; m; m; rad from quaternion'),
+    ({'channels': list(ActionContract().channels)}, 'has the channels x, y, z, rx, ry, rz'),
+    ({'gripper_open': 0.0}, 'opens the gripper at -1 and closes it at 1, got 0')])
+def test_another_pose_is_named(changed, named):
+    with pytest.raises(UserError, match=named):
+        ActionContract.from_dict(POSES.to_dict() | changed)
+    with pytest.raises(UserError, match='units is missing'):
+        ActionContract.from_dict({k: v for k, v in POSES.to_dict().items() if k != 'units'})
+
+
+@pytest.mark.parametrize('contract', [POSES, JOINTS])
+def test_what_is_for_offsets_refuses_others_by_name(contract):
+    require_offsets(ActionContract(), 'models/nano', 'dtvla steer')
+    with pytest.raises(UserError, match=f'models/arm: its actions are {contract.controller}, '
+                       'dtvla steer is for OSC_POSE'):
+        require_offsets(contract, 'models/arm', 'dtvla steer')
+
+
 def test_joints_need_their_channels():
     with pytest.raises(UserError, match='channels is missing'):
         ActionContract.from_dict({'controller': JOINT_POSITION})
@@ -74,6 +105,7 @@ def test_joints_need_their_channels():
 
 @pytest.mark.parametrize(('other', 'told'), [
     (ActionContract(), 'the action space is OSC_POSE'),
+    (POSES, "the action space is OSC_POSE_ABSOLUTE (end effector's pose in the base frame), not"),
     (ActionContract.of_joints(ARM[:4]), 'the channels are pan, lift, elbow, flex, gripper, not'),
     (ActionContract.of_joints(ARM, rate_hz=30.0), 'the rate is 30 Hz, not 20 Hz'),
     (ActionContract.of_joints(ARM, gripper_open=1.7, gripper_close=-0.1),

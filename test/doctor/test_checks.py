@@ -237,6 +237,8 @@ FAULTS: dict[str, tuple[Callable[[Seen], object], str, str]] = {
                                      setattr(seen.policy, 'running', False)), 'policy', 'no/such'),
     'another rate': (
         lambda seen: change(seen.gate, chunk_rate=10.0), 'policy: rate', '20 actions'),
+    "another rate of the policy's node": (
+        lambda seen: change(seen.policy, chunk_rate=10.0), 'policy: rate', '20 actions'),
     'a refused task': (lambda seen: (setattr(seen, 'told', 'fly'), seen.status.update(
         policy=('IDLE', {'rejected': 'unknown: fly', 'rejected_instruction': 'fly'}))), 'task',
         'unknown: fly')}

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 from support.graph import NANO
 
-from dtvla_ros.errors import NodeDied
+from dtvla_ros.errors import NodeDied, UserError
 from dtvla_ros.evaluation import ros_runner
 from dtvla_ros.evaluation.ros_runner import blocks, parameters
 from dtvla_ros.evaluation.workers import EvalOptions
@@ -154,6 +154,15 @@ def test_a_fault_of_the_gate_ends_it(monkeypatch, tmp_path):
         monkeypatch.setattr(ros_runner, name, stand_in)
     setup = EvalOptions(policy=ROOT / 'models' / 'nano')
     with pytest.raises(NodeDied, match='FAULT: e-stop; repeat'):
+        list(ros_runner._block(setup, ['a'], range(1), tmp_path))
+
+
+@pytest.mark.parametrize(('suite', 'taken'), [
+    ('tabletop_joints', 'JOINT_POSITION'), ('tabletop_poses', 'OSC_POSE_ABSOLUTE')])
+def test_a_suite_whose_arm_takes_others_is_refused_before_a_node_starts(suite, taken, tmp_path):
+    setup = EvalOptions(policy=ROOT / 'models' / 'nano', scene=SceneSetup(suite))
+    with pytest.raises(UserError, match=f'models/nano: its actions are OSC_POSE, the arm of '
+                       f'{suite} takes {taken}'):
         list(ros_runner._block(setup, ['a'], range(1), tmp_path))
 
 

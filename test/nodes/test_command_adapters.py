@@ -5,7 +5,11 @@ import pytest
 from rclpy.action import ActionServer
 from scipy.spatial.transform import Rotation
 from std_msgs.msg import Float64
+from support.gate import Rig
 
+from dtvla_ros.actions import osc
+from dtvla_ros.actions.contract import ActionContract
+from dtvla_ros.conventions import POSE_CHANNELS
 from dtvla_ros.nodes import command_adapters
 from dtvla_ros.nodes.command_adapters import PRESETS, SWITCH, TwistAdapter, make_adapter
 from dtvla_ros.ros import conversions
@@ -63,6 +67,26 @@ def test_a_pose_arm_gets_measured_plus_offset_and_one_resting_place(tell):
     np.testing.assert_allclose(sagged, rest, err_msg='and it does not follow a sagging arm')
     guided, _ = goal(np.zeros(7), [0.53, 0.3, 0.2])
     np.testing.assert_allclose(guided, [0.53, 0.3, 0.2], err_msg='but one that a hand has moved')
+
+
+@pytest.mark.parametrize('preset', ['crisp', 'servo'])
+def test_a_pose_that_a_policy_chooses_reaches_arms_of_poses_and_of_twists(tell, preset):
+    rig = Rig(contract=ActionContract.of_pose())
+    goal = rig.position + np.array([0.02, -0.01, 0.0]), (
+        Rotation.from_rotvec([0, 0, 0.1]) * osc.HOME).as_quat()
+    rig.tick()
+    rig.chunk(values=np.array([[*osc.pose_row(*goal), 1.0]], np.float32), channels=POSE_CHANNELS)
+    adapter, command = tell(preset)
+    adapter.measured = np.array(rig.position), DOWN
+    told = command(rig.tick().action)
+    if preset == 'crisp':
+        position, turned = conversions.pose_arrays(told.pose)
+        np.testing.assert_allclose(position, goal[0], atol=1e-6)
+        np.testing.assert_allclose(osc.tilt(Rotation.from_quat(turned)), [0, 0, 0.1], atol=1e-6)
+    else:
+        np.testing.assert_allclose(
+            conversions.twist_array(told.twist),
+            [0.4 * 0.267, -0.2 * 0.267, 0, 0, 0, 0.2 * 2.67], atol=1e-5)
 
 
 # What a gripper's driver is told, in its own unit: metres of a finger, a knuckle's angle.

@@ -20,7 +20,8 @@ from dtvla_ros.safety.gate import GateState
 PRESET = {'crisp': 'crisp', 'servo': 'servo', 'fzi': 'fzi', 'jtc': 'joint_trajectory',
           'so101': 'joint_trajectory'}  # of the gate, by the end of a file's name
 SHARED = ('arm_joints', 'finger_joints', 'base_frame', 'pose_source', 'ee_frame', 'gripper_width',
-          'finger_open_position', 'finger_closed_position', 'action_space')  # of policy and gate
+          'finger_open_position', 'finger_closed_position', 'action_space',
+          'chunk_rate')  # of policy and gate
 FR3_ARM = [f'fr3_joint{k}' for k in range(1, 8)]
 FR3_FINGERS = ['fr3_finger_joint1', 'fr3_finger_joint2']
 NODES = {'vla_node': VlaNode, 'command_gate': CommandGate, 'sim_bridge': SimBridge,

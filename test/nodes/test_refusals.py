@@ -40,6 +40,10 @@ def refusal(graph, capfd):
     ('command_gate', ['gripper_width:=0.08'], ['gripper_width = 0.08', 'finger_open_position']),
     ('command_gate', ['linear_speed:=-1.0'], ['linear_speed', '-1.0', 'range']),
     ('command_gate', ['action_space:=POSE'], ['action_space = "POSE"; choose from OSC_POSE']),
+    ('command_gate', ['action_space:=OSC_POSE_ABSOLUTE', 'preset:=joint_trajectory'],
+     ['preset = "joint_trajectory" takes no OSC_POSE_ABSOLUTE', 'sim_osc, servo, crisp, fzi']),
+    ('command_gate', ['action_space:=OSC_POSE_ABSOLUTE', 'pose_timeout_s:=0.0'],
+     ['pose_timeout_s = 0', 'OSC_POSE_ABSOLUTE']),
     ('command_gate', ['preset:=sim_joints'],
      ['preset = "sim_joints" takes no OSC_POSE', 'sim_osc, servo']),
     ('command_gate', ['action_space:=JOINT_POSITION', 'preset:=sim_joints'],
@@ -50,6 +54,10 @@ def refusal(graph, capfd):
      ['models/nano wants the cameras primary, wrist', 'cameras is front']),
     ('vla_node', ['action_space:=JOINT_POSITION', 'autostart:=true'],
      ['models/nano', 'the action space is OSC_POSE', 'not JOINT_POSITION', 'arm_joints']),
+    ('vla_node', ['action_space:=OSC_POSE_ABSOLUTE', 'autostart:=true'],
+     ['models/nano', 'the action space is OSC_POSE', 'not OSC_POSE_ABSOLUTE']),
+    ('vla_node', ['chunk_rate:=10.0', 'autostart:=true'],
+     ['models/nano', 'the rate is 20 Hz, not 10 Hz', 'chunk_rate']),
     ('vla_node', ['gripper_opens_at:=0.0', 'autostart:=true'],
      ['OSC_POSE opens the gripper at -1 and closes it at 1, got 0 and 1'])])
 def test_a_bad_parameter_is_named(refusal, name, parameters, words):

@@ -10,9 +10,10 @@ from scipy.spatial.transform import Rotation
 from support.golden import tensors
 from support.policies import INSTRUCTION, observation, untrained
 
+from dtvla_ros.actions import osc
 from dtvla_ros.actions.grid import word_groups
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.transform import HOME, PolicyTransform
+from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.policy.vocabulary import load_tokenizer, ordinal_groups
 from dtvla_ros.thought import Thought
 from dtvla_sim.tabletop.tasks import TASKS
@@ -34,7 +35,7 @@ def test_prompt_layout(transform):
     assert prompt[-2:] == [ids.semicolon, ids.newline]
     assert ' '.join(_words(transform, prompt[count:-1])) == (
         f'<bos> Task : {INSTRUCTION} ; state x45 y-12 z+3 rx+0 ry+0 rz+0 g40mm ;')
-    tilted = Rotation.from_rotvec([0.0, np.radians(12), 0.0]) * HOME  # about the base's axes
+    tilted = Rotation.from_rotvec([0.0, np.radians(12), 0.0]) * osc.HOME  # about the base's axes
     seen = dataclasses.replace(observation(), ee_quaternion=tilted.as_quat())
     assert 'ry+12' in _words(transform, transform.prompt_ids(INSTRUCTION, seen))
 

@@ -5,7 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import Chunk
+from dtvla_ros.actions.contract import ActionContract
 from dtvla_ros.safety.gate import Gate, GateConfig, GateState
 from dtvla_ros.safety.limits import PROFILES
 
@@ -17,14 +19,15 @@ USUAL = {'auto_start': True, 'heartbeat_timeout_s': 0.12, 'joints_timeout_s': 0.
 class Rig:
     """A gate fed like a live system at 20 Hz, unless told to leave something out."""
 
-    def __init__(self, limits=PROFILES['fidelity'], **config):
+    def __init__(self, limits=PROFILES['fidelity'], contract=ActionContract(), **config):
         config = GateConfig(**{**USUAL, **config})
-        self.period, self.gate = 1.0 / config.rate, Gate(config, limits)
+        self.period, self.gate = 1.0 / config.rate, Gate(config, limits, contract)
         self.now, self.steady, self.task = 100.0, 7.0, '0'
         self.heal()
 
     def heal(self):
         self.position, self.policy_state, self.joints = [0.5, 0.0, 0.3], 'THINKING', 0.0
+        self.quaternion = osc.HOME.as_quat()
         self.silent, self.joint_stamp, self.pose_ahead, self.clock_stands = '', None, 0.0, False
         self.gate.on_estop(False)
         self.gate.arm_unable = ''
@@ -45,7 +48,7 @@ class Rig:
         if self.silent != 'joints':
             gate.on_joints(np.full(7, self.joints), self.joint_stamp or now, steady)
         if self.silent != 'pose':
-            gate.on_pose(self.position, now + self.pose_ahead, steady)
+            gate.on_pose(self.position, self.quaternion, now + self.pose_ahead, steady)
         return gate.tick(now, steady)
 
     def moving(self, value=0.5, rows=8):

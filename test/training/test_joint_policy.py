@@ -1,4 +1,4 @@
-"""The whole way of a policy for another arm: collected, trained, exported, run."""
+"""The whole way of a policy for another arm, or of poses: collected, trained, exported, run."""
 
 from dataclasses import replace
 
@@ -44,3 +44,24 @@ def test_five_joints_and_a_gripper_seen_by_one_camera(tmp_path):
     chunk = np.array(chunks)[..., :5]  # positions of the demonstrations, not -1..1
     assert (chunk >= low - 0.1).all() and (chunk <= high + 0.1).all()
     assert chunk[..., 2].max() < -1.0  # the elbow is bent
+
+
+@pytest.mark.slow
+def test_poses_of_the_gripper(tmp_path):
+    data, run = tmp_path / 'data', tmp_path / 'run'
+    collect(data, CollectOptions('tabletop_poses', tasks=(LEMON,), episodes=8, image_size=32,
+                                 short_share=1.0), workers=1)
+    train_sft(CONFIG, SftRun((data,), run, steps=4))
+    folder, _ = export(run, tmp_path / 'policy', replan_steps=2)
+    reader = DatasetReader(data)
+    action = PolicyManifest.read(folder).action
+    assert replace(action, replan_steps=reader.contract.replan_steps) == reader.contract
+    policy, _ = load_policy(folder)
+    env = dtvla_sim.make('tabletop_poses', image_size=32)
+    chunks = []
+    result = run_episode(env, policy.infer, LEMON, 0, 2, max_steps=4,
+                         on_decision=lambda _, decision, __: chunks.append(decision.chunk))
+    assert (result.steps, result.decisions) == (4, 2)
+    shown = np.asarray(reader.column('action'))[:, :6]  # poses of the demonstrations, not -1..1
+    chunk = np.array(chunks)[..., :6]
+    assert (chunk >= shown.min(0) - 0.05).all() and (chunk <= shown.max(0) + 0.05).all()

@@ -23,7 +23,7 @@ class DirectionFlip:
     def __init__(self, transform: PolicyTransform):
         """Build the tables. Raises ``UserError`` for a vocabulary without directions."""
         tokenizer, config = transform.tokenizer, transform.config
-        if transform.contract.is_joints:
+        if not transform.contract.is_normalised:
             raise UserError('train config: auxiliary.direction_flip reverses offsets of the end '
                             f'effector, these actions are {transform.contract.controller}; set it '
                             'to 0')
