@@ -87,7 +87,7 @@ PLANNED_PATH = '/planned_path'
 OVERLAY = '/overlay/compressed'
 
 COMMANDS = (ACTION, TWIST, TARGET_POSE)
-"""Command topics of which datasets are made."""
+"""Command topics of arms that are commanded at their end effector."""
 JOINT_TARGETS = (JOINT_TRAJECTORY, JOINT_COMMANDS)
 """Command topics of arms that are commanded by their joints. A graph has one of all of these."""
 MARKS = {'success': True, 'failure': False}

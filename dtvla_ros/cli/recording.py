@@ -6,23 +6,27 @@ import sys
 from contextlib import suppress
 from math import isfinite
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
 
 from dtvla_ros.cli.arguments import ChunkSteps, File, NewDataset, call, group, names
 from dtvla_ros.cli.data import data
+from dtvla_ros.cli.running import Robot, read_configuration
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros.environment import require_one_ros
+
+if TYPE_CHECKING:
+    from dtvla_ros.data.robot_names import RobotNames
 
 app = group()
 
 
 Topics = Annotated[list[str] | None, Option('--topic', metavar='NAME=/TOPIC',
-    help='Topic of a name, as in image_primary=/front/image_raw; repeatable.')]
+    help='Topic of a name, as in image_primary=/front/image; repeatable.')]
 ParamsFile = Annotated[str | None, Option(
-    help="Parameter file of the nodes: the robot's frames and joints are kept in the bag.")]
+    help="Parameter file of the nodes, for the robot's topics, frames and joints.")]
 
 
 @app.command()
@@ -32,35 +36,28 @@ def record(
         help='Comma-separated topics. [default: everything the package defines]')] = None,
     topic: Topics = None,
     params_file: ParamsFile = None,
+    robot: Robot = None,
     seconds: Annotated[float, Option(min=0.0, help='Stop by itself; 0: at Ctrl-C.')] = 0.0,
 ) -> None:
     """Record the running graph into a rosbag2 bag (MCAP).
 
     `ros2 bag play` and Foxglove open it; `dtvla data from-bag` makes a dataset of it. What was
-    never heard is said at the end. When the disk is full recording stops with exit code 3, and
-    nothing else does.
+    never heard is said at the end. The topics, frames and joints of a robot are kept in the bag.
+    When the disk is full recording stops with exit code 3, and nothing else does.
 
     **Examples**
     `dtvla record --out bags/monday`
     `dtvla record --out bags/thoughts --topics /vla/reasoning,/vla/state --seconds 60`
     `dtvla record --out bags/front --topic image_primary=/front/image_raw
-    --params-file config/robots/fr3_servo.yaml`
+    --robot fr3_servo`
     """
     require_one_ros()
-    from dtvla_ros.data.robot_names import (
-        VALID_TOPIC,
-        RobotNames,
-        names_in_params,
-        parse_topics,
-    )
+    from dtvla_ros.data.robot_names import VALID_TOPIC, RobotNames, parse_topics
     from dtvla_ros.recording.record import record as run
-    from dtvla_ros.ros.params_file import ParameterFile, find_configuration
     if wrong := [topic for topic in names(topics) if not VALID_TOPIC.fullmatch(topic)]:
         raise UserError(f'--topics {wrong[0]}: write the whole name of a topic, as in '
                         '/joint_states')
-    told = RobotNames(parse_topics(topic or ())).over(
-        RobotNames() if params_file is None else
-        names_in_params(ParameterFile.read(find_configuration(params_file))))
+    told = RobotNames(parse_topics(topic or ())).over(_robot(params_file, robot))
     code = run(out, names(topics), seconds, told)
     if code == 0:
         print(f'wrote {out}; next: dtvla data from-bag {out} --out data/{out.name}')
@@ -84,7 +81,10 @@ def from_bag(
     topic: Topics = None,
     instruction: Annotated[str, Option(help='The task. [default: as the bag says]')] = '',
     command: Annotated[str | None, Option(
-        help='/action, /twist_cmd or /target_pose. [default: the one recorded]')] = None,
+        help='/action, /twist_cmd or /target_pose; of an arm commanded by its joints /action, '
+        '/joint_trajectory or /joint_commands, or measured: where the joints were a control '
+        'period later. [default: the one recorded; of joints measured where there is none]',
+    )] = None,
     gripper: Annotated[str | None, Option(metavar='CLOSED,OPEN', help="The gripper's command when "
         'closed and when open; measured: as the fingers move. [default: 0,1; in /action 1,-1]',
     )] = None,
@@ -92,38 +92,70 @@ def from_bag(
         help='Comma-separated gripper joints. [default: as kept in the bag, or a Panda]')] = None,
     joints: Annotated[str | None, Option(
         help='Comma-separated joints of the arm. [default: as kept in the bag or found]')] = None,
+    cameras: Annotated[str | None, Option(help='Comma-separated cameras, NAME for the topic '
+        'image_NAME. [default: as kept in the bag, or primary,wrist]')] = None,
+    action_space: Annotated[str, Option(help='What an action is: OSC_POSE, JOINT_POSITION or '
+        'JOINT_DELTA. [default: as kept in the bag, or OSC_POSE]')] = '',
+    gripper_channel: Annotated[str | None, Option(help="The gripper's channel behind the joints; "
+        "'': none; with --action-space. [default: gripper]")] = None,
     base_frame: Annotated[str, Option(help='Frame of poses and commands.')] = '',
     ee_frame: Annotated[str, Option(
         help='Frame of the gripper: its pose is then taken from /tf.')] = '',
     stamps: Annotated[str, Option(metavar='header|received', help='When a message happened: as '
         'its header says, or when it was received.')] = 'header',
-    robot: Annotated[str, Option(help='Name of the robot in the dataset.')] = 'panda',
+    params_file: ParamsFile = None,
+    robot: Annotated[str, Option(help='An arm that starts as shipped, of config/robots: its '
+        'topics, frames, joints and action space, where the bag keeps none. Any other name is '
+        'only that of the robot in the dataset.')] = 'panda',
 ) -> None:
     """Make a LeRobot v3.0 dataset of recorded runs, to train on what was really commanded.
 
-    Commands are turned back into OSC_POSE units, images and measurements are matched with
-    them by their stamps, and the thought is the one that led to the command. A frame that lacks
-    something is a gap: the episode is cut there, and the gaps are told. Exit code 1, the dataset
-    written, where that leaves more than two pieces an episode.
+    Commands are turned back into OSC_POSE units, or into positions or offsets of the joints that
+    they command. Images and measurements are matched with them by their stamps, and the thought is
+    the one that led to the command. A frame that lacks something is a gap: the episode is cut
+    there, and the gaps are told. Exit code 1, the dataset written, where that leaves more than two
+    pieces an episode.
 
     **Examples**
     `dtvla data from-bag bags/monday bags/tuesday --out data/real`
     `dtvla data from-bag bags/sim --out data/good --successful --camera-every 2`
     `dtvla data from-bag bags/front --out data/front --topic image_primary=/front/image_raw
     --instruction "put the lemon in the blue bin"`
+    `dtvla data from-bag bags/leader --robot so101 --out data/leader
+    --topic joint_commands=/leader/joint_states`
     """
     require_one_ros()
+    from dtvla_ros.actions.contract import GRIPPER
     from dtvla_ros.data.bag import Told
     from dtvla_ros.data.from_bag import ConvertOptions, convert
-    from dtvla_ros.data.robot_names import RobotNames, parse_topics
+    from dtvla_ros.data.robot_names import (
+        RECORDED_SPACES,
+        RobotNames,
+        parse_cameras,
+        parse_topics,
+    )
+    from dtvla_ros.ros.params_file import robots
     if stamps not in ('header', 'received'):
         raise UserError(f'--stamps {stamps}: choose header or received')
-    told = Told(RobotNames(parse_topics(topic or ()), base_frame, ee_frame, names(joints),
-                           names(fingers)), command, _ends(gripper), stamps == 'received')
+    if action_space not in ('', *RECORDED_SPACES):
+        raise UserError(f'--action-space {action_space}: choose from '
+                        f'{", ".join(RECORDED_SPACES)}')
+    if gripper_channel is not None and not action_space:
+        raise UserError(f'--gripper-channel {gripper_channel}: give --action-space, too')
+    told = Told(RobotNames(
+        parse_topics(topic or ()), base_frame, ee_frame, names(joints), names(fingers),
+        parse_cameras(names(cameras)), action_space=action_space,
+        gripper_channel=GRIPPER if gripper_channel is None else gripper_channel),
+        command, _ends(gripper), stamps == 'received',
+        robot=_robot(params_file, robot if robot in robots() else None))
     report = convert(bags, out, call(ConvertOptions, locals()))
     print(f'{out}: {report.episodes} episodes in {report.pieces} pieces, {report.frames} frames'
           + (f', {report.unthought} of them before any thought' if report.unthought else '')
           + (f'; {report.failed} episodes without success left out' if report.failed else ''))
+    if report.contract.is_joints:
+        contract = report.contract
+        print(f'  {contract.controller} of {", ".join(contract.channels)} at '
+              f'{contract.rate_hz:g} Hz, from {", ".join(sorted(report.commands))}')
     for name, count in report.gaps.items():
         print(f'  gaps: {count} frames without {name}')
     for why, count in report.left_out.items():
@@ -133,7 +165,15 @@ def from_bag(
     if trouble := report.trouble():
         print(f'error: {out}: {trouble}', file=sys.stderr)
         raise typer.Exit(1)
-    print(f'next: dtvla data validate {out} --policy models/nano')
+    print(f'next: dtvla data validate {out}'
+          + ('' if report.contract.is_joints else ' --policy models/nano'))
+
+
+def _robot(params_file: str | None, robot: str | None) -> RobotNames:
+    """Return what the file of a robot says, by either of its names."""
+    from dtvla_ros.data.robot_names import RobotNames, names_in_params
+    file = read_configuration(params_file, robot)
+    return names_in_params(file) if file else RobotNames()
 
 
 def _ends(text: str | None) -> tuple[float, float] | str | None:

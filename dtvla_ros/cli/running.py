@@ -79,7 +79,7 @@ Robot = Annotated[str | None, Option(
     '--robot', metavar='NAME', help='An arm that starts as shipped, of config/robots.')]
 
 
-def _read(config: str | None, robot: str | None) -> Any:
+def read_configuration(config: str | None, robot: str | None) -> Any:
     """Return a parameter file by either of its names, None where none is given."""
     from dtvla_ros.ros import params_file
     if config and robot:
@@ -124,7 +124,7 @@ def run(config: Annotated[str | None, Argument(
                         'config/rviz/dtvla.rviz; or choose rerun')
     require_one_ros()
     from dtvla_ros.ros.runner import run_graph
-    run_graph(_read(config, robot), given, console)
+    run_graph(read_configuration(config, robot), given, console)
 
 
 @app.command()
@@ -155,7 +155,7 @@ def doctor(
     from dtvla_ros.doctor.checks import judge
     from dtvla_ros.doctor.look import look
     console = Console(markup=False, highlight=False)
-    file = _read(config, robot)
+    file = read_configuration(config, robot)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task('listening', total=seconds)
         seen = look(file, given, seconds, lambda passed: progress.update(task, completed=passed))

@@ -24,8 +24,10 @@ from rosbags.typesys import Stores, get_typestore
 from rosbags.typesys.store import Typestore
 
 from dtvla_ros import conventions as topics
+from dtvla_ros.actions.contract import JOINT_POSITION, ActionContract
 from dtvla_ros.data import bag_commands, bag_joints, robot_names
-from dtvla_ros.data.robot_names import CAMERAS, RobotNames, listed, remedy
+from dtvla_ros.data.bag_commands import MEASURED
+from dtvla_ros.data.robot_names import CAMERAS, COMMANDS, RobotNames, listed, remedy, types_of
 from dtvla_ros.data.track import Row, Track, Unusable
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros import conversions, images
@@ -35,7 +37,6 @@ from dtvla_ros.thought import as_compact
 UNFINISHED = '…'  # ends a thought that was being written, in bags of version 0.1
 OTHER_CLOCK = 10**9  # distance of stamps from all commands that shows another clock [ns]
 LOOKED_AT = 10  # images of a camera after which none is expected to be decodable
-STATED = ('ee_pose', 'joint_states', *CAMERAS)  # what a frame consists of, beside the command
 
 
 @cache
@@ -108,20 +109,25 @@ def stamp_in(data: bytes | memoryview) -> int:
 class Told:
     """What is told about a bag, and not found in it.
 
-    ``command``: name or topic of the commands, where there are several. ``gripper``: what its
+    ``command``: name or topic of the commands, where there are several; 'measured': of an arm
+    that is commanded by its joints, where these were a control period later. ``gripper``: what its
     command is when closed and open; 'measured': none was recorded, the fingers tell. ``arrival``:
-    the time a message was received counts as its stamp.
+    the time a message was received counts as its stamp. ``rate`` [Hz] of the actions; None: as
+    the stamps of the commands show. ``robot``: what counts where neither ``names`` nor the bag
+    say anything.
     """
 
     names: RobotNames = field(default_factory=RobotNames)
     command: str | None = None
     gripper: tuple[float, float] | str | None = None
     arrival: bool = False
+    rate: int | None = None
+    robot: RobotNames = field(default_factory=RobotNames)
 
 
 @dataclass(frozen=True, slots=True)
 class Bag:
-    """An open bag: ``tracks`` by topic name, and ``commands`` with actions [7] as values.
+    """An open bag: ``tracks`` by topic name, and ``commands`` with actions [D] as values.
 
     The values of a track: poses are (position [3] m, quaternion [4] xyzw) in the base frame,
     joints {name: rad or m}, reports what ``sim/episode`` said, chunks the stamp in their header
@@ -130,7 +136,8 @@ class Bag:
     images have none. Thoughts (whole ones only), instructions, marks and reports have no stamps.
     ``sources``: the topic each track was recorded from; ``left_out``: messages that say nothing,
     by why;
-    ``clipped``: commands beyond what OSC_POSE can say.
+    ``clipped``: commands beyond what OSC_POSE can say. ``contract``: what the actions are, but
+    for their rate, and ``command`` the topic they are made of. ``cameras``: names of their topics.
     """
 
     reader: Reader
@@ -141,6 +148,14 @@ class Bag:
     fingers: tuple[str, ...]
     left_out: Counter[str]
     clipped: int
+    contract: ActionContract
+    command: str
+    cameras: tuple[str, ...]
+
+    @property
+    def stated(self) -> tuple[str, ...]:
+        """What a frame consists of, beside the command."""
+        return ('ee_pose', 'joint_states', *self.cameras)
 
     def images(self, name: str, wanted: NDArray[np.int64], track: Track,
                ) -> dict[int, NDArray[np.uint8]]:
@@ -192,7 +207,8 @@ class _Reading:
 
     def __init__(self, reader: Reader, path: Path, told: Told) -> None:
         self.reader, self.path, self.told = reader, path, told
-        self.names = told.names.over(kept_names(reader, path))
+        self.names = told.names.over(kept_names(reader, path)).over(told.robot)
+        self.cameras = self.names.images
         self.types = {c.topic: c.msgtype for c in reader.connections if c.msgcount}
         self.left_out: Counter[str] = Counter()
         self.frames: dict[str, set[str]] = defaultdict(set)
@@ -202,32 +218,35 @@ class _Reading:
         self.shown: dict[str, str] = {}  # by camera: '' once an image was decoded, else why not
         self.looked_at: Counter[str] = Counter()
         self.command = self._command()
-        self.sources = {name: topic for name in robot_names.TYPES
-                        if (topic := self._source(name))}
+        self.sources = {name: topic for name in dict.fromkeys((*self.cameras, *robot_names.TYPES))
+                        if (name in self.cameras or name not in CAMERAS)
+                        and (topic := self._source(name))}
 
     def _source(self, name: str) -> str:
         """Return the topic that a name stands for in this bag, '' if it is not there."""
         counts = {c.topic: c.msgcount for c in self.reader.connections
                   if c.msgcount and c.topic in self.names.candidates(name)}
-        if name in topics_of_commands():  # several may be remapped to one topic
+        if name in COMMANDS:  # several may be remapped to one topic
             counts = {topic: n for topic, n in counts.items()
-                      if self.types[topic] in robot_names.TYPES[name]}
+                      if self.types[topic] in types_of(name)}
         if not counts:
             return ''
         topic = max(counts, key=lambda t: counts[t])
-        if self.types[topic] not in robot_names.TYPES[name]:
+        if self.types[topic] not in types_of(name):
             raise self._other_type(name, topic, self.types[topic])
         return topic
 
     def _other_type(self, name: str, topic: str, kind: str) -> UserError:
         return UserError(f'{self.path}: {topic} is {kind}, and {name} must be '
-                         f'{" or ".join(robot_names.TYPES[name])}; '
+                         f'{" or ".join(types_of(name))}; '
                          + remedy(name, self.names, self.types))
 
     def _command(self) -> str:
         """Return the name of what commanded the arm. Raises ``UserError`` unless there is one."""
-        found = [name for name in topics_of_commands() if self._source(name)]
-        wanted = self.told.command
+        names, wanted = self.names.commands, self.told.command
+        if wanted == MEASURED and self.names.is_joints:
+            return MEASURED
+        found = [name for name in names if self._source(name)]
         fitting = [n for n in found if wanted in (None, n, f'/{n}', self._source(n))]
         if len(fitting) == 1:
             return fitting[0]
@@ -235,14 +254,22 @@ class _Reading:
             raise UserError(
                 f'{self.path}: it has the commands {" and ".join(map(self._source, found))}'
                 + (f', not {wanted}' if wanted else '') + '; choose one of them with --command')
-        for name in topics_of_commands():
+        for name in names:
             if kind := self.types.get(topic := self.names.topic(name)):
                 raise self._other_type(name, topic, kind)
-        usual = ', '.join(map(self.names.topic, topics_of_commands()))
-        near = [f'--topic {name}={topic}' for name in topics_of_commands()
-                for topic in robot_names.nearest(name, self.names, self.types)[:1]]
+        usual = ', '.join(dict.fromkeys(map(self.names.topic, names)))
+        alike = {topic: name for name in reversed(names)
+                 for topic in robot_names.nearest(name, self.names, self.types)[:1]}
+        near = [f'--topic {name}={topic}' for topic, name in reversed(alike.items())]
+        if self.names.is_joints and not near and wanted is None:
+            return MEASURED
         cure = (f'if one of these moved the arm, give {" or ".join(near)}' if near else
                 'record what moves the arm, too')
+        if self.names.is_joints:
+            cure += f'; else --command {MEASURED} takes where the joints were a period later'
+        elif by_joints := [topic for name in COMMANDS if (topic := self._source(name))]:
+            cure += (f'; if {by_joints[0]} commanded its joints, give --robot NAME, or '
+                     f'--action-space {JOINT_POSITION}')
         raise UserError(f'{self.path}: it has no command ({usual}), but '
                         f'{listed(list(self.types))}; {cure}')
 
@@ -252,19 +279,20 @@ class _Reading:
 
     def bag(self) -> Bag:
         rows: dict[str, list[Row]] = defaultdict(list)
-        for name in (*CAMERAS, 'joint_states'):
+        for name in (*self.cameras, 'joint_states'):
             if name not in self.sources:
                 raise self._missing(name)
         wanted = {topic: name for name, topic in self.sources.items()
-                  if name not in topics_of_commands() or name == self.command}
+                  if name not in COMMANDS or name == self.command}
         unused = ('ee_pose',) if self.by_tf else ('tf', 'tf_static')
         wanted = {topic: name for topic, name in wanted.items() if name not in unused}
         for name, topic in self.sources.items():
-            if topic in wanted and wanted[topic] != name and name not in topics_of_commands():
+            if topic in wanted and wanted[topic] != name and name not in COMMANDS:
                 raise UserError(f'{self.path}: {topic} is said to be {name} and {wanted[topic]}; '
                                 'give each its own topic with --topic')
         if self.by_tf and not {'tf', 'tf_static'} & set(wanted.values()):
-            raise self._missing('ee_pose')
+            raise UserError(f'{self._missing("ee_pose")}; or record /tf and /tf_static, as of '
+                            'robot_state_publisher: every policy is told where the gripper is')
         if self.by_tf and not (self.names.base_frame and self.names.ee_frame):
             raise UserError(
                 f'{self.path}: it has no {self.names.topic("ee_pose")}; to take the pose from /tf '
@@ -281,7 +309,8 @@ class _Reading:
             except Exception as error:  # noqa: BLE001 - a damaged message raises about anything
                 self.left_out[f'{connection.topic}: cannot be decoded '
                               f'({type(error).__name__})'] += 1
-        for name in ('joint_states', self.command, *(() if self.by_tf else ('ee_pose',))):
+        for name in ('joint_states', *(() if self.command == MEASURED else (self.command,)),
+                     *(() if self.by_tf else ('ee_pose',))):
             if not rows[name]:
                 why = '; '.join(self.left_out) or 'there are none'
                 raise UserError(f'{self.path}: no message on {self.sources[name]} can be used '
@@ -298,20 +327,55 @@ class _Reading:
         return self._tracks(rows)
 
     def _tracks(self, rows: dict[str, list[Row]]) -> Bag:
-        rows['joint_states'], fingers, left_out = bag_joints.joint_rows(
+        rows['joint_states'], arm, fingers, left_out = bag_joints.joint_rows(
             rows['joint_states'], self.names, f'{self.path}: {self.sources["joint_states"]}')
         self.left_out += left_out
-        tracks = {name: Track.of(rows[name]) for name in robot_names.TYPES}
-        source = dict(self.sources)
+        tracks = {name: Track.of(rows[name]) for name in (*robot_names.TYPES, *self.cameras)}
+        source = self.sources | {MEASURED: self.sources['joint_states']}
         if self.by_tf:
             source['ee_pose'] = self.sources.get('tf', '/tf_static')
-        for name in (self.command, *STATED):
+        contract, gripper = self.names.contract(arm), self.told.gripper
+        if contract.is_joints:
+            tracks[self.command] = self._targets(tracks, contract, source[self.command])
+            gripper = self._gripper(tracks, fingers, source)
+        for name in (self.command, 'ee_pose', 'joint_states', *self.cameras):
             self._require_stamps(source[name], tracks[name], tracks[self.command])
         commands, clipped = bag_commands.actions(
-            tracks, self.command, fingers, self.told.gripper, self.path, source, self.left_out,
+            tracks, self.command, contract, fingers, gripper, self.path, source, self.left_out,
             remedy('gripper_cmd', self.names, self.types))
         return Bag(self.reader, self.path, tracks, commands, source, fingers, self.left_out,
-                   clipped)
+                   clipped, contract, source[self.command], self.cameras)
+
+    def _targets(self, tracks: dict[str, Track], contract: ActionContract, topic: str) -> Track:
+        """Return where the joints shall be, by name, for each control period."""
+        states = tracks['joint_states']
+        if self.command == MEASURED:
+            return bag_joints.followed(states, contract.joints, self.told.rate)
+        sent, named = tracks[self.command], contract.channels if (
+            self.command == 'action') else contract.joints
+        if self.told.arrival:
+            sent = Track(sent.received, sent.received, sent.values)
+        return bag_joints.commanded(sent, states, contract.joints, named, self.told.rate,
+                                    f'{self.path}: {topic}', self.left_out)
+
+    def _gripper(self, tracks: dict[str, Track], fingers: tuple[str, ...],
+                 source: dict[str, str]) -> tuple[float, float] | str | None:
+        """Take the gripper's command out of the arm's, where it is there and nowhere else.
+
+        Return what is told of it, else what is known of these joints.
+        """
+        sent, told = tracks[self.command], self.told.gripper
+        if told == MEASURED or tracks['gripper_cmd'].values or self.command == 'action':
+            return told
+        if self.command == MEASURED:
+            return MEASURED
+        if all(name in targets for targets in sent.values for name in fingers):
+            tracks['gripper_cmd'] = Track(sent.received, sent.stamps, [
+                sum(targets[name] for name in fingers) for targets in sent.values])
+            source['gripper_cmd'] = source[self.command]
+            if told is None and self.names.gripper_width:
+                return self.names.finger_closed_position, self.names.finger_open_position
+        return told
 
     def _track_of(self, name: str) -> str:
         return 'ee_pose' if name in ('tf', 'tf_static') else name
@@ -319,7 +383,7 @@ class _Reading:
     def _read(self, name: str, connection: Connection, received: int, data: bytes,
               before: list[Row]) -> list[Row]:
         """Return the rows of a message. Raises ``Unusable`` saying why it has none."""
-        if name in CAMERAS:
+        if name in self.cameras:
             self._look(name, connection, data)
             return [(received, self._stamp(stamp_in(data), received), None)]
         message = decode(connection, data)
@@ -434,6 +498,8 @@ class _Reading:
                 f'{self.path}: {topic}: header.stamp is {track.stamps[0] / 1e9:g} in all '
                 f'{len(track.stamps)} messages; --stamps received takes the times they were '
                 'received')
+        if not len(commands.stamps):
+            return
         low, high = commands.stamps.min(), commands.stamps.max()
         inside = (low - OTHER_CLOCK <= track.stamps) & (track.stamps <= high + OTHER_CLOCK)
         if not inside.any():
@@ -441,11 +507,6 @@ class _Reading:
             raise UserError(
                 f'{self.path}: {topic}: header.stamp is {away:+.1f} s from those of the commands: '
                 'another clock; --stamps received takes the times the messages were received')
-
-
-def topics_of_commands() -> tuple[str, ...]:
-    """Return the names of the commands."""
-    return tuple(topic[1:] for topic in topics.COMMANDS)
 
 
 def _sound_pose(pose: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

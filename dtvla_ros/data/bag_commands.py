@@ -1,4 +1,4 @@
-"""Recorded commands of any kind as normalised actions."""
+"""Recorded commands of any kind as actions of a contract."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtvla_ros.actions import osc
+from dtvla_ros.actions.contract import ActionContract
 from dtvla_ros.conventions import CHANNELS
 from dtvla_ros.data.track import Row, Track
 from dtvla_ros.errors import UserError
@@ -25,23 +26,30 @@ METRES = 0.2  # largest command of a gripper that is told its opening in metres
 MEASURED = 'measured'
 
 
-def actions(tracks: Mapping[str, Track], name: str, fingers: Sequence[str],
-            told: tuple[float, float] | str | None, path: Path, sources: Mapping[str, str],
-            left_out: Counter[str], gripper_remedy: str) -> tuple[Track, int]:
-    """Return an action [7] per stamp, the last one sent, and how many were clipped to ±1.
+def actions(tracks: Mapping[str, Track], name: str, contract: ActionContract,
+            fingers: Sequence[str], told: tuple[float, float] | str | None, path: Path,
+            sources: Mapping[str, str], left_out: Counter[str], gripper_remedy: str,
+            ) -> tuple[Track, int]:
+    """Return an action [D] per stamp, the last one sent, and how many were clipped to ±1.
 
-    ``told``: the gripper's command when closed and when open, or `MEASURED`. Raises ``UserError``
-    for commands of another shape, and for a gripper that does not do what it is told.
+    ``tracks[name]``: the commands, of joints {name: rad or m}. ``told``: the gripper's command
+    when closed and when open, or `MEASURED`. Raises ``UserError`` for commands of another shape,
+    and for a gripper that does not do what it is told.
     """
     sent, topic = tracks[name], sources[name]
-    motions = [_motion(name, message, stamp, tracks['ee_pose'], f'{path}: {topic}')
-               for stamp, message in zip(sent.stamps, sent.values, strict=True)]
-    own = name == 'action'  # its seventh channel is the gripper's
+    motions = _of_joints(contract, sent, tracks['joint_states'], name == MEASURED) if (
+        contract.is_joints) else [
+            _motion(name, message, stamp, tracks['ee_pose'], f'{path}: {topic}')
+            for stamp, message in zip(sent.stamps, sent.values, strict=True)]
+    own = name == 'action' and bool(contract.gripper)  # its last channel is the gripper's
+    moving = len(contract.motion)
     ends = told if isinstance(told, tuple) else None
     opening = Track(tracks['joint_states'].received, tracks['joint_states'].stamps, [
         sum(abs(joints[finger]) for finger in fingers)
         for joints in tracks['joint_states'].values])
-    if told == MEASURED:
+    if not contract.gripper:
+        gripper = np.zeros(len(motions))
+    elif told == MEASURED:
         gripper = _from_fingers(opening, sent.received)
     elif own:
         values = np.array([np.nan if motion is None else motion[-1] for motion in motions])
@@ -55,21 +63,49 @@ def actions(tracks: Mapping[str, Track], name: str, fingers: Sequence[str],
             sent.received, sent.stamps, motions, gripper, strict=True):
         if motion is None:
             continue
-        action = np.append(motion[:6], closing)
+        closing = np.clip(closing, -1.0, 1.0)
+        action = np.append(motion[:moving], contract.from_switch(closing) if contract.gripper
+                           else [])
         if not np.isfinite(action).all():
             left_out[f'{topic}: not finite'] += 1
             continue
-        clipped += bool(np.abs(action[:6]).max() > BEYOND)
-        row = received, stamp, np.clip(action, -1.0, 1.0).astype(np.float32)
+        if not contract.is_joints:
+            clipped += bool(np.abs(action[:moving]).max() > BEYOND)
+            action = np.clip(action, -1.0, 1.0)
+        row = received, stamp, action.astype(np.float32)
         if rows and rows[-1][1] == stamp:
             rows[-1] = (*rows[-1][:2], row[2])
         else:
             rows.append(row)
     found = Track.of(rows)
-    if told != MEASURED and (own or tracks['gripper_cmd'].values):
+    if contract.gripper and told != MEASURED and (own or tracks['gripper_cmd'].values):
         where = f'{path}: {topic if own else sources["gripper_cmd"]}'
-        _require_direction(found, opening, ends or ((1.0, -1.0) if own else (0.0, 1.0)), where)
+        channel = contract.switch([action[-1] for action in found.values])
+        _require_direction(found.received, channel, opening,
+                           ends or ((1.0, -1.0) if own else (0.0, 1.0)), where)
     return found, clipped
+
+
+def _of_joints(contract: ActionContract, sent: Track, states: Track, measured: bool,
+               ) -> list[NDArray[np.float64] | None]:
+    """Return positions or offsets of the joints, and what a command says of the gripper's channel.
+
+    Offsets are from the joint state received last before the command, None where there is none;
+    of targets that were ``measured`` themselves from the nearest one.
+    """
+    found: list[NDArray[np.float64] | None] = [
+        np.array([targets[name] for name in contract.channels if name in targets])
+        for targets in sent.values]
+    if contract.is_offset:
+        late = round(np.nan_to_num(states.spacing()) / 2) if measured else 0
+        places = np.searchsorted(states.received, sent.received + late, side='right') - 1
+        for k, (motion, place) in enumerate(zip(found, places.tolist(), strict=True)):
+            if place < 0 or motion is None:
+                found[k] = None
+            else:
+                motion[:len(contract.joints)] -= [
+                    states.values[place][name] for name in contract.joints]
+    return found
 
 
 def _motion(name: str, message: Any, stamp: int, poses: Track, where: str,
@@ -83,8 +119,9 @@ def _motion(name: str, message: Any, stamp: int, poses: Track, where: str,
                 f'{where}: {len(points)} points of {len(action)} values where one of '
                 f'{len(CHANNELS)} is due; choose another topic with --topic action=/...')
         if (channels := tuple(message.joint_names)) not in ((), CHANNELS):
-            raise UserError(f'{where}: commands of {", ".join(channels)}; datasets are made of '
-                            'bags whose arm was commanded at its end effector')
+            raise UserError(f'{where}: commands of {", ".join(channels)}; of an arm that is '
+                            'commanded by its joints give --action-space JOINT_POSITION, or '
+                            '--robot NAME')
         return action
     if name == 'twist_cmd':
         return np.asarray(osc.from_velocity(conversions.twist_array(message.twist)))
@@ -141,15 +178,17 @@ def _from_fingers(opening: Track, received: NDArray[np.int64]) -> NDArray[np.flo
     return np.where(still | (values[soon] > (values.min() + values.max()) / 2), -1.0, 1.0)
 
 
-def _require_direction(sent: Track, opening: Track, ends: tuple[float, float], where: str,
-                       ) -> None:
-    """Refuse a gripper that stands open when it is told to close, and closed when to open."""
-    if not sent.values or not opening.values:
+def _require_direction(received: NDArray[np.int64], closing: NDArray[np.float64],
+                       opening: Track, ends: tuple[float, float], where: str) -> None:
+    """Refuse a gripper that stands open when it is told to close, and closed when to open.
+
+    ``closing`` [N]: the commands ``received`` [N] ns, -1 open to +1 closed.
+    """
+    if not len(closing) or not opening.values:
         return
-    last = np.searchsorted(sent.received, opening.received - DELAY) - 1
-    told_to = np.array([action[6] for action in sent.values])[np.maximum(last, 0)]
-    before = np.searchsorted(sent.received, opening.received) - 1
-    now = np.array([action[6] for action in sent.values])[np.maximum(before, 0)]
+    last = np.searchsorted(received, opening.received - DELAY) - 1
+    told_to = closing[np.maximum(last, 0)]
+    now = closing[np.maximum(np.searchsorted(received, opening.received) - 1, 0)]
     values, settled = np.array(opening.values), (last >= 0) & (told_to == now)
     shut, wide = values[settled & (told_to > 0.5)], values[settled & (told_to < -0.5)]
     if min(len(shut), len(wide)) and shut.mean() > wide.mean() + STROKE:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,22 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from dtvla_ros.actions.contract import ActionContract, differences
 from dtvla_ros.data import layout
-from dtvla_ros.data.bag import STATED, Bag, Told, open_bag, read_bag
+from dtvla_ros.data.bag import Bag, Told, open_bag, read_bag
 from dtvla_ros.data.bag_commands import NEVER
 from dtvla_ros.data.layout import Episode
-from dtvla_ros.data.robot_names import CAMERAS
-from dtvla_ros.data.track import Track
+from dtvla_ros.data.track import ANOTHER, BREAK, Track
 from dtvla_ros.data.writer import merge_shards, write_shard
 from dtvla_ros.errors import UserError
 
 GAP = 1.5  # control periods between two commands from which on one is missing
-BREAK = 4.0  # control periods that only a new episode leaves out
 NEAR_BREAK = 3  # commands: how far messages of several topics may be out of order
 SLACK = 500_000_000  # the same in time [ns]
 BACK = 100_000_000  # by which stamps go back that were not only received out of order [ns]
 PAUSE = 10**9  # without a command, after which a new episode begins where nothing tells [ns]
-ANOTHER = 1.5  # times a rate: another one, not the same with jitter
 FASTEST, SLOWEST = 1000, 0.1  # commands and frames a second that are believed
 REGULAR = 0.1  # control periods by which images that come every k-th step may miss it
 WHOLE = 2  # pieces an episode, on average, from which on something is wrong with the bag
@@ -62,7 +60,8 @@ class Report:
 
     ``gaps``: frames missing, by what was missing; ``nearest`` [s]: how far away what was missing
     lay at most, in nine of ten cases. ``left_out``: messages that say nothing, by why.
-    ``clipped``: commands beyond what an action can say.
+    ``clipped``: commands beyond what an action can say. ``contract``: what the actions are,
+    ``commands``: the topics they were made of.
     """
 
     episodes: int = 0
@@ -74,6 +73,8 @@ class Report:
     gaps: Counter[str] = field(default_factory=Counter)
     nearest: dict[str, float] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
+    contract: ActionContract = ActionContract()
+    commands: set[str] = field(default_factory=set)
 
     def left_out_lines(self) -> list[str]:
         """Return what was left out, and how often, as texts."""
@@ -117,11 +118,18 @@ def convert(bags: Sequence[Path], out: Path, options: ConvertOptions) -> Report:
     try:
         for path in bags:
             with open_bag(path) as reader:
-                converter = _Converter(read_bag(reader, path, options.told), options, report)
+                told = replace(options.told, rate=options.rate)
+                converter = _Converter(read_bag(reader, path, told), options, report)
                 fps = fps or converter.fps
                 if converter.fps != fps:
                     raise UserError(f'{path}: {converter.fps:g} frames a second, the bags before '
                                     f'it {fps:g}; convert them apart')
+                if report.commands and (other := differences(
+                        report.contract, converter.contract)):
+                    raise UserError(f'{path}: {other[0]}, as in the bags before it; convert them '
+                                    'apart')
+                report.contract = converter.contract
+                report.commands.add(converter.bag.command)
                 for segment in split(converter.bag, converter.period, options.instruction):
                     converter.write(segment, out)
         if not report.frames:
@@ -129,7 +137,7 @@ def convert(bags: Sequence[Path], out: Path, options: ConvertOptions) -> Report:
                    *report.left_out_lines(), f'{report.failed} episodes without success']
             raise UserError(f'{", ".join(map(str, bags))}: no frame to keep '
                             f'({"; ".join(why):.400}); record a run in which all of it comes')
-        merge_shards(out, options.robot)
+        merge_shards(out, options.robot, report.contract)
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
@@ -178,7 +186,8 @@ class _Converter:
     """Converts the episodes of one bag.
 
     Control ``period`` [ns], control steps per frame (``every``), ``fps`` and ``tolerances`` [ns]
-    by topic name are those of the options, else of the stamps. Raises ``UserError``.
+    by topic name are those of the options, else of the stamps; ``contract``: what the actions
+    are. Raises ``UserError``.
     """
 
     def __init__(self, bag: Bag, options: ConvertOptions, report: Report) -> None:
@@ -194,8 +203,9 @@ class _Converter:
             raise UserError(f'{bag.path}: {rate} commands a second by their stamps; give --rate, '
                             'or --stamps received')
         self.period = round(1e9 / rate)
+        self.contract = replace(bag.contract, rate_hz=float(rate))
         images = max(self._spacing(bag.tracks[name], f'images on {bag.sources[name]}')
-                     for name in CAMERAS)
+                     for name in bag.cameras)
         self.every = options.camera_every or _steps(images, rate)
         if rate < SLOWEST * self.every:
             raise UserError(f'{bag.path}: an image every {images / 1e9:.0f} s by their stamps; '
@@ -204,7 +214,7 @@ class _Converter:
         self.fps = rate / self.every if rest else whole
         self.tolerances = {
             name: self._tolerance(name) if options.tolerance is None
-            else round(options.tolerance * 1e9) for name in STATED}
+            else round(options.tolerance * 1e9) for name in bag.stated}
         if options.successful and not (
                 bag.tracks['episode_mark'].values or bag.tracks['sim/episode'].values):
             raise UserError(f'--successful: {bag.path} has no /episode_mark and no /sim/episode '
@@ -222,7 +232,7 @@ class _Converter:
     def _tolerance(self, name: str) -> float:
         """Return half of what lies between two messages; a slow measurement is no frame's."""
         spacing = np.nan_to_num(self.bag.tracks[name].spacing())
-        return max(self.period, spacing if name in CAMERAS else min(
+        return max(self.period, spacing if name in self.bag.cameras else min(
             spacing, self.every * self.period)) / 2
 
     def write(self, segment: Segment, out: Path) -> None:
@@ -249,7 +259,7 @@ class _Converter:
             # What was received at another time may bear the same stamp: clocks start anew.
             since = max(segment.since, int(received[first])) - SLACK
             until = min(segment.until, int(received[last - 1])) + SLACK
-            tracks = {name: bag.tracks[name].during(since, until) for name in STATED}
+            tracks = {name: bag.tracks[name].during(since, until) for name in bag.stated}
             self._require_forward(tracks, since + 2 * SLACK, until - 2 * SLACK)
             steps, values = self._frames(tracks, stamps[first:last])
             breaks = np.flatnonzero(np.diff(steps) != self.every) + 1
@@ -275,7 +285,7 @@ class _Converter:
     def _frames(self, tracks: Mapping[str, Track], stamps: NDArray[np.int64],
                 ) -> tuple[NDArray[np.int64], dict[str, list[Any]]]:
         """Return the control steps [K] that lack nothing; K images, poses and joints by name."""
-        steps = self._steps(tracks[CAMERAS[0]], stamps)
+        steps = self._steps(tracks[self.bag.cameras[0]], stamps)
         found = {name: track.nearest(stamps[steps], self.tolerances[name])
                  for name, track in tracks.items()}
         there = np.ones(len(steps), bool)
@@ -283,7 +293,7 @@ class _Converter:
             self._note(name, tracks[name], stamps[steps[there & (places < 0)]])
             there &= places >= 0
         values = {name: self.bag.images(name, places[there], tracks[name])
-                  if name in CAMERAS else dict(enumerate(tracks[name].values))
+                  if name in self.bag.cameras else dict(enumerate(tracks[name].values))
                   for name, places in found.items()}
         kept = [k for k in np.flatnonzero(there) if all(
             places[k] in values[name] for name, places in found.items())]
@@ -293,7 +303,8 @@ class _Converter:
 
     def _steps(self, images: Track, stamps: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the control steps of a frame: those at which the images were taken."""
-        first = int((images.nearest(stamps, self.tolerances[CAMERAS[0]]) >= 0).argmax())
+        tolerance = self.tolerances[self.bag.cameras[0]]
+        first = int((images.nearest(stamps, tolerance) >= 0).argmax())
         near = np.sort(images.stamps)
         starts = [np.arange(k, len(stamps), self.every)
                   for k in range(first, min(first + self.every, len(stamps)))]
@@ -314,7 +325,8 @@ class _Converter:
         options, path, joints = self.options, self.bag.path, values['joint_states']
         fingers = self.bag.fingers
         arm = [name for name in joints[0] if name not in fingers]
-        images = {key: values[f'image_{camera}'] for key, camera in layout.CAMERAS.items()}
+        images = {layout.camera_key(name.removeprefix('image_')): values[name]
+                  for name in self.bag.cameras}
         if any(image.shape != seen[0].shape for seen in images.values() for image in seen):
             raise UserError(f'{path}: images of several sizes; a dataset has one: convert '
                             'what was recorded of each size apart')
@@ -327,11 +339,13 @@ class _Converter:
                 layout.JOINTS: np.array([[seen[name] for name in arm] for seen in joints],
                                         np.float32),
                 **columns, layout.ACTION: actions[starts],
-                **layout.action_chunks(actions, starts, options.chunk)},
+                **layout.action_chunks(
+                    actions, starts, options.chunk, contract=self.contract)},
             metadata={**segment.metadata, 'kind': 'bag', 'bag': path.name,
                       'index': self.report.episodes, 'steps': len(actions),
                       layout.SUCCESS: segment.success},
-            names={layout.STATE: layout.STATE_NAMES, layout.JOINTS: arm})
+            names={layout.STATE: layout.STATE_NAMES, layout.JOINTS: arm, **(
+                {layout.ACTION: self.contract.channels} if self.contract.is_joints else {})})
 
 
 def _driven(bag: Bag, received: NDArray[np.int64]) -> NDArray[np.bool_]:

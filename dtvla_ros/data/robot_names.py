@@ -13,12 +13,15 @@ from difflib import SequenceMatcher, get_close_matches
 from typing import Any
 
 from dtvla_ros import conventions
+from dtvla_ros.actions import osc
+from dtvla_ros.actions.contract import GRIPPER, JOINT_SPACES, OSC_POSE, ActionContract
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros.bringup import COMMAND_NAMES, told_by
 from dtvla_ros.ros.params_file import ParameterFile
-from dtvla_ros.ros.settings import OpeningSettings
+from dtvla_ros.ros.settings import GRIPPER_TOPICS, ActionSettings, OpeningSettings
 
 KEY = 'dtvla'  # of the bag's custom data
+RECORDED_SPACES = (OSC_POSE, *JOINT_SPACES)  # that recorded commands become
 NEAR = 3  # topics named in an error
 MISSPELT = 0.88  # alikeness from which on a camera's name is a usual one misspelt
 LISTED = 12
@@ -38,12 +41,15 @@ TYPES: dict[str, tuple[str, ...]] = {
     'action': ('trajectory_msgs/msg/JointTrajectory',),
     'twist_cmd': ('geometry_msgs/msg/TwistStamped',),
     'target_pose': ('geometry_msgs/msg/PoseStamped',),
+    'joint_trajectory': ('trajectory_msgs/msg/JointTrajectory',),
+    'joint_commands': ('std_msgs/msg/Float64MultiArray', 'sensor_msgs/msg/JointState'),
     'gripper_cmd': ('std_msgs/msg/Float64', 'std_msgs/msg/Float64MultiArray',
                     'trajectory_msgs/msg/JointTrajectory'),
     'gate_state': ('diagnostic_msgs/msg/DiagnosticStatus',),
     'vla/state': ('diagnostic_msgs/msg/DiagnosticStatus',)}
 """Message types of the topics that a dataset is made of, by name."""
 NAMES = tuple(topic[1:] for topic in conventions.RECORDED)
+COMMANDS = tuple(topic[1:] for topic in (*conventions.COMMANDS, *conventions.JOINT_TARGETS))
 
 
 def types_of(name: str) -> tuple[str, ...]:
@@ -58,7 +64,8 @@ class RobotNames:
     ``topics``: by name. ``base_frame``: of poses and commands. ``ee_frame``: of the gripper, where
     its pose is to be taken from ``/tf``. ``cameras``: the policy's, where they are not the usual
     ones. ``gripper_width`` and the fingers' positions: where these are in no metres, as
-    `OpeningSettings`.
+    `OpeningSettings`. ``action_space`` and the gripper's channel: of an arm that is commanded
+    otherwise than by offsets of its end effector, as `ActionSettings`.
     """
 
     topics: Mapping[str, str] = field(default_factory=dict)
@@ -70,6 +77,10 @@ class RobotNames:
     gripper_width: float = 0.0
     finger_open_position: float = 0.0
     finger_closed_position: float = 0.0
+    action_space: str = ''
+    gripper_channel: str = GRIPPER
+    gripper_opens_at: float = osc.GRIPPER_OPEN
+    gripper_closes_at: float = osc.GRIPPER_CLOSED
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -90,6 +101,23 @@ class RobotNames:
         return OpeningSettings(
             self.gripper_width, self.finger_open_position, self.finger_closed_position)
 
+    @property
+    def is_joints(self) -> bool:
+        """Whether the arm is commanded by its joints."""
+        return self.action_space in JOINT_SPACES
+
+    def contract(self, joints: Sequence[str]) -> ActionContract:
+        """Return what the actions of an arm of these joints are, at the usual rate."""
+        return ActionSettings(
+            self.action_space or OSC_POSE, self.gripper_channel, self.gripper_opens_at,
+            self.gripper_closes_at).contract(joints, conventions.CONTROL_RATE)
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """Names of the topics of which one commands the arm."""
+        joints = (*conventions.JOINT_TARGETS, conventions.ACTION)
+        return tuple(topic[1:] for topic in (joints if self.is_joints else conventions.COMMANDS))
+
     def topic(self, name: str) -> str:
         """Return the topic of a name."""
         return self.topics.get(name, f'/{name}')
@@ -103,15 +131,20 @@ class RobotNames:
     def over(self, other: RobotNames) -> RobotNames:
         """Return these names, and where nothing is told those of ``other``."""
         told = (self if self.gripper_width else other).opening
+        acts = self if self.action_space else other
         return RobotNames(
             {**other.topics, **self.topics}, self.base_frame or other.base_frame,
             self.ee_frame or other.ee_frame, self.arm_joints or other.arm_joints,
             self.finger_joints or other.finger_joints, self.cameras or other.cameras,
-            told.gripper_width, told.finger_open_position, told.finger_closed_position)
+            told.gripper_width, told.finger_open_position, told.finger_closed_position,
+            acts.action_space, acts.gripper_channel, acts.gripper_opens_at,
+            acts.gripper_closes_at)
 
     def to_text(self) -> str:
         """Return what is told as JSON."""
-        return json.dumps({key: value for key, value in asdict(self).items() if value})
+        usual = asdict(RobotNames())
+        return json.dumps({
+            key: value for key, value in asdict(self).items() if value != usual[key]})
 
     @classmethod
     def from_text(cls, text: object) -> RobotNames:
@@ -129,6 +162,9 @@ class RobotNames:
             if type(value) is not kinds[key] or (kinds[key] is not float and not all(
                     isinstance(p, str) for p in parts)):
                 raise ValueError(f'{key} is {value!r}')
+        if values.get('action_space', '') not in ('', *RECORDED_SPACES):
+            raise ValueError(f'action_space is {values["action_space"]!r}, none of '
+                             f'{", ".join(RECORDED_SPACES)}')
         return cls(**values)  # type: ignore[arg-type]
 
 
@@ -154,6 +190,15 @@ def parse_topics(words: Iterable[str], option: str = '--topic') -> dict[str, str
     return found
 
 
+def parse_cameras(cameras: Sequence[str], option: str = '--cameras') -> tuple[str, ...]:
+    """Return the names of cameras. Raises ``UserError`` for what is none, or there twice."""
+    for camera in cameras:
+        if not VALID_TOPIC.fullmatch(topic := conventions.image_topic(camera)) or (
+                topic.count('/') > 1 or cameras.count(camera) > 1):
+            raise UserError(f'{option} {camera}: name each once, as in primary,wrist')
+    return tuple(cameras)
+
+
 def names_in_params(file: ParameterFile) -> RobotNames:
     """Return topics, frames and joints in a parameter file of the nodes; the later ones count.
 
@@ -167,6 +212,8 @@ def names_in_params(file: ParameterFile) -> RobotNames:
     topics = told_by(file)
     topics |= dict.fromkeys(COMMAND_NAMES if 'command_topic' in topics else (),
                             topics.get('command_topic', ''))
+    if found.get('gripper') in GRIPPER_TOPICS and topics.get('gripper_topic'):
+        topics['gripper_cmd'] = topics['gripper_topic']
     told['topics'] = {name: topic for name, topic in topics.items() if name in NAMES}
     try:
         return RobotNames.from_text(json.dumps(told))

@@ -13,6 +13,12 @@ Row = tuple[int, int, Any]
 """When a message was received, its stamp [ns], what it says."""
 
 
+ANOTHER = 1.5
+"""Times a rate: another one, not the same with jitter."""
+BREAK = 4.0
+"""Control periods that only a new episode leaves out."""
+
+
 class Unusable(ValueError):
     """A message that says nothing: it is left out and counted."""
 
@@ -40,6 +46,27 @@ class Track:
         """Return the median time between two stamps [ns]; NaN of fewer than two."""
         steps = np.diff(np.unique(self.stamps))
         return float(np.median(steps)) if len(steps) else float('nan')
+
+    def runs(self, period: float) -> list[slice]:
+        """Return the parts in which stamps neither go back nor leave out `BREAK` periods [ns]."""
+        steps = np.diff(self.stamps)
+        inner = np.flatnonzero((steps < 0) | (steps > BREAK * period)) + 1
+        edges = [0, *inner.tolist(), len(self.stamps)]
+        return [slice(first, last) for first, last in zip(edges, edges[1:]) if last > first]
+
+    def thinned(self, period: int) -> Track:
+        """Return of every ``period`` [ns] of a run the message nearest to it, so stamped."""
+        kept, stamps = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
+        for run in self.runs(period):
+            since = self.stamps[run] - self.stamps[run][0]
+            number = np.rint(since / period).astype(np.int64)
+            order = np.lexsort((np.abs(since - number * period), number))
+            wanted, first = np.unique(number[order], return_index=True)
+            kept.append(run.start + order[first])
+            stamps.append(self.stamps[run][0] + wanted * period)
+        places = np.concatenate([np.zeros(0, np.int64), *kept])
+        return Track(self.received[places], np.concatenate([np.zeros(0, np.int64), *stamps]),
+                     [self.values[k] for k in places])
 
     def nearest(self, stamps: NDArray[np.int64], tolerance: float) -> NDArray[np.int64]:
         """Return the index of the message nearest to each time, -1 where none is near [ns]."""

@@ -26,7 +26,7 @@ from rosbags.rosbag2.enums import CompressionMode
 from rosbags.rosbag2.storage_mcap import McapWriter, PendingChunk
 from std_msgs.msg import String
 
-from dtvla_ros.conventions import COMMANDS, EPISODE_MARK, INSTRUCTION, JOINT_TARGETS
+from dtvla_ros.conventions import EPISODE_MARK, INSTRUCTION
 from dtvla_ros.data import robot_names
 from dtvla_ros.data.bag import message_types
 from dtvla_ros.data.robot_names import RobotNames
@@ -305,8 +305,7 @@ def silence(names: RobotNames, topics: Sequence[Sequence[str]], heard: Mapping[s
     def is_there(*of: str) -> bool:
         return any(heard.get(topic) for name in of for topic in names.candidates(name))
 
-    commands = tuple(topic[1:] for topic in COMMANDS)
-    every = (*commands, *(topic[1:] for topic in JOINT_TARGETS))  # the gate has one of them
+    every = robot_names.COMMANDS  # the gate has one of them
     spare = {names.topic(name) for name in every if is_there(*every)}
     silent = [alternatives[0] for alternatives in topics if alternatives[0] not in spare
               and not any(heard.get(topic) for topic in alternatives)]
@@ -314,17 +313,18 @@ def silence(names: RobotNames, topics: Sequence[Sequence[str]], heard: Mapping[s
     if topics == wanted(names):
         others = {topic: kind for topic, kind in published.items() if not heard.get(topic)}
         for needed in (*((name,) for name in (*names.images, 'joint_states')), ('ee_pose', 'tf'),
-                       ('instruction', 'sim/episode'), commands):
+                       ('instruction', 'sim/episode'), names.commands):
             if not is_there(*needed):
                 near = [robot_names.remedy(name, names, others) for name in needed
                         if robot_names.nearest(name, names, others)]
                 kind = robot_names.types_of(needed[0])[0]
                 told = near[0] if near else f'nobody publishes {kind}'
-                lines.append(f'warning: nothing on {" or ".join(map(names.topic, needed))}, which '
-                             f'dtvla data from-bag needs: {told}')
-    mute = [f'{topic} (published, but nothing came)' if topic in published else topic
-            for topic in silent]
-    return [*lines, *([f'never heard: {", ".join(mute)}'] if mute else [])]
+                mute = ' or '.join(dict.fromkeys(map(names.topic, needed)))
+                lines.append(f'warning: nothing on {mute}, which dtvla data from-bag needs: '
+                             f'{told}')
+    unheard = [f'{topic} (published, but nothing came)' if topic in published else topic
+               for topic in silent]
+    return [*lines, *([f'never heard: {", ".join(unheard)}'] if unheard else [])]
 
 
 def record(out: Path, topics: Sequence[str] = (), seconds: float = 0.0,

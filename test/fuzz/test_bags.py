@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from rosbags.rosbag2 import Reader, StoragePlugin, Writer
-from support.bags import Robot
+from support.bags import OPEN, SO101, JointRobot, Robot
 
 from dtvla_ros.data.bag import message_types
 from dtvla_ros.data.robot_names import RobotNames
@@ -26,9 +26,13 @@ Entry = tuple[str, str, int, bytes]  # topic, type, received [ns], message
 def bags(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp('bags')
     names = RobotNames({'image_wrist': '/image_wrist'}, 'base', '', ('panda_joint1',))
+    arm = RobotNames({}, 'base_link', 'gripper_link', SO101, ('gripper',), (), 0.1, OPEN, 0.0,
+                     'JOINT_POSITION')
     return [Robot('action', steps=5).write(folder / 'action', episode=True),
             Robot('twist', steps=5).write(folder / 'twist', dtvla=names.to_text()),
-            Robot('target', steps=5).write(folder / 'target', storage=StoragePlugin.SQLITE3)]
+            Robot('target', steps=5).write(folder / 'target', storage=StoragePlugin.SQLITE3),
+            *(JointRobot(preset, steps=5).write(folder / preset, dtvla=arm.to_text())
+              for preset in ('joint_trajectory', 'joint_commands', 'leader'))]
 
 
 def convert(bag: Path, out: Path, random: Random, what: str) -> None:

@@ -144,7 +144,8 @@ def test_names_survive_as_text_and_nothing_else_does():
     assert RobotNames.from_text(names.to_text()) == names
     assert parse_topics(['/action= /a', 'instruction=']) == {'action': '/a'}
     for text in ('', 'null', '[]', '{"topics": []}', '{"topics": {"action": 3}}', '{"x": 1}',
-                 '{"base_frame": 3}', '{"arm_joints": "abc"}', '{"gripper_width": "wide"}', None,
+                 '{"base_frame": 3}', '{"arm_joints": "abc"}', '{"gripper_width": "wide"}',
+                 '{"action_space": "JOINTS"}', None,
                  3):
         with pytest.raises((ValueError, TypeError)):
             RobotNames.from_text(text)
