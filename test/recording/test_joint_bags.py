@@ -231,8 +231,9 @@ def test_commands_of_other_joints_and_broken_ones(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(('words', 'said'), [
-    (('--action-space', 'JOINTS'), 'JOINT_POSITION'), (('--gripper-channel', 'jaw'),
-                                                       '--action-space'),
+    (('--action-space', 'JOINTS'), 'JOINT_POSITION'),
+    (('--action-space', 'OSC_POSE_ABSOLUTE'), 'choose from OSC_POSE, JOINT_POSITION'),
+    (('--gripper-channel', 'jaw'), '--action-space'),
     (('--cameras', 'a,a'), '--cameras a'), (('--cameras', 'a b'), '--cameras a b'),
     (('--robot', 'so101', '--params-file', 'so101'), 'name one of them')])
 def test_options_that_mean_nothing_are_named(tmp_path, words, said):
