@@ -47,11 +47,23 @@ class Correction:
     ``said``: in whose words. ``fields``: as of `Thought`, only those that are given, but two for
     its ``object``: 'object' is what phases about a thing itself name, 'destination' what
     `DESTINATION_PHASES` name. Where the phase is the policy's choice an object is given only
-    while nothing else is in the hand.
+    while nothing else is in the hand. ``asks``: a task of the policy that handles the object,
+    '' for none.
     """
 
     said: str
     fields: Mapping[str, Any]
+    asks: str = ''
+
+    def asked(self, task: str, before: str) -> str:
+        """Return the task that a prompt names while the correction stands on ``task``.
+
+        What is in the hand and the phase are written before the thing, and could not know of it
+        otherwise. ``before``: the last thought in compact words; while something else is in the
+        hand that is the task's.
+        """
+        free = settled(before).get('held') in (None, self.fields.get('object'))
+        return self.asks if self.asks and free else task
 
     def follows(self, written: str) -> str:
         """Return what must come next in a compact thought begun so, '' where anything may.

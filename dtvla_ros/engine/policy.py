@@ -85,7 +85,8 @@ class Policy:
         """Return the decision for one observation.
 
         ``on_text`` gets the thought's text so far after every token. ``correction`` gives words
-        of the thought, around which it is written; an empty one has none. A thought that hits a
+        of the thought, around which it is written, and the prompt asks for its thing (as of
+        `Correction.asked`); an empty one has none. A thought that hits a
         cap is closed and acted on, and the outcome says ``'truncated'``: whether such a chunk
         may move an arm is the caller's choice. Raises ``FloatingPointError`` if the network's
         output is not finite, ``OutOfMemory`` if memory is used up.
@@ -96,6 +97,9 @@ class Policy:
                 on_text('')
             return act_on(self.engine, self.transform, observation, [ids.think, ids.think_end])
         clock, deadline = _Clock(), math.inf
+        if correction is not None:
+            observation = replace(observation, instruction=correction.asked(
+                observation.instruction, self.transform.decode_thought(self._last)))
         prompt, features = encode(self.engine, self.transform, observation, clock.lap)
 
         def done(tokens: list[int]) -> bool:

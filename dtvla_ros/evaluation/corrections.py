@@ -102,8 +102,8 @@ def make_correction_worker(options: EvalOptions) -> Callable[[Job], Corrected]:
             count, thought = count + 1, Thought.parse(decision.reasoning)
             if opposite := turned(decision.reasoning):
                 given = policy.infer(observation, None, replace(
-                    opposite, fields={**(standing.fields if standing else {}),
-                                      **opposite.fields}))
+                    standing or opposite, fields={**(standing.fields if standing else {}),
+                                                  **opposite.fields}))
                 decisions += 1
                 followed += agreeing(given.reasoning, given.chunk[:replan]) == len(
                     directions(given.reasoning))

@@ -87,14 +87,17 @@ def understand_correction(correction: Correction, tasks: Sequence[str], names: S
 
     ``tasks`` and ``names``: all of the policy, as its manifest has them. ``task``: the present
     one, ``thought``: the last one on it; by these it is known what 'the other bin' is other than,
-    whether a thing is handled or a destination, and what is in the hand. Raises UserError for a
-    thing that there is not, one that could be two, and what would open the hand on something.
+    whether a thing is handled or a destination, and what is in the hand. A thing for which
+    another task with the same verb asks goes where the present one says, unless that is told,
+    too. Raises UserError for a thing that there is not, one that could be two, and what would
+    open the hand on something.
     """
     seen = [] if thought is None else list(
         filter(None, (thought.object, thought.held, thought.done)))
     names = [*names, *seen]
     fields, known = dict(correction.fields), Things.of(tasks, names)
-    here = [*seen[:1], *(called(thing, names) for thing in things(task))]
+    mine = [called(thing, names) for thing in things(task)]
+    here = [*seen[:1], *mine]
     for key in ('held', 'done', OBJECT, DESTINATION):
         if fields.get(key):
             fields[key] = known.named(fields[key], here)
@@ -112,7 +115,26 @@ def understand_correction(correction: Correction, tasks: Sequence[str], names: S
             phase in OPENING or (phase is None and fields.get(OBJECT) not in (None, held))):
         raise UserError(f'thought: the hand holds the {held} and would drop it; say "release the '
                         f'{held}" before')
-    return replace(correction, fields=fields)
+    place = fields.get(DESTINATION, mine[-1] if len(mine) > 1 else None)
+    asks = _asking(fields.get(OBJECT), place, tasks, names, task)
+    if asks and place:
+        fields[DESTINATION] = place
+    return replace(correction, fields=fields, asks=asks)
+
+
+def _asking(thing: str | None, place: str | None, tasks: Sequence[str], names: Sequence[str],
+            task: str) -> str:
+    """Return another task with the present one's verb that asks for a thing, '' where none does.
+
+    Of several the one that brings it to ``place``.
+    """
+    found = {}
+    for other in tasks:
+        named = [called(name, names) for name in things(other)]
+        if len(named) == 2 and named[0] == thing and other.split()[0] == task.split()[0]:
+            found[named[1]] = other
+    asks = found.get(place or '', next(iter(found.values()), ''))
+    return asks if asks != task else ''
 
 
 def _goes_there(name: str, known: Things, thought: Thought | None) -> bool:

@@ -1,5 +1,6 @@
 """A policy thinks around what a person put into its thought; both engines."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,19 @@ def test_the_rest_is_what_greedy_decoding_writes_behind_the_given_words(
     assert Thought.parse(own.reasoning).held == 'can'
     waits = policy.infer(seen, None, parse_correction('the lemon'))
     assert waits.thought_tokens == own.thought_tokens and not waits.forced
+
+
+def test_the_prompt_asks_for_what_a_correction_names(policy):
+    seen, told = observation(3), parse_correction('reach the green cube')
+    other = 'push the green cube onto the yellow mark'
+    policy.reset()
+    decision = policy.infer(seen, None, replace(told, asks=other))
+    policy.reset()
+    asked = policy.infer(replace(seen, instruction=other), None, told)
+    policy.reset()
+    assert decision.thought_tokens == asked.thought_tokens
+    np.testing.assert_array_equal(decision.action_tokens, asked.action_tokens)
+    assert decision.thought_tokens != policy.infer(seen, None, told).thought_tokens
 
 
 def test_a_whole_sentence_is_acted_on_as_it_is_said(policy):

@@ -9,8 +9,10 @@ from dtvla_ros.thought import Thought
 from dtvla_sim.tabletop.tasks import TASKS as TABLETOP
 
 TASKS = [task.instruction for task in TABLETOP.values()]
-CAN, STACK = TASKS[0], TASKS[3]
+CAN, LEMON, STACK = TASKS[0], TASKS[1], TASKS[3]
+LEMON_ELSEWHERE = 'put the lemon in the wooden bin'
 REACH = 'holding nothing done nothing now reach can at x37 y-16 next lower move back right down'
+LIFT = 'holding can done nothing now lift can at x37 y-16 next carry move still still up'
 CARRY = ('holding can done nothing now carry wooden bin at x43 y+35 next place move forward left '
          'up')
 
@@ -41,7 +43,7 @@ def understood(text, task=CAN, thought=REACH, tasks=TASKS, names=()):
 
 
 @pytest.mark.parametrize(('text', 'task', 'thought', 'fields'), [
-    ('the lemon', CAN, REACH, {'object': 'lemon'}),
+    ('the lemon', CAN, REACH, {'object': 'lemon', 'destination': 'wooden bin'}),
     ('the other bin', CAN, REACH, {'destination': 'blue bin'}),
     ('the other bin', CAN, CARRY.replace('wooden', 'blue'), {'destination': 'wooden bin'}),
     ('the other bin', CAN, None, {'destination': 'blue bin'}),
@@ -54,10 +56,27 @@ def understood(text, task=CAN, thought=REACH, tasks=TASKS, names=()):
     ('the can', CAN, CARRY, {'object': 'can'}),
     ('release the can', CAN, CARRY, {'phase': 'release', 'object': 'can'}),
     ('nothing in hand; reach the lemon', CAN, CARRY,
-     {'held': None, 'phase': 'reach', 'object': 'lemon'}),
+     {'held': None, 'phase': 'reach', 'object': 'lemon', 'destination': 'wooden bin'}),
     ('move left', CAN, CARRY, {'move': ('still', 'left', 'still')})])
 def test_names_are_told_apart(text, task, thought, fields):
     assert understood(text, task, thought) == fields
+
+
+@pytest.mark.parametrize(('text', 'task', 'tasks', 'asks'), [
+    ('the lemon', CAN, TASKS, LEMON), ('reach the lemon', CAN, TASKS, LEMON),
+    ('the lemon', CAN, (*TASKS, LEMON_ELSEWHERE), LEMON_ELSEWHERE),
+    ('the lemon to the wooden bin', LEMON, (*TASKS, LEMON_ELSEWHERE), LEMON_ELSEWHERE),
+    ('the can', CAN, TASKS, ''), ('the other bin', CAN, TASKS, ''), ('move left', CAN, TASKS, ''),
+    ('the green cube', CAN, TASKS, ''),  # pushed, not put
+    ('the red cube', CAN, TASKS, ''),  # put with another thing
+    ('the banana', CAN, (), '')])
+def test_a_task_that_asks_for_the_thing_is_found(text, task, tasks, asks):
+    correction = understand_correction(
+        parse_correction(text), tasks, (), task, Thought.parse(REACH))
+    assert correction.asks == asks
+    empty, full, other = REACH, LIFT, LIFT.replace('can', 'lemon')
+    wanted = [asks or task, task, asks or task] if 'lemon' in text else [task] * 3
+    assert [correction.asked(task, before) for before in (empty, full, other)] == wanted
 
 
 @pytest.mark.parametrize(('text', 'thought', 'told'), [
