@@ -128,11 +128,14 @@ train: $(VENV)/.installed-dev  ## record, train in two stages, export: DATA=data
 	$(COLLECT) --episodes 2000 --observation-share 1 --seed 1 --out $(DATA)-places
 	$(COLLECT) --episodes 300 --done-share 1 --seed 6 --out $(DATA)-done
 	$(COLLECT) --episodes 192 --release-share 0.55 --push-share 0.25 --seed 7 --out $(DATA)-lost
+	$(COLLECT) --episodes 160 --switch-share 1 --clean-share 0 --release-share 0 --push-share 0 --seed 8 \
+		--out $(DATA)-switched
 	$(BIN)/dtvla train sft --data $(DATA) --data $(DATA)-places --out $(RUN) --minutes $(MINUTES) \
 		$(COMPILE)
 	$(BIN)/dtvla train sft --config config/train/nano-obeys.yaml --init $(RUN) \
-		--data $(DATA) --weight 0.28 --data $(DATA)-lost --weight 0.25 \
-		--data $(DATA)-places --weight 0.25 --data $(DATA)-done --weight 0.22 \
+		--data $(DATA) --weight 0.2 --data $(DATA)-switched --weight 0.3 \
+		--data $(DATA)-lost --weight 0.17 --data $(DATA)-places --weight 0.17 \
+		--data $(DATA)-done --weight 0.16 \
 		--out $(RUN)-obeys --minutes $(MINUTES) $(COMPILE)
 	$(BIN)/dtvla export $(RUN)-obeys --replan-steps 3 --out $(POLICY)
 

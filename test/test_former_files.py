@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -23,6 +24,7 @@ DATASET = {
     'action_is_pad': '43c55c1c72748c91', 'observation.state': '684207735ede967f',
     'observation.joint_positions': 'eef525d0c302f852', 'observation.places': 'baa801f626b15f82',
     'observation.image_points': '855cbd669d8c2eb9', 'reasoning': 'ef481324004287da'}
+RECIPES_CHANGED = {'nano-obeys': {'counterfactual': 0.5, 'reasoning_dropout': 0.2}}  # since
 FROM_BAG = {'action': '2741903bca5451b5', 'action_chunk': '4c00ec29d3c29acf',
             'action_is_pad': '8a88db51fc995bca', 'observation.state': 'b76f43cab3c2a955',
             'observation.joint_positions': 'd8746b70f8f3438f',
@@ -48,7 +50,8 @@ def digests(root: Path, names) -> dict[str, str]:
 @pytest.mark.parametrize('path', sorted(FORMER.glob('recipes/*.yaml')), ids=lambda path: path.stem)
 def test_a_recipe_means_what_it_meant(path):
     kind = GrpoConfig if path.stem.startswith('grpo') else SftConfig
-    assert kind.read(path) == kind.read(ROOT / 'config' / 'train' / path.name)
+    changed = RECIPES_CHANGED.get(path.stem, {})
+    assert replace(kind.read(path), **changed) == kind.read(ROOT / 'config' / 'train' / path.name)
 
 
 def test_a_dataset_is_read_and_found_intact(former):
