@@ -212,7 +212,7 @@ def names_in_params(file: ParameterFile) -> RobotNames:
     topics = told_by(file)
     topics |= dict.fromkeys(COMMAND_NAMES if 'command_topic' in topics else (),
                             topics.get('command_topic', ''))
-    if found.get('gripper') in GRIPPER_TOPICS and topics.get('gripper_topic'):
+    if str(found.get('gripper')) in GRIPPER_TOPICS and topics.get('gripper_topic'):
         topics['gripper_cmd'] = topics['gripper_topic']
     told['topics'] = {name: topic for name, topic in topics.items() if name in NAMES}
     try:
