@@ -84,6 +84,11 @@ class ArmControl:
             mujoco.mj_step2(model, data)
             controller.new_update = True
 
+    @property
+    def base(self) -> NDArray[np.float64]:
+        """World position [3] of the robot's base [m]; its axes are the world's."""
+        return np.array(self.data.xpos[self.model.body(self.robot.robot_model.root_body).id])
+
     def towards(self, action: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return the motion part of what leads where an action of OSC_POSE [>=6] does, from here.
 
@@ -152,12 +157,12 @@ class PoseControl(ArmControl):
         """Return the pose [6] to which an action of OSC_POSE [>=6] leads, from here."""
         goal = Rotation.from_matrix(self.robot.controller.goal_ori) * self._mount()
         return osc.pose_row(*osc.target_pose(
-            action, self.end_effector() - self._base(), self._turned().as_quat(), goal.as_quat()))
+            action, self.end_effector() - self.base, self._turned().as_quat(), goal.as_quat()))
 
     def _set_goal(self, motion: NDArray[np.float64]) -> None:
         position, turned = osc.pose_of(motion)
         goal = Rotation.from_quat(turned) * self._mount().inv()
-        self.robot.controller.goal_pos = self._base() + position
+        self.robot.controller.goal_pos = self.base + position
         self.robot.controller.goal_ori = goal.as_matrix()
 
     def _turned(self) -> Rotation:
@@ -169,10 +174,6 @@ class PoseControl(ArmControl):
         """How the gripper is turned away from the grip site, whose goals the controller has."""
         return Rotation.from_matrix(
             self.data.site_xmat[self.site].reshape(3, 3)).inv() * self._turned()
-
-    def _base(self) -> NDArray[np.float64]:
-        """World position [3] of the robot's base [m]; its axes are the world's."""
-        return np.array(self.data.xpos[self.model.body(self.robot.robot_model.root_body).id])
 
 
 class JointControl(ArmControl):

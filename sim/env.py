@@ -171,7 +171,7 @@ class ArmEnv(gymnasium.Env):
     @property
     def base_position(self) -> NDArray[np.float64]:
         """World position [3] of the robot's base in the present task [m]."""
-        return np.array(self.data.xpos[self.model.body(self.robot.robot_model.root_body).id])
+        return self.scene.arm.base
 
     def place(self, name: str) -> NDArray[np.float64]:
         """Return where an object is now, world [3] m; NaN if this scene has none."""

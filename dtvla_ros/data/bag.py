@@ -36,6 +36,7 @@ from dtvla_ros.thought import as_compact
 
 UNFINISHED = '…'  # ends a thought that was being written, in bags of version 0.1
 OTHER_CLOCK = 10**9  # distance of stamps from all commands that shows another clock [ns]
+MEASURED_ARM = ('ee_pose', 'joint_states')  # in every frame, beside the images
 LOOKED_AT = 10  # images of a camera after which none is expected to be decodable
 
 
@@ -155,7 +156,7 @@ class Bag:
     @property
     def stated(self) -> tuple[str, ...]:
         """What a frame consists of, beside the command."""
-        return ('ee_pose', 'joint_states', *self.cameras)
+        return (*MEASURED_ARM, *self.cameras)
 
     def images(self, name: str, wanted: NDArray[np.int64], track: Track,
                ) -> dict[int, NDArray[np.uint8]]:
@@ -338,7 +339,7 @@ class _Reading:
         if contract.is_joints:
             tracks[self.command] = self._targets(tracks, contract, source[self.command])
             gripper = self._gripper(tracks, fingers, source)
-        for name in (self.command, 'ee_pose', 'joint_states', *self.cameras):
+        for name in (self.command, *MEASURED_ARM, *self.cameras):
             self._require_stamps(source[name], tracks[name], tracks[self.command])
         commands, clipped = bag_commands.actions(
             tracks, self.command, contract, fingers, gripper, self.path, source, self.left_out,

@@ -8,7 +8,6 @@ it, with the draft or without.
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -72,7 +71,7 @@ class Policy:
         self.engine, self.transform, self.mode = engine, transform, mode
         self.max_thought_tokens, self.max_think_seconds = max_thought_tokens, max_think_seconds
         self._draft, self.calibration, self._executed = draft, calibration, executed
-        self._word = functools.cache(lambda token: transform.decode_thought([token]))
+        self._fields = confidence.field_reader(transform.decode_thought)
         self._last: list[int] = []  # the last thought, without <think>
         engine.suppress_tokens(suppressed_in_thought(transform))
 
@@ -140,7 +139,7 @@ class Policy:
 
     def fields(self, thought: Sequence[int]) -> list[str]:
         """Return of which field of the thought each of its tokens is, '' where of none."""
-        return confidence.fields_of([self._word(token) for token in thought])
+        return self._fields(thought)
 
     def _forced(self, correction: Correction | None) -> Forced:
         """Return what gives the token that a correction, if any, puts behind those written."""

@@ -6,9 +6,10 @@ episode succeeds.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -42,6 +43,12 @@ def fields_of(words: Sequence[str]) -> list[str]:
         if field == 'phase' and word not in _AFTER:
             field = 'object'
     return found
+
+
+def field_reader(decode: Callable[[Sequence[int]], str]) -> Callable[[Sequence[int]], list[str]]:
+    """Return `fields_of` for tokens; ``decode`` makes words of them, of each once."""
+    word = functools.cache(lambda token: decode([token]))
+    return lambda thought: fields_of([word(token) for token in thought])
 
 
 def certainty(fields: Sequence[str], thought: Sequence[float],

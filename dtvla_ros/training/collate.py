@@ -6,7 +6,6 @@ flipped or rotated: a flip would exchange left and right in the thought and in t
 
 from __future__ import annotations
 
-import functools
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dtvla_ros.errors import UserError
-from dtvla_ros.policy.confidence import PLACE, fields_of
+from dtvla_ros.policy.confidence import PLACE, field_reader
 from dtvla_ros.policy.transform import PolicyTransform
 from dtvla_ros.training import data
 from dtvla_ros.training.auxiliary.direction_flip import DirectionFlip
@@ -90,7 +89,7 @@ class Collator:
         self._state_ids = data.StateIds(transform) if transform.state_in_prompt else None
         self._spans = data.location_spans(transform.tokenizer)
         self._flip = DirectionFlip(transform) if config.auxiliary.direction_flip else None
-        self._word = functools.cache(lambda token: transform.decode_thought([token]))
+        self._fields = field_reader(transform.decode_thought)
         scenes = int(dataset.scene.max()) + 1
         held_out = np.random.default_rng(config.seed).permutation(scenes)
         held = np.isin(dataset.scene, held_out[:round(config.validation_share * scenes)])
@@ -237,7 +236,7 @@ class Collator:
         What is in the hand the images say; all behind the thing follows from that. Around words
         of a person a policy writes both under an instruction that asks for something else.
         """
-        fields = fields_of([self._word(int(token)) for token in thought])
+        fields = self._fields(thought.tolist())
         learnt = np.array([field == 'held' for field in fields])
         if PLACE in fields:
             learnt[fields.index(PLACE):] = True
