@@ -223,15 +223,21 @@ class ActionContract:
         return rows
 
 
+def other_space(wanted: str, found: str) -> str:
+    """Return in words that ``found`` is another action space than ``wanted``, '' if it is not."""
+    return '' if wanted == found else (
+        f'the action space is {found} ({SPACES.get(found, "?")}), not {wanted} '
+        f'({SPACES.get(wanted, "?")})')
+
+
 def differences(wanted: ActionContract, found: ActionContract) -> list[str]:
     """Return in what ``found`` is another contract than ``wanted``, in words; replanning is free.
 
     Each reads '... is A, not B', B being what is wanted.
     """
     told: list[str] = []
-    if wanted.controller != found.controller:
-        return [f'the action space is {found.controller} ({SPACES.get(found.controller, "?")}), '
-                f'not {wanted.controller} ({SPACES.get(wanted.controller, "?")})']
+    if other := other_space(wanted.controller, found.controller):
+        return [other]
     if wanted.channels != found.channels:
         told.append(f'the channels are {", ".join(found.channels)}, not '
                     f'{", ".join(wanted.channels)}')

@@ -181,7 +181,8 @@ class CommandGate(Node):
         reason = values.get('reason', '')
         self._policy = f'{message.message} {reason}'
         self._gate.on_heartbeat(
-            time.monotonic(), message.message, reason, values.get('task', ''))
+            time.monotonic(), message.message, reason, values.get('task', ''),
+            values.get('action_space', ''))
         self._on_watch()
 
     def _on_joints(self, message: JointState) -> None:

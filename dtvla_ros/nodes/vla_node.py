@@ -472,9 +472,11 @@ class VlaNode(LifecycleNode):
     def _status(self, **more: object) -> DiagnosticStatus:
         """Return the monitor's last status with what belongs to it; judges nothing."""
         state, reason = self._monitor.status
+        loaded = self._worker if self._worker and self._worker.loaded.is_set() else None
         age = {} if self._decided is None else {'observation_age': self._now() - self._decided}
         return conversions.status_message(self.get_fully_qualified_name(), state.name, {
             'reason': reason, 'driver': self._driver, 'task': self._task, 'step': self._decisions,
+            'action_space': loaded.manifest.action.controller if loaded else '',
             'instruction': self._instruction, 'understood': self._understood,
             'refusals': self._refusals, **self._rejected, **self._override.values(), **age,
             'question': self._question.text,

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from dtvla_ros.actions import osc
 from dtvla_ros.actions.chunk import Chunk, ChunkQueue
 from dtvla_ros.actions.continuity import ContinuityMeter
-from dtvla_ros.actions.contract import ActionContract
+from dtvla_ros.actions.contract import ActionContract, other_space
 from dtvla_ros.actions.joints import JointCommand
 from dtvla_ros.conventions import (
     CHANNELS,
@@ -49,6 +49,7 @@ PERSON_DRIVES = 'a person drives'
 OF_PERSON = (f': human_twist is more than {osc.METRES_PER_SECOND_PER_UNIT} m/s or '
              f'{osc.RADIANS_PER_SECOND_PER_UNIT} rad/s; scale it down where it is published')
 HANDED_BACK = 'handed back, as it was before the person drove; start lets the policy begin'
+SAME_SPACE = '; give policy and gate the same action_space, as one robot file does'
 NOT_READY = ('UNCONFIGURED', 'LOADING', 'INACTIVE')  # of the policy, before its first task
 ENDED = ('STOPPED', 'FAULT', *NOT_READY)
 MAX_ROWS = 256
@@ -169,6 +170,7 @@ class Gate:
         self._estop = self._paused = False
         self._task: str | None = None
         self._policy_state, self._policy_reason = 'IDLE', ''
+        self._policy_space = ''  # of its chunks; '': it does not say
         self._tick: float | None = None
         self._clock, self._clock_went_at = math.nan, -math.inf
         self._empty_since: float | None = None
@@ -193,6 +195,8 @@ class Gate:
             return f'fault: {self.reason}; clear it first'
         if self.state is not GateState.STOP:
             return 'already started'
+        if other := self._other_space():
+            return other
         if late := self._late(steady):
             return self._why_late(late[0])
         self._begin()
@@ -260,8 +264,14 @@ class Gate:
             self.fault('e-stop')
 
     def on_heartbeat(
-        self, steady: float, state: str = 'ACTING', reason: str = '', task: str = '') -> None:
-        """Take the policy's sign of life, its own opinion of its state and its task counter."""
+        self, steady: float, state: str = 'ACTING', reason: str = '', task: str = '',
+        space: str = '') -> None:
+        """Take the policy's sign of life, its own opinion of its state and its task counter.
+
+        ``space``: the action space of its chunks; another one than the contract's ends the task,
+        '' says nothing.
+        """
+        self._policy_space = space
         if state in NOT_READY and self._task is None:
             return  # reading weights may stall that process, and nothing can move yet
         self._watchdog.feed(HEARTBEAT, steady)
@@ -416,6 +426,8 @@ class Gate:
             return self._why_late(late[0])
         if self.driver == PERSON:
             pass
+        elif other := self._other_space():
+            self.stop(other)
         elif self._policy_state in ENDED:
             self.stop(f'policy says {self._policy_state}: {self._policy_reason}')
         elif self._policy_state == 'HOLDING':
@@ -428,6 +440,12 @@ class Gate:
         if self._clock_stall and stood > self._clock_stall:
             return f'the clock has stood still for {stood:.2f} s'
         return None
+
+    def _other_space(self) -> str:
+        """Return in what space the policy says its chunks are, '' where it is the contract's."""
+        wanted = self._contract.controller
+        other = other_space(wanted, self._policy_space or wanted)
+        return other and f'of the policy {other}{SAME_SPACE}'
 
     def _late(self, steady: float) -> list[str]:
         """Return which inputs are late, latest first, of those that the present driver needs."""

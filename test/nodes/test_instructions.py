@@ -100,8 +100,10 @@ def test_a_sentence_told_before_the_policy_was_there_is_judged_when_it_is(graph)
     told = Told(graph, autostart='false')
     told.reached('UNCONFIGURED')
     assert told.tell('stack green on red')['refusals'] == '0'
+    assert told.values()['action_space'] == '', 'no policy, no chunks'
     assert graph.change(Transition.TRANSITION_CONFIGURE)
     told.reached('INACTIVE')
+    assert told.values()['action_space'] == 'OSC_POSE'
     assert graph.change(Transition.TRANSITION_ACTIVATE)
     told.reached('IDLE')
     graph.spin(lambda: told.values()['refusals'] == '1', 10, 'the refusal')

@@ -72,6 +72,24 @@ def test_offsets_are_from_the_measured_positions_of_their_row():
     np.testing.assert_allclose(rig.tick().joints.positions, [0.375, 0.25], rtol=1e-6)
 
 
+def test_rows_of_another_space_are_refused_by_its_name():
+    """Also where the policy says it late; one that says nothing is believed."""
+    rig = Rig()
+    rig.tick()
+    rig.chunk(*[[0.25, 1.5, 1.0]] * 4)
+    assert rig.tick().state is GateState.RUN
+    rig.gate.on_heartbeat(rig.steady, 'THINKING', '', '0', 'JOINT_POSITION')
+    assert not rig.gate.has_stop_condition(rig.now, rig.steady)
+    rig.gate.on_heartbeat(rig.steady, 'THINKING', '', '0', JOINT_DELTA)
+    assert rig.gate.has_stop_condition(rig.now, rig.steady) and rig.gate.ended
+    told = ('of the policy the action space is JOINT_DELTA (offsets from the measured positions '
+            'of the joints), not JOINT_POSITION (positions of the joints)')
+    assert rig.gate.reason.startswith(told)
+    assert rig.gate.start(rig.steady) == rig.gate.reason
+    rig.tick()  # its policy says nothing any more
+    assert rig.gate.start(rig.steady) is None
+
+
 def test_a_row_that_lasts_five_ticks_is_led_to_evenly():
     rig = Rig(rate=100.0, chunk_rate=20.0)
     rig.tick()
