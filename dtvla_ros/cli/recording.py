@@ -81,9 +81,10 @@ def from_bag(
     topic: Topics = None,
     instruction: Annotated[str, Option(help='The task. [default: as the bag says]')] = '',
     command: Annotated[str | None, Option(
-        help='/action, /twist_cmd or /target_pose; of an arm commanded by its joints /action, '
-        '/joint_trajectory or /joint_commands, or measured: where the joints were a control '
-        'period later. [default: the one recorded; of joints measured where there is none]',
+        help='/action, /twist_cmd (not for poses) or /target_pose; of an arm commanded by its '
+        'joints /action, /joint_trajectory or /joint_commands, or measured: where the joints '
+        'were a control period later. [default: the one recorded; of joints measured where '
+        'there is none]',
     )] = None,
     gripper: Annotated[str | None, Option(metavar='CLOSED,OPEN', help="The gripper's command when "
         'closed and when open; measured: as the fingers move. [default: 0,1; in /action 1,-1]',
@@ -94,8 +95,8 @@ def from_bag(
         help='Comma-separated joints of the arm. [default: as kept in the bag or found]')] = None,
     cameras: Annotated[str | None, Option(help='Comma-separated cameras, NAME for the topic '
         'image_NAME. [default: as kept in the bag, or primary,wrist]')] = None,
-    action_space: Annotated[str, Option(help='What an action is: OSC_POSE, JOINT_POSITION or '
-        'JOINT_DELTA. [default: as kept in the bag, or OSC_POSE]')] = '',
+    action_space: Annotated[str, Option(help='What an action is: OSC_POSE, OSC_POSE_ABSOLUTE, '
+        'JOINT_POSITION or JOINT_DELTA. [default: as kept in the bag, or OSC_POSE]')] = '',
     gripper_channel: Annotated[str | None, Option(help="The gripper's channel behind the joints; "
         "'': none; with --action-space. [default: gripper]")] = None,
     base_frame: Annotated[str, Option(help='Frame of poses and commands.')] = '',
@@ -110,11 +111,11 @@ def from_bag(
 ) -> None:
     """Make a LeRobot v3.0 dataset of recorded runs, to train on what was really commanded.
 
-    Commands are turned back into OSC_POSE units, or into positions or offsets of the joints that
-    they command. Images and measurements are matched with them by their stamps, and the thought is
-    the one that led to the command. A frame that lacks something is a gap: the episode is cut
-    there, and the gaps are told. Exit code 1, the dataset written, where that leaves more than two
-    pieces an episode.
+    Commands are turned back into OSC_POSE units, or into poses of the end effector, or into
+    positions or offsets of the joints that they command. Images and measurements are matched with
+    them by their stamps, and the thought is the one that led to the command. A frame that lacks
+    something is a gap: the episode is cut there, and the gaps are told. Exit code 1, the dataset
+    written, where that leaves more than two pieces an episode.
 
     **Examples**
     `dtvla data from-bag bags/monday bags/tuesday --out data/real`
@@ -125,21 +126,15 @@ def from_bag(
     --topic joint_commands=/leader/joint_states`
     """
     require_one_ros()
-    from dtvla_ros.actions.contract import GRIPPER
+    from dtvla_ros.actions.contract import GRIPPER, SPACES
     from dtvla_ros.data.bag import Told
     from dtvla_ros.data.from_bag import ConvertOptions, convert
-    from dtvla_ros.data.robot_names import (
-        RECORDED_SPACES,
-        RobotNames,
-        parse_cameras,
-        parse_topics,
-    )
+    from dtvla_ros.data.robot_names import RobotNames, parse_cameras, parse_topics
     from dtvla_ros.ros.params_file import robots
     if stamps not in ('header', 'received'):
         raise UserError(f'--stamps {stamps}: choose header or received')
-    if action_space not in ('', *RECORDED_SPACES):
-        raise UserError(f'--action-space {action_space}: choose from '
-                        f'{", ".join(RECORDED_SPACES)}')
+    if action_space not in ('', *SPACES):
+        raise UserError(f'--action-space {action_space}: choose from {", ".join(SPACES)}')
     if gripper_channel is not None and not action_space:
         raise UserError(f'--gripper-channel {gripper_channel}: give --action-space, too')
     told = Told(RobotNames(
@@ -152,7 +147,7 @@ def from_bag(
     print(f'{out}: {report.episodes} episodes in {report.pieces} pieces, {report.frames} frames'
           + (f', {report.unthought} of them before any thought' if report.unthought else '')
           + (f'; {report.failed} episodes without success left out' if report.failed else ''))
-    if report.contract.is_joints:
+    if not report.contract.is_normalised:
         contract = report.contract
         print(f'  {contract.controller} of {", ".join(contract.channels)} at '
               f'{contract.rate_hz:g} Hz, from {", ".join(sorted(report.commands))}')
@@ -166,7 +161,7 @@ def from_bag(
         print(f'error: {out}: {trouble}', file=sys.stderr)
         raise typer.Exit(1)
     print(f'next: dtvla data validate {out}'
-          + ('' if report.contract.is_joints else ' --policy models/nano'))
+          + (' --policy models/nano' if report.contract.is_normalised else ''))
 
 
 def _robot(params_file: str | None, robot: str | None) -> RobotNames:

@@ -24,7 +24,12 @@ from rosbags.typesys import Stores, get_typestore
 from rosbags.typesys.store import Typestore
 
 from dtvla_ros import conventions as topics
-from dtvla_ros.actions.contract import JOINT_POSITION, ActionContract
+from dtvla_ros.actions.contract import (
+    JOINT_POSITION,
+    OSC_POSE,
+    OSC_POSE_ABSOLUTE,
+    ActionContract,
+)
 from dtvla_ros.data import bag_commands, bag_joints, robot_names
 from dtvla_ros.data.bag_commands import MEASURED
 from dtvla_ros.data.robot_names import CAMERAS, COMMANDS, RobotNames, listed, remedy, types_of
@@ -136,9 +141,9 @@ class Bag:
     the policy the stamp of a decision whose thought was forced [ns], the rest texts and numbers;
     images have none. Thoughts (whole ones only), instructions, marks and reports have no stamps.
     ``sources``: the topic each track was recorded from; ``left_out``: messages that say nothing,
-    by why;
-    ``clipped``: commands beyond what OSC_POSE can say. ``contract``: what the actions are, but
-    for their rate, and ``command`` the topic they are made of. ``cameras``: names of their topics.
+    by why; ``clipped``: commands beyond what OSC_POSE can say, of actions in it. ``contract``:
+    what the actions are, but for their rate, and ``command`` the topic they are made of.
+    ``cameras``: names of their topics.
     """
 
     reader: Reader
@@ -251,6 +256,12 @@ class _Reading:
         fitting = [n for n in found if wanted in (None, n, f'/{n}', self._source(n))]
         if len(fitting) == 1:
             return fitting[0]
+        if self.names.is_pose and (twist := self._source('twist_cmd')) and (
+                wanted in ('twist_cmd', '/twist_cmd', twist) or not found):
+            raise UserError(
+                f'{self.path}: {twist} says how fast the gripper shall go, and not where to, as '
+                f'{OSC_POSE_ABSOLUTE} does; record what commands poses (target_pose), or give '
+                f'--action-space {OSC_POSE}')
         if found:
             raise UserError(
                 f'{self.path}: it has the commands {" and ".join(map(self._source, found))}'
@@ -339,6 +350,8 @@ class _Reading:
         if contract.is_joints:
             tracks[self.command] = self._targets(tracks, contract, source[self.command])
             gripper = self._gripper(tracks, fingers, source)
+        elif contract.is_pose:
+            tracks[self.command] = tracks[self.command].at_rate(self.told.rate)
         for name in (self.command, *MEASURED_ARM, *self.cameras):
             self._require_stamps(source[name], tracks[name], tracks[self.command])
         commands, clipped = bag_commands.actions(
@@ -401,6 +414,8 @@ class _Reading:
         if name in ('ee_pose', 'twist_cmd', 'target_pose') and header.frame_id:
             self.frames[connection.topic].add(header.frame_id.lstrip('/'))
         if name == 'ee_pose':
+            return [(received, stamp, _sound_pose(message.pose))]
+        if name == 'target_pose' and self.names.is_pose:
             return [(received, stamp, _sound_pose(message.pose))]
         if name == 'joint_states':
             return [(received, stamp, (message.name, message.position.tolist()))]

@@ -16,6 +16,7 @@ from dtvla_ros.conventions import CHANNELS
 from dtvla_ros.data.track import Row, Track
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros import conversions
+from dtvla_ros.ros.conversions import MERGED
 
 NEVER = 2**62  # later than anything [ns]
 BEYOND = 1.02  # of a channel: a command that OSC_POSE cannot say
@@ -23,7 +24,10 @@ STROKE = 0.01  # change of the opening from which on the gripper moved [m]
 DELAY = 500_000_000  # after which fingers have followed their command [ns]
 LEAD = 250_000_000  # by which a command goes before the fingers [ns]
 METRES = 0.2  # largest command of a gripper that is told its opening in metres
+AWAY, TURNED = 0.25, 0.5  # median distance of poses from the gripper: of another point [m, rad]
 MEASURED = 'measured'
+Pose = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Position [3] m and quaternion [4] xyzw."""
 
 
 def actions(tracks: Mapping[str, Track], name: str, contract: ActionContract,
@@ -32,15 +36,15 @@ def actions(tracks: Mapping[str, Track], name: str, contract: ActionContract,
             ) -> tuple[Track, int]:
     """Return an action [D] per stamp, the last one sent, and how many were clipped to ±1.
 
-    ``tracks[name]``: the commands, of joints {name: rad or m}. ``told``: the gripper's command
-    when closed and when open, or `MEASURED`. Raises ``UserError`` for commands of another shape,
-    and for a gripper that does not do what it is told.
+    ``tracks[name]``: the commands, of joints {name: rad or m}; a target that is to become a pose
+    is (position [3] m, quaternion [4] xyzw). ``told``: the gripper's command when closed and when
+    open, or `MEASURED`. Raises ``UserError`` for commands of another shape, for poses far from
+    the arm, and for a gripper that does not do what it is told.
     """
     sent, topic = tracks[name], sources[name]
     motions = _of_joints(contract, sent, tracks['joint_states'], name == MEASURED) if (
-        contract.is_joints) else [
-            _motion(name, message, stamp, tracks['ee_pose'], f'{path}: {topic}')
-            for stamp, message in zip(sent.stamps, sent.values, strict=True)]
+        contract.is_joints) else _of_end_effector(
+            name, sent, tracks['ee_pose'], contract.is_pose, f'{path}: {topic}')
     own = name == 'action' and bool(contract.gripper)  # its last channel is the gripper's
     moving = len(contract.motion)
     ends = told if isinstance(told, tuple) else None
@@ -69,7 +73,7 @@ def actions(tracks: Mapping[str, Track], name: str, contract: ActionContract,
         if not np.isfinite(action).all():
             left_out[f'{topic}: not finite'] += 1
             continue
-        if not contract.is_joints:
+        if contract.is_normalised:
             clipped += bool(np.abs(action[:moving]).max() > BEYOND)
             action = np.clip(action, -1.0, 1.0)
         row = received, stamp, action.astype(np.float32)
@@ -108,31 +112,77 @@ def _of_joints(contract: ActionContract, sent: Track, states: Track, measured: b
     return found
 
 
-def _motion(name: str, message: Any, stamp: int, poses: Track, where: str,
-            ) -> NDArray[np.float64] | None:
-    """Return what a command says [6 or 7], None where a goal has no pose before it."""
-    if name == 'action':
-        points = message.points
-        action = np.concatenate([point.positions for point in points] or [[]])
-        if action.shape != (len(CHANNELS),):
-            raise UserError(
-                f'{where}: {len(points)} points of {len(action)} values where one of '
-                f'{len(CHANNELS)} is due; choose another topic with --topic action=/...')
-        if (channels := tuple(message.joint_names)) not in ((), CHANNELS):
-            raise UserError(f'{where}: commands of {", ".join(channels)}; of an arm that is '
-                            'commanded by its joints give --action-space JOINT_POSITION, or '
-                            '--robot NAME')
-        return action
-    if name == 'twist_cmd':
-        return np.asarray(osc.from_velocity(conversions.twist_array(message.twist)))
-    before = int(np.searchsorted(poses.stamps, stamp, side='right')) - 1
-    if before < 0:
+def _of_end_effector(name: str, sent: Track, poses: Track, absolute: bool, where: str,
+                     ) -> list[NDArray[np.float64] | None]:
+    """Return what commands say, offsets or ``absolute`` poses [6], and the gripper's if theirs.
+
+    Where that takes the pose measured last before a command, None of one that has none.
+    """
+    found: list[NDArray[np.float64] | None] = []
+    before = np.searchsorted(poses.stamps, sent.stamps, side='right') - 1
+    for message, place in zip(sent.values, before.tolist(), strict=True):
+        measured = poses.values[place] if place >= 0 else None
+        if name == 'action':
+            action = _action(message, where)
+            found.append(_goal(action, measured) if absolute else action)
+        elif name == 'twist_cmd':
+            found.append(osc.from_velocity(conversions.twist_array(message.twist)))
+        else:
+            found.append(osc.pose_row(*message) if absolute else _offset(message, measured))
+    if absolute and name == 'target_pose':
+        _require_near(sent, poses, where)
+    return found
+
+
+def _action(message: Any, where: str) -> NDArray[np.float64]:
+    """Return the normalised action [7] in a message."""
+    points = message.points
+    action = np.concatenate([point.positions for point in points] or [[]])
+    if action.shape != (len(CHANNELS),):
+        raise UserError(
+            f'{where}: {len(points)} points of {len(action)} values where one of '
+            f'{len(CHANNELS)} is due; choose another topic with --topic action=/...')
+    if (channels := tuple(message.joint_names)) not in ((), CHANNELS):
+        raise UserError(f'{where}: commands of {", ".join(channels)}; of an arm that is '
+                        'commanded by its joints give --action-space JOINT_POSITION, or '
+                        '--robot NAME')
+    return action
+
+
+def _goal(action: NDArray[np.float64], measured: Pose | None) -> NDArray[np.float64] | None:
+    """Return the pose to which an action [7] leads from the measured one, and its gripper [7]."""
+    if measured is None:
         return None
-    position, quaternion = poses.values[before]
+    if not np.isfinite(action).all():
+        return np.full(len(action), np.nan)
+    return np.append(osc.pose_row(*osc.target_pose(action, *measured)), action[6:])
+
+
+def _offset(message: Any, measured: Pose | None) -> NDArray[np.float64] | None:
+    """Return the action [6] that leads from the measured pose to a target."""
+    if measured is None:
+        return None
     goal, turn = conversions.pose_arrays(message.pose)
     if not (np.isfinite(goal).all() and 0.5 < np.linalg.norm(turn) < 2.0):
         return np.full(6, np.nan)
-    return osc.action_towards(position, quaternion, goal, turn)
+    return osc.action_towards(*measured, goal, turn)
+
+
+def _require_near(targets: Track, poses: Track, where: str) -> None:
+    """Refuse poses that are far from the gripper: of another frame, or point of the arm."""
+    heard = Track(poses.received, poses.received, poses.values)
+    places = heard.nearest(targets.received, MERGED * 1e9)
+    away = np.array([osc.action_towards(*poses.values[k], *target)
+                     for target, k in zip(targets.values, places) if k >= 0]).reshape(-1, 6)
+    if not len(away):
+        return
+    metres = float(np.median(np.linalg.norm(away[:, :3], axis=1))) * osc.METRES_PER_UNIT
+    radians = float(np.median(np.linalg.norm(away[:, 3:], axis=1))) * osc.RADIANS_PER_UNIT
+    if metres > AWAY or radians > TURNED:
+        raise UserError(
+            f'{where}: its poses are {metres:.2f} m and {radians:.2f} rad from where the gripper '
+            'is measured (median): in another frame or unit, of another point of the arm as its '
+            'flange, or an arm that did not follow; record both of the same point in one frame')
 
 
 def _channel(values: NDArray[np.float64], ends: tuple[float, float], where: str,

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from dtvla_ros.conventions import ARM_JOINTS, CONTROL_RATE, FINGER_JOINTS
+from dtvla_ros.conventions import ARM_JOINTS, FINGER_JOINTS
 from dtvla_ros.data.robot_names import RobotNames, listed
-from dtvla_ros.data.track import ANOTHER, Row, Track
+from dtvla_ros.data.track import Row, Track
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros.conversions import MERGED, TURNED, JointReader, refuse_opening
 
@@ -77,7 +77,7 @@ def commanded(sent: Track, states: Track, arm: Sequence[str], named: Sequence[st
     """Return where commands sent the joints, {name: rad or m}, one for each control period.
 
     A command without a stamp has that of the joint states received with it. Positions that come
-    faster than ``rate`` [Hz] are thinned; None: faster than `CONTROL_RATE`.
+    faster than ``rate`` [Hz] are thinned, as `Track.at_rate` has it.
 
     ``sent``: JointTrajectory, JointState or the positions of ``arm`` in its order. ``named``:
     what each command must name. Raises ``UserError`` for commands of other joints,
@@ -101,7 +101,7 @@ def commanded(sent: Track, states: Track, arm: Sequence[str], named: Sequence[st
         rows.append((int(received), int(stamp), targets))
     found = Track.of(rows)
     _require_near(found, states, arm, where)
-    return found.thinned(period) if (period := _period(found, rate)) else found
+    return found.at_rate(rate)
 
 
 def followed(states: Track, arm: Sequence[str], rate: int | None) -> Track:
@@ -109,7 +109,7 @@ def followed(states: Track, arm: Sequence[str], rate: int | None) -> Track:
 
     ``rate``: as of `commanded`.
     """
-    period = _period(states, rate) or round(np.nan_to_num(states.spacing()))
+    period = states.control_period(rate) or round(np.nan_to_num(states.spacing()))
     rows: list[Row] = []
     for run in states.runs(period) if period else ():
         since = states.stamps[run] - states.stamps[run][0]
@@ -165,13 +165,3 @@ def _require_near(targets: Track, states: Track, arm: Sequence[str], where: str)
             f'{where}: {name} is commanded to {target[name]:.4g} where {joints[name]:.4g} rad is '
             'measured: another unit than radians, joints in another order (--joints), or an arm '
             'that did not follow')
-
-
-def _period(track: Track, rate: int | None) -> int:
-    """Return the control period [ns] to which messages are to be thinned, 0 if they are as few.
-
-    A rate that they do not reach is for others to refuse.
-    """
-    spacing = track.spacing()
-    period = 1e9 / (rate or CONTROL_RATE)
-    return round(period) if period >= ANOTHER * spacing else 0

@@ -345,7 +345,7 @@ class _Converter:
                       'index': self.report.episodes, 'steps': len(actions),
                       layout.SUCCESS: segment.success},
             names={layout.STATE: layout.STATE_NAMES, layout.JOINTS: arm, **(
-                {layout.ACTION: self.contract.channels} if self.contract.is_joints else {})})
+                {} if self.contract.is_normalised else {layout.ACTION: self.contract.channels})})
 
 
 def _driven(bag: Bag, received: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -14,14 +14,20 @@ from typing import Any
 
 from dtvla_ros import conventions
 from dtvla_ros.actions import osc
-from dtvla_ros.actions.contract import GRIPPER, JOINT_SPACES, OSC_POSE, ActionContract
+from dtvla_ros.actions.contract import (
+    GRIPPER,
+    JOINT_SPACES,
+    OSC_POSE,
+    OSC_POSE_ABSOLUTE,
+    SPACES,
+    ActionContract,
+)
 from dtvla_ros.errors import UserError
 from dtvla_ros.ros.bringup import COMMAND_NAMES, told_by
 from dtvla_ros.ros.params_file import ParameterFile
 from dtvla_ros.ros.settings import GRIPPER_TOPICS, ActionSettings, OpeningSettings
 
 KEY = 'dtvla'  # of the bag's custom data
-RECORDED_SPACES = (OSC_POSE, *JOINT_SPACES)  # that recorded commands become
 NEAR = 3  # topics named in an error
 MISSPELT = 0.88  # alikeness from which on a camera's name is a usual one misspelt
 LISTED = 12
@@ -106,6 +112,11 @@ class RobotNames:
         """Whether the arm is commanded by its joints."""
         return self.action_space in JOINT_SPACES
 
+    @property
+    def is_pose(self) -> bool:
+        """Whether actions are poses of the end effector."""
+        return self.action_space == OSC_POSE_ABSOLUTE
+
     def contract(self, joints: Sequence[str]) -> ActionContract:
         """Return what the actions of an arm of these joints are, at the usual rate."""
         return ActionSettings(
@@ -115,8 +126,10 @@ class RobotNames:
     @property
     def commands(self) -> tuple[str, ...]:
         """Names of the topics of which one commands the arm."""
-        joints = (*conventions.JOINT_TARGETS, conventions.ACTION)
-        return tuple(topic[1:] for topic in (joints if self.is_joints else conventions.COMMANDS))
+        return tuple(topic[1:] for topic in (
+            (*conventions.JOINT_TARGETS, conventions.ACTION) if self.is_joints else
+            (conventions.TARGET_POSE, conventions.ACTION) if self.is_pose else
+            conventions.COMMANDS))
 
     def topic(self, name: str) -> str:
         """Return the topic of a name."""
@@ -162,9 +175,9 @@ class RobotNames:
             if type(value) is not kinds[key] or (kinds[key] is not float and not all(
                     isinstance(p, str) for p in parts)):
                 raise ValueError(f'{key} is {value!r}')
-        if values.get('action_space', '') not in ('', *RECORDED_SPACES):
+        if values.get('action_space', '') not in ('', *SPACES):
             raise ValueError(f'action_space is {values["action_space"]!r}, none of '
-                             f'{", ".join(RECORDED_SPACES)}')
+                             f'{", ".join(SPACES)}')
         return cls(**values)  # type: ignore[arg-type]
 
 

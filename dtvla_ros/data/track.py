@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dtvla_ros.conventions import CONTROL_RATE
+
 Row = tuple[int, int, Any]
 """When a message was received, its stamp [ns], what it says."""
 
@@ -53,6 +55,20 @@ class Track:
         inner = np.flatnonzero((steps < 0) | (steps > BREAK * period)) + 1
         edges = [0, *inner.tolist(), len(self.stamps)]
         return [slice(first, last) for first, last in zip(edges, edges[1:]) if last > first]
+
+    def control_period(self, rate: int | None) -> int:
+        """Return the period [ns] to which messages are to be thinned, 0 if they are as few.
+
+        ``rate`` [Hz] of the actions; None: `CONTROL_RATE`. One that they do not reach is for
+        others to refuse.
+        """
+        period = 1e9 / (rate or CONTROL_RATE)
+        return round(period) if period >= ANOTHER * self.spacing() else 0
+
+    def at_rate(self, rate: int | None) -> Track:
+        """Return the messages, thinned where they come faster than ``rate``, as above."""
+        period = self.control_period(rate)
+        return self.thinned(period) if period else self
 
     def thinned(self, period: int) -> Track:
         """Return of every ``period`` [ns] of a run the message nearest to it, so stamped."""

@@ -133,11 +133,13 @@ class Driven(Robot):
                forced='{"object": "lemon"}' if k >= 8 else '')
 
 
-@pytest.mark.parametrize('preset', ['action', 'twist'])
-@pytest.mark.parametrize('stamps', [{}, {'told': Told(arrival=True)}], ids=['header', 'received'])
-def test_who_drove_and_which_thoughts_were_forced_are_columns(tmp_path, preset, stamps):
+@pytest.mark.parametrize(('preset', 'space'), [
+    ('action', ''), ('twist', ''), ('action', 'OSC_POSE_ABSOLUTE')])
+@pytest.mark.parametrize('arrival', [False, True], ids=['header', 'received'])
+def test_who_drove_and_which_thoughts_were_forced_are_columns(tmp_path, preset, space, arrival):
     robot = Driven(preset)
-    _, reader = converted(tmp_path, robot.write(tmp_path / 'bag'), **stamps)
+    _, reader = converted(tmp_path, robot.write(tmp_path / 'bag'), told=Told(
+        RobotNames(action_space=space), arrival=arrival))
     steps = np.arange(robot.steps)
     assert np.ravel(reader.column(layout.INTERVENTION)).tolist() == (
         (steps >= 4) & (steps < 8)).tolist()

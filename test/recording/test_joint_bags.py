@@ -231,8 +231,7 @@ def test_commands_of_other_joints_and_broken_ones(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(('words', 'said'), [
-    (('--action-space', 'JOINTS'), 'JOINT_POSITION'),
-    (('--action-space', 'OSC_POSE_ABSOLUTE'), 'choose from OSC_POSE, JOINT_POSITION'),
+    (('--action-space', 'JOINTS'), 'choose from OSC_POSE, OSC_POSE_ABSOLUTE, JOINT_POSITION'),
     (('--gripper-channel', 'jaw'), '--action-space'),
     (('--cameras', 'a,a'), '--cameras a'), (('--cameras', 'a b'), '--cameras a b'),
     (('--robot', 'so101', '--params-file', 'so101'), 'name one of them')])
